@@ -1,0 +1,250 @@
+// Package migrations holds the schema of the service for both databases, and runs it.
+//
+// Each migration has the same name in postgres/ and sqlite/ (a test holds that) and comes
+// as NAME.tx.up.sql and NAME.tx.down.sql, so that it happens whole or not at all. A schema
+// change must let the previous release and the next one work at once: add first, remove one
+// release later.
+package migrations
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/gofrs/flock"
+	"github.com/uptrace/bun"
+	"github.com/uptrace/bun/dialect"
+	"github.com/uptrace/bun/migrate"
+)
+
+//go:embed postgres/*.sql sqlite/*.sql
+var files embed.FS
+
+// ErrBehind is returned by [Check] when migrations are waiting.
+var ErrBehind = errors.New("the database schema is behind")
+
+// State is one migration and whether it has run.
+type State struct {
+	Name      string    `json:"name"`
+	Comment   string    `json:"comment"`
+	Group     int64     `json:"group,omitempty"` // migrations that ran together roll back together
+	AppliedAt time.Time `json:"applied_at,omitzero"`
+}
+
+// Applied reports whether the migration has run.
+func (s State) Applied() bool { return s.Group != 0 }
+
+// Status lists every migration, oldest first. It changes nothing: on a database without a
+// migration table all are pending.
+func Status(ctx context.Context, db *bun.DB) ([]State, error) {
+	m, err := migrator(db)
+	if err != nil {
+		return nil, err
+	}
+	exists, err := tableExists(ctx, db, "bun_migrations")
+	if err != nil {
+		return nil, fmt.Errorf("look for the migration table: %w", err)
+	}
+	if !exists {
+		all, err := discover(db)
+		if err != nil {
+			return nil, err
+		}
+		return states(all.Sorted()), nil
+	}
+	list, err := m.MigrationsWithStatus(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the migration table: %w", err)
+	}
+	return states(list), nil
+}
+
+// Check returns nil when the schema is what this binary expects, else an error that wraps
+// [ErrBehind] and says how many migrations are waiting.
+func Check(ctx context.Context, db *bun.DB) error {
+	list, err := Status(ctx, db)
+	if err != nil {
+		return err
+	}
+	waiting := 0
+	for _, s := range list {
+		if !s.Applied() {
+			waiting++
+		}
+	}
+	if waiting > 0 {
+		return fmt.Errorf("%w: %d of %d migrations have not run", ErrBehind, waiting, len(list))
+	}
+	return nil
+}
+
+// Up runs what is pending, under a lock that any number of processes may ask for at once,
+// and returns what it ran. report, if not nil, hears of each migration before it runs.
+func Up(ctx context.Context, db *bun.DB, report func(State)) ([]State, error) {
+	return locked(ctx, db, report, func(m *migrate.Migrator) (*migrate.MigrationGroup, error) { return m.Migrate(ctx) })
+}
+
+// Down rolls back the last group, under the same lock, and returns what it undid.
+func Down(ctx context.Context, db *bun.DB, report func(State)) ([]State, error) {
+	return locked(ctx, db, report, func(m *migrate.Migrator) (*migrate.MigrationGroup, error) { return m.Rollback(ctx) })
+}
+
+// New writes an empty migration named after now and name under dir, for both dialects, and
+// returns the four paths.
+func New(dir, name string, now time.Time) ([]string, error) {
+	if !regexp.MustCompile(`^[a-z0-9_]+$`).MatchString(name) {
+		return nil, fmt.Errorf("migration name %q: use lower-case letters, digits and underscores", name)
+	}
+	var made []string
+	for _, sub := range []string{"postgres", "sqlite"} {
+		if _, err := os.Stat(filepath.Join(dir, sub)); err != nil {
+			return nil, fmt.Errorf("%s is not the migrations folder: %w", dir, err)
+		}
+		for _, way := range []string{"up", "down"} {
+			path := filepath.Join(dir, sub, fmt.Sprintf("%s_%s.tx.%s.sql", now.UTC().Format("20060102150405"), name, way))
+			f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+			if err != nil {
+				return made, fmt.Errorf("write the migration: %w", err)
+			}
+			if _, err := fmt.Fprintf(f, "-- %s: %s, %s. Old and new code must both work on the result.\n", name, sub, way); err != nil {
+				_ = f.Close()
+				return made, fmt.Errorf("write the migration: %w", err)
+			}
+			if err := f.Close(); err != nil {
+				return made, fmt.Errorf("write the migration: %w", err)
+			}
+			made = append(made, path)
+		}
+	}
+	return made, nil
+}
+
+// Fingerprint changes whenever a migration of the dialect does. Test databases are cached
+// under it.
+func Fingerprint(dialect string) (string, error) {
+	sum := crc32.NewIEEE()
+	err := fs.WalkDir(files, dialect, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		text, err := files.ReadFile(path)
+		_, _ = sum.Write(append([]byte(path), text...))
+		return err
+	})
+	return fmt.Sprintf("%08x", sum.Sum32()), err
+}
+
+func migrator(db *bun.DB, opts ...migrate.MigratorOption) (*migrate.Migrator, error) {
+	all, err := discover(db)
+	if err != nil {
+		return nil, err
+	}
+	// Bun marks a migration applied before it runs unless told otherwise.
+	return migrate.NewMigrator(db, all, append(opts, migrate.WithMarkAppliedOnSuccess(true))...), nil
+}
+
+func discover(db *bun.DB) (*migrate.Migrations, error) {
+	dir := "sqlite"
+	if db.Dialect().Name() == dialect.PG {
+		dir = "postgres"
+	}
+	sub, err := fs.Sub(files, dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the migrations: %w", err)
+	}
+	all := migrate.NewMigrations()
+	if err := all.Discover(sub); err != nil {
+		return nil, fmt.Errorf("read the migrations: %w", err)
+	}
+	return all, nil
+}
+
+func locked(ctx context.Context, db *bun.DB, report func(State), run func(*migrate.Migrator) (*migrate.MigrationGroup, error)) ([]State, error) {
+	var opts []migrate.MigratorOption
+	if report != nil {
+		opts = append(opts, migrate.BeforeMigration(func(_ context.Context, _ bun.IConn, one *migrate.Migration) error {
+			report(state(*one))
+			return nil
+		}))
+	}
+	m, err := migrator(db, opts...)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := lock(ctx, db)
+	if err != nil {
+		return nil, fmt.Errorf("take the migration lock: %w", err)
+	}
+	defer unlock()
+	if err := m.Init(ctx); err != nil {
+		return nil, fmt.Errorf("make the migration table: %w", err)
+	}
+	group, err := run(m)
+	if err != nil {
+		return nil, fmt.Errorf("migrate: %w", err)
+	}
+	return states(group.Migrations), nil
+}
+
+// lockKey is an arbitrary number that no other program should use for an advisory lock.
+const lockKey = 0x6175746863746c // "authctl"
+
+// lock keeps other processes from migrating. Both kinds end with the process: Bun's own
+// lock is a row, which a killed process would leave behind for ever.
+func lock(ctx context.Context, db *bun.DB) (unlock func(), err error) {
+	if db.Dialect().Name() == dialect.PG {
+		conn, err := db.Conn(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock(?)", lockKey); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+		return func() {
+			_, _ = conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock(?)", lockKey)
+			_ = conn.Close()
+		}, nil
+	}
+	var path string
+	if err := db.QueryRowContext(ctx, "SELECT file FROM pragma_database_list WHERE name = 'main'").Scan(&path); err != nil {
+		return nil, err
+	}
+	if path == "" { // in memory: nobody else can see it
+		return func() {}, nil
+	}
+	file := flock.New(path+".migrate.lock", flock.SetPermissions(0o600))
+	if _, err := file.TryLockContext(ctx, 20*time.Millisecond); err != nil {
+		return nil, err
+	}
+	return func() { _ = file.Unlock() }, nil
+}
+
+func tableExists(ctx context.Context, db *bun.DB, name string) (bool, error) {
+	query := "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
+	if db.Dialect().Name() == dialect.PG {
+		query = "SELECT count(*) FROM (SELECT to_regclass(?) AS t) x WHERE t IS NOT NULL"
+	}
+	var n int
+	err := db.QueryRowContext(ctx, query, name).Scan(&n)
+	return n > 0, err
+}
+
+func states(list migrate.MigrationSlice) []State {
+	out := make([]State, 0, len(list))
+	for _, m := range list {
+		out = append(out, state(m))
+	}
+	return out
+}
+
+func state(m migrate.Migration) State {
+	return State{Name: m.Name, Comment: m.Comment, Group: m.GroupID, AppliedAt: m.MigratedAt}
+}

@@ -1,0 +1,26 @@
+package config
+
+import "fmt"
+
+// Secret is text that must not be seen: however it is printed, logged or encoded, it shows
+// as [redacted]. Only [Secret.Reveal] gives the text, which makes every use easy to find.
+type Secret string
+
+const redacted = "[redacted]"
+
+// Reveal returns the text itself.
+func (s Secret) Reveal() string { return string(s) }
+
+// String shows whether there is a secret, never what it is.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return redacted
+}
+
+// Format covers every verb of fmt, %x and %q among them.
+func (s Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.String())) }
+
+// MarshalText covers encoding/json, YAML and zap's reflection.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

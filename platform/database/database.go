@@ -1,0 +1,300 @@
+// Package database opens the one SQL database of the service, PostgreSQL or SQLite, behind
+// Bun, and holds what differs between the two: how to connect, how to take a write
+// transaction, how to recognise an error.
+package database
+
+import (
+	"context"
+	"crypto/tls"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/uptrace/bun"
+	"github.com/uptrace/bun/dialect"
+	"github.com/uptrace/bun/dialect/pgdialect"
+	"github.com/uptrace/bun/dialect/sqlitedialect"
+	_ "modernc.org/sqlite" // registers the pure-Go driver "sqlite"
+
+	"github.com/toppira/authctl/platform/config"
+)
+
+// Config says which database to use. With nothing set it is SQLite in the data folder.
+type Config struct {
+	URL      config.Secret  `config:"database.url" doc:"The database as one URL: postgres://USER:PASSWORD@HOST:PORT/DB?sslmode=… or sqlite:PATH. Stands before db.postgres.*; empty with no db.postgres.host means SQLite in app.data_dir."`
+	Postgres PostgresConfig `config:"db.postgres"`
+	MaxConns int            `config:"database.max_conns" default:"0" min:"0" max:"1000" doc:"Most connections this process opens. 0 means four a core, at least eight."`
+}
+
+// PostgresConfig names a PostgreSQL server in parts.
+type PostgresConfig struct {
+	User     string        `config:"user" default:"postgres" doc:"PostgreSQL user."`
+	Password config.Secret `config:"password" doc:"PostgreSQL password."`
+	Host     string        `config:"host" doc:"PostgreSQL host. Empty means no PostgreSQL unless database.url names one."`
+	Port     int           `config:"port" default:"5432" min:"1" max:"65535" doc:"PostgreSQL port."`
+	DB       string        `config:"db" default:"authctl" doc:"PostgreSQL database."`
+	SSLMode  string        `config:"sslmode" default:"" oneof:",disable,prefer,require,verify-ca,verify-full" doc:"TLS to PostgreSQL: disable, prefer, require, verify-ca or verify-full. Empty means prefer in dev mode and verify-full in prod mode."`
+}
+
+// UsesPostgres reports whether the settings name a PostgreSQL server.
+func (c Config) UsesPostgres() bool {
+	if u := c.URL.Reveal(); u != "" {
+		return !strings.HasPrefix(u, "sqlite:")
+	}
+	return c.Postgres.Host != ""
+}
+
+// Validate reports settings that cannot work.
+func (c Config) Validate(report func(path, problem string)) {
+	u := c.URL.Reveal()
+	switch {
+	case u == "", strings.HasPrefix(u, "sqlite:") && u != "sqlite:":
+	case strings.HasPrefix(u, "postgres://"), strings.HasPrefix(u, "postgresql://"):
+		if _, err := pgx.ParseConfig(u); err != nil {
+			report("database.url", "is not a PostgreSQL URL that can be understood")
+		}
+	default:
+		report("database.url", "must begin with postgres:// or sqlite:")
+	}
+}
+
+// DB is an open database. It is safe for concurrent use.
+type DB struct {
+	*bun.DB
+
+	// On SQLite one writer at a time is the rule; queueing here in order of arrival is fair
+	// and needs no polling, which SQLite's own busy handler is and does. Nil on PostgreSQL.
+	writer chan struct{}
+}
+
+// Options are what the settings alone do not say.
+type Options struct {
+	DataDir string // where SQLite lives when nothing is named; made with mode 0700
+	Prod    bool   // TLS is verified unless the settings say otherwise
+	AppName string // shown in pg_stat_activity
+}
+
+// Open connects to the database and tries it. The caller closes it.
+func Open(ctx context.Context, cfg Config, opt Options) (*DB, error) {
+	var db *DB
+	var err error
+	if cfg.UsesPostgres() {
+		db, err = openPostgres(cfg, opt)
+	} else {
+		path := strings.TrimPrefix(cfg.URL.Reveal(), "sqlite:")
+		if path == "" {
+			path = filepath.Join(opt.DataDir, "authctl.db")
+		}
+		db, err = openSQLite(path, cfg.MaxConns)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := db.PingContext(ctx); err != nil {
+		_ = db.Close()
+		return nil, fmt.Errorf("connect to %s: %w", cfg.Describe(opt.DataDir), plain(err))
+	}
+	return db, nil
+}
+
+// Describe names the database for a person, without credentials.
+func (c Config) Describe(dataDir string) string {
+	if !c.UsesPostgres() {
+		if path := strings.TrimPrefix(c.URL.Reveal(), "sqlite:"); path != "" {
+			return "SQLite " + path
+		}
+		return "SQLite " + filepath.Join(dataDir, "authctl.db")
+	}
+	if c.URL != "" {
+		u, err := url.Parse(c.URL.Reveal())
+		if err != nil {
+			return "PostgreSQL"
+		}
+		return "PostgreSQL " + u.Host + u.Path
+	}
+	return "PostgreSQL " + net.JoinHostPort(c.Postgres.Host, strconv.Itoa(c.Postgres.Port)) + "/" + c.Postgres.DB
+}
+
+func openPostgres(cfg Config, opt Options) (*DB, error) {
+	cc, err := pgx.ParseConfig(cfg.postgresURL(opt.Prod))
+	if err != nil {
+		return nil, errors.New("database settings: not a PostgreSQL address that can be understood")
+	}
+	// Bun writes arguments into the text, so that every statement is new to a statement
+	// cache: it would only cost a round trip each. Hot paths prepare by themselves.
+	cc.DefaultQueryExecMode = pgx.QueryExecModeExec
+	cc.ConnectTimeout = 5 * time.Second
+	if cc.RuntimeParams["application_name"] == "" {
+		cc.RuntimeParams["application_name"] = opt.AppName
+	}
+	// After a fail-over the old primary may answer, read-only: only a server that takes
+	// writes will do.
+	if cc.ValidateConnect == nil {
+		cc.ValidateConnect = pgxWritable
+	}
+	if cc.TLSConfig != nil && cc.TLSConfig.MinVersion == 0 {
+		cc.TLSConfig.MinVersion = tls.VersionTLS12
+	}
+	sqldb := stdlib.OpenDB(*cc)
+	conns := cfg.MaxConns
+	if conns == 0 {
+		conns = max(8, 4*runtime.GOMAXPROCS(0))
+	}
+	sqldb.SetMaxOpenConns(conns)
+	sqldb.SetMaxIdleConns(conns)
+	sqldb.SetConnMaxIdleTime(5 * time.Minute)
+	sqldb.SetConnMaxLifetime(30 * time.Minute)
+	return &DB{DB: bun.NewDB(sqldb, pgdialect.New())}, nil
+}
+
+func (c Config) postgresURL(prod bool) string {
+	if c.URL != "" {
+		u, err := url.Parse(c.URL.Reveal())
+		if err == nil && prod && !u.Query().Has("sslmode") {
+			q := u.Query()
+			q.Set("sslmode", "verify-full")
+			u.RawQuery = q.Encode()
+			return u.String()
+		}
+		return c.URL.Reveal()
+	}
+	p := c.Postgres
+	mode := p.SSLMode
+	if mode == "" {
+		mode = "prefer"
+		if prod {
+			mode = "verify-full"
+		}
+	}
+	u := url.URL{
+		Scheme:   "postgres",
+		User:     url.UserPassword(p.User, p.Password.Reveal()),
+		Host:     net.JoinHostPort(p.Host, strconv.Itoa(p.Port)),
+		Path:     "/" + p.DB,
+		RawQuery: url.Values{"sslmode": {mode}}.Encode(),
+	}
+	if p.Password == "" {
+		u.User = url.User(p.User)
+	}
+	return u.String()
+}
+
+func openSQLite(path string, conns int) (*DB, error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data folder: %w", err)
+	}
+	// SQLite creates its files with the umask's mode; made first, the file and the -wal and
+	// -shm beside it (which copy its mode) are the owner's alone.
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open the database file: %w", err)
+	}
+	if err := f.Close(); err != nil {
+		return nil, fmt.Errorf("open the database file: %w", err)
+	}
+	q := url.Values{
+		"_txlock": {"immediate"}, // a transaction that will write takes the lock at once: no upgrade deadlocks
+		"_pragma": {
+			"busy_timeout(5000)", // other processes: commands beside a running server
+			"journal_mode(WAL)",
+			"synchronous(FULL)", // an answer given survives a power cut
+			"foreign_keys(1)",
+		},
+	}
+	sqldb, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String())
+	if err != nil {
+		return nil, fmt.Errorf("open the database file: %w", err)
+	}
+	if conns == 0 {
+		conns = max(8, 4*runtime.GOMAXPROCS(0))
+	}
+	sqldb.SetMaxOpenConns(conns)
+	sqldb.SetMaxIdleConns(conns)
+	return &DB{DB: bun.NewDB(sqldb, sqlitedialect.New()), writer: make(chan struct{}, 1)}, nil
+}
+
+// IsPostgres reports the dialect; what is not PostgreSQL is SQLite.
+func (db *DB) IsPostgres() bool { return IsPostgres(db) }
+
+// IsPostgres reports the dialect of a database or a transaction.
+func IsPostgres(db bun.IDB) bool { return db.Dialect().Name() == dialect.PG }
+
+// Tx runs fn in a write transaction at READ COMMITTED (PostgreSQL) or BEGIN IMMEDIATE
+// (SQLite), and commits when fn returns nil. fn must use tx for every statement: on SQLite
+// a statement on db inside a transaction waits for the transaction itself. Nothing slow
+// belongs in fn: no hashing, no Redis, no Kafka.
+//
+// An error of the commit itself leaves open whether the transaction took place; callers
+// must be safe to run again.
+func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx bun.Tx) error) error {
+	if db.writer != nil {
+		select {
+		case db.writer <- struct{}{}:
+			defer func() { <-db.writer }()
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the database's write lock: %w", ctx.Err())
+		}
+	}
+	return db.RunInTx(ctx, nil, fn)
+}
+
+// Write runs one writing statement outside a transaction, queued as [DB.Tx] is.
+func (db *DB) Write(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	if db.writer != nil {
+		select {
+		case db.writer <- struct{}{}:
+			defer func() { <-db.writer }()
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for the database's write lock: %w", ctx.Err())
+		}
+	}
+	return db.ExecContext(ctx, query, args...)
+}
+
+// ForUpdate is the row-locking clause of the dialect: SQLite's transactions hold the whole
+// database already.
+func ForUpdate(tx bun.IDB) string {
+	if IsPostgres(tx) {
+		return " FOR UPDATE"
+	}
+	return ""
+}
+
+// plain makes an error of opening a database readable in one line.
+func plain(err error) error {
+	var pathErr *fs.PathError
+	if errors.As(err, &pathErr) {
+		return pathErr
+	}
+	var connErr *pgconnConnectError
+	if errors.As(err, &connErr) {
+		// Its text carries user and database name and one line for each address tried; the
+		// innermost cause says what a person needs.
+		if inner := errors.Unwrap(connErr); inner != nil {
+			return oneLine(inner)
+		}
+	}
+	return oneLine(err)
+}
+
+func oneLine(err error) error {
+	text := strings.TrimSpace(strings.ReplaceAll(err.Error(), "\n", " "))
+	if text == err.Error() {
+		return err
+	}
+	return errors.New(text)
+}

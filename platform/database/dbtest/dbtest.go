@@ -1,0 +1,156 @@
+// Package dbtest gives each test a fresh, migrated database of its own.
+package dbtest
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// Each runs test once on SQLite and once on PostgreSQL, as subtests in parallel, each with
+// an empty migrated database. Without a PostgreSQL server that half is skipped, or fails
+// where the real engines are demanded (see testenv).
+func Each(t *testing.T, test func(t *testing.T, db *database.DB)) {
+	t.Helper()
+	t.Run("sqlite", func(t *testing.T) { t.Parallel(); test(t, SQLite(t)) })
+	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, Postgres(t)) })
+}
+
+// SQLite returns an empty migrated SQLite database in the test's folder.
+func SQLite(t testing.TB) *database.DB {
+	t.Helper()
+	db := Open(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
+	if _, err := migrations.Up(t.Context(), db.DB, nil); err != nil {
+		t.Fatalf("migrate SQLite: %v", err)
+	}
+	return db
+}
+
+// Postgres returns an empty migrated PostgreSQL database, dropped when the test ends.
+func Postgres(t testing.TB) *database.DB {
+	t.Helper()
+	return Open(t, PostgresURL(t))
+}
+
+// PostgresURL makes an empty migrated PostgreSQL database, dropped when the test ends, and
+// returns its URL for a process of the test's own.
+func PostgresURL(t testing.TB) string {
+	t.Helper()
+	server := testenv.Postgres(t)
+	template, err := template(server)
+	if err != nil {
+		t.Fatalf("make the template database: %v", err)
+	}
+	name := "t_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	admin := Open(t, server)
+	if _, err := admin.ExecContext(t.Context(), fmt.Sprintf("CREATE DATABASE %s TEMPLATE %s", name, template)); err != nil {
+		t.Fatalf("make a database: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if _, err := admin.ExecContext(ctx, fmt.Sprintf("DROP DATABASE IF EXISTS %s WITH (FORCE)", name)); err != nil {
+			t.Logf("drop %s: %v", name, err)
+		}
+	})
+	return withDatabase(server, name)
+}
+
+// Open opens the database at a URL and closes it when the test ends.
+func Open(t testing.TB, dsn string) *database.DB {
+	t.Helper()
+	db, err := open(dsn)
+	if err != nil {
+		t.Fatalf("open the test database: %v", err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	return db
+}
+
+func open(dsn string) (*database.DB, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	return database.Open(ctx, database.Config{URL: config.Secret(dsn)}, database.Options{AppName: "authctl-test"})
+}
+
+var templates sync.Map // server URL → func() (string, error)
+
+// template migrates one database a server and schema version; tests copy it, which is a
+// tenth of the work of migrating anew.
+func template(server string) (string, error) {
+	once, _ := templates.LoadOrStore(server, sync.OnceValues(func() (string, error) { return makeTemplate(server) }))
+	return once.(func() (string, error))()
+}
+
+func makeTemplate(server string) (string, error) {
+	print, err := migrations.Fingerprint("postgres")
+	if err != nil {
+		return "", err
+	}
+	name := "authctl_template_" + print
+	admin, err := open(server)
+	if err != nil {
+		return "", err
+	}
+	defer admin.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := admin.Conn(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	// Test binaries of several packages run side by side.
+	if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock(7465737)"); err != nil {
+		return "", err
+	}
+	defer func() { _, _ = conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock(7465737)") }()
+	var n int
+	if err := conn.QueryRowContext(ctx, "SELECT count(*) FROM pg_database WHERE datname = ?", name).Scan(&n); err != nil {
+		return "", err
+	}
+	if n > 0 {
+		return name, nil
+	}
+	building := name + "_building"
+	if _, err := conn.ExecContext(ctx, "DROP DATABASE IF EXISTS "+building+" WITH (FORCE)"); err != nil {
+		return "", err
+	}
+	if _, err := conn.ExecContext(ctx, "CREATE DATABASE "+building); err != nil {
+		return "", err
+	}
+	db, err := open(withDatabase(server, building))
+	if err != nil {
+		return "", err
+	}
+	if _, err := migrations.Up(ctx, db.DB, nil); err != nil {
+		_ = db.Close()
+		return "", err
+	}
+	if err := db.Close(); err != nil {
+		return "", err
+	}
+	_, err = conn.ExecContext(ctx, "ALTER DATABASE "+building+" RENAME TO "+name)
+	return name, err
+}
+
+func withDatabase(server, name string) string {
+	u, err := url.Parse(server)
+	if err != nil {
+		return server
+	}
+	u.Path = "/" + name
+	return u.String()
+}

@@ -1,0 +1,39 @@
+// Package testenv finds the real PostgreSQL, Redis and Kafka that tests run against.
+//
+// Shared servers are named by environment variables, which deploy/test.sh sets:
+//
+//	AUTHCTL_TEST_POSTGRES  URL of a database whose user may create databases
+//	AUTHCTL_TEST_REDIS     URL of a Redis
+//	AUTHCTL_TEST_KAFKA     brokers, comma-separated
+//	AUTHCTL_TEST_DEMAND    when set, a missing engine fails a test instead of skipping it
+package testenv
+
+import (
+	"os"
+	"testing"
+)
+
+// Postgres returns the URL of the shared PostgreSQL server.
+func Postgres(t testing.TB) string { return need(t, "AUTHCTL_TEST_POSTGRES", "PostgreSQL") }
+
+// Redis returns the URL of the shared Redis server. Tests keep to keys of their own.
+func Redis(t testing.TB) string { return need(t, "AUTHCTL_TEST_REDIS", "Redis") }
+
+// Kafka returns the brokers of the shared Kafka cluster. Tests make topics of their own.
+func Kafka(t testing.TB) string { return need(t, "AUTHCTL_TEST_KAFKA", "Kafka") }
+
+// Demanded reports whether the real engines must be there.
+func Demanded() bool { return os.Getenv("AUTHCTL_TEST_DEMAND") != "" }
+
+func need(t testing.TB, name, engine string) string {
+	t.Helper()
+	value := os.Getenv(name)
+	switch {
+	case value != "":
+	case Demanded():
+		t.Fatalf("the real %s is demanded, and %s is not set", engine, name)
+	default:
+		t.Skipf("no %s: set %s, or run deploy/test.sh, which starts one", engine, name)
+	}
+	return value
+}
