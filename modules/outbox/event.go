@@ -1,0 +1,184 @@
+package outbox
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// MaxEventBytes is the most an event may take, all fields together. A sink must accept it:
+// Kafka's own default limit is four times as much.
+const MaxEventBytes = 256 << 10
+
+// ErrInvalidEvent says that an event can never be published: a mistake of the program that
+// made it.
+var ErrInvalidEvent = errors.New("invalid event")
+
+// Event is something that happened, for the rest of the world to know.
+type Event struct {
+	ID         uuid.UUID       // the zero value: [Add] makes a UUIDv7
+	Type       string          // auth.UserRegistered.v1
+	Key        string          // events of one key are delivered in order; 1 to 255 bytes
+	Subject    string          // what it is about; may be empty
+	Source     string          // who says so, a URI reference
+	DataSchema string          // where its JSON Schema is; may be empty
+	Time       time.Time       // when it happened; the zero value: now
+	Data       json.RawMessage // a JSON object
+}
+
+// Add writes events into the caller's transaction: they exist when it commits, and never
+// otherwise. Each gets the next sequence number of its key. The key stays locked until the
+// transaction ends, so add as late in it as possible.
+//
+// Events that cannot be published (see [Event] for their form) are refused here, with an
+// error that wraps [ErrInvalidEvent]. Wake the relay after the commit with [Waker.Wake];
+// without that it finds the events a little later by itself.
+func Add(ctx context.Context, tx bun.IDB, events ...Event) error {
+	switch tx.(type) {
+	case bun.Tx, *bun.Tx:
+	default:
+		return errors.New("outbox.Add: events belong into a transaction")
+	}
+	ready := make([]stored, len(events))
+	for i, e := range events {
+		var err error
+		if ready[i], err = prepare(e); err != nil {
+			return fmt.Errorf("outbox.Add: event %d, type %q: %w", i, e.Type, err)
+		}
+	}
+	// Two transactions that lock several keys must lock them in the same order.
+	slices.SortStableFunc(ready, func(a, b stored) int { return cmp.Compare(a.Key, b.Key) })
+	add := addSQLite
+	if database.IsPostgres(tx) {
+		add = addPostgres
+	}
+	for i := range ready {
+		if err := add(ctx, tx, &ready[i]); err != nil {
+			return fmt.Errorf("outbox.Add: %w", err)
+		}
+	}
+	return nil
+}
+
+// stored is an event as the table has it.
+type stored struct {
+	Event
+	time  string
+	bytes int
+	hash  int32 // not negative; shard and partition are this modulo their number
+}
+
+func prepare(e Event) (stored, error) {
+	for _, f := range []struct {
+		name, text string
+		min, max   int
+	}{
+		{"type", e.Type, 1, 255}, {"key", e.Key, 1, 255}, {"source", e.Source, 1, 2048},
+		{"subject", e.Subject, 0, 1024}, {"dataschema", e.DataSchema, 0, 2048},
+	} {
+		switch {
+		case len(f.text) < f.min || len(f.text) > f.max:
+			return stored{}, fmt.Errorf("%w: the %s has %d bytes, it must have %d to %d", ErrInvalidEvent, f.name, len(f.text), f.min, f.max)
+		case !utf8.ValidString(f.text):
+			return stored{}, fmt.Errorf("%w: the %s is not UTF-8", ErrInvalidEvent, f.name)
+		}
+		for _, r := range f.text {
+			if r < ' ' || r == 0x7f {
+				return stored{}, fmt.Errorf("%w: the %s has a control character", ErrInvalidEvent, f.name)
+			}
+		}
+	}
+	if len(e.Data) > MaxEventBytes {
+		return stored{}, fmt.Errorf("%w: it has %d bytes of data, the most is %d in all", ErrInvalidEvent, len(e.Data), MaxEventBytes)
+	}
+	var data bytes.Buffer
+	if err := json.Compact(&data, e.Data); err != nil || data.Bytes()[0] != '{' || !utf8.Valid(data.Bytes()) {
+		return stored{}, fmt.Errorf("%w: the data is not a JSON object", ErrInvalidEvent)
+	}
+	e.Data = data.Bytes()
+	if e.ID == uuid.Nil {
+		var err error
+		if e.ID, err = uuid.NewV7(); err != nil {
+			return stored{}, fmt.Errorf("make an event id: %w", err)
+		}
+	}
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	s := stored{Event: e, time: e.Time.UTC().Format(time.RFC3339Nano), hash: hash(e.Key)}
+	if y := e.Time.UTC().Year(); y < 1 || y > 9999 {
+		return stored{}, fmt.Errorf("%w: the year %d has no RFC 3339 form", ErrInvalidEvent, y)
+	}
+	// What headers and framing take: an upper bound that is the same for every sink.
+	const frame = 512
+	s.bytes = frame + len(e.Type) + 2*len(e.Key) + len(e.Subject) + len(e.Source) + len(e.DataSchema) + len(e.Data)
+	if s.bytes > MaxEventBytes {
+		return stored{}, fmt.Errorf("%w: it takes %d bytes, the most is %d", ErrInvalidEvent, s.bytes, MaxEventBytes)
+	}
+	return s, nil
+}
+
+// addPostgres does it in one round trip. The sequence of ids is drawn in the statement that
+// reads the counter's new value, hence after the counter's row was locked: of two writers
+// of a key, the one that commits first has the lower id.
+func addPostgres(ctx context.Context, tx bun.IDB, s *stored) error {
+	_, err := tx.ExecContext(ctx, `WITH k AS (
+			INSERT INTO outbox_key AS k (key, seq) VALUES (?0, 1) ON CONFLICT (key) DO UPDATE SET seq = k.seq + 1 RETURNING seq
+		), e AS (
+			INSERT INTO outbox_event (id, segment, created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data)
+			SELECT nextval('outbox_event_id'), (t.ms / o.segment_ms % 16)::smallint, t.ms, k.seq, ?1, ?2, ?0, ?3, ?4, ?5, ?6, ?7
+			FROM k, outbox_setting o, (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS ms) t
+			RETURNING id, segment
+		)
+		INSERT INTO outbox_pending (shard, segment, bytes, id)
+		SELECT (?9 % o.shards)::smallint, e.segment, ?8, e.id FROM e, outbox_setting o`,
+		s.Key, s.ID.String(), s.Type, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.bytes, s.hash)
+	if err != nil {
+		return fmt.Errorf("insert event: %w", err)
+	}
+	return nil
+}
+
+func addSQLite(ctx context.Context, tx bun.IDB, s *stored) error {
+	var seq, id int64
+	err := tx.QueryRowContext(ctx, `INSERT INTO outbox_key (key, seq) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET seq = seq + 1 RETURNING seq`,
+		s.Key).Scan(&seq)
+	if err != nil {
+		return fmt.Errorf("count the key's events: %w", err)
+	}
+	err = tx.QueryRowContext(ctx, `INSERT INTO outbox_event (created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data)
+		VALUES (`+sqliteNow+`, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
+		seq, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)).Scan(&id)
+	if err != nil {
+		return fmt.Errorf("insert event: %w", err)
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, bytes) SELECT ? % shards, ?, ? FROM outbox_setting`, s.hash, id, s.bytes)
+	if err != nil {
+		return fmt.Errorf("insert pending event: %w", err)
+	}
+	return nil
+}
+
+// The database's clock, in milliseconds since 1970.
+const (
+	postgresNow = `(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
+	sqliteNow   = `CAST(unixepoch('subsec') * 1000 AS integer)`
+)
+
+func now(db bun.IDB) string {
+	if database.IsPostgres(db) {
+		return postgresNow
+	}
+	return sqliteNow
+}
