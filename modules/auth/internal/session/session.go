@@ -1,0 +1,260 @@
+package session
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"iter"
+	"net/netip"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// What a [Store] answers beside success. Every other error is a fault of the program.
+var (
+	ErrNotFound    = errors.New("no such session")                            // unknown, expired or stopped
+	ErrTooMany     = errors.New("the user has as many sessions as allowed")   // with Start.RejectNew
+	ErrConflict    = errors.New("the session was refreshed in the meantime")  // of Reissue: read it again
+	ErrUnavailable = errors.New("the session store cannot be used right now") // away, too slow, read-only, or the context ended
+)
+
+// Hash is the SHA-256 of a token's secret under a label of its own.
+type Hash [32]byte
+
+// Session is one device that is signed in.
+type Session struct {
+	ID     uuid.UUID
+	UserID uuid.UUID
+	Epoch  int64 // users.session_epoch when it began
+
+	Generation uint32 // of the refresh token that is current
+	Hash       Hash   // of its secret
+
+	DeviceName string
+	UserAgent  string // of the latest refresh, as is IP
+	IP         string
+
+	// By the store's clock, in UTC, to the millisecond.
+	AuthTime      time.Time // when the password was last shown
+	CreatedAt     time.Time
+	LastUsedAt    time.Time
+	ExpiresAt     time.Time // whatever is done
+	IdleExpiresAt time.Time // unless it is refreshed before; never after ExpiresAt
+}
+
+// Accepts reports whether a refresh with the token would rotate it at once: it is the current
+// one, or one that the store has forgotten in a fail-over. A token that would only be
+// answered with its successor once more is not accepted.
+func (s Session) Accepts(t Token) bool {
+	if t.UserID() != s.UserID || t.SessionID() != s.ID {
+		return false
+	}
+	h := t.Hash()
+	return t.Generation() > s.Generation ||
+		t.Generation() == s.Generation && subtle.ConstantTimeCompare(h[:], s.Hash[:]) == 1
+}
+
+// Start begins a session.
+type Start struct {
+	ID     uuid.UUID
+	UserID uuid.UUID
+	Epoch  int64
+	Hash   Hash // of the secret of the token of generation 1
+
+	DeviceName string
+	UserAgent  string
+	IP         string
+
+	MaxAge  time.Duration // to the absolute expiry
+	IdleTTL time.Duration // to the idle expiry
+
+	Max       int  // live sessions a user may have; 0 is no limit
+	RejectNew bool // at the limit: refuse, instead of naming the oldest
+}
+
+// Started is a session begun.
+type Started struct {
+	Session Session
+	// Over lists the user's sessions above the limit, least recently used first. They are
+	// still live: the caller commits their revocation and then deletes them.
+	Over []uuid.UUID
+}
+
+// Rotation asks to put the successor of a presented token in its place. [Codec.Next] fills in
+// what comes from the two tokens.
+type Rotation struct {
+	UserID        uuid.UUID
+	SessionID     uuid.UUID
+	Generation    uint32 // of the presented token; the successor's is one more
+	PresentedHash Hash
+	NextHash      Hash
+	SealedNext    []byte
+
+	Grace   time.Duration // how long the presented token still yields its successor; 0 is never
+	IdleTTL time.Duration
+
+	UserAgent string
+	IP        string
+}
+
+// Reissue asks to replace the current token of a session without seeing it. The holder has
+// proved who they are in another way, such as an access token and the password.
+type Reissue struct {
+	UserID     uuid.UUID
+	SessionID  uuid.UUID
+	Generation uint32 // of the new token: one more than the session's
+	Hash       Hash   // of the new token
+	Grace      time.Duration
+	IdleTTL    time.Duration
+	// Reauthenticated moves Session.AuthTime to now.
+	Reauthenticated bool
+}
+
+// Outcome is what became of a rotation. doc.go draws how each comes about.
+type Outcome int
+
+const (
+	// Gone: the session is unknown or expired, or the token can no longer be answered.
+	// Nothing changed.
+	Gone Outcome = iota
+	// Turned: the successor is now the current token.
+	Turned
+	// Replayed: the token was already turned, a moment ago; Sealed is its successor.
+	Replayed
+	// Reused: the token was turned long ago, so that someone else may hold the session. It is
+	// stopped for good and waits, marked, for the caller to commit the revocation and then to
+	// delete it. Every later use of the session is answered so.
+	Reused
+)
+
+func (o Outcome) String() string {
+	switch o {
+	case Turned:
+		return "turned"
+	case Replayed:
+		return "replayed"
+	case Reused:
+		return "reused"
+	}
+	return "gone"
+}
+
+// Rotated is the answer to a [Rotation].
+type Rotated struct {
+	Outcome Outcome
+	Session Session // as it is afterwards; zero when Gone
+	Sealed  []byte  // when Replayed, for OpenNext
+}
+
+// Marked is a session that was stopped because a token was used again.
+type Marked struct {
+	Session    Session
+	StoppedAt  time.Time
+	Generation uint32 // of the token that was used again
+	UserAgent  string // who used it
+	IP         string
+}
+
+// Filter chooses sessions for operators. The zero Filter chooses all.
+type Filter struct {
+	ID     uuid.NullUUID
+	IP     netip.Prefix // of the latest refresh
+	Before time.Time    // last used before
+}
+
+// Match reports whether the session is chosen.
+func (f Filter) Match(s Session) bool {
+	if f.ID.Valid && s.ID != f.ID.UUID || !f.Before.IsZero() && !s.LastUsedAt.Before(f.Before) {
+		return false
+	}
+	if !f.IP.IsValid() {
+		return true
+	}
+	ip, err := netip.ParseAddr(s.IP)
+	return err == nil && f.IP.Contains(ip.Unmap())
+}
+
+// Store keeps the sessions. It is told what to do and decides only what has to be decided in
+// one step: whether a token is the current one. Whether a session may go on at all is the
+// database's to say (users.session_epoch, revoked_session), before and after.
+//
+// A store reads its own engine's clock, so that the clocks of several servers need not agree.
+// Methods are safe for concurrent use and safe to run again after [ErrUnavailable], when
+// the first run may or may not have happened.
+type Store interface {
+	// Create writes a session of generation 1. A session whose sign-in then fails to commit
+	// is one whose token nobody has: the caller deletes it, or it expires unseen.
+	Create(ctx context.Context, s Start) (Started, error)
+
+	// Rotate exchanges a refresh token, in one step. What was asked is refused by an Outcome,
+	// never by an error.
+	Rotate(ctx context.Context, r Rotation) (Rotated, error)
+
+	// Reissue replaces the current token by one that its holder gets without showing the old
+	// one, which is refused within the grace window and counts as reuse after it.
+	// ErrNotFound, or ErrConflict when the generation is not the next one.
+	Reissue(ctx context.Context, r Reissue) (Session, error)
+
+	// Get returns a live session, or ErrNotFound.
+	Get(ctx context.Context, userID, id uuid.UUID) (Session, error)
+
+	// List returns the user's live sessions, the most recently used first.
+	List(ctx context.Context, userID uuid.UUID) ([]Session, error)
+
+	// Delete forgets sessions, marked ones too. Those that are not there are no error.
+	Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) error
+
+	// DeleteAll forgets the user's sessions but the kept one, and those marked, whose
+	// revocation is still to be committed.
+	DeleteAll(ctx context.Context, userID uuid.UUID, keep uuid.NullUUID) error
+
+	// Reused returns at most limit marked sessions whose revocation was not committed: its
+	// server died. On Redis a call looks at a part of the keys and the next one goes on there.
+	Reused(ctx context.Context, limit int) ([]Marked, error)
+
+	// Purge removes at most limit expired sessions, if the engine does not by itself, and
+	// returns how many.
+	Purge(ctx context.Context, limit int) (int, error)
+
+	// Walk yields the live sessions of all users that match, in no order, in bounded memory.
+	// A session that is used meanwhile may come twice. The first error ends it.
+	Walk(ctx context.Context, f Filter) iter.Seq2[Session, error]
+
+	// Ping reports whether the store answers.
+	Ping(ctx context.Context) error
+}
+
+// Most bytes kept of what a client says of itself.
+const (
+	maxDeviceName = 255
+	maxUserAgent  = 512
+	maxIP         = 64
+)
+
+// Clean returns s with the client's texts cut and made storable everywhere: valid UTF-8
+// without NUL.
+func (s Start) Clean() Start {
+	s.DeviceName, s.UserAgent, s.IP = clean(s.DeviceName, maxDeviceName), clean(s.UserAgent, maxUserAgent), clean(s.IP, maxIP)
+	return s
+}
+
+// Clean does for a rotation what [Start.Clean] does.
+func (r Rotation) Clean() Rotation {
+	r.UserAgent, r.IP = clean(r.UserAgent, maxUserAgent), clean(r.IP, maxIP)
+	return r
+}
+
+func clean(text string, limit int) string {
+	text = strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "")
+	for len(text) > limit {
+		cut := limit
+		for cut > 0 && !utf8.RuneStart(text[cut]) {
+			cut--
+		}
+		text = text[:cut]
+	}
+	return text
+}
