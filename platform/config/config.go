@@ -1,0 +1,364 @@
+// Package config fills a settings struct from its layers and refuses what it cannot
+// understand.
+//
+// A setting is a struct field with tags; its path and everything else about it stand beside
+// the code that uses it:
+//
+//	Port int `config:"app.port" default:"8080" min:"1" max:"65535" doc:"Port of the API."`
+//
+// A struct field with a config tag prefixes the paths of its children; one without, embedded
+// or not, is transparent. A struct may have a method Validate(report func(path, problem
+// string)) for rules between settings; it sees the values and names paths the way the
+// struct's own tags do.
+//
+// The layers, each standing above the ones before: defaults from the tags, the YAML file,
+// .env (in dev mode), the environment, flags. The environment name of a setting is its path
+// in capitals with _ for the dots, and an empty variable counts as unset. NAME_FILE names a
+// file that holds a secret.
+//
+// Load is strict and patient: an unknown or repeated key, a wrong type, a value out of
+// bounds are refused, and all of them are reported at once, each with the place it came
+// from. No fault repeats the value of a secret.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/spf13/viper"
+)
+
+// Options name the layers above the defaults.
+type Options struct {
+	File     string            // the YAML file, which must exist; "" takes ./config.yaml if there is one
+	Environ  []string          // NAME=value, as of os.Environ; nil is an empty environment
+	DotEnv   string            // path of .env, read when app.mode is dev and the file exists; "" for none
+	Override map[string]string // from flags: path → text. Secrets are refused here
+}
+
+// Fault is one thing wrong with the settings.
+type Fault struct {
+	Path    string `json:"path"`    // of the setting; empty when a whole file is meant
+	Source  string `json:"source"`  // "config.yaml:12", "environment DB_POSTGRES_PORT", ".env APP_PORT", "flag", "default"
+	Problem string `json:"problem"` // reads on after the path: "must be …"
+}
+
+func (f Fault) String() string {
+	switch {
+	case f.Path == "":
+		return f.Source + " " + f.Problem
+	case f.Source == "" || f.Source == sourceDefault:
+		return f.Path + " " + f.Problem
+	}
+	return f.Path + " " + f.Problem + " (" + f.Source + ")"
+}
+
+// Faults are all the things wrong with the settings, never none.
+type Faults []Fault
+
+func (f Faults) Error() string {
+	if len(f) == 1 {
+		return "settings: " + f[0].String()
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "settings: %d faults", len(f))
+	for _, fault := range f {
+		b.WriteString("\n  " + fault.String())
+	}
+	return b.String()
+}
+
+// Sources tells for each path where its value came from. A settings struct with a field of
+// this type has it filled by [Load], and [Keys] then tells the source of each value.
+type Sources map[string]string
+
+const (
+	sourceDefault = "default"
+	sourceFlag    = "flag"
+
+	defaultFile = "config.yaml"
+	modePath    = "app.mode" // what decides whether .env is read
+	modeDev     = "dev"
+
+	maxFile   = 1 << 20 // bytes of a settings file or .env
+	maxSecret = 1 << 16 // bytes of a file that holds a secret
+)
+
+// Load fills the struct that target points to. The error is [Faults] when the settings are
+// wrong, and then *target is as it was; any other error is a mistake in the struct's tags
+// (see [Check]).
+func Load(target any, opt Options) error {
+	s, err := schemaOf(target)
+	if err != nil {
+		return err
+	}
+	l := &loader{schema: s}
+	name, data := l.readFile(opt.File)
+	return l.load(target, name, data, opt)
+}
+
+// raw is a value as a layer gives it, before its type is looked at. Viper carries it as an
+// opaque leaf: it decides which layer wins, and never converts.
+type raw struct {
+	text    string
+	list    []raw // the elements, when form is formList
+	form    form
+	source  string
+	problem string // why there is no value, although the layer names one
+}
+
+// form is what the layer itself says of the value's type. Only YAML says anything.
+type form int
+
+const (
+	formText   form = iota // the environment, flags: could be anything
+	formString             // a YAML string
+	formInt
+	formFloat
+	formBool
+	formList
+)
+
+type loader struct {
+	schema *schema
+	faults Faults
+	broken bool // the file could not be parsed: what it sets is not known
+}
+
+func (l *loader) fault(path, source, format string, args ...any) {
+	f := Fault{Path: path, Source: source, Problem: fmt.Sprintf(format, args...)}
+	if !slices.Contains(l.faults, f) { // an embedded struct's Validate is its parent's too
+		l.faults = append(l.faults, f)
+	}
+}
+
+func (l *loader) load(target any, name string, data []byte, opt Options) error {
+	v := l.layers(name, data, opt)
+
+	// Filled aside, so that a faulty load changes nothing.
+	dst := reflect.ValueOf(target).Elem()
+	filled := reflect.New(dst.Type()).Elem()
+	filled.Set(dst)
+	sources := Sources{}
+	faulty := map[string]bool{}
+	for _, k := range l.schema.keys {
+		r, _ := v.Get(k.Path).(raw)
+		sources[k.Path] = r.source
+		field := filled.FieldByIndex(k.index)
+		value, problem := k.parse(r)
+		if problem != "" {
+			l.fault(k.Path, r.source, "%s", problem)
+			faulty[k.Path] = true
+			value, _ = k.parse(k.fallback()) // lets Validate see something sensible
+		}
+		field.Set(value)
+	}
+	if l.schema.sources != nil {
+		filled.FieldByIndex(l.schema.sources).Set(reflect.ValueOf(sources))
+	}
+	if !l.broken {
+		validate(filled.Addr(), "", func(path, problem string) {
+			if !faulty[path] {
+				l.fault(path, sources[path], "%s", problem)
+			}
+		})
+	}
+	if len(l.faults) > 0 {
+		return l.faults
+	}
+	dst.Set(filled)
+	return nil
+}
+
+// layers stacks the layers in a Viper, whose Get then answers with the raw value that wins.
+func (l *loader) layers(name string, data []byte, opt Options) *viper.Viper {
+	v := viper.NewWithOptions(viper.WithDecoderRegistry(strictYAML{l, name}))
+	v.SetConfigType("yaml")
+	for _, k := range l.schema.keys {
+		v.SetDefault(k.Path, k.fallback())
+	}
+	_ = v.ReadConfig(bytes.NewReader(data)) // strictYAML reports its faults itself
+
+	env := l.environment("environment ", environMap(opt.Environ))
+	flags := l.flags(opt.Override)
+	mode, _ := v.Get(modePath).(raw)
+	for _, layer := range []map[string]raw{env, flags} {
+		if r, set := layer[modePath]; set {
+			mode = r
+		}
+	}
+	if mode.text == modeDev && opt.DotEnv != "" {
+		dotEnv := l.environment(opt.DotEnv+" ", l.readDotEnv(opt.DotEnv))
+		if r, set := dotEnv[modePath]; set && r.text != modeDev {
+			// Read because the mode is dev, it cannot make it another: neither using the
+			// rest of the file nor leaving it out would be what its author meant.
+			l.fault(modePath, r.source, "may only be dev in a file that is read in dev mode alone; set %s in the environment", l.schema.byPath[modePath].Env)
+		}
+		_ = v.MergeConfigMap(nest(dotEnv))
+	}
+	_ = v.MergeConfigMap(nest(env))
+	for path, r := range flags {
+		v.Set(path, r)
+	}
+	return v
+}
+
+// environment picks the settings out of variables: NAME, and NAME_FILE for a secret.
+func (l *loader) environment(label string, vars map[string]string) map[string]raw {
+	layer := map[string]raw{}
+	for _, k := range l.schema.keys {
+		name, file := k.Env, k.Env+"_FILE"
+		text, path := vars[name], vars[file]
+		if l.schema.byEnv[file] {
+			path = "" // a setting of its own that happens to end in _FILE
+		}
+		switch {
+		case path != "" && !k.Secret:
+			l.fault(k.Path, label+file, "is not a secret, and only secrets are read from a file; set %s", name)
+		case path != "" && text != "":
+			layer[k.Path] = raw{source: label + file, problem: fmt.Sprintf("is set by %s and by %s; keep one", name, file)}
+		case path != "":
+			r := raw{source: label + file}
+			r.text, r.problem = readSecret(path)
+			layer[k.Path] = r
+		case text != "":
+			layer[k.Path] = raw{text: text, source: label + name}
+		}
+	}
+	return layer
+}
+
+// readSecret returns what the file holds, without the newline that editors and echo leave
+// at its end.
+func readSecret(path string) (text, problem string) {
+	data, err := readLimited(path, maxSecret)
+	if err != nil {
+		return "", "cannot be read from its file: " + plain(err)
+	}
+	text = strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
+	if text == "" {
+		return "", "is named by a file that is empty"
+	}
+	return text, ""
+}
+
+func (l *loader) flags(override map[string]string) map[string]raw {
+	layer := map[string]raw{}
+	for _, path := range slices.Sorted(maps.Keys(override)) {
+		switch k := l.schema.byPath[path]; {
+		case k == nil:
+			l.fault(path, sourceFlag, "is not a setting%s", l.schema.didYouMean(path))
+		case k.Secret: // arguments show in the process list and in shell histories
+			l.fault(path, sourceFlag, "is a secret and cannot be given as a flag; set %s or %s_FILE", k.Env, k.Env)
+		default:
+			layer[path] = raw{text: override[path], source: sourceFlag}
+		}
+	}
+	return layer
+}
+
+// readFile returns the settings file, or nothing when there is none.
+func (l *loader) readFile(file string) (name string, data []byte) {
+	name = file
+	if name == "" {
+		name = defaultFile
+	}
+	data, err := readLimited(name, maxFile)
+	switch {
+	case err == nil:
+		return name, data
+	case file == "" && errors.Is(err, fs.ErrNotExist):
+		return name, nil
+	}
+	l.broken = true
+	l.fault("", name, "cannot be read: %s", plain(err))
+	return name, nil
+}
+
+func readLimited(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("it is larger than %d bytes", limit)
+	}
+	return data, nil
+}
+
+// plain is an error of a file without the path, which the fault names already (and which,
+// for a secret's file, may be the secret itself, given under the wrong name).
+func plain(err error) string {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
+		return pathErr.Err.Error()
+	}
+	return err.Error()
+}
+
+func environMap(environ []string) map[string]string {
+	vars := make(map[string]string, len(environ))
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		if _, seen := vars[name]; !seen { // the first counts, as for os.Getenv
+			vars[name] = value
+		}
+	}
+	return vars
+}
+
+// nest turns paths into the maps of maps that Viper keeps.
+func nest(flat map[string]raw) map[string]any {
+	root := map[string]any{}
+	for path, r := range flat {
+		parts := strings.Split(path, ".")
+		at := root
+		for _, part := range parts[:len(parts)-1] {
+			next, ok := at[part].(map[string]any)
+			if !ok {
+				next = map[string]any{}
+				at[part] = next
+			}
+			at = next
+		}
+		at[parts[len(parts)-1]] = r
+	}
+	return root
+}
+
+// validate calls Validate on the struct that ptr points to and on the structs inside it.
+// prefix is what the config tags above have gathered.
+func validate(ptr reflect.Value, prefix string, report func(path, problem string)) {
+	v := ptr.Elem()
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		if !isGroup(f) || !f.IsExported() {
+			continue
+		}
+		validate(v.Field(i).Addr(), join(prefix, f.Tag.Get("config")), report)
+	}
+	if s, ok := ptr.Interface().(interface {
+		Validate(report func(path, problem string))
+	}); ok {
+		s.Validate(func(path, problem string) { report(join(prefix, path), problem) })
+	}
+}
+
+func join(prefix, path string) string {
+	if prefix == "" || path == "" {
+		return prefix + path
+	}
+	return prefix + "." + path
+}
