@@ -1,0 +1,76 @@
+package token
+
+import (
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/toppira/authctl/platform/config"
+)
+
+// MinSecret is the fewest bytes of a secret: HMAC with SHA-256 must not have a shorter key
+// (RFC 7518 §3.2), and whatever else is derived from the secret is no stronger than it.
+const MinSecret = 32
+
+// Config is auth.token.* and the lifetime of access tokens.
+type Config struct {
+	Secret          config.Secret `config:"auth.token.secret" doc:"Protects the signing keys at rest and the refresh tokens, and with HS256 signs the access tokens; at least 32 bytes, e.g. from: openssl rand -base64 48. In embedded mode one is made on first start; prod mode demands it."`
+	PreviousSecrets config.Secret `config:"auth.token.previous_secrets" doc:"Further secrets that are still accepted while auth.token.secret is being replaced, separated by commas, or by line breaks where a secret has a comma in it."`
+	Algorithm       string        `config:"auth.token.algorithm" default:"ES256" oneof:"ES256,EdDSA,RS256,HS256" doc:"How access tokens are signed. HS256 is for consumers that already share auth.token.secret: there is no JWKS entry and no key rotation then. New keys are made for this algorithm; a key in use stays in use until it is rotated."`
+	Issuer          string        `config:"auth.token.issuer" default:"http://localhost:8080" doc:"The URL by which this service is known: iss of every access token, issuer of the RFC 8414 metadata, ce_source of every event."`
+	Audience        string        `config:"auth.token.audience" default:"authctl" doc:"aud of every access token: whom the tokens are for."`
+	ClientID        string        `config:"auth.token.client_id" default:"authctl" doc:"client_id of every access token (RFC 9068): the application people sign in to."`
+	AccessTTL       time.Duration `config:"auth.access_token_ttl" default:"5h" min:"1s" max:"24h" doc:"How long an access token lives."`
+}
+
+// Validate reports what single values cannot show.
+func (c Config) Validate(report func(path, problem string)) {
+	if c.Secret != "" && len(c.Secret.Reveal()) < MinSecret {
+		report("auth.token.secret", "is shorter than 32 bytes; make one with: openssl rand -base64 48")
+	}
+	for _, secret := range c.previous() {
+		if len(secret) < MinSecret {
+			report("auth.token.previous_secrets", "has a secret shorter than 32 bytes")
+			break
+		}
+	}
+	// RFC 8414 §2. Plain http is for development and for what a proxy hides.
+	u, err := url.Parse(c.Issuer)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery {
+		report("auth.token.issuer", "must be a URL such as https://auth.example.com, without user, query or fragment")
+	}
+	if c.Audience == "" {
+		report("auth.token.audience", "must not be empty")
+	}
+	if c.ClientID == "" {
+		report("auth.token.client_id", "must not be empty")
+	}
+}
+
+// Secrets lists every secret in force, the present one first.
+func (c Config) Secrets() []config.Secret {
+	all := []config.Secret{c.Secret}
+	for _, secret := range c.previous() {
+		all = append(all, config.Secret(secret))
+	}
+	return all
+}
+
+func (c Config) previous() []string {
+	separator := ","
+	if strings.Contains(c.PreviousSecrets.Reveal(), "\n") {
+		separator = "\n"
+	}
+	var list []string
+	for secret := range strings.SplitSeq(c.PreviousSecrets.Reveal(), separator) {
+		if secret = strings.TrimSpace(secret); secret != "" {
+			list = append(list, secret)
+		}
+	}
+	return list
+}
+
+// Verifier returns the verifier of the tokens that this configuration issues, with a cache.
+func (c Config) Verifier(now func() time.Time, key func(kid string) (PublicKey, bool)) *Verifier {
+	return &Verifier{Issuer: c.Issuer, Audience: c.Audience, Leeway: DefaultLeeway, Now: now, Key: key, Cache: NewCache(DefaultCacheEntries)}
+}
