@@ -1,4 +1,5 @@
 -- What has not been published is lost with these tables.
+DROP FUNCTION outbox_add;
 DROP TABLE outbox_dead;
 DROP TABLE outbox_parked_key;
 DROP TABLE outbox_target;

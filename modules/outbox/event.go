@@ -129,21 +129,10 @@ func prepare(e Event) (stored, error) {
 	return s, nil
 }
 
-// addPostgres does it in one round trip. The sequence of ids is drawn in the statement that
-// reads the counter's new value, hence after the counter's row was locked: of two writers
-// of a key, the one that commits first has the lower id.
+// addPostgres takes one round trip.
 func addPostgres(ctx context.Context, tx bun.IDB, s *stored) error {
-	_, err := tx.ExecContext(ctx, `WITH k AS (
-			INSERT INTO outbox_key AS k (key, seq) VALUES (?0, 1) ON CONFLICT (key) DO UPDATE SET seq = k.seq + 1 RETURNING seq
-		), e AS (
-			INSERT INTO outbox_event (id, segment, created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data)
-			SELECT nextval('outbox_event_id'), (t.ms / o.segment_ms % 16)::smallint, t.ms, k.seq, ?1, ?2, ?0, ?3, ?4, ?5, ?6, ?7
-			FROM k, outbox_setting o, (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS ms) t
-			RETURNING id, segment
-		)
-		INSERT INTO outbox_pending (shard, segment, bytes, id)
-		SELECT (?9 % o.shards)::smallint, e.segment, ?8, e.id FROM e, outbox_setting o`,
-		s.Key, s.ID.String(), s.Type, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.bytes, s.hash)
+	_, err := tx.ExecContext(ctx, `SELECT outbox_add(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		s.hash, s.bytes, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data))
 	if err != nil {
 		return fmt.Errorf("insert event: %w", err)
 	}

@@ -176,8 +176,10 @@ func TestAddRefusesWhatCouldNeverBePublished(t *testing.T) {
 		"data not JSON":       func(e *outbox.Event) { e.Data = json.RawMessage(`{`) },
 		"data not an object":  func(e *outbox.Event) { e.Data = json.RawMessage(` [1]`) },
 		"data not UTF-8":      func(e *outbox.Event) { e.Data = json.RawMessage("{\"a\":\"\xff\"}") },
-		"too large":           func(e *outbox.Event) { e.Data = json.RawMessage(`{"a":"` + strings.Repeat("x", outbox.MaxEventBytes-100) + `"}`) },
-		"year 10000":          func(e *outbox.Event) { e.Time = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
+		"too large": func(e *outbox.Event) {
+			e.Data = json.RawMessage(`{"a":"` + strings.Repeat("x", outbox.MaxEventBytes-100) + `"}`)
+		},
+		"year 10000": func(e *outbox.Event) { e.Time = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
 	} {
 		e := event("k")
 		spoil(&e)
