@@ -202,8 +202,8 @@ func TestABadDotEnvIsRefusedWithItsLineAndWithoutItsText(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"A=1\nB='x\ny'\n\nnot a pair hunter2\nC=3\n": ".env:5 cannot be understood as NAME=value",
-		"DB_URL='hunter2\n":                         ".env:1 cannot be understood as NAME=value",
-		"APP_PORT=x\n":                              `app.port must be a whole number, not "x" (.env APP_PORT)`,
+		"DB_URL='hunter2\n":                          ".env:1 cannot be understood as NAME=value",
+		"APP_PORT=x\n":                               `app.port must be a whole number, not "x" (.env APP_PORT)`,
 	} {
 		wantFaults(t, Options{DotEnv: write(t, ".env", text)}, want)
 	}

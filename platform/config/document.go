@@ -1,0 +1,244 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+const yamlHead = `# Every setting, at its default. Groups stand as they are; a setting is switched on by
+# taking away the # in front of its name. An unknown name is refused.
+#
+# The environment stands above this file, under the name given with each setting, and flags
+# stand above both. A secret is better kept out of this file: NAME_FILE in the environment
+# names a file that holds it.
+`
+
+// WriteYAML writes a settings file that documents every setting of the struct that target
+// points to. It sets none of them: each is commented out at its default, so that a copy of
+// the file does not pin the defaults of today.
+func WriteYAML(w io.Writer, target any) error {
+	s, err := schemaOf(target)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	b.WriteString(yamlHead)
+	for _, top := range s.tree() {
+		b.WriteByte('\n')
+		if err := top.writeYAML(&b, 0); err != nil {
+			return err
+		}
+	}
+	if _, err := w.Write(b.Bytes()); err != nil {
+		return fmt.Errorf("write the settings file: %w", err)
+	}
+	return nil
+}
+
+// WriteMarkdown writes the reference of every setting of the struct that target points to:
+// how settings are given, and a table for each group at the top.
+func WriteMarkdown(w io.Writer, target any) error {
+	s, err := schemaOf(target)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	b.WriteString(markdownHead)
+	for _, top := range s.tree() {
+		fmt.Fprintf(&b, "\n## %s\n\n", top.name)
+		b.WriteString("| Setting | Environment | Type | Default | Meaning |\n|---|---|---|---|---|\n")
+		top.writeRows(&b)
+	}
+	if _, err := w.Write(b.Bytes()); err != nil {
+		return fmt.Errorf("write the reference of settings: %w", err)
+	}
+	return nil
+}
+
+const markdownHead = `# Configuration
+
+Settings come from these layers, each standing above the ones before:
+
+1. the defaults below;
+2. the settings file: ` + "`config.yaml`" + ` in the working folder if there is one, or the file that ` + "`--config`" + ` names;
+3. ` + "`.env`" + ` in the working folder, in dev mode only (` + "`NAME=value`" + ` lines; single quotes keep a ` + "`$`" + ` as it is);
+4. the environment;
+5. flags.
+
+The environment name of a setting is its path in capitals with ` + "`_`" + ` for the dots. An empty variable counts as unset, and so does a name without a value in the file.
+
+For a secret, ` + "`NAME_FILE`" + ` may name a file that holds it; one newline at its end is left out. Setting both ` + "`NAME`" + ` and ` + "`NAME_FILE`" + ` is refused, and so is ` + "`NAME_FILE`" + ` for a setting that is not a secret.
+
+Durations have a unit: ` + "`300ms`, `90s`, `15m`, `720h`" + `. Lists are separated by commas, and in the file may be YAML lists.
+
+Settings are checked at start, and everything wrong with them is reported at once: an unknown or repeated name, a wrong type, a value that is not allowed.
+`
+
+// branch is a setting, or a group of them in the order in which they first appear.
+type branch struct {
+	name     string
+	key      *key // nil for a group
+	children []*branch
+}
+
+// tree gathers the settings under their groups, which the structs may interleave.
+func (s *schema) tree() []*branch {
+	root := &branch{}
+	for _, k := range s.keys {
+		at := root
+		for part := range strings.SplitSeq(k.Path, ".") {
+			at = at.child(part)
+		}
+		at.key = k
+	}
+	return root.children
+}
+
+func (b *branch) child(name string) *branch {
+	for _, c := range b.children {
+		if c.name == name {
+			return c
+		}
+	}
+	c := &branch{name: name}
+	b.children = append(b.children, c)
+	return c
+}
+
+func (b *branch) writeYAML(w *bytes.Buffer, depth int) error {
+	indent := strings.Repeat("  ", depth)
+	if b.key == nil {
+		fmt.Fprintf(w, "%s%s:\n", indent, b.name)
+		for i, c := range b.children {
+			if i > 0 {
+				w.WriteByte('\n')
+			}
+			if err := c.writeYAML(w, depth+1); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	k := b.key
+	for _, line := range wrap(k.Doc, 92-len(indent)) {
+		fmt.Fprintf(w, "%s# %s\n", indent, line)
+	}
+	for _, line := range wrap(strings.Join(append([]string{k.Env}, k.kind(func(s string) string { return s })...), " · "), 92-len(indent)) {
+		fmt.Fprintf(w, "%s# %s\n", indent, line)
+	}
+	value, err := k.yamlDefault()
+	if err != nil {
+		return fmt.Errorf("default of %s: %w", k.Path, err)
+	}
+	fmt.Fprintf(w, "%s#%s: %s\n", indent, b.name, value)
+	return nil
+}
+
+func (b *branch) writeRows(w *bytes.Buffer) {
+	if b.key == nil {
+		for _, c := range b.children {
+			c.writeRows(w)
+		}
+		return
+	}
+	k := b.key
+	env := "`" + k.Env + "`"
+	if k.Secret {
+		env += ", `" + k.Env + "_FILE`"
+	}
+	def := "empty"
+	if text := k.defaultText(); text != "" {
+		def = "`" + text + "`"
+	}
+	cells := []string{"`" + k.Path + "`", env, strings.Join(k.kind(func(s string) string { return "`" + s + "`" }), ", "), def, k.Doc}
+	for i, cell := range cells {
+		cells[i] = strings.ReplaceAll(cell, "|", `\|`)
+	}
+	fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
+}
+
+// kind is the type and the limits in words; code marks what is written literally.
+func (k *key) kind(code func(string) string) []string {
+	words := []string{k.Type}
+	switch {
+	case k.Min != "" && k.Max != "":
+		words = append(words, code(k.Min)+" to "+code(k.Max))
+	case k.Min != "":
+		words = append(words, code(k.Min)+" or more")
+	case k.Max != "":
+		words = append(words, code(k.Max)+" or less")
+	}
+	if k.OneOf != nil {
+		shown := make([]string, len(k.OneOf))
+		for i, v := range k.OneOf {
+			if shown[i] = "empty"; v != "" {
+				shown[i] = code(v)
+			}
+		}
+		words = append(words, choice(shown))
+	}
+	return words
+}
+
+// defaultText is the default as a person would write it, the zero value's included.
+func (k *key) defaultText() string {
+	if k.Default != "" {
+		return k.Default
+	}
+	value, _ := k.parse(k.fallback())
+	return show(value)
+}
+
+// yamlDefault is the default as YAML that loads as what it is.
+func (k *key) yamlDefault() (string, error) {
+	value, problem := k.parse(k.fallback())
+	if problem != "" {
+		return "", fmt.Errorf("it %s", problem)
+	}
+	node := yaml.Node{Kind: yaml.ScalarNode, Value: k.defaultText()}
+	switch {
+	case isList(k.typ):
+		node = yaml.Node{Kind: yaml.SequenceNode, Style: yaml.FlowStyle}
+		for i := range value.Len() {
+			node.Content = append(node.Content, textNode(show(value.Index(i))))
+		}
+	case k.Type == "text", k.Secret:
+		node = *textNode(k.Default)
+	}
+	var b bytes.Buffer
+	enc := yaml.NewEncoder(&b)
+	if err := enc.Encode(&node); err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(b.String()), nil
+}
+
+// textNode is a YAML string, in quotes when it would read as something else without.
+func textNode(text string) *yaml.Node {
+	n := &yaml.Node{}
+	n.SetString(text)
+	n.Tag = "!!str"
+	return n
+}
+
+// wrap breaks text into lines of at most width bytes, where there are spaces to break at.
+func wrap(text string, width int) []string {
+	var lines []string
+	line := ""
+	for word := range strings.FieldsSeq(text) {
+		switch {
+		case line == "":
+			line = word
+		case len(line)+1+len(word) > width:
+			lines = append(lines, line)
+			line = word
+		default:
+			line += " " + word
+		}
+	}
+	return append(lines, line)
+}
