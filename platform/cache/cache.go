@@ -1,0 +1,220 @@
+// Package cache opens the one Redis of the service and holds what its users share: how to
+// connect, what an error means, whether the server is fit to keep state.
+package cache
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
+	"github.com/redis/go-redis/v9/maintnotifications"
+
+	"github.com/toppira/authctl/platform/config"
+)
+
+// Config says which Redis to use. With nothing set there is none.
+type Config struct {
+	URL      config.Secret `config:"redis.url" doc:"Redis as one URL: redis://USER:PASSWORD@HOST:PORT/DB, rediss://… with TLS, unix://USER:PASSWORD@/PATH. Stands before cache.redis.*; empty with no cache.redis.host means no Redis."`
+	Host     string        `config:"cache.redis.host" doc:"Redis host. Empty means no Redis unless redis.url names one."`
+	Port     int           `config:"cache.redis.port" default:"6379" min:"1" max:"65535" doc:"Redis port."`
+	Password config.Secret `config:"cache.redis.password" doc:"Redis password."`
+	DB       int           `config:"cache.redis.db" default:"0" min:"0" max:"1023" doc:"Redis database number."`
+	TLS      bool          `config:"redis.tls" default:"false" doc:"TLS to cache.redis.host, with its certificate verified. A rediss:// URL says the same by itself."`
+	CAFile   string        `config:"redis.ca_file" doc:"File of PEM certificates to verify Redis by, instead of the system's."`
+
+	AllowPlaintext bool `config:"redis.allow_plaintext" default:"false" doc:"Lets prod mode reach a Redis on another machine without verified TLS. Session data then crosses the network as it is."`
+
+	MaxConns    int           `config:"redis.max_conns" default:"0" min:"0" max:"1000" doc:"Most connections this process opens. 0 means eight a core, at least sixteen."`
+	DialTimeout time.Duration `config:"redis.dial_timeout" default:"2s" min:"50ms" max:"30s" doc:"Longest to wait for a connection to Redis."`
+	Timeout     time.Duration `config:"redis.timeout" default:"2s" min:"50ms" max:"30s" doc:"Longest to wait for the answer to one command."`
+}
+
+// Enabled reports whether the settings name a Redis.
+func (c Config) Enabled() bool { return c.URL != "" || c.Host != "" }
+
+// Validate reports settings that cannot work.
+func (c Config) Validate(report func(path, problem string)) {
+	if c.URL != "" {
+		if _, err := redis.ParseURL(c.URL.Reveal()); err != nil {
+			report("redis.url", "must be a URL that begins with redis://, rediss:// or unix://, without options this client does not know")
+		}
+	}
+	if c.CAFile != "" {
+		if _, err := readCAs(c.CAFile); err != nil {
+			report("redis.ca_file", "must be a readable file of PEM certificates")
+		}
+	}
+}
+
+// Describe names the server for a person, without credentials.
+func (c Config) Describe() string {
+	opt, err := c.options()
+	if err != nil {
+		return "Redis"
+	}
+	return "Redis " + opt.Addr + "/" + strconv.Itoa(opt.DB)
+}
+
+// ErrPlaintext refuses a server that prod mode must not use as it is configured.
+var ErrPlaintext = errors.New("without verified TLS; use rediss:// (or redis.tls), or set redis.allow_plaintext")
+
+// Options are what the settings alone do not say.
+type Options struct {
+	Prod    bool   // a server on another machine must be reached over verified TLS
+	AppName string // shown in CLIENT LIST
+}
+
+// Open connects to Redis and tries it. The caller closes the client.
+//
+// Commands are tried again after a broken connection, so a command that changes something
+// must mean the same when it runs twice.
+func Open(ctx context.Context, cfg Config, o Options) (*redis.Client, error) {
+	opt, err := cfg.options()
+	if err != nil {
+		return nil, err
+	}
+	if o.Prod && !cfg.AllowPlaintext && !isLocal(opt) && (opt.TLSConfig == nil || opt.TLSConfig.InsecureSkipVerify) {
+		return nil, fmt.Errorf("connect to %s: refused in prod mode: %w", cfg.Describe(), ErrPlaintext)
+	}
+	opt.ClientName = o.AppName
+	logging.Disable() // it writes lines of its own to stderr; every error also reaches the caller
+	client := redis.NewClient(opt)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := client.Ping(ctx).Err(); err != nil {
+		_ = client.Close()
+		return nil, fmt.Errorf("connect to %s: %w", cfg.Describe(), err)
+	}
+	return client, nil
+}
+
+func (c Config) options() (*redis.Options, error) {
+	opt := &redis.Options{Addr: net.JoinHostPort(c.Host, strconv.Itoa(c.Port)), Password: c.Password.Reveal(), DB: c.DB}
+	if c.TLS {
+		opt.TLSConfig = &tls.Config{ServerName: c.Host, MinVersion: tls.VersionTLS12}
+	}
+	if c.URL != "" {
+		var err error
+		if opt, err = redis.ParseURL(c.URL.Reveal()); err != nil {
+			// The error may repeat the URL, and with it the password.
+			return nil, errors.New("redis.url is not a Redis URL that can be understood")
+		}
+	}
+	if c.CAFile != "" && opt.TLSConfig != nil {
+		roots, err := readCAs(c.CAFile)
+		if err != nil {
+			return nil, err
+		}
+		opt.TLSConfig.RootCAs = roots
+	}
+
+	// Time-outs and sizes in the URL stand; what it does not say is set here.
+	conns := c.MaxConns
+	if conns == 0 {
+		conns = max(16, 8*runtime.GOMAXPROCS(0))
+	}
+	setDefault(&opt.PoolSize, conns)
+	setDefault(&opt.MaxActiveConns, opt.PoolSize)
+	setDefault(&opt.DialTimeout, c.DialTimeout)
+	setDefault(&opt.ReadTimeout, c.Timeout)
+	setDefault(&opt.WriteTimeout, c.Timeout)
+	setDefault(&opt.PoolTimeout, c.Timeout)
+	setDefault(&opt.MaxRetries, 2)
+	setDefault(&opt.MaxRetryBackoff, 100*time.Millisecond)
+	setDefault(&opt.ConnMaxIdleTime, 5*time.Minute)
+	opt.DialerRetries = 1            // MaxRetries is enough; the default would try five times for each of them
+	opt.ContextTimeoutEnabled = true // else a deadline is looked at only between commands
+	opt.PipelinePoolSize = -1        // one pool will do
+	// The default of 32 KiB each way is made for large values. These commands are a few
+	// hundred bytes, and idle memory is counted.
+	opt.ReadBufferSize, opt.WriteBufferSize = 4<<10, 4<<10
+	// Two round trips less for each connection.
+	opt.DisableIdentity = true
+	opt.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	return opt, nil
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+func readCAs(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read redis.ca_file: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, errors.New("redis.ca_file holds no PEM certificate")
+	}
+	return roots, nil
+}
+
+func isLocal(opt *redis.Options) bool {
+	host, _, err := net.SplitHostPort(opt.Addr)
+	if opt.Network == "unix" || err == nil && host == "localhost" {
+		return true
+	}
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback()
+}
+
+// IsUnavailable reports that Redis is away, overloaded, read-only, refusing us or too slow,
+// or that the context ended: the command may succeed later, unchanged. What is left are
+// replies that blame the command, and redis.Nil.
+func IsUnavailable(err error) bool {
+	var reply redis.Error
+	if err == nil || !errors.As(err, &reply) {
+		return err != nil
+	}
+	for _, code := range [...]string{
+		"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", // starting, or failing over
+		"OOM", "MISCONF", "BUSY ", // overloaded, or cannot save
+		"NOAUTH", "WRONGPASS", "NOPERM", // credentials being changed
+	} {
+		if redis.HasErrorPrefix(err, code) {
+			return true
+		}
+	}
+	return redis.IsMaxClientsError(err)
+}
+
+// Check looks for settings of the server that make it forget what it must keep, and returns
+// a line for each, for a person.
+func Check(ctx context.Context, client *redis.Client) ([]string, error) {
+	text, err := client.Info(ctx).Result() // CONFIG GET is what managed servers forbid
+	if err != nil {
+		return nil, fmt.Errorf("ask Redis for its settings: %w", err)
+	}
+	info := make(map[string]string)
+	for line := range strings.Lines(text) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			info[name] = value
+		}
+	}
+	var warnings []string
+	if policy := info["maxmemory_policy"]; policy != "" && policy != "noeviction" {
+		warnings = append(warnings, "maxmemory-policy is "+policy+": under memory pressure Redis signs users out and forgets throttling. Set it to noeviction.")
+	}
+	if info["aof_enabled"] == "0" {
+		warnings = append(warnings, "the append-only file is off: when Redis restarts, users who signed in since its last snapshot are signed out. Set appendonly yes.")
+	}
+	if info["role"] == "slave" {
+		warnings = append(warnings, "this server is a replica: it takes no writes.")
+	}
+	return warnings, nil
+}

@@ -1,0 +1,218 @@
+package cache_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/config"
+)
+
+func TestNothingNamedIsNoRedis(t *testing.T) {
+	t.Parallel()
+	if (cache.Config{Port: 6379}).Enabled() {
+		t.Error("enabled without a host or a URL")
+	}
+	if !(cache.Config{Host: "h"}).Enabled() || !(cache.Config{URL: "redis://h"}).Enabled() {
+		t.Error("not enabled with a host or a URL")
+	}
+}
+
+func TestOpenUsesThePartsAsItUsesTheURL(t *testing.T) {
+	t.Parallel()
+	server := miniredis.RunT(t)
+	server.RequireAuth("p@ss:/word")
+	host, port, _ := net.SplitHostPort(server.Addr())
+	var n int
+	_, _ = fmt.Sscan(port, &n)
+	for name, cfg := range map[string]cache.Config{
+		"parts": {Host: host, Port: n, Password: "p@ss:/word", DB: 3},
+		"url":   {URL: config.Secret("redis://:p%40ss%3A%2Fword@" + server.Addr() + "/3"), Host: "elsewhere.invalid"},
+	} {
+		client, err := cache.Open(t.Context(), cfg, cache.Options{AppName: "test", Prod: true})
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if err := client.Set(t.Context(), name, "1", 0).Err(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		_ = client.Close()
+		if !server.DB(3).Exists(name) {
+			t.Errorf("%s: wrote to another database", name)
+		}
+	}
+}
+
+func TestNoPasswordIsEverShown(t *testing.T) {
+	t.Parallel()
+	for _, cfg := range []cache.Config{
+		{URL: "redis://user:hunter2@127.0.0.1:1/5"},
+		{URL: "redis://user:hunter2@127.0.0.1:1/5?nonsense=1"},
+		{URL: "redis://user:hunter2@[bad"},
+		{Host: "127.0.0.1", Port: 1, Password: "hunter2"},
+	} {
+		text := cfg.Describe() + fmt.Sprintf("%v %+v", cfg, cfg)
+		cfg.Validate(func(path, problem string) { text += path + problem })
+		if _, err := cache.Open(t.Context(), cfg, cache.Options{}); err == nil {
+			t.Error("opened")
+		} else {
+			text += err.Error()
+		}
+		if strings.Contains(text, "hunter2") {
+			t.Errorf("shows the password: %s", text)
+		}
+	}
+	if got := (cache.Config{URL: "redis://user:hunter2@127.0.0.1:1/5"}).Describe(); got != "Redis 127.0.0.1:1/5" {
+		t.Errorf("described as %q", got)
+	}
+}
+
+func TestProdModeRefusesUnverifiedServersElsewhere(t *testing.T) {
+	t.Parallel()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel() // what is not refused fails before it connects
+	for name, tc := range map[string]struct {
+		cfg     cache.Config
+		refused bool
+	}{
+		"plain parts":       {cache.Config{Host: "redis.invalid", Port: 1}, true},
+		"plain URL":         {cache.Config{URL: "redis://redis.invalid:1"}, true},
+		"unverified TLS":    {cache.Config{URL: "rediss://redis.invalid:1?skip_verify=true"}, true},
+		"verified TLS":      {cache.Config{URL: "rediss://redis.invalid:1"}, false},
+		"verified parts":    {cache.Config{Host: "redis.invalid", Port: 1, TLS: true}, false},
+		"allowed":           {cache.Config{Host: "redis.invalid", Port: 1, AllowPlaintext: true}, false},
+		"loopback name":     {cache.Config{Host: "localhost", Port: 1}, false},
+		"loopback address":  {cache.Config{URL: "redis://[::1]:1"}, false},
+		"socket":            {cache.Config{URL: "unix:///nowhere/redis.sock"}, false},
+		"a name that looks": {cache.Config{Host: "127.0.0.1.invalid", Port: 1}, true},
+	} {
+		_, err := cache.Open(ended, tc.cfg, cache.Options{Prod: true})
+		if err == nil || errors.Is(err, cache.ErrPlaintext) != tc.refused {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := cache.Open(ended, tc.cfg, cache.Options{}); errors.Is(err, cache.ErrPlaintext) {
+			t.Errorf("%s: refused in dev mode", name)
+		}
+	}
+}
+
+func TestValidateNamesTheSetting(t *testing.T) {
+	t.Parallel()
+	notPEM := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(notPEM, []byte("hello"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, cfg := range map[string]cache.Config{
+		"":              {URL: "rediss://user:pass@host:6379/1"},
+		"redis.url":     {URL: "http://host"},
+		"redis.ca_file": {CAFile: notPEM},
+	} {
+		got := ""
+		cfg.Validate(func(path, problem string) { got += path })
+		if got != want {
+			t.Errorf("reported %q, not %q", got, want)
+		}
+	}
+}
+
+func TestUnavailableIsWhatMayWorkLater(t *testing.T) {
+	t.Parallel()
+	server := miniredis.RunT(t)
+	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret("redis://" + server.Addr())}, cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	get := func(ctx context.Context) error { return client.Get(ctx, "key").Err() }
+
+	if err := get(t.Context()); !errors.Is(err, redis.Nil) || cache.IsUnavailable(err) {
+		t.Errorf("a missing key: %v", err)
+	}
+	for _, reply := range []string{"LOADING Redis is loading", "READONLY no", "OOM no", "MISCONF no", "NOAUTH no", "ERR max number of clients reached", "BUSY no"} {
+		server.SetError(reply)
+		if err := get(t.Context()); !cache.IsUnavailable(fmt.Errorf("read: %w", err)) {
+			t.Errorf("%v is not unavailable", err)
+		}
+	}
+	server.SetError("WRONGTYPE no")
+	if err := get(t.Context()); cache.IsUnavailable(err) {
+		t.Errorf("%v is unavailable", err)
+	}
+	server.SetError("")
+	ended, cancel := context.WithDeadline(t.Context(), time.Now().Add(-time.Second))
+	defer cancel()
+	if err := get(ended); !cache.IsUnavailable(err) {
+		t.Errorf("an ended context: %v", err)
+	}
+	server.Close()
+	if err := get(t.Context()); !cache.IsUnavailable(err) {
+		t.Errorf("a closed server: %v", err)
+	}
+	if cache.IsUnavailable(nil) {
+		t.Error("no error is unavailable")
+	}
+}
+
+func TestADeadlineEndsACommandToASilentServer(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = listener.Close() }) // accepts in the kernel, never answers
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err = cache.Open(ctx, cache.Config{URL: config.Secret("redis://" + listener.Addr().String())}, cache.Options{})
+	if !cache.IsUnavailable(err) {
+		t.Errorf("a silent server: %v", err)
+	}
+}
+
+func TestCheckWarnsOfAServerThatForgets(t *testing.T) {
+	t.Parallel()
+	warnings := func(args ...string) string {
+		lines, err := cache.Check(t.Context(), cachetest.Open(t, cachetest.Start(t, args...).URL()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(lines, "\n")
+	}
+	if got := warnings(); got != "" {
+		t.Errorf("warned of a server that is fit: %s", got)
+	}
+	got := warnings("--maxmemory-policy", "allkeys-lru", "--appendonly", "no", "--replicaof", "127.0.0.1 1")
+	for _, want := range []string{"allkeys-lru", "append-only", "replica"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no word of %s: %s", want, got)
+		}
+	}
+}
+
+func TestAClientRecoversWhenItsServerDoes(t *testing.T) {
+	t.Parallel()
+	server := cachetest.Start(t)
+	client := cachetest.Open(t, server.URL())
+	if err := client.Set(t.Context(), "key", "kept", 0).Err(); err != nil {
+		t.Fatal(err)
+	}
+	server.Kill()
+	if err := client.Get(t.Context(), "key").Err(); !cache.IsUnavailable(err) {
+		t.Errorf("a killed server: %v", err)
+	}
+	server.Restart()
+	if got, err := client.Get(t.Context(), "key").Result(); err != nil || got != "kept" {
+		t.Errorf("after the restart: %q, %v", got, err)
+	}
+}

@@ -1,0 +1,152 @@
+// Package cachetest gives tests a Redis: a client of the shared server, or a server of the
+// test's own that may be killed, flushed and replicated.
+package cachetest
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// Shared returns a client of the shared real Redis. Tests keep to keys of their own.
+func Shared(t testing.TB) *redis.Client { t.Helper(); return Open(t, testenv.Redis(t)) }
+
+// Open returns a client of the Redis at a URL, closed when the test ends.
+func Open(t testing.TB, url string) *redis.Client {
+	t.Helper()
+	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url)}, cache.Options{AppName: "authctl-test"})
+	if err != nil {
+		t.Fatalf("open the test's Redis: %v", err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// Server is a redis-server process of one test.
+type Server struct {
+	t    testing.TB
+	dir  string
+	port int
+	args []string
+
+	process *os.Process     // nil while it does not run
+	ended   <-chan struct{} // closed when it has ended
+}
+
+// Start runs a redis-server that saves every write before it answers, and ends it with the
+// test. Arguments are added to its command line. Without the binary the test is skipped, or
+// fails where the real engines are demanded (see testenv).
+func Start(t testing.TB, args ...string) *Server {
+	t.Helper()
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		if testenv.Demanded() {
+			t.Fatal("the real Redis is demanded, and there is no redis-server")
+		}
+		t.Skip("no redis-server")
+	}
+	s := &Server{t: t, dir: t.TempDir(), args: args}
+	t.Cleanup(s.Kill)
+	s.Restart()
+	return s
+}
+
+// Port returns the port on 127.0.0.1. It stays over a restart.
+func (s *Server) Port() string { return strconv.Itoa(s.port) }
+
+// URL returns the server's URL.
+func (s *Server) URL() string { return "redis://127.0.0.1:" + s.Port() }
+
+// Restart starts the server, which must not run, with what it had saved.
+func (s *Server) Restart() {
+	s.t.Helper()
+	// Between finding a free port and taking it, another process may be faster.
+	for range 5 {
+		port := s.port
+		if port == 0 {
+			port = freePort(s.t)
+		}
+		cmd := exec.Command("redis-server", append([]string{"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", s.dir,
+			"--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning"}, s.args...)...)
+		if err := cmd.Start(); err != nil {
+			s.t.Fatalf("start redis-server: %v", err)
+		}
+		ended := make(chan struct{})
+		go func() { _ = cmd.Wait(); close(ended) }()
+		if answers(s.t.Context(), port, ended) {
+			s.port, s.process, s.ended = port, cmd.Process, ended
+			return
+		}
+		_ = cmd.Process.Kill()
+		<-ended
+	}
+	s.t.Fatal("redis-server does not start")
+}
+
+// Kill ends the server as a crash would.
+func (s *Server) Kill() {
+	if s.process == nil {
+		return
+	}
+	_ = s.process.Kill()
+	<-s.ended
+	s.process = nil
+}
+
+// Pause stops the process without ending it; Resume lets it go on.
+func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
+
+// Resume undoes Pause.
+func (s *Server) Resume() { s.signal(syscall.SIGCONT) }
+
+func (s *Server) signal(sig os.Signal) {
+	s.t.Helper()
+	if err := s.process.Signal(sig); err != nil {
+		s.t.Fatalf("signal redis-server: %v", err)
+	}
+}
+
+func answers(ctx context.Context, port int, ended <-chan struct{}) bool {
+	client := redis.NewClient(&redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", port), MaxRetries: -1, DialerRetries: 1})
+	defer func() { _ = client.Close() }()
+	deadline := time.After(20 * time.Second)
+	for {
+		// One that ended answered nothing: another process has the port.
+		if client.Ping(ctx).Err() == nil {
+			select {
+			case <-ended:
+				return false
+			default:
+				return true
+			}
+		}
+		select {
+		case <-ended:
+			return false
+		case <-deadline:
+			return false
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatalf("find a free port: %v", err)
+	}
+	defer func() { _ = listener.Close() }()
+	return listener.Addr().(*net.TCPAddr).Port
+}
