@@ -1,0 +1,69 @@
+// Package throttle decides, before any hashing, whether a sign-in may be tried now.
+//
+// Everybody who guesses passwords must be slowed, and nobody who guesses may thereby keep
+// the owner out. Both follow from one idea: whoever has signed in to the account before
+// travels in a lane of their own, which strangers cannot fill.
+//
+//	           presents a device token       signed in from this            anyone else
+//	           that we made for the name     address to this account
+//	           ──────────┬──────────────     before ───────┬──────          ──────┬────
+//	                device lane                        pair lane             common lane
+//	own budget:     5 failures a token,           5 failures a pair,      pair, account, address,
+//	                until a success               until a success         /48 prefix and global
+//	                     │ used up                         │ used up             ▲
+//	                     └─────────────────────────────────┴─────────────────────┘
+//
+// In the common lane, five limits hold at once:
+//
+//	pair      one address at one account   5 failures, then a delay that doubles: 1s, 2s, … 15m
+//	account   all strangers at an account  20 failures, then the same; at 100 failures 24h each
+//	address   IPv4 /32 or IPv6 /64         200 failures, then 10 a minute, whatever the names
+//	prefix    IPv6 /48                     800 failures, then 40 a minute
+//	global    all strangers                2000 failures, then 600 a minute
+//
+// That the account is more patient than the pair is on purpose: one address hammering an
+// account is stopped by the pair's delay, hours before strangers elsewhere feel anything.
+//
+// # What is counted
+//
+// Only failures. A sign-in that succeeds costs nothing, however many there are. But a guess
+// in flight may turn out to be a failure, so [Limiter.Begin] reserves room for it and
+// [Limiter.Failed], [Limiter.Succeeded] or [Limiter.Cancel] settles the reservation: a
+// thousand guesses sent at once are not a thousand guesses. Attempts that find all room
+// reserved, but not used up, wait a little for others to settle, since those may succeed.
+// A reservation that is never settled, because a process died, becomes a failure after
+// two minutes.
+//
+// A success in the common lane forgets the failures of the account and of the pair. In the
+// other lanes it forgets those of that lane only: else an owner who signs in every hour
+// would hand strangers a new budget every hour. A streak that has caused delays is
+// remembered for 30 days, so 100 is a limit of consecutive failures (NIST SP 800-63B-4
+// §3.2.2) and not of failures a day. Beyond it, one guess a day is let through.
+//
+// Accounts are named by a keyed hash of the canonical name, whether there is such an account
+// or not. The package never learns which; its answers cannot tell (R01).
+//
+// # What a known device is worth to a thief
+//
+// A stolen device token, or an address shared with the owner, gives five guesses and then
+// the common lane. The owner's next success with the same token, or without any token from
+// the same address, gives five more; each sign-in hands out a new token, so a stolen one
+// does not profit for long.
+//
+// # Where the counters live, and what they take
+//
+// In Redis when there is one: one script, so one round trip, for Begin and one to settle.
+// All keys carry the hash tag {throttle} and so share a slot, because one script reads
+// several of them; a cluster serves throttling from one node, at some 50,000 decisions a
+// second. Redis' clock is the clock. Every key expires, and since a key is only made by a
+// failure (which the global limit bounds, by default to 600 a minute) or by a success,
+// 24 hours of the worst flood are some 900,000 accounts and as many pairs: about 250 MB.
+//
+// Without Redis, in this process: a fixed number of entries, some 300 bytes each. When they
+// are used up, those with the fewest failures go first, so that spraying new names cannot
+// push out the count of an account under attack.
+//
+// When Redis is away or slow, each process goes on with its own counters, which have followed
+// what this process saw, and returns to Redis by itself. Limits are then per process; device
+// tokens work all the same.
+package throttle

@@ -1,0 +1,102 @@
+package throttle
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+const (
+	// patience is how long an attempt waits for those in flight before it is refused.
+	patience = 3 * time.Second
+	// glance is how often it looks for itself: other processes settle without a word.
+	glance = 500 * time.Millisecond
+	// maxWaiting bounds how many wait in one process; more are refused at once.
+	maxWaiting = 1024
+)
+
+// gates let attempts wait until others of the same account or address have settled.
+type gates struct {
+	mu      sync.Mutex
+	waiting int
+	byID    map[id]*gate
+}
+
+type gate struct {
+	waiting int
+	wake    chan struct{} // holds one: whoever takes it looks again
+}
+
+// wait calls again, each time somebody settled at the id or a glance has passed, until it
+// returns false. It gives up when patience or ctx ends, or at once when too many wait.
+func (g *gates) wait(ctx context.Context, at id, patience time.Duration, again func() bool) {
+	gate, ok := g.enter(at)
+	if !ok {
+		return
+	}
+	defer g.leave(at, gate)
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	look := time.NewTicker(glance)
+	defer look.Stop()
+	for {
+		select {
+		case <-gate.wake:
+		case <-look.C:
+		case <-ctx.Done():
+			return
+		}
+		if !again() {
+			return
+		}
+	}
+}
+
+// settled wakes one who waits at the id.
+func (g *gates) settled(at id) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if gate := g.byID[at]; gate != nil {
+		gate.call()
+	}
+}
+
+func (g *gates) enter(at id) (*gate, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.waiting >= maxWaiting {
+		return nil, false
+	}
+	entered := g.byID[at]
+	if entered == nil {
+		if g.byID == nil {
+			g.byID = make(map[id]*gate)
+		}
+		entered = &gate{wake: make(chan struct{}, 1)}
+		g.byID[at] = entered
+	}
+	g.waiting++
+	entered.waiting++
+	return entered, true
+}
+
+// leave wakes the next: if there was room for one there may be room for another, and if a
+// delay has begun the others need not wait to hear of it.
+func (g *gates) leave(at id, left *gate) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.waiting--
+	left.waiting--
+	if left.waiting == 0 {
+		delete(g.byID, at)
+		return
+	}
+	left.call()
+}
+
+func (g *gate) call() {
+	select {
+	case g.wake <- struct{}{}:
+	default: // somebody is being woken already
+	}
+}

@@ -1,0 +1,232 @@
+-- The rules of rules.go, for counters in Redis. The settings come as the table R before
+-- this text. One call decides one thing, in one step, by Redis' own clock.
+--
+-- ARGV: operation, time to use instead of the clock (0 but in tests), lane, outcome
+-- KEYS: account, pair, device, address, prefix, global
+--       (for "take" only: the counter of registrations)
+-- A key that ends in ":none" stands for a counter that the attempt does not have.
+-- A record is a hash: f failed, p pending, t written, u until, m mark.
+
+local LEASE, UNIT = 120000, 60000
+local DEVICE, PAIR, COMMON = 1, 2, 3
+local FAILED, SUCCEEDED = 0, 1
+
+local now = tonumber(ARGV[2])
+if now == 0 then
+  local clock = redis.call('TIME')
+  now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+end
+
+local function has(key) return string.sub(key, -5) ~= ':none' end
+
+local function get(key)
+  local v = redis.call('HMGET', key, 'f', 'p', 't', 'u', 'm')
+  return {
+    failed = tonumber(v[1] or 0), pending = tonumber(v[2] or 0), at = tonumber(v[3] or 0),
+    wait_until = tonumber(v[4] or 0), mark = tonumber(v[5] or 0),
+  }
+end
+
+local function put(key, rec, life)
+  if life <= 0 then
+    redis.call('DEL', key)
+    return
+  end
+  redis.call('HSET', key, 'f', rec.failed, 'p', rec.pending, 't', now, 'u', rec.wait_until, 'm', rec.mark)
+  redis.call('PEXPIRE', key, life)
+end
+
+-- Lanes: counters of consecutive failures.
+
+local function keep(rule, rec)
+  if rec.failed < rule.free then return rule.few end
+  return rule.many
+end
+
+local function delay(rule, failures)
+  if failures < rule.free then return 0 end
+  if rule.max > 0 and failures >= rule.max then return rule.lock end
+  return math.min(rule.base * 2 ^ math.min(failures - rule.free, 30), rule.longest)
+end
+
+local function lane(key, rule, cleared)
+  local rec = get(key)
+  cleared = cleared or rec.mark
+  if rec.at <= cleared or rec.at + keep(rule, rec) < now then
+    rec.failed, rec.pending, rec.wait_until = 0, 0, 0
+  end
+  if rec.pending > 0 and rec.at + LEASE < now then
+    rec.failed, rec.pending = rec.failed + rec.pending, 0
+    rec.wait_until = rec.at + delay(rule, rec.failed)
+  end
+  return rec
+end
+
+local function put_lane(key, rule, rec)
+  local life = 0
+  if rec.failed > 0 or rec.pending > 0 then
+    life = math.max(keep(rule, rec), rec.wait_until - now)
+  end
+  local mark = rec.mark - now
+  if rule.remembers_clear and rec.mark > 0 then mark = mark + rule.many end
+  put(key, rec, math.max(life, mark))
+end
+
+local function finish(rule, rec, how)
+  rec.pending = math.max(0, rec.pending - 1)
+  if how == SUCCEEDED then
+    rec.failed, rec.wait_until = 0, 0
+  elseif how == FAILED then
+    local before = rec.failed
+    rec.failed = before + 1
+    local d = delay(rule, rec.failed)
+    if d > 0 then rec.wait_until = now + d end
+    return (before < rule.free and rec.failed >= rule.free) or (before < rule.max and rec.failed >= rule.max)
+  end
+  return false
+end
+
+-- Buckets: failures over time.
+
+local function bucket(key, rule)
+  local rec = get(key)
+  local past = math.max(0, now - rec.at)
+  rec.failed = math.max(0, rec.failed - past * rule.per_minute)
+  rec.pending = math.max(0, rec.pending - past * rule.drain)
+  return rec
+end
+
+local function put_bucket(key, rule, rec)
+  local life = math.ceil(rec.failed / rule.per_minute)
+  if rec.pending > 0 then life = math.max(life, LEASE) end
+  put(key, rec, life)
+end
+
+-- Refusals. The longest wins; -1 is none, and 0 that all room is reserved.
+
+local refused_by, refused_for = 0, -1
+
+local function refuse(limit, wait)
+  if wait > refused_for then refused_by, refused_for = limit, wait end
+end
+
+local function room_in_lane(rule, rec, limit)
+  if rec.wait_until > now then
+    refuse(limit, rec.wait_until - now)
+  elseif rec.pending >= math.max(1, rule.free - rec.failed) then
+    refuse(limit, 0)
+  end
+end
+
+local function room_in_bucket(rule, rec, limit)
+  local over = rec.failed + UNIT - rule.burst * UNIT
+  if over > 0 then
+    refuse(limit, math.ceil(over / rule.per_minute))
+  elseif over + rec.pending > 0 then
+    refuse(limit, 0)
+  end
+end
+
+local operation = {}
+
+function operation.begin()
+  local account = lane(KEYS[1], R.account)
+  if has(KEYS[3]) then
+    local device = lane(KEYS[3], R.device, account.mark)
+    if device.failed + device.pending < R.device.free then
+      device.pending = device.pending + 1
+      put_lane(KEYS[3], R.device, device)
+      return {DEVICE, 0, 0}
+    end
+  end
+  local pair = lane(KEYS[2], R.pair, account.mark)
+  if pair.mark > now and pair.failed + pair.pending < R.pair.free then
+    pair.pending = pair.pending + 1
+    put_lane(KEYS[2], R.pair, pair)
+    return {PAIR, 0, 0}
+  end
+
+  local address, prefix = bucket(KEYS[4], R.address), nil
+  room_in_lane(R.pair, pair, 1)
+  room_in_lane(R.account, account, 2)
+  room_in_bucket(R.address, address, 3)
+  if has(KEYS[5]) then
+    prefix = bucket(KEYS[5], R.prefix)
+    room_in_bucket(R.prefix, prefix, 4)
+  end
+  room_in_bucket(R.global, bucket(KEYS[6], R.global), 5)
+  if refused_for >= 0 then return {0, refused_by, refused_for} end
+
+  pair.pending = pair.pending + 1
+  account.pending = account.pending + 1
+  address.pending = address.pending + UNIT
+  put_lane(KEYS[2], R.pair, pair)
+  put_lane(KEYS[1], R.account, account)
+  put_bucket(KEYS[4], R.address, address)
+  if prefix then
+    prefix.pending = prefix.pending + UNIT
+    put_bucket(KEYS[5], R.prefix, prefix)
+  end
+  return {COMMON, 0, 0}
+end
+
+local function fill(key, rule, of, how)
+  local rec = bucket(key, rule)
+  if of == COMMON then rec.pending = math.max(0, rec.pending - UNIT) end
+  if how == FAILED then rec.failed = rec.failed + UNIT end
+  put_bucket(key, rule, rec)
+end
+
+function operation.settle()
+  local of, how = tonumber(ARGV[3]), tonumber(ARGV[4])
+  local account = lane(KEYS[1], R.account)
+  local pair = lane(KEYS[2], R.pair, account.mark)
+  local crossed, wait = false, 0
+
+  if of == DEVICE then
+    local device = lane(KEYS[3], R.device, account.mark)
+    finish(R.device, device, how)
+    put_lane(KEYS[3], R.device, device)
+  end
+  if of == PAIR or of == COMMON then
+    crossed = finish(R.pair, pair, how)
+    wait = math.max(0, pair.wait_until - now)
+    fill(KEYS[4], R.address, of, how)
+    if has(KEYS[5]) then fill(KEYS[5], R.prefix, of, how) end
+    if how == FAILED then
+      local global = bucket(KEYS[6], R.global)
+      global.failed = global.failed + UNIT
+      put_bucket(KEYS[6], R.global, global)
+    end
+  end
+  if of == COMMON then
+    crossed = finish(R.account, account, how) or crossed
+    wait = math.max(wait, account.wait_until - now)
+    put_lane(KEYS[1], R.account, account)
+  end
+  if how == SUCCEEDED then pair.mark = now + R.known end
+  if of ~= DEVICE or how == SUCCEEDED then put_lane(KEYS[2], R.pair, pair) end
+  if crossed and of == COMMON then return {1, wait} end
+  return {0, wait}
+end
+
+function operation.take()
+  local rec = bucket(KEYS[1], R.register)
+  room_in_bucket(R.register, rec, 3)
+  if refused_for >= 0 then return {refused_for} end
+  rec.failed = rec.failed + UNIT
+  put_bucket(KEYS[1], R.register, rec)
+  return {0}
+end
+
+function operation.clear()
+  put_lane(KEYS[1], R.account, {failed = 0, pending = 0, wait_until = 0, mark = now})
+  return {}
+end
+
+function operation.state()
+  local account = lane(KEYS[1], R.account)
+  return {account.failed, math.max(0, account.wait_until - now)}
+end
+
+return operation[ARGV[1]]()

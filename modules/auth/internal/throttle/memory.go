@@ -1,0 +1,264 @@
+package throttle
+
+import (
+	"container/list"
+	"math/bits"
+	"sync"
+	"time"
+)
+
+// memory keeps the counters of one process. It holds at most capacity of them.
+//
+// One lock guards all: a decision takes a microsecond or two, and a sign-in hashes for a
+// thousand times that.
+type memory struct {
+	rules    rules
+	now      func() time.Time
+	capacity int
+
+	mu      sync.Mutex
+	entries map[id]*entry
+	// ranks holds the entries by how much is lost when they are forgotten, in each rank in
+	// the order of their last change. When there is no room the oldest of the lowest rank
+	// goes: to flush a counter, an attacker has to bring more than capacity others as high.
+	ranks   [8]list.List
+	evicted uint64
+}
+
+type entry struct {
+	id      id
+	rec     record
+	expires int64
+	rank    int
+	elem    *list.Element
+}
+
+func newMemory(r rules, capacity int, now func() time.Time) *memory {
+	return &memory{rules: r, capacity: capacity, now: now, entries: make(map[id]*entry)}
+}
+
+// begin lets an attempt through and reserves room for its failure, or refuses it. A refusal
+// changes nothing.
+func (m *memory) begin(k keys) verdict {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, now := m.rules, m.now().UnixMilli()
+	account := m.account(k, now)
+
+	if k.device != (id{}) {
+		device := r.device.current(m.get(k.device), now, account.mark)
+		if device.failed+device.pending < r.device.free {
+			device.pending++
+			m.putLane(k.device, device, r.device, now)
+			return verdict{lane: laneDevice}
+		}
+	}
+	pair := r.pair.current(m.get(k.pair), now, account.mark)
+	if pair.mark > now && pair.failed+pair.pending < r.pair.free {
+		pair.pending++
+		m.putLane(k.pair, pair, r.pair, now)
+		return verdict{lane: lanePair}
+	}
+
+	address := r.address.current(m.get(k.address), now)
+	v := r.pair.room(pair, limitPair, now).
+		orLonger(r.account.room(account, limitAccount, now)).
+		orLonger(r.address.room(address, limitAddress))
+	var prefix record
+	if k.prefix != (id{}) {
+		prefix = r.prefix.current(m.get(k.prefix), now)
+		v = v.orLonger(r.prefix.room(prefix, limitPrefix))
+	}
+	v = v.orLonger(r.global.room(r.global.current(m.get(k.global), now), limitGlobal))
+	if v.limit != limitNone {
+		return v
+	}
+	pair.pending++
+	account.pending++
+	address.pending += unit
+	prefix.pending += unit
+	m.putLane(k.pair, pair, r.pair, now)
+	m.putLane(k.account, account, r.account, now)
+	m.putBucket(k.address, address, r.address, now)
+	if k.prefix != (id{}) {
+		m.putBucket(k.prefix, prefix, r.prefix, now)
+	}
+	return verdict{lane: laneCommon}
+}
+
+// settle ends what begin let through in the lane. It also takes attempts that were begun
+// elsewhere: their outcome counts, and there is no reservation to take back. With laneNone
+// and succeeded it only remembers the pair.
+func (m *memory) settle(k keys, in lane, how outcome) settlement {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, now := m.rules, m.now().UnixMilli()
+	account := m.account(k, now)
+	pair := r.pair.current(m.get(k.pair), now, account.mark)
+	var s settlement
+
+	if in == laneDevice {
+		device := r.device.current(m.get(k.device), now, account.mark)
+		end(r.device, &device, how, now)
+		m.putLane(k.device, device, r.device, now)
+	}
+	if in == lanePair || in == laneCommon {
+		s.crossed = end(r.pair, &pair, how, now)
+		s.wait = milliseconds(max(0, pair.until-now))
+		m.fill(k.address, r.address, in, how, now)
+		if k.prefix != (id{}) {
+			m.fill(k.prefix, r.prefix, in, how, now)
+		}
+		if how == failed {
+			global := r.global.current(m.get(k.global), now)
+			global.failed += unit
+			m.putBucket(k.global, global, r.global, now)
+		}
+	}
+	if in == laneCommon {
+		s.crossed = end(r.account, &account, how, now) || s.crossed
+		s.wait = max(s.wait, milliseconds(account.until-now))
+		m.putLane(k.account, account, r.account, now)
+	}
+	if how == succeeded {
+		pair.mark = now + r.known
+	}
+	if in != laneDevice || how == succeeded {
+		m.putLane(k.pair, pair, r.pair, now)
+	}
+	s.crossed = s.crossed && in == laneCommon
+	return s
+}
+
+// end settles one reservation of a lane and reports whether a failure crossed a threshold.
+func end(r laneRule, rec *record, how outcome, now int64) (crossed bool) {
+	rec.pending = max(0, rec.pending-1)
+	switch how {
+	case failed:
+		return r.fail(rec, now)
+	case succeeded:
+		rec.failed, rec.until = 0, 0
+	}
+	return false
+}
+
+// fill settles one attempt in a bucket. Only the common lane reserves there, but failures
+// in the lane of a known pair fill it too: the address may be shared with a stranger.
+func (m *memory) fill(i id, r bucketRule, in lane, how outcome, now int64) {
+	rec := r.current(m.get(i), now)
+	if in == laneCommon {
+		rec.pending = max(0, rec.pending-unit)
+	}
+	if how == failed {
+		rec.failed += unit
+	}
+	m.putBucket(i, rec, r, now)
+}
+
+// take counts one registration against the address, or says how long it must wait.
+func (m *memory) take(i id) time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r, now := m.rules.register, m.now().UnixMilli()
+	rec := r.current(m.get(i), now)
+	if v := r.room(rec, limitAddress); v.limit != limitNone {
+		return v.wait
+	}
+	rec.failed += unit
+	m.putBucket(i, rec, r, now)
+	return 0
+}
+
+// clear forgets the failures of the account in all lanes.
+func (m *memory) clear(k keys) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.now().UnixMilli()
+	m.putLane(k.account, record{mark: now}, m.rules.account, now)
+}
+
+// state returns the failures of the account in the common lane, and for how long it
+// refuses.
+func (m *memory) state(k keys) (failures int64, wait time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := m.now().UnixMilli()
+	account := m.account(k, now)
+	return account.failed, milliseconds(max(0, account.until-now))
+}
+
+func (m *memory) account(k keys, now int64) record {
+	rec := m.get(k.account)
+	return m.rules.account.current(rec, now, rec.mark)
+}
+
+func (m *memory) get(i id) record {
+	if e := m.entries[i]; e != nil {
+		return e.rec
+	}
+	return record{}
+}
+
+func (m *memory) putLane(i id, rec record, r laneRule, now int64) {
+	m.put(i, rec, rec.failed, r.life(rec, now), now)
+}
+
+func (m *memory) putBucket(i id, rec record, r bucketRule, now int64) {
+	m.put(i, rec, rec.failed/unit, r.life(rec), now)
+}
+
+func (m *memory) put(i id, rec record, failures, life, now int64) {
+	rec.at = now
+	e := m.entries[i]
+	if e != nil {
+		m.ranks[e.rank].Remove(e.elem)
+	}
+	if life <= 0 {
+		delete(m.entries, i)
+		return
+	}
+	if e == nil {
+		m.makeRoom(now)
+		e = &entry{id: i}
+		m.entries[i] = e
+	}
+	e.rec, e.expires, e.rank = rec, now+life, rank(rec, failures)
+	e.elem = m.ranks[e.rank].PushBack(e)
+}
+
+// rank grows with the logarithm of the failures. What a success left behind ranks above
+// noise: it is what keeps an owner from being shut out.
+func rank(rec record, failures int64) int {
+	n := min(bits.Len64(uint64(failures)), 7)
+	if rec.mark > 0 {
+		n = max(n, 4)
+	}
+	return n
+}
+
+// makeRoom drops what has expired at the old end of each rank and, when that is not enough,
+// the oldest of the lowest rank.
+func (m *memory) makeRoom(now int64) {
+	for n := range m.ranks {
+		for e := m.ranks[n].Front(); e != nil && e.Value.(*entry).expires < now; e = m.ranks[n].Front() {
+			m.drop(e.Value.(*entry))
+		}
+	}
+	for n := range m.ranks {
+		for e := m.ranks[n].Front(); e != nil && len(m.entries) >= m.capacity; e = m.ranks[n].Front() {
+			m.drop(e.Value.(*entry))
+			m.evicted++
+		}
+	}
+}
+
+func (m *memory) drop(e *entry) {
+	m.ranks[e.rank].Remove(e.elem)
+	delete(m.entries, e.id)
+}
+
+func (m *memory) stats() (entries int, evicted uint64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.entries), m.evicted
+}

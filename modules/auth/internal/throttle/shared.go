@@ -1,0 +1,212 @@
+package throttle
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+)
+
+//go:embed limits.lua
+var limitsLua string
+
+const (
+	// redisTimeout bounds what a slow Redis may add to a sign-in.
+	redisTimeout = 150 * time.Millisecond
+	// redisRetry is how long Redis is left alone after it failed: then one sign-in tries
+	// whether it is back.
+	redisRetry = time.Second
+)
+
+// errAway says that Redis cannot be asked now and the caller must go on without.
+var errAway = errors.New("redis is away")
+
+// shared keeps the counters of all processes in Redis.
+type shared struct {
+	client redis.UniversalClient
+	script string
+	digest string // by which Redis remembers the script
+	now    func() time.Time
+	log    *zap.Logger
+	clock  func() time.Time // instead of Redis' own; nil but in tests
+
+	mu      sync.Mutex
+	away    bool
+	retryAt time.Time
+}
+
+func newShared(client redis.UniversalClient, r rules, now func() time.Time, log *zap.Logger) *shared {
+	// Unless the client was told to, it lets no context cut short what it has begun.
+	if c, ok := client.(*redis.Client); ok && !c.Options().ContextTimeoutEnabled {
+		client = c.WithTimeout(redisTimeout)
+	}
+	script := r.lua() + limitsLua
+	return &shared{client: client, script: script, digest: redis.NewScript(script).Hash(), now: now, log: log}
+}
+
+// lua writes the settings as the table R that limits.lua reads. They are part of the script
+// rather than of each call, since they only change with the configuration.
+func (r rules) lua() string {
+	var b strings.Builder
+	b.WriteString("local R = {\n")
+	lane := func(name string, l laneRule) {
+		fmt.Fprintf(&b, "%s = {free = %d, base = %d, longest = %d, max = %d, lock = %d, few = %d, many = %d, remembers_clear = %t},\n",
+			name, l.free, l.base, l.longest, l.max, l.lock, l.few, l.many, l.remembersClear)
+	}
+	bucket := func(name string, l bucketRule) {
+		fmt.Fprintf(&b, "%s = {burst = %d, per_minute = %d, drain = %d},\n", name, l.burst, l.perMinute, l.drain())
+	}
+	lane("device", r.device)
+	lane("pair", r.pair)
+	lane("account", r.account)
+	bucket("address", r.address)
+	bucket("prefix", r.prefix)
+	bucket("global", r.global)
+	bucket("register", r.register)
+	fmt.Fprintf(&b, "known = %d}\n", r.known)
+	return b.String()
+}
+
+func (s *shared) begin(ctx context.Context, k keys) (verdict, error) {
+	n, err := s.run(ctx, 3, k.redis(), "begin")
+	if err != nil {
+		return verdict{}, err
+	}
+	return verdict{lane: lane(n[0]), limit: limit(n[1]), wait: milliseconds(n[2])}, nil
+}
+
+func (s *shared) settle(ctx context.Context, k keys, in lane, how outcome) (settlement, error) {
+	n, err := s.run(ctx, 2, k.redis(), "settle", int64(in), int64(how))
+	if err != nil {
+		return settlement{}, err
+	}
+	return settlement{crossed: n[0] == 1, wait: milliseconds(n[1])}, nil
+}
+
+func (s *shared) take(ctx context.Context, i id) (time.Duration, error) {
+	n, err := s.run(ctx, 1, []string{redisKey(classRegister, i)}, "take")
+	if err != nil {
+		return 0, err
+	}
+	return milliseconds(n[0]), nil
+}
+
+func (s *shared) clear(ctx context.Context, k keys) error {
+	_, err := s.run(ctx, 0, k.redis(), "clear")
+	return err
+}
+
+func (s *shared) state(ctx context.Context, k keys) (failures int64, wait time.Duration, err error) {
+	n, err := s.run(ctx, 2, k.redis(), "state")
+	if err != nil {
+		return 0, 0, err
+	}
+	return n[0], milliseconds(n[1]), nil
+}
+
+// redis names the keys in the order that limits.lua expects.
+func (k keys) redis() []string {
+	return []string{
+		redisKey(classAccount, k.account), redisKey(classPair, k.pair), redisKey(classDevice, k.device),
+		redisKey(classAddress, k.address), redisKey(classPrefix, k.prefix), redisKey(classGlobal, k.global),
+	}
+}
+
+func redisKey(c class, i id) string {
+	if i == (id{}) {
+		return "{throttle}:" + string(c) + ":none"
+	}
+	return "{throttle}:" + string(c) + ":" + i.String()
+}
+
+// once keeps the client from sending a command again that may have been carried out: that
+// would reserve or count twice.
+type once struct{ *redis.Cmd }
+
+func (once) NoRetry() bool { return true }
+
+// run carries out one operation and returns its answer of n numbers. The error is [errAway]
+// when the caller must go on without Redis, and that of ctx when the caller has left.
+func (s *shared) run(ctx context.Context, n int, keys []string, operation string, args ...any) ([]int64, error) {
+	if !s.usable() {
+		return nil, errAway
+	}
+	bounded, cancel := context.WithTimeout(ctx, redisTimeout)
+	defer cancel()
+	numbers, err := s.eval(bounded, "evalsha", s.digest, keys, operation, args)
+	if redis.HasErrorPrefix(err, "NOSCRIPT") { // the first call, or Redis was restarted
+		numbers, err = s.eval(bounded, "eval", s.script, keys, operation, args)
+	}
+	if err == nil && len(numbers) != n {
+		err = fmt.Errorf("answer of %d numbers, not %d", len(numbers), n)
+	}
+	if err != nil && ctx.Err() != nil {
+		return nil, ctx.Err() // says nothing about Redis
+	}
+	s.note(err)
+	if err != nil {
+		return nil, errAway
+	}
+	return numbers, nil
+}
+
+func (s *shared) eval(ctx context.Context, verb, script string, keys []string, operation string, args []any) ([]int64, error) {
+	words := []any{verb, script, len(keys)}
+	for _, key := range keys {
+		words = append(words, key)
+	}
+	var clock int64
+	if s.clock != nil {
+		clock = s.clock().UnixMilli()
+	}
+	words = append(words, operation, clock)
+	cmd := redis.NewCmd(ctx, append(words, args...)...)
+	if err := s.client.Process(ctx, once{cmd}); err != nil {
+		return nil, err
+	}
+	return cmd.Int64Slice()
+}
+
+// usable reports whether Redis is to be asked. While it is away that is one caller a second.
+func (s *shared) usable() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.away {
+		return true
+	}
+	now := s.now()
+	if now.Before(s.retryAt) {
+		return false
+	}
+	s.retryAt = now.Add(redisRetry)
+	return true
+}
+
+// note remembers whether Redis answered and logs when that changes.
+func (s *shared) note(err error) {
+	s.mu.Lock()
+	changed := s.away != (err != nil)
+	s.away = err != nil
+	if s.away {
+		s.retryAt = s.now().Add(redisRetry)
+	}
+	s.mu.Unlock()
+	switch {
+	case changed && err != nil:
+		s.log.Warn("throttle_redis_away", zap.Error(err), zap.String("consequence", "sign-ins are limited in each process by itself"))
+	case changed:
+		s.log.Info("throttle_redis_back")
+	}
+}
+
+func (s *shared) up() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.away
+}

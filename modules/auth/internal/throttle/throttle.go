@@ -1,0 +1,323 @@
+package throttle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// ErrTooManyAttempts refuses an attempt before any hashing. The fault returned tells when
+// to come back; it is the same whether the account exists or not.
+var ErrTooManyAttempts = fault.New(fault.TooMany, "too_many_attempts", "Too many attempts")
+
+// ErrNotShared is returned by [Limiter.Unlock] and [Limiter.State] when Redis is away: what
+// they would do or tell here would not hold for the other processes.
+var ErrNotShared = errors.New("the shared counters of sign-in attempts cannot be reached")
+
+// Options are what New needs beside the settings.
+type Options struct {
+	Redis          redis.UniversalClient // nil: the counters are those of this process
+	Secret         config.Secret         // AUTH_TOKEN_SECRET; device tokens and counters hang on it
+	PreviousSecret config.Secret         // the one before, while it is being replaced; "" none
+	Now            func() time.Time      // nil: time.Now
+	Registry       prometheus.Registerer // nil: no metrics
+	Log            *zap.Logger           // nil: silent
+}
+
+// Limiter limits failed sign-ins. It is safe for concurrent use and needs no closing.
+type Limiter struct {
+	cfg        Config
+	now        func() time.Time
+	nameKey    []byte
+	deviceKeys [][]byte // the first makes tokens, all are accepted
+	local      *memory
+	shared     *shared // nil without Redis
+	gates      gates
+	patience   time.Duration
+
+	refused *prometheus.CounterVec
+	settled *prometheus.CounterVec
+	lockout prometheus.Counter
+}
+
+// New makes a limiter. It does not ask Redis anything yet: a Redis that is away is no
+// reason not to start.
+func New(cfg Config, opt Options) (*Limiter, error) {
+	if opt.Now == nil {
+		opt.Now = time.Now
+	}
+	if opt.Log == nil {
+		opt.Log = zap.NewNop()
+	}
+	if opt.Secret == "" {
+		return nil, errors.New("throttle: no secret")
+	}
+	l := &Limiter{cfg: cfg, now: opt.Now, patience: patience}
+	var err error
+	if l.nameKey, err = derive(opt.Secret, "counter"); err != nil {
+		return nil, err
+	}
+	for _, secret := range []config.Secret{opt.Secret, opt.PreviousSecret} {
+		if secret == "" {
+			continue
+		}
+		key, err := derive(secret, "device")
+		if err != nil {
+			return nil, err
+		}
+		l.deviceKeys = append(l.deviceKeys, key)
+	}
+	l.local = newMemory(cfg.rules(), cfg.MemoryEntries, opt.Now)
+	if opt.Redis != nil {
+		l.shared = newShared(opt.Redis, cfg.rules(), opt.Now, opt.Log)
+	}
+	return l, l.measure(opt.Registry)
+}
+
+// Attempt is one try to sign in.
+type Attempt struct {
+	Account string     // canonical name, whether there is such an account or not
+	Address netip.Addr // of the client, as the proxies we trust tell it
+	Device  string     // device token it presented; anything, or ""
+}
+
+// Ticket is the leave to try, and a reservation. Settle it with Failed, Succeeded or Cancel;
+// the first of these counts and later ones do nothing, so that Cancel can be deferred.
+type Ticket struct {
+	attempt Attempt
+	keys    keys
+	lane    lane
+	settled atomic.Bool
+}
+
+// Known reports whether the attempt comes from a device that signed in before.
+func (t *Ticket) Known() bool { return t.lane == laneDevice || t.lane == lanePair }
+
+// Begin asks for leave to check a password. Call it before any hashing. The error is
+// [ErrTooManyAttempts] with the time after which to come back.
+//
+// When all room is taken by attempts in flight Begin waits for some to settle, at most three
+// seconds and no longer than ctx. Redis adds at most some 150 ms.
+func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
+	t := &Ticket{attempt: a}
+	if !l.cfg.Enabled {
+		return t, nil
+	}
+	t.keys = l.keysOf(a)
+	v := l.begin(ctx, t.keys)
+	if v.limit != limitNone && v.wait == 0 {
+		l.gates.wait(ctx, t.keys.of(v.limit), l.patience, func() bool {
+			v = l.begin(ctx, t.keys)
+			return v.limit != limitNone && v.wait == 0
+		})
+	}
+	if v.limit == limitNone {
+		t.lane = v.lane
+		return t, nil
+	}
+	name := limitNames[v.limit]
+	if v.wait == 0 {
+		name = "in_flight"
+	}
+	l.refused.WithLabelValues(name).Inc()
+	return nil, tooMany(v.wait)
+}
+
+// of returns the counter whose room the limit guards, as far as attempts reserve there.
+func (k keys) of(n limit) id {
+	switch n {
+	case limitAddress:
+		return k.address
+	case limitPrefix:
+		return k.prefix
+	}
+	return k.account
+}
+
+func (l *Limiter) begin(ctx context.Context, k keys) verdict {
+	if l.shared != nil {
+		if v, err := l.shared.begin(ctx, k); err == nil {
+			return v
+		}
+	}
+	return l.local.begin(k)
+}
+
+// Failed says that the password was wrong, or that there is no such account. lockedOut is
+// true once for each threshold that a streak of failures crosses: when the delays begin for
+// this address or for all unknown devices, and when unknown devices are shut out for long.
+// Attempts like this one are refused until then; the zero time when they are not.
+func (l *Limiter) Failed(ctx context.Context, t *Ticket) (lockedOut bool, until time.Time) {
+	s := l.settle(ctx, t, failed)
+	if s.crossed {
+		l.lockout.Inc()
+	}
+	if s.wait > 0 {
+		until = l.now().Add(s.wait)
+	}
+	return s.crossed, until
+}
+
+// Succeeded says that the password was right. It remembers the address for the account and
+// returns a device token for the client to keep and to present at its next sign-in, in
+// place of the one it has.
+func (l *Limiter) Succeeded(ctx context.Context, t *Ticket) (deviceToken string) {
+	l.settle(ctx, t, succeeded)
+	return mintDevice(l.deviceKeys[0], t.attempt.Account, l.now())
+}
+
+// Cancel says that the password was not compared: there was no capacity, or an error came
+// first. An attempt whose password was compared must not be cancelled, whoever has left.
+func (l *Limiter) Cancel(ctx context.Context, t *Ticket) {
+	l.settle(ctx, t, cancelled)
+}
+
+// Remember makes the client known to the account without a sign-in, after it registered, and
+// returns its device token.
+func (l *Limiter) Remember(ctx context.Context, account string, address netip.Addr) (deviceToken string) {
+	return l.Succeeded(ctx, &Ticket{attempt: Attempt{Account: account, Address: address},
+		keys: l.keysOf(Attempt{Account: account, Address: address})})
+}
+
+func (l *Limiter) settle(ctx context.Context, t *Ticket, how outcome) settlement {
+	if !l.cfg.Enabled || !t.settled.CompareAndSwap(false, true) {
+		return settlement{}
+	}
+	// The counters in this process follow all that it sees, to be of use when Redis goes.
+	s := l.local.settle(t.keys, t.lane, how)
+	if l.shared != nil {
+		// Settled even when the caller has left; the time it takes is bounded all the same.
+		if common, err := l.shared.settle(context.WithoutCancel(ctx), t.keys, t.lane, how); err == nil {
+			s = common
+		}
+	}
+	if t.lane != laneNone {
+		l.settled.WithLabelValues(laneNames[t.lane], outcomeNames[how]).Inc()
+	}
+	for _, at := range []id{t.keys.account, t.keys.address, t.keys.prefix} {
+		l.gates.settled(at)
+	}
+	return s
+}
+
+// Register asks for leave to register an account from the address. The error is
+// [ErrTooManyAttempts]. There is no limit by default.
+func (l *Limiter) Register(ctx context.Context, address netip.Addr) error {
+	if !l.cfg.Enabled || l.cfg.RegisterPerMinute == 0 {
+		return nil
+	}
+	network, _ := networks(address)
+	at := l.id(classRegister, network, "")
+	wait, err := time.Duration(0), errAway
+	if l.shared != nil {
+		wait, err = l.shared.take(ctx, at)
+	}
+	if err != nil {
+		wait = l.local.take(at)
+	}
+	if wait > 0 {
+		l.refused.WithLabelValues("register").Inc()
+		return tooMany(wait)
+	}
+	return nil
+}
+
+// Unlock forgets the failures of the account in every lane, so that anyone may try at once.
+func (l *Limiter) Unlock(ctx context.Context, account string) error {
+	k := keys{account: l.id(classAccount, netip.Prefix{}, account)}
+	l.local.clear(k)
+	if l.shared != nil {
+		if err := l.shared.clear(ctx, k); err != nil {
+			return errors.Join(ErrNotShared, ctx.Err())
+		}
+	}
+	return nil
+}
+
+// State is what unknown devices meet at an account.
+type State struct {
+	Failures     int       // consecutive
+	RefusedUntil time.Time // zero: not refused
+}
+
+// State tells what unknown devices meet at the account. Without Redis it only knows of this
+// process.
+func (l *Limiter) State(ctx context.Context, account string) (State, error) {
+	k := keys{account: l.id(classAccount, netip.Prefix{}, account)}
+	failures, wait := l.local.state(k)
+	if l.shared != nil {
+		var err error
+		if failures, wait, err = l.shared.state(ctx, k); err != nil {
+			return State{}, errors.Join(ErrNotShared, ctx.Err())
+		}
+	}
+	s := State{Failures: int(failures)}
+	if wait > 0 {
+		s.RefusedUntil = l.now().Add(wait).UTC()
+	}
+	return s, nil
+}
+
+// tooMany rounds up to whole seconds, the unit of Retry-After.
+func tooMany(wait time.Duration) error {
+	return ErrTooManyAttempts.After(max(time.Second, (wait + time.Second - 1).Truncate(time.Second)))
+}
+
+func (l *Limiter) measure(reg prometheus.Registerer) error {
+	l.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "authctl_throttle_refused_total", Help: "Attempts refused before hashing, by the limit that refused.",
+	}, []string{"limit"})
+	l.settled = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "authctl_throttle_attempts_total", Help: "Attempts let through, by lane and by how they ended.",
+	}, []string{"lane", "outcome"})
+	l.lockout = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "authctl_throttle_lockouts_total", Help: "Thresholds crossed by streaks of failures.",
+	})
+	for _, name := range limitNames {
+		l.refused.WithLabelValues(name)
+	}
+	l.refused.WithLabelValues("in_flight")
+	l.refused.WithLabelValues("register")
+	for _, in := range laneNames {
+		for _, how := range outcomeNames {
+			l.settled.WithLabelValues(in, how)
+		}
+	}
+	if reg == nil {
+		return nil
+	}
+	collectors := []prometheus.Collector{l.refused, l.settled, l.lockout,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "authctl_throttle_entries", Help: "Counters kept in this process.",
+		}, func() float64 { n, _ := l.local.stats(); return float64(n) }),
+		prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "authctl_throttle_evicted_total", Help: "Counters in this process dropped for want of room.",
+		}, func() float64 { _, n := l.local.stats(); return float64(n) }),
+	}
+	if l.shared != nil {
+		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "authctl_throttle_redis_up", Help: "1 while limits are shared through Redis, 0 while each process limits by itself.",
+		}, func() float64 {
+			if l.shared.up() {
+				return 1
+			}
+			return 0
+		}))
+	}
+	for _, c := range collectors {
+		if err := reg.Register(c); err != nil {
+			return fmt.Errorf("register throttle metrics: %w", err)
+		}
+	}
+	return nil
+}
