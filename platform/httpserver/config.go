@@ -1,0 +1,121 @@
+package httpserver
+
+import (
+	"cmp"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+// Config is app.*: where the public listener is, who may call it from a browser, and how
+// much of the process one client may hold. Zero durations and limits mean their defaults;
+// port 0 is any free port.
+type Config struct {
+	Port           int      `config:"app.port" default:"8080" min:"0" max:"65535" doc:"Port of the public listener. 0 takes any free port."`
+	Host           string   `config:"app.host" doc:"Address of the public listener. Empty means every interface."`
+	Origins        []string `config:"app.origins" doc:"Browser origins that may call the API, exactly as browsers send them: https://app.example.com. Empty allows none."`
+	TrustedProxies []string `config:"app.trusted_proxies" doc:"Addresses or networks (CIDR) of the proxies in front, whose X-Forwarded-For is believed. Empty believes nobody."`
+
+	ShutdownTimeout time.Duration `config:"app.shutdown_timeout" default:"15s" min:"100ms" max:"10m" doc:"Longest a stop waits for requests under way; then they are cut off."`
+	DrainDelay      time.Duration `config:"app.drain_delay" default:"0s" min:"0s" max:"5m" doc:"How long a stop goes on accepting while /readyz already says 503, for load balancers that look first."`
+
+	HTTP HTTPConfig `config:"app.http"`
+	TLS  TLSConfig  `config:"app.tls"`
+}
+
+// HTTPConfig bounds what one connection and one client may cost.
+type HTTPConfig struct {
+	ReadTimeout         time.Duration `config:"read_timeout" default:"10s" min:"100ms" max:"5m" doc:"Longest a request may take to arrive whole, headers and body, from its first byte; also how long a new connection may stay silent."`
+	WriteTimeout        time.Duration `config:"write_timeout" default:"10s" min:"100ms" max:"5m" doc:"Longest an answer may take to be sent."`
+	IdleTimeout         time.Duration `config:"idle_timeout" default:"75s" min:"1s" max:"1h" doc:"How long a kept-alive connection may wait for its next request. Keep it above the load balancer's."`
+	RequestTimeout      time.Duration `config:"request_timeout" default:"15s" min:"100ms" max:"5m" doc:"Deadline of the work for one request."`
+	MaxHeaderBytes      int           `config:"max_header_bytes" default:"16384" min:"4096" max:"262144" doc:"Largest request line and headers together; more is answered 431."`
+	MaxConnections      int           `config:"max_connections" default:"16384" min:"16" max:"262144" doc:"Most connections at once; lowered to what the process may open files for."`
+	MaxConnectionsPerIP int           `config:"max_connections_per_ip" default:"1024" min:"1" max:"262144" doc:"Most connections at once from one IPv4 address or IPv6 /64. Trusted proxies are not counted."`
+}
+
+// TLSConfig makes the listener speak HTTPS itself. The files are read again when they change.
+type TLSConfig struct {
+	CertFile string `config:"cert_file" doc:"PEM file with the certificate chain. Empty serves plain HTTP, for a proxy in front."`
+	KeyFile  string `config:"key_file" doc:"PEM file with the certificate's private key."`
+}
+
+// Validate reports settings that cannot work.
+func (c Config) Validate(report func(path, problem string)) {
+	for _, origin := range c.Origins {
+		if problem := originProblem(origin); problem != "" {
+			report("app.origins", origin+": "+problem)
+		}
+	}
+	for _, proxy := range c.TrustedProxies {
+		if _, err := parseNetwork(proxy); err != nil {
+			report("app.trusted_proxies", proxy+": is neither an IP address nor a network like 10.0.0.0/8")
+		}
+	}
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		report("app.tls", "needs both cert_file and key_file, or neither")
+	}
+	for path, file := range map[string]string{"app.tls.cert_file": c.TLS.CertFile, "app.tls.key_file": c.TLS.KeyFile} {
+		if file == "" {
+			continue
+		}
+		if _, err := os.Stat(file); err != nil {
+			report(path, "cannot be read")
+		}
+	}
+}
+
+// originProblem says why an entry of app.origins is not the serialised origin (RFC 6454
+// §6.2) that a browser would send, or nothing when it is one.
+func originProblem(origin string) string {
+	switch origin {
+	case "*", "null":
+		return "would allow any page; name the origins"
+	}
+	u, err := url.Parse(origin)
+	switch {
+	case err != nil || u.Host == "" || u.Opaque != "":
+		return "is not an origin such as https://app.example.com"
+	case u.Scheme != "https" && u.Scheme != "http":
+		return "must begin with https:// or http://"
+	case u.User != nil || u.Path != "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.HasSuffix(origin, "#"):
+		return "must be scheme, host and port alone, without a path or a slash at the end"
+	case strings.Contains(u.Host, "*"):
+		return "wildcards are not supported; name each origin"
+	case origin != strings.ToLower(origin):
+		return "must be in lower case, as browsers send it"
+	case u.Scheme == "https" && u.Port() == "443", u.Scheme == "http" && u.Port() == "80", strings.HasSuffix(u.Host, ":"):
+		return "must leave out the default port, as browsers do"
+	}
+	return ""
+}
+
+// parseNetwork reads an address or a CIDR. IPv4-mapped IPv6 counts as the IPv4 it maps.
+func parseNetwork(text string) (netip.Prefix, error) {
+	if prefix, err := netip.ParsePrefix(text); err == nil {
+		if addr := prefix.Addr(); addr.Is4In6() && prefix.Bits() >= 96 {
+			prefix = netip.PrefixFrom(addr.Unmap(), prefix.Bits()-96)
+		}
+		return prefix.Masked(), nil
+	}
+	addr, err := netip.ParseAddr(text)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	addr = addr.Unmap().WithZone("")
+	return netip.PrefixFrom(addr, addr.BitLen()), nil
+}
+
+func (c Config) withDefaults() Config {
+	c.ShutdownTimeout = cmp.Or(c.ShutdownTimeout, 15*time.Second)
+	c.HTTP.ReadTimeout = cmp.Or(c.HTTP.ReadTimeout, 10*time.Second)
+	c.HTTP.WriteTimeout = cmp.Or(c.HTTP.WriteTimeout, 10*time.Second)
+	c.HTTP.IdleTimeout = cmp.Or(c.HTTP.IdleTimeout, 75*time.Second)
+	c.HTTP.RequestTimeout = cmp.Or(c.HTTP.RequestTimeout, 15*time.Second)
+	c.HTTP.MaxHeaderBytes = cmp.Or(c.HTTP.MaxHeaderBytes, 16<<10)
+	c.HTTP.MaxConnections = cmp.Or(c.HTTP.MaxConnections, 16384)
+	c.HTTP.MaxConnectionsPerIP = cmp.Or(c.HTTP.MaxConnectionsPerIP, 1024)
+	return c
+}

@@ -1,0 +1,213 @@
+package httpserver
+
+import (
+	"bytes"
+	"errors"
+	"mime"
+	"net/url"
+	"reflect"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
+	"github.com/gofiber/fiber/v2"
+
+	"github.com/toppira/authctl/platform/fault"
+)
+
+const maxDepth = 16 // of a JSON body, the object itself included
+
+// DecodeJSON reads the body into a pointer to a struct, and is the only way to read JSON. It
+// takes exactly application/json, UTF-8, one object of at most 16 levels, with the members
+// of the struct by their exact names, each at most once. Errors are faults: 415 for another
+// media type or a compressed body, 400 malformed_request for what is not such an object,
+// 400 validation_failed naming the field whose value has the wrong type. null is the wrong
+// type for every member; leaving it out is how to say nothing.
+func DecodeJSON(c *fiber.Ctx, into any) error {
+	if err := checkMedia(c, fiber.MIMEApplicationJSON); err != nil {
+		return err
+	}
+	return decodeJSON(c.Request().Body(), into)
+}
+
+func decodeJSON(body []byte, into any) error {
+	switch text := bytes.TrimLeft(body, " \t\r\n"); {
+	case len(text) == 0:
+		return ErrMalformed.Detail("The body is empty; a JSON object is expected.")
+	case text[0] != '{':
+		return ErrMalformed.Detail("The body must be a JSON object.")
+	}
+	// Both are looked for closely only where they may be.
+	if bytes.Count(body, []byte("{"))+bytes.Count(body, []byte("[")) > maxDepth && tooDeep(body) {
+		return ErrMalformed.Detail("The JSON is nested too deeply.")
+	}
+	if err := json.Unmarshal(body, into, json.RejectUnknownMembers(true)); err != nil {
+		return jsonFault(body, err)
+	}
+	if bytes.Contains(body, []byte("null")) {
+		if pointer, found := findNull(body); found {
+			return wrongType(pointer, "null is not accepted here")
+		}
+	}
+	return nil
+}
+
+// jsonFault tells what is wrong with a body in words that hold nothing of its values.
+func jsonFault(body []byte, err error) error {
+	var semantic *json.SemanticError
+	var syntactic *jsontext.SyntacticError
+	switch {
+	case errors.Is(err, json.ErrUnknownName) && errors.As(err, &semantic):
+		return ErrMalformed.Detail("The body has a member that is not known here: " + field(semantic.JSONPointer) + ".")
+	case errors.Is(err, jsontext.ErrDuplicateName):
+		detail := "The body has a member twice"
+		if errors.As(err, &syntactic) {
+			detail += ": " + field(syntactic.JSONPointer)
+		}
+		return ErrMalformed.Detail(detail + ".")
+	case errors.As(err, &semantic) && jsontext.Value(body).IsValid(jsontext.AllowDuplicateNames(false)):
+		return wrongType(semantic.JSONPointer, "must be "+kindName(semantic.GoType))
+	}
+	return ErrMalformed.Detail("The body is not valid JSON in UTF-8.")
+}
+
+func wrongType(pointer jsontext.Pointer, detail string) error {
+	return ErrValidation.Field(field(pointer), "wrong_type", detail)
+}
+
+// field names a member as a client would: user.name, scopes.0. Names can be the client's
+// own, so they are cut and made printable.
+func field(pointer jsontext.Pointer) string {
+	var parts []string
+	for token := range pointer.Tokens() {
+		parts = append(parts, token)
+	}
+	name := strings.Join(parts, ".")
+	if len(name) > 64 {
+		name = name[:64]
+	}
+	return strings.Trim(strconv.QuoteToASCII(strings.ToValidUTF8(name, "")), `"`)
+}
+
+func kindName(t reflect.Type) string {
+	if t == nil {
+		return "of another type"
+	}
+	switch t.Kind() {
+	case reflect.String:
+		return "a string"
+	case reflect.Bool:
+		return "true or false"
+	case reflect.Slice, reflect.Array:
+		return "an array"
+	case reflect.Struct, reflect.Map:
+		return "an object"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return "a whole number in range"
+	case reflect.Float32, reflect.Float64:
+		return "a number"
+	}
+	return "of another type"
+}
+
+// tooDeep counts nesting without parsing: brackets in strings do not count.
+func tooDeep(body []byte) bool {
+	depth, inString := 0, false
+	for i := 0; i < len(body); i++ {
+		switch b := body[i]; {
+		case inString && b == '\\':
+			i++
+		case b == '"':
+			inString = !inString
+		case inString:
+		case b == '{', b == '[':
+			if depth++; depth > maxDepth {
+				return true
+			}
+		case b == '}', b == ']':
+			depth--
+		}
+	}
+	return false
+}
+
+// findNull returns where the first null of a valid body stands.
+func findNull(body []byte) (jsontext.Pointer, bool) {
+	decoder := jsontext.NewDecoder(bytes.NewReader(body))
+	for {
+		token, err := decoder.ReadToken()
+		if err != nil {
+			return "", false
+		}
+		if token.Kind() == 'n' {
+			return decoder.StackPointer(), true
+		}
+	}
+}
+
+// checkMedia refuses a body of another type, charset or content coding.
+func checkMedia(c *fiber.Ctx, want string) error {
+	header := &c.Request().Header
+	if len(header.Peek(fiber.HeaderContentEncoding)) > 0 {
+		c.Set(fiber.HeaderAcceptEncoding, "identity") // RFC 9110 §15.5.16
+		return ErrUnsupportedMedia.Detail("Compressed bodies are not accepted.")
+	}
+	got := header.ContentType()
+	if string(got) == want {
+		return nil
+	}
+	media, parameters, err := mime.ParseMediaType(string(got))
+	if err == nil && media == want {
+		charset, given := parameters["charset"]
+		if len(parameters) == 0 || given && len(parameters) == 1 && strings.EqualFold(charset, "utf-8") {
+			return nil
+		}
+	}
+	return ErrUnsupportedMedia.Detail("Content-Type must be " + want + ".")
+}
+
+// Form is the body of an OAuth request: parameters by name, each sent once (RFC 6749 §3.2).
+type Form map[string]string
+
+// DecodeForm reads an application/x-www-form-urlencoded body in UTF-8. Parameters without a
+// value count as not sent. Errors are [OAuthError]s.
+func DecodeForm(c *fiber.Ctx) (Form, error) {
+	if err := checkMedia(c, fiber.MIMEApplicationForm); err != nil {
+		var f *fault.Fault
+		errors.As(err, &f)
+		return nil, &OAuthError{Status: fiber.StatusBadRequest, Code: "invalid_request", Description: f.Message}
+	}
+	return decodeForm(string(c.Request().Body()))
+}
+
+func decodeForm(body string) (Form, error) {
+	malformed := func(description string) (Form, error) {
+		return nil, &OAuthError{Status: fiber.StatusBadRequest, Code: "invalid_request", Description: description}
+	}
+	form := make(Form)
+	for body != "" {
+		var pair string
+		if pair, body, _ = strings.Cut(body, "&"); pair == "" {
+			continue
+		}
+		name, value, _ := strings.Cut(pair, "=")
+		name, errName := url.QueryUnescape(name)
+		value, errValue := url.QueryUnescape(value)
+		if errName != nil || errValue != nil || !utf8.ValidString(name) || !utf8.ValidString(value) {
+			return malformed("The body is not a valid form in UTF-8.")
+		}
+		if _, twice := form[name]; twice {
+			return malformed("A parameter was sent twice.")
+		}
+		form[name] = value
+	}
+	for name, value := range form {
+		if value == "" {
+			delete(form, name)
+		}
+	}
+	return form, nil
+}

@@ -1,0 +1,285 @@
+package httpserver
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// listener accepts within the limits, and knows every connection it gave out, so that a
+// stop can end those that fasthttp would wait for.
+type listener struct {
+	net.Listener
+	tls     *tls.Config // nil for plain HTTP
+	total   int
+	perIP   int
+	trusted proxies
+	log     *zap.Logger
+	refused func(limit string)
+	closed  chan struct{}
+	once    sync.Once
+
+	mu      sync.Mutex
+	conns   map[*conn]struct{}
+	clients map[netip.Prefix]int
+	empty   chan struct{} // closed when the last connection goes, once somebody waits
+	warned  time.Time
+}
+
+// Accept returns the next connection that is within the limits. Being out of file
+// descriptors passes: fasthttp would end the server for it.
+func (l *listener) Accept() (net.Conn, error) {
+	for pause := 5 * time.Millisecond; ; {
+		raw, err := l.Listener.Accept()
+		if err != nil {
+			if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) && !errors.Is(err, syscall.ENOBUFS) && !errors.Is(err, syscall.ENOMEM) {
+				return nil, err
+			}
+			l.refused("files")
+			l.warn("no more files can be opened; connections wait", zap.Error(err))
+			select {
+			case <-time.After(pause):
+			case <-l.closed:
+				return nil, net.ErrClosed
+			}
+			pause = min(2*pause, time.Second)
+			continue
+		}
+		pause = 5 * time.Millisecond
+		c := &conn{Conn: raw, listener: l, since: time.Now(), client: network(peer(raw.RemoteAddr()))}
+		if limit := l.admit(c); limit != "" {
+			// Not even an answer: what floods is not worth a write, and one that stalls
+			// would hold up everybody.
+			_ = raw.Close()
+			l.refused(limit)
+			l.warn("connection limit reached", zap.String("limit", limit), zap.Stringer("client", c.client))
+			continue
+		}
+		if l.tls != nil {
+			c.Conn = tls.Server(raw, l.tls)
+			return &secureConn{conn: c, Conn: c.Conn.(*tls.Conn)}, nil
+		}
+		return c, nil
+	}
+}
+
+// Close ends Accept. Connections stay.
+func (l *listener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return l.Listener.Close()
+}
+
+func (l *listener) admit(c *conn) (limit string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.conns) >= l.total {
+		return "total"
+	}
+	if c.client.IsValid() && !l.trusted.contain(c.client.Addr()) {
+		if l.clients[c.client] >= l.perIP {
+			return "ip"
+		}
+		l.clients[c.client]++
+		c.counted = true
+	}
+	l.conns[c] = struct{}{}
+	return ""
+}
+
+func (l *listener) release(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.conns, c)
+	if c.counted {
+		if l.clients[c.client]--; l.clients[c.client] == 0 {
+			delete(l.clients, c.client)
+		}
+	}
+	if l.empty != nil && len(l.conns) == 0 {
+		close(l.empty)
+		l.empty = nil
+	}
+}
+
+// warn keeps a flood from flooding the log as well.
+func (l *listener) warn(message string, fields ...zap.Field) {
+	if now := time.Now(); now.Sub(l.warned) > 10*time.Second {
+		l.warned = now
+		l.log.Warn(message, fields...)
+	}
+}
+
+func (l *listener) open() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.conns)
+}
+
+// wait returns when no connection is left, or with what ended ctx.
+func (l *listener) wait(ctx context.Context) error {
+	l.mu.Lock()
+	if len(l.conns) == 0 {
+		l.mu.Unlock()
+		return nil
+	}
+	if l.empty == nil {
+		l.empty = make(chan struct{})
+	}
+	empty := l.empty
+	l.mu.Unlock()
+	select {
+	case <-empty:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// closeSilent closes the connections on which nothing was ever sent, which fasthttp leaves
+// five seconds before it counts them as idle.
+func (l *listener) closeSilent(since time.Time) {
+	for _, c := range l.list() {
+		if !c.spoke.Load() && c.since.Before(since) {
+			_ = c.Close()
+		}
+	}
+}
+
+func (l *listener) closeAll() {
+	for _, c := range l.list() {
+		_ = c.Close()
+	}
+}
+
+func (l *listener) list() []*conn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	list := make([]*conn, 0, len(l.conns))
+	for c := range l.conns {
+		list = append(list, c)
+	}
+	return list
+}
+
+// network is what counts as one client: an IPv4 address, or the /64 that an IPv6 user
+// commands alone.
+func network(addr netip.Addr) netip.Prefix {
+	if !addr.IsValid() {
+		return netip.Prefix{}
+	}
+	bits := 32
+	if addr.Is6() {
+		bits = 64
+	}
+	prefix, _ := addr.Prefix(bits)
+	return prefix
+}
+
+// conn is a connection within the limits. fasthttp reads and writes it from one goroutine;
+// Close may come from any.
+type conn struct {
+	net.Conn
+	listener *listener
+	client   netip.Prefix
+	since    time.Time
+	counted  bool
+	spoke    atomic.Bool // a byte was read
+	linger   atomic.Bool // an answer was given before everything was read
+	closed   atomic.Bool
+	tail     [lineEnd]byte // the last bytes read, for a line end split over two reads
+}
+
+// secureConn is a conn that fasthttp knows for TLS by the methods of tls.Conn.
+type secureConn struct {
+	*conn
+	*tls.Conn
+}
+
+func (c *secureConn) Read(b []byte) (int, error) { return c.conn.Read(b) }
+func (c *secureConn) Close() error               { return c.conn.Close() }
+
+// Read also refuses a request line that ends in a bare LF: fasthttp takes it, and does not
+// say so afterwards. Its text, HTTP/1.x and a raw LF, is in no body that the API takes.
+func (c *conn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		if !c.spoke.Load() {
+			c.spoke.Store(true)
+		}
+		if c.bareLF(b[:n]) {
+			return 0, errBareLF
+		}
+	}
+	return n, err
+}
+
+const (
+	version = "HTTP/1."
+	lineEnd = len(version) + 1 // with the minor version
+)
+
+func (c *conn) bareLF(read []byte) bool {
+	for rest, at := read, 0; ; {
+		i := bytes.IndexByte(rest, '\n')
+		if i < 0 {
+			break
+		}
+		at += i
+		if at == 0 || read[at-1] != '\r' {
+			before := read[:at]
+			if len(before) < lineEnd {
+				before = append(c.tail[len(before):len(c.tail):len(c.tail)], before...)
+			}
+			if before = before[len(before)-lineEnd:]; string(before[:len(version)]) == version {
+				return true
+			}
+		}
+		rest = rest[i+1:]
+		at++
+	}
+	if len(read) >= lineEnd {
+		copy(c.tail[:], read[len(read)-lineEnd:])
+	} else {
+		copy(c.tail[:], c.tail[len(read):])
+		copy(c.tail[lineEnd-len(read):], read)
+	}
+	return false
+}
+
+// Close gives the connection up. Closing a socket with unread bytes resets it, which can
+// destroy the answer on its way; where that may be, the client is first told that there is
+// no more to come and is listened to for a moment (RFC 9112 §9.6).
+func (c *conn) Close() error {
+	if c.closed.Swap(true) {
+		return nil
+	}
+	defer c.listener.release(c)
+	if c.linger.Load() {
+		const most, longest = 256 << 10, 500 * time.Millisecond
+		if half, ok := c.Conn.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+			_ = c.Conn.SetReadDeadline(time.Now().Add(longest))
+			_, _ = io.CopyN(io.Discard, c.Conn, most)
+		}
+	}
+	return c.Conn.Close()
+}
+
+// lingerOnClose marks a connection whose last answer may overtake what the client sends.
+func lingerOnClose(c net.Conn) {
+	switch c := c.(type) {
+	case *conn:
+		c.linger.Store(true)
+	case *secureConn:
+		c.linger.Store(true)
+	}
+}

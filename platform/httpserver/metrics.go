@@ -1,0 +1,60 @@
+package httpserver
+
+import (
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// meters are what Prometheus sees. Every label has a bounded set of values: patterns of the
+// table, known methods, three-digit statuses.
+type meters struct {
+	requests *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	inFlight prometheus.Gauge
+	refused  *prometheus.CounterVec
+	statuses [600]string
+}
+
+func newMeters(registry prometheus.Registerer, connections func() float64) (*meters, error) {
+	m := &meters{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "authctl_http_requests_total",
+			Help: "Requests answered, by route pattern (none: no such route), method and status.",
+		}, []string{"route", "method", "status"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name:    "authctl_http_request_duration_seconds",
+			Help:    "Time from a request having been read to its answer being ready.",
+			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"route", "method"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "authctl_http_requests_in_flight",
+			Help: "Requests being answered now.",
+		}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "authctl_http_connections_refused_total",
+			Help: "Connections closed unread: over the limit in all (total), of one address (ip), or out of file descriptors (files).",
+		}, []string{"limit"}),
+	}
+	for i := range m.statuses {
+		m.statuses[i] = strconv.Itoa(i)
+	}
+	open := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "authctl_http_connections",
+		Help: "Open connections, idle ones included.",
+	}, connections)
+	for _, c := range []prometheus.Collector{m.requests, m.duration, m.inFlight, m.refused, open} {
+		if err := registry.Register(c); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// status is the label for a status; the table spares a string for each request.
+func (m *meters) status(status int) string {
+	if status < 0 || status >= len(m.statuses) {
+		return "other"
+	}
+	return m.statuses[status]
+}

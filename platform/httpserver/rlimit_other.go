@@ -1,0 +1,5 @@
+//go:build !unix
+
+package httpserver
+
+func maxFiles() int { return 0 }

@@ -1,0 +1,260 @@
+package httpserver
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/valyala/fasthttp"
+	"go.uber.org/zap"
+)
+
+// MaxBody is the largest request body in bytes. It is part of the API's contract.
+const MaxBody = 16 << 10
+
+// Options are what the settings alone do not say. Everything may be left out.
+type Options struct {
+	Log         *zap.Logger
+	Registry    prometheus.Registerer
+	Unavailable func(error) bool // the database, or what else is needed, is away: 503 and not 500
+	Now         func() time.Time
+}
+
+// Server is the public listener. Routes are added with [Server.Handle], then it runs once.
+type Server struct {
+	cfg         Config
+	log         *zap.Logger
+	now         func() time.Time
+	unavailable func(error) bool
+	trusted     proxies
+	tls         *tls.Config // nil for plain HTTP
+	metrics     *meters
+
+	app       *fiber.App
+	fiber     fasthttp.RequestHandler // Fiber's router
+	table     []*route
+	oauthDirs []string
+	exchanges sync.Pool
+
+	base     context.Context // of all requests; ends when a stop can wait no longer
+	abort    context.CancelFunc
+	listener atomic.Pointer[listener]
+	running  atomic.Bool
+	stopping atomic.Bool
+}
+
+// New makes a server with no routes. It does not listen yet.
+func New(cfg Config, opt Options) (*Server, error) {
+	var problem error
+	cfg.Validate(func(path, text string) { problem = errors.Join(problem, fmt.Errorf("%s: %s", path, text)) })
+	if problem != nil {
+		return nil, problem
+	}
+	s := &Server{
+		cfg:         cfg.withDefaults(),
+		log:         opt.Log,
+		now:         opt.Now,
+		unavailable: opt.Unavailable,
+		exchanges:   sync.Pool{New: func() any { return new(exchange) }},
+	}
+	if s.log == nil {
+		s.log = zap.NewNop()
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	for _, text := range cfg.TrustedProxies {
+		prefix, err := parseNetwork(text)
+		if err != nil {
+			return nil, fmt.Errorf("app.trusted_proxies: %w", err)
+		}
+		s.trusted = append(s.trusted, prefix)
+	}
+	var err error
+	if s.tls, err = newTLS(cfg.TLS, s.log); err != nil {
+		return nil, err
+	}
+	registry := opt.Registry
+	if registry == nil {
+		registry = prometheus.NewRegistry()
+	}
+	if s.metrics, err = newMeters(registry, func() float64 { return float64(s.Connections()) }); err != nil {
+		return nil, fmt.Errorf("register HTTP metrics: %w", err)
+	}
+	s.base, s.abort = context.WithCancel(context.Background())
+	s.app = fiber.New(fiber.Config{
+		CaseSensitive:                true,
+		StrictRouting:                true,
+		Immutable:                    true, // strings outlive the request's buffers
+		DisableStartupMessage:        true,
+		DisableDefaultContentType:    true,
+		DisablePreParseMultipartForm: true, // no files are taken, so none are written
+		BodyLimit:                    MaxBody,
+		ReadBufferSize:               s.cfg.HTTP.MaxHeaderBytes,
+		ReadTimeout:                  s.cfg.HTTP.ReadTimeout,
+		WriteTimeout:                 s.cfg.HTTP.WriteTimeout,
+		IdleTimeout:                  s.cfg.HTTP.IdleTimeout,
+		ErrorHandler: func(c *fiber.Ctx, err error) error {
+			s.answer(c.Context(), exchangeOf(c), err)
+			return nil
+		},
+	})
+	s.fiber = s.app.Handler()
+	http := s.app.Server()
+	http.Handler = s.serve
+	http.ErrorHandler = s.unreadable
+	http.ExpectHandler = s.expectation
+	http.CloseOnShutdown = true
+	http.SecureErrorLogMessage = true
+	return s, nil
+}
+
+// App is Fiber's application, for tests that call it without a socket.
+func (s *Server) App() *fiber.App { return s.app }
+
+// Listen opens the port. Connections wait until [Server.Run]; without a call Run does it.
+func (s *Server) Listen() error {
+	address := net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port))
+	raw, err := net.Listen("tcp", address)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("port %d is in use: stop what listens there, or set APP_PORT to another port", s.cfg.Port)
+	case errors.Is(err, syscall.EACCES):
+		return fmt.Errorf("port %d needs privileges: set APP_PORT to a port above 1023", s.cfg.Port)
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return fmt.Errorf("app.host %s is no address of this machine", s.cfg.Host)
+	case err != nil:
+		return fmt.Errorf("listen on %s: %w", address, err)
+	}
+	total := s.cfg.HTTP.MaxConnections
+	if files := maxFiles(); files > 0 {
+		// A quarter stays for databases, logs and connections about to be refused.
+		total = min(total, max(16, files-max(64, files/4)))
+	}
+	if total < s.cfg.HTTP.MaxConnections {
+		s.log.Warn("fewer connections than app.http.max_connections: the process may not open more files",
+			zap.Int("connections", total), zap.Int("files", maxFiles()))
+	}
+	s.listener.Store(&listener{
+		Listener: raw,
+		tls:      s.tls,
+		total:    total,
+		perIP:    s.cfg.HTTP.MaxConnectionsPerIP,
+		trusted:  s.trusted,
+		log:      s.log,
+		refused:  func(limit string) { s.metrics.refused.WithLabelValues(limit).Inc() },
+		closed:   make(chan struct{}),
+		conns:    make(map[*conn]struct{}),
+		clients:  make(map[netip.Prefix]int),
+	})
+	return nil
+}
+
+// Addr is where the server listens, nil before it does.
+func (s *Server) Addr() net.Addr {
+	if l := s.listener.Load(); l != nil {
+		return l.Addr()
+	}
+	return nil
+}
+
+// Connections is how many are open.
+func (s *Server) Connections() int {
+	if l := s.listener.Load(); l != nil {
+		return l.open()
+	}
+	return 0
+}
+
+// Ready reports that requests are served and no stop has begun.
+func (s *Server) Ready() bool { return s.running.Load() && !s.stopping.Load() }
+
+// Stopping reports that a stop has begun: readiness must say so at once.
+func (s *Server) Stopping() bool { return s.stopping.Load() }
+
+// Run serves until ctx ends, then stops in order: not ready at once, accepting for the drain
+// delay, then finishing what is under way for at most the shutdown timeout, after which
+// requests are cancelled and their connections closed. It returns nil after a stop, however
+// it went; an error means that the server could not serve.
+func (s *Server) Run(ctx context.Context) error {
+	if s.listener.Load() == nil {
+		if err := s.Listen(); err != nil {
+			return err
+		}
+	}
+	l := s.listener.Load()
+	defer s.abort()
+	s.app.Handler() // builds the router from the routes given since New
+
+	served := make(chan error, 1)
+	go func() { served <- s.app.Server().Serve(l) }()
+	s.running.Store(true)
+	select {
+	case err := <-served:
+		return fmt.Errorf("serve %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	s.stopping.Store(true)
+	if s.cfg.DrainDelay > 0 {
+		select {
+		case <-time.After(s.cfg.DrainDelay):
+		case err := <-served:
+			return fmt.Errorf("serve %s: %w", l.Addr(), err)
+		}
+	}
+	s.stop(l)
+	<-served
+	return nil
+}
+
+func (s *Server) stop(l *listener) {
+	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.ShutdownTimeout)
+	defer cancel()
+	begun := time.Now()
+	_ = l.Close()
+	idle := make(chan struct{})
+	go func() {
+		defer close(idle)
+		_ = s.app.ShutdownWithContext(ctx) // closes idle connections until none is left
+	}()
+	for {
+		// Who connected and has not spoken may just be about to: half a second is enough
+		// for that, and a client whose fresh connection closes unread tries again.
+		l.closeSilent(time.Now().Add(-500 * time.Millisecond))
+		tick, done := context.WithTimeout(ctx, 50*time.Millisecond)
+		err := l.wait(tick)
+		done()
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			s.cutOff(l)
+			break
+		}
+	}
+	cancel()
+	<-idle
+	s.log.Info("http server stopped", zap.Duration("took", time.Since(begun)))
+}
+
+// cutOff cancels the requests that are still under way. They get a moment to answer that
+// they cannot, then their connections close.
+func (s *Server) cutOff(l *listener) {
+	s.log.Warn("requests cut off: app.shutdown_timeout is over", zap.Int("connections", l.open()))
+	s.abort()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if l.wait(ctx) != nil {
+		l.closeAll()
+	}
+}

@@ -1,0 +1,289 @@
+package httpserver_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/httpserver"
+)
+
+// service is a server under test, running on a free port of the loopback.
+type service struct {
+	*httpserver.Server
+	url  string
+	addr string
+	logs *observer.ObservedLogs
+	stop context.CancelFunc
+	done chan error // Run's result
+}
+
+var (
+	errTaken    = fault.New(fault.Conflict, "taken", "It is taken")
+	errOverload = fault.New(fault.Unavailable, "overloaded", "Too much at once")
+	errAway     = errors.New("the database is away")
+)
+
+type echo struct {
+	Name  string   `json:"name"`
+	Count int      `json:"count,omitempty"`
+	Tags  []string `json:"tags,omitempty"`
+}
+
+func routes() []httpserver.Route {
+	get := func(path string, handler fiber.Handler) httpserver.Route {
+		return httpserver.Route{Method: "GET", Path: path, Handler: handler}
+	}
+	fails := func(err error) fiber.Handler { return func(*fiber.Ctx) error { return err } }
+	return []httpserver.Route{
+		get("/plain", func(c *fiber.Ctx) error { return c.SendString("plain") }),
+		get("/things/:id", func(c *fiber.Ctx) error { return c.SendString(c.Params("id")) }),
+		{Method: "DELETE", Path: "/things/:id", Handler: func(c *fiber.Ctx) error { return c.SendStatus(204) }},
+		{Method: "POST", Path: "/echo", Handler: func(c *fiber.Ctx) error {
+			var body echo
+			if err := httpserver.DecodeJSON(c, &body); err != nil {
+				return err
+			}
+			return c.JSON(body)
+		}},
+		get("/ip", func(c *fiber.Ctx) error { return c.SendString(httpserver.ClientIP(c).String()) }),
+		get("/me", func(c *fiber.Ctx) error {
+			httpserver.SetUser(c, "user-1")
+			return c.SendString(httpserver.RequestID(c))
+		}),
+		get("/taken", fails(errTaken.Field("name", "taken", "somebody has it"))),
+		get("/overload", fails(errOverload.After(1500*time.Millisecond))),
+		get("/away", fails(errAway)),
+		get("/broken", fails(errors.New("secret cause"))),
+		get("/late", func(c *fiber.Ctx) error { <-c.UserContext().Done(); return c.UserContext().Err() }),
+		get("/denied", fails(fault.New(fault.Unauthenticated, "invalid_token", "No"))),
+		get("/panic", func(*fiber.Ctx) error { panic("secret panic") }),
+		{Method: "POST", Path: "/oauth/introspect", OAuth: true, Handler: func(c *fiber.Ctx) error {
+			form, err := httpserver.DecodeForm(c)
+			if err != nil {
+				return err
+			}
+			if form["token"] == "client" {
+				return &httpserver.OAuthError{Status: 401, Code: "invalid_client", Description: `who "are" you`}
+			}
+			if form["token"] == "break" {
+				return errors.New("secret cause")
+			}
+			return c.JSON(form)
+		}},
+		{Method: "GET", Path: "/healthz", Quiet: true, Handler: func(c *fiber.Ctx) error { return c.SendString("ok") }},
+		{Method: "GET", Path: "/docs/*", Page: true, Handler: func(c *fiber.Ctx) error {
+			if c.Params("*") != "index.html" {
+				return c.Status(404).SendString("no such file")
+			}
+			c.Type("html")
+			return c.SendString("<html><script>let a = 1</script></html>")
+		}},
+	}
+}
+
+// serve starts a server and stops it when the test ends.
+func serve(t testing.TB, cfg httpserver.Config, more ...httpserver.Route) *service {
+	t.Helper()
+	core, logs := observer.New(zapcore.DebugLevel)
+	cfg.Host = "127.0.0.1"
+	server, err := httpserver.New(cfg, httpserver.Options{
+		Log:         zap.New(core),
+		Unavailable: func(err error) bool { return errors.Is(err, errAway) },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Handle(append(routes(), more...)...)
+	if err := server.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s := &service{Server: server, addr: server.Addr().String(), logs: logs, stop: stop, done: make(chan error, 1)}
+	s.url = "http://" + s.addr
+	go func() { s.done <- server.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-s.done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		s.done <- nil
+	})
+	return s
+}
+
+type answer struct {
+	*http.Response
+	body string
+}
+
+func (s *service) do(t testing.TB, method, path, body string, headers ...string) answer {
+	t.Helper()
+	request, err := http.NewRequest(method, s.url+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(headers); i += 2 {
+		request.Header.Add(headers[i], headers[i+1])
+	}
+	client := http.Client{
+		Transport:     &http.Transport{DisableKeepAlives: true},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatalf("%s %s: %v", method, path, err)
+	}
+	return answer{response, string(text)}
+}
+
+type problem struct {
+	Type, Title, Detail, Instance, Code string
+	Status                              int
+	RequestID                           string `json:"request_id"`
+	Errors                              []fault.Field
+}
+
+// problem checks that an answer is a complete problem document and returns it.
+func (a answer) problem(t testing.TB, status int, code string) problem {
+	t.Helper()
+	var p problem
+	if err := json.Unmarshal([]byte(a.body), &p); err != nil {
+		t.Fatalf("%d %q is no problem document: %v", a.StatusCode, a.body, err)
+	}
+	if got := a.Header.Get("Content-Type"); got != "application/problem+json" {
+		t.Errorf("Content-Type %q", got)
+	}
+	if a.StatusCode != status || p.Status != status || p.Code != code {
+		t.Errorf("%d %s, want %d %s", a.StatusCode, a.body, status, code)
+	}
+	if p.Type != "https://github.com/toppira/authctl/blob/main/docs/errors.md#"+code || p.Title == "" {
+		t.Errorf("type %q, title %q", p.Type, p.Title)
+	}
+	if id := a.Header.Get("X-Request-Id"); id == "" || id != p.RequestID {
+		t.Errorf("request id %q in the body, %q in the header", p.RequestID, id)
+	}
+	if a.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("an error may be cached: %q", a.Header.Get("Cache-Control"))
+	}
+	return p
+}
+
+func TestEveryKindOfErrorIsAProblemDocument(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{RequestTimeout: 50 * time.Millisecond}})
+
+	p := s.do(t, "GET", "/taken?secret=1", "").problem(t, 409, "taken")
+	if p.Instance != "/taken" || len(p.Errors) != 1 || p.Errors[0].Field != "name" || p.Errors[0].Code != "taken" {
+		t.Errorf("problem %+v", p)
+	}
+	s.do(t, "GET", "/nowhere", "").problem(t, 404, "not_found")
+	s.do(t, "GET", "/plain/", "").problem(t, 404, "not_found")
+	s.do(t, "GET", "/Plain", "").problem(t, 404, "not_found")
+	s.do(t, "GET", "/things/", "").problem(t, 404, "not_found")
+
+	a := s.do(t, "POST", "/things/7", "")
+	a.problem(t, 405, "method_not_allowed")
+	if got := a.Header.Get("Allow"); got != "GET, HEAD, DELETE, OPTIONS" {
+		t.Errorf("Allow %q", got)
+	}
+	for _, method := range []string{"TRACE", "PROPFIND", "CONNECT"} {
+		if method != "CONNECT" {
+			s.do(t, method, "/plain", "").problem(t, 405, "method_not_allowed")
+		}
+		s.do(t, method, "/nowhere", "").problem(t, 404, "not_found")
+	}
+	if got := s.do(t, "GET", "/overload", ""); got.Header.Get("Retry-After") != "2" {
+		t.Errorf("Retry-After %q of 1.5 s", got.Header.Get("Retry-After"))
+	} else {
+		got.problem(t, 503, "overloaded")
+	}
+	for _, path := range []string{"/away", "/late"} {
+		a := s.do(t, "GET", path, "")
+		a.problem(t, 503, "unavailable")
+		if a.Header.Get("Retry-After") != "1" {
+			t.Errorf("Retry-After %q", a.Header.Get("Retry-After"))
+		}
+	}
+}
+
+func TestAnInternalErrorIsLoggedAndNotShown(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	for _, path := range []string{"/broken", "/panic"} {
+		a := s.do(t, "GET", path, "")
+		a.problem(t, 500, "internal_error")
+		if strings.Contains(a.body, "secret") {
+			t.Errorf("%s shows its cause: %s", path, a.body)
+		}
+	}
+	s.do(t, "GET", "/plain", "") // the process is still there
+	lines := s.requests(t, 3)
+	for i, cause := range []string{"secret cause", "panic: secret panic"} {
+		if lines[i].Level != zapcore.ErrorLevel || lines[i].ContextMap()["error"] != cause {
+			t.Errorf("logged %v %v", lines[i].Level, lines[i].ContextMap())
+		}
+	}
+	if stack, _ := lines[1].ContextMap()["stack"].(string); !strings.Contains(stack, "server_test.go") {
+		t.Errorf("no stack of the panic: %q", stack)
+	}
+}
+
+// requests waits for n log lines of requests: they are written after the answer was sent.
+func (s *service) requests(t testing.TB, n int) []observer.LoggedEntry {
+	t.Helper()
+	eventually(t, "the log lines", func() bool { return s.logs.FilterMessage("request").Len() >= n })
+	return s.logs.FilterMessage("request").All()
+}
+
+func eventually(t testing.TB, what string, reached func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !reached(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// raw sends bytes as they are and returns the first answer, and whether the connection was
+// closed after it.
+func (s *service) raw(t testing.TB, request string) (a answer, closed bool) {
+	t.Helper()
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	if _, err := io.WriteString(c, request); err != nil {
+		t.Fatal(err)
+	}
+	reader := bufio.NewReader(c)
+	response, err := http.ReadResponse(reader, nil)
+	if err != nil {
+		t.Fatalf("%q: %v", request, err)
+	}
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatalf("%q: %v", request, err)
+	}
+	return answer{response, string(text)}, response.Close
+}

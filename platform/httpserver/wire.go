@@ -1,0 +1,75 @@
+package httpserver
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// errBareLF ends a connection whose request line does not end in CRLF.
+var errBareLF = errors.New("request line ends without CR")
+
+// wireFault finds what fasthttp lets pass although two readers may understand it
+// differently, which is what request smuggling lives on (RFC 9112 §2.2, §5.2, §6.1): lines
+// that end in a bare LF, folded lines, names with spaces, Content-Length together with
+// Transfer-Encoding, and Transfer-Encoding other than chunked.
+func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
+	switch string(header.Protocol()) {
+	case "HTTP/1.1", "HTTP/1.0":
+	default:
+		return ErrMalformed.Detail("The HTTP version is not supported.")
+	}
+	hasLength, hasEncoding := false, false
+	for raw := header.RawHeaders(); len(raw) > 0; {
+		end := bytes.IndexByte(raw, '\n')
+		if end < 1 || raw[end-1] != '\r' {
+			return ErrMalformed.Detail("A header line does not end in CRLF.")
+		}
+		line := raw[:end-1]
+		raw = raw[end+1:]
+		if len(line) == 0 {
+			continue
+		}
+		name := line[:max(0, bytes.IndexByte(line, ':'))]
+		if len(name) == 0 || bytes.IndexByte(name, ' ') >= 0 || name[0] == '\t' {
+			return ErrMalformed.Detail("A header line is folded, or its name has a space.")
+		}
+		switch {
+		case len(name) == len("Content-Length") && bytes.EqualFold(name, []byte("Content-Length")):
+			hasLength = true
+		case len(name) == len("Transfer-Encoding") && bytes.EqualFold(name, []byte("Transfer-Encoding")):
+			hasEncoding = true
+		}
+	}
+	if hasEncoding && (hasLength || !bytes.Equal(header.Peek("Transfer-Encoding"), []byte("chunked"))) {
+		return ErrMalformed.Detail("Content-Length and Transfer-Encoding do not go together.")
+	}
+	return nil
+}
+
+// readFault says what was wrong with a request that could not be read. The library's text
+// quotes the request and stays inside.
+func readFault(err error) *fault.Fault {
+	var tooSmall *fasthttp.ErrSmallBuffer
+	var network net.Error
+	switch {
+	case errors.As(err, &tooSmall):
+		return ErrHeadersTooLarge
+	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		return ErrBodyTooLarge
+	case errors.As(err, &network) && network.Timeout():
+		return ErrRequestTimeout
+	}
+	return ErrMalformed.Detail("The request is not valid HTTP/1.1.")
+}
+
+// isGone reports that nobody is left to read an answer, or that nothing was ever asked.
+func isGone(err error) bool {
+	var network net.Error
+	return errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
