@@ -1,0 +1,67 @@
+package password
+
+import (
+	"encoding/base64"
+	"errors"
+	"fmt"
+
+	"golang.org/x/crypto/argon2"
+)
+
+const argon2Digest = 32 // bytes of digests made here
+
+// argon2Hash is the scheme. The prefix is what stands before the parameters; memory is in
+// KiB.
+func argon2Hash(scheme Scheme, prefix string, memory, time, threads int) hash {
+	key := argon2.IDKey
+	if scheme == Argon2i {
+		key = argon2.Key
+	}
+	return hash{
+		scheme: scheme,
+		derive: func(password, salt []byte, size int) []byte {
+			return key(password, salt, uint32(time), uint32(memory), uint8(threads), uint32(size))
+		},
+		encode: func(salt, digest []byte) string {
+			enc := base64.RawStdEncoding
+			return fmt.Sprintf("%sm=%d,t=%d,p=%d$%s$%s", prefix, memory, time, threads, enc.EncodeToString(salt), enc.EncodeToString(digest))
+		},
+	}
+}
+
+const argon2idPrefix = "$argon2id$v=19$"
+
+func parseArgon2(scheme Scheme, prefix string) func(string) (hash, error) {
+	return func(rest string) (hash, error) {
+		parts, err := split(rest, 3)
+		if err != nil {
+			return hash{}, err
+		}
+		n, err := numbers(parts[0], "m", "t", "p")
+		if err != nil {
+			return hash{}, err
+		}
+		memory, time, threads := n[0], n[1], n[2]
+		switch {
+		case time < 1, threads < 1, memory < 8*threads:
+			return hash{}, errors.New("argon2 parameters are lower than its specification allows")
+		case threads > maxArgon2Threads, memory > maxArgon2Memory, memory*time > maxArgon2Work:
+			return hash{}, fmt.Errorf("argon2 parameters cost more than is accepted: %d lanes, %d MiB, %d MiB times passes",
+				maxArgon2Threads, maxArgon2Memory>>10, maxArgon2Work>>10)
+		}
+		h, err := argon2Hash(scheme, prefix, memory, time, threads).decodePair(base64.RawStdEncoding, parts[1], parts[2])
+		if err != nil {
+			return hash{}, err
+		}
+		if len(h.salt) < 8 {
+			return hash{}, errors.New("argon2 salt is shorter than 8 bytes")
+		}
+		if prefix == argon2idPrefix {
+			size := len(h.digest)
+			h.current = func(c Config) bool {
+				return c.Algorithm == string(Argon2id) && memory >= c.Argon2Memory<<10 && time >= c.Argon2Time && size >= argon2Digest
+			}
+		}
+		return h, nil
+	}
+}

@@ -1,0 +1,68 @@
+package password
+
+import (
+	"context"
+	"time"
+)
+
+// Calibration suggests settings for this machine.
+type Calibration struct {
+	BcryptCost  int
+	BcryptTakes time.Duration // one hash on one core
+
+	Argon2Memory  int // MiB
+	Argon2Time    int
+	Argon2Threads int
+	Argon2Takes   time.Duration
+}
+
+// The least that is suggested, however slow the machine: what OWASP's Password Storage
+// Cheat Sheet asks for.
+const (
+	leastBcryptCost   = 10
+	leastArgon2Memory = 46 // MiB, with one pass
+)
+
+// Calibrate measures what hashes cost on this machine and returns the strongest settings
+// with which one takes at most target, but never less than is safe: then it takes longer.
+// It measures one hash at a time; a machine that is busy gives a cautious answer. It
+// returns the error of ctx between two measurements.
+func Calibrate(ctx context.Context, target time.Duration) (Calibration, error) {
+	c := Calibration{BcryptCost: leastBcryptCost, Argon2Memory: leastArgon2Memory, Argon2Time: 1, Argon2Threads: 1}
+	var err error
+	if c.BcryptTakes, err = shortest(ctx, bcryptHash("$2b$", c.BcryptCost), bcryptDigest); err != nil {
+		return Calibration{}, err
+	}
+	// One more doubles the work, exactly.
+	for c.BcryptTakes*2 <= target && c.BcryptCost < maxBcryptCost {
+		c.BcryptCost++
+		c.BcryptTakes *= 2
+	}
+	argon := argon2Hash(Argon2id, argon2idPrefix, c.Argon2Memory<<10, c.Argon2Time, c.Argon2Threads)
+	if c.Argon2Takes, err = shortest(ctx, argon, argon2Digest); err != nil {
+		return Calibration{}, err
+	}
+	// Each pass costs the same, but for the first, which must also get the memory.
+	if passes := int(target / max(c.Argon2Takes, 1)); passes > 1 {
+		c.Argon2Time = min(passes, 16)
+		c.Argon2Takes *= time.Duration(c.Argon2Time)
+	}
+	return c, nil
+}
+
+// shortest is the least of some measurements: the one that was least disturbed.
+func shortest(ctx context.Context, maker hash, digestSize int) (time.Duration, error) {
+	const measurements = 5
+	var least time.Duration
+	for i := range measurements {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		start := time.Now()
+		maker.seal([]byte("correct horse battery staple"), digestSize)
+		if took := time.Since(start); i == 0 || took < least {
+			least = took
+		}
+	}
+	return least, nil
+}

@@ -1,0 +1,273 @@
+package password
+
+import (
+	"crypto/rand"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// Scheme names how a hash was made.
+type Scheme string
+
+// The schemes that are verified. The first three are also made.
+const (
+	Bcrypt       Scheme = "bcrypt"        // $2a$, $2b$, $2y$, and Django's bcrypt$
+	BcryptSHA256 Scheme = "bcrypt-sha256" // passlib's, HMAC form (v=2) and the older one, and Django's bcrypt_sha256$
+	Argon2id     Scheme = "argon2id"      // PHC string, also behind Django's argon2$
+
+	Argon2i        Scheme = "argon2i"         // PHC string, also behind Django's argon2$
+	Scrypt         Scheme = "scrypt"          // PHC string as passlib writes it, and Django's scrypt$
+	FirebaseScrypt Scheme = "firebase-scrypt" // $fbscrypt$, as Supabase writes it
+	PBKDF2SHA1     Scheme = "pbkdf2-sha1"     // PHC string, passlib's, Django's
+	PBKDF2SHA256   Scheme = "pbkdf2-sha256"   // PHC string, passlib's, Django's
+	PBKDF2SHA512   Scheme = "pbkdf2-sha512"   // PHC string, passlib's
+	SaltedSHA1     Scheme = "salted-sha1"     // {SSHA}, RFC 2307 style
+	SaltedSHA256   Scheme = "salted-sha256"   // {SSHA256}
+	SaltedSHA512   Scheme = "salted-sha512"   // {SSHA512}
+)
+
+// Fast reports that the scheme costs an attacker almost nothing. Such a hash is accepted
+// because its owner's next sign-in replaces it; until then it is as weak as it was where it
+// came from.
+func (s Scheme) Fast() bool { return s == SaltedSHA1 || s == SaltedSHA256 || s == SaltedSHA512 }
+
+// What one hash may cost, at the most some seconds of one core and a quarter of a GiB. A
+// hash comes from a database or a file, and must not be able to stop the service.
+const (
+	maxEncoded = 1024 // bytes of the whole string
+
+	maxBcryptCost       = 20 // the highest that can be set
+	maxImportBcryptCost = 16 // of a hash made elsewhere
+	maxArgon2Memory     = 256 << 10
+	maxArgon2Work       = 2048 << 10 // KiB times passes
+	maxArgon2Threads    = 16
+	maxScryptMemory     = 256 << 20 // bytes
+	maxScryptWork       = 1 << 30   // bytes times lanes
+	maxPBKDF2Work       = 5_000_000 // iterations times blocks
+
+	minSalt, maxSalt     = 1, 128
+	minDigest, maxDigest = 16, 128
+)
+
+// hash is a stored hash taken apart, or, without salt and digest, the way to make one.
+type hash struct {
+	scheme       Scheme
+	salt, digest []byte
+	bcryptCost   int // of the schemes made of bcrypt
+
+	// derive computes the digest of so many bytes; it never equals one when the scheme
+	// cannot take the password, and takes as long all the same.
+	derive func(password, salt []byte, size int) []byte
+	// encode writes scheme, parameters, salt and digest as they are stored.
+	encode func(salt, digest []byte) string
+	// current reports whether the settings would make a hash no stronger than this one; nil
+	// for schemes that are never made here.
+	current func(Config) bool
+}
+
+func (h hash) String() string { return h.encode(h.salt, h.digest) }
+
+func (h hash) matches(password []byte) bool {
+	return subtle.ConstantTimeCompare(h.derive(password, h.salt, len(h.digest)), h.digest) == 1
+}
+
+// seal returns the hash of the password under a fresh salt.
+func (h hash) seal(password []byte, digestSize int) hash {
+	h.salt = make([]byte, 16)
+	_, _ = rand.Read(h.salt) // never fails
+	h.digest = h.derive(password, h.salt, digestSize)
+	return h
+}
+
+// kind is the same for all hashes that cost the same: scheme, parameters and lengths.
+func (h hash) kind() string { return h.encode(make([]byte, len(h.salt)), make([]byte, len(h.digest))) }
+
+// likeness is a hash that costs the same and that no password matches.
+func (h hash) likeness() hash {
+	h.salt, h.digest = make([]byte, len(h.salt)), make([]byte, len(h.digest))
+	_, _ = rand.Read(h.salt)
+	_, _ = rand.Read(h.digest)
+	return h
+}
+
+// CheckImport says whether a hash made elsewhere can be taken over, and if not, why. The
+// words are for the person who imports and hold nothing of the hash.
+//
+// Formats are taken as their makers write them:
+//
+//	$2a$ $2b$ $2y$                           bcrypt: Auth0, Supabase, Devise, PHP, Django's bcrypt$
+//	$bcrypt-sha256$  bcrypt_sha256$          passlib, Django
+//	$argon2id$ $argon2i$  argon2$            PHC string with v=19, Django
+//	$scrypt$ln=,r=,p=  scrypt$               passlib, Django
+//	$fbscrypt$v=1,n=,r=,p=1,ss=,sk=$         Firebase's scrypt
+//	$pbkdf2-sha256$i=,l=$ (-sha1, -sha512)   PHC string
+//	$pbkdf2-sha256$29000$ ($pbkdf2$, …)      passlib
+//	pbkdf2_sha256$600000$ (_sha1)            Django
+//	{SSHA} {SSHA256} {SSHA512}               LDAP
+//
+// Firebase exports passwordHash and salt with each user and the rest once for the project:
+// $fbscrypt$v=1,n=MEM_COST,r=ROUNDS,p=1,ss=SALT_SEPARATOR,sk=SIGNER_KEY$SALT$HASH, base64
+// as exported (but - and _ written + and /). Keycloak's pbkdf2 is
+// $pbkdf2-sha256$i=HASH_ITERATIONS,l=BYTES$SALT$VALUE (BYTES is the length of VALUE, the =
+// at the end of both are left out), its argon2 the PHC string
+// $argon2id$v=19$m=MEMORY,t=HASH_ITERATIONS,p=PARALLELISM$SALT$VALUE.
+func CheckImport(encoded string) (Scheme, error) {
+	h, err := parse(encoded)
+	if err != nil {
+		return "", err
+	}
+	// A sign-in of one user must not occupy a worker for a minute. Who sets such a cost for
+	// all users has chosen it.
+	if h.bcryptCost > maxImportBcryptCost {
+		return "", fmt.Errorf("bcrypt cost %d is more than the %d accepted of a hash made elsewhere", h.bcryptCost, maxImportBcryptCost)
+	}
+	return h.scheme, nil
+}
+
+var errMalformed = errors.New("hash is not in the form of its scheme")
+
+// parse takes a stored hash apart. Whatever it returns can be computed within the limits
+// above, and writes itself exactly as it was read: one hash has one text.
+func parse(encoded string) (hash, error) {
+	if len(encoded) > maxEncoded {
+		return hash{}, fmt.Errorf("hash is longer than %d bytes", maxEncoded)
+	}
+	h, err := parseScheme(encoded)
+	if err != nil {
+		return hash{}, err
+	}
+	switch {
+	case len(h.salt) < minSalt, len(h.salt) > maxSalt:
+		return hash{}, fmt.Errorf("salt is not of %d to %d bytes", minSalt, maxSalt)
+	case len(h.digest) < minDigest, len(h.digest) > maxDigest:
+		return hash{}, fmt.Errorf("digest is not of %d to %d bytes", minDigest, maxDigest)
+	case h.String() != encoded:
+		return hash{}, errMalformed
+	}
+	return h, nil
+}
+
+func parseScheme(encoded string) (hash, error) {
+	for _, known := range []struct {
+		prefix string
+		parse  func(rest string) (hash, error)
+	}{
+		{"$2a$", parseBcrypt("$2a$")},
+		{"$2b$", parseBcrypt("$2b$")},
+		{"$2y$", parseBcrypt("$2y$")},
+		{"bcrypt$$2a$", parseBcrypt("bcrypt$$2a$")},
+		{"bcrypt$$2b$", parseBcrypt("bcrypt$$2b$")},
+		{"bcrypt$$2y$", parseBcrypt("bcrypt$$2y$")},
+		{"$bcrypt-sha256$v=2,t=2b,r=", parseBcryptHMAC},
+		{"$bcrypt-sha256$2a,", parseBcryptSHA256("$bcrypt-sha256$2a,")},
+		{"$bcrypt-sha256$2b,", parseBcryptSHA256("$bcrypt-sha256$2b,")},
+		{"bcrypt_sha256$$2a$", parseDjangoBcryptSHA256("bcrypt_sha256$$2a$")},
+		{"bcrypt_sha256$$2b$", parseDjangoBcryptSHA256("bcrypt_sha256$$2b$")},
+		{"bcrypt_sha256$$2y$", parseDjangoBcryptSHA256("bcrypt_sha256$$2y$")},
+		{"$argon2id$v=19$", parseArgon2(Argon2id, "$argon2id$v=19$")},
+		{"$argon2i$v=19$", parseArgon2(Argon2i, "$argon2i$v=19$")},
+		{"argon2$argon2id$v=19$", parseArgon2(Argon2id, "argon2$argon2id$v=19$")},
+		{"argon2$argon2i$v=19$", parseArgon2(Argon2i, "argon2$argon2i$v=19$")},
+		{"$scrypt$", parseScrypt},
+		{"scrypt$", parseDjangoScrypt},
+		{"$fbscrypt$", parseFirebaseScrypt},
+		{"$pbkdf2$", parsePBKDF2(PBKDF2SHA1, "$pbkdf2$")},
+		{"$pbkdf2-sha1$", parsePBKDF2(PBKDF2SHA1, "$pbkdf2-sha1$")},
+		{"$pbkdf2-sha256$", parsePBKDF2(PBKDF2SHA256, "$pbkdf2-sha256$")},
+		{"$pbkdf2-sha512$", parsePBKDF2(PBKDF2SHA512, "$pbkdf2-sha512$")},
+		{"pbkdf2_sha1$", parseDjangoPBKDF2(PBKDF2SHA1, "pbkdf2_sha1$")},
+		{"pbkdf2_sha256$", parseDjangoPBKDF2(PBKDF2SHA256, "pbkdf2_sha256$")},
+		{"{SSHA}", parseSaltedSHA(SaltedSHA1, "{SSHA}")},
+		{"{SSHA256}", parseSaltedSHA(SaltedSHA256, "{SSHA256}")},
+		{"{SSHA512}", parseSaltedSHA(SaltedSHA512, "{SSHA512}")},
+	} {
+		if rest, ok := strings.CutPrefix(encoded, known.prefix); ok {
+			return known.parse(rest)
+		}
+	}
+	for _, refused := range []struct{ prefix, why string }{
+		{"$2$", "bcrypt $2$ was made by a faulty implementation"},
+		{"$2x$", "bcrypt $2x$ was made by a faulty implementation"},
+		{"$argon2d$", "argon2d is not meant for passwords; argon2id and argon2i are accepted"},
+		{"$argon2", "argon2 is accepted as $argon2id$v=19$ or $argon2i$v=19$ only"},
+		{"argon2$", "argon2 is accepted with v=19 only"},
+		{"{SHA", "hash has no salt"},
+		{"{MD5}", "hash has no salt"},
+		{"{SMD5}", "MD5 is not accepted"},
+		{"$1$", "MD5-crypt is not accepted"},
+		{"$apr1$", "MD5-crypt is not accepted"},
+		{"$5$", "SHA-crypt is not accepted"},
+		{"$6$", "SHA-crypt is not accepted"},
+		{"$P$", "phpass is not accepted"},
+		{"$H$", "phpass is not accepted"},
+		{"$7$", "scrypt is accepted as $scrypt$ln=,r=,p=$ only"},
+		{"$y$", "yescrypt is not accepted"},
+	} {
+		if strings.HasPrefix(encoded, refused.prefix) {
+			return hash{}, errors.New(refused.why)
+		}
+	}
+	return hash{}, errors.New("hash is of no known scheme")
+}
+
+// numbers reads "a=1,b=2": exactly these names, in this order.
+func numbers(text string, names ...string) ([]int, error) {
+	fields := strings.Split(text, ",")
+	if len(fields) != len(names) {
+		return nil, errMalformed
+	}
+	values := make([]int, len(names))
+	for i, field := range fields {
+		name, digits, _ := strings.Cut(field, "=")
+		n, err := number(digits)
+		if name != names[i] || err != nil {
+			return nil, errMalformed
+		}
+		values[i] = n
+	}
+	return values, nil
+}
+
+// number reads a number of one hash's parameters. What strconv says of it would quote it.
+func number(digits string) (int, error) {
+	n, err := strconv.ParseUint(digits, 10, 31)
+	if err != nil {
+		return 0, errMalformed
+	}
+	return int(n), nil
+}
+
+// split cuts the text at every $ into exactly n parts.
+func split(text string, n int) ([]string, error) {
+	parts := strings.Split(text, "$")
+	if len(parts) != n {
+		return nil, errMalformed
+	}
+	return parts, nil
+}
+
+// decode reads base64. It takes line breaks and stray bits that encoding would not write;
+// parse refuses those when the whole is written again and differs.
+func decode(enc *base64.Encoding, text string) ([]byte, error) {
+	b, err := enc.DecodeString(text)
+	if err != nil {
+		return nil, errMalformed
+	}
+	return b, nil
+}
+
+// decodePair reads salt and digest, as most schemes end.
+func (h hash) decodePair(enc *base64.Encoding, salt, digest string) (hash, error) {
+	var err error
+	if h.salt, err = decode(enc, salt); err != nil {
+		return hash{}, err
+	}
+	if h.digest, err = decode(enc, digest); err != nil {
+		return hash{}, err
+	}
+	return h, nil
+}

@@ -1,0 +1,172 @@
+// Package password hashes and verifies passwords, says which are acceptable, and reads the
+// hashes that other systems made.
+//
+// Passwords are text: their Unicode normalisation form C is hashed, so that the same
+// characters typed on different keyboards are the same password. Nothing is trimmed, folded
+// or cut off. bcrypt uses only 72 bytes and stumbles over NUL; passwords it cannot take
+// whole are hashed with bcrypt-sha256 instead, and against a plain bcrypt hash they never
+// match.
+//
+// All hashing runs in a [Pool] beside everything else, and the caller must hold no database
+// connection while it waits.
+package password
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"unicode/utf8"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/text/unicode/norm"
+)
+
+// Passwords does everything with passwords. Make it with [New].
+type Passwords struct {
+	cfg        Config
+	pool       *Pool
+	population population
+	policy     *policy
+}
+
+// Options are what is not a setting.
+type Options struct {
+	// Registry takes the metrics; none when nil.
+	Registry prometheus.Registerer
+	// Key decides which kind of hash a missing account seems to have. It must be secret, and
+	// the same on every node and after every start, or a name that changes its behaviour
+	// shows that it is nobody's. Random when empty.
+	Key []byte
+	// ReserveProcs raises GOMAXPROCS by the number of workers, for a process that also
+	// serves. It lasts as long as the process.
+	ReserveProcs bool
+	// Context are words that no password may be made of, besides the username: the issuer,
+	// the name of the service.
+	Context []string
+}
+
+// New starts the hashing workers and opens the breached-set file, if there is one.
+func New(cfg Config, opt Options) (*Passwords, error) {
+	cfg = cfg.withDefaults()
+	cfg.Workers = cfg.workers() // before there are more Ps than CPUs
+	if len(opt.Key) == 0 {
+		opt.Key = make([]byte, 32)
+		_, _ = rand.Read(opt.Key) // never fails
+	}
+	policy, err := newPolicy(cfg, opt.Context)
+	if err != nil {
+		return nil, err
+	}
+	pool, err := NewPool(cfg, opt.Registry)
+	if err != nil {
+		return nil, errors.Join(err, policy.close())
+	}
+	if opt.ReserveProcs {
+		reserveProcs(cfg.Workers)
+	}
+	p := &Passwords{cfg: cfg, pool: pool, policy: policy, population: population{key: bytes.Clone(opt.Key)}}
+	p.Learn(nil)
+	return p, nil
+}
+
+// Close turns away what waits for a worker, waits for what is being hashed, and closes the
+// breached-set file.
+func (p *Passwords) Close() error {
+	p.pool.Close()
+	return p.policy.close()
+}
+
+// Stats returns what the hashing pool does now.
+func (p *Passwords) Stats() Stats { return p.pool.Stats() }
+
+// Check returns nil when the password may be set for the username, a *[Problem] when it may
+// not, and any other error when the breached-set file could not be asked.
+func (p *Passwords) Check(password, username string) error { return p.policy.check(password, username) }
+
+// Hash returns the hash to store. It waits for a worker: [ErrOverloaded], [ErrClosed], or
+// the error of ctx. It does not ask [Passwords.Check].
+func (p *Passwords) Hash(ctx context.Context, password string) (string, error) {
+	if !utf8.ValidString(password) {
+		return "", &Problem{InvalidUnicode, "is not valid UTF-8"}
+	}
+	text := norm.NFC.Bytes([]byte(password))
+	maker, size := p.maker(text)
+	var encoded string
+	if err := p.pool.Do(ctx, func() error { encoded = maker.seal(text, size).String(); return nil }); err != nil {
+		return "", err
+	}
+	return encoded, nil
+}
+
+// maker is the way to hash the password under the present settings.
+func (p *Passwords) maker(password []byte) (maker hash, digestSize int) {
+	switch {
+	case p.cfg.Algorithm == string(Argon2id):
+		return argon2Hash(Argon2id, argon2idPrefix, p.cfg.Argon2Memory<<10, p.cfg.Argon2Time, p.cfg.Argon2Threads), argon2Digest
+	case bcryptTakes(password):
+		return bcryptHash("$2b$", p.cfg.BcryptCost), bcryptDigest
+	default:
+		return bcryptHMAC(p.cfg.BcryptCost), bcryptDigest
+	}
+}
+
+// Result is the outcome of a verification.
+type Result struct {
+	OK bool
+	// Rehash says that the right password should be hashed anew and stored: the algorithm
+	// is not the one set, its cost is below the setting, or the hash was made elsewhere.
+	Rehash bool
+}
+
+// Verify reports whether the password is the one of a stored hash. It waits for a worker:
+// [ErrOverloaded], [ErrClosed], or the error of ctx. A hash that cannot be read, or would
+// cost more than any may, is an error before anything is computed.
+func (p *Passwords) Verify(ctx context.Context, encoded, password string) (Result, error) {
+	h, err := parse(encoded)
+	if err != nil {
+		return Result{}, fmt.Errorf("read the stored password hash: %w", err)
+	}
+	return p.verify(ctx, h, password)
+}
+
+// VerifyNothing does for a name that does not exist what [Passwords.Verify] does for one
+// that does, with the same errors: it computes a hash of a kind that accounts have, always
+// the same kind for the same canonical name.
+func (p *Passwords) VerifyNothing(ctx context.Context, canonicalName, password string) error {
+	_, err := p.verify(ctx, p.population.pick(canonicalName), password)
+	return err
+}
+
+// Learn tells how the accounts' passwords are hashed, from stored hashes taken evenly from
+// all accounts; a thousand are enough. It replaces what was learned before. Call it at the
+// start and now and then, since hashes are upgraded and imported. Until then, or without
+// any, the present settings count. It may be called at any time.
+func (p *Passwords) Learn(sample []string) {
+	maker, size := p.maker(nil)
+	maker.salt, maker.digest = make([]byte, 16), make([]byte, size)
+	p.population.learn(sample, maker.likeness())
+}
+
+func (p *Passwords) verify(ctx context.Context, h hash, password string) (Result, error) {
+	typed := []byte(password)
+	normal := norm.NFC.Bytes(typed)
+	// Elsewhere passwords are hashed as they are typed. Which hashes come from elsewhere
+	// does not show, so all are tried; hashes made here cannot match the second time unless
+	// they match the first.
+	again := !bytes.Equal(typed, normal)
+	var result Result
+	err := p.pool.Do(ctx, func() error {
+		result.OK = h.matches(normal)
+		if again && h.matches(typed) && !result.OK {
+			result = Result{OK: true, Rehash: true}
+		}
+		return nil
+	})
+	if err != nil {
+		return Result{}, err
+	}
+	result.Rehash = result.OK && (result.Rehash || h.current == nil || !h.current(p.cfg))
+	return result, nil
+}

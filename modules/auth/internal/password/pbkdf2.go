@@ -1,0 +1,111 @@
+package password
+
+import (
+	"crypto/pbkdf2"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/sha512"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// passlibEncoding is base64 with a dot for the plus.
+func passlibEncoding() *base64.Encoding {
+	return base64.NewEncoding("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789./").WithPadding(base64.NoPadding)
+}
+
+// withPBKDF2 gives the hash, whose digest is known, its function, or says why its cost is
+// not accepted.
+func (h hash) withPBKDF2(iterations int) (hash, error) {
+	block := sha1.Size
+	h.derive = func(password, salt []byte, size int) []byte {
+		return pbkdf2Key(pbkdf2.Key(sha1.New, string(password), salt, iterations, size))
+	}
+	switch h.scheme {
+	case PBKDF2SHA256:
+		block = sha256.Size
+		h.derive = func(password, salt []byte, size int) []byte {
+			return pbkdf2Key(pbkdf2.Key(sha256.New, string(password), salt, iterations, size))
+		}
+	case PBKDF2SHA512:
+		block = sha512.Size
+		h.derive = func(password, salt []byte, size int) []byte {
+			return pbkdf2Key(pbkdf2.Key(sha512.New, string(password), salt, iterations, size))
+		}
+	}
+	blocks := (len(h.digest) + block - 1) / block
+	switch {
+	case iterations < 1:
+		return hash{}, errors.New("pbkdf2 iterations are lower than its specification allows")
+	case iterations*blocks > maxPBKDF2Work:
+		return hash{}, fmt.Errorf("pbkdf2 iterations cost more than is accepted: %d", maxPBKDF2Work)
+	}
+	return h, nil
+}
+
+// pbkdf2Key has no error to report: sizes are within bounds. In FIPS mode a short salt is
+// refused, and then no password matches.
+func pbkdf2Key(key []byte, err error) []byte {
+	if err != nil {
+		return nil
+	}
+	return key
+}
+
+// parsePBKDF2 reads i=ITERATIONS,l=BYTES$SALT$DIGEST in base64, or passlib's
+// ITERATIONS$SALT$DIGEST in its own.
+func parsePBKDF2(scheme Scheme, prefix string) func(string) (hash, error) {
+	return func(rest string) (hash, error) {
+		parts, err := split(rest, 3)
+		if err != nil {
+			return hash{}, err
+		}
+		phc := strings.HasPrefix(parts[0], "i=")
+		enc, names := passlibEncoding(), []string{"i"}
+		if phc {
+			enc, names = base64.RawStdEncoding, []string{"i", "l"}
+		} else {
+			parts[0] = "i=" + parts[0]
+		}
+		n, err := numbers(parts[0], names...)
+		if err != nil {
+			return hash{}, err
+		}
+		iterations := n[0]
+		h := hash{scheme: scheme, encode: func(salt, digest []byte) string {
+			params := strconv.Itoa(iterations)
+			if phc {
+				params = fmt.Sprintf("i=%d,l=%d", iterations, len(digest))
+			}
+			return prefix + params + "$" + enc.EncodeToString(salt) + "$" + enc.EncodeToString(digest)
+		}}
+		if h, err = h.decodePair(enc, parts[1], parts[2]); err != nil {
+			return hash{}, err
+		}
+		return h.withPBKDF2(iterations)
+	}
+}
+
+// parseDjangoPBKDF2 reads ITERATIONS$SALT$DIGEST; the salt is used as it is written.
+func parseDjangoPBKDF2(scheme Scheme, prefix string) func(string) (hash, error) {
+	return func(rest string) (hash, error) {
+		parts, err := split(rest, 3)
+		if err != nil {
+			return hash{}, err
+		}
+		iterations, err := number(parts[0])
+		if err != nil {
+			return hash{}, err
+		}
+		h := hash{scheme: scheme, salt: []byte(parts[1]), encode: func(salt, digest []byte) string {
+			return fmt.Sprintf("%s%d$%s$%s", prefix, iterations, salt, base64.StdEncoding.EncodeToString(digest))
+		}}
+		if h.digest, err = decode(base64.StdEncoding, parts[2]); err != nil {
+			return hash{}, err
+		}
+		return h.withPBKDF2(iterations)
+	}
+}

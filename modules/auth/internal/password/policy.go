@@ -1,0 +1,179 @@
+package password
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
+)
+
+// Codes of [Problem]; stable, clients see them.
+const (
+	TooShort         = "too_short"
+	TooLong          = "too_long"
+	InvalidUnicode   = "invalid_unicode"
+	TooCommon        = "too_common"
+	ContainsUsername = "contains_username"
+	ContainsContext  = "contains_context"
+	Breached         = "breached"
+)
+
+// MaxLength is the most code points that a password may have.
+const MaxLength = 256
+
+// maxTyped bounds the bytes that are looked at: 256 characters take fewer, however they are
+// decomposed.
+const maxTyped = 4096
+
+// Problem says why a password is not acceptable: a stable code and words for a person. It
+// never holds the password.
+type Problem struct {
+	Code   string
+	Detail string
+}
+
+func (p *Problem) Error() string { return "password " + p.Code + ": " + p.Detail }
+
+// policy is which passwords may be set: NIST SP 800-63B-4 §3.1.1.2. Length counts, being
+// known to attackers does, and what it is composed of does not.
+type policy struct {
+	minLength int
+	common    *blocklist // nil: not asked
+	breached  *breached  // nil: not asked
+	context   []string
+}
+
+func newPolicy(cfg Config, context []string) (*policy, error) {
+	p := &policy{minLength: cfg.MinLength}
+	for _, text := range append([]string{"authctl"}, context...) {
+		p.context = append(p.context, words(text)...)
+	}
+	if cfg.Blocklist {
+		p.common = newBlocklist()
+	}
+	if cfg.BreachedFile != "" {
+		var err error
+		if p.breached, err = openBreached(cfg.BreachedFile); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (p *policy) close() error {
+	if p.breached == nil {
+		return nil
+	}
+	return p.breached.close()
+}
+
+func (p *policy) check(typed, username string) error {
+	if len(typed) > maxTyped {
+		return &Problem{TooLong, "must be 256 characters or fewer"}
+	}
+	if !utf8.ValidString(typed) {
+		return &Problem{InvalidUnicode, "is not valid UTF-8"}
+	}
+	password := norm.NFC.String(typed)
+	// Normalising makes one character of several, and rarely several of one. Neither may
+	// make a password longer than it was typed, or too long.
+	length := min(utf8.RuneCountInString(typed), utf8.RuneCountInString(password))
+	if length < p.minLength {
+		return &Problem{TooShort, "must be " + plural(p.minLength) + " or more"}
+	}
+	if length > MaxLength {
+		return &Problem{TooLong, "must be 256 characters or fewer"}
+	}
+	folded := strings.ToLower(password)
+	own := words(norm.NFC.String(username))
+	if p.addsNothing(folded, own) {
+		return &Problem{ContainsUsername, "is little more than the username"}
+	}
+	if p.addsNothing(folded, append(own, p.context...)) {
+		return &Problem{ContainsContext, "is little more than the name of this service or the username"}
+	}
+	if p.common != nil {
+		known, err := p.common.has(folded)
+		if err != nil {
+			return err
+		}
+		if known || patterned(folded) {
+			return &Problem{TooCommon, "is among the passwords that are tried first"}
+		}
+	}
+	if p.breached != nil {
+		known, err := p.breached.has(password)
+		if err != nil {
+			return err
+		}
+		if known {
+			return &Problem{Breached, "has appeared in a data breach"}
+		}
+	}
+	return nil
+}
+
+// addsNothing reports whether the password holds one of the words and what is left without
+// them, and without digits and punctuation at its ends, is too short to count by itself. So
+// "alice2024!" is refused to alice, and "alice likes wet weather" is not.
+func (p *policy) addsNothing(password string, words []string) bool {
+	const enough = 8 // whatever more the whole must have
+	left := password
+	slices.SortFunc(words, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	for _, word := range words {
+		left = strings.ReplaceAll(left, word, "")
+	}
+	return left != password && utf8.RuneCountInString(strings.TrimFunc(left, decoration)) < min(p.minLength, enough)
+}
+
+// words are the text itself and its parts, lower case, leaving out what is so short that it
+// is in many passwords by chance.
+func words(text string) []string {
+	text = strings.ToLower(text)
+	found := strings.FieldsFunc(text, func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) })
+	found = slices.DeleteFunc(found, func(s string) bool { return utf8.RuneCountInString(s) < 4 })
+	if utf8.RuneCountInString(text) >= 3 {
+		found = append(found, text)
+	}
+	return found
+}
+
+// decoration is what people put at the end of a word to make it a password.
+func decoration(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsMark(r) }
+
+// patterned reports whether a short ASCII password is mostly runs: of one character
+// ("aaaaaaaaa"), of neighbours ("23456789"), or of up to four that repeat ("abcdabcd").
+// Lists hold only the most usual of them.
+func patterned(password string) bool {
+	if len(password) >= 16 || strings.ContainsFunc(password, func(r rune) bool { return r >= utf8.RuneSelf }) {
+		return false
+	}
+	for period := 1; period <= 4 && period < len(password); period++ {
+		if password[period:] == password[:len(password)-period] {
+			return true
+		}
+	}
+	// A run counts for two characters: where it starts and where it goes.
+	count := 0
+	for i := range password {
+		if i >= 2 {
+			step, before := int(password[i])-int(password[i-1]), int(password[i-1])-int(password[i-2])
+			if step == before && step >= -1 && step <= 1 {
+				continue
+			}
+		}
+		count++
+	}
+	return count <= len(password)/2
+}
+
+func plural(n int) string {
+	if n == 1 {
+		return "1 character"
+	}
+	return strconv.Itoa(n) + " characters"
+}

@@ -1,0 +1,258 @@
+package password
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// ErrOverloaded says that no worker became free in time. It is decided before any hashing
+// is spent on the request. The fault returned tells when to come back.
+var ErrOverloaded = fault.New(fault.Unavailable, "overloaded", "Too many sign-ins at once")
+
+// ErrClosed is returned for work handed to a closed pool.
+var ErrClosed = errors.New("hashing pool is closed")
+
+// Pool computes hashes beside everything else the process does.
+//
+// A password hash takes a core for a tenth of a second, which is a hundred times what any
+// other request takes. Left to goroutines, sixty sign-ins at once starve everything else.
+// So a fixed number of workers do all hashing, each on a thread of its own at the lowest
+// priority the platform has: whatever else wants to run, runs first, and hashing takes what
+// is left.
+//
+// Work waits in a queue that is bounded in length and in time. While the oldest has waited
+// for less than half of the longest wait, the oldest is next, as anyone would expect. Beyond
+// that the pool cannot keep up, many who wait will be turned away whatever the order, and
+// the newest is next: someone is then served at once instead of everyone after the longest
+// wait, and a person who arrives during a flood is not behind all of it. Those who have
+// waited too long are turned away without any work done for them. Turning them away late is
+// on purpose: a client that tries again at once would otherwise cost more than it saves.
+type Pool struct {
+	maxQueue int
+	maxWait  time.Duration
+	workers  int
+	now      func() time.Time
+
+	mu     sync.Mutex
+	wake   *sync.Cond
+	queue  list.List // of *job, oldest first
+	busy   int
+	closed bool
+	smooth time.Duration // moving average of what a job takes
+	done   sync.WaitGroup
+
+	waited   prometheus.Histogram
+	took     prometheus.Histogram
+	rejected *prometheus.CounterVec
+}
+
+type job struct {
+	run  func() error
+	at   time.Time
+	elem *list.Element // nil when it is no longer queued; guarded by Pool.mu
+	done chan struct{}
+	err  error
+}
+
+// NewPool starts the workers. Metrics are registered with reg when it is not nil. Close
+// ends the workers.
+func NewPool(cfg Config, reg prometheus.Registerer) (*Pool, error) {
+	cfg = cfg.withDefaults()
+	p := &Pool{
+		maxQueue: cfg.Queue,
+		maxWait:  cfg.QueueWait,
+		workers:  cfg.workers(),
+		now:      time.Now,
+		waited: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "authctl_password_hash_wait_seconds", Help: "How long work waited for a hashing worker.",
+			Buckets: []float64{.001, .005, .025, .1, .25, .5, 1, 2.5, 5, 10},
+		}),
+		took: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "authctl_password_hash_seconds", Help: "How long hashing took on the worker.",
+			Buckets: []float64{.001, .01, .025, .05, .1, .25, .5, 1, 2.5, 5},
+		}),
+		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "authctl_password_hash_rejected_total", Help: "Work turned away before hashing, by reason.",
+		}, []string{"reason"}),
+	}
+	p.wake = sync.NewCond(&p.mu)
+	if reg != nil {
+		for _, c := range []prometheus.Collector{p.waited, p.took, p.rejected,
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "authctl_password_hash_queue", Help: "Work waiting for a hashing worker.",
+			}, func() float64 { return float64(p.Stats().Queued) }),
+			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "authctl_password_hash_workers", Help: "Hashing workers.",
+			}, func() float64 { return float64(p.workers) }),
+		} {
+			if err := reg.Register(c); err != nil {
+				return nil, fmt.Errorf("register hashing metrics: %w", err)
+			}
+		}
+	}
+	for _, reason := range []string{"full", "wait", "left"} {
+		p.rejected.WithLabelValues(reason)
+	}
+	for range p.workers {
+		p.done.Go(p.work)
+	}
+	return p, nil
+}
+
+// Stats tells what the pool does now.
+type Stats struct {
+	Workers, Busy, Queued int
+}
+
+// Stats returns what the pool does now.
+func (p *Pool) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return Stats{Workers: p.workers, Busy: p.busy, Queued: p.queue.Len()}
+}
+
+// Do runs the function on a worker and returns its error. It returns [ErrOverloaded] when
+// no worker became free in time and the error of ctx when that ended first; the function
+// has then not been started, unless ctx ended while it ran: then it finishes unobserved.
+func (p *Pool) Do(ctx context.Context, run func() error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	j := &job{run: run, at: p.now(), done: make(chan struct{})}
+	p.mu.Lock()
+	switch {
+	case p.closed:
+		p.mu.Unlock()
+		return ErrClosed
+	case p.queue.Len() >= p.maxQueue:
+		err := p.overloaded()
+		p.mu.Unlock()
+		p.rejected.WithLabelValues("full").Inc()
+		return err
+	}
+	j.elem = p.queue.PushBack(j)
+	p.mu.Unlock()
+	p.wake.Signal()
+
+	timer := time.NewTimer(p.maxWait)
+	defer timer.Stop()
+	select {
+	case <-j.done:
+		return j.err
+	case <-timer.C:
+		if err := p.withdraw(j); err != nil {
+			p.rejected.WithLabelValues("wait").Inc()
+			return err
+		}
+	case <-ctx.Done():
+		if err := p.withdraw(j); err != nil {
+			p.rejected.WithLabelValues("left").Inc()
+			return ctx.Err()
+		}
+	}
+	select { // a worker has it
+	case <-j.done:
+		return j.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// withdraw takes the job out of the queue and says so with an error; nil means that a
+// worker was faster.
+func (p *Pool) withdraw(j *job) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if j.elem == nil {
+		return nil
+	}
+	err := p.overloaded()
+	p.queue.Remove(j.elem)
+	j.elem = nil
+	return err
+}
+
+// overloaded is the refusal, with the time in which the queue can be worked off and up to
+// half as much more, so that those refused together do not come back together.
+func (p *Pool) overloaded() error {
+	after := time.Duration(p.queue.Len()) * p.smooth / time.Duration(p.workers)
+	after = min(max(after, time.Second), 20*time.Second)
+	return ErrOverloaded.After((after + rand.N(after/2+time.Second)).Round(time.Second))
+}
+
+// Close turns away what waits, waits for what runs, and ends the workers.
+func (p *Pool) Close() {
+	p.mu.Lock()
+	p.closed = true
+	for e := p.queue.Front(); e != nil; e = p.queue.Front() {
+		j := e.Value.(*job)
+		p.queue.Remove(e)
+		j.elem, j.err = nil, ErrClosed
+		close(j.done)
+	}
+	p.mu.Unlock()
+	p.wake.Broadcast()
+	p.done.Wait()
+}
+
+func (p *Pool) work() {
+	// Never unlocked: the thread keeps its low priority for life and ends with the worker.
+	runtime.LockOSThread()
+	lowerPriority()
+	for {
+		j := p.next()
+		if j == nil {
+			return
+		}
+		start := p.now()
+		p.waited.Observe(start.Sub(j.at).Seconds())
+		j.err = runSafely(j.run)
+		took := p.now().Sub(start)
+		p.took.Observe(took.Seconds())
+		p.mu.Lock()
+		p.busy--
+		p.smooth += (took - p.smooth) / 8
+		p.mu.Unlock()
+		close(j.done)
+	}
+}
+
+func (p *Pool) next() *job {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.queue.Len() == 0 {
+		if p.closed {
+			return nil
+		}
+		p.wake.Wait()
+	}
+	e := p.queue.Front()
+	if p.now().Sub(e.Value.(*job).at) > p.maxWait/2 {
+		e = p.queue.Back()
+	}
+	j := p.queue.Remove(e).(*job)
+	j.elem = nil
+	p.busy++
+	return j
+}
+
+// runSafely makes an error of a panic: on a worker it would otherwise end the process, far
+// from the request's own recovery.
+func runSafely(run func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("hash password: panic: %v", r)
+		}
+	}()
+	return run()
+}

@@ -1,0 +1,126 @@
+package password
+
+import (
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"golang.org/x/crypto/scrypt"
+)
+
+// scryptKey returns the function for 2^logN, r and p, or why they are not accepted.
+func scryptKey(logN, r, p int) (func(password, salt []byte, size int) []byte, error) {
+	if logN < 1 || r < 1 || p < 1 {
+		return nil, errors.New("scrypt parameters are lower than its specification allows")
+	}
+	// Each alone first: the product must not overflow.
+	const most = maxScryptMemory / 128
+	if logN > 24 || r > most || p > most || r<<logN > most || p*r > most || p*r<<logN > maxScryptWork/128 {
+		return nil, fmt.Errorf("scrypt parameters cost more than is accepted: %d MiB, %d MiB times lanes", maxScryptMemory>>20, maxScryptWork>>20)
+	}
+	return func(password, salt []byte, size int) []byte {
+		key, err := scrypt.Key(password, salt, 1<<logN, r, p, size)
+		if err != nil {
+			return nil // cannot be: the parameters are within bounds
+		}
+		return key
+	}, nil
+}
+
+func parseScrypt(rest string) (hash, error) {
+	parts, err := split(rest, 3)
+	if err != nil {
+		return hash{}, err
+	}
+	n, err := numbers(parts[0], "ln", "r", "p")
+	if err != nil {
+		return hash{}, err
+	}
+	logN, r, p := n[0], n[1], n[2]
+	h := hash{scheme: Scrypt, encode: func(salt, digest []byte) string {
+		enc := base64.RawStdEncoding
+		return fmt.Sprintf("$scrypt$ln=%d,r=%d,p=%d$%s$%s", logN, r, p, enc.EncodeToString(salt), enc.EncodeToString(digest))
+	}}
+	if h.derive, err = scryptKey(logN, r, p); err != nil {
+		return hash{}, err
+	}
+	return h.decodePair(base64.RawStdEncoding, parts[1], parts[2])
+}
+
+// parseDjangoScrypt reads salt$N$r$p$digest; the salt is used as it is written.
+func parseDjangoScrypt(rest string) (hash, error) {
+	parts, err := split(rest, 5)
+	if err != nil {
+		return hash{}, err
+	}
+	n, err := numbers(fmt.Sprintf("n=%s,r=%s,p=%s", parts[1], parts[2], parts[3]), "n", "r", "p")
+	if err != nil {
+		return hash{}, err
+	}
+	logN := 0
+	for logN < 24 && 1<<logN < n[0] {
+		logN++
+	}
+	r, p := n[1], n[2]
+	h := hash{scheme: Scrypt, salt: []byte(parts[0]), encode: func(salt, digest []byte) string {
+		return fmt.Sprintf("scrypt$%s$%d$%d$%d$%s", salt, 1<<logN, r, p, base64.StdEncoding.EncodeToString(digest))
+	}}
+	if h.derive, err = scryptKey(logN, r, p); err != nil {
+		return hash{}, err
+	}
+	if h.digest, err = decode(base64.StdEncoding, parts[4]); err != nil {
+		return hash{}, err
+	}
+	return h, nil
+}
+
+// parseFirebaseScrypt reads v=1,n=14,r=8,p=1,ss=SEPARATOR,sk=SIGNERKEY$SALT$DIGEST. Firebase
+// derives a key under the salt with the project's separator behind it and encrypts the
+// project's signer key with it: the digest is that ciphertext.
+func parseFirebaseScrypt(rest string) (hash, error) {
+	parts, err := split(rest, 3)
+	if err != nil {
+		return hash{}, err
+	}
+	params, signerText, ok := strings.Cut(parts[0], ",sk=")
+	params, separatorText, also := strings.Cut(params, ",ss=")
+	n, err := numbers(params, "v", "n", "r", "p")
+	if err != nil || !ok || !also || n[0] != 1 || n[3] != 1 {
+		return hash{}, errMalformed
+	}
+	enc := base64.StdEncoding
+	separator, err := decode(enc, separatorText)
+	if err != nil {
+		return hash{}, err
+	}
+	signer, err := decode(enc, signerText)
+	if err != nil {
+		return hash{}, err
+	}
+	logN, r := n[1], n[2]
+	key, err := scryptKey(logN, r, 1)
+	if err != nil {
+		return hash{}, err
+	}
+	h := hash{
+		scheme: FirebaseScrypt,
+		derive: func(password, salt []byte, _ int) []byte {
+			block, err := aes.NewCipher(key(password, slices.Concat(salt, separator), 64)[:32])
+			if err != nil {
+				return nil // cannot be: 32 bytes are a key
+			}
+			text := make([]byte, len(signer))
+			cipher.NewCTR(block, make([]byte, aes.BlockSize)).XORKeyStream(text, signer)
+			return text
+		},
+		encode: func(salt, digest []byte) string {
+			return fmt.Sprintf("$fbscrypt$v=1,n=%d,r=%d,p=1,ss=%s,sk=%s$%s$%s", logN, r, enc.EncodeToString(separator),
+				enc.EncodeToString(signer), enc.EncodeToString(salt), enc.EncodeToString(digest))
+		},
+	}
+	return h.decodePair(enc, parts[1], parts[2])
+}
