@@ -1,0 +1,128 @@
+package telemetry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Check is one thing that the process needs.
+type Check struct {
+	Name     string // database, session_store, kafka
+	Probe    func(context.Context) error
+	Critical bool // without it the process cannot serve; otherwise it is only reported
+}
+
+// Result is how a check went.
+type Result struct {
+	Name     string
+	Critical bool
+	Latency  time.Duration
+	Err      error // its text is for operators alone
+}
+
+// Readiness runs the checks. However often it is asked, each check runs once at a time and
+// at most once in the time that an answer holds.
+type Readiness struct {
+	checks []Check
+	probes []probe
+	now    func() time.Time
+}
+
+const (
+	probeTimeout = time.Second
+	holds        = 250 * time.Millisecond
+)
+
+// probe is the state of one check: what came of it last, and whether it runs now.
+type probe struct {
+	mu      sync.Mutex
+	result  Result
+	at      time.Time
+	running chan struct{} // closed when the run under way is over; nil between runs
+}
+
+// NewReadiness makes a readiness of checks. now may be nil.
+func NewReadiness(now func() time.Time, checks ...Check) *Readiness {
+	if now == nil {
+		now = time.Now
+	}
+	return &Readiness{checks: checks, probes: make([]probe, len(checks)), now: now}
+}
+
+var errSlow = errors.New("no answer in time")
+
+// Report returns how every check stands, in order, and whether all critical ones are well.
+// It takes at most a second: a probe that takes longer has failed, also when it does not
+// heed its context, and is not started again before it returned.
+func (r *Readiness) Report(ctx context.Context) (results []Result, ready bool) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	waits := make([]chan struct{}, len(r.checks))
+	for i := range r.checks {
+		waits[i] = r.start(i)
+	}
+	results, ready = make([]Result, len(r.checks)), true
+	for i, check := range r.checks {
+		results[i] = r.await(ctx, i, waits[i])
+		if results[i].Err != nil && check.Critical {
+			ready = false
+		}
+	}
+	return results, ready
+}
+
+// start begins a run unless the last result still holds or one is under way, and returns
+// what to wait for: nil when there is nothing to wait for.
+func (r *Readiness) start(i int) chan struct{} {
+	p, check := &r.probes[i], r.checks[i]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.running != nil {
+		return p.running
+	}
+	if !p.at.IsZero() && r.now().Sub(p.at) < holds {
+		return nil
+	}
+	done := make(chan struct{})
+	p.running = done
+	go func() {
+		defer close(done)
+		// Its own deadline and not the asker's: others wait for the same run.
+		ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+		defer cancel()
+		begun := r.now()
+		err := attempt(ctx, check.Probe)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.at = r.now()
+		p.result = Result{Name: check.Name, Critical: check.Critical, Latency: p.at.Sub(begun), Err: err}
+		p.running = nil
+	}()
+	return done
+}
+
+func (r *Readiness) await(ctx context.Context, i int, done chan struct{}) Result {
+	if done != nil {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return Result{Name: r.checks[i].Name, Critical: r.checks[i].Critical, Latency: probeTimeout, Err: errSlow}
+		}
+	}
+	p := &r.probes[i]
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.result
+}
+
+func attempt(ctx context.Context, probe func(context.Context) error) (err error) {
+	defer func() {
+		if value := recover(); value != nil {
+			err = fmt.Errorf("panic: %v", value)
+		}
+	}()
+	return probe(ctx)
+}
