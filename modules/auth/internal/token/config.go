@@ -30,7 +30,7 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 	for _, secret := range c.previous() {
 		if len(secret) < MinSecret {
-			report("auth.token.previous_secrets", "has a secret shorter than 32 bytes")
+			report("auth.token.previous_secrets", "has a secret shorter than 32 bytes; they are separated by commas, or by line breaks")
 			break
 		}
 	}

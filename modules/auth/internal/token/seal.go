@@ -75,6 +75,9 @@ func Open(sealed []byte, kid, algorithm string, secrets ...config.Secret) (key K
 }
 
 func sealer(secret config.Secret) (cipher.AEAD, error) {
+	if len(secret.Reveal()) < MinSecret {
+		return nil, fmt.Errorf("the secret is shorter than %d bytes", MinSecret)
+	}
 	key, err := hkdf.Key(sha256.New, []byte(secret.Reveal()), nil, "authctl signing key at rest v1", 32)
 	if err != nil {
 		return nil, err

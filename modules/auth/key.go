@@ -1,0 +1,608 @@
+package auth
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// What an operator may be told about signing keys.
+var (
+	ErrKeyNotFound = fault.New(fault.NotFound, "key_not_found", "There is no such signing key")
+	ErrKeyStatus   = fault.New(fault.Conflict, "key_wrong_status", "The signing key is not at that stage")
+	ErrKeyTooNew   = fault.New(fault.Conflict, "key_too_new", "The signing key is not known everywhere yet")
+	ErrKeyInUse    = fault.New(fault.Conflict, "key_in_use", "Tokens of the signing key can still be live")
+	ErrKeysUnused  = fault.New(fault.Conflict, "keys_not_used", "With HS256 the shared secret signs; there are no keys to manage")
+)
+
+// ErrWrongSecret says that the active signing key cannot be opened.
+var ErrWrongSecret = errors.New("auth.token.secret is not the secret that the signing keys were sealed with")
+
+// JWKSMaxAge is how long a verifier may keep the key set it fetched (Cache-Control max-age).
+const JWKSMaxAge = 5 * time.Minute
+
+const (
+	// keyRefresh is how often a running server looks for changes of the keys.
+	keyRefresh = 2 * time.Second
+	// keySettle is when every server has noticed a change.
+	keySettle = 2 * keyRefresh
+	// keyLookup bounds how often an unknown kid makes the server look, and for how long.
+	keyLookup = time.Second
+)
+
+// KeyStatus is where a signing key stands:
+//
+//	staged ──→ active ──→ retiring ──→ retired
+//	   └─────────┴───────────┴────────────┴──→ revoked
+//
+// A staged key is published and signs nothing yet; the one active key signs; a retiring one
+// only verifies; retired and revoked ones are gone from the key set, and their private
+// halves from the database.
+type KeyStatus string
+
+const (
+	KeyStaged   KeyStatus = "staged"
+	KeyActive   KeyStatus = "active"
+	KeyRetiring KeyStatus = "retiring"
+	KeyRetired  KeyStatus = "retired"
+	KeyRevoked  KeyStatus = "revoked"
+)
+
+// KeyInfo is what an operator sees of a signing key.
+type KeyInfo struct {
+	KID       string    `json:"kid"`
+	Algorithm string    `json:"algorithm"`
+	Status    KeyStatus `json:"status"`
+	StagedAt  time.Time `json:"staged_at"`           // published since
+	ActiveAt  time.Time `json:"active_at,omitzero"`  // signing since
+	RetiredAt time.Time `json:"retired_at,omitzero"` // no longer signing since
+
+	PromotableAt time.Time `json:"promotable_at,omitzero"` // of a staged key: every verifier knows it
+	RetirableAt  time.Time `json:"retirable_at,omitzero"`  // of a retiring key: no token of it is live
+}
+
+// keyRow is a key as it is stored.
+type keyRow struct {
+	KeyInfo
+	public string // its JWK, for whoever reads the table; written, never read back
+	sealed []byte
+}
+
+func (r keyRow) published() bool {
+	return r.Status == KeyStaged || r.Status == KeyActive || r.Status == KeyRetiring
+}
+
+// keyring holds the signing keys: in the database, and as an immutable copy in memory that
+// every request reads without a lock. With HS256 it holds the secrets and the database has
+// no part in it.
+type keyring struct {
+	db  *database.DB
+	cfg token.Config
+	now func() time.Time
+
+	current atomic.Pointer[keySet]
+
+	mu       sync.Mutex // held while the copy is renewed
+	lookedUp time.Time  // when an unknown kid last made us look
+}
+
+// keySet is the keys at one moment. It is never changed.
+type keySet struct {
+	active token.Key
+	opened map[string]token.Key // all that are published, by kid
+	jwks   []byte
+	etag   string
+}
+
+// openKeyring returns a keyring for managing keys; it does no I/O. It works also when the
+// secret is wrong, so that a key can be revoked whose secret is lost. It neither signs nor
+// verifies.
+func openKeyring(db *database.DB, cfg token.Config, now func() time.Time) *keyring {
+	k := &keyring{db: db, cfg: cfg, now: now}
+	k.current.Store(&keySet{})
+	return k
+}
+
+// newKeyring returns a keyring ready to sign and verify. On a new database it makes the
+// first key; of any number of processes that do so at once, one succeeds and the others
+// take its key. Keys that a previous secret opened are sealed anew with the present one.
+func newKeyring(ctx context.Context, db *database.DB, cfg token.Config, now func() time.Time) (*keyring, error) {
+	k := openKeyring(db, cfg, now)
+	if k.shared() {
+		return k, k.share()
+	}
+	rows, err := readKeys(ctx, db)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(rows, func(r keyRow) bool { return r.Status == KeyActive }) {
+		if err := k.makeFirst(ctx); err != nil {
+			return nil, err
+		}
+	}
+	err = k.refresh(ctx)
+	if active := k.Active(); active.KID() == "" {
+		if errors.Is(err, token.ErrSealed) {
+			return nil, fmt.Errorf("%w (%w): name the old secret in auth.token.previous_secrets (AUTH_TOKEN_PREVIOUS_SECRETS), or, if it is lost, revoke the key with: authctl key revoke KID", ErrWrongSecret, err)
+		}
+		return nil, fmt.Errorf("load the signing keys: %w", err)
+	}
+	return k, k.reseal(ctx)
+}
+
+var errNoActiveKey = errors.New("no key is active")
+
+// Active returns the key that signs now.
+func (k *keyring) Active() token.Key { return k.current.Load().active }
+
+// Public returns a published key. An unknown kid makes it look in the database, in case the
+// key is new, once a second at the most.
+func (k *keyring) Public(kid string) (token.PublicKey, bool) {
+	key, ok := k.current.Load().opened[kid]
+	if !ok && !k.shared() {
+		key, ok = k.lookup(kid)
+	}
+	return key.Public(), ok
+}
+
+// JWKS returns the published keys as a JWK set, and its entity tag. Both are shared: not to
+// be changed.
+func (k *keyring) JWKS() (body []byte, etag string) {
+	set := k.current.Load()
+	return set.jwks, set.etag
+}
+
+// run follows changes of the keys until ctx ends.
+func (k *keyring) run(ctx context.Context, log *zap.Logger) error {
+	if k.shared() {
+		<-ctx.Done()
+		return nil
+	}
+	if active := k.Active(); active.Algorithm() != k.cfg.Algorithm {
+		log.Warn("signing_algorithm_differs", zap.String("configured", k.cfg.Algorithm), zap.String("active", active.Algorithm()),
+			zap.String("hint", "the active key stays in use; rotate with: authctl key stage, then authctl key promote"))
+	}
+	tick := time.NewTicker(keyRefresh)
+	defer tick.Stop()
+	failing := ""
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		before := k.Active().KID()
+		err := k.refreshWithin(ctx, keyRefresh)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil && err.Error() != failing: // once for each new problem, not every two seconds
+			failing = err.Error()
+			log.Warn("signing_keys_not_refreshed", zap.Error(err))
+		case err == nil && failing != "":
+			failing = ""
+			log.Info("signing_keys_refreshed_again")
+		}
+		if after := k.Active().KID(); after != before {
+			log.Info("signing_key_changed", zap.String("kid", after), zap.String("before", before))
+		}
+	}
+}
+
+// List returns every key there ever was, oldest first.
+func (k *keyring) List(ctx context.Context) ([]KeyInfo, error) {
+	if k.shared() {
+		return nil, ErrKeysUnused
+	}
+	rows, err := readKeys(ctx, k.db)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]KeyInfo, 0, len(rows))
+	for _, r := range rows {
+		list = append(list, k.info(r))
+	}
+	return list, nil
+}
+
+// Stage makes a key of the configured algorithm and publishes it.
+func (k *keyring) Stage(ctx context.Context) (KeyInfo, error) {
+	if k.shared() {
+		return KeyInfo{}, ErrKeysUnused
+	}
+	row, err := k.generate(KeyStaged)
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	return k.change(ctx, row.KID, func(ctx context.Context, tx bun.Tx, _ []keyRow) error { return insertKey(ctx, tx, row) })
+}
+
+// Promote makes a staged key the active one and the active one a retiring one. Before every
+// verifier can know the key it refuses with [ErrKeyTooNew], unless force.
+func (k *keyring) Promote(ctx context.Context, kid string, force bool) (KeyInfo, error) {
+	if k.shared() {
+		return KeyInfo{}, ErrKeysUnused
+	}
+	return k.change(ctx, kid, func(ctx context.Context, tx bun.Tx, rows []keyRow) error {
+		row, err := findKey(rows, kid)
+		if err != nil {
+			return err
+		}
+		if row.Status != KeyStaged {
+			return ErrKeyStatus.Detail(fmt.Sprintf("The key is %s; only a staged key can be promoted.", row.Status))
+		}
+		if at := k.info(row).PromotableAt; k.timestamp().Before(at) && !force {
+			return ErrKeyTooNew.Detail(fmt.Sprintf("Verifiers may hold a key set without it until %s. Forced, they refuse its tokens until then.", at.Format(time.RFC3339)))
+		}
+		if _, err := k.open(row); err != nil {
+			return err // no server with this secret could sign
+		}
+		return k.activate(ctx, tx, kid)
+	})
+}
+
+// Retire takes a retiring key out of the key set and destroys its private half. While tokens
+// it signed can live it refuses with [ErrKeyInUse], unless force.
+func (k *keyring) Retire(ctx context.Context, kid string, force bool) (KeyInfo, error) {
+	if k.shared() {
+		return KeyInfo{}, ErrKeysUnused
+	}
+	return k.change(ctx, kid, func(ctx context.Context, tx bun.Tx, rows []keyRow) error {
+		row, err := findKey(rows, kid)
+		if err != nil {
+			return err
+		}
+		if row.Status != KeyRetiring {
+			return ErrKeyStatus.Detail(fmt.Sprintf("The key is %s; only a retiring key can be retired.", row.Status))
+		}
+		if at := k.info(row).RetirableAt; k.timestamp().Before(at) && !force {
+			return ErrKeyInUse.Detail(fmt.Sprintf("Access tokens it signed can live until %s. Forced, they are refused from now on and their clients must refresh.", at.Format(time.RFC3339)))
+		}
+		return endKey(ctx, tx, kid, KeyRetired, row.RetiredAt)
+	})
+}
+
+// Revoke takes any key out of the key set at once and destroys its private half: every
+// access token it signed is refused from then on. When it was the active one, the staged key
+// that has been published the longest takes its place, or else a new one; successor is that
+// key. Revoking twice changes nothing.
+func (k *keyring) Revoke(ctx context.Context, kid string) (revoked, successor KeyInfo, err error) {
+	if k.shared() {
+		return KeyInfo{}, KeyInfo{}, ErrKeysUnused
+	}
+	// Made before the transaction, where a key takes time, and thrown away if not needed.
+	spare, err := k.generate(KeyStaged)
+	if err != nil {
+		return KeyInfo{}, KeyInfo{}, err
+	}
+	next := ""
+	revoked, err = k.change(ctx, kid, func(ctx context.Context, tx bun.Tx, rows []keyRow) error {
+		next = ""
+		row, err := findKey(rows, kid)
+		if err != nil || row.Status == KeyRevoked {
+			return err
+		}
+		stopped := row.RetiredAt
+		if row.Status == KeyActive {
+			stopped = k.timestamp()
+		}
+		if err := endKey(ctx, tx, kid, KeyRevoked, stopped); err != nil || row.Status != KeyActive {
+			return err
+		}
+		for _, r := range rows { // oldest first
+			if r.Status == KeyStaged {
+				if _, err := k.open(r); err == nil {
+					next = r.KID
+					break
+				}
+			}
+		}
+		if next == "" {
+			next = spare.KID
+			if err := insertKey(ctx, tx, spare); err != nil {
+				return err
+			}
+		}
+		return k.activate(ctx, tx, next)
+	})
+	if err != nil || next == "" {
+		return revoked, KeyInfo{}, err
+	}
+	list, err := k.List(ctx)
+	if err != nil {
+		return revoked, KeyInfo{}, err
+	}
+	if i := slices.IndexFunc(list, func(info KeyInfo) bool { return info.KID == next }); i >= 0 {
+		successor = list[i]
+	}
+	return revoked, successor, nil
+}
+
+// shared reports that the secret itself signs.
+func (k *keyring) shared() bool { return k.cfg.Algorithm == token.HS256 }
+
+// share makes the keys of HS256: the present secret signs, all of them verify.
+func (k *keyring) share() error {
+	set := &keySet{opened: make(map[string]token.Key)}
+	for i, secret := range k.cfg.Secrets() {
+		key, err := token.SharedKey(secret)
+		if err != nil {
+			return err
+		}
+		if i == 0 {
+			set.active = key
+		}
+		set.opened[key.KID()] = key
+	}
+	var err error
+	if set.jwks, set.etag, err = token.MarshalJWKS(nil); err != nil {
+		return err
+	}
+	k.current.Store(set)
+	return nil
+}
+
+// lookup renews the copy for a kid that is not in it. Requests that come while it does wait
+// for the same answer; those that come within a second after it are refused at once, so that
+// a flood of made-up kids costs the database one small query a second.
+func (k *keyring) lookup(kid string) (token.Key, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if key, ok := k.current.Load().opened[kid]; ok {
+		return key, true
+	}
+	if since := k.now().Sub(k.lookedUp); since >= 0 && since < keyLookup {
+		return token.Key{}, false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), keyLookup)
+	defer cancel()
+	_ = k.renew(ctx) // run reports what goes on failing; here the key stays unknown
+	k.lookedUp = k.now()
+	key, ok := k.current.Load().opened[kid]
+	return key, ok
+}
+
+func (k *keyring) refresh(ctx context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.renew(ctx)
+}
+
+func (k *keyring) refreshWithin(ctx context.Context, d time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	return k.refresh(ctx)
+}
+
+// renew reads the keys into a new copy; the caller holds mu. A key that cannot be opened is
+// left out and told of. That is on purpose also for verifying, which the public half in the
+// row would do for: whoever can write to the table, but does not know the secret, must not
+// be able to bring in a key.
+func (k *keyring) renew(ctx context.Context) error {
+	rows, err := readKeys(ctx, k.db)
+	if err != nil {
+		return err
+	}
+	old, set := k.current.Load(), &keySet{opened: make(map[string]token.Key)}
+	var problems []error
+	var public []token.PublicKey
+	for _, r := range rows {
+		if !r.published() {
+			continue
+		}
+		key, known := old.opened[r.KID]
+		if !known {
+			if key, err = k.open(r); err != nil {
+				problems = append(problems, err)
+				continue
+			}
+		}
+		set.opened[r.KID] = key
+		public = append(public, key.Public())
+		if r.Status == KeyActive {
+			set.active = key
+		}
+	}
+	if set.active.KID() == "" {
+		// Its predecessor goes on signing as long as it is published.
+		set.active = set.opened[old.active.KID()]
+		problems = append(problems, errNoActiveKey)
+	}
+	if set.jwks, set.etag, err = token.MarshalJWKS(public); err != nil {
+		return err
+	}
+	k.current.Store(set)
+	return errors.Join(problems...)
+}
+
+func (k *keyring) open(r keyRow) (token.Key, error) {
+	key, _, err := token.Open(r.sealed, r.KID, r.Algorithm, k.cfg.Secrets()...)
+	return key, err
+}
+
+// reseal brings keys that a previous secret opens under the present one, so that the
+// previous one can be dropped.
+func (k *keyring) reseal(ctx context.Context) error {
+	if k.cfg.PreviousSecrets == "" {
+		return nil
+	}
+	rows, err := readKeys(ctx, k.db)
+	if err != nil {
+		return err
+	}
+	for _, r := range rows {
+		if !r.published() {
+			continue
+		}
+		key, stale, err := token.Open(r.sealed, r.KID, r.Algorithm, k.cfg.Secrets()...)
+		if err != nil || !stale {
+			continue // what cannot be opened is told of by run
+		}
+		sealed, err := key.Seal(k.cfg.Secret)
+		if err != nil {
+			return err
+		}
+		if _, err := k.db.Write(ctx, "UPDATE signing_key SET sealed = ? WHERE kid = ? AND sealed = ?", sealed, r.KID, r.sealed); err != nil {
+			return fmt.Errorf("reseal the signing key %s: %w", r.KID, err)
+		}
+	}
+	return nil
+}
+
+// generate makes a key that is not stored yet.
+func (k *keyring) generate(status KeyStatus) (keyRow, error) {
+	key, err := token.Generate(k.cfg.Algorithm)
+	if err != nil {
+		return keyRow{}, err
+	}
+	public, err := token.MarshalJWK(key.Public())
+	if err != nil {
+		return keyRow{}, err
+	}
+	sealed, err := key.Seal(k.cfg.Secret)
+	if err != nil {
+		return keyRow{}, err
+	}
+	info := KeyInfo{KID: key.KID(), Algorithm: key.Algorithm(), Status: status, StagedAt: k.timestamp()}
+	if status == KeyActive {
+		info.ActiveAt = info.StagedAt
+	}
+	return keyRow{KeyInfo: info, public: string(public), sealed: sealed}, nil
+}
+
+func (k *keyring) makeFirst(ctx context.Context) error {
+	row, err := k.generate(KeyActive)
+	if err != nil {
+		return err
+	}
+	// The index signing_key_one_active lets one of several through.
+	return k.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error { return insertKey(ctx, tx, row) })
+}
+
+// change runs fn in a transaction that no other change of keys runs beside, and returns what
+// the key has become.
+func (k *keyring) change(ctx context.Context, kid string, fn func(ctx context.Context, tx bun.Tx, rows []keyRow) error) (KeyInfo, error) {
+	var info KeyInfo
+	err := k.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+		if database.IsPostgres(tx) {
+			// Readers go on; SQLite's transaction holds the whole database anyway.
+			if _, err := tx.ExecContext(ctx, "LOCK TABLE signing_key IN SHARE ROW EXCLUSIVE MODE"); err != nil {
+				return fmt.Errorf("lock the signing keys: %w", err)
+			}
+		}
+		rows, err := readKeys(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if err := fn(ctx, tx, rows); err != nil {
+			return err
+		}
+		if rows, err = readKeys(ctx, tx); err != nil {
+			return err
+		}
+		row, err := findKey(rows, kid)
+		info = k.info(row)
+		return err
+	})
+	if err != nil {
+		return KeyInfo{}, err
+	}
+	// The change is made; other servers notice by themselves, and so does this one if it
+	// cannot read the keys right now.
+	_ = k.refreshWithin(ctx, keyRefresh)
+	return info, nil
+}
+
+// activate puts the key in the place of the active one, if there is one.
+func (k *keyring) activate(ctx context.Context, tx bun.Tx, kid string) error {
+	now := k.timestamp()
+	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", KeyRetiring, now, KeyActive); err != nil {
+		return fmt.Errorf("retire the active signing key: %w", err)
+	}
+	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, active_at = ? WHERE kid = ?", KeyActive, now, kid); err != nil {
+		return fmt.Errorf("promote the signing key: %w", err)
+	}
+	return nil
+}
+
+func (k *keyring) info(r keyRow) KeyInfo {
+	info := r.KeyInfo
+	switch r.Status {
+	case KeyStaged:
+		// A server may have answered with the old set until it noticed.
+		info.PromotableAt = r.StagedAt.Add(JWKSMaxAge + keySettle)
+	case KeyRetiring:
+		// A server may have signed with it until it noticed. The lifetime is today's: who
+		// shortens it waits the longer one out.
+		info.RetirableAt = r.RetiredAt.Add(k.cfg.AccessTTL + keySettle)
+	}
+	return info
+}
+
+func (k *keyring) timestamp() time.Time { return k.now().UTC().Truncate(time.Microsecond) }
+
+// insertKey does nothing when another key is active already and this one would be.
+func insertKey(ctx context.Context, tx bun.IDB, r keyRow) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at)
+		VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+		r.KID, r.Algorithm, r.Status, r.public, r.sealed, r.StagedAt, nullTime(r.ActiveAt))
+	if err != nil {
+		return fmt.Errorf("insert the signing key: %w", err)
+	}
+	return nil
+}
+
+// endKey makes a key retired or revoked; nobody needs its private half again.
+func endKey(ctx context.Context, tx bun.IDB, kid string, status KeyStatus, stopped time.Time) error {
+	_, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ?, sealed = ? WHERE kid = ?",
+		status, nullTime(stopped), []byte{}, kid)
+	if err != nil {
+		return fmt.Errorf("make the signing key %s: %w", status, err)
+	}
+	return nil
+}
+
+func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
+
+func readKeys(ctx context.Context, db bun.IDB) ([]keyRow, error) {
+	rows, err := db.QueryContext(ctx, `SELECT kid, algorithm, status, sealed, staged_at, active_at, retired_at
+		FROM signing_key ORDER BY staged_at, kid`)
+	if err != nil {
+		return nil, fmt.Errorf("read the signing keys: %w", err)
+	}
+	defer rows.Close()
+	var list []keyRow
+	for rows.Next() {
+		var r keyRow
+		var active, retired sql.NullTime
+		if err := rows.Scan(&r.KID, &r.Algorithm, &r.Status, &r.sealed, &r.StagedAt, &active, &retired); err != nil {
+			return nil, fmt.Errorf("read the signing keys: %w", err)
+		}
+		r.StagedAt, r.ActiveAt, r.RetiredAt = r.StagedAt.UTC(), active.Time.UTC(), retired.Time.UTC()
+		list = append(list, r)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read the signing keys: %w", err)
+	}
+	return list, nil
+}
+
+func findKey(rows []keyRow, kid string) (keyRow, error) {
+	i := slices.IndexFunc(rows, func(r keyRow) bool { return r.KID == kid })
+	if i < 0 {
+		return keyRow{}, ErrKeyNotFound
+	}
+	return rows[i], nil
+}

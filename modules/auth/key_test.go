@@ -1,0 +1,722 @@
+package auth
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// keyClock is a clock that only tests move.
+type keyClock struct{ at atomic.Int64 }
+
+func newKeyClock() *keyClock {
+	c := &keyClock{}
+	c.at.Store(time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC).UnixNano())
+	return c
+}
+
+func (c *keyClock) now() time.Time          { return time.Unix(0, c.at.Load()) }
+func (c *keyClock) advance(d time.Duration) { c.at.Add(int64(d)) }
+
+func keyConfig(algorithm string) token.Config {
+	return token.Config{
+		Secret: "the first secret that is long enough", Algorithm: algorithm, AccessTTL: 5 * time.Hour,
+		Issuer: "https://auth.example.com", Audience: "api", ClientID: "web",
+	}
+}
+
+// eachDatabase gives the test a new database that it can open as often as it likes, as
+// several processes would.
+func eachDatabase(t *testing.T, test func(t *testing.T, open func() *database.DB)) {
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		dsn := "sqlite:" + filepath.Join(t.TempDir(), "keys.db")
+		if _, err := migrations.Up(t.Context(), dbtest.Open(t, dsn).DB, nil); err != nil {
+			t.Fatal(err)
+		}
+		test(t, func() *database.DB { return dbtest.Open(t, dsn) })
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		dsn := dbtest.PostgresURL(t)
+		test(t, func() *database.DB { return dbtest.Open(t, dsn) })
+	})
+}
+
+func startKeys(t testing.TB, db *database.DB, cfg token.Config, clock *keyClock) *keyring {
+	t.Helper()
+	k, err := newKeyring(t.Context(), db, cfg, clock.now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func signWith(t testing.TB, k *keyring) string {
+	t.Helper()
+	now := k.now()
+	signed, err := k.Active().Sign(token.Claims{
+		Issuer: k.cfg.Issuer, Audience: []string{k.cfg.Audience}, ClientID: k.cfg.ClientID,
+		Subject: uuid.New(), ID: uuid.New(), SessionID: uuid.New(),
+		IssuedAt: now, AuthTime: now, ExpiresAt: now.Add(k.cfg.AccessTTL),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signed
+}
+
+func verifierOf(k *keyring) *token.Verifier { return k.cfg.Verifier(k.now, k.Public) }
+
+// published lists the kids of the JWKS.
+func published(t testing.TB, k *keyring) []string {
+	t.Helper()
+	body, etag := k.JWKS()
+	var set struct {
+		Keys []map[string]any `json:"keys"`
+	}
+	if err := json.Unmarshal(body, &set); err != nil || etag == "" {
+		t.Fatalf("JWKS %s, ETag %q: %v", body, etag, err)
+	}
+	kids := []string{}
+	for _, key := range set.Keys {
+		if key["d"] != nil || key["k"] != nil {
+			t.Fatalf("a private member is published: %s", body)
+		}
+		kids = append(kids, key["kid"].(string))
+	}
+	return kids
+}
+
+func mustKey(t testing.TB) func(info KeyInfo, err error) KeyInfo {
+	return func(info KeyInfo, err error) KeyInfo {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info
+	}
+}
+
+func keyStatus(t testing.TB, k *keyring, kid string) KeyInfo {
+	t.Helper()
+	list, err := k.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, info := range list {
+		if info.KID == kid {
+			return info
+		}
+	}
+	t.Fatalf("no key %s among %v", kid, list)
+	return KeyInfo{}
+}
+
+func sealedKey(t testing.TB, db *database.DB, kid string) []byte {
+	t.Helper()
+	rows, err := readKeys(t.Context(), db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	row, err := findKey(rows, kid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return row.sealed
+}
+
+func TestManyFirstStartsMakeOneKey(t *testing.T) {
+	t.Parallel()
+	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
+		const processes = 8
+		clock := newKeyClock()
+		keyrings := make([]*keyring, processes)
+		start := make(chan struct{})
+		var wg sync.WaitGroup
+		for i := range processes {
+			db := open()
+			wg.Go(func() {
+				<-start
+				k, err := newKeyring(t.Context(), db, keyConfig(token.ES256), clock.now)
+				if err != nil {
+					t.Error(err)
+				}
+				keyrings[i] = k
+			})
+		}
+		close(start)
+		wg.Wait()
+		if t.Failed() {
+			return
+		}
+		list, err := keyrings[0].List(t.Context())
+		if err != nil || len(list) != 1 || list[0].Status != KeyActive || !list[0].ActiveAt.Equal(clock.now()) {
+			t.Fatalf("keys %+v, %v; want one, active", list, err)
+		}
+		for _, k := range keyrings {
+			if k.Active().KID() != list[0].KID {
+				t.Errorf("a process signs with %s, not %s", k.Active().KID(), list[0].KID)
+			}
+			if _, err := verifierOf(k).Verify(signWith(t, keyrings[0])); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+func TestARotationStepByStep(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		clock, must := newKeyClock(), mustKey(t)
+		k := startKeys(t, db, keyConfig(token.ES256), clock)
+		verify := verifierOf(k)
+		first := k.Active().KID()
+		old := signWith(t, k)
+		_, etag := k.JWKS()
+
+		clock.advance(time.Hour)
+		staged := must(k.Stage(t.Context()))
+		if staged.Status != KeyStaged || staged.Algorithm != token.ES256 || !staged.StagedAt.Equal(clock.now()) {
+			t.Errorf("staged: %+v", staged)
+		}
+		if got := published(t, k); len(got) != 2 || k.Active().KID() != first {
+			t.Errorf("with a staged key, published %v, active %s", got, k.Active().KID())
+		}
+		if _, after := k.JWKS(); after == etag {
+			t.Error("the key set changed, its ETag did not")
+		}
+		if _, err := k.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrKeyTooNew) {
+			t.Errorf("promote at once: %v", err)
+		}
+		clock.advance(JWKSMaxAge)
+		if _, err := k.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrKeyTooNew) {
+			t.Errorf("promote when a server may have just noticed: %v", err)
+		}
+		if _, err := k.Retire(t.Context(), first, true); !errors.Is(err, ErrKeyStatus) {
+			t.Errorf("retire the active key: %v", err)
+		}
+		clock.advance(keySettle)
+		if !clock.now().Equal(keyStatus(t, k, staged.KID).PromotableAt) {
+			t.Errorf("promotable at %v, it is %v", staged.PromotableAt, clock.now())
+		}
+		promoted := must(k.Promote(t.Context(), staged.KID, false))
+		if promoted.Status != KeyActive || !promoted.ActiveAt.Equal(clock.now()) || k.Active().KID() != staged.KID {
+			t.Errorf("promoted: %+v", promoted)
+		}
+		if _, err := k.Promote(t.Context(), staged.KID, true); !errors.Is(err, ErrKeyStatus) {
+			t.Errorf("promote the active key: %v", err)
+		}
+		if got := published(t, k); len(got) != 2 {
+			t.Errorf("after the promotion, published %v", got)
+		}
+		for _, signed := range []string{old, signWith(t, k)} {
+			if _, err := verify.Verify(signed); err != nil {
+				t.Error(err)
+			}
+		}
+
+		if _, err := k.Retire(t.Context(), first, false); !errors.Is(err, ErrKeyInUse) {
+			t.Errorf("retire at once: %v", err)
+		}
+		clock.advance(5*time.Hour + keySettle - time.Microsecond)
+		if _, err := k.Retire(t.Context(), first, false); !errors.Is(err, ErrKeyInUse) {
+			t.Errorf("retire a moment too early: %v", err)
+		}
+		clock.advance(time.Microsecond)
+		retired := must(k.Retire(t.Context(), first, false))
+		if retired.Status != KeyRetired || !retired.RetiredAt.Equal(promoted.ActiveAt) {
+			t.Errorf("retired: %+v", retired)
+		}
+		if got := published(t, k); len(got) != 1 || got[0] != staged.KID {
+			t.Errorf("after retiring, published %v", got)
+		}
+		if sealed := sealedKey(t, db, first); len(sealed) != 0 {
+			t.Errorf("the private half of a retired key is still there: %d bytes", len(sealed))
+		}
+		for what, err := range map[string]error{
+			"promote a retired key": second(k.Promote(t.Context(), first, true)),
+			"retire it again":       second(k.Retire(t.Context(), first, true)),
+		} {
+			if !errors.Is(err, ErrKeyStatus) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		for what, err := range map[string]error{
+			"promote": second(k.Promote(t.Context(), "unknown", true)),
+			"retire":  second(k.Retire(t.Context(), "unknown", true)),
+		} {
+			if !errors.Is(err, ErrKeyNotFound) {
+				t.Errorf("%s an unknown key: %v", what, err)
+			}
+		}
+		if _, _, err := k.Revoke(t.Context(), "unknown"); !errors.Is(err, ErrKeyNotFound) {
+			t.Errorf("revoke an unknown key: %v", err)
+		}
+	})
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func TestForcingIsObeyed(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	clock, must := newKeyClock(), mustKey(t)
+	k := startKeys(t, db, keyConfig(token.EdDSA), clock)
+	first := k.Active().KID()
+	signed := signWith(t, k)
+	verify := verifierOf(k)
+	if _, err := verify.Verify(signed); err != nil {
+		t.Fatal(err)
+	}
+	must(k.Promote(t.Context(), must(k.Stage(t.Context())).KID, true))
+	if _, err := verify.Verify(signed); err != nil {
+		t.Errorf("a token of the retiring key: %v", err)
+	}
+	must(k.Retire(t.Context(), first, true))
+	if _, err := verify.Verify(signed); !errors.Is(err, token.ErrUnknownKey) {
+		t.Errorf("a token of the retired key: %v", err)
+	}
+}
+
+func TestARevokedKeyIsReplacedAtOnce(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		clock := newKeyClock()
+		k := startKeys(t, db, keyConfig(token.ES256), clock)
+		verify := verifierOf(k)
+		first := k.Active().KID()
+		signed := signWith(t, k)
+		if _, err := verify.Verify(signed); err != nil { // and now it is in the cache
+			t.Fatal(err)
+		}
+
+		revoked, successor, err := k.Revoke(t.Context(), first)
+		if err != nil || revoked.Status != KeyRevoked || !revoked.RetiredAt.Equal(clock.now()) {
+			t.Fatalf("revoked %+v, %v", revoked, err)
+		}
+		if successor.Status != KeyActive || successor.KID != k.Active().KID() || successor.KID == first {
+			t.Errorf("successor %+v, active %s", successor, k.Active().KID())
+		}
+		if _, err := verify.Verify(signed); !errors.Is(err, token.ErrUnknownKey) {
+			t.Errorf("a token of the revoked key: %v", err)
+		}
+		if got := published(t, k); len(got) != 1 || got[0] != successor.KID {
+			t.Errorf("published %v", got)
+		}
+		if sealed := sealedKey(t, db, first); len(sealed) != 0 {
+			t.Error("the private half of a revoked key is still there")
+		}
+
+		again, none, err := k.Revoke(t.Context(), first)
+		if err != nil || again != revoked || none != (KeyInfo{}) {
+			t.Errorf("revoked again: %+v, %+v, %v", again, none, err)
+		}
+
+		// With staged keys, the oldest steps in.
+		clock.advance(time.Second)
+		oldest := mustKey(t)(k.Stage(t.Context()))
+		clock.advance(time.Second)
+		newest := mustKey(t)(k.Stage(t.Context()))
+		if _, next, err := k.Revoke(t.Context(), successor.KID); err != nil || next.KID != oldest.KID || k.Active().KID() != oldest.KID {
+			t.Errorf("successor %+v, %v; want the key staged first", next, err)
+		}
+		// A staged key signs nothing: nobody succeeds it.
+		gone, none, err := k.Revoke(t.Context(), newest.KID)
+		if err != nil || gone.Status != KeyRevoked || !gone.RetiredAt.IsZero() || none != (KeyInfo{}) || k.Active().KID() != oldest.KID {
+			t.Errorf("revoked a staged key: %+v, %+v, %v", gone, none, err)
+		}
+	})
+}
+
+func TestChangesAtTheSameTimeLeaveOneActiveKey(t *testing.T) {
+	t.Parallel()
+	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
+		clock := newKeyClock()
+		a := startKeys(t, open(), keyConfig(token.EdDSA), clock)
+		b := startKeys(t, open(), keyConfig(token.EdDSA), clock)
+		var wg sync.WaitGroup
+		for _, k := range []*keyring{a, b} {
+			for range 4 {
+				staged := mustKey(t)(k.Stage(t.Context()))
+				wg.Go(func() {
+					if _, err := k.Promote(t.Context(), staged.KID, true); err != nil && !errors.Is(err, ErrKeyStatus) {
+						t.Errorf("promote: %v", err)
+					}
+				})
+				wg.Go(func() {
+					if _, _, err := k.Revoke(t.Context(), k.Active().KID()); err != nil {
+						t.Errorf("revoke: %v", err)
+					}
+				})
+			}
+		}
+		wg.Wait()
+		list, err := a.List(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		active := ""
+		for _, info := range list {
+			if info.Status == KeyActive {
+				active += info.KID
+			}
+		}
+		for _, k := range []*keyring{a, b} {
+			if err := k.refresh(t.Context()); err != nil || k.Active().KID() != active {
+				t.Errorf("active in memory %s, in the database %s, %v", k.Active().KID(), active, err)
+			}
+		}
+	})
+}
+
+// Two servers sign and verify each other's tokens without a pause while the keys are rotated
+// again and again, the servers noticing each step only when they look.
+func TestRotationUnderLoadFailsNoToken(t *testing.T) {
+	t.Parallel()
+	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
+		clock, must := newKeyClock(), mustKey(t)
+		cfg := keyConfig(token.EdDSA)
+		cfg.AccessTTL = 10 * time.Minute
+		servers := []*keyring{startKeys(t, open(), cfg, clock), startKeys(t, open(), cfg, clock)}
+		operator := openKeyring(open(), cfg, clock.now)
+
+		ctx, stop := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		var rounds [2]atomic.Int64
+		// turn waits until both servers have signed and verified some more.
+		turn := func() {
+			for i := range rounds {
+				for before := rounds[i].Load(); rounds[i].Load() < before+10 && !t.Failed(); {
+					time.Sleep(time.Millisecond)
+				}
+			}
+		}
+		for i, k := range servers {
+			other := verifierOf(servers[1-i])
+			own := verifierOf(k)
+			wg.Go(func() {
+				for ctx.Err() == nil {
+					signed := signWith(t, k)
+					for _, v := range []*token.Verifier{other, own} {
+						// The clock may have been moved since, by hours.
+						if _, err := v.Verify(signed); err != nil && !errors.Is(err, token.ErrExpired) {
+							t.Errorf("a token of %s: %v", k.Active().KID(), err)
+							return
+						}
+					}
+					rounds[i].Add(1)
+				}
+			})
+		}
+		for range 5 {
+			old := servers[0].Active().KID()
+			staged := must(operator.Stage(t.Context()))
+			for _, k := range servers {
+				if err := k.refresh(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			clock.advance(JWKSMaxAge + keySettle)
+			must(operator.Promote(t.Context(), staged.KID, false))
+			turn()
+			for _, k := range servers { // one notices, then the other
+				if err := k.refresh(t.Context()); err != nil {
+					t.Error(err)
+				}
+				turn()
+			}
+			clock.advance(cfg.AccessTTL + keySettle)
+			must(operator.Retire(t.Context(), old, false))
+			for _, k := range servers {
+				if err := k.refresh(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		stop()
+		wg.Wait()
+	})
+}
+
+func TestAnUnknownKeyIsLookedForOnceASecond(t *testing.T) {
+	t.Parallel()
+	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
+		clock := newKeyClock()
+		k := startKeys(t, open(), keyConfig(token.ES256), clock)
+		elsewhere := startKeys(t, open(), keyConfig(token.ES256), clock)
+		known := func(kid string) bool { _, ok := k.Public(kid); return ok }
+
+		emergency := mustKey(t)(elsewhere.Stage(t.Context()))
+		if !known(emergency.KID) {
+			t.Error("a key that another server made is not found")
+		}
+		second := mustKey(t)(elsewhere.Stage(t.Context()))
+		for range 1000 {
+			if known(second.KID) {
+				t.Fatal("it looked again within the second")
+			}
+		}
+		if known("made-up") {
+			t.Error("a made-up key is known")
+		}
+		clock.advance(keyLookup)
+		if !known(second.KID) {
+			t.Error("a second later it does not look")
+		}
+	})
+}
+
+func TestRunNoticesWhatAnotherServerDid(t *testing.T) {
+	t.Parallel()
+	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
+		clock := newKeyClock()
+		k := startKeys(t, open(), keyConfig(token.ES256), clock)
+		operator := openKeyring(open(), keyConfig(token.ES256), clock.now)
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- k.run(ctx, zap.NewNop()) }()
+
+		_, successor, err := operator.Revoke(t.Context(), k.Active().KID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(20 * time.Second); k.Active().KID() != successor.KID; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the server did not notice")
+			}
+		}
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestTheSecretIsReplaced(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		clock := newKeyClock()
+		cfg := keyConfig(token.ES256)
+		before := startKeys(t, db, cfg, clock)
+		staged := mustKey(t)(before.Stage(t.Context()))
+		signed := signWith(t, before)
+
+		next := cfg
+		next.Secret = "the second secret that is long enough"
+		_, err := newKeyring(t.Context(), db, next, clock.now)
+		if !errors.Is(err, ErrWrongSecret) || !strings.Contains(err.Error(), "AUTH_TOKEN_PREVIOUS_SECRETS") {
+			t.Errorf("with another secret: %v", err)
+		}
+		for _, secret := range []config.Secret{cfg.Secret, next.Secret} {
+			if err != nil && strings.Contains(err.Error(), secret.Reveal()) {
+				t.Errorf("the error tells a secret: %v", err)
+			}
+		}
+
+		next.PreviousSecrets = cfg.Secret
+		during := startKeys(t, db, next, clock)
+		if _, err := verifierOf(during).Verify(signed); err != nil {
+			t.Errorf("with the old secret named: %v", err)
+		}
+		// The old servers still run, and must not stumble over what was sealed anew.
+		if err := before.refresh(t.Context()); err != nil || before.Active().KID() != during.Active().KID() {
+			t.Errorf("an old server: %v", err)
+		}
+
+		next.PreviousSecrets = ""
+		after := startKeys(t, db, next, clock)
+		if _, err := verifierOf(after).Verify(signed); err != nil {
+			t.Errorf("with the old secret dropped: %v", err)
+		}
+		if _, ok := after.Public(staged.KID); !ok {
+			t.Error("the staged key was not sealed anew")
+		}
+	})
+}
+
+func TestALostSecretIsRecoveredFromByRevoking(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	clock := newKeyClock()
+	lost := startKeys(t, db, keyConfig(token.ES256), clock)
+	staged := mustKey(t)(lost.Stage(t.Context()))
+	cfg := keyConfig(token.ES256)
+	cfg.Secret = "the second secret that is long enough"
+
+	operator := openKeyring(db, cfg, clock.now)
+	if _, err := operator.Promote(t.Context(), staged.KID, true); !errors.Is(err, token.ErrSealed) {
+		t.Errorf("promote a key that nobody can open: %v", err)
+	}
+	_, successor, err := operator.Revoke(t.Context(), lost.Active().KID())
+	if err != nil || successor.KID == staged.KID {
+		t.Fatalf("successor %+v, %v; want a new key, the staged one cannot be opened", successor, err)
+	}
+	k := startKeys(t, db, cfg, clock)
+	if _, err := verifierOf(k).Verify(signWith(t, k)); err != nil || k.Active().KID() != successor.KID {
+		t.Error(err)
+	}
+	if got := published(t, k); len(got) != 1 {
+		t.Errorf("published %v; want only what can be opened", got)
+	}
+}
+
+// Who can write to the table but does not know the secret must not be able to sign.
+func TestAKeyPutIntoTheTableIsNotTrusted(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		clock := newKeyClock()
+		k := startKeys(t, db, keyConfig(token.ES256), clock)
+		theirs := openKeyring(db, keyConfig(token.ES256), clock.now)
+		theirs.cfg.Secret = "a secret that is the attacker's own"
+		row, err := theirs.generate(KeyStaged)
+		if err != nil {
+			t.Fatal(err)
+		}
+		row.Status = KeyRetiring
+		if err := insertKey(t.Context(), db, row); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.refresh(t.Context()); !errors.Is(err, token.ErrSealed) || !strings.Contains(err.Error(), row.KID) {
+			t.Errorf("refresh: %v; want it to name the key", err)
+		}
+		clock.advance(time.Minute)
+		if _, ok := k.Public(row.KID); ok {
+			t.Error("the key verifies")
+		}
+		if got := published(t, k); len(got) != 1 {
+			t.Errorf("published %v", got)
+		}
+		if _, err := verifierOf(k).Verify(signWith(t, k)); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestKeysOutliveTheDatabaseInMemory(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	clock := newKeyClock()
+	k := startKeys(t, db, keyConfig(token.EdDSA), clock)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.refresh(t.Context()); err == nil {
+		t.Error("refreshed without a database")
+	}
+	if _, err := verifierOf(k).Verify(signWith(t, k)); err != nil {
+		t.Error(err)
+	}
+	if _, ok := k.Public("unknown"); ok {
+		t.Error("an unknown key is known")
+	}
+}
+
+func TestANewAlgorithmComesWithTheNextKey(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	clock, must := newKeyClock(), mustKey(t)
+	signed := signWith(t, startKeys(t, db, keyConfig(token.ES256), clock))
+	for _, algorithm := range []string{token.EdDSA, token.RS256} {
+		k := startKeys(t, db, keyConfig(algorithm), clock)
+		if k.Active().Algorithm() == algorithm {
+			t.Errorf("%s is in use although no such key was published", algorithm)
+		}
+		must(k.Promote(t.Context(), must(k.Stage(t.Context())).KID, true))
+		if k.Active().Algorithm() != algorithm {
+			t.Errorf("the next key is for %s", k.Active().Algorithm())
+		}
+		for _, signed := range []string{signed, signWith(t, k)} {
+			if _, err := verifierOf(k).Verify(signed); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+func TestTheSharedSecretHasNoKeysToManage(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	clock := newKeyClock()
+	cfg := keyConfig(token.HS256)
+	old := startKeys(t, db, cfg, clock)
+	signed := signWith(t, old)
+	if body, etag := old.JWKS(); string(body) != `{"keys":[]}` || etag == "" {
+		t.Errorf("JWKS %s, ETag %s", body, etag)
+	}
+
+	next := cfg
+	next.Secret = "the second secret that is long enough"
+	if _, err := verifierOf(startKeys(t, db, next, clock)).Verify(signed); !errors.Is(err, token.ErrUnknownKey) {
+		t.Errorf("under another secret: %v", err)
+	}
+	next.PreviousSecrets = cfg.Secret
+	k := startKeys(t, db, next, clock)
+	for _, signed := range []string{signed, signWith(t, k)} {
+		if _, err := verifierOf(k).Verify(signed); err != nil {
+			t.Error(err)
+		}
+	}
+
+	_, _, revoke := k.Revoke(t.Context(), "x")
+	for what, err := range map[string]error{
+		"list":    second(k.List(t.Context())),
+		"stage":   second(k.Stage(t.Context())),
+		"promote": second(k.Promote(t.Context(), "x", true)),
+		"retire":  second(k.Retire(t.Context(), "x", true)),
+		"revoke":  revoke,
+	} {
+		if !errors.Is(err, ErrKeysUnused) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if rows, err := readKeys(t.Context(), db); err != nil || len(rows) != 0 {
+		t.Errorf("%d rows, %v; want none", len(rows), err)
+	}
+}
+
+func TestWithoutASecretNoKeyIsMade(t *testing.T) {
+	t.Parallel()
+	for _, algorithm := range []string{token.ES256, token.HS256} {
+		for _, secret := range []config.Secret{"", "short"} {
+			cfg := keyConfig(algorithm)
+			cfg.Secret = secret
+			db := dbtest.SQLite(t)
+			if _, err := newKeyring(t.Context(), db, cfg, newKeyClock().now); err == nil {
+				t.Errorf("%s started with the secret %q", algorithm, secret.Reveal())
+			}
+			if rows, err := readKeys(t.Context(), db); err != nil || len(rows) != 0 {
+				t.Errorf("%d rows, %v; want none", len(rows), err)
+			}
+		}
+	}
+}
+
+func TestKeyInfoOnTheWire(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	k := openKeyring(nil, keyConfig(token.ES256), newKeyClock().now)
+	staged, err := json.Marshal(k.info(keyRow{KeyInfo: KeyInfo{KID: "k", Algorithm: "ES256", Status: KeyStaged, StagedAt: at}}))
+	if want := `{"kid":"k","algorithm":"ES256","status":"staged","staged_at":"2026-11-24T12:00:00Z","promotable_at":"2026-11-24T12:05:04Z"}`; err != nil || string(staged) != want {
+		t.Errorf("got %s, %v; want %s", staged, err, want)
+	}
+	retiring := k.info(keyRow{KeyInfo: KeyInfo{Status: KeyRetiring, RetiredAt: at}})
+	if want := at.Add(5*time.Hour + 4*time.Second); !retiring.RetirableAt.Equal(want) {
+		t.Errorf("retirable at %v; want %v", retiring.RetirableAt, want)
+	}
+}
