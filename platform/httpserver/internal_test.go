@@ -1,0 +1,189 @@
+package httpserver
+
+import (
+	"bufio"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/valyala/fasthttp"
+
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// packets is a connection whose reads come in the pieces given.
+type packets struct {
+	net.Conn
+	pieces []string
+}
+
+func (p *packets) Read(b []byte) (int, error) {
+	if len(p.pieces) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(b, p.pieces[0])
+	p.pieces = p.pieces[1:]
+	return n, nil
+}
+
+func readAll(pieces ...string) error {
+	_, err := io.ReadAll(&conn{Conn: &packets{pieces: pieces}})
+	return err
+}
+
+func TestABareLFIsFoundHoweverTheRequestLineArrives(t *testing.T) {
+	t.Parallel()
+	const bare, good = "GET /plain HTTP/1.1\nHost: a\r\n\r\n", "GET /plain HTTP/1.1\r\nHost: a\r\n\r\n"
+	for cut := range len(bare) {
+		if err := readAll(bare[:cut], bare[cut:]); !errors.Is(err, errBareLF) {
+			t.Errorf("cut at %d: %v", cut, err)
+		}
+		if err := readAll(good[:cut], good[cut:]); err != nil {
+			t.Errorf("a good request cut at %d: %v", cut, err)
+		}
+	}
+	if err := readAll(strings.Split(good+bare, "")...); !errors.Is(err, errBareLF) {
+		t.Errorf("byte by byte: %v", err)
+	}
+	if err := readAll(strings.Split(good+good+"{\n\"a\":\n1}\n", "")...); err != nil {
+		t.Errorf("good requests byte by byte: %v", err)
+	}
+}
+
+// What the rest of the package relies on: every fault has a code and a status of its own
+// that statusFault finds again.
+func TestStatusesAndFaultsAgree(t *testing.T) {
+	t.Parallel()
+	codes := map[string]bool{}
+	for _, f := range Faults() {
+		if codes[f.Code] {
+			t.Errorf("code %s twice", f.Code)
+		}
+		codes[f.Code] = true
+		if back, _ := statusFault(Status(f)); Status(back) != Status(f) {
+			t.Errorf("%s: status %d comes back as %d", f.Code, Status(f), Status(back))
+		}
+	}
+	seen := map[int]bool{}
+	for kind := fault.Malformed; kind <= fault.Unavailable; kind++ {
+		status := Status(fault.New(kind, "x", "x"))
+		if status == 500 || seen[status] && kind != fault.Invalid {
+			t.Errorf("kind %d: status %d", kind, status)
+		}
+		seen[status] = true
+	}
+}
+
+func FuzzWireFaultLeavesNothingAmbiguous(f *testing.F) {
+	f.Add("GET / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n")
+	f.Add("GET / HTTP/1.1\r\nHost: a\r\nA: b\n c\r\n\r\n")
+	f.Add("POST / HTTP/1.1\r\nhost: a\r\ncontent-length : 2\r\n\r\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		var header fasthttp.RequestHeader
+		if header.Read(bufio.NewReaderSize(strings.NewReader(text), 16<<10)) != nil || wireFault(&header) != nil {
+			return
+		}
+		// Read as net/http's own rules would: lines by CRLF, names without white space.
+		length, encoding := 0, 0
+		for _, line := range strings.Split(strings.TrimSuffix(string(header.RawHeaders()), "\r\n"), "\r\n") {
+			if line == "" {
+				continue
+			}
+			name, _, found := strings.Cut(line, ":")
+			if !found || name == "" || strings.ContainsAny(name, " \t\r\n") || strings.Contains(line, "\n") {
+				t.Fatalf("line %q passed", line)
+			}
+			switch strings.ToLower(name) {
+			case "content-length":
+				length++
+			case "transfer-encoding":
+				encoding++
+			}
+		}
+		if length > 1 || encoding > 1 || length+encoding > 1 {
+			t.Fatalf("%d lengths and %d encodings passed", length, encoding)
+		}
+	})
+}
+
+func FuzzForwardedFor(f *testing.F) {
+	f.Add("1.2.3.4, 10.0.0.1")
+	f.Add("::ffff:10.0.0.2%eth0,[2001:db8::1]:80, 10.0.0.3")
+	trusted := proxies{}
+	for _, text := range []string{"10.0.0.0/8", "fd00::/8"} {
+		prefix, err := parseNetwork(text)
+		if err != nil {
+			f.Fatal(err)
+		}
+		trusted = append(trusted, prefix)
+	}
+	hop, _ := forwardedAddr("10.0.0.1")
+	f.Fuzz(func(t *testing.T, value string) {
+		var header fasthttp.RequestHeader
+		header.Add("X-Forwarded-For", value)
+		header.Add("X-Forwarded-For", "192.0.2.7, 10.1.1.1")
+		if got := trusted.client(hop, &header); got.String() != "192.0.2.7" {
+			t.Fatalf("client %s: what stands left of an untrusted hop was believed", got)
+		}
+		header.Del("X-Forwarded-For")
+		header.Add("X-Forwarded-For", value)
+		if got := trusted.client(hop, &header); !got.IsValid() || got.Zone() != "" || got.Is4In6() {
+			t.Fatalf("client %s", got)
+		}
+	})
+}
+
+func FuzzDecodeJSON(f *testing.F) {
+	for _, seed := range []string{`{"name":"x"}`, `{"name":1}`, `{"name":null}`, `{"a":[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]}`, `{"name":"x","name":"y"}`, "{\"name\":\"\xff\"}", `{}{}`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var into struct {
+			Name string `json:"name"`
+		}
+		err := decodeJSON(body, &into)
+		var known *fault.Fault
+		switch {
+		case err == nil:
+			if !strings.HasPrefix(strings.TrimLeft(string(body), " \t\r\n"), "{") || tooDeep(body) {
+				t.Fatalf("took %q", body)
+			}
+		case !errors.As(err, &known):
+			t.Fatalf("%q: %v is no fault", body, err)
+		}
+	})
+}
+
+func FuzzDecodeForm(f *testing.F) {
+	f.Add("token=a&token_type_hint=b")
+	f.Add("a=%zz&&=&a=1")
+	f.Fuzz(func(t *testing.T, body string) {
+		form, err := decodeForm(body)
+		var oauth *OAuthError
+		if err != nil && !errors.As(err, &oauth) {
+			t.Fatalf("%q: %v", body, err)
+		}
+		for name, value := range form {
+			if value == "" {
+				t.Fatalf("%q: empty %q kept", body, name)
+			}
+		}
+	})
+}
+
+func FuzzCleanPath(f *testing.F) {
+	f.Add([]byte("/a\r\nb\x1b\xe2\x80\xa8"))
+	f.Fuzz(func(t *testing.T, path []byte) {
+		clean := cleanPath(path)
+		if len(clean) > 3*maxLogged+3 {
+			t.Fatalf("%d bytes", len(clean))
+		}
+		for _, r := range clean {
+			if r <= ' ' || r >= 0x7f {
+				t.Fatalf("%q", clean)
+			}
+		}
+	})
+}
