@@ -1,0 +1,250 @@
+package httpserver_test
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"strings"
+	"testing"
+
+	"go.uber.org/zap/zapcore"
+
+	"github.com/toppira/authctl/platform/httpserver"
+)
+
+func TestEveryAnswerCarriesTheSecurityHeaders(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	check := func(t *testing.T, a answer) {
+		t.Helper()
+		for header, want := range map[string]string{
+			"X-Content-Type-Options":    "nosniff",
+			"Referrer-Policy":           "no-referrer",
+			"Content-Security-Policy":   "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+			"Strict-Transport-Security": "", // plain HTTP must not carry it
+			"Server":                    "",
+		} {
+			if got := a.Header.Get(header); got != want {
+				t.Errorf("%s: %q", header, got)
+			}
+		}
+		if a.Header.Get("X-Request-Id") == "" {
+			t.Error("no X-Request-Id")
+		}
+	}
+	for _, path := range []string{"/plain", "/nowhere", "/panic", "/taken", "/oauth/nowhere", "/healthz"} {
+		check(t, s.do(t, "GET", path, ""))
+	}
+	check(t, s.do(t, "HEAD", "/plain", ""))
+	check(t, s.do(t, "OPTIONS", "/plain", ""))
+	check(t, s.do(t, "DELETE", "/things/1", ""))
+	for _, request := range []string{
+		"nonsense\r\n\r\n",
+		"GET /plain HTTP/1.1\nHost: a\r\n\r\n",
+		"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n",
+		"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\nExpect: 100-continue\r\n\r\n",
+		"GET /plain HTTP/1.1\r\nHost: a\r\nX-A: " + strings.Repeat("x", 20000) + "\r\n\r\n",
+	} {
+		a, _ := s.raw(t, request)
+		check(t, a)
+	}
+}
+
+func TestAPageGetsAPolicyUnderWhichItsOwnScriptsRun(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	a := s.do(t, "GET", "/docs/index.html", "")
+	sum := sha256.Sum256([]byte("let a = 1"))
+	policy := a.Header.Get("Content-Security-Policy")
+	if !strings.Contains(policy, "script-src 'self' 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'") || strings.Contains(policy, "unsafe-eval") {
+		t.Errorf("policy %q", policy)
+	}
+	s.do(t, "GET", "/docs/missing.js", "").problem(t, 404, "not_found")
+	s.do(t, "GET", "/docs", "").problem(t, 404, "not_found")
+	s.do(t, "POST", "/docs/index.html", "").problem(t, 405, "method_not_allowed")
+}
+
+func TestHeadAnswersAsGetWithoutABody(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	a := s.do(t, "HEAD", "/plain", "")
+	if a.StatusCode != 200 || a.body != "" || a.ContentLength != int64(len("plain")) {
+		t.Errorf("%d %q, length %d", a.StatusCode, a.body, a.ContentLength)
+	}
+	if a := s.do(t, "HEAD", "/nowhere", ""); a.StatusCode != 404 || a.body != "" {
+		t.Errorf("%d %q", a.StatusCode, a.body)
+	}
+}
+
+func TestOnlyListedOriginsAreAllowed(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{Origins: []string{"https://app.example.com", "http://localhost:3000"}})
+	for origin, allowed := range map[string]bool{
+		"https://app.example.com":         true,
+		"http://localhost:3000":           true,
+		"https://app.example.com.evil.io": false,
+		"https://evilapp.example.com":     false,
+		"http://app.example.com":          false,
+		"https://app.example.com:8443":    false,
+		"https://APP.example.com":         false,
+		"https://app.example.com/":        false,
+		"null":                            false,
+		"*":                               false,
+		"":                                false,
+	} {
+		for _, path := range []string{"/plain", "/nowhere", "/broken"} {
+			a := s.do(t, "GET", path, "", "Origin", origin)
+			got := a.Header.Get("Access-Control-Allow-Origin")
+			if allowed && got != origin || !allowed && got != "" {
+				t.Errorf("%s from %q: allowed %q", path, origin, got)
+			}
+			if vary := a.Header.Values("Vary"); len(vary) != 1 || vary[0] != "Origin" {
+				t.Errorf("%s from %q: Vary %q", path, origin, vary)
+			}
+			if expose := a.Header.Get("Access-Control-Expose-Headers"); allowed != (expose == "X-Request-Id, Retry-After, Auth-Refresh-Replayed") {
+				t.Errorf("expose %q", expose)
+			}
+			if a.Header.Get("Access-Control-Allow-Credentials") != "" {
+				t.Error("credentials are allowed")
+			}
+		}
+	}
+	two := s.do(t, "GET", "/plain", "", "Origin", "https://app.example.com", "Origin", "https://evil.example")
+	if got := two.Header.Get("Access-Control-Allow-Origin"); got != "" {
+		t.Errorf("two origins: %q", got)
+	}
+
+	preflight := []string{"Access-Control-Request-Method", "DELETE", "Access-Control-Request-Headers", "authorization"}
+	a := s.do(t, "OPTIONS", "/things/1", "", append(preflight, "Origin", "https://app.example.com")...)
+	if a.StatusCode != 204 || a.Header.Get("Access-Control-Allow-Methods") != "GET, HEAD, DELETE, OPTIONS" ||
+		!strings.Contains(a.Header.Get("Access-Control-Allow-Headers"), "Authorization") ||
+		!strings.Contains(a.Header.Get("Access-Control-Allow-Headers"), "Content-Type") {
+		t.Errorf("preflight: %d %v", a.StatusCode, a.Header)
+	}
+	a = s.do(t, "OPTIONS", "/things/1", "", append(preflight, "Origin", "https://evil.example")...)
+	if a.Header.Get("Access-Control-Allow-Origin") != "" || a.Header.Get("Access-Control-Allow-Methods") != "" || a.Header.Get("Vary") != "Origin" {
+		t.Errorf("preflight of a stranger: %v", a.Header)
+	}
+	s.do(t, "OPTIONS", "/nowhere", "", append(preflight, "Origin", "https://app.example.com")...).problem(t, 404, "not_found")
+}
+
+func TestWithoutOriginsNoneIsAllowed(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	a := s.do(t, "GET", "/plain", "", "Origin", "https://app.example.com")
+	if a.Header.Get("Access-Control-Allow-Origin") != "" || a.Header.Get("Vary") != "Origin" {
+		t.Errorf("headers %v", a.Header)
+	}
+}
+
+func TestUnauthenticatedAnswersSayHowToAuthenticate(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	for authorization, want := range map[string]string{
+		"":                 `Bearer realm="authctl"`,
+		"Basic dTpw":       `Bearer realm="authctl"`,
+		"Bearer something": `Bearer realm="authctl", error="invalid_token"`,
+		"bearer something": `Bearer realm="authctl", error="invalid_token"`,
+	} {
+		a := s.do(t, "GET", "/denied", "", "Authorization", authorization)
+		a.problem(t, 401, "invalid_token")
+		if got := a.Header.Get("WWW-Authenticate"); got != want {
+			t.Errorf("%q: %q", authorization, got)
+		}
+	}
+}
+
+func TestAClientsRequestIDIsKeptWhenItIsPlain(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	for id, kept := range map[string]bool{
+		"abc-123_X.y":           true,
+		strings.Repeat("a", 64): true,
+		strings.Repeat("a", 65): false,
+		"":                      false,
+		"a b":                   false,
+		"a\"b":                  false,
+		"ä":                     false,
+		"<script>":              false,
+	} {
+		a := s.do(t, "GET", "/me", "", "X-Request-Id", id)
+		got := a.Header.Get("X-Request-Id")
+		if (got == id) != kept || got != a.body || !kept && len(got) != 32 {
+			t.Errorf("%q: header %q, handler %q", id, got, a.body)
+		}
+	}
+}
+
+func TestTheClientsAddressIsTakenFromTrustedProxiesOnly(t *testing.T) {
+	t.Parallel()
+	direct := serve(t, httpserver.Config{})
+	behind := serve(t, httpserver.Config{TrustedProxies: []string{"127.0.0.0/8", "10.0.0.0/8", "::ffff:192.168.0.0/112", "fd00::/8"}})
+	for name, test := range map[string]struct {
+		service *service
+		headers []string
+		want    string
+	}{
+		"no proxy, forged":      {direct, []string{"X-Forwarded-For", "1.2.3.4", "X-Real-Ip", "1.2.3.4", "Forwarded", "for=1.2.3.4"}, "127.0.0.1"},
+		"no header":             {behind, nil, "127.0.0.1"},
+		"one hop":               {behind, []string{"X-Forwarded-For", "203.0.113.9"}, "203.0.113.9"},
+		"forged left of it":     {behind, []string{"X-Forwarded-For", "1.1.1.1, 203.0.113.9"}, "203.0.113.9"},
+		"two trusted hops":      {behind, []string{"X-Forwarded-For", "1.1.1.1, 203.0.113.9, 10.1.2.3"}, "203.0.113.9"},
+		"several headers":       {behind, []string{"X-Forwarded-For", "203.0.113.9", "X-Forwarded-For", "10.1.2.3"}, "203.0.113.9"},
+		"forged first header":   {behind, []string{"X-Forwarded-For", "1.1.1.1", "X-Forwarded-For", "203.0.113.9"}, "203.0.113.9"},
+		"all trusted":           {behind, []string{"X-Forwarded-For", "10.9.9.9, 10.1.2.3"}, "10.9.9.9"},
+		"garbage":               {behind, []string{"X-Forwarded-For", "203.0.113.9, unknown"}, "127.0.0.1"},
+		"garbage further left":  {behind, []string{"X-Forwarded-For", "203.0.113.9, unknown, 10.1.2.3"}, "10.1.2.3"},
+		"empty entry":           {behind, []string{"X-Forwarded-For", "203.0.113.9,, 10.1.2.3"}, "10.1.2.3"},
+		"empty header":          {behind, []string{"X-Forwarded-For", ""}, "127.0.0.1"},
+		"IPv6":                  {behind, []string{"X-Forwarded-For", "2001:db8::1"}, "2001:db8::1"},
+		"IPv6 with zone":        {behind, []string{"X-Forwarded-For", "fe80::1%eth0"}, "fe80::1"},
+		"mapped":                {behind, []string{"X-Forwarded-For", "::ffff:203.0.113.9"}, "203.0.113.9"},
+		"mapped trusted hop":    {behind, []string{"X-Forwarded-For", "203.0.113.9, ::ffff:10.1.2.3"}, "203.0.113.9"},
+		"trusted by mapping":    {behind, []string{"X-Forwarded-For", "203.0.113.9, 192.168.0.7"}, "203.0.113.9"},
+		"with ports":            {behind, []string{"X-Forwarded-For", "203.0.113.9:1234, [fd00::1]:80"}, "203.0.113.9"},
+		"other headers ignored": {behind, []string{"X-Real-Ip", "1.2.3.4", "Forwarded", "for=1.2.3.4", "Cf-Connecting-Ip", "1.2.3.4"}, "127.0.0.1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if got := test.service.do(t, "GET", "/ip", "", test.headers...).body; got != test.want {
+				t.Errorf("%s, want %s", got, test.want)
+			}
+		})
+	}
+}
+
+func TestARequestIsOneLineOfTheLogWithoutSecrets(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	s.do(t, "GET", "/me?secret=query", "", "Authorization", "Bearer secret-token", "X-Request-Id", "id-1")
+	s.do(t, "GET", "/healthz", "")
+	s.do(t, "POST", "/echo", `{"name":"secret-body"}`, "Content-Type", "application/json")
+	a, _ := s.raw(t, "GET /nowhere/\xe2\x80\xa8%0a\x80"+strings.Repeat("x", 1000)+"?secret HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+	a.problem(t, 404, "not_found")
+	lines := s.requests(t, 4)
+	if len(lines) != 4 {
+		t.Fatalf("%d lines", len(lines))
+	}
+	me := lines[0].ContextMap()
+	for key, want := range map[string]any{"method": "GET", "route": "/me", "path": "/me", "status": int64(200), "bytes": int64(4), "ip": "127.0.0.1", "request_id": "id-1", "user_id": "user-1"} {
+		if me[key] != want {
+			t.Errorf("%s: %v, want %v", key, me[key], want)
+		}
+	}
+	if _, found := me["duration_ms"].(float64); !found {
+		t.Errorf("duration_ms: %v", me["duration_ms"])
+	}
+	if lines[0].Level != zapcore.InfoLevel || lines[1].Level != zapcore.DebugLevel {
+		t.Errorf("levels %v, %v", lines[0].Level, lines[1].Level)
+	}
+	path := lines[3].ContextMap()["path"].(string)
+	if !strings.HasPrefix(path, "/nowhere/%E2%80%A8%0a%80xxx") || !strings.HasSuffix(path, "x...") || len(path) > 300 {
+		t.Errorf("path %q", path)
+	}
+	for _, line := range lines {
+		for key, value := range line.ContextMap() {
+			if text, _ := value.(string); strings.Contains(text, "secret") {
+				t.Errorf("%s shows a secret: %s", key, text)
+			}
+		}
+	}
+}
