@@ -1,0 +1,89 @@
+package token
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/toppira/authctl/platform/config"
+)
+
+func goodConfig() Config {
+	return Config{Secret: testSecret, Algorithm: ES256, Issuer: "https://auth.example.com", Audience: "api", ClientID: "web"}
+}
+
+func TestConfigProblemsAreReportedByPath(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		change func(*Config)
+		path   string
+	}{
+		"good":                    {func(*Config) {}, ""},
+		"no secret":               {func(c *Config) { c.Secret = "" }, ""}, // embedded mode makes one
+		"short secret":            {func(c *Config) { c.Secret = "31 bytes are one too few, sorry" }, "auth.token.secret"},
+		"short previous secret":   {func(c *Config) { c.PreviousSecrets = testSecret + ",short" }, "auth.token.previous_secrets"},
+		"an issuer with a path":   {func(c *Config) { c.Issuer = "http://localhost:8080/auth" }, ""},
+		"an issuer with a query":  {func(c *Config) { c.Issuer = "https://auth.example.com?x=1" }, "auth.token.issuer"},
+		"an issuer with a ?":      {func(c *Config) { c.Issuer = "https://auth.example.com?" }, "auth.token.issuer"},
+		"an issuer with fragment": {func(c *Config) { c.Issuer = "https://auth.example.com#x" }, "auth.token.issuer"},
+		"an issuer with a user":   {func(c *Config) { c.Issuer = "https://me@auth.example.com" }, "auth.token.issuer"},
+		"an issuer without host":  {func(c *Config) { c.Issuer = "https://" }, "auth.token.issuer"},
+		"an issuer not a URL":     {func(c *Config) { c.Issuer = "authctl" }, "auth.token.issuer"},
+		"an issuer of ftp":        {func(c *Config) { c.Issuer = "ftp://auth.example.com" }, "auth.token.issuer"},
+		"no issuer":               {func(c *Config) { c.Issuer = "" }, "auth.token.issuer"},
+		"no audience":             {func(c *Config) { c.Audience = "" }, "auth.token.audience"},
+		"no client id":            {func(c *Config) { c.ClientID = "" }, "auth.token.client_id"},
+	} {
+		c := goodConfig()
+		tc.change(&c)
+		var paths []string
+		c.Validate(func(path, problem string) {
+			paths = append(paths, path)
+			if problem == "" || strings.Contains(problem, c.Secret.Reveal()) && c.Secret != "" {
+				t.Errorf("%s: %q", name, problem)
+			}
+		})
+		var want []string
+		if tc.path != "" {
+			want = []string{tc.path}
+		}
+		if !slices.Equal(paths, want) {
+			t.Errorf("%s: %v; want %v", name, paths, want)
+		}
+	}
+}
+
+func TestSecretsAreThePresentOneAndThePrevious(t *testing.T) {
+	t.Parallel()
+	for previous, want := range map[config.Secret][]config.Secret{
+		"":              {testSecret},
+		"a":             {testSecret, "a"},
+		" a, b ,":       {testSecret, "a", "b"},
+		"a,b\nc\r\n":    {testSecret, "a,b", "c"},
+		",\n":           {testSecret, ","},
+		"\n":            {testSecret},
+		"with spaces x": {testSecret, "with spaces x"},
+	} {
+		c := goodConfig()
+		c.PreviousSecrets = previous
+		if got := c.Secrets(); !slices.Equal(got, want) {
+			t.Errorf("%q: %d secrets; want %d", previous.Reveal(), len(got), len(want))
+		}
+	}
+}
+
+func TestTheKIDOfASharedSecretTellsSecretsApartAndNothingElse(t *testing.T) {
+	t.Parallel()
+	a, err := SharedKey(testSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := SharedKey(otherSecret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := SharedKey(testSecret)
+	if err != nil || a.KID() == b.KID() || a.KID() != again.KID() || !validKID(a.KID()) || strings.Contains(a.KID(), testSecret.Reveal()[:4]) {
+		t.Errorf("kids %s, %s, %s, %v", a.KID(), b.KID(), again.KID(), err)
+	}
+}
