@@ -127,9 +127,6 @@ func (s *Server) serve(fctx *fasthttp.RequestCtx) {
 		s.answer(fctx, x, fault)
 		return
 	}
-	if s.stopping.Load() {
-		fctx.SetConnectionClose()
-	}
 	switch string(fctx.Method()) {
 	case fiber.MethodGet, fiber.MethodHead, fiber.MethodPost, fiber.MethodPut, fiber.MethodPatch, fiber.MethodDelete:
 		s.fiber(fctx)
@@ -176,6 +173,9 @@ func (s *Server) end(fctx *fasthttp.RequestCtx, x *exchange) {
 		fctx.Response.Reset()
 		s.decorate(fctx, x)
 		s.answer(fctx, x, panicked{value})
+	}
+	if s.stopping.Load() {
+		fctx.SetConnectionClose()
 	}
 	s.metrics.inFlight.Dec()
 	took := s.now().Sub(x.start)

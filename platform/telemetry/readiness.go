@@ -109,7 +109,12 @@ func (r *Readiness) await(ctx context.Context, i int, done chan struct{}) Result
 		select {
 		case <-done:
 		case <-ctx.Done():
-			return Result{Name: r.checks[i].Name, Critical: r.checks[i].Critical, Latency: probeTimeout, Err: errSlow}
+			// The time may have gone on an earlier check: this one can be done all the same.
+			select {
+			case <-done:
+			default:
+				return Result{Name: r.checks[i].Name, Critical: r.checks[i].Critical, Latency: probeTimeout, Err: errSlow}
+			}
 		}
 	}
 	p := &r.probes[i]

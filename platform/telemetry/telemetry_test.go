@@ -85,9 +85,7 @@ func TestAProbeThatHangsOrPanicsHasFailed(t *testing.T) {
 		telemetry.Check{Name: "panics", Probe: func(context.Context) error { panic("oops") }},
 		telemetry.Check{Name: "well", Probe: ok},
 	)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-	defer cancel()
-	results, ready := r.Report(ctx)
+	results, ready := r.Report(t.Context())
 	if ready || results[0].Err == nil || results[1].Err == nil || results[2].Err != nil {
 		t.Errorf("%v %+v", ready, results)
 	}

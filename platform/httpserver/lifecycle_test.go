@@ -1,0 +1,505 @@
+package httpserver_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/toppira/authctl/platform/httpserver"
+)
+
+// client is a connection that the test writes and reads by itself.
+type client struct {
+	net.Conn
+	reader *bufio.Reader
+}
+
+func (s *service) dial(t testing.TB) *client {
+	t.Helper()
+	c, err := net.Dial("tcp", s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	return &client{c, bufio.NewReader(c)}
+}
+
+func (c *client) send(t testing.TB, text string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c *client) receive(t testing.TB) answer {
+	t.Helper()
+	response, err := http.ReadResponse(c.reader, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{response, string(text)}
+}
+
+// closed waits for the other end to close, and reports whether nothing came before.
+func (c *client) closed() bool {
+	n, _ := io.Copy(io.Discard, c.reader)
+	return n == 0
+}
+
+func get(path string) string { return "GET " + path + " HTTP/1.1\r\nHost: a\r\n\r\n" }
+
+func TestStringsOfARequestOutliveIt(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var kept []string
+	s := serve(t, httpserver.Config{}, httpserver.Route{Method: "GET", Path: "/keep/:id", Handler: func(c *fiber.Ctx) error {
+		mu.Lock()
+		defer mu.Unlock()
+		kept = append(kept, c.Params("id")+" "+c.Get("X-Device")+" "+c.Query("q")+" "+httpserver.RequestID(c)+" "+c.Path())
+		kept = append(kept, c.Params("id"), c.Get("X-Device"), c.Query("q"), httpserver.RequestID(c), c.Path())
+		return nil
+	}})
+	c := s.dial(t) // one connection: its buffers are used again and again
+	for i := range 20 {
+		fmt.Fprintf(c, "GET /keep/id%02d?q=query%02d HTTP/1.1\r\nHost: a\r\nX-Device: device%02d\r\nX-Request-Id: request%02d\r\n\r\n", i, i, i, i)
+		c.receive(t)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for i := range 20 {
+		if all, parts := kept[6*i], strings.Join(kept[6*i+1:6*i+6], " "); all != parts {
+			t.Errorf("request %d: %q became %q", i, all, parts)
+		}
+	}
+}
+
+func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	c := s.dial(t)
+	c.send(t, get("/things/1")+"POST /echo HTTP/1.1\r\n"+lines+"Content-Length: 12\r\n\r\n{\"name\":\"x\"}"+get("/nowhere")+get("/things/2"))
+	for _, want := range []string{"1", `{"name":"x"}`, "", "2"} {
+		if a := c.receive(t); want == "" {
+			a.problem(t, 404, "not_found")
+		} else if a.body != want {
+			t.Errorf("%q, want %q", a.body, want)
+		}
+	}
+}
+
+func TestAStopFinishesWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
+	entered, release := make(chan struct{}), make(chan struct{})
+	s := serve(t, httpserver.Config{DrainDelay: 100 * time.Millisecond}, httpserver.Route{Method: "GET", Path: "/slow", Handler: func(c *fiber.Ctx) error {
+		close(entered)
+		<-release
+		return c.SendString("finished")
+	}})
+	if !eventuallyTrue(s.Ready) || s.Stopping() {
+		t.Error("not ready although it runs")
+	}
+	busy := s.dial(t)
+	busy.send(t, get("/slow"))
+	<-entered
+	s.stop()
+	eventually(t, "the stop to show", s.Stopping)
+	if s.Ready() {
+		t.Error("still ready")
+	}
+	// The drain delay: load balancers still send, and are told to go elsewhere next.
+	if late := s.do(t, "GET", "/plain", ""); late.StatusCode != 200 || !late.Close {
+		t.Errorf("during the drain delay: %d, close %v", late.StatusCode, late.Close)
+	}
+	eventually(t, "the port to close", func() bool {
+		c, err := net.Dial("tcp", s.addr)
+		if err == nil {
+			_ = c.Close()
+		}
+		return err != nil
+	})
+	close(release)
+	if a := busy.receive(t); a.body != "finished" || !a.Close {
+		t.Errorf("%q, close %v", a.body, a.Close)
+	}
+	if err := <-s.done; err != nil {
+		t.Error(err)
+	}
+	s.done <- nil
+}
+
+func eventuallyTrue(reached func() bool) bool {
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if reached() {
+			return true
+		}
+	}
+	return false
+}
+
+func TestAStopDoesNotWaitForIdleClients(t *testing.T) {
+	t.Parallel()
+	// The timeouts alone would keep each of these far longer than the test runs.
+	s := serve(t, httpserver.Config{ShutdownTimeout: time.Minute, HTTP: httpserver.HTTPConfig{IdleTimeout: time.Hour, ReadTimeout: 5 * time.Minute}})
+	idle, silent := s.dial(t), s.dial(t)
+	idle.send(t, get("/plain"))
+	idle.receive(t)
+	eventually(t, "both connections", func() bool { return s.Connections() == 2 })
+	s.stop()
+	if err := <-s.done; err != nil {
+		t.Error(err)
+	}
+	s.done <- nil
+	if !idle.closed() || !silent.closed() {
+		t.Error("an idle client was sent something")
+	}
+	if n := s.Connections(); n != 0 {
+		t.Errorf("%d connections left", n)
+	}
+}
+
+func TestAStopCutsOffWhatTakesTooLong(t *testing.T) {
+	t.Parallel()
+	heeded, release := make(chan error, 1), make(chan struct{})
+	s := serve(t, httpserver.Config{ShutdownTimeout: 100 * time.Millisecond, HTTP: httpserver.HTTPConfig{RequestTimeout: time.Minute}},
+		httpserver.Route{Method: "GET", Path: "/heeds", Handler: func(c *fiber.Ctx) error {
+			<-c.UserContext().Done()
+			heeded <- c.UserContext().Err()
+			return c.UserContext().Err()
+		}},
+		httpserver.Route{Method: "GET", Path: "/stuck", Handler: func(c *fiber.Ctx) error { <-release; return nil }})
+	defer close(release)
+	heeds, stuck := s.dial(t), s.dial(t)
+	heeds.send(t, get("/heeds"))
+	stuck.send(t, get("/stuck"))
+	eventually(t, "both connections", func() bool { return s.Connections() == 2 })
+	s.stop()
+	if a := heeds.receive(t); !a.Close {
+		t.Error("the connection stays open")
+	} else {
+		a.problem(t, 503, "unavailable")
+	}
+	if err := <-heeded; !errors.Is(err, context.Canceled) {
+		t.Errorf("context: %v", err)
+	}
+	if err := <-s.done; err != nil {
+		t.Error(err)
+	}
+	s.done <- nil
+	if !stuck.closed() {
+		t.Error("an answer from a request that was cut off")
+	}
+}
+
+func TestATakenPortIsOneClearLine(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	_, port, _ := net.SplitHostPort(s.addr)
+	n, _ := strconv.Atoi(port)
+	second, err := httpserver.New(httpserver.Config{Host: "127.0.0.1", Port: n}, httpserver.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = second.Run(t.Context())
+	if want := "port " + port + " is in use: stop what listens there, or set APP_PORT to another port"; err == nil || err.Error() != want {
+		t.Errorf("error %v", err)
+	}
+	if second.Ready() || second.Addr() != nil {
+		t.Error("ready without a port")
+	}
+}
+
+func TestAContextThatEndedBeforeTheStartStopsAtOnce(t *testing.T) {
+	t.Parallel()
+	server, err := httpserver.New(httpserver.Config{Host: "127.0.0.1"}, httpserver.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := server.Run(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSlowClientsAreCutOffWhileOthersAreServed(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{ReadTimeout: 300 * time.Millisecond}})
+	silent, header, body := s.dial(t), s.dial(t), s.dial(t)
+	header.send(t, "GET /plain HTTP/1.1\r\nHost: a\r\n")
+	body.send(t, "POST /echo HTTP/1.1\r\n"+lines+"Content-Length: 100\r\n\r\n{")
+	// Bytes that keep coming must not prolong it.
+	stop, dripping := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(dripping)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(10 * time.Millisecond):
+				_, _ = io.WriteString(header, "X-A: b\r\n")
+				_, _ = io.WriteString(body, " ")
+			}
+		}
+	}()
+	if a := s.do(t, "GET", "/plain", ""); a.StatusCode != 200 {
+		t.Errorf("others: %d", a.StatusCode)
+	}
+	for _, c := range []*client{silent, header, body} {
+		if a := c.receive(t); !a.Close {
+			t.Error("the connection stays open")
+		} else {
+			a.problem(t, 408, "request_timeout")
+		}
+	}
+	close(stop)
+	<-dripping
+}
+
+func TestThousandsOfIdleConnectionsDoNotStopTheService(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{MaxConnectionsPerIP: 5000}})
+	const many = 1500
+	idle := make([]net.Conn, 0, many)
+	defer func() {
+		for _, c := range idle {
+			_ = c.Close()
+		}
+	}()
+	for len(idle) < many {
+		c, err := net.Dial("tcp", s.addr)
+		if err != nil {
+			t.Skipf("this machine allows %d connections to a process: %v", len(idle), err)
+		}
+		if len(idle)%2 == 0 { // half of them in the middle of a header
+			_, _ = io.WriteString(c, "GET /plain HTTP/1.1\r\nHost:")
+		}
+		idle = append(idle, c)
+	}
+	eventually(t, "all of them", func() bool { return s.Connections() >= many })
+	for range 20 {
+		if a := s.do(t, "GET", "/plain", ""); a.StatusCode != 200 {
+			t.Errorf("status %d", a.StatusCode)
+		}
+	}
+}
+
+func TestOneAddressMayHoldOnlySoManyConnections(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{MaxConnectionsPerIP: 3}})
+	var clients []*client
+	for range 3 {
+		c := s.dial(t)
+		c.send(t, get("/plain"))
+		c.receive(t)
+		clients = append(clients, c)
+	}
+	if over := s.dial(t); !over.closed() {
+		t.Error("a connection over the limit was answered")
+	}
+	_ = clients[0].Close()
+	eventually(t, "the place to be free", func() bool { return s.Connections() == 2 })
+	again := s.dial(t)
+	again.send(t, get("/plain"))
+	again.receive(t)
+
+	proxy := serve(t, httpserver.Config{TrustedProxies: []string{"127.0.0.1"}, HTTP: httpserver.HTTPConfig{MaxConnectionsPerIP: 3}})
+	for range 8 { // a proxy carries everybody's connections
+		c := proxy.dial(t)
+		c.send(t, get("/plain"))
+		c.receive(t)
+	}
+}
+
+func TestAllClientsTogetherMayHoldOnlySoManyConnections(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{MaxConnections: 16}})
+	for range 16 {
+		c := s.dial(t)
+		c.send(t, get("/plain"))
+		c.receive(t)
+	}
+	if over := s.dial(t); !over.closed() {
+		t.Error("a connection over the limit was answered")
+	}
+}
+
+func TestMetricsHaveBoundedLabels(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	server, err := httpserver.New(httpserver.Config{}, httpserver.Options{Registry: registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Handle(routes()...)
+	for _, target := range []string{"GET /things/1", "GET /things/2", "GET /a", "GET /b", "BREW /a", "MIX /b", "GET /broken"} {
+		method, path, _ := strings.Cut(target, " ")
+		request, _ := http.NewRequest(method, "http://a"+path, nil)
+		if _, err := server.App().Test(request, -1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counts := map[string]float64{}
+	for _, family := range families {
+		for _, metric := range family.GetMetric() {
+			key := family.GetName()
+			for _, label := range metric.GetLabel() {
+				key += " " + label.GetValue()
+			}
+			switch {
+			case metric.Counter != nil:
+				counts[key] = metric.GetCounter().GetValue()
+			case metric.Histogram != nil:
+				counts[key] = float64(metric.GetHistogram().GetSampleCount())
+			case metric.Gauge != nil:
+				counts[key] = metric.GetGauge().GetValue()
+			}
+		}
+	}
+	for key, want := range map[string]float64{
+		"authctl_http_requests_total GET /things/:id 200":       2,
+		"authctl_http_requests_total GET none 404":              2,
+		"authctl_http_requests_total OTHER none 404":            2,
+		"authctl_http_requests_total GET /broken 500":           1,
+		"authctl_http_request_duration_seconds GET /things/:id": 2,
+		"authctl_http_requests_in_flight":                       0,
+	} {
+		if counts[key] != want {
+			t.Errorf("%s: %v, want %v (%v)", key, counts[key], want, counts)
+		}
+	}
+}
+
+// certificate writes a self-signed pair for 127.0.0.1 and returns its pool.
+func certificate(t *testing.T, dir string, serial int64) (httpserver.TLSConfig, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour), NotBefore: time.Now().Add(-time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := httpserver.TLSConfig{CertFile: filepath.Join(dir, "cert.pem"), KeyFile: filepath.Join(dir, "key.pem")}
+	for file, block := range map[string]*pem.Block{
+		cfg.CertFile: {Type: "CERTIFICATE", Bytes: der},
+		cfg.KeyFile:  {Type: "PRIVATE KEY", Bytes: private},
+	} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pool := x509.NewCertPool()
+	parsed, _ := x509.ParseCertificate(der)
+	pool.AddCert(parsed)
+	return cfg, pool
+}
+
+func TestTLSIsServedDirectly(t *testing.T) {
+	t.Parallel()
+	cfg, pool := certificate(t, t.TempDir(), 1)
+	s := serve(t, httpserver.Config{TLS: cfg})
+	secure := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}}
+	defer secure.CloseIdleConnections()
+	for range 3 {
+		response, err := secure.Get("https://" + s.addr + "/ip")
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, _ := io.ReadAll(response.Body)
+		_ = response.Body.Close()
+		if response.StatusCode != 200 || string(text) != "127.0.0.1" || response.ProtoMajor != 1 {
+			t.Errorf("%d %s %s", response.StatusCode, text, response.Proto)
+		}
+		if got := response.Header.Get("Strict-Transport-Security"); got != "max-age=31536000; includeSubDomains" {
+			t.Errorf("HSTS %q", got)
+		}
+	}
+	if _, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: pool, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}); err == nil {
+		t.Error("TLS 1.1 is served")
+	}
+	c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: pool})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+	_, _ = io.WriteString(c, "GET /plain HTTP/1.1\nHost: a\r\n\r\n")
+	response, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil || response.StatusCode != 400 {
+		t.Errorf("a bare LF under TLS: %v %v", response, err)
+	}
+	s.dial(t) // a client that never begins its handshake does not hold up the stop
+}
+
+func TestConfigRefusesWhatWouldNotDoWhatItSays(t *testing.T) {
+	t.Parallel()
+	for origin, good := range map[string]bool{
+		"https://app.example.com": true, "http://localhost:3000": true, "http://[::1]:8080": true, "https://xn--bcher-kva.example": true,
+		"*": false, "null": false, "": false, "app.example.com": false, "https://app.example.com/": false, "https://*.example.com": false,
+		"https://app.example.com/x": false, "https://app.example.com?": false, "https://app.example.com#": false, "https://u@app.example.com": false,
+		"HTTPS://app.example.com": false, "https://App.example.com": false, "https://app.example.com:443": false, "http://app.example.com:80": false,
+		"https://app.example.com:": false, "file:///x": false, "https://a.example https://b.example": false, "chrome-extension://x": false,
+	} {
+		if got := problems(httpserver.Config{Origins: []string{origin}}); (len(got) == 0) != good {
+			t.Errorf("origin %q: %q", origin, got)
+		}
+	}
+	for proxy, good := range map[string]bool{
+		"10.0.0.1": true, "10.0.0.0/8": true, "::1": true, "fd00::/8": true, "10.0.0.7/8": true,
+		"": false, "proxy": false, "10.0.0.0/33": false, "10.0.0.1-9": false, "*": false,
+	} {
+		if got := problems(httpserver.Config{TrustedProxies: []string{proxy}}); (len(got) == 0) != good {
+			t.Errorf("proxy %q: %q", proxy, got)
+		}
+	}
+	if got := problems(httpserver.Config{TLS: httpserver.TLSConfig{CertFile: "/nowhere"}}); len(got) != 2 {
+		t.Errorf("TLS: %q", got)
+	}
+	if _, err := httpserver.New(httpserver.Config{Origins: []string{"*"}}, httpserver.Options{}); err == nil {
+		t.Error("New takes what Validate refuses")
+	}
+}
+
+func problems(cfg httpserver.Config) (all []string) {
+	cfg.Validate(func(path, problem string) { all = append(all, path+": "+problem) })
+	return all
+}
