@@ -53,9 +53,8 @@
 // # Where the counters live, and what they take
 //
 // In Redis when there is one: one script, so one round trip, for Begin and one to settle.
-// All keys carry the hash tag {throttle} and so share a slot, because one script reads
-// several of them; a cluster serves throttling from one node, at some 50,000 decisions a
-// second. Redis' clock is the clock. Every key expires, and since a key is only made by a
+// All keys carry the hash tag {throttle} and so would share a slot of a cluster, because one
+// script reads several of them. Redis' clock is the clock. Every key expires, and since a key is only made by a
 // failure (which the global limit bounds, by default to 600 a minute) or by a success,
 // 24 hours of the worst flood are some 900,000 accounts and as many pairs: about 250 MB.
 //
@@ -64,6 +63,6 @@
 // push out the count of an account under attack.
 //
 // When Redis is away or slow, each process goes on with its own counters, which have followed
-// what this process saw, and returns to Redis by itself. Limits are then per process; device
-// tokens work all the same.
+// what this process saw, and returns to Redis by itself. Limits are then per process, so n
+// processes give n times as many guesses at most; device tokens work all the same.
 package throttle

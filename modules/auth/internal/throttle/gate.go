@@ -17,6 +17,8 @@ const (
 
 // gates let attempts wait until others of the same account or address have settled.
 type gates struct {
+	patience, glance time.Duration
+
 	mu      sync.Mutex
 	waiting int
 	byID    map[id]*gate
@@ -29,15 +31,15 @@ type gate struct {
 
 // wait calls again, each time somebody settled at the id or a glance has passed, until it
 // returns false. It gives up when patience or ctx ends, or at once when too many wait.
-func (g *gates) wait(ctx context.Context, at id, patience time.Duration, again func() bool) {
+func (g *gates) wait(ctx context.Context, at id, again func() bool) {
 	gate, ok := g.enter(at)
 	if !ok {
 		return
 	}
 	defer g.leave(at, gate)
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	ctx, cancel := context.WithTimeout(ctx, g.patience)
 	defer cancel()
-	look := time.NewTicker(glance)
+	look := time.NewTicker(g.glance)
 	defer look.Stop()
 	for {
 		select {

@@ -67,9 +67,8 @@ local function put_lane(key, rule, rec)
   if rec.failed > 0 or rec.pending > 0 then
     life = math.max(keep(rule, rec), rec.wait_until - now)
   end
-  local mark = rec.mark - now
-  if rule.remembers_clear and rec.mark > 0 then mark = mark + rule.many end
-  put(key, rec, math.max(life, mark))
+  if rec.mark > 0 then life = math.max(life, rec.mark + rule.cleared - now) end
+  put(key, rec, life)
 end
 
 local function finish(rule, rec, how)
@@ -206,7 +205,7 @@ function operation.settle()
   end
   if how == SUCCEEDED then pair.mark = now + R.known end
   if of ~= DEVICE or how == SUCCEEDED then put_lane(KEYS[2], R.pair, pair) end
-  if crossed and of == COMMON then return {1, wait} end
+  if crossed then return {1, wait} end
   return {0, wait}
 end
 

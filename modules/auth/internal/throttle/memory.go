@@ -126,7 +126,6 @@ func (m *memory) settle(k keys, in lane, how outcome) settlement {
 	if in != laneDevice || how == succeeded {
 		m.putLane(k.pair, pair, r.pair, now)
 	}
-	s.crossed = s.crossed && in == laneCommon
 	return s
 }
 

@@ -90,11 +90,13 @@ type record struct {
 
 // laneRule is the rule of a counter of consecutive failures.
 type laneRule struct {
-	free           int64 // failures without a delay
-	base, longest  int64 // the delays; base 0: none
-	max, lock      int64 // beyond max failures, lock is the delay; max 0: no such
-	few, many      int64 // how long failures are remembered: below free, and from there
-	remembersClear bool  // mark means when the account was cleared
+	free          int64 // failures without a delay
+	base, longest int64 // the delays; base 0: none
+	max, lock     int64 // beyond max failures, lock is the delay; max 0: no such
+	few, many     int64 // how long failures are remembered: below free, and from there
+	// cleared is set for accounts: how long it is remembered that one was cleared. That is
+	// as long as any lane of the account is, or what was cleared would come back.
+	cleared int64
 }
 
 func (r laneRule) keep(rec record) int64 {
@@ -155,11 +157,10 @@ func (r laneRule) life(rec record, now int64) int64 {
 	if rec.failed > 0 || rec.pending > 0 {
 		life = max(r.keep(rec), rec.until-now)
 	}
-	mark := rec.mark - now
-	if r.remembersClear && rec.mark > 0 {
-		mark += r.many
+	if rec.mark > 0 {
+		life = max(life, rec.mark+r.cleared-now)
 	}
-	return max(life, mark)
+	return life
 }
 
 // bucketRule is the rule of a limit of failures over time: burst at once, perMinute on and on.
@@ -210,7 +211,7 @@ func (c Config) rules() rules {
 		device: laneRule{free: int64(c.DeviceFree), few: c.Device.Milliseconds(), many: c.Device.Milliseconds()},
 		pair:   laneRule{free: int64(c.PairFree), base: base, longest: longest, few: forget, many: max(forget, longest)},
 		account: laneRule{free: int64(c.AccountFree), base: base, longest: longest, max: int64(c.MaxFailures),
-			lock: c.Lock.Milliseconds(), few: forget, many: remember, remembersClear: true},
+			lock: c.Lock.Milliseconds(), few: forget, many: remember, cleared: max(remember, c.Device.Milliseconds())},
 		address:  bucketRule{int64(c.AddressBurst), int64(c.AddressPerMinute)},
 		prefix:   bucketRule{int64(c.PrefixBurst), int64(c.PrefixPerMinute)},
 		global:   bucketRule{int64(c.GlobalBurst), int64(c.GlobalPerMinute)},

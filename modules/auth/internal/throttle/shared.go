@@ -18,7 +18,7 @@ var limitsLua string
 
 const (
 	// redisTimeout bounds what a slow Redis may add to a sign-in.
-	redisTimeout = 150 * time.Millisecond
+	redisTimeout = 250 * time.Millisecond
 	// redisRetry is how long Redis is left alone after it failed: then one sign-in tries
 	// whether it is back.
 	redisRetry = time.Second
@@ -29,25 +29,22 @@ var errAway = errors.New("redis is away")
 
 // shared keeps the counters of all processes in Redis.
 type shared struct {
-	client redis.UniversalClient
-	script string
-	digest string // by which Redis remembers the script
-	now    func() time.Time
-	log    *zap.Logger
-	clock  func() time.Time // instead of Redis' own; nil but in tests
+	client  *redis.Client
+	script  string
+	digest  string // by which Redis remembers the script
+	timeout time.Duration
+	now     func() time.Time
+	log     *zap.Logger
+	clock   func() time.Time // instead of Redis' own; nil but in tests
 
 	mu      sync.Mutex
 	away    bool
 	retryAt time.Time
 }
 
-func newShared(client redis.UniversalClient, r rules, now func() time.Time, log *zap.Logger) *shared {
-	// Unless the client was told to, it lets no context cut short what it has begun.
-	if c, ok := client.(*redis.Client); ok && !c.Options().ContextTimeoutEnabled {
-		client = c.WithTimeout(redisTimeout)
-	}
+func newShared(client *redis.Client, r rules, now func() time.Time, log *zap.Logger) *shared {
 	script := r.lua() + limitsLua
-	return &shared{client: client, script: script, digest: redis.NewScript(script).Hash(), now: now, log: log}
+	return &shared{client: client, script: script, digest: redis.NewScript(script).Hash(), timeout: redisTimeout, now: now, log: log}
 }
 
 // lua writes the settings as the table R that limits.lua reads. They are part of the script
@@ -56,8 +53,8 @@ func (r rules) lua() string {
 	var b strings.Builder
 	b.WriteString("local R = {\n")
 	lane := func(name string, l laneRule) {
-		fmt.Fprintf(&b, "%s = {free = %d, base = %d, longest = %d, max = %d, lock = %d, few = %d, many = %d, remembers_clear = %t},\n",
-			name, l.free, l.base, l.longest, l.max, l.lock, l.few, l.many, l.remembersClear)
+		fmt.Fprintf(&b, "%s = {free = %d, base = %d, longest = %d, max = %d, lock = %d, few = %d, many = %d, cleared = %d},\n",
+			name, l.free, l.base, l.longest, l.max, l.lock, l.few, l.many, l.cleared)
 	}
 	bucket := func(name string, l bucketRule) {
 		fmt.Fprintf(&b, "%s = {burst = %d, per_minute = %d, drain = %d},\n", name, l.burst, l.perMinute, l.drain())
@@ -137,7 +134,7 @@ func (s *shared) run(ctx context.Context, n int, keys []string, operation string
 	if !s.usable() {
 		return nil, errAway
 	}
-	bounded, cancel := context.WithTimeout(ctx, redisTimeout)
+	bounded, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	numbers, err := s.eval(bounded, "evalsha", s.digest, keys, operation, args)
 	if redis.HasErrorPrefix(err, "NOSCRIPT") { // the first call, or Redis was restarted

@@ -26,7 +26,7 @@ var ErrNotShared = errors.New("the shared counters of sign-in attempts cannot be
 
 // Options are what New needs beside the settings.
 type Options struct {
-	Redis          redis.UniversalClient // nil: the counters are those of this process
+	Redis          *redis.Client         // of platform/cache, which heeds deadlines; nil: the counters are those of this process
 	Secret         config.Secret         // AUTH_TOKEN_SECRET; device tokens and counters hang on it
 	PreviousSecret config.Secret         // the one before, while it is being replaced; "" none
 	Now            func() time.Time      // nil: time.Now
@@ -43,7 +43,6 @@ type Limiter struct {
 	local      *memory
 	shared     *shared // nil without Redis
 	gates      gates
-	patience   time.Duration
 
 	refused *prometheus.CounterVec
 	settled *prometheus.CounterVec
@@ -62,7 +61,7 @@ func New(cfg Config, opt Options) (*Limiter, error) {
 	if opt.Secret == "" {
 		return nil, errors.New("throttle: no secret")
 	}
-	l := &Limiter{cfg: cfg, now: opt.Now, patience: patience}
+	l := &Limiter{cfg: cfg, now: opt.Now, gates: gates{patience: patience, glance: glance}}
 	var err error
 	if l.nameKey, err = derive(opt.Secret, "counter"); err != nil {
 		return nil, err
@@ -107,7 +106,7 @@ func (t *Ticket) Known() bool { return t.lane == laneDevice || t.lane == lanePai
 // [ErrTooManyAttempts] with the time after which to come back.
 //
 // When all room is taken by attempts in flight Begin waits for some to settle, at most three
-// seconds and no longer than ctx. Redis adds at most some 150 ms.
+// seconds and no longer than ctx. Redis adds a quarter of a second at most.
 func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 	t := &Ticket{attempt: a}
 	if !l.cfg.Enabled {
@@ -116,7 +115,7 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 	t.keys = l.keysOf(a)
 	v := l.begin(ctx, t.keys)
 	if v.limit != limitNone && v.wait == 0 {
-		l.gates.wait(ctx, t.keys.of(v.limit), l.patience, func() bool {
+		l.gates.wait(ctx, t.keys.of(v.limit), func() bool {
 			v = l.begin(ctx, t.keys)
 			return v.limit != limitNone && v.wait == 0
 		})

@@ -7,42 +7,37 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/fault"
-	"github.com/toppira/authctl/platform/testenv"
 )
 
 // clock is a time that only tests move.
-type clock struct {
-	mu sync.Mutex
-	t  time.Time
+type clock struct{ ms atomic.Int64 }
+
+func newClock() *clock {
+	c := new(clock)
+	c.ms.Store(time.Now().UnixMilli())
+	return c
 }
 
-func newClock() *clock { return &clock{t: time.Now().Truncate(time.Millisecond)} }
-
-func (c *clock) now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.t
-}
-
-func (c *clock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.t = c.t.Add(d)
-}
+func (c *clock) now() time.Time          { return time.UnixMilli(c.ms.Load()) }
+func (c *clock) advance(d time.Duration) { c.ms.Add(d.Milliseconds()) }
 
 // defaults are the settings as their tags say.
-func defaults() Config {
-	return Config{Enabled: true, AccountFree: 20, PairFree: 5, DeviceFree: 5, BaseDelay: time.Second, MaxDelay: 15 * time.Minute,
-		MaxFailures: 100, Lock: 24 * time.Hour, AddressBurst: 200, AddressPerMinute: 10, PrefixBurst: 800, PrefixPerMinute: 40,
-		GlobalBurst: 2000, GlobalPerMinute: 600, Forget: 24 * time.Hour, Remember: 720 * time.Hour, Device: 4320 * time.Hour,
-		MemoryEntries: 100_000}
+func defaults(t testing.TB) Config {
+	t.Helper()
+	var cfg Config
+	if err := config.Load(&cfg, config.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	return cfg
 }
 
 // world is one set of counters and the clock they go by. Its nodes share what processes
@@ -62,41 +57,27 @@ func onBoth(t *testing.T, test func(t *testing.T, w *world)) {
 	})
 	t.Run("redis", func(t *testing.T) {
 		t.Parallel()
-		test(t, newWorld(t, dial(t, testenv.Redis(t))))
+		test(t, onRedis(t))
 	})
 }
+
+func onRedis(t *testing.T) *world { return newWorld(t, cachetest.Shared(t)) }
 
 // A secret of its own gives every test counters of its own.
 func newWorld(t testing.TB, client *redis.Client) *world {
 	return &world{t: t, clock: newClock(), redis: client, secret: config.Secret(rand.Text())}
 }
 
-func dial(t testing.TB, url string) *redis.Client {
-	t.Helper()
-	opt, err := redis.ParseURL(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	opt.ContextTimeoutEnabled = true
-	client := redis.NewClient(opt)
-	t.Cleanup(func() { _ = client.Close() })
-	return client
-}
-
 func (w *world) node(cfg Config) *Limiter {
 	w.t.Helper()
-	opt := Options{Secret: w.secret, Now: w.clock.now}
-	if w.redis != nil {
-		opt.Redis = w.redis
-	}
-	l, err := New(cfg, opt)
+	l, err := New(cfg, Options{Secret: w.secret, Now: w.clock.now, Redis: w.redis})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	if w.redis != nil {
-		l.shared.clock = w.clock.now
+		l.shared.clock, l.shared.timeout = w.clock.now, time.Minute // of a machine that does much else
 	}
-	l.patience = 50 * time.Millisecond
+	l.gates.patience = 50 * time.Millisecond
 	return l
 }
 
@@ -145,7 +126,7 @@ func name(n int) string { return fmt.Sprintf("user%05d", n) }
 func TestDelaysBeginAfterTheFreeFailuresAndDouble(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, w *world) {
-		l, a := w.node(defaults()), Attempt{Account: "alice", Address: address(1)}
+		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for n := range 5 {
 			if !guess(t, l, a) {
 				t.Fatalf("failure %d is refused", n+1)
@@ -171,7 +152,7 @@ func TestDelaysBeginAfterTheFreeFailuresAndDouble(t *testing.T) {
 func TestSuccessForgetsTheStreak(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, w *world) {
-		l, a := w.node(defaults()), Attempt{Account: "alice", Address: address(1)}
+		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for range 20 {
 			for range 4 {
 				if !guess(t, l, a) {
@@ -186,7 +167,7 @@ func TestSuccessForgetsTheStreak(t *testing.T) {
 func TestGuessesSentAtOnceAreNotMoreGuesses(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, w *world) {
-		l := w.node(defaults())
+		l := w.node(defaults(t))
 		passed := make([]*Ticket, 1000)
 		var wg sync.WaitGroup
 		for n := range passed {
@@ -209,4 +190,277 @@ func TestGuessesSentAtOnceAreNotMoreGuesses(t *testing.T) {
 			t.Fatal("no delay after the free failures")
 		}
 	})
+}
+
+func TestGuessesAtOnceFromOneAddressAreNotMoreGuesses(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		l := w.node(defaults(t))
+		var through atomic.Int64
+		var wg sync.WaitGroup
+		for n := range 1000 {
+			wg.Go(func() {
+				if _, err := l.Begin(context.Background(), Attempt{Account: name(n), Address: address(1)}); err == nil {
+					through.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if n := through.Load(); n != 200 {
+			t.Fatalf("%d of 1000 guesses at once were let through, want the 200 that an address may", n)
+		}
+	})
+}
+
+func TestRightPasswordsAreNeverLimitedHoweverManyAtOnce(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		l := w.node(defaults(t))
+		// Nobody has to come back, and those who wait are called, not left to look by themselves.
+		l.gates.patience, l.gates.glance = time.Minute, time.Hour
+		var wg sync.WaitGroup
+		for range 300 {
+			wg.Go(func() {
+				ticket, err := l.Begin(context.Background(), Attempt{Account: "alice", Address: address(1)})
+				if err != nil {
+					t.Errorf("a sign-in with the right password is refused: %v", err)
+					return
+				}
+				l.Succeeded(context.Background(), ticket)
+			})
+		}
+		wg.Wait()
+		for n := range 500 {
+			signIn(t, l, Attempt{Account: name(n), Address: address(1)})
+		}
+	})
+}
+
+func TestACancelledAttemptIsNoFailure(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
+		for range 300 {
+			ticket, err := l.Begin(t.Context(), a)
+			if err != nil {
+				t.Fatalf("refused though nothing has failed: %v", err)
+			}
+			l.Cancel(t.Context(), ticket)
+		}
+	})
+}
+
+func TestATicketIsSettledOnce(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
+		for range 5 {
+			ticket, err := l.Begin(t.Context(), a)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.Failed(t.Context(), ticket)
+			l.Cancel(t.Context(), ticket)
+			l.Succeeded(t.Context(), ticket)
+		}
+		if guess(t, l, a) {
+			t.Fatal("settling a failure again took it back")
+		}
+	})
+}
+
+func TestAnAttemptNeverSettledBecomesAFailure(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
+		for range 5 {
+			if _, err := l.Begin(t.Context(), a); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := l.Begin(t.Context(), a); err == nil {
+			t.Fatal("let through beside as many in flight as may fail")
+		}
+		w.clock.advance(lease + time.Second)
+		if !guess(t, l, a) { // the delay of one second after the fifth failure is over too
+			t.Fatal("a process that died keeps the account shut")
+		}
+		if guess(t, l, a) {
+			t.Fatal("what was never settled has been forgotten")
+		}
+	})
+}
+
+func TestThresholdsAreToldOnce(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		l, told := w.node(defaults(t)), []int{}
+		for n := 1; n <= 105; n++ {
+			a := Attempt{Account: "alice", Address: address(n)}
+			ticket, err := l.Begin(t.Context(), a)
+			if err != nil {
+				w.clock.advance(refusal(t, err))
+				if ticket, err = l.Begin(t.Context(), a); err != nil {
+					t.Fatal(err)
+				}
+			}
+			lockedOut, until := l.Failed(t.Context(), ticket)
+			if lockedOut {
+				told = append(told, n)
+			}
+			if n >= 100 && !until.Equal(w.clock.now().Add(24*time.Hour)) {
+				t.Fatalf("after %d failures refused until %v, want a day", n, until)
+			}
+		}
+		if fmt.Sprint(told) != "[20 100]" {
+			t.Fatalf("told at failures %v, want [20 100]", told)
+		}
+	})
+}
+
+func TestAThresholdOfOneAddressIsToldWhetherItIsKnownOrNot(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		l := w.node(defaults(t))
+		l.Remember(t.Context(), "known", address(1))
+		for _, account := range []string{"known", "unknown"} {
+			told := 0
+			for range 5 {
+				ticket, err := l.Begin(t.Context(), Attempt{Account: account, Address: address(1)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if lockedOut, _ := l.Failed(t.Context(), ticket); lockedOut {
+					told++
+				}
+			}
+			if told != 1 {
+				t.Fatalf("%s: told %d times, want once", account, told)
+			}
+		}
+	})
+}
+
+func TestFailuresTooFewForADelayAreForgottenAfterADay(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
+		for range 10 {
+			for range 4 {
+				if !guess(t, l, a) {
+					t.Fatal("refused within the free failures")
+				}
+			}
+			w.clock.advance(24*time.Hour + time.Millisecond)
+		}
+		if s, err := l.State(t.Context(), "alice"); err != nil || s.Failures != 0 {
+			t.Fatalf("state %+v, %v, want no failures", s, err)
+		}
+	})
+}
+
+func TestUnlockClearsEveryLane(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		l := w.node(defaults(t))
+		stolen := l.Remember(t.Context(), "alice", address(1))
+		for n := range 60 { // device, pair and account in turn
+			guess(t, l, Attempt{Account: "alice", Address: address(1), Device: stolen})
+			guess(t, l, Attempt{Account: "alice", Address: address(2 + n/5)})
+		}
+		a := Attempt{Account: "alice", Address: address(1)}
+		if guess(t, l, a) {
+			t.Fatal("not refused before Unlock")
+		}
+		s, err := l.State(t.Context(), "alice")
+		if err != nil || s.Failures < 20 || !s.RefusedUntil.After(w.clock.now()) {
+			t.Fatalf("state %+v, %v, want 20 failures and refused", s, err)
+		}
+		if err := l.Unlock(t.Context(), "alice"); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := l.State(t.Context(), "alice"); err != nil || s != (State{}) {
+			t.Fatalf("state %+v, %v after Unlock, want none", s, err)
+		}
+		w.clock.advance(time.Millisecond)
+		a.Device = stolen
+		for n := range 10 { // five with the token, five from the address
+			if !guess(t, l, a) {
+				t.Fatalf("refused at failure %d after Unlock", n+1)
+			}
+		}
+	})
+}
+
+func TestRegistrationsAreOnlyLimitedWhenAskedFor(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		l := w.node(defaults(t))
+		for range 1000 {
+			if err := l.Register(t.Context(), address(1)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cfg := defaults(t)
+		cfg.RegisterPerMinute = 10
+		l = w.node(cfg)
+		for n := range 10 {
+			if err := l.Register(t.Context(), address(1)); err != nil {
+				t.Fatalf("registration %d: %v", n+1, err)
+			}
+		}
+		if after := refusal(t, l.Register(t.Context(), address(1))); after != 6*time.Second {
+			t.Fatalf("come back after %v, want 6s", after)
+		}
+		if err := l.Register(t.Context(), address(2)); err != nil {
+			t.Fatalf("another address: %v", err)
+		}
+		w.clock.advance(6 * time.Second)
+		if err := l.Register(t.Context(), address(1)); err != nil {
+			t.Fatalf("after the time told: %v", err)
+		}
+	})
+}
+
+func TestSwitchedOffItRefusesNothing(t *testing.T) {
+	t.Parallel()
+	onBoth(t, func(t *testing.T, w *world) {
+		cfg := defaults(t)
+		cfg.Enabled = false
+		l, a := w.node(cfg), Attempt{Account: "alice", Address: address(1)}
+		for range 1000 {
+			if !guess(t, l, a) {
+				t.Fatal("refused though switched off")
+			}
+		}
+		if signIn(t, l, a) == "" {
+			t.Fatal("no device token: there would be none when it is switched on")
+		}
+	})
+}
+
+func TestSettingsAreDocumentedAndChecked(t *testing.T) {
+	t.Parallel()
+	if err := config.Check(&Config{}); err != nil {
+		t.Fatal(err)
+	}
+	for path, change := range map[string]func(*Config){
+		"auth.throttle.base_delay":   func(c *Config) { c.BaseDelay = time.Hour },
+		"auth.throttle.account_free": func(c *Config) { c.MaxFailures = 20 },
+		"auth.throttle.lock":         func(c *Config) { c.Lock = time.Minute },
+		"auth.throttle.remember":     func(c *Config) { c.Remember = time.Hour },
+		"auth.throttle.prefix_burst": func(c *Config) { c.PrefixBurst = 10 },
+	} {
+		cfg := defaults(t)
+		cfg.Validate(func(path, problem string) { t.Errorf("the default of %s %s", path, problem) })
+		change(&cfg)
+		var faults []string
+		cfg.Validate(func(path, _ string) { faults = append(faults, path) })
+		if len(faults) != 1 || faults[0] != path {
+			t.Errorf("faults %v, want %s", faults, path)
+		}
+	}
+	if _, err := New(defaults(t), Options{}); err == nil {
+		t.Error("made without a secret")
+	}
 }

@@ -1,0 +1,123 @@
+package throttle
+
+import (
+	"bytes"
+	"encoding/base64"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/platform/config"
+)
+
+func TestDeviceTokensKeepTheirForm(t *testing.T) {
+	t.Parallel()
+	key, err := derive("0123456789abcdef0123456789abcdef", "device")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := device{id: [16]byte(bytes.Repeat([]byte{7}, 16)), issued: time.Unix(1_764_000_000, 0)}
+	const golden = "adt_AQcHBwcHBwcHBwcHBwcHBwcAAAAAaSSBAM-FMeZJV6vRf6OCdSs7NDUj9bt12AaRfnpc904SI6P2"
+	if got := d.encode(key, "alice"); got != golden {
+		t.Fatalf("%s, want %s: tokens that people hold would no longer be known", got, golden)
+	}
+}
+
+func TestOnlyExactDeviceTokensAreTaken(t *testing.T) {
+	t.Parallel()
+	key := []byte("key")
+	good := mintDevice(key, "alice", time.Now())
+	if _, ok := parseDevice(key, "alice", good); !ok {
+		t.Fatal("a good token is refused")
+	}
+	last := good[len(good)-1]
+	next := "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+	for what, token := range map[string]string{
+		"nothing":            "",
+		"another prefix":     "art_" + good[4:],
+		"cut short":          good[:len(good)-1],
+		"padded":             good + "=",
+		"with a line break":  good[:20] + "\n" + good[20:],
+		"a break for a byte": good[:len(good)-1] + "\n",
+		"other spare bits":   good[:len(good)-1] + string(next[(strings.IndexByte(next, last)+1)%64]),
+		"very long":          good + strings.Repeat("A", 1<<20),
+		"zeroes":             "adt_" + base64.RawURLEncoding.EncodeToString(make([]byte, deviceSize)),
+	} {
+		if _, ok := parseDevice(key, "alice", token); ok {
+			t.Errorf("taken: %s", what)
+		}
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(good[4:])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range raw {
+		raw[n] ^= 1
+		if _, ok := parseDevice(key, "alice", "adt_"+base64.RawURLEncoding.EncodeToString(raw)); ok {
+			t.Errorf("taken with byte %d changed", n)
+		}
+		raw[n] ^= 1
+	}
+	if _, ok := parseDevice(key, "alicf", good); ok {
+		t.Error("taken for another account")
+	}
+	if _, ok := parseDevice([]byte("kez"), "alice", good); ok {
+		t.Error("taken under another key")
+	}
+}
+
+func TestDeviceTokensAgeAndOutliveAChangeOfSecret(t *testing.T) {
+	t.Parallel()
+	c := newClock()
+	limiter := func(secret, previous config.Secret) *Limiter {
+		l, err := New(defaults(t), Options{Secret: secret, PreviousSecret: previous, Now: c.now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	before := limiter("old", "")
+	a := Attempt{Account: "alice", Address: address(1), Device: before.Remember(t.Context(), "alice", address(1))}
+	known := func(l *Limiter) bool { _, ok := l.device(a); return ok }
+	if !known(before) || !known(limiter("new", "old")) {
+		t.Error("not known under its own secret, or the previous one")
+	}
+	if known(limiter("new", "")) {
+		t.Error("known under a secret that is gone")
+	}
+	c.advance(180*24*time.Hour - time.Second)
+	if !known(before) {
+		t.Error("not known before its time is over")
+	}
+	c.advance(2 * time.Second)
+	if known(before) {
+		t.Error("known after 180 days")
+	}
+	c.advance(-181 * 24 * time.Hour)
+	if known(before) {
+		t.Error("known a day before it was made")
+	}
+}
+
+func FuzzDeviceTokenReencodesToTheSame(f *testing.F) {
+	key := []byte("key")
+	f.Add(mintDevice(key, "alice", time.Unix(1_764_000_000, 0)), "alice")
+	f.Add("adt_", "")
+	f.Add("adt_"+strings.Repeat("A", 76), "alice")
+	f.Add(strings.Repeat("\n", 80), "bob")
+	f.Fuzz(func(t *testing.T, token, account string) {
+		if d, ok := parseDevice(key, account, token); ok && d.encode(key, account) != token {
+			t.Fatalf("%q was taken and is not what encode writes", token)
+		}
+		// What this key made must be taken, and for no other account.
+		d := device{issued: time.Unix(int64(len(token)), 0)}
+		copy(d.id[:], token)
+		made := d.encode(key, account)
+		if got, ok := parseDevice(key, account, made); !ok || got != d {
+			t.Fatalf("%q comes back as %v, %t", made, got, ok)
+		}
+		if _, ok := parseDevice(key, account+"x", made); ok {
+			t.Fatal("taken for another account")
+		}
+	})
+}

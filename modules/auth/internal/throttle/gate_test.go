@@ -1,0 +1,94 @@
+package throttle
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/platform/cache/cachetest"
+)
+
+func TestWhoeverWaitsNoticesWhatAnotherProcessSettles(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, cachetest.Shared(t))
+	here, there := w.node(defaults(t)), w.node(defaults(t))
+	here.gates.patience, here.gates.glance = time.Minute, time.Millisecond
+	a := Attempt{Account: "alice", Address: address(1)}
+	var inFlight []*Ticket
+	for range 5 {
+		ticket, err := there.Begin(t.Context(), a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inFlight = append(inFlight, ticket)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := here.Begin(context.Background(), a); err != nil {
+			t.Errorf("refused though another process settled: %v", err)
+		}
+	})
+	there.Succeeded(t.Context(), inFlight[0])
+	wg.Wait()
+}
+
+func TestThoseWhoWaitHearAtOnceThatADelayHasBegun(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	l := w.node(defaults(t))
+	l.gates.patience, l.gates.glance = time.Minute, time.Hour
+	a := Attempt{Account: "alice", Address: address(1)}
+	var inFlight []*Ticket
+	for range 5 {
+		ticket, err := l.Begin(t.Context(), a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inFlight = append(inFlight, ticket)
+	}
+	var waiters sync.WaitGroup
+	for range 100 {
+		waiters.Go(func() {
+			if _, err := l.Begin(context.Background(), a); err == nil {
+				t.Error("let through after five failures")
+			}
+		})
+	}
+	for l.waiting() < 100 {
+		time.Sleep(time.Millisecond) // until all of them wait
+	}
+	for _, ticket := range inFlight {
+		l.Failed(t.Context(), ticket)
+	}
+	waiters.Wait()
+	if n := len(l.gates.byID); n != 0 {
+		t.Errorf("%d gates are left with nobody at them", n)
+	}
+}
+
+func (l *Limiter) waiting() int {
+	l.gates.mu.Lock()
+	defer l.gates.mu.Unlock()
+	return l.gates.waiting
+}
+
+func TestOnlySoManyWait(t *testing.T) {
+	t.Parallel()
+	var g gates
+	at, entered := id{1}, []*gate{}
+	for range maxWaiting {
+		e, ok := g.enter(at)
+		if !ok {
+			t.Fatal("refused before there are too many")
+		}
+		entered = append(entered, e)
+	}
+	if _, ok := g.enter(id{2}); ok {
+		t.Fatal("one more may wait than there may be")
+	}
+	g.leave(at, entered[0])
+	if _, ok := g.enter(id{2}); !ok {
+		t.Fatal("refused though one has left")
+	}
+}

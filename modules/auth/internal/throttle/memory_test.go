@@ -1,0 +1,86 @@
+package throttle
+
+import (
+	"testing"
+	"time"
+)
+
+func TestMemoryIsBounded(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	cfg := defaults(t)
+	cfg.MemoryEntries = 1000
+	cfg.GlobalBurst = 1_000_000
+	l := w.node(cfg)
+	for n := range 20_000 {
+		guess(t, l, Attempt{Account: name(n), Address: address(n)})
+		if entries, _ := l.local.stats(); entries > 1000 {
+			t.Fatalf("%d entries, want at most 1000", entries)
+		}
+	}
+	entries, evicted := l.local.stats()
+	ranked := 0
+	for n := range l.local.ranks {
+		ranked += l.local.ranks[n].Len()
+	}
+	if entries != ranked || evicted == 0 {
+		t.Fatalf("%d entries, %d ranked, %d evicted", entries, ranked, evicted)
+	}
+}
+
+func TestSprayingCannotFlushWhatMatters(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	cfg := defaults(t)
+	cfg.MemoryEntries = 1000
+	cfg.GlobalBurst = 1_000_000
+	l := w.node(cfg)
+	l.Remember(t.Context(), "alice", address(100_001))
+	for n := range 20 {
+		guess(t, l, Attempt{Account: "alice", Address: address(100_100 + n)})
+	}
+	stolen := l.Remember(t.Context(), "bob", address(100_002))
+	for range 5 {
+		guess(t, l, Attempt{Account: "bob", Address: address(100_003), Device: stolen})
+	}
+	for n := range 20_000 {
+		guess(t, l, Attempt{Account: name(n), Address: address(n)})
+	}
+	if s, _ := l.State(t.Context(), "alice"); s.Failures != 20 {
+		t.Errorf("%d failures of an account under attack are left, want 20", s.Failures)
+	}
+	if ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(100_001)}); err != nil || !ticket.Known() {
+		t.Errorf("the owner's address is forgotten (%v)", err)
+	}
+	if ticket, err := l.Begin(t.Context(), Attempt{Account: "bob", Address: address(100_003), Device: stolen}); err == nil && ticket.Known() {
+		t.Error("a used-up device token is new again")
+	}
+}
+
+func TestWhatHasExpiredGoesFirst(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	cfg := defaults(t)
+	cfg.MemoryEntries = 1000
+	l := w.node(cfg)
+	for n := range 300 { // three entries each, one of which outlives the others
+		guess(t, l, Attempt{Account: name(n), Address: address(n)})
+	}
+	w.clock.advance(25 * time.Hour)
+	guess(t, l, Attempt{Account: "alice", Address: address(1000)})
+	if entries, evicted := l.local.stats(); entries > 10 || evicted != 0 {
+		t.Fatalf("%d entries and %d evicted, want the expired ones gone", entries, evicted)
+	}
+}
+
+func TestASettledOwnerLeavesNothingButWhatIsKnown(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, nil)
+	l := w.node(defaults(t))
+	for n := range 100 {
+		signIn(t, l, Attempt{Account: name(n), Address: address(1)})
+	}
+	if entries, _ := l.local.stats(); entries != 100 {
+		t.Fatalf("%d entries after 100 sign-ins, want the 100 known pairs", entries)
+	}
+}

@@ -1,0 +1,459 @@
+package throttle
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/toppira/authctl/platform/cache/cachetest"
+)
+
+// The rules exist in Go and in Lua. Whatever happens, both must say the same. All durations
+// here are whole tens of seconds, so that nothing expires in Redis, by real time, in the
+// moment before it would by the test's.
+func TestBothLanguagesGiveTheSameAnswers(t *testing.T) {
+	t.Parallel()
+	cfg := defaults(t)
+	cfg.AccountFree, cfg.PairFree, cfg.DeviceFree, cfg.MaxFailures = 4, 3, 2, 9
+	cfg.BaseDelay, cfg.MaxDelay, cfg.Lock = 10*time.Second, 80*time.Second, 600*time.Second
+	cfg.AddressBurst, cfg.AddressPerMinute, cfg.PrefixBurst, cfg.PrefixPerMinute = 4, 1, 6, 2
+	cfg.GlobalBurst, cfg.GlobalPerMinute, cfg.RegisterPerMinute = 9, 3, 6
+	cfg.Forget, cfg.Remember, cfg.Device = 10*time.Minute, time.Hour, 2*time.Hour
+	answers := map[string]int{}
+	for seed := range uint64(6) {
+		w := onRedis(t)
+		bothLanguages(t, w, w.node(cfg), rand.New(rand.NewPCG(seed, 1)), answers)
+	}
+	want := []string{"settle", "crossed", "take", "state", "let through: device", "let through: pair", "let through: common", "global"}
+	for _, limit := range []string{"pair", "account", "address", "prefix"} {
+		want = append(want, limit, limit+" in flight")
+	}
+	for _, answer := range want {
+		if answers[answer] < 5 {
+			t.Errorf("seen %d times: %s", answers[answer], answer)
+		}
+	}
+}
+
+func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, answers map[string]int) {
+	t.Helper()
+	type open struct {
+		k  keys
+		in lane
+	}
+	var (
+		ctx      = t.Context()
+		accounts = []string{"alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi"}
+		inFlight []open
+		devices  [8][]string
+	)
+	for step := range 3000 {
+		who := r.IntN(len(accounts))
+		a := Attempt{Account: accounts[who], Address: v6(r.IntN(3), r.IntN(2))}
+		if r.IntN(3) == 0 {
+			a.Address = address(r.IntN(3))
+		}
+		if n := len(devices[who]); n > 0 && r.IntN(3) == 0 {
+			a.Device = devices[who][r.IntN(n)]
+		}
+		k := l.keysOf(a)
+		check := func(what string, inRedis, inMemory any, err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatalf("step %d: %s: %v", step, what, err)
+			}
+			if inRedis != inMemory {
+				t.Fatalf("step %d: %s: %+v in Redis, %+v in memory", step, what, inRedis, inMemory)
+			}
+			answers[what]++
+		}
+		switch n := r.IntN(20); {
+		case n < 9:
+			v, err := l.shared.begin(ctx, k)
+			check("begin", v, l.local.begin(k), err)
+			switch {
+			case v.limit == limitNone:
+				answers["let through: "+laneNames[v.lane]]++
+				inFlight = append(inFlight, open{k, v.lane})
+			case v.wait == 0:
+				answers[limitNames[v.limit]+" in flight"]++
+			default:
+				answers[limitNames[v.limit]]++
+			}
+		case n < 17 && len(inFlight) > 0:
+			i := r.IntN(len(inFlight))
+			o := inFlight[i]
+			inFlight[i] = inFlight[len(inFlight)-1]
+			inFlight = inFlight[:len(inFlight)-1]
+			how := []outcome{failed, failed, failed, failed, failed, failed, cancelled, succeeded}[r.IntN(8)]
+			s, err := l.shared.settle(ctx, o.k, o.in, how)
+			check("settle", s, l.local.settle(o.k, o.in, how), err)
+			if s.crossed {
+				answers["crossed"]++
+			}
+			if how == succeeded {
+				devices[who] = append(devices[who], mintDevice(l.deviceKeys[0], accounts[who], w.clock.now()))
+			}
+		case n == 17:
+			i := l.id(classRegister, mustNetwork(a), "")
+			wait, err := l.shared.take(ctx, i)
+			check("take", wait, l.local.take(i), err)
+		case n == 18:
+			failures, wait, err := l.shared.state(ctx, k)
+			failures2, wait2 := l.local.state(k)
+			check("state", fmt.Sprint(failures, wait), fmt.Sprint(failures2, wait2), err)
+		case r.IntN(10) == 0:
+			if err := l.shared.clear(ctx, k); err != nil {
+				t.Fatal(err)
+			}
+			l.local.clear(k)
+		case r.IntN(12) == 0:
+			inFlight = nil // a process died
+			w.clock.advance(130 * time.Second)
+		case r.IntN(20) == 0:
+			w.clock.advance(time.Hour)
+		default:
+			w.clock.advance(time.Duration(1+r.IntN(3)) * 10 * time.Second)
+		}
+	}
+}
+
+func TestNoNameOrAddressIsInRedisAndEveryKeyExpires(t *testing.T) {
+	t.Parallel()
+	server := cachetest.Start(t)
+	client := cachetest.Open(t, server.URL())
+	l := newWorld(t, client).node(defaults(t))
+	phone := l.Remember(t.Context(), "planted-name", address(1))
+	for n := range 200 {
+		guess(t, l, Attempt{Account: "planted-name", Address: address(n / 7), Device: phone})
+		guess(t, l, Attempt{Account: "planted-name", Address: v6(n, n)})
+	}
+	if err := l.Unlock(t.Context(), "planted-name"); err != nil {
+		t.Fatal(err)
+	}
+	found, err := client.Keys(t.Context(), "*").Result()
+	if err != nil || len(found) < 30 {
+		t.Fatalf("%d keys, %v", len(found), err)
+	}
+	kinds := map[string]bool{}
+	for _, key := range found {
+		if !strings.HasPrefix(key, "{throttle}:") || strings.HasSuffix(key, "none") {
+			t.Errorf("key %s", key)
+			continue
+		}
+		kinds[strings.Split(key, ":")[1]] = true
+		ttl, err := client.PTTL(t.Context(), key).Result()
+		if err != nil || ttl <= 0 || ttl > 4320*time.Hour {
+			t.Errorf("key %s expires in %v (%v)", key, ttl, err)
+		}
+		fields, err := client.HGetAll(t.Context(), key).Result()
+		if text := fmt.Sprint(key, fields); err != nil || strings.Contains(text, "planted") || strings.Contains(text, "10.0.") {
+			t.Errorf("%s shows a name or an address (%v)", text, err)
+		}
+	}
+	if len(kinds) != 6 {
+		t.Errorf("kinds of keys %v, want all six", kinds)
+	}
+}
+
+func TestRedisClockIsTheClock(t *testing.T) {
+	t.Parallel()
+	w := onRedis(t)
+	// Three nodes whose clocks are hours apart, and Redis' own clock.
+	for hours := range 3 {
+		w.clock.advance(time.Duration(hours) * time.Hour)
+		l, frozen := w.node(defaults(t)), w.clock.now()
+		l.now = func() time.Time { return frozen }
+		l.shared.clock = nil
+		for n := range 4 {
+			if passed, want := guess(t, l, Attempt{Account: "alice", Address: address(1)}), 4*hours+n < 5; passed != want {
+				t.Fatalf("node %d, guess %d: let through %t, want %t", hours, n+1, passed, want)
+			}
+		}
+	}
+}
+
+// redisWorld is a limiter on a Redis of its own, with what it logs and measures.
+func redisWorld(t *testing.T) (*world, *Limiter, *cachetest.Server, *observer.ObservedLogs, *prometheus.Registry) {
+	t.Helper()
+	server := cachetest.Start(t)
+	w := newWorld(t, cachetest.Open(t, server.URL()))
+	core, logs := observer.New(zap.InfoLevel)
+	registry := prometheus.NewRegistry()
+	l, err := New(defaults(t), Options{Redis: w.redis, Secret: w.secret, Now: w.clock.now, Log: zap.New(core), Registry: registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.shared.clock, l.shared.timeout, l.gates.patience = w.clock.now, time.Minute, 50*time.Millisecond
+	return w, l, server, logs, registry
+}
+
+func TestWithRedisAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
+	t.Parallel()
+	w, l, server, logs, registry := redisWorld(t)
+	phone := l.Remember(t.Context(), "alice", address(1))
+	for n := range 15 {
+		guess(t, l, Attempt{Account: "alice", Address: address(100 + n)})
+	}
+	begun, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(200)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Kill()
+	l.Failed(t.Context(), begun) // counts, wherever
+	guesses := 0
+	for n := range 100 {
+		if guess(t, l, Attempt{Account: "alice", Address: address(300 + n)}) {
+			guesses++
+		}
+	}
+	if guesses != 4 {
+		t.Errorf("%d guesses after Redis went, want the 4 that were left", guesses)
+	}
+	phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), Device: phone})
+	signIn(t, l, Attempt{Account: "alice", Address: address(1)})
+	if got := metric(t, registry, "authctl_throttle_redis_up", ""); got != 0 {
+		t.Errorf("redis_up is %v while it is away", got)
+	}
+	if err := l.Unlock(t.Context(), "alice"); err == nil {
+		t.Error("Unlock promises what it cannot do")
+	}
+	if _, err := l.State(t.Context(), "alice"); err == nil {
+		t.Error("State tells what it cannot know")
+	}
+
+	server.Restart()
+	w.clock.advance(redisRetry)
+	signIn(t, l, Attempt{Account: "alice", Address: address(400), Device: phone})
+	if got := metric(t, registry, "authctl_throttle_redis_up", ""); got != 1 {
+		t.Errorf("redis_up is %v after it came back", got)
+	}
+	if s, err := l.State(t.Context(), "alice"); err != nil || s.Failures != 15 {
+		t.Errorf("state %+v, %v, want what Redis kept", s, err)
+	}
+	var messages []string
+	for _, entry := range logs.All() {
+		messages = append(messages, entry.Message)
+	}
+	if got := strings.Join(messages, " "); got != "throttle_redis_away throttle_redis_back" {
+		t.Errorf("logged %q, want one line for each change", got)
+	}
+}
+
+func TestASilentRedisHoldsUpOneSignInASecond(t *testing.T) {
+	t.Parallel()
+	w, l, server, _, _ := redisWorld(t)
+	signIn(t, l, Attempt{Account: "alice", Address: address(1)})
+	l.shared.timeout = redisTimeout
+	server.Pause()
+	defer server.Resume()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // far beyond the bound, far below for ever
+	defer cancel()
+	for n := range 1000 {
+		ticket, err := l.Begin(ctx, Attempt{Account: name(n), Address: address(n)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Succeeded(ctx, ticket)
+	}
+	if ctx.Err() != nil {
+		t.Fatal("a silent Redis holds up sign-ins")
+	}
+	server.Resume()
+	l.shared.timeout = time.Minute
+	w.clock.advance(redisRetry)
+	signIn(t, l, Attempt{Account: "alice", Address: address(1)})
+	if !l.shared.up() {
+		t.Fatal("not back though Redis answers")
+	}
+}
+
+func TestARedisThatRefusesWritesIsAway(t *testing.T) {
+	t.Parallel()
+	for what, words := range map[string][]any{
+		"read-only replica": {"replicaof", "127.0.0.1", "1"},
+		"out of memory":     {"config", "set", "maxmemory", "1"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			w, l, _, _, _ := redisWorld(t)
+			signIn(t, l, Attempt{Account: "alice", Address: address(1)})
+			if err := w.redis.Do(t.Context(), words...).Err(); err != nil {
+				t.Fatal(err)
+			}
+			guesses := 0
+			for range 100 {
+				if guess(t, l, Attempt{Account: "bob", Address: address(1)}) {
+					guesses++
+				}
+			}
+			if guesses != 5 || l.shared.up() {
+				t.Fatalf("%d guesses, want 5; up: %t", guesses, l.shared.up())
+			}
+		})
+	}
+}
+
+func TestACallerWhoLeftSaysNothingAboutRedis(t *testing.T) {
+	t.Parallel()
+	_, l, _, logs, _ := redisWorld(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	ticket, err := l.Begin(ctx, Attempt{Account: "alice", Address: address(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if _, err := l.Begin(ctx, Attempt{Account: "bob", Address: address(1)}); err != nil {
+		t.Fatal(err)
+	}
+	l.Failed(ctx, ticket)
+	if s, err := l.State(t.Context(), "alice"); err != nil || s.Failures != 1 {
+		t.Fatalf("state %+v, %v: the failure of a caller who left is not counted", s, err)
+	}
+	if logs.Len() != 0 {
+		t.Fatalf("logged %v", logs.All())
+	}
+}
+
+func TestACommandIsNotSentTwice(t *testing.T) {
+	t.Parallel()
+	w, l, server, _, _ := redisWorld(t)
+	signIn(t, l, Attempt{Account: "alice", Address: address(1)}) // the script is known
+	// A proxy that passes each command on and drops the connection instead of the answer.
+	proxy, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var handlers sync.WaitGroup
+	t.Cleanup(func() { _ = proxy.Close(); handlers.Wait() })
+	handlers.Go(func() {
+		for {
+			client, err := proxy.Accept()
+			if err != nil {
+				return
+			}
+			handlers.Go(func() { swallowScripts(client, "127.0.0.1:"+server.Port()) })
+		}
+	})
+	opt := *w.redis.Options()
+	opt.Addr = proxy.Addr().String()
+	opt.Dialer = nil
+	through := redisClient(t, &opt)
+	l.shared.client = through
+	if _, err := l.Begin(t.Context(), Attempt{Account: "bob", Address: address(1)}); err != nil {
+		t.Fatal(err)
+	}
+	k := l.keysOf(Attempt{Account: "bob", Address: address(1)})
+	pending, err := w.redis.HGet(t.Context(), redisKey(classAccount, k.account), "p").Int()
+	if err != nil || pending != 1 {
+		t.Fatalf("%d reservations, %v, want one", pending, err)
+	}
+}
+
+func redisClient(t *testing.T, opt *redis.Options) *redis.Client {
+	client := redis.NewClient(opt)
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// swallowScripts passes bytes between a client and Redis until it has seen a script in what
+// the client sent: Redis gets it, and the client loses its connection.
+func swallowScripts(client net.Conn, redisAddr string) {
+	defer client.Close()
+	server, err := net.Dial("tcp", redisAddr)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := client.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := server.Write(buf[:n]); err != nil {
+			return
+		}
+		script := strings.Contains(strings.ToLower(string(buf[:n])), "eval")
+		n, err = server.Read(buf)
+		if err != nil || script {
+			return
+		}
+		if _, err := client.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func mustNetwork(a Attempt) netip.Prefix {
+	network, _ := networks(a.Address)
+	return network
+}
+
+// metric returns the sum of the metric's values that carry the label value, or of all.
+func metric(t *testing.T, registry *prometheus.Registry, name, label string) (sum float64) {
+	t.Helper()
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := false
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			labelled := label == ""
+			for _, pair := range m.GetLabel() {
+				labelled = labelled || pair.GetValue() == label
+			}
+			if family.GetName() == name && labelled {
+				found = true
+				sum += m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	if !found {
+		t.Fatalf("no metric %s %s", name, label)
+	}
+	return sum
+}
+
+func TestMetricsCountRefusalsByLimit(t *testing.T) {
+	t.Parallel()
+	registry := prometheus.NewRegistry()
+	l, err := New(defaults(t), Options{Secret: "secret", Now: newClock().now, Registry: registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 8 {
+		guess(t, l, Attempt{Account: "alice", Address: address(1)})
+	}
+	for _, want := range []struct {
+		name, label string
+		value       float64
+	}{
+		{"authctl_throttle_refused_total", "pair", 3},
+		{"authctl_throttle_refused_total", "", 3},
+		{"authctl_throttle_attempts_total", "failed", 5},
+		{"authctl_throttle_attempts_total", "common", 5},
+		{"authctl_throttle_lockouts_total", "", 1},
+		{"authctl_throttle_entries", "", 4},
+		{"authctl_throttle_evicted_total", "", 0},
+	} {
+		if got := metric(t, registry, want.name, want.label); got != want.value {
+			t.Errorf("%s %s is %v, want %v", want.name, want.label, got, want.value)
+		}
+	}
+	if _, err := New(defaults(t), Options{Secret: "secret", Registry: registry}); err == nil {
+		t.Error("the same metrics registered twice")
+	}
+}
