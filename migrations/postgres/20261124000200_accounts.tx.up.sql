@@ -9,6 +9,7 @@ CREATE TABLE users (
     -- Every session begun under a lower epoch is over, but for kept_sid, which asked for it.
     session_epoch       bigint NOT NULL DEFAULT 0,
     kept_sid            uuid,
+    sessions_ended_at   timestamptz,  -- when the epoch was last raised
     created_at          timestamptz NOT NULL,
     updated_at          timestamptz NOT NULL,
     password_changed_at timestamptz NOT NULL

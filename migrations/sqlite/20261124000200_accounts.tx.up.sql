@@ -9,6 +9,7 @@ CREATE TABLE users (
     -- Every session begun under a lower epoch is over, but for kept_sid, which asked for it.
     session_epoch       integer NOT NULL DEFAULT 0,
     kept_sid            text,
+    sessions_ended_at   timestamp,    -- when the epoch was last raised
     created_at          timestamp NOT NULL,
     updated_at          timestamp NOT NULL,
     password_changed_at timestamp NOT NULL

@@ -4,6 +4,7 @@
 package database
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"database/sql"
@@ -92,11 +93,7 @@ func Open(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	if cfg.UsesPostgres() {
 		db, err = openPostgres(cfg, opt)
 	} else {
-		path := strings.TrimPrefix(cfg.URL.Reveal(), "sqlite:")
-		if path == "" {
-			path = filepath.Join(opt.DataDir, "authctl.db")
-		}
-		db, err = openSQLite(path, cfg.MaxConns)
+		db, err = openSQLite(cfg.sqlitePath(opt.DataDir), cfg.MaxConns)
 	}
 	if err != nil {
 		return nil, err
@@ -110,13 +107,25 @@ func Open(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	return db, nil
 }
 
+// Exists reports whether there is a database to open: a server is named, or the SQLite file
+// is there. Opening would make the file.
+func (c Config) Exists(dataDir string) bool {
+	if c.UsesPostgres() {
+		return true
+	}
+	_, err := os.Stat(c.sqlitePath(dataDir))
+	return err == nil
+}
+
+// sqlitePath is the SQLite file that is used when no PostgreSQL is named.
+func (c Config) sqlitePath(dataDir string) string {
+	return cmp.Or(strings.TrimPrefix(c.URL.Reveal(), "sqlite:"), filepath.Join(dataDir, "authctl.db"))
+}
+
 // Describe names the database for a person, without credentials.
 func (c Config) Describe(dataDir string) string {
 	if !c.UsesPostgres() {
-		if path := strings.TrimPrefix(c.URL.Reveal(), "sqlite:"); path != "" {
-			return "SQLite " + path
-		}
-		return "SQLite " + filepath.Join(dataDir, "authctl.db")
+		return "SQLite " + c.sqlitePath(dataDir)
 	}
 	if c.URL != "" {
 		u, err := url.Parse(c.URL.Reveal())

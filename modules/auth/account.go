@@ -1,0 +1,171 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth/internal/username"
+)
+
+// Who did something to an account, in events and in the security log.
+const (
+	byUser  = "user"
+	byAdmin = "admin"
+)
+
+// DeleteOwn deletes the caller's account for good, once the password was given again.
+func (s *Service) DeleteOwn(ctx context.Context, caller Caller, password string, dev Device) error {
+	a, err := s.reauthenticate(ctx, caller, password, dev)
+	if err != nil {
+		return err
+	}
+	return s.remove(ctx, a.ID, byUser, func(ctx context.Context, tx bun.IDB, now account) error {
+		return s.stillLive(ctx, tx, now, a, caller.SessionID)
+	})
+}
+
+// DeleteUser deletes an account on an operator's behalf.
+func (s *Service) DeleteUser(ctx context.Context, userID uuid.UUID) error {
+	return s.remove(ctx, userID, byAdmin, func(context.Context, bun.IDB, account) error { return nil })
+}
+
+func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check func(context.Context, bun.IDB, account) error) error {
+	head := s.head(userID)
+	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+		a, err := lockAccount(ctx, tx, userID)
+		if err != nil {
+			return err
+		}
+		if err := check(ctx, tx, a); err != nil {
+			return err
+		}
+		if err := s.raiseAndAnnounce(ctx, tx, a, uuid.NullUUID{}, ReasonDeleted); err != nil {
+			return err
+		}
+		if err := deleteAccount(ctx, tx, userID); err != nil {
+			return err
+		}
+		return s.announce(ctx, tx, EventUserDeleted, head, userChanged{eventHead: head, By: by})
+	})
+	if err != nil {
+		return err
+	}
+	s.clearStore(ctx, userID, uuid.NullUUID{})
+	s.security.Info("user_deleted", zap.Stringer("user_id", userID), zap.String("by", by))
+	return nil
+}
+
+// DisableUser closes an account and ends its sessions. Doing it again changes nothing.
+func (s *Service) DisableUser(ctx context.Context, userID uuid.UUID) error {
+	changed, err := s.setStatus(ctx, userID, StatusDisabled, EventUserDisabled)
+	if err != nil || !changed {
+		return err
+	}
+	s.clearStore(ctx, userID, uuid.NullUUID{})
+	s.security.Info("user_disabled", zap.Stringer("user_id", userID), zap.String("by", byAdmin))
+	return nil
+}
+
+// EnableUser opens an account again; sessions that ended stay ended.
+func (s *Service) EnableUser(ctx context.Context, userID uuid.UUID) error {
+	changed, err := s.setStatus(ctx, userID, StatusActive, EventUserEnabled)
+	if err == nil && changed {
+		s.security.Info("user_enabled", zap.Stringer("user_id", userID), zap.String("by", byAdmin))
+	}
+	return err
+}
+
+func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status, eventType string) (changed bool, err error) {
+	head := s.head(userID)
+	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+		a, err := lockAccount(ctx, tx, userID)
+		if err != nil || a.Status == status {
+			return err
+		}
+		changed = true
+		if err := updateStatus(ctx, tx, userID, status, head.OccurredAt); err != nil {
+			return err
+		}
+		if err := s.announce(ctx, tx, eventType, head, userChanged{eventHead: head, By: byAdmin}); err != nil {
+			return err
+		}
+		if status == StatusDisabled {
+			err = s.raiseAndAnnounce(ctx, tx, a, uuid.NullUUID{}, ReasonDisabled)
+		}
+		return err
+	})
+	return changed, err
+}
+
+// FindUser returns the account that an operator named, by id or by username.
+func (s *Service) FindUser(ctx context.Context, nameOrID string) (User, error) {
+	if id, err := uuid.Parse(nameOrID); err == nil {
+		a, err := accountByID(ctx, s.db, id)
+		if !errors.Is(err, ErrUserNotFound) {
+			return a.User, err
+		}
+	}
+	canonical, err := username.Canonical(s.cfg.UsernameProfile, nameOrID)
+	if err != nil {
+		return User{}, ErrUserNotFound
+	}
+	a, err := accountByName(ctx, s.db, canonical)
+	return a.User, err
+}
+
+// Users passes every account to fn, ordered by id, in bounded memory.
+func (s *Service) Users(ctx context.Context, fn func(User) error) error {
+	return s.accounts(ctx, func(a account) error { return fn(a.User) })
+}
+
+func (s *Service) accounts(ctx context.Context, fn func(account) error) error {
+	const page = 500
+	for after := uuid.Nil; ; {
+		list, err := accountsAfter(ctx, s.db, after, page)
+		if err != nil {
+			return err
+		}
+		for _, a := range list {
+			if err := fn(a); err != nil {
+				return err
+			}
+			after = a.ID
+		}
+		if len(list) < page {
+			return nil
+		}
+	}
+}
+
+// UnlockUser forgets the failures that have closed an account to strangers.
+func (s *Service) UnlockUser(ctx context.Context, u User) error {
+	canonical, err := username.Canonical(s.cfg.UsernameProfile, u.Username)
+	if err != nil {
+		return ErrUserNotFound
+	}
+	if err := s.limiter.Unlock(ctx, canonical); err != nil {
+		return fmt.Errorf("unlock the account: %w", err)
+	}
+	s.security.Info("user_unlocked", zap.Stringer("user_id", u.ID), zap.String("by", byAdmin))
+	return nil
+}
+
+// SignInState tells how many sign-ins to an account have failed in a row, and until when
+// devices that are not known are refused; the zero time when they are not.
+func (s *Service) SignInState(ctx context.Context, u User) (failures int, refusedUntil time.Time, err error) {
+	canonical, err := username.Canonical(s.cfg.UsernameProfile, u.Username)
+	if err != nil {
+		return 0, time.Time{}, ErrUserNotFound
+	}
+	state, err := s.limiter.State(ctx, canonical)
+	if err != nil {
+		return 0, time.Time{}, fmt.Errorf("read the sign-in limits: %w", err)
+	}
+	return state.Failures, state.RefusedUntil, nil
+}

@@ -1,0 +1,86 @@
+package auth
+
+import (
+	"net/netip"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/mileusna/useragent"
+)
+
+// Device is where a request comes from, as far as it can be told.
+type Device struct {
+	Name      string     // what the client calls the device; may be empty
+	UserAgent string     // the User-Agent header; may be anything
+	IP        netip.Addr // may be invalid: not known
+	Token     string     // what an earlier sign-in left with the device; see [Tokens]
+}
+
+// Lengths in characters beyond which a device name is refused and a user agent is cut.
+const (
+	maxDeviceName = 100
+	maxUserAgent  = 300
+)
+
+// checkDeviceName says what is wrong with a name that a client gave, or nothing.
+func checkDeviceName(name string) (code, detail string) {
+	switch {
+	case !utf8.ValidString(name):
+		return "invalid_unicode", "is not valid UTF-8"
+	case utf8.RuneCountInString(name) > maxDeviceName:
+		return "too_long", "must be 100 characters or fewer"
+	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return "invalid_characters", "holds a character that cannot be shown"
+	}
+	return "", ""
+}
+
+// clean returns the device fit to be stored and shown: named, printable, bounded.
+func (d Device) clean() Device {
+	d.UserAgent = printable(d.UserAgent, maxUserAgent)
+	if d.Name = strings.TrimSpace(d.Name); d.Name == "" {
+		d.Name = nameOf(d.UserAgent)
+	}
+	return d
+}
+
+func (d Device) ip() string {
+	if !d.IP.IsValid() {
+		return ""
+	}
+	return d.IP.String()
+}
+
+// nameOf makes a short name of a user agent: "Firefox on Linux", "curl".
+func nameOf(agent string) string {
+	ua := useragent.Parse(agent)
+	on := ua.Device
+	if on == "" {
+		on = ua.OS
+	}
+	switch {
+	case ua.Name == "" && on == "":
+		return ""
+	case ua.Name == "":
+		return printable(on, maxDeviceName)
+	case on == "" || ua.Bot:
+		return printable(ua.Name, maxDeviceName)
+	}
+	return printable(ua.Name+" on "+on, maxDeviceName)
+}
+
+func printable(s string, most int) string {
+	var b strings.Builder
+	n := 0
+	for _, r := range s {
+		if n == most {
+			break
+		}
+		if unicode.IsPrint(r) && r != utf8.RuneError {
+			b.WriteRune(r)
+			n++
+		}
+	}
+	return b.String()
+}

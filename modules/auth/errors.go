@@ -1,0 +1,24 @@
+package auth
+
+import "github.com/toppira/authctl/platform/fault"
+
+// What a caller may be told. The codes are stable; docs/errors.md explains each.
+var (
+	ErrValidation          = fault.New(fault.Invalid, "validation_failed", "Some fields are not acceptable")
+	ErrUsernameTaken       = fault.New(fault.Conflict, "username_taken", "The username is taken")
+	ErrInvalidCredentials  = fault.New(fault.Unauthenticated, "invalid_credentials", "Username or password is wrong")
+	ErrWrongPassword       = fault.New(fault.Forbidden, "invalid_credentials", "The password is wrong")
+	ErrAccountDisabled     = fault.New(fault.Forbidden, "account_disabled", "The account is disabled")
+	ErrTooManyAttempts     = fault.New(fault.TooMany, "too_many_attempts", "Too many attempts")
+	ErrTooManySessions     = fault.New(fault.Forbidden, "too_many_sessions", "The account has as many sessions as it may")
+	ErrOverloaded          = fault.New(fault.Unavailable, "overloaded", "Too many sign-ins at once")
+	ErrUnavailable         = fault.New(fault.Unavailable, "unavailable", "The service cannot do this right now")
+	ErrMissingToken        = fault.New(fault.Unauthenticated, "missing_token", "An access token is needed")
+	ErrInvalidToken        = fault.New(fault.Unauthenticated, "invalid_token", "The access token is not valid")
+	ErrInvalidRefreshToken = fault.New(fault.Unauthenticated, "invalid_refresh_token", "The refresh token is not valid")
+	ErrSessionExpired      = fault.New(fault.Unauthenticated, "session_expired", "The session has expired")
+	ErrSessionRevoked      = fault.New(fault.Unauthenticated, "session_revoked", "The session was ended")
+	ErrRefreshTokenReused  = fault.New(fault.Unauthenticated, "refresh_token_reused", "The refresh token was used before; the session was ended")
+	ErrSessionNotFound     = fault.New(fault.NotFound, "session_not_found", "There is no such session")
+	ErrUserNotFound        = fault.New(fault.NotFound, "user_not_found", "There is no such user")
+)

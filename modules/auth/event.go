@@ -1,0 +1,131 @@
+package auth
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/outbox"
+)
+
+// The events of this module. docs/events.md is their contract and docs/schemas their form.
+const (
+	EventUserRegistered            = "auth.UserRegistered.v1"
+	EventUserLoggedIn              = "auth.UserLoggedIn.v1"
+	EventPasswordChanged           = "auth.PasswordChanged.v1"
+	EventSessionRevoked            = "auth.SessionRevoked.v1"
+	EventAllSessionsRevoked        = "auth.AllSessionsRevoked.v1"
+	EventRefreshTokenReuseDetected = "auth.RefreshTokenReuseDetected.v1"
+	EventUserLockedOut             = "auth.UserLockedOut.v1"
+	EventUserDisabled              = "auth.UserDisabled.v1"
+	EventUserEnabled               = "auth.UserEnabled.v1"
+	EventUserDeleted               = "auth.UserDeleted.v1"
+)
+
+// EventTypes lists every type this module emits.
+func EventTypes() []string {
+	return []string{EventUserRegistered, EventUserLoggedIn, EventPasswordChanged, EventSessionRevoked, EventAllSessionsRevoked,
+		EventRefreshTokenReuseDetected, EventUserLockedOut, EventUserDisabled, EventUserEnabled, EventUserDeleted}
+}
+
+// SchemaURL is the ce_dataschema of a type: where its JSON Schema is published.
+func SchemaURL(eventType string) string {
+	return "https://github.com/toppira/authctl/blob/main/docs/schemas/" + eventType + ".json"
+}
+
+// Reason says why a session ended.
+type Reason string
+
+const (
+	ReasonLogout         Reason = "logout"          // its owner signed out
+	ReasonEndedByUser    Reason = "ended_by_user"   // its owner ended it from another session
+	ReasonEndedByAdmin   Reason = "ended_by_admin"  // an operator
+	ReasonPasswordChange Reason = "password_change" //
+	ReasonDisabled       Reason = "user_disabled"   //
+	ReasonDeleted        Reason = "user_deleted"    //
+	ReasonEvicted        Reason = "evicted"         // the oldest, when the account had too many
+	ReasonReuse          Reason = "refresh_token_reuse"
+	ReasonTokenRevoked   Reason = "token_revoked" // by a client, RFC 7009
+)
+
+// eventHead begins the data of every event.
+type eventHead struct {
+	UserID     uuid.UUID `json:"user_id"`
+	OccurredAt time.Time `json:"occurred_at"`
+}
+
+type userRegistered struct {
+	eventHead
+	Username string `json:"username"`
+	// SessionID is the session that the registration began; absent when an operator made
+	// the account.
+	SessionID uuid.NullUUID `json:"sid,omitzero"`
+}
+
+type userLoggedIn struct {
+	eventHead
+	SessionID  uuid.UUID `json:"sid"`
+	DeviceName string    `json:"device_name,omitempty"`
+	IP         string    `json:"ip,omitempty"`
+	UserAgent  string    `json:"user_agent,omitempty"`
+}
+
+type passwordChanged struct {
+	eventHead
+	By string `json:"by"` // user or admin
+}
+
+type sessionRevoked struct {
+	eventHead
+	SessionID uuid.UUID `json:"sid"`
+	Reason    Reason    `json:"reason"`
+	// ExpiresAt is when the last access token of the session has expired: a denylist may
+	// forget the session then.
+	ExpiresAt time.Time `json:"expires_at"`
+}
+
+type allSessionsRevoked struct {
+	eventHead
+	Reason Reason `json:"reason"`
+	// SessionEpoch: access tokens of the user whose session_epoch is below are over, but
+	// for those of KeptSessionID.
+	SessionEpoch  int64         `json:"session_epoch"`
+	KeptSessionID uuid.NullUUID `json:"kept_sid,omitzero"`
+	ExpiresAt     time.Time     `json:"expires_at"`
+}
+
+type refreshTokenReuseDetected struct {
+	eventHead
+	SessionID  uuid.UUID `json:"sid"`
+	Generation uint32    `json:"generation"` // of the token that was presented again
+	IP         string    `json:"ip,omitempty"`
+	UserAgent  string    `json:"user_agent,omitempty"`
+}
+
+type userLockedOut struct {
+	eventHead
+	IP         string    `json:"ip,omitempty"`
+	RetryAfter time.Time `json:"retry_after"`
+}
+
+// userChanged is the data of UserDisabled, UserEnabled and UserDeleted.
+type userChanged struct {
+	eventHead
+	By string `json:"by"` // user or admin
+}
+
+// event makes the outbox event of a type. The key is the user, so that all events of one
+// user stay in order.
+func (s *Service) event(eventType string, head eventHead, data any) (outbox.Event, error) {
+	body, err := json.Marshal(data)
+	if err != nil {
+		return outbox.Event{}, fmt.Errorf("encode %s: %w", eventType, err)
+	}
+	user := head.UserID.String()
+	return outbox.Event{
+		Type: eventType, Key: user, Subject: user, Source: s.cfg.Token.Issuer,
+		DataSchema: SchemaURL(eventType), Time: head.OccurredAt, Data: body,
+	}, nil
+}

@@ -1,0 +1,88 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+)
+
+// How often, and in what portions, what has expired is cleared away. A portion is small
+// enough that no request notices.
+const (
+	housekeepingEvery = time.Minute
+	purgeBatch        = 500
+	purgeRounds       = 20 // at most, in one go
+)
+
+// Run does what the service needs done beside its requests, until ctx ends: it follows the
+// signing keys, finishes what a dying process left half done and clears away what expired.
+// Any number of processes may run it at once.
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.keys.run(ctx, s.log) })
+	g.Go(func() error {
+		tick := time.NewTicker(housekeepingEvery)
+		defer tick.Stop()
+		for {
+			s.Housekeep(ctx)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-tick.C:
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// Housekeep does one round of what [Service.Run] does every minute. What fails is logged and
+// tried again in the next round.
+func (s *Service) Housekeep(ctx context.Context) {
+	s.retryReuse(ctx)
+	s.drain(ctx, "revoked_sessions", func(ctx context.Context) (int64, error) {
+		return purgeRevoked(ctx, s.db, s.timestamp(), purgeBatch)
+	})
+	s.drain(ctx, "expired_sessions", func(ctx context.Context) (int64, error) {
+		n, err := s.sessions.Purge(ctx, purgeBatch)
+		return int64(n), err
+	})
+}
+
+// drain purges portion by portion until one is not full.
+func (s *Service) drain(ctx context.Context, what string, purge func(context.Context) (int64, error)) {
+	for range purgeRounds {
+		portion, cancel := context.WithTimeout(ctx, settle)
+		n, err := purge(portion)
+		cancel()
+		if err != nil {
+			if !errors.Is(err, context.Canceled) {
+				s.log.Warn("housekeeping_failed", zap.String("what", what), zap.Error(err))
+			}
+			return
+		}
+		if n < purgeBatch {
+			return
+		}
+	}
+}
+
+// retryReuse commits what a process that died between "stop the session" and "announce it"
+// left behind.
+func (s *Service) retryReuse(ctx context.Context) {
+	marked, err := s.sessions.Reused(ctx, purgeBatch)
+	if err != nil {
+		if !errors.Is(err, context.Canceled) {
+			s.log.Warn("housekeeping_failed", zap.String("what", "reused_sessions"), zap.Error(err))
+		}
+		return
+	}
+	for _, m := range marked {
+		if err := s.announceReuse(ctx, m.Session.UserID, m.Session.ID, m.Generation, m.IP, m.UserAgent); err != nil {
+			s.log.Warn("reuse_not_announced_yet", zap.Stringer("sid", m.Session.ID), zap.Error(err))
+			return
+		}
+	}
+}

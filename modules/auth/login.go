@@ -1,0 +1,201 @@
+package auth
+
+import (
+	"context"
+	"errors"
+
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/modules/auth/internal/throttle"
+	"github.com/toppira/authctl/modules/auth/internal/username"
+)
+
+// Login signs a person in on a device. A name that does not exist, a wrong password and an
+// account that is disabled are one answer in content and time, [ErrInvalidCredentials]; only
+// who knows the password learns [ErrAccountDisabled].
+func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Tokens, error) {
+	if code, detail := checkDeviceName(dev.Name); code != "" {
+		return Tokens{}, ErrValidation.Field("device_name", code, detail)
+	}
+	// A name that cannot exist goes the same way as one that does not.
+	canonical, err := username.Canonical(s.cfg.UsernameProfile, cred.Username)
+	known := err == nil
+	if !known {
+		canonical = "\x00" + cred.Username[:min(len(cred.Username), 1024)]
+	}
+	ticket, err := s.limiter.Begin(ctx, throttle.Attempt{Account: canonical, Address: dev.IP, Device: dev.Token})
+	if err != nil {
+		s.security.Warn("sign_in_throttled", zap.String("username", printable(cred.Username, 255)), zap.String("ip", dev.ip()))
+		return Tokens{}, err
+	}
+	a := account{}
+	if known {
+		if a, err = accountByName(ctx, s.db, canonical); err != nil && !errors.Is(err, ErrUserNotFound) {
+			s.limiter.Cancel(ctx, ticket)
+			return Tokens{}, err
+		}
+	}
+	ok, err := s.verify(ctx, &a, canonical, cred.Password)
+	if err != nil {
+		s.limiter.Cancel(ctx, ticket)
+		return Tokens{}, err
+	}
+	if !ok {
+		s.failed(ctx, ticket, a, cred.Username, dev)
+		return Tokens{}, ErrInvalidCredentials
+	}
+	if a.Status != StatusActive {
+		s.limiter.Cancel(ctx, ticket)
+		s.security.Warn("sign_in_refused", zap.String("reason", "account_disabled"), zap.Stringer("user_id", a.ID), zap.String("ip", dev.ip()))
+		return Tokens{}, ErrAccountDisabled
+	}
+	sess, refresh, err := s.signIn(ctx, a, dev)
+	if err != nil {
+		s.limiter.Cancel(ctx, ticket)
+		return Tokens{}, err
+	}
+	device := s.limiter.Succeeded(ctx, ticket)
+	s.security.Info("signed_in", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID), zap.String("ip", dev.ip()))
+	t, err := s.issue(sess, refresh)
+	t.Device = device
+	return t, err
+}
+
+// verify checks the password of an account, which is the zero account when there is none:
+// then as much work is done for nothing. When the stored hash is of an older kind, a
+// replacement is stored and put into a.
+func (s *Service) verify(ctx context.Context, a *account, canonical, password string) (bool, error) {
+	if a.ID == uuid.Nil {
+		return false, s.passwords.VerifyNothing(ctx, canonical, password)
+	}
+	result, err := s.passwords.Verify(ctx, a.passwordHash, password)
+	if err != nil || !result.OK {
+		return false, err
+	}
+	if result.Rehash {
+		s.renewHash(ctx, a, password)
+	}
+	return true, nil
+}
+
+// renewHash brings the stored hash up to the present settings. It is a favour of a sign-in
+// that has succeeded: when it fails, the next one tries again.
+func (s *Service) renewHash(ctx context.Context, a *account, password string) {
+	hash, err := s.passwords.Hash(ctx, password)
+	if err == nil {
+		err = s.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error { return rehash(ctx, tx, a.ID, a.passwordHash, hash) })
+	}
+	if err != nil {
+		s.log.Info("password_hash_not_renewed", zap.Stringer("user_id", a.ID), zap.Error(err))
+		return
+	}
+	a.passwordHash = hash
+	s.security.Info("password_hash_renewed", zap.Stringer("user_id", a.ID))
+}
+
+// failed counts a wrong password, and announces it when the account is now closed to
+// strangers for a while.
+func (s *Service) failed(ctx context.Context, ticket *throttle.Ticket, a account, typed string, dev Device) {
+	locked, until := s.limiter.Failed(ctx, ticket)
+	fields := []zap.Field{zap.String("username", printable(typed, 255)), zap.String("ip", dev.ip())}
+	if a.ID != uuid.Nil {
+		fields = append(fields, zap.Stringer("user_id", a.ID))
+	}
+	s.security.Warn("sign_in_failed", fields...)
+	if !locked {
+		return
+	}
+	s.security.Warn("account_locked_out", append(fields, zap.Time("until", until))...)
+	if a.ID == uuid.Nil {
+		return
+	}
+	head := s.head(a.ID)
+	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+		if _, err := lockAccount(ctx, tx, a.ID); err != nil {
+			return err
+		}
+		return s.announce(ctx, tx, EventUserLockedOut, head, userLockedOut{eventHead: head, IP: dev.ip(), RetryAfter: until.UTC()})
+	})
+	if err != nil && !errors.Is(err, ErrUserNotFound) {
+		s.log.Error("lock_out_not_announced", zap.Stringer("user_id", a.ID), zap.Error(err))
+	}
+}
+
+// signIn begins a session of an account whose owner has shown the password.
+func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Session, session.Token, error) {
+	sess, refresh, evict, err := s.createRecord(ctx, a, dev)
+	if err != nil {
+		return session.Session{}, session.Token{}, err
+	}
+	head := s.head(a.ID)
+	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+		// What was checked may have changed while the password was being hashed.
+		now, err := lockAccount(ctx, tx, a.ID)
+		switch {
+		case errors.Is(err, ErrUserNotFound):
+			return ErrInvalidCredentials
+		case err != nil:
+			return err
+		case now.Status != StatusActive:
+			return ErrAccountDisabled
+		case now.passwordHash != a.passwordHash || now.epoch != a.epoch:
+			return ErrInvalidCredentials
+		}
+		for _, sid := range evict {
+			if _, err := s.revoke(ctx, tx, a.ID, sid, ReasonEvicted); err != nil {
+				return err
+			}
+		}
+		return s.announce(ctx, tx, EventUserLoggedIn, head, userLoggedIn{
+			eventHead: head, SessionID: sess.ID, DeviceName: sess.DeviceName, IP: sess.IP, UserAgent: sess.UserAgent,
+		})
+	})
+	if err != nil {
+		s.dropRecord(ctx, a.ID, sess.ID)
+		return session.Session{}, session.Token{}, err
+	}
+	if len(evict) > 0 {
+		s.dropRecord(ctx, a.ID, evict...)
+	}
+	return sess, refresh, nil
+}
+
+// beginSession writes the record of a new account's first session.
+func (s *Service) beginSession(ctx context.Context, a account, dev Device) (session.Session, session.Token, error) {
+	sess, refresh, _, err := s.createRecord(ctx, a, dev)
+	return sess, refresh, err
+}
+
+// createRecord writes a session record that nobody knows of yet, and returns which sessions
+// have to go for it.
+func (s *Service) createRecord(ctx context.Context, a account, dev Device) (session.Session, session.Token, []uuid.UUID, error) {
+	sid, err := newID()
+	if err != nil {
+		return session.Session{}, session.Token{}, nil, err
+	}
+	dev = dev.clean()
+	refresh := s.codec.Mint(a.ID, sid, 1)
+	started, err := s.sessions.Create(ctx, session.Start{
+		ID: sid, UserID: a.ID, Epoch: a.epoch, Hash: refresh.Hash(),
+		DeviceName: dev.Name, UserAgent: dev.UserAgent, IP: dev.ip(),
+		MaxAge: s.cfg.SessionMaxAge, IdleTTL: s.cfg.RefreshTokenTTL,
+		Max: s.cfg.MaxSessions, RejectNew: s.cfg.SessionLimit == "reject-new",
+	})
+	if errors.Is(err, session.ErrTooMany) {
+		err = ErrTooManySessions
+	}
+	return started.Session, refresh, started.Over, err
+}
+
+// dropRecord removes what the store holds of sessions. The database has already decided;
+// a record that stays is refused by it and expires.
+func (s *Service) dropRecord(ctx context.Context, userID uuid.UUID, sids ...uuid.UUID) {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	if err := s.sessions.Delete(ctx, userID, sids...); err != nil {
+		s.log.Warn("session_record_left", zap.Stringer("user_id", userID), zap.Int("sessions", len(sids)), zap.Error(err))
+	}
+}

@@ -1,0 +1,103 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+)
+
+// Refresh takes a refresh token for its successor and a fresh access token. Of any number
+// of parallel calls with one token, all get the same successor.
+//
+// It returns [ErrInvalidRefreshToken], [ErrSessionExpired], [ErrSessionRevoked] or, when the
+// token was replaced longer than the grace window ago, [ErrRefreshTokenReused]: then two
+// parties hold tokens of one session, which of them is the thief cannot be told, and the
+// session has ended.
+func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens, error) {
+	presented, err := s.codec.Parse(text)
+	if err != nil {
+		return Tokens{}, ErrInvalidRefreshToken
+	}
+	userID, sid := presented.UserID(), presented.SessionID()
+	st, err := s.standings.of(ctx, userID, sid)
+	switch {
+	case errors.Is(err, ErrUserNotFound):
+		return Tokens{}, ErrSessionRevoked
+	case err != nil:
+		return Tokens{}, err
+	case st.user.Status != StatusActive || st.revoked:
+		return Tokens{}, ErrSessionRevoked
+	}
+	dev = dev.clean()
+	next, rotation := s.codec.Next(presented)
+	rotation.Grace, rotation.IdleTTL = s.cfg.RefreshGrace, s.cfg.RefreshTokenTTL
+	rotation.IP, rotation.UserAgent = dev.ip(), dev.UserAgent
+	got, err := s.sessions.Rotate(ctx, rotation)
+	if err != nil {
+		return Tokens{}, err
+	}
+	switch got.Outcome {
+	case session.Gone:
+		if st.endedWithAll(sid) {
+			return Tokens{}, ErrSessionRevoked
+		}
+		return Tokens{}, ErrSessionExpired
+	case session.Reused:
+		s.security.Warn("refresh_token_reused", zap.Stringer("user_id", userID), zap.Stringer("sid", sid),
+			zap.Uint32("generation", presented.Generation()), zap.String("ip", dev.ip()))
+		// The record is stopped already, and stays so until this has committed: what fails
+		// now is done by the next presentation of the token or by housekeeping.
+		if err := s.announceReuse(ctx, userID, sid, presented.Generation(), dev.ip(), dev.UserAgent); err != nil {
+			s.log.Error("reuse_not_announced_yet", zap.Stringer("sid", sid), zap.Error(err))
+		}
+		return Tokens{}, ErrRefreshTokenReused
+	}
+	// The store may still hold a session that ended while it was away: the database decides.
+	if !st.live(sid, got.Session.Epoch) {
+		s.dropRecord(ctx, userID, sid)
+		return Tokens{}, ErrSessionRevoked
+	}
+	if got.Outcome == session.Replayed {
+		if next, err = session.OpenNext(presented, got.Sealed); err != nil {
+			return Tokens{}, fmt.Errorf("open the successor: %w", err)
+		}
+	}
+	t, err := s.issue(got.Session, next)
+	t.Replayed = got.Outcome == session.Replayed
+	return t, err
+}
+
+// announceReuse commits the end of a session whose token was presented twice, then lets go
+// of the marked record.
+func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, generation uint32, ip, userAgent string) error {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	head := s.head(userID)
+	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+		if _, err := lockAccount(ctx, tx, userID); err != nil {
+			return err
+		}
+		news, err := s.writeRevocation(ctx, tx, userID, sid, ReasonReuse, head.OccurredAt)
+		if err != nil || !news {
+			return err
+		}
+		// Detected first, revoked second: a reader learns the cause before the effect.
+		if err := s.announce(ctx, tx, EventRefreshTokenReuseDetected, head, refreshTokenReuseDetected{
+			eventHead: head, SessionID: sid, Generation: generation, IP: ip, UserAgent: userAgent,
+		}); err != nil {
+			return err
+		}
+		return s.announceRevoked(ctx, tx, head, sid, ReasonReuse)
+	})
+	if err != nil && !errors.Is(err, ErrUserNotFound) {
+		return err
+	}
+	s.dropRecord(ctx, userID, sid)
+	return nil
+}

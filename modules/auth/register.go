@@ -1,0 +1,142 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth/internal/password"
+	"github.com/toppira/authctl/modules/auth/internal/username"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// Credentials are what a person types.
+type Credentials struct {
+	Username string
+	Password string
+}
+
+// Register makes an account and signs its owner in. It returns [ErrValidation] with every
+// faulty field, or [ErrUsernameTaken].
+func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (Tokens, error) {
+	if err := s.limiter.Register(ctx, dev.IP); err != nil {
+		return Tokens{}, err
+	}
+	a, err := s.newAccount(ctx, cred, dev.Name)
+	if err != nil {
+		return Tokens{}, err
+	}
+	sess, refresh, err := s.beginSession(ctx, a, dev)
+	if err != nil {
+		return Tokens{}, err
+	}
+	if err := s.addAccount(ctx, a, uuid.NullUUID{UUID: sess.ID, Valid: true}); err != nil {
+		s.dropRecord(ctx, a.ID, sess.ID)
+		return Tokens{}, err
+	}
+	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID), zap.String("ip", dev.ip()))
+	t, err := s.issue(sess, refresh)
+	if err == nil {
+		t.Device = s.limiter.Remember(ctx, a.canonical, dev.IP)
+	}
+	return t, err
+}
+
+// CreateUser makes an account on an operator's behalf, by the same rules as [Service.Register],
+// with nobody signed in.
+func (s *Service) CreateUser(ctx context.Context, cred Credentials) (User, error) {
+	a, err := s.newAccount(ctx, cred, "")
+	if err != nil {
+		return User{}, err
+	}
+	return a.User, s.addAccount(ctx, a, uuid.NullUUID{})
+}
+
+// newAccount validates and hashes; nothing is written yet.
+func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName string) (account, error) {
+	canonical, invalid := s.checkUsername(ErrValidation, cred.Username)
+	invalid, err := s.checkPassword(invalid, "password", cred.Password, cred.Username)
+	if err != nil {
+		return account{}, err
+	}
+	if code, detail := checkDeviceName(deviceName); code != "" {
+		invalid = invalid.Field("device_name", code, detail)
+	}
+	if len(invalid.Fields) > 0 {
+		return account{}, invalid
+	}
+	// Asked before hashing: a name that is taken should not cost a hash. The unique index
+	// has the last word.
+	switch _, err := accountByName(ctx, s.db, canonical); {
+	case err == nil:
+		return account{}, ErrUsernameTaken
+	case !errors.Is(err, ErrUserNotFound):
+		return account{}, err
+	}
+	hash, err := s.passwords.Hash(ctx, cred.Password)
+	if err != nil {
+		return account{}, err
+	}
+	id, err := newID()
+	if err != nil {
+		return account{}, err
+	}
+	now := s.timestamp()
+	return account{
+		User:      User{ID: id, Username: cred.Username, Status: StatusActive, CreatedAt: now, UpdatedAt: now, PasswordChangedAt: now},
+		canonical: canonical, passwordHash: hash,
+	}, nil
+}
+
+// addAccount writes the account with its event.
+func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID) error {
+	head := eventHead{UserID: a.ID, OccurredAt: a.CreatedAt}
+	return s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+		if err := insertAccount(ctx, tx, a); err != nil {
+			return err
+		}
+		return s.announce(ctx, tx, EventUserRegistered, head, userRegistered{eventHead: head, Username: a.Username, SessionID: sid})
+	})
+}
+
+// announce adds an event to the transaction.
+func (s *Service) announce(ctx context.Context, tx bun.IDB, eventType string, head eventHead, data any) error {
+	e, err := s.event(eventType, head, data)
+	if err != nil {
+		return err
+	}
+	return outbox.Add(ctx, tx, e)
+}
+
+// checkUsername returns the canonical form, or the fault with one more field.
+func (s *Service) checkUsername(invalid *fault.Fault, name string) (string, *fault.Fault) {
+	canonical, err := username.Canonical(s.cfg.UsernameProfile, name)
+	if p, ok := errors.AsType[*username.Problem](err); ok {
+		return "", invalid.Field("username", p.Code, p.Detail)
+	}
+	return canonical, invalid
+}
+
+// checkPassword returns the fault with one more field when the password will not do.
+func (s *Service) checkPassword(invalid *fault.Fault, field, typed, username string) (*fault.Fault, error) {
+	err := s.passwords.Check(typed, username)
+	if problem, ok := errors.AsType[*password.Problem](err); ok {
+		return invalid.Field(field, problem.Code, problem.Detail), nil
+	}
+	return invalid, err
+}
+
+func (s *Service) head(userID uuid.UUID) eventHead {
+	return eventHead{UserID: userID, OccurredAt: s.timestamp()}
+}
+
+// accessTokensEnd is when the last access token issued up to now has expired everywhere,
+// clocks that differ a little included.
+func (s *Service) accessTokensEnd(now time.Time) time.Time {
+	return now.Add(s.cfg.Token.AccessTTL + time.Minute)
+}

@@ -1,0 +1,186 @@
+package auth
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth/internal/password"
+	"github.com/toppira/authctl/modules/auth/internal/session"
+	redisstore "github.com/toppira/authctl/modules/auth/internal/session/redis"
+	sqlstore "github.com/toppira/authctl/modules/auth/internal/session/sql"
+	"github.com/toppira/authctl/modules/auth/internal/throttle"
+	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/logging"
+)
+
+// Deps are what the service stands on. The caller owns them and closes them after
+// [Service.Close].
+type Deps struct {
+	DB *database.DB
+	// Redis keeps sessions and the counters of sign-in limits. Nil keeps sessions in the
+	// database and the counters in this process.
+	Redis *redis.Client
+	// Committed is called after each transaction that wrote an event, so that a relay need
+	// not wait for its next look. It must not block. Nil is fine.
+	Committed func()
+	Log       *zap.Logger
+	Registry  prometheus.Registerer // nil: no metrics
+	Now       func() time.Time      // nil: time.Now
+}
+
+// Service is the module: accounts, sign-in, sessions, tokens. It is safe for concurrent use.
+type Service struct {
+	cfg        Config
+	db         *database.DB
+	sessions   session.Store
+	codec      *session.Codec
+	keys       *keyring
+	verifier   *token.Verifier
+	passwords  *password.Passwords
+	limiter    *throttle.Limiter
+	standings  standings
+	clients    map[string][]byte
+	committed  func()
+	log        *zap.Logger
+	security   *zap.Logger
+	now        func() time.Time
+	closeStore func() error // nil when there is nothing to close
+}
+
+// New makes the service ready: it prepares its statements, loads the signing keys (making
+// the first one on a new database) and starts the hashing workers, which [Service.Close]
+// ends. [Service.Run] does its housekeeping.
+func New(ctx context.Context, cfg Config, deps Deps) (*Service, error) {
+	s := &Service{cfg: cfg, db: deps.DB, committed: deps.Committed, log: deps.Log, now: deps.Now, clients: make(map[string][]byte)}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.log == nil {
+		s.log = zap.NewNop()
+	}
+	if s.committed == nil {
+		s.committed = func() {}
+	}
+	s.security = logging.Security(s.log)
+	for _, text := range cfg.Clients {
+		id, hash, err := parseClient(text)
+		if err != nil {
+			return nil, fmt.Errorf("auth.clients: %w", err)
+		}
+		s.clients[id] = hash
+	}
+	var err error
+	if s.standings, err = prepareStandings(ctx, deps.DB); err != nil {
+		return nil, err
+	}
+	if s.keys, err = newKeyring(ctx, deps.DB, cfg.Token, s.now); err != nil {
+		return nil, err
+	}
+	if s.codec, err = session.NewCodec(cfg.Token.Secret, cfg.Token.Secrets()[1:]...); err != nil {
+		return nil, err
+	}
+	s.verifier = cfg.Token.Verifier(s.now, s.keys.Public)
+	if err := s.openSessions(ctx, deps); err != nil {
+		return nil, err
+	}
+	limits := throttle.Options{Secret: cfg.Token.Secret, Now: s.now, Registry: deps.Registry, Log: s.log}
+	if deps.Redis != nil { // a nil pointer in the interface would not be nil
+		limits.Redis = deps.Redis
+	}
+	if s.limiter, err = throttle.New(cfg.Throttle, limits); err != nil {
+		return nil, err
+	}
+	missing, err := hkdf.Key(sha256.New, []byte(cfg.Token.Secret.Reveal()), nil, "authctl missing accounts v1", 32)
+	if err != nil {
+		return nil, fmt.Errorf("derive a key: %w", err)
+	}
+	s.passwords, err = password.New(cfg.Password, password.Options{Registry: deps.Registry, Key: missing, Context: issuerWords(cfg.Token.Issuer)})
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// openSessions opens the store: Redis where there is one, else the database.
+func (s *Service) openSessions(ctx context.Context, deps Deps) error {
+	if deps.Redis != nil {
+		s.sessions = redisstore.New(deps.Redis, redisstore.Options{})
+		return nil
+	}
+	store, err := sqlstore.New(ctx, deps.DB, sqlstore.Options{})
+	if err != nil {
+		return err
+	}
+	s.sessions, s.closeStore = store, store.Close
+	return nil
+}
+
+// Close ends the hashing workers; sign-ins that wait are turned away.
+func (s *Service) Close() error {
+	err := errors.Join(s.passwords.Close(), s.standings.stmt.Close())
+	if s.closeStore != nil {
+		err = errors.Join(err, s.closeStore())
+	}
+	return err
+}
+
+// transact runs fn in a transaction and tells the relay when it has committed.
+func (s *Service) transact(ctx context.Context, fn func(ctx context.Context, tx bun.Tx) error) error {
+	if err := s.db.Tx(ctx, fn); err != nil {
+		return err
+	}
+	s.committed()
+	return nil
+}
+
+// settle is how long work may take that must be finished although its request has ended.
+const settle = 5 * time.Second
+
+// detached outlives the request but not [settle].
+func detached(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), settle)
+}
+
+// newID makes a UUIDv7: it sorts by time, which keeps indexes compact.
+func newID() (uuid.UUID, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return uuid.Nil, fmt.Errorf("make an id: %w", err)
+	}
+	return id, nil
+}
+
+// timestamp is the present moment as the databases keep it: UTC, whole microseconds.
+func (s *Service) timestamp() time.Time { return s.now().UTC().Truncate(time.Microsecond) }
+
+// issuerWords are what of the issuer no password should be made of.
+func issuerWords(issuer string) []string {
+	u, err := url.Parse(issuer)
+	if err != nil || u.Hostname() == "" {
+		return []string{issuer}
+	}
+	return []string{u.Hostname()}
+}
+
+// IsUnavailable reports whether an error means that a backend is away, too slow or read-only:
+// the same request may succeed later.
+func IsUnavailable(err error) bool {
+	return errors.Is(err, session.ErrUnavailable) || database.IsUnavailable(err)
+}
+
+// Ready reports what of its backends is away; nil means that the service can do its work.
+func (s *Service) Ready(ctx context.Context) error {
+	return errors.Join(s.db.PingContext(ctx), s.sessions.Ping(ctx))
+}

@@ -1,0 +1,204 @@
+package auth
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+)
+
+// Session is a device session as its owner sees it.
+type Session struct {
+	ID         uuid.UUID `json:"id"`
+	UserID     uuid.UUID `json:"-"`
+	DeviceName string    `json:"device_name"`
+	UserAgent  string    `json:"user_agent"`
+	IP         string    `json:"ip"`
+	CreatedAt  time.Time `json:"created_at"`
+	LastUsedAt time.Time `json:"last_used_at"`
+	ExpiresAt  time.Time `json:"expires_at"` // unless it is refreshed before
+	Current    bool      `json:"current"`    // the one that asks
+}
+
+// Sessions lists the live sessions of the caller, the last used first.
+func (s *Service) Sessions(ctx context.Context, caller Caller) ([]Session, error) {
+	list, err := s.SessionsOf(ctx, caller.User.ID)
+	for i := range list {
+		list[i].Current = list[i].ID == caller.SessionID
+	}
+	return list, err
+}
+
+// SessionsOf lists the live sessions of an account, the last used first. What the store
+// still holds of sessions that ended while it was away is left out.
+func (s *Service) SessionsOf(ctx context.Context, userID uuid.UUID) ([]Session, error) {
+	records, err := s.sessions.List(ctx, userID)
+	if err != nil {
+		return nil, err
+	}
+	return s.live(ctx, records)
+}
+
+// live leaves out the records that the database says are over.
+func (s *Service) live(ctx context.Context, records []session.Session) ([]Session, error) {
+	var users, ids []uuid.UUID
+	for _, r := range records {
+		ids = append(ids, r.ID)
+		if !slices.Contains(users, r.UserID) {
+			users = append(users, r.UserID)
+		}
+	}
+	accounts, err := accountsByID(ctx, s.db, users)
+	if err != nil {
+		return nil, err
+	}
+	revoked, err := revokedAmong(ctx, s.db, ids)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Session, 0, len(records))
+	for _, r := range records {
+		a := accounts[r.UserID] // the zero account is not active
+		st := standing{user: a.User, epoch: a.epoch, keptSID: a.keptSID, revoked: revoked[r.ID]}
+		if st.live(r.ID, r.Epoch) {
+			list = append(list, Session{
+				ID: r.ID, UserID: r.UserID, DeviceName: r.DeviceName, UserAgent: r.UserAgent, IP: r.IP,
+				CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt,
+			})
+		}
+	}
+	return list, nil
+}
+
+// EndSession ends one session of the caller. Another user's session is [ErrSessionNotFound],
+// as one that does not exist.
+func (s *Service) EndSession(ctx context.Context, caller Caller, sid uuid.UUID) error {
+	reason := ReasonEndedByUser
+	if sid == caller.SessionID {
+		return s.endSession(ctx, caller.User.ID, sid, ReasonLogout)
+	}
+	list, err := s.Sessions(ctx, caller)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(list, func(one Session) bool { return one.ID == sid }) {
+		return ErrSessionNotFound
+	}
+	return s.endSession(ctx, caller.User.ID, sid, reason)
+}
+
+// EndSessions ends every session of the caller, or every one but the calling one.
+func (s *Service) EndSessions(ctx context.Context, caller Caller, exceptCurrent bool) error {
+	kept := uuid.NullUUID{}
+	if exceptCurrent {
+		kept = uuid.NullUUID{UUID: caller.SessionID, Valid: true}
+	}
+	return s.endAll(ctx, caller.User.ID, kept, ReasonEndedByUser)
+}
+
+// RevokeUserSessions ends every session of an account on an operator's behalf.
+func (s *Service) RevokeUserSessions(ctx context.Context, userID uuid.UUID) error {
+	return s.endAll(ctx, userID, uuid.NullUUID{}, ReasonEndedByAdmin)
+}
+
+// RevokeSession ends a session on an operator's behalf.
+func (s *Service) RevokeSession(ctx context.Context, one Session) error {
+	return s.endSession(ctx, one.UserID, one.ID, ReasonEndedByAdmin)
+}
+
+// SessionFilter chooses among all sessions. Zero fields choose everything.
+type SessionFilter struct {
+	UserID uuid.NullUUID
+	ID     uuid.NullUUID
+	IP     netip.Prefix // of the latest use
+	Before time.Time    // last used before
+}
+
+// FindSessions passes the live sessions that the filter chooses to fn, in no particular
+// order and in bounded memory, until fn returns an error.
+func (s *Service) FindSessions(ctx context.Context, f SessionFilter, fn func(Session) error) error {
+	filter := session.Filter{ID: f.ID, IP: f.IP, Before: f.Before}
+	portion := make([]session.Session, 0, 200)
+	flush := func() error {
+		live, err := s.live(ctx, portion)
+		if err != nil {
+			return err
+		}
+		portion = portion[:0]
+		for _, one := range live {
+			if err := fn(one); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if f.UserID.Valid {
+		records, err := s.sessions.List(ctx, f.UserID.UUID)
+		if err != nil {
+			return err
+		}
+		for _, r := range records {
+			if filter.Match(r) {
+				portion = append(portion, r)
+			}
+		}
+		return flush()
+	}
+	for r, err := range s.sessions.Walk(ctx, filter) {
+		if err != nil {
+			return err
+		}
+		if portion = append(portion, r); len(portion) == cap(portion) {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// endAll raises the account's epoch, which ends every session begun before it but the kept
+// one, and then clears the store.
+func (s *Service) endAll(ctx context.Context, userID uuid.UUID, kept uuid.NullUUID, reason Reason) error {
+	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+		a, err := lockAccount(ctx, tx, userID)
+		if err != nil {
+			return err
+		}
+		return s.raiseAndAnnounce(ctx, tx, a, kept, reason)
+	})
+	if err != nil {
+		return err
+	}
+	s.clearStore(ctx, userID, kept)
+	s.security.Info("sessions_ended", zap.Stringer("user_id", userID), zap.String("reason", string(reason)))
+	return nil
+}
+
+// raiseAndAnnounce ends every session of the account but the kept one, with the event.
+func (s *Service) raiseAndAnnounce(ctx context.Context, tx bun.IDB, a account, kept uuid.NullUUID, reason Reason) error {
+	head := s.head(a.ID)
+	epoch, err := raiseEpoch(ctx, tx, a, kept, head.OccurredAt)
+	if err != nil {
+		return err
+	}
+	return s.announce(ctx, tx, EventAllSessionsRevoked, head, allSessionsRevoked{
+		eventHead: head, Reason: reason, SessionEpoch: epoch, KeptSessionID: kept, ExpiresAt: s.accessTokensEnd(head.OccurredAt),
+	})
+}
+
+// clearStore removes the records of ended sessions. As with [Service.dropRecord], what stays
+// is refused all the same.
+func (s *Service) clearStore(ctx context.Context, userID uuid.UUID, kept uuid.NullUUID) {
+	ctx, cancel := detached(ctx)
+	defer cancel()
+	if err := s.sessions.DeleteAll(ctx, userID, kept); err != nil {
+		s.log.Warn("session_records_left", zap.Stringer("user_id", userID), zap.Error(err))
+	}
+}

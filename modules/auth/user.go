@@ -1,0 +1,266 @@
+package auth
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Status says whether an account may be used.
+type Status string
+
+const (
+	StatusActive   Status = "active"
+	StatusDisabled Status = "disabled"
+)
+
+// User is an account as its owner and the operators see it.
+type User struct {
+	ID                uuid.UUID `json:"id"`
+	Username          string    `json:"username"` // as it was typed
+	Status            Status    `json:"status"`
+	CreatedAt         time.Time `json:"created_at"`
+	UpdatedAt         time.Time `json:"updated_at"`
+	PasswordChangedAt time.Time `json:"password_changed_at"`
+}
+
+// account is the whole row: the user and what only this package may know.
+type account struct {
+	User
+	canonical    string
+	passwordHash string
+	// Sessions begun under an epoch below this one are over, but for keptSID.
+	epoch   int64
+	keptSID uuid.NullUUID
+}
+
+const accountColumns = `id, username, status, created_at, updated_at, password_changed_at,
+	username_canonical, password_hash, session_epoch, kept_sid`
+
+func scanAccount(row interface{ Scan(...any) error }) (account, error) {
+	var a account
+	err := row.Scan(&a.ID, &a.Username, &a.Status, &a.CreatedAt, &a.UpdatedAt, &a.PasswordChangedAt,
+		&a.canonical, &a.passwordHash, &a.epoch, &a.keptSID)
+	if database.IsNotFound(err) {
+		return account{}, ErrUserNotFound
+	}
+	if err != nil {
+		return account{}, fmt.Errorf("read user: %w", err)
+	}
+	a.CreatedAt, a.UpdatedAt, a.PasswordChangedAt = a.CreatedAt.UTC(), a.UpdatedAt.UTC(), a.PasswordChangedAt.UTC()
+	return a, nil
+}
+
+func accountByName(ctx context.Context, db bun.IDB, canonical string) (account, error) {
+	return scanAccount(db.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE username_canonical = ?", canonical))
+}
+
+func accountByID(ctx context.Context, db bun.IDB, id uuid.UUID) (account, error) {
+	return scanAccount(db.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id = ?", id))
+}
+
+// accountsAfter returns the next accounts in the order of their ids, at most limit.
+func accountsAfter(ctx context.Context, db bun.IDB, after uuid.UUID, limit int) ([]account, error) {
+	return scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id > ? ORDER BY id LIMIT ?", after, limit))
+}
+
+// accountsByID returns those of the accounts that exist.
+func accountsByID(ctx context.Context, db bun.IDB, ids []uuid.UUID) (map[uuid.UUID]account, error) {
+	found := make(map[uuid.UUID]account, len(ids))
+	if len(ids) == 0 {
+		return found, nil
+	}
+	list, err := scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id IN (?)", bun.List(ids)))
+	for _, a := range list {
+		found[a.ID] = a
+	}
+	return found, err
+}
+
+func scanAccounts(rows *sql.Rows, err error) ([]account, error) {
+	if err != nil {
+		return nil, fmt.Errorf("list users: %w", err)
+	}
+	defer rows.Close()
+	var list []account
+	for rows.Next() {
+		a, err := scanAccount(rows)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, a)
+	}
+	return list, rows.Err()
+}
+
+// lockAccount reads the account and holds its row until the transaction ends, so that what
+// the caller decides by it still holds when the change commits.
+func lockAccount(ctx context.Context, tx bun.IDB, id uuid.UUID) (account, error) {
+	return scanAccount(tx.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id = ?"+database.ForUpdate(tx), id))
+}
+
+func insertAccount(ctx context.Context, tx bun.IDB, a account) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,
+		created_at, updated_at, password_changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		a.ID, a.Username, a.canonical, a.passwordHash, a.Status, a.epoch, a.CreatedAt, a.UpdatedAt, a.PasswordChangedAt)
+	if database.IsUnique(err) {
+		return ErrUsernameTaken
+	}
+	if err != nil {
+		return fmt.Errorf("insert user: %w", err)
+	}
+	return nil
+}
+
+// raiseEpoch ends every session of the account but the kept one (none when it is not valid),
+// and returns the new epoch.
+func raiseEpoch(ctx context.Context, tx bun.IDB, a account, kept uuid.NullUUID, now time.Time) (int64, error) {
+	epoch := a.epoch + 1
+	_, err := tx.ExecContext(ctx, "UPDATE users SET session_epoch = ?, kept_sid = ?, sessions_ended_at = ?, updated_at = ? WHERE id = ?",
+		epoch, kept, now, now, a.ID)
+	if err != nil {
+		return 0, fmt.Errorf("end the sessions of the user: %w", err)
+	}
+	return epoch, nil
+}
+
+func updatePassword(ctx context.Context, tx bun.IDB, id uuid.UUID, hash string, now time.Time) error {
+	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ?, password_changed_at = ?, updated_at = ? WHERE id = ?", hash, now, now, id)
+	if err != nil {
+		return fmt.Errorf("update password: %w", err)
+	}
+	return nil
+}
+
+// rehash stores the same password under the present settings, unless it changed meanwhile.
+func rehash(ctx context.Context, tx bun.IDB, id uuid.UUID, old, hash string) error {
+	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?", hash, id, old)
+	if err != nil {
+		return fmt.Errorf("store the renewed hash: %w", err)
+	}
+	return nil
+}
+
+func updateStatus(ctx context.Context, tx bun.IDB, id uuid.UUID, status Status, now time.Time) error {
+	_, err := tx.ExecContext(ctx, "UPDATE users SET status = ?, updated_at = ? WHERE id = ?", status, now, id)
+	if err != nil {
+		return fmt.Errorf("update status: %w", err)
+	}
+	return nil
+}
+
+func deleteAccount(ctx context.Context, tx bun.IDB, id uuid.UUID) error {
+	if _, err := tx.ExecContext(ctx, "DELETE FROM users WHERE id = ?", id); err != nil {
+		return fmt.Errorf("delete user: %w", err)
+	}
+	return nil
+}
+
+// revokeSession writes that a session is over and reports whether that is news.
+func revokeSession(ctx context.Context, tx bun.IDB, userID, sid uuid.UUID, reason Reason, now, expires time.Time) (bool, error) {
+	res, err := tx.ExecContext(ctx, `INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at)
+		VALUES (?, ?, ?, ?, ?) ON CONFLICT (sid) DO NOTHING`, sid, userID, reason, now, expires)
+	if err != nil {
+		return false, fmt.Errorf("revoke session: %w", err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return false, fmt.Errorf("revoke session: %w", err)
+	}
+	return n > 0, nil
+}
+
+// revokedAmong returns which of the sessions the database says are over.
+func revokedAmong(ctx context.Context, db bun.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
+	revoked := make(map[uuid.UUID]bool)
+	if len(sids) == 0 {
+		return revoked, nil
+	}
+	rows, err := db.QueryContext(ctx, "SELECT sid FROM revoked_session WHERE sid IN (?)", bun.List(sids))
+	if err != nil {
+		return nil, fmt.Errorf("read revoked sessions: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var sid uuid.UUID
+		if err := rows.Scan(&sid); err != nil {
+			return nil, fmt.Errorf("read revoked sessions: %w", err)
+		}
+		revoked[sid] = true
+	}
+	return revoked, rows.Err()
+}
+
+// purgeRevoked forgets at most limit revocations that no token can outlive.
+func purgeRevoked(ctx context.Context, db *database.DB, now time.Time, limit int) (int64, error) {
+	res, err := db.Write(ctx, `DELETE FROM revoked_session WHERE sid IN
+		(SELECT sid FROM revoked_session WHERE expires_at < ? ORDER BY expires_at LIMIT ?)`, now, limit)
+	if err != nil {
+		return 0, fmt.Errorf("purge revoked sessions: %w", err)
+	}
+	return res.RowsAffected()
+}
+
+// standing is what the database, the authority, says of an account and one session of it.
+type standing struct {
+	user    User
+	epoch   int64
+	keptSID uuid.NullUUID
+	revoked bool      // this session, by name
+	endedAt time.Time // when sessions were last ended all at once; zero for never
+}
+
+// live reports whether a session begun under epoch may go on.
+func (st standing) live(sid uuid.UUID, epoch int64) bool {
+	return st.user.Status == StatusActive && !st.revoked &&
+		(epoch >= st.epoch || st.keptSID.Valid && st.keptSID.UUID == sid)
+}
+
+// endedWithAll reports whether a session that the store no longer has was ended with all
+// others, rather than having expired. It is only a matter of words: both are over.
+func (st standing) endedWithAll(sid uuid.UUID) bool {
+	began := time.Unix(sid.Time().UnixTime())
+	return began.Before(st.endedAt) && !(st.keptSID.Valid && st.keptSID.UUID == sid)
+}
+
+// standings answers the one question every refresh and every authenticated request asks.
+// The statement is prepared: through Bun, each text is new to the server (docs/decisions).
+type standings struct{ stmt *sql.Stmt }
+
+func prepareStandings(ctx context.Context, db *database.DB) (standings, error) {
+	query := `SELECT u.username, u.status, u.created_at, u.updated_at, u.password_changed_at, u.session_epoch, u.kept_sid, u.sessions_ended_at,
+		EXISTS (SELECT 1 FROM revoked_session r WHERE r.sid = $2) FROM users u WHERE u.id = $1`
+	if !db.IsPostgres() {
+		query = strings.ReplaceAll(query, "$", "?")
+	}
+	stmt, err := db.DB.DB.PrepareContext(ctx, query)
+	if err != nil {
+		return standings{}, fmt.Errorf("prepare the session check: %w", err)
+	}
+	return standings{stmt}, nil
+}
+
+// of returns [ErrUserNotFound] when the account is gone.
+func (s standings) of(ctx context.Context, userID, sid uuid.UUID) (standing, error) {
+	st := standing{user: User{ID: userID}}
+	u := &st.user
+	var endedAt sql.NullTime
+	err := s.stmt.QueryRowContext(ctx, userID.String(), sid.String()).Scan(
+		&u.Username, &u.Status, &u.CreatedAt, &u.UpdatedAt, &u.PasswordChangedAt, &st.epoch, &st.keptSID, &endedAt, &st.revoked)
+	st.endedAt = endedAt.Time
+	if database.IsNotFound(err) {
+		return standing{}, ErrUserNotFound
+	}
+	if err != nil {
+		return standing{}, fmt.Errorf("check the session: %w", err)
+	}
+	u.CreatedAt, u.UpdatedAt, u.PasswordChangedAt = u.CreatedAt.UTC(), u.UpdatedAt.UTC(), u.PasswordChangedAt.UTC()
+	return st, nil
+}
