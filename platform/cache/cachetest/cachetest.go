@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -84,7 +85,7 @@ func (s *Server) Restart() {
 		}
 		ended := make(chan struct{})
 		go func() { _ = cmd.Wait(); close(ended) }()
-		if answers(s.t.Context(), port, ended) {
+		if answers(s.t.Context(), port, cmd.Process, ended) {
 			s.port, s.process, s.ended = port, cmd.Process, ended
 			return
 		}
@@ -117,19 +118,16 @@ func (s *Server) signal(sig os.Signal) {
 	}
 }
 
-func answers(ctx context.Context, port int, ended <-chan struct{}) bool {
+// answers waits until it is this process that answers on the port, and not another one that
+// was faster to take it.
+func answers(ctx context.Context, port int, process *os.Process, ended <-chan struct{}) bool {
 	client := redis.NewClient(&redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", port), MaxRetries: -1, DialerRetries: 1})
 	defer func() { _ = client.Close() }()
 	deadline := time.After(20 * time.Second)
 	for {
-		// One that ended answered nothing: another process has the port.
-		if client.Ping(ctx).Err() == nil {
-			select {
-			case <-ended:
-				return false
-			default:
-				return true
-			}
+		info, err := client.Info(ctx, "server").Result()
+		if err == nil && strings.Contains(info, fmt.Sprintf("process_id:%d\r\n", process.Pid)) {
+			return true
 		}
 		select {
 		case <-ended:

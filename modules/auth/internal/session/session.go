@@ -1,6 +1,8 @@
 package session
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/subtle"
 	"errors"
@@ -55,6 +57,11 @@ func (s Session) Accepts(t Token) bool {
 	h := t.Hash()
 	return t.Generation() > s.Generation ||
 		t.Generation() == s.Generation && subtle.ConstantTimeCompare(h[:], s.Hash[:]) == 1
+}
+
+// NewestUse orders sessions by their last use, the latest first, for slices.SortFunc.
+func NewestUse(a, b Session) int {
+	return cmp.Or(b.LastUsedAt.Compare(a.LastUsedAt), bytes.Compare(b.ID[:], a.ID[:]))
 }
 
 // Start begins a session.

@@ -1,0 +1,2 @@
+-- Everybody whose session is kept here is signed out.
+DROP TABLE session;

@@ -1,0 +1,478 @@
+// Package redis keeps sessions in Redis.
+//
+// All keys of a user share a hash slot (the user id in braces) and each has a TTL:
+//
+//	authctl:session:{USER}:s:SESSION   hash    the record
+//	authctl:session:{USER}:n:SESSION   string  the sealed successor, for the grace window
+//	authctl:session:{USER}:index       zset    live session ids by idle expiry
+//	authctl:session:{USER}:reused      set     session ids stopped and not yet committed
+//
+// What decides is done by a script, in one round trip, by the server's clock. Losing any of
+// it signs people out and nothing else. Redis 5 or newer; the server must not evict.
+package redis
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/platform/cache"
+)
+
+var (
+	//go:embed lib.lua
+	libSource string
+	//go:embed create.lua
+	createSource string
+	//go:embed rotate.lua
+	rotateSource string
+	//go:embed reissue.lua
+	reissueSource string
+)
+
+// markTTL is how long a stopped session waits for its revocation to be committed, which is
+// tried for ever and takes a moment: it must outlast any outage of the database.
+const markTTL = 30 * 24 * time.Hour
+
+const (
+	scanCount = 500  // keys the server looks at in one step of a SCAN
+	scanSteps = 2000 // most steps of one call of Reused
+)
+
+// Options are for tests and for servers that several installations share.
+type Options struct {
+	Prefix string               // of every key; "authctl:session:" when empty
+	Skew   func() time.Duration // added to the server's clock; nil is zero
+}
+
+// Store is a [session.Store].
+type Store struct {
+	client *goredis.Client
+	prefix string
+	skew   func() time.Duration
+
+	create, rotate, reissue *goredis.Script
+
+	mu     sync.Mutex
+	cursor uint64 // where the next call of Reused goes on
+}
+
+// New returns a store that uses the client, which stays the caller's to close.
+func New(client *goredis.Client, opt Options) *Store {
+	s := &Store{
+		client: client, prefix: opt.Prefix, skew: opt.Skew,
+		create: goredis.NewScript(libSource + createSource), rotate: goredis.NewScript(libSource + rotateSource), reissue: goredis.NewScript(libSource + reissueSource),
+	}
+	if s.prefix == "" {
+		s.prefix = "authctl:session:"
+	}
+	if s.skew == nil {
+		s.skew = func() time.Duration { return 0 }
+	}
+	return s
+}
+
+func (s *Store) user(id uuid.UUID) string         { return s.prefix + "{" + id.String() + "}:" }
+func (s *Store) record(u, id uuid.UUID) string    { return s.user(u) + "s:" + id.String() }
+func (s *Store) successor(u, id uuid.UUID) string { return s.user(u) + "n:" + id.String() }
+func (s *Store) index(u uuid.UUID) string         { return s.user(u) + "index" }
+func (s *Store) marks(u uuid.UUID) string         { return s.user(u) + "reused" }
+
+// Create implements [session.Store].
+func (s *Store) Create(ctx context.Context, start session.Start) (session.Started, error) {
+	start = start.Clean()
+	reply, err := s.create.Run(ctx, s.client,
+		[]string{s.record(start.UserID, start.ID), s.index(start.UserID)},
+		start.ID.String(), start.Hash[:], start.Epoch, start.DeviceName, start.UserAgent, start.IP,
+		start.MaxAge.Milliseconds(), start.IdleTTL.Milliseconds(), start.Max, start.RejectNew,
+		s.user(start.UserID)+"s:", s.skew().Milliseconds()).Slice()
+	if err != nil {
+		return session.Started{}, fail("create session", err)
+	}
+	if reply[0] == "full" {
+		return session.Started{}, session.ErrTooMany
+	}
+	one, err := decode(start.UserID, start.ID, reply[2:])
+	if err != nil {
+		return session.Started{}, fail("create session", err)
+	}
+	over, err := parseIDs(reply[2+sessionFields:])
+	if err != nil {
+		return session.Started{}, fail("create session", err)
+	}
+	return session.Started{Session: one, Over: over}, nil
+}
+
+// Rotate implements [session.Store].
+func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated, error) {
+	r = r.Clean()
+	reply, err := s.rotate.Run(ctx, s.client,
+		[]string{s.record(r.UserID, r.SessionID), s.index(r.UserID), s.successor(r.UserID, r.SessionID), s.marks(r.UserID)},
+		r.SessionID.String(), r.Generation, r.PresentedHash[:], r.NextHash[:], r.SealedNext,
+		r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP,
+		markTTL.Milliseconds(), s.skew().Milliseconds()).Slice()
+	if err != nil {
+		return session.Rotated{}, fail("rotate session", err)
+	}
+	if reply[0] == "gone" {
+		return session.Rotated{Outcome: session.Gone}, nil
+	}
+	one, err := decode(r.UserID, r.SessionID, reply[2:])
+	if err != nil {
+		return session.Rotated{}, fail("rotate session", err)
+	}
+	switch reply[0] {
+	case "turned":
+		return session.Rotated{Outcome: session.Turned, Session: one}, nil
+	case "replayed":
+		sealed, _ := reply[1].(string)
+		return session.Rotated{Outcome: session.Replayed, Session: one, Sealed: []byte(sealed)}, nil
+	}
+	return session.Rotated{Outcome: session.Reused, Session: one}, nil
+}
+
+// Reissue implements [session.Store].
+func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session, error) {
+	reply, err := s.reissue.Run(ctx, s.client,
+		[]string{s.record(r.UserID, r.SessionID), s.index(r.UserID), s.successor(r.UserID, r.SessionID)},
+		r.SessionID.String(), r.Generation, r.Hash[:], r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.Reauthenticated,
+		s.skew().Milliseconds()).Slice()
+	if err != nil {
+		return session.Session{}, fail("reissue session", err)
+	}
+	switch reply[0] {
+	case "gone":
+		return session.Session{}, session.ErrNotFound
+	case "conflict":
+		return session.Session{}, session.ErrConflict
+	}
+	one, err := decode(r.UserID, r.SessionID, reply[2:])
+	if err != nil {
+		return session.Session{}, fail("reissue session", err)
+	}
+	return one, nil
+}
+
+// Get implements [session.Store].
+func (s *Store) Get(ctx context.Context, userID, id uuid.UUID) (session.Session, error) {
+	live, err := s.live(ctx, []key{{userID, id}})
+	if err != nil {
+		return session.Session{}, fail("read session", err)
+	}
+	if len(live) == 0 {
+		return session.Session{}, session.ErrNotFound
+	}
+	return live[0], nil
+}
+
+// List implements [session.Store].
+func (s *Store) List(ctx context.Context, userID uuid.UUID) ([]session.Session, error) {
+	ids, err := s.members(ctx, userID)
+	if err != nil {
+		return nil, fail("list sessions", err)
+	}
+	keys := make([]key, len(ids))
+	for i, id := range ids {
+		keys[i] = key{userID, id}
+	}
+	live, err := s.live(ctx, keys)
+	if err != nil {
+		return nil, fail("list sessions", err)
+	}
+	slices.SortFunc(live, session.NewestUse)
+	return live, nil
+}
+
+// Delete implements [session.Store].
+func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	keys, members := make([]string, 0, 2*len(ids)), make([]any, 0, len(ids))
+	for _, id := range ids {
+		keys = append(keys, s.record(userID, id), s.successor(userID, id))
+		members = append(members, id.String())
+	}
+	_, err := s.client.TxPipelined(ctx, func(tx goredis.Pipeliner) error {
+		tx.Del(ctx, keys...)
+		tx.ZRem(ctx, s.index(userID), members...)
+		tx.SRem(ctx, s.marks(userID), members...)
+		return nil
+	})
+	if err != nil {
+		return fail("delete sessions", err)
+	}
+	return nil
+}
+
+// DeleteAll implements [session.Store].
+func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, keep uuid.NullUUID) error {
+	ids, err := s.members(ctx, userID)
+	if err != nil {
+		return fail("delete sessions", err)
+	}
+	return s.Delete(ctx, userID, slices.DeleteFunc(ids, func(id uuid.UUID) bool { return keep.Valid && id == keep.UUID })...)
+}
+
+// Reused implements [session.Store]. Nothing here knows which users have marks, since one key
+// for all of them could not be in the slot of each: the keys are scanned, bounded in each
+// call. It serves sessions whose server died before it committed, and no others.
+func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var marked []session.Marked
+	for range scanSteps {
+		found, next, err := s.client.Scan(ctx, s.cursor, escape(s.prefix)+"{*}:reused", scanCount).Result()
+		if err != nil {
+			return nil, fail("look for stopped sessions", err)
+		}
+		for _, name := range found {
+			some, err := s.markedBy(ctx, name)
+			if err != nil {
+				return nil, fail("look for stopped sessions", err)
+			}
+			marked = append(marked, some...)
+		}
+		if s.cursor = next; next == 0 || len(marked) >= limit {
+			break
+		}
+	}
+	return marked[:min(len(marked), limit)], nil // the rest is found when the scan comes round again
+}
+
+func (s *Store) markedBy(ctx context.Context, marks string) ([]session.Marked, error) {
+	userID, _, ok := s.parseKey(marks)
+	if !ok {
+		return nil, nil
+	}
+	members, err := s.client.SMembers(ctx, marks).Result()
+	if err != nil {
+		return nil, err
+	}
+	var marked []session.Marked
+	for _, member := range members {
+		id, err := uuid.Parse(member)
+		if err != nil {
+			return nil, fmt.Errorf("%w: a session id is not one", errCorrupt)
+		}
+		fields, err := s.client.HMGet(ctx, s.record(userID, id), append(slices.Clone(recordFields), "stopped", "sgen", "sagent", "sip")...).Result()
+		if err != nil {
+			return nil, err
+		}
+		if fields[sessionFields] == nil { // deleted in the meantime
+			continue
+		}
+		var d decoder
+		m := session.Marked{Session: d.session(userID, id, fields), StoppedAt: d.time(fields[sessionFields]),
+			Generation: uint32(d.int(fields[sessionFields+1])), UserAgent: d.text(fields[sessionFields+2]), IP: d.text(fields[sessionFields+3])}
+		if d.err != nil {
+			return nil, d.err
+		}
+		marked = append(marked, m)
+	}
+	return marked, nil
+}
+
+// Purge implements [session.Store]. Redis expires keys by itself, and Create drops expired
+// ids from the index, which has a TTL as well.
+func (s *Store) Purge(context.Context, int) (int, error) { return 0, nil }
+
+// Walk implements [session.Store].
+func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Session, error] {
+	pattern := escape(s.prefix) + "{*}:s:*"
+	if f.ID.Valid {
+		pattern = escape(s.prefix) + "{*}:s:" + f.ID.UUID.String()
+	}
+	return func(yield func(session.Session, error) bool) {
+		for cursor := uint64(0); ; {
+			names, next, err := s.client.Scan(ctx, cursor, pattern, scanCount).Result()
+			if err != nil {
+				yield(session.Session{}, fail("walk sessions", err))
+				return
+			}
+			keys := make([]key, 0, len(names))
+			for _, name := range names {
+				if userID, id, ok := s.parseKey(name); ok {
+					keys = append(keys, key{userID, id})
+				}
+			}
+			live, err := s.live(ctx, keys)
+			if err != nil {
+				yield(session.Session{}, fail("walk sessions", err))
+				return
+			}
+			for _, one := range live {
+				if f.Match(one) && !yield(one, nil) {
+					return
+				}
+			}
+			if cursor = next; next == 0 {
+				return
+			}
+		}
+	}
+}
+
+// Ping implements [session.Store].
+func (s *Store) Ping(ctx context.Context) error {
+	if err := s.client.Ping(ctx).Err(); err != nil {
+		return fail("ping Redis", err)
+	}
+	return nil
+}
+
+type key struct{ user, session uuid.UUID }
+
+// parseKey reads the user and, of a record's key, the session.
+func (s *Store) parseKey(name string) (userID, id uuid.UUID, ok bool) {
+	rest, ok := strings.CutPrefix(name, s.prefix+"{")
+	if !ok {
+		return
+	}
+	user, rest, _ := strings.Cut(rest, "}:")
+	userID, err := uuid.Parse(user)
+	if err != nil {
+		return userID, id, false
+	}
+	if sid, isRecord := strings.CutPrefix(rest, "s:"); isRecord {
+		id, err = uuid.Parse(sid)
+	}
+	return userID, id, err == nil
+}
+
+// members returns the ids in a user's index, some of which may have expired.
+func (s *Store) members(ctx context.Context, userID uuid.UUID) ([]uuid.UUID, error) {
+	names, err := s.client.ZRange(ctx, s.index(userID), 0, -1).Result()
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]uuid.UUID, len(names))
+	for i, name := range names {
+		if ids[i], err = uuid.Parse(name); err != nil {
+			return nil, fmt.Errorf("%w: a session id is not one", errCorrupt)
+		}
+	}
+	return ids, nil
+}
+
+// live reads sessions in one round trip and leaves out what is expired or stopped.
+func (s *Store) live(ctx context.Context, keys []key) ([]session.Session, error) {
+	if len(keys) == 0 {
+		return nil, nil
+	}
+	var clock *goredis.TimeCmd
+	records := make([]*goredis.SliceCmd, len(keys))
+	_, err := s.client.Pipelined(ctx, func(p goredis.Pipeliner) error {
+		clock = p.Time(ctx)
+		for i, k := range keys {
+			records[i] = p.HMGet(ctx, s.record(k.user, k.session), append(slices.Clone(recordFields), "stopped")...)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	now := clock.Val().Add(s.skew())
+	var live []session.Session
+	for i, k := range keys {
+		fields := records[i].Val()
+		if fields[0] == nil || fields[sessionFields] != nil {
+			continue
+		}
+		one, err := decode(k.user, k.session, fields)
+		if err != nil {
+			return nil, err
+		}
+		if now.Before(one.IdleExpiresAt) {
+			live = append(live, one)
+		}
+	}
+	return live, nil
+}
+
+// recordFields is a session in the order of answer() in lib.lua.
+var recordFields = []string{"gen", "hash", "epoch", "device", "agent", "ip", "auth", "created", "used", "expires", "idle"}
+
+const sessionFields = 11
+
+func decode(userID, id uuid.UUID, fields []any) (session.Session, error) {
+	var d decoder
+	one := d.session(userID, id, fields)
+	return one, d.err
+}
+
+// decoder keeps the first error, so that a record reads as one expression.
+type decoder struct{ err error }
+
+func (d *decoder) session(userID, id uuid.UUID, f []any) session.Session {
+	return session.Session{
+		ID: id, UserID: userID,
+		Generation: uint32(d.int(f[0])), Hash: d.hash(f[1]), Epoch: d.int(f[2]),
+		DeviceName: d.text(f[3]), UserAgent: d.text(f[4]), IP: d.text(f[5]),
+		AuthTime: d.time(f[6]), CreatedAt: d.time(f[7]), LastUsedAt: d.time(f[8]), ExpiresAt: d.time(f[9]), IdleExpiresAt: d.time(f[10]),
+	}
+}
+
+func (d *decoder) text(v any) string {
+	text, ok := v.(string)
+	if !ok && d.err == nil {
+		d.err = fmt.Errorf("%w: a field is missing", errCorrupt)
+	}
+	return text
+}
+
+func (d *decoder) int(v any) int64 {
+	n, err := strconv.ParseInt(d.text(v), 10, 64)
+	if err != nil && d.err == nil {
+		d.err = fmt.Errorf("%w: a number is not one", errCorrupt)
+	}
+	return n
+}
+
+func (d *decoder) time(v any) time.Time { return time.UnixMilli(d.int(v)).UTC() }
+
+func (d *decoder) hash(v any) (h session.Hash) {
+	if copy(h[:], d.text(v)) != len(h) && d.err == nil {
+		d.err = fmt.Errorf("%w: a hash has a wrong length", errCorrupt)
+	}
+	return h
+}
+
+func parseIDs(values []any) ([]uuid.UUID, error) {
+	var ids []uuid.UUID
+	for _, v := range values {
+		text, _ := v.(string)
+		id, err := uuid.Parse(text)
+		if err != nil {
+			return nil, fmt.Errorf("%w: a session id is not one", errCorrupt)
+		}
+		ids = append(ids, id)
+	}
+	return ids, nil
+}
+
+// escape makes a prefix literal in a pattern of SCAN.
+func escape(prefix string) string {
+	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(prefix)
+}
+
+// errCorrupt says that something else wrote to our keys. Trying again will not help.
+var errCorrupt = errors.New("the session keys in Redis are damaged")
+
+func fail(what string, err error) error {
+	if cache.IsUnavailable(err) && !errors.Is(err, errCorrupt) {
+		return fmt.Errorf("%s: %w: %w", what, session.ErrUnavailable, err)
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}

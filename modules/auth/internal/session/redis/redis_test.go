@@ -1,0 +1,82 @@
+package redis_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/google/uuid"
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/toppira/authctl/modules/auth/internal/session/redis"
+	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
+	"github.com/toppira/authctl/platform/cache/cachetest"
+)
+
+func engine(client *goredis.Client) sessiontest.Open {
+	return func(t testing.TB, skew func() time.Duration) sessiontest.Engine {
+		opt := redis.Options{Prefix: "authctl-test:" + uuid.NewString() + ":", Skew: skew}
+		t.Cleanup(func() { remove(client, opt.Prefix) })
+		return sessiontest.Engine{
+			Store: redis.New(client, opt),
+			Peer:  redis.New(client, opt),
+			Dump:  func(ctx context.Context) ([][]byte, error) { return dump(ctx, client, opt.Prefix) },
+		}
+	}
+}
+
+func TestRedisKeepsTheRules(t *testing.T) {
+	t.Parallel()
+	sessiontest.Run(t, engine(cachetest.Shared(t)))
+}
+
+// Where there is no Redis, its imitation shows at least that the scripts mean what they say.
+func TestMiniredisKeepsTheRules(t *testing.T) {
+	t.Parallel()
+	sessiontest.Run(t, engine(cachetest.Open(t, "redis://"+miniredis.RunT(t).Addr())))
+}
+
+// dump reads every key under a prefix, whatever its type.
+func dump(ctx context.Context, client *goredis.Client, prefix string) (kept [][]byte, err error) {
+	keys, err := client.Keys(ctx, prefix+"*").Result()
+	if err != nil {
+		return nil, err
+	}
+	for _, key := range keys {
+		kept = append(kept, []byte(strings.TrimPrefix(key, prefix)))
+		var values []string
+		switch kind := client.Type(ctx, key).Val(); kind {
+		case "hash":
+			var fields map[string]string
+			fields, err = client.HGetAll(ctx, key).Result()
+			for name, value := range fields {
+				values = append(values, name, value)
+			}
+		case "zset":
+			values, err = client.ZRange(ctx, key, 0, -1).Result()
+		case "set":
+			values, err = client.SMembers(ctx, key).Result()
+		default:
+			var value string
+			value, err = client.Get(ctx, key).Result()
+			values = append(values, value)
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, value := range values {
+			kept = append(kept, []byte(value))
+		}
+	}
+	return kept, nil
+}
+
+func remove(client *goredis.Client, prefix string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	for scan := client.Scan(ctx, 0, prefix+"*", 1000).Iterator(); scan.Next(ctx); {
+		client.Unlink(ctx, scan.Val())
+	}
+}

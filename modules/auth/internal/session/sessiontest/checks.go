@@ -1,0 +1,885 @@
+package sessiontest
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+)
+
+// Checks returns the rules, each named for what it promises.
+func Checks() []Check {
+	return []Check{
+		{"a session begins as it was asked for", beginsAsAsked},
+		{"texts of the client are made storable", textsAreCleaned},
+		{"the current token turns", currentTurns},
+		{"absolute expiry never moves", absoluteExpiryStays},
+		{"the previous token yields the same successor in the window", previousReplays},
+		{"the window does not slide", windowDoesNotSlide},
+		{"the previous token after the window is reuse", previousAfterTheWindow},
+		{"an older token is reuse even in the window", olderIsReuse},
+		{"a stopped session stays stopped until it is deleted", stoppedStaysStopped},
+		{"without a window the previous token is reuse at once", noWindow},
+		{"a token ahead of the record is current", aheadTurns},
+		{"two tokens of one generation are reuse", forkIsReuse},
+		{"an expired session is gone", expiredIsGone},
+		{"an unknown session is gone", unknownIsGone},
+		{"a session belongs to its user", ownSessionsOnly},
+		{"a deleted session is gone", deletedIsGone},
+		{"delete all keeps the kept one and those marked", deleteAllKeeps},
+		{"the same call sent again changes nothing", repeatedCalls},
+		{"a reissue replaces the token unseen", reissueReplaces},
+		{"a limit names the least recently used", limitNamesTheOldest},
+		{"a limit refuses when told to", limitRefuses},
+		{"a limit holds when many sign in at once", limitHoldsInParallel},
+		{"the list begins with the newest use", listOrder},
+		{"a walk finds what the filter chooses", walkFilters},
+		{"purge removes what is expired and nothing else", purgeRemovesExpired},
+		{"nothing kept can be used", nothingKeptIsUsable},
+		{"an ended context is unavailable", endedContext},
+		{"parallel refreshes make one chain", parallelRefreshes},
+		{"lost answers are made good", lostAnswers},
+		{"nothing turns after an end was answered", endRacesRefresh},
+		{"any sequence does as the table says", anySequence},
+	}
+}
+
+func beginsAsAsked(p *probe) {
+	user := uuid.New()
+	token, started := p.begin(user, func(s *session.Start) { s.Epoch = 7 })
+	one := started.Session
+	p.equal("generation", one.Generation, uint32(1))
+	p.equal("absolute expiry", one.ExpiresAt.Sub(one.CreatedAt), maxAge)
+	p.equal("idle expiry", one.IdleExpiresAt.Sub(one.CreatedAt), idleTTL)
+	want := session.Session{
+		ID: token.SessionID(), UserID: user, Epoch: 7, Generation: 1, Hash: token.Hash(), DeviceName: "phone", UserAgent: "agent/1", IP: "192.0.2.1",
+		AuthTime: one.CreatedAt, CreatedAt: one.CreatedAt, LastUsedAt: one.CreatedAt, ExpiresAt: one.ExpiresAt, IdleExpiresAt: one.IdleExpiresAt,
+	}
+	p.equal("what was begun", one, want)
+	p.equal("what is read", p.get(token), want)
+	p.equal("how many are listed", len(p.list(user)), 1)
+	p.equal("how many are over", len(started.Over), 0)
+	if age := time.Until(one.CreatedAt); age < -time.Hour || age > time.Hour {
+		p.failf("begun at %v", one.CreatedAt)
+	}
+	p.equal("location", one.CreatedAt.Location(), time.UTC)
+
+	_, started = p.begin(user, func(s *session.Start) { s.IdleTTL = 2 * maxAge })
+	p.equal("idle expiry beyond the absolute one", started.Session.IdleExpiresAt, started.Session.ExpiresAt)
+	p.must(p.Store.Ping(p.ctx))
+}
+
+func textsAreCleaned(p *probe) {
+	const bad = "a\x00b\xff\xfe'\"\\ \r\n\u2028;--{}*$1?"
+	token, _ := p.begin(uuid.New(), func(s *session.Start) {
+		s.DeviceName, s.UserAgent, s.IP = bad+strings.Repeat("é", 5000), bad+strings.Repeat("世", 5000), bad
+	})
+	check := func(what, text string, limit int) {
+		if len(text) > limit || !utf8.ValidString(text) || strings.Contains(text, "\x00") {
+			p.failf("%s is kept as %d bytes: %q", what, len(text), text)
+		}
+		if !strings.HasPrefix(text, "ab") || !strings.Contains(text, "'\"\\ \r\n\u2028;--{}*$1?") {
+			p.failf("%s lost more than it had to: %q", what, text)
+		}
+	}
+	one := p.get(token)
+	check("device name", one.DeviceName, 255)
+	check("user agent", one.UserAgent, 512)
+	check("ip", one.IP, 64)
+	p.turn(token, func(r *session.Rotation) { r.UserAgent, r.IP = bad+strings.Repeat("世", 5000), bad })
+	one = p.get(token)
+	check("user agent", one.UserAgent, 512)
+	check("ip", one.IP, 64)
+}
+
+func currentTurns(p *probe) {
+	first, started := p.begin(uuid.New())
+	p.clock.Advance(time.Hour)
+	rotated, second := p.refresh(first)
+	p.equal("outcome", rotated.Outcome, session.Turned)
+	one := rotated.Session
+	p.equal("generation", one.Generation, uint32(2))
+	p.equal("token", one.Accepts(second), true)
+	p.equal("where from", one.UserAgent+one.IP, "agent/2192.0.2.2")
+	p.equal("idle limit", one.IdleExpiresAt.Sub(one.LastUsedAt), idleTTL)
+	if d := one.LastUsedAt.Sub(started.Session.LastUsedAt); d < time.Hour || d > time.Hour+grace {
+		p.failf("last use moved by %v", d)
+	}
+	one.Generation, one.Hash, one.UserAgent, one.IP = 1, first.Hash(), "agent/1", "192.0.2.1"
+	one.LastUsedAt, one.IdleExpiresAt = started.Session.LastUsedAt, started.Session.IdleExpiresAt
+	p.equal("the rest", one, started.Session)
+	p.equal("what is read", p.get(first), rotated.Session)
+
+	for range 20 {
+		second = p.turn(second)
+	}
+	p.equal("generation", p.get(second).Generation, uint32(22))
+}
+
+func absoluteExpiryStays(p *probe) {
+	token, started := p.begin(uuid.New())
+	for range 6 {
+		p.clock.Advance(idleTTL - time.Hour)
+		token = p.turn(token)
+	}
+	one := p.get(token)
+	p.equal("absolute expiry", one.ExpiresAt, started.Session.ExpiresAt)
+	p.equal("idle expiry", one.IdleExpiresAt, started.Session.ExpiresAt)
+	p.clock.Advance(7 * time.Hour)
+	p.answers("the current token after the absolute expiry", token, session.Gone)
+}
+
+func previousReplays(p *probe) {
+	first, _ := p.begin(uuid.New())
+	second := p.turn(first)
+	before := p.get(first)
+	for _, later := range []time.Duration{0, 0, grace / 2, grace/2 - time.Minute} {
+		p.clock.Advance(later)
+		rotated, again := p.refresh(first, func(r *session.Rotation) { r.UserAgent, r.IP = "agent/3", "192.0.2.3" })
+		p.equal("outcome", rotated.Outcome, session.Replayed)
+		p.equal("the successor", again.Encode() == second.Encode(), true)
+		p.equal("the session", rotated.Session, before)
+	}
+	p.equal("the session", p.get(first), before)
+	third := p.turn(second)
+	p.answers("the previous token of the next rotation", second, session.Replayed)
+	p.turn(third)
+}
+
+func windowDoesNotSlide(p *probe) {
+	first, _ := p.begin(uuid.New())
+	second := p.turn(first)
+	p.clock.Advance(grace - time.Minute)
+	p.answers("the previous token at the end of the window", first, session.Replayed)
+	p.equal("the current token is still in force", p.get(first).Accepts(second), true)
+	p.clock.Advance(2 * time.Minute)
+	p.answers("the previous token a moment after a replay and after the window", first, session.Reused)
+}
+
+func previousAfterTheWindow(p *probe) {
+	first, _ := p.begin(uuid.New())
+	second := p.turn(first)
+	p.clock.Advance(grace + time.Second)
+	rotated := p.answers("the previous token after the window", first, session.Reused)
+	p.equal("whose", rotated.Session.ID, first.SessionID())
+	p.answers("the current token of a stopped session", second, session.Reused)
+}
+
+func olderIsReuse(p *probe) {
+	first, _ := p.begin(uuid.New())
+	second := p.turn(first)
+	third := p.turn(second)
+	p.answers("the token before the previous one", first, session.Reused)
+	p.answers("the previous token of a stopped session", second, session.Reused)
+	p.answers("the current token of a stopped session", third, session.Reused)
+}
+
+func stoppedStaysStopped(p *probe) {
+	user := uuid.New()
+	first, _ := p.begin(user)
+	other, _ := p.begin(user)
+	current := p.turn(p.turn(first))
+	rotated, _ := p.refresh(first, func(r *session.Rotation) { r.UserAgent, r.IP = "thief/1", "203.0.113.9" })
+	p.equal("outcome", rotated.Outcome, session.Reused)
+	p.equal("generation", rotated.Session.Generation, uint32(3))
+
+	_, err := p.Store.Get(p.ctx, user, first.SessionID())
+	p.equal("a stopped session is not found", errors.Is(err, session.ErrNotFound), true)
+	p.equal("what is listed", fmt.Sprint(p.list(user)), fmt.Sprint([]uuid.UUID{other.SessionID()}))
+	_, walked := p.walk(session.Filter{})[first.SessionID()]
+	p.equal("it is walked over", walked, false)
+	_, err = p.Store.Reissue(p.ctx, session.Reissue{UserID: user, SessionID: first.SessionID(), Generation: 4, IdleTTL: idleTTL})
+	p.equal("it is not reissued", errors.Is(err, session.ErrNotFound), true)
+
+	m, found := p.marked()[first.SessionID()]
+	p.equal("it is marked", found, true)
+	p.equal("which token", m.Generation, uint32(1))
+	p.equal("who", m.UserAgent+m.IP, "thief/1203.0.113.9")
+	p.equal("whose", m.Session.UserID, user)
+	p.equal("the device", m.Session.DeviceName, "phone")
+	if d := m.StoppedAt.Sub(m.Session.LastUsedAt); d < 0 || d > time.Hour {
+		p.failf("stopped %v after the last use", d)
+	}
+
+	// A second use, and a long time without a database to commit to, change nothing.
+	p.clock.Advance(2 * maxAge)
+	p.answers("the current token later", current, session.Reused)
+	again, found := p.marked()[first.SessionID()]
+	p.equal("it is marked later", found, true)
+	p.equal("the mark is the first one", again, m)
+	_, err = p.Store.Purge(p.ctx, 100)
+	p.must(err)
+	p.answers("the first token later", first, session.Reused)
+
+	p.must(p.either().Delete(p.ctx, user, first.SessionID()))
+	_, found = p.marked()[first.SessionID()]
+	p.equal("it is marked after it is deleted", found, false)
+	p.answers("the current token after it is deleted", current, session.Gone)
+}
+
+func noWindow(p *probe) {
+	none := func(r *session.Rotation) { r.Grace = 0 }
+	first, _ := p.begin(uuid.New())
+	p.turn(first, none)
+	rotated, _ := p.refresh(first, none)
+	p.equal("the previous token", rotated.Outcome, session.Reused)
+}
+
+func aheadTurns(p *probe) {
+	user := uuid.New()
+	stale, _ := p.begin(user)
+	lost := p.codec.Mint(user, stale.SessionID(), 5) // the record has missed four rotations
+	rotated, next := p.refresh(lost)
+	p.equal("a token ahead", rotated.Outcome, session.Turned)
+	p.equal("generation", rotated.Session.Generation, uint32(6))
+	rotated, again := p.refresh(lost)
+	p.equal("the same token again", rotated.Outcome, session.Replayed)
+	p.equal("its successor", again == next, true)
+	next = p.turn(next)
+	p.answers("what the record had taken for current", stale, session.Reused)
+	p.answers("the true current token", next, session.Reused)
+}
+
+func forkIsReuse(p *probe) {
+	user := uuid.New()
+	stale, _ := p.begin(user)
+	lost := p.codec.Mint(user, stale.SessionID(), 2) // given out before the fail-over
+	revived := p.turn(stale)                         // given out after it
+	p.answers("another token of the current generation", lost, session.Reused)
+	p.answers("the current token", revived, session.Reused)
+
+	stale, _ = p.begin(user)
+	p.turn(p.turn(stale))
+	p.answers("another token of the previous generation", p.codec.Mint(user, stale.SessionID(), 2), session.Reused)
+}
+
+func expiredIsGone(p *probe) {
+	user := uuid.New()
+	first, _ := p.begin(user)
+	second := p.turn(first)
+	p.clock.Advance(idleTTL - time.Minute)
+	used, _ := p.begin(user)
+	p.equal("how many are live just before the limit", len(p.list(user)), 2)
+	p.clock.Advance(2 * time.Minute)
+	for what, token := range map[string]session.Token{"current": second, "previous": first, "ahead": p.codec.Mint(user, first.SessionID(), 9)} {
+		p.answers("the "+what+" token after the idle limit", token, session.Gone)
+	}
+	_, err := p.Store.Get(p.ctx, user, first.SessionID())
+	p.equal("it is not found", errors.Is(err, session.ErrNotFound), true)
+	_, err = p.Store.Reissue(p.ctx, session.Reissue{UserID: user, SessionID: first.SessionID(), Generation: 3, IdleTTL: idleTTL})
+	p.equal("it is not reissued", errors.Is(err, session.ErrNotFound), true)
+	p.equal("what is listed", fmt.Sprint(p.list(user)), fmt.Sprint([]uuid.UUID{used.SessionID()}))
+	_, walked := p.walk(session.Filter{})[first.SessionID()]
+	p.equal("it is walked over", walked, false)
+	p.equal("how many are marked", len(p.marked()), 0)
+}
+
+func unknownIsGone(p *probe) {
+	token := p.codec.Mint(uuid.New(), uuid.New(), 1)
+	p.answers("the token of an unknown session", token, session.Gone)
+	p.answers("the same again", token, session.Gone)
+	_, err := p.Store.Get(p.ctx, token.UserID(), token.SessionID())
+	p.equal("it is not found", errors.Is(err, session.ErrNotFound), true)
+	_, err = p.Store.Reissue(p.ctx, session.Reissue{UserID: token.UserID(), SessionID: token.SessionID(), Generation: 2, IdleTTL: idleTTL})
+	p.equal("it is not reissued", errors.Is(err, session.ErrNotFound), true)
+	p.equal("how many are listed", len(p.list(token.UserID())), 0)
+	p.must(p.Store.Delete(p.ctx, token.UserID(), token.SessionID()))
+	p.must(p.Store.Delete(p.ctx, token.UserID()))
+	p.must(p.Store.DeleteAll(p.ctx, token.UserID(), uuid.NullUUID{}))
+}
+
+func ownSessionsOnly(p *probe) {
+	owner, stranger := uuid.New(), uuid.New()
+	token, _ := p.begin(owner)
+	id := token.SessionID()
+	_, err := p.Store.Get(p.ctx, stranger, id)
+	p.equal("another user does not find it", errors.Is(err, session.ErrNotFound), true)
+	p.answers("another user's token for it", p.codec.Mint(stranger, id, 1), session.Gone)
+	p.must(p.Store.Delete(p.ctx, stranger, id))
+	p.must(p.Store.DeleteAll(p.ctx, stranger, uuid.NullUUID{}))
+	p.turn(token)
+}
+
+func deletedIsGone(p *probe) {
+	user := uuid.New()
+	var tokens []session.Token
+	for range 4 {
+		token, _ := p.begin(user)
+		tokens = append(tokens, p.turn(token))
+	}
+	p.must(p.Store.Delete(p.ctx, user, tokens[0].SessionID(), tokens[1].SessionID(), uuid.New()))
+	p.must(p.Peer.Delete(p.ctx, user, tokens[0].SessionID()))
+	p.answers("a token of a deleted session", tokens[0], session.Gone)
+	p.answers("a token of a deleted session", tokens[1], session.Gone)
+	p.equal("how many are listed", len(p.list(user)), 2)
+	p.turn(tokens[2])
+	p.turn(tokens[3])
+}
+
+func deleteAllKeeps(p *probe) {
+	user := uuid.New()
+	kept, _ := p.begin(user)
+	gone, _ := p.begin(user)
+	stopped, _ := p.begin(user)
+	p.turn(p.turn(stopped))
+	p.answers("an older token", stopped, session.Reused)
+	other, _ := p.begin(uuid.New())
+
+	p.must(p.Store.DeleteAll(p.ctx, user, uuid.NullUUID{UUID: kept.SessionID(), Valid: true}))
+	kept = p.turn(kept)
+	p.answers("a token of one that was not kept", gone, session.Gone)
+	p.answers("a token of one that is marked", stopped, session.Reused)
+	p.must(p.Store.DeleteAll(p.ctx, user, uuid.NullUUID{}))
+	p.answers("a token of the kept one, when none is kept", kept, session.Gone)
+	p.equal("how many are marked", len(p.marked()), 1)
+	p.turn(other)
+}
+
+func repeatedCalls(p *probe) {
+	user := uuid.New()
+	token := p.codec.Mint(user, uuid.New(), 1)
+	start := session.Start{ID: token.SessionID(), UserID: user, Hash: token.Hash(), MaxAge: maxAge, IdleTTL: idleTTL, Max: 1, RejectNew: true}
+	for range 3 {
+		started, err := p.either().Create(p.ctx, start)
+		p.must(err)
+		p.equal("how many are over", len(started.Over), 0)
+	}
+	p.equal("how many are listed", len(p.list(user)), 1)
+
+	// With no window, a second rotation by the same token would be reuse.
+	next, rotation := p.codec.Next(token)
+	rotation.IdleTTL = idleTTL
+	for range 3 {
+		rotated, err := p.either().Rotate(p.ctx, rotation)
+		p.must(err)
+		p.equal("outcome", rotated.Outcome, session.Turned)
+		p.equal("generation", rotated.Session.Generation, uint32(2))
+		p.equal("token", rotated.Session.Accepts(next), true)
+	}
+
+	fresh := p.codec.Mint(user, token.SessionID(), 3)
+	for range 3 {
+		one, err := p.either().Reissue(p.ctx, session.Reissue{UserID: user, SessionID: token.SessionID(), Generation: 3, Hash: fresh.Hash(), IdleTTL: idleTTL})
+		p.must(err)
+		p.equal("token", one.Accepts(fresh), true)
+	}
+	p.turn(fresh)
+}
+
+func reissueReplaces(p *probe) {
+	user := uuid.New()
+	first, started := p.begin(user)
+	old := p.turn(first)
+	p.clock.Advance(time.Hour)
+	fresh := p.codec.Mint(user, old.SessionID(), 3)
+	ask := session.Reissue{UserID: user, SessionID: old.SessionID(), Generation: 3, Hash: fresh.Hash(), Grace: grace, IdleTTL: idleTTL, Reauthenticated: true}
+
+	for _, generation := range []uint32{1, 2, 4} {
+		wrong := ask
+		wrong.Generation = generation
+		_, err := p.either().Reissue(p.ctx, wrong)
+		p.equal("a generation that is not the next one", errors.Is(err, session.ErrConflict), true)
+	}
+	one, err := p.either().Reissue(p.ctx, ask)
+	p.must(err)
+	p.equal("token", one.Accepts(fresh), true)
+	p.equal("what is read", p.get(old), one)
+	p.equal("absolute expiry", one.ExpiresAt, started.Session.ExpiresAt)
+	p.equal("idle limit", one.IdleExpiresAt.Sub(one.LastUsedAt), idleTTL)
+	p.equal("authenticated", one.AuthTime, one.LastUsedAt)
+
+	// In flight when the token was replaced: refused, and no reason to stop the session.
+	p.answers("the old token in the window", old, session.Gone)
+	next := p.turn(fresh)
+	unmoved := ask
+	unmoved.Generation, unmoved.Reauthenticated = 5, false
+	last := p.codec.Mint(user, old.SessionID(), 5)
+	unmoved.Hash = last.Hash()
+	again, err := p.either().Reissue(p.ctx, unmoved)
+	p.must(err)
+	p.equal("authenticated", again.AuthTime, one.AuthTime)
+	p.answers("the old token in the window", next, session.Gone)
+	p.clock.Advance(grace + time.Second)
+	p.answers("the old token after the window", next, session.Reused)
+	p.answers("the new token then", last, session.Reused)
+}
+
+func limitNamesTheOldest(p *probe) {
+	user := uuid.New()
+	limit := func(s *session.Start) { s.Max = 3 }
+	var tokens []session.Token
+	for i := range 3 {
+		token, started := p.begin(user, limit)
+		p.equal(fmt.Sprintf("over with %d", i+1), len(started.Over), 0)
+		tokens = append(tokens, token)
+		p.clock.Advance(time.Minute)
+	}
+	tokens[0] = p.turn(tokens[0]) // now the second is the least recently used
+	p.clock.Advance(time.Minute)
+	_, started := p.begin(user, limit)
+	p.equal("over with four", fmt.Sprint(started.Over), fmt.Sprint([]uuid.UUID{tokens[1].SessionID()}))
+	p.equal("how many are listed until they are deleted", len(p.list(user)), 4)
+	tokens[1] = p.turn(tokens[1])
+	p.clock.Advance(time.Minute)
+	_, started = p.begin(user, limit)
+	p.equal("over with five", fmt.Sprint(started.Over), fmt.Sprint([]uuid.UUID{tokens[2].SessionID(), tokens[0].SessionID()}))
+	p.must(p.Store.Delete(p.ctx, user, started.Over...))
+
+	// Neither the stopped nor the expired count.
+	p.turn(p.turn(tokens[1], func(r *session.Rotation) { r.Grace = 0 }))
+	p.answers("an older token", tokens[1], session.Reused)
+	_, started = p.begin(user, limit)
+	p.equal("over with one stopped", len(started.Over), 0)
+	p.clock.Advance(idleTTL + time.Minute)
+	for range 3 {
+		_, started = p.begin(user, limit)
+		p.equal("over when all are expired", len(started.Over), 0)
+	}
+	_, started = p.begin(uuid.New(), limit)
+	p.equal("over for another user", len(started.Over), 0)
+	_, started = p.begin(user)
+	p.equal("over without a limit", len(started.Over), 0)
+
+	// A session near its absolute end was used last nevertheless.
+	user = uuid.New()
+	short, _ := p.begin(user, func(s *session.Start) { s.MaxAge = time.Hour })
+	p.clock.Advance(time.Minute)
+	long, _ := p.begin(user)
+	p.clock.Advance(time.Minute)
+	p.turn(short)
+	_, started = p.begin(user, func(s *session.Start) { s.Max = 2 })
+	p.equal("over", fmt.Sprint(started.Over), fmt.Sprint([]uuid.UUID{long.SessionID()}))
+}
+
+func limitRefuses(p *probe) {
+	user := uuid.New()
+	limit := func(s *session.Start) { s.Max, s.RejectNew = 2, true }
+	first, _ := p.begin(user, limit)
+	p.begin(user, limit)
+	token := p.codec.Mint(user, uuid.New(), 1)
+	start := session.Start{ID: token.SessionID(), UserID: user, Hash: token.Hash(), MaxAge: maxAge, IdleTTL: idleTTL, Max: 2, RejectNew: true}
+	_, err := p.either().Create(p.ctx, start)
+	p.equal("the third is one too many", errors.Is(err, session.ErrTooMany), true)
+	p.answers("the token of the refused one", token, session.Gone)
+	p.equal("how many are listed", len(p.list(user)), 2)
+	p.turn(first)
+	p.must(p.Store.Delete(p.ctx, user, first.SessionID()))
+	_, err = p.either().Create(p.ctx, start)
+	p.must(err)
+	p.turn(token)
+}
+
+func limitHoldsInParallel(p *probe) {
+	const most, tries = 5, 25
+	user := uuid.New()
+	var mu sync.Mutex
+	var begun, refused int
+	var other error
+	together(tries, func(i int) {
+		store := []session.Store{p.Store, p.Peer}[i%2]
+		_, err := store.Create(p.ctx, session.Start{ID: uuid.New(), UserID: user, MaxAge: maxAge, IdleTTL: idleTTL, Max: most, RejectNew: true})
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case err == nil:
+			begun++
+		case errors.Is(err, session.ErrTooMany):
+			refused++
+		default:
+			other = err
+		}
+	})
+	p.must(other)
+	p.equal("begun", begun, most)
+	p.equal("refused", refused, tries-most)
+	p.equal("listed", len(p.list(user)), most)
+}
+
+func listOrder(p *probe) {
+	user := uuid.New()
+	var tokens []session.Token
+	for range 4 {
+		token, _ := p.begin(user)
+		tokens = append(tokens, token)
+		p.clock.Advance(time.Minute)
+	}
+	p.turn(tokens[1])
+	var want []uuid.UUID
+	for _, i := range []int{1, 3, 2, 0} {
+		want = append(want, tokens[i].SessionID())
+	}
+	p.equal("order", fmt.Sprint(p.list(user)), fmt.Sprint(want))
+}
+
+func walkFilters(p *probe) {
+	const many = 603 // more than a page
+	var firstHalf time.Time
+	want := map[string]int{}
+	for i := range many {
+		if i == many/2 {
+			p.clock.Advance(time.Hour)
+			firstHalf = p.get(p.beginAt("192.0.2.1")).LastUsedAt.Add(-time.Minute)
+			p.clock.Advance(time.Hour)
+		}
+		ip := fmt.Sprintf("198.51.100.%d", i%3)
+		if i%3 == 2 {
+			ip = "2001:db8::1"
+		}
+		want[ip]++
+		p.beginAt(ip)
+	}
+	last := p.beginAt("not an address")
+	p.equal("all", len(p.walk(session.Filter{})), many+2)
+	p.equal("an address", len(p.walk(session.Filter{IP: netip.MustParsePrefix("198.51.100.1/32")})), want["198.51.100.1"])
+	p.equal("a network", len(p.walk(session.Filter{IP: netip.MustParsePrefix("198.51.100.0/24")})), want["198.51.100.0"]+want["198.51.100.1"])
+	p.equal("an IPv6 network", len(p.walk(session.Filter{IP: netip.MustParsePrefix("2001:db8::/64")})), want["2001:db8::1"])
+	p.equal("used before", len(p.walk(session.Filter{Before: firstHalf})), many/2)
+	byID := p.walk(session.Filter{ID: uuid.NullUUID{UUID: last.SessionID(), Valid: true}})
+	p.equal("one by its id", len(byID), 1)
+	p.equal("that one", byID[last.SessionID()], p.get(last))
+	p.equal("an unknown id", len(p.walk(session.Filter{ID: uuid.NullUUID{UUID: uuid.New(), Valid: true}})), 0)
+	n := 0
+	for _, err := range p.Store.Walk(p.ctx, session.Filter{}) {
+		p.must(err)
+		if n++; n == 3 {
+			break
+		}
+	}
+	p.equal("taken before the break", n, 3)
+}
+
+func (p *probe) beginAt(ip string) session.Token {
+	token, _ := p.begin(uuid.New(), func(s *session.Start) { s.IP = ip })
+	return token
+}
+
+func purgeRemovesExpired(p *probe) {
+	for range 5 {
+		p.begin(uuid.New())
+	}
+	user := uuid.New()
+	stopped, _ := p.begin(user)
+	p.turn(p.turn(stopped))
+	p.answers("an older token", stopped, session.Reused)
+	p.clock.Advance(idleTTL + time.Minute)
+	live, _ := p.begin(user)
+	live = p.turn(live)
+	purge := func(limit int) int {
+		n, err := p.either().Purge(p.ctx, limit)
+		p.must(err)
+		return n
+	}
+	if p.Purges {
+		p.equal("purged with a limit", purge(3), 3)
+		p.equal("purged then", purge(100), 2)
+	}
+	p.equal("purged when there is nothing left", purge(100), 0)
+	p.answers("the stopped one", stopped, session.Reused)
+	p.turn(live)
+}
+
+// nothingKeptIsUsable looks at everything the engine keeps for a secret in any of its forms,
+// and tries all of it as a token.
+func nothingKeptIsUsable(p *probe) {
+	user := uuid.New()
+	var tokens []session.Token
+	token, _ := p.begin(user) // fresh
+	tokens = append(tokens, token)
+	token, _ = p.begin(user) // turned, its window open
+	tokens = append(tokens, token, p.turn(token))
+	token, _ = p.begin(user) // stopped
+	tokens = append(tokens, token, p.turn(token))
+	tokens = append(tokens, p.turn(tokens[len(tokens)-1]))
+	p.answers("an older token", token, session.Reused)
+
+	kept, err := p.Dump(p.ctx)
+	p.must(err)
+	if len(kept) < 20 {
+		p.failf("the dump has only %d values", len(kept))
+	}
+	all := bytes.Join(kept, []byte{0})
+	if h := tokens[0].Hash(); !bytes.Contains(all, h[:]) {
+		p.failf("the dump lacks a hash that is surely kept")
+	}
+	for _, token := range tokens {
+		text := token.Encode()
+		raw, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(text, "art_"))
+		p.must(err)
+		secret := raw[38:70]
+		for form, needle := range map[string][]byte{
+			"token": []byte(text), "token without its prefix": []byte(text[4:]), "raw token": raw, "raw MAC": raw[70:],
+			"secret": secret, "hex": []byte(hex.EncodeToString(secret)), "base64": []byte(base64.RawStdEncoding.EncodeToString(secret)),
+			"base64url": []byte(base64.RawURLEncoding.EncodeToString(secret)),
+		} {
+			if bytes.Contains(all, needle) {
+				p.failf("the store keeps a refresh token as %s", form)
+			}
+		}
+	}
+	for _, value := range kept {
+		for _, text := range []string{string(value), "art_" + string(value), "art_" + base64.RawURLEncoding.EncodeToString(value)} {
+			if _, err := p.codec.Parse(text); err == nil {
+				p.failf("a kept value is a token: %q", value)
+			}
+		}
+		for from := 0; from+86 <= len(value); from++ {
+			if _, err := p.codec.Parse("art_" + base64.RawURLEncoding.EncodeToString(value[from:from+86])); err == nil {
+				p.failf("a part of a kept value is a token")
+			}
+		}
+	}
+}
+
+func endedContext(p *probe) {
+	token, _ := p.begin(uuid.New())
+	ended, cancel := context.WithCancel(p.ctx)
+	cancel()
+	user, id := token.UserID(), token.SessionID()
+	_, rotation := p.codec.Next(token)
+	rotation.IdleTTL = idleTTL
+	for what, call := range map[string]func(context.Context) error{
+		"create": func(ctx context.Context) error {
+			_, err := p.Store.Create(ctx, session.Start{ID: uuid.New(), UserID: user, MaxAge: maxAge, IdleTTL: idleTTL, Max: 5})
+			return err
+		},
+		"rotate": func(ctx context.Context) error { _, err := p.Store.Rotate(ctx, rotation); return err },
+		"reissue": func(ctx context.Context) error {
+			_, err := p.Store.Reissue(ctx, session.Reissue{UserID: user, SessionID: id, Generation: 2, IdleTTL: idleTTL})
+			return err
+		},
+		"get":        func(ctx context.Context) error { _, err := p.Store.Get(ctx, user, id); return err },
+		"list":       func(ctx context.Context) error { _, err := p.Store.List(ctx, user); return err },
+		"delete":     func(ctx context.Context) error { return p.Store.Delete(ctx, user, id) },
+		"delete all": func(ctx context.Context) error { return p.Store.DeleteAll(ctx, user, uuid.NullUUID{}) },
+		"reused":     func(ctx context.Context) error { _, err := p.Store.Reused(ctx, 1); return err },
+		"walk": func(ctx context.Context) (last error) {
+			for _, err := range p.Store.Walk(ctx, session.Filter{}) {
+				last = err
+			}
+			return last
+		},
+		"ping": p.Store.Ping,
+	} {
+		if err := call(ended); !errors.Is(err, session.ErrUnavailable) {
+			p.failf("%s with an ended context: %v", what, err)
+		}
+	}
+	p.turn(token)
+}
+
+// recorder writes down calls as their clients see them.
+type recorder struct {
+	mu    sync.Mutex
+	start time.Time
+	calls []Call
+	err   error
+}
+
+func (r *recorder) now() int64 { return int64(time.Since(r.start)) }
+
+func (r *recorder) refresh(p *probe, client int, presented session.Token) (session.Rotated, session.Token) {
+	call := Call{Client: client, Token: presented.Encode(), Begin: r.now()}
+	rotated, next, err := refresh(p.ctx, []session.Store{p.Store, p.Peer}[client%2], p.codec, presented)
+	call.End = r.now()
+	if call.Outcome = rotated.Outcome; next != (session.Token{}) {
+		call.Next = next.Encode()
+	}
+	r.add(call, err)
+	return rotated, next
+}
+
+func (r *recorder) add(call Call, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		r.err = err
+		return
+	}
+	r.calls = append(r.calls, call)
+}
+
+func parallelRefreshes(p *probe) {
+	const clients, rounds = 100, 8
+	current, _ := p.begin(uuid.New())
+	first := current.Encode()
+	history := recorder{start: time.Now()}
+	for round := range rounds {
+		held := make([]session.Token, clients)
+		together(clients, func(i int) { _, held[i] = history.refresh(p, i, current) })
+		p.must(history.err)
+		for i, token := range held {
+			if token != held[0] {
+				p.must(Linearizable(first, history.calls))
+				p.failf("round %d: client %d holds another successor than client 0", round, i)
+			}
+		}
+		current = held[0]
+	}
+	turned := 0
+	for _, c := range history.calls {
+		if c.Outcome == session.Turned {
+			turned++
+		}
+	}
+	p.equal("rotations", turned, rounds)
+	p.equal("generation", p.get(current).Generation, uint32(rounds+1))
+	p.must(Linearizable(first, history.calls))
+}
+
+// lostAnswers has clients that forget what they were answered and ask again.
+func lostAnswers(p *probe) {
+	const clients, rounds = 8, 10
+	current, _ := p.begin(uuid.New())
+	first := current.Encode()
+	history := recorder{start: time.Now()}
+	for range rounds {
+		held := make([]session.Token, clients)
+		together(clients, func(i int) {
+			for range 1 + i%3 { // all but the last answer are lost
+				call := Call{Client: clients + i, Token: current.Encode(), Begin: history.now()}
+				_, _, err := refresh(p.ctx, p.Peer, p.codec, current)
+				call.End, call.Lost = history.now(), true
+				history.add(call, err)
+			}
+			_, held[i] = history.refresh(p, i, current)
+		})
+		p.must(history.err)
+		for _, token := range held {
+			p.equal("every client holds the same token", token == held[0], true)
+		}
+		current = held[0]
+	}
+	p.must(Linearizable(first, history.calls))
+	p.turn(current)
+}
+
+// endRacesRefresh has two clients that hold the same token follow the chain while the session
+// is ended: what begins after the end was answered is refused.
+func endRacesRefresh(p *probe) {
+	for round := range 20 {
+		token, _ := p.begin(uuid.New())
+		history := recorder{start: time.Now()}
+		turns := make(chan struct{}, 1000)
+		together(2, func(i int) {
+			if i == 1 {
+				for range round % 5 { // end it at another point in each round
+					<-turns
+				}
+				call := Call{Client: 2, Ends: true, Begin: history.now()}
+				err := p.Store.Delete(p.ctx, token.UserID(), token.SessionID())
+				call.End = history.now()
+				history.add(call, err)
+				return
+			}
+			for held := token; held != (session.Token{}); {
+				var next [2]session.Token
+				together(2, func(i int) { _, next[i] = history.refresh(p, i, held) })
+				held = next[0]
+				select {
+				case turns <- struct{}{}:
+				default:
+				}
+			}
+		})
+		p.must(history.err)
+		p.must(Linearizable(token.Encode(), history.calls))
+		p.answers("a token after the end", token, session.Gone)
+	}
+}
+
+// anySequence compares long random sequences with the table in package session's comment,
+// written down once more, as plainly as can be.
+func anySequence(p *probe) {
+	for seed := range uint64(12) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		user := uuid.New()
+		current, _ := p.begin(user)
+		minted := []session.Token{current}
+		var previous session.Token
+		var windowEnd, idleEnd = time.Duration(0), p.clock.Skew() + idleTTL
+		absoluteEnd := p.clock.Skew() + maxAge
+		stopped, reissued := false, false
+		for step := 0; step < 60; step++ {
+			where := fmt.Sprintf("seed %d step %d", seed, step)
+			switch rng.IntN(12) {
+			case 0, 1:
+				p.clock.Advance(grace * time.Duration(rng.IntN(3)*2+1) / 4) // a quarter, three, five quarters
+				continue
+			case 2:
+				if rng.IntN(8) == 0 {
+					p.clock.Advance(idleTTL * time.Duration(rng.IntN(2)*2+1) / 2)
+				}
+				continue
+			}
+			now := p.clock.Skew()
+			if rng.IntN(10) == 0 && !stopped && now < min(idleEnd, absoluteEnd) {
+				fresh := p.codec.Mint(user, current.SessionID(), current.Generation()+1)
+				_, err := p.either().Reissue(p.ctx, session.Reissue{UserID: user, SessionID: current.SessionID(), Generation: fresh.Generation(), Hash: fresh.Hash(), Grace: grace, IdleTTL: idleTTL})
+				p.must(err)
+				previous, current, reissued = current, fresh, true
+				windowEnd, idleEnd = now+grace, now+idleTTL
+				minted = append(minted, fresh)
+				continue
+			}
+			presented := current
+			switch rng.IntN(8) {
+			case 0, 1:
+				presented = previous
+			case 2:
+				if rng.IntN(3) == 0 {
+					presented = minted[rng.IntN(len(minted))]
+				}
+			case 3:
+				if rng.IntN(3) == 0 {
+					presented = p.codec.Mint(user, current.SessionID(), current.Generation()+uint32(rng.IntN(3)))
+				}
+			}
+			if presented == (session.Token{}) {
+				continue
+			}
+			want := session.Reused
+			switch {
+			case !stopped && now >= min(idleEnd, absoluteEnd):
+				want = session.Gone
+			case stopped:
+			case presented == current || presented.Generation() > current.Generation():
+				want = session.Turned
+			case presented == previous && now < windowEnd && reissued:
+				want = session.Gone
+			case presented == previous && now < windowEnd:
+				want = session.Replayed
+			}
+			rotated, next := p.refresh(presented)
+			p.equal(where, rotated.Outcome, want)
+			switch want {
+			case session.Turned:
+				previous, current, reissued = presented, next, false
+				windowEnd, idleEnd = now+grace, now+idleTTL
+				minted = append(minted, next)
+				p.equal(where+": generation", rotated.Session.Generation, next.Generation())
+			case session.Replayed:
+				p.equal(where+": successor", next == current, true)
+			case session.Reused:
+				stopped = true
+				if rng.IntN(3) == 0 {
+					step = 60 // nothing new will happen
+				}
+			}
+			listed := !stopped && now < min(idleEnd, absoluteEnd)
+			p.equal(where+": listed", slices.Contains(p.list(user), current.SessionID()), listed)
+		}
+	}
+}

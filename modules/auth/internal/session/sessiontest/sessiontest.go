@@ -1,0 +1,244 @@
+// Package sessiontest holds the rules of a session store as checks that every implementation
+// runs, and the model against which recorded histories of refreshes are checked.
+//
+// A check returns an error instead of failing a test, so that tests can also show that it
+// finds what it is there to find: the mutants of the implementations.
+package sessiontest
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+)
+
+// Engine is what an implementation brings to the suite.
+type Engine struct {
+	Store session.Store
+	Peer  session.Store // the same sessions, as another server sees them
+
+	// Dump returns every key and every value that is kept.
+	Dump func(context.Context) ([][]byte, error)
+	// Purges reports that expired sessions stay until Purge.
+	Purges bool
+}
+
+// Open makes an engine without sessions, whose clock is ahead by skew.
+type Open func(t testing.TB, skew func() time.Duration) Engine
+
+// Run runs every check, each on an engine of its own.
+func Run(t *testing.T, open Open) {
+	for _, check := range Checks() {
+		t.Run(strings.ReplaceAll(check.Name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			if err := check.Run(t, open); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// Check is one rule.
+type Check struct {
+	Name string
+	body func(*probe)
+}
+
+// Run returns how the rule is broken, or nil.
+func (c Check) Run(t testing.TB, open Open) (err error) {
+	clock := new(Clock)
+	codec, err := session.NewCodec("the secret of the session tests, which is long")
+	if err != nil {
+		return err
+	}
+	p := &probe{Engine: open(t, clock.Skew), clock: clock, codec: codec, ctx: t.Context()}
+	defer func() {
+		switch broken := recover().(type) {
+		case nil:
+		case violation:
+			err = broken
+		default:
+			panic(broken)
+		}
+	}()
+	c.body(p)
+	return nil
+}
+
+// Named returns the check with a name of [Checks].
+func Named(name string) Check {
+	for _, c := range Checks() {
+		if c.Name == name {
+			return c
+		}
+	}
+	panic("no check is named " + name)
+}
+
+// Clock moves an engine's time without waiting.
+type Clock struct{ ahead atomic.Int64 }
+
+// Advance moves the time on.
+func (c *Clock) Advance(d time.Duration) { c.ahead.Add(int64(d)) }
+
+// Skew is how far the clock is ahead.
+func (c *Clock) Skew() time.Duration { return time.Duration(c.ahead.Load()) }
+
+// The limits that checks use unless they are about others. Time that passes for real while a
+// check runs is short beside each of them and beside every distance from them.
+const (
+	grace   = 10 * time.Minute
+	idleTTL = 120 * time.Hour
+	maxAge  = 720 * time.Hour
+)
+
+// violation is a broken rule; the probe ends a check with it.
+type violation struct{ error }
+
+// probe is what a check works with.
+type probe struct {
+	Engine
+	clock *Clock
+	codec *session.Codec
+	ctx   context.Context
+	peer  atomic.Bool
+}
+
+func (p *probe) failf(format string, args ...any) { panic(violation{fmt.Errorf(format, args...)}) }
+
+func (p *probe) must(err error) {
+	if err != nil {
+		p.failf("unexpected error: %w", err)
+	}
+}
+
+func (p *probe) equal(what string, got, want any) {
+	if got != want {
+		p.failf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+// either alternates between the two servers.
+func (p *probe) either() session.Store {
+	if p.peer.Swap(!p.peer.Load()) {
+		return p.Peer
+	}
+	return p.Store
+}
+
+// begin signs a device in and returns its first token.
+func (p *probe) begin(user uuid.UUID, change ...func(*session.Start)) (session.Token, session.Started) {
+	token := p.codec.Mint(user, uuid.New(), 1)
+	start := session.Start{
+		ID: token.SessionID(), UserID: user, Hash: token.Hash(),
+		DeviceName: "phone", UserAgent: "agent/1", IP: "192.0.2.1", MaxAge: maxAge, IdleTTL: idleTTL,
+	}
+	for _, c := range change {
+		c(&start)
+	}
+	started, err := p.either().Create(p.ctx, start)
+	p.must(err)
+	return token, started
+}
+
+// refresh presents a token and returns the answer and, if there is one, the successor that
+// the client then holds.
+func (p *probe) refresh(presented session.Token, change ...func(*session.Rotation)) (session.Rotated, session.Token) {
+	rotated, next, err := refresh(p.ctx, p.either(), p.codec, presented, change...)
+	p.must(err)
+	return rotated, next
+}
+
+func refresh(ctx context.Context, store session.Store, codec *session.Codec, presented session.Token, change ...func(*session.Rotation)) (session.Rotated, session.Token, error) {
+	next, rotation := codec.Next(presented)
+	rotation.Grace, rotation.IdleTTL, rotation.UserAgent, rotation.IP = grace, idleTTL, "agent/2", "192.0.2.2"
+	for _, c := range change {
+		c(&rotation)
+	}
+	rotated, err := store.Rotate(ctx, rotation)
+	if err != nil {
+		return rotated, session.Token{}, err
+	}
+	switch rotated.Outcome {
+	case session.Turned:
+		return rotated, next, nil
+	case session.Replayed:
+		next, err := session.OpenNext(presented, rotated.Sealed)
+		return rotated, next, err
+	}
+	return rotated, session.Token{}, nil
+}
+
+// turn rotates a token that must be the current one.
+func (p *probe) turn(presented session.Token, change ...func(*session.Rotation)) session.Token {
+	rotated, next := p.refresh(presented, change...)
+	p.equal("refresh with the current token", rotated.Outcome, session.Turned)
+	return next
+}
+
+// answers requires an outcome.
+func (p *probe) answers(what string, presented session.Token, want session.Outcome) session.Rotated {
+	rotated, _ := p.refresh(presented)
+	p.equal(what, rotated.Outcome, want)
+	return rotated
+}
+
+func (p *probe) get(t session.Token) session.Session {
+	one, err := p.either().Get(p.ctx, t.UserID(), t.SessionID())
+	p.must(err)
+	return one
+}
+
+func (p *probe) list(user uuid.UUID) []uuid.UUID {
+	sessions, err := p.either().List(p.ctx, user)
+	p.must(err)
+	var ids []uuid.UUID
+	for _, one := range sessions {
+		ids = append(ids, one.ID)
+	}
+	return ids
+}
+
+// walk returns the ids that match, without repeats.
+func (p *probe) walk(f session.Filter) map[uuid.UUID]session.Session {
+	found := map[uuid.UUID]session.Session{}
+	for one, err := range p.either().Walk(p.ctx, f) {
+		p.must(err)
+		found[one.ID] = one
+	}
+	return found
+}
+
+func (p *probe) marked() map[uuid.UUID]session.Marked {
+	marked, err := p.either().Reused(p.ctx, 1000)
+	p.must(err)
+	found := map[uuid.UUID]session.Marked{}
+	for _, m := range marked {
+		found[m.Session.ID] = m
+	}
+	return found
+}
+
+// together runs n calls of one begin at once and waits for all of them.
+func together(n int, call func(i int)) {
+	var ready, done sync.WaitGroup
+	start := make(chan struct{})
+	for i := range n {
+		ready.Add(1)
+		done.Go(func() {
+			ready.Done()
+			<-start
+			call(i)
+		})
+	}
+	ready.Wait()
+	close(start)
+	done.Wait()
+}
