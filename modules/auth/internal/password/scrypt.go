@@ -51,13 +51,13 @@ func parseScrypt(rest string) (hash, error) {
 	return h.decodePair(base64.RawStdEncoding, parts[1], parts[2])
 }
 
-// parseDjangoScrypt reads salt$N$r$p$digest; the salt is used as it is written.
+// parseDjangoScrypt reads N$salt$r$p$digest; the salt is used as it is written.
 func parseDjangoScrypt(rest string) (hash, error) {
 	parts, err := split(rest, 5)
 	if err != nil {
 		return hash{}, err
 	}
-	n, err := numbers(fmt.Sprintf("n=%s,r=%s,p=%s", parts[1], parts[2], parts[3]), "n", "r", "p")
+	n, err := numbers(fmt.Sprintf("n=%s,r=%s,p=%s", parts[0], parts[2], parts[3]), "n", "r", "p")
 	if err != nil {
 		return hash{}, err
 	}
@@ -66,8 +66,8 @@ func parseDjangoScrypt(rest string) (hash, error) {
 		logN++
 	}
 	r, p := n[1], n[2]
-	h := hash{scheme: Scrypt, salt: []byte(parts[0]), encode: func(salt, digest []byte) string {
-		return fmt.Sprintf("scrypt$%s$%d$%d$%d$%s", salt, 1<<logN, r, p, base64.StdEncoding.EncodeToString(digest))
+	h := hash{scheme: Scrypt, salt: []byte(parts[1]), encode: func(salt, digest []byte) string {
+		return fmt.Sprintf("scrypt$%d$%s$%d$%d$%s", 1<<logN, salt, r, p, base64.StdEncoding.EncodeToString(digest))
 	}}
 	if h.derive, err = scryptKey(logN, r, p); err != nil {
 		return hash{}, err

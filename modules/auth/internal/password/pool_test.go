@@ -1,0 +1,260 @@
+package password
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// clock is a time that stands still until a test moves it.
+type clock struct{ atomic.Int64 }
+
+func (c *clock) now() time.Time { return time.Unix(0, c.Load()) }
+
+// startPool has one worker, held busy until release is called.
+func startPool(t *testing.T, cfg Config) (p *Pool, c *clock, release func()) {
+	t.Helper()
+	cfg.Workers = 1
+	p, err := NewPool(cfg, prometheus.NewRegistry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = new(clock)
+	p.mu.Lock()
+	p.now = c.now
+	p.mu.Unlock()
+	held, let := make(chan struct{}), make(chan struct{})
+	var all sync.WaitGroup
+	all.Go(func() {
+		_ = p.Do(context.Background(), func() error { close(held); <-let; return nil })
+	})
+	<-held
+	release = sync.OnceFunc(func() { close(let); all.Wait() })
+	t.Cleanup(func() { release(); p.Close() })
+	return p, c, release
+}
+
+// queue waits until so many wait.
+func queue(t *testing.T, p *Pool, n int) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); p.Stats().Queued != n; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d wait, want %d", p.Stats().Queued, n)
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// order enqueues three, lets pass what passes, and returns in which order they ran.
+func order(t *testing.T, between func(*clock)) []int {
+	p, c, release := startPool(t, Config{QueueWait: time.Minute})
+	var ran []int // by the only worker
+	var all sync.WaitGroup
+	for i := range 3 {
+		all.Go(func() {
+			if err := p.Do(t.Context(), func() error { ran = append(ran, i); return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+		queue(t, p, i+1)
+	}
+	between(c)
+	release()
+	all.Wait()
+	return ran
+}
+
+func TestTheOldestIsNext(t *testing.T) {
+	t.Parallel()
+	if got := order(t, func(c *clock) { c.Add(int64(29 * time.Second)) }); !slices.Equal(got, []int{0, 1, 2}) {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestTheNewestIsNextWhenTheWaitIsTooLong(t *testing.T) {
+	t.Parallel()
+	if got := order(t, func(c *clock) { c.Add(int64(31 * time.Second)) }); !slices.Equal(got, []int{2, 1, 0}) {
+		t.Errorf("%v", got)
+	}
+}
+
+func TestOneMoreThanTheQueueHoldsIsTurnedAwayAtOnce(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{Queue: 2, QueueWait: time.Minute})
+	var all sync.WaitGroup
+	for i := range 2 {
+		all.Go(func() { _ = p.Do(t.Context(), func() error { return nil }) })
+		queue(t, p, i+1)
+	}
+	var f *fault.Fault
+	err := p.Do(t.Context(), func() error { t.Error("it ran"); return nil })
+	if !errors.Is(err, ErrOverloaded) || !errors.As(err, &f) || f.RetryAfter < time.Second || f.RetryAfter > 31*time.Second {
+		t.Errorf("%v", err)
+	}
+	release()
+	all.Wait()
+	if err := p.Do(t.Context(), func() error { return nil }); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func TestWhoWaitsTooLongIsTurnedAwayUnhashed(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{QueueWait: time.Millisecond})
+	err := p.Do(t.Context(), func() error { t.Error("it ran"); return nil })
+	if !errors.Is(err, ErrOverloaded) {
+		t.Errorf("%v", err)
+	}
+	if n := p.Stats().Queued; n != 0 {
+		t.Errorf("%d wait", n)
+	}
+	release()
+}
+
+func TestWhoLeavesIsForgotten(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{QueueWait: time.Minute})
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	all.Go(func() {
+		if err := p.Do(ctx, func() error { t.Error("it ran"); return nil }); !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+	})
+	queue(t, p, 1)
+	cancel()
+	all.Wait()
+	queue(t, p, 0)
+	release()
+}
+
+func TestThoseRefusedTogetherAreToldDifferentTimes(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{})
+	p.mu.Lock()
+	p.smooth = 20 * time.Second
+	p.queue.PushBack(&job{})
+	told := make(map[time.Duration]bool)
+	for range 100 {
+		var f *fault.Fault
+		if !errors.As(p.overloaded(), &f) {
+			t.Fatal("no fault")
+		}
+		told[f.RetryAfter] = true
+	}
+	p.queue.Init()
+	p.mu.Unlock()
+	if len(told) < 3 {
+		t.Errorf("%v", told)
+	}
+	release()
+}
+
+func TestAPanicFailsOneHashOnly(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{})
+	release()
+	if err := p.Do(t.Context(), func() error { panic("odd") }); err == nil || !strings.Contains(err.Error(), "panic: odd") {
+		t.Errorf("%v", err)
+	}
+	want := errors.New("its own")
+	if err := p.Do(t.Context(), func() error { return want }); !errors.Is(err, want) {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func TestCloseTurnsAwayWhatWaitsAndFinishesWhatRuns(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{QueueWait: time.Minute})
+	var all sync.WaitGroup
+	all.Go(func() {
+		if err := p.Do(t.Context(), func() error { t.Error("it ran"); return nil }); !errors.Is(err, ErrClosed) {
+			t.Errorf("%v", err)
+		}
+	})
+	queue(t, p, 1)
+	closed := make(chan struct{})
+	all.Go(func() { p.Close(); close(closed) })
+	queue(t, p, 0)
+	select {
+	case <-closed:
+		t.Error("closed while a hash runs")
+	default:
+	}
+	release()
+	<-closed
+	all.Wait()
+	if err := p.Do(t.Context(), func() error { return nil }); !errors.Is(err, ErrClosed) {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestMoreThanTheWorkersNeverRunAtOnce(t *testing.T) {
+	t.Parallel()
+	p, err := NewPool(Config{Workers: 3}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	var running, most atomic.Int32
+	var all sync.WaitGroup
+	for range 200 {
+		all.Go(func() {
+			if err := p.Do(t.Context(), func() error {
+				n := running.Add(1)
+				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+				}
+				running.Add(-1)
+				return nil
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if most.Load() > 3 {
+		t.Errorf("%d at once", most.Load())
+	}
+}
+
+func TestTheMetricsOfThePool(t *testing.T) {
+	t.Parallel()
+	reg := prometheus.NewRegistry()
+	p, err := NewPool(Config{Workers: 2}, reg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if err := p.Do(t.Context(), func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, f := range families {
+		names = append(names, f.GetName())
+	}
+	want := []string{"authctl_password_hash_queue", "authctl_password_hash_rejected_total", "authctl_password_hash_seconds",
+		"authctl_password_hash_wait_seconds", "authctl_password_hash_workers"}
+	if !slices.Equal(names, want) {
+		t.Errorf("%v", names)
+	}
+	if _, err := NewPool(Config{}, reg); err == nil {
+		t.Error("registered twice")
+	}
+	if !strings.Contains(fmt.Sprint(families), "sample_count:1") {
+		t.Error("nothing was observed")
+	}
+}
