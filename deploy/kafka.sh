@@ -29,16 +29,19 @@ EOF
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 
-say() { printf '%s\n' "kafka.sh: $*" >&2; }
-die() { say "$1"; exit "${2:-1}"; }
+# shellcheck source-path=SCRIPTDIR source=process.sh
+. "$here/process.sh"
+
 misused() { say "$1"; usage >&2; exit 2; }
 
-find_java() {
-  java=java
-  if [ -n "${JAVA_HOME:-}" ] && [ -x "$JAVA_HOME/bin/java" ]; then java=$JAVA_HOME/bin/java; fi
-  local version
-  version=$("$java" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1) || true
-  [ "${version:-0}" -ge 17 ] || die "needs Java 17 or newer; found ${version:-none}" 3
+find_java() { # sets $java
+  local candidate version
+  for candidate in ${JAVA_HOME:+"$JAVA_HOME/bin/java"} java /usr/lib/jvm/*/bin/java; do
+    version=$("$candidate" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1) || true
+    java=$candidate
+    [ "${version:-0}" -lt 17 ] || return 0
+  done
+  die "needs Java 17 or newer" 3
 }
 
 # install sets $jars. The folder is named for the pom, so that a new version is a new folder,
@@ -70,27 +73,9 @@ install() {
 kafka() { # HEAP CLASS [ARG]...; becomes the process
   local heap=$1
   shift
-  # A session of its own, where that can be had: Ctrl-C at the terminal must reach only the
-  # script, which knows in what order to stop things.
-  local own=()
-  if command -v setsid >/dev/null; then own=(setsid); fi
-  exec ${own[@]+"${own[@]}"} "$java" "-Xms$heap" "-Xmx$heap" -XX:+UseG1GC -XX:MaxGCPauseMillis=20 \
+  alone "$java" "-Xms$heap" "-Xmx$heap" -XX:+UseG1GC -XX:MaxGCPauseMillis=20 \
     -XX:-UsePerfData -Djava.awt.headless=true -Dlog4j2.level="${KAFKA_LOG_LEVEL:-INFO}" \
     -cp "$jars/*" "$@"
-}
-
-port_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
-
-# pick_ports sets $base_port to the first of COUNT free ports in a row, below the range that
-# the system hands out by itself.
-pick_ports() { # COUNT
-  local attempt i
-  for attempt in {1..50}; do
-    base_port=$((20000 + (RANDOM % 1200) * 10))
-    for ((i = 0; i < $1; i++)); do port_free $((base_port + i)) || continue 2; done
-    return
-  done
-  die "found no $1 free ports in a row in $attempt attempts"
 }
 
 hosts() { # FIRST_PORT: the comma-separated addresses of one listener of every broker
@@ -143,7 +128,7 @@ EOF
 
 make_cluster() {
   rm -rf "$dir"/broker-[0-9]* # of an attempt that was cut short
-  if [ -z "$base_port" ]; then pick_ports $((3 * brokers)); fi
+  if [ -z "$base_port" ]; then base_port=$(free_ports $((3 * brokers))); fi
   local id pid pids=() scram_arg=()
   local cluster
   cluster=$(head -c 16 /dev/urandom | base64 | tr '+/' 'Aa' | tr -d '=\n')
@@ -164,17 +149,10 @@ make_cluster() {
   mv "$dir/cluster.new" "$dir/cluster"
 }
 
-# running prints the pid of a broker that lives. The process must be in the cluster's folder:
-# a pid left over from before may belong to anybody now.
-running() { # ID
-  local pid
-  pid=$(cat "$dir/broker-$1.pid" 2>/dev/null) && [ -n "$pid" ] && kill -0 "$pid" 2>/dev/null || return 1
-  if [ -d /proc/self ] && [ "$(readlink "/proc/$pid/cwd")" != "$dir" ]; then return 1; fi
-  printf '%s' "$pid"
-}
+broker() { running "$dir/broker-$1.pid" "$dir"; } # ID: prints its pid if it lives
 
 launch() { # ID: starts a broker without waiting for it
-  running "$1" >/dev/null && return
+  broker "$1" >/dev/null && return
   printf -- '--- start\n' >>"$dir/broker-$1.log"
   (cd "$dir" && kafka 512m kafka.Kafka "broker-$1.properties") </dev/null >>"$dir/broker-$1.log" 2>&1 &
   printf '%s\n' "$!" >"$dir/broker-$1.pid"
@@ -183,7 +161,7 @@ launch() { # ID: starts a broker without waiting for it
 await() { # ID: returns once a broker serves
   local deadline=$((SECONDS + 90))
   until awk '/^--- start/ { up = 0 } /Kafka Server started/ { up = 1 } END { exit !up }' "$dir/broker-$1.log"; do
-    running "$1" >/dev/null || { tail -n 15 "$dir/broker-$1.log" >&2; die "broker $1 ended: see $dir/broker-$1.log"; }
+    broker "$1" >/dev/null || { tail -n 15 "$dir/broker-$1.log" >&2; die "broker $1 ended: see $dir/broker-$1.log"; }
     [ $SECONDS -lt $deadline ] || die "broker $1 does not serve after 90 s: see $dir/broker-$1.log"
     sleep 0.2
   done
@@ -230,17 +208,17 @@ stop() {
   dir=$(cd "$dir" && pwd -P)
   local id pid
   for id in $(ids); do
-    if pid=$(running "$id"); then kill -KILL "$pid" 2>/dev/null || true; fi
+    if pid=$(broker "$id"); then kill -KILL "$pid" 2>/dev/null || true; fi
   done
   for id in $(ids); do
-    while running "$id" >/dev/null; do sleep 0.05; done
+    while broker "$id" >/dev/null; do sleep 0.05; done
     rm -f "$dir/broker-$id.pid"
   done
 }
 
 command=${1:-}
 [ $# -gt 0 ] && shift
-dir='' brokers=1 base_port='' scram='' settings=() broker=''
+dir='' brokers=1 base_port='' scram='' settings=() id=''
 while [ $# -gt 0 ]; do
   case $1 in
     --dir | --brokers | --base-port | --scram | --set)
@@ -254,7 +232,7 @@ while [ $# -gt 0 ]; do
       esac
       shift 2
       ;;
-    [1-9]*) broker=$1; shift ;;
+    [1-9]*) id=$1; shift ;;
     *) misused "unknown argument $1" ;;
   esac
 done
@@ -267,7 +245,7 @@ esac
 
 case $command in
   start) start ;;
-  start-broker) [ -n "$broker" ] || misused "start-broker needs a broker's ID"; start_broker "$broker" ;;
+  start-broker) [ -n "$id" ] || misused "start-broker needs a broker's ID"; start_broker "$id" ;;
   stop) stop ;;
   install) find_java; install; printf '%s\n' "$jars" ;;
   -h | --help | help) usage ;;

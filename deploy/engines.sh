@@ -1,0 +1,319 @@
+#!/usr/bin/env bash
+# Brings up what the tests run against: PostgreSQL, Redis and Kafka, on loopback, with data of
+# their own outside the tree.
+set -euo pipefail
+
+usage() {
+  cat <<'EOF'
+usage: deploy/engines.sh up [--dir DIR] [--demand]
+       deploy/engines.sh env|status|down [--dir DIR]
+
+up      starts the engines, or finds them started, and prints the variables that tests read:
+        as containers where a container engine answers, else as processes from the system's
+        packages, which it installs where apt-get and the right to use it are there, and Kafka
+        from its Maven artifacts. An engine that an AUTHCTL_TEST_… variable already names is
+        left as it is. What cannot be had is left out, and said; with --demand that is a failure.
+env     prints the variables again, for:  eval "$(deploy/engines.sh env)"
+status  says which engines run, and where.
+down    stops what up has started in DIR, and removes DIR.
+
+DIR defaults to a folder of the user's under $TMPDIR or /tmp.
+EOF
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=process.sh
+. "$here/process.sh"
+
+misused() { say "$1"; usage >&2; exit 2; }
+
+is_root() { [ "$(id -u)" = 0 ]; }
+as_root() { if is_root; then "$@"; else sudo -n "$@"; fi; }
+
+# --- the folder -----------------------------------------------------------------------------
+# It holds: password, env (what up prints), report (what status prints), and a folder for each
+# engine or the name of a Compose project.
+
+make_dir() {
+  if [ ! -d "$dir" ]; then
+    mkdir -p "${dir%/*}"
+    mkdir -m 711 "$dir"
+  fi
+  dir=$(cd "$dir" && pwd -P)
+  # Under /tmp the name could have been taken by somebody else.
+  [ -O "$dir" ] || die "$dir belongs to another user: choose one with --dir"
+  if [ ! -f "$dir/password" ]; then
+    (umask 077 && head -c 24 /dev/urandom | base64 | tr '+/' 'Aa' >"$dir/password")
+  fi
+  password=$(cat "$dir/password")
+}
+
+# found records an engine: where it is, for people and for tests.
+found() { # ENGINE VARIABLE VALUE DESCRIPTION
+  printf "export %s='%s'\n" "$2" "$3" >>"$dir/env"
+  printf '%-10s  %s\n' "$1" "$4" >>"$dir/report"
+}
+
+missing=()
+lacks() { # ENGINE REASON
+  printf '%-10s  none (%s): %s\n' "$1" "$2" "$(stand_in "$1")" >>"$dir/report"
+  missing+=("$1")
+}
+
+stand_in() {
+  case $1 in
+    PostgreSQL) printf 'its half of each test is skipped, SQLite runs' ;;
+    Redis) printf 'an in-process stand-in (miniredis) where that can show anything, else skipped' ;;
+    Kafka) printf 'an in-process stand-in (kfake) where that can show anything, else skipped' ;;
+  esac
+}
+
+given() { # ENGINE VARIABLE
+  [ -n "${!2:-}" ] || return 1
+  found "$1" "$2" "${!2}" "given by $2"
+}
+
+# --- containers -----------------------------------------------------------------------------
+
+compose() { docker compose --project-name "$(cat "$dir/project")" --file "$here/engines.yml" "$@"; }
+
+containers() {
+  command -v docker >/dev/null || return 1
+  # A client alone proves nothing, and one that talks to a dead socket may hang.
+  timeout 20 docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 || return 1
+  local wanted=() port
+  [ -n "${AUTHCTL_TEST_POSTGRES:-}" ] || wanted+=(postgres)
+  [ -n "${AUTHCTL_TEST_REDIS:-}" ] || wanted+=(redis)
+  [ -n "${AUTHCTL_TEST_KAFKA:-}" ] || wanted+=(kafka)
+  [ ${#wanted[@]} -gt 0 ] || return 1
+  port=$(free_ports 3)
+  printf 'authctl-engines-%s\n' "$port" >"$dir/project"
+  export ENGINES_PASSWORD=$password ENGINES_POSTGRES_PORT=$port
+  export ENGINES_REDIS_PORT=$((port + 1)) ENGINES_KAFKA_PORT=$((port + 2))
+  if ! compose up --detach --wait --quiet-pull "${wanted[@]}" >&2; then
+    say "the container engine answers but could not start them; going on without it"
+    compose logs --tail 20 >&2 || true
+    compose down --volumes >&2 || true
+    rm -f "$dir/project"
+    return 1
+  fi
+  given PostgreSQL AUTHCTL_TEST_POSTGRES || found PostgreSQL AUTHCTL_TEST_POSTGRES \
+    "postgres://postgres:$password@127.0.0.1:$port/postgres?sslmode=disable" "container, 127.0.0.1:$port"
+  given Redis AUTHCTL_TEST_REDIS || found Redis AUTHCTL_TEST_REDIS \
+    "redis://default:$password@127.0.0.1:$((port + 1))/0" "container, 127.0.0.1:$((port + 1))"
+  given Kafka AUTHCTL_TEST_KAFKA || found Kafka AUTHCTL_TEST_KAFKA \
+    "127.0.0.1:$((port + 2))" "container, 127.0.0.1:$((port + 2))"
+}
+
+# --- packages -------------------------------------------------------------------------------
+
+# postgres_bin prints the folder of the newest PostgreSQL server here.
+postgres_bin() {
+  local bin newest=''
+  for bin in "$(command -v postgres | xargs -r dirname)" $(printf '%s\n' /usr/lib/postgresql/*/bin | sort -V); do
+    if [ -x "$bin/postgres" ] && [ -x "$bin/initdb" ] && [ -x "$bin/pg_isready" ]; then newest=$bin; fi
+  done
+  [ -n "$newest" ] && printf '%s' "$newest"
+}
+
+has_java() {
+  local candidate
+  for candidate in java /usr/lib/jvm/*/bin/java; do
+    [ "$("$candidate" -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p' | head -n 1)" -ge 17 ] 2>/dev/null && return
+  done
+  return 1
+}
+
+# install_packages gets what is missing, if that is allowed. Its failure shows when an engine
+# is looked for.
+install_packages() {
+  local want=() java guard=''
+  [ -n "${AUTHCTL_TEST_POSTGRES:-}" ] || postgres_bin >/dev/null || want+=(postgresql)
+  [ -n "${AUTHCTL_TEST_REDIS:-}" ] || command -v redis-server >/dev/null || want+=(redis-server)
+  if [ -z "${AUTHCTL_TEST_KAFKA:-}" ]; then
+    command -v mvn >/dev/null || want+=(maven)
+    has_java || want+=(java)
+  fi
+  if [ ${#want[@]} = 0 ] || ! command -v apt-get >/dev/null; then return 0; fi
+  is_root || sudo -n true 2>/dev/null || return 0
+  say "installing ${want[*]}"
+  apt() { as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 "$@" </dev/null >>"$dir/apt.log" 2>&1; }
+  apt update || say "apt-get update failed: see $dir/apt.log"
+  for java in openjdk-21-jre-headless openjdk-17-jre-headless default-jre-headless; do
+    apt-cache show "$java" >/dev/null 2>&1 && break
+  done
+  # The packages would start servers of their own, on ports that are not ours to take.
+  if [ ! -e /usr/sbin/policy-rc.d ]; then
+    guard=/usr/sbin/policy-rc.d
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$guard" >/dev/null
+    as_root chmod 755 "$guard"
+  fi
+  apt install -y --no-install-recommends "${want[@]/#java/$java}" || tail -n 5 "$dir/apt.log" >&2
+  [ -z "$guard" ] || as_root rm -f "$guard"
+}
+
+# postgres_as runs a command as a user that PostgreSQL agrees to run as: it refuses root.
+postgres_as() { # COMMAND [ARG]...
+  if is_root; then
+    alone setpriv --reuid=postgres --regid=postgres --init-groups "$@"
+  fi
+  alone "$@"
+}
+
+# answers waits until COMMAND succeeds, and fails when the process ends or takes a minute.
+answers() { # PID COMMAND [ARG]...
+  local pid=$1 deadline=$((SECONDS + 60))
+  shift
+  until "$@" >/dev/null 2>&1; do
+    kill -0 "$pid" 2>/dev/null && [ $SECONDS -lt $deadline ] || return 1
+    sleep 0.1
+  done
+}
+
+start_postgres() {
+  given PostgreSQL AUTHCTL_TEST_POSTGRES && return
+  local bin data=$dir/postgres port
+  bin=$(postgres_bin) || { lacks PostgreSQL 'no server installed, and none could be'; return; }
+  if is_root && ! id postgres >/dev/null 2>&1; then
+    lacks PostgreSQL 'it refuses to run as root, and there is no user postgres'
+    return
+  fi
+  mkdir -m 700 "$data"
+  (umask 077 && cp "$dir/password" "$dir/postgres.password")
+  if is_root; then chown postgres: "$data" "$dir/postgres.password"; fi
+  (cd "$data" && postgres_as "$bin/initdb" -D "$data" -U postgres --encoding=UTF8 --locale=C --no-sync \
+    --auth=scram-sha-256 --pwfile="$dir/postgres.password") </dev/null >"$dir/postgres.log" 2>&1 ||
+    { lacks PostgreSQL "initdb failed, see $dir/postgres.log"; return; }
+  port=$(free_ports 1)
+  (cd "$data" && postgres_as "$bin/postgres" -D "$data" -c listen_addresses=127.0.0.1 -c port="$port" \
+    -c unix_socket_directories= -c max_connections=500 -c max_prepared_transactions=50 \
+    -c max_locks_per_transaction=256) </dev/null >>"$dir/postgres.log" 2>&1 &
+  printf '%s\n' "$!" >"$dir/postgres.pid"
+  answers "$!" "$bin/pg_isready" -h 127.0.0.1 -p "$port" ||
+    { lacks PostgreSQL "it does not answer, see $dir/postgres.log"; return; }
+  found PostgreSQL AUTHCTL_TEST_POSTGRES "postgres://postgres:$password@127.0.0.1:$port/postgres?sslmode=disable" \
+    "$("$bin/postgres" --version | sed 's/^[^0-9]*\([0-9.]*\).*/\1/'), a process, 127.0.0.1:$port"
+}
+
+start_redis() {
+  given Redis AUTHCTL_TEST_REDIS && return
+  local port data=$dir/redis
+  command -v redis-server >/dev/null || { lacks Redis 'no server installed, and none could be'; return; }
+  mkdir -m 700 "$data"
+  port=$(free_ports 1)
+  # By a file: arguments can be read by every process.
+  cat >"$data/redis.conf" <<EOF
+bind 127.0.0.1
+port $port
+dir $data
+requirepass $password
+save ""
+appendonly no
+maxmemory-policy noeviction
+EOF
+  (cd "$data" && alone redis-server redis.conf) </dev/null >"$dir/redis.log" 2>&1 &
+  printf '%s\n' "$!" >"$dir/redis.pid"
+  REDISCLI_AUTH=$password answers "$!" redis-cli -e -h 127.0.0.1 -p "$port" ping ||
+    { lacks Redis "it does not answer, see $dir/redis.log"; return; }
+  found Redis AUTHCTL_TEST_REDIS "redis://default:$password@127.0.0.1:$port/0" \
+    "$(redis-server --version | sed 's/.*v=\([0-9.]*\).*/\1/'), a process, 127.0.0.1:$port"
+}
+
+start_kafka() {
+  given Kafka AUTHCTL_TEST_KAFKA && return
+  local brokers
+  if ! brokers=$("$here/kafka.sh" start --dir "$dir/kafka" 2>"$dir/kafka.log"); then
+    tail -n 5 "$dir/kafka.log" >&2
+    lacks Kafka "$(tail -n 1 "$dir/kafka.log" | sed 's/^kafka.sh: //')"
+    return
+  fi
+  brokers=${brokers#BROKERS=}
+  found Kafka AUTHCTL_TEST_KAFKA "$brokers" \
+    "$(sed -n '/<artifactId>kafka_/{n;s/.*<version>\(.*\)<.*/\1/p;}' "$here/kafka/pom.xml"), a process, $brokers"
+}
+
+# --- commands -------------------------------------------------------------------------------
+
+# stands reports whether all that up has started in the folder still runs.
+stands() {
+  [ -f "$dir/env" ] || return 1
+  if [ -f "$dir/project" ]; then
+    [ "$(compose ps --quiet --status running | wc -l)" -ge "$(compose ps --quiet --all | wc -l)" ] || return 1
+  fi
+  [ ! -d "$dir/postgres" ] || running "$dir/postgres.pid" "$dir/postgres" >/dev/null || return 1
+  [ ! -d "$dir/redis" ] || running "$dir/redis.pid" "$dir/redis" >/dev/null || return 1
+  [ ! -d "$dir/kafka" ] || running "$dir/kafka/broker-1.pid" "$dir/kafka" >/dev/null || return 1
+}
+
+up() {
+  if [ -d "$dir" ]; then
+    dir=$(cd "$dir" && pwd -P)
+    if stands && ! grep -q ' none (' "$dir/report"; then
+      cat "$dir/report" >&2
+      cat "$dir/env"
+      return
+    fi
+  fi
+  down
+  make_dir
+  trap down EXIT
+  trap 'exit 130' INT TERM HUP
+  (umask 077 && : >"$dir/env")
+  if ! containers; then
+    install_packages
+    start_postgres
+    start_redis
+    start_kafka
+  fi
+  cat "$dir/report" >&2
+  if [ -n "$demand" ] && [ ${#missing[@]} -gt 0 ]; then
+    die "real engines are demanded, and missing: ${missing[*]}"
+  fi
+  trap - EXIT INT TERM HUP
+  cat "$dir/env"
+}
+
+end() { # PID_FILE DIR SIGNAL
+  local pid
+  if ! pid=$(running "$1" "$2"); then return 0; fi
+  kill "-$3" "$pid"
+  while running "$1" "$2" >/dev/null; do sleep 0.05; done
+}
+
+down() {
+  [ -d "$dir" ] || return 0
+  dir=$(cd "$dir" && pwd -P)
+  [ -f "$dir/password" ] || die "$dir was not made by engines.sh up"
+  if [ -f "$dir/project" ]; then
+    ENGINES_PASSWORD=- ENGINES_POSTGRES_PORT=1 ENGINES_REDIS_PORT=2 ENGINES_KAFKA_PORT=3 compose down --volumes >&2
+  fi
+  "$here/kafka.sh" stop --dir "$dir/kafka"
+  end "$dir/redis.pid" "$dir/redis" KILL
+  end "$dir/postgres.pid" "$dir/postgres" QUIT
+  rm -rf "$dir"
+}
+
+command=${1:-}
+[ $# -gt 0 ] && shift
+dir=${TMPDIR:-/tmp}/authctl-engines-$(id -u) demand=''
+while [ $# -gt 0 ]; do
+  case $1 in
+    --dir) [ $# -gt 1 ] || misused "--dir needs a value"; dir=$2; shift 2 ;;
+    --demand) demand=1; shift ;;
+    *) misused "unknown argument $1" ;;
+  esac
+done
+
+case $command in
+  up) up ;;
+  down) down ;;
+  env) cat "$dir/env" 2>/dev/null || die "nothing is up in $dir" ;;
+  status)
+    [ -f "$dir/report" ] || die "nothing is up in $dir"
+    dir=$(cd "$dir" && pwd -P)
+    cat "$dir/report"
+    stands || die "not all of it runs any more"
+    ;;
+  -h | --help | help) usage ;;
+  *) misused "what to do?" ;;
+esac

@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Everything that has to hold, in one command: formatting, vet, lint, the build, and the tests
+# with the race detector against real PostgreSQL, Redis and Kafka, which it brings itself.
+set -euo pipefail
+
+usage() {
+  cat <<'EOF'
+usage: ./deploy/test.sh [--demand] [--keep] [GO_TEST_ARGUMENT]...
+
+With arguments, such as  ./modules/outbox/... -run Relay,  only those tests run.
+
+--demand  a real engine that cannot be had is a failure, and so is a missing C compiler, which
+          the race detector needs (AUTHCTL_TEST_DEMAND=1 does the same)
+--keep    leave the engines up for the next run; deploy/engines.sh down ends them
+
+Environment: AUTHCTL_CACHE, where Kafka and the linter are kept (default ~/.cache/authctl).
+EOF
+}
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source-path=SCRIPTDIR source=process.sh
+. "$here/process.sh"
+cd "$here/.."
+
+golangci=v2.15.0
+
+demand=${AUTHCTL_TEST_DEMAND:+--demand} keep='' go_args=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --demand) demand=--demand ;;
+    --keep) keep=1 ;;
+    -h | --help) usage; exit ;;
+    *) go_args=("$@"); break ;;
+  esac
+  shift
+done
+command -v go >/dev/null || die "needs Go: the version is in go.mod"
+
+# The engines are this run's own and go with it, unless there are some that were left up.
+scratch=$(mktemp -d)
+engines=$scratch/engines
+chmod 711 "$scratch"
+clean() {
+  [ -z "$keep" ] && "$here/engines.sh" down --dir "$engines"
+  rm -rf "$scratch"
+}
+trap clean EXIT
+trap 'exit 130' INT TERM HUP
+if [ -n "$keep" ] || "$here/engines.sh" status >/dev/null 2>&1; then
+  keep=1
+  env=$("$here/engines.sh" up ${demand:+"$demand"})
+  say "the engines stay up: deploy/engines.sh down ends them"
+else
+  env=$("$here/engines.sh" up --dir "$engines" ${demand:+"$demand"})
+fi
+eval "$env"
+if [ -n "$demand" ]; then export AUTHCTL_TEST_DEMAND=1; fi
+
+# --- the steps ------------------------------------------------------------------------------
+
+formatting() {
+  local files
+  files=$(gofmt -l .) || return
+  [ -z "$files" ] || { printf 'not formatted (gofmt -w would do it):\n%s\n' "$files"; return 1; }
+}
+
+scripts() {
+  if ! command -v shellcheck >/dev/null; then
+    echo "shellcheck is not installed: skipped"
+    return
+  fi
+  shellcheck -x deploy/*.sh .ci/run
+}
+
+# lint runs the linter's released source at its pinned version, built once a Go version.
+lint() {
+  local bin attempt
+  bin=${AUTHCTL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/authctl}/golangci-lint-$golangci-$(go env GOVERSION)
+  for attempt in 1 2 3; do
+    [ -x "$bin/golangci-lint" ] && break
+    GOBIN=$bin GOFLAGS='' go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$golangci" ||
+      sleep $((attempt * 3))
+  done
+  "$bin/golangci-lint" run --timeout 10m
+}
+
+build() {
+  CGO_ENABLED=0 go build -trimpath -o "$scratch/authctl" ./cmd/authctl || return
+  if ldd "$scratch/authctl" >/dev/null 2>&1; then echo "the binary is not static"; return 1; fi
+  "$scratch/authctl" version
+}
+
+tests() {
+  local race=-race
+  if ! command -v "$(go env CC)" >/dev/null; then
+    if [ -n "$demand" ]; then echo "the race detector needs a C compiler ($(go env CC))"; return 1; fi
+    echo "no C compiler: the race detector stays off"
+    race=''
+  fi
+  go test ${race:+"$race"} -count=1 -shuffle=on -timeout 20m "$@"
+}
+
+failed=()
+step() { # NAME COMMAND [ARG]...
+  local name=$1 begun=$SECONDS
+  shift
+  printf '\n--- %s\n' "$name"
+  # In a condition, set -e would be off within the function: each returns by itself.
+  if "$@"; then
+    printf -- '--- %s: ok, %d s\n' "$name" $((SECONDS - begun))
+  else
+    printf -- '--- %s: FAILED, %d s\n' "$name" $((SECONDS - begun))
+    failed+=("$name")
+  fi
+}
+
+if [ ${#go_args[@]} -gt 0 ]; then
+  step tests tests "${go_args[@]}"
+else
+  step formatting formatting
+  step scripts scripts
+  step vet go vet ./...
+  step build build
+  step lint lint
+  step tests tests ./...
+fi
+
+echo
+if [ ${#failed[@]} -gt 0 ]; then
+  echo "FAILED in $SECONDS s: ${failed[*]}"
+  exit 1
+fi
+echo "all good in $SECONDS s"
