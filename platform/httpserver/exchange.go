@@ -28,6 +28,8 @@ type exchange struct {
 	cause  error      // what the client is not told
 	stack  []byte     // of a panic
 	quiet  bool       // not worth more than a debug line
+
+	fields [13]zap.Field // room for the log line
 }
 
 type exchangeKey struct{}
@@ -210,8 +212,7 @@ func (s *Server) logRequest(fctx *fasthttp.RequestCtx, x *exchange, pattern, met
 	if !fctx.Response.IsBodyStream() {
 		bytes = len(fctx.Response.Body())
 	}
-	fields := make([]zap.Field, 0, 13)
-	fields = append(fields,
+	fields := append(x.fields[:0],
 		zap.String("method", method),
 		zap.String("route", pattern),
 		zap.String("path", cleanPath(fctx.URI().PathOriginal())),

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gofiber/swagger"
 	"go.uber.org/zap/zapcore"
 
 	"github.com/toppira/authctl/platform/httpserver"
@@ -61,6 +62,31 @@ func TestAPageGetsAPolicyUnderWhichItsOwnScriptsRun(t *testing.T) {
 	s.do(t, "GET", "/docs/missing.js", "").problem(t, 404, "not_found")
 	s.do(t, "GET", "/docs", "").problem(t, 404, "not_found")
 	s.do(t, "POST", "/docs/index.html", "").problem(t, 405, "method_not_allowed")
+}
+
+func TestTheSwaggerUIWorksBehindTheTable(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{}, httpserver.Route{Method: "GET", Path: "/swagger/*", Page: true, Handler: swagger.New(swagger.Config{URL: "doc.json"})})
+	// The first request decides the links of all, so it must not be able to choose them.
+	a := s.do(t, "GET", "/swagger/", "", "X-Forwarded-Prefix", "//evil.example")
+	if a.StatusCode != 301 || a.Header.Get("Location") != "/swagger/index.html" {
+		t.Errorf("%d to %q", a.StatusCode, a.Header.Get("Location"))
+	}
+	a = s.do(t, "GET", "/swagger/index.html", "")
+	_, after, _ := strings.Cut(a.body, "<script>")
+	script, _, found := strings.Cut(after, "</script>")
+	sum := sha256.Sum256([]byte(script))
+	if policy := a.Header.Get("Content-Security-Policy"); !found || !strings.Contains(policy, base64.StdEncoding.EncodeToString(sum[:])) {
+		t.Errorf("policy %q for script %q", policy, script)
+	}
+	if strings.Contains(a.body, "onload=") || strings.Contains(a.body, "<script type") {
+		t.Error("the page has scripts that its policy does not allow")
+	}
+	if a := s.do(t, "GET", "/swagger/swagger-ui.css", ""); a.StatusCode != 200 || len(a.body) < 1000 {
+		t.Errorf("style sheet: %d, %d bytes", a.StatusCode, len(a.body))
+	}
+	s.do(t, "GET", "/swagger/missing.js", "").problem(t, 404, "not_found")
+	s.do(t, "GET", "/swagger/../../etc/passwd", "").problem(t, 404, "not_found")
 }
 
 func TestHeadAnswersAsGetWithoutABody(t *testing.T) {

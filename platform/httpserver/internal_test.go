@@ -2,13 +2,25 @@ package httpserver
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"io"
+	"math/big"
 	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/valyala/fasthttp"
+	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/platform/fault"
 )
@@ -186,4 +198,99 @@ func FuzzCleanPath(f *testing.F) {
 			}
 		}
 	})
+}
+
+// starved is a listener out of file descriptors for its first accepts.
+type starved struct {
+	net.Listener
+	failures int
+}
+
+func (s *starved) Accept() (net.Conn, error) {
+	if s.failures > 0 {
+		s.failures--
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	near, far := net.Pipe()
+	_ = far.Close()
+	return near, nil
+}
+
+func TestBeingOutOfFilesPasses(t *testing.T) {
+	t.Parallel()
+	refused := 0
+	l := &listener{
+		Listener: &starved{failures: 3}, total: 1, perIP: 1, log: zap.NewNop(), closed: make(chan struct{}),
+		refused: func(limit string) { refused++ }, conns: map[*conn]struct{}{}, clients: map[netip.Prefix]int{},
+	}
+	if c, err := l.Accept(); err != nil || c == nil || refused != 3 {
+		t.Errorf("%v %v, %d times out of files", c, err, refused)
+	}
+}
+
+func TestAnIPv6ClientIsItsNetwork(t *testing.T) {
+	t.Parallel()
+	for addr, want := range map[string]string{
+		"192.0.2.7": "192.0.2.7/32", "2001:db8:1:2:3:4:5:6": "2001:db8:1:2::/64",
+	} {
+		if got := network(netip.MustParseAddr(addr)).String(); got != want {
+			t.Errorf("%s: %s", addr, got)
+		}
+	}
+}
+
+func TestAChangedCertificateIsServedWithoutARestart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cfg := TLSConfig{CertFile: filepath.Join(dir, "cert.pem"), KeyFile: filepath.Join(dir, "key.pem")}
+	write := func(serial int64, written time.Time) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour)}
+		der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		private, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for file, block := range map[string]*pem.Block{cfg.CertFile: {Type: "CERTIFICATE", Bytes: der}, cfg.KeyFile: {Type: "PRIVATE KEY", Bytes: private}} {
+			if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chtimes(file, written, written); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	begin := time.Unix(1e9, 0)
+	write(1, begin)
+	c := &certificate{cfg: cfg, log: zap.NewNop()}
+	if err := c.read(); err != nil {
+		t.Fatal(err)
+	}
+	serial := func() int64 {
+		c.looked = time.Time{}
+		pair, err := c.get(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pair.Leaf.SerialNumber.Int64()
+	}
+	if got := serial(); got != 1 {
+		t.Errorf("certificate %d", got)
+	}
+	write(2, begin.Add(time.Second))
+	if got := serial(); got != 2 {
+		t.Errorf("certificate %d after a change", got)
+	}
+	if err := os.WriteFile(cfg.CertFile, []byte("half written"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := serial(); got != 2 {
+		t.Errorf("certificate %d while the file is no good", got)
+	}
 }
