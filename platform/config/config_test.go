@@ -279,7 +279,7 @@ func TestTextThatIsNoValueIsRefused(t *testing.T) {
 	if s := mustLoad(t, Options{Environ: []string{"DB_URL=\xff\x00"}}); s.DB.URL.Reveal() != "\xff\x00" {
 		t.Error("a secret need not be text")
 	}
-	if s := mustLoad(t, Options{Environ: []string{"APP_TTL=1h30m", "APP_DEBUG=1"}}); s.App.TTL != 90*time.Minute || !s.App.Debug {
+	if s := mustLoad(t, Options{Environ: []string{"APP_TTL=1h30m", "APP_DEBUG=1", "APP_TTL=2h"}}); s.App.TTL != 90*time.Minute || !s.App.Debug {
 		t.Errorf("the values are %+v", s.App)
 	}
 }

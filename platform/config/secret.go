@@ -4,6 +4,10 @@ import "fmt"
 
 // Secret is text that must not be seen: however it is printed, logged or encoded, it shows
 // as [redacted]. Only [Secret.Reveal] gives the text, which makes every use easy to find.
+//
+// Two places are beyond its reach, and must not hold one: the key of a map that is encoded
+// as JSON, and an unexported field of a struct that is printed whole with fmt, which calls
+// no methods there.
 type Secret string
 
 const redacted = "[redacted]"

@@ -204,21 +204,32 @@ func TestTheFileTurnsOverBySizeAndEveryRecordIsKept(t *testing.T) {
 	}
 }
 
+func TestTheSettingsReachTheFile(t *testing.T) {
+	t.Parallel()
+	file, err := openFile(Config{Path: filepath.Join(t.TempDir(), "a.log"), MaxSizeMB: 1, MaxBackups: 2, MaxAgeDays: 3, Compress: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if file.MaxSize != 1 || file.MaxBackups != 2 || file.MaxAge != 3 || !file.Compress {
+		t.Errorf("the file is %+v", file)
+	}
+}
+
 // nasty is what people put into usernames to write lines of their own into a log.
 var nasty = map[string]string{
-	"CR LF":             "a\r\n{\"level\":\"info\",\"msg\":\"forged\"}\r\nb",
-	"ESC":               "a\x1b[2J\x1b]0;title\ab",
-	"line separators":   "a\u2028b\u2029c\u0085d",
-	"C1 and DEL":        "a\u009b31mb\u0080c\u009fd\x7f",
-	"other controls":    "a\x00b\x08\x0b\x0cc",
-	"text direction":    "a\u202eb\u2066c\u200f\u061c",
-	"invalid UTF-8":     "a\xff\xfeb\xc3(\xed\xa0\x80\xe2\x80",
-	"raw C1 bytes":      "a\x85b\x9b",
-	"quotes":            `a"b\c`,
-	"a megabyte":        strings.Repeat("é", 1<<19),
-	"megabyte of LF":    strings.Repeat("\n", 1<<20),
-	"megabyte of C1":    strings.Repeat("\u0085", 1<<19),
-	"megabyte of \\xff": strings.Repeat("\xff", 1<<20),
+	"CR LF":            "a\r\n{\"level\":\"info\",\"msg\":\"forged\"}\r\nb",
+	"ESC":              "a\x1b[2J\x1b]0;title\ab",
+	"line separators":  "a\u2028b\u2029c\u0085d",
+	"C1 and DEL":       "a\u009b31mb\u0080c\u009fd\x7f",
+	"other controls":   "a\x00b\x08\x0b\x0cc",
+	"text direction":   "a\u202eb\u2066c\u200f\u061c",
+	"invalid UTF-8":    "a\xff\xfeb\xc3(\xed\xa0\x80\xe2\x80",
+	"raw C1 bytes":     "a\x85b\x9b",
+	"quotes":           `a"b\c`,
+	"a megabyte":       strings.Repeat("é", 1<<19),
+	"nothing but LF":   strings.Repeat("\n", 1<<16),
+	"nothing but C1":   strings.Repeat("\u0085", 1<<15),
+	"nothing but 0xff": strings.Repeat("\xff", 1<<16),
 }
 
 // fieldsOf puts text into a record in every way there is.
@@ -236,6 +247,9 @@ type stringer string
 
 func (s stringer) String() string { return string(s) }
 
+// unsafe is told apart from [hidden], which it judges.
+var unsafe = regexp.MustCompile(`[\x00-\x1f\x7f-\x{9f}\x{61c}\x{200e}\x{200f}\x{2028}-\x{202e}\x{2066}-\x{2069}]`)
+
 // wantOneLine checks a record as a reader of lines would find it.
 func wantOneLine(t *testing.T, dev bool, line string) {
 	t.Helper()
@@ -245,11 +259,8 @@ func wantOneLine(t *testing.T, dev bool, line string) {
 	if !utf8.ValidString(line) {
 		t.Errorf("the record is not UTF-8: %.300q", line)
 	}
-	for _, r := range strings.TrimSuffix(line, "\n") {
-		if r == '\x1b' || hidden(r) {
-			t.Errorf("the record has %U: %.300q", r, line)
-			break
-		}
+	if found := unsafe.FindString(strings.TrimSuffix(line, "\n")); found != "" {
+		t.Errorf("the record has %q: %.300q", found, line)
 	}
 	if len(line) > 5*maxRecord {
 		t.Errorf("the record has %d bytes", len(line))
@@ -285,6 +296,18 @@ func TestARecordIsOneLineWhateverIsInIt(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestAStackIsAField(t *testing.T) {
+	t.Parallel()
+	for _, dev := range []bool{false, true} {
+		log, out := open(t, Config{}, Options{Dev: dev})
+		log.WithOptions(zap.AddStacktrace(zap.ErrorLevel)).Error("failed")
+		wantOneLine(t, dev, out.String())
+		if !strings.Contains(out.String(), "TestAStackIsAField") {
+			t.Errorf("the record has no stack: %s", out)
+		}
 	}
 }
 
