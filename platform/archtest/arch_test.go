@@ -1,0 +1,286 @@
+// Package archtest holds the module to its architecture: which package may import which, and
+// which library is used where. The lists below are the architecture; a package that is not on
+// them fails, so that somebody decides where it stands.
+package archtest
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/toppira/authctl/"
+
+// arrows lists every package and what of the module its code may import. A name that ends in
+// /... stands for itself and all below it. Arrows point down:
+// cmd → modules/auth/authhttp → modules/auth → modules/outbox → platform.
+var arrows = map[string][]string{
+	"cmd/authctl": {"migrations", "modules/...", "platform/..."},
+
+	"modules/auth/authhttp": {"modules/auth", "platform/config", "platform/fault", "platform/httpserver"},
+	"modules/auth": {
+		"modules/auth/internal/...", "modules/outbox",
+		"platform/cache", "platform/config", "platform/database", "platform/fault", "platform/logging",
+	},
+	"modules/auth/internal/password":                    {"platform/config", "platform/fault"},
+	"modules/auth/internal/password/blocklist/generate": {},
+	"modules/auth/internal/session":                     {"platform/config", "platform/fault"},
+	"modules/auth/internal/session/redis":               {"modules/auth/internal/session", "platform/cache", "platform/config"},
+	"modules/auth/internal/session/sql":                 {"modules/auth/internal/session", "platform/config", "platform/database"},
+	"modules/auth/internal/throttle":                    {"platform/cache", "platform/config", "platform/fault"},
+	"modules/auth/internal/token":                       {"platform/config", "platform/fault"},
+	"modules/auth/internal/username":                    {},
+
+	"modules/outbox":      {"platform/config", "platform/database"},
+	"modules/outbox/sink": {"modules/outbox", "platform/config"},
+
+	"platform/cache":      {"platform/config"},
+	"platform/config":     {},
+	"platform/database":   {"platform/config"},
+	"platform/fault":      {},
+	"platform/httpserver": {"platform/config", "platform/fault"},
+	"platform/logging":    {"platform/config"},
+	"platform/telemetry":  {"platform/config"},
+
+	"migrations": {"platform/database"},
+
+	// Support for tests: imported by tests and by each other, see testSupport.
+	"modules/auth/internal/session/sessiontest": {"modules/auth/internal/session"},
+	"modules/outbox/outboxtest":                 {"modules/outbox", "platform/database"},
+	"platform/archtest":                         {},
+	"platform/cache/cachetest":                  {"platform/cache", "platform/config"},
+	"platform/database/dbtest":                  {"migrations", "platform/config", "platform/database"},
+	"platform/testenv":                          {},
+}
+
+// testSupport reports whether a package is there for tests alone.
+func testSupport(pkg string) bool {
+	return pkg == "platform/testenv" || strings.HasSuffix(path.Base(pkg), "test")
+}
+
+// libraries lists what is used in few places on purpose, and where. No place at all: it is
+// not to be used. The code of tests may go further where the second list says so.
+var libraries = []struct {
+	prefix      string
+	code, tests []string
+	why         string
+}{
+	{"github.com/gofiber/", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/authctl"}, nil,
+		"HTTP stays at the edge: hand over a context and plain values"},
+	{"github.com/valyala/fasthttp", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/authctl"}, nil,
+		"HTTP stays at the edge: hand over a context and plain values"},
+	{"github.com/IBM/sarama", []string{"modules/outbox/sink"}, nil,
+		"Kafka is one kind of sink: use outbox.Sink"},
+	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/authctl"},
+		"it is the tests' second opinion on Kafka, not the service's client"},
+	{"github.com/spf13/cobra", []string{"cmd/authctl"}, nil, "only commands know the command line"},
+	{"github.com/spf13/pflag", []string{"cmd/authctl"}, nil, "only commands know the command line"},
+	{"github.com/spf13/viper", []string{"platform/config"}, nil, "settings come as a struct: see platform/config"},
+	{"github.com/golang-jwt/jwt", []string{"modules/auth/internal/token"}, nil,
+		"its defaults are not strict enough: use the one wrapped verifier"},
+	{"github.com/alicebob/miniredis", nil, []string{"..."}, "it is a stand-in for tests"},
+	{"github.com/anishathalye/porcupine", []string{"modules/auth/internal/session/sessiontest"}, []string{"..."}, "it checks histories in tests"},
+	{"github.com/uptrace/bun/driver/", nil, nil, "PostgreSQL is reached through pgx, SQLite through modernc.org/sqlite"},
+	{"github.com/lib/pq", nil, nil, "PostgreSQL is reached through pgx"},
+	{"github.com/mattn/go-sqlite3", nil, nil, "it needs cgo: modernc.org/sqlite does not"},
+	{"math/rand", []string{"modules/auth/internal/password", "modules/outbox", "platform/httpserver"}, []string{"..."},
+		"secrets come from crypto/rand; this spreads retries and numbers requests"},
+}
+
+// pkg is what go list says of a package, its paths shortened to within the module.
+type pkg struct {
+	ImportPath                         string
+	Imports, TestImports, XTestImports []string
+}
+
+func TestEveryPackageImportsOnlyWhatTheArchitectureAllows(t *testing.T) {
+	t.Parallel()
+	for _, problem := range check(list(t), arrows) {
+		t.Error(problem)
+	}
+}
+
+// The rules hold whatever somebody adds to the lists.
+func TestTheListsKeepTheArrowsPointingDown(t *testing.T) {
+	t.Parallel()
+	for from, targets := range arrows {
+		if testSupport(from) {
+			continue
+		}
+		for _, to := range targets {
+			if upward(from, to) {
+				t.Errorf("the list lets %s import %s: arrows point down", from, to)
+			}
+			if testSupport(to) {
+				t.Errorf("the list lets the code of %s import %s, which is for tests", from, to)
+			}
+		}
+	}
+}
+
+func upward(from, to string) bool {
+	switch layer := strings.Split(from, "/")[0]; layer {
+	case "cmd":
+		return false
+	case "modules":
+		// Of the modules only auth knows another, which is outbox.
+		crosses := strings.HasPrefix(to, "modules/") && !within(to, strings.Join(strings.Split(from, "/")[:2], "/")+"/...")
+		return strings.HasPrefix(to, "cmd/") || crosses && (!within(from, "modules/auth/...") || to != "modules/outbox")
+	default:
+		return strings.HasPrefix(to, "cmd/") || strings.HasPrefix(to, "modules/")
+	}
+}
+
+// within reports whether a package is meant by a pattern: its name, or a name and /... .
+func within(name, pattern string) bool {
+	parent, all := strings.CutSuffix(pattern, "...")
+	if !all {
+		return name == pattern
+	}
+	return strings.HasPrefix(name+"/", parent)
+}
+
+func withinAny(name string, patterns []string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool { return within(name, p) })
+}
+
+// check returns what is wrong, one sentence each.
+func check(pkgs []pkg, arrows map[string][]string) (problems []string) {
+	bad := func(format string, a ...any) { problems = append(problems, fmt.Sprintf(format, a...)) }
+	seen := map[string]bool{}
+	for _, p := range pkgs {
+		seen[p.ImportPath] = true
+		if slices.Contains([]string{"util", "utils", "common", "helper", "helpers", "misc", "shared"}, path.Base(p.ImportPath)) {
+			bad("%s: name a package for what it provides", p.ImportPath)
+		}
+		allowed, listed := arrows[p.ImportPath]
+		if !listed {
+			bad("%s is not on the list: decide what it may import and who it serves, and add it to arrows in platform/archtest", p.ImportPath)
+			continue
+		}
+		for _, to := range p.Imports {
+			if slices.ContainsFunc(pkgs, func(q pkg) bool { return q.ImportPath == to }) {
+				ok := withinAny(to, allowed) || testSupport(p.ImportPath) && testSupport(to)
+				if !ok || testSupport(to) && !testSupport(p.ImportPath) {
+					bad("%s imports %s, which its line of arrows in platform/archtest does not allow", p.ImportPath, to)
+				}
+			}
+		}
+		for _, to := range slices.Concat(p.TestImports, p.XTestImports) {
+			if slices.ContainsFunc(pkgs, func(q pkg) bool { return q.ImportPath == to }) {
+				ok := to == p.ImportPath || to == "migrations" || testSupport(to) || withinAny(to, allowed)
+				// A test may look at what its package is made of, one arrow further down.
+				ok = ok || !upward(p.ImportPath, to)
+				if !ok {
+					bad("the tests of %s import %s: arrows point down there too", p.ImportPath, to)
+				}
+			}
+		}
+		for _, lib := range libraries {
+			uses := func(imports []string) bool {
+				return slices.ContainsFunc(imports, func(i string) bool { return strings.HasPrefix(i, lib.prefix) })
+			}
+			if uses(p.Imports) && !withinAny(p.ImportPath, lib.code) && !(testSupport(p.ImportPath) && withinAny(p.ImportPath, lib.tests)) {
+				bad("%s imports %s: %s", p.ImportPath, lib.prefix, lib.why)
+			}
+			if uses(slices.Concat(p.TestImports, p.XTestImports)) && !withinAny(p.ImportPath, slices.Concat(lib.code, lib.tests)) {
+				bad("the tests of %s import %s: %s", p.ImportPath, lib.prefix, lib.why)
+			}
+		}
+	}
+	for name := range arrows {
+		if !seen[name] {
+			bad("%s is on the list of platform/archtest, and does not exist: take it off", name)
+		}
+	}
+	slices.Sort(problems)
+	return problems
+}
+
+// list asks the go command for every package of the module.
+func list(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Imports,TestImports,XTestImports", "./...")
+	cmd.Dir = "../.."
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, stderr.String())
+	}
+	var pkgs []pkg
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p pkg
+		switch err := dec.Decode(&p); {
+		case errors.Is(err, io.EOF):
+			return pkgs
+		case err != nil:
+			t.Fatalf("read what go list says: %v", err)
+		}
+		p.ImportPath = strings.TrimPrefix(p.ImportPath, module)
+		for _, imports := range [][]string{p.Imports, p.TestImports, p.XTestImports} {
+			for i := range imports {
+				imports[i] = strings.TrimPrefix(imports[i], module)
+			}
+		}
+		pkgs = append(pkgs, p)
+	}
+}
+
+// A check that cannot fail is none.
+func TestCheckFindsEachKindOfFault(t *testing.T) {
+	t.Parallel()
+	list := map[string][]string{
+		"modules/auth":   {"modules/outbox"},
+		"modules/outbox": {"platform/fault"},
+		"platform/fault": {}, "platform/testenv": {}, "cmd/authctl": {"modules/..."},
+	}
+	whole := func(changed pkg) []pkg {
+		pkgs := []pkg{{ImportPath: "modules/auth"}, {ImportPath: "modules/outbox"}, {ImportPath: "platform/fault"},
+			{ImportPath: "platform/testenv"}, {ImportPath: "cmd/authctl"}}
+		for i := range pkgs {
+			if pkgs[i].ImportPath == changed.ImportPath {
+				pkgs[i] = changed
+				return pkgs
+			}
+		}
+		return append(pkgs, changed)
+	}
+	for _, test := range []struct {
+		name    string
+		changed pkg
+		problem string // part of it; none when empty
+	}{
+		{"downward", pkg{ImportPath: "modules/auth", Imports: []string{"modules/outbox"}}, ""},
+		{"upward", pkg{ImportPath: "modules/outbox", Imports: []string{"modules/auth"}}, "modules/outbox imports modules/auth"},
+		{"upward in a test", pkg{ImportPath: "modules/outbox", XTestImports: []string{"modules/auth"}}, "the tests of modules/outbox import modules/auth"},
+		{"platform knows a module", pkg{ImportPath: "platform/fault", Imports: []string{"modules/outbox"}}, "platform/fault imports modules/outbox"},
+		{"not on its line", pkg{ImportPath: "modules/auth", Imports: []string{"platform/fault"}}, "modules/auth imports platform/fault"},
+		{"unlisted", pkg{ImportPath: "modules/mail"}, "modules/mail is not on the list"},
+		{"named for nothing", pkg{ImportPath: "platform/util"}, "name a package for what it provides"},
+		{"test support in code", pkg{ImportPath: "modules/auth", Imports: []string{"platform/testenv"}}, "modules/auth imports platform/testenv"},
+		{"test support in tests", pkg{ImportPath: "modules/auth", TestImports: []string{"platform/testenv"}}, ""},
+		{"Fiber in a module", pkg{ImportPath: "modules/auth", Imports: []string{"github.com/gofiber/fiber/v2"}}, "HTTP stays at the edge"},
+		{"Fiber in a command", pkg{ImportPath: "cmd/authctl", Imports: []string{"github.com/gofiber/fiber/v2"}}, ""},
+		{"Sarama in the outbox", pkg{ImportPath: "modules/outbox", TestImports: []string{"github.com/IBM/sarama"}}, "use outbox.Sink"},
+		{"weak randomness", pkg{ImportPath: "modules/auth", Imports: []string{"math/rand/v2"}}, "crypto/rand"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			problems := check(whole(test.changed), list)
+			if test.problem == "" && len(problems) > 0 {
+				t.Errorf("refused: %q", problems)
+			}
+			if test.problem != "" && !strings.Contains(strings.Join(problems, "\n"), test.problem) {
+				t.Errorf("problems are %q, want %q", problems, test.problem)
+			}
+		})
+	}
+}
