@@ -7,9 +7,11 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/crypto/bcrypt"
+	"golang.org/x/text/unicode/norm"
 )
 
 // cheap is the settings that tests start from.
@@ -387,4 +389,30 @@ func TestCalibrationIsNeverBelowWhatIsSafe(t *testing.T) {
 	if _, err := Calibrate(ctx, 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
 	}
+}
+
+// A password verifies against its own hash and no other's, whatever bytes they hold.
+func FuzzHash(f *testing.F) {
+	f.Add("password", "Password")
+	f.Add("a", "a\x00a")
+	f.Add(strings.Repeat("x", 72), strings.Repeat("x", 73))
+	f.Add(strings.Repeat("x", 80), strings.Repeat("x", 80)+"y")
+	f.Add("cafe\u0301", "caf\u00e9")
+	f.Add("a"+strings.Repeat("\u0301", 60), "a"+strings.Repeat("\u0301", 61))
+	p := start(f, cheap())
+	f.Fuzz(func(t *testing.T, a, b string) {
+		encoded, err := p.Hash(t.Context(), a)
+		if err != nil {
+			if utf8.ValidString(a) {
+				t.Fatal(err)
+			}
+			return
+		}
+		if r := mustVerify(t, p, encoded, a); r != (Result{OK: true}) {
+			t.Fatalf("%q: %+v", a, r)
+		}
+		if r := mustVerify(t, p, encoded, b); r.OK != (norm.NFC.String(a) == norm.NFC.String(b) || norm.NFC.String(a) == b) {
+			t.Fatalf("%q by %q: %+v", a, b, r)
+		}
+	})
 }
