@@ -117,37 +117,38 @@ func canonicalUnicode(input string) (string, error) {
 func mixesScripts(name string) bool {
 	var seen []string
 	for _, r := range name {
-		if s := scriptOf(r); s != "" && !slices.Contains(seen, s) {
-			seen = append(seen, s)
+		// Finding the script of a rune is dear; most are of one seen before.
+		if shared(r) || slices.ContainsFunc(seen, func(s string) bool { return unicode.Is(unicode.Scripts[s], r) }) {
+			continue
+		}
+		seen = append(seen, scriptOf(r))
+		if len(seen) > 1 && !writtenTogether(seen) {
+			return true
 		}
 	}
-	if len(seen) <= 1 {
-		return false
-	}
+	return false
+}
+
+func writtenTogether(scripts []string) bool {
 	for _, together := range [][]string{
 		{"Latin", "Han", "Hiragana", "Katakana"},
 		{"Latin", "Han", "Bopomofo"},
 		{"Latin", "Han", "Hangul"},
 	} {
-		if !slices.ContainsFunc(seen, func(s string) bool { return !slices.Contains(together, s) }) {
-			return false
+		if !slices.ContainsFunc(scripts, func(s string) bool { return !slices.Contains(together, s) }) {
+			return true
 		}
 	}
-	return true
+	return false
 }
 
-// scriptOf returns the name of the rune's script, or "" for what every script shares:
-// digits, punctuation and marks that take the script of their letter.
+// shared reports whether every script uses the rune: digits, punctuation, and marks that
+// take the script of their letter.
+func shared(r rune) bool { return unicode.In(r, unicode.Common, unicode.Inherited) }
+
+// scriptOf returns the name of the rune's script. A rune that Go's tables do not know yet
+// is of a script of its own, and mixes with none.
 func scriptOf(r rune) string {
-	if r < utf8.RuneSelf {
-		if unicode.IsLetter(r) {
-			return "Latin"
-		}
-		return ""
-	}
-	if unicode.In(r, unicode.Common, unicode.Inherited) {
-		return ""
-	}
 	for name, table := range unicode.Scripts {
 		if unicode.Is(table, r) {
 			return name
