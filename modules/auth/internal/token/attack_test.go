@@ -163,6 +163,7 @@ func TestClaimsThatAreRefused(t *testing.T) {
 		"sub in capitals":       {set(t, good, "sub", `"018F3C5E-7B6A-7000-8000-000000000001"`), ErrClaims},
 		"sub in braces":         {set(t, good, "sub", `"{018f3c5e-7b6a-7000-8000-000000000001}"`), ErrClaims},
 		"sub all zeros":         {set(t, good, "sub", `"00000000-0000-0000-0000-000000000000"`), ErrClaims},
+		"session_epoch -0":      {set(t, good, "session_epoch", `-0`), ErrClaims},
 		"session_epoch a float": {set(t, good, "session_epoch", `7.5`), ErrClaims},
 		"exp twice":             {with(`"exp":9999999999`, good), ErrClaims},
 		"exp twice, escaped":    {with(`"e\u0078p":9999999999`, good), ErrClaims},
