@@ -121,8 +121,9 @@ func mixesScripts(name string) bool {
 		if shared(r) || slices.ContainsFunc(seen, func(s string) bool { return unicode.Is(unicode.Scripts[s], r) }) {
 			continue
 		}
-		seen = append(seen, scriptOf(r))
-		if len(seen) > 1 && !writtenTogether(seen) {
+		script := scriptOf(r)
+		seen = append(seen, script)
+		if script == "" || len(seen) > 1 && !writtenTogether(seen) {
 			return true
 		}
 	}
@@ -146,13 +147,13 @@ func writtenTogether(scripts []string) bool {
 // take the script of their letter.
 func shared(r rune) bool { return unicode.In(r, unicode.Common, unicode.Inherited) }
 
-// scriptOf returns the name of the rune's script. A rune that Go's tables do not know yet
-// is of a script of its own, and mixes with none.
+// scriptOf returns the name of the rune's script, "" when Go's tables do not know it yet: it
+// mixes with none.
 func scriptOf(r rune) string {
 	for name, table := range unicode.Scripts {
 		if unicode.Is(table, r) {
 			return name
 		}
 	}
-	return "Unknown"
+	return ""
 }
