@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/logging"
 
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/config"
@@ -121,6 +122,7 @@ func (s *Server) signal(sig os.Signal) {
 // answers waits until it is this process that answers on the port, and not another one that
 // was faster to take it.
 func answers(ctx context.Context, port int, process *os.Process, ended <-chan struct{}) bool {
+	logging.Disable() // of connections that are refused until the server is up
 	client := redis.NewClient(&redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", port), MaxRetries: -1, DialerRetries: 1})
 	defer func() { _ = client.Close() }()
 	deadline := time.After(20 * time.Second)

@@ -70,16 +70,18 @@ const columns = `id, user_id, generation, hash, epoch, device_name, user_agent, 
 //
 //	$1 session  $2 user  $3 generation, $4 hash of the presented token  $5 hash of the successor
 //	$6 successor, sealed  $7 grace, $8 idle limit in ms  $9 user agent  $10 ip  $11 skew in ms
-func rotateQuery(now string) string {
-	return strings.NewReplacer(
-		"{now}", "("+now+" + $11)",
-		"{current}", "(stopped_ms IS NULL AND ($3 > generation OR $3 = generation AND hash = $4))",
-		// The window is open, or this very call was sent before and took place.
-		"{previous}", "($3 = generation - 1 AND previous = $4 AND (hash = $5 OR ("+now+" + $11) < replay_until_ms))",
-		"{columns}", columns,
-	).Replace(strings.NewReplacer(
-		"{reuse}", "(stopped_ms IS NULL AND NOT {current} AND NOT {previous})",
-	).Replace(`
+func rotateQuery(now string) string { return expand(rotation, now) }
+
+// expand writes out the conditions of the rotation.
+func expand(text, now string) string {
+	text = strings.ReplaceAll(text, "{reuse}", "(stopped_ms IS NULL AND NOT {current} AND NOT {previous})")
+	text = strings.ReplaceAll(text, "{current}", "(stopped_ms IS NULL AND ($3 > generation OR $3 = generation AND hash = $4))")
+	// The window is open, or this very call was sent before and took place.
+	text = strings.ReplaceAll(text, "{previous}", "($3 = generation - 1 AND previous = $4 AND (hash = $5 OR {now} < replay_until_ms))")
+	return strings.ReplaceAll(text, "{now}", "("+now+" + $11)")
+}
+
+const rotation = `
 UPDATE session SET
 	generation         = CASE WHEN {current} THEN CAST($3 AS bigint) + 1 ELSE generation END,
 	hash               = CASE WHEN {current} THEN $5 ELSE hash END,
@@ -97,8 +99,7 @@ UPDATE session SET
 WHERE id = $1 AND user_id = $2 AND (stopped_ms IS NOT NULL OR {now} < idle_expires_ms)
 RETURNING
 	CASE WHEN stopped_ms IS NOT NULL THEN 'reused' WHEN hash = $5 THEN 'turned' WHEN sealed IS NOT NULL THEN 'replayed' ELSE 'gone' END,
-	sealed, {columns}`))
-}
+	sealed, ` + columns
 
 // Create implements [session.Store].
 func (s *Store) Create(ctx context.Context, start session.Start) (session.Started, error) {

@@ -1,0 +1,73 @@
+package sessiontest_test
+
+import (
+	"testing"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
+)
+
+// history gives the calls times: each overlaps its neighbours when together, else follows.
+func history(together bool, calls ...sessiontest.Call) []sessiontest.Call {
+	for i := range calls {
+		calls[i].Client = i
+		calls[i].Begin, calls[i].End = int64(10*i), int64(10*i+5)
+		if together {
+			calls[i].Begin, calls[i].End = 0, 1000
+		}
+	}
+	return calls
+}
+
+func refresh(token string, outcome session.Outcome, next string) sessiontest.Call {
+	return sessiontest.Call{Token: token, Outcome: outcome, Next: next}
+}
+
+func lost(token string) sessiontest.Call { return sessiontest.Call{Token: token, Lost: true} }
+
+func TestHistoriesOfOneChainPass(t *testing.T) {
+	t.Parallel()
+	end := sessiontest.Call{Ends: true}
+	for name, calls := range map[string][]sessiontest.Call{
+		"nothing":                              nil,
+		"a chain":                              history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("c", session.Turned, "d")),
+		"replays":                              history(false, refresh("a", session.Turned, "b"), refresh("a", session.Replayed, "b"), refresh("b", session.Turned, "c"), refresh("b", session.Replayed, "c")),
+		"replays seen before what they replay": history(true, refresh("a", session.Replayed, "b"), refresh("a", session.Replayed, "b"), refresh("a", session.Turned, "b")),
+		"reuse stops":                          history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Reused, ""), refresh("c", session.Reused, "")),
+		"ended":                                history(false, refresh("a", session.Turned, "b"), end, refresh("b", session.Gone, ""), end),
+		"ended while it turns":                 history(true, refresh("a", session.Turned, "b"), end, refresh("a", session.Gone, "")),
+		"lost, and happened":                   history(false, lost("a"), refresh("a", session.Replayed, "b"), refresh("b", session.Turned, "c")),
+		"lost, and did not":                    history(false, lost("a"), refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c")),
+		"lost reuse, happened":                 history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), lost("a"), refresh("c", session.Reused, "")),
+		"lost end, happened":                   history(false, sessiontest.Call{Ends: true, Lost: true}, refresh("a", session.Gone, "")),
+		"lost end, did not yet":                history(false, sessiontest.Call{Ends: true, Lost: true}, refresh("a", session.Turned, "b")),
+	} {
+		if err := sessiontest.Linearizable("a", calls); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestHistoriesOfAnythingElseFail(t *testing.T) {
+	t.Parallel()
+	end := sessiontest.Call{Ends: true}
+	for name, calls := range map[string][]sessiontest.Call{
+		"two successors":               history(true, refresh("a", session.Turned, "b"), refresh("a", session.Turned, "c")),
+		"a replay of another":          history(true, refresh("a", session.Turned, "b"), refresh("a", session.Replayed, "c")),
+		"a successor that is the same": history(false, refresh("a", session.Turned, "a")),
+		"a successor that is nothing":  history(false, refresh("a", session.Turned, "")),
+		"signed out by a race":         history(true, refresh("a", session.Turned, "b"), refresh("a", session.Reused, "")),
+		"lost for no reason":           history(false, refresh("a", session.Turned, "b"), refresh("b", session.Gone, "")),
+		"an older token turned":        history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Turned, "d")),
+		"an older token replayed":      history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Replayed, "c")),
+		"turned after reuse":           history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Reused, ""), refresh("c", session.Turned, "d")),
+		"turned after the end":         history(false, end, refresh("a", session.Turned, "b")),
+		"replayed after the end":       history(false, refresh("a", session.Turned, "b"), end, refresh("a", session.Replayed, "b")),
+		"gone before the end":          history(false, refresh("a", session.Gone, ""), end),
+		"lost, then both ways":         history(false, lost("a"), refresh("a", session.Replayed, "b"), refresh("a", session.Replayed, "c")),
+	} {
+		if err := sessiontest.Linearizable("a", calls); err == nil {
+			t.Errorf("%s: passes", name)
+		}
+	}
+}
