@@ -116,7 +116,7 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 func TestAStopFinishesWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
 	entered, release := make(chan struct{}), make(chan struct{})
-	s := serve(t, httpserver.Config{DrainDelay: 100 * time.Millisecond}, httpserver.Route{Method: "GET", Path: "/slow", Handler: func(c *fiber.Ctx) error {
+	s := serve(t, httpserver.Config{DrainDelay: time.Second}, httpserver.Route{Method: "GET", Path: "/slow", Handler: func(c *fiber.Ctx) error {
 		close(entered)
 		<-release
 		return c.SendString("finished")
@@ -124,17 +124,25 @@ func TestAStopFinishesWhatIsUnderWay(t *testing.T) {
 	if !eventuallyTrue(s.Ready) || s.Stopping() {
 		t.Error("not ready although it runs")
 	}
-	busy := s.dial(t)
+	busy, kept := s.dial(t), s.dial(t)
 	busy.send(t, get("/slow"))
 	<-entered
+	kept.send(t, get("/plain"))
+	if a := kept.receive(t); a.Close {
+		t.Error("a connection was not kept alive")
+	}
 	s.stop()
 	eventually(t, "the stop to show", s.Stopping)
 	if s.Ready() {
 		t.Error("still ready")
 	}
 	// The drain delay: load balancers still send, and are told to go elsewhere next.
-	if late := s.do(t, "GET", "/plain", ""); late.StatusCode != 200 || !late.Close {
+	kept.send(t, get("/plain"))
+	if late := kept.receive(t); late.StatusCode != 200 || !late.Close {
 		t.Errorf("during the drain delay: %d, close %v", late.StatusCode, late.Close)
+	}
+	if late := s.do(t, "GET", "/plain", ""); late.StatusCode != 200 {
+		t.Errorf("a new connection during the drain delay: %d", late.StatusCode)
 	}
 	eventually(t, "the port to close", func() bool {
 		c, err := net.Dial("tcp", s.addr)
@@ -164,8 +172,9 @@ func eventuallyTrue(reached func() bool) bool {
 
 func TestAStopDoesNotWaitForIdleClients(t *testing.T) {
 	t.Parallel()
-	// The timeouts alone would keep each of these far longer than the test runs.
-	s := serve(t, httpserver.Config{ShutdownTimeout: time.Minute, HTTP: httpserver.HTTPConfig{IdleTimeout: time.Hour, ReadTimeout: 5 * time.Minute}})
+	// The timeouts alone would keep each of these far longer, and the silent one would have
+	// to be cut off.
+	s := serve(t, httpserver.Config{ShutdownTimeout: 4 * time.Second, HTTP: httpserver.HTTPConfig{IdleTimeout: time.Hour, ReadTimeout: 5 * time.Minute}})
 	idle, silent := s.dial(t), s.dial(t)
 	idle.send(t, get("/plain"))
 	idle.receive(t)
@@ -180,6 +189,9 @@ func TestAStopDoesNotWaitForIdleClients(t *testing.T) {
 	}
 	if n := s.Connections(); n != 0 {
 		t.Errorf("%d connections left", n)
+	}
+	if s.logs.FilterMessage("requests cut off: app.shutdown_timeout is over").Len() > 0 {
+		t.Error("idle clients used up the shutdown timeout")
 	}
 }
 

@@ -114,7 +114,6 @@ func New(cfg Config, opt Options) (*Server, error) {
 	http.Handler = s.serve
 	http.ErrorHandler = s.unreadable
 	http.ExpectHandler = s.expectation
-	http.CloseOnShutdown = true
 	http.SecureErrorLogMessage = true
 	return s, nil
 }

@@ -2,7 +2,6 @@ package httpserver_test
 
 import (
 	"bufio"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -153,28 +152,14 @@ func TestAClientThatAsksBeforeItSendsIsTold(t *testing.T) {
 	}
 }
 
-// The refusal must reach a client that is busy sending, and not be destroyed by a reset.
+// The refusal must reach a client that is busy sending, and not be destroyed by the reset
+// that closing a socket with unread bytes causes.
 func TestARefusalReachesAClientThatIsStillSending(t *testing.T) {
 	t.Parallel()
 	s := serve(t, httpserver.Config{})
-	for range 20 {
-		c, err := net.Dial("tcp", s.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = c.SetDeadline(time.Now().Add(5 * time.Second))
-		_, _ = fmt.Fprintf(c, "POST /echo HTTP/1.1\r\n%sContent-Length: 100000\r\n\r\n", lines)
-		_, _ = c.Write(make([]byte, 100000))
-		response, err := http.ReadResponse(bufio.NewReader(c), nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if response.StatusCode != 413 {
-			t.Errorf("status %d", response.StatusCode)
-		}
-		if _, err := io.Copy(io.Discard, response.Body); err != nil {
-			t.Error(err)
-		}
-		_ = c.Close()
-	}
+	c := s.dial(t)
+	c.send(t, "POST /echo HTTP/1.1\r\n"+lines+"Content-Length: 100000\r\n\r\n"+strings.Repeat(" ", 100000))
+	s.requests(t, 1)
+	eventually(t, "the server to give the connection up", func() bool { return s.Connections() == 0 })
+	c.receive(t).problem(t, 413, "body_too_large")
 }
