@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -70,7 +71,11 @@ func routes() []httpserver.Route {
 		get("/broken", fails(errors.New("secret cause"))),
 		get("/late", func(c *fiber.Ctx) error { <-c.UserContext().Done(); return c.UserContext().Err() }),
 		get("/denied", fails(fault.New(fault.Unauthenticated, "invalid_token", "No"))),
-		get("/panic", func(*fiber.Ctx) error { panic("secret panic") }),
+		get("/panic", func(c *fiber.Ctx) error {
+			c.Set("X-Half", "done")
+			panic("secret panic")
+		}),
+		get("/overload/why", fails(fmt.Errorf("the queue is full: %w", errOverload))),
 		{Method: "POST", Path: "/oauth/introspect", OAuth: true, Handler: func(c *fiber.Ctx) error {
 			form, err := httpserver.DecodeForm(c)
 			if err != nil {
@@ -234,6 +239,9 @@ func TestAnInternalErrorIsLoggedAndNotShown(t *testing.T) {
 		if strings.Contains(a.body, "secret") {
 			t.Errorf("%s shows its cause: %s", path, a.body)
 		}
+		if a.Header.Get("X-Half") != "" {
+			t.Errorf("%s: what the handler had begun was sent", path)
+		}
 	}
 	s.do(t, "GET", "/plain", "") // the process is still there
 	lines := s.requests(t, 3)
@@ -244,6 +252,27 @@ func TestAnInternalErrorIsLoggedAndNotShown(t *testing.T) {
 	}
 	if stack, _ := lines[1].ContextMap()["stack"].(string); !strings.Contains(stack, "server_test.go") {
 		t.Errorf("no stack of the panic: %q", stack)
+	}
+}
+
+func TestTheCauseOfAnUnavailableAnswerIsLogged(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	s.do(t, "GET", "/overload", "").problem(t, 503, "overloaded")
+	s.do(t, "GET", "/overload/why", "").problem(t, 503, "overloaded")
+	s.do(t, "GET", "/away", "").problem(t, 503, "unavailable")
+	lines := s.requests(t, 3)
+	for i, want := range []struct {
+		level zapcore.Level
+		cause any
+	}{
+		{zapcore.InfoLevel, nil}, // shed on purpose, as documented
+		{zapcore.WarnLevel, "the queue is full: overloaded: Too much at once"},
+		{zapcore.WarnLevel, "the database is away"},
+	} {
+		if lines[i].Level != want.level || lines[i].ContextMap()["error"] != want.cause {
+			t.Errorf("line %d: %v %v", i, lines[i].Level, lines[i].ContextMap())
+		}
 	}
 }
 

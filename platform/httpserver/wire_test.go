@@ -162,4 +162,7 @@ func TestARefusalReachesAClientThatIsStillSending(t *testing.T) {
 	s.requests(t, 1)
 	eventually(t, "the server to give the connection up", func() bool { return s.Connections() == 0 })
 	c.receive(t).problem(t, 413, "body_too_large")
+	if _, err := c.reader.ReadByte(); err != io.EOF {
+		t.Errorf("the connection ended with %v", err)
+	}
 }
