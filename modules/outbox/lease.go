@@ -1,0 +1,382 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+)
+
+// shard is a shard whose lease this relay holds, and what it remembers of it. Guarded by
+// Relay.mu but for lost.
+type shard struct {
+	id      int
+	epoch   int64
+	low     int64 // nothing pending is, or can come, at or below
+	parked  map[string]bool
+	busy    bool        // events of it are under way
+	leaving bool        // to be handed to another relay
+	lost    atomic.Bool // for ever: a new lease is a new shard
+}
+
+// claim is a row of outbox_shard.
+type claim struct {
+	shard      int
+	epoch, low int64
+	fresh      bool // taken just now
+	expired    bool // … from a relay whose lease had run out
+}
+
+// tick renews what this relay holds, gives away what is more than its share, takes what is
+// free up to it, and reads what the owner of a shard must know. It is one transaction: a
+// lease is never held without having been read.
+func (r *Relay) tick(ctx context.Context) error {
+	asked := r.now() // before the question: the database's lease begins later, and ends later
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Lease/2)
+	defer cancel()
+
+	r.mu.Lock()
+	if !r.ownedAt(asked) {
+		// Others may have had the shards meanwhile; nothing remembered is worth keeping.
+		r.dropAll()
+	}
+	held := make([]claim, 0, len(r.held))
+	for _, sh := range r.held {
+		held = append(held, claim{shard: sh.id, epoch: sh.epoch, low: sh.low})
+	}
+	rate := r.rate.perSecond(asked)
+	r.mu.Unlock()
+
+	var res tickResult
+	err := r.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) (err error) {
+		res, err = r.tickTx(ctx, tx, held, rate)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("renew the leases: %w", err)
+	}
+	r.applyTick(asked, held, res)
+	return nil
+}
+
+type tickResult struct {
+	nowMS    int64
+	server   string // which database server this is
+	living   int
+	claims   []claim // what is held now
+	released []int
+	parked   map[int]map[string]bool
+}
+
+func (r *Relay) tickTx(ctx context.Context, tx bun.Tx, held []claim, rate float64) (res tickResult, err error) {
+	clock, lease := now(tx), r.cfg.Lease.Milliseconds()
+	server := "''"
+	if r.db.IsPostgres() {
+		server = "pg_postmaster_start_time()::text || ' ' || coalesce(inet_server_addr()::text, '')"
+	}
+	if err := tx.QueryRowContext(ctx, "SELECT "+clock+", "+server).Scan(&res.nowMS, &res.server); err != nil {
+		return res, err
+	}
+	if prior := r.server.Load(); prior != nil && *prior != res.server {
+		held = nil // another server: what is remembered may never have happened there
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_relay (id, name, started_ms, until_ms, rate) VALUES (?0, ?1, `+clock+`, `+clock+` + ?2, ?3)
+		ON CONFLICT (id) DO UPDATE SET until_ms = excluded.until_ms, rate = excluded.rate`, r.id, r.name, lease, rate)
+	if err != nil {
+		return res, err
+	}
+	if _, err = tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE until_ms < `+clock+` - 60000`); err != nil {
+		return res, err
+	}
+	living, err := column[string](tx.QueryContext(ctx, `SELECT id FROM outbox_relay WHERE until_ms > `+clock+` ORDER BY id`))
+	if err != nil {
+		return res, err
+	}
+	var total int
+	if err = tx.QueryRowContext(ctx, `SELECT count(*) FROM outbox_shard`).Scan(&total); err != nil {
+		return res, err
+	}
+	res.living = len(living)
+	share := total / max(1, len(living))
+	if slices.Index(living, r.id) < total%max(1, len(living)) {
+		share++
+	}
+
+	if res.claims, err = r.renew(ctx, tx, held, clock, lease); err != nil {
+		return res, err
+	}
+	res.released = r.surplus(res.claims, share)
+	for _, id := range res.released {
+		if _, err := tx.ExecContext(ctx, `UPDATE outbox_shard SET owner = NULL, until_ms = 0 WHERE shard = ? AND owner = ?`, id, r.id); err != nil {
+			return res, err
+		}
+	}
+	res.claims = slices.DeleteFunc(res.claims, func(c claim) bool { return slices.Contains(res.released, c.shard) })
+	if missing := share - len(res.claims); missing > 0 && len(res.released) == 0 {
+		taken, err := r.take(ctx, tx, held, missing, clock, lease)
+		if err != nil {
+			return res, err
+		}
+		res.claims = append(res.claims, taken...)
+	}
+
+	if len(res.released) > 0 && r.db.IsPostgres() {
+		if _, err := tx.ExecContext(ctx, "SELECT pg_notify('"+channel+"', 'lease')"); err != nil {
+			return res, err
+		}
+	}
+	res.parked, err = parkedKeys(ctx, tx)
+	return res, err
+}
+
+// take claims free shards, those of one partition together: their events share batches.
+func (r *Relay) take(ctx context.Context, tx bun.Tx, held []claim, limit int, clock string, lease int64) ([]claim, error) {
+	skip := ""
+	if r.db.IsPostgres() {
+		skip = " FOR UPDATE SKIP LOCKED" // another relay is taking it
+	}
+	mine := []int{-1}
+	for _, c := range held {
+		mine = append(mine, c.shard)
+	}
+	rows, err := tx.QueryContext(ctx, `SELECT shard, owner IS NOT NULL AND owner <> ?0 FROM outbox_shard
+		WHERE owner IS NULL OR until_ms <= `+clock+` OR (owner = ?0 AND shard NOT IN (?1))
+		ORDER BY shard % ?2, shard LIMIT ?3`+skip, r.id, bun.List(mine), r.partitions, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var free []claim
+	for rows.Next() {
+		c := claim{fresh: true}
+		if err := rows.Scan(&c.shard, &c.expired); err != nil {
+			return nil, err
+		}
+		free = append(free, c)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if len(free) == 0 {
+		return nil, nil
+	}
+	expired := map[int]bool{}
+	ids := make([]int, len(free))
+	for i, c := range free {
+		ids[i], expired[c.shard] = c.shard, c.expired
+	}
+	claims, err := scanClaims(tx.QueryContext(ctx, `UPDATE outbox_shard SET owner = ?, epoch = epoch + 1, until_ms = `+clock+` + ? WHERE shard IN (?) RETURNING shard, epoch, low`,
+		r.id, lease, bun.List(ids)))
+	for i := range claims {
+		claims[i].fresh, claims[i].expired = true, expired[claims[i].shard]
+	}
+	return claims, err
+}
+
+// renew prolongs the leases that are still this relay's and writes down how far it has come.
+func (r *Relay) renew(ctx context.Context, tx bun.Tx, held []claim, clock string, lease int64) ([]claim, error) {
+	if len(held) == 0 {
+		return nil, nil
+	}
+	var values []string
+	for _, c := range held {
+		values = append(values, fmt.Sprintf("(%d, %d, %d)", c.shard, c.epoch, c.low))
+	}
+	if r.db.IsPostgres() { // in one order, which is that of everyone who locks several
+		if _, err := tx.ExecContext(ctx, `SELECT 1 FROM outbox_shard WHERE owner = ? ORDER BY shard FOR UPDATE`, r.id); err != nil {
+			return nil, err
+		}
+	}
+	// What was lowered under a new epoch must not be raised by who has not seen it.
+	return scanClaims(tx.QueryContext(ctx, `UPDATE outbox_shard SET until_ms = `+clock+` + ?,
+			low = CASE WHEN outbox_shard.epoch = v.epoch AND outbox_shard.low < v.low THEN v.low ELSE outbox_shard.low END
+		FROM (SELECT column1 AS shard, column2 AS epoch, column3 AS low FROM (VALUES `+strings.Join(values, ", ")+`) AS w) AS v
+		WHERE outbox_shard.shard = v.shard AND outbox_shard.owner = ? RETURNING outbox_shard.shard, outbox_shard.epoch, outbox_shard.low`, lease, r.id))
+}
+
+func scanClaims(rows *sql.Rows, err error) ([]claim, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []claim
+	for rows.Next() {
+		var c claim
+		if err := rows.Scan(&c.shard, &c.epoch, &c.low); err != nil {
+			return nil, err
+		}
+		out = append(out, c)
+	}
+	return out, rows.Err()
+}
+
+// surplus marks what is more than the share as leaving, so that nothing new is begun with
+// it, and returns what can go now because nothing of it is under way.
+func (r *Relay) surplus(claims []claim, share int) (now []int) {
+	claims = slices.Clone(claims)
+	slices.SortFunc(claims, func(a, b claim) int { // the order of take
+		if d := a.shard%r.partitions - b.shard%r.partitions; d != 0 {
+			return d
+		}
+		return a.shard - b.shard
+	})
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, c := range claims {
+		sh := r.held[c.shard]
+		if sh == nil {
+			continue
+		}
+		sh.leaving = i >= share
+		if sh.leaving && !sh.busy {
+			now = append(now, c.shard)
+		}
+	}
+	return now
+}
+
+func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if prior := r.server.Swap(&res.server); prior != nil && *prior != res.server {
+		r.log.Warn("the database is another server now; beginning anew")
+		r.dropAll()
+	}
+	r.clock.Store(res.nowMS - r.now().UnixMilli())
+	r.living = res.living
+	for _, id := range res.released {
+		if sh := r.held[id]; sh != nil {
+			sh.lost.Store(true)
+			delete(r.held, id)
+		}
+	}
+	have := map[int]bool{}
+	expired := 0
+	for _, c := range res.claims {
+		have[c.shard] = true
+		sh := r.held[c.shard]
+		if c.fresh || sh == nil {
+			sh = &shard{id: c.shard, epoch: c.epoch, low: c.low}
+			r.held[c.shard] = sh
+		}
+		if sh.epoch != c.epoch { // an operator changed something: see [Replay]
+			sh.epoch, sh.low = c.epoch, c.low
+		}
+		sh.parked = res.parked[c.shard]
+		if c.expired {
+			expired++
+		}
+	}
+	gone := 0
+	for _, c := range held {
+		if sh := r.held[c.shard]; sh != nil && !have[c.shard] {
+			sh.lost.Store(true)
+			delete(r.held, c.shard)
+			gone++
+		}
+	}
+	until := asked.Add(r.cfg.Lease - r.cfg.Lease/10)
+	r.until.Store(&until)
+	r.met.takeovers.Add(float64(expired))
+	r.met.lost.Add(float64(gone))
+	r.met.owned.Set(float64(len(r.held)))
+	r.met.living.Set(float64(res.living))
+	if expired > 0 {
+		r.log.Info("took over shards of a relay that is gone", zap.Int("shards", expired))
+	}
+	if gone > 0 {
+		r.log.Warn("lost shards to another relay", zap.Int("shards", gone))
+	}
+	poke(r.poked)
+}
+
+// dropAll forgets every lease. Caller holds mu.
+func (r *Relay) dropAll() {
+	for id, sh := range r.held {
+		sh.lost.Store(true)
+		delete(r.held, id)
+		r.met.lost.Inc()
+	}
+}
+
+// ownedAt reports whether the leases hold at a moment. The wall clock is asked as well: the
+// monotonic one stands still while a machine is suspended.
+func (r *Relay) ownedAt(t time.Time) bool {
+	until := r.until.Load()
+	return until != nil && t.Before(*until) && t.Round(0).Before(until.Round(0))
+}
+
+// release gives every lease back at once, so that others need not wait for its end.
+func (r *Relay) release(ctx context.Context) error {
+	r.mu.Lock()
+	r.dropAll()
+	r.met.owned.Set(0)
+	r.mu.Unlock()
+	return r.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+		if _, err := tx.ExecContext(ctx, `UPDATE outbox_shard SET owner = NULL, until_ms = 0 WHERE owner = ?`, r.id); err != nil {
+			return fmt.Errorf("release the leases: %w", err)
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE id = ?`, r.id); err != nil {
+			return fmt.Errorf("release the leases: %w", err)
+		}
+		if r.db.IsPostgres() {
+			if _, err := tx.ExecContext(ctx, "SELECT pg_notify('"+channel+"', 'lease')"); err != nil {
+				return fmt.Errorf("release the leases: %w", err)
+			}
+		}
+		return nil
+	})
+}
+
+// unowned counts shards that anyone may take.
+func (r *Relay) unowned(ctx context.Context) (n int, err error) {
+	err = r.db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_shard WHERE owner IS NULL OR until_ms <= `+now(r.db)).Scan(&n)
+	return n, err
+}
+
+func parkedKeys(ctx context.Context, tx bun.IDB) (map[int]map[string]bool, error) {
+	rows, err := tx.QueryContext(ctx, `SELECT shard, key FROM outbox_parked_key`)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	out := map[int]map[string]bool{}
+	for rows.Next() {
+		var shard int
+		var key string
+		if err := rows.Scan(&shard, &key); err != nil {
+			return nil, err
+		}
+		if out[shard] == nil {
+			out[shard] = map[string]bool{}
+		}
+		out[shard][key] = true
+	}
+	return out, rows.Err()
+}
+
+// column reads a result of one column.
+func column[T any](rows *sql.Rows, err error) ([]T, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []T
+	for rows.Next() {
+		var v T
+		if err := rows.Scan(&v); err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, rows.Err()
+}

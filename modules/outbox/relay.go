@@ -1,0 +1,608 @@
+package outbox
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// ErrPartitionsChanged ends a relay: the target has another number of partitions than the
+// order of keys was built on. To go on would put events of a key behind later ones.
+var ErrPartitionsChanged = errors.New("the number of partitions has changed")
+
+// ErrShards ends a relay whose number of shards does not fit.
+var ErrShards = errors.New("the number of shards does not fit")
+
+const (
+	busyPoll   = 5 * time.Millisecond // how soon to look again while there is traffic
+	idlePoll   = 250 * time.Millisecond
+	firstRetry = 50 * time.Millisecond
+	lastRetry  = time.Second
+	stallRetry = 5 * time.Second
+)
+
+// Relay publishes what is in the outbox. Any number of them, in any number of processes,
+// share the work.
+type Relay struct {
+	db    *database.DB
+	sink  Sink
+	cfg   Config
+	log   *zap.Logger
+	met   *metrics
+	now   func() time.Time
+	waker *Waker
+	probe func(b *Batch) // tests only; nil otherwise
+
+	watchEvery, sweepEvery time.Duration
+
+	id         string
+	name       string
+	store      *store
+	partitions int
+
+	until  atomic.Pointer[time.Time] // this relay's own end of all its leases
+	server atomic.Pointer[string]
+	clock  atomic.Int64 // the database's clock less this one, in milliseconds
+	settle atomic.Int64 // no id at or below will ever appear again
+
+	poked   chan struct{} // something may be pending
+	leases  chan struct{} // shards may be free, or be free to go
+	acks    chan struct{}
+	trouble trouble
+
+	mu     sync.Mutex
+	held   map[int]*shard
+	lanes  []lane // by partition
+	living int
+	queue  []*ack
+	rate   rate
+}
+
+// lane is the way to one partition: one batch at a time.
+type lane struct{ busy bool }
+
+// RelayOptions are what the settings alone do not say.
+type RelayOptions struct {
+	Log      *zap.Logger           // nil: none
+	Registry prometheus.Registerer // nil: none
+	Waker    *Waker                // of this process; nil: it looks by itself
+	Now      func() time.Time      // nil: time.Now
+	Name     string                // for people; "": host and process id
+}
+
+// NewRelay makes a relay from the database to the sink, which stays the caller's to close.
+func NewRelay(db *database.DB, sink Sink, cfg Config, opt RelayOptions) (*Relay, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("make a relay id: %w", err)
+	}
+	met, err := newMetrics(opt.Registry)
+	if err != nil {
+		return nil, err
+	}
+	r := &Relay{
+		db: db, sink: sink, cfg: cfg.withDefaults(), log: opt.Log, met: met, now: opt.Now, waker: opt.Waker,
+		id: id.String(), name: opt.Name, held: map[int]*shard{},
+		watchEvery: watchEvery, sweepEvery: sweepEvery,
+		poked: make(chan struct{}, 1), leases: make(chan struct{}, 1), acks: make(chan struct{}, 1),
+	}
+	if r.log == nil {
+		r.log = zap.NewNop()
+	}
+	if r.now == nil {
+		r.now = time.Now
+	}
+	if r.name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			host = "unknown"
+		}
+		r.name = fmt.Sprintf("%s/%d", host, os.Getpid())
+	}
+	r.trouble = trouble{log: r.log, now: r.now, met: met}
+	return r, nil
+}
+
+// Run relays until ctx ends; then it waits for what is under way, at most for
+// outbox.drain_timeout, gives its leases back and returns nil. Kafka or the database being
+// away does not end it. What does is an error that only a person can resolve:
+// [ErrPartitionsChanged], [ErrShards].
+func (r *Relay) Run(ctx context.Context) error {
+	if err := r.open(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	defer r.store.close()
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	if r.waker != nil {
+		defer r.waker.subscribe(r.poked)()
+	}
+
+	// Three circles, the inner ones outliving the outer ones: what begins new work, the
+	// deliveries under way, what those need.
+	var outer, deliveries, inner sync.WaitGroup
+	keep, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
+	deliver, abandon := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopKeeping()
+	defer abandon()
+
+	inner.Go(func() { r.keepLeases(keep) })
+	inner.Go(func() { r.acknowledge(keep) })
+	outer.Go(func() { r.dispatch(ctx, deliver, &deliveries) })
+	outer.Go(func() { r.watchTarget(ctx, fail) })
+	outer.Go(func() { r.sweep(ctx) })
+	outer.Go(func() { r.retain(ctx) })
+	outer.Go(func() { r.gauge(ctx) })
+	if r.db.IsPostgres() {
+		outer.Go(func() { r.settleIDs(ctx) })
+		outer.Go(func() {
+			listen(ctx, r.db, func(payload string) {
+				poke(r.poked)
+				if payload == "lease" {
+					poke(r.leases)
+				}
+			})
+		})
+	}
+	outer.Wait()
+
+	drained := time.AfterFunc(r.cfg.Drain, abandon)
+	deliveries.Wait()
+	drained.Stop()
+	stopKeeping()
+	inner.Wait()
+
+	releasing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := r.release(releasing); err != nil {
+		r.log.Warn("leases were not given back; others take over when they run out", zap.Error(err))
+	}
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	return nil
+}
+
+// keepLeases renews every third of the lease, and looks for free shards in between.
+func (r *Relay) keepLeases(ctx context.Context) {
+	look := time.NewTicker(min(idlePoll, r.cfg.Lease/8))
+	defer look.Stop()
+	var last time.Time
+	for {
+		if err := r.tick(ctx); err == nil {
+			last = r.now()
+			r.trouble.over(databaseTrouble)
+		} else if ctx.Err() == nil {
+			r.trouble.count("database")
+			r.trouble.begin(databaseTrouble, "database", err)
+			if !sleep(ctx, 100*time.Millisecond) {
+				return
+			}
+			continue
+		}
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-r.leases:
+			case <-look.C:
+				if r.now().Sub(last) < r.cfg.Lease/3 {
+					if n, err := r.unowned(ctx); err != nil || n == 0 {
+						continue
+					}
+				}
+			}
+			break
+		}
+	}
+}
+
+// dispatch looks for pending events of whatever is idle, in one statement, and sends them
+// on their way.
+func (r *Relay) dispatch(ctx, deliver context.Context, deliveries *sync.WaitGroup) {
+	wait := busyPoll
+	for ctx.Err() == nil {
+		batches, err := r.round(ctx)
+		switch {
+		case err != nil && ctx.Err() == nil:
+			r.trouble.count("database")
+			r.trouble.begin(databaseTrouble, "database", err)
+			wait = idlePoll
+		case len(batches) > 0:
+			wait = busyPoll
+		default:
+			wait = min(2*wait, idlePoll)
+		}
+		for _, b := range batches {
+			deliveries.Go(func() { r.deliver(deliver, ctx.Done(), b) })
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-r.poked:
+		case <-t.C:
+		}
+		t.Stop()
+	}
+}
+
+// parcel is a batch with what the relay must remember of it.
+type parcel struct {
+	Batch
+	shards []*shard
+}
+
+// round reads what is pending for the idle lanes and makes a batch for each. Their lanes
+// and shards are busy from then on.
+func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
+	settled := r.settle.Load() // before the reading: what is settled then is seen by it
+	r.mu.Lock()
+	if !r.ownedAt(r.now()) {
+		r.mu.Unlock()
+		return nil, nil
+	}
+	asked := map[int]claim{}
+	members := make([]int, r.partitions)
+	for _, sh := range r.held {
+		if p := sh.id % r.partitions; !sh.busy && !sh.leaving && !r.lanes[p].busy {
+			asked[sh.id] = claim{shard: sh.id, epoch: sh.epoch, low: sh.low}
+			members[p]++
+		}
+	}
+	r.mu.Unlock()
+	if len(asked) == 0 {
+		return nil, nil
+	}
+	shards, lows := make([]int, 0, len(asked)), make([]int64, 0, len(asked))
+	for _, c := range asked {
+		shards, lows = append(shards, c.shard), append(lows, c.low)
+	}
+	share := slices.Max(members) // a lane's batch is divided among its shards
+	records, err := r.store.pendingOf(ctx, shards, lows, max(r.cfg.BatchEvents/share, min(32, r.cfg.BatchEvents)), r.cfg.BatchBytes/share)
+	if err != nil {
+		return nil, err
+	}
+
+	byShard := map[int][]Record{}
+	for _, rec := range records {
+		byShard[rec.shard] = append(byShard[rec.shard], rec)
+	}
+	aside := map[*shard][]int64{}
+	byLane := make([][]Record, r.partitions)
+	r.mu.Lock()
+	for id, c := range asked {
+		sh := r.held[id]
+		if sh == nil || sh.epoch != c.epoch || sh.leaving {
+			continue
+		}
+		first := int64(math.MaxInt64)
+		for _, rec := range byShard[id] {
+			first = min(first, rec.ID)
+			if sh.parked[rec.Key] {
+				aside[sh] = append(aside[sh], rec.ID)
+			} else {
+				byLane[id%r.partitions] = append(byLane[id%r.partitions], rec)
+			}
+		}
+		sh.low = max(sh.low, min(settled, first-1))
+	}
+	var out []*parcel
+	for p, recs := range byLane {
+		if len(recs) > 0 && !r.lanes[p].busy {
+			out = append(out, r.load(p, recs))
+		}
+	}
+	r.mu.Unlock()
+
+	for sh, ids := range aside {
+		owned, err := r.store.setAside(ctx, sh, r.id, asked[sh.id].epoch, ids)
+		if err != nil {
+			r.trouble.begin(databaseTrouble, "database", err)
+			break
+		}
+		if owned {
+			poke(r.poked) // there may be more behind them
+		}
+	}
+	return out, nil
+}
+
+// load makes the batch of a lane: the oldest first, as many as one batch takes. Caller
+// holds mu.
+func (r *Relay) load(partition int, records []Record) *parcel {
+	slices.SortFunc(records, func(a, b Record) int { return cmp.Compare(a.ID, b.ID) })
+	size, n := 0, 0
+	for n < len(records) && n < r.cfg.BatchEvents {
+		size += recordBytes(&records[n])
+		if n > 0 && size > r.cfg.BatchBytes {
+			break
+		}
+		n++
+	}
+	p := &parcel{Batch: Batch{Partition: partition, Records: records[:n:n]}}
+	r.lanes[partition].busy = true
+	for _, rec := range p.Records {
+		sh := r.held[rec.shard]
+		if !sh.busy {
+			sh.busy = true
+			p.shards = append(p.shards, sh)
+		}
+	}
+	p.Owned = func() bool { return !p.lost() && r.ownedAt(r.now()) }
+	return p
+}
+
+func (p *parcel) lost() bool {
+	return slices.ContainsFunc(p.shards, func(sh *shard) bool { return sh.lost.Load() })
+}
+
+// deliver brings one batch to the sink, however long that takes, and marks it done. It
+// gives up only when the leases are gone, the relay is to stop and no attempt is under way,
+// or ctx ends.
+func (r *Relay) deliver(ctx context.Context, stopping <-chan struct{}, p *parcel) {
+	defer r.unload(p)
+	rest := []*Batch{&p.Batch}
+	for len(rest) > 0 {
+		b := rest[0]
+		refused, ok := r.publish(ctx, stopping, p, b)
+		switch {
+		case !ok:
+			return
+		case refused == nil:
+			if !r.markDone(ctx, stopping, p, b) {
+				return
+			}
+			rest = rest[1:]
+		case len(refused.Records) == 0 && len(b.Records) > 1: // someone in there
+			half := len(b.Records) / 2
+			rest = append([]*Batch{
+				{Partition: b.Partition, Records: b.Records[:half:half], Owned: b.Owned},
+				{Partition: b.Partition, Records: b.Records[half:], Owned: b.Owned},
+			}, rest[1:]...)
+		default:
+			which := refused.Records
+			if len(which) == 0 {
+				which = []int{0}
+			}
+			for _, i := range which {
+				if !r.park(ctx, p, b.Records[i], refused.Err) {
+					return
+				}
+			}
+			rest = r.withoutParked(p, rest)
+		}
+	}
+}
+
+// publish tries until the sink has the batch (nil, true), refuses it (…, true), or the
+// batch is to be given up (nil, false).
+func (r *Relay) publish(ctx context.Context, stopping <-chan struct{}, p *parcel, b *Batch) (*Refused, bool) {
+	if r.probe != nil {
+		r.probe(b)
+	}
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		err := r.sink.Publish(ctx, b)
+		var refused *Refused
+		var stalled *Stalled
+		kind := "retry"
+		switch {
+		case err == nil:
+			r.trouble.over(b.Partition)
+			r.observe(b)
+			return nil, true
+		case ctx.Err() != nil:
+			return nil, false
+		case errors.As(err, &refused):
+			r.trouble.count("refused")
+			return refused, true
+		case errors.Is(err, ErrNotOwned):
+			r.trouble.count("not_owned")
+			wait = firstRetry // a renewal may be on its way
+		case errors.As(err, &stalled):
+			kind = stalled.Kind
+			wait = stallRetry
+			fallthrough
+		default:
+			r.trouble.count(kind)
+			r.trouble.begin(b.Partition, kind, err)
+		}
+		if p.lost() {
+			return nil, false
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-stopping:
+			t.Stop()
+			return nil, false
+		}
+	}
+}
+
+func (r *Relay) observe(b *Batch) {
+	now := r.now().UnixMilli() + r.clock.Load()
+	replays := 0
+	for i := range b.Records {
+		if b.Records[i].Replay {
+			replays++
+			continue
+		}
+		r.met.latency.Observe(float64(max(0, now-b.Records[i].CreatedMS)) / 1000)
+	}
+	r.met.published.Add(float64(len(b.Records) - replays))
+	r.met.replayed.Add(float64(replays))
+	r.met.batchEvents.Observe(float64(len(b.Records)))
+	r.mu.Lock()
+	r.rate.add(len(b.Records))
+	r.mu.Unlock()
+}
+
+// park parks the key of a record the sink refused for good.
+func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bool {
+	i := slices.IndexFunc(p.shards, func(sh *shard) bool { return sh.id == rec.shard })
+	sh := p.shards[i]
+	for {
+		r.mu.Lock()
+		epoch := sh.epoch
+		r.mu.Unlock()
+		owned, err := r.store.park(ctx, rec, r.id, epoch, cause.Error())
+		switch {
+		case err == nil && owned:
+			r.mu.Lock()
+			parked := map[string]bool{rec.Key: true}
+			for key := range sh.parked {
+				parked[key] = true
+			}
+			sh.parked = parked
+			r.mu.Unlock()
+			r.met.refused.Inc()
+			r.log.Error("an event was refused for good; its key is parked", zap.String("key", rec.Key), zap.Int64("id", rec.ID),
+				zap.String("event_id", rec.EventID), zap.String("type", rec.Type), zap.Error(cause))
+			return true
+		case err == nil: // the lease is gone, or an operator has changed the shard
+			return false
+		}
+		r.trouble.begin(databaseTrouble, "database", err)
+		if p.lost() || !sleep(ctx, idlePoll) {
+			return false
+		}
+	}
+}
+
+// withoutParked leaves out what must not follow a refused record of its key.
+func (r *Relay) withoutParked(p *parcel, rest []*Batch) []*Batch {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	parked := map[int]map[string]bool{}
+	for _, sh := range p.shards {
+		parked[sh.id] = sh.parked
+	}
+	var out []*Batch
+	for _, b := range rest {
+		left := slices.DeleteFunc(slices.Clone(b.Records), func(rec Record) bool { return parked[rec.shard][rec.Key] })
+		if len(left) > 0 {
+			out = append(out, &Batch{Partition: b.Partition, Records: left, Owned: b.Owned})
+		}
+	}
+	return out
+}
+
+// ack is what one delivery waits for.
+type ack struct {
+	records []Record
+	done    chan error
+}
+
+// markDone deletes the pending rows of an acknowledged batch.
+func (r *Relay) markDone(ctx context.Context, stopping <-chan struct{}, p *parcel, b *Batch) bool {
+	for {
+		a := &ack{records: b.Records, done: make(chan error, 1)}
+		r.mu.Lock()
+		r.queue = append(r.queue, a)
+		r.mu.Unlock()
+		poke(r.acks)
+		select {
+		case err := <-a.done:
+			if err == nil {
+				return true
+			}
+			r.trouble.count("database")
+			r.trouble.begin(databaseTrouble, "database", err)
+		case <-ctx.Done():
+			return false
+		}
+		select {
+		case <-stopping:
+			return false
+		default:
+		}
+		if p.lost() || !sleep(ctx, firstRetry) {
+			return false // they will be published again
+		}
+	}
+}
+
+// acknowledge deletes what all deliveries have waiting in one statement at a time.
+func (r *Relay) acknowledge(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.acks:
+		}
+		r.mu.Lock()
+		queue := r.queue
+		r.queue = nil
+		r.mu.Unlock()
+		var all []Record
+		for _, a := range queue {
+			all = append(all, a.records...)
+		}
+		if len(all) == 0 {
+			continue
+		}
+		bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := r.store.published(bounded, all)
+		cancel()
+		for _, a := range queue {
+			a.done <- err
+		}
+	}
+}
+
+// unload makes the lane and its shards idle.
+func (r *Relay) unload(p *parcel) {
+	r.mu.Lock()
+	r.lanes[p.Partition].busy = false
+	leaving := false
+	for _, sh := range p.shards {
+		sh.busy = false
+		leaving = leaving || sh.leaving
+	}
+	r.mu.Unlock()
+	poke(r.poked)
+	if leaving {
+		poke(r.leases)
+	}
+}
+
+func recordBytes(r *Record) int {
+	return 512 + len(r.Type) + 2*len(r.Key) + len(r.Subject) + len(r.Source) + len(r.DataSchema) + len(r.Data)
+}
+
+// rate is a moving average of events a second.
+type rate struct {
+	since time.Time
+	count int
+	value float64
+}
+
+func (r *rate) add(n int) { r.count += n }
+
+func (r *rate) perSecond(now time.Time) float64 {
+	if dt := now.Sub(r.since).Seconds(); r.since.IsZero() || dt <= 0 {
+		r.since = now
+	} else if dt > 0.5 {
+		const memory = 10 // seconds
+		w := 1 - math.Exp(-dt/memory)
+		r.value += w * (float64(r.count)/dt - r.value)
+		r.since, r.count = now, 0
+	}
+	return math.Round(r.value*100) / 100
+}

@@ -1,0 +1,120 @@
+package outbox_test
+
+import (
+	"context"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/zap/zaptest"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// eventually polls until done, and fails the test when that takes a minute.
+func eventually(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited a minute for %s", what)
+		}
+	}
+}
+
+// relay runs a relay until the returned function is called, or the test ends.
+func relay(t testing.TB, db *database.DB, s outbox.Sink, cfg outbox.Config, opt outbox.RelayOptions) (stop func()) {
+	t.Helper()
+	if opt.Log == nil {
+		opt.Log = zaptest.NewLogger(t)
+	}
+	r, err := outbox.NewRelay(db, s, cfg, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("the relay ended with: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+func file(t testing.TB) (outbox.Sink, string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "events.ndjson")
+	return fileAt(t, path), path
+}
+
+func fileAt(t testing.TB, path string) outbox.Sink {
+	t.Helper()
+	s, err := sink.OpenFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func pending(t testing.TB, db *database.DB) (n int64) {
+	t.Helper()
+	st, err := outbox.Status(context.Background(), db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return st.Pending
+}
+
+func drained(t testing.TB, db *database.DB) {
+	t.Helper()
+	eventually(t, "the outbox to be empty", func() bool { return pending(t, db) == 0 })
+}
+
+func checkFile(t testing.TB, log *outboxtest.Log, path string, duplicates int) {
+	t.Helper()
+	seen, err := outboxtest.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := outboxtest.Check(log.All(), seen)
+	t.Log(report)
+	if !report.Sound(duplicates) || report.Written == 0 {
+		t.Error("promises were broken")
+	}
+}
+
+// Writers and two relays at once, relays coming and going in order: nothing is lost, out of
+// order, or there twice.
+func TestRelayKeepsEveryPromiseWithoutFaults(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s, path := file(t)
+		waker := outbox.NewWaker(db)
+		t.Cleanup(waker.Close)
+		log := &outboxtest.Log{}
+		w := outboxtest.Workload{DB: db, Log: log, Writers: 6, Keys: 20, Limit: 3000, Waker: waker}
+		stopFirst := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{Waker: waker, Name: "first"})
+		var wg sync.WaitGroup
+		wg.Go(func() { w.Run(t.Context()) })
+		eventually(t, "the first thousand", func() bool { return log.Committed() > 1000 })
+		relay(t, db, fileAt(t, path), outbox.Config{}, outbox.RelayOptions{Name: "second"})
+		eventually(t, "the next thousand", func() bool { return log.Committed() > 2000 })
+		stopFirst()
+		wg.Wait()
+		drained(t, db)
+		checkFile(t, log, path, 0)
+	})
+}

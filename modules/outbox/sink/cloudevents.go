@@ -1,0 +1,44 @@
+// Package sink holds the places events go to: Kafka ([Kafka]) and a file ([File]). Both
+// write CloudEvents 1.0 with the attributes id, source, type, time, subject, dataschema and
+// the extension sequence: the event's place among those of its key, counted from 1 without
+// gaps, in decimal. An event that an operator had sent again carries the extension replay.
+package sink
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+
+	"github.com/toppira/authctl/modules/outbox"
+)
+
+// structured is the structured JSON form, one line of the file. Extension values that are
+// numbers are written as text, as the sequence extension of CloudEvents wants.
+type structured struct {
+	SpecVersion     string          `json:"specversion"`
+	ID              string          `json:"id"`
+	Source          string          `json:"source"`
+	Type            string          `json:"type"`
+	Subject         string          `json:"subject,omitempty"`
+	Time            string          `json:"time"`
+	Sequence        string          `json:"sequence"`
+	Replay          bool            `json:"replay,omitempty"`
+	DataSchema      string          `json:"dataschema,omitempty"`
+	DataContentType string          `json:"datacontenttype"`
+	Data            json.RawMessage `json:"data"`
+}
+
+// Line is the structured JSON form of an event with a newline behind it.
+func Line(r *outbox.Record) ([]byte, error) {
+	var line bytes.Buffer
+	enc := json.NewEncoder(&line)
+	enc.SetEscapeHTML(false) // the data stays as it is
+	err := enc.Encode(structured{
+		SpecVersion: "1.0", ID: r.EventID, Source: r.Source, Type: r.Type, Subject: r.Subject, Time: r.Time,
+		Sequence: strconv.FormatInt(r.Seq, 10), Replay: r.Replay, DataSchema: r.DataSchema,
+		DataContentType: contentType, Data: r.Data,
+	})
+	return line.Bytes(), err
+}
+
+const contentType = "application/json"

@@ -1,0 +1,178 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/gofrs/flock"
+
+	"github.com/toppira/authctl/modules/outbox"
+)
+
+// File appends events to a file, a line of structured JSON each. A batch is on the disk
+// before it counts as published. Several processes may append to one file: they take turns
+// by a lock beside it. A file that was moved away is begun anew; one whose last line a crash
+// has cut is repaired by removing that part of a line, whose event follows again.
+type File struct {
+	path string
+
+	mu   sync.Mutex
+	lock *flock.Flock
+	f    *os.File
+}
+
+// OpenFile opens or makes the file, readable by its owner alone.
+func OpenFile(path string) (*File, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fmt.Errorf("open the event file: %w", err)
+	}
+	s := &File{path: path, lock: flock.New(path+".lock", flock.SetPermissions(0o600))}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.open(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Name implements [outbox.Sink].
+func (s *File) Name() string { return "file:" + s.path }
+
+// Partitions implements [outbox.Sink]: a file is one sequence of lines.
+func (s *File) Partitions(context.Context) (int, error) { return 1, nil }
+
+// Publish implements [outbox.Sink]. When it fails, nothing of the batch is left behind.
+func (s *File) Publish(ctx context.Context, b *outbox.Batch) error {
+	text, ok := b.Sealed.([]byte)
+	if !ok {
+		for i := range b.Records {
+			line, err := Line(&b.Records[i])
+			if err != nil {
+				return &outbox.Refused{Records: []int{i}, Err: err}
+			}
+			text = append(text, line...)
+		}
+		b.Sealed = text
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.lock.TryLockContext(ctx, 5*time.Millisecond); err != nil {
+		return fmt.Errorf("take the lock of the event file: %w", err)
+	}
+	defer func() { _ = s.lock.Unlock() }()
+	if err := s.reopen(); err != nil {
+		return err
+	}
+	end, err := s.repair()
+	if err != nil {
+		return err
+	}
+	if !b.Owned() {
+		return outbox.ErrNotOwned
+	}
+	if _, err = s.f.Write(text); err == nil {
+		err = s.f.Sync()
+	}
+	if err != nil {
+		// After a failed sync the system may hold pages for clean that never reached the disk:
+		// what was written must go, and be written anew.
+		err = errors.Join(err, s.f.Truncate(end), s.f.Close())
+		s.f = nil
+		return fmt.Errorf("append to the event file: %w", err)
+	}
+	return nil
+}
+
+// Close implements [outbox.Sink].
+func (s *File) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.lock.Close()
+	if s.f != nil {
+		err = errors.Join(err, s.f.Close())
+		s.f = nil
+	}
+	return err
+}
+
+// reopen opens the path anew when it no longer is the open file.
+func (s *File) reopen() error {
+	if s.f != nil {
+		have, err := s.f.Stat()
+		if err != nil {
+			return fmt.Errorf("look at the event file: %w", err)
+		}
+		is, err := os.Stat(s.path)
+		if err == nil && os.SameFile(have, is) {
+			return nil
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("look at the event file: %w", err)
+		}
+		err = s.f.Close()
+		s.f = nil
+		if err != nil {
+			return fmt.Errorf("close the event file that was moved away: %w", err)
+		}
+	}
+	return s.open()
+}
+
+func (s *File) open() error {
+	f, err := os.OpenFile(s.path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the event file: %w", err)
+	}
+	// A new name must survive a power cut as its content does.
+	dir, err := os.Open(filepath.Dir(s.path))
+	if err == nil {
+		err = errors.Join(dir.Sync(), dir.Close())
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("make the event file safe: %w", err), f.Close())
+	}
+	s.f = f
+	return nil
+}
+
+// repair removes a last line without an end and returns the length of the file.
+func (s *File) repair() (int64, error) {
+	end, err := s.f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, fmt.Errorf("look at the event file: %w", err)
+	}
+	keep := end
+	for block := make([]byte, 4096); keep > 0; {
+		from := max(0, keep-int64(len(block)))
+		part := block[:keep-from]
+		if _, err := s.f.ReadAt(part, from); err != nil {
+			return 0, fmt.Errorf("read the end of the event file: %w", err)
+		}
+		if end == keep && part[len(part)-1] == '\n' {
+			return end, nil
+		}
+		i := len(part) - 1
+		for i >= 0 && part[i] != '\n' {
+			i--
+		}
+		keep = from + int64(i) + 1
+		if i >= 0 {
+			break
+		}
+	}
+	if keep == end {
+		return end, nil
+	}
+	if err := errors.Join(s.f.Truncate(keep), s.f.Sync()); err != nil {
+		return 0, fmt.Errorf("repair the event file: %w", err)
+	}
+	return keep, nil
+}

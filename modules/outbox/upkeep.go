@@ -1,0 +1,382 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+const (
+	settleEvery = 500 * time.Millisecond
+	sweepEvery  = 30 * time.Second
+	watchEvery  = 30 * time.Second
+	retainEvery = 10 * time.Minute
+	gaugeEvery  = 5 * time.Second
+)
+
+// open waits for the sink and the database and makes sure that they fit each other.
+func (r *Relay) open(ctx context.Context) error {
+	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		err := r.tryOpen(ctx)
+		if err == nil {
+			r.trouble.over(databaseTrouble)
+			return nil
+		}
+		if fatal(err) || ctx.Err() != nil {
+			return err
+		}
+		r.trouble.begin(databaseTrouble, "retry", err)
+		if !sleep(ctx, wait) {
+			return ctx.Err()
+		}
+	}
+}
+
+func (r *Relay) tryOpen(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	partitions, err := r.sink.Partitions(bounded)
+	if err != nil {
+		return fmt.Errorf("ask %s for its partitions: %w", r.sink.Name(), err)
+	}
+	if err := r.adopt(bounded); err != nil {
+		return err
+	}
+	if err := r.pin(bounded, partitions); err != nil {
+		return err
+	}
+	store, err := openStore(bounded, r.db)
+	if err != nil {
+		return err
+	}
+	r.store, r.partitions, r.lanes = store, partitions, make([]lane, partitions)
+	return nil
+}
+
+// adopt makes the settings that all writers share those of this relay. The number of shards
+// is part of what orders a key, so it changes only while nothing waits and no one writes.
+func (r *Relay) adopt(ctx context.Context) error {
+	return r.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+		var shards int
+		if err := tx.QueryRowContext(ctx, `SELECT shards FROM outbox_setting`+database.ForUpdate(tx)).Scan(&shards); err != nil {
+			return fmt.Errorf("read the outbox's settings: %w", err)
+		}
+		if r.db.IsPostgres() {
+			// Which segment of the ring an event goes to is only about when it is dropped.
+			_, err := tx.ExecContext(ctx, `UPDATE outbox_setting SET segment_ms = ?0 WHERE segment_ms <> ?0`, segmentLength(r.cfg.Retention).Milliseconds())
+			if err != nil {
+				return fmt.Errorf("set the length of a segment: %w", err)
+			}
+		}
+		if shards == r.cfg.Shards {
+			return nil
+		}
+		if r.db.IsPostgres() {
+			if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '2s'`); err != nil {
+				return err
+			}
+			// Waits for every transaction that has added an event and keeps new ones waiting.
+			if _, err := tx.ExecContext(ctx, `LOCK TABLE outbox_event IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+				return fmt.Errorf("change the number of shards from %d to %d: writers do not pause: %w", shards, r.cfg.Shards, err)
+			}
+		}
+		var waiting int
+		err := tx.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT 1 AS one FROM outbox_pending UNION ALL SELECT 1 FROM outbox_parked_key) w`).Scan(&waiting)
+		if err != nil {
+			return fmt.Errorf("count what waits: %w", err)
+		}
+		if waiting > 0 {
+			return fmt.Errorf("%w: outbox.shards is %d but %d are in use, and %d events or parked keys are waiting. "+
+				"Set it back to %d until they are gone", ErrShards, r.cfg.Shards, shards, waiting, shards)
+		}
+		var epoch int64
+		if err := tx.QueryRowContext(ctx, `SELECT coalesce(max(epoch), 0) + 1 FROM outbox_shard`).Scan(&epoch); err != nil {
+			return fmt.Errorf("change the number of shards: %w", err)
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_shard`); err != nil {
+			return fmt.Errorf("change the number of shards: %w", err)
+		}
+		values := make([]string, r.cfg.Shards)
+		for i := range values {
+			values[i] = fmt.Sprintf("(%d, %d)", i, epoch)
+		}
+		if _, err := tx.ExecContext(ctx, `INSERT INTO outbox_shard (shard, epoch) VALUES `+strings.Join(values, ", ")); err != nil {
+			return fmt.Errorf("change the number of shards: %w", err)
+		}
+		if _, err := tx.ExecContext(ctx, `UPDATE outbox_setting SET shards = ?`, r.cfg.Shards); err != nil {
+			return fmt.Errorf("change the number of shards: %w", err)
+		}
+		return nil
+	})
+}
+
+// pin remembers how many partitions the target had when it was first used, and compares.
+func (r *Relay) pin(ctx context.Context, partitions int) error {
+	if r.cfg.Shards%partitions != 0 {
+		return fmt.Errorf("%w: %s has %d partitions, and outbox.shards is %d, which is no multiple of it. Set outbox.shards to %d",
+			ErrShards, r.sink.Name(), partitions, r.cfg.Shards, (r.cfg.Shards/partitions+1)*partitions)
+	}
+	var pinned int
+	err := r.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+		if _, err := tx.ExecContext(ctx, `INSERT INTO outbox_target (name, partitions) VALUES (?, ?) ON CONFLICT DO NOTHING`, r.sink.Name(), partitions); err != nil {
+			return err
+		}
+		return tx.QueryRowContext(ctx, `SELECT partitions FROM outbox_target WHERE name = ?`, r.sink.Name()).Scan(&pinned)
+	})
+	if err != nil {
+		return fmt.Errorf("pin the number of partitions: %w", err)
+	}
+	if pinned != partitions {
+		return r.repartitioned(pinned, partitions)
+	}
+	return nil
+}
+
+func (r *Relay) repartitioned(pinned, now int) error {
+	return fmt.Errorf("%w: %s has %d partitions, and events were published to it with %d. Keys would move to other partitions, "+
+		"where their new events could overtake old ones. Nothing is lost: events wait. Once consumers have read everything published so far, "+
+		"accept the new number with: authctl outbox topic ensure --accept-partitions %d", ErrPartitionsChanged, r.sink.Name(), now, pinned, now)
+}
+
+// AcceptPartitions makes a new number of partitions the one that the order of keys is built
+// on. Consumers must have read everything that was published with the old one.
+func AcceptPartitions(ctx context.Context, db *database.DB, target string, partitions int) error {
+	return db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_target (name, partitions) VALUES (?0, ?1) ON CONFLICT (name) DO UPDATE SET partitions = ?1`, target, partitions)
+		if err != nil {
+			return fmt.Errorf("accept the number of partitions: %w", err)
+		}
+		return nil
+	})
+}
+
+// watchTarget notices when the number of partitions changes under way.
+func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
+	for sleep(ctx, r.watchEvery) {
+		n, err := r.sink.Partitions(ctx)
+		if err != nil {
+			continue // publishing says so
+		}
+		if n != r.partitions {
+			err := r.repartitioned(r.partitions, n)
+			r.log.Error("the relay stops", zap.Error(err))
+			fail(err)
+			return
+		}
+	}
+}
+
+// settleIDs raises the bound below which no id can appear any more.
+func (r *Relay) settleIDs(ctx context.Context) {
+	s := settler{db: r.db}
+	for wait := settleEvery; sleep(ctx, wait); {
+		settled, err := s.step(ctx)
+		if err != nil {
+			s = settler{db: r.db}
+			wait = settleEvery
+			continue
+		}
+		r.settle.Store(max(r.settle.Load(), s.bound))
+		if wait = settleEvery; !settled {
+			wait = settleEvery / 10
+		}
+	}
+}
+
+// settler finds the bound below which no id can appear any more.
+//
+// Who has drawn an id holds a lock on the event table, of a kind nobody else takes, until
+// its transaction ends. So once none of those who held it after the sequence was read holds
+// it any longer, every id up to what was read is committed or gone. Readers, dumps and
+// writers of other tables do not matter. On SQLite ids appear in order.
+type settler struct {
+	db    *database.DB
+	bound int64
+
+	next    int64 // becomes the bound
+	waitFor []string
+}
+
+// step returns true when the bound is as high as it was going to be.
+func (s *settler) step(ctx context.Context) (bool, error) {
+	last, err := lastID(ctx, s.db)
+	if err != nil {
+		return false, err
+	}
+	if !s.db.IsPostgres() {
+		s.bound = last
+		return true, nil
+	}
+	if last == s.bound {
+		return true, nil
+	}
+	have, err := s.writers(ctx) // after the sequence was read
+	if err != nil {
+		return false, err
+	}
+	if s.next == 0 {
+		s.next, s.waitFor = last, have
+	} else {
+		s.waitFor = slices.DeleteFunc(s.waitFor, func(w string) bool { return !slices.Contains(have, w) })
+	}
+	if len(s.waitFor) > 0 {
+		return false, nil
+	}
+	s.bound, s.next = max(s.bound, s.next), 0
+	return true, nil
+}
+
+func lastID(ctx context.Context, db *database.DB) (last int64, err error) {
+	query := `SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox_event'`
+	if db.IsPostgres() {
+		query = `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_event_id`
+	}
+	err = db.QueryRowContext(ctx, query).Scan(&last)
+	return last, err
+}
+
+// writers are the transactions that may have drawn an id and not committed.
+func (s *settler) writers(ctx context.Context) ([]string, error) {
+	return column[string](s.db.QueryContext(ctx, `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND granted
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		AND relation = 'outbox_event'::regclass AND mode = 'RowExclusiveLock'`))
+}
+
+// sweep looks below the settled bound, where nothing must be.
+func (r *Relay) sweep(ctx context.Context) {
+	for sleep(ctx, r.sweepEvery) {
+		r.mu.Lock()
+		asked := make([]claim, 0, len(r.held))
+		for _, sh := range r.held {
+			if sh.low > 0 {
+				asked = append(asked, claim{shard: sh.id, epoch: sh.epoch, low: sh.low})
+			}
+		}
+		r.mu.Unlock()
+		for _, c := range asked {
+			// Only where no operator has put something back meanwhile, which raises the epoch.
+			var n int64
+			err := r.db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_pending p JOIN outbox_shard s ON s.shard = p.shard
+				WHERE p.shard = ? AND p.id <= ? AND s.epoch = ? AND s.owner = ?`, c.shard, c.low, c.epoch, r.id).Scan(&n)
+			if err != nil || n == 0 {
+				continue
+			}
+			r.met.sweepFound.Add(float64(n))
+			r.log.Error("events were found below the settled bound; they are published late", zap.Int64("events", n), zap.Int("shard", c.shard))
+			r.mu.Lock()
+			if sh := r.held[c.shard]; sh != nil && sh.epoch == c.epoch {
+				sh.low = 0
+			}
+			r.mu.Unlock()
+			poke(r.poked)
+		}
+	}
+}
+
+// segments is how many the ring has.
+const segments = 16
+
+// segmentLength is how long events go to one segment of the ring: short enough that all of
+// it is dropped not much later than the retention, long enough that it is over before its
+// turn comes again.
+func segmentLength(retention time.Duration) time.Duration {
+	return max(retention/(segments-2), time.Minute)
+}
+
+// retain drops what is older than the retention and not waiting.
+func (r *Relay) retain(ctx context.Context) {
+	for {
+		if err := Retain(ctx, r.db, r.cfg.Retention); err != nil && ctx.Err() == nil {
+			r.log.Warn("old events were not dropped; trying again later", zap.Error(err))
+		}
+		if !sleep(ctx, retainEvery) {
+			return
+		}
+	}
+}
+
+// Retain drops published events older than the retention. Whatever waits or is parked stays.
+// Any number of processes may do it at once.
+func Retain(ctx context.Context, db *database.DB, retention time.Duration) error {
+	if !db.IsPostgres() {
+		return retainSQLite(ctx, db, retention)
+	}
+	for n := range segments {
+		if err := emptySegment(ctx, db, n, retention); err != nil {
+			return fmt.Errorf("empty segment %d: %w", n, err)
+		}
+	}
+	return nil
+}
+
+func emptySegment(ctx context.Context, db *database.DB, n int, retention time.Duration) error {
+	table := fmt.Sprintf("outbox_event_%02d", n)
+	// Its newest event is old, and nothing in it waits. Events are written in the order of
+	// time but for what transactions that were open together mix.
+	old := `SELECT coalesce((SELECT max(created_ms) < ` + postgresNow + ` - ?0 FROM (SELECT created_ms FROM ` + table + ` ORDER BY id DESC LIMIT 1000) newest), false)
+		AND NOT EXISTS (SELECT 1 FROM outbox_pending WHERE segment = ?1)
+		AND NOT EXISTS (SELECT 1 FROM outbox_dead WHERE segment = ?1)`
+	var yes bool
+	if err := db.QueryRowContext(ctx, old, retention.Milliseconds(), n).Scan(&yes); err != nil || !yes {
+		return err
+	}
+	return db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+		// Who waits for an exclusive lock keeps everyone behind it waiting: not for long.
+		if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '200ms'`); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `LOCK TABLE ONLY `+table+` IN ACCESS EXCLUSIVE MODE`); err != nil {
+			return err
+		}
+		// A replay locks what it puts back in the same way, so this is the last word.
+		if err := tx.QueryRowContext(ctx, old, retention.Milliseconds(), n).Scan(&yes); err != nil || !yes {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `TRUNCATE ONLY `+table)
+		return err
+	})
+}
+
+func retainSQLite(ctx context.Context, db *database.DB, retention time.Duration) error {
+	for {
+		// In small steps: writers come in between.
+		res, err := db.Write(ctx, `DELETE FROM outbox_event WHERE id IN (
+			SELECT id FROM outbox_event WHERE created_ms < `+sqliteNow+` - ?
+				AND id < coalesce((SELECT min(id) FROM outbox_pending), 9223372036854775807)
+				AND id NOT IN (SELECT id FROM outbox_dead)
+			ORDER BY id LIMIT 1000)`, retention.Milliseconds())
+		if err != nil {
+			return fmt.Errorf("delete old events: %w", err)
+		}
+		if n, err := res.RowsAffected(); err != nil || n < 1000 {
+			return err
+		}
+	}
+}
+
+// gauge keeps the figures about the whole outbox up to date. Counting a long backlog takes
+// time; it is done the less often the longer it takes.
+func (r *Relay) gauge(ctx context.Context) {
+	for {
+		start := r.now()
+		st, err := Status(ctx, r.db)
+		if err == nil {
+			r.met.pending.Set(float64(st.Pending))
+			r.met.oldestAge.Set(st.OldestAge.Seconds())
+			r.met.parked.Set(float64(st.ParkedKeys))
+		}
+		if !sleep(ctx, max(gaugeEvery, 50*r.now().Sub(start))) {
+			return
+		}
+	}
+}
+
+func fatal(err error) bool { return errors.Is(err, ErrPartitionsChanged) || errors.Is(err, ErrShards) }

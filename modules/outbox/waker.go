@@ -1,0 +1,165 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// channel is the PostgreSQL notification channel. Its payload is empty for new events, or
+// the word lease when shards have become free.
+const channel = "authctl_outbox"
+
+// notifyEvery bounds how often one process notifies. A NOTIFY in every business transaction
+// would make commits take turns: PostgreSQL holds one lock for the whole cluster meanwhile.
+const notifyEvery = 5 * time.Millisecond
+
+// Waker tells relays that events were committed, so that they need not wait for their next
+// look: the relay in this process directly, those elsewhere through NOTIFY. Waking is only
+// ever a matter of milliseconds; relays look by themselves too.
+type Waker struct {
+	db     *database.DB
+	dirty  chan struct{}
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+
+	mu    sync.Mutex
+	local []chan<- struct{}
+}
+
+// NewWaker returns a waker for the processes that share the database. Close it at the end.
+func NewWaker(db *database.DB) *Waker {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := &Waker{db: db, dirty: make(chan struct{}, 1), cancel: cancel}
+	if db.IsPostgres() {
+		w.done.Go(func() { w.notify(ctx) })
+	}
+	return w
+}
+
+// Wake says that events were committed. Call it after the commit; it never blocks. On a nil
+// waker it does nothing.
+func (w *Waker) Wake() {
+	if w == nil {
+		return
+	}
+	w.mu.Lock()
+	for _, c := range w.local {
+		poke(c)
+	}
+	w.mu.Unlock()
+	poke(w.dirty)
+}
+
+// Close ends the waker's work.
+func (w *Waker) Close() {
+	w.cancel()
+	w.done.Wait()
+}
+
+func (w *Waker) subscribe(c chan<- struct{}) (leave func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.local = append(w.local, c)
+	return func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		for i, have := range w.local {
+			if have == c {
+				w.local = append(w.local[:i:i], w.local[i+1:]...)
+				return
+			}
+		}
+	}
+}
+
+func (w *Waker) notify(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.dirty:
+		}
+		// An error only means that relays notice a little later.
+		_, _ = w.db.ExecContext(ctx, "SELECT pg_notify('"+channel+"', '')")
+		if !sleep(ctx, notifyEvery) {
+			return
+		}
+	}
+}
+
+// listen calls hear with the payload of each notification until ctx ends, and connects anew
+// when it must. Behind a pooler that gives each transaction another connection nothing is
+// ever heard, and nothing breaks.
+func listen(ctx context.Context, db *database.DB, hear func(payload string)) {
+	for ctx.Err() == nil {
+		_ = listenOnce(ctx, db, hear)
+		hear("lease") // what was missed meanwhile
+		sleep(ctx, time.Second)
+	}
+}
+
+// listenOnce uses a connection outside the pool: one that only ever listens would block
+// whoever closes a statement that was prepared on it.
+func listenOnce(ctx context.Context, db *database.DB, hear func(payload string)) error {
+	var cfg *pgx.ConnConfig
+	pooled, err := db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	err = pooled.Raw(func(raw any) error {
+		c, ok := raw.(*stdlib.Conn)
+		if !ok {
+			return errors.New("not a PostgreSQL connection")
+		}
+		cfg = c.Conn().Config()
+		return nil
+	})
+	if err := errors.Join(err, pooled.Close()); err != nil {
+		return err
+	}
+	cfg.OnNotification = func(_ *pgconn.PgConn, n *pgconn.Notification) { hear(n.Payload) }
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(closing)
+	}()
+	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
+		return err
+	}
+	for {
+		if err := conn.PgConn().WaitForNotification(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// sleep returns false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
