@@ -60,8 +60,9 @@ func parseDevice(key []byte, account, token string) (device, bool) {
 	if len(token) != deviceText || token[:len(devicePrefix)] != devicePrefix {
 		return device{}, false
 	}
-	raw, err := base64.RawURLEncoding.Strict().DecodeString(token[len(devicePrefix):])
-	// The decoder skips line breaks; then fewer bytes come out than must.
+	raw, err := base64.RawURLEncoding.DecodeString(token[len(devicePrefix):])
+	// 57 bytes fill 76 characters to the last bit, so no two texts mean the same. The decoder
+	// skips line breaks; then fewer bytes come out than must.
 	if err != nil || len(raw) != deviceSize || raw[0] != deviceVersion {
 		return device{}, false
 	}

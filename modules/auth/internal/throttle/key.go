@@ -45,7 +45,7 @@ func (l *Limiter) keysOf(a Attempt) keys {
 		k.prefix = l.id(classPrefix, prefix, "")
 	}
 	if d, ok := l.device(a); ok {
-		k.device = l.id(classDevice, netip.Prefix{}, string(d.id[:])+a.Account)
+		k.device = l.id(classDevice, netip.Prefix{}, string(d.id[:]))
 	}
 	return k
 }

@@ -181,6 +181,14 @@ func TestRedisClockIsTheClock(t *testing.T) {
 				t.Fatalf("node %d, guess %d: let through %t, want %t", hours, n+1, passed, want)
 			}
 		}
+		written, err := w.redis.HGet(t.Context(), redisKey(classAccount, l.keysOf(Attempt{Account: "alice"}).account), "t").Int64()
+		if err != nil {
+			t.Fatal(err)
+		}
+		clock, err := w.redis.Time(t.Context()).Result()
+		if off := clock.Sub(time.UnixMilli(written)); err != nil || off < 0 || off > time.Hour {
+			t.Fatalf("written %v before now by Redis' clock (%v)", off, err)
+		}
 	}
 }
 
