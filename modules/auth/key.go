@@ -291,7 +291,7 @@ func (k *keyring) Revoke(ctx context.Context, kid string) (revoked, successor Ke
 	revoked, err = k.change(ctx, kid, func(ctx context.Context, tx bun.Tx, rows []keyRow) error {
 		next = ""
 		row, err := findKey(rows, kid)
-		if err != nil || row.Status == KeyRevoked {
+		if err != nil {
 			return err
 		}
 		stopped := row.RetiredAt

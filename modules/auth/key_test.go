@@ -576,6 +576,31 @@ func TestALostSecretIsRecoveredFromByRevoking(t *testing.T) {
 	}
 }
 
+func TestAKeyPromotedUnderAnotherSecretDoesNotStopAServer(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	clock := newKeyClock()
+	k := startKeys(t, db, keyConfig(token.ES256), clock)
+	before := k.Active().KID()
+	other := openKeyring(db, keyConfig(token.ES256), clock.now)
+	other.cfg.Secret = "the second secret that is long enough"
+	promoted := mustKey(t)(other.Promote(t.Context(), mustKey(t)(other.Stage(t.Context())).KID, true))
+
+	if err := k.refresh(t.Context()); !errors.Is(err, token.ErrSealed) || !strings.Contains(err.Error(), promoted.KID) {
+		t.Errorf("refresh: %v; want it to name the key", err)
+	}
+	if k.Active().KID() != before {
+		t.Errorf("it signs with %q; want the key it had, which is still published", k.Active().KID())
+	}
+	mustKey(t)(other.Retire(t.Context(), before, true))
+	if err := k.refresh(t.Context()); !errors.Is(err, token.ErrSealed) {
+		t.Error(err)
+	}
+	if signed, err := k.Active().Sign(token.Claims{}); err == nil || k.Active().KID() != "" {
+		t.Errorf("it signs on with a key that is no longer published: %s", signed)
+	}
+}
+
 // Who can write to the table but does not know the secret must not be able to sign.
 func TestAKeyPutIntoTheTableIsNotTrusted(t *testing.T) {
 	t.Parallel()
