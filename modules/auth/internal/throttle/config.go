@@ -27,7 +27,7 @@ type Config struct {
 	Remember time.Duration `config:"auth.throttle.remember" default:"720h" min:"1h" max:"8760h" doc:"How long a streak that caused delays is remembered, and an address that signed in to an account."`
 	Device   time.Duration `config:"auth.throttle.device_ttl" default:"4320h" min:"1h" max:"17520h" doc:"How long a device token marks a known device."`
 
-	MemoryEntries int `config:"auth.throttle.memory_entries" default:"100000" min:"1000" max:"10000000" doc:"Counters kept in the process, where there is no Redis or it is away. Some 300 bytes each."`
+	MemoryEntries int `config:"auth.throttle.memory_entries" default:"100000" min:"1000" max:"10000000" doc:"Counters kept in the process, where there is no Redis or it is away. Some 200 bytes each."`
 }
 
 // Validate reports what single values cannot show.

@@ -56,9 +56,9 @@
 // All keys carry the hash tag {throttle} and so would share a slot of a cluster, because one
 // script reads several of them. Redis' clock is the clock. Every key expires, and since a key is only made by a
 // failure (which the global limit bounds, by default to 600 a minute) or by a success,
-// 24 hours of the worst flood are some 900,000 accounts and as many pairs: about 250 MB.
+// 24 hours of the worst flood are some 900,000 accounts and as many pairs: about 350 MB.
 //
-// Without Redis, in this process: a fixed number of entries, some 300 bytes each. When they
+// Without Redis, in this process: a fixed number of entries, some 200 bytes each. When they
 // are used up, those with the fewest failures go first, so that spraying new names cannot
 // push out the count of an account under attack.
 //
