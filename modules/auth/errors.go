@@ -22,3 +22,14 @@ var (
 	ErrSessionNotFound     = fault.New(fault.NotFound, "session_not_found", "There is no such session")
 	ErrUserNotFound        = fault.New(fault.NotFound, "user_not_found", "There is no such user")
 )
+
+// Faults lists every fault of this module, for the documentation and the tests that hold it
+// complete.
+func Faults() []*fault.Fault {
+	return []*fault.Fault{
+		ErrValidation, ErrUsernameTaken, ErrInvalidCredentials, ErrWrongPassword, ErrAccountDisabled, ErrTooManyAttempts,
+		ErrTooManySessions, ErrOverloaded, ErrUnavailable, ErrMissingToken, ErrInvalidToken, ErrInvalidRefreshToken, ErrSessionExpired,
+		ErrSessionRevoked, ErrRefreshTokenReused, ErrSessionNotFound, ErrUserNotFound,
+		ErrKeyNotFound, ErrKeyStatus, ErrKeyTooNew, ErrKeyInUse, ErrKeysUnused,
+	}
+}

@@ -35,9 +35,12 @@ type Deps struct {
 	// Committed is called after each transaction that wrote an event, so that a relay need
 	// not wait for its next look. It must not block. Nil is fine.
 	Committed func()
-	Log       *zap.Logger
-	Registry  prometheus.Registerer // nil: no metrics
-	Now       func() time.Time      // nil: time.Now
+	// Serving says that the process answers requests: GOMAXPROCS is raised by the number of
+	// hashing workers, which then never hold up anything else.
+	Serving  bool
+	Log      *zap.Logger
+	Registry prometheus.Registerer // nil: no metrics
+	Now      func() time.Time      // nil: time.Now
 }
 
 // Service is the module: accounts, sign-in, sessions, tokens. It is safe for concurrent use.
@@ -106,7 +109,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("derive a key: %w", err)
 	}
-	s.passwords, err = password.New(cfg.Password, password.Options{Registry: deps.Registry, Key: missing, Context: issuerWords(cfg.Token.Issuer)})
+	s.passwords, err = password.New(cfg.Password, password.Options{Registry: deps.Registry, Key: missing, Context: issuerWords(cfg.Token.Issuer), ReserveProcs: deps.Serving})
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package httpserver
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -129,7 +130,7 @@ type problem struct {
 	Type      string        `json:"type"`
 	Title     string        `json:"title"`
 	Status    int           `json:"status"`
-	Detail    string        `json:"detail,omitempty"`
+	Detail    string        `json:"detail"` // of this occasion, else the title
 	Instance  string        `json:"instance,omitempty"`
 	Code      string        `json:"code"`
 	RequestID string        `json:"request_id"`
@@ -176,7 +177,7 @@ func (s *Server) answer(fctx *fasthttp.RequestCtx, x *exchange, err error) {
 	case fiber.StatusTooManyRequests, fiber.StatusServiceUnavailable:
 		h.Set(fiber.HeaderRetryAfter, seconds(f.RetryAfter))
 	}
-	p := problem{Type: errorDocs + f.Code, Title: f.Title, Status: status, Detail: f.Message, Code: f.Code, RequestID: x.id, Errors: f.Fields}
+	p := problem{Type: errorDocs + f.Code, Title: f.Title, Status: status, Detail: cmp.Or(f.Message, f.Title+"."), Code: f.Code, RequestID: x.id, Errors: f.Fields}
 	if len(fctx.Request.Header.RawHeaders()) > 0 { // otherwise nothing could be read of it
 		p.Instance = cleanPath([]byte(path))
 	}

@@ -13,7 +13,8 @@ import (
 
 // Headers of our own that browsers may read; X-Request-Id and Retry-After besides.
 const (
-	HeaderRefreshReplayed = "Auth-Refresh-Replayed"
+	HeaderRefreshReplayed = "Auth-Refresh-Replayed" // of a refresh: the successor again
+	HeaderDevice          = "Auth-Device"           // of a sign-in, both ways: the device is known
 
 	// apiPolicy forbids everything: an answer that a browser is tricked into showing as a
 	// page can load, run and be framed by nothing.
@@ -21,8 +22,8 @@ const (
 
 	strictTransport = "max-age=31536000; includeSubDomains"
 
-	corsHeaders = "Authorization, Content-Type, X-Request-Id"
-	corsExpose  = "X-Request-Id, Retry-After, " + HeaderRefreshReplayed
+	corsHeaders = "Authorization, Content-Type, X-Request-Id, " + HeaderDevice
+	corsExpose  = "X-Request-Id, Retry-After, " + HeaderRefreshReplayed + ", " + HeaderDevice
 )
 
 // decorate sets what every answer carries. Handlers may override it.
@@ -32,7 +33,7 @@ func (s *Server) decorate(fctx *fasthttp.RequestCtx, x *exchange) {
 	h.Set(fiber.HeaderXContentTypeOptions, "nosniff")
 	h.Set(fiber.HeaderReferrerPolicy, "no-referrer")
 	h.Set(fiber.HeaderContentSecurityPolicy, apiPolicy)
-	if s.tls != nil {
+	if s.https {
 		h.Set(fiber.HeaderStrictTransportSecurity, strictTransport)
 	}
 	s.allowOrigin(fctx)

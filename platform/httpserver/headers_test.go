@@ -126,7 +126,7 @@ func TestOnlyListedOriginsAreAllowed(t *testing.T) {
 			if vary := a.Header.Values("Vary"); len(vary) != 1 || vary[0] != "Origin" {
 				t.Errorf("%s from %q: Vary %q", path, origin, vary)
 			}
-			if expose := a.Header.Get("Access-Control-Expose-Headers"); allowed != (expose == "X-Request-Id, Retry-After, Auth-Refresh-Replayed") {
+			if expose := a.Header.Get("Access-Control-Expose-Headers"); allowed != (expose == "X-Request-Id, Retry-After, Auth-Refresh-Replayed, Auth-Device") {
 				t.Errorf("expose %q", expose)
 			}
 			if a.Header.Get("Access-Control-Allow-Credentials") != "" {

@@ -28,6 +28,7 @@ type Options struct {
 	Registry    prometheus.Registerer
 	Unavailable func(error) bool // the database, or what else is needed, is away: 503 and not 500
 	Now         func() time.Time
+	HTTPS       bool // clients come by https although this listener speaks http: a proxy ends TLS
 }
 
 // Server is the public listener. Routes are added with [Server.Handle], then it runs once.
@@ -38,6 +39,7 @@ type Server struct {
 	unavailable func(error) bool
 	trusted     proxies
 	tls         *tls.Config // nil for plain HTTP
+	https       bool        // to the client, whoever ends TLS
 	metrics     *meters
 
 	app       *fiber.App
@@ -84,6 +86,7 @@ func New(cfg Config, opt Options) (*Server, error) {
 	if s.tls, err = newTLS(cfg.TLS, s.log); err != nil {
 		return nil, err
 	}
+	s.https = s.tls != nil || opt.HTTPS
 	registry := opt.Registry
 	if registry == nil {
 		registry = prometheus.NewRegistry()

@@ -71,13 +71,10 @@ type sessionBody struct {
 
 // Where a sign-in leaves, and the next one finds, what marks the device as known.
 const (
-	deviceHeader = "Auth-Device"
+	deviceHeader = httpserver.HeaderDevice
 	deviceCookie = "authctl_device"
 	deviceMaxAge = 180 * 24 * time.Hour
 )
-
-// replayedHeader marks the answer to a refresh token that was already replaced.
-const replayedHeader = "Auth-Refresh-Replayed"
 
 // register godoc
 //
@@ -168,7 +165,7 @@ func (a *api) refresh(c *fiber.Ctx) error {
 		return err
 	}
 	if t.Replayed {
-		c.Set(replayedHeader, "true")
+		c.Set(httpserver.HeaderRefreshReplayed, "true")
 	}
 	return tokens(c, fiber.StatusOK, t)
 }
