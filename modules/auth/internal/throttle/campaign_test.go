@@ -37,27 +37,27 @@ func TestManyAddressesGuessingAtOneAccount(t *testing.T) {
 	})
 }
 
-func TestPausingDoesNotBuyMoreThanAHundredGuesses(t *testing.T) {
+func TestPausingDoesNotBuyMoreThanOneGuessADay(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
-	l, guesses, n := w.node(defaults(t)), 0, 0
-	for range 99 {
-		for !guess(t, l, Attempt{Account: "alice", Address: address(n)}) {
-			w.clock.advance(15 * time.Minute)
-			n++
-		}
-		guesses++
-	}
-	for range 14 { // two weeks with pauses longer than failures are remembered which cause no delay
-		w.clock.advance(25 * time.Hour)
-		for range 10 {
-			if n++; guess(t, l, Attempt{Account: "alice", Address: address(n)}) {
-				guesses++
+	for _, streak := range []int{1, 4, 19, 50, 99, 1000} { // guesses between two pauses
+		w := newWorld(t, nil)
+		l, start := w.node(defaults(t)), w.clock.now()
+		days := func() int { return int(w.clock.now().Sub(start) / (24 * time.Hour)) }
+		guesses := 0
+		for n := 0; days() < 365; n++ {
+			ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(n)})
+			if err != nil {
+				w.clock.advance(refusal(t, err))
+				continue
+			}
+			l.Failed(t.Context(), ticket)
+			if guesses++; guesses > 100+days() {
+				t.Fatalf("%d guesses in %d days, %d at a stretch, want at most 100 and one a day", guesses, days(), streak)
+			}
+			if guesses%streak == 0 {
+				w.clock.advance(time.Duration(streak)*24*time.Hour + time.Second)
 			}
 		}
-	}
-	if guesses > 99+14 {
-		t.Fatalf("%d guesses, want no more than one a day beyond 99", guesses)
 	}
 }
 

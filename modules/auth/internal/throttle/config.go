@@ -12,7 +12,7 @@ type Config struct {
 	BaseDelay   time.Duration `config:"auth.throttle.base_delay" default:"1s" min:"100ms" max:"1h" doc:"First delay; each further failure doubles it."`
 	MaxDelay    time.Duration `config:"auth.throttle.max_delay" default:"15m" min:"1s" max:"24h" doc:"Longest delay below max_failures."`
 	MaxFailures int           `config:"auth.throttle.max_failures" default:"100" min:"2" max:"100" doc:"Consecutive failures from unknown devices after which an account refuses unknown devices for the time of lock. NIST SP 800-63B-4 allows no more than 100."`
-	Lock        time.Duration `config:"auth.throttle.lock" default:"24h" min:"1m" max:"720h" doc:"How long unknown devices are refused after max_failures, and after each further failure."`
+	Lock        time.Duration `config:"auth.throttle.lock" default:"24h" min:"1m" max:"720h" doc:"How long unknown devices are refused after max_failures, and again after each further failure."`
 
 	AddressBurst     int `config:"auth.throttle.address_burst" default:"200" min:"1" max:"1000000" doc:"Failures that one address (IPv4 /32, IPv6 /64) may make at once, over all accounts."`
 	AddressPerMinute int `config:"auth.throttle.address_per_minute" default:"10" min:"1" max:"1000000" doc:"Failures a minute that one address may make on and on."`
@@ -23,8 +23,8 @@ type Config struct {
 
 	RegisterPerMinute int `config:"auth.throttle.register_per_minute" default:"0" min:"0" max:"1000000" doc:"Registrations a minute from one address; as many at once. 0: no limit of their own. Hashing is bounded anyway, and an office or a school registers from one address."`
 
-	Forget   time.Duration `config:"auth.throttle.forget" default:"24h" min:"1m" max:"720h" doc:"After how long without a new one failures are forgotten that were too few to cause a delay."`
-	Remember time.Duration `config:"auth.throttle.remember" default:"720h" min:"1h" max:"8760h" doc:"How long a streak that caused delays is remembered, and an address that signed in to an account."`
+	Forget   time.Duration `config:"auth.throttle.forget" default:"24h" min:"1m" max:"720h" doc:"A streak of failures is forgotten when none was added for this long times its length. So whoever pauses gains one guess in this time."`
+	Remember time.Duration `config:"auth.throttle.remember" default:"720h" min:"1h" max:"8760h" doc:"How long an address that signed in to an account is known to it."`
 	Device   time.Duration `config:"auth.throttle.device_ttl" default:"4320h" min:"1h" max:"17520h" doc:"How long a device token marks a known device."`
 
 	MemoryEntries int `config:"auth.throttle.memory_entries" default:"100000" min:"1000" max:"10000000" doc:"Counters kept in the process, where there is no Redis or it is away. Some 200 bytes each."`
@@ -41,9 +41,9 @@ func (c Config) Validate(report func(path, problem string)) {
 	if c.Lock < c.MaxDelay {
 		report("auth.throttle.lock", "is shorter than max_delay")
 	}
-	// A lock that is forgotten before it ends would give a whole new budget.
-	if c.Remember < c.Lock || c.Remember < c.MaxDelay || c.Remember < c.Forget {
-		report("auth.throttle.remember", "must be at least lock, max_delay and forget")
+	// A refusal that is forgotten before it ends would give a whole new budget.
+	if c.Forget < c.MaxDelay || c.memory() < c.Lock {
+		report("auth.throttle.forget", "must be at least max_delay, and times max_failures at least lock")
 	}
 	if c.PrefixBurst < c.AddressBurst || c.PrefixPerMinute < c.AddressPerMinute {
 		report("auth.throttle.prefix_burst", "and prefix_per_minute must be at least those of an address, or the /48 is stricter than its /64s")

@@ -36,9 +36,12 @@
 //
 // A success in the common lane forgets the failures of the account and of the pair. In the
 // other lanes it forgets those of that lane only: else an owner who signs in every hour
-// would hand strangers a new budget every hour. A streak that has caused delays is
-// remembered for 30 days, so 100 is a limit of consecutive failures (NIST SP 800-63B-4
-// §3.2.2) and not of failures a day. Beyond it, one guess a day is let through.
+// would hand strangers a new budget every hour.
+//
+// A streak of n failures is forgotten after n days without another, and beyond 100 failures
+// one guess a day is let through. So strangers have 100 guesses at an account and one more
+// a day, however they go about it: NIST SP 800-63B-4 §3.2.2 with a trickle, without which
+// they could shut an owner's new devices out for good.
 //
 // Accounts are named by a keyed hash of the canonical name, whether there is such an account
 // or not. The package never learns which; its answers cannot tell (R01).
@@ -54,9 +57,12 @@
 //
 // In Redis when there is one: one script, so one round trip, for Begin and one to settle.
 // All keys carry the hash tag {throttle} and so would share a slot of a cluster, because one
-// script reads several of them. Redis' clock is the clock. Every key expires, and since a key is only made by a
-// failure (which the global limit bounds, by default to 600 a minute) or by a success,
-// 24 hours of the worst flood are some 900,000 accounts and as many pairs: about 350 MB.
+// script reads several of them. Redis' clock is the clock.
+//
+// Every key expires. Strangers only make one by a failure, which pays for a day of it, and
+// the global limit bounds failures, by default to 600 a minute: under the worst flood, for
+// as long as it lasts, that is some 900,000 accounts and as many pairs, about 350 MB. What
+// owners leave behind is a known address for 30 days.
 //
 // Without Redis, in this process: a fixed number of entries, some 200 bytes each. When they
 // are used up, those with the fewest failures go first, so that spraying new names cannot

@@ -39,8 +39,7 @@ end
 -- Lanes: counters of consecutive failures.
 
 local function keep(rule, rec)
-  if rec.failed < rule.free then return rule.few end
-  return rule.many
+  return math.min(math.max(1, rec.failed) * rule.forget, rule.memory)
 end
 
 local function delay(rule, failures)

@@ -63,10 +63,10 @@ func TestWhatHasExpiredGoesFirst(t *testing.T) {
 	cfg := defaults(t)
 	cfg.MemoryEntries = 1000
 	l := w.node(cfg)
-	for n := range 300 { // three entries each, one of which outlives the others
+	for n := range 300 { // three entries each
 		guess(t, l, Attempt{Account: name(n), Address: address(n)})
 	}
-	w.clock.advance(25 * time.Hour)
+	w.clock.advance(25 * time.Hour) // one failure is remembered for a day
 	guess(t, l, Attempt{Account: "alice", Address: address(1000)})
 	if entries, evicted := l.local.stats(); entries > 10 || evicted != 0 {
 		t.Fatalf("%d entries and %d evicted, want the expired ones gone", entries, evicted)

@@ -93,18 +93,16 @@ type laneRule struct {
 	free          int64 // failures without a delay
 	base, longest int64 // the delays; base 0: none
 	max, lock     int64 // beyond max failures, lock is the delay; max 0: no such
-	few, many     int64 // how long failures are remembered: below free, and from there
+	// A streak is remembered for forget times its length, at most memory. So whoever pauses
+	// until it is forgotten gains one guess for each time of forget; and so many failures
+	// fill the memory of a store only so far, however they are spread.
+	forget, memory int64
 	// cleared is set for accounts: how long it is remembered that one was cleared. That is
 	// as long as any lane of the account is, or what was cleared would come back.
 	cleared int64
 }
 
-func (r laneRule) keep(rec record) int64 {
-	if rec.failed < r.free {
-		return r.few
-	}
-	return r.many
-}
+func (r laneRule) keep(rec record) int64 { return min(max(1, rec.failed)*r.forget, r.memory) }
 
 func (r laneRule) delay(failures int64) int64 {
 	switch {
@@ -204,19 +202,23 @@ type rules struct {
 	known                             int64 // how long a pair that signed in is known
 }
 
+// memory is how long the longest streak is remembered.
+func (c Config) memory() time.Duration { return time.Duration(c.MaxFailures) * c.Forget }
+
 func (c Config) rules() rules {
-	forget, remember := c.Forget.Milliseconds(), c.Remember.Milliseconds()
+	forget, memory, device := c.Forget.Milliseconds(), c.memory().Milliseconds(), c.Device.Milliseconds()
 	base, longest := c.BaseDelay.Milliseconds(), c.MaxDelay.Milliseconds()
 	return rules{
-		device: laneRule{free: int64(c.DeviceFree), few: c.Device.Milliseconds(), many: c.Device.Milliseconds()},
-		pair:   laneRule{free: int64(c.PairFree), base: base, longest: longest, few: forget, many: max(forget, longest)},
+		// A used-up token stays used up for as long as it could have been good.
+		device: laneRule{free: int64(c.DeviceFree), forget: device / int64(c.DeviceFree), memory: device},
+		pair:   laneRule{free: int64(c.PairFree), base: base, longest: longest, forget: forget, memory: memory},
 		account: laneRule{free: int64(c.AccountFree), base: base, longest: longest, max: int64(c.MaxFailures),
-			lock: c.Lock.Milliseconds(), few: forget, many: remember, cleared: max(remember, c.Device.Milliseconds())},
+			lock: c.Lock.Milliseconds(), forget: forget, memory: memory, cleared: max(memory, device)},
 		address:  bucketRule{int64(c.AddressBurst), int64(c.AddressPerMinute)},
 		prefix:   bucketRule{int64(c.PrefixBurst), int64(c.PrefixPerMinute)},
 		global:   bucketRule{int64(c.GlobalBurst), int64(c.GlobalPerMinute)},
 		register: bucketRule{int64(c.RegisterPerMinute), int64(c.RegisterPerMinute)},
-		known:    remember,
+		known:    c.Remember.Milliseconds(),
 	}
 }
 

@@ -53,8 +53,8 @@ func (r rules) lua() string {
 	var b strings.Builder
 	b.WriteString("local R = {\n")
 	lane := func(name string, l laneRule) {
-		fmt.Fprintf(&b, "%s = {free = %d, base = %d, longest = %d, max = %d, lock = %d, few = %d, many = %d, cleared = %d},\n",
-			name, l.free, l.base, l.longest, l.max, l.lock, l.few, l.many, l.cleared)
+		fmt.Fprintf(&b, "%s = {free = %d, base = %d, longest = %d, max = %d, lock = %d, forget = %d, memory = %d, cleared = %d},\n",
+			name, l.free, l.base, l.longest, l.max, l.lock, l.forget, l.memory, l.cleared)
 	}
 	bucket := func(name string, l bucketRule) {
 		fmt.Fprintf(&b, "%s = {burst = %d, per_minute = %d, drain = %d},\n", name, l.burst, l.perMinute, l.drain())

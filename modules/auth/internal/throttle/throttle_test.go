@@ -341,7 +341,7 @@ func TestAThresholdOfOneAddressIsToldWhetherItIsKnownOrNot(t *testing.T) {
 	})
 }
 
-func TestFailuresTooFewForADelayAreForgottenAfterADay(t *testing.T) {
+func TestAStreakIsForgottenAfterADayForEachFailure(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
@@ -351,10 +351,14 @@ func TestFailuresTooFewForADelayAreForgottenAfterADay(t *testing.T) {
 					t.Fatal("refused within the free failures")
 				}
 			}
-			w.clock.advance(24*time.Hour + time.Millisecond)
-		}
-		if s, err := l.State(t.Context(), "alice"); err != nil || s.Failures != 0 {
-			t.Fatalf("state %+v, %v, want no failures", s, err)
+			w.clock.advance(4*24*time.Hour - time.Millisecond)
+			if s, err := l.State(t.Context(), "alice"); err != nil || s.Failures != 4 {
+				t.Fatalf("state %+v, %v, want 4 failures", s, err)
+			}
+			w.clock.advance(2 * time.Millisecond)
+			if s, err := l.State(t.Context(), "alice"); err != nil || s.Failures != 0 {
+				t.Fatalf("state %+v, %v, want no failures", s, err)
+			}
 		}
 	})
 }
@@ -448,7 +452,7 @@ func TestSettingsAreDocumentedAndChecked(t *testing.T) {
 		"auth.throttle.base_delay":   func(c *Config) { c.BaseDelay = time.Hour },
 		"auth.throttle.account_free": func(c *Config) { c.MaxFailures = 20 },
 		"auth.throttle.lock":         func(c *Config) { c.Lock = time.Minute },
-		"auth.throttle.remember":     func(c *Config) { c.Remember = time.Hour },
+		"auth.throttle.forget":       func(c *Config) { c.Forget = time.Minute },
 		"auth.throttle.prefix_burst": func(c *Config) { c.PrefixBurst = 10 },
 	} {
 		cfg := defaults(t)
