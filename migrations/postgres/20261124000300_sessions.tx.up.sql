@@ -5,12 +5,12 @@
 CREATE TABLE session (
     id                 uuid PRIMARY KEY,
     user_id            uuid NOT NULL,
-    epoch              bigint NOT NULL,            -- users.session_epoch when it began
-    generation         bigint NOT NULL,            -- of the current refresh token
-    hash               bytea NOT NULL,             -- of its secret
-    previous           bytea NOT NULL,             -- hash of the one before; empty at first
-    replay_until_ms    bigint NOT NULL,            -- until then the one before still yields the current one
-    sealed             bytea,                      -- the current one, under a key made of the one before
+    epoch              bigint NOT NULL, -- users.session_epoch when it began
+    generation         bigint NOT NULL, -- of the current refresh token
+    hash               bytea NOT NULL,  -- of its secret
+    previous           bytea NOT NULL,  -- hash of the one before; empty at first
+    replay_until_ms    bigint NOT NULL, -- until then the one before still yields the current one
+    sealed             bytea,           -- the current one, under a key made of the one before
     device_name        text NOT NULL,
     user_agent         text NOT NULL,
     ip                 text NOT NULL,
@@ -19,8 +19,8 @@ CREATE TABLE session (
     last_used_ms       bigint NOT NULL,
     expires_ms         bigint NOT NULL,
     idle_expires_ms    bigint NOT NULL CHECK (idle_expires_ms <= expires_ms),
-    stopped_ms         bigint,                     -- a token was used again; the revocation is to be committed
-    stopped_generation bigint,                     -- which token
+    stopped_ms         bigint,          -- a token was used again; the revocation is to be committed
+    stopped_generation bigint,          -- which token
     stopped_user_agent text,
     stopped_ip         text
 );

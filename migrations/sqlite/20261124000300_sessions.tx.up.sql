@@ -5,12 +5,12 @@
 CREATE TABLE session (
     id                 text PRIMARY KEY,
     user_id            text NOT NULL,
-    epoch              integer NOT NULL,            -- users.session_epoch when it began
-    generation         integer NOT NULL,            -- of the current refresh token
-    hash               blob NOT NULL,             -- of its secret
-    previous           blob NOT NULL,             -- hash of the one before; empty at first
-    replay_until_ms    integer NOT NULL,            -- until then the one before still yields the current one
-    sealed             blob,                      -- the current one, under a key made of the one before
+    epoch              integer NOT NULL, -- users.session_epoch when it began
+    generation         integer NOT NULL, -- of the current refresh token
+    hash               blob NOT NULL,   -- of its secret
+    previous           blob NOT NULL,   -- hash of the one before; empty at first
+    replay_until_ms    integer NOT NULL, -- until then the one before still yields the current one
+    sealed             blob,            -- the current one, under a key made of the one before
     device_name        text NOT NULL,
     user_agent         text NOT NULL,
     ip                 text NOT NULL,
@@ -19,8 +19,8 @@ CREATE TABLE session (
     last_used_ms       integer NOT NULL,
     expires_ms         integer NOT NULL,
     idle_expires_ms    integer NOT NULL CHECK (idle_expires_ms <= expires_ms),
-    stopped_ms         integer,                     -- a token was used again; the revocation is to be committed
-    stopped_generation integer,                     -- which token
+    stopped_ms         integer,         -- a token was used again; the revocation is to be committed
+    stopped_generation integer,         -- which token
     stopped_user_agent text,
     stopped_ip         text
 );

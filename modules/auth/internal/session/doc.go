@@ -8,21 +8,21 @@
 //
 // # The states of a session
 //
-//	               the current token, or one ahead: turned
-//	                            ┌──────┐
-//	          Create            │      ▼
-//	(unknown) ──────────────▶ ┌──────────┐   the previous token, in the window: replayed
-//	    ▲ ▲                   │   live   │ ◀──────┐
-//	    │ │  idle or absolute │ n, h, h' │ ───────┘
-//	    │ └───────────────────┴──────────┘
-//	    │    expiry, Delete        │
-//	    │                          │  an older token, the previous one after the window,
-//	    │                          │  or another token of generation n: reused
-//	    │                          ▼
-//	    │                     ┌──────────┐
-//	    │       Delete        │ stopped, │ ◀──────┐
-//	    └──────────────────── │  marked  │ ───────┘  any token: reused
-//	 (revocation committed)   └──────────┘
+//	                        the current token, or one ahead: turned
+//	                                 ┌──────┐
+//	                                 │      ▼
+//	┌─────────┐      Create        ┌──────────┐
+//	│ unknown │ ─────────────────▶ │   live   │ ◀──────┐
+//	│         │ ◀───────────────── │ n, h, h' │ ───────┘
+//	└─────────┘  idle or absolute  └──────────┘  the previous token, in the window: replayed
+//	     ▲       expiry, Delete         │
+//	     │                              │  an older token, the previous one after the window,
+//	     │                              │  or another token of generation n: reused
+//	     │                              ▼
+//	     │                         ┌──────────┐
+//	     │         Delete          │ stopped, │ ◀──────┐
+//	     └──────────────────────── │  marked  │ ───────┘  any token: reused
+//	      (revocation committed)   └──────────┘
 //
 // In every state the step is one script on Redis and one statement in SQL; nothing can come
 // between looking and changing. An unknown session answers gone and stays unknown.

@@ -21,7 +21,7 @@ func TestTheSuiteFindsBrokenScripts(t *testing.T) {
 	for _, m := range []struct{ name, old, new, check string }{
 		{"replay without a window", "if now < tonumber(r[REPLAY]) then", "if true then",
 			"the previous token after the window is reuse"},
-		{"a sliding window", "return answer('replayed', kept, r)", "redis.call('HSET', KEYS[1], 'replay', text(now + grace)) return answer('replayed', kept, r)",
+		{"a sliding window", "return {'replayed', r, kept}", "redis.call('HSET', KEYS[1], 'replay', now + grace) return {'replayed', r, kept}",
 			"the window does not slide"},
 		{"a replay that forks", "presented == r[HASH]) then", "presented == r[HASH]) or (g == gen - 1 and presented == r[PREV]) then",
 			"parallel refreshes make one chain"},
@@ -37,15 +37,15 @@ func TestTheSuiteFindsBrokenScripts(t *testing.T) {
 			"a token ahead of the record is current"},
 		{"a fork accepted", "(g == gen and presented == r[HASH])", "g == gen",
 			"two tokens of one generation are reuse"},
-		{"reuse that stops nothing", "redis.call('HSET', KEYS[1], 'stopped', text(now),", "redis.call('HSET', KEYS[1],",
+		{"reuse that stops nothing", "redis.call('HSET', KEYS[1], 'stopped', now,", "redis.call('HSET', KEYS[1],",
 			"an older token is reuse even in the window"},
-		{"a stopped session that starts again", "if r[STOPPED] then return answer('reused', '', r) end", "",
+		{"a stopped session that starts again", "if r[STOPPED] then return {'reused', r} end", "",
 			"a stopped session stays stopped until it is deleted"},
-		{"a stopped session that is listed as live", "'stopped', text(now)", "'halted', text(now)",
+		{"a stopped session that is listed as live", "'stopped', now", "'halted', now",
 			"a stopped session stays stopped until it is deleted"},
 		{"no mark for the committer", "redis.call('SADD', KEYS[4], sid)", "",
 			"a stopped session stays stopped until it is deleted"},
-		{"a repeated call taken for reuse", "if r[HASH] == successor then return answer('turned', '', r) end", "",
+		{"a repeated call taken for reuse", "if r[HASH] == successor then return {'turned', r} end", "",
 			"the same call sent again changes nothing"},
 	} {
 		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {

@@ -103,11 +103,11 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 	if reply[0] == "full" {
 		return session.Started{}, session.ErrTooMany
 	}
-	one, err := decode(start.UserID, start.ID, reply[2:])
+	one, err := decode(start.UserID, start.ID, reply[1])
 	if err != nil {
 		return session.Started{}, fail("create session", err)
 	}
-	over, err := parseIDs(reply[2+sessionFields:])
+	over, err := parseIDs(reply[2:])
 	if err != nil {
 		return session.Started{}, fail("create session", err)
 	}
@@ -117,9 +117,10 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 // Rotate implements [session.Store].
 func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated, error) {
 	r = r.Clean()
+	user, sid := s.user(r.UserID), r.SessionID.String()
 	reply, err := s.rotate.Run(ctx, s.client,
-		[]string{s.record(r.UserID, r.SessionID), s.index(r.UserID), s.successor(r.UserID, r.SessionID), s.marks(r.UserID)},
-		r.SessionID.String(), r.Generation, r.PresentedHash[:], r.NextHash[:], r.SealedNext,
+		[]string{user + "s:" + sid, user + "index", user + "n:" + sid, user + "reused"},
+		sid, r.Generation, r.PresentedHash[:], r.NextHash[:], r.SealedNext,
 		r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP,
 		markTTL.Milliseconds(), s.skew().Milliseconds()).Slice()
 	if err != nil {
@@ -128,7 +129,7 @@ func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 	if reply[0] == "gone" {
 		return session.Rotated{Outcome: session.Gone}, nil
 	}
-	one, err := decode(r.UserID, r.SessionID, reply[2:])
+	one, err := decode(r.UserID, r.SessionID, reply[1])
 	if err != nil {
 		return session.Rotated{}, fail("rotate session", err)
 	}
@@ -136,7 +137,7 @@ func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 	case "turned":
 		return session.Rotated{Outcome: session.Turned, Session: one}, nil
 	case "replayed":
-		sealed, _ := reply[1].(string)
+		sealed, _ := reply[2].(string)
 		return session.Rotated{Outcome: session.Replayed, Session: one, Sealed: []byte(sealed)}, nil
 	}
 	return session.Rotated{Outcome: session.Reused, Session: one}, nil
@@ -145,8 +146,8 @@ func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 // Reissue implements [session.Store].
 func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session, error) {
 	reply, err := s.reissue.Run(ctx, s.client,
-		[]string{s.record(r.UserID, r.SessionID), s.index(r.UserID), s.successor(r.UserID, r.SessionID)},
-		r.SessionID.String(), r.Generation, r.Hash[:], r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.Reauthenticated,
+		[]string{s.record(r.UserID, r.SessionID), s.successor(r.UserID, r.SessionID)},
+		r.Generation, r.Hash[:], r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.Reauthenticated,
 		s.skew().Milliseconds()).Slice()
 	if err != nil {
 		return session.Session{}, fail("reissue session", err)
@@ -157,7 +158,7 @@ func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session
 	case "conflict":
 		return session.Session{}, session.ErrConflict
 	}
-	one, err := decode(r.UserID, r.SessionID, reply[2:])
+	one, err := decode(r.UserID, r.SessionID, reply[1])
 	if err != nil {
 		return session.Session{}, fail("reissue session", err)
 	}
@@ -401,13 +402,17 @@ func (s *Store) live(ctx context.Context, keys []key) ([]session.Session, error)
 	return live, nil
 }
 
-// recordFields is a session in the order of answer() in lib.lua.
+// recordFields is a session in the order of read() in lib.lua.
 var recordFields = []string{"gen", "hash", "epoch", "device", "agent", "ip", "auth", "created", "used", "expires", "idle"}
 
 const sessionFields = 11
 
-func decode(userID, id uuid.UUID, fields []any) (session.Session, error) {
+func decode(userID, id uuid.UUID, reply any) (session.Session, error) {
 	var d decoder
+	fields, _ := reply.([]any)
+	if len(fields) < sessionFields {
+		return session.Session{}, fmt.Errorf("%w: fields are missing", errCorrupt)
+	}
 	one := d.session(userID, id, fields)
 	return one, d.err
 }
@@ -433,6 +438,9 @@ func (d *decoder) text(v any) string {
 }
 
 func (d *decoder) int(v any) int64 {
+	if n, ok := v.(int64); ok { // computed by a script
+		return n
+	}
 	n, err := strconv.ParseInt(d.text(v), 10, 64)
 	if err != nil && d.err == nil {
 		d.err = fmt.Errorf("%w: a number is not one", errCorrupt)
