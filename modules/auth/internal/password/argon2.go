@@ -19,8 +19,15 @@ func argon2Hash(scheme Scheme, prefix string, memory, time, threads int) hash {
 	}
 	return hash{
 		scheme: scheme,
+		// x/crypto computes each slice on a goroutine of its own, whoever calls it. Waiting
+		// for every one of them on a worker's thread, which is locked and has to wait for its
+		// turn, would cost a quarter of the CPU; this waits once.
 		derive: func(password, salt []byte, size int) []byte {
-			return key(password, salt, uint32(time), uint32(memory), uint8(threads), uint32(size))
+			derived := make(chan []byte)
+			go func() {
+				derived <- key(password, salt, uint32(time), uint32(memory), uint8(threads), uint32(size))
+			}()
+			return <-derived
 		},
 		encode: func(salt, digest []byte) string {
 			enc := base64.RawStdEncoding

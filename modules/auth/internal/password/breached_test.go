@@ -51,6 +51,7 @@ func TestBreachedPasswordsAreFoundInEveryFormOfTheFile(t *testing.T) {
 		"hashes":              strings.Join(lines, "\n") + "\n",
 		"no end of last line": strings.Join(lines, "\n"),
 		"counts":              strings.Join(counted, "\n") + "\n",
+		"hashes, CR LF":       strings.Join(lines, "\r\n") + "\r\n",
 		"CR LF":               strings.Join(counted, "\r\n") + "\r\n",
 		"CR LF, no last end":  strings.Join(counted, "\r\n"),
 		"lower case":          strings.ToLower(strings.Join(lines, "\n")),
@@ -200,3 +201,20 @@ func FuzzSortedLines(f *testing.F) {
 type readerAt func([]byte, int64) (int, error)
 
 func (r readerAt) ReadAt(b []byte, off int64) (int, error) { return r(b, off) }
+
+func TestASearchThatMeetsLinesOutOfOrderSaysSo(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"b\nc\nm\na\nz\n": "x", // after m comes a
+		"b\nz\nm\nq\ny\n": "c", // before m comes z
+	} {
+		s := sortedLines{
+			text: strings.NewReader(text),
+			size: int64(len(text)),
+			key:  func(line []byte) ([]byte, error) { return line, nil },
+		}
+		if known, err := s.find(func(key []byte) int { return strings.Compare(want, string(key)) }); known || !errors.Is(err, errUnsorted) {
+			t.Errorf("%q in %q: %v, %v", want, text, known, err)
+		}
+	}
+}

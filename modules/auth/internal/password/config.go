@@ -18,7 +18,7 @@ type Config struct {
 
 	MinLength    int    `config:"auth.password.min_length" default:"8" min:"1" max:"64" doc:"Fewest characters (Unicode code points) of a new password."`
 	Blocklist    bool   `config:"auth.password.blocklist" default:"true" doc:"Refuse new passwords that are among the most common ones (the list is built in)."`
-	BreachedFile string `config:"auth.password.breached_file" doc:"File of SHA-1 hashes of breached passwords, sorted, one hexadecimal hash or prefix of one a line, as published by Have I Been Pwned. Read in place, never loaded."`
+	BreachedFile string `config:"auth.password.breached_file" doc:"File of SHA-1 hashes of breached passwords, sorted, one a line in hexadecimal, whole or cut to their first 16 digits or more, as published by Have I Been Pwned. Read in place, never loaded."`
 
 	Workers   int           `config:"auth.password.hash_workers" default:"0" min:"0" max:"256" doc:"Hashes computed at once. 0: one for each CPU."`
 	Queue     int           `config:"auth.password.hash_queue" default:"1024" min:"1" max:"65536" doc:"Sign-ins that may wait for a worker; more are answered 503 at once."`

@@ -70,6 +70,7 @@ func TestWhichPasswordsAreTaken(t *testing.T) {
 		{"qwertyuiop", "alice", TooCommon},
 		{"Dragon2024", "alice", TooCommon},
 		{"dragon-wings-44", "alice", ""},
+		{"dragon77035", "alice", ""}, // five digits
 		{"correct horse battery staple", "alice", ""},
 
 		// Patterns, in short ones.
@@ -93,6 +94,7 @@ func TestWhichPasswordsAreTaken(t *testing.T) {
 		{"ab123cdefg", "123", ContainsUsername},
 		{"josé-2024", "José", ContainsUsername},
 		{"jose\u0301-2024", "José", ContainsUsername},
+		{"josé-2024", "Jose\u0301", ContainsUsername},
 
 		// The service.
 		{"authctl-2024", "alice", ContainsContext},
