@@ -162,10 +162,14 @@ func AcceptPartitions(ctx context.Context, db *database.DB, target string, parti
 func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 	for sleep(ctx, r.watchEvery) {
 		n, err := r.sink.Partitions(ctx)
-		if err != nil {
-			continue // publishing says so
+		if err != nil || n == r.partitions {
+			continue // of an error, publishing will tell
 		}
-		if n != r.partitions {
+		// A broker that lags may be wrong for a moment.
+		if !sleep(ctx, r.watchEvery/10) {
+			return
+		}
+		if again, err := r.sink.Partitions(ctx); err == nil && again == n {
 			err := r.repartitioned(r.partitions, n)
 			r.log.Error("the relay stops", zap.Error(err))
 			fail(err)

@@ -1,0 +1,182 @@
+package sink
+
+import (
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/IBM/sarama"
+	"github.com/xdg-go/scram"
+
+	"github.com/toppira/authctl/platform/config"
+)
+
+// KafkaConfig is kafka.*. With no brokers named, events go to a file.
+type KafkaConfig struct {
+	Brokers  []string `config:"kafka.brokers" doc:"Kafka brokers to begin with, host:port. Empty: events go to the file events.ndjson in app.data_dir."`
+	Topic    string   `config:"kafka.topic" default:"auth.events" doc:"The topic of all events."`
+	ClientID string   `config:"kafka.client_id" default:"authctl" doc:"How this client names itself to the brokers: in their logs, metrics and quotas."`
+
+	Partitions        int `config:"kafka.partitions" default:"16" min:"1" max:"4096" doc:"Partitions of the topic when authctl makes it. outbox.shards must be a multiple."`
+	ReplicationFactor int `config:"kafka.replication_factor" default:"0" min:"0" max:"15" doc:"Replicas of the topic when authctl makes it. 0: as many as the brokers allow, at most 3."`
+
+	DialTimeout    time.Duration `config:"kafka.dial_timeout" default:"5s" min:"100ms" max:"1m" doc:"Longest a connection to a broker may take."`
+	RequestTimeout time.Duration `config:"kafka.request_timeout" default:"10s" min:"500ms" max:"5m" doc:"Longest a broker may take to answer. An unanswered batch is sent again unchanged."`
+
+	TLS            TLSConfig  `config:"kafka.tls"`
+	SASL           SASLConfig `config:"kafka.sasl"`
+	AllowPlaintext bool       `config:"kafka.allow_plaintext" default:"false" doc:"Let prod mode talk to Kafka without TLS."`
+}
+
+// TLSConfig is kafka.tls.*.
+type TLSConfig struct {
+	Enabled    bool   `config:"enabled" default:"false" doc:"Encrypt the way to Kafka; certificates are verified."`
+	CAFile     string `config:"ca_file" doc:"PEM file of the authorities to trust. Empty: those of the system."`
+	CertFile   string `config:"cert_file" doc:"PEM file of this client's certificate, for mutual TLS."`
+	KeyFile    string `config:"key_file" doc:"PEM file of the key of that certificate."`
+	ServerName string `config:"server_name" doc:"The name to expect in the brokers' certificates. Empty: the host name of each."`
+}
+
+// SASLConfig is kafka.sasl.*.
+type SASLConfig struct {
+	Mechanism string        `config:"mechanism" default:"none" oneof:"none,plain,scram-sha-256,scram-sha-512" doc:"How to sign in to Kafka."`
+	User      string        `config:"user" doc:"Name to sign in to Kafka with."`
+	Password  config.Secret `config:"password" doc:"Password to sign in to Kafka with."`
+}
+
+// UsesKafka reports whether the settings name a Kafka cluster.
+func (c KafkaConfig) UsesKafka() bool { return len(c.Brokers) > 0 }
+
+// Validate reports what single values cannot show.
+func (c KafkaConfig) Validate(report func(path, problem string)) {
+	for _, b := range c.Brokers {
+		if _, port, err := net.SplitHostPort(b); err != nil || port == "" {
+			report("kafka.brokers", fmt.Sprintf("has %q, which is not host:port", b))
+		}
+	}
+	if c.UsesKafka() && strings.TrimSpace(c.Topic) == "" {
+		report("kafka.topic", "must name a topic")
+	}
+	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
+		report("kafka.tls.cert_file", "and kafka.tls.key_file must be given together")
+	}
+	if c.SASL.Mechanism != "" && c.SASL.Mechanism != "none" && (c.SASL.User == "" || c.SASL.Password == "") {
+		report("kafka.sasl.user", "and kafka.sasl.password must be given for mechanism "+c.SASL.Mechanism)
+	}
+}
+
+// ValidateProd reports what prod mode does not allow.
+func (c KafkaConfig) ValidateProd(report func(path, problem string)) {
+	if c.UsesKafka() && !c.TLS.Enabled && !c.AllowPlaintext {
+		report("kafka.tls.enabled", "must be true in prod mode, or kafka.allow_plaintext must be set")
+	}
+}
+
+func (c KafkaConfig) withDefaults() KafkaConfig {
+	c.Topic = cmp.Or(c.Topic, "auth.events")
+	c.ClientID = cmp.Or(c.ClientID, "authctl")
+	c.Partitions = cmp.Or(c.Partitions, 16)
+	c.DialTimeout = cmp.Or(c.DialTimeout, 5*time.Second)
+	c.RequestTimeout = cmp.Or(c.RequestTimeout, 10*time.Second)
+	c.SASL.Mechanism = cmp.Or(c.SASL.Mechanism, "none")
+	return c
+}
+
+// sarama makes the client's settings of ours.
+func (c KafkaConfig) sarama() (*sarama.Config, error) {
+	conf := sarama.NewConfig()
+	conf.Version = sarama.V2_8_0_0 // what is spoken at most; older brokers are met half-way
+	conf.ClientID = c.ClientID
+	conf.Net.DialTimeout = c.DialTimeout
+	conf.Net.WriteTimeout = c.RequestTimeout
+	conf.Net.ReadTimeout = c.RequestTimeout + 2*time.Second // the broker gives up first, and says so
+	conf.Net.MaxOpenRequests = 1                            // a batch never overtakes another
+	conf.Metadata.Full = false
+	conf.Metadata.AllowAutoTopicCreation = false
+	conf.Metadata.RefreshFrequency = time.Minute
+	conf.Metadata.Retry.Max = 1
+	conf.Metadata.Retry.Backoff = 100 * time.Millisecond
+	conf.Metadata.Timeout = c.RequestTimeout
+	conf.Admin.Timeout = c.RequestTimeout
+	conf.Admin.Retry.Max = 2
+	if c.TLS.Enabled {
+		t, err := c.TLS.config()
+		if err != nil {
+			return nil, err
+		}
+		conf.Net.TLS.Enable, conf.Net.TLS.Config = true, t
+	}
+	if c.SASL.Mechanism != "none" {
+		conf.Net.SASL.Enable = true
+		conf.Net.SASL.User, conf.Net.SASL.Password = c.SASL.User, c.SASL.Password.Reveal()
+		switch c.SASL.Mechanism {
+		case "plain":
+			conf.Net.SASL.Mechanism = sarama.SASLTypePlaintext
+		case "scram-sha-256":
+			conf.Net.SASL.Mechanism = sarama.SASLTypeSCRAMSHA256
+			conf.Net.SASL.SCRAMClientGeneratorFunc = func() sarama.SCRAMClient { return &scramClient{hash: scram.SHA256} }
+		case "scram-sha-512":
+			conf.Net.SASL.Mechanism = sarama.SASLTypeSCRAMSHA512
+			conf.Net.SASL.SCRAMClientGeneratorFunc = func() sarama.SCRAMClient { return &scramClient{hash: scram.SHA512} }
+		default:
+			return nil, fmt.Errorf("kafka.sasl.mechanism: %q is not known", c.SASL.Mechanism)
+		}
+	}
+	if err := conf.Validate(); err != nil {
+		return nil, fmt.Errorf("kafka settings: %w", err)
+	}
+	return conf, nil
+}
+
+func (c TLSConfig) config() (*tls.Config, error) {
+	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName}
+	if c.CAFile != "" {
+		pem, err := os.ReadFile(c.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("kafka.tls.ca_file: %w", err)
+		}
+		t.RootCAs = x509.NewCertPool()
+		if !t.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, errors.New("kafka.tls.ca_file: has no certificate in PEM form")
+		}
+	}
+	if c.CertFile != "" {
+		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("kafka.tls.cert_file: %w", err)
+		}
+		t.Certificates = []tls.Certificate{cert}
+	}
+	return t, nil
+}
+
+// scramClient is RFC 5802 in the form Sarama asks for.
+type scramClient struct {
+	hash         scram.HashGeneratorFcn
+	conversation *scram.ClientConversation
+}
+
+func (s *scramClient) Begin(user, password, authzID string) error {
+	client, err := s.hash.NewClient(user, password, authzID)
+	if err != nil {
+		return fmt.Errorf("begin SCRAM: %w", err)
+	}
+	s.conversation = client.NewConversation()
+	return nil
+}
+
+func (s *scramClient) Step(challenge string) (string, error) {
+	answer, err := s.conversation.Step(challenge)
+	if err != nil {
+		return "", fmt.Errorf("go on with SCRAM: %w", err)
+	}
+	return answer, nil
+}
+
+func (s *scramClient) Done() bool { return s.conversation.Done() }

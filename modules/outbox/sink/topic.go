@@ -1,0 +1,162 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/IBM/sarama"
+
+	"github.com/toppira/authctl/modules/outbox"
+)
+
+// TopicState is what the cluster says of the topic. Problems are in words; with none the
+// topic is fit for the events.
+type TopicState struct {
+	Topic             string   `json:"topic"`
+	Created           bool     `json:"created"` // just now
+	Partitions        int      `json:"partitions"`
+	ReplicationFactor int      `json:"replication_factor"`
+	MinInSync         int      `json:"min_insync_replicas"`
+	MaxMessageBytes   int      `json:"max_message_bytes"`
+	CleanupPolicy     string   `json:"cleanup_policy"`
+	RetentionMS       int64    `json:"retention_ms"` // -1: for ever
+	Problems          []string `json:"problems"`
+}
+
+// EnsureTopic makes the topic when it does not exist, and checks it as [Kafka.CheckTopic]
+// does. It never changes a topic that is there.
+func (k *Kafka) EnsureTopic(ctx context.Context) (TopicState, error) {
+	st, err := k.CheckTopic(ctx)
+	var stalled *outbox.Stalled
+	if !errors.As(err, &stalled) || stalled.Kind != "topic" {
+		return st, err
+	}
+	_, err = await(ctx, k, func() (struct{}, error) { return struct{}{}, k.createTopic() })
+	if err != nil {
+		return TopicState{}, err
+	}
+	// Brokers learn of a new topic one after another.
+	for tries := 0; ; tries++ {
+		st, err = k.CheckTopic(ctx)
+		if err == nil || tries == 20 || !errors.As(err, &stalled) {
+			st.Created = true
+			return st, err
+		}
+		if err := pause(ctx); err != nil {
+			return TopicState{}, err
+		}
+	}
+}
+
+func (k *Kafka) createTopic() error {
+	client, err := k.connect()
+	if err != nil {
+		return err
+	}
+	admin, err := sarama.NewClusterAdminFromClient(client) // its Close would close ours
+	if err != nil {
+		return fmt.Errorf("reach the cluster's controller: %w", k.explain(err))
+	}
+	replicas := k.cfg.ReplicationFactor
+	if replicas == 0 {
+		brokers, _, err := admin.DescribeCluster()
+		if err != nil {
+			return fmt.Errorf("count the brokers: %w", k.explain(err))
+		}
+		replicas = min(3, max(1, len(brokers)))
+	}
+	text := func(s string) *string { return &s }
+	err = admin.CreateTopic(k.cfg.Topic, &sarama.TopicDetail{
+		NumPartitions: int32(k.cfg.Partitions), ReplicationFactor: int16(replicas),
+		ConfigEntries: map[string]*string{
+			"cleanup.policy":                 text("delete"), // compaction would keep one event a user
+			"min.insync.replicas":            text(strconv.Itoa(min(2, replicas))),
+			"unclean.leader.election.enable": text("false"),
+			"message.timestamp.type":         text("CreateTime"),
+		},
+	}, false)
+	if err != nil && !errors.Is(err, sarama.ErrTopicAlreadyExists) {
+		return fmt.Errorf("make the topic %q with %d partitions and %d replicas: %w", k.cfg.Topic, k.cfg.Partitions, replicas, k.explain(err))
+	}
+	return nil
+}
+
+// CheckTopic asks the cluster about the topic and says what of it does not fit.
+func (k *Kafka) CheckTopic(ctx context.Context) (TopicState, error) {
+	return await(ctx, k, k.checkTopic)
+}
+
+func (k *Kafka) checkTopic() (TopicState, error) {
+	st := TopicState{Topic: k.cfg.Topic, Problems: []string{}}
+	client, err := k.connect()
+	if err != nil {
+		return st, err
+	}
+	if err := client.RefreshMetadata(k.cfg.Topic); err != nil {
+		return st, k.explain(err)
+	}
+	partitions, err := client.Partitions(k.cfg.Topic)
+	if err != nil {
+		return st, k.explain(err)
+	}
+	st.Partitions = len(partitions)
+	for _, p := range partitions {
+		if replicas, err := client.Replicas(k.cfg.Topic, p); err == nil {
+			st.ReplicationFactor = max(st.ReplicationFactor, len(replicas))
+		}
+	}
+	admin, err := sarama.NewClusterAdminFromClient(client)
+	if err != nil {
+		return st, fmt.Errorf("reach the cluster's controller: %w", k.explain(err))
+	}
+	results, err := admin.DescribeConfigs([]*sarama.ConfigResource{{Type: sarama.TopicResource, Name: k.cfg.Topic}}, sarama.DescribeConfigsOptions{})
+	switch {
+	case errors.Is(err, sarama.ErrTopicAuthorizationFailed), errors.Is(err, sarama.ErrClusterAuthorizationFailed):
+		st.Problems = append(st.Problems, k.who()+" may not read the settings of the topic (DESCRIBE_CONFIGS), so they were not checked")
+		return st, nil
+	case err != nil:
+		return st, fmt.Errorf("read the settings of the topic: %w", err)
+	}
+	values := map[string]string{}
+	for _, r := range results {
+		for _, e := range r.Configs {
+			values[e.Name] = e.Value
+		}
+	}
+	number := func(name string) int64 { n, _ := strconv.ParseInt(values[name], 10, 64); return n }
+	st.MinInSync, st.MaxMessageBytes = int(number("min.insync.replicas")), int(number("max.message.bytes"))
+	st.CleanupPolicy, st.RetentionMS = values["cleanup.policy"], number("retention.ms")
+	st.Problems = append(st.Problems, k.problems(st, len(client.Brokers()), values["unclean.leader.election.enable"] == "true")...)
+	return st, nil
+}
+
+func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []string {
+	list := []string{}
+	say := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
+	if st.Partitions != k.cfg.Partitions {
+		say("it has %d partitions, kafka.partitions is %d", st.Partitions, k.cfg.Partitions)
+	}
+	if slices.Contains(strings.Split(st.CleanupPolicy, ","), "compact") {
+		say("cleanup.policy is %s: compaction keeps only the last event of each user", st.CleanupPolicy)
+	}
+	if st.MaxMessageBytes < outbox.MaxEventBytes {
+		say("max.message.bytes is %d, less than the largest event (%d): such events would be parked", st.MaxMessageBytes, outbox.MaxEventBytes)
+	}
+	if st.ReplicationFactor == 1 && brokers > 1 {
+		say("it has one replica: events are lost with one broker")
+	}
+	if st.MinInSync > st.ReplicationFactor {
+		say("min.insync.replicas is %d with %d replicas: nothing can be written", st.MinInSync, st.ReplicationFactor)
+	}
+	if st.ReplicationFactor > 1 && st.MinInSync < 2 {
+		say("min.insync.replicas is %d: an event can be acknowledged and then lost with one broker", st.MinInSync)
+	}
+	if unclean {
+		say("unclean.leader.election.enable is true: acknowledged events can be lost and reordered")
+	}
+	return list
+}
