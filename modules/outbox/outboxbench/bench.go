@@ -1,0 +1,385 @@
+// Package outboxbench measures the outbox against what the same machine can do in the same
+// run: a figure alone says little about another machine, a ratio does.
+package outboxbench
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Options say what to measure with. The database must be migrated, empty and for this
+// alone; the sink's target as well.
+type Options struct {
+	DB       *database.DB
+	Sink     outbox.Sink
+	Config   outbox.Config
+	Events   int           // to drain; 0: 100,000
+	Rate     int           // events a second while latency is measured; 0: 1,000
+	Duration time.Duration // of each measurement of latency and of writers; 0: 10 s
+	Writers  int           // side by side; 0: 16
+	Progress func(string)  // hears what is being measured; may be nil
+}
+
+// Report is what was measured.
+type Report struct {
+	Events        int     `json:"events"`
+	DrainPerSec   float64 `json:"drain_per_second"`    // one relay, from a full outbox to an empty one
+	BarePerSec    float64 `json:"bare_per_second"`     // the same batches from memory through the same sink
+	DrainRatio    float64 `json:"drain_ratio"`         // drain ÷ bare
+	LatencyRate   float64 `json:"latency_rate"`        // events a second while latency was measured
+	LatencyP50    float64 `json:"latency_p50_ms"`      // commit → acknowledged
+	LatencyP99    float64 `json:"latency_p99_ms"`      //
+	WritersPlain  float64 `json:"writers_plain_tps"`   // transactions of one plain insert of an event's size
+	WritersOutbox float64 `json:"writers_outbox_tps"`  // the same insert and an event
+	WriterRatio   float64 `json:"writer_ratio"`        //
+	WALPerEvent   float64 `json:"wal_bytes_per_event"` // of adding; PostgreSQL only
+	WALPerAck     float64 `json:"wal_bytes_per_ack"`   // of marking it published; PostgreSQL only
+}
+
+// Run measures. It leaves its events behind.
+func Run(ctx context.Context, opt Options) (Report, error) {
+	opt.Events = cmp.Or(opt.Events, 100_000)
+	opt.Rate = cmp.Or(opt.Rate, 1000)
+	opt.Duration = cmp.Or(opt.Duration, 10*time.Second)
+	opt.Writers = cmp.Or(opt.Writers, 16)
+	if opt.Progress == nil {
+		opt.Progress = func(string) {}
+	}
+	b := bench{Options: opt}
+	for _, step := range []struct {
+		what string
+		run  func(context.Context) error
+	}{
+		{"writers with and without an event", b.writers},
+		{"latency", b.latency},
+		{"draining", b.drain},
+		{"the sink alone", b.bare},
+	} {
+		opt.Progress(step.what)
+		if err := step.run(ctx); err != nil {
+			return b.report, fmt.Errorf("measure %s: %w", step.what, err)
+		}
+	}
+	b.report.DrainRatio = ratio(b.report.DrainPerSec, b.report.BarePerSec)
+	b.report.WriterRatio = ratio(b.report.WritersOutbox, b.report.WritersPlain)
+	return b.report, nil
+}
+
+func ratio(a, b float64) float64 {
+	if b == 0 {
+		return 0
+	}
+	return a / b
+}
+
+type bench struct {
+	Options
+	report Report
+}
+
+// body is as large as a sign-in's.
+func body(user uuid.UUID) json.RawMessage {
+	return json.RawMessage(`{"user_id":"` + user.String() + `","occurred_at":"2026-01-02T03:04:05.678901234Z","sid":"` + uuid.NewString() +
+		`","device_name":"Firefox on Linux","ip":"192.0.2.1","user_agent":"Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0"}`)
+}
+
+func event() outbox.Event {
+	user := uuid.New()
+	return outbox.Event{
+		Type: "auth.UserLoggedIn.v1", Key: user.String(), Subject: user.String(), Source: "https://auth.example.com",
+		DataSchema: "https://github.com/toppira/authctl/blob/main/docs/schemas/auth.UserLoggedIn.v1.json", Time: time.Now(), Data: body(user),
+	}
+}
+
+// relay runs a relay with its sink watched until the returned function is called.
+func (b *bench) relay(ctx context.Context, watch func(*outbox.Batch)) (stop func() error, waker *outbox.Waker, err error) {
+	waker = outbox.NewWaker(b.DB)
+	r, err := outbox.NewRelay(b.DB, watched{b.Sink, watch}, b.Config, outbox.RelayOptions{Waker: waker})
+	if err != nil {
+		waker.Close()
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	return func() error {
+		cancel()
+		waker.Close()
+		return <-done
+	}, waker, nil
+}
+
+type watched struct {
+	outbox.Sink
+	published func(*outbox.Batch)
+}
+
+func (w watched) Publish(ctx context.Context, b *outbox.Batch) error {
+	err := w.Sink.Publish(ctx, b)
+	if err == nil {
+		w.published(b)
+	}
+	return err
+}
+
+// writers compares transactions of one plain insert with the same and an event.
+func (b *bench) writers(ctx context.Context) error {
+	if _, err := b.DB.Write(ctx, `CREATE TABLE outbox_bench (id varchar(36) PRIMARY KEY, body text NOT NULL)`); err != nil {
+		return err
+	}
+	plain := func(ctx context.Context, tx bun.Tx, e outbox.Event) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_bench (id, body) VALUES (?, ?)`, uuid.NewString(), string(e.Data))
+		return err
+	}
+	with := func(ctx context.Context, tx bun.Tx, e outbox.Event) error {
+		if err := plain(ctx, tx, e); err != nil {
+			return err
+		}
+		return outbox.Add(ctx, tx, e)
+	}
+	var plainWAL, withWAL float64
+	var err error
+	// In turns: a machine that others use as well changes from second to second.
+	for range 2 {
+		tps, wal, e := b.write(ctx, b.Duration/4, plain)
+		b.report.WritersPlain, plainWAL, err = b.report.WritersPlain+tps/2, plainWAL+wal/2, errors.Join(err, e)
+		tps, wal, e = b.write(ctx, b.Duration/4, with)
+		b.report.WritersOutbox, withWAL, err = b.report.WritersOutbox+tps/2, withWAL+wal/2, errors.Join(err, e)
+	}
+	b.report.WALPerEvent = max(0, withWAL-plainWAL)
+	if err != nil {
+		return err
+	}
+	return b.empty(ctx)
+}
+
+func (b *bench) write(ctx context.Context, d time.Duration, body func(context.Context, bun.Tx, outbox.Event) error) (tps, wal float64, err error) {
+	before, err := b.wal(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	var n atomic.Int64
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	start := time.Now()
+	for range b.Writers {
+		wg.Go(func() {
+			for time.Since(start) < d && ctx.Err() == nil {
+				e := event()
+				if e := b.DB.Tx(ctx, func(ctx context.Context, tx bun.Tx) error { return body(ctx, tx, e) }); e != nil {
+					mu.Lock()
+					err = errors.Join(err, e)
+					mu.Unlock()
+					return
+				}
+				n.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(start).Seconds()
+	after, e := b.wal(ctx)
+	if err = errors.Join(err, e); err != nil || n.Load() == 0 {
+		return 0, 0, err
+	}
+	return float64(n.Load()) / took, (after - before) / float64(n.Load()), nil
+}
+
+func (b *bench) wal(ctx context.Context) (at float64, err error) {
+	if !b.DB.IsPostgres() {
+		return 0, nil
+	}
+	err = b.DB.QueryRowContext(ctx, `SELECT (pg_current_wal_insert_lsn() - '0/0')::float8`).Scan(&at)
+	return at, err
+}
+
+// empty relays what is there.
+func (b *bench) empty(ctx context.Context) error {
+	stop, _, err := b.relay(ctx, func(*outbox.Batch) {})
+	if err != nil {
+		return err
+	}
+	return errors.Join(b.untilEmpty(ctx), stop())
+}
+
+func (b *bench) untilEmpty(ctx context.Context) error {
+	for {
+		var some bool
+		if err := b.DB.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM outbox_pending)`).Scan(&some); err != nil || !some {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// latency measures from a commit's return to the sink's acknowledgement, at a steady rate.
+func (b *bench) latency(ctx context.Context) error {
+	var mu sync.Mutex
+	committed, acked := map[string]time.Time{}, map[string]time.Time{}
+	stop, waker, err := b.relay(ctx, func(batch *outbox.Batch) {
+		at := time.Now()
+		mu.Lock()
+		defer mu.Unlock()
+		for i := range batch.Records {
+			acked[batch.Records[i].EventID] = at
+		}
+	})
+	if err != nil {
+		return err
+	}
+	const warm = time.Second
+	start := time.Now()
+	var wg sync.WaitGroup
+	var next atomic.Int64
+	for range b.Writers {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				due := start.Add(time.Duration(next.Add(1)) * time.Second / time.Duration(b.Rate))
+				if due.Sub(start) > b.Duration+warm {
+					return
+				}
+				time.Sleep(time.Until(due))
+				e := event()
+				e.ID = uuid.Must(uuid.NewV7())
+				if err := b.DB.Tx(ctx, func(ctx context.Context, tx bun.Tx) error { return outbox.Add(ctx, tx, e) }); err != nil {
+					return
+				}
+				at := time.Now()
+				waker.Wake()
+				if due.Sub(start) > warm {
+					mu.Lock()
+					committed[e.ID.String()] = at
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.report.LatencyRate = float64(len(committed)) / (time.Since(start) - warm).Seconds()
+	if err := errors.Join(b.untilEmpty(ctx), stop()); err != nil {
+		return err
+	}
+	var all []time.Duration
+	for id, at := range committed {
+		all = append(all, max(0, acked[id].Sub(at)))
+	}
+	if len(all) == 0 {
+		return errors.New("nothing was written")
+	}
+	slices.Sort(all)
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	b.report.LatencyP50, b.report.LatencyP99 = ms(all[len(all)/2]), ms(all[len(all)*99/100])
+	return nil
+}
+
+// drain fills the outbox and empties it with one relay.
+func (b *bench) drain(ctx context.Context) error {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var left atomic.Int64
+	left.Store(int64(b.Events))
+	const chunk = 200
+	var err error
+	for range min(b.Writers, 2*runtime.NumCPU()) {
+		wg.Go(func() {
+			for left.Add(-chunk) > -chunk {
+				events := make([]outbox.Event, chunk)
+				for i := range events {
+					events[i] = event()
+				}
+				e := b.DB.Tx(ctx, func(ctx context.Context, tx bun.Tx) error { return outbox.Add(ctx, tx, events...) })
+				if e != nil {
+					mu.Lock()
+					err = errors.Join(err, e)
+					mu.Unlock()
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err != nil {
+		return err
+	}
+	if b.DB.IsPostgres() { // as in a database that has been running for a while
+		if _, err := b.DB.ExecContext(ctx, `ANALYZE`); err != nil {
+			return err
+		}
+	}
+	before, err := b.wal(ctx)
+	if err != nil {
+		return err
+	}
+	var n atomic.Int64
+	var first atomic.Pointer[time.Time]
+	start := time.Now()
+	stop, _, err := b.relay(ctx, func(batch *outbox.Batch) {
+		first.CompareAndSwap(nil, &start)
+		n.Add(int64(len(batch.Records)))
+	})
+	if err != nil {
+		return err
+	}
+	err = b.untilEmpty(ctx)
+	took := time.Since(start)
+	if err := errors.Join(err, stop()); err != nil {
+		return err
+	}
+	after, err := b.wal(ctx)
+	b.report.Events, b.report.DrainPerSec = int(n.Load()), float64(n.Load())/took.Seconds()
+	b.report.WALPerAck = (after - before) / float64(max(1, n.Load()))
+	return err
+}
+
+// bare publishes as many events in the same batches from memory: what the sink can do
+// without the database.
+func (b *bench) bare(ctx context.Context) error {
+	partitions, err := b.Sink.Partitions(ctx)
+	if err != nil {
+		return err
+	}
+	per := cmp.Or(b.Config.BatchEvents, 1000)
+	lanes := make([][]outbox.Record, partitions)
+	for i := range b.Events {
+		e := event()
+		p := outbox.Partition(e.Key, partitions)
+		lanes[p] = append(lanes[p], outbox.Record{
+			ID: int64(i), Seq: 1, EventID: uuid.NewString(), Type: e.Type, Key: e.Key, Subject: e.Subject, Source: e.Source,
+			DataSchema: e.DataSchema, Time: e.Time.Format(time.RFC3339Nano), Data: e.Data,
+		})
+	}
+	var wg sync.WaitGroup
+	errs := make([]error, partitions)
+	start := time.Now()
+	for p, records := range lanes {
+		wg.Go(func() {
+			for chunk := range slices.Chunk(records, per) {
+				batch := &outbox.Batch{Partition: p, Records: chunk, Owned: func() bool { return true }}
+				if errs[p] = b.Sink.Publish(ctx, batch); errs[p] != nil {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.report.BarePerSec = float64(b.Events) / time.Since(start).Seconds()
+	return errors.Join(errs...)
+}
