@@ -41,7 +41,9 @@ func newBlocklist() *blocklist {
 	})}
 }
 
-// maxTail is how many digits and signs behind a common password make no other one of it.
+// maxTail is how many digits and signs behind a common password make no other one of it. So
+// the list stands for a longer one, with what people add when they are told to add something;
+// it is always the whole password that is compared, never a word within it.
 const maxTail = 4
 
 // has reports whether the password, in lower case, is on the list, or is when up to four

@@ -12,7 +12,7 @@ import (
 type Config struct {
 	Algorithm     string `config:"auth.password.algorithm" default:"bcrypt" oneof:"bcrypt,argon2id" doc:"How new passwords are hashed. Older hashes are upgraded when their owner signs in."`
 	BcryptCost    int    `config:"auth.password.bcrypt_cost" default:"12" min:"4" max:"20" doc:"Rounds of bcrypt as a power of two. Below 10 is refused in prod mode. See: authctl password calibrate."`
-	Argon2Memory  int    `config:"auth.password.argon2_memory_mib" default:"46" min:"7" max:"256" doc:"Memory of one argon2id hash in MiB."`
+	Argon2Memory  int    `config:"auth.password.argon2_memory_mib" default:"46" min:"7" max:"256" doc:"Memory of one argon2id hash in MiB. The process takes up to three times as much for each worker."`
 	Argon2Time    int    `config:"auth.password.argon2_time" default:"1" min:"1" max:"16" doc:"Passes of argon2id over its memory."`
 	Argon2Threads int    `config:"auth.password.argon2_threads" default:"1" min:"1" max:"16" doc:"Lanes of argon2id."`
 

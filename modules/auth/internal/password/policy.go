@@ -120,11 +120,11 @@ func (p *policy) check(typed, username string) error {
 // addsNothing reports whether the password holds one of the words and what is left without
 // them, and without digits and punctuation at its ends, is too short to count by itself. So
 // "alice2024!" is refused to alice, and "alice likes wet weather" is not.
-func (p *policy) addsNothing(password string, words []string) bool {
+func (p *policy) addsNothing(password string, context []string) bool {
 	const enough = 8 // whatever more the whole must have
 	left := password
-	slices.SortFunc(words, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
-	for _, word := range words {
+	slices.SortFunc(context, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	for _, word := range context {
 		left = strings.ReplaceAll(left, word, "")
 	}
 	return left != password && utf8.RuneCountInString(strings.TrimFunc(left, decoration)) < min(p.minLength, enough)
