@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -415,4 +416,22 @@ func FuzzHash(f *testing.F) {
 			t.Fatalf("%q by %q: %+v", a, b, r)
 		}
 	})
+}
+
+func TestSettingsThatContradictEachOtherAreReported(t *testing.T) {
+	t.Parallel()
+	reported := func(c Config) (paths []string) {
+		c.Validate(func(path, _ string) { paths = append(paths, path) })
+		return paths
+	}
+	if got := reported(Config{Argon2Memory: 46, Argon2Time: 1}); got != nil {
+		t.Errorf("%v", got)
+	}
+	if got := reported(Config{Argon2Memory: 256, Argon2Time: 8}); got != nil {
+		t.Errorf("as much as is accepted of a hash: %v", got)
+	}
+	got := reported(Config{Argon2Memory: 256, Argon2Time: 9, BreachedFile: "/does/not/exist"})
+	if !slices.Equal(got, []string{"auth.password.argon2_time", "auth.password.breached_file"}) {
+		t.Errorf("%v", got)
+	}
 }
