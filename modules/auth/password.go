@@ -154,7 +154,7 @@ func (s *Service) reissue(ctx context.Context, caller Caller, dev Device) (Token
 		next := s.codec.Mint(rec.UserID, rec.ID, rec.Generation+1)
 		sess, err := s.sessions.Reissue(ctx, session.Reissue{
 			UserID: rec.UserID, SessionID: rec.ID, Generation: next.Generation(), Hash: next.Hash(),
-			Grace: s.cfg.RefreshGrace, IdleTTL: s.cfg.RefreshTokenTTL, Reauthenticated: true,
+			Sealed: s.codec.SealReissued(next), Grace: s.cfg.RefreshGrace, IdleTTL: s.cfg.RefreshTokenTTL, Reauthenticated: true,
 		})
 		if errors.Is(err, session.ErrConflict) || errors.Is(err, session.ErrNotFound) {
 			continue

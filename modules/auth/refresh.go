@@ -64,7 +64,7 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 		return Tokens{}, ErrSessionRevoked
 	}
 	if got.Outcome == session.Replayed {
-		if next, err = session.OpenNext(presented, got.Sealed); err != nil {
+		if next, err = s.codec.OpenNext(presented, got.Sealed); err != nil {
 			return Tokens{}, fmt.Errorf("open the successor: %w", err)
 		}
 	}

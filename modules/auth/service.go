@@ -98,11 +98,9 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Service, error) {
 	if err := s.openSessions(ctx, deps); err != nil {
 		return nil, err
 	}
-	limits := throttle.Options{Secret: cfg.Token.Secret, Now: s.now, Registry: deps.Registry, Log: s.log}
-	if deps.Redis != nil { // a nil pointer in the interface would not be nil
-		limits.Redis = deps.Redis
-	}
-	if s.limiter, err = throttle.New(cfg.Throttle, limits); err != nil {
+	if s.limiter, err = throttle.New(cfg.Throttle, throttle.Options{
+		Redis: deps.Redis, Secret: cfg.Token.Secret, PreviousSecrets: cfg.Token.Secrets()[1:], Now: s.now, Registry: deps.Registry, Log: s.log,
+	}); err != nil {
 		return nil, err
 	}
 	missing, err := hkdf.Key(sha256.New, []byte(cfg.Token.Secret.Reveal()), nil, "authctl missing accounts v1", 32)

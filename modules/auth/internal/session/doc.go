@@ -45,9 +45,10 @@
 // is sent twice because its answer was lost is recognised by its successor and answers
 // turned again, window or no window.
 //
-// The successor can be lost where Redis evicts keys although it must not, and is not there at
-// all after Reissue, whose caller never saw the old token. The holder of the old token is
-// then refused but the session, which is in order, is not stopped.
+// The successor can be lost where Redis evicts keys although it must not. The holder of the
+// old token is then refused but the session, which is in order, is not stopped. After a
+// Reissue, whose caller never showed the old token, the successor is sealed under a key of
+// the service instead.
 //
 // # When Redis fails over
 //

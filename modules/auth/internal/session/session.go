@@ -114,8 +114,11 @@ type Reissue struct {
 	SessionID  uuid.UUID
 	Generation uint32 // of the new token: one more than the session's
 	Hash       Hash   // of the new token
-	Grace      time.Duration
-	IdleTTL    time.Duration
+	// Sealed is the new token sealed by [Codec.SealReissued]: for the grace window, it is
+	// what the holder of the old one gets.
+	Sealed  []byte
+	Grace   time.Duration
+	IdleTTL time.Duration
 	// Reauthenticated moves Session.AuthTime to now.
 	Reauthenticated bool
 }
@@ -201,7 +204,7 @@ type Store interface {
 	Rotate(ctx context.Context, r Rotation) (Rotated, error)
 
 	// Reissue replaces the current token by one that its holder gets without showing the old
-	// one, which is refused within the grace window and counts as reuse after it.
+	// one, which yields the new one within the grace window and counts as reuse after it.
 	// ErrNotFound, or ErrConflict when the generation is not the next one.
 	Reissue(ctx context.Context, r Reissue) (Session, error)
 

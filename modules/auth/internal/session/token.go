@@ -51,6 +51,7 @@ const (
 	labelID   = "authctl refresh token v1 key id"
 	labelHash = "authctl refresh token v1 hash"
 	labelSeal = "authctl refresh token v1 seal"
+	labelOwn  = "authctl refresh token v1 reissue"
 )
 
 // strict refuses set bits after the last byte: one token, one spelling. It still skips line
@@ -97,6 +98,7 @@ type Codec struct{ keys []macKey } // the first one signs
 type macKey struct {
 	id  byte // which key to try; two may share one, since it comes from the secret by hashing
 	key []byte
+	own cipher.AEAD // seals what was reissued
 }
 
 // NewCodec derives the MAC keys from the signing secret and from those it replaces, whose
@@ -111,7 +113,7 @@ func NewCodec(current config.Secret, previous ...config.Secret) (*Codec, error) 
 		if err != nil {
 			return nil, fmt.Errorf("derive the refresh token key: %w", err)
 		}
-		c.keys = append(c.keys, macKey{id: expand(prk, labelID, 1)[0], key: expand(prk, labelMAC, sha256.Size)})
+		c.keys = append(c.keys, macKey{id: expand(prk, labelID, 1)[0], key: expand(prk, labelMAC, sha256.Size), own: aead(expand(prk, labelOwn, 32))})
 	}
 	return &c, nil
 }
@@ -183,29 +185,44 @@ func SealNext(presented, next Token) []byte {
 	return sealer(presented).Seal(nil, nil, next.raw[:], presented.raw[:])
 }
 
-// OpenNext returns, byte for byte, the successor that [SealNext] was given.
-func OpenNext(presented Token, sealed []byte) (Token, error) {
+// SealReissued encrypts a reissued token for the holder of the token it replaces. That one was
+// not shown, so it cannot be the key; the service's secret is. Whoever copies the store
+// cannot read it.
+func (c *Codec) SealReissued(next Token) []byte {
+	return c.keys[0].own.Seal(nil, nil, next.raw[:], next.raw[atUser:atGeneration])
+}
+
+// OpenNext returns, byte for byte, the successor that [SealNext] or [Codec.SealReissued] was
+// given.
+func (c *Codec) OpenNext(presented Token, sealed []byte) (Token, error) {
+	session := presented.raw[atUser:atGeneration]
 	raw, err := sealer(presented).Open(nil, nil, sealed, presented.raw[:])
+	for i := 0; err != nil && i < len(c.keys); i++ {
+		raw, err = c.keys[i].own.Open(nil, nil, sealed, session)
+	}
 	if err != nil {
 		return Token{}, errors.New("the sealed successor does not open with this token")
 	}
-	if len(raw) != tokenSize || !bytes.Equal(raw[atUser:atGeneration], presented.raw[atUser:atGeneration]) {
+	if len(raw) != tokenSize || !bytes.Equal(raw[atUser:atGeneration], session) {
 		return Token{}, errors.New("the sealed successor is not a token of this session")
 	}
 	return Token{raw: [tokenSize]byte(raw)}, nil
 }
 
-// sealer is AES-256-GCM with a random nonce. Callers that race seal different successors
-// under one key, so a constant nonce would not do. The secret is uniform: HKDF's extract
-// step has nothing to add.
-func sealer(presented Token) cipher.AEAD {
-	block, err := aes.NewCipher(expand(presented.secret(), labelSeal, 32))
+// sealer seals under a token's secret, which is uniform: HKDF's extract step has nothing to
+// add.
+func sealer(presented Token) cipher.AEAD { return aead(expand(presented.secret(), labelSeal, 32)) }
+
+// aead is AES-256-GCM with a random nonce. Callers that race seal different successors under
+// one key, so a constant nonce would not do.
+func aead(key []byte) cipher.AEAD {
+	block, err := aes.NewCipher(key)
 	if err != nil {
 		panic("session: " + err.Error()) // only for a wrong key length
 	}
-	aead, err := cipher.NewGCMWithRandomNonce(block)
+	sealing, err := cipher.NewGCMWithRandomNonce(block)
 	if err != nil {
 		panic("session: " + err.Error()) // only for a wrong block size
 	}
-	return aead
+	return sealing
 }

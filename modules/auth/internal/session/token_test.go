@@ -168,26 +168,45 @@ func TestTheSuccessorOpensOnlyWithItsPredecessor(t *testing.T) {
 	if next.Generation() != 4 || rotation.NextHash != next.Hash() || rotation.PresentedHash != presented.Hash() {
 		t.Error("the successor does not follow the presented token")
 	}
-	got, err := session.OpenNext(presented, rotation.SealedNext)
+	got, err := codec.OpenNext(presented, rotation.SealedNext)
 	if err != nil || got.Encode() != next.Encode() {
 		t.Fatalf("opened another successor, or none: %v", err)
 	}
-	if _, err := session.OpenNext(next, rotation.SealedNext); err == nil {
+	if _, err := codec.OpenNext(next, rotation.SealedNext); err == nil {
 		t.Error("the successor opened itself")
 	}
 	sibling := codec.Mint(presented.UserID(), presented.SessionID(), 3)
-	if _, err := session.OpenNext(sibling, rotation.SealedNext); err == nil {
+	if _, err := codec.OpenNext(sibling, rotation.SealedNext); err == nil {
 		t.Error("another token of the same generation opened it")
 	}
 	for i := range rotation.SealedNext {
 		changed := bytes.Clone(rotation.SealedNext)
 		changed[i] ^= 1
-		if _, err := session.OpenNext(presented, changed); err == nil {
+		if _, err := codec.OpenNext(presented, changed); err == nil {
 			t.Fatalf("opened with byte %d changed", i)
 		}
 	}
 	if bytes.Equal(session.SealNext(presented, next), rotation.SealedNext) {
 		t.Error("sealed twice alike: the nonce repeats")
+	}
+}
+
+func TestAReissuedTokenOpensForItsSessionAlone(t *testing.T) {
+	t.Parallel()
+	before := newCodec(t, secretA)
+	old := before.Mint(uuid.New(), uuid.New(), 3)
+	fresh := before.Mint(old.UserID(), old.SessionID(), 4)
+	sealed := before.SealReissued(fresh)
+	for _, codec := range []*session.Codec{before, newCodec(t, secretB, secretA)} {
+		if got, err := codec.OpenNext(old, sealed); err != nil || got.Encode() != fresh.Encode() {
+			t.Errorf("opened another token, or none: %v", err)
+		}
+		if _, err := codec.OpenNext(codec.Mint(old.UserID(), uuid.New(), 3), sealed); err == nil {
+			t.Error("another session's token opened it")
+		}
+	}
+	if _, err := newCodec(t, secretB).OpenNext(old, sealed); err == nil {
+		t.Error("it opened without the secret")
 	}
 }
 
@@ -254,7 +273,7 @@ func FuzzOpenNext(f *testing.F) {
 	f.Add(rotation.SealedNext)
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, sealed []byte) {
-		if _, err := session.OpenNext(presented, sealed); err == nil && !bytes.Equal(sealed, rotation.SealedNext) {
+		if _, err := codec.OpenNext(presented, sealed); err == nil && !bytes.Equal(sealed, rotation.SealedNext) {
 			t.Fatal("a forged successor opened")
 		}
 	})

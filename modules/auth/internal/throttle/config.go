@@ -1,6 +1,9 @@
 package throttle
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Config is auth.throttle.*.
 type Config struct {
@@ -48,4 +51,26 @@ func (c Config) Validate(report func(path, problem string)) {
 	if c.PrefixBurst < c.AddressBurst || c.PrefixPerMinute < c.AddressPerMinute {
 		report("auth.throttle.prefix_burst", "and prefix_per_minute must be at least those of an address, or the /48 is stricter than its /64s")
 	}
+}
+
+// withDefaults fills what a config that was not loaded leaves out.
+func (c Config) withDefaults() Config {
+	c.AccountFree = cmp.Or(c.AccountFree, 20)
+	c.PairFree = cmp.Or(c.PairFree, 5)
+	c.DeviceFree = cmp.Or(c.DeviceFree, 5)
+	c.BaseDelay = cmp.Or(c.BaseDelay, time.Second)
+	c.MaxDelay = cmp.Or(c.MaxDelay, 15*time.Minute)
+	c.MaxFailures = cmp.Or(c.MaxFailures, 100)
+	c.Lock = cmp.Or(c.Lock, 24*time.Hour)
+	c.AddressBurst = cmp.Or(c.AddressBurst, 200)
+	c.AddressPerMinute = cmp.Or(c.AddressPerMinute, 10)
+	c.PrefixBurst = cmp.Or(c.PrefixBurst, 800)
+	c.PrefixPerMinute = cmp.Or(c.PrefixPerMinute, 40)
+	c.GlobalBurst = cmp.Or(c.GlobalBurst, 2000)
+	c.GlobalPerMinute = cmp.Or(c.GlobalPerMinute, 600)
+	c.Forget = cmp.Or(c.Forget, 24*time.Hour)
+	c.Remember = cmp.Or(c.Remember, 720*time.Hour)
+	c.Device = cmp.Or(c.Device, 4320*time.Hour)
+	c.MemoryEntries = cmp.Or(c.MemoryEntries, 100000)
+	return c
 }

@@ -67,20 +67,20 @@ func TestOnlyExactDeviceTokensAreTaken(t *testing.T) {
 func TestDeviceTokensAgeAndOutliveAChangeOfSecret(t *testing.T) {
 	t.Parallel()
 	c := newClock()
-	limiter := func(secret, previous config.Secret) *Limiter {
-		l, err := New(defaults(t), Options{Secret: secret, PreviousSecret: previous, Now: c.now})
+	limiter := func(secret config.Secret, previous ...config.Secret) *Limiter {
+		l, err := New(defaults(t), Options{Secret: secret, PreviousSecrets: previous, Now: c.now})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return l
 	}
-	before := limiter("old", "")
+	before := limiter("old")
 	a := Attempt{Account: "alice", Address: address(1), Device: before.Remember(t.Context(), "alice", address(1))}
 	known := func(l *Limiter) bool { _, ok := l.device(a); return ok }
 	if !known(before) || !known(limiter("new", "old")) {
 		t.Error("not known under its own secret, or the previous one")
 	}
-	if known(limiter("new", "")) {
+	if known(limiter("new")) {
 		t.Error("known under a secret that is gone")
 	}
 	c.advance(180*24*time.Hour - time.Second)

@@ -26,12 +26,12 @@ var ErrNotShared = errors.New("the shared counters of sign-in attempts cannot be
 
 // Options are what New needs beside the settings.
 type Options struct {
-	Redis          *redis.Client         // of platform/cache, which heeds deadlines; nil: the counters are those of this process
-	Secret         config.Secret         // AUTH_TOKEN_SECRET; device tokens and counters hang on it
-	PreviousSecret config.Secret         // the one before, while it is being replaced; "" none
-	Now            func() time.Time      // nil: time.Now
-	Registry       prometheus.Registerer // nil: no metrics
-	Log            *zap.Logger           // nil: silent
+	Redis           *redis.Client         // of platform/cache, which heeds deadlines; nil: the counters are those of this process
+	Secret          config.Secret         // AUTH_TOKEN_SECRET; device tokens and counters hang on it
+	PreviousSecrets []config.Secret       // those it replaces: device tokens made under them stay good
+	Now             func() time.Time      // nil: time.Now
+	Registry        prometheus.Registerer // nil: no metrics
+	Log             *zap.Logger           // nil: silent
 }
 
 // Limiter limits failed sign-ins. It is safe for concurrent use and needs no closing.
@@ -61,15 +61,13 @@ func New(cfg Config, opt Options) (*Limiter, error) {
 	if opt.Secret == "" {
 		return nil, errors.New("throttle: no secret")
 	}
+	cfg = cfg.withDefaults()
 	l := &Limiter{cfg: cfg, now: opt.Now, gates: gates{patience: patience, glance: glance}}
 	var err error
 	if l.nameKey, err = derive(opt.Secret, "counter"); err != nil {
 		return nil, err
 	}
-	for _, secret := range []config.Secret{opt.Secret, opt.PreviousSecret} {
-		if secret == "" {
-			continue
-		}
+	for _, secret := range append([]config.Secret{opt.Secret}, opt.PreviousSecrets...) {
 		key, err := derive(secret, "device")
 		if err != nil {
 			return nil, err

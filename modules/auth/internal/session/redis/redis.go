@@ -148,7 +148,7 @@ func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session
 	reply, err := s.reissue.Run(ctx, s.client,
 		[]string{s.record(r.UserID, r.SessionID), s.successor(r.UserID, r.SessionID)},
 		r.Generation, r.Hash[:], r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.Reauthenticated,
-		s.skew().Milliseconds()).Slice()
+		s.skew().Milliseconds(), r.Sealed).Slice()
 	if err != nil {
 		return session.Session{}, fail("reissue session", err)
 	}

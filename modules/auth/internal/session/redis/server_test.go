@@ -44,7 +44,7 @@ func rotate(store session.Store, codec *session.Codec, presented session.Token, 
 	defer cancel()
 	rotated, err := store.Rotate(ctx, r)
 	if err == nil && rotated.Outcome == session.Replayed {
-		next, err = session.OpenNext(presented, rotated.Sealed)
+		next, err = codec.OpenNext(presented, rotated.Sealed)
 	}
 	return rotated, next, err
 }
@@ -72,12 +72,14 @@ func TestEveryKeyExpiresAndLiesInTheSlotOfItsUser(t *testing.T) {
 	must(t, store, codec, must(t, store, codec, stopped, session.Turned), session.Turned)
 	must(t, store, codec, stopped, session.Reused)
 	reissued := begin(t, store, codec, user)
-	if _, err := store.Reissue(t.Context(), session.Reissue{UserID: user, SessionID: reissued.SessionID(), Generation: 2, Grace: testGrace, IdleTTL: 200 * time.Hour}); err != nil {
+	fresh := codec.Mint(user, reissued.SessionID(), 2)
+	if _, err := store.Reissue(t.Context(), session.Reissue{UserID: user, SessionID: reissued.SessionID(), Generation: 2,
+		Hash: fresh.Hash(), Sealed: codec.SealReissued(fresh), Grace: testGrace, IdleTTL: 200 * time.Hour}); err != nil {
 		t.Fatal(err)
 	}
 
 	keys := client.Keys(t.Context(), "*").Val()
-	if len(keys) != 7 { // four records, one successor, index, marks
+	if len(keys) != 8 { // four records, two successors, index, marks
 		t.Errorf("%d keys: %v", len(keys), keys)
 	}
 	ttl := map[string]time.Duration{}

@@ -238,12 +238,15 @@ func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session
 			return session.ErrConflict
 		}
 		now := bun.Safe(s.now())
-		// Nobody can seal for the holder of a token that was not shown.
-		row := tx.QueryRowContext(ctx, `UPDATE session SET generation = ?, hash = ?, previous = hash, replay_until_ms = ? + ?, sealed = NULL,
+		var sealed any // NULL when there is no window
+		if r.Grace >= time.Millisecond {
+			sealed = r.Sealed
+		}
+		row := tx.QueryRowContext(ctx, `UPDATE session SET generation = ?, hash = ?, previous = hash, replay_until_ms = ? + ?, sealed = ?,
 				auth_ms = CASE WHEN ? THEN ? ELSE auth_ms END, last_used_ms = ?,
 				idle_expires_ms = CASE WHEN ? + ? < expires_ms THEN ? + ? ELSE expires_ms END
 			WHERE id = ? RETURNING `+columns,
-			r.Generation, r.Hash[:], now, r.Grace.Milliseconds(), r.Reauthenticated, now, now,
+			r.Generation, r.Hash[:], now, r.Grace.Milliseconds(), sealed, r.Reauthenticated, now, now,
 			now, r.IdleTTL.Milliseconds(), now, r.IdleTTL.Milliseconds(), r.SessionID)
 		return scan(row, &one)
 	})

@@ -1,0 +1,441 @@
+package authhttp
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/auth/internal/password"
+	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/httpserver"
+)
+
+const (
+	issuer       = "https://auth.test"
+	goodPassword = "a quite good password"
+	clientSecret = "s3cret/with+signs"
+)
+
+// site is the whole surface on a fresh database, called without a socket.
+type site struct {
+	t      *testing.T
+	server *httpserver.Server
+	svc    *auth.Service
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	digest := sha256.Sum256([]byte(clientSecret))
+	cfg := auth.Config{
+		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: 10 * time.Second, MaxSessions: 50,
+		SessionLimit: "evict-oldest", UsernameProfile: "ascii", Clients: []string{"gateway:" + hex.EncodeToString(digest[:])},
+		Token: token.Config{
+			Secret: "a secret of the tests that is long enough for everything", Algorithm: token.ES256,
+			Issuer: issuer, Audience: "test", ClientID: "test", AccessTTL: time.Hour,
+		},
+		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Blocklist: true, Workers: 2},
+	}
+	svc, err := auth.New(t.Context(), cfg, auth.Deps{DB: dbtest.SQLite(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := svc.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	server, err := httpserver.New(httpserver.Config{}, httpserver.Options{Unavailable: auth.IsUnavailable})
+	if err != nil {
+		t.Fatal(err)
+	}
+	server.Handle(Routes(svc, Options{Issuer: issuer, HasClients: true, SecureCookies: true})...)
+	return &site{t: t, server: server, svc: svc}
+}
+
+// answer is what came back, its body read as JSON where it is some.
+type answer struct {
+	*http.Response
+	text string
+	json map[string]any
+}
+
+func (a answer) str(name string) string { s, _ := a.json[name].(string); return s }
+
+// do sends a request; body is JSON unless it is a string. headers are names and values.
+func (s *site) do(method, path string, body any, headers ...string) answer {
+	s.t.Helper()
+	var in io.Reader
+	contentType := ""
+	switch body := body.(type) {
+	case nil:
+	case string:
+		in, contentType = strings.NewReader(body), "application/json"
+	default:
+		data, err := json.Marshal(body)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		in, contentType = bytes.NewReader(data), "application/json"
+	}
+	req := httptest.NewRequest(method, path, in)
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
+	}
+	for i := 0; i+1 < len(headers); i += 2 {
+		req.Header.Set(headers[i], headers[i+1])
+	}
+	res, err := s.server.App().Test(req, -1)
+	if err != nil {
+		s.t.Fatalf("%s %s: %v", method, path, err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	a := answer{Response: res, text: string(text)}
+	if strings.Contains(res.Header.Get("Content-Type"), "json") {
+		if err := json.Unmarshal(text, &a.json); err != nil {
+			s.t.Fatalf("%s %s: not JSON: %s", method, path, text)
+		}
+	}
+	return a
+}
+
+func (s *site) expect(a answer, status int, code string) {
+	s.t.Helper()
+	if a.StatusCode != status || a.str("code") != code {
+		s.t.Errorf("%s %s: %d %s, want %d %s", a.Request.Method, a.Request.URL.Path, a.StatusCode, a.text, status, code)
+	}
+}
+
+func (s *site) register() (name string, a answer) {
+	s.t.Helper()
+	name = "user-" + uuid.NewString()
+	a = s.do("POST", "/api/v1/auth/register", map[string]string{"username": name, "password": goodPassword})
+	s.expect(a, 201, "")
+	return name, a
+}
+
+func bearerOf(a answer) string { return "Bearer " + a.str("access_token") }
+
+func TestTokensAreAnsweredAsTheContractSays(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	_, a := s.register()
+	var names []string
+	for name := range a.json {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	want := []string{"access_token", "access_token_expires_at", "expires_in", "refresh_token", "refresh_token_expires_at", "session_id", "token_type"}
+	if !slices.Equal(names, want) {
+		t.Errorf("members %v, want %v", names, want)
+	}
+	if a.Header.Get("Cache-Control") != "no-store" || a.str("token_type") != "Bearer" || a.json["expires_in"] != 3600.0 {
+		t.Errorf("%v %s", a.Header, a.text)
+	}
+	for _, name := range []string{"access_token_expires_at", "refresh_token_expires_at"} {
+		if at, err := time.Parse(time.RFC3339, a.str(name)); err != nil || at.Location() != time.UTC {
+			t.Errorf("%s is %q", name, a.str(name))
+		}
+	}
+	if !strings.HasPrefix(a.str("refresh_token"), "art_") {
+		t.Errorf("refresh token %.6s", a.str("refresh_token"))
+	}
+}
+
+func TestTheWholeLifeOfASession(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	name, first := s.register()
+	login := s.do("POST", "/api/v1/auth/login", map[string]string{"username": name, "password": goodPassword, "device_name": "Alice's phone"})
+	s.expect(login, 200, "")
+	me := s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(login))
+	s.expect(me, 200, "")
+	if me.str("username") != name || me.str("session_id") != login.str("session_id") || me.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("me: %s", me.text)
+	}
+
+	refreshed := s.do("POST", "/api/v1/auth/refresh", map[string]string{"refresh_token": login.str("refresh_token")})
+	s.expect(refreshed, 200, "")
+	replayed := s.do("POST", "/api/v1/auth/refresh", map[string]string{"refresh_token": login.str("refresh_token")})
+	s.expect(replayed, 200, "")
+	if refreshed.Header.Get("Auth-Refresh-Replayed") != "" || replayed.Header.Get("Auth-Refresh-Replayed") != "true" ||
+		replayed.str("refresh_token") != refreshed.str("refresh_token") {
+		t.Errorf("replay: %v", replayed.Header)
+	}
+
+	list := s.do("GET", "/api/v1/auth/sessions", nil, "Authorization", bearerOf(refreshed))
+	s.expect(list, 200, "")
+	sessions := list.json["sessions"].([]any)
+	if len(sessions) != 2 {
+		t.Fatalf("sessions: %s", list.text)
+	}
+	for _, one := range sessions {
+		one := one.(map[string]any)
+		current := one["id"] == login.str("session_id")
+		if one["current"] != current || current && one["device_name"] != "Alice's phone" {
+			t.Errorf("session %v", one)
+		}
+	}
+	s.expect(s.do("DELETE", "/api/v1/auth/sessions/"+first.str("session_id"), nil, "Authorization", bearerOf(refreshed)), 204, "")
+	s.expect(s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(first)), 401, "session_revoked")
+	s.expect(s.do("DELETE", "/api/v1/auth/sessions/"+first.str("session_id"), nil, "Authorization", bearerOf(refreshed)), 404, "session_not_found")
+	s.expect(s.do("DELETE", "/api/v1/auth/sessions/not-an-id", nil, "Authorization", bearerOf(refreshed)), 404, "session_not_found")
+	s.expect(s.do("DELETE", "/api/v1/auth/sessions?except=nobody", nil, "Authorization", bearerOf(refreshed)), 400, "validation_failed")
+	s.expect(s.do("DELETE", "/api/v1/auth/sessions?except=current", nil, "Authorization", bearerOf(refreshed)), 204, "")
+	s.expect(s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(refreshed)), 200, "")
+
+	changed := s.do("POST", "/api/v1/auth/password", map[string]string{"current_password": goodPassword, "new_password": "another good password"}, "Authorization", bearerOf(refreshed))
+	s.expect(changed, 200, "")
+	if changed.str("session_id") != login.str("session_id") {
+		t.Error("the session did not go on")
+	}
+	s.expect(s.do("POST", "/api/v1/auth/password", map[string]string{"current_password": goodPassword, "new_password": "yet another good password"}, "Authorization", bearerOf(changed)), 403, "invalid_credentials")
+
+	for range 2 {
+		s.expect(s.do("POST", "/api/v1/auth/logout", map[string]string{"refresh_token": changed.str("refresh_token")}), 204, "")
+		s.expect(s.do("POST", "/api/v1/auth/logout", nil, "Authorization", bearerOf(changed)), 204, "")
+	}
+	s.expect(s.do("POST", "/api/v1/auth/refresh", map[string]string{"refresh_token": changed.str("refresh_token")}), 401, "session_revoked")
+	s.expect(s.do("POST", "/api/v1/auth/logout", nil), 401, "missing_token")
+	s.expect(s.do("POST", "/api/v1/auth/logout", map[string]string{"refresh_token": "art_x"}), 401, "invalid_refresh_token")
+
+	again := s.do("POST", "/api/v1/auth/login", map[string]string{"username": name, "password": "another good password"})
+	s.expect(s.do("DELETE", "/api/v1/auth/me", map[string]string{"password": goodPassword}, "Authorization", bearerOf(again)), 403, "invalid_credentials")
+	s.expect(s.do("DELETE", "/api/v1/auth/me", map[string]string{"password": "another good password"}, "Authorization", bearerOf(again)), 204, "")
+	s.expect(s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(again)), 401, "session_revoked")
+	s.expect(s.do("POST", "/api/v1/auth/login", map[string]string{"username": name, "password": "another good password"}), 401, "invalid_credentials")
+}
+
+// TestEveryRouteIsClosedToWhomTheTableDoesNotName goes through the table: whoever adds a
+// route without saying who may call it, finds it closed.
+func TestEveryRouteIsClosedToWhomTheTableDoesNotName(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	_, tokens := s.register()
+	for _, e := range (&api{svc: s.svc}).endpoints() {
+		path := strings.ReplaceAll(e.path, ":id", uuid.NewString())
+		switch e.access {
+		case bearer:
+			a := s.do(e.method, path, nil)
+			s.expect(a, 401, "missing_token")
+			if got := a.Header.Get("WWW-Authenticate"); !strings.HasPrefix(got, "Bearer") {
+				t.Errorf("%s %s: WWW-Authenticate %q", e.method, path, got)
+			}
+			a = s.do(e.method, path, nil, "Authorization", "Bearer "+tokens.str("refresh_token"))
+			s.expect(a, 401, "invalid_token")
+			if got := a.Header.Get("WWW-Authenticate"); !strings.Contains(got, `error="invalid_token"`) {
+				t.Errorf("%s %s: WWW-Authenticate %q", e.method, path, got)
+			}
+			s.expect(s.do(e.method, path, nil, "Authorization", "Basic "+tokens.str("access_token")), 401, "missing_token")
+			s.expect(s.do(e.method, path+"?access_token="+tokens.str("access_token"), nil), 401, "missing_token")
+		case client:
+			for _, credentials := range [][2]string{{"", ""}, {"gateway", "wrong"}, {"nobody", clientSecret}} {
+				req := httptest.NewRequest(e.method, path, strings.NewReader("token=x"))
+				req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+				if credentials[0] != "" {
+					req.SetBasicAuth(credentials[0], credentials[1])
+				}
+				res, err := s.server.App().Test(req, -1)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, _ := io.ReadAll(res.Body)
+				if res.StatusCode != 401 || !strings.Contains(string(body), `"error":"invalid_client"`) || !strings.HasPrefix(res.Header.Get("WWW-Authenticate"), "Basic") {
+					t.Errorf("%s %s as %v: %d %s %s", e.method, path, credentials, res.StatusCode, body, res.Header.Get("WWW-Authenticate"))
+				}
+			}
+		case public:
+			if a := s.do(e.method, path, nil); a.StatusCode == 401 && a.str("code") != "missing_token" {
+				t.Errorf("%s %s is public and answers %s", e.method, path, a.text)
+			}
+		default:
+			t.Errorf("%s %s: nobody may call it", e.method, path)
+		}
+		wrong := s.do("PATCH", path, nil)
+		if wrong.StatusCode != 405 || !strings.Contains(wrong.Header.Get("Allow"), e.method) {
+			t.Errorf("PATCH %s: %d, Allow %q", path, wrong.StatusCode, wrong.Header.Get("Allow"))
+		}
+	}
+	unnamed := (&api{svc: s.svc}).guard(endpoint{method: "GET", path: "/x", handle: func(c *fiber.Ctx) error { return c.SendStatus(200) }})
+	if err := unnamed(nil); err == nil {
+		t.Error("a route that names nobody lets somebody in")
+	}
+}
+
+func TestFaultsAreProblems(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	name, _ := s.register()
+	for _, c := range []struct {
+		body   string
+		status int
+		code   string
+	}{
+		{`{"username":"` + name + `","password":"` + goodPassword + `"}`, 409, "username_taken"},
+		{`{"username":"ab","password":"short"}`, 400, "validation_failed"},
+		{`{"username":"someone","password":"` + goodPassword + `","admin":true}`, 400, ""},
+		{`{"Username":"someone","password":"` + goodPassword + `"}`, 400, ""},
+		{`{"username":"someone","username":"other","password":"` + goodPassword + `"}`, 400, ""},
+		{`{"username":"someone","password":"` + goodPassword + `"} {}`, 400, ""},
+		{`[]`, 400, ""}, {``, 400, ""}, {`null`, 400, ""},
+	} {
+		a := s.do("POST", "/api/v1/auth/register", c.body)
+		if a.StatusCode != c.status || c.code != "" && a.str("code") != c.code {
+			t.Errorf("%s: %d %s", c.body, a.StatusCode, a.text)
+		}
+		if a.Header.Get("Content-Type") != "application/problem+json" {
+			t.Errorf("%s: %s", c.body, a.Header.Get("Content-Type"))
+		}
+		for _, member := range []string{"type", "title", "detail", "instance", "code", "request_id"} {
+			if a.str(member) == "" {
+				t.Errorf("%s: no %s in %s", c.body, member, a.text)
+			}
+		}
+		if a.json["status"] != float64(c.status) || a.str("request_id") != a.Header.Get("X-Request-Id") {
+			t.Errorf("%s: %s", c.body, a.text)
+		}
+	}
+	a := s.do("POST", "/api/v1/auth/register", `{"username":"ab","password":"short"}`)
+	if fields, _ := a.json["errors"].([]any); len(fields) != 2 {
+		t.Errorf("fields: %s", a.text)
+	}
+}
+
+func TestWhoKnowsTheDeviceIsTold(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	_, a := s.register()
+	mark := a.Header.Get("Auth-Device")
+	if mark == "" {
+		t.Fatal("no Auth-Device")
+	}
+	cookies := a.Cookies()
+	if len(cookies) != 1 || cookies[0].Value != mark || !cookies[0].HttpOnly || !cookies[0].Secure || cookies[0].SameSite != http.SameSiteStrictMode {
+		t.Errorf("cookie %v", cookies)
+	}
+}
+
+func TestJWKSCanBeRevalidated(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	a := s.do("GET", "/.well-known/jwks.json", nil)
+	etag := a.Header.Get("ETag")
+	if a.StatusCode != 200 || etag == "" || a.Header.Get("Cache-Control") != "public, max-age=300" {
+		t.Fatalf("%d %v", a.StatusCode, a.Header)
+	}
+	keys := a.json["keys"].([]any)
+	if len(keys) != 1 {
+		t.Fatalf("keys %s", a.text)
+	}
+	if _, private := keys[0].(map[string]any)["d"]; private {
+		t.Error("the private key is published")
+	}
+	for _, header := range []string{etag, "W/" + etag, `"other", ` + etag, "*"} {
+		if again := s.do("GET", "/.well-known/jwks.json", nil, "If-None-Match", header); again.StatusCode != 304 || again.text != "" {
+			t.Errorf("If-None-Match %s: %d %s", header, again.StatusCode, again.text)
+		}
+	}
+	if again := s.do("GET", "/.well-known/jwks.json", nil, "If-None-Match", `"other"`); again.StatusCode != 200 {
+		t.Errorf("another tag: %d", again.StatusCode)
+	}
+}
+
+func TestMetadataNamesWhatWorks(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	a := s.do("GET", "/.well-known/oauth-authorization-server", nil)
+	if a.str("issuer") != issuer {
+		t.Errorf("%s", a.text)
+	}
+	for _, name := range []string{"jwks_uri", "introspection_endpoint", "revocation_endpoint"} {
+		path := strings.TrimPrefix(a.str(name), issuer)
+		if got := s.do("GET", path, nil); got.StatusCode == 404 {
+			t.Errorf("%s %s is not there", name, path)
+		}
+	}
+}
+
+func TestIntrospectionAndRevocation(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	name, tokens := s.register()
+	call := func(path, body string) answer {
+		req := httptest.NewRequest("POST", path, nil)
+		req.SetBasicAuth("gateway", clientSecret)
+		return s.do("POST", path, body, "Content-Type", "application/x-www-form-urlencoded", "Authorization", req.Header.Get("Authorization"))
+	}
+	for _, kind := range []string{"access_token", "refresh_token"} {
+		a := call("/oauth2/introspect", "token="+tokens.str(kind))
+		if a.json["active"] != true || a.str("username") != name || a.str("sid") != tokens.str("session_id") || a.str("token_type") != kind || a.Header.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: %s", kind, a.text)
+		}
+	}
+	for _, body := range []string{"", "token=", "token=a&token=b", "token=%zz"} {
+		if a := call("/oauth2/introspect", body); a.StatusCode != 400 || a.str("error") != "invalid_request" {
+			t.Errorf("%q: %d %s", body, a.StatusCode, a.text)
+		}
+	}
+	if a := call("/oauth2/introspect", "token=nonsense"); a.text != `{"active":false}` {
+		t.Errorf("nonsense: %s", a.text)
+	}
+	for range 2 {
+		if a := call("/oauth2/revoke", "token="+tokens.str("refresh_token")+"&token_type_hint=refresh_token"); a.StatusCode != 200 {
+			t.Errorf("revoke: %d %s", a.StatusCode, a.text)
+		}
+	}
+	if a := call("/oauth2/revoke", "token=nonsense"); a.StatusCode != 200 {
+		t.Errorf("revoke nonsense: %d", a.StatusCode)
+	}
+	for _, kind := range []string{"access_token", "refresh_token"} {
+		if a := call("/oauth2/introspect", "token="+tokens.str(kind)); a.text != `{"active":false}` {
+			t.Errorf("%s of an ended session: %s", kind, a.text)
+		}
+	}
+}
+
+// TestWhatRequestsLeftBehindIsTheirOwn would fail if strings that are views of Fiber's
+// buffers were kept: other requests overwrite them.
+func TestWhatRequestsLeftBehindIsTheirOwn(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	const n = 24
+	var all sync.WaitGroup
+	tokens := make([]answer, n)
+	for i := range n {
+		all.Go(func() {
+			tokens[i] = s.do("POST", "/api/v1/auth/register", map[string]string{
+				"username": fmt.Sprintf("owner-%02d-%s", i, uuid.NewString()), "password": goodPassword, "device_name": fmt.Sprintf("device %02d", i),
+			}, "User-Agent", fmt.Sprintf("agent-%02d/1.0", i))
+		})
+	}
+	all.Wait()
+	for i, a := range tokens {
+		s.expect(a, 201, "")
+		list := s.do("GET", "/api/v1/auth/sessions", nil, "Authorization", bearerOf(a))
+		one := list.json["sessions"].([]any)[0].(map[string]any)
+		if one["device_name"] != fmt.Sprintf("device %02d", i) || one["user_agent"] != fmt.Sprintf("agent-%02d/1.0", i) {
+			t.Errorf("session %d is described as %v", i, one)
+		}
+		if me := s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(a)); !strings.HasPrefix(me.str("username"), fmt.Sprintf("owner-%02d-", i)) {
+			t.Errorf("account %d is called %s", i, me.str("username"))
+		}
+	}
+}

@@ -1,0 +1,232 @@
+package auth
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/toppira/authctl/modules/auth/internal/password"
+	"github.com/toppira/authctl/modules/auth/internal/throttle"
+	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// world is a service on real backends, and what a test may want to reach behind it.
+type world struct {
+	*Service
+	db    *database.DB
+	redis *redis.Client // nil when sessions are in the database
+	log   *logBuffer
+	cfg   Config
+}
+
+const testSecret = "a secret of the tests that is long enough for everything"
+
+// testConfig hashes as cheaply as can be: what is tested here is not the hash.
+func testConfig() Config {
+	return Config{
+		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: 10 * time.Second,
+		MaxSessions: 50, SessionLimit: "evict-oldest", UsernameProfile: "ascii",
+		Token: token.Config{
+			Secret: testSecret, Algorithm: token.ES256, Issuer: "https://auth.test", Audience: "test", ClientID: "test", AccessTTL: 5 * time.Hour,
+		},
+		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Blocklist: true, Workers: 2},
+		Throttle: throttle.Config{},
+	}
+}
+
+// each runs the test on every combination of backends: SQLite, PostgreSQL, PostgreSQL with
+// Redis.
+func each(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Helper()
+	eachWith(t, func(*Config) {}, test)
+}
+
+func eachWith(t *testing.T, set func(*Config), test func(t *testing.T, w *world)) {
+	t.Helper()
+	cfg := testConfig()
+	set(&cfg)
+	t.Run("sqlite", func(t *testing.T) { t.Parallel(); test(t, newWorld(t, cfg, dbtest.SQLite(t), nil)) })
+	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, newWorld(t, cfg, dbtest.Postgres(t), nil)) })
+	t.Run("postgres_redis", func(t *testing.T) {
+		t.Parallel()
+		test(t, newWorld(t, cfg, dbtest.Postgres(t), redisClient(t)))
+	})
+}
+
+// redisClient connects to the shared Redis. User ids are new in each test, so that tests do
+// not meet.
+func redisClient(t testing.TB) *redis.Client {
+	t.Helper()
+	opt, err := redis.ParseURL(testenv.Redis(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := redis.NewClient(opt)
+	t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+func newWorld(t testing.TB, cfg Config, db *database.DB, rc *redis.Client) *world {
+	t.Helper()
+	w := &world{db: db, redis: rc, log: &logBuffer{}, cfg: cfg}
+	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), w.log, zap.DebugLevel))
+	var err error
+	w.Service, err = New(t.Context(), cfg, Deps{DB: db, Redis: rc, Log: log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// another is a second server on the same backends.
+func (w *world) another(t testing.TB) *world {
+	t.Helper()
+	return newWorld(t, w.cfg, w.db, w.redis)
+}
+
+type logBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *logBuffer) Sync() error { return nil }
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+const goodPassword = "a quite good password"
+
+func phone() Device {
+	return Device{UserAgent: "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", IP: netip.MustParseAddr("192.0.2.7")}
+}
+
+// newcomer registers an account under a name of its own.
+func (w *world) newcomer(t testing.TB) (name string, tokens Tokens) {
+	t.Helper()
+	name = "user-" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	tokens, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone())
+	if err != nil {
+		t.Fatalf("register: %v", err)
+	}
+	return name, tokens
+}
+
+func (w *world) signIn(t testing.TB, name string) Tokens {
+	t.Helper()
+	tokens, err := w.Login(t.Context(), Credentials{name, goodPassword}, phone())
+	if err != nil {
+		t.Fatalf("login: %v", err)
+	}
+	return tokens
+}
+
+func (w *world) caller(t testing.TB, tokens Tokens) Caller {
+	t.Helper()
+	caller, err := w.Authenticate(t.Context(), tokens.AccessToken)
+	if err != nil {
+		t.Fatalf("authenticate: %v", err)
+	}
+	return caller
+}
+
+// live fails the test unless both tokens still work; it returns the successors.
+func (w *world) live(t testing.TB, tokens Tokens) Tokens {
+	t.Helper()
+	if _, err := w.Authenticate(t.Context(), tokens.AccessToken); err != nil {
+		t.Errorf("the access token of a live session is refused: %v", err)
+	}
+	next, err := w.Refresh(t.Context(), tokens.RefreshToken, phone())
+	if err != nil {
+		t.Errorf("the refresh token of a live session is refused: %v", err)
+	}
+	return next
+}
+
+// over fails the test unless both tokens are refused.
+func (w *world) over(t testing.TB, tokens Tokens) {
+	t.Helper()
+	if _, err := w.Authenticate(t.Context(), tokens.AccessToken); !errors.Is(err, ErrSessionRevoked) {
+		t.Errorf("the access token of an ended session: %v, want session_revoked", err)
+	}
+	if _, err := w.Refresh(t.Context(), tokens.RefreshToken, phone()); !errors.Is(err, ErrSessionRevoked) {
+		t.Errorf("the refresh token of an ended session: %v, want session_revoked", err)
+	}
+}
+
+// told is an event as it lies in the outbox.
+type told struct {
+	Type string
+	Seq  int64
+	Data map[string]any
+}
+
+// events returns what was announced of a user, in order.
+func (w *world) events(t testing.TB, userID uuid.UUID) []told {
+	t.Helper()
+	rows, err := w.db.QueryContext(context.Background(), "SELECT type, key_seq, data FROM outbox_event WHERE key = ? ORDER BY id", userID.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var list []told
+	for rows.Next() {
+		var e told
+		var data string
+		if err := rows.Scan(&e.Type, &e.Seq, &data); err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal([]byte(data), &e.Data); err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, e)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return list
+}
+
+// expectEvents compares the types of what was announced, without the auth. and the .v1.
+func (w *world) expectEvents(t testing.TB, userID uuid.UUID, want ...string) []told {
+	t.Helper()
+	list := w.events(t, userID)
+	var got []string
+	for i, e := range list {
+		got = append(got, strings.TrimSuffix(strings.TrimPrefix(e.Type, "auth."), ".v1"))
+		if e.Seq != int64(i+1) {
+			t.Errorf("event %d has sequence %d", i+1, e.Seq)
+		}
+	}
+	if strings.Join(got, " ") != strings.Join(want, " ") {
+		t.Errorf("events\n got %v\nwant %v", got, want)
+	}
+	return list
+}
