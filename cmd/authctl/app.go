@@ -1,0 +1,225 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/logging"
+)
+
+// app is the process: what it was told, what it has opened, and in which order it closes.
+// The only wiring there is, is here.
+type app struct {
+	settings
+	log      *zap.Logger
+	level    zap.AtomicLevel
+	registry *prometheus.Registry
+	db       *database.DB
+	redis    *redis.Client
+	auth     *auth.Service
+	waker    *outbox.Waker
+
+	ownSecret bool                  // the secret was made here, not given
+	relayEnd  atomic.Pointer[error] // why the relay inside serve ended before it was told to
+	closers   []func() error
+}
+
+// newApp starts the log. Commands that write results keep it quiet: warnings and worse.
+func newApp(s settings, stderr io.Writer, quiet bool) (*app, error) {
+	a := &app{settings: s, level: zap.NewAtomicLevel()}
+	cfg := s.Log
+	if quiet {
+		cfg.Path = ""
+		if cfg.Level == "info" {
+			cfg.Level = "warn"
+		}
+	}
+	log, stop, err := logging.New(cfg, logging.Options{Dev: !s.App.prod(), Console: stderr, Level: a.level})
+	if err != nil {
+		return nil, err
+	}
+	a.log = log
+	a.closers = append(a.closers, stop)
+	return a, nil
+}
+
+// Close closes everything in reverse order.
+func (a *app) Close() error {
+	var err error
+	for i := len(a.closers) - 1; i >= 0; i-- {
+		err = errors.Join(err, a.closers[i]())
+	}
+	a.closers = nil
+	return err
+}
+
+// openDatabase connects, and sees to the schema: SQLite is brought up to date on the spot,
+// PostgreSQL must have been.
+func (a *app) openDatabase(ctx context.Context) error {
+	if err := a.connectDatabase(ctx); err != nil {
+		return err
+	}
+	if !a.db.IsPostgres() {
+		if _, err := migrations.Up(ctx, a.db.DB, nil); err != nil {
+			return err
+		}
+		return nil
+	}
+	err := migrations.Check(ctx, a.db.DB)
+	if errors.Is(err, migrations.ErrBehind) {
+		return fmt.Errorf("%w; run: authctl migrate up", err)
+	}
+	return err
+}
+
+// existing refuses where there is no installation: commands that look must not make one.
+func (a *app) existing() error {
+	if a.Database.Exists(a.App.DataDir) {
+		return nil
+	}
+	return fmt.Errorf("there is no %s yet: authctl serve makes it, or name another one with DATABASE_URL", a.Database.Describe(a.App.DataDir))
+}
+
+func (a *app) openExistingDatabase(ctx context.Context) error {
+	if err := a.existing(); err != nil {
+		return err
+	}
+	return a.openDatabase(ctx)
+}
+
+func (a *app) openExistingAuth(ctx context.Context) error {
+	if err := a.existing(); err != nil {
+		return err
+	}
+	return a.openAuth(ctx)
+}
+
+func (a *app) connectDatabase(ctx context.Context) error {
+	db, err := database.Open(ctx, a.Database, database.Options{DataDir: a.App.DataDir, Prod: a.App.prod(), AppName: "authctl"})
+	if err != nil {
+		return err
+	}
+	a.db = db
+	a.closers = append(a.closers, db.Close)
+	return nil
+}
+
+// openAuth opens all that the service stands on, and the service.
+func (a *app) openAuth(ctx context.Context) error {
+	if err := a.openDatabase(ctx); err != nil {
+		return err
+	}
+	var err error
+	if a.ownSecret, err = a.ensureSecret(); err != nil {
+		return err
+	}
+	deps := auth.Deps{DB: a.db, Log: a.log}
+	if a.registry != nil { // only serve has one
+		deps.Registry, deps.Serving = a.registry, true
+	}
+	if a.Redis.Enabled() {
+		a.redis, err = cache.Open(ctx, a.Redis, cache.Options{Prod: a.App.prod(), AppName: "authctl"})
+		if err != nil {
+			return err
+		}
+		a.closers = append(a.closers, a.redis.Close)
+		deps.Redis = a.redis
+	}
+	a.waker = outbox.NewWaker(a.db)
+	a.closers = append(a.closers, func() error { a.waker.Close(); return nil })
+	deps.Committed = a.waker.Wake
+	if a.auth, err = auth.New(ctx, a.settings.Auth, deps); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.auth.Close)
+	return nil
+}
+
+func (a *app) eventsFile() string { return filepath.Join(a.App.DataDir, "events.ndjson") }
+
+// openKafka makes the way to Kafka. The caller closes it.
+func (a *app) openKafka() (*sink.Kafka, error) {
+	opt := sink.KafkaOptions{Prod: a.App.prod(), Log: a.log}
+	if a.registry != nil {
+		opt.Registry = a.registry
+	}
+	return sink.OpenKafka(a.Kafka, opt)
+}
+
+// openSink opens the place that events go to.
+func (a *app) openSink() (outbox.Sink, error) {
+	if a.Kafka.UsesKafka() {
+		return a.openKafka()
+	}
+	if err := os.MkdirAll(a.App.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the data folder: %w", err)
+	}
+	return sink.OpenFile(a.eventsFile())
+}
+
+// newRelay makes a relay into the sink that the settings name. The caller runs it.
+func (a *app) newRelay() (*outbox.Relay, error) {
+	to, err := a.openSink()
+	if err != nil {
+		return nil, err
+	}
+	opt := outbox.RelayOptions{Log: a.log, Waker: a.waker}
+	if a.registry != nil {
+		opt.Registry = a.registry
+	}
+	relay, err := outbox.NewRelay(a.db, to, a.Outbox, opt)
+	if err != nil {
+		return nil, errors.Join(err, to.Close())
+	}
+	a.closers = append(a.closers, to.Close)
+	return relay, nil
+}
+
+// describeEvents names the place that events go to.
+func (a *app) describeEvents() string {
+	if a.Kafka.UsesKafka() {
+		return "Kafka " + strings.Join(a.Kafka.Brokers, ",") + " topic " + a.Kafka.Topic
+	}
+	return a.eventsFile()
+}
+
+// describe names, for a person, what the process stands on.
+func (a *app) describe() [][2]string {
+	sessions := "in the database"
+	if a.Redis.Enabled() {
+		sessions = a.Redis.Describe()
+	}
+	events := a.describeEvents()
+	if a.Outbox.Relay == "off" {
+		events = "left to processes of: authctl relay"
+	}
+	secret := "as configured"
+	if a.ownSecret {
+		secret = "made here, kept in " + filepath.Join(a.App.DataDir, "secret")
+	}
+	return [][2]string{
+		{"Database", a.Database.Describe(a.App.DataDir)},
+		{"Sessions", sessions},
+		{"Events", events},
+		{"Secret", secret},
+	}
+}
+
+// https reports whether clients reach the service by https, by this process or a proxy.
+func (a *app) https() bool { return strings.HasPrefix(a.Auth.Token.Issuer, "https:") }

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/toppira/authctl/platform/config"
+)
+
+func newConfig(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Check and show the settings",
+		Long: `Check and show the settings as the other commands would see them: defaults, then
+config.yaml, then .env in dev mode, then the environment, then flags. Secrets are not shown.`,
+		Example: `  authctl config check --config /etc/authctl/config.yaml
+  authctl config show -o json`,
+	}
+	cmd.AddCommand(newConfigCheck(g), newConfigShow(g))
+	return cmd
+}
+
+func newConfigCheck(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:     "check",
+		Short:   "Say everything that is wrong with the settings, or that nothing is",
+		Example: "  authctl config check",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := g.loadSettings(nil)
+			if g.output == "json" {
+				var faults config.Faults
+				if err != nil && !errors.As(err, &faults) {
+					return err
+				}
+				if err := printJSON(cmd.OutOrStdout(), map[string]any{"ok": err == nil, "faults": faults}); err != nil {
+					return err
+				}
+				if err != nil {
+					return silent{err}
+				}
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "the settings are fine")
+			return nil
+		},
+	}
+}
+
+func newConfigShow(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show",
+		Short:   "Show every setting, its value and where it comes from",
+		Example: "  authctl config show",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := g.loadSettings(nil)
+			if err != nil {
+				return err
+			}
+			keys := config.Keys(&s)
+			if g.output == "json" {
+				return printJSON(cmd.OutOrStdout(), keys)
+			}
+			var rows [][]string
+			for _, k := range keys {
+				rows = append(rows, []string{k.Path, k.Value, k.Source})
+			}
+			return printTable(cmd.OutOrStdout(), []string{"SETTING", "VALUE", "FROM"}, rows)
+		},
+	}
+}

@@ -1,0 +1,510 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/uptrace/bun"
+
+	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/config"
+)
+
+func newDoctor(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Try everything the service stands on and say what to do",
+		Long: `Try everything the service stands on, as these settings name it, and say what to do about
+what is wrong: the settings themselves, the data folder, the secret, the database and its
+schema, the signing keys, the outbox, Redis, Kafka, and what a password hash costs here.
+
+Each line is ok, warn or fail; skip is for what cannot be looked at because something else
+failed. Nothing is changed, and each check is given up after five seconds. The exit code is
+1 when something failed.`,
+		Example: `  authctl doctor
+  APP_MODE=prod authctl doctor --config /etc/authctl/config.yaml -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.doctor(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+}
+
+// How a check went.
+const (
+	checkOK   = "ok"
+	checkWarn = "warn"
+	checkFail = "fail"
+	checkSkip = "skip"
+)
+
+// checkTimeout is how long one check may take.
+const checkTimeout = 5 * time.Second
+
+// finding is one line of the report.
+type finding struct {
+	Status string `json:"status"`
+	Check  string `json:"check"`
+	Found  string `json:"found"`
+	Advice string `json:"advice,omitempty"`
+}
+
+func fine(format string, args ...any) finding {
+	return finding{Status: checkOK, Found: fmt.Sprintf(format, args...)}
+}
+
+func skipped(why string) finding { return finding{Status: checkSkip, Found: why} }
+
+func doubtful(found, advice string) finding {
+	return finding{Status: checkWarn, Found: found, Advice: advice}
+}
+
+func failing(found, advice string) finding {
+	return finding{Status: checkFail, Found: found, Advice: advice}
+}
+
+// doctor examines an app whose parts may be missing.
+type doctor struct {
+	*app
+	findings []finding
+	print    func(finding) error
+
+	schemaFits bool // the database is open, and what reads it can
+}
+
+func (g *global) doctor(ctx context.Context, stdout, stderr io.Writer) (err error) {
+	d := &doctor{print: func(f finding) error { return printFinding(stdout, f) }}
+	if g.output == "json" {
+		d.print = func(finding) error { return nil }
+	}
+	s, err := g.loadSettings(nil)
+	faults, wrong := errors.AsType[config.Faults](err)
+	if _, misused := errors.AsType[misuse](err); misused || err != nil && !wrong {
+		return err
+	}
+	if wrong {
+		var list []finding
+		for _, f := range faults {
+			list = append(list, failing(f.String(), "put it right; everything else is tried once the settings are fine"))
+		}
+		err = d.report("settings", list...)
+	} else {
+		err = d.examine(ctx, s, stderr)
+	}
+	if err != nil {
+		return err
+	}
+	if g.output == "json" {
+		if err := printJSON(stdout, d.findings); err != nil {
+			return err
+		}
+	}
+	if slices.ContainsFunc(d.findings, func(f finding) bool { return f.Status == checkFail }) {
+		return silent{errors.New("a check failed")}
+	}
+	return nil
+}
+
+func printFinding(w io.Writer, f finding) error {
+	text := strings.ReplaceAll(f.Found, "\n", " ")
+	if f.Advice != "" {
+		text += " — " + f.Advice
+	}
+	_, err := fmt.Fprintf(w, "%-4s  %-16s  %s\n", f.Status, f.Check, text)
+	return err
+}
+
+func (d *doctor) report(check string, list ...finding) error {
+	for _, f := range list {
+		f.Check = check
+		d.findings = append(d.findings, f)
+		if err := d.print(f); err != nil {
+			return fmt.Errorf("write the result: %w", err)
+		}
+	}
+	return nil
+}
+
+func (d *doctor) examine(ctx context.Context, s settings, stderr io.Writer) (err error) {
+	if d.app, err = newApp(s, stderr, true); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	for _, check := range []struct {
+		name string
+		run  func(context.Context) []finding
+	}{
+		{"settings", d.settingsFit},
+		{"data folder", d.dataFolder},
+		{"disk space", d.diskSpace},
+		{"secret", d.secret},
+		{"database", d.databaseWorks},
+		{"schema", d.schema},
+		{"clock", d.clock},
+		{"signing keys", d.signingKeys},
+		{"outbox", d.outbox},
+		{"redis", d.redisFit},
+		{"kafka", d.kafkaFit},
+		{"password hashing", d.hashing},
+	} {
+		bounded, cancel := context.WithTimeout(ctx, checkTimeout)
+		list := check.run(bounded)
+		cancel()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := d.report(check.name, list...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *doctor) settingsFit(context.Context) []finding {
+	set := 0
+	for _, source := range d.Sources {
+		if source != "default" {
+			set++
+		}
+	}
+	list := []finding{fine("%s mode, %s given", d.App.Mode, count(set, "setting", "settings"))}
+	if !d.Operator.Loopback() {
+		list = append(list, doubtful("the operator listener "+d.Operator.OperatorAddr+" can be reached from other machines, and asks nobody who they are",
+			"keep it off public networks, or set APP_OPERATOR_ADDR=127.0.0.1:9090"))
+	}
+	return list
+}
+
+func (d *doctor) dataFolder(context.Context) []finding {
+	dir := d.App.DataDir
+	info, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return []finding{fine("%s is not there yet; it is made when it is needed", dir)}
+	case err != nil:
+		return []finding{failing(err.Error(), "make it a folder of the user that runs authctl")}
+	case !info.IsDir():
+		return []finding{failing(dir+" is not a folder", "name another one with APP_DATA_DIR")}
+	}
+	probe, err := os.CreateTemp(dir, ".doctor-*")
+	if err != nil {
+		return []finding{failing("files cannot be made in it: "+err.Error(), "make it a folder of the user that runs authctl")}
+	}
+	if err := errors.Join(probe.Close(), os.Remove(probe.Name())); err != nil {
+		return []finding{failing(err.Error(), "look at the file system of "+dir)}
+	}
+	if !openToOthers(info) {
+		return []finding{fine("%s, for its owner alone", dir)}
+	}
+	list := []finding{doubtful(dir+" can be entered by others", "chmod 700 "+dir)}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return append(list, failing(err.Error(), "look at the file system of "+dir))
+	}
+	for _, e := range entries {
+		if info, err := e.Info(); err == nil && openToOthers(info) {
+			list = append(list, failing(filepath.Join(dir, e.Name())+" can be read by others", "chmod 600 "+filepath.Join(dir, e.Name())))
+		}
+	}
+	return list
+}
+
+func openToOthers(info fs.FileInfo) bool { return info.Mode().Perm()&0o077 != 0 }
+
+func (d *doctor) diskSpace(context.Context) []finding {
+	const low, lowest = 1 << 30, 64 << 20
+	dir, err := filepath.Abs(d.App.DataDir)
+	if err != nil {
+		return []finding{failing(err.Error(), "name the data folder with APP_DATA_DIR")}
+	}
+	for { // the folder may not be there yet
+		if _, err := os.Stat(dir); err == nil || dir == filepath.Dir(dir) {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	free, known := freeSpace(dir)
+	text := fmt.Sprintf("%.1f GiB free for %s", float64(free)/(1<<30), d.App.DataDir)
+	switch {
+	case !known:
+		return []finding{skipped("the free space cannot be read on this system")}
+	case free < lowest:
+		return []finding{failing(text, "make room: a database that cannot write serves nobody")}
+	case free < low:
+		return []finding{doubtful(text, "make room before it is full")}
+	}
+	return []finding{fine("%s", text)}
+}
+
+func (d *doctor) secret(context.Context) []finding {
+	const advice = "set AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE, to what this prints: openssl rand -base64 48"
+	secret := d.Auth.Token.Secret
+	if secret == "" {
+		path := filepath.Join(d.App.DataDir, "secret")
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return []finding{fine("none yet; the first start makes one in %s", path)}
+		}
+		var err error
+		if d.ownSecret, err = d.ensureSecret(); err != nil {
+			return []finding{failing(err.Error(), advice)}
+		}
+		if d.Database.UsesPostgres() || d.Redis.Enabled() {
+			return []finding{doubtful("this machine's own, in "+path, "other servers on the same database need the same one: "+advice)}
+		}
+		return []finding{fine("made here, in %s", path)}
+	}
+	bits := strength(secret.Reveal())
+	from := d.Sources["auth.token.secret"]
+	if bits < 100 {
+		return []finding{doubtful(fmt.Sprintf("from %s, and easy to guess: about %.0f bits", from, bits), advice)}
+	}
+	return []finding{fine("from %s, %d bytes", from, len(secret.Reveal()))}
+}
+
+// strength is the Shannon entropy of the text in bits, as far as it shows in how often each
+// byte comes: little for what repeats itself, nothing about words.
+func strength(text string) float64 {
+	often := map[byte]int{}
+	for i := range len(text) {
+		often[text[i]]++
+	}
+	bits := 0.0
+	for _, n := range often {
+		bits -= float64(n) * math.Log2(float64(n)/float64(len(text)))
+	}
+	return bits
+}
+
+func (d *doctor) databaseWorks(ctx context.Context) []finding {
+	name := d.Database.Describe(d.App.DataDir)
+	if !d.Database.Exists(d.App.DataDir) {
+		return []finding{fine("no %s yet; the first start makes it", name)}
+	}
+	begun := time.Now()
+	if err := d.connectDatabase(ctx); err != nil {
+		return []finding{failing(err.Error(), "start it, or name another one with DATABASE_URL")}
+	}
+	took := time.Since(begun)
+	query := "SELECT sqlite_version()"
+	if d.db.IsPostgres() {
+		query = "SELECT current_setting('server_version')"
+	}
+	var version string
+	if err := d.db.QueryRowContext(ctx, query).Scan(&version); err != nil {
+		return []finding{failing(err.Error(), "look at the database's log")}
+	}
+	// Undone before anything is written.
+	undo := errors.New("undo")
+	err := d.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+		if d.db.IsPostgres() {
+			var readOnly string
+			if err := tx.QueryRowContext(ctx, "SELECT current_setting('transaction_read_only')").Scan(&readOnly); err != nil {
+				return err
+			}
+			if readOnly == "on" {
+				return errors.New("it is read-only")
+			}
+			return undo
+		}
+		if _, err := tx.ExecContext(ctx, "CREATE TABLE authctl_doctor (id integer)"); err != nil {
+			return err
+		}
+		return undo
+	})
+	if !errors.Is(err, undo) {
+		return []finding{failing(name+" takes no writes: "+err.Error(), "let authctl's user write to it")}
+	}
+	return []finding{fine("%s, version %s, answers and takes writes, connected in %s", name, version, took.Round(time.Millisecond/10))}
+}
+
+func (d *doctor) schema(ctx context.Context) []finding {
+	if d.db == nil {
+		return []finding{skipped("the database is not open")}
+	}
+	switch err := migrations.Check(ctx, d.db.DB); {
+	case errors.Is(err, migrations.ErrBehind) && !d.db.IsPostgres():
+		return []finding{fine("%s; the next start runs them", err)}
+	case errors.Is(err, migrations.ErrBehind):
+		return []finding{failing(err.Error(), "run: authctl migrate up")}
+	case err != nil:
+		return []finding{failing(err.Error(), "let authctl's user read the table bun_migrations")}
+	}
+	d.schemaFits = true
+	return []finding{fine("up to date")}
+}
+
+func (d *doctor) clock(ctx context.Context) []finding {
+	if d.db == nil {
+		return []finding{skipped("the database is not open")}
+	}
+	if !d.db.IsPostgres() {
+		return []finding{fine("the database has this machine's")}
+	}
+	before := time.Now()
+	var there time.Time
+	if err := d.db.QueryRowContext(ctx, "SELECT clock_timestamp()").Scan(&there); err != nil {
+		return []finding{failing(err.Error(), "look at the database's log")}
+	}
+	return []finding{judgeClock(there.Sub(before.Add(time.Since(before)/2)), "database")}
+}
+
+// judgeClock says what a difference to another machine's clock means.
+func judgeClock(off time.Duration, whose string) finding {
+	const advice = "synchronise both clocks (NTP): sessions and leases go by them"
+	text := fmt.Sprintf("differs from the %s's by %s", whose, off.Abs().Round(time.Millisecond))
+	switch {
+	case off.Abs() > 30*time.Second:
+		return failing(text, advice)
+	case off.Abs() > time.Second:
+		return doubtful(text, advice)
+	}
+	return fine("%s", text)
+}
+
+func (d *doctor) signingKeys(ctx context.Context) []finding {
+	switch {
+	case d.Auth.Token.Algorithm == "HS256":
+		return []finding{fine("none: with HS256 the secret itself signs")}
+	case !d.schemaFits:
+		return []finding{skipped("the database cannot be read yet")}
+	case d.Auth.Token.Secret == "":
+		return []finding{skipped("there is no secret yet")}
+	}
+	keys := auth.OpenKeys(d.db, d.Auth, d.log)
+	switch err := keys.Check(ctx); {
+	case errors.Is(err, auth.ErrWrongSecret):
+		return []finding{failing(err.Error(), "name the old secret in AUTH_TOKEN_PREVIOUS_SECRETS; if it is lost: authctl key list, authctl key revoke KID --force")}
+	case err != nil:
+		return []finding{failing(err.Error(), "see: authctl key list; a key that does not open can be revoked")}
+	}
+	list, err := keys.List(ctx)
+	if err != nil {
+		return []finding{failing(err.Error(), "look at the database's log")}
+	}
+	for _, k := range list {
+		switch {
+		case k.Status != auth.KeyActive:
+		case k.Algorithm != d.Auth.Token.Algorithm:
+			return []finding{doubtful(fmt.Sprintf("the active one is for %s and the setting is %s", k.Algorithm, d.Auth.Token.Algorithm), "rotate: authctl key stage, authctl key promote KID")}
+		default:
+			return []finding{fine("%s signs with %s, and every published one opens", k.KID, k.Algorithm)}
+		}
+	}
+	return []finding{fine("none yet; the first start makes one")}
+}
+
+func (d *doctor) outbox(ctx context.Context) []finding {
+	if !d.schemaFits {
+		return []finding{skipped("the database cannot be read yet")}
+	}
+	st, err := outbox.Status(ctx, d.db)
+	if err != nil {
+		return []finding{failing(err.Error(), "look at the database's log")}
+	}
+	var list []finding
+	if st.ParkedKeys > 0 {
+		list = append(list, doubtful(count(int(st.ParkedKeys), "key is", "keys are")+" parked", "see: authctl outbox parked list"))
+	}
+	switch waits := fmt.Sprintf("%s, the oldest for %s", count(int(st.Pending), "event waits", "events wait"), st.OldestAge.Round(time.Second)); {
+	case st.Pending == 0:
+		list = append(list, fine("nothing waits; %s", count(len(st.Relays), "relay runs", "relays run")))
+	case len(st.Relays) == 0:
+		list = append(list, doubtful(waits+", and no relay runs", "start authctl serve or authctl relay"))
+	case st.OldestAge > time.Minute:
+		list = append(list, doubtful(waits, "see the log of the relays"))
+	default:
+		list = append(list, fine("%s", waits))
+	}
+	return list
+}
+
+func (d *doctor) redisFit(ctx context.Context) []finding {
+	if !d.Redis.Enabled() {
+		return []finding{fine("none is named: sessions are in the database, sign-in limits are counted by each process alone")}
+	}
+	client, err := cache.Open(ctx, d.Redis, cache.Options{Prod: d.App.prod(), AppName: "authctl"})
+	if err != nil {
+		return []finding{failing(err.Error(), "start it, or name another one with REDIS_URL")}
+	}
+	d.closers = append(d.closers, client.Close)
+	warnings, err := cache.Check(ctx, client)
+	if err != nil {
+		return []finding{failing(err.Error(), "let authctl's user run INFO")}
+	}
+	var list []finding
+	for _, text := range warnings {
+		found, advice, _ := strings.Cut(text, ": ")
+		list = append(list, doubtful(found, advice))
+	}
+	if len(list) == 0 {
+		list = append(list, fine("%s answers and keeps what it is given", d.Redis.Describe()))
+	}
+	before := time.Now()
+	there, err := client.Time(ctx).Result()
+	if err != nil {
+		return append(list, failing(err.Error(), "let authctl's user run TIME"))
+	}
+	if f := judgeClock(there.Sub(before.Add(time.Since(before)/2)), "Redis"); f.Status != checkOK {
+		list = append(list, f)
+	}
+	return list
+}
+
+func (d *doctor) kafkaFit(ctx context.Context) []finding {
+	if !d.Kafka.UsesKafka() {
+		return []finding{fine("none is named: events go to %s", d.eventsFile())}
+	}
+	kafka, err := d.openKafka()
+	if err != nil {
+		return []finding{failing(err.Error(), "see kafka.* in docs/configuration.md")}
+	}
+	d.closers = append(d.closers, kafka.Close)
+	st, err := kafka.CheckTopic(ctx)
+	if stalled, ok := errors.AsType[*outbox.Stalled](err); ok {
+		return []finding{failing(stalled.Error(), "events wait until then")}
+	}
+	if err != nil {
+		return []finding{failing(err.Error(), "start it, or name other brokers with KAFKA_BROKERS; events wait meanwhile")}
+	}
+	var list []finding
+	for _, problem := range st.Problems {
+		list = append(list, doubtful("topic "+st.Topic+": "+problem, "change the topic with your cluster's own tools"))
+	}
+	if d.Outbox.Shards%st.Partitions != 0 {
+		list = append(list, failing(fmt.Sprintf("topic %s has %d partitions, and outbox.shards is %d", st.Topic, st.Partitions, d.Outbox.Shards),
+			fmt.Sprintf("set OUTBOX_SHARDS to %d: a multiple of the partitions", (d.Outbox.Shards/st.Partitions+1)*st.Partitions)))
+	}
+	if len(list) == 0 {
+		list = append(list, fine("%s, topic %s with %s", strings.Join(d.Kafka.Brokers, ","), st.Topic, count(st.Partitions, "partition", "partitions")))
+	}
+	return list
+}
+
+func (d *doctor) hashing(ctx context.Context) []finding {
+	const advice = "see: authctl password calibrate"
+	took, err := auth.HashTime(ctx, d.Auth)
+	if err != nil {
+		return []finding{skipped("it could not be measured in time: " + err.Error())}
+	}
+	text := fmt.Sprintf("one %s takes about %s here", d.Auth.Password.Algorithm, milliseconds(took))
+	switch {
+	case took > time.Second:
+		return []finding{doubtful(text+": sign-in is slow", advice)}
+	case took < 20*time.Millisecond:
+		return []finding{doubtful(text+": little against whoever steals the database", advice)}
+	}
+	return []finding{fine("%s", text)}
+}

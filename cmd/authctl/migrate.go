@@ -1,0 +1,133 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/toppira/authctl/migrations"
+)
+
+func newMigrate(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "migrate",
+		Short: "Bring the database schema up to date",
+		Long: `Bring the database schema up to date, or take the last step back.
+
+The migrations are inside the binary. They run under a lock, so any number of processes may
+try at once, and each counts as applied only once it has succeeded. With no database named
+they apply to the embedded SQLite, which serve migrates by itself.`,
+		Example: `  authctl migrate status
+  DATABASE_URL=postgres://auth@localhost/auth authctl migrate up`,
+	}
+	run := func(use, short string, do func(ctx context.Context, a *app, w io.Writer) error) {
+		cmd.AddCommand(&cobra.Command{
+			Use: use, Short: short, Args: cobra.NoArgs, Example: "  authctl migrate " + use,
+			RunE: func(cmd *cobra.Command, _ []string) error {
+				return g.withDatabase(cmd, (*app).connectDatabase, func(ctx context.Context, a *app) error { return do(ctx, a, cmd.OutOrStdout()) })
+			},
+		})
+	}
+	run("up", "Run every migration that is waiting", func(ctx context.Context, a *app, w io.Writer) error {
+		return g.migrate(w, "applied", "the schema is up to date", func(report func(migrations.State)) ([]migrations.State, error) {
+			return migrations.Up(ctx, a.db.DB, report)
+		})
+	})
+	run("down", "Undo the migrations that ran together last", func(ctx context.Context, a *app, w io.Writer) error {
+		return g.migrate(w, "undone", "there is nothing to undo", func(report func(migrations.State)) ([]migrations.State, error) {
+			return migrations.Down(ctx, a.db.DB, report)
+		})
+	})
+	run("status", "List the migrations and which have run", func(ctx context.Context, a *app, w io.Writer) error {
+		list, err := migrations.Status(ctx, a.db.DB)
+		if err != nil {
+			return err
+		}
+		if g.output == "json" {
+			return printJSON(w, list)
+		}
+		var rows [][]string
+		for _, s := range list {
+			state := "waiting"
+			if s.Applied() {
+				state = "applied " + s.AppliedAt.UTC().Format(time.RFC3339)
+			}
+			rows = append(rows, []string{s.Name, s.Comment, state})
+		}
+		return printTable(w, []string{"MIGRATION", "NAME", "STATE"}, rows)
+	})
+	cmd.AddCommand(newMigrateNew(g))
+	return cmd
+}
+
+func newMigrateNew(g *global) *cobra.Command {
+	dir := "migrations"
+	cmd := &cobra.Command{
+		Use:     "new NAME",
+		Short:   "Write the empty files of a new migration, for both dialects",
+		Example: "  authctl migrate new add_last_sign_in",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			made, err := migrations.New(dir, args[0], time.Now())
+			if err != nil {
+				return err
+			}
+			if g.output == "json" {
+				return printJSON(cmd.OutOrStdout(), made)
+			}
+			for _, path := range made {
+				fmt.Fprintln(cmd.OutOrStdout(), path)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", dir, "the migrations folder of the source tree")
+	return cmd
+}
+
+// migrate runs migrations and prints a line for each.
+func (g *global) migrate(w io.Writer, done, nothing string, run func(func(migrations.State)) ([]migrations.State, error)) error {
+	list, err := run(nil)
+	if err != nil {
+		return err
+	}
+	if g.output == "json" {
+		return printJSON(w, list)
+	}
+	for _, s := range list {
+		fmt.Fprintf(w, "%s %s %s\n", done, s.Name, s.Comment)
+	}
+	if len(list) == 0 {
+		fmt.Fprintln(w, nothing)
+	}
+	return nil
+}
+
+// withApp runs a command on an app that open has made ready, and closes it.
+func (g *global) withApp(cmd *cobra.Command, open func(*app, context.Context) error, do func(context.Context, *app) error) error {
+	return g.withSettings(cmd, settings{}, open, do)
+}
+
+// withDatabase is withApp for commands that need not know the secret.
+func (g *global) withDatabase(cmd *cobra.Command, open func(*app, context.Context) error, do func(context.Context, *app) error) error {
+	return g.withSettings(cmd, settings{keyless: true}, open, do)
+}
+
+func (g *global) withSettings(cmd *cobra.Command, s settings, open func(*app, context.Context) error, do func(context.Context, *app) error) (err error) {
+	if err := g.load(&s, nil); err != nil {
+		return err
+	}
+	a, err := newApp(s, cmd.ErrOrStderr(), true)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.Close()) }()
+	if err := open(a, cmd.Context()); err != nil {
+		return err
+	}
+	return do(cmd.Context(), a)
+}

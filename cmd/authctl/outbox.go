@@ -1,0 +1,485 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/toppira/authctl/modules/outbox"
+)
+
+func newOutbox(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "outbox",
+		Short: "Watch the events on their way, send some again, deal with those refused",
+		Long: `Watch the events on their way, send some again, deal with those refused.
+
+Every change of an account writes its event to the outbox in the same transaction. Relays
+publish what waits there, in order for each user, and keep it for OUTBOX_RETENTION
+afterwards. An event that is refused for good is parked with the later ones of its user;
+other users are not held up.`,
+		Example: `  authctl outbox status --watch
+  authctl outbox tail --follow`,
+	}
+	cmd.AddCommand(newOutboxStatus(g), newOutboxTail(g), newOutboxReplay(g), newOutboxParked(g), newOutboxTopic(g))
+	return cmd
+}
+
+type statusOptions struct {
+	*global
+	watch  bool
+	every  time.Duration
+	shards bool
+}
+
+func newOutboxStatus(g *global) *cobra.Command {
+	o := &statusOptions{global: g, every: 2 * time.Second}
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what waits, for how long, and who relays it",
+		Long: `Show what waits, for how long, and who relays it. --watch shows it again and again until
+Ctrl-C, as JSON one object a line.`,
+		Example: `  authctl outbox status
+  authctl outbox status --watch --every 1s`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.every < 100*time.Millisecond {
+				return misuse{fmt.Errorf("--every is %s; it takes 100ms or more", o.every)}
+			}
+			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+				return o.run(ctx, a, cmd.OutOrStdout())
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&o.watch, "watch", false, "show it again and again")
+	cmd.Flags().DurationVar(&o.every, "every", o.every, "with --watch: how often")
+	cmd.Flags().BoolVar(&o.shards, "shards", false, "also show every shard")
+	return cmd
+}
+
+// statusReport is the state with the shards only where they are asked for.
+type statusReport struct {
+	outbox.State
+	Shards []outbox.ShardState `json:"shards,omitempty"`
+}
+
+func (o *statusOptions) run(ctx context.Context, a *app, w io.Writer) error {
+	tick := time.NewTicker(o.every)
+	defer tick.Stop()
+	for {
+		st, err := outbox.Status(ctx, a.db)
+		switch {
+		case o.watch && ctx.Err() != nil:
+			return nil
+		case err != nil:
+			return err
+		}
+		if err := o.print(w, st); err != nil || !o.watch {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+func (o *statusOptions) print(w io.Writer, st outbox.State) error {
+	report := statusReport{State: st}
+	if o.shards {
+		report.Shards = st.Shards
+	}
+	if o.output == "json" {
+		if o.watch {
+			return json.NewEncoder(w).Encode(report)
+		}
+		return printJSON(w, report)
+	}
+	if o.watch && isTerminal(w) {
+		fmt.Fprint(w, "\x1b[H\x1b[2J") // begin anew at the top
+	}
+	rows := [][]string{{"pending", fmt.Sprint(st.Pending)}}
+	if st.Pending > 0 {
+		rows = append(rows, []string{"oldest", "waits for " + st.OldestAge.Round(time.Millisecond).String()})
+	}
+	parked := "0"
+	if st.ParkedKeys > 0 {
+		parked = fmt.Sprintf("%s with %s; see: authctl outbox parked list",
+			count(int(st.ParkedKeys), "key", "keys"), count(int(st.ParkedEvents), "event", "events"))
+	}
+	rows = append(rows, []string{"parked", parked}, []string{"rate", fmt.Sprintf("%.1f events/s", st.Rate)}, []string{"last id", fmt.Sprint(st.LastID)})
+	for _, t := range st.Targets {
+		rows = append(rows, []string{"target", fmt.Sprintf("%s, %s", t.Name, count(t.Partitions, "partition", "partitions"))})
+	}
+	rows = append(rows, []string{"relays", fmt.Sprint(len(st.Relays))})
+	for _, r := range st.Relays {
+		rows = append(rows, []string{"  " + r.Name, fmt.Sprintf("%d of %s, %.1f events/s, since %s",
+			r.Shards, count(len(st.Shards), "shard", "shards"), r.Rate, r.Started.Format(time.RFC3339))})
+	}
+	if err := printPairs(w, rows); err != nil {
+		return err
+	}
+	if st.Pending > 0 && len(st.Relays) == 0 {
+		fmt.Fprintln(w, "events wait and nobody relays them: start authctl relay, or authctl serve with OUTBOX_RELAY=inline")
+	}
+	if !o.shards {
+		return nil
+	}
+	names := map[string]string{}
+	for _, r := range st.Relays {
+		names[r.ID] = r.Name
+	}
+	rows = nil
+	for _, s := range st.Shards {
+		owner, left, oldest := "-", "-", "-"
+		if s.Owner != "" {
+			// A relay that is just gone may still hold a lease.
+			if owner = names[s.Owner]; owner == "" {
+				owner = s.Owner
+			}
+			left = s.LeaseLeft.String()
+		}
+		if s.Pending > 0 {
+			oldest = s.OldestAge.Round(time.Millisecond).String()
+		}
+		rows = append(rows, []string{fmt.Sprint(s.Shard), owner, fmt.Sprint(s.Epoch), left, fmt.Sprint(s.Low), fmt.Sprint(s.Pending), oldest})
+	}
+	return printTable(w, []string{"SHARD", "OWNER", "EPOCH", "LEASE", "LOW", "PENDING", "OLDEST"}, rows)
+}
+
+func isTerminal(w any) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}
+
+// eventReport is an event as an operator sees it.
+type eventReport struct {
+	ID         int64           `json:"id"` // the place in the outbox
+	Where      string          `json:"where,omitempty"`
+	EventID    string          `json:"event_id"`
+	Type       string          `json:"type"`
+	Key        string          `json:"key"`
+	Sequence   int64           `json:"sequence"` // of the key
+	Time       string          `json:"time"`
+	Subject    string          `json:"subject,omitempty"`
+	Source     string          `json:"source,omitempty"`
+	DataSchema string          `json:"dataschema,omitempty"`
+	Replay     bool            `json:"replay,omitempty"`
+	Data       json.RawMessage `json:"data"`
+}
+
+func reportEvent(r outbox.Record, where string) eventReport {
+	return eventReport{
+		ID: r.ID, Where: where, EventID: r.EventID, Type: r.Type, Key: r.Key, Sequence: r.Seq, Time: r.Time,
+		Subject: r.Subject, Source: r.Source, DataSchema: r.DataSchema, Replay: r.Replay, Data: r.Data,
+	}
+}
+
+// line is the event on one line. Columns are of fixed width: more may follow at any time.
+func (e eventReport) line() string {
+	where := e.Where
+	if e.Replay {
+		where += " again"
+	}
+	return fmt.Sprintf("%-8d %-24s %-9s %-33s %s #%d %s", e.ID, e.Time, where, e.Type, e.Key, e.Sequence, e.Data)
+}
+
+func newOutboxTail(g *global) *cobra.Command {
+	opt := outbox.TailOptions{Last: 10}
+	cmd := &cobra.Command{
+		Use:   "tail",
+		Short: "Show the latest events, and new ones as they come",
+		Long: `Show the latest events, and with --follow new ones as they are committed, whether or not they
+are published yet. As JSON it is one object a line.`,
+		Example: `  authctl outbox tail --follow
+  authctl outbox tail --type auth.UserLoggedIn.v1 --last 100 -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if opt.Last < 0 || opt.From < 0 {
+				return misuse{errors.New("--last and --from take no negative numbers")}
+			}
+			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+				out := bufio.NewWriter(cmd.OutOrStdout())
+				err := outbox.Tail(ctx, a.db, opt, func(e outbox.Entry) error {
+					if err := g.printEvent(out, reportEvent(e.Record, e.Where)); err != nil || !opt.Follow {
+						return err
+					}
+					return out.Flush()
+				})
+				if opt.Follow && ctx.Err() != nil {
+					err = nil
+				}
+				return errors.Join(err, out.Flush())
+			})
+		},
+	}
+	cmd.Flags().BoolVarP(&opt.Follow, "follow", "f", false, "go on with new events until Ctrl-C")
+	cmd.Flags().IntVarP(&opt.Last, "last", "n", opt.Last, "begin with so many of the newest")
+	cmd.Flags().Int64Var(&opt.From, "from", 0, "begin with the event of this id instead")
+	cmd.Flags().StringVar(&opt.Type, "type", "", "only events of this type")
+	cmd.Flags().StringVar(&opt.Key, "key", "", "only events of this key, a user's id")
+	cmd.MarkFlagsMutuallyExclusive("last", "from")
+	return cmd
+}
+
+func (g *global) printEvent(w io.Writer, e eventReport) error {
+	if g.output == "json" {
+		enc := json.NewEncoder(w)
+		enc.SetEscapeHTML(false)
+		return enc.Encode(e)
+	}
+	_, err := fmt.Fprintln(w, e.line())
+	return err
+}
+
+type replayOptions struct {
+	*global
+	selection    outbox.Selection
+	since, until string
+	yes          bool
+}
+
+func newOutboxReplay(g *global) *cobra.Command {
+	o := &replayOptions{global: g}
+	cmd := &cobra.Command{
+		Use:   "replay",
+		Short: "Have published events published again",
+		Long: `Have published events published again, such as for a new consumer: with the same ids and the
+same bytes, and the extension attribute replay to tell them by. The flags narrow the choice
+together. Without --yes it only says what would be sent.
+
+Consumers see events again that they have seen before. Events that wait or are parked are
+left as they are. Running it again does no harm.`,
+		Example: `  authctl outbox replay --since 24h
+  authctl outbox replay --from-id 1000 --to-id 2000 --type auth.UserRegistered.v1 --yes`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
+	}
+	cmd.Flags().StringVar(&o.since, "since", "", "written at this time (RFC 3339) or later, or within this long (24h)")
+	cmd.Flags().StringVar(&o.until, "until", "", "written before this time, or longer ago than this")
+	cmd.Flags().Int64Var(&o.selection.FromID, "from-id", 0, "with this id or a later one")
+	cmd.Flags().Int64Var(&o.selection.ToID, "to-id", 0, "with this id or an earlier one")
+	cmd.Flags().StringVar(&o.selection.Key, "key", "", "of this key, a user's id")
+	cmd.Flags().StringVar(&o.selection.Type, "type", "", "of this type")
+	cmd.Flags().BoolVar(&o.yes, "yes", false, "yes, send them")
+	return cmd
+}
+
+func (o *replayOptions) run(cmd *cobra.Command) error {
+	now := time.Now()
+	sel := o.selection
+	var err error
+	if sel.From, err = parseMoment("since", o.since, now); err != nil {
+		return err
+	}
+	if sel.To, err = parseMoment("until", o.until, now); err != nil {
+		return err
+	}
+	if sel == (outbox.Selection{}) {
+		return misuse{errors.New("say which events: --since, --until, --from-id, --to-id, --key, --type; --from-id 1 means all")}
+	}
+	return o.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+		found, err := outbox.Replay(ctx, a.db, sel, true, nil)
+		if err != nil {
+			return err
+		}
+		if !o.yes || found.Matched == 0 {
+			return o.print(cmd.OutOrStdout(), found)
+		}
+		sel.ToID = found.LastID // what was counted, and nothing that comes meanwhile
+		progress, done := progressOn(cmd.ErrOrStderr(), found.Matched, "replaying")
+		sent, err := outbox.Replay(ctx, a.db, sel, false, func(r outbox.ReplayResult) { progress(r.Matched) })
+		done()
+		if err != nil {
+			return fmt.Errorf("%w; %s enqueued before, and running it again does no harm", err, count(int(sent.Enqueued), "event was", "events were"))
+		}
+		return o.print(cmd.OutOrStdout(), sent)
+	})
+}
+
+// replayReport is a replay, or what one would do.
+type replayReport struct {
+	DryRun bool `json:"dry_run"`
+	outbox.ReplayResult
+}
+
+func (o *replayOptions) print(w io.Writer, r outbox.ReplayResult) error {
+	if o.output == "json" {
+		return printJSON(w, replayReport{DryRun: !o.yes, ReplayResult: r})
+	}
+	var err error
+	switch events := count(int(r.Matched), "event", "events"); {
+	case r.Matched == 0:
+		_, err = fmt.Fprintln(w, "no event is chosen")
+	case !o.yes:
+		_, err = fmt.Fprintf(w, "%s would be sent again, ids %d to %d; send them with --yes\n", events, r.FirstID, r.LastID)
+	default:
+		_, err = fmt.Fprintf(w, "%d of %s, ids %d to %d, will be sent again", r.Enqueued, events, r.FirstID, r.LastID)
+		if r.Enqueued < r.Matched && err == nil {
+			_, err = fmt.Fprint(w, "; the others wait anyway or are parked")
+		}
+		if err == nil {
+			_, err = fmt.Fprintln(w)
+		}
+	}
+	return err
+}
+
+// progressOn shows on a terminal how far something has come; elsewhere it shows nothing.
+func progressOn(w io.Writer, total int64, what string) (progress func(int64), done func()) {
+	if !isTerminal(w) {
+		return func(int64) {}, func() {}
+	}
+	bar := progressbar.NewOptions64(total, progressbar.OptionSetWriter(w), progressbar.OptionSetDescription(what),
+		progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("events"),
+		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
+	// That the bar cannot be drawn is no reason to stop.
+	return func(n int64) { _ = bar.Set64(n) }, func() { _ = bar.Clear() }
+}
+
+func newOutboxParked(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "parked",
+		Short: "Deal with events that were refused for good",
+		Long: `Deal with events that were refused for good, such as one larger than the topic allows. Such an
+event is parked, and the later ones of its key wait behind it, since they must not overtake
+it. Nothing leaves by itself: retry sends them again, discard gives the refused one up.`,
+		Example: "  authctl outbox parked list",
+	}
+	cmd.AddCommand(newParkedList(g), newParkedShow(g), newParkedRetry(g), newParkedDiscard(g))
+	return cmd
+}
+
+func newParkedList(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Short:   "List the keys that are parked, and why",
+		Example: "  authctl outbox parked list",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+				list, err := outbox.Parked(ctx, a.db)
+				if err != nil {
+					return err
+				}
+				w := cmd.OutOrStdout()
+				if g.output == "json" {
+					return printJSON(w, append([]outbox.ParkedKey{}, list...)) // none is [] and not null
+				}
+				if len(list) == 0 {
+					_, err := fmt.Fprintln(w, "no key is parked")
+					return err
+				}
+				var rows [][]string
+				for _, k := range list {
+					rows = append(rows, []string{k.Key, fmt.Sprint(k.Events), fmt.Sprint(k.ID), k.Type, moment(k.ParkedAt), k.Error})
+				}
+				return printTable(w, []string{"KEY", "EVENTS", "REFUSED", "TYPE", "SINCE", "ERROR"}, rows)
+			})
+		},
+	}
+}
+
+// onParked runs a command on a parked key.
+func (g *global) onParked(cmd *cobra.Command, key string, do func(ctx context.Context, a *app) error) error {
+	return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+		err := do(ctx, a)
+		if errors.Is(err, outbox.ErrNotParked) {
+			return fmt.Errorf("the key %q is not parked; see: authctl outbox parked list", key)
+		}
+		return err
+	})
+}
+
+// pasteParked is an example that works when pasted: for each key that is parked.
+func pasteParked(command string) string {
+	return "  authctl outbox parked list -o json | jq -r '.[].key' | xargs -n1 " + command
+}
+
+func newParkedShow(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show KEY",
+		Short:   "Show the events that wait with a parked key, the refused one first",
+		Example: pasteParked("authctl outbox parked show"),
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
+				list, err := outbox.ParkedEvents(ctx, a.db, args[0])
+				if err != nil {
+					return err
+				}
+				out := bufio.NewWriter(cmd.OutOrStdout())
+				for _, r := range list {
+					if err := g.printEvent(out, reportEvent(r, "parked")); err != nil {
+						return err
+					}
+				}
+				return out.Flush()
+			})
+		},
+	}
+}
+
+func newParkedRetry(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "retry KEY",
+		Short: "Send a parked key's events again, the refused one first",
+		Long: `Send a parked key's events again, the refused one first, once what refused it was put right.
+If it is refused again it is parked again.`,
+		Example: pasteParked("authctl outbox parked retry"),
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
+				n, err := outbox.RetryParked(ctx, a.db, args[0])
+				if err != nil {
+					return err
+				}
+				return g.printUnparked(cmd.OutOrStdout(), args[0], n, "")
+			})
+		},
+	}
+}
+
+func newParkedDiscard(g *global) *cobra.Command {
+	yes := false
+	cmd := &cobra.Command{
+		Use:   "discard KEY",
+		Short: "Give a refused event up and send the later ones of its key",
+		Long: `Give a refused event up and send the later ones of its key. Consumers see a gap in the key's
+sequence. Until its retention is over the event can still be sent with outbox replay.`,
+		Example: pasteParked("authctl outbox parked discard --yes"),
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes {
+				return misuse{errors.New("consumers will never see the event: say --yes if you mean it")}
+			}
+			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
+				n, err := outbox.DiscardParked(ctx, a.db, args[0])
+				if err != nil {
+					return err
+				}
+				return g.printUnparked(cmd.OutOrStdout(), args[0], n, "the refused event is given up; ")
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "yes, give it up")
+	return cmd
+}
+
+func (g *global) printUnparked(w io.Writer, key string, n int64, first string) error {
+	if g.output == "json" {
+		return printJSON(w, map[string]any{"key": key, "enqueued": n})
+	}
+	_, err := fmt.Fprintf(w, "%s%s of %s will be sent\n", first, count(int(n), "event", "events"), key)
+	return err
+}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/toppira/authctl/modules/auth"
+)
+
+func newPassword(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "password",
+		Short:   "Choose how expensive password hashes are",
+		Example: "  authctl password calibrate",
+	}
+	cmd.AddCommand(newPasswordCalibrate(g))
+	return cmd
+}
+
+func newPasswordCalibrate(g *global) *cobra.Command {
+	target := 250 * time.Millisecond
+	cmd := &cobra.Command{
+		Use:   "calibrate",
+		Short: "Measure what a hash costs here and suggest settings",
+		Long: `Measure what a password hash costs on this machine and suggest the strongest settings with
+which one takes at most the target, but never less than is safe. A sign-in takes one hash on
+one core: the longer it takes, the more a stolen database resists, and the fewer sign-ins a
+second there can be. Run it where the servers run, when nothing else does.`,
+		Example: `  authctl password calibrate
+  authctl password calibrate --target 500ms -o json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if target < 10*time.Millisecond || target > 10*time.Second {
+				return misuse{fmt.Errorf("--target is %s; it takes 10ms to 10s", target)}
+			}
+			cost, err := auth.CalibrateHashing(cmd.Context(), target)
+			if err != nil {
+				return err
+			}
+			if g.output == "json" {
+				return printJSON(cmd.OutOrStdout(), cost)
+			}
+			return printTable(cmd.OutOrStdout(), []string{"ALGORITHM", "SETTINGS", "ONE HASH", "SIGN-INS A SECOND AND CORE"}, [][]string{
+				{"bcrypt", fmt.Sprintf("AUTH_PASSWORD_BCRYPT_COST=%d", cost.BcryptCost), milliseconds(cost.BcryptTakes), perSecond(cost.BcryptTakes)},
+				{"argon2id", fmt.Sprintf("AUTH_PASSWORD_ARGON2_MEMORY_MIB=%d AUTH_PASSWORD_ARGON2_TIME=%d AUTH_PASSWORD_ARGON2_THREADS=%d",
+					cost.Argon2Memory, cost.Argon2Time, cost.Argon2Threads), milliseconds(cost.Argon2Takes), perSecond(cost.Argon2Takes)},
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&target, "target", target, "longest that one hash should take")
+	return cmd
+}
+
+func milliseconds(d time.Duration) string { return d.Round(time.Millisecond).String() }
+
+func perSecond(d time.Duration) string {
+	return fmt.Sprintf("%.1f", 1/max(d, time.Microsecond).Seconds())
+}

@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/telemetry"
+)
+
+func newRelay(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "relay",
+		Short: "Run only the relay, which publishes events",
+		Long: `Run only the relay: it takes events from the database and publishes them to Kafka, or to
+./data/events.ndjson where no Kafka is named.
+
+Run as many of these processes as you like, on any machines, beside servers that relay
+themselves or with OUTBOX_RELAY=off do not. They divide the work among themselves, and when
+one dies the others take its share within seconds. Events of one user stay in order whoever
+relays them. Kafka or the database being away ends nothing: events wait.
+
+It needs the database and Kafka, and neither Redis nor the signing secret. SIGTERM or Ctrl-C
+stops it in order: what is under way is finished and the leases are given back.`,
+		Example: `  authctl relay
+  DATABASE_URL=postgres://auth@localhost/auth KAFKA_BROKERS=localhost:9092 authctl relay`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.relay(cmd.Context(), cmd.ErrOrStderr())
+		},
+	}
+}
+
+func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
+	ignoreBrokenPipes()
+	s := settings{keyless: true}
+	if err := g.load(&s, nil); err != nil {
+		return err
+	}
+	a, err := newApp(s, stderr, false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.Close()) }()
+	build := buildInfo()
+	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
+	if err := a.openDatabase(ctx); err != nil {
+		return err
+	}
+	relay, err := a.newRelay()
+	if err != nil {
+		return err
+	}
+
+	// The operators' listener answers until the relay has finished.
+	running, front := errgroup.WithContext(ctx)
+	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBehind()
+	readiness := telemetry.NewReadiness(nil, telemetry.Check{Name: "database", Critical: true, Probe: a.db.PingContext})
+	operator, err := a.startOperator(behind, running, readiness, func() bool { return front.Err() != nil })
+	if err != nil {
+		return err
+	}
+	running.Go(func() error {
+		defer stopBehind()
+		return a.runRelay(front, relay)
+	})
+	a.greetRelay(stderr, operator)
+	if err := running.Wait(); err != nil {
+		return err
+	}
+	a.log.Info("stopped")
+	return nil
+}
+
+func (a *app) greetRelay(w io.Writer, operator string) {
+	a.log.Info("relaying", zap.String("to", a.describeEvents()), zap.String("operator_addr", operator), zap.String("version", version()))
+	if !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
+		a.log.Warn(warnLocalEvents)
+	}
+	if a.App.prod() {
+		return
+	}
+	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprintf(tw, "\nauthctl %s is relaying.\n\n", version())
+	fmt.Fprintf(tw, "  Database\t%s\n  Events\t%s\n", a.Database.Describe(a.App.DataDir), a.describeEvents())
+	if operator != "" {
+		fmt.Fprintf(tw, "  Operators\thttp://%s/metrics\n", operator)
+	}
+	fmt.Fprint(tw, "\n")
+	_ = tw.Flush()
+}
+
+const warnLocalEvents = "events go to a file of this machine; relays on other machines would write some of them to theirs: name a Kafka"
+
+// relayInline runs the relay inside serve. What ends it is for a person to resolve, and no
+// reason to stop signing people in: events wait in the database meanwhile.
+func (a *app) relayInline(ctx context.Context, relay *outbox.Relay) {
+	err := a.runRelay(ctx, relay)
+	if err == nil {
+		return
+	}
+	a.relayEnd.Store(&err)
+	a.log.Error("relay_ended", zap.Error(err),
+		zap.String("hint", "sign-in goes on and events wait in the database; do what the error says, then restart this process"))
+}
+
+// runRelay runs the relay. In dev mode it makes the topic first, so that naming a broker is
+// enough; in prod mode that takes rights which a relay need not have.
+func (a *app) runRelay(ctx context.Context, relay *outbox.Relay) error {
+	if a.Kafka.UsesKafka() && !a.App.prod() {
+		if err := a.makeTopic(ctx); err != nil && ctx.Err() == nil {
+			a.log.Warn("topic_not_made", zap.Error(err))
+		}
+	}
+	return relay.Run(ctx)
+}
+
+func (a *app) makeTopic(ctx context.Context) (err error) {
+	kafka, err := sink.OpenKafka(a.Kafka, sink.KafkaOptions{})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, kafka.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	st, err := kafka.EnsureTopic(ctx)
+	if err == nil && st.Created {
+		a.log.Info("topic_made", zap.String("topic", st.Topic), zap.Int("partitions", st.Partitions))
+	}
+	return err
+}

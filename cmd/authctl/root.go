@@ -1,0 +1,264 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// Exit codes, the same for every command. Settings that are wrong in the file or the
+// environment are a failure; those given as flags, a misuse.
+const (
+	exitDone    = 0
+	exitFailed  = 1
+	exitMisused = 2
+)
+
+// misuse is an error in how the command was called: the words, not the work.
+type misuse struct{ error }
+
+func (m misuse) Unwrap() error { return m.error }
+
+// silent is a failure that has already said what there is to say.
+type silent struct{ error }
+
+func (s silent) Unwrap() error { return s.error }
+
+// run executes one command line and returns the exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitDone
+	}
+	code := exitFailed
+	_, misused := errors.AsType[misuse](err)
+	if misused {
+		code = exitMisused
+	}
+	if _, said := errors.AsType[silent](err); said {
+		return code
+	}
+	fmt.Fprintf(stderr, "authctl: %s\n", inWords(err))
+	if misused {
+		fmt.Fprintf(stderr, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
+	}
+	return code
+}
+
+// inWords is an error for a person. Of a refusal it leaves out the code, which is for
+// programs, and names the faulty fields.
+func inWords(err error) string {
+	refusal, ok := errors.AsType[*fault.Fault](err)
+	if !ok {
+		return err.Error()
+	}
+	words := cmp.Or(refusal.Message, refusal.Title)
+	for _, f := range refusal.Fields {
+		words += "\n  " + f.Field + " " + f.Detail
+	}
+	return strings.Replace(err.Error(), refusal.Error(), words, 1)
+}
+
+// global holds the flags that every command has.
+type global struct {
+	configFile string
+	output     string
+	set        []string // key=value
+}
+
+func newRoot() *cobra.Command {
+	g := &global{}
+	root := &cobra.Command{
+		Use:   "authctl",
+		Short: "Accounts, sessions and signed tokens for your own platform",
+		Long: `authctl is an authentication service in one binary: people register and sign in,
+get short-lived signed access tokens and a refresh session for each device, and every
+change of an account reaches the rest of the platform as an event.
+
+Nothing is needed to begin: with no database, Redis or Kafka named, it keeps everything
+in ./data. Settings come from config.yaml, then the environment, then flags.
+
+Results go to standard output, everything else to standard error. The exit code is 0 when it
+is done, 1 when it failed (settings that are wrong in the file or the environment are such a
+failure), and 2 when the command line itself is wrong.`,
+		Example: `  authctl serve
+  authctl user create alice
+  authctl token inspect --help`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if !slices.Contains([]string{"table", "json"}, g.output) {
+				return misuse{fmt.Errorf("--output is %q; it takes table or json", g.output)}
+			}
+			return nil
+		},
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return misuse{err} })
+	root.PersistentFlags().StringVar(&g.configFile, "config", "", "settings file (default ./config.yaml when there is one)")
+	root.PersistentFlags().StringArrayVar(&g.set, "set", nil, "a setting as key=value, above file and environment; may be repeated; not for secrets")
+	root.PersistentFlags().StringVarP(&g.output, "output", "o", "table", "what results look like: table or json")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+
+	root.AddCommand(
+		newServe(g),
+		newRelay(g),
+		newMigrate(g),
+		newUser(g),
+		newSession(g),
+		newToken(g),
+		newKey(g),
+		newPassword(g),
+		newOutbox(g),
+		newConfig(g),
+		newDoctor(g),
+		newVersion(g),
+	)
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	completionExamples(root)
+	everyMisuse(root)
+	return root
+}
+
+// completionExamples gives cobra's own commands the lines that work when pasted.
+func completionExamples(root *cobra.Command) {
+	for path, example := range map[string]string{
+		"help":                  "  authctl help user create",
+		"completion":            "  source <(authctl completion bash)",
+		"completion bash":       "  source <(authctl completion bash)",
+		"completion zsh":        "  source <(authctl completion zsh)",
+		"completion fish":       "  authctl completion fish | source",
+		"completion powershell": "  authctl completion powershell | Out-String | Invoke-Expression",
+	} {
+		if cmd, _, err := root.Find(strings.Fields(path)); err == nil {
+			cmd.Example = example
+		}
+	}
+}
+
+// everyMisuse makes wrong arguments a misuse in every command, and an unknown or missing
+// subcommand an error rather than a page of help and success.
+func everyMisuse(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return misuse{err}
+			}
+			return nil
+		}
+	}
+	if cmd.HasSubCommands() && cmd.RunE == nil && cmd.Run == nil {
+		cmd.Args = nil
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return misuse{fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0], suggestion(cmd, args[0]))}
+			}
+			if err := cmd.Help(); err != nil {
+				return err
+			}
+			return nil
+		}
+		if cmd.HasParent() { // a group: asked for nothing, it explains itself and fails
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				if len(args) == 0 {
+					return misuse{fmt.Errorf("%s needs a command: %s", cmd.CommandPath(), names(cmd))}
+				}
+				return misuse{fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0], suggestion(cmd, args[0]))}
+			}
+		}
+		cmd.Args = cobra.ArbitraryArgs
+	}
+	for _, sub := range cmd.Commands() {
+		everyMisuse(sub)
+	}
+}
+
+func names(cmd *cobra.Command) string {
+	var list []string
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() {
+			list = append(list, sub.Name())
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+func suggestion(cmd *cobra.Command, word string) string {
+	if near := cmd.SuggestionsFor(word); len(near) > 0 {
+		return "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return ""
+}
+
+// printJSON writes one indented JSON document.
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	return nil
+}
+
+// printTable writes rows under a heading, columns aligned.
+func printTable(w io.Writer, heading []string, rows [][]string) error {
+	return printPairs(w, append([][]string{heading}, rows...))
+}
+
+// printPairs writes names and values, aligned.
+func printPairs(w io.Writer, rows [][]string) error {
+	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	for _, row := range rows {
+		fmt.Fprintln(tw, strings.Join(row, "\t"))
+	}
+	if err := tw.Flush(); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	return nil
+}
+
+// stream writes a list that may be long as it comes: rows of a table, or one JSON object a
+// line.
+func (g *global) stream(w io.Writer, heading []string, each func(print func(v any, row []string) error) error) error {
+	out := bufio.NewWriter(w)
+	var err error
+	if g.output == "json" {
+		enc := json.NewEncoder(out)
+		enc.SetEscapeHTML(false)
+		err = each(func(v any, _ []string) error { return enc.Encode(v) })
+	} else {
+		// Columns are aligned portion by portion, so that memory stays bounded.
+		tw := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+		fmt.Fprintln(tw, strings.Join(heading, "\t"))
+		rows := 0
+		err = each(func(_ any, row []string) error {
+			if rows++; rows%1000 == 0 {
+				if err := tw.Flush(); err != nil {
+					return err
+				}
+			}
+			_, err := fmt.Fprintln(tw, strings.Join(row, "\t"))
+			return err
+		})
+		err = errors.Join(err, tw.Flush())
+	}
+	return errors.Join(err, out.Flush())
+}

@@ -1,0 +1,378 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"authctl": main, "fetch": fetch})
+}
+
+// TestScripts runs the binary, as an operator does, through testdata/script. Each script has
+// a folder, an environment and servers of its own.
+//
+// Beside testscript's own commands there are:
+//
+//	exits CODE PROGRAM [ARG]...      runs a program that must exit with the code
+//	eventually REGEXP PROGRAM …      runs it again and again until its output matches
+//	start NAME [ARG]...              runs authctl in the background, its output in NAME.out and NAME.err
+//	start -deaf NAME [ARG]...        … and nobody reads what it writes to stderr
+//	signal NAME TERM|INT|KILL        sends a signal to it
+//	ended NAME CODE|SIGNAL           waits for its end, by that exit code or signal
+//	await FILE REGEXP [VAR]          waits until the file matches, and keeps the first group in VAR
+//	http STATUS METHOD URL [JSON]    sends a request, with the token in $token if there is one
+//	fetch URL                        is a program that prints what is there, whatever the status
+//	field PATH VAR                   keeps a member of the JSON on stdout, such as sessions.0.id, in VAR
+//	events FILE                      prints id, type and sequence of each event in the file once
+//	sql DATABASE STATEMENT           changes a SQLite database
+//	postgres                         makes a PostgreSQL database, migrated, and names it in DATABASE_URL
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			env.Values[processes{}] = map[string]*process{}
+			for name, value := range map[string]string{
+				"APP_HOST": "127.0.0.1", "APP_PORT": "0", "APP_OPERATOR_ADDR": "127.0.0.1:0",
+				"AUTH_PASSWORD_BCRYPT_COST": "4", "token": "",
+				"TEST_REDIS": os.Getenv("AUTHCTL_TEST_REDIS"), "TEST_KAFKA": os.Getenv("AUTHCTL_TEST_KAFKA"),
+				"TEST_TOPIC": "script-" + uuid.NewString(),
+			} {
+				env.Setenv(name, value)
+			}
+			return nil
+		},
+		Condition: func(cond string) (bool, error) {
+			switch cond {
+			case "postgres":
+				return os.Getenv("AUTHCTL_TEST_POSTGRES") != "" || testenv.Demanded(), nil
+			case "redis":
+				return os.Getenv("AUTHCTL_TEST_REDIS") != "" || testenv.Demanded(), nil
+			case "kafka":
+				return os.Getenv("AUTHCTL_TEST_KAFKA") != "" || testenv.Demanded(), nil
+			case "root":
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("no condition %q", cond)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits":      exits,
+			"eventually": eventually,
+			"start":      start,
+			"signal":     sendSignal,
+			"ended":      ended,
+			"await":      await,
+			"http":       request,
+			"field":      field,
+			"events":     events,
+			"sql":        changeSQLite,
+			"postgres": func(ts *testscript.TestScript, _ bool, _ []string) {
+				ts.Setenv("DATABASE_URL", dbtest.PostgresURL(t))
+			},
+		},
+	})
+}
+
+// patience is how long a script waits for what should happen soon.
+const patience = 60 * time.Second
+
+// poll asks until the answer is yes.
+func poll(reached func() bool) bool {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		if reached() {
+			return true
+		}
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+}
+
+func usage(ts *testscript.TestScript, ok bool, text string) {
+	if !ok {
+		ts.Fatalf("usage: %s", text)
+	}
+}
+
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) >= 2, "exits CODE PROGRAM [ARG]...")
+	if got := outcome(ts.Exec(args[1], args[2:]...)); got != args[0] {
+		ts.Fatalf("it ended with %s, want %s", got, args[0])
+	}
+}
+
+// outcome is the exit code, or the name of the signal.
+func outcome(err error) string {
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if err != nil && !ok {
+		return err.Error()
+	}
+	if err == nil {
+		return "0"
+	}
+	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+		return map[syscall.Signal]string{syscall.SIGKILL: "KILL", syscall.SIGTERM: "TERM", syscall.SIGINT: "INT", syscall.SIGPIPE: "PIPE"}[status.Signal()]
+	}
+	return strconv.Itoa(exit.ExitCode())
+}
+
+func eventually(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) >= 2, "eventually REGEXP PROGRAM [ARG]...")
+	want := regexp.MustCompile("(?m)" + args[0])
+	ok := poll(func() bool {
+		_ = ts.Exec(args[1], args[2:]...)
+		return want.MatchString(ts.ReadFile("stdout")) || want.MatchString(ts.ReadFile("stderr"))
+	})
+	if !ok {
+		ts.Fatalf("nothing matches %s", args[0])
+	}
+}
+
+// process is an authctl in the background.
+type process struct {
+	cmd  *exec.Cmd
+	done chan struct{} // closed when err is set
+	err  error
+}
+
+type processes struct{}
+
+func running(ts *testscript.TestScript, name string) *process {
+	p := ts.Value(processes{}).(map[string]*process)[name]
+	if p == nil {
+		ts.Fatalf("nothing was started as %s", name)
+	}
+	return p
+}
+
+func start(ts *testscript.TestScript, _ bool, args []string) {
+	deaf := len(args) > 0 && args[0] == "-deaf"
+	if deaf {
+		args = args[1:]
+	}
+	usage(ts, len(args) >= 2, "start [-deaf] NAME ARG...")
+	name := args[0]
+	path := ""
+	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+		if found, err := exec.LookPath(filepath.Join(dir, "authctl")); err == nil && path == "" {
+			path = found
+		}
+	}
+	cmd := exec.Command(path, args[1:]...)
+	cmd.Dir = ts.MkAbs(".")
+	for _, variable := range []string{"PATH", "HOME", "TMPDIR"} {
+		cmd.Env = append(cmd.Env, variable+"="+ts.Getenv(variable))
+	}
+	for _, key := range config.Keys(&settings{}) {
+		for _, variable := range []string{key.Env, key.Env + "_FILE"} {
+			if value := ts.Getenv(variable); value != "" {
+				cmd.Env = append(cmd.Env, variable+"="+value)
+			}
+		}
+	}
+	stdout, err := os.Create(ts.MkAbs(name + ".out"))
+	ts.Check(err)
+	defer stdout.Close()
+	stderr, err := os.Create(ts.MkAbs(name + ".err"))
+	ts.Check(err)
+	defer stderr.Close()
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	if deaf {
+		ear, mouth, err := os.Pipe()
+		ts.Check(err)
+		defer mouth.Close()
+		ts.Check(ear.Close())
+		cmd.Stderr = mouth
+	}
+	ts.Check(cmd.Start())
+	p := &process{cmd: cmd, done: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	ts.Defer(func() {
+		_ = cmd.Process.Kill()
+		<-p.done
+	})
+	ts.Value(processes{}).(map[string]*process)[name] = p
+}
+
+func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 2, "signal NAME TERM|INT|KILL")
+	signal, known := map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": os.Interrupt, "KILL": os.Kill}[args[1]]
+	usage(ts, known, "signal NAME TERM|INT|KILL")
+	ts.Check(running(ts, args[0]).cmd.Process.Signal(signal))
+}
+
+func ended(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 2, "ended NAME CODE|SIGNAL")
+	p := running(ts, args[0])
+	select {
+	case <-p.done:
+	case <-time.After(patience):
+		ts.Fatalf("%s goes on; it said:\n%s", args[0], ts.ReadFile(args[0]+".err"))
+	}
+	if got := outcome(p.err); got != args[1] {
+		ts.Fatalf("%s ended with %s, want %s; it said:\n%s", args[0], got, args[1], ts.ReadFile(args[0]+".err"))
+	}
+}
+
+func await(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 2 || len(args) == 3, "await FILE REGEXP [VAR]")
+	want := regexp.MustCompile("(?m)" + args[1])
+	var groups []string
+	ok := poll(func() bool {
+		text, err := os.ReadFile(ts.MkAbs(args[0]))
+		if err == nil {
+			groups = want.FindStringSubmatch(string(text))
+		}
+		return groups != nil
+	})
+	if !ok {
+		text, _ := os.ReadFile(ts.MkAbs(args[0]))
+		ts.Fatalf("%s does not match %s:\n%s", args[0], args[1], text)
+	}
+	if len(args) == 3 {
+		ts.Setenv(args[2], groups[1])
+	}
+}
+
+func request(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 3 || len(args) == 4, "http STATUS METHOD URL [JSON]")
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var body io.Reader
+	if len(args) == 4 {
+		body = strings.NewReader(args[3])
+	}
+	req, err := http.NewRequestWithContext(ctx, args[1], args[2], body)
+	ts.Check(err)
+	req.Close = true
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if token := ts.Getenv("token"); token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	response, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	ts.Check(err)
+	_, err = ts.Stdout().Write(text)
+	ts.Check(err)
+	if strconv.Itoa(response.StatusCode) != args[0] {
+		ts.Fatalf("status %d, want %s: %s", response.StatusCode, args[0], text)
+	}
+}
+
+// fetch is a program of the scripts.
+func fetch() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, os.Args[1], nil)
+	if err == nil {
+		if token := os.Getenv("token"); token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+		var response *http.Response
+		if response, err = http.DefaultClient.Do(req); err == nil {
+			_, err = io.Copy(os.Stdout, response.Body)
+		}
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func field(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 2, "field PATH VAR")
+	var value any
+	// The first of several documents, where there is one a line.
+	ts.Check(json.NewDecoder(strings.NewReader(ts.ReadFile("stdout"))).Decode(&value))
+	for name := range strings.SplitSeq(args[0], ".") {
+		switch v := value.(type) {
+		case map[string]any:
+			value = v[name]
+		case []any:
+			i, err := strconv.Atoi(name)
+			ts.Check(err)
+			if i >= len(v) {
+				ts.Fatalf("there are only %d in %s", len(v), args[0])
+			}
+			value = v[i]
+		}
+	}
+	if value == nil {
+		ts.Fatalf("there is no %s", args[0])
+	}
+	ts.Setenv(args[1], fmt.Sprint(value))
+}
+
+// events reads what the file sink writes and what outbox tail prints as JSON.
+func events(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 1, "events FILE")
+	var lines []string
+	in := bufio.NewScanner(strings.NewReader(ts.ReadFile(args[0])))
+	in.Buffer(nil, 1<<20)
+	for in.Scan() {
+		var e struct {
+			ID       json.RawMessage `json:"id"`
+			EventID  string          `json:"event_id"`
+			Type     string          `json:"type"`
+			Sequence json.RawMessage `json:"sequence"`
+		}
+		ts.Check(json.Unmarshal(in.Bytes(), &e))
+		id := e.EventID
+		if id == "" {
+			id = string(bytes.Trim(e.ID, `"`))
+		}
+		line := fmt.Sprintf("%s %s %s\n", id, e.Type, bytes.Trim(e.Sequence, `"`))
+		if !slices.Contains(lines, line) {
+			lines = append(lines, line)
+		}
+	}
+	ts.Check(in.Err())
+	slices.Sort(lines)
+	_, err := io.WriteString(ts.Stdout(), strings.Join(lines, ""))
+	ts.Check(err)
+}
+
+func changeSQLite(ts *testscript.TestScript, _ bool, args []string) {
+	usage(ts, len(args) == 2, "sql DATABASE STATEMENT")
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	db, err := database.Open(ctx, database.Config{URL: config.Secret("sqlite:" + ts.MkAbs(args[0]))}, database.Options{})
+	ts.Check(err)
+	defer db.Close()
+	_, err = db.Write(ctx, args[1])
+	ts.Check(err)
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/auth/authhttp"
+	"github.com/toppira/authctl/platform/httpserver"
+	"github.com/toppira/authctl/platform/telemetry"
+)
+
+type serveOptions struct {
+	*global
+	port string
+}
+
+func newServe(g *global) *cobra.Command {
+	o := &serveOptions{global: g}
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the API",
+		Long: `Run the API until it is told to stop.
+
+With nothing configured it keeps everything in ./data: a SQLite database, the sessions in
+it, and the events in ./data/events.ndjson. Each part is replaced by naming the real one:
+DATABASE_URL, REDIS_URL, KAFKA_BROKERS.
+
+SIGTERM or Ctrl-C stops it in order: it reports that it is not ready, finishes the requests
+under way, hands its share of the relay over and exits with 0. A second signal stops at once.`,
+		Example: `  authctl serve
+  authctl serve --port 8081
+  DATABASE_URL=postgres://auth@localhost/auth REDIS_URL=redis://localhost authctl serve`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return o.run(cmd.Context(), cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().StringVar(&o.port, "port", "", "port of the public listener (default 8080; environment APP_PORT)")
+	return cmd
+}
+
+func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
+	ignoreBrokenPipes()
+	flags := map[string]string{}
+	if o.port != "" {
+		flags["app.port"] = o.port
+	}
+	s, err := o.loadSettings(flags)
+	if err != nil {
+		return err
+	}
+	a, err := newApp(s, stderr, false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.Close()) }()
+	build := buildInfo()
+	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
+	if err := a.openAuth(ctx); err != nil {
+		return err
+	}
+	return a.serve(ctx, stderr)
+}
+
+// serve runs the listeners, the relay and the housekeeping until ctx ends or one fails.
+func (a *app) serve(ctx context.Context, stderr io.Writer) error {
+	server, err := httpserver.New(a.HTTP, httpserver.Options{Log: a.log, Registry: a.registry, Unavailable: auth.IsUnavailable, HTTPS: a.https()})
+	if err != nil {
+		return err
+	}
+	readiness := telemetry.NewReadiness(nil, a.checks()...)
+	server.Handle(authhttp.Routes(a.auth, authhttp.Options{
+		Issuer: a.Auth.Token.Issuer, HasClients: len(a.Auth.Clients) > 0, SecureCookies: a.https(),
+	})...)
+	server.Handle(processRoutes(server, readiness)...)
+	if err := server.Listen(); err != nil {
+		return err
+	}
+
+	// What answers requests stops first; what it relies on, when it has finished.
+	running, front := errgroup.WithContext(ctx)
+	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBehind()
+	if a.Outbox.Relay == "inline" {
+		relay, err := a.newRelay()
+		if err != nil {
+			return err
+		}
+		running.Go(func() error { a.relayInline(behind, relay); return nil })
+	}
+	operator, err := a.startOperator(behind, running, readiness, server.Stopping)
+	if err != nil {
+		return err
+	}
+	running.Go(func() error { return a.auth.Run(behind) })
+	running.Go(func() error {
+		defer stopBehind()
+		return server.Run(front)
+	})
+	a.greet(stderr, server.Addr(), operator)
+	if err := running.Wait(); err != nil {
+		return err
+	}
+	a.log.Info("stopped")
+	return nil
+}
+
+// startOperator runs the operators' listener and returns where it is. In dev mode a port
+// that is taken is no reason not to serve: it happens as soon as there are two of us.
+func (a *app) startOperator(ctx context.Context, running *errgroup.Group, readiness *telemetry.Readiness, stopping func() bool) (string, error) {
+	operator, err := telemetry.Listen(a.Operator, telemetry.OperatorOptions{
+		Registry: a.registry, Readiness: readiness, Stopping: stopping, Log: a.log, Level: &a.level,
+	})
+	if taken, ok := errors.AsType[*telemetry.AddrError](err); ok && taken.InUse && !a.App.prod() {
+		a.log.Warn("operator_listener_off", zap.Error(err))
+		return "", nil
+	}
+	if err != nil || operator == nil {
+		return "", err
+	}
+	running.Go(func() error { return operator.Run(ctx) })
+	return operator.Addr().String(), nil
+}
+
+// greet says, in dev mode, what runs where and what to try.
+func (a *app) greet(w io.Writer, addr net.Addr, operator string) {
+	port := addr.(*net.TCPAddr).Port
+	a.log.Info("serving", zap.Int("port", port), zap.String("operator_addr", operator), zap.String("version", version()))
+	for _, warning := range a.warnings() {
+		a.log.Warn(warning)
+	}
+	if a.App.prod() {
+		return
+	}
+	base := fmt.Sprintf("http://localhost:%d", port)
+	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprintf(tw, "\nauthctl %s is serving.\n\n", version())
+	for _, line := range a.describe() {
+		fmt.Fprintf(tw, "  %s\t%s\n", line[0], line[1])
+	}
+	fmt.Fprintf(tw, "  API\t%s/api/v1/auth\n  Swagger\t%s/docs/swagger/index.html\n", base, base)
+	if operator != "" {
+		fmt.Fprintf(tw, "  Operators\thttp://%s/metrics\n", operator)
+	}
+	_ = tw.Flush()
+	fmt.Fprintf(w, `
+Try:
+  curl -s %s/api/v1/auth/register -H 'Content-Type: application/json' \
+    -d '{"username":"alice","password":"correct horse battery staple"}'
+
+`, base)
+}
+
+// warnings are what these settings cannot give, said once at the start.
+func (a *app) warnings() []string {
+	var list []string
+	if !a.Redis.Enabled() {
+		list = append(list, "sign-in limits are counted by this process alone; name a Redis to share them between several")
+	}
+	if !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
+		list = append(list, warnLocalEvents)
+	}
+	if a.ownSecret && (a.Database.UsesPostgres() || a.Redis.Enabled()) {
+		list = append(list, "the signing secret is this machine's own; other servers on the same database need the same AUTH_TOKEN_SECRET")
+	}
+	return list
+}
+
+// checks are what the API cannot work without. Kafka is not among them: events wait.
+func (a *app) checks() []telemetry.Check {
+	checks := []telemetry.Check{{Name: "database", Critical: true, Probe: a.db.PingContext}}
+	if a.redis != nil {
+		checks = append(checks, telemetry.Check{Name: "redis", Critical: true, Probe: func(ctx context.Context) error { return a.redis.Ping(ctx).Err() }})
+	}
+	if a.Outbox.Relay == "inline" {
+		checks = append(checks, telemetry.Check{Name: "relay", Probe: func(context.Context) error {
+			if end := a.relayEnd.Load(); end != nil {
+				return *end
+			}
+			return nil
+		}})
+	}
+	return checks
+}

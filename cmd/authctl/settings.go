@@ -1,0 +1,134 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"crypto/rand"
+	"encoding/base64"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/httpserver"
+	"github.com/toppira/authctl/platform/logging"
+	"github.com/toppira/authctl/platform/telemetry"
+)
+
+// settings are everything that can be set. Each part is declared where it is used.
+type settings struct {
+	App      appSettings
+	HTTP     httpserver.Config
+	Operator telemetry.Config
+	Log      logging.Config
+	Database database.Config
+	Redis    cache.Config
+	Auth     auth.Config
+	Outbox   outbox.Config
+	Kafka    sink.KafkaConfig
+	Sources  config.Sources
+
+	// keyless: the command neither signs nor reads tokens, and need not be trusted with the
+	// secret.
+	keyless bool
+}
+
+type appSettings struct {
+	Mode    string `config:"app.mode" default:"dev" oneof:"dev,prod" doc:"dev: readable logs, .env is read, a signing secret is made when there is none. prod: JSON logs, an explicit secret is required, TLS to backends is verified."`
+	DataDir string `config:"app.data_dir" default:"./data" doc:"Where everything lives that no server was named for: the SQLite database, the events file, the signing secret. Made with mode 0700."`
+}
+
+func (a appSettings) prod() bool { return a.Mode == "prod" }
+
+// Validate reports what a mode does not allow.
+func (s settings) Validate(report func(path, problem string)) {
+	if !s.App.prod() {
+		return
+	}
+	s.Kafka.ValidateProd(report)
+	if s.Auth.Token.Secret == "" && !s.keyless {
+		report("auth.token.secret", "must be set in prod mode: AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE; make one with: openssl rand -base64 48")
+	}
+	if s.Auth.Password.BcryptCost < 10 {
+		report("auth.password.bcrypt_cost", "must be 10 or more in prod mode")
+	}
+}
+
+// loadSettings reads every layer. flags are settings given as flags of the command.
+func (g *global) loadSettings(flags map[string]string) (settings, error) {
+	var s settings
+	err := g.load(&s, flags)
+	return s, err
+}
+
+func (g *global) load(s *settings, flags map[string]string) error {
+	override := make(map[string]string, len(g.set)+len(flags))
+	for _, pair := range g.set {
+		path, value, found := strings.Cut(pair, "=")
+		if !found {
+			return misuse{fmt.Errorf("--set %s: it takes key=value, such as app.port=8081", pair)}
+		}
+		override[path] = value
+	}
+	for path, value := range flags {
+		override[path] = value
+	}
+	err := config.Load(s, config.Options{File: g.configFile, Environ: os.Environ(), DotEnv: ".env", Override: override})
+	faults, _ := errors.AsType[config.Faults](err)
+	if slices.ContainsFunc(faults, func(f config.Fault) bool { return f.Source == "flag" }) {
+		return misuse{err}
+	}
+	return err
+}
+
+// ensureSecret makes the signing secret of an installation that was given none, once, and
+// keeps it in the data folder. It reports whether the secret is such a one.
+func (s *settings) ensureSecret() (own bool, err error) {
+	if s.Auth.Token.Secret != "" {
+		return false, nil
+	}
+	path := filepath.Join(s.App.DataDir, "secret")
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		text, err = makeSecret(path)
+	}
+	if err != nil {
+		return true, fmt.Errorf("the signing secret in the data folder: %w", err)
+	}
+	s.Auth.Token.Secret = config.Secret(strings.TrimSpace(string(text)))
+	if len(s.Auth.Token.Secret.Reveal()) < 32 {
+		return true, fmt.Errorf("the signing secret in %s is damaged: restore the file, or set AUTH_TOKEN_SECRET", path)
+	}
+	return true, nil
+}
+
+// makeSecret writes a new secret so that of several processes that start at once, all use
+// the same one: the file appears whole or not at all, and the first one stays.
+func makeSecret(path string) ([]byte, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	secret := make([]byte, 48)
+	_, _ = rand.Read(secret)                                 // never fails
+	f, err := os.CreateTemp(filepath.Dir(path), ".secret-*") // mode 0600
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.WriteString(base64.StdEncoding.EncodeToString(secret) + "\n")
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return nil, err
+	}
+	if err := os.Link(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	return os.ReadFile(path)
+}

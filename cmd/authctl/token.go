@@ -1,0 +1,216 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/toppira/authctl/modules/auth"
+)
+
+func newToken(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "token",
+		Short:   "Look into tokens",
+		Example: "  pbpaste | authctl token inspect",
+	}
+	cmd.AddCommand(newTokenInspect(g))
+	return cmd
+}
+
+type inspectOptions struct {
+	*global
+	jwks     string
+	jws      bool
+	issuer   string
+	audience string
+}
+
+func newTokenInspect(g *global) *cobra.Command {
+	o := &inspectOptions{global: g}
+	cmd := &cobra.Command{
+		Use:   "inspect [TOKEN|-]",
+		Short: "Show what stands in a token and say whether it is good",
+		Long: `Show what stands in a token and say whether it is good: header, claims with human times, and
+one verdict. The exit code is 0 only when the verdict is valid.
+
+Keys come from --jwks, a file or the URL of a JWK set; else from the database of the
+settings, and then the verdict also knows whether the session has ended. Refresh tokens
+(art_…) need the database. Better than an argument, which others on the machine can see, is
+standard input.`,
+		Example: `  authctl token inspect - <token.txt
+  authctl token inspect --jwks http://localhost:8080/.well-known/jwks.json - <token.txt
+  authctl token inspect --jws --jwks keys.json - <message.jws`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			text := "-"
+			if len(args) == 1 {
+				text = args[0]
+			}
+			return o.run(cmd, text)
+		},
+	}
+	cmd.Flags().StringVar(&o.jwks, "jwks", "", "JWK set to verify with: a file or an http(s) URL")
+	cmd.Flags().BoolVar(&o.jws, "jws", false, "verify a bare JWS: the signature alone, no rules about claims; needs --jwks")
+	cmd.Flags().StringVar(&o.issuer, "issuer", "", "with --jwks: the issuer that the token must have")
+	cmd.Flags().StringVar(&o.audience, "audience", "", "with --jwks: the audience that the token must have")
+	return cmd
+}
+
+func (o *inspectOptions) run(cmd *cobra.Command, text string) error {
+	if o.jws && o.jwks == "" {
+		return misuse{errors.New("--jws needs --jwks")}
+	}
+	if text == "-" {
+		line, err := bufio.NewReaderSize(io.LimitReader(cmd.InOrStdin(), 64<<10), 64<<10).ReadString('\n')
+		if err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("read the token: %w", err)
+		}
+		text = line
+	}
+	text = strings.TrimSpace(text)
+	if text == "" {
+		return misuse{errors.New("there is no token")}
+	}
+	report, err := o.inspect(cmd, text)
+	if err != nil {
+		return err
+	}
+	if err := o.print(cmd.OutOrStdout(), report); err != nil {
+		return err
+	}
+	if !report.Valid {
+		return silent{errors.New(report.Verdict)}
+	}
+	return nil
+}
+
+func (o *inspectOptions) inspect(cmd *cobra.Command, text string) (auth.TokenReport, error) {
+	if o.jwks != "" {
+		data, err := readKeySet(cmd.Context(), o.jwks)
+		if err != nil {
+			return auth.TokenReport{}, err
+		}
+		keys, err := auth.ParseKeySet(data)
+		if err != nil {
+			return auth.TokenReport{}, fmt.Errorf("the JWK set %s: %w", o.jwks, err)
+		}
+		if o.jws {
+			return auth.InspectJWS(text, keys), nil
+		}
+		return auth.InspectToken(text, keys, auth.Expectation{Issuer: o.issuer, Audience: o.audience}, time.Now()), nil
+	}
+	s, err := o.loadSettings(nil)
+	if err != nil {
+		return auth.TokenReport{}, err
+	}
+	if !s.Database.Exists(s.App.DataDir) { // looking must not make a new installation
+		return auth.DecodeToken(text), nil
+	}
+	var report auth.TokenReport
+	err = o.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) (err error) {
+		report, err = a.auth.InspectToken(ctx, text)
+		return err
+	})
+	return report, err
+}
+
+// readKeySet gets a JWK set from a file or a URL, bounded in size and time.
+func readKeySet(ctx context.Context, from string) ([]byte, error) {
+	const limit = 256 << 10
+	var in io.ReadCloser
+	if strings.HasPrefix(from, "http://") || strings.HasPrefix(from, "https://") {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+		if err != nil {
+			return nil, fmt.Errorf("fetch the JWK set: %w", err)
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return nil, fmt.Errorf("fetch the JWK set: %w", err)
+		}
+		if res.StatusCode != http.StatusOK {
+			return nil, errors.Join(fmt.Errorf("fetch the JWK set: %s answered %s", from, res.Status), res.Body.Close())
+		}
+		in = res.Body
+	} else {
+		f, err := os.Open(from)
+		if err != nil {
+			return nil, fmt.Errorf("read the JWK set: %w", err)
+		}
+		in = f
+	}
+	defer in.Close()
+	data, err := io.ReadAll(io.LimitReader(in, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the JWK set: %w", err)
+	}
+	if len(data) > limit {
+		return nil, fmt.Errorf("read the JWK set: %s is larger than 256 KiB", from)
+	}
+	return data, nil
+}
+
+func (o *inspectOptions) print(w io.Writer, r auth.TokenReport) error {
+	if o.output == "json" {
+		return printJSON(w, r)
+	}
+	var rows [][]string
+	section := func(name string, values map[string]any) {
+		for i, key := range slices.Sorted(maps.Keys(values)) {
+			head := ""
+			if i == 0 {
+				head = name
+			}
+			rows = append(rows, []string{head, key, show(r, name, key, values[key])})
+		}
+	}
+	section("header", r.Header)
+	section("claims", r.Claims)
+	if err := printPairs(w, rows); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(w, "verdict: %s\n", r.Verdict)
+	return err
+}
+
+// show writes a value on one line; times also as people read them. The value comes from
+// whoever made the token: nothing in it may move the cursor or break the line.
+func show(r auth.TokenReport, section, key string, value any) string {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return "?"
+	}
+	shown := fmt.Sprintf("%s", text)
+	if s, ok := value.(string); ok && strings.IndexFunc(s, func(c rune) bool { return c < ' ' || c > '~' }) < 0 {
+		shown = s
+	} else {
+		shown = strings.Trim(fmt.Sprintf("%+q", shown), `"`)
+	}
+	if section == "claims" && slices.Contains([]string{"exp", "iat", "nbf", "auth_time"}, key) {
+		if at, ok := r.Time(key); ok {
+			shown += "  " + at.Format(time.RFC3339) + " (" + relative(time.Until(at)) + ")"
+		}
+	}
+	return shown
+}
+
+// relative says how far a moment is from now.
+func relative(d time.Duration) string {
+	if d < 0 {
+		return (-d).Round(time.Second).String() + " ago"
+	}
+	return "in " + d.Round(time.Second).String()
+}

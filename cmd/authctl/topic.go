@@ -1,0 +1,137 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/sink"
+)
+
+func newOutboxTopic(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "topic",
+		Short: "Make and check the Kafka topic of the events",
+		Long: `Make and check the Kafka topic that KAFKA_TOPIC names. The number of its partitions is part of
+what keeps the events of a user in order, so that it should be chosen once.`,
+		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic ensure",
+	}
+	cmd.AddCommand(newTopicEnsure(g), newTopicCheck(g))
+	return cmd
+}
+
+// withTopic runs a command on the topic; open makes ready what it needs beside Kafka.
+func (g *global) withTopic(cmd *cobra.Command, open func(*app, context.Context) error, do func(ctx context.Context, a *app, kafka *sink.Kafka) error) error {
+	return g.withDatabase(cmd, open, func(ctx context.Context, a *app) (err error) {
+		if !a.Kafka.UsesKafka() {
+			return fmt.Errorf("no Kafka is named, so events go to %s: set KAFKA_BROKERS", a.eventsFile())
+		}
+		kafka, err := a.openKafka()
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, kafka.Close()) }()
+		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+		return do(ctx, a, kafka)
+	})
+}
+
+func kafkaAlone(*app, context.Context) error { return nil }
+
+func newTopicEnsure(g *global) *cobra.Command {
+	accept := 0
+	cmd := &cobra.Command{
+		Use:   "ensure",
+		Short: "Make the topic if it is not there, and check it",
+		Long: `Make the topic if it is not there, with KAFKA_PARTITIONS partitions, and check it. A topic that
+is there is never changed.
+
+A relay stops when the number of partitions has changed, since the keys of events would move
+between them and new events could overtake old ones. Once consumers have read everything
+that was published so far, --accept-partitions N makes the new number the one to go by.`,
+		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic ensure",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			open := kafkaAlone
+			switch {
+			case cmd.Flags().Changed("accept-partitions") && accept < 1:
+				return misuse{errors.New("--accept-partitions takes how many partitions the topic has now")}
+			case accept > 0:
+				open = (*app).openExistingDatabase
+			}
+			return g.withTopic(cmd, open, func(ctx context.Context, a *app, kafka *sink.Kafka) error {
+				st, err := kafka.EnsureTopic(ctx)
+				if err != nil {
+					return err
+				}
+				if accept > 0 {
+					if st.Partitions != accept {
+						return fmt.Errorf("the topic %s has %s and not %d: nothing is accepted", st.Topic, count(st.Partitions, "partition", "partitions"), accept)
+					}
+					if err := outbox.AcceptPartitions(ctx, a.db, kafka.Name(), accept); err != nil {
+						return err
+					}
+				}
+				return g.printTopic(cmd.OutOrStdout(), st)
+			})
+		},
+	}
+	cmd.Flags().IntVar(&accept, "accept-partitions", 0, "go by this number of partitions from now on")
+	return cmd
+}
+
+func newTopicCheck(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:     "check",
+		Short:   "Say what of the topic does not fit; exit code 1 when something does not",
+		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic check",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withTopic(cmd, kafkaAlone, func(ctx context.Context, a *app, kafka *sink.Kafka) error {
+				st, err := kafka.CheckTopic(ctx)
+				if err != nil {
+					return err
+				}
+				if a.Outbox.Shards%st.Partitions != 0 {
+					st.Problems = append(st.Problems, fmt.Sprintf("it has %d partitions, and outbox.shards (%d) is no multiple of that", st.Partitions, a.Outbox.Shards))
+				}
+				if err := g.printTopic(cmd.OutOrStdout(), st); err != nil {
+					return err
+				}
+				if len(st.Problems) > 0 {
+					return silent{errors.New("the topic does not fit")}
+				}
+				return nil
+			})
+		},
+	}
+}
+
+func (g *global) printTopic(w io.Writer, st sink.TopicState) error {
+	if g.output == "json" {
+		return printJSON(w, st)
+	}
+	kept := "for ever"
+	if st.RetentionMS >= 0 {
+		kept = (time.Duration(st.RetentionMS) * time.Millisecond).String()
+	}
+	state := "there"
+	if st.Created {
+		state = "made"
+	}
+	rows := [][]string{
+		{"topic", st.Topic + " (" + state + ")"}, {"partitions", fmt.Sprint(st.Partitions)},
+		{"replicas", fmt.Sprintf("%d, %d in sync to write", st.ReplicationFactor, st.MinInSync)},
+		{"largest batch", fmt.Sprintf("%d bytes", st.MaxMessageBytes)}, {"cleanup", st.CleanupPolicy}, {"kept", kept},
+	}
+	for _, problem := range st.Problems {
+		rows = append(rows, []string{"problem", problem})
+	}
+	return printPairs(w, rows)
+}

@@ -1,0 +1,321 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/toppira/authctl/modules/auth"
+)
+
+func newUser(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "user",
+		Short: "Create, find, change, import and export accounts",
+		Long: `Create, find, change, import and export accounts, by the same rules and with the same events
+as the API. Accounts are named by username or by id. The commands work on the database
+directly, beside running servers, which heed a change at once.`,
+		Example: `  authctl user create alice
+  authctl user list -o json
+  authctl user disable alice`,
+	}
+	cmd.AddCommand(
+		newUserCreate(g),
+		newUserList(g),
+		newUserShow(g),
+		newUserSetPassword(g),
+		newUserChange(g, "disable", "Close an account and end its sessions", "disabled", (*auth.Service).DisableUser),
+		newUserChange(g, "enable", "Open a closed account again", "enabled", (*auth.Service).EnableUser),
+		newUserDelete(g),
+		newUserUnlock(g),
+	)
+	return cmd
+}
+
+// passwordFlags are the ways of giving a password that leave it in no process list.
+type passwordFlags struct {
+	stdin bool
+	file  string
+}
+
+func (p *passwordFlags) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&p.stdin, "password-stdin", false, "read the password from standard input, its first line")
+	cmd.Flags().StringVar(&p.file, "password-file", "", "read the password from a file, its first line")
+	cmd.MarkFlagsMutuallyExclusive("password-stdin", "password-file")
+}
+
+// read gets the password from where the flags say, else by asking twice.
+func (p *passwordFlags) read(cmd *cobra.Command) (string, error) {
+	if p.stdin {
+		return firstLine(cmd.InOrStdin())
+	}
+	if p.file != "" {
+		f, err := os.Open(p.file)
+		if err != nil {
+			return "", fmt.Errorf("read the password: %w", err)
+		}
+		defer f.Close()
+		return firstLine(f)
+	}
+	terminal, ok := cmd.InOrStdin().(*os.File)
+	if !ok || !term.IsTerminal(int(terminal.Fd())) {
+		return "", misuse{errors.New("there is no terminal to ask for the password: use --password-stdin or --password-file")}
+	}
+	ask := func(prompt string) (string, error) {
+		fmt.Fprint(cmd.ErrOrStderr(), prompt)
+		text, err := term.ReadPassword(int(terminal.Fd()))
+		fmt.Fprintln(cmd.ErrOrStderr())
+		if err != nil {
+			return "", fmt.Errorf("read the password: %w", err)
+		}
+		return string(text), nil
+	}
+	first, err := ask("Password: ")
+	if err != nil {
+		return "", err
+	}
+	again, err := ask("Once more: ")
+	if err != nil {
+		return "", err
+	}
+	if first != again {
+		return "", errors.New("the two passwords differ; nothing was changed")
+	}
+	return first, nil
+}
+
+// firstLine reads up to a line break, which is not part of the password. Spaces are.
+func firstLine(r io.Reader) (string, error) {
+	const limit = 4096
+	line, err := bufio.NewReaderSize(io.LimitReader(r, limit), limit).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return "", fmt.Errorf("read the password: %w", err)
+	}
+	if line = strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r"); line == "" {
+		return "", errors.New("read the password: there is none")
+	}
+	return line, nil
+}
+
+func newUserCreate(g *global) *cobra.Command {
+	var password passwordFlags
+	cmd := &cobra.Command{
+		Use:   "create NAME",
+		Short: "Make an account and print its id",
+		Long:  `Make an account and print its id. The password is asked for, or read from standard input or a file.`,
+		Example: `  authctl user create alice
+  printf '%s' "$PASSWORD" | authctl user create alice --password-stdin`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			text, err := password.read(cmd)
+			if err != nil {
+				return err
+			}
+			return g.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) error {
+				u, err := a.auth.CreateUser(ctx, auth.Credentials{Username: args[0], Password: text})
+				if err != nil {
+					return err
+				}
+				if g.output == "json" {
+					return printJSON(cmd.OutOrStdout(), u)
+				}
+				_, err = fmt.Fprintln(cmd.OutOrStdout(), u.ID)
+				return err
+			})
+		},
+	}
+	password.add(cmd)
+	return cmd
+}
+
+func newUserList(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Short:   "List every account, oldest first",
+		Long:    `List every account, oldest first. As JSON it is one object a line, so that a long list can be read as it comes.`,
+		Example: "  authctl user list -o json | head",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) error {
+				return g.stream(cmd.OutOrStdout(), userHeading, func(print func(v any, row []string) error) error {
+					return a.auth.Users(ctx, func(u auth.User) error { return print(u, userRow(u)) })
+				})
+			})
+		},
+	}
+}
+
+var userHeading = []string{"ID", "USERNAME", "STATUS", "CREATED"}
+
+func userRow(u auth.User) []string {
+	return []string{u.ID.String(), u.Username, string(u.Status), u.CreatedAt.Format(time.RFC3339)}
+}
+
+// userReport is what show tells of an account.
+type userReport struct {
+	auth.User
+	Sessions     []auth.Session `json:"sessions"`
+	Failures     int            `json:"failed_sign_ins"`
+	RefusedUntil time.Time      `json:"refused_until,omitzero"` // sign-in from unknown devices
+}
+
+func newUserShow(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show USER",
+		Short:   "Show an account, its sessions and whether sign-in is delayed",
+		Example: "  authctl user show alice",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.withUser(cmd, args[0], func(ctx context.Context, a *app, u auth.User) error {
+				report := userReport{User: u}
+				var err error
+				if report.Sessions, err = a.auth.SessionsOf(ctx, u.ID); err != nil {
+					return err
+				}
+				if report.Failures, report.RefusedUntil, err = a.auth.SignInState(ctx, u); err != nil {
+					return err
+				}
+				w := cmd.OutOrStdout()
+				if g.output == "json" {
+					return printJSON(w, report)
+				}
+				rows := [][]string{
+					{"id", u.ID.String()}, {"username", u.Username}, {"status", string(u.Status)},
+					{"created", u.CreatedAt.Format(time.RFC3339)}, {"password changed", u.PasswordChangedAt.Format(time.RFC3339)},
+					{"failed sign-ins", fmt.Sprint(report.Failures)},
+				}
+				if !report.RefusedUntil.IsZero() {
+					rows = append(rows, []string{"refused until", report.RefusedUntil.Format(time.RFC3339) + " from unknown devices; lift it with: authctl user unlock " + u.Username})
+				}
+				rows = append(rows, []string{"sessions", fmt.Sprint(len(report.Sessions))})
+				for _, s := range report.Sessions {
+					rows = append(rows, []string{"  " + s.ID.String(), fmt.Sprintf("%s, %s, last used %s", orDash(s.DeviceName), orDash(s.IP), s.LastUsedAt.Format(time.RFC3339))})
+				}
+				return printPairs(w, rows)
+			})
+		},
+	}
+}
+
+func newUserSetPassword(g *global) *cobra.Command {
+	var password passwordFlags
+	cmd := &cobra.Command{
+		Use:     "set-password USER",
+		Short:   "Set a password and end every session of the account",
+		Example: "  authctl user set-password alice",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			text, err := password.read(cmd)
+			if err != nil {
+				return err
+			}
+			return g.withUser(cmd, args[0], func(ctx context.Context, a *app, u auth.User) error {
+				if err := a.auth.SetPassword(ctx, u.ID, text); err != nil {
+					return err
+				}
+				return g.printDone(cmd, u, "has a new password; every session has ended")
+			})
+		},
+	}
+	password.add(cmd)
+	return cmd
+}
+
+func newUserChange(g *global, use, short, done string, change func(*auth.Service, context.Context, uuid.UUID) error) *cobra.Command {
+	return &cobra.Command{
+		Use: use + " USER", Short: short, Example: "  authctl user " + use + " alice", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.withUser(cmd, args[0], func(ctx context.Context, a *app, u auth.User) error {
+				if err := change(a.auth, ctx, u.ID); err != nil {
+					return err
+				}
+				return g.printDone(cmd, u, "is "+done)
+			})
+		},
+	}
+}
+
+func newUserDelete(g *global) *cobra.Command {
+	yes := false
+	cmd := &cobra.Command{
+		Use:     "delete USER",
+		Short:   "Delete an account for good",
+		Long:    `Delete an account for good. Its id is never used again; its name becomes free.`,
+		Example: "  authctl user delete alice --yes",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if !yes {
+				return misuse{errors.New("deleting cannot be undone: say --yes if you mean it")}
+			}
+			return g.withUser(cmd, args[0], func(ctx context.Context, a *app, u auth.User) error {
+				if err := a.auth.DeleteUser(ctx, u.ID); err != nil {
+					return err
+				}
+				return g.printDone(cmd, u, "is deleted")
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "yes, delete it")
+	return cmd
+}
+
+func newUserUnlock(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "unlock USER",
+		Short: "Forget the failed sign-ins that delay an account",
+		Long: `Forget the failed sign-ins that delay an account. With Redis it takes effect on every server.
+Without one, the counters are in the serving process, and end with it.`,
+		Example: "  authctl user unlock alice",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.withUser(cmd, args[0], func(ctx context.Context, a *app, u auth.User) error {
+				if !a.Redis.Enabled() {
+					return errors.New("without Redis the counters are in the serving process alone: restart it, or wait until they expire")
+				}
+				if err := a.auth.UnlockUser(ctx, u); err != nil {
+					return err
+				}
+				return g.printDone(cmd, u, "may sign in from anywhere again")
+			})
+		},
+	}
+}
+
+// withUser runs a command on an account that is named by username or id.
+func (g *global) withUser(cmd *cobra.Command, nameOrID string, do func(context.Context, *app, auth.User) error) error {
+	return g.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) error {
+		u, err := a.auth.FindUser(ctx, nameOrID)
+		if errors.Is(err, auth.ErrUserNotFound) {
+			return fmt.Errorf("there is no user %q", nameOrID)
+		}
+		if err != nil {
+			return err
+		}
+		return do(ctx, a, u)
+	})
+}
+
+// printDone reports what was done to an account.
+func (g *global) printDone(cmd *cobra.Command, u auth.User, what string) error {
+	if g.output == "json" {
+		return printJSON(cmd.OutOrStdout(), map[string]any{"id": u.ID, "username": u.Username, "done": true})
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) %s\n", u.Username, u.ID, what)
+	return err
+}
+
+func orDash(s string) string {
+	if s == "" {
+		return "-"
+	}
+	return s
+}

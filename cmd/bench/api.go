@@ -1,0 +1,97 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// benchAPI measures the hot paths beside what bounds them.
+func benchAPI(ctx context.Context, o options, r *report) (err error) {
+	s, err := startServer(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	r.plain("cold start", short(s.started), "≤ 50 ms", s.started <= 50*time.Millisecond)
+	time.Sleep(time.Second) // what start-up left to the collector
+	idle, _ := s.memory()
+	r.plain("memory, idle", fmt.Sprintf("%.0f MiB", idle), "≤ 40 MiB", idle <= 40)
+
+	names, list, err := s.users(64)
+	if err != nil {
+		return err
+	}
+	for _, workers := range []int{16, 64, 512} {
+		hashing, err := bareHashing(o.cost, o.duration)
+		if err != nil {
+			return err
+		}
+		got := s.signIns(names, workers, o.duration)
+		r.rate(fmt.Sprintf("sign-in, %d connections (shed %d, failed %d)", workers, got.shed, got.failed), got.rate, hashing, "bare bcrypt", 0.9)
+		got = load(workers, o.duration, func(int) outcome {
+			return s.outcomeOf(s.call("POST", "/api/v1/auth/register", map[string]string{"username": "bench-" + uuid.NewString(), "password": password}))
+		})
+		r.rate(fmt.Sprintf("register, %d connections (shed %d, failed %d)", workers, got.shed, got.failed), got.rate, hashing, "bare bcrypt", 0.9)
+	}
+	_, peak := s.memory()
+	r.plain("memory, peak at 512 sign-ins", fmt.Sprintf("%.0f MiB", peak), "≤ 128 MiB", peak <= 128)
+
+	if os.Getenv("AUTHCTL_TEST_REDIS") == "" {
+		fmt.Fprintln(os.Stderr, "no Redis: refresh and me have no bound to stand beside")
+		return nil
+	}
+	for _, workers := range []int{1, 16, 64} {
+		bare, err := bareHandler(ctx, workers, o.duration)
+		if err != nil {
+			return err
+		}
+		goal := 0.0
+		if workers == 16 {
+			goal = 1
+		}
+		got := load(workers, o.duration, func(w int) outcome { return s.refresh(&list[w]) })
+		r.rate(fmt.Sprintf("refresh, %d connections (failed %d)", workers, got.failed), got.rate, bare.rate, "handler + script", 0.6*goal)
+		r.latency(fmt.Sprintf("refresh p99, %d connections", workers), got.p99, bare.p99, 0)
+		got = load(workers, o.duration, func(w int) outcome { return s.me(list[w]) })
+		r.rate(fmt.Sprintf("me, %d connections (failed %d)", workers, got.failed), got.rate, bare.rate, "handler + script", 0.5*goal)
+		r.latency(fmt.Sprintf("me p99, %d connections", workers), got.p99, bare.p99, 0)
+	}
+	return nil
+}
+
+// signIns floods the sign-in with right passwords of the accounts.
+func (s *server) signIns(names []string, workers int, d time.Duration) result {
+	return load(workers, d, func(w int) outcome {
+		return s.outcomeOf(s.call("POST", "/api/v1/auth/login", map[string]string{"username": names[w%len(names)], "password": password}))
+	})
+}
+
+func (s *server) outcomeOf(status int, _ []byte, err error) outcome {
+	switch {
+	case err != nil:
+		return wrong
+	case status < 300:
+		return done
+	case status == 503:
+		return later
+	}
+	return wrong
+}
+
+func (s *server) refresh(t *tokens) outcome {
+	status, body, err := s.call("POST", "/api/v1/auth/refresh", map[string]string{"refresh_token": t.Refresh})
+	if err != nil || status != 200 || json.Unmarshal(body, t) != nil {
+		return wrong
+	}
+	return done
+}
+
+func (s *server) me(t tokens) outcome {
+	return s.outcomeOf(s.call("GET", "/api/v1/auth/me", nil, "Authorization", "Bearer "+t.Access))
+}

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// result is what a load came to.
+type result struct {
+	rate     float64 // successes a second
+	shed     int64   // answers that said "later"
+	failed   int64   // anything else
+	p50, p99 time.Duration
+}
+
+// outcome of one call.
+type outcome int
+
+const (
+	done outcome = iota
+	later
+	wrong
+)
+
+// load runs do on that many workers, each its own number, for the duration. Latencies are
+// those of the calls that succeeded.
+func load(workers int, d time.Duration, do func(worker int) outcome) result {
+	var mu sync.Mutex
+	var all []time.Duration
+	var shed, failed atomic.Int64
+	var group sync.WaitGroup
+	begin := time.Now()
+	end := begin.Add(d)
+	for w := range workers {
+		group.Go(func() {
+			var mine []time.Duration
+			for time.Now().Before(end) {
+				start := time.Now()
+				switch do(w) {
+				case done:
+					mine = append(mine, time.Since(start))
+				case later:
+					shed.Add(1)
+				default:
+					failed.Add(1)
+				}
+			}
+			mu.Lock()
+			all = append(all, mine...)
+			mu.Unlock()
+		})
+	}
+	group.Wait()
+	took := time.Since(begin)
+	r := result{rate: float64(len(all)) / took.Seconds(), shed: shed.Load(), failed: failed.Load()}
+	r.p50, r.p99 = quantile(all, 0.5), quantile(all, 0.99)
+	return r
+}
+
+// quantile sorts the list.
+func quantile(list []time.Duration, q float64) time.Duration {
+	if len(list) == 0 {
+		return 0
+	}
+	slices.Sort(list)
+	return list[min(int(q*float64(len(list))), len(list)-1)]
+}
