@@ -23,12 +23,15 @@ const module = "github.com/toppira/authctl/"
 // cmd → modules/auth/authhttp → modules/auth → modules/outbox → platform.
 var arrows = map[string][]string{
 	"cmd/authctl": {"migrations", "modules/...", "platform/..."},
+	"cmd/bench":   {"migrations", "modules/...", "platform/..."},
+	"deploy":      {}, // tests of the files beside them, which run the binary
 
 	"modules/auth/authhttp": {"modules/auth", "platform/config", "platform/fault", "platform/httpserver"},
 	"modules/auth": {
 		"modules/auth/internal/...", "modules/outbox",
 		"platform/cache", "platform/config", "platform/database", "platform/fault", "platform/logging",
 	},
+	"modules/auth/campaign":                             {}, // tests of the binary
 	"modules/auth/internal/password":                    {"platform/config", "platform/fault"},
 	"modules/auth/internal/password/blocklist/generate": {},
 	"modules/auth/internal/session":                     {"platform/config", "platform/fault"},
@@ -38,8 +41,9 @@ var arrows = map[string][]string{
 	"modules/auth/internal/token":                       {"platform/config", "platform/fault"},
 	"modules/auth/internal/username":                    {},
 
-	"modules/outbox":      {"platform/config", "platform/database"},
-	"modules/outbox/sink": {"modules/outbox", "platform/config"},
+	"modules/outbox":             {"platform/config", "platform/database"},
+	"modules/outbox/sink":        {"modules/outbox", "platform/config"},
+	"modules/outbox/outboxbench": {"modules/outbox", "platform/database"},
 
 	"platform/cache":      {"platform/config"},
 	"platform/config":     {},
@@ -52,6 +56,7 @@ var arrows = map[string][]string{
 	"migrations": {"platform/database"},
 
 	// Support for tests: imported by tests and by each other, see testSupport.
+	"modules/auth/campaign":                     {}, // tests of the binary, over HTTP
 	"modules/auth/internal/session/sessiontest": {"modules/auth/internal/session"},
 	"modules/outbox/outboxtest":                 {"modules/outbox", "platform/database"},
 	"platform/archtest":                         {},
@@ -72,13 +77,13 @@ var libraries = []struct {
 	code, tests []string
 	why         string
 }{
-	{"github.com/gofiber/", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/authctl"}, nil,
+	{"github.com/gofiber/", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/..."}, nil,
 		"HTTP stays at the edge: hand over a context and plain values"},
-	{"github.com/valyala/fasthttp", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/authctl"}, nil,
+	{"github.com/valyala/fasthttp", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/..."}, nil,
 		"HTTP stays at the edge: hand over a context and plain values"},
 	{"github.com/IBM/sarama", []string{"modules/outbox/sink"}, nil,
 		"Kafka is one kind of sink: use outbox.Sink"},
-	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/authctl"},
+	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/..."},
 		"it is the tests' second opinion on Kafka, not the service's client"},
 	{"github.com/spf13/cobra", []string{"cmd/authctl"}, nil, "only commands know the command line"},
 	{"github.com/spf13/pflag", []string{"cmd/authctl"}, nil, "only commands know the command line"},
@@ -90,7 +95,7 @@ var libraries = []struct {
 	{"github.com/uptrace/bun/driver/", nil, nil, "PostgreSQL is reached through pgx, SQLite through modernc.org/sqlite"},
 	{"github.com/lib/pq", nil, nil, "PostgreSQL is reached through pgx"},
 	{"github.com/mattn/go-sqlite3", nil, nil, "it needs cgo: modernc.org/sqlite does not"},
-	{"math/rand", []string{"modules/auth/internal/password", "modules/outbox", "platform/httpserver"}, []string{"..."},
+	{"math/rand", []string{"modules/auth/internal/password", "modules/outbox", "platform/httpserver", "cmd/bench"}, []string{"..."},
 		"secrets come from crypto/rand; this spreads retries and numbers requests"},
 }
 

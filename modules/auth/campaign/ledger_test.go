@@ -1,0 +1,227 @@
+package campaign
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// event is what the outbox has of an event.
+type event struct {
+	Type string
+	Data struct {
+		SessionID     uuid.UUID     `json:"sid"`
+		KeptSessionID uuid.NullUUID `json:"kept_sid"`
+		Reason        string        `json:"reason"`
+	}
+}
+
+// events returns what was announced about a user, in order.
+func (w *world) events(name string) ([]event, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	var key string
+	// The name of a deleted user is left in the first event alone.
+	err := w.db.QueryRowContext(ctx, "SELECT key FROM outbox_event WHERE type = 'auth.UserRegistered.v1' AND data LIKE ?", "%\""+name+"\"%").Scan(&key)
+	if err != nil {
+		return nil, fmt.Errorf("find the events of %s: %w", name, err)
+	}
+	rows, err := w.db.QueryContext(ctx, "SELECT type, data FROM outbox_event WHERE key = ? ORDER BY id", key)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var list []event
+	for rows.Next() {
+		var e event
+		var data string
+		if err := rows.Scan(&e.Type, &data); err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal([]byte(data), &e.Data); err != nil {
+			return nil, err
+		}
+		list = append(list, e)
+	}
+	return list, rows.Err()
+}
+
+// ledger is what somebody who only reads the events knows of a user's sessions: which began,
+// and why each that is over is over.
+type ledger map[uuid.UUID]string // the reason; empty while it lives
+
+func (w *world) ledger(name string) (ledger, error) {
+	list, err := w.events(name)
+	if err != nil {
+		return nil, err
+	}
+	l := ledger{}
+	for _, e := range list {
+		switch strings.TrimSuffix(strings.TrimPrefix(e.Type, "auth."), ".v1") {
+		case "UserRegistered", "UserLoggedIn":
+			l[e.Data.SessionID] = ""
+		case "SessionRevoked":
+			l[e.Data.SessionID] = e.Data.Reason
+		case "AllSessionsRevoked":
+			for sid, over := range l {
+				if over == "" && !(e.Data.KeptSessionID.Valid && e.Data.KeptSessionID.UUID == sid) {
+					l[sid] = e.Data.Reason
+				}
+			}
+		}
+	}
+	return l, nil
+}
+
+// audit compares what was announced about the devices of one user with what the servers do:
+// a session is refused everywhere, with every token, if and only if its end was announced.
+// Where the store has lost its data, live sessions can only be asked for by access token.
+func (w *world) audit(servers []*server, storeLost bool, devices ...*device) error {
+	l, err := w.ledger(devices[0].name)
+	if err != nil {
+		return err
+	}
+	for i, d := range devices {
+		reason, began := l[d.sid]
+		if !began {
+			return fmt.Errorf("device %d has tokens of a session that was never announced", i)
+		}
+		for n, s := range servers {
+			var err error
+			if reason == "" {
+				err = s.expectLive(d, storeLost)
+			} else {
+				err = s.expectOver(d)
+			}
+			if err != nil {
+				return fmt.Errorf("device %d on server %d, announced as %s: %w", i, n, cmp.Or(reason, "live"), err)
+			}
+		}
+	}
+	return nil
+}
+
+// expectOver returns what is still taken of a session that has ended.
+func (s *server) expectOver(d *device) error {
+	for _, token := range []string{d.access, d.refresh} {
+		live, err := s.active(token)
+		if err != nil {
+			return err
+		}
+		if live {
+			return fmt.Errorf("introspection says that a token of an ended session is active")
+		}
+	}
+	for _, path := range []string{"/me", "/sessions"} {
+		a, err := s.call("GET", api+path, d.access, nil)
+		if err != nil {
+			return err
+		}
+		if a.Status != http.StatusUnauthorized {
+			return fmt.Errorf("GET %s with an access token of an ended session: %v", path, a)
+		}
+	}
+	a, err := s.refresh(d.refresh)
+	if err != nil {
+		return err
+	}
+	if a.Status != http.StatusUnauthorized {
+		return fmt.Errorf("refresh of an ended session: %v", a)
+	}
+	return nil
+}
+
+// expectLive returns what is refused of a session that nobody ended. It uses the session:
+// afterwards the device holds new tokens.
+func (s *server) expectLive(d *device, storeLost bool) error {
+	if a, err := s.call("GET", api+"/me", d.access, nil); err != nil || !a.ok() {
+		return fmt.Errorf("GET /me of a live session: %v, %w", a, err)
+	}
+	a, err := s.refresh(d.refresh)
+	if err != nil {
+		return err
+	}
+	if storeLost {
+		if !a.ok() && a.Code != "session_expired" {
+			return fmt.Errorf("refresh of a session that the store has lost: %v", a)
+		}
+		return nil
+	}
+	if !a.ok() {
+		return fmt.Errorf("refresh of a live session: %v", a)
+	}
+	d.keep(a)
+	for _, token := range []string{d.access, d.refresh} {
+		if live, err := s.active(token); err != nil || !live {
+			return fmt.Errorf("introspection of a live token: %v, %w", live, err)
+		}
+	}
+	return nil
+}
+
+// sessions lists what the user's device sees.
+func (s *server) sessions(d *device) ([]uuid.UUID, error) {
+	a, err := s.call("GET", api+"/sessions", d.access, nil)
+	if err != nil || !a.ok() {
+		return nil, fmt.Errorf("GET /sessions: %v, %w", a, err)
+	}
+	var body struct{ Sessions []struct{ ID uuid.UUID } }
+	if err := json.Unmarshal(a.Body, &body); err != nil {
+		return nil, err
+	}
+	var ids []uuid.UUID
+	for _, one := range body.Sessions {
+		ids = append(ids, one.ID)
+	}
+	slices.SortFunc(ids, func(a, b uuid.UUID) int { return strings.Compare(a.String(), b.String()) })
+	return ids, nil
+}
+
+// clock reads the time of the engine that keeps the sessions' windows, in milliseconds.
+func (w *world) clock() int64 {
+	w.t.Helper()
+	query := "SELECT CAST(unixepoch('subsec') * 1000 AS integer)"
+	if w.db.IsPostgres() {
+		query = "SELECT CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint)"
+	}
+	var ms int64
+	if err := w.db.QueryRowContext(w.t.Context(), query).Scan(&ms); err != nil {
+		w.t.Fatalf("read the engine's clock: %v", err)
+	}
+	return ms
+}
+
+// after waits until the engine's clock has moved on by d since now.
+func (w *world) after(d time.Duration) {
+	w.t.Helper()
+	begun := w.clock()
+	eventually(w.t, "the engine's clock moves on", func() bool { return w.clock() > begun+d.Milliseconds() })
+}
+
+// expectEvents returns an error unless just these types were announced about the device's user
+// after the sign-ins.
+func (w *world) expectEvents(d *device, types ...string) error {
+	list, err := w.events(d.name)
+	if err != nil {
+		return err
+	}
+	var got []string
+	for _, e := range list {
+		switch short := strings.TrimSuffix(strings.TrimPrefix(e.Type, "auth."), ".v1"); short {
+		case "UserRegistered", "UserLoggedIn":
+		default:
+			got = append(got, short)
+		}
+	}
+	if !slices.Equal(got, types) {
+		return fmt.Errorf("announced %v, want %v", got, types)
+	}
+	return nil
+}

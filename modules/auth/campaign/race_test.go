@@ -1,0 +1,133 @@
+package campaign
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
+)
+
+// parallel is how many clients ask at once.
+const parallel = 100
+
+// history records the calls about one session.
+type history struct {
+	begun time.Time
+	mu    sync.Mutex
+	calls []sessiontest.Call
+}
+
+func newHistory() *history { return &history{begun: time.Now()} }
+
+// refresh presents a token and records what came of it. The answer is an error when it says
+// neither yes nor no, which no server that is well has a reason for.
+func (h *history) refresh(s *server, client int, token string) (answer, error) {
+	call := sessiontest.Call{Client: client, Token: token, Begin: int64(time.Since(h.begun))}
+	a, err := s.refresh(token)
+	call.End = int64(time.Since(h.begun))
+	switch {
+	case err != nil:
+		call.Lost = true
+	case a.ok() && a.Replayed:
+		call.Outcome, call.Next = session.Replayed, a.RefreshToken
+	case a.ok():
+		call.Outcome, call.Next = session.Turned, a.RefreshToken
+	case a.Code == "refresh_token_reused":
+		call.Outcome = session.Reused
+	case a.Code == "session_revoked", a.Code == "session_expired":
+		call.Outcome = session.Gone
+	default:
+		return a, fmt.Errorf("refresh answered %v: %s", a, a.Body)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.calls = append(h.calls, call)
+	return a, err
+}
+
+// end records that the session was ended by do.
+func (h *history) end(client int, do func() error) error {
+	call := sessiontest.Call{Client: client, Ends: true, Begin: int64(time.Since(h.begun))}
+	err := do()
+	call.End = int64(time.Since(h.begun))
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.calls = append(h.calls, call)
+	return err
+}
+
+// atOnce runs n calls that start together, and returns the first error.
+func atOnce(n int, do func(i int) error) error {
+	start, errs := make(chan struct{}), make(chan error, n)
+	for i := range n {
+		go func() {
+			<-start
+			errs <- do(i)
+		}()
+	}
+	close(start)
+	var first error
+	for range n {
+		if err := <-errs; err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// oneChain: however many present the same token at once, on whichever servers, all hold the
+// same next one, and nobody is signed out.
+func oneChain(w *world) error {
+	servers := []*server{w.serve(), w.serve()}
+	d := servers[0].register()
+	for round := range rounds(6, 500) {
+		h, first := newHistory(), d.refresh
+		var mu sync.Mutex
+		successors, turned := map[string]int{}, 0
+		err := atOnce(parallel, func(i int) error {
+			a, err := h.refresh(servers[i%2], i, first)
+			if err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if successors[a.RefreshToken]++; !a.Replayed {
+				turned++
+			}
+			if a.ok() {
+				d.keep(a)
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if err := sessiontest.Linearizable(first, h.calls); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if len(successors) != 1 || turned != 1 || successors[""] > 0 {
+			return fmt.Errorf("round %d: %d successors, %d of them not marked as replayed", round, len(successors), turned)
+		}
+	}
+	// No ghosts: one session, and nothing was announced but its beginning.
+	ids, err := servers[1].sessions(d)
+	if err != nil {
+		return err
+	}
+	if len(ids) != 1 || ids[0] != d.sid {
+		return fmt.Errorf("the user has sessions %v, want %v alone", ids, d.sid)
+	}
+	list, err := w.events(d.name)
+	if err != nil {
+		return err
+	}
+	if len(list) != 1 {
+		return fmt.Errorf("%d events, want the registration alone: %v", len(list), list)
+	}
+	return w.audit(servers, false, d)
+}
+
+func TestParallelRefreshesOnTwoServersMakeOneChain(t *testing.T) { eachStore(t, oneChain) }

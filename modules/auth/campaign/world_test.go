@@ -1,0 +1,355 @@
+package campaign
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// patience is the longest that anything may take. Nothing is measured against it: it tells a
+// server that hangs from one that is slow.
+const patience = 40 * time.Second
+
+const (
+	tokenSecret  = "campaign-signing-secret-of-more-than-32-bytes"
+	clientID     = "campaign"
+	clientSecret = "campaign-client-secret"
+)
+
+// world is one installation: a database, perhaps a Redis, and any number of servers on them.
+type world struct {
+	t      *testing.T
+	binary string
+	env    []string
+	db     *database.DB // past the servers, for reading what they wrote
+}
+
+// stores are the ways to keep sessions. Each promise is shown on all of them.
+var stores = []string{"redis", "postgres", "sqlite"}
+
+// eachStore runs a scenario on every kind of installation.
+func eachStore(t *testing.T, scenario func(w *world) error, settings ...string) {
+	t.Helper()
+	t.Parallel()
+	for _, store := range stores {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			if err := scenario(newWorld(t, store, settings...)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// newWorld makes an installation on the shared engines. Settings are NAME=value and come last.
+func newWorld(t *testing.T, store string, settings ...string) *world {
+	t.Helper()
+	switch store {
+	case "redis":
+		redisURL := testenv.Redis(t)
+		return worldOn(t, dbtest.PostgresURL(t), redisURL, settings...)
+	case "postgres":
+		return worldOn(t, dbtest.PostgresURL(t), "", settings...)
+	}
+	return worldOn(t, "sqlite:"+filepath.Join(t.TempDir(), "authctl.db"), "", settings...)
+}
+
+// worldOn makes an installation on engines of the test's own. The database is migrated
+// already, or SQLite.
+func worldOn(t *testing.T, databaseURL, redisURL string, settings ...string) *world {
+	t.Helper()
+	binary, err := builtBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash := sha256.Sum256([]byte(clientSecret))
+	env := []string{
+		"APP_MODE=dev", "APP_HOST=127.0.0.1", "APP_PORT=0", "APP_OPERATOR_ADDR=off", "APP_DATA_DIR=" + t.TempDir(), "LOG_LEVEL=warn",
+		"DATABASE_URL=" + databaseURL, "OUTBOX_RELAY=off",
+		"AUTH_TOKEN_SECRET=" + tokenSecret, "AUTH_CLIENTS=" + clientID + ":" + hex.EncodeToString(hash[:]),
+		"AUTH_PASSWORD_BCRYPT_COST=4", "AUTH_THROTTLE_ENABLED=false", "AUTH_REFRESH_GRACE=60s",
+	}
+	if redisURL != "" {
+		env = append(env, "REDIS_URL="+redisURL)
+	}
+	w := &world{t: t, binary: binary, env: append(env, settings...)}
+	if strings.HasPrefix(databaseURL, "sqlite:") {
+		w.command("migrate", "up") // so that two servers need not do it at once
+	}
+	w.db = dbtest.Open(t, databaseURL)
+	return w
+}
+
+// command runs one command of the binary to its end.
+func (w *world) command(args ...string) {
+	w.t.Helper()
+	if err := w.try(args...); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func (w *world) try(args ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, w.binary, args...)
+	cmd.Dir, cmd.Env = w.t.TempDir(), w.env
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("authctl %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+// server is a process of authctl serve.
+type server struct {
+	t    testing.TB
+	url  string
+	http *http.Client
+
+	process *exec.Cmd
+	ended   chan struct{} // closed when it has ended
+	log     lastLines
+}
+
+var listening = regexp.MustCompile(`API\s+(http://localhost:\d+)/`)
+
+// serve starts a server and waits until it listens. It dies with the test.
+func (w *world) serve(settings ...string) *server {
+	w.t.Helper()
+	s := &server{t: w.t, process: exec.Command(w.binary, "serve"), ended: make(chan struct{})}
+	s.process.Dir, s.process.Env = w.t.TempDir(), append(w.env[:len(w.env):len(w.env)], settings...)
+	stderr, err := s.process.StderrPipe()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if err := s.process.Start(); err != nil {
+		w.t.Fatalf("start the server: %v", err)
+	}
+	w.t.Cleanup(func() {
+		s.kill()
+		if w.t.Failed() {
+			w.t.Logf("what the server at %s said last:\n%s", s.url, s.log.String())
+		}
+	})
+	up := make(chan string, 1)
+	go func() {
+		defer close(s.ended)
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			s.log.add(lines.Text())
+			if m := listening.FindStringSubmatch(lines.Text()); m != nil {
+				up <- m[1]
+			}
+		}
+		_ = s.process.Wait()
+	}()
+	select {
+	case s.url = <-up:
+	case <-s.ended:
+		w.t.Fatalf("the server does not start:\n%s", s.log.String())
+	case <-time.After(patience):
+		w.t.Fatalf("the server is not up:\n%s", s.log.String())
+	}
+	s.http = &http.Client{
+		Transport: &http.Transport{MaxIdleConnsPerHost: 256},
+		Timeout:   patience,
+	}
+	w.t.Cleanup(s.http.CloseIdleConnections)
+	return s
+}
+
+// kill ends the server as kill -9 does, and returns when it is gone.
+func (s *server) kill() {
+	_ = s.process.Process.Kill()
+	<-s.ended
+}
+
+// lastLines keeps the end of a log.
+type lastLines struct {
+	mu    sync.Mutex
+	lines []string
+}
+
+func (l *lastLines) add(line string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lines = append(l.lines, line); len(l.lines) > 60 {
+		l.lines = l.lines[1:]
+	}
+}
+
+func (l *lastLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.lines, "\n")
+}
+
+// answer is what came back over HTTP.
+type answer struct {
+	Status   int    `json:"-"`
+	Code     string `json:"-"` // of a problem
+	Replayed bool   `json:"-"`
+	Body     []byte `json:"-"`
+
+	AccessToken  string    `json:"access_token"`
+	RefreshToken string    `json:"refresh_token"`
+	SessionID    uuid.UUID `json:"session_id"`
+}
+
+func (a answer) String() string {
+	return strings.TrimSpace(fmt.Sprintf("%d %s", a.Status, a.Code))
+}
+
+// ok reports whether the server did what it was asked.
+func (a answer) ok() bool { return a.Status >= 200 && a.Status < 300 }
+
+// proper reports whether the answer is one that the contract knows: success, or a problem that
+// is not a fault of the program.
+func (a answer) proper() bool {
+	return a.ok() || a.Code != "" && a.Status != http.StatusInternalServerError
+}
+
+// call sends one request; a body that is not url.Values goes as JSON. The error is that no
+// answer came.
+func (s *server) call(method, path, bearer string, body any) (answer, error) {
+	var content io.Reader
+	kind := ""
+	switch b := body.(type) {
+	case nil:
+	case url.Values:
+		content, kind = strings.NewReader(b.Encode()), "application/x-www-form-urlencoded"
+	default:
+		text, err := json.Marshal(b)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		content, kind = bytes.NewReader(text), "application/json"
+	}
+	req, err := http.NewRequest(method, s.url+path, content)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", kind)
+	req.Header.Set("User-Agent", "campaign/1")
+	switch {
+	case bearer != "":
+		req.Header.Set("Authorization", "Bearer "+bearer)
+	case strings.HasPrefix(path, "/oauth2/"):
+		req.SetBasicAuth(clientID, clientSecret)
+	}
+	res, err := s.http.Do(req)
+	if err != nil {
+		return answer{}, err
+	}
+	defer res.Body.Close()
+	a := answer{Status: res.StatusCode, Replayed: res.Header.Get("Auth-Refresh-Replayed") == "true"}
+	if a.Body, err = io.ReadAll(res.Body); err != nil {
+		return answer{}, err
+	}
+	if a.ok() {
+		if strings.HasPrefix(res.Header.Get("Content-Type"), "application/json") {
+			if err := json.Unmarshal(a.Body, &a); err != nil {
+				return answer{}, fmt.Errorf("the answer to %s %s is not JSON: %w", method, path, err)
+			}
+		}
+		return a, nil
+	}
+	var problem struct{ Code, Error string }
+	if err := json.Unmarshal(a.Body, &problem); err == nil {
+		a.Code = problem.Code + problem.Error // the latter from /oauth2/
+	}
+	return a, nil
+}
+
+const api = "/api/v1/auth"
+
+type fields map[string]string
+
+// device is what a client keeps of one session.
+type device struct {
+	name    string // of the user
+	access  string
+	refresh string
+	sid     uuid.UUID
+}
+
+// keep takes the new tokens out of an answer.
+func (d *device) keep(a answer) {
+	d.access, d.refresh, d.sid = a.AccessToken, a.RefreshToken, a.SessionID
+}
+
+const password = "correct horse battery staple"
+
+// register makes a user with a name of its own, signed in on one device.
+func (s *server) register() *device {
+	s.t.Helper()
+	d := &device{name: "u" + strings.ReplaceAll(uuid.NewString(), "-", "")}
+	d.keep(s.must(s.call("POST", api+"/register", "", fields{"username": d.name, "password": password})))
+	return d
+}
+
+// login signs the user in on one more device.
+func (s *server) login(name string) *device {
+	s.t.Helper()
+	d := &device{name: name}
+	d.keep(s.must(s.call("POST", api+"/login", "", fields{"username": name, "password": password})))
+	return d
+}
+
+// must ends the test unless the call did what it should: it is not what is being examined.
+func (s *server) must(a answer, err error) answer {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if !a.ok() {
+		s.t.Fatalf("answered %v: %s", a, a.Body)
+	}
+	return a
+}
+
+func (s *server) refresh(token string) (answer, error) {
+	return s.call("POST", api+"/refresh", "", fields{"refresh_token": token})
+}
+
+// active asks an introspection whether a token of either kind is live.
+func (s *server) active(token string) (bool, error) {
+	a, err := s.call("POST", "/oauth2/introspect", "", url.Values{"token": {token}})
+	if err != nil {
+		return false, err
+	}
+	var body struct{ Active bool }
+	if err := json.Unmarshal(a.Body, &body); err != nil || a.Status != http.StatusOK {
+		return false, fmt.Errorf("introspection answered %v", a)
+	}
+	return body.Active, nil
+}
+
+// eventually waits until a condition holds that is on its way.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !condition(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not within %v: %s", patience, what)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
