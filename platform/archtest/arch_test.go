@@ -56,7 +56,6 @@ var arrows = map[string][]string{
 	"migrations": {"platform/database"},
 
 	// Support for tests: imported by tests and by each other, see testSupport.
-	"modules/auth/campaign":                     {}, // tests of the binary, over HTTP
 	"modules/auth/internal/session/sessiontest": {"modules/auth/internal/session"},
 	"modules/outbox/outboxtest":                 {"modules/outbox", "platform/database"},
 	"platform/archtest":                         {},
