@@ -18,11 +18,17 @@ import (
 type shard struct {
 	id      int
 	epoch   int64
-	low     int64 // nothing pending is, or can come, at or below
-	parked  map[string]bool
-	busy    bool        // events of it are under way
-	leaving bool        // to be handed to another relay
-	lost    atomic.Bool // for ever: a new lease is a new shard
+	low     int64            // nothing pending is, or can come, at or below
+	parked  map[string]int64 // keys, and the id from which on they wait; never changed, only replaced
+	busy    bool             // events of it are under way
+	leaving bool             // to be handed to another relay
+	lost    atomic.Bool      // for ever: a new lease is a new shard
+}
+
+// parks reports whether the record must wait with its key.
+func (sh *shard) parks(r *Record) bool {
+	from, parked := sh.parked[r.Key]
+	return parked && r.ID >= from
 }
 
 // claim is a row of outbox_shard.
@@ -71,7 +77,7 @@ type tickResult struct {
 	living   int
 	claims   []claim // what is held now
 	released []int
-	parked   map[int]map[string]bool
+	parked   map[int]map[string]int64
 }
 
 func (r *Relay) tickTx(ctx context.Context, tx bun.Tx, held []claim, rate float64) (res tickResult, err error) {
@@ -343,23 +349,24 @@ func (r *Relay) unowned(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-func parkedKeys(ctx context.Context, tx bun.IDB) (map[int]map[string]bool, error) {
-	rows, err := tx.QueryContext(ctx, `SELECT shard, key FROM outbox_parked_key`)
+func parkedKeys(ctx context.Context, tx bun.IDB) (map[int]map[string]int64, error) {
+	rows, err := tx.QueryContext(ctx, `SELECT shard, key, event FROM outbox_parked_key`)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	out := map[int]map[string]bool{}
+	out := map[int]map[string]int64{}
 	for rows.Next() {
 		var shard int
 		var key string
-		if err := rows.Scan(&shard, &key); err != nil {
+		var event int64
+		if err := rows.Scan(&shard, &key, &event); err != nil {
 			return nil, err
 		}
 		if out[shard] == nil {
-			out[shard] = map[string]bool{}
+			out[shard] = map[string]int64{}
 		}
-		out[shard][key] = true
+		out[shard][key] = event
 	}
 	return out, rows.Err()
 }

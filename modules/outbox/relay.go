@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"slices"
@@ -294,7 +295,7 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 		first := int64(math.MaxInt64)
 		for _, rec := range byShard[id] {
 			first = min(first, rec.ID)
-			if sh.parked[rec.Key] {
+			if sh.parks(&rec) {
 				aside[sh] = append(aside[sh], rec.ID)
 			} else {
 				byLane[id%r.partitions] = append(byLane[id%r.partitions], rec)
@@ -465,9 +466,10 @@ func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bo
 		switch {
 		case err == nil && owned:
 			r.mu.Lock()
-			parked := map[string]bool{rec.Key: true}
-			for key := range sh.parked {
-				parked[key] = true
+			parked := map[string]int64{}
+			maps.Copy(parked, sh.parked)
+			if _, already := parked[rec.Key]; !already {
+				parked[rec.Key] = rec.ID
 			}
 			sh.parked = parked
 			r.mu.Unlock()
@@ -489,13 +491,13 @@ func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bo
 func (r *Relay) withoutParked(p *parcel, rest []*Batch) []*Batch {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	parked := map[int]map[string]bool{}
+	shards := map[int]*shard{}
 	for _, sh := range p.shards {
-		parked[sh.id] = sh.parked
+		shards[sh.id] = sh
 	}
 	var out []*Batch
 	for _, b := range rest {
-		left := slices.DeleteFunc(slices.Clone(b.Records), func(rec Record) bool { return parked[rec.shard][rec.Key] })
+		left := slices.DeleteFunc(slices.Clone(b.Records), func(rec Record) bool { return shards[rec.shard].parks(&rec) })
 		if len(left) > 0 {
 			out = append(out, &Batch{Partition: b.Partition, Records: left, Owned: b.Owned})
 		}

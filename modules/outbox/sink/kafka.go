@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"strings"
 	"sync"
@@ -70,7 +71,13 @@ type KafkaOptions struct {
 	Log      *zap.Logger           // nil: none
 	Registry prometheus.Registerer // nil: none
 	Prod     bool                  // plaintext needs kafka.allow_plaintext
+	// Dial makes the connections to brokers; nil: directly.
+	Dial func(network, address string) (net.Conn, error)
 }
+
+type dialer func(network, address string) (net.Conn, error)
+
+func (d dialer) Dial(network, address string) (net.Conn, error) { return d(network, address) }
 
 // OpenKafka makes a sink; it connects when it is first used.
 func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
@@ -85,6 +92,9 @@ func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
 	conf, err := cfg.sarama()
 	if err != nil {
 		return nil, err
+	}
+	if opt.Dial != nil {
+		conf.Net.Proxy.Enable, conf.Net.Proxy.Dialer = true, dialer(opt.Dial)
 	}
 	k := &Kafka{
 		cfg: cfg, conf: conf, log: opt.Log, done: make(chan struct{}), lanes: map[int32]*lane{}, senders: map[int32]*sender{},

@@ -1,0 +1,490 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/uptrace/bun"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// picky refuses some records as a broker would; what it takes, the real sink gets.
+type picky struct {
+	outbox.Sink
+	refuses func(outbox.Record) bool
+	vague   bool // does not say which
+	mu      sync.Mutex
+}
+
+func (p *picky) set(refuses func(outbox.Record) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuses = refuses
+}
+
+func (p *picky) Publish(ctx context.Context, b *outbox.Batch) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	refused := &outbox.Refused{Err: errors.New("not to my taste")}
+	for i, r := range b.Records {
+		if p.refuses(r) {
+			refused.Records = append(refused.Records, i)
+		}
+	}
+	if len(refused.Records) == 0 {
+		return p.Sink.Publish(ctx, b)
+	}
+	if p.vague {
+		refused.Records = nil
+	}
+	return refused
+}
+
+// lines lists key/sequence of what the file has, with * behind a replay.
+func lines(t testing.TB, path string) []string {
+	t.Helper()
+	seen, err := outboxtest.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, s := range seen {
+		mark := ""
+		if s.Replay {
+			mark = "*"
+		}
+		out = append(out, fmt.Sprintf("%s/%d%s", s.Key, s.Seq, mark))
+	}
+	return out
+}
+
+func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
+	t.Parallel()
+	for _, vague := range []bool{false, true} {
+		t.Run(fmt.Sprintf("vague=%v", vague), func(t *testing.T) {
+			t.Parallel()
+			dbtest.Each(t, func(t *testing.T, db *database.DB) {
+				real, path := file(t)
+				s := &picky{Sink: real, vague: vague, refuses: func(r outbox.Record) bool { return (r.Key == "bad" || r.Key == "worse") && r.Seq == 2 }}
+				for range 3 {
+					add(t, db, event("good"), event("bad"), event("worse"), event("fine"))
+				}
+				relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+				drained(t, db)
+				add(t, db, event("bad"), event("worse"), event("good"))
+				drained(t, db)
+				got := lines(t, path)
+				slices.Sort(got)
+				if want := "bad/1 fine/1 fine/2 fine/3 good/1 good/2 good/3 good/4 worse/1"; strings.Join(got, " ") != want {
+					t.Fatalf("published %v, want %s", got, want)
+				}
+
+				keys, err := outbox.Parked(t.Context(), db)
+				if err != nil || len(keys) != 2 {
+					t.Fatalf("parked %+v, %v", keys, err)
+				}
+				for _, k := range keys {
+					if k.Events != 3 || k.Type != "test.Happened.v1" || !strings.Contains(k.Error, "taste") || time.Since(k.ParkedAt).Abs() > time.Hour {
+						t.Errorf("parked %+v", k)
+					}
+				}
+				waiting, err := outbox.ParkedEvents(t.Context(), db, "bad")
+				if err != nil || len(waiting) != 3 || waiting[0].Seq != 2 || waiting[2].Seq != 4 {
+					t.Errorf("waiting events %+v, %v", waiting, err)
+				}
+
+				// One is sent again, and still refused: it parks again and nothing of it is out.
+				if n, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil || n != 3 {
+					t.Errorf("retry: %d, %v", n, err)
+				}
+				eventually(t, "the key to be parked again", func() bool {
+					waiting, err := outbox.ParkedEvents(t.Context(), db, "bad")
+					return err == nil && len(waiting) == 3
+				})
+				s.set(func(outbox.Record) bool { return false })
+				if _, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil {
+					t.Error(err)
+				}
+				if n, err := outbox.DiscardParked(t.Context(), db, "worse"); err != nil || n != 2 {
+					t.Errorf("discard: %d, %v", n, err)
+				}
+				drained(t, db)
+				add(t, db, event("bad"), event("worse"))
+				drained(t, db)
+				got = slices.DeleteFunc(lines(t, path), func(s string) bool { return !strings.HasPrefix(s, "bad") })
+				if want := "bad/1 bad/2 bad/3 bad/4 bad/5"; strings.Join(got, " ") != want {
+					t.Errorf("published %v, want %s", got, want)
+				}
+				got = slices.DeleteFunc(lines(t, path), func(s string) bool { return !strings.HasPrefix(s, "worse") })
+				if want := "worse/1 worse/3 worse/4 worse/5"; strings.Join(got, " ") != want {
+					t.Errorf("published %v, want %s", got, want)
+				}
+				if _, err := outbox.RetryParked(t.Context(), db, "bad"); !errors.Is(err, outbox.ErrNotParked) {
+					t.Errorf("retry of a key that is not parked: %v", err)
+				}
+				if _, err := outbox.ParkedEvents(t.Context(), db, "bad"); !errors.Is(err, outbox.ErrNotParked) {
+					t.Errorf("events of a key that is not parked: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestReplaySendsTheSameEventsAgain(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s, path := file(t)
+		other := event("b")
+		other.Type = "test.Other.v1"
+		add(t, db, event("a"))
+		add(t, db, event("b"))
+		add(t, db, event("a"))
+		add(t, db, other)
+		relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+		drained(t, db)
+		before := len(lines(t, path))
+		count := func(what string, sel outbox.Selection, want string) {
+			t.Helper()
+			dry, err := outbox.Replay(t.Context(), db, sel, true, nil)
+			if err != nil || dry.Enqueued != 0 || int(dry.Matched) != len(strings.Fields(want)) {
+				t.Errorf("%s, dry run: %+v, %v", what, dry, err)
+			}
+			heard := outbox.ReplayResult{}
+			wet, err := outbox.Replay(t.Context(), db, sel, false, func(r outbox.ReplayResult) { heard = r })
+			if err != nil || wet.Enqueued != dry.Matched || heard != wet {
+				t.Errorf("%s: %+v, heard %+v, %v", what, wet, heard, err)
+			}
+			drained(t, db)
+			all := lines(t, path)
+			got := all[before:]
+			before = len(all)
+			slices.Sort(got)
+			if strings.Join(got, " ") != want {
+				t.Errorf("%s: sent %v, want %s", what, got, want)
+			}
+		}
+		count("by key", outbox.Selection{Key: "a"}, "a/1* a/2*")
+		count("by type", outbox.Selection{Type: "test.Other.v1"}, "b/2*")
+		count("by ids", outbox.Selection{FromID: 2, ToID: 3}, "a/2* b/1*")
+		count("by time", outbox.Selection{From: time.Now().Add(-time.Hour), To: time.Now().Add(time.Hour)}, "a/1* a/2* b/1* b/2*")
+		count("of nothing", outbox.Selection{To: time.Now().Add(-time.Hour)}, "")
+
+		seen, err := outboxtest.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bodies := map[string]string{}
+		for _, s := range seen {
+			if first, ok := bodies[s.ID]; ok && first != s.Body {
+				t.Errorf("%s/%d was sent again as %q, first as %q", s.Key, s.Seq, s.Body, first)
+			}
+			bodies[s.ID] = s.Body
+		}
+		if len(bodies) != 4 {
+			t.Errorf("there are %d event ids, want 4", len(bodies))
+		}
+	})
+}
+
+// A replay of what waits anyway changes nothing about it.
+func TestReplayLeavesWaitingEventsAlone(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		add(t, db, event("a"), event("b"))
+		res, err := outbox.Replay(t.Context(), db, outbox.Selection{}, false, nil)
+		if err != nil || res.Matched != 2 || res.Enqueued != 0 {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		s, path := file(t)
+		relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+		drained(t, db)
+		if got := lines(t, path); len(got) != 2 || strings.Contains(strings.Join(got, ""), "*") {
+			t.Errorf("published %v", got)
+		}
+	})
+}
+
+func TestStatusTellsBacklogAndOwners(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		add(t, db, event("a"), event("a"), event("b"))
+		st, err := outbox.Status(t.Context(), db)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st.Pending != 3 || st.LastID != 3 || len(st.Shards) != 96 || len(st.Relays) != 0 || st.OldestAge > time.Hour {
+			t.Errorf("without a relay: %+v", st)
+		}
+		if n := st.Shards[outbox.Partition("a", 96)].Pending; n != 2 {
+			t.Errorf("the shard of a has %d pending, want 2", n)
+		}
+		s, _ := file(t)
+		stop := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{Name: "me"})
+		drained(t, db)
+		if st, err = outbox.Status(t.Context(), db); err != nil {
+			t.Fatal(err)
+		}
+		if len(st.Relays) != 1 || st.Relays[0].Name != "me" || st.Relays[0].Shards != 96 || len(st.Targets) != 1 || st.Targets[0].Partitions != 1 {
+			t.Errorf("with a relay: %+v", st)
+		}
+		stop()
+		if st, err = outbox.Status(t.Context(), db); err != nil || len(st.Relays) != 0 || st.Shards[0].Owner != "" {
+			t.Errorf("after the relay: %+v, %v", st, err)
+		}
+	})
+}
+
+func TestRelaysShareFairlyAndHandOver(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		shares := func() (out []int) {
+			st, err := outbox.Status(t.Context(), db)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, r := range st.Relays {
+				out = append(out, r.Shards)
+			}
+			slices.Sort(out)
+			return out
+		}
+		_, path := file(t)
+		relay(t, db, fileAt(t, path), outbox.Config{}, outbox.RelayOptions{})
+		second := relay(t, db, fileAt(t, path), outbox.Config{}, outbox.RelayOptions{})
+		relay(t, db, fileAt(t, path), outbox.Config{}, outbox.RelayOptions{})
+		eventually(t, "three fair shares", func() bool { return slices.Equal(shares(), []int{32, 32, 32}) })
+		second()
+		eventually(t, "two fair shares", func() bool { return slices.Equal(shares(), []int{48, 48}) })
+	})
+}
+
+func TestTailFollowsInOrder(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		for range 3 {
+			add(t, db, event("a"), event("b"))
+		}
+		collect := func(opt outbox.TailOptions) (out []string) {
+			t.Helper()
+			err := outbox.Tail(t.Context(), db, opt, func(e outbox.Entry) error {
+				out = append(out, fmt.Sprintf("%s/%d", e.Key, e.Seq))
+				if e.Where != "pending" {
+					t.Errorf("%s/%d is %s", e.Key, e.Seq, e.Where)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			return out
+		}
+		for want, opt := range map[string]outbox.TailOptions{
+			"b/2 a/3 b/3": {Last: 3}, "a/2 b/2 a/3 b/3": {From: 3}, "a/2 a/3": {Last: 2, Key: "a"}, "": {},
+		} {
+			if got := strings.Join(collect(opt), " "); got != want {
+				t.Errorf("%+v: got %q, want %q", opt, got, want)
+			}
+		}
+
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var heard atomic.Int64
+		done := make(chan error, 1)
+		go func() {
+			last := map[string]int64{"a": 1, "b": 2}
+			done <- outbox.Tail(ctx, db, outbox.TailOptions{Follow: true, From: 3}, func(e outbox.Entry) error {
+				if heard.Add(1); e.Seq != last[e.Key]+1 && heard.Load() > 2 {
+					t.Errorf("%s/%d after %d", e.Key, e.Seq, last[e.Key])
+				}
+				last[e.Key] = e.Seq
+				return nil
+			})
+		}()
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for range 25 {
+					add(t, db, event("a"), event("b"))
+				}
+			})
+		}
+		wg.Wait()
+		eventually(t, "all events to be shown", func() bool { return heard.Load() == 204 })
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRetentionKeepsWhatWaits(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		events := func() (n int) {
+			t.Helper()
+			if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_event`).Scan(&n); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		retain := func() {
+			t.Helper()
+			if err := outbox.Retain(t.Context(), db, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+		}
+		age := func() {
+			t.Helper()
+			if _, err := db.Write(t.Context(), `UPDATE outbox_event SET created_ms = created_ms - 7200000`); err != nil {
+				t.Fatal(err)
+			}
+		}
+		add(t, db, event("a"), event("b"))
+		retain()
+		if n := events(); n != 2 {
+			t.Fatalf("%d events after retention of young ones, want 2", n)
+		}
+		age()
+		retain()
+		if n := events(); n != 2 {
+			t.Fatalf("%d events after retention of pending ones, want 2", n)
+		}
+		s, _ := file(t)
+		p := &picky{Sink: s, refuses: func(r outbox.Record) bool { return r.Key == "b" }}
+		stop := relay(t, db, p, outbox.Config{}, outbox.RelayOptions{})
+		drained(t, db)
+		stop()
+		retain()
+		if _, err := outbox.ParkedEvents(t.Context(), db, "b"); err != nil {
+			t.Fatalf("a parked event is gone: %v", err)
+		}
+		if _, err := outbox.DiscardParked(t.Context(), db, "b"); err != nil {
+			t.Fatal(err)
+		}
+		retain()
+		if n := events(); n != 0 {
+			t.Fatalf("%d events after retention of old, published ones, want 0", n)
+		}
+		add(t, db, event("a")) // the ring is there for the next
+		if n := events(); n != 1 {
+			t.Errorf("%d events, want 1", n)
+		}
+	})
+}
+
+func TestShardsChangeOnlyWhileNothingWaits(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		add(t, db, event("a"))
+		s, path := file(t)
+		r, err := outbox.NewRelay(db, s, outbox.Config{Shards: 12}, outbox.RelayOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Run(t.Context()); !errors.Is(err, outbox.ErrShards) {
+			t.Fatalf("with an event waiting: %v, want ErrShards", err)
+		}
+		stop := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+		drained(t, db)
+		stop()
+		relay(t, db, s, outbox.Config{Shards: 12}, outbox.RelayOptions{})
+		eventually(t, "twelve shards", func() bool {
+			st, err := outbox.Status(t.Context(), db)
+			return err == nil && len(st.Shards) == 12 && len(st.Relays) == 1 && st.Relays[0].Shards == 12
+		})
+		for range 5 {
+			add(t, db, event("a"), event("b"), event("c"))
+		}
+		drained(t, db)
+		if n := len(lines(t, path)); n != 16 {
+			t.Errorf("%d events published, want 16", n)
+		}
+	})
+}
+
+// resized has another number of partitions than the real sink.
+type resized struct {
+	outbox.Sink
+	n atomic.Int64
+}
+
+func (r *resized) Partitions(context.Context) (int, error) { return int(r.n.Load()), nil }
+
+func TestRelayRefusesAnotherNumberOfPartitions(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	real, path := file(t)
+	s := &resized{Sink: real}
+	s.n.Store(4)
+	stop := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+	add(t, db, event("a"))
+	drained(t, db)
+	stop()
+	add(t, db, event("a"))
+	s.n.Store(8)
+	run := func() error {
+		r, err := outbox.NewRelay(db, s, outbox.Config{}, outbox.RelayOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Run(t.Context())
+	}
+	if err := run(); !errors.Is(err, outbox.ErrPartitionsChanged) {
+		t.Fatalf("got %v, want ErrPartitionsChanged", err)
+	}
+	if n := len(lines(t, path)); n != 1 {
+		t.Errorf("%d events published, want 1", n)
+	}
+	s.n.Store(7)
+	if err := run(); !errors.Is(err, outbox.ErrShards) {
+		t.Errorf("seven partitions for 96 shards: %v, want ErrShards", err)
+	}
+	s.n.Store(8)
+	if err := outbox.AcceptPartitions(t.Context(), db, s.Name(), 8); err != nil {
+		t.Fatal(err)
+	}
+	relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+	drained(t, db)
+}
+
+// Transactions that stay open, hold other tables or only read delay nobody's events.
+func TestForeignTransactionsDelayNothing(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	s, path := file(t)
+	relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+	err := db.RunInTx(t.Context(), nil, func(ctx context.Context, reader bun.Tx) error {
+		var n int
+		if err := reader.QueryRowContext(ctx, `SELECT count(*) FROM outbox_event, outbox_pending`).Scan(&n); err != nil {
+			return err
+		}
+		return db.RunInTx(ctx, nil, func(ctx context.Context, writer bun.Tx) error {
+			if err := outbox.Add(ctx, writer, event("slow")); err != nil {
+				return err
+			}
+			for range 50 {
+				add(t, db, event("a"), event("b"))
+			}
+			eventually(t, "the others' events", func() bool { return len(lines(t, path)) == 100 })
+			return nil
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	drained(t, db)
+	if got := lines(t, path); got[len(got)-1] != "slow/1" {
+		t.Errorf("the last is %s", got[len(got)-1])
+	}
+}

@@ -1,0 +1,191 @@
+package sink_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/sink"
+)
+
+func batch(records ...outbox.Record) *outbox.Batch {
+	return &outbox.Batch{Records: records, Owned: func() bool { return true }}
+}
+
+func record(key string, seq int64) outbox.Record {
+	return outbox.Record{
+		ID: seq, Seq: seq, EventID: fmt.Sprintf("%s-%d", key, seq), Type: "test.Happened.v1", Key: key, Subject: key, Source: "https://auth.example",
+		DataSchema: "https://schemas.example/a.json", Time: "2026-01-02T03:04:05.5Z", Data: []byte(`{"a":"<&> ü"}`),
+	}
+}
+
+func open(t *testing.T, path string) *sink.File {
+	t.Helper()
+	s, err := sink.OpenFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func publish(t *testing.T, s outbox.Sink, records ...outbox.Record) {
+	t.Helper()
+	if err := s.Publish(t.Context(), batch(records...)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func content(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+const first = `{"specversion":"1.0","id":"k-1","source":"https://auth.example","type":"test.Happened.v1","subject":"k",` +
+	`"time":"2026-01-02T03:04:05.5Z","sequence":"1","dataschema":"https://schemas.example/a.json","datacontenttype":"application/json","data":{"a":"<&> ü"}}` + "\n"
+
+func TestFileHasOneStructuredEventALine(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "events.ndjson")
+	s := open(t, path)
+	bare := record("k", 2)
+	bare.Subject, bare.DataSchema, bare.Replay = "", "", true
+	publish(t, s, record("k", 1), bare)
+	want := first + `{"specversion":"1.0","id":"k-2","source":"https://auth.example","type":"test.Happened.v1",` +
+		`"time":"2026-01-02T03:04:05.5Z","sequence":"2","replay":true,"datacontenttype":"application/json","data":{"a":"<&> ü"}}` + "\n"
+	if got := content(t, path); got != want {
+		t.Errorf("got  %swant %s", got, want)
+	}
+	for _, name := range []string{path, path + ".lock"} {
+		info, err := os.Stat(name)
+		if err != nil || info.Mode() != 0o600 {
+			t.Errorf("%s: mode %v, %v", name, info.Mode(), err)
+		}
+	}
+}
+
+func TestFileRepairsALineCutByACrash(t *testing.T) {
+	t.Parallel()
+	for name, torn := range map[string]string{
+		"short": `{"specver`, "long": `{"specversion":"` + strings.Repeat("x", 20_000), "nothing": "",
+	} {
+		for _, before := range []string{"", first} {
+			path := filepath.Join(t.TempDir(), "events.ndjson")
+			if err := os.WriteFile(path, []byte(before+torn), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			publish(t, open(t, path), record("k", 1))
+			if got := content(t, path); got != before+first {
+				t.Errorf("%s: got %.300q", name, got)
+			}
+		}
+	}
+}
+
+func TestFileIsBegunAnewWhenMovedAway(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "events.ndjson")
+	s := open(t, path)
+	publish(t, s, record("k", 1))
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, s, record("k", 1))
+	if content(t, path) != first || content(t, path+".1") != first {
+		t.Error("the event is not where it belongs")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, s, record("k", 1))
+	if content(t, path) != first {
+		t.Error("a removed file was not begun anew")
+	}
+}
+
+// Several processes append to one file: lines stay whole.
+func TestFileIsSharedByTurns(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "events.ndjson")
+	var wg sync.WaitGroup
+	for n := range 4 {
+		s := open(t, path)
+		wg.Go(func() {
+			for i := range 20 {
+				if err := s.Publish(context.Background(), batch(record(fmt.Sprint("k", n), int64(2*i+1)), record(fmt.Sprint("k", n), int64(2*i+2)))); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	seen, err := outboxtest.ReadFile(path)
+	if err != nil || len(seen) != 160 {
+		t.Fatalf("%d events, %v", len(seen), err)
+	}
+	last := map[string]int64{}
+	for _, s := range seen {
+		if s.Seq != last[s.Key]+1 {
+			t.Fatalf("%s/%d after %d", s.Key, s.Seq, last[s.Key])
+		}
+		last[s.Key] = s.Seq
+	}
+}
+
+func TestFileWritesNothingItMayNot(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "events.ndjson")
+	s := open(t, path)
+	b := batch(record("k", 1))
+	b.Owned = func() bool { return false }
+	if err := s.Publish(t.Context(), b); !errors.Is(err, outbox.ErrNotOwned) {
+		t.Errorf("got %v, want ErrNotOwned", err)
+	}
+	if got := content(t, path); got != "" {
+		t.Errorf("wrote %q", got)
+	}
+	if _, err := sink.OpenFile(filepath.Join(t.TempDir(), "missing", "events.ndjson")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a missing folder: %v", err)
+	}
+}
+
+// Whatever strings an event has, its line is one line and says the same.
+func FuzzLine(f *testing.F) {
+	f.Add("k", "s", `{"a":1}`)
+	f.Add("\u2028", "a\"b\\", `{"a":"\u0000\n"}`)
+	f.Fuzz(func(t *testing.T, key, source, data string) {
+		var compact any
+		if json.Unmarshal([]byte(data), &compact) != nil || strings.ContainsAny(data, "\r\n") {
+			t.Skip()
+		}
+		r := record(key, 1)
+		r.Source, r.Data = source, []byte(data)
+		line, err := sink.Line(&r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := strings.IndexByte(string(line), '\n'); i != len(line)-1 {
+			t.Fatalf("not one line: %q", line)
+		}
+		if _, err := outboxtest.ParseLine(line); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
