@@ -1,0 +1,260 @@
+package auth
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/santhosh-tekuri/jsonschema/v6"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// emitted is an event with the attributes that its envelope gets.
+type emitted struct{ Type, Key, Subject, Source, Schema, Time, Data string }
+
+// everything does whatever there is that emits events, and returns them all. The limit of
+// sessions is three and the grace window is shut.
+func everything(t *testing.T, w *world) []emitted {
+	t.Helper()
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	name, first := w.newcomer(t)
+	user := w.caller(t, first).User
+
+	// Sessions, one by one.
+	nameless, err := w.Login(t.Context(), Credentials{name, goodPassword}, Device{})
+	ok(err)
+	named, err := w.Login(t.Context(), Credentials{name, goodPassword}, Device{Name: "Alice's phone", IP: phone().IP})
+	ok(err)
+	w.signIn(t, name) // the first one gives way
+	ok(w.LogoutRefresh(t.Context(), nameless.RefreshToken))
+	here := w.signIn(t, name)
+	ok(w.EndSession(t.Context(), w.caller(t, here), named.SessionID))
+	other := w.signIn(t, name)
+	ok(w.RevokeSession(t.Context(), Session{ID: other.SessionID, UserID: user.ID}))
+	ok(w.Revoke(t.Context(), here.AccessToken))
+	stolen := w.signIn(t, name)
+	w.live(t, stolen)
+	if _, err := w.Refresh(t.Context(), stolen.RefreshToken, phone()); !errors.Is(err, ErrRefreshTokenReused) {
+		t.Fatalf("a token used twice: %v", err)
+	}
+	_, another := w.newcomer(t)
+	w.live(t, another)
+	if _, err := w.Refresh(t.Context(), another.RefreshToken, Device{}); !errors.Is(err, ErrRefreshTokenReused) {
+		t.Fatalf("a token used twice by nobody known: %v", err)
+	}
+
+	// Sessions, all at once.
+	here = w.signIn(t, name)
+	ok(w.EndSessions(t.Context(), w.caller(t, here), true))
+	ok(w.RevokeUserSessions(t.Context(), user.ID))
+	here = w.signIn(t, name)
+	_, err = w.ChangePassword(t.Context(), w.caller(t, here), goodPassword, "another quite good one", phone())
+	ok(err)
+	ok(w.SetPassword(t.Context(), user.ID, goodPassword))
+
+	// The account.
+	ok(w.DisableUser(t.Context(), user.ID))
+	ok(w.EnableUser(t.Context(), user.ID))
+	for _, dev := range []Device{phone(), {}} { // an address that is known to the account, and none
+		for range 50 {
+			_, err := w.Login(t.Context(), Credentials{name, "not the password"}, dev)
+			if errors.Is(err, ErrTooManyAttempts) {
+				break
+			}
+			if !errors.Is(err, ErrInvalidCredentials) {
+				t.Fatal(err)
+			}
+		}
+	}
+	ok(w.DeleteUser(t.Context(), user.ID))
+	_, leaver := w.newcomer(t)
+	ok(w.DeleteOwn(t.Context(), w.caller(t, leaver), goodPassword, phone()))
+	_, err = w.CreateUser(t.Context(), Credentials{"user-" + strings.ReplaceAll(uuid.NewString(), "-", ""), goodPassword})
+	ok(err)
+
+	rows, err := w.db.QueryContext(t.Context(), "SELECT type, key, subject, source, dataschema, time, data FROM outbox_event ORDER BY id")
+	ok(err)
+	defer rows.Close()
+	var list []emitted
+	for rows.Next() {
+		var e emitted
+		ok(rows.Scan(&e.Type, &e.Key, &e.Subject, &e.Source, &e.Schema, &e.Time, &e.Data))
+		list = append(list, e)
+	}
+	ok(rows.Err())
+	return list
+}
+
+// schemas compiles docs/schemas under the addresses that events name.
+func schemas(t *testing.T) map[string]*jsonschema.Schema {
+	t.Helper()
+	files, err := filepath.Glob("../../docs/schemas/*.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiler := jsonschema.NewCompiler()
+	compiler.AssertFormat()
+	for _, path := range files {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+		if err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+		eventType := strings.TrimSuffix(filepath.Base(path), ".json")
+		if id := doc.(map[string]any)["$id"]; id != SchemaURL(eventType) {
+			t.Errorf("%s calls itself %v", path, id)
+		}
+		if err := compiler.AddResource(SchemaURL(eventType), doc); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+	}
+	compiled := map[string]*jsonschema.Schema{}
+	for _, path := range files {
+		eventType := strings.TrimSuffix(filepath.Base(path), ".json")
+		if compiled[eventType], err = compiler.Compile(SchemaURL(eventType)); err != nil {
+			t.Fatalf("%s: %v", path, err)
+		}
+	}
+	return compiled
+}
+
+func TestEveryTypeOfEventHasASchemaAndNothingElseHas(t *testing.T) {
+	t.Parallel()
+	got := slices.Sorted(maps.Keys(schemas(t)))
+	if want := slices.Sorted(slices.Values(EventTypes())); !slices.Equal(got, want) {
+		t.Errorf("schemas of\n%q, and there are\n%q", got, want)
+	}
+}
+
+// What consumers get is what the schemas say: nothing else, nothing less, and every value of
+// every list in them does occur.
+func TestEventsAreWhatTheirSchemasSay(t *testing.T) {
+	t.Parallel()
+	compiled := schemas(t)
+	limits := func(c *Config) {
+		c.MaxSessions, c.RefreshGrace = 3, 0
+		c.Throttle.Enabled = true
+	}
+	eachWith(t, limits, func(t *testing.T, w *world) {
+		said := map[string]map[string]bool{} // by type and member: the values
+		shapes := map[string][]string{}      // by type: the data, normalised
+		for _, e := range everything(t, w) {
+			schema := compiled[e.Type]
+			if schema == nil {
+				t.Errorf("%s has no schema", e.Type)
+				continue
+			}
+			value, err := jsonschema.UnmarshalJSON(strings.NewReader(e.Data))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := schema.Validate(value); err != nil {
+				t.Errorf("%s %s: %v", e.Type, e.Data, err)
+			}
+			data := value.(map[string]any)
+			for name, v := range data {
+				member := schema.Properties[name]
+				if member == nil {
+					t.Errorf("%s has a member that its schema does not know: %s", e.Type, name)
+					continue
+				}
+				if text, isText := v.(string); isText && member.Enum != nil {
+					if said[e.Type+" "+name] == nil {
+						said[e.Type+" "+name] = map[string]bool{}
+					}
+					said[e.Type+" "+name][text] = true
+				}
+			}
+			want := emitted{e.Type, data["user_id"].(string), data["user_id"].(string), w.cfg.Token.Issuer, SchemaURL(e.Type), data["occurred_at"].(string), e.Data}
+			if e != want {
+				t.Errorf("the envelope is\n%+v, want\n%+v", e, want)
+			}
+			if until, has := data["expires_at"]; has {
+				from, err1 := time.Parse(time.RFC3339, data["occurred_at"].(string))
+				to, err2 := time.Parse(time.RFC3339, until.(string))
+				if lasts := to.Sub(from); err1 != nil || err2 != nil || lasts < w.cfg.Token.AccessTTL {
+					t.Errorf("%s: a denylist may forget after %s, and access tokens live %s", e.Type, lasts, w.cfg.Token.AccessTTL)
+				}
+			}
+			if shape := normalised(t, e.Data); !slices.Contains(shapes[e.Type], shape) {
+				shapes[e.Type] = append(shapes[e.Type], shape)
+			}
+		}
+		for _, eventType := range EventTypes() {
+			golden(t, filepath.Join("testdata", "events", eventType+".json"), shapes[eventType])
+			for name, member := range compiled[eventType].Properties {
+				if member.Enum == nil {
+					continue
+				}
+				for _, v := range member.Enum.Values {
+					if !said[eventType+" "+name][v.(string)] {
+						t.Errorf("the schema of %s lists the %s %q, which never occurs", eventType, name, v)
+					}
+				}
+			}
+		}
+	})
+}
+
+var (
+	anID   = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
+	aTime  = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
+	aName  = regexp.MustCompile(`user-[0-9a-f]{32}`)
+	anyKey = `"session_epoch":` // counts what the test did before
+)
+
+// normalised is the data with ids, times and names that are the same in every run.
+func normalised(t *testing.T, data string) string {
+	t.Helper()
+	data = anID.ReplaceAllString(data, "00000000-0000-7000-8000-000000000000")
+	data = aTime.ReplaceAllString(data, "2026-01-02T15:04:05.123456Z")
+	data = aName.ReplaceAllString(data, "alice")
+	data = regexp.MustCompile(anyKey+`\d+`).ReplaceAllString(data, anyKey+"1")
+	var out bytes.Buffer
+	if err := json.Indent(&out, []byte(data), "", "  "); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
+
+// golden compares the forms that the data of a type takes with the ones on file. It is what
+// consumers have been reading: a difference is a change of the contract.
+func golden(t *testing.T, path string, shapes []string) {
+	t.Helper()
+	got := "[" + strings.Join(shapes, ",\n") + "]\n"
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s is\n%swant\n%s", path, got, want)
+	}
+}
