@@ -103,9 +103,13 @@ failure), and 2 when the command line itself is wrong.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Args:          cobra.NoArgs,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains([]string{"table", "json"}, g.output) {
 				return misuse{fmt.Errorf("--output is %q; it takes table or json", g.output)}
+			}
+			// Flags that exclude each other: cobra would look later, and say it as a failure.
+			if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
+				return misuse{err}
 			}
 			return nil
 		},
@@ -156,6 +160,7 @@ func completionExamples(root *cobra.Command) {
 // everyMisuse makes wrong arguments a misuse in every command, and an unknown or missing
 // subcommand an error rather than a page of help and success.
 func everyMisuse(cmd *cobra.Command) {
+	cmd.SuggestionsMinimumDistance = 2
 	if check := cmd.Args; check != nil {
 		cmd.Args = func(cmd *cobra.Command, args []string) error {
 			if err := check(cmd, args); err != nil {

@@ -105,7 +105,7 @@ const patience = 60 * time.Second
 
 // poll asks until the answer is yes.
 func poll(reached func() bool) bool {
-	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		if reached() {
 			return true
 		}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -193,11 +194,16 @@ func show(r auth.TokenReport, section, key string, value any) string {
 	if err != nil {
 		return "?"
 	}
-	shown := fmt.Sprintf("%s", text)
-	if s, ok := value.(string); ok && strings.IndexFunc(s, func(c rune) bool { return c < ' ' || c > '~' }) < 0 {
-		shown = s
-	} else {
-		shown = strings.Trim(fmt.Sprintf("%+q", shown), `"`)
+	plain := func(s string) bool {
+		return strings.IndexFunc(s, func(c rune) bool { return c < ' ' || c > '~' }) < 0
+	}
+	shown := string(text)
+	var word string
+	switch {
+	case json.Unmarshal(text, &word) == nil && plain(word):
+		shown = word
+	case !plain(shown):
+		shown = strconv.QuoteToASCII(shown)
 	}
 	if section == "claims" && slices.Contains([]string{"exp", "iat", "nbf", "auth_time"}, key) {
 		if at, ok := r.Time(key); ok {

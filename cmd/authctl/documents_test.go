@@ -1,0 +1,180 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/toppira/authctl/platform/config"
+)
+
+func TestTheTagsOfTheSettingsAreSound(t *testing.T) {
+	t.Parallel()
+	if err := config.Check(&settings{}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestTheDocumentsOfTheSettingsAreUpToDate(t *testing.T) {
+	t.Parallel()
+	for path, write := range map[string]func(io.Writer, any) error{
+		"../../config.yaml":           config.WriteYAML,
+		"../../docs/configuration.md": config.WriteMarkdown,
+	} {
+		var want bytes.Buffer
+		if err := write(&want, &settings{}); err != nil {
+			t.Fatal(err)
+		}
+		if *update {
+			if err := os.WriteFile(path, want.Bytes(), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		have, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(have, want.Bytes()) {
+			t.Errorf("%s is out of date; write it anew with: go test ./cmd/authctl -run Documents -update", path)
+		}
+	}
+}
+
+func TestTheSettingsFileOfTheRepositorySetsNothing(t *testing.T) {
+	t.Parallel()
+	var file, none settings
+	if err := config.Load(&file, config.Options{File: "../../config.yaml"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := config.Load(&none, config.Options{File: os.DevNull}); err != nil {
+		t.Fatal(err)
+	}
+	want := config.Keys(&none)
+	for i, key := range config.Keys(&file) {
+		if key.Value != want[i].Value || key.Source != "default" {
+			t.Errorf("%s is %q from %s", key.Path, key.Value, key.Source)
+		}
+	}
+}
+
+// everyCommand calls fn with the root and with each command below it.
+func everyCommand(cmd *cobra.Command, fn func(*cobra.Command)) {
+	fn(cmd)
+	for _, sub := range cmd.Commands() {
+		if !sub.Hidden {
+			everyCommand(sub, fn)
+		}
+	}
+}
+
+func TestEveryHelpPageTeaches(t *testing.T) {
+	t.Parallel()
+	everyCommand(newRoot(), func(cmd *cobra.Command) {
+		path := strings.Fields(cmd.CommandPath())[1:]
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), append(path, "--help"), nil, &stdout, &stderr); code != exitDone || stderr.Len() > 0 {
+			t.Errorf("%v --help: exit code %d, %s", path, code, &stderr)
+		}
+		page := stdout.String()
+		for _, part := range []string{cmd.Short, "Usage:", "Examples:\n" + cmd.Example} {
+			if part == "" || !strings.Contains(page, part) && (cmd.Long == "" || part != cmd.Short) {
+				t.Errorf("the help page of %v lacks %q", path, part)
+			}
+		}
+		if !strings.Contains(cmd.Example, cmd.CommandPath()) && cmd.HasParent() && !cmd.HasSubCommands() {
+			t.Errorf("the examples of %v show another command: %s", path, cmd.Example)
+		}
+		for line := range strings.Lines(page) {
+			if len([]rune(line)) > 140 {
+				t.Errorf("a line of the help page of %v is too long: %s", path, line)
+			}
+		}
+		cmd.LocalFlags().VisitAll(func(f *pflag.Flag) {
+			if f.Usage == "" {
+				t.Errorf("%v: --%s is not explained", path, f.Name)
+			}
+		})
+	})
+}
+
+// Each line of an example must be one that the command line takes, down to the names of its
+// flags and the number of its arguments.
+func TestEveryExampleIsALineThatWorks(t *testing.T) {
+	t.Parallel()
+	everyCommand(newRoot(), func(cmd *cobra.Command) {
+		for line := range strings.Lines(strings.ReplaceAll(cmd.Example, "\\\n", " ")) {
+			calls := authctlCalls(line)
+			if len(calls) == 0 {
+				t.Errorf("an example of %q calls nothing: %s", cmd.CommandPath(), line)
+			}
+			for _, words := range calls {
+				root := newRoot()
+				target, rest, err := root.Find(words)
+				if err != nil {
+					t.Errorf("%s: %v", line, err)
+					continue
+				}
+				if err := target.ParseFlags(rest); errors.Is(err, pflag.ErrHelp) {
+					continue
+				} else if err != nil {
+					t.Errorf("%s: %v", line, err)
+					continue
+				}
+				args := target.Flags().Args()
+				if strings.Contains(line, "xargs") { // which adds one
+					if err := target.ValidateArgs(append(args, "one")); err == nil {
+						continue
+					}
+				}
+				if target.Args != nil {
+					if err := target.ValidateArgs(args); err != nil {
+						t.Errorf("%s: %v", line, err)
+					}
+				}
+				if target.HasSubCommands() && target.HasParent() && target.Name() != "completion" {
+					t.Errorf("%s: it stops at a group", line)
+				}
+			}
+		}
+	})
+}
+
+var (
+	separators = regexp.MustCompile(`[|()<>;]`)
+	quoted     = regexp.MustCompile(`'[^']*'|"[^"]*"`)
+)
+
+// authctlCalls are the words behind each authctl of a shell line.
+func authctlCalls(line string) (calls [][]string) {
+	line = quoted.ReplaceAllString(line, "quoted")
+	for part := range strings.SplitSeq(separators.ReplaceAllString(line, "|"), "|") {
+		if _, words, found := strings.Cut(" "+part, " authctl"); found {
+			calls = append(calls, strings.Fields(words))
+		}
+	}
+	return calls
+}
+
+func TestCompletionKnowsEveryCommand(t *testing.T) {
+	t.Parallel()
+	everyCommand(newRoot(), func(cmd *cobra.Command) {
+		if !cmd.HasSubCommands() {
+			return
+		}
+		var stdout, stderr bytes.Buffer
+		run(t.Context(), append([]string{"__complete"}, append(strings.Fields(cmd.CommandPath())[1:], "")...), nil, &stdout, &stderr)
+		for _, sub := range cmd.Commands() {
+			if !sub.Hidden && !strings.Contains(stdout.String(), sub.Name()+"\t") {
+				t.Errorf("%s is not completed with %s", cmd.CommandPath(), sub.Name())
+			}
+		}
+	})
+}
