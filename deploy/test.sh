@@ -22,8 +22,6 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$here/process.sh"
 cd "$here/.."
 
-golangci=v2.15.0
-
 demand=${AUTHCTL_TEST_DEMAND:+--demand} keep='' go_args=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -69,23 +67,11 @@ scripts() {
     echo "shellcheck is not installed: skipped"
     return
   fi
-  shellcheck -x deploy/*.sh .ci/run
-}
-
-# lint runs the linter's released source at its pinned version, built once a Go version.
-lint() {
-  local bin attempt
-  bin=${AUTHCTL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/authctl}/golangci-lint-$golangci-$(go env GOVERSION)
-  for attempt in 1 2 3; do
-    [ -x "$bin/golangci-lint" ] && break
-    GOBIN=$bin GOFLAGS='' go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$golangci" ||
-      sleep $((attempt * 3))
-  done
-  "$bin/golangci-lint" run --timeout 10m
+  shellcheck -x deploy/*.sh deploy/postgres/*.sh .ci/run
 }
 
 build() {
-  CGO_ENABLED=0 go build -trimpath -o "$scratch/authctl" ./cmd/authctl || return
+  deploy/build.sh "$scratch/authctl" || return
   if ldd "$scratch/authctl" >/dev/null 2>&1; then echo "the binary is not static"; return 1; fi
   "$scratch/authctl" version
 }
@@ -105,7 +91,7 @@ step() { # NAME COMMAND [ARG]...
   local name=$1 begun=$SECONDS
   shift
   printf '\n--- %s\n' "$name"
-  # In a condition, set -e would be off within the function: each returns by itself.
+  # set -e is off in a condition, and so in the functions above: each returns by itself.
   if "$@"; then
     printf -- '--- %s: ok, %d s\n' "$name" $((SECONDS - begun))
   else
@@ -121,7 +107,7 @@ else
   step scripts scripts
   step vet go vet ./...
   step build build
-  step lint lint
+  step lint deploy/lint.sh
   step tests tests ./...
 fi
 

@@ -1,0 +1,381 @@
+package deploy
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// insufficientPrivilege is PostgreSQL's code for: permission denied.
+const insufficientPrivilege = "42501"
+
+// rolesDatabase is a database as docker-compose.yml makes it: roles.sql, the migrations as
+// authctl_migrate, grants.sql.
+type rolesDatabase struct{ admin string }
+
+func newRolesDatabase(t *testing.T) rolesDatabase {
+	t.Helper()
+	server := testenv.Postgres(t)
+	name := "roles_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	run(t, server, "CREATE DATABASE "+name)
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		conn, err := pgx.Connect(ctx, server)
+		if err != nil {
+			t.Logf("drop %s: %v", name, err)
+			return
+		}
+		defer conn.Close(ctx)
+		if _, err := conn.Exec(ctx, "DROP DATABASE "+name+" WITH (FORCE)"); err != nil {
+			t.Logf("drop %s: %v", name, err)
+		}
+	})
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name
+	db := rolesDatabase{u.String()}
+	run(t, db.admin, read(t, "postgres/roles.sql"))
+	run(t, db.admin, read(t, "postgres/roles.sql")) // changes nothing
+	db.authctl(t, "authctl_migrate", "", "migrate", "up")
+	run(t, db.as("authctl_migrate"), read(t, "postgres/grants.sql"))
+	run(t, db.as("authctl_migrate"), read(t, "postgres/grants.sql")) // nor does this
+	return db
+}
+
+// as is the URL under which a session has a role's rights and no other, whoever signs in.
+func (db rolesDatabase) as(role string) string {
+	u, err := url.Parse(db.admin)
+	if err != nil {
+		panic(err)
+	}
+	q := u.Query()
+	q.Set("options", "--role="+role)
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// run sends statements as they are, several at once.
+func run(t *testing.T, database, sql string) {
+	t.Helper()
+	if err := try(t.Context(), database, sql); err != nil {
+		t.Fatalf("%.60s…: %v", sql, err)
+	}
+}
+
+func try(ctx context.Context, database, sql string) error {
+	conn, err := pgx.Connect(ctx, database)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	_, err = conn.PgConn().Exec(ctx, sql).ReadAll()
+	return err
+}
+
+// command prepares authctl as one of the roles.
+func (db rolesDatabase) command(t *testing.T, dir, role string, args ...string) *exec.Cmd {
+	t.Helper()
+	// The test's own context ends before its clean-up, which is to end processes well.
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), binary(t), args...)
+	cmd.Dir = dir
+	cmd.Env = []string{
+		"HOME=" + dir, "DATABASE_URL=" + db.as(role), "AUTH_TOKEN_SECRET=" + strings.Repeat("s", 48),
+		"AUTH_PASSWORD_BCRYPT_COST=4", "OUTBOX_RELAY=off", "APP_OPERATOR_ADDR=off",
+	}
+	return cmd
+}
+
+// authctl runs a command to its end and returns what it printed.
+func (db rolesDatabase) authctl(t *testing.T, role, stdin string, args ...string) string {
+	t.Helper()
+	cmd := db.command(t, t.TempDir(), role, args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("authctl %s as %s: %v\n%s", strings.Join(args, " "), role, err, &stderr)
+	}
+	return strings.TrimSpace(stdout.String())
+}
+
+// start runs a command until the test ends, which must end it well and must not have been
+// denied anything meanwhile.
+func (db rolesDatabase) start(t *testing.T, dir, role string, env []string, args ...string) {
+	t.Helper()
+	cmd := db.command(t, dir, role, args...)
+	cmd.Env = append(cmd.Env, env...)
+	var log lockedBuffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		late := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+		defer late.Stop()
+		err := cmd.Wait()
+		if text := log.String(); err != nil || strings.Contains(text, "permission denied") || strings.Contains(text, insufficientPrivilege) {
+			t.Errorf("authctl %s as %s: %v\n%s", strings.Join(args, " "), role, err, text)
+		}
+	})
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func TestEachDatabaseRoleIsEnoughForItsWork(t *testing.T) {
+	t.Parallel()
+	db := newRolesDatabase(t)
+	api := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	_, port, _ := net.SplitHostPort(api)
+	events := t.TempDir()
+	db.start(t, t.TempDir(), "authctl_serve", []string{"APP_HOST=127.0.0.1", "APP_PORT=" + port}, "serve")
+	db.start(t, events, "authctl_relay", nil, "relay")
+	eventually(t, "the API answers", func() bool {
+		res, err := http.Get("http://" + api + "/readyz")
+		if err != nil {
+			return false
+		}
+		_ = res.Body.Close()
+		return res.StatusCode == http.StatusOK
+	})
+
+	// Everything a person can do.
+	person := client{t, "http://" + api + "/api/v1/auth"}
+	credentials := map[string]any{"username": "alice", "password": "correct horse battery staple"}
+	tokens := person.call("POST", "/register", "", credentials, http.StatusCreated)
+	tokens = person.call("POST", "/refresh", "", map[string]any{"refresh_token": tokens["refresh_token"]}, http.StatusOK)
+	person.call("POST", "/login", "", map[string]any{"username": "alice", "password": "wrong"}, http.StatusUnauthorized)
+	other := person.call("POST", "/login", "", credentials, http.StatusOK)
+	access := tokens["access_token"].(string)
+	person.call("GET", "/me", access, nil, http.StatusOK)
+	person.call("GET", "/sessions", access, nil, http.StatusOK)
+	person.call("DELETE", "/sessions/"+other["session_id"].(string), access, nil, http.StatusNoContent)
+	tokens = person.call("POST", "/password", access, map[string]any{
+		"current_password": credentials["password"], "new_password": "battery staple horse correct"}, http.StatusOK)
+	access = tokens["access_token"].(string)
+	person.call("DELETE", "/me", access, map[string]any{"password": "battery staple horse correct"}, http.StatusNoContent)
+
+	// And an operator.
+	db.authctl(t, "authctl_serve", "correct horse battery staple", "user", "create", "bob", "--password-stdin")
+	db.authctl(t, "authctl_serve", "", "user", "list")
+	db.authctl(t, "authctl_serve", "", "user", "disable", "bob")
+	db.authctl(t, "authctl_serve", "", "user", "enable", "bob")
+	person.call("POST", "/login", "", map[string]any{"username": "bob", "password": "correct horse battery staple"}, http.StatusOK)
+	db.authctl(t, "authctl_serve", "", "session", "revoke", "--user", "bob")
+	kid := db.authctl(t, "authctl_serve", "", "key", "stage")
+	db.authctl(t, "authctl_serve", "", "key", "promote", kid, "--force")
+
+	published := func(what string) bool {
+		text, _ := os.ReadFile(filepath.Join(events, "data", "events.ndjson"))
+		return strings.Contains(string(text), what)
+	}
+	eventually(t, "the relay has published alice's end", func() bool { return published("auth.UserDeleted.v1") })
+	db.authctl(t, "authctl_relay", "", "outbox", "status")
+	db.authctl(t, "authctl_relay", "", "outbox", "tail")
+	db.authctl(t, "authctl_relay", "", "outbox", "replay", "--since", "1h", "--yes")
+	eventually(t, "the relay has published again", func() bool { return published(`"replay":`) })
+}
+
+func TestARelayMayDivideTheWorkAnew(t *testing.T) {
+	t.Parallel()
+	db := newRolesDatabase(t)
+	dir := t.TempDir()
+	db.start(t, dir, "authctl_relay", []string{"OUTBOX_SHARDS=24"}, "relay")
+	eventually(t, "the relay has divided the work into 24", func() bool {
+		return try(t.Context(), db.admin, `SELECT 1 / (count(*) = 24)::int FROM outbox_shard WHERE owner IS NOT NULL`) == nil
+	})
+}
+
+func TestARelayMayEmptyASegment(t *testing.T) {
+	t.Parallel()
+	db := newRolesDatabase(t)
+	run(t, db.as("authctl_relay"), `BEGIN; LOCK TABLE ONLY outbox_event_03 IN ACCESS EXCLUSIVE MODE; TRUNCATE ONLY outbox_event_03; COMMIT`)
+}
+
+func TestEachDatabaseRoleIsDeniedWhatIsNotItsWork(t *testing.T) {
+	t.Parallel()
+	db := newRolesDatabase(t)
+	for role, statements := range map[string][]string{
+		"authctl_serve": {
+			"SELECT * FROM outbox_event",
+			"DELETE FROM outbox_event",
+			"UPDATE outbox_event SET data = ''",
+			"TRUNCATE outbox_event",
+			"SELECT * FROM outbox_pending",
+			"DELETE FROM outbox_pending",
+			"UPDATE outbox_shard SET owner = NULL",
+			"UPDATE outbox_setting SET shards = 1",
+			"DELETE FROM signing_key",
+			"TRUNCATE users",
+			"DELETE FROM bun_migrations",
+			"DROP TABLE users",
+			"ALTER TABLE users ADD COLUMN extra text",
+			"CREATE TABLE mine ()",
+			"CREATE TEMPORARY TABLE mine ()",
+			"CREATE ROLE mine",
+			"COPY users TO PROGRAM 'true'",
+		},
+		"authctl_relay": {
+			"SELECT * FROM users",
+			"SELECT * FROM session",
+			"SELECT * FROM signing_key",
+			"SELECT * FROM revoked_session",
+			"UPDATE users SET status = 'active'",
+			"INSERT INTO outbox_event DEFAULT VALUES",
+			"INSERT INTO outbox_event_03 DEFAULT VALUES",
+			"UPDATE outbox_event SET data = ''",
+			"DELETE FROM outbox_event_03",
+			"SELECT nextval('outbox_event_id')",
+			"UPDATE outbox_key SET seq = 0",
+			"SELECT outbox_add(0, 0, gen_random_uuid(), '', '', '', '', '', '', '')",
+			"DROP TABLE outbox_event",
+			"CREATE TABLE mine ()",
+		},
+		"authctl_migrate": {
+			"CREATE ROLE mine",
+			"CREATE DATABASE mine",
+			"COPY users TO PROGRAM 'true'",
+		},
+	} {
+		for _, sql := range statements {
+			t.Run(role+"/"+sql, func(t *testing.T) {
+				t.Parallel()
+				err := try(t.Context(), db.as(role), sql)
+				if denied, ok := errors.AsType[*pgconn.PgError](err); !ok || denied.Code != insufficientPrivilege {
+					t.Errorf("%s may %s: %v", role, sql, err)
+				}
+			})
+		}
+	}
+}
+
+// A table that a migration adds must be in grants.sql, or stand here as nobody's but the owner's.
+func TestGrantsNameEveryTable(t *testing.T) {
+	t.Parallel()
+	db := newRolesDatabase(t)
+	conn, err := pgx.Connect(t.Context(), db.admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	rows, err := conn.Query(t.Context(), `SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace
+		AND relkind IN ('r', 'p', 'S', 'v', 'm') AND relname <> 'bun_migration_locks' AND NOT EXISTS (
+			SELECT 1 FROM aclexplode(relacl) a WHERE a.grantee IN ('authctl_serve'::regrole, 'authctl_relay'::regrole))
+		AND NOT EXISTS (SELECT 1 FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = pg_class.oid AND d.deptype IN ('a', 'i') AND relkind = 'S')`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	forgotten, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(forgotten) > 0 {
+		t.Errorf("deploy/postgres/grants.sql says nothing about %q", forgotten)
+	}
+}
+
+type client struct {
+	t    *testing.T
+	base string
+}
+
+// call sends one request and returns the answer, which must have the status.
+func (c client) call(method, path, token string, body map[string]any, status int) map[string]any {
+	c.t.Helper()
+	var payload io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		payload = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(c.t.Context(), method, c.base+path, payload)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil || res.StatusCode != status {
+		c.t.Fatalf("%s %s answered %d, want %d: %s %v", method, path, res.StatusCode, status, text, err)
+	}
+	var answer map[string]any
+	if len(text) > 0 {
+		if err := json.Unmarshal(text, &answer); err != nil {
+			c.t.Fatalf("%s %s: %v", method, path, err)
+		}
+	}
+	return answer
+}
+
+func eventually(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for !done() {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("not within a minute: %s", what)
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// freePort is a port that nobody listens on at this moment.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
