@@ -141,11 +141,14 @@ func (s *server) expectOver(d *device) error {
 // expectLive returns what is refused of a session that nobody ended. It uses the session:
 // afterwards the device holds new tokens.
 func (s *server) expectLive(d *device, storeLost bool) error {
-	if a, err := s.call("GET", api+"/me", d.access, nil); err != nil || !a.ok() {
-		return fmt.Errorf("GET /me of a live session: %v, %w", a, err)
-	}
-	a, err := s.refresh(d.refresh)
+	a, err := s.call("GET", api+"/me", d.access, nil)
 	if err != nil {
+		return err
+	}
+	if !a.ok() {
+		return fmt.Errorf("GET /me of a live session: %v", a)
+	}
+	if a, err = s.refresh(d.refresh); err != nil {
 		return err
 	}
 	if storeLost {
@@ -159,8 +162,12 @@ func (s *server) expectLive(d *device, storeLost bool) error {
 	}
 	d.keep(a)
 	for _, token := range []string{d.access, d.refresh} {
-		if live, err := s.active(token); err != nil || !live {
-			return fmt.Errorf("introspection of a live token: %v, %w", live, err)
+		live, err := s.active(token)
+		if err != nil {
+			return err
+		}
+		if !live {
+			return fmt.Errorf("introspection says that a token of a live session is not active")
 		}
 	}
 	return nil
@@ -169,8 +176,11 @@ func (s *server) expectLive(d *device, storeLost bool) error {
 // sessions lists what the user's device sees.
 func (s *server) sessions(d *device) ([]uuid.UUID, error) {
 	a, err := s.call("GET", api+"/sessions", d.access, nil)
-	if err != nil || !a.ok() {
-		return nil, fmt.Errorf("GET /sessions: %v, %w", a, err)
+	if err != nil {
+		return nil, err
+	}
+	if !a.ok() {
+		return nil, fmt.Errorf("GET /sessions: %v", a)
 	}
 	var body struct{ Sessions []struct{ ID uuid.UUID } }
 	if err := json.Unmarshal(a.Body, &body); err != nil {

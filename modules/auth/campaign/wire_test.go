@@ -19,6 +19,7 @@ type wire struct {
 	rule   func(message) verdict // nil lets everything pass
 	links  map[*link]struct{}
 	thaw   chan struct{} // closed when what is held may go on
+	held   *sync.WaitGroup
 }
 
 // message is what one read from a connection gave: on a loopback, what one write sent.
@@ -49,7 +50,7 @@ func newWire(t testing.TB, target string) *wire {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &wire{listener: listener, target: target, links: map[*link]struct{}{}, thaw: make(chan struct{})}
+	w := &wire{listener: listener, target: target, links: map[*link]struct{}{}, thaw: make(chan struct{}), held: new(sync.WaitGroup)}
 	var pumps sync.WaitGroup
 	pumps.Go(func() {
 		for {
@@ -99,20 +100,7 @@ func (w *wire) pump(l *link, to io.Writer, from io.Reader, toTarget bool) {
 	for buffer := make([]byte, 64<<10); ; {
 		n, err := from.Read(buffer)
 		if n > 0 {
-			w.mu.Lock()
-			rule, thaw := w.rule, w.thaw
-			w.mu.Unlock()
-			verdict := pass
-			if rule != nil {
-				verdict = rule(message{toTarget, buffer[:n]})
-			}
-			switch verdict {
-			case cut:
-				return
-			case hold:
-				<-thaw
-			}
-			if _, err := to.Write(buffer[:n]); err != nil {
+			if !w.carry(to, message{toTarget, buffer[:n]}) {
 				return
 			}
 		}
@@ -122,6 +110,25 @@ func (w *wire) pump(l *link, to io.Writer, from io.Reader, toTarget bool) {
 	}
 }
 
+// carry hands a message on by the rule, and reports whether the connection goes on.
+func (w *wire) carry(to io.Writer, m message) bool {
+	w.mu.Lock()
+	rule, thaw, held := w.rule, w.thaw, w.held
+	held.Add(1)
+	w.mu.Unlock()
+	defer held.Done()
+	if rule != nil {
+		switch rule(m) {
+		case cut:
+			return false
+		case hold:
+			<-thaw
+		}
+	}
+	_, err := to.Write(m.data)
+	return err == nil
+}
+
 // faulty sets the rule for every message from now on. It runs on the connections' goroutines.
 func (w *wire) faulty(rule func(message) verdict) {
 	w.mu.Lock()
@@ -129,13 +136,16 @@ func (w *wire) faulty(rule func(message) verdict) {
 	w.rule = rule
 }
 
-// release ends the rule and lets go what it has held.
+// release ends the rule and lets go what it has held, all of which has been sent on when it
+// returns.
 func (w *wire) release() {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.rule = nil
+	held := w.held
+	w.rule, w.held = nil, new(sync.WaitGroup)
 	close(w.thaw)
 	w.thaw = make(chan struct{})
+	w.mu.Unlock()
+	held.Wait()
 }
 
 // retarget sends new connections elsewhere and cuts the present ones.
