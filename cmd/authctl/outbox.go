@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
 )
 
 func newOutbox(g *global) *cobra.Command {
@@ -56,7 +57,7 @@ Ctrl-C, as JSON one object a line.`,
 				return misuse{fmt.Errorf("--every is %s; it takes 100ms or more", o.every)}
 			}
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-				return o.run(ctx, a, cmd.OutOrStdout())
+				return o.run(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			})
 		},
 	}
@@ -72,7 +73,7 @@ type statusReport struct {
 	Shards []outbox.ShardState `json:"shards,omitempty"`
 }
 
-func (o *statusOptions) run(ctx context.Context, a *app, w io.Writer) error {
+func (o *statusOptions) run(ctx context.Context, a *app, w, stderr io.Writer) error {
 	tick := time.NewTicker(o.every)
 	defer tick.Stop()
 	for {
@@ -80,11 +81,14 @@ func (o *statusOptions) run(ctx context.Context, a *app, w io.Writer) error {
 		switch {
 		case o.watch && ctx.Err() != nil:
 			return nil
+		case o.watch && database.IsUnavailable(err): // who watches wants to see it come back
+			fmt.Fprintln(stderr, err)
 		case err != nil:
 			return err
-		}
-		if err := o.print(w, st); err != nil || !o.watch {
-			return err
+		default:
+			if err := o.print(w, st); err != nil || !o.watch {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():

@@ -54,7 +54,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if _, said := errors.AsType[silent](err); said {
 		return code
 	}
-	fmt.Fprintf(stderr, "authctl: %s\n", inWords(err))
+	words := inWords(err)
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		words = "stopped before it was done"
+	}
+	fmt.Fprintf(stderr, "authctl: %s\n", words)
 	if misused {
 		fmt.Fprintf(stderr, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
 	}
@@ -136,13 +140,14 @@ failure), and 2 when the command line itself is wrong.`,
 	)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
-	completionExamples(root)
+	finishDefaults(root)
 	everyMisuse(root)
 	return root
 }
 
-// completionExamples gives cobra's own commands the lines that work when pasted.
-func completionExamples(root *cobra.Command) {
+// finishDefaults gives cobra's own commands the lines that work when pasted, and makes help
+// refuse a command that does not exist.
+func finishDefaults(root *cobra.Command) {
 	for path, example := range map[string]string{
 		"help":                  "  authctl help user create",
 		"completion":            "  source <(authctl completion bash)",
@@ -153,6 +158,14 @@ func completionExamples(root *cobra.Command) {
 	} {
 		if cmd, _, err := root.Find(strings.Fields(path)); err == nil {
 			cmd.Example = example
+		}
+	}
+	if help, _, err := root.Find([]string{"help"}); err == nil {
+		help.Args = func(_ *cobra.Command, args []string) error {
+			if _, rest, err := root.Find(args); err != nil || len(rest) > 0 {
+				return fmt.Errorf("there is no command %q", strings.Join(args, " "))
+			}
+			return nil
 		}
 	}
 }

@@ -67,6 +67,9 @@ func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 func parseNetwork(text string) (netip.Prefix, error) {
 	if strings.Contains(text, "/") {
 		network, err := netip.ParsePrefix(text)
+		if addr := network.Addr(); addr.Is4In6() && network.Bits() >= 96 {
+			network = netip.PrefixFrom(addr.Unmap(), network.Bits()-96)
+		}
 		return network.Masked(), err
 	}
 	addr, err := netip.ParseAddr(text)

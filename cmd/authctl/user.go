@@ -70,6 +70,17 @@ func (p *passwordFlags) read(cmd *cobra.Command) (string, error) {
 	if !ok || !term.IsTerminal(int(terminal.Fd())) {
 		return "", misuse{errors.New("there is no terminal to ask for the password: use --password-stdin or --password-file")}
 	}
+	// Reading goes on through an interrupt, with a terminal that shows nothing. Whoever
+	// interrupts gets it back as it was, and nothing has been opened yet.
+	before, err := term.GetState(int(terminal.Fd()))
+	if err != nil {
+		return "", fmt.Errorf("read the password: %w", err)
+	}
+	defer context.AfterFunc(cmd.Context(), func() {
+		_ = term.Restore(int(terminal.Fd()), before)
+		fmt.Fprintln(cmd.ErrOrStderr())
+		os.Exit(exitFailed)
+	})()
 	ask := func(prompt string) (string, error) {
 		fmt.Fprint(cmd.ErrOrStderr(), prompt)
 		text, err := term.ReadPassword(int(terminal.Fd()))

@@ -1,0 +1,36 @@
+package main
+
+import (
+	"testing"
+	"time"
+)
+
+func TestAClockIsJudgedByHowFarItIsOff(t *testing.T) {
+	t.Parallel()
+	for off, want := range map[time.Duration]string{
+		0: checkOK, 900 * time.Millisecond: checkOK, -900 * time.Millisecond: checkOK,
+		2 * time.Second: checkWarn, -2 * time.Second: checkWarn,
+		time.Minute: checkFail, -time.Hour: checkFail,
+	} {
+		if got := judgeClock(off, "database"); got.Status != want || (want != checkOK) != (got.Advice != "") {
+			t.Errorf("%s off: %+v, want %s", off, got, want)
+		}
+	}
+}
+
+func TestASecretThatRepeatsItselfIsWeak(t *testing.T) {
+	t.Parallel()
+	for secret, strong := range map[string]bool{
+		"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa":                 false,
+		"abababababababababababababababababab":                             false,
+		"00000000000000000000000000000001":                                 false,
+		"secretsecretsecretsecretsecretse":                                 false,
+		"Gk2xq0Y8cW3mZ7rT1vB5nD9hJ4pL6sQa":                                 true,
+		"3q2+7wAAc29tZSByYW5kb20gYnl0ZXMgaGVyZSBmb3IgdGVzdHM9":             true,
+		"9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08": true,
+	} {
+		if bits := strength(secret); (bits >= 100) != strong {
+			t.Errorf("%s: %.0f bits", secret, bits)
+		}
+	}
+}

@@ -1,0 +1,51 @@
+package main
+
+import (
+	"errors"
+	"testing"
+	"time"
+)
+
+func TestAMomentIsATimeOrHowLongAgoItWas(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+	for text, want := range map[string]time.Time{
+		"":                          {},
+		"2026-11-01T00:00:00Z":      time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC),
+		"2026-11-01T00:00:00+02:00": time.Date(2026, 10, 31, 22, 0, 0, 0, time.UTC),
+		"72h":                       now.Add(-72 * time.Hour),
+		"1h30m":                     now.Add(-90 * time.Minute),
+		"0s":                        now,
+	} {
+		if got, err := parseMoment("before", text, now); err != nil || !got.Equal(want) {
+			t.Errorf("%q is %v, %v; want %v", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"yesterday", "-1h", "72", "2026-11-01", "h", "1h ago"} {
+		_, err := parseMoment("before", text, now)
+		if _, misused := errors.AsType[misuse](err); !misused {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}
+
+func TestANetworkIsAnAddressOrACIDR(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"203.0.113.7":            "203.0.113.7/32",
+		"203.0.113.7/24":         "203.0.113.0/24",
+		"2001:db8::1":            "2001:db8::1/128",
+		"2001:db8::1/32":         "2001:db8::/32",
+		"::ffff:203.0.113.7":     "203.0.113.7/32",
+		"::ffff:203.0.113.0/120": "203.0.113.0/24",
+	} {
+		if got, err := parseNetwork(text); err != nil || got.String() != want {
+			t.Errorf("%q is %v, %v; want %s", text, got, err, want)
+		}
+	}
+	for _, text := range []string{"everywhere", "203.0.113", "203.0.113.0/33", "10.0.0.0/"} {
+		if got, err := parseNetwork(text); err == nil {
+			t.Errorf("%q is %v", text, got)
+		}
+	}
+}
