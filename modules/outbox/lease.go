@@ -86,6 +86,9 @@ func (r *Relay) tickTx(ctx context.Context, tx bun.Tx, held []claim, rate float6
 	if r.db.IsPostgres() {
 		server = "pg_postmaster_start_time()::text || ' ' || coalesce(inet_server_addr()::text, '')"
 	}
+	if err := bounded(ctx, tx, r.cfg.Lease/2); err != nil {
+		return res, err
+	}
 	if err := tx.QueryRowContext(ctx, "SELECT "+clock+", "+server).Scan(&res.nowMS, &res.server); err != nil {
 		return res, err
 	}
@@ -328,6 +331,9 @@ func (r *Relay) release(ctx context.Context) error {
 	r.met.owned.Set(0)
 	r.mu.Unlock()
 	return r.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+		if err := bounded(ctx, tx, r.cfg.Lease/2); err != nil {
+			return err
+		}
 		if _, err := tx.ExecContext(ctx, `UPDATE outbox_shard SET owner = NULL, until_ms = 0 WHERE owner = ?`, r.id); err != nil {
 			return fmt.Errorf("release the leases: %w", err)
 		}

@@ -38,15 +38,13 @@ const (
 // Relay publishes what is in the outbox. Any number of them, in any number of processes,
 // share the work.
 type Relay struct {
-	db    *database.DB
-	sink  Sink
-	cfg   Config
-	log   *zap.Logger
-	met   *metrics
-	now   func() time.Time
-	waker *Waker
-	probe func(b *Batch) // tests only; nil otherwise
-
+	db                     *database.DB
+	sink                   Sink
+	cfg                    Config
+	log                    *zap.Logger
+	met                    *metrics
+	now                    func() time.Time
+	waker                  *Waker
 	watchEvery, sweepEvery time.Duration
 
 	id         string
@@ -394,9 +392,6 @@ func (r *Relay) deliver(ctx context.Context, stopping <-chan struct{}, p *parcel
 // publish tries until the sink has the batch (nil, true), refuses it (…, true), or the
 // batch is to be given up (nil, false).
 func (r *Relay) publish(ctx context.Context, stopping <-chan struct{}, p *parcel, b *Batch) (*Refused, bool) {
-	if r.probe != nil {
-		r.probe(b)
-	}
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := r.sink.Publish(ctx, b)
 		var refused *Refused

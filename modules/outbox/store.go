@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"time"
 
 	"github.com/uptrace/bun"
 
@@ -174,7 +176,22 @@ func (s *store) park(ctx context.Context, r Record, owner string, epoch int64, c
 	return owned, nil
 }
 
+// bounded keeps a transaction of a relay from holding its locks when the relay stops in the
+// middle, as a suspended machine or a cut network does: nobody could take over from it.
+// Its server ends it when nothing is heard for so long.
+func bounded(ctx context.Context, tx bun.Tx, d time.Duration) error {
+	if !database.IsPostgres(tx) {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', ?0, true), set_config('lock_timeout', ?0, true)`,
+		strconv.FormatInt(d.Milliseconds(), 10))
+	return err
+}
+
 func ownsForUpdate(ctx context.Context, tx bun.Tx, shard int, owner string, epoch int64) (bool, error) {
+	if err := bounded(ctx, tx, 2*time.Second); err != nil {
+		return false, err
+	}
 	var n int
 	err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_shard WHERE shard = ? AND owner = ? AND epoch = ?`+database.ForUpdate(tx), shard, owner, epoch).Scan(&n)
 	if database.IsNotFound(err) {

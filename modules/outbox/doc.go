@@ -1,0 +1,107 @@
+// Package outbox brings events out of the database: an event exists exactly when its change
+// committed, reaches the target at least once, and per key in order, whatever fails.
+//
+// A change and its event are written in one transaction with [Add]; a [Relay], in the same
+// process or in others, publishes what was written to a [Sink]: Kafka or a file.
+//
+// # One event
+//
+//	          Add, in the caller's transaction
+//	                      │ commit
+//	                      ▼
+//	               ┌─────────────┐  the sink acknowledged   ┌───────────┐ retention ┌──────┐
+//	     ┌────────▶│   pending   │─────────────────────────▶│ published │──────────▶│ gone │
+//	     │         └─────────────┘                          └───────────┘           └──────┘
+//	     │            │        ▲  ▲                               │
+//	     │ refused,   │        │  └──────────── Replay ───────────┘
+//	     │ or behind  │        │ the sink is away, the relay died, the lease ended:
+//	     │ a refused  │        └ it stays pending, and is sent again unchanged
+//	     │ one of its ▼
+//	     │  key   ┌────────┐ DiscardParked, the refused one only
+//	     └────────│ parked │──────────────────────────────────▶ published, but to nobody
+//	 RetryParked, └────────┘
+//	 or later ones after DiscardParked
+//
+// What state an event is in is where rows of it are, never a column that is updated:
+//
+//	outbox_event      every event, append-only, until the retention has passed
+//	outbox_pending    a row while it is to be published; deleting it is the mark of being done
+//	outbox_dead       a row while it waits with a parked key
+//	outbox_parked_key the keys of which nothing is sent, and why
+//	outbox_key        the last sequence number of each key
+//	outbox_shard      who may publish which part, until when, and from where on to look
+//	outbox_relay      the relays that are alive, for fair shares and for people
+//	outbox_target     how many partitions each target had when the first event went there
+//	outbox_setting    the number of shards; the length of a segment
+//
+// # Why not a cursor
+//
+// Ids are drawn before transactions commit, and those do not commit in the order of ids. A
+// reader that remembers the highest id it has seen steps over an id that is still open, and
+// never comes back to it. A reader that goes by transaction numbers loses nothing, but the
+// number is drawn before the key's lock is taken, so two events of a key can come in the
+// wrong order, and any old transaction in the cluster stops it. Rows in outbox_pending are
+// not stepped over, however late they appear, and whoever reads them need not know when
+// they were begun.
+//
+// Order per key comes from the lock on its row in outbox_key: the counter is raised first,
+// then the id is drawn, and nobody else can do either until the commit. Hence of two events
+// of a key the first to commit has the lower id, whoever sees the second sees the first, and
+// the numbers have no gaps: an aborted transaction takes its number back. Consumers see the
+// number as the attribute sequence.
+//
+// # One relay
+//
+// A key belongs to the shard murmur2(key) modulo outbox.shards and to the partition
+// murmur2(key) modulo the number of partitions, of which the number of shards is a multiple:
+// a shard feeds one partition, the one that the Java client's default partitioner picks.
+//
+//	         free, or its lease ran out: epoch + 1
+//	  ┌──────────────────────────────────────────────────────────────────────────┐
+//	  ▼                                                                          │
+//	┌──────┐ pending rows ┌─────────┐ sent  ┌───────────┐ acknowledged ┌──────┐  │
+//	│ idle │─────────────▶│ batched │──────▶│ in flight │─────────────▶│ done │  │
+//	└──────┘   one query  └─────────┘       └───────────┘              └──────┘  │
+//	  ▲ │       for all      │  ▲              │   │                      │      │
+//	  │ │                    │  └─ not owned ──┘   │ no answer: the same  │      │
+//	  │ │ more than its      │     now: wait       └ batch again          │      │
+//	  │ │ share, or stop     │                                            │      │
+//	  │ ▼                    ▼ the lease was lost                 rows deleted   │
+//	  │ released ────────── dropped ─────────────────────────────────────────────┘
+//	  └───────────────────────────────────────────────────────────────────┘
+//
+// Leases last outbox.lease by the database's clock and are renewed every third of it. A
+// relay counts from before it asked, by its own clock, and less a tenth: it stops before the
+// database would let another one in, and a sink asks [Batch.Owned] right before each time it
+// sends. Relays share the shards evenly. One that is told to stop finishes what it has sent
+// and releases its shards; another takes them at once.
+//
+// Should two relays send the same events in spite of all (a machine that was suspended
+// between the question and the sending), then the same events are there twice, with the same
+// ids and bytes. No order is broken and nothing is lost: whoever sends, sends the oldest
+// pending events of a key first, and the next ones only when those are acknowledged.
+//
+// # Where to look from
+//
+// Deleted rows stay in PostgreSQL's index until vacuum, and a look for the first pending row
+// of a shard would walk over all of them. So each shard has a low: no pending id is, or can
+// ever appear, at or below it. It is only raised to ids that are settled: read the sequence,
+// then the set of transactions that hold a writer's lock on outbox_event; when none of those
+// is left, all ids up to what was read are committed or gone. Readers, dumps and writers of
+// other tables do not matter. A low that is wrong would delay and not lose: every 30 seconds
+// a sweep looks below it, must find nothing, and counts what it finds.
+//
+// # Retention
+//
+// On PostgreSQL outbox_event is a ring of sixteen partitions in time, all of which exist
+// from the first migration on: no writer ever fails for want of one, though no relay has run
+// for weeks. The oldest are emptied with TRUNCATE, which asks for one table's lock only, for
+// a fifth of a second at most, and needs no right to make or drop tables. A segment in which
+// anything is pending or parked stays. On SQLite old rows are deleted in small steps.
+//
+// # What it costs
+//
+// Writers pay one round trip an event. A row of pending is inserted and deleted once;
+// nothing is updated but the key's counter. The deletion of pending rows does not wait for
+// the disk: a crash can bring rows back, which repeats events and loses none.
+package outbox

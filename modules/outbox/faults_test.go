@@ -1,0 +1,443 @@
+package outbox_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// campaign is how long a fault run goes on: AUTHCTL_CAMPAIGN is a duration, or long.
+func campaign() time.Duration {
+	switch text := os.Getenv("AUTHCTL_CAMPAIGN"); text {
+	case "":
+		return 4 * time.Second
+	case "long":
+		return 2 * time.Minute
+	default:
+		d, err := time.ParseDuration(text)
+		if err != nil {
+			panic("AUTHCTL_CAMPAIGN: " + err.Error())
+		}
+		return d
+	}
+}
+
+// job is what a child process does: relay, and write as well when Writers is set.
+type job struct {
+	Database string
+	File     string
+	Kafka    sink.KafkaConfig
+	Config   outbox.Config
+	Writers  int
+	StopAt   int  // stops itself, as SIGSTOP does, between reading so many events and sending them
+	NoClock  bool // a defect: believes in its lease for ever
+}
+
+const jobVariable = "AUTHCTL_TEST_JOB"
+
+func TestMain(m *testing.M) {
+	text := os.Getenv(jobVariable)
+	if text == "" {
+		os.Exit(m.Run())
+	}
+	var j job
+	if err := json.Unmarshal([]byte(text), &j); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if err := j.do(); err != nil {
+		fmt.Fprintln(os.Stderr, "child:", err)
+		os.Exit(1)
+	}
+}
+
+func (j job) start(t testing.TB) *outboxtest.Process {
+	t.Helper()
+	text, err := json.Marshal(j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return outboxtest.StartProcess(t, jobVariable+"="+string(text))
+}
+
+func (j job) do() error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	db, err := database.Open(ctx, database.Config{URL: config.Secret(j.Database)}, database.Options{AppName: "authctl-test"})
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var s outbox.Sink
+	if j.File != "" {
+		s, err = sink.OpenFile(j.File)
+	} else {
+		s, err = sink.OpenKafka(j.Kafka, sink.KafkaOptions{})
+	}
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if j.StopAt > 0 {
+		s = &stopping{Sink: s, at: int64(j.StopAt)}
+	}
+	waker := outbox.NewWaker(db)
+	defer waker.Close()
+	opt := outbox.RelayOptions{Log: zap.NewNop(), Waker: waker}
+	if j.NoClock {
+		var begin atomic.Pointer[time.Time]
+		opt.Now = func() time.Time {
+			now := time.Now()
+			begin.CompareAndSwap(nil, &now)
+			return *begin.Load()
+		}
+	}
+	r, err := outbox.NewRelay(db, s, j.Config, opt)
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	if j.Writers > 0 {
+		w := outboxtest.Workload{DB: db, Log: &outboxtest.Log{}, Writers: j.Writers, Keys: 20, Waker: waker}
+		wg.Go(func() { w.Run(ctx) })
+	}
+	fmt.Println("begun")
+	err = r.Run(ctx)
+	wg.Wait()
+	return err
+}
+
+// stopping stops its own process right before a batch goes to the sink.
+type stopping struct {
+	outbox.Sink
+	at, seen int64
+	mu       sync.Mutex
+}
+
+func (s *stopping) Publish(ctx context.Context, b *outbox.Batch) error {
+	s.mu.Lock()
+	before := s.seen
+	s.seen += int64(len(b.Records))
+	stop := before < s.at && s.seen >= s.at
+	s.mu.Unlock()
+	if stop {
+		if err := syscall.Kill(os.Getpid(), syscall.SIGSTOP); err != nil {
+			return err
+		}
+	}
+	return s.Sink.Publish(ctx, b)
+}
+
+// existing is the log that the database itself keeps: every event there was committed.
+func existing(t testing.TB, db *database.DB) *outboxtest.Log {
+	t.Helper()
+	rows, err := db.QueryContext(context.Background(), `SELECT event_id, key, key_seq FROM outbox_event`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	log := &outboxtest.Log{}
+	for rows.Next() {
+		var w outboxtest.Written
+		if err := rows.Scan(&w.ID, &w.Key, &w.Seq); err != nil {
+			t.Fatal(err)
+		}
+		log.Add(w)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return log
+}
+
+// Everything in one process, as in the embedded mode, killed again and again: the database
+// and the file agree in the end.
+func TestEmbeddedModeSurvivesKills(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	j := job{Database: "sqlite:" + filepath.Join(dir, "authctl.db"), File: filepath.Join(dir, "events.ndjson"), Writers: 3, Config: outbox.Config{Lease: time.Second}}
+	db := dbtest.Open(t, j.Database)
+	if _, err := migrations.Up(t.Context(), db.DB, nil); err != nil {
+		t.Fatal(err)
+	}
+	kills := 0
+	for end := time.Now().Add(campaign()); time.Now().Before(end) || kills == 0; kills++ {
+		p := j.start(t)
+		// Some are killed before they own anything, some in full swing.
+		time.Sleep(time.Duration(rand.IntN(2500)) * time.Millisecond)
+		p.Kill()
+	}
+	j.Writers = 0
+	p := j.start(t)
+	drained(t, db)
+	p.Signal(t, syscall.SIGTERM)
+	if err := p.Wait(); err != nil {
+		t.Error(err)
+	}
+	// At most one batch was under way at each kill.
+	checkFile(t, existing(t, db), j.File, kills*1000)
+}
+
+// Relays as processes, killed and stopped past two leases at random while others write.
+func TestRelayProcessesSurviveKillsAndStops(t *testing.T) {
+	t.Parallel()
+	cfg := topic(t, 4)
+	url := dbtest.PostgresURL(t)
+	db := dbtest.Open(t, url)
+	j := job{Database: url, Kafka: cfg, Config: outbox.Config{Lease: time.Second}}
+	log := &outboxtest.Log{}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
+	wg.Go(func() { w.Run(ctx) })
+	relays := []*outboxtest.Process{j.start(t), j.start(t), j.start(t)}
+	faults := 0
+	for end := time.Now().Add(campaign()); time.Now().Before(end); faults++ {
+		time.Sleep(time.Duration(200+rand.IntN(600)) * time.Millisecond)
+		i := rand.IntN(len(relays))
+		if faults%3 == 2 {
+			relays[i].Signal(t, syscall.SIGSTOP)
+			time.Sleep(2200 * time.Millisecond)
+			relays[i].Signal(t, syscall.SIGCONT)
+			continue
+		}
+		relays[i].Kill()
+		relays[i] = j.start(t)
+	}
+	cancel()
+	wg.Wait()
+	drained(t, db)
+	for _, p := range relays {
+		p.Signal(t, syscall.SIGTERM)
+	}
+	for _, p := range relays {
+		if err := p.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	checkKafka(t, log, cfg, faults*4*200)
+}
+
+// A relay is stopped between reading events and sending them, long enough for another to
+// take its shards and send them. When it goes on it must send nothing: nothing was under way.
+func TestStoppedRelaySendsNothingAfterItsLease(t *testing.T) {
+	t.Parallel()
+	if report := stopPastLease(t, false); !report.Sound(0) {
+		t.Error("promises were broken")
+	}
+}
+
+func stopPastLease(t *testing.T, defect bool) outboxtest.Report {
+	t.Helper()
+	dir := t.TempDir()
+	url := dbtest.PostgresURL(t)
+	db := dbtest.Open(t, url)
+	for range 50 {
+		add(t, db, event("a"), event("b"), event("c"))
+	}
+	j := job{Database: url, File: filepath.Join(dir, "events.ndjson"), Config: outbox.Config{Lease: time.Second, BatchEvents: 40}, StopAt: 60, NoClock: defect}
+	first := j.start(t)
+	eventually(t, "the first relay to stop", first.Stopped)
+	j.StopAt, j.NoClock = 0, false
+	j.start(t)
+	drained(t, db)
+	first.Signal(t, syscall.SIGCONT)
+	first.Signal(t, syscall.SIGTERM)
+	if err := first.Wait(); err != nil {
+		t.Error(err)
+	}
+	seen, err := outboxtest.ReadFile(j.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := outboxtest.Check(existing(t, db).All(), seen)
+	t.Log(report)
+	return report
+}
+
+// The answers of the broker are lost for a while, again and again: sent once more unchanged,
+// nothing is there twice and nothing is missing.
+func TestRelayRepeatsNothingWhenAnswersAreLost(t *testing.T) {
+	t.Parallel()
+	cfg := topic(t, 4)
+	cfg.RequestTimeout = 500 * time.Millisecond
+	var deaf atomic.Bool
+	k, err := sink.OpenKafka(cfg, sink.KafkaOptions{Dial: func(network, address string) (net.Conn, error) {
+		c, err := net.DialTimeout(network, address, 5*time.Second)
+		return deafConn{c, &deaf}, err
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	db := dbtest.Postgres(t)
+	relay(t, db, k, outbox.Config{}, outbox.RelayOptions{})
+	log := &outboxtest.Log{}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
+	wg.Go(func() { w.Run(ctx) })
+	for end := time.Now().Add(campaign()); time.Now().Before(end); {
+		time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
+		deaf.Store(true)
+		time.Sleep(time.Duration(rand.IntN(900)) * time.Millisecond)
+		deaf.Store(false)
+	}
+	cancel()
+	wg.Wait()
+	drained(t, db)
+	checkKafka(t, log, cfg, 0)
+}
+
+type deafConn struct {
+	net.Conn
+	cut *atomic.Bool
+}
+
+func (d deafConn) Read(p []byte) (int, error) {
+	for {
+		n, err := d.Conn.Read(p)
+		if err != nil || !d.cut.Load() {
+			return n, err
+		}
+	}
+}
+
+// The broker is killed and away for a while: the backlog shows, and drains in order.
+func TestRelayWaitsForABrokerThatWasKilled(t *testing.T) {
+	t.Parallel()
+	cluster := outboxtest.StartKafka(t, 1)
+	cfg := sink.KafkaConfig{Brokers: cluster.Brokers, Topic: "events", Partitions: 4, RequestTimeout: 2 * time.Second}
+	if _, err := kafka(t, cfg).EnsureTopic(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	db := dbtest.Postgres(t)
+	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
+	log := &outboxtest.Log{}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
+	wg.Go(func() { w.Run(ctx) })
+	for range max(1, int(campaign()/(20*time.Second))) {
+		before := log.Committed()
+		eventually(t, "some events", func() bool { return log.Committed() > before+200 })
+		cluster.Signal(t, 1, syscall.SIGKILL)
+		before = log.Committed()
+		eventually(t, "writers to go on", func() bool { return log.Committed() > before+200 })
+		eventually(t, "the backlog to show", func() bool { return pending(t, db) > 100 })
+		cluster.Restart(t, 1)
+		back := time.Now()
+		backlog := pending(t, db)
+		eventually(t, "the backlog to shrink", func() bool { return pending(t, db) < backlog })
+		t.Logf("the backlog shrank %v after the broker was back", time.Since(back))
+	}
+	cancel()
+	wg.Wait()
+	drained(t, db)
+	checkKafka(t, log, cfg, 0)
+}
+
+// The database crashes and comes back: relays do not end, and nothing committed is lost.
+// Acknowledgements that had not reached the disk repeat events.
+func TestRelaySurvivesACrashOfTheDatabase(t *testing.T) {
+	t.Parallel()
+	server := outboxtest.StartPostgres(t)
+	survive(t, server.URL, func() {
+		server.Crash(t)
+		time.Sleep(300 * time.Millisecond)
+		server.Start(t)
+	})
+}
+
+// A standby is promoted after the primary crashed. With synchronous replication nothing
+// that was committed is lost.
+func TestRelaySurvivesAFailover(t *testing.T) {
+	t.Parallel()
+	primary := outboxtest.StartPostgres(t, "wal_level = replica")
+	standby := primary.Standby(t)
+	admin := dbtest.Open(t, primary.URL)
+	for _, q := range []string{"ALTER SYSTEM SET synchronous_standby_names = '*'", "ALTER SYSTEM SET synchronous_commit = 'remote_apply'", "SELECT pg_reload_conf()"} {
+		if _, err := admin.ExecContext(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the standby to be synchronous", func() bool {
+		var n int
+		err := admin.QueryRowContext(t.Context(), "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'").Scan(&n)
+		return err == nil && n == 1
+	})
+	host := func(url string) string {
+		_, rest, _ := strings.Cut(url, "@")
+		host, _, _ := strings.Cut(rest, "/")
+		return host
+	}
+	once := sync.OnceFunc(func() {
+		primary.Crash(t)
+		standby.Promote(t)
+		promoted := dbtest.Open(t, standby.URL)
+		for _, q := range []string{"ALTER SYSTEM SET synchronous_standby_names = ''", "SELECT pg_reload_conf()"} {
+			if _, err := promoted.ExecContext(t.Context(), q); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	both := fmt.Sprintf("postgres://postgres@%s,%s/postgres?sslmode=disable", host(primary.URL), host(standby.URL))
+	survive(t, both, once)
+}
+
+func survive(t *testing.T, url string, fault func()) {
+	t.Helper()
+	db := dbtest.Open(t, url)
+	if _, err := migrations.Up(t.Context(), db.DB, nil); err != nil {
+		t.Fatal(err)
+	}
+	s, path := file(t)
+	relay(t, db, s, outbox.Config{Lease: time.Second}, outbox.RelayOptions{})
+	relay(t, db, fileAt(t, path), outbox.Config{Lease: time.Second}, outbox.RelayOptions{})
+	log := &outboxtest.Log{}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
+	wg.Go(func() { w.Run(ctx) })
+	faults := 0
+	for end := time.Now().Add(campaign()); time.Now().Before(end) || faults == 0; faults++ {
+		before := log.Committed()
+		eventually(t, "some events", func() bool { return log.Committed() > before+200 })
+		fault()
+	}
+	before := log.Committed()
+	eventually(t, "writers to go on", func() bool { return log.Committed() > before+200 })
+	cancel()
+	wg.Wait()
+	eventually(t, "the outbox to be empty", func() bool {
+		st, err := outbox.Status(context.Background(), db)
+		return err == nil && st.Pending == 0
+	})
+	// What had been acknowledged and not yet written down: some tenths of a second.
+	checkFile(t, log, path, faults*3000)
+}

@@ -1,0 +1,216 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/uptrace/bun"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// A check that nothing can fail shows nothing. These are the ways outboxes are usually
+// built, wrong ones; each must be found out.
+
+// cursorRelay is the relay that remembers how far it has come, in the order that its query
+// gives: a scan of events above a cursor, as most outboxes have it.
+func cursorRelay(ctx context.Context, t *testing.T, db *database.DB, s outbox.Sink, query string) {
+	var cursor [2]int64
+	for ctx.Err() == nil {
+		rows, err := db.QueryContext(ctx, query, cursor[0], cursor[1])
+		if err != nil {
+			return
+		}
+		var batch outbox.Batch
+		batch.Owned = func() bool { return true }
+		for rows.Next() {
+			var r outbox.Record
+			if err := rows.Scan(&cursor[0], &r.ID, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data); err != nil {
+				t.Error(err)
+				return
+			}
+			cursor[1] = r.ID
+			batch.Records = append(batch.Records, r)
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			return
+		}
+		if len(batch.Records) == 0 {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		if err := s.Publish(ctx, &batch); err != nil {
+			t.Error(err)
+			return
+		}
+	}
+}
+
+const eventColumns = `id, key_seq, event_id::text, type, key, subject, source, dataschema, time, data`
+
+func runCursor(t *testing.T, query string) outboxtest.Report {
+	t.Helper()
+	db := dbtest.Postgres(t)
+	s, path := file(t)
+	log := &outboxtest.Log{}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	relaying, stop := context.WithCancel(t.Context())
+	defer stop()
+	wg.Go(func() { cursorRelay(relaying, t, db, s, query) })
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 12, Keys: 5, Limit: 8000}
+	w.Run(ctx)
+	// Long enough for it to have read all it is ever going to.
+	deadline := time.Now().Add(20 * time.Second)
+	for n := -1; time.Now().Before(deadline); time.Sleep(300 * time.Millisecond) {
+		seen := len(lines(t, path))
+		if seen == n {
+			break
+		}
+		n = seen
+	}
+	stop()
+	wg.Wait()
+	seen, err := outboxtest.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := outboxtest.Check(log.All(), seen)
+	t.Log(report)
+	return report
+}
+
+func TestCheckerFindsACursorByID(t *testing.T) {
+	t.Parallel()
+	report := runCursor(t, `SELECT 0, `+eventColumns+` FROM outbox_event WHERE ? = 0 AND id > ? ORDER BY id LIMIT 1000`)
+	if report.Lost == 0 {
+		t.Error("a relay that scans by id was not found to lose events")
+	}
+}
+
+func TestCheckerFindsOrderByTransaction(t *testing.T) {
+	t.Parallel()
+	report := runCursor(t, `SELECT xmin::text::bigint, `+eventColumns+` FROM outbox_event
+		WHERE (xmin::text::bigint, id) > (?, ?) AND xmin::text::bigint < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
+		ORDER BY xmin::text::bigint, id LIMIT 1000`)
+	if report.Inverted == 0 {
+		t.Error("a relay that goes by transaction was not found to change the order")
+	}
+}
+
+// pipelined has five parts of each batch under way at once, on a network that drops some.
+type pipelined struct{ outbox.Sink }
+
+func (p pipelined) Publish(ctx context.Context, b *outbox.Batch) error {
+	var wg sync.WaitGroup
+	size := (len(b.Records) + 4) / 5
+	for from := 0; from < len(b.Records); from += size {
+		part := &outbox.Batch{Partition: b.Partition, Records: b.Records[from:min(from+size, len(b.Records))], Owned: b.Owned}
+		wg.Go(func() {
+			for rand.IntN(4) == 0 { // lost on the way; sent again
+				time.Sleep(time.Millisecond)
+			}
+			for p.Sink.Publish(ctx, part) != nil && ctx.Err() == nil {
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	wg.Wait()
+	return nil
+}
+
+func TestCheckerFindsFiveRequestsInFlight(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	real, path := file(t)
+	log := &outboxtest.Log{}
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 2, Keys: 5, Limit: 500}
+	w.Run(t.Context())
+	relay(t, db, pipelined{real}, outbox.Config{}, outbox.RelayOptions{})
+	drained(t, db)
+	seen, err := outboxtest.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := outboxtest.Check(log.All(), seen)
+	t.Log(report)
+	if report.Inverted == 0 {
+		t.Error("five requests in flight were not found to change the order")
+	}
+}
+
+func TestCheckerFindsALeaseWithoutADeadline(t *testing.T) {
+	t.Parallel()
+	if report := stopPastLease(t, true); report.Duplicate == 0 {
+		t.Error("a relay that sends after its lease was not found to repeat events")
+	}
+}
+
+// forgetful acknowledges what it has not got, sometimes: fire and forget.
+type forgetful struct {
+	outbox.Sink
+	n atomic.Int64
+}
+
+func (f *forgetful) Publish(ctx context.Context, b *outbox.Batch) error {
+	if f.n.Add(1)%5 == 0 {
+		return nil
+	}
+	return f.Sink.Publish(ctx, b)
+}
+
+func TestCheckerFindsFireAndForget(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	real, path := file(t)
+	relay(t, db, &forgetful{Sink: real}, outbox.Config{BatchEvents: 20}, outbox.RelayOptions{})
+	log := &outboxtest.Log{}
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 2, Keys: 5, Limit: 500}
+	w.Run(t.Context())
+	drained(t, db)
+	seen, err := outboxtest.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report := outboxtest.Check(log.All(), seen); report.Lost == 0 {
+		t.Errorf("fire and forget was not found to lose events: %v", report)
+	}
+}
+
+// Two transactions that each read before they write: SQLite's own protection against a key
+// counted twice is the write lock taken at the beginning, and it is what Add relies on.
+func TestAddNeedsNoRetryOnSQLite(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 20 {
+				err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+					var n int
+					if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM outbox_key`).Scan(&n); err != nil {
+						return err
+					}
+					return outbox.Add(ctx, tx, event("k"))
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	var seq int
+	if err := db.QueryRowContext(t.Context(), `SELECT seq FROM outbox_key WHERE key = 'k'`).Scan(&seq); err != nil || seq != 160 {
+		t.Errorf("counted %d, %v; want 160", seq, err)
+	}
+}

@@ -1,0 +1,307 @@
+package outboxtest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// Cluster is a Kafka of the test's own, to be killed.
+type Cluster struct {
+	Brokers []string
+	SCRAM   []string // listeners that want a sign-in, when asked for
+	dir     string
+	script  string
+}
+
+// StartKafka starts brokers with deploy/kafka.sh; they end with the test. It skips the test
+// where there is no Kafka to be had, or fails it where the real engines are demanded.
+func StartKafka(t testing.TB, brokers int, args ...string) *Cluster {
+	t.Helper()
+	c := &Cluster{dir: t.TempDir(), script: filepath.Join(root(t), "deploy", "kafka.sh")}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.script, append([]string{"start", "--dir", c.dir, "--brokers", strconv.Itoa(brokers)}, args...)...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	t.Cleanup(func() {
+		if out, err := exec.Command(c.script, "stop", "--dir", c.dir).CombinedOutput(); err != nil {
+			t.Logf("stop Kafka: %v: %s", err, out)
+		}
+	})
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && exit.ExitCode() == 3 && !testenv.Demanded():
+		t.Skipf("no Kafka to be had: %s", stderr.String())
+	case err != nil:
+		t.Fatalf("start Kafka: %v: %s", err, stderr.String())
+	}
+	for line := range strings.Lines(string(out)) {
+		name, list, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch name {
+		case "BROKERS":
+			c.Brokers = strings.Split(list, ",")
+		case "SCRAM_BROKERS":
+			c.SCRAM = strings.Split(list, ",")
+		}
+	}
+	return c
+}
+
+// Signal sends a signal to a broker, counted from 1.
+func (c *Cluster) Signal(t testing.TB, id int, sig syscall.Signal) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(c.dir, fmt.Sprintf("broker-%d.pid", id)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(pid, sig); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); sig == syscall.SIGKILL && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if err := syscall.Kill(pid, 0); err != nil {
+			return
+		}
+		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && strings.Contains(string(stat), ") Z ") {
+			return
+		}
+	}
+}
+
+// Restart starts a killed broker again and returns once it serves.
+func (c *Cluster) Restart(t testing.TB, id int) {
+	t.Helper()
+	if out, err := exec.Command(c.script, "start-broker", "--dir", c.dir, strconv.Itoa(id)).CombinedOutput(); err != nil {
+		t.Fatalf("start broker %d again: %v: %s", id, err, out)
+	}
+}
+
+func root(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ; ; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			t.Fatal("no go.mod above the test")
+		}
+	}
+}
+
+// Server is a PostgreSQL of the test's own, to be killed.
+type Server struct {
+	URL  string
+	dir  string
+	port int
+	bin  string
+	cred *syscall.SysProcAttr
+}
+
+// StartPostgres makes a new server; it ends with the test. Where there are no binaries of
+// one, the test is skipped, or fails where the real engines are demanded.
+func StartPostgres(t testing.TB, settings ...string) *Server {
+	t.Helper()
+	s := newServer(t)
+	s.run(t, "initdb", "-D", s.dir, "-U", "postgres", "-A", "trust", "-N", "--no-sync")
+	s.configure(t, settings...)
+	s.Start(t)
+	return s
+}
+
+func newServer(t testing.TB) *Server {
+	t.Helper()
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/pg_ctl")
+	if path, err := exec.LookPath("pg_ctl"); err == nil && len(found) == 0 {
+		found = append(found, path)
+	}
+	if len(found) == 0 {
+		if testenv.Demanded() {
+			t.Fatal("PostgreSQL's server binaries are demanded, and there are none")
+		}
+		t.Skip("no server binaries of PostgreSQL")
+	}
+	slices.Sort(found)
+	// Not the test's own folder: the server's user must be able to go there.
+	dir, err := os.MkdirTemp("", "authctl-postgres-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{dir: filepath.Join(dir, "data"), bin: filepath.Dir(found[len(found)-1]), port: freePort(t)}
+	s.URL = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", s.port)
+	t.Cleanup(func() {
+		_, _ = s.try("pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "stop")
+		_ = os.RemoveAll(dir)
+	})
+	if os.Geteuid() == 0 { // which PostgreSQL refuses to be
+		u, err := user.Lookup("postgres")
+		if err != nil {
+			t.Skip("root, and no user postgres to run a server as")
+		}
+		uid, _ := strconv.ParseUint(u.Uid, 10, 32)
+		gid, _ := strconv.ParseUint(u.Gid, 10, 32)
+		s.cred = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
+		if err := os.Chown(dir, int(uid), int(gid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return s
+}
+
+func (s *Server) configure(t testing.TB, settings ...string) {
+	t.Helper()
+	conf := fmt.Sprintf("port = %d\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nmax_connections = 100\nshared_buffers = 32MB\n", s.port) + strings.Join(settings, "\n") + "\n"
+	f, err := os.OpenFile(filepath.Join(s.dir, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString(conf); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Standby makes a streaming standby of the server and starts it.
+func (s *Server) Standby(t testing.TB) *Server {
+	t.Helper()
+	b := newServer(t)
+	b.run(t, "pg_basebackup", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", "postgres", "-D", b.dir, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+	b.configure(t)
+	b.Start(t)
+	return b
+}
+
+// Start starts the server and returns once it serves.
+func (s *Server) Start(t testing.TB) {
+	t.Helper()
+	s.run(t, "pg_ctl", "-D", s.dir, "-l", filepath.Join(filepath.Dir(s.dir), "log"), "-w", "-t", "60", "start")
+}
+
+// Crash stops the server as a power cut would, but for what the system had not written.
+func (s *Server) Crash(t testing.TB) {
+	t.Helper()
+	s.run(t, "pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "stop")
+}
+
+// Promote makes a standby the primary.
+func (s *Server) Promote(t testing.TB) {
+	t.Helper()
+	s.run(t, "pg_ctl", "-D", s.dir, "-w", "promote")
+}
+
+func (s *Server) run(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := s.try(name, args...); err != nil {
+		log, _ := os.ReadFile(filepath.Join(filepath.Dir(s.dir), "log"))
+		t.Fatalf("%s: %v: %s\n%s", name, err, out, log)
+	}
+}
+
+func (s *Server) try(name string, args ...string) (string, error) {
+	cmd := exec.Command(filepath.Join(s.bin, name), args...)
+	cmd.Dir = filepath.Dir(s.dir)
+	cmd.SysProcAttr = s.cred
+	// Not a pipe: the server that pg_ctl starts would keep it open.
+	out, err := os.CreateTemp("", "authctl-postgres-out-")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(out.Name())
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	err = cmd.Run()
+	text, _ := os.ReadFile(out.Name())
+	return string(text), err
+}
+
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// Process is a child that a test may stop and kill.
+type Process struct {
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error
+}
+
+// StartProcess runs this test binary again with an environment variable, and returns when it
+// has written its first line. What it writes to stderr is logged.
+func StartProcess(t testing.TB, env ...string) *Process {
+	t.Helper()
+	p := &Process{cmd: exec.Command(os.Args[0], "-test.run=^$"), done: make(chan struct{})}
+	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.Stderr = os.Stderr
+	out, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewReader(out)
+	if _, err := lines.ReadString('\n'); err != nil {
+		t.Fatalf("the child did not begin: %v", err)
+	}
+	go func() {
+		defer close(p.done)
+		p.err = p.cmd.Wait()
+	}()
+	t.Cleanup(func() { p.Kill() })
+	return p
+}
+
+// Kill kills with SIGKILL and waits for the end.
+func (p *Process) Kill() {
+	_ = p.cmd.Process.Signal(syscall.SIGKILL)
+	<-p.done
+}
+
+// Signal sends any signal.
+func (p *Process) Signal(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Stopped reports whether the process is stopped by a signal.
+func (p *Process) Stopped() bool {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid))
+	return err == nil && strings.Contains(string(stat), ") T ")
+}
+
+// Wait waits for the end and returns its error.
+func (p *Process) Wait() error {
+	<-p.done
+	return p.err
+}

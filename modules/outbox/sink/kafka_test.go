@@ -1,0 +1,422 @@
+package sink_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// fake is Kafka in process: enough for what is asked of a client, no proof of brokers.
+func fake(t *testing.T, opts ...kfake.Opt) (*kfake.Cluster, sink.KafkaConfig) {
+	t.Helper()
+	c, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1), kfake.SeedTopics(4, "events")}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c, sink.KafkaConfig{Brokers: c.ListenAddrs(), Topic: "events", RequestTimeout: time.Second, DialTimeout: time.Second}
+}
+
+// real is a topic of the test's own on the real Kafka.
+func real(t *testing.T) sink.KafkaConfig {
+	t.Helper()
+	return sink.KafkaConfig{Brokers: strings.Split(testenv.Kafka(t), ","), Topic: "test." + uuid.NewString(), Partitions: 4}
+}
+
+func openKafka(t *testing.T, cfg sink.KafkaConfig, opt sink.KafkaOptions) *sink.Kafka {
+	t.Helper()
+	k, err := sink.OpenKafka(cfg, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return k
+}
+
+func ensure(t *testing.T, k *sink.Kafka) {
+	t.Helper()
+	if _, err := k.EnsureTopic(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// keep publishes as the relay does: the same batch until it is taken.
+func keep(t *testing.T, k *sink.Kafka, b *outbox.Batch) (attempts int) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; attempts++ {
+		err := k.Publish(t.Context(), b)
+		if err == nil {
+			return attempts + 1
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("not published in a minute: %v", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func TestKafkaHasEventsInBinaryMode(t *testing.T) {
+	t.Parallel()
+	cfg := real(t)
+	k := openKafka(t, cfg, sink.KafkaOptions{})
+	ensure(t, k)
+	second := record("k", 2)
+	second.Replay = true
+	b := batch(record("k", 1), second)
+	b.Partition = 3
+	keep(t, k, b)
+	got, err := outboxtest.ReadRecords(t.Context(), cfg.Brokers, cfg.Topic)
+	if err != nil || len(got) != 2 {
+		t.Fatalf("%d records, %v", len(got), err)
+	}
+	for i, r := range got {
+		var headers string
+		for _, h := range r.Headers {
+			headers += h.Key + ": " + string(h.Value) + "\n"
+		}
+		want := fmt.Sprintf("ce_specversion: 1.0\nce_id: k-%d\nce_source: https://auth.example\nce_type: test.Happened.v1\nce_time: 2026-01-02T03:04:05.5Z\n"+
+			"ce_subject: k\nce_sequence: %d\nce_dataschema: https://schemas.example/a.json\n", i+1, i+1)
+		if i == 1 {
+			want += "ce_replay: true\n"
+		}
+		want += "content-type: application/json\n"
+		if headers != want || string(r.Key) != "k" || string(r.Value) != `{"a":"<&> ü"}` || r.Partition != 3 || r.Attrs.CompressionType() != 3 {
+			t.Errorf("record %d: partition %d, codec %d, key %q, value %q, headers\n%swant\n%s", i, r.Partition, r.Attrs.CompressionType(), r.Key, r.Value, headers, want)
+		}
+	}
+}
+
+// deaf lets everything out to the broker and, while cut, nothing back: the answers to what
+// was sent are lost. It finds its connections by itself.
+type deaf struct {
+	net.Conn
+	cut *atomic.Bool
+}
+
+func (d deaf) Read(p []byte) (int, error) {
+	for {
+		n, err := d.Conn.Read(p)
+		if err != nil || !d.cut.Load() {
+			return n, err
+		}
+	}
+}
+
+// The broker has the batch and the answer is lost: sent again unchanged, on another
+// connection, the broker knows it. Nothing is there twice, whatever follows.
+func TestKafkaRepeatsNothingWhenAnswersAreLost(t *testing.T) {
+	t.Parallel()
+	cfg := real(t)
+	cfg.RequestTimeout = 500 * time.Millisecond
+	var cut atomic.Bool
+	k := openKafka(t, cfg, sink.KafkaOptions{Dial: func(network, address string) (net.Conn, error) {
+		c, err := net.DialTimeout(network, address, 5*time.Second)
+		return deaf{c, &cut}, err
+	}})
+	ensure(t, k)
+	var want []string
+	for i := range int64(6) {
+		b := batch(record("k", 2*i+1), record("k", 2*i+2))
+		want = append(want, b.Records[0].EventID, b.Records[1].EventID)
+		if i%2 == 1 {
+			cut.Store(true)
+			if err := k.Publish(t.Context(), b); err == nil {
+				t.Fatal("published without an answer")
+			}
+			cut.Store(false)
+		}
+		keep(t, k, b)
+	}
+	got, err := outboxtest.ReadKafka(t.Context(), cfg.Brokers, cfg.Topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for _, s := range got {
+		ids = append(ids, s.ID)
+	}
+	if strings.Join(ids, " ") != strings.Join(want, " ") {
+		t.Errorf("got  %v\nwant %v", ids, want)
+	}
+}
+
+// A batch of which nobody knows whether it is there is given up for another one: that must
+// not be taken for the first and dropped.
+func TestKafkaLosesNothingAfterABatchWasGivenUp(t *testing.T) {
+	t.Parallel()
+	cfg := real(t)
+	cfg.RequestTimeout = 500 * time.Millisecond
+	var cut atomic.Bool
+	k := openKafka(t, cfg, sink.KafkaOptions{Dial: func(network, address string) (net.Conn, error) {
+		c, err := net.DialTimeout(network, address, 5*time.Second)
+		return deaf{c, &cut}, err
+	}})
+	ensure(t, k)
+	keep(t, k, batch(record("k", 1)))
+	cut.Store(true)
+	if err := k.Publish(t.Context(), batch(record("k", 2))); err == nil {
+		t.Fatal("published without an answer")
+	}
+	cut.Store(false)
+	keep(t, k, batch(record("other", 1)))
+	got, err := outboxtest.ReadKafka(t.Context(), cfg.Brokers, cfg.Topic)
+	if err != nil || len(got) == 0 || got[len(got)-1].Key != "other" {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+func TestKafkaSaysWhichRecordIsTooLarge(t *testing.T) {
+	t.Parallel()
+	cfg := real(t)
+	k := openKafka(t, cfg, sink.KafkaOptions{})
+	ensure(t, k)
+	// The test's own client makes the topic small.
+	client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+	res := kmsg.NewIncrementalAlterConfigsRequestResource()
+	res.ResourceType, res.ResourceName = kmsg.ConfigResourceTypeTopic, cfg.Topic
+	change := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+	change.Name, change.Value = "max.message.bytes", kmsg.StringPtr("2000")
+	res.Configs = append(res.Configs, change)
+	req.Resources = append(req.Resources, res)
+	if resp, err := req.RequestWith(t.Context(), client); err != nil || resp.Resources[0].ErrorCode != 0 {
+		t.Fatal(err, resp)
+	}
+	noise := make([]byte, 3000)
+	_, _ = rand.Read(noise)
+	large := record("k", 2)
+	large.Data = fmt.Appendf(nil, `{"a":"%x"}`, noise)
+	var refused *outbox.Refused
+	for deadline := time.Now().Add(20 * time.Second); !errors.As(err, &refused); {
+		if err = k.Publish(t.Context(), batch(large)); time.Now().After(deadline) {
+			t.Fatalf("got %v, want a refusal", err)
+		}
+	}
+	keep(t, k, batch(record("k", 1))) // others go on
+	st, err := k.CheckTopic(t.Context())
+	if err != nil || len(st.Problems) != 1 || !strings.Contains(st.Problems[0], "max.message.bytes") {
+		t.Errorf("check: %+v, %v", st, err)
+	}
+}
+
+func TestKafkaSaysPlainlyWhatAPersonMustDo(t *testing.T) {
+	t.Parallel()
+	stalled := func(t *testing.T, err error, kind, says string) {
+		t.Helper()
+		var s *outbox.Stalled
+		if !errors.As(err, &s) || s.Kind != kind || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want kind %s and the words %q", err, kind, says)
+		}
+	}
+	t.Run("missing topic", func(t *testing.T) {
+		t.Parallel()
+		k := openKafka(t, real(t), sink.KafkaOptions{})
+		_, err := k.Partitions(t.Context())
+		stalled(t, err, "topic", "outbox topic ensure")
+		stalled(t, k.Publish(t.Context(), batch(record("k", 1))), "topic", "outbox topic ensure")
+		_, err = k.CheckTopic(t.Context())
+		stalled(t, err, "topic", "does not exist")
+	})
+	for _, mechanism := range []string{"plain", "scram-sha-256", "scram-sha-512"} {
+		t.Run("sign-in with "+mechanism, func(t *testing.T) {
+			t.Parallel()
+			_, cfg := fake(t, kfake.EnableSASL(), kfake.Superuser(strings.ToUpper(mechanism), "relay", "right"))
+			cfg.SASL = sink.SASLConfig{Mechanism: mechanism, User: "relay", Password: config.Secret("right")}
+			keep(t, openKafka(t, cfg, sink.KafkaOptions{}), batch(record("k", 1)))
+			cfg.SASL.Password = "wrong"
+			if _, err := openKafka(t, cfg, sink.KafkaOptions{}).Partitions(t.Context()); err == nil {
+				t.Error("a wrong password was taken")
+			}
+		})
+	}
+	t.Run("real sign-in", func(t *testing.T) {
+		t.Parallel()
+		cfg := sink.KafkaConfig{Brokers: outboxtest.StartKafka(t, 1, "--scram", "relay:right").SCRAM, Topic: "events", Partitions: 4}
+		cfg.SASL = sink.SASLConfig{Mechanism: "scram-sha-512", User: "relay", Password: config.Secret("right")}
+		k := openKafka(t, cfg, sink.KafkaOptions{})
+		ensure(t, k)
+		keep(t, k, batch(record("k", 1)))
+		cfg.SASL.Password = "wrong"
+		_, err := openKafka(t, cfg, sink.KafkaOptions{}).Partitions(t.Context())
+		stalled(t, err, "authentication", "kafka.sasl")
+	})
+	for code, kind := range map[int16]string{29: "authorization", 31: "authorization", 32: "clock"} {
+		t.Run(fmt.Sprintf("error %d", code), func(t *testing.T) {
+			t.Parallel()
+			c, cfg := fake(t)
+			c.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+				return answer(req.(*kmsg.ProduceRequest), code), nil, true
+			})
+			k := openKafka(t, cfg, sink.KafkaOptions{})
+			stalled(t, k.Publish(t.Context(), batch(record("k", 1))), kind, "")
+			keep(t, k, batch(record("k", 1)))
+		})
+	}
+}
+
+func answer(req *kmsg.ProduceRequest, code int16) *kmsg.ProduceResponse {
+	resp := req.ResponseKind().(*kmsg.ProduceResponse)
+	for _, t := range req.Topics {
+		rt := kmsg.NewProduceResponseTopic()
+		rt.Topic = t.Topic
+		for _, p := range t.Partitions {
+			rp := kmsg.NewProduceResponseTopicPartition()
+			rp.Partition, rp.ErrorCode = p.Partition, code
+			rt.Partitions = append(rt.Partitions, rp)
+		}
+		resp.Topics = append(resp.Topics, rt)
+	}
+	return resp
+}
+
+// A broker that forgot the producer gets a new one; that is counted.
+func TestKafkaTakesANewProducerWhenTheBrokerForgot(t *testing.T) {
+	t.Parallel()
+	c, cfg := fake(t)
+	reg := prometheus.NewRegistry()
+	k := openKafka(t, cfg, sink.KafkaOptions{Registry: reg})
+	keep(t, k, batch(record("k", 1)))
+	for _, code := range []int16{45, 59} { // out of order, unknown producer
+		c.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			return answer(req.(*kmsg.ProduceRequest), code), nil, true
+		})
+		if n := keep(t, k, batch(record("k", int64(code)))); n != 2 {
+			t.Errorf("error %d: published after %d attempts, want 2", code, n)
+		}
+	}
+	families, err := reg.Gather()
+	if err != nil || len(families) != 1 || families[0].GetName() != "authctl_outbox_producer_id_resets_total" || families[0].GetMetric()[0].GetCounter().GetValue() != 2 {
+		t.Errorf("counted %v, %v", families, err)
+	}
+	got, err := outboxtest.ReadKafka(t.Context(), cfg.Brokers, cfg.Topic)
+	if err != nil || len(got) != 3 {
+		t.Errorf("%d events, %v", len(got), err)
+	}
+}
+
+func TestKafkaVerifiesCertificates(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	ca, cert := certificate(t, dir)
+	_, cfg := fake(t, kfake.TLS(&tls.Config{Certificates: []tls.Certificate{cert}}))
+	cfg.TLS.Enabled = true
+	if _, err := openKafka(t, cfg, sink.KafkaOptions{}).Partitions(t.Context()); err == nil {
+		t.Error("an unknown authority was trusted")
+	}
+	cfg.TLS.CAFile = ca
+	cfg.TLS.ServerName = "kafka.example"
+	if _, err := openKafka(t, cfg, sink.KafkaOptions{}).Partitions(t.Context()); err == nil {
+		t.Error("another name was accepted")
+	}
+	cfg.TLS.ServerName = ""
+	keep(t, openKafka(t, cfg, sink.KafkaOptions{Prod: true}), batch(record("k", 1)))
+}
+
+func certificate(t *testing.T, dir string) (string, tls.Certificate) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "ca.pem")
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path, tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func TestKafkaSettingsAreChecked(t *testing.T) {
+	t.Parallel()
+	good := sink.KafkaConfig{Brokers: []string{"127.0.0.1:9092"}, Topic: "t"}
+	for want, change := range map[string]func(*sink.KafkaConfig){
+		"":                    func(*sink.KafkaConfig) {},
+		"kafka.brokers":       func(c *sink.KafkaConfig) { c.Brokers = []string{"nowhere"} },
+		"kafka.topic":         func(c *sink.KafkaConfig) { c.Topic = " " },
+		"kafka.tls.cert_file": func(c *sink.KafkaConfig) { c.TLS.CertFile = "x" },
+		"kafka.sasl.user":     func(c *sink.KafkaConfig) { c.SASL.Mechanism = "plain" },
+	} {
+		cfg := good
+		change(&cfg)
+		var got string
+		cfg.Validate(func(path, _ string) { got += path })
+		if got != want {
+			t.Errorf("reported %q, want %q", got, want)
+		}
+	}
+	if _, err := sink.OpenKafka(good, sink.KafkaOptions{Prod: true}); err == nil || !strings.Contains(err.Error(), "kafka.allow_plaintext") {
+		t.Errorf("plaintext in prod mode: %v", err)
+	}
+	good.AllowPlaintext = true
+	openKafka(t, good, sink.KafkaOptions{Prod: true})
+}
+
+// Close and a cancelled context end what waits for a broker that does not answer.
+func TestKafkaEndsInTime(t *testing.T) {
+	t.Parallel()
+	c, cfg := fake(t)
+	cfg.RequestTimeout = time.Minute
+	hold := make(chan struct{})
+	t.Cleanup(func() { close(hold) })
+	c.ControlKey(int16(kmsg.Produce), func(kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		c.SleepControl(func() { <-hold })
+		return nil, errors.New("cut"), true
+	})
+	k := openKafka(t, cfg, sink.KafkaOptions{})
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if err := k.Publish(ctx, batch(record("k", 1))); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v, want the context's error", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- k.Publish(t.Context(), batch(record("k", 1))) }()
+	if err := k.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-done; err == nil {
+		t.Error("published without an answer")
+	}
+}
