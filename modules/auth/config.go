@@ -14,8 +14,8 @@ import (
 
 // Config is auth.*.
 type Config struct {
-	RefreshTokenTTL time.Duration    `config:"auth.refresh_token_ttl" default:"120h" min:"1m" max:"8760h" doc:"How long a session lives without being refreshed."`
-	SessionMaxAge   time.Duration    `config:"auth.session_max_age" default:"720h" min:"1m" max:"17520h" doc:"How long a session lives at the most, however often it is refreshed."`
+	RefreshTokenTTL time.Duration    `config:"auth.refresh_token_ttl" default:"120h" min:"1s" max:"8760h" doc:"How long a session lives without being refreshed, and never longer than auth.session_max_age."`
+	SessionMaxAge   time.Duration    `config:"auth.session_max_age" default:"720h" min:"1s" max:"17520h" doc:"How long a session lives at the most, however often it is refreshed."`
 	RefreshGrace    time.Duration    `config:"auth.refresh_grace" default:"10s" min:"0s" max:"60s" doc:"For this long after a refresh, the refresh token it replaced gets the same successor again: parallel refreshes and lost answers sign nobody out. Counted from the refresh, never extended."`
 	MaxSessions     int              `config:"auth.max_sessions_per_user" default:"50" min:"1" max:"1000" doc:"Most sessions a user may have."`
 	SessionLimit    string           `config:"auth.session_limit" default:"evict-oldest" oneof:"evict-oldest,reject-new" doc:"What happens to one session more: the least recently used one ends, or the sign-in is refused."`
@@ -29,9 +29,6 @@ type Config struct {
 
 // Validate reports what single values cannot show.
 func (c Config) Validate(report func(path, problem string)) {
-	if c.RefreshTokenTTL > c.SessionMaxAge {
-		report("auth.refresh_token_ttl", "is longer than auth.session_max_age, which no session outlives")
-	}
 	for i, client := range c.Clients {
 		if _, _, err := parseClient(client); err != nil {
 			report(fmt.Sprintf("auth.clients[%d]", i), err.Error())
