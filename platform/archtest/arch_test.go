@@ -24,7 +24,8 @@ const module = "github.com/toppira/authctl/"
 var arrows = map[string][]string{
 	"cmd/authctl": {"migrations", "modules/...", "platform/..."},
 	"cmd/bench":   {"migrations", "modules/...", "platform/..."},
-	"deploy":      {}, // tests of the files beside them, which run the binary
+	"deploy":      {},                                            // tests of the files beside them, which run the binary
+	"docs":        {"migrations", "modules/...", "platform/..."}, // the examples of the pages, and tests that hold them true
 
 	"modules/auth/authhttp": {"modules/auth", "platform/config", "platform/fault", "platform/httpserver"},
 	"modules/auth": {
@@ -76,13 +77,13 @@ var libraries = []struct {
 	code, tests []string
 	why         string
 }{
-	{"github.com/gofiber/", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/..."}, nil,
+	{"github.com/gofiber/", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/..."}, []string{"docs"},
 		"HTTP stays at the edge: hand over a context and plain values"},
 	{"github.com/valyala/fasthttp", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/..."}, nil,
 		"HTTP stays at the edge: hand over a context and plain values"},
 	{"github.com/IBM/sarama", []string{"modules/outbox/sink"}, nil,
 		"Kafka is one kind of sink: use outbox.Sink"},
-	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/..."},
+	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/...", "docs"},
 		"it is the tests' second opinion on Kafka, not the service's client"},
 	{"github.com/spf13/cobra", []string{"cmd/authctl"}, nil, "only commands know the command line"},
 	{"github.com/spf13/pflag", []string{"cmd/authctl"}, nil, "only commands know the command line"},
@@ -131,7 +132,7 @@ func TestTheListsKeepTheArrowsPointingDown(t *testing.T) {
 
 func upward(from, to string) bool {
 	switch layer := strings.Split(from, "/")[0]; layer {
-	case "cmd":
+	case "cmd", "docs":
 		return false
 	case "modules":
 		// Of the modules only auth knows another, which is outbox.

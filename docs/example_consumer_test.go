@@ -1,0 +1,324 @@
+package docs_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// event is the envelope, whichever way it came.
+type event struct {
+	ID       string          `json:"id"`
+	Type     string          `json:"type"`
+	Subject  string          `json:"subject"`         // the user
+	Sequence int64           `json:"sequence,string"` // counts the user's events from 1
+	Data     json.RawMessage `json:"data"`
+}
+
+// fromLine reads an event of the file: CloudEvents in structured JSON.
+func fromLine(line []byte) (e event, err error) {
+	err = json.Unmarshal(line, &e)
+	return e, err
+}
+
+// fromRecord reads an event of the topic: CloudEvents in binary mode.
+func fromRecord(r *kgo.Record) (e event, err error) {
+	e.Data = r.Value
+	for _, h := range r.Headers {
+		switch h.Key {
+		case "ce_id":
+			e.ID = string(h.Value)
+		case "ce_type":
+			e.Type = string(h.Value)
+		case "ce_subject":
+			e.Subject = string(h.Value)
+		case "ce_sequence":
+			e.Sequence, err = strconv.ParseInt(string(h.Value), 10, 64)
+		}
+	}
+	return e, err
+}
+
+// accounts is what a service that verifies access tokens by itself keeps of the events. In
+// earnest it is tables, and apply is one transaction on them.
+type accounts struct {
+	seen   map[string]bool   // ids of events that were applied
+	status map[string]status // by user
+
+	ended map[string]time.Time // by session: over, and when that may be forgotten
+	epoch map[string]allEnded  // by user
+}
+
+// status is what the newest event that says anything about it says of an account.
+type status struct {
+	Active   bool
+	Sequence int64 // of that event
+}
+
+// allEnded says that access tokens of a lower epoch are over, but for those of one session.
+type allEnded struct {
+	Epoch int64     `json:"session_epoch"`
+	Kept  string    `json:"kept_sid"`
+	Until time.Time `json:"expires_at"` // when it may be forgotten
+}
+
+// apply takes an event. Taking it again, late or out of turn does no harm.
+func (a *accounts) apply(e event) error {
+	if a.seen[e.ID] {
+		return nil // delivered twice, or replayed
+	}
+	// Ends only ever add up, so that one is good whenever it comes.
+	switch e.Type {
+	case "auth.SessionRevoked.v1":
+		var data struct {
+			Session string    `json:"sid"`
+			Until   time.Time `json:"expires_at"`
+		}
+		if err := json.Unmarshal(e.Data, &data); err != nil {
+			return err
+		}
+		a.ended[data.Session] = data.Until
+	case "auth.AllSessionsRevoked.v1":
+		var data allEnded
+		if err := json.Unmarshal(e.Data, &data); err != nil {
+			return err
+		}
+		if data.Epoch > a.epoch[e.Subject].Epoch {
+			a.epoch[e.Subject] = data
+		}
+	}
+	// A state is what the newest event says: an older one must not overwrite it.
+	if e.Sequence > a.status[e.Subject].Sequence {
+		switch e.Type {
+		case "auth.UserRegistered.v1", "auth.UserEnabled.v1":
+			a.status[e.Subject] = status{true, e.Sequence}
+		case "auth.UserDisabled.v1", "auth.UserDeleted.v1":
+			a.status[e.Subject] = status{false, e.Sequence}
+		}
+	}
+	a.seen[e.ID] = true
+	return nil
+}
+
+// accepts says whether an access token with these claims, whose signature and times are
+// good, has not been ended before its time.
+func (a *accounts) accepts(sub, sid string, sessionEpoch int64) bool {
+	_, ended := a.ended[sid]
+	all := a.epoch[sub]
+	return !ended && (sessionEpoch >= all.Epoch || sid == all.Kept)
+}
+
+// forget drops what no token can be affected by any more.
+func (a *accounts) forget(now time.Time) {
+	for sid, until := range a.ended {
+		if now.After(until) {
+			delete(a.ended, sid)
+		}
+	}
+	for sub, all := range a.epoch {
+		if now.After(all.Until) {
+			delete(a.epoch, sub)
+		}
+	}
+}
+
+func newAccounts() *accounts {
+	return &accounts{
+		seen: map[string]bool{}, status: map[string]status{},
+		ended: map[string]time.Time{}, epoch: map[string]allEnded{},
+	}
+}
+
+// claims are those that accepts wants.
+type claims struct {
+	Subject      string `json:"sub"`
+	Session      string `json:"sid"`
+	SessionEpoch int64  `json:"session_epoch"`
+}
+
+func claimsOf(t *testing.T, token string) (c claims) {
+	t.Helper()
+	payload, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[1])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(payload, &c); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// A verifier that follows the events refuses exactly the tokens that the service refuses,
+// however often and in whatever order it gets them.
+func TestAConsumerOfTheEventsJudgesAsTheService(t *testing.T) {
+	t.Parallel()
+	s := openShop(t)
+	const good = "correct horse battery staple"
+	credentials := func(name, password string) string {
+		return fmt.Sprintf(`{"username":%q,"password":%q}`, name, password)
+	}
+	token := func(status int, path, bearer, body string) string {
+		t.Helper()
+		return s.must(status, "POST", path, bearer, body)["access_token"].(string)
+	}
+	session := func(token string) string { return "/api/v1/auth/sessions/" + claimsOf(t, token).Session }
+
+	var tokens []string
+	add := func(token string) string {
+		tokens = append(tokens, token)
+		return token
+	}
+	a1 := add(token(201, "/api/v1/auth/register", "", credentials("alice", good)))
+	a2 := add(token(200, "/api/v1/auth/login", "", credentials("alice", good)))
+	a3 := add(token(200, "/api/v1/auth/login", "", credentials("alice", good)))
+	s.must(204, "DELETE", session(a2), a1, "")                                                                                    // 4: one session of three
+	add(token(200, "/api/v1/auth/password", a3, fmt.Sprintf(`{"current_password":%q,"new_password":"quite another one"}`, good))) // 5, 6: all but a3's
+	a4 := add(token(200, "/api/v1/auth/login", "", credentials("alice", "quite another one")))                                    // 7
+	s.must(204, "DELETE", "/api/v1/auth/sessions?except=current", a4, "")                                                         // 8: a3's too
+	add(token(200, "/api/v1/auth/login", "", credentials("alice", "quite another one")))                                          // 9
+	b1 := add(token(201, "/api/v1/auth/register", "", credentials("robert", good)))                                               // 10
+	add(token(200, "/api/v1/auth/login", "", credentials("robert", good)))                                                        // 11
+	c1 := add(token(201, "/api/v1/auth/register", "", credentials("carol", good)))                                                // 12
+	s.must(204, "POST", "/api/v1/auth/logout", b1, "")                                                                            // 13
+	s.must(204, "DELETE", "/api/v1/auth/me", c1, fmt.Sprintf(`{"password":%q}`, good))                                            // 14, 15
+	var list []event
+	for _, line := range s.lines(15) {
+		e, err := fromLine([]byte(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, e)
+	}
+
+	want := newAccounts()
+	applyAll(t, want, list)
+	for i, token := range tokens {
+		c := claimsOf(t, token)
+		code, _ := s.do("GET", "/api/v1/auth/me", token, "")
+		if accepts := want.accepts(c.Subject, c.Session, c.SessionEpoch); accepts != (code == 200) {
+			t.Errorf("token %d: the service answers %d, and the consumer accepts it: %v", i+1, code, accepts)
+		}
+	}
+	var active []bool
+	for _, token := range []string{a1, b1, c1} {
+		active = append(active, want.status[claimsOf(t, token).Subject].Active)
+	}
+	if !slices.Equal(active, []bool{true, true, false}) {
+		t.Errorf("alice, robert and carol are active: %v", active)
+	}
+
+	for name, order := range map[string][]event{
+		"each twice":                  slices.Concat(list, list),
+		"replayed from the middle":    slices.Concat(list, list[7:], list),
+		"the latest first, then all":  slices.Concat(list[12:], list),
+		"everything once, backwards":  backwards(list),
+		"backwards and then forwards": slices.Concat(backwards(list), list),
+	} {
+		got := newAccounts()
+		applyAll(t, got, order)
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s:\n%+v, want\n%+v", name, got, want)
+		}
+	}
+
+	t.Run("kafka", func(t *testing.T) {
+		t.Parallel()
+		got := newAccounts()
+		applyAll(t, got, throughKafka(t, s.lines(15)))
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%+v, want\n%+v", got, want)
+		}
+	})
+
+	forgotten := newAccounts()
+	applyAll(t, forgotten, list)
+	forgotten.forget(time.Now().Add(24 * time.Hour)) // the longest life that an access token can be given
+	if len(forgotten.ended)+len(forgotten.epoch) > 0 {
+		t.Errorf("not forgotten: %v %v", forgotten.ended, forgotten.epoch)
+	}
+}
+
+func applyAll(t *testing.T, a *accounts, list []event) {
+	t.Helper()
+	for _, e := range list {
+		if err := a.apply(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func backwards(list []event) []event {
+	list = slices.Clone(list)
+	slices.Reverse(list)
+	return list
+}
+
+// throughKafka publishes events of the file to a topic as the relay does, and reads them.
+func throughKafka(t *testing.T, lines []string) []event {
+	t.Helper()
+	brokers := strings.Split(testenv.Kafka(t), ",")
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	kafka, err := sink.OpenKafka(sink.KafkaConfig{Brokers: brokers, Topic: "docs-" + uuid.NewString(), Partitions: 1, ReplicationFactor: 1}, sink.KafkaOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = kafka.Close() })
+	st, err := kafka.EnsureTopic(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	batch := &outbox.Batch{Owned: func() bool { return true }}
+	for i, line := range lines {
+		var r struct {
+			ID, Source, Type, Subject, Time, DataSchema string
+			Sequence                                    int64 `json:",string"`
+			Data                                        json.RawMessage
+		}
+		dec := json.NewDecoder(bytes.NewReader([]byte(line)))
+		if err := dec.Decode(&r); err != nil {
+			t.Fatal(err)
+		}
+		batch.Records = append(batch.Records, outbox.Record{
+			ID: int64(i + 1), Seq: r.Sequence, EventID: r.ID, Type: r.Type, Key: r.Subject, Subject: r.Subject,
+			Source: r.Source, DataSchema: r.DataSchema, Time: r.Time, Data: r.Data,
+		})
+	}
+	for { // a new topic takes a moment to have a leader
+		if err = kafka.Publish(ctx, batch); err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+	records, err := outboxtest.ReadRecords(ctx, brokers, st.Topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []event
+	for _, r := range records {
+		e, err := fromRecord(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, e)
+	}
+	return list
+}

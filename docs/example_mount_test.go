@@ -1,0 +1,241 @@
+package docs_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/auth/authhttp"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/httpserver"
+)
+
+// settings are the shop's own, with those of the parts that it mounts. config.Load fills
+// them; a host with a loader of its own can fill the structs itself.
+type settings struct {
+	DataDir  string `config:"shop.data_dir" default:"./data" doc:"Where the shop keeps its files."`
+	Database database.Config
+	HTTP     httpserver.Config
+	Auth     auth.Config
+	Outbox   outbox.Config
+}
+
+// serveShop runs a monolith with accounts until ctx ends.
+func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening func(net.Addr)) (err error) {
+	// The database is the host's, and shared. Closing is in reverse order.
+	db, err := database.Open(ctx, cfg.Database, database.Options{DataDir: cfg.DataDir, AppName: "shop"})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	if _, err := migrations.Up(ctx, db.DB, nil); err != nil {
+		return err
+	}
+	if _, err := db.Write(ctx, "CREATE TABLE IF NOT EXISTS shop_order (id text PRIMARY KEY, user_id text NOT NULL, item text NOT NULL)"); err != nil {
+		return err // in earnest: a migration of the shop's
+	}
+
+	// The module. It wakes the relay after each commit that wrote an event.
+	waker := outbox.NewWaker(db)
+	defer waker.Close()
+	accounts, err := auth.New(ctx, cfg.Auth, auth.Deps{DB: db, Committed: waker.Wake, Serving: true, Log: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, accounts.Close()) }()
+
+	// Where events go: a file here, sink.OpenKafka in earnest.
+	events, err := sink.OpenFile(filepath.Join(cfg.DataDir, "events.ndjson"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, events.Close()) }()
+	relay, err := outbox.NewRelay(db, events, cfg.Outbox, outbox.RelayOptions{Log: log, Waker: waker})
+	if err != nil {
+		return err
+	}
+
+	// The surface: the module's routes beside the shop's.
+	server, err := httpserver.New(cfg.HTTP, httpserver.Options{Log: log, Unavailable: auth.IsUnavailable})
+	if err != nil {
+		return err
+	}
+	server.Handle(authhttp.Routes(accounts, authhttp.Options{Issuer: cfg.Auth.Token.Issuer})...)
+	server.Handle(httpserver.Route{Method: http.MethodPost, Path: "/orders", Handler: placeOrder(db, accounts, waker)})
+	if err := server.Listen(); err != nil {
+		return err
+	}
+	listening(server.Addr())
+
+	// What answers requests stops first; what it relies on, when it has finished.
+	running, front := errgroup.WithContext(ctx)
+	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBehind()
+	running.Go(func() error { return accounts.Run(behind) })
+	running.Go(func() error { return relay.Run(behind) })
+	running.Go(func() error {
+		defer stopBehind()
+		return server.Run(front)
+	})
+	return running.Wait()
+}
+
+// placeOrder is a route of the shop that needs to know who asks. Its order and its event
+// commit together, and the event comes after those of the same user's account.
+func placeOrder(db *database.DB, accounts *auth.Service, waker *outbox.Waker) fiber.Handler {
+	return func(c *fiber.Ctx) error {
+		token, _ := strings.CutPrefix(c.Get(fiber.HeaderAuthorization), "Bearer ")
+		caller, err := accounts.Authenticate(c.UserContext(), token)
+		if err != nil {
+			return err // becomes a problem document, as everywhere
+		}
+		var body struct {
+			Item string `json:"item"`
+		}
+		if err := httpserver.DecodeJSON(c, &body); err != nil {
+			return err
+		}
+		id, user := uuid.NewString(), caller.User.ID.String()
+		data, err := json.Marshal(map[string]string{"order_id": id, "item": body.Item})
+		if err != nil {
+			return err
+		}
+		err = db.Tx(c.UserContext(), func(ctx context.Context, tx bun.Tx) error {
+			if _, err := tx.ExecContext(ctx, "INSERT INTO shop_order (id, user_id, item) VALUES (?, ?, ?)", id, user, body.Item); err != nil {
+				return err
+			}
+			return outbox.Add(ctx, tx, outbox.Event{
+				Type: "shop.OrderPlaced.v1", Key: user, Subject: user, Source: "https://shop.example", Data: data,
+			})
+		})
+		if err != nil {
+			return err
+		}
+		waker.Wake()
+		return c.SendStatus(http.StatusCreated)
+	}
+}
+
+// shop is a running monolith on SQLite, with hashing that costs little.
+type shop struct {
+	t    *testing.T
+	base string
+	dir  string
+}
+
+func openShop(t *testing.T) *shop {
+	t.Helper()
+	dir := t.TempDir()
+	var cfg settings
+	if err := config.Load(&cfg, config.Options{File: os.DevNull, Environ: []string{
+		"SHOP_DATA_DIR=" + dir, "APP_HOST=127.0.0.1", "APP_PORT=0", "AUTH_PASSWORD_BCRYPT_COST=4",
+		"AUTH_TOKEN_SECRET=a secret of the tests that is long enough for everything",
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	listening, ended := make(chan net.Addr, 1), make(chan error, 1)
+	go func() { ended <- serveShop(ctx, cfg, zap.NewNop(), func(a net.Addr) { listening <- a }) }()
+	t.Cleanup(func() {
+		stop()
+		if err := <-ended; err != nil {
+			t.Errorf("the shop ended with: %v", err)
+		}
+	})
+	select {
+	case addr := <-listening:
+		return &shop{t: t, base: "http://" + addr.String(), dir: dir}
+	case err := <-ended:
+		ended <- nil
+		t.Fatalf("the shop did not start: %v", err)
+	}
+	return nil
+}
+
+// do sends a request and returns the status and the JSON object of the answer.
+func (s *shop) do(method, path, token, body string) (int, map[string]any) {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), method, s.base+path, strings.NewReader(body))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	var answer map[string]any
+	_ = json.NewDecoder(res.Body).Decode(&answer) // there need be none
+	return res.StatusCode, answer
+}
+
+// must is [shop.do] that fails the test unless the status is as expected.
+func (s *shop) must(status int, method, path, token, body string) map[string]any {
+	s.t.Helper()
+	got, answer := s.do(method, path, token, body)
+	if got != status {
+		s.t.Fatalf("%s %s: %d %v, want %d", method, path, got, answer, status)
+	}
+	return answer
+}
+
+// lines waits until so many events are in the file, and returns them.
+func (s *shop) lines(n int) []string {
+	s.t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		text, err := os.ReadFile(filepath.Join(s.dir, "events.ndjson"))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if list := strings.SplitAfter(string(text), "\n"); len(list) > n {
+			return list[:n]
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatalf("there are fewer than %d events:\n%s", n, text)
+		}
+	}
+}
+
+func TestTheModuleIsMountedInAnotherMonolith(t *testing.T) {
+	t.Parallel()
+	s := openShop(t)
+	token := s.must(201, "POST", "/api/v1/auth/register", "", `{"username":"alice","password":"correct horse battery staple"}`)["access_token"].(string)
+	s.must(201, "POST", "/orders", token, `{"item":"teapot"}`)
+	if refused := s.must(401, "POST", "/orders", "", `{"item":"teapot"}`); refused["code"] != "invalid_token" {
+		t.Errorf("without a token: %v", refused)
+	}
+	s.must(204, "DELETE", "/api/v1/auth/sessions", token, "")
+	if refused := s.must(401, "POST", "/orders", token, `{"item":"teapot"}`); refused["code"] != "session_revoked" {
+		t.Errorf("after the end of the session: %v", refused)
+	}
+	for i, want := range []string{"auth.UserRegistered.v1", "shop.OrderPlaced.v1", "auth.AllSessionsRevoked.v1"} {
+		e, err := fromLine([]byte(s.lines(3)[i]))
+		if err != nil || e.Type != want || e.Sequence != int64(i+1) {
+			t.Errorf("event %d is %+v, %v; want %s", i+1, e, err, want)
+		}
+	}
+}
