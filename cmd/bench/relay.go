@@ -3,6 +3,83 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxbench"
+	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
 )
 
-func benchRelay(ctx context.Context, o options, r *report) error { return errors.New("not here yet") }
+// benchRelay measures the outbox on the real engines, or embedded where there are none.
+func benchRelay(ctx context.Context, o options, r *report) (err error) {
+	dir, err := os.MkdirTemp("", "authctl-bench-relay-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	dsn := "sqlite:" + filepath.Join(dir, "bench.db")
+	if server := os.Getenv("AUTHCTL_TEST_POSTGRES"); server != "" {
+		fresh, drop, err := freshDatabase(ctx, server)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, drop()) }()
+		dsn = fresh
+	}
+	db, err := database.Open(ctx, database.Config{URL: config.Secret(dsn)}, database.Options{AppName: "authctl-bench"})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	if _, err := migrations.Up(ctx, db.DB, nil); err != nil {
+		return err
+	}
+	to, name, err := benchSink(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, to.Close()) }()
+	got, err := outboxbench.Run(ctx, outboxbench.Options{
+		DB: db, Sink: to, Duration: o.duration, Progress: func(what string) { fmt.Fprintf(os.Stderr, "  %s\n", what) },
+	})
+	if err != nil {
+		return err
+	}
+	r.rate(fmt.Sprintf("drain of %d events into %s", got.Events, name), got.DrainPerSec, got.BarePerSec, "same batches, no outbox", 0.7)
+	r.plain("drain, absolute goal", fmt.Sprintf("%.0f/s", got.DrainPerSec), "≥ 50000/s", got.DrainPerSec >= 50000)
+	r.plain(fmt.Sprintf("commit → acknowledged p50 at %.0f/s", got.LatencyRate), fmt.Sprintf("%.2f ms", got.LatencyP50), "≤ 5 ms", got.LatencyP50 <= 5)
+	r.plain(fmt.Sprintf("commit → acknowledged p99 at %.0f/s", got.LatencyRate), fmt.Sprintf("%.2f ms", got.LatencyP99), "≤ 25 ms", got.LatencyP99 <= 25)
+	r.rate("transactions with an event", got.WritersOutbox, got.WritersPlain, "bare insert", 0)
+	if got.WALPerEvent > 0 {
+		r.plain("WAL of an event, of its acknowledgement", fmt.Sprintf("%.0f B, %.0f B", got.WALPerEvent, got.WALPerAck), "", false)
+	}
+	return nil
+}
+
+// benchSink is a topic of the run's own on the real Kafka, or a file.
+func benchSink(ctx context.Context, dir string) (outbox.Sink, string, error) {
+	brokers := os.Getenv("AUTHCTL_TEST_KAFKA")
+	if brokers == "" {
+		to, err := sink.OpenFile(filepath.Join(dir, "events.ndjson"))
+		return to, "a file", err
+	}
+	k, err := sink.OpenKafka(sink.KafkaConfig{Brokers: strings.Split(brokers, ","), Topic: "bench-" + uuid.NewString()}, sink.KafkaOptions{})
+	if err != nil {
+		return nil, "", err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if _, err := k.EnsureTopic(ctx); err != nil {
+		return nil, "", errors.Join(err, k.Close())
+	}
+	return k, "Kafka", nil
+}
