@@ -20,6 +20,10 @@ import (
 // to come back; it is the same whether the account exists or not.
 var ErrTooManyAttempts = fault.New(fault.TooMany, "too_many_attempts", "Too many attempts")
 
+// ErrCrowded refuses an attempt for which there is no room beside those in flight, although
+// nothing has failed yet: it is the service that is busy, not the client that is suspect.
+var ErrCrowded = errors.New("too many attempts of this kind are in flight")
+
 // ErrNotShared is returned by [Limiter.Unlock] and [Limiter.State] when Redis is away: what
 // they would do or tell here would not hold for the other processes.
 var ErrNotShared = errors.New("the shared counters of sign-in attempts cannot be reached")
@@ -122,11 +126,11 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 		t.lane = v.lane
 		return t, nil
 	}
-	name := limitNames[v.limit]
 	if v.wait == 0 {
-		name = "in_flight"
+		l.refused.WithLabelValues("in_flight").Inc()
+		return nil, ErrCrowded
 	}
-	l.refused.WithLabelValues(name).Inc()
+	l.refused.WithLabelValues(limitNames[v.limit]).Inc()
 	return nil, tooMany(v.wait)
 }
 
