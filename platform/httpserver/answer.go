@@ -131,7 +131,7 @@ type problem struct {
 	Title     string        `json:"title"`
 	Status    int           `json:"status"`
 	Detail    string        `json:"detail"` // of this occasion, else the title
-	Instance  string        `json:"instance,omitempty"`
+	Instance  string        `json:"instance"`
 	Code      string        `json:"code"`
 	RequestID string        `json:"request_id"`
 	Errors    []fault.Field `json:"errors,omitempty"`
@@ -152,7 +152,10 @@ func (s *Server) answer(fctx *fasthttp.RequestCtx, x *exchange, err error) {
 	if !shown {
 		x.cause = err
 	}
-	path := string(fctx.URI().PathOriginal())
+	path := x.path
+	if !x.unread {
+		path = string(fctx.URI().PathOriginal())
+	}
 	if x.route == nil && f.Kind == fault.NotFound || f.Kind == fault.MethodNotAllowed {
 		// The router's word for a method it does not know at a path that it does not know
 		// either is not 405.
@@ -177,10 +180,7 @@ func (s *Server) answer(fctx *fasthttp.RequestCtx, x *exchange, err error) {
 	case fiber.StatusTooManyRequests, fiber.StatusServiceUnavailable:
 		h.Set(fiber.HeaderRetryAfter, seconds(f.RetryAfter))
 	}
-	p := problem{Type: errorDocs + f.Code, Title: f.Title, Status: status, Detail: cmp.Or(f.Message, f.Title+"."), Code: f.Code, RequestID: x.id, Errors: f.Fields}
-	if len(fctx.Request.Header.RawHeaders()) > 0 { // otherwise nothing could be read of it
-		p.Instance = cleanPath([]byte(path))
-	}
+	p := problem{Type: errorDocs + f.Code, Title: f.Title, Status: status, Detail: cmp.Or(f.Message, f.Title+"."), Instance: x.askedFor(fctx), Code: f.Code, RequestID: x.id, Errors: f.Fields}
 	send(fctx, status, "application/problem+json", p)
 }
 

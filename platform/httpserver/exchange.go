@@ -1,6 +1,7 @@
 package httpserver
 
 import (
+	"cmp"
 	"encoding/hex"
 	"math/rand/v2"
 	"net"
@@ -21,6 +22,8 @@ type exchange struct {
 	server *Server
 	start  time.Time
 	id     string     // of the request
+	path   string     // of what could not be read, empty when even that is not known
+	unread bool       // the request could not be read
 	route  *route     // nil until the router found one
 	client netip.Addr // zero until asked for
 	user   string     // set by a handler
@@ -120,10 +123,20 @@ func peer(addr net.Addr) netip.Addr {
 	return tcp.AddrPort().Addr().Unmap().WithZone("")
 }
 
+// askedFor is the path of the request, fit for logs and answers: * where none could be read,
+// which is HTTP's own word for the server as a whole (RFC 9112 §3.2.4).
+func (x *exchange) askedFor(fctx *fasthttp.RequestCtx) string {
+	if x.unread {
+		return cmp.Or(x.path, "*")
+	}
+	return cleanPath(fctx.URI().PathOriginal())
+}
+
 // serve is what fasthttp calls for each request that could be read.
 func (s *Server) serve(fctx *fasthttp.RequestCtx) {
 	x := s.begin(fctx)
 	defer s.end(fctx, x)
+	readWhole(fctx.Conn())
 	if fault := wireFault(&fctx.Request.Header); fault != nil {
 		fctx.SetConnectionClose() // where the next request begins is not certain
 		s.answer(fctx, x, fault)
@@ -145,6 +158,7 @@ func (s *Server) unreadable(fctx *fasthttp.RequestCtx, err error) {
 	x := s.begin(fctx)
 	defer s.end(fctx, x)
 	x.quiet = isGone(err)
+	x.unread, x.path = true, asked(fctx.Conn())
 	s.answer(fctx, x, readFault(err))
 	lingerOnClose(fctx.Conn())
 }
@@ -215,7 +229,7 @@ func (s *Server) logRequest(fctx *fasthttp.RequestCtx, x *exchange, pattern, met
 	fields := append(x.fields[:0],
 		zap.String("method", method),
 		zap.String("route", pattern),
-		zap.String("path", cleanPath(fctx.URI().PathOriginal())),
+		zap.String("path", x.askedFor(fctx)),
 		zap.Int("status", status),
 		zap.Float64("duration_ms", float64(took.Microseconds())/1000),
 		zap.Int("bytes", bytes),

@@ -197,6 +197,8 @@ type conn struct {
 	linger   atomic.Bool // an answer was given before everything was read
 	closed   atomic.Bool
 	tail     [lineEnd]byte // the last bytes read, for a line end split over two reads
+	head     [192]byte     // the first bytes read since the last request that could be read
+	headLen  int
 }
 
 // secureConn is a conn that fasthttp knows for TLS by the methods of tls.Conn.
@@ -216,6 +218,7 @@ func (c *conn) Read(b []byte) (int, error) {
 		if !c.spoke.Load() {
 			c.spoke.Store(true)
 		}
+		c.headLen += copy(c.head[c.headLen:], b[:n])
 		if c.bareLF(b[:n]) {
 			return 0, errBareLF
 		}
@@ -276,10 +279,51 @@ func (c *conn) Close() error {
 
 // lingerOnClose marks a connection whose last answer may overtake what the client sends.
 func lingerOnClose(c net.Conn) {
+	if one := ours(c); one != nil {
+		one.linger.Store(true)
+	}
+}
+
+// asked is the path of the request that is arriving on a connection, as far as it can be told
+// when the request cannot be read; empty when it cannot. fasthttp has forgotten it by then.
+func asked(c net.Conn) string {
+	one := ours(c)
+	if one == nil {
+		return ""
+	}
+	line := bytes.TrimLeft(one.head[:one.headLen], "\r\n")
+	method, target, _ := bytes.Cut(line, []byte(" "))
+	if len(method) == 0 || len(method) > 16 || bytes.ContainsFunc(method, func(r rune) bool { return r < 'A' || r > 'Z' }) {
+		return ""
+	}
+	whole := false
+	if end := bytes.IndexAny(target, " ?\r\n"); end >= 0 {
+		target, whole = target[:end], true
+	}
+	switch {
+	case !bytes.HasPrefix(target, []byte("/")):
+		return ""
+	case whole:
+		return cleanPath(target)
+	}
+	return cleanPath(target) + "..."
+}
+
+// readWhole says that the request on a connection has arrived, so that what comes next
+// begins another. Of pipelined requests the second may have begun already; its path is then
+// not known.
+func readWhole(c net.Conn) {
+	if one := ours(c); one != nil {
+		one.headLen = 0
+	}
+}
+
+func ours(c net.Conn) *conn {
 	switch c := c.(type) {
 	case *conn:
-		c.linger.Store(true)
+		return c
 	case *secureConn:
-		c.linger.Store(true)
+		return c.conn
 	}
+	return nil
 }

@@ -186,6 +186,9 @@ func (a answer) problem(t testing.TB, status int, code string) problem {
 	if id := a.Header.Get("X-Request-Id"); id == "" || id != p.RequestID {
 		t.Errorf("request id %q in the body, %q in the header", p.RequestID, id)
 	}
+	if p.Instance == "" {
+		t.Error("the problem does not say where it was met")
+	}
 	if a.Header.Get("Cache-Control") != "no-store" {
 		t.Errorf("an error may be cached: %q", a.Header.Get("Cache-Control"))
 	}

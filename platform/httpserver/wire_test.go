@@ -166,3 +166,44 @@ func TestARefusalReachesAClientThatIsStillSending(t *testing.T) {
 		t.Errorf("the connection ended with %v", err)
 	}
 }
+
+// A request that cannot be read is answered with the path that it was for, as far as one
+// could be made out, in the words that errors have there.
+func TestARefusalSaysWhereTheRequestWasFor(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{MaxHeaderBytes: 8192}})
+	long := strings.Repeat("x", 9000)
+	const served = "GET /plain HTTP/1.1\r\nHost: a\r\n\r\n"
+	for name, test := range map[string]struct {
+		before, request string
+		status          int
+		code, want      string
+	}{
+		"body in chunks":       {"", "POST /echo?secret=1 HTTP/1.1\r\n" + lines + "Transfer-Encoding: chunked\r\n\r\n40000000\r\n", 413, "body_too_large", "/echo"},
+		"headers":              {"", "GET /plain HTTP/1.1\r\nHost: a\r\nX-A: " + long + "\r\n\r\n", 431, "headers_too_large", "/plain"},
+		"path":                 {"", "GET /" + long + " HTTP/1.1\r\nHost: a\r\n\r\n", 431, "headers_too_large", "/xxx"},
+		"line end before":      {"", "\r\nGET /plain HTTP/1.1\r\n\r\n", 400, "malformed_request", "/plain"},
+		"the next request":     {served, "GET /th\"ings HTTP/1.1\r\n\r\n", 400, "malformed_request", "/th%22ings"},
+		"no request at all":    {"", "\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400, "malformed_request", "*"},
+		"a target that is not": {"", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, "malformed_request", "*"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := s.dial(t)
+			if test.before != "" {
+				c.send(t, test.before)
+				if a := c.receive(t); a.StatusCode != 200 {
+					t.Fatalf("%d %s", a.StatusCode, a.body)
+				}
+			}
+			c.send(t, test.request)
+			if p := c.receive(t).problem(t, test.status, test.code); !strings.HasPrefix(p.Instance, test.want) || len(p.Instance) > 250 {
+				t.Errorf("instance %q, want %q", p.Instance, test.want)
+			}
+		})
+	}
+	a, _ := s.raw(t, "POST /oauth/introspect HTTP/1.1\r\n"+lines+"Transfer-Encoding: chunked\r\n\r\n40000000\r\n")
+	if a.StatusCode != 413 || !strings.Contains(a.body, `"error":"invalid_request"`) {
+		t.Errorf("beside an OAuth route: %d %s", a.StatusCode, a.body)
+	}
+}
