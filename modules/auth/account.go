@@ -26,7 +26,7 @@ func (s *Service) DeleteOwn(ctx context.Context, caller Caller, password string,
 		return err
 	}
 	return s.remove(ctx, a.ID, byUser, func(ctx context.Context, tx bun.IDB, now account) error {
-		return s.stillLive(ctx, tx, now, a, caller.SessionID)
+		return s.stillProved(ctx, tx, now, a, caller)
 	})
 }
 
@@ -37,6 +37,7 @@ func (s *Service) DeleteUser(ctx context.Context, userID uuid.UUID) error {
 
 func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check func(context.Context, bun.IDB, account) error) error {
 	head := s.head(userID)
+	var epoch int64
 	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
 		a, err := lockAccount(ctx, tx, userID)
 		if err != nil {
@@ -45,7 +46,7 @@ func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check
 		if err := check(ctx, tx, a); err != nil {
 			return err
 		}
-		if err := s.raiseAndAnnounce(ctx, tx, a, uuid.NullUUID{}, ReasonDeleted); err != nil {
+		if epoch, err = s.raiseAndAnnounce(ctx, tx, a, uuid.NullUUID{}, ReasonDeleted); err != nil {
 			return err
 		}
 		if err := deleteAccount(ctx, tx, userID); err != nil {
@@ -56,32 +57,33 @@ func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check
 	if err != nil {
 		return err
 	}
-	s.clearStore(ctx, userID, uuid.NullUUID{})
+	s.clearStore(ctx, userID, epoch, uuid.NullUUID{})
 	s.security.Info("user_deleted", zap.Stringer("user_id", userID), zap.String("by", by))
 	return nil
 }
 
 // DisableUser closes an account and ends its sessions. Doing it again changes nothing.
 func (s *Service) DisableUser(ctx context.Context, userID uuid.UUID) error {
-	changed, err := s.setStatus(ctx, userID, StatusDisabled, EventUserDisabled)
+	changed, epoch, err := s.setStatus(ctx, userID, StatusDisabled, EventUserDisabled)
 	if err != nil || !changed {
 		return err
 	}
-	s.clearStore(ctx, userID, uuid.NullUUID{})
+	s.clearStore(ctx, userID, epoch, uuid.NullUUID{})
 	s.security.Info("user_disabled", zap.Stringer("user_id", userID), zap.String("by", byAdmin))
 	return nil
 }
 
 // EnableUser opens an account again; sessions that ended stay ended.
 func (s *Service) EnableUser(ctx context.Context, userID uuid.UUID) error {
-	changed, err := s.setStatus(ctx, userID, StatusActive, EventUserEnabled)
+	changed, _, err := s.setStatus(ctx, userID, StatusActive, EventUserEnabled)
 	if err == nil && changed {
 		s.security.Info("user_enabled", zap.Stringer("user_id", userID), zap.String("by", byAdmin))
 	}
 	return err
 }
 
-func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status, eventType string) (changed bool, err error) {
+// setStatus reports whether the status is a new one, and the epoch from which sessions live.
+func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status, eventType string) (changed bool, epoch int64, err error) {
 	head := s.head(userID)
 	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
 		a, err := lockAccount(ctx, tx, userID)
@@ -96,11 +98,11 @@ func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status
 			return err
 		}
 		if status == StatusDisabled {
-			err = s.raiseAndAnnounce(ctx, tx, a, uuid.NullUUID{}, ReasonDisabled)
+			epoch, err = s.raiseAndAnnounce(ctx, tx, a, uuid.NullUUID{}, ReasonDisabled)
 		}
 		return err
 	})
-	return changed, err
+	return changed, epoch, err
 }
 
 // FindUser returns the account that an operator named, by id or by username.

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -52,7 +53,7 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		s.security.Warn("sign_in_refused", zap.String("reason", "account_disabled"), zap.Stringer("user_id", a.ID), zap.String("ip", dev.ip()))
 		return Tokens{}, ErrAccountDisabled
 	}
-	sess, refresh, err := s.signIn(ctx, a, dev)
+	sess, refresh, err := s.begin(ctx, a, dev)
 	if err != nil {
 		s.limiter.Cancel(ctx, ticket)
 		return Tokens{}, err
@@ -124,7 +125,35 @@ func (s *Service) failed(ctx context.Context, ticket *throttle.Ticket, a account
 	}
 }
 
-// signIn begins a session of an account whose owner has shown the password.
+// errOvertaken says that a session was over before it had begun: all sessions were ended, or
+// this one was pushed out by newer ones, between its record and its transaction.
+var errOvertaken = errors.New("the session ended before it began")
+
+// mostOvertaken is how often a sign-in begins anew. Each time, others have got ahead of it.
+const mostOvertaken = 8
+
+// begin is [Service.signIn] for who has just shown the password: a session that was overtaken
+// begins once more, behind what has overtaken it. The right password stays right.
+func (s *Service) begin(ctx context.Context, a account, dev Device) (session.Session, session.Token, error) {
+	for range mostOvertaken {
+		sess, refresh, err := s.signIn(ctx, a, dev)
+		if !errors.Is(err, errOvertaken) {
+			return sess, refresh, err
+		}
+		now, err := accountByID(ctx, s.db, a.ID)
+		if errors.Is(err, ErrUserNotFound) {
+			return session.Session{}, session.Token{}, ErrInvalidCredentials
+		}
+		if err != nil {
+			return session.Session{}, session.Token{}, err
+		}
+		a.epoch = now.epoch // and nothing else: the password is still the one that was shown, or refused
+	}
+	return session.Session{}, session.Token{}, ErrUnavailable
+}
+
+// signIn begins a session of an account whose owner has shown the password. It returns
+// [errOvertaken] when the account's sessions, or this one, were ended meanwhile.
 func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Session, session.Token, error) {
 	sess, refresh, evict, err := s.createRecord(ctx, a, dev)
 	if err != nil {
@@ -141,8 +170,15 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 			return err
 		case now.Status != StatusActive:
 			return ErrAccountDisabled
-		case now.passwordHash != a.passwordHash || now.epoch != a.epoch:
+		case !now.samePassword(a):
 			return ErrInvalidCredentials
+		case now.epoch != a.epoch:
+			return errOvertaken
+		}
+		// Sign-ins that found this one's record may have evicted it already. It is not
+		// announced after its end.
+		if revoked, err := revokedAmong(ctx, tx, []uuid.UUID{sess.ID}); err != nil || revoked[sess.ID] {
+			return cmp.Or(err, errOvertaken)
 		}
 		for _, sid := range evict {
 			if _, err := s.revoke(ctx, tx, a.ID, sid, ReasonEvicted); err != nil {

@@ -34,13 +34,16 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 	if err != nil {
 		return Tokens{}, err
 	}
-	err = s.storePassword(ctx, a, hash, uuid.NullUUID{UUID: caller.SessionID, Valid: true}, "user")
+	kept := uuid.NullUUID{UUID: caller.SessionID, Valid: true}
+	changed, err := s.storePassword(ctx, a.ID, hash, kept, "user", func(ctx context.Context, tx bun.IDB, now account) error {
+		return s.stillProved(ctx, tx, now, a, caller)
+	})
 	if err != nil {
 		return Tokens{}, err
 	}
-	s.clearStore(ctx, a.ID, uuid.NullUUID{UUID: caller.SessionID, Valid: true})
+	s.clearStore(ctx, a.ID, changed.epoch, kept)
 	s.security.Info("password_changed", zap.Stringer("user_id", a.ID), zap.String("by", "user"), zap.String("ip", dev.ip()))
-	t, err := s.reissue(ctx, caller, dev)
+	t, err := s.reissue(ctx, caller, changed, dev)
 	if err != nil {
 		return Tokens{}, fmt.Errorf("the password was changed, new tokens were not made: %w", err)
 	}
@@ -64,27 +67,27 @@ func (s *Service) SetPassword(ctx context.Context, userID uuid.UUID, replacement
 	if err != nil {
 		return err
 	}
-	if err := s.storePassword(ctx, account{User: a.User}, hash, uuid.NullUUID{}, "admin"); err != nil {
+	changed, err := s.storePassword(ctx, userID, hash, uuid.NullUUID{}, "admin", func(context.Context, bun.IDB, account) error { return nil })
+	if err != nil {
 		return err
 	}
-	s.clearStore(ctx, userID, uuid.NullUUID{})
+	s.clearStore(ctx, userID, changed.epoch, uuid.NullUUID{})
 	s.security.Info("password_changed", zap.Stringer("user_id", userID), zap.String("by", "admin"))
 	return nil
 }
 
-// storePassword writes the new hash and ends the sessions, with both events. When the caller
-// proved the present password, a.passwordHash is what was proved, and must still be there.
-func (s *Service) storePassword(ctx context.Context, a account, hash string, kept uuid.NullUUID, by string) error {
-	head := s.head(a.ID)
-	return s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
-		now, err := lockAccount(ctx, tx, a.ID)
+// storePassword writes the new hash and ends the sessions, with both events, if check finds
+// nothing against it. It returns the account as it is then.
+func (s *Service) storePassword(ctx context.Context, userID uuid.UUID, hash string, kept uuid.NullUUID, by string,
+	check func(context.Context, bun.IDB, account) error) (changed account, err error) {
+	head := s.head(userID)
+	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+		a, err := lockAccount(ctx, tx, userID)
 		if err != nil {
 			return err
 		}
-		if kept.Valid {
-			if err := s.stillLive(ctx, tx, now, a, kept.UUID); err != nil {
-				return err
-			}
+		if err := check(ctx, tx, a); err != nil {
+			return err
 		}
 		if err := updatePassword(ctx, tx, a.ID, hash, head.OccurredAt); err != nil {
 			return err
@@ -92,20 +95,21 @@ func (s *Service) storePassword(ctx context.Context, a account, hash string, kep
 		if err := s.announce(ctx, tx, EventPasswordChanged, head, passwordChanged{eventHead: head, By: by}); err != nil {
 			return err
 		}
-		return s.raiseAndAnnounce(ctx, tx, now, kept, ReasonPasswordChange)
+		changed = a
+		changed.passwordHash, changed.PasswordChangedAt = hash, head.OccurredAt
+		changed.epoch, err = s.raiseAndAnnounce(ctx, tx, a, kept, ReasonPasswordChange)
+		return err
 	})
+	return changed, err
 }
 
-// stillLive refuses what was decided on an account that has changed since: between the check
-// of the password and the lock on the row lies a hash.
-func (s *Service) stillLive(ctx context.Context, tx bun.IDB, now, checked account, sid uuid.UUID) error {
-	revoked, err := revokedAmong(ctx, tx, []uuid.UUID{sid})
-	switch {
-	case err != nil:
+// stillProved refuses what a caller was granted on a password that is no longer the account's,
+// or in a session that has ended: between the check and the lock on the row lies a hash.
+func (s *Service) stillProved(ctx context.Context, tx bun.IDB, now, checked account, caller Caller) error {
+	if err := s.stillLive(ctx, tx, now, caller); err != nil {
 		return err
-	case revoked[sid], now.epoch != checked.epoch, now.Status != StatusActive:
-		return ErrSessionRevoked
-	case now.passwordHash != checked.passwordHash:
+	}
+	if !now.samePassword(checked) {
 		return ErrWrongPassword
 	}
 	return nil
@@ -141,8 +145,9 @@ func (s *Service) reauthenticate(ctx context.Context, caller Caller, password st
 }
 
 // reissue gives the caller's session new tokens. A session whose record the store has lost
-// cannot go on, so a new one begins in its place.
-func (s *Service) reissue(ctx context.Context, caller Caller, dev Device) (Tokens, error) {
+// cannot go on, so a new one begins in its place, unless the account is no longer as the
+// caller left it: then the record is not lost, the session has ended since.
+func (s *Service) reissue(ctx context.Context, caller Caller, changed account, dev Device) (Tokens, error) {
 	for range 3 { // a refresh of the session may come in between
 		rec, err := s.sessions.Get(ctx, caller.User.ID, caller.SessionID)
 		if errors.Is(err, session.ErrNotFound) {
@@ -164,11 +169,10 @@ func (s *Service) reissue(ctx context.Context, caller Caller, dev Device) (Token
 		}
 		return s.issue(sess, next)
 	}
-	a, err := accountByID(ctx, s.db, caller.User.ID)
-	if err != nil {
-		return Tokens{}, err
+	sess, refresh, err := s.signIn(ctx, changed, dev)
+	if errors.Is(err, errOvertaken) || errors.Is(err, ErrInvalidCredentials) || errors.Is(err, ErrAccountDisabled) {
+		return Tokens{}, ErrSessionRevoked
 	}
-	sess, refresh, err := s.signIn(ctx, a, dev)
 	if err != nil {
 		return Tokens{}, err
 	}

@@ -17,6 +17,7 @@ import (
 type Session struct {
 	ID         uuid.UUID `json:"id"`
 	UserID     uuid.UUID `json:"-"`
+	Username   string    `json:"-"`
 	DeviceName string    `json:"device_name"`
 	UserAgent  string    `json:"user_agent"`
 	IP         string    `json:"ip"`
@@ -68,7 +69,7 @@ func (s *Service) live(ctx context.Context, records []session.Session) ([]Sessio
 		st := standing{user: a.User, epoch: a.epoch, keptSID: a.keptSID, revoked: revoked[r.ID]}
 		if st.live(r.ID, r.Epoch) {
 			list = append(list, Session{
-				ID: r.ID, UserID: r.UserID, DeviceName: r.DeviceName, UserAgent: r.UserAgent, IP: r.IP,
+				ID: r.ID, UserID: r.UserID, Username: a.Username, DeviceName: r.DeviceName, UserAgent: r.UserAgent, IP: r.IP,
 				CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt,
 			})
 		}
@@ -95,16 +96,18 @@ func (s *Service) EndSession(ctx context.Context, caller Caller, sid uuid.UUID) 
 
 // EndSessions ends every session of the caller, or every one but the calling one.
 func (s *Service) EndSessions(ctx context.Context, caller Caller, exceptCurrent bool) error {
-	kept := uuid.NullUUID{}
-	if exceptCurrent {
-		kept = uuid.NullUUID{UUID: caller.SessionID, Valid: true}
+	if !exceptCurrent {
+		return s.endAll(ctx, caller.User.ID, ReasonEndedByUser)
 	}
-	return s.endAll(ctx, caller.User.ID, kept, ReasonEndedByUser)
+	kept := uuid.NullUUID{UUID: caller.SessionID, Valid: true}
+	return s.endAllBut(ctx, caller.User.ID, kept, ReasonEndedByUser, func(ctx context.Context, tx bun.IDB, now account) error {
+		return s.stillLive(ctx, tx, now, caller)
+	})
 }
 
 // RevokeUserSessions ends every session of an account on an operator's behalf.
 func (s *Service) RevokeUserSessions(ctx context.Context, userID uuid.UUID) error {
-	return s.endAll(ctx, userID, uuid.NullUUID{}, ReasonEndedByAdmin)
+	return s.endAll(ctx, userID, ReasonEndedByAdmin)
 }
 
 // RevokeSession ends a session on an operator's behalf.
@@ -163,42 +166,68 @@ func (s *Service) FindSessions(ctx context.Context, f SessionFilter, fn func(Ses
 	return flush()
 }
 
-// endAll raises the account's epoch, which ends every session begun before it but the kept
-// one, and then clears the store.
-func (s *Service) endAll(ctx context.Context, userID uuid.UUID, kept uuid.NullUUID, reason Reason) error {
+// endAll raises the account's epoch, which ends every session begun before it, and then
+// clears the store.
+func (s *Service) endAll(ctx context.Context, userID uuid.UUID, reason Reason) error {
+	return s.endAllBut(ctx, userID, uuid.NullUUID{}, reason, func(context.Context, bun.IDB, account) error { return nil })
+}
+
+// endAllBut is endAll with a session that goes on, if check finds that it still may.
+func (s *Service) endAllBut(ctx context.Context, userID uuid.UUID, kept uuid.NullUUID, reason Reason, check func(context.Context, bun.IDB, account) error) error {
+	var epoch int64
 	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
 		a, err := lockAccount(ctx, tx, userID)
 		if err != nil {
 			return err
 		}
-		return s.raiseAndAnnounce(ctx, tx, a, kept, reason)
+		if err := check(ctx, tx, a); err != nil {
+			return err
+		}
+		epoch, err = s.raiseAndAnnounce(ctx, tx, a, kept, reason)
+		return err
 	})
 	if err != nil {
 		return err
 	}
-	s.clearStore(ctx, userID, kept)
+	s.clearStore(ctx, userID, epoch, kept)
 	s.security.Info("sessions_ended", zap.Stringer("user_id", userID), zap.String("reason", string(reason)))
 	return nil
 }
 
-// raiseAndAnnounce ends every session of the account but the kept one, with the event.
-func (s *Service) raiseAndAnnounce(ctx context.Context, tx bun.IDB, a account, kept uuid.NullUUID, reason Reason) error {
-	head := s.head(a.ID)
-	epoch, err := raiseEpoch(ctx, tx, a, kept, head.OccurredAt)
+// stillLive refuses a caller whose session has ended since it was authenticated. Who keeps a
+// session alive past the end of all others asks this under the lock on the account: an ended
+// session must not keep itself, which would bring it back.
+func (s *Service) stillLive(ctx context.Context, tx bun.IDB, now account, caller Caller) error {
+	revoked, err := revokedAmong(ctx, tx, []uuid.UUID{caller.SessionID})
 	if err != nil {
 		return err
 	}
-	return s.announce(ctx, tx, EventAllSessionsRevoked, head, allSessionsRevoked{
+	st := standing{user: now.User, epoch: now.epoch, keptSID: now.keptSID, revoked: revoked[caller.SessionID]}
+	if !st.live(caller.SessionID, caller.claims.SessionEpoch) {
+		return ErrSessionRevoked
+	}
+	return nil
+}
+
+// raiseAndAnnounce ends every session of the account but the kept one, with the event, and
+// returns the epoch from which sessions live.
+func (s *Service) raiseAndAnnounce(ctx context.Context, tx bun.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, error) {
+	head := s.head(a.ID)
+	epoch, err := raiseEpoch(ctx, tx, a, kept, head.OccurredAt)
+	if err != nil {
+		return 0, err
+	}
+	return epoch, s.announce(ctx, tx, EventAllSessionsRevoked, head, allSessionsRevoked{
 		eventHead: head, Reason: reason, SessionEpoch: epoch, KeptSessionID: kept, ExpiresAt: s.accessTokensEnd(head.OccurredAt),
 	})
 }
 
-// clearStore removes the records of ended sessions. As with [Service.dropRecord], what stays
-// is refused all the same.
-func (s *Service) clearStore(ctx context.Context, userID uuid.UUID, kept uuid.NullUUID) {
+// clearStore removes the records of sessions that ended when the epoch was raised. As with
+// [Service.dropRecord], what stays is refused all the same.
+func (s *Service) clearStore(ctx context.Context, userID uuid.UUID, epoch int64, kept uuid.NullUUID) {
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	if err := s.sessions.DeleteAll(ctx, userID, kept); err != nil {
+	if err := s.sessions.DeleteAll(ctx, userID, epoch, kept); err != nil {
 		s.log.Warn("session_records_left", zap.Stringer("user_id", userID), zap.Error(err))
 	}
 }

@@ -41,6 +41,12 @@ type account struct {
 	keptSID uuid.NullUUID
 }
 
+// samePassword reports whether no other password was set since the account was read. A hash
+// that was renewed meanwhile is one of the same password.
+func (a account) samePassword(read account) bool {
+	return a.PasswordChangedAt.Equal(read.PasswordChangedAt)
+}
+
 const accountColumns = `id, username, status, created_at, updated_at, password_changed_at,
 	username_canonical, password_hash, session_epoch, kept_sid`
 

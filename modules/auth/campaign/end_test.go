@@ -47,7 +47,7 @@ var endings = []ending{
 		return s.call("POST", "/oauth2/revoke", "", url.Values{"token": {victim.access}})
 	}, false},
 	{"account disabled", func(w *world, _ *server, victim, _ *device) (answer, error) {
-		return answer{Status: http.StatusOK}, w.try("user", "disable", victim.name)
+		return answer{Status: http.StatusOK}, w.try("", "user", "disable", victim.name)
 	}, true},
 	{"account deleted", func(_ *world, s *server, victim, _ *device) (answer, error) {
 		return s.call("DELETE", api+"/me", victim.access, fields{"password": password})

@@ -103,16 +103,17 @@ func worldOn(t *testing.T, databaseURL, redisURL string, settings ...string) *wo
 // command runs one command of the binary to its end.
 func (w *world) command(args ...string) {
 	w.t.Helper()
-	if err := w.try(args...); err != nil {
+	if err := w.try("", args...); err != nil {
 		w.t.Fatal(err)
 	}
 }
 
-func (w *world) try(args ...string) error {
+// try runs one command with something to read on its standard input.
+func (w *world) try(stdin string, args ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, w.binary, args...)
-	cmd.Dir, cmd.Env = w.t.TempDir(), w.env
+	cmd.Dir, cmd.Env, cmd.Stdin = w.t.TempDir(), w.env, strings.NewReader(stdin)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("authctl %s: %w\n%s", strings.Join(args, " "), err, out)
 	}

@@ -217,9 +217,10 @@ type Store interface {
 	// Delete forgets sessions, marked ones too. Those that are not there are no error.
 	Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) error
 
-	// DeleteAll forgets the user's sessions but the kept one, and those marked, whose
-	// revocation is still to be committed.
-	DeleteAll(ctx context.Context, userID uuid.UUID, keep uuid.NullUUID) error
+	// DeleteAll forgets the user's sessions that began under an epoch below the given one, but
+	// the kept one, and those marked, whose revocation is still to be committed. One that
+	// begins meanwhile, under the epoch that ended the others, stays.
+	DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, keep uuid.NullUUID) error
 
 	// Reused returns at most limit marked sessions whose revocation was not committed: its
 	// server died. On Redis a call looks at a part of the keys and the next one goes on there.

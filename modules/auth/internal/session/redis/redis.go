@@ -218,12 +218,19 @@ func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) 
 }
 
 // DeleteAll implements [session.Store].
-func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, keep uuid.NullUUID) error {
-	ids, err := s.members(ctx, userID)
+func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, keep uuid.NullUUID) error {
+	live, err := s.List(ctx, userID)
 	if err != nil {
-		return fail("delete sessions", err)
+		return err
 	}
-	return s.Delete(ctx, userID, slices.DeleteFunc(ids, func(id uuid.UUID) bool { return keep.Valid && id == keep.UUID })...)
+	var ids []uuid.UUID
+	for _, one := range live {
+		// A session's epoch never changes: nothing can come between looking and deleting.
+		if one.Epoch < epoch && !(keep.Valid && one.ID == keep.UUID) {
+			ids = append(ids, one.ID)
+		}
+	}
+	return s.Delete(ctx, userID, ids...)
 }
 
 // Reused implements [session.Store]. Nothing here knows which users have marks, since one key

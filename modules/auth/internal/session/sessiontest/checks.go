@@ -298,7 +298,7 @@ func unknownIsGone(p *probe) {
 	p.equal("how many are listed", len(p.list(token.UserID())), 0)
 	p.must(p.Store.Delete(p.ctx, token.UserID(), token.SessionID()))
 	p.must(p.Store.Delete(p.ctx, token.UserID()))
-	p.must(p.Store.DeleteAll(p.ctx, token.UserID(), uuid.NullUUID{}))
+	p.must(p.Store.DeleteAll(p.ctx, token.UserID(), 1, uuid.NullUUID{}))
 }
 
 func ownSessionsOnly(p *probe) {
@@ -309,7 +309,7 @@ func ownSessionsOnly(p *probe) {
 	p.equal("another user does not find it", errors.Is(err, session.ErrNotFound), true)
 	p.answers("another user's token for it", p.codec.Mint(stranger, id, 1), session.Gone)
 	p.must(p.Store.Delete(p.ctx, stranger, id))
-	p.must(p.Store.DeleteAll(p.ctx, stranger, uuid.NullUUID{}))
+	p.must(p.Store.DeleteAll(p.ctx, stranger, 1, uuid.NullUUID{}))
 	p.turn(token)
 }
 
@@ -338,12 +338,16 @@ func deleteAllKeeps(p *probe) {
 	p.answers("an older token", stopped, session.Reused)
 	other, _ := p.begin(uuid.New())
 
-	p.must(p.Store.DeleteAll(p.ctx, user, uuid.NullUUID{UUID: kept.SessionID(), Valid: true}))
+	newer, _ := p.begin(user, func(s *session.Start) { s.Epoch = 1 })
+
+	p.must(p.Store.DeleteAll(p.ctx, user, 1, uuid.NullUUID{UUID: kept.SessionID(), Valid: true}))
 	kept = p.turn(kept)
+	newer = p.turn(newer) // it began after what ended the others
 	p.answers("a token of one that was not kept", gone, session.Gone)
 	p.answers("a token of one that is marked", stopped, session.Reused)
-	p.must(p.Store.DeleteAll(p.ctx, user, uuid.NullUUID{}))
+	p.must(p.Store.DeleteAll(p.ctx, user, 2, uuid.NullUUID{}))
 	p.answers("a token of the kept one, when none is kept", kept, session.Gone)
+	p.answers("a token of the newer one, when newer ones have to go", newer, session.Gone)
 	p.equal("how many are marked", len(p.marked()), 1)
 	p.turn(other)
 }
@@ -668,7 +672,7 @@ func endedContext(p *probe) {
 		"get":        func(ctx context.Context) error { _, err := p.Store.Get(ctx, user, id); return err },
 		"list":       func(ctx context.Context) error { _, err := p.Store.List(ctx, user); return err },
 		"delete":     func(ctx context.Context) error { return p.Store.Delete(ctx, user, id) },
-		"delete all": func(ctx context.Context) error { return p.Store.DeleteAll(ctx, user, uuid.NullUUID{}) },
+		"delete all": func(ctx context.Context) error { return p.Store.DeleteAll(ctx, user, 1, uuid.NullUUID{}) },
 		"reused":     func(ctx context.Context) error { _, err := p.Store.Reused(ctx, 1); return err },
 		"walk": func(ctx context.Context) (last error) {
 			for _, err := range p.Store.Walk(ctx, session.Filter{}) {

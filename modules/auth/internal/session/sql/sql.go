@@ -295,12 +295,12 @@ func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) 
 }
 
 // DeleteAll implements [session.Store].
-func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, keep uuid.NullUUID) error {
+func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, keep uuid.NullUUID) error {
 	kept := uuid.Nil // of no session
 	if keep.Valid {
 		kept = keep.UUID
 	}
-	if _, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND id <> ? AND stopped_ms IS NULL", userID, kept); err != nil {
+	if _, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND epoch < ? AND id <> ? AND stopped_ms IS NULL", userID, epoch, kept); err != nil {
 		return fail("delete sessions", err)
 	}
 	return nil

@@ -1,0 +1,285 @@
+package campaign
+
+import (
+	"bytes"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Two requests that meet at the worst moment: each is held there by a wire.
+
+// A device signs in just after all sessions were ended, while the server that ended them has
+// yet to clear the store. It is not one of those that were ended.
+func TestASignInAfterTheEndIsNotSweptAway(t *testing.T) {
+	t.Parallel()
+	for _, store := range []string{"redis", "postgres"} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			w := newWired(t, store)
+			ending := w.serve(w.settings...)
+			d := w.survivor.register()
+			sweeps := func(m message) bool { return m.toTarget } // on Redis, it is all that an end does there
+			if store == "postgres" {
+				sweeps = func(m message) bool { return m.toTarget && bytes.Contains(m.data, []byte("DELETE FROM session ")) }
+			}
+			w.wires[len(w.wires)-1].faulty(func(m message) verdict {
+				if sweeps(m) {
+					return hold
+				}
+				return pass
+			})
+			answered := make(chan answer, 1)
+			go func() {
+				a, _ := ending.call("DELETE", api+"/sessions", d.access, nil)
+				answered <- a
+			}()
+			eventually(t, "the end is announced", func() bool { return w.expectEvents(d, "AllSessionsRevoked") == nil })
+			newcomer := w.survivor.login(d.name)
+			w.release()
+			if a := <-answered; !a.ok() {
+				t.Fatalf("the end was answered %v", a)
+			}
+			w.settle(w.survivor.register())
+			if err := w.audit([]*server{ending, w.survivor}, false, d, newcomer); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// One session changes the password several times at once. One change is made; the session goes
+// on, and no answer says that it was ended.
+func onePasswordChangeWins(w *world) error {
+	servers := []*server{w.serve(), w.serve()}
+	for round := range rounds(6, 200) {
+		d := servers[0].register()
+		const many = 6
+		answers := make([]answer, many)
+		err := atOnce(many, func(i int) (err error) {
+			answers[i], err = servers[i%2].call("POST", api+"/password", d.access, fields{"current_password": password, "new_password": newPassword})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		changed := 0
+		for _, a := range answers {
+			switch {
+			case a.ok():
+				changed++
+				d.keep(a)
+			case a.Status != http.StatusForbidden: // the password is no longer what it was
+				return fmt.Errorf("round %d: a change that came too late was answered %v", round, a)
+			}
+		}
+		if changed != 1 {
+			return fmt.Errorf("round %d: %d changes of one password", round, changed)
+		}
+		if err := w.audit(servers, false, d); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+	}
+	return nil
+}
+
+func TestOfPasswordChangesAtOnceOneWinsAndTheSessionGoesOn(t *testing.T) {
+	eachStore(t, onePasswordChangeWins)
+}
+
+// Several devices sign in at once while the hash is renewed: the right password is right.
+func parallelSignInsRenewTheHash(w *world) error {
+	before := w.serve()
+	var users []*device
+	for range rounds(4, 60) {
+		users = append(users, before.register())
+	}
+	servers := []*server{w.serve("AUTH_PASSWORD_BCRYPT_COST=5"), w.serve("AUTH_PASSWORD_BCRYPT_COST=5")}
+	for _, d := range users {
+		err := atOnce(8, func(i int) error {
+			a, err := servers[i%2].call("POST", api+"/login", "", fields{"username": d.name, "password": password})
+			if err == nil && !a.ok() {
+				err = fmt.Errorf("a sign-in with the right password, among several: %v", a)
+			}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestParallelSignInsWithAnOldHash(t *testing.T) { eachStore(t, parallelSignInsRenewTheHash) }
+
+// A sign-in meets "end all": whatever comes of it, the right password is not called wrong.
+func signInMeetsTheEnd(w *world) error {
+	servers := []*server{w.serve(), w.serve()}
+	for round := range rounds(8, 200) {
+		d := servers[0].register()
+		const many = 6
+		var newcomers []*device
+		answers := make([]answer, many)
+		err := atOnce(many+1, func(i int) (err error) {
+			if i == many {
+				a, err := servers[round%2].call("DELETE", api+"/sessions", d.access, nil)
+				if err == nil && !a.ok() {
+					err = fmt.Errorf("the end was answered %v", a)
+				}
+				return err
+			}
+			answers[i], err = servers[i%2].call("POST", api+"/login", "", fields{"username": d.name, "password": password})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, a := range answers {
+			if !a.ok() {
+				return fmt.Errorf("round %d: a sign-in that met the end of all sessions: %v", round, a)
+			}
+			n := &device{name: d.name}
+			n.keep(a)
+			newcomers = append(newcomers, n)
+		}
+		if err := w.audit(servers, false, slices.Concat([]*device{d}, newcomers)...); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+	}
+	return nil
+}
+
+func TestASignInThatMeetsTheEndOfAllSessions(t *testing.T) { eachStore(t, signInMeetsTheEnd) }
+
+// The limit of sessions under sign-ins at once: the oldest go, announced, and the list and the
+// announcements agree.
+func theLimitHolds(w *world) error {
+	servers := []*server{w.serve(), w.serve()}
+	for round := range rounds(3, 60) {
+		d := servers[0].register()
+		devices := []*device{d}
+		answers := make([]answer, 12)
+		err := atOnce(len(answers), func(i int) (err error) {
+			answers[i], err = servers[i%2].call("POST", api+"/login", "", fields{"username": d.name, "password": password})
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, a := range answers {
+			if !a.ok() {
+				return fmt.Errorf("round %d: a sign-in at the limit: %v", round, a)
+			}
+			n := &device{name: d.name}
+			n.keep(a)
+			devices = append(devices, n)
+		}
+		l, err := w.ledger(d.name)
+		if err != nil {
+			return err
+		}
+		var live []string
+		for _, d := range devices {
+			if l[d.sid] == "" {
+				live = append(live, d.sid.String())
+			}
+		}
+		if len(live) == 0 || len(live) > 3 {
+			return fmt.Errorf("round %d: %d sessions live, of 3 allowed", round, len(live))
+		}
+		if err := w.audit(servers, false, devices...); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+	}
+	return nil
+}
+
+func TestSignInsAtOnceKeepTheLimit(t *testing.T) {
+	eachStore(t, theLimitHolds, "AUTH_MAX_SESSIONS_PER_USER=3")
+}
+
+// beginning recognises the start of a transaction on its way to PostgreSQL.
+func beginning(m message) bool {
+	return m.toTarget && bytes.Contains(bytes.ToLower(m.data), []byte("begin"))
+}
+
+// A session asks to end all others, or to change the password, and is ended itself while that
+// waits for the database: by an owner who changes the password to be rid of it. It does not
+// keep itself alive, and does not end the owner's.
+func TestAnEndedSessionCannotKeepItself(t *testing.T) {
+	t.Parallel()
+	for _, op := range operations {
+		if op.name != "end all but the current one" && op.name != "change the password" {
+			continue
+		}
+		t.Run(strings.ReplaceAll(op.name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			w := newWired(t, "redis")
+			owner := w.survivor.register()
+			thief := w.survivor.login(owner.name)
+			slow := w.serve(w.settings...)
+			database := w.wires[0]
+			waiting := make(chan struct{}, 100)
+			database.faulty(func(m message) verdict {
+				if beginning(m) {
+					waiting <- struct{}{}
+					return hold
+				}
+				return pass
+			})
+			answered := make(chan answer, 1)
+			go func() {
+				a, _ := op.do(slow, thief, nil)
+				answered <- a
+			}()
+			<-waiting
+			owner.keep(w.survivor.must(w.survivor.call("POST", api+"/password", owner.access, fields{"current_password": password, "new_password": newPassword})))
+			w.release()
+			if a := <-answered; a.ok() || !a.proper() {
+				t.Errorf("a session that had ended was answered %v", a)
+			}
+			w.settle(w.survivor.register())
+			if err := w.expectEvents(owner, "PasswordChanged", "AllSessionsRevoked"); err != nil {
+				t.Error(err)
+			}
+			if err := w.survivor.expectOver(thief); err != nil {
+				t.Errorf("the session that had ended: %v", err)
+			}
+			if err := w.audit([]*server{w.survivor, slow}, false, owner, thief); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A session changes the password, and an operator sets another one before the new tokens were
+// made. Who knew the password before does not get a new session of the account.
+func TestAPasswordChangeThatWasOvertakenBeginsNoSession(t *testing.T) {
+	t.Parallel()
+	w := newWired(t, "redis")
+	d := w.survivor.register()
+	slow := w.serve(w.settings...)
+	w.wires[1].faulty(func(message) verdict { return hold })
+	answered := make(chan answer, 1)
+	go func() {
+		a, _ := slow.call("POST", api+"/password", d.access, fields{"current_password": password, "new_password": newPassword})
+		answered <- a
+	}()
+	eventually(t, "the change is announced", func() bool { return w.expectEvents(d, "PasswordChanged", "AllSessionsRevoked") == nil })
+	if err := w.try("a third horse, a third battery\n", "user", "set-password", d.name, "--password-stdin"); err != nil {
+		t.Fatal(err)
+	}
+	w.release()
+	if a := <-answered; a.ok() {
+		d.keep(a)
+	}
+	w.settle(w.survivor.register())
+	if err := w.survivor.expectOver(d); err != nil {
+		t.Error(err)
+	}
+	if err := w.audit([]*server{w.survivor, slow}, false, d); err != nil {
+		t.Error(err)
+	}
+}
