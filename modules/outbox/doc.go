@@ -6,21 +6,21 @@
 //
 // # One event
 //
-//	          Add, in the caller's transaction
-//	                      │ commit
-//	                      ▼
-//	               ┌─────────────┐  the sink acknowledged   ┌───────────┐ retention ┌──────┐
-//	     ┌────────▶│   pending   │─────────────────────────▶│ published │──────────▶│ gone │
-//	     │         └─────────────┘                          └───────────┘           └──────┘
-//	     │            │        ▲  ▲                               │
-//	     │ refused,   │        │  └──────────── Replay ───────────┘
-//	     │ or behind  │        │ the sink is away, the relay died, the lease ended:
-//	     │ a refused  │        └ it stays pending, and is sent again unchanged
-//	     │ one of its ▼
-//	     │  key   ┌────────┐ DiscardParked, the refused one only
-//	     └────────│ parked │──────────────────────────────────▶ published, but to nobody
-//	 RetryParked, └────────┘
-//	 or later ones after DiscardParked
+//	         Add, in the caller's transaction
+//	                     │ commit
+//	                     ▼
+//	              ┌─────────────┐  the sink acknowledged   ┌───────────┐ retention ┌──────┐
+//	    ┌────────▶│   pending   │─────────────────────────▶│ published │──────────▶│ gone │
+//	    │         └─────────────┘                          └───────────┘           └──────┘
+//	    │            │        ▲  ▲                               │
+//	    │ refused,   │        │  └──────────── Replay ───────────┘
+//	    │ or behind  │        │ the sink is away, the relay died, the lease ended:
+//	    │ a refused  │        └ it stays pending, and is sent again unchanged
+//	    │ one of its ▼
+//	    │  key   ┌────────┐ DiscardParked, the refused one only
+//	    └────────│ parked │──────────────────────────────────▶ published, but to nobody
+//	RetryParked, └────────┘
+//	or later ones after DiscardParked
 //
 // What state an event is in is where rows of it are, never a column that is updated:
 //

@@ -67,7 +67,7 @@ func runCursor(t *testing.T, query string) outboxtest.Report {
 	relaying, stop := context.WithCancel(t.Context())
 	defer stop()
 	wg.Go(func() { cursorRelay(relaying, t, db, s, query) })
-	w := outboxtest.Workload{DB: db, Log: log, Writers: 12, Keys: 5, Limit: 8000}
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 12, Keys: 5, Limit: 4000}
 	w.Run(ctx)
 	// Long enough for it to have read all it is ever going to.
 	deadline := time.Now().Add(20 * time.Second)

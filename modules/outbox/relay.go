@@ -66,12 +66,17 @@ type Relay struct {
 	held   map[int]*shard
 	lanes  []lane // by partition
 	living int
+	rounds int64
 	queue  []*ack
 	rate   rate
 }
 
 // lane is the way to one partition: one batch at a time.
-type lane struct{ busy bool }
+type lane struct {
+	busy   bool
+	full   bool  // its last batch took all that one takes
+	served int64 // the round of its last batch
+}
 
 // RelayOptions are what the settings alone do not say.
 type RelayOptions struct {
@@ -258,8 +263,9 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 	}
 	asked := map[int]claim{}
 	members := make([]int, r.partitions)
+	open := r.openLanes()
 	for _, sh := range r.held {
-		if p := sh.id % r.partitions; !sh.busy && !sh.leaving && !r.lanes[p].busy {
+		if p := sh.id % r.partitions; !sh.busy && !sh.leaving && open[p] {
 			asked[sh.id] = claim{shard: sh.id, epoch: sh.epoch, low: sh.low}
 			members[p]++
 		}
@@ -322,6 +328,31 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 	return out, nil
 }
 
+// openLanes tells for which lanes to look: the idle ones. Of those that have a backlog only
+// some at a time: while these are read, others are being sent and others being marked done;
+// all at once, each step would wait for the one before it. Caller holds mu.
+func (r *Relay) openLanes() []bool {
+	open := make([]bool, len(r.lanes))
+	var full []int
+	for p, l := range r.lanes {
+		open[p] = !l.busy && !l.full
+		if !l.busy && l.full {
+			full = append(full, p)
+		}
+	}
+	slices.SortFunc(full, func(a, b int) int { return cmp.Compare(r.lanes[a].served, r.lanes[b].served) })
+	some := (len(r.lanes) + 3) / 4
+	for i, p := range full {
+		if i == some {
+			poke(r.poked)
+			break
+		}
+		open[p] = true
+		r.lanes[p].full = false // until the batch shows
+	}
+	return open
+}
+
 // load makes the batch of a lane: the oldest first, as many as one batch takes. Caller
 // holds mu.
 func (r *Relay) load(partition int, records []Record) *parcel {
@@ -335,7 +366,8 @@ func (r *Relay) load(partition int, records []Record) *parcel {
 		n++
 	}
 	p := &parcel{Batch: Batch{Partition: partition, Records: records[:n:n]}}
-	r.lanes[partition].busy = true
+	r.rounds++
+	r.lanes[partition] = lane{busy: true, full: 2*n > r.cfg.BatchEvents || 2*size > r.cfg.BatchBytes, served: r.rounds}
 	for _, rec := range p.Records {
 		sh := r.held[rec.shard]
 		if !sh.busy {
