@@ -319,6 +319,44 @@ func TestFaultsAreProblems(t *testing.T) {
 	}
 }
 
+// A member that is missing is the caller's mistake and named as one; an empty password is a
+// wrong one like any other.
+func TestAMissingMemberIsNamed(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	name, a := s.register()
+	for _, c := range []struct {
+		method, path, body string
+		fields             []string
+	}{
+		{"POST", "/register", `{}`, []string{"username", "password"}},
+		{"POST", "/login", `{}`, []string{"username", "password"}},
+		{"POST", "/login", `{"username":"` + name + `"}`, []string{"password"}},
+		{"POST", "/refresh", `{}`, []string{"refresh_token"}},
+		{"POST", "/password", `{"new_password":"another good password"}`, []string{"current_password"}},
+		{"POST", "/password", `{"current_password":"` + goodPassword + `"}`, []string{"new_password"}},
+		{"DELETE", "/me", `{}`, []string{"password"}},
+	} {
+		got := s.do(c.method, "/api/v1/auth"+c.path, c.body, "Authorization", bearerOf(a))
+		s.expect(got, 400, "validation_failed")
+		var fields []string
+		list, _ := got.json["errors"].([]any)
+		for _, one := range list {
+			field, _ := one.(map[string]any)
+			if fields = append(fields, fmt.Sprint(field["field"])); field["code"] != "required" {
+				t.Errorf("%s %s: %v", c.path, c.body, field)
+			}
+		}
+		if !slices.Equal(fields, c.fields) {
+			t.Errorf("%s %s: %v, want %v", c.path, c.body, fields, c.fields)
+		}
+	}
+	s.expect(s.do("POST", "/api/v1/auth/login", `{"username":"`+name+`","password":""}`), 401, "invalid_credentials")
+	s.expect(s.do("POST", "/api/v1/auth/login", `{"username":"","password":""}`), 401, "invalid_credentials")
+	s.expect(s.do("DELETE", "/api/v1/auth/me", `{"password":""}`, "Authorization", bearerOf(a)), 403, "invalid_credentials")
+	s.expect(s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(a)), 200, "")
+}
+
 func TestWhoKnowsTheDeviceIsTold(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)

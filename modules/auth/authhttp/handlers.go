@@ -13,30 +13,68 @@ import (
 
 // credentialsBody is what register and login take.
 type credentialsBody struct {
-	Username   string `json:"username" example:"alice" minLength:"3" maxLength:"255"`
-	Password   string `json:"password" example:"correct horse battery staple" minLength:"8" maxLength:"256"`
-	DeviceName string `json:"device_name" example:"Alice's phone" maxLength:"100"` // shown among the sessions; made from the user agent when left out
+	Username   *string `json:"username" example:"alice" minLength:"3" maxLength:"255" validate:"required"`
+	Password   *string `json:"password" example:"correct horse battery staple" minLength:"8" maxLength:"256" validate:"required"`
+	DeviceName string  `json:"device_name" example:"Alice's phone" maxLength:"100"` // shown among the sessions; made from the user agent when left out
 }
 
 type refreshBody struct {
+	RefreshToken string `json:"refresh_token" example:"art_AQ…" validate:"required"`
+}
+
+// logoutBody may be left out: then the access token says which session.
+type logoutBody struct {
 	RefreshToken string `json:"refresh_token" example:"art_AQ…"`
 }
 
 type passwordBody struct {
-	Password string `json:"password"`
+	Password *string `json:"password" validate:"required"`
 }
 
 type passwordChangeBody struct {
-	CurrentPassword string `json:"current_password"`
-	NewPassword     string `json:"new_password" minLength:"8" maxLength:"256"`
+	CurrentPassword *string `json:"current_password" validate:"required"`
+	NewPassword     *string `json:"new_password" minLength:"8" maxLength:"256" validate:"required"`
+}
+
+// member is one that a body must have. An empty one is there: what it is worth is another
+// question.
+type member struct {
+	name  string
+	value *string
+}
+
+// require refuses a body without the members it must have, all of them named.
+func require(members ...member) error {
+	refused := auth.ErrValidation
+	for _, m := range members {
+		if m.value == nil {
+			refused = refused.Field(m.name, "required", "is required")
+		}
+	}
+	if len(refused.Fields) > 0 {
+		return refused
+	}
+	return nil
+}
+
+// credentials reads what register and login take.
+func credentials(c *fiber.Ctx) (cred auth.Credentials, deviceName string, err error) {
+	var body credentialsBody
+	if err := httpserver.DecodeJSON(c, &body); err != nil {
+		return auth.Credentials{}, "", err
+	}
+	if err := require(member{"username", body.Username}, member{"password", body.Password}); err != nil {
+		return auth.Credentials{}, "", err
+	}
+	return auth.Credentials{Username: *body.Username, Password: *body.Password}, body.DeviceName, nil
 }
 
 // tokensBody is the answer to a sign-in or a refresh.
 type tokensBody struct {
 	AccessToken           string    `json:"access_token"`
-	AccessTokenExpiresAt  time.Time `json:"access_token_expires_at"`
+	AccessTokenExpiresAt  time.Time `json:"access_token_expires_at" format:"date-time"`
 	RefreshToken          string    `json:"refresh_token" example:"art_AQ…"`
-	RefreshTokenExpiresAt time.Time `json:"refresh_token_expires_at"` // each refresh moves it, up to the session's end
+	RefreshTokenExpiresAt time.Time `json:"refresh_token_expires_at" format:"date-time"` // each refresh moves it, up to the session's end
 	TokenType             string    `json:"token_type" example:"Bearer" enums:"Bearer"`
 	ExpiresIn             int64     `json:"expires_in" example:"18000"` // seconds, of the access token
 	SessionID             uuid.UUID `json:"session_id" swaggertype:"string" format:"uuid"`
@@ -47,9 +85,9 @@ type meBody struct {
 	ID                uuid.UUID   `json:"id" swaggertype:"string" format:"uuid"` // never used for another account
 	Username          string      `json:"username"`                              // as it was typed
 	Status            auth.Status `json:"status" swaggertype:"string" enums:"active,disabled"`
-	CreatedAt         time.Time   `json:"created_at"`
-	UpdatedAt         time.Time   `json:"updated_at"`
-	PasswordChangedAt time.Time   `json:"password_changed_at"`
+	CreatedAt         time.Time   `json:"created_at" format:"date-time"`
+	UpdatedAt         time.Time   `json:"updated_at" format:"date-time"`
+	PasswordChangedAt time.Time   `json:"password_changed_at" format:"date-time"`
 	SessionID         uuid.UUID   `json:"session_id" swaggertype:"string" format:"uuid"` // the session that asks
 }
 
@@ -63,10 +101,10 @@ type sessionBody struct {
 	DeviceName string    `json:"device_name"`
 	UserAgent  string    `json:"user_agent"`
 	IP         string    `json:"ip"`
-	CreatedAt  time.Time `json:"created_at"`
-	LastUsedAt time.Time `json:"last_used_at"`
-	ExpiresAt  time.Time `json:"expires_at"` // unless it is refreshed before
-	Current    bool      `json:"current"`    // the session that asks
+	CreatedAt  time.Time `json:"created_at" format:"date-time"`
+	LastUsedAt time.Time `json:"last_used_at" format:"date-time"`
+	ExpiresAt  time.Time `json:"expires_at" format:"date-time"` // unless it is refreshed before
+	Current    bool      `json:"current"`                       // the session that asks
 }
 
 // Where a sign-in leaves, and the next one finds, what marks the device as known.
@@ -82,7 +120,7 @@ const (
 //	@Description	Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. Passwords have no composition rules; common ones and those that contain the username are refused with the reason.
 //	@Tags			account
 //	@Accept			json
-//	@Produce		json
+//	@Produce		json,application/problem+json
 //	@Param			body	body		credentialsBody		true	"who"
 //	@Success		201		{object}	tokensBody			"signed in"
 //	@Header			201		{string}	Auth-Device			"present it with the next sign-in from this device"
@@ -94,11 +132,11 @@ const (
 //	@Failure		503		{object}	httpserver.problem	"overloaded, unavailable"
 //	@Router			/api/v1/auth/register [post]
 func (a *api) register(c *fiber.Ctx) error {
-	var body credentialsBody
-	if err := httpserver.DecodeJSON(c, &body); err != nil {
+	cred, name, err := credentials(c)
+	if err != nil {
 		return err
 	}
-	t, err := a.svc.Register(c.UserContext(), auth.Credentials{Username: body.Username, Password: body.Password}, device(c, body.DeviceName))
+	t, err := a.svc.Register(c.UserContext(), cred, device(c, name))
 	if err != nil {
 		return err
 	}
@@ -112,7 +150,7 @@ func (a *api) register(c *fiber.Ctx) error {
 //	@Description	A wrong password and a name that does not exist are one answer. After too many failures, sign-in from devices that are not known is delayed; a device that signed in before and presents its `Auth-Device` is not affected.
 //	@Tags			account
 //	@Accept			json
-//	@Produce		json
+//	@Produce		json,application/problem+json
 //	@Param			body		body		credentialsBody		true	"who"
 //	@Param			Auth-Device	header		string				false	"what an earlier sign-in on this device was given"
 //	@Success		200			{object}	tokensBody			"signed in"
@@ -126,11 +164,11 @@ func (a *api) register(c *fiber.Ctx) error {
 //	@Failure		503			{object}	httpserver.problem	"overloaded, unavailable"
 //	@Router			/api/v1/auth/login [post]
 func (a *api) login(c *fiber.Ctx) error {
-	var body credentialsBody
-	if err := httpserver.DecodeJSON(c, &body); err != nil {
+	cred, name, err := credentials(c)
+	if err != nil {
 		return err
 	}
-	t, err := a.svc.Login(c.UserContext(), auth.Credentials{Username: body.Username, Password: body.Password}, device(c, body.DeviceName))
+	t, err := a.svc.Login(c.UserContext(), cred, device(c, name))
 	if err != nil {
 		return err
 	}
@@ -144,12 +182,14 @@ func (a *api) login(c *fiber.Ctx) error {
 //	@Description	The refresh token is replaced. For a short while (`auth.refresh_grace`) the replaced one gets the same successor again, marked `Auth-Refresh-Replayed: true`; after that, presenting it again ends the session.
 //	@Tags			session
 //	@Accept			json
-//	@Produce		json
+//	@Produce		json,application/problem+json
 //	@Param			body	body		refreshBody			true	"the current refresh token"
 //	@Success		200		{object}	tokensBody			"new tokens"
 //	@Header			200		{string}	Auth-Refresh-Replayed	"true when the token was already replaced a moment ago"
 //	@Failure		400		{object}	httpserver.problem	"validation_failed, malformed_request"
 //	@Failure		401		{object}	httpserver.problem	"invalid_refresh_token, session_expired, session_revoked, refresh_token_reused"
+//	@Failure		413		{object}	httpserver.problem	"body_too_large"
+//	@Failure		415		{object}	httpserver.problem	"unsupported_media_type"
 //	@Failure		503		{object}	httpserver.problem	"unavailable"
 //	@Router			/api/v1/auth/refresh [post]
 func (a *api) refresh(c *fiber.Ctx) error {
@@ -176,15 +216,18 @@ func (a *api) refresh(c *fiber.Ctx) error {
 //	@Description	Ends the session of the refresh token in the body, or else of the access token in the Authorization header. Doing it again is fine.
 //	@Tags			session
 //	@Accept			json
-//	@Produce		json
-//	@Param			body	body	refreshBody	false	"a refresh token of the session"
+//	@Produce		json,application/problem+json
+//	@Param			body	body	logoutBody	false	"a refresh token of the session"
 //	@Success		204		"signed out"
-//	@Failure		401		{object}	httpserver.problem	"invalid_refresh_token, invalid_token"
+//	@Failure		400		{object}	httpserver.problem	"malformed_request, validation_failed"
+//	@Failure		401		{object}	httpserver.problem	"missing_token, invalid_refresh_token, invalid_token"
+//	@Failure		413		{object}	httpserver.problem	"body_too_large"
+//	@Failure		415		{object}	httpserver.problem	"unsupported_media_type"
 //	@Failure		503		{object}	httpserver.problem	"unavailable"
 //	@Security		Bearer
 //	@Router			/api/v1/auth/logout [post]
 func (a *api) logout(c *fiber.Ctx) error {
-	var body refreshBody
+	var body logoutBody
 	if len(c.Body()) > 0 {
 		if err := httpserver.DecodeJSON(c, &body); err != nil {
 			return err
@@ -209,7 +252,7 @@ func (a *api) logout(c *fiber.Ctx) error {
 //
 //	@Summary	Who am I
 //	@Tags		account
-//	@Produce	json
+//	@Produce	json,application/problem+json
 //	@Success	200	{object}	meBody
 //	@Failure	401	{object}	httpserver.problem	"missing_token, invalid_token, session_revoked"
 //	@Failure	503	{object}	httpserver.problem	"unavailable"
@@ -229,12 +272,14 @@ func (a *api) me(c *fiber.Ctx, caller auth.Caller) error {
 //	@Summary	Delete my account for good
 //	@Tags		account
 //	@Accept		json
-//	@Produce	json
+//	@Produce	json,application/problem+json
 //	@Param		body	body	passwordBody	true	"the password, once more"
 //	@Success	204		"deleted"
 //	@Failure	400		{object}	httpserver.problem	"validation_failed, malformed_request"
 //	@Failure	401		{object}	httpserver.problem	"missing_token, invalid_token, session_revoked"
 //	@Failure	403		{object}	httpserver.problem	"invalid_credentials"
+//	@Failure	413		{object}	httpserver.problem	"body_too_large"
+//	@Failure	415		{object}	httpserver.problem	"unsupported_media_type"
 //	@Failure	429		{object}	httpserver.problem	"too_many_attempts"
 //	@Failure	503		{object}	httpserver.problem	"overloaded, unavailable"
 //	@Security	Bearer
@@ -244,7 +289,10 @@ func (a *api) deleteMe(c *fiber.Ctx, caller auth.Caller) error {
 	if err := httpserver.DecodeJSON(c, &body); err != nil {
 		return err
 	}
-	if err := a.svc.DeleteOwn(c.UserContext(), caller, body.Password, device(c, "")); err != nil {
+	if err := require(member{"password", body.Password}); err != nil {
+		return err
+	}
+	if err := a.svc.DeleteOwn(c.UserContext(), caller, *body.Password, device(c, "")); err != nil {
 		return err
 	}
 	return c.SendStatus(fiber.StatusNoContent)
@@ -256,12 +304,14 @@ func (a *api) deleteMe(c *fiber.Ctx, caller auth.Caller) error {
 //	@Description	The calling session goes on with the tokens in the answer; every other session ends.
 //	@Tags			account
 //	@Accept			json
-//	@Produce		json
+//	@Produce		json,application/problem+json
 //	@Param			body	body		passwordChangeBody	true	"both passwords"
 //	@Success		200		{object}	tokensBody			"new tokens of the calling session"
 //	@Failure		400		{object}	httpserver.problem	"validation_failed, malformed_request"
 //	@Failure		401		{object}	httpserver.problem	"missing_token, invalid_token, session_revoked"
 //	@Failure		403		{object}	httpserver.problem	"invalid_credentials: the current password is wrong"
+//	@Failure		413		{object}	httpserver.problem	"body_too_large"
+//	@Failure		415		{object}	httpserver.problem	"unsupported_media_type"
 //	@Failure		429		{object}	httpserver.problem	"too_many_attempts"
 //	@Failure		503		{object}	httpserver.problem	"overloaded, unavailable"
 //	@Security		Bearer
@@ -271,7 +321,10 @@ func (a *api) changePassword(c *fiber.Ctx, caller auth.Caller) error {
 	if err := httpserver.DecodeJSON(c, &body); err != nil {
 		return err
 	}
-	t, err := a.svc.ChangePassword(c.UserContext(), caller, body.CurrentPassword, body.NewPassword, device(c, ""))
+	if err := require(member{"current_password", body.CurrentPassword}, member{"new_password", body.NewPassword}); err != nil {
+		return err
+	}
+	t, err := a.svc.ChangePassword(c.UserContext(), caller, *body.CurrentPassword, *body.NewPassword, device(c, ""))
 	if err != nil {
 		return err
 	}
@@ -282,7 +335,7 @@ func (a *api) changePassword(c *fiber.Ctx, caller auth.Caller) error {
 //
 //	@Summary	Where am I signed in
 //	@Tags		session
-//	@Produce	json
+//	@Produce	json,application/problem+json
 //	@Success	200	{object}	sessionsBody		"the last used first"
 //	@Failure	401	{object}	httpserver.problem	"missing_token, invalid_token, session_revoked"
 //	@Failure	503	{object}	httpserver.problem	"unavailable"
@@ -308,7 +361,7 @@ func (a *api) listSessions(c *fiber.Ctx, caller auth.Caller) error {
 //
 //	@Summary	Sign out everywhere
 //	@Tags		session
-//	@Produce	json
+//	@Produce	json,application/problem+json
 //	@Param		except	query	string	false	"current: but for the session that asks"	Enums(current)
 //	@Success	204		"ended"
 //	@Failure	400		{object}	httpserver.problem	"validation_failed"
@@ -331,7 +384,7 @@ func (a *api) endSessions(c *fiber.Ctx, caller auth.Caller) error {
 //
 //	@Summary	Sign one device out
 //	@Tags		session
-//	@Produce	json
+//	@Produce	json,application/problem+json
 //	@Param		id	path	string	true	"the session's id"	format(uuid)
 //	@Success	204	"ended"
 //	@Failure	401	{object}	httpserver.problem	"missing_token, invalid_token, session_revoked"

@@ -95,6 +95,8 @@ func (a *api) metadata(c *fiber.Ctx) error {
 //	@Success		200				{object}	introspectionBody
 //	@Failure		400				{object}	map[string]string		"invalid_request"
 //	@Failure		401				{object}	map[string]string		"invalid_client"
+//	@Failure		413				{object}	map[string]string		"invalid_request"
+//	@Failure		503				{object}	map[string]string		"temporarily_unavailable"
 //	@Security		Client
 //	@Router			/oauth2/introspect [post]
 func (a *api) introspect(c *fiber.Ctx) error {
@@ -140,6 +142,8 @@ func (a *api) introspect(c *fiber.Ctx) error {
 //	@Success		200				"the token is worth nothing now"
 //	@Failure		400				{object}	map[string]string		"invalid_request"
 //	@Failure		401				{object}	map[string]string		"invalid_client"
+//	@Failure		413				{object}	map[string]string		"invalid_request"
+//	@Failure		503				{object}	map[string]string		"temporarily_unavailable"
 //	@Security		Client
 //	@Router			/oauth2/revoke [post]
 func (a *api) revoke(c *fiber.Ctx) error {
