@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	_ "embed"
+	"regexp"
 	"strings"
 
 	"github.com/gofiber/fiber/v2"
@@ -44,9 +46,23 @@ func processRoutes(server *httpserver.Server, readiness *telemetry.Readiness) []
 	return []httpserver.Route{
 		{Method: fiber.MethodGet, Path: "/healthz", Handler: healthz, Quiet: true},
 		{Method: fiber.MethodGet, Path: "/readyz", Handler: readyz(server, readiness), Quiet: true},
-		{Method: fiber.MethodGet, Path: "/docs/swagger/*", Page: true, Handler: swagger.New(swagger.Config{
+		{Method: fiber.MethodGet, Path: "/docs/swagger/*", Page: true, Handler: swaggerUI(swagger.New(swagger.Config{
 			InstanceName: instance, Title: "authctl", PersistAuthorization: true, TryItOutEnabled: true,
-		})},
+		}))},
+	}
+}
+
+// foreignStyle is the link to the fonts of another host in the page of the Swagger UI.
+var foreignStyle = regexp.MustCompile(`\s*<link href="https://[^>]*>`)
+
+// swaggerUI takes out of the page what it loads from elsewhere: nobody needs to know who
+// reads these documents, and the page's own policy would refuse it with an error.
+func swaggerUI(page fiber.Handler) fiber.Handler {
+	return func(c *fiber.Ctx) error {
+		if err := page(c); err != nil || !bytes.HasPrefix(c.Response().Header.ContentType(), []byte("text/html")) {
+			return err
+		}
+		return c.Send(foreignStyle.ReplaceAll(c.Response().Body(), nil))
 	}
 }
 
@@ -72,7 +88,7 @@ func healthz(c *fiber.Ctx) error { return c.JSON(statusBody{Status: "ok"}) }
 //	@Summary		Can the process do its work
 //	@Description	503 when the database or the session store is away, or the process is stopping. Kafka being away never fails it: events wait.
 //	@Tags			probes
-//	@Produce		json
+//	@Produce		json,application/problem+json
 //	@Success		200	{object}	statusBody
 //	@Failure		503	{object}	httpserver.problem	"not_ready; the detail says what is away"
 //	@Router			/readyz [get]
