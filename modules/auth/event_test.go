@@ -82,6 +82,7 @@ func everything(t *testing.T, w *world) []emitted {
 			}
 		}
 	}
+	w.lockOuts.queued.Wait() // they are announced behind the answers
 	ok(w.DeleteUser(t.Context(), user.ID))
 	_, leaver := w.newcomer(t)
 	ok(w.DeleteOwn(t.Context(), w.caller(t, leaver), goodPassword, phone()))

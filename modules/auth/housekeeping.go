@@ -23,6 +23,7 @@ const (
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.keys.run(ctx, s.log) })
+	g.Go(func() error { s.followPopulation(ctx); return nil })
 	g.Go(func() error {
 		tick := time.NewTicker(housekeepingEvery)
 		defer tick.Stop()

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/uptrace/bun"
@@ -27,9 +28,11 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 	if !known {
 		canonical = "\x00" + cred.Username[:min(len(cred.Username), 1024)]
 	}
-	ticket, err := s.limiter.Begin(ctx, throttle.Attempt{Account: canonical, Address: dev.IP, Device: dev.Token})
-	if err != nil {
+	ticket, err := s.attempt(ctx, throttle.Attempt{Account: canonical, Address: dev.IP, Device: dev.Token})
+	if errors.Is(err, ErrTooManyAttempts) {
 		s.security.Warn("sign_in_throttled", zap.String("username", printable(cred.Username, 255)), zap.String("ip", dev.ip()))
+	}
+	if err != nil {
 		return Tokens{}, err
 	}
 	a := account{}
@@ -63,6 +66,15 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 	t, err := s.issue(sess, refresh)
 	t.Device = device
 	return t, err
+}
+
+// attempt asks for leave to check a password, before anything is spent on it.
+func (s *Service) attempt(ctx context.Context, a throttle.Attempt) (*throttle.Ticket, error) {
+	ticket, err := s.limiter.Begin(ctx, a)
+	if errors.Is(err, throttle.ErrCrowded) {
+		return nil, ErrOverloaded.After(time.Second)
+	}
+	return ticket, err
 }
 
 // verify checks the password of an account, which is the zero account when there is none:
@@ -110,18 +122,8 @@ func (s *Service) failed(ctx context.Context, ticket *throttle.Ticket, a account
 		return
 	}
 	s.security.Warn("account_locked_out", append(fields, zap.Time("until", until))...)
-	if a.ID == uuid.Nil {
-		return
-	}
-	head := s.head(a.ID)
-	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
-		if _, err := lockAccount(ctx, tx, a.ID); err != nil {
-			return err
-		}
-		return s.announce(ctx, tx, EventUserLockedOut, head, userLockedOut{eventHead: head, IP: dev.ip(), RetryAfter: until.UTC()})
-	})
-	if err != nil && !errors.Is(err, ErrUserNotFound) {
-		s.log.Error("lock_out_not_announced", zap.Stringer("user_id", a.ID), zap.Error(err))
+	if a.ID != uuid.Nil {
+		s.queueLockOut(ctx, lockOut{user: a.ID, ip: dev.ip(), until: until})
 	}
 }
 

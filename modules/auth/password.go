@@ -118,7 +118,7 @@ func (s *Service) stillProved(ctx context.Context, tx bun.IDB, now, checked acco
 // reauthenticate asks the caller's password again. The session has a limit of its own for
 // wrong ones, so that strangers at the front door cannot close this one.
 func (s *Service) reauthenticate(ctx context.Context, caller Caller, password string, dev Device) (account, error) {
-	ticket, err := s.limiter.Begin(ctx, throttle.Attempt{Account: "session:" + caller.SessionID.String(), Address: dev.IP})
+	ticket, err := s.attempt(ctx, throttle.Attempt{Account: "session:" + caller.SessionID.String(), Address: dev.IP})
 	if err != nil {
 		return account{}, err
 	}

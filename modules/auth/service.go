@@ -55,6 +55,7 @@ type Service struct {
 	limiter    *throttle.Limiter
 	standings  standings
 	clients    map[string][]byte
+	lockOuts   lockOuts
 	committed  func()
 	log        *zap.Logger
 	security   *zap.Logger
@@ -111,6 +112,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.startLockOuts()
 	return s, nil
 }
 
@@ -128,9 +130,12 @@ func (s *Service) openSessions(ctx context.Context, deps Deps) error {
 	return nil
 }
 
-// Close ends the hashing workers; sign-ins that wait are turned away.
+// Close ends the hashing workers, sign-ins that wait are turned away, and finishes what is
+// done behind the answers.
 func (s *Service) Close() error {
-	err := errors.Join(s.passwords.Close(), s.standings.stmt.Close())
+	err := s.passwords.Close()
+	s.stopLockOuts()
+	err = errors.Join(err, s.standings.stmt.Close())
 	if s.closeStore != nil {
 		err = errors.Join(err, s.closeStore())
 	}

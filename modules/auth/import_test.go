@@ -1,0 +1,711 @@
+package auth
+
+import (
+	"bytes"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// importing collects what an import says.
+type importing struct {
+	ImportReport
+	err     error
+	refused []Refusal
+}
+
+func (w *world) importing(ctx context.Context, r io.Reader, from, format string) importing {
+	var i importing
+	opt := ImportOptions{From: from, Format: format, Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil }}
+	if from == "firebase" {
+		text, err := os.ReadFile("testdata/import/firebase-hash.txt")
+		if err != nil {
+			panic(err)
+		}
+		if opt.Firebase, err = ParseFirebaseHash(string(text)); err != nil {
+			panic(err)
+		}
+	}
+	i.ImportReport, i.err = w.Import(ctx, r, opt)
+	return i
+}
+
+func (w *world) importText(t testing.TB, text, from string) importing {
+	t.Helper()
+	i := w.importing(t.Context(), strings.NewReader(text), from, FormatAuto)
+	if i.err != nil {
+		t.Fatalf("import: %v", i.err)
+	}
+	return i
+}
+
+func (w *world) importFile(t testing.TB, name string) importing {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata/import", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, _, _ := strings.Cut(name, ".")
+	return w.importText(t, string(text), from)
+}
+
+func (i importing) expect(t testing.TB, imported, present, refused int64) {
+	t.Helper()
+	if i.Imported != imported || i.Present != present || i.Refused != refused || int64(len(i.refused)) != refused {
+		t.Errorf("%d imported, %d there, %d refused %v; want %d, %d, %d", i.Imported, i.Present, i.Refused, i.refused, imported, present, refused)
+	}
+}
+
+// codes are what was refused: line and code of each.
+func (i importing) codes() string {
+	var list []string
+	for _, r := range i.refused {
+		list = append(list, fmt.Sprintf("%d %s", r.Line, r.Code))
+	}
+	return strings.Join(list, "; ")
+}
+
+// Each file is as its system writes it. The hashes of Django are made by Django, those of the
+// native file by passlib; Firebase's is the test vector that Google publishes.
+func TestImportReadsWhatOtherSystemsExport(t *testing.T) {
+	t.Parallel()
+	for _, file := range []struct {
+		name              string
+		imported, refused int64
+		codes             string
+		active, disabled  []string
+		password          string
+	}{
+		{name: "native.ndjson", imported: 13, active: []string{"native.bcrypt-2a", "native.bcrypt-2b", "native.bcrypt-2y", "native.bcrypt-sha256",
+			"native.argon2id", "native.argon2i", "native.scrypt", "native.pbkdf2-sha1", "native.pbkdf2-sha256", "native.pbkdf2-sha512",
+			"native.ssha", "native.ssha256", "native.ssha512"}},
+		{name: "native.csv", imported: 2, active: []string{"csv.alice"}, disabled: []string{"csv.bob"}},
+		{name: "keycloak.json", imported: 4, refused: 1, codes: "117 no_password", active: []string{"kc.pbkdf2", "kc.pbkdf2-sha512", "kc.argon2"}, disabled: []string{"kc.pbkdf2-sha256"}},
+		{name: "firebase.json", imported: 1, refused: 1, codes: "13 no_password", active: []string{"firebase@example.com"}, password: "user1password"},
+		{name: "firebase.csv", imported: 1, active: []string{"firebase.csv@example.com"}, password: "user1password"},
+		{name: "django.json", imported: 6, refused: 1, codes: "104 no_password", active: []string{"dj.pbkdf2", "dj.pbkdf2sha1", "dj.argon2", "dj.bcryptsha256", "dj.bcrypt", "dj.scrypt"}},
+		{name: "django.csv", imported: 2, active: []string{"djcsv.active"}, disabled: []string{"djcsv.inactive"}},
+		{name: "auth0.ndjson", imported: 3, active: []string{"auth0@example.com", "auth0.named", "auth0.identifier@example.com"}},
+		{name: "supabase.csv", imported: 4, refused: 1, codes: "5 deleted", active: []string{"supabase@example.com", "forgiven@example.com", "15550100"}, disabled: []string{"banned@example.com"}},
+	} {
+		t.Run(file.name, func(t *testing.T) {
+			t.Parallel()
+			dbtestEach(t, func(t *testing.T, w *world) {
+				w.importFile(t, file.name).expect(t, file.imported, 0, file.refused)
+				again := w.importFile(t, file.name)
+				again.expect(t, 0, file.imported, file.refused)
+				if got := again.codes(); got != file.codes {
+					t.Errorf("refused %q, want %q", got, file.codes)
+				}
+				password := file.password
+				if password == "" {
+					password = goodPassword
+				}
+				for _, name := range file.active {
+					w.importedSignsIn(t, name, password)
+				}
+				for _, name := range file.disabled {
+					if _, err := w.Login(t.Context(), Credentials{name, password}, phone()); !errors.Is(err, ErrAccountDisabled) {
+						t.Errorf("%s, disabled where it comes from: %v", name, err)
+					}
+					u, err := w.FindUser(t.Context(), name)
+					if err != nil {
+						t.Fatal(err)
+					}
+					w.expectEvents(t, u.ID, "UserRegistered", "UserDisabled")
+				}
+			})
+		})
+	}
+}
+
+// dbtestEach runs the test on a world for each database.
+func dbtestEach(t *testing.T, test func(t *testing.T, w *world)) {
+	t.Helper()
+	t.Run("sqlite", func(t *testing.T) { t.Parallel(); test(t, newWorld(t, testConfig(), dbtest.SQLite(t), nil)) })
+	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, newWorld(t, testConfig(), dbtest.Postgres(t), nil)) })
+}
+
+// importedSignsIn signs the user in and sees the hash upgraded by it.
+func (w *world) importedSignsIn(t testing.TB, name, password string) {
+	t.Helper()
+	if _, err := w.Login(t.Context(), Credentials{name, "another " + password}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+		t.Errorf("%s with a wrong password: %v", name, err)
+	}
+	tokens, err := w.Login(t.Context(), Credentials{name, password}, phone())
+	if err != nil {
+		t.Errorf("%s: %v", name, err)
+		return
+	}
+	w.live(t, tokens)
+	a, err := accountByName(t.Context(), w.db, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.HasPrefix(a.passwordHash, "$2") && !strings.HasPrefix(a.passwordHash, "$bcrypt-sha256$v=2") {
+		t.Errorf("%s signed in, and the hash is still %.12s…", name, a.passwordHash)
+	}
+	w.expectEvents(t, a.ID, "UserRegistered", "UserLoggedIn")
+}
+
+func TestImportKeepsWhatTheRecordSays(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		w.importFile(t, "native.ndjson")
+		u, err := w.FindUser(t.Context(), "0192f0a1-7b1c-7d3e-8f00-0000000000a1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := fmt.Sprint(u.Username, " ", u.CreatedAt.Format("2006-01-02T15:04:05.000000Z07:00"), " ", u.PasswordChangedAt.Format("2006-01-02"))
+		if want := "Native.bcrypt-2a 2021-03-04T05:06:07.123456Z 2022-03-04"; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	})
+}
+
+// hashOf is some hash that can be imported; they are not verified here.
+const importHash = "$2b$04$z5SzGiEQ3UVhTU1nXKtPSuEFozW7QnU0/j85AHYW19LdfomQ01msu"
+
+// oneRecord is a line of native NDJSON.
+func oneRecord(id, name string) string {
+	text, err := json.Marshal(exported{ID: id, Username: name, PasswordHash: importHash})
+	if err != nil {
+		panic(err)
+	}
+	return string(text) + "\n"
+}
+
+func TestImportRefusesWithAReasonAndGoesOn(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		id, other := uuid.NewString(), uuid.NewString()
+		if got := w.importText(t, oneRecord(id, "owner"), "native"); got.Imported != 1 {
+			t.Fatalf("the first: %+v", got)
+		}
+		bomb := func(hash string) string { return `{"username":"bomber","password_hash":"` + hash + `"}` }
+		lines := []struct{ text, code string }{
+			{"not json", "malformed"},
+			{`{"username":`, "malformed"},
+			{`[1,2]`, "malformed"},
+			{`"text"`, "malformed"},
+			{`{"username":"twice","username":"twice2","password_hash":"x"}`, "malformed"},
+			{`{"username":7,"password_hash":"x"}`, "malformed"},
+			{"{\"username\":\"bad\xff\",\"password_hash\":\"x\"}", "invalid_unicode"},
+			{`{"password_hash":"` + importHash + `"}`, "no_username"},
+			{`{"username":"ab","password_hash":"` + importHash + `"}`, "username_too_short"},
+			{`{"username":"` + strings.Repeat("a", 256) + `","password_hash":"` + importHash + `"}`, "username_too_long"},
+			{`{"username":"semi;colon","password_hash":"` + importHash + `"}`, "username_invalid_characters"},
+			{`{"username":"nul\u0000byte","password_hash":"` + importHash + `"}`, "username_invalid_characters"},
+			{`{"username":"nohash"}`, "no_password"},
+			{`{"username":"Username","Password_Hash":"` + importHash + `"}`, "no_password"},
+			{bomb("plaintext"), "hash_refused"},
+			{bomb("$2a$31$DhjONM1yKUkJMOx/W7/pv.ZlK2eGPl1vQRP0RaJD5N5TBUoVQAmMS"), "hash_refused"},
+			{bomb("$argon2id$v=19$m=4194304,t=1,p=1$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"), "hash_refused"},
+			{bomb("$pbkdf2-sha256$i=99999999,l=32$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"), "hash_refused"},
+			{bomb("$scrypt$ln=24,r=8,p=16$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"), "hash_refused"},
+			{bomb("{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="), "hash_refused"},
+			{`{"id":"7","username":"badid","password_hash":"` + importHash + `"}`, "invalid_id"},
+			{`{"id":"00000000-0000-0000-0000-000000000000","username":"nilid","password_hash":"` + importHash + `"}`, "invalid_id"},
+			{`{"username":"status","status":"deleted","password_hash":"` + importHash + `"}`, "invalid_status"},
+			{`{"username":"when","created_at":"yesterday","password_hash":"` + importHash + `"}`, "invalid_time"},
+			{`{"username":"future","created_at":"9024-01-01T00:00:00Z","password_hash":"` + importHash + `"}`, "invalid_time"},
+			{`{"username":"big","note":"` + strings.Repeat("x", maxRecord) + `"}`, "too_long"},
+			{strings.TrimSpace(oneRecord(other, "OWNER")), "username_taken"},
+			{strings.TrimSpace(oneRecord(id, "somebody")), "id_taken"},
+		}
+		var text strings.Builder
+		var want []string
+		for i, line := range lines {
+			text.WriteString(line.text + "\r\n")
+			want = append(want, fmt.Sprintf("%d %s", i+1, line.code))
+		}
+		text.WriteString("\n  \n" + oneRecord("", "after-all") + strings.TrimSpace(oneRecord("", "the-last")))
+		got := w.importing(t.Context(), strings.NewReader("\xef\xbb\xbf"+text.String()), "native", FormatNDJSON)
+		if got.err != nil || got.Imported != 2 || got.codes() != strings.Join(want, "; ") {
+			t.Errorf("%v, %d imported, refused\n got %s\nwant %s", got.err, got.Imported, got.codes(), strings.Join(want, "; "))
+		}
+		for _, r := range got.refused {
+			if r.Record != r.Line || strings.ContainsAny(r.Detail, "$\xff") || strings.Contains(r.Detail, "W6ph5") {
+				t.Errorf("the refusal says %+v", r)
+			}
+		}
+	})
+}
+
+func TestImportFindsTheSameAccountTwiceInOneFile(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		id := uuid.NewString()
+		text := oneRecord(id, "Alice") + oneRecord(id, "alice") + oneRecord("", "ALICE") + oneRecord(uuid.NewString(), "alice") + oneRecord(id, "bob")
+		got := w.importText(t, text, "native")
+		got.expect(t, 1, 2, 2)
+		if codes := got.codes(); codes != "4 username_taken; 5 id_taken" {
+			t.Errorf("refused %s", codes)
+		}
+		w.expectEvents(t, uuid.MustParse(id), "UserRegistered")
+	})
+}
+
+func TestImportThatWasBrokenOffGoesOnWhenItIsRunAgain(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		const all = 3 * importBatch
+		var text strings.Builder
+		for i := range all {
+			text.WriteString(oneRecord("", fmt.Sprintf("user-%04d", i)))
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var first importing
+		first.ImportReport, first.err = w.Import(ctx, strings.NewReader(text.String()), ImportOptions{
+			From: "native", Format: FormatAuto, Progress: func(ImportReport) { stop() },
+		})
+		if !errors.Is(first.err, context.Canceled) || first.Imported < importBatch || first.Imported >= all || first.Line != first.Imported {
+			t.Fatalf("broken off: %+v, %v", first.ImportReport, first.err)
+		}
+		w.importText(t, text.String(), "native").expect(t, all-first.Imported, first.Imported, 0)
+		w.countEvents(t, all)
+		w.importText(t, text.String(), "native").expect(t, 0, all, 0)
+		w.countEvents(t, all)
+	})
+}
+
+// countEvents expects so many events in all, and each of its own account.
+func (w *world) countEvents(t testing.TB, want int) {
+	t.Helper()
+	var events, keys int
+	err := w.db.QueryRowContext(t.Context(), "SELECT count(*), count(DISTINCT key) FROM outbox_event").Scan(&events, &keys)
+	if err != nil || events != want || keys != want {
+		t.Errorf("%d events of %d accounts (%v), want %d", events, keys, err, want)
+	}
+}
+
+func TestImportsBesideEachOtherMakeEachAccountOnce(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		const all = 700
+		var forth, back strings.Builder
+		for i := range all {
+			forth.WriteString(oneRecord("", fmt.Sprintf("user-%04d", i)))
+			back.WriteString(oneRecord("", fmt.Sprintf("user-%04d", all-1-i)))
+		}
+		reports := make([]importing, 4)
+		var group sync.WaitGroup
+		for i := range reports {
+			text := forth.String()
+			if i%2 == 1 {
+				text = back.String()
+			}
+			group.Go(func() { reports[i] = w.importing(t.Context(), strings.NewReader(text), "native", FormatAuto) })
+		}
+		group.Wait()
+		imported := int64(0)
+		for _, r := range reports {
+			if r.err != nil || r.Imported+r.Present != all {
+				t.Errorf("%+v, %v", r.ImportReport, r.err)
+			}
+			imported += r.Imported
+		}
+		if imported != all {
+			t.Errorf("%d imported, want %d", imported, all)
+		}
+		w.countEvents(t, all)
+	})
+}
+
+func TestAnAccountThatComesBackBringsNoTokensBack(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		name, old := w.newcomer(t)
+		u := w.caller(t, old).User
+		if err := w.DeleteUser(t.Context(), u.ID); err != nil {
+			t.Fatal(err)
+		}
+		w.importText(t, oneRecord(u.ID.String(), name), "native").expect(t, 1, 0, 0)
+		if _, err := w.Authenticate(t.Context(), old.AccessToken); !errors.Is(err, ErrSessionRevoked) {
+			t.Errorf("an access token of the deleted account: %v", err)
+		}
+		if _, err := w.Refresh(t.Context(), old.RefreshToken, phone()); err == nil {
+			t.Error("a refresh token of the deleted account is good for the new one")
+		}
+	})
+}
+
+// endless makes records from a fixed number of names, for ever and ever.
+type endless struct {
+	names, lines int // how many there are, and how many lines are left
+	next         int
+	buf          bytes.Buffer
+	at           map[int]func() // what to do when so many lines are left
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	for e.buf.Len() < len(p) && e.lines > 0 {
+		if do := e.at[e.lines]; do != nil {
+			do()
+		}
+		fmt.Fprintf(&e.buf, `{"username":"user-%08d","password_hash":%q}`+"\n", e.next%e.names, importHash)
+		if e.next%10 == 9 {
+			e.buf.WriteString("{\"username\":\"refused\"}\n")
+		}
+		e.next++
+		e.lines--
+	}
+	return e.buf.Read(p)
+}
+
+func TestImportOfAnyLengthTakesBoundedMemory(t *testing.T) { // not parallel: it looks at the heap of the process
+	if testing.Short() {
+		t.Skip("it takes some seconds")
+	}
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	heap := func(into *uint64) func() {
+		return func() {
+			var m runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&m)
+			*into = m.HeapAlloc
+		}
+	}
+	var early, late uint64
+	const lines = 200_000
+	in := &endless{names: 5000, lines: lines, at: map[int]func(){lines - 10_000: heap(&early), 1: heap(&late)}}
+	refused := 0
+	report, err := w.Import(t.Context(), in, ImportOptions{From: "native", Format: FormatAuto, Refused: func(Refusal) error { refused++; return nil }})
+	if err != nil || report.Imported != 5000 || report.Present != lines-5000 || refused != lines/10 {
+		t.Fatalf("%+v, %d refused, %v", report, refused, err)
+	}
+	if late > early+16<<20 {
+		t.Errorf("the heap grew from %d to %d MiB in %d lines", early>>20, late>>20, lines-10_000)
+	}
+	t.Logf("heap %d KiB after 10,000 lines, %d KiB after %d", early>>10, late>>10, lines)
+}
+
+func TestALineWithoutEndTakesBoundedMemory(t *testing.T) { // not parallel: it looks at the heap of the process
+	for _, test := range []struct{ name, from, start, end string }{
+		{"ndjson", "native", `{"username":"`, "\"}\n" + oneRecord("", "the-next")},
+		{"json", "native", `[{"username":"`, `"},` + oneRecord("", "the-next") + "]"},
+		{"wrapper", "firebase", `{"kind":"`, `","users":[]}`},
+		{"csv", "native", "username,password_hash\n" + `"`, "\",x\nthe-next," + importHash + "\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			in := io.MultiReader(strings.NewReader(test.start), io.LimitReader(repeat('x'), 64<<20), strings.NewReader(test.end))
+			got := w.importing(t.Context(), in, test.from, FormatAuto)
+			runtime.ReadMemStats(&after)
+			if grown := after.TotalAlloc - before.TotalAlloc; grown > 32<<20 {
+				t.Errorf("allocated %d MiB for a line of 64 MiB", grown>>20)
+			}
+			if test.from == "native" && (got.err != nil || got.Imported != 1 || got.refused[0].Code == "") {
+				t.Errorf("%+v, %v: %v", got.ImportReport, got.err, got.refused)
+			}
+		})
+	}
+}
+
+type repeat byte
+
+func (b repeat) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = byte(b)
+	}
+	return len(p), nil
+}
+
+func TestImportSaysWhatIsWrongWithTheInputAsAWhole(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	for _, test := range []struct{ name, text, from, format, want string }{
+		{"UTF-16", "\xff\xfe{\x00", "native", FormatAuto, "UTF-16"},
+		{"compressed", "\x1f\x8b\x08", "native", FormatAuto, "gunzip"},
+		{"a column is missing", "username,hash\na,b\n", "native", FormatAuto, `lacks the column "password_hash"`},
+		{"two columns of a name", "username,Username,password_hash\n", "native", FormatAuto, `two columns "username"`},
+		{"no heading", "\"\n", "native", FormatCSV, "heading"},
+		{"a document that ends", `[` + oneRecord("", "alice"), "native", FormatAuto, "ends before"},
+		{"an object that ends", `[` + oneRecord("", "alice") + `, {"user`, "native", FormatAuto, "ends inside"},
+		{"numbers", `[1]`, "native", FormatAuto, "not a list of objects"},
+		{"CSV of Keycloak", "id,username\n", "keycloak", FormatCSV, "writes no CSV"},
+		{"an unknown source", "", "cognito", FormatAuto, "no source"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			got := w.importing(t.Context(), strings.NewReader(test.text), test.from, test.format)
+			if got.err == nil || !strings.Contains(got.err.Error(), test.want) {
+				t.Errorf("got %v, want %q", got.err, test.want)
+			}
+		})
+	}
+	// What came before the fault is kept.
+	if _, err := w.FindUser(t.Context(), "alice"); err != nil {
+		t.Error(err)
+	}
+	w.importText(t, "", "native").expect(t, 0, 0, 0)
+}
+
+func TestAStrayQuoteCostsOneLineOfACSV(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	row := func(name string) string { return name + "," + importHash + "\r\n" }
+	text := "username,password_hash\r\n" + row("first") + row(`str"ay`) + row("second") + row("third") + row(`"another`) + row("fourth") +
+		"too,many,fields\n" + "\"of two\nlines\"," + importHash + "\n" + row("fifth") + row(`"open`)
+	got := w.importText(t, text, "native")
+	if got.Imported != 5 || got.codes() != "3 malformed; 6 malformed; 8 malformed; 9 username_invalid_characters; 12 malformed" {
+		t.Errorf("%d imported, refused %s", got.Imported, got.codes())
+	}
+}
+
+func TestFirebaseHashParametersAreReadAsTheConsoleShowsThem(t *testing.T) {
+	t.Parallel()
+	good, err := os.ReadFile("testdata/import/firebase-hash.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, err := ParseFirebaseHash(string(good)); err != nil || h.Rounds != 8 || h.MemCost != 14 || h.SaltSeparator != "Bw==" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	for name, text := range map[string]string{
+		"empty": "", "another algorithm": strings.Replace(string(good), "SCRYPT", "BCRYPT", 1),
+		"a bomb": strings.Replace(string(good), "14", "24", 1), "no rounds": strings.Replace(string(good), "rounds: 8", "", 1),
+		"no key": strings.Replace(string(good), "base64_signer_key", "x", 1), "a broken key": strings.Replace(string(good), "jxspr", "j*spr", 1),
+	} {
+		if _, err := ParseFirebaseHash(text); err == nil {
+			t.Errorf("%s: accepted", name)
+		} else if strings.Contains(err.Error(), "8zykbdLGjFQ3McFUH0") {
+			t.Errorf("%s: the error shows the key", name)
+		}
+	}
+}
+
+func TestWhatIsExportedCanBeImportedElsewhere(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{FormatNDJSON, FormatCSV} {
+		t.Run(format, func(t *testing.T) {
+			t.Parallel()
+			from := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+			name, tokens := from.newcomer(t)
+			u := from.caller(t, tokens).User
+			closed, closedTokens := from.newcomer(t)
+			if err := from.DisableUser(t.Context(), from.caller(t, closedTokens).User.ID); err != nil {
+				t.Fatal(err)
+			}
+			from.importFile(t, "native.ndjson")
+			var file bytes.Buffer
+			n, err := from.Export(t.Context(), &file, ExportOptions{Format: format, PasswordHashes: true})
+			if err != nil || n != 15 {
+				t.Fatalf("exported %d, %v", n, err)
+			}
+			to := newWorld(t, testConfig(), dbtest.Postgres(t), nil)
+			to.importText(t, file.String(), "native").expect(t, 15, 0, 0)
+			to.importText(t, file.String(), "native").expect(t, 0, 15, 0)
+			to.importedSignsIn(t, "native.argon2i", goodPassword)
+			to.live(t, to.signIn(t, strings.ToUpper(name)))
+			copied, err := to.FindUser(t.Context(), u.ID.String())
+			if err != nil || copied.Username != u.Username || !copied.CreatedAt.Equal(u.CreatedAt) || !copied.PasswordChangedAt.Equal(u.PasswordChangedAt) {
+				t.Errorf("got %+v, %v, want %+v", copied, err, u)
+			}
+			if _, err := to.Login(t.Context(), Credentials{closed, goodPassword}, phone()); !errors.Is(err, ErrAccountDisabled) {
+				t.Errorf("an account exported while disabled: %v", err)
+			}
+			if _, err := to.Refresh(t.Context(), tokens.RefreshToken, phone()); err == nil {
+				t.Error("a session of the other installation goes on here")
+			}
+		})
+	}
+}
+
+func TestExportHasHashesOnlyWhenAskedFor(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	w.importFile(t, "native.ndjson")
+	for _, format := range []string{FormatNDJSON, FormatCSV} {
+		var file bytes.Buffer
+		if _, err := w.Export(t.Context(), &file, ExportOptions{Format: format}); err != nil {
+			t.Fatal(err)
+		}
+		if text := file.String(); strings.ContainsAny(text, "${") && strings.Contains(text, "$2") || strings.Contains(text, "password_hash") {
+			t.Errorf("%s", text)
+		}
+	}
+	if _, err := w.Export(t.Context(), io.Discard, ExportOptions{Format: "xml"}); err == nil {
+		t.Error("xml is a format")
+	}
+}
+
+func FuzzTableReadsTheRowsOfAnyCSV(f *testing.F) {
+	f.Add("a,b\nc,d\n")
+	f.Add("a,\"b\nc\"\r\n\"d\"\"\",e")
+	f.Add("\"a\nb,c\nd,\"e\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		in := newTable(text)
+		count := 0
+		var got [][]string
+		clean := true
+		for {
+			rec, err := in.next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if count++; count > len(text)+1 {
+				t.Fatal("it does not end")
+			}
+			clean = clean && rec.err == nil
+			got = append(got, slices.Clone(rec.fields))
+		}
+		// What the standard library reads as a whole is read here row by row.
+		want, err := csv.NewReader(strings.NewReader(text)).ReadAll()
+		blank := slices.ContainsFunc(strings.Split(text, "\n"), func(line string) bool { return strings.TrimSpace(line) == "" })
+		if err == nil && clean && !blank && !strings.Contains(text, "\r") && !slices.EqualFunc(got, want, slices.Equal) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+func newTable(text string) *table {
+	cut, _, err := newCutter(strings.NewReader("\n"+text), FormatCSV, source{csv: nativeRow, headless: true})
+	if err != nil {
+		panic(err)
+	}
+	return cut.(*table)
+}
+
+func FuzzDocumentFindsTheObjectsOfAnyJSON(f *testing.F) {
+	f.Add(`[{"a":"}"},{"b":"\\\""}]`)
+	f.Add(`{"x":{"users":[{}]},"users":[{"c":[{}]}],"y":[1,{"users":[{}]}]}`)
+	f.Add(`{"a":1}{"b":2}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		cut, _, err := newCutter(strings.NewReader(text), FormatJSON, source{json: nativeObject})
+		if err != nil {
+			return
+		}
+		var got []string
+		for {
+			rec, err := cut.next()
+			if err != nil {
+				break
+			}
+			if len(rec.object) > maxRecord {
+				t.Fatal("a record is longer than may be")
+			}
+			got = append(got, string(rec.object))
+			if len(got) > len(text) {
+				t.Fatal("it does not end")
+			}
+		}
+		var want []json.RawMessage
+		if json.Unmarshal([]byte(text), &want) == nil && strings.HasPrefix(strings.TrimSpace(text), "[") {
+			var objects []string
+			for _, v := range want {
+				if v[0] != '{' {
+					return // a list of something else ends at that
+				}
+				objects = append(objects, string(v))
+			}
+			if !slices.Equal(got, objects) {
+				t.Errorf("got %q, want %q", got, objects)
+			}
+		}
+	})
+}
+
+func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
+	w := newWorld(f, testConfig(), dbtest.SQLite(f), nil)
+	for _, name := range []string{"native.ndjson", "keycloak.json", "auth0.ndjson", "django.json", "supabase.csv", "firebase.json"} {
+		text, err := os.ReadFile("testdata/import/" + name)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(string(text))
+	}
+	hash := &FirebaseHash{SignerKey: "AAAA", SaltSeparator: "Bw==", Rounds: 8, MemCost: 14}
+	f.Fuzz(func(t *testing.T, text string) {
+		for _, name := range ImportSources() {
+			from, err := newSource(name, hash)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if from.csv == nil {
+				from.csv = nativeRow
+			}
+			cut, columns, err := newCutter(strings.NewReader(text), FormatAuto, from)
+			if err != nil || from.json == nil {
+				continue
+			}
+			for {
+				rec, err := cut.next()
+				if err != nil {
+					break
+				}
+				if n := w.judge(from.read(columns, rec)); n.refused == nil && (n.ID == uuid.Nil || n.canonical == "" || n.passwordHash == "") {
+					t.Errorf("%s: accepted %+v", name, n)
+				}
+			}
+		}
+	})
+}
+
+// Each of several sign-ins at once finds the old hash and renews it. The one that comes
+// second must not take the first one's for a changed password.
+func TestParallelSignInsOfAnImportedUserAllSucceed(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		for _, name := range []string{"native.pbkdf2-sha256", "native.ssha", "native.scrypt"} {
+			if name == "native.pbkdf2-sha256" {
+				w.importFile(t, "native.ndjson")
+			}
+			var group sync.WaitGroup
+			for range 8 {
+				group.Go(func() {
+					if _, err := w.Login(t.Context(), Credentials{name, goodPassword}, phone()); err != nil {
+						t.Errorf("%s: %v", name, err)
+					}
+				})
+			}
+			group.Wait()
+		}
+	})
+}
+
+// The same for the password that is asked again within a session.
+func TestARenewedHashIsNoChangedPassword(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		w.importFile(t, "native.ndjson")
+		tokens := w.signIn(t, "native.bcrypt-2a")
+		caller := w.caller(t, tokens)
+		checked, err := accountByID(t.Context(), w.db, caller.User.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.db.Write(t.Context(), "UPDATE users SET password_hash = ? WHERE id = ?", importHash, checked.ID); err != nil {
+			t.Fatal(err)
+		}
+		now, err := accountByID(t.Context(), w.db, checked.ID)
+		if err != nil || now.passwordHash == checked.passwordHash || !now.samePassword(checked) {
+			t.Errorf("a renewed hash counts as a change (%v)", err)
+		}
+		if err := w.SetPassword(t.Context(), checked.ID, "another quite good password"); err != nil {
+			t.Fatal(err)
+		}
+		if now, err = accountByID(t.Context(), w.db, checked.ID); err != nil || now.samePassword(checked) {
+			t.Errorf("another password counts as none (%v)", err)
+		}
+	})
+}

@@ -1,0 +1,83 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// How often the kinds of hashes that accounts have are looked at, and at how many of them.
+const (
+	populationEvery  = 10 * time.Minute
+	populationSample = 1000
+)
+
+// followPopulation keeps what package password knows of the stored hashes up to date, until
+// ctx ends. Names that do not exist then take as long to refuse as those that do, also where
+// hashes of several kinds are mixed: after an import, or a raised cost.
+func (s *Service) followPopulation(ctx context.Context) {
+	tick := time.NewTicker(populationEvery)
+	defer tick.Stop()
+	for {
+		if err := s.learnPopulation(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			s.log.Warn("hash_population_not_read", zap.Error(err))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *Service) learnPopulation(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	sample, err := sampleHashes(ctx, s.db, populationSample)
+	if err != nil {
+		return err
+	}
+	s.passwords.Learn(sample)
+	return nil
+}
+
+// sampleHashes returns the password hashes of some n accounts, evenly from all of them. It
+// reads a bounded part of the table, however large that is, and the same part the next time,
+// as far as the table is the same: what it finds must not change by chance, and nodes must
+// find the same.
+func sampleHashes(ctx context.Context, db *database.DB, n int) ([]string, error) {
+	// SQLite numbers the rows of a table. The accounts are those at n evenly spaced numbers.
+	query := `WITH RECURSIVE span(lowest, size) AS (SELECT min(rowid), max(rowid) - min(rowid) + 1 FROM users),
+			step(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM step WHERE i + 1 < ?0)
+		SELECT (SELECT password_hash FROM users WHERE rowid >= lowest + size * i / ?0 ORDER BY rowid LIMIT 1)
+		FROM span, step WHERE size > 0`
+	if db.IsPostgres() {
+		// Of the blocks that the table has on disk some n are read whole, and of their rows
+		// n kept. Which ones depends on numbers and ids alone.
+		query = `SELECT password_hash FROM users
+			TABLESAMPLE SYSTEM (least(100, 100.0 * ?0 * current_setting('block_size')::bigint / greatest(pg_relation_size('users'), 1)))
+			REPEATABLE (0) ORDER BY md5(id::text) LIMIT ?0`
+	}
+	rows, err := db.QueryContext(ctx, query, n)
+	if err != nil {
+		return nil, fmt.Errorf("sample the password hashes: %w", err)
+	}
+	defer rows.Close()
+	var sample []string
+	for rows.Next() {
+		var hash string
+		if err := rows.Scan(&hash); err != nil {
+			return nil, fmt.Errorf("sample the password hashes: %w", err)
+		}
+		sample = append(sample, hash)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("sample the password hashes: %w", err)
+	}
+	return sample, nil
+}

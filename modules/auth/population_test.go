@@ -1,0 +1,122 @@
+package auth
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// populate writes accounts whose hashes tell their place, in the order of their making.
+func (w *world) populate(t testing.TB, n int, hash func(i int) string) {
+	t.Helper()
+	for start := 0; start < n; start += 1000 {
+		var values []string
+		var args []any
+		for i := start; i < min(n, start+1000); i++ {
+			id := uuid.NewString()
+			values = append(values, "(?, ?, ?, ?, 'active', 0, ?, ?, ?)")
+			now := time.Now().UTC()
+			args = append(args, id, id, id, hash(i), now, now, now)
+		}
+		_, err := w.db.Write(t.Context(), `INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,
+			created_at, updated_at, password_changed_at) VALUES `+strings.Join(values, ", "), args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestTheSampleOfHashesIsEvenBoundedAndStable(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		sample := func() []string {
+			t.Helper()
+			got, err := sampleHashes(t.Context(), w.db, 200)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return got
+		}
+		if got := sample(); len(got) != 0 {
+			t.Errorf("of no accounts: %q", got)
+		}
+		w.populate(t, 3, func(i int) string { return fmt.Sprint("few ", i) })
+		if got := count(sample()); len(got) != 3 {
+			t.Errorf("of three accounts: %v", got)
+		}
+		// A quarter was imported long after the others, and stands together in the table.
+		const all = 12_000
+		w.populate(t, all, func(i int) string {
+			if i >= all*3/4 {
+				return "imported" + strings.Repeat("x", 100)
+			}
+			return "made here"
+		})
+		got := sample()
+		if len(got) != 200 {
+			t.Errorf("%d in the sample, want 200", len(got))
+		}
+		imported := 0
+		for _, hash := range got {
+			if strings.HasPrefix(hash, "imported") {
+				imported++
+			}
+		}
+		if imported < 30 || imported > 70 { // 50; five standard deviations and more
+			t.Errorf("%d of 200 are of the imported quarter", imported)
+		}
+		if again := sample(); strings.Join(again, "\n") != strings.Join(got, "\n") {
+			t.Error("the same table has another sample")
+		}
+	})
+}
+
+func count(list []string) map[string]int {
+	n := make(map[string]int)
+	for _, s := range list {
+		n[s]++
+	}
+	return n
+}
+
+// An imported population whose hashes are dear must make missing names as dear, or time
+// tells them apart.
+func TestAServerLearnsTheKindsOfHashesThatAccountsHave(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	slow := "$pbkdf2-sha256$i=5000000,l=32$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"
+	w.populate(t, 10, func(int) string { return slow })
+	for deadline := time.Now().Add(30 * time.Second); w.passwords.VerifyNothing(tight(t), "nobody", "password") != nil; {
+		if time.Now().After(deadline) {
+			t.Fatal("the machine is too busy for a cheap hash")
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if err := w.passwords.VerifyNothing(tight(t), "nobody", "password"); err != nil {
+			break // it would take longer than that
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("missing names are still as cheap as before the import")
+		}
+	}
+	stop()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
+// tight leaves time for a cheap hash and not for a dear one.
+func tight(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	t.Cleanup(cancel)
+	return ctx
+}
