@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/platform/database"
 )
 
 // event is what the outbox has of an event.
@@ -24,7 +26,16 @@ type event struct {
 }
 
 // events returns what was announced about a user, in order.
-func (w *world) events(name string) ([]event, error) {
+func (w *world) events(name string) (list []event, err error) {
+	// Our own connections break when the database does.
+	for deadline := time.Now().Add(patience); ; {
+		if list, err = w.readEvents(name); !database.IsUnavailable(err) || time.Now().After(deadline) {
+			return list, err
+		}
+	}
+}
+
+func (w *world) readEvents(name string) ([]event, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var key string

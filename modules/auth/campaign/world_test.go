@@ -100,6 +100,14 @@ func worldOn(t *testing.T, databaseURL, redisURL string, settings ...string) *wo
 	return w
 }
 
+// migratedWorld is worldOn for a database without tables.
+func migratedWorld(t *testing.T, databaseURL, redisURL string, settings ...string) *world {
+	t.Helper()
+	w := worldOn(t, databaseURL, redisURL, settings...)
+	w.command("migrate", "up")
+	return w
+}
+
 // command runs one command of the binary to its end.
 func (w *world) command(args ...string) {
 	w.t.Helper()
@@ -205,10 +213,11 @@ func (l *lastLines) String() string {
 
 // answer is what came back over HTTP.
 type answer struct {
-	Status   int    `json:"-"`
-	Code     string `json:"-"` // of a problem
-	Replayed bool   `json:"-"`
-	Body     []byte `json:"-"`
+	Status     int    `json:"-"`
+	Code       string `json:"-"` // of a problem
+	Replayed   bool   `json:"-"`
+	RetryAfter string `json:"-"`
+	Body       []byte `json:"-"`
 
 	AccessToken  string    `json:"access_token"`
 	RefreshToken string    `json:"refresh_token"`
@@ -226,6 +235,11 @@ func (a answer) ok() bool { return a.Status >= 200 && a.Status < 300 }
 // is not a fault of the program.
 func (a answer) proper() bool {
 	return a.ok() || a.Code != "" && a.Status != http.StatusInternalServerError
+}
+
+// refused reports whether the answer is no, for good or for now.
+func (a answer) refused() bool {
+	return a.Status == http.StatusUnauthorized || a.Status == http.StatusServiceUnavailable
 }
 
 // call sends one request; a body that is not url.Values goes as JSON. The error is that no
@@ -261,7 +275,7 @@ func (s *server) call(method, path, bearer string, body any) (answer, error) {
 		return answer{}, err
 	}
 	defer res.Body.Close()
-	a := answer{Status: res.StatusCode, Replayed: res.Header.Get("Auth-Refresh-Replayed") == "true"}
+	a := answer{Status: res.StatusCode, Replayed: res.Header.Get("Auth-Refresh-Replayed") == "true", RetryAfter: res.Header.Get("Retry-After")}
 	if a.Body, err = io.ReadAll(res.Body); err != nil {
 		return answer{}, err
 	}
