@@ -92,7 +92,7 @@ func (r *Relay) tickTx(ctx context.Context, tx bun.Tx, held []claim, rate float6
 	if err := tx.QueryRowContext(ctx, "SELECT "+clock+", "+server).Scan(&res.nowMS, &res.server); err != nil {
 		return res, err
 	}
-	if prior := r.server.Load(); prior != nil && *prior != res.server {
+	if prior := r.serverName(); prior != "" && prior != res.server {
 		held = nil // another server: what is remembered may never have happened there
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_relay (id, name, started_ms, until_ms, rate) VALUES (?0, ?1, `+clock+`, `+clock+` + ?2, ?3)
@@ -256,10 +256,12 @@ func (r *Relay) surplus(claims []claim, share int) (now []int) {
 func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if prior := r.server.Swap(&res.server); prior != nil && *prior != res.server {
+	if prior := r.serverName(); prior != "" && prior != res.server {
 		r.log.Warn("the database is another server now; beginning anew")
 		r.dropAll()
+		r.settle.Store(0)
 	}
+	r.server.Store(&res.server)
 	r.clock.Store(res.nowMS - r.now().UnixMilli())
 	r.living = res.living
 	for _, id := range res.released {
@@ -306,6 +308,14 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 		r.log.Warn("lost shards to another relay", zap.Int("shards", gone))
 	}
 	poke(r.poked)
+}
+
+// serverName tells which database server answered last, "" before any did and on SQLite.
+func (r *Relay) serverName() string {
+	if name := r.server.Load(); name != nil {
+		return *name
+	}
+	return ""
 }
 
 // dropAll forgets every lease. Caller holds mu.

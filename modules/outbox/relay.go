@@ -261,12 +261,16 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 		r.mu.Unlock()
 		return nil, nil
 	}
-	asked := map[int]claim{}
+	type question struct {
+		*shard
+		epoch, low int64
+	}
+	asked := map[int]question{}
 	members := make([]int, r.partitions)
 	open := r.openLanes()
 	for _, sh := range r.held {
 		if p := sh.id % r.partitions; !sh.busy && !sh.leaving && open[p] {
-			asked[sh.id] = claim{shard: sh.id, epoch: sh.epoch, low: sh.low}
+			asked[sh.id] = question{sh, sh.epoch, sh.low}
 			members[p]++
 		}
 	}
@@ -275,8 +279,8 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 		return nil, nil
 	}
 	shards, lows := make([]int, 0, len(asked)), make([]int64, 0, len(asked))
-	for _, c := range asked {
-		shards, lows = append(shards, c.shard), append(lows, c.low)
+	for id, q := range asked {
+		shards, lows = append(shards, id), append(lows, q.low)
 	}
 	share := slices.Max(members) // a lane's batch is divided among its shards
 	records, err := r.store.pendingOf(ctx, shards, lows, max(r.cfg.BatchEvents/share, min(32, r.cfg.BatchEvents)), r.cfg.BatchBytes/share)
@@ -291,10 +295,10 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 	aside := map[*shard][]int64{}
 	byLane := make([][]Record, r.partitions)
 	r.mu.Lock()
-	for id, c := range asked {
-		sh := r.held[id]
-		if sh == nil || sh.epoch != c.epoch || sh.leaving {
-			continue
+	for id, q := range asked {
+		sh := q.shard
+		if r.held[id] != sh || sh.epoch != q.epoch || sh.leaving {
+			continue // what was read is of a time that is over
 		}
 		first := int64(math.MaxInt64)
 		for _, rec := range byShard[id] {

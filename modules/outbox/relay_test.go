@@ -80,7 +80,12 @@ func pending(t testing.TB, db *database.DB) (n int64) {
 
 func drained(t testing.TB, db *database.DB) {
 	t.Helper()
-	eventually(t, "the outbox to be empty", func() bool { return pending(t, db) == 0 })
+	for deadline := time.Now().Add(time.Minute); pending(t, db) > 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			st, err := outbox.Status(context.Background(), db)
+			t.Fatalf("the outbox is not empty after a minute: %d pending, relays %+v, first shards %+v, %v", st.Pending, st.Relays, st.Shards[:3], err)
+		}
+	}
 }
 
 func checkFile(t testing.TB, log *outboxtest.Log, path string, duplicates int) {

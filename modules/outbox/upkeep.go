@@ -182,13 +182,14 @@ func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 func (r *Relay) settleIDs(ctx context.Context) {
 	s := settler{db: r.db}
 	for wait := settleEvery; sleep(ctx, wait); {
+		server := r.serverName()
 		settled, err := s.step(ctx)
-		if err != nil {
-			s = settler{db: r.db}
-			wait = settleEvery
-			continue
+		r.mu.Lock()
+		if err != nil || server != r.serverName() { // what another server had settled is nothing here
+			s, settled = settler{db: r.db}, true
 		}
-		r.settle.Store(max(r.settle.Load(), s.bound))
+		r.settle.Store(s.bound)
+		r.mu.Unlock()
 		if wait = settleEvery; !settled {
 			wait = settleEvery / 10
 		}
@@ -218,6 +219,9 @@ func (s *settler) step(ctx context.Context) (bool, error) {
 	if !s.db.IsPostgres() {
 		s.bound = last
 		return true, nil
+	}
+	if last < s.bound { // a standby that had not heard of everything is the primary now
+		s.bound, s.next = 0, 0
 	}
 	if last == s.bound {
 		return true, nil

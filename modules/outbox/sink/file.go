@@ -64,8 +64,8 @@ func (s *File) Publish(ctx context.Context, b *outbox.Batch) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, err := s.lock.TryLockContext(ctx, 5*time.Millisecond); err != nil {
-		return fmt.Errorf("take the lock of the event file: %w", err)
+	if err := s.take(ctx); err != nil {
+		return err
 	}
 	defer func() { _ = s.lock.Unlock() }()
 	if err := s.reopen(); err != nil {
@@ -102,6 +102,25 @@ func (s *File) Close() error {
 	}
 	return err
 }
+
+// take waits for other processes, but not for ever: one that was stopped in the middle keeps
+// the lock, and that should be said.
+func (s *File) take(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	_, err := s.lock.TryLockContext(bounded, 5*time.Millisecond)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("another process holds %s.lock", s.path)
+	}
+	return fmt.Errorf("take the lock of the event file: %w", err)
+}
+
+const lockWait = 5 * time.Second
 
 // reopen opens the path anew when it no longer is the open file.
 func (s *File) reopen() error {
