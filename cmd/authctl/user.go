@@ -37,6 +37,8 @@ directly, beside running servers, which heed a change at once.`,
 		newUserChange(g, "enable", "Open a closed account again", "enabled", (*auth.Service).EnableUser),
 		newUserDelete(g),
 		newUserUnlock(g),
+		newUserImport(g),
+		newUserExport(g),
 	)
 	return cmd
 }
