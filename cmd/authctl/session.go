@@ -122,6 +122,7 @@ func (g *global) withSessions(cmd *cobra.Command, f *sessionFlags, do func(conte
 type sessionReport struct {
 	ID         uuid.UUID `json:"id"`
 	UserID     uuid.UUID `json:"user_id"`
+	Username   string    `json:"username"`
 	DeviceName string    `json:"device_name"`
 	UserAgent  string    `json:"user_agent"`
 	IP         string    `json:"ip"`
@@ -134,10 +135,10 @@ var sessionHeading = []string{"ID", "USER", "DEVICE", "IP", "LAST USED", "EXPIRE
 
 func describeSession(s auth.Session) (sessionReport, []string) {
 	return sessionReport{
-			ID: s.ID, UserID: s.UserID, DeviceName: s.DeviceName, UserAgent: s.UserAgent, IP: s.IP,
+			ID: s.ID, UserID: s.UserID, Username: s.Username, DeviceName: s.DeviceName, UserAgent: s.UserAgent, IP: s.IP,
 			CreatedAt: s.CreatedAt, LastUsedAt: s.LastUsedAt, ExpiresAt: s.ExpiresAt,
 		}, []string{
-			s.ID.String(), s.UserID.String(), orDash(s.DeviceName), orDash(s.IP),
+			s.ID.String(), s.Username, orDash(s.DeviceName), orDash(s.IP),
 			s.LastUsedAt.Format(time.RFC3339), s.ExpiresAt.Format(time.RFC3339),
 		}
 }
