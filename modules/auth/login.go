@@ -231,7 +231,7 @@ func (s *Service) createRecord(ctx context.Context, a account, dev Device) (sess
 // dropRecord removes what the store holds of sessions. The database has already decided;
 // a record that stays is refused by it and expires.
 func (s *Service) dropRecord(ctx context.Context, userID uuid.UUID, sids ...uuid.UUID) {
-	ctx, cancel := detached(ctx)
+	ctx, cancel := atAGlance(ctx)
 	defer cancel()
 	if err := s.sessions.Delete(ctx, userID, sids...); err != nil {
 		s.log.Warn("session_record_left", zap.Stringer("user_id", userID), zap.Int("sessions", len(sids)), zap.Error(err))

@@ -26,6 +26,11 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 	if len(invalid.Fields) > 0 {
 		return Tokens{}, invalid
 	}
+	// Without the store there would be no new tokens to answer with, and an answer that says
+	// "not now" of a password that is changed would be a lie.
+	if _, err := s.sessions.Get(ctx, caller.User.ID, caller.SessionID); err != nil && !errors.Is(err, session.ErrNotFound) {
+		return Tokens{}, err
+	}
 	a, err := s.reauthenticate(ctx, caller, current, dev)
 	if err != nil {
 		return Tokens{}, err

@@ -225,7 +225,7 @@ func (s *Service) raiseAndAnnounce(ctx context.Context, tx bun.IDB, a account, k
 // clearStore removes the records of sessions that ended when the epoch was raised. As with
 // [Service.dropRecord], what stays is refused all the same.
 func (s *Service) clearStore(ctx context.Context, userID uuid.UUID, epoch int64, kept uuid.NullUUID) {
-	ctx, cancel := detached(ctx)
+	ctx, cancel := atAGlance(ctx)
 	defer cancel()
 	if err := s.sessions.DeleteAll(ctx, userID, epoch, kept); err != nil {
 		s.log.Warn("session_records_left", zap.Stringer("user_id", userID), zap.Error(err))

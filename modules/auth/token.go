@@ -30,24 +30,29 @@ type Tokens struct {
 	Device string
 }
 
-// issue signs an access token for the session and puts the answer together.
+// issue signs an access token for the session and puts the answer together. No token of a
+// session outlives it.
 func (s *Service) issue(sess session.Session, refresh session.Token) (Tokens, error) {
 	now := s.now().UTC().Truncate(time.Second)
 	id, err := newID()
 	if err != nil {
 		return Tokens{}, err
 	}
+	expires := now.Add(s.cfg.Token.AccessTTL)
+	if end := sess.IdleExpiresAt.Truncate(time.Second); end.Before(expires) {
+		expires = end
+	}
 	claims := token.Claims{
 		Issuer: s.cfg.Token.Issuer, Audience: []string{s.cfg.Token.Audience}, Subject: sess.UserID,
 		ID: id, SessionID: sess.ID, ClientID: s.cfg.Token.ClientID,
-		IssuedAt: now, ExpiresAt: now.Add(s.cfg.Token.AccessTTL), AuthTime: sess.AuthTime, SessionEpoch: sess.Epoch,
+		IssuedAt: now, ExpiresAt: expires, AuthTime: sess.AuthTime, SessionEpoch: sess.Epoch,
 	}
 	access, err := s.keys.Active().Sign(claims)
 	if err != nil {
 		return Tokens{}, fmt.Errorf("sign access token: %w", err)
 	}
 	return Tokens{
-		AccessToken: access, AccessTokenExpiresAt: claims.ExpiresAt, ExpiresIn: s.cfg.Token.AccessTTL,
+		AccessToken: access, AccessTokenExpiresAt: claims.ExpiresAt, ExpiresIn: max(0, expires.Sub(now)),
 		RefreshToken: refresh.Encode(), RefreshTokenExpiresAt: sess.IdleExpiresAt, SessionID: sess.ID,
 	}, nil
 }

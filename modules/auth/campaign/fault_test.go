@@ -114,6 +114,14 @@ func (w *onOwnEngines) whileRedisIsAway(p *population) error {
 	if err := s.expectUnavailable("sign-in", a, err); err != nil {
 		return err
 	}
+	// Nor is a password changed that no new tokens could be given for.
+	a, err = s.call("POST", api+"/password", p.live.access, fields{"current_password": password, "new_password": newPassword})
+	if err := s.expectUnavailable("password change", a, err); err != nil {
+		return err
+	}
+	if err := w.expectEvents(p.live); err != nil {
+		return err
+	}
 	a, err = s.call("GET", "/readyz", "", nil)
 	if err != nil || a.Status != http.StatusServiceUnavailable {
 		return fmt.Errorf("GET /readyz: %v, %v", a, err)

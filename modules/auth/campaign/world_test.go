@@ -3,6 +3,7 @@ package campaign
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -42,6 +43,7 @@ type world struct {
 	binary string
 	env    []string
 	db     *database.DB // past the servers, for reading what they wrote
+	spare  []*device    // signed in before something broke
 }
 
 // stores are the ways to keep sessions. Each promise is shown on all of them.
@@ -134,6 +136,8 @@ type server struct {
 	url  string
 	http *http.Client
 
+	clientSecret string // of the client that introspects, when not the right one
+
 	process *exec.Cmd
 	ended   chan struct{} // closed when it has ended
 	log     lastLines
@@ -219,9 +223,12 @@ type answer struct {
 	RetryAfter string `json:"-"`
 	Body       []byte `json:"-"`
 
-	AccessToken  string    `json:"access_token"`
-	RefreshToken string    `json:"refresh_token"`
-	SessionID    uuid.UUID `json:"session_id"`
+	Device                string    `json:"-"` // what marks a known device
+	AccessToken           string    `json:"access_token"`
+	RefreshToken          string    `json:"refresh_token"`
+	SessionID             uuid.UUID `json:"session_id"`
+	AccessTokenExpiresAt  time.Time `json:"access_token_expires_at"`
+	RefreshTokenExpiresAt time.Time `json:"refresh_token_expires_at"`
 }
 
 func (a answer) String() string {
@@ -268,14 +275,14 @@ func (s *server) call(method, path, bearer string, body any) (answer, error) {
 	case bearer != "":
 		req.Header.Set("Authorization", "Bearer "+bearer)
 	case strings.HasPrefix(path, "/oauth2/"):
-		req.SetBasicAuth(clientID, clientSecret)
+		req.SetBasicAuth(clientID, cmp.Or(s.clientSecret, clientSecret))
 	}
 	res, err := s.http.Do(req)
 	if err != nil {
 		return answer{}, err
 	}
 	defer res.Body.Close()
-	a := answer{Status: res.StatusCode, Replayed: res.Header.Get("Auth-Refresh-Replayed") == "true", RetryAfter: res.Header.Get("Retry-After")}
+	a := answer{Status: res.StatusCode, Replayed: res.Header.Get("Auth-Refresh-Replayed") == "true", RetryAfter: res.Header.Get("Retry-After"), Device: res.Header.Get("Auth-Device")}
 	if a.Body, err = io.ReadAll(res.Body); err != nil {
 		return answer{}, err
 	}

@@ -1,0 +1,139 @@
+package campaign
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// untilRefused ends sessions on one server while another one is asked about each, on and on,
+// and measures how long after the answer the other one still says yes. That must be never: the
+// order is asserted, the times are printed.
+func untilRefused(w *world, what string, servers []*server) {
+	w.t.Helper()
+	ways := []struct {
+		name string
+		end  func(s *server, d *device) (answer, error)
+	}{
+		{"logout", func(s *server, d *device) (answer, error) {
+			return s.call("POST", api+"/logout", "", fields{"refresh_token": d.refresh})
+		}},
+		{"end all", func(s *server, d *device) (answer, error) { return s.call("DELETE", api+"/sessions", d.access, nil) }},
+	}
+	for _, way := range ways {
+		var fromCall, fromAnswer []time.Duration
+		for range rounds(10, 300) {
+			d := &device{}
+			*d = *w.pool(servers)
+			started, refused := make(chan struct{}), make(chan time.Time, 1)
+			late := make(chan time.Time, 1) // the start of the last request that was let in
+			go func() {
+				close(started)
+				var last time.Time
+				for {
+					begin := time.Now()
+					a, err := servers[1].call("GET", api+"/me", d.access, nil)
+					if err == nil && a.Status == http.StatusUnauthorized {
+						refused <- time.Now()
+						late <- last
+						return
+					}
+					last = begin
+				}
+			}()
+			<-started
+			called := time.Now()
+			servers[0].must(way.end(servers[0], d))
+			answered := time.Now()
+			at := <-refused
+			if last := <-late; last.After(answered) {
+				w.t.Errorf("%s, %s: a request that started %v after the answer was let in", what, way.name, last.Sub(answered))
+			}
+			fromCall, fromAnswer = append(fromCall, at.Sub(called)), append(fromAnswer, max(0, at.Sub(answered)))
+		}
+		w.t.Logf("%-22s %-8s called → refused elsewhere: median %v, longest %v; answered → refused: median %v, longest %v (%d rounds)",
+			what, way.name, median(fromCall), slices.Max(fromCall), median(fromAnswer), slices.Max(fromAnswer), len(fromCall))
+	}
+}
+
+func median(list []time.Duration) time.Duration {
+	list = slices.Clone(list)
+	slices.Sort(list)
+	return list[len(list)/2].Round(10 * time.Microsecond)
+}
+
+// pool hands out devices that signed in while everything was there.
+func (w *world) pool(servers []*server) *device {
+	if len(w.spare) == 0 {
+		return servers[0].register()
+	}
+	d := w.spare[0]
+	w.spare = w.spare[1:]
+	return d
+}
+
+func TestHowLongAnEndTakesToReachAnotherServer(t *testing.T) {
+	t.Parallel()
+	for _, store := range stores {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, store)
+			untilRefused(w, store, []*server{w.serve(), w.serve()})
+		})
+	}
+	t.Run("redis_away", func(t *testing.T) {
+		t.Parallel()
+		redis := cachetest.Start(t)
+		w := worldOn(t, dbtest.PostgresURL(t), redis.URL())
+		servers := []*server{w.serve(), w.serve()}
+		for range 2 * rounds(10, 300) {
+			w.spare = append(w.spare, servers[0].register())
+		}
+		redis.Kill()
+		untilRefused(w, "redis killed", servers)
+	})
+	t.Run("redis_silent", func(t *testing.T) {
+		t.Parallel()
+		redis := cachetest.Start(t)
+		w := worldOn(t, dbtest.PostgresURL(t), redis.URL(), "REDIS_TIMEOUT=300ms")
+		servers := []*server{w.serve(), w.serve()}
+		for range 2 * rounds(10, 300) {
+			w.spare = append(w.spare, servers[0].register())
+		}
+		redis.Pause()
+		untilRefused(w, "redis paused", servers)
+		redis.Resume()
+	})
+}
+
+// No token says that it lives longer than its session can, whatever the settings are.
+func tokensEndWithTheSession(w *world) error {
+	servers := []*server{w.serve(), w.serve("AUTH_REFRESH_TOKEN_TTL=3s")}
+	d := servers[0].register()
+	for i := range 4 {
+		a := servers[0].must(servers[i%2].refresh(d.refresh))
+		d.keep(a)
+		if a.AccessTokenExpiresAt.After(a.RefreshTokenExpiresAt) {
+			return fmt.Errorf("an access token that lives until %v, of a session that ends at %v", a.AccessTokenExpiresAt, a.RefreshTokenExpiresAt)
+		}
+	}
+	// The absolute end comes, however often it was refreshed.
+	d = servers[0].register()
+	eventually(w.t, "the session ends", func() bool {
+		a, err := servers[0].refresh(d.refresh)
+		if err == nil && a.ok() {
+			d.keep(a)
+		}
+		return err == nil && a.Code == "session_expired"
+	})
+	return nil
+}
+
+func TestTokensEndWithTheSession(t *testing.T) {
+	eachStore(t, tokensEndWithTheSession, "AUTH_SESSION_MAX_AGE=4s", "AUTH_REFRESH_TOKEN_TTL=1h", "AUTH_ACCESS_TOKEN_TTL=5h")
+}
