@@ -118,7 +118,8 @@ func (s *Service) inspectRefresh(ctx context.Context, text string) (TokenReport,
 	}
 	rec, err := s.sessions.Get(ctx, t.UserID(), t.SessionID())
 	switch {
-	case st.revoked || err == nil && !st.live(rec.ID, rec.Epoch):
+	case st.revoked || err == nil && !st.live(rec.ID, rec.Epoch),
+		errors.Is(err, session.ErrNotFound) && st.endedWithAll(t.SessionID()):
 		r.Verdict = "session revoked"
 	case errors.Is(err, session.ErrNotFound):
 		r.Verdict = "session expired, or ended because a refresh token was used twice"
