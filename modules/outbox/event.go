@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -63,10 +64,8 @@ func Add(ctx context.Context, tx bun.IDB, events ...Event) error {
 	if database.IsPostgres(tx) {
 		add = addPostgres
 	}
-	for i := range ready {
-		if err := add(ctx, tx, &ready[i]); err != nil {
-			return fmt.Errorf("outbox.Add: %w", err)
-		}
+	if err := add(ctx, tx, ready); err != nil {
+		return fmt.Errorf("outbox.Add: %w", err)
 	}
 	return nil
 }
@@ -129,32 +128,42 @@ func prepare(e Event) (stored, error) {
 	return s, nil
 }
 
-// addPostgres takes one round trip.
-func addPostgres(ctx context.Context, tx bun.IDB, s *stored) error {
-	_, err := tx.ExecContext(ctx, `SELECT outbox_add(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		s.hash, s.bytes, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data))
-	if err != nil {
-		return fmt.Errorf("insert event: %w", err)
+// addPostgres takes one round trip, for many events one for every hundred.
+func addPostgres(ctx context.Context, tx bun.IDB, events []stored) error {
+	for some := range slices.Chunk(events, 100) {
+		var args []any
+		for i := range some {
+			s := &some[i]
+			args = append(args, s.hash, s.bytes, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data))
+		}
+		// Statements of their own, because only those have a promised order.
+		_, err := tx.ExecContext(ctx, strings.Repeat(`SELECT outbox_add(?, ?, ?, ?, ?, ?, ?, ?, ?, ?);`, len(some)), args...)
+		if err != nil {
+			return fmt.Errorf("insert events: %w", err)
+		}
 	}
 	return nil
 }
 
-func addSQLite(ctx context.Context, tx bun.IDB, s *stored) error {
-	var seq, id int64
-	err := tx.QueryRowContext(ctx, `INSERT INTO outbox_key (key, seq) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET seq = seq + 1 RETURNING seq`,
-		s.Key).Scan(&seq)
-	if err != nil {
-		return fmt.Errorf("count the key's events: %w", err)
-	}
-	err = tx.QueryRowContext(ctx, `INSERT INTO outbox_event (created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data)
-		VALUES (`+sqliteNow+`, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
-		seq, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)).Scan(&id)
-	if err != nil {
-		return fmt.Errorf("insert event: %w", err)
-	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, bytes) SELECT ? % shards, ?, ? FROM outbox_setting`, s.hash, id, s.bytes)
-	if err != nil {
-		return fmt.Errorf("insert pending event: %w", err)
+func addSQLite(ctx context.Context, tx bun.IDB, events []stored) error {
+	for i := range events {
+		s := &events[i]
+		var seq, id int64
+		err := tx.QueryRowContext(ctx, `INSERT INTO outbox_key (key, seq) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET seq = seq + 1 RETURNING seq`,
+			s.Key).Scan(&seq)
+		if err != nil {
+			return fmt.Errorf("count the key's events: %w", err)
+		}
+		err = tx.QueryRowContext(ctx, `INSERT INTO outbox_event (created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data)
+			VALUES (`+sqliteNow+`, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
+			seq, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)).Scan(&id)
+		if err != nil {
+			return fmt.Errorf("insert event: %w", err)
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, bytes) SELECT ? % shards, ?, ? FROM outbox_setting`, s.hash, id, s.bytes)
+		if err != nil {
+			return fmt.Errorf("insert pending event: %w", err)
+		}
 	}
 	return nil
 }

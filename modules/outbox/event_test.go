@@ -193,6 +193,25 @@ func TestAddRefusesWhatCouldNeverBePublished(t *testing.T) {
 	}
 }
 
+func TestAddTakesManyEventsAtOnceInTheirOrder(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		var events []outbox.Event
+		for i := range 257 {
+			e := event("k")
+			e.Subject = fmt.Sprint(i + 1)
+			events = append(events, e)
+		}
+		add(t, db, events...)
+		add(t, db) // none
+		var n, wrong int
+		err := db.QueryRowContext(t.Context(), `SELECT count(*), count(CASE WHEN subject <> CAST(key_seq AS text) OR key_seq <> id THEN 1 END) FROM outbox_event`).Scan(&n, &wrong)
+		if err != nil || n != 257 || wrong != 0 {
+			t.Errorf("%d events, %d out of order, %v", n, wrong, err)
+		}
+	})
+}
+
 // A full-sized event still fits: the limit is what it says.
 func TestAddTakesTheLargestEvent(t *testing.T) {
 	t.Parallel()

@@ -3,8 +3,10 @@ package outbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -254,3 +256,36 @@ func TestHotStatementsUseTheirIndexes(t *testing.T) {
 		}
 	}
 }
+
+// The number of partitions changes while a relay runs: it ends, and says why.
+func TestRelayEndsWhenPartitionsChangeUnderWay(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	sink := &counting{partitions: 4, seen: make(chan Record, 10)}
+	changing := &changing{counting: sink}
+	changing.n.Store(4)
+	r, err := NewRelay(db, changing, Config{}, RelayOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.watchEvery = 20 * time.Millisecond
+	done := make(chan error, 1)
+	go func() { done <- r.Run(t.Context()) }()
+	addKeys(t, db, "a")
+	<-sink.seen
+	changing.n.Store(8)
+	if err := <-done; !errors.Is(err, ErrPartitionsChanged) {
+		t.Errorf("got %v, want ErrPartitionsChanged", err)
+	}
+	var owned int
+	if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_shard WHERE owner IS NOT NULL`).Scan(&owned); err != nil || owned != 0 {
+		t.Errorf("%d shards are still owned, %v", owned, err)
+	}
+}
+
+type changing struct {
+	*counting
+	n atomic.Int64
+}
+
+func (c *changing) Partitions(context.Context) (int, error) { return int(c.n.Load()), nil }

@@ -2,11 +2,17 @@ package outbox_test
 
 import (
 	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
@@ -58,6 +64,102 @@ func checkKafka(t testing.TB, log *outboxtest.Log, cfg sink.KafkaConfig, duplica
 	t.Log(report)
 	if !report.Sound(duplicates) || report.Written == 0 {
 		t.Error("promises were broken")
+	}
+}
+
+// One user's event is too large for the topic: it is found among all others, its user waits,
+// and the others go on.
+func TestEventTooLargeForTheTopicParksItsKeyAlone(t *testing.T) {
+	t.Parallel()
+	cfg := topic(t, 4)
+	request(t, cfg, func(c *kgo.Client) error {
+		req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+		res := kmsg.NewIncrementalAlterConfigsRequestResource()
+		res.ResourceType, res.ResourceName = kmsg.ConfigResourceTypeTopic, cfg.Topic
+		change := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+		change.Name, change.Value = "max.message.bytes", kmsg.StringPtr("3000")
+		res.Configs = append(res.Configs, change)
+		req.Resources = append(req.Resources, res)
+		resp, err := req.RequestWith(t.Context(), c)
+		if err == nil {
+			err = kerr.ErrorForCode(resp.Resources[0].ErrorCode)
+		}
+		return err
+	})
+	db := dbtest.Postgres(t)
+	noise := make([]byte, 4000)
+	_, _ = rand.Read(noise)
+	large := event("big")
+	large.Data = fmt.Appendf(nil, `{"a":"%x"}`, noise)
+	log := &outboxtest.Log{}
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 2, Keys: 20, Limit: 300}
+	w.Run(t.Context())
+	add(t, db, event("big"), large, event("big"))
+	w.Limit = 600
+	w.Run(t.Context())
+	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
+	drained(t, db)
+	keys, err := outbox.Parked(t.Context(), db)
+	if err != nil || len(keys) != 1 || keys[0].Key != "big" || keys[0].Events != 2 {
+		t.Fatalf("parked %+v, %v", keys, err)
+	}
+	var id string
+	if err := db.QueryRowContext(t.Context(), `SELECT event_id FROM outbox_event WHERE key = 'big' AND key_seq = 1`).Scan(&id); err != nil {
+		t.Fatal(err)
+	}
+	log.Add(outboxtest.Written{ID: id, Key: "big", Seq: 1})
+	checkKafka(t, log, cfg, 0)
+}
+
+// More partitions under way: keys would move. The relay stops and says so, and what is
+// written waits.
+func TestRelayStopsWhenTheTopicIsRepartitioned(t *testing.T) {
+	t.Parallel()
+	cfg := topic(t, 4)
+	db := dbtest.Postgres(t)
+	k := kafka(t, cfg)
+	first := relay(t, db, k, outbox.Config{}, outbox.RelayOptions{})
+	add(t, db, event("a"))
+	drained(t, db)
+	first()
+	request(t, cfg, func(c *kgo.Client) error {
+		req := kmsg.NewPtrCreatePartitionsRequest()
+		topic := kmsg.NewCreatePartitionsRequestTopic()
+		topic.Topic, topic.Count = cfg.Topic, 8
+		req.Topics = append(req.Topics, topic)
+		req.TimeoutMillis = 5000
+		resp, err := req.RequestWith(t.Context(), c)
+		if err == nil {
+			err = kerr.ErrorForCode(resp.Topics[0].ErrorCode)
+		}
+		return err
+	})
+	eventually(t, "the new partitions to show", func() bool {
+		n, err := k.Partitions(t.Context())
+		return err == nil && n == 8
+	})
+	add(t, db, event("a"))
+	r, err := outbox.NewRelay(db, k, outbox.Config{}, outbox.RelayOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Run(t.Context()); !errors.Is(err, outbox.ErrPartitionsChanged) || !strings.Contains(err.Error(), "8 partitions") {
+		t.Errorf("got %v, want ErrPartitionsChanged", err)
+	}
+	if n := pending(t, db); n != 1 {
+		t.Errorf("%d events are waiting, want 1", n)
+	}
+}
+
+func request(t testing.TB, cfg sink.KafkaConfig, do func(*kgo.Client) error) {
+	t.Helper()
+	c, err := kgo.NewClient(kgo.SeedBrokers(cfg.Brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := do(c); err != nil {
+		t.Fatal(err)
 	}
 }
 
