@@ -12,7 +12,8 @@ up      starts the engines, or finds them started, and prints the variables that
         as containers where a container engine answers, else as processes from the system's
         packages, which it installs where apt-get and the right to use it are there, and Kafka
         from its Maven artifacts. An engine that an AUTHCTL_TEST_… variable already names is
-        left as it is. What cannot be had is left out, and said; with --demand that is a failure.
+        left as it is. What cannot be had is left out, and said; with --demand that is a failure,
+        and the packages are installed in any case, for tests that kill engines of their own.
 env     prints the variables again, for:  eval "$(deploy/engines.sh env)"
 status  says which engines run, and where.
 down    stops what up has started in DIR, and removes DIR.
@@ -32,7 +33,7 @@ as_root() { if is_root; then "$@"; else sudo -n "$@"; fi; }
 
 # --- the folder -----------------------------------------------------------------------------
 # It holds: password, env (what up prints), report (what status prints), and a folder for each
-# engine or the name of a Compose project.
+# engine that is a process, or containers.
 
 make_dir() {
   if [ ! -d "$dir" ]; then
@@ -75,26 +76,32 @@ given() { # ENGINE VARIABLE
 
 # --- containers -----------------------------------------------------------------------------
 
-compose() { docker compose --project-name "$(cat "$dir/project")" --file "$here/engines.yml" "$@"; }
+# compose runs a command on the project whose first port is in $dir/containers.
+compose() {
+  local port
+  port=$(cat "$dir/containers")
+  ENGINES_PASSWORD=$(cat "$dir/password") ENGINES_POSTGRES_PORT=$port ENGINES_REDIS_PORT=$((port + 1)) \
+    ENGINES_KAFKA_PORT=$((port + 2)) \
+    docker compose --project-name "authctl-engines-$port" --file "$here/engines.yml" "$@"
+}
 
 containers() {
   command -v docker >/dev/null || return 1
   # A client alone proves nothing, and one that talks to a dead socket may hang.
-  timeout 20 docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 || return 1
-  local wanted=() port
+  local limit=() wanted=() port
+  if command -v timeout >/dev/null; then limit=(timeout 20); fi
+  ${limit[@]+"${limit[@]}"} docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 || return 1
   [ -n "${AUTHCTL_TEST_POSTGRES:-}" ] || wanted+=(postgres)
   [ -n "${AUTHCTL_TEST_REDIS:-}" ] || wanted+=(redis)
   [ -n "${AUTHCTL_TEST_KAFKA:-}" ] || wanted+=(kafka)
   [ ${#wanted[@]} -gt 0 ] || return 1
   port=$(free_ports 3)
-  printf 'authctl-engines-%s\n' "$port" >"$dir/project"
-  export ENGINES_PASSWORD=$password ENGINES_POSTGRES_PORT=$port
-  export ENGINES_REDIS_PORT=$((port + 1)) ENGINES_KAFKA_PORT=$((port + 2))
+  printf '%s\n' "$port" >"$dir/containers"
   if ! compose up --detach --wait --quiet-pull "${wanted[@]}" >&2; then
     say "the container engine answers but could not start them; going on without it"
     compose logs --tail 20 >&2 || true
     compose down --volumes >&2 || true
-    rm -f "$dir/project"
+    rm -f "$dir/containers"
     return 1
   fi
   given PostgreSQL AUTHCTL_TEST_POSTGRES || found PostgreSQL AUTHCTL_TEST_POSTGRES \
@@ -128,12 +135,10 @@ has_java() {
 # is looked for.
 install_packages() {
   local want=() java guard=''
-  [ -n "${AUTHCTL_TEST_POSTGRES:-}" ] || postgres_bin >/dev/null || want+=(postgresql)
-  [ -n "${AUTHCTL_TEST_REDIS:-}" ] || command -v redis-server >/dev/null || want+=(redis-server)
-  if [ -z "${AUTHCTL_TEST_KAFKA:-}" ]; then
-    command -v mvn >/dev/null || want+=(maven)
-    has_java || want+=(java)
-  fi
+  postgres_bin >/dev/null || want+=(postgresql)
+  command -v redis-server >/dev/null || want+=(redis-server)
+  command -v mvn >/dev/null || want+=(maven)
+  has_java || want+=(java)
   if [ ${#want[@]} = 0 ] || ! command -v apt-get >/dev/null; then return 0; fi
   is_root || sudo -n true 2>/dev/null || return 0
   say "installing ${want[*]}"
@@ -237,8 +242,8 @@ start_kafka() {
 # stands reports whether all that up has started in the folder still runs.
 stands() {
   [ -f "$dir/env" ] || return 1
-  if [ -f "$dir/project" ]; then
-    [ "$(compose ps --quiet --status running | wc -l)" -ge "$(compose ps --quiet --all | wc -l)" ] || return 1
+  if [ -f "$dir/containers" ]; then
+    [ "$(compose ps --quiet --status running | wc -l)" = "$(grep -c container "$dir/report")" ] || return 1
   fi
   [ ! -d "$dir/postgres" ] || running "$dir/postgres.pid" "$dir/postgres" >/dev/null || return 1
   [ ! -d "$dir/redis" ] || running "$dir/redis.pid" "$dir/redis" >/dev/null || return 1
@@ -259,8 +264,10 @@ up() {
   trap down EXIT
   trap 'exit 130' INT TERM HUP
   (umask 077 && : >"$dir/env")
+  # Containers or not, some tests kill engines, which are then processes of their own.
+  if [ -n "$demand" ]; then install_packages; fi
   if ! containers; then
-    install_packages
+    [ -n "$demand" ] || install_packages
     start_postgres
     start_redis
     start_kafka
@@ -284,9 +291,7 @@ down() {
   [ -d "$dir" ] || return 0
   dir=$(cd "$dir" && pwd -P)
   [ -f "$dir/password" ] || die "$dir was not made by engines.sh up"
-  if [ -f "$dir/project" ]; then
-    ENGINES_PASSWORD=- ENGINES_POSTGRES_PORT=1 ENGINES_REDIS_PORT=2 ENGINES_KAFKA_PORT=3 compose down --volumes >&2
-  fi
+  if [ -f "$dir/containers" ]; then compose down --volumes >&2; fi
   "$here/kafka.sh" stop --dir "$dir/kafka"
   end "$dir/redis.pid" "$dir/redis" KILL
   end "$dir/postgres.pid" "$dir/postgres" QUIT
