@@ -33,7 +33,7 @@ type HTTPConfig struct {
 	RequestTimeout      time.Duration `config:"request_timeout" default:"15s" min:"100ms" max:"5m" doc:"Deadline of the work for one request."`
 	MaxHeaderBytes      int           `config:"max_header_bytes" default:"16384" min:"4096" max:"262144" doc:"Largest request line and headers together; more is answered 431."`
 	MaxConnections      int           `config:"max_connections" default:"16384" min:"16" max:"262144" doc:"Most connections at once; lowered to what the process may open files for."`
-	MaxConnectionsPerIP int           `config:"max_connections_per_ip" default:"1024" min:"1" max:"262144" doc:"Most connections at once from one IPv4 address or IPv6 /64. Trusted proxies are not counted."`
+	MaxConnectionsPerIP int           `config:"max_connections_per_ip" default:"1024" min:"1" max:"262144" doc:"Most connections at once from one IPv4 address or IPv6 /64; one more ends the one that waits for its client longest. Trusted proxies are not counted."`
 }
 
 // TLSConfig makes the listener speak HTTPS itself. The files are read again when they change.

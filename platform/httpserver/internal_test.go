@@ -221,7 +221,7 @@ func TestBeingOutOfFilesPasses(t *testing.T) {
 	refused := 0
 	l := &listener{
 		Listener: &starved{failures: 3}, total: 1, perIP: 1, log: zap.NewNop(), closed: make(chan struct{}),
-		refused: func(limit string) { refused++ }, conns: map[*conn]struct{}{}, clients: map[netip.Prefix]int{},
+		refused: func(limit string) { refused++ }, conns: map[*conn]struct{}{}, clients: map[netip.Prefix]map[*conn]struct{}{},
 	}
 	if c, err := l.Accept(); err != nil || c == nil || refused != 3 {
 		t.Errorf("%v %v, %d times out of files", c, err, refused)

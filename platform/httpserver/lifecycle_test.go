@@ -321,20 +321,40 @@ func TestThousandsOfIdleConnectionsDoNotStopTheService(t *testing.T) {
 	}
 }
 
-func TestOneAddressMayHoldOnlySoManyConnections(t *testing.T) {
-	t.Parallel()
-	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{MaxConnectionsPerIP: 3}})
+// busy opens connections on which a request is being answered until the test lets it go.
+func busy(t *testing.T, s *service, started <-chan struct{}, count int) []*client {
+	t.Helper()
 	var clients []*client
-	for range 3 {
+	for range count {
 		c := s.dial(t)
-		c.send(t, get("/plain"))
-		c.receive(t)
+		c.send(t, get("/held"))
+		<-started
 		clients = append(clients, c)
 	}
+	return clients
+}
+
+// held is a route that answers when let go.
+func held() (route httpserver.Route, started chan struct{}, let func()) {
+	started, release := make(chan struct{}), make(chan struct{})
+	return httpserver.Route{Method: "GET", Path: "/held", Handler: func(c *fiber.Ctx) error {
+		started <- struct{}{}
+		<-release
+		return c.SendString("held")
+	}}, started, sync.OnceFunc(func() { close(release) })
+}
+
+func TestOneAddressMayHoldOnlySoManyConnections(t *testing.T) {
+	t.Parallel()
+	route, started, let := held()
+	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{MaxConnectionsPerIP: 3}}, route)
+	t.Cleanup(let)
+	clients := busy(t, s, started, 3)
 	if over := s.dial(t); !over.closed() {
 		t.Error("a connection over the limit was answered")
 	}
 	_ = clients[0].Close()
+	let()
 	eventually(t, "the place to be free", func() bool { return s.Connections() == 2 })
 	again := s.dial(t)
 	again.send(t, get("/plain"))
@@ -348,14 +368,63 @@ func TestOneAddressMayHoldOnlySoManyConnections(t *testing.T) {
 	}
 }
 
+// Connections on which nobody speaks, or somebody never finishes, keep out nobody else at
+// the same address: it may be that of a school, or of a proxy that the settings do not name.
+func TestAtTheLimitTheLongestWaitingConnectionMakesRoom(t *testing.T) {
+	t.Parallel()
+	for name, limits := range map[string]httpserver.HTTPConfig{
+		"one address": {MaxConnectionsPerIP: 16},
+		"in all":      {MaxConnections: 16},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			route, started, let := held()
+			s := serve(t, httpserver.Config{HTTP: limits}, route)
+			t.Cleanup(let)
+			answered := busy(t, s, started, 1)[0] // the oldest of all, but at work
+			var waiting []*client
+			for i := range 15 {
+				c := s.dial(t)
+				switch i % 3 {
+				case 0: // answered, kept
+					c.send(t, get("/plain"))
+					c.receive(t)
+				case 1: // never finishes
+					c.send(t, "GET /plain HTTP/1.1\r\nHost:")
+				}
+				eventually(t, "the connection to be counted", func() bool { return s.Connections() == i+2 })
+				waiting = append(waiting, c)
+			}
+			for range 3 {
+				c := s.dial(t)
+				c.send(t, get("/plain"))
+				c.receive(t)
+			}
+			for i, c := range waiting[:3] {
+				if !c.closed() {
+					t.Errorf("connection %d did not make room", i)
+				}
+			}
+			last := waiting[len(waiting)-3] // answered and kept, younger than others
+			last.send(t, get("/plain"))
+			last.receive(t)
+			let()
+			if a := answered.receive(t); a.body != "held" {
+				t.Errorf("the request under way was answered %q", a.body)
+			}
+			if n := s.Connections(); n != 16 {
+				t.Errorf("%d connections, the limit is 16", n)
+			}
+		})
+	}
+}
+
 func TestAllClientsTogetherMayHoldOnlySoManyConnections(t *testing.T) {
 	t.Parallel()
-	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{MaxConnections: 16}})
-	for range 16 {
-		c := s.dial(t)
-		c.send(t, get("/plain"))
-		c.receive(t)
-	}
+	route, started, let := held()
+	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{MaxConnections: 16}}, route)
+	t.Cleanup(let)
+	busy(t, s, started, 16)
 	if over := s.dial(t); !over.closed() {
 		t.Error("a connection over the limit was answered")
 	}

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/valyala/fasthttp"
 	"go.uber.org/zap"
 )
 
@@ -31,8 +32,8 @@ type listener struct {
 
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
-	clients map[netip.Prefix]int
-	empty   chan struct{} // closed when the last connection goes, once somebody waits
+	clients map[netip.Prefix]map[*conn]struct{} // those that count against perIP
+	empty   chan struct{}                       // closed when the last connection goes, once somebody waits
 	warned  time.Time
 }
 
@@ -56,8 +57,20 @@ func (l *listener) Accept() (net.Conn, error) {
 			continue
 		}
 		pause = 5 * time.Millisecond
-		c := &conn{Conn: raw, listener: l, since: time.Now(), client: network(peer(raw.RemoteAddr()))}
-		if limit := l.admit(c); limit != "" {
+		now := time.Now()
+		c := &conn{Conn: raw, listener: l, since: now, client: network(peer(raw.RemoteAddr()))}
+		c.waits.Store(now.UnixNano())
+		limit, longest := l.admit(c)
+		if longest != nil {
+			longest.drop()
+			again, _ := l.admit(c) // the place was made for it, and only this goroutine admits
+			if again == "" {
+				l.refused("waiting")
+			}
+			l.warn("connection limit reached", zap.String("limit", limit), zap.Stringer("client", c.client))
+			limit = again
+		}
+		if limit != "" {
 			// Not even an answer: what floods is not worth a write, and one that stalls
 			// would hold up everybody.
 			_ = raw.Close()
@@ -79,21 +92,45 @@ func (l *listener) Close() error {
 	return l.Listener.Close()
 }
 
-func (l *listener) admit(c *conn) (limit string) {
+// admit takes a connection in, or names the limit that it is over, and then also, where
+// there is one, the connection that should make room: what waits for its client longest.
+// Whoever holds many connections and says nothing on them can so keep out nobody, not even
+// others at the same address.
+func (l *listener) admit(c *conn) (limit string, longest *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.conns) >= l.total {
-		return "total"
+		return "total", longestWaiting(l.conns)
 	}
 	if c.client.IsValid() && !l.trusted.contain(c.client.Addr()) {
-		if l.clients[c.client] >= l.perIP {
-			return "ip"
+		others := l.clients[c.client]
+		if len(others) >= l.perIP {
+			return "ip", longestWaiting(others)
 		}
-		l.clients[c.client]++
+		if others == nil {
+			others = make(map[*conn]struct{})
+			l.clients[c.client] = others
+		}
+		others[c] = struct{}{}
 		c.counted = true
 	}
 	l.conns[c] = struct{}{}
-	return ""
+	return "", nil
+}
+
+// longestWaiting looks at so many connections at most, in an order of chance, that a flood
+// of new ones does not make accepting slow.
+func longestWaiting(conns map[*conn]struct{}) (longest *conn) {
+	looks, begun := 256, int64(0)
+	for c := range conns {
+		if waits := c.waits.Load(); waits != 0 && !c.closed.Load() && (longest == nil || waits < begun) {
+			longest, begun = c, waits
+		}
+		if looks--; looks == 0 {
+			break
+		}
+	}
+	return longest
 }
 
 func (l *listener) release(c *conn) {
@@ -101,7 +138,8 @@ func (l *listener) release(c *conn) {
 	defer l.mu.Unlock()
 	delete(l.conns, c)
 	if c.counted {
-		if l.clients[c.client]--; l.clients[c.client] == 0 {
+		others := l.clients[c.client]
+		if delete(others, c); len(others) == 0 {
 			delete(l.clients, c.client)
 		}
 	}
@@ -193,8 +231,9 @@ type conn struct {
 	client   netip.Prefix
 	since    time.Time
 	counted  bool
-	spoke    atomic.Bool // a byte was read
-	linger   atomic.Bool // an answer was given before everything was read
+	waits    atomic.Int64 // for its client since then, in Unix nanoseconds; 0 while a request is answered
+	spoke    atomic.Bool  // a byte was read
+	linger   atomic.Bool  // an answer was given before everything was read
 	closed   atomic.Bool
 	tail     [lineEnd]byte // the last bytes read, for a line end split over two reads
 	head     [192]byte     // the first bytes read since the last request that could be read
@@ -277,6 +316,19 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
+// drop ends a connection at once, without any word to the client that could take time.
+func (c *conn) drop() {
+	if c.closed.Swap(true) {
+		return
+	}
+	defer c.listener.release(c)
+	raw := c.Conn
+	if secure, ok := raw.(*tls.Conn); ok {
+		raw = secure.NetConn()
+	}
+	_ = raw.Close()
+}
+
 // lingerOnClose marks a connection whose last answer may overtake what the client sends.
 func lingerOnClose(c net.Conn) {
 	if one := ours(c); one != nil {
@@ -309,12 +361,23 @@ func asked(c net.Conn) string {
 	return cleanPath(target) + "..."
 }
 
-// readWhole says that the request on a connection has arrived, so that what comes next
-// begins another. Of pipelined requests the second may have begun already; its path is then
-// not known.
+// readWhole says that the request on a connection has arrived and is being answered, so that
+// what comes next begins another. Of pipelined requests the second may have begun already;
+// its path is then not known.
 func readWhole(c net.Conn) {
 	if one := ours(c); one != nil {
 		one.headLen = 0
+		one.waits.Store(0)
+	}
+}
+
+// waitsAnew is what fasthttp calls when the state of a connection changes.
+func waitsAnew(c net.Conn, state fasthttp.ConnState) {
+	switch state {
+	case fasthttp.StateIdle, fasthttp.StateActive: // answered, or the first byte of a request came
+		if one := ours(c); one != nil {
+			one.waits.Store(time.Now().UnixNano())
+		}
 	}
 }
 

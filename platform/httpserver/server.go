@@ -117,6 +117,7 @@ func New(cfg Config, opt Options) (*Server, error) {
 	http.Handler = s.serve
 	http.ErrorHandler = s.unreadable
 	http.ExpectHandler = s.expectation
+	http.ConnState = waitsAnew
 	http.SecureErrorLogMessage = true
 	return s, nil
 }
@@ -157,7 +158,7 @@ func (s *Server) Listen() error {
 		refused:  func(limit string) { s.metrics.refused.WithLabelValues(limit).Inc() },
 		closed:   make(chan struct{}),
 		conns:    make(map[*conn]struct{}),
-		clients:  make(map[netip.Prefix]int),
+		clients:  make(map[netip.Prefix]map[*conn]struct{}),
 	})
 	return nil
 }
