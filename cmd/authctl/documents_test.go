@@ -93,7 +93,7 @@ func TestEveryHelpPageTeaches(t *testing.T) {
 			t.Errorf("the examples of %v show another command: %s", path, cmd.Example)
 		}
 		for line := range strings.Lines(page) {
-			if len([]rune(line)) > 140 {
+			if len([]rune(line)) > 160 {
 				t.Errorf("a line of the help page of %v is too long: %s", path, line)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -135,7 +136,7 @@ func newKeyring(ctx context.Context, db *database.DB, cfg token.Config, now func
 	err = k.refresh(ctx)
 	if active := k.Active(); active.KID() == "" {
 		if errors.Is(err, token.ErrSealed) {
-			return nil, fmt.Errorf("%w (%w): name the old secret in auth.token.previous_secrets (AUTH_TOKEN_PREVIOUS_SECRETS), or, if it is lost, revoke the key with: authctl key revoke KID", ErrWrongSecret, err)
+			return nil, fmt.Errorf("%w: name the old secret in auth.token.previous_secrets (AUTH_TOKEN_PREVIOUS_SECRETS), or, if it is lost, find the active key with: authctl key list, and end it with: authctl key revoke KID --force", ErrWrongSecret)
 		}
 		return nil, fmt.Errorf("load the signing keys: %w", err)
 	}
@@ -464,6 +465,9 @@ func (k *keyring) reseal(ctx context.Context) error {
 // generate makes a key that is not stored yet.
 func (k *keyring) generate(status KeyStatus) (keyRow, error) {
 	key, err := token.Generate(k.cfg.Algorithm)
+	for err == nil && strings.HasPrefix(key.KID(), "-") { // one in 64; a command line would take it for flags
+		key, err = token.Generate(k.cfg.Algorithm)
+	}
 	if err != nil {
 		return keyRow{}, err
 	}
