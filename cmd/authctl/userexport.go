@@ -42,7 +42,7 @@ security log, as any other does.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.format, "format", auth.FormatNDJSON, "what to write: ndjson or csv")
-	flags.StringVar(&o.file, "file", "", "write to this file, which appears when all is written, with mode 0600 (default: standard output)")
+	flags.StringVar(&o.file, "file", "", "write to this file, for its owner alone, rather than to standard output")
 	flags.BoolVar(&o.hashes, "with-password-hashes", false, "write the password hashes too")
 	flags.BoolVar(&o.force, "force", false, "write password hashes to a terminal")
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{auth.FormatNDJSON, auth.FormatCSV}, cobra.ShellCompDirectiveNoFileComp))

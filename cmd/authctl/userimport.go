@@ -74,8 +74,8 @@ far it came.`,
 	flags := cmd.Flags()
 	flags.StringVar(&o.from, "from", "native", "where the file comes from: "+strings.Join(auth.ImportSources(), ", "))
 	flags.StringVar(&o.format, "format", auth.FormatAuto, "what the file is: "+strings.Join(formats, ", "))
-	flags.StringVar(&o.errorsFile, "errors", "", "write each refused record to this file, a JSON object a line (default: to standard error)")
-	flags.StringVar(&o.firebaseHash, "firebase-hash-config", "", "file with the project's password hash parameters, as the Firebase console shows them")
+	flags.StringVar(&o.errorsFile, "errors", "", "write each refused record to this file, a JSON object a line")
+	flags.StringVar(&o.firebaseHash, "firebase-hash-config", "", "file with the hash parameters of the Firebase project")
 	_ = cmd.RegisterFlagCompletionFunc("from", cobra.FixedCompletions(auth.ImportSources(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	return cmd

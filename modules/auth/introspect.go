@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 )
@@ -37,6 +38,11 @@ func (s *Service) CheckClient(id, secret string) bool {
 	}
 	got := sha256.Sum256([]byte(secret))
 	return subtle.ConstantTimeCompare(got[:], want) == 1 && known
+}
+
+// RefusedClient notes that somebody did not show to be a client of /oauth2/*.
+func (s *Service) RefusedClient(id string, dev Device) {
+	s.security.Warn("client_refused", zap.String("client_id", printable(id, 255)), zap.String("ip", dev.ip()))
 }
 
 // Introspect says what a token is worth now. False is all that is said of one that is not

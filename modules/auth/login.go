@@ -195,6 +195,9 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 		s.dropRecord(ctx, a.ID, sess.ID)
 		return session.Session{}, session.Token{}, err
 	}
+	for _, sid := range evict {
+		s.security.Info("session_ended", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sid), zap.String("reason", string(ReasonEvicted)))
+	}
 	if len(evict) > 0 {
 		s.dropRecord(ctx, a.ID, evict...)
 	}

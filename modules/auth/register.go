@@ -25,6 +25,7 @@ type Credentials struct {
 // faulty field, or [ErrUsernameTaken].
 func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (Tokens, error) {
 	if err := s.limiter.Register(ctx, dev.IP); err != nil {
+		s.security.Warn("registration_throttled", zap.String("ip", dev.ip()))
 		return Tokens{}, err
 	}
 	a, err := s.newAccount(ctx, cred, dev.Name)
@@ -54,7 +55,11 @@ func (s *Service) CreateUser(ctx context.Context, cred Credentials) (User, error
 	if err != nil {
 		return User{}, err
 	}
-	return a.User, s.addAccount(ctx, a, uuid.NullUUID{})
+	if err := s.addAccount(ctx, a, uuid.NullUUID{}); err != nil {
+		return User{}, err
+	}
+	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.String("by", byAdmin))
+	return a.User, nil
 }
 
 // newAccount validates and hashes; nothing is written yet.

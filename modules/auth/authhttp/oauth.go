@@ -179,6 +179,7 @@ func (a *api) authenticateClient(c *fiber.Ctx) error {
 	if decoded, err := url.QueryUnescape(secret); err == nil && decoded != secret && a.svc.CheckClient(id, decoded) {
 		return nil
 	}
+	a.svc.RefusedClient(id, device(c, ""))
 	return refused
 }
 
