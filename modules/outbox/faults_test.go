@@ -278,6 +278,76 @@ func stopPastLease(t *testing.T, defect bool) outboxtest.Report {
 	return report
 }
 
+// How long events wait for the one who takes over: after an orderly stop hardly at all, after
+// kill -9 as long as the lease. The figures are for people.
+func TestAnotherRelayTakesOver(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	url := dbtest.PostgresURL(t)
+	db := dbtest.Open(t, url)
+	j := job{Database: url, File: filepath.Join(dir, "events.ndjson")}
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		first, second := j.start(t), j.start(t)
+		eventually(t, "two fair shares", func() bool {
+			st, err := outbox.Status(t.Context(), db)
+			return err == nil && len(st.Relays) == 2 && st.Relays[0].Shards == 48 && st.Relays[1].Shards == 48
+		})
+		first.Signal(t, sig)
+		if err := first.Wait(); (err == nil) != (sig == syscall.SIGTERM) {
+			t.Errorf("after %v the relay ended with %v", sig, err)
+		}
+		gone := time.Now()
+		var events []outbox.Event
+		for i := range 96 { // some for every shard, or nearly
+			events = append(events, event(fmt.Sprint("key-", i)))
+		}
+		add(t, db, events...)
+		drained(t, db)
+		t.Logf("after %v everything was published within %v", sig, time.Since(gone))
+		second.Signal(t, syscall.SIGTERM)
+		if err := second.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	checkFile(t, existing(t, db), j.File, 0)
+}
+
+// The leader of the partitions is killed: another broker leads on, and knows what it has.
+func TestRelayFollowsALeaderThatMoves(t *testing.T) {
+	if os.Getenv("AUTHCTL_CAMPAIGN") == "" {
+		t.Skip("three brokers are a gigabyte: set AUTHCTL_CAMPAIGN")
+	}
+	cluster := outboxtest.StartKafka(t, 3)
+	cfg := sink.KafkaConfig{Brokers: cluster.Brokers, Topic: "events", Partitions: 6, RequestTimeout: 2 * time.Second}
+	st, err := kafka(t, cfg).EnsureTopic(t.Context())
+	if err != nil || st.ReplicationFactor != 3 || st.MinInSync != 2 || len(st.Problems) > 0 {
+		t.Fatalf("%+v, %v", st, err)
+	}
+	db := dbtest.Postgres(t)
+	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
+	log := &outboxtest.Log{}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
+	wg.Go(func() { w.Run(ctx) })
+	for id := 1; id <= 3; id++ {
+		before := log.Committed()
+		eventually(t, "some events", func() bool { return log.Committed() > before+300 })
+		cluster.Signal(t, id, syscall.SIGKILL)
+		killed := time.Now()
+		backlog := log.Committed()
+		eventually(t, "writers to go on", func() bool { return log.Committed() > backlog+100 })
+		eventually(t, "the others to lead", func() bool { return pending(t, db) < 50 })
+		t.Logf("events went on %v after broker %d was killed", time.Since(killed), id)
+		cluster.Restart(t, id)
+	}
+	cancel()
+	wg.Wait()
+	drained(t, db)
+	checkKafka(t, log, cfg, 0)
+}
+
 // The answers of the broker are lost for a while, again and again: sent once more unchanged,
 // nothing is there twice and nothing is missing.
 func TestRelayRepeatsNothingWhenAnswersAreLost(t *testing.T) {

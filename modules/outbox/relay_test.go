@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap/zaptest"
 
 	"github.com/toppira/authctl/modules/outbox"
@@ -32,10 +33,13 @@ func relay(t testing.TB, db *database.DB, s outbox.Sink, cfg outbox.Config, opt 
 	if opt.Log == nil {
 		opt.Log = zaptest.NewLogger(t)
 	}
+	reg := prometheus.NewRegistry()
+	opt.Registry = reg
 	r, err := outbox.NewRelay(db, s, cfg, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
+	outbox.SweepOften(r)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
@@ -44,9 +48,27 @@ func relay(t testing.TB, db *database.DB, s outbox.Sink, cfg outbox.Config, opt 
 		if err := <-done; err != nil {
 			t.Errorf("the relay ended with: %v", err)
 		}
+		if n := counted(t, reg, "authctl_outbox_sweep_found_total"); n != 0 {
+			t.Errorf("%v events were below the settled bound", n)
+		}
 	})
 	t.Cleanup(stop)
 	return stop
+}
+
+func counted(t testing.TB, reg *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			return f.GetMetric()[0].GetCounter().GetValue()
+		}
+	}
+	t.Fatalf("no metric %s", name)
+	return 0
 }
 
 func file(t testing.TB) (outbox.Sink, string) {
