@@ -824,3 +824,73 @@ func TestDecisionsAreNumberedWithoutGaps(t *testing.T) {
 		t.Errorf("only %d decisions", len(files))
 	}
 }
+
+func TestEveryTableHasItsOwnerInThePages(t *testing.T) {
+	t.Parallel()
+	files, err := filepath.Glob(filepath.Join(root, "migrations/*/*.up.sql"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	is := []string{"bun_migrations", "bun_migration_locks"} // Bun makes these by itself
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`(?m)^CREATE TABLE (\w+) \(`).FindAllSubmatch(text, -1) {
+			is = append(is, string(m[1]))
+		}
+	}
+	_, section, _ := strings.Cut(read(t, "architecture.md").text, "\n## Tables and their owners\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	var said []string
+	for _, row := range regexp.MustCompile("(?m)^\\| (`[^|]+`) \\|").FindAllStringSubmatch(section, -1) {
+		for _, m := range spans.FindAllStringSubmatch(row[1], -1) {
+			said = append(said, m[1])
+		}
+	}
+	same(t, "the table", is, said)
+}
+
+// Whatever a page calls by a name with underscores, such as a column, a claim or the name of
+// a record in the log, is called so in the code.
+func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
+	t.Parallel()
+	name := regexp.MustCompile(`^[a-z][a-z0-9]*(_[a-z0-9]+)+$`)
+	words := map[string]bool{}
+	word := regexp.MustCompile(`[a-z][a-z0-9]*(?:_[a-z0-9]+)+`)
+	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || path == filepath.Join(root, "docs")):
+			return fs.SkipDir
+		case !slices.Contains([]string{".go", ".sql", ".lua", ".yml"}, filepath.Ext(path)):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		for _, w := range word.FindAll(text, -1) {
+			words[string(w)] = true
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Of pgbouncer and of PostgreSQL's own, which the code need not name.
+	others := []string{"max_prepared_statements"}
+	found := 0
+	for _, p := range pages(t) {
+		for _, m := range spans.FindAllStringSubmatch(p.prose, -1) {
+			if !name.MatchString(m[1]) || slices.Contains(others, m[1]) {
+				continue
+			}
+			if found++; !words[m[1]] && !words["authctl_outbox_"+m[1]] && !metric.MatchString(m[1]) {
+				t.Errorf("%s: nothing in the code is called %s", p.path, m[1])
+			}
+		}
+	}
+	if found < 50 {
+		t.Errorf("only %d names were found", found)
+	}
+}
