@@ -1,0 +1,516 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// TestPlantedSecretsAppearNowhere gives the binary secrets of every kind that occur nowhere
+// else, has it do everything it does, and looks for them in everything that it leaves behind.
+func TestPlantedSecretsAppearNowhere(t *testing.T) {
+	t.Parallel()
+	t.Run("dev", func(t *testing.T) {
+		t.Parallel()
+		f := newPlanting(t)
+		f.env = append(f.env, "APP_MODE=dev", "AUTH_PASSWORD_BCRYPT_COST=4")
+		f.searchAll(func(add func(place, text string)) {
+			add("authctl.db", readFile(t, filepath.Join(f.dir, "data", "authctl.db"))) // the server has folded the -wal into it
+		})
+	})
+	t.Run("prod", func(t *testing.T) {
+		t.Parallel()
+		testenv.Redis(t)
+		f := newPlanting(t)
+		u, err := url.Parse(dbtest.PostgresURL(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		open := u.String()
+		u.User = url.UserPassword(u.User.Username(), f.plant("database-password")) // trust does not ask for it
+		server := cachetest.Start(t)
+		client := cachetest.Open(t, server.URL())
+		password := f.plant("redis-password")
+		if err := client.ConfigSet(t.Context(), "requirepass", password).Err(); err != nil {
+			t.Fatal(err)
+		}
+		f.env = append(f.env, "APP_MODE=prod", "AUTH_PASSWORD_BCRYPT_COST=10", "AUTH_TOKEN_ALGORITHM=EdDSA",
+			"DATABASE_URL="+u.String(), "CACHE_REDIS_HOST=127.0.0.1", "CACHE_REDIS_PORT="+server.Port(), "CACHE_REDIS_PASSWORD="+password)
+		f.searchAll(func(add func(place, text string)) {
+			add("the database", dumpPostgres(t, open))
+			add("Redis", dumpRedis(t, cachetest.Open(t, "redis://:"+password+"@127.0.0.1:"+server.Port())))
+		})
+	})
+}
+
+// planting is where secrets are planted: a folder in which authctl runs, and what is searched.
+type planting struct {
+	t       *testing.T
+	dir     string
+	env     []string
+	base    string
+	device  string // token of a known device
+	secrets map[string]string // by what they are
+	outputs map[string]string // of commands
+}
+
+func newPlanting(t *testing.T) *planting {
+	f := &planting{t: t, dir: t.TempDir(), secrets: map[string]string{}, outputs: map[string]string{}}
+	digest := sha256.Sum256([]byte(f.plant("client-secret")))
+	f.env = []string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + f.dir, "APP_HOST=127.0.0.1", "APP_PORT=0", "APP_OPERATOR_ADDR=127.0.0.1:0",
+		"LOG_LEVEL=debug", "LOG_PATH=" + filepath.Join(f.dir, "log", "authctl.log"),
+		"AUTH_TOKEN_SECRET=" + f.plant("token-secret"), "AUTH_CLIENTS=client:" + hex.EncodeToString(digest[:]),
+	}
+	return f
+}
+
+// plant makes a secret that occurs nowhere by chance.
+func (f *planting) plant(what string) string {
+	raw := make([]byte, 20)
+	_, _ = rand.Read(raw)
+	f.secrets[what] = "canary-" + hex.EncodeToString(raw)
+	return f.secrets[what]
+}
+
+// searchAll lets the binary do everything, and looks for the secrets in what store adds and
+// everywhere else.
+func (f *planting) searchAll(store func(add func(place, text string))) {
+	t := f.t
+	if slices.Contains(f.env, "APP_MODE=prod") {
+		f.command("", "migrate", "up")
+	}
+	server := f.serve()
+	f.useTheAPI()
+	f.useTheCommands()
+	f.failToReachBackends()
+
+	haystack := map[string]string{
+		"arguments": readFile(t, fmt.Sprintf("/proc/%d/cmdline", server.Process.Pid)),
+		"metrics":   f.get(f.operator() + "/metrics"),
+		"readiness": f.get(f.operator() + "/readyz"),
+		"stacks":    f.get(f.operator() + "/debug/pprof/goroutine?debug=2"),
+	}
+	// Stopped, everything is written out, and the log is whole.
+	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = server.Wait()
+	haystack["the log file"] = readFile(t, filepath.Join(f.dir, "log", "authctl.log"))
+	haystack["the console"] = readFile(t, filepath.Join(f.dir, "serve.out"))
+	haystack["events"] = readFile(t, filepath.Join(f.dir, "data", "events.ndjson"))
+	for name, output := range f.outputs {
+		haystack["authctl "+name] = output
+	}
+	store(func(place, text string) { haystack[place] = text })
+
+	// A search that could not find anything proves nothing.
+	for place, known := range map[string]string{
+		"the log file": `"route":"/api/v1/auth/login"`, "events": "auth.UserLoggedIn.v1", "metrics": "authctl_password_hash_seconds",
+		"stacks": "goroutine ", "arguments": "serve", "authctl user list": "user-canary", "authctl config show": "AUTH_TOKEN_SECRET",
+		"the console": "", "authctl.db": "user-canary", "the database": "user-canary", "Redis": "device-canary",
+	} {
+		if text, searched := haystack[place]; searched && !strings.Contains(text, known) {
+			t.Errorf("%s is not what it should be: no %q in %d bytes", place, known, len(text))
+		}
+	}
+	if len(f.secrets) < 12 {
+		t.Errorf("only %d secrets were planted", len(f.secrets))
+	}
+	for what, secret := range f.secrets {
+		for form, needle := range forms(secret) {
+			for place, text := range haystack {
+				if strings.Contains(text, needle) {
+					t.Errorf("the %s, %s, stands in %s", what, form, place)
+				}
+			}
+		}
+	}
+}
+
+// forms are the ways in which a secret may be written.
+func forms(secret string) map[string]string {
+	return map[string]string{
+		"as it is": secret, "in base64": base64.RawStdEncoding.EncodeToString([]byte(secret)), "in hexadecimal": hex.EncodeToString([]byte(secret)),
+		"escaped": url.QueryEscape(secret),
+	}
+}
+
+// serve starts the server and waits until it says where it is.
+func (f *planting) serve() *exec.Cmd {
+	t := f.t
+	cmd := f.prepare("serve")
+	out, err := os.Create(filepath.Join(f.dir, "serve.out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	f.base = "http://127.0.0.1:" + f.logged(`"msg":"serving","port":(\d+)`)
+	return cmd
+}
+
+func (f *planting) operator() string {
+	return "http://" + f.logged(`"operator_addr":"([^"]+)"`)
+}
+
+// logged waits for something in the log file.
+func (f *planting) logged(pattern string) string {
+	f.t.Helper()
+	want := regexp.MustCompile(pattern)
+	var found []string
+	if !poll(func() bool {
+		text, _ := os.ReadFile(filepath.Join(f.dir, "log", "authctl.log"))
+		found = want.FindStringSubmatch(string(text))
+		return found != nil
+	}) {
+		text, _ := os.ReadFile(filepath.Join(f.dir, "serve.out"))
+		f.t.Fatalf("the log has no %s; the console:\n%s", pattern, text)
+	}
+	return found[1]
+}
+
+func (f *planting) prepare(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(f.t.Context(), "authctl", args...)
+	cmd.Dir, cmd.Env = f.dir, f.env
+	return cmd
+}
+
+// command runs authctl, keeps what it says, and returns that.
+func (f *planting) command(stdin string, args ...string) string {
+	cmd := f.prepare(args...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	name := strings.Join(args, " ")
+	f.outputs[name] += string(out)
+	if _, failed := errors.AsType[*exec.ExitError](err); err != nil && !failed {
+		f.t.Fatalf("authctl %s: %v", name, err)
+	}
+	return string(out)
+}
+
+func (f *planting) get(url string) string {
+	f.t.Helper()
+	status, body, _ := f.send("GET", url, "", nil)
+	if status != http.StatusOK {
+		f.t.Errorf("%s: %d", url, status)
+	}
+	return body
+}
+
+// send sends a request and returns status, body and headers.
+func (f *planting) send(method, target, body string, header map[string]string) (int, string, http.Header) {
+	f.t.Helper()
+	ctx, cancel := context.WithTimeout(f.t.Context(), patience)
+	defer cancel()
+	if strings.HasPrefix(target, "/") {
+		target = f.base + target
+	}
+	req, err := http.NewRequestWithContext(ctx, method, target, strings.NewReader(body))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	for name, value := range header {
+		req.Header.Set(name, value)
+	}
+	response, err := http.DefaultClient.Do(req)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return response.StatusCode, string(text), response.Header
+}
+
+// signIn registers or signs in, and plants the tokens that come of it.
+func (f *planting) signIn(what, path, name, password string) (access, refresh string) {
+	f.t.Helper()
+	body, err := json.Marshal(map[string]string{"username": name, "password": password, "device_name": "device-canary"})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	status, answer, header := f.send("POST", path, string(body), map[string]string{"Auth-Device": f.device})
+	if status/100 != 2 {
+		f.t.Fatalf("%s: %d %s", path, status, answer)
+	}
+	f.device = header.Get("Auth-Device")
+	f.secrets["device token of "+what] = f.device
+	return f.tokens(what, answer)
+}
+
+func (f *planting) tokens(what, answer string) (access, refresh string) {
+	f.t.Helper()
+	var t struct {
+		Access  string `json:"access_token"`
+		Refresh string `json:"refresh_token"`
+	}
+	if err := json.Unmarshal([]byte(answer), &t); err != nil || t.Access == "" || t.Refresh == "" {
+		f.t.Fatalf("%s: no tokens in %s", what, answer)
+	}
+	f.secrets["access token of "+what], f.secrets["refresh token of "+what] = t.Access, t.Refresh
+	// Its secret part by itself: 32 bytes before the MAC of 16.
+	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(t.Refresh, "art_"))
+	if err != nil || len(raw) < 64 {
+		f.t.Fatalf("%s: the refresh token is not as expected: %v", what, err)
+	}
+	f.secrets["secret of the refresh token of "+what] = string(raw[len(raw)-48 : len(raw)-16])
+	return t.Access, t.Refresh
+}
+
+// useTheAPI calls everything, rightly and wrongly.
+func (f *planting) useTheAPI() {
+	const login, register = "/api/v1/auth/login", "/api/v1/auth/register"
+	password, next, wrong := f.plant("password"), f.plant("next-password"), f.plant("wrong-password")
+	access, refresh := f.signIn("registering", register, "user-canary", password)
+	second, _ := f.signIn("signing in", login, "user-canary", password)
+	bearer := func(token string) map[string]string { return map[string]string{"Authorization": "Bearer " + token} }
+	with := func(pairs ...string) string {
+		m := map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			m[pairs[i]] = pairs[i+1]
+		}
+		text, _ := json.Marshal(m)
+		return string(text)
+	}
+
+	// Passwords and tokens in every place where a careless client may put them.
+	for _, body := range []string{
+		with("username", "user-canary", "password", wrong), with("username", "nobody-canary", "password", wrong),
+		`{"username":"user-canary","password":"` + wrong + `","password":"` + wrong + `"}`,
+		`{"username":"user-canary","password":["` + wrong + `"]}`, `{"username":"user-canary","Password":"` + wrong + `"}`,
+		`{"username":"user-canary","password":"` + wrong, wrong, "[" + strings.Repeat("[", 100) + `"` + wrong + `"`,
+		`{"username":"user-canary","password":"` + wrong + "\xff\"}", `{"username":"user-canary","password":"` + wrong + `\u0000"}`,
+		with("username", "user-canary", "password", wrong+strings.Repeat("x", 20_000)),
+	} {
+		for _, path := range []string{login, register, "/api/v1/auth/refresh", "/api/v1/auth/logout"} {
+			f.send("POST", path, body, nil)
+		}
+		f.send("DELETE", "/api/v1/auth/me", body, bearer(access))
+		f.send("POST", "/api/v1/auth/password", body, bearer(access))
+	}
+	f.send("POST", login, "username=user-canary&password="+wrong, map[string]string{"Content-Type": "application/x-www-form-urlencoded"})
+	for n, header := range []map[string]string{
+		bearer(wrong), bearer(access + "x"), bearer("x." + access), {"Authorization": wrong}, {"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("user-canary:"+wrong))},
+		{"Auth-Device": wrong}, {"Cookie": "authctl_device=" + wrong + "; session=" + refresh}, {"X-Forwarded-For": wrong}, {"Origin": "https://" + wrong},
+		{"X-Api-Key": wrong},
+	} {
+		f.send("GET", "/api/v1/auth/me?access_token="+access+"&password="+wrong, "", header)
+		// Each time another name: an account that is guessed at is soon not compared with at all.
+		name := fmt.Sprint("nobody-canary-", n)
+		f.send("POST", login, with("username", name, "password", wrong), header)
+	}
+	for _, text := range []string{wrong, refresh + "x", "art_" + wrong, access} {
+		f.send("POST", "/api/v1/auth/refresh", with("refresh_token", text), nil)
+		f.send("POST", "/api/v1/auth/logout", with("refresh_token", text), nil)
+	}
+
+	// The OAuth side.
+	client := map[string]string{"Content-Type": "application/x-www-form-urlencoded",
+		"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("client:"+f.secrets["client-secret"]))}
+	stranger := map[string]string{"Content-Type": "application/x-www-form-urlencoded", "Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("client:"+wrong))}
+	for _, path := range []string{"/oauth2/introspect", "/oauth2/revoke"} {
+		f.send("POST", path, "token="+wrong, client)
+		f.send("POST", path, "token="+access+"&token="+refresh, client)
+		f.send("POST", path, "token="+access, stranger)
+	}
+	f.send("POST", "/oauth2/introspect", "token="+access, client)
+	f.send("POST", "/oauth2/introspect", "token="+refresh, client)
+
+	// And as it is meant.
+	for _, path := range []string{"/api/v1/auth/me", "/api/v1/auth/sessions", "/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/healthz", "/readyz"} {
+		if status, body, _ := f.send("GET", path, "", bearer(access)); status != http.StatusOK {
+			f.t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	status, body, _ := f.send("POST", "/api/v1/auth/refresh", with("refresh_token", refresh), nil)
+	if status != http.StatusOK {
+		f.t.Fatalf("refresh: %d %s", status, body)
+	}
+	access, _ = f.tokens("refreshing", body)
+	f.send("POST", "/api/v1/auth/refresh", with("refresh_token", refresh), nil) // the same again
+	status, body, _ = f.send("POST", "/api/v1/auth/password", with("current_password", password, "new_password", next), bearer(access))
+	if status != http.StatusOK {
+		f.t.Fatalf("password: %d %s", status, body)
+	}
+	access, refresh = f.tokens("changing the password", body)
+	f.send("GET", "/api/v1/auth/me", "", bearer(second)) // it has ended
+	f.send("POST", "/api/v1/auth/register", with("username", "weak-canary", "password", "weak-canary"), nil)
+	f.send("POST", "/oauth2/revoke", "token="+refresh, client)
+	f.send("GET", "/api/v1/auth/me", "", bearer(access))
+	f.signIn("signing in once more", login, "user-canary", next) // goes on: something is left to dump
+}
+
+// useTheCommands runs those that handle secrets or show what there is.
+func (f *planting) useTheCommands() {
+	operators, changed := f.plant("operators-password"), f.plant("changed-password")
+	f.command(operators+"\n", "user", "create", "made-canary", "--password-stdin")
+	f.command(changed+"\n", "user", "set-password", "made-canary", "--password-stdin")
+	f.command("short\n", "user", "create", "other-canary", "--password-stdin")
+	if list := f.command("", "user", "list"); !strings.Contains(list, "made-canary") {
+		f.t.Errorf("the commands do not work: %s", list)
+	}
+	f.command(f.secrets["access token of registering"]+"\n", "token", "inspect", "-")
+	f.command(f.secrets["refresh token of registering"]+"\n", "token", "inspect", "-")
+	for _, line := range []string{
+		"config show", "config show -o json", "config check", "doctor", "doctor -o json", "user show made-canary", "session list", "key list",
+		"outbox status", "outbox tail", "migrate status", "version", "user export",
+	} {
+		f.command("", strings.Fields(line)...)
+	}
+}
+
+// failToReachBackends provokes the errors that come from drivers, which know the passwords.
+func (f *planting) failToReachBackends() {
+	env := f.env
+	defer func() { f.env = env }()
+	away := url.URL{Scheme: "postgres", User: url.UserPassword("auth", f.plant("password of a database that is away")), Host: "127.0.0.1:1", Path: "/auth"}
+	redisAway := url.URL{Scheme: "redis", User: url.UserPassword("auth", f.plant("password of a Redis that is away")), Host: "127.0.0.1:1"}
+	for _, broken := range [][]string{
+		{"DATABASE_URL=" + away.String()},
+		{"DATABASE_URL=" + away.String() + "?sslmode=" + f.plant("misplaced")},
+		{"DATABASE_URL=" + strings.Replace(away.String(), "@", "%zz@", 1)},
+		{"DATABASE_URL=mysql" + away.String()},
+		{"REDIS_URL=" + redisAway.String()},
+		{"REDIS_URL=http" + redisAway.String()},
+		{"AUTH_CLIENTS=" + f.plant("malformed client")},
+		{"AUTH_TOKEN_SECRET=", "AUTH_TOKEN_SECRET_FILE=/nowhere/" + "file"},
+	} {
+		f.env = append(slices.Clone(env), broken...)
+		for _, args := range [][]string{{"serve"}, {"doctor"}, {"config", "check"}, {"config", "show"}, {"user", "list"}} {
+			if args[0] == "serve" && strings.HasPrefix(broken[0], "REDIS_URL=redis") {
+				continue // it waits for a Redis that may come back
+			}
+			if out := f.command("", args...); out == "" {
+				f.t.Errorf("authctl %s says nothing with %s", args[0], strings.SplitN(broken[0], "=", 2)[0])
+			}
+		}
+	}
+}
+
+func readFile(t testing.TB, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// dumpPostgres returns every value of every table.
+func dumpPostgres(t testing.TB, dsn string) string {
+	t.Helper()
+	db := dbtest.Open(t, dsn)
+	rows, err := db.QueryContext(t.Context(), "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tables []string
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			t.Fatal(err)
+		}
+		tables = append(tables, name)
+	}
+	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	for _, table := range tables {
+		rows, err := db.QueryContext(t.Context(), "SELECT * FROM "+table)
+		if err != nil {
+			t.Fatal(err)
+		}
+		columns, err := rows.Columns()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for rows.Next() {
+			values := make([]any, len(columns))
+			for i := range values {
+				values[i] = new(sql.RawBytes)
+			}
+			if err := rows.Scan(values...); err != nil {
+				t.Fatal(err)
+			}
+			for _, v := range values {
+				out.Write(*v.(*sql.RawBytes))
+				out.WriteByte('\n')
+			}
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out.String()
+}
+
+// dumpRedis returns every key with everything in it.
+func dumpRedis(t testing.TB, client *redis.Client) string {
+	t.Helper()
+	ctx := t.Context()
+	var out strings.Builder
+	keys := client.Scan(ctx, 0, "*", 1000).Iterator()
+	for keys.Next(ctx) {
+		key := keys.Val()
+		kind, err := client.Type(ctx, key).Result()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var value any
+		switch kind {
+		case "string":
+			value, err = client.Get(ctx, key).Result()
+		case "hash":
+			value, err = client.HGetAll(ctx, key).Result()
+		case "set":
+			value, err = client.SMembers(ctx, key).Result()
+		case "zset":
+			value, err = client.ZRangeWithScores(ctx, key, 0, -1).Result()
+		case "list":
+			value, err = client.LRange(ctx, key, 0, -1).Result()
+		default:
+			t.Fatalf("%s is a %s, which this test cannot read", key, kind)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&out, "%s %v\n", key, value)
+	}
+	if err := keys.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return out.String()
+}
