@@ -77,14 +77,14 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	readiness := telemetry.NewReadiness(nil, a.checks()...)
-	server.Handle(authhttp.Routes(a.auth, authhttp.Options{
-		Issuer: a.Auth.Token.Issuer, HasClients: len(a.Auth.Clients) > 0, SecureCookies: a.https(),
-	})...)
-	server.Handle(processRoutes(server, readiness)...)
 	if err := server.Listen(); err != nil {
 		return err
 	}
+	readiness := telemetry.NewReadiness(nil, a.checks()...)
+	server.Handle(authhttp.Routes(a.auth, authhttp.Options{
+		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(server.Addr()), HasClients: len(a.Auth.Clients) > 0, SecureCookies: a.https(),
+	})...)
+	server.Handle(processRoutes(server, readiness)...)
 
 	// What answers requests stops first; what it relies on, when it has finished.
 	running, front := errgroup.WithContext(ctx)
@@ -129,6 +129,19 @@ func (a *app) startOperator(ctx context.Context, running *errgroup.Group, readin
 	}
 	running.Go(func() error { return operator.Run(ctx) })
 	return operator.Addr().String(), nil
+}
+
+// baseURL is where the endpoints are that the metadata names: at the issuer, unless that is
+// the one nobody has set, which names the default port whatever the real one is.
+func (a *app) baseURL(addr net.Addr) string {
+	if a.Auth.Token.Issuer != auth.DefaultIssuer {
+		return a.Auth.Token.Issuer
+	}
+	scheme := "http"
+	if a.HTTP.TLS.CertFile != "" {
+		scheme = "https"
+	}
+	return fmt.Sprintf("%s://localhost:%d", scheme, addr.(*net.TCPAddr).Port)
 }
 
 // greet says, in dev mode, what runs where and what to try.

@@ -12,6 +12,10 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/username"
 )
 
+// DefaultIssuer is the auth.token.issuer of who has set none, on whatever port the service
+// is: several processes on one machine and database must know each other's tokens.
+const DefaultIssuer = "http://localhost:8080"
+
 // Config is auth.*.
 type Config struct {
 	RefreshTokenTTL time.Duration    `config:"auth.refresh_token_ttl" default:"120h" min:"1s" max:"8760h" doc:"How long a session lives without being refreshed, and never longer than auth.session_max_age."`

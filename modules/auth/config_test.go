@@ -44,3 +44,14 @@ func TestASessionEndsByItsAgeWhateverTheIdleTime(t *testing.T) {
 		}
 	})
 }
+
+func TestTheDefaultIssuerIsTheOneOfTheSettings(t *testing.T) {
+	t.Parallel()
+	var cfg Config
+	if err := config.Load(&cfg, config.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	if cfg.Token.Issuer != DefaultIssuer {
+		t.Errorf("%q and %q", cfg.Token.Issuer, DefaultIssuer)
+	}
+}

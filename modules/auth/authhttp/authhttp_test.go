@@ -411,6 +411,26 @@ func TestMetadataNamesWhatWorks(t *testing.T) {
 	}
 }
 
+func TestMetadataNamesTheEndpointsWhereTheyAre(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	elsewhere, err := httpserver.New(httpserver.Config{}, httpserver.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	elsewhere.Handle(Routes(s.svc, Options{Issuer: issuer, BaseURL: "http://localhost:21000", HasClients: true})...)
+	s.server = elsewhere
+	a := s.do("GET", "/.well-known/oauth-authorization-server", nil)
+	for name, want := range map[string]string{
+		"issuer": issuer, "jwks_uri": "http://localhost:21000/.well-known/jwks.json",
+		"introspection_endpoint": "http://localhost:21000/oauth2/introspect", "revocation_endpoint": "http://localhost:21000/oauth2/revoke",
+	} {
+		if a.str(name) != want {
+			t.Errorf("%s: %s, want %s", name, a.str(name), want)
+		}
+	}
+}
+
 func TestIntrospectionAndRevocation(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)

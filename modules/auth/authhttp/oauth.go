@@ -1,6 +1,7 @@
 package authhttp
 
 import (
+	"cmp"
 	"encoding/base64"
 	"net/url"
 	"strings"
@@ -68,7 +69,7 @@ func (a *api) jwks(c *fiber.Ctx) error {
 //	@Success	200	{object}	metadataBody
 //	@Router		/.well-known/oauth-authorization-server [get]
 func (a *api) metadata(c *fiber.Ctx) error {
-	base := strings.TrimSuffix(a.opt.Issuer, "/")
+	base := strings.TrimSuffix(cmp.Or(a.opt.BaseURL, a.opt.Issuer), "/")
 	body := metadataBody{
 		Issuer: a.opt.Issuer, JWKSURI: base + "/.well-known/jwks.json",
 		ResponseTypes: []string{}, GrantTypes: []string{},

@@ -32,6 +32,7 @@ type endpoint struct {
 // Options are what the service itself does not know.
 type Options struct {
 	Issuer        string // the URL by which clients know the service
+	BaseURL       string // where its endpoints are; empty: at the issuer
 	HasClients    bool   // whether anyone may introspect and revoke
 	SecureCookies bool   // browsers reach the service by https
 }
