@@ -13,7 +13,7 @@ type Config struct {
 	Lease       time.Duration `config:"outbox.lease" default:"5s" min:"1s" max:"1m" doc:"How soon the work of a relay that died is taken over."`
 	BatchEvents int           `config:"outbox.batch_events" default:"1000" min:"1" max:"10000" doc:"Most events in one batch of a partition."`
 	BatchBytes  int           `config:"outbox.batch_bytes" default:"786432" min:"262144" max:"16777216" doc:"Most bytes in one batch of a partition. Must stay below the topic's max.message.bytes."`
-	Drain       time.Duration `config:"outbox.drain_timeout" default:"5s" min:"0s" max:"1m" doc:"How long a relay that was told to stop waits for what it has sent."`
+	Drain       time.Duration `config:"outbox.drain_timeout" default:"5s" min:"100ms" max:"1m" doc:"How long a relay that was told to stop waits for what it has sent."`
 }
 
 // Validate reports what single values cannot show.

@@ -289,3 +289,34 @@ type changing struct {
 }
 
 func (c *changing) Partitions(context.Context) (int, error) { return int(c.n.Load()), nil }
+
+// away is a target that has not been reached since the relay began.
+type away struct{ *counting }
+
+func (away) Partitions(context.Context) (int, error) {
+	return 0, &Stalled{Kind: "topic", Err: errors.New("no such topic")}
+}
+
+func TestBacklogShowsWhileTheTargetIsAwayFromTheStart(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		addKeys(t, db, "a", "b")
+		reg := prometheus.NewRegistry()
+		r, err := NewRelay(db, away{&counting{}}, Config{}, RelayOptions{Registry: reg})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		for deadline := time.Now().Add(time.Minute); value(t, reg, "authctl_outbox_pending") != 2; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the backlog did not show in a minute")
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}

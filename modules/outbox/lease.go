@@ -127,7 +127,7 @@ func (r *Relay) tickTx(ctx context.Context, tx bun.Tx, held []claim, rate float6
 		}
 	}
 	res.claims = slices.DeleteFunc(res.claims, func(c claim) bool { return slices.Contains(res.released, c.shard) })
-	if missing := share - len(res.claims); missing > 0 && len(res.released) == 0 {
+	if missing := share - len(res.claims); missing > 0 && len(res.released) == 0 && !r.draining.Load() {
 		taken, err := r.take(ctx, tx, held, missing, clock, lease)
 		if err != nil {
 			return res, err

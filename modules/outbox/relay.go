@@ -62,6 +62,8 @@ type Relay struct {
 	acks    chan struct{}
 	trouble trouble
 
+	draining atomic.Bool // it takes no more shards
+
 	mu     sync.Mutex
 	held   map[int]*shard
 	lanes  []lane // by partition
@@ -125,22 +127,26 @@ func NewRelay(db *database.DB, sink Sink, cfg Config, opt RelayOptions) (*Relay,
 // away does not end it. What does is an error that only a person can resolve:
 // [ErrPartitionsChanged], [ErrShards].
 func (r *Relay) Run(ctx context.Context) error {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	// Three circles, the inner ones outliving the outer ones: what begins new work, the
+	// deliveries under way, what those need.
+	var outer, deliveries, inner sync.WaitGroup
+	outer.Go(func() { r.gauge(ctx) }) // a backlog shows even while the target is away from the start
 	if err := r.open(ctx); err != nil {
-		if ctx.Err() != nil {
+		stopped := ctx.Err() != nil
+		fail(nil)
+		outer.Wait()
+		if stopped {
 			return nil
 		}
 		return err
 	}
 	defer r.store.close()
-	ctx, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
 	if r.waker != nil {
 		defer r.waker.subscribe(r.poked)()
 	}
 
-	// Three circles, the inner ones outliving the outer ones: what begins new work, the
-	// deliveries under way, what those need.
-	var outer, deliveries, inner sync.WaitGroup
 	keep, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
 	deliver, abandon := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopKeeping()
@@ -152,7 +158,6 @@ func (r *Relay) Run(ctx context.Context) error {
 	outer.Go(func() { r.watchTarget(ctx, fail) })
 	outer.Go(func() { r.sweep(ctx) })
 	outer.Go(func() { r.retain(ctx) })
-	outer.Go(func() { r.gauge(ctx) })
 	if r.db.IsPostgres() {
 		outer.Go(func() { r.settleIDs(ctx) })
 		outer.Go(func() {
@@ -166,6 +171,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	outer.Wait()
 
+	r.draining.Store(true)
 	drained := time.AfterFunc(r.cfg.Drain, abandon)
 	deliveries.Wait()
 	drained.Stop()
@@ -177,7 +183,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	if err := r.release(releasing); err != nil {
 		r.log.Warn("leases were not given back; others take over when they run out", zap.Error(err))
 	}
-	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) && !errors.Is(cause, context.DeadlineExceeded) {
+	if cause := context.Cause(ctx); fatal(cause) {
 		return cause
 	}
 	return nil

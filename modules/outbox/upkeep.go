@@ -33,7 +33,13 @@ func (r *Relay) open(ctx context.Context) error {
 		if fatal(err) || ctx.Err() != nil {
 			return err
 		}
-		r.trouble.begin(databaseTrouble, "retry", err)
+		kind := "retry"
+		var stalled *Stalled
+		if errors.As(err, &stalled) {
+			kind = stalled.Kind
+		}
+		r.trouble.count(kind)
+		r.trouble.begin(databaseTrouble, kind, err)
 		if !sleep(ctx, wait) {
 			return ctx.Err()
 		}
