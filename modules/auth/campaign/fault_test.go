@@ -31,7 +31,7 @@ func newOnOwnEngines(t *testing.T, settings ...string) *onOwnEngines {
 	databaseURL, redisURL := w.through(w.database.URL), w.through(w.redis.URL())
 	w.toRedis = w.wires[1]
 	settings = append([]string{"APP_HTTP_REQUEST_TIMEOUT=3s", "REDIS_TIMEOUT=300ms", "REDIS_DIAL_TIMEOUT=300ms"}, settings...)
-	w.world = migratedWorld(t, databaseURL, redisURL, settings...)
+	w.world = migratedWorld(t, genuine(t), databaseURL, redisURL, settings...)
 	w.servers = []*server{w.serve(), w.serve()}
 	return w
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -13,37 +14,56 @@ import (
 
 // A device signs in just after all sessions were ended, while the server that ended them has
 // yet to clear the store. It is not one of those that were ended.
+func newcomersStay(w *wired) error {
+	ending := w.serve(append(w.settings, patiently...)...)
+	// The end waits for the store only so long: on a busy machine the newcomer may be too late
+	// to meet it.
+	for range 30 {
+		if met, err := newcomerMeetsTheSweep(w, ending); met || err != nil {
+			return err
+		}
+	}
+	w.t.Log("the two never met: this machine is too busy")
+	return nil
+}
+
+// patiently is for servers that are held up: they do not give up.
+var patiently = []string{"APP_HTTP_REQUEST_TIMEOUT=60s", "REDIS_TIMEOUT=30s"}
+
+func newcomerMeetsTheSweep(w *wired, ending *server) (met bool, err error) {
+	d := w.survivor.register()
+	sweeps := func(m message) bool { return m.toTarget } // on Redis, it is all that an end does there
+	if w.store == "postgres" {
+		sweeps = func(m message) bool { return m.toTarget && bytes.Contains(m.data, []byte("DELETE FROM session ")) }
+	}
+	w.wires[len(w.wires)-1].faulty(func(m message) verdict {
+		if sweeps(m) {
+			return hold
+		}
+		return pass
+	})
+	answered := make(chan answer, 1)
+	go func() {
+		a, _ := ending.call("DELETE", api+"/sessions", d.access, nil)
+		answered <- a
+	}()
+	eventually(w.t, "the end is announced", func() bool { return w.expectEvents(d, "AllSessionsRevoked") == nil })
+	newcomer := w.survivor.login(d.name)
+	met = len(answered) == 0
+	w.release()
+	if a := <-answered; !a.ok() {
+		return met, fmt.Errorf("the end was answered %v", a)
+	}
+	w.settle(w.survivor.register())
+	return met, w.audit([]*server{ending, w.survivor}, false, d, newcomer)
+}
+
 func TestASignInAfterTheEndIsNotSweptAway(t *testing.T) {
 	t.Parallel()
 	for _, store := range []string{"redis", "postgres"} {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			w := newWired(t, store)
-			ending := w.serve(w.settings...)
-			d := w.survivor.register()
-			sweeps := func(m message) bool { return m.toTarget } // on Redis, it is all that an end does there
-			if store == "postgres" {
-				sweeps = func(m message) bool { return m.toTarget && bytes.Contains(m.data, []byte("DELETE FROM session ")) }
-			}
-			w.wires[len(w.wires)-1].faulty(func(m message) verdict {
-				if sweeps(m) {
-					return hold
-				}
-				return pass
-			})
-			answered := make(chan answer, 1)
-			go func() {
-				a, _ := ending.call("DELETE", api+"/sessions", d.access, nil)
-				answered <- a
-			}()
-			eventually(t, "the end is announced", func() bool { return w.expectEvents(d, "AllSessionsRevoked") == nil })
-			newcomer := w.survivor.login(d.name)
-			w.release()
-			if a := <-answered; !a.ok() {
-				t.Fatalf("the end was answered %v", a)
-			}
-			w.settle(w.survivor.register())
-			if err := w.audit([]*server{ending, w.survivor}, false, d, newcomer); err != nil {
+			if err := newcomersStay(newWired(t, genuine(t), store)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -208,46 +228,45 @@ func beginning(m message) bool {
 // A session asks to end all others, or to change the password, and is ended itself while that
 // waits for the database: by an owner who changes the password to be rid of it. It does not
 // keep itself alive, and does not end the owner's.
+func nobodyKeepsThemselves(w *wired, op operation) error {
+	owner := w.survivor.register()
+	thief := w.survivor.login(owner.name)
+	slow := w.serve(append(w.settings, patiently...)...)
+	waiting := make(chan struct{}, 100)
+	w.wires[0].faulty(func(m message) verdict {
+		if beginning(m) {
+			waiting <- struct{}{}
+			return hold
+		}
+		return pass
+	})
+	answered := make(chan answer, 1)
+	go func() {
+		a, _ := op.do(slow, thief, nil)
+		answered <- a
+	}()
+	<-waiting
+	owner.keep(w.survivor.must(w.survivor.call("POST", api+"/password", owner.access, fields{"current_password": password, "new_password": newPassword})))
+	w.release()
+	if a := <-answered; a.ok() || !a.proper() {
+		return fmt.Errorf("a session that had ended was answered %v", a)
+	}
+	w.settle(w.survivor.register())
+	if err := w.expectEvents(owner, "PasswordChanged", "AllSessionsRevoked"); err != nil {
+		return err
+	}
+	if err := w.survivor.expectOver(thief); err != nil {
+		return fmt.Errorf("the session that had ended: %w", err)
+	}
+	return w.audit([]*server{w.survivor, slow}, false, owner, thief)
+}
+
 func TestAnEndedSessionCannotKeepItself(t *testing.T) {
 	t.Parallel()
-	for _, op := range operations {
-		if op.name != "end all but the current one" && op.name != "change the password" {
-			continue
-		}
-		t.Run(strings.ReplaceAll(op.name, " ", "_"), func(t *testing.T) {
+	for _, name := range []string{"end all but the current one", "change the password"} {
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
-			w := newWired(t, "redis")
-			owner := w.survivor.register()
-			thief := w.survivor.login(owner.name)
-			slow := w.serve(w.settings...)
-			database := w.wires[0]
-			waiting := make(chan struct{}, 100)
-			database.faulty(func(m message) verdict {
-				if beginning(m) {
-					waiting <- struct{}{}
-					return hold
-				}
-				return pass
-			})
-			answered := make(chan answer, 1)
-			go func() {
-				a, _ := op.do(slow, thief, nil)
-				answered <- a
-			}()
-			<-waiting
-			owner.keep(w.survivor.must(w.survivor.call("POST", api+"/password", owner.access, fields{"current_password": password, "new_password": newPassword})))
-			w.release()
-			if a := <-answered; a.ok() || !a.proper() {
-				t.Errorf("a session that had ended was answered %v", a)
-			}
-			w.settle(w.survivor.register())
-			if err := w.expectEvents(owner, "PasswordChanged", "AllSessionsRevoked"); err != nil {
-				t.Error(err)
-			}
-			if err := w.survivor.expectOver(thief); err != nil {
-				t.Errorf("the session that had ended: %v", err)
-			}
-			if err := w.audit([]*server{w.survivor, slow}, false, owner, thief); err != nil {
+			if err := nobodyKeepsThemselves(newWired(t, genuine(t), "redis"), operationNamed(name)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -256,20 +275,30 @@ func TestAnEndedSessionCannotKeepItself(t *testing.T) {
 
 // A session changes the password, and an operator sets another one before the new tokens were
 // made. Who knew the password before does not get a new session of the account.
-func TestAPasswordChangeThatWasOvertakenBeginsNoSession(t *testing.T) {
-	t.Parallel()
-	w := newWired(t, "redis")
+func overtakenBeginsNothing(w *wired) error {
 	d := w.survivor.register()
-	slow := w.serve(w.settings...)
-	w.wires[1].faulty(func(message) verdict { return hold })
+	slow := w.serve(append(w.settings, patiently...)...)
+	var committed atomic.Bool
+	w.wires[0].faulty(func(m message) verdict {
+		if m.toTarget && bytes.Contains(bytes.ToLower(m.data), []byte("commit")) {
+			committed.Store(true)
+		}
+		return pass
+	})
+	w.wires[1].faulty(func(message) verdict {
+		if committed.Load() {
+			return hold
+		}
+		return pass
+	})
 	answered := make(chan answer, 1)
 	go func() {
 		a, _ := slow.call("POST", api+"/password", d.access, fields{"current_password": password, "new_password": newPassword})
 		answered <- a
 	}()
-	eventually(t, "the change is announced", func() bool { return w.expectEvents(d, "PasswordChanged", "AllSessionsRevoked") == nil })
+	eventually(w.t, "the change is announced", func() bool { return w.expectEvents(d, "PasswordChanged", "AllSessionsRevoked") == nil })
 	if err := w.try("a third horse, a third battery\n", "user", "set-password", d.name, "--password-stdin"); err != nil {
-		t.Fatal(err)
+		return err
 	}
 	w.release()
 	if a := <-answered; a.ok() {
@@ -277,9 +306,14 @@ func TestAPasswordChangeThatWasOvertakenBeginsNoSession(t *testing.T) {
 	}
 	w.settle(w.survivor.register())
 	if err := w.survivor.expectOver(d); err != nil {
-		t.Error(err)
+		return err
 	}
-	if err := w.audit([]*server{w.survivor, slow}, false, d); err != nil {
+	return w.audit([]*server{w.survivor, slow}, false, d)
+}
+
+func TestAPasswordChangeThatWasOvertakenBeginsNoSession(t *testing.T) {
+	t.Parallel()
+	if err := overtakenBeginsNothing(newWired(t, genuine(t), "redis")); err != nil {
 		t.Error(err)
 	}
 }

@@ -49,6 +49,10 @@ var operations = []operation{
 	}, []string{"AllSessionsRevoked", "UserDeleted"}},
 }
 
+func operationNamed(name string) operation {
+	return operations[slices.IndexFunc(operations, func(op operation) bool { return op.name == name })]
+}
+
 // breakage is what happens to the k-th message between a server and its engines.
 type breakage struct {
 	name   string
@@ -65,19 +69,20 @@ var breakages = []breakage{
 // wired is an installation whose servers reach the engines through wires.
 type wired struct {
 	*world
+	store    string
 	settings []string // for a server behind the wires
 	wires    []*wire
 	survivor *server // not behind them
 }
 
 // newWired makes one on the shared engines.
-func newWired(t *testing.T, store string) *wired {
+func newWired(t *testing.T, binary, store string) *wired {
 	t.Helper()
 	databaseURL, redisURL := dbtest.PostgresURL(t), ""
 	if store == "redis" {
 		redisURL = testenv.Redis(t)
 	}
-	w := &wired{world: worldOn(t, databaseURL, redisURL, "AUTH_MAX_SESSIONS_PER_USER=2")}
+	w := &wired{store: store, world: worldOn(t, binary, databaseURL, redisURL, "AUTH_MAX_SESSIONS_PER_USER=2")}
 	w.settings = []string{"DATABASE_URL=" + w.through(databaseURL), "APP_HTTP_REQUEST_TIMEOUT=1s"}
 	if redisURL != "" {
 		w.settings = append(w.settings, "REDIS_URL="+w.through(redisURL), "REDIS_TIMEOUT=200ms", "REDIS_DIAL_TIMEOUT=200ms")
@@ -254,7 +259,7 @@ func TestWhateverBreaksAtWhicheverStep(t *testing.T) {
 				}
 				t.Run(strings.ReplaceAll(store+"/"+op.name+"/"+b.name, " ", "_"), func(t *testing.T) {
 					t.Parallel()
-					steps, err := newWired(t, store).everyStep(op, b)
+					steps, err := newWired(t, genuine(t), store).everyStep(op, b)
 					t.Logf("%d steps", steps)
 					if err != nil {
 						t.Error(err)
@@ -302,7 +307,7 @@ func TestKilledAtSomeMoment(t *testing.T) {
 	for _, store := range stores {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			if err := killedAtSomeMoment(newWorld(t, store, "AUTH_MAX_SESSIONS_PER_USER=2")); err != nil {
+			if err := killedAtSomeMoment(newWorld(t, genuine(t), store, "AUTH_MAX_SESSIONS_PER_USER=2")); err != nil {
 				t.Error(err)
 			}
 		})

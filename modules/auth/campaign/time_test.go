@@ -82,14 +82,14 @@ func TestHowLongAnEndTakesToReachAnotherServer(t *testing.T) {
 	for _, store := range stores {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, store)
+			w := newWorld(t, genuine(t), store)
 			untilRefused(w, store, []*server{w.serve(), w.serve()})
 		})
 	}
 	t.Run("redis_away", func(t *testing.T) {
 		t.Parallel()
 		redis := cachetest.Start(t)
-		w := worldOn(t, dbtest.PostgresURL(t), redis.URL())
+		w := worldOn(t, genuine(t), dbtest.PostgresURL(t), redis.URL())
 		servers := []*server{w.serve(), w.serve()}
 		for range 2 * rounds(10, 300) {
 			w.spare = append(w.spare, servers[0].register())
@@ -100,7 +100,7 @@ func TestHowLongAnEndTakesToReachAnotherServer(t *testing.T) {
 	t.Run("redis_silent", func(t *testing.T) {
 		t.Parallel()
 		redis := cachetest.Start(t)
-		w := worldOn(t, dbtest.PostgresURL(t), redis.URL(), "REDIS_TIMEOUT=300ms")
+		w := worldOn(t, genuine(t), dbtest.PostgresURL(t), redis.URL(), "REDIS_TIMEOUT=300ms")
 		servers := []*server{w.serve(), w.serve()}
 		for range 2 * rounds(10, 300) {
 			w.spare = append(w.spare, servers[0].register())

@@ -56,34 +56,40 @@ func eachStore(t *testing.T, scenario func(w *world) error, settings ...string) 
 	for _, store := range stores {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			if err := scenario(newWorld(t, store, settings...)); err != nil {
+			if err := scenario(newWorld(t, genuine(t), store, settings...)); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 }
 
-// newWorld makes an installation on the shared engines. Settings are NAME=value and come last.
-func newWorld(t *testing.T, store string, settings ...string) *world {
-	t.Helper()
-	switch store {
-	case "redis":
-		redisURL := testenv.Redis(t)
-		return worldOn(t, dbtest.PostgresURL(t), redisURL, settings...)
-	case "postgres":
-		return worldOn(t, dbtest.PostgresURL(t), "", settings...)
-	}
-	return worldOn(t, "sqlite:"+filepath.Join(t.TempDir(), "authctl.db"), "", settings...)
-}
-
-// worldOn makes an installation on engines of the test's own. The database is migrated
-// already, or SQLite.
-func worldOn(t *testing.T, databaseURL, redisURL string, settings ...string) *world {
+// genuine returns the binary that is examined. The others are mutants.
+func genuine(t *testing.T) string {
 	t.Helper()
 	binary, err := builtBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return binary
+}
+
+// newWorld makes an installation on the shared engines. Settings are NAME=value and come last.
+func newWorld(t *testing.T, binary, store string, settings ...string) *world {
+	t.Helper()
+	switch store {
+	case "redis":
+		redisURL := testenv.Redis(t)
+		return worldOn(t, binary, dbtest.PostgresURL(t), redisURL, settings...)
+	case "postgres":
+		return worldOn(t, binary, dbtest.PostgresURL(t), "", settings...)
+	}
+	return worldOn(t, binary, "sqlite:"+filepath.Join(t.TempDir(), "authctl.db"), "", settings...)
+}
+
+// worldOn makes an installation on engines of the test's own. The database is migrated
+// already, or SQLite.
+func worldOn(t *testing.T, binary, databaseURL, redisURL string, settings ...string) *world {
+	t.Helper()
 	hash := sha256.Sum256([]byte(clientSecret))
 	env := []string{
 		"APP_MODE=dev", "APP_HOST=127.0.0.1", "APP_PORT=0", "APP_OPERATOR_ADDR=off", "APP_DATA_DIR=" + t.TempDir(), "LOG_LEVEL=warn",
@@ -103,9 +109,9 @@ func worldOn(t *testing.T, databaseURL, redisURL string, settings ...string) *wo
 }
 
 // migratedWorld is worldOn for a database without tables.
-func migratedWorld(t *testing.T, databaseURL, redisURL string, settings ...string) *world {
+func migratedWorld(t *testing.T, binary, databaseURL, redisURL string, settings ...string) *world {
 	t.Helper()
-	w := worldOn(t, databaseURL, redisURL, settings...)
+	w := worldOn(t, binary, databaseURL, redisURL, settings...)
 	w.command("migrate", "up")
 	return w
 }

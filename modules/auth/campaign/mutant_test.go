@@ -1,0 +1,160 @@
+package campaign
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// replacement changes one place of a file of the module. It must be there exactly once: code
+// that has moved makes the mutant fail, and not the scenario pass.
+type replacement struct{ file, old, new string }
+
+// mutant is a mistake that would be easy to make, and the scenario that has to find it.
+type mutant struct {
+	name     string
+	changes  []replacement
+	scenario func(t *testing.T, binary string) error
+}
+
+const (
+	authDir  = "modules/auth/"
+	redisDir = authDir + "internal/session/redis/"
+	sqlDir   = authDir + "internal/session/sql/"
+)
+
+// on runs a scenario on one kind of installation.
+func on(store string, scenario func(w *world) error, settings ...string) func(*testing.T, string) error {
+	return func(t *testing.T, binary string) error { return scenario(newWorld(t, binary, store, settings...)) }
+}
+
+// atEveryStep runs an operation that breaks at each of its steps.
+func atEveryStep(op, how string) func(*testing.T, string) error {
+	return func(t *testing.T, binary string) error {
+		for _, b := range breakages {
+			if b.name == how {
+				_, err := newWired(t, binary, "redis").everyStep(operationNamed(op), b)
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+var mutants = []mutant{
+	{"a rotation that reads and then writes", []replacement{{redisDir + "redis.go",
+		"	user, sid := s.user(r.UserID), r.SessionID.String()\n", `	user, sid := s.user(r.UserID), r.SessionID.String()
+	if one, err := s.Get(ctx, r.UserID, r.SessionID); err == nil && one.Generation == r.Generation && one.Hash == r.PresentedHash {
+		one.Generation, one.Hash = one.Generation+1, r.NextHash
+		_, err := s.client.Pipelined(ctx, func(p goredis.Pipeliner) error {
+			p.HSet(ctx, s.record(r.UserID, r.SessionID), "gen", one.Generation, "hash", one.Hash[:], "prev", r.PresentedHash[:],
+				"replay", time.Now().Add(r.Grace).UnixMilli())
+			p.Set(ctx, s.successor(r.UserID, r.SessionID), r.SealedNext, r.Grace)
+			return nil
+		})
+		return session.Rotated{Outcome: session.Turned, Session: one}, err
+	}
+`}}, on("redis", oneChain)},
+	{"a previous token that is refused", []replacement{{redisDir + "rotate.lua",
+		"local kept = redis.call('GET', KEYS[3])", "local kept"}}, on("redis", oneChain)},
+	{"a replay without a window, on Redis", []replacement{{redisDir + "rotate.lua",
+		"if now < tonumber(r[REPLAY]) then", "if true then"}}, on("redis", theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+	{"a replay without a window, in SQL", []replacement{{sqlDir + "sql.go",
+		"AND (hash = $5 OR {now} < replay_until_ms))", "AND (hash = $5 OR TRUE))"}}, on("sqlite", theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+	{"a window that slides", []replacement{{redisDir + "rotate.lua",
+		"local kept = redis.call('GET', KEYS[3])",
+		"redis.call('HSET', KEYS[1], 'replay', now + grace) redis.call('PEXPIRE', KEYS[3], grace + 1000) local kept = redis.call('GET', KEYS[3])"}},
+		on("redis", theWindowDoesNotSlide, "AUTH_REFRESH_GRACE=1500ms")},
+	{"a MAC that is not checked", []replacement{{authDir + "internal/session/token.go",
+		"if k.id == t.raw[atKeyID] && hmac.Equal(k.mac(&t), t.raw[atMAC:]) {", "if k.id == t.raw[atKeyID] {"}}, on("sqlite", garbageChangesNothing)},
+	{"a hash that is the secret", []replacement{{authDir + "internal/session/token.go",
+		"return Hash(h.Sum(nil))", "return Hash(t.secret())"}},
+		func(t *testing.T, binary string) error { return aDumpLetsNobodyIn(t, binary, "sqlite") }},
+	{"a record that goes before the revocation commits", []replacement{{authDir + "logout.go",
+		"		if err := s.commitRevocation(", "		s.dropRecord(ctx, userID, sid)\n		if err := s.commitRevocation("}}, atEveryStep("logout", "killed")},
+	{"a revocation that is not asked for", []replacement{
+		{authDir + "user.go", "	return st.user.Status == StatusActive && !st.revoked &&\n", "	return st.user.Status == StatusActive &&\n"},
+		{authDir + "refresh.go", "case st.user.Status != StatusActive || st.revoked:", "case st.user.Status != StatusActive:"},
+	}, on("sqlite", endsHold)},
+	{"an end without its event", []replacement{{authDir + "logout.go",
+		"return true, s.announceRevoked(ctx, tx, head, sid, reason)", "return true, nil"}}, on("sqlite", endsHold)},
+	{"an end of all sessions that only clears the store", []replacement{{authDir + "user.go",
+		"	epoch := a.epoch + 1\n", "	epoch := a.epoch\n"}}, on("redis", endsHold)},
+	{"an ended session that keeps itself", []replacement{{authDir + "sessions.go",
+		"return s.stillLive(ctx, tx, now, caller)", "return nil"}},
+		func(t *testing.T, binary string) error {
+			return nobodyKeepsThemselves(newWired(t, binary, "redis"), operationNamed("end all but the current one"))
+		}},
+	{"a password change that signs in to whatever the account has become", []replacement{{authDir + "password.go",
+		"	sess, refresh, err := s.signIn(ctx, changed, dev)\n", `	if now, err := accountByID(ctx, s.db, caller.User.ID); err == nil {
+		changed = now
+	}
+	sess, refresh, err := s.signIn(ctx, changed, dev)
+`}}, func(t *testing.T, binary string) error { return overtakenBeginsNothing(newWired(t, binary, "redis")) }},
+	{"an end that takes newcomers with it", []replacement{{redisDir + "redis.go",
+		"if one.Epoch < epoch && !(keep.Valid", "if !(keep.Valid"}},
+		func(t *testing.T, binary string) error { return newcomersStay(newWired(t, binary, "redis")) }},
+	{"an access token that outlives its session", []replacement{{authDir + "token.go",
+		"end.Before(expires) {", "false && end.Before(expires) {"}},
+		on("sqlite", tokensEndWithTheSession, "AUTH_SESSION_MAX_AGE=4s", "AUTH_REFRESH_TOKEN_TTL=1h")},
+}
+
+// overlay writes the changed files, and the list by which go build puts them in their place.
+func (m mutant) overlay(dir string) (string, error) {
+	replace := map[string]string{}
+	for i, c := range m.changes {
+		path, err := filepath.Abs(filepath.Join(module, c.file))
+		if err != nil {
+			return "", err
+		}
+		source, err := os.ReadFile(path)
+		if err != nil {
+			return "", err
+		}
+		if n := strings.Count(string(source), c.old); n != 1 {
+			return "", fmt.Errorf("%s has %d times, and not once: %s", c.file, n, c.old)
+		}
+		changed := filepath.Join(dir, fmt.Sprintf("%d-%s", i, filepath.Base(c.file)))
+		if err := os.WriteFile(changed, []byte(strings.Replace(string(source), c.old, c.new, 1)), 0o600); err != nil {
+			return "", err
+		}
+		replace[path] = changed
+	}
+	list, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "overlay.json")
+	return path, os.WriteFile(path, list, 0o600)
+}
+
+// Each build takes its time: only the long form makes them. The short one sees to it that
+// every mistake can still be made.
+func TestTheCampaignFindsMistakes(t *testing.T) {
+	t.Parallel()
+	for _, m := range mutants {
+		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			overlay, err := m.overlay(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !long() {
+				return
+			}
+			binary := filepath.Join(dir, "authctl")
+			if err := build(binary, "-overlay", overlay); err != nil {
+				t.Fatal(err)
+			}
+			found := m.scenario(t, binary)
+			if found == nil {
+				t.Error("nobody has noticed")
+			}
+			t.Logf("found: %v", found)
+		})
+	}
+}
