@@ -1,19 +1,28 @@
 package main
 
 import (
+	"encoding/base64"
+	"encoding/json"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io"
 	"io/fs"
 	"maps"
+	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // securityEvent is a record of the security log as the code writes it.
@@ -169,4 +178,93 @@ func TestEverySecurityEventIsDocumented(t *testing.T) {
 			t.Errorf("docs/security-log.md has %s, the code has not", name)
 		}
 	}
+}
+
+// Whatever is in a request, it is one line of the log, and so is each security event.
+func TestARequestIsOneLineOfTheLogWhateverIsInIt(t *testing.T) {
+	t.Parallel()
+	f := newPlanting(t)
+	f.env = append(f.env, "APP_MODE=prod", "AUTH_PASSWORD_BCRYPT_COST=10")
+	server := f.serve()
+	requests := 0
+	send := func(method, path, body string, header map[string]string) {
+		f.send(method, path, body, header)
+		requests++
+	}
+	const forged = `{"level":"info","msg":"forged"}`
+	for _, nasty := range []string{
+		"a\r\n" + forged, "b\n" + forged + "\n", "c\x1b[2J\x1b]0;title\x07", "d\u2028" + forged + "\u2029", "e\u0085\u202e" + forged,
+		"f\x00\x7f\b", `g"` + "\\\",\"msg\":\"forged", strings.Repeat("h\n", 3000), "i\ufeff\u200f\U000e0001",
+	} {
+		text, err := json.Marshal(nasty)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{"login", "register"} {
+			send("POST", "/api/v1/auth/"+path, `{"username":`+string(text)+`,"password":"not the password"}`, nil)
+			send("POST", "/api/v1/auth/"+path, `{"username":"alice","password":`+string(text)+`,"device_name":`+string(text)+`}`, nil)
+		}
+		send("POST", "/api/v1/auth/"+url.PathEscape(nasty), nasty, nil)
+		send("GET", "/api/v1/auth/sessions/"+url.PathEscape(nasty)+"?q="+url.QueryEscape(nasty), "", nil)
+		send("POST", "/oauth2/introspect", "token="+url.QueryEscape(nasty), map[string]string{
+			"Content-Type": "application/x-www-form-urlencoded", "Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte(nasty+":x")),
+		})
+		// What a client library would not send, byte by byte.
+		for _, line := range []string{"GET /" + nasty + " HTTP/1.1\r\n", "GET / HTTP/1.1\r\nUser-Agent: " + nasty + "\r\n", "GET / HTTP/1.1\r\nX-Request-Id: " + nasty + "\r\n", nasty + " / HTTP/1.1\r\n"} {
+			requests += f.sendRaw(line + "Host: localhost\r\nConnection: close\r\n\r\n")
+		}
+	}
+	huge := strings.Repeat("x", 1<<20)
+	body := `{"username":"` + huge + `","password":"x"}`
+	requests += f.sendRaw(fmt.Sprintf("POST /api/v1/auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body), body))
+	requests += f.sendRaw("GET /" + huge + " HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	requests += f.sendRaw("GET / HTTP/1.1\r\nHost: localhost\r\nUser-Agent: " + huge + "\r\n\r\n")
+	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = server.Wait()
+
+	seen := map[string]int{}
+	for line := range strings.Lines(readFile(t, filepath.Join(f.dir, "log", "authctl.log"))) {
+		var record struct {
+			Time, Level, Msg, Log string
+		}
+		if err := json.Unmarshal([]byte(line), &record); err != nil {
+			t.Fatalf("not a record: %v: %.300q", err, line)
+		}
+		if i := strings.IndexFunc(strings.TrimSuffix(line, "\n"), func(r rune) bool {
+			return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r) || r == utf8.RuneError
+		}); i >= 0 {
+			t.Errorf("a record holds what drives terminals and readers: %.300q", line[max(0, i-20):])
+		}
+		if len(line) > 70_000 {
+			t.Errorf("a record has %d bytes", len(line))
+		}
+		seen[record.Msg]++
+		if record.Log == "security" {
+			seen["security"]++
+		}
+	}
+	if seen["request"] != requests || seen["forged"] != 0 {
+		t.Errorf("%d requests were sent, %d are in the log, %d forged", requests, seen["request"], seen["forged"])
+	}
+	if seen["sign_in_failed"] == 0 || seen["client_refused"] == 0 || seen["security"] < 9 {
+		t.Errorf("the security log has %v", seen)
+	}
+}
+
+// sendRaw sends bytes as they are, and returns how many answers came.
+func (f *planting) sendRaw(request string) int {
+	f.t.Helper()
+	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(f.base, "http://"), patience)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		f.t.Fatal(err)
+	}
+	_, _ = io.WriteString(conn, request) // it may be refused before it has arrived whole
+	answer, _ := io.ReadAll(conn)
+	return strings.Count(string(answer), "HTTP/1.1 ")
 }
