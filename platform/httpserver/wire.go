@@ -17,7 +17,8 @@ var errBareLF = errors.New("request line ends without CR")
 // wireFault finds what fasthttp lets pass although two readers may understand it
 // differently, which is what request smuggling lives on (RFC 9112 §2.2, §5.2, §6.1): lines
 // that end in a bare LF, folded lines, names with spaces, Content-Length together with
-// Transfer-Encoding, and Transfer-Encoding other than chunked.
+// Transfer-Encoding, Transfer-Encoding other than chunked, and more than one of what can only
+// be meant once: a proxy may have looked at the other one.
 func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 	switch string(header.Protocol()) {
 	case "HTTP/1.1", "HTTP/1.0":
@@ -25,6 +26,7 @@ func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 		return ErrMalformed.Detail("The HTTP version is not supported.")
 	}
 	hasLength, hasEncoding := false, false
+	var once [3]bool
 	for raw := header.RawHeaders(); len(raw) > 0; {
 		end := bytes.IndexByte(raw, '\n')
 		if end < 1 || raw[end-1] != '\r' {
@@ -44,6 +46,16 @@ func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 			hasLength = true
 		case len(name) == len("Transfer-Encoding") && bytes.EqualFold(name, []byte("Transfer-Encoding")):
 			hasEncoding = true
+		default:
+			for i, single := range [...]string{"Authorization", "Content-Type", "Content-Encoding"} {
+				if len(name) != len(single) || !bytes.EqualFold(name, []byte(single)) {
+					continue
+				}
+				if once[i] {
+					return ErrMalformed.Detail("A header that may be there once is there twice.")
+				}
+				once[i] = true
+			}
 		}
 	}
 	if hasEncoding && (hasLength || !bytes.Equal(header.Peek("Transfer-Encoding"), []byte("chunked"))) {
