@@ -99,6 +99,16 @@
 // a fifth of a second at most, and needs no right to make or drop tables. A segment in which
 // anything is pending or parked stays. On SQLite old rows are deleted in small steps.
 //
+// # Rights
+//
+// Who writes events needs INSERT on outbox_event and outbox_pending, SELECT, INSERT and
+// UPDATE on outbox_key, SELECT on outbox_setting and USAGE of the sequence outbox_event_id;
+// it cannot read events. A relay needs SELECT and TRUNCATE on outbox_event and its sixteen
+// segments, SELECT and DELETE on outbox_pending, SELECT and UPDATE on outbox_setting, SELECT
+// and INSERT on outbox_dead, outbox_parked_key and outbox_target, everything on outbox_shard
+// and outbox_relay, and SELECT on the sequence; it cannot write events. What operators need
+// stands in rights_test.go, which holds all of this to be true.
+//
 // # What it costs
 //
 // Writers pay one round trip an event. A row of pending is inserted and deleted once;

@@ -44,7 +44,7 @@ func (t *trouble) begin(partition int, kind string, err error) {
 	default:
 		message = "events cannot be published until someone acts; they wait in order"
 	}
-	t.log.Error(message, zap.String("kind", kind), zap.Error(err), zap.Duration("for", t.now().Sub(t.since)))
+	t.log.Error(message, zap.String("kind", kind), zap.Error(err), zap.Duration("for", t.now().Sub(t.since).Round(time.Millisecond)))
 }
 
 func (t *trouble) over(partition int) {
@@ -55,6 +55,6 @@ func (t *trouble) over(partition int) {
 	}
 	delete(t.where, partition)
 	if len(t.where) == 0 {
-		t.log.Info("events are published again", zap.Duration("after", t.now().Sub(t.since)))
+		t.log.Info("events are published again", zap.Duration("after", t.now().Sub(t.since).Round(time.Millisecond)))
 	}
 }

@@ -1,0 +1,115 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// The rights that the package comment names are enough: for who writes events, for a relay
+// with all that it does from time to time, and for an operator.
+const (
+	writerRights = `
+		GRANT SELECT ON outbox_setting TO ROLE;
+		GRANT SELECT, INSERT, UPDATE ON outbox_key TO ROLE;
+		GRANT INSERT ON outbox_event, outbox_pending TO ROLE;
+		GRANT USAGE ON SEQUENCE outbox_event_id TO ROLE`
+	relayRights = `
+		GRANT SELECT, UPDATE ON outbox_setting TO ROLE;
+		GRANT SELECT, TRUNCATE ON outbox_event, SEGMENTS TO ROLE;
+		GRANT SELECT, DELETE ON outbox_pending TO ROLE;
+		GRANT SELECT, INSERT ON outbox_dead, outbox_parked_key, outbox_target TO ROLE;
+		GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard TO ROLE;
+		GRANT SELECT ON SEQUENCE outbox_event_id TO ROLE`
+	operatorRights = `
+		GRANT SELECT ON outbox_event, outbox_relay TO ROLE;
+		GRANT SELECT, UPDATE ON outbox_setting, outbox_shard TO ROLE;
+		GRANT SELECT, INSERT ON outbox_pending TO ROLE;
+		GRANT SELECT, UPDATE, DELETE ON outbox_dead, outbox_parked_key TO ROLE;
+		GRANT SELECT, INSERT, UPDATE ON outbox_target TO ROLE;
+		GRANT SELECT ON SEQUENCE outbox_event_id TO ROLE`
+)
+
+func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
+	t.Parallel()
+	server := dbtest.PostgresURL(t)
+	admin := dbtest.Open(t, server)
+	as := func(rights string) string {
+		t.Helper()
+		role := "r_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+		var parts []string
+		for i := range 16 {
+			parts = append(parts, fmt.Sprintf("outbox_event_%02d", i))
+		}
+		rights = strings.NewReplacer("ROLE", role, "SEGMENTS", strings.Join(parts, ", ")).Replace(rights)
+		if _, err := admin.ExecContext(t.Context(), fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD 'x'; %s", role, rights)); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if _, err := admin.ExecContext(context.Background(), fmt.Sprintf("DROP OWNED BY %s; DROP ROLE %s", role, role)); err != nil {
+				t.Error(err)
+			}
+		})
+		u, err := url.Parse(server)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.User = url.UserPassword(role, "x")
+		return u.String()
+	}
+	writer, relaying, operator := dbtest.Open(t, as(writerRights)), dbtest.Open(t, as(relayRights)), dbtest.Open(t, as(operatorRights))
+
+	add(t, writer, event("good"), event("bad"), event("bad"))
+	real, path := file(t)
+	s := &picky{Sink: real, refuses: func(r outbox.Record) bool { return r.Key == "bad" && r.Seq == 1 }}
+	stop := relay(t, relaying, s, outbox.Config{}, outbox.RelayOptions{})
+	eventually(t, "an event and a parked key", func() bool {
+		st, err := outbox.Status(t.Context(), operator)
+		return err == nil && st.Pending == 0 && st.ParkedEvents == 2
+	})
+	if _, err := outbox.DiscardParked(t.Context(), operator, "bad"); err != nil {
+		t.Error(err)
+	}
+	if _, err := outbox.Replay(t.Context(), operator, outbox.Selection{Key: "good"}, false, nil); err != nil {
+		t.Error(err)
+	}
+	if err := outbox.Tail(t.Context(), operator, outbox.TailOptions{Last: 3}, func(outbox.Entry) error { return nil }); err != nil {
+		t.Error(err)
+	}
+	if err := outbox.AcceptPartitions(t.Context(), operator, s.Name(), 1); err != nil {
+		t.Error(err)
+	}
+	drained(t, operator)
+	if got := strings.Join(lines(t, path), " "); got != "good/1 bad/2 good/1*" && got != "good/1 good/1* bad/2" {
+		t.Errorf("published %s", got)
+	}
+	stop()
+	if _, err := admin.ExecContext(t.Context(), `UPDATE outbox_event SET created_ms = 0`); err != nil {
+		t.Fatal(err)
+	}
+	if err := outbox.Retain(t.Context(), relaying, time.Hour); err != nil {
+		t.Error(err)
+	}
+	relay(t, relaying, s, outbox.Config{Shards: 8}, outbox.RelayOptions{})() // another number of shards
+
+	// And they are not more than that.
+	err := writer.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+		_, err := tx.ExecContext(ctx, `SELECT data FROM outbox_event`)
+		return err
+	})
+	if err == nil {
+		t.Error("who writes events can read them")
+	}
+	if err := relaying.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error { return outbox.Add(ctx, tx, event("x")) }); err == nil {
+		t.Error("a relay can write events")
+	}
+}
