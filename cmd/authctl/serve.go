@@ -82,7 +82,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	}
 	readiness := telemetry.NewReadiness(nil, a.checks()...)
 	server.Handle(authhttp.Routes(a.auth, authhttp.Options{
-		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(server.Addr()), HasClients: len(a.Auth.Clients) > 0, SecureCookies: a.https(),
+		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(server.Addr()), HasClients: len(a.Auth.Clients) > 0, SecureCookies: a.https() || a.servesTLS(),
 	})...)
 	server.Handle(processRoutes(server, readiness)...)
 
@@ -138,11 +138,14 @@ func (a *app) baseURL(addr net.Addr) string {
 		return a.Auth.Token.Issuer
 	}
 	scheme := "http"
-	if a.HTTP.TLS.CertFile != "" {
+	if a.servesTLS() {
 		scheme = "https"
 	}
 	return fmt.Sprintf("%s://localhost:%d", scheme, addr.(*net.TCPAddr).Port)
 }
+
+// servesTLS reports whether the public listener itself speaks https.
+func (a *app) servesTLS() bool { return a.HTTP.TLS.CertFile != "" }
 
 // greet says, in dev mode, what runs where and what to try.
 func (a *app) greet(w io.Writer, addr net.Addr, operator string) {
