@@ -455,7 +455,7 @@ func TestIntrospectionAndRevocation(t *testing.T) {
 		t.Errorf("nonsense: %s", a.text)
 	}
 	for range 2 {
-		if a := call("/oauth2/revoke", "token="+tokens.str("refresh_token")+"&token_type_hint=refresh_token"); a.StatusCode != 200 {
+		if a := call("/oauth2/revoke", "token="+tokens.str("refresh_token")+"&token_type_hint=refresh_token"); a.StatusCode != 200 || a.text != "" {
 			t.Errorf("revoke: %d %s", a.StatusCode, a.text)
 		}
 	}

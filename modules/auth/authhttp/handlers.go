@@ -245,7 +245,7 @@ func (a *api) logout(c *fiber.Ctx) error {
 	if err != nil {
 		return err
 	}
-	return c.SendStatus(fiber.StatusNoContent)
+	return empty(c, fiber.StatusNoContent)
 }
 
 // me godoc
@@ -295,7 +295,7 @@ func (a *api) deleteMe(c *fiber.Ctx, caller auth.Caller) error {
 	if err := a.svc.DeleteOwn(c.UserContext(), caller, *body.Password, device(c, "")); err != nil {
 		return err
 	}
-	return c.SendStatus(fiber.StatusNoContent)
+	return empty(c, fiber.StatusNoContent)
 }
 
 // changePassword godoc
@@ -377,7 +377,7 @@ func (a *api) endSessions(c *fiber.Ctx, caller auth.Caller) error {
 	if err := a.svc.EndSessions(c.UserContext(), caller, except == "current"); err != nil {
 		return err
 	}
-	return c.SendStatus(fiber.StatusNoContent)
+	return empty(c, fiber.StatusNoContent)
 }
 
 // endSession godoc
@@ -400,7 +400,7 @@ func (a *api) endSession(c *fiber.Ctx, caller auth.Caller) error {
 	if err := a.svc.EndSession(c.UserContext(), caller, sid); err != nil {
 		return err
 	}
-	return c.SendStatus(fiber.StatusNoContent)
+	return empty(c, fiber.StatusNoContent)
 }
 
 // tokens answers with tokens, which nobody may keep a copy of.
@@ -411,6 +411,13 @@ func tokens(c *fiber.Ctx, status int, t auth.Tokens) error {
 		RefreshToken: t.RefreshToken, RefreshTokenExpiresAt: t.RefreshTokenExpiresAt,
 		TokenType: "Bearer", ExpiresIn: int64(t.ExpiresIn / time.Second), SessionID: t.SessionID,
 	})
+}
+
+// empty answers with nothing but a status. Fiber's SendStatus would add the status' words as
+// a body.
+func empty(c *fiber.Ctx, status int) error {
+	c.Status(status)
+	return nil
 }
 
 func noStore(c *fiber.Ctx) { c.Set(fiber.HeaderCacheControl, "no-store") }

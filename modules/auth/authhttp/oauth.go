@@ -55,7 +55,7 @@ func (a *api) jwks(c *fiber.Ctx) error {
 	c.Set(fiber.HeaderCacheControl, "public, max-age=300")
 	c.Set(fiber.HeaderETag, etag)
 	if matchesETag(c.Get(fiber.HeaderIfNoneMatch), etag) {
-		return c.SendStatus(fiber.StatusNotModified)
+		return empty(c, fiber.StatusNotModified)
 	}
 	c.Set(fiber.HeaderContentType, fiber.MIMEApplicationJSON)
 	return c.Send(body)
@@ -156,7 +156,7 @@ func (a *api) revoke(c *fiber.Ctx) error {
 		return err
 	}
 	noStore(c)
-	return c.SendStatus(fiber.StatusOK)
+	return empty(c, fiber.StatusOK)
 }
 
 // authenticateClient takes the client's id and secret from HTTP Basic (RFC 6749 §2.3.1),
