@@ -11,7 +11,9 @@ import (
 const databaseTrouble = -1
 
 // trouble says that something does not work once, then once a minute while it lasts, and
-// once that it works again: not for each attempt of each partition.
+// once that it works again: not for each attempt of each partition. What the next attempt
+// may well mend, a connection that a broker closed because it was idle, is not said before
+// it has lasted a second.
 type trouble struct {
 	log *zap.Logger
 	now func() time.Time
@@ -32,6 +34,10 @@ func (t *trouble) begin(partition int, kind string, err error) {
 		t.where, t.said, t.since = map[int]string{}, map[string]time.Time{}, t.now()
 	}
 	t.where[partition] = kind
+	passing := kind == "retry" || kind == "database"
+	if passing && t.now().Sub(t.since) < time.Second {
+		return
+	}
 	if last, said := t.said[kind]; said && t.now().Sub(last) < time.Minute {
 		return
 	}
@@ -54,7 +60,7 @@ func (t *trouble) over(partition int) {
 		return
 	}
 	delete(t.where, partition)
-	if len(t.where) == 0 {
+	if len(t.where) == 0 && len(t.said) > 0 {
 		t.log.Info("events are published again", zap.Duration("after", t.now().Sub(t.since).Round(time.Millisecond)))
 	}
 }

@@ -312,15 +312,11 @@ func (k *Kafka) producer(client sarama.Client, own bool) (*producer, error) {
 // refresh asks where the partitions are now, at most a few times a second for all of them.
 func (k *Kafka) refresh(client sarama.Client) {
 	k.mu.Lock()
-	soon := time.Since(k.refreshed) < 250*time.Millisecond
-	if !soon {
-		k.refreshed = time.Now()
-	}
-	closed := k.closed
-	k.mu.Unlock()
-	if soon || closed {
+	defer k.mu.Unlock()
+	if k.closed || time.Since(k.refreshed) < 250*time.Millisecond {
 		return
 	}
+	k.refreshed = time.Now()
 	k.work.Go(func() { _ = client.RefreshMetadata(k.cfg.Topic) }) // the next attempt shows
 }
 
