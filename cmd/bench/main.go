@@ -30,6 +30,9 @@ type options struct {
 	duration time.Duration // of each measurement
 	cost     int           // bcrypt
 	pairs    int           // of the timing study
+
+	// prepare runs before the server starts, on its database; run calls authctl there.
+	prepare func(run func(stdin string, args ...string) error) error
 }
 
 func main() {
@@ -41,7 +44,7 @@ func main() {
 	var o options
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "how long each measurement takes")
 	flag.IntVar(&o.cost, "cost", 10, "bcrypt cost of the sign-ins measured")
-	flag.IntVar(&o.pairs, "pairs", 2000, "sign-ins per kind of account in the timing study")
+	flag.IntVar(&o.pairs, "pairs", 2000, "sign-ins of each kind in the timing study")
 	flag.Usage = func() {
 		fmt.Fprint(os.Stderr, "usage: go run ./cmd/bench [flags] [api] [flood] [relay] [timing]\n\n")
 		flag.PrintDefaults()

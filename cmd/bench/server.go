@@ -108,8 +108,22 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 	if dsn := os.Getenv("AUTHCTL_TEST_REDIS"); dsn != "" {
 		env = append(env, "REDIS_URL="+dsn)
 	}
+	env = append(env, extra...)
+	if o.prepare != nil {
+		err := o.prepare(func(stdin string, args ...string) error {
+			cmd := exec.CommandContext(ctx, path, args...)
+			cmd.Env, cmd.Dir, cmd.Stdin = env, dir, strings.NewReader(stdin)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				return fmt.Errorf("authctl %s: %w\n%s", args[0], err, out)
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
 	cmd := exec.Command(path, "serve")
-	cmd.Env, cmd.Dir = append(env, extra...), dir
+	cmd.Env, cmd.Dir = env, dir
 	var output bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &output, &output
 	begin := time.Now()
