@@ -12,6 +12,7 @@
 package campaign
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -42,6 +43,13 @@ func TestMain(m *testing.M) {
 	if scratch, err = os.MkdirTemp("", "authctl-campaign-"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
+	}
+	// Scenarios wait for engines and windows more than they compute.
+	flag.Parse()
+	given := false
+	flag.Visit(func(f *flag.Flag) { given = given || f.Name == "test.parallel" })
+	if !given {
+		_ = flag.Set("test.parallel", "8")
 	}
 	code := m.Run()
 	_ = os.RemoveAll(scratch)

@@ -254,7 +254,7 @@ func TestWhateverBreaksAtWhicheverStep(t *testing.T) {
 	for _, store := range []string{"redis", "postgres"} {
 		for i, op := range operations {
 			for _, b := range breakages {
-				if !long() && (store == "postgres" && b.dies || i >= 4) {
+				if !long() && (i >= 4 || store == "postgres" && b.name != "cut" || b.name == "frozen" && i == 3) {
 					continue
 				}
 				t.Run(strings.ReplaceAll(store+"/"+op.name+"/"+b.name, " ", "_"), func(t *testing.T) {
@@ -274,7 +274,7 @@ func TestWhateverBreaksAtWhicheverStep(t *testing.T) {
 func killedAtSomeMoment(w *world) error {
 	s := w.serve()
 	bystander := s.register()
-	for round := range rounds(2*len(operations), 50*len(operations)) {
+	for round := range rounds(len(operations), 50*len(operations)) {
 		op := operations[round%len(operations)]
 		asking := s.register()
 		other := s.login(asking.name)
