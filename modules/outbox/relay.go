@@ -294,28 +294,32 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 		return nil, err
 	}
 
-	byShard := map[int][]Record{}
-	for _, rec := range records {
-		byShard[rec.shard] = append(byShard[rec.shard], rec)
-	}
+	first := make(map[int]int64, len(asked)) // pending id of each shard
 	aside := map[*shard][]int64{}
 	byLane := make([][]Record, r.partitions)
 	r.mu.Lock()
 	for id, q := range asked {
-		sh := q.shard
-		if r.held[id] != sh || sh.epoch != q.epoch || sh.leaving {
-			continue // what was read is of a time that is over
+		if r.held[id] == q.shard && q.shard.epoch == q.epoch && !q.leaving {
+			first[id] = math.MaxInt64
+		} // else what was read is of a time that is over
+	}
+	for i := range records {
+		rec := &records[i]
+		lowest, valid := first[rec.shard]
+		if !valid {
+			continue
 		}
-		first := int64(math.MaxInt64)
-		for _, rec := range byShard[id] {
-			first = min(first, rec.ID)
-			if sh.parks(&rec) {
-				aside[sh] = append(aside[sh], rec.ID)
-			} else {
-				byLane[id%r.partitions] = append(byLane[id%r.partitions], rec)
-			}
+		first[rec.shard] = min(lowest, rec.ID)
+		if sh := asked[rec.shard].shard; sh.parks(rec) {
+			aside[sh] = append(aside[sh], rec.ID)
+		} else {
+			p := rec.shard % r.partitions
+			byLane[p] = append(byLane[p], *rec)
 		}
-		sh.low = max(sh.low, min(settled, first-1))
+	}
+	for id, lowest := range first {
+		sh := asked[id].shard
+		sh.low = max(sh.low, min(settled, lowest-1))
 	}
 	var out []*parcel
 	for p, recs := range byLane {
