@@ -37,7 +37,8 @@ BEGIN
     END LOOP;
 END $$;
 GRANT SELECT, UPDATE ON outbox_setting TO authctl_relay;
-GRANT SELECT, INSERT, UPDATE, DELETE
-    ON outbox_pending, outbox_relay, outbox_shard, outbox_target, outbox_parked_key, outbox_dead TO authctl_relay;
+GRANT SELECT, INSERT, DELETE ON outbox_pending TO authctl_relay;
+GRANT SELECT, INSERT, UPDATE ON outbox_target TO authctl_relay;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard, outbox_parked_key, outbox_dead TO authctl_relay;
 
 COMMIT;
