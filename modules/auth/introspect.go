@@ -84,7 +84,7 @@ func (s *Service) introspectRefresh(ctx context.Context, text string) (Introspec
 	if err != nil {
 		return Introspection{}, false, err
 	}
-	if !rec.Accepts(t) || !st.live(rec.ID, rec.Epoch) {
+	if !rec.Accepts(t) || !st.live(rec.ID, rec.Epoch) || s.tooOld(rec.ID) {
 		return Introspection{}, false, nil
 	}
 	return Introspection{

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -219,16 +220,47 @@ func (s *Service) createRecord(ctx context.Context, a account, dev Device) (sess
 	}
 	dev = dev.clean()
 	refresh := s.codec.Mint(a.ID, sid, 1)
-	started, err := s.sessions.Create(ctx, session.Start{
+	start := session.Start{
 		ID: sid, UserID: a.ID, Epoch: a.epoch, Hash: refresh.Hash(),
 		DeviceName: dev.Name, UserAgent: dev.UserAgent, IP: dev.ip(),
 		MaxAge: s.cfg.SessionMaxAge, IdleTTL: s.cfg.RefreshTokenTTL,
 		Max: s.cfg.MaxSessions, RejectNew: s.cfg.SessionLimit == "reject-new",
-	})
+	}
+	started, err := s.sessions.Create(ctx, start)
+	if errors.Is(err, session.ErrTooMany) || len(started.Over) > 0 {
+		swept, sweepErr := s.sweep(ctx, a.ID)
+		if sweepErr != nil {
+			s.dropRecord(ctx, a.ID, sid)
+			return session.Session{}, session.Token{}, nil, sweepErr
+		}
+		if swept {
+			started, err = s.sessions.Create(ctx, start)
+		}
+	}
 	if errors.Is(err, session.ErrTooMany) {
 		err = ErrTooManySessions
 	}
 	return started.Session, refresh, started.Over, err
+}
+
+// sweep removes the records of sessions that are over, which could not be removed when they
+// ended: they take nobody's place. It reports whether there were any.
+func (s *Service) sweep(ctx context.Context, userID uuid.UUID) (bool, error) {
+	records, err := s.sessions.List(ctx, userID)
+	if err != nil {
+		return false, err
+	}
+	live, err := s.live(ctx, records)
+	if err != nil || len(live) == len(records) {
+		return false, err
+	}
+	var over []uuid.UUID
+	for _, r := range records {
+		if !slices.ContainsFunc(live, func(one Session) bool { return one.ID == r.ID }) {
+			over = append(over, r.ID)
+		}
+	}
+	return true, s.sessions.Delete(ctx, userID, over...)
 }
 
 // dropRecord removes what the store holds of sessions. The database has already decided;

@@ -33,6 +33,8 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 		return Tokens{}, err
 	case st.user.Status != StatusActive || st.revoked:
 		return Tokens{}, ErrSessionRevoked
+	case s.tooOld(sid):
+		return Tokens{}, ErrSessionExpired
 	}
 	dev = dev.clean()
 	next, rotation := s.codec.Next(presented)
@@ -71,6 +73,13 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 	t, err := s.issue(got.Session, next)
 	t.Replayed = got.Outcome == session.Replayed
 	return t, err
+}
+
+// tooOld reports whether a session is beyond auth.session_max_age as it is now. The store holds
+// sessions to the age that was set when they began. When it was lowered since, the database may
+// have forgotten that the session was revoked (see writeRevocation), and the store not.
+func (s *Service) tooOld(sid uuid.UUID) bool {
+	return !s.now().Before(began(sid).Add(s.cfg.SessionMaxAge))
 }
 
 // announceReuse commits the end of a session whose token was presented twice, then lets go

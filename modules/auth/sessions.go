@@ -67,7 +67,7 @@ func (s *Service) live(ctx context.Context, records []session.Session) ([]Sessio
 	for _, r := range records {
 		a := accounts[r.UserID] // the zero account is not active
 		st := standing{user: a.User, epoch: a.epoch, keptSID: a.keptSID, revoked: revoked[r.ID]}
-		if st.live(r.ID, r.Epoch) {
+		if st.live(r.ID, r.Epoch) && !s.tooOld(r.ID) {
 			list = append(list, Session{
 				ID: r.ID, UserID: r.UserID, Username: a.Username, DeviceName: r.DeviceName, UserAgent: r.UserAgent, IP: r.IP,
 				CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt,

@@ -232,9 +232,11 @@ func (st standing) live(sid uuid.UUID, epoch int64) bool {
 // endedWithAll reports whether a session that the store no longer has was ended with all
 // others, rather than having expired. It is only a matter of words: both are over.
 func (st standing) endedWithAll(sid uuid.UUID) bool {
-	began := time.Unix(sid.Time().UnixTime())
-	return began.Before(st.endedAt) && !(st.keptSID.Valid && st.keptSID.UUID == sid)
+	return began(sid).Before(st.endedAt) && !(st.keptSID.Valid && st.keptSID.UUID == sid)
 }
+
+// began is when a session began, which its id tells: it is a UUIDv7 made by [newID].
+func began(sid uuid.UUID) time.Time { return time.Unix(sid.Time().UnixTime()) }
 
 // standings answers the one question every refresh and every authenticated request asks.
 // The statement is prepared: through Bun, each text is new to the server (docs/decisions).

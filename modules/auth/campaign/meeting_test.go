@@ -317,3 +317,32 @@ func TestAPasswordChangeThatWasOvertakenBeginsNoSession(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Sessions end while the store cannot be reached, and their records stay. They take nobody's
+// place: a sign-in neither pushes out a session that lives nor is refused because of them.
+func TestRecordsThatWereLeftTakeNoPlace(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []string{"evict-oldest", "reject-new"} {
+		t.Run(limit, func(t *testing.T) {
+			t.Parallel()
+			w := newWired(t, genuine(t), "redis")
+			settings := append(w.settings, "AUTH_MAX_SESSIONS_PER_USER=3", "AUTH_SESSION_LIMIT="+limit)
+			s := w.serve(settings...)
+			oldest := s.register()
+			left := []*device{s.login(oldest.name), s.login(oldest.name)}
+			w.wires[1].faulty(func(message) verdict { return cut })
+			s.must(s.call("DELETE", api+"/sessions?except=current", oldest.access, nil))
+			w.release()
+			newest := s.login(oldest.name)
+			if err := w.audit([]*server{s, w.survivor}, false, oldest, newest); err != nil {
+				t.Error(err)
+			}
+			if err := w.expectEvents(oldest, "AllSessionsRevoked"); err != nil {
+				t.Error(err)
+			}
+			if err := w.audit([]*server{s, w.survivor}, false, left...); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

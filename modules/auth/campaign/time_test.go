@@ -136,3 +136,20 @@ func tokensEndWithTheSession(w *world) error {
 func TestTokensEndWithTheSession(t *testing.T) {
 	eachStore(t, tokensEndWithTheSession, "AUTH_SESSION_MAX_AGE=4s", "AUTH_REFRESH_TOKEN_TTL=1h", "AUTH_ACCESS_TOKEN_TTL=5h")
 }
+
+// A limit on the age of sessions that is lowered holds for those that are there: what the
+// database remembers of ended ones is kept for that long and no longer.
+func aLowerAgeHoldsAtOnce(w *world) error {
+	generous, strict := w.serve(), w.serve("AUTH_SESSION_MAX_AGE=2s")
+	d := generous.register()
+	w.after(2 * time.Second)
+	if err := strict.expectCode(d.refresh, "session_expired"); err != nil {
+		return err
+	}
+	if live, err := strict.active(d.refresh); err != nil || live {
+		return fmt.Errorf("introspection of a session that is too old: active %v, %v", live, err)
+	}
+	return w.audit([]*server{generous}, false, d) // it was not stopped
+}
+
+func TestALowerAgeHoldsAtOnce(t *testing.T) { eachStore(t, aLowerAgeHoldsAtOnce) }
