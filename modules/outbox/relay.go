@@ -78,6 +78,16 @@ type lane struct {
 	busy   bool
 	full   bool  // its last batch took all that one takes
 	served int64 // the round of its last batch
+	active int   // how many of its shards had something pending last time
+}
+
+// share is among how many shards of a lane a batch is divided, of which it has so many: those
+// that had something last time, and never so few that all of them together are far too much.
+func (l lane) share(members int) int {
+	if l.active == 0 {
+		return members
+	}
+	return max(l.active, (members+3)/4)
 }
 
 // RelayOptions are what the settings alone do not say.
@@ -280,6 +290,10 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 			members[p]++
 		}
 	}
+	share := 1
+	for p, n := range members {
+		share = max(share, r.lanes[p].share(n))
+	}
 	r.mu.Unlock()
 	if len(asked) == 0 {
 		return nil, nil
@@ -288,8 +302,7 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 	for id, q := range asked {
 		shards, lows = append(shards, id), append(lows, q.low)
 	}
-	share := slices.Max(members) // a lane's batch is divided among its shards
-	records, err := r.store.pendingOf(ctx, shards, lows, max(r.cfg.BatchEvents/share, min(32, r.cfg.BatchEvents)), r.cfg.BatchBytes/share)
+	records, err := r.store.pendingOf(ctx, shards, lows, max(1, r.cfg.BatchEvents/share), r.cfg.BatchBytes/share)
 	if err != nil {
 		return nil, err
 	}
@@ -317,14 +330,18 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 			byLane[p] = append(byLane[p], *rec)
 		}
 	}
+	active := make([]int, r.partitions)
 	for id, lowest := range first {
 		sh := asked[id].shard
+		if lowest != math.MaxInt64 {
+			active[id%r.partitions]++
+		}
 		sh.low = max(sh.low, min(settled, lowest-1))
 	}
 	var out []*parcel
 	for p, recs := range byLane {
 		if len(recs) > 0 && !r.lanes[p].busy {
-			out = append(out, r.load(p, recs))
+			out = append(out, r.load(p, recs, active[p]))
 		}
 	}
 	r.mu.Unlock()
@@ -369,7 +386,7 @@ func (r *Relay) openLanes() []bool {
 
 // load makes the batch of a lane: the oldest first, as many as one batch takes. Caller
 // holds mu.
-func (r *Relay) load(partition int, records []Record) *parcel {
+func (r *Relay) load(partition int, records []Record, active int) *parcel {
 	slices.SortFunc(records, func(a, b Record) int { return cmp.Compare(a.ID, b.ID) })
 	size, n := 0, 0
 	for n < len(records) && n < r.cfg.BatchEvents {
@@ -381,7 +398,7 @@ func (r *Relay) load(partition int, records []Record) *parcel {
 	}
 	p := &parcel{Batch: Batch{Partition: partition, Records: records[:n:n]}}
 	r.rounds++
-	r.lanes[partition] = lane{busy: true, full: 2*n > r.cfg.BatchEvents || 2*size > r.cfg.BatchBytes, served: r.rounds}
+	r.lanes[partition] = lane{busy: true, full: 2*n > r.cfg.BatchEvents || 2*size > r.cfg.BatchBytes, served: r.rounds, active: active}
 	for _, rec := range p.Records {
 		sh := r.held[rec.shard]
 		if !sh.busy {
