@@ -73,7 +73,7 @@ type planting struct {
 	dir     string
 	env     []string
 	base    string
-	device  string // token of a known device
+	device  string            // token of a known device
 	secrets map[string]string // by what they are
 	outputs map[string]string // of commands
 }

@@ -253,15 +253,26 @@ func printPairs(w io.Writer, rows [][]string) error {
 	return nil
 }
 
-// stream writes a list that may be long as it comes: rows of a table, or one JSON object a
-// line.
+// stream writes a list that may be long as it comes, in bounded memory: rows of a table, or a
+// JSON array with an element a line.
 func (g *global) stream(w io.Writer, heading []string, each func(print func(v any, row []string) error) error) error {
 	out := bufio.NewWriter(w)
 	var err error
 	if g.output == "json" {
-		enc := json.NewEncoder(out)
-		enc.SetEscapeHTML(false)
-		err = each(func(v any, _ []string) error { return enc.Encode(v) })
+		before := "[\n"
+		err = each(func(v any, _ []string) error {
+			text, err := json.Marshal(v)
+			if err != nil {
+				return err
+			}
+			_, err = out.WriteString(before + string(text))
+			before = ",\n"
+			return err
+		})
+		if before == "[\n" {
+			_, _ = out.WriteString("[") // Flush reports what fails
+		}
+		_, _ = out.WriteString("\n]\n")
 	} else {
 		// Columns are aligned portion by portion, so that memory stays bounded.
 		tw := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)

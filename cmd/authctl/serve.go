@@ -180,7 +180,7 @@ Try:
 func (a *app) warnings() []string {
 	var list []string
 	if !a.Redis.Enabled() {
-		list = append(list, "sign-in limits are counted by this process alone; name a Redis to share them between several")
+		list = append(list, "sign-in limits are counted by this process alone, and forgotten when it stops; name a Redis to keep and share them")
 	}
 	if !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
 		list = append(list, warnLocalEvents)

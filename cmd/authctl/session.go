@@ -149,7 +149,7 @@ func newSessionList(g *global) *cobra.Command {
 		Use:   "list",
 		Short: "List live sessions",
 		Long: `List live sessions: all of them, or those of which everything that the flags say is true.
-As JSON it is one object a line, so that a long list can be read as it comes.`,
+As JSON it is an array with an element a line, written as it comes.`,
 		Example: `  authctl session list --user alice
   authctl session list --before 720h -o json | head`,
 		Args: cobra.NoArgs,

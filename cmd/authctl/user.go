@@ -154,7 +154,7 @@ func newUserList(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
 		Short:   "List every account, oldest first",
-		Long:    `List every account, oldest first. As JSON it is one object a line, so that a long list can be read as it comes.`,
+		Long:    `List every account, oldest first. As JSON it is an array with an element a line, written as it comes.`,
 		Example: "  authctl user list -o json | head",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -23,8 +23,8 @@ const (
 	maxJWKSKeys = 128
 )
 
-// jwk is the public half of a key (RFC 7517, RFC 7518 §6, RFC 8037 §2). It has no member
-// that could hold a private one.
+// jwk is the public half of a key (RFC 7517, RFC 7518 §6, RFC 8037 §2). Of what is written,
+// no member could hold a private one.
 type jwk struct {
 	KeyType   string `json:"kty"`
 	Use       string `json:"use,omitempty"`
@@ -35,6 +35,7 @@ type jwk struct {
 	Y         string `json:"y,omitempty"`
 	N         string `json:"n,omitempty"`
 	E         string `json:"e,omitempty"`
+	K         string `json:"k,omitempty"` // only ever read: see publicKey
 }
 
 func (p PublicKey) jwk() (jwk, error) {
@@ -101,6 +102,14 @@ func (j jwk) publicKey() (PublicKey, bool) {
 			return PublicKey{}, false
 		}
 		key, algorithm = &rsa.PublicKey{N: n, E: int(e.Int64())}, RS256
+	case j.KeyType == "oct":
+		// Symmetric, and so a secret: in nobody's published set, but in the file of an operator
+		// who looks into what is signed with it. It serves HS256 and nothing else.
+		k, err := decodeBase64(j.K)
+		if err != nil || len(k) < MinSecret {
+			return PublicKey{}, false
+		}
+		key, algorithm = k, HS256
 	default:
 		return PublicKey{}, false
 	}
@@ -164,20 +173,24 @@ type Set struct{ keys []PublicKey }
 // NewSet makes a set of the keys.
 func NewSet(keys ...PublicKey) Set { return Set{slices.Clone(keys)} }
 
-// ParseJWKS reads a JWK set of at most 256 KiB and 128 keys. Keys of other types, curves,
-// uses and algorithms are left out (RFC 7517 §5), symmetric ones among them: a set that is
-// handed about holds no secrets. Two keys of one kid make the set ambiguous, and refused.
+// ParseJWKS reads a JWK set, or a single JWK, of at most 256 KiB and 128 keys. Keys of other
+// types, curves, uses and algorithms are left out (RFC 7517 §5). Two keys of one kid make the
+// set ambiguous, and refused.
 func ParseJWKS(data []byte) (Set, error) {
 	if len(data) > maxJWKS {
 		return Set{}, fmt.Errorf("read the key set: longer than %d bytes", maxJWKS)
 	}
 	var raw struct {
-		Keys *[]jsontext.Value `json:"keys"`
+		Keys    *[]jsontext.Value `json:"keys"`
+		KeyType string            `json:"kty"`
 	}
 	// A byte order mark is what editors leave in files.
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	if err := jsonv2.Unmarshal(data, &raw); err != nil {
 		return Set{}, errors.New("read the key set: not a JSON object with an array \"keys\", each name once")
+	}
+	if raw.Keys == nil && raw.KeyType != "" {
+		raw.Keys = &[]jsontext.Value{data}
 	}
 	if raw.Keys == nil {
 		return Set{}, errors.New("read the key set: no \"keys\"")

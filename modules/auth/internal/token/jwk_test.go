@@ -87,36 +87,38 @@ func TestKeysThatAreLeftOut(t *testing.T) {
 		members string
 		taken   bool
 	}{
-		"EC":                    {ec, true},
-		"EC for ES256":          {ec + `,"alg":"ES256","use":"sig","key_ops":["verify"],"x5c":["MIIB"]`, true},
-		"EC for HS256":          {ec + `,"alg":"HS256"`, false},
-		"EC for encryption":     {ec + `,"use":"enc"`, false},
-		"EC, use not a string":  {ec + `,"use":["sig"]`, false},
-		"EC off the curve":      {strings.Replace(ec, "f83O", "g83O", 1), false},
-		"EC with a short x":     {strings.Replace(ec, "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "f83OJ3D2xF1B", 1), false},
-		"EC at infinity":        {`"kty":"EC","crv":"P-256","x":"` + strings.Repeat("A", 43) + `","y":"` + strings.Repeat("A", 43) + `"`, false},
-		"EC without y":          {strings.Split(ec, `,"y"`)[0], false},
-		"EC with padding":       {strings.Replace(ec, "RVEU", "RVEU=", 1), false},
-		"EC with a newline":     {strings.Replace(ec, "RVEU", `RVE\nU`, 1), false},
-		"EC on P-384":           {strings.Replace(ec, "P-256", "P-384", 1), false},
-		"OKP":                   {okp, true},
-		"OKP X25519":            {strings.Replace(okp, "Ed25519", "X25519", 1), false},
-		"OKP for ES256":         {okp + `,"alg":"ES256"`, false},
-		"OKP too short":         {strings.Replace(okp, "11qYAYKxCrfVS", "11qYAYKxC", 1), false},
-		"RSA 2048":              {`"kty":"RSA","e":"AQAB","n":"` + modulus(256) + `"`, true},
-		"RSA 2040":              {`"kty":"RSA","e":"AQAB","n":"` + modulus(255) + `"`, false},
-		"RSA 8192":              {`"kty":"RSA","e":"AQAB","n":"` + modulus(1024) + `"`, true},
-		"RSA 8200":              {`"kty":"RSA","e":"AQAB","n":"` + modulus(1025) + `"`, false},
-		"RSA for PS256":         {`"kty":"RSA","alg":"PS256","e":"AQAB","n":"` + modulus(256) + `"`, false},
-		"RSA e of 1":            {`"kty":"RSA","e":"AQ","n":"` + modulus(256) + `"`, false},
-		"RSA even e":            {`"kty":"RSA","e":"Ag","n":"` + modulus(256) + `"`, false},
-		"RSA huge e":            {`"kty":"RSA","e":"AQAAAAE","n":"` + modulus(256) + `"`, false},
-		"RSA leading zero":      {`"kty":"RSA","e":"AAEAAQ","n":"` + modulus(256) + `"`, false},
-		"RSA no e":              {`"kty":"RSA","n":"` + modulus(256) + `"`, false},
-		"a symmetric key":       {`"kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"`, false},
-		"a type of the future":  {`"kty":"AKP","alg":"ML-DSA-65","pub":"AA"`, false},
-		"no type":               {`"x":"AA"`, false},
-		"kty in another casing": {strings.Replace(ec, "kty", "KTY", 1), false},
+		"EC":                        {ec, true},
+		"EC for ES256":              {ec + `,"alg":"ES256","use":"sig","key_ops":["verify"],"x5c":["MIIB"]`, true},
+		"EC for HS256":              {ec + `,"alg":"HS256"`, false},
+		"EC for encryption":         {ec + `,"use":"enc"`, false},
+		"EC, use not a string":      {ec + `,"use":["sig"]`, false},
+		"EC off the curve":          {strings.Replace(ec, "f83O", "g83O", 1), false},
+		"EC with a short x":         {strings.Replace(ec, "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "f83OJ3D2xF1B", 1), false},
+		"EC at infinity":            {`"kty":"EC","crv":"P-256","x":"` + strings.Repeat("A", 43) + `","y":"` + strings.Repeat("A", 43) + `"`, false},
+		"EC without y":              {strings.Split(ec, `,"y"`)[0], false},
+		"EC with padding":           {strings.Replace(ec, "RVEU", "RVEU=", 1), false},
+		"EC with a newline":         {strings.Replace(ec, "RVEU", `RVE\nU`, 1), false},
+		"EC on P-384":               {strings.Replace(ec, "P-256", "P-384", 1), false},
+		"OKP":                       {okp, true},
+		"OKP X25519":                {strings.Replace(okp, "Ed25519", "X25519", 1), false},
+		"OKP for ES256":             {okp + `,"alg":"ES256"`, false},
+		"OKP too short":             {strings.Replace(okp, "11qYAYKxCrfVS", "11qYAYKxC", 1), false},
+		"RSA 2048":                  {`"kty":"RSA","e":"AQAB","n":"` + modulus(256) + `"`, true},
+		"RSA 2040":                  {`"kty":"RSA","e":"AQAB","n":"` + modulus(255) + `"`, false},
+		"RSA 8192":                  {`"kty":"RSA","e":"AQAB","n":"` + modulus(1024) + `"`, true},
+		"RSA 8200":                  {`"kty":"RSA","e":"AQAB","n":"` + modulus(1025) + `"`, false},
+		"RSA for PS256":             {`"kty":"RSA","alg":"PS256","e":"AQAB","n":"` + modulus(256) + `"`, false},
+		"RSA e of 1":                {`"kty":"RSA","e":"AQ","n":"` + modulus(256) + `"`, false},
+		"RSA even e":                {`"kty":"RSA","e":"Ag","n":"` + modulus(256) + `"`, false},
+		"RSA huge e":                {`"kty":"RSA","e":"AQAAAAE","n":"` + modulus(256) + `"`, false},
+		"RSA leading zero":          {`"kty":"RSA","e":"AAEAAQ","n":"` + modulus(256) + `"`, false},
+		"RSA no e":                  {`"kty":"RSA","n":"` + modulus(256) + `"`, false},
+		"a symmetric key":           {`"kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"`, true},
+		"a symmetric key too short": {`"kty":"oct","k":"AyM1SysPpbyDfgZld3umjw"`, false},
+		"a symmetric key for HS512": {`"kty":"oct","alg":"HS512","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"`, false},
+		"a type of the future":      {`"kty":"AKP","alg":"ML-DSA-65","pub":"AA"`, false},
+		"no type":                   {`"x":"AA"`, false},
+		"kty in another casing":     {strings.Replace(ec, "kty", "KTY", 1), false},
 	} {
 		set, err := ParseJWKS([]byte(`{"keys":[{"kid":"k",` + tc.members + `}]}`))
 		if err != nil {
@@ -125,6 +127,20 @@ func TestKeysThatAreLeftOut(t *testing.T) {
 		if _, taken := set.Key("k"); taken != tc.taken {
 			t.Errorf("%s: taken %v; want %v", name, taken, tc.taken)
 		}
+	}
+}
+
+func TestASingleKeyWillDoForASet(t *testing.T) {
+	t.Parallel()
+	set, err := ParseJWKS([]byte(`{"kty":"oct","k":"AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := VerifyJWS(vectorHS256, set); err != nil {
+		t.Errorf("RFC 7515 A.1: %v", err)
+	}
+	if body, _, err := MarshalJWKS(set.keys); err != nil || string(body) != `{"keys":[]}` {
+		t.Errorf("published as %s, %v", body, err)
 	}
 }
 
