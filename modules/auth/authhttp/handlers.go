@@ -370,11 +370,12 @@ func (a *api) listSessions(c *fiber.Ctx, caller auth.Caller) error {
 //	@Security	Bearer
 //	@Router		/api/v1/auth/sessions [delete]
 func (a *api) endSessions(c *fiber.Ctx, caller auth.Caller) error {
-	except := c.Query("except")
-	if except != "" && except != "current" {
-		return auth.ErrValidation.Field("except", "invalid_value", "takes only: current")
+	// Exactly so: a misspelt exception must not end the session that was to be kept.
+	query := string(c.Request().URI().QueryString())
+	if query != "" && query != "except=current" {
+		return auth.ErrValidation.Field("except", "invalid_value", "the query is except=current, or empty")
 	}
-	if err := a.svc.EndSessions(c.UserContext(), caller, except == "current"); err != nil {
+	if err := a.svc.EndSessions(c.UserContext(), caller, query != ""); err != nil {
 		return err
 	}
 	return empty(c, fiber.StatusNoContent)

@@ -75,11 +75,12 @@ func endHolds(w *world, servers []*server, e ending) error {
 	h, first := newHistory(), victim.refresh
 
 	var mu sync.Mutex
-	handedOut := []*device{{name: victim.name, access: victim.access, refresh: victim.refresh, sid: victim.sid}}
+	before := &device{name: victim.name, access: victim.access, refresh: victim.refresh, sid: victim.sid}
+	handedOut := []*device{before}
 	err := atOnce(racing+1, func(i int) error {
 		if i == racing/2 {
 			return h.end(i, func() error {
-				a, err := e.do(w, servers[i%2], handedOut[0], other)
+				a, err := e.do(w, servers[i%2], before, other)
 				if err == nil && !a.ok() {
 					err = fmt.Errorf("the end was answered %v: %s", a, a.Body)
 				}

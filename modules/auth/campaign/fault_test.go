@@ -266,7 +266,7 @@ func TestRedisFailsOverToAReplicaThatIsBehind(t *testing.T) {
 	reused.keep(s.must(s.refresh(reused.refresh)))
 	reused.keep(s.must(s.refresh(reused.refresh)))
 	eventually(t, "the replica follows", func() bool { return follows(t, follower) })
-	if err := follower.SlaveOf(t.Context(), "NO", "ONE").Err(); err != nil { // from here on it misses everything
+	if err := follower.ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil { // from here on it misses everything
 		t.Fatal(err)
 	}
 

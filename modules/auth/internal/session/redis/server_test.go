@@ -248,7 +248,7 @@ func TestAFailOverSignsNobodyOut(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	if err := replicaClient.SlaveOf(t.Context(), "NO", "ONE").Err(); err != nil {
+	if err := replicaClient.ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil {
 		t.Fatal(err)
 	}
 	for i := range devices {
