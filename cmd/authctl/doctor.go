@@ -20,6 +20,7 @@ import (
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/config"
 )
 
@@ -411,6 +412,9 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 		return []finding{skipped("the database cannot be read yet")}
 	}
 	st, err := outbox.Status(ctx, d.db)
+	if database.IsForbidden(err) {
+		return []finding{skipped("this database role may not look into it; ask as the relay's or the owner")}
+	}
 	if err != nil {
 		return []finding{failing(err.Error(), "look at the database's log")}
 	}

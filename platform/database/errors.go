@@ -34,6 +34,12 @@ func IsUnique(err error) bool {
 	return false
 }
 
+// IsForbidden reports that the role in use may not do this.
+func IsForbidden(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "42501"
+}
+
 // IsUnavailable reports that the database is away, overloaded, read-only or too slow: the
 // statement may succeed later, unchanged.
 func IsUnavailable(err error) bool {
