@@ -20,8 +20,8 @@ import (
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/cache"
-	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
 )
 
 func newDoctor(g *global) *cobra.Command {
