@@ -87,7 +87,7 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 	env := append(os.Environ(),
 		"APP_PORT="+strconv.Itoa(port), "APP_HOST=127.0.0.1", "APP_OPERATOR_ADDR=off", "APP_DATA_DIR="+dir,
 		"APP_HTTP_MAX_CONNECTIONS_PER_IP=4096",
-		"AUTH_TOKEN_SECRET=the benchmark's secret, which protects nothing of worth",
+		"AUTH_TOKEN_SECRET="+uuid.NewString()+uuid.NewString(), // its own, or it would meet an earlier run's counters in Redis
 		"AUTH_PASSWORD_BCRYPT_COST="+strconv.Itoa(o.cost),
 		"AUTH_CLIENTS="+clientID+":"+hex.EncodeToString(digest[:]),
 		"LOG_LEVEL=warn", "APP_MODE=dev", "OUTBOX_RELAY=off",
