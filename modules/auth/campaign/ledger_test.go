@@ -131,7 +131,7 @@ func (s *server) expectOver(d *device) error {
 		}
 	}
 	for _, path := range []string{"/me", "/sessions"} {
-		a, err := s.call("GET", api+path, d.access, nil)
+		a, err := s.getInTheEnd(path, d.access)
 		if err != nil {
 			return err
 		}
@@ -139,7 +139,7 @@ func (s *server) expectOver(d *device) error {
 			return fmt.Errorf("GET %s with an access token of an ended session: %v", path, a)
 		}
 	}
-	a, err := s.refresh(d.refresh)
+	a, err := s.refreshInTheEnd(d.refresh)
 	if err != nil {
 		return err
 	}
@@ -152,14 +152,14 @@ func (s *server) expectOver(d *device) error {
 // expectLive returns what is refused of a session that nobody ended. It uses the session:
 // afterwards the device holds new tokens.
 func (s *server) expectLive(d *device, storeLost bool) error {
-	a, err := s.call("GET", api+"/me", d.access, nil)
+	a, err := s.getInTheEnd("/me", d.access)
 	if err != nil {
 		return err
 	}
 	if !a.ok() {
 		return fmt.Errorf("GET /me of a live session: %v", a)
 	}
-	if a, err = s.refresh(d.refresh); err != nil {
+	if a, err = s.refreshInTheEnd(d.refresh); err != nil {
 		return err
 	}
 	if storeLost {
@@ -186,7 +186,7 @@ func (s *server) expectLive(d *device, storeLost bool) error {
 
 // sessions lists what the user's device sees.
 func (s *server) sessions(d *device) ([]uuid.UUID, error) {
-	a, err := s.call("GET", api+"/sessions", d.access, nil)
+	a, err := s.getInTheEnd("/sessions", d.access)
 	if err != nil {
 		return nil, err
 	}

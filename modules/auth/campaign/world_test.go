@@ -358,9 +358,32 @@ func (s *server) refresh(token string) (answer, error) {
 	return s.call("POST", api+"/refresh", "", fields{"refresh_token": token})
 }
 
+// untilAvailable sends a request again while the answer is "not now", as a client does: a busy
+// machine, or an engine that has just come back, is not what is being examined.
+func untilAvailable(send func() (answer, error)) (answer, error) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		a, err := send()
+		if err != nil || a.Status != http.StatusServiceUnavailable || time.Now().After(deadline) {
+			return a, err
+		}
+	}
+}
+
+// refreshInTheEnd is refresh, sent until there is an answer.
+func (s *server) refreshInTheEnd(token string) (answer, error) {
+	return untilAvailable(func() (answer, error) { return s.refresh(token) })
+}
+
+// getInTheEnd asks for something with an access token, until there is an answer.
+func (s *server) getInTheEnd(path, access string) (answer, error) {
+	return untilAvailable(func() (answer, error) { return s.call("GET", api+path, access, nil) })
+}
+
 // active asks an introspection whether a token of either kind is live.
 func (s *server) active(token string) (bool, error) {
-	a, err := s.call("POST", "/oauth2/introspect", "", url.Values{"token": {token}})
+	a, err := untilAvailable(func() (answer, error) {
+		return s.call("POST", "/oauth2/introspect", "", url.Values{"token": {token}})
+	})
 	if err != nil {
 		return false, err
 	}
