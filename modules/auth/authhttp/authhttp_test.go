@@ -198,7 +198,7 @@ func TestTheWholeLifeOfASession(t *testing.T) {
 	s.expect(s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(first)), 401, "session_revoked")
 	s.expect(s.do("DELETE", "/api/v1/auth/sessions/"+first.str("session_id"), nil, "Authorization", bearerOf(refreshed)), 404, "session_not_found")
 	s.expect(s.do("DELETE", "/api/v1/auth/sessions/not-an-id", nil, "Authorization", bearerOf(refreshed)), 404, "session_not_found")
-	for _, query := range []string{"except=nobody", "exept=current", "except=", "except=current&except=current", "current"} {
+	for _, query := range []string{"except=nobody", "expect=current", "except=", "except=current&except=current", "current"} {
 		s.expect(s.do("DELETE", "/api/v1/auth/sessions?"+query, nil, "Authorization", bearerOf(refreshed)), 400, "validation_failed")
 	}
 	s.expect(s.do("DELETE", "/api/v1/auth/sessions?except=current", nil, "Authorization", bearerOf(refreshed)), 204, "")
