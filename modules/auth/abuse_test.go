@@ -8,15 +8,16 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
@@ -26,13 +27,13 @@ import (
 
 // Each campaign is what attackers do, against the service as it runs: real hashes, real
 // counters. The limits that protect the whole service are lowered so that a campaign reaches
-// them in seconds; those that protect an account are the defaults. What one campaign takes
-// for granted, package throttle shows with a clock that can be moved.
+// them in seconds; those that protect an account are the defaults, but for delays that no
+// campaign outlasts. How they double, package throttle shows with a clock that can be moved.
 const (
 	siegeGlobal  = 300 // failures of all strangers
 	siegeAddress = 60  // of one address
 	siegePrefix  = 150 // of an IPv6 /48
-	leak         = 12  // what may leak out of these, a campaign takes less than a minute
+	leak         = 5   // one a minute leaks out of these, and no campaign takes that long
 )
 
 // siege is one or more servers under attack.
@@ -63,9 +64,10 @@ func siegeConfig(t testing.TB) Config {
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret)
 	cfg.Token.Secret = config.Secret(hex.EncodeToString(secret))
-	cfg.Throttle.GlobalBurst, cfg.Throttle.GlobalPerMinute = siegeGlobal, leak
-	cfg.Throttle.AddressBurst, cfg.Throttle.AddressPerMinute = siegeAddress, leak
-	cfg.Throttle.PrefixBurst, cfg.Throttle.PrefixPerMinute = siegePrefix, leak
+	cfg.Throttle.BaseDelay, cfg.Throttle.MaxDelay = time.Hour, time.Hour // longer than a campaign takes, anywhere
+	cfg.Throttle.GlobalBurst, cfg.Throttle.GlobalPerMinute = siegeGlobal, 1
+	cfg.Throttle.AddressBurst, cfg.Throttle.AddressPerMinute = siegeAddress, 1
+	cfg.Throttle.PrefixBurst, cfg.Throttle.PrefixPerMinute = siegePrefix, 1
 	return cfg
 }
 
@@ -153,8 +155,13 @@ func (v *victim) signsIn(t testing.TB, s *siege) {
 
 func bot(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)}) }
 
-func between(t testing.TB, what string, n, low, high int) {
+// between skips what is left of a test whose Redis did not answer in time: on a machine that
+// is that busy the limits were those of each process, as package throttle promises.
+func (s *siege) between(t testing.TB, what string, n, low, high int) {
 	t.Helper()
+	if strings.Contains(s.log.String(), "throttle_redis_away") {
+		t.Skip("Redis was too slow: limits were not shared")
+	}
 	if n < low || n > high {
 		t.Errorf("%s: %d, want %d to %d", what, n, low, high)
 	}
@@ -178,7 +185,7 @@ func TestOnePasswordFromTenThousandAddresses(t *testing.T) {
 				own += 2
 			}
 		}
-		between(t, "guesses let through", guesses, siegeGlobal, siegeGlobal+leak)
+		s.between(t, "guesses let through", guesses, siegeGlobal, siegeGlobal+leak)
 		if got := s.hashed(t) - before; got != guesses+own {
 			t.Errorf("%d hashes for %d guesses and %d sign-ins of the owner: refused guesses cost hashes", got, guesses, own)
 		}
@@ -203,7 +210,7 @@ func TestTenThousandNamesFromOneAddress(t *testing.T) {
 				own += 2
 			}
 		}
-		between(t, "guesses let through", guesses, siegeAddress, siegeAddress+leak+1) // one in the victim's own lane
+		s.between(t, "guesses let through", guesses, siegeAddress, siegeAddress+leak+1) // one in the victim's own lane
 		if got := s.hashed(t) - before; got != guesses+own {
 			t.Errorf("%d hashes for %d guesses and %d sign-ins of the owner", got, guesses, own)
 		}
@@ -230,9 +237,9 @@ func TestOneAccountFromTenThousandAddresses(t *testing.T) {
 				own += 2
 			}
 		}
-		// From the twentieth on there is a delay that doubles: one second, two, four …
-		between(t, "guesses let through", guesses, 20, 28)
-		between(t, "guesses let through at a name that does not exist", missing, 20, 28)
+		// From the twentieth on there is a delay.
+		s.between(t, "guesses let through", guesses, 20, 20)
+		s.between(t, "guesses let through at a name that does not exist", missing, 20, 20)
 		if got := s.hashed(t) - before; got != guesses+missing+own {
 			t.Errorf("%d hashes for %d guesses and %d sign-ins of the owner", got, guesses+missing, own)
 		}
@@ -312,13 +319,13 @@ func TestRotatingIPv6AddressesGainsNothing(t *testing.T) {
 				guesses++
 			}
 		}
-		between(t, "guesses from one /64", guesses, siegeAddress, siegeAddress+leak)
+		s.between(t, "guesses from one /64", guesses, siegeAddress, siegeAddress+leak)
 		for n := range 2000 { // all of a customer's /48
 			if s.guess(t, fmt.Sprint("somebody-", n), v6(1+n, n)) {
 				guesses++
 			}
 		}
-		between(t, "guesses from one /48", guesses, siegePrefix, siegePrefix+2*leak)
+		s.between(t, "guesses from one /48", guesses, siegePrefix, siegePrefix+2*leak)
 		v.signsIn(t, s)
 		// An IPv4 address in IPv6 clothes is one address.
 		mapped := 0
@@ -330,7 +337,7 @@ func TestRotatingIPv6AddressesGainsNothing(t *testing.T) {
 				mapped++
 			}
 		}
-		between(t, "guesses from an address written in two ways", mapped, 5, 8)
+		s.between(t, "guesses from an address written in two ways", mapped, 5, 5)
 	})
 }
 
@@ -342,20 +349,26 @@ func TestTwoServersThatShareARedisShareTheLimits(t *testing.T) {
 	before := servers[0].hashed(t) + servers[1].hashed(t)
 	// All at once: what is in flight counts too.
 	var let atomic.Int64
-	var group sync.WaitGroup
+	var group errgroup.Group
+	group.SetLimit(32)
 	for n := range 200 {
-		group.Go(func() {
+		group.Go(func() error {
 			_, err := servers[n%2].Login(t.Context(), Credentials{v.name, "not the password"}, Device{IP: bot(n)})
 			switch {
 			case errors.Is(err, ErrInvalidCredentials):
 				let.Add(1)
 			case !errors.Is(err, ErrTooManyAttempts) && !errors.Is(err, ErrOverloaded):
-				t.Errorf("a guess: %v", err)
+				return fmt.Errorf("a guess: %w", err)
 			}
+			return nil
 		})
 	}
-	group.Wait()
-	between(t, "guesses let through by two servers", int(let.Load()), 20, 24)
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
+	for _, s := range servers {
+		s.between(t, "guesses let through by two servers", int(let.Load()), 20, 20)
+	}
 	if got := servers[0].hashed(t) + servers[1].hashed(t) - before; got != int(let.Load()) {
 		t.Errorf("%d hashes for %d guesses", got, let.Load())
 	}
