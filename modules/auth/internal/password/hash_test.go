@@ -44,6 +44,7 @@ func vectors() []vector {
 		{PBKDF2SHA256, elsewhere, "$pbkdf2-sha256$i=150,l=64$AAECAwQFBgcICQoLDA0ODw$X0LXHBVLGJ0Bi50le3xdBeiWMNLaXnXLcsRXvTdcto7/ObnvZIE0RZafmp+BuBS2B6vNMK8U1b1256CRO2H1Iw"},
 		{PBKDF2SHA512, elsewhere, "$pbkdf2-sha512$i=150,l=64$AAECAwQFBgcICQoLDA0ODw$WDi+eisDeTcQ0nzpIoP3lghXgHi4cfObKZ3UlldaASWvI44SdTm8Ik77e65d8csGD8k3LrokWB9XZLB82vkdJQ"},
 		{PBKDF2SHA1, elsewhere, "$pbkdf2-sha1$i=150,l=20$AAECAwQFBgcICQoLDA0ODw$am1ICigMOkrgzbFo0z0cBp+morY"},
+		{PBKDF2SHA1, elsewhere, "$pbkdf2-sha1$i=150$AAECAwQFBgcICQoLDA0ODw$am1ICigMOkrgzbFo0z0cBp+morY"},
 		{PBKDF2SHA256, elsewhere, "pbkdf2_sha256$120$9fLxEeYjablRvsT7Fym95G$vDHVEQhGtrx6XzWiMUj/Gpyxs2I5f3b32R/5+5EefXA="},
 		{PBKDF2SHA1, elsewhere, "pbkdf2_sha1$120$mmB3U9Xc9td7KyE357TJWh$0ZNQcfjxo0ocehwPFaXq2kEtDCk="},
 		{BcryptSHA256, elsewhere, "bcrypt_sha256$$2b$04$eYd/FuKK6xlxHQUe1jv.0.RTGy/rOQpibmDWAKQi4qnJPuXtvZOTK"},

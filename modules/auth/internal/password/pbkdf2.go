@@ -55,8 +55,8 @@ func pbkdf2Key(key []byte, err error) []byte {
 	return key
 }
 
-// parsePBKDF2 reads i=ITERATIONS,l=BYTES$SALT$DIGEST in base64, or passlib's
-// ITERATIONS$SALT$DIGEST in its own.
+// parsePBKDF2 reads i=ITERATIONS,l=BYTES$SALT$DIGEST in base64, with or without the length, or
+// passlib's ITERATIONS$SALT$DIGEST in its own.
 func parsePBKDF2(scheme Scheme, prefix string) func(string) (hash, error) {
 	return func(rest string) (hash, error) {
 		parts, err := split(rest, 3)
@@ -64,11 +64,15 @@ func parsePBKDF2(scheme Scheme, prefix string) func(string) (hash, error) {
 			return hash{}, err
 		}
 		phc := strings.HasPrefix(parts[0], "i=")
+		withLength := strings.Contains(parts[0], ",l=")
 		enc, names := passlibEncoding(), []string{"i"}
 		if phc {
-			enc, names = base64.RawStdEncoding, []string{"i", "l"}
+			enc = base64.RawStdEncoding
 		} else {
 			parts[0] = "i=" + parts[0]
+		}
+		if withLength {
+			names = append(names, "l")
 		}
 		n, err := numbers(parts[0], names...)
 		if err != nil {
@@ -78,7 +82,10 @@ func parsePBKDF2(scheme Scheme, prefix string) func(string) (hash, error) {
 		h := hash{scheme: scheme, encode: func(salt, digest []byte) string {
 			params := strconv.Itoa(iterations)
 			if phc {
-				params = fmt.Sprintf("i=%d,l=%d", iterations, len(digest))
+				params = "i=" + params
+			}
+			if withLength {
+				params += fmt.Sprintf(",l=%d", len(digest))
 			}
 			return prefix + params + "$" + enc.EncodeToString(salt) + "$" + enc.EncodeToString(digest)
 		}}
