@@ -23,6 +23,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/toppira/authctl/platform/cache/cachetest"
@@ -51,7 +52,7 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		open := u.String()
-		u.User = url.UserPassword(u.User.Username(), f.plant("database-password")) // trust does not ask for it
+		u.User = databaseUser(t, open, f.plant("database-password"))
 		server := cachetest.Start(t)
 		client := cachetest.Open(t, server.URL())
 		password := f.plant("redis-password")
@@ -65,6 +66,22 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 			add("Redis", dumpRedis(t, cachetest.Open(t, "redis://:"+password+"@127.0.0.1:"+server.Port())))
 		})
 	})
+}
+
+// databaseUser makes a database user with the password for the time of the test.
+func databaseUser(t *testing.T, dsn, password string) *url.Userinfo {
+	t.Helper()
+	db := dbtest.Open(t, dsn)
+	name := "canary_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if _, err := db.ExecContext(t.Context(), "CREATE ROLE "+name+" LOGIN SUPERUSER PASSWORD ?", password); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := db.ExecContext(context.Background(), "DROP ROLE "+name); err != nil {
+			t.Errorf("drop the database user: %v", err)
+		}
+	})
+	return url.UserPassword(name, password)
 }
 
 // planting is where secrets are planted: a folder in which authctl runs, and what is searched.
