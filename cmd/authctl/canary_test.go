@@ -23,7 +23,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/google/uuid"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/toppira/authctl/platform/cache/cachetest"
@@ -47,12 +46,7 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 		t.Parallel()
 		testenv.Redis(t)
 		f := newPlanting(t)
-		u, err := url.Parse(dbtest.PostgresURL(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		open := u.String()
-		u.User = databaseUser(t, open, f.plant("database-password"))
+		open := dbtest.PostgresURL(t)
 		server := cachetest.Start(t)
 		client := cachetest.Open(t, server.URL())
 		password := f.plant("redis-password")
@@ -60,28 +54,12 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.env = append(f.env, "APP_MODE=prod", "AUTH_PASSWORD_BCRYPT_COST=10", "AUTH_TOKEN_ALGORITHM=EdDSA",
-			"DATABASE_URL="+u.String(), "CACHE_REDIS_HOST=127.0.0.1", "CACHE_REDIS_PORT="+server.Port(), "CACHE_REDIS_PASSWORD="+password)
+			"DATABASE_URL="+dbtest.AsUser(t, open, f.plant("database-password")), "CACHE_REDIS_HOST=127.0.0.1", "CACHE_REDIS_PORT="+server.Port(), "CACHE_REDIS_PASSWORD="+password)
 		f.searchAll(func(add func(place, text string)) {
 			add("the database", dumpPostgres(t, open))
 			add("Redis", dumpRedis(t, cachetest.Open(t, "redis://:"+password+"@127.0.0.1:"+server.Port())))
 		})
 	})
-}
-
-// databaseUser makes a database user with the password for the time of the test.
-func databaseUser(t *testing.T, dsn, password string) *url.Userinfo {
-	t.Helper()
-	db := dbtest.Open(t, dsn)
-	name := "canary_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	if _, err := db.ExecContext(t.Context(), "CREATE ROLE "+name+" LOGIN SUPERUSER PASSWORD ?", password); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if _, err := db.ExecContext(context.Background(), "DROP ROLE "+name); err != nil {
-			t.Errorf("drop the database user: %v", err)
-		}
-	})
-	return url.UserPassword(name, password)
 }
 
 // planting is where secrets are planted: a folder in which authctl runs, and what is searched.

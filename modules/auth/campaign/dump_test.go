@@ -42,12 +42,7 @@ func aDumpLetsNobodyIn(t *testing.T, binary, store string) error {
 		own := cachetest.Start(t)
 		client = cachetest.Open(t, own.URL())
 		databasePassword = "database-password-of-the-campaign"
-		u, err := url.Parse(dbtest.PostgresURL(t))
-		if err != nil {
-			t.Fatal(err)
-		}
-		u.User = url.UserPassword(u.User.Username(), databasePassword) // which trust does not ask for
-		w = worldOn(t, binary, u.String(), own.URL(), "AUTH_THROTTLE_ENABLED=true", "OUTBOX_RELAY=inline")
+		w = worldOn(t, binary, dbtest.AsUser(t, dbtest.PostgresURL(t), databasePassword), own.URL(), "AUTH_THROTTLE_ENABLED=true", "OUTBOX_RELAY=inline")
 	default:
 		w = newWorld(t, binary, store, "AUTH_THROTTLE_ENABLED=true")
 	}

@@ -68,6 +68,28 @@ func PostgresURL(t testing.TB) string {
 	return withDatabase(server, name)
 }
 
+// AsUser returns the URL of the database with a user of its own, whose password is the given
+// one, for the time of the test.
+func AsUser(t testing.TB, dsn, password string) string {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := Open(t, dsn)
+	name := "user_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	if _, err := db.ExecContext(t.Context(), "CREATE ROLE "+name+" LOGIN SUPERUSER PASSWORD ?", password); err != nil {
+		t.Fatalf("make a database user: %v", err)
+	}
+	t.Cleanup(func() {
+		if _, err := db.ExecContext(context.Background(), "DROP ROLE "+name); err != nil {
+			t.Errorf("drop a database user: %v", err)
+		}
+	})
+	u.User = url.UserPassword(name, password)
+	return u.String()
+}
+
 // Open opens the database at a URL and closes it when the test ends.
 func Open(t testing.TB, dsn string) *database.DB {
 	t.Helper()
