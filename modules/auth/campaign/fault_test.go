@@ -30,7 +30,7 @@ func newOnOwnEngines(t *testing.T, settings ...string) *onOwnEngines {
 	w.wired = &wired{world: &world{t: t}}
 	databaseURL, redisURL := w.through(w.database.URL), w.through(w.redis.URL())
 	w.toRedis = w.wires[1]
-	settings = append([]string{"APP_HTTP_REQUEST_TIMEOUT=3s", "REDIS_TIMEOUT=300ms", "REDIS_DIAL_TIMEOUT=300ms"}, settings...)
+	settings = append([]string{"APP_HTTP_REQUEST_TIMEOUT=3s", "REDIS_TIMEOUT=500ms", "REDIS_DIAL_TIMEOUT=500ms"}, settings...)
 	w.world = migratedWorld(t, genuine(t), databaseURL, redisURL, settings...)
 	w.servers = []*server{w.serve(), w.serve()}
 	return w

@@ -15,7 +15,7 @@ import (
 // A device signs in just after all sessions were ended, while the server that ended them has
 // yet to clear the store. It is not one of those that were ended.
 func newcomersStay(w *wired) error {
-	ending := w.serve(append(w.settings, patiently...)...)
+	ending := w.serve(append(w.settings[:len(w.settings):len(w.settings)], patiently...)...)
 	// The end waits for the store only so long: on a busy machine the newcomer may be too late
 	// to meet it.
 	for range 30 {
@@ -231,7 +231,7 @@ func beginning(m message) bool {
 func nobodyKeepsThemselves(w *wired, op operation) error {
 	owner := w.survivor.register()
 	thief := w.survivor.login(owner.name)
-	slow := w.serve(append(w.settings, patiently...)...)
+	slow := w.serve(append(w.settings[:len(w.settings):len(w.settings)], patiently...)...)
 	waiting := make(chan struct{}, 100)
 	w.wires[0].faulty(func(m message) verdict {
 		if beginning(m) {
@@ -277,7 +277,7 @@ func TestAnEndedSessionCannotKeepItself(t *testing.T) {
 // made. Who knew the password before does not get a new session of the account.
 func overtakenBeginsNothing(w *wired) error {
 	d := w.survivor.register()
-	slow := w.serve(append(w.settings, patiently...)...)
+	slow := w.serve(append(w.settings[:len(w.settings):len(w.settings)], patiently...)...)
 	var committed atomic.Bool
 	w.wires[0].faulty(func(m message) verdict {
 		if m.toTarget && bytes.Contains(bytes.ToLower(m.data), []byte("commit")) {
@@ -326,8 +326,8 @@ func TestRecordsThatWereLeftTakeNoPlace(t *testing.T) {
 		t.Run(limit, func(t *testing.T) {
 			t.Parallel()
 			w := newWired(t, genuine(t), "redis")
-			settings := append(w.settings, "AUTH_MAX_SESSIONS_PER_USER=3", "AUTH_SESSION_LIMIT="+limit)
-			s := w.serve(settings...)
+			settings := append(w.settings[:len(w.settings):len(w.settings)], "AUTH_MAX_SESSIONS_PER_USER=3", "AUTH_SESSION_LIMIT="+limit)
+			s := w.serve(append(settings, patiently...)...)
 			oldest := s.register()
 			left := []*device{s.login(oldest.name), s.login(oldest.name)}
 			w.wires[1].faulty(func(message) verdict { return cut })

@@ -85,7 +85,7 @@ func newWired(t *testing.T, binary, store string) *wired {
 	w := &wired{store: store, world: worldOn(t, binary, databaseURL, redisURL, "AUTH_MAX_SESSIONS_PER_USER=2")}
 	w.settings = []string{"DATABASE_URL=" + w.through(databaseURL), "APP_HTTP_REQUEST_TIMEOUT=1s"}
 	if redisURL != "" {
-		w.settings = append(w.settings, "REDIS_URL="+w.through(redisURL), "REDIS_TIMEOUT=200ms")
+		w.settings = append(w.settings, "REDIS_URL="+w.through(redisURL), "REDIS_TIMEOUT=500ms")
 	}
 	w.survivor = w.serve()
 	return w
@@ -160,7 +160,11 @@ func (w *wired) everyStep(op operation, b breakage) (steps int, err error) {
 	var victim *server
 	for k := 1; ; k += rounds(3, 1) {
 		if victim == nil || b.dies {
-			victim = w.serve(w.settings...)
+			settings := w.settings
+			if b.name != "frozen" { // nothing is waited for in vain
+				settings = append(settings[:len(settings):len(settings)], patiently...)
+			}
+			victim = w.serve(settings...)
 		}
 		asking := w.survivor.register()
 		other := w.survivor.login(asking.name)
