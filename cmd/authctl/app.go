@@ -134,7 +134,10 @@ func (a *app) openAuth(ctx context.Context) error {
 		deps.Registry, deps.Serving = a.registry, true
 	}
 	if a.Redis.Enabled() {
-		a.redis, err = cache.Open(ctx, a.Redis, cache.Options{Prod: a.App.prod(), AppName: "authctl"})
+		a.redis, err = cache.Open(ctx, a.Redis, cache.Options{
+			Prod: a.App.prod(), AppName: "authctl",
+			Untried: a.registry == nil, // an operator must be able to disable an account while Redis is away
+		})
 		if err != nil {
 			return err
 		}
