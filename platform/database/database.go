@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/uptrace/bun"
 	"github.com/uptrace/bun/dialect"
@@ -152,7 +153,7 @@ func openPostgres(cfg Config, opt Options) (*DB, error) {
 	// After a fail-over the old primary may answer, read-only: only a server that takes
 	// writes will do.
 	if cc.ValidateConnect == nil {
-		cc.ValidateConnect = pgxWritable
+		cc.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
 	}
 	if cc.TLSConfig != nil && cc.TLSConfig.MinVersion == 0 {
 		cc.TLSConfig.MinVersion = tls.VersionTLS12
@@ -283,27 +284,21 @@ func ForUpdate(tx bun.IDB) string {
 	return ""
 }
 
-// plain makes an error of opening a database readable in one line.
+// plain makes an error of opening a database readable in one line. That of a connection
+// carries user and database name and a line for each address and each kind of TLS tried; the
+// innermost cause says what a person needs.
 func plain(err error) error {
-	var pathErr *fs.PathError
-	if errors.As(err, &pathErr) {
-		return pathErr
+	if cause, ok := errors.AsType[*fs.PathError](err); ok {
+		return cause
 	}
-	var connErr *pgconnConnectError
-	if errors.As(err, &connErr) {
-		// Its text carries user and database name and one line for each address tried; the
-		// innermost cause says what a person needs.
-		if inner := errors.Unwrap(connErr); inner != nil {
-			return oneLine(inner)
-		}
+	if cause, ok := errors.AsType[*net.OpError](err); ok {
+		return cause
 	}
-	return oneLine(err)
-}
-
-func oneLine(err error) error {
-	text := strings.TrimSpace(strings.ReplaceAll(err.Error(), "\n", " "))
-	if text == err.Error() {
-		return err
+	if cause, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return cause
 	}
-	return errors.New(text)
+	if strings.Contains(err.Error(), "\n") {
+		return errors.New(strings.Join(strings.Fields(err.Error()), " "))
+	}
+	return err
 }

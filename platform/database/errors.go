@@ -14,10 +14,6 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-type pgconnConnectError = pgconn.ConnectError
-
-var pgxWritable = pgconn.ValidateConnectTargetSessionAttrsReadWrite
-
 // IsNotFound reports that a query of one row found none.
 func IsNotFound(err error) bool { return errors.Is(err, sql.ErrNoRows) }
 

@@ -1,0 +1,178 @@
+package database_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/uptrace/bun"
+
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+func TestWritersTakeTurnsAndLoseNothing(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		if _, err := db.Write(t.Context(), "CREATE TABLE counter (n integer)"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.Write(t.Context(), "INSERT INTO counter VALUES (0)"); err != nil {
+			t.Fatal(err)
+		}
+		const writers, each = 8, 20
+		var all sync.WaitGroup
+		for range writers {
+			all.Go(func() {
+				for range each {
+					err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+						var n int
+						if err := tx.QueryRowContext(ctx, "SELECT n FROM counter"+database.ForUpdate(tx)).Scan(&n); err != nil {
+							return err
+						}
+						_, err := tx.ExecContext(ctx, "UPDATE counter SET n = ?", n+1)
+						return err
+					})
+					if err != nil {
+						t.Errorf("count: %v", err)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+		var n int
+		if err := db.QueryRowContext(t.Context(), "SELECT n FROM counter").Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		if n != writers*each {
+			t.Errorf("counted %d of %d", n, writers*each)
+		}
+	})
+}
+
+func TestATransactionThatFailsLeavesNothing(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		if _, err := db.Write(t.Context(), "CREATE TABLE kept (n integer PRIMARY KEY)"); err != nil {
+			t.Fatal(err)
+		}
+		stop := errors.New("stop")
+		err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+			if _, err := tx.ExecContext(ctx, "INSERT INTO kept VALUES (1)"); err != nil {
+				return err
+			}
+			return stop
+		})
+		if !errors.Is(err, stop) {
+			t.Errorf("got %v", err)
+		}
+		var n int
+		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM kept").Scan(&n); err != nil || n != 0 {
+			t.Errorf("%d rows, %v", n, err)
+		}
+	})
+}
+
+func TestErrorsAreToldApart(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		if _, err := db.Write(t.Context(), "CREATE TABLE one (n integer PRIMARY KEY)"); err != nil {
+			t.Fatal(err)
+		}
+		insert := func() error { _, err := db.Write(t.Context(), "INSERT INTO one VALUES (1)"); return err }
+		if err := insert(); err != nil {
+			t.Fatal(err)
+		}
+		if err := insert(); !database.IsUnique(err) || database.IsUnavailable(err) || database.IsNotFound(err) {
+			t.Errorf("a key that is taken: %v", err)
+		}
+		var n int
+		if err := db.QueryRowContext(t.Context(), "SELECT n FROM one WHERE n = 2").Scan(&n); !database.IsNotFound(err) || database.IsUnavailable(err) {
+			t.Errorf("a row that is not there: %v", err)
+		}
+		_, err := db.Write(t.Context(), "SELECT nonsense FROM nowhere")
+		if err == nil || database.IsUnavailable(err) || database.IsUnique(err) || database.IsForbidden(err) {
+			t.Errorf("nonsense: %v", err)
+		}
+		ended, cancel := context.WithTimeout(t.Context(), 0)
+		defer cancel()
+		if err := db.QueryRowContext(ended, "SELECT n FROM one").Scan(&n); !database.IsUnavailable(err) {
+			t.Errorf("too late: %v", err)
+		}
+	})
+	for _, err := range []error{sql.ErrConnDone, fmt.Errorf("wrapped: %w", context.DeadlineExceeded)} {
+		if !database.IsUnavailable(err) {
+			t.Errorf("%v is not unavailable", err)
+		}
+	}
+}
+
+func TestAServerThatIsNotThereIsUnavailable(t *testing.T) {
+	t.Parallel()
+	_, err := database.Open(t.Context(), database.Config{URL: "postgres://someone:s3cret@127.0.0.1:1/nowhere"}, database.Options{})
+	if err == nil || !database.IsUnavailable(err) {
+		t.Fatalf("got %v", err)
+	}
+	if text := err.Error(); strings.Contains(text, "s3cret") || strings.Contains(text, "\n") || !strings.Contains(text, "127.0.0.1:1/nowhere") {
+		t.Errorf("it says %q", text)
+	}
+}
+
+func TestSQLiteFilesAreTheOwnersAlone(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "data")
+	db, err := database.Open(t.Context(), database.Config{}, database.Options{DataDir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	if _, err := db.Write(t.Context(), "CREATE TABLE one (n integer)"); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, "authctl.db"): 0o600, filepath.Join(dir, "authctl.db-wal"): 0o600} {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%s: %v, %v", path, info.Mode().Perm(), err)
+		}
+	}
+}
+
+func TestURLsThatCannotBeUsedAreNamed(t *testing.T) {
+	t.Parallel()
+	for text, fine := range map[config.Secret]bool{
+		"": true, "sqlite:x.db": true, "postgres://u:p@h/d": true, "postgresql://h/d?sslmode=require": true,
+		"sqlite:": false, "mysql://h/d": false, "postgres://h:notaport/d": false,
+	} {
+		told := false
+		database.Config{URL: text}.Validate(func(path, problem string) {
+			told = true
+			if path != "database.url" || strings.Contains(problem, "//h") {
+				t.Errorf("%s: told %q of %q", text.Reveal(), problem, path)
+			}
+		})
+		if told == fine {
+			t.Errorf("%s: refused %v", text.Reveal(), told)
+		}
+	}
+}
+
+func TestDescribeShowsNoCredentials(t *testing.T) {
+	t.Parallel()
+	for want, cfg := range map[string]database.Config{
+		"SQLite data/authctl.db":        {},
+		"SQLite other.db":               {URL: "sqlite:other.db"},
+		"PostgreSQL h:5433/d":           {URL: "postgres://u:s3cret@h:5433/d?sslmode=disable"},
+		"PostgreSQL db.internal:5432/a": {Postgres: database.PostgresConfig{Host: "db.internal", Port: 5432, DB: "a", Password: "s3cret"}},
+	} {
+		if got := cfg.Describe("data"); got != want {
+			t.Errorf("described as %q, want %q", got, want)
+		}
+	}
+}
