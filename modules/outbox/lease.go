@@ -11,6 +11,8 @@ import (
 
 	"github.com/uptrace/bun"
 	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/database"
 )
 
 // shard is a shard whose lease this relay holds, and what it remembers of it. Guarded by
@@ -82,14 +84,10 @@ type tickResult struct {
 
 func (r *Relay) tickTx(ctx context.Context, tx bun.Tx, held []claim, rate float64) (res tickResult, err error) {
 	clock, lease := now(tx), r.cfg.Lease.Milliseconds()
-	server := "''"
-	if r.db.IsPostgres() {
-		server = "pg_postmaster_start_time()::text || ' ' || coalesce(inet_server_addr()::text, '')"
-	}
 	if err := bounded(ctx, tx, r.cfg.Lease/2); err != nil {
 		return res, err
 	}
-	if err := tx.QueryRowContext(ctx, "SELECT "+clock+", "+server).Scan(&res.nowMS, &res.server); err != nil {
+	if err := tx.QueryRowContext(ctx, "SELECT "+clock+", "+thisServer(tx)).Scan(&res.nowMS, &res.server); err != nil {
 		return res, err
 	}
 	if prior := r.serverName(); prior != "" && prior != res.server {
@@ -308,6 +306,14 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 		r.log.Warn("lost shards to another relay", zap.Int("shards", gone))
 	}
 	poke(r.poked)
+}
+
+// thisServer is the expression that tells one start of one database server from another.
+func thisServer(db bun.IDB) string {
+	if database.IsPostgres(db) {
+		return "pg_postmaster_start_time()::text || ' ' || coalesce(inet_server_addr()::text, '')"
+	}
+	return "''"
 }
 
 // serverName tells which database server answered last, "" before any did and on SQLite.

@@ -276,11 +276,13 @@ func (r *Relay) sweep(ctx context.Context) {
 		}
 		r.mu.Unlock()
 		for _, c := range asked {
-			// Only where no operator has put something back meanwhile, which raises the epoch.
+			// Only where no operator has put something back meanwhile, which raises the epoch, and
+			// on the server that the bound is of: one that crashed has forgotten acknowledgements.
 			var n int64
-			err := r.db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_pending p JOIN outbox_shard s ON s.shard = p.shard
-				WHERE p.shard = ? AND p.id <= ? AND s.epoch = ? AND s.owner = ?`, c.shard, c.low, c.epoch, r.id).Scan(&n)
-			if err != nil || n == 0 {
+			var server string
+			err := r.db.QueryRowContext(ctx, `SELECT count(*), `+thisServer(r.db)+` FROM outbox_pending p JOIN outbox_shard s ON s.shard = p.shard
+				WHERE p.shard = ? AND p.id <= ? AND s.epoch = ? AND s.owner = ?`, c.shard, c.low, c.epoch, r.id).Scan(&n, &server)
+			if err != nil || n == 0 || server != r.serverName() {
 				continue
 			}
 			r.met.sweepFound.Add(float64(n))
