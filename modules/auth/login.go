@@ -205,12 +205,6 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 	return sess, refresh, nil
 }
 
-// beginSession writes the record of a new account's first session.
-func (s *Service) beginSession(ctx context.Context, a account, dev Device) (session.Session, session.Token, error) {
-	sess, refresh, _, err := s.createRecord(ctx, a, dev)
-	return sess, refresh, err
-}
-
 // createRecord writes a session record that nobody knows of yet, and returns which sessions
 // have to go for it.
 func (s *Service) createRecord(ctx context.Context, a account, dev Device) (session.Session, session.Token, []uuid.UUID, error) {

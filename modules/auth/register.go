@@ -32,7 +32,7 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (T
 	if err != nil {
 		return Tokens{}, err
 	}
-	sess, refresh, err := s.beginSession(ctx, a, dev)
+	sess, refresh, _, err := s.createRecord(ctx, a, dev) // the first session is never one too many
 	if err != nil {
 		return Tokens{}, err
 	}

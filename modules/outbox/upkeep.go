@@ -176,9 +176,7 @@ func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 			return
 		}
 		if again, err := r.sink.Partitions(ctx); err == nil && again == n {
-			err := r.repartitioned(r.partitions, n)
-			r.log.Error("the relay stops", zap.Error(err))
-			fail(err)
+			fail(r.repartitioned(r.partitions, n))
 			return
 		}
 	}
