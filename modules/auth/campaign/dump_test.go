@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -104,12 +105,17 @@ func (w *world) dump(client *redis.Client) ([]string, error) {
 			return nil, err
 		}
 		for _, key := range keys {
+			values = append(values, key)
 			raw, err := client.Dump(ctx, key).Result()
+			if errors.Is(err, redis.Nil) {
+				continue // it expired since it was listed: a counter of the throttle lives for a moment only
+			}
 			if err != nil {
 				return nil, err
 			}
-			values = append(values, key, raw)
+			values = append(values, raw)
 			switch kind := client.Type(ctx, key).Val(); kind {
+			case "none": // expired just now; its dump is kept
 			case "string":
 				values = append(values, client.Get(ctx, key).Val())
 			case "hash":
