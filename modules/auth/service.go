@@ -135,7 +135,7 @@ func (s *Service) openSessions(ctx context.Context, deps Deps) error {
 func (s *Service) Close() error {
 	err := s.passwords.Close()
 	s.stopLockOuts()
-	err = errors.Join(err, s.standings.stmt.Close())
+	err = errors.Join(err, s.standings.close())
 	if s.closeStore != nil {
 		err = errors.Join(err, s.closeStore())
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -212,63 +211,4 @@ func purgeRevoked(ctx context.Context, db *database.DB, now time.Time, limit int
 		return 0, fmt.Errorf("purge revoked sessions: %w", err)
 	}
 	return res.RowsAffected()
-}
-
-// standing is what the database, the authority, says of an account and one session of it.
-type standing struct {
-	user    User
-	epoch   int64
-	keptSID uuid.NullUUID
-	revoked bool      // this session, by name
-	endedAt time.Time // when sessions were last ended all at once; zero for never
-}
-
-// live reports whether a session begun under epoch may go on.
-func (st standing) live(sid uuid.UUID, epoch int64) bool {
-	return st.user.Status == StatusActive && !st.revoked &&
-		(epoch >= st.epoch || st.keptSID.Valid && st.keptSID.UUID == sid)
-}
-
-// endedWithAll reports whether a session that the store no longer has was ended with all
-// others, rather than having expired. It is only a matter of words: both are over.
-func (st standing) endedWithAll(sid uuid.UUID) bool {
-	return began(sid).Before(st.endedAt) && !(st.keptSID.Valid && st.keptSID.UUID == sid)
-}
-
-// began is when a session began, which its id tells: it is a UUIDv7 made by [newID].
-func began(sid uuid.UUID) time.Time { return time.Unix(sid.Time().UnixTime()) }
-
-// standings answers the one question every refresh and every authenticated request asks.
-// The statement is prepared: through Bun, each text is new to the server (docs/decisions).
-type standings struct{ stmt *sql.Stmt }
-
-func prepareStandings(ctx context.Context, db *database.DB) (standings, error) {
-	query := `SELECT u.username, u.status, u.created_at, u.updated_at, u.password_changed_at, u.session_epoch, u.kept_sid, u.sessions_ended_at,
-		EXISTS (SELECT 1 FROM revoked_session r WHERE r.sid = $2) FROM users u WHERE u.id = $1`
-	if !db.IsPostgres() {
-		query = strings.ReplaceAll(query, "$", "?")
-	}
-	stmt, err := db.DB.DB.PrepareContext(ctx, query)
-	if err != nil {
-		return standings{}, fmt.Errorf("prepare the session check: %w", err)
-	}
-	return standings{stmt}, nil
-}
-
-// of returns [ErrUserNotFound] when the account is gone.
-func (s standings) of(ctx context.Context, userID, sid uuid.UUID) (standing, error) {
-	st := standing{user: User{ID: userID}}
-	u := &st.user
-	var endedAt sql.NullTime
-	err := s.stmt.QueryRowContext(ctx, userID.String(), sid.String()).Scan(
-		&u.Username, &u.Status, &u.CreatedAt, &u.UpdatedAt, &u.PasswordChangedAt, &st.epoch, &st.keptSID, &endedAt, &st.revoked)
-	st.endedAt = endedAt.Time
-	if database.IsNotFound(err) {
-		return standing{}, ErrUserNotFound
-	}
-	if err != nil {
-		return standing{}, fmt.Errorf("check the session: %w", err)
-	}
-	u.CreatedAt, u.UpdatedAt, u.PasswordChangedAt = u.CreatedAt.UTC(), u.UpdatedAt.UTC(), u.PasswordChangedAt.UTC()
-	return st, nil
 }

@@ -1,0 +1,139 @@
+package auth
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/gather"
+)
+
+// standing is what the database, the authority, says of an account and one session of it.
+type standing struct {
+	user    User
+	epoch   int64
+	keptSID uuid.NullUUID
+	revoked bool      // this session, by name
+	endedAt time.Time // when sessions were last ended all at once; zero for never
+}
+
+// live reports whether a session begun under epoch may go on.
+func (st standing) live(sid uuid.UUID, epoch int64) bool {
+	return st.user.Status == StatusActive && !st.revoked &&
+		(epoch >= st.epoch || st.keptSID.Valid && st.keptSID.UUID == sid)
+}
+
+// endedWithAll reports whether a session that the store no longer has was ended with all
+// others, rather than having expired. It is only a matter of words: both are over.
+func (st standing) endedWithAll(sid uuid.UUID) bool {
+	return began(sid).Before(st.endedAt) && !(st.keptSID.Valid && st.keptSID.UUID == sid)
+}
+
+// began is when a session began, which its id tells: it is a UUIDv7 made by [newID].
+func began(sid uuid.UUID) time.Time { return time.Unix(sid.Time().UnixTime()) }
+
+// standings answers the one question every refresh and every authenticated request asks. The
+// statement is prepared: through Bun, each text is new to the server (docs/decisions).
+type standings struct {
+	stmt   *sql.Stmt
+	rounds *gather.Group[subject, *standing] // nil on SQLite, to which there is no way to save
+}
+
+// subject is an account and a session of it.
+type subject struct{ userID, sid uuid.UUID }
+
+const standingColumns = `u.username, u.status, u.created_at, u.updated_at, u.password_changed_at,
+	u.session_epoch, u.kept_sid, u.sessions_ended_at, (SELECT r.sid FROM revoked_session r WHERE r.sid = q.sid) IS NOT NULL`
+
+func prepareStandings(ctx context.Context, db *database.DB) (standings, error) {
+	// A plan is kept for as long as its connection, while the tables grow. So nothing here leaves
+	// PostgreSQL a choice: the LIMIT and the scalar subquery keep it from reading a whole table
+	// that was small once, and as it cannot see the arrays, no plan for a particular one, made
+	// anew each time, looks better to it.
+	query := `SELECT q.n, ` + standingColumns + ` FROM unnest((SELECT $1::uuid[]), (SELECT $2::uuid[])) WITH ORDINALITY AS q (user_id, sid, n)
+		CROSS JOIN LATERAL (SELECT * FROM users WHERE id = q.user_id LIMIT 1) u`
+	if !db.IsPostgres() {
+		query = `SELECT 1, ` + standingColumns + ` FROM (SELECT ? AS user_id, ? AS sid) q JOIN users u ON u.id = q.user_id`
+	}
+	stmt, err := db.DB.DB.PrepareContext(ctx, query)
+	if err != nil {
+		return standings{}, fmt.Errorf("prepare the session check: %w", err)
+	}
+	s := standings{stmt: stmt}
+	if db.IsPostgres() {
+		s.rounds = gather.New(gather.Config{Patience: 5 * time.Millisecond, Rounds: 4, Most: 256, Timeout: settle}, s.askPostgres)
+	}
+	return s, nil
+}
+
+// of returns [ErrUserNotFound] when the account is gone.
+func (s standings) of(ctx context.Context, userID, sid uuid.UUID) (standing, error) {
+	who := subject{userID, sid}
+	var st *standing
+	var err error
+	if s.rounds != nil {
+		st, err = s.rounds.Ask(ctx, who)
+	} else {
+		st, err = s.askSQLite(ctx, who)
+	}
+	if err != nil {
+		return standing{}, fmt.Errorf("check the session: %w", err)
+	}
+	if st == nil {
+		return standing{}, ErrUserNotFound
+	}
+	return *st, nil
+}
+
+func (s standings) askPostgres(ctx context.Context, whom []subject) ([]*standing, error) {
+	userIDs, sids := make([][16]byte, len(whom)), make([][16]byte, len(whom))
+	for i, who := range whom {
+		userIDs[i], sids[i] = who.userID, who.sid
+	}
+	rows, err := s.stmt.QueryContext(ctx, userIDs, sids)
+	return scanStandings(rows, err, whom)
+}
+
+func (s standings) askSQLite(ctx context.Context, who subject) (*standing, error) {
+	rows, err := s.stmt.QueryContext(ctx, who.userID.String(), who.sid.String())
+	all, err := scanStandings(rows, err, []subject{who})
+	if err != nil {
+		return nil, err
+	}
+	return all[0], nil
+}
+
+// scanStandings reads what is said of each, in their order: nil of an account that is gone.
+func scanStandings(rows *sql.Rows, err error, whom []subject) ([]*standing, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	all := make([]*standing, len(whom))
+	for rows.Next() {
+		var n int
+		var st standing
+		var endedAt sql.NullTime
+		u := &st.user
+		if err := rows.Scan(&n, &u.Username, &u.Status, &u.CreatedAt, &u.UpdatedAt, &u.PasswordChangedAt,
+			&st.epoch, &st.keptSID, &endedAt, &st.revoked); err != nil {
+			return nil, err
+		}
+		u.ID, st.endedAt = whom[n-1].userID, endedAt.Time
+		u.CreatedAt, u.UpdatedAt, u.PasswordChangedAt = u.CreatedAt.UTC(), u.UpdatedAt.UTC(), u.PasswordChangedAt.UTC()
+		all[n-1] = &st
+	}
+	return all, rows.Err()
+}
+
+// close waits for the questions under way.
+func (s standings) close() error {
+	if s.rounds != nil {
+		s.rounds.Close()
+	}
+	return s.stmt.Close()
+}

@@ -1,0 +1,56 @@
+package auth
+
+import (
+	"errors"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+)
+
+// Questions of concurrent requests go to PostgreSQL together: each must get its own answer,
+// whatever the others in the round are about.
+func TestEachQuestionIsAnsweredForItself(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		type question struct {
+			who  subject
+			want error
+		}
+		var questions []question
+		for i := range 8 {
+			name, tokens := w.newcomer(t)
+			live := w.caller(t, tokens)
+			ended := w.caller(t, w.signIn(t, name))
+			if err := w.endSession(t.Context(), ended.User.ID, ended.SessionID, ReasonLogout); err != nil {
+				t.Fatal(err)
+			}
+			questions = append(questions,
+				question{subject{live.User.ID, live.SessionID}, nil},
+				question{subject{ended.User.ID, ended.SessionID}, ErrSessionRevoked},
+				question{subject{uuid.New(), live.SessionID}, ErrUserNotFound})
+			if i%2 == 0 {
+				second := w.caller(t, w.signIn(t, name))
+				questions = append(questions, question{subject{second.User.ID, second.SessionID}, nil})
+			}
+		}
+		var group sync.WaitGroup
+		for range 20 {
+			for _, q := range questions {
+				group.Go(func() {
+					st, err := w.standings.of(t.Context(), q.who.userID, q.who.sid)
+					if err == nil && st.user.ID != q.who.userID {
+						t.Errorf("asked about user %s, was told of %s", q.who.userID, st.user.ID)
+					}
+					if err == nil && st.revoked {
+						err = ErrSessionRevoked
+					}
+					if !errors.Is(err, q.want) {
+						t.Errorf("the answer is %v, want %v", err, q.want)
+					}
+				})
+			}
+		}
+		group.Wait()
+	})
+}

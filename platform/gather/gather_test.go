@@ -1,0 +1,276 @@
+package gather
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+const (
+	patience = 5 * time.Millisecond
+	timeout  = time.Second
+)
+
+// backend doubles numbers, and waits for a turn where there is to be one.
+type backend struct {
+	turn chan error // nil: answers at once; else each round waits for what it is to return
+
+	mu     sync.Mutex
+	rounds [][]int
+}
+
+func (b *backend) ask(ctx context.Context, questions []int) ([]int, error) {
+	b.mu.Lock()
+	b.rounds = append(b.rounds, slices.Sorted(slices.Values(questions)))
+	b.mu.Unlock()
+	if b.turn != nil {
+		select {
+		case err := <-b.turn:
+			if err != nil {
+				return nil, err
+			}
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	answers := make([]int, len(questions))
+	for i, q := range questions {
+		answers[i] = 2 * q
+	}
+	return answers, nil
+}
+
+func (b *backend) asked() [][]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.rounds)
+}
+
+func (b *backend) expect(t *testing.T, want ...[]int) {
+	t.Helper()
+	if got := b.asked(); !slices.EqualFunc(got, want, slices.Equal) {
+		t.Errorf("the rounds were %v, want %v", got, want)
+	}
+}
+
+func (b *backend) group(most int) *Group[int, int] {
+	return New(Config{Patience: patience, Rounds: 3, Most: most, Timeout: timeout}, b.ask)
+}
+
+// one is a question put in the background.
+type one struct {
+	answer int
+	err    error
+	took   time.Duration
+	done   chan struct{}
+}
+
+func put(ctx context.Context, g *Group[int, int], q int) *one {
+	o := &one{done: make(chan struct{})}
+	go func() { // waited for by who looks at the answer
+		begin := time.Now()
+		o.answer, o.err = g.Ask(ctx, q)
+		o.took = time.Since(begin)
+		close(o.done)
+	}()
+	synctest.Wait()
+	return o
+}
+
+func (o *one) expect(t *testing.T, answer int, err error) {
+	t.Helper()
+	<-o.done
+	if o.answer != answer || !errors.Is(o.err, err) {
+		t.Errorf("the answer was %d, %v; want %d, %v", o.answer, o.err, answer, err)
+	}
+}
+
+func TestALoneQuestionDoesNotWait(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{}
+		g := b.group(10)
+		defer g.Close()
+		for q := range 3 {
+			o := put(t.Context(), g, q)
+			o.expect(t, 2*q, nil)
+			if o.took != 0 {
+				t.Errorf("it took %s", o.took)
+			}
+		}
+		b.expect(t, []int{0}, []int{1}, []int{2})
+	})
+}
+
+func TestWhatComesDuringARoundGoesTogetherInTheNext(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{turn: make(chan error)}
+		g := b.group(3)
+		defer g.Close()
+		var all []*one
+		for q := range 6 {
+			all = append(all, put(t.Context(), g, q))
+		}
+		b.expect(t, []int{0}) // a question must not join a round that may have read already
+		b.turn <- nil
+		synctest.Wait()
+		b.expect(t, []int{0}, []int{1, 2, 3}) // and no more than Most
+		b.turn <- nil
+		b.turn <- nil
+		for q, o := range all {
+			o.expect(t, 2*q, nil)
+		}
+		b.expect(t, []int{0}, []int{1, 2, 3}, []int{4, 5})
+	})
+}
+
+func TestAStuckRoundHoldsNobodyUpForLong(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{turn: make(chan error)}
+		g := b.group(10)
+		defer g.Close()
+		stuck := put(t.Context(), g, 1)
+		other := put(t.Context(), g, 2)
+		time.Sleep(patience)
+		synctest.Wait()
+		b.expect(t, []int{1}, []int{2})
+		third := put(t.Context(), g, 3)
+		time.Sleep(patience)
+		synctest.Wait()
+		fourth := put(t.Context(), g, 4)
+		time.Sleep(patience)
+		synctest.Wait()
+		b.expect(t, []int{1}, []int{2}, []int{3}) // three rounds are the most
+		for range 4 {
+			b.turn <- nil
+		}
+		for q, o := range []*one{stuck, other, third, fourth} {
+			o.expect(t, 2*(q+1), nil)
+		}
+	})
+}
+
+// After a slow round there is one again, with all that comes: else they would stay small.
+func TestRoundsGrowAgainAfterASlowOne(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{turn: make(chan error)}
+		g := b.group(10)
+		defer g.Close()
+		put(t.Context(), g, 1)
+		put(t.Context(), g, 2)
+		time.Sleep(patience)
+		synctest.Wait()
+		put(t.Context(), g, 3)
+		put(t.Context(), g, 4)
+		b.turn <- nil // whichever of the two ends: the other is still under way
+		synctest.Wait()
+		b.expect(t, []int{1}, []int{2})
+		b.turn <- nil
+		synctest.Wait()
+		b.expect(t, []int{1}, []int{2}, []int{3, 4})
+		b.turn <- nil
+	})
+}
+
+func TestARoundThatFailsFailsForItsOwnOnly(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{turn: make(chan error)}
+		g := b.group(10)
+		defer g.Close()
+		away := errors.New("away")
+		first, second, third := put(t.Context(), g, 1), put(t.Context(), g, 2), put(t.Context(), g, 3)
+		b.turn <- nil
+		b.turn <- away
+		first.expect(t, 2, nil)
+		second.expect(t, 0, away)
+		third.expect(t, 0, away)
+		fourth := put(t.Context(), g, 4)
+		b.turn <- nil
+		fourth.expect(t, 8, nil)
+	})
+}
+
+func TestARoundHasATimeout(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{turn: make(chan error)}
+		g := b.group(10)
+		defer g.Close()
+		put(t.Context(), g, 1).expect(t, 0, context.DeadlineExceeded)
+	})
+}
+
+func TestACallerWhoGivesUpIsNotAskedFor(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{turn: make(chan error)}
+		g := b.group(10)
+		defer g.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		asked, waiting, other := put(ctx, g, 1), put(ctx, g, 2), put(t.Context(), g, 3)
+		cancel()
+		asked.expect(t, 0, context.Canceled)
+		waiting.expect(t, 0, context.Canceled)
+		b.turn <- nil
+		b.turn <- nil
+		other.expect(t, 6, nil)
+		b.expect(t, []int{1}, []int{3})
+	})
+}
+
+func TestCloseWaitsForWhatWasAsked(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{turn: make(chan error)}
+		g := b.group(10)
+		first, second := put(t.Context(), g, 1), put(t.Context(), g, 2)
+		closed := make(chan struct{})
+		go func() { g.Close(); close(closed) }()
+		synctest.Wait()
+		put(t.Context(), g, 3).expect(t, 0, ErrClosed)
+		select {
+		case <-closed:
+			t.Error("closed with a round under way")
+		default:
+		}
+		b.turn <- nil
+		b.turn <- nil
+		first.expect(t, 2, nil)
+		second.expect(t, 4, nil)
+		<-closed
+	})
+}
+
+func TestEveryCallerGetsItsOwnAnswer(t *testing.T) {
+	t.Parallel()
+	b := &backend{}
+	g := b.group(7)
+	var group sync.WaitGroup
+	for caller := range 50 {
+		group.Go(func() {
+			for i := range 200 {
+				q := 1000*caller + i
+				if answer, err := g.Ask(t.Context(), q); answer != 2*q || err != nil {
+					t.Errorf("%d: %d, %v", q, answer, err)
+				}
+			}
+		})
+	}
+	group.Wait()
+	g.Close()
+	asked := 0
+	for _, round := range b.asked() {
+		asked += len(round)
+	}
+	if asked != 50*200 {
+		t.Errorf("%d questions were asked, want each once", asked)
+	}
+}
