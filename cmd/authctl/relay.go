@@ -42,6 +42,7 @@ stops it in order: what is under way is finished and the leases are given back.`
 
 func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	ignoreBrokenPipes()
+	defer roomyHeap()()
 	s := settings{keyless: true}
 	if err := g.load(&s, nil); err != nil {
 		return err

@@ -50,6 +50,7 @@ under way, hands its share of the relay over and exits with 0. A second signal s
 
 func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
 	ignoreBrokenPipes()
+	defer roomyHeap()()
 	flags := map[string]string{}
 	if o.port != "" {
 		flags["app.port"] = o.port

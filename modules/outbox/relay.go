@@ -372,7 +372,7 @@ func (r *Relay) openLanes() []bool {
 		}
 	}
 	slices.SortFunc(full, func(a, b int) int { return cmp.Compare(r.lanes[a].served, r.lanes[b].served) })
-	some := (len(r.lanes) + 3) / 4
+	some := (len(r.lanes) + 2) / 3
 	for i, p := range full {
 		if i == some {
 			poke(r.poked)

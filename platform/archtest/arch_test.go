@@ -82,7 +82,7 @@ var libraries = []struct {
 		"HTTP stays at the edge: hand over a context and plain values"},
 	{"github.com/valyala/fasthttp", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/..."}, nil,
 		"HTTP stays at the edge: hand over a context and plain values"},
-	{"github.com/IBM/sarama", []string{"modules/outbox/sink"}, nil,
+	{"github.com/IBM/sarama", []string{"modules/outbox/sink", "cmd/bench"}, nil,
 		"Kafka is one kind of sink: use outbox.Sink"},
 	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/...", "docs"},
 		"it is the tests' second opinion on Kafka, not the service's client"},

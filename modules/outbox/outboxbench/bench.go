@@ -349,6 +349,20 @@ func (b *bench) drain(ctx context.Context) error {
 	return err
 }
 
+// Lanes are n events like those that are measured with, by partition.
+func Lanes(n, partitions int) [][]outbox.Record {
+	lanes := make([][]outbox.Record, partitions)
+	for i := range n {
+		e := event()
+		p := outbox.Partition(e.Key, partitions)
+		lanes[p] = append(lanes[p], outbox.Record{
+			ID: int64(i), Seq: 1, EventID: uuid.NewString(), Type: e.Type, Key: e.Key, Subject: e.Subject, Source: e.Source,
+			DataSchema: e.DataSchema, Time: e.Time.Format(time.RFC3339Nano), Data: e.Data,
+		})
+	}
+	return lanes
+}
+
 // bare publishes as many events in the same batches from memory: what the sink can do
 // without the database.
 func (b *bench) bare(ctx context.Context) error {
@@ -357,15 +371,7 @@ func (b *bench) bare(ctx context.Context) error {
 		return err
 	}
 	per := cmp.Or(b.Config.BatchEvents, 1000)
-	lanes := make([][]outbox.Record, partitions)
-	for i := range b.Events {
-		e := event()
-		p := outbox.Partition(e.Key, partitions)
-		lanes[p] = append(lanes[p], outbox.Record{
-			ID: int64(i), Seq: 1, EventID: uuid.NewString(), Type: e.Type, Key: e.Key, Subject: e.Subject, Source: e.Source,
-			DataSchema: e.DataSchema, Time: e.Time.Format(time.RFC3339Nano), Data: e.Data,
-		})
-	}
+	lanes := Lanes(b.Events, partitions)
 	var wg sync.WaitGroup
 	errs := make([]error, partitions)
 	start := time.Now()
