@@ -26,6 +26,7 @@ type gates struct {
 
 type gate struct {
 	waiting int
+	looked  time.Time     // when somebody last did
 	wake    chan struct{} // holds one: whoever takes it looks again
 }
 
@@ -36,22 +37,39 @@ func (g *gates) wait(ctx context.Context, at id, again func() bool) {
 	if !ok {
 		return
 	}
-	defer g.leave(at, gate)
 	ctx, cancel := context.WithTimeout(ctx, g.patience)
 	defer cancel()
 	look := time.NewTicker(g.glance)
 	defer look.Stop()
-	for {
+	news := false
+	defer func() { g.leave(at, gate, news) }()
+	for !news {
 		select {
 		case <-gate.wake:
+			g.due(gate)
 		case <-look.C:
+			if !g.due(gate) {
+				continue
+			}
 		case <-ctx.Done():
 			return
 		}
-		if !again() {
-			return
-		}
+		// A look that was cut short says nothing, and somebody else has to look.
+		news = !again() || ctx.Err() != nil
 	}
+}
+
+// due reports whether nobody at the gate has looked for a glance, and that somebody does now.
+// One look is enough for all: who finds room wakes the next.
+func (g *gates) due(gate *gate) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := time.Now()
+	if now.Sub(gate.looked) < g.glance {
+		return false
+	}
+	gate.looked = now
+	return true
 }
 
 // settled wakes one who waits at the id.
@@ -82,9 +100,9 @@ func (g *gates) enter(at id) (*gate, bool) {
 	return entered, true
 }
 
-// leave wakes the next: if there was room for one there may be room for another, and if a
-// delay has begun the others need not wait to hear of it.
-func (g *gates) leave(at id, left *gate) {
+// leave wakes the next when there is news: if there was room for one there may be room for
+// another, and if a delay has begun the others need not wait to hear of it.
+func (g *gates) leave(at id, left *gate, news bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.waiting--
@@ -93,7 +111,9 @@ func (g *gates) leave(at id, left *gate) {
 		delete(g.byID, at)
 		return
 	}
-	left.call()
+	if news {
+		left.call()
+	}
 }
 
 func (g *gate) call() {

@@ -3,7 +3,9 @@ package throttle
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/toppira/authctl/platform/cache/cachetest"
@@ -87,8 +89,29 @@ func TestOnlySoManyWait(t *testing.T) {
 	if _, ok := g.enter(id{2}); ok {
 		t.Fatal("one more may wait than there may be")
 	}
-	g.leave(at, entered[0])
+	g.leave(at, entered[0], false)
 	if _, ok := g.enter(id{2}); !ok {
 		t.Fatal("refused though one has left")
 	}
+}
+
+// Each look is a call to Redis: a crowd at one gate must not multiply them.
+func TestACrowdLooksNoOftenerThanOneAlone(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		g := gates{patience: 3 * time.Second, glance: 500 * time.Millisecond}
+		var looks atomic.Int64
+		var waiters sync.WaitGroup
+		for i := range 200 {
+			waiters.Go(func() {
+				time.Sleep(time.Duration(i) * time.Millisecond) // they do not come all at once
+				g.wait(t.Context(), id{1}, func() bool { looks.Add(1); return true })
+			})
+		}
+		waiters.Wait()
+		// The last to come has waited for three seconds after the first 0.2.
+		if n := looks.Load(); n < 5 || n > 7 {
+			t.Errorf("200 who waited for three seconds looked %d times, one alone looks 5 or 6 times", n)
+		}
+	})
 }
