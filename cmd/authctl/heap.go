@@ -7,6 +7,6 @@ import "runtime"
 // busy one would collect a hundred times a second. The array counts as heap but is never
 // touched, so it takes no memory, and next to a large heap it makes no difference.
 func roomyHeap() (release func()) {
-	ballast := make([]byte, 24<<20)
+	ballast := make([]byte, 16<<20)
 	return func() { runtime.KeepAlive(ballast) }
 }
