@@ -55,7 +55,9 @@ func TestTheSuiteFindsBrokenScripts(t *testing.T) {
 			}
 			mutant := goredis.NewScript(libSource + strings.Replace(rotateSource, m.old, m.new, 1))
 			open := func(t testing.TB, skew func() time.Duration) sessiontest.Engine {
-				return mutantEngine(t, client, skew, func(s *Store) session.Store { s.rotate = mutant; return s })
+				s := mutantStore(t, client, skew)
+				s.rotate = mutant
+				return sessiontest.Engine{Store: s, Peer: s}
 			}
 			err := sessiontest.Named(m.check).Run(t, open)
 			if err == nil {
@@ -69,58 +71,28 @@ func TestTheSuiteFindsBrokenScripts(t *testing.T) {
 func TestTheSuiteFindsARotationThatReadsAndThenWrites(t *testing.T) {
 	t.Parallel()
 	client := cachetest.Shared(t)
-	meet := make(chan struct{})
-	open := func(t testing.TB, skew func() time.Duration) sessiontest.Engine {
-		return mutantEngine(t, client, skew, func(s *Store) session.Store { return readThenWrite{s, meet} })
-	}
-	// One after the other it does nothing wrong.
-	if err := sessiontest.Named("the current token turns").Run(t, open); err != nil {
-		t.Errorf("the mutant is broken in another way: %v", err)
-	}
-	err := sessiontest.Named("parallel refreshes make one chain").Run(t, open)
-	if err == nil {
-		t.Error("not found")
-	}
-	t.Log(err)
+	sessiontest.FindsReadThenWrite(t, func(t testing.TB, skew func() time.Duration) sessiontest.ReadThenWrite {
+		s := mutantStore(t, client, skew)
+		return sessiontest.ReadThenWrite{
+			Store: s,
+			Write: func(ctx context.Context, one session.Session, r session.Rotation) error {
+				_, err := client.Pipelined(ctx, func(p goredis.Pipeliner) error {
+					p.HSet(ctx, s.record(one.UserID, one.ID), "gen", one.Generation, "hash", one.Hash[:], "agent", one.UserAgent, "ip", one.IP,
+						"used", one.LastUsedAt.UnixMilli(), "idle", one.IdleExpiresAt.UnixMilli())
+					p.Set(ctx, s.successor(one.UserID, one.ID), r.SealedNext, r.Grace)
+					return nil
+				})
+				return err
+			},
+			Sealed: func(ctx context.Context, one session.Session) ([]byte, error) {
+				return client.Get(ctx, s.successor(one.UserID, one.ID)).Bytes()
+			},
+		}
+	})
 }
 
-// readThenWrite decides in the client by what it read a moment ago.
-type readThenWrite struct {
-	*Store
-	meet chan struct{}
-}
-
-func (s readThenWrite) Rotate(ctx context.Context, r session.Rotation) (session.Rotated, error) {
-	one, err := s.Get(ctx, r.UserID, r.SessionID)
-	if err != nil {
-		return session.Rotated{Outcome: session.Gone}, nil
-	}
-	// Two that have read wait for each other, if there are two.
-	select {
-	case s.meet <- struct{}{}:
-	case <-s.meet:
-	case <-time.After(50 * time.Millisecond):
-	}
-	switch {
-	case r.Generation == one.Generation && r.PresentedHash == one.Hash:
-		one.Generation, one.Hash, one.UserAgent, one.IP = r.Generation+1, r.NextHash, r.UserAgent, r.IP
-		one.LastUsedAt = time.Now().Add(s.skew()).UTC().Truncate(time.Millisecond)
-		one.IdleExpiresAt = one.LastUsedAt.Add(r.IdleTTL)
-		_, err := s.client.Pipelined(ctx, func(p goredis.Pipeliner) error {
-			p.HSet(ctx, s.record(r.UserID, r.SessionID), "gen", one.Generation, "hash", one.Hash[:], "agent", one.UserAgent, "ip", one.IP,
-				"used", one.LastUsedAt.UnixMilli(), "idle", one.IdleExpiresAt.UnixMilli())
-			p.Set(ctx, s.successor(r.UserID, r.SessionID), r.SealedNext, r.Grace)
-			return nil
-		})
-		return session.Rotated{Outcome: session.Turned, Session: one}, err
-	case r.Generation+1 == one.Generation:
-		sealed, err := s.client.Get(ctx, s.successor(r.UserID, r.SessionID)).Bytes()
-		return session.Rotated{Outcome: session.Replayed, Session: one, Sealed: sealed}, err
-	}
-	return session.Rotated{Outcome: session.Reused, Session: one}, nil
-}
-
-func mutantEngine(t testing.TB, client *goredis.Client, skew func() time.Duration, change func(*Store) session.Store) sessiontest.Engine {
+// mutantStore is a store under a prefix of its own, to be broken.
+func mutantStore(t testing.TB, client *goredis.Client, skew func() time.Duration) *Store {
 	opt := Options{Prefix: "authctl-test:" + uuid.NewString() + ":", Skew: skew}
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -129,5 +101,5 @@ func mutantEngine(t testing.TB, client *goredis.Client, skew func() time.Duratio
 			client.Unlink(ctx, scan.Val())
 		}
 	})
-	return sessiontest.Engine{Store: change(New(client, opt)), Peer: change(New(client, opt))}
+	return New(client, opt)
 }

@@ -70,56 +70,25 @@ func TestTheSuiteFindsBrokenStatements(t *testing.T) {
 	}
 }
 
-// A transaction at READ COMMITTED that reads, decides and writes is what one reaches for
-// first; without a row lock it forks. SQLite cannot be broken so: it has one writer.
+// A transaction at READ COMMITTED that reads, decides and writes forks without a row lock.
+// SQLite cannot be broken so: it has one writer.
 func TestTheSuiteFindsARotationThatReadsAndThenWrites(t *testing.T) {
 	t.Parallel()
-	meet := make(chan struct{})
-	open := func(t testing.TB, skew func() time.Duration) sessiontest.Engine {
+	sessiontest.FindsReadThenWrite(t, func(t testing.TB, skew func() time.Duration) sessiontest.ReadThenWrite {
 		db := dbtest.Postgres(t)
-		store := readThenWrite{newTestStore(t, db, skew), meet}
-		return sessiontest.Engine{Store: store, Peer: store}
-	}
-	if err := sessiontest.Named("the current token turns").Run(t, open); err != nil {
-		t.Errorf("the mutant is broken in another way: %v", err)
-	}
-	err := sessiontest.Named("parallel refreshes make one chain").Run(t, open)
-	if err == nil {
-		t.Error("not found")
-	}
-	t.Log(err)
-}
-
-type readThenWrite struct {
-	*Store
-	meet chan struct{}
-}
-
-func (s readThenWrite) Rotate(ctx context.Context, r session.Rotation) (session.Rotated, error) {
-	one, err := s.Get(ctx, r.UserID, r.SessionID)
-	if err != nil {
-		return session.Rotated{Outcome: session.Gone}, nil
-	}
-	// Two that have read wait for each other, if there are two.
-	select {
-	case s.meet <- struct{}{}:
-	case <-s.meet:
-	case <-time.After(50 * time.Millisecond):
-	}
-	switch {
-	case r.Generation == one.Generation && r.PresentedHash == one.Hash:
-		one.Generation, one.Hash, one.UserAgent, one.IP = r.Generation+1, r.NextHash, r.UserAgent, r.IP
-		one.LastUsedAt = time.Now().Add(s.skew()).UTC().Truncate(time.Millisecond)
-		one.IdleExpiresAt = one.LastUsedAt.Add(r.IdleTTL)
-		_, err := s.db.Write(ctx, "UPDATE session SET generation = ?, hash = ?, sealed = ?, user_agent = ?, ip = ?, last_used_ms = ?, idle_expires_ms = ? WHERE id = ?",
-			one.Generation, one.Hash[:], r.SealedNext, one.UserAgent, one.IP, one.LastUsedAt.UnixMilli(), one.IdleExpiresAt.UnixMilli(), one.ID)
-		return session.Rotated{Outcome: session.Turned, Session: one}, err
-	case r.Generation+1 == one.Generation:
-		var sealed []byte
-		err := s.db.QueryRowContext(ctx, "SELECT sealed FROM session WHERE id = ?", one.ID).Scan(&sealed)
-		return session.Rotated{Outcome: session.Replayed, Session: one, Sealed: sealed}, err
-	}
-	return session.Rotated{Outcome: session.Reused, Session: one}, nil
+		return sessiontest.ReadThenWrite{
+			Store: newTestStore(t, db, skew),
+			Write: func(ctx context.Context, one session.Session, r session.Rotation) error {
+				_, err := db.Write(ctx, "UPDATE session SET generation = ?, hash = ?, sealed = ?, user_agent = ?, ip = ?, last_used_ms = ?, idle_expires_ms = ? WHERE id = ?",
+					one.Generation, one.Hash[:], r.SealedNext, one.UserAgent, one.IP, one.LastUsedAt.UnixMilli(), one.IdleExpiresAt.UnixMilli(), one.ID)
+				return err
+			},
+			Sealed: func(ctx context.Context, one session.Session) (sealed []byte, err error) {
+				err = db.QueryRowContext(ctx, "SELECT sealed FROM session WHERE id = ?", one.ID).Scan(&sealed)
+				return sealed, err
+			},
+		}
+	})
 }
 
 func TestPurgeDropsSealedSuccessorsAfterTheWindow(t *testing.T) {
