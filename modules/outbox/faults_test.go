@@ -54,6 +54,20 @@ type job struct {
 	NoCheck  bool // a defect: does not ask for its lease before it sends
 }
 
+// writing runs writers for as long as fn does, and returns what they have committed.
+func writing(t *testing.T, db *database.DB, fn func(*outboxtest.Log)) *outboxtest.Log {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	log := &outboxtest.Log{}
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { w.Run(ctx) })
+	fn(log)
+	return log
+}
+
 const jobVariable = "AUTHCTL_TEST_JOB"
 
 func TestMain(m *testing.M) {
@@ -207,28 +221,22 @@ func TestRelayProcessesSurviveKillsAndStops(t *testing.T) {
 	url := dbtest.PostgresURL(t)
 	db := dbtest.Open(t, url)
 	j := job{Database: url, Kafka: cfg, Config: outbox.Config{Lease: time.Second}}
-	log := &outboxtest.Log{}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var wg sync.WaitGroup
-	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
-	wg.Go(func() { w.Run(ctx) })
 	relays := []*outboxtest.Process{j.start(t), j.start(t), j.start(t)}
 	faults := 0
-	for end := time.Now().Add(campaign()); time.Now().Before(end); faults++ {
-		time.Sleep(time.Duration(200+rand.IntN(600)) * time.Millisecond)
-		i := rand.IntN(len(relays))
-		if faults%3 == 2 {
-			relays[i].Signal(t, syscall.SIGSTOP)
-			time.Sleep(2200 * time.Millisecond)
-			relays[i].Signal(t, syscall.SIGCONT)
-			continue
+	log := writing(t, db, func(*outboxtest.Log) {
+		for end := time.Now().Add(campaign()); time.Now().Before(end); faults++ {
+			time.Sleep(time.Duration(200+rand.IntN(600)) * time.Millisecond)
+			i := rand.IntN(len(relays))
+			if faults%3 == 2 {
+				relays[i].Signal(t, syscall.SIGSTOP)
+				time.Sleep(2200 * time.Millisecond)
+				relays[i].Signal(t, syscall.SIGCONT)
+				continue
+			}
+			relays[i].Kill()
+			relays[i] = j.start(t)
 		}
-		relays[i].Kill()
-		relays[i] = j.start(t)
-	}
-	cancel()
-	wg.Wait()
+	})
 	drained(t, db)
 	for _, p := range relays {
 		p.Signal(t, syscall.SIGTERM)
@@ -325,25 +333,19 @@ func TestRelayFollowsALeaderThatMoves(t *testing.T) {
 	}
 	db := dbtest.Postgres(t)
 	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
-	log := &outboxtest.Log{}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var wg sync.WaitGroup
-	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
-	wg.Go(func() { w.Run(ctx) })
-	for id := 1; id <= 3; id++ {
-		before := log.Committed()
-		eventually(t, "some events", func() bool { return log.Committed() > before+300 })
-		cluster.Signal(t, id, syscall.SIGKILL)
-		killed := time.Now()
-		backlog := log.Committed()
-		eventually(t, "writers to go on", func() bool { return log.Committed() > backlog+100 })
-		eventually(t, "the others to lead", func() bool { return pending(t, db) < 50 })
-		t.Logf("events went on %v after broker %d was killed", time.Since(killed), id)
-		cluster.Restart(t, id)
-	}
-	cancel()
-	wg.Wait()
+	log := writing(t, db, func(log *outboxtest.Log) {
+		for id := 1; id <= 3; id++ {
+			before := log.Committed()
+			eventually(t, "some events", func() bool { return log.Committed() > before+300 })
+			cluster.Signal(t, id, syscall.SIGKILL)
+			killed := time.Now()
+			backlog := log.Committed()
+			eventually(t, "writers to go on", func() bool { return log.Committed() > backlog+100 })
+			eventually(t, "the others to lead", func() bool { return pending(t, db) < 50 })
+			t.Logf("events went on %v after broker %d was killed", time.Since(killed), id)
+			cluster.Restart(t, id)
+		}
+	})
 	drained(t, db)
 	checkKafka(t, log, cfg, 0)
 }
@@ -365,20 +367,14 @@ func TestRelayRepeatsNothingWhenAnswersAreLost(t *testing.T) {
 	defer k.Close()
 	db := dbtest.Postgres(t)
 	relay(t, db, k, outbox.Config{}, outbox.RelayOptions{})
-	log := &outboxtest.Log{}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var wg sync.WaitGroup
-	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
-	wg.Go(func() { w.Run(ctx) })
-	for end := time.Now().Add(campaign()); time.Now().Before(end); {
-		time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
-		deaf.Store(true)
-		time.Sleep(time.Duration(rand.IntN(900)) * time.Millisecond)
-		deaf.Store(false)
-	}
-	cancel()
-	wg.Wait()
+	log := writing(t, db, func(*outboxtest.Log) {
+		for end := time.Now().Add(campaign()); time.Now().Before(end); {
+			time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
+			deaf.Store(true)
+			time.Sleep(time.Duration(rand.IntN(900)) * time.Millisecond)
+			deaf.Store(false)
+		}
+	})
 	drained(t, db)
 	checkKafka(t, log, cfg, 0)
 }
@@ -407,27 +403,21 @@ func TestRelayWaitsForABrokerThatWasKilled(t *testing.T) {
 	}
 	db := dbtest.Postgres(t)
 	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
-	log := &outboxtest.Log{}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var wg sync.WaitGroup
-	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
-	wg.Go(func() { w.Run(ctx) })
-	for range max(1, int(campaign()/(20*time.Second))) {
-		before := log.Committed()
-		eventually(t, "some events", func() bool { return log.Committed() > before+200 })
-		cluster.Signal(t, 1, syscall.SIGKILL)
-		before = log.Committed()
-		eventually(t, "writers to go on", func() bool { return log.Committed() > before+200 })
-		eventually(t, "the backlog to show", func() bool { return pending(t, db) > 100 })
-		cluster.Restart(t, 1)
-		back := time.Now()
-		backlog := pending(t, db)
-		eventually(t, "the backlog to shrink", func() bool { return pending(t, db) < backlog })
-		t.Logf("the backlog shrank %v after the broker was back", time.Since(back))
-	}
-	cancel()
-	wg.Wait()
+	log := writing(t, db, func(log *outboxtest.Log) {
+		for range max(1, int(campaign()/(20*time.Second))) {
+			before := log.Committed()
+			eventually(t, "some events", func() bool { return log.Committed() > before+200 })
+			cluster.Signal(t, 1, syscall.SIGKILL)
+			before = log.Committed()
+			eventually(t, "writers to go on", func() bool { return log.Committed() > before+200 })
+			eventually(t, "the backlog to show", func() bool { return pending(t, db) > 100 })
+			cluster.Restart(t, 1)
+			back := time.Now()
+			backlog := pending(t, db)
+			eventually(t, "the backlog to shrink", func() bool { return pending(t, db) < backlog })
+			t.Logf("the backlog shrank %v after the broker was back", time.Since(back))
+		}
+	})
 	drained(t, db)
 	checkKafka(t, log, cfg, 0)
 }
@@ -489,22 +479,16 @@ func survive(t *testing.T, url string, fault func()) {
 	s, path := file(t)
 	relay(t, db, s, outbox.Config{Lease: time.Second}, outbox.RelayOptions{})
 	relay(t, db, fileAt(t, path), outbox.Config{Lease: time.Second}, outbox.RelayOptions{})
-	log := &outboxtest.Log{}
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	var wg sync.WaitGroup
-	w := outboxtest.Workload{DB: db, Log: log, Writers: 4, Keys: 30, Pause: 5 * time.Millisecond}
-	wg.Go(func() { w.Run(ctx) })
 	faults := 0
-	for end := time.Now().Add(campaign()); time.Now().Before(end) || faults == 0; faults++ {
+	log := writing(t, db, func(log *outboxtest.Log) {
+		for end := time.Now().Add(campaign()); time.Now().Before(end) || faults == 0; faults++ {
+			before := log.Committed()
+			eventually(t, "some events", func() bool { return log.Committed() > before+200 })
+			fault()
+		}
 		before := log.Committed()
-		eventually(t, "some events", func() bool { return log.Committed() > before+200 })
-		fault()
-	}
-	before := log.Committed()
-	eventually(t, "writers to go on", func() bool { return log.Committed() > before+200 })
-	cancel()
-	wg.Wait()
+		eventually(t, "writers to go on", func() bool { return log.Committed() > before+200 })
+	})
 	eventually(t, "the outbox to be empty", func() bool {
 		st, err := outbox.Status(context.Background(), db)
 		return err == nil && st.Pending == 0
