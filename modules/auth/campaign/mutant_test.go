@@ -76,7 +76,7 @@ var mutants = []mutant{
 	{"a record that goes before the revocation commits", []replacement{{authDir + "logout.go",
 		"		if err := s.commitRevocation(", "		s.dropRecord(ctx, userID, sid)\n		if err := s.commitRevocation("}}, atEveryStep("logout", "killed")},
 	{"a revocation that is not asked for", []replacement{
-		{authDir + "user.go", "	return st.user.Status == StatusActive && !st.revoked &&\n", "	return st.user.Status == StatusActive &&\n"},
+		{authDir + "standing.go", "	return st.user.Status == StatusActive && !st.revoked &&\n", "	return st.user.Status == StatusActive &&\n"},
 		{authDir + "refresh.go", "case st.user.Status != StatusActive || st.revoked:", "case st.user.Status != StatusActive:"},
 	}, on("sqlite", endsHold)},
 	{"an end without its event", []replacement{{authDir + "logout.go",
