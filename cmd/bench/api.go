@@ -60,7 +60,11 @@ func benchSession(ctx context.Context, o options, r *report) (err error) {
 		return err
 	}
 	for _, workers := range []int{1, 16, 64} {
-		bare, err := bareHandler(ctx, workers, o.duration)
+		bare, err := bareHandler(ctx, barePath, workers, o.duration)
+		if err != nil {
+			return err
+		}
+		signed, err := bareHandler(ctx, bareSignedPath, workers, o.duration)
 		if err != nil {
 			return err
 		}
@@ -70,6 +74,7 @@ func benchSession(ctx context.Context, o options, r *report) (err error) {
 		}
 		got := load(workers, o.duration, func(w int) outcome { return s.refresh(&list[w]) })
 		r.rate(fmt.Sprintf("refresh, %d connections (failed %d)", workers, got.failed), got.rate, bare.rate, "handler + script", 0.6*goal)
+		r.rate(fmt.Sprintf("refresh, %d connections", workers), got.rate, signed.rate, "handler + script + row + signature", 0)
 		r.latency(fmt.Sprintf("refresh p99, %d connections", workers), got.p99, bare.p99, 0)
 		got = load(workers, o.duration, func(w int) outcome { return s.me(list[w]) })
 		r.rate(fmt.Sprintf("me, %d connections (failed %d)", workers, got.failed), got.rate, bare.rate, "handler + script", 0.5*goal)

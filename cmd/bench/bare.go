@@ -3,6 +3,10 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -15,6 +19,9 @@ import (
 	"github.com/gofiber/fiber/v2"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/crypto/bcrypt"
+
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
 )
 
 // bareHashing is how many bcrypt verifications a second the machine does when it does
@@ -33,15 +40,58 @@ func bareHashing(cost int, d time.Duration) (float64, error) {
 	return r.rate, nil
 }
 
-// bareCommand makes this program the bare server: Fiber, JSON in and out, one Redis script.
-const bareCommand = "bare-server"
+// bareCommand makes this program the bare server: Fiber, JSON in and out, one Redis script;
+// at the second path also one row of PostgreSQL by its key and one ES256 signature, which is
+// what a refresh cannot do without.
+const (
+	bareCommand    = "bare-server"
+	barePath       = "/"
+	bareSignedPath = "/signed"
+)
+
+type bareBody struct {
+	Token     string `json:"token"`
+	Signature []byte `json:"signature,omitempty"`
+}
 
 const bareScript = `local h = redis.call('HGET', KEYS[1], 'h')
 redis.call('HSET', KEYS[1], 'h', ARGV[1], 'p', h or '')
 redis.call('PEXPIRE', KEYS[1], 60000)
 return h`
 
-func runBare(ctx context.Context) error {
+// prepareSigned returns what the second path does more. Without PostgreSQL it only signs.
+func prepareSigned(ctx context.Context) (sign func(context.Context, string) ([]byte, error), closeDB func() error, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	look := func(context.Context) error { return nil }
+	closeDB = func() error { return nil }
+	if dsn := os.Getenv("AUTHCTL_TEST_POSTGRES"); dsn != "" {
+		db, err := database.Open(ctx, database.Config{URL: config.Secret(dsn)}, database.Options{AppName: "authctl-bench"})
+		if err != nil {
+			return nil, nil, err
+		}
+		stmt, err := db.DB.DB.PrepareContext(ctx, "SELECT relname FROM pg_class WHERE oid = $1")
+		if err != nil {
+			return nil, nil, errors.Join(err, db.Close())
+		}
+		closeDB = func() error { return errors.Join(stmt.Close(), db.Close()) }
+		look = func(ctx context.Context) error {
+			var name string
+			return stmt.QueryRowContext(ctx, 1259).Scan(&name) // pg_class itself
+		}
+	}
+	return func(ctx context.Context, text string) ([]byte, error) {
+		if err := look(ctx); err != nil {
+			return nil, err
+		}
+		digest := sha256.Sum256([]byte(text))
+		return ecdsa.SignASN1(rand.Reader, key, digest[:])
+	}, closeDB, nil
+}
+
+func runBare(ctx context.Context) (err error) {
 	opt, err := redis.ParseURL(os.Getenv("AUTHCTL_TEST_REDIS"))
 	if err != nil {
 		return fmt.Errorf("AUTHCTL_TEST_REDIS: %w", err)
@@ -49,15 +99,36 @@ func runBare(ctx context.Context) error {
 	client := redis.NewClient(opt)
 	defer client.Close()
 	script := redis.NewScript(bareScript)
+	sign, closeDB, err := prepareSigned(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeDB()) }()
 	app := fiber.New(fiber.Config{DisableStartupMessage: true})
-	app.Post("/", func(c *fiber.Ctx) error {
-		var body struct {
-			Token string `json:"token"`
-		}
+	handle := func(c *fiber.Ctx) (bareBody, error) {
+		var body bareBody
 		if err := c.BodyParser(&body); err != nil {
+			return body, err
+		}
+		err := script.Run(c.UserContext(), client, []string{"bench:{" + body.Token + "}"}, body.Token).Err()
+		if errors.Is(err, redis.Nil) {
+			err = nil
+		}
+		return body, err
+	}
+	app.Post(barePath, func(c *fiber.Ctx) error {
+		body, err := handle(c)
+		if err != nil {
 			return err
 		}
-		if err := script.Run(c.UserContext(), client, []string{"bench:{" + body.Token + "}"}, body.Token).Err(); err != nil && !errors.Is(err, redis.Nil) {
+		return c.JSON(body)
+	})
+	app.Post(bareSignedPath, func(c *fiber.Ctx) error {
+		body, err := handle(c)
+		if err == nil {
+			body.Signature, err = sign(c.UserContext(), body.Token)
+		}
+		if err != nil {
 			return err
 		}
 		return c.JSON(body)
@@ -77,8 +148,8 @@ func runBare(ctx context.Context) error {
 	}
 }
 
-// bareHandler measures the bare server at a number of connections.
-func bareHandler(ctx context.Context, workers int, d time.Duration) (result, error) {
+// bareHandler measures a path of the bare server at a number of connections.
+func bareHandler(ctx context.Context, path string, workers int, d time.Duration) (result, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return result{}, err
@@ -98,7 +169,7 @@ func bareHandler(ctx context.Context, workers int, d time.Duration) (result, err
 	var r result
 	if err == nil {
 		for range 200 { // until it listens
-			if status, _, err := s.call("POST", "/", map[string]string{"token": "warm"}); err == nil && status == 200 {
+			if status, _, err := s.call("POST", path, map[string]string{"token": "warm"}); err == nil && status == 200 {
 				break
 			}
 			time.Sleep(10 * time.Millisecond)
@@ -108,7 +179,7 @@ func bareHandler(ctx context.Context, workers int, d time.Duration) (result, err
 			keys[i] = map[string]string{"token": fmt.Sprintf("%032d", i)}
 		}
 		r = load(workers, d, func(w int) outcome {
-			status, _, err := s.call("POST", "/", keys[w])
+			status, _, err := s.call("POST", path, keys[w])
 			if err != nil || status != 200 {
 				return wrong
 			}
