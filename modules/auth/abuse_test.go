@@ -155,12 +155,13 @@ func (v *victim) signsIn(t testing.TB, s *siege) {
 
 func bot(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)}) }
 
-// between skips what is left of a test whose Redis did not answer in time: on a machine that
-// is that busy the limits were those of each process, as package throttle promises.
+// between checks a count against what the limits let through. When Redis did not answer in
+// time, on a machine that is very busy, the limits were meanwhile those of each process, as
+// package throttle promises: with two of them as much again may have come through.
 func (s *siege) between(t testing.TB, what string, n, low, high int) {
 	t.Helper()
 	if strings.Contains(s.log.String(), "throttle_redis_away") {
-		t.Skip("Redis was too slow: limits were not shared")
+		high *= 2
 	}
 	if n < low || n > high {
 		t.Errorf("%s: %d, want %d to %d", what, n, low, high)
