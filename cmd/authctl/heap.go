@@ -1,12 +1,19 @@
 package main
 
-import "runtime"
+import (
+	"os"
+	"runtime"
+)
 
 // roomyHeap lets the collector of a server run less often until the returned function is
 // called: it waits until the heap has doubled, and that of a quiet server is so small that a
 // busy one would collect a hundred times a second. The array counts as heap but is never
-// touched, so it takes no memory, and next to a large heap it makes no difference.
+// touched, so it takes no memory, and next to a large heap it makes no difference. Who has set
+// GOGC or GOMEMLIMIT, which would count it too, knows better.
 func roomyHeap() (release func()) {
+	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
+		return func() {}
+	}
 	ballast := make([]byte, 16<<20)
 	return func() { runtime.KeepAlive(ballast) }
 }
