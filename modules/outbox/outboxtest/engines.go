@@ -203,7 +203,7 @@ func (s *Server) Start(t testing.TB) {
 // Crash stops the server as a power cut would, but for what the system had not written.
 func (s *Server) Crash(t testing.TB) {
 	t.Helper()
-	s.run(t, "pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "stop")
+	s.run(t, "pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "-t", "180", "stop") // a disk that many share may stall
 }
 
 // Promote makes a standby the primary.

@@ -99,6 +99,10 @@ func Linearizable(first string, calls []Call) error {
 	if err := oneSuccessorEach(calls); err != nil {
 		return err
 	}
+	calls, err := beforeTheEnd(calls)
+	if err != nil {
+		return err
+	}
 	register := porcupine.NondeterministicModel{
 		Init: func() []any { return []any{chain{current: first}} },
 		Step: func(state, input, _ any) []any { return state.(chain).step(input.(Call)) },
@@ -122,6 +126,49 @@ func Linearizable(first string, calls []Call) error {
 		return fmt.Errorf("%d calls could not be checked within a minute", len(calls))
 	}
 	return fmt.Errorf("no order of the %d calls makes one chain:\n%s", len(calls), report(calls))
+}
+
+// beforeTheEnd decides about an end that was answered and what was refused because of it, and
+// returns the other calls, none of which lasts longer than to the end. It is implied by the
+// model, as is [oneSuccessorEach]: but any of the calls refused may come before any other, and
+// there are too many such orders to try them all.
+//
+// The end may be taken to have happened at the first possible moment: when it, and all that was
+// not refused, had begun.
+func beforeTheEnd(calls []Call) ([]Call, error) {
+	var end Call
+	ends := 0
+	for _, c := range calls {
+		if c.Ends {
+			end = c
+			ends++
+		}
+	}
+	if ends != 1 || end.Lost {
+		return calls, nil
+	}
+	refused := func(c Call) bool { return !c.Lost && c.Outcome == session.Gone }
+	moment := end.Begin
+	for _, c := range calls {
+		if !c.Ends && !c.Lost && !refused(c) {
+			moment = max(moment, c.Begin)
+		}
+	}
+	if moment > end.End {
+		return nil, fmt.Errorf("the session was refreshed after its end:\n%s", report(calls))
+	}
+	var before []Call
+	for _, c := range calls {
+		switch {
+		case c.Ends:
+		case !refused(c):
+			c.End = min(c.End, moment+1) // which still overlaps what began at that moment
+			before = append(before, c)
+		case c.End < moment:
+			return nil, fmt.Errorf("the session was over before its end:\n%s", report(calls))
+		}
+	}
+	return before, nil
 }
 
 // oneSuccessorEach is implied by the model, but a fork among many calls has so many orders

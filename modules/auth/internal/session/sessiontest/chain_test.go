@@ -64,10 +64,29 @@ func TestHistoriesOfAnythingElseFail(t *testing.T) {
 		"turned after the end":         history(false, end, refresh("a", session.Turned, "b")),
 		"replayed after the end":       history(false, refresh("a", session.Turned, "b"), end, refresh("a", session.Replayed, "b")),
 		"gone before the end":          history(false, refresh("a", session.Gone, ""), end),
-		"lost, then both ways":         history(false, lost("a"), refresh("a", session.Replayed, "b"), refresh("a", session.Replayed, "c")),
+		"refused, and turned again": {
+			{Client: 1, Begin: 0, End: 100, Ends: true},
+			{Client: 2, Begin: 0, End: 10, Token: "a", Outcome: session.Gone},
+			{Client: 3, Begin: 20, End: 30, Token: "a", Outcome: session.Turned, Next: "b"},
+		},
+		"lost, then both ways": history(false, lost("a"), refresh("a", session.Replayed, "b"), refresh("a", session.Replayed, "c")),
 	} {
 		if err := sessiontest.Linearizable("a", calls); err == nil {
 			t.Errorf("%s: passes", name)
 		}
+	}
+}
+
+// As many orders as there are subsets of the refused, times those of the replayed: a minute
+// would not do for them all.
+func TestALongRaceWithAnEndIsCheckedAtOnce(t *testing.T) {
+	t.Parallel()
+	calls := []sessiontest.Call{{Ends: true}}
+	for range 40 {
+		calls = append(calls, refresh("a", session.Gone, ""), refresh("a", session.Replayed, "b"))
+	}
+	calls = append(calls, refresh("a", session.Turned, "b"))
+	if err := sessiontest.Linearizable("a", history(true, calls...)); err != nil {
+		t.Error(err)
 	}
 }
