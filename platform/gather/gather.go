@@ -65,9 +65,9 @@ func (g *Group[Q, A]) Ask(ctx context.Context, asked Q) (answer A, err error) {
 	if g.rounds == 0 {
 		g.begin()
 	} else {
-		timer := time.NewTimer(g.cfg.Patience)
-		defer timer.Stop()
-		late = timer.C
+		ticker := time.NewTicker(g.cfg.Patience) // again and again: all rounds may be under way at first
+		defer ticker.Stop()
+		late = ticker.C
 	}
 	g.mu.Unlock()
 	for {
@@ -76,7 +76,7 @@ func (g *Group[Q, A]) Ask(ctx context.Context, asked Q) (answer A, err error) {
 			return q.answer, q.err
 		case <-late:
 			g.mu.Lock()
-			if g.rounds < g.cfg.Rounds {
+			if g.rounds < g.cfg.Rounds && g.waiting.Len() > 0 {
 				g.begin()
 			}
 			g.mu.Unlock()

@@ -147,7 +147,11 @@ func TestAStuckRoundHoldsNobodyUpForLong(t *testing.T) {
 		time.Sleep(patience)
 		synctest.Wait()
 		b.expect(t, []int{1}, []int{2}, []int{3}) // three rounds are the most
-		for range 4 {
+		b.turn <- nil
+		time.Sleep(patience)
+		synctest.Wait()
+		b.expect(t, []int{1}, []int{2}, []int{3}, []int{4}) // as soon as one of them ends
+		for range 3 {
 			b.turn <- nil
 		}
 		for q, o := range []*one{stuck, other, third, fourth} {
