@@ -18,8 +18,8 @@ func benchFlood(ctx context.Context, o options, r *report) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
 	// Those who are probed take no part: sign-ins beyond the limit end their oldest session.
-	const probed = 3
-	names, list, err := s.users(probed + 64)
+	const apart = 3
+	names, list, err := s.users(apart + 64)
 	if err != nil {
 		return err
 	}
@@ -31,7 +31,7 @@ func benchFlood(ctx context.Context, o options, r *report) (err error) {
 	for _, workers := range []int{64, 512} {
 		var flood result
 		var group sync.WaitGroup
-		group.Go(func() { flood = s.signIns(names[probed:], workers, o.duration+time.Second) })
+		group.Go(func() { flood = s.signIns(names[apart:], workers, o.duration+time.Second) })
 		time.Sleep(500 * time.Millisecond) // until the flood is there
 		loud := s.probe(list, o.duration)
 		group.Wait()
