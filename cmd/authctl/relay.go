@@ -14,6 +14,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/platform/heap"
 	"github.com/toppira/authctl/platform/telemetry"
 )
 
@@ -42,7 +43,7 @@ stops it in order: what is under way is finished and the leases are given back.`
 
 func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	ignoreBrokenPipes()
-	defer roomyHeap()()
+	defer heap.Roomy()()
 	s := settings{keyless: true}
 	if err := g.load(&s, nil); err != nil {
 		return err

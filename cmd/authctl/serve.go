@@ -14,6 +14,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
+	"github.com/toppira/authctl/platform/heap"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
 )
@@ -50,7 +51,7 @@ under way, hands its share of the relay over and exits with 0. A second signal s
 
 func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
 	ignoreBrokenPipes()
-	defer roomyHeap()()
+	defer heap.Roomy()()
 	flags := map[string]string{}
 	if o.port != "" {
 		flags["app.port"] = o.port

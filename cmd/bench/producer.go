@@ -17,9 +17,9 @@ import (
 )
 
 // bareProducer is how many events a second the producer of Sarama sends, with the guarantees
-// that the relay gives (idempotent, acknowledged by all) and in batches as large, from memory:
+// that the relay gives (idempotent, acknowledged by all) and in the relay's batches, from memory:
 // what somebody would have who did without an outbox.
-func bareProducer(ctx context.Context, brokers string, events int) (rate float64, err error) {
+func bareProducer(ctx context.Context, brokers string, events, batch int) (rate float64, err error) {
 	topic := "bench-" + uuid.NewString()
 	k, err := sink.OpenKafka(sink.KafkaConfig{Brokers: strings.Split(brokers, ","), Topic: topic}, sink.KafkaOptions{})
 	if err != nil {
@@ -33,7 +33,6 @@ func bareProducer(ctx context.Context, brokers string, events int) (rate float64
 	if err != nil {
 		return 0, err
 	}
-	const batch = 1000
 	cfg := sarama.NewConfig()
 	cfg.Version = sarama.V2_8_0_0
 	cfg.Producer.RequiredAcks, cfg.Producer.Idempotent, cfg.Net.MaxOpenRequests = sarama.WaitForAll, true, 1

@@ -17,10 +17,12 @@ import (
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/heap"
 )
 
 // benchRelay measures the outbox on the real engines, or embedded where there are none.
 func benchRelay(ctx context.Context, o options, r *report) (err error) {
+	defer heap.Roomy()() // as authctl relay has it
 	dir, err := os.MkdirTemp("", "authctl-bench-relay-")
 	if err != nil {
 		return err
@@ -56,7 +58,7 @@ func benchRelay(ctx context.Context, o options, r *report) (err error) {
 	}
 	what := fmt.Sprintf("drain of %d events into %s", got.Events, name)
 	if brokers := os.Getenv("AUTHCTL_TEST_KAFKA"); brokers != "" {
-		bare, err := bareProducer(ctx, brokers, got.Events)
+		bare, err := bareProducer(ctx, brokers, got.Events, got.BatchEvents)
 		if err != nil {
 			return err
 		}

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -208,52 +207,6 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 	}
 	if len(sink.seen) != 300 {
 		t.Errorf("%d events published, want 300", len(sink.seen))
-	}
-}
-
-// A plan that reads the whole to-do list at each step would make a long backlog slower the
-// longer it is.
-func TestHotStatementsUseTheirIndexes(t *testing.T) {
-	t.Parallel()
-	db := dbtest.Postgres(t)
-	if _, err := db.ExecContext(t.Context(), `INSERT INTO outbox_pending (shard, segment, bytes, id) SELECT g % 96, 0, 100, g FROM generate_series(1, 50000) g`); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := db.ExecContext(t.Context(), `ANALYZE outbox_pending`); err != nil {
-		t.Fatal(err)
-	}
-	conn, err := db.DB.DB.Conn(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	for name, query := range map[string]string{"fetch": fetchPostgres, "ack": ackPostgres} {
-		args := "ARRAY[1,2], ARRAY[0,0]::bigint[], 100, 100000"
-		if name == "ack" {
-			args = "ARRAY[1,2], ARRAY[1,2]::bigint[], ARRAY[false,false]"
-		}
-		for _, q := range []string{"SET plan_cache_mode = force_generic_plan", "PREPARE p AS " + query} {
-			if _, err := conn.ExecContext(t.Context(), q); err != nil {
-				t.Fatal(err)
-			}
-		}
-		lines, err := column[string](conn.QueryContext(t.Context(), "EXPLAIN EXECUTE p("+args+")"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		found := false
-		for _, line := range lines {
-			if strings.Contains(line, "Seq Scan on outbox_pending") {
-				t.Errorf("%s reads the whole to-do list: %v", name, lines)
-			}
-			found = found || strings.Contains(line, "outbox_pending_pkey")
-		}
-		if !found {
-			t.Errorf("%s does not use the index: %v", name, lines)
-		}
-		if _, err := conn.ExecContext(t.Context(), "DEALLOCATE p"); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 

@@ -58,6 +58,7 @@ type Relay struct {
 	settle atomic.Int64 // no id at or below will ever appear again
 
 	poked   chan struct{} // something may be pending
+	more    chan struct{} // something is: lanes are idle that have a backlog
 	leases  chan struct{} // shards may be free, or be free to go
 	acks    chan struct{}
 	trouble trouble
@@ -75,10 +76,11 @@ type Relay struct {
 
 // lane is the way to one partition: one batch at a time.
 type lane struct {
-	busy   bool
-	full   bool  // its last batch took all that one takes
-	served int64 // the round of its last batch
-	active int   // how many of its shards had something pending last time
+	reading bool // what is pending of it is being read
+	busy    bool
+	full    bool  // its last batch took all that one takes
+	served  int64 // the round of its last batch
+	active  int   // how many of its shards had something pending last time
 }
 
 // share is among how many shards of a lane a batch is divided, of which it has so many: those
@@ -113,7 +115,7 @@ func NewRelay(db *database.DB, sink Sink, cfg Config, opt RelayOptions) (*Relay,
 		db: db, sink: sink, cfg: cfg.withDefaults(), log: opt.Log, met: met, now: opt.Now, waker: opt.Waker,
 		id: id.String(), name: opt.Name, held: map[int]*shard{},
 		watchEvery: watchEvery, sweepEvery: sweepEvery,
-		poked: make(chan struct{}, 1), leases: make(chan struct{}, 1), acks: make(chan struct{}, 1),
+		poked: make(chan struct{}, 1), more: make(chan struct{}, 1), leases: make(chan struct{}, 1), acks: make(chan struct{}, 1),
 	}
 	if r.log == nil {
 		r.log = zap.NewNop()
@@ -165,6 +167,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	inner.Go(func() { r.keepLeases(keep) })
 	inner.Go(func() { r.acknowledge(keep) })
 	outer.Go(func() { r.dispatch(ctx, deliver, &deliveries) })
+	outer.Go(func() { r.assist(ctx, deliver, &deliveries) })
 	outer.Go(func() { r.watchTarget(ctx, fail) })
 	outer.Go(func() { r.sweep(ctx) })
 	outer.Go(func() { r.retain(ctx) })
@@ -256,16 +259,49 @@ func (r *Relay) dispatch(ctx, deliver context.Context, deliveries *sync.WaitGrou
 		select {
 		case <-ctx.Done():
 		case <-r.poked:
+		case <-r.more:
 		case <-t.C:
 		}
 		t.Stop()
 	}
 }
 
+// assist reads as well while there is a backlog: what the database does for one reading and
+// what this process does for another go on at once.
+func (r *Relay) assist(ctx, deliver context.Context, deliveries *sync.WaitGroup) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.more:
+		}
+		batches, _ := r.round(ctx) // dispatch meets the same error, and says so
+		for _, b := range batches {
+			deliveries.Go(func() { r.deliver(deliver, ctx.Done(), b) })
+		}
+	}
+}
+
 // parcel is a batch with what the relay must remember of it.
 type parcel struct {
 	Batch
-	shards []*shard
+	shards  []portion
+	settled int64 // before it was read
+}
+
+// portion is what a parcel has of a shard: all that was pending up to an id.
+type portion struct {
+	*shard
+	epoch   int64 // when it was read
+	through int64 // the last id; 0: some of the events before it wait with their key
+}
+
+// question is what a round asks of a shard, and what it learns.
+type question struct {
+	*shard
+	epoch, low int64   // when it was asked
+	first      int64   // pending id; math.MaxInt64: none
+	aside      []int64 // pending ids that must wait with their keys
 }
 
 // round reads what is pending for the idle lanes and makes a batch for each. Their lanes
@@ -277,23 +313,9 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 		r.mu.Unlock()
 		return nil, nil
 	}
-	type question struct {
-		*shard
-		epoch, low int64
-	}
-	asked := map[int]question{}
-	members := make([]int, r.partitions)
 	open := r.openLanes()
-	for _, sh := range r.held {
-		if p := sh.id % r.partitions; !sh.busy && !sh.leaving && open[p] {
-			asked[sh.id] = question{sh, sh.epoch, sh.low}
-			members[p]++
-		}
-	}
-	share := 1
-	for p, n := range members {
-		share = max(share, r.lanes[p].share(n))
-	}
+	defer r.haveRead(open)
+	asked, share := r.ask(open)
 	r.mu.Unlock()
 	if len(asked) == 0 {
 		return nil, nil
@@ -307,47 +329,14 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 		return nil, err
 	}
 
-	first := make(map[int]int64, len(asked)) // pending id of each shard
-	aside := map[*shard][]int64{}
-	byLane := make([][]Record, r.partitions)
 	r.mu.Lock()
-	for id, q := range asked {
-		if r.held[id] == q.shard && q.shard.epoch == q.epoch && !q.leaving {
-			first[id] = math.MaxInt64
-		} // else what was read is of a time that is over
-	}
-	for i := range records {
-		rec := &records[i]
-		lowest, valid := first[rec.shard]
-		if !valid {
+	parcels := r.load(asked, records, settled)
+	r.mu.Unlock()
+	for _, q := range asked {
+		if len(q.aside) == 0 {
 			continue
 		}
-		first[rec.shard] = min(lowest, rec.ID)
-		if sh := asked[rec.shard].shard; sh.parks(rec) {
-			aside[sh] = append(aside[sh], rec.ID)
-		} else {
-			p := rec.shard % r.partitions
-			byLane[p] = append(byLane[p], *rec)
-		}
-	}
-	active := make([]int, r.partitions)
-	for id, lowest := range first {
-		sh := asked[id].shard
-		if lowest != math.MaxInt64 {
-			active[id%r.partitions]++
-		}
-		sh.low = max(sh.low, min(settled, lowest-1))
-	}
-	var out []*parcel
-	for p, recs := range byLane {
-		if len(recs) > 0 && !r.lanes[p].busy {
-			out = append(out, r.load(p, recs, active[p]))
-		}
-	}
-	r.mu.Unlock()
-
-	for sh, ids := range aside {
-		owned, err := r.store.setAside(ctx, sh, r.id, asked[sh.id].epoch, ids)
+		owned, err := r.store.setAside(ctx, q.shard, r.id, q.epoch, q.aside)
 		if err != nil {
 			r.trouble.begin(databaseTrouble, "database", err)
 			break
@@ -356,7 +345,77 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 			poke(r.poked) // there may be more behind them
 		}
 	}
-	return out, nil
+	return parcels, nil
+}
+
+// ask returns the idle shards of open lanes, and among how many a batch is divided. Caller
+// holds mu.
+func (r *Relay) ask(open []bool) (asked map[int]*question, share int) {
+	asked, share = map[int]*question{}, 1
+	members := make([]int, r.partitions)
+	for _, sh := range r.held {
+		if p := sh.id % r.partitions; !sh.busy && !sh.leaving && open[p] {
+			asked[sh.id] = &question{shard: sh, epoch: sh.epoch, low: sh.low, first: math.MaxInt64}
+			members[p]++
+		}
+	}
+	for p, n := range members {
+		share = max(share, r.lanes[p].share(n))
+	}
+	return asked, share
+}
+
+// load makes parcels of what was read. It removes questions whose answers are of a time that
+// is over. Caller holds mu.
+func (r *Relay) load(asked map[int]*question, records []Record, settled int64) (out []*parcel) {
+	maps.DeleteFunc(asked, func(id int, q *question) bool {
+		return r.held[id] != q.shard || q.shard.epoch != q.epoch || q.leaving
+	})
+	sizes := make([]int, r.partitions)
+	for i := range records {
+		sizes[records[i].shard%r.partitions]++
+	}
+	byLane, active := make([][]Record, r.partitions), make([]int, r.partitions)
+	for p, n := range sizes {
+		byLane[p] = make([]Record, 0, n)
+	}
+	for i := range records {
+		rec := &records[i]
+		q := asked[rec.shard]
+		switch {
+		case q == nil:
+			continue
+		case q.parks(rec):
+			q.aside = append(q.aside, rec.ID)
+		default:
+			p := rec.shard % r.partitions
+			byLane[p] = append(byLane[p], *rec)
+		}
+		q.first = min(q.first, rec.ID)
+	}
+	for id, q := range asked {
+		if q.first != math.MaxInt64 {
+			active[id%r.partitions]++
+		}
+		q.shard.low = max(q.shard.low, min(settled, q.first-1))
+	}
+	for p, recs := range byLane {
+		if len(recs) > 0 && !r.lanes[p].busy {
+			out = append(out, r.parcel(p, recs, active[p], asked, settled))
+		}
+	}
+	return out
+}
+
+// haveRead is the end of reading lanes.
+func (r *Relay) haveRead(open []bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for p := range open {
+		if open[p] {
+			r.lanes[p].reading = false
+		}
+	}
 }
 
 // openLanes tells for which lanes to look: the idle ones. Of those that have a backlog only
@@ -366,27 +425,30 @@ func (r *Relay) openLanes() []bool {
 	open := make([]bool, len(r.lanes))
 	var full []int
 	for p, l := range r.lanes {
-		open[p] = !l.busy && !l.full
-		if !l.busy && l.full {
+		open[p] = !l.busy && !l.reading && !l.full
+		if !l.busy && !l.reading && l.full {
 			full = append(full, p)
 		}
 	}
 	slices.SortFunc(full, func(a, b int) int { return cmp.Compare(r.lanes[a].served, r.lanes[b].served) })
-	some := (len(r.lanes) + 2) / 3
+	some := (len(r.lanes) + 3) / 4
 	for i, p := range full {
 		if i == some {
-			poke(r.poked)
+			poke(r.more)
 			break
 		}
 		open[p] = true
 		r.lanes[p].full = false // until the batch shows
 	}
+	for p := range open {
+		r.lanes[p].reading = r.lanes[p].reading || open[p]
+	}
 	return open
 }
 
-// load makes the batch of a lane: the oldest first, as many as one batch takes. Caller
+// parcel makes the batch of a lane: the oldest first, as many as one batch takes. Caller
 // holds mu.
-func (r *Relay) load(partition int, records []Record, active int) *parcel {
+func (r *Relay) parcel(partition int, records []Record, active int, asked map[int]*question, settled int64) *parcel {
 	slices.SortFunc(records, func(a, b Record) int { return cmp.Compare(a.ID, b.ID) })
 	size, n := 0, 0
 	for n < len(records) && n < r.cfg.BatchEvents {
@@ -396,14 +458,21 @@ func (r *Relay) load(partition int, records []Record, active int) *parcel {
 		}
 		n++
 	}
-	p := &parcel{Batch: Batch{Partition: partition, Records: records[:n:n]}}
+	p := &parcel{Batch: Batch{Partition: partition, Records: records[:n:n]}, settled: settled}
 	r.rounds++
 	r.lanes[partition] = lane{busy: true, full: 2*n > r.cfg.BatchEvents || 2*size > r.cfg.BatchBytes, served: r.rounds, active: active}
-	for _, rec := range p.Records {
-		sh := r.held[rec.shard]
-		if !sh.busy {
-			sh.busy = true
-			p.shards = append(p.shards, sh)
+	index := map[int]int{}
+	for i := range p.Records {
+		rec := &p.Records[i]
+		at, known := index[rec.shard]
+		if !known {
+			at, index[rec.shard] = len(p.shards), len(p.shards)
+			q := asked[rec.shard]
+			q.busy = true
+			p.shards = append(p.shards, portion{shard: q.shard, epoch: q.epoch})
+		}
+		if len(asked[rec.shard].aside) == 0 {
+			p.shards[at].through = rec.ID
 		}
 	}
 	p.Owned = func() bool { return !p.lost() && r.ownedAt(r.now()) }
@@ -411,7 +480,7 @@ func (r *Relay) load(partition int, records []Record, active int) *parcel {
 }
 
 func (p *parcel) lost() bool {
-	return slices.ContainsFunc(p.shards, func(sh *shard) bool { return sh.lost.Load() })
+	return slices.ContainsFunc(p.shards, func(sh portion) bool { return sh.lost.Load() })
 }
 
 // deliver brings one batch to the sink, however long that takes, and marks it done. It
@@ -429,6 +498,9 @@ func (r *Relay) deliver(ctx context.Context, stopping <-chan struct{}, p *parcel
 		case refused == nil:
 			if !r.markDone(ctx, stopping, p, b) {
 				return
+			}
+			if b == &p.Batch {
+				r.pass(p)
 			}
 			rest = rest[1:]
 		case len(refused.Records) == 0 && len(b.Records) > 1: // someone in there
@@ -448,6 +520,19 @@ func (r *Relay) deliver(ctx context.Context, stopping <-chan struct{}, p *parcel
 				}
 			}
 			rest = r.withoutParked(p, rest)
+		}
+	}
+}
+
+// pass raises the bound of shards behind a parcel that is done as a whole, so that the next
+// reading does not begin with the rows just deleted. What is not settled may still come, and
+// under another epoch an operator may have put something back.
+func (r *Relay) pass(p *parcel) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, sh := range p.shards {
+		if sh.epoch == sh.shard.epoch {
+			sh.low = max(sh.low, min(p.settled, sh.through))
 		}
 	}
 }
@@ -514,8 +599,8 @@ func (r *Relay) observe(b *Batch) {
 
 // park parks the key of a record the sink refused for good.
 func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bool {
-	i := slices.IndexFunc(p.shards, func(sh *shard) bool { return sh.id == rec.shard })
-	sh := p.shards[i]
+	i := slices.IndexFunc(p.shards, func(sh portion) bool { return sh.id == rec.shard })
+	sh := p.shards[i].shard
 	for {
 		r.mu.Lock()
 		epoch := sh.epoch
@@ -551,7 +636,7 @@ func (r *Relay) withoutParked(p *parcel, rest []*Batch) []*Batch {
 	defer r.mu.Unlock()
 	shards := map[int]*shard{}
 	for _, sh := range p.shards {
-		shards[sh.id] = sh
+		shards[sh.id] = sh.shard
 	}
 	var out []*Batch
 	for _, b := range rest {

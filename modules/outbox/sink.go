@@ -3,6 +3,8 @@ package outbox
 import (
 	"context"
 	"errors"
+
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // Sink is where events go: Kafka or a file (package sink).
@@ -43,6 +45,7 @@ type Record struct {
 
 	CreatedMS int64 // when it was written, by the database's clock
 	shard     int
+	at        pgtype.TID // of its pending row, on PostgreSQL
 }
 
 // Batch is what one attempt appends: records of one partition, in order.

@@ -1,13 +1,10 @@
 package outbox
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
@@ -20,25 +17,11 @@ import (
 // those that move events of a parked key aside.
 type store struct {
 	db         *database.DB
-	fetch, ack *sql.Stmt
-	segment    [segments]*sql.Stmt // prepared when first used
+	fetch, ack *sql.Stmt // on SQLite
 }
 
 // recordColumns are of a pending row p and its event e, in the order of [scanRecord].
 const recordColumns = `p.shard, e.id, p.replay, e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data`
-
-// On PostgreSQL the events are read from their segment in a second step: a join with all of
-// the ring chooses a segment anew for every row, which takes three times as long.
-const fetchPostgres = `SELECT w.shard, w.id, w.segment, w.replay
-	FROM unnest($1::integer[], $2::bigint[]) AS s(shard, low)
-	CROSS JOIN LATERAL (
-		SELECT q.*, sum(q.bytes) OVER (ORDER BY q.id) - q.bytes AS before FROM (
-			SELECT shard, id, segment, replay, bytes FROM outbox_pending WHERE shard = s.shard AND id > s.low ORDER BY id LIMIT $3
-		) q
-	) w WHERE w.before < $4`
-
-const segmentPostgres = `SELECT id, created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data
-	FROM outbox_event_%02d WHERE id = ANY($1::bigint[]) ORDER BY id`
 
 const fetchSQLite = `SELECT ` + recordColumns + `
 	FROM json_each(?1) s
@@ -51,27 +34,20 @@ const fetchSQLite = `SELECT ` + recordColumns + `
 	)
 	JOIN outbox_event e ON e.id = p.id`
 
-// A crash may bring an acknowledged row back, which repeats an event; it can lose none. So
-// the deletion need not wait for the disk.
-const ackPostgres = `WITH hasty AS (SELECT set_config('synchronous_commit', 'off', true))
-	DELETE FROM outbox_pending p USING hasty, unnest($1::integer[], $2::bigint[], $3::boolean[]) AS d(shard, id, replay)
-	WHERE p.shard = d.shard AND p.id = d.id AND p.replay = d.replay`
-
 // The row must be as it was sent: one that was marked for replay meanwhile is work to do.
 const ackSQLite = `DELETE FROM outbox_pending WHERE (shard, id, replay) IN
 	(SELECT value->>0, value->>1, value->>2 FROM json_each(?1))`
 
 func openStore(ctx context.Context, db *database.DB) (*store, error) {
 	s := &store{db: db}
-	fetch, ack := fetchSQLite, ackSQLite
 	if db.IsPostgres() {
-		fetch, ack = fetchPostgres, ackPostgres
+		return s, nil
 	}
 	var err error
-	if s.fetch, err = db.DB.DB.PrepareContext(ctx, fetch); err != nil {
+	if s.fetch, err = db.DB.DB.PrepareContext(ctx, fetchSQLite); err != nil {
 		return nil, fmt.Errorf("prepare to read pending events: %w", err)
 	}
-	if s.ack, err = db.DB.DB.PrepareContext(ctx, ack); err != nil {
+	if s.ack, err = db.DB.DB.PrepareContext(ctx, ackSQLite); err != nil {
 		_ = s.fetch.Close()
 		return nil, fmt.Errorf("prepare to delete pending events: %w", err)
 	}
@@ -79,12 +55,9 @@ func openStore(ctx context.Context, db *database.DB) (*store, error) {
 }
 
 func (s *store) close() {
-	_ = s.fetch.Close()
-	_ = s.ack.Close()
-	for _, stmt := range s.segment {
-		if stmt != nil {
-			_ = stmt.Close()
-		}
+	if s.fetch != nil {
+		_ = s.fetch.Close()
+		_ = s.ack.Close()
 	}
 }
 
@@ -119,76 +92,6 @@ func (s *store) read(ctx context.Context, shards []int, lows []int64, limit, byt
 	return out, rows.Err()
 }
 
-func (s *store) readPostgres(ctx context.Context, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
-	rows, err := s.fetch.QueryContext(ctx, shards, lows, limit, bytes)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var bySegment [segments][]Record
-	for rows.Next() {
-		var r Record
-		var segment int
-		if err := rows.Scan(&r.shard, &r.ID, &segment, &r.Replay); err != nil {
-			return nil, err
-		}
-		bySegment[segment] = append(bySegment[segment], r)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	var out []Record
-	for n, records := range bySegment {
-		if len(records) == 0 {
-			continue
-		}
-		full, err := s.complete(ctx, n, records)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, full...)
-	}
-	return out, nil
-}
-
-// complete reads the events of pending rows of one segment.
-func (s *store) complete(ctx context.Context, segment int, records []Record) ([]Record, error) {
-	stmt := s.segment[segment]
-	if stmt == nil {
-		var err error
-		if stmt, err = s.db.DB.DB.PrepareContext(ctx, fmt.Sprintf(segmentPostgres, segment)); err != nil {
-			return nil, err
-		}
-		s.segment[segment] = stmt
-	}
-	slices.SortFunc(records, func(a, b Record) int { return cmp.Compare(a.ID, b.ID) })
-	ids := make([]int64, len(records))
-	for i := range records {
-		ids[i] = records[i].ID
-	}
-	rows, err := stmt.QueryContext(ctx, ids)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	n := 0
-	for rows.Next() {
-		if n == len(records) {
-			return nil, errors.New("more events than pending rows")
-		}
-		r := &records[n]
-		want := r.ID
-		if err := rows.Scan(&r.ID, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data); err != nil {
-			return nil, err
-		}
-		if r.ID != want {
-			return nil, fmt.Errorf("the pending event %d has no event", want)
-		}
-		n++
-	}
-	return records[:n], rows.Err()
-}
-
 func scanRecord(rows *sql.Rows) (r Record, err error) {
 	err = rows.Scan(&r.shard, &r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data)
 	return r, err
@@ -197,11 +100,7 @@ func scanRecord(rows *sql.Rows) (r Record, err error) {
 // published deletes the pending rows of what the sink has acknowledged.
 func (s *store) published(ctx context.Context, records []Record) error {
 	if s.db.IsPostgres() {
-		shards, ids, replays := make([]int, len(records)), make([]int64, len(records)), make([]bool, len(records))
-		for i, r := range records {
-			shards[i], ids[i], replays[i] = r.shard, r.ID, r.Replay
-		}
-		if _, err := s.ack.ExecContext(ctx, shards, ids, replays); err != nil {
+		if err := s.publishedPostgres(ctx, records); err != nil {
 			return fmt.Errorf("delete pending events: %w", err)
 		}
 		return nil

@@ -2,13 +2,11 @@ package outbox
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/toppira/authctl/platform/database"
 )
@@ -110,19 +108,11 @@ func listen(ctx context.Context, db *database.DB, hear func(payload string)) {
 // whoever closes a statement that was prepared on it.
 func listenOnce(ctx context.Context, db *database.DB, hear func(payload string)) error {
 	var cfg *pgx.ConnConfig
-	pooled, err := db.Conn(ctx)
-	if err != nil {
-		return err
-	}
-	err = pooled.Raw(func(raw any) error {
-		c, ok := raw.(*stdlib.Conn)
-		if !ok {
-			return errors.New("not a PostgreSQL connection")
-		}
-		cfg = c.Conn().Config()
+	err := db.Postgres(ctx, func(conn *pgx.Conn) error {
+		cfg = conn.Config()
 		return nil
 	})
-	if err := errors.Join(err, pooled.Close()); err != nil {
+	if err != nil {
 		return err
 	}
 	cfg.OnNotification = func(_ *pgconn.PgConn, n *pgconn.Notification) { hear(n.Payload) }

@@ -27,7 +27,7 @@ type Options struct {
 	DB       *database.DB
 	Sink     outbox.Sink
 	Config   outbox.Config
-	Events   int           // to drain; 0: 100,000
+	Events   int           // to drain; 0: 200,000
 	Rate     int           // events a second while latency is measured; 0: 1,000
 	Duration time.Duration // of each measurement of latency and of writers; 0: 10 s
 	Writers  int           // side by side; 0: 16
@@ -38,7 +38,8 @@ type Options struct {
 type Report struct {
 	Events        int     `json:"events"`
 	DrainPerSec   float64 `json:"drain_per_second"`    // one relay, from a full outbox to an empty one
-	BarePerSec    float64 `json:"bare_per_second"`     // the same batches from memory through the same sink
+	BatchEvents   int     `json:"batch_events"`        // of a batch of the drain, in the mean
+	BarePerSec    float64 `json:"bare_per_second"`     // batches as large from memory through the same sink
 	DrainRatio    float64 `json:"drain_ratio"`         // drain ÷ bare
 	LatencyRate   float64 `json:"latency_rate"`        // events a second while latency was measured
 	LatencyP50    float64 `json:"latency_p50_ms"`      // commit → acknowledged
@@ -52,7 +53,7 @@ type Report struct {
 
 // Run measures. It leaves its events behind.
 func Run(ctx context.Context, opt Options) (Report, error) {
-	opt.Events = cmp.Or(opt.Events, 100_000)
+	opt.Events = cmp.Or(opt.Events, 200_000)
 	opt.Rate = cmp.Or(opt.Rate, 1000)
 	opt.Duration = cmp.Or(opt.Duration, 10*time.Second)
 	opt.Writers = cmp.Or(opt.Writers, 16)
@@ -328,15 +329,18 @@ func (b *bench) drain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var n atomic.Int64
-	var first atomic.Pointer[time.Time]
+	var n, batches atomic.Int64
 	start := time.Now()
 	stop, _, err := b.relay(ctx, func(batch *outbox.Batch) {
-		first.CompareAndSwap(nil, &start)
 		n.Add(int64(len(batch.Records)))
+		batches.Add(1)
 	})
 	if err != nil {
 		return err
+	}
+	// To ask the table all the time would slow down what is measured.
+	for n.Load() < int64(b.Events) && ctx.Err() == nil {
+		time.Sleep(2 * time.Millisecond)
 	}
 	err = b.untilEmpty(ctx)
 	took := time.Since(start)
@@ -345,6 +349,7 @@ func (b *bench) drain(ctx context.Context) error {
 	}
 	after, err := b.wal(ctx)
 	b.report.Events, b.report.DrainPerSec = int(n.Load()), float64(n.Load())/took.Seconds()
+	b.report.BatchEvents = int(n.Load() / max(1, batches.Load()))
 	b.report.WALPerAck = (after - before) / float64(max(1, n.Load()))
 	return err
 }
@@ -363,21 +368,20 @@ func Lanes(n, partitions int) [][]outbox.Record {
 	return lanes
 }
 
-// bare publishes as many events in the same batches from memory: what the sink can do
+// bare publishes as many events in batches as large from memory: what the sink can do
 // without the database.
 func (b *bench) bare(ctx context.Context) error {
 	partitions, err := b.Sink.Partitions(ctx)
 	if err != nil {
 		return err
 	}
-	per := cmp.Or(b.Config.BatchEvents, 1000)
 	lanes := Lanes(b.Events, partitions)
 	var wg sync.WaitGroup
 	errs := make([]error, partitions)
 	start := time.Now()
 	for p, records := range lanes {
 		wg.Go(func() {
-			for chunk := range slices.Chunk(records, per) {
+			for chunk := range slices.Chunk(records, b.report.BatchEvents) {
 				batch := &outbox.Batch{Partition: p, Records: chunk, Owned: func() bool { return true }}
 				if errs[p] = b.Sink.Publish(ctx, batch); errs[p] != nil {
 					return

@@ -225,46 +225,11 @@ func (k *Kafka) seal(records []outbox.Record, by *producer, sequence int32) *sar
 		Version: 2, Codec: sarama.CompressionLZ4, ProducerID: by.id, ProducerEpoch: by.epoch, FirstSequence: sequence,
 		FirstTimestamp: at, MaxTimestamp: at, LastOffsetDelta: int32(len(records) - 1), Records: make([]*sarama.Record, len(records)),
 	}
+	w := newWriter(records)
 	for i := range records {
-		b.Records[i] = &sarama.Record{OffsetDelta: int64(i), Key: []byte(records[i].Key), Value: records[i].Data, Headers: headers(&records[i])}
+		b.Records[i] = w.record(i, &records[i])
 	}
 	return b
-}
-
-// headers are the attributes in binary mode, in this order.
-func headers(r *outbox.Record) []*sarama.RecordHeader {
-	list := make([]sarama.RecordHeader, 0, 10)
-	// One piece of memory for all of them: some twenty small ones cost more than the rest of
-	// making a record. 160 is more than the names and short values take; it may grow.
-	text := make([]byte, 0, 160+len(r.EventID)+len(r.Source)+len(r.Type)+len(r.Time)+len(r.Subject)+len(r.DataSchema))
-	piece := func(s string) []byte {
-		text = append(text, s...)
-		return text[len(text)-len(s) : len(text) : len(text)]
-	}
-	add := func(name, value string) {
-		list = append(list, sarama.RecordHeader{Key: piece(name), Value: piece(value)})
-	}
-	add("ce_specversion", "1.0")
-	add("ce_id", r.EventID)
-	add("ce_source", r.Source)
-	add("ce_type", r.Type)
-	add("ce_time", r.Time)
-	if r.Subject != "" {
-		add("ce_subject", r.Subject)
-	}
-	add("ce_sequence", strconv.FormatInt(r.Seq, 10))
-	if r.DataSchema != "" {
-		add("ce_dataschema", r.DataSchema)
-	}
-	if r.Replay {
-		add("ce_replay", "true")
-	}
-	add("content-type", contentType)
-	out := make([]*sarama.RecordHeader, len(list))
-	for i := range list {
-		out[i] = &list[i]
-	}
-	return out
 }
 
 func (k *Kafka) lane(partition int32) *lane {

@@ -1,0 +1,101 @@
+package sink
+
+import (
+	"strconv"
+
+	"github.com/IBM/sarama"
+
+	"github.com/toppira/authctl/modules/outbox"
+)
+
+// What a header says in every record; never changed.
+var (
+	specVersionHeader = header("ce_specversion", "1.0")
+	replayHeader      = header("ce_replay", "true")
+	contentTypeHeader = header("content-type", contentType)
+
+	idName         = []byte("ce_id")
+	sourceName     = []byte("ce_source")
+	typeName       = []byte("ce_type")
+	timeName       = []byte("ce_time")
+	subjectName    = []byte("ce_subject")
+	sequenceName   = []byte("ce_sequence")
+	dataSchemaName = []byte("ce_dataschema")
+)
+
+func header(name, value string) *sarama.RecordHeader {
+	return &sarama.RecordHeader{Key: []byte(name), Value: []byte(value)}
+}
+
+// recordWriter makes the records of one batch. Some thirty small pieces of memory for each
+// would cost more than all the rest, so it takes one for the texts of the batch and one for
+// its records, and what one record says like the one before it is there once.
+type recordWriter struct {
+	text    []byte
+	records []written
+
+	source, kind, schema *sarama.RecordHeader
+}
+
+// written is a record with the memory for its headers.
+type written struct {
+	record sarama.Record
+	own    [4]sarama.RecordHeader // id, time, subject, sequence
+	list   [10]*sarama.RecordHeader
+}
+
+func newWriter(records []outbox.Record) *recordWriter {
+	size := 0
+	for i := range records {
+		r := &records[i]
+		size += len(r.Key) + len(r.EventID) + len(r.Time) + len(r.Subject) + len("9223372036854775807")
+	}
+	return &recordWriter{
+		text: make([]byte, 0, size), records: make([]written, len(records)),
+		source: &sarama.RecordHeader{Key: sourceName}, kind: &sarama.RecordHeader{Key: typeName}, schema: &sarama.RecordHeader{Key: dataSchemaName},
+	}
+}
+
+// record makes the record at a place of the batch. Its headers are the attributes in binary
+// mode, in this order.
+func (w *recordWriter) record(i int, r *outbox.Record) *sarama.Record {
+	to := &w.records[i]
+	list := append(to.list[:0], specVersionHeader)
+	own := to.own[:0]
+	add := func(name, value []byte) {
+		own = append(own, sarama.RecordHeader{Key: name, Value: value})
+		list = append(list, &own[len(own)-1])
+	}
+	add(idName, w.piece(r.EventID))
+	list = append(list, shared(&w.source, r.Source), shared(&w.kind, r.Type))
+	add(timeName, w.piece(r.Time))
+	if r.Subject != "" {
+		add(subjectName, w.piece(r.Subject))
+	}
+	begin := len(w.text)
+	w.text = strconv.AppendInt(w.text, r.Seq, 10)
+	add(sequenceName, w.text[begin:len(w.text):len(w.text)])
+	if r.DataSchema != "" {
+		list = append(list, shared(&w.schema, r.DataSchema))
+	}
+	if r.Replay {
+		list = append(list, replayHeader)
+	}
+	list = append(list, contentTypeHeader)
+	to.record = sarama.Record{OffsetDelta: int64(i), Key: w.piece(r.Key), Value: r.Data, Headers: list}
+	return &to.record
+}
+
+func (w *recordWriter) piece(s string) []byte {
+	begin := len(w.text)
+	w.text = append(w.text, s...)
+	return w.text[begin:len(w.text):len(w.text)]
+}
+
+// shared is the header of the record before if its value is the same.
+func shared(last **sarama.RecordHeader, value string) *sarama.RecordHeader {
+	if string((*last).Value) != value {
+		*last = &sarama.RecordHeader{Key: (*last).Key, Value: []byte(value)}
+	}
+	return *last
+}

@@ -1,0 +1,237 @@
+package outbox
+
+import (
+	"cmp"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
+)
+
+// What every event passes through on PostgreSQL goes to pgx itself, as prepared statements
+// with binary values. Arrays come in as (SELECT $1): so the planner does not see how long
+// they are, and does not take to reading whole tables when it thinks they are long.
+
+// fetchPostgres reads the to-do list, in one row for each shard: rows cost more than what is
+// in them. The events are read from their segment in a second step: a join with all of the
+// ring chooses a segment anew for every row.
+const fetchPostgres = `SELECT s.shard, p.ids, p.segments, p.replays, p.sizes, p.places
+	FROM unnest($1::integer[], $2::bigint[]) AS s(shard, low)
+	CROSS JOIN LATERAL (
+		SELECT array_agg(id) AS ids, array_agg(segment) AS segments, array_agg(replay) AS replays, array_agg(bytes) AS sizes, array_agg(ctid) AS places
+		FROM (SELECT id, segment, replay, bytes, ctid FROM outbox_pending WHERE shard = s.shard AND id > s.low ORDER BY id LIMIT $3) q
+	) p WHERE p.ids IS NOT NULL`
+
+const segmentPostgres = `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data
+	FROM outbox_event_%02d WHERE id = ANY ((SELECT $1::bigint[])::bigint[]) ORDER BY id`
+
+// A crash may bring an acknowledged row back, which repeats an event; it can lose none. So
+// the deletion need not wait for the disk.
+const hasty = ` AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'`
+
+// ackPostgres deletes rows where they were read. That takes a third of what it takes to look
+// each up in the index; but since then the row may be another one: its id must be one of
+// those that were sent. (IS TRUE keeps the planner from making a join of it.) And it must be
+// as it was sent: one that was marked for replay meanwhile is work to do.
+const ackPostgres = `DELETE FROM outbox_pending p WHERE p.ctid = ANY ((SELECT $1::tid[])::tid[])
+	AND (p.id IN (SELECT unnest($2::bigint[]))) IS TRUE AND p.replay = $3` + hasty
+
+// ackMovedPostgres deletes them wherever they are: VACUUM FULL moves rows.
+const ackMovedPostgres = `DELETE FROM outbox_pending p
+	USING unnest((SELECT $1::integer[])::integer[], (SELECT $2::bigint[])::bigint[]) AS d(shard, id)
+	WHERE p.shard = d.shard AND p.id = d.id AND p.replay = $3` + hasty
+
+// pendingRow is a row of the to-do list.
+type pendingRow struct {
+	id      int64
+	at      pgtype.TID
+	shard   int
+	segment int
+	bytes   int
+	replay  bool
+}
+
+// readPostgres is [store.pendingOf].
+func (s *store) readPostgres(ctx context.Context, shards []int, lows []int64, limit, bytes int) (out []Record, err error) {
+	err = s.db.Postgres(ctx, func(conn *pgx.Conn) error {
+		rows, err := pendingRows(ctx, conn, shards, lows, limit, bytes)
+		if err != nil {
+			return err
+		}
+		slices.SortFunc(rows, func(a, b pendingRow) int { return cmp.Or(a.segment-b.segment, cmp.Compare(a.id, b.id)) })
+		out = make([]Record, 0, len(rows))
+		for len(rows) > 0 {
+			n := slices.IndexFunc(rows, func(r pendingRow) bool { return r.segment != rows[0].segment })
+			if n < 0 {
+				n = len(rows)
+			}
+			if out, err = complete(ctx, conn, rows[:n], out); err != nil {
+				return err
+			}
+			rows = rows[n:]
+		}
+		return nil
+	})
+	return out, err
+}
+
+// pendingRows reads of each shard what [store.pendingOf] asks for.
+func pendingRows(ctx context.Context, conn *pgx.Conn, shards []int, lows []int64, limit, bytes int) ([]pendingRow, error) {
+	rows := make([]pendingRow, 0, 1024)
+	err := query(ctx, conn, func(v [][]byte) error {
+		begin := len(rows)
+		shard, ids, segments, replays, sizes, places := int(number(v[0])), array{v[1], 8}, array{v[2], 2}, array{v[3], 1}, array{v[4], 4}, array{v[5], 6}
+		n := ids.len()
+		if segments.len() != n || replays.len() != n || sizes.len() != n || places.len() != n {
+			return errors.New("an answer that makes no sense")
+		}
+		for i := range n {
+			place := places.at(i)
+			rows = append(rows, pendingRow{
+				shard: shard, id: number(ids.at(i)), segment: int(number(segments.at(i))), replay: number(replays.at(i)) != 0, bytes: int(number(sizes.at(i))),
+				at: pgtype.TID{BlockNumber: uint32(number(place[:4])), OffsetNumber: uint16(number(place[4:])), Valid: true},
+			})
+		}
+		slices.SortFunc(rows[begin:], func(a, b pendingRow) int { return cmp.Compare(a.id, b.id) })
+		for i, size := begin, 0; i < len(rows); i++ {
+			if size >= bytes {
+				rows = rows[:i]
+			} else {
+				size += rows[i].bytes
+			}
+		}
+		return nil
+	}, fetchPostgres, shards, lows, limit)
+	return rows, err
+}
+
+// complete appends the records of pending rows of one segment, which are in the order of ids.
+func complete(ctx context.Context, conn *pgx.Conn, rows []pendingRow, out []Record) ([]Record, error) {
+	ids := make([]int64, len(rows))
+	for i := range rows {
+		ids[i] = rows[i].id
+	}
+	var text []byte // of one record: one piece of memory instead of seven
+	var last Record
+	err := query(ctx, conn, func(v [][]byte) error {
+		if len(rows) == 0 {
+			return errors.New("more events than pending rows")
+		}
+		p := rows[0]
+		rows = rows[1:]
+		if id := number(v[0]); id != p.id {
+			return fmt.Errorf("the pending event %d has no event", p.id)
+		}
+		text = appendUUID(text[:0], v[3])
+		key := len(text)
+		text = append(text, v[4]...)
+		subject := len(text)
+		text = append(text, v[5]...)
+		when := len(text)
+		text = append(text, v[6]...)
+		all := string(text)
+		// Most events are alike in these.
+		if string(v[7]) != last.Type {
+			last.Type = string(v[7])
+		}
+		if string(v[8]) != last.Source {
+			last.Source = string(v[8])
+		}
+		if string(v[9]) != last.DataSchema {
+			last.DataSchema = string(v[9])
+		}
+		out = append(out, Record{
+			ID: p.id, shard: p.shard, Replay: p.replay, at: p.at, Seq: number(v[1]), CreatedMS: number(v[2]),
+			EventID: all[:key], Key: all[key:subject], Subject: all[subject:when], Time: all[when:],
+			Type: last.Type, Source: last.Source, DataSchema: last.DataSchema, Data: slices.Clone(v[10]),
+		})
+		return nil
+	}, fmt.Sprintf(segmentPostgres, rows[0].segment), ids)
+	return out, err
+}
+
+// publishedPostgres is [store.published].
+func (s *store) publishedPostgres(ctx context.Context, records []Record) error {
+	return s.db.Postgres(ctx, func(conn *pgx.Conn) error {
+		for _, replay := range []bool{false, true} {
+			var at []pgtype.TID
+			var shards []int
+			var ids []int64
+			for i := range records {
+				if r := &records[i]; r.Replay == replay {
+					at, shards, ids = append(at, r.at), append(shards, r.shard), append(ids, r.ID)
+				}
+			}
+			if len(ids) == 0 {
+				continue
+			}
+			done, err := conn.Exec(ctx, ackPostgres, pgx.QueryExecModeCacheStatement, at, ids, replay)
+			if err != nil {
+				return err
+			}
+			if done.RowsAffected() == int64(len(ids)) {
+				continue
+			}
+			if _, err := conn.Exec(ctx, ackMovedPostgres, pgx.QueryExecModeCacheStatement, shards, ids, replay); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// query hands the binary values of each row to row, valid until that returns.
+func query(ctx context.Context, conn *pgx.Conn, row func([][]byte) error, text string, args ...any) error {
+	rows, err := conn.Query(ctx, text, append([]any{pgx.QueryExecModeCacheStatement, pgx.QueryResultFormats{pgx.BinaryFormatCode}}, args...)...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := row(rows.RawValues()); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// array is a binary array of one dimension, whose elements are all that wide and not null.
+type array struct {
+	binary []byte
+	width  int
+}
+
+// A header (dimensions, nulls, type, length, first index), then each element with its width.
+const arrayHeader = 20
+
+func (a array) len() int { return max(0, len(a.binary)-arrayHeader) / (4 + a.width) }
+
+func (a array) at(i int) []byte {
+	begin := arrayHeader + i*(4+a.width) + 4
+	return a.binary[begin : begin+a.width]
+}
+
+// number reads an integer or a boolean of any width; none here is negative.
+func number(v []byte) (n int64) {
+	for _, b := range v {
+		n = n<<8 | int64(b)
+	}
+	return n
+}
+
+func appendUUID(to, v []byte) []byte {
+	if len(v) != 16 {
+		return append(to, v...)
+	}
+	for i, part := range [][]byte{v[:4], v[4:6], v[6:8], v[8:10], v[10:]} {
+		if i > 0 {
+			to = append(to, '-')
+		}
+		to = hex.AppendEncode(to, part)
+	}
+	return to
+}

@@ -1,0 +1,234 @@
+package outbox
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// read is what is pending of all shards.
+func read(t *testing.T, s *store, limit, bytes int) []Record {
+	t.Helper()
+	var shards []int
+	for id := range 96 {
+		shards = append(shards, id)
+	}
+	records, err := s.pendingOf(t.Context(), shards, make([]int64, 96), limit, bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return records
+}
+
+func ids(records []Record) string {
+	var list []int64
+	for _, r := range records {
+		list = append(list, r.ID)
+	}
+	return fmt.Sprint(list)
+}
+
+func opened(t *testing.T, db *database.DB) *store {
+	t.Helper()
+	s, err := openStore(t.Context(), db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.close)
+	return s
+}
+
+func TestPendingEventsAreReadAsTheyWereAdded(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := opened(t, db)
+		addKeys(t, db, "a", "b", "a")
+		got := read(t, s, 10, 1<<20)
+		if len(got) != 3 {
+			t.Fatalf("%d events, want 3", len(got))
+		}
+		for _, r := range got {
+			var want Record
+			err := db.QueryRowContext(t.Context(), `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data FROM outbox_event WHERE id = ?`, r.ID).
+				Scan(&want.ID, &want.Seq, &want.CreatedMS, &want.EventID, &want.Key, &want.Subject, &want.Time, &want.Type, &want.Source, &want.DataSchema, &want.Data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want.shard, want.at = r.shard, r.at
+			if r.shard != Partition(r.Key, 96) || fmt.Sprint(r) != fmt.Sprint(want) {
+				t.Errorf("got  %v\nwant %v", r, want)
+			}
+		}
+	})
+}
+
+// A limit holds for each shard, and so do the bytes: the event that passes them is the last.
+func TestReadingIsLimitedForEachShard(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := opened(t, db)
+		addKeys(t, db, "a", "a", "a", "a", "b", "b")
+		size := recordBytes(&read(t, s, 1, 1)[0])
+		for _, c := range []struct{ limit, bytes, want int }{
+			{10, 1 << 20, 6}, {1, 1 << 20, 2}, {3, 1 << 20, 5}, {10, 1, 2}, {10, size, 2}, {10, size + 1, 4}, {10, 2*size + 1, 5},
+		} {
+			if got := read(t, s, c.limit, c.bytes); len(got) != c.want {
+				t.Errorf("at most %d events and %d bytes of a shard: got %d events of two shards, want %d", c.limit, c.bytes, len(got), c.want)
+			}
+		}
+	})
+}
+
+// Rows are deleted where they were read. What is elsewhere by then is deleted as well, and
+// what has taken their place is not.
+func TestDoneIsWhatWasSentAndNothingElse(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		meanwhile []string // of a to-do list with 1, 2 and 3, of which 1 and 2 were sent
+		want      string
+	}{
+		"nothing":            {nil, "[3]"},
+		"moved":              {[]string{`UPDATE outbox_pending SET bytes = bytes`}, "[3]"},
+		"done by another":    {[]string{`DELETE FROM outbox_pending WHERE id IN (1, 2)`}, "[3]"},
+		"another takes over": {[]string{`DELETE FROM outbox_pending WHERE id IN (1, 2)`, `VACUUM outbox_pending`, `add`}, "[3 4 5]"},
+		"marked for replay":  {[]string{`UPDATE outbox_pending SET replay = true WHERE id = 2`}, "[2 3]"},
+		"replayed":           {[]string{`DELETE FROM outbox_pending WHERE id = 2`, `VACUUM outbox_pending`, `INSERT INTO outbox_pending SELECT shard, segment, bytes, 2, true FROM outbox_pending WHERE id = 1`}, "[2 3]"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			db := dbtest.Postgres(t)
+			s := opened(t, db)
+			addKeys(t, db, "a", "a", "a")
+			sent := read(t, s, 2, 1<<20)
+			if ids(sent) != "[1 2]" {
+				t.Fatalf("read %v", ids(sent))
+			}
+			for _, what := range c.meanwhile {
+				if what == "add" {
+					addKeys(t, db, "a", "a")
+				} else if _, err := db.ExecContext(t.Context(), what); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if name == "another takes over" { // else it shows nothing
+				now := read(t, s, 10, 1<<20)
+				if now[1].at != sent[0].at || now[2].at != sent[1].at {
+					t.Fatalf("the new rows are at %v and %v, not where the old ones were, %v and %v", now[1].at, now[2].at, sent[0].at, sent[1].at)
+				}
+			}
+			if err := s.published(t.Context(), sent); err != nil {
+				t.Fatal(err)
+			}
+			if left := read(t, s, 10, 1<<20); ids(left) != c.want {
+				t.Errorf("left %v, want %v", ids(left), c.want)
+			}
+		})
+	}
+}
+
+// A plan that reads the whole to-do list at each step would make a long backlog slower the
+// longer it is.
+func TestHotStatementsDoNotReadWholeTables(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	for _, q := range []string{
+		`INSERT INTO outbox_pending (shard, segment, bytes, id) SELECT g % 96, 0, 100, g FROM generate_series(1, 50000) g`,
+		`INSERT INTO outbox_event SELECT g, 0, 1, gen_random_uuid(), 0, '', '', '', '', '', '', '{}' FROM generate_series(1, 50000) g`,
+		`ANALYZE`,
+	} {
+		if _, err := db.ExecContext(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const many = `(SELECT array_agg(g::%s) FROM generate_series(1, 2000) g)`
+	array := func(kind string) string {
+		var text string
+		if err := db.QueryRowContext(t.Context(), fmt.Sprintf(`SELECT quote_literal(`+many+`::text)`, kind)).Scan(&text); err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	places := `(SELECT quote_literal(array_agg(ctid)::text) FROM outbox_pending WHERE id <= 2000)`
+	var tids string
+	if err := db.QueryRowContext(t.Context(), `SELECT `+places).Scan(&tids); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ name, query, args, want string }{
+		{"fetch", fetchPostgres, array("integer") + ", " + array("bigint") + ", 100", "outbox_pending_pkey"},
+		{"read", fmt.Sprintf(segmentPostgres, 0), array("bigint"), "outbox_event_00_pkey"},
+		{"ack", ackPostgres, tids + ", " + array("bigint") + ", false", "Tid Scan"},
+		{"ack of moved rows", ackMovedPostgres, array("integer") + ", " + array("bigint") + ", false", "outbox_pending_pkey"},
+	} {
+		for _, mode := range []string{"generic", "custom"} {
+			err := db.Postgres(t.Context(), func(conn *pgx.Conn) error {
+				for _, q := range []string{"SET plan_cache_mode = force_" + mode + "_plan", "PREPARE p AS " + c.query} {
+					if _, err := conn.Exec(t.Context(), q); err != nil {
+						return err
+					}
+				}
+				rows, err := conn.Query(t.Context(), "EXPLAIN EXECUTE p("+c.args+")")
+				if err != nil {
+					return err
+				}
+				lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+				if err != nil {
+					return err
+				}
+				plan := strings.Join(lines, "\n")
+				if strings.Contains(plan, "Seq Scan") || strings.Contains(plan, "Hash Join") || !strings.Contains(plan, c.want) {
+					t.Errorf("%s, %s plan:\n%s", c.name, mode, plan)
+				}
+				_, err = conn.Exec(t.Context(), "DEALLOCATE p; RESET plan_cache_mode")
+				return err
+			})
+			if err != nil {
+				t.Fatal(c.name, err)
+			}
+		}
+	}
+}
+
+// The bound of a shard goes up behind what was deleted, but never past what may still be
+// there or come.
+func TestTheBoundPassesOnlyWhatIsDone(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		settled int64
+		parked  map[string]int64
+		replay  bool // an operator puts something back while the batch is under way
+		want    int64
+	}{
+		"all settled":             {settled: 100, want: 12},
+		"some may still come":     {settled: 11, want: 11},
+		"one waits with its key":  {settled: 100, parked: map[string]int64{"waits": 5}, want: 9}, // 10 did before
+		"something was put back":  {settled: 100, replay: true, want: 3},
+		"nothing is settled yet":  {settled: 0, want: 0},
+		"another key is parked":   {settled: 100, parked: map[string]int64{"other": 5}, want: 12},
+		"the key is parked later": {settled: 100, parked: map[string]int64{"waits": 13}, want: 12},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			sh := &shard{id: 5, epoch: 1, parked: c.parked}
+			r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, lanes: make([]lane, 4), held: map[int]*shard{5: sh}, now: time.Now}
+			asked, _ := r.ask([]bool{true, true, true, true})
+			records := []Record{{ID: 10, Key: "waits", shard: 5}, {ID: 11, Key: "k", shard: 5}, {ID: 12, Key: "k", shard: 5}}
+			parcels := r.load(asked, records, c.settled)
+			if len(parcels) != 1 || !sh.busy {
+				t.Fatalf("%d parcels, busy: %v", len(parcels), sh.busy)
+			}
+			if c.replay {
+				sh.epoch, sh.low = 2, 3
+			}
+			r.pass(parcels[0])
+			if sh.low != c.want {
+				t.Errorf("the bound is at %d, want %d", sh.low, c.want)
+			}
+		})
+	}
+}
