@@ -17,7 +17,7 @@ import (
 )
 
 // bareProducer is how many events a second the producer of Sarama sends, with the guarantees
-// that the relay gives (idempotent, acknowledged by all) and in the relay's batches, from memory:
+// that the relay gives (idempotent, acknowledged by all) and in batches as large, from memory:
 // what somebody would have who did without an outbox.
 func bareProducer(ctx context.Context, brokers string, events, batch int) (rate float64, err error) {
 	topic := "bench-" + uuid.NewString()

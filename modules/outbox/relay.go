@@ -252,9 +252,7 @@ func (r *Relay) dispatch(ctx, deliver context.Context, deliveries *sync.WaitGrou
 		default:
 			wait = min(2*wait, idlePoll)
 		}
-		for _, b := range batches {
-			deliveries.Go(func() { r.deliver(deliver, ctx.Done(), b) })
-		}
+		r.send(batches, deliver, ctx.Done(), deliveries)
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -276,32 +274,30 @@ func (r *Relay) assist(ctx, deliver context.Context, deliveries *sync.WaitGroup)
 		case <-r.more:
 		}
 		batches, _ := r.round(ctx) // dispatch meets the same error, and says so
-		for _, b := range batches {
-			deliveries.Go(func() { r.deliver(deliver, ctx.Done(), b) })
-		}
+		r.send(batches, deliver, ctx.Done(), deliveries)
+	}
+}
+
+func (r *Relay) send(batches []*parcel, deliver context.Context, stopping <-chan struct{}, deliveries *sync.WaitGroup) {
+	for _, b := range batches {
+		deliveries.Go(func() { r.deliver(deliver, stopping, b) })
 	}
 }
 
 // parcel is a batch with what the relay must remember of it.
 type parcel struct {
 	Batch
-	shards  []portion
+	shards  []*question
 	settled int64 // before it was read
 }
 
-// portion is what a parcel has of a shard: all that was pending up to an id.
-type portion struct {
-	*shard
-	epoch   int64 // when it was read
-	through int64 // the last id; 0: some of the events before it wait with their key
-}
-
-// question is what a round asks of a shard, and what it learns.
+// question is what a round asks of a shard, and what becomes of the answer.
 type question struct {
 	*shard
-	epoch, low int64   // when it was asked
-	first      int64   // pending id; math.MaxInt64: none
-	aside      []int64 // pending ids that must wait with their keys
+	epoch, from int64   // epoch and bound when it was asked
+	first       int64   // pending id; math.MaxInt64: none
+	through     int64   // the last id in the parcel, which has all up to it but those aside
+	aside       []int64 // pending ids that must wait with their keys
 }
 
 // round reads what is pending for the idle lanes and makes a batch for each. Their lanes
@@ -322,7 +318,7 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 	}
 	shards, lows := make([]int, 0, len(asked)), make([]int64, 0, len(asked))
 	for id, q := range asked {
-		shards, lows = append(shards, id), append(lows, q.low)
+		shards, lows = append(shards, id), append(lows, q.from)
 	}
 	records, err := r.store.pendingOf(ctx, shards, lows, max(1, r.cfg.BatchEvents/share), r.cfg.BatchBytes/share)
 	if err != nil {
@@ -355,7 +351,7 @@ func (r *Relay) ask(open []bool) (asked map[int]*question, share int) {
 	members := make([]int, r.partitions)
 	for _, sh := range r.held {
 		if p := sh.id % r.partitions; !sh.busy && !sh.leaving && open[p] {
-			asked[sh.id] = &question{shard: sh, epoch: sh.epoch, low: sh.low, first: math.MaxInt64}
+			asked[sh.id] = &question{shard: sh, epoch: sh.epoch, from: sh.low, first: math.MaxInt64}
 			members[p]++
 		}
 	}
@@ -397,7 +393,7 @@ func (r *Relay) load(asked map[int]*question, records []Record, settled int64) (
 		if q.first != math.MaxInt64 {
 			active[id%r.partitions]++
 		}
-		q.shard.low = max(q.shard.low, min(settled, q.first-1))
+		q.low = max(q.low, min(settled, q.first-1))
 	}
 	for p, recs := range byLane {
 		if len(recs) > 0 && !r.lanes[p].busy {
@@ -461,26 +457,20 @@ func (r *Relay) parcel(partition int, records []Record, active int, asked map[in
 	p := &parcel{Batch: Batch{Partition: partition, Records: records[:n:n]}, settled: settled}
 	r.rounds++
 	r.lanes[partition] = lane{busy: true, full: 2*n > r.cfg.BatchEvents || 2*size > r.cfg.BatchBytes, served: r.rounds, active: active}
-	index := map[int]int{}
 	for i := range p.Records {
-		rec := &p.Records[i]
-		at, known := index[rec.shard]
-		if !known {
-			at, index[rec.shard] = len(p.shards), len(p.shards)
-			q := asked[rec.shard]
+		q := asked[p.Records[i].shard]
+		if !q.busy {
 			q.busy = true
-			p.shards = append(p.shards, portion{shard: q.shard, epoch: q.epoch})
+			p.shards = append(p.shards, q)
 		}
-		if len(asked[rec.shard].aside) == 0 {
-			p.shards[at].through = rec.ID
-		}
+		q.through = p.Records[i].ID
 	}
 	p.Owned = func() bool { return !p.lost() && r.ownedAt(r.now()) }
 	return p
 }
 
 func (p *parcel) lost() bool {
-	return slices.ContainsFunc(p.shards, func(sh portion) bool { return sh.lost.Load() })
+	return slices.ContainsFunc(p.shards, func(q *question) bool { return q.lost.Load() })
 }
 
 // deliver brings one batch to the sink, however long that takes, and marks it done. It
@@ -530,9 +520,9 @@ func (r *Relay) deliver(ctx context.Context, stopping <-chan struct{}, p *parcel
 func (r *Relay) pass(p *parcel) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, sh := range p.shards {
-		if sh.epoch == sh.shard.epoch {
-			sh.low = max(sh.low, min(p.settled, sh.through))
+	for _, q := range p.shards {
+		if q.epoch == q.shard.epoch && len(q.aside) == 0 {
+			q.low = max(q.low, min(p.settled, q.through))
 		}
 	}
 }
@@ -599,7 +589,7 @@ func (r *Relay) observe(b *Batch) {
 
 // park parks the key of a record the sink refused for good.
 func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bool {
-	i := slices.IndexFunc(p.shards, func(sh portion) bool { return sh.id == rec.shard })
+	i := slices.IndexFunc(p.shards, func(q *question) bool { return q.id == rec.shard })
 	sh := p.shards[i].shard
 	for {
 		r.mu.Lock()
@@ -635,8 +625,8 @@ func (r *Relay) withoutParked(p *parcel, rest []*Batch) []*Batch {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	shards := map[int]*shard{}
-	for _, sh := range p.shards {
-		shards[sh.id] = sh.shard
+	for _, q := range p.shards {
+		shards[q.id] = q.shard
 	}
 	var out []*Batch
 	for _, b := range rest {

@@ -13,8 +13,8 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// store is the relay's SQL: the two statements every event passes through, prepared, and
-// those that move events of a parked key aside.
+// store is the relay's SQL: what every event passes through, prepared (on PostgreSQL in
+// store_postgres.go), and what moves events of a parked key aside.
 type store struct {
 	db         *database.DB
 	fetch, ack *sql.Stmt // on SQLite

@@ -3,11 +3,11 @@ package outbox
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
 )
@@ -126,7 +126,11 @@ func complete(ctx context.Context, conn *pgx.Conn, rows []pendingRow, out []Reco
 		if id := number(v[0]); id != p.id {
 			return fmt.Errorf("the pending event %d has no event", p.id)
 		}
-		text = appendUUID(text[:0], v[3])
+		eventID, err := uuid.FromBytes(v[3])
+		if err != nil {
+			return err
+		}
+		text = append(text[:0], eventID.String()...)
 		key := len(text)
 		text = append(text, v[4]...)
 		subject := len(text)
@@ -221,17 +225,4 @@ func number(v []byte) (n int64) {
 		n = n<<8 | int64(b)
 	}
 	return n
-}
-
-func appendUUID(to, v []byte) []byte {
-	if len(v) != 16 {
-		return append(to, v...)
-	}
-	for i, part := range [][]byte{v[:4], v[4:6], v[6:8], v[8:10], v[10:]} {
-		if i > 0 {
-			to = append(to, '-')
-		}
-		to = hex.AppendEncode(to, part)
-	}
-	return to
 }
