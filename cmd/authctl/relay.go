@@ -14,8 +14,8 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/sink"
-	"github.com/toppira/authctl/platform/heap"
 	"github.com/toppira/authctl/platform/telemetry"
+	"github.com/toppira/authctl/platform/tuning"
 )
 
 func newRelay(g *global) *cobra.Command {
@@ -43,7 +43,7 @@ stops it in order: what is under way is finished and the leases are given back.`
 
 func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	ignoreBrokenPipes()
-	defer heap.Roomy()()
+	defer tuning.RoomyHeap()()
 	s := settings{keyless: true}
 	if err := g.load(&s, nil); err != nil {
 		return err

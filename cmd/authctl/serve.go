@@ -14,9 +14,9 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
-	"github.com/toppira/authctl/platform/heap"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
+	"github.com/toppira/authctl/platform/tuning"
 )
 
 type serveOptions struct {
@@ -51,7 +51,7 @@ under way, hands its share of the relay over and exits with 0. A second signal s
 
 func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
 	ignoreBrokenPipes()
-	defer heap.Roomy()()
+	defer tuning.RoomyHeap()()
 	flags := map[string]string{}
 	if o.port != "" {
 		flags["app.port"] = o.port
@@ -104,6 +104,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 		return err
 	}
 	running.Go(func() error { return a.auth.Run(behind) })
+	running.Go(func() error { a.giveWay(behind); return nil })
 	running.Go(func() error {
 		defer stopBehind()
 		return server.Run(front)
@@ -114,6 +115,23 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	}
 	a.log.Info("stopped")
 	return nil
+}
+
+// giveWay lets PostgreSQL and Redis run before this process, should they be on the same
+// machine, until ctx ends: how little hashing counts is not known outside of its session.
+func (a *app) giveWay(ctx context.Context) {
+	if a.App.AutogroupNice == 0 || !a.Database.UsesPostgres() && !a.Redis.Enabled() {
+		return
+	}
+	restore, err := tuning.LowerSession(ctx, a.App.AutogroupNice)
+	if restore != nil {
+		a.log.Info("session_lowered", zap.Int("autogroup_nice", a.App.AutogroupNice))
+		<-ctx.Done()
+		err = restore()
+	}
+	if err != nil {
+		a.log.Info("session_nice_not_set", zap.Error(err))
+	}
 }
 
 // startOperator runs the operators' listener and returns where it is. In dev mode a port

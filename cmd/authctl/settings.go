@@ -44,6 +44,8 @@ type settings struct {
 type appSettings struct {
 	Mode    string `config:"app.mode" default:"dev" oneof:"dev,prod" doc:"dev: readable logs, .env is read, a signing secret is made when there is none. prod: JSON logs, an explicit secret is required, TLS to backends is verified."`
 	DataDir string `config:"app.data_dir" default:"./data" doc:"Where everything lives that no server was named for: the SQLite database, the events file, the signing secret. Made with mode 0700."`
+
+	AutogroupNice int `config:"app.autogroup_nice" default:"5" min:"0" max:"19" doc:"On a Linux that schedules by session: the nice value of the session that serve runs in beside other sessions, so that during a flood of sign-ins a PostgreSQL or Redis on the same machine is run first. Undone when serve stops. 0 leaves the session alone, as does one that is not 0 already, or neither server named."`
 }
 
 func (a appSettings) prod() bool { return a.Mode == "prod" }

@@ -17,12 +17,12 @@ import (
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
-	"github.com/toppira/authctl/platform/heap"
+	"github.com/toppira/authctl/platform/tuning"
 )
 
 // benchRelay measures the outbox on the real engines, or embedded where there are none.
 func benchRelay(ctx context.Context, o options, r *report) (err error) {
-	defer heap.Roomy()() // as authctl relay has it
+	defer tuning.RoomyHeap()() // as authctl relay has it
 	dir, err := os.MkdirTemp("", "authctl-bench-relay-")
 	if err != nil {
 		return err

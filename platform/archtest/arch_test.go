@@ -51,10 +51,10 @@ var arrows = map[string][]string{
 	"platform/database":   {"platform/config"},
 	"platform/fault":      {},
 	"platform/gather":     {},
-	"platform/heap":       {},
 	"platform/httpserver": {"platform/config", "platform/fault"},
 	"platform/logging":    {"platform/config"},
 	"platform/telemetry":  {"platform/config"},
+	"platform/tuning":     {},
 
 	"migrations": {"platform/database"},
 

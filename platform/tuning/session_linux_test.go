@@ -1,0 +1,66 @@
+package tuning
+
+import (
+	"os"
+	"os/exec"
+	"syscall"
+	"testing"
+)
+
+// TestMain runs the tests in a session of their own: they must not change that of whoever
+// runs them.
+func TestMain(m *testing.M) {
+	const child = "TUNING_TEST_IN_ITS_OWN_SESSION"
+	if os.Getenv(child) != "" {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command(os.Args[0], os.Args[1:]...)
+	cmd.Env = append(os.Environ(), child+"=yes")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Run(); err != nil {
+		os.Exit(1)
+	}
+}
+
+func TestASessionIsLoweredUntilItIsRestored(t *testing.T) {
+	ctx := t.Context()
+	if nice, err := sessionNice(); nice == ungrouped && err == nil {
+		if restore, err := LowerSession(ctx, 5); restore != nil || err != nil {
+			t.Fatalf("a kernel that does not group: it did something, or failed: %v", err)
+		}
+		return
+	}
+	want := func(want int, when string) {
+		t.Helper()
+		if nice, err := sessionNice(); nice != want || err != nil {
+			t.Fatalf("%s: nice %d and %v, want %d", when, nice, err, want)
+		}
+	}
+	want(0, "at first")
+
+	restore, err := LowerSession(ctx, 5)
+	if err != nil || restore == nil {
+		t.Fatalf("the session was left alone: %v", err)
+	}
+	want(5, "lowered")
+	if again, err := LowerSession(ctx, 7); again != nil || err != nil {
+		t.Fatalf("what somebody has chosen was changed: %v", err)
+	}
+	want(5, "asked to lower it once more")
+	if err := restore(); err != nil {
+		t.Fatal(err)
+	}
+	want(0, "restored")
+
+	if restore, err = LowerSession(ctx, 3); err != nil {
+		t.Fatal(err)
+	}
+	if err := setSessionNice(ctx, 9); err != nil {
+		t.Fatal(err)
+	}
+	if err := restore(); err != nil {
+		t.Fatal(err)
+	}
+	want(9, "restored after somebody chose another")
+}
