@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/gather"
@@ -39,8 +40,9 @@ func began(sid uuid.UUID) time.Time { return time.Unix(sid.Time().UnixTime()) }
 // standings answers the one question every refresh and every authenticated request asks. The
 // statement is prepared: through Bun, each text is new to the server (docs/decisions).
 type standings struct {
-	stmt   *sql.Stmt
-	rounds *gather.Group[subject, *standing] // nil on SQLite, to which there is no way to save
+	db     *database.DB
+	rounds *gather.Group[subject, *standing] // PostgreSQL
+	stmt   *sql.Stmt                         // SQLite, to which there is no way to save
 }
 
 // subject is an account and a session of it.
@@ -49,23 +51,24 @@ type subject struct{ userID, sid uuid.UUID }
 const standingColumns = `u.username, u.status, u.created_at, u.updated_at, u.password_changed_at,
 	u.session_epoch, u.kept_sid, u.sessions_ended_at, (SELECT r.sid FROM revoked_session r WHERE r.sid = q.sid) IS NOT NULL`
 
+// A plan is kept for as long as its connection, while the tables grow. So nothing here leaves
+// PostgreSQL a choice: the LIMIT and the scalar subquery keep it from reading a whole table
+// that was small once, and as it cannot see the arrays, no plan for a particular one, made
+// anew each time, looks better to it.
+const standingsPostgres = `SELECT q.n, ` + standingColumns + ` FROM unnest((SELECT $1::uuid[]), (SELECT $2::uuid[])) WITH ORDINALITY AS q (user_id, sid, n)
+	CROSS JOIN LATERAL (SELECT * FROM users WHERE id = q.user_id LIMIT 1) u`
+
+const standingSQLite = `SELECT 1, ` + standingColumns + ` FROM (SELECT ? AS user_id, ? AS sid) q JOIN users u ON u.id = q.user_id`
+
 func prepareStandings(ctx context.Context, db *database.DB) (standings, error) {
-	// A plan is kept for as long as its connection, while the tables grow. So nothing here leaves
-	// PostgreSQL a choice: the LIMIT and the scalar subquery keep it from reading a whole table
-	// that was small once, and as it cannot see the arrays, no plan for a particular one, made
-	// anew each time, looks better to it.
-	query := `SELECT q.n, ` + standingColumns + ` FROM unnest((SELECT $1::uuid[]), (SELECT $2::uuid[])) WITH ORDINALITY AS q (user_id, sid, n)
-		CROSS JOIN LATERAL (SELECT * FROM users WHERE id = q.user_id LIMIT 1) u`
-	if !db.IsPostgres() {
-		query = `SELECT 1, ` + standingColumns + ` FROM (SELECT ? AS user_id, ? AS sid) q JOIN users u ON u.id = q.user_id`
-	}
-	stmt, err := db.DB.DB.PrepareContext(ctx, query)
-	if err != nil {
-		return standings{}, fmt.Errorf("prepare the session check: %w", err)
-	}
-	s := standings{stmt: stmt}
+	s := standings{db: db}
 	if db.IsPostgres() {
 		s.rounds = gather.New(gather.Config{Patience: 5 * time.Millisecond, Rounds: 4, Most: 256, Timeout: settle}, s.askPostgres)
+		return s, nil
+	}
+	var err error
+	if s.stmt, err = db.DB.DB.PrepareContext(ctx, standingSQLite); err != nil {
+		return standings{}, fmt.Errorf("prepare the session check: %w", err)
 	}
 	return s, nil
 }
@@ -89,41 +92,61 @@ func (s standings) of(ctx context.Context, userID, sid uuid.UUID) (standing, err
 	return *st, nil
 }
 
-func (s standings) askPostgres(ctx context.Context, whom []subject) ([]*standing, error) {
+// askPostgres goes to pgx itself: database/sql starts a goroutine for each query, which costs
+// more than the query does here.
+func (s standings) askPostgres(ctx context.Context, whom []subject) (all []*standing, err error) {
 	userIDs, sids := make([][16]byte, len(whom)), make([][16]byte, len(whom))
 	for i, who := range whom {
 		userIDs[i], sids[i] = who.userID, who.sid
 	}
-	rows, err := s.stmt.QueryContext(ctx, userIDs, sids)
-	return scanStandings(rows, err, whom)
+	err = s.db.Postgres(ctx, func(conn *pgx.Conn) error {
+		rows, err := conn.Query(ctx, standingsPostgres, pgx.QueryExecModeCacheStatement, userIDs, sids)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		all, err = scanStandings(rows, whom)
+		return err
+	})
+	return all, err
 }
 
 func (s standings) askSQLite(ctx context.Context, who subject) (*standing, error) {
 	rows, err := s.stmt.QueryContext(ctx, who.userID.String(), who.sid.String())
-	all, err := scanStandings(rows, err, []subject{who})
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	all, err := scanStandings(rows, []subject{who})
 	if err != nil {
 		return nil, err
 	}
 	return all[0], nil
 }
 
+// scanner is what rows of pgx and of database/sql have in common.
+type scanner interface {
+	Next() bool
+	Scan(into ...any) error
+	Err() error
+}
+
 // scanStandings reads what is said of each, in their order: nil of an account that is gone.
-func scanStandings(rows *sql.Rows, err error, whom []subject) ([]*standing, error) {
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
+func scanStandings(rows scanner, whom []subject) ([]*standing, error) {
 	all := make([]*standing, len(whom))
 	for rows.Next() {
 		var n int
 		var st standing
-		var endedAt sql.NullTime
+		var endedAt *time.Time
 		u := &st.user
 		if err := rows.Scan(&n, &u.Username, &u.Status, &u.CreatedAt, &u.UpdatedAt, &u.PasswordChangedAt,
 			&st.epoch, &st.keptSID, &endedAt, &st.revoked); err != nil {
 			return nil, err
 		}
-		u.ID, st.endedAt = whom[n-1].userID, endedAt.Time
+		if endedAt != nil {
+			st.endedAt = *endedAt
+		}
+		u.ID = whom[n-1].userID
 		u.CreatedAt, u.UpdatedAt, u.PasswordChangedAt = u.CreatedAt.UTC(), u.UpdatedAt.UTC(), u.PasswordChangedAt.UTC()
 		all[n-1] = &st
 	}
@@ -134,6 +157,7 @@ func scanStandings(rows *sql.Rows, err error, whom []subject) ([]*standing, erro
 func (s standings) close() error {
 	if s.rounds != nil {
 		s.rounds.Close()
+		return nil
 	}
 	return s.stmt.Close()
 }

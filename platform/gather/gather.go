@@ -51,33 +51,34 @@ func New[Q, A any](cfg Config, ask func(ctx context.Context, questions []Q) ([]A
 	return &Group[Q, A]{ask: ask, cfg: cfg}
 }
 
-// Ask returns the answer to one question. When ctx ends first, a round that is under way goes
-// on, for the others in it.
+// Ask returns the answer to one question. When ctx ends first, a round with other questions
+// goes on, for those.
 func (g *Group[Q, A]) Ask(ctx context.Context, asked Q) (answer A, err error) {
-	q := &question[Q, A]{asked: asked, done: make(chan struct{})}
 	g.mu.Lock()
-	if g.closed {
+	switch {
+	case g.closed:
 		g.mu.Unlock()
 		return answer, ErrClosed
+	case g.rounds == 0: // nor does anyone wait
+		g.rounds++
+		g.running.Add(1)
+		g.mu.Unlock()
+		return g.askAlone(ctx, asked)
 	}
+	q := &question[Q, A]{asked: asked, done: make(chan struct{})}
 	place := g.waiting.PushBack(q)
-	var late <-chan time.Time // never, for one that is asked at once
-	if g.rounds == 0 {
-		g.begin()
-	} else {
-		ticker := time.NewTicker(g.cfg.Patience) // again and again: all rounds may be under way at first
-		defer ticker.Stop()
-		late = ticker.C
-	}
 	g.mu.Unlock()
+	late := time.NewTicker(g.cfg.Patience) // again and again: all rounds may be under way at first
+	defer late.Stop()
 	for {
 		select {
 		case <-q.done:
 			return q.answer, q.err
-		case <-late:
+		case <-late.C:
 			g.mu.Lock()
 			if g.rounds < g.cfg.Rounds && g.waiting.Len() > 0 {
-				g.begin()
+				g.rounds++
+				g.running.Go(g.work)
 			}
 			g.mu.Unlock()
 		case <-ctx.Done():
@@ -89,10 +90,26 @@ func (g *Group[Q, A]) Ask(ctx context.Context, asked Q) (answer A, err error) {
 	}
 }
 
-// begin starts a round. The caller holds the lock.
-func (g *Group[Q, A]) begin() {
-	g.rounds++
-	g.running.Go(g.work)
+// askAlone is a round of one question, asked by the caller himself: a goroutine for it would
+// cost as much as the question. What has come meanwhile is not his to ask.
+func (g *Group[Q, A]) askAlone(ctx context.Context, asked Q) (answer A, err error) {
+	defer g.running.Done()
+	defer func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.rounds == 1 && g.waiting.Len() > 0 {
+			g.running.Go(g.work)
+		} else {
+			g.rounds--
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, g.cfg.Timeout)
+	defer cancel()
+	answers, err := g.ask(ctx, []Q{asked})
+	if err != nil {
+		return answer, err
+	}
+	return answers[0], nil
 }
 
 // work asks until nobody waits, or another round is under way: what waits is left to that

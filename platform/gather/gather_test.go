@@ -219,14 +219,64 @@ func TestACallerWhoGivesUpIsNotAskedFor(t *testing.T) {
 		g := b.group(10)
 		defer g.Close()
 		ctx, cancel := context.WithCancel(t.Context())
-		asked, waiting, other := put(ctx, g, 1), put(ctx, g, 2), put(t.Context(), g, 3)
+		put(t.Context(), g, 1)
+		asked, with := put(ctx, g, 2), put(t.Context(), g, 3)
+		b.turn <- nil
+		synctest.Wait()
+		waiting, behind := put(ctx, g, 4), put(t.Context(), g, 5)
 		cancel()
 		asked.expect(t, 0, context.Canceled)
 		waiting.expect(t, 0, context.Canceled)
 		b.turn <- nil
 		b.turn <- nil
-		other.expect(t, 6, nil)
-		b.expect(t, []int{1}, []int{3})
+		with.expect(t, 6, nil)
+		behind.expect(t, 10, nil)
+		b.expect(t, []int{1}, []int{2, 3}, []int{5})
+	})
+}
+
+// A question that is asked alone is its caller's own: however it ends, others go on.
+func TestAQuestionAskedAloneEndsWithItsCaller(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{turn: make(chan error)}
+		g := b.group(10)
+		defer g.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		alone := put(ctx, g, 1)
+		cancel()
+		alone.expect(t, 0, context.Canceled)
+		next := put(t.Context(), g, 2)
+		b.expect(t, []int{1}, []int{2})
+		b.turn <- nil
+		next.expect(t, 4, nil)
+	})
+}
+
+func TestAPanicOfALoneQuestionLeavesTheGroupUsable(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{turn: make(chan error)}
+		first := true
+		g := New(Config{Patience: patience, Rounds: 1, Most: 10, Timeout: timeout}, func(ctx context.Context, questions []int) ([]int, error) {
+			if first {
+				first = false
+				panic("as a test")
+			}
+			return b.ask(ctx, questions)
+		})
+		defer g.Close()
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("it went no further")
+				}
+			}()
+			_, _ = g.Ask(t.Context(), 1)
+		}()
+		next := put(t.Context(), g, 2)
+		b.turn <- nil
+		next.expect(t, 4, nil)
 	})
 }
 
