@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/platform/database"
@@ -63,8 +64,18 @@ func scanAccount(row interface{ Scan(...any) error }) (account, error) {
 	return a, nil
 }
 
-func accountByName(ctx context.Context, db bun.IDB, canonical string) (account, error) {
-	return scanAccount(db.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE username_canonical = ?", canonical))
+// accountByName is what every sign-in begins with, those too that will be turned away: on
+// PostgreSQL it is a prepared statement, which costs half.
+func accountByName(ctx context.Context, db *database.DB, canonical string) (a account, err error) {
+	const query = "SELECT " + accountColumns + " FROM users WHERE username_canonical = "
+	if !db.IsPostgres() {
+		return scanAccount(db.QueryRowContext(ctx, query+"?", canonical))
+	}
+	err = db.Postgres(ctx, func(conn *pgx.Conn) error {
+		a, err = scanAccount(conn.QueryRow(ctx, query+"$1", pgx.QueryExecModeCacheStatement, canonical))
+		return err
+	})
+	return a, err
 }
 
 func accountByID(ctx context.Context, db bun.IDB, id uuid.UUID) (account, error) {

@@ -276,8 +276,20 @@ func (db *DB) Write(ctx context.Context, query string, args ...any) (sql.Result,
 }
 
 // Postgres runs fn with a connection of the pool as pgx has it, for what database/sql cannot
-// do or does at twice the cost. fn must leave it as it was.
+// do or does at twice the cost. fn must leave it as it was. As with database/sql, it is
+// called anew when its connection turns out to be closed before anything was sent.
 func (db *DB) Postgres(ctx context.Context, fn func(*pgx.Conn) error) error {
+	err := db.postgres(ctx, fn)
+	for range 2 {
+		if !pgconn.SafeToRetry(err) || ctx.Err() != nil {
+			break
+		}
+		err = db.postgres(ctx, fn)
+	}
+	return err
+}
+
+func (db *DB) postgres(ctx context.Context, fn func(*pgx.Conn) error) error {
 	pooled, err := db.Conn(ctx)
 	if err != nil {
 		return err

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/platform/config"
@@ -174,5 +175,32 @@ func TestDescribeShowsNoCredentials(t *testing.T) {
 		if got := cfg.Describe("data"); got != want {
 			t.Errorf("described as %q, want %q", got, want)
 		}
+	}
+}
+
+func TestAConnectionFoundClosedIsReplaced(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	calls := 0
+	err := db.Postgres(t.Context(), func(conn *pgx.Conn) error {
+		if calls++; calls == 1 {
+			if err := conn.Close(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := conn.Exec(t.Context(), "SELECT 1")
+		return err
+	})
+	if err != nil || calls != 2 {
+		t.Errorf("after %d calls: %v", calls, err)
+	}
+	calls = 0
+	err = db.Postgres(t.Context(), func(conn *pgx.Conn) error {
+		calls++
+		_, err := conn.Exec(t.Context(), "SELECT 1/0")
+		return err
+	})
+	if err == nil || calls != 1 {
+		t.Errorf("what the server refused was sent %d times: %v", calls, err)
 	}
 }

@@ -10,7 +10,7 @@ const (
 	// patience is how long an attempt waits for those in flight before it is refused.
 	patience = 3 * time.Second
 	// glance is how often it looks for itself: other processes settle without a word.
-	glance = 500 * time.Millisecond
+	glance = time.Second
 	// maxWaiting bounds how many wait in one process; more are refused at once.
 	maxWaiting = 1024
 )
