@@ -99,58 +99,52 @@ func (s standings) askPostgres(ctx context.Context, whom []subject) (all []*stan
 	for i, who := range whom {
 		userIDs[i], sids[i] = who.userID, who.sid
 	}
+	all = make([]*standing, len(whom))
 	err = s.db.Postgres(ctx, func(conn *pgx.Conn) error {
 		rows, err := conn.Query(ctx, standingsPostgres, pgx.QueryExecModeCacheStatement, userIDs, sids)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
-		all, err = scanStandings(rows, whom)
-		return err
+		for rows.Next() {
+			n, st, err := scanStanding(rows)
+			if err != nil {
+				return err
+			}
+			st.user.ID = whom[n-1].userID
+			all[n-1] = st
+		}
+		return rows.Err()
 	})
 	return all, err
 }
 
 func (s standings) askSQLite(ctx context.Context, who subject) (*standing, error) {
-	rows, err := s.stmt.QueryContext(ctx, who.userID.String(), who.sid.String())
+	_, st, err := scanStanding(s.stmt.QueryRowContext(ctx, who.userID.String(), who.sid.String()))
+	if database.IsNotFound(err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
-	all, err := scanStandings(rows, []subject{who})
-	if err != nil {
-		return nil, err
-	}
-	return all[0], nil
+	st.user.ID = who.userID
+	return st, nil
 }
 
-// scanner is what rows of pgx and of database/sql have in common.
-type scanner interface {
-	Next() bool
-	Scan(into ...any) error
-	Err() error
-}
-
-// scanStandings reads what is said of each, in their order: nil of an account that is gone.
-func scanStandings(rows scanner, whom []subject) ([]*standing, error) {
-	all := make([]*standing, len(whom))
-	for rows.Next() {
-		var n int
-		var st standing
-		var endedAt *time.Time
-		u := &st.user
-		if err := rows.Scan(&n, &u.Username, &u.Status, &u.CreatedAt, &u.UpdatedAt, &u.PasswordChangedAt,
-			&st.epoch, &st.keptSID, &endedAt, &st.revoked); err != nil {
-			return nil, err
-		}
-		if endedAt != nil {
-			st.endedAt = *endedAt
-		}
-		u.ID = whom[n-1].userID
-		u.CreatedAt, u.UpdatedAt, u.PasswordChangedAt = u.CreatedAt.UTC(), u.UpdatedAt.UTC(), u.PasswordChangedAt.UTC()
-		all[n-1] = &st
+// scanStanding reads what is said of one, and which of those asked about that is, from 1.
+func scanStanding(row interface{ Scan(...any) error }) (n int, st *standing, err error) {
+	st = &standing{}
+	var endedAt *time.Time
+	u := &st.user
+	if err := row.Scan(&n, &u.Username, &u.Status, &u.CreatedAt, &u.UpdatedAt, &u.PasswordChangedAt,
+		&st.epoch, &st.keptSID, &endedAt, &st.revoked); err != nil {
+		return 0, nil, err
 	}
-	return all, rows.Err()
+	if endedAt != nil {
+		st.endedAt = *endedAt
+	}
+	u.CreatedAt, u.UpdatedAt, u.PasswordChangedAt = u.CreatedAt.UTC(), u.UpdatedAt.UTC(), u.PasswordChangedAt.UTC()
+	return n, st, nil
 }
 
 // close waits for the questions under way.
