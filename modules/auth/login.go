@@ -37,13 +37,15 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		return Tokens{}, err
 	}
 	a := account{}
-	if known {
-		if a, err = accountByName(ctx, s.db, canonical); err != nil && !errors.Is(err, ErrUserNotFound) {
-			s.limiter.Cancel(ctx, ticket)
-			return Tokens{}, err
+	ok, err := s.verify(ctx, &a, canonical, cred.Password, func() (found bool, err error) {
+		if known {
+			a, err = accountByName(ctx, s.db, canonical)
 		}
-	}
-	ok, err := s.verify(ctx, &a, canonical, cred.Password)
+		if errors.Is(err, ErrUserNotFound) {
+			err = nil
+		}
+		return a.ID != uuid.Nil, err
+	})
 	if err != nil {
 		s.limiter.Cancel(ctx, ticket)
 		return Tokens{}, err
@@ -78,14 +80,15 @@ func (s *Service) attempt(ctx context.Context, a throttle.Attempt) (*throttle.Ti
 	return ticket, err
 }
 
-// verify checks the password of an account, which is the zero account when there is none:
-// then as much work is done for nothing. When the stored hash is of an older kind, a
-// replacement is stored and put into a.
-func (s *Service) verify(ctx context.Context, a *account, canonical, password string) (bool, error) {
-	if a.ID == uuid.Nil {
-		return false, s.passwords.VerifyNothing(ctx, canonical, password)
-	}
-	result, err := s.passwords.Verify(ctx, a.passwordHash, password)
+// verify checks the password of an account, which find puts into a when it is about to be
+// checked: nobody is looked up who will be turned away. Where there is no account, as much
+// work is done for nothing. When the stored hash is of an older kind, a replacement is stored
+// and put into a.
+func (s *Service) verify(ctx context.Context, a *account, canonical, password string, find func() (found bool, err error)) (bool, error) {
+	result, err := s.passwords.Verify(ctx, canonical, password, func() (string, bool, error) {
+		found, err := find()
+		return a.passwordHash, found, err
+	})
 	if err != nil || !result.OK {
 		return false, err
 	}

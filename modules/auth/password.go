@@ -127,17 +127,16 @@ func (s *Service) reauthenticate(ctx context.Context, caller Caller, password st
 	if err != nil {
 		return account{}, err
 	}
-	a, err := accountByID(ctx, s.db, caller.User.ID)
+	var a account
+	ok, err := s.verify(ctx, &a, "", password, func() (found bool, err error) {
+		a, err = accountByID(ctx, s.db, caller.User.ID)
+		return true, err
+	})
 	if err != nil {
 		s.limiter.Cancel(ctx, ticket)
 		if errors.Is(err, ErrUserNotFound) {
 			return account{}, ErrSessionRevoked
 		}
-		return account{}, err
-	}
-	ok, err := s.verify(ctx, &a, a.canonical, password)
-	if err != nil {
-		s.limiter.Cancel(ctx, ticket)
 		return account{}, err
 	}
 	if !ok {

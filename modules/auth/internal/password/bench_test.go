@@ -79,7 +79,7 @@ func flood(b *testing.B, cfg Config, clients int, bare, bareCPU float64) {
 	for range clients {
 		all.Go(func() {
 			for ctx.Err() == nil {
-				switch _, err := p.Verify(ctx, encoded, "wrong"); {
+				switch _, err := p.Verify(ctx, "", "wrong", stored(encoded)); {
 				case err == nil:
 					served.Add(1)
 				case errors.Is(err, ErrOverloaded):

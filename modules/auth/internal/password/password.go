@@ -94,11 +94,14 @@ func (p *Passwords) Hash(ctx context.Context, password string) (string, error) {
 	text := norm.NFC.Bytes([]byte(password))
 	maker, size := p.maker(text)
 	var encoded string
-	if err := p.pool.Do(ctx, func() error { encoded = maker.seal(text, size).String(); return nil }); err != nil {
+	if err := p.pool.Do(ctx, nothing, func() error { encoded = maker.seal(text, size).String(); return nil }); err != nil {
 		return "", err
 	}
 	return encoded, nil
 }
+
+// nothing is what there is to prepare for most hashes.
+func nothing() error { return nil }
 
 // maker is the way to hash the password under the present settings.
 func (p *Passwords) maker(password []byte) (maker hash, digestSize int) {
@@ -120,37 +123,31 @@ type Result struct {
 	Rehash bool
 }
 
-// Verify reports whether the password is the one of a stored hash. It waits for a worker:
-// [ErrOverloaded], [ErrClosed], or the error of ctx. A hash that cannot be read, or would
-// cost more than any may, is an error before anything is computed.
-func (p *Passwords) Verify(ctx context.Context, encoded, password string) (Result, error) {
-	h, err := parse(encoded)
-	if err != nil {
-		return Result{}, fmt.Errorf("read the stored password hash: %w", err)
+// Verify reports whether the password is the one of the stored hash that find returns, false
+// when the name is nobody's. It waits for a worker, and calls find when one is about to be
+// free, so not for who is turned away: [ErrOverloaded], [ErrClosed], or the error of ctx. A
+// hash that cannot be read, or would cost more than any may, is an error before anything is
+// computed.
+//
+// For a name that does not exist as much is done as for one that does: a hash is computed of
+// a kind that accounts have, always the same kind for the same canonical name, and the result
+// is never OK.
+func (p *Passwords) Verify(ctx context.Context, canonical, password string, find func() (encoded string, found bool, err error)) (Result, error) {
+	var h hash
+	prepare := func() error {
+		encoded, found, err := find()
+		if err != nil {
+			return err
+		}
+		if !found {
+			h = p.population.pick(canonical)
+			return nil
+		}
+		if h, err = parse(encoded); err != nil {
+			return fmt.Errorf("read the stored password hash: %w", err)
+		}
+		return nil
 	}
-	return p.verify(ctx, h, password)
-}
-
-// VerifyNothing does for a name that does not exist what [Passwords.Verify] does for one
-// that does, with the same errors: it computes a hash of a kind that accounts have, always
-// the same kind for the same canonical name.
-func (p *Passwords) VerifyNothing(ctx context.Context, canonicalName, password string) error {
-	_, err := p.verify(ctx, p.population.pick(canonicalName), password)
-	return err
-}
-
-// Learn tells how the accounts' passwords are hashed, from stored hashes taken evenly from
-// all accounts; ten thousand are enough (with a thousand the proportions are off by up to
-// some percent, which two thousand attempts can show). It replaces what was learned before.
-// Call it at the start and now and then, since hashes are upgraded and imported. Until then, or without
-// any, the present settings count. It may be called at any time.
-func (p *Passwords) Learn(sample []string) {
-	maker, size := p.maker(nil)
-	maker.salt, maker.digest = make([]byte, 16), make([]byte, size)
-	p.population.learn(sample, maker.likeness())
-}
-
-func (p *Passwords) verify(ctx context.Context, h hash, password string) (Result, error) {
 	typed := []byte(password)
 	normal := norm.NFC.Bytes(typed)
 	// Elsewhere passwords are hashed as they are typed. Which hashes come from elsewhere
@@ -158,7 +155,7 @@ func (p *Passwords) verify(ctx context.Context, h hash, password string) (Result
 	// they match the first.
 	again := !bytes.Equal(typed, normal)
 	var result Result
-	err := p.pool.Do(ctx, func() error {
+	err := p.pool.Do(ctx, prepare, func() error {
 		result.OK = h.matches(normal)
 		if again && h.matches(typed) && !result.OK {
 			result = Result{OK: true, Rehash: true}
@@ -170,4 +167,15 @@ func (p *Passwords) verify(ctx context.Context, h hash, password string) (Result
 	}
 	result.Rehash = result.OK && (result.Rehash || h.current == nil || !h.current(p.cfg))
 	return result, nil
+}
+
+// Learn tells how the accounts' passwords are hashed, from stored hashes taken evenly from
+// all accounts; ten thousand are enough (with a thousand the proportions are off by up to
+// some percent, which two thousand attempts can show). It replaces what was learned before.
+// Call it at the start and now and then, since hashes are upgraded and imported. Until then, or without
+// any, the present settings count. It may be called at any time.
+func (p *Passwords) Learn(sample []string) {
+	maker, size := p.maker(nil)
+	maker.salt, maker.digest = make([]byte, 16), make([]byte, size)
+	p.population.learn(sample, maker.likeness())
 }

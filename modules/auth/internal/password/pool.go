@@ -37,6 +37,10 @@ var ErrClosed = errors.New("hashing pool is closed")
 // wait, and a person who arrives during a flood is not behind all of it. Those who have
 // waited too long are turned away without any work done for them. Turning them away late is
 // on purpose: a client that tries again at once would otherwise cost more than it saves.
+//
+// What a hash needs, such as the account to compare with, is fetched when its turn is near:
+// as many jobs as there are workers are made ready ahead, so that no worker waits for it and
+// nothing is fetched for those who will be turned away.
 type Pool struct {
 	maxQueue int
 	maxWait  time.Duration
@@ -45,7 +49,9 @@ type Pool struct {
 
 	mu     sync.Mutex
 	wake   *sync.Cond
-	queue  list.List // of *job, oldest first
+	queue  list.List // of *job, oldest first, whose turn is not near
+	near   int       // jobs whose turn is near, ready or not; at most as many as workers
+	ready  list.List // of *job, those of them that a worker can begin
 	busy   int
 	closed bool
 	smooth time.Duration // moving average of what a job takes
@@ -59,8 +65,10 @@ type Pool struct {
 type job struct {
 	run  func() error
 	at   time.Time
-	elem *list.Element // nil when it is no longer queued; guarded by Pool.mu
-	done chan struct{}
+	list *list.List    // where it waits, nil when it does not; guarded by Pool.mu
+	elem *list.Element // its place there
+	near chan struct{} // closed when its turn is near
+	done chan struct{} // closed when it has run, or will not
 	err  error
 }
 
@@ -118,37 +126,90 @@ type Stats struct {
 func (p *Pool) Stats() Stats {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Stats{Workers: p.workers, Busy: p.busy, Queued: p.queue.Len()}
+	return Stats{Workers: p.workers, Busy: p.busy, Queued: p.queue.Len() + p.near}
 }
 
-// Do runs the function on a worker and returns its error. It returns [ErrOverloaded] when
-// no worker became free in time and the error of ctx when that ended first; the function
-// has then not been started, unless ctx ended while it ran: then it finishes unobserved.
-func (p *Pool) Do(ctx context.Context, run func() error) error {
+// Do calls prepare, on the goroutine of the caller, when a worker is about to be free, then
+// runs the function on a worker and returns its error. It returns [ErrOverloaded] when no
+// worker became free in time, the error of prepare, and the error of ctx when that ended
+// first; the function has then not been started, unless ctx ended while it ran: then it
+// finishes unobserved.
+func (p *Pool) Do(ctx context.Context, prepare, run func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	j := &job{run: run, at: p.now(), done: make(chan struct{})}
-	p.mu.Lock()
-	switch {
-	case p.closed:
-		p.mu.Unlock()
-		return ErrClosed
-	case p.queue.Len() >= p.maxQueue:
-		err := p.overloaded()
-		p.mu.Unlock()
-		p.rejected.WithLabelValues("full").Inc()
+	j := &job{run: run, at: p.now(), near: make(chan struct{}), done: make(chan struct{})}
+	if err := p.enqueue(j); err != nil {
 		return err
 	}
-	j.elem = p.queue.PushBack(j)
-	p.mu.Unlock()
-	p.wake.Signal()
-
 	timer := time.NewTimer(p.maxWait)
 	defer timer.Stop()
+	if err := p.await(ctx, timer, j, j.near); err != nil {
+		return err
+	}
+	if j.err != nil {
+		return j.err
+	}
+	if err := p.makeReady(j, prepare); err != nil {
+		return err
+	}
+	if err := p.await(ctx, timer, j, j.done); err != nil {
+		return err
+	}
 	select {
 	case <-j.done:
 		return j.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (p *Pool) enqueue(j *job) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return ErrClosed
+	}
+	idle := p.workers - p.busy
+	if p.queue.Len()+p.near-idle >= p.maxQueue {
+		p.rejected.WithLabelValues("full").Inc()
+		return p.overloaded()
+	}
+	p.wait(j, &p.queue)
+	p.callNear()
+	return nil
+}
+
+// makeReady lets a worker have the job, whose turn is near, unless it cannot be prepared.
+func (p *Pool) makeReady(j *job, prepare func() error) error {
+	prepared := false
+	defer func() { // a panic must not keep the place
+		if !prepared {
+			p.mu.Lock()
+			p.near--
+			p.callNear()
+			p.mu.Unlock()
+		}
+	}()
+	if err := prepare(); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return ErrClosed
+	}
+	prepared = true
+	p.wait(j, &p.ready)
+	p.wake.Signal()
+	return nil
+}
+
+// await waits for the event. The error is why the job was withdrawn before; nil means that it
+// no longer waits for anything else.
+func (p *Pool) await(ctx context.Context, timer *time.Timer, j *job, event <-chan struct{}) error {
+	select {
+	case <-event:
 	case <-timer.C:
 		if err := p.withdraw(j); err != nil {
 			p.rejected.WithLabelValues("wait").Inc()
@@ -160,25 +221,46 @@ func (p *Pool) Do(ctx context.Context, run func() error) error {
 			return ctx.Err()
 		}
 	}
-	select { // a worker has it
-	case <-j.done:
-		return j.err
-	case <-ctx.Done():
-		return ctx.Err()
+	return nil
+}
+
+// wait puts the job at the end of a list. The caller holds the lock.
+func (p *Pool) wait(j *job, at *list.List) { j.list, j.elem = at, at.PushBack(j) }
+
+// take removes the job from where it waits. The caller holds the lock.
+func (p *Pool) take(j *job) {
+	if j.list == &p.ready {
+		p.near--
+	}
+	j.list.Remove(j.elem)
+	j.list, j.elem = nil, nil
+}
+
+// callNear lets those get ready whose turn is near. The caller holds the lock.
+func (p *Pool) callNear() {
+	for p.near < p.workers && p.queue.Len() > 0 {
+		e := p.queue.Front()
+		if p.now().Sub(e.Value.(*job).at) > p.maxWait/2 {
+			e = p.queue.Back()
+		}
+		j := e.Value.(*job)
+		p.take(j)
+		p.near++
+		close(j.near)
 	}
 }
 
-// withdraw takes the job out of the queue and says so with an error; nil means that a
-// worker was faster.
+// withdraw takes the job out of where it waits and says so with an error; nil means that it
+// was taken from there already.
 func (p *Pool) withdraw(j *job) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if j.elem == nil {
+	if j.list == nil {
 		return nil
 	}
 	err := p.overloaded()
-	p.queue.Remove(j.elem)
-	j.elem = nil
+	p.take(j)
+	p.callNear()
 	return err
 }
 
@@ -196,15 +278,20 @@ func (p *Pool) Close() {
 	p.closed = true
 	for e := p.queue.Front(); e != nil; e = p.queue.Front() {
 		j := e.Value.(*job)
-		p.queue.Remove(e)
-		j.elem, j.err = nil, ErrClosed
+		p.take(j)
+		j.err = ErrClosed
+		close(j.near)
+	}
+	for e := p.ready.Front(); e != nil; e = p.ready.Front() {
+		j := e.Value.(*job)
+		p.take(j)
+		j.err = ErrClosed
 		close(j.done)
 	}
 	p.mu.Unlock()
 	p.wake.Broadcast()
 	p.done.Wait()
 }
-
 func (p *Pool) work() {
 	// Never unlocked: the thread keeps its low priority for life and ends with the worker.
 	runtime.LockOSThread()
@@ -230,19 +317,16 @@ func (p *Pool) work() {
 func (p *Pool) next() *job {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for p.queue.Len() == 0 {
+	for p.ready.Len() == 0 {
 		if p.closed {
 			return nil
 		}
 		p.wake.Wait()
 	}
-	e := p.queue.Front()
-	if p.now().Sub(e.Value.(*job).at) > p.maxWait/2 {
-		e = p.queue.Back()
-	}
-	j := p.queue.Remove(e).(*job)
-	j.elem = nil
+	j := p.ready.Front().Value.(*job)
+	p.take(j)
 	p.busy++
+	p.callNear()
 	return j
 }
 

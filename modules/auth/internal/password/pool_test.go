@@ -38,7 +38,7 @@ func startPool(t *testing.T, cfg Config) (p *Pool, c *clock, release func()) {
 	all.Go(func() {
 		hold := func() error { close(held); <-let; return nil }
 		// On a busy machine an idle thread may not begin within the shortest waits tested.
-		for errors.Is(p.Do(context.Background(), hold), ErrOverloaded) {
+		for errors.Is(p.Do(context.Background(), nothing, hold), ErrOverloaded) {
 		}
 	})
 	<-held
@@ -58,14 +58,14 @@ func queue(t *testing.T, p *Pool, n int) {
 	}
 }
 
-// order enqueues three, lets pass what passes, and returns in which order they ran.
+// order enqueues four, lets pass what passes, and returns in which order they ran.
 func order(t *testing.T, between func(*clock)) []int {
 	p, c, release := startPool(t, Config{QueueWait: time.Minute})
 	var ran []int // by the only worker
 	var all sync.WaitGroup
-	for i := range 3 {
+	for i := range 4 {
 		all.Go(func() {
-			if err := p.Do(t.Context(), func() error { ran = append(ran, i); return nil }); err != nil {
+			if err := p.Do(t.Context(), nothing, func() error { ran = append(ran, i); return nil }); err != nil {
 				t.Error(err)
 			}
 		})
@@ -79,14 +79,15 @@ func order(t *testing.T, between func(*clock)) []int {
 
 func TestTheOldestIsNext(t *testing.T) {
 	t.Parallel()
-	if got := order(t, func(c *clock) { c.Add(int64(29 * time.Second)) }); !slices.Equal(got, []int{0, 1, 2}) {
+	if got := order(t, func(c *clock) { c.Add(int64(29 * time.Second)) }); !slices.Equal(got, []int{0, 1, 2, 3}) {
 		t.Errorf("%v", got)
 	}
 }
 
 func TestTheNewestIsNextWhenTheWaitIsTooLong(t *testing.T) {
 	t.Parallel()
-	if got := order(t, func(c *clock) { c.Add(int64(31 * time.Second)) }); !slices.Equal(got, []int{2, 1, 0}) {
+	// The first is ready already: its turn was near before.
+	if got := order(t, func(c *clock) { c.Add(int64(31 * time.Second)) }); !slices.Equal(got, []int{0, 3, 2, 1}) {
 		t.Errorf("%v", got)
 	}
 }
@@ -96,17 +97,17 @@ func TestOneMoreThanTheQueueHoldsIsTurnedAwayAtOnce(t *testing.T) {
 	p, _, release := startPool(t, Config{Queue: 2, QueueWait: time.Minute})
 	var all sync.WaitGroup
 	for i := range 2 {
-		all.Go(func() { _ = p.Do(t.Context(), func() error { return nil }) })
+		all.Go(func() { _ = p.Do(t.Context(), nothing, func() error { return nil }) })
 		queue(t, p, i+1)
 	}
 	var f *fault.Fault
-	err := p.Do(t.Context(), func() error { t.Error("it ran"); return nil })
+	err := p.Do(t.Context(), nothing, func() error { t.Error("it ran"); return nil })
 	if !errors.Is(err, ErrOverloaded) || !errors.As(err, &f) || f.RetryAfter < time.Second || f.RetryAfter > 31*time.Second {
 		t.Errorf("%v", err)
 	}
 	release()
 	all.Wait()
-	if err := p.Do(t.Context(), func() error { return nil }); err != nil {
+	if err := p.Do(t.Context(), nothing, func() error { return nil }); err != nil {
 		t.Errorf("afterwards: %v", err)
 	}
 }
@@ -114,7 +115,7 @@ func TestOneMoreThanTheQueueHoldsIsTurnedAwayAtOnce(t *testing.T) {
 func TestWhoWaitsTooLongIsTurnedAwayUnhashed(t *testing.T) {
 	t.Parallel()
 	p, _, release := startPool(t, Config{QueueWait: time.Millisecond})
-	err := p.Do(t.Context(), func() error { t.Error("it ran"); return nil })
+	err := p.Do(t.Context(), nothing, func() error { t.Error("it ran"); return nil })
 	if !errors.Is(err, ErrOverloaded) {
 		t.Errorf("%v", err)
 	}
@@ -130,7 +131,7 @@ func TestWhoLeavesIsForgotten(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	all.Go(func() {
-		if err := p.Do(ctx, func() error { t.Error("it ran"); return nil }); !errors.Is(err, context.Canceled) {
+		if err := p.Do(ctx, nothing, func() error { t.Error("it ran"); return nil }); !errors.Is(err, context.Canceled) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -139,6 +140,90 @@ func TestWhoLeavesIsForgotten(t *testing.T) {
 	all.Wait()
 	queue(t, p, 0)
 	release()
+}
+
+// Nothing is fetched for who will be turned away, and nothing late.
+func TestAsManyAreMadeReadyAsThereAreWorkers(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{Queue: 3, QueueWait: time.Minute})
+	ctx, leave := context.WithCancel(t.Context())
+	var prepared atomic.Int32
+	prepare := func() error { prepared.Add(1); return nil }
+	var all sync.WaitGroup
+	for i := range 3 {
+		all.Go(func() {
+			if err := p.Do(ctx, prepare, func() error { return nil }); !errors.Is(err, context.Canceled) {
+				t.Errorf("%v", err)
+			}
+		})
+		queue(t, p, i+1)
+	}
+	if err := p.Do(t.Context(), prepare, func() error { return nil }); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("%v", err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); prepared.Load() != 1; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d were prepared for one worker", prepared.Load())
+		}
+	}
+	time.Sleep(10 * time.Millisecond)
+	if n := prepared.Load(); n != 1 {
+		t.Errorf("%d were prepared for one worker", n)
+	}
+	leave()
+	all.Wait()
+	release()
+	if err := p.Do(t.Context(), prepare, func() error { return nil }); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func TestWhatCannotBePreparedKeepsNobodysPlace(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{QueueWait: time.Minute})
+	run := func() error { t.Error("it ran"); return nil }
+	away := errors.New("away")
+	for range 3 {
+		if err := p.Do(t.Context(), func() error { return away }, run); !errors.Is(err, away) {
+			t.Errorf("%v", err)
+		}
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic went no further")
+				}
+			}()
+			_ = p.Do(t.Context(), func() error { panic("odd") }, run)
+		}()
+	}
+	queue(t, p, 0)
+	release()
+	if err := p.Do(t.Context(), nothing, func() error { return nil }); err != nil {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func TestCloseTurnsAwayWhatIsBeingPrepared(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{QueueWait: time.Minute})
+	var closing sync.WaitGroup
+	err := p.Do(t.Context(), func() error {
+		closing.Go(p.Close)
+		for { // until it has begun
+			p.mu.Lock()
+			closed := p.closed
+			p.mu.Unlock()
+			if closed {
+				return nil
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}, func() error { t.Error("it ran"); return nil })
+	if !errors.Is(err, ErrClosed) {
+		t.Errorf("%v", err)
+	}
+	release()
+	closing.Wait()
 }
 
 func TestThoseRefusedTogetherAreToldDifferentTimes(t *testing.T) {
@@ -167,11 +252,11 @@ func TestAPanicFailsOneHashOnly(t *testing.T) {
 	t.Parallel()
 	p, _, release := startPool(t, Config{})
 	release()
-	if err := p.Do(t.Context(), func() error { panic("odd") }); err == nil || !strings.Contains(err.Error(), "panic: odd") {
+	if err := p.Do(t.Context(), nothing, func() error { panic("odd") }); err == nil || !strings.Contains(err.Error(), "panic: odd") {
 		t.Errorf("%v", err)
 	}
 	want := errors.New("its own")
-	if err := p.Do(t.Context(), func() error { return want }); !errors.Is(err, want) {
+	if err := p.Do(t.Context(), nothing, func() error { return want }); !errors.Is(err, want) {
 		t.Errorf("afterwards: %v", err)
 	}
 }
@@ -181,7 +266,7 @@ func TestCloseTurnsAwayWhatWaitsAndFinishesWhatRuns(t *testing.T) {
 	p, _, release := startPool(t, Config{QueueWait: time.Minute})
 	var all sync.WaitGroup
 	all.Go(func() {
-		if err := p.Do(t.Context(), func() error { t.Error("it ran"); return nil }); !errors.Is(err, ErrClosed) {
+		if err := p.Do(t.Context(), nothing, func() error { t.Error("it ran"); return nil }); !errors.Is(err, ErrClosed) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -197,7 +282,7 @@ func TestCloseTurnsAwayWhatWaitsAndFinishesWhatRuns(t *testing.T) {
 	release()
 	<-closed
 	all.Wait()
-	if err := p.Do(t.Context(), func() error { return nil }); !errors.Is(err, ErrClosed) {
+	if err := p.Do(t.Context(), nothing, func() error { return nil }); !errors.Is(err, ErrClosed) {
 		t.Errorf("%v", err)
 	}
 }
@@ -213,7 +298,7 @@ func TestMoreThanTheWorkersNeverRunAtOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for range 200 {
 		all.Go(func() {
-			if err := p.Do(t.Context(), func() error {
+			if err := p.Do(t.Context(), nothing, func() error {
 				n := running.Add(1)
 				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
 				}
@@ -238,7 +323,7 @@ func TestTheMetricsOfThePool(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if err := p.Do(t.Context(), func() error { return nil }); err != nil {
+	if err := p.Do(t.Context(), nothing, func() error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	families, err := reg.Gather()
