@@ -18,9 +18,10 @@ func benchFlood(ctx context.Context, o options, r *report) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
-	// Those who are probed take no part: sign-ins beyond the limit end their oldest session.
-	const apart = 3
-	names, list, err := s.users(apart + 64)
+	// Many people, as a flood has. Those who are probed take no part: sign-ins beyond the limit
+	// end their oldest session.
+	const apart, people = 3, 256
+	names, list, err := s.users(apart + people)
 	if err != nil {
 		return err
 	}
