@@ -18,9 +18,8 @@ func benchFlood(ctx context.Context, o options, r *report) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
-	// Many people, as a flood has. Those who are probed take no part: sign-ins beyond the limit
-	// end their oldest session.
-	const apart, people = 3, 256
+	// Those who are probed take no part: sign-ins beyond the limit end their oldest session.
+	const apart = 3
 	names, list, err := s.users(apart + people)
 	if err != nil {
 		return err
