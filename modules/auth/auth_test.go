@@ -556,3 +556,23 @@ func TestIntrospectionTellsOnlyOfLiveTokens(t *testing.T) {
 		}
 	})
 }
+
+// PostgreSQL reads somebody's row for a name that is nobody's, to take as long.
+func TestANameThatIsNobodysIsNobody(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		names := []string{}
+		for range 3 { // the oldest is the one that is read
+			name, _ := w.newcomer(t)
+			names = append(names, name)
+		}
+		if _, err := w.Login(t.Context(), Credentials{"nobody-at-all", goodPassword}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+			t.Errorf("with the password of the others: %v", err)
+		}
+		for _, name := range names {
+			if a, err := accountByName(t.Context(), w.db, name); err != nil || a.Username != name {
+				t.Errorf("%s is %q, %v", name, a.Username, err)
+			}
+		}
+	})
+}

@@ -61,6 +61,16 @@ func (b *backend) group(most int) *Group[int, int] {
 	return New(Config{Patience: patience, Rounds: 3, Most: most, Timeout: timeout}, b.ask)
 }
 
+// inTurns runs a test in a bubble, with a group whose rounds each wait for their turn.
+func inTurns(t *testing.T, test func(t *testing.T, b *backend, g *Group[int, int])) {
+	synctest.Test(t, func(t *testing.T) {
+		b := &backend{turn: make(chan error)}
+		g := b.group(10)
+		defer g.Close()
+		test(t, b, g)
+	})
+}
+
 // one is a question put in the background.
 type one struct {
 	answer int
@@ -131,10 +141,7 @@ func TestWhatComesDuringARoundGoesTogetherInTheNext(t *testing.T) {
 
 func TestAStuckRoundHoldsNobodyUpForLong(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := &backend{turn: make(chan error)}
-		g := b.group(10)
-		defer g.Close()
+	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
 		stuck := put(t.Context(), g, 1)
 		other := put(t.Context(), g, 2)
 		time.Sleep(patience)
@@ -163,10 +170,7 @@ func TestAStuckRoundHoldsNobodyUpForLong(t *testing.T) {
 // After a slow round there is one again, with all that comes: else they would stay small.
 func TestRoundsGrowAgainAfterASlowOne(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := &backend{turn: make(chan error)}
-		g := b.group(10)
-		defer g.Close()
+	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
 		put(t.Context(), g, 1)
 		put(t.Context(), g, 2)
 		time.Sleep(patience)
@@ -185,10 +189,7 @@ func TestRoundsGrowAgainAfterASlowOne(t *testing.T) {
 
 func TestARoundThatFailsFailsForItsOwnOnly(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := &backend{turn: make(chan error)}
-		g := b.group(10)
-		defer g.Close()
+	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
 		away := errors.New("away")
 		first, second, third := put(t.Context(), g, 1), put(t.Context(), g, 2), put(t.Context(), g, 3)
 		b.turn <- nil
@@ -204,20 +205,14 @@ func TestARoundThatFailsFailsForItsOwnOnly(t *testing.T) {
 
 func TestARoundHasATimeout(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := &backend{turn: make(chan error)}
-		g := b.group(10)
-		defer g.Close()
+	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
 		put(t.Context(), g, 1).expect(t, 0, context.DeadlineExceeded)
 	})
 }
 
 func TestACallerWhoGivesUpIsNotAskedFor(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := &backend{turn: make(chan error)}
-		g := b.group(10)
-		defer g.Close()
+	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
 		ctx, cancel := context.WithCancel(t.Context())
 		put(t.Context(), g, 1)
 		asked, with := put(ctx, g, 2), put(t.Context(), g, 3)
@@ -238,10 +233,7 @@ func TestACallerWhoGivesUpIsNotAskedFor(t *testing.T) {
 // A question that is asked alone is its caller's own: however it ends, others go on.
 func TestAQuestionAskedAloneEndsWithItsCaller(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		b := &backend{turn: make(chan error)}
-		g := b.group(10)
-		defer g.Close()
+	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
 		ctx, cancel := context.WithCancel(t.Context())
 		alone := put(ctx, g, 1)
 		cancel()

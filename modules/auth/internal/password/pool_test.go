@@ -161,14 +161,16 @@ func TestAsManyAreMadeReadyAsThereAreWorkers(t *testing.T) {
 	if err := p.Do(t.Context(), prepare, func() error { return nil }); !errors.Is(err, ErrOverloaded) {
 		t.Errorf("%v", err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); prepared.Load() != 1; time.Sleep(time.Millisecond) {
+	p.mu.Lock()
+	near := p.near
+	p.mu.Unlock()
+	for deadline := time.Now().Add(10 * time.Second); prepared.Load() < 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d were prepared for one worker", prepared.Load())
+			t.Fatal("nobody was prepared")
 		}
 	}
-	time.Sleep(10 * time.Millisecond)
-	if n := prepared.Load(); n != 1 {
-		t.Errorf("%d were prepared for one worker", n)
+	if n := prepared.Load(); near != 1 || n != 1 {
+		t.Errorf("for one worker %d were called and %d prepared", near, n)
 	}
 	leave()
 	all.Wait()
