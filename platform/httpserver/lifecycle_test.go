@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -385,6 +386,8 @@ func TestAtTheLimitTheLongestWaitingConnectionMakesRoom(t *testing.T) {
 			var waiting []*client
 			for i := range 15 {
 				c := s.dial(t)
+				eventually(t, "the connection to be counted", func() bool { return len(s.Waiting()) == i+1 })
+				counted := slices.Max(s.Waiting())
 				switch i % 3 {
 				case 0: // answered, kept
 					c.send(t, get("/plain"))
@@ -392,7 +395,11 @@ func TestAtTheLimitTheLongestWaitingConnectionMakesRoom(t *testing.T) {
 				case 1: // never finishes
 					c.send(t, "GET /plain HTTP/1.1\r\nHost:")
 				}
-				eventually(t, "the connection to be counted", func() bool { return s.Connections() == i+2 })
+				// The server sees what was sent when it comes to it, and then the wait begins anew.
+				eventually(t, "the connection to wait", func() bool {
+					since := s.Waiting()
+					return len(since) == i+1 && (i%3 == 2 || slices.Max(since) > counted)
+				})
 				waiting = append(waiting, c)
 			}
 			for range 3 {
