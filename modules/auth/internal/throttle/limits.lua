@@ -86,11 +86,16 @@ end
 
 -- Buckets: failures over time.
 
+local function leak(level, past, rate)
+  if past > math.floor(level / rate) then return 0 end
+  return level - past * rate
+end
+
 local function bucket(key, rule)
   local rec = get(key)
   local past = math.max(0, now - rec.at)
-  rec.failed = math.max(0, rec.failed - past * rule.per_minute)
-  rec.pending = math.max(0, rec.pending - past * rule.drain)
+  rec.failed = leak(rec.failed, past, rule.per_minute)
+  rec.pending = leak(rec.pending, past, rule.drain)
   return rec
 end
 

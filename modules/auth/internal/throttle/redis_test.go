@@ -33,7 +33,7 @@ func TestBothLanguagesGiveTheSameAnswers(t *testing.T) {
 	answers := map[string]int{}
 	for seed := range uint64(6) {
 		w := onRedis(t)
-		bothLanguages(t, w, w.node(cfg), rand.New(rand.NewPCG(seed, 1)), answers)
+		bothLanguages(t, w, w.node(cfg), rand.New(rand.NewPCG(seed, 1)), 3000, answers)
 	}
 	want := []string{"settle", "crossed", "take", "state", "let through: device", "let through: pair", "let through: common", "global"}
 	for _, limit := range []string{"pair", "account", "address", "prefix"} {
@@ -46,7 +46,7 @@ func TestBothLanguagesGiveTheSameAnswers(t *testing.T) {
 	}
 }
 
-func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, answers map[string]int) {
+func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, answers map[string]int) {
 	t.Helper()
 	type open struct {
 		k  keys
@@ -58,7 +58,7 @@ func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, answers map
 		inFlight []open
 		devices  [8][]string
 	)
-	for step := range 3000 {
+	for step := range steps {
 		who := r.IntN(len(accounts))
 		a := Attempt{Account: accounts[who], Address: v6(r.IntN(3), r.IntN(2))}
 		if r.IntN(3) == 0 {

@@ -168,9 +168,19 @@ type bucketRule struct{ burst, perMinute int64 }
 // one which nobody settled does not stay.
 func (b bucketRule) current(rec record, now int64) record {
 	past := max(0, now-rec.at)
-	rec.failed = max(0, rec.failed-past*b.perMinute)
-	rec.pending = max(0, rec.pending-past*b.drain())
+	rec.failed = leak(rec.failed, past, b.perMinute)
+	rec.pending = leak(rec.pending, past, b.drain())
 	return rec
+}
+
+// leak is what is left of a level after past milliseconds. It divides first: a bucket that was
+// never written has been leaking since 1970, and that long times a rate is more than a number
+// of 64 bits holds.
+func leak(level, past, rate int64) int64 {
+	if past > level/rate {
+		return 0
+	}
+	return level - past*rate
 }
 
 func (b bucketRule) drain() int64 { return (b.burst*unit)/lease.Milliseconds() + 1 }
