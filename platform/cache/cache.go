@@ -40,6 +40,9 @@ type Config struct {
 	Timeout     time.Duration `config:"redis.timeout" default:"2s" min:"50ms" max:"30s" doc:"Longest to wait for the answer to one command."`
 }
 
+// Prefix begins every key that the service writes. It is what an ACL has to allow.
+const Prefix = "authctl:"
+
 // Enabled reports whether the settings name a Redis.
 func (c Config) Enabled() bool { return c.URL != "" || c.Host != "" }
 

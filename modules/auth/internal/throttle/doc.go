@@ -56,7 +56,7 @@
 // # Where the counters live, and what they take
 //
 // In Redis when there is one: one script, so one round trip, for Begin and one to settle.
-// All keys carry the hash tag {throttle} and so would share a slot of a cluster, because one
+// All keys begin with authctl:{throttle}: the hash tag puts them into one slot, because one
 // script reads several of them. Redis' clock is the clock.
 //
 // Every key expires. Strangers only make one by a failure, which pays for a day of it, and

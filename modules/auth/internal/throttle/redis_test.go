@@ -148,11 +148,11 @@ func TestNoNameOrAddressIsInRedisAndEveryKeyExpires(t *testing.T) {
 	}
 	kinds := map[string]bool{}
 	for _, key := range found {
-		if !strings.HasPrefix(key, "{throttle}:") || strings.HasSuffix(key, "none") {
+		if !strings.HasPrefix(key, "authctl:{throttle}:") || strings.HasSuffix(key, "none") {
 			t.Errorf("key %s", key)
 			continue
 		}
-		kinds[strings.Split(key, ":")[1]] = true
+		kinds[strings.Split(key, ":")[2]] = true
 		ttl, err := client.PTTL(t.Context(), key).Result()
 		if err != nil || ttl <= 0 || ttl > 4320*time.Hour {
 			t.Errorf("key %s expires in %v (%v)", key, ttl, err)

@@ -11,6 +11,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/cache"
 )
 
 //go:embed limits.lua
@@ -115,11 +117,15 @@ func (k keys) redis() []string {
 	}
 }
 
+// keyPrefix begins every key: the prefix that all keys of the service share, so that one rule of
+// an ACL covers them, and the hash tag that puts them into one slot.
+const keyPrefix = cache.Prefix + "{throttle}:"
+
 func redisKey(c class, i id) string {
 	if i == (id{}) {
-		return "{throttle}:" + string(c) + ":none"
+		return keyPrefix + string(c) + ":none"
 	}
-	return "{throttle}:" + string(c) + ":" + i.String()
+	return keyPrefix + string(c) + ":" + i.String()
 }
 
 // once keeps the client from sending a command again that may have been carried out: that

@@ -75,7 +75,7 @@ func New(client *goredis.Client, opt Options) *Store {
 		create: goredis.NewScript(libSource + createSource), rotate: goredis.NewScript(libSource + rotateSource), reissue: goredis.NewScript(libSource + reissueSource),
 	}
 	if s.prefix == "" {
-		s.prefix = "authctl:session:"
+		s.prefix = cache.Prefix + "session:"
 	}
 	if s.skew == nil {
 		s.skew = func() time.Duration { return 0 }
