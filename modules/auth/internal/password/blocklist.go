@@ -46,8 +46,8 @@ func newBlocklist() *blocklist {
 // it is always the whole password that is compared, never a word within it.
 const maxTail = 4
 
-// has reports whether the password, in lower case, is on the list, or is when up to four
-// digits and signs at its end are left out.
+// has reports whether the password, folded, is on the list, or is when up to four digits and
+// signs at its end are left out.
 func (b *blocklist) has(password string) (bool, error) {
 	lines, err := b.lines()
 	if err != nil {

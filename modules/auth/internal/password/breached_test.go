@@ -77,6 +77,21 @@ func TestBreachedPasswordsAreFoundInEveryFormOfTheFile(t *testing.T) {
 	}
 }
 
+func TestABreachedPasswordInAnotherWidthIsBreached(t *testing.T) {
+	t.Parallel()
+	lines := []string{sha1Hex("Breached7"), sha1Hex("ｂｒｏａｄｅｎｅｄ")}
+	slices.Sort(lines)
+	p := newTestPolicy(t, Config{BreachedFile: breachedFile(t, strings.Join(lines, "\n"))})
+	for password, want := range map[string]string{
+		"Breached7": Breached, "Ｂｒｅａｃｈｅｄ７": Breached, "Breached\u200b7": Breached, "ｂｒｏａｄｅｎｅｄ": Breached,
+		"breached7": "", "broadened": "", // other passwords
+	} {
+		if got := code(t, p.check(password, "alice")); got != want {
+			t.Errorf("%q: %q, want %q", password, got, want)
+		}
+	}
+}
+
 func TestSmallBreachedFiles(t *testing.T) {
 	t.Parallel()
 	for n := range 5 {

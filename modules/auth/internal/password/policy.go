@@ -8,6 +8,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"golang.org/x/text/cases"
 	"golang.org/x/text/unicode/norm"
 )
 
@@ -88,8 +89,8 @@ func (p *policy) check(typed, username string) error {
 	if length > MaxLength {
 		return &Problem{TooLong, "must be 256 characters or fewer"}
 	}
-	folded := strings.ToLower(password)
-	own := words(norm.NFC.String(username))
+	folded := fold(password)
+	own := words(username)
 	if p.addsNothing(folded, own) {
 		return &Problem{ContainsUsername, "is little more than the username"}
 	}
@@ -106,15 +107,36 @@ func (p *policy) check(typed, username string) error {
 		}
 	}
 	if p.breached != nil {
-		known, err := p.breached.has(password)
-		if err != nil {
-			return err
-		}
-		if known {
-			return &Problem{Breached, "has appeared in a data breach"}
+		// Its hashes are of passwords with their case. What was leaked in plain letters is
+		// no better in full-width ones.
+		for _, spelling := range slices.Compact([]string{password, plain(password)}) {
+			known, err := p.breached.has(spelling)
+			if err != nil {
+				return err
+			}
+			if known {
+				return &Problem{Breached, "has appeared in a data breach"}
+			}
 		}
 	}
 	return nil
+}
+
+// fold returns the text in the form in which passwords are compared with words: Unicode's
+// NFKC_Casefold. "ＰａｓｓＷｏｒｄ" is "password" to whoever guesses it. What is hashed stays as it was
+// typed.
+func fold(text string) string {
+	return norm.NFKC.String(cases.Fold().String(plain(text)))
+}
+
+// plain returns the text in NFKC, without the characters that nobody sees.
+func plain(text string) string {
+	return norm.NFKC.String(strings.Map(func(r rune) rune {
+		if unicode.In(r, unicode.Cf, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
+			return -1
+		}
+		return r
+	}, text))
 }
 
 // addsNothing reports whether the password holds one of the words and what is left without
@@ -130,10 +152,10 @@ func (p *policy) addsNothing(password string, context []string) bool {
 	return left != password && utf8.RuneCountInString(strings.TrimFunc(left, decoration)) < min(p.minLength, enough)
 }
 
-// words are the text itself and its parts, lower case, leaving out what is so short that it
-// is in many passwords by chance.
+// words are the text itself and its parts, folded, leaving out what is so short that it is in
+// many passwords by chance.
 func words(text string) []string {
-	text = strings.ToLower(text)
+	text = fold(text)
 	found := strings.FieldsFunc(text, func(r rune) bool { return !unicode.IsLetter(r) && !unicode.IsDigit(r) })
 	found = slices.DeleteFunc(found, func(s string) bool { return utf8.RuneCountInString(s) < 4 })
 	if utf8.RuneCountInString(text) >= 3 {

@@ -70,6 +70,16 @@ func TestWhichPasswordsAreTaken(t *testing.T) {
 		{"qwertyuiop", "alice", TooCommon},
 		{"Dragon2024", "alice", TooCommon},
 		{"dragon-wings-44", "alice", ""},
+		{"ｐａｓｓｗｏｒｄ", "alice", TooCommon},
+		{"ＰａｓｓＷｏｒｄ１２３！", "alice", TooCommon},
+		{"𝐩𝐚𝐬𝐬𝐰𝐨𝐫𝐝", "alice", TooCommon},
+		{"ⓟⓐⓢⓢⓦⓞⓡⓓ", "alice", TooCommon},
+		{"paſſword", "alice", TooCommon},
+		{"pass\u200bword", "alice", TooCommon},
+		{"pass\u00adword\ufe0f", "alice", TooCommon},
+		{"１２３４５６７８", "alice", TooCommon},
+		{"ａｂｃｄａｂｃｄ", "alice", TooCommon},
+		{"ｐässwort und ｔext", "alice", ""},
 		{"dragon77035", "alice", ""}, // five digits
 		{"correct horse battery staple", "alice", ""},
 
@@ -95,10 +105,15 @@ func TestWhichPasswordsAreTaken(t *testing.T) {
 		{"josé-2024", "José", ContainsUsername},
 		{"jose\u0301-2024", "José", ContainsUsername},
 		{"josé-2024", "Jose\u0301", ContainsUsername},
+		{"ａｌｉｃｅ２０２４", "alice", ContainsUsername},
+		{"alice-2024", "ＡＬＩＣＥ", ContainsUsername},
+		{"νικος-2024", "ΝΙΚΟΣ", ContainsUsername},
+		{"a\u200dlice2024", "alice", ContainsUsername},
 
 		// The service.
 		{"authctl-2024", "alice", ContainsContext},
 		{"Example2024", "alice", ContainsContext},
+		{"ｅｘａｍｐｌｅ２０２４", "alice", ContainsContext},
 		{"alice-example", "alice", ContainsUsername + "|" + ContainsContext},
 		{"an example of rain", "alice", ""},
 	} {
