@@ -8,14 +8,12 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/toppira/authctl/modules/auth/internal/password"
 	"github.com/toppira/authctl/platform/database"
 )
 
-// How often the kinds of hashes that accounts have are looked at, and at how many of them.
-const (
-	populationEvery  = 10 * time.Minute
-	populationSample = 1000
-)
+// populationEvery is how often the kinds of hashes that accounts have are looked at.
+const populationEvery = 10 * time.Minute
 
 // followPopulation keeps what package password knows of the stored hashes up to date, until
 // ctx ends. Names that do not exist then take as long to refuse as those that do, also where
@@ -38,7 +36,7 @@ func (s *Service) followPopulation(ctx context.Context) {
 func (s *Service) learnPopulation(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
-	sample, err := sampleHashes(ctx, s.db, populationSample)
+	sample, err := sampleHashes(ctx, s.db, password.SampleSize)
 	if err != nil {
 		return err
 	}
@@ -61,7 +59,7 @@ func sampleHashes(ctx context.Context, db *database.DB, n int) ([]string, error)
 		// n kept. Which ones depends on numbers and ids alone.
 		query = `SELECT password_hash FROM users
 			TABLESAMPLE SYSTEM (least(100, 100.0 * ?0 * current_setting('block_size')::bigint / greatest(pg_relation_size('users'), 1)))
-			REPEATABLE (0) ORDER BY md5(id::text) LIMIT ?0`
+			REPEATABLE (0) ORDER BY uuid_hash(id) LIMIT ?0`
 	}
 	rows, err := db.QueryContext(ctx, query, n)
 	if err != nil {

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -116,6 +117,32 @@ func TestAServerLearnsTheKindsOfHashesThatAccountsHave(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
+}
+
+// A sample of a thousand would see every twelfth of these accounts and take all for cheap.
+func TestAServerLearnsFromAsManyHashesAsItTakes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	w.populate(t, 12_000, func(i int) string {
+		if i%12 == 0 {
+			return importHash
+		}
+		return "$pbkdf2-sha256$i=5000000,l=32$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"
+	})
+	if err := w.learnPopulation(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	// A name of each kind is soon found: the cheap one answers, the dear one takes seconds.
+	for i := range 100 {
+		_, err := w.passwords.Verify(tight(t), fmt.Sprint("nobody-", i), "password", func() (string, bool, error) { return "", false, nil })
+		if errors.Is(err, context.DeadlineExceeded) {
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Error("no missing name is as dear as eleven twelfths of the accounts")
 }
 
 // tight leaves time for a cheap hash and not for a dear one.

@@ -169,11 +169,10 @@ func (p *Passwords) Verify(ctx context.Context, canonical, password string, find
 	return result, nil
 }
 
-// Learn tells how the accounts' passwords are hashed, from stored hashes taken evenly from
-// all accounts; ten thousand are enough (with a thousand the proportions are off by up to
-// some percent, which two thousand attempts can show). It replaces what was learned before.
-// Call it at the start and now and then, since hashes are upgraded and imported. Until then, or without
-// any, the present settings count. It may be called at any time.
+// Learn tells how the accounts' passwords are hashed, from [SampleSize] stored hashes taken
+// evenly from all accounts. It replaces what was learned before. Call it at the start and now
+// and then, since hashes are upgraded and imported. Until then, or without any, the present
+// settings count. It may be called at any time.
 func (p *Passwords) Learn(sample []string) {
 	maker, size := p.maker(nil)
 	maker.salt, maker.digest = make([]byte, 16), make([]byte, size)
