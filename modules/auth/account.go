@@ -105,20 +105,67 @@ func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status
 	return changed, epoch, err
 }
 
-// FindUser returns the account that an operator named, by id or by username.
-func (s *Service) FindUser(ctx context.Context, nameOrID string) (User, error) {
-	if id, err := uuid.Parse(nameOrID); err == nil {
-		a, err := accountByID(ctx, s.db, id)
-		if !errors.Is(err, ErrUserNotFound) {
-			return a.User, err
-		}
+// FindUser returns the account that an operator named by one word, its username or its id.
+// Names of the form of an id are refused today but were not always: where the word fits two
+// accounts the error is an [*AmbiguousUser].
+func (s *Service) FindUser(ctx context.Context, word string) (User, error) {
+	word = username.Trim(word)
+	named, err := s.FindUserByName(ctx, word)
+	unnamed := errors.Is(err, ErrUserNotFound)
+	if err != nil && !unnamed {
+		return User{}, err
 	}
-	canonical, err := username.Canonical(s.cfg.UsernameProfile, nameOrID)
-	if err != nil {
+	id, isID := ParseID(word)
+	if !isID {
+		return named, err
+	}
+	identified, err := s.FindUserByID(ctx, id)
+	switch {
+	case errors.Is(err, ErrUserNotFound) && !unnamed:
+		return named, nil
+	case err != nil:
+		return User{}, err
+	case !unnamed && named.ID != identified.ID:
+		return User{}, &AmbiguousUser{Word: word, ByID: identified, ByName: named}
+	}
+	return identified, nil
+}
+
+// FindUserByID returns the account with the id.
+func (s *Service) FindUserByID(ctx context.Context, id uuid.UUID) (User, error) {
+	a, err := accountByID(ctx, s.db, id)
+	return a.User, err
+}
+
+// FindUserByName returns the account with the username, as whoever signs in would type it.
+func (s *Service) FindUserByName(ctx context.Context, name string) (User, error) {
+	canonical, known := username.Lookup(name)
+	if !known {
 		return User{}, ErrUserNotFound
 	}
 	a, err := accountByName(ctx, s.db, canonical)
 	return a.User, err
+}
+
+// ParseID reads an id of an account or a session in any of its usual spellings: with hyphens
+// or without, in braces, or as a URN.
+func ParseID(text string) (uuid.UUID, bool) {
+	// Validate looks at the braces, which Parse skips.
+	if uuid.Validate(text) != nil {
+		return uuid.Nil, false
+	}
+	id, err := uuid.Parse(text)
+	return id, err == nil
+}
+
+// AmbiguousUser says that a word is the id of one account and the username of another one.
+type AmbiguousUser struct {
+	Word         string
+	ByID, ByName User
+}
+
+func (e *AmbiguousUser) Error() string {
+	return fmt.Sprintf("%q is the id of the account %q and the username of the account %s", e.Word, e.ByID.Username, e.ByName.ID)
 }
 
 // Users passes every account to fn, ordered by id, in bounded memory.
@@ -147,8 +194,8 @@ func (s *Service) accounts(ctx context.Context, fn func(account) error) error {
 
 // UnlockUser forgets the failures that have closed an account to strangers.
 func (s *Service) UnlockUser(ctx context.Context, u User) error {
-	canonical, err := username.Canonical(s.cfg.UsernameProfile, u.Username)
-	if err != nil {
+	canonical, known := username.Lookup(u.Username)
+	if !known {
 		return ErrUserNotFound
 	}
 	if err := s.limiter.Unlock(ctx, canonical); err != nil {
@@ -161,8 +208,8 @@ func (s *Service) UnlockUser(ctx context.Context, u User) error {
 // SignInState tells how many sign-ins to an account have failed in a row, and until when
 // devices that are not known are refused; the zero time when they are not.
 func (s *Service) SignInState(ctx context.Context, u User) (failures int, refusedUntil time.Time, err error) {
-	canonical, err := username.Canonical(s.cfg.UsernameProfile, u.Username)
-	if err != nil {
+	canonical, known := username.Lookup(u.Username)
+	if !known {
 		return 0, time.Time{}, ErrUserNotFound
 	}
 	state, err := s.limiter.State(ctx, canonical)

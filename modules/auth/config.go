@@ -23,7 +23,7 @@ type Config struct {
 	RefreshGrace    time.Duration    `config:"auth.refresh_grace" default:"10s" min:"0s" max:"60s" doc:"For this long after a refresh, the refresh token it replaced gets the same successor again: parallel refreshes and lost answers sign nobody out. Counted from the refresh, never extended."`
 	MaxSessions     int              `config:"auth.max_sessions_per_user" default:"50" min:"1" max:"1000" doc:"Most sessions a user may have."`
 	SessionLimit    string           `config:"auth.session_limit" default:"evict-oldest" oneof:"evict-oldest,reject-new" doc:"What happens to one session more: the least recently used one ends, or the sign-in is refused."`
-	UsernameProfile username.Profile `config:"auth.username_profile" default:"ascii" oneof:"ascii,unicode" doc:"Which usernames there may be: ASCII letters, digits and . _ - @ +, or RFC 8265 UsernameCaseMapped of one script."`
+	UsernameProfile username.Profile `config:"auth.username_profile" default:"ascii" oneof:"ascii,unicode" doc:"Which usernames there may be: ASCII letters, digits and . _ - @ +, with more before the @ of an address, or RFC 8265 UsernameCaseMapped without mixed scripts."`
 	Clients         []string         `config:"auth.clients" doc:"Who may call /oauth2/*: id:sha256 pairs, the SHA-256 of the client's secret in hexadecimal. Make one with: printf %s \"$SECRET\" | sha256sum"`
 
 	Token    token.Config

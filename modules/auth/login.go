@@ -24,10 +24,10 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		return Tokens{}, ErrValidation.Field("device_name", code, detail)
 	}
 	// A name that cannot exist goes the same way as one that does not.
-	canonical, err := username.Canonical(s.cfg.UsernameProfile, cred.Username)
-	known := err == nil
+	canonical, known := username.Lookup(cred.Username)
 	if !known {
-		canonical = "\x00" + cred.Username[:min(len(cred.Username), 1024)]
+		typed := username.Trim(cred.Username)
+		canonical = "\x00" + typed[:min(len(typed), 1024)]
 	}
 	ticket, err := s.attempt(ctx, throttle.Attempt{Account: canonical, Address: dev.IP, Device: dev.Token})
 	if errors.Is(err, ErrTooManyAttempts) {

@@ -1,0 +1,228 @@
+package auth
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth/internal/username"
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// older makes an account under a name that registering refuses today.
+func (w *world) older(t testing.TB, name string) User {
+	t.Helper()
+	id, err := newID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	hash, err := w.passwords.Hash(t.Context(), goodPassword)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := w.timestamp()
+	a := account{
+		User:      User{ID: id, Username: name, Status: StatusActive, CreatedAt: now, UpdatedAt: now, PasswordChangedAt: now},
+		canonical: strings.ToLower(name), passwordHash: hash,
+	}
+	if err := w.addAccount(t.Context(), a, uuid.NullUUID{}); err != nil {
+		t.Fatal(err)
+	}
+	return a.User
+}
+
+// usernameProblem returns the code of what is wrong with the username.
+func usernameProblem(err error) string {
+	if f, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, ErrValidation) {
+		for _, field := range f.Fields {
+			if field.Field == "username" {
+				return field.Code
+			}
+		}
+	}
+	return fmt.Sprint(err)
+}
+
+func TestNoAccountGetsANameOfTheFormOfAnID(t *testing.T) {
+	t.Parallel()
+	eachWith(t, func(cfg *Config) { cfg.UsernameProfile = "unicode" }, func(t *testing.T, w *world) {
+		_, tokens := w.newcomer(t)
+		id := w.caller(t, tokens).User.ID.String()
+		bare := strings.ReplaceAll(id, "-", "")
+		for _, name := range []string{id, strings.ToUpper(id), bare, "{" + id + "}", "urn:uuid:" + id, "<" + id + ">", uuid.NewString(), "０" + bare[1:]} {
+			if _, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(err) != "looks_like_id" {
+				t.Errorf("registering as %s: %v", name, err)
+			}
+			if _, err := w.CreateUser(t.Context(), Credentials{name, goodPassword}); usernameProblem(err) != "looks_like_id" {
+				t.Errorf("an account %s: %v", name, err)
+			}
+			line := fmt.Sprintf(`{"username":%q,"password_hash":"$2a$04$abcdefghijklmnopqrstuu5Lo0g67CiD3M4RpN1BmBb4Crp5w7dbK"}`, name)
+			if i := w.importText(t, line, "native"); i.codes() != "1 username_looks_like_id" {
+				t.Errorf("importing %s: %s", name, i.codes())
+			}
+		}
+	})
+}
+
+func TestAWordThatFitsTwoAccountsFindsNeither(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		name, tokens := w.newcomer(t)
+		alice := w.caller(t, tokens).User
+		bob := w.older(t, strings.ToUpper(alice.ID.String())) // as it was possible once
+		bare := w.older(t, strings.ReplaceAll(alice.ID.String(), "-", ""))
+
+		for _, word := range []string{alice.ID.String(), bob.Username, " " + bare.Username} {
+			u, err := w.FindUser(t.Context(), word)
+			two, ok := errors.AsType[*AmbiguousUser](err)
+			if !ok || two.ByID.ID != alice.ID || two.ByName.ID != bob.ID && two.ByName.ID != bare.ID || u.ID != uuid.Nil {
+				t.Errorf("%s: %+v, %v", word, u, err)
+			}
+		}
+		for word, want := range map[string]User{
+			name: alice, strings.ToUpper(name) + "\u00a0": alice, "{" + alice.ID.String() + "}": alice, "urn:uuid:" + alice.ID.String(): alice,
+			bob.ID.String(): bob, bare.ID.String(): bare,
+		} {
+			if u, err := w.FindUser(t.Context(), word); err != nil || u.ID != want.ID {
+				t.Errorf("%s: %+v, %v", word, u, err)
+			}
+		}
+		for _, word := range []string{"<" + alice.ID.String() + ">", "x" + alice.ID.String() + "y", uuid.NewString(), "nobody", ""} {
+			if u, err := w.FindUser(t.Context(), word); !errors.Is(err, ErrUserNotFound) {
+				t.Errorf("%q: %+v, %v", word, u, err)
+			}
+		}
+		if u, err := w.FindUserByID(t.Context(), alice.ID); err != nil || u.ID != alice.ID {
+			t.Errorf("by id: %+v, %v", u, err)
+		}
+		if u, err := w.FindUserByName(t.Context(), alice.ID.String()); err != nil || u.ID != bob.ID {
+			t.Errorf("by name: %+v, %v", u, err)
+		}
+
+		// The name goes on working for its owner, and is nobody's once its owner has gone.
+		w.signIn(t, bob.Username)
+		if _, _, err := w.SignInState(t.Context(), bob); err != nil {
+			t.Error(err)
+		}
+		if err := w.DeleteUser(t.Context(), bob.ID); err != nil {
+			t.Fatal(err)
+		}
+		if u, err := w.FindUser(t.Context(), alice.ID.String()); err != nil || u.ID != alice.ID {
+			t.Errorf("after the other account was deleted: %+v, %v", u, err)
+		}
+	})
+}
+
+func TestSignInIgnoresWhatSurroundsAName(t *testing.T) {
+	t.Parallel()
+	underSiege(t, func(t *testing.T, s *siege) {
+		v := s.newVictim(t)
+		for _, typed := range []string{v.name + " ", "\t" + v.name, v.name + "\r\n", "\u00a0" + v.name + "\u200b", "\ufeff" + v.name, "\u202a" + strings.ToUpper(v.name) + "\u202c"} {
+			if _, err := s.Login(t.Context(), Credentials{typed, goodPassword}, Device{IP: v.home}); err != nil {
+				t.Errorf("signing in as %q: %v", typed, err)
+			}
+		}
+		// What fails counts against the account, however the name was typed.
+		for i, typed := range []string{v.name, v.name + " ", " " + v.name, v.name + "\u00a0"} {
+			s.guess(t, typed, bot(1))
+			if failures, _, err := s.SignInState(t.Context(), User{ID: v.id, Username: v.name}); err != nil || failures != i+1 {
+				t.Errorf("after %d guesses %d count: %v", i+1, failures, err)
+			}
+		}
+	})
+}
+
+func TestRegisterNamesWhatSurroundsAName(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		_, err := w.Register(t.Context(), Credentials{"alice\u00a0", goodPassword}, phone())
+		f, _ := errors.AsType[*fault.Fault](err)
+		if f == nil || len(f.Fields) != 1 || f.Fields[0].Code != "invalid_characters" || !strings.Contains(f.Fields[0].Detail, "ends with U+00A0 NO-BREAK SPACE") {
+			t.Errorf("got %+v", err)
+		}
+	})
+}
+
+// What may be in a name arrives in the database, in the events and back as it was typed,
+// whatever it means to SQL, JSON or CSV.
+func TestNamesArriveAsTheyWereTyped(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		run := strings.ReplaceAll(uuid.NewString(), "-", "")
+		long := strings.Repeat("a", 255-len(run)) + run
+		for _, name := range []string{
+			run[:3], long, // both ends of the length
+			"O'Neill+" + run + "@Example.com", "!#$%&'*+-/=?^_`{|}~" + run + "@example.com", "?0?" + run + "{1}@x.example",
+			"=1+1" + run + "@x.example", "-x" + run, "--yes" + run, "'--" + run + "@x.example",
+		} {
+			tokens, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone())
+			if err != nil {
+				t.Errorf("registering as %s: %v", name, err)
+				continue
+			}
+			user := w.caller(t, tokens).User
+			if user.Username != name {
+				t.Errorf("%s became %s", name, user.Username)
+			}
+			w.signIn(t, strings.ToUpper(name))
+			if found, err := w.FindUser(t.Context(), name); err != nil || found.ID != user.ID {
+				t.Errorf("%s is found as %+v, %v", name, found, err)
+			}
+			if list := w.events(t, user.ID); len(list) == 0 || list[0].Data["username"] != name {
+				t.Errorf("%s was announced as %v", name, list)
+			}
+		}
+		for name, code := range map[string]string{run[:2]: "too_short", long + "a": "too_long"} {
+			if _, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(err) != code {
+				t.Errorf("registering as %s: %v", name, err)
+			}
+		}
+		var names []string
+		if err := w.Users(t.Context(), func(u User) error { names = append(names, u.Username); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(names, "O'Neill+"+run+"@Example.com") {
+			t.Errorf("listed are %q", names)
+		}
+	})
+}
+
+// Width and case never make two people of one name, whichever profile.
+func TestOneNameIsOneAccountInEveryProfile(t *testing.T) {
+	t.Parallel()
+	for _, profile := range []username.Profile{"ascii", "unicode"} {
+		t.Run(string(profile), func(t *testing.T) {
+			eachWith(t, func(cfg *Config) { cfg.UsernameProfile = profile }, func(t *testing.T, w *world) {
+				w.signInAs(t, "wide", "ｗｉｄｅ", "ＷＩＤＥ", "Wide ")
+				_, err := w.Register(t.Context(), Credentials{"ＷＩＤＥ", goodPassword}, phone())
+				want := map[username.Profile]string{"ascii": "invalid_characters", "unicode": fmt.Sprint(error(ErrUsernameTaken))}[profile]
+				if usernameProblem(err) != want {
+					t.Errorf("registering the wide form: %v", err)
+				}
+			})
+		})
+	}
+	// A profile that was narrowed shuts nobody out.
+	eachWith(t, func(cfg *Config) { cfg.UsernameProfile = "unicode" }, func(t *testing.T, w *world) {
+		if _, err := w.Register(t.Context(), Credentials{"josé@example.com", goodPassword}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		w.cfg.UsernameProfile = "ascii"
+		w.another(t).signIn(t, "JOSE\u0301@example.com")
+	})
+}
+
+// signInAs registers the first name and signs in by the others.
+func (w *world) signInAs(t testing.TB, name string, others ...string) {
+	t.Helper()
+	if _, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone()); err != nil {
+		t.Fatal(err)
+	}
+	for _, other := range others {
+		w.signIn(t, other)
+	}
+}
