@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -247,17 +246,11 @@ func (s *Service) sweep(ctx context.Context, userID uuid.UUID) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	live, err := s.live(ctx, records)
-	if err != nil || len(live) == len(records) {
+	_, ended, err := s.compare(ctx, records)
+	if err != nil || len(ended) == 0 {
 		return false, err
 	}
-	var over []uuid.UUID
-	for _, r := range records {
-		if !slices.ContainsFunc(live, func(one Session) bool { return one.ID == r.ID }) {
-			over = append(over, r.ID)
-		}
-	}
-	return true, s.sessions.Delete(ctx, userID, over...)
+	return true, s.sessions.Delete(ctx, userID, ended[userID]...)
 }
 
 // dropRecord removes what the store holds of sessions. The database has already decided;

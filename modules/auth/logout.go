@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/modules/outbox"
 )
 
 // LogoutRefresh ends the session of a refresh token. Any token that this service made for
@@ -109,7 +110,15 @@ func (s *Service) writeRevocation(ctx context.Context, tx bun.IDB, userID, sid u
 }
 
 func (s *Service) announceRevoked(ctx context.Context, tx bun.IDB, head eventHead, sid uuid.UUID, reason Reason) error {
-	return s.announce(ctx, tx, EventSessionRevoked, head, sessionRevoked{
+	e, err := s.revokedEvent(head, sid, reason)
+	if err != nil {
+		return err
+	}
+	return outbox.Add(ctx, tx, e)
+}
+
+func (s *Service) revokedEvent(head eventHead, sid uuid.UUID, reason Reason) (outbox.Event, error) {
+	return s.event(EventSessionRevoked, head, sessionRevoked{
 		eventHead: head, SessionID: sid, Reason: reason, ExpiresAt: s.accessTokensEnd(head.OccurredAt),
 	})
 }

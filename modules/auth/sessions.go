@@ -11,6 +11,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/modules/outbox"
 )
 
 // Session is a device session as its owner sees it.
@@ -25,6 +26,8 @@ type Session struct {
 	LastUsedAt time.Time `json:"last_used_at"`
 	ExpiresAt  time.Time `json:"expires_at"` // unless it is refreshed before
 	Current    bool      `json:"current"`    // the one that asks
+
+	epoch int64 // of the account when it began
 }
 
 // Sessions lists the live sessions of the caller, the last used first.
@@ -48,33 +51,47 @@ func (s *Service) SessionsOf(ctx context.Context, userID uuid.UUID) ([]Session, 
 
 // live leaves out the records that the database says are over.
 func (s *Service) live(ctx context.Context, records []session.Session) ([]Session, error) {
+	live, _, err := s.compare(ctx, records)
+	return live, err
+}
+
+// compare asks the database which of the records are of sessions that live. It also returns
+// the ids of those that are over, by user. A user who is not in the database may be in another
+// one that shares the store: their records are neither.
+func (s *Service) compare(ctx context.Context, records []session.Session) (live []Session, ended map[uuid.UUID][]uuid.UUID, err error) {
 	var users, ids []uuid.UUID
+	known := make(map[uuid.UUID]bool)
 	for _, r := range records {
 		ids = append(ids, r.ID)
-		if !slices.Contains(users, r.UserID) {
+		if !known[r.UserID] {
+			known[r.UserID] = true
 			users = append(users, r.UserID)
 		}
 	}
 	accounts, err := accountsByID(ctx, s.db, users)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	revoked, err := revokedAmong(ctx, s.db, ids)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	list := make([]Session, 0, len(records))
+	live, ended = make([]Session, 0, len(records)), make(map[uuid.UUID][]uuid.UUID)
 	for _, r := range records {
-		a := accounts[r.UserID] // the zero account is not active
+		a, found := accounts[r.UserID]
 		st := standing{user: a.User, epoch: a.epoch, keptSID: a.keptSID, revoked: revoked[r.ID]}
-		if st.live(r.ID, r.Epoch) && !s.tooOld(r.ID) {
-			list = append(list, Session{
+		switch {
+		case !found:
+		case !st.live(r.ID, r.Epoch) || s.tooOld(r.ID):
+			ended[r.UserID] = append(ended[r.UserID], r.ID)
+		default:
+			live = append(live, Session{
 				ID: r.ID, UserID: r.UserID, Username: a.Username, DeviceName: r.DeviceName, UserAgent: r.UserAgent, IP: r.IP,
-				CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt,
+				CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt, epoch: r.Epoch,
 			})
 		}
 	}
-	return list, nil
+	return live, ended, nil
 }
 
 // EndSession ends one session of the caller. Another user's session is [ErrSessionNotFound],
@@ -115,19 +132,28 @@ func (s *Service) RevokeSession(ctx context.Context, one Session) error {
 	return s.endSession(ctx, one.UserID, one.ID, ReasonEndedByAdmin)
 }
 
-// SessionFilter chooses among all sessions. Zero fields choose everything.
+// SessionFilter chooses among the sessions that the store has. Zero fields choose everything.
 type SessionFilter struct {
+	// Everybody is for [Service.RevokeSessions] alone: every session of every account, also of
+	// those that the store does not know of. AfterAccount goes on with what was broken off.
+	// The other fields are not looked at.
+	Everybody    bool
+	AfterAccount uuid.UUID
+
 	UserID uuid.NullUUID
 	ID     uuid.NullUUID
 	IP     netip.Prefix // of the latest use
 	Before time.Time    // last used before
 }
 
+// foundBatch is how many records are compared with the database at a time.
+const foundBatch = 200
+
 // FindSessions passes the live sessions that the filter chooses to fn, in no particular
 // order and in bounded memory, until fn returns an error.
 func (s *Service) FindSessions(ctx context.Context, f SessionFilter, fn func(Session) error) error {
 	filter := session.Filter{ID: f.ID, IP: f.IP, Before: f.Before}
-	portion := make([]session.Session, 0, 200)
+	portion := make([]session.Session, 0, foundBatch)
 	flush := func() error {
 		live, err := s.live(ctx, portion)
 		if err != nil {
@@ -212,14 +238,24 @@ func (s *Service) stillLive(ctx context.Context, tx bun.IDB, now account, caller
 // raiseAndAnnounce ends every session of the account but the kept one, with the event, and
 // returns the epoch from which sessions live.
 func (s *Service) raiseAndAnnounce(ctx context.Context, tx bun.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, error) {
-	head := s.head(a.ID)
-	epoch, err := raiseEpoch(ctx, tx, a, kept, head.OccurredAt)
+	epoch, e, err := s.raise(ctx, tx, a, kept, reason)
 	if err != nil {
 		return 0, err
 	}
-	return epoch, s.announce(ctx, tx, EventAllSessionsRevoked, head, allSessionsRevoked{
+	return epoch, outbox.Add(ctx, tx, e)
+}
+
+// raise is [Service.raiseAndAnnounce] but for adding the event, which it returns.
+func (s *Service) raise(ctx context.Context, tx bun.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, outbox.Event, error) {
+	head := s.head(a.ID)
+	epoch, err := raiseEpoch(ctx, tx, a, kept, head.OccurredAt)
+	if err != nil {
+		return 0, outbox.Event{}, err
+	}
+	e, err := s.event(EventAllSessionsRevoked, head, allSessionsRevoked{
 		eventHead: head, Reason: reason, SessionEpoch: epoch, KeptSessionID: kept, ExpiresAt: s.accessTokensEnd(head.OccurredAt),
 	})
+	return epoch, e, err
 }
 
 // clearStore removes the records of sessions that ended when the epoch was raised. As with

@@ -1,0 +1,231 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/uptrace/bun"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Revoked counts what [Service.RevokeSessions] has ended, each with its event.
+type Revoked struct {
+	Accounts int // of which every session ended, by an AllSessionsRevoked each
+	Sessions int // ended one by one, by a SessionRevoked each
+	// LastAccount is the account that was done last. A revocation of everybody that was
+	// broken off goes on after it: [SessionFilter.AfterAccount].
+	LastAccount uuid.UUID
+}
+
+// revokeBatch is how many accounts or sessions end in one transaction: few enough that a
+// sign-in which meets it does not notice.
+const revokeBatch = 100
+
+// RevokeSessions ends the sessions that the filter chooses on an operator's behalf. Refresh and
+// access tokens are refused by every server from each commit on, and the events are part of the
+// commits.
+//
+// Everybody, and a user alone, end by the epoch of the account, whatever the session store
+// knows of their sessions or whether it is there at all. Everything else is chosen from the
+// store.
+//
+// It goes on in portions until it is done, ctx ends or an error comes, and calls progress,
+// which may be nil, after each. What it returns has ended, beside an error too.
+func (s *Service) RevokeSessions(ctx context.Context, f SessionFilter, progress func(Revoked)) (Revoked, error) {
+	if progress == nil {
+		progress = func(Revoked) {}
+	}
+	if f.Everybody {
+		done, err := s.revokeEverybody(ctx, f.AfterAccount, progress)
+		if done.Accounts > 0 {
+			s.security.Info("all_sessions_ended", zap.Int("accounts", done.Accounts), zap.String("reason", string(ReasonEndedByAdmin)))
+		}
+		if err == nil {
+			s.dropEnded(ctx)
+		}
+		return done, err
+	}
+	if f.UserID.Valid && f == (SessionFilter{UserID: f.UserID}) {
+		if err := s.endAll(ctx, f.UserID.UUID, ReasonEndedByAdmin); err != nil {
+			return Revoked{}, err
+		}
+		return Revoked{Accounts: 1, LastAccount: f.UserID.UUID}, nil
+	}
+	return s.revokeFound(ctx, f, progress)
+}
+
+// revokeEverybody raises the epoch of every account that can have sessions, in the order of
+// their ids.
+func (s *Service) revokeEverybody(ctx context.Context, after uuid.UUID, progress func(Revoked)) (Revoked, error) {
+	done := Revoked{LastAccount: after}
+	for {
+		begun := time.Now()
+		var list []account
+		err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) (err error) {
+			if list, err = lockAccountsAfter(ctx, tx, done.LastAccount, revokeBatch); err != nil || len(list) == 0 {
+				return err
+			}
+			events := make([]outbox.Event, len(list))
+			for i, a := range list {
+				if _, events[i], err = s.raise(ctx, tx, a, uuid.NullUUID{}, ReasonEndedByAdmin); err != nil {
+					return err
+				}
+			}
+			return outbox.Add(ctx, tx, events...)
+		})
+		if err != nil {
+			return done, fmt.Errorf("end the sessions of all accounts: %w", err)
+		}
+		if len(list) == 0 {
+			return done, nil
+		}
+		done.Accounts += len(list)
+		done.LastAccount = list[len(list)-1].ID
+		progress(done)
+		if err := s.giveWay(ctx, time.Since(begun)); err != nil {
+			return done, err
+		}
+	}
+}
+
+// giveWay leaves the database to others for as long as it was just kept busy. SQLite has one
+// writer, and a server that waits for its turn polls.
+func (s *Service) giveWay(ctx context.Context, busy time.Duration) error {
+	if s.db.IsPostgres() {
+		return ctx.Err()
+	}
+	pause := time.NewTimer(busy)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// dropEnded removes the records of sessions that are over. They are refused anyway, and expire.
+func (s *Service) dropEnded(ctx context.Context) {
+	var portion []session.Session
+	drop := func() error {
+		begun := time.Now()
+		_, ended, err := s.compare(ctx, portion)
+		if err != nil {
+			return err
+		}
+		portion = portion[:0]
+		for userID, sids := range ended {
+			if err := s.sessions.Delete(ctx, userID, sids...); err != nil {
+				return err
+			}
+		}
+		return s.giveWay(ctx, time.Since(begun))
+	}
+	for r, err := range s.sessions.Walk(ctx, session.Filter{}) {
+		if err == nil {
+			if portion = append(portion, r); len(portion) < foundBatch {
+				continue
+			}
+			err = drop()
+		}
+		if err != nil {
+			s.log.Warn("session_records_left", zap.Error(err))
+			return
+		}
+	}
+	if err := drop(); err != nil {
+		s.log.Warn("session_records_left", zap.Error(err))
+	}
+}
+
+// revokeFound ends the sessions that the store has and the filter chooses.
+func (s *Service) revokeFound(ctx context.Context, f SessionFilter, progress func(Revoked)) (done Revoked, err error) {
+	portion := make([]Session, 0, revokeBatch)
+	end := func() error {
+		begun := time.Now()
+		n, err := s.revokeListed(ctx, portion)
+		if err != nil {
+			return fmt.Errorf("end sessions: %w", err)
+		}
+		portion = portion[:0]
+		done.Sessions += n
+		progress(done)
+		return s.giveWay(ctx, time.Since(begun))
+	}
+	err = s.FindSessions(ctx, f, func(one Session) error {
+		if portion = append(portion, one); len(portion) == cap(portion) {
+			return end()
+		}
+		return nil
+	})
+	if err == nil && len(portion) > 0 {
+		err = end()
+	}
+	return done, err
+}
+
+// revokeListed ends sessions in one transaction and returns of how many that was news.
+func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error) {
+	// Two that lock several accounts must lock them in the same order.
+	slices.SortFunc(list, func(a, b Session) int { return slices.Compare(a.UserID[:], b.UserID[:]) })
+	var ended []Session
+	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+		ended = ended[:0]
+		var events []outbox.Event
+		var owner account
+		for _, one := range list {
+			if owner.ID != one.UserID {
+				var err error
+				if owner, err = lockAccount(ctx, tx, one.UserID); err != nil && !errors.Is(err, ErrUserNotFound) {
+					return err
+				}
+			}
+			if st := (standing{user: owner.User, epoch: owner.epoch, keptSID: owner.keptSID}); owner.ID != one.UserID || !st.live(one.ID, one.epoch) {
+				continue // ended with the account's others in the meantime
+			}
+			head := s.head(one.UserID)
+			news, err := s.writeRevocation(ctx, tx, one.UserID, one.ID, ReasonEndedByAdmin, head.OccurredAt)
+			if err != nil {
+				return err
+			}
+			if !news {
+				continue
+			}
+			e, err := s.revokedEvent(head, one.ID, ReasonEndedByAdmin)
+			if err != nil {
+				return err
+			}
+			events, ended = append(events, e), append(ended, one)
+		}
+		return outbox.Add(ctx, tx, events...)
+	})
+	if err != nil {
+		return 0, err
+	}
+	for _, one := range ended {
+		s.security.Info("session_ended", zap.Stringer("user_id", one.UserID), zap.Stringer("sid", one.ID), zap.String("reason", string(ReasonEndedByAdmin)))
+	}
+	records := make(map[uuid.UUID][]uuid.UUID)
+	for _, one := range list {
+		records[one.UserID] = append(records[one.UserID], one.ID)
+	}
+	for userID, sids := range records {
+		s.dropRecord(ctx, userID, sids...)
+	}
+	return len(ended), nil
+}
+
+// lockAccountsAfter is [lockAccount] for the next active accounts in the order of their ids. One
+// that is disabled has no sessions.
+func lockAccountsAfter(ctx context.Context, tx bun.IDB, after uuid.UUID, limit int) ([]account, error) {
+	return scanAccounts(tx.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id > ? AND status = ? ORDER BY id LIMIT ?"+database.ForUpdate(tx),
+		after, StatusActive, limit))
+}

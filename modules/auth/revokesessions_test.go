@@ -1,0 +1,168 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/redis/go-redis/v9"
+
+	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// withLostRecords runs the test with a Redis of its own, which lose empties.
+func withLostRecords(t *testing.T, test func(t *testing.T, w *world, lose func())) {
+	t.Helper()
+	for name, open := range map[string]func(testing.TB) *database.DB{"sqlite": dbtest.SQLite, "postgres": dbtest.Postgres} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			client := cachetest.Open(t, cachetest.Start(t).URL())
+			test(t, newWorld(t, testConfig(), open(t), client), func() { flush(t, client) })
+		})
+	}
+}
+
+func flush(t *testing.T, client *redis.Client) {
+	t.Helper()
+	if err := client.FlushAll(t.Context()).Err(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEverybodyIsEverybodyWhateverTheStoreHasLost(t *testing.T) {
+	t.Parallel()
+	withLostRecords(t, func(t *testing.T, w *world, lose func()) {
+		name, lost := w.newcomer(t)
+		lose()
+		known := w.signIn(t, name)
+		_, other := w.newcomer(t)
+		idle, err := w.CreateUser(t.Context(), Credentials{"nobody-signed-in", goodPassword})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, closed := w.newcomer(t)
+		closedID := w.caller(t, closed).User.ID
+		if err := w.DisableUser(t.Context(), closedID); err != nil {
+			t.Fatal(err)
+		}
+		ids := []uuid.UUID{w.caller(t, known).User.ID, w.caller(t, other).User.ID, idle.ID}
+
+		done, err := w.RevokeSessions(t.Context(), SessionFilter{Everybody: true}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done.Accounts != 3 || done.Sessions != 0 {
+			t.Errorf("ended %+v, want the sessions of 3 accounts", done)
+		}
+		for _, tokens := range []Tokens{lost, known, other} {
+			w.over(t, tokens)
+		}
+		w.expectEvents(t, ids[0], "UserRegistered", "UserLoggedIn", "AllSessionsRevoked")
+		w.expectEvents(t, ids[1], "UserRegistered", "AllSessionsRevoked")
+		w.expectEvents(t, closedID, "UserRegistered", "UserDisabled", "AllSessionsRevoked") // that of the disabling
+		for _, id := range ids {
+			if records, err := w.sessions.List(t.Context(), id); err != nil || len(records) != 0 {
+				t.Errorf("%d records are left in the store: %v", len(records), err)
+			}
+		}
+		w.live(t, w.signIn(t, name)) // it ends what was, and closes nothing
+	})
+}
+
+func TestARevocationOfEverybodyGoesOnWhereItWasBrokenOff(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		var all []Tokens
+		for range revokeBatch/2 + 3 {
+			_, tokens := w.newcomer(t)
+			all = append(all, tokens)
+		}
+		for i := range 2 * revokeBatch {
+			if _, err := w.db.Write(t.Context(), `INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at)
+				VALUES (?, ?, ?, '', ?, ?, ?)`, uuid.New(), uuid.NewString(), uuid.NewString(), time.Now(), time.Now(), time.Now()); err != nil {
+				t.Fatalf("account %d: %v", i, err)
+			}
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		first, err := w.RevokeSessions(ctx, SessionFilter{Everybody: true}, func(Revoked) { stop() })
+		if !errors.Is(err, context.Canceled) || first.Accounts != revokeBatch {
+			t.Fatalf("broken off after %+v: %v", first, err)
+		}
+		second, err := w.RevokeSessions(t.Context(), SessionFilter{Everybody: true, AfterAccount: first.LastAccount}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := first.Accounts + second.Accounts; n != len(all)+2*revokeBatch {
+			t.Errorf("ended the sessions of %d accounts", n)
+		}
+		var twice int
+		if err := w.db.QueryRowContext(t.Context(), "SELECT count(*) FROM users WHERE session_epoch <> 1").Scan(&twice); err != nil || twice != 0 {
+			t.Errorf("%d accounts were not ended just once: %v", twice, err)
+		}
+		for _, tokens := range all {
+			w.over(t, tokens)
+		}
+	})
+}
+
+func TestSessionsAreRevokedByWhereTheyWereUsed(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		network := netip.MustParsePrefix("2001:db8:77::/48")
+		if w.redis != nil { // which other tests share
+			network = netip.PrefixFrom(netip.AddrFrom16(uuid.New()), 128)
+		}
+		there := Device{UserAgent: "there", IP: network.Addr()}
+		name, here := w.newcomer(t)
+		id := w.caller(t, here).User.ID
+		for range revokeBatch/2 - 1 {
+			if _, err := w.Login(t.Context(), Credentials{name, goodPassword}, there); err != nil {
+				t.Fatal(err)
+			}
+		}
+		other, stranger := w.newcomer(t)
+		var last Tokens
+		for range revokeBatch/2 - 1 {
+			var err error
+			if last, err = w.Login(t.Context(), Credentials{other, goodPassword}, there); err != nil {
+				t.Fatal(err)
+			}
+		}
+		filter := SessionFilter{IP: network}
+		if w.redis == nil {
+			filter.Before = time.Now().Add(time.Hour)
+		}
+		done, err := w.RevokeSessions(t.Context(), filter, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done.Accounts != 0 || done.Sessions != revokeBatch-2 {
+			t.Errorf("ended %+v, want %d sessions", done, revokeBatch-2)
+		}
+		w.over(t, last)
+		w.live(t, here)
+		w.live(t, stranger)
+		ended := 0
+		for _, e := range w.events(t, id) {
+			if e.Type == EventSessionRevoked {
+				ended++
+			}
+		}
+		if ended != revokeBatch/2-1 {
+			t.Errorf("%d ends of sessions were announced", ended)
+		}
+		if done, err = w.RevokeSessions(t.Context(), filter, nil); err != nil || done != (Revoked{}) {
+			t.Errorf("once more: ended %+v: %v", done, err)
+		}
+		one, err := w.RevokeSessions(t.Context(), SessionFilter{UserID: uuid.NullUUID{UUID: id, Valid: true}}, nil)
+		if err != nil || one.Accounts != 1 || one.Sessions != 0 {
+			t.Errorf("all of a user: ended %+v: %v", one, err)
+		}
+		w.over(t, here)
+	})
+}
