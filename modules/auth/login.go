@@ -28,15 +28,9 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		typed := username.Trim(cred.Username)
 		canonical = "\x00" + typed[:min(len(typed), 1024)]
 	}
-	ticket, err := s.attempt(ctx, throttle.Attempt{Account: canonical, Address: dev.IP, Device: dev.Token})
-	if errors.Is(err, ErrTooManyAttempts) {
-		s.security.Warn("sign_in_throttled", zap.String("username", printable(cred.Username, 255)), zap.String("ip", dev.ip()))
-	}
-	if err != nil {
-		return Tokens{}, err
-	}
-	a := account{}
-	ok, err := s.verify(ctx, &a, canonical, cred.Password, func() (found bool, err error) {
+	var a account
+	try := throttle.Attempt{Account: canonical, Address: dev.IP, Device: dev.Token}
+	ticket, ok, err := s.attempt(ctx, try, &a, cred.Password, func() (found bool, err error) {
 		if known {
 			a, err = accountByName(ctx, s.db, canonical)
 		}
@@ -45,8 +39,10 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		}
 		return a.ID != uuid.Nil, err
 	})
+	if errors.Is(err, ErrTooManyAttempts) {
+		s.security.Warn("sign_in_throttled", zap.String("username", printable(cred.Username, 255)), zap.String("ip", dev.ip()))
+	}
 	if err != nil {
-		s.limiter.Cancel(ctx, ticket)
 		return Tokens{}, err
 	}
 	if !ok {
@@ -63,20 +59,44 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		s.limiter.Cancel(ctx, ticket)
 		return Tokens{}, err
 	}
-	device := s.limiter.Succeeded(ctx, ticket)
+	device := s.limiter.Succeeded(ctx, ticket, a.owner())
 	s.security.Info("signed_in", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID), zap.String("ip", dev.ip()))
 	t, err := s.issue(sess, refresh)
 	t.Device = device
 	return t, err
 }
 
-// attempt asks for leave to check a password, before anything is spent on it.
-func (s *Service) attempt(ctx context.Context, a throttle.Attempt) (*throttle.Ticket, error) {
-	ticket, err := s.limiter.Begin(ctx, a)
+// errNotTrusted says that the device or address of an attempt is not known to the account that
+// was looked up: it was known to another one of that name, or before the password changed.
+var errNotTrusted = errors.New("the device is not known to this account")
+
+// attempt checks a password as [Service.verify] does, with the limiter's leave, which is asked
+// before anything is spent on it. The ticket is the caller's to settle when there is no error.
+func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account, password string,
+	find func() (found bool, err error)) (*throttle.Ticket, bool, error) {
+	ticket, err := s.limiter.Begin(ctx, try)
 	if errors.Is(err, throttle.ErrCrowded) {
-		return nil, ErrOverloaded.After(time.Second)
+		err = ErrOverloaded.After(time.Second)
 	}
-	return ticket, err
+	if err != nil {
+		return nil, false, err
+	}
+	ok, err := s.verify(ctx, a, try.Account, password, func() (found bool, err error) {
+		found, err = find()
+		if err == nil && !s.limiter.Trusts(ticket, a.owner()) {
+			err = errNotTrusted
+		}
+		return found, err
+	})
+	if err == nil {
+		return ticket, ok, nil
+	}
+	s.limiter.Cancel(ctx, ticket)
+	if errors.Is(err, errNotTrusted) && !try.Stranger {
+		try.Stranger = true
+		return s.attempt(ctx, try, a, password, find)
+	}
+	return nil, false, err
 }
 
 // verify checks the password of an account, which find puts into a when it is about to be

@@ -52,6 +52,8 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 	if err != nil {
 		return Tokens{}, fmt.Errorf("the password was changed, new tokens were not made: %w", err)
 	}
+	// What the device had was for the former password.
+	t.Device = s.limiter.Remember(ctx, changed.canonical, changed.owner(), dev.IP)
 	return t, nil
 }
 
@@ -120,23 +122,25 @@ func (s *Service) stillProved(ctx context.Context, tx bun.IDB, now, checked acco
 	return nil
 }
 
-// reauthenticate asks the caller's password again. The session has a limit of its own for
-// wrong ones, so that strangers at the front door cannot close this one.
+// reauthenticate asks the caller's password again. To the limiter the session is a known device,
+// so that strangers at the front door cannot close this one; what is guessed here counts there.
 func (s *Service) reauthenticate(ctx context.Context, caller Caller, password string, dev Device) (account, error) {
-	ticket, err := s.attempt(ctx, throttle.Attempt{Account: "session:" + caller.SessionID.String(), Address: dev.IP})
+	a, err := accountByID(ctx, s.db, caller.User.ID)
+	if errors.Is(err, ErrUserNotFound) {
+		return account{}, ErrSessionRevoked
+	}
 	if err != nil {
 		return account{}, err
 	}
-	var a account
-	ok, err := s.verify(ctx, &a, "", password, func() (found bool, err error) {
+	try := throttle.Attempt{Account: a.canonical, Address: dev.IP, Session: caller.SessionID.String(), Owner: a.owner()}
+	ticket, ok, err := s.attempt(ctx, try, &a, password, func() (found bool, err error) {
 		a, err = accountByID(ctx, s.db, caller.User.ID)
 		return true, err
 	})
+	if errors.Is(err, ErrUserNotFound) {
+		return account{}, ErrSessionRevoked
+	}
 	if err != nil {
-		s.limiter.Cancel(ctx, ticket)
-		if errors.Is(err, ErrUserNotFound) {
-			return account{}, ErrSessionRevoked
-		}
 		return account{}, err
 	}
 	if !ok {
@@ -144,7 +148,7 @@ func (s *Service) reauthenticate(ctx context.Context, caller Caller, password st
 		s.security.Warn("reauthentication_failed", zap.Stringer("user_id", a.ID), zap.Stringer("sid", caller.SessionID), zap.String("ip", dev.ip()))
 		return account{}, ErrWrongPassword
 	}
-	s.limiter.Succeeded(ctx, ticket)
+	s.limiter.Succeeded(ctx, ticket, a.owner())
 	return a, nil
 }
 

@@ -43,7 +43,7 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (T
 	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID), zap.String("ip", dev.ip()))
 	t, err := s.issue(sess, refresh)
 	if err == nil {
-		t.Device = s.limiter.Remember(ctx, a.canonical, dev.IP)
+		t.Device = s.limiter.Remember(ctx, a.canonical, a.owner(), dev.IP)
 	}
 	return t, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -45,6 +46,14 @@ type account struct {
 // that was renewed meanwhile is one of the same password.
 func (a account) samePassword(read account) bool {
 	return a.PasswordChangedAt.Equal(read.PasswordChangedAt)
+}
+
+// owner names the account and its present password for what may be known to no other.
+func (a account) owner() string {
+	if a.ID == uuid.Nil {
+		return ""
+	}
+	return a.ID.String() + " " + strconv.FormatInt(a.PasswordChangedAt.UnixMicro(), 10)
 }
 
 const accountColumns = `id, username, status, created_at, updated_at, password_changed_at,

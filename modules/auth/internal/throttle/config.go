@@ -11,11 +11,11 @@ type Config struct {
 
 	AccountFree int           `config:"auth.throttle.account_free" default:"20" min:"1" max:"50" doc:"Failures from unknown devices that an account takes before delays start."`
 	PairFree    int           `config:"auth.throttle.pair_free" default:"5" min:"1" max:"50" doc:"Failures of one address at one account before delays start. Also the guesses that an address known to the account has of its own."`
-	DeviceFree  int           `config:"auth.throttle.device_free" default:"5" min:"1" max:"50" doc:"Failures with one device token before it counts for nothing."`
+	DeviceFree  int           `config:"auth.throttle.device_free" default:"5" min:"1" max:"50" doc:"Failures with one device token before it counts for nothing. All tokens and addresses known to an account have a fifth of max_failures together."`
 	BaseDelay   time.Duration `config:"auth.throttle.base_delay" default:"1s" min:"100ms" max:"1h" doc:"First delay; each further failure doubles it."`
 	MaxDelay    time.Duration `config:"auth.throttle.max_delay" default:"15m" min:"1s" max:"24h" doc:"Longest delay below max_failures."`
-	MaxFailures int           `config:"auth.throttle.max_failures" default:"100" min:"2" max:"100" doc:"Consecutive failures from unknown devices after which an account refuses unknown devices for the time of lock. NIST SP 800-63B-4 allows no more than 100."`
-	Lock        time.Duration `config:"auth.throttle.lock" default:"24h" min:"1m" max:"720h" doc:"How long unknown devices are refused after max_failures, and again after each further failure."`
+	MaxFailures int           `config:"auth.throttle.max_failures" default:"100" min:"2" max:"100" doc:"Most consecutive failures at an account in all, however they are made. A fifth of them is for its known devices and addresses together; when strangers have used up the rest, they are refused for the time of lock. NIST SP 800-63B-4 allows no more than 100."`
+	Lock        time.Duration `config:"auth.throttle.lock" default:"24h" min:"1m" max:"720h" doc:"How long unknown devices are refused after their share of max_failures, and again after each further failure."`
 
 	AddressBurst     int `config:"auth.throttle.address_burst" default:"200" min:"1" max:"1000000" doc:"Failures that one address (IPv4 /32, IPv6 /64) may make at once, over all accounts."`
 	AddressPerMinute int `config:"auth.throttle.address_per_minute" default:"10" min:"1" max:"1000000" doc:"Failures a minute that one address may make on and on."`
@@ -38,8 +38,8 @@ func (c Config) Validate(report func(path, problem string)) {
 	if c.BaseDelay > c.MaxDelay {
 		report("auth.throttle.base_delay", "is longer than max_delay")
 	}
-	if c.AccountFree >= c.MaxFailures {
-		report("auth.throttle.account_free", "must be less than max_failures")
+	if c.AccountFree > c.strangersFailures() {
+		report("auth.throttle.account_free", "must be at most four fifths of max_failures, the share of unknown devices")
 	}
 	if c.Lock < c.MaxDelay {
 		report("auth.throttle.lock", "is shorter than max_delay")

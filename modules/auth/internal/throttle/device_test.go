@@ -16,8 +16,8 @@ func TestDeviceTokensKeepTheirForm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := device{id: [16]byte(bytes.Repeat([]byte{7}, 16)), issued: time.Unix(1_764_000_000, 0)}
-	const golden = "adt_AQcHBwcHBwcHBwcHBwcHBwcAAAAAaSSBAM-FMeZJV6vRf6OCdSs7NDUj9bt12AaRfnpc904SI6P2"
+	d := device{id: [16]byte(bytes.Repeat([]byte{7}, 16)), issued: time.Unix(1_764_000_000, 0), owner: fingerprint("owner")}
+	const golden = "adt_AgcHBwcHBwcHBwcHBwcHBwcAAAAAaSSBADPUTs92pUVly3fPFJXPo_25bBS6I9ywpeBCILHyvry4TyUpdDBTfcwnqye6sHurZw"
 	if got := d.encode(key, "alice"); got != golden {
 		t.Fatalf("%s, want %s: tokens that people hold would no longer be known", got, golden)
 	}
@@ -26,7 +26,7 @@ func TestDeviceTokensKeepTheirForm(t *testing.T) {
 func TestOnlyExactDeviceTokensAreTaken(t *testing.T) {
 	t.Parallel()
 	key := []byte("key")
-	good := mintDevice(key, "alice", time.Now())
+	good := mintDevice(key, "alice", ownerOf("alice"), time.Now())
 	if _, ok := parseDevice(key, "alice", good); !ok {
 		t.Fatal("a good token is refused")
 	}
@@ -75,33 +75,33 @@ func TestDeviceTokensAgeAndOutliveAChangeOfSecret(t *testing.T) {
 		return l
 	}
 	before := limiter("old")
-	a := Attempt{Account: "alice", Address: address(1), Device: before.Remember(t.Context(), "alice", address(1))}
-	known := func(l *Limiter) bool { _, ok := l.device(a); return ok }
-	if !known(before) || !known(limiter("new", "old")) {
+	a := Attempt{Account: "alice", Address: address(1), Device: remember(t, before, "alice", address(1))}
+	valid := func(l *Limiter) bool { _, ok := l.device(a); return ok }
+	if !valid(before) || !valid(limiter("new", "old")) {
 		t.Error("not known under its own secret, or the previous one")
 	}
-	if known(limiter("new")) {
+	if valid(limiter("new")) {
 		t.Error("known under a secret that is gone")
 	}
 	c.advance(180*24*time.Hour - time.Second)
-	if !known(before) {
+	if !valid(before) {
 		t.Error("not known before its time is over")
 	}
 	c.advance(2 * time.Second)
-	if known(before) {
+	if valid(before) {
 		t.Error("known after 180 days")
 	}
 	c.advance(-181 * 24 * time.Hour)
-	if known(before) {
+	if valid(before) {
 		t.Error("known a day before it was made")
 	}
 }
 
 func FuzzDeviceTokenReencodesToTheSame(f *testing.F) {
 	key := []byte("key")
-	f.Add(mintDevice(key, "alice", time.Unix(1_764_000_000, 0)), "alice")
+	f.Add(mintDevice(key, "alice", ownerOf("alice"), time.Unix(1_764_000_000, 0)), "alice")
 	f.Add("adt_", "")
-	f.Add("adt_"+strings.Repeat("A", 76), "alice")
+	f.Add("adt_"+strings.Repeat("A", deviceText-4), "alice")
 	f.Add(strings.Repeat("\n", 80), "bob")
 	f.Fuzz(func(t *testing.T, token, account string) {
 		if d, ok := parseDevice(key, account, token); ok && d.encode(key, account) != token {
@@ -110,6 +110,7 @@ func FuzzDeviceTokenReencodesToTheSame(f *testing.F) {
 		// What this key made must be taken, and for no other account.
 		d := device{issued: time.Unix(int64(len(token)), 0)}
 		copy(d.id[:], token)
+		copy(d.owner[:], account)
 		made := d.encode(key, account)
 		if got, ok := parseDevice(key, account, made); !ok || got != d {
 			t.Fatalf("%q comes back as %v, %t", made, got, ok)

@@ -10,13 +10,15 @@
 //	                device lane                        pair lane             common lane
 //	own budget:     5 failures a token,           5 failures a pair,      pair, account, address,
 //	                until a success               until a success         /48 prefix and global
-//	                     │ used up                         │ used up             ▲
-//	                     └─────────────────────────────────┴─────────────────────┘
+//	                     └──────────┬──────────────────────┘
+//	together:       20 failures of all that the owner is known by
+//	                                │ used up                                    ▲
+//	                                └────────────────────────────────────────────┘
 //
 // In the common lane, five limits hold at once:
 //
 //	pair      one address at one account   5 failures, then a delay that doubles: 1s, 2s, … 15m
-//	account   all strangers at an account  20 failures, then the same; at 100 failures 24h each
+//	account   all strangers at an account  20 failures, then the same; at 80 failures 24h each
 //	address   IPv4 /32 or IPv6 /64         200 failures, then 10 a minute, whatever the names
 //	prefix    IPv6 /48                     800 failures, then 40 a minute
 //	global    all strangers                2000 failures, then 600 a minute
@@ -35,12 +37,14 @@
 // two minutes.
 //
 // A success in the common lane forgets the failures of the account and of the pair. In the
-// other lanes it forgets those of that lane only: else an owner who signs in every hour
-// would hand strangers a new budget every hour.
+// other lanes it forgets those of that lane only, also where they count in the owner's 20:
+// else an owner who signs in every hour would hand strangers a new budget every hour.
 //
-// A streak of n failures is forgotten after n days without another, and beyond 100 failures
-// one guess a day is let through. So strangers have 100 guesses at an account and one more
-// a day, however they go about it: NIST SP 800-63B-4 §3.2.2 with a trickle, without which
+// A streak of n failures is forgotten after n days without another, and beyond 80 failures
+// one guess a day is let through. What known devices have failed is forgotten when their
+// tokens are no longer good. So whoever guesses at an account has 100 guesses, 80 as a
+// stranger and 20 with whatever tokens, addresses and sessions of the owner, and one more a
+// day, however they go about it: NIST SP 800-63B-4 §3.2.2 with a trickle, without which
 // they could shut an owner's new devices out for good.
 //
 // Accounts are named by a keyed hash of the canonical name, whether there is such an account
@@ -51,7 +55,12 @@
 // A stolen device token, or an address shared with the owner, gives five guesses and then
 // the common lane. The owner's next success with the same token, or without any token from
 // the same address, gives five more; each sign-in hands out a new token, so a stolen one
-// does not profit for long.
+// does not profit for long. Any number of them give 20 together. Of those 20, ten are for
+// tokens and addresses that have not failed yet: a thief with a few tokens uses up ten, and
+// the owner's other devices still have their lane.
+//
+// What is known is known to one account with one password: [Limiter.Trusts]. After a change
+// of the password, and to whoever takes a name that was given up, all of it is strange.
 //
 // # Where the counters live, and what they take
 //

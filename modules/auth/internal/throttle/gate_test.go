@@ -31,7 +31,7 @@ func TestWhoeverWaitsNoticesWhatAnotherProcessSettles(t *testing.T) {
 			t.Errorf("refused though another process settled: %v", err)
 		}
 	})
-	there.Succeeded(t.Context(), inFlight[0])
+	there.Succeeded(t.Context(), inFlight[0], ownerOf("alice"))
 	wg.Wait()
 }
 

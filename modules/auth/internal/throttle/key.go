@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"fmt"
 	"net/netip"
 )
 
@@ -12,6 +13,17 @@ import (
 type id [16]byte
 
 func (i id) String() string { return base64.RawURLEncoding.EncodeToString(i[:]) }
+
+func parseID(text string) (i id, err error) {
+	raw, err := base64.RawURLEncoding.DecodeString(text)
+	if err == nil && len(raw) != len(i) {
+		err = fmt.Errorf("%d bytes", len(raw))
+	}
+	if err != nil {
+		return id{}, fmt.Errorf("read the name of a counter: %w", err)
+	}
+	return id(raw), nil
+}
 
 // class keeps the ids of different kinds of counters apart.
 type class byte
@@ -24,31 +36,43 @@ const (
 	classPrefix   class = 'n'
 	classGlobal   class = 'g'
 	classRegister class = 'r'
+	classSession  class = 's'
+	classKnown    class = 'k'
 )
 
-// keys names the counters of one attempt. Device is zero without a valid device token, and
-// prefix with IPv4.
+// keys names the counters of one attempt. Device and known are zero without a valid device
+// token or a session, and prefix with IPv4.
 type keys struct {
 	device, pair, account, address, prefix, global id
+	known                                          id   // of the owner to whom the device is known
+	stranger                                       bool // whatever the counters say of the address
 }
 
 // keysOf costs no I/O and the same for every account.
 func (l *Limiter) keysOf(a Attempt) keys {
 	address, prefix := networks(a.Address)
 	k := keys{
-		account: l.id(classAccount, netip.Prefix{}, a.Account),
-		pair:    l.id(classPair, address, a.Account),
-		address: l.id(classAddress, address, ""),
-		global:  l.id(classGlobal, netip.Prefix{}, ""),
+		stranger: a.Stranger,
+		account:  l.id(classAccount, netip.Prefix{}, a.Account),
+		pair:     l.id(classPair, address, a.Account),
+		address:  l.id(classAddress, address, ""),
+		global:   l.id(classGlobal, netip.Prefix{}, ""),
 	}
 	if prefix.IsValid() {
 		k.prefix = l.id(classPrefix, prefix, "")
 	}
-	if d, ok := l.device(a); ok {
-		k.device = l.id(classDevice, netip.Prefix{}, string(d.id[:]))
+	switch d, ok := l.device(a); {
+	case a.Stranger:
+	case a.Session != "":
+		k.device, k.known = l.id(classSession, netip.Prefix{}, a.Session), l.known(fingerprint(a.Owner))
+	case ok:
+		k.device, k.known = l.id(classDevice, netip.Prefix{}, string(d.id[:])), l.known(d.owner)
 	}
 	return k
 }
+
+// known names the counter of all that an owner's known devices and addresses failed.
+func (l *Limiter) known(owner [16]byte) id { return l.id(classKnown, netip.Prefix{}, string(owner[:])) }
 
 // device returns the device whose token the attempt presents, if it is one of ours, for
 // this account, and of age.

@@ -1,11 +1,13 @@
 -- The rules of rules.go, for counters in Redis. The settings come as the table R before
 -- this text. One call decides one thing, in one step, by Redis' own clock.
 --
--- ARGV: operation, time to use instead of the clock (0 but in tests), lane, outcome
--- KEYS: account, pair, device, address, prefix, global
+-- ARGV: operation, time to use instead of the clock (0 but in tests);
+--       for "begin": 1 for a stranger, whatever is known of the address;
+--       for "settle": lane, outcome, and the owner to whom a success makes the address known
+-- KEYS: account, pair, device, address, prefix, global, known (the counter of the owner)
 --       (for "take" only: the counter of registrations)
 -- A key that ends in ":none" stands for a counter that the attempt does not have.
--- A record is a hash: f failed, p pending, t written, u until, m mark.
+-- A record is a hash: f failed, p pending, t written, u until, m mark, o owner, c counted.
 
 local LEASE, UNIT = 120000, 60000
 local DEVICE, PAIR, COMMON = 1, 2, 3
@@ -20,10 +22,10 @@ end
 local function has(key) return string.sub(key, -5) ~= ':none' end
 
 local function get(key)
-  local v = redis.call('HMGET', key, 'f', 'p', 't', 'u', 'm')
+  local v = redis.call('HMGET', key, 'f', 'p', 't', 'u', 'm', 'o', 'c')
   return {
     failed = tonumber(v[1] or 0), pending = tonumber(v[2] or 0), at = tonumber(v[3] or 0),
-    wait_until = tonumber(v[4] or 0), mark = tonumber(v[5] or 0),
+    wait_until = tonumber(v[4] or 0), mark = tonumber(v[5] or 0), owner = v[6] or '', counted = tonumber(v[7] or 0),
   }
 end
 
@@ -32,7 +34,8 @@ local function put(key, rec, life)
     redis.call('DEL', key)
     return
   end
-  redis.call('HSET', key, 'f', rec.failed, 'p', rec.pending, 't', now, 'u', rec.wait_until, 'm', rec.mark)
+  redis.call('HSET', key, 'f', rec.failed, 'p', rec.pending, 't', now, 'u', rec.wait_until, 'm', rec.mark,
+    'o', rec.owner or '', 'c', rec.counted or 0)
   redis.call('PEXPIRE', key, life)
 end
 
@@ -51,12 +54,16 @@ end
 local function lane(key, rule, cleared)
   local rec = get(key)
   cleared = cleared or rec.mark
-  if rec.at <= cleared or rec.at + keep(rule, rec) < now then
+  if rec.wait_until > now + math.max(rule.longest, rule.lock) then rec.wait_until = 0 end
+  if cleared > now then cleared = 0 end
+  local wiped = rec.at <= cleared
+  if wiped or rec.at + keep(rule, rec) < now then
     rec.failed, rec.pending, rec.wait_until = 0, 0, 0
+    if wiped or rec.mark <= now then rec.counted = 0 end
   end
-  if rec.pending > 0 and rec.at + LEASE < now then
+  if rec.pending > 0 and (rec.at + LEASE < now or rec.at > now + LEASE) then
     rec.failed, rec.pending = rec.failed + rec.pending, 0
-    rec.wait_until = rec.at + delay(rule, rec.failed)
+    rec.wait_until = math.min(rec.at, now) + delay(rule, rec.failed)
   end
   return rec
 end
@@ -84,6 +91,37 @@ local function finish(rule, rec, how)
   return false
 end
 
+-- What the known devices and addresses of an owner fail together.
+
+local function has_room(rule, rec) return rec.failed + rec.pending < rule.free end
+
+local function reserve_known(key, rec, cleared)
+  local known = lane(key, R.known, cleared)
+  local room = R.known.free
+  if rec.counted + rec.pending > 0 then room = math.floor((room + 1) / 2) end
+  if known.failed + known.pending >= room then return false end
+  known.pending = known.pending + 1
+  put_lane(key, R.known, known)
+  return true
+end
+
+local function count(known, rec, how)
+  if how == FAILED then
+    known.failed = known.failed + 1
+    rec.counted = rec.counted + 1
+  elseif how == SUCCEEDED then
+    known.failed = math.max(0, known.failed - rec.counted)
+    rec.counted = 0
+  end
+end
+
+local function settle_known(key, rec, how, cleared)
+  local known = lane(key, R.known, cleared)
+  known.pending = math.max(0, known.pending - 1)
+  count(known, rec, how)
+  put_lane(key, R.known, known)
+end
+
 -- Buckets: failures over time.
 
 local function leak(level, past, rate)
@@ -93,6 +131,7 @@ end
 
 local function bucket(key, rule)
   local rec = get(key)
+  if rec.at > now + LEASE then rec.failed, rec.pending = 0, 0 end
   local past = math.max(0, now - rec.at)
   rec.failed = leak(rec.failed, past, rule.per_minute)
   rec.pending = leak(rec.pending, past, rule.drain)
@@ -136,17 +175,18 @@ function operation.begin()
   local account = lane(KEYS[1], R.account)
   if has(KEYS[3]) then
     local device = lane(KEYS[3], R.device, account.mark)
-    if device.failed + device.pending < R.device.free then
+    if has_room(R.device, device) and reserve_known(KEYS[7], device, account.mark) then
       device.pending = device.pending + 1
       put_lane(KEYS[3], R.device, device)
-      return {DEVICE, 0, 0}
+      return {DEVICE, 0, 0, string.sub(KEYS[7], #R.known_prefix + 1)}
     end
   end
   local pair = lane(KEYS[2], R.pair, account.mark)
-  if pair.mark > now and pair.failed + pair.pending < R.pair.free then
+  if ARGV[3] ~= '1' and now < pair.mark and pair.mark <= now + R.remember and pair.owner ~= '' and has_room(R.pair, pair)
+    and reserve_known(R.known_prefix .. pair.owner, pair, account.mark) then
     pair.pending = pair.pending + 1
     put_lane(KEYS[2], R.pair, pair)
-    return {PAIR, 0, 0}
+    return {PAIR, 0, 0, pair.owner}
   end
 
   local address, prefix = bucket(KEYS[4], R.address), nil
@@ -188,8 +228,17 @@ function operation.settle()
 
   if of == DEVICE then
     local device = lane(KEYS[3], R.device, account.mark)
+    settle_known(KEYS[7], device, how, account.mark)
     finish(R.device, device, how)
     put_lane(KEYS[3], R.device, device)
+  end
+  if of == PAIR then
+    settle_known(KEYS[7], pair, how, account.mark)
+  elseif of == COMMON and how == SUCCEEDED and pair.counted > 0 then
+    local key = R.known_prefix .. pair.owner
+    local known = lane(key, R.known, account.mark)
+    count(known, pair, how)
+    put_lane(key, R.known, known)
   end
   if of == PAIR or of == COMMON then
     crossed = finish(R.pair, pair, how)
@@ -207,7 +256,10 @@ function operation.settle()
     wait = math.max(wait, account.wait_until - now)
     put_lane(KEYS[1], R.account, account)
   end
-  if how == SUCCEEDED then pair.mark = now + R.known end
+  if how == SUCCEEDED then
+    pair.mark = now + R.remember
+    if pair.owner ~= ARGV[5] then pair.owner, pair.counted = ARGV[5], 0 end
+  end
   if of ~= DEVICE or how == SUCCEEDED then put_lane(KEYS[2], R.pair, pair) end
   if crossed then return {1, wait} end
   return {0, wait}

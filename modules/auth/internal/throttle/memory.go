@@ -47,17 +47,18 @@ func (m *memory) begin(k keys) verdict {
 
 	if k.device != (id{}) {
 		device := r.device.current(m.get(k.device), now, account.mark)
-		if device.failed+device.pending < r.device.free {
+		if r.device.hasRoom(device) && m.reserveKnown(k.known, device, account.mark, now) {
 			device.pending++
 			m.putLane(k.device, device, r.device, now)
-			return verdict{lane: laneDevice}
+			return verdict{lane: laneDevice, known: k.known}
 		}
 	}
 	pair := r.pair.current(m.get(k.pair), now, account.mark)
-	if pair.mark > now && pair.failed+pair.pending < r.pair.free {
+	if !k.stranger && r.remembers(pair, now) && pair.owner != (id{}) && r.pair.hasRoom(pair) &&
+		m.reserveKnown(pair.owner, pair, account.mark, now) {
 		pair.pending++
 		m.putLane(k.pair, pair, r.pair, now)
-		return verdict{lane: lanePair}
+		return verdict{lane: lanePair, known: pair.owner}
 	}
 
 	address := r.address.current(m.get(k.address), now)
@@ -86,10 +87,43 @@ func (m *memory) begin(k keys) verdict {
 	return verdict{lane: laneCommon}
 }
 
-// settle ends what begin let through in the lane. It also takes attempts that were begun
-// elsewhere: their outcome counts, and there is no reservation to take back. With laneNone
-// and succeeded it only remembers the pair.
-func (m *memory) settle(k keys, in lane, how outcome) settlement {
+// reserveKnown takes room for a failure of the known device or address in rec, unless what the
+// owner's devices and addresses may fail together is used up or reserved.
+func (m *memory) reserveKnown(i id, rec record, cleared, now int64) bool {
+	known := m.rules.known.current(m.get(i), now, cleared)
+	if !m.rules.known.hasKnownRoom(known, rec) {
+		return false
+	}
+	known.pending++
+	m.putLane(i, known, m.rules.known, now)
+	return true
+}
+
+// settleKnown counts in the owner's counter how an attempt in the lane of rec ended. A success
+// forgives the failures of that lane and of no other: those were its owner's own.
+func (m *memory) settleKnown(i id, rec *record, how outcome, cleared, now int64) {
+	known := m.rules.known.current(m.get(i), now, cleared)
+	known.pending = max(0, known.pending-1)
+	m.count(&known, rec, how)
+	m.putLane(i, known, m.rules.known, now)
+}
+
+func (m *memory) count(known, rec *record, how outcome) {
+	switch how {
+	case failed:
+		known.failed++
+		rec.counted++
+	case succeeded:
+		known.failed = max(0, known.failed-rec.counted)
+		rec.counted = 0
+	}
+}
+
+// settle ends what begin let through in the lane, known to an owner or to none. It also takes
+// attempts that were begun elsewhere: their outcome counts, and there is no reservation to take
+// back. With laneNone and succeeded it only remembers the pair. After a success the pair is
+// known to the owner.
+func (m *memory) settle(k keys, in lane, how outcome, known, owner id) settlement {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, now := m.rules, m.now().UnixMilli()
@@ -99,8 +133,17 @@ func (m *memory) settle(k keys, in lane, how outcome) settlement {
 
 	if in == laneDevice {
 		device := r.device.current(m.get(k.device), now, account.mark)
+		m.settleKnown(known, &device, how, account.mark, now)
 		end(r.device, &device, how, now)
 		m.putLane(k.device, device, r.device, now)
+	}
+	switch {
+	case in == lanePair:
+		m.settleKnown(known, &pair, how, account.mark, now)
+	case in == laneCommon && how == succeeded && pair.counted > 0:
+		forgiven := r.known.current(m.get(pair.owner), now, account.mark)
+		m.count(&forgiven, &pair, how)
+		m.putLane(pair.owner, forgiven, r.known, now)
 	}
 	if in == lanePair || in == laneCommon {
 		s.crossed = end(r.pair, &pair, how, now)
@@ -121,7 +164,10 @@ func (m *memory) settle(k keys, in lane, how outcome) settlement {
 		m.putLane(k.account, account, r.account, now)
 	}
 	if how == succeeded {
-		pair.mark = now + r.known
+		pair.mark = now + r.remember
+		if pair.owner != owner {
+			pair.owner, pair.counted = owner, 0
+		}
 	}
 	if in != laneDevice || how == succeeded {
 		m.putLane(k.pair, pair, r.pair, now)

@@ -35,11 +35,11 @@ func TestSprayingCannotFlushWhatMatters(t *testing.T) {
 	cfg.MemoryEntries = 1000
 	cfg.GlobalBurst = 1_000_000
 	l := w.node(cfg)
-	l.Remember(t.Context(), "alice", address(100_001))
+	remember(t, l, "alice", address(100_001))
 	for n := range 20 {
 		guess(t, l, Attempt{Account: "alice", Address: address(100_100 + n)})
 	}
-	stolen := l.Remember(t.Context(), "bob", address(100_002))
+	stolen := remember(t, l, "bob", address(100_002))
 	for range 5 {
 		guess(t, l, Attempt{Account: "bob", Address: address(100_003), Device: stolen})
 	}
@@ -49,10 +49,10 @@ func TestSprayingCannotFlushWhatMatters(t *testing.T) {
 	if s, _ := l.State(t.Context(), "alice"); s.Failures != 20 {
 		t.Errorf("%d failures of an account under attack are left, want 20", s.Failures)
 	}
-	if ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(100_001)}); err != nil || !ticket.Known() {
+	if ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(100_001)}); err != nil || !known(ticket) {
 		t.Errorf("the owner's address is forgotten (%v)", err)
 	}
-	if ticket, err := l.Begin(t.Context(), Attempt{Account: "bob", Address: address(100_003), Device: stolen}); err == nil && ticket.Known() {
+	if ticket, err := l.Begin(t.Context(), Attempt{Account: "bob", Address: address(100_003), Device: stolen}); err == nil && known(ticket) {
 		t.Error("a used-up device token is new again")
 	}
 }

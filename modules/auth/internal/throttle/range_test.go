@@ -56,7 +56,7 @@ func TestBothEndsOfEverySettingLetAFirstGuessAndTheOwnerThrough(t *testing.T) {
 				if err := l.Register(t.Context(), owner.Address); err != nil {
 					t.Fatalf("the first registration: %v", err)
 				}
-				owner.Device = l.Remember(t.Context(), owner.Account, owner.Address)
+				owner.Device = remember(t, l, owner.Account, owner.Address)
 				if !guess(t, l, Attempt{Account: "bob", Address: address(7)}) {
 					t.Error("the first guess of an unknown device is refused")
 				}

@@ -33,7 +33,7 @@ func TestBothLanguagesGiveTheSameAnswers(t *testing.T) {
 	answers := map[string]int{}
 	for seed := range uint64(6) {
 		w := onRedis(t)
-		bothLanguages(t, w, w.node(cfg), rand.New(rand.NewPCG(seed, 1)), 3000, answers)
+		bothLanguages(t, w, w.node(cfg), rand.New(rand.NewPCG(seed, 1)), 4000, answers)
 	}
 	want := []string{"settle", "crossed", "take", "state", "let through: device", "let through: pair", "let through: common", "global"}
 	for _, limit := range []string{"pair", "account", "address", "prefix"} {
@@ -49,14 +49,16 @@ func TestBothLanguagesGiveTheSameAnswers(t *testing.T) {
 func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, answers map[string]int) {
 	t.Helper()
 	type open struct {
-		k  keys
-		in lane
+		k     keys
+		in    lane
+		known id
 	}
 	var (
-		ctx      = t.Context()
-		accounts = []string{"alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi"}
-		inFlight []open
-		devices  [8][]string
+		ctx       = t.Context()
+		accounts  = []string{"alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi"}
+		passwords = []string{"first", "second"}
+		inFlight  []open
+		devices   [8][]string
 	)
 	for step := range steps {
 		who := r.IntN(len(accounts))
@@ -67,6 +69,7 @@ func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 		if n := len(devices[who]); n > 0 && r.IntN(3) == 0 {
 			a.Device = devices[who][r.IntN(n)]
 		}
+		a.Stranger = r.IntN(12) == 0
 		k := l.keysOf(a)
 		check := func(what string, inRedis, inMemory any, err error) {
 			t.Helper()
@@ -85,7 +88,7 @@ func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 			switch {
 			case v.limit == limitNone:
 				answers["let through: "+laneNames[v.lane]]++
-				inFlight = append(inFlight, open{k, v.lane})
+				inFlight = append(inFlight, open{k, v.lane, v.known})
 			case v.wait == 0:
 				answers[limitNames[v.limit]+" in flight"]++
 			default:
@@ -97,13 +100,15 @@ func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 			inFlight[i] = inFlight[len(inFlight)-1]
 			inFlight = inFlight[:len(inFlight)-1]
 			how := []outcome{failed, failed, failed, failed, failed, failed, cancelled, succeeded}[r.IntN(8)]
-			s, err := l.shared.settle(ctx, o.k, o.in, how)
-			check("settle", s, l.local.settle(o.k, o.in, how), err)
+			password := passwords[r.IntN(2)] // what accounts have; it changes
+			owner := l.known(fingerprint(password))
+			s, err := l.shared.settle(ctx, o.k, o.in, how, o.known, owner)
+			check("settle", s, l.local.settle(o.k, o.in, how, o.known, owner), err)
 			if s.crossed {
 				answers["crossed"]++
 			}
 			if how == succeeded {
-				devices[who] = append(devices[who], mintDevice(l.deviceKeys[0], accounts[who], w.clock.now()))
+				devices[who] = append(devices[who], mintDevice(l.deviceKeys[0], accounts[who], password, w.clock.now()))
 			}
 		case n == 17:
 			i := l.id(classRegister, mustNetwork(a), "")
@@ -134,7 +139,7 @@ func TestNoNameOrAddressIsInRedisAndEveryKeyExpires(t *testing.T) {
 	server := cachetest.Start(t)
 	client := cachetest.Open(t, server.URL())
 	l := newWorld(t, client).node(defaults(t))
-	phone := l.Remember(t.Context(), "planted-name", address(1))
+	phone := remember(t, l, "planted-name", address(1))
 	for n := range 200 {
 		guess(t, l, Attempt{Account: "planted-name", Address: address(n / 7), Device: phone})
 		guess(t, l, Attempt{Account: "planted-name", Address: v6(n, n)})
@@ -162,8 +167,8 @@ func TestNoNameOrAddressIsInRedisAndEveryKeyExpires(t *testing.T) {
 			t.Errorf("%s shows a name or an address (%v)", text, err)
 		}
 	}
-	if len(kinds) != 6 {
-		t.Errorf("kinds of keys %v, want all six", kinds)
+	if len(kinds) != 7 {
+		t.Errorf("kinds of keys %v, want all seven", kinds)
 	}
 }
 
@@ -210,7 +215,7 @@ func redisWorld(t *testing.T) (*world, *Limiter, *cachetest.Server, *observer.Ob
 func TestWithRedisAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 	t.Parallel()
 	w, l, server, logs, registry := redisWorld(t)
-	phone := l.Remember(t.Context(), "alice", address(1))
+	phone := remember(t, l, "alice", address(1))
 	for n := range 15 {
 		guess(t, l, Attempt{Account: "alice", Address: address(100 + n)})
 	}
@@ -273,7 +278,7 @@ func TestASilentRedisHoldsUpOneSignInASecond(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.Succeeded(ctx, ticket)
+		l.Succeeded(ctx, ticket, ownerOf(name(n)))
 	}
 	if ctx.Err() != nil {
 		t.Fatal("a silent Redis holds up sign-ins")

@@ -60,6 +60,7 @@ type verdict struct {
 	lane  lane
 	limit limit
 	wait  time.Duration
+	known id // of the device and pair lanes: the counter of the owner they were known to
 }
 
 // orLonger returns the refusal of the two that lasts longer.
@@ -84,8 +85,13 @@ type record struct {
 	at              int64 // when it was written
 	until           int64 // lanes: no attempt before
 	// mark is, in an account, when an operator cleared it: lanes written before count as
-	// empty. In a pair, until when the address is known to the account.
+	// empty. In a pair, until when the address is known to its owner.
 	mark int64
+	// owner is, in a pair, the counter of the owner to whom the address is known.
+	owner id
+	// counted is how many of the failures of a device or a pair count in the counter of their
+	// owner, too: so many go from there when they are forgiven here.
+	counted int64
 }
 
 // laneRule is the rule of a counter of consecutive failures.
@@ -116,13 +122,25 @@ func (r laneRule) delay(failures int64) int64 {
 
 // current returns what the record means now: what is to be forgotten is, and reservations
 // that nobody settled are failures.
+//
+// Times that no clock of ours can have written void themselves: a clock that was ahead must not
+// stop anybody until the right one has caught up.
 func (r laneRule) current(rec record, now, cleared int64) record {
-	if rec.at <= cleared || rec.at+r.keep(rec) < now {
-		rec.failed, rec.pending, rec.until = 0, 0, 0
+	if rec.until > now+max(r.longest, r.lock) {
+		rec.until = 0
 	}
-	if rec.pending > 0 && rec.at+lease.Milliseconds() < now {
+	if cleared > now {
+		cleared = 0
+	}
+	if wiped := rec.at <= cleared; wiped || rec.at+r.keep(rec) < now {
+		rec.failed, rec.pending, rec.until = 0, 0, 0
+		if wiped || rec.mark <= now { // what a known address has used up outlasts the streak
+			rec.counted = 0
+		}
+	}
+	if rec.pending > 0 && (rec.at+lease.Milliseconds() < now || rec.at > now+lease.Milliseconds()) {
 		rec.failed, rec.pending = rec.failed+rec.pending, 0
-		rec.until = rec.at + r.delay(rec.failed)
+		rec.until = min(rec.at, now) + r.delay(rec.failed)
 	}
 	return rec
 }
@@ -137,6 +155,20 @@ func (r laneRule) room(rec record, name limit, now int64) verdict {
 		return verdict{limit: name}
 	}
 	return verdict{}
+}
+
+// hasRoom reports whether one more attempt may fail without a delay.
+func (r laneRule) hasRoom(rec record) bool { return rec.failed+rec.pending < r.free }
+
+// hasKnownRoom reports whether the counter of an owner has room for one more failure of the
+// device or address in rec. Half of the room is kept for those that have not failed: a few
+// stolen tokens cannot use up what the owner's other devices need.
+func (r laneRule) hasKnownRoom(known, rec record) bool {
+	room := r.free
+	if rec.counted+rec.pending > 0 {
+		room = (r.free + 1) / 2
+	}
+	return known.failed+known.pending < room
 }
 
 // fail counts a failure and reports whether it crossed a threshold.
@@ -165,8 +197,12 @@ func (r laneRule) life(rec record, now int64) int64 {
 type bucketRule struct{ burst, perMinute int64 }
 
 // current lets the bucket leak. Reservations leak too, over the length of the lease, so that
-// one which nobody settled does not stay.
+// one which nobody settled does not stay. A bucket that was filled by a clock far ahead is empty: it
+// would not leak until then.
 func (b bucketRule) current(rec record, now int64) record {
+	if rec.at > now+lease.Milliseconds() {
+		return record{}
+	}
 	past := max(0, now-rec.at)
 	rec.failed = leak(rec.failed, past, b.perMinute)
 	rec.pending = leak(rec.pending, past, b.drain())
@@ -207,29 +243,43 @@ func (b bucketRule) life(rec record) int64 {
 
 // rules is the whole of it.
 type rules struct {
-	device, pair, account             laneRule
+	device, pair, account, known      laneRule
 	address, prefix, global, register bucketRule
-	known                             int64 // how long a pair that signed in is known
+	remember                          int64 // how long a pair that signed in is known
 }
 
 // memory is how long the longest streak is remembered.
 func (c Config) memory() time.Duration { return time.Duration(c.MaxFailures) * c.Forget }
 
+// knownFailures is how many of the failures that an account takes in all are kept for its known
+// devices and addresses. The rest is for strangers.
+func (c Config) knownFailures() int { return max(1, c.MaxFailures/5) }
+
+func (c Config) strangersFailures() int { return c.MaxFailures - c.knownFailures() }
+
 func (c Config) rules() rules {
 	forget, memory, device := c.Forget.Milliseconds(), c.memory().Milliseconds(), c.Device.Milliseconds()
+	// What known devices have used up stays used up for as long as any of them is known.
+	known, knownFailures := max(device, c.Remember.Milliseconds()), int64(c.knownFailures())
 	base, longest := c.BaseDelay.Milliseconds(), c.MaxDelay.Milliseconds()
 	return rules{
-		// A used-up token stays used up for as long as it could have been good.
-		device: laneRule{free: int64(c.DeviceFree), forget: device / int64(c.DeviceFree), memory: device},
+		// What a token has used up stays used up for as long as it could be good.
+		device: laneRule{free: int64(c.DeviceFree), forget: device, memory: device},
 		pair:   laneRule{free: int64(c.PairFree), base: base, longest: longest, forget: forget, memory: memory},
-		account: laneRule{free: int64(c.AccountFree), base: base, longest: longest, max: int64(c.MaxFailures),
-			lock: c.Lock.Milliseconds(), forget: forget, memory: memory, cleared: max(memory, device)},
+		account: laneRule{free: int64(c.AccountFree), base: base, longest: longest, max: int64(c.strangersFailures()),
+			lock: c.Lock.Milliseconds(), forget: forget, memory: memory, cleared: max(memory, known)},
+		known:    laneRule{free: knownFailures, forget: known / knownFailures, memory: known},
 		address:  bucketRule{int64(c.AddressBurst), int64(c.AddressPerMinute)},
 		prefix:   bucketRule{int64(c.PrefixBurst), int64(c.PrefixPerMinute)},
 		global:   bucketRule{int64(c.GlobalBurst), int64(c.GlobalPerMinute)},
 		register: bucketRule{int64(c.RegisterPerMinute), int64(c.RegisterPerMinute)},
-		known:    c.Remember.Milliseconds(),
+		remember: c.Remember.Milliseconds(),
 	}
+}
+
+// remembers reports whether the pair is known to its owner.
+func (r rules) remembers(pair record, now int64) bool {
+	return now < pair.mark && pair.mark <= now+r.remember
 }
 
 func milliseconds(n int64) time.Duration { return time.Duration(n) * time.Millisecond }

@@ -64,24 +64,36 @@ func (r rules) lua() string {
 	lane("device", r.device)
 	lane("pair", r.pair)
 	lane("account", r.account)
+	lane("known", r.known)
 	bucket("address", r.address)
 	bucket("prefix", r.prefix)
 	bucket("global", r.global)
 	bucket("register", r.register)
-	fmt.Fprintf(&b, "known = %d}\n", r.known)
+	fmt.Fprintf(&b, "remember = %d, known_prefix = %q}\n", r.remember, redisPrefix(classKnown))
 	return b.String()
 }
 
 func (s *shared) begin(ctx context.Context, k keys) (verdict, error) {
-	n, err := s.run(ctx, 3, k.redis(), "begin")
+	stranger := 0
+	if k.stranger {
+		stranger = 1
+	}
+	var known string
+	n, err := s.run(ctx, 3, k.redis(k.known), "begin", &known, stranger)
 	if err != nil {
 		return verdict{}, err
 	}
-	return verdict{lane: lane(n[0]), limit: limit(n[1]), wait: milliseconds(n[2])}, nil
+	v := verdict{lane: lane(n[0]), limit: limit(n[1]), wait: milliseconds(n[2])}
+	if v.lane == laneDevice || v.lane == lanePair {
+		if v.known, err = parseID(known); err != nil {
+			return verdict{}, err
+		}
+	}
+	return v, nil
 }
 
-func (s *shared) settle(ctx context.Context, k keys, in lane, how outcome) (settlement, error) {
-	n, err := s.run(ctx, 2, k.redis(), "settle", int64(in), int64(how))
+func (s *shared) settle(ctx context.Context, k keys, in lane, how outcome, known, owner id) (settlement, error) {
+	n, err := s.run(ctx, 2, k.redis(known), "settle", nil, int64(in), int64(how), owner.String())
 	if err != nil {
 		return settlement{}, err
 	}
@@ -89,7 +101,7 @@ func (s *shared) settle(ctx context.Context, k keys, in lane, how outcome) (sett
 }
 
 func (s *shared) take(ctx context.Context, i id) (time.Duration, error) {
-	n, err := s.run(ctx, 1, []string{redisKey(classRegister, i)}, "take")
+	n, err := s.run(ctx, 1, []string{redisKey(classRegister, i)}, "take", nil)
 	if err != nil {
 		return 0, err
 	}
@@ -97,23 +109,24 @@ func (s *shared) take(ctx context.Context, i id) (time.Duration, error) {
 }
 
 func (s *shared) clear(ctx context.Context, k keys) error {
-	_, err := s.run(ctx, 0, k.redis(), "clear")
+	_, err := s.run(ctx, 0, k.redis(k.known), "clear", nil)
 	return err
 }
 
 func (s *shared) state(ctx context.Context, k keys) (failures int64, wait time.Duration, err error) {
-	n, err := s.run(ctx, 2, k.redis(), "state")
+	n, err := s.run(ctx, 2, k.redis(k.known), "state", nil)
 	if err != nil {
 		return 0, 0, err
 	}
 	return n[0], milliseconds(n[1]), nil
 }
 
-// redis names the keys in the order that limits.lua expects.
-func (k keys) redis() []string {
+// redis names the keys in the order that limits.lua expects, the counter of the owner last.
+func (k keys) redis(known id) []string {
 	return []string{
 		redisKey(classAccount, k.account), redisKey(classPair, k.pair), redisKey(classDevice, k.device),
 		redisKey(classAddress, k.address), redisKey(classPrefix, k.prefix), redisKey(classGlobal, k.global),
+		redisKey(classKnown, known),
 	}
 }
 
@@ -121,11 +134,13 @@ func (k keys) redis() []string {
 // an ACL covers them, and the hash tag that puts them into one slot.
 const keyPrefix = cache.Prefix + "{throttle}:"
 
+func redisPrefix(c class) string { return keyPrefix + string(c) + ":" }
+
 func redisKey(c class, i id) string {
 	if i == (id{}) {
-		return keyPrefix + string(c) + ":none"
+		return redisPrefix(c) + "none"
 	}
-	return keyPrefix + string(c) + ":" + i.String()
+	return redisPrefix(c) + i.String()
 }
 
 // once keeps the client from sending a command again that may have been carried out: that
@@ -134,20 +149,22 @@ type once struct{ *redis.Cmd }
 
 func (once) NoRetry() bool { return true }
 
-// run carries out one operation and returns its answer of n numbers. The error is [errAway]
-// when the caller must go on without Redis, and that of ctx when the caller has left.
-func (s *shared) run(ctx context.Context, n int, keys []string, operation string, args ...any) ([]int64, error) {
+// run carries out one operation and returns its answer of n numbers, and of a text behind them
+// where one is asked for. The error is [errAway] when the caller must go on without Redis, and
+// that of ctx when the caller has left.
+func (s *shared) run(ctx context.Context, n int, keys []string, operation string, text *string, args ...any) ([]int64, error) {
 	if !s.usable() {
 		return nil, errAway
 	}
 	bounded, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
-	numbers, err := s.eval(bounded, "evalsha", s.digest, keys, operation, args)
+	answer, err := s.eval(bounded, "evalsha", s.digest, keys, operation, args)
 	if redis.HasErrorPrefix(err, "NOSCRIPT") { // the first call, or Redis was restarted
-		numbers, err = s.eval(bounded, "eval", s.script, keys, operation, args)
+		answer, err = s.eval(bounded, "eval", s.script, keys, operation, args)
 	}
-	if err == nil && len(numbers) != n {
-		err = fmt.Errorf("answer of %d numbers, not %d", len(numbers), n)
+	var numbers []int64
+	if err == nil {
+		numbers, err = read(answer, n, text)
 	}
 	if err != nil && ctx.Err() != nil {
 		return nil, ctx.Err() // says nothing about Redis
@@ -159,7 +176,25 @@ func (s *shared) run(ctx context.Context, n int, keys []string, operation string
 	return numbers, nil
 }
 
-func (s *shared) eval(ctx context.Context, verb, script string, keys []string, operation string, args []any) ([]int64, error) {
+func read(answer []any, n int, text *string) ([]int64, error) {
+	numbers := make([]int64, n)
+	for i := range numbers {
+		if i >= len(answer) {
+			return nil, fmt.Errorf("answer of %d parts, want %d numbers", len(answer), n)
+		}
+		number, ok := answer[i].(int64)
+		if !ok {
+			return nil, fmt.Errorf("answer with %T where a number should be", answer[i])
+		}
+		numbers[i] = number
+	}
+	if text != nil && len(answer) > n {
+		*text, _ = answer[n].(string)
+	}
+	return numbers, nil
+}
+
+func (s *shared) eval(ctx context.Context, verb, script string, keys []string, operation string, args []any) ([]any, error) {
 	words := []any{verb, script, len(keys)}
 	for _, key := range keys {
 		words = append(words, key)
@@ -173,7 +208,7 @@ func (s *shared) eval(ctx context.Context, verb, script string, keys []string, o
 	if err := s.client.Process(ctx, once{cmd}); err != nil {
 		return nil, err
 	}
-	return cmd.Int64Slice()
+	return cmd.Slice()
 }
 
 // usable reports whether Redis is to be asked. While it is away that is one caller a second.

@@ -90,6 +90,12 @@ type Attempt struct {
 	Account string     // canonical name, whether there is such an account or not
 	Address netip.Addr // of the client, as the proxies we trust tell it
 	Device  string     // device token it presented; anything, or ""
+
+	// Session is the live session in which somebody already signed in is asked for the password
+	// again, and Owner whose it is (see [Limiter.Trusts]). It is a known device of its own.
+	Session, Owner string
+	// Stranger is set to try again without what [Limiter.Trusts] has refused.
+	Stranger bool
 }
 
 // Ticket is the leave to try, and a reservation. Settle it with Failed, Succeeded or Cancel;
@@ -98,11 +104,9 @@ type Ticket struct {
 	attempt Attempt
 	keys    keys
 	lane    lane
+	known   id // the counter of the owner to whom a device or an address is known
 	settled atomic.Bool
 }
-
-// Known reports whether the attempt comes from a device that signed in before.
-func (t *Ticket) Known() bool { return t.lane == laneDevice || t.lane == lanePair }
 
 // Begin asks for leave to check a password. Call it before any hashing. The error is
 // [ErrTooManyAttempts] with the time after which to come back.
@@ -123,7 +127,12 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 		})
 	}
 	if v.limit == limitNone {
-		t.lane = v.lane
+		t.lane, t.known = v.lane, v.known
+		if a.Owner != "" && !l.Trusts(t, a.Owner) {
+			l.Cancel(ctx, t)
+			a.Session, a.Owner, a.Stranger = "", "", true
+			return l.Begin(ctx, a)
+		}
 		return t, nil
 	}
 	if v.wait == 0 {
@@ -132,6 +141,19 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 	}
 	l.refused.WithLabelValues(limitNames[v.limit]).Inc()
 	return nil, tooMany(v.wait)
+}
+
+// Trusts reports whether an attempt that was let through is what it was let through as. A
+// device token and a known address are worth something for one owner only: the account they
+// were made for, by its id and never by its name alone, with the password it had then. Ask it
+// when the account has been looked up, before its password is compared; owner names the account
+// and its present password, and is "" where there is no account. When it says no, cancel the
+// ticket and begin again with Attempt.Stranger set.
+func (l *Limiter) Trusts(t *Ticket, owner string) bool {
+	if t.lane != laneDevice && t.lane != lanePair {
+		return true
+	}
+	return owner != "" && t.known == l.known(fingerprint(owner))
 }
 
 // of returns the counter whose room the limit guards, as far as attempts reserve there.
@@ -159,7 +181,7 @@ func (l *Limiter) begin(ctx context.Context, k keys) verdict {
 // this address or for all unknown devices, and when unknown devices are shut out for long.
 // Attempts like this one are refused until then; the zero time when they are not.
 func (l *Limiter) Failed(ctx context.Context, t *Ticket) (lockedOut bool, until time.Time) {
-	s := l.settle(ctx, t, failed)
+	s := l.settle(ctx, t, failed, "")
 	if s.crossed {
 		l.lockout.Inc()
 	}
@@ -169,36 +191,37 @@ func (l *Limiter) Failed(ctx context.Context, t *Ticket) (lockedOut bool, until 
 	return s.crossed, until
 }
 
-// Succeeded says that the password was right. It remembers the address for the account and
-// returns a device token for the client to keep and to present at its next sign-in, in
-// place of the one it has.
-func (l *Limiter) Succeeded(ctx context.Context, t *Ticket) (deviceToken string) {
-	l.settle(ctx, t, succeeded)
-	return mintDevice(l.deviceKeys[0], t.attempt.Account, l.now())
+// Succeeded says that the password was right. It remembers the address for the owner (see
+// [Limiter.Trusts]) and returns a device token for the client to keep and to present at its
+// next sign-in, in place of the one it has.
+func (l *Limiter) Succeeded(ctx context.Context, t *Ticket, owner string) (deviceToken string) {
+	l.settle(ctx, t, succeeded, owner)
+	return mintDevice(l.deviceKeys[0], t.attempt.Account, owner, l.now())
 }
 
 // Cancel says that the password was not compared: there was no capacity, or an error came
 // first. An attempt whose password was compared must not be cancelled, whoever has left.
 func (l *Limiter) Cancel(ctx context.Context, t *Ticket) {
-	l.settle(ctx, t, cancelled)
+	l.settle(ctx, t, cancelled, "")
 }
 
-// Remember makes the client known to the account without a sign-in, after it registered, and
-// returns its device token.
-func (l *Limiter) Remember(ctx context.Context, account string, address netip.Addr) (deviceToken string) {
-	return l.Succeeded(ctx, &Ticket{attempt: Attempt{Account: account, Address: address},
-		keys: l.keysOf(Attempt{Account: account, Address: address})})
+// Remember makes the client known to the owner without a sign-in, after it registered or changed
+// the password, and returns its device token.
+func (l *Limiter) Remember(ctx context.Context, account, owner string, address netip.Addr) (deviceToken string) {
+	a := Attempt{Account: account, Address: address}
+	return l.Succeeded(ctx, &Ticket{attempt: a, keys: l.keysOf(a)}, owner)
 }
 
-func (l *Limiter) settle(ctx context.Context, t *Ticket, how outcome) settlement {
+func (l *Limiter) settle(ctx context.Context, t *Ticket, how outcome, owner string) settlement {
 	if !l.cfg.Enabled || !t.settled.CompareAndSwap(false, true) {
 		return settlement{}
 	}
+	next := l.known(fingerprint(owner))
 	// The counters in this process follow all that it sees, to be of use when Redis goes.
-	s := l.local.settle(t.keys, t.lane, how)
+	s := l.local.settle(t.keys, t.lane, how, t.known, next)
 	if l.shared != nil {
 		// Settled even when the caller has left; the time it takes is bounded all the same.
-		if common, err := l.shared.settle(context.WithoutCancel(ctx), t.keys, t.lane, how); err == nil {
+		if common, err := l.shared.settle(context.WithoutCancel(ctx), t.keys, t.lane, how, t.known, next); err == nil {
 			s = common
 		}
 	}

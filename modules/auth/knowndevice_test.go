@@ -1,0 +1,125 @@
+package auth
+
+import (
+	"errors"
+	"testing"
+)
+
+// collect signs in n times and returns the tokens that were left with the devices.
+func (s *siege) collect(t *testing.T, name, password string, n int) (hoard []string) {
+	t.Helper()
+	for i := range n {
+		tokens, err := s.Login(t.Context(), Credentials{name, password}, Device{IP: bot(i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		hoard = append(hoard, tokens.Device)
+	}
+	return hoard
+}
+
+// spend guesses five times with each token, from where it was collected, and returns how many
+// guesses were compared.
+func (s *siege) spend(t *testing.T, name string, hoard []string) (compared int) {
+	t.Helper()
+	for i, token := range hoard {
+		for range 5 {
+			_, err := s.Login(t.Context(), Credentials{name, "not the password"}, Device{IP: bot(i), Token: token})
+			switch {
+			case errors.Is(err, ErrInvalidCredentials):
+				compared++
+			case !errors.Is(err, ErrTooManyAttempts):
+				t.Fatal(err)
+			}
+		}
+	}
+	return compared
+}
+
+func TestAHoardOfDeviceTokensHasTheGuessesOfOneAccount(t *testing.T) {
+	t.Parallel()
+	underSiege(t, func(t *testing.T, s *siege) {
+		v := s.newVictim(t)
+		hoard := s.collect(t, v.name, goodPassword, 60)
+		// Twenty of known devices and addresses, twenty of strangers before an hour's delay.
+		s.between(t, "guesses with 60 tokens", s.spend(t, v.name, hoard), 30, 40)
+	})
+}
+
+func TestAChangedPasswordMakesKnownDevicesStrangers(t *testing.T) {
+	t.Parallel()
+	const changed = "another quite good password"
+	underSiege(t, func(t *testing.T, s *siege) {
+		v := s.newVictim(t)
+		hoard := s.collect(t, v.name, goodPassword, 30)
+		tokens, err := s.Login(t.Context(), Credentials{v.name, goodPassword}, Device{IP: v.home})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens, err = s.ChangePassword(t.Context(), s.caller(t, tokens), goodPassword, changed, Device{IP: v.home})
+		if err != nil || tokens.Device == "" {
+			t.Fatalf("the device that changed the password has the mark %q, %v", tokens.Device, err)
+		}
+		s.between(t, "guesses with what was known under the former password", s.spend(t, v.name, hoard), 15, 20)
+		// Strangers are shut out now; the device that changed the password is not one.
+		for _, dev := range []Device{{IP: bot(1 << 20), Token: tokens.Device}, {IP: v.home}} {
+			if _, err := s.Login(t.Context(), Credentials{v.name, changed}, dev); err != nil {
+				t.Errorf("the owner: %v", err)
+			}
+		}
+		if err := s.SetPassword(t.Context(), v.id, goodPassword); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Login(t.Context(), Credentials{v.name, goodPassword}, Device{IP: v.home}); !errors.Is(err, ErrTooManyAttempts) {
+			t.Errorf("an address known under the former password: %v", err)
+		}
+	})
+}
+
+func TestANameThatWasGivenUpTakesNothingAlong(t *testing.T) {
+	t.Parallel()
+	underSiege(t, func(t *testing.T, s *siege) {
+		former := s.newVictim(t)
+		hoard := s.collect(t, former.name, goodPassword, 30)
+		if err := s.DeleteUser(t.Context(), former.id); err != nil {
+			t.Fatal(err)
+		}
+		tokens, err := s.Register(t.Context(), Credentials{former.name, goodPassword}, Device{IP: bot(1 << 20)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.between(t, "guesses with what was known to the former owner", s.spend(t, former.name, hoard), 15, 20)
+		if _, err := s.Login(t.Context(), Credentials{former.name, goodPassword}, Device{IP: bot(1 << 21), Token: tokens.Device}); err != nil {
+			t.Errorf("the present owner's device: %v", err)
+		}
+	})
+}
+
+// Whoever holds sessions of an account guesses its password with no more tries than anybody.
+func TestManySessionsHaveTheGuessesOfOneAccount(t *testing.T) {
+	t.Parallel()
+	underSiege(t, func(t *testing.T, s *siege) {
+		v := s.newVictim(t)
+		var callers []Caller
+		for i := range 30 {
+			tokens, err := s.Login(t.Context(), Credentials{v.name, goodPassword}, Device{IP: bot(i)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			callers = append(callers, s.caller(t, tokens))
+		}
+		compared := 0
+		for i, caller := range callers {
+			for range 10 {
+				_, err := s.ChangePassword(t.Context(), caller, "not the password", "another quite good password", Device{IP: bot(1000 + i)})
+				switch {
+				case errors.Is(err, ErrWrongPassword):
+					compared++
+				case !errors.Is(err, ErrTooManyAttempts):
+					t.Fatal(err)
+				}
+			}
+		}
+		s.between(t, "guesses in 30 sessions", compared, 30, 40)
+	})
+}
