@@ -88,8 +88,18 @@
 // ever appear, at or below it. It is only raised to ids that are settled: read the sequence,
 // then the set of transactions that hold a writer's lock on outbox_event; when none of those
 // is left, all ids up to what was read are committed or gone. Readers, dumps and writers of
-// other tables do not matter. A low that is wrong would delay and not lose: every 30 seconds
-// a sweep looks below it, must find nothing, and counts what it finds.
+// other tables do not matter.
+//
+// So the invariant is: the bound is never at or above an id that can still appear. It holds
+// because an id is drawn only by a transaction that holds the lock already. The first version
+// of outbox_add drew the id and took the lock afterwards, with the INSERT. A writer that had
+// to wait in between, for CREATE INDEX or for a CPU, was not seen; the bound passed its id,
+// and a later event of the same key was published before it. The function therefore begins
+// with LOCK TABLE, and windows_test.go stops a writer between any two of its statements.
+//
+// A low that is wrong loses nothing, but it can change the order of a key: what it hides is
+// published late. Every 30 seconds a sweep looks below it, must find nothing, and counts what
+// it finds.
 //
 // # Retention
 //

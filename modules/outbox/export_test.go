@@ -3,4 +3,7 @@ package outbox
 import "time"
 
 // SweepOften makes a relay look below its bounds all the time.
-func SweepOften(r *Relay) { r.sweepEvery = 20 * time.Millisecond }
+func SweepOften(r *Relay) { SweepEvery(r, 20*time.Millisecond) }
+
+// SweepEvery makes a relay look below its bounds so often.
+func SweepEvery(r *Relay, d time.Duration) { r.sweepEvery = d }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/migrations"
@@ -318,6 +320,55 @@ func TestAnotherRelayTakesOver(t *testing.T) {
 		}
 	}
 	checkFile(t, existing(t, db), j.File, 0)
+}
+
+// Somebody builds an index or the like, again and again: writers queue, and then commit in any
+// order. Relays publish each key in order all the same.
+func TestOrderSurvivesALockedTable(t *testing.T) {
+	t.Parallel()
+	url := dbtest.PostgresURL(t)
+	db := dbtest.Open(t, url)
+	s, path := file(t)
+	relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+	relay(t, db, fileAt(t, path), outbox.Config{}, outbox.RelayOptions{})
+	log := lockingTable(t, url, campaign())
+	drained(t, db)
+	checkFile(t, log, path, 0)
+}
+
+// lockingTable runs writers of many keys, some of which are busy ones, while the table of
+// events is locked as CREATE INDEX locks it, and returns what they have committed.
+func lockingTable(t *testing.T, url string, long time.Duration) *outboxtest.Log {
+	t.Helper()
+	db, writers := dbtest.Open(t, url), dbtest.Open(t, url) // those who wait leave no connection to others
+	ctx, cancel := context.WithCancel(t.Context())
+	log := &outboxtest.Log{}
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	for _, w := range []*outboxtest.Workload{{Keys: 4, Writers: 3}, {Keys: 100_000, Writers: 5}} {
+		w.DB, w.Log, w.Pause = writers, log, 5*time.Millisecond
+		w.Prefix = fmt.Sprint("of-", w.Keys, "-")
+		all.Go(func() { w.Run(ctx) })
+	}
+	for end, locks := time.Now().Add(long), 0; time.Now().Before(end) || locks == 0; locks++ {
+		before := log.Committed()
+		eventually(t, "writers to go on", func() bool { return log.Committed() > before+100 })
+		err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+			if _, err := tx.ExecContext(ctx, `LOCK TABLE outbox_event IN SHARE MODE`); err != nil {
+				return err
+			}
+			eventually(t, "relays to take all ids for settled", func() bool {
+				st, err := outbox.Status(ctx, db)
+				return err == nil && !slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Low < st.LastID })
+			})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return log
 }
 
 // The leader of the partitions is killed: another broker leads on, and knows what it has.

@@ -107,7 +107,7 @@ func (c *counting) Publish(_ context.Context, b *Batch) error {
 	return nil
 }
 
-// A bound that is wrong, by whatever defect, delays events and is counted; it loses none.
+// A bound that is wrong, by whatever defect, makes events late and is counted; it loses none.
 func TestSweepDeliversWhatAWrongBoundHides(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

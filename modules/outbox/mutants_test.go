@@ -107,6 +107,55 @@ func TestCheckerFindsOrderByTransaction(t *testing.T) {
 	}
 }
 
+// drawnFirst is the function that draws the id before its transaction holds the lock by which
+// a relay sees it: everything else is as it should be.
+const drawnFirst = `CREATE OR REPLACE FUNCTION outbox_add(p_hash integer, p_bytes integer, p_event_id uuid, p_type text, p_key text,
+    p_subject text, p_source text, p_dataschema text, p_time text, p_data text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    n bigint;
+    i bigint;
+BEGIN
+    INSERT INTO outbox_key AS k (key, seq) VALUES (p_key, 1)
+        ON CONFLICT (key) DO UPDATE SET seq = k.seq + 1 RETURNING seq INTO n;
+    i := nextval('outbox_event_id');
+    INSERT INTO outbox_event (id, segment, created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data)
+        VALUES (i, 0, 1, n, p_event_id, p_type, p_key, p_subject, p_source, p_dataschema, p_time, p_data);
+    INSERT INTO outbox_pending (shard, segment, bytes, id) VALUES (p_hash % 96, 0, p_bytes, i);
+END $$`
+
+func TestCheckerFindsAnIDDrawnBeforeTheLock(t *testing.T) {
+	t.Parallel()
+	url := dbtest.PostgresURL(t)
+	db := dbtest.Open(t, url)
+	if _, err := db.DB.DB.ExecContext(t.Context(), drawnFirst); err != nil {
+		t.Fatal(err)
+	}
+	s, path := file(t)
+	r, err := outbox.NewRelay(db, s, outbox.Config{Retention: 87600 * time.Hour}, outbox.RelayOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	outbox.SweepEvery(r, 2*time.Second) // what the bound hides is late, and not lost
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	log := lockingTable(t, url, campaign())
+	drained(t, db)
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	seen, err := outboxtest.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	report := outboxtest.Check(log.All(), seen)
+	t.Log(report)
+	if report.Inverted == 0 {
+		t.Error("an id that is drawn before the lock was not found to change the order")
+	}
+}
+
 // pipelined has five parts of each batch under way at once, on a network that drops some.
 type pipelined struct{ outbox.Sink }
 

@@ -202,10 +202,10 @@ func (r *Relay) settleIDs(ctx context.Context) {
 
 // settler finds the bound below which no id can appear any more.
 //
-// Who has drawn an id holds a lock on the event table, of a kind nobody else takes, until
-// its transaction ends. So once none of those who held it after the sequence was read holds
-// it any longer, every id up to what was read is committed or gone. Readers, dumps and
-// writers of other tables do not matter. On SQLite ids appear in order.
+// A transaction takes a lock on the event table, of a kind nobody else takes, before it draws
+// an id, and holds it until its end. So once none of those who held it after the sequence was
+// read holds it any longer, every id up to what was read is committed or gone. Readers, dumps
+// and writers of other tables do not matter. On SQLite ids appear in order.
 type settler struct {
 	db    *database.DB
 	bound int64

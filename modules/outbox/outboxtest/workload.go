@@ -30,6 +30,7 @@ type Workload struct {
 	Log     *Log
 	Writers int
 	Keys    int
+	Prefix  string        // of the names of keys, for workloads that share a log
 	Limit   int64         // events in all; 0: none
 	Pause   time.Duration // of each writer between transactions
 	Waker   *outbox.Waker // may be nil
@@ -68,7 +69,7 @@ func (w *Workload) once(rnd *rand.Rand) {
 	events := make([]outbox.Event, n)
 	notes := make([]Written, n)
 	for i := range events {
-		key := fmt.Sprintf("key-%d", rnd.IntN(w.Keys))
+		key := fmt.Sprintf("%skey-%d", w.Prefix, rnd.IntN(w.Keys))
 		id := uuid.Must(uuid.NewV7())
 		body, _ := json.Marshal(map[string]any{"user_id": key, "n": w.written.Add(1), "text": "<&> ü"})
 		events[i] = outbox.Event{ID: id, Type: "test.Happened.v1", Key: key, Subject: key, Source: "https://auth.example", Data: body}
