@@ -47,7 +47,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Buckets: []float64{1, 3, 10, 30, 100, 300, 1000, 3000, 10000},
 		}),
 	}
-	for _, kind := range []string{"retry", "refused", "not_owned", "database", "authentication", "authorization", "topic", "clock"} {
+	for _, kind := range Kinds {
 		m.errors.WithLabelValues(kind)
 	}
 	if reg == nil {

@@ -74,7 +74,7 @@ func (e *Refused) Unwrap() error { return e.Err }
 // Stalled is the error of a target that needs a person before it takes anything: a missing
 // topic, a missing right. Trying again is safe and goes on.
 type Stalled struct {
-	Kind string // authorization, authentication, topic, clock: a metric label
+	Kind string // one of [Kinds]
 	Err  error  // says what to do
 }
 

@@ -7,6 +7,13 @@ import (
 	"go.uber.org/zap"
 )
 
+// Kinds are of what an attempt to publish can fail for: the labels of metrics. Of the first
+// four a relay takes care by itself; the others wait for a person, see [Stalled].
+var Kinds = []string{
+	"retry", "refused", "not_owned", "database",
+	"authentication", "authorization", "certificate", "clock", "compression", "topic", "unexpected", "version",
+}
+
 // databaseTrouble stands beside the numbers of partitions.
 const databaseTrouble = -1
 

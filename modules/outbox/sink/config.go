@@ -26,6 +26,8 @@ type KafkaConfig struct {
 	Partitions        int `config:"kafka.partitions" default:"16" min:"1" max:"4096" doc:"Partitions of the topic when authctl makes it. outbox.shards must be a multiple."`
 	ReplicationFactor int `config:"kafka.replication_factor" default:"0" min:"0" max:"15" doc:"Replicas of the topic when authctl makes it. 0: as many as the brokers allow, at most 3."`
 
+	Compression string `config:"kafka.compression" default:"lz4" oneof:"none,gzip,snappy,lz4,zstd" doc:"How batches are compressed. Some clusters do not take every kind; zstd needs Kafka 2.1 or newer."`
+
 	DialTimeout    time.Duration `config:"kafka.dial_timeout" default:"5s" min:"100ms" max:"1m" doc:"Longest a connection to a broker may take."`
 	RequestTimeout time.Duration `config:"kafka.request_timeout" default:"10s" min:"500ms" max:"5m" doc:"Longest a broker may take to answer. An unanswered batch is sent again unchanged."`
 
@@ -82,11 +84,19 @@ func (c KafkaConfig) withDefaults() KafkaConfig {
 	c.Topic = cmp.Or(c.Topic, "auth.events")
 	c.ClientID = cmp.Or(c.ClientID, "authctl")
 	c.Partitions = cmp.Or(c.Partitions, 16)
+	c.Compression = cmp.Or(c.Compression, "lz4")
 	c.DialTimeout = cmp.Or(c.DialTimeout, 5*time.Second)
 	c.RequestTimeout = cmp.Or(c.RequestTimeout, 10*time.Second)
 	c.SASL.Mechanism = cmp.Or(c.SASL.Mechanism, "none")
 	return c
 }
+
+var codecs = map[string]sarama.CompressionCodec{
+	"none": sarama.CompressionNone, "gzip": sarama.CompressionGZIP, "snappy": sarama.CompressionSnappy,
+	"lz4": sarama.CompressionLZ4, "zstd": sarama.CompressionZSTD,
+}
+
+func (c KafkaConfig) codec() sarama.CompressionCodec { return codecs[c.Compression] }
 
 // sarama makes the client's settings of ours.
 func (c KafkaConfig) sarama() (*sarama.Config, error) {
@@ -105,6 +115,9 @@ func (c KafkaConfig) sarama() (*sarama.Config, error) {
 	conf.Metadata.Timeout = c.RequestTimeout
 	conf.Admin.Timeout = c.RequestTimeout
 	conf.Admin.Retry.Max = 2
+	if _, known := codecs[c.Compression]; !known {
+		return nil, fmt.Errorf("kafka.compression: %q is not known", c.Compression)
+	}
 	if c.TLS.Enabled {
 		t, err := c.TLS.config()
 		if err != nil {

@@ -21,9 +21,11 @@ import (
 // by a lock beside it. A file that was moved away is begun anew; one whose last line a crash
 // has cut is repaired by removing that part of a line, whose event follows again.
 type File struct {
-	path string
+	path    string
+	closing context.Context // ends when the sink is closed
+	close   func() error    // once
 
-	mu   sync.Mutex
+	turn chan struct{} // holds a token while somebody uses what follows
 	lock *flock.Flock
 	f    *os.File
 }
@@ -34,9 +36,19 @@ func OpenFile(path string) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the event file: %w", err)
 	}
-	s := &File{path: path, lock: flock.New(path+".lock", flock.SetPermissions(0o600))}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s := &File{path: path, turn: make(chan struct{}, 1), lock: flock.New(path+".lock", flock.SetPermissions(0o600))}
+	closing, end := context.WithCancel(context.Background())
+	s.closing = closing
+	s.close = sync.OnceValue(func() error {
+		end()
+		s.turn <- struct{}{} // and keeps it
+		err := s.lock.Close()
+		if s.f != nil {
+			err = errors.Join(err, s.f.Close())
+			s.f = nil
+		}
+		return err
+	})
 	if err := s.open(); err != nil {
 		return nil, err
 	}
@@ -62,8 +74,14 @@ func (s *File) Publish(ctx context.Context, b *outbox.Batch) error {
 		}
 		b.Sealed = text
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	select {
+	case s.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.closing.Done():
+		return errFileClosed
+	}
+	defer func() { <-s.turn }()
 	if err := s.take(ctx); err != nil {
 		return err
 	}
@@ -91,27 +109,23 @@ func (s *File) Publish(ctx context.Context, b *outbox.Batch) error {
 	return nil
 }
 
-// Close implements [outbox.Sink].
-func (s *File) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	err := s.lock.Close()
-	if s.f != nil {
-		err = errors.Join(err, s.f.Close())
-		s.f = nil
-	}
-	return err
-}
+var errFileClosed = errors.New("the event file is closed")
+
+// Close implements [outbox.Sink]. It waits for a batch that is being written.
+func (s *File) Close() error { return s.close() }
 
 // take waits for other processes, but not for ever: one that was stopped in the middle keeps
 // the lock, and that should be said.
 func (s *File) take(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
+	defer context.AfterFunc(s.closing, cancel)()
 	_, err := s.lock.TryLockContext(bounded, 5*time.Millisecond)
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, context.Canceled) && ctx.Err() == nil:
+		return errFileClosed
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, context.DeadlineExceeded):

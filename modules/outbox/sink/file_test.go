@@ -189,3 +189,17 @@ func FuzzLine(f *testing.F) {
 		}
 	})
 }
+
+func TestFileTakesNothingOnceItIsClosed(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "events.ndjson")
+	s := open(t, path)
+	publish(t, s, record("k", 1))
+	before := content(t, path)
+	if err := errors.Join(s.Close(), s.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Publish(t.Context(), batch(record("k", 2))); err == nil || content(t, path) != before {
+		t.Errorf("published to a closed file: %v, it has %q", err, content(t, path))
+	}
+}

@@ -32,17 +32,19 @@ type Kafka struct {
 	conf   *sarama.Config
 	log    *zap.Logger
 	resets prometheus.Counter
+	net    *network
+	asking chan struct{} // bounds how many partitions ask for a producer id at once
 
 	done chan struct{}
 	work sync.WaitGroup
 
-	mu        sync.Mutex
-	client    sarama.Client
-	first     *producer // the id that all partitions begin with
-	lanes     map[int32]*lane
-	senders   map[int32]*sender
-	refreshed time.Time
-	closed    bool
+	mu         sync.Mutex // guards what follows; nothing is asked of a broker while it is held
+	client     sarama.Client
+	first      *firstProducer
+	partitions map[int32]*partitionProducer
+	senders    map[int32]*sender
+	refreshed  time.Time
+	closed     bool
 }
 
 type producer struct {
@@ -50,15 +52,27 @@ type producer struct {
 	epoch int16
 }
 
-// lane is the producer's side of a partition. The relay publishes to a partition one batch
-// at a time; mu keeps that so.
-type lane struct {
-	mu       sync.Mutex
+// firstProducer is the id that all partitions begin with: one of them asks, the others wait.
+type firstProducer struct {
+	done     chan struct{} // closed when the rest is set
+	producer *producer
+	err      error
+}
+
+// partitionProducer is the producer's side of a partition. The attempt that has the turn, and
+// nobody else, reads and writes the other fields.
+type partitionProducer struct {
+	turn     chan struct{} // holds a token while an attempt is under way
 	producer *producer     // nil: ask for one
 	own      bool          // it must be one that no other partition has
 	next     int32         // sequence number of the next batch
 	open     *outbox.Batch // sent, and its fate not known
 }
+
+// maxAsking is how many connections partitions open at once to ask for producer ids.
+const maxAsking = 16
+
+var errClosed = errors.New("the Kafka sink is closed")
 
 // sealed is what became of a batch: never changed, whatever happens to the attempts.
 type sealed struct {
@@ -75,10 +89,6 @@ type KafkaOptions struct {
 	Dial func(network, address string) (net.Conn, error)
 }
 
-type dialer func(network, address string) (net.Conn, error)
-
-func (d dialer) Dial(network, address string) (net.Conn, error) { return d(network, address) }
-
 // OpenKafka makes a sink; it connects when it is first used.
 func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
 	cfg = cfg.withDefaults()
@@ -93,15 +103,14 @@ func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
 	if err != nil {
 		return nil, err
 	}
-	if opt.Dial != nil {
-		conf.Net.Proxy.Enable, conf.Net.Proxy.Dialer = true, dialer(opt.Dial)
-	}
 	k := &Kafka{
-		cfg: cfg, conf: conf, log: opt.Log, done: make(chan struct{}), lanes: map[int32]*lane{}, senders: map[int32]*sender{},
+		cfg: cfg, conf: conf, log: opt.Log, net: newNetwork(cfg.DialTimeout, opt.Dial), asking: make(chan struct{}, maxAsking),
+		done: make(chan struct{}), partitions: map[int32]*partitionProducer{}, senders: map[int32]*sender{},
 		resets: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "authctl_outbox_producer_id_resets_total", Help: "Times a partition needed a new producer id because a broker no longer knew the old one.",
 		}),
 	}
+	conf.Net.Proxy.Enable, conf.Net.Proxy.Dialer = true, k.net
 	if k.log == nil {
 		k.log = zap.NewNop()
 	}
@@ -134,87 +143,112 @@ func (k *Kafka) Partitions(ctx context.Context) (int, error) {
 	})
 }
 
-// Publish implements [outbox.Sink].
+// Publish implements [outbox.Sink]. It returns as soon as ctx ends; the attempt goes on until
+// the broker has answered or the sink is closed, and the next one of its partition waits for
+// that.
 func (k *Kafka) Publish(ctx context.Context, b *outbox.Batch) error {
-	partition := int32(b.Partition)
-	l := k.lane(partition)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open != nil && l.open != b {
-		l.forget() // the sequence numbers of a batch whose fate is unknown are burnt
+	p := k.partition(int32(b.Partition))
+	select {
+	case p.turn <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-k.done:
+		return errClosed
 	}
-	type way struct {
-		client sarama.Client
-		leader *sarama.Broker
-		by     *producer
-	}
-	to, err := await(ctx, k, func() (w way, err error) {
-		if w.client, err = k.connect(); err != nil {
-			return w, err
-		}
-		if w.leader, err = w.client.Leader(k.cfg.Topic, partition); err != nil {
-			return w, k.explain(err)
-		}
-		if w.by = l.producer; w.by == nil {
-			w.by, err = k.producer(w.client, l.own)
-		}
-		return w, err
+	answer := make(chan error, 1)
+	begun := k.begin(func() {
+		err := k.attempt(ctx, p, b)
+		<-p.turn
+		answer <- err
 	})
+	if !begun {
+		<-p.turn
+		return errClosed
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// attempt sends the batch once. Its caller has the partition's turn.
+func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *outbox.Batch) error {
+	if p.open != nil && p.open != b {
+		p.forget() // the sequence numbers of a batch whose fate is unknown are burnt
+	}
+	client, err := k.connect()
 	if err != nil {
 		return err
 	}
-	l.producer = to.by
+	leader, err := client.Leader(k.cfg.Topic, int32(b.Partition))
+	if err != nil {
+		return k.explain(err)
+	}
+	if p.producer == nil {
+		if p.producer, err = k.producer(client, p.own); err != nil {
+			return err
+		}
+	}
 	made, ok := b.Sealed.(*sealed)
-	if !ok || made.by != l.producer {
-		made = &sealed{by: l.producer, batch: k.seal(b.Records, l.producer, l.next)}
+	if !ok || made.by != p.producer {
+		made = &sealed{by: p.producer, batch: k.seal(b.Records, p.producer, p.next)}
 		b.Sealed = made
 	}
-	sent, answer := k.send(ctx, to.leader, partition, made.batch, b.Owned)
+	sent, answer := k.send(ctx, leader, int32(b.Partition), made.batch, b.Owned)
 	if sent {
-		l.open = b
+		p.open = b
 	}
-	return k.judge(to.client, l, b, answer)
+	return k.outcome(client, p, b, answer)
 }
 
-// judge makes of a broker's answer what the relay must know.
-func (k *Kafka) judge(client sarama.Client, l *lane, b *outbox.Batch, answer error) error {
-	var code sarama.KError
-	if answer == nil || errors.Is(answer, sarama.ErrDuplicateSequenceNumber) {
-		l.open = nil
-		l.next = (l.next + int32(len(b.Records))) & 0x7fffffff // Kafka's sequences wrap to 0
+// outcome makes of a broker's answer what the relay must know.
+func (k *Kafka) outcome(client sarama.Client, p *partitionProducer, b *outbox.Batch, answer error) error {
+	if answer == nil {
+		p.delivered(len(b.Records))
 		return nil
 	}
-	if errors.Is(answer, outbox.ErrNotOwned) || !errors.As(answer, &code) {
-		if !errors.Is(answer, outbox.ErrNotOwned) {
-			k.refresh(client)
-		}
+	if errors.Is(answer, outbox.ErrNotOwned) {
+		return answer
+	}
+	code, has := codeOf(answer)
+	if !has {
+		k.refresh(client)
 		return k.explain(answer)
 	}
-	switch code {
-	case sarama.ErrMessageSizeTooLarge, sarama.ErrMessageSetSizeTooLarge, sarama.ErrInvalidRecord:
-		l.forget()
+	switch meaningOf(code).reaction {
+	case delivered:
+		p.delivered(len(b.Records))
+		return nil
+	case refused:
+		p.forget()
 		refused := &outbox.Refused{Err: answer}
 		var records *recordErrors
 		if errors.As(answer, &records) {
 			refused.Records = records.which(len(b.Records))
 		}
 		return refused
-	case sarama.ErrOutOfOrderSequenceNumber, sarama.ErrUnknownProducerID, sarama.ErrInvalidProducerEpoch,
-		sarama.ErrInvalidProducerIDMapping, sarama.ErrProducerFenced:
+	case newProducer:
 		k.resets.Inc()
 		k.log.Warn("a broker no longer knows the producer; going on with a new one", zap.Int("partition", b.Partition), zap.Error(answer))
-		l.forget()
+		p.forget()
 		return answer
 	}
 	if code == sarama.ErrInvalidTimestamp {
-		l.forget() // a new batch, with a new time, is another batch
+		p.forget() // a new batch, with a new time, is another batch
 	}
 	k.refresh(client)
 	return k.explain(answer)
 }
 
 // forget makes the next batch begin with a new producer.
-func (l *lane) forget() { l.producer, l.own, l.open, l.next = nil, true, nil, 0 }
+func (p *partitionProducer) forget() { p.producer, p.own, p.open, p.next = nil, true, nil, 0 }
+
+func (p *partitionProducer) delivered(records int) {
+	p.open = nil
+	p.next = (p.next + int32(records)) & 0x7fffffff // Kafka's sequences wrap to 0
+}
 
 // seal makes the record batch. Its time is that of its making, not that of the events: by
 // it Kafka counts retention, of the topic and of what it remembers of producers, and an old
@@ -222,7 +256,7 @@ func (l *lane) forget() { l.producer, l.own, l.open, l.next = nil, true, nil, 0 
 func (k *Kafka) seal(records []outbox.Record, by *producer, sequence int32) *sarama.RecordBatch {
 	at := time.Now().Truncate(time.Millisecond)
 	b := &sarama.RecordBatch{
-		Version: 2, Codec: sarama.CompressionLZ4, ProducerID: by.id, ProducerEpoch: by.epoch, FirstSequence: sequence,
+		Version: 2, Codec: k.cfg.codec(), ProducerID: by.id, ProducerEpoch: by.epoch, FirstSequence: sequence,
 		FirstTimestamp: at, MaxTimestamp: at, LastOffsetDelta: int32(len(records) - 1), Records: make([]*sarama.Record, len(records)),
 	}
 	w := newWriter(records)
@@ -232,22 +266,22 @@ func (k *Kafka) seal(records []outbox.Record, by *producer, sequence int32) *sar
 	return b
 }
 
-func (k *Kafka) lane(partition int32) *lane {
+func (k *Kafka) partition(id int32) *partitionProducer {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	l := k.lanes[partition]
-	if l == nil {
-		l = &lane{}
-		k.lanes[partition] = l
+	p := k.partitions[id]
+	if p == nil {
+		p = &partitionProducer{turn: make(chan struct{}, 1)}
+		k.partitions[id] = p
 	}
-	return l
+	return p
 }
 
 func (k *Kafka) connect() (sarama.Client, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.closed {
-		return nil, errors.New("the Kafka sink is closed")
+		return nil, errClosed
 	}
 	if k.client == nil {
 		client, err := sarama.NewClient(k.cfg.Brokers, k.conf) // connects nowhere yet
@@ -259,26 +293,69 @@ func (k *Kafka) connect() (sarama.Client, error) {
 	return k.client, nil
 }
 
-// producer asks for a producer id: one for all partitions to begin with, one of its own for
-// each that lost it.
+// producer returns the producer id that all partitions begin with or, for a partition that
+// lost it, one of its own.
 func (k *Kafka) producer(client sarama.Client, own bool) (*producer, error) {
+	if own {
+		select {
+		case k.asking <- struct{}{}:
+		case <-k.done:
+			return nil, errClosed
+		}
+		defer func() { <-k.asking }()
+		return k.newProducer(client)
+	}
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	if !own && k.first != nil {
-		return k.first, nil
+	f, asks := k.first, false
+	if f == nil {
+		f, asks = &firstProducer{done: make(chan struct{})}, true
+		k.first = f
 	}
-	res, err := client.InitProducerID()
-	if err == nil && res.Err != sarama.ErrNoError {
-		err = res.Err
+	k.mu.Unlock()
+	if asks {
+		f.producer, f.err = k.newProducer(client)
+		if f.err != nil {
+			k.mu.Lock()
+			k.first = nil // the next attempt asks again
+			k.mu.Unlock()
+		}
+		close(f.done)
 	}
-	if err != nil {
-		return nil, k.explain(fmt.Errorf("ask for a producer id: %w", err))
+	select {
+	case <-f.done:
+		return f.producer, f.err
+	case <-k.done:
+		return nil, errClosed
 	}
-	p := &producer{id: res.ProducerID, epoch: res.ProducerEpoch}
-	if !own {
-		k.first = p
+}
+
+// newProducer asks the brokers, one after another, for a producer id. It does so on a
+// connection of its own: on one that batches use, they would wait behind an answer that takes
+// its time.
+func (k *Kafka) newProducer(client sarama.Client) (*producer, error) {
+	err := error(sarama.ErrOutOfBrokers)
+	for _, known := range client.Brokers() {
+		select {
+		case <-k.done:
+			return nil, errClosed
+		default:
+		}
+		broker := sarama.NewBroker(known.Addr())
+		if err = broker.Open(k.conf); err != nil {
+			break
+		}
+		var res *sarama.InitProducerIDResponse
+		res, err = broker.InitProducerID(&sarama.InitProducerIDRequest{Version: 4, ProducerID: -1, ProducerEpoch: -1})
+		_ = broker.Close()
+		if err == nil && res.Err == sarama.ErrNoError {
+			return &producer{id: res.ProducerID, epoch: res.ProducerEpoch}, nil
+		}
+		if err == nil {
+			err = res.Err
+			break
+		}
 	}
-	return p, nil
+	return nil, k.explain(fmt.Errorf("ask for a producer id: %w", err))
 }
 
 // refresh asks where the partitions are now, at most a few times a second for all of them.
@@ -290,23 +367,6 @@ func (k *Kafka) refresh(client sarama.Client) {
 	}
 	k.refreshed = time.Now()
 	k.work.Go(func() { _ = client.RefreshMetadata(k.cfg.Topic) }) // the next attempt shows
-}
-
-// explain says plainly what only a person can change.
-func (k *Kafka) explain(err error) error {
-	switch {
-	case errors.Is(err, sarama.ErrSASLAuthenticationFailed), errors.Is(err, sarama.ErrUnsupportedSASLMechanism), errors.Is(err, sarama.ErrIllegalSASLState):
-		return &outbox.Stalled{Kind: "authentication", Err: fmt.Errorf("Kafka refuses the sign-in of %q with kafka.sasl.mechanism %s: check kafka.sasl.*: %w", k.cfg.SASL.User, k.cfg.SASL.Mechanism, err)} //nolint:staticcheck // a name
-	case errors.Is(err, sarama.ErrTopicAuthorizationFailed):
-		return &outbox.Stalled{Kind: "authorization", Err: fmt.Errorf("%s may not write to the topic %q: allow it WRITE and DESCRIBE on it: %w", k.who(), k.cfg.Topic, err)}
-	case errors.Is(err, sarama.ErrClusterAuthorizationFailed):
-		return &outbox.Stalled{Kind: "authorization", Err: fmt.Errorf("%s may not use an idempotent producer: allow it IDEMPOTENT_WRITE on the cluster: %w", k.who(), err)}
-	case errors.Is(err, sarama.ErrUnknownTopicOrPartition), errors.Is(err, sarama.ErrInvalidTopic):
-		return &outbox.Stalled{Kind: "topic", Err: fmt.Errorf("the topic %q does not exist: make it with authctl outbox topic ensure: %w", k.cfg.Topic, err)}
-	case errors.Is(err, sarama.ErrInvalidTimestamp):
-		return &outbox.Stalled{Kind: "clock", Err: fmt.Errorf("the brokers do not accept this machine's time: set one of the clocks right: %w", err)}
-	}
-	return err
 }
 
 func (k *Kafka) who() string {
@@ -327,6 +387,7 @@ func (k *Kafka) Close() error {
 	client := k.client
 	k.mu.Unlock()
 	close(k.done)
+	k.net.close() // nothing waits for a broker any more
 	var err error
 	if client != nil {
 		err = client.Close()
@@ -338,26 +399,31 @@ func (k *Kafka) Close() error {
 	return err
 }
 
+// begin runs what [Kafka.Close] waits for, unless the sink is closed.
+func (k *Kafka) begin(run func()) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.closed {
+		k.work.Go(run)
+	}
+	return !k.closed
+}
+
 // await runs what cannot be cancelled, and stops waiting for it when ctx ends. It has time
-// limits of its own; [Kafka.Close] waits for it.
+// limits of its own.
 func await[T any](ctx context.Context, k *Kafka, run func() (T, error)) (T, error) {
 	type result struct {
 		value T
 		err   error
 	}
 	c := make(chan result, 1)
-	k.mu.Lock()
-	closed := k.closed
-	if !closed {
-		k.work.Go(func() {
-			value, err := run()
-			c <- result{value, err}
-		})
-	}
-	k.mu.Unlock()
+	begun := k.begin(func() {
+		value, err := run()
+		c <- result{value, err}
+	})
 	var none T
-	if closed {
-		return none, errors.New("the Kafka sink is closed")
+	if !begun {
+		return none, errClosed
 	}
 	select {
 	case r := <-c:
@@ -382,7 +448,8 @@ type job struct {
 	done      chan error
 }
 
-// send returns whether the batch went out, and the broker's answer.
+// send returns whether the batch went out, and the broker's answer. A batch that still waits
+// for its turn when ctx ends is not sent; for the answer to one that is, it waits.
 func (k *Kafka) send(ctx context.Context, broker *sarama.Broker, partition int32, batch *sarama.RecordBatch, owned func() bool) (bool, error) {
 	j := &job{ctx: ctx, broker: broker, partition: partition, batch: batch, owned: owned, done: make(chan error, 1)}
 	k.mu.Lock()
@@ -394,20 +461,20 @@ func (k *Kafka) send(ctx context.Context, broker *sarama.Broker, partition int32
 	}
 	k.mu.Unlock()
 	if s == nil {
-		return false, errors.New("the Kafka sink is closed")
+		return false, errClosed
 	}
 	select {
 	case s.jobs <- j:
 	case <-ctx.Done():
 		return false, ctx.Err()
+	case <-k.done:
+		return false, errClosed
 	}
 	select {
 	case err := <-j.done:
 		return j.sent, err
-	case <-ctx.Done():
-		return true, ctx.Err()
 	case <-k.done:
-		return true, errors.New("the Kafka sink was closed")
+		return true, errClosed
 	}
 }
 

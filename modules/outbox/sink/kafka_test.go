@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -275,7 +276,9 @@ func TestKafkaSaysPlainlyWhatAPersonMustDo(t *testing.T) {
 		_, err := openKafka(t, cfg, sink.KafkaOptions{}).Partitions(t.Context())
 		stalled(t, err, "authentication", "kafka.sasl")
 	})
-	for code, kind := range map[int16]string{29: "authorization", 31: "authorization", 32: "clock"} {
+	for code, kind := range map[int16]string{
+		29: "authorization", 31: "authorization", 32: "clock", 35: "version", 42: "unexpected", 43: "version", 76: "compression", 1999: "unexpected",
+	} {
 		t.Run(fmt.Sprintf("error %d", code), func(t *testing.T) {
 			t.Parallel()
 			c, cfg := fake(t)
@@ -391,6 +394,153 @@ func TestKafkaSettingsAreChecked(t *testing.T) {
 	}
 	good.AllowPlaintext = true
 	openKafka(t, good, sink.KafkaOptions{Prod: true})
+}
+
+// One partition has lost its producer id and the broker does not answer it: the others
+// go on, and the sink is closed at once.
+func TestKafkaAPartitionWithoutProducerHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	c, cfg := fake(t)
+	cfg.RequestTimeout = 5 * time.Minute
+	k := openKafka(t, cfg, sink.KafkaOptions{})
+	keep(t, k, batch(record("k", 1)))
+	asked := hang(t, c, kmsg.InitProducerID)
+	c.ControlKey(int16(kmsg.Produce), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		return answer(req.(*kmsg.ProduceRequest), 59), nil, true
+	})
+	if err := k.Publish(t.Context(), batch(record("k", 2))); err == nil {
+		t.Fatal("published by a producer that is not known")
+	}
+	stuck := make(chan error, 1)
+	go func() { stuck <- k.Publish(t.Context(), batch(record("k", 2))) }()
+	within(t, "it asks for another producer", asked)
+	for partition := 1; partition < 4; partition++ {
+		done := make(chan error, 1)
+		go func() {
+			b := batch(record("other", int64(partition)))
+			b.Partition = partition
+			done <- k.Publish(t.Context(), b)
+		}()
+		if err := within(t, fmt.Sprintf("partition %d", partition), done); err != nil {
+			t.Errorf("partition %d: %v", partition, err)
+		}
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- k.Close() }()
+	if err := within(t, "the sink is closed", closed); err != nil {
+		t.Error(err)
+	}
+	if err := within(t, "what waited has ended", stuck); err == nil {
+		t.Error("published without a producer")
+	}
+}
+
+// Whatever a broker does not answer, and an address that nobody answers at, does not hold
+// up the end.
+func TestKafkaIsClosedWhileABrokerIsSilent(t *testing.T) {
+	t.Parallel()
+	for name, key := range map[string]kmsg.Key{
+		"versions": kmsg.ApiVersions, "metadata": kmsg.Metadata, "producer id": kmsg.InitProducerID, "batch": kmsg.Produce,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, cfg := fake(t)
+			cfg.RequestTimeout, cfg.DialTimeout = 5*time.Minute, time.Minute
+			k := openKafka(t, cfg, sink.KafkaOptions{})
+			asked := hang(t, c, key)
+			published := make(chan error, 1)
+			go func() { published <- k.Publish(t.Context(), batch(record("k", 1))) }()
+			within(t, "the broker is asked", asked)
+			closed := make(chan error, 1)
+			go func() { closed <- k.Close() }()
+			if err := within(t, "the sink is closed", closed); err != nil {
+				t.Error(err)
+			}
+			if err := within(t, "what waited has ended", published); err == nil {
+				t.Error("published without an answer")
+			}
+		})
+	}
+}
+
+// hang makes the cluster leave every request of a kind unanswered, and tells of each.
+func hang(t *testing.T, c *kfake.Cluster, key kmsg.Key) <-chan error {
+	t.Helper()
+	asked, end := make(chan error, 100), make(chan struct{})
+	t.Cleanup(func() { close(end) })
+	c.ControlKey(int16(key), func(kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		asked <- nil
+		c.SleepControl(func() { <-end })
+		return nil, errors.New("never answered"), true
+	})
+	return asked
+}
+
+func within(t *testing.T, what string, done <-chan error) error {
+	t.Helper()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(time.Minute):
+		t.Fatalf("waited a minute until %s", what)
+		return nil
+	}
+}
+
+// A context ends while an attempt is under way, and the same sink is used again for the same
+// batch and for others: attempts of a partition come one after another, and the broker has
+// each batch once. The race detector looks on.
+func TestKafkaIsUsedAgainAfterAContextHasEnded(t *testing.T) {
+	t.Parallel()
+	c, cfg := fake(t, kfake.NumBrokers(2))
+	for _, key := range []kmsg.Key{kmsg.InitProducerID, kmsg.Produce, kmsg.Metadata} {
+		c.ControlKey(int16(key), func(kmsg.Request) (kmsg.Response, error, bool) {
+			c.KeepControl()
+			c.SleepControl(func() { time.Sleep(time.Duration(mathrand.IntN(3)) * time.Millisecond) })
+			return nil, nil, false
+		})
+	}
+	k := openKafka(t, cfg, sink.KafkaOptions{})
+	for i := range int64(200) {
+		b := batch(record("k", i+1))
+		b.Partition = int(i % 4)
+		for {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(mathrand.IntN(4000))*time.Microsecond)
+			err := k.Publish(ctx, b)
+			cancel()
+			if err == nil {
+				break
+			}
+		}
+	}
+	got, err := outboxtest.ReadKafka(t.Context(), cfg.Brokers, cfg.Topic)
+	if err != nil || len(got) != 200 {
+		t.Errorf("%d events, %v", len(got), err)
+	}
+}
+
+func TestKafkaCompressesAsItIsTold(t *testing.T) {
+	t.Parallel()
+	for name, attribute := range map[string]uint8{"": 3, "none": 0, "gzip": 1, "snappy": 2, "lz4": 3, "zstd": 4} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := real(t)
+			cfg.Compression = name
+			k := openKafka(t, cfg, sink.KafkaOptions{})
+			ensure(t, k)
+			long := record("k", 1)
+			long.Data = fmt.Appendf(nil, `{"a":%q}`, strings.Repeat("x", 5000))
+			keep(t, k, batch(long))
+			got, err := outboxtest.ReadRecords(t.Context(), cfg.Brokers, cfg.Topic)
+			if err != nil || len(got) != 1 || got[0].Attrs.CompressionType() != attribute || string(got[0].Value) != string(long.Data) {
+				t.Errorf("%d records, %v, attributes %+v", len(got), err, got)
+			}
+		})
+	}
+	if _, err := sink.OpenKafka(sink.KafkaConfig{Brokers: []string{"127.0.0.1:9092"}, Compression: "brotli"}, sink.KafkaOptions{}); err == nil {
+		t.Error("a kind of compression that there is not was taken")
+	}
 }
 
 // Close and a cancelled context end what waits for a broker that does not answer.

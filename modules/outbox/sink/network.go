@@ -1,0 +1,73 @@
+package sink
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// network makes the connections to brokers, so that they can be ended all at once: Sarama
+// waits for answers, up to the time limit of each, before it closes.
+type network struct {
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
+	ctx  context.Context // ends when nothing more may be asked
+	end  context.CancelFunc
+
+	mu   sync.Mutex
+	open []net.Conn
+}
+
+func newNetwork(timeout time.Duration, dial func(network, address string) (net.Conn, error)) *network {
+	n := &network{dial: (&net.Dialer{Timeout: timeout}).DialContext}
+	if dial != nil {
+		n.dial = func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) }
+	}
+	n.ctx, n.end = context.WithCancel(context.Background())
+	return n
+}
+
+// Dial implements the dialer that Sarama asks for. The connection is the plain one: Sarama
+// looks at its socket to see whether it is broken.
+func (n *network) Dial(network, address string) (net.Conn, error) {
+	c, err := n.dial(n.ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ctx.Err() != nil {
+		return nil, errors.Join(errClosed, c.Close())
+	}
+	still := n.open[:0]
+	for _, c := range n.open {
+		if !isClosed(c) {
+			still = append(still, c)
+		}
+	}
+	clear(n.open[len(still):])
+	n.open = append(still, c)
+	return c, nil
+}
+
+func isClosed(c net.Conn) bool {
+	raw, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	control, err := raw.SyscallConn()
+	return err != nil || errors.Is(control.Control(func(uintptr) {}), net.ErrClosed)
+}
+
+// close ends every connection and every attempt to make one.
+func (n *network) close() {
+	n.end()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, c := range n.open {
+		_ = c.Close()
+	}
+	n.open = nil
+}
