@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/toppira/authctl/platform/fault"
 )
@@ -118,7 +119,12 @@ failure), and 2 when the command line itself is wrong.`,
 			return nil
 		},
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return misuse{err} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if _, unknown := errors.AsType[*pflag.NotExistError](err); unknown && strings.Contains(cmd.Use, " ") {
+			err = fmt.Errorf("%w; an argument that begins with - goes after --", err)
+		}
+		return misuse{err}
+	})
 	root.PersistentFlags().StringVar(&g.configFile, "config", "", "settings file (default ./config.yaml when there is one)")
 	root.PersistentFlags().StringArrayVar(&g.set, "set", nil, "a setting as key=value, above file and environment; may be repeated; not for secrets")
 	root.PersistentFlags().StringVarP(&g.output, "output", "o", "table", "what results look like: table or json")

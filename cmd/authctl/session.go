@@ -30,24 +30,42 @@ that verify access tokens by themselves learn of it from the events.`,
 
 // sessionFlags choose sessions. Those that are given must all be true of a session.
 type sessionFlags struct {
-	user, id, ip, before string
+	user           userRef
+	id, ip, before string
+	given          func(flag string) bool
 }
 
 func (f *sessionFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&f.user, "user", "", "of this user: a username or an id")
+	f.given = cmd.Flags().Changed
+	cmd.Flags().StringVar(&f.user.word, "user", "", "of this user: a username or an id")
+	f.user.addFlags(cmd, "user-id", "user-name")
+	cmd.MarkFlagsMutuallyExclusive("user", "user-id", "user-name")
 	cmd.Flags().StringVar(&f.id, "id", "", "the one with this id")
 	cmd.Flags().StringVar(&f.ip, "ip", "", "last used from this address or network (203.0.113.7, 2001:db8::/32)")
 	cmd.Flags().StringVar(&f.before, "before", "", "last used before this time (RFC 3339), or longer ago than this (72h)")
 }
 
-func (f *sessionFlags) none() bool { return *f == sessionFlags{} }
+// ofUser reports whether the flags name a user.
+func (f *sessionFlags) ofUser() bool { return f.given("user") || f.user.flagsGiven() > 0 }
+
+// some reports whether one of the other flags is given.
+func (f *sessionFlags) some() bool { return f.given("id") || f.given("ip") || f.given("before") }
 
 // parse reads the flags but --user, which takes the database.
 func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 	var filter auth.SessionFilter
+	// An empty value, such as of a variable that is not set, must not choose everything.
+	for _, flag := range []struct{ name, value string }{{"user", f.user.word}, {"id", f.id}, {"ip", f.ip}, {"before", f.before}} {
+		if f.given(flag.name) && flag.value == "" {
+			return filter, misuse{fmt.Errorf("--%s is empty", flag.name)}
+		}
+	}
+	if err := f.user.check(); err != nil {
+		return filter, misuse{err}
+	}
 	if f.id != "" {
-		id, err := uuid.Parse(f.id)
-		if err != nil {
+		id, ok := auth.ParseID(f.id)
+		if !ok {
 			return filter, misuse{fmt.Errorf("--id is %q, which is no session id", f.id)}
 		}
 		filter.ID = uuid.NullUUID{UUID: id, Valid: true}
@@ -104,11 +122,8 @@ func (g *global) withSessions(cmd *cobra.Command, f *sessionFlags, do func(conte
 		return err
 	}
 	return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
-		if f.user != "" {
-			u, err := a.auth.FindUser(ctx, f.user)
-			if errors.Is(err, auth.ErrUserNotFound) {
-				return fmt.Errorf("there is no user %q", f.user)
-			}
+		if f.ofUser() {
+			u, err := f.user.find(ctx, a.auth)
 			if err != nil {
 				return err
 			}
@@ -181,7 +196,7 @@ Each session that ends is announced as an event, or the account's all together. 
   authctl session revoke --before 2160h`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if f.none() {
+			if !f.ofUser() && !f.some() {
 				return misuse{errors.New("say whose sessions: --user, --id, --ip, --before")}
 			}
 			return g.withSessions(cmd, f, func(ctx context.Context, a *app, filter auth.SessionFilter) error {
@@ -190,7 +205,7 @@ Each session that ends is announced as an event, or the account's all together. 
 						return a.auth.FindSessions(ctx, filter, func(s auth.Session) error { return print(describeSession(s)) })
 					})
 				}
-				n, err := revokeSessions(ctx, a.auth, filter, *f == sessionFlags{user: f.user})
+				n, err := revokeSessions(ctx, a.auth, filter, !f.some())
 				if err != nil {
 					return fmt.Errorf("%s revoked, and then: %w", count(n, "session was", "sessions were"), err)
 				}

@@ -22,8 +22,9 @@ func newUser(g *global) *cobra.Command {
 		Use:   "user",
 		Short: "Create, find, change, import and export accounts",
 		Long: `Create, find, change, import and export accounts, by the same rules and with the same events
-as the API. Accounts are named by username or by id. The commands work on the database
-directly, beside running servers, which heed a change at once.`,
+as the API. USER is a username or an id; --id and --name say which it is, and are needed where
+it could be either. The commands work on the database directly, beside running servers, which
+heed a change at once.`,
 		Example: `  authctl user create alice
   authctl user list -o json
   authctl user disable alice`,
@@ -33,8 +34,8 @@ directly, beside running servers, which heed a change at once.`,
 		newUserList(g),
 		newUserShow(g),
 		newUserSetPassword(g),
-		newUserChange(g, "disable", "Close an account and end its sessions", "disabled", (*auth.Service).DisableUser),
-		newUserChange(g, "enable", "Open a closed account again", "enabled", (*auth.Service).EnableUser),
+		newUserChange(g, "disable", "Close an account and end its sessions", "disabled", auth.StatusDisabled, (*auth.Service).DisableUser),
+		newUserChange(g, "enable", "Open a closed account again", "enabled", auth.StatusActive, (*auth.Service).EnableUser),
 		newUserDelete(g),
 		newUserUnlock(g),
 		newUserImport(g),
@@ -121,20 +122,29 @@ func firstLine(r io.Reader) (string, error) {
 
 func newUserCreate(g *global) *cobra.Command {
 	var password passwordFlags
+	name := ""
 	cmd := &cobra.Command{
 		Use:   "create NAME",
 		Short: "Make an account and print its id",
 		Long:  `Make an account and print its id. The password is asked for, or read from standard input or a file.`,
 		Example: `  authctl user create alice
   printf '%s' "$PASSWORD" | authctl user create alice --password-stdin`,
-		Args: cobra.ExactArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if (len(args) == 1) == cmd.Flags().Changed("name") || len(args) > 1 {
+				return errors.New("say the name of the account, in one way: NAME or --name NAME")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := password.read(cmd)
 			if err != nil {
 				return err
 			}
 			return g.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) error {
-				u, err := a.auth.CreateUser(ctx, auth.Credentials{Username: args[0], Password: text})
+				if len(args) == 1 {
+					name = args[0]
+				}
+				u, err := a.auth.CreateUser(ctx, auth.Credentials{Username: name, Password: text})
 				if err != nil {
 					return err
 				}
@@ -146,6 +156,7 @@ func newUserCreate(g *global) *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().StringVar(&name, "name", "", "the name of the account, such as one that begins with -")
 	password.add(cmd)
 	return cmd
 }
@@ -182,13 +193,13 @@ type userReport struct {
 }
 
 func newUserShow(g *global) *cobra.Command {
-	return &cobra.Command{
+	ref := &userRef{}
+	cmd := &cobra.Command{
 		Use:     "show USER",
 		Short:   "Show an account, its sessions and whether sign-in is delayed",
 		Example: "  authctl user show alice",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.withUser(cmd, args[0], func(ctx context.Context, a *app, u auth.User) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
 				report := userReport{User: u}
 				var err error
 				if report.Sessions, err = a.auth.SessionsOf(ctx, u.ID); err != nil {
@@ -207,7 +218,7 @@ func newUserShow(g *global) *cobra.Command {
 					{"failed sign-ins", fmt.Sprint(report.Failures)},
 				}
 				if !report.RefusedUntil.IsZero() {
-					rows = append(rows, []string{"refused until", report.RefusedUntil.Format(time.RFC3339) + " from unknown devices; lift it with: authctl user unlock " + u.Username})
+					rows = append(rows, []string{"refused until", report.RefusedUntil.Format(time.RFC3339) + " from unknown devices; lift it with: authctl user unlock --id " + u.ID.String()})
 				}
 				rows = append(rows, []string{"sessions", fmt.Sprint(len(report.Sessions))})
 				for _, s := range report.Sessions {
@@ -217,21 +228,23 @@ func newUserShow(g *global) *cobra.Command {
 			})
 		},
 	}
+	ref.addArgument(cmd)
+	return cmd
 }
 
 func newUserSetPassword(g *global) *cobra.Command {
+	ref := &userRef{}
 	var password passwordFlags
 	cmd := &cobra.Command{
 		Use:     "set-password USER",
 		Short:   "Set a password and end every session of the account",
 		Example: "  authctl user set-password alice",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			text, err := password.read(cmd)
 			if err != nil {
 				return err
 			}
-			return g.withUser(cmd, args[0], func(ctx context.Context, a *app, u auth.User) error {
+			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
 				if err := a.auth.SetPassword(ctx, u.ID, text); err != nil {
 					return err
 				}
@@ -239,37 +252,44 @@ func newUserSetPassword(g *global) *cobra.Command {
 			})
 		},
 	}
+	ref.addArgument(cmd)
 	password.add(cmd)
 	return cmd
 }
 
-func newUserChange(g *global, use, short, done string, change func(*auth.Service, context.Context, uuid.UUID) error) *cobra.Command {
-	return &cobra.Command{
-		Use: use + " USER", Short: short, Example: "  authctl user " + use + " alice", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.withUser(cmd, args[0], func(ctx context.Context, a *app, u auth.User) error {
+func newUserChange(g *global, use, short, done string, status auth.Status, change func(*auth.Service, context.Context, uuid.UUID) error) *cobra.Command {
+	ref := &userRef{}
+	cmd := &cobra.Command{
+		Use: use + " USER", Short: short, Example: "  authctl user " + use + " alice",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
 				if err := change(a.auth, ctx, u.ID); err != nil {
 					return err
+				}
+				if u.Status == status {
+					return g.printUnchanged(cmd, u, "is "+done+" already; nothing changed")
 				}
 				return g.printDone(cmd, u, "is "+done)
 			})
 		},
 	}
+	ref.addArgument(cmd)
+	return cmd
 }
 
 func newUserDelete(g *global) *cobra.Command {
-	yes := false
+	ref, sure := &userRef{}, &consent{}
 	cmd := &cobra.Command{
-		Use:     "delete USER",
-		Short:   "Delete an account for good",
-		Long:    `Delete an account for good. Its id is never used again; its name becomes free.`,
+		Use:   "delete USER",
+		Short: "Delete an account for good",
+		Long: `Delete an account for good. Its sessions end, its id is never used again, and its name becomes
+free. Without --yes a terminal is asked first.`,
 		Example: "  authctl user delete alice --yes",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if !yes {
-				return misuse{errors.New("deleting cannot be undone: say --yes if you mean it")}
-			}
-			return g.withUser(cmd, args[0], func(ctx context.Context, a *app, u auth.User) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
+				if err := sure.ask(cmd, fmt.Sprintf("the account %s (%s) and its sessions will be gone for good, and its name free for somebody else", u.Username, u.ID)); err != nil {
+					return err
+				}
 				if err := a.auth.DeleteUser(ctx, u.ID); err != nil {
 					return err
 				}
@@ -277,20 +297,21 @@ func newUserDelete(g *global) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&yes, "yes", false, "yes, delete it")
+	ref.addArgument(cmd)
+	sure.add(cmd)
 	return cmd
 }
 
 func newUserUnlock(g *global) *cobra.Command {
-	return &cobra.Command{
+	ref := &userRef{}
+	cmd := &cobra.Command{
 		Use:   "unlock USER",
 		Short: "Forget the failed sign-ins that delay an account",
 		Long: `Forget the failed sign-ins that delay an account. With Redis it takes effect on every server.
 Without one, the counters are in the serving process, and end with it.`,
 		Example: "  authctl user unlock alice",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.withUser(cmd, args[0], func(ctx context.Context, a *app, u auth.User) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
 				if !a.Redis.Enabled() {
 					return errors.New("without Redis the counters are in the serving process alone: restart it, or wait until they expire")
 				}
@@ -301,15 +322,14 @@ Without one, the counters are in the serving process, and end with it.`,
 			})
 		},
 	}
+	ref.addArgument(cmd)
+	return cmd
 }
 
-// withUser runs a command on an account that is named by username or id.
-func (g *global) withUser(cmd *cobra.Command, nameOrID string, do func(context.Context, *app, auth.User) error) error {
+// withUser runs a command on the account that it was told of.
+func (g *global) withUser(cmd *cobra.Command, ref *userRef, do func(context.Context, *app, auth.User) error) error {
 	return g.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) error {
-		u, err := a.auth.FindUser(ctx, nameOrID)
-		if errors.Is(err, auth.ErrUserNotFound) {
-			return fmt.Errorf("there is no user %q", nameOrID)
-		}
+		u, err := ref.find(ctx, a.auth)
 		if err != nil {
 			return err
 		}
@@ -319,8 +339,17 @@ func (g *global) withUser(cmd *cobra.Command, nameOrID string, do func(context.C
 
 // printDone reports what was done to an account.
 func (g *global) printDone(cmd *cobra.Command, u auth.User, what string) error {
+	return g.printOutcome(cmd, u, true, what)
+}
+
+// printUnchanged reports that an account was already as the command would make it.
+func (g *global) printUnchanged(cmd *cobra.Command, u auth.User, what string) error {
+	return g.printOutcome(cmd, u, false, what)
+}
+
+func (g *global) printOutcome(cmd *cobra.Command, u auth.User, changed bool, what string) error {
 	if g.output == "json" {
-		return printJSON(cmd.OutOrStdout(), map[string]any{"id": u.ID, "username": u.Username, "done": true})
+		return printJSON(cmd.OutOrStdout(), map[string]any{"id": u.ID, "username": u.Username, "done": true, "changed": changed})
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) %s\n", u.Username, u.ID, what)
 	return err

@@ -1,0 +1,43 @@
+package main
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// consent is the flag --yes of a command that destroys something, and the question that a
+// terminal is asked without it.
+type consent struct{ yes bool }
+
+func (c *consent) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&c.yes, "yes", false, "do it without asking")
+}
+
+// ask says what will be lost, a sentence without its full stop, and returns nil when that is
+// what somebody wants.
+func (c *consent) ask(cmd *cobra.Command, loss string) error {
+	if c.yes {
+		return nil
+	}
+	terminal, ok := cmd.InOrStdin().(*os.File)
+	if !ok || !term.IsTerminal(int(terminal.Fd())) {
+		return misuse{fmt.Errorf("%s: say --yes if you mean it", loss)}
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s.\nGo on? [y/N] ", loss)
+	answer, err := bufio.NewReader(io.LimitReader(terminal, 256)).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	switch strings.ToLower(strings.TrimSpace(answer)) {
+	case "y", "yes":
+		return nil
+	}
+	return errors.New("nothing was done")
+}
