@@ -83,7 +83,7 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 	case !errors.Is(err, ErrUserNotFound):
 		return account{}, err
 	}
-	hash, err := s.passwords.Hash(ctx, cred.Password)
+	hash, err := s.passwords.HashForRegistration(ctx, cred.Password)
 	if err != nil {
 		return account{}, err
 	}

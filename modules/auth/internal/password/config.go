@@ -21,7 +21,7 @@ type Config struct {
 	BreachedFile string `config:"auth.password.breached_file" doc:"File of SHA-1 hashes of breached passwords, sorted, one a line in hexadecimal, whole or cut to their first 16 digits or more, as published by Have I Been Pwned. Read in place, never loaded."`
 
 	Workers   int           `config:"auth.password.hash_workers" default:"0" min:"0" max:"256" doc:"Hashes computed at once. 0: one for each CPU."`
-	Queue     int           `config:"auth.password.hash_queue" default:"1024" min:"1" max:"65536" doc:"Sign-ins that may wait for a worker; more are answered 503 at once."`
+	Queue     int           `config:"auth.password.hash_queue" default:"1024" min:"1" max:"65536" doc:"Sign-ins that may wait for a worker. Registrations have a quarter as many places of their own. More are answered 503 at once."`
 	QueueWait time.Duration `config:"auth.password.hash_wait" default:"5s" min:"100ms" max:"60s" doc:"Longest a sign-in waits for a worker; then it is answered 503."`
 }
 

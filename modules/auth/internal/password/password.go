@@ -78,9 +78,6 @@ func (p *Passwords) Close() error {
 	return p.policy.close()
 }
 
-// Stats returns what the hashing pool does now.
-func (p *Passwords) Stats() Stats { return p.pool.Stats() }
-
 // Check returns nil when the password may be set for the username, a *[Problem] when it may
 // not, and any other error when the breached-set file could not be asked.
 func (p *Passwords) Check(password, username string) error { return p.policy.check(password, username) }
@@ -88,13 +85,23 @@ func (p *Passwords) Check(password, username string) error { return p.policy.che
 // Hash returns the hash to store. It waits for a worker: [ErrOverloaded], [ErrClosed], or
 // the error of ctx. It does not ask [Passwords.Check].
 func (p *Passwords) Hash(ctx context.Context, password string) (string, error) {
+	return p.hash(ctx, signIn, password)
+}
+
+// HashForRegistration is [Passwords.Hash] for somebody who has no account yet: it waits in a
+// queue of its own, so that a flood of registrations does not hold up sign-ins.
+func (p *Passwords) HashForRegistration(ctx context.Context, password string) (string, error) {
+	return p.hash(ctx, registration, password)
+}
+
+func (p *Passwords) hash(ctx context.Context, why purpose, password string) (string, error) {
 	if !utf8.ValidString(password) {
 		return "", &Problem{InvalidUnicode, "is not valid UTF-8"}
 	}
 	text := norm.NFC.Bytes([]byte(password))
 	maker, size := p.maker(text)
 	var encoded string
-	if err := p.pool.Do(ctx, nothing, func() error { encoded = maker.seal(text, size).String(); return nil }); err != nil {
+	if err := p.pool.do(ctx, why, nothing, func() error { encoded = maker.seal(text, size).String(); return nil }); err != nil {
 		return "", err
 	}
 	return encoded, nil

@@ -38,6 +38,9 @@ var ErrClosed = errors.New("hashing pool is closed")
 // waited too long are turned away without any work done for them. Turning them away late is
 // on purpose: a client that tries again at once would otherwise cost more than it saves.
 //
+// Registrations have a queue and a share of their own. While sign-ins wait too, they get one
+// turn in four and no more places than a quarter of the queue; alone they get everything.
+//
 // What a hash needs, such as the account to compare with, is fetched when its turn is near:
 // as many jobs as there are workers are made ready ahead, so that no worker waits for it and
 // nothing is fetched for those who will be turned away.
@@ -49,9 +52,10 @@ type Pool struct {
 
 	mu     sync.Mutex
 	wake   *sync.Cond
-	queue  list.List // of *job, oldest first, whose turn is not near
-	near   int       // jobs whose turn is near, ready or not; at most as many as workers
-	ready  list.List // of *job, those of them that a worker can begin
+	queues [purposes]list.List // of *job, oldest first, whose turn is not near
+	turn   int                 // of those that were given while both purposes waited
+	near   int                 // jobs whose turn is near, ready or not; at most as many as workers
+	ready  list.List           // of *job, those of them that a worker can begin
 	busy   int
 	closed bool
 	smooth time.Duration // moving average of what a job takes
@@ -61,6 +65,19 @@ type Pool struct {
 	took     prometheus.Histogram
 	rejected *prometheus.CounterVec
 }
+
+// purpose is what work is for.
+type purpose int
+
+const (
+	signIn purpose = iota
+	registration
+	purposes
+)
+
+// registrationShare is one in how many turns a registration gets while sign-ins wait, and which
+// part of the queue it may take.
+const registrationShare = 4
 
 type job struct {
 	run  func() error
@@ -98,7 +115,7 @@ func NewPool(cfg Config, reg prometheus.Registerer) (*Pool, error) {
 		for _, c := range []prometheus.Collector{p.waited, p.took, p.rejected,
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 				Name: "authctl_password_hash_queue", Help: "Work waiting for a hashing worker.",
-			}, func() float64 { return float64(p.Stats().Queued) }),
+			}, func() float64 { return float64(p.waiting()) }),
 			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 				Name: "authctl_password_hash_workers", Help: "Hashing workers.",
 			}, func() float64 { return float64(p.workers) }),
@@ -117,16 +134,11 @@ func NewPool(cfg Config, reg prometheus.Registerer) (*Pool, error) {
 	return p, nil
 }
 
-// Stats tells what the pool does now.
-type Stats struct {
-	Workers, Busy, Queued int
-}
-
-// Stats returns what the pool does now.
-func (p *Pool) Stats() Stats {
+// waiting is how many jobs no worker has begun.
+func (p *Pool) waiting() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return Stats{Workers: p.workers, Busy: p.busy, Queued: p.queue.Len() + p.near}
+	return p.queues[signIn].Len() + p.queues[registration].Len() + p.near
 }
 
 // Do calls prepare, on the goroutine of the caller, when a worker is about to be free, then
@@ -135,11 +147,15 @@ func (p *Pool) Stats() Stats {
 // first; the function has then not been started, unless ctx ended while it ran: then it
 // finishes unobserved.
 func (p *Pool) Do(ctx context.Context, prepare, run func() error) error {
+	return p.do(ctx, signIn, prepare, run)
+}
+
+func (p *Pool) do(ctx context.Context, why purpose, prepare, run func() error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	j := &job{run: run, at: p.now(), near: make(chan struct{}), done: make(chan struct{})}
-	if err := p.enqueue(j); err != nil {
+	if err := p.enqueue(j, why); err != nil {
 		return err
 	}
 	timer := time.NewTimer(p.maxWait)
@@ -164,18 +180,21 @@ func (p *Pool) Do(ctx context.Context, prepare, run func() error) error {
 	}
 }
 
-func (p *Pool) enqueue(j *job) error {
+func (p *Pool) enqueue(j *job, why purpose) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return ErrClosed
 	}
-	idle := p.workers - p.busy
-	if p.queue.Len()+p.near-idle >= p.maxQueue {
+	idle, places := p.workers-p.busy, p.maxQueue
+	if why == registration {
+		places = max(1, places/registrationShare)
+	}
+	if p.queues[why].Len()+p.near-idle >= places {
 		p.rejected.WithLabelValues("full").Inc()
 		return p.overloaded()
 	}
-	p.wait(j, &p.queue)
+	p.wait(j, &p.queues[why])
 	p.callNear()
 	return nil
 }
@@ -238,16 +257,38 @@ func (p *Pool) take(j *job) {
 
 // callNear lets those get ready whose turn is near. The caller holds the lock.
 func (p *Pool) callNear() {
-	for p.near < p.workers && p.queue.Len() > 0 {
-		e := p.queue.Front()
+	for p.near < p.workers {
+		queue := p.nextQueue()
+		if queue == nil {
+			return
+		}
+		e := queue.Front()
 		if p.now().Sub(e.Value.(*job).at) > p.maxWait/2 {
-			e = p.queue.Back()
+			e = queue.Back()
 		}
 		j := e.Value.(*job)
 		p.take(j)
 		p.near++
 		close(j.near)
 	}
+}
+
+// nextQueue is the queue whose turn it is, nil when nobody waits. The caller holds the lock.
+func (p *Pool) nextQueue() *list.List {
+	signIns, registrations := &p.queues[signIn], &p.queues[registration]
+	switch {
+	case signIns.Len() > 0 && registrations.Len() > 0:
+		p.turn = (p.turn + 1) % registrationShare
+		if p.turn == 0 {
+			return registrations
+		}
+		return signIns
+	case signIns.Len() > 0:
+		return signIns
+	case registrations.Len() > 0:
+		return registrations
+	}
+	return nil
 }
 
 // withdraw takes the job out of where it waits and says so with an error; nil means that it
@@ -267,7 +308,7 @@ func (p *Pool) withdraw(j *job) error {
 // overloaded is the refusal, with the time in which the queue can be worked off and up to
 // half as much more, so that those refused together do not come back together.
 func (p *Pool) overloaded() error {
-	after := time.Duration(p.queue.Len()) * p.smooth / time.Duration(p.workers)
+	after := time.Duration(p.queues[signIn].Len()+p.queues[registration].Len()) * p.smooth / time.Duration(p.workers)
 	after = min(max(after, time.Second), 20*time.Second)
 	return ErrOverloaded.After((after + rand.N(after/2+time.Second)).Round(time.Second))
 }
@@ -276,11 +317,13 @@ func (p *Pool) overloaded() error {
 func (p *Pool) Close() {
 	p.mu.Lock()
 	p.closed = true
-	for e := p.queue.Front(); e != nil; e = p.queue.Front() {
-		j := e.Value.(*job)
-		p.take(j)
-		j.err = ErrClosed
-		close(j.near)
+	for k := range p.queues {
+		for e := p.queues[k].Front(); e != nil; e = p.queues[k].Front() {
+			j := e.Value.(*job)
+			p.take(j)
+			j.err = ErrClosed
+			close(j.near)
+		}
 	}
 	for e := p.ready.Front(); e != nil; e = p.ready.Front() {
 		j := e.Value.(*job)
@@ -292,6 +335,7 @@ func (p *Pool) Close() {
 	p.wake.Broadcast()
 	p.done.Wait()
 }
+
 func (p *Pool) work() {
 	// Never unlocked: the thread keeps its low priority for life and ends with the worker.
 	runtime.LockOSThread()

@@ -50,9 +50,9 @@ func startPool(t *testing.T, cfg Config) (p *Pool, c *clock, release func()) {
 // queue waits until so many wait.
 func queue(t *testing.T, p *Pool, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); p.Stats().Queued != n; {
+	for deadline := time.Now().Add(10 * time.Second); p.waiting() != n; {
 		if time.Now().After(deadline) {
-			t.Fatalf("%d wait, want %d", p.Stats().Queued, n)
+			t.Fatalf("%d wait, want %d", p.waiting(), n)
 		}
 		time.Sleep(time.Millisecond)
 	}
@@ -119,7 +119,7 @@ func TestWhoWaitsTooLongIsTurnedAwayUnhashed(t *testing.T) {
 	if !errors.Is(err, ErrOverloaded) {
 		t.Errorf("%v", err)
 	}
-	if n := p.Stats().Queued; n != 0 {
+	if n := p.waiting(); n != 0 {
 		t.Errorf("%d wait", n)
 	}
 	release()
@@ -233,7 +233,7 @@ func TestThoseRefusedTogetherAreToldDifferentTimes(t *testing.T) {
 	p, _, release := startPool(t, Config{})
 	p.mu.Lock()
 	p.smooth = 20 * time.Second
-	p.queue.PushBack(&job{})
+	p.queues[signIn].PushBack(&job{})
 	told := make(map[time.Duration]bool)
 	for range 100 {
 		var f *fault.Fault
@@ -242,7 +242,7 @@ func TestThoseRefusedTogetherAreToldDifferentTimes(t *testing.T) {
 		}
 		told[f.RetryAfter] = true
 	}
-	p.queue.Init()
+	p.queues[signIn].Init()
 	p.mu.Unlock()
 	if len(told) < 3 {
 		t.Errorf("%v", told)
@@ -346,5 +346,48 @@ func TestTheMetricsOfThePool(t *testing.T) {
 	}
 	if !strings.Contains(fmt.Sprint(families), "sample_count:1") {
 		t.Error("nothing was observed")
+	}
+}
+
+// A flood of registrations waits in a queue of its own, and gets one turn in four.
+func TestSignInsHaveThreeTurnsInFourBesideRegistrations(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{Queue: 40, QueueWait: time.Minute})
+	var ran []purpose // by the only worker
+	var all sync.WaitGroup
+	ask := func(why purpose) {
+		waiting := p.waiting()
+		all.Go(func() {
+			if err := p.do(t.Context(), why, nothing, func() error { ran = append(ran, why); return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+		queue(t, p, waiting+1)
+	}
+	for range 10 {
+		ask(registration)
+	}
+	err := p.do(t.Context(), registration, nothing, func() error { return nil })
+	if !errors.Is(err, ErrOverloaded) {
+		t.Errorf("a registration beyond a quarter of the queue: %v", err)
+	}
+	for range 9 {
+		ask(signIn)
+	}
+	release()
+	all.Wait()
+	// The first registration was ready before any sign-in came. After the last sign-in the
+	// registrations have all turns.
+	signIns := 0
+	for i, why := range ran[1:13] {
+		if why == signIn {
+			signIns++
+		}
+		if i%4 == 3 && signIns != 3*(i+1)/4 {
+			t.Fatalf("%d sign-ins in %d turns: %v", signIns, i+1, ran)
+		}
+	}
+	if len(ran) != 19 {
+		t.Errorf("%d ran, want 19", len(ran))
 	}
 }
