@@ -154,6 +154,17 @@ func (a *app) openAuth(ctx context.Context) error {
 	return nil
 }
 
+// logRemarks says, once at the start, which settings are hardly meant as they are.
+func (a *app) logRemarks() {
+	for _, r := range a.remarks {
+		level := zap.InfoLevel
+		if r.Likely {
+			level = zap.WarnLevel
+		}
+		a.log.Log(level, "setting_ignored", zap.String("name", r.Name), zap.String("problem", r.Text), zap.String("source", r.Source))
+	}
+}
+
 func (a *app) eventsFile() string { return filepath.Join(a.App.DataDir, "events.ndjson") }
 
 // openKafka makes the way to Kafka. The caller closes it.

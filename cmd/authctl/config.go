@@ -29,13 +29,13 @@ func newConfigCheck(g *global) *cobra.Command {
 		Example: "  authctl config check",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := g.loadSettings(nil)
+			s, err := g.loadSettings(nil)
 			if g.output == "json" {
 				var faults config.Faults
 				if err != nil && !errors.As(err, &faults) {
 					return err
 				}
-				if err := printJSON(cmd.OutOrStdout(), map[string]any{"ok": err == nil, "faults": faults}); err != nil {
+				if err := printJSON(cmd.OutOrStdout(), map[string]any{"ok": err == nil, "faults": faults, "remarks": append([]config.Remark{}, s.remarks...)}); err != nil {
 					return err
 				}
 				if err != nil {
@@ -46,7 +46,13 @@ func newConfigCheck(g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintln(cmd.OutOrStdout(), "the settings are fine")
+			words := "the settings are fine"
+			for _, r := range s.remarks {
+				words += "\nnote: " + r.String()
+			}
+			if _, err := fmt.Fprintln(cmd.OutOrStdout(), words); err != nil {
+				return fmt.Errorf("write the result: %w", err)
+			}
 			return nil
 		},
 	}

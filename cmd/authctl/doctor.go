@@ -101,6 +101,7 @@ func (g *global) doctor(ctx context.Context, stdout, stderr io.Writer) (err erro
 		for _, f := range faults {
 			list = append(list, failing(f.String(), "put it right; everything else is tried once the settings are fine"))
 		}
+		list = append(list, remarkable(s.remarks)...)
 		err = d.report("settings", list...)
 	} else {
 		err = d.examine(ctx, s, stderr)
@@ -186,6 +187,17 @@ func (d *doctor) settingsFit(context.Context) []finding {
 		list = append(list, doubtful("the operator listener "+d.Operator.OperatorAddr+" can be reached from other machines, and asks nobody who they are",
 			"keep it off public networks, or set APP_OPERATOR_ADDR=127.0.0.1:9090"))
 	}
+	return append(list, remarkable(d.remarks)...)
+}
+
+// remarkable are the settings that are hardly meant as they are.
+func remarkable(remarks []config.Remark) []finding {
+	var list []finding
+	for _, r := range remarks {
+		if r.Likely {
+			list = append(list, doubtful(r.String(), "correct its name, or take it out"))
+		}
+	}
 	return list
 }
 
@@ -263,16 +275,20 @@ func (d *doctor) secret(context.Context) []finding {
 			return []finding{failing(err.Error(), advice)}
 		}
 		if d.Database.UsesPostgres() || d.Redis.Enabled() {
-			return []finding{doubtful("this machine's own, in "+path, "other servers on the same database need the same one: "+advice)}
+			return []finding{doubtful("this machine's own, in "+path+", fingerprint "+d.Auth.Token.Secret.Fingerprint(), "other servers on the same database need the same one: "+advice)}
 		}
-		return []finding{fine("made here, in %s", path)}
+		return []finding{fine("made here, in %s, fingerprint %s", path, d.Auth.Token.Secret.Fingerprint())}
 	}
 	bits := strength(secret.Reveal())
 	from := d.Sources["auth.token.secret"]
 	if bits < 100 {
 		return []finding{doubtful(fmt.Sprintf("from %s, and easy to guess: about %.0f bits", from, bits), advice)}
 	}
-	return []finding{fine("from %s, %d bytes", from, len(secret.Reveal()))}
+	list := []finding{fine("from %s, %d bytes, fingerprint %s: the same on every server", from, len(secret.Reveal()), secret.Fingerprint())}
+	if len(d.Auth.Token.Untrimmed) > 0 {
+		list = append(list, doubtful("there is white space around it, which is left out", adviceWhiteSpace))
+	}
+	return list
 }
 
 // strength is the Shannon entropy of the text in bits, as far as it shows in how often each

@@ -86,6 +86,7 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 
 func (a *app) greetRelay(w io.Writer, operator string) {
 	a.log.Info("relaying", zap.String("to", a.describeEvents()), zap.String("operator_addr", operator), zap.String("version", version()))
+	a.logRemarks()
 	if !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
 		a.log.Warn(warnLocalEvents)
 	}

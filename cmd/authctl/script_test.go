@@ -40,7 +40,8 @@ func TestMain(m *testing.M) {
 //
 //	exits CODE PROGRAM [ARG]...      runs a program that must exit with the code
 //	eventually REGEXP PROGRAM …      runs it again and again until its output matches
-//	start NAME [ARG]...              runs authctl in the background, its output in NAME.out and NAME.err
+//	start NAME [ARG]...              runs authctl in the background, its output in NAME.out and NAME.err;
+//	                                 of the environment it has its settings and what $pass names
 //	start -deaf NAME [ARG]...        … and nobody reads what it writes to stderr
 //	signal NAME TERM|INT|KILL        sends a signal to it
 //	ended NAME CODE|SIGNAL           waits for its end, by that exit code or signal
@@ -187,7 +188,7 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	cmd := exec.Command(path, args[1:]...)
 	cmd.Dir = ts.MkAbs(".")
-	for _, variable := range []string{"PATH", "HOME", "TMPDIR"} {
+	for _, variable := range append(strings.Fields(ts.Getenv("pass")), "PATH", "HOME", "TMPDIR") {
 		cmd.Env = append(cmd.Env, variable+"="+ts.Getenv(variable))
 	}
 	for _, key := range config.Keys(&settings{}) {

@@ -170,7 +170,9 @@ func (a *app) servesTLS() bool { return a.HTTP.TLS.CertFile != "" }
 // greet says, in dev mode, what runs where and what to try.
 func (a *app) greet(w io.Writer, addr net.Addr, operator string) {
 	port := addr.(*net.TCPAddr).Port
-	a.log.Info("serving", zap.Int("port", port), zap.String("operator_addr", operator), zap.String("version", version()))
+	a.log.Info("serving", zap.Int("port", port), zap.String("operator_addr", operator), zap.String("version", version()),
+		zap.String("secret_fingerprint", a.Auth.Token.Secret.Fingerprint()))
+	a.logRemarks()
 	for _, warning := range a.warnings() {
 		a.log.Warn(warning)
 	}
@@ -196,6 +198,9 @@ Try:
 `, base)
 }
 
+// adviceWhiteSpace is for a secret that earlier versions took with the white space around it.
+const adviceWhiteSpace = "take it out where the secret comes from; what was made with it stays good on servers that have it"
+
 // warnings are what these settings cannot give, said once at the start.
 func (a *app) warnings() []string {
 	var list []string
@@ -204,6 +209,9 @@ func (a *app) warnings() []string {
 	}
 	if !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
 		list = append(list, warnLocalEvents)
+	}
+	if len(a.Auth.Token.Untrimmed) > 0 {
+		list = append(list, "auth.token.secret has white space around it, which is left out: "+adviceWhiteSpace)
 	}
 	if a.ownSecret && (a.Database.UsesPostgres() || a.Redis.Enabled()) {
 		list = append(list, "the signing secret is this machine's own; other servers on the same database need the same AUTH_TOKEN_SECRET")

@@ -36,6 +36,8 @@ type settings struct {
 	Kafka    sink.KafkaConfig
 	Sources  config.Sources
 
+	remarks []config.Remark // what is hardly meant, and no fault
+
 	// keyless: the command neither signs nor reads tokens, and need not be trusted with the
 	// secret.
 	keyless bool
@@ -56,6 +58,9 @@ func (s settings) Validate(report func(path, problem string)) {
 		return
 	}
 	s.Kafka.ValidateProd(report)
+	if !s.keyless { // nor does such a command need Redis
+		s.Redis.ValidateProd(report)
+	}
 	if s.Auth.Token.Secret == "" && !s.keyless {
 		report("auth.token.secret", "must be set in prod mode: AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE; make one with: openssl rand -base64 48")
 	}
@@ -83,12 +88,41 @@ func (g *global) load(s *settings, flags map[string]string) error {
 	for path, value := range flags {
 		override[path] = value
 	}
-	err := config.Load(s, config.Options{File: g.configFile, Environ: os.Environ(), DotEnv: ".env", Override: override})
+	var remarks []config.Remark
+	var untrimmed []config.Secret
+	err := config.Load(s, config.Options{
+		File: g.configFile, Environ: os.Environ(), DotEnv: ".env", Override: override,
+		Remark: func(r config.Remark) { remarks = append(remarks, r) },
+		Trimmed: func(path string, before config.Secret) {
+			if path == "auth.token.secret" {
+				untrimmed = append(untrimmed, before)
+			}
+		},
+	})
+	s.remarks, s.Auth.Token.Untrimmed = remarks, untrimmed
 	faults, _ := errors.AsType[config.Faults](err)
 	if slices.ContainsFunc(faults, func(f config.Fault) bool { return f.Source == "flag" }) {
 		return misuse{err}
 	}
+	if len(faults) > 0 {
+		return withRemarks(err, remarks)
+	}
 	return err
+}
+
+// withRemarks adds to the faults of the settings what may explain them: a variable with a letter
+// in the wrong place is not set under its right name.
+func withRemarks(err error, remarks []config.Remark) error {
+	words := ""
+	for _, r := range remarks {
+		if r.Likely {
+			words += "\n  note: " + r.String()
+		}
+	}
+	if words == "" {
+		return err
+	}
+	return fmt.Errorf("%w%s", err, words)
 }
 
 // ensureSecret makes the signing secret of an installation that was given none, once, and

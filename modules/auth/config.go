@@ -33,10 +33,18 @@ type Config struct {
 
 // Validate reports what single values cannot show.
 func (c Config) Validate(report func(path, problem string)) {
+	first := map[string]int{}
 	for i, client := range c.Clients {
-		if _, _, err := parseClient(client); err != nil {
-			report(fmt.Sprintf("auth.clients[%d]", i), err.Error())
+		id, _, err := parseClient(client)
+		if err != nil {
+			report("auth.clients", fmt.Sprintf("(element %d) %s", i+1, err))
+			continue
 		}
+		if at, seen := first[id]; seen {
+			report("auth.clients", fmt.Sprintf("(element %d) has the same id as element %d: %q", i+1, at+1, id))
+			continue
+		}
+		first[id] = i
 	}
 }
 

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -53,5 +54,23 @@ func TestTheDefaultIssuerIsTheOneOfTheSettings(t *testing.T) {
 	}
 	if cfg.Token.Issuer != DefaultIssuer {
 		t.Errorf("%q and %q", cfg.Token.Issuer, DefaultIssuer)
+	}
+}
+
+func TestAClientIDMayBeNamedOnce(t *testing.T) {
+	t.Parallel()
+	one, other := strings.Repeat("a", 64), strings.Repeat("b", 64)
+	for clients, want := range map[string]string{
+		"shop:" + one + ",desk:" + one:                  "",
+		"shop:" + one + ",shop:" + other:                `(element 2) has the same id as element 1: "shop"`,
+		"shop:" + one + ",desk:" + one + ",shop:" + one: "(element 3) is the same as element 1",
+		"shop:" + one + ",Shop:" + other:                "",
+		"shop:xyz,desk:" + one:                          "(element 1) is not id:sha256-hex-of-secret",
+	} {
+		var cfg Config
+		err := config.Load(&cfg, config.Options{Environ: []string{"AUTH_CLIENTS=" + clients}})
+		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", clients, err, want)
+		}
 	}
 }

@@ -49,14 +49,48 @@ func (c Config) Enabled() bool { return c.URL != "" || c.Host != "" }
 // Validate reports settings that cannot work.
 func (c Config) Validate(report func(path, problem string)) {
 	if c.URL != "" {
-		if _, err := redis.ParseURL(c.URL.Reveal()); err != nil {
-			report("redis.url", "must be a URL that begins with redis://, rediss:// or unix://, without options this client does not know")
+		if _, err := c.parseURL(); err != nil {
+			report("redis.url", err.Error())
+		}
+	} else if c.Host != "" {
+		if problem := config.HostProblem(c.Host); problem != "" {
+			report("cache.redis.host", problem)
 		}
 	}
 	if c.CAFile != "" {
 		if _, err := readCAs(c.CAFile); err != nil {
 			report("redis.ca_file", "must be a readable file of PEM certificates")
 		}
+	}
+}
+
+// ValidateProd reports what prod mode does not allow. What counts is what the client made of the
+// settings, whichever of them named the server.
+func (c Config) ValidateProd(report func(path, problem string)) {
+	opt, err := c.options()
+	if !c.Enabled() || err != nil { // Validate has said it
+		return
+	}
+	if c.refusedInProd(opt) {
+		path := "cache.redis.host"
+		if c.URL != "" {
+			path = "redis.url"
+		}
+		report(path, "must be reached over TLS with a verified certificate in prod mode: rediss:// or redis.tls; or set redis.allow_plaintext")
+	}
+}
+
+func (c Config) refusedInProd(opt *redis.Options) bool {
+	return !c.AllowPlaintext && !isLocal(opt) && (opt.TLSConfig == nil || opt.TLSConfig.InsecureSkipVerify)
+}
+
+// Overridden reports settings without effect.
+func (c Config) Overridden(report func(path, by string)) {
+	if c.URL == "" {
+		return
+	}
+	for _, path := range []string{"cache.redis.host", "cache.redis.port", "cache.redis.password", "cache.redis.db", "redis.tls"} {
+		report(path, "redis.url")
 	}
 }
 
@@ -88,7 +122,7 @@ func Open(ctx context.Context, cfg Config, o Options) (*redis.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.Prod && !cfg.AllowPlaintext && !isLocal(opt) && (opt.TLSConfig == nil || opt.TLSConfig.InsecureSkipVerify) {
+	if o.Prod && cfg.refusedInProd(opt) {
 		return nil, fmt.Errorf("connect to %s: refused in prod mode: %w", cfg.Describe(), ErrPlaintext)
 	}
 	opt.ClientName = o.AppName
@@ -113,9 +147,8 @@ func (c Config) options() (*redis.Options, error) {
 	}
 	if c.URL != "" {
 		var err error
-		if opt, err = redis.ParseURL(c.URL.Reveal()); err != nil {
-			// The error may repeat the URL, and with it the password.
-			return nil, errors.New("redis.url is not a Redis URL that can be understood")
+		if opt, err = c.parseURL(); err != nil {
+			return nil, fmt.Errorf("redis.url %w", err)
 		}
 	}
 	if c.CAFile != "" && opt.TLSConfig != nil {
@@ -149,6 +182,30 @@ func (c Config) options() (*redis.Options, error) {
 	// Two round trips less for each connection.
 	opt.DisableIdentity = true
 	opt.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	return opt, nil
+}
+
+// parseURL is the URL as the client itself understands it: nobody else parses it. An error says
+// what is wrong with it and repeats none of it, since what is not understood may be a password.
+func (c Config) parseURL() (*redis.Options, error) {
+	opt, err := redis.ParseURL(c.URL.Reveal())
+	_, rest, _ := strings.Cut(c.URL.Reveal(), ":")
+	if err != nil || !strings.HasPrefix(rest, "//") { // without the slashes it would be localhost
+		return nil, errors.New("must be a URL that begins with redis://, rediss:// or unix://, without options that the client does not know; " +
+			"characters such as / ? # % @ in a password are percent-encoded")
+	}
+	for _, n := range []int{opt.DB, opt.PoolSize, opt.MinIdleConns, opt.MaxIdleConns, opt.MaxActiveConns, opt.MaxConcurrentDials} {
+		if n < 0 || n > 1<<16 { // the client panics, or takes another number
+			return nil, errors.New("has a number that is negative or too large")
+		}
+	}
+	if opt.Network == "unix" {
+		return opt, nil
+	}
+	host, port, err := net.SplitHostPort(opt.Addr)
+	if err != nil || config.HostProblem(host) != "" || config.AddressProblem(opt.Addr, false) != "" || port == "0" {
+		return nil, errors.New("does not name one host, and a port from 1 to 65535; characters such as / ? # % @ in a password are percent-encoded")
+	}
 	return opt, nil
 }
 

@@ -102,8 +102,75 @@ func TestProdModeRefusesUnverifiedServersElsewhere(t *testing.T) {
 		if err == nil || errors.Is(err, cache.ErrPlaintext) != tc.refused {
 			t.Errorf("%s: %v", name, err)
 		}
+		if tc.cfg.Port == 0 {
+			tc.cfg.Port = 6379
+		}
+		var faults []string
+		tc.cfg.ValidateProd(func(path, _ string) { faults = append(faults, path) })
+		if (len(faults) > 0) != tc.refused {
+			t.Errorf("%s: the settings have the faults %v", name, faults)
+		}
 		if _, err := cache.Open(ended, tc.cfg, cache.Options{}); errors.Is(err, cache.ErrPlaintext) {
 			t.Errorf("%s: refused in dev mode", name)
+		}
+	}
+}
+
+func TestAURLIsTakenAsTheClientUnderstandsItOrRefused(t *testing.T) {
+	t.Parallel()
+	for url, good := range map[string]bool{
+		"redis://redis":                             true,
+		"redis://redis:6379/15":                     true,
+		"redis://:p%2Fss@redis":                     true,
+		"redis://[::1]:6379/0":                      true,
+		"redis://[fe80::1%25eth0]":                  true,
+		"redis://localhost.?protocol=2":             true,
+		"rediss://redis?skip_verify=true":           true,
+		"unix:///run/redis.sock?db=3":               true,
+		"redis:///3":                                true, // localhost
+		"REDIS://redis":                             true,
+		"redis://u:1/hunter2@redis":                 false, // everything after the slash is a database to a parser
+		"redis://u:p?hunter2@redis":                 false,
+		"redis://u:p#hunter2@redis":                 false,
+		"redis://u:p@hunter2@redis:x":               false,
+		"redis://redis:0":                           false,
+		"redis://redis:65536":                       false,
+		"redis://redis:hunter2":                     false,
+		"redis://re dis":                            false,
+		"redis://h1:1,h2:2":                         false,
+		"redis://h1,h2":                             false,
+		"redis://127.1":                             false,
+		"redis://redis/-1":                          false,
+		"redis://redis?db=-1":                       false,
+		"redis://redis?pool_size=-1":                false,
+		"redis://redis?pool_size=99999999999":       false,
+		"redis://redis?min_idle_conns=-1":           false,
+		"redis://redis?nonsense=hunter2":            false,
+		"redis:redis:6379":                          false,
+		"redis-sentinel://redis":                    false,
+		"unix://":                                   false,
+		"redis://redis/0/hunter2":                   false,
+		"redis://u:hunter2@re%20dis":                false,
+		"redis://u:hunter2@redis.example.com/zero":  false,
+		"redis://u:hunter2@redis.example.com:6379 ": false,
+	} {
+		faults := ""
+		cfg := cache.Config{URL: config.Secret(url), Port: 6379}
+		cfg.Validate(func(path, problem string) { faults += path + " " + problem })
+		if (faults == "") != good {
+			t.Errorf("%s: %q", url, faults)
+		}
+		if text := faults + cfg.Describe(); strings.Contains(text, "hunter2") {
+			t.Errorf("%s is shown: %s", url, text)
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		client, err := cache.Open(ended, cfg, cache.Options{Untried: true})
+		if (err == nil) != good || err != nil && strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v", url, err)
+		}
+		if err == nil {
+			_ = client.Close()
 		}
 	}
 }
@@ -115,9 +182,10 @@ func TestValidateNamesTheSetting(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, cfg := range map[string]cache.Config{
-		"":              {URL: "rediss://user:pass@host:6379/1"},
-		"redis.url":     {URL: "http://host"},
-		"redis.ca_file": {CAFile: notPEM},
+		"cache.redis.host": {Host: "redis:6379"},
+		"":                 {URL: "rediss://user:pass@host:6379/1"},
+		"redis.url":        {URL: "http://host"},
+		"redis.ca_file":    {CAFile: notPEM},
 	} {
 		got := ""
 		cfg.Validate(func(path, problem string) { got += path })

@@ -14,7 +14,8 @@
 // The layers, each standing above the ones before: defaults from the tags, the YAML file,
 // .env (in dev mode), the environment, flags. The environment name of a setting is its path
 // in capitals with _ for the dots, and an empty variable counts as unset. NAME_FILE names a
-// file that holds a secret.
+// file that holds a secret. White space around a secret is not part of it, wherever it comes
+// from: an editor, echo and base64 leave a line break at the end of one copy and not of another.
 //
 // Load is strict and patient: an unknown or repeated key, a wrong type, a value out of
 // bounds are refused, and all of them are reported at once, each with the place it came
@@ -42,6 +43,14 @@ type Options struct {
 	Environ  []string          // NAME=value, as of os.Environ; nil is an empty environment
 	DotEnv   string            // path of .env, read when app.mode is dev and the file exists; "" for none
 	Override map[string]string // from flags: path → text. Secrets are refused here
+
+	// Remark is told what is no fault and yet hardly meant: a variable that looks like one of ours
+	// and is none, a setting that another one overrides. It is called whether the load succeeds or
+	// not, since such a variable is often why it does not. Nil: nobody wants to know.
+	Remark func(Remark)
+	// Trimmed is told of a secret with more white space around it than the one line break at the
+	// end of a file. before is how earlier versions took it.
+	Trimmed func(path string, before Secret)
 }
 
 // Fault is one thing wrong with the settings.
@@ -128,9 +137,10 @@ const (
 )
 
 type loader struct {
-	schema *schema
-	faults Faults
-	broken bool // the file could not be parsed: what it sets is not known
+	schema  *schema
+	faults  Faults
+	remarks []Remark
+	broken  bool // the file could not be parsed: what it sets is not known
 }
 
 func (l *loader) fault(path, source, format string, args ...any) {
@@ -142,6 +152,13 @@ func (l *loader) fault(path, source, format string, args ...any) {
 
 func (l *loader) load(target any, name string, data []byte, opt Options) error {
 	v := l.layers(name, data, opt)
+	if opt.Remark != nil {
+		defer func() {
+			for _, r := range l.remarks {
+				opt.Remark(r)
+			}
+		}()
+	}
 
 	// Filled aside, so that a faulty load changes nothing.
 	dst := reflect.ValueOf(target).Elem()
@@ -153,6 +170,15 @@ func (l *loader) load(target any, name string, data []byte, opt Options) error {
 		r, _ := v.Get(k.Path).(raw)
 		sources[k.Path] = r.source
 		field := filled.FieldByIndex(k.index)
+		if k.Secret && r.problem == "" && r.form != formList {
+			before := r.text
+			if r.text = trimSecret(before); r.text == "" && before != "" {
+				r.problem = "holds nothing but white space"
+			}
+			if r.text != before && opt.Trimmed != nil {
+				opt.Trimmed(k.Path, Secret(before))
+			}
+		}
 		value, problem := k.parse(r)
 		if problem != "" {
 			l.fault(k.Path, r.source, "%s", problem)
@@ -164,6 +190,11 @@ func (l *loader) load(target any, name string, data []byte, opt Options) error {
 	if l.schema.sources != nil {
 		filled.FieldByIndex(l.schema.sources).Set(reflect.ValueOf(sources))
 	}
+	overridden(filled.Addr(), "", func(path, by string) {
+		if source := sources[path]; source != sourceDefault && source != "" {
+			l.remarks = append(l.remarks, Remark{Name: path, Source: source, Text: "has no effect: " + by + " overrides it", Likely: true})
+		}
+	})
 	if !l.broken {
 		validate(filled.Addr(), "", func(path, problem string) {
 			if !faulty[path] {
@@ -213,6 +244,7 @@ func (l *loader) layers(name string, data []byte, opt Options) *viper.Viper {
 
 // environment picks the settings out of variables: NAME, and NAME_FILE for a secret.
 func (l *loader) environment(label string, vars map[string]string) map[string]raw {
+	l.remarkStrangers(strings.TrimSpace(label), vars)
 	layer := map[string]raw{}
 	for _, k := range l.schema.keys {
 		name, file := k.Env, k.Env+"_FILE"
@@ -236,7 +268,7 @@ func (l *loader) environment(label string, vars map[string]string) map[string]ra
 	return layer
 }
 
-// readSecret returns what the file holds, without the newline that editors and echo leave
+// readSecret returns what the file holds, without the line break that editors and echo leave
 // at its end.
 func readSecret(path string) (text, problem string) {
 	data, err := readLimited(path, maxSecret)
@@ -244,11 +276,15 @@ func readSecret(path string) (text, problem string) {
 		return "", "cannot be read from its file: " + plain(err)
 	}
 	text = strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
-	if text == "" {
+	if trimSecret(text) == "" {
 		return "", "is named by a file that is empty"
 	}
 	return text, ""
 }
+
+// trimSecret leaves out the white space around a secret. ASCII alone: what looks like other
+// white space may be the bytes of a key.
+func trimSecret(text string) string { return strings.Trim(text, " \t\r\n\v\f") }
 
 func (l *loader) flags(override map[string]string) map[string]raw {
 	layer := map[string]raw{}

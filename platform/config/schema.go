@@ -254,6 +254,9 @@ func (k *key) limits(v reflect.Value) (problem string) {
 	if k.max.IsValid() && less(k.max, v) {
 		return fmt.Sprintf("must be at most %s, not %s", k.Max, show(v))
 	}
+	if problem := k.repeated(v); problem != "" {
+		return problem
+	}
 	if k.OneOf == nil {
 		return ""
 	}
@@ -268,6 +271,25 @@ func (k *key) limits(v reflect.Value) (problem string) {
 		if text := show(v); !slices.Contains(k.OneOf, text) {
 			return fmt.Sprintf("must be %s, not %s%s", choice(k.OneOf), quote(text), meant(nearest(text, k.OneOf)))
 		}
+	}
+	return ""
+}
+
+// repeated refuses an element that a list has twice: one of the two was meant to be another.
+func (k *key) repeated(v reflect.Value) (problem string) {
+	if !isList(k.typ) {
+		return ""
+	}
+	first := map[any]int{}
+	for i := range v.Len() {
+		element := any(show(v.Index(i)))
+		if k.Secret {
+			element = v.Index(i).Interface() // as text they are all the same
+		}
+		if at, seen := first[element]; seen {
+			return fmt.Sprintf("(element %d) is the same as element %d", i+1, at+1)
+		}
+		first[element] = i
 	}
 	return ""
 }

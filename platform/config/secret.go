@@ -1,6 +1,11 @@
 package config
 
-import "fmt"
+import (
+	"crypto/pbkdf2"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+)
 
 // Secret is text that must not be seen: however it is printed, logged or encoded, it shows
 // as [redacted]. Only [Secret.Reveal] gives the text, which makes every use easy to find.
@@ -14,6 +19,19 @@ const redacted = "[redacted]"
 
 // Reveal returns the text itself.
 func (s Secret) Reveal() string { return string(s) }
+
+// Fingerprint is a short tag by which people see whether two servers have the same secret. It
+// is no help to whoever wants the secret itself: 32 bits of a slow hash. "" for no secret.
+func (s Secret) Fingerprint() string {
+	if s == "" {
+		return ""
+	}
+	tag, err := pbkdf2.Key(sha256.New, string(s), []byte("authctl secret fingerprint v1"), 100_000, 4)
+	if err != nil { // only for lengths and hashes that are not allowed
+		return ""
+	}
+	return hex.EncodeToString(tag)
+}
 
 // String shows whether there is a secret, never what it is.
 func (s Secret) String() string {

@@ -69,6 +69,21 @@ func (c Config) Validate(report func(path, problem string)) {
 	default:
 		report("database.url", "must begin with postgres:// or sqlite:")
 	}
+	if c.Postgres.Host != "" && u == "" {
+		if problem := config.HostProblem(c.Postgres.Host); problem != "" {
+			report("db.postgres.host", problem)
+		}
+	}
+}
+
+// Overridden reports settings without effect.
+func (c Config) Overridden(report func(path, by string)) {
+	if c.URL == "" {
+		return
+	}
+	for _, name := range []string{"user", "password", "host", "port", "db", "sslmode"} {
+		report("db.postgres."+name, "database.url")
+	}
 }
 
 // DB is an open database. It is safe for concurrent use.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/toppira/authctl/platform/config"
 )
 
 // Config is app.*: where the public listener is, who may call it from a browser, and how
@@ -44,6 +46,11 @@ type TLSConfig struct {
 
 // Validate reports settings that cannot work.
 func (c Config) Validate(report func(path, problem string)) {
+	if c.Host != "" { // empty is every interface
+		if problem := config.HostProblem(c.Host); problem != "" {
+			report("app.host", problem)
+		}
+	}
 	for _, origin := range c.Origins {
 		if problem := originProblem(origin); problem != "" {
 			report("app.origins", origin+": "+problem)

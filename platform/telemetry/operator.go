@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -16,6 +15,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/config"
 )
 
 // Config says where operators look.
@@ -28,13 +29,8 @@ func (c Config) Validate(report func(path, problem string)) {
 	if c.disabled() {
 		return
 	}
-	_, port, err := net.SplitHostPort(c.OperatorAddr)
-	if err != nil {
-		report("app.operator_addr", "must be an address with a port such as 127.0.0.1:9090, or off")
-		return
-	}
-	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
-		report("app.operator_addr", "has no valid port")
+	if problem := config.AddressProblem(c.OperatorAddr, true); problem != "" {
+		report("app.operator_addr", problem+"; off means none")
 	}
 }
 

@@ -6,8 +6,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,10 +57,16 @@ func (c KafkaConfig) UsesKafka() bool { return len(c.Brokers) > 0 }
 
 // Validate reports what single values cannot show.
 func (c KafkaConfig) Validate(report func(path, problem string)) {
-	for _, b := range c.Brokers {
-		if _, port, err := net.SplitHostPort(b); err != nil || port == "" {
-			report("kafka.brokers", fmt.Sprintf("has %q, which is not host:port", b))
+	for i, b := range c.Brokers {
+		if problem := config.AddressProblem(b, false); problem != "" {
+			report("kafka.brokers", fmt.Sprintf("(element %d) %s", i+1, problem))
 		}
+		if first := slices.IndexFunc(c.Brokers, func(other string) bool { return strings.EqualFold(other, b) }); first < i {
+			report("kafka.brokers", fmt.Sprintf("(element %d) is the same as element %d", i+1, first+1))
+		}
+	}
+	if problem := config.HostProblem(c.TLS.ServerName); c.TLS.ServerName != "" && problem != "" {
+		report("kafka.tls.server_name", problem)
 	}
 	if c.UsesKafka() && strings.TrimSpace(c.Topic) == "" {
 		report("kafka.topic", "must name a topic")

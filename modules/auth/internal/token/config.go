@@ -20,7 +20,10 @@ type Config struct {
 	Issuer          string        `config:"auth.token.issuer" default:"http://localhost:8080" doc:"The URL by which this service is known: iss of every access token, issuer of the RFC 8414 metadata, ce_source of every event."`
 	Audience        string        `config:"auth.token.audience" default:"authctl" doc:"aud of every access token: whom the tokens are for."`
 	ClientID        string        `config:"auth.token.client_id" default:"authctl" doc:"client_id of every access token (RFC 9068): the application people sign in to."`
-	AccessTTL       time.Duration `config:"auth.access_token_ttl" default:"5h" min:"1s" max:"24h" doc:"How long an access token lives, and never longer than its session."`
+	// Untrimmed are secrets as earlier versions took them, with the white space around them. They
+	// are accepted like previous ones.
+	Untrimmed []config.Secret `config:"-"`
+	AccessTTL time.Duration   `config:"auth.access_token_ttl" default:"5h" min:"1s" max:"24h" doc:"How long an access token lives, and never longer than its session."`
 }
 
 // Validate reports what single values cannot show.
@@ -53,7 +56,7 @@ func (c Config) Secrets() []config.Secret {
 	for _, secret := range c.previous() {
 		all = append(all, config.Secret(secret))
 	}
-	return all
+	return append(all, c.Untrimmed...)
 }
 
 func (c Config) previous() []string {

@@ -1,0 +1,130 @@
+package config
+
+import (
+	"cmp"
+	"maps"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Remark is something about the settings that is no fault and yet hardly meant.
+type Remark struct {
+	Name   string `json:"name"`   // of the variable, or the path of the setting
+	Source string `json:"source"` // "environment", ".env", or where the setting's value comes from
+	Text   string `json:"text"`   // reads on after the name
+	// Likely tells a slip of the pen, or a setting without effect, from a variable that may well
+	// be another program's.
+	Likely bool `json:"likely"`
+}
+
+func (r Remark) String() string { return r.Name + " " + r.Text + " (" + r.Source + ")" }
+
+// overridden calls Overridden on the struct that ptr points to and on the structs inside it. A
+// struct tells there which of its settings have no effect because of another one; paths are as
+// for Validate. Only those that somebody set become remarks.
+func overridden(ptr reflect.Value, prefix string, report func(path, by string)) {
+	v := ptr.Elem()
+	for i := range v.NumField() {
+		if f := v.Type().Field(i); isGroup(f) && f.IsExported() {
+			overridden(v.Field(i).Addr(), join(prefix, f.Tag.Get("config")), report)
+		}
+	}
+	if s, ok := ptr.Interface().(interface {
+		Overridden(report func(path, by string))
+	}); ok {
+		s.Overridden(func(path, by string) { report(join(prefix, path), by) })
+	}
+}
+
+// remarkStrangers looks for variables that begin like ours and are none of them. Viper and the
+// environment have no notion of an unknown variable, so a letter in the wrong place would
+// silently mean the default. It is never a fault: other programs have variables, too.
+func (l *loader) remarkStrangers(source string, vars map[string]string) {
+	known := map[string]bool{}
+	first := map[string]bool{} // APP, AUTH, …
+	var names []string
+	for _, k := range l.schema.keys {
+		known[k.Env], known[k.Env+"_FILE"] = true, true
+		names = append(names, k.Env)
+		if k.Secret {
+			names = append(names, k.Env+"_FILE")
+		}
+		word, _, _ := strings.Cut(k.Env, "_")
+		first[word] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(vars)) {
+		upper := strings.ToUpper(name)
+		word, _, _ := strings.Cut(upper, "_")
+		if known[name] || !first[word] || word == upper || vars[name] == "" || foreign(upper, vars[name]) {
+			continue
+		}
+		r := Remark{Name: oneLine(name), Source: source, Text: "is not a setting of authctl"}
+		if near := nearestNames(upper, names); len(near) > 0 {
+			r.Text, r.Likely = r.Text+meant(strings.Join(near, " or ")), true
+		}
+		l.remarks = append(l.remarks, r)
+	}
+}
+
+// What container engines set for other containers and Kubernetes for services, and what is
+// plainly for another program.
+var (
+	linkName    = regexp.MustCompile(`_SERVICE_(HOST|PORT(_.+)?)$|_PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$`)
+	linkValue   = regexp.MustCompile(`^(tcp|udp|sctp)://`)
+	foreignName = regexp.MustCompile(`^APP_(ENV|NAME|VERSION|HOME|USER|DEBUG|KEY|URL|ROOT|DIR)$|_(OPTS|VERSION|HOME)$` +
+		`|^KAFKA_(LOG4J|JMX|GC|JVM|HEAP)_|^DB_(MIGRATE|SERVE|RELAY)_PASSWORD$`) // the last: deploy/env.sh
+)
+
+func foreign(name, value string) bool {
+	return linkName.MatchString(name) || linkValue.MatchString(value) || foreignName.MatchString(name)
+}
+
+// nearestNames are the names that somebody may have meant who wrote this one: a slip of the
+// keyboard away, or the same words with some left out, as in DB_HOST for DB_POSTGRES_HOST. With
+// more than two there is nothing to suggest.
+func nearestNames(name string, names []string) []string {
+	if len(name) > 200 {
+		return nil
+	}
+	var near []string
+	least := 1 + min(len(name)/6, 2) // letters that may be wrong
+	for _, candidate := range names {
+		if d := distance(name, candidate); d < least {
+			near, least = []string{candidate}, d
+		} else if d == least {
+			near = append(near, candidate)
+		}
+	}
+	if len(near) == 0 {
+		words, isFile := strings.Split(name, "_"), strings.HasSuffix(name, "_FILE")
+		for _, candidate := range names {
+			if (isFile || !strings.HasSuffix(candidate, "_FILE")) && leftOut(words, strings.Split(candidate, "_")) {
+				near = append(near, candidate)
+			}
+		}
+	}
+	if len(near) > 2 {
+		return nil
+	}
+	return near
+}
+
+// sameWord maps words that people write for others to those others.
+var sameWord = map[string]string{
+	"DATABASE": "DB", "NAME": "DB", "CACHE": "REDIS", "PASS": "PASSWORD", "USERNAME": "USER",
+	"HOSTNAME": "HOST", "ADDR": "HOST", "FILE": "PATH", "SSL": "TLS",
+}
+
+// leftOut reports that words are those of a name, in order, with some missing.
+func leftOut(words, name []string) bool {
+	canonical := func(word string) string { return cmp.Or(sameWord[word], word) }
+	i := 0
+	for _, word := range name {
+		if i < len(words) && canonical(words[i]) == canonical(word) {
+			i++
+		}
+	}
+	return i == len(words) && len(words) > 1
+}
