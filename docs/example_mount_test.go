@@ -14,7 +14,6 @@ import (
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
@@ -46,7 +45,7 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	if _, err := migrations.Up(ctx, db.DB, nil); err != nil {
+	if _, err := migrations.Up(ctx, db, nil); err != nil {
 		return err
 	}
 	if _, err := db.Write(ctx, "CREATE TABLE IF NOT EXISTS shop_order (id text PRIMARY KEY, user_id text NOT NULL, item text NOT NULL)"); err != nil {
@@ -118,7 +117,7 @@ func placeOrder(db *database.DB, accounts *auth.Service, waker *outbox.Waker) fi
 		if err != nil {
 			return err
 		}
-		err = db.Tx(c.UserContext(), func(ctx context.Context, tx bun.Tx) error {
+		err = db.Tx(c.UserContext(), func(ctx context.Context, tx database.Tx) error {
 			if _, err := tx.ExecContext(ctx, "INSERT INTO shop_order (id, user_id, item) VALUES (?, ?, ?)", id, user, body.Item); err != nil {
 				return err
 			}

@@ -20,8 +20,9 @@ import (
 
 	"github.com/gofrs/flock"
 	"github.com/uptrace/bun"
-	"github.com/uptrace/bun/dialect"
 	"github.com/uptrace/bun/migrate"
+
+	"github.com/toppira/authctl/platform/database"
 )
 
 //go:embed postgres/*.sql sqlite/*.sql
@@ -43,7 +44,7 @@ func (s State) Applied() bool { return s.Group != 0 }
 
 // Status lists every migration, oldest first. It changes nothing: on a database without a
 // migration table all are pending.
-func Status(ctx context.Context, db *bun.DB) ([]State, error) {
+func Status(ctx context.Context, db *database.DB) ([]State, error) {
 	m, err := migrator(db)
 	if err != nil {
 		return nil, err
@@ -68,7 +69,7 @@ func Status(ctx context.Context, db *bun.DB) ([]State, error) {
 
 // Check returns nil when the schema is what this binary expects, else an error that wraps
 // [ErrBehind] and says how many migrations are waiting.
-func Check(ctx context.Context, db *bun.DB) error {
+func Check(ctx context.Context, db *database.DB) error {
 	list, err := Status(ctx, db)
 	if err != nil {
 		return err
@@ -87,12 +88,12 @@ func Check(ctx context.Context, db *bun.DB) error {
 
 // Up runs what is pending, under a lock that any number of processes may ask for at once,
 // and returns what it ran. report, if not nil, hears of each migration before it runs.
-func Up(ctx context.Context, db *bun.DB, report func(State)) ([]State, error) {
+func Up(ctx context.Context, db *database.DB, report func(State)) ([]State, error) {
 	return locked(ctx, db, report, func(m *migrate.Migrator) (*migrate.MigrationGroup, error) { return m.Migrate(ctx) })
 }
 
 // Down rolls back the last group, under the same lock, and returns what it undid.
-func Down(ctx context.Context, db *bun.DB, report func(State)) ([]State, error) {
+func Down(ctx context.Context, db *database.DB, report func(State)) ([]State, error) {
 	return locked(ctx, db, report, func(m *migrate.Migrator) (*migrate.MigrationGroup, error) { return m.Rollback(ctx) })
 }
 
@@ -141,18 +142,18 @@ func Fingerprint(dialect string) (string, error) {
 	return fmt.Sprintf("%08x", sum.Sum32()), err
 }
 
-func migrator(db *bun.DB, opts ...migrate.MigratorOption) (*migrate.Migrator, error) {
+func migrator(db *database.DB, opts ...migrate.MigratorOption) (*migrate.Migrator, error) {
 	all, err := discover(db)
 	if err != nil {
 		return nil, err
 	}
 	// Bun marks a migration applied before it runs unless told otherwise.
-	return migrate.NewMigrator(db, all, append(opts, migrate.WithMarkAppliedOnSuccess(true))...), nil
+	return migrate.NewMigrator(db.Bun(), all, append(opts, migrate.WithMarkAppliedOnSuccess(true))...), nil
 }
 
-func discover(db *bun.DB) (*migrate.Migrations, error) {
+func discover(db *database.DB) (*migrate.Migrations, error) {
 	dir := "sqlite"
-	if db.Dialect().Name() == dialect.PG {
+	if db.IsPostgres() {
 		dir = "postgres"
 	}
 	sub, err := fs.Sub(files, dir)
@@ -166,7 +167,7 @@ func discover(db *bun.DB) (*migrate.Migrations, error) {
 	return all, nil
 }
 
-func locked(ctx context.Context, db *bun.DB, report func(State), run func(*migrate.Migrator) (*migrate.MigrationGroup, error)) ([]State, error) {
+func locked(ctx context.Context, db *database.DB, report func(State), run func(*migrate.Migrator) (*migrate.MigrationGroup, error)) ([]State, error) {
 	var opts []migrate.MigratorOption
 	if report != nil {
 		opts = append(opts, migrate.BeforeMigration(func(_ context.Context, _ bun.IConn, one *migrate.Migration) error {
@@ -198,8 +199,8 @@ const lockKey = 0x6175746863746c // "authctl"
 
 // lock keeps other processes from migrating. Both kinds end with the process: Bun's own
 // lock is a row, which a killed process would leave behind for ever.
-func lock(ctx context.Context, db *bun.DB) (unlock func(), err error) {
-	if db.Dialect().Name() == dialect.PG {
+func lock(ctx context.Context, db *database.DB) (unlock func(), err error) {
+	if db.IsPostgres() {
 		conn, err := db.Conn(ctx)
 		if err != nil {
 			return nil, err
@@ -227,9 +228,9 @@ func lock(ctx context.Context, db *bun.DB) (unlock func(), err error) {
 	return func() { _ = file.Unlock() }, nil
 }
 
-func tableExists(ctx context.Context, db *bun.DB, name string) (bool, error) {
+func tableExists(ctx context.Context, db *database.DB, name string) (bool, error) {
 	query := "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
-	if db.Dialect().Name() == dialect.PG {
+	if db.IsPostgres() {
 		query = "SELECT count(*) FROM (SELECT to_regclass(?) AS t) x WHERE t IS NOT NULL"
 	}
 	var n int

@@ -45,27 +45,27 @@ func TestBothDialectsHaveTheSameMigrationsBothWays(t *testing.T) {
 func TestDownUndoesWhatUpDid(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		if err := migrations.Check(t.Context(), db.DB); err != nil {
+		if err := migrations.Check(t.Context(), db); err != nil {
 			t.Fatalf("a migrated database: %v", err)
 		}
 		before := applied(t, db)
-		undone, err := migrations.Down(t.Context(), db.DB, nil)
+		undone, err := migrations.Down(t.Context(), db, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if len(undone) != len(before) { // they ran together
 			t.Errorf("undone %d of %d", len(undone), len(before))
 		}
-		if err := migrations.Check(t.Context(), db.DB); err == nil || !strings.Contains(err.Error(), "have not run") {
+		if err := migrations.Check(t.Context(), db); err == nil || !strings.Contains(err.Error(), "have not run") {
 			t.Errorf("a database without a schema: %v", err)
 		}
 		if left := applied(t, db); len(left) != 0 {
 			t.Errorf("still applied: %v", left)
 		}
-		if again, err := migrations.Up(t.Context(), db.DB, nil); err != nil || len(again) != len(before) {
+		if again, err := migrations.Up(t.Context(), db, nil); err != nil || len(again) != len(before) {
 			t.Errorf("once more: %d, %v", len(again), err)
 		}
-		if none, err := migrations.Up(t.Context(), db.DB, nil); err != nil || len(none) != 0 {
+		if none, err := migrations.Up(t.Context(), db, nil); err != nil || len(none) != 0 {
 			t.Errorf("with nothing to do: %d, %v", len(none), err)
 		}
 	})
@@ -74,7 +74,7 @@ func TestDownUndoesWhatUpDid(t *testing.T) {
 func TestOfManyWhoMigrateAtOnceOneDoes(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		if _, err := migrations.Down(t.Context(), db.DB, nil); err != nil {
+		if _, err := migrations.Down(t.Context(), db, nil); err != nil {
 			t.Fatal(err)
 		}
 		var mu sync.Mutex
@@ -82,7 +82,7 @@ func TestOfManyWhoMigrateAtOnceOneDoes(t *testing.T) {
 		var all sync.WaitGroup
 		for range 4 {
 			all.Go(func() {
-				did, err := migrations.Up(t.Context(), db.DB, nil)
+				did, err := migrations.Up(t.Context(), db, nil)
 				if err != nil {
 					t.Errorf("up: %v", err)
 				}
@@ -103,14 +103,14 @@ func TestOfManyWhoMigrateAtOnceOneDoes(t *testing.T) {
 func TestAMigrationThatFailsIsNotMarkedApplied(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		if _, err := migrations.Down(t.Context(), db.DB, nil); err != nil {
+		if _, err := migrations.Down(t.Context(), db, nil); err != nil {
 			t.Fatal(err)
 		}
 		// The second one meets a table that is in its way.
 		if _, err := db.Write(t.Context(), "CREATE TABLE users (id text)"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := migrations.Up(t.Context(), db.DB, nil); err == nil {
+		if _, err := migrations.Up(t.Context(), db, nil); err == nil {
 			t.Fatal("it did not fail")
 		}
 		if got := applied(t, db); slices.ContainsFunc(got, func(name string) bool { return strings.HasSuffix(name, "0200") }) {
@@ -119,7 +119,7 @@ func TestAMigrationThatFailsIsNotMarkedApplied(t *testing.T) {
 		if _, err := db.Write(t.Context(), "DROP TABLE users"); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := migrations.Up(t.Context(), db.DB, nil); err != nil {
+		if _, err := migrations.Up(t.Context(), db, nil); err != nil {
 			t.Errorf("once the way is free: %v", err)
 		}
 	})
@@ -127,7 +127,7 @@ func TestAMigrationThatFailsIsNotMarkedApplied(t *testing.T) {
 
 func applied(t *testing.T, db *database.DB) (names []string) {
 	t.Helper()
-	list, err := migrations.Status(t.Context(), db.DB)
+	list, err := migrations.Status(t.Context(), db)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -76,12 +76,12 @@ func (a *app) openDatabase(ctx context.Context) error {
 		return err
 	}
 	if !a.db.IsPostgres() {
-		if _, err := migrations.Up(ctx, a.db.DB, nil); err != nil {
+		if _, err := migrations.Up(ctx, a.db, nil); err != nil {
 			return err
 		}
 		return nil
 	}
-	err := migrations.Check(ctx, a.db.DB)
+	err := migrations.Check(ctx, a.db)
 	if errors.Is(err, migrations.ErrBehind) {
 		return fmt.Errorf("%w; run: authctl migrate up", err)
 	}

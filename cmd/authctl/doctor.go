@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/auth"
@@ -325,7 +324,7 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 	}
 	// Undone before anything is written.
 	undo := errors.New("undo")
-	err := d.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := d.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if d.db.IsPostgres() {
 			var readOnly string
 			if err := tx.QueryRowContext(ctx, "SELECT current_setting('transaction_read_only')").Scan(&readOnly); err != nil {
@@ -351,7 +350,7 @@ func (d *doctor) schema(ctx context.Context) []finding {
 	if d.db == nil {
 		return []finding{skipped("the database is not open")}
 	}
-	switch err := migrations.Check(ctx, d.db.DB); {
+	switch err := migrations.Check(ctx, d.db); {
 	case errors.Is(err, migrations.ErrBehind) && !d.db.IsPostgres():
 		return []finding{fine("%s; the next start runs them", err)}
 	case errors.Is(err, migrations.ErrBehind):

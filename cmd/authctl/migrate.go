@@ -34,16 +34,16 @@ they apply to the embedded SQLite, which serve migrates by itself.`,
 	}
 	run("up", "Run every migration that is waiting", func(ctx context.Context, a *app, w io.Writer) error {
 		return g.migrate(w, "applied", "the schema is up to date", func(report func(migrations.State)) ([]migrations.State, error) {
-			return migrations.Up(ctx, a.db.DB, report)
+			return migrations.Up(ctx, a.db, report)
 		})
 	})
 	run("down", "Undo the migrations that ran together last", func(ctx context.Context, a *app, w io.Writer) error {
 		return g.migrate(w, "undone", "there is nothing to undo", func(report func(migrations.State)) ([]migrations.State, error) {
-			return migrations.Down(ctx, a.db.DB, report)
+			return migrations.Down(ctx, a.db, report)
 		})
 	})
 	run("status", "List the migrations and which have run", func(ctx context.Context, a *app, w io.Writer) error {
-		list, err := migrations.Status(ctx, a.db.DB)
+		list, err := migrations.Status(ctx, a.db)
 		if err != nil {
 			return err
 		}

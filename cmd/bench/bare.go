@@ -72,7 +72,7 @@ func prepareSigned(ctx context.Context) (sign func(context.Context, string) ([]b
 		if err != nil {
 			return nil, nil, err
 		}
-		stmt, err := db.DB.DB.PrepareContext(ctx, "SELECT relname FROM pg_class WHERE oid = $1")
+		stmt, err := db.PrepareContext(ctx, "SELECT relname FROM pg_class WHERE oid = $1")
 		if err != nil {
 			return nil, nil, errors.Join(err, db.Close())
 		}

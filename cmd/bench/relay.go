@@ -42,7 +42,7 @@ func benchRelay(ctx context.Context, o options, r *report) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, db.Close()) }()
-	if _, err := migrations.Up(ctx, db.DB, nil); err != nil {
+	if _, err := migrations.Up(ctx, db, nil); err != nil {
 		return err
 	}
 	to, name, err := benchSink(ctx, dir)

@@ -7,10 +7,10 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/username"
+	"github.com/toppira/authctl/platform/database"
 )
 
 // Who did something to an account, in events and in the security log.
@@ -25,20 +25,20 @@ func (s *Service) DeleteOwn(ctx context.Context, caller Caller, password string,
 	if err != nil {
 		return err
 	}
-	return s.remove(ctx, a.ID, byUser, func(ctx context.Context, tx bun.IDB, now account) error {
+	return s.remove(ctx, a.ID, byUser, func(ctx context.Context, tx database.IDB, now account) error {
 		return s.stillProved(ctx, tx, now, a, caller)
 	})
 }
 
 // DeleteUser deletes an account on an operator's behalf.
 func (s *Service) DeleteUser(ctx context.Context, userID uuid.UUID) error {
-	return s.remove(ctx, userID, byAdmin, func(context.Context, bun.IDB, account) error { return nil })
+	return s.remove(ctx, userID, byAdmin, func(context.Context, database.IDB, account) error { return nil })
 }
 
-func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check func(context.Context, bun.IDB, account) error) error {
+func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check func(context.Context, database.IDB, account) error) error {
 	head := s.head(userID)
 	var epoch int64
-	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		a, err := lockAccount(ctx, tx, userID)
 		if err != nil {
 			return err
@@ -85,7 +85,7 @@ func (s *Service) EnableUser(ctx context.Context, userID uuid.UUID) error {
 // setStatus reports whether the status is a new one, and the epoch from which sessions live.
 func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status, eventType string) (changed bool, epoch int64, err error) {
 	head := s.head(userID)
-	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		a, err := lockAccount(ctx, tx, userID)
 		if err != nil || a.Status == status {
 			return err

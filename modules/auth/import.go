@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/password"
@@ -234,7 +233,7 @@ func (s *Service) writeImport(ctx context.Context, batch []*newcomer) error {
 	const attempts = 4
 	for attempt := 1; ; attempt++ {
 		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		err := s.transact(work, func(ctx context.Context, tx bun.Tx) error { return s.insertImported(ctx, tx, batch) })
+		err := s.transact(work, func(ctx context.Context, tx database.Tx) error { return s.insertImported(ctx, tx, batch) })
 		cancel()
 		if err == nil || attempt == attempts || !database.IsUnavailable(err) {
 			return err
@@ -249,7 +248,7 @@ func (s *Service) writeImport(ctx context.Context, batch []*newcomer) error {
 
 // insertImported inserts those of the accounts that are not there and says of each what
 // became of it. Whatever is being written beside it, an account is inserted once.
-func (s *Service) insertImported(ctx context.Context, tx bun.Tx, batch []*newcomer) error {
+func (s *Service) insertImported(ctx context.Context, tx database.Tx, batch []*newcomer) error {
 	inserted, err := insertAbsent(ctx, tx, batch)
 	if err != nil {
 		return err
@@ -288,7 +287,7 @@ func (s *Service) importEvents(n *newcomer) ([]outbox.Event, error) {
 
 // insertAbsent inserts the accounts whose id and name are free, and returns the names of
 // those by their ids.
-func insertAbsent(ctx context.Context, tx bun.IDB, batch []*newcomer) (map[uuid.UUID]string, error) {
+func insertAbsent(ctx context.Context, tx database.IDB, batch []*newcomer) (map[uuid.UUID]string, error) {
 	// In the order of their names: two imports beside each other do not wait in a circle.
 	ordered := slices.SortedStableFunc(slices.Values(batch), func(a, b *newcomer) int { return strings.Compare(a.canonical, b.canonical) })
 	args := make([]any, 0, len(batch)*9)
@@ -316,7 +315,7 @@ func insertAbsent(ctx context.Context, tx bun.IDB, batch []*newcomer) (map[uuid.
 
 // refuseConflicts looks at accounts whose id or name is there already, and refuses those for
 // whom that is somebody else's.
-func refuseConflicts(ctx context.Context, tx bun.IDB, batch []*newcomer) error {
+func refuseConflicts(ctx context.Context, tx database.IDB, batch []*newcomer) error {
 	if len(batch) == 0 {
 		return nil
 	}
@@ -325,7 +324,7 @@ func refuseConflicts(ctx context.Context, tx bun.IDB, batch []*newcomer) error {
 	for _, n := range batch {
 		ids, names = append(ids, n.ID), append(names, n.canonical)
 	}
-	rows, err := tx.QueryContext(ctx, "SELECT id, username_canonical FROM users WHERE id IN (?) OR username_canonical IN (?)", bun.List(ids), bun.List(names))
+	rows, err := tx.QueryContext(ctx, "SELECT id, username_canonical FROM users WHERE id IN (?) OR username_canonical IN (?)", database.List(ids), database.List(names))
 	if err != nil {
 		return fmt.Errorf("look for users: %w", err)
 	}

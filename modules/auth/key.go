@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/token"
@@ -227,7 +226,7 @@ func (k *keyring) Stage(ctx context.Context) (KeyInfo, error) {
 	if err != nil {
 		return KeyInfo{}, err
 	}
-	return k.change(ctx, row.KID, func(ctx context.Context, tx bun.Tx, _ []keyRow) error { return insertKey(ctx, tx, row) })
+	return k.change(ctx, row.KID, func(ctx context.Context, tx database.Tx, _ []keyRow) error { return insertKey(ctx, tx, row) })
 }
 
 // Promote makes a staged key the active one and the active one a retiring one. Before every
@@ -236,7 +235,7 @@ func (k *keyring) Promote(ctx context.Context, kid string, force bool) (KeyInfo,
 	if k.shared() {
 		return KeyInfo{}, ErrKeysUnused
 	}
-	return k.change(ctx, kid, func(ctx context.Context, tx bun.Tx, rows []keyRow) error {
+	return k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow) error {
 		row, err := findKey(rows, kid)
 		if err != nil {
 			return err
@@ -260,7 +259,7 @@ func (k *keyring) Retire(ctx context.Context, kid string, force bool) (KeyInfo, 
 	if k.shared() {
 		return KeyInfo{}, ErrKeysUnused
 	}
-	return k.change(ctx, kid, func(ctx context.Context, tx bun.Tx, rows []keyRow) error {
+	return k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow) error {
 		row, err := findKey(rows, kid)
 		if err != nil {
 			return err
@@ -289,7 +288,7 @@ func (k *keyring) Revoke(ctx context.Context, kid string) (revoked, successor Ke
 		return KeyInfo{}, KeyInfo{}, err
 	}
 	next := ""
-	revoked, err = k.change(ctx, kid, func(ctx context.Context, tx bun.Tx, rows []keyRow) error {
+	revoked, err = k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow) error {
 		next = ""
 		row, err := findKey(rows, kid)
 		if err != nil {
@@ -492,14 +491,14 @@ func (k *keyring) makeFirst(ctx context.Context) error {
 		return err
 	}
 	// The index signing_key_one_active lets one of several through.
-	return k.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error { return insertKey(ctx, tx, row) })
+	return k.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return insertKey(ctx, tx, row) })
 }
 
 // change runs fn in a transaction that no other change of keys runs beside, and returns what
 // the key has become.
-func (k *keyring) change(ctx context.Context, kid string, fn func(ctx context.Context, tx bun.Tx, rows []keyRow) error) (KeyInfo, error) {
+func (k *keyring) change(ctx context.Context, kid string, fn func(ctx context.Context, tx database.Tx, rows []keyRow) error) (KeyInfo, error) {
 	var info KeyInfo
-	err := k.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := k.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if database.IsPostgres(tx) {
 			// Readers go on; SQLite's transaction holds the whole database anyway.
 			if _, err := tx.ExecContext(ctx, "LOCK TABLE signing_key IN SHARE ROW EXCLUSIVE MODE"); err != nil {
@@ -530,7 +529,7 @@ func (k *keyring) change(ctx context.Context, kid string, fn func(ctx context.Co
 }
 
 // activate puts the key in the place of the active one, if there is one.
-func (k *keyring) activate(ctx context.Context, tx bun.Tx, kid string) error {
+func (k *keyring) activate(ctx context.Context, tx database.Tx, kid string) error {
 	now := k.timestamp()
 	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", KeyRetiring, now, KeyActive); err != nil {
 		return fmt.Errorf("retire the active signing key: %w", err)
@@ -558,7 +557,7 @@ func (k *keyring) info(r keyRow) KeyInfo {
 func (k *keyring) timestamp() time.Time { return k.now().UTC().Truncate(time.Microsecond) }
 
 // insertKey does nothing when another key is active already and this one would be.
-func insertKey(ctx context.Context, tx bun.IDB, r keyRow) error {
+func insertKey(ctx context.Context, tx database.IDB, r keyRow) error {
 	_, err := tx.ExecContext(ctx, `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at)
 		VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
 		r.KID, r.Algorithm, r.Status, r.public, r.sealed, r.StagedAt, nullTime(r.ActiveAt))
@@ -569,7 +568,7 @@ func insertKey(ctx context.Context, tx bun.IDB, r keyRow) error {
 }
 
 // endKey makes a key retired or revoked; nobody needs its private half again.
-func endKey(ctx context.Context, tx bun.IDB, kid string, status KeyStatus, stopped time.Time) error {
+func endKey(ctx context.Context, tx database.IDB, kid string, status KeyStatus, stopped time.Time) error {
 	_, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ?, sealed = ? WHERE kid = ?",
 		status, nullTime(stopped), []byte{}, kid)
 	if err != nil {
@@ -580,7 +579,7 @@ func endKey(ctx context.Context, tx bun.IDB, kid string, status KeyStatus, stopp
 
 func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
 
-func readKeys(ctx context.Context, db bun.IDB) ([]keyRow, error) {
+func readKeys(ctx context.Context, db database.IDB) ([]keyRow, error) {
 	rows, err := db.QueryContext(ctx, `SELECT kid, algorithm, status, sealed, staged_at, active_at, retired_at
 		FROM signing_key ORDER BY staged_at, kid`)
 	if err != nil {

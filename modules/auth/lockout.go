@@ -7,8 +7,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/database"
 )
 
 // lockOut is that an account is closed to strangers for a while.
@@ -69,7 +70,7 @@ func (s *Service) announceLockOut(ctx context.Context, l lockOut) {
 	ctx, cancel := detached(ctx)
 	defer cancel()
 	head := s.head(l.user)
-	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := lockAccount(ctx, tx, l.user); err != nil {
 			return err
 		}

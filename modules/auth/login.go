@@ -7,12 +7,12 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/modules/auth/internal/username"
+	"github.com/toppira/authctl/platform/database"
 )
 
 // Login signs a person in on a device. A name that does not exist, a wrong password and an
@@ -122,7 +122,7 @@ func (s *Service) verify(ctx context.Context, a *account, canonical, password st
 func (s *Service) renewHash(ctx context.Context, a *account, password string) {
 	hash, err := s.passwords.Hash(ctx, password)
 	if err == nil {
-		err = s.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error { return rehash(ctx, tx, a.ID, a.passwordHash, hash) })
+		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return rehash(ctx, tx, a.ID, a.passwordHash, hash) })
 	}
 	if err != nil {
 		s.log.Info("password_hash_not_renewed", zap.Stringer("user_id", a.ID), zap.Error(err))
@@ -185,7 +185,7 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 		return session.Session{}, session.Token{}, err
 	}
 	head := s.head(a.ID)
-	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		// What was checked may have changed while the password was being hashed.
 		now, err := lockAccount(ctx, tx, a.ID)
 		switch {

@@ -6,11 +6,11 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
 )
 
 // LogoutRefresh ends the session of a refresh token. Any token that this service made for
@@ -81,7 +81,7 @@ func (s *Service) endSession(ctx context.Context, userID, sid uuid.UUID, reason 
 
 // commitRevocation ends a session for good, in a transaction of its own.
 func (s *Service) commitRevocation(ctx context.Context, userID, sid uuid.UUID, reason Reason) error {
-	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := lockAccount(ctx, tx, userID); err != nil {
 			return err
 		}
@@ -95,7 +95,7 @@ func (s *Service) commitRevocation(ctx context.Context, userID, sid uuid.UUID, r
 }
 
 // revoke writes that a session is over, with its event, and reports whether that is news.
-func (s *Service) revoke(ctx context.Context, tx bun.IDB, userID, sid uuid.UUID, reason Reason) (bool, error) {
+func (s *Service) revoke(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason) (bool, error) {
 	head := s.head(userID)
 	news, err := s.writeRevocation(ctx, tx, userID, sid, reason, head.OccurredAt)
 	if err != nil || !news {
@@ -105,11 +105,11 @@ func (s *Service) revoke(ctx context.Context, tx bun.IDB, userID, sid uuid.UUID,
 }
 
 // writeRevocation keeps the row until no token of the session can be presented any more.
-func (s *Service) writeRevocation(ctx context.Context, tx bun.IDB, userID, sid uuid.UUID, reason Reason, now time.Time) (bool, error) {
+func (s *Service) writeRevocation(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason, now time.Time) (bool, error) {
 	return revokeSession(ctx, tx, userID, sid, reason, now, s.accessTokensEnd(now.Add(s.cfg.SessionMaxAge)))
 }
 
-func (s *Service) announceRevoked(ctx context.Context, tx bun.IDB, head eventHead, sid uuid.UUID, reason Reason) error {
+func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, head eventHead, sid uuid.UUID, reason Reason) error {
 	e, err := s.revokedEvent(head, sid, reason)
 	if err != nil {
 		return err

@@ -6,11 +6,11 @@ import (
 	"fmt"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
+	"github.com/toppira/authctl/platform/database"
 )
 
 // ChangePassword sets a new password for the caller, who must know the present one. The
@@ -40,7 +40,7 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 		return Tokens{}, err
 	}
 	kept := uuid.NullUUID{UUID: caller.SessionID, Valid: true}
-	changed, err := s.storePassword(ctx, a.ID, hash, kept, "user", func(ctx context.Context, tx bun.IDB, now account) error {
+	changed, err := s.storePassword(ctx, a.ID, hash, kept, "user", func(ctx context.Context, tx database.IDB, now account) error {
 		return s.stillProved(ctx, tx, now, a, caller)
 	})
 	if err != nil {
@@ -74,7 +74,7 @@ func (s *Service) SetPassword(ctx context.Context, userID uuid.UUID, replacement
 	if err != nil {
 		return err
 	}
-	changed, err := s.storePassword(ctx, userID, hash, uuid.NullUUID{}, "admin", func(context.Context, bun.IDB, account) error { return nil })
+	changed, err := s.storePassword(ctx, userID, hash, uuid.NullUUID{}, "admin", func(context.Context, database.IDB, account) error { return nil })
 	if err != nil {
 		return err
 	}
@@ -86,9 +86,9 @@ func (s *Service) SetPassword(ctx context.Context, userID uuid.UUID, replacement
 // storePassword writes the new hash and ends the sessions, with both events, if check finds
 // nothing against it. It returns the account as it is then.
 func (s *Service) storePassword(ctx context.Context, userID uuid.UUID, hash string, kept uuid.NullUUID, by string,
-	check func(context.Context, bun.IDB, account) error) (changed account, err error) {
+	check func(context.Context, database.IDB, account) error) (changed account, err error) {
 	head := s.head(userID)
-	err = s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		a, err := lockAccount(ctx, tx, userID)
 		if err != nil {
 			return err
@@ -112,7 +112,7 @@ func (s *Service) storePassword(ctx context.Context, userID uuid.UUID, hash stri
 
 // stillProved refuses what a caller was granted on a password that is no longer the account's,
 // or in a session that has ended: between the check and the lock on the row lies a hash.
-func (s *Service) stillProved(ctx context.Context, tx bun.IDB, now, checked account, caller Caller) error {
+func (s *Service) stillProved(ctx context.Context, tx database.IDB, now, checked account, caller Caller) error {
 	if err := s.stillLive(ctx, tx, now, caller); err != nil {
 		return err
 	}

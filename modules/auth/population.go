@@ -51,15 +51,15 @@ func (s *Service) learnPopulation(ctx context.Context) error {
 func sampleHashes(ctx context.Context, db *database.DB, n int) ([]string, error) {
 	// SQLite numbers the rows of a table. The accounts are those at n evenly spaced numbers.
 	query := `WITH RECURSIVE span(lowest, size) AS (SELECT min(rowid), max(rowid) - min(rowid) + 1 FROM users),
-			step(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM step WHERE i + 1 < ?0)
-		SELECT (SELECT password_hash FROM users WHERE rowid >= lowest + size * i / ?0 ORDER BY rowid LIMIT 1)
+			step(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM step WHERE i + 1 < ?1)
+		SELECT (SELECT password_hash FROM users WHERE rowid >= lowest + size * i / ?1 ORDER BY rowid LIMIT 1)
 		FROM span, step WHERE size > 0`
 	if db.IsPostgres() {
 		// Of the blocks that the table has on disk some n are read whole, and of their rows
 		// n kept. Which ones depends on numbers and ids alone.
 		query = `SELECT password_hash FROM users
-			TABLESAMPLE SYSTEM (least(100, 100.0 * ?0 * current_setting('block_size')::bigint / greatest(pg_relation_size('users'), 1)))
-			REPEATABLE (0) ORDER BY uuid_hash(id) LIMIT ?0`
+			TABLESAMPLE SYSTEM (least(100, 100.0 * ?1::bigint * current_setting('block_size')::bigint / greatest(pg_relation_size('users'), 1)))
+			REPEATABLE (0) ORDER BY uuid_hash(id) LIMIT ?1::bigint`
 	}
 	rows, err := db.QueryContext(ctx, query, n)
 	if err != nil {

@@ -6,10 +6,10 @@ import (
 	"fmt"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/platform/database"
 )
 
 // Refresh takes a refresh token for its successor and a fresh access token. Of any number
@@ -88,7 +88,7 @@ func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, gene
 	ctx, cancel := detached(ctx)
 	defer cancel()
 	head := s.head(userID)
-	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := lockAccount(ctx, tx, userID); err != nil {
 			return err
 		}

@@ -6,12 +6,12 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/password"
 	"github.com/toppira/authctl/modules/auth/internal/username"
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
 )
 
@@ -101,7 +101,7 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 // addAccount writes the account with its event.
 func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID) error {
 	head := eventHead{UserID: a.ID, OccurredAt: a.CreatedAt}
-	return s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+	return s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if err := insertAccount(ctx, tx, a); err != nil {
 			return err
 		}
@@ -110,7 +110,7 @@ func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID) 
 }
 
 // announce adds an event to the transaction.
-func (s *Service) announce(ctx context.Context, tx bun.IDB, eventType string, head eventHead, data any) error {
+func (s *Service) announce(ctx context.Context, tx database.IDB, eventType string, head eventHead, data any) error {
 	e, err := s.event(eventType, head, data)
 	if err != nil {
 		return err

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
@@ -69,7 +68,7 @@ func (s *Service) revokeEverybody(ctx context.Context, after uuid.UUID, progress
 	for {
 		begun := time.Now()
 		var list []account
-		err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) (err error) {
+		err := s.transact(ctx, func(ctx context.Context, tx database.Tx) (err error) {
 			if list, err = lockAccountsAfter(ctx, tx, done.LastAccount, revokeBatch); err != nil || len(list) == 0 {
 				return err
 			}
@@ -177,7 +176,7 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 	// Two that lock several accounts must lock them in the same order.
 	slices.SortFunc(list, func(a, b Session) int { return slices.Compare(a.UserID[:], b.UserID[:]) })
 	var ended []Session
-	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		ended = ended[:0]
 		var events []outbox.Event
 		var owner account
@@ -225,7 +224,7 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 
 // lockAccountsAfter is [lockAccount] for the next active accounts in the order of their ids. One
 // that is disabled has no sessions.
-func lockAccountsAfter(ctx context.Context, tx bun.IDB, after uuid.UUID, limit int) ([]account, error) {
+func lockAccountsAfter(ctx context.Context, tx database.IDB, after uuid.UUID, limit int) ([]account, error) {
 	return scanAccounts(tx.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id > ? AND status = ? ORDER BY id LIMIT ?"+database.ForUpdate(tx),
 		after, StatusActive, limit))
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/password"
@@ -143,7 +142,7 @@ func (s *Service) Close() error {
 }
 
 // transact runs fn in a transaction and tells the relay when it has committed.
-func (s *Service) transact(ctx context.Context, fn func(ctx context.Context, tx bun.Tx) error) error {
+func (s *Service) transact(ctx context.Context, fn func(ctx context.Context, tx database.Tx) error) error {
 	if err := s.db.Tx(ctx, fn); err != nil {
 		return err
 	}

@@ -7,11 +7,11 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
 )
 
 // Session is a device session as its owner sees it.
@@ -117,7 +117,7 @@ func (s *Service) EndSessions(ctx context.Context, caller Caller, exceptCurrent 
 		return s.endAll(ctx, caller.User.ID, ReasonEndedByUser)
 	}
 	kept := uuid.NullUUID{UUID: caller.SessionID, Valid: true}
-	return s.endAllBut(ctx, caller.User.ID, kept, ReasonEndedByUser, func(ctx context.Context, tx bun.IDB, now account) error {
+	return s.endAllBut(ctx, caller.User.ID, kept, ReasonEndedByUser, func(ctx context.Context, tx database.IDB, now account) error {
 		return s.stillLive(ctx, tx, now, caller)
 	})
 }
@@ -195,13 +195,13 @@ func (s *Service) FindSessions(ctx context.Context, f SessionFilter, fn func(Ses
 // endAll raises the account's epoch, which ends every session begun before it, and then
 // clears the store.
 func (s *Service) endAll(ctx context.Context, userID uuid.UUID, reason Reason) error {
-	return s.endAllBut(ctx, userID, uuid.NullUUID{}, reason, func(context.Context, bun.IDB, account) error { return nil })
+	return s.endAllBut(ctx, userID, uuid.NullUUID{}, reason, func(context.Context, database.IDB, account) error { return nil })
 }
 
 // endAllBut is endAll with a session that goes on, if check finds that it still may.
-func (s *Service) endAllBut(ctx context.Context, userID uuid.UUID, kept uuid.NullUUID, reason Reason, check func(context.Context, bun.IDB, account) error) error {
+func (s *Service) endAllBut(ctx context.Context, userID uuid.UUID, kept uuid.NullUUID, reason Reason, check func(context.Context, database.IDB, account) error) error {
 	var epoch int64
-	err := s.transact(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		a, err := lockAccount(ctx, tx, userID)
 		if err != nil {
 			return err
@@ -223,7 +223,7 @@ func (s *Service) endAllBut(ctx context.Context, userID uuid.UUID, kept uuid.Nul
 // stillLive refuses a caller whose session has ended since it was authenticated. Who keeps a
 // session alive past the end of all others asks this under the lock on the account: an ended
 // session must not keep itself, which would bring it back.
-func (s *Service) stillLive(ctx context.Context, tx bun.IDB, now account, caller Caller) error {
+func (s *Service) stillLive(ctx context.Context, tx database.IDB, now account, caller Caller) error {
 	revoked, err := revokedAmong(ctx, tx, []uuid.UUID{caller.SessionID})
 	if err != nil {
 		return err
@@ -237,7 +237,7 @@ func (s *Service) stillLive(ctx context.Context, tx bun.IDB, now account, caller
 
 // raiseAndAnnounce ends every session of the account but the kept one, with the event, and
 // returns the epoch from which sessions live.
-func (s *Service) raiseAndAnnounce(ctx context.Context, tx bun.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, error) {
+func (s *Service) raiseAndAnnounce(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, error) {
 	epoch, e, err := s.raise(ctx, tx, a, kept, reason)
 	if err != nil {
 		return 0, err
@@ -246,7 +246,7 @@ func (s *Service) raiseAndAnnounce(ctx context.Context, tx bun.IDB, a account, k
 }
 
 // raise is [Service.raiseAndAnnounce] but for adding the event, which it returns.
-func (s *Service) raise(ctx context.Context, tx bun.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, outbox.Event, error) {
+func (s *Service) raise(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, outbox.Event, error) {
 	head := s.head(a.ID)
 	epoch, err := raiseEpoch(ctx, tx, a, kept, head.OccurredAt)
 	if err != nil {

@@ -38,7 +38,7 @@ func (st standing) endedWithAll(sid uuid.UUID) bool {
 func began(sid uuid.UUID) time.Time { return time.Unix(sid.Time().UnixTime()) }
 
 // standings answers the one question every refresh and every authenticated request asks. The
-// statement is prepared: through Bun, each text is new to the server (docs/decisions).
+// statement is prepared (docs/decisions).
 type standings struct {
 	db     *database.DB
 	rounds *gather.Group[subject, *standing] // PostgreSQL
@@ -67,7 +67,7 @@ func prepareStandings(ctx context.Context, db *database.DB) (standings, error) {
 		return s, nil
 	}
 	var err error
-	if s.stmt, err = db.DB.DB.PrepareContext(ctx, standingSQLite); err != nil {
+	if s.stmt, err = db.PrepareContext(ctx, standingSQLite); err != nil {
 		return standings{}, fmt.Errorf("prepare the session check: %w", err)
 	}
 	return s, nil

@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/platform/database"
 )
@@ -93,22 +92,22 @@ func accountByName(ctx context.Context, db *database.DB, canonical string) (a ac
 	return a, err
 }
 
-func accountByID(ctx context.Context, db bun.IDB, id uuid.UUID) (account, error) {
+func accountByID(ctx context.Context, db database.IDB, id uuid.UUID) (account, error) {
 	return scanAccount(db.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id = ?", id))
 }
 
 // accountsAfter returns the next accounts in the order of their ids, at most limit.
-func accountsAfter(ctx context.Context, db bun.IDB, after uuid.UUID, limit int) ([]account, error) {
+func accountsAfter(ctx context.Context, db database.IDB, after uuid.UUID, limit int) ([]account, error) {
 	return scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id > ? ORDER BY id LIMIT ?", after, limit))
 }
 
 // accountsByID returns those of the accounts that exist.
-func accountsByID(ctx context.Context, db bun.IDB, ids []uuid.UUID) (map[uuid.UUID]account, error) {
+func accountsByID(ctx context.Context, db database.IDB, ids []uuid.UUID) (map[uuid.UUID]account, error) {
 	found := make(map[uuid.UUID]account, len(ids))
 	if len(ids) == 0 {
 		return found, nil
 	}
-	list, err := scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id IN (?)", bun.List(ids)))
+	list, err := scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id IN (?)", database.List(ids)))
 	for _, a := range list {
 		found[a.ID] = a
 	}
@@ -133,11 +132,11 @@ func scanAccounts(rows *sql.Rows, err error) ([]account, error) {
 
 // lockAccount reads the account and holds its row until the transaction ends, so that what
 // the caller decides by it still holds when the change commits.
-func lockAccount(ctx context.Context, tx bun.IDB, id uuid.UUID) (account, error) {
+func lockAccount(ctx context.Context, tx database.IDB, id uuid.UUID) (account, error) {
 	return scanAccount(tx.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id = ?"+database.ForUpdate(tx), id))
 }
 
-func insertAccount(ctx context.Context, tx bun.IDB, a account) error {
+func insertAccount(ctx context.Context, tx database.IDB, a account) error {
 	_, err := tx.ExecContext(ctx, `INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,
 		created_at, updated_at, password_changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		a.ID, a.Username, a.canonical, a.passwordHash, a.Status, a.epoch, a.CreatedAt, a.UpdatedAt, a.PasswordChangedAt)
@@ -152,7 +151,7 @@ func insertAccount(ctx context.Context, tx bun.IDB, a account) error {
 
 // raiseEpoch ends every session of the account but the kept one (none when it is not valid),
 // and returns the new epoch.
-func raiseEpoch(ctx context.Context, tx bun.IDB, a account, kept uuid.NullUUID, now time.Time) (int64, error) {
+func raiseEpoch(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID, now time.Time) (int64, error) {
 	epoch := a.epoch + 1
 	_, err := tx.ExecContext(ctx, "UPDATE users SET session_epoch = ?, kept_sid = ?, sessions_ended_at = ?, updated_at = ? WHERE id = ?",
 		epoch, kept, now, now, a.ID)
@@ -162,7 +161,7 @@ func raiseEpoch(ctx context.Context, tx bun.IDB, a account, kept uuid.NullUUID, 
 	return epoch, nil
 }
 
-func updatePassword(ctx context.Context, tx bun.IDB, id uuid.UUID, hash string, now time.Time) error {
+func updatePassword(ctx context.Context, tx database.IDB, id uuid.UUID, hash string, now time.Time) error {
 	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ?, password_changed_at = ?, updated_at = ? WHERE id = ?", hash, now, now, id)
 	if err != nil {
 		return fmt.Errorf("update password: %w", err)
@@ -171,7 +170,7 @@ func updatePassword(ctx context.Context, tx bun.IDB, id uuid.UUID, hash string, 
 }
 
 // rehash stores the same password under the present settings, unless it changed meanwhile.
-func rehash(ctx context.Context, tx bun.IDB, id uuid.UUID, old, hash string) error {
+func rehash(ctx context.Context, tx database.IDB, id uuid.UUID, old, hash string) error {
 	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?", hash, id, old)
 	if err != nil {
 		return fmt.Errorf("store the renewed hash: %w", err)
@@ -179,7 +178,7 @@ func rehash(ctx context.Context, tx bun.IDB, id uuid.UUID, old, hash string) err
 	return nil
 }
 
-func updateStatus(ctx context.Context, tx bun.IDB, id uuid.UUID, status Status, now time.Time) error {
+func updateStatus(ctx context.Context, tx database.IDB, id uuid.UUID, status Status, now time.Time) error {
 	_, err := tx.ExecContext(ctx, "UPDATE users SET status = ?, updated_at = ? WHERE id = ?", status, now, id)
 	if err != nil {
 		return fmt.Errorf("update status: %w", err)
@@ -187,7 +186,7 @@ func updateStatus(ctx context.Context, tx bun.IDB, id uuid.UUID, status Status, 
 	return nil
 }
 
-func deleteAccount(ctx context.Context, tx bun.IDB, id uuid.UUID) error {
+func deleteAccount(ctx context.Context, tx database.IDB, id uuid.UUID) error {
 	if _, err := tx.ExecContext(ctx, "DELETE FROM users WHERE id = ?", id); err != nil {
 		return fmt.Errorf("delete user: %w", err)
 	}
@@ -195,7 +194,7 @@ func deleteAccount(ctx context.Context, tx bun.IDB, id uuid.UUID) error {
 }
 
 // revokeSession writes that a session is over and reports whether that is news.
-func revokeSession(ctx context.Context, tx bun.IDB, userID, sid uuid.UUID, reason Reason, now, expires time.Time) (bool, error) {
+func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason, now, expires time.Time) (bool, error) {
 	res, err := tx.ExecContext(ctx, `INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at)
 		VALUES (?, ?, ?, ?, ?) ON CONFLICT (sid) DO NOTHING`, sid, userID, reason, now, expires)
 	if err != nil {
@@ -209,12 +208,12 @@ func revokeSession(ctx context.Context, tx bun.IDB, userID, sid uuid.UUID, reaso
 }
 
 // revokedAmong returns which of the sessions the database says are over.
-func revokedAmong(ctx context.Context, db bun.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
+func revokedAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
 	revoked := make(map[uuid.UUID]bool)
 	if len(sids) == 0 {
 		return revoked, nil
 	}
-	rows, err := db.QueryContext(ctx, "SELECT sid FROM revoked_session WHERE sid IN (?)", bun.List(sids))
+	rows, err := db.QueryContext(ctx, "SELECT sid FROM revoked_session WHERE sid IN (?)", database.List(sids))
 	if err != nil {
 		return nil, fmt.Errorf("read revoked sessions: %w", err)
 	}

@@ -8,12 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/platform/database"
 )
@@ -47,9 +45,9 @@ type Event struct {
 // Events that cannot be published (see [Event] for their form) are refused here, with an
 // error that wraps [ErrInvalidEvent]. Wake the relay after the commit with [Waker.Wake];
 // without that it finds the events a little later by itself.
-func Add(ctx context.Context, tx bun.IDB, events ...Event) error {
+func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	switch tx.(type) {
-	case bun.Tx, *bun.Tx:
+	case database.Tx:
 	default:
 		return errors.New("outbox.Add: events belong into a transaction")
 	}
@@ -130,24 +128,38 @@ func prepare(e Event) (stored, error) {
 	return s, nil
 }
 
-// addPostgres takes one round trip, for many events one for every hundred.
-func addPostgres(ctx context.Context, tx bun.IDB, events []stored) error {
-	for some := range slices.Chunk(events, 100) {
-		var args []any
-		for i := range some {
-			s := &some[i]
-			args = append(args, s.hash, s.bytes, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data))
-		}
-		// Statements of their own, because only those have a promised order.
-		_, err := tx.ExecContext(ctx, strings.Repeat(`SELECT outbox_add(?, ?, ?, ?, ?, ?, ?, ?, ?, ?);`, len(some)), args...)
+// addPostgres takes one round trip, however many events there are.
+func addPostgres(ctx context.Context, tx database.IDB, events []stored) error {
+	if len(events) == 1 {
+		s := &events[0]
+		_, err := tx.ExecContext(ctx, `SELECT outbox_add(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			s.hash, s.bytes, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data))
 		if err != nil {
-			return fmt.Errorf("insert events: %w", err)
+			return fmt.Errorf("insert event: %w", err)
 		}
+		return nil
+	}
+	n := len(events)
+	hashes, sizes, ids, texts := make([]int32, n), make([]int32, n), make([]uuid.UUID, n), [7][]string{}
+	for i := range events {
+		s := &events[i]
+		hashes[i], sizes[i], ids[i] = s.hash, int32(s.bytes), s.ID
+		for j, text := range []string{s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)} {
+			texts[j] = append(texts[j], text)
+		}
+	}
+	// A volatile function is called after sorting, in the order of the rows.
+	_, err := tx.ExecContext(ctx, `SELECT outbox_add(hash, size, id, type, key, subject, source, dataschema, time, data)
+		FROM unnest(?::integer[], ?::integer[], ?::uuid[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[])
+			WITH ORDINALITY AS e (hash, size, id, type, key, subject, source, dataschema, time, data, n) ORDER BY n`,
+		hashes, sizes, ids, texts[0], texts[1], texts[2], texts[3], texts[4], texts[5], texts[6])
+	if err != nil {
+		return fmt.Errorf("insert events: %w", err)
 	}
 	return nil
 }
 
-func addSQLite(ctx context.Context, tx bun.IDB, events []stored) error {
+func addSQLite(ctx context.Context, tx database.IDB, events []stored) error {
 	for i := range events {
 		s := &events[i]
 		var seq, id int64
@@ -176,7 +188,7 @@ const (
 	sqliteNow   = `CAST(unixepoch('subsec') * 1000 AS integer)`
 )
 
-func now(db bun.IDB) string {
+func now(db database.IDB) string {
 	if database.IsPostgres(db) {
 		return postgresNow
 	}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
@@ -25,7 +24,7 @@ func event(key string) outbox.Event {
 
 func add(t testing.TB, db *database.DB, events ...outbox.Event) {
 	t.Helper()
-	if err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error { return outbox.Add(ctx, tx, events...) }); err != nil {
+	if err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, events...) }); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -77,7 +76,7 @@ func TestAddLeavesNothingBehindAnAbortedTransaction(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		add(t, db, event("k"))
 		stop := errors.New("no")
-		err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+		err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 			if err := outbox.Add(ctx, tx, event("k"), event("l")); err != nil {
 				t.Error(err)
 			}
@@ -107,7 +106,7 @@ func TestAddCountsEachKeyWithoutGapsUnderConcurrency(t *testing.T) {
 					if w%2 == 0 {
 						slices.Reverse(keys)
 					}
-					err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+					err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 						if err := outbox.Add(ctx, tx, keys...); err != nil {
 							return err
 						}
@@ -183,7 +182,7 @@ func TestAddRefusesWhatCouldNeverBePublished(t *testing.T) {
 	} {
 		e := event("k")
 		spoil(&e)
-		err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error { return outbox.Add(ctx, tx, e) })
+		err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
 		if !errors.Is(err, outbox.ErrInvalidEvent) {
 			t.Errorf("%s: got %v, want ErrInvalidEvent", name, err)
 		}

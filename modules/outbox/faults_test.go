@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/migrations"
@@ -195,7 +194,7 @@ func TestEmbeddedModeSurvivesKills(t *testing.T) {
 	dir := t.TempDir()
 	j := job{Database: "sqlite:" + filepath.Join(dir, "authctl.db"), File: filepath.Join(dir, "events.ndjson"), Writers: 3, Config: outbox.Config{Lease: time.Second}}
 	db := dbtest.Open(t, j.Database)
-	if _, err := migrations.Up(t.Context(), db.DB, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
 		t.Fatal(err)
 	}
 	kills := 0
@@ -354,7 +353,7 @@ func lockingTable(t *testing.T, url string, long time.Duration) *outboxtest.Log 
 	for end, locks := time.Now().Add(long), 0; time.Now().Before(end) || locks == 0; locks++ {
 		before := log.Committed()
 		eventually(t, "writers to go on", func() bool { return log.Committed() > before+100 })
-		err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+		err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 			if _, err := tx.ExecContext(ctx, `LOCK TABLE outbox_event IN SHARE MODE`); err != nil {
 				return err
 			}
@@ -525,7 +524,7 @@ func TestRelaySurvivesAFailover(t *testing.T) {
 func survive(t *testing.T, url string, fault func()) {
 	t.Helper()
 	db := dbtest.Open(t, url)
-	if _, err := migrations.Up(t.Context(), db.DB, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
 		t.Fatal(err)
 	}
 	s, path := file(t)

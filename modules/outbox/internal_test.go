@@ -10,13 +10,12 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-func addOne(t *testing.T, ctx context.Context, tx bun.IDB, key string) {
+func addOne(t *testing.T, ctx context.Context, tx database.IDB, key string) {
 	t.Helper()
 	e := Event{Type: "test.Happened.v1", Key: key, Source: "/x", Data: json.RawMessage(`{}`)}
 	if err := Add(ctx, tx, e); err != nil {
@@ -26,7 +25,7 @@ func addOne(t *testing.T, ctx context.Context, tx bun.IDB, key string) {
 
 func addKeys(t *testing.T, db *database.DB, keys ...string) {
 	t.Helper()
-	err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+	err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 		for _, k := range keys {
 			addOne(t, ctx, tx, k)
 		}
@@ -58,10 +57,7 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 			if !step() || s.bound != 2 {
 				t.Fatalf("bound %d, want 2", s.bound)
 			}
-			open, err := db.BeginTx(t.Context(), nil)
-			if err != nil {
-				t.Fatal(err)
-			}
+			open, finish := dbtest.Begin(t, db)
 			addOne(t, t.Context(), open, "slow") // 3
 			addKeys(t, db, "c", "d")             // 4, 5
 			for range 5 {
@@ -70,12 +66,7 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 				}
 				addKeys(t, db, "e")
 			}
-			if end == "commit" {
-				err = open.Commit()
-			} else {
-				err = open.Rollback()
-			}
-			if err != nil {
+			if err := finish(end == "commit"); err != nil {
 				t.Fatal(err)
 			}
 			for range 3 {

@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/platform/database"
@@ -62,7 +61,7 @@ func (r *Relay) tick(ctx context.Context) error {
 	r.mu.Unlock()
 
 	var res tickResult
-	err := r.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) (err error) {
+	err := r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
 		res, err = r.tickTx(ctx, tx, held, rate)
 		return err
 	})
@@ -82,7 +81,7 @@ type tickResult struct {
 	parked   map[int]map[string]int64
 }
 
-func (r *Relay) tickTx(ctx context.Context, tx bun.Tx, held []claim, rate float64) (res tickResult, err error) {
+func (r *Relay) tickTx(ctx context.Context, tx database.Tx, held []claim, rate float64) (res tickResult, err error) {
 	clock, lease := now(tx), r.cfg.Lease.Milliseconds()
 	if err := bounded(ctx, tx, r.cfg.Lease/2); err != nil {
 		return res, err
@@ -93,7 +92,7 @@ func (r *Relay) tickTx(ctx context.Context, tx bun.Tx, held []claim, rate float6
 	if prior := r.serverName(); prior != "" && prior != res.server {
 		held = nil // another server: what is remembered may never have happened there
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_relay (id, name, started_ms, until_ms, rate) VALUES (?0, ?1, `+clock+`, `+clock+` + ?2, ?3)
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_relay (id, name, started_ms, until_ms, rate) VALUES (?1, ?2, `+clock+`, `+clock+` + ?3, ?4)
 		ON CONFLICT (id) DO UPDATE SET until_ms = excluded.until_ms, rate = excluded.rate`, r.id, r.name, lease, rate)
 	if err != nil {
 		return res, err
@@ -143,7 +142,7 @@ func (r *Relay) tickTx(ctx context.Context, tx bun.Tx, held []claim, rate float6
 }
 
 // take claims free shards, those of one partition together: their events share batches.
-func (r *Relay) take(ctx context.Context, tx bun.Tx, held []claim, limit int, clock string, lease int64) ([]claim, error) {
+func (r *Relay) take(ctx context.Context, tx database.Tx, held []claim, limit int, clock string, lease int64) ([]claim, error) {
 	skip := ""
 	if r.db.IsPostgres() {
 		skip = " FOR UPDATE SKIP LOCKED" // another relay is taking it
@@ -152,9 +151,9 @@ func (r *Relay) take(ctx context.Context, tx bun.Tx, held []claim, limit int, cl
 	for _, c := range held {
 		mine = append(mine, c.shard)
 	}
-	rows, err := tx.QueryContext(ctx, `SELECT shard, owner IS NOT NULL AND owner <> ?0 FROM outbox_shard
-		WHERE owner IS NULL OR until_ms <= `+clock+` OR (owner = ?0 AND shard NOT IN (?1))
-		ORDER BY shard % ?2, shard LIMIT ?3`+skip, r.id, bun.List(mine), r.partitions, limit)
+	rows, err := tx.QueryContext(ctx, `SELECT shard, owner IS NOT NULL AND owner <> ?1 FROM outbox_shard
+		WHERE owner IS NULL OR until_ms <= `+clock+` OR (owner = ?1 AND shard NOT IN (?2))
+		ORDER BY shard % ?3, shard LIMIT ?4`+skip, r.id, database.List(mine), r.partitions, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +181,7 @@ func (r *Relay) take(ctx context.Context, tx bun.Tx, held []claim, limit int, cl
 		ids[i], expired[c.shard] = c.shard, c.expired
 	}
 	claims, err := scanClaims(tx.QueryContext(ctx, `UPDATE outbox_shard SET owner = ?, epoch = epoch + 1, until_ms = `+clock+` + ? WHERE shard IN (?) RETURNING shard, epoch, low`,
-		r.id, lease, bun.List(ids)))
+		r.id, lease, database.List(ids)))
 	for i := range claims {
 		claims[i].fresh, claims[i].expired = true, expired[claims[i].shard]
 	}
@@ -190,7 +189,7 @@ func (r *Relay) take(ctx context.Context, tx bun.Tx, held []claim, limit int, cl
 }
 
 // renew prolongs the leases that are still this relay's and writes down how far it has come.
-func (r *Relay) renew(ctx context.Context, tx bun.Tx, held []claim, clock string, lease int64) ([]claim, error) {
+func (r *Relay) renew(ctx context.Context, tx database.Tx, held []claim, clock string, lease int64) ([]claim, error) {
 	if len(held) == 0 {
 		return nil, nil
 	}
@@ -309,7 +308,7 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 }
 
 // thisServer is the expression that tells one start of one database server from another.
-func thisServer(db bun.IDB) string {
+func thisServer(db database.IDB) string {
 	if database.IsPostgres(db) {
 		return "pg_postmaster_start_time()::text || ' ' || coalesce(inet_server_addr()::text, '')"
 	}
@@ -346,7 +345,7 @@ func (r *Relay) release(ctx context.Context) error {
 	r.dropAll()
 	r.met.owned.Set(0)
 	r.mu.Unlock()
-	return r.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	return r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if err := bounded(ctx, tx, r.cfg.Lease/2); err != nil {
 			return err
 		}
@@ -371,7 +370,7 @@ func (r *Relay) unowned(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-func parkedKeys(ctx context.Context, tx bun.IDB) (map[int]map[string]int64, error) {
+func parkedKeys(ctx context.Context, tx database.IDB) (map[int]map[string]int64, error) {
 	rows, err := tx.QueryContext(ctx, `SELECT shard, key, event FROM outbox_parked_key`)
 	if err != nil {
 		return nil, err

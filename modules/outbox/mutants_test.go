@@ -9,8 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/uptrace/bun"
-
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
@@ -127,7 +125,7 @@ func TestCheckerFindsAnIDDrawnBeforeTheLock(t *testing.T) {
 	t.Parallel()
 	url := dbtest.PostgresURL(t)
 	db := dbtest.Open(t, url)
-	if _, err := db.DB.DB.ExecContext(t.Context(), drawnFirst); err != nil {
+	if _, err := db.ExecContext(t.Context(), drawnFirst); err != nil {
 		t.Fatal(err)
 	}
 	s, path := file(t)
@@ -244,7 +242,7 @@ func TestAddNeedsNoRetryOnSQLite(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 20 {
-				err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+				err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 					var n int
 					if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM outbox_key`).Scan(&n); err != nil {
 						return err

@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/uptrace/bun"
-
 	"github.com/toppira/authctl/platform/database"
 )
 
@@ -293,7 +291,7 @@ func Replay(ctx context.Context, db *database.DB, sel Selection, dryRun bool, pr
 	}
 	for {
 		var step ReplayResult
-		err := db.Tx(ctx, func(ctx context.Context, tx bun.Tx) (err error) {
+		err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
 			step, err = replayStep(ctx, tx, sel, dryRun)
 			return err
 		})
@@ -314,7 +312,7 @@ func Replay(ctx context.Context, db *database.DB, sel Selection, dryRun bool, pr
 	}
 }
 
-func replayStep(ctx context.Context, tx bun.Tx, sel Selection, dryRun bool) (res ReplayResult, err error) {
+func replayStep(ctx context.Context, tx database.Tx, sel Selection, dryRun bool) (res ReplayResult, err error) {
 	share, segment := "", "0"
 	if database.IsPostgres(tx) {
 		share, segment = " FOR SHARE", "e.segment"
@@ -377,9 +375,9 @@ func replayStep(ctx context.Context, tx bun.Tx, sel Selection, dryRun bool) (res
 
 // lower makes owners look again from the given ids on. The new epoch voids what they
 // remember; the leases stay theirs.
-func lower(ctx context.Context, tx bun.Tx, firsts map[int]int64) error {
+func lower(ctx context.Context, tx database.Tx, firsts map[int]int64) error {
 	for _, shard := range slices.Sorted(maps.Keys(firsts)) { // in one order: see renew
-		_, err := tx.ExecContext(ctx, `UPDATE outbox_shard SET epoch = epoch + 1, low = CASE WHEN low < ?0 THEN low ELSE ?0 END WHERE shard = ?1`, firsts[shard]-1, shard)
+		_, err := tx.ExecContext(ctx, `UPDATE outbox_shard SET epoch = epoch + 1, low = CASE WHEN low < ?1 THEN low ELSE ?1 END WHERE shard = ?2`, firsts[shard]-1, shard)
 		if err != nil {
 			return err
 		}
@@ -470,7 +468,7 @@ func DiscardParked(ctx context.Context, db *database.DB, key string) (int64, err
 }
 
 func unpark(ctx context.Context, db *database.DB, key string, discard bool) (n int64, err error) {
-	err = db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		var shard int
 		var event int64
 		err := tx.QueryRowContext(ctx, `SELECT shard, event FROM outbox_parked_key WHERE key = ?`+database.ForUpdate(tx), key).Scan(&shard, &event)

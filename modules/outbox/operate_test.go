@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/uptrace/bun"
-
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
@@ -468,12 +466,12 @@ func TestForeignTransactionsDelayNothing(t *testing.T) {
 	db := dbtest.Postgres(t)
 	s, path := file(t)
 	relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
-	err := db.RunInTx(t.Context(), nil, func(ctx context.Context, reader bun.Tx) error {
+	err := db.Tx(t.Context(), func(ctx context.Context, reader database.Tx) error {
 		var n int
 		if err := reader.QueryRowContext(ctx, `SELECT count(*) FROM outbox_event, outbox_pending`).Scan(&n); err != nil {
 			return err
 		}
-		return db.RunInTx(ctx, nil, func(ctx context.Context, writer bun.Tx) error {
+		return db.Tx(ctx, func(ctx context.Context, writer database.Tx) error {
 			if err := outbox.Add(ctx, writer, event("slow")); err != nil {
 				return err
 			}

@@ -9,9 +9,9 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
@@ -102,14 +102,14 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	relay(t, relaying, s, outbox.Config{Shards: 8}, outbox.RelayOptions{})() // another number of shards
 
 	// And they are not more than that.
-	err := writer.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+	err := writer.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 		_, err := tx.ExecContext(ctx, `SELECT data FROM outbox_event`)
 		return err
 	})
 	if err == nil {
 		t.Error("who writes events can read them")
 	}
-	if err := relaying.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error { return outbox.Add(ctx, tx, event("x")) }); err == nil {
+	if err := relaying.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, event("x")) }); err == nil {
 		t.Error("a relay can write events")
 	}
 }

@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/uptrace/bun"
-
 	"github.com/toppira/authctl/platform/database"
 )
 
@@ -44,10 +42,10 @@ func openStore(ctx context.Context, db *database.DB) (*store, error) {
 		return s, nil
 	}
 	var err error
-	if s.fetch, err = db.DB.DB.PrepareContext(ctx, fetchSQLite); err != nil {
+	if s.fetch, err = db.PrepareContext(ctx, fetchSQLite); err != nil {
 		return nil, fmt.Errorf("prepare to read pending events: %w", err)
 	}
-	if s.ack, err = db.DB.DB.PrepareContext(ctx, ackSQLite); err != nil {
+	if s.ack, err = db.PrepareContext(ctx, ackSQLite); err != nil {
 		_ = s.fetch.Close()
 		return nil, fmt.Errorf("prepare to delete pending events: %w", err)
 	}
@@ -112,8 +110,8 @@ func (s *store) published(ctx context.Context, records []Record) error {
 			list[i][2] = 1
 		}
 	}
-	return s.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
-		if _, err := tx.Tx.StmtContext(ctx, s.ack).ExecContext(ctx, jsonText(list)); err != nil {
+	return s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if _, err := tx.StmtContext(ctx, s.ack).ExecContext(ctx, jsonText(list)); err != nil {
 			return fmt.Errorf("delete pending events: %w", err)
 		}
 		return nil
@@ -125,7 +123,7 @@ func (s *store) published(ctx context.Context, records []Record) error {
 // owner: who is not must not decide about a key.
 func (s *store) setAside(ctx context.Context, sh *shard, owner string, epoch int64, ids []int64) (bool, error) {
 	owned := false
-	err := s.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		var err error
 		if owned, err = ownsForUpdate(ctx, tx, sh.id, owner, epoch); err != nil || !owned {
 			return err
@@ -142,7 +140,7 @@ func (s *store) setAside(ctx context.Context, sh *shard, owner string, epoch int
 // events of the key follow when they are met.
 func (s *store) park(ctx context.Context, r Record, owner string, epoch int64, cause string) (bool, error) {
 	owned := false
-	err := s.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		var err error
 		if owned, err = ownsForUpdate(ctx, tx, r.shard, owner, epoch); err != nil || !owned {
 			return err
@@ -163,16 +161,16 @@ func (s *store) park(ctx context.Context, r Record, owner string, epoch int64, c
 // bounded keeps a transaction of a relay from holding its locks when the relay stops in the
 // middle, as a suspended machine or a cut network does: nobody could take over from it.
 // Its server ends it when nothing is heard for so long.
-func bounded(ctx context.Context, tx bun.Tx, d time.Duration) error {
+func bounded(ctx context.Context, tx database.Tx, d time.Duration) error {
 	if !database.IsPostgres(tx) {
 		return nil
 	}
-	_, err := tx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', ?0, true), set_config('lock_timeout', ?0, true)`,
+	_, err := tx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', ?1, true), set_config('lock_timeout', ?1, true)`,
 		strconv.FormatInt(d.Milliseconds(), 10))
 	return err
 }
 
-func ownsForUpdate(ctx context.Context, tx bun.Tx, shard int, owner string, epoch int64) (bool, error) {
+func ownsForUpdate(ctx context.Context, tx database.Tx, shard int, owner string, epoch int64) (bool, error) {
 	if err := bounded(ctx, tx, 2*time.Second); err != nil {
 		return false, err
 	}
@@ -185,18 +183,18 @@ func ownsForUpdate(ctx context.Context, tx bun.Tx, shard int, owner string, epoc
 }
 
 // moveToDead moves pending rows whose keys are parked.
-func moveToDead(ctx context.Context, tx bun.Tx, shard int, ids []int64) error {
+func moveToDead(ctx context.Context, tx database.Tx, shard int, ids []int64) error {
 	segment := ""
 	if database.IsPostgres(tx) {
 		segment = "segment, "
 	}
 	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_dead (id, key, `+segment+`bytes, replay)
 		SELECT p.id, e.key, `+prefixed("p.", segment)+`p.bytes, p.replay FROM outbox_pending p JOIN outbox_event e ON e.id = p.id
-		WHERE p.shard = ? AND p.id IN (?) AND EXISTS (SELECT 1 FROM outbox_parked_key k WHERE k.key = e.key)`, shard, bun.List(ids))
+		WHERE p.shard = ? AND p.id IN (?) AND EXISTS (SELECT 1 FROM outbox_parked_key k WHERE k.key = e.key)`, shard, database.List(ids))
 	if err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_pending WHERE shard = ? AND id IN (SELECT id FROM outbox_dead WHERE id IN (?))`, shard, bun.List(ids))
+	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_pending WHERE shard = ? AND id IN (SELECT id FROM outbox_dead WHERE id IN (?))`, shard, database.List(ids))
 	return err
 }
 

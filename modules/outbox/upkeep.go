@@ -8,7 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/uptrace/bun"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/platform/database"
@@ -70,14 +69,14 @@ func (r *Relay) tryOpen(ctx context.Context) error {
 // adopt makes the settings that all writers share those of this relay. The number of shards
 // is part of what orders a key, so it changes only while nothing waits and no one writes.
 func (r *Relay) adopt(ctx context.Context) error {
-	return r.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	return r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		var shards int
 		if err := tx.QueryRowContext(ctx, `SELECT shards FROM outbox_setting`+database.ForUpdate(tx)).Scan(&shards); err != nil {
 			return fmt.Errorf("read the outbox's settings: %w", err)
 		}
 		if r.db.IsPostgres() {
 			// Which segment of the ring an event goes to is only about when it is dropped.
-			_, err := tx.ExecContext(ctx, `UPDATE outbox_setting SET segment_ms = ?0 WHERE segment_ms <> ?0`, segmentLength(r.cfg.Retention).Milliseconds())
+			_, err := tx.ExecContext(ctx, `UPDATE outbox_setting SET segment_ms = ?1 WHERE segment_ms <> ?1`, segmentLength(r.cfg.Retention).Milliseconds())
 			if err != nil {
 				return fmt.Errorf("set the length of a segment: %w", err)
 			}
@@ -131,7 +130,7 @@ func (r *Relay) pin(ctx context.Context, partitions int) error {
 			ErrShards, r.sink.Name(), partitions, r.cfg.Shards, (r.cfg.Shards/partitions+1)*partitions)
 	}
 	var pinned int
-	err := r.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := tx.ExecContext(ctx, `INSERT INTO outbox_target (name, partitions) VALUES (?, ?) ON CONFLICT DO NOTHING`, r.sink.Name(), partitions); err != nil {
 			return err
 		}
@@ -155,8 +154,8 @@ func (r *Relay) repartitioned(pinned, now int) error {
 // AcceptPartitions makes a new number of partitions the one that the order of keys is built
 // on. Consumers must have read everything that was published with the old one.
 func AcceptPartitions(ctx context.Context, db *database.DB, target string, partitions int) error {
-	return db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_target (name, partitions) VALUES (?0, ?1) ON CONFLICT (name) DO UPDATE SET partitions = ?1`, target, partitions)
+	return db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_target (name, partitions) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET partitions = ?2`, target, partitions)
 		if err != nil {
 			return fmt.Errorf("accept the number of partitions: %w", err)
 		}
@@ -335,14 +334,14 @@ func emptySegment(ctx context.Context, db *database.DB, n int, retention time.Du
 	table := fmt.Sprintf("outbox_event_%02d", n)
 	// Its newest event is old, and nothing in it waits. Events are written in the order of
 	// time but for what transactions that were open together mix.
-	old := `SELECT coalesce((SELECT max(created_ms) < ` + postgresNow + ` - ?0 FROM (SELECT created_ms FROM ` + table + ` ORDER BY id DESC LIMIT 1000) newest), false)
-		AND NOT EXISTS (SELECT 1 FROM outbox_pending WHERE segment = ?1)
-		AND NOT EXISTS (SELECT 1 FROM outbox_dead WHERE segment = ?1)`
+	old := `SELECT coalesce((SELECT max(created_ms) < ` + postgresNow + ` - ?1 FROM (SELECT created_ms FROM ` + table + ` ORDER BY id DESC LIMIT 1000) newest), false)
+		AND NOT EXISTS (SELECT 1 FROM outbox_pending WHERE segment = ?2)
+		AND NOT EXISTS (SELECT 1 FROM outbox_dead WHERE segment = ?2)`
 	var yes bool
 	if err := db.QueryRowContext(ctx, old, retention.Milliseconds(), n).Scan(&yes); err != nil || !yes {
 		return err
 	}
-	return db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	return db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		// Who waits for an exclusive lock keeps everyone behind it waiting: not for long.
 		if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '200ms'`); err != nil {
 			return err

@@ -8,8 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/uptrace/bun"
-
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -46,8 +44,7 @@ func stoppable(t *testing.T, db *database.DB) int {
 	if stops < 5 {
 		t.Fatalf("only %d stops in:\n%s", stops, out.String())
 	}
-	// Past bun, which would see its own placeholders in the text.
-	if _, err := db.DB.DB.ExecContext(t.Context(), out.String()); err != nil {
+	if _, err := db.ExecContext(t.Context(), out.String()); err != nil {
 		t.Fatal(err)
 	}
 	return stops
@@ -57,17 +54,13 @@ func stoppable(t *testing.T, db *database.DB) int {
 // the stop. What is returned lets it commit.
 func stopped(t *testing.T, db *database.DB, at int, key string) (goOn func()) {
 	t.Helper()
-	gate, err := db.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = gate.Rollback() })
+	gate, open := dbtest.Begin(t, db)
 	if _, err := gate.ExecContext(t.Context(), `SELECT pg_advisory_xact_lock(1)`); err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
 	go func() {
-		done <- db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+		done <- db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 			if _, err := tx.ExecContext(ctx, fmt.Sprintf(`SET LOCAL outbox.stop_at = '%d'`, at)); err != nil {
 				return err
 			}
@@ -78,7 +71,7 @@ func stopped(t *testing.T, db *database.DB, at int, key string) (goOn func()) {
 	waiting(t, db, `locktype = 'advisory'`, 1)
 	return func() {
 		t.Helper()
-		if err := gate.Rollback(); err != nil {
+		if err := open(false); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-done; err != nil {
@@ -168,11 +161,7 @@ func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	addKeys(t, db, "first")
-	locked, err := db.BeginTx(t.Context(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = locked.Rollback() }()
+	locked, unlock := dbtest.Begin(t, db)
 	if _, err := locked.ExecContext(t.Context(), `LOCK TABLE outbox_event IN SHARE MODE`); err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +176,7 @@ func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := locked.Commit(); err != nil {
+	if err := unlock(true); err != nil {
 		t.Fatal(err)
 	}
 	all.Wait()

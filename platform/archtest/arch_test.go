@@ -94,6 +94,8 @@ var libraries = []struct {
 		"its defaults are not strict enough: use the one wrapped verifier"},
 	{"github.com/alicebob/miniredis", nil, []string{"..."}, "it is a stand-in for tests"},
 	{"github.com/anishathalye/porcupine", []string{"modules/auth/internal/session/sessiontest"}, []string{"..."}, "it checks histories in tests"},
+	{"github.com/uptrace/bun", []string{"platform/database", "migrations"}, nil,
+		"it writes arguments into the text of a statement: platform/database binds them; Bun is for its migrator"},
 	{"github.com/uptrace/bun/driver/", nil, nil, "PostgreSQL is reached through pgx, SQLite through modernc.org/sqlite"},
 	{"github.com/lib/pq", nil, nil, "PostgreSQL is reached through pgx"},
 	{"github.com/mattn/go-sqlite3", nil, nil, "it needs cgo: modernc.org/sqlite does not"},

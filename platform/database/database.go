@@ -1,5 +1,5 @@
-// Package database opens the one SQL database of the service, PostgreSQL or SQLite, behind
-// Bun, and holds what differs between the two: how to connect, how to take a write
+// Package database opens the one SQL database of the service, PostgreSQL or SQLite, and holds
+// what differs between the two: how to connect, how arguments are bound, how to take a write
 // transaction, how to recognise an error.
 package database
 
@@ -27,6 +27,7 @@ import (
 	"github.com/uptrace/bun/dialect"
 	"github.com/uptrace/bun/dialect/pgdialect"
 	"github.com/uptrace/bun/dialect/sqlitedialect"
+	"github.com/uptrace/bun/schema"
 	_ "modernc.org/sqlite" // registers the pure-Go driver "sqlite"
 
 	"github.com/toppira/authctl/platform/config"
@@ -88,7 +89,9 @@ func (c Config) Overridden(report func(path, by string)) {
 
 // DB is an open database. It is safe for concurrent use.
 type DB struct {
-	*bun.DB
+	statements
+	pool *sql.DB
+	bun  *bun.DB
 
 	// On SQLite one writer at a time is the rule; queueing here in order of arrival is fair
 	// and needs no polling, which SQLite's own busy handler is and does. Nil on PostgreSQL.
@@ -158,13 +161,14 @@ func openPostgres(cfg Config, opt Options) (*DB, error) {
 	if err != nil {
 		return nil, errors.New("database settings: not a PostgreSQL address that can be understood")
 	}
-	// Bun writes arguments into the text, so that every statement is new to a statement
-	// cache: it would only cost a round trip each. Hot paths prepare by themselves.
-	cc.DefaultQueryExecMode = pgx.QueryExecModeExec
+	// Types of arguments and columns are asked for once a connection, and kept. The plan is
+	// not: one made when a table was small would read all of it after an import.
+	cc.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	cc.ConnectTimeout = 5 * time.Second
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = opt.AppName
 	}
+	prepareConnections(cc)
 	// After a fail-over the old primary may answer, read-only: only a server that takes
 	// writes will do.
 	if cc.ValidateConnect == nil {
@@ -182,7 +186,7 @@ func openPostgres(cfg Config, opt Options) (*DB, error) {
 	sqldb.SetMaxIdleConns(conns)
 	sqldb.SetConnMaxIdleTime(5 * time.Minute)
 	sqldb.SetConnMaxLifetime(30 * time.Minute)
-	return &DB{DB: bun.NewDB(sqldb, pgdialect.New())}, nil
+	return newDB(sqldb, pgdialect.New()), nil
 }
 
 func (c Config) postgresURL(prod bool) string {
@@ -249,14 +253,37 @@ func openSQLite(path string, conns int) (*DB, error) {
 	}
 	sqldb.SetMaxOpenConns(conns)
 	sqldb.SetMaxIdleConns(conns)
-	return &DB{DB: bun.NewDB(sqldb, sqlitedialect.New()), writer: make(chan struct{}, 1)}, nil
+	db := newDB(sqldb, sqlitedialect.New())
+	db.writer = make(chan struct{}, 1)
+	return db, nil
 }
+
+func newDB(pool *sql.DB, d schema.Dialect) *DB {
+	return &DB{statements: statements{run: pool, postgres: d.Name() == dialect.PG}, pool: pool, bun: bun.NewDB(pool, d)}
+}
+
+// Close closes the connections.
+func (db *DB) Close() error { return db.pool.Close() }
+
+// PingContext asks the database whether it is there.
+func (db *DB) PingContext(ctx context.Context) error { return db.pool.PingContext(ctx) }
+
+// Conn takes one connection of the pool, for what must happen on the same one. The caller
+// gives it back with [Conn.Close].
+func (db *DB) Conn(ctx context.Context) (Conn, error) {
+	conn, err := db.pool.Conn(ctx)
+	return Conn{statements{conn, db.postgres}, conn}, err
+}
+
+// Bun is the database as Bun's migrator wants it. It is for package migrations alone: Bun
+// writes arguments into the text of a statement.
+func (db *DB) Bun() *bun.DB { return db.bun }
 
 // IsPostgres reports the dialect; what is not PostgreSQL is SQLite.
 func (db *DB) IsPostgres() bool { return IsPostgres(db) }
 
 // IsPostgres reports the dialect of a database or a transaction.
-func IsPostgres(db bun.IDB) bool { return db.Dialect().Name() == dialect.PG }
+func IsPostgres(db IDB) bool { return db.isPostgres() }
 
 // Tx runs fn in a write transaction at READ COMMITTED (PostgreSQL) or BEGIN IMMEDIATE
 // (SQLite), and commits when fn returns nil. fn must use tx for every statement: on SQLite
@@ -265,7 +292,7 @@ func IsPostgres(db bun.IDB) bool { return db.Dialect().Name() == dialect.PG }
 //
 // An error of the commit itself leaves open whether the transaction took place; callers
 // must be safe to run again.
-func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx bun.Tx) error) error {
+func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
 	if db.writer != nil {
 		select {
 		case db.writer <- struct{}{}:
@@ -274,7 +301,26 @@ func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx bun.Tx) er
 			return fmt.Errorf("wait for the database's write lock: %w", ctx.Err())
 		}
 	}
-	return db.RunInTx(ctx, nil, fn)
+	// SQLite knows but one level, and its driver no name for it.
+	var opt sql.TxOptions
+	if db.postgres {
+		opt.Isolation = sql.LevelReadCommitted
+	}
+	tx, err := db.pool.BeginTx(ctx, &opt)
+	if err != nil {
+		return err
+	}
+	returned := false
+	defer func() {
+		if !returned {
+			_ = tx.Rollback()
+		}
+	}()
+	if err := fn(ctx, Tx{statements{tx, db.postgres}, tx}); err != nil {
+		return err
+	}
+	returned = true
+	return tx.Commit()
 }
 
 // Write runs one writing statement outside a transaction, queued as [DB.Tx] is.
@@ -294,18 +340,18 @@ func (db *DB) Write(ctx context.Context, query string, args ...any) (sql.Result,
 // do or does at twice the cost. fn must leave it as it was. As with database/sql, it is
 // called anew when its connection turns out to be closed before anything was sent.
 func (db *DB) Postgres(ctx context.Context, fn func(*pgx.Conn) error) error {
-	err := db.postgres(ctx, fn)
+	err := db.onPostgres(ctx, fn)
 	for range 2 {
 		if !pgconn.SafeToRetry(err) || ctx.Err() != nil {
 			break
 		}
-		err = db.postgres(ctx, fn)
+		err = db.onPostgres(ctx, fn)
 	}
 	return err
 }
 
-func (db *DB) postgres(ctx context.Context, fn func(*pgx.Conn) error) error {
-	pooled, err := db.Conn(ctx)
+func (db *DB) onPostgres(ctx context.Context, fn func(*pgx.Conn) error) error {
+	pooled, err := db.pool.Conn(ctx)
 	if err != nil {
 		return err
 	}
@@ -321,7 +367,7 @@ func (db *DB) postgres(ctx context.Context, fn func(*pgx.Conn) error) error {
 
 // ForUpdate is the row-locking clause of the dialect: SQLite's transactions hold the whole
 // database already.
-func ForUpdate(tx bun.IDB) string {
+func ForUpdate(tx IDB) string {
 	if IsPostgres(tx) {
 		return " FOR UPDATE"
 	}

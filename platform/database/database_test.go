@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
@@ -33,7 +32,7 @@ func TestWritersTakeTurnsAndLoseNothing(t *testing.T) {
 		for range writers {
 			all.Go(func() {
 				for range each {
-					err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+					err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 						var n int
 						if err := tx.QueryRowContext(ctx, "SELECT n FROM counter"+database.ForUpdate(tx)).Scan(&n); err != nil {
 							return err
@@ -66,7 +65,7 @@ func TestATransactionThatFailsLeavesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		stop := errors.New("stop")
-		err := db.Tx(t.Context(), func(ctx context.Context, tx bun.Tx) error {
+		err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 			if _, err := tx.ExecContext(ctx, "INSERT INTO kept VALUES (1)"); err != nil {
 				return err
 			}

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
@@ -142,11 +141,11 @@ func (b *bench) writers(ctx context.Context) error {
 	if _, err := b.DB.Write(ctx, `CREATE TABLE outbox_bench (id varchar(36) PRIMARY KEY, body text NOT NULL)`); err != nil {
 		return err
 	}
-	plain := func(ctx context.Context, tx bun.Tx, e outbox.Event) error {
+	plain := func(ctx context.Context, tx database.Tx, e outbox.Event) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_bench (id, body) VALUES (?, ?)`, uuid.NewString(), string(e.Data))
 		return err
 	}
-	with := func(ctx context.Context, tx bun.Tx, e outbox.Event) error {
+	with := func(ctx context.Context, tx database.Tx, e outbox.Event) error {
 		if err := plain(ctx, tx, e); err != nil {
 			return err
 		}
@@ -168,7 +167,7 @@ func (b *bench) writers(ctx context.Context) error {
 	return b.empty(ctx)
 }
 
-func (b *bench) write(ctx context.Context, d time.Duration, body func(context.Context, bun.Tx, outbox.Event) error) (tps, wal float64, err error) {
+func (b *bench) write(ctx context.Context, d time.Duration, body func(context.Context, database.Tx, outbox.Event) error) (tps, wal float64, err error) {
 	before, err := b.wal(ctx)
 	if err != nil {
 		return 0, 0, err
@@ -181,7 +180,7 @@ func (b *bench) write(ctx context.Context, d time.Duration, body func(context.Co
 		wg.Go(func() {
 			for time.Since(start) < d && ctx.Err() == nil {
 				e := event()
-				if e := b.DB.Tx(ctx, func(ctx context.Context, tx bun.Tx) error { return body(ctx, tx, e) }); e != nil {
+				if e := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return body(ctx, tx, e) }); e != nil {
 					mu.Lock()
 					err = errors.Join(err, e)
 					mu.Unlock()
@@ -260,7 +259,7 @@ func (b *bench) latency(ctx context.Context) error {
 				time.Sleep(time.Until(due))
 				e := event()
 				e.ID = uuid.Must(uuid.NewV7())
-				if err := b.DB.Tx(ctx, func(ctx context.Context, tx bun.Tx) error { return outbox.Add(ctx, tx, e) }); err != nil {
+				if err := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) }); err != nil {
 					return
 				}
 				at := time.Now()
@@ -306,7 +305,7 @@ func (b *bench) drain(ctx context.Context) error {
 				for i := range events {
 					events[i] = event()
 				}
-				e := b.DB.Tx(ctx, func(ctx context.Context, tx bun.Tx) error { return outbox.Add(ctx, tx, events...) })
+				e := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, events...) })
 				if e != nil {
 					mu.Lock()
 					err = errors.Join(err, e)

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
@@ -76,7 +75,7 @@ func (w *Workload) once(rnd *rand.Rand) {
 		notes[i] = Written{ID: id.String(), Key: key}
 	}
 	committing := false
-	err := w.DB.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := w.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		// One at a time, so that each sequence number can be asked for.
 		for i, e := range events {
 			if err := outbox.Add(ctx, tx, e); err != nil {

@@ -3,6 +3,7 @@ package dbtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/url"
 	"path/filepath"
@@ -32,7 +33,7 @@ func Each(t *testing.T, test func(t *testing.T, db *database.DB)) {
 func SQLite(t testing.TB) *database.DB {
 	t.Helper()
 	db := Open(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
-	if _, err := migrations.Up(t.Context(), db.DB, nil); err != nil {
+	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
 		t.Fatalf("migrate SQLite: %v", err)
 	}
 	return db
@@ -53,9 +54,17 @@ func PostgresURL(t testing.TB) string {
 	if err != nil {
 		t.Fatalf("make the template database: %v", err)
 	}
+	return string(EmptyURL(t, "TEMPLATE "+template))
+}
+
+// EmptyURL makes a PostgreSQL database with what CREATE DATABASE is told, dropped when the
+// test ends, and returns its URL.
+func EmptyURL(t testing.TB, with string) config.Secret {
+	t.Helper()
+	server := testenv.Postgres(t)
 	name := "t_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	admin := Open(t, server)
-	if _, err := admin.ExecContext(t.Context(), fmt.Sprintf("CREATE DATABASE %s TEMPLATE %s", name, template)); err != nil {
+	if _, err := admin.ExecContext(t.Context(), fmt.Sprintf("CREATE DATABASE %s %s", name, with)); err != nil {
 		t.Fatalf("make a database: %v", err)
 	}
 	t.Cleanup(func() {
@@ -65,7 +74,29 @@ func PostgresURL(t testing.TB) string {
 			t.Logf("drop %s: %v", name, err)
 		}
 	})
-	return withDatabase(server, name)
+	return config.Secret(withDatabase(server, name))
+}
+
+// Contrary returns an empty migrated PostgreSQL database whose own settings are the opposite of
+// what the code relies on.
+func Contrary(t testing.TB) *database.DB {
+	t.Helper()
+	dsn := PostgresURL(t)
+	admin := Open(t, dsn)
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, setting := range []string{
+		"standard_conforming_strings = off", "backslash_quote = on", "client_encoding = 'LATIN1'", "bytea_output = 'escape'",
+		"DateStyle = 'SQL, DMY'", "IntervalStyle = 'sql_standard'", "TimeZone = 'Asia/Kathmandu'",
+		"default_transaction_isolation = 'serializable'",
+	} {
+		if _, err := admin.ExecContext(t.Context(), "ALTER DATABASE "+u.Path[1:]+" SET "+setting); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return Open(t, dsn)
 }
 
 // AsUser returns the URL of the database with a user of its own, whose password is the given
@@ -78,7 +109,7 @@ func AsUser(t testing.TB, dsn, password string) string {
 	}
 	db := Open(t, dsn)
 	name := "user_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	if _, err := db.ExecContext(t.Context(), "CREATE ROLE "+name+" LOGIN SUPERUSER PASSWORD ?", password); err != nil {
+	if _, err := db.ExecContext(t.Context(), fmt.Sprintf("CREATE ROLE %s LOGIN SUPERUSER PASSWORD '%s'", name, strings.ReplaceAll(password, "'", "''"))); err != nil {
 		t.Fatalf("make a database user: %v", err)
 	}
 	t.Cleanup(func() {
@@ -88,6 +119,40 @@ func AsUser(t testing.TB, dsn, password string) string {
 	})
 	u.User = url.UserPassword(name, password)
 	return u.String()
+}
+
+// Begin begins a transaction that the test ends when it likes, with a commit or without one.
+func Begin(t testing.TB, db *database.DB) (tx database.Tx, end func(commit bool) error) {
+	t.Helper()
+	begun, commit, ended := make(chan database.Tx), make(chan bool, 1), make(chan error, 1)
+	rollback := errors.New("rollback")
+	go func() {
+		ended <- db.Tx(context.WithoutCancel(t.Context()), func(_ context.Context, tx database.Tx) error {
+			begun <- tx
+			if !<-commit {
+				return rollback
+			}
+			return nil
+		})
+	}()
+	select {
+	case tx = <-begun:
+	case err := <-ended:
+		t.Fatalf("begin a transaction: %v", err)
+	}
+	var once sync.Once
+	var err error
+	end = func(yes bool) error {
+		once.Do(func() {
+			commit <- yes
+			if err = <-ended; errors.Is(err, rollback) {
+				err = nil
+			}
+		})
+		return err
+	}
+	t.Cleanup(func() { _ = end(false) })
+	return tx, end
 }
 
 // Open opens the database at a URL and closes it when the test ends.
@@ -157,7 +222,7 @@ func makeTemplate(server string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, err := migrations.Up(ctx, db.DB, nil); err != nil {
+	if _, err := migrations.Up(ctx, db, nil); err != nil {
 		_ = db.Close()
 		return "", err
 	}

@@ -52,7 +52,7 @@ func TestTheSuiteFindsBrokenStatements(t *testing.T) {
 			query := strings.ReplaceAll(strings.ReplaceAll(good, old, changed), "$", "?")
 			open := func(t testing.TB, skew func() time.Duration) sessiontest.Engine {
 				return mutantEngine(t, skew, func(s *Store) session.Store {
-					stmt, err := s.db.DB.DB.PrepareContext(t.Context(), query)
+					stmt, err := s.db.PrepareContext(t.Context(), query)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -143,7 +143,7 @@ func TestSessionsOutliveTheProcess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := migrations.Up(t.Context(), db.DB, nil); err != nil {
+		if _, err := migrations.Up(t.Context(), db, nil); err != nil {
 			t.Fatal(err)
 		}
 		store, err := New(t.Context(), db, Options{})

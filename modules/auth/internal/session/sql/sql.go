@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/uptrace/bun"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/platform/database"
@@ -46,7 +45,7 @@ func New(ctx context.Context, db *database.DB, opt Options) (*Store, error) {
 		query = strings.ReplaceAll(rotateQuery(nowSQLite), "$", "?")
 	}
 	var err error
-	if s.rotate, err = db.DB.DB.PrepareContext(ctx, query); err != nil {
+	if s.rotate, err = db.PrepareContext(ctx, query); err != nil {
 		return nil, fmt.Errorf("prepare the rotation of sessions: %w", err)
 	}
 	return s, nil
@@ -105,7 +104,7 @@ RETURNING
 func (s *Store) Create(ctx context.Context, start session.Start) (session.Started, error) {
 	start = start.Clean()
 	var started session.Started
-	err := s.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
+	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		started = session.Started{}
 		if start.Max > 0 {
 			over, err := s.over(ctx, tx, start)
@@ -114,16 +113,16 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 			}
 			started.Over = over
 		}
-		now, maxAge, idle := bun.Safe(s.now()), start.MaxAge.Milliseconds(), min(start.IdleTTL, start.MaxAge).Milliseconds()
+		now, maxAge, idle := s.now(), start.MaxAge.Milliseconds(), min(start.IdleTTL, start.MaxAge).Milliseconds()
 		// A call sent again finds its own row.
 		row := tx.QueryRowContext(ctx, `INSERT INTO session (id, user_id, epoch, generation, hash, previous, replay_until_ms,
 				device_name, user_agent, ip, auth_ms, created_ms, last_used_ms, expires_ms, idle_expires_ms)
-			VALUES (?, ?, ?, 1, ?, ?, 0, ?, ?, ?, ?, ?, ?, ? + ?, ? + ?)
+			VALUES (?, ?, ?, 1, ?, ?, 0, ?, ?, ?, `+now+`, `+now+`, `+now+`, `+now+` + ?, `+now+` + ?)
 			ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch
 			WHERE session.user_id = excluded.user_id AND session.generation = 1 AND session.hash = excluded.hash
 			RETURNING `+columns,
 			start.ID, start.UserID, start.Epoch, start.Hash[:], []byte{},
-			start.DeviceName, start.UserAgent, start.IP, now, now, now, now, maxAge, now, idle)
+			start.DeviceName, start.UserAgent, start.IP, maxAge, idle)
 		return scan(row, &started.Session)
 	})
 	if errors.Is(err, session.ErrTooMany) {
@@ -136,7 +135,7 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 }
 
 // over returns the sessions that one more puts above the limit, or refuses that one.
-func (s *Store) over(ctx context.Context, tx bun.Tx, start session.Start) ([]uuid.UUID, error) {
+func (s *Store) over(ctx context.Context, tx database.Tx, start session.Start) ([]uuid.UUID, error) {
 	if s.db.IsPostgres() { // SQLite has one writer anyway
 		// Two sign-ins of a user at once would otherwise not see each other.
 		if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock(?, hashtext(?))", lockClass, start.UserID.String()); err != nil {
@@ -144,8 +143,8 @@ func (s *Store) over(ctx context.Context, tx bun.Tx, start session.Start) ([]uui
 		}
 	}
 	rows, err := tx.QueryContext(ctx, `SELECT id FROM session
-		WHERE user_id = ? AND id <> ? AND stopped_ms IS NULL AND idle_expires_ms > ? ORDER BY last_used_ms, id`,
-		start.UserID, start.ID, bun.Safe(s.now()))
+		WHERE user_id = ? AND id <> ? AND stopped_ms IS NULL AND idle_expires_ms > `+s.now()+` ORDER BY last_used_ms, id`,
+		start.UserID, start.ID)
 	if err != nil {
 		return nil, err
 	}
@@ -185,8 +184,8 @@ func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 	if s.db.IsPostgres() {
 		rotated, err = scanRotated(s.rotate.QueryRowContext(ctx, args...))
 	} else {
-		err = s.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) (err error) {
-			rotated, err = scanRotated(tx.Tx.StmtContext(ctx, s.rotate).QueryRowContext(ctx, args...))
+		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
+			rotated, err = scanRotated(tx.StmtContext(ctx, s.rotate).QueryRowContext(ctx, args...))
 			return err
 		})
 	}
@@ -225,9 +224,9 @@ func scanRotated(row *sql.Row) (session.Rotated, error) {
 // Reissue implements [session.Store].
 func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session, error) {
 	var one session.Session
-	err := s.db.Tx(ctx, func(ctx context.Context, tx bun.Tx) error {
-		query := "SELECT " + columns + " FROM session WHERE id = ? AND user_id = ? AND stopped_ms IS NULL AND idle_expires_ms > ?" + database.ForUpdate(tx)
-		err := scan(tx.QueryRowContext(ctx, query, r.SessionID, r.UserID, bun.Safe(s.now())), &one)
+	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		query := "SELECT " + columns + " FROM session WHERE id = ? AND user_id = ? AND stopped_ms IS NULL AND idle_expires_ms > " + s.now() + database.ForUpdate(tx)
+		err := scan(tx.QueryRowContext(ctx, query, r.SessionID, r.UserID), &one)
 		if database.IsNotFound(err) {
 			return session.ErrNotFound
 		}
@@ -237,17 +236,17 @@ func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session
 		if one.Generation != r.Generation-1 {
 			return session.ErrConflict
 		}
-		now := bun.Safe(s.now())
+		now := s.now()
 		var sealed any // NULL when there is no window
 		if r.Grace >= time.Millisecond {
 			sealed = r.Sealed
 		}
-		row := tx.QueryRowContext(ctx, `UPDATE session SET generation = ?, hash = ?, previous = hash, replay_until_ms = ? + ?, sealed = ?,
-				auth_ms = CASE WHEN ? THEN ? ELSE auth_ms END, last_used_ms = ?,
-				idle_expires_ms = CASE WHEN ? + ? < expires_ms THEN ? + ? ELSE expires_ms END
+		row := tx.QueryRowContext(ctx, `UPDATE session SET generation = ?, hash = ?, previous = hash, replay_until_ms = `+now+` + ?, sealed = ?,
+				auth_ms = CASE WHEN ? THEN `+now+` ELSE auth_ms END, last_used_ms = `+now+`,
+				idle_expires_ms = CASE WHEN `+now+` + ? < expires_ms THEN `+now+` + ? ELSE expires_ms END
 			WHERE id = ? RETURNING `+columns,
-			r.Generation, r.Hash[:], now, r.Grace.Milliseconds(), sealed, r.Reauthenticated, now, now,
-			now, r.IdleTTL.Milliseconds(), now, r.IdleTTL.Milliseconds(), r.SessionID)
+			r.Generation, r.Hash[:], r.Grace.Milliseconds(), sealed, r.Reauthenticated,
+			r.IdleTTL.Milliseconds(), r.IdleTTL.Milliseconds(), r.SessionID)
 		return scan(row, &one)
 	})
 	for _, expected := range []error{session.ErrNotFound, session.ErrConflict} {
@@ -288,7 +287,7 @@ func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) 
 	if len(ids) == 0 {
 		return nil
 	}
-	if _, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND id IN (?)", userID, bun.List(ids)); err != nil {
+	if _, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND id IN (?)", userID, database.List(ids)); err != nil {
 		return fail("delete sessions", err)
 	}
 	return nil
@@ -332,10 +331,10 @@ func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error)
 
 // Purge implements [session.Store]. It also drops sealed successors whose window is over.
 func (s *Store) Purge(ctx context.Context, limit int) (int, error) {
-	now := bun.Safe(s.now())
+	now := s.now()
 	// The outer condition looks at a row that changed while it was waited for.
-	res, err := s.db.Write(ctx, `DELETE FROM session WHERE stopped_ms IS NULL AND idle_expires_ms <= ? AND id IN
-		(SELECT id FROM session WHERE stopped_ms IS NULL AND idle_expires_ms <= ? ORDER BY idle_expires_ms LIMIT ?)`, now, now, limit)
+	res, err := s.db.Write(ctx, `DELETE FROM session WHERE stopped_ms IS NULL AND idle_expires_ms <= `+now+` AND id IN
+		(SELECT id FROM session WHERE stopped_ms IS NULL AND idle_expires_ms <= `+now+` ORDER BY idle_expires_ms LIMIT ?)`, limit)
 	if err != nil {
 		return 0, fail("purge sessions", err)
 	}
@@ -343,8 +342,8 @@ func (s *Store) Purge(ctx context.Context, limit int) (int, error) {
 	if err != nil {
 		return 0, fail("purge sessions", err)
 	}
-	_, err = s.db.Write(ctx, `UPDATE session SET sealed = NULL WHERE sealed IS NOT NULL AND replay_until_ms <= ? AND id IN
-		(SELECT id FROM session WHERE sealed IS NOT NULL AND replay_until_ms <= ? ORDER BY replay_until_ms LIMIT ?)`, now, now, limit)
+	_, err = s.db.Write(ctx, `UPDATE session SET sealed = NULL WHERE sealed IS NOT NULL AND replay_until_ms <= `+now+` AND id IN
+		(SELECT id FROM session WHERE sealed IS NOT NULL AND replay_until_ms <= `+now+` ORDER BY replay_until_ms LIMIT ?)`, limit)
 	if err != nil {
 		return int(n), fail("drop sealed successors", err)
 	}
@@ -394,8 +393,7 @@ func (s *Store) now() string {
 
 // query reads the live sessions that a condition chooses.
 func (s *Store) query(ctx context.Context, where string, args ...any) ([]session.Session, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT "+columns+" FROM session WHERE stopped_ms IS NULL AND idle_expires_ms > ? AND "+where,
-		append([]any{bun.Safe(s.now())}, args...)...)
+	rows, err := s.db.QueryContext(ctx, "SELECT "+columns+" FROM session WHERE stopped_ms IS NULL AND idle_expires_ms > "+s.now()+" AND "+where, args...)
 	if err != nil {
 		return nil, err
 	}

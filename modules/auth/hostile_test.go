@@ -1,0 +1,125 @@
+package auth
+
+import (
+	"encoding/json"
+	"errors"
+	"testing"
+
+	"github.com/toppira/authctl/modules/auth/internal/username"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// hostile is text that some server, set up in some way, reads as more than a value.
+var hostile = []string{
+	`\'; DROP TABLE session; DROP TABLE users; --`, `'; DELETE FROM users; --`, `\' OR 1=1 --`, `a\`, `a\\'`,
+	`x","user_id":"00000000-0000-4000-8000-000000000000`, `x\","user_id":\"V`, `$1 ?1 ?0 ? :x @x`, `$$; DELETE FROM users; $$`,
+	`U&'\0027'; DELETE FROM users`, "\uff07; DELETE FROM users; --", "\u02bc; DELETE FROM users",
+}
+
+// Whatever a stranger chooses stays a value, whatever the database's own settings are.
+func TestNothingThatAStrangerChoosesBecomesPartOfAStatement(t *testing.T) {
+	t.Parallel()
+	for _, profile := range []string{"ascii", "unicode"} {
+		cfg := testConfig()
+		cfg.UsernameProfile = username.Profile(profile)
+		for name, open := range map[string]func(t *testing.T) *world{
+			"sqlite":         func(t *testing.T) *world { return newWorld(t, cfg, dbtest.SQLite(t), nil) },
+			"postgres":       func(t *testing.T) *world { return newWorld(t, cfg, dbtest.Contrary(t), nil) },
+			"postgres_redis": func(t *testing.T) *world { return newWorld(t, cfg, dbtest.Contrary(t), redisClient(t)) },
+		} {
+			t.Run(profile+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				w := open(t)
+				for _, text := range hostile {
+					strange(t, w, text)
+				}
+			})
+		}
+	}
+}
+
+// strange puts a text wherever a client or a foreign file may, and looks at what came of it.
+func strange(t *testing.T, w *world, text string) {
+	t.Helper()
+	expected := func(what string, err error) {
+		t.Helper()
+		var refused *fault.Fault
+		if err != nil && (!errors.As(err, &refused) || refused.Kind == fault.Internal || refused.Kind == fault.Unavailable) {
+			t.Errorf("%s with %q: %v", what, text, err)
+		}
+	}
+	ctx := t.Context()
+	name, tokens := w.newcomer(t)
+	caller := w.caller(t, tokens)
+	dev := phone()
+	dev.UserAgent, dev.Token = text, text
+
+	_, err := w.Register(ctx, Credentials{text, goodPassword}, dev)
+	expected("register", err)
+	_, err = w.Login(ctx, Credentials{text, text}, dev)
+	expected("login", err)
+	dev.Name = text
+	signedIn, err := w.Login(ctx, Credentials{name, goodPassword}, dev)
+	if err != nil {
+		t.Fatalf("login with a device called %q: %v", text, err)
+	}
+	turned, err := w.Refresh(ctx, signedIn.RefreshToken, dev)
+	if err != nil {
+		t.Fatalf("refresh by %q: %v", text, err)
+	}
+	sessions, err := w.Sessions(ctx, caller)
+	if err != nil || len(sessions) != 2 {
+		t.Fatalf("after %q there are %d sessions, %v", text, len(sessions), err)
+	}
+	seen := 0
+	for _, s := range sessions {
+		if s.DeviceName == text && s.UserAgent == text {
+			seen++
+		}
+	}
+	if seen != 1 {
+		t.Errorf("%q is the name of %d devices", text, seen)
+	}
+	changed := goodPassword + text
+	if _, err := w.ChangePassword(ctx, w.caller(t, turned), goodPassword, changed, dev); err != nil {
+		t.Fatalf("change the password to one with %q: %v", text, err)
+	}
+	if _, err := w.Login(ctx, Credentials{name, changed}, dev); err != nil {
+		t.Fatalf("sign in with a password with %q: %v", text, err)
+	}
+	_, err = w.Refresh(ctx, text, dev)
+	expected("refresh", err)
+	expected("logout", w.LogoutRefresh(ctx, text))
+	expected("revoke", w.Revoke(ctx, text))
+	_, _, err = w.Introspect(ctx, text)
+	expected("introspect", err)
+	_, err = w.Authenticate(ctx, text)
+	expected("authenticate", err)
+	if _, err := w.FindUser(ctx, text); err != nil && !errors.Is(err, ErrUserNotFound) {
+		expected("find", err)
+	}
+	row, err := json.Marshal(map[string]string{"username": text, "password_hash": text, "id": text})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := json.Marshal(map[string]string{"username": text, "password_hash": "$2a$04$Sl/ptLIEoS6FRRYGpQPnPu1wq7v5VHy5sJEd2WNaPVhLYYXDkGpmS"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.importText(t, string(row)+"\n"+string(again)+"\n", "native")
+
+	// All tables are there, with those who were.
+	user, err := w.FindUser(ctx, name)
+	if err != nil || user.ID != caller.User.ID {
+		t.Fatalf("after %q the account is %v, %v", text, user.ID, err)
+	}
+	for _, e := range w.events(t, user.ID) {
+		if e.Data["user_id"] != user.ID.String() {
+			t.Errorf("after %q an event of %s is about %v", text, user.ID, e.Data["user_id"])
+		}
+		if agent, ok := e.Data["user_agent"]; e.Type == "auth.UserLoggedIn.v1" && (!ok || agent != text && agent != phone().UserAgent) {
+			t.Errorf("%q is in the event as %v", text, agent)
+		}
+	}
+}

@@ -1,0 +1,214 @@
+package database
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"encoding/json"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// IDB is what statements run on: a [*DB], a [Tx] or a [Conn].
+//
+// In a statement ? is the next argument, or ?1, ?2 the first and the second where one is used
+// more than once. Arguments are bound: they travel beside the text and never become part of
+// it, so no value can change what a statement does. A slice goes where a list stands, as in
+// id IN (?), wrapped in [List].
+type IDB interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	isPostgres() bool
+}
+
+// Tx is a transaction of [DB.Tx].
+type Tx struct {
+	statements
+	tx *sql.Tx
+}
+
+// StmtContext returns a statement that [DB.PrepareContext] prepared, to run in the
+// transaction, with which it is closed.
+func (tx Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) *sql.Stmt {
+	return tx.tx.StmtContext(ctx, stmt)
+}
+
+// Conn is one connection of the pool. Close gives it back.
+type Conn struct {
+	statements
+	conn *sql.Conn
+}
+
+// Close gives the connection back to the pool.
+func (c Conn) Close() error { return c.conn.Close() }
+
+// runner is what *sql.DB, *sql.Tx and *sql.Conn have in common.
+type runner interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
+}
+
+// statements writes placeholders as the engine wants them.
+type statements struct {
+	run      runner
+	postgres bool
+}
+
+func (s statements) isPostgres() bool { return s.postgres }
+
+// ExecContext runs a statement that returns no rows.
+func (s statements) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	query, args = bind(s.postgres, query, args)
+	return s.run.ExecContext(ctx, query, args...)
+}
+
+// QueryContext runs a query. The caller closes the rows.
+func (s statements) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	query, args = bind(s.postgres, query, args)
+	return s.run.QueryContext(ctx, query, args...)
+}
+
+// QueryRowContext runs a query of at most one row.
+func (s statements) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	query, args = bind(s.postgres, query, args)
+	return s.run.QueryRowContext(ctx, query, args...)
+}
+
+// PrepareContext prepares a statement whose placeholders are the engine's own: $1 on
+// PostgreSQL, ?1 on SQLite. It takes no [List], and on SQLite no times.
+func (s statements) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
+	return s.run.PrepareContext(ctx, query)
+}
+
+// List is a slice as the argument of x IN (?) or x NOT IN (?). An empty one contains nothing.
+// The text of the statement is the same however long the list is.
+func List[T ~string | ~int | ~int64 | ~[16]byte](values []T) any {
+	if values == nil {
+		values = []T{}
+	}
+	return list{values}
+}
+
+type list struct{ values any }
+
+// bind numbers the placeholders in the text and readies the arguments for the driver. A text
+// without arguments is left as it is.
+func bind(postgres bool, query string, args []any) (string, []any) {
+	if len(args) == 0 {
+		return query, nil
+	}
+	bound := make([]any, len(args))
+	for i, arg := range args {
+		bound[i] = value(postgres, arg)
+	}
+	text := make([]byte, 0, len(query)+2*len(args)+16)
+	next, from := 1, 0
+	for i := 0; i < len(query); {
+		if query[i] != '?' {
+			i += literal(query[i:])
+			continue
+		}
+		text = append(text, query[from:i]...)
+		end := i + 1
+		for end < len(query) && '0' <= query[end] && query[end] <= '9' {
+			end++
+		}
+		number := query[i+1 : end]
+		n, err := strconv.Atoi(number)
+		if err != nil { // a plain one
+			n, next = next, next+1
+			number = strconv.Itoa(n)
+		}
+		_, isList := argument(args, n).(list)
+		text = placeholder(text, postgres, isList, number)
+		i, from = end, end
+	}
+	return string(append(text, query[from:]...)), bound
+}
+
+// argument is the n-th from one on; what is not there the engine complains about.
+func argument(args []any, n int) any {
+	if n < 1 || n > len(args) {
+		return nil
+	}
+	return args[n-1]
+}
+
+func placeholder(text []byte, postgres, isList bool, number string) []byte {
+	switch {
+	case postgres && isList:
+		if before, ok := strings.CutSuffix(string(text), "NOT IN ("); ok {
+			text = append(text[:len(before)], "<> ALL ("...)
+		} else if before, ok := strings.CutSuffix(string(text), "IN ("); ok {
+			text = append(text[:len(before)], "= ANY ("...)
+		}
+		fallthrough
+	case postgres:
+		return append(append(text, '$'), number...)
+	case isList:
+		return append(append(append(text, "SELECT value FROM json_each(?"...), number...), ')')
+	default:
+		return append(append(text, '?'), number...)
+	}
+}
+
+// literal is how many bytes to pass over: one, or all of a quoted text or a comment, in which
+// a question mark is only that.
+func literal(query string) int {
+	end := ""
+	switch {
+	case query[0] == '\'', query[0] == '"':
+		end = query[:1]
+	case strings.HasPrefix(query, "--"):
+		end = "\n"
+	case strings.HasPrefix(query, "/*"):
+		end = "*/"
+	default:
+		return 1
+	}
+	n := strings.Index(query[1:], end)
+	if n < 0 {
+		return len(query)
+	}
+	return 1 + n + len(end)
+}
+
+// sqliteTime is how times are written to SQLite, which has no type for them: in UTC, so that
+// the texts sort as the times do.
+const sqliteTime = "2006-01-02 15:04:05.999999-07:00"
+
+// value is an argument as the driver takes it.
+func value(postgres bool, arg any) any {
+	if l, ok := arg.(list); ok {
+		if postgres {
+			return l.values
+		}
+		text, err := json.Marshal(l.values)
+		if err != nil {
+			return l.values // which the driver refuses with its type
+		}
+		return string(text)
+	}
+	if postgres {
+		return arg
+	}
+	if v, ok := arg.(driver.Valuer); ok {
+		if plain, err := driver.DefaultParameterConverter.ConvertValue(v); err == nil {
+			arg = plain
+		}
+	}
+	switch t := arg.(type) {
+	case time.Time:
+		return t.UTC().Format(sqliteTime)
+	case *time.Time:
+		if t == nil {
+			return nil
+		}
+		return t.UTC().Format(sqliteTime)
+	}
+	return arg
+}
