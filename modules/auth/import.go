@@ -141,7 +141,7 @@ func (s *Service) becomeAccount(n *newcomer, f foreign) error {
 	if f.hash == "" {
 		return refuse("no_password", "has no password hash")
 	}
-	if n.scheme, err = password.CheckImport(f.hash); err != nil {
+	if f.hash, n.scheme, err = password.Import(f.hash); err != nil {
 		return refuse("hash_refused", err.Error())
 	}
 	n.keepID = f.id != ""

@@ -255,7 +255,7 @@ func ParseFirebaseHash(text string) (*FirebaseHash, error) {
 	if errRounds != nil || errMemory != nil || h.SignerKey == "" {
 		return nil, errors.New("the hash parameters lack one of base64_signer_key, rounds and mem_cost")
 	}
-	if _, err := password.CheckImport(h.hash(strings.Repeat("A", 86)+"==", "AAAAAAAAAAAAAA==")); err != nil {
+	if _, _, err := password.Import(h.hash(strings.Repeat("A", 86)+"==", "AAAAAAAAAAAAAA==")); err != nil {
 		return nil, fmt.Errorf("the hash parameters cannot be used: %w", err)
 	}
 	return h, nil

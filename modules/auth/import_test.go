@@ -53,13 +53,17 @@ func (w *world) importText(t testing.TB, text, from string) importing {
 	return i
 }
 
-func (w *world) importFile(t testing.TB, name string) importing {
+// importFile imports a file of the system that its name begins with, or of another one.
+func (w *world) importFile(t testing.TB, name string, system ...string) importing {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata/import", name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	from, _, _ := strings.Cut(name, ".")
+	if len(system) > 0 && system[0] != "" {
+		from = system[0]
+	}
 	return w.importText(t, string(text), from)
 }
 
@@ -84,7 +88,7 @@ func (i importing) codes() string {
 func TestImportReadsWhatOtherSystemsExport(t *testing.T) {
 	t.Parallel()
 	for _, file := range []struct {
-		name              string
+		name, from        string // from: what the name begins with
 		imported, refused int64
 		codes             string
 		active, disabled  []string
@@ -93,6 +97,16 @@ func TestImportReadsWhatOtherSystemsExport(t *testing.T) {
 		{name: "native.ndjson", imported: 13, active: []string{"native.bcrypt-2a", "native.bcrypt-2b", "native.bcrypt-2y", "native.bcrypt-sha256",
 			"native.argon2id", "native.argon2i", "native.scrypt", "native.pbkdf2-sha1", "native.pbkdf2-sha256", "native.pbkdf2-sha512",
 			"native.ssha", "native.ssha256", "native.ssha512"}},
+		{name: "spring.ndjson", from: "native", imported: 8, refused: 5,
+			codes: "1 hash_refused; 2 hash_refused; 3 hash_refused; 8 hash_refused; 13 hash_refused",
+			active: []string{"spring.argon2", "spring.argon2@SpringSecurity_v5_8", "spring.bcrypt", "spring.ldap", "spring.pbkdf2",
+				"spring.pbkdf2@SpringSecurity_v5_8", "spring.scrypt", "spring.scrypt@SpringSecurity_v5_8"}},
+		{name: "node.ndjson", from: "native", imported: 5,
+			active: []string{"node.argon2id", "node.argon2i", "node.bcrypt", "node.better-auth", "node.better-auth-wide"}},
+		{name: "werkzeug.ndjson", from: "native", imported: 4,
+			active: []string{"werkzeug.scrypt", "werkzeug.pbkdf2", "werkzeug.pbkdf2-sha1", "werkzeug.pbkdf2-sha512"}},
+		{name: "aspnet.ndjson", from: "native", imported: 3, active: []string{"aspnet.v2", "aspnet.v3-core3", "aspnet.v3-net7"}},
+		{name: "wordpress.ndjson", from: "native", imported: 2, active: []string{"wordpress.6.8", "wordpress.plugin"}},
 		{name: "native.csv", imported: 2, active: []string{"csv.alice"}, disabled: []string{"csv.bob"}},
 		{name: "keycloak.json", imported: 4, refused: 1, codes: "117 no_password", active: []string{"kc.pbkdf2", "kc.pbkdf2-sha512", "kc.argon2"}, disabled: []string{"kc.pbkdf2-sha256"}},
 		{name: "firebase.json", imported: 1, refused: 1, codes: "13 no_password", active: []string{"firebase@example.com"}, password: "user1password"},
@@ -105,8 +119,8 @@ func TestImportReadsWhatOtherSystemsExport(t *testing.T) {
 		t.Run(file.name, func(t *testing.T) {
 			t.Parallel()
 			dbtestEach(t, func(t *testing.T, w *world) {
-				w.importFile(t, file.name).expect(t, file.imported, 0, file.refused)
-				again := w.importFile(t, file.name)
+				w.importFile(t, file.name, file.from).expect(t, file.imported, 0, file.refused)
+				again := w.importFile(t, file.name, file.from)
 				again.expect(t, 0, file.imported, file.refused)
 				if got := again.codes(); got != file.codes {
 					t.Errorf("refused %q, want %q", got, file.codes)
@@ -152,7 +166,7 @@ func (w *world) importedSignsIn(t testing.TB, name, password string) {
 		return
 	}
 	w.live(t, tokens)
-	a, err := accountByName(t.Context(), w.db, name)
+	a, err := accountByName(t.Context(), w.db, strings.ToLower(name))
 	if err != nil {
 		t.Fatal(err)
 	}

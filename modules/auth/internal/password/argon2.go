@@ -4,15 +4,20 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"golang.org/x/crypto/argon2"
 )
 
 const argon2Digest = 32 // bytes of digests made here
 
-// argon2Hash is the scheme. The prefix is what stands before the parameters; memory is in
-// KiB.
-func argon2Hash(scheme Scheme, prefix string, memory, time, threads int) hash {
+// argon2Order is the order in which the specification writes the parameters.
+var argon2Order = []string{"m", "t", "p"}
+
+// argon2Hash is the scheme. The prefix is what stands before the parameters, which are
+// written in the given order; memory is in KiB.
+func argon2Hash(scheme Scheme, prefix string, memory, time, threads int, order []string) hash {
 	key := argon2.IDKey
 	if scheme == Argon2i {
 		key = argon2.Key
@@ -30,10 +35,23 @@ func argon2Hash(scheme Scheme, prefix string, memory, time, threads int) hash {
 			return <-derived
 		},
 		encode: func(salt, digest []byte) string {
-			enc := base64.RawStdEncoding
-			return fmt.Sprintf("%sm=%d,t=%d,p=%d$%s$%s", prefix, memory, time, threads, enc.EncodeToString(salt), enc.EncodeToString(digest))
+			enc, values := base64.RawStdEncoding, map[string]int{"m": memory, "t": time, "p": threads}
+			params := make([]string, len(order))
+			for i, name := range order {
+				params[i] = fmt.Sprintf("%s=%d", name, values[name])
+			}
+			return prefix + strings.Join(params, ",") + "$" + enc.EncodeToString(salt) + "$" + enc.EncodeToString(digest)
 		},
 	}
+}
+
+// names are those of "a=1,b=2", in their order.
+func names(text string) []string {
+	fields := strings.Split(text, ",")
+	for i, field := range fields {
+		fields[i], _, _ = strings.Cut(field, "=")
+	}
+	return fields
 }
 
 const argon2idPrefix = "$argon2id$v=19$"
@@ -44,11 +62,16 @@ func parseArgon2(scheme Scheme, prefix string) func(string) (hash, error) {
 		if err != nil {
 			return hash{}, err
 		}
-		n, err := numbers(parts[0], "m", "t", "p")
+		// Not everybody keeps to the order: node-argon2 writes m, p, t.
+		order := names(parts[0])
+		if !slices.Equal(slices.Sorted(slices.Values(order)), []string{"m", "p", "t"}) {
+			return hash{}, errors.New("argon2 is accepted with the parameters m, t and p only")
+		}
+		n, err := numbers(parts[0], order...)
 		if err != nil {
 			return hash{}, err
 		}
-		memory, time, threads := n[0], n[1], n[2]
+		memory, time, threads := n[slices.Index(order, "m")], n[slices.Index(order, "t")], n[slices.Index(order, "p")]
 		switch {
 		case time < 1, threads < 1, memory < 8*threads:
 			return hash{}, errors.New("argon2 parameters are lower than its specification allows")
@@ -56,7 +79,7 @@ func parseArgon2(scheme Scheme, prefix string) func(string) (hash, error) {
 			return hash{}, fmt.Errorf("argon2 parameters cost more than is accepted: %d lanes, %d MiB, %d MiB times passes",
 				maxArgon2Threads, maxArgon2Memory>>10, maxArgon2Work>>10)
 		}
-		h, err := argon2Hash(scheme, prefix, memory, time, threads).decodePair(base64.RawStdEncoding, parts[1], parts[2])
+		h, err := argon2Hash(scheme, prefix, memory, time, threads, order).decodePair(base64.RawStdEncoding, parts[1], parts[2])
 		if err != nil {
 			return hash{}, err
 		}

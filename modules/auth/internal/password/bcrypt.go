@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/base64"
 	"encoding/hex"
 	"fmt"
@@ -157,6 +158,23 @@ func parseDjangoBcryptSHA256(prefix string) func(string) (hash, error) {
 		}
 		return h.decodeBcrypt(rest)
 	}
+}
+
+// parseWordPress is bcrypt of the base64 of HMAC-SHA-384 under a fixed key. WordPress trims
+// passwords, when they are set and when they are asked for.
+func parseWordPress(rest string) (hash, error) {
+	cost, rest, err := cutBcryptCost(rest)
+	if err != nil {
+		return hash{}, err
+	}
+	h := bcryptHash("$wp$2y$", cost)
+	h.scheme, h.current = BcryptSHA384, nil
+	h.derive = func(password, salt []byte, _ int) []byte {
+		mac := hmac.New(sha512.New384, []byte("wp-sha384"))
+		mac.Write(bytes.Trim(password, " \t\n\r\v\x00"))
+		return bcryptKey([]byte(base64.StdEncoding.EncodeToString(mac.Sum(nil))), salt, cost)
+	}
+	return h.decodeBcrypt(rest)
 }
 
 func cutBcryptCost(text string) (cost int, rest string, err error) {

@@ -38,7 +38,7 @@ func Calibrate(ctx context.Context, target time.Duration) (Calibration, error) {
 		c.BcryptCost++
 		c.BcryptTakes *= 2
 	}
-	argon := argon2Hash(Argon2id, argon2idPrefix, c.Argon2Memory<<10, c.Argon2Time, c.Argon2Threads)
+	argon := argon2Hash(Argon2id, argon2idPrefix, c.Argon2Memory<<10, c.Argon2Time, c.Argon2Threads, argon2Order)
 	if c.Argon2Takes, err = shortest(ctx, argon, argon2Digest); err != nil {
 		return Calibration{}, err
 	}

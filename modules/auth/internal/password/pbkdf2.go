@@ -19,6 +19,9 @@ func passlibEncoding() *base64.Encoding {
 
 // withPBKDF2 gives the hash, whose digest is known, its function, or says why its cost is
 // not accepted.
+//
+// PBKDF2 computes each block of a digest by itself, with all the iterations. Whoever guesses
+// passwords computes one, and so do we: the first block is what a password is compared with.
 func (h hash) withPBKDF2(iterations int) (hash, error) {
 	block := sha1.Size
 	h.derive = func(password, salt []byte, size int) []byte {
@@ -36,13 +39,13 @@ func (h hash) withPBKDF2(iterations int) (hash, error) {
 			return pbkdf2Key(pbkdf2.Key(sha512.New, string(password), salt, iterations, size))
 		}
 	}
-	blocks := (len(h.digest) + block - 1) / block
 	switch {
 	case iterations < 1:
 		return hash{}, errors.New("pbkdf2 iterations are lower than its specification allows")
-	case iterations*blocks > maxPBKDF2Work:
+	case iterations > maxPBKDF2Work:
 		return hash{}, fmt.Errorf("pbkdf2 iterations cost more than is accepted: %d", maxPBKDF2Work)
 	}
+	h.compared = min(block, len(h.digest))
 	return h, nil
 }
 

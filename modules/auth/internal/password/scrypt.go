@@ -4,12 +4,14 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"golang.org/x/crypto/scrypt"
+	"golang.org/x/text/unicode/norm"
 )
 
 // scryptKey returns the function for 2^logN, r and p, or why they are not accepted.
@@ -61,9 +63,9 @@ func parseDjangoScrypt(rest string) (hash, error) {
 	if err != nil {
 		return hash{}, err
 	}
-	logN := 0
-	for logN < 24 && 1<<logN < n[0] {
-		logN++
+	logN, err := log2(n[0])
+	if err != nil {
+		return hash{}, err
 	}
 	r, p := n[1], n[2]
 	h := hash{scheme: Scrypt, salt: []byte(parts[1]), encode: func(salt, digest []byte) string {
@@ -74,6 +76,36 @@ func parseDjangoScrypt(rest string) (hash, error) {
 	}
 	if h.digest, err = decode(base64.StdEncoding, parts[4]); err != nil {
 		return hash{}, err
+	}
+	return h, nil
+}
+
+// betterAuthForm reports whether the hash is as better-auth writes it: the hexadecimal of 16
+// bytes of salt and 64 of digest, with a colon between them.
+func betterAuthForm(encoded string) bool {
+	salt, digest, found := strings.Cut(encoded, ":")
+	return found && len(salt) == 32 && len(digest) == 128 && lowerHex(salt) && lowerHex(digest)
+}
+
+func lowerHex(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return !strings.ContainsRune("0123456789abcdef", r) })
+}
+
+// parseBetterAuth is scrypt of the password in NFKC; the salt is used as it is written.
+func parseBetterAuth(encoded string) (hash, error) {
+	salt, digest, _ := strings.Cut(encoded, ":")
+	key, err := scryptKey(14, 16, 1)
+	if err != nil {
+		return hash{}, err
+	}
+	h := hash{
+		scheme: Scrypt,
+		salt:   []byte(salt),
+		derive: func(password, salt []byte, size int) []byte { return key(norm.NFKC.Bytes(password), salt, size) },
+		encode: func(salt, digest []byte) string { return fmt.Sprintf("%s:%x", salt, digest) },
+	}
+	if h.digest, err = hex.DecodeString(digest); err != nil {
+		return hash{}, errMalformed
 	}
 	return h, nil
 }
