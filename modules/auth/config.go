@@ -24,12 +24,16 @@ type Config struct {
 	MaxSessions     int              `config:"auth.max_sessions_per_user" default:"50" min:"1" max:"1000" doc:"Most sessions a user may have."`
 	SessionLimit    string           `config:"auth.session_limit" default:"evict-oldest" oneof:"evict-oldest,reject-new" doc:"What happens to one session more: the least recently used one ends, or the sign-in is refused."`
 	UsernameProfile username.Profile `config:"auth.username_profile" default:"ascii" oneof:"ascii,unicode" doc:"Which usernames there may be: ASCII letters, digits and . _ - @ +, with more before the @ of an address, or RFC 8265 UsernameCaseMapped without mixed scripts."`
+	Registration    string           `config:"auth.registration" default:"open" oneof:"open,closed" doc:"Who makes accounts: open lets everybody register; closed refuses every registration, and accounts are made by authctl user create and user import."`
 	Clients         []string         `config:"auth.clients" doc:"Who may call /oauth2/*: id:sha256 pairs, the SHA-256 of the client's secret in hexadecimal. Make one with: printf %s \"$SECRET\" | sha256sum"`
 
 	Token    token.Config
 	Password password.Config
 	Throttle throttle.Config
 }
+
+// registrationClosed is the value of auth.registration with which nobody registers.
+const registrationClosed = "closed"
 
 // Validate reports what single values cannot show.
 func (c Config) Validate(report func(path, problem string)) {

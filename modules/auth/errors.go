@@ -6,6 +6,7 @@ import "github.com/toppira/authctl/platform/fault"
 var (
 	ErrValidation          = fault.New(fault.Invalid, "validation_failed", "Some fields are not acceptable")
 	ErrUsernameTaken       = fault.New(fault.Conflict, "username_taken", "The username is taken")
+	ErrRegistrationClosed  = fault.New(fault.Forbidden, "registration_closed", "Nobody can register here")
 	ErrInvalidCredentials  = fault.New(fault.Unauthenticated, "invalid_credentials", "Username or password is wrong")
 	ErrWrongPassword       = fault.New(fault.Forbidden, "invalid_credentials", "The password is wrong")
 	ErrAccountDisabled     = fault.New(fault.Forbidden, "account_disabled", "The account is disabled")
@@ -27,7 +28,7 @@ var (
 // complete.
 func Faults() []*fault.Fault {
 	return []*fault.Fault{
-		ErrValidation, ErrUsernameTaken, ErrInvalidCredentials, ErrWrongPassword, ErrAccountDisabled, ErrTooManyAttempts,
+		ErrValidation, ErrUsernameTaken, ErrRegistrationClosed, ErrInvalidCredentials, ErrWrongPassword, ErrAccountDisabled, ErrTooManyAttempts,
 		ErrTooManySessions, ErrOverloaded, ErrUnavailable, ErrMissingToken, ErrInvalidToken, ErrInvalidRefreshToken, ErrSessionExpired,
 		ErrSessionRevoked, ErrRefreshTokenReused, ErrSessionNotFound, ErrUserNotFound,
 		ErrKeyNotFound, ErrKeyStatus, ErrKeyTooNew, ErrKeyInUse, ErrKeysUnused,

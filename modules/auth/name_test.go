@@ -226,3 +226,37 @@ func (w *world) signInAs(t testing.TB, name string, others ...string) {
 		w.signIn(t, other)
 	}
 }
+
+// Where registration is closed, no answer tells whether there is an account of the name, and
+// none costs more than another.
+func TestClosedRegistrationTellsNothingOfNames(t *testing.T) {
+	t.Parallel()
+	underSiege(t, func(t *testing.T, s *siege) {
+		v := s.newVictim(t)
+		s.cfg.Registration = "closed"
+		closed := newSiege(t, s.cfg, s.db, s.redis)
+		before := closed.hashed(t)
+		for range 100 { // more than an address may register
+			for _, cred := range []Credentials{
+				{v.name, goodPassword}, {v.name, "short"}, {"nobody-" + uuid.NewString(), goodPassword}, {"no name!", goodPassword}, {"", ""},
+			} {
+				if _, err := closed.Register(t.Context(), cred, Device{IP: bot(1), Name: strings.Repeat("x", 200)}); err != error(ErrRegistrationClosed) {
+					t.Fatalf("registering as %q: %v", cred.Username, err)
+				}
+			}
+		}
+		if n := closed.hashed(t); n != before {
+			t.Errorf("%d hashes were computed", n-before)
+		}
+
+		// Operators make accounts, and who has one signs in.
+		name := "made-" + uuid.NewString()
+		if _, err := closed.CreateUser(t.Context(), Credentials{name, goodPassword}); err != nil {
+			t.Error(err)
+		}
+		line := fmt.Sprintf(`{"username":%q,"password_hash":"$2a$04$abcdefghijklmnopqrstuu5Lo0g67CiD3M4RpN1BmBb4Crp5w7dbK"}`, "imported-"+uuid.NewString())
+		closed.importText(t, line, "native").expect(t, 1, 0, 0)
+		v.signsIn(t, closed)
+		closed.signIn(t, name)
+	})
+}

@@ -22,8 +22,14 @@ type Credentials struct {
 }
 
 // Register makes an account and signs its owner in. It returns [ErrValidation] with every
-// faulty field, or [ErrUsernameTaken].
+// faulty field, or [ErrUsernameTaken]. Where registration is closed it returns
+// [ErrRegistrationClosed] before it looks at anything, so that the answer tells nothing of the
+// name.
 func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (Tokens, error) {
+	if s.cfg.Registration == registrationClosed {
+		s.security.Info("registration_refused", zap.String("reason", "registration_closed"), zap.String("ip", dev.ip()))
+		return Tokens{}, ErrRegistrationClosed
+	}
 	if err := s.limiter.Register(ctx, dev.IP); err != nil {
 		s.security.Warn("registration_throttled", zap.String("ip", dev.ip()))
 		return Tokens{}, err

@@ -117,7 +117,7 @@ const (
 // register godoc
 //
 //	@Summary		Make an account and sign in
-//	@Description	Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. Passwords have no composition rules; common ones and those that contain the username are refused with the reason.
+//	@Description	Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +` (more before the `@` of an address, and with `auth.username_profile` `unicode`), compared without case and kept as typed. Passwords have no composition rules; common ones and those that contain the username are refused with the reason.
 //	@Tags			account
 //	@Accept			json
 //	@Produce		json,application/problem+json
@@ -125,6 +125,7 @@ const (
 //	@Success		201		{object}	tokensBody			"signed in"
 //	@Header			201		{string}	Auth-Device			"present it with the next sign-in from this device"
 //	@Failure		400		{object}	httpserver.problem	"validation_failed, malformed_request"
+//	@Failure		403		{object}	httpserver.problem	"registration_closed"
 //	@Failure		409		{object}	httpserver.problem	"username_taken"
 //	@Failure		413		{object}	httpserver.problem	"body_too_large"
 //	@Failure		415		{object}	httpserver.problem	"unsupported_media_type"
