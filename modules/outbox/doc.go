@@ -22,6 +22,9 @@
 //	RetryParked, └────────┘
 //	or later ones after DiscardParked
 //
+// A key is parked from its lowest refused event on, also when that is met last, in a replay.
+// What is refused twice is tried with growing pauses, whatever the reason.
+//
 // What state an event is in is where rows of it are, never a column that is updated:
 //
 //	outbox_event      every event, append-only, until the retention has passed
@@ -115,9 +118,10 @@
 // UPDATE on outbox_key, SELECT on outbox_setting and USAGE of the sequence outbox_event_id;
 // it cannot read events. A relay needs SELECT and TRUNCATE on outbox_event and its sixteen
 // segments, SELECT and DELETE on outbox_pending, SELECT and UPDATE on outbox_setting, SELECT
-// and INSERT on outbox_dead, outbox_parked_key and outbox_target, everything on outbox_shard
-// and outbox_relay, and SELECT on the sequence; it cannot write events. What operators need
-// stands in rights_test.go, which holds all of this to be true.
+// and INSERT on outbox_dead and outbox_target, SELECT, INSERT and UPDATE on
+// outbox_parked_key, everything on outbox_shard and outbox_relay, and SELECT on the sequence;
+// it cannot write events. What operators need is in rights_test.go, which holds all of this to
+// be true.
 //
 // # What it costs
 //

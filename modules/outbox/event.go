@@ -38,9 +38,7 @@ type Event struct {
 
 // Add writes events into the caller's transaction: they exist when it commits, and never
 // otherwise. Each gets the next sequence number of its key. The key stays locked until the
-// transaction ends, so add as late in it as possible. On PostgreSQL the transaction must be
-// READ COMMITTED, the default: one that reads from an older snapshot would not see that the
-// number of shards has changed.
+// transaction ends, so add as late in it as possible.
 //
 // Events that cannot be published (see [Event] for their form) are refused here, with an
 // error that wraps [ErrInvalidEvent]. Wake the relay after the commit with [Waker.Wake];

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -17,13 +18,14 @@ import (
 // shard is a shard whose lease this relay holds, and what it remembers of it. Guarded by
 // Relay.mu but for lost.
 type shard struct {
-	id      int
-	epoch   int64
-	low     int64            // nothing pending is, or can come, at or below
-	parked  map[string]int64 // keys, and the id from which on they wait; never changed, only replaced
-	busy    bool             // events of it are under way
-	leaving bool             // to be handed to another relay
-	lost    atomic.Bool      // for ever: a new lease is a new shard
+	id       int
+	epoch    int64
+	low      int64            // nothing pending is, or can come, at or below
+	parked   map[string]int64 // keys, and the id from which on they wait; never changed, only replaced
+	parkings int              // how often this relay itself has parked one of them
+	busy     bool             // events of it are under way
+	leaving  bool             // to be handed to another relay
+	lost     atomic.Bool      // for ever: a new lease is a new shard
 }
 
 // parks reports whether the record must wait with its key.
@@ -32,10 +34,31 @@ func (sh *shard) parks(r *Record) bool {
 	return parked && r.ID >= from
 }
 
+// park remembers that a key waits from an id on.
+func (sh *shard) park(key string, id int64) {
+	sh.parked = merged(sh.parked, map[string]int64{key: id})
+	sh.parkings++
+}
+
+// merged are the keys of both, each from its lower id on.
+func merged(a, b map[string]int64) map[string]int64 {
+	out := maps.Clone(a)
+	if out == nil {
+		out = map[string]int64{}
+	}
+	for key, id := range b {
+		if from, parked := out[key]; !parked || id < from {
+			out[key] = id
+		}
+	}
+	return out
+}
+
 // claim is a row of outbox_shard.
 type claim struct {
 	shard      int
 	epoch, low int64
+	parkings   int  // of the shard, when the question was asked
 	fresh      bool // taken just now
 	expired    bool // … from a relay whose lease had run out
 }
@@ -55,7 +78,7 @@ func (r *Relay) tick(ctx context.Context) error {
 	}
 	held := make([]claim, 0, len(r.held))
 	for _, sh := range r.held {
-		held = append(held, claim{shard: sh.id, epoch: sh.epoch, low: sh.low})
+		held = append(held, claim{shard: sh.id, epoch: sh.epoch, low: sh.low, parkings: sh.parkings})
 	}
 	rate := r.rate.perSecond(asked)
 	r.mu.Unlock()
@@ -267,7 +290,10 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 			delete(r.held, id)
 		}
 	}
-	have := map[int]bool{}
+	have, parkings := map[int]bool{}, map[int]int{}
+	for _, c := range held {
+		parkings[c.shard] = c.parkings
+	}
 	expired := 0
 	for _, c := range res.claims {
 		have[c.shard] = true
@@ -279,7 +305,11 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 		if sh.epoch != c.epoch { // an operator changed something: see [Replay]
 			sh.epoch, sh.low = c.epoch, c.low
 		}
-		sh.parked = res.parked[c.shard]
+		if sh.parkings == parkings[c.shard] {
+			sh.parked = res.parked[c.shard]
+		} else { // parked since: the answer may be older than that
+			sh.parked = merged(sh.parked, res.parked[c.shard])
+		}
 		if c.expired {
 			expired++
 		}

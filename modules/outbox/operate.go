@@ -365,7 +365,10 @@ func replayStep(ctx context.Context, tx database.Tx, sel Selection, dryRun bool)
 	if database.IsPostgres(tx) {
 		column = ", segment"
 	}
-	done, err := tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, bytes, replay`+column+`) VALUES `+strings.Join(values, ", ")+` ON CONFLICT DO NOTHING`)
+	// With the shards locked nothing more is parked; what was parked since the events were
+	// read waits with its key.
+	done, err := tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, bytes, replay`+column+`)
+		SELECT v.* FROM (VALUES `+strings.Join(values, ", ")+`) AS v WHERE NOT EXISTS (SELECT 1 FROM outbox_dead d WHERE d.id = v.column2) ON CONFLICT DO NOTHING`)
 	if err != nil {
 		return res, err
 	}
@@ -469,17 +472,8 @@ func DiscardParked(ctx context.Context, db *database.DB, key string) (int64, err
 
 func unpark(ctx context.Context, db *database.DB, key string, discard bool) (n int64, err error) {
 	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		var shard int
-		var event int64
-		err := tx.QueryRowContext(ctx, `SELECT shard, event FROM outbox_parked_key WHERE key = ?`+database.ForUpdate(tx), key).Scan(&shard, &event)
-		if database.IsNotFound(err) {
-			return ErrNotParked
-		}
+		shard, event, err := lockParked(ctx, tx, key)
 		if err != nil {
-			return err
-		}
-		// With the shard locked the owner parks nothing, and sees all of this or nothing.
-		if err := lower(ctx, tx, map[int]int64{shard: event}); err != nil {
 			return err
 		}
 		if discard {
@@ -491,32 +485,50 @@ func unpark(ctx context.Context, db *database.DB, key string, discard bool) (n i
 		if err := tx.QueryRowContext(ctx, `SELECT min(id) FROM outbox_dead WHERE key = ?`, key).Scan(&first); err != nil {
 			return err
 		}
-		if first != nil && *first < event { // a replayed one
-			if err := lower(ctx, tx, map[int]int64{shard: *first}); err != nil {
-				return err
-			}
+		if first != nil && *first < event {
+			event = *first
+		}
+		if err := lower(ctx, tx, map[int]int64{shard: event}); err != nil {
+			return err
 		}
 		segment := ""
 		if database.IsPostgres(tx) {
 			segment = "segment, "
 		}
-		res, err := tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, `+segment+`bytes, replay)
-			SELECT ?, id, `+segment+`bytes, replay FROM outbox_dead WHERE key = ?`, shard, key)
+		_, err = tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, `+segment+`bytes, replay)
+			SELECT ?, id, `+segment+`bytes, replay FROM outbox_dead WHERE key = ? ON CONFLICT DO NOTHING`, shard, key)
+		if err != nil {
+			return err
+		}
+		res, err := tx.ExecContext(ctx, `DELETE FROM outbox_dead WHERE key = ?`, key)
 		if err != nil {
 			return err
 		}
 		if n, err = res.RowsAffected(); err != nil {
 			return err
 		}
-		for _, query := range []string{`DELETE FROM outbox_dead WHERE key = ?`, `DELETE FROM outbox_parked_key WHERE key = ?`} {
-			if _, err := tx.ExecContext(ctx, query, key); err != nil {
-				return err
-			}
-		}
-		return nil
+		_, err = tx.ExecContext(ctx, `DELETE FROM outbox_parked_key WHERE key = ?`, key)
+		return err
 	})
 	if err != nil && !errors.Is(err, ErrNotParked) {
 		return 0, fmt.Errorf("unpark a key: %w", err)
 	}
 	return n, err
+}
+
+// lockParked locks the shard of a parked key and then the key, the order in which an owner
+// parks: it parks nothing meanwhile, and sees all that is done under the locks or nothing.
+func lockParked(ctx context.Context, tx database.Tx, key string) (shard int, event int64, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT shard FROM outbox_parked_key WHERE key = ?`, key).Scan(&shard)
+	if err == nil {
+		var one int
+		err = tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_shard WHERE shard = ?`+database.ForUpdate(tx), shard).Scan(&one)
+	}
+	if err == nil {
+		err = tx.QueryRowContext(ctx, `SELECT event FROM outbox_parked_key WHERE key = ?`+database.ForUpdate(tx), key).Scan(&event)
+	}
+	if database.IsNotFound(err) {
+		return 0, 0, ErrNotParked
+	}
+	return shard, event, err
 }

@@ -72,6 +72,8 @@ type Relay struct {
 	rounds int64
 	queue  []*ack
 	rate   rate
+
+	refusals map[int64]time.Duration // how long a record waits that is refused again
 }
 
 // lane is the way to one partition: one batch at a time.
@@ -113,7 +115,7 @@ func NewRelay(db *database.DB, sink Sink, cfg Config, opt RelayOptions) (*Relay,
 	}
 	r := &Relay{
 		db: db, sink: sink, cfg: cfg.withDefaults(), log: opt.Log, met: met, now: opt.Now, waker: opt.Waker,
-		id: id.String(), name: opt.Name, held: map[int]*shard{},
+		id: id.String(), name: opt.Name, held: map[int]*shard{}, refusals: map[int64]time.Duration{},
 		watchEvery: watchEvery, sweepEvery: sweepEvery,
 		poked: make(chan struct{}, 1), more: make(chan struct{}, 1), leases: make(chan struct{}, 1), acks: make(chan struct{}, 1),
 	}
@@ -332,12 +334,12 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 		if len(q.aside) == 0 {
 			continue
 		}
-		owned, err := r.store.setAside(ctx, q.shard, r.id, q.epoch, q.aside)
+		moved, err := r.store.setAside(ctx, q.shard, r.id, q.epoch, q.aside)
 		if err != nil {
 			r.trouble.begin(databaseTrouble, "database", err)
 			break
 		}
-		if owned {
+		if moved > 0 {
 			poke(r.poked) // there may be more behind them
 		}
 	}
@@ -504,12 +506,14 @@ func (r *Relay) deliver(ctx context.Context, stopping <-chan struct{}, p *parcel
 			if len(which) == 0 {
 				which = []int{0}
 			}
+			done := map[int64]bool{}
 			for _, i := range which {
-				if !r.park(ctx, p, b.Records[i], refused.Err) {
+				if !r.pauseRefused(stopping, b.Records[i].ID) || !r.park(ctx, p, b.Records[i], refused.Err) {
 					return
 				}
+				done[b.Records[i].ID] = true
 			}
-			rest = r.withoutParked(p, rest)
+			rest = r.withoutParked(p, rest, done)
 		}
 	}
 }
@@ -587,7 +591,33 @@ func (r *Relay) observe(b *Batch) {
 	r.mu.Unlock()
 }
 
-// park parks the key of a record the sink refused for good.
+// pauseRefused makes a record that was refused before wait before it is dealt with again, the
+// longer the more often that happens: whatever the reason, nothing is sent and refused without
+// a pause. It returns false when the relay is to stop.
+func (r *Relay) pauseRefused(stopping <-chan struct{}, id int64) bool {
+	const most = 1000 // which are remembered
+	r.mu.Lock()
+	wait := r.refusals[id]
+	if len(r.refusals) >= most {
+		clear(r.refusals)
+	}
+	r.refusals[id] = min(max(2*wait, firstRetry), lastRetry)
+	r.mu.Unlock()
+	if wait == 0 {
+		return true
+	}
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-stopping:
+		return false
+	}
+}
+
+// park parks the key of a record the sink refused for good. It returns false when the
+// delivery is to be given up.
 func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bool {
 	i := slices.IndexFunc(p.shards, func(q *question) bool { return q.id == rec.shard })
 	sh := p.shards[i].shard
@@ -595,23 +625,21 @@ func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bo
 		r.mu.Lock()
 		epoch := sh.epoch
 		r.mu.Unlock()
-		owned, err := r.store.park(ctx, rec, r.id, epoch, cause.Error())
+		parked, owned, err := r.store.park(ctx, rec, r.id, epoch, cause.Error())
 		switch {
-		case err == nil && owned:
+		case err == nil && !owned: // the lease is gone, or an operator has changed the shard
+			poke(r.leases) // which of them
+			return false
+		case err == nil && !parked:
+			return true
+		case err == nil:
 			r.mu.Lock()
-			parked := map[string]int64{}
-			maps.Copy(parked, sh.parked)
-			if _, already := parked[rec.Key]; !already {
-				parked[rec.Key] = rec.ID
-			}
-			sh.parked = parked
+			sh.park(rec.Key, rec.ID)
 			r.mu.Unlock()
 			r.met.refused.Inc()
 			r.log.Error("an event was refused for good; its key is parked", zap.String("key", rec.Key), zap.Int64("id", rec.ID),
 				zap.String("event_id", rec.EventID), zap.String("type", rec.Type), zap.Error(cause))
 			return true
-		case err == nil: // the lease is gone, or an operator has changed the shard
-			return false
 		}
 		r.trouble.begin(databaseTrouble, "database", err)
 		if p.lost() || !sleep(ctx, idlePoll) {
@@ -620,8 +648,9 @@ func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bo
 	}
 }
 
-// withoutParked leaves out what must not follow a refused record of its key.
-func (r *Relay) withoutParked(p *parcel, rest []*Batch) []*Batch {
+// withoutParked leaves out the refused records that are done with, and what must not follow
+// one of its key.
+func (r *Relay) withoutParked(p *parcel, rest []*Batch, done map[int64]bool) []*Batch {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	shards := map[int]*shard{}
@@ -630,7 +659,7 @@ func (r *Relay) withoutParked(p *parcel, rest []*Batch) []*Batch {
 	}
 	var out []*Batch
 	for _, b := range rest {
-		left := slices.DeleteFunc(slices.Clone(b.Records), func(rec Record) bool { return shards[rec.shard].parks(&rec) })
+		left := slices.DeleteFunc(slices.Clone(b.Records), func(rec Record) bool { return done[rec.ID] || shards[rec.shard].parks(&rec) })
 		if len(left) > 0 {
 			out = append(out, &Batch{Partition: b.Partition, Records: left, Owned: b.Owned})
 		}

@@ -27,7 +27,8 @@ const (
 		GRANT SELECT, UPDATE ON outbox_setting TO ROLE;
 		GRANT SELECT, TRUNCATE ON outbox_event, SEGMENTS TO ROLE;
 		GRANT SELECT, DELETE ON outbox_pending TO ROLE;
-		GRANT SELECT, INSERT ON outbox_dead, outbox_parked_key, outbox_target TO ROLE;
+		GRANT SELECT, INSERT ON outbox_dead, outbox_target TO ROLE;
+		GRANT SELECT, INSERT, UPDATE ON outbox_parked_key TO ROLE;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard TO ROLE;
 		GRANT SELECT ON SEQUENCE outbox_event_id TO ROLE`
 	operatorRights = `

@@ -119,43 +119,57 @@ func (s *store) published(ctx context.Context, records []Record) error {
 }
 
 // setAside moves pending events of parked keys of one shard to the dead ones, where they
-// wait with their key. It does nothing, and returns false, unless the caller is still the
+// wait with their key, and returns how many. It moves none unless the caller is still the
 // owner: who is not must not decide about a key.
-func (s *store) setAside(ctx context.Context, sh *shard, owner string, epoch int64, ids []int64) (bool, error) {
-	owned := false
-	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		var err error
-		if owned, err = ownsForUpdate(ctx, tx, sh.id, owner, epoch); err != nil || !owned {
+func (s *store) setAside(ctx context.Context, sh *shard, owner string, epoch int64, ids []int64) (moved int64, err error) {
+	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		owned, err := ownsForUpdate(ctx, tx, sh.id, owner, epoch)
+		if err != nil || !owned {
 			return err
 		}
-		return moveToDead(ctx, tx, sh.id, ids)
+		moved, err = moveToDead(ctx, tx, sh.id, ids)
+		return err
 	})
 	if err != nil {
-		return false, fmt.Errorf("set aside events of parked keys: %w", err)
+		return 0, fmt.Errorf("set aside events of parked keys: %w", err)
 	}
-	return owned, nil
+	return moved, nil
 }
 
+// parkKey parks a key from an event on. A key that is parked already from a later one, which
+// a replay of earlier events can meet, is parked from the earlier one: nothing of a key is
+// sent past an event that was refused.
+const parkKey = `INSERT INTO outbox_parked_key AS k (key, shard, event, error, parked_ms) VALUES (?, ?, ?, ?, %s)
+	ON CONFLICT (key) DO UPDATE SET event = excluded.event, error = excluded.error, parked_ms = excluded.parked_ms WHERE excluded.event < k.event`
+
 // park parks the key of a refused record and moves the record to the dead ones. Later
-// events of the key follow when they are met.
-func (s *store) park(ctx context.Context, r Record, owner string, epoch int64, cause string) (bool, error) {
-	owned := false
-	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+// events of the key follow when they are met. Nothing is parked, and owned is true, when the
+// record does not wait any more.
+func (s *store) park(ctx context.Context, r Record, owner string, epoch int64, cause string) (parked, owned bool, err error) {
+	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		var err error
 		if owned, err = ownsForUpdate(ctx, tx, r.shard, owner, epoch); err != nil || !owned {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO outbox_parked_key (key, shard, event, error, parked_ms) VALUES (?, ?, ?, ?, `+now(tx)+`) ON CONFLICT DO NOTHING`,
-			r.Key, r.shard, r.ID, cause)
+		var one int
+		err = tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_pending WHERE shard = ? AND id = ?`, r.shard, r.ID).Scan(&one)
+		if database.IsNotFound(err) {
+			return nil
+		}
 		if err != nil {
 			return err
 		}
-		return moveToDead(ctx, tx, r.shard, []int64{r.ID})
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf(parkKey, now(tx)), r.Key, r.shard, r.ID, cause); err != nil {
+			return err
+		}
+		parked = true
+		_, err = moveToDead(ctx, tx, r.shard, []int64{r.ID})
+		return err
 	})
 	if err != nil {
-		return false, fmt.Errorf("park the key of a refused event: %w", err)
+		return false, false, fmt.Errorf("park the key of a refused event: %w", err)
 	}
-	return owned, nil
+	return parked, owned, nil
 }
 
 // bounded keeps a transaction of a relay from holding its locks when the relay stops in the
@@ -182,20 +196,24 @@ func ownsForUpdate(ctx context.Context, tx database.Tx, shard int, owner string,
 	return err == nil, err
 }
 
-// moveToDead moves pending rows whose keys are parked.
-func moveToDead(ctx context.Context, tx database.Tx, shard int, ids []int64) error {
+// moveToDead moves pending rows whose keys are parked, and returns how many. What is among
+// the dead already only leaves the pending ones. Caller has locked the shard.
+func moveToDead(ctx context.Context, tx database.Tx, shard int, ids []int64) (int64, error) {
 	segment := ""
 	if database.IsPostgres(tx) {
 		segment = "segment, "
 	}
 	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_dead (id, key, `+segment+`bytes, replay)
 		SELECT p.id, e.key, `+prefixed("p.", segment)+`p.bytes, p.replay FROM outbox_pending p JOIN outbox_event e ON e.id = p.id
-		WHERE p.shard = ? AND p.id IN (?) AND EXISTS (SELECT 1 FROM outbox_parked_key k WHERE k.key = e.key)`, shard, database.List(ids))
+		WHERE p.shard = ? AND p.id IN (?) AND EXISTS (SELECT 1 FROM outbox_parked_key k WHERE k.key = e.key) ON CONFLICT (id) DO NOTHING`, shard, database.List(ids))
 	if err != nil {
-		return err
+		return 0, err
 	}
-	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_pending WHERE shard = ? AND id IN (SELECT id FROM outbox_dead WHERE id IN (?))`, shard, database.List(ids))
-	return err
+	res, err := tx.ExecContext(ctx, `DELETE FROM outbox_pending WHERE shard = ? AND id IN (SELECT id FROM outbox_dead WHERE id IN (?))`, shard, database.List(ids))
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
 }
 
 func prefixed(prefix, column string) string {

@@ -68,7 +68,7 @@ func stopped(t *testing.T, db *database.DB, at int, key string) (goOn func()) {
 			return nil
 		})
 	}()
-	waiting(t, db, `locktype = 'advisory'`, 1)
+	waiting(t, db, "advisory", 1)
 	return func() {
 		t.Helper()
 		if err := open(false); err != nil {
@@ -80,13 +80,13 @@ func stopped(t *testing.T, db *database.DB, at int, key string) (goOn func()) {
 	}
 }
 
-// waiting returns once so many wait for a lock of this database.
-func waiting(t *testing.T, db *database.DB, which string, want int) {
+// waiting returns once so many wait for a lock of a kind: advisory, relation, transactionid.
+func waiting(t *testing.T, db *database.DB, kind string, want int) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		var n int
-		err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_locks WHERE NOT granted AND `+which+`
-			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&n)
+		err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = ?`, kind).Scan(&n)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -94,7 +94,7 @@ func waiting(t *testing.T, db *database.DB, which string, want int) {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("after a minute %d wait for %s, want %d", n, which, want)
+			t.Fatalf("after a minute %d wait for a lock of kind %s, want %d", n, kind, want)
 		}
 	}
 }
@@ -169,7 +169,7 @@ func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 	for i := range 3 {
 		all.Go(func() { addKeys(t, db, fmt.Sprint("k", i)) })
 	}
-	waiting(t, db, `relation = 'outbox_event'::regclass`, 3)
+	waiting(t, db, "relation", 3)
 	s := settler{db: db}
 	for range 5 {
 		if _, err := s.step(t.Context()); err != nil {

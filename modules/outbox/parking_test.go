@@ -1,0 +1,115 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// A renewal that was answered before a key was parked, and is applied after, does not make
+// the relay forget that it is parked.
+func TestARenewalDoesNotForgetAKeyThatWasJustParked(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	r, err := NewRelay(db, &counting{partitions: 4}, Config{}, RelayOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh := &shard{id: 5, epoch: 1, parked: map[string]int64{"gone": 3, "earlier": 20}}
+	r.partitions, r.lanes, r.held = 4, make([]lane, 4), map[int]*shard{5: sh}
+	held := []claim{{shard: 5, epoch: 1, parkings: sh.parkings}}
+	sh.park("bad", 7)
+	sh.park("earlier", 10)
+	answer := tickResult{claims: []claim{{shard: 5, epoch: 1}}, parked: map[int]map[string]int64{5: {"other": 9, "earlier": 20}}}
+	r.applyTick(time.Now(), held, answer)
+	for key, from := range map[string]int64{"bad": 7, "other": 9, "earlier": 10} {
+		if !sh.parks(&Record{Key: key, ID: from}) || sh.parks(&Record{Key: key, ID: from - 1}) {
+			t.Errorf("%s does not wait from %d on: %v", key, from, sh.parked)
+		}
+	}
+	// The next answer has seen all of it, and is the whole truth.
+	held[0].parkings = sh.parkings
+	r.applyTick(time.Now(), held, answer)
+	if fmt.Sprint(sh.parked) != "map[earlier:20 other:9]" {
+		t.Errorf("parked %v", sh.parked)
+	}
+}
+
+// parkInTwoSteps holds the shard locked, as parking begins, and returns what does the rest.
+func parkInTwoSteps(t *testing.T, db *database.DB, shard int) (park func(key string, id int64)) {
+	t.Helper()
+	tx, end := dbtest.Begin(t, db)
+	if _, err := tx.ExecContext(t.Context(), `SELECT 1 FROM outbox_shard WHERE shard = ? FOR UPDATE`, shard); err != nil {
+		t.Fatal(err)
+	}
+	return func(key string, id int64) {
+		t.Helper()
+		if _, err := tx.ExecContext(t.Context(), fmt.Sprintf(parkKey, now(tx)), key, shard, id, "no"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := moveToDead(t.Context(), tx, shard, []int64{id}); err != nil {
+			t.Fatal(err)
+		}
+		if err := end(true); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// An event is parked while a replay that has read it waits for the lock on its shard.
+func TestAReplayDoesNotEnqueueWhatIsParkedMeanwhile(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	addKeys(t, db, "bad", "bad")
+	shard := Partition("bad", 96)
+	park := parkInTwoSteps(t, db, shard)
+	type outcome struct {
+		ReplayResult
+		err error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		res, err := Replay(t.Context(), db, Selection{}, false, nil)
+		done <- outcome{res, err}
+	}()
+	waiting(t, db, "transactionid", 1)
+	park("bad", 1)
+	if got := <-done; got.err != nil || got.Enqueued != 0 {
+		t.Fatalf("%+v", got)
+	}
+	var both int
+	if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_pending p JOIN outbox_dead d ON d.id = p.id`).Scan(&both); err != nil || both != 0 {
+		t.Errorf("%d events are pending and parked, %v", both, err)
+	}
+}
+
+// A retry and the parking of an earlier event of the key come at once: each waits for the
+// other to end, and neither for ever.
+func TestRetryAndParkingDoNotDeadlock(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	addKeys(t, db, "bad", "bad")
+	shard := Partition("bad", 96)
+	parkInTwoSteps(t, db, shard)("bad", 2)
+	park := parkInTwoSteps(t, db, shard)
+	done := make(chan error, 1)
+	go func() {
+		n, err := RetryParked(context.Background(), db, "bad")
+		if err == nil && n != 2 {
+			err = fmt.Errorf("retried %d events, want 2", n)
+		}
+		done <- err
+	}()
+	waiting(t, db, "transactionid", 1)
+	park("bad", 1)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if n := len(read(t, opened(t, db), 10, 1<<20)); n != 2 {
+		t.Errorf("%d events are pending, want 2", n)
+	}
+}
