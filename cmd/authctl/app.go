@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,6 +29,7 @@ import (
 type app struct {
 	settings
 	log      *zap.Logger
+	logFile  *logging.File
 	level    zap.AtomicLevel
 	registry *prometheus.Registry
 	db       *database.DB
@@ -40,23 +42,47 @@ type app struct {
 	closers   []func() error
 }
 
-// newApp starts the log. Commands that write results keep it quiet: warnings and worse.
+// newApp starts the log. Commands that write results keep it quiet: warnings and worse, and the
+// security log, on the terminal and in the file.
 func newApp(s settings, stderr io.Writer, quiet bool) (*app, error) {
 	a := &app{settings: s, level: zap.NewAtomicLevel()}
 	cfg := s.Log
-	if quiet {
-		cfg.Path = ""
-		if cfg.Level == "info" {
-			cfg.Level = "warn"
-		}
+	if quiet && cfg.Level == "info" {
+		cfg.Level = "warn"
 	}
-	log, stop, err := logging.New(cfg, logging.Options{Dev: !s.App.prod(), Console: stderr, Level: a.level})
+	var err error
+	a.log, a.logFile, err = logging.New(cfg, logging.Options{Dev: !s.App.prod(), Console: stderr, Level: a.level, Brief: quiet})
 	if err != nil {
 		return nil, err
 	}
-	a.log = log
-	a.closers = append(a.closers, stop)
+	a.closers = append(a.closers, a.logFile.Close)
 	return a, nil
+}
+
+// onHangup opens the log file again on each hangup, until the func that it returns is called:
+// the log may not be used after that.
+func (a *app) onHangup(hangups <-chan os.Signal) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var listening sync.WaitGroup
+	listening.Go(func() { a.reopenLog(ctx, hangups) })
+	return func() { cancel(); listening.Wait() }
+}
+
+func (a *app) reopenLog(ctx context.Context, hangups <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+		}
+		if a.Log.Path == "" {
+			a.log.Info("hangup_ignored")
+		} else if err := a.logFile.Reopen(); err != nil {
+			a.log.Error("log_not_opened_again", zap.Error(err))
+		} else {
+			a.log.Info("log_opened_again", zap.String("file", a.Log.Path))
+		}
+	}
 }
 
 // Close closes everything in reverse order.

@@ -43,6 +43,7 @@ stops it in order: what is under way is finished and the leases are given back.`
 
 func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	ignoreBrokenPipes()
+	hangup := hangups()
 	defer tuning.RoomyHeap()()
 	s := settings{keyless: true}
 	if err := g.load(&s, nil); err != nil {
@@ -53,6 +54,7 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
+	defer a.onHangup(hangup)()
 	build := buildInfo()
 	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
 	if err := a.openDatabase(ctx); err != nil {

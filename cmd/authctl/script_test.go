@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 //	start NAME [ARG]...              runs authctl in the background, its output in NAME.out and NAME.err;
 //	                                 of the environment it has its settings and what $pass names
 //	start -deaf NAME [ARG]...        … and nobody reads what it writes to stderr
-//	signal NAME TERM|INT|KILL        sends a signal to it
+//	signal NAME TERM|INT|HUP|KILL        sends a signal to it
 //	ended NAME CODE|SIGNAL           waits for its end, by that exit code or signal
 //	await FILE REGEXP [VAR]          waits until the file matches, and keeps the first group in VAR
 //	http STATUS METHOD URL [JSON]    sends a request, with the token in $token if there is one
@@ -226,9 +226,9 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
-	usage(ts, len(args) == 2, "signal NAME TERM|INT|KILL")
-	signal, known := map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": os.Interrupt, "KILL": os.Kill}[args[1]]
-	usage(ts, known, "signal NAME TERM|INT|KILL")
+	usage(ts, len(args) == 2, "signal NAME TERM|INT|HUP|KILL")
+	signal, known := map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": os.Interrupt, "HUP": syscall.SIGHUP, "KILL": os.Kill}[args[1]]
+	usage(ts, known, "signal NAME TERM|INT|HUP|KILL")
 	ts.Check(running(ts, args[0]).cmd.Process.Signal(signal))
 }
 

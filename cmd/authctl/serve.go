@@ -51,6 +51,7 @@ under way, hands its share of the relay over and exits with 0. A second signal s
 
 func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
 	ignoreBrokenPipes()
+	hangup := hangups()
 	defer tuning.RoomyHeap()()
 	flags := map[string]string{}
 	if o.port != "" {
@@ -65,6 +66,7 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
+	defer a.onHangup(hangup)()
 	build := buildInfo()
 	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
 	if err := a.openAuth(ctx); err != nil {

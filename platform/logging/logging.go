@@ -23,20 +23,18 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/term"
-	"gopkg.in/natefinch/lumberjack.v2"
 )
 
 // Config is log.*.
 type Config struct {
 	Level      string `config:"log.level" default:"info" oneof:"debug,info,warn,error" doc:"The least important records that are kept. The security log is always kept."`
-	Path       string `config:"log.path" doc:"File for the log, made with mode 0600 and turned over by size; empty: stderr alone. With a file, stderr shows everything in dev mode, and warnings and errors in prod mode."`
+	Path       string `config:"log.path" doc:"File for the log, made with mode 0600 and turned over by size; empty: stderr alone. With a file, stderr shows everything in dev mode, and warnings and errors in prod mode. SIGHUP opens it again."`
 	MaxSizeMB  int    `config:"log.max_size_mb" default:"100" min:"1" max:"10240" doc:"Size in MiB at which the file is set aside and a new one begun."`
 	MaxBackups int    `config:"log.max_backups" default:"7" min:"0" max:"10000" doc:"Most files set aside that are kept. 0: any number."`
 	MaxAgeDays int    `config:"log.max_age_days" default:"30" min:"0" max:"3650" doc:"Days that a file set aside is kept. 0: for ever."`
@@ -49,11 +47,34 @@ type Options struct {
 	Console io.Writer        // nil means os.Stderr
 	Level   zap.AtomicLevel  // the caller's, to change the level later; set to Config.Level by New
 	Now     func() time.Time // nil means time.Now
+
+	// Brief is for a command beside the servers: the file has what the console has, is made when
+	// there is something to write, and is left to the servers to turn over.
+	Brief bool
 }
 
-// New makes the logger and a func that closes the file; the logger must not be used after
-// it. It fails when the file cannot be written.
-func New(cfg Config, opt Options) (*zap.Logger, func() error, error) {
+// File is the log file, if there is one. The logger must not be used after Close.
+type File struct{ file *file }
+
+// Reopen opens the file by its name again, for whoever has renamed it. The one that was open
+// stays in use when that fails.
+func (f *File) Reopen() error {
+	if f.file == nil {
+		return nil
+	}
+	return f.file.Reopen()
+}
+
+// Close closes the file.
+func (f *File) Close() error {
+	if f.file == nil {
+		return nil
+	}
+	return f.file.Close()
+}
+
+// New makes the logger. It fails when the file cannot be written.
+func New(cfg Config, opt Options) (*zap.Logger, *File, error) {
 	level, err := zapcore.ParseLevel(cfg.Level)
 	if err != nil {
 		return nil, nil, fmt.Errorf("log.level: %w", err)
@@ -75,26 +96,31 @@ func New(cfg Config, opt Options) (*zap.Logger, func() error, error) {
 		console.plain = true
 	}
 	outputs := []output{console}
-	closeFile := func() error { return nil }
+	closer := &File{}
 	if cfg.Path != "" {
-		file, err := openFile(cfg)
-		if err != nil {
-			return nil, nil, err
+		say := func(message string, fields ...zap.Field) {
+			e := zapcore.Entry{Level: zapcore.ErrorLevel, Time: opt.Now(), Message: message}
+			console.write(e, nil, append(fields, zap.String("file", cfg.Path)))
 		}
-		if !opt.Dev {
+		closer.file = newFile(cfg, opt.Now, func(err error) { say("log file not in order", zap.Error(err)) })
+		if opt.Brief {
+			closer.file.limit = 0
+		} else {
+			if err := closer.file.open(); err != nil {
+				return nil, nil, err
+			}
+			closer.file.startTidying()
+		}
+		if !opt.Dev && !opt.Brief {
 			outputs[0].least = zapcore.WarnLevel
 		}
-		complain := func(lost int, err error) {
-			e := zapcore.Entry{Level: zapcore.ErrorLevel, Time: opt.Now(), Message: "log records lost"}
-			console.write(e, nil, []zap.Field{zap.Int("lost", lost), zap.String("file", cfg.Path), zap.Error(err)})
-		}
-		outputs = append(outputs, newOutput(jsonEncoder(), &sink{w: file, now: opt.Now, complain: complain}))
-		closeFile = file.Close
+		complain := func(lost int, err error) { say("log records lost", zap.Int("lost", lost), zap.Error(err)) }
+		outputs = append(outputs, newOutput(jsonEncoder(), &sink{w: closer.file, now: opt.Now, complain: complain}))
 	}
 	log := zap.New(&core{AtomicLevel: opt.Level, outputs: outputs},
 		zap.WithClock(clock{opt.Now}),
 		zap.ErrorOutput(zapcore.AddSync(io.Discard))) // the sinks report by themselves
-	return log, closeFile, nil
+	return log, closer, nil
 }
 
 // Security returns the security log of l: a child named "security" whose records carry
@@ -112,35 +138,6 @@ func (always) Enabled(zapcore.Level) bool             { return true }
 func (a always) With(fields []zap.Field) zapcore.Core { return always{a.Core.With(fields)} }
 func (a always) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.CheckedEntry {
 	return ce.AddCore(e, a)
-}
-
-// openFile makes the folder and the file if they are missing, the owner's alone, and shows
-// at start rather than at the first record that the file can be written.
-func openFile(cfg Config) (*lumberjack.Logger, error) {
-	if err := os.MkdirAll(filepath.Dir(cfg.Path), 0o700); err != nil {
-		return nil, fmt.Errorf("log.path: make the folder: %w", err)
-	}
-	// A device or a pipe cannot be turned over, and opening a pipe waits for its reader.
-	if info, err := os.Stat(cfg.Path); err == nil && !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("log.path: %s is not a file; leave log.path empty to log to stderr", cfg.Path)
-	}
-	f, err := os.OpenFile(cfg.Path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("log.path: %w", err)
-	}
-	// A file from before may be open to others; one that is not ours to change is its
-	// owner's decision. Files set aside keep the mode.
-	_ = f.Chmod(0o600)
-	if err := f.Close(); err != nil {
-		return nil, fmt.Errorf("log.path: %w", err)
-	}
-	return &lumberjack.Logger{
-		Filename:   cfg.Path,
-		MaxSize:    cfg.MaxSizeMB,
-		MaxBackups: cfg.MaxBackups,
-		MaxAge:     cfg.MaxAgeDays,
-		Compress:   cfg.Compress,
-	}, nil
 }
 
 // sink writes lines to one place, whole or not at all as far as a reader can tell.

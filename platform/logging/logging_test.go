@@ -36,12 +36,12 @@ func open(t testing.TB, cfg Config, opt Options) (*zap.Logger, *bytes.Buffer) {
 	if opt.Now == nil {
 		opt.Now = clockAtNoon
 	}
-	log, closeLog, err := New(cfg, opt)
+	log, file, err := New(cfg, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := closeLog(); err != nil {
+		if err := file.Close(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -201,17 +201,6 @@ func TestTheFileTurnsOverBySizeAndEveryRecordIsKept(t *testing.T) {
 	}
 	if lines != records {
 		t.Errorf("there are %d records, want %d", lines, records)
-	}
-}
-
-func TestTheSettingsReachTheFile(t *testing.T) {
-	t.Parallel()
-	file, err := openFile(Config{Path: filepath.Join(t.TempDir(), "a.log"), MaxSizeMB: 1, MaxBackups: 2, MaxAgeDays: 3, Compress: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if file.MaxSize != 1 || file.MaxBackups != 2 || file.MaxAge != 3 || !file.Compress {
-		t.Errorf("the file is %+v", file)
 	}
 }
 
@@ -479,10 +468,13 @@ func TestAFileThatFailsIsReportedOnTheConsole(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "logs")
 	path := filepath.Join(dir, "a.log")
 	var console bytes.Buffer
-	log, closeLog, err := New(Config{Path: path}, Options{Console: &console, Now: clockAtNoon})
+	now := noon
+	log, file, err := New(Config{Path: path}, Options{Console: &console, Now: func() time.Time { return now }})
 	if err != nil {
 		t.Fatal(err)
 	}
+	file.file.tidying.Wait() // of the start
+	now = now.Add(lookEvery)
 	// The folder becomes a file: not even root can write the log now.
 	if err := errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)); err != nil {
 		t.Fatal(err)
@@ -492,19 +484,19 @@ func TestAFileThatFailsIsReportedOnTheConsole(t *testing.T) {
 	if got := console.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `"msg":"log records lost","lost":1`) {
 		t.Errorf("the console has %s", got)
 	}
-	if err := closeLog(); err != nil {
+	if err := file.Close(); err != nil {
 		t.Error(err)
 	}
 }
 
 func TestAConsoleThatFailsStopsNobody(t *testing.T) {
 	t.Parallel()
-	log, closeLog, err := New(Config{}, Options{Console: broken{}})
+	log, file, err := New(Config{}, Options{Console: broken{}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	log.Error("goes nowhere")
-	if err := errors.Join(log.Sync(), closeLog()); err != nil {
+	if err := errors.Join(log.Sync(), file.Close()); err != nil {
 		t.Error(err)
 	}
 }

@@ -1,0 +1,7 @@
+//go:build !unix
+
+package logging
+
+import "os"
+
+func giveToFolderOwner(*os.File, string) {}
