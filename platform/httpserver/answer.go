@@ -160,10 +160,13 @@ func (s *Server) answer(fctx *fasthttp.RequestCtx, x *exchange, err error) {
 		// The router's word for a method it does not know at a path that it does not know
 		// either is not 405.
 		if methods := s.allowed(path); methods != "" {
-			f = ErrMethodNotAllowed
+			f = ErrMethodNotAllowed.Detail("Allowed here: " + methods + ".")
 			fctx.Response.Header.Set(fiber.HeaderAllow, methods)
 		} else {
 			f = ErrNotFound
+			if bare := strings.TrimRight(path, "/"); bare != path && s.allowed(bare) != "" {
+				f = ErrNotFound.Detail("There is nothing here. The path has no slash at its end.")
+			}
 			fctx.Response.Header.Del(fiber.HeaderAllow)
 		}
 	}

@@ -3,9 +3,8 @@ package httpserver
 import (
 	"cmp"
 	"net/netip"
-	"net/url"
 	"os"
-	"strings"
+	"strconv"
 	"time"
 
 	"github.com/toppira/authctl/platform/config"
@@ -17,7 +16,9 @@ import (
 type Config struct {
 	Port           int      `config:"app.port" default:"8080" min:"0" max:"65535" doc:"Port of the public listener. 0 takes any free port."`
 	Host           string   `config:"app.host" doc:"Address of the public listener. Empty means every interface."`
-	Origins        []string `config:"app.origins" doc:"Browser origins that may call the API, exactly as browsers send them: https://app.example.com. Empty allows none."`
+	Origins        []string `config:"app.origins" doc:"Browser origins that may call the API, of any scheme: https://app.example.com, http://localhost:3000, capacitor://localhost. Empty allows none."`
+	CORSHeaders    []string `config:"app.cors_headers" doc:"Further request headers that pages of app.origins may send. The API's own pass without being named, and so do those of tracing, caching and request frameworks. X-Acme-* stands for every name that begins so, and * for all."`
+	HSTSSubdomains bool     `config:"app.hsts_subdomains" doc:"Whether Strict-Transport-Security also binds every subdomain of this host to https."`
 	TrustedProxies []string `config:"app.trusted_proxies" doc:"Addresses or networks (CIDR) of the proxies in front, whose X-Forwarded-For is believed. Empty believes nobody."`
 
 	ShutdownTimeout time.Duration `config:"app.shutdown_timeout" default:"15s" min:"100ms" max:"10m" doc:"Longest a stop waits for requests under way; then they are cut off."`
@@ -51,9 +52,14 @@ func (c Config) Validate(report func(path, problem string)) {
 			report("app.host", problem)
 		}
 	}
-	for _, origin := range c.Origins {
-		if problem := originProblem(origin); problem != "" {
-			report("app.origins", origin+": "+problem)
+	for _, text := range c.Origins {
+		if _, err := parseOrigin(text); err != nil {
+			report("app.origins", text+": "+err.Error())
+		}
+	}
+	for _, name := range c.CORSHeaders {
+		if !isToken(name) {
+			report("app.cors_headers", strconv.Quote(name)+": is not the name of a header, such as X-Tenant, nor the beginning of names, such as X-Acme-*")
 		}
 	}
 	for _, proxy := range c.TrustedProxies {
@@ -72,31 +78,6 @@ func (c Config) Validate(report func(path, problem string)) {
 			report(path, "cannot be read")
 		}
 	}
-}
-
-// originProblem says why an entry of app.origins is not the serialised origin (RFC 6454
-// §6.2) that a browser would send, or nothing when it is one.
-func originProblem(origin string) string {
-	switch origin {
-	case "*", "null":
-		return "would allow any page; name the origins"
-	}
-	u, err := url.Parse(origin)
-	switch {
-	case err != nil || u.Host == "" || u.Opaque != "":
-		return "is not an origin such as https://app.example.com"
-	case u.Scheme != "https" && u.Scheme != "http":
-		return "must begin with https:// or http://"
-	case u.User != nil || u.Path != "" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.HasSuffix(origin, "#"):
-		return "must be scheme, host and port alone, without a path or a slash at the end"
-	case strings.Contains(u.Host, "*"):
-		return "wildcards are not supported; name each origin"
-	case origin != strings.ToLower(origin):
-		return "must be in lower case, as browsers send it"
-	case u.Scheme == "https" && u.Port() == "443", u.Scheme == "http" && u.Port() == "80", strings.HasSuffix(u.Host, ":"):
-		return "must leave out the default port, as browsers do"
-	}
-	return ""
 }
 
 // parseNetwork reads an address or a CIDR. IPv4-mapped IPv6 counts as the IPv4 it maps.

@@ -3,7 +3,7 @@ package httpserver
 import (
 	"bytes"
 	"errors"
-	"mime"
+	"fmt"
 	"net/url"
 	"reflect"
 	"strconv"
@@ -22,20 +22,30 @@ const maxDepth = 16 // of a JSON body, the object itself included
 // DecodeJSON reads the body into a pointer to a struct, and is the only way to read JSON. It
 // takes exactly application/json, UTF-8, one object of at most 16 levels, with the members
 // of the struct by their exact names, each at most once. Errors are faults: 415 for another
-// media type or a compressed body, 400 malformed_request for what is not such an object,
-// 400 validation_failed naming the field whose value has the wrong type. null is the wrong
-// type for every member; leaving it out is how to say nothing.
+// media type, charset or a compressed body, 400 malformed_request for what is not such an
+// object, 400 validation_failed naming the field whose value has the wrong type. null is the
+// wrong type for every member; leaving it out is how to say nothing.
 func DecodeJSON(c *fiber.Ctx, into any) error {
+	body := c.Request().Body()
+	if len(body) == 0 { // whatever its type would have been
+		return errEmptyBody
+	}
 	if err := checkMedia(c, fiber.MIMEApplicationJSON); err != nil {
 		return err
 	}
-	return decodeJSON(c.Request().Body(), into)
+	return decodeJSON(body, into)
 }
+
+var errEmptyBody = ErrMalformed.Detail("The body is empty; a JSON object is expected.")
 
 func decodeJSON(body []byte, into any) error {
 	switch text := bytes.TrimLeft(body, " \t\r\n"); {
 	case len(text) == 0:
-		return ErrMalformed.Detail("The body is empty; a JSON object is expected.")
+		return errEmptyBody
+	case bytes.HasPrefix(text, []byte("\xef\xbb\xbf")):
+		return ErrMalformed.Detail("The body begins with a byte order mark (EF BB BF), which JSON must not (RFC 8259 §8.1). Send it without.")
+	case isUTF16(text):
+		return ErrMalformed.Detail("The body is UTF-16 or UTF-32; JSON is sent as UTF-8.")
 	case text[0] != '{':
 		return ErrMalformed.Detail("The body must be a JSON object.")
 	}
@@ -54,6 +64,13 @@ func decodeJSON(body []byte, into any) error {
 	return nil
 }
 
+// isUTF16 reports whether a body is in another encoding of Unicode than UTF-8: it begins with
+// a byte order mark, or with an ASCII character in more than one byte.
+func isUTF16(body []byte) bool {
+	return bytes.HasPrefix(body, []byte("\xff\xfe")) || bytes.HasPrefix(body, []byte("\xfe\xff")) ||
+		bytes.IndexByte(body[:min(2, len(body))], 0) >= 0
+}
+
 // jsonFault tells what is wrong with a body in words that hold nothing of its values.
 func jsonFault(body []byte, err error) error {
 	var semantic *json.SemanticError
@@ -70,7 +87,26 @@ func jsonFault(body []byte, err error) error {
 	case errors.As(err, &semantic) && jsontext.Value(body).IsValid(jsontext.AllowDuplicateNames(false)):
 		return wrongType(semantic.JSONPointer, "must be "+kindName(semantic.GoType))
 	}
-	return ErrMalformed.Detail("The body is not valid JSON in UTF-8.")
+	at := ""
+	if errors.As(err, &syntactic) {
+		at = fmt.Sprintf(" at byte %d", syntactic.ByteOffset)
+	}
+	switch after := bytes.TrimLeft(body[min(end(body), len(body)):], " \t\r\n"); {
+	case !utf8.Valid(body):
+		return ErrMalformed.Detail("The body is not valid UTF-8.")
+	case len(after) > 0:
+		return ErrMalformed.Detail("The body goes on after its JSON object.")
+	}
+	return ErrMalformed.Detail("The body is not valid JSON" + at + ".")
+}
+
+// end is where the first JSON value of a body ends, or beyond the body when it does not.
+func end(body []byte) int {
+	decoder := jsontext.NewDecoder(bytes.NewReader(body))
+	if decoder.SkipValue() != nil {
+		return len(body)
+	}
+	return int(decoder.InputOffset())
 }
 
 func wrongType(pointer jsontext.Pointer, detail string) error {
@@ -148,25 +184,80 @@ func findNull(body []byte) (jsontext.Pointer, bool) {
 	}
 }
 
-// checkMedia refuses a body of another type, charset or content coding.
+// checkMedia refuses a body of another type, charset or content coding. Parameters other than
+// charset mean nothing here and are passed over.
 func checkMedia(c *fiber.Ctx, want string) error {
 	header := &c.Request().Header
-	if len(header.Peek(fiber.HeaderContentEncoding)) > 0 {
+	if coding := string(header.Peek(fiber.HeaderContentEncoding)); coding != "" && !strings.EqualFold(coding, "identity") {
 		c.Set(fiber.HeaderAcceptEncoding, "identity") // RFC 9110 §15.5.16
 		return ErrUnsupportedMedia.Detail("Compressed bodies are not accepted.")
 	}
-	got := header.ContentType()
-	if string(got) == want {
+	got := string(header.ContentType())
+	if got == want {
 		return nil
 	}
-	media, parameters, err := mime.ParseMediaType(string(got))
-	if err == nil && media == want {
-		charset, given := parameters["charset"]
-		if len(parameters) == 0 || given && len(parameters) == 1 && strings.EqualFold(charset, "utf-8") {
-			return nil
+	media, rest, _ := strings.Cut(got, ";")
+	media = strings.Trim(media, " \t")
+	switch {
+	case media == "":
+		return ErrUnsupportedMedia.Detail("Content-Type is missing; it must be " + want + ".")
+	case !strings.EqualFold(media, want):
+		return ErrUnsupportedMedia.Detail("Content-Type must be " + want + ", not " + shown(media) + ".")
+	}
+	for _, charset := range charsets(rest) {
+		if !isUTF8(charset) {
+			return ErrUnsupportedMedia.Detail("The charset must be UTF-8, not " + shown(charset) + ".")
 		}
 	}
-	return ErrUnsupportedMedia.Detail("Content-Type must be " + want + ".")
+	return nil
+}
+
+// charsets returns the values of charset among the parameters of a media type (RFC 9110
+// §5.6.6). It is lenient: what stands there is the sender's word for what the body shows.
+func charsets(parameters string) (values []string) {
+	for parameters != "" {
+		var name, value string
+		end := strings.IndexAny(parameters, ";=")
+		if end < 0 {
+			return values
+		}
+		name, parameters = strings.Trim(parameters[:end], " \t"), strings.TrimLeft(parameters[end:], " \t")
+		if after, is := strings.CutPrefix(parameters, "="); is {
+			parameters = strings.TrimLeft(after, " \t")
+			if text, quoted := strings.CutPrefix(parameters, `"`); quoted {
+				value, parameters, _ = strings.Cut(text, `"`)
+			}
+			more, after, _ := strings.Cut(parameters, ";")
+			value, parameters = value+more, after
+		} else {
+			parameters = parameters[1:]
+		}
+		if strings.EqualFold(name, "charset") {
+			values = append(values, strings.Trim(value, " \t"))
+		}
+	}
+	return values
+}
+
+// isUTF8 reports whether a charset is UTF-8 by one of the names that are in use: with and
+// without punctuation, those of IANA, and those that the Encoding standard lists.
+func isUTF8(charset string) bool {
+	name := strings.Map(func(r rune) rune {
+		if strings.ContainsRune("-_ '", r) {
+			return -1
+		}
+		return r
+	}, strings.ToLower(charset))
+	switch name {
+	case "utf8", "csutf8", "unicode11utf8", "unicode20utf8", "xunicode20utf8", "xutf8", "utf8mb4":
+		return true
+	}
+	return false
+}
+
+// shown quotes what the client sent in a detail, cut and made printable.
+func shown(text string) string {
+	return strconv.QuoteToASCII(strings.ToValidUTF8(text[:min(len(text), 64)], ""))
 }
 
 // Form is the body of an OAuth request: parameters by name, each sent once (RFC 6749 §3.2).
@@ -175,6 +266,9 @@ type Form map[string]string
 // DecodeForm reads an application/x-www-form-urlencoded body in UTF-8. Parameters without a
 // value count as not sent. Errors are [OAuthError]s.
 func DecodeForm(c *fiber.Ctx) (Form, error) {
+	if len(c.Request().Body()) == 0 {
+		return Form{}, nil
+	}
 	if err := checkMedia(c, fiber.MIMEApplicationForm); err != nil {
 		var f *fault.Fault
 		errors.As(err, &f)
@@ -200,7 +294,7 @@ func decodeForm(body string) (Form, error) {
 			return malformed("The body is not a valid form in UTF-8.")
 		}
 		if _, twice := form[name]; twice {
-			return malformed("A parameter was sent twice.")
+			return malformed("A parameter was sent twice: " + shown(name))
 		}
 		form[name] = value
 	}

@@ -88,31 +88,99 @@ func TestABodyIsExactlyOneStrictJSONObject(t *testing.T) {
 func TestOnlyPlainJSONIsTaken(t *testing.T) {
 	t.Parallel()
 	s := serve(t, httpserver.Config{})
-	for media, status := range map[string]int{
-		"application/json":                          200,
-		"Application/JSON":                          200,
-		"application/json; charset=utf-8":           200,
-		"application/json;charset=\"UTF-8\"":        200,
-		"application/json; charset=latin1":          415,
-		"application/json; charset=utf-8; x=1":      415,
-		"application/json; boundary=x":              415,
-		"application/json, application/json":        415,
-		"application/problem+json":                  415,
-		"application/vnd.api+json":                  415,
-		"application/jsonp":                         415,
-		"text/json":                                 415,
-		"text/plain":                                415,
-		"application/x-www-form-urlencoded":         415,
-		"multipart/form-data; boundary=x":           415,
-		"application/json; charset=utf-8; charset=": 415,
-		"": 415,
+	for media, words := range map[string]string{ // of the refusal; nothing where there must be none
+		"application/json":                                 "",
+		"Application/JSON":                                 "",
+		"application/json; charset=utf-8":                  "",
+		"application/json;charset=\"UTF-8\"":               "",
+		"application/json; charset=utf8":                   "",
+		"application/json;charset=UTF8":                    "",
+		"application/json; charset='utf-8'":                "",
+		"application/json ; Charset = utf_8 ":              "",
+		"application/json; charset=unicode-1-1-utf-8":      "",
+		"application/json; charset=csUTF8":                 "",
+		"application/json;":                                "",
+		"application/json; ;":                              "",
+		"application/json; x=1":                            "",
+		"application/json; charset=utf-8; x=1":             "",
+		"application/json; x=\"a;charset=latin1\"":         "",
+		"application/json; profile=\"a\"; charset=utf-8":   "",
+		"application/json; charset=utf-8; charset=UTF-8":   "",
+		"application/json; boundary=x":                     "",
+		"application/json; odata.metadata=minimal; flag":   "",
+		"application/json; charset=latin1":                 "The charset must be UTF-8, not \"latin1\".",
+		"application/json; charset=\"iso-8859-1\"":         "not \"iso-8859-1\"",
+		"application/json; flag; charset=utf-16":           "not \"utf-16\"",
+		"application/json; charset=utf-8x":                 "not \"utf-8x\"",
+		"application/json; charset=us-ascii":               "not \"us-ascii\"",
+		"application/json; charset=":                       "not \"\"",
+		"application/json; charset=utf-8; charset=latin1":  "not \"latin1\"",
+		"application/json; charset=utf-8; charset=":        "not \"\"",
+		"application/json, application/json":               "not \"application/json, application/json\"",
+		"application/problem+json":                         "Content-Type must be application/json, not \"application/problem+json\".",
+		"application/vnd.api+json":                         "application/vnd.api+json",
+		"application/jsonp":                                "application/jsonp",
+		"text/json":                                        "text/json",
+		"text/plain; charset=utf-8":                        "not \"text/plain\"",
+		"application/x-www-form-urlencoded":                "not \"application/x-www-form-urlencoded\"",
+		"multipart/form-data; boundary=x":                  "not \"multipart/form-data\"",
+		"":                                                 "Content-Type is missing; it must be application/json.",
+		"; charset=utf-8":                                  "Content-Type is missing",
+		strings.Repeat("x", 2000) + "\xff/" + "\u2028json": "Content-Type must be application/json",
 	} {
 		a := s.do(t, "POST", "/echo", `{"name":"x"}`, "Content-Type", media)
-		if status == 415 {
-			a.problem(t, 415, "unsupported_media_type")
-		} else if a.StatusCode != status {
-			t.Errorf("%q: %d %s", media, a.StatusCode, a.body)
+		if words == "" {
+			if a.StatusCode != 200 {
+				t.Errorf("%q: %d %s", media, a.StatusCode, a.body)
+			}
+			continue
 		}
+		if p := a.problem(t, 415, "unsupported_media_type"); !strings.Contains(p.Detail, words) || len(p.Detail) > 300 {
+			t.Errorf("%q: %q, want %q", media, p.Detail, words)
+		}
+	}
+}
+
+// What is wrong with a body is said in words that name it.
+func TestARefusedBodyIsToldWhatIsWrong(t *testing.T) {
+	t.Parallel()
+	s := serve(t, httpserver.Config{})
+	for body, words := range map[string]string{
+		"":                              "The body is empty",
+		" \r\n":                         "The body is empty",
+		"\ufeff{\"name\":\"x\"}":        "byte order mark",
+		" \ufeff{}":                     "byte order mark",
+		"\xff\xfe{\x00}\x00":            "UTF-16",
+		"\xfe\xff\x00{\x00}":            "UTF-16",
+		"{\x00\"\x00a\x00":              "UTF-16",
+		"\x00{\x00}":                    "UTF-16",
+		"{\"name\":\"\xe9\"}":           "not valid UTF-8",
+		`{"name":"x"} {}`:               "goes on after its JSON object",
+		`{"name":1} garbage`:            "goes on after its JSON object",
+		`{'name':'x'}`:                  "not valid JSON at byte 1",
+		`{"name":"x",}`:                 "not valid JSON at byte 11",
+		`{"name":"x"`:                   "not valid JSON at byte 11",
+		`"name=x"`:                      "must be a JSON object",
+		`name=x&count=1`:                "must be a JSON object",
+		`{"nam":"x"}`:                   "not known here: nam",
+		`{"name":"x","name":"y"}`:       "twice: name",
+		"{\"name\":\"" + "a\tb" + "\"}": "not valid JSON at byte",
+	} {
+		for _, media := range []string{"application/json", ""} {
+			if media == "" && body != "" {
+				continue // then the media type is what is wrong
+			}
+			a := s.do(t, "POST", "/echo", body, "Content-Type", media)
+			if p := a.problem(t, 400, "malformed_request"); !strings.Contains(p.Detail, words) {
+				t.Errorf("%q: %q, want %q", body, p.Detail, words)
+			}
+		}
+	}
+	if p := s.do(t, "GET", "/plain/", "").problem(t, 404, "not_found"); !strings.Contains(p.Detail, "slash at its end") {
+		t.Errorf("a slash too many: %q", p.Detail)
+	}
+	if p := s.do(t, "PUT", "/echo", "").problem(t, 405, "method_not_allowed"); !strings.Contains(p.Detail, "POST") {
+		t.Errorf("another method: %q", p.Detail)
 	}
 }
 
@@ -123,12 +191,15 @@ func TestACompressedBodyIsRefused(t *testing.T) {
 	w := gzip.NewWriter(&packed)
 	_, _ = w.Write([]byte(`{"name":"x"}`))
 	_ = w.Close()
-	for _, coding := range []string{"gzip", "br", "identity"} {
+	for _, coding := range []string{"gzip", "br", "identity, gzip"} {
 		a := s.do(t, "POST", "/echo", packed.String(), "Content-Type", "application/json", "Content-Encoding", coding)
 		a.problem(t, 415, "unsupported_media_type")
 		if a.Header.Get("Accept-Encoding") != "identity" {
 			t.Errorf("Accept-Encoding %q", a.Header.Get("Accept-Encoding"))
 		}
+	}
+	if a := s.do(t, "POST", "/echo", `{"name":"x"}`, "Content-Type", "application/json", "Content-Encoding", "identity"); a.StatusCode != 200 {
+		t.Errorf("identity: %d %s", a.StatusCode, a.body)
 	}
 }
 
@@ -154,16 +225,16 @@ func TestOAuthRoutesAnswerInOAuthsForm(t *testing.T) {
 	}{
 		"good":           {"POST", "/oauth/introspect", "token=a%20b&hint=&x=%C3%A9", form, 200, `{"token":"a b","x":"é"}`, "", ""},
 		"client":         {"POST", "/oauth/introspect", "token=client", form, 401, `{"error":"invalid_client","error_description":"who 'are' you"}`, "Www-Authenticate", `Basic realm="authctl"`},
-		"twice":          {"POST", "/oauth/introspect", "token=a&token=b", form, 400, `{"error":"invalid_request","error_description":"A parameter was sent twice."}`, "Cache-Control", "no-store"},
-		"twice, empty":   {"POST", "/oauth/introspect", "token=a&token=", form, 400, `{"error":"invalid_request","error_description":"A parameter was sent twice."}`, "", ""},
+		"twice":          {"POST", "/oauth/introspect", "token=a&token=b", form, 400, `{"error":"invalid_request","error_description":"A parameter was sent twice: 'token'"}`, "Cache-Control", "no-store"},
+		"twice, empty":   {"POST", "/oauth/introspect", "token=a&token=", form, 400, `{"error":"invalid_request","error_description":"A parameter was sent twice: 'token'"}`, "", ""},
 		"bad escape":     {"POST", "/oauth/introspect", "token=%zz", form, 400, `{"error":"invalid_request","error_description":"The body is not a valid form in UTF-8."}`, "", ""},
 		"invalid UTF-8":  {"POST", "/oauth/introspect", "token=%ff", form, 400, `{"error":"invalid_request","error_description":"The body is not a valid form in UTF-8."}`, "", ""},
-		"JSON":           {"POST", "/oauth/introspect", "{}", []string{"Content-Type", "application/json"}, 400, `{"error":"invalid_request","error_description":"Content-Type must be application/x-www-form-urlencoded."}`, "", ""},
+		"JSON":           {"POST", "/oauth/introspect", "{}", []string{"Content-Type", "application/json"}, 400, `{"error":"invalid_request","error_description":"Content-Type must be application/x-www-form-urlencoded, not 'application/json'."}`, "", ""},
 		"internal":       {"POST", "/oauth/introspect", "token=break", form, 500, `{"error":"server_error","error_description":"Something went wrong on our side"}`, "", ""},
-		"other method":   {"GET", "/oauth/introspect", "", nil, 405, `{"error":"invalid_request","error_description":"The method does not apply here"}`, "Allow", "POST, OPTIONS"},
+		"other method":   {"GET", "/oauth/introspect", "", nil, 405, `{"error":"invalid_request","error_description":"The method does not apply here: Allowed here: POST, OPTIONS."}`, "Allow", "POST, OPTIONS"},
 		"no such path":   {"GET", "/oauth/nowhere", "", nil, 404, `{"error":"invalid_request","error_description":"There is nothing here"}`, "", ""},
 		"too large":      {"POST", "/oauth/introspect", strings.Repeat("x", httpserver.MaxBody+1), form, 413, `{"error":"invalid_request","error_description":"The body is too large"}`, "", ""},
-		"unknown method": {"BREW", "/oauth/introspect", "", nil, 405, `{"error":"invalid_request","error_description":"The method does not apply here"}`, "Allow", "POST, OPTIONS"},
+		"unknown method": {"BREW", "/oauth/introspect", "", nil, 405, `{"error":"invalid_request","error_description":"The method does not apply here: Allowed here: POST, OPTIONS."}`, "Allow", "POST, OPTIONS"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

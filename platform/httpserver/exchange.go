@@ -7,7 +7,9 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
@@ -55,7 +57,10 @@ func ClientIP(c *fiber.Ctx) netip.Addr { return exchangeOf(c).clientIP(c.Context
 
 func (x *exchange) clientIP(fctx *fasthttp.RequestCtx) netip.Addr {
 	if !x.client.IsValid() {
-		x.client = x.server.trusted.client(peer(fctx.RemoteAddr()), &fctx.Request.Header)
+		hop := peer(fctx.RemoteAddr())
+		var unread bool
+		x.client, unread = x.server.trusted.client(hop, &fctx.Request.Header)
+		x.server.noteForwarding(hop, unread, &fctx.Request.Header)
 	}
 	return x.client
 }
@@ -73,45 +78,88 @@ func (p proxies) contain(addr netip.Addr) bool {
 }
 
 // client walks X-Forwarded-For from the right while the hop that wrote an entry is trusted.
-// An entry that is no address ends the walk at the last hop that was known.
-func (p proxies) client(hop netip.Addr, header *fasthttp.RequestHeader) netip.Addr {
+// Empty entries are no entries (RFC 9110 §5.6.1). One that is no address ends the walk at the
+// last hop that was known, and is reported as unread.
+func (p proxies) client(hop netip.Addr, header *fasthttp.RequestHeader) (client netip.Addr, unread bool) {
 	if len(p) == 0 || !p.contain(hop) {
-		return hop
+		return hop, false
 	}
-	instances := header.PeekAll(fiber.HeaderXForwardedFor)
-	for i := len(instances) - 1; i >= 0; i-- {
-		rest, entry := string(instances[i]), ""
+	lines := header.PeekAll(fiber.HeaderXForwardedFor)
+	for i := len(lines) - 1; i >= 0; i-- {
+		rest, entry := string(lines[i]), ""
 		for more := true; more; {
 			if cut := strings.LastIndexByte(rest, ','); cut >= 0 {
 				rest, entry = rest[:cut], rest[cut+1:]
 			} else {
 				entry, more = rest, false
 			}
-			addr, ok := forwardedAddr(strings.Trim(entry, " \t"))
-			if !ok {
-				return hop
+			if entry = strings.Trim(entry, " \t"); entry == "" {
+				continue
 			}
-			hop = addr
-			if !p.contain(hop) {
-				return hop
+			addr, ok := forwardedAddr(entry)
+			if !ok {
+				return hop, true
+			}
+			if hop = addr; !p.contain(hop) {
+				return hop, false
 			}
 		}
 	}
-	return hop
+	return hop, false
 }
 
-// forwardedAddr reads an entry of X-Forwarded-For: an address, as some proxies write it with
-// a port.
+// forwardedAddr reads an entry of X-Forwarded-For: an address, which proxies also write in
+// brackets, in quotes, or with a port.
 func forwardedAddr(text string) (netip.Addr, bool) {
-	addr, err := netip.ParseAddr(text)
-	if err != nil {
-		withPort, err := netip.ParseAddrPort(text)
-		if err != nil {
+	if inner, quoted := strings.CutPrefix(text, `"`); quoted {
+		if text, quoted = strings.CutSuffix(inner, `"`); !quoted {
 			return netip.Addr{}, false
 		}
-		addr = withPort.Addr()
+	}
+	host, port := text, ""
+	if inner, bracket := strings.CutPrefix(text, "["); bracket {
+		if host, port, bracket = strings.Cut(inner, "]"); !bracket {
+			return netip.Addr{}, false
+		}
+	} else if at := strings.IndexByte(text, ':'); at >= 0 && at == strings.LastIndexByte(text, ':') {
+		host, port = text[:at], text[at:]
+	}
+	if port != "" {
+		if _, err := strconv.ParseUint(strings.TrimPrefix(port, ":"), 10, 16); err != nil || port[0] != ':' {
+			return netip.Addr{}, false
+		}
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.Addr{}, false
 	}
 	return addr.Unmap().WithZone(""), true
+}
+
+// noteForwarding tells the operator, now and then, where clients cannot be told apart: a proxy
+// writes what cannot be read, or is not among the trusted.
+func (s *Server) noteForwarding(hop netip.Addr, unread bool, header *fasthttp.RequestHeader) {
+	const often = time.Hour
+	switch {
+	case unread:
+		if s.unreadForward.due(s.now(), often) {
+			s.log.Warn("forwarded_unread", zap.Stringer("proxy", hop),
+				zap.String("remedy", "an entry of X-Forwarded-For is no address: let each proxy add its client's address, or else all its clients count as one"))
+		}
+	case !s.trusted.contain(hop) && (hop.IsPrivate() || hop.IsLoopback()) && len(header.Peek(fiber.HeaderXForwardedFor)) > 0:
+		if s.unknownProxy.due(s.now(), often) {
+			s.log.Warn("proxy_not_trusted", zap.Stringer("proxy", hop),
+				zap.String("remedy", "if it is a proxy of yours, add its address to app.trusted_proxies: until then all its clients count as one"))
+		}
+	}
+}
+
+// reminder says when something that goes on is worth another line in the log.
+type reminder struct{ last atomic.Int64 }
+
+func (r *reminder) due(now time.Time, often time.Duration) bool {
+	last := r.last.Load()
+	return (last == 0 || now.Sub(time.Unix(0, last)) >= often) && r.last.CompareAndSwap(last, now.UnixNano())
 }
 
 // peer is the address at the other end of a connection; invalid when there is none.

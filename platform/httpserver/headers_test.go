@@ -3,6 +3,8 @@ package httpserver_test
 import (
 	"crypto/sha256"
 	"encoding/base64"
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -126,7 +128,7 @@ func TestOnlyListedOriginsAreAllowed(t *testing.T) {
 			if vary := a.Header.Values("Vary"); len(vary) != 1 || vary[0] != "Origin" {
 				t.Errorf("%s from %q: Vary %q", path, origin, vary)
 			}
-			if expose := a.Header.Get("Access-Control-Expose-Headers"); allowed != (expose == "X-Request-Id, Retry-After, Auth-Refresh-Replayed, Auth-Device") {
+			if expose := a.Header.Get("Access-Control-Expose-Headers"); allowed != (expose == "ETag, Retry-After, WWW-Authenticate, X-Request-Id, Auth-Refresh-Replayed, Auth-Device") {
 				t.Errorf("expose %q", expose)
 			}
 			if a.Header.Get("Access-Control-Allow-Credentials") != "" {
@@ -151,6 +153,68 @@ func TestOnlyListedOriginsAreAllowed(t *testing.T) {
 		t.Errorf("preflight of a stranger: %v", a.Header)
 	}
 	s.do(t, "OPTIONS", "/nowhere", "", append(preflight, "Origin", "https://app.example.com")...).problem(t, 404, "not_found")
+}
+
+// What a page sends without its author's doing must not cost it the answer.
+func TestAPreflightPassesWhatIsAskedFor(t *testing.T) {
+	t.Parallel()
+	const origin = "https://app.example.com"
+	s := serve(t, httpserver.Config{Origins: []string{origin}, CORSHeaders: []string{"X-Tenant", "X-Acme-*"}})
+	all := serve(t, httpserver.Config{Origins: []string{origin}, CORSHeaders: []string{"*"}})
+	preflight := func(s *service, asked ...string) (passed []string) {
+		headers := []string{"Origin", origin, "Access-Control-Request-Method", "POST"}
+		for _, line := range asked {
+			headers = append(headers, "Access-Control-Request-Headers", line)
+		}
+		a := s.do(t, "OPTIONS", "/echo", "", headers...)
+		if a.StatusCode != 204 || a.Header.Get("Access-Control-Allow-Credentials") != "" || !slices.Contains(a.Header.Values("Vary"), "Access-Control-Request-Headers") {
+			t.Errorf("%q: %d %v", asked, a.StatusCode, a.Header)
+		}
+		for name := range strings.SplitSeq(a.Header.Get("Access-Control-Allow-Headers"), ",") {
+			passed = append(passed, strings.ToLower(strings.TrimSpace(name)))
+		}
+		return passed
+	}
+	for _, name := range []string{
+		"authorization", "content-type", "x-request-id", "auth-device", "traceparent", "tracestate", "baggage", "sentry-trace",
+		"idempotency-key", "x-requested-with", "x-datadog-trace-id", "x-datadog-sampling-priority", "if-none-match", "cache-control", "pragma",
+		"x-b3-traceid", "b3", "uber-trace-id", "newrelic", "x-csrf-token", "x-tenant", "x-acme-", "x-acme-anything", "X-Requested-With",
+	} {
+		if !slices.Contains(preflight(s, name), strings.ToLower(name)) {
+			t.Errorf("%s does not pass", name)
+		}
+	}
+	together := preflight(s, "content-type,traceparent , tracestate", "Baggage")
+	for _, name := range []string{"content-type", "traceparent", "tracestate", "baggage"} {
+		if !slices.Contains(together, name) {
+			t.Errorf("%s does not pass among others: %q", name, together)
+		}
+	}
+	own := preflight(s)
+	for _, name := range []string{"x-tenants", "x-tenant x", "cookie", "x-forwarded-for", "x-acm", "*", "", "bad(name"} {
+		if got := preflight(s, name); !slices.Equal(got, own) {
+			t.Errorf("%q passes: %q", name, got)
+		}
+	}
+	if !slices.Contains(preflight(all, "x-whatever"), "x-whatever") {
+		t.Error("* is not every name")
+	}
+}
+
+func TestOriginsAreThoseThatBrowsersSend(t *testing.T) {
+	t.Parallel()
+	for entry, sent := range map[string]string{
+		"capacitor://localhost": "capacitor://localhost", "tauri://localhost": "tauri://localhost", "ionic://localhost": "ionic://localhost",
+		"chrome-extension://abcdefghijklmnop": "chrome-extension://abcdefghijklmnop", "app://-": "app://-",
+		"safari-web-extension://6E1B0A5C-AB": "safari-web-extension://6E1B0A5C-AB",
+		"HTTPS://App.Example.com:443":        "https://app.example.com", "http://localhost:80": "http://localhost", "http://localhost:443": "http://localhost:443",
+		"https://[2001:DB8:0::1]:8443": "https://[2001:db8::1]:8443", "http://127.0.0.1:03000": "http://127.0.0.1:3000", "Capacitor://localhost:81": "capacitor://localhost:81",
+	} {
+		s := serve(t, httpserver.Config{Origins: []string{entry}})
+		if a := s.do(t, "GET", "/plain", "", "Origin", sent); a.Header.Get("Access-Control-Allow-Origin") != sent {
+			t.Errorf("%s listed, %s sent: %q", entry, sent, a.Header.Get("Access-Control-Allow-Origin"))
+		}
+	}
 }
 
 func TestWithoutOriginsNoneIsAllowed(t *testing.T) {
@@ -219,7 +283,30 @@ func TestTheClientsAddressIsTakenFromTrustedProxiesOnly(t *testing.T) {
 		"all trusted":           {behind, []string{"X-Forwarded-For", "10.9.9.9, 10.1.2.3"}, "10.9.9.9"},
 		"garbage":               {behind, []string{"X-Forwarded-For", "203.0.113.9, unknown"}, "127.0.0.1"},
 		"garbage further left":  {behind, []string{"X-Forwarded-For", "203.0.113.9, unknown, 10.1.2.3"}, "10.1.2.3"},
-		"empty entry":           {behind, []string{"X-Forwarded-For", "203.0.113.9,, 10.1.2.3"}, "10.1.2.3"},
+		"empty entry":           {behind, []string{"X-Forwarded-For", "203.0.113.9,, 10.1.2.3"}, "203.0.113.9"},
+		"trailing comma":        {behind, []string{"X-Forwarded-For", "203.0.113.9,"}, "203.0.113.9"},
+		"trailing commas":       {behind, []string{"X-Forwarded-For", "203.0.113.9, ,\t, "}, "203.0.113.9"},
+		"leading comma":         {behind, []string{"X-Forwarded-For", ", 203.0.113.9"}, "203.0.113.9"},
+		"commas alone":          {behind, []string{"X-Forwarded-For", ",,"}, "127.0.0.1"},
+		"an empty line between": {behind, []string{"X-Forwarded-For", "203.0.113.9", "X-Forwarded-For", "", "X-Forwarded-For", "10.1.2.3"}, "203.0.113.9"},
+		"blanks around":         {behind, []string{"X-Forwarded-For", "  203.0.113.9 \t,\t10.1.2.3  "}, "203.0.113.9"},
+		"brackets":              {behind, []string{"X-Forwarded-For", "[2001:db8::7]"}, "2001:db8::7"},
+		"brackets and port":     {behind, []string{"X-Forwarded-For", "[2001:db8::7]:4711"}, "2001:db8::7"},
+		"brackets and zone":     {behind, []string{"X-Forwarded-For", "[fe80::7%eth0]:80"}, "fe80::7"},
+		"brackets, mapped":      {behind, []string{"X-Forwarded-For", "[::ffff:203.0.113.9]:80"}, "203.0.113.9"},
+		"brackets around IPv4":  {behind, []string{"X-Forwarded-For", "[203.0.113.9]:80"}, "203.0.113.9"},
+		"trusted in brackets":   {behind, []string{"X-Forwarded-For", "203.0.113.9:1, [fd00::7], [::ffff:10.1.2.3]:443"}, "203.0.113.9"},
+		"IPv4 with port":        {behind, []string{"X-Forwarded-For", "1.2.3.4:5678"}, "1.2.3.4"},
+		"quotes":                {behind, []string{"X-Forwarded-For", "\"[2001:db8::7]:4711\""}, "2001:db8::7"},
+		"open bracket":          {behind, []string{"X-Forwarded-For", "[2001:db8::7"}, "127.0.0.1"},
+		"after the bracket":     {behind, []string{"X-Forwarded-For", "[2001:db8::7]x"}, "127.0.0.1"},
+		"open quote":            {behind, []string{"X-Forwarded-For", "\"203.0.113.9"}, "127.0.0.1"},
+		"port too large":        {behind, []string{"X-Forwarded-For", "203.0.113.9:99999"}, "127.0.0.1"},
+		"port that is none":     {behind, []string{"X-Forwarded-For", "203.0.113.9:http"}, "127.0.0.1"},
+		"leading zeros":         {behind, []string{"X-Forwarded-For", "010.1.2.3"}, "127.0.0.1"},
+		"a name":                {behind, []string{"X-Forwarded-For", "203.0.113.9, client.example"}, "127.0.0.1"},
+		"a socket of nginx":     {behind, []string{"X-Forwarded-For", "203.0.113.9, unix:"}, "127.0.0.1"},
+		"garbage in the middle": {behind, []string{"X-Forwarded-For", "203.0.113.9, _hidden, [fd00::1], 10.1.2.3"}, "fd00::1"},
 		"empty header":          {behind, []string{"X-Forwarded-For", ""}, "127.0.0.1"},
 		"IPv6":                  {behind, []string{"X-Forwarded-For", "2001:db8::1"}, "2001:db8::1"},
 		"IPv6 with zone":        {behind, []string{"X-Forwarded-For", "fe80::1%eth0"}, "fe80::1"},
@@ -235,6 +322,23 @@ func TestTheClientsAddressIsTakenFromTrustedProxiesOnly(t *testing.T) {
 				t.Errorf("%s, want %s", got, test.want)
 			}
 		})
+	}
+}
+
+// Clients that cannot be told apart are limited together: the operator is told, once.
+func TestTheOperatorIsToldWhereClientsCannotBeToldApart(t *testing.T) {
+	t.Parallel()
+	direct, behind := serve(t, httpserver.Config{}), serve(t, httpserver.Config{TrustedProxies: []string{"127.0.0.0/8"}})
+	for range 3 {
+		direct.do(t, "GET", "/ip", "", "X-Forwarded-For", "203.0.113.9")
+		behind.do(t, "GET", "/ip", "", "X-Forwarded-For", "203.0.113.9, secret")
+		behind.do(t, "GET", "/ip", "", "X-Forwarded-For", "203.0.113.9,")
+	}
+	if lines := direct.logs.FilterMessage("proxy_not_trusted").All(); len(lines) != 1 || lines[0].ContextMap()["proxy"] != "127.0.0.1" {
+		t.Errorf("a proxy that is not trusted: %v", lines)
+	}
+	if lines := behind.logs.FilterMessage("forwarded_unread").All(); len(lines) != 1 || strings.Contains(fmt.Sprint(lines[0].ContextMap()), "secret") {
+		t.Errorf("an entry that is no address: %v", lines)
 	}
 }
 

@@ -59,9 +59,60 @@ func TestABareLFIsFoundHoweverTheRequestLineArrives(t *testing.T) {
 	if err := readAll(strings.Split(good+bare, "")...); !errors.Is(err, errBareLF) {
 		t.Errorf("byte by byte: %v", err)
 	}
-	if err := readAll(strings.Split(good+good+"{\n\"a\":\n1}\n", "")...); err != nil {
+	const post = "POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{\n\"a\":\n1}\n"
+	if err := readAll(strings.Split(good+post+"\r\n"+good, "")...); err != nil {
 		t.Errorf("good requests byte by byte: %v", err)
 	}
+	if err := readAll(strings.Split(post+bare, "")...); !errors.Is(err, errBareLF) {
+		t.Errorf("after a body, byte by byte: %v", err)
+	}
+}
+
+func TestTrailersAreFoundHoweverTheyArrive(t *testing.T) {
+	t.Parallel()
+	const chunks = "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4;x=y\r\n0\r\n\n\r\n00\r\n"
+	for name, test := range map[string]struct {
+		trailers string
+		want     error
+	}{
+		"none":                 {"\r\n", nil},
+		"good":                 {"X-A: b\r\nX-C:\r\n\r\n", nil},
+		"bare LF":              {"\n", errTrailer},
+		"bare LF in the first": {"X-A: b\n\r\n", errTrailer},
+		"folded":               {"X-A: b\r\n c\r\n\r\n", errTrailer},
+		"a space":              {"X-A : b\r\n\r\n", errTrailer},
+	} {
+		whole := chunks + test.trailers + "GET /plain HTTP/1.1\r\nHost: a\r\n\r\n"
+		for cut := range len(whole) {
+			if err := readAll(whole[:cut], whole[cut:]); !errors.Is(err, test.want) {
+				t.Errorf("%s, cut at %d: %v", name, cut, err)
+			}
+		}
+		if err := readAll(strings.Split(whole, "")...); !errors.Is(err, test.want) {
+			t.Errorf("%s, byte by byte: %v", name, err)
+		}
+	}
+	if err := readAll(append([]string{chunks}, strings.Split(strings.Repeat("x", maxChunkLine+1), "")...)...); !errors.Is(err, errTooLong) {
+		t.Errorf("a trailer without an end: %v", err)
+	}
+}
+
+// Whatever arrives, how it is cut into reads changes nothing.
+func FuzzFraming(f *testing.F) {
+	f.Add([]byte("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\n\r\n"), 7)
+	f.Add([]byte("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n\n\n\nGET / HTTP/1.1\n"), 60)
+	f.Fuzz(func(t *testing.T, data []byte, at int) {
+		at = min(max(at, 0), len(data))
+		var whole, cut framing
+		wantErr := whole.read(data)
+		err := cut.read(data[:at])
+		if err == nil {
+			err = cut.read(data[at:])
+		}
+		if !errors.Is(err, errTooLong) && !errors.Is(wantErr, errTooLong) && (!errors.Is(err, wantErr) || err == nil && whole.part != cut.part) {
+			t.Fatalf("%v in one, %v in two", wantErr, err)
+		}
+	})
 }
 
 // What the rest of the package relies on: every fault has a code and a status of its own
@@ -136,12 +187,12 @@ func FuzzForwardedFor(f *testing.F) {
 		var header fasthttp.RequestHeader
 		header.Add("X-Forwarded-For", value)
 		header.Add("X-Forwarded-For", "192.0.2.7, 10.1.1.1")
-		if got := trusted.client(hop, &header); got.String() != "192.0.2.7" {
+		if got, _ := trusted.client(hop, &header); got.String() != "192.0.2.7" {
 			t.Fatalf("client %s: what stands left of an untrusted hop was believed", got)
 		}
 		header.Del("X-Forwarded-For")
 		header.Add("X-Forwarded-For", value)
-		if got := trusted.client(hop, &header); !got.IsValid() || got.Zone() != "" || got.Is4In6() {
+		if got, _ := trusted.client(hop, &header); !got.IsValid() || got.Zone() != "" || got.Is4In6() {
 			t.Fatalf("client %s", got)
 		}
 	})

@@ -15,6 +15,7 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -537,9 +538,21 @@ func TestTLSIsServedDirectly(t *testing.T) {
 		if response.StatusCode != 200 || string(text) != "127.0.0.1" || response.ProtoMajor != 1 {
 			t.Errorf("%d %s %s", response.StatusCode, text, response.Proto)
 		}
-		if got := response.Header.Get("Strict-Transport-Security"); got != "max-age=31536000; includeSubDomains" {
+		if got := response.Header.Get("Strict-Transport-Security"); got != "max-age=31536000" {
 			t.Errorf("HSTS %q", got)
 		}
+	}
+	wide, err := httpserver.New(httpserver.Config{TLS: cfg, HSTSSubdomains: true}, httpserver.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := wide.App().Test(httptest.NewRequest("GET", "/", nil), -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = response.Body.Close()
+	if got := response.Header.Get("Strict-Transport-Security"); got != "max-age=31536000; includeSubDomains" {
+		t.Errorf("with app.hsts_subdomains: %q", got)
 	}
 	if _, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: pool, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}); err == nil {
 		t.Error("TLS 1.1 is served")
@@ -551,7 +564,7 @@ func TestTLSIsServedDirectly(t *testing.T) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(10 * time.Second))
 	_, _ = io.WriteString(c, "GET /plain HTTP/1.1\nHost: a\r\n\r\n")
-	response, err := http.ReadResponse(bufio.NewReader(c), nil)
+	response, err = http.ReadResponse(bufio.NewReader(c), nil)
 	if err != nil || response.StatusCode != 400 {
 		t.Errorf("a bare LF under TLS: %v %v", response, err)
 	}
@@ -560,15 +573,29 @@ func TestTLSIsServedDirectly(t *testing.T) {
 
 func TestConfigRefusesWhatWouldNotDoWhatItSays(t *testing.T) {
 	t.Parallel()
-	for origin, good := range map[string]bool{
-		"https://app.example.com": true, "http://localhost:3000": true, "http://[::1]:8080": true, "https://xn--bcher-kva.example": true,
-		"*": false, "null": false, "": false, "app.example.com": false, "https://app.example.com/": false, "https://*.example.com": false,
-		"https://app.example.com/x": false, "https://app.example.com?": false, "https://app.example.com#": false, "https://u@app.example.com": false,
-		"HTTPS://app.example.com": false, "https://App.example.com": false, "https://app.example.com:443": false, "http://app.example.com:80": false,
-		"https://app.example.com:": false, "file:///x": false, "https://a.example https://b.example": false, "chrome-extension://x": false,
+	for origin, words := range map[string]string{ // what the refusal must say; nothing where there must be none
+		"https://app.example.com": "", "http://localhost:3000": "", "http://[::1]:8080": "", "https://xn--bcher-kva.example": "",
+		"HTTPS://app.example.com": "", "https://App.example.com": "", "https://app.example.com:443": "", "http://app.example.com:80": "",
+		"capacitor://localhost": "", "tauri://localhost": "", "chrome-extension://abcdefghijklmnop": "", "moz-extension://c0ffee:1": "",
+		"*": "any page", "null": "any page", "": "empty", "app.example.com": "scheme, host and port", "localhost:3000": "scheme, host and port",
+		"https://app.example.com/": "slash at the end: https://app.example.com", "capacitor://localhost/": "slash at the end: capacitor://localhost",
+		"https://*.example.com": "wildcards", "https://app.example.com/x": "path", "https://app.example.com?": "https://app.example.com",
+		"https://app.example.com#": "https://app.example.com", "https://u@app.example.com": "user", "https://app.example.com:": "port",
+		"https://app.example.com:x": "port", "https://app.example.com:65536": "port", "https://app.example.com:-1": "port",
+		"file:///x": "null", "file://": "null", "data:text/html,x": "scheme, host and port", "https://": "no host", "capacitor://": "no host",
+		"https://a.example https://b.example": "path", "https://a b": "character", "https://a%20b": "character", "https://[::1": "IPv6", "https://[::1%eth0]": "IPv6",
+		"https://127.1": "IPv4", "https://b\u00fccher.example": "https://xn--bcher-kva.example", "https://B\u00dcCHER.example:8443": "https://xn--bcher-kva.example:8443",
+		"https://\u4f8b\u3048.example": "xn--r8jz45g.example", "https://b%C3%BCcher.example": "character", "h\u00e9://x": "scheme, host and port",
 	} {
-		if got := problems(httpserver.Config{Origins: []string{origin}}); (len(got) == 0) != good {
-			t.Errorf("origin %q: %q", origin, got)
+		got := problems(httpserver.Config{Origins: []string{origin}})
+		switch {
+		case words == "" && len(got) > 0, words != "" && (len(got) != 1 || !strings.Contains(got[0], words)):
+			t.Errorf("origin %q: %q, want %q", origin, got, words)
+		}
+	}
+	for name, good := range map[string]bool{"X-Tenant": true, "x-acme-*": true, "*": true, "": false, "X Tenant": false, "X-Tenant:": false, "X-T\u00e9": false} {
+		if got := problems(httpserver.Config{CORSHeaders: []string{name}}); (len(got) == 0) != good {
+			t.Errorf("header %q: %q", name, got)
 		}
 	}
 	for proxy, good := range map[string]bool{

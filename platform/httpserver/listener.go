@@ -235,8 +235,8 @@ type conn struct {
 	spoke    atomic.Bool  // a byte was read
 	linger   atomic.Bool  // an answer was given before everything was read
 	closed   atomic.Bool
-	tail     [lineEnd]byte // the last bytes read, for a line end split over two reads
-	head     [192]byte     // the first bytes read since the last request that could be read
+	framing  framing
+	head     [192]byte // the first bytes read since the last request that could be read
 	headLen  int
 }
 
@@ -249,8 +249,7 @@ type secureConn struct {
 func (c *secureConn) Read(b []byte) (int, error) { return c.conn.Read(b) }
 func (c *secureConn) Close() error               { return c.conn.Close() }
 
-// Read also refuses a request line that ends in a bare LF: fasthttp takes it, and does not
-// say so afterwards. Its text, HTTP/1.x and a raw LF, is in no body that the API takes.
+// Read also refuses what fasthttp would take and not say so afterwards: see [framing].
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
@@ -258,44 +257,11 @@ func (c *conn) Read(b []byte) (int, error) {
 			c.spoke.Store(true)
 		}
 		c.headLen += copy(c.head[c.headLen:], b[:n])
-		if c.bareLF(b[:n]) {
-			return 0, errBareLF
+		if err := c.framing.read(b[:n]); err != nil {
+			return 0, err
 		}
 	}
 	return n, err
-}
-
-const (
-	version = "HTTP/1."
-	lineEnd = len(version) + 1 // with the minor version
-)
-
-func (c *conn) bareLF(read []byte) bool {
-	for rest, at := read, 0; ; {
-		i := bytes.IndexByte(rest, '\n')
-		if i < 0 {
-			break
-		}
-		at += i
-		if at == 0 || read[at-1] != '\r' {
-			before := read[:at]
-			if len(before) < lineEnd {
-				before = append(c.tail[len(before):len(c.tail):len(c.tail)], before...)
-			}
-			if before = before[len(before)-lineEnd:]; string(before[:len(version)]) == version {
-				return true
-			}
-		}
-		rest = rest[i+1:]
-		at++
-	}
-	if len(read) >= lineEnd {
-		copy(c.tail[:], read[len(read)-lineEnd:])
-	} else {
-		copy(c.tail[:], c.tail[len(read):])
-		copy(c.tail[lineEnd-len(read):], read)
-	}
-	return false
 }
 
 // Close gives the connection up. Closing a socket with unread bytes resets it, which can

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -39,7 +40,9 @@ type Server struct {
 	unavailable func(error) bool
 	trusted     proxies
 	tls         *tls.Config // nil for plain HTTP
-	https       bool        // to the client, whoever ends TLS
+	hsts        string      // the header's value; empty where it must not be sent
+	origins     []string    // as browsers send them
+	corsHeaders []string    // app.cors_headers in lower case
 	metrics     *meters
 
 	app       *fiber.App
@@ -53,6 +56,8 @@ type Server struct {
 	listener atomic.Pointer[listener]
 	running  atomic.Bool
 	stopping atomic.Bool
+
+	unreadForward, unknownProxy reminder
 }
 
 // New makes a server with no routes. It does not listen yet.
@@ -82,11 +87,21 @@ func New(cfg Config, opt Options) (*Server, error) {
 		}
 		s.trusted = append(s.trusted, prefix)
 	}
+	for _, text := range cfg.Origins {
+		origin, err := parseOrigin(text)
+		if err != nil {
+			return nil, fmt.Errorf("app.origins: %w", err)
+		}
+		s.origins = append(s.origins, origin)
+	}
+	for _, name := range cfg.CORSHeaders {
+		s.corsHeaders = append(s.corsHeaders, strings.ToLower(name))
+	}
 	var err error
 	if s.tls, err = newTLS(cfg.TLS, s.log); err != nil {
 		return nil, err
 	}
-	s.https = s.tls != nil || opt.HTTPS
+	s.hsts = strictTransport(s.tls != nil || opt.HTTPS, cfg.HSTSSubdomains)
 	registry := opt.Registry
 	if registry == nil {
 		registry = prometheus.NewRegistry()

@@ -11,9 +11,6 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// errBareLF ends a connection whose request line does not end in CRLF.
-var errBareLF = errors.New("request line ends without CR")
-
 // wireFault finds what fasthttp lets pass although two readers may understand it
 // differently, which is what request smuggling lives on (RFC 9112 §2.2, §5.2, §6.1): lines
 // that end in a bare LF, folded lines, names with spaces, Content-Length together with
@@ -76,6 +73,12 @@ func readFault(err error) *fault.Fault {
 		return ErrBodyTooLarge
 	case errors.As(err, &network) && network.Timeout():
 		return ErrRequestTimeout
+	}
+	switch {
+	case errors.Is(err, errBareLF):
+		return ErrMalformed.Detail("A line of the request does not end in CRLF.")
+	case errors.Is(err, errTrailer):
+		return ErrMalformed.Detail("A trailer of the chunked body is not as HTTP/1.1 has it: a name, a colon and a value in one line that ends in CRLF.")
 	}
 	return ErrMalformed.Detail("The request is not valid HTTP/1.1.")
 }

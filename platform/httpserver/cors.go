@@ -1,0 +1,221 @@
+package httpserver
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/valyala/fasthttp"
+	"golang.org/x/net/idna"
+)
+
+// Headers of our own that browsers may read and send.
+const (
+	HeaderRefreshReplayed = "Auth-Refresh-Replayed" // of a refresh: the successor again
+	HeaderDevice          = "Auth-Device"           // of a sign-in, both ways: the device is known
+
+	corsHeaders = "Authorization, Content-Type, X-Request-Id, " + HeaderDevice
+	corsExpose  = "ETag, Retry-After, WWW-Authenticate, X-Request-Id, " + HeaderRefreshReplayed + ", " + HeaderDevice
+)
+
+// passHeaders are request headers that pages send without their author's doing: tracing of
+// browsers, caching, and what frameworks put on every request. They change nothing that this
+// API does, and a preflight that refuses one of them refuses the page. Names are in lower case;
+// one that ends in * stands for every name that begins so.
+var passHeaders = []string{
+	"accept", "accept-language", "cache-control", "content-language", "dnt", "if-match", "if-modified-since",
+	"if-none-match", "if-unmodified-since", "pragma", "prefer", "priority", "range", "save-data", "sec-*",
+
+	"idempotency-key", "x-client-*", "x-correlation-id", "x-csrf-token", "x-csrftoken", "x-http-method-override",
+	"x-requested-with", "x-xsrf-token",
+
+	"b3", "baggage", "correlation-context", "elastic-apm-traceparent", "newrelic", "request-context", "request-id",
+	"sentry-*", "traceparent", "traceresponse", "tracestate", "uber-trace-id", "uberctx-*", "x-amzn-trace-id", "x-b3-*",
+	"x-cloud-trace-context", "x-datadog-*", "x-dtc", "x-dtpc", "x-dtreferer", "x-dynatrace*", "x-honeycomb-trace",
+	"x-instana-*", "x-newrelic-*", "x-ot-span-context", "x-rum-*", "x-trace-id", "x-tracking-id",
+}
+
+// allowOrigin answers CORS by an exact list. What is sent back is the list's own text, never
+// the request's. The answer differs by Origin whether or not the origin is on the list, and
+// says so to caches. Cookies play no part in this API, so credentials are not allowed.
+func (s *Server) allowOrigin(fctx *fasthttp.RequestCtx) {
+	origin := fctx.Request.Header.Peek(fiber.HeaderOrigin)
+	if len(s.origins) == 0 && len(origin) == 0 {
+		return
+	}
+	h := &fctx.Response.Header
+	h.Add(fiber.HeaderVary, fiber.HeaderOrigin)
+	i := slices.Index(s.origins, string(origin))
+	if i < 0 || len(fctx.Request.Header.PeekAll(fiber.HeaderOrigin)) > 1 {
+		return
+	}
+	h.Set(fiber.HeaderAccessControlAllowOrigin, s.origins[i])
+	h.Set(fiber.HeaderAccessControlExposeHeaders, corsExpose)
+}
+
+// options answers OPTIONS for every path of the table, and with it CORS preflights.
+func (s *Server) options(fctx *fasthttp.RequestCtx, x *exchange) {
+	methods := s.allowed(string(fctx.URI().PathOriginal()))
+	if methods == "" {
+		s.answer(fctx, x, fiber.ErrNotFound)
+		return
+	}
+	h := &fctx.Response.Header
+	h.Set(fiber.HeaderAllow, methods)
+	if len(h.Peek(fiber.HeaderAccessControlAllowOrigin)) > 0 && len(fctx.Request.Header.Peek(fiber.HeaderAccessControlRequestMethod)) > 0 {
+		h.Add(fiber.HeaderVary, fiber.HeaderAccessControlRequestHeaders)
+		h.Set(fiber.HeaderAccessControlAllowMethods, methods)
+		h.Set(fiber.HeaderAccessControlAllowHeaders, s.allowHeaders(&fctx.Request.Header))
+		h.Set(fiber.HeaderAccessControlMaxAge, "600")
+	}
+	fctx.SetStatusCode(fiber.StatusNoContent)
+}
+
+// allowHeaders is the API's own request headers, and of those that the preflight asks for
+// the ones that pass.
+func (s *Server) allowHeaders(header *fasthttp.RequestHeader) string {
+	names := strings.Split(corsHeaders, ", ")
+	for _, line := range header.PeekAll(fiber.HeaderAccessControlRequestHeaders) {
+		for name := range strings.SplitSeq(string(line), ",") {
+			name = strings.ToLower(strings.Trim(name, " \t"))
+			own := slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, name) })
+			if !own && isToken(name) && (passes(passHeaders, name) || passes(s.corsHeaders, name)) {
+				names = append(names, name)
+			}
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// passes reports whether a name in lower case is on a list in lower case.
+func passes(list []string, name string) bool {
+	return slices.ContainsFunc(list, func(entry string) bool {
+		if start, all := strings.CutSuffix(entry, "*"); all {
+			return strings.HasPrefix(name, start)
+		}
+		return entry == name
+	})
+}
+
+// isToken reports whether text is a header's name (RFC 9110 §5.6.2).
+func isToken(text string) bool {
+	return text != "" && !strings.ContainsFunc(text, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("!#$%&'*+-.^_`|~", r))
+	})
+}
+
+// webPorts are the ports that browsers leave out of an origin, by the schemes whose hosts they
+// also write in lower case (the special schemes of the URL standard).
+var webPorts = map[string]string{"http": "80", "https": "443", "ws": "80", "wss": "443"}
+
+// parseOrigin returns an entry of app.origins as browsers send it (RFC 6454 §6.2), or why no
+// browser could send it. Hosts of schemes other than the web's are compared as they are:
+// only who registered the scheme knows what case means there.
+func parseOrigin(text string) (string, error) {
+	switch text {
+	case "":
+		return "", errors.New("is empty")
+	case "*":
+		return "", errors.New("would allow any page; name the origins")
+	case "null":
+		return "", errors.New("is sent by any page in a sandboxed frame or a local file, so it would allow any page")
+	}
+	scheme, rest, found := strings.Cut(text, "://")
+	scheme = strings.ToLower(scheme)
+	switch {
+	case !found || !isScheme(scheme):
+		return "", errors.New("is not an origin: scheme, host and port, such as https://app.example.com")
+	case scheme == "file":
+		return "", errors.New("is not what browsers send for local files, which is null, and may be any page")
+	case strings.ContainsAny(rest, "/?#\\"):
+		return "", fmt.Errorf("must be scheme, host and port alone, without a path or a slash at the end: %s", originOnly(scheme, rest))
+	case strings.Contains(rest, "@"):
+		return "", errors.New("must be scheme, host and port alone, without a user")
+	case strings.Contains(rest, "*"):
+		return "", errors.New("wildcards are not supported; name each origin")
+	}
+	host, port, err := splitPort(rest)
+	if err != nil {
+		return "", err
+	}
+	if strings.ContainsFunc(host, func(r rune) bool { return r > '~' }) {
+		ascii, err := idna.New(idna.MapForLookup(), idna.Transitional(false)).ToASCII(host)
+		if err != nil {
+			return "", errors.New("the host is not ASCII, and no name that can be looked up")
+		}
+		return "", fmt.Errorf("the host is not ASCII; browsers send %s://%s", scheme, ascii+strings.TrimPrefix(rest, host))
+	}
+	ownPort, web := webPorts[scheme]
+	if host, err = originHost(host, web); err != nil {
+		return "", err
+	}
+	if port != "" && port != ownPort {
+		host += ":" + port
+	}
+	return scheme + "://" + host, nil
+}
+
+func isScheme(text string) bool {
+	return text != "" && text[0] >= 'a' && text[0] <= 'z' && !strings.ContainsFunc(text, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '+' || r == '-' || r == '.')
+	})
+}
+
+// originOnly is what is meant by an entry that goes on after its host.
+func originOnly(scheme, rest string) string {
+	return scheme + "://" + rest[:strings.IndexAny(rest, "/?#\\")]
+}
+
+// splitPort takes host[:port] apart. The port comes back as browsers write it.
+func splitPort(text string) (host, port string, err error) {
+	at := strings.LastIndexByte(text, ':')
+	if at < 0 || strings.HasSuffix(text, "]") {
+		return text, "", nil
+	}
+	n, err := strconv.ParseUint(text[at+1:], 10, 16)
+	if err != nil {
+		return "", "", fmt.Errorf("%q is not a port", text[at+1:])
+	}
+	return text[:at], strconv.FormatUint(n, 10), nil
+}
+
+// originHost returns a host as browsers write it.
+func originHost(host string, web bool) (string, error) {
+	if inner, bracket := strings.CutPrefix(host, "["); bracket {
+		inner, closed := strings.CutSuffix(inner, "]")
+		addr, err := netip.ParseAddr(inner)
+		if err != nil || !closed || !addr.Is6() || addr.Zone() != "" {
+			return "", fmt.Errorf("%q is not an IPv6 address", host)
+		}
+		if addr.Is4In6() {
+			part := addr.As16()
+			return fmt.Sprintf("[::ffff:%x:%x]", uint16(part[12])<<8|uint16(part[13]), uint16(part[14])<<8|uint16(part[15])), nil
+		}
+		return "[" + addr.String() + "]", nil
+	}
+	if i := strings.IndexFunc(host, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune("%:<>[]^`{|}\"", r) }); i >= 0 {
+		return "", fmt.Errorf("the host has a character that no host has: %q", host[i:i+1])
+	}
+	if !web {
+		if host == "" {
+			return "", errors.New("names no host")
+		}
+		return host, nil
+	}
+	host = strings.ToLower(host)
+	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
+	if slices.Contains(labels, "") {
+		return "", errors.New("names no host")
+	}
+	// What ends in a number is an IPv4 address to browsers, who write it in one way.
+	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") {
+		if addr, err := netip.ParseAddr(host); err != nil || !addr.Is4() {
+			return "", fmt.Errorf("%q is not an IPv4 address in four decimal parts", host)
+		}
+	}
+	return host, nil
+}
