@@ -53,7 +53,7 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 		if err := client.ConfigSet(t.Context(), "requirepass", password).Err(); err != nil {
 			t.Fatal(err)
 		}
-		f.env = append(f.env, "APP_MODE=prod", "AUTH_PASSWORD_BCRYPT_COST=10", "AUTH_TOKEN_ALGORITHM=EdDSA",
+		f.env = append(f.env, "APP_MODE=prod", "AUTH_TOKEN_ISSUER=https://auth.test", "AUTH_PASSWORD_BCRYPT_COST=10", "AUTH_TOKEN_ALGORITHM=EdDSA",
 			"DATABASE_URL="+dbtest.AsUser(t, open, f.plant("database-password")), "CACHE_REDIS_HOST=127.0.0.1", "CACHE_REDIS_PORT="+server.Port(), "CACHE_REDIS_PASSWORD="+password)
 		f.searchAll(func(add func(place, text string)) {
 			add("the database", dumpPostgres(t, open))

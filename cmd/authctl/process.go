@@ -47,7 +47,7 @@ func processRoutes(server *httpserver.Server, readiness *telemetry.Readiness) []
 		{Method: fiber.MethodGet, Path: "/healthz", Handler: healthz, Quiet: true},
 		{Method: fiber.MethodGet, Path: "/readyz", Handler: readyz(server, readiness), Quiet: true},
 		{Method: fiber.MethodGet, Path: "/docs/swagger/*", Page: true, Handler: swaggerUI(swagger.New(swagger.Config{
-			InstanceName: instance, Title: "authctl", PersistAuthorization: true, TryItOutEnabled: true,
+			InstanceName: instance, Title: "authctl", URL: "doc.json", PersistAuthorization: true, TryItOutEnabled: true,
 		}))},
 	}
 }
@@ -56,11 +56,19 @@ func processRoutes(server *httpserver.Server, readiness *telemetry.Readiness) []
 var foreignStyle = regexp.MustCompile(`\s*<link href="https://[^>]*>`)
 
 // swaggerUI takes out of the page what it loads from elsewhere: nobody needs to know who
-// reads these documents, and the page's own policy would refuse it with an error.
+// reads these documents, and the page's own policy would refuse it with an error. Its
+// redirect becomes relative, so that it leads to the page behind a path prefix as well.
 func swaggerUI(page fiber.Handler) fiber.Handler {
 	return func(c *fiber.Ctx) error {
-		if err := page(c); err != nil || !bytes.HasPrefix(c.Response().Header.ContentType(), []byte("text/html")) {
+		if err := page(c); err != nil {
 			return err
+		}
+		if c.Response().StatusCode() == fiber.StatusMovedPermanently {
+			c.Set(fiber.HeaderLocation, "./index.html")
+			return nil
+		}
+		if !bytes.HasPrefix(c.Response().Header.ContentType(), []byte("text/html")) {
+			return nil
 		}
 		return c.Send(foreignStyle.ReplaceAll(c.Response().Body(), nil))
 	}

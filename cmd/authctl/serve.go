@@ -86,7 +86,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	}
 	readiness := telemetry.NewReadiness(nil, a.checks()...)
 	server.Handle(authhttp.Routes(a.auth, authhttp.Options{
-		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(server.Addr()), HasClients: len(a.Auth.Clients) > 0, SecureCookies: a.https() || a.servesTLS(),
+		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(server.Addr()), SecureCookies: a.https() || a.servesTLS(),
 	})...)
 	server.Handle(processRoutes(server, readiness)...)
 

@@ -64,6 +64,9 @@ func (s settings) Validate(report func(path, problem string)) {
 	if s.Auth.Token.Secret == "" && !s.keyless {
 		report("auth.token.secret", "must be set in prod mode: AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE; make one with: openssl rand -base64 48")
 	}
+	if strings.TrimRight(s.Auth.Token.Issuer, "/") == auth.DefaultIssuer && !s.keyless {
+		report("auth.token.issuer", "must be set in prod mode: AUTH_TOKEN_ISSUER, the URL by which clients know this service, such as https://auth.example.com")
+	}
 	if s.Auth.Password.BcryptCost < 10 {
 		report("auth.password.bcrypt_cost", "must be 10 or more in prod mode")
 	}

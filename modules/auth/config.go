@@ -1,7 +1,9 @@
 package auth
 
 import (
+	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -25,7 +27,7 @@ type Config struct {
 	SessionLimit    string           `config:"auth.session_limit" default:"evict-oldest" oneof:"evict-oldest,reject-new" doc:"What happens to one session more: the least recently used one ends, or the sign-in is refused."`
 	UsernameProfile username.Profile `config:"auth.username_profile" default:"ascii" oneof:"ascii,unicode" doc:"Which usernames there may be: ASCII letters, digits and . _ - @ +, with more before the @ of an address, or RFC 8265 UsernameCaseMapped without mixed scripts."`
 	Registration    string           `config:"auth.registration" default:"open" oneof:"open,closed" doc:"Who makes accounts: open lets everybody register; closed refuses every registration, and accounts are made by authctl user create and user import."`
-	Clients         []string         `config:"auth.clients" doc:"Who may call /oauth2/*: id:sha256 pairs, the SHA-256 of the client's secret in hexadecimal. Make one with: printf %s \"$SECRET\" | sha256sum"`
+	Clients         []string         `config:"auth.clients" doc:"Who may call /oauth2/*: id:sha256 pairs, the SHA-256 of the client's secret in hexadecimal after the last colon; the id itself may have colons. Make one with: printf %s \"$SECRET\" | sha256sum"`
 
 	Token    token.Config
 	Password password.Config
@@ -52,12 +54,20 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 }
 
-// parseClient takes "id:sha256-hex-of-secret" apart.
+// parseClient takes "id:sha256-hex-of-secret" apart, at its last colon. The characters of an
+// id are those of RFC 6749 Appendix A.1.
 func parseClient(text string) (id string, hash []byte, err error) {
-	id, digest, _ := strings.Cut(text, ":")
-	hash, err = hex.DecodeString(digest)
-	if id == "" || err != nil || len(hash) != 32 {
-		return "", nil, fmt.Errorf("is not id:sha256-hex-of-secret")
+	at := strings.LastIndexByte(text, ':')
+	if at < 1 {
+		return "", nil, errors.New("is not id:sha256-hex-of-secret")
+	}
+	id = text[:at]
+	if strings.ContainsFunc(id, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return "", nil, errors.New("has an id with characters other than printable ASCII")
+	}
+	hash, err = hex.DecodeString(text[at+1:])
+	if err != nil || len(hash) != sha256.Size {
+		return "", nil, errors.New("is not id:sha256-hex-of-secret: 64 hexadecimal digits must follow the last colon, the SHA-256 of the secret and not the secret")
 	}
 	return id, hash, nil
 }

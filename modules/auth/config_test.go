@@ -1,6 +1,9 @@
 package auth
 
 import (
+	"encoding/base64"
+	"encoding/hex"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -72,5 +75,47 @@ func TestAClientIDMayBeNamedOnce(t *testing.T) {
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%s: %v, want %q", clients, err, want)
 		}
+	}
+}
+
+func TestClientsAreIDsAndHashes(t *testing.T) {
+	t.Parallel()
+	const hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+	for text, id := range map[string]string{
+		"gateway:" + hash: "gateway", "https://api.example:8443/x:" + hash: "https://api.example:8443/x", "a:b:" + strings.ToUpper(hash): "a:b", "with blanks:" + hash: "with blanks",
+		"": "", hash: "", ":" + hash: "", "gateway:": "", "gateway:secret": "", "gateway:" + hash[1:]: "", "gateway:" + hash + "0": "", "gateway:" + hash + ":": "",
+		"g\u00e4teway:" + hash: "", "gate\x00way:" + hash: "",
+	} {
+		got, digest, err := parseClient(text)
+		if got != id || (err == nil) != (id != "") || id != "" && hex.EncodeToString(digest) != hash {
+			t.Errorf("%q: %q %x %v, want %q", text, got, digest, err, id)
+		}
+	}
+}
+
+func TestSeveralAudiencesAreAList(t *testing.T) {
+	t.Parallel()
+	for setting, want := range map[string]string{
+		"orders": `"orders"`, "orders,billing": `["orders","billing"]`, " orders , https://api.example/x ": `["orders","https://api.example/x"]`,
+	} {
+		var cfg Config
+		if err := config.Load(&cfg, config.Options{Environ: []string{"AUTH_TOKEN_AUDIENCE=" + setting, "AUTH_TOKEN_SECRET=" + testSecret}}); err != nil {
+			t.Fatal(err)
+		}
+		eachWith(t, func(c *Config) { c.Token.Audience = cfg.Token.Audience }, func(t *testing.T, w *world) {
+			_, tokens := w.newcomer(t)
+			payload, err := base64.RawURLEncoding.DecodeString(strings.Split(tokens.AccessToken, ".")[1])
+			if err != nil || !strings.Contains(string(payload), `"aud":`+want+",") {
+				t.Errorf("%s: %s", setting, payload)
+			}
+			w.live(t, tokens)
+			in, active, err := w.Introspect(t.Context(), tokens.AccessToken)
+			if err != nil || !active || !slices.Equal(in.Audience, cfg.Token.Audience) {
+				t.Errorf("%s: introspected as %+v, %v, %v", setting, in, active, err)
+			}
+			if report, err := w.InspectToken(t.Context(), tokens.AccessToken); err != nil || !report.Valid {
+				t.Errorf("%s: inspected as %+v, %v", setting, report, err)
+			}
+		})
 	}
 }

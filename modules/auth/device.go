@@ -3,6 +3,7 @@ package auth
 import (
 	"net/netip"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -16,6 +17,9 @@ type Device struct {
 	IP        netip.Addr // may be invalid: not known
 	Token     string     // what an earlier sign-in left with the device; see [Tokens]
 }
+
+// DeviceTTL is how long what a sign-in leaves with a device marks it as known.
+func (s *Service) DeviceTTL() time.Duration { return s.cfg.Throttle.Device }
 
 // Lengths in characters beyond which a device name is refused and a user agent is cut.
 const (

@@ -29,21 +29,33 @@ type Introspection struct {
 	AuthTime  time.Time
 }
 
-// CheckClient reports whether a client of /oauth2/* is who it says, in the same time for
-// every wrong answer.
-func (s *Service) CheckClient(id, secret string) bool {
-	want, known := s.clients[id]
-	if !known {
-		want = make([]byte, sha256.Size)
+// ClientCredentials are one reading of what a client of /oauth2/* sent to show who it is.
+type ClientCredentials struct{ ID, Secret string }
+
+// AuthenticateClient reports whether one of the readings of a client's credentials is right.
+// That a reading names a client that there is takes no longer than that it does not. A
+// refusal is noted in the security log.
+func (s *Service) AuthenticateClient(readings []ClientCredentials, from Device) bool {
+	named := ""
+	for _, c := range readings {
+		want, known := s.clients[c.ID]
+		if !known {
+			want = make([]byte, sha256.Size)
+		}
+		got := sha256.Sum256([]byte(c.Secret))
+		if subtle.ConstantTimeCompare(got[:], want) == 1 && known {
+			return true
+		}
+		if known || named == "" {
+			named = c.ID
+		}
 	}
-	got := sha256.Sum256([]byte(secret))
-	return subtle.ConstantTimeCompare(got[:], want) == 1 && known
+	s.security.Warn("client_refused", zap.String("client_id", printable(named, 255)), zap.String("ip", from.ip()))
+	return false
 }
 
-// RefusedClient notes that somebody did not show to be a client of /oauth2/*.
-func (s *Service) RefusedClient(id string, dev Device) {
-	s.security.Warn("client_refused", zap.String("client_id", printable(id, 255)), zap.String("ip", dev.ip()))
-}
+// HasClients reports whether there is anybody who may call /oauth2/*.
+func (s *Service) HasClients() bool { return len(s.clients) > 0 }
 
 // Introspect says what a token is worth now. False is all that is said of one that is not
 // live, for whatever reason.

@@ -36,7 +36,7 @@ func (c *keyClock) advance(d time.Duration) { c.at.Add(int64(d)) }
 func keyConfig(algorithm string) token.Config {
 	return token.Config{
 		Secret: "the first secret that is long enough", Algorithm: algorithm, AccessTTL: 5 * time.Hour,
-		Issuer: "https://auth.example.com", Audience: "api", ClientID: "web",
+		Issuer: "https://auth.example.com", Audience: []string{"api"}, ClientID: "web",
 	}
 }
 
@@ -71,7 +71,7 @@ func signWith(t testing.TB, k *keyring) string {
 	t.Helper()
 	now := k.now()
 	signed, err := k.Active().Sign(token.Claims{
-		Issuer: k.cfg.Issuer, Audience: []string{k.cfg.Audience}, ClientID: k.cfg.ClientID,
+		Issuer: k.cfg.Issuer, Audience: k.cfg.Audience, ClientID: k.cfg.ClientID,
 		Subject: uuid.New(), ID: uuid.New(), SessionID: uuid.New(),
 		IssuedAt: now, AuthTime: now, ExpiresAt: now.Add(k.cfg.AccessTTL),
 	})

@@ -2,6 +2,7 @@ package auth
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -12,6 +13,10 @@ import (
 
 // refreshPrefix begins every refresh token, and no access token.
 const refreshPrefix = "art_"
+
+// IsRefreshToken reports whether a text has the form of a refresh token rather than that of
+// an access token. It says nothing of whether it is good.
+func IsRefreshToken(text string) bool { return strings.HasPrefix(text, refreshPrefix) }
 
 // Tokens are what a sign-in or a refresh hands out.
 type Tokens struct {
@@ -43,7 +48,7 @@ func (s *Service) issue(sess session.Session, refresh session.Token) (Tokens, er
 		expires = end
 	}
 	claims := token.Claims{
-		Issuer: s.cfg.Token.Issuer, Audience: []string{s.cfg.Token.Audience}, Subject: sess.UserID,
+		Issuer: s.cfg.Token.Issuer, Audience: s.cfg.Token.Audience, Subject: sess.UserID,
 		ID: id, SessionID: sess.ID, ClientID: s.cfg.Token.ClientID,
 		IssuedAt: now, ExpiresAt: expires, AuthTime: sess.AuthTime, SessionEpoch: sess.Epoch,
 	}

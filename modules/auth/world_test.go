@@ -41,7 +41,7 @@ func testConfig() Config {
 		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: 10 * time.Second,
 		MaxSessions: 50, SessionLimit: "evict-oldest", UsernameProfile: "ascii",
 		Token: token.Config{
-			Secret: testSecret, Algorithm: token.ES256, Issuer: "https://auth.test", Audience: "test", ClientID: "test", AccessTTL: 5 * time.Hour,
+			Secret: testSecret, Algorithm: token.ES256, Issuer: "https://auth.test", Audience: []string{"test"}, ClientID: "test", AccessTTL: 5 * time.Hour,
 		},
 		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Blocklist: true, Workers: 2, QueueWait: time.Minute},
 		Throttle: throttle.Config{},

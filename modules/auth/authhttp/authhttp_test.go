@@ -3,12 +3,14 @@ package authhttp
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -20,6 +22,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/internal/password"
+	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/modules/auth/internal/token"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/httpserver"
@@ -43,11 +46,13 @@ func newSite(t *testing.T) *site {
 	digest := sha256.Sum256([]byte(clientSecret))
 	cfg := auth.Config{
 		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: 10 * time.Second, MaxSessions: 50,
-		SessionLimit: "evict-oldest", UsernameProfile: "ascii", Clients: []string{"gateway:" + hex.EncodeToString(digest[:])},
+		SessionLimit: "evict-oldest", UsernameProfile: "ascii",
+		Clients: []string{"gateway:" + hex.EncodeToString(digest[:]), "https://api.example:8443/x:" + hex.EncodeToString(digest[:]), "100%+:" + hex.EncodeToString(digest[:])},
 		Token: token.Config{
 			Secret: "a secret of the tests that is long enough for everything", Algorithm: token.ES256,
-			Issuer: issuer, Audience: "test", ClientID: "test", AccessTTL: time.Hour,
+			Issuer: issuer, Audience: []string{"test"}, ClientID: "test", AccessTTL: time.Hour,
 		},
+		Throttle: throttle.Config{Device: 2 * time.Hour},
 		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Blocklist: true, Workers: 2, QueueWait: time.Minute},
 	}
 	svc, err := auth.New(t.Context(), cfg, auth.Deps{DB: dbtest.SQLite(t)})
@@ -63,7 +68,7 @@ func newSite(t *testing.T) *site {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server.Handle(Routes(svc, Options{Issuer: issuer, HasClients: true, SecureCookies: true})...)
+	server.Handle(Routes(svc, Options{Issuer: issuer, SecureCookies: true})...)
 	return &site{t: t, server: server, svc: svc}
 }
 
@@ -249,6 +254,7 @@ func TestEveryRouteIsClosedToWhomTheTableDoesNotName(t *testing.T) {
 			s.expect(s.do(e.method, path, nil, "Authorization", "Basic "+tokens.str("access_token")), 401, "missing_token")
 			s.expect(s.do(e.method, path+"?access_token="+tokens.str("access_token"), nil), 401, "missing_token")
 		case client:
+			// Credentials that are wrong; those that are missing or misplaced have a test below.
 			for _, credentials := range [][2]string{{"", ""}, {"gateway", "wrong"}, {"nobody", clientSecret}} {
 				req := httptest.NewRequest(e.method, path, strings.NewReader("token=x"))
 				req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
@@ -420,7 +426,7 @@ func TestMetadataNamesTheEndpointsWhereTheyAre(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	elsewhere.Handle(Routes(s.svc, Options{Issuer: issuer, BaseURL: "http://localhost:21000", HasClients: true})...)
+	elsewhere.Handle(Routes(s.svc, Options{Issuer: issuer, BaseURL: "http://localhost:21000"})...)
 	s.server = elsewhere
 	a := s.do("GET", "/.well-known/oauth-authorization-server", nil)
 	for name, want := range map[string]string{
@@ -467,6 +473,159 @@ func TestIntrospectionAndRevocation(t *testing.T) {
 	for _, kind := range []string{"access_token", "refresh_token"} {
 		if a := call("/oauth2/introspect", "token="+tokens.str(kind)); a.text != `{"active":false}` {
 			t.Errorf("%s of an ended session: %s", kind, a.text)
+		}
+	}
+}
+
+// Clients send their credentials in the two ways of RFC 6749 §2.3.1, and the first of them
+// with and without the form-encoding that it asks for.
+func TestClientsAuthenticateInEitherWay(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	_, tokens := s.register()
+	basic := func(text string) string { return "Basic " + base64.StdEncoding.EncodeToString([]byte(text)) }
+	const uri, odd = "https://api.example:8443/x", "100%+"
+	form := func(pairs ...string) string {
+		values := url.Values{}
+		for i := 0; i < len(pairs); i += 2 {
+			values.Set(pairs[i], pairs[i+1])
+		}
+		return values.Encode()
+	}
+	for name, test := range map[string]struct {
+		authorization, body string
+		status              int
+		words               string // of the refusal
+	}{
+		"basic":                   {basic("gateway:" + clientSecret), "", 200, ""},
+		"basic, encoded":          {basic("gateway:" + url.QueryEscape(clientSecret)), "", 200, ""},
+		"basic in another case":   {"bAsIc  " + basic("gateway:" + clientSecret)[6:], "", 200, ""},
+		"a URI, raw":              {basic(uri + ":" + clientSecret), "", 200, ""},
+		"a URI, encoded":          {basic(url.QueryEscape(uri) + ":" + url.QueryEscape(clientSecret)), "", 200, ""},
+		"a URI, half encoded":     {basic(url.QueryEscape(uri) + ":" + clientSecret), "", 200, ""},
+		"an id like an escape":    {basic(odd + ":" + clientSecret), "", 200, ""},
+		"the same, encoded":       {basic(url.QueryEscape(odd) + ":" + clientSecret), "", 200, ""},
+		"in the form":             {"", form("client_id", "gateway", "client_secret", clientSecret), 200, ""},
+		"a URI in the form":       {"", form("client_id", uri, "client_secret", clientSecret), 200, ""},
+		"basic, and the id":       {basic("gateway:" + clientSecret), form("client_id", "gateway"), 200, ""},
+		"a URI, and the id":       {basic(url.QueryEscape(uri) + ":" + clientSecret), form("client_id", uri), 200, ""},
+		"both":                    {basic("gateway:" + clientSecret), form("client_id", "gateway", "client_secret", clientSecret), 400, "authenticates twice"},
+		"both, bearer":            {"Bearer " + tokens.str("access_token"), form("client_id", "gateway", "client_secret", clientSecret), 400, "authenticates twice"},
+		"basic, and another id":   {basic("gateway:" + clientSecret), form("client_id", uri), 400, "another client"},
+		"nothing":                 {"", "", 401, "authentication is missing"},
+		"bearer":                  {"Bearer " + tokens.str("access_token"), "", 401, "no other scheme than Basic"},
+		"no base64":               {"Basic gateway:" + clientSecret, "", 401, "base64 of id:secret"},
+		"no colon":                {basic("gateway"), "", 401, "base64 of id:secret"},
+		"an assertion":            {"", form("client_id", "gateway", "client_assertion_type", "urn:x", "client_assertion", "a.b.c"), 401, "assertions are not supported"},
+		"no secret":               {"", form("client_id", "gateway"), 401, "client_secret is missing"},
+		"no id":                   {"", form("client_secret", clientSecret), 401, "client_id is missing"},
+		"wrong secret":            {basic("gateway:wrong"), "", 401, "not known, or its secret is wrong"},
+		"wrong secret in form":    {"", form("client_id", "gateway", "client_secret", "wrong"), 401, "not known, or its secret is wrong"},
+		"unknown client":          {basic("nobody:" + clientSecret), "", 401, "not known, or its secret is wrong"},
+		"empty secret":            {basic("gateway:"), "", 401, "not known, or its secret is wrong"},
+		"the hash for the secret": {basic("gateway:" + hex.EncodeToString(sha256.New().Sum([]byte(clientSecret)))), "", 401, "not known, or its secret is wrong"},
+		"part of an id":           {basic("https:" + clientSecret), "", 401, "not known, or its secret is wrong"},
+		"colons alone":            {basic(strings.Repeat(":", 5000)), "", 401, "not known, or its secret is wrong"},
+	} {
+		for _, path := range []string{"/oauth2/introspect", "/oauth2/revoke"} {
+			// Of an unknown token, so that the session goes on.
+			headers := []string{"Content-Type", "application/x-www-form-urlencoded"}
+			if test.authorization != "" {
+				headers = append(headers, "Authorization", test.authorization)
+			}
+			a := s.do("POST", path, strings.Trim(test.body+"&token=nonsense", "&"), headers...)
+			switch {
+			case a.StatusCode != test.status:
+				t.Errorf("%s at %s: %d %s", name, path, a.StatusCode, a.text)
+			case test.status != 200 && !strings.Contains(a.str("error_description"), test.words):
+				t.Errorf("%s at %s: %s, want %q", name, path, a.text, test.words)
+			case test.status == 401 && (a.str("error") != "invalid_client" || !strings.HasPrefix(a.Header.Get("WWW-Authenticate"), "Basic ")),
+				test.status == 400 && a.str("error") != "invalid_request":
+				t.Errorf("%s at %s: %s %v", name, path, a.text, a.Header)
+			}
+		}
+	}
+	a := s.do("POST", "/oauth2/introspect?token=x", "", "Authorization", basic("gateway:"+clientSecret))
+	if a.StatusCode != 400 || !strings.Contains(a.str("error_description"), "not in the query") {
+		t.Errorf("a token in the query: %d %s", a.StatusCode, a.text)
+	}
+}
+
+// Whoever sends something else than a token is told what it looks like.
+func TestAnUnfitAuthorizationIsNamed(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	_, tokens := s.register()
+	access, refresh := tokens.str("access_token"), tokens.str("refresh_token")
+	for header, want := range map[string][2]string{
+		"":                        {"missing_token", "An access token is needed"},
+		access:                    {"missing_token", "The word Bearer is missing"},
+		refresh:                   {"missing_token", "The word Bearer is missing"},
+		"Bearer":                  {"missing_token", "no token follows"},
+		"Bearer ":                 {"missing_token", "no token follows"},
+		"Bearer: " + access:       {"missing_token", "a space and nothing else"},
+		"Basic dTpw":              {"missing_token", "and not HTTP Basic"},
+		"Token " + access:         {"missing_token", "Authorization must be: Bearer TOKEN"},
+		"nonsense":                {"missing_token", "Authorization must be: Bearer TOKEN"},
+		"Bearer Bearer " + access: {"invalid_token", "twice"},
+		`Bearer "` + access + `"`: {"invalid_token", "quotes"},
+		"Bearer <" + access + ">": {"invalid_token", "brackets"},
+		"Bearer " + access + " x": {"invalid_token", "blanks"},
+		"Bearer " + refresh:       {"invalid_token", "This is a refresh token"},
+		"Bearer " + access + "x":  {"invalid_token", "not valid"},
+	} {
+		a := s.do("GET", "/api/v1/auth/me", nil, "Authorization", header)
+		s.expect(a, 401, want[0])
+		if !strings.Contains(a.str("detail"), want[1]) || strings.Contains(a.text, access) || strings.Contains(a.text, refresh) {
+			t.Errorf("%.20q: %s, want %q", header, a.text, want[1])
+		}
+	}
+	for _, header := range []string{"Bearer " + access, "bearer  " + access, "BEARER\t" + access, " Bearer " + access + " "} {
+		if a := s.do("GET", "/api/v1/auth/me", nil, "Authorization", header); a.StatusCode != 200 {
+			t.Errorf("%.10q: %d %s", header, a.StatusCode, a.text)
+		}
+	}
+}
+
+// Some proxies and clients drop the body of a DELETE: whoever loses it is told of the POST.
+func TestAnAccountIsDeletedByPostAsWell(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	name, tokens := s.register()
+	lost := s.do("DELETE", "/api/v1/auth/me", nil, "Authorization", bearerOf(tokens))
+	s.expect(lost, 400, "malformed_request")
+	if !strings.Contains(lost.str("detail"), "POST /api/v1/auth/me/delete") {
+		t.Errorf("%s", lost.text)
+	}
+	s.expect(s.do("POST", "/api/v1/auth/me/delete", nil, "Authorization", bearerOf(tokens)), 400, "malformed_request")
+	s.expect(s.do("POST", "/api/v1/auth/me/delete", map[string]string{"password": "wrong"}, "Authorization", bearerOf(tokens)), 403, "invalid_credentials")
+	s.expect(s.do("POST", "/api/v1/auth/me/delete", map[string]string{"password": goodPassword}), 401, "missing_token")
+	s.expect(s.do("POST", "/api/v1/auth/me/delete", map[string]string{"password": goodPassword}, "Authorization", bearerOf(tokens)), 204, "")
+	s.expect(s.do("POST", "/api/v1/auth/login", map[string]string{"username": name, "password": goodPassword}), 401, "invalid_credentials")
+}
+
+// With an issuer below a path, that path is where a proxy has mounted the service.
+func TestTheIssuersPathIsWhereBrowsersAndClientsLook(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	for suffix, mount := range map[string]string{"": "", "/": "", "/auth": "/auth", "/auth/": "/auth", "/realms/one": "/realms/one"} {
+		server, err := httpserver.New(httpserver.Config{}, httpserver.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		server.Handle(Routes(s.svc, Options{Issuer: issuer + suffix})...)
+		s.server = server
+		_, a := s.register()
+		if cookies := a.Cookies(); len(cookies) != 1 || cookies[0].Path != mount+"/api/v1/auth/" || cookies[0].MaxAge != 7200 {
+			t.Errorf("issuer %s: cookies %v", suffix, cookies)
+		}
+		for _, place := range []string{"/.well-known/oauth-authorization-server", "/.well-known/oauth-authorization-server" + mount} {
+			if a := s.do("GET", place, nil); a.str("issuer") != issuer+suffix || a.str("jwks_uri") != issuer+mount+"/.well-known/jwks.json" {
+				t.Errorf("%s of issuer %s: %d %s", place, suffix, a.StatusCode, a.text)
+			}
+		}
+		if a := s.do("GET", "/.well-known/oauth-authorization-server/elsewhere", nil); a.StatusCode != 404 {
+			t.Errorf("another issuer's metadata: %d", a.StatusCode)
 		}
 	}
 }

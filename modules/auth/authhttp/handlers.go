@@ -111,7 +111,6 @@ type sessionBody struct {
 const (
 	deviceHeader = httpserver.HeaderDevice
 	deviceCookie = "authctl_device"
-	deviceMaxAge = 180 * 24 * time.Hour
 )
 
 // register godoc
@@ -285,7 +284,12 @@ func (a *api) me(c *fiber.Ctx, caller auth.Caller) error {
 //	@Failure	503		{object}	httpserver.problem	"overloaded, unavailable"
 //	@Security	Bearer
 //	@Router		/api/v1/auth/me [delete]
+//	@Router		/api/v1/auth/me/delete [post]
 func (a *api) deleteMe(c *fiber.Ctx, caller auth.Caller) error {
+	if c.Method() == fiber.MethodDelete && len(c.Body()) == 0 {
+		return httpserver.ErrMalformed.Detail("The body is empty; a JSON object with the password is expected. " +
+			"Where something on the way drops the body of a DELETE, POST /api/v1/auth/me/delete does the same.")
+	}
 	var body passwordBody
 	if err := httpserver.DecodeJSON(c, &body); err != nil {
 		return err
@@ -442,7 +446,7 @@ func (a *api) leaveDevice(c *fiber.Ctx, token string) {
 	}
 	c.Set(deviceHeader, token)
 	c.Cookie(&fiber.Cookie{
-		Name: deviceCookie, Value: token, Path: "/api/v1/auth/", MaxAge: int(deviceMaxAge / time.Second),
+		Name: deviceCookie, Value: token, Path: a.opt.mount() + "/api/v1/auth/", MaxAge: int(a.svc.DeviceTTL() / time.Second),
 		HTTPOnly: true, Secure: a.opt.SecureCookies, SameSite: fiber.CookieSameSiteStrictMode,
 	})
 }

@@ -3,12 +3,15 @@ package authhttp
 import (
 	"cmp"
 	"encoding/base64"
+	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/google/uuid"
 
+	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
@@ -41,6 +44,9 @@ type introspectionBody struct {
 	AuthTime  int64  `json:"auth_time,omitempty"`
 }
 
+// publicKeys lets everybody keep the keys for as long as a new one waits before it signs.
+var publicKeys = fmt.Sprintf("public, max-age=%d", int(auth.JWKSMaxAge.Seconds()))
+
 // jwks godoc
 //
 //	@Summary	The public signing keys (RFC 7517)
@@ -52,7 +58,7 @@ type introspectionBody struct {
 //	@Router		/.well-known/jwks.json [get]
 func (a *api) jwks(c *fiber.Ctx) error {
 	body, etag := a.svc.JWKS()
-	c.Set(fiber.HeaderCacheControl, "public, max-age=300")
+	c.Set(fiber.HeaderCacheControl, publicKeys)
 	c.Set(fiber.HeaderETag, etag)
 	if matchesETag(c.Get(fiber.HeaderIfNoneMatch), etag) {
 		return empty(c, fiber.StatusNotModified)
@@ -75,12 +81,12 @@ func (a *api) metadata(c *fiber.Ctx) error {
 		ResponseTypes: []string{}, GrantTypes: []string{},
 		ServiceDocumentation: "https://github.com/toppira/authctl",
 	}
-	if a.opt.HasClients {
-		basic := []string{"client_secret_basic"}
-		body.IntrospectionEndpoint, body.IntrospectionAuthTypes = base+"/oauth2/introspect", basic
-		body.RevocationEndpoint, body.RevocationAuthTypes = base+"/oauth2/revoke", basic
+	if a.svc.HasClients() {
+		methods := []string{"client_secret_basic", "client_secret_post"}
+		body.IntrospectionEndpoint, body.IntrospectionAuthTypes = base+"/oauth2/introspect", methods
+		body.RevocationEndpoint, body.RevocationAuthTypes = base+"/oauth2/revoke", methods
 	}
-	c.Set(fiber.HeaderCacheControl, "public, max-age=300")
+	c.Set(fiber.HeaderCacheControl, publicKeys)
 	return c.JSON(body)
 }
 
@@ -93,6 +99,8 @@ func (a *api) metadata(c *fiber.Ctx) error {
 //	@Produce		json
 //	@Param			token			formData	string	true	"an access token or a refresh token"
 //	@Param			token_type_hint	formData	string	false	"not needed"
+//	@Param			client_id		formData	string	false	"with client_secret, in place of HTTP Basic"
+//	@Param			client_secret	formData	string	false	"with client_id, in place of HTTP Basic"
 //	@Success		200				{object}	introspectionBody
 //	@Failure		400				{object}	map[string]string		"invalid_request"
 //	@Failure		401				{object}	map[string]string		"invalid_client"
@@ -100,8 +108,8 @@ func (a *api) metadata(c *fiber.Ctx) error {
 //	@Failure		503				{object}	map[string]string		"temporarily_unavailable"
 //	@Security		Client
 //	@Router			/oauth2/introspect [post]
-func (a *api) introspect(c *fiber.Ctx) error {
-	token, err := formToken(c)
+func (a *api) introspect(c *fiber.Ctx, form httpserver.Form) error {
+	token, err := formToken(c, form)
 	if err != nil {
 		return err
 	}
@@ -140,6 +148,8 @@ func (a *api) introspect(c *fiber.Ctx) error {
 //	@Produce		json
 //	@Param			token			formData	string	true	"an access token or a refresh token"
 //	@Param			token_type_hint	formData	string	false	"not needed"
+//	@Param			client_id		formData	string	false	"with client_secret, in place of HTTP Basic"
+//	@Param			client_secret	formData	string	false	"with client_id, in place of HTTP Basic"
 //	@Success		200				"the token is worth nothing now"
 //	@Failure		400				{object}	map[string]string		"invalid_request"
 //	@Failure		401				{object}	map[string]string		"invalid_client"
@@ -147,8 +157,8 @@ func (a *api) introspect(c *fiber.Ctx) error {
 //	@Failure		503				{object}	map[string]string		"temporarily_unavailable"
 //	@Security		Client
 //	@Router			/oauth2/revoke [post]
-func (a *api) revoke(c *fiber.Ctx) error {
-	token, err := formToken(c)
+func (a *api) revoke(c *fiber.Ctx, form httpserver.Form) error {
+	token, err := formToken(c, form)
 	if err != nil {
 		return err
 	}
@@ -159,40 +169,89 @@ func (a *api) revoke(c *fiber.Ctx) error {
 	return empty(c, fiber.StatusOK)
 }
 
-// authenticateClient takes the client's id and secret from HTTP Basic (RFC 6749 §2.3.1),
-// where both are form-encoded first.
-func (a *api) authenticateClient(c *fiber.Ctx) error {
-	refused := &httpserver.OAuthError{Status: fiber.StatusUnauthorized, Code: "invalid_client", Description: "Client authentication failed."}
-	scheme, encoded, _ := strings.Cut(c.Get(fiber.HeaderAuthorization), " ")
-	raw, err := base64.StdEncoding.DecodeString(encoded)
-	if err != nil || !strings.EqualFold(scheme, "Basic") {
-		return refused
+// authenticateClient lets through who shows to be a client of auth.clients, by HTTP Basic or
+// in the form (RFC 6749 §2.3.1), and not by both.
+func (a *api) authenticateClient(c *fiber.Ctx, form httpserver.Form) error {
+	const how = "HTTP Basic (client_secret_basic), or client_id and client_secret in the form (client_secret_post)"
+	refused := func(description string) error {
+		return &httpserver.OAuthError{Status: fiber.StatusUnauthorized, Code: "invalid_client", Description: description}
 	}
-	id, secret, _ := strings.Cut(string(raw), ":")
-	id, err = url.QueryUnescape(id)
-	if err != nil {
-		return refused
+	confused := func(description string) error {
+		return &httpserver.OAuthError{Status: fiber.StatusBadRequest, Code: "invalid_request", Description: description}
 	}
-	// A secret of base64 has + and /, which not every client encodes: both readings count.
-	if a.svc.CheckClient(id, secret) {
+	header := c.Get(fiber.HeaderAuthorization)
+	scheme, encoded, _ := strings.Cut(header, " ")
+	id, hasID := form["client_id"]
+	secret, hasSecret := form["client_secret"]
+	var readings []auth.ClientCredentials
+	switch {
+	case form["client_assertion"] != "" || form["client_assertion_type"] != "":
+		return refused("Client assertions are not supported. Send " + how + ".")
+	case header != "" && hasSecret:
+		return confused("The client authenticates twice. Send either Authorization or client_secret.")
+	case strings.EqualFold(scheme, "Basic"):
+		raw, err := base64.StdEncoding.DecodeString(strings.TrimLeft(encoded, " "))
+		if readings = basicReadings(string(raw)); err != nil || len(readings) == 0 {
+			return refused("Basic must be followed by the base64 of id:secret.")
+		}
+		if hasID && !slices.ContainsFunc(readings, func(r auth.ClientCredentials) bool { return r.ID == id }) {
+			return confused("client_id is another client than the one in Authorization.")
+		}
+	case header != "":
+		return refused("This takes the id and secret of a client, and no other scheme than Basic. Send " + how + ".")
+	case hasID && hasSecret:
+		readings = []auth.ClientCredentials{{ID: id, Secret: secret}}
+	case hasID:
+		return refused("client_secret is missing.")
+	case hasSecret:
+		return refused("client_id is missing.")
+	default:
+		return refused("Client authentication is missing. Send " + how + ".")
+	}
+	if a.svc.AuthenticateClient(readings, device(c, "")) {
 		return nil
 	}
-	if decoded, err := url.QueryUnescape(secret); err == nil && decoded != secret && a.svc.CheckClient(id, decoded) {
-		return nil
-	}
-	a.svc.RefusedClient(id, device(c, ""))
-	return refused
+	return refused("The client is not known, or its secret is wrong.")
 }
 
-// formToken reads the one parameter that matters from a form. The hint about its type is not
-// needed: the two kinds look different.
-func formToken(c *fiber.Ctx) (string, error) {
-	form, err := httpserver.DecodeForm(c)
-	if err != nil {
-		return "", err
+// basicReadings is what a client may have meant by the text in HTTP Basic. RFC 6749 §2.3.1
+// has id and secret form-encoded first, which not every client does; then the colon that
+// parts them need not be the first, and + and % need not be escapes.
+func basicReadings(text string) []auth.ClientCredentials {
+	const most = 16 // colons
+	var readings []auth.ClientCredentials
+	for at, n := strings.IndexByte(text, ':'), 0; at >= 0 && n < most; n++ {
+		for _, id := range formReadings(text[:at]) {
+			for _, secret := range formReadings(text[at+1:]) {
+				readings = append(readings, auth.ClientCredentials{ID: id, Secret: secret})
+			}
+		}
+		next := strings.IndexByte(text[at+1:], ':')
+		if next < 0 {
+			break
+		}
+		at += 1 + next
 	}
-	if form["token"] == "" {
-		return "", &httpserver.OAuthError{Status: fiber.StatusBadRequest, Code: "invalid_request", Description: "The parameter token is missing."}
+	return readings
+}
+
+// formReadings is a text as it is and, where that is another, decoded.
+func formReadings(text string) []string {
+	if decoded, err := url.QueryUnescape(text); err == nil && decoded != text {
+		return []string{text, decoded}
 	}
-	return form["token"], nil
+	return []string{text}
+}
+
+// formToken takes the one parameter that matters out of a form. The hint about its type is
+// not needed: the two kinds look different.
+func formToken(c *fiber.Ctx, form httpserver.Form) (string, error) {
+	if token := form["token"]; token != "" {
+		return token, nil
+	}
+	description := "The parameter token is missing."
+	if len(c.Request().URI().QueryString()) > 0 {
+		description += " It is sent in the body as application/x-www-form-urlencoded, not in the query."
+	}
+	return "", &httpserver.OAuthError{Status: fiber.StatusBadRequest, Code: "invalid_request", Description: description}
 }

@@ -31,7 +31,7 @@ func TestACacheChangesNoVerdict(t *testing.T) {
 	now := testNow()
 	published := map[string]PublicKey{}
 	cached := &Verifier{
-		Issuer: testClaims().Issuer, Audience: "api", Leeway: DefaultLeeway, Now: func() time.Time { return now },
+		Issuer: testClaims().Issuer, Audiences: []string{"api"}, Leeway: DefaultLeeway, Now: func() time.Time { return now },
 		Key:   func(kid string) (PublicKey, bool) { key, ok := published[kid]; return key, ok },
 		Cache: NewCache(32), // so small that entries are evicted
 	}
@@ -69,8 +69,8 @@ func TestACacheChangesNoVerdict(t *testing.T) {
 			other.kid = pool[random.IntN(2)].KID()
 			published[other.kid] = other
 		case 5:
-			audience := []string{"api", "web"}[random.IntN(2)]
-			cached.Audience, plain.Audience = audience, audience
+			audiences := [][]string{{"api"}, {"web"}, {"api", "web"}}[random.IntN(3)]
+			cached.Audiences, plain.Audiences = audiences, audiences
 		}
 		token := tokens[random.IntN(len(tokens))]
 		got, gotErr := cached.Verify(token)

@@ -1,7 +1,9 @@
 package token
 
 import (
+	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,7 +20,7 @@ type Config struct {
 	PreviousSecrets config.Secret `config:"auth.token.previous_secrets" doc:"Further secrets that are still accepted while auth.token.secret is being replaced, separated by commas, or by line breaks where a secret has a comma in it."`
 	Algorithm       string        `config:"auth.token.algorithm" default:"ES256" oneof:"ES256,EdDSA,RS256,HS256" doc:"How access tokens are signed. HS256 is for consumers that already share auth.token.secret: there is no JWKS entry and no key rotation then. New keys are made for this algorithm; a key in use stays in use until it is rotated."`
 	Issuer          string        `config:"auth.token.issuer" default:"http://localhost:8080" doc:"The URL by which this service is known: iss of every access token, issuer of the RFC 8414 metadata, ce_source of every event."`
-	Audience        string        `config:"auth.token.audience" default:"authctl" doc:"aud of every access token: whom the tokens are for."`
+	Audience        []string      `config:"auth.token.audience" default:"authctl" doc:"aud of every access token: whom the tokens are for. One audience is a string in the token, several are an array; a token of this service is accepted while one of its audiences is on the list."`
 	ClientID        string        `config:"auth.token.client_id" default:"authctl" doc:"client_id of every access token (RFC 9068): the application people sign in to."`
 	// Untrimmed are secrets as earlier versions took them, with the white space around them. They
 	// are accepted like previous ones.
@@ -41,13 +43,46 @@ func (c Config) Validate(report func(path, problem string)) {
 	u, err := url.Parse(c.Issuer)
 	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery {
 		report("auth.token.issuer", "must be a URL such as https://auth.example.com, without user, query or fragment")
+	} else if !plainPath(u.EscapedPath()) {
+		report("auth.token.issuer", "has a path that proxies and clients may write in more than one way: use letters, digits and . _ ~ - between single slashes")
 	}
-	if c.Audience == "" {
-		report("auth.token.audience", "must not be empty")
+	if problem := audienceProblem(c.Audience); problem != "" {
+		report("auth.token.audience", problem)
 	}
 	if c.ClientID == "" {
 		report("auth.token.client_id", "must not be empty")
 	}
+}
+
+// plainPath reports whether a URL's path has but one spelling, and none that a router takes
+// for a pattern.
+func plainPath(path string) bool {
+	for i, segment := range strings.Split(path, "/") {
+		plain := !strings.ContainsFunc(segment, func(r rune) bool {
+			return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._~-", r))
+		})
+		last := strings.Count(path, "/") == i
+		if !plain || segment == "." || segment == ".." || segment == "" && i > 0 && !last {
+			return false
+		}
+	}
+	return true
+}
+
+// audienceProblem says why no token can have these audiences, or nothing.
+func audienceProblem(audiences []string) string {
+	switch {
+	case len(audiences) == 0, slices.Contains(audiences, ""):
+		return "must not be empty"
+	case len(audiences) > maxAudiences:
+		return fmt.Sprintf("has more than %d audiences", maxAudiences)
+	}
+	for i, audience := range audiences {
+		if slices.Contains(audiences[:i], audience) {
+			return audience + " is named twice"
+		}
+	}
+	return ""
 }
 
 // Secrets lists every secret in force, the present one first.
@@ -75,5 +110,5 @@ func (c Config) previous() []string {
 
 // Verifier returns the verifier of the tokens that this configuration issues, with a cache.
 func (c Config) Verifier(now func() time.Time, key func(kid string) (PublicKey, bool)) *Verifier {
-	return &Verifier{Issuer: c.Issuer, Audience: c.Audience, Leeway: DefaultLeeway, Now: now, Key: key, Cache: NewCache(DefaultCacheEntries)}
+	return &Verifier{Issuer: c.Issuer, Audiences: c.Audience, Leeway: DefaultLeeway, Now: now, Key: key, Cache: NewCache(DefaultCacheEntries)}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 func goodConfig() Config {
-	return Config{Secret: testSecret, Algorithm: ES256, Issuer: "https://auth.example.com", Audience: "api", ClientID: "web"}
+	return Config{Secret: testSecret, Algorithm: ES256, Issuer: "https://auth.example.com", Audience: []string{"api"}, ClientID: "web"}
 }
 
 func TestConfigProblemsAreReportedByPath(t *testing.T) {
@@ -23,6 +23,13 @@ func TestConfigProblemsAreReportedByPath(t *testing.T) {
 		"short secret":            {func(c *Config) { c.Secret = "31 bytes are one too few, sorry" }, "auth.token.secret"},
 		"short previous secret":   {func(c *Config) { c.PreviousSecrets = testSecret + ",short" }, "auth.token.previous_secrets"},
 		"an issuer with a path":   {func(c *Config) { c.Issuer = "http://localhost:8080/auth" }, ""},
+		"an issuer with a slash":  {func(c *Config) { c.Issuer = "https://auth.example.com/" }, ""},
+		"an issuer deep below":    {func(c *Config) { c.Issuer = "https://auth.example.com/a/b-c_d.e~f/" }, ""},
+		"an issuer with //":       {func(c *Config) { c.Issuer = "https://auth.example.com/a//b" }, "auth.token.issuer"},
+		"an issuer with ..":       {func(c *Config) { c.Issuer = "https://auth.example.com/a/../b" }, "auth.token.issuer"},
+		"an issuer with a %":      {func(c *Config) { c.Issuer = "https://auth.example.com/a%2fb" }, "auth.token.issuer"},
+		"an issuer with a blank":  {func(c *Config) { c.Issuer = "https://auth.example.com/a b" }, "auth.token.issuer"},
+		"an issuer as a pattern":  {func(c *Config) { c.Issuer = "https://auth.example.com/:id/*" }, "auth.token.issuer"},
 		"an issuer with a query":  {func(c *Config) { c.Issuer = "https://auth.example.com?x=1" }, "auth.token.issuer"},
 		"an issuer with a ?":      {func(c *Config) { c.Issuer = "https://auth.example.com?" }, "auth.token.issuer"},
 		"an issuer with fragment": {func(c *Config) { c.Issuer = "https://auth.example.com#x" }, "auth.token.issuer"},
@@ -31,7 +38,11 @@ func TestConfigProblemsAreReportedByPath(t *testing.T) {
 		"an issuer not a URL":     {func(c *Config) { c.Issuer = "authctl" }, "auth.token.issuer"},
 		"an issuer of ftp":        {func(c *Config) { c.Issuer = "ftp://auth.example.com" }, "auth.token.issuer"},
 		"no issuer":               {func(c *Config) { c.Issuer = "" }, "auth.token.issuer"},
-		"no audience":             {func(c *Config) { c.Audience = "" }, "auth.token.audience"},
+		"two audiences":           {func(c *Config) { c.Audience = []string{"orders", "billing"} }, ""},
+		"no audience":             {func(c *Config) { c.Audience = nil }, "auth.token.audience"},
+		"an empty audience":       {func(c *Config) { c.Audience = []string{"orders", ""} }, "auth.token.audience"},
+		"an audience twice":       {func(c *Config) { c.Audience = []string{"orders", "orders"} }, "auth.token.audience"},
+		"too many audiences":      {func(c *Config) { c.Audience = strings.Split("abcdefghijklmnopq", "") }, "auth.token.audience"},
 		"no client id":            {func(c *Config) { c.ClientID = "" }, "auth.token.client_id"},
 	} {
 		c := goodConfig()

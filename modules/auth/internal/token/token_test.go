@@ -47,7 +47,7 @@ func testClaims() Claims {
 
 func testVerifier(keys ...Key) *Verifier {
 	return &Verifier{
-		Issuer: "https://auth.example.com", Audience: "api", Leeway: DefaultLeeway, Now: testNow,
+		Issuer: "https://auth.example.com", Audiences: []string{"api"}, Leeway: DefaultLeeway, Now: testNow,
 		Key: func(kid string) (PublicKey, bool) {
 			for _, k := range keys {
 				if k.KID() == kid {

@@ -50,10 +50,10 @@ const (
 // Verifier decides which access tokens are accepted. All fields but Leeway and Cache must be
 // set. It is safe for concurrent use and must not change once it is in use.
 type Verifier struct {
-	Issuer   string
-	Audience string        // must be among the token's
-	Leeway   time.Duration // for iat and nbf, cut to MaxLeeway; exp has none
-	Now      func() time.Time
+	Issuer    string
+	Audiences []string      // one of them must be among the token's
+	Leeway    time.Duration // for iat and nbf, cut to MaxLeeway; exp has none
+	Now       func() time.Time
 
 	// Key returns the key of a kid if it may verify at this moment. It is asked on every
 	// call, with a kid that has the right form.
@@ -125,7 +125,7 @@ func (v *Verifier) judge(c Claims) (Claims, error) {
 	switch {
 	case c.Issuer != v.Issuer || v.Issuer == "":
 		return Claims{}, &Refusal{Reason: ErrIssuer}
-	case !slices.Contains(c.Audience, v.Audience) || v.Audience == "":
+	case !slices.ContainsFunc(c.Audience, func(aud string) bool { return aud != "" && slices.Contains(v.Audiences, aud) }):
 		return Claims{}, &Refusal{Reason: ErrAudience}
 	case !c.ExpiresAt.After(c.IssuedAt):
 		return Claims{}, &Refusal{Reason: ErrClaims, Detail: "exp is not after iat"}
