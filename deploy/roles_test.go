@@ -39,7 +39,7 @@ func newRolesDatabase(t *testing.T) rolesDatabase {
 	name := "roles_" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	run(t, server, "CREATE DATABASE "+name)
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 		defer cancel()
 		conn, err := pgx.Connect(ctx, server)
 		if err != nil {
@@ -358,7 +358,7 @@ func (c client) call(method, path, token string, body map[string]any, status int
 
 func eventually(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
 	defer cancel()
 	for !done() {
 		select {

@@ -273,7 +273,7 @@ func backwards(list []event) []event {
 func throughKafka(t *testing.T, lines []string) []event {
 	t.Helper()
 	brokers := strings.Split(testenv.Kafka(t), ",")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
 	defer cancel()
 	kafka, err := sink.OpenKafka(sink.KafkaConfig{Brokers: brokers, Topic: "docs-" + uuid.NewString(), Partitions: 1, ReplicationFactor: 1}, sink.KafkaOptions{})
 	if err != nil {

@@ -25,6 +25,7 @@ import (
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/httpserver"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // settings are the shop's own, with those of the parts that it mounts. config.Load fills
@@ -205,7 +206,7 @@ func (s *shop) must(status int, method, path, token, body string) map[string]any
 // lines waits until so many events are in the file, and returns them.
 func (s *shop) lines(n int) []string {
 	s.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(10 * time.Millisecond) {
 		text, err := os.ReadFile(filepath.Join(s.dir, "events.ndjson"))
 		if err != nil {
 			s.t.Fatal(err)

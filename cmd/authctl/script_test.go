@@ -102,7 +102,7 @@ func TestScripts(t *testing.T) {
 }
 
 // patience is how long a script waits for what should happen soon.
-const patience = 60 * time.Second
+const patience = testenv.Patience
 
 // poll asks until the answer is yes.
 func poll(reached func() bool) bool {

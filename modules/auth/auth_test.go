@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func TestRegisterMakesAnAccountAndASession(t *testing.T) {
@@ -237,7 +238,7 @@ func TestReuseThatCouldNotBeAnnouncedIsAnnouncedByHousekeeping(t *testing.T) {
 		if _, err := w.sessions.Rotate(t.Context(), rotation); err != nil {
 			t.Fatal(err)
 		}
-		deadline := time.Now().Add(20 * time.Second)
+		deadline := time.Now().Add(testenv.Patience)
 		for len(w.events(t, otherUser)) < 3 && time.Now().Before(deadline) {
 			w.another(t).Housekeep(t.Context()) // on Redis a round looks at a part of the keys
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // keyClock is a clock that only tests move.
@@ -496,7 +497,7 @@ func TestRunNoticesWhatAnotherServerDid(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for deadline := time.Now().Add(20 * time.Second); k.Active().KID() != successor.KID; time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(testenv.Patience); k.Active().KID() != successor.KID; time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("the server did not notice")
 			}

@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // populate writes accounts whose hashes tell their place, in the order of their making.
@@ -97,7 +98,7 @@ func TestAServerLearnsTheKindsOfHashesThatAccountsHave(t *testing.T) {
 		_, err := w.passwords.Verify(tight(t), "nobody", "password", func() (string, bool, error) { return "", false, nil })
 		return err
 	}
-	for deadline := time.Now().Add(30 * time.Second); verify() != nil; {
+	for deadline := time.Now().Add(testenv.Patience); verify() != nil; {
 		if time.Now().After(deadline) {
 			t.Fatal("the machine is too busy for a cheap hash")
 		}
@@ -105,7 +106,7 @@ func TestAServerLearnsTheKindsOfHashesThatAccountsHave(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- w.Run(ctx) }()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(10 * time.Millisecond) {
 		if verify() != nil {
 			break // it would take longer than that
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func addOne(t *testing.T, ctx context.Context, tx database.IDB, key string) {
@@ -122,7 +123,7 @@ func TestSweepDeliversWhatAWrongBoundHides(t *testing.T) {
 		for range 3 {
 			select {
 			case <-sink.seen:
-			case <-time.After(time.Minute):
+			case <-time.After(testenv.Patience):
 				t.Fatal("an event below the bound was not delivered in a minute")
 			}
 		}
@@ -173,7 +174,7 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 	for i := range 100 {
 		addKeys(t, db, fmt.Sprintf("k%d", i), fmt.Sprintf("l%d", i%7), "m")
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(20 * time.Millisecond) {
 		st, err := Status(t.Context(), db)
 		if err != nil {
 			t.Fatal(err)
@@ -253,7 +254,7 @@ func TestBacklogShowsWhileTheTargetIsAwayFromTheStart(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- r.Run(ctx) }()
-		for deadline := time.Now().Add(time.Minute); value(t, reg, "authctl_outbox_pending") != 2; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(testenv.Patience); value(t, reg, "authctl_outbox_pending") != 2; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("the backlog did not show in a minute")
 			}

@@ -13,6 +13,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // A check that nothing can fail shows nothing. These are the ways outboxes are usually
@@ -68,7 +69,7 @@ func runCursor(t *testing.T, query string) outboxtest.Report {
 	w := outboxtest.Workload{DB: db, Log: log, Writers: 12, Keys: 5, Limit: 4000}
 	w.Run(ctx)
 	// Long enough for it to have read all it is ever going to.
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(testenv.Patience)
 	for n := -1; time.Now().Before(deadline); time.Sleep(300 * time.Millisecond) {
 		seen := len(lines(t, path))
 		if seen == n {

@@ -15,12 +15,13 @@ import (
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // eventually polls until done, and fails the test when that takes a minute.
 func eventually(t testing.TB, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !done(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testenv.Patience); !done(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited a minute for %s", what)
 		}
@@ -102,7 +103,7 @@ func pending(t testing.TB, db *database.DB) (n int64) {
 
 func drained(t testing.TB, db *database.DB) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); pending(t, db) > 0; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testenv.Patience); pending(t, db) > 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			st, err := outbox.Status(context.Background(), db)
 			t.Fatalf("the outbox is not empty after a minute: %d pending, relays %+v, first shards %+v, %v", st.Pending, st.Relays, st.Shards[:3], err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // Tests that hold a transaction at one point of outbox_add while others go on: what is true
@@ -83,7 +84,7 @@ func stopped(t *testing.T, db *database.DB, at int, key string) (goOn func()) {
 // waiting returns once so many wait for a lock of a kind: advisory, relation, transactionid.
 func waiting(t *testing.T, db *database.DB, kind string, want int) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(5 * time.Millisecond) {
 		var n int
 		err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_stat_activity
 			WHERE datname = current_database() AND wait_event_type = 'Lock' AND wait_event = ?`, kind).Scan(&n)

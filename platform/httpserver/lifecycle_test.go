@@ -29,6 +29,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/toppira/authctl/platform/httpserver"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // client is a connection that the test writes and reads by itself.
@@ -164,7 +165,7 @@ func TestAStopFinishesWhatIsUnderWay(t *testing.T) {
 }
 
 func eventuallyTrue(reached func() bool) bool {
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(testenv.Patience); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		if reached() {
 			return true
 		}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // service is a server under test, running on a free port of the loopback.
@@ -288,7 +289,7 @@ func (s *service) requests(t testing.TB, n int) []observer.LoggedEntry {
 
 func eventually(t testing.TB, what string, reached func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !reached(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(testenv.Patience); !reached(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)
 		}

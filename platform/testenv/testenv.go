@@ -11,7 +11,22 @@ package testenv
 import (
 	"os"
 	"testing"
+	"time"
 )
+
+// Patience is how long a test waits for what is bound to come. It tells what hangs from what is
+// slow, on a machine that is many times as busy as it should be, and measures nothing.
+const Patience = 3 * time.Minute
+
+// Eventually waits until the condition holds, and fails the test when it does not come to.
+func Eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(Patience); !condition(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v in vain: %s", Patience, what)
+		}
+	}
+}
 
 // Postgres returns the URL of the shared PostgreSQL server.
 func Postgres(t testing.TB) string { return need(t, "AUTHCTL_TEST_POSTGRES", "PostgreSQL") }

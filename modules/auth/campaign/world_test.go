@@ -29,7 +29,7 @@ import (
 
 // patience is the longest that anything may take. Nothing is measured against it: it tells a
 // server that hangs from one that is slow.
-const patience = 40 * time.Second
+const patience = testenv.Patience
 
 const (
 	tokenSecret  = "campaign-signing-secret-of-more-than-32-bytes"

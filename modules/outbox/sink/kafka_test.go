@@ -75,7 +75,7 @@ func ensure(t *testing.T, k *sink.Kafka) {
 // keep publishes as the relay does: the same batch until it is taken.
 func keep(t *testing.T, k *sink.Kafka, b *outbox.Batch) (attempts int) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); ; attempts++ {
+	for deadline := time.Now().Add(testenv.Patience); ; attempts++ {
 		err := k.Publish(t.Context(), b)
 		if err == nil {
 			return attempts + 1
@@ -223,7 +223,7 @@ func TestKafkaSaysWhichRecordIsTooLarge(t *testing.T) {
 	large := record("k", 2)
 	large.Data = fmt.Appendf(nil, `{"a":"%x"}`, noise)
 	var refused *outbox.Refused
-	for deadline := time.Now().Add(20 * time.Second); !errors.As(err, &refused); {
+	for deadline := time.Now().Add(testenv.Patience); !errors.As(err, &refused); {
 		if err = k.Publish(t.Context(), batch(large)); time.Now().After(deadline) {
 			t.Fatalf("got %v, want a refusal", err)
 		}
@@ -482,7 +482,7 @@ func within(t *testing.T, what string, done <-chan error) error {
 	select {
 	case err := <-done:
 		return err
-	case <-time.After(time.Minute):
+	case <-time.After(testenv.Patience):
 		t.Fatalf("waited a minute until %s", what)
 		return nil
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // clock is a time that stands still until a test moves it.
@@ -50,7 +51,7 @@ func startPool(t *testing.T, cfg Config) (p *Pool, c *clock, release func()) {
 // queue waits until so many wait.
 func queue(t *testing.T, p *Pool, n int) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); p.waiting() != n; {
+	for deadline := time.Now().Add(testenv.Patience); p.waiting() != n; {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d wait, want %d", p.waiting(), n)
 		}
@@ -164,7 +165,7 @@ func TestAsManyAreMadeReadyAsThereAreWorkers(t *testing.T) {
 	p.mu.Lock()
 	near := p.near
 	p.mu.Unlock()
-	for deadline := time.Now().Add(10 * time.Second); prepared.Load() < 1; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(testenv.Patience); prepared.Load() < 1; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("nobody was prepared")
 		}

@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // The rules exist in Go and in Lua. Whatever happens, both must say the same. All durations
@@ -271,7 +272,7 @@ func TestASilentRedisHoldsUpOneSignInASecond(t *testing.T) {
 	l.shared.timeout = redisTimeout
 	server.Pause()
 	defer server.Resume()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // far beyond the bound, far below for ever
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience) // far beyond the bound, far below for ever
 	defer cancel()
 	for n := range 1000 {
 		ticket, err := l.Begin(ctx, Attempt{Account: name(n), Address: address(n)})

@@ -12,6 +12,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
 	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // Each mutant is a mistake that would be easy to make; the named check has to find it.
@@ -95,7 +96,7 @@ func TestTheSuiteFindsARotationThatReadsAndThenWrites(t *testing.T) {
 func mutantStore(t testing.TB, client *goredis.Client, skew func() time.Duration) *Store {
 	opt := Options{Prefix: "authctl-test:" + uuid.NewString() + ":", Skew: skew}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 		defer cancel()
 		for scan := client.Scan(ctx, 0, opt.Prefix+"*", 1000).Iterator(); scan.Next(ctx); {
 			client.Unlink(ctx, scan.Val())

@@ -13,6 +13,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session/redis"
 	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
 	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func engine(client *goredis.Client) sessiontest.Open {
@@ -74,7 +75,7 @@ func dump(ctx context.Context, client *goredis.Client, prefix string) (kept [][]
 }
 
 func remove(client *goredis.Client, prefix string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 	defer cancel()
 	for scan := client.Scan(ctx, 0, prefix+"*", 1000).Iterator(); scan.Next(ctx); {
 		client.Unlink(ctx, scan.Val())

@@ -14,6 +14,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 const testGrace = time.Hour
@@ -40,7 +41,7 @@ func begin(t testing.TB, store session.Store, codec *session.Codec, user uuid.UU
 func rotate(store session.Store, codec *session.Codec, presented session.Token, grace time.Duration) (session.Rotated, session.Token, error) {
 	next, r := codec.Next(presented)
 	r.Grace, r.IdleTTL = grace, 120*time.Hour
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 	defer cancel()
 	rotated, err := store.Rotate(ctx, r)
 	if err == nil && rotated.Outcome == session.Replayed {
@@ -156,7 +157,7 @@ func TestAKilledServerIsUnavailableAndComesBackWithItsSessions(t *testing.T) {
 		"delete": func(ctx context.Context) error { return store.Delete(ctx, user, first.SessionID()) },
 		"ping":   store.Ping,
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
 		if err := call(ctx); !errors.Is(err, session.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -182,7 +183,7 @@ func TestAKilledServerIsUnavailableAndComesBackWithItsSessions(t *testing.T) {
 func restart(t *testing.T, server *cachetest.Server, store *Store) {
 	t.Helper()
 	server.Restart()
-	for deadline := time.Now().Add(20 * time.Second); store.Ping(t.Context()) != nil; {
+	for deadline := time.Now().Add(testenv.Patience); store.Ping(t.Context()) != nil; {
 		if time.Now().After(deadline) {
 			t.Fatal("the store does not recover")
 		}
@@ -242,7 +243,7 @@ func TestAFailOverSignsNobodyOut(t *testing.T) {
 	for i := range devices {
 		stale[i] = begin(t, before, codec, uuid.New())
 	}
-	for deadline := time.Now().Add(20 * time.Second); len(replicaClient.Keys(t.Context(), "*:s:*").Val()) < devices; {
+	for deadline := time.Now().Add(testenv.Patience); len(replicaClient.Keys(t.Context(), "*:s:*").Val()) < devices; {
 		if time.Now().After(deadline) {
 			t.Fatal("the replica does not follow")
 		}
