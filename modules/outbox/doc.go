@@ -100,6 +100,10 @@
 // and a later event of the same key was published before it. The function therefore begins
 // with LOCK TABLE, and windows_test.go stops a writer between any two of its statements.
 //
+// What a relay remembers is of one database server. After a fail-over, or a crash that took
+// back what was not on disk, the same ids may belong to other events: nothing is read from,
+// marked done on or parked on another server than the one that the memory is of.
+//
 // A low that is wrong loses nothing, but it can change the order of a key: what it hides is
 // published late. Every 30 seconds a sweep looks below it, must find nothing, and counts what
 // it finds.

@@ -48,7 +48,7 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 			s := settler{db: db}
 			step := func() bool {
 				t.Helper()
-				done, err := s.step(t.Context())
+				done, err := s.step(t.Context(), "")
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/platform/database"
@@ -337,13 +339,38 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	poke(r.poked)
 }
 
-// thisServer is the expression that tells one start of one database server from another.
+// thisServer is the expression that tells one start of one database server from another. A
+// server that has lost a process to kill -9 goes on without a new start; it has lost its
+// statistics then, as it has lost what was not on disk.
 func thisServer(db database.IDB) string {
 	if database.IsPostgres(db) {
-		return "pg_postmaster_start_time()::text || ' ' || coalesce(inet_server_addr()::text, '')"
+		return thisPostgres
 	}
 	return "''"
 }
+
+const thisPostgres = "extract(epoch FROM pg_postmaster_start_time())::text || ' ' || coalesce(inet_server_addr()::text, '') || ' ' || " +
+	"coalesce((SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal), '')"
+
+// serverOf tells which server a connection is to. It asks once for each connection, and again
+// when that is not the one expected, if one is: statistics can be reset.
+func serverOf(ctx context.Context, conn *pgx.Conn, expected string) (string, error) {
+	const mark = "outbox.server"
+	known := conn.PgConn().CustomData()
+	if server, ok := known[mark].(string); ok && (expected == "" || server == expected) {
+		return server, nil
+	}
+	var server string
+	if err := conn.QueryRow(ctx, "SELECT "+thisPostgres).Scan(&server); err != nil {
+		return "", err
+	}
+	known[mark] = server
+	return server, nil
+}
+
+// errOtherServer says that the database is another server than the one that something was
+// read from. It may have given the same ids to other events.
+var errOtherServer = errors.New("the database is another server now")
 
 // serverName tells which database server answered last, "" before any did and on SQLite.
 func (r *Relay) serverName() string {

@@ -155,7 +155,7 @@ type TailOptions struct {
 // commits, as far as that can be seen from outside.
 func Tail(ctx context.Context, db *database.DB, opt TailOptions, fn func(Entry) error) error {
 	s := settler{db: db}
-	settled, err := s.step(ctx)
+	settled, err := s.step(ctx, "")
 	if err != nil {
 		return fmt.Errorf("follow the outbox: %w", err)
 	}
@@ -206,7 +206,7 @@ func Tail(ctx context.Context, db *database.DB, opt TailOptions, fn func(Entry) 
 		if !sleep(ctx, 100*time.Millisecond) {
 			return nil
 		}
-		if _, err := s.step(ctx); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {
+		if _, err := s.step(ctx, ""); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {
 			return fmt.Errorf("follow the outbox: %w", err)
 		}
 	}

@@ -290,7 +290,8 @@ func (r *Relay) send(batches []*parcel, deliver context.Context, stopping <-chan
 type parcel struct {
 	Batch
 	shards  []*question
-	settled int64 // before it was read
+	settled int64  // before it was read
+	server  string // that it was read from
 }
 
 // question is what a round asks of a shard, and what becomes of the answer.
@@ -305,8 +306,8 @@ type question struct {
 // round reads what is pending for the idle lanes and makes a batch for each. Their lanes
 // and shards are busy from then on.
 func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
-	settled := r.settle.Load() // before the reading: what is settled then is seen by it
 	r.mu.Lock()
+	settled, server := r.settle.Load(), r.serverName() // before the reading: what is settled then is seen by it
 	if !r.ownedAt(r.now()) {
 		r.mu.Unlock()
 		return nil, nil
@@ -322,19 +323,23 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 	for id, q := range asked {
 		shards, lows = append(shards, id), append(lows, q.from)
 	}
-	records, err := r.store.pendingOf(ctx, shards, lows, max(1, r.cfg.BatchEvents/share), r.cfg.BatchBytes/share)
+	records, err := r.store.pendingOf(ctx, server, shards, lows, max(1, r.cfg.BatchEvents/share), r.cfg.BatchBytes/share)
 	if err != nil {
+		r.otherServer(err)
 		return nil, err
 	}
 
 	r.mu.Lock()
 	parcels := r.load(asked, records, settled)
+	for _, p := range parcels {
+		p.server = server
+	}
 	r.mu.Unlock()
 	for _, q := range asked {
 		if len(q.aside) == 0 {
 			continue
 		}
-		moved, err := r.store.setAside(ctx, q.shard, r.id, q.epoch, q.aside)
+		moved, err := r.store.setAside(ctx, q.shard, ownership{server, r.id, q.epoch}, q.aside)
 		if err != nil {
 			r.trouble.begin(databaseTrouble, "database", err)
 			break
@@ -344,6 +349,14 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 		}
 	}
 	return parcels, nil
+}
+
+// otherServer sees to it that the leases are looked at when it turns out that the database is
+// another server.
+func (r *Relay) otherServer(err error) {
+	if errors.Is(err, errOtherServer) {
+		poke(r.leases)
+	}
 }
 
 // ask returns the idle shards of open lanes, and among how many a batch is divided. Caller
@@ -625,7 +638,7 @@ func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bo
 		r.mu.Lock()
 		epoch := sh.epoch
 		r.mu.Unlock()
-		parked, owned, err := r.store.park(ctx, rec, r.id, epoch, cause.Error())
+		parked, owned, err := r.store.park(ctx, rec, ownership{p.server, r.id, epoch}, cause.Error())
 		switch {
 		case err == nil && !owned: // the lease is gone, or an operator has changed the shard
 			poke(r.leases) // which of them
@@ -669,6 +682,7 @@ func (r *Relay) withoutParked(p *parcel, rest []*Batch, done map[int64]bool) []*
 
 // ack is what one delivery waits for.
 type ack struct {
+	server  string // that the records were read from
 	records []Record
 	done    chan error
 }
@@ -676,7 +690,7 @@ type ack struct {
 // markDone deletes the pending rows of an acknowledged batch.
 func (r *Relay) markDone(ctx context.Context, stopping <-chan struct{}, p *parcel, b *Batch) bool {
 	for {
-		a := &ack{records: b.Records, done: make(chan error, 1)}
+		a := &ack{server: p.server, records: b.Records, done: make(chan error, 1)}
 		r.mu.Lock()
 		r.queue = append(r.queue, a)
 		r.mu.Unlock()
@@ -714,18 +728,27 @@ func (r *Relay) acknowledge(ctx context.Context) {
 		queue := r.queue
 		r.queue = nil
 		r.mu.Unlock()
-		var all []Record
-		for _, a := range queue {
-			all = append(all, a.records...)
-		}
-		if len(all) == 0 {
-			continue
-		}
-		bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
-		err := r.store.published(bounded, all)
-		cancel()
-		for _, a := range queue {
-			a.done <- err
+		for len(queue) > 0 { // of one server, but for the moment in which it is another
+			server := queue[0].server
+			var all []Record
+			var others []*ack
+			for _, a := range queue {
+				if a.server == server {
+					all = append(all, a.records...)
+				} else {
+					others = append(others, a)
+				}
+			}
+			bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
+			err := r.store.published(bounded, server, all)
+			cancel()
+			r.otherServer(err)
+			for _, a := range queue {
+				if a.server == server {
+					a.done <- err
+				}
+			}
+			queue = others
 		}
 	}
 }

@@ -61,18 +61,18 @@ func (s *store) close() {
 
 // pendingOf returns the first pending events of each shard above its low, at most limit of
 // each and the first that passes bytes the last. Within a shard the order is that of ids
-// only after sorting.
-func (s *store) pendingOf(ctx context.Context, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
-	out, err := s.read(ctx, shards, lows, limit, bytes)
+// only after sorting. The lows are of the given server: it reads from no other.
+func (s *store) pendingOf(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
+	out, err := s.read(ctx, server, shards, lows, limit, bytes)
 	if err != nil {
 		return nil, fmt.Errorf("read pending events: %w", err)
 	}
 	return out, nil
 }
 
-func (s *store) read(ctx context.Context, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
+func (s *store) read(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
 	if s.db.IsPostgres() {
-		return s.readPostgres(ctx, shards, lows, limit, bytes)
+		return s.readPostgres(ctx, server, shards, lows, limit, bytes)
 	}
 	rows, err := s.fetch.QueryContext(ctx, jsonText(shards), limit, bytes)
 	if err != nil {
@@ -95,10 +95,11 @@ func scanRecord(rows *sql.Rows) (r Record, err error) {
 	return r, err
 }
 
-// published deletes the pending rows of what the sink has acknowledged.
-func (s *store) published(ctx context.Context, records []Record) error {
+// published deletes the pending rows of what the sink has acknowledged, on the server that
+// they were read from: another one may have given their ids to other events.
+func (s *store) published(ctx context.Context, server string, records []Record) error {
 	if s.db.IsPostgres() {
-		if err := s.publishedPostgres(ctx, records); err != nil {
+		if err := s.publishedPostgres(ctx, server, records); err != nil {
 			return fmt.Errorf("delete pending events: %w", err)
 		}
 		return nil
@@ -121,9 +122,9 @@ func (s *store) published(ctx context.Context, records []Record) error {
 // setAside moves pending events of parked keys of one shard to the dead ones, where they
 // wait with their key, and returns how many. It moves none unless the caller is still the
 // owner: who is not must not decide about a key.
-func (s *store) setAside(ctx context.Context, sh *shard, owner string, epoch int64, ids []int64) (moved int64, err error) {
+func (s *store) setAside(ctx context.Context, sh *shard, by ownership, ids []int64) (moved int64, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		owned, err := ownsForUpdate(ctx, tx, sh.id, owner, epoch)
+		owned, err := ownsForUpdate(ctx, tx, sh.id, by)
 		if err != nil || !owned {
 			return err
 		}
@@ -145,10 +146,10 @@ const parkKey = `INSERT INTO outbox_parked_key AS k (key, shard, event, error, p
 // park parks the key of a refused record and moves the record to the dead ones. Later
 // events of the key follow when they are met. Nothing is parked, and owned is true, when the
 // record does not wait any more.
-func (s *store) park(ctx context.Context, r Record, owner string, epoch int64, cause string) (parked, owned bool, err error) {
+func (s *store) park(ctx context.Context, r Record, by ownership, cause string) (parked, owned bool, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		var err error
-		if owned, err = ownsForUpdate(ctx, tx, r.shard, owner, epoch); err != nil || !owned {
+		if owned, err = ownsForUpdate(ctx, tx, r.shard, by); err != nil || !owned {
 			return err
 		}
 		var one int
@@ -184,12 +185,19 @@ func bounded(ctx context.Context, tx database.Tx, d time.Duration) error {
 	return err
 }
 
-func ownsForUpdate(ctx context.Context, tx database.Tx, shard int, owner string, epoch int64) (bool, error) {
+// ownership is under which a relay decides about events of a shard.
+type ownership struct {
+	server, relay string
+	epoch         int64
+}
+
+func ownsForUpdate(ctx context.Context, tx database.Tx, shard int, by ownership) (bool, error) {
 	if err := bounded(ctx, tx, 2*time.Second); err != nil {
 		return false, err
 	}
 	var n int
-	err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_shard WHERE shard = ? AND owner = ? AND epoch = ?`+database.ForUpdate(tx), shard, owner, epoch).Scan(&n)
+	err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_shard WHERE shard = ? AND owner = ? AND epoch = ? AND `+thisServer(tx)+` = ?`+database.ForUpdate(tx),
+		shard, by.relay, by.epoch, by.server).Scan(&n)
 	if database.IsNotFound(err) {
 		return false, nil
 	}

@@ -56,8 +56,8 @@ type pendingRow struct {
 }
 
 // readPostgres is [store.pendingOf].
-func (s *store) readPostgres(ctx context.Context, shards []int, lows []int64, limit, bytes int) (out []Record, err error) {
-	err = s.db.Postgres(ctx, func(conn *pgx.Conn) error {
+func (s *store) readPostgres(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) (out []Record, err error) {
+	err = s.onServer(ctx, server, func(conn *pgx.Conn) error {
 		rows, err := pendingRows(ctx, conn, shards, lows, limit, bytes)
 		if err != nil {
 			return err
@@ -77,6 +77,20 @@ func (s *store) readPostgres(ctx context.Context, shards []int, lows []int64, li
 		return nil
 	})
 	return out, err
+}
+
+// onServer is [database.DB.Postgres] on a certain server and no other.
+func (s *store) onServer(ctx context.Context, server string, fn func(*pgx.Conn) error) error {
+	return s.db.Postgres(ctx, func(conn *pgx.Conn) error {
+		found, err := serverOf(ctx, conn, server)
+		if err == nil && found != server {
+			err = errOtherServer
+		}
+		if err != nil {
+			return err
+		}
+		return fn(conn)
+	})
 }
 
 // pendingRows reads of each shard what [store.pendingOf] asks for.
@@ -159,8 +173,8 @@ func complete(ctx context.Context, conn *pgx.Conn, rows []pendingRow, out []Reco
 }
 
 // publishedPostgres is [store.published].
-func (s *store) publishedPostgres(ctx context.Context, records []Record) error {
-	return s.db.Postgres(ctx, func(conn *pgx.Conn) error {
+func (s *store) publishedPostgres(ctx context.Context, server string, records []Record) error {
+	return s.onServer(ctx, server, func(conn *pgx.Conn) error {
 		for _, replay := range []bool{false, true} {
 			var at []pgtype.TID
 			var shards []int

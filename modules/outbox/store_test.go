@@ -19,11 +19,19 @@ func read(t *testing.T, s *store, limit, bytes int) []Record {
 	for id := range 96 {
 		shards = append(shards, id)
 	}
-	records, err := s.pendingOf(t.Context(), shards, make([]int64, 96), limit, bytes)
+	records, err := s.pendingOf(t.Context(), server(t, s.db), shards, make([]int64, 96), limit, bytes)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return records
+}
+
+func server(t *testing.T, db *database.DB) (name string) {
+	t.Helper()
+	if err := db.QueryRowContext(t.Context(), "SELECT "+thisServer(db)).Scan(&name); err != nil {
+		t.Fatal(err)
+	}
+	return name
 }
 
 func ids(records []Record) string {
@@ -122,7 +130,7 @@ func TestDoneIsWhatWasSentAndNothingElse(t *testing.T) {
 					t.Fatalf("the new rows are at %v and %v, not where the old ones were, %v and %v", now[1].at, now[2].at, sent[0].at, sent[1].at)
 				}
 			}
-			if err := s.published(t.Context(), sent); err != nil {
+			if err := s.published(t.Context(), server(t, db), sent); err != nil {
 				t.Fatal(err)
 			}
 			if left := read(t, s, 10, 1<<20); ids(left) != c.want {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/platform/database"
@@ -185,13 +186,17 @@ func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 func (r *Relay) settleIDs(ctx context.Context) {
 	s := settler{db: r.db}
 	for wait := settleEvery; sleep(ctx, wait); {
-		server := r.serverName()
-		settled, err := s.step(ctx)
-		r.mu.Lock()
-		if err != nil || server != r.serverName() { // what another server had settled is nothing here
-			s, settled = settler{db: r.db}, true
+		settled, err := s.step(ctx, r.serverName())
+		if err != nil {
+			s = settler{db: r.db}
 		}
-		r.settle.Store(s.bound)
+		r.mu.Lock()
+		if known := r.serverName(); s.server == known {
+			r.settle.Store(s.bound)
+		} else { // what one server has settled is nothing to another
+			r.settle.Store(0)
+			poke(r.leases) // to learn which one it is
+		}
 		r.mu.Unlock()
 		if wait = settleEvery; !settled {
 			wait = settleEvery / 10
@@ -209,29 +214,43 @@ type settler struct {
 	db    *database.DB
 	bound int64
 
-	next    int64 // becomes the bound
+	server  string // that the bound is of
+	next    int64  // becomes the bound
 	waitFor []string
 }
 
-// step returns true when the bound is as high as it was going to be.
-func (s *settler) step(ctx context.Context) (bool, error) {
-	last, err := lastID(ctx, s.db)
+// step returns true when the bound is as high as it was going to be. Which server it expects
+// may be "".
+func (s *settler) step(ctx context.Context, expected string) (bool, error) {
+	if !s.db.IsPostgres() {
+		last, err := lastID(ctx, s.db)
+		s.bound = last
+		return true, err
+	}
+	var last int64
+	var have []string
+	var server string
+	err := s.db.Postgres(ctx, func(conn *pgx.Conn) (err error) {
+		if server, err = serverOf(ctx, conn, expected); err != nil {
+			return err
+		}
+		if err = conn.QueryRow(ctx, lastIDPostgres).Scan(&last); err != nil {
+			return err
+		}
+		have, err = writers(ctx, conn) // after the sequence was read
+		return err
+	})
 	if err != nil {
 		return false, err
 	}
-	if !s.db.IsPostgres() {
-		s.bound = last
-		return true, nil
+	if server != s.server {
+		*s = settler{db: s.db, server: server}
 	}
 	if last < s.bound { // a standby that had not heard of everything is the primary now
 		s.bound, s.next = 0, 0
 	}
 	if last == s.bound {
 		return true, nil
-	}
-	have, err := s.writers(ctx) // after the sequence was read
-	if err != nil {
-		return false, err
 	}
 	if s.next == 0 {
 		s.next, s.waitFor = last, have
@@ -245,20 +264,27 @@ func (s *settler) step(ctx context.Context) (bool, error) {
 	return true, nil
 }
 
+const lastIDPostgres = `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_event_id`
+
 func lastID(ctx context.Context, db *database.DB) (last int64, err error) {
 	query := `SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox_event'`
 	if db.IsPostgres() {
-		query = `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_event_id`
+		query = lastIDPostgres
 	}
 	err = db.QueryRowContext(ctx, query).Scan(&last)
 	return last, err
 }
 
-// writers are the transactions that may have drawn an id and not committed.
-func (s *settler) writers(ctx context.Context) ([]string, error) {
-	return column[string](s.db.QueryContext(ctx, `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND granted
+// writers are the transactions that may have drawn an id and not committed. One that is
+// prepared (two-phase commit) keeps its name.
+func writers(ctx context.Context, conn *pgx.Conn) ([]string, error) {
+	rows, err := conn.Query(ctx, `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND granted
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
-		AND relation = 'outbox_event'::regclass AND mode = 'RowExclusiveLock'`))
+		AND relation = 'outbox_event'::regclass AND mode = 'RowExclusiveLock'`)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 // sweep looks below the settled bound, where nothing must be.

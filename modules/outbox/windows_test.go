@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -129,7 +130,7 @@ func TestTheBoundWaitsForWhoeverHasDrawnAnID(t *testing.T) {
 		s := settler{db: db}
 		for range 5 {
 			addKeys(t, db, "quick")
-			if _, err := s.step(t.Context()); err != nil {
+			if _, err := s.step(t.Context(), ""); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -173,7 +174,7 @@ func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 	waiting(t, db, "relation", 3)
 	s := settler{db: db}
 	for range 5 {
-		if _, err := s.step(t.Context()); err != nil {
+		if _, err := s.step(t.Context(), ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -185,5 +186,74 @@ func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 		if id := eventID(t, db, fmt.Sprint("k", i)); id <= s.bound {
 			t.Errorf("the event %d was committed when the bound was at %d", id, s.bound)
 		}
+	}
+}
+
+// What one database server has settled says nothing about another one, which may not have
+// heard of all of it.
+func TestTheBoundIsOfOneServer(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	addKeys(t, db, "a", "b")
+	r, err := NewRelay(db, &counting{partitions: 4}, Config{}, RelayOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, this := "another server", server(t, db)
+	r.server.Store(&this)
+	ctx, cancel := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer cancel()
+	all.Go(func() { r.settleIDs(ctx) })
+	reaches := func(want int64) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); r.settle.Load() != want; time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("after a minute the bound is at %d, want %d", r.settle.Load(), want)
+			}
+		}
+	}
+	reaches(2)
+	r.server.Store(&other)
+	reaches(0)
+	select {
+	case <-r.leases:
+	case <-time.After(time.Minute):
+		t.Fatal("the leases are not looked at")
+	}
+	r.server.Store(&this)
+	reaches(2)
+}
+
+// Another server may have given the ids of a batch to other events.
+func TestNothingIsDoneToAnotherServerThanTheOneReadFrom(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	s := opened(t, db)
+	addKeys(t, db, "a", "a", "a")
+	if _, err := db.ExecContext(t.Context(), `UPDATE outbox_shard SET owner = '00000000-0000-0000-0000-000000000001'`); err != nil {
+		t.Fatal(err)
+	}
+	sent := read(t, s, 10, 1<<20)
+	if err := s.published(t.Context(), "another server", sent); !errors.Is(err, errOtherServer) {
+		t.Errorf("marked done: %v", err)
+	}
+	if _, err := s.pendingOf(t.Context(), "another server", []int{sent[0].shard}, []int64{0}, 10, 1<<20); !errors.Is(err, errOtherServer) {
+		t.Errorf("read: %v", err)
+	}
+	by := ownership{"another server", "00000000-0000-0000-0000-000000000001", 0}
+	if parked, owned, err := s.park(t.Context(), sent[0], by, "no"); parked || owned || err != nil {
+		t.Errorf("parked: %v, owned: %v, %v", parked, owned, err)
+	}
+	if moved, err := s.setAside(t.Context(), &shard{id: sent[0].shard}, by, []int64{1}); moved != 0 || err != nil {
+		t.Errorf("set aside: %d, %v", moved, err)
+	}
+	if left := read(t, s, 10, 1<<20); ids(left) != "[1 2 3]" {
+		t.Errorf("left %v", ids(left))
+	}
+	by.server = server(t, db)
+	if parked, owned, err := s.park(t.Context(), sent[0], by, "no"); !parked || !owned || err != nil {
+		t.Errorf("on the right one: parked: %v, owned: %v, %v", parked, owned, err)
 	}
 }

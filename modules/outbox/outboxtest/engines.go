@@ -305,3 +305,11 @@ func (p *Process) Wait() error {
 	<-p.done
 	return p.err
 }
+
+// KillProcess kills a process of a server of the test's own with SIGKILL.
+func KillProcess(t testing.TB, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}
