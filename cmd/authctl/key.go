@@ -92,6 +92,9 @@ func notBefore(t time.Time) string { return moment(t.Add(time.Second - 1).Trunca
 // nextStep says what can be done with a key, and from when on.
 func nextStep(k auth.KeyInfo, now time.Time) string {
 	step := func(word string, at time.Time) string {
+		if k.ClockWasAhead {
+			return word + "; its time is yet to come and counts from now once you try"
+		}
 		if now.Before(at) {
 			return word + " from " + notBefore(at)
 		}
@@ -170,7 +173,8 @@ func newKeyRetire(g *global) *cobra.Command {
 		Use:   "retire KID",
 		Short: "Take a key away that no longer signs",
 		Long: `Take a retiring key out of the JWK set and destroy its private half. It is refused while
-access tokens that the key signed can be live. --force does not wait: those tokens are
+access tokens that the key signed can be live: every server keeps with the key how long its
+tokens live, so the settings of this command do not matter. --force does not wait: those tokens are
 refused from then on, and their clients must refresh.`,
 		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"retiring\").kid' | xargs -n1 authctl key retire",
 		Args:    cobra.ExactArgs(1),

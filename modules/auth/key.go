@@ -5,9 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -40,6 +40,9 @@ const (
 	keySettle = 2 * keyRefresh
 	// keyLookup bounds how often an unknown kid makes the server look, and for how long.
 	keyLookup = time.Second
+	// keySkew is how far ahead of the clock a time of a key may be. One further ahead was
+	// written by a clock that was wrong, and would hold an operator up until it has come.
+	keySkew = time.Minute
 )
 
 // KeyStatus is where a signing key stands:
@@ -71,6 +74,10 @@ type KeyInfo struct {
 
 	PromotableAt time.Time `json:"promotable_at,omitzero"` // of a staged key: every verifier knows it
 	RetirableAt  time.Time `json:"retirable_at,omitzero"`  // of a retiring key: no token of it is live
+
+	// ClockWasAhead says that the time which PromotableAt or RetirableAt counts from is yet to
+	// come. Promoting or retiring the key puts the present moment in its place.
+	ClockWasAhead bool `json:"clock_was_ahead,omitempty"`
 }
 
 // keyRow is a key as it is stored.
@@ -78,6 +85,9 @@ type keyRow struct {
 	KeyInfo
 	public string // its JWK, for whoever reads the table; written, never read back
 	sealed []byte
+	// tokenTTL is the longest lifetime that a server gave to tokens of the key. Of a key from
+	// before it was kept, it is the longest that the settings allow.
+	tokenTTL time.Duration
 }
 
 func (r keyRow) published() bool {
@@ -90,12 +100,19 @@ func (r keyRow) published() bool {
 type keyring struct {
 	db  *database.DB
 	cfg token.Config
-	now func() time.Time
+	now func() time.Time // nil: see moment
 
 	current atomic.Pointer[keySet]
+	kept    atomic.Pointer[keptTTL] // what this process has last written, of the active key
 
-	mu       sync.Mutex // held while the copy is renewed
-	lookedUp time.Time  // when an unknown kid last made us look
+	renewing chan struct{} // holds an element while the copy is renewed
+	lookedUp time.Time     // when an unknown kid last made us look
+}
+
+// keptTTL is a lifetime of tokens that is kept with a key.
+type keptTTL struct {
+	kid string
+	ttl time.Duration
 }
 
 // keySet is the keys at one moment. It is never changed.
@@ -104,13 +121,16 @@ type keySet struct {
 	opened map[string]token.Key // all that are published, by kid
 	jwks   []byte
 	etag   string
+
+	activeTTL  time.Duration // kept with the active key
+	longestTTL time.Duration // kept with any that is published
 }
 
 // openKeyring returns a keyring for managing keys; it does no I/O. It works also when the
 // secret is wrong, so that a key can be revoked whose secret is lost. It neither signs nor
-// verifies.
+// verifies. now may be nil.
 func openKeyring(db *database.DB, cfg token.Config, now func() time.Time) *keyring {
-	k := &keyring{db: db, cfg: cfg, now: now}
+	k := &keyring{db: db, cfg: cfg, now: now, renewing: make(chan struct{}, 1)}
 	k.current.Store(&keySet{})
 	return k
 }
@@ -147,6 +167,39 @@ var errNoActiveKey = errors.New("no key is active")
 // Active returns the key that signs now.
 func (k *keyring) Active() token.Key { return k.current.Load().active }
 
+// Sign signs claims with the active key. Where tokens live longer than is kept with the key,
+// their lifetime is kept first: whoever retires the key trusts it.
+func (k *keyring) Sign(ctx context.Context, claims token.Claims) (string, error) {
+	set := k.current.Load()
+	if err := k.keepTTL(ctx, set); err != nil {
+		return "", err
+	}
+	return set.active.Sign(claims)
+}
+
+func (k *keyring) keepTTL(ctx context.Context, set *keySet) error {
+	ttl := k.cfg.AccessTTL
+	if k.shared() || set.activeTTL >= ttl {
+		return nil
+	}
+	kid := set.active.KID()
+	if kept := k.kept.Load(); kept != nil && kept.kid == kid && kept.ttl >= ttl {
+		return nil
+	}
+	seconds := int64((ttl + time.Second - 1) / time.Second)
+	if _, err := k.db.Write(ctx, "UPDATE signing_key SET token_ttl = ? WHERE kid = ? AND token_ttl < ?", seconds, kid, seconds); err != nil {
+		return fmt.Errorf("keep the lifetime of tokens with the signing key: %w", err)
+	}
+	k.kept.Store(&keptTTL{kid, ttl})
+	return nil
+}
+
+// LongestTTL is the longest lifetime of any token that can be live: servers may have other
+// settings than this process.
+func (k *keyring) LongestTTL() time.Duration {
+	return max(k.cfg.AccessTTL, k.current.Load().longestTTL)
+}
+
 // Public returns a published key. An unknown kid makes it look in the database, in case the
 // key is new, once a second at the most.
 func (k *keyring) Public(kid string) (token.PublicKey, bool) {
@@ -176,7 +229,7 @@ func (k *keyring) run(ctx context.Context, log *zap.Logger) error {
 	}
 	tick := time.NewTicker(keyRefresh)
 	defer tick.Stop()
-	failing := ""
+	var told keyTroubles
 	for {
 		select {
 		case <-ctx.Done():
@@ -184,21 +237,41 @@ func (k *keyring) run(ctx context.Context, log *zap.Logger) error {
 		case <-tick.C:
 		}
 		before := k.Active().KID()
-		err := k.refreshWithin(ctx, keyRefresh)
-		switch {
-		case ctx.Err() != nil:
+		unusable, err := k.lookBriefly(ctx)
+		if ctx.Err() != nil {
 			return nil
-		case err != nil && err.Error() != failing: // once for each new problem, not every two seconds
-			failing = err.Error()
-			log.Warn("signing_keys_not_refreshed", zap.Error(err))
-		case err == nil && failing != "":
-			failing = ""
-			log.Info("signing_keys_refreshed_again")
 		}
+		told.report(log, unusable, err)
 		if after := k.Active().KID(); after != before {
 			log.Info("signing_key_changed", zap.String("kid", after), zap.String("before", before))
 		}
 	}
+}
+
+// keyTroubles are what is wrong with the keys and was logged.
+type keyTroubles struct {
+	unread   bool             // the keys could not be read
+	unusable map[string]error // by kid
+}
+
+// report logs each new trouble once, not every two seconds, and once when all of it is over.
+func (told *keyTroubles) report(log *zap.Logger, unusable map[string]error, err error) {
+	if err != nil {
+		if !told.unread {
+			log.Warn("signing_keys_not_refreshed", zap.Error(err))
+		}
+		told.unread = true // what is known of single keys stays so
+		return
+	}
+	for kid, err := range unusable {
+		if told.unusable[kid] == nil {
+			log.Warn("signing_key_unusable", zap.String("kid", kid), zap.Error(err))
+		}
+	}
+	if len(unusable) == 0 && (told.unread || len(told.unusable) > 0) {
+		log.Info("signing_keys_refreshed_again")
+	}
+	*told = keyTroubles{unusable: unusable}
 }
 
 // List returns every key there ever was, oldest first.
@@ -210,9 +283,13 @@ func (k *keyring) List(ctx context.Context) ([]KeyInfo, error) {
 	if err != nil {
 		return nil, err
 	}
+	now, err := k.moment(ctx, k.db)
+	if err != nil {
+		return nil, err
+	}
 	list := make([]KeyInfo, 0, len(rows))
 	for _, r := range rows {
-		list = append(list, k.info(r))
+		list = append(list, k.info(r, now))
 	}
 	return list, nil
 }
@@ -226,7 +303,10 @@ func (k *keyring) Stage(ctx context.Context) (KeyInfo, error) {
 	if err != nil {
 		return KeyInfo{}, err
 	}
-	return k.change(ctx, row.KID, func(ctx context.Context, tx database.Tx, _ []keyRow) error { return insertKey(ctx, tx, row) })
+	return k.change(ctx, row.KID, func(ctx context.Context, tx database.Tx, _ []keyRow, now time.Time) error {
+		row.StagedAt = now
+		return insertKey(ctx, tx, row)
+	})
 }
 
 // Promote makes a staged key the active one and the active one a retiring one. Before every
@@ -235,7 +315,7 @@ func (k *keyring) Promote(ctx context.Context, kid string, force bool) (KeyInfo,
 	if k.shared() {
 		return KeyInfo{}, ErrKeysUnused
 	}
-	return k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow) error {
+	return k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
 		row, err := findKey(rows, kid)
 		if err != nil {
 			return err
@@ -243,13 +323,13 @@ func (k *keyring) Promote(ctx context.Context, kid string, force bool) (KeyInfo,
 		if row.Status != KeyStaged {
 			return ErrKeyStatus.Detail(fmt.Sprintf("The key is %s; only a staged key can be promoted.", row.Status))
 		}
-		if at := k.info(row).PromotableAt; k.timestamp().Before(at) && !force {
+		if at := k.info(row, now).PromotableAt; now.Before(at) && !force {
 			return ErrKeyTooNew.Detail(fmt.Sprintf("Verifiers may hold a key set without it until %s. Forced, they refuse its tokens until then.", at.Format(time.RFC3339)))
 		}
 		if _, err := k.open(row); err != nil {
 			return err // no server with this secret could sign
 		}
-		return k.activate(ctx, tx, kid)
+		return k.activate(ctx, tx, kid, now)
 	})
 }
 
@@ -259,7 +339,7 @@ func (k *keyring) Retire(ctx context.Context, kid string, force bool) (KeyInfo, 
 	if k.shared() {
 		return KeyInfo{}, ErrKeysUnused
 	}
-	return k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow) error {
+	return k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
 		row, err := findKey(rows, kid)
 		if err != nil {
 			return err
@@ -267,7 +347,7 @@ func (k *keyring) Retire(ctx context.Context, kid string, force bool) (KeyInfo, 
 		if row.Status != KeyRetiring {
 			return ErrKeyStatus.Detail(fmt.Sprintf("The key is %s; only a retiring key can be retired.", row.Status))
 		}
-		if at := k.info(row).RetirableAt; k.timestamp().Before(at) && !force {
+		if at := k.info(row, now).RetirableAt; now.Before(at) && !force {
 			return ErrKeyInUse.Detail(fmt.Sprintf("Access tokens it signed can live until %s. Forced, they are refused from now on and their clients must refresh.", at.Format(time.RFC3339)))
 		}
 		return endKey(ctx, tx, kid, KeyRetired, row.RetiredAt)
@@ -288,7 +368,7 @@ func (k *keyring) Revoke(ctx context.Context, kid string) (revoked, successor Ke
 		return KeyInfo{}, KeyInfo{}, err
 	}
 	next := ""
-	revoked, err = k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow) error {
+	revoked, err = k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
 		next = ""
 		row, err := findKey(rows, kid)
 		if err != nil {
@@ -296,7 +376,7 @@ func (k *keyring) Revoke(ctx context.Context, kid string) (revoked, successor Ke
 		}
 		stopped := row.RetiredAt
 		if row.Status == KeyActive {
-			stopped = k.timestamp()
+			stopped = now
 		}
 		if err := endKey(ctx, tx, kid, KeyRevoked, stopped); err != nil || row.Status != KeyActive {
 			return err
@@ -310,12 +390,12 @@ func (k *keyring) Revoke(ctx context.Context, kid string) (revoked, successor Ke
 			}
 		}
 		if next == "" {
-			next = spare.KID
+			next, spare.StagedAt = spare.KID, now
 			if err := insertKey(ctx, tx, spare); err != nil {
 				return err
 			}
 		}
-		return k.activate(ctx, tx, next)
+		return k.activate(ctx, tx, next, now)
 	})
 	if err != nil || next == "" {
 		return revoked, KeyInfo{}, err
@@ -358,45 +438,69 @@ func (k *keyring) share() error {
 // for the same answer; those that come within a second after it are refused at once, so that
 // a flood of made-up kids costs the database one small query a second.
 func (k *keyring) lookup(kid string) (token.Key, bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), keyLookup)
+	defer cancel()
+	if !k.take(ctx) {
+		return token.Key{}, false
+	}
+	defer k.release()
 	if key, ok := k.current.Load().opened[kid]; ok {
 		return key, true
 	}
-	if since := k.now().Sub(k.lookedUp); since >= 0 && since < keyLookup {
+	if since := k.local().Sub(k.lookedUp); since >= 0 && since < keyLookup {
 		return token.Key{}, false
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), keyLookup)
-	defer cancel()
-	_ = k.renew(ctx) // run reports what goes on failing; here the key stays unknown
-	k.lookedUp = k.now()
+	_, _ = k.renew(ctx) // run reports what goes on failing; here the key stays unknown
+	k.lookedUp = k.local()
 	key, ok := k.current.Load().opened[kid]
 	return key, ok
 }
 
+// take waits for its turn to renew the copy, and no longer than ctx.
+func (k *keyring) take(ctx context.Context) bool {
+	select {
+	case k.renewing <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (k *keyring) release() { <-k.renewing }
+
+// refresh is look with everything that is wrong in one error.
 func (k *keyring) refresh(ctx context.Context) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	unusable, err := k.look(ctx)
+	return errors.Join(append(slices.Collect(maps.Values(unusable)), err)...)
+}
+
+// lookBriefly is look that gives up when the next one is due.
+func (k *keyring) lookBriefly(ctx context.Context) (unusable map[string]error, err error) {
+	ctx, cancel := context.WithTimeout(ctx, keyRefresh)
+	defer cancel()
+	return k.look(ctx)
+}
+
+// look renews the copy and returns what is wrong with which key, by kid.
+func (k *keyring) look(ctx context.Context) (unusable map[string]error, err error) {
+	if !k.take(ctx) {
+		return nil, fmt.Errorf("read the signing keys: %w", ctx.Err())
+	}
+	defer k.release()
 	return k.renew(ctx)
 }
 
-func (k *keyring) refreshWithin(ctx context.Context, d time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	return k.refresh(ctx)
-}
-
-// renew reads the keys into a new copy; the caller holds mu. A key that cannot be opened is
-// left out and told of. That is on purpose also for verifying, which the public half in the
+// renew reads the keys into a new copy; the caller has taken its turn. A key that cannot be
+// opened is left out and told of, by its kid; that there is no active one, under "". That is on purpose also for verifying, which the public half in the
 // row would do for: whoever can write to the table, but does not know the secret, must not
 // be able to bring in a key.
-func (k *keyring) renew(ctx context.Context) error {
+func (k *keyring) renew(ctx context.Context) (unusable map[string]error, err error) {
 	rows, err := readKeys(ctx, k.db)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	old, set := k.current.Load(), &keySet{opened: make(map[string]token.Key)}
-	var problems []error
+	unusable = make(map[string]error)
 	var public []token.PublicKey
 	for _, r := range rows {
 		if !r.published() {
@@ -405,26 +509,27 @@ func (k *keyring) renew(ctx context.Context) error {
 		key, known := old.opened[r.KID]
 		if !known {
 			if key, err = k.open(r); err != nil {
-				problems = append(problems, err)
+				unusable[r.KID] = err
 				continue
 			}
 		}
 		set.opened[r.KID] = key
 		public = append(public, key.Public())
+		set.longestTTL = max(set.longestTTL, r.tokenTTL)
 		if r.Status == KeyActive {
-			set.active = key
+			set.active, set.activeTTL = key, r.tokenTTL
 		}
 	}
 	if set.active.KID() == "" {
 		// Its predecessor goes on signing as long as it is published.
-		set.active = set.opened[old.active.KID()]
-		problems = append(problems, errNoActiveKey)
+		set.active, set.activeTTL = set.opened[old.active.KID()], old.activeTTL
+		unusable[""] = errNoActiveKey
 	}
 	if set.jwks, set.etag, err = token.MarshalJWKS(public); err != nil {
-		return err
+		return nil, err
 	}
 	k.current.Store(set)
-	return errors.Join(problems...)
+	return unusable, nil
 }
 
 func (k *keyring) open(r keyRow) (token.Key, error) {
@@ -461,7 +566,7 @@ func (k *keyring) reseal(ctx context.Context) error {
 	return nil
 }
 
-// generate makes a key that is not stored yet.
+// generate makes a key that is not stored yet, and has no times.
 func (k *keyring) generate(status KeyStatus) (keyRow, error) {
 	key, err := token.Generate(k.cfg.Algorithm)
 	for err == nil && strings.HasPrefix(key.KID(), "-") { // one in 64; a command line would take it for flags
@@ -478,10 +583,7 @@ func (k *keyring) generate(status KeyStatus) (keyRow, error) {
 	if err != nil {
 		return keyRow{}, err
 	}
-	info := KeyInfo{KID: key.KID(), Algorithm: key.Algorithm(), Status: status, StagedAt: k.timestamp()}
-	if status == KeyActive {
-		info.ActiveAt = info.StagedAt
-	}
+	info := KeyInfo{KID: key.KID(), Algorithm: key.Algorithm(), Status: status}
 	return keyRow{KeyInfo: info, public: string(public), sealed: sealed}, nil
 }
 
@@ -490,13 +592,17 @@ func (k *keyring) makeFirst(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if row.StagedAt, err = k.moment(ctx, k.db); err != nil {
+		return err
+	}
+	row.ActiveAt = row.StagedAt
 	// The index signing_key_one_active lets one of several through.
 	return k.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return insertKey(ctx, tx, row) })
 }
 
 // change runs fn in a transaction that no other change of keys runs beside, and returns what
 // the key has become.
-func (k *keyring) change(ctx context.Context, kid string, fn func(ctx context.Context, tx database.Tx, rows []keyRow) error) (KeyInfo, error) {
+func (k *keyring) change(ctx context.Context, kid string, fn func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error) (KeyInfo, error) {
 	var info KeyInfo
 	err := k.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if database.IsPostgres(tx) {
@@ -509,14 +615,18 @@ func (k *keyring) change(ctx context.Context, kid string, fn func(ctx context.Co
 		if err != nil {
 			return err
 		}
-		if err := fn(ctx, tx, rows); err != nil {
+		now, err := k.moment(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if err := fn(ctx, tx, rows, now); err != nil {
 			return err
 		}
 		if rows, err = readKeys(ctx, tx); err != nil {
 			return err
 		}
 		row, err := findKey(rows, kid)
-		info = k.info(row)
+		info = k.info(row, now)
 		return err
 	})
 	if err != nil {
@@ -524,13 +634,12 @@ func (k *keyring) change(ctx context.Context, kid string, fn func(ctx context.Co
 	}
 	// The change is made; other servers notice by themselves, and so does this one if it
 	// cannot read the keys right now.
-	_ = k.refreshWithin(ctx, keyRefresh)
+	_, _ = k.lookBriefly(ctx)
 	return info, nil
 }
 
 // activate puts the key in the place of the active one, if there is one.
-func (k *keyring) activate(ctx context.Context, tx database.Tx, kid string) error {
-	now := k.timestamp()
+func (k *keyring) activate(ctx context.Context, tx database.Tx, kid string, now time.Time) error {
 	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", KeyRetiring, now, KeyActive); err != nil {
 		return fmt.Errorf("retire the active signing key: %w", err)
 	}
@@ -540,26 +649,83 @@ func (k *keyring) activate(ctx context.Context, tx database.Tx, kid string) erro
 	return nil
 }
 
-func (k *keyring) info(r keyRow) KeyInfo {
+func (k *keyring) info(r keyRow, now time.Time) KeyInfo {
 	info := r.KeyInfo
+	// What is yet to come counts as having come now.
+	counted := func(at time.Time) time.Time {
+		if info.ClockWasAhead = at.After(now.Add(keySkew)); info.ClockWasAhead {
+			return now
+		}
+		return at
+	}
 	switch r.Status {
 	case KeyStaged:
 		// A server may have answered with the old set until it noticed.
-		info.PromotableAt = r.StagedAt.Add(JWKSMaxAge + keySettle)
+		info.PromotableAt = counted(r.StagedAt).Add(JWKSMaxAge + keySettle)
 	case KeyRetiring:
-		// A server may have signed with it until it noticed. The lifetime is today's: who
-		// shortens it waits the longer one out.
-		info.RetirableAt = r.RetiredAt.Add(k.cfg.AccessTTL + keySettle)
+		// A server may have signed with it until it noticed.
+		info.RetirableAt = counted(r.RetiredAt).Add(max(r.tokenTTL, k.cfg.AccessTTL) + keySettle)
 	}
 	return info
 }
 
-func (k *keyring) timestamp() time.Time { return k.now().UTC().Truncate(time.Microsecond) }
+// Correct puts the present moment in the place of times of keys that are yet to come, which
+// only a clock that was ahead can have written, and returns the kids. Such a time would hold
+// up an operator until it has come, and what waits for it has begun by now.
+func (k *keyring) Correct(ctx context.Context) ([]string, error) {
+	if k.shared() {
+		return nil, nil
+	}
+	list, err := k.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var kids []string
+	for _, info := range list {
+		if info.ClockWasAhead {
+			kids = append(kids, info.KID)
+		}
+	}
+	if len(kids) == 0 {
+		return nil, nil
+	}
+	now, err := k.moment(ctx, k.db)
+	if err != nil {
+		return nil, err
+	}
+	for _, column := range []string{"staged_at", "active_at", "retired_at"} {
+		if _, err := k.db.Write(ctx, "UPDATE signing_key SET "+column+" = ? WHERE "+column+" > ? AND kid IN (?)", now, now, database.List(kids)); err != nil {
+			return nil, fmt.Errorf("correct the times of signing keys: %w", err)
+		}
+	}
+	return kids, nil
+}
+
+// moment is the present one as keys are stamped with: by the clock of the database, which all
+// processes share, so that it does not matter whose own is wrong.
+func (k *keyring) moment(ctx context.Context, db database.IDB) (time.Time, error) {
+	if k.now == nil && database.IsPostgres(db) {
+		var now time.Time
+		if err := db.QueryRowContext(ctx, "SELECT clock_timestamp()").Scan(&now); err != nil {
+			return time.Time{}, fmt.Errorf("ask the database for the time: %w", err)
+		}
+		return now.UTC().Truncate(time.Microsecond), nil
+	}
+	return k.local().UTC().Truncate(time.Microsecond), nil
+}
+
+// local is the time of this process.
+func (k *keyring) local() time.Time {
+	if k.now == nil {
+		return time.Now()
+	}
+	return k.now()
+}
 
 // insertKey does nothing when another key is active already and this one would be.
 func insertKey(ctx context.Context, tx database.IDB, r keyRow) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at)
-		VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING`,
+	_, err := tx.ExecContext(ctx, `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at, token_ttl)
+		VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING`,
 		r.KID, r.Algorithm, r.Status, r.public, r.sealed, r.StagedAt, nullTime(r.ActiveAt))
 	if err != nil {
 		return fmt.Errorf("insert the signing key: %w", err)
@@ -580,7 +746,7 @@ func endKey(ctx context.Context, tx database.IDB, kid string, status KeyStatus, 
 func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
 
 func readKeys(ctx context.Context, db database.IDB) ([]keyRow, error) {
-	rows, err := db.QueryContext(ctx, `SELECT kid, algorithm, status, sealed, staged_at, active_at, retired_at
+	rows, err := db.QueryContext(ctx, `SELECT kid, algorithm, status, sealed, staged_at, active_at, retired_at, token_ttl
 		FROM signing_key ORDER BY staged_at, kid`)
 	if err != nil {
 		return nil, fmt.Errorf("read the signing keys: %w", err)
@@ -590,10 +756,12 @@ func readKeys(ctx context.Context, db database.IDB) ([]keyRow, error) {
 	for rows.Next() {
 		var r keyRow
 		var active, retired sql.NullTime
-		if err := rows.Scan(&r.KID, &r.Algorithm, &r.Status, &r.sealed, &r.StagedAt, &active, &retired); err != nil {
+		var seconds int64
+		if err := rows.Scan(&r.KID, &r.Algorithm, &r.Status, &r.sealed, &r.StagedAt, &active, &retired, &seconds); err != nil {
 			return nil, fmt.Errorf("read the signing keys: %w", err)
 		}
 		r.StagedAt, r.ActiveAt, r.RetiredAt = r.StagedAt.UTC(), active.Time.UTC(), retired.Time.UTC()
+		r.tokenTTL = time.Duration(seconds) * time.Second
 		list = append(list, r)
 	}
 	if err := rows.Err(); err != nil {

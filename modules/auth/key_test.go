@@ -737,11 +737,11 @@ func TestKeyInfoOnTheWire(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 	k := openKeyring(nil, keyConfig(token.ES256), newKeyClock().now)
-	staged, err := json.Marshal(k.info(keyRow{KeyInfo: KeyInfo{KID: "k", Algorithm: "ES256", Status: KeyStaged, StagedAt: at}}))
+	staged, err := json.Marshal(k.info(keyRow{KeyInfo: KeyInfo{KID: "k", Algorithm: "ES256", Status: KeyStaged, StagedAt: at}}, at))
 	if want := `{"kid":"k","algorithm":"ES256","status":"staged","staged_at":"2026-11-24T12:00:00Z","promotable_at":"2026-11-24T12:05:04Z"}`; err != nil || string(staged) != want {
 		t.Errorf("got %s, %v; want %s", staged, err, want)
 	}
-	retiring := k.info(keyRow{KeyInfo: KeyInfo{Status: KeyRetiring, RetiredAt: at}})
+	retiring := k.info(keyRow{KeyInfo: KeyInfo{Status: KeyRetiring, RetiredAt: at}}, at)
 	if want := at.Add(5*time.Hour + 4*time.Second); !retiring.RetirableAt.Equal(want) {
 		t.Errorf("retirable at %v; want %v", retiring.RetirableAt, want)
 	}

@@ -61,7 +61,7 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 	}
 	device := s.limiter.Succeeded(ctx, ticket, a.owner())
 	s.security.Info("signed_in", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID), zap.String("ip", dev.ip()))
-	t, err := s.issue(sess, refresh)
+	t, err := s.issue(ctx, sess, refresh)
 	t.Device = device
 	return t, err
 }

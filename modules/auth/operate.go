@@ -26,7 +26,7 @@ type Keys struct {
 // OpenKeys returns the signing keys that are kept in the database. It does no I/O. With
 // HS256 every method returns [ErrKeysUnused], but [Keys.Check], which is content.
 func OpenKeys(db *database.DB, cfg Config, log *zap.Logger) *Keys {
-	return &Keys{ring: openKeyring(db, cfg.Token, time.Now), security: logging.Security(log)}
+	return &Keys{ring: openKeyring(db, cfg.Token, nil), security: logging.Security(log)}
 }
 
 // List returns every key there ever was, oldest first.
@@ -41,6 +41,9 @@ func (k *Keys) Stage(ctx context.Context) (KeyInfo, error) {
 // Promote makes a staged key the one that signs; the one that did is retiring from then on.
 // It returns [ErrKeyTooNew] while verifiers may not know the key, unless force.
 func (k *Keys) Promote(ctx context.Context, kid string, force bool) (KeyInfo, error) {
+	if err := k.correct(ctx); err != nil {
+		return KeyInfo{}, err
+	}
 	info, err := k.ring.Promote(ctx, kid, force)
 	return k.noted("signing_key_promoted", info, err)
 }
@@ -48,6 +51,9 @@ func (k *Keys) Promote(ctx context.Context, kid string, force bool) (KeyInfo, er
 // Retire takes a retiring key out of use for good. It returns [ErrKeyInUse] while tokens
 // that it signed can live, unless force.
 func (k *Keys) Retire(ctx context.Context, kid string, force bool) (KeyInfo, error) {
+	if err := k.correct(ctx); err != nil {
+		return KeyInfo{}, err
+	}
 	info, err := k.ring.Retire(ctx, kid, force)
 	return k.noted("signing_key_retired", info, err)
 }
@@ -56,6 +62,9 @@ func (k *Keys) Retire(ctx context.Context, kid string, force bool) (KeyInfo, err
 // can live, unless force: they are refused from then on. successor is the key that signs
 // instead when the active one was revoked, else it is zero.
 func (k *Keys) Revoke(ctx context.Context, kid string, force bool) (revoked, successor KeyInfo, err error) {
+	if err := k.correct(ctx); err != nil {
+		return KeyInfo{}, KeyInfo{}, err
+	}
 	if !force {
 		if err := k.unused(ctx, kid); err != nil {
 			return KeyInfo{}, KeyInfo{}, err
@@ -73,16 +82,29 @@ func (k *Keys) unused(ctx context.Context, kid string) error {
 	if err != nil {
 		return err
 	}
+	now, err := k.ring.moment(ctx, k.ring.db)
+	if err != nil {
+		return err
+	}
 	for _, info := range list {
 		switch {
 		case info.KID != kid:
 		case info.Status == KeyActive:
 			return ErrKeyInUse.Detail("It is the key that signs now. Forced, every access token it signed is refused from now on, their clients must refresh, and another key signs that verifiers may not know for " + JWKSMaxAge.String() + ".")
-		case info.Status == KeyRetiring && k.ring.timestamp().Before(info.RetirableAt):
+		case info.Status == KeyRetiring && now.Before(info.RetirableAt):
 			return ErrKeyInUse.Detail(fmt.Sprintf("Access tokens it signed can live until %s. Forced, they are refused from now on and their clients must refresh.", info.RetirableAt.Format(time.RFC3339)))
 		}
 	}
 	return nil
+}
+
+// correct puts times of keys right that are yet to come, and says so.
+func (k *Keys) correct(ctx context.Context) error {
+	kids, err := k.ring.Correct(ctx)
+	for _, kid := range kids {
+		k.security.Warn("signing_key_time_corrected", zap.String("kid", kid), zap.String("by", byAdmin))
+	}
+	return err
 }
 
 func (k *Keys) noted(event string, info KeyInfo, err error) (KeyInfo, error) {
@@ -103,6 +125,10 @@ func (k *Keys) Check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	now, err := k.ring.moment(ctx, k.ring.db)
+	if err != nil {
+		return err
+	}
 	var problems []error
 	for _, r := range rows {
 		if !r.published() {
@@ -113,6 +139,9 @@ func (k *Keys) Check(ctx context.Context) error {
 			err = fmt.Errorf("%w (%w)", ErrWrongSecret, err)
 		}
 		problems = append(problems, err)
+		if k.ring.info(r, now).ClockWasAhead {
+			problems = append(problems, fmt.Errorf("the signing key %s has a time that is yet to come, written by a clock that was ahead; authctl key promote or retire puts it right", r.KID))
+		}
 	}
 	return errors.Join(problems...)
 }

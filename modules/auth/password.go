@@ -175,7 +175,7 @@ func (s *Service) reissue(ctx context.Context, caller Caller, changed account, d
 		if err != nil {
 			return Tokens{}, err
 		}
-		return s.issue(sess, next)
+		return s.issue(ctx, sess, next)
 	}
 	sess, refresh, err := s.signIn(ctx, changed, dev)
 	if errors.Is(err, errOvertaken) || errors.Is(err, ErrInvalidCredentials) || errors.Is(err, ErrAccountDisabled) {
@@ -184,5 +184,5 @@ func (s *Service) reissue(ctx context.Context, caller Caller, changed account, d
 	if err != nil {
 		return Tokens{}, err
 	}
-	return s.issue(sess, refresh)
+	return s.issue(ctx, sess, refresh)
 }

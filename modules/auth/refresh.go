@@ -70,7 +70,7 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 			return Tokens{}, fmt.Errorf("open the successor: %w", err)
 		}
 	}
-	t, err := s.issue(got.Session, next)
+	t, err := s.issue(ctx, got.Session, next)
 	t.Replayed = got.Outcome == session.Replayed
 	return t, err
 }

@@ -47,7 +47,7 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (T
 		return Tokens{}, err
 	}
 	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID), zap.String("ip", dev.ip()))
-	t, err := s.issue(sess, refresh)
+	t, err := s.issue(ctx, sess, refresh)
 	if err == nil {
 		t.Device = s.limiter.Remember(ctx, a.canonical, a.owner(), dev.IP)
 	}
@@ -147,7 +147,7 @@ func (s *Service) head(userID uuid.UUID) eventHead {
 }
 
 // accessTokensEnd is when the last access token issued up to now has expired everywhere,
-// clocks that differ a little included.
+// clocks that differ a little and servers with another lifetime included.
 func (s *Service) accessTokensEnd(now time.Time) time.Time {
-	return now.Add(s.cfg.Token.AccessTTL + time.Minute)
+	return now.Add(s.keys.LongestTTL() + time.Minute)
 }

@@ -88,7 +88,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Service, error) {
 	if s.standings, err = prepareStandings(ctx, deps.DB); err != nil {
 		return nil, err
 	}
-	if s.keys, err = newKeyring(ctx, deps.DB, cfg.Token, s.now); err != nil {
+	if s.keys, err = newKeyring(ctx, deps.DB, cfg.Token, deps.Now); err != nil {
 		return nil, err
 	}
 	if s.codec, err = session.NewCodec(cfg.Token.Secret, cfg.Token.Secrets()[1:]...); err != nil {

@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"time"
@@ -37,7 +38,7 @@ type Tokens struct {
 
 // issue signs an access token for the session and puts the answer together. No token of a
 // session outlives it.
-func (s *Service) issue(sess session.Session, refresh session.Token) (Tokens, error) {
+func (s *Service) issue(ctx context.Context, sess session.Session, refresh session.Token) (Tokens, error) {
 	now := s.now().UTC().Truncate(time.Second)
 	id, err := newID()
 	if err != nil {
@@ -52,7 +53,7 @@ func (s *Service) issue(sess session.Session, refresh session.Token) (Tokens, er
 		ID: id, SessionID: sess.ID, ClientID: s.cfg.Token.ClientID,
 		IssuedAt: now, ExpiresAt: expires, AuthTime: sess.AuthTime, SessionEpoch: sess.Epoch,
 	}
-	access, err := s.keys.Active().Sign(claims)
+	access, err := s.keys.Sign(ctx, claims)
 	if err != nil {
 		return Tokens{}, fmt.Errorf("sign access token: %w", err)
 	}

@@ -1,0 +1,246 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// signsFor signs a token of the keyring's own lifetime.
+func signsFor(t testing.TB, k *keyring) (string, error) {
+	t.Helper()
+	now := k.local()
+	return k.Sign(t.Context(), token.Claims{
+		Issuer: k.cfg.Issuer, Audience: []string{k.cfg.Audience}, ClientID: k.cfg.ClientID,
+		Subject: uuid.New(), ID: uuid.New(), SessionID: uuid.New(),
+		IssuedAt: now, AuthTime: now, ExpiresAt: now.Add(k.cfg.AccessTTL),
+	})
+}
+
+func withTTL(ttl time.Duration) token.Config {
+	cfg := keyConfig(token.EdDSA)
+	cfg.AccessTTL = ttl
+	return cfg
+}
+
+func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T) {
+	t.Parallel()
+	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
+		clock, must := newKeyClock(), mustKey(t)
+		operator := openKeyring(open(), withTTL(time.Hour), clock.now) // with other settings than the servers
+		long, short := startKeys(t, open(), withTTL(10*time.Hour), clock), startKeys(t, open(), withTTL(2*time.Hour), clock)
+		first := long.Active().KID()
+		var last string
+		for _, k := range []*keyring{short, long, short, long} {
+			var err error
+			if last, err = signsFor(t, k); err != nil {
+				t.Fatal(err)
+			}
+		}
+		staged := must(operator.Stage(t.Context()))
+		must(operator.Promote(t.Context(), staged.KID, true))
+		retiring := keyStatus(t, operator, first)
+		if want := retiring.RetiredAt.Add(10*time.Hour + keySettle); !retiring.RetirableAt.Equal(want) {
+			t.Errorf("retirable at %v, want %v", retiring.RetirableAt, want)
+		}
+		clock.advance(time.Hour + keySettle)
+		if _, err := operator.Retire(t.Context(), first, false); !errors.Is(err, ErrKeyInUse) {
+			t.Errorf("while a token of it lives: %v", err)
+		}
+		if _, err := verifierOf(long).Verify(last); err != nil {
+			t.Errorf("the token: %v", err)
+		}
+		clock.advance(9 * time.Hour)
+		must(operator.Retire(t.Context(), first, false))
+
+		// What a server of before the column writes is counted with the longest that there can be.
+		old, err := operator.generate(KeyStaged)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := operator.db.Write(t.Context(), `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at)
+			VALUES (?, ?, ?, ?, ?, ?, ?)`, old.KID, old.Algorithm, KeyStaged, old.public, old.sealed, clock.now(), nil); err != nil {
+			t.Fatal(err)
+		}
+		must(operator.Promote(t.Context(), old.KID, true))
+		must(operator.Promote(t.Context(), must(operator.Stage(t.Context())).KID, true))
+		if info := keyStatus(t, operator, old.KID); !info.RetirableAt.Equal(info.RetiredAt.Add(24*time.Hour + keySettle)) {
+			t.Errorf("a key of before: %+v", info)
+		}
+	})
+}
+
+// Keeping the lifetime costs one statement for each key, and no token is signed without.
+func TestALifetimeIsKeptBeforeTheFirstTokenAndOnce(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		clock := newKeyClock()
+		k := startKeys(t, db, withTTL(time.Hour), clock)
+		again := startKeys(t, db, withTTL(time.Hour), clock)
+		if _, err := signsFor(t, k); err != nil {
+			t.Fatal(err)
+		}
+		if err := again.refresh(t.Context()); err != nil { // it is kept already
+			t.Fatal(err)
+		}
+		never := startKeys(t, db, withTTL(2*time.Hour), clock)
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range []*keyring{k, again} {
+			if _, err := signsFor(t, k); err != nil {
+				t.Errorf("with the lifetime kept: %v", err)
+			}
+		}
+		if signed, err := signsFor(t, never); err == nil {
+			t.Errorf("signed %s, and nobody knows for how long it lives", signed)
+		}
+	})
+}
+
+// What a command announces as over is remembered until the tokens of every server have
+// expired, not only those that this command would have made.
+func TestACommandAnnouncesEndsForTheLifetimeOfTheServers(t *testing.T) {
+	t.Parallel()
+	eachWith(t, func(cfg *Config) { cfg.Token.AccessTTL = 10 * time.Hour }, func(t *testing.T, w *world) {
+		_, tokens := w.newcomer(t)
+		id := w.caller(t, tokens).User.ID
+		w.cfg.Token.AccessTTL = time.Minute
+		command := w.another(t)
+		if err := command.RevokeSession(t.Context(), Session{ID: tokens.SessionID, UserID: id}); err != nil {
+			t.Fatal(err)
+		}
+		if err := command.RevokeUserSessions(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range w.events(t, id)[1:] {
+			until, err := time.Parse(time.RFC3339, fmt.Sprint(e.Data["expires_at"]))
+			if err != nil || until.Before(tokens.AccessTokenExpiresAt) {
+				t.Errorf("%s may be forgotten at %v, %v; the token lives until %v", e.Type, until, err, tokens.AccessTokenExpiresAt)
+			}
+		}
+	})
+}
+
+func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
+		clock := newKeyClock()
+		first := startKeys(t, open(), withTTL(time.Hour), clock).Active().KID()
+		core, records := observer.New(zap.InfoLevel)
+		keys := OpenKeys(open(), Config{Token: withTTL(time.Hour)}, zap.New(core))
+		keys.ring.now = clock.now
+		const ahead = 100 * time.Hour
+
+		clock.advance(ahead)
+		staged, err := keys.Stage(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		clock.advance(-ahead)
+		if info := keyStatus(t, keys.ring, staged.KID); !info.ClockWasAhead || info.PromotableAt.After(clock.now().Add(JWKSMaxAge+keySettle)) {
+			t.Errorf("before it is put right: %+v", info)
+		}
+		if err := keys.Check(t.Context()); err == nil {
+			t.Error("doctor is not told of it")
+		}
+		// It counts as staged when it was first looked at: no verifier is overtaken.
+		if _, err := keys.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrKeyTooNew) {
+			t.Errorf("at once: %v", err)
+		}
+		if err := keys.Check(t.Context()); err != nil {
+			t.Errorf("once it was put right: %v", err)
+		}
+		clock.advance(JWKSMaxAge + keySettle)
+		clock.advance(ahead)
+		if _, err := keys.Promote(t.Context(), staged.KID, false); err != nil {
+			t.Errorf("once verifiers know it: %v", err)
+		}
+		clock.advance(-ahead)
+		if _, err := keys.Retire(t.Context(), first, false); !errors.Is(err, ErrKeyInUse) {
+			t.Errorf("retiring at once: %v", err)
+		}
+		clock.advance(time.Hour + keySettle)
+		if _, err := keys.Retire(t.Context(), first, false); err != nil {
+			t.Errorf("retiring once its tokens have expired: %v", err)
+		}
+		if n := records.FilterMessage("signing_key_time_corrected").Len(); n != 2 {
+			t.Errorf("%d corrections were recorded, want 2", n)
+		}
+
+		// A clock that is a little ahead is nothing to correct.
+		clock.advance(keySkew)
+		staged, err = keys.Stage(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		clock.advance(-keySkew)
+		if info := keyStatus(t, keys.ring, staged.KID); info.ClockWasAhead {
+			t.Errorf("a minute ahead: %+v", info)
+		}
+	})
+}
+
+// A key set that is being read holds up nobody who asks for a kid that is not in it.
+func TestALookForAnUnknownKeyEnds(t *testing.T) {
+	t.Parallel()
+	clock := newKeyClock()
+	k := startKeys(t, dbtest.SQLite(t), keyConfig(token.EdDSA), clock)
+	if !k.take(t.Context()) {
+		t.Fatal("it is not its turn")
+	}
+	defer k.release()
+	if _, ok := k.Public("unknown"); ok {
+		t.Error("an unknown key is known")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := k.refresh(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a refresh whose caller has left: %v", err)
+	}
+}
+
+func TestEachTroubleWithKeysIsToldOnce(t *testing.T) {
+	t.Parallel()
+	core, records := observer.New(zap.InfoLevel)
+	log := zap.New(core)
+	var told keyTroubles
+	sealed := map[string]error{"a": token.ErrSealed}
+	for _, round := range []struct {
+		unusable map[string]error
+		err      error
+		want     string
+	}{
+		{nil, nil, ""},
+		{nil, errors.New("connection 1 was refused"), "signing_keys_not_refreshed"},
+		{nil, errors.New("connection 2 was refused"), ""}, // other words for the same trouble
+		{sealed, nil, "signing_key_unusable"},
+		{sealed, nil, ""},
+		{nil, errors.New("connection 3 was refused"), "signing_keys_not_refreshed"},
+		{map[string]error{"a": token.ErrSealed, "b": token.ErrSealed}, nil, "signing_key_unusable"},
+		{map[string]error{"b": token.ErrSealed}, nil, ""},
+		{nil, nil, "signing_keys_refreshed_again"},
+		{nil, nil, ""},
+		{sealed, nil, "signing_key_unusable"},
+		{nil, nil, "signing_keys_refreshed_again"},
+	} {
+		told.report(log, round.unusable, round.err)
+		said := ""
+		for _, r := range records.TakeAll() {
+			said += r.Message
+		}
+		if said != round.want {
+			t.Errorf("with %v, %v it says %q, want %q", round.unusable, round.err, said, round.want)
+		}
+	}
+}
