@@ -21,7 +21,7 @@ func signsFor(t testing.TB, k *keyring) (string, error) {
 	t.Helper()
 	now := k.local()
 	return k.Sign(t.Context(), token.Claims{
-		Issuer: k.cfg.Issuer, Audience: []string{k.cfg.Audience}, ClientID: k.cfg.ClientID,
+		Issuer: k.cfg.Issuer, Audience: k.cfg.Audience, ClientID: k.cfg.ClientID,
 		Subject: uuid.New(), ID: uuid.New(), SessionID: uuid.New(),
 		IssuedAt: now, AuthTime: now, ExpiresAt: now.Add(k.cfg.AccessTTL),
 	})
