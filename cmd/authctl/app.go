@@ -37,6 +37,7 @@ type app struct {
 	auth     *auth.Service
 	waker    *outbox.Waker
 
+	looking   bool                  // nothing is made: no folder, database, schema, secret or key
 	ownSecret bool                  // the secret was made here, not given
 	relayEnd  atomic.Pointer[error] // why the relay inside serve ended before it was told to
 	closers   []func() error
@@ -101,25 +102,38 @@ func (a *app) openDatabase(ctx context.Context) error {
 	if err := a.connectDatabase(ctx); err != nil {
 		return err
 	}
-	if !a.db.IsPostgres() {
+	if !a.db.IsPostgres() && !a.looking {
 		if _, err := migrations.Up(ctx, a.db, nil); err != nil {
 			return err
 		}
 		return nil
 	}
 	err := migrations.Check(ctx, a.db)
+	if errors.Is(err, migrations.ErrBehind) && !a.db.IsPostgres() {
+		return fmt.Errorf("%w; run: authctl migrate up, or start authctl serve, which does it", err)
+	}
 	if errors.Is(err, migrations.ErrBehind) {
 		return fmt.Errorf("%w; run: authctl migrate up", err)
 	}
 	return err
 }
 
-// existing refuses where there is no installation: commands that look must not make one.
+// existing refuses where there is no installation, and from then on nothing of one is made. All
+// commands are opened this way but for those that begin an installation: serve, relay, migrate up,
+// user create and user import.
 func (a *app) existing() error {
+	a.looking = true
 	if a.Database.Exists(a.App.DataDir) {
 		return nil
 	}
 	return fmt.Errorf("there is no %s yet: authctl serve makes it, or name another one with DATABASE_URL", a.Database.Describe(a.App.DataDir))
+}
+
+func (a *app) connectExistingDatabase(ctx context.Context) error {
+	if err := a.existing(); err != nil {
+		return err
+	}
+	return a.connectDatabase(ctx)
 }
 
 func (a *app) openExistingDatabase(ctx context.Context) error {
@@ -152,10 +166,10 @@ func (a *app) openAuth(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if a.ownSecret, err = a.ensureSecret(); err != nil {
+	if a.ownSecret, err = a.ensureSecret(!a.looking); err != nil {
 		return err
 	}
-	deps := auth.Deps{DB: a.db, Log: a.log}
+	deps := auth.Deps{DB: a.db, Log: a.log, Looking: a.looking}
 	if a.registry != nil { // only serve has one
 		deps.Registry, deps.Serving = a.registry, true
 	}

@@ -270,7 +270,7 @@ func (d *doctor) secret(context.Context) []finding {
 			return []finding{fine("none yet; the first start makes one in %s", path)}
 		}
 		var err error
-		if d.ownSecret, err = d.ensureSecret(); err != nil {
+		if d.ownSecret, err = d.ensureSecret(false); err != nil {
 			return []finding{failing(err.Error(), advice)}
 		}
 		if d.Database.UsesPostgres() || d.Redis.Enabled() {

@@ -36,7 +36,7 @@ kept in the database, sealed under AUTH_TOKEN_SECRET. With HS256 there are none.
 // when the secret of the active key is lost.
 func (g *global) withKeys(cmd *cobra.Command, do func(ctx context.Context, keys *auth.Keys) error) error {
 	return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-		if _, err := a.ensureSecret(); err != nil {
+		if _, err := a.ensureSecret(false); err != nil {
 			return err
 		}
 		return do(ctx, auth.OpenKeys(a.db, a.Auth, a.log))

@@ -24,25 +24,25 @@ they apply to the embedded SQLite, which serve migrates by itself.`,
 		Example: `  authctl migrate status
   DATABASE_URL=postgres://auth@localhost/auth authctl migrate up`,
 	}
-	run := func(use, short string, do func(ctx context.Context, a *app, w io.Writer) error) {
+	run := func(use, short string, open func(*app, context.Context) error, do func(ctx context.Context, a *app, w io.Writer) error) {
 		cmd.AddCommand(&cobra.Command{
 			Use: use, Short: short, Args: cobra.NoArgs, Example: "  authctl migrate " + use,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				return g.withDatabase(cmd, (*app).connectDatabase, func(ctx context.Context, a *app) error { return do(ctx, a, cmd.OutOrStdout()) })
+				return g.withDatabase(cmd, open, func(ctx context.Context, a *app) error { return do(ctx, a, cmd.OutOrStdout()) })
 			},
 		})
 	}
-	run("up", "Run every migration that is waiting", func(ctx context.Context, a *app, w io.Writer) error {
+	run("up", "Run every migration that is waiting", (*app).connectDatabase, func(ctx context.Context, a *app, w io.Writer) error {
 		return g.migrate(w, "applied", "the schema is up to date", func(report func(migrations.State)) ([]migrations.State, error) {
 			return migrations.Up(ctx, a.db, report)
 		})
 	})
-	run("down", "Undo the migrations that ran together last", func(ctx context.Context, a *app, w io.Writer) error {
+	run("down", "Undo the migrations that ran together last", (*app).connectExistingDatabase, func(ctx context.Context, a *app, w io.Writer) error {
 		return g.migrate(w, "undone", "there is nothing to undo", func(report func(migrations.State)) ([]migrations.State, error) {
 			return migrations.Down(ctx, a.db, report)
 		})
 	})
-	run("status", "List the migrations and which have run", func(ctx context.Context, a *app, w io.Writer) error {
+	run("status", "List the migrations and which have run", (*app).connectExistingDatabase, func(ctx context.Context, a *app, w io.Writer) error {
 		list, err := migrations.Status(ctx, a.db)
 		if err != nil {
 			return err

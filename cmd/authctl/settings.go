@@ -128,14 +128,20 @@ func withRemarks(err error, remarks []config.Remark) error {
 	return fmt.Errorf("%w%s", err, words)
 }
 
-// ensureSecret makes the signing secret of an installation that was given none, once, and
-// keeps it in the data folder. It reports whether the secret is such a one.
-func (s *settings) ensureSecret() (own bool, err error) {
+// errNoSecret refuses a command that needs the secret of the servers and cannot find it.
+var errNoSecret = errors.New("there is no signing secret: set AUTH_TOKEN_SECRET or AUTH_TOKEN_SECRET_FILE to the one that the servers have")
+
+// ensureSecret takes the signing secret of an installation that was given none from its data
+// folder, and makes it there, once, if it may. It reports whether the secret is such a one.
+func (s *settings) ensureSecret(mayMake bool) (own bool, err error) {
 	if s.Auth.Token.Secret != "" {
 		return false, nil
 	}
 	path := filepath.Join(s.App.DataDir, "secret")
 	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) && !mayMake {
+		return true, errNoSecret
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		text, err = makeSecret(path)
 	}

@@ -120,7 +120,7 @@ func (o *inspectOptions) inspect(cmd *cobra.Command, text string) (auth.TokenRep
 		return auth.DecodeToken(text), nil
 	}
 	var report auth.TokenReport
-	err = o.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) (err error) {
+	err = o.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) (err error) {
 		report, err = a.auth.InspectToken(ctx, text)
 		return err
 	})

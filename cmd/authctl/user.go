@@ -169,7 +169,7 @@ func newUserList(g *global) *cobra.Command {
 		Example: "  authctl user list -o json | head",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) error {
+			return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
 				return g.stream(cmd.OutOrStdout(), userHeading, func(print func(v any, row []string) error) error {
 					return a.auth.Users(ctx, func(u auth.User) error { return print(u, userRow(u)) })
 				})
@@ -328,7 +328,7 @@ Without one, the counters are in the serving process, and end with it.`,
 
 // withUser runs a command on the account that it was told of.
 func (g *global) withUser(cmd *cobra.Command, ref *userRef, do func(context.Context, *app, auth.User) error) error {
-	return g.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) error {
+	return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
 		u, err := ref.find(ctx, a.auth)
 		if err != nil {
 			return err

@@ -135,6 +135,18 @@ func openKeyring(db *database.DB, cfg token.Config, now func() time.Time) *keyri
 	return k
 }
 
+// lookIntoKeyring returns a keyring that verifies with what keys there are and the secrets open.
+func lookIntoKeyring(ctx context.Context, db *database.DB, cfg token.Config, now func() time.Time) (*keyring, error) {
+	k := openKeyring(db, cfg, now)
+	if k.shared() {
+		return k, k.share()
+	}
+	if err := k.refresh(ctx); err != nil && len(k.current.Load().jwks) == 0 { // not read at all
+		return nil, err
+	}
+	return k, nil
+}
+
 // newKeyring returns a keyring ready to sign and verify. On a new database it makes the
 // first key; of any number of processes that do so at once, one succeeds and the others
 // take its key. Keys that a previous secret opened are sealed anew with the present one.

@@ -36,7 +36,10 @@ type Deps struct {
 	Committed func()
 	// Serving says that the process answers requests: GOMAXPROCS is raised by the number of
 	// hashing workers, which then never hold up anything else.
-	Serving  bool
+	Serving bool
+	// Looking makes nothing: without signing keys there are none, and those under a previous
+	// secret stay there. For commands beside the servers, which sign nothing.
+	Looking  bool
 	Log      *zap.Logger
 	Registry prometheus.Registerer // nil: no metrics
 	Now      func() time.Time      // nil: time.Now
@@ -88,7 +91,11 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Service, error) {
 	if s.standings, err = prepareStandings(ctx, deps.DB); err != nil {
 		return nil, err
 	}
-	if s.keys, err = newKeyring(ctx, deps.DB, cfg.Token, deps.Now); err != nil {
+	openKeys := newKeyring
+	if deps.Looking {
+		openKeys = lookIntoKeyring
+	}
+	if s.keys, err = openKeys(ctx, deps.DB, cfg.Token, deps.Now); err != nil {
 		return nil, err
 	}
 	if s.codec, err = session.NewCodec(cfg.Token.Secret, cfg.Token.Secrets()[1:]...); err != nil {
