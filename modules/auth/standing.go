@@ -9,8 +9,8 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/toppira/authctl/platform/batch"
 	"github.com/toppira/authctl/platform/database"
-	"github.com/toppira/authctl/platform/gather"
 )
 
 // standing is what the database, the authority, says of an account and one session of it.
@@ -40,9 +40,9 @@ func began(sid uuid.UUID) time.Time { return time.Unix(sid.Time().UnixTime()) }
 // standings answers the one question every refresh and every authenticated request asks. The
 // statement is prepared (docs/decisions).
 type standings struct {
-	db     *database.DB
-	rounds *gather.Group[subject, *standing] // PostgreSQL
-	stmt   *sql.Stmt                         // SQLite, to which there is no way to save
+	db    *database.DB
+	batch *batch.Batcher[subject, *standing] // PostgreSQL
+	stmt  *sql.Stmt                          // SQLite, to which there is no way to save
 }
 
 // subject is an account and a session of it.
@@ -63,7 +63,7 @@ const standingSQLite = `SELECT 1, ` + standingColumns + ` FROM (SELECT ? AS user
 func prepareStandings(ctx context.Context, db *database.DB) (standings, error) {
 	s := standings{db: db}
 	if db.IsPostgres() {
-		s.rounds = gather.New(gather.Config{Patience: 5 * time.Millisecond, Rounds: 4, Most: 256, Timeout: settle}, s.askPostgres)
+		s.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 4, MaxBatch: 256, Timeout: settle}, s.askPostgres)
 		return s, nil
 	}
 	var err error
@@ -78,8 +78,8 @@ func (s standings) of(ctx context.Context, userID, sid uuid.UUID) (standing, err
 	who := subject{userID, sid}
 	var st *standing
 	var err error
-	if s.rounds != nil {
-		st, err = s.rounds.Ask(ctx, who)
+	if s.batch != nil {
+		st, err = s.batch.Do(ctx, who)
 	} else {
 		st, err = s.askSQLite(ctx, who)
 	}
@@ -149,8 +149,8 @@ func scanStanding(row interface{ Scan(...any) error }) (n int, st *standing, err
 
 // close waits for the questions under way.
 func (s standings) close() error {
-	if s.rounds != nil {
-		s.rounds.Close()
+	if s.batch != nil {
+		s.batch.Close()
 		return nil
 	}
 	return s.stmt.Close()

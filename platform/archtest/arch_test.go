@@ -30,7 +30,7 @@ var arrows = map[string][]string{
 	"modules/auth/authhttp": {"modules/auth", "platform/config", "platform/fault", "platform/httpserver"},
 	"modules/auth": {
 		"modules/auth/internal/...", "modules/outbox",
-		"platform/cache", "platform/config", "platform/database", "platform/fault", "platform/gather", "platform/logging",
+		"platform/batch", "platform/cache", "platform/config", "platform/database", "platform/fault", "platform/logging",
 	},
 	"modules/auth/campaign":                             {}, // tests of the binary
 	"modules/auth/internal/password":                    {"platform/config", "platform/fault"},
@@ -50,7 +50,7 @@ var arrows = map[string][]string{
 	"platform/config":     {},
 	"platform/database":   {"platform/config"},
 	"platform/fault":      {},
-	"platform/gather":     {},
+	"platform/batch":      {},
 	"platform/httpserver": {"platform/config", "platform/fault"},
 	"platform/logging":    {"platform/config"},
 	"platform/telemetry":  {"platform/config"},

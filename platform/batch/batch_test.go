@@ -1,4 +1,4 @@
-package gather
+package batch
 
 import (
 	"context"
@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	patience = 5 * time.Millisecond
-	timeout  = time.Second
+	linger  = 5 * time.Millisecond
+	timeout = time.Second
 )
 
 // backend doubles numbers, and waits for a turn where there is to be one.
@@ -57,12 +57,12 @@ func (b *backend) expect(t *testing.T, want ...[]int) {
 	}
 }
 
-func (b *backend) group(most int) *Group[int, int] {
-	return New(Config{Patience: patience, Rounds: 3, Most: most, Timeout: timeout}, b.ask)
+func (b *backend) group(most int) *Batcher[int, int] {
+	return New(Config{Linger: linger, Concurrency: 3, MaxBatch: most, Timeout: timeout}, b.ask)
 }
 
 // inTurns runs a test in a bubble, with a group whose rounds each wait for their turn.
-func inTurns(t *testing.T, test func(t *testing.T, b *backend, g *Group[int, int])) {
+func inTurns(t *testing.T, test func(t *testing.T, b *backend, g *Batcher[int, int])) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &backend{turn: make(chan error)}
 		g := b.group(10)
@@ -79,11 +79,11 @@ type one struct {
 	done   chan struct{}
 }
 
-func put(ctx context.Context, g *Group[int, int], q int) *one {
+func put(ctx context.Context, g *Batcher[int, int], q int) *one {
 	o := &one{done: make(chan struct{})}
 	go func() { // waited for by who looks at the answer
 		begin := time.Now()
-		o.answer, o.err = g.Ask(ctx, q)
+		o.answer, o.err = g.Do(ctx, q)
 		o.took = time.Since(begin)
 		close(o.done)
 	}()
@@ -141,21 +141,21 @@ func TestWhatComesDuringARoundGoesTogetherInTheNext(t *testing.T) {
 
 func TestAStuckRoundHoldsNobodyUpForLong(t *testing.T) {
 	t.Parallel()
-	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
+	inTurns(t, func(t *testing.T, b *backend, g *Batcher[int, int]) {
 		stuck := put(t.Context(), g, 1)
 		other := put(t.Context(), g, 2)
-		time.Sleep(patience)
+		time.Sleep(linger)
 		synctest.Wait()
 		b.expect(t, []int{1}, []int{2})
 		third := put(t.Context(), g, 3)
-		time.Sleep(patience)
+		time.Sleep(linger)
 		synctest.Wait()
 		fourth := put(t.Context(), g, 4)
-		time.Sleep(patience)
+		time.Sleep(linger)
 		synctest.Wait()
 		b.expect(t, []int{1}, []int{2}, []int{3}) // three rounds are the most
 		b.turn <- nil
-		time.Sleep(patience)
+		time.Sleep(linger)
 		synctest.Wait()
 		b.expect(t, []int{1}, []int{2}, []int{3}, []int{4}) // as soon as one of them ends
 		for range 3 {
@@ -170,10 +170,10 @@ func TestAStuckRoundHoldsNobodyUpForLong(t *testing.T) {
 // After a slow round there is one again, with all that comes: else they would stay small.
 func TestRoundsGrowAgainAfterASlowOne(t *testing.T) {
 	t.Parallel()
-	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
+	inTurns(t, func(t *testing.T, b *backend, g *Batcher[int, int]) {
 		put(t.Context(), g, 1)
 		put(t.Context(), g, 2)
-		time.Sleep(patience)
+		time.Sleep(linger)
 		synctest.Wait()
 		put(t.Context(), g, 3)
 		put(t.Context(), g, 4)
@@ -189,7 +189,7 @@ func TestRoundsGrowAgainAfterASlowOne(t *testing.T) {
 
 func TestARoundThatFailsFailsForItsOwnOnly(t *testing.T) {
 	t.Parallel()
-	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
+	inTurns(t, func(t *testing.T, b *backend, g *Batcher[int, int]) {
 		away := errors.New("away")
 		first, second, third := put(t.Context(), g, 1), put(t.Context(), g, 2), put(t.Context(), g, 3)
 		b.turn <- nil
@@ -205,14 +205,14 @@ func TestARoundThatFailsFailsForItsOwnOnly(t *testing.T) {
 
 func TestARoundHasATimeout(t *testing.T) {
 	t.Parallel()
-	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
+	inTurns(t, func(t *testing.T, b *backend, g *Batcher[int, int]) {
 		put(t.Context(), g, 1).expect(t, 0, context.DeadlineExceeded)
 	})
 }
 
 func TestACallerWhoGivesUpIsNotAskedFor(t *testing.T) {
 	t.Parallel()
-	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
+	inTurns(t, func(t *testing.T, b *backend, g *Batcher[int, int]) {
 		ctx, cancel := context.WithCancel(t.Context())
 		put(t.Context(), g, 1)
 		asked, with := put(ctx, g, 2), put(t.Context(), g, 3)
@@ -233,7 +233,7 @@ func TestACallerWhoGivesUpIsNotAskedFor(t *testing.T) {
 // A question that is asked alone is its caller's own: however it ends, others go on.
 func TestAQuestionAskedAloneEndsWithItsCaller(t *testing.T) {
 	t.Parallel()
-	inTurns(t, func(t *testing.T, b *backend, g *Group[int, int]) {
+	inTurns(t, func(t *testing.T, b *backend, g *Batcher[int, int]) {
 		ctx, cancel := context.WithCancel(t.Context())
 		alone := put(ctx, g, 1)
 		cancel()
@@ -250,7 +250,7 @@ func TestAPanicOfALoneQuestionLeavesTheGroupUsable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &backend{turn: make(chan error)}
 		first := true
-		g := New(Config{Patience: patience, Rounds: 1, Most: 10, Timeout: timeout}, func(ctx context.Context, questions []int) ([]int, error) {
+		g := New(Config{Linger: linger, Concurrency: 1, MaxBatch: 10, Timeout: timeout}, func(ctx context.Context, questions []int) ([]int, error) {
 			if first {
 				first = false
 				panic("as a test")
@@ -264,7 +264,7 @@ func TestAPanicOfALoneQuestionLeavesTheGroupUsable(t *testing.T) {
 					t.Error("it went no further")
 				}
 			}()
-			_, _ = g.Ask(t.Context(), 1)
+			_, _ = g.Do(t.Context(), 1)
 		}()
 		next := put(t.Context(), g, 2)
 		b.turn <- nil
@@ -304,7 +304,7 @@ func TestEveryCallerGetsItsOwnAnswer(t *testing.T) {
 		group.Go(func() {
 			for i := range 200 {
 				q := 1000*caller + i
-				if answer, err := g.Ask(t.Context(), q); answer != 2*q || err != nil {
+				if answer, err := g.Do(t.Context(), q); answer != 2*q || err != nil {
 					t.Errorf("%d: %d, %v", q, answer, err)
 				}
 			}
