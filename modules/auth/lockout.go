@@ -27,6 +27,7 @@ type lockOuts struct {
 	queued sync.WaitGroup // those in the queue or in hand
 	stop   chan struct{}
 	ended  chan struct{}
+	giveUp context.CancelFunc // ends what is in hand, and what is queued is dropped
 }
 
 // maxLockOuts is how many may wait. There is one for some failed sign-ins of an account, so
@@ -35,23 +36,38 @@ const maxLockOuts = 256
 
 func (s *Service) startLockOuts() {
 	s.lockOuts.queue, s.lockOuts.stop, s.lockOuts.ended = make(chan lockOut, maxLockOuts), make(chan struct{}), make(chan struct{})
+	ctx, giveUp := context.WithCancel(context.Background())
+	s.lockOuts.giveUp = giveUp
 	go func() { // until stopLockOuts, which waits for it
 		defer close(s.lockOuts.ended)
+		dropped := 0
 		for {
 			select {
 			case l := <-s.lockOuts.queue:
-				s.announceLockOut(context.Background(), l)
+				if ctx.Err() == nil {
+					s.announceLockOut(ctx, l)
+				} else {
+					dropped++
+				}
 				s.lockOuts.queued.Done()
 			case <-s.lockOuts.stop:
+				if dropped > 0 {
+					s.log.Error("lock_outs_not_announced", zap.Int("lock_outs", dropped))
+				}
 				return
 			}
 		}
 	}()
 }
 
-// stopLockOuts announces what is queued first.
+// stopLockOuts announces what is queued first, as far as that takes no longer than [settle]
+// for all of it: a database that hangs must not hold up the end of the process. A lock-out
+// changes no account, so that nothing else depends on its event.
 func (s *Service) stopLockOuts() {
+	late := time.AfterFunc(settle, s.lockOuts.giveUp)
 	s.lockOuts.queued.Wait()
+	late.Stop()
+	s.lockOuts.giveUp()
 	close(s.lockOuts.stop)
 	<-s.lockOuts.ended
 }
@@ -61,13 +77,13 @@ func (s *Service) queueLockOut(ctx context.Context, l lockOut) {
 	select {
 	case s.lockOuts.queue <- l:
 	default:
-		s.announceLockOut(ctx, l)
+		s.announceLockOut(context.WithoutCancel(ctx), l)
 		s.lockOuts.queued.Done()
 	}
 }
 
 func (s *Service) announceLockOut(ctx context.Context, l lockOut) {
-	ctx, cancel := detached(ctx)
+	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
 	head := s.head(l.user)
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {

@@ -1,0 +1,64 @@
+package auth
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// A database that hangs costs the end of a process the time of one announcement, not of all
+// that are queued.
+func TestClosingDoesNotWaitForEveryLockOut(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		w := newWorld(t, testConfig(), db, nil)
+		_, tokens := w.newcomer(t)
+		user := w.caller(t, tokens).User
+
+		other, err := New(t.Context(), testConfig(), Deps{DB: db, Log: w.Service.log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		locked, release := make(chan error, 1), make(chan struct{})
+		held := make(chan error, 1)
+		go func() {
+			held <- db.Tx(context.Background(), func(ctx context.Context, tx database.Tx) error {
+				_, err := lockAccount(ctx, tx, user.ID)
+				if err == nil {
+					_, err = tx.ExecContext(ctx, "UPDATE users SET updated_at = updated_at WHERE id = ?", user.ID)
+				}
+				locked <- err
+				<-release
+				return nil
+			})
+		}()
+		if err := <-locked; err != nil {
+			t.Fatal(err)
+		}
+		for range maxLockOuts {
+			other.queueLockOut(t.Context(), lockOut{user: user.ID, until: time.Now().Add(time.Hour)})
+		}
+		closed := make(chan error, 1)
+		go func() { closed <- other.Close() }()
+		select {
+		case err := <-closed:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(testenv.Patience): // one after the other they would take twenty minutes
+			t.Error("it goes on announcing")
+		}
+		close(release)
+		if err := <-held; err != nil {
+			t.Error(err)
+		}
+		if said := w.log.String(); !strings.Contains(said, "lock_outs_not_announced") {
+			t.Errorf("nothing tells that some are missing: %s", said)
+		}
+	})
+}
