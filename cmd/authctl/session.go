@@ -78,8 +78,12 @@ func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 		filter.IP = network
 	}
 	var err error
-	filter.Before, err = parseMoment("before", f.before, now)
-	return filter, err
+	if filter.Before, err = parseMoment("before", f.before, now); err != nil {
+		return filter, err
+	}
+	// Last used before now is everybody's, and the session store may not know them all.
+	filter.Everybody = f.before != "" && !filter.Before.Before(now) && f.id == "" && f.ip == "" && !f.ofUser()
+	return filter, nil
 }
 
 func parseNetwork(text string) (netip.Prefix, error) {
@@ -169,80 +173,154 @@ As JSON it is an array with an element a line, written as it comes.`,
   authctl session list --before 720h -o json | head`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withSessions(cmd, f, func(ctx context.Context, a *app, filter auth.SessionFilter) error {
-				return g.stream(cmd.OutOrStdout(), sessionHeading, func(print func(v any, row []string) error) error {
-					return a.auth.FindSessions(ctx, filter, func(s auth.Session) error { return print(describeSession(s)) })
-				})
+			return g.withSessions(cmd, f, func(_ context.Context, a *app, filter auth.SessionFilter) error {
+				filter.Everybody = false // the store's, which are all that can be listed
+				return g.listSessions(cmd, a.auth, filter)
 			})
 		},
 	}
 	f.add(cmd)
 	return cmd
+}
+
+func (g *global) listSessions(cmd *cobra.Command, svc *auth.Service, filter auth.SessionFilter) error {
+	return g.stream(cmd.OutOrStdout(), sessionHeading, func(print func(v any, row []string) error) error {
+		return svc.FindSessions(cmd.Context(), filter, func(s auth.Session) error { return print(describeSession(s)) })
+	})
+}
+
+type revokeOptions struct {
+	*global
+	chosen sessionFlags
+	all    bool
+	after  string // an account's id
+	dryRun bool
+	sure   consent
 }
 
 func newSessionRevoke(g *global) *cobra.Command {
-	f := &sessionFlags{}
-	dryRun := false
+	o := &revokeOptions{global: g}
 	cmd := &cobra.Command{
 		Use:   "revoke",
 		Short: "End sessions for good",
-		Long: `End the live sessions of which everything that the flags say is true. --user alone ends every
-session of the account in one step, and also those that are just being begun.
+		Long: `End the live sessions of which everything that the flags say is true. Each one that ends is
+announced as an event, or those of an account all together. With --dry-run the sessions are only
+listed.
 
-Each session that ends is announced as an event, or the account's all together. With
---dry-run the sessions are only listed.`,
+--user alone ends every session of the account, and --all (as --before 0s) every session of every
+account, in the database: also those that are just being begun, those that the session store has
+lost, and while it is away. Everything else is chosen by what the session store knows.
+
+Without --user or --id it says what will end, and a terminal is asked; elsewhere it takes --yes.`,
 		Example: `  authctl session revoke --user alice
   authctl session revoke --ip 203.0.113.0/24 --dry-run
-  authctl session revoke --before 2160h`,
+  authctl session revoke --before 2160h --yes`,
 		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if !f.ofUser() && !f.some() {
-				return misuse{errors.New("say whose sessions: --user, --id, --ip, --before")}
-			}
-			return g.withSessions(cmd, f, func(ctx context.Context, a *app, filter auth.SessionFilter) error {
-				if dryRun {
-					return g.stream(cmd.OutOrStdout(), sessionHeading, func(print func(v any, row []string) error) error {
-						return a.auth.FindSessions(ctx, filter, func(s auth.Session) error { return print(describeSession(s)) })
-					})
-				}
-				n, err := revokeSessions(ctx, a.auth, filter, !f.some())
-				if err != nil {
-					return fmt.Errorf("%s revoked, and then: %w", count(n, "session was", "sessions were"), err)
-				}
-				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), map[string]int{"revoked": n})
-				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s revoked\n", count(n, "session", "sessions"))
-				return err
-			})
-		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
-	f.add(cmd)
-	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only list what would be revoked")
+	o.chosen.add(cmd)
+	cmd.Flags().BoolVar(&o.all, "all", false, "every session of every account")
+	cmd.Flags().StringVar(&o.after, "after", "", "with --all: go on after the account with this id, as one that was broken off says")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only list what would be revoked")
+	o.sure.add(cmd)
 	return cmd
 }
 
-// revokeSessions ends what the filter chooses and returns how many. whole says that this is
-// everything of the filter's user.
-func revokeSessions(ctx context.Context, svc *auth.Service, filter auth.SessionFilter, whole bool) (n int, err error) {
-	if whole {
-		list, err := svc.SessionsOf(ctx, filter.UserID.UUID)
-		if err != nil {
-			return 0, err
-		}
-		if err := svc.RevokeUserSessions(ctx, filter.UserID.UUID); err != nil {
-			return 0, err
-		}
-		return len(list), nil
+func (o *revokeOptions) run(cmd *cobra.Command) error {
+	f := &o.chosen
+	if !o.all && !f.ofUser() && !f.some() {
+		return misuse{errors.New("say whose sessions: --user, --id, --ip, --before, or --all")}
 	}
-	err = svc.FindSessions(ctx, filter, func(s auth.Session) error {
-		if err := svc.RevokeSession(ctx, s); err != nil {
+	if o.all && (f.ofUser() || f.some()) {
+		return misuse{errors.New("--all is everybody: it goes with no other choice")}
+	}
+	after, isID := auth.ParseID(o.after)
+	if o.after != "" && (!o.all || !isID) {
+		return misuse{errors.New("--after goes with --all and takes the id of an account")}
+	}
+	return o.withSessions(cmd, f, func(_ context.Context, a *app, filter auth.SessionFilter) error {
+		everybody := o.all || filter.Everybody
+		if o.dryRun {
+			if everybody {
+				fmt.Fprintln(cmd.ErrOrStderr(), "beside these, every session that the store does not know of would end")
+			}
+			filter.Everybody = false
+			return o.listSessions(cmd, a.auth, filter)
+		}
+		if everybody {
+			filter = auth.SessionFilter{Everybody: true, AfterAccount: after}
+		}
+		if err := o.ask(cmd, filter); err != nil {
 			return err
 		}
-		n++
-		return nil
+		return o.revoke(cmd, a.auth, filter)
 	})
-	return n, err
+}
+
+func (o *revokeOptions) ask(cmd *cobra.Command, filter auth.SessionFilter) error {
+	switch {
+	case filter.Everybody:
+		return o.sure.ask(cmd, "every session of every account ends, and everybody has to sign in again")
+	case !filter.UserID.Valid && !filter.ID.Valid:
+		return o.sure.ask(cmd, "these sessions end, whoever has them (list them with --dry-run)")
+	}
+	return nil
+}
+
+// revokeReport is what a revocation came to.
+type revokeReport struct {
+	// Revoked sessions; of a user's all, those that the session store knew of; missing where
+	// nobody counts them.
+	Revoked *int `json:"revoked,omitempty"`
+	// Accounts of which every session ended.
+	Accounts int `json:"accounts"`
+}
+
+func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter auth.SessionFilter) error {
+	ctx := cmd.Context()
+	whole := filter.UserID.Valid && !o.chosen.some()
+	var known *int
+	if whole { // as far as can be told: they end in any case
+		if list, err := svc.SessionsOf(ctx, filter.UserID.UUID); err == nil {
+			known = new(len(list))
+		}
+	}
+	done, err := svc.RevokeSessions(ctx, filter, nil)
+	report := revokeReport{Revoked: known, Accounts: done.Accounts}
+	if !whole && !filter.Everybody {
+		report.Revoked = &done.Sessions
+	}
+	switch {
+	case err != nil && filter.Everybody:
+		return fmt.Errorf("every session of %s has ended, and then: %w; go on with: authctl session revoke --all --yes --after %s",
+			count(done.Accounts, "account", "accounts"), err, done.LastAccount)
+	case err != nil:
+		return fmt.Errorf("%s revoked, and then: %w", count(done.Sessions, "session was", "sessions were"), err)
+	case filter.ID.Valid && done.Sessions == 0:
+		ended, err := svc.SessionEnded(ctx, filter.ID.UUID)
+		if err != nil {
+			return err
+		}
+		if !ended {
+			return fmt.Errorf("there is no session %s: it is over, or the session store has lost it, and then only all of its user's can be ended: authctl session revoke --user", filter.ID.UUID)
+		}
+	}
+	w := cmd.OutOrStdout()
+	switch {
+	case o.output == "json":
+		return printJSON(w, report)
+	case filter.Everybody:
+		_, err = fmt.Fprintf(w, "every session of %s has ended\n", count(done.Accounts, "account", "accounts"))
+	case report.Revoked == nil:
+		_, err = fmt.Fprintln(w, "every session of the account has ended; how many, the session store does not tell now")
+	case whole && *report.Revoked == 0:
+		_, err = fmt.Fprintln(w, "every session of the account has ended; the session store knew of none")
+	case filter.ID.Valid && done.Sessions == 0:
+		_, err = fmt.Fprintln(w, "0 sessions revoked: it had ended before")
+	default:
+		_, err = fmt.Fprintf(w, "%s revoked\n", count(*report.Revoked, "session", "sessions"))
+	}
+	return err
 }
 
 // count says how many of something there are.

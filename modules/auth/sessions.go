@@ -122,6 +122,13 @@ func (s *Service) EndSessions(ctx context.Context, caller Caller, exceptCurrent 
 	})
 }
 
+// SessionEnded reports whether the session is known to have been ended by itself, as long as a
+// token of it could live otherwise. Of one that ended with all of its account it knows nothing.
+func (s *Service) SessionEnded(ctx context.Context, sid uuid.UUID) (bool, error) {
+	revoked, err := revokedAmong(ctx, s.db, []uuid.UUID{sid})
+	return revoked[sid], err
+}
+
 // RevokeUserSessions ends every session of an account on an operator's behalf.
 func (s *Service) RevokeUserSessions(ctx context.Context, userID uuid.UUID) error {
 	return s.endAll(ctx, userID, ReasonEndedByAdmin)
