@@ -150,6 +150,20 @@ func (a *app) openExistingAuth(ctx context.Context) error {
 	return a.openAuth(ctx)
 }
 
+// openAuthToLook opens the service for a command that changes nothing. Where there is no
+// installation yet, it stands on one of its own that is gone afterwards.
+func (a *app) openAuthToLook(ctx context.Context) error {
+	if a.existing() != nil {
+		dir, err := os.MkdirTemp("", "authctl-*") // mode 0700
+		if err != nil {
+			return fmt.Errorf("make a temporary folder: %w", err)
+		}
+		a.closers = append(a.closers, func() error { return os.RemoveAll(dir) })
+		a.App.DataDir, a.Database = filepath.Join(dir, "data"), database.Config{}
+	}
+	return a.openAuth(ctx)
+}
+
 func (a *app) connectDatabase(ctx context.Context) error {
 	db, err := database.Open(ctx, a.Database, database.Options{DataDir: a.App.DataDir, Prod: a.App.prod(), AppName: "authctl"})
 	if err != nil {

@@ -56,55 +56,78 @@ func (p *passwordFlags) add(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("password-stdin", "password-file")
 }
 
-// read gets the password from where the flags say, else by asking twice.
+// read gets a new password from where the flags say, else by asking twice.
 func (p *passwordFlags) read(cmd *cobra.Command) (string, error) {
+	if text, given, err := p.given(cmd); given {
+		return text, err
+	}
+	typed, err := askPasswords(cmd, "Password: ", "Once more: ")
+	if err != nil {
+		return "", err
+	}
+	if typed[0] != typed[1] {
+		return "", errors.New("the two passwords differ; nothing was changed")
+	}
+	return typed[0], nil
+}
+
+// readKnown gets a password that exists from where the flags say, else by asking for it.
+func (p *passwordFlags) readKnown(cmd *cobra.Command, prompt string) (string, error) {
+	if text, given, err := p.given(cmd); given {
+		return text, err
+	}
+	typed, err := askPasswords(cmd, prompt)
+	if err != nil {
+		return "", err
+	}
+	return typed[0], nil
+}
+
+func (p *passwordFlags) given(cmd *cobra.Command) (text string, given bool, err error) {
 	if p.stdin {
-		return firstLine(cmd.InOrStdin())
+		text, err = firstLine(cmd.InOrStdin())
+		return text, true, err
 	}
-	if p.file != "" {
-		f, err := os.Open(p.file)
-		if err != nil {
-			return "", fmt.Errorf("read the password: %w", err)
-		}
-		defer f.Close()
-		return firstLine(f)
+	if p.file == "" {
+		return "", false, nil
 	}
+	f, err := os.Open(p.file)
+	if err != nil {
+		return "", true, fmt.Errorf("read the password: %w", err)
+	}
+	defer f.Close()
+	text, err = firstLine(f)
+	return text, true, err
+}
+
+// askPasswords asks on the terminal, once for each prompt.
+func askPasswords(cmd *cobra.Command, prompts ...string) ([]string, error) {
 	terminal, ok := cmd.InOrStdin().(*os.File)
 	if !ok || !term.IsTerminal(int(terminal.Fd())) {
-		return "", misuse{errors.New("there is no terminal to ask for the password: use --password-stdin or --password-file")}
+		return nil, misuse{errors.New("there is no terminal to ask for the password: use --password-stdin or --password-file")}
 	}
 	// Reading goes on through an interrupt, with a terminal that shows nothing. Whoever
 	// interrupts gets it back as it was, and nothing has been opened yet.
 	before, err := term.GetState(int(terminal.Fd()))
 	if err != nil {
-		return "", fmt.Errorf("read the password: %w", err)
+		return nil, fmt.Errorf("read the password: %w", err)
 	}
 	defer context.AfterFunc(cmd.Context(), func() {
 		_ = term.Restore(int(terminal.Fd()), before)
 		fmt.Fprintln(cmd.ErrOrStderr())
 		os.Exit(exitFailed)
 	})()
-	ask := func(prompt string) (string, error) {
+	typed := make([]string, len(prompts))
+	for i, prompt := range prompts {
 		fmt.Fprint(cmd.ErrOrStderr(), prompt)
 		text, err := term.ReadPassword(int(terminal.Fd()))
 		fmt.Fprintln(cmd.ErrOrStderr())
 		if err != nil {
-			return "", fmt.Errorf("read the password: %w", err)
+			return nil, fmt.Errorf("read the password: %w", err)
 		}
-		return string(text), nil
+		typed[i] = string(text)
 	}
-	first, err := ask("Password: ")
-	if err != nil {
-		return "", err
-	}
-	again, err := ask("Once more: ")
-	if err != nil {
-		return "", err
-	}
-	if first != again {
-		return "", errors.New("the two passwords differ; nothing was changed")
-	}
-	return first, nil
+	return typed, nil
 }
 
 // firstLine reads up to a line break, which is not part of the password. Spaces are.

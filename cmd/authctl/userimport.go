@@ -27,6 +27,10 @@ type importOptions struct {
 	format       string
 	errorsFile   string
 	firebaseHash string
+	unconfirmed  string
+	dryRun       bool
+	check        string
+	password     passwordFlags
 }
 
 func newUserImport(g *global) *cobra.Command {
@@ -37,33 +41,46 @@ func newUserImport(g *global) *cobra.Command {
 		Long: `Make accounts of what another system, or authctl user export, has written. FILE may be - for
 standard input. It is read as a stream, however long it is.
 
-Passwords come as they are hashed: bcrypt ($2a$, $2b$, $2y$), argon2id, argon2i, scrypt, PBKDF2
-with SHA-1, SHA-256 and SHA-512, and salted SHA, each as its makers write it. Hashes that would
-take too long to verify are refused. The first sign-in of its owner replaces an imported hash by
-one of the present settings. Each account is announced like one that registers.
+Passwords come as they are hashed, each as its makers write it: bcrypt, argon2, scrypt, PBKDF2
+and salted SHA of the systems below, and of Spring Security, ASP.NET Identity, Werkzeug,
+WordPress 6.8, better-auth, passlib and directories. Hashes that would take too long to verify
+are refused. The first sign-in of its owner replaces an imported hash by one of the present
+settings. Each account is announced like one that registers.
 
 --from names where FILE comes from; docs/import.md shows how to get each and what of it is taken:
 
   native    objects with username, password_hash and, where wanted, id, status (active or
-            disabled), created_at and password_changed_at; or a CSV with such columns
-  keycloak  a realm export, whole or its users: username
+            disabled), created_at, password_changed_at, email and email_verified; or a CSV with
+            such columns
+  keycloak  a realm export, whole or its users, of one realm or all: username
   firebase  firebase auth:export as JSON or CSV: the email. Needs --firebase-hash-config
-  django    manage.py dumpdata auth.user, or the table auth_user as CSV: username
+  django    manage.py dumpdata, or the table of users as CSV: username, or else the email
   auth0     the export of password hashes: username, else the email
   supabase  the table auth.users as CSV or JSON: the email, else the phone number
+  zitadel   the export of the admin API with its passwords: userName
 
-An id that is a UUID is kept. An account that is there already, by the same name and, where
-FILE gives one, the same id, is left as it is. So an import that stopped halfway is simply run
-again, and running it twice does nothing the second time.
+--check NAME asks for the password of that account and verifies it against its record before
+anything is written: whether the parameters of the hashes are right shows in no other way.
+--dry-run reports what an import would come to and writes nothing.
+
+An account that is there already is left as it is: by the id where FILE has one, else by the
+password hash or the time when it was created. So an import that stopped halfway is simply run
+again, and running it twice does nothing the second time. A record of somebody else whose name
+is taken is refused.
+
+What protected accounts where they come from and does not here, such as second factors and
+required actions, is counted by its kind. --unconfirmed says what becomes of an account whose
+name is an address that was never confirmed.
 
 A record that cannot be taken is reported with its line and the reason, to --errors or else
 to standard error, and the next one is read. The exit code is 0 when none was refused and 1
 when some were, or when the import stopped. Ctrl-C finishes the portion in hand and says how
 far it came.`,
-		Example: `  authctl user import users.ndjson
+		Example: `  authctl user import users.ndjson --dry-run
+  authctl user import users.ndjson
   authctl user import users.csv --errors refused.ndjson
   authctl user import --from keycloak realm-export.json
-  authctl user import --from firebase --firebase-hash-config hash_config.txt users.json
+  authctl user import --from firebase --firebase-hash-config hash_config.txt --check me@example.com users.json
   authctl user import --from django auth_user.json
   authctl user import --from auth0 hashes.ndjson
   psql "$SUPABASE" -c 'COPY (SELECT * FROM auth.users) TO STDOUT CSV HEADER' | authctl user import --from supabase -`,
@@ -76,40 +93,103 @@ far it came.`,
 	flags.StringVar(&o.format, "format", auth.FormatAuto, "what the file is: "+strings.Join(formats, ", "))
 	flags.StringVar(&o.errorsFile, "errors", "", "write each refused record to this file, a JSON object a line")
 	flags.StringVar(&o.firebaseHash, "firebase-hash-config", "", "file with the hash parameters of the Firebase project")
+	flags.StringVar(&o.unconfirmed, "unconfirmed", auth.UnconfirmedTake, "an account whose name is an address that was not confirmed: "+strings.Join(unconfirmedChoices(), ", "))
+	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, and report what would be")
+	flags.StringVar(&o.check, "check", "", "ask for the password of this account, and go on if it is right")
+	o.password.add(cmd)
+	_ = cmd.RegisterFlagCompletionFunc("unconfirmed", cobra.FixedCompletions(unconfirmedChoices(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("from", cobra.FixedCompletions(auth.ImportSources(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
+func unconfirmedChoices() []string {
+	return []string{auth.UnconfirmedTake, auth.UnconfirmedDisable, auth.UnconfirmedSkip}
+}
+
 // importResult is what is printed of an import.
 type importResult struct {
 	auth.ImportReport
+	DryRun  bool    `json:"dry_run,omitempty"`
 	Seconds float64 `json:"seconds"`
 	Rate    float64 `json:"per_second"` // records
 }
 
-func (o *importOptions) run(cmd *cobra.Command, path string) (err error) {
-	opt := auth.ImportOptions{From: o.from, Format: o.format}
+func (o *importOptions) run(cmd *cobra.Command, path string) error {
+	opt, err := o.options(path)
+	if err != nil {
+		return err
+	}
+	if o.check != "" {
+		if err := o.checkPassword(cmd, path, opt); err != nil {
+			return err
+		}
+	}
+	return o.read(cmd, path, opt)
+}
+
+// options are the flags as the import takes them.
+func (o *importOptions) options(path string) (auth.ImportOptions, error) {
+	opt := auth.ImportOptions{From: o.from, Format: o.format, Unconfirmed: o.unconfirmed, DryRun: o.dryRun}
 	for _, choice := range []struct {
 		flag, value string
 		values      []string
-	}{{"--from", o.from, auth.ImportSources()}, {"--format", o.format, []string{auth.FormatAuto, auth.FormatNDJSON, auth.FormatJSON, auth.FormatCSV}}} {
+	}{
+		{"--from", o.from, auth.ImportSources()},
+		{"--format", o.format, []string{auth.FormatAuto, auth.FormatNDJSON, auth.FormatJSON, auth.FormatCSV}},
+		{"--unconfirmed", o.unconfirmed, unconfirmedChoices()},
+	} {
 		if !slices.Contains(choice.values, choice.value) {
-			return misuse{fmt.Errorf("%s is %q; it takes %s", choice.flag, choice.value, strings.Join(choice.values, ", "))}
+			return opt, misuse{fmt.Errorf("%s is %q; it takes %s", choice.flag, choice.value, strings.Join(choice.values, ", "))}
 		}
 	}
 	if (o.from == "firebase") != (o.firebaseHash != "") {
-		return misuse{errors.New("--from firebase and --firebase-hash-config go together")}
+		return opt, misuse{errors.New("--from firebase and --firebase-hash-config go together")}
 	}
-	if o.firebaseHash != "" {
-		text, err := os.ReadFile(o.firebaseHash)
-		if err != nil {
-			return fmt.Errorf("read the hash parameters: %w", err)
-		}
-		if opt.Firebase, err = auth.ParseFirebaseHash(string(text)); err != nil {
-			return fmt.Errorf("%s: %w", o.firebaseHash, err)
-		}
+	if (o.password.stdin || o.password.file != "") && o.check == "" {
+		return opt, misuse{errors.New("the password of --password-stdin and --password-file is that of --check NAME")}
 	}
+	if o.check != "" && path == "-" {
+		return opt, misuse{errors.New("--check reads FILE twice: it cannot be standard input")}
+	}
+	if o.firebaseHash == "" {
+		return opt, nil
+	}
+	text, err := os.ReadFile(o.firebaseHash)
+	if err != nil {
+		return opt, fmt.Errorf("read the hash parameters: %w", err)
+	}
+	if opt.Firebase, err = auth.ParseFirebaseHash(string(text)); err != nil {
+		return opt, fmt.Errorf("%s: %w", o.firebaseHash, err)
+	}
+	return opt, nil
+}
+
+// checkPassword asks for one password and looks whether the record takes it.
+func (o *importOptions) checkPassword(cmd *cobra.Command, path string, opt auth.ImportOptions) error {
+	in, size, err := openInput(cmd, path)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	if size < 0 {
+		return misuse{fmt.Errorf("--check reads FILE twice: %s is not a file", path)}
+	}
+	password, err := o.password.readKnown(cmd, "Password of "+o.check+": ")
+	if err != nil {
+		return err
+	}
+	return o.withApp(cmd, (*app).openAuthToLook, func(ctx context.Context, a *app) error {
+		if err := a.auth.CheckImport(ctx, in, opt, o.check, password); err != nil {
+			return fmt.Errorf("nothing was imported: %w", err)
+		}
+		fmt.Fprintf(cmd.ErrOrStderr(), "the password of %s is right\n", o.check)
+		return nil
+	})
+}
+
+// read imports, or rehearses it.
+func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOptions) (err error) {
 	in, size, err := openInput(cmd, path)
 	if err != nil {
 		return err
@@ -126,25 +206,39 @@ func (o *importOptions) run(cmd *cobra.Command, path string) (err error) {
 	defer func() { err = errors.Join(err, closeErrors()) }()
 	opt.Refused, opt.Progress = refused, bar.show
 
-	return o.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) error {
+	open := (*app).openAuth
+	if o.dryRun {
+		open = (*app).openAuthToLook
+	}
+	return o.withApp(cmd, open, func(ctx context.Context, a *app) error {
 		start := time.Now()
 		report, err := a.auth.Import(ctx, bar.reader(in), opt)
 		bar.Finish()
-		result := importResult{ImportReport: report, Seconds: time.Since(start).Seconds()}
+		result := importResult{ImportReport: report, DryRun: o.dryRun, Seconds: time.Since(start).Seconds()}
 		result.Rate = float64(report.Imported+report.Present+report.Refused) / max(result.Seconds, 1e-9)
 		if printed := o.print(cmd.OutOrStdout(), result); printed != nil {
 			return errors.Join(err, printed)
 		}
-		switch {
-		case errors.Is(err, context.Canceled):
-			return fmt.Errorf("stopped after line %d; run it again to go on: what is there is passed over quickly", report.Line)
-		case err != nil:
-			return fmt.Errorf("%w; what comes before is done: run it again to go on", err)
-		case report.Refused > 0:
-			return silent{errors.New("some records were refused")}
+		if report.Hint != "" {
+			fmt.Fprintln(stderr, report.Hint)
 		}
-		return nil
+		return o.outcome(report, err)
 	})
+}
+
+// outcome is the error with which the command ends.
+func (o *importOptions) outcome(report auth.ImportReport, err error) error {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return fmt.Errorf("stopped after line %d; run it again to go on: what is there is passed over quickly", report.Line)
+	case errors.Is(err, auth.ErrOtherSource), err != nil && report.Line == 0, err != nil && o.dryRun:
+		return err
+	case err != nil:
+		return fmt.Errorf("%w; what comes before is done: run it again to go on", err)
+	case report.Refused > 0:
+		return silent{errors.New("some records were refused")}
+	}
+	return nil
 }
 
 // openInput opens the file, or standard input for -, and tells its size, -1 when that is not
@@ -192,19 +286,44 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 	if o.output == "json" {
 		return printJSON(w, r)
 	}
-	rows := [][]string{{"imported", fmt.Sprint(r.Imported)}, {"already there", fmt.Sprint(r.Present)}, {"refused", fmt.Sprint(r.Refused)}}
+	imported := "imported"
+	if o.dryRun {
+		imported = "would be imported"
+	}
+	rows := [][]string{{imported, fmt.Sprint(r.Imported)}, {"already there", fmt.Sprint(r.Present)}, {"refused", fmt.Sprint(r.Refused)}}
 	if o.errorsFile != "" && r.Refused > 0 {
 		rows[2][1] += ", see " + o.errorsFile
 	}
-	for _, scheme := range slices.SortedFunc(maps.Keys(r.Schemes), func(a, b string) int {
-		return cmp.Or(cmp.Compare(r.Schemes[b], r.Schemes[a]), cmp.Compare(a, b))
-	}) {
+	if r.Other > 0 {
+		rows = append(rows, []string{"no accounts", fmt.Sprintf("%d records of something else", r.Other)})
+	}
+	if r.Disabled > 0 {
+		rows = append(rows, []string{"disabled", fmt.Sprintf("%d of those imported", r.Disabled)})
+	}
+	for _, scheme := range byCount(r.Schemes) {
 		rows = append(rows, []string{"  " + scheme, fmt.Sprint(r.Schemes[scheme])})
 	}
 	if r.Weak > 0 {
 		rows = append(rows, []string{"weak", fmt.Sprintf("%d are salted SHA, which hardly slows a thief, until their owners sign in", r.Weak)})
 	}
+	for i, kind := range byCount(r.Lost) {
+		what := ""
+		if i == 0 {
+			what = "not carried over"
+		}
+		rows = append(rows, []string{what, fmt.Sprintf("%d %s", r.Lost[kind], strings.ReplaceAll(strings.ReplaceAll(kind, "_", " "), ":", " "))})
+	}
+	if len(r.Lost) > 0 {
+		rows = append(rows, []string{"", "see docs/import.md"})
+	}
 	return printPairs(w, append(rows, []string{"took", fmt.Sprintf("%s, %.0f a second", time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), r.Rate)}))
+}
+
+// byCount are the names, the most frequent one first.
+func byCount(counts map[string]int64) []string {
+	return slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
+		return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b))
+	})
 }
 
 // progress is a bar on a terminal, and nothing elsewhere.

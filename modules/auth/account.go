@@ -170,25 +170,34 @@ func (e *AmbiguousUser) Error() string {
 
 // Users passes every account to fn, ordered by id, in bounded memory.
 func (s *Service) Users(ctx context.Context, fn func(User) error) error {
-	return s.accounts(ctx, func(a account) error { return fn(a.User) })
+	return s.accountPages(ctx, func(page []account) error {
+		for _, a := range page {
+			if err := fn(a.User); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
-func (s *Service) accounts(ctx context.Context, fn func(account) error) error {
+// accountPages passes every account to fn, ordered by id, some hundred at a time.
+func (s *Service) accountPages(ctx context.Context, fn func([]account) error) error {
 	const page = 500
 	for after := uuid.Nil; ; {
 		list, err := accountsAfter(ctx, s.db, after, page)
 		if err != nil {
 			return err
 		}
-		for _, a := range list {
-			if err := fn(a); err != nil {
-				return err
-			}
-			after = a.ID
+		if len(list) == 0 {
+			return nil
+		}
+		if err := fn(list); err != nil {
+			return err
 		}
 		if len(list) < page {
 			return nil
 		}
+		after = list[len(list)-1].ID
 	}
 }
 

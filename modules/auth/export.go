@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"time"
 
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 )
 
@@ -33,16 +35,30 @@ func (s *Service) Export(ctx context.Context, w io.Writer, opt ExportOptions) (i
 		return 0, fmt.Errorf("there is no export as %q", opt.Format)
 	}
 	n := int64(0)
-	err := s.accounts(ctx, func(a account) error {
-		e := exported{
-			ID: a.ID.String(), Username: a.Username, Status: string(a.Status),
-			CreatedAt: a.CreatedAt.Format(time.RFC3339Nano), PasswordChangedAt: a.PasswordChangedAt.Format(time.RFC3339Nano),
+	err := s.accountPages(ctx, func(page []account) error {
+		ids := make([]uuid.UUID, len(page))
+		for i, a := range page {
+			ids[i] = a.ID
 		}
-		if opt.PasswordHashes {
-			e.PasswordHash = a.passwordHash
+		from, err := addresses(ctx, s.db, ids)
+		if err != nil {
+			return err
 		}
-		n++
-		return write(e)
+		for _, a := range page {
+			e := exported{
+				ID: a.ID.String(), Username: a.Username, Status: string(a.Status),
+				CreatedAt: a.CreatedAt.Format(time.RFC3339Nano), PasswordChangedAt: a.PasswordChangedAt.Format(time.RFC3339Nano),
+				Email: from[a.ID].address, EmailVerified: from[a.ID].confirmed,
+			}
+			if opt.PasswordHashes {
+				e.PasswordHash = a.passwordHash
+			}
+			n++
+			if err := write(e); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err = errors.Join(err, flush()); err != nil {
 		return n, fmt.Errorf("export users: %w", err)
@@ -59,14 +75,18 @@ func exportJSON(w io.Writer) (write func(exported) error, flush func() error) {
 
 func exportCSV(w io.Writer, hashes bool) (write func(exported) error, flush func() error) {
 	out := csv.NewWriter(w)
-	columns := 6
+	columns := []string{"id", "username", "status", "created_at", "password_changed_at", "email", "email_verified", "password_hash"}
 	if !hashes {
-		columns--
+		columns = columns[:len(columns)-1]
 	}
-	heading := exported{"id", "username", "status", "created_at", "password_changed_at", "password_hash"}
 	write = func(e exported) error {
-		return out.Write([]string{e.ID, e.Username, e.Status, e.CreatedAt, e.PasswordChangedAt, e.PasswordHash}[:columns])
+		verified := ""
+		if e.EmailVerified != nil {
+			verified = strconv.FormatBool(*e.EmailVerified)
+		}
+		row := []string{e.ID, e.Username, e.Status, e.CreatedAt, e.PasswordChangedAt, e.Email, verified, e.PasswordHash}
+		return out.Write(row[:len(columns)])
 	}
-	first := write(heading) // kept by the writer, and returned by the flush too
+	first := out.Write(columns) // kept by the writer, and returned by the flush too
 	return write, func() error { out.Flush(); return errors.Join(first, out.Error()) }
 }

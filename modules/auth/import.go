@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -18,11 +19,22 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
+// What becomes of an account whose name is an address that was not confirmed where it comes
+// from.
+const (
+	UnconfirmedTake    = "take"    // it is imported like the others
+	UnconfirmedDisable = "disable" // it is imported and disabled
+	UnconfirmedSkip    = "skip"    // it is refused
+)
+
 // ImportOptions say what is imported, and who hears of it.
 type ImportOptions struct {
-	From     string        // one of [ImportSources]
-	Format   string        // FormatAuto, FormatNDJSON, FormatJSON or FormatCSV
-	Firebase *FirebaseHash // for the source firebase
+	From        string        // one of [ImportSources]
+	Format      string        // FormatAuto, FormatNDJSON, FormatJSON or FormatCSV
+	Firebase    *FirebaseHash // for the source firebase
+	Unconfirmed string        // UnconfirmedTake when empty
+	// DryRun reports what an import would come to and writes nothing.
+	DryRun bool
 	// Refused is called for each record that was not taken, in their order. Its error ends
 	// the import. Nil: they are counted alone.
 	Refused func(Refusal) error
@@ -35,91 +47,197 @@ type ImportReport struct {
 	Imported int64            `json:"imported"`
 	Present  int64            `json:"already_there"`
 	Refused  int64            `json:"refused"`
-	Line     int64            `json:"last_line"` // up to which all is settled
-	Schemes  map[string]int64 `json:"schemes"`   // how the passwords of those imported are hashed
-	Weak     int64            `json:"weak"`      // of those, hashed in a way that hardly slows a thief
+	Other    int64            `json:"not_accounts"` // records of something else, passed over
+	Line     int64            `json:"last_line"`    // up to which all is settled
+	Schemes  map[string]int64 `json:"schemes"`      // how the passwords of those imported are hashed
+	Weak     int64            `json:"weak"`         // of those, hashed in a way that hardly slows a thief
+	Disabled int64            `json:"disabled"`     // of those imported
+	// Lost counts, by its kind, what protected accounts where they come from and does not
+	// here: second factors, required actions, addresses that nobody confirmed.
+	Lost map[string]int64 `json:"not_carried_over"`
+	// Hint says what the input looks like when none of it could be taken.
+	Hint string `json:"hint,omitempty"`
 }
 
-// importBatch is how many accounts share a transaction: enough that its commit hardly
-// counts, few enough that servers beside it do not notice.
-const importBatch = 500
+// ErrOtherSource ends an import of what comes from another system than it was told. It says
+// from which.
+var ErrOtherSource = errors.New("none of the first records can be taken")
 
 // Import makes accounts of what another system, or [Service.Export], has written. It reads
 // in bounded memory, however long the input is. Each account is written in one transaction
 // with its event, as by [Service.CreateUser]; passwords are taken over as they are hashed,
 // and hashed anew when their owners sign in.
 //
-// An account whose name is there already, under the same id where the record has one, is
-// left as it is and counted as present. So an import that was broken off is run again with
-// the same input, and an import that is run twice does nothing the second time.
+// An account that is there already is left as it is and counted as present. So an import that
+// was broken off is run again with the same input, and an import that is run twice does
+// nothing the second time. A record of somebody else whose name, in its canonical form, is
+// there already is refused; see [pendingUser.is] for how the two are told apart.
 //
 // A record that cannot be taken is refused, with its reason, and the next one is read. When
 // ctx ends, what was read is still written, and the error is that of ctx.
 func (s *Service) Import(ctx context.Context, r io.Reader, opt ImportOptions) (ImportReport, error) {
-	report := ImportReport{Schemes: map[string]int64{}}
+	report := ImportReport{Schemes: map[string]int64{}, Lost: map[string]int64{}}
 	from, err := newSource(opt.From, opt.Firebase)
 	if err != nil {
 		return report, err
 	}
-	cut, columns, err := newCutter(r, opt.Format, from)
+	split, columns, err := newSplitter(r, opt.Format, from)
 	if err != nil {
 		return report, err
 	}
-	for _, name := range from.columns {
-		if columns != nil && !slices.Contains(columns, name) {
-			return report, fmt.Errorf("the heading of the CSV lacks the column %q", name)
+	i := &importer{service: s, from: from, opt: opt, report: &report}
+	if opt.DryRun {
+		if i.rehearsal, err = openRehearsal(ctx); err != nil {
+			return report, err
 		}
 	}
-	err = s.importAll(ctx, cut, columns, from, opt, &report)
+	err = i.all(ctx, split, columns)
+	if i.rehearsal != nil {
+		return report, errors.Join(err, i.rehearsal.close())
+	}
 	s.security.Info("users_imported", zap.String("from", opt.From), zap.Int64("imported", report.Imported),
 		zap.Int64("already_there", report.Present), zap.Int64("refused", report.Refused), zap.String("by", byAdmin))
 	return report, err
 }
 
-func (s *Service) importAll(ctx context.Context, cut cutter, columns []string, from source, opt ImportOptions, report *ImportReport) error {
-	var batch []*newcomer
-	number := int64(0)
-	for {
-		rec, err := cut.next()
+// CheckImport looks for the account of that name in what Import would read, and verifies the
+// password against its hash: whether all parameters of the hashes are right shows in no other
+// way. It writes nothing. The error says what is wrong.
+func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOptions, name, password string) error {
+	from, err := newSource(opt.From, opt.Firebase)
+	if err != nil {
+		return err
+	}
+	split, columns, err := newSplitter(r, opt.Format, from)
+	if err != nil {
+		return err
+	}
+	canonical, err := username.Canonical(s.cfg.UsernameProfile, name)
+	if err != nil {
+		return fmt.Errorf("%q: %w", name, err)
+	}
+	i := &importer{service: s, from: from, opt: opt}
+	var first sample
+	const mostFound = 10 // of one canonical name: each costs a hash
+	for found, number := 0, int64(1); ; number++ {
+		raw, err := split.next()
+		switch {
+		case errors.Is(err, io.EOF) && found == 0:
+			return errors.Join(fmt.Errorf("there is no account %q in it", name), hintError(first.hint(from.name)))
+		case errors.Is(err, io.EOF), err == nil && found == mostFound:
+			return fmt.Errorf("the password is not that of %q: either it is mistyped, or the hashes are not what they seem", name)
+		case err != nil:
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		}
+		rec, err := from.read(columns, raw)
+		theirs, notAName := username.Canonical(s.cfg.UsernameProfile, rec.username)
+		first.add(columns, raw, err == nil && notAName == nil && rec.hash != "")
+		if err != nil || notAName != nil || theirs != canonical {
+			continue
+		}
+		n := i.check(rec, nil)
+		if n.refused != nil {
+			return fmt.Errorf("line %d: %w", raw.line, n.refused)
+		}
+		found++
+		result, err := s.passwords.Verify(ctx, canonical, password, func() (string, bool, error) { return n.passwordHash, true, nil })
+		if err != nil {
+			return fmt.Errorf("line %d: verify the password: %w", raw.line, err)
+		}
+		if result.OK {
+			return nil
+		}
+	}
+}
+
+func hintError(hint string) error {
+	if hint == "" {
+		return nil
+	}
+	return errors.New(hint)
+}
+
+// importer is one import.
+type importer struct {
+	service   *Service
+	from      source
+	opt       ImportOptions
+	report    *ImportReport
+	rehearsal *rehearsal // not nil: nothing is written
+	pace      pace
+}
+
+func (i *importer) all(ctx context.Context, split splitter, columns []string) error {
+	var batch []*pendingUser
+	var first sample
+	i.pace.start()
+	for number := int64(1); ; number++ {
+		raw, err := split.next()
 		if err != nil && !errors.Is(err, io.EOF) {
-			return errors.Join(err, s.settleBatch(ctx, batch, opt, report))
+			return errors.Join(err, i.settle(ctx, batch))
 		}
 		if err == nil {
-			number++
-			n := s.judge(from.read(columns, rec))
-			n.line, n.number = rec.line, number
+			n := i.check(i.from.read(columns, raw))
+			n.line, n.number = raw.line, number
 			batch = append(batch, n)
+			first.add(columns, raw, n.refused == nil && !n.other)
 		}
-		if err != nil || len(batch) == importBatch || ctx.Err() != nil {
-			if err := s.settleBatch(ctx, batch, opt, report); err != nil {
+		ended := err != nil
+		wrong := ""
+		if ended || number == hintAfter {
+			wrong = first.hint(i.from.name)
+		}
+		if ended || wrong != "" || len(batch) >= i.pace.batch() || ctx.Err() != nil {
+			if err := i.settle(ctx, batch); err != nil {
 				return err
 			}
 			batch = batch[:0]
 		}
-		if err != nil {
+		switch {
+		case ended:
+			if i.report.Imported+i.report.Present == 0 {
+				i.report.Hint = wrong
+			}
 			return nil
-		}
-		if ctx.Err() != nil {
+		case wrong != "":
+			return fmt.Errorf("%w. %s", ErrOtherSource, wrong)
+		case ctx.Err() != nil:
 			return ctx.Err()
 		}
 	}
 }
 
-// newcomer is a record on its way to become an account.
-type newcomer struct {
+// pendingUser is a record on its way to become an account.
+type pendingUser struct {
 	account
 	line, number int64
 	keepID       bool // the record has the id
+	numbered     bool // see record
+	origin       origin
+	lost         []string
+	other        bool // it is no account
 	scheme       password.Scheme
 	imported     bool
 	refused      *Refusal
 }
 
-// judge decides whether the record can become an account, as far as the record tells.
-func (s *Service) judge(f foreign, err error) *newcomer {
-	n := &newcomer{}
-	if err == nil {
-		err = s.becomeAccount(n, f)
+// origin is what is kept of where an account comes from.
+type origin struct {
+	source    string
+	sourceID  string    // what it calls the account, when that is not its id here
+	hash      []byte    // SHA-256 of the imported hash, which the first sign-in replaces
+	created   time.Time // as the record has it; zero: it does not say
+	address   string
+	confirmed *bool // whether the address was; nil: the source does not say
+}
+
+// check decides whether the record can become an account, as far as the record tells.
+func (i *importer) check(rec record, err error) *pendingUser {
+	n := &pendingUser{other: rec.other, lost: lostKinds(rec.lost)}
+	if err == nil && !rec.other {
+		err = i.becomeAccount(n, rec)
 	}
 	if refusal, ok := errors.AsType[*Refusal](err); ok {
 		n.refused = refusal
@@ -129,48 +247,88 @@ func (s *Service) judge(f foreign, err error) *newcomer {
 	return n
 }
 
-func (s *Service) becomeAccount(n *newcomer, f foreign) error {
+// lostKinds are the kinds in order, each once. Their names come from the input.
+func lostKinds(list []string) []string {
+	kinds := make([]string, 0, len(list))
+	for _, kind := range list {
+		if len(kind) > 64 || strings.ContainsFunc(kind, func(r rune) bool { return !strings.ContainsRune(kindLetters, r) }) {
+			kind = "something_else"
+		}
+		kinds = append(kinds, kind)
+	}
+	slices.Sort(kinds)
+	return slices.Compact(kinds)
+}
+
+const kindLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.:"
+
+func (i *importer) becomeAccount(n *pendingUser, rec record) error {
+	s := i.service
 	now := s.timestamp()
-	canonical, err := username.Canonical(s.cfg.UsernameProfile, f.username)
-	if f.username == "" {
+	if rec.username == "" {
 		return refuse("no_username", "has no username")
 	}
+	canonical, err := username.Canonical(s.cfg.UsernameProfile, rec.username)
 	if p, ok := errors.AsType[*username.Problem](err); ok {
 		return refuse("username_"+p.Code, "the username "+p.Detail)
 	}
-	if f.hash == "" {
+	if rec.hash == "" {
 		return refuse("no_password", "has no password hash")
 	}
-	if f.hash, n.scheme, err = password.Import(f.hash); err != nil {
+	if n.passwordHash, n.scheme, err = password.Import(rec.hash); err != nil {
 		return refuse("hash_refused", err.Error())
 	}
-	n.keepID = f.id != ""
-	if n.ID, err = parseImportID(f.id); !n.keepID {
+	n.keepID = rec.id != ""
+	if n.keepID {
+		n.ID, err = parseImportID(rec.id)
+	} else {
 		n.ID, err = newID()
 	}
 	if err != nil {
 		return err
 	}
-	if f.created.IsZero() {
-		f.created = now
+	n.numbered = rec.numbered
+	sum := sha256.Sum256([]byte(n.passwordHash))
+	n.origin = origin{
+		source: i.from.name, sourceID: rec.sourceID, hash: sum[:], created: rec.created.Truncate(time.Microsecond),
+		address: rec.address, confirmed: rec.confirmed,
 	}
-	if f.changed.IsZero() {
-		f.changed = f.created
+	if rec.created.IsZero() {
+		rec.created = now
 	}
-	for _, at := range []time.Time{f.created, f.changed} {
+	if rec.changed.IsZero() {
+		rec.changed = rec.created
+	}
+	for _, at := range []time.Time{rec.created, rec.changed} {
 		if at.Before(time.Unix(0, 0)) || at.After(now.Add(24*time.Hour)) {
 			return refuse("invalid_time", "a time is before 1970 or yet to come")
 		}
 	}
-	n.Username, n.canonical, n.passwordHash = f.username, canonical, f.hash
-	n.CreatedAt, n.PasswordChangedAt, n.UpdatedAt = f.created.Truncate(time.Microsecond), f.changed.Truncate(time.Microsecond), now
+	n.Username, n.canonical = rec.username, canonical
+	n.CreatedAt, n.PasswordChangedAt, n.UpdatedAt = rec.created.Truncate(time.Microsecond), rec.changed.Truncate(time.Microsecond), now
 	n.Status = StatusActive
-	if f.status == StatusDisabled || f.banned.After(now) {
+	if rec.status == StatusDisabled || rec.banned.After(now) {
 		n.Status = StatusDisabled
 	}
 	// An account that comes back under the id of a deleted one must not bring back what was
 	// issued to that: nothing was issued under an epoch as high as this.
 	n.epoch = now.UnixMilli()
+	return i.unconfirmed(n)
+}
+
+// unconfirmed does with a name that is an unconfirmed address what was asked for. Whoever has
+// the mailbox may not be who has the account.
+func (i *importer) unconfirmed(n *pendingUser) error {
+	if n.origin.confirmed == nil || *n.origin.confirmed || !strings.EqualFold(n.origin.address, n.Username) {
+		return nil
+	}
+	n.lost = lostKinds(append(n.lost, lostUnconfirmed))
+	switch i.opt.Unconfirmed {
+	case UnconfirmedSkip:
+		return refuse(lostUnconfirmed, "the username is an address that was not confirmed where it comes from")
+	case UnconfirmedDisable:
+		n.Status = StatusDisabled
+	}
 	return nil
 }
 
@@ -182,60 +340,89 @@ func parseImportID(text string) (uuid.UUID, error) {
 	return id, nil
 }
 
-// settleBatch writes a portion and reports what became of each record. It finishes although ctx
+// settle writes a portion and reports what became of each record. It finishes although ctx
 // has ended: what has been read is worth the second that it takes.
-func (s *Service) settleBatch(ctx context.Context, batch []*newcomer, opt ImportOptions, report *ImportReport) error {
+func (i *importer) settle(ctx context.Context, batch []*pendingUser) error {
 	if len(batch) == 0 {
 		return nil
 	}
-	var good []*newcomer
+	var good []*pendingUser
 	for _, n := range batch {
-		if n.refused == nil {
+		if n.refused == nil && !n.other {
 			good = append(good, n)
 		}
 	}
-	if err := s.writeImport(ctx, good); err != nil {
+	if err := i.write(ctx, good); err != nil {
 		return fmt.Errorf("import lines %d to %d: %w", batch[0].line, batch[len(batch)-1].line, err)
 	}
 	for _, n := range batch {
-		switch {
-		case n.refused != nil:
-			report.Refused++
-			n.refused = &Refusal{Line: n.line, Record: n.number, Code: n.refused.Code, Detail: n.refused.Detail}
-			if opt.Refused != nil {
-				if err := opt.Refused(*n.refused); err != nil {
-					return err
-				}
-			}
-		case n.imported:
-			report.Imported++
-			report.Schemes[string(n.scheme)]++
-			if n.scheme.Fast() {
-				report.Weak++
-			}
-		default:
-			report.Present++
+		if err := i.count(n); err != nil {
+			return err
 		}
-		report.Line = max(report.Line, n.line)
 	}
-	if opt.Progress != nil {
-		opt.Progress(*report)
+	if i.opt.Progress != nil {
+		i.opt.Progress(*i.report)
 	}
 	return nil
 }
 
-// writeImport writes the accounts with their events in one transaction. A database that is
-// away for a moment does not end an import of an hour.
-func (s *Service) writeImport(ctx context.Context, batch []*newcomer) error {
+// count adds the record to the report.
+func (i *importer) count(n *pendingUser) error {
+	report := i.report
+	report.Line = max(report.Line, n.line)
+	switch {
+	case n.refused != nil:
+		report.Refused++
+		n.refused = &Refusal{Line: n.line, Record: n.number, Code: n.refused.Code, Detail: n.refused.Detail}
+		if i.opt.Refused != nil {
+			return i.opt.Refused(*n.refused)
+		}
+		return nil
+	case n.other:
+		report.Other++
+	case n.imported:
+		report.Imported++
+		report.Schemes[string(n.scheme)]++
+		if n.scheme.Fast() {
+			report.Weak++
+		}
+		if n.Status == StatusDisabled {
+			report.Disabled++
+		}
+	default:
+		report.Present++
+		return nil
+	}
+	const mostKinds = 100
+	for _, kind := range n.lost {
+		if _, known := report.Lost[kind]; !known && len(report.Lost) >= mostKinds {
+			kind = "something_else"
+		}
+		report.Lost[kind]++
+	}
+	return nil
+}
+
+// write writes the accounts with their events in one transaction. A database that is away for
+// a moment does not end an import of an hour.
+func (i *importer) write(ctx context.Context, batch []*pendingUser) error {
 	if len(batch) == 0 {
 		return nil
+	}
+	if i.rehearsal != nil {
+		return i.rehearsal.write(ctx, i.service.db, batch)
 	}
 	const attempts = 4
 	for attempt := 1; ; attempt++ {
 		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		err := s.transact(work, func(ctx context.Context, tx database.Tx) error { return s.insertImported(ctx, tx, batch) })
+		begin := i.service.now()
+		err := i.service.transact(work, func(ctx context.Context, tx database.Tx) error { return i.service.insertImported(ctx, tx, batch) })
 		cancel()
-		if err == nil || attempt == attempts || !database.IsUnavailable(err) {
+		i.pace.took(len(batch), i.service.now().Sub(begin))
+		if err == nil {
+			return i.pace.rest(ctx)
+		}
+		if attempt == attempts || !database.IsUnavailable(err) {
 			return err
 		}
 		select {
@@ -247,35 +434,27 @@ func (s *Service) writeImport(ctx context.Context, batch []*newcomer) error {
 }
 
 // insertImported inserts those of the accounts that are not there and says of each what
-// became of it. Whatever is being written beside it, an account is inserted once.
-func (s *Service) insertImported(ctx context.Context, tx database.Tx, batch []*newcomer) error {
-	inserted, err := insertAbsent(ctx, tx, batch)
-	if err != nil {
+// became of it. Whatever else is being written, an account is inserted once.
+func (s *Service) insertImported(ctx context.Context, tx database.Tx, batch []*pendingUser) error {
+	if err := insertAbsent(ctx, tx, batch); err != nil {
 		return err
 	}
 	var events []outbox.Event
-	var others []*newcomer
 	for _, n := range batch {
-		n.imported, n.refused = inserted[n.ID] == n.canonical, nil
 		if !n.imported {
-			others = append(others, n)
 			continue
 		}
-		delete(inserted, n.ID) // a second record of the same account finds it there
 		made, err := s.importEvents(n)
 		if err != nil {
 			return err
 		}
 		events = append(events, made...)
 	}
-	if err := refuseConflicts(ctx, tx, others); err != nil {
-		return err
-	}
 	return outbox.Add(ctx, tx, events...)
 }
 
 // importEvents are what the rest of the world hears of an imported account.
-func (s *Service) importEvents(n *newcomer) ([]outbox.Event, error) {
+func (s *Service) importEvents(n *pendingUser) ([]outbox.Event, error) {
 	head := s.head(n.ID)
 	registered, err := s.event(EventUserRegistered, head, userRegistered{eventHead: head, Username: n.Username})
 	if err != nil || n.Status == StatusActive {
@@ -285,13 +464,45 @@ func (s *Service) importEvents(n *newcomer) ([]outbox.Event, error) {
 	return []outbox.Event{registered, disabled}, err
 }
 
-// insertAbsent inserts the accounts whose id and name are free, and returns the names of
-// those by their ids.
-func insertAbsent(ctx context.Context, tx database.IDB, batch []*newcomer) (map[uuid.UUID]string, error) {
-	// In the order of their names: two imports beside each other do not wait in a circle.
-	ordered := slices.SortedStableFunc(slices.Values(batch), func(a, b *newcomer) int { return strings.Compare(a.canonical, b.canonical) })
+// insertAbsent inserts the accounts whose id and name are free, with their origins, and says
+// of each of the others whether it is there already or somebody else is.
+func insertAbsent(ctx context.Context, tx database.IDB, batch []*pendingUser) error {
+	// In the order of their names: two imports at once do not wait in a circle.
+	ordered := slices.SortedStableFunc(slices.Values(batch), func(a, b *pendingUser) int { return strings.Compare(a.canonical, b.canonical) })
+	inserted, err := insertUsers(ctx, tx, ordered)
+	if err != nil {
+		return err
+	}
+	var added, others []*pendingUser
+	for _, n := range batch {
+		n.imported, n.refused = inserted[n.ID] == n.canonical, nil
+		if n.imported {
+			delete(inserted, n.ID) // a second record of the same account finds it there
+			added = append(added, n)
+		} else {
+			others = append(others, n)
+		}
+	}
+	if err := insertOrigins(ctx, tx, added); err != nil {
+		return err
+	}
+	owners, err := ownersOf(ctx, tx, others)
+	if err != nil {
+		return err
+	}
+	for _, n := range others {
+		n.refused = owners.refusal(n)
+		if n.refused == nil && owners.byName[n.canonical] == nil {
+			n.refused = refuse("conflict", "an account with this name was deleted at the same moment")
+		}
+	}
+	return nil
+}
+
+// insertUsers returns the names of those inserted by their ids.
+func insertUsers(ctx context.Context, tx database.IDB, batch []*pendingUser) (map[uuid.UUID]string, error) {
 	args := make([]any, 0, len(batch)*9)
-	for _, n := range ordered {
+	for _, n := range batch {
 		args = append(args, n.ID, n.Username, n.canonical, n.passwordHash, n.Status, n.epoch, n.CreatedAt, n.UpdatedAt, n.PasswordChangedAt)
 	}
 	values := strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(batch))[2:]
@@ -311,45 +522,4 @@ func insertAbsent(ctx context.Context, tx database.IDB, batch []*newcomer) (map[
 		inserted[id] = canonical
 	}
 	return inserted, rows.Err()
-}
-
-// refuseConflicts looks at accounts whose id or name is there already, and refuses those for
-// whom that is somebody else's.
-func refuseConflicts(ctx context.Context, tx database.IDB, batch []*newcomer) error {
-	if len(batch) == 0 {
-		return nil
-	}
-	var ids []uuid.UUID
-	var names []string
-	for _, n := range batch {
-		ids, names = append(ids, n.ID), append(names, n.canonical)
-	}
-	rows, err := tx.QueryContext(ctx, "SELECT id, username_canonical FROM users WHERE id IN (?) OR username_canonical IN (?)", database.List(ids), database.List(names))
-	if err != nil {
-		return fmt.Errorf("look for users: %w", err)
-	}
-	defer rows.Close()
-	nameOf, idOf := make(map[uuid.UUID]string), make(map[string]uuid.UUID)
-	for rows.Next() {
-		var id uuid.UUID
-		var canonical string
-		if err := rows.Scan(&id, &canonical); err != nil {
-			return fmt.Errorf("look for users: %w", err)
-		}
-		nameOf[id], idOf[canonical] = canonical, id
-	}
-	for _, n := range batch {
-		owner, taken := idOf[n.canonical]
-		_, used := nameOf[n.ID]
-		switch {
-		case taken && (!n.keepID || owner == n.ID): // there already
-		case taken:
-			n.refused = refuse("username_taken", "the username belongs to an account with another id")
-		case used:
-			n.refused = refuse("id_taken", "the id belongs to an account with another username")
-		default:
-			n.refused = refuse("conflict", "an account with this name was deleted at the same moment")
-		}
-	}
-	return rows.Err()
 }

@@ -3,7 +3,6 @@ package auth
 import (
 	"bufio"
 	"bytes"
-	"encoding/csv"
 	"errors"
 	"fmt"
 	"io"
@@ -17,7 +16,7 @@ const (
 	FormatAuto   = "auto"
 	FormatNDJSON = "ndjson" // an object a line
 	FormatJSON   = "json"   // a document: an array of objects, or an object with the array "users"
-	FormatCSV    = "csv"    // RFC 4180, with a heading where the source writes one
+	FormatCSV    = "csv"    // RFC 4180, with a heading where the source writes one; also with ; or tabs
 )
 
 // maxRecord is the most bytes that one account may take in an import.
@@ -41,21 +40,21 @@ var (
 	errNotUTF8 = refuse("invalid_unicode", "is not valid UTF-8")
 )
 
-// record is the text of one account: an object, or the fields of a row. Both are valid until
-// the next one is read.
-type record struct {
+// rawRecord is the text of one account: an object, or the fields of a row. Both are valid
+// until the next one is read.
+type rawRecord struct {
 	line   int64
 	object []byte
 	fields []string
 	err    error // a *Refusal: it cannot be read, the next one can
 }
 
-// cutter cuts an input into records, each in bounded memory. It returns io.EOF at the end.
-type cutter interface{ next() (record, error) }
+// splitter cuts an input into records, each in bounded memory. It returns io.EOF at the end.
+type splitter interface{ next() (rawRecord, error) }
 
-// newCutter reads how the input begins and returns what cuts it, and the names of its
+// newSplitter reads how the input begins and returns what splits it, and the names of its
 // columns when it is CSV with a heading.
-func newCutter(r io.Reader, format string, from source) (cutter, []string, error) {
+func newSplitter(r io.Reader, format string, from source) (splitter, []string, error) {
 	in := &input{Reader: bufio.NewReaderSize(r, maxRecord), line: 1}
 	start, _ := in.Peek(3)
 	switch {
@@ -65,8 +64,10 @@ func newCutter(r io.Reader, format string, from source) (cutter, []string, error
 		return nil, nil, errors.New("the input is UTF-16; convert it to UTF-8 first")
 	case bytes.HasPrefix(start, []byte("\x1f\x8b")):
 		return nil, nil, errors.New("the input is compressed; pipe it through: gunzip -c")
+	case bytes.HasPrefix(start, []byte("PK\x03")):
+		return nil, nil, errors.New("the input is a ZIP archive or a spreadsheet; unpack it, or save it as CSV")
 	}
-	if format == FormatAuto {
+	if format == FormatAuto || format == "" {
 		var err error
 		if format, err = in.guess(from); err != nil {
 			return nil, nil, err
@@ -80,31 +81,11 @@ func newCutter(r io.Reader, format string, from source) (cutter, []string, error
 	case format == FormatNDJSON:
 		return &lines{in: in}, nil, nil
 	case format == FormatJSON:
-		return &document{in: in}, nil, nil
+		return &document{in: in, lists: from.lists, container: from.container}, nil, nil
 	}
 	t := &table{lines: lines{in: in}}
-	if from.headless {
-		return t, nil, nil
-	}
-	heading, err := t.next()
-	if errors.Is(err, io.EOF) {
-		return t, nil, nil
-	}
-	if err == nil {
-		err = heading.err
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("read the heading of the CSV: %w", err)
-	}
-	columns := make([]string, len(heading.fields))
-	for i, name := range heading.fields {
-		columns[i] = strings.ToLower(strings.TrimSpace(name))
-		if slices.Contains(columns[:i], columns[i]) && columns[i] != "" {
-			return nil, nil, fmt.Errorf("the CSV has two columns %q", columns[i])
-		}
-	}
-	t.width = len(columns)
-	return t, columns, nil
+	columns, err := t.begin(from)
+	return t, columns, err
 }
 
 // input counts lines.
@@ -114,7 +95,7 @@ type input struct {
 }
 
 // guess tells the form by how the input begins. What begins like an object is lines of them,
-// but for sources that write whole documents.
+// but for sources that write whole documents, and where the object goes on in the next line.
 func (in *input) guess(from source) (string, error) {
 	for {
 		b, err := in.Peek(1)
@@ -134,13 +115,26 @@ func (in *input) guess(from source) (string, error) {
 		case '[':
 			return FormatJSON, nil
 		case '{':
-			if from.document {
+			if from.document || in.beginsDocument(from) {
 				return FormatJSON, nil
 			}
 			return FormatNDJSON, nil
 		}
 		return FormatCSV, nil
 	}
+}
+
+// beginsDocument reports whether the object that comes next goes on in the next line, or is
+// one around a list of records.
+func (in *input) beginsDocument(from source) bool {
+	start, _ := in.Peek(maxRecord)
+	first, _, _ := bytes.Cut(start, []byte{'\n'})
+	if len(bytes.TrimSpace(first)) == 1 {
+		return true
+	}
+	name, rest, found := strings.Cut(strings.TrimPrefix(string(bytes.TrimSpace(first[1:])), `"`), `"`)
+	rest = strings.TrimSpace(rest)
+	return found && slices.Contains(from.lists, name) && strings.HasPrefix(rest, ":") && strings.HasPrefix(strings.TrimSpace(rest[1:]), "[")
 }
 
 // lines cuts at line breaks. Empty lines are passed over.
@@ -186,15 +180,15 @@ func (l *lines) read() (textLine, error) {
 	}
 }
 
-func (l *lines) next() (record, error) {
+func (l *lines) next() (rawRecord, error) {
 	line, err := l.read()
 	if err != nil {
-		return record{}, err
+		return rawRecord{}, err
 	}
 	if line.tooLong {
-		return record{line: line.number, err: errTooLong}, nil
+		return rawRecord{line: line.number, err: errTooLong}, nil
 	}
-	return record{line: line.number, object: line.text}, nil
+	return rawRecord{line: line.number, object: line.text}, nil
 }
 
 // table cuts CSV. A field in quotes may hold line breaks. Where a quote is not closed, or
@@ -202,28 +196,101 @@ func (l *lines) next() (record, error) {
 // ones are looked at again by themselves.
 type table struct {
 	lines
-	width int // fields in a row; 0 for any
+	separator byte
+	width     int // fields in a row; 0 for any
 }
 
-func (t *table) next() (record, error) {
+// separators are what stands between fields: as RFC 4180 has it, as spreadsheets write it
+// where the comma is in numbers, and as mysql --batch does.
+const separators = ",;\t|"
+
+// begin finds out what separates the fields, and reads the heading where there is one.
+func (t *table) begin(from source) ([]string, error) {
+	t.separator = separators[0]
+	first, err := t.read()
+	if errors.Is(err, io.EOF) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the heading of the CSV: %w", err)
+	}
+	if text, ok := bytes.CutPrefix(first.text, []byte("sep=")); ok && len(text) == 1 && strings.Contains(separators, string(text)) {
+		if first, err = t.read(); err != nil { // the line was written for Excel
+			return nil, fmt.Errorf("read the heading of the CSV: %w", err)
+		}
+	}
+	first.text = bytes.Clone(first.text)
+	t.separator = separatorOf(first.text, from)
+	t.back = append([]textLine{first}, t.back...)
+	if from.headless {
+		return nil, nil
+	}
+	heading, err := t.next()
+	if err == nil {
+		err = heading.err
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the heading of the CSV: %w", err)
+	}
+	columns := columnNames(heading.fields)
+	if err := from.checkColumns(columns); err != nil {
+		return nil, err
+	}
+	for i, name := range columns {
+		if slices.Contains(columns[:i], name) && name != "" {
+			return nil, fmt.Errorf("the CSV has two columns %q", name)
+		}
+	}
+	t.width = len(columns)
+	return columns, nil
+}
+
+// separatorOf is the separator with which the first line has what the source asks for, or
+// else the most fields.
+func separatorOf(line []byte, from source) byte {
+	best, most := separators[0], 0
+	for _, separator := range []byte(separators) {
+		fields, err := parseRow(line, separator)
+		if err != nil {
+			continue
+		}
+		if !from.headless && from.checkColumns(columnNames(fields)) == nil {
+			return separator
+		}
+		if len(fields) > most {
+			best, most = separator, len(fields)
+		}
+	}
+	return best
+}
+
+func columnNames(fields []string) []string {
+	names := make([]string, len(fields))
+	for i, name := range fields {
+		names[i] = strings.ToLower(strings.TrimSpace(name))
+	}
+	return names
+}
+
+func (t *table) next() (rawRecord, error) {
 	first, err := t.read()
 	if err != nil {
-		return record{}, err
+		return rawRecord{}, err
 	}
 	if first.tooLong {
-		return record{line: first.number, err: errTooLong}, nil
+		return rawRecord{line: first.number, err: errTooLong}, nil
 	}
-	refused := record{line: first.number, err: refuse("malformed", "is not a row of CSV")}
+	refused := rawRecord{line: first.number, err: refuse("malformed", "is not a row of CSV")}
 	if !utf8.Valid(first.text) {
 		refused.err = errNotUTF8
 		return refused, nil
 	}
 	var followed []textLine
 	text := bytes.Clone(first.text)
-	for bytes.Count(text, []byte(`"`))%2 != 0 {
+	for t.separator != '\t' && bytes.Count(text, []byte(`"`))%2 != 0 {
 		line, err := t.read()
 		if err != nil && !errors.Is(err, io.EOF) {
-			return record{}, err
+			return rawRecord{}, err
 		}
 		if err == nil {
 			line.text = bytes.Clone(line.text)
@@ -235,10 +302,10 @@ func (t *table) next() (record, error) {
 		}
 		text = append(append(text, '\n'), line.text...)
 	}
-	fields, err := parseRow(text)
+	fields, err := parseRow(text, t.separator)
 	switch {
 	case err == nil && (t.width == 0 || len(fields) == t.width):
-		return record{line: first.number, fields: fields}, nil
+		return rawRecord{line: first.number, fields: fields}, nil
 	case err == nil && len(followed) == 0:
 		refused.err = refuse("malformed", fmt.Sprintf("has %d fields, the heading has %d", len(fields), t.width))
 	}
@@ -246,91 +313,158 @@ func (t *table) next() (record, error) {
 	return refused, nil
 }
 
-// parseRow takes exactly one row apart.
-func parseRow(text []byte) ([]string, error) {
-	r := csv.NewReader(bytes.NewReader(text))
-	r.FieldsPerRecord = -1
-	fields, err := r.Read()
-	if err != nil {
-		return nil, err
+var errNotARow = errors.New("is not a row of CSV")
+
+// parseRow takes one row apart. A field without quotes that is a word for no value is empty,
+// so that "NULL" is none and "\"NULL\"" is a text: databases write it so, and encoding/csv
+// does not tell the two apart.
+//
+// Between tabs a quote counts only around a whole field: the programs that write tabs quote
+// nothing.
+func parseRow(text []byte, separator byte) ([]string, error) {
+	var fields []string
+	for {
+		if len(text) > 0 && text[0] == '"' {
+			field, rest, err := quotedField(text[1:])
+			switch {
+			case err == nil && len(rest) == 0:
+				return append(fields, field), nil
+			case err == nil && rest[0] == separator:
+				fields, text = append(fields, field), rest[1:]
+				continue
+			case separator != '\t':
+				return nil, errNotARow
+			}
+		}
+		field, rest, more := bytes.Cut(text, []byte{separator})
+		if separator != '\t' && bytes.IndexByte(field, '"') >= 0 {
+			return nil, errNotARow
+		}
+		fields = append(fields, valueOf(string(field)))
+		if !more {
+			return fields, nil
+		}
+		text = rest
 	}
-	if _, err := r.Read(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("more than one row")
+}
+
+// quotedField returns what is between the quotes, of which the first is cut off already, and
+// what follows them.
+func quotedField(text []byte) (field string, rest []byte, err error) {
+	var b strings.Builder
+	for {
+		before, after, found := bytes.Cut(text, []byte{'"'})
+		if !found {
+			return "", nil, errNotARow
+		}
+		b.Write(before)
+		if len(after) == 0 || after[0] != '"' {
+			return b.String(), after, nil
+		}
+		b.WriteByte('"')
+		text = after[1:]
 	}
-	return fields, nil
+}
+
+// valueOf returns "" for the words with which databases write that there is no value: NULL
+// (MySQL, SQL Server, psql with \pset), \N (COPY of PostgreSQL, MySQL), and as clients show it.
+func valueOf(field string) string {
+	switch strings.ToUpper(strings.TrimSpace(field)) {
+	case "NULL", `\N`, "(NULL)", "<NULL>", "[NULL]":
+		return ""
+	}
+	return field
 }
 
 // document cuts the objects out of a JSON document: those of the array at its top, or of the
-// array "users" in the object at its top, whatever else that object has. Objects one after
-// the other are fine too. It only follows strings and brackets; whether an object is one is
-// seen when it is decoded.
+// arrays with one of the names in lists, in the objects around them, whatever else those
+// have. Objects one after the other are fine too. It only follows strings and brackets;
+// whether an object is one is seen when it is decoded.
 type document struct {
-	in      *input
-	buf     []byte
-	listed  bool // inside the array
-	wrapped bool // and that inside an object
+	in    *input
+	lists []string // names of arrays of records, and of what is around them
+	// container is the name of a member that marks an object as one that records are in,
+	// also where it has none.
+	container string
+	buf       []byte
+	around    []byte // the brackets around the present place, outermost first
 }
 
-func (d *document) next() (record, error) {
+func (d *document) next() (rawRecord, error) {
 	for {
+		inside := byte(0)
+		if len(d.around) > 0 {
+			inside = d.around[len(d.around)-1]
+		}
+		if inside == '{' { // in an object around records, behind one of its lists
+			if _, err := d.object(); err != nil {
+				return rawRecord{}, err
+			}
+			continue
+		}
 		b, err := d.read()
 		switch {
-		case errors.Is(err, io.EOF) && d.listed:
-			return record{}, errors.New("the JSON document ends before its array does")
+		case errors.Is(err, io.EOF) && inside != 0:
+			return rawRecord{}, errors.New("the JSON document ends before its array does")
 		case err != nil:
-			return record{}, err
+			return rawRecord{}, err
 		}
 		switch {
-		case b == ' ', b == '\t', b == '\r', b == '\n', b == ',' && d.listed:
-		case b == '[' && !d.listed:
-			d.listed = true
-		case b == ']' && d.listed:
-			d.listed = false
-			if d.wrapped {
-				d.wrapped = false
-				if _, err := d.object(false); err != nil { // what is left of the wrapper
-					return record{}, err
-				}
-			}
+		case b == ' ', b == '\t', b == '\r', b == '\n', b == ',' && inside != 0:
+		case b == '[' && inside == 0:
+			d.around = append(d.around, '[')
+		case b == ']' && inside != 0:
+			d.around = d.around[:len(d.around)-1]
 		case b == '{':
-			line := d.in.line
-			whole, err := d.object(!d.listed)
+			line, depth := d.in.line, len(d.around)
+			d.around = append(d.around, '{')
+			is, err := d.object()
 			switch {
 			case err != nil:
-				return record{}, err
-			case d.wrapped && !whole:
-			case !whole:
-				return record{line: line, err: errTooLong}, nil
+				return rawRecord{}, err
+			case len(d.around) > depth || is.container: // its records come next
+			case !is.whole:
+				return rawRecord{line: line, err: errTooLong}, nil
 			default:
-				return record{line: line, object: d.buf}, nil
+				return rawRecord{line: line, object: d.buf}, nil
 			}
 		default:
-			return record{}, fmt.Errorf("line %d: the JSON document is not a list of objects", d.in.line)
+			return rawRecord{}, fmt.Errorf("line %d: the JSON document is not a list of objects", d.in.line)
 		}
 	}
 }
 
-// object reads up to the bracket that closes the object just opened, into d.buf, and reports
-// whether it fits. When it may be a wrapper and its "users" turns out to be an array,
-// reading stops inside that, d.listed and d.wrapped are set and the report is false.
-func (d *document) object(mayWrap bool) (whole bool, err error) {
+// mostAround is how deep records may lie: more than any system writes.
+const mostAround = 16
+
+// seen is what shows of an object without decoding it.
+type seen struct {
+	whole     bool // it fits into d.buf
+	container bool // it has the member that records have not
+}
+
+// object reads up to the bracket that closes the object in which it stands, into d.buf, and
+// takes that from d.around. When one of the lists begins on the way, reading stops inside
+// that, with its bracket in d.around.
+func (d *document) object() (is seen, err error) {
 	d.buf = append(d.buf[:0], '{')
-	whole = true
+	is.whole = true
 	depth, inString, escaped := 1, false, false
 	var word []byte // the string at depth 1 that was read last, as far as it matters
+	const longest = 32
 	after := byte(0)
 	for {
 		b, err := d.read()
 		if errors.Is(err, io.EOF) {
-			return false, errors.New("the JSON document ends inside an object")
+			return is, errors.New("the JSON document ends inside an object")
 		}
 		if err != nil {
-			return false, err
+			return is, err
 		}
 		if len(d.buf) < maxRecord {
 			d.buf = append(d.buf, b)
 		} else {
-			whole = false
+			is.whole = false
 		}
 		switch {
 		case inString:
@@ -342,7 +476,7 @@ func (d *document) object(mayWrap bool) (whole bool, err error) {
 			case b == '"':
 				inString, after = false, '"'
 			}
-			if inString && depth == 1 && len(word) <= len("users") {
+			if inString && depth == 1 && len(word) <= longest {
 				word = append(word, b)
 			}
 			continue
@@ -350,19 +484,19 @@ func (d *document) object(mayWrap bool) (whole bool, err error) {
 			inString, word = true, word[:0]
 		case b == ' ', b == '\t', b == '\r', b == '\n':
 			continue
-		case b == '{':
-			depth++
-		case b == '[':
-			if mayWrap && depth == 1 && after == ':' && string(word) == "users" {
-				d.listed, d.wrapped = true, true
-				return false, nil
+		case b == '{', b == '[':
+			if depth == 1 && after == ':' && len(d.around) < mostAround && slices.Contains(d.lists, string(word)) {
+				d.around = append(d.around, b)
+				return is, nil
 			}
 			depth++
 		case b == '}', b == ']':
 			if depth--; depth == 0 {
-				return whole, nil
+				d.around = d.around[:len(d.around)-1]
+				return is, nil
 			}
 		case b == ':' && depth == 1 && after == '"':
+			is.container = is.container || d.container != "" && string(word) == d.container
 			after = ':'
 			continue
 		}

@@ -1,12 +1,15 @@
 package auth
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -16,51 +19,102 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/password"
 )
 
-// foreign is an account in the words of this package, as another system has it. Nothing of
-// it has been judged yet.
-type foreign struct {
+// record is an account in the words of this package, as another system has it. Nothing of it
+// has been checked yet.
+type record struct {
 	id       string // not empty: to be kept
+	sourceID string // what the source calls it, where that is not kept
+	// numbered says that sourceID is only unique within one database: that it is the same
+	// proves nothing, that it differs does.
+	numbered bool
 	username string
 	hash     string // in a form that package password reads; empty: there is none
 	status   Status // empty: active
 	created  time.Time
 	changed  time.Time // the password
 	banned   time.Time // disabled until then
+	// address is that of a mailbox or a telephone, and confirmed whether its owner had shown
+	// to have it. Nil: the source does not say.
+	address   string
+	confirmed *bool
+	// lost is what protected the account where it comes from and does not here.
+	lost []string
+	// other says that it is no account, but may tell of a protection in lost.
+	other bool
 }
+
+// Kinds of protections that are not carried over. Required actions of Keycloak and kinds of
+// credentials come with their own names.
+const (
+	lostOTP          = "otp"
+	lostSecondFactor = "second_factor"
+	lostUnconfirmed  = "unconfirmed_address"
+	lostAction       = "required_action:" // and its name
+)
 
 // source reads the records of one system.
 type source struct {
-	json     func(object []byte) (foreign, error) // nil: it writes no JSON
-	csv      func(row) (foreign, error)           // nil: it writes no CSV
-	columns  []string                             // that a CSV must have
-	headless bool                                 // its CSV has no heading
-	document bool                                 // its JSON is a document rather than lines
+	name      string
+	json      func(object []byte) (record, error) // nil: it writes no JSON
+	csv       func(row) (record, error)           // nil: it writes no CSV
+	columns   []string                            // that a CSV must have; a|b is one of them
+	headless  bool                                // its CSV has no heading
+	document  bool                                // its JSON is a document rather than lines
+	lists     []string                            // see document
+	container string
 }
 
 // ImportSources are the systems whose exports are read, the first one our own.
 func ImportSources() []string {
-	return []string{"native", "keycloak", "firebase", "django", "auth0", "supabase"}
+	return []string{"native", "keycloak", "firebase", "django", "auth0", "supabase", "zitadel"}
 }
 
 func newSource(name string, hash *FirebaseHash) (source, error) {
+	s := source{name: name, lists: []string{"users"}}
 	switch name {
 	case "native":
-		return source{json: nativeObject, csv: nativeRow, columns: []string{"username", "password_hash"}}, nil
+		s.json, s.csv, s.columns = nativeObject, nativeRow, []string{"username", "password_hash"}
 	case "keycloak":
-		return source{json: keycloakObject, document: true}, nil
+		s.json, s.document, s.container = keycloakObject, true, "realm"
 	case "firebase":
 		if hash == nil {
 			return source{}, errors.New("the hashes of Firebase need the hash parameters of the project")
 		}
-		return source{json: hash.object, csv: hash.row, headless: true, document: true}, nil
+		s.json, s.csv, s.headless, s.document = hash.object, hash.row, true, true
 	case "django":
-		return source{json: djangoObject, csv: djangoRow, columns: []string{"username", "password"}, document: true}, nil
+		s.json, s.csv, s.columns, s.document = djangoObject, djangoRow, []string{"username|email", "password"}, true
 	case "auth0":
-		return source{json: auth0Object}, nil
+		s.json = auth0Object
 	case "supabase":
-		return source{json: supabaseObject, csv: supabaseRow, columns: []string{"email", "encrypted_password"}}, nil
+		s.json, s.csv, s.columns = supabaseObject, supabaseRow, []string{"email|phone", "encrypted_password"}
+	case "zitadel":
+		s.json, s.document = zitadelObject, true
+		s.lists, s.container = []string{"data_orgs", "dataOrgs", "orgs", "humanUsers"}, "orgId"
+	default:
+		return source{}, fmt.Errorf("there is no source %q", name)
 	}
-	return source{}, fmt.Errorf("there is no source %q", name)
+	return s, nil
+}
+
+// checkColumns says which column is missing, and which there are.
+func (s source) checkColumns(columns []string) error {
+	for _, want := range s.columns {
+		if slices.ContainsFunc(strings.Split(want, "|"), func(name string) bool { return slices.Contains(columns, name) }) {
+			continue
+		}
+		err := fmt.Errorf("the heading of the CSV lacks the column %q; it has %s", strings.ReplaceAll(want, "|", " or "), strings.Join(columns, ", "))
+		hint := looksLike(s.name, strings.Join(columns, "\n"))
+		// A first line that is no heading is an account, and is not shown.
+		if slices.ContainsFunc(columns, func(name string) bool { return len(name) > 40 || strings.ContainsAny(name, "$@{/+=:\\") }) {
+			err = errors.New("the CSV begins without a heading: its first line must name the columns")
+			hint = looksLike(s.name, strings.Join(columns, ","))
+		}
+		if hint != "" {
+			return fmt.Errorf("%w. %s", err, hint)
+		}
+		return err
+	}
+	return nil
 }
 
 // row is a row of a CSV.
@@ -68,6 +122,8 @@ type row struct {
 	columns []string
 	fields  []string
 }
+
+func (r row) has(column string) bool { return slices.Contains(r.columns, column) }
 
 // get returns "" for a column that is not there.
 func (r row) get(column string) string {
@@ -84,18 +140,18 @@ func (r row) at(i int) string {
 	return ""
 }
 
-// read turns a record into an account.
-func (s source) read(columns []string, rec record) (foreign, error) {
+// read turns the text of a record into an account.
+func (s source) read(columns []string, raw rawRecord) (record, error) {
 	switch {
-	case rec.err != nil:
-		return foreign{}, rec.err
-	case rec.object != nil:
-		if !utf8.Valid(rec.object) {
-			return foreign{}, errNotUTF8
+	case raw.err != nil:
+		return record{}, raw.err
+	case raw.object != nil:
+		if !utf8.Valid(raw.object) {
+			return record{}, errNotUTF8
 		}
-		return s.json(rec.object)
+		return s.json(raw.object)
 	}
-	return s.csv(row{columns, rec.fields})
+	return s.csv(row{columns, raw.fields})
 }
 
 // decodeObject reads a JSON object. Members that are not known are passed over: exports are full
@@ -122,44 +178,62 @@ type exported struct {
 	Status            string `json:"status,omitempty"`
 	CreatedAt         string `json:"created_at,omitempty"`
 	PasswordChangedAt string `json:"password_changed_at,omitempty"`
+	Email             string `json:"email,omitempty"`
+	EmailVerified     *bool  `json:"email_verified,omitempty"`
 	PasswordHash      string `json:"password_hash,omitempty"`
 }
 
-func (e exported) foreign() (foreign, error) {
-	f := foreign{id: e.ID, username: e.Username, hash: e.PasswordHash, status: Status(e.Status)}
-	if e.Status != "" && f.status != StatusActive && f.status != StatusDisabled {
-		return foreign{}, refuse("invalid_status", "the status is neither active nor disabled")
+func nativeObject(object []byte) (record, error) {
+	e, err := decodeObject[struct {
+		exported
+		CreatedAt         jsontext.Value `json:"created_at"` // also a number
+		PasswordChangedAt jsontext.Value `json:"password_changed_at"`
+	}](object)
+	if err != nil {
+		return record{}, err
+	}
+	e.exported.CreatedAt, e.exported.PasswordChangedAt = timeText(e.CreatedAt), timeText(e.PasswordChangedAt)
+	return nativeUser(e.exported)
+}
+
+func nativeRow(r row) (record, error) {
+	verified, err := r.truth("email_verified")
+	if err != nil {
+		return record{}, err
+	}
+	return nativeUser(exported{
+		ID: r.get("id"), Username: r.get("username"), Status: r.get("status"),
+		CreatedAt: r.get("created_at"), PasswordChangedAt: r.get("password_changed_at"),
+		Email: r.get("email"), EmailVerified: verified, PasswordHash: r.get("password_hash"),
+	})
+}
+
+func nativeUser(e exported) (record, error) {
+	rec := record{
+		id: e.ID, username: e.Username, hash: e.PasswordHash, status: Status(e.Status),
+		address: e.Email, confirmed: e.EmailVerified,
+	}
+	if e.Status != "" && rec.status != StatusActive && rec.status != StatusDisabled {
+		return record{}, refuse("invalid_status", "the status is neither active nor disabled")
 	}
 	var err error
-	if f.created, err = rfc3339("created_at", e.CreatedAt); err != nil {
-		return foreign{}, err
+	if rec.created, err = parseTime("created_at", e.CreatedAt); err != nil {
+		return record{}, err
 	}
-	f.changed, err = rfc3339("password_changed_at", e.PasswordChangedAt)
-	return f, err
-}
-
-func nativeObject(object []byte) (foreign, error) {
-	e, err := decodeObject[exported](object)
-	if err != nil {
-		return foreign{}, err
-	}
-	return e.foreign()
-}
-
-func nativeRow(r row) (foreign, error) {
-	return exported{
-		ID: r.get("id"), Username: r.get("username"), Status: r.get("status"), CreatedAt: r.get("created_at"),
-		PasswordChangedAt: r.get("password_changed_at"), PasswordHash: r.get("password_hash"),
-	}.foreign()
+	rec.changed, err = parseTime("password_changed_at", e.PasswordChangedAt)
+	return rec, err
 }
 
 // keycloakObject reads a user of a realm export (a UserRepresentation with credentials).
-func keycloakObject(object []byte) (foreign, error) {
+func keycloakObject(object []byte) (record, error) {
 	u, err := decodeObject[struct {
-		ID               string `json:"id"`
-		Username         string `json:"username"`
-		CreatedTimestamp int64  `json:"createdTimestamp"` // milliseconds
-		Enabled          *bool  `json:"enabled"`
+		ID               string   `json:"id"`
+		Username         string   `json:"username"`
+		Email            string   `json:"email"`
+		EmailVerified    *bool    `json:"emailVerified"`
+		CreatedTimestamp int64    `json:"createdTimestamp"` // milliseconds
+		Enabled          *bool    `json:"enabled"`
+		RequiredActions  []string `json:"requiredActions"`
 		Credentials      []struct {
 			Type           string `json:"type"`
 			CreatedDate    int64  `json:"createdDate"`
@@ -168,20 +242,27 @@ func keycloakObject(object []byte) (foreign, error) {
 		} `json:"credentials"`
 	}](object)
 	if err != nil {
-		return foreign{}, err
+		return record{}, err
 	}
-	f := foreign{id: uuidOrNone(u.ID), username: u.Username, created: milliseconds(u.CreatedTimestamp)}
-	if u.Enabled != nil && !*u.Enabled {
-		f.status = StatusDisabled
+	rec := record{username: u.Username, created: milliseconds(u.CreatedTimestamp), address: u.Email, confirmed: u.EmailVerified}
+	rec.name(u.ID)
+	rec.disable(u.Enabled != nil && !*u.Enabled)
+	for _, action := range u.RequiredActions {
+		rec.lost = append(rec.lost, lostAction+action)
 	}
 	for _, c := range u.Credentials {
-		if c.Type == "password" {
-			f.changed = milliseconds(c.CreatedDate)
-			f.hash, err = keycloakHash(c.SecretData, c.CredentialData)
-			return f, err
+		switch {
+		case c.Type == "password-history":
+		case c.Type != "password":
+			rec.lost = append(rec.lost, c.Type) // otp, webauthn, recovery-authn-codes, …
+		case rec.hash == "":
+			rec.changed = milliseconds(c.CreatedDate)
+			if rec.hash, err = keycloakHash(c.SecretData, c.CredentialData); err != nil {
+				return record{}, err
+			}
 		}
 	}
-	return f, nil
+	return rec, nil
 }
 
 // keycloakHash puts a password credential into the form of a PHC string.
@@ -201,6 +282,9 @@ func keycloakHash(secretData, credentialData string) (string, error) {
 			Parallelism []string `json:"parallelism"`
 		} `json:"additionalParameters"`
 	}]([]byte(credentialData))
+	if errSecret == nil && strings.HasPrefix(secret.Value, "$") { // of a plug-in, whose hashes say all by themselves
+		return secret.Value, nil
+	}
 	value, errValue := base64.StdEncoding.DecodeString(secret.Value)
 	salt, errSalt := base64.StdEncoding.DecodeString(secret.Salt)
 	if errSecret != nil || errCredential != nil || errValue != nil || errSalt != nil {
@@ -255,178 +339,397 @@ func ParseFirebaseHash(text string) (*FirebaseHash, error) {
 	if errRounds != nil || errMemory != nil || h.SignerKey == "" {
 		return nil, errors.New("the hash parameters lack one of base64_signer_key, rounds and mem_cost")
 	}
-	if _, _, err := password.Import(h.hash(strings.Repeat("A", 86)+"==", "AAAAAAAAAAAAAA==")); err != nil {
+	const keySize = 64 // bytes, of every project
+	if key, err := base64.StdEncoding.DecodeString(standardBase64(h.SignerKey)); err != nil || len(key) != keySize {
+		return nil, fmt.Errorf("base64_signer_key is not the base64 of %d bytes: it must be copied whole", keySize)
+	}
+	if separator, err := base64.StdEncoding.DecodeString(standardBase64(h.SaltSeparator)); err != nil || len(separator) == 0 {
+		return nil, errors.New("base64_salt_separator is missing or no base64; for most projects it is Bw==")
+	}
+	digest := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{0x9d}, keySize))
+	if _, _, err := password.Import(h.hash(digest, "nf65EOgLrQM=")); err != nil {
 		return nil, fmt.Errorf("the hash parameters cannot be used: %w", err)
 	}
 	return h, nil
 }
 
+// standardBase64 undoes the two letters by which base64 for URLs differs.
+func standardBase64(text string) string { return strings.NewReplacer("-", "+", "_", "/").Replace(text) }
+
 // hash puts a user's password hash into the form of a modular-crypt string.
 func (h *FirebaseHash) hash(passwordHash, salt string) string {
-	if passwordHash == "" {
-		return ""
+	if passwordHash == "" || strings.HasPrefix(passwordHash, "fakeHash:") { // of the emulator, which is named
+		return passwordHash
 	}
-	standard := strings.NewReplacer("-", "+", "_", "/")
 	return fmt.Sprintf("$fbscrypt$v=1,n=%d,r=%d,p=1,ss=%s,sk=%s$%s$%s", h.MemCost, h.Rounds,
-		standard.Replace(h.SaltSeparator), standard.Replace(h.SignerKey), standard.Replace(salt), standard.Replace(passwordHash))
+		standardBase64(h.SaltSeparator), standardBase64(h.SignerKey), standardBase64(salt), standardBase64(passwordHash))
 }
 
-// object reads a user of firebase auth:export --format=json.
-func (h *FirebaseHash) object(object []byte) (foreign, error) {
+// object reads a user of firebase auth:export --format=json, or of the Admin SDK.
+func (h *FirebaseHash) object(object []byte) (record, error) {
+	type factors []jsontext.Value
 	u, err := decodeObject[struct {
-		LocalID      string `json:"localId"`
-		Email        string `json:"email"`
-		PasswordHash string `json:"passwordHash"`
-		Salt         string `json:"salt"`
-		CreatedAt    string `json:"createdAt"` // milliseconds
-		Disabled     bool   `json:"disabled"`
+		LocalID       string         `json:"localId"`
+		UID           string         `json:"uid"`
+		Email         string         `json:"email"`
+		EmailVerified *bool          `json:"emailVerified"`
+		PasswordHash  string         `json:"passwordHash"`
+		Salt          string         `json:"salt"`
+		PasswordSalt  string         `json:"passwordSalt"`
+		CreatedAt     jsontext.Value `json:"createdAt"` // milliseconds
+		Disabled      bool           `json:"disabled"`
+		MFAInfo       factors        `json:"mfaInfo"`
+		MultiFactor   struct {
+			EnrolledFactors factors `json:"enrolledFactors"`
+		} `json:"multiFactor"`
+		Metadata struct {
+			CreationTime jsontext.Value `json:"creationTime"`
+		} `json:"metadata"`
 	}](object)
 	if err != nil {
-		return foreign{}, err
+		return record{}, err
 	}
-	return h.user(u.LocalID, u.Email, u.PasswordHash, u.Salt, u.CreatedAt, u.Disabled)
+	created := cmp.Or(timeText(u.CreatedAt), timeText(u.Metadata.CreationTime))
+	rec, err := h.user(cmp.Or(u.LocalID, u.UID), u.Email, u.PasswordHash, cmp.Or(u.Salt, u.PasswordSalt), created)
+	if err != nil {
+		return record{}, err
+	}
+	rec.confirmed = u.EmailVerified
+	rec.disable(u.Disabled)
+	if len(u.MFAInfo)+len(u.MultiFactor.EnrolledFactors) > 0 {
+		rec.lost = append(rec.lost, lostSecondFactor)
+	}
+	return rec, nil
 }
 
 // row reads a user of firebase auth:export --format=csv, which has no heading.
-func (h *FirebaseHash) row(r row) (foreign, error) {
+func (h *FirebaseHash) row(r row) (record, error) {
 	if len(r.fields) < 5 {
-		return foreign{}, refuse("malformed", "has fewer fields than Firebase writes")
+		return record{}, refuse("malformed", "has fewer fields than Firebase writes")
 	}
-	return h.user(r.at(0), r.at(1), r.at(3), r.at(4), r.at(23), r.at(26) == "true")
+	rec, err := h.user(r.at(0), r.at(1), r.at(3), r.at(4), r.at(23))
+	if err != nil {
+		return record{}, err
+	}
+	if rec.confirmed, err = truth("the field emailVerified", r.at(2)); err != nil {
+		return record{}, err
+	}
+	disabled, err := truth("the field disabled", r.at(26))
+	rec.disable(disabled != nil && *disabled)
+	return rec, err
 }
 
-func (h *FirebaseHash) user(id, email, hash, salt, created string, disabled bool) (foreign, error) {
-	f := foreign{id: uuidOrNone(id), username: email, hash: h.hash(hash, salt)}
-	if disabled {
-		f.status = StatusDisabled
+func (h *FirebaseHash) user(id, email, hash, salt, created string) (record, error) {
+	rec := record{username: email, hash: h.hash(hash, salt), address: email}
+	rec.name(id)
+	// The hash is the signer key, encrypted under what is derived from the password.
+	digest, errDigest := base64.StdEncoding.DecodeString(standardBase64(hash))
+	key, errKey := base64.StdEncoding.DecodeString(standardBase64(h.SignerKey))
+	if errDigest == nil && errKey == nil && hash != "" && len(digest) != len(key) {
+		return record{}, refuse("hash_refused", "the password was not hashed with these hash parameters: its hash is not as long as the signer key")
 	}
-	if ms, err := strconv.ParseInt(created, 10, 64); err == nil {
-		f.created = milliseconds(ms)
-	}
-	return f, nil
+	var err error
+	rec.created, err = parseTime("createdAt", created)
+	return rec, err
 }
 
-// djangoObject reads a user of manage.py dumpdata auth.user.
-func djangoObject(object []byte) (foreign, error) {
+// djangoObject reads an object of manage.py dumpdata: a user, or something else that was dumped
+// with them.
+func djangoObject(object []byte) (record, error) {
 	d, err := decodeObject[struct {
+		Model  string         `json:"model"`
+		PK     jsontext.Value `json:"pk"`
 		Fields struct {
-			Username   string `json:"username"`
-			Password   string `json:"password"`
-			IsActive   *bool  `json:"is_active"`
-			DateJoined string `json:"date_joined"`
+			Username   *string        `json:"username"`
+			Email      jsontext.Value `json:"email"`
+			Password   *string        `json:"password"`
+			IsActive   *bool          `json:"is_active"`
+			DateJoined jsontext.Value `json:"date_joined"`
+			Confirmed  *bool          `json:"confirmed"` // of a device of django-otp
+			Verified   *bool          `json:"verified"`  // of an address of django-allauth
 		} `json:"fields"`
 	}](object)
 	if err != nil {
-		return foreign{}, err
+		return record{}, err
 	}
 	u := d.Fields
-	return djangoUser(u.Username, u.Password, u.DateJoined, u.IsActive == nil || *u.IsActive)
+	if u.Password == nil && d.Model != "" && !strings.HasSuffix(d.Model, ".user") {
+		return djangoOther(d.Model, u.Confirmed, u.Verified), nil
+	}
+	var email string
+	if text, err := jsontext.AppendUnquote(nil, u.Email); err == nil {
+		email = string(text)
+	}
+	rec, err := djangoUser(value(u.Username), email, value(u.Password), timeText(u.DateJoined), u.IsActive)
+	rec.sourceID, rec.numbered = string(d.PK), true
+	return rec, err
 }
 
-// djangoRow reads a row of the table auth_user.
-func djangoRow(r row) (foreign, error) {
-	active := !slices.Contains([]string{"f", "false", "0"}, strings.ToLower(r.get("is_active")))
-	return djangoUser(r.get("username"), r.get("password"), r.get("date_joined"), active)
+func value(text *string) string {
+	if text == nil {
+		return ""
+	}
+	return *text
 }
 
-func djangoUser(username, hash, joined string, active bool) (foreign, error) {
-	f := foreign{username: username, hash: hash}
+// djangoOther is what is no user. Second factors and addresses stand in tables of their own.
+func djangoOther(model string, confirmed, verified *bool) record {
+	rec := record{other: true}
+	app, name, _ := strings.Cut(strings.ToLower(model), ".")
+	switch {
+	case name == "emailaddress" && verified != nil && !*verified:
+		rec.lost = []string{lostUnconfirmed}
+	case name == "statictoken", confirmed != nil && !*confirmed: // of a device that is counted, or none yet
+	case strings.HasSuffix(name, "totpdevice"), strings.HasSuffix(name, "hotpdevice"):
+		rec.lost = []string{lostOTP}
+	case strings.HasSuffix(name, "device"), app == "mfa", strings.Contains(app, "webauthn"), strings.Contains(app, "passkey"), strings.Contains(app, "fido"):
+		rec.lost = []string{lostSecondFactor}
+	}
+	return rec
+}
+
+// djangoRow reads a row of the table auth_user, or of the table of a model like it.
+func djangoRow(r row) (record, error) {
+	active, err := r.truth("is_active")
+	if err != nil {
+		return record{}, err
+	}
+	rec, err := djangoUser(r.get("username"), r.get("email"), r.get("password"), r.get("date_joined"), active)
+	rec.sourceID, rec.numbered = r.get("id"), true
+	return rec, err
+}
+
+// djangoUser takes the email where the model has no username (USERNAME_FIELD = "email").
+func djangoUser(username, email, hash, joined string, active *bool) (record, error) {
+	rec := record{username: cmp.Or(username, email), hash: hash, address: email}
 	if strings.HasPrefix(hash, "!") { // set_unusable_password
-		f.hash = ""
+		rec.hash = ""
 	}
-	if !active {
-		f.status = StatusDisabled
-	}
+	rec.disable(active != nil && !*active)
 	var err error
-	f.created, err = databaseTime("date_joined", joined)
-	return f, err
+	rec.created, err = parseTime("date_joined", joined)
+	return rec, err
 }
 
 // auth0Object reads a user of the export of password hashes that Auth0 makes on request.
-func auth0Object(object []byte) (foreign, error) {
+func auth0Object(object []byte) (record, error) {
 	u, err := decodeObject[struct {
-		Username     string `json:"username"`
-		Email        string `json:"email"`
-		PasswordHash string `json:"passwordHash"`
-		Blocked      bool   `json:"blocked"`
-		SetDate      struct {
-			Date jsontext.Value `json:"$date"`
-		} `json:"password_set_date"`
-		Identifiers []struct {
-			Type  string `json:"type"`
-			Value string `json:"value"`
+		ID struct {
+			OID string `json:"$oid"`
+		} `json:"_id"`
+		UserID        string         `json:"user_id"`
+		Username      string         `json:"username"`
+		Email         string         `json:"email"`
+		EmailVerified *bool          `json:"email_verified"`
+		PasswordHash  string         `json:"passwordHash"`
+		Blocked       bool           `json:"blocked"`
+		SetDate       jsontext.Value `json:"password_set_date"`
+		CreatedAt     jsontext.Value `json:"created_at"`
+		Identifiers   []struct {
+			Type     string `json:"type"`
+			Value    string `json:"value"`
+			Verified *bool  `json:"verified"`
 		} `json:"identifiers"`
+		Multifactor           []jsontext.Value `json:"multifactor"`
+		MFAFactors            []jsontext.Value `json:"mfa_factors"`
+		GuardianEnrollments   []jsontext.Value `json:"guardian_enrollments"`
+		AuthenticationMethods []struct {
+			Type string `json:"type"`
+		} `json:"authentication_methods"`
 	}](object)
 	if err != nil {
-		return foreign{}, err
+		return record{}, err
 	}
-	f := foreign{username: u.Username, hash: u.PasswordHash}
-	if f.username == "" {
-		f.username = u.Email
-	}
+	rec := record{username: cmp.Or(u.Username, u.Email), hash: u.PasswordHash, address: u.Email, confirmed: u.EmailVerified}
+	rec.name(cmp.Or(u.ID.OID, u.UserID))
 	for _, name := range u.Identifiers {
-		if f.username == "" && (name.Type == "username" || name.Type == "email") {
-			f.username = name.Value
+		if rec.username == "" && (name.Type == "username" || name.Type == "email") {
+			rec.username = name.Value
+		}
+		if rec.address == "" && name.Type == "email" {
+			rec.address, rec.confirmed = name.Value, name.Verified
 		}
 	}
-	if u.Blocked {
-		f.status = StatusDisabled
+	rec.disable(u.Blocked)
+	factors := len(u.Multifactor) + len(u.MFAFactors) + len(u.GuardianEnrollments)
+	for _, method := range u.AuthenticationMethods {
+		if method.Type != "password" {
+			factors++
+		}
 	}
-	if text, err := jsontext.AppendUnquote(nil, u.SetDate.Date); err == nil {
-		f.changed, err = rfc3339("password_set_date", string(text))
-		return f, err
+	if factors > 0 {
+		rec.lost = append(rec.lost, lostSecondFactor)
 	}
-	return f, nil
+	if rec.changed, err = parseTime("password_set_date", timeText(u.SetDate)); err != nil {
+		return record{}, err
+	}
+	rec.created, err = parseTime("created_at", timeText(u.CreatedAt))
+	return rec, err
 }
 
-// supabase is a row of auth.users.
+// supabase is a row of auth.users, perhaps with the column factors of its second factors.
 type supabase struct {
-	ID                string `json:"id"`
-	Email             string `json:"email"`
-	Phone             string `json:"phone"`
-	EncryptedPassword string `json:"encrypted_password"`
-	CreatedAt         string `json:"created_at"`
-	BannedUntil       string `json:"banned_until"`
-	DeletedAt         string `json:"deleted_at"`
+	ID                string           `json:"id"`
+	Email             string           `json:"email"`
+	Phone             string           `json:"phone"`
+	EncryptedPassword string           `json:"encrypted_password"`
+	CreatedAt         string           `json:"created_at"`
+	EmailConfirmedAt  *string          `json:"email_confirmed_at"`
+	ConfirmedAt       *string          `json:"confirmed_at"` // one of the two others; all there was in old versions
+	PhoneConfirmedAt  *string          `json:"phone_confirmed_at"`
+	BannedUntil       string           `json:"banned_until"`
+	DeletedAt         string           `json:"deleted_at"`
+	Factors           []supabaseFactor `json:"factors"`
+
+	// says tells whether the record says when its addresses were confirmed, which a null does.
+	says bool
 }
 
-func supabaseObject(object []byte) (foreign, error) {
+type supabaseFactor struct {
+	Type   string `json:"factor_type"`
+	Status string `json:"status"`
+}
+
+func supabaseObject(object []byte) (record, error) {
 	u, err := decodeObject[supabase](object)
 	if err != nil {
-		return foreign{}, err
+		return record{}, err
 	}
-	return u.foreign()
+	members, err := decodeObject[map[string]jsontext.Value](object)
+	if err != nil {
+		return record{}, err
+	}
+	for _, name := range []string{"email_confirmed_at", "confirmed_at", "phone_confirmed_at"} {
+		_, says := members[name]
+		u.says = u.says || says
+	}
+	return u.record()
 }
 
-func supabaseRow(r row) (foreign, error) {
-	return supabase{
+func supabaseRow(r row) (record, error) {
+	u := supabase{
 		ID: r.get("id"), Email: r.get("email"), Phone: r.get("phone"), EncryptedPassword: r.get("encrypted_password"),
 		CreatedAt: r.get("created_at"), BannedUntil: r.get("banned_until"), DeletedAt: r.get("deleted_at"),
-	}.foreign()
+	}
+	for name, to := range map[string]**string{"email_confirmed_at": &u.EmailConfirmedAt, "confirmed_at": &u.ConfirmedAt, "phone_confirmed_at": &u.PhoneConfirmedAt} {
+		u.says = u.says || r.has(name)
+		if at := r.get(name); at != "" {
+			*to = &at
+		}
+	}
+	if text := r.get("factors"); text != "" {
+		if err := json.Unmarshal([]byte(text), &u.Factors); err != nil {
+			return record{}, refuse("malformed", "the column factors is not the JSON of an array of factors")
+		}
+	}
+	return u.record()
 }
 
-func (u supabase) foreign() (foreign, error) {
+func (u supabase) record() (record, error) {
 	if u.DeletedAt != "" {
-		return foreign{}, refuse("deleted", "the account was deleted where it comes from")
+		return record{}, refuse("deleted", "the account was deleted where it comes from")
 	}
-	f := foreign{id: uuidOrNone(u.ID), username: u.Email, hash: u.EncryptedPassword}
-	if f.username == "" {
-		f.username = u.Phone
+	rec := record{username: cmp.Or(u.Email, u.Phone), hash: u.EncryptedPassword, address: cmp.Or(u.Email, u.Phone)}
+	rec.name(u.ID)
+	if u.says {
+		at := u.EmailConfirmedAt
+		if u.Email == "" {
+			at = u.PhoneConfirmedAt
+		}
+		confirmed := at != nil || u.EmailConfirmedAt == nil && u.PhoneConfirmedAt == nil && u.ConfirmedAt != nil
+		rec.confirmed = &confirmed
+	}
+	for _, factor := range u.Factors {
+		if factor.Status == "unverified" {
+			continue
+		}
+		rec.lost = append(rec.lost, map[string]string{"totp": lostOTP, "webauthn": "webauthn"}[factor.Type])
+	}
+	for i, kind := range rec.lost {
+		rec.lost[i] = cmp.Or(kind, lostSecondFactor)
 	}
 	var err error
-	if f.banned, err = databaseTime("banned_until", u.BannedUntil); err != nil {
-		return foreign{}, err
+	if rec.banned, err = parseTime("banned_until", u.BannedUntil); err != nil {
+		return record{}, err
 	}
-	f.created, err = databaseTime("created_at", u.CreatedAt)
-	return f, err
+	rec.created, err = parseTime("created_at", u.CreatedAt)
+	return rec, err
 }
 
-// uuidOrNone keeps the ids of systems that use UUIDs as we do; others get new ones.
-func uuidOrNone(id string) string {
-	if _, err := parseImportID(id); err != nil {
-		return ""
+// zitadelObject reads one of the humanUsers of an organisation, or what is in it: a request
+// to import such a user.
+func zitadelObject(object []byte) (record, error) {
+	type user struct {
+		UserName string `json:"userName"`
+		Email    struct {
+			Email           string `json:"email"`
+			IsEmailVerified bool   `json:"isEmailVerified"` // left out when false
+		} `json:"email"`
+		HashedPassword struct {
+			Value string `json:"value"`
+		} `json:"hashedPassword"`
+		OTPCode                string           `json:"otpCode"`
+		RecoveryCodes          []jsontext.Value `json:"recoveryCodes"`
+		PasswordChangeRequired bool             `json:"passwordChangeRequired"`
 	}
-	return id
+	d, err := decodeObject[struct {
+		UserID string `json:"userId"`
+		user
+		User *user `json:"user"`
+	}](object)
+	if err != nil {
+		return record{}, err
+	}
+	u := d.user
+	if d.User != nil {
+		u = *d.User
+	}
+	rec := record{username: u.UserName, hash: u.HashedPassword.Value, address: u.Email.Email}
+	rec.name(d.UserID)
+	if u.Email.Email != "" {
+		rec.confirmed = &u.Email.IsEmailVerified
+	}
+	if u.OTPCode != "" {
+		rec.lost = append(rec.lost, lostOTP)
+	}
+	if len(u.RecoveryCodes) > 0 {
+		rec.lost = append(rec.lost, "recovery_codes")
+	}
+	if u.PasswordChangeRequired {
+		rec.lost = append(rec.lost, lostAction+"UPDATE_PASSWORD")
+	}
+	return rec, nil
+}
+
+// name keeps the ids of systems that use UUIDs as we do; accounts of others get new ones.
+func (rec *record) name(id string) {
+	if _, err := parseImportID(id); err != nil {
+		rec.sourceID = id
+		return
+	}
+	rec.id = id
+}
+
+func (rec *record) disable(disabled bool) {
+	if disabled {
+		rec.status = StatusDisabled
+	}
+}
+
+// truth reads a boolean of a CSV. Nil: there is none.
+func (r row) truth(column string) (*bool, error) { return truth("the column "+column, r.get(column)) }
+
+func truth(name, text string) (*bool, error) {
+	yes, no := true, false
+	switch strings.ToLower(strings.TrimSpace(text)) {
+	case "":
+		return nil, nil
+	case "t", "true", "1", "y", "yes", "on", "\x01", `\x01`:
+		return &yes, nil
+	case "f", "false", "0", "n", "no", "off", "\x00", `\x00`, `\0`:
+		return &no, nil
+	}
+	return nil, refuse("invalid_status", name+" is neither true nor false")
 }
 
 func milliseconds(ms int64) time.Time {
@@ -436,27 +739,87 @@ func milliseconds(ms int64) time.Time {
 	return time.UnixMilli(ms).UTC()
 }
 
-func rfc3339(name, text string) (time.Time, error) {
-	if text == "" {
-		return time.Time{}, nil
-	}
-	t, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil {
-		return time.Time{}, refuse("invalid_time", name+" is not an RFC 3339 time")
-	}
-	return t.UTC(), nil
-}
-
-// databaseTime reads a time as PostgreSQL and other databases write it into a CSV, or as
-// RFC 3339 has it.
-func databaseTime(name, text string) (time.Time, error) {
-	if text == "" {
-		return time.Time{}, nil
-	}
-	for _, layout := range []string{time.RFC3339Nano, "2006-01-02 15:04:05Z07", "2006-01-02 15:04:05Z07:00", "2006-01-02 15:04:05", "2006-01-02T15:04:05"} {
-		if t, err := time.Parse(layout, text); err == nil {
-			return t.UTC(), nil
+// timeText is a time in JSON: a text, a number, or MongoDB's {"$date": …}. What is none of
+// these is left as it is, to be refused as no time.
+func timeText(v jsontext.Value) string {
+	switch v.Kind() {
+	case 'n', 0:
+		return ""
+	case '"':
+		if text, err := jsontext.AppendUnquote(nil, v); err == nil {
+			return string(text)
+		}
+	case '{':
+		var date struct {
+			Date jsontext.Value `json:"$date"`
+			Long jsontext.Value `json:"$numberLong"`
+		}
+		if json.Unmarshal(v, &date) == nil && (date.Date != nil || date.Long != nil) {
+			return cmp.Or(timeText(date.Date), timeText(date.Long))
 		}
 	}
+	return string(v)
+}
+
+// Times as RFC 3339 and ISO 8601 have them, as databases write them into a CSV, and as
+// programs print them. One without a zone is in UTC.
+var timeLayouts = sync.OnceValue(func() []string {
+	var layouts []string
+	for _, base := range []string{"2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02T15:04", "2006-01-02 15:04"} {
+		for _, zone := range []string{"", "Z07:00", "Z0700", "Z07", " Z07:00", " Z0700", " MST", " Z0700 MST"} {
+			layouts = append(layouts, base+zone)
+		}
+	}
+	return append(layouts, time.RFC1123, time.RFC1123Z, "20060102T150405Z07", "20060102T150405", "2006-01-02", "20060102")
+})
+
+// forever is when a ban ends that does not.
+var forever = time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC)
+
+// parseTime reads a time in whatever way systems write one. Zero: there is none.
+func parseTime(name, text string) (time.Time, error) {
+	text = strings.TrimSpace(text)
+	switch {
+	case text == "", text == "0", text == "-infinity", strings.HasPrefix(text, "0000-00-00"):
+		return time.Time{}, nil
+	case text == "infinity":
+		return forever, nil
+	}
+	if t, ok := parseEpoch(text); ok {
+		return t, nil
+	}
+	for _, layout := range timeLayouts() {
+		t, err := time.ParseInLocation(layout, text, time.UTC)
+		if err != nil {
+			continue
+		}
+		if zone, offset := t.Zone(); offset == 0 && zone != "UTC" && zone != "GMT" && zone != "" {
+			continue // a name of a zone that may mean several
+		}
+		return t.UTC(), nil
+	}
 	return time.Time{}, refuse("invalid_time", name+" is not a time")
+}
+
+// parseEpoch reads seconds since 1970, or milli-, micro- or nanoseconds: which ones shows, as
+// all are of our time.
+func parseEpoch(text string) (time.Time, bool) {
+	whole, fraction, _ := strings.Cut(text, ".")
+	if len(whole) < 9 || len(whole) > 19 || strings.Trim(whole+fraction, "0123456789") != "" {
+		return time.Time{}, false // with fewer digits it is a date without signs, or before 1973
+	}
+	n, err := strconv.ParseInt(whole, 10, 64)
+	if err != nil {
+		return time.Time{}, false
+	}
+	switch {
+	case n < 1e11:
+		nanos, _ := strconv.ParseInt((fraction + "000000000")[:9], 10, 64)
+		return time.Unix(n, nanos).UTC(), true
+	case n < 1e14:
+		return time.UnixMilli(n).UTC(), true
+	case n < 1e17:
+		return time.UnixMicro(n).UTC(), true
+	}
+	return time.Unix(0, n).UTC(), true
 }

@@ -1,0 +1,106 @@
+package auth
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"sync"
+)
+
+// hintAfter is after how many records, none of which could be taken, an import looks at what
+// they are, and stops when it is something else than it was told.
+const hintAfter = 20
+
+// look is how the export of a system is recognised: by words that all stand in its first
+// records or its heading.
+type look struct {
+	source string // --from; empty: it has none
+	words  *regexp.Regexp
+	system string
+	advice string // where there is no --from
+}
+
+// The order counts: the first one that fits is meant.
+var looks = sync.OnceValue(func() []look {
+	// Names of members in JSON are in quotes, those of columns stand alone in a line.
+	name := func(names ...string) string {
+		return `(?:"(?:` + strings.Join(names, "|") + `)"\s*:|(?m:^(?:` + strings.Join(names, "|") + `)$))`
+	}
+	all := func(names ...string) *regexp.Regexp {
+		text := `(?s)`
+		for i, n := range names {
+			if i > 0 {
+				text += ".*"
+			}
+			text += name(n)
+		}
+		return regexp.MustCompile(text)
+	}
+	either := func(a, b string) *regexp.Regexp {
+		return regexp.MustCompile(`(?s)` + name(a) + `.*` + name(b) + `|` + name(b) + `.*` + name(a))
+	}
+	return []look{
+		{"zitadel", all("humanUsers|hashedPassword"), "an export of Zitadel", ""},
+		{"firebase", all("localId"), "an export of Firebase", ""},
+		{"firebase", regexp.MustCompile(`(?mi)^[A-Z0-9]{28},[^,]*,(?:true|false),`), "a CSV of Firebase", ""},
+		{"auth0", either("passwordHash", `_id|tenant|connection`), "an export of Auth0", ""},
+		{"supabase", all("encrypted_password"), "the table auth.users of Supabase", ""},
+		{"django", either("model", "fields"), "a dump of Django", ""},
+		{"django", either("password", "date_joined|is_superuser"), "the table auth_user of Django", ""},
+		{"keycloak", either("credentialData|createdTimestamp|requiredActions", "username|credentials|type"), "an export of Keycloak", ""},
+		{"keycloak", either("realm", "displayName|notBefore|enabled"), "an export of Keycloak", ""},
+		{"native", either("username", "password_hash"), "what authctl user export writes", ""},
+		{"", all("user_login"), "the table wp_users of WordPress", "SELECT user_login AS username, user_pass AS password_hash, user_registered AS created_at"},
+		{"", regexp.MustCompile(`(?i)\bNormalizedUserName\b`), "the table AspNetUsers of ASP.NET Identity", `SELECT "Id" AS id, "UserName" AS username, "PasswordHash" AS password_hash, "Email" AS email, "EmailConfirmed" AS email_verified`},
+		{"", either(`providerId|provider_id`, `accountId|account_id`), "the table account of better-auth", "SELECT u.email AS username, a.password AS password_hash, the table user joined with account"},
+	}
+})
+
+// looksLike says what the text looks like when that is not the source named, and what to do.
+// It is empty when nothing shows.
+func looksLike(source, text string) string {
+	for _, l := range looks() {
+		switch {
+		case !l.words.MatchString(text):
+		case l.source == source:
+			return ""
+		case l.source != "":
+			return fmt.Sprintf("This looks like %s: try --from %s", l.system, l.source)
+		default:
+			return fmt.Sprintf("This looks like %s: make a CSV with the columns that --from native reads (%s)", l.system, l.advice)
+		}
+	}
+	return ""
+}
+
+// sample keeps the beginning of the first records, to be looked at.
+type sample struct {
+	text    strings.Builder
+	records int
+	good    bool // one of them could be taken
+}
+
+func (s *sample) add(columns []string, raw rawRecord, good bool) {
+	s.good = s.good || good
+	if s.good || s.records >= hintAfter {
+		return
+	}
+	s.records++
+	const most = 4 << 10 // bytes of each
+	s.text.Write(raw.object[:min(len(raw.object), most)])
+	s.text.WriteByte('\n')
+	if s.records == 1 {
+		s.text.WriteString(strings.Join(columns, "\n") + "\n")
+		if columns == nil {
+			s.text.WriteString(strings.ToLower(strings.Join(raw.fields, ",") + "\n" + strings.Join(raw.fields, "\n") + "\n")) // it may be a heading
+		}
+	}
+}
+
+// hint is what the records look like when none of them could be taken.
+func (s *sample) hint(source string) string {
+	if s.good || s.records == 0 {
+		return ""
+	}
+	return looksLike(source, s.text.String())
+}

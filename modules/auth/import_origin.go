@@ -1,0 +1,171 @@
+package auth
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// insertOrigins keeps where imported accounts come from: it tells an account that is imported
+// once more from another person of the same name, also after its password was changed here,
+// and whether its address was confirmed.
+func insertOrigins(ctx context.Context, tx database.IDB, batch []*pendingUser) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	args := make([]any, 0, len(batch)*9)
+	for _, n := range batch {
+		o := n.origin
+		created := sql.NullTime{Time: o.created, Valid: !o.created.IsZero()}
+		args = append(args, n.ID, o.source, o.sourceID, o.hash, created, o.address, o.confirmed, strings.Join(n.lost, ","), n.UpdatedAt)
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO user_origin (user_id, source, source_id, hash_sha256, created_at, address, address_confirmed,
+		not_carried_over, imported_at) VALUES `+strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(batch))[2:], args...)
+	if err != nil {
+		return fmt.Errorf("insert the origins of users: %w", err)
+	}
+	return nil
+}
+
+// owner is an account that has the name or the id of a record.
+type owner struct {
+	id                  uuid.UUID
+	username, canonical string
+	hash                string
+	created             time.Time
+	origin              *origin // nil: registered here, or imported by a release that kept none
+}
+
+// owners are those of a batch.
+type owners struct {
+	byID   map[uuid.UUID]*owner
+	byName map[string]*owner
+}
+
+// ownersOf returns the accounts that have the id or the name of one of the records.
+func ownersOf(ctx context.Context, db database.IDB, batch []*pendingUser) (owners, error) {
+	found := owners{make(map[uuid.UUID]*owner), make(map[string]*owner)}
+	if len(batch) == 0 {
+		return found, nil
+	}
+	var ids []uuid.UUID
+	var names []string
+	for _, n := range batch {
+		ids, names = append(ids, n.ID), append(names, n.canonical)
+	}
+	// Two branches rather than an OR, for which a planner may read the whole table.
+	const columns = `SELECT u.id, u.username, u.username_canonical, u.password_hash, u.created_at, o.source, o.source_id, o.hash_sha256, o.created_at
+		FROM users u LEFT JOIN user_origin o ON o.user_id = u.id WHERE `
+	rows, err := db.QueryContext(ctx, columns+"u.id IN (?1) UNION ALL "+columns+"u.username_canonical IN (?2)", database.List(ids), database.List(names))
+	if err != nil {
+		return found, fmt.Errorf("look for users: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var o owner
+		var source, sourceID sql.NullString
+		var hash []byte
+		var created sql.NullTime
+		if err := rows.Scan(&o.id, &o.username, &o.canonical, &o.hash, &o.created, &source, &sourceID, &hash, &created); err != nil {
+			return found, fmt.Errorf("look for users: %w", err)
+		}
+		if source.Valid {
+			o.origin = &origin{source: source.String, sourceID: sourceID.String, hash: hash, created: created.Time}
+		}
+		found.byID[o.id], found.byName[o.canonical] = &o, &o
+	}
+	return found, rows.Err()
+}
+
+// refusal says why the record cannot be taken although nothing is wrong with it. Nil: it is
+// there already, or nobody has its id or its name.
+func (o owners) refusal(n *pendingUser) *Refusal {
+	named := o.byName[n.canonical]
+	if named == nil {
+		if o.byID[n.ID] != nil {
+			return refuse("id_taken", "the id belongs to an account with another username")
+		}
+		return nil
+	}
+	switch n.is(*named) {
+	case samePerson:
+		return nil
+	case anotherPerson:
+		return refuse("username_taken", "the username belongs to somebody else's account")
+	}
+	return refuse("username_taken", "the username belongs to an account here, and nothing tells whether it is the same person's: "+
+		"the record has neither its id, nor its password hash, nor the time when it was created")
+}
+
+type likeness int
+
+const (
+	nothingTells likeness = iota
+	samePerson
+	anotherPerson
+)
+
+// is tells whether the account that has the name of the record is the record's own. By the
+// id, else by the hash or the time of its making; where two of them disagree it is another
+// person, who is refused with a reason rather than lost without one.
+func (n *pendingUser) is(o owner) likeness {
+	if n.keepID {
+		if n.ID == o.id {
+			return samePerson
+		}
+		return anotherPerson
+	}
+	sum := sha256.Sum256([]byte(o.hash))
+	sameHash := bytes.Equal(sum[:], n.origin.hash)
+	created := o.created
+	if o.origin != nil {
+		sameHash = sameHash || bytes.Equal(o.origin.hash, n.origin.hash)
+		created = o.origin.created
+		if o.origin.source == n.origin.source && o.origin.sourceID != "" && n.origin.sourceID != "" {
+			switch {
+			case o.origin.sourceID != n.origin.sourceID:
+				return anotherPerson
+			case !n.numbered:
+				return samePerson
+			}
+		}
+	}
+	known := !created.IsZero() && !n.origin.created.IsZero()
+	sameTime := known && created.Equal(n.origin.created)
+	switch {
+	case known && !sameTime:
+		return anotherPerson
+	case sameHash:
+		return samePerson
+	case sameTime && o.username == n.Username: // all of a database may be made in one moment
+		return samePerson
+	}
+	return nothingTells
+}
+
+// addresses returns what is known of the addresses of imported accounts.
+func addresses(ctx context.Context, db database.IDB, ids []uuid.UUID) (map[uuid.UUID]origin, error) {
+	rows, err := db.QueryContext(ctx, "SELECT user_id, address, address_confirmed FROM user_origin WHERE user_id IN (?)", database.List(ids))
+	if err != nil {
+		return nil, fmt.Errorf("read the origins of users: %w", err)
+	}
+	defer rows.Close()
+	found := make(map[uuid.UUID]origin, len(ids))
+	for rows.Next() {
+		var id uuid.UUID
+		var o origin
+		if err := rows.Scan(&id, &o.address, &o.confirmed); err != nil {
+			return nil, fmt.Errorf("read the origins of users: %w", err)
+		}
+		found[id] = o
+	}
+	return found, rows.Err()
+}

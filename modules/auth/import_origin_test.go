@@ -1,0 +1,612 @@
+package auth
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// otherHash is another hash that can be imported.
+const otherHash = "$2b$04$gVZEoifzz5ZqlpxiWv3OEeKebItIkCQ726sTcJhviVWURtwcaiES2"
+
+// line is a line of native NDJSON; empty members are left out.
+func line(id, name, hash, created string) string {
+	text := `{"username":"` + name + `","password_hash":"` + hash + `"`
+	if id != "" {
+		text += `,"id":"` + id + `"`
+	}
+	if created != "" {
+		text += `,"created_at":"` + created + `"`
+	}
+	return text + "}\n"
+}
+
+func TestAnotherPersonOfTheSameNameIsRefusedAndTheSameOneIsThere(t *testing.T) {
+	t.Parallel()
+	const there, taken = "there", "taken"
+	id, other := uuid.NewString(), uuid.NewString()
+	const early, late = "2020-01-02T03:04:05Z", "2021-01-02T03:04:05Z"
+	for _, test := range []struct{ name, first, second, want string }{
+		{"the same id, whatever else", line(id, "Maria", importHash, early), line(id, "maria", otherHash, late), there},
+		{"another id", line(id, "maria", importHash, early), line(other, "Maria", importHash, early), taken},
+		{"an id where there was none", line("", "maria", importHash, ""), line(other, "maria", importHash, ""), taken},
+		{"no id, the same hash", line("", "maria", importHash, ""), line("", "maria", importHash, ""), there},
+		{"no id any more, the same hash", line(id, "maria", importHash, ""), line("", "maria", importHash, ""), there},
+		{"no id, another hash", line("", "Maria", importHash, ""), line("", "maria", otherHash, ""), taken},
+		{"the same time", line("", "maria", importHash, early), line("", "maria", otherHash, early), there},
+		{"the same time and another spelling", line("", "Maria", importHash, early), line("", "maria", otherHash, early), taken},
+		{"another time", line("", "Maria", importHash, early), line("", "maria", otherHash, late), taken},
+		{"another time and the same hash", line("", "Maria", importHash, early), line("", "maria", importHash, late), taken},
+		{"a time where there was none", line("", "maria", importHash, ""), line("", "maria", importHash, late), there},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			for _, how := range []string{"in one file", "in two", "after a password change", "after a rehearsal"} {
+				dbtestEach(t, func(t *testing.T, w *world) {
+					var got importing
+					switch how {
+					case "in one file":
+						got = w.importText(t, test.first+test.second, "native")
+					default:
+						if how == "after a rehearsal" {
+							dry := w.rehearse(t, test.first+test.second)
+							if dry.Imported != 1 || dry.Refused != map[string]int64{there: 0, taken: 1}[test.want] {
+								t.Errorf("rehearsed: %+v %s", dry.ImportReport, dry.codes())
+							}
+						}
+						w.importText(t, test.first, "native").expect(t, 1, 0, 0)
+						if how == "after a password change" {
+							u, err := w.FindUser(t.Context(), "maria")
+							if err != nil {
+								t.Fatal(err)
+							}
+							if err := w.SetPassword(t.Context(), u.ID, "another quite good password"); err != nil {
+								t.Fatal(err)
+							}
+						}
+						if dry := w.rehearse(t, test.second); dry.Present+dry.Refused != 1 || dry.Refused != map[string]int64{there: 0, taken: 1}[test.want] {
+							t.Errorf("rehearsed: %+v %s", dry.ImportReport, dry.codes())
+						}
+						got = w.importText(t, test.second, "native")
+					}
+					if test.want == there && (got.Present != 1 || got.Refused != 0) || test.want == taken && (got.Refused != 1 || got.refused[0].Code != "username_taken") {
+						t.Errorf("%s: %d imported, %d there, refused %s; want %s", how, got.Imported, got.Present, got.codes(), test.want)
+					}
+				})
+			}
+		})
+	}
+}
+
+func (w *world) rehearse(t testing.TB, text string) importing {
+	t.Helper()
+	var i importing
+	i.ImportReport, i.err = w.Import(t.Context(), strings.NewReader(text), ImportOptions{
+		From: "native", Format: FormatAuto, DryRun: true, Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil },
+	})
+	if i.err != nil {
+		t.Fatalf("rehearse: %v", i.err)
+	}
+	return i
+}
+
+func TestANameThatSomebodyRegisteredHereIsTaken(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		name, _ := w.newcomer(t)
+		for _, text := range []string{
+			line("", strings.ToUpper(name), importHash, ""), line("", name, importHash, "2020-01-02T03:04:05Z"), line(uuid.NewString(), name, importHash, ""),
+		} {
+			got := w.importText(t, text, "native")
+			if got.codes() != "1 username_taken" {
+				t.Errorf("%s: refused %q", text, got.codes())
+			}
+			if nothing := strings.Contains(got.refused[0].Detail, "nothing tells"); nothing != (text == line("", strings.ToUpper(name), importHash, "")) {
+				t.Errorf("%s: %s", text, got.refused[0].Detail)
+			}
+		}
+	})
+}
+
+// Those of the same name whose system numbers its accounts are told apart by their numbers,
+// and numbers of two systems prove nothing.
+func TestNumbersOfASourceTellPeopleApart(t *testing.T) {
+	t.Parallel()
+	user := func(pk int, name, hash, joined string) string {
+		return fmt.Sprintf(`{"model":"auth.user","pk":%d,"fields":{"username":%q,"password":%q,"date_joined":%q,"is_active":true}}`, pk, name, hash, joined)
+	}
+	const joined = "2020-01-02T03:04:05Z"
+	firebase := func(id, hash string) string {
+		return `{"users":[{"localId":"` + id + `","email":"maria@example.com","passwordHash":"` + hash + `","salt":"42xEC+ixf3L2lw=="}]}`
+	}
+	// Of the right length, and nobody's.
+	digest := func(first string) string { return first + strings.Repeat("z9", 42) + "w==" }
+	for _, test := range []struct {
+		name, from, first, second, want string
+	}{
+		{"another number", "django", user(1, "Maria", importHash, joined), user(2, "maria", importHash, joined), "1 username_taken"},
+		{"the same number and time, password changed there", "django", user(1, "maria", importHash, joined), user(1, "maria", otherHash, joined), ""},
+		{"the same number of another system", "django", user(1, "admin", importHash, joined), user(1, "admin", otherHash, "2021-01-02T03:04:05Z"), "1 username_taken"},
+		{"the same id of Firebase, password changed there", "firebase", firebase("Xk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("A")), firebase("Xk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("B")), ""},
+		{"another id of Firebase", "firebase", firebase("Xk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("A")), firebase("Yk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("A")), "1 username_taken"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			dbtestEach(t, func(t *testing.T, w *world) {
+				if got := w.importing(t.Context(), strings.NewReader(test.first), test.from, FormatAuto); got.Imported != 1 {
+					t.Fatalf("the first: %v, %s", got.err, got.codes())
+				}
+				if got := w.importing(t.Context(), strings.NewReader(test.second), test.from, FormatAuto); got.err != nil || got.codes() != test.want {
+					t.Errorf("%v, %d there, refused %q, want %q", got.err, got.Present, got.codes(), test.want)
+				}
+			})
+		})
+	}
+}
+
+// Whoever comes first has the name, and the other one hears of it: an owner is never lost.
+func TestAnImportRacesWithRegistrations(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		const all = 20
+		var text strings.Builder
+		for i := range all {
+			text.WriteString(line("", fmt.Sprintf("Racer-%02d", i), importHash, ""))
+		}
+		registered := make([]error, all)
+		var group sync.WaitGroup
+		for i := range registered {
+			group.Go(func() {
+				_, registered[i] = w.Register(t.Context(), Credentials{fmt.Sprintf("racer-%02d", i), goodPassword}, phone())
+			})
+		}
+		var got importing
+		group.Go(func() { got = w.importing(t.Context(), strings.NewReader(text.String()), "native", FormatAuto) })
+		group.Wait()
+		if got.err != nil || got.Present != 0 || got.Imported+got.Refused != all {
+			t.Fatalf("%+v, %v", got.ImportReport, got.err)
+		}
+		taken := make(map[int64]bool)
+		for _, r := range got.refused {
+			taken[r.Line] = r.Code == "username_taken"
+		}
+		for i, err := range registered {
+			if taken[int64(i+1)] != (err == nil) || err != nil && !errors.Is(err, ErrUsernameTaken) {
+				t.Errorf("racer %d: register says %v, the import that it is taken: %v", i, err, taken[int64(i+1)])
+			}
+		}
+		w.countEvents(t, all)
+	})
+}
+
+func TestTheOriginGoesWithTheAccount(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		text := line("", "maria", importHash, "")
+		w.importText(t, text, "native").expect(t, 1, 0, 0)
+		u, err := w.FindUser(t.Context(), "maria")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.DeleteUser(t.Context(), u.ID); err != nil {
+			t.Fatal(err)
+		}
+		var left int
+		if err := w.db.QueryRowContext(t.Context(), "SELECT count(*) FROM user_origin").Scan(&left); err != nil || left != 0 {
+			t.Errorf("%d origins are left of a deleted account (%v)", left, err)
+		}
+		w.importText(t, text, "native").expect(t, 1, 0, 0)
+	})
+}
+
+func TestWhatProtectedAnAccountIsCountedAndKept(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		file, from string
+		lost       map[string]int64
+		disabled   int64
+		kept       map[string]string // not_carried_over of the row, by canonical name
+	}{
+		{"keycloak-realms.json", "keycloak", map[string]int64{"required_action:UPDATE_PASSWORD": 1, "required_action:VERIFY_EMAIL": 1,
+			"required_action:CONFIGURE_TOTP": 1, "otp": 1, "webauthn": 1, "unconfirmed_address": 1}, 1,
+			map[string]string{"kc26.factors": "otp,webauthn", "kc26.must-change": "required_action:UPDATE_PASSWORD", "kc26.default": ""}},
+		{"zitadel.json", "zitadel", map[string]int64{"otp": 1, "unconfirmed_address": 1}, 0, map[string]string{"zitadel.otp": "otp"}},
+		{"django-custom.json", "django", map[string]int64{"otp": 1}, 1, nil},
+		{"firebase-factors.json", "firebase", map[string]int64{"second_factor": 1, "unconfirmed_address": 1}, 1, map[string]string{"mfa@example.com": "second_factor,unconfirmed_address"}},
+		{"auth0-factors.ndjson", "auth0", map[string]int64{"second_factor": 2, "unconfirmed_address": 1}, 1, nil},
+		{"supabase-factors.csv", "supabase", map[string]int64{"otp": 1, "unconfirmed_address": 1}, 0, map[string]string{"otp@example.com": "otp"}},
+	} {
+		t.Run(test.file, func(t *testing.T) {
+			t.Parallel()
+			dbtestEach(t, func(t *testing.T, w *world) {
+				got := w.importFile(t, test.file, test.from)
+				if !maps.Equal(got.Lost, test.lost) || got.Disabled != test.disabled {
+					t.Errorf("not carried over %v, %d disabled; want %v, %d", got.Lost, got.Disabled, test.lost, test.disabled)
+				}
+				for name, want := range test.kept {
+					var kept string
+					err := w.db.QueryRowContext(t.Context(), `SELECT not_carried_over FROM user_origin JOIN users ON users.id = user_id
+						WHERE username_canonical = ?`, name).Scan(&kept)
+					if err != nil || kept != want {
+						t.Errorf("%s: kept %q (%v), want %q", name, kept, err, want)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestAnUnconfirmedAddressAsANameIsTakenDisabledOrSkipped(t *testing.T) {
+	t.Parallel()
+	text := `{"username":"Un@example.com","email":"un@example.com","email_verified":false,"password_hash":"` + importHash + `"}
+{"username":"known@example.com","email":"known@example.com","email_verified":true,"password_hash":"` + importHash + `"}
+{"username":"silent@example.com","email":"silent@example.com","password_hash":"` + importHash + `"}
+{"username":"named","email":"named@example.com","email_verified":false,"password_hash":"` + importHash + `"}
+`
+	for choice, want := range map[string]string{
+		"": "4 imported, 0 disabled, refused ", UnconfirmedTake: "4 imported, 0 disabled, refused ",
+		UnconfirmedDisable: "4 imported, 1 disabled, refused ", UnconfirmedSkip: "3 imported, 0 disabled, refused 1 unconfirmed_address",
+	} {
+		dbtestEach(t, func(t *testing.T, w *world) {
+			for _, dry := range []bool{true, false} {
+				var i importing
+				i.ImportReport, i.err = w.Import(t.Context(), strings.NewReader(text), ImportOptions{
+					From: "native", Unconfirmed: choice, DryRun: dry, Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil },
+				})
+				if got := fmt.Sprintf("%d imported, %d disabled, refused %s", i.Imported, i.Disabled, i.codes()); i.err != nil || got != want {
+					t.Errorf("%q: %s, %v; want %s", choice, got, i.err, want)
+				}
+			}
+			confirmed := make(map[string]string)
+			rows, err := w.db.QueryContext(t.Context(), "SELECT address, address_confirmed FROM user_origin")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer rows.Close()
+			for rows.Next() {
+				var address string
+				var is *bool
+				if err := rows.Scan(&address, &is); err != nil {
+					t.Fatal(err)
+				}
+				confirmed[address] = "unknown"
+				if is != nil {
+					confirmed[address] = fmt.Sprint(*is)
+				}
+			}
+			if err := rows.Err(); err != nil {
+				t.Fatal(err)
+			}
+			if confirmed["known@example.com"] != "true" || confirmed["named@example.com"] != "false" || confirmed["silent@example.com"] != "unknown" {
+				t.Errorf("kept of the addresses: %v", confirmed)
+			}
+			if choice != UnconfirmedDisable {
+				return
+			}
+			if _, err := w.Login(t.Context(), Credentials{"un@example.com", goodPassword}, phone()); !errors.Is(err, ErrAccountDisabled) {
+				t.Errorf("the unconfirmed one signs in: %v", err)
+			}
+		})
+	}
+}
+
+func TestAConfirmedAddressSurvivesAnExport(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		w.importText(t, `{"username":"maria","email":"m@example.com","email_verified":true,"password_hash":"`+importHash+`"}`, "native").expect(t, 1, 0, 0)
+		for _, format := range []string{FormatNDJSON, FormatCSV} {
+			var file, again bytes.Buffer
+			if _, err := w.Export(t.Context(), &file, ExportOptions{Format: format, PasswordHashes: true}); err != nil {
+				t.Fatal(err)
+			}
+			to := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+			to.importText(t, file.String(), "native").expect(t, 1, 0, 0)
+			if _, err := to.Export(t.Context(), &again, ExportOptions{Format: format, PasswordHashes: true}); err != nil {
+				t.Fatal(err)
+			}
+			if again.String() != file.String() || !strings.Contains(file.String(), "m@example.com") {
+				t.Errorf("exported again:\n%s\nwas\n%s", again.String(), file.String())
+			}
+		}
+	})
+}
+
+// What a real PostgreSQL writes of rows without values, under the words for them that are
+// common, and what MySQL does.
+func TestWordsForNoValueAreNone(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	if _, err := db.Write(t.Context(), `CREATE TABLE foreign_user (id uuid, email text, phone text, encrypted_password text, created_at timestamptz,
+		banned_until timestamptz, deleted_at timestamptz, email_confirmed_at timestamptz, phone_confirmed_at timestamptz)`); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range [][]any{
+		{uuid.New(), "first@example.com", nil, importHash}, {uuid.New(), nil, "15550100", importHash}, {uuid.New(), nil, nil, importHash},
+		{nil, "NULL", nil, importHash}, {nil, "without-password@example.com", nil, nil},
+	} {
+		if _, err := db.Write(t.Context(), "INSERT INTO foreign_user (id, email, phone, encrypted_password) VALUES (?, ?, ?, ?)", row...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, copyOption := range []string{"", ", NULL 'NULL'", `, NULL '\N'`, ", NULL 'null'", ", NULL '(null)'", ", NULL 'NULL', DELIMITER ';'", `, NULL '\N', DELIMITER E'\t'`} {
+		var file bytes.Buffer
+		err := db.Postgres(t.Context(), func(conn *pgx.Conn) error {
+			_, err := conn.PgConn().CopyTo(t.Context(), &file, "COPY foreign_user TO STDOUT (FORMAT csv, HEADER"+copyOption+")")
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		dbtestEach(t, func(t *testing.T, w *world) {
+			got := w.importText(t, file.String(), "supabase")
+			// PostgreSQL puts quotes around a text that would be taken for no value: somebody is
+			// called so. Without them there is no telling, and the line is refused.
+			want, imported := "4 no_username; 5 no_username; 6 no_password", int64(2)
+			if strings.Contains(copyOption, "'NULL'") {
+				want, imported = "4 no_username; 6 no_password", 3
+			}
+			if got.Imported != imported || got.Disabled != 0 || got.codes() != want {
+				t.Errorf("COPY%s: %d imported, refused %s of\n%s", copyOption, got.Imported, got.codes(), file.String())
+			}
+			for _, name := range []string{"first@example.com", "15550100"} {
+				if _, err := w.FindUser(t.Context(), name); err != nil {
+					t.Errorf("COPY%s: %s: %v", copyOption, name, err)
+				}
+			}
+		})
+	}
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	got := w.importText(t, "id\tusername\tpassword\temail\tis_active\tdate_joined\n"+
+		"1\tfirst\t"+importHash+"\tNULL\t1\tNULL\n2\tNULL\t"+importHash+"\tsecond@example.com\tNULL\t0000-00-00 00:00:00\n"+
+		`\N`+"\t"+`\N`+"\t"+importHash+"\t"+`\N`+"\t1\t"+`\N`+"\n4\tfourth\t"+importHash+"\t\"half\t0\t2020-01-02 03:04:05\n", "django")
+	if got.Imported != 3 || got.Disabled != 1 || got.codes() != "4 no_username" {
+		t.Errorf("mysql --batch: %+v, refused %s", got.ImportReport, got.codes())
+	}
+	got = w.importText(t, "username,password_hash,id,status,created_at,email,email_verified\n"+
+		"\"NULL\","+importHash+",NULL,NULL,NULL,NULL,NULL\nnull,"+importHash+",,,,,\n", "native")
+	if got.Imported != 1 || got.codes() != "3 no_username" {
+		t.Errorf("native: %+v, refused %s", got.ImportReport, got.codes())
+	}
+}
+
+func TestTimesAreReadAsSystemsWriteThem(t *testing.T) {
+	t.Parallel()
+	want := time.Date(2021, 3, 4, 5, 6, 7, 0, time.UTC)
+	for _, text := range []string{
+		"2021-03-04T05:06:07Z", "2021-03-04T07:06:07+02:00", "2021-03-04 05:06:07+00", "2021-03-04 05:06:07.000000+00", "2021-03-04 05:06:07",
+		"2021-03-04 07:06:07+0200", "2021-03-04 07:06:07 +02:00", "2021-03-04 05:06:07 UTC", "2021-03-04 05:06:07 +0000 UTC", "2021-03-04T05:06:07",
+		"2021-03-04 05:06:07.0000000 +00:00", "2021-03-04 05:06:07,000", "Thu, 04 Mar 2021 05:06:07 GMT", "20210304T050607Z",
+		"1614834367", "1614834367.0", "1614834367000", "1614834367000000", "1614834367000000000", " 1614834367 ",
+	} {
+		if got, err := parseTime("t", text); err != nil || !got.Equal(want) {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+	if got, err := parseTime("t", "2021-03-04"); err != nil || got.Format(time.RFC3339) != "2021-03-04T00:00:00Z" {
+		t.Errorf("a day: %v, %v", got, err)
+	}
+	for _, text := range []string{"", " ", "0", "-infinity", "0000-00-00 00:00:00", "0000-00-00"} {
+		if got, err := parseTime("t", text); err != nil || !got.IsZero() {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"yesterday", "04.03.2021", "03/04/2021", "2021-13-04 05:06:07", "2021-03-04 05:06:07 CET", "-1614834367", "12345", "1614834367s", strings.Repeat("9", 40)} {
+		if got, err := parseTime("t", text); err == nil {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+	dbtestEach(t, func(t *testing.T, w *world) {
+		w.importText(t, `{"username":"seconds","created_at":1614834367,"password_hash":"`+importHash+`"}
+{"username":"milliseconds","created_at":"1614834367000","password_hash":"`+importHash+`"}
+{"username":"postgres","created_at":"2021-03-04 05:06:07+00","password_changed_at":null,"password_hash":"`+importHash+`"}
+`, "native").expect(t, 3, 0, 0)
+		for _, name := range []string{"seconds", "milliseconds", "postgres"} {
+			if u, err := w.FindUser(t.Context(), name); err != nil || !u.CreatedAt.Equal(want) {
+				t.Errorf("%s: %v, %v", name, u.CreatedAt, err)
+			}
+		}
+	})
+}
+
+func TestARehearsalReportsEverythingAndWritesNothing(t *testing.T) {
+	t.Parallel()
+	dbtestEach(t, func(t *testing.T, w *world) {
+		w.importText(t, line("", "there", importHash, ""), "native").expect(t, 1, 0, 0)
+		text := line("", "there", importHash, "") + line("", "There", otherHash, "") + line("", "twice", importHash, "") + line("", "Twice", otherHash, "") +
+			line("", "twice", importHash, "") + "{}\n" + line("", "new", importHash, "")
+		dry := w.rehearse(t, text)
+		if again := w.rehearse(t, text); dry.Imported != 2 || dry.Present != 2 || dry.codes() != "2 username_taken; 4 username_taken; 6 no_username" ||
+			again.Imported != dry.Imported || again.codes() != dry.codes() {
+			t.Errorf("%+v, refused %s", dry.ImportReport, dry.codes())
+		}
+		w.countEvents(t, 1)
+		real := w.importText(t, text, "native")
+		if real.Imported != dry.Imported || real.Present != dry.Present || real.codes() != dry.codes() || !maps.Equal(real.Schemes, dry.Schemes) {
+			t.Errorf("rehearsed %+v %s, done %+v %s", dry.ImportReport, dry.codes(), real.ImportReport, real.codes())
+		}
+		w.countEvents(t, 3)
+	})
+}
+
+func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	good, err := os.ReadFile("testdata/import/firebase-hash.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	users, err := os.ReadFile("testdata/import/firebase.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The key of another project: of the right form, and wrong for everybody.
+	wrong := strings.Replace(string(good), "jxspr8Ki0RYycVU8zykbdLGj", "kxspr8Ki0RYycVU8zykbdLGj", 1)
+	for _, test := range []struct{ name, parameters, account, password, want string }{
+		{"right", string(good), "Firebase@example.com", "user1password", ""},
+		{"a wrong password", string(good), "firebase@example.com", "user2password", "is not that of"},
+		{"a wrong signer key", wrong, "firebase@example.com", "user1password", "is not that of"},
+		{"nobody", string(good), "nobody@example.com", "user1password", "there is no account"},
+		{"no password", string(good), "google@example.com", "user1password", "no_password"},
+		{"no name", string(good), "", "user1password", "username"},
+	} {
+		hash, err := ParseFirebaseHash(test.parameters)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = w.CheckImport(t.Context(), bytes.NewReader(users), ImportOptions{From: "firebase", Firebase: hash}, test.account, test.password)
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: %v, want %q", test.name, err, test.want)
+		}
+	}
+	// Several people whose names are one here: the password of each is that of the name.
+	text := line("", "Maria", importHash, "") + "nonsense\n" + line("", "maria", "$2b$04$iPK9tlcf2K/EOVt6YjSEVeveAGQzQqemW1TrjMptKKQgVbIARQ2iO", "")
+	if err := w.CheckImport(t.Context(), strings.NewReader(text), ImportOptions{From: "native"}, "MARIA", goodPassword); err != nil {
+		t.Error(err)
+	}
+	if n, err := w.Export(t.Context(), &bytes.Buffer{}, ExportOptions{Format: FormatNDJSON}); n != 0 || err != nil {
+		t.Errorf("%d accounts were written (%v)", n, err)
+	}
+}
+
+func TestHashParametersOfFirebaseThatCannotBeAreRefused(t *testing.T) {
+	t.Parallel()
+	good, err := os.ReadFile("testdata/import/firebase-hash.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{
+		"a key cut short": strings.Replace(string(good), "CKbm0QsEmYUSDzZvpjeJ9WmXA==", "CKbm0QsEmYUSDzZvpjeJ9Wk=", 1),
+		"key and separator exchanged": strings.Replace(strings.Replace(string(good), "base64_signer_key", "x", 1),
+			"base64_salt_separator: Bw==", "base64_signer_key: Bw==", 1),
+		"no separator": strings.Replace(string(good), "Bw==", "", 1),
+	} {
+		if _, err := ParseFirebaseHash(text); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	// A hash that is not as long as the key was made with another one.
+	got := w.importText(t, `{"users":[{"localId":"x","email":"a@example.com","passwordHash":"`+strings.Repeat("z9", 20)+`","salt":"42xEC+ixf3L2lw=="},
+		{"localId":"y","email":"b@example.com","passwordHash":"fakeHash:salt=fakeSalt:password=secret","salt":"fakeSalt"}]}`, "firebase")
+	if got.codes() != "1 hash_refused; 2 hash_refused" || !strings.Contains(got.refused[0].Detail, "signer key") || !strings.Contains(got.refused[1].Detail, "emulator") {
+		t.Errorf("%v", got.refused)
+	}
+}
+
+func TestAnImportThatIsToldTheWrongSourceSaysTheRightOne(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	files := map[string]string{
+		"native.ndjson": "native", "keycloak.json": "keycloak", "keycloak-realms.json": "keycloak", "django.json": "django", "django-custom.json": "django",
+		"auth0.ndjson": "auth0", "firebase.json": "firebase", "zitadel.json": "zitadel", "firebase.csv": "firebase", "django.csv": "django", "supabase.csv": "supabase",
+	}
+	for file, is := range files {
+		text, err := os.ReadFile(filepath.Join("testdata/import", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, from := range ImportSources() {
+			if from == is {
+				continue
+			}
+			got := w.importing(t.Context(), bytes.NewReader(text), from, FormatAuto)
+			said := got.Hint
+			if got.err != nil {
+				said = got.err.Error()
+			}
+			noSuchForm := strings.Contains(said, "writes no CSV") || strings.Contains(said, "lacks the column") || strings.Contains(said, "without a heading")
+			if !strings.Contains(said, "--from "+is) && !noSuchForm || got.Imported > 0 {
+				t.Errorf("%s as %s: %d imported, %q", file, from, got.Imported, said)
+			}
+		}
+	}
+}
+
+func TestAnImportOfSomethingElseStopsAfterTwentyRecords(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	user := func(i int) string {
+		return fmt.Sprintf(`{"_id":{"$oid":"5dea9f9c82dd7c0e76e4%04d"},"email":"u%d@example.com","passwordHash":%q,"tenant":"t"}`+"\n", i, i, importHash)
+	}
+	var text strings.Builder
+	for i := range 3000 {
+		text.WriteString(user(i))
+	}
+	got := w.importing(t.Context(), strings.NewReader(text.String()), "native", FormatAuto)
+	if !errors.Is(got.err, ErrOtherSource) || !strings.Contains(got.err.Error(), "--from auth0") || got.Refused != hintAfter || len(got.refused) != hintAfter {
+		t.Errorf("%v, %d refused", got.err, got.Refused)
+	}
+	// What is of the right source is never stopped by records that are bad.
+	text.Reset()
+	for i := range 3 * hintAfter {
+		fmt.Fprintf(&text, `{"id":%q,"username":"x","password_hash":%q}`+"\n", uuid.NewString(), importHash)
+		fmt.Fprintf(&text, "nonsense %d\n", i)
+	}
+	text.WriteString(line("", "after-all", importHash, ""))
+	got = w.importText(t, text.String(), "native")
+	if got.Imported != 1 || got.Refused != 6*hintAfter {
+		t.Errorf("%+v", got.ImportReport)
+	}
+}
+
+func TestACSVSaysWhatItLacks(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	for _, test := range []struct{ text, from, want, not string }{
+		{"username,hash\na,b\n", "native", `lacks the column "password_hash"; it has username, hash`, "run it again"},
+		{"ID,user_login,user_pass\n1,a,b\n", "native", "wp_users of WordPress", ""},
+		{"alice," + importHash + "\n", "native", "begins without a heading", importHash},
+		{"alice@example.com,x\n", "native", "begins without a heading", "alice"},
+		{"id;first;second\n", "django", `lacks the column "username or email"; it has id, first, second`, ""},
+		{"id,username,encrypted_password,email\n", "native", "--from supabase", ""},
+	} {
+		got := w.importing(t.Context(), strings.NewReader(test.text), test.from, FormatCSV)
+		if got.err == nil || !strings.Contains(got.err.Error(), test.want) || test.not != "" && strings.Contains(got.err.Error(), test.not) {
+			t.Errorf("%q: %v, want %q", test.text, got.err, test.want)
+		}
+	}
+	for _, separated := range []string{"username;password_hash;id\nsemi;" + importHash + ";\n", "username\tpassword_hash\ntab\t" + importHash + "\n",
+		"sep=;\nusername;password_hash\nexcel;" + importHash + "\n", "username|password_hash\npipe|" + importHash + "\n"} {
+		if got := w.importing(t.Context(), strings.NewReader(separated), "native", FormatAuto); got.err != nil || got.Imported != 1 {
+			t.Errorf("%q: %v, %s", separated, got.err, got.codes())
+		}
+	}
+	for _, name := range []string{"n", "perhaps"} {
+		text := "username,password,is_active\nactive-" + name + "," + importHash + "," + name + "\n"
+		got := w.importText(t, text, "django")
+		if (name == "n") != (got.Disabled == 1) || name == "perhaps" && got.codes() != "2 invalid_status" {
+			t.Errorf("is_active %s: %+v, %s", name, got.ImportReport, got.codes())
+		}
+	}
+}
+
+func TestADocumentOfOneObjectInManyLinesIsRead(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	pretty := "{\n  \"username\": \"pretty\",\n  \"password_hash\": \"" + importHash + "\"\n}\n"
+	w.importText(t, pretty, "native").expect(t, 1, 0, 0)
+	w.importText(t, `{"users":[`+line("", "wrapped", importHash, "")+`]}`, "native").expect(t, 1, 0, 0)
+	w.importText(t, "{\n\"users\":["+line("", "wrapped-too", importHash, "")+`]}`, "native").expect(t, 1, 0, 0)
+}
+
+// The records of a realm of any size are found, and realms without any are passed over.
+func TestARealmWithoutUsersIsNoUser(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	big := `{"id":"r","realm":"empty","clients":["` + strings.Repeat("x", 2*maxRecord) + `"]}`
+	user := `{"username":"kc.one","enabled":true,"credentials":[{"type":"password","secretData":"{\"value\":\"` + importHash + `\",\"salt\":\"\"}","credentialData":"{\"hashIterations\":4,\"algorithm\":\"bcrypt\"}"}]}`
+	got := w.importText(t, `[`+big+`,{"realm":"small"},{"realm":"shop","users":[`+user+`],"clients":[{"users":[{}]}]},{"realm":"none","users":[]}]`, "keycloak")
+	got.expect(t, 1, 0, 0)
+}
