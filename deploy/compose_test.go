@@ -168,8 +168,9 @@ func TestTheImageIsBuiltWithAFittingGo(t *testing.T) {
 	}
 }
 
-func TestComposeSetsOnlySettingsThatExist(t *testing.T) {
-	t.Parallel()
+// environmentNames are those of the settings that the binary has.
+func environmentNames(t *testing.T) map[string]bool {
+	t.Helper()
 	out, err := exec.CommandContext(t.Context(), binary(t), "config", "show", "-o", "json").Output()
 	if err != nil {
 		t.Fatalf("authctl config show: %v", err)
@@ -182,6 +183,12 @@ func TestComposeSetsOnlySettingsThatExist(t *testing.T) {
 	for _, s := range settings {
 		known[s.Env] = true
 	}
+	return known
+}
+
+func TestComposeSetsOnlySettingsThatExist(t *testing.T) {
+	t.Parallel()
+	known := environmentNames(t)
 	file, _ := readCompose(t, "../docker-compose.yml")
 	for name, s := range file.Services {
 		if !s.ours() {
@@ -191,6 +198,23 @@ func TestComposeSetsOnlySettingsThatExist(t *testing.T) {
 			if !known[key] {
 				t.Errorf("%s: there is no setting %s", name, key)
 			}
+		}
+	}
+}
+
+func TestTheImageAsksAuthctlWhetherItIsReady(t *testing.T) {
+	t.Parallel()
+	text := read(t, "../Dockerfile")
+	if !regexp.MustCompile(`(?m)^HEALTHCHECK .*\\\n +CMD \["/usr/local/bin/authctl", "health"\]$`).MatchString(text) {
+		t.Error("the health check of the image is not authctl health, which follows the settings")
+	}
+	if strings.Contains(text, "wget") || strings.Contains(text, "busybox") {
+		t.Error("the image has another program beside authctl")
+	}
+	file, _ := readCompose(t, "../docker-compose.yml")
+	for name, s := range file.Services {
+		if s.ours() && s.Healthcheck != nil {
+			t.Errorf("%s has a health check of its own: that of the image follows the settings", name)
 		}
 	}
 }

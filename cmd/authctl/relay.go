@@ -79,6 +79,7 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 		return a.runRelay(front, relay)
 	})
 	a.greetRelay(stderr, operator)
+	running.Go(func() error { a.notifyWhile(front); return nil })
 	if err := running.Wait(); err != nil {
 		return err
 	}

@@ -142,6 +142,7 @@ failure), and 2 when the command line itself is wrong.`,
 		newOutbox(g),
 		newConfig(g),
 		newDoctor(g),
+		newHealth(g),
 		newVersion(g),
 	)
 	root.InitDefaultHelpCmd()

@@ -112,6 +112,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 		return server.Run(front)
 	})
 	a.greet(stderr, server.Addr(), operator)
+	running.Go(func() error { a.notifyWhile(front); return nil })
 	if err := running.Wait(); err != nil {
 		return err
 	}
@@ -167,7 +168,7 @@ func (a *app) baseURL(addr net.Addr) string {
 }
 
 // servesTLS reports whether the public listener itself speaks https.
-func (a *app) servesTLS() bool { return a.HTTP.TLS.CertFile != "" }
+func (s settings) servesTLS() bool { return s.HTTP.TLS.CertFile != "" }
 
 // greet says, in dev mode, what runs where and what to try.
 func (a *app) greet(w io.Writer, addr net.Addr, operator string) {

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"context"
+	"net"
+	"os"
+
+	"go.uber.org/zap"
+)
+
+// notify tells the service manager how the process is, by the protocol of sd_notify(3): one
+// datagram to the socket that NOTIFY_SOCKET names. Without one there is nobody to tell. A name
+// that begins with @ is in the abstract namespace, as for [net.UnixAddr].
+func (a *app) notify(state string) {
+	name := os.Getenv("NOTIFY_SOCKET")
+	if name == "" {
+		return
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: name, Net: "unixgram"})
+	if err == nil {
+		_, err = conn.Write([]byte(state))
+		_ = conn.Close()
+	}
+	if err != nil {
+		a.log.Warn("service_manager_not_notified", zap.Error(err))
+	}
+}
+
+// notifyWhile says that the process is ready, and that it stops as soon as ctx ends.
+func (a *app) notifyWhile(ctx context.Context) {
+	a.notify("READY=1")
+	<-ctx.Done()
+	a.notify("STOPPING=1")
+}

@@ -1,0 +1,241 @@
+package deploy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+const (
+	serveUnit = "systemd/authctl.service"
+	relayUnit = "systemd/authctl-relay@.service"
+)
+
+// unit is a unit file: what each of its settings is set to, in order.
+type unit map[string][]string
+
+func readUnit(t *testing.T, path string) unit {
+	t.Helper()
+	u := unit{}
+	for line := range strings.Lines(read(t, path)) {
+		line = strings.TrimSpace(line)
+		if name, value, found := strings.Cut(line, "="); found && !strings.HasPrefix(line, "#") {
+			u[name] = append(u[name], value)
+		}
+	}
+	return u
+}
+
+// environment is what the unit sets, for the instance of that name.
+func (u unit) environment(instance string) map[string]string {
+	env := map[string]string{}
+	for _, entry := range u["Environment"] {
+		name, value, _ := strings.Cut(entry, "=")
+		env[name] = strings.ReplaceAll(value, "%i", instance)
+	}
+	return env
+}
+
+func TestUnitsSurviveADatabaseThatComesLate(t *testing.T) {
+	t.Parallel()
+	for path, command := range map[string]string{serveUnit: "serve", relayUnit: "relay"} {
+		u := readUnit(t, path)
+		for name, want := range map[string]string{
+			"Type": "notify", "Restart": "on-failure", "RestartSec": "2", "StartLimitIntervalSec": "0", "RestartPreventExitStatus": "2",
+			"ExecStart": "/usr/local/bin/authctl " + command + " --config /etc/authctl/config.yaml", "ExecReload": "/bin/kill -HUP $MAINPID",
+		} {
+			if !slices.Equal(u[name], []string{want}) {
+				t.Errorf("%s: %s is %q, want %q", path, name, u[name], want)
+			}
+		}
+	}
+}
+
+func TestUnitsMeetOnNoPort(t *testing.T) {
+	t.Parallel()
+	serve, relay := readUnit(t, serveUnit), readUnit(t, relayUnit)
+	seen := map[string]bool{}
+	for _, env := range []map[string]string{serve.environment(""), relay.environment("1"), relay.environment("2")} {
+		for _, name := range []string{"APP_OPERATOR_ADDR", "APP_DATA_DIR"} {
+			if env[name] == "" || seen[env[name]] {
+				t.Errorf("%s=%s, which another unit has as well", name, env[name])
+			}
+			seen[env[name]] = true
+		}
+	}
+	if serve.environment("")["OUTBOX_RELAY"] != "off" {
+		t.Error("the API relays although there are relays")
+	}
+}
+
+func TestUnitsSetOnlyWhatCanBeSet(t *testing.T) {
+	t.Parallel()
+	known := environmentNames(t)
+	for _, path := range []string{serveUnit, relayUnit} {
+		for name := range readUnit(t, path).environment("1") {
+			if !known[name] && !known[strings.TrimSuffix(name, "_FILE")] {
+				t.Errorf("%s sets %s, which is no setting", path, name)
+			}
+		}
+	}
+	for name := range readUnit(t, relayUnit).environment("1") {
+		if strings.HasPrefix(name, "AUTH_") || strings.HasPrefix(name, "CACHE_") {
+			t.Errorf("the relay is given %s, which it does not need", name)
+		}
+	}
+}
+
+func TestSystemdTakesTheUnits(t *testing.T) {
+	t.Parallel()
+	verify, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		if testenv.Demanded() {
+			t.Fatal("systemd-analyze is demanded, and not here")
+		}
+		t.Skip("no systemd-analyze")
+	}
+	dir := t.TempDir()
+	for path, name := range map[string]string{serveUnit: "authctl.service", relayUnit: "authctl-relay@1.service"} {
+		text := strings.ReplaceAll(read(t, path), "/usr/local/bin/authctl", binary(t)) // it looks whether the program is there
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := exec.CommandContext(t.Context(), verify, "verify", "--man=no", filepath.Join(dir, name)).CombinedOutput()
+		if ours := regexp.MustCompile(`(?m)^.*authctl.*$`).FindAllString(string(out), -1); err != nil || len(ours) > 0 {
+			t.Errorf("%s: %v\n%s", path, err, out)
+		}
+	}
+}
+
+// TestADatabaseThatComesLateIsServedFromThen does what systemd does with the units: it starts the
+// process, waits for its end or for READY, and starts it again.
+func TestADatabaseThatComesLateIsServedFromThen(t *testing.T) {
+	t.Parallel()
+	late := newLateServer(t, testenv.Postgres(t))
+	for path, args := range map[string][]string{serveUnit: {"serve"}, relayUnit: {"relay"}} {
+		db := newRolesDatabase(t)
+		u, err := url.Parse(db.as(map[string]string{serveUnit: "authctl_serve", relayUnit: "authctl_relay"}[path]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.Host = late.addr
+		dir := t.TempDir()
+		socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer socket.Close()
+		env := []string{"NOTIFY_SOCKET=" + filepath.Join(dir, "notify"), "DATABASE_URL=" + u.String(), "AUTH_TOKEN_SECRET=" + strings.Repeat("0123456789abcdef", 3),
+			"AUTH_TOKEN_ISSUER=https://auth.example.com", "APP_PORT=0", "APP_HOST=127.0.0.1", "KAFKA_BROKERS=127.0.0.1:1", "KAFKA_ALLOW_PLAINTEXT=true"}
+		for name, value := range readUnit(t, path).environment("1") {
+			switch name {
+			case "APP_OPERATOR_ADDR":
+				env = append(env, name+"=127.0.0.1:0")
+			case "APP_DATA_DIR":
+				env = append(env, name+"="+dir)
+			case "APP_MODE", "OUTBOX_RELAY":
+				env = append(env, name+"="+value)
+			}
+		}
+		start := func() (*exec.Cmd, *lockedBuffer, chan error) {
+			ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+			cmd := exec.CommandContext(ctx, binary(t), args...)
+			var said lockedBuffer
+			cmd.Dir, cmd.Env, cmd.Stderr = dir, env, &said
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- cmd.Wait() }()
+			t.Cleanup(cancel)
+			return cmd, &said, ended
+		}
+		late.stop()
+		for range 3 {
+			_, said, ended := start()
+			select {
+			case err := <-ended:
+				if failed, ok := errors.AsType[*exec.ExitError](err); !ok || failed.ExitCode() != 1 {
+					t.Errorf("%v ended with %v, which systemd would not start again:\n%s", args, err, said)
+				}
+			case <-time.After(testenv.Patience):
+				t.Fatalf("%v waits for a database that is not there:\n%s", args, said)
+			}
+		}
+		late.start()
+		cmd, said, ended := start()
+		_ = socket.SetReadDeadline(time.Now().Add(testenv.Patience))
+		message := make([]byte, 100)
+		n, err := socket.Read(message)
+		if err != nil || string(message[:n]) != "READY=1" {
+			t.Fatalf("%v says %q, %v:\n%s", args, message[:n], err, said)
+		}
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-ended; err != nil {
+			t.Errorf("%v: %v\n%s", args, err, said)
+		}
+	}
+}
+
+// lateServer passes connections on to a server while it is started.
+type lateServer struct {
+	t        *testing.T
+	addr, to string
+	listener net.Listener
+}
+
+func newLateServer(t *testing.T, server string) *lateServer {
+	t.Helper()
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lateServer{t: t, addr: "127.0.0.1:0", to: u.Host}
+	l.start()
+	l.addr = l.listener.Addr().String()
+	t.Cleanup(l.stop)
+	return l
+}
+
+func (l *lateServer) stop() { _ = l.listener.Close() }
+
+func (l *lateServer) start() {
+	l.t.Helper()
+	listener, err := net.Listen("tcp", l.addr)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.listener = listener
+	go func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer client.Close()
+				server, err := net.Dial("tcp", l.to)
+				if err != nil {
+					return
+				}
+				defer server.Close()
+				go func() { _, _ = io.Copy(server, client); server.Close() }()
+				_, _ = io.Copy(client, server)
+			}()
+		}
+	}()
+}
