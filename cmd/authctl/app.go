@@ -29,6 +29,7 @@ import (
 type app struct {
 	settings
 	log      *zap.Logger
+	security *zap.Logger // of a command
 	logFile  *logging.File
 	level    zap.AtomicLevel
 	registry *prometheus.Registry

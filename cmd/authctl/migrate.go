@@ -5,11 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/platform/logging"
 )
 
 func newMigrate(g *global) *cobra.Command {
@@ -34,12 +40,20 @@ they apply to the embedded SQLite, which serve migrates by itself.`,
 	}
 	run("up", "Run every migration that is waiting", (*app).connectDatabase, func(ctx context.Context, a *app, w io.Writer) error {
 		return g.migrate(w, "applied", "the schema is up to date", func(report func(migrations.State)) ([]migrations.State, error) {
-			return migrations.Up(ctx, a.db, report)
+			list, err := migrations.Up(ctx, a.db, report)
+			if len(list) > 0 {
+				a.security.Info("schema_migrated", zap.Strings("migrations", migrationNames(list)))
+			}
+			return list, err
 		})
 	})
 	run("down", "Undo the migrations that ran together last", (*app).connectExistingDatabase, func(ctx context.Context, a *app, w io.Writer) error {
 		return g.migrate(w, "undone", "there is nothing to undo", func(report func(migrations.State)) ([]migrations.State, error) {
-			return migrations.Down(ctx, a.db, report)
+			list, err := migrations.Down(ctx, a.db, report)
+			if len(list) > 0 {
+				a.security.Warn("schema_rolled_back", zap.Strings("migrations", migrationNames(list)))
+			}
+			return list, err
 		})
 	})
 	run("status", "List the migrations and which have run", (*app).connectExistingDatabase, func(ctx context.Context, a *app, w io.Writer) error {
@@ -62,6 +76,14 @@ they apply to the embedded SQLite, which serve migrates by itself.`,
 	})
 	cmd.AddCommand(newMigrateNew(g))
 	return cmd
+}
+
+func migrationNames(list []migrations.State) []string {
+	names := make([]string, len(list))
+	for i, s := range list {
+		names[i] = s.Name
+	}
+	return names
 }
 
 func newMigrateNew(g *global) *cobra.Command {
@@ -126,8 +148,23 @@ func (g *global) withSettings(cmd *cobra.Command, s settings, open func(*app, co
 		return err
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
+	// Whatever the command writes into the log says who ran it.
+	a.log = a.log.With(zap.String("operator", operator()), zap.String("command", strings.TrimPrefix(cmd.CommandPath(), "authctl ")))
+	a.security = logging.Security(a.log)
 	if err := open(a, cmd.Context()); err != nil {
 		return err
 	}
 	return do(cmd.Context(), a)
+}
+
+// operator is who runs the process, and who became that by sudo.
+func operator() string {
+	name := strconv.Itoa(os.Getuid()) // containers have users without a name
+	if u, err := user.Current(); err == nil {
+		name = u.Username
+	}
+	if by := os.Getenv("SUDO_USER"); by != "" {
+		name += " for " + by
+	}
+	return name
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
 	"golang.org/x/term"
 
 	"github.com/toppira/authctl/modules/outbox"
@@ -304,6 +305,9 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 		progress, done := progressOn(cmd.ErrOrStderr(), found.Matched, "replaying")
 		sent, err := outbox.Replay(ctx, a.db, sel, false, func(r outbox.ReplayResult) { progress(r.Matched) })
 		done()
+		if sent.Enqueued > 0 {
+			a.security.Info("events_replayed", zap.Int64("events", sent.Enqueued), zap.Int64("from_id", sent.FirstID), zap.Int64("to_id", sent.LastID))
+		}
 		if err != nil {
 			return fmt.Errorf("%w; %s enqueued before, and running it again does no harm", err, count(int(sent.Enqueued), "event was", "events were"))
 		}
@@ -448,6 +452,7 @@ If it is refused again it is parked again.`,
 				if err != nil {
 					return err
 				}
+				a.security.Info("parked_events_retried", zap.String("key", args[0]), zap.Int64("events", n))
 				return g.printUnparked(cmd.OutOrStdout(), args[0], n, "")
 			})
 		},
@@ -472,6 +477,7 @@ sequence. Until its retention is over the event can still be sent with outbox re
 				if err != nil {
 					return err
 				}
+				a.security.Warn("parked_event_discarded", zap.String("key", args[0]), zap.Int64("events", n))
 				return g.printUnparked(cmd.OutOrStdout(), args[0], n, "the refused event is given up; ")
 			})
 		},
