@@ -437,6 +437,10 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 	if st.ParkedKeys > 0 {
 		list = append(list, doubtful(count(int(st.ParkedKeys), "key is", "keys are")+" parked", "see: authctl outbox parked list"))
 	}
+	if st.LeasesAhead > 0 {
+		list = append(list, doubtful(count(st.LeasesAhead, "lease ends", "leases end")+" later than possible: the database's clock was ahead when a relay wrote it, or has been set back since",
+			"keep that clock synchronised (NTP); a relay that runs takes the work over within a lease, a minute at most"))
+	}
 	switch waits := fmt.Sprintf("%s, the oldest for %s", count(int(st.Pending), "event waits", "events wait"), st.OldestAge.Round(time.Second)); {
 	case st.Pending == 0:
 		list = append(list, fine("nothing waits; %s", count(len(st.Relays), "relay runs", "relays run")))

@@ -79,6 +79,10 @@
 // sends. Relays share the shards evenly. One that is told to stop finishes what it has sent
 // and releases its shards; another takes them at once.
 //
+// The database's clock may have been ahead when a lease was written, or may be set back after
+// its owner died. So relays also watch, each by its own clock, whether the others renew: one
+// that has not for as long as its lease lasts is gone, whatever the end of the lease.
+//
 // Should two relays send the same events in spite of all (a machine that was suspended
 // between the question and the sending), then the same events are there twice, with the same
 // ids and bytes. No order is broken and nothing is lost: whoever sends, sends the oldest

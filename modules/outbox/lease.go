@@ -63,7 +63,25 @@ type claim struct {
 	parkings   int  // of the shard, when the question was asked
 	fresh      bool // taken just now
 	expired    bool // … from a relay whose lease had run out
+	void       bool // … and ends in the future nevertheless
 }
+
+// longestLease is what outbox.lease may be at most. It stands for the lease of a relay that
+// does not say its own.
+const longestLease = time.Minute
+
+// sighting is what was last seen of another relay. Whoever renews changes it at least every
+// third of the lease; whoever has not for a whole one, by this relay's clock, has no lease any
+// more, whatever the database's clock makes of its end: that may have been ahead when the end
+// was written, or may have been set back.
+type sighting struct {
+	ends  [2]int64 // of its life and of its leases, by the database's clock
+	since time.Time
+	lease time.Duration
+	told  bool // that it is gone
+}
+
+func (s sighting) gone(t time.Time) bool { return t.Sub(s.since) >= s.lease }
 
 // tick renews what this relay holds, gives away what is more than its share, takes what is
 // free up to it, and reads what the owner of a shard must know. It is one transaction: a
@@ -87,7 +105,7 @@ func (r *Relay) tick(ctx context.Context) error {
 
 	var res tickResult
 	err := r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
-		res, err = r.tickTx(ctx, tx, held, rate)
+		res, err = r.tickTx(ctx, tx, asked, held, rate)
 		return err
 	})
 	if err != nil {
@@ -106,7 +124,7 @@ type tickResult struct {
 	parked   map[int]map[string]int64
 }
 
-func (r *Relay) tickTx(ctx context.Context, tx database.Tx, held []claim, rate float64) (res tickResult, err error) {
+func (r *Relay) tickTx(ctx context.Context, tx database.Tx, asked time.Time, held []claim, rate float64) (res tickResult, err error) {
 	clock, lease := now(tx), r.cfg.Lease.Milliseconds()
 	if err := bounded(ctx, tx, r.cfg.Lease/2); err != nil {
 		return res, err
@@ -117,15 +135,16 @@ func (r *Relay) tickTx(ctx context.Context, tx database.Tx, held []claim, rate f
 	if prior := r.serverName(); prior != "" && prior != res.server {
 		held = nil // another server: what is remembered may never have happened there
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_relay (id, name, started_ms, until_ms, rate) VALUES (?1, ?2, `+clock+`, `+clock+` + ?3, ?4)
-		ON CONFLICT (id) DO UPDATE SET until_ms = excluded.until_ms, rate = excluded.rate`, r.id, r.name, lease, rate)
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_relay (id, name, started_ms, until_ms, rate, lease_ms) VALUES (?1, ?2, `+clock+`, `+clock+` + ?3, ?4, ?3)
+		ON CONFLICT (id) DO UPDATE SET until_ms = excluded.until_ms, rate = excluded.rate, lease_ms = excluded.lease_ms`, r.id, r.name, lease, rate)
 	if err != nil {
 		return res, err
 	}
-	if _, err = tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE until_ms < `+clock+` - 60000`); err != nil {
+	living, gone, err := r.watch(ctx, tx, asked, res.nowMS)
+	if err != nil {
 		return res, err
 	}
-	living, err := column[string](tx.QueryContext(ctx, `SELECT id FROM outbox_relay WHERE until_ms > `+clock+` ORDER BY id`))
+	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE until_ms < `+clock+` - 60000 OR until_ms > `+clock+` AND id IN (?)`, database.List(gone))
 	if err != nil {
 		return res, err
 	}
@@ -150,7 +169,7 @@ func (r *Relay) tickTx(ctx context.Context, tx database.Tx, held []claim, rate f
 	}
 	res.claims = slices.DeleteFunc(res.claims, func(c claim) bool { return slices.Contains(res.released, c.shard) })
 	if missing := share - len(res.claims); missing > 0 && len(res.released) == 0 && !r.draining.Load() {
-		taken, err := r.take(ctx, tx, held, missing, clock, lease)
+		taken, err := r.take(ctx, tx, held, gone, missing, clock, lease)
 		if err != nil {
 			return res, err
 		}
@@ -166,8 +185,59 @@ func (r *Relay) tickTx(ctx context.Context, tx database.Tx, held []claim, rate f
 	return res, err
 }
 
-// take claims free shards, those of one partition together: their events share batches.
-func (r *Relay) take(ctx context.Context, tx database.Tx, held []claim, limit int, clock string, lease int64) ([]claim, error) {
+// watch reads which relays there are: the ids of the living ones in order, and of those that
+// have not renewed for a lease. It keeps what it has seen for the next time.
+func (r *Relay) watch(ctx context.Context, tx database.Tx, asked time.Time, nowMS int64) (living, gone []string, err error) {
+	rows, err := tx.QueryContext(ctx, `SELECT r.id, r.until_ms, coalesce(s.until_ms, 0), coalesce(r.lease_ms, ?1) FROM outbox_relay r
+			LEFT JOIN (SELECT owner, max(until_ms) AS until_ms FROM outbox_shard GROUP BY owner) s ON s.owner = r.id
+		UNION ALL SELECT owner, 0, max(until_ms), ?1 FROM outbox_shard WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_relay) GROUP BY owner
+		ORDER BY 1`, longestLease.Milliseconds())
+	if err != nil {
+		return nil, nil, err
+	}
+	defer rows.Close()
+	seen := map[string]sighting{}
+	for rows.Next() {
+		var id string
+		var s sighting
+		var lease int64
+		if err := rows.Scan(&id, &s.ends[0], &s.ends[1], &lease); err != nil {
+			return nil, nil, err
+		}
+		if last, ok := r.seen[id]; ok && last.ends == s.ends {
+			s = last
+		} else {
+			s.since = r.now()
+		}
+		s.lease = time.Duration(lease) * time.Millisecond
+		switch {
+		case id != r.id && s.gone(asked):
+			s.told = true
+			gone = append(gone, id)
+		case s.ends[0] > nowMS:
+			living = append(living, id)
+		}
+		seen[id] = s
+	}
+	delete(seen, r.id)
+	r.seen = seen
+	return living, gone, rows.Err()
+}
+
+// overdue reports whether another relay has not renewed for a lease and nothing was done
+// about it yet.
+func (r *Relay) overdue() bool {
+	for _, s := range r.seen {
+		if !s.told && s.gone(r.now()) {
+			return true
+		}
+	}
+	return false
+}
+
+// take claims free shards, those of one partition together: their events share batches. Free
+// are those of relays that are gone, whatever the end of their leases.
+func (r *Relay) take(ctx context.Context, tx database.Tx, held []claim, gone []string, limit int, clock string, lease int64) ([]claim, error) {
 	skip := ""
 	if r.db.IsPostgres() {
 		skip = " FOR UPDATE SKIP LOCKED" // another relay is taking it
@@ -176,9 +246,9 @@ func (r *Relay) take(ctx context.Context, tx database.Tx, held []claim, limit in
 	for _, c := range held {
 		mine = append(mine, c.shard)
 	}
-	rows, err := tx.QueryContext(ctx, `SELECT shard, owner IS NOT NULL AND owner <> ?1 FROM outbox_shard
-		WHERE owner IS NULL OR until_ms <= `+clock+` OR (owner = ?1 AND shard NOT IN (?2))
-		ORDER BY shard % ?3, shard LIMIT ?4`+skip, r.id, database.List(mine), r.partitions, limit)
+	rows, err := tx.QueryContext(ctx, `SELECT shard, owner IS NOT NULL AND owner <> ?1, owner IS NOT NULL AND owner <> ?1 AND until_ms > `+clock+` FROM outbox_shard
+		WHERE owner IS NULL OR until_ms <= `+clock+` OR owner IN (?5) OR (owner = ?1 AND shard NOT IN (?2))
+		ORDER BY shard % ?3, shard LIMIT ?4`+skip, r.id, database.List(mine), r.partitions, limit, database.List(gone))
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +256,7 @@ func (r *Relay) take(ctx context.Context, tx database.Tx, held []claim, limit in
 	var free []claim
 	for rows.Next() {
 		c := claim{fresh: true}
-		if err := rows.Scan(&c.shard, &c.expired); err != nil {
+		if err := rows.Scan(&c.shard, &c.expired, &c.void); err != nil {
 			return nil, err
 		}
 		free = append(free, c)
@@ -200,15 +270,16 @@ func (r *Relay) take(ctx context.Context, tx database.Tx, held []claim, limit in
 	if len(free) == 0 {
 		return nil, nil
 	}
-	expired := map[int]bool{}
+	found := map[int]claim{}
 	ids := make([]int, len(free))
 	for i, c := range free {
-		ids[i], expired[c.shard] = c.shard, c.expired
+		ids[i], found[c.shard] = c.shard, c
 	}
 	claims, err := scanClaims(tx.QueryContext(ctx, `UPDATE outbox_shard SET owner = ?, epoch = epoch + 1, until_ms = `+clock+` + ? WHERE shard IN (?) RETURNING shard, epoch, low`,
 		r.id, lease, database.List(ids)))
 	for i := range claims {
-		claims[i].fresh, claims[i].expired = true, expired[claims[i].shard]
+		c := found[claims[i].shard]
+		claims[i].fresh, claims[i].expired, claims[i].void = true, c.expired, c.void
 	}
 	return claims, err
 }
@@ -296,7 +367,7 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	for _, c := range held {
 		parkings[c.shard] = c.parkings
 	}
-	expired := 0
+	expired, void := 0, 0
 	for _, c := range res.claims {
 		have[c.shard] = true
 		sh := r.held[c.shard]
@@ -315,6 +386,9 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 		if c.expired {
 			expired++
 		}
+		if c.void {
+			void++
+		}
 	}
 	gone := 0
 	for _, c := range held {
@@ -327,11 +401,15 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	until := asked.Add(r.cfg.Lease - r.cfg.Lease/10)
 	r.until.Store(&until)
 	r.met.takeovers.Add(float64(expired))
+	r.met.void.Add(float64(void))
 	r.met.lost.Add(float64(gone))
 	r.met.owned.Set(float64(len(r.held)))
 	r.met.living.Set(float64(res.living))
 	if expired > 0 {
 		r.log.Info("took over shards of a relay that is gone", zap.Int("shards", expired))
+	}
+	if void > 0 {
+		r.log.Warn("leases of a relay that is gone end in the future: the database's clock was ahead or has been set back", zap.Int("shards", void))
 	}
 	if gone > 0 {
 		r.log.Warn("lost shards to another relay", zap.Int("shards", gone))

@@ -11,7 +11,7 @@ import (
 type metrics struct {
 	pending, oldestAge, parked, owned, living           prometheus.Gauge
 	published, replayed, takeovers, sweepFound, refused prometheus.Counter
-	lost                                                prometheus.Counter
+	lost, void                                          prometheus.Counter
 	errors                                              *prometheus.CounterVec
 	latency, batchEvents                                prometheus.Histogram
 }
@@ -33,6 +33,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		replayed:   counter("replayed_total", "Events this relay published again because an operator asked for it."),
 		takeovers:  counter("takeovers_total", "Shards this relay took from a relay whose lease had run out."),
 		lost:       counter("leases_lost_total", "Shards this relay lost because it did not renew in time."),
+		void:       counter("leases_void_total", "Shards this relay took from one that was gone though the end of its lease was in the future: the database's clock was ahead or has been set back."),
 		sweepFound: counter("sweep_found_total", "Events found below the settled bound. Any is a defect: they are delivered late, perhaps after later events of their key."),
 		refused:    counter("refused_total", "Events the target refused for good; their keys were parked."),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -54,7 +55,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	for _, c := range []prometheus.Collector{m.pending, m.oldestAge, m.parked, m.owned, m.living, m.published, m.replayed, m.takeovers,
-		m.lost, m.sweepFound, m.refused, m.errors, m.latency, m.batchEvents} {
+		m.lost, m.void, m.sweepFound, m.refused, m.errors, m.latency, m.batchEvents} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register the outbox's metrics: %w", err)
 		}

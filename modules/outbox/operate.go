@@ -17,8 +17,9 @@ type State struct {
 	Pending      int64         `json:"pending"`       // events that wait to be published
 	OldestAge    time.Duration `json:"oldest_age_ns"` // of those
 	ParkedKeys   int64         `json:"parked_keys"`
-	ParkedEvents int64         `json:"parked_events"` // that wait with their keys
-	Rate         float64       `json:"rate"`          // events a second, all relays, lately
+	ParkedEvents int64         `json:"parked_events"`          // that wait with their keys
+	Rate         float64       `json:"rate"`                   // events a second, all relays, lately
+	LeasesAhead  int           `json:"leases_ahead,omitempty"` // leases that end later than they can: nobody's
 	LastID       int64         `json:"last_id"`
 	Relays       []RelayState  `json:"relays"`
 	Shards       []ShardState  `json:"shards"`
@@ -72,10 +73,15 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 	}
 	age := func(ms int64) time.Duration { return time.Duration(max(0, nowMS-ms)) * time.Millisecond }
 
-	rows, err := db.QueryContext(ctx, `SELECT s.shard, s.owner, s.epoch, s.until_ms, s.low, coalesce(p.n, 0), coalesce(e.created_ms, `+now(db)+`)
+	// A lease that ends later than it can was written by a clock that was ahead, or before the
+	// clock was set back. A step of a second is none. The clock is read again for that: since
+	// the first time everybody may have renewed.
+	latest := now(db) + ` + coalesce(r.lease_ms, ?1) + 1000`
+	rows, err := db.QueryContext(ctx, `SELECT s.shard, s.owner, s.epoch, s.until_ms, `+latest+`, s.low, coalesce(p.n, 0), coalesce(e.created_ms, `+now(db)+`)
 		FROM outbox_shard s
+		LEFT JOIN outbox_relay r ON r.id = s.owner
 		LEFT JOIN (SELECT shard, count(*) AS n, min(id) AS first FROM outbox_pending GROUP BY shard) p ON p.shard = s.shard
-		LEFT JOIN outbox_event e ON e.id = p.first ORDER BY s.shard`)
+		LEFT JOIN outbox_event e ON e.id = p.first ORDER BY s.shard`, longestLease.Milliseconds())
 	if err != nil {
 		return st, err
 	}
@@ -84,11 +90,15 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 	for rows.Next() {
 		var s ShardState
 		var owner *string
-		var until, created int64
-		if err := rows.Scan(&s.Shard, &owner, &s.Epoch, &until, &s.Low, &s.Pending, &created); err != nil {
+		var until, latest, created int64
+		if err := rows.Scan(&s.Shard, &owner, &s.Epoch, &until, &latest, &s.Low, &s.Pending, &created); err != nil {
 			return st, err
 		}
-		if owner != nil && until > nowMS {
+		switch {
+		case owner == nil || until <= nowMS:
+		case until > latest:
+			st.LeasesAhead++
+		default:
 			s.Owner, s.LeaseLeft = *owner, time.Duration(until-nowMS)*time.Millisecond
 			owned[s.Owner]++
 		}
@@ -103,7 +113,8 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 		return st, err
 	}
 
-	relays, err := db.QueryContext(ctx, `SELECT id, name, started_ms, rate FROM outbox_relay WHERE until_ms > ? ORDER BY id`, nowMS)
+	relays, err := db.QueryContext(ctx, `SELECT id, name, started_ms, rate FROM outbox_relay r WHERE until_ms > ?2 AND until_ms <= `+latest+` ORDER BY id`,
+		longestLease.Milliseconds(), nowMS)
 	if err != nil {
 		return st, err
 	}

@@ -65,6 +65,8 @@ type Relay struct {
 
 	draining atomic.Bool // it takes no more shards
 
+	seen map[string]sighting // of the other relays; of keepLeases alone
+
 	mu     sync.Mutex
 	held   map[int]*shard
 	lanes  []lane // by partition
@@ -228,7 +230,7 @@ func (r *Relay) keepLeases(ctx context.Context) {
 			case <-r.leases:
 			case <-look.C:
 				if r.now().Sub(last) < r.cfg.Lease/3 {
-					if n, err := r.unowned(ctx); err != nil || n == 0 {
+					if n, err := r.unowned(ctx); (err != nil || n == 0) && !r.overdue() {
 						continue
 					}
 				}

@@ -1,0 +1,172 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// onlooker is a relay whose renewals and whose clock are the test's.
+type onlooker struct {
+	*Relay
+	at  time.Time
+	reg *prometheus.Registry
+}
+
+func observe(t *testing.T, db *database.DB, cfg Config) *onlooker {
+	t.Helper()
+	o := &onlooker{at: time.Now(), reg: prometheus.NewRegistry()}
+	r, err := NewRelay(db, &counting{partitions: 4}, cfg, RelayOptions{Registry: o.reg, Now: func() time.Time { return o.at }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.tryOpen(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.store.close)
+	o.Relay = r
+	return o
+}
+
+// after lets time pass, renewing in between, and returns how many leases the relay has then.
+func (o *onlooker) after(t *testing.T, d time.Duration) int {
+	t.Helper()
+	for end := o.at.Add(d); ; {
+		if err := o.tick(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !o.at.Before(end) {
+			return len(o.held)
+		}
+		o.at = o.at.Add(min(time.Second, end.Sub(o.at)))
+	}
+}
+
+// leased gives all shards to a relay until some time from now, by the database's clock. The
+// relay is one that says how long its leases are, one that does not, or has no row.
+func leased(t *testing.T, db *database.DB, says string, until time.Duration) (id string) {
+	t.Helper()
+	id = uuid.NewString()
+	if says != "no row" {
+		_, err := db.Write(t.Context(), `INSERT INTO outbox_relay (id, name, started_ms, until_ms, lease_ms) VALUES (?, 'another', 0, `+now(db)+` + ?, `+says+`)`,
+			id, until.Milliseconds())
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := db.Write(t.Context(), `UPDATE outbox_shard SET epoch = 1, owner = ?, until_ms = `+now(db)+` + ?`, id, until.Milliseconds()); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// A relay is dead, and its leases end in days: the clock was ahead when it wrote them, or was
+// set back. Others take over after one lease all the same, by their own clocks, and say so.
+func TestALeaseThatEndsTooLateIsVoid(t *testing.T) {
+	t.Parallel()
+	for says, lease := range map[string]time.Duration{"5000": 5 * time.Second, "NULL": longestLease, "no row": longestLease} {
+		for _, until := range []time.Duration{100 * time.Hour, lease + 30*time.Second} {
+			t.Run(fmt.Sprintf("lease %s, until %s", says, until), func(t *testing.T) {
+				t.Parallel()
+				dbtest.Each(t, func(t *testing.T, db *database.DB) {
+					leased(t, db, says, until)
+					st, err := Status(t.Context(), db)
+					if err != nil || st.LeasesAhead != 96 || len(st.Relays) != 0 || st.Shards[0].Owner != "" {
+						t.Fatalf("%d leases ahead, relays %+v, first shard %+v, %v", st.LeasesAhead, st.Relays, st.Shards[0], err)
+					}
+					o := observe(t, db, Config{})
+					if n := o.after(t, lease-time.Second); n != 0 {
+						t.Errorf("it took %d shards before a lease was over", n)
+					}
+					if n := o.after(t, 2*time.Second); n != 96 {
+						t.Errorf("it has %d shards after a lease", n)
+					}
+					if n := value(t, o.reg, "authctl_outbox_leases_void_total"); n != 96 {
+						t.Errorf("it counted %v void leases", n)
+					}
+					if st, err = Status(t.Context(), db); err != nil || st.LeasesAhead != 0 || len(st.Relays) != 1 || st.Shards[0].Epoch != 2 {
+						t.Errorf("%d leases ahead, relays %+v, first shard %+v, %v", st.LeasesAhead, st.Relays, st.Shards[0], err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A relay that goes on renewing keeps its leases, whatever the database's clock says.
+func TestALeaseThatIsRenewedIsKept(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		id := leased(t, db, "5000", 100*time.Hour)
+		o := observe(t, db, Config{})
+		for range 10 {
+			if n := o.after(t, 2*time.Second); n != 0 {
+				t.Fatalf("it took %d shards of a relay that lives", n)
+			}
+			for _, q := range []string{`UPDATE outbox_relay SET until_ms = until_ms + 2000 WHERE id = ?`, `UPDATE outbox_shard SET until_ms = until_ms + 2000 WHERE owner = ?`} {
+				if _, err := db.Write(t.Context(), q, id); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	})
+}
+
+// A lease that has run out is taken at once, as ever.
+func TestALeaseThatHasRunOutIsTakenAtOnce(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		leased(t, db, "5000", -time.Millisecond)
+		o := observe(t, db, Config{})
+		if n := o.after(t, 0); n != 96 {
+			t.Errorf("it has %d shards", n)
+		}
+		if n := value(t, o.reg, "authctl_outbox_leases_void_total"); n != 0 {
+			t.Errorf("it counted %v void leases", n)
+		}
+	})
+}
+
+// A relay is killed, and then the database's clock is set back: its work goes on after a lease.
+func TestAClockThatWasSetBackDelaysNoTakeOver(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		addKeys(t, db, "a", "b", "c")
+		leased(t, db, "1000", time.Hour)
+		sink := &counting{partitions: 4, seen: make(chan Record, 10)}
+		r, err := NewRelay(db, sink, Config{Lease: time.Second}, RelayOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- r.Run(ctx) }()
+		for range 3 {
+			select {
+			case <-sink.seen:
+			case <-time.After(time.Minute):
+				t.Fatal("no event in a minute")
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestTheLongestLeaseIsWhatTheSettingAllows(t *testing.T) {
+	t.Parallel()
+	f, _ := reflect.TypeFor[Config]().FieldByName("Lease")
+	if d, err := time.ParseDuration(f.Tag.Get("max")); err != nil || d != longestLease {
+		t.Errorf("outbox.lease may be %v, %v; the longest lease is %v", d, err, longestLease)
+	}
+}
