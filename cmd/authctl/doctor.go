@@ -343,7 +343,12 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 	if !errors.Is(err, undo) {
 		return []finding{failing(name+" takes no writes: "+err.Error(), "let authctl's user write to it")}
 	}
-	return []finding{fine("%s, version %s, answers and takes writes, connected in %s", name, version, took.Round(time.Millisecond/10))}
+	list := []finding{fine("%s, version %s, answers and takes writes, connected in %s", name, version, took.Round(time.Millisecond/10))}
+	if servers := d.Database.Unverified(d.App.prod()); len(servers) > 0 && d.App.prod() {
+		list = append(list, doubtful("somebody in between could read and change what is exchanged: "+strings.Join(servers, ", "),
+			"say sslmode=verify-full, or nothing, where the network is not your own"))
+	}
+	return list
 }
 
 func (d *doctor) schema(ctx context.Context) []finding {

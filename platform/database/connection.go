@@ -4,16 +4,58 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+// shortest is how long connecting may take at least, all servers together.
+const shortest = 5 * time.Second
+
+// patience sees to it that no server that does not answer keeps the next one from being tried,
+// and returns how long it may take to try all. A connect_timeout of the operator's is for each
+// server; else they share the time.
+func patience(ctx context.Context, cc *pgx.ConnConfig) time.Duration {
+	servers := time.Duration(max(1, addresses(ctx, cc)))
+	if cc.ConnectTimeout == 0 {
+		cc.ConnectTimeout = max(shortest/servers, time.Second)
+	}
+	return max(shortest, servers*cc.ConnectTimeout)
+}
+
+// addresses counts the addresses that the driver will try, of which one host may have several.
+func addresses(ctx context.Context, cc *pgx.ConnConfig) int {
+	ctx, cancel := context.WithTimeout(ctx, shortest/2)
+	defer cancel()
+	found := map[string]bool{}
+	for _, to := range destinations(cc) {
+		if to.local() {
+			found[to.Host] = true
+			continue
+		}
+		list, err := cc.LookupFunc(ctx, to.Host)
+		if err != nil {
+			list = []string{to.Host} // connecting will say so
+		}
+		for _, one := range list {
+			found[net.JoinHostPort(one, strconv.Itoa(int(to.Port)))] = true
+		}
+	}
+	return len(found)
+}
+
 // prepareConnections makes each connection what the code relies on, whatever ALTER DATABASE or
 // ALTER ROLE … SET says. search_path is left as it is: where the tables are is the operator's
 // word.
 func prepareConnections(cc *pgx.ConnConfig) {
+	// Types of arguments and columns are asked for once a connection, and kept. The plan is
+	// not: one made when a table was small would read all of it after an import.
+	cc.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	cc.StatementCacheCapacity, cc.DescriptionCacheCapacity = 512, 512
 	// These travel with the start of a connection. A pooler knows them and gives each client
 	// its own.
 	for name, value := range map[string]string{
@@ -28,16 +70,22 @@ func prepareConnections(cc *pgx.ConnConfig) {
 		}
 		cc.RuntimeParams[name] = value
 	}
-	cc.AfterConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
+	cc.ValidateConnect = func(ctx context.Context, conn *pgconn.PgConn) error {
 		if err := checkServer(conn); err != nil {
 			return err
 		}
 		// These PgBouncer refuses at the start of a connection. Where it hands the connection
 		// on after each transaction, they stay with the server's, which all of its clients have
 		// in common; transactions name their isolation themselves.
-		_, err := conn.Exec(ctx, "SET default_transaction_isolation = 'read committed'; SET bytea_output = 'hex'; SET IntervalStyle = 'postgres'").ReadAll()
+		results, err := conn.Exec(ctx, "SET default_transaction_isolation = 'read committed'; SET bytea_output = 'hex'; "+
+			"SET IntervalStyle = 'postgres'; SHOW transaction_read_only").ReadAll()
 		if err != nil {
 			return fmt.Errorf("set up the connection: %w", err)
+		}
+		// After a fail-over the old primary may answer, read-only. Whatever target_session_attrs
+		// says, only a server that takes writes will do.
+		if last := results[len(results)-1]; len(last.Rows) != 1 || string(last.Rows[0][0]) != "off" {
+			return pgconn.ErrReadOnlyConnection
 		}
 		return nil
 	}

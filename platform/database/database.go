@@ -4,9 +4,7 @@
 package database
 
 import (
-	"cmp"
 	"context"
-	"crypto/tls"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -16,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strconv"
 	"strings"
 	"time"
 
@@ -53,28 +50,35 @@ type PostgresConfig struct {
 // UsesPostgres reports whether the settings name a PostgreSQL server.
 func (c Config) UsesPostgres() bool {
 	if u := c.URL.Reveal(); u != "" {
-		return !strings.HasPrefix(u, "sqlite:")
+		return !strings.HasPrefix(u, sqliteScheme)
 	}
 	return c.Postgres.Host != ""
 }
 
-// Validate reports settings that cannot work.
+// Validate reports settings that cannot work. It shows nothing of a URL.
 func (c Config) Validate(report func(path, problem string)) {
-	u := c.URL.Reveal()
-	switch {
-	case u == "", strings.HasPrefix(u, "sqlite:") && u != "sqlite:":
-	case strings.HasPrefix(u, "postgres://"), strings.HasPrefix(u, "postgresql://"):
-		if _, err := pgx.ParseConfig(u); err != nil {
-			report("database.url", "is not a PostgreSQL URL that can be understood")
-		}
-	default:
-		report("database.url", "must begin with postgres:// or sqlite:")
-	}
-	if c.Postgres.Host != "" && u == "" {
-		if problem := config.HostProblem(c.Postgres.Host); problem != "" {
-			report("db.postgres.host", problem)
+	if err := c.check(); err != nil {
+		if fault, ok := errors.AsType[errAddress](err); ok {
+			report(fault.path, fault.problem)
 		}
 	}
+}
+
+// check returns an [errAddress] where the settings name no database that can be used.
+func (c Config) check() error {
+	switch u := c.URL.Reveal(); {
+	case u == "" && c.Postgres.Host == "":
+		return nil
+	case strings.HasPrefix(u, sqliteScheme):
+		return checkSQLite(strings.TrimPrefix(u, sqliteScheme))
+	case u != "" && !strings.HasPrefix(u, "postgres://") && !strings.HasPrefix(u, "postgresql://"):
+		return errAddress{"database.url", "must begin with postgres:// or sqlite:"}
+	}
+	if problem := c.Postgres.hostProblem(); c.URL == "" && problem != "" {
+		return errAddress{"db.postgres.host", problem}
+	}
+	_, err := c.postgresConfig(false)
+	return err
 }
 
 // Overridden reports settings without effect.
@@ -93,6 +97,8 @@ type DB struct {
 	pool *sql.DB
 	bun  *bun.DB
 
+	connecting time.Duration // what trying every server once may take
+
 	// On SQLite one writer at a time is the rule; queueing here in order of arrival is fair
 	// and needs no polling, which SQLite's own busy handler is and does. Nil on PostgreSQL.
 	writer chan struct{}
@@ -109,15 +115,18 @@ type Options struct {
 func Open(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	var db *DB
 	var err error
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
 	if cfg.UsesPostgres() {
-		db, err = openPostgres(cfg, opt)
+		db, err = openPostgres(ctx, cfg, opt)
 	} else {
 		db, err = openSQLite(cfg.sqlitePath(opt.DataDir), cfg.MaxConns)
 	}
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, db.connecting)
 	defer cancel()
 	if err := db.PingContext(ctx); err != nil {
 		_ = db.Close()
@@ -136,89 +145,37 @@ func (c Config) Exists(dataDir string) bool {
 	return err == nil
 }
 
-// sqlitePath is the SQLite file that is used when no PostgreSQL is named.
-func (c Config) sqlitePath(dataDir string) string {
-	return cmp.Or(strings.TrimPrefix(c.URL.Reveal(), "sqlite:"), filepath.Join(dataDir, "authctl.db"))
-}
-
 // Describe names the database for a person, without credentials.
 func (c Config) Describe(dataDir string) string {
-	if !c.UsesPostgres() {
-		return "SQLite " + c.sqlitePath(dataDir)
+	if c.UsesPostgres() {
+		return c.describePostgres()
 	}
-	if c.URL != "" {
-		u, err := url.Parse(c.URL.Reveal())
-		if err != nil {
-			return "PostgreSQL"
-		}
-		return "PostgreSQL " + u.Host + u.Path
-	}
-	return "PostgreSQL " + net.JoinHostPort(c.Postgres.Host, strconv.Itoa(c.Postgres.Port)) + "/" + c.Postgres.DB
+	return "SQLite " + c.sqlitePath(dataDir)
 }
 
-func openPostgres(cfg Config, opt Options) (*DB, error) {
-	cc, err := pgx.ParseConfig(cfg.postgresURL(opt.Prod))
+func openPostgres(ctx context.Context, cfg Config, opt Options) (*DB, error) {
+	cc, err := cfg.postgresConfig(opt.Prod)
 	if err != nil {
-		return nil, errors.New("database settings: not a PostgreSQL address that can be understood")
+		return nil, err
 	}
-	// Types of arguments and columns are asked for once a connection, and kept. The plan is
-	// not: one made when a table was small would read all of it after an import.
-	cc.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
-	cc.ConnectTimeout = 5 * time.Second
+	requireTLS12(cc)
+	prepareConnections(cc)
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = opt.AppName
 	}
-	prepareConnections(cc)
-	// After a fail-over the old primary may answer, read-only: only a server that takes
-	// writes will do.
-	if cc.ValidateConnect == nil {
-		cc.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
-	}
-	if cc.TLSConfig != nil && cc.TLSConfig.MinVersion == 0 {
-		cc.TLSConfig.MinVersion = tls.VersionTLS12
-	}
-	sqldb := stdlib.OpenDB(*cc)
+	wait := patience(ctx, cc)
+	pool := stdlib.OpenDB(*cc)
 	conns := cfg.MaxConns
 	if conns == 0 {
 		conns = max(8, 4*runtime.GOMAXPROCS(0))
 	}
-	sqldb.SetMaxOpenConns(conns)
-	sqldb.SetMaxIdleConns(conns)
-	sqldb.SetConnMaxIdleTime(5 * time.Minute)
-	sqldb.SetConnMaxLifetime(30 * time.Minute)
-	return newDB(sqldb, pgdialect.New()), nil
-}
-
-func (c Config) postgresURL(prod bool) string {
-	if c.URL != "" {
-		u, err := url.Parse(c.URL.Reveal())
-		if err == nil && prod && !u.Query().Has("sslmode") {
-			q := u.Query()
-			q.Set("sslmode", "verify-full")
-			u.RawQuery = q.Encode()
-			return u.String()
-		}
-		return c.URL.Reveal()
-	}
-	p := c.Postgres
-	mode := p.SSLMode
-	if mode == "" {
-		mode = "prefer"
-		if prod {
-			mode = "verify-full"
-		}
-	}
-	u := url.URL{
-		Scheme:   "postgres",
-		User:     url.UserPassword(p.User, p.Password.Reveal()),
-		Host:     net.JoinHostPort(p.Host, strconv.Itoa(p.Port)),
-		Path:     "/" + p.DB,
-		RawQuery: url.Values{"sslmode": {mode}}.Encode(),
-	}
-	if p.Password == "" {
-		u.User = url.User(p.User)
-	}
-	return u.String()
+	pool.SetMaxOpenConns(conns)
+	pool.SetMaxIdleConns(conns)
+	pool.SetConnMaxIdleTime(5 * time.Minute)
+	pool.SetConnMaxLifetime(30 * time.Minute)
+	db := newDB(pool, pgdialect.New())
+	db.connecting = wait
+	return db, nil
 }
 
 func openSQLite(path string, conns int) (*DB, error) {
@@ -254,7 +211,7 @@ func openSQLite(path string, conns int) (*DB, error) {
 	sqldb.SetMaxOpenConns(conns)
 	sqldb.SetMaxIdleConns(conns)
 	db := newDB(sqldb, sqlitedialect.New())
-	db.writer = make(chan struct{}, 1)
+	db.writer, db.connecting = make(chan struct{}, 1), shortest
 	return db, nil
 }
 
