@@ -838,7 +838,10 @@ func TestEveryTableHasItsOwnerInThePages(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, m := range regexp.MustCompile(`(?m)^CREATE TABLE (\w+) \(`).FindAllSubmatch(text, -1) {
-			is = append(is, string(m[1]))
+			// SQLite changes a table by making it under another name first.
+			if !strings.Contains(string(text), "ALTER TABLE "+string(m[1])+" RENAME TO ") {
+				is = append(is, string(m[1]))
+			}
 		}
 	}
 	_, section, _ := strings.Cut(read(t, "architecture.md").text, "\n## Tables and their owners\n")

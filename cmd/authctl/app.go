@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
@@ -231,6 +232,16 @@ func (a *app) openKafka() (*sink.Kafka, error) {
 	return sink.OpenKafka(a.Kafka, opt)
 }
 
+// target names the place that these settings say events go to, and its identity where that
+// is known without asking.
+func (a *app) target() (name string, identity *string, err error) {
+	if a.Kafka.UsesKafka() {
+		return a.Kafka.TargetName(), nil, nil
+	}
+	name, err = sink.FileName(a.eventsFile())
+	return name, new(""), err
+}
+
 // openSink opens the place that events go to.
 func (a *app) openSink() (outbox.Sink, error) {
 	if a.Kafka.UsesKafka() {
@@ -242,8 +253,17 @@ func (a *app) openSink() (outbox.Sink, error) {
 	return sink.OpenFile(a.eventsFile())
 }
 
-// newRelay makes a relay into the sink that the settings name. The caller runs it.
-func (a *app) newRelay() (*outbox.Relay, error) {
+// newRelay makes a relay into the sink that the settings name, unless the outbox is known to
+// publish elsewhere. The caller runs it.
+func (a *app) newRelay(ctx context.Context) (*outbox.Relay, error) {
+	// Before anything is made there. What else goes wrong is met again by the relay, which waits.
+	name, identity, err := a.target()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := outbox.AdmitTarget(ctx, a.db, name, identity); errors.Is(err, outbox.ErrOtherTarget) {
+		return nil, err
+	}
 	to, err := a.openSink()
 	if err != nil {
 		return nil, err
@@ -257,8 +277,17 @@ func (a *app) newRelay() (*outbox.Relay, error) {
 		return nil, errors.Join(err, to.Close())
 	}
 	a.closers = append(a.closers, to.Close)
+	soon, cancel := context.WithTimeout(ctx, admitTimeout)
+	defer cancel()
+	if err := relay.Admit(soon); errors.Is(err, outbox.ErrOtherTarget) {
+		return nil, err
+	}
 	return relay, nil
 }
+
+// admitTimeout is how long a start waits for Kafka to say which cluster it is. One that does
+// not answer is asked again by the relay.
+const admitTimeout = 2 * time.Second
 
 // describeEvents names the place that events go to.
 func (a *app) describeEvents() string {

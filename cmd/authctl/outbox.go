@@ -32,7 +32,7 @@ other users are not held up.`,
 		Example: `  authctl outbox status --watch
   authctl outbox tail --follow`,
 	}
-	cmd.AddCommand(newOutboxStatus(g), newOutboxTail(g), newOutboxReplay(g), newOutboxParked(g), newOutboxTopic(g))
+	cmd.AddCommand(newOutboxStatus(g), newOutboxTail(g), newOutboxReplay(g), newOutboxParked(g), newOutboxTarget(g), newOutboxTopic(g))
 	return cmd
 }
 
@@ -123,9 +123,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 			count(int(st.ParkedKeys), "key", "keys"), count(int(st.ParkedEvents), "event", "events"))
 	}
 	rows = append(rows, []string{"parked", parked}, []string{"rate", fmt.Sprintf("%.1f events/s", st.Rate)}, []string{"last id", fmt.Sprint(st.LastID)})
-	for _, t := range st.Targets {
-		rows = append(rows, []string{"target", fmt.Sprintf("%s, %s", t.Name, count(t.Partitions, "partition", "partitions"))})
-	}
+	rows = append(rows, []string{"target", describeTarget(st.Target())})
 	rows = append(rows, []string{"relays", fmt.Sprint(len(st.Relays))})
 	for _, r := range st.Relays {
 		rows = append(rows, []string{"  " + r.Name, fmt.Sprintf("%d of %s, %.1f events/s, since %s",

@@ -30,6 +30,9 @@ themselves or with OUTBOX_RELAY=off do not. They divide the work among themselve
 one dies the others take its share within seconds. Events of one user stay in order whoever
 relays them. Kafka or the database being away ends nothing: events wait.
 
+All of them publish to one target, which the first one records in the database. One whose
+settings name another target is refused: see authctl outbox target.
+
 It needs the database and Kafka, and neither Redis nor the signing secret. SIGTERM or Ctrl-C
 stops it in order: what is under way is finished and the leases are given back.`,
 		Example: `  authctl relay
@@ -60,7 +63,7 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	if err := a.openDatabase(ctx); err != nil {
 		return err
 	}
-	relay, err := a.newRelay()
+	relay, err := a.newRelay(ctx)
 	if err != nil {
 		return err
 	}
@@ -139,6 +142,13 @@ func (a *app) makeTopic(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, kafka.Close()) }()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
+	identity, err := kafka.Identity(ctx)
+	if err != nil {
+		return err
+	}
+	if err := outbox.CheckTarget(ctx, a.db, kafka.Name(), &identity); err != nil {
+		return err
+	}
 	st, err := kafka.EnsureTopic(ctx)
 	if err == nil && st.Created {
 		a.log.Info("topic_made", zap.String("topic", st.Topic), zap.Int("partitions", st.Partitions))

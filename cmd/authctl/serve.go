@@ -14,6 +14,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
+	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
 	"github.com/toppira/authctl/platform/tuning"
@@ -33,7 +34,8 @@ func newServe(g *global) *cobra.Command {
 
 With nothing configured it keeps everything in ./data: a SQLite database, the sessions in
 it, and the events in ./data/events.ndjson. Each part is replaced by naming the real one:
-DATABASE_URL, REDIS_URL, KAFKA_BROKERS.
+DATABASE_URL, REDIS_URL, KAFKA_BROKERS. Where a database has published to a file before,
+authctl outbox target set makes Kafka its target.
 
 SIGTERM or Ctrl-C stops it in order: it reports that it is not ready, finishes the requests
 under way, hands its share of the relay over and exits with 0. A second signal stops at once.`,
@@ -84,6 +86,12 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	if err := server.Listen(); err != nil {
 		return err
 	}
+	var relay *outbox.Relay
+	if a.Outbox.Relay == "inline" {
+		if relay, err = a.newRelay(ctx); err != nil {
+			return err
+		}
+	}
 	readiness := telemetry.NewReadiness(nil, a.checks()...)
 	server.Handle(authhttp.Routes(a.auth, authhttp.Options{
 		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(server.Addr()), SecureCookies: a.https() || a.servesTLS(),
@@ -94,11 +102,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	running, front := errgroup.WithContext(ctx)
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBehind()
-	if a.Outbox.Relay == "inline" {
-		relay, err := a.newRelay()
-		if err != nil {
-			return err
-		}
+	if relay != nil {
 		running.Go(func() error { a.relayInline(behind, relay); return nil })
 	}
 	operator, err := a.startOperator(behind, running, readiness, server.Stopping)

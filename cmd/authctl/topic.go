@@ -74,7 +74,11 @@ that was published so far, --accept-partitions N makes the new number the one to
 					if st.Partitions != accept {
 						return fmt.Errorf("the topic %s has %s and not %d: nothing is accepted", st.Topic, count(st.Partitions, "partition", "partitions"), accept)
 					}
-					if err := outbox.AcceptPartitions(ctx, a.db, kafka.Name(), accept); err != nil {
+					identity, err := kafka.Identity(ctx)
+					if err != nil {
+						return err
+					}
+					if err := outbox.AcceptPartitions(ctx, a.db, kafka.Name(), &identity, accept); err != nil {
 						return err
 					}
 				}

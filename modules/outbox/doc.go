@@ -34,7 +34,7 @@
 //	outbox_key        the last sequence number of each key
 //	outbox_shard      who may publish which part, until when, and from where on to look
 //	outbox_relay      the relays that are alive, for fair shares and for people
-//	outbox_target     how many partitions each target had when the first event went there
+//	outbox_target     where events go and have gone, and how many partitions the order relies on
 //	outbox_setting    the number of shards; the length of a segment
 //
 // # Why not a cursor
@@ -88,6 +88,14 @@
 // ids and bytes. No order is broken and nothing is lost: whoever sends, sends the oldest
 // pending events of a key first, and the next ones only when those are acknowledged.
 //
+// # Where to publish
+//
+// One target is active, and its row in outbox_target says which: kind and place, and what
+// tells it from another of the same name, such as the id of a Kafka cluster. The first relay
+// records it. A relay whose sink is another one ends with [ErrOtherTarget] before it takes a
+// shard, and one whose target was changed does so when it next renews its leases. [SetTarget]
+// changes it while no relay runs.
+//
 // # Where to look from
 //
 // Deleted rows stay in PostgreSQL's index until vacuum, and a look for the first pending row
@@ -126,10 +134,9 @@
 // UPDATE on outbox_key, SELECT on outbox_setting and USAGE of the sequence outbox_event_id;
 // it cannot read events. A relay needs SELECT and TRUNCATE on outbox_event and its sixteen
 // segments, SELECT and DELETE on outbox_pending, SELECT and UPDATE on outbox_setting, SELECT
-// and INSERT on outbox_dead and outbox_target, SELECT, INSERT and UPDATE on
-// outbox_parked_key, everything on outbox_shard and outbox_relay, and SELECT on the sequence;
-// it cannot write events. What operators need is in rights_test.go, which holds all of this to
-// be true.
+// and INSERT on outbox_dead, SELECT, INSERT and UPDATE on outbox_parked_key and outbox_target,
+// everything on outbox_shard and outbox_relay, and SELECT on the sequence; it cannot write
+// events. What operators need is in rights_test.go, which holds all of this to be true.
 //
 // # What it costs
 //

@@ -86,9 +86,10 @@ type counting struct {
 	seen       chan Record
 }
 
-func (c *counting) Name() string                            { return "test" }
-func (c *counting) Partitions(context.Context) (int, error) { return c.partitions, nil }
-func (c *counting) Close() error                            { return nil }
+func (c *counting) Name() string                             { return "test" }
+func (c *counting) Identity(context.Context) (string, error) { return "", nil }
+func (c *counting) Partitions(context.Context) (int, error)  { return c.partitions, nil }
+func (c *counting) Close() error                             { return nil }
 func (c *counting) Publish(_ context.Context, b *Batch) error {
 	if !b.Owned() {
 		return ErrNotOwned

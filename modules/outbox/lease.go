@@ -144,6 +144,9 @@ func (r *Relay) tickTx(ctx context.Context, tx database.Tx, asked time.Time, hel
 	if err != nil {
 		return res, err
 	}
+	if err := r.stillTarget(ctx, tx); err != nil {
+		return res, err
+	}
 	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE until_ms < `+clock+` - 60000 OR until_ms > `+clock+` AND id IN (?)`, database.List(gone))
 	if err != nil {
 		return res, err

@@ -23,7 +23,7 @@ type State struct {
 	LastID       int64         `json:"last_id"`
 	Relays       []RelayState  `json:"relays"`
 	Shards       []ShardState  `json:"shards"`
-	Targets      []TargetState `json:"targets"`
+	Targets      []Target      `json:"targets"` // the active one first
 }
 
 // RelayState is a living relay.
@@ -46,10 +46,12 @@ type ShardState struct {
 	OldestAge time.Duration `json:"oldest_age_ns"`
 }
 
-// TargetState is a place that events went to, and the partitions its order relies on.
-type TargetState struct {
-	Name       string `json:"name"`
-	Partitions int    `json:"partitions"`
+// Target returns the active target, nil while there is none.
+func (st State) Target() *Target {
+	if len(st.Targets) == 0 || st.Targets[0].State != active {
+		return nil
+	}
+	return &st.Targets[0]
 }
 
 // Status tells what the outbox does now. It counts, which takes a moment when millions wait.
@@ -132,19 +134,8 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 	if err := relays.Err(); err != nil {
 		return st, err
 	}
-	targets, err := db.QueryContext(ctx, `SELECT name, partitions FROM outbox_target ORDER BY name`)
-	if err != nil {
-		return st, err
-	}
-	defer targets.Close()
-	for targets.Next() {
-		var t TargetState
-		if err := targets.Scan(&t.Name, &t.Partitions); err != nil {
-			return st, err
-		}
-		st.Targets = append(st.Targets, t)
-	}
-	return st, targets.Err()
+	st.Targets, err = Targets(ctx, db)
+	return st, err
 }
 
 // Entry is an event as the operator sees it.

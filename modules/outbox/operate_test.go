@@ -453,11 +453,17 @@ func TestRelayRefusesAnotherNumberOfPartitions(t *testing.T) {
 		t.Errorf("seven partitions for 96 shards: %v, want ErrShards", err)
 	}
 	s.n.Store(8)
-	if err := outbox.AcceptPartitions(t.Context(), db, s.Name(), 8); err != nil {
+	if err := outbox.AcceptPartitions(t.Context(), db, s.Name(), new(""), 8); err != nil {
 		t.Fatal(err)
 	}
 	relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
 	drained(t, db)
+	if err := outbox.AcceptPartitions(t.Context(), db, s.Name(), new(""), 16); !errors.Is(err, outbox.ErrRelaysAlive) {
+		t.Errorf("while a relay runs: %v, want ErrRelaysAlive", err)
+	}
+	if err := outbox.AcceptPartitions(t.Context(), db, "file:/elsewhere", new(""), 8); !errors.Is(err, outbox.ErrOtherTarget) {
+		t.Errorf("of another target: %v, want ErrOtherTarget", err)
+	}
 }
 
 // Transactions that stay open, hold other tables or only read delay nobody's events.

@@ -50,6 +50,7 @@ type Relay struct {
 	id         string
 	name       string
 	store      *store
+	target     Target // as it was admitted
 	partitions int
 
 	until  atomic.Pointer[time.Time] // this relay's own end of all its leases
@@ -141,7 +142,7 @@ func NewRelay(db *database.DB, sink Sink, cfg Config, opt RelayOptions) (*Relay,
 // Run relays until ctx ends; then it waits for what is under way, at most for
 // outbox.drain_timeout, gives its leases back and returns nil. Kafka or the database being
 // away does not end it. What does is an error that only a person can resolve:
-// [ErrPartitionsChanged], [ErrShards].
+// [ErrOtherTarget], [ErrPartitionsChanged], [ErrShards].
 func (r *Relay) Run(ctx context.Context) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -168,7 +169,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer stopKeeping()
 	defer abandon()
 
-	inner.Go(func() { r.keepLeases(keep) })
+	inner.Go(func() { r.keepLeases(keep, fail) })
 	inner.Go(func() { r.acknowledge(keep) })
 	outer.Go(func() { r.dispatch(ctx, deliver, &deliveries) })
 	outer.Go(func() { r.assist(ctx, deliver, &deliveries) })
@@ -207,7 +208,7 @@ func (r *Relay) Run(ctx context.Context) error {
 }
 
 // keepLeases renews every third of the lease, and looks for free shards in between.
-func (r *Relay) keepLeases(ctx context.Context) {
+func (r *Relay) keepLeases(ctx context.Context, fail func(error)) {
 	look := time.NewTicker(min(idlePoll, r.cfg.Lease/8))
 	defer look.Stop()
 	var last time.Time
@@ -215,6 +216,12 @@ func (r *Relay) keepLeases(ctx context.Context) {
 		if err := r.tick(ctx); err == nil {
 			last = r.now()
 			r.trouble.over(databaseTrouble)
+		} else if fatal(err) {
+			r.mu.Lock()
+			r.dropAll()
+			r.mu.Unlock()
+			fail(err)
+			return
 		} else if ctx.Err() == nil {
 			r.trouble.count("database")
 			r.trouble.begin(databaseTrouble, "database", err)

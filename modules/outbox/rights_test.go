@@ -27,12 +27,14 @@ const (
 		GRANT SELECT, UPDATE ON outbox_setting TO ROLE;
 		GRANT SELECT, TRUNCATE ON outbox_event, SEGMENTS TO ROLE;
 		GRANT SELECT, DELETE ON outbox_pending TO ROLE;
-		GRANT SELECT, INSERT ON outbox_dead, outbox_target TO ROLE;
+		GRANT SELECT, INSERT ON outbox_dead TO ROLE;
 		GRANT SELECT, INSERT, UPDATE ON outbox_parked_key TO ROLE;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard TO ROLE;
+		GRANT SELECT, INSERT, UPDATE ON outbox_target TO ROLE;
 		GRANT SELECT ON SEQUENCE outbox_event_id TO ROLE`
 	operatorRights = `
-		GRANT SELECT ON outbox_event, outbox_relay TO ROLE;
+		GRANT SELECT ON outbox_event TO ROLE;
+		GRANT SELECT, UPDATE ON outbox_relay TO ROLE;
 		GRANT SELECT, UPDATE ON outbox_setting, outbox_shard TO ROLE;
 		GRANT SELECT, INSERT ON outbox_pending TO ROLE;
 		GRANT SELECT, UPDATE, DELETE ON outbox_dead, outbox_parked_key TO ROLE;
@@ -86,14 +88,24 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	if err := outbox.Tail(t.Context(), operator, outbox.TailOptions{Last: 3}, func(outbox.Entry) error { return nil }); err != nil {
 		t.Error(err)
 	}
-	if err := outbox.AcceptPartitions(t.Context(), operator, s.Name(), 1); err != nil {
-		t.Error(err)
-	}
 	drained(t, operator)
 	if got := strings.Join(lines(t, path), " "); got != "good/1 bad/2 good/1*" && got != "good/1 good/1* bad/2" {
 		t.Errorf("published %s", got)
 	}
 	stop()
+	if _, err := admin.ExecContext(t.Context(), `UPDATE outbox_target SET partitions = 2`); err != nil {
+		t.Fatal(err)
+	}
+	if err := outbox.AcceptPartitions(t.Context(), operator, s.Name(), new(""), 1); err != nil {
+		t.Error(err)
+	}
+	other := outbox.Target{Name: "file:/elsewhere", Partitions: 1}
+	if _, err := outbox.SetTarget(t.Context(), operator, other, 96); err != nil {
+		t.Error(err)
+	}
+	if _, err := outbox.SetTarget(t.Context(), operator, outbox.Target{Name: s.Name(), Partitions: 1}, 96); err != nil {
+		t.Error(err)
+	}
 	if _, err := admin.ExecContext(t.Context(), `UPDATE outbox_event SET created_ms = 0`); err != nil {
 		t.Fatal(err)
 	}

@@ -9,9 +9,14 @@ import (
 
 // Sink is where events go: Kafka or a file (package sink).
 type Sink interface {
-	// Name tells one target from another in the database and in words, such as
-	// "kafka:auth.events". Order per key is kept within a target.
+	// Name tells one target from another in the database and in words: its kind and place, such
+	// as "kafka:auth.events" or "file:/srv/events.ndjson". Order per key is kept within a target.
 	Name() string
+
+	// Identity asks for what tells the target from another of the same name: the id of the
+	// Kafka cluster, whatever the addresses of its brokers. Empty: there is no such thing, or
+	// the target does not say.
+	Identity(ctx context.Context) (string, error)
 
 	// Partitions asks how many partitions the target has now. Events of one partition are
 	// published one batch after another, those of different ones side by side.

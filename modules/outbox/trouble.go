@@ -11,7 +11,7 @@ import (
 // four a relay takes care by itself; the others wait for a person, see [Stalled].
 var Kinds = []string{
 	"retry", "refused", "not_owned", "database",
-	"authentication", "authorization", "certificate", "clock", "compression", "topic", "unexpected", "version",
+	"authentication", "authorization", "certificate", "clock", "compression", "target", "topic", "unexpected", "version",
 }
 
 // databaseTrouble stands beside the numbers of partitions.

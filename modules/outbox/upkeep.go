@@ -49,9 +49,12 @@ func (r *Relay) open(ctx context.Context) error {
 func (r *Relay) tryOpen(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	if err := r.Admit(bounded); err != nil {
+		return err
+	}
 	partitions, err := r.sink.Partitions(bounded)
 	if err != nil {
-		return fmt.Errorf("ask %s for its partitions: %w", r.sink.Name(), err)
+		return fmt.Errorf("ask %s for its partitions: %w", r.target, err)
 	}
 	if err := r.adopt(bounded); err != nil {
 		return err
@@ -124,49 +127,98 @@ func (r *Relay) adopt(ctx context.Context) error {
 	})
 }
 
+// Admit makes sure that the outbox publishes to this relay's sink: see [AdmitTarget]. Once
+// with what is known without asking, so that a relay with other settings is refused although
+// they name what cannot be reached, and once with what the sink itself says.
+func (r *Relay) Admit(ctx context.Context) (err error) {
+	if r.target, err = AdmitTarget(ctx, r.db, r.sink.Name(), nil); err != nil {
+		return err
+	}
+	identity, err := r.sink.Identity(ctx)
+	if err != nil {
+		return fmt.Errorf("ask %s which it is: %w", r.target, err)
+	}
+	r.target, err = AdmitTarget(ctx, r.db, r.sink.Name(), &identity)
+	return err
+}
+
 // pin remembers how many partitions the target had when it was first used, and compares.
 func (r *Relay) pin(ctx context.Context, partitions int) error {
-	if r.cfg.Shards%partitions != 0 {
-		return fmt.Errorf("%w: %s has %d partitions, and outbox.shards is %d, which is no multiple of it. Set outbox.shards to %d",
-			ErrShards, r.sink.Name(), partitions, r.cfg.Shards, (r.cfg.Shards/partitions+1)*partitions)
+	now := r.target
+	now.Partitions = partitions
+	if err := fits(now, r.cfg.Shards); err != nil {
+		return err
 	}
 	var pinned int
 	err := r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		if _, err := tx.ExecContext(ctx, `INSERT INTO outbox_target (name, partitions) VALUES (?, ?) ON CONFLICT DO NOTHING`, r.sink.Name(), partitions); err != nil {
+		if _, err := tx.ExecContext(ctx, `UPDATE outbox_target SET partitions = ? WHERE name = ? AND partitions IS NULL`, partitions, now.Name); err != nil {
 			return err
 		}
-		return tx.QueryRowContext(ctx, `SELECT partitions FROM outbox_target WHERE name = ?`, r.sink.Name()).Scan(&pinned)
+		return tx.QueryRowContext(ctx, `SELECT partitions FROM outbox_target WHERE name = ?`, now.Name).Scan(&pinned)
 	})
 	if err != nil {
 		return fmt.Errorf("pin the number of partitions: %w", err)
 	}
 	if pinned != partitions {
-		return r.repartitioned(pinned, partitions)
+		return repartitioned(now, pinned)
 	}
 	return nil
 }
 
-func (r *Relay) repartitioned(pinned, now int) error {
+// fits reports whether shards can be divided among the partitions of a target.
+func fits(t Target, shards int) error {
+	if shards%t.Partitions == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s has %d partitions, and outbox.shards is %d, which is no multiple of it. Set outbox.shards to %d",
+		ErrShards, t, t.Partitions, shards, (shards/t.Partitions+1)*t.Partitions)
+}
+
+func repartitioned(now Target, pinned int) error {
 	return fmt.Errorf("%w: %s has %d partitions, and events were published to it with %d. Keys would move to other partitions, "+
 		"where their new events could overtake old ones. Nothing is lost: events wait. Once consumers have read everything published so far, "+
-		"accept the new number with: authctl outbox topic ensure --accept-partitions %d", ErrPartitionsChanged, r.sink.Name(), now, pinned, now)
+		"accept the new number with: authctl outbox topic ensure --accept-partitions %d", ErrPartitionsChanged, now, now.Partitions, pinned, now.Partitions)
 }
 
-// AcceptPartitions makes a new number of partitions the one that the order of keys is built
-// on. Consumers must have read everything that was published with the old one.
-func AcceptPartitions(ctx context.Context, db *database.DB, target string, partitions int) error {
-	return db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_target (name, partitions) VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET partitions = ?2`, target, partitions)
-		if err != nil {
-			return fmt.Errorf("accept the number of partitions: %w", err)
+// AcceptPartitions makes a new number of partitions of the target the one that the order of
+// keys is built on. Consumers must have read everything that was published with the old one,
+// so it is refused with [ErrRelaysAlive] while relays run.
+func AcceptPartitions(ctx context.Context, db *database.DB, name string, identity *string, partitions int) error {
+	err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if err := lockTargets(ctx, tx); err != nil {
+			return err
 		}
-		return nil
+		t, is, err := compareTarget(ctx, tx, name, identity)
+		switch {
+		case err != nil:
+			return err
+		case is == first || t.Partitions == 0:
+			return errors.New("nothing was published there yet: there is no other number to replace")
+		case t.Partitions == partitions:
+			return nil
+		}
+		if err := noRelays(ctx, tx, "they publish by the old number"); err != nil {
+			return err
+		}
+		t.Partitions = partitions
+		return activate(ctx, tx, t)
 	})
+	if err != nil {
+		return fmt.Errorf("accept the number of partitions: %w", err)
+	}
+	return nil
 }
 
-// watchTarget notices when the number of partitions changes under way.
+// watchTarget notices when the number of partitions changes under way, and when the target
+// has become another one under the same name and address.
 func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 	for sleep(ctx, r.watchEvery) {
+		if identity, err := r.sink.Identity(ctx); err == nil {
+			if err := CheckTarget(ctx, r.db, r.sink.Name(), &identity); errors.Is(err, ErrOtherTarget) {
+				fail(err)
+				return
+			}
+		}
 		n, err := r.sink.Partitions(ctx)
 		if err != nil || n == r.partitions {
 			continue // of an error, publishing will tell
@@ -176,7 +228,9 @@ func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 			return
 		}
 		if again, err := r.sink.Partitions(ctx); err == nil && again == n {
-			fail(r.repartitioned(r.partitions, n))
+			now := r.target
+			now.Partitions = n
+			fail(repartitioned(now, r.partitions))
 			return
 		}
 	}
@@ -418,4 +472,6 @@ func (r *Relay) gauge(ctx context.Context) {
 	}
 }
 
-func fatal(err error) bool { return errors.Is(err, ErrPartitionsChanged) || errors.Is(err, ErrShards) }
+func fatal(err error) bool {
+	return errors.Is(err, ErrPartitionsChanged) || errors.Is(err, ErrShards) || errors.Is(err, ErrOtherTarget)
+}

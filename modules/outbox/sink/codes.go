@@ -170,6 +170,9 @@ func codeOf(err error) (code sarama.KError, has bool) {
 
 // explain says plainly what only a person can change.
 func (k *Kafka) explain(err error) error {
+	if _, already := errors.AsType[*outbox.Stalled](err); already {
+		return err
+	}
 	m := meaning{}
 	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
 	_, plain := errors.AsType[tls.RecordHeaderError](err)

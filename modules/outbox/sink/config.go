@@ -55,6 +55,10 @@ type SASLConfig struct {
 // UsesKafka reports whether the settings name a Kafka cluster.
 func (c KafkaConfig) UsesKafka() bool { return len(c.Brokers) > 0 }
 
+// TargetName is the name of the sink that these settings make, see [outbox.Sink]. Brokers are
+// no part of it: one cluster has many addresses, and is told from others by its identity.
+func (c KafkaConfig) TargetName() string { return "kafka:" + c.withDefaults().Topic }
+
 // Validate reports what single values cannot show.
 func (c KafkaConfig) Validate(report func(path, problem string)) {
 	for i, b := range c.Brokers {

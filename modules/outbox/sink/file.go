@@ -55,8 +55,20 @@ func OpenFile(path string) (*File, error) {
 	return s, nil
 }
 
+// FileName is the name of the sink for a file, which need not exist.
+func FileName(path string) (string, error) {
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("find the event file: %w", err)
+	}
+	return "file:" + path, nil
+}
+
 // Name implements [outbox.Sink].
 func (s *File) Name() string { return "file:" + s.path }
+
+// Identity implements [outbox.Sink]: a file is told from others by its path.
+func (s *File) Identity(context.Context) (string, error) { return "", nil }
 
 // Partitions implements [outbox.Sink]: a file is one sequence of lines.
 func (s *File) Partitions(context.Context) (int, error) { return 1, nil }

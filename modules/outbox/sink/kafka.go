@@ -45,6 +45,8 @@ type Kafka struct {
 	senders    map[int32]*sender
 	refreshed  time.Time
 	closed     bool
+	cluster    *string        // which events go to: that of the first broker that was asked
+	checked    map[string]int // the connections, by address and number, that lead there
 }
 
 type producer struct {
@@ -123,7 +125,63 @@ func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
 }
 
 // Name implements [outbox.Sink].
-func (k *Kafka) Name() string { return "kafka:" + k.cfg.Topic }
+func (k *Kafka) Name() string { return k.cfg.TargetName() }
+
+// Identity implements [outbox.Sink].
+func (k *Kafka) Identity(ctx context.Context) (string, error) {
+	return await(ctx, k, func() (string, error) {
+		client, err := k.connect()
+		if err != nil {
+			return "", err
+		}
+		// Through the client first, which tries one broker after another.
+		err = client.RefreshMetadata(k.cfg.Topic)
+		if code, has := codeOf(err); err != nil && (!has || meanings[code].kind != "topic") {
+			return "", k.explain(err)
+		}
+		broker := client.LeastLoadedBroker()
+		if broker == nil {
+			return "", k.explain(sarama.ErrOutOfBrokers)
+		}
+		return k.clusterOf(broker)
+	})
+}
+
+var errOtherCluster = errors.New("the brokers are those of another cluster")
+
+// clusterOf asks a broker for the id of its cluster. The first answer is the cluster that
+// events go to.
+func (k *Kafka) clusterOf(broker *sarama.Broker) (string, error) {
+	res, err := broker.GetMetadata(sarama.NewMetadataRequest(k.conf.Version, []string{k.cfg.Topic}))
+	if err != nil {
+		return "", k.explain(fmt.Errorf("ask broker %s for its cluster: %w", broker.Addr(), err))
+	}
+	id := ""
+	if res.ClusterID != nil {
+		id = *res.ClusterID
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.cluster == nil {
+		k.cluster = &id
+	}
+	return id, nil
+}
+
+// sameCluster makes sure that a broker belongs to the cluster that events go to.
+func (k *Kafka) sameCluster(broker *sarama.Broker) error {
+	id, err := k.clusterOf(broker)
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if id == *k.cluster {
+		return nil
+	}
+	return &outbox.Stalled{Kind: "target", Err: fmt.Errorf("%w: the one at %s belongs to the cluster %q now, and events go to the topic %q of the cluster %q: "+
+		"name the brokers of that one in kafka.brokers", errOtherCluster, broker.Addr(), id, k.cfg.Topic, *k.cluster)}
+}
 
 // Partitions implements [outbox.Sink].
 func (k *Kafka) Partitions(ctx context.Context) (int, error) {
@@ -174,7 +232,7 @@ func (k *Kafka) Publish(ctx context.Context, b *outbox.Batch) error {
 }
 
 // attempt sends the batch once. Its caller has the partition's turn.
-func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *outbox.Batch) error {
+func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *outbox.Batch) (err error) {
 	if p.open != nil && p.open != b {
 		p.forget() // the sequence numbers of a batch whose fate is unknown are burnt
 	}
@@ -182,6 +240,11 @@ func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *outbox.Bat
 	if err != nil {
 		return err
 	}
+	defer func() {
+		if errors.Is(err, errOtherCluster) {
+			_ = client.RefreshBrokers(k.cfg.Brokers) // it would go on asking those that it knows now
+		}
+	}()
 	leader, err := client.Leader(k.cfg.Topic, int32(b.Partition))
 	if err != nil {
 		return k.explain(err)
@@ -196,7 +259,8 @@ func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *outbox.Bat
 		made = &sealed{by: p.producer, batch: k.seal(b.Records, p.producer, p.next)}
 		b.Sealed = made
 	}
-	sent, answer := k.send(ctx, leader, int32(b.Partition), made.batch, b.Owned)
+	j := &job{ctx: ctx, broker: leader, partition: int32(b.Partition), batch: made.batch, owned: b.Owned, done: make(chan error, 1)}
+	sent, answer := k.send(j)
 	if sent {
 		p.open = b
 	}
@@ -340,22 +404,31 @@ func (k *Kafka) newProducer(client sarama.Client) (*producer, error) {
 			return nil, errClosed
 		default:
 		}
-		broker := sarama.NewBroker(known.Addr())
-		if err = broker.Open(k.conf); err != nil {
-			break
-		}
 		var res *sarama.InitProducerIDResponse
-		res, err = broker.InitProducerID(&sarama.InitProducerIDRequest{Version: 4, ProducerID: -1, ProducerEpoch: -1})
-		_ = broker.Close()
-		if err == nil && res.Err == sarama.ErrNoError {
+		if res, err = k.askForProducer(known.Addr()); err != nil {
+			continue
+		}
+		if res.Err == sarama.ErrNoError {
 			return &producer{id: res.ProducerID, epoch: res.ProducerEpoch}, nil
 		}
-		if err == nil {
-			err = res.Err
-			break
-		}
+		err = res.Err
+		break
 	}
 	return nil, k.explain(fmt.Errorf("ask for a producer id: %w", err))
+}
+
+func (k *Kafka) askForProducer(address string) (*sarama.InitProducerIDResponse, error) {
+	conf := *k.conf
+	conf.Net.Proxy.Dialer = uncounted{k.net}
+	broker := sarama.NewBroker(address)
+	if err := broker.Open(&conf); err != nil {
+		return nil, err
+	}
+	defer broker.Close()
+	if err := k.sameCluster(broker); err != nil {
+		return nil, err
+	}
+	return broker.InitProducerID(&sarama.InitProducerIDRequest{Version: 4, ProducerID: -1, ProducerEpoch: -1})
 }
 
 // refresh asks where the partitions are now, at most a few times a second for all of them.
@@ -435,7 +508,8 @@ func await[T any](ctx context.Context, k *Kafka, run func() (T, error)) (T, erro
 
 // sender puts the batches that wait for one broker into one request at a time.
 type sender struct {
-	jobs chan *job
+	jobs    chan *job
+	checked map[string]int // connections that lead to the right cluster: the last one of each address
 }
 
 type job struct {
@@ -449,14 +523,13 @@ type job struct {
 }
 
 // send returns whether the batch went out, and the broker's answer. A batch that still waits
-// for its turn when ctx ends is not sent; for the answer to one that is, it waits.
-func (k *Kafka) send(ctx context.Context, broker *sarama.Broker, partition int32, batch *sarama.RecordBatch, owned func() bool) (bool, error) {
-	j := &job{ctx: ctx, broker: broker, partition: partition, batch: batch, owned: owned, done: make(chan error, 1)}
+// for its turn when its context ends is not sent; for the answer to one that is, it waits.
+func (k *Kafka) send(j *job) (bool, error) {
 	k.mu.Lock()
-	s := k.senders[broker.ID()]
+	s := k.senders[j.broker.ID()]
 	if s == nil && !k.closed {
-		s = &sender{jobs: make(chan *job, 4096)}
-		k.senders[broker.ID()] = s
+		s = &sender{jobs: make(chan *job, 4096), checked: map[string]int{}}
+		k.senders[j.broker.ID()] = s
 		k.work.Go(func() { k.run(s) })
 	}
 	k.mu.Unlock()
@@ -465,8 +538,8 @@ func (k *Kafka) send(ctx context.Context, broker *sarama.Broker, partition int32
 	}
 	select {
 	case s.jobs <- j:
-	case <-ctx.Done():
-		return false, ctx.Err()
+	case <-j.ctx.Done():
+		return false, j.ctx.Err()
 	case <-k.done:
 		return false, errClosed
 	}
@@ -502,12 +575,16 @@ func (k *Kafka) run(s *sender) {
 		}
 		var now, later []*job
 		size := 0
+		broker := waiting[0].broker
+		err := k.checkConnection(s, broker)
 		for _, j := range waiting {
 			switch bytes := batchBytes(j.batch); {
 			case j.ctx.Err() != nil:
 				j.done <- j.ctx.Err()
-			case len(now) > 0 && (j.broker != now[0].broker || size+bytes > maxRequest):
+			case j.broker != broker || len(now) > 0 && size+bytes > maxRequest:
 				later = append(later, j)
+			case err != nil:
+				j.done <- err
 			case !j.owned():
 				j.done <- outbox.ErrNotOwned
 			default:
@@ -519,6 +596,23 @@ func (k *Kafka) run(s *sender) {
 			k.produce(now)
 		}
 	}
+}
+
+// checkConnection makes sure, once for each connection, that it leads to the cluster that
+// events go to: an address can be that of another one tomorrow.
+func (k *Kafka) checkConnection(s *sender, broker *sarama.Broker) error {
+	if made := k.net.made(broker.Addr()); made > 0 && made == s.checked[broker.Addr()] {
+		return nil
+	}
+	if _, err := broker.Connected(); err != nil { // waits for a connection that is being made
+		return fmt.Errorf("connect to broker %s: %w", broker.Addr(), err)
+	}
+	made := k.net.made(broker.Addr())
+	if err := k.sameCluster(broker); err != nil {
+		return err
+	}
+	s.checked[broker.Addr()] = made
+	return nil
 }
 
 func batchBytes(b *sarama.RecordBatch) (n int) {

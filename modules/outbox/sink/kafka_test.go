@@ -17,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -517,6 +518,72 @@ func TestKafkaIsUsedAgainAfterAContextHasEnded(t *testing.T) {
 	got, err := outboxtest.ReadKafka(t.Context(), cfg.Brokers, cfg.Topic)
 	if err != nil || len(got) != 200 {
 		t.Errorf("%d events, %v", len(got), err)
+	}
+}
+
+// The address of the brokers leads to another cluster after a connection broke: nothing is
+// sent there.
+func TestKafkaSendsNothingToAnotherClusterAtItsAddress(t *testing.T) {
+	t.Parallel()
+	first, cfg := fake(t, kfake.ClusterID("first"))
+	second, other := fake(t, kfake.ClusterID("second"))
+	var mu sync.Mutex
+	at, conns := first.ListenAddrs()[0], []net.Conn(nil)
+	lead := func(address string) {
+		mu.Lock()
+		defer mu.Unlock()
+		at = address
+		for _, c := range conns {
+			_ = c.Close()
+		}
+	}
+	k := openKafka(t, cfg, sink.KafkaOptions{Dial: func(network, address string) (net.Conn, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if address == first.ListenAddrs()[0] {
+			address = at
+		}
+		c, err := net.DialTimeout(network, address, 5*time.Second)
+		conns = append(conns, c)
+		return c, err
+	}})
+	identity := func() string {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); ; {
+			id, err := k.Identity(t.Context())
+			if err == nil {
+				return id
+			}
+			if time.Now().After(deadline) {
+				t.Fatal(err)
+			}
+		}
+	}
+	if id := identity(); id != "first" {
+		t.Errorf("the cluster is %q", id)
+	}
+	keep(t, k, batch(record("k", 1)))
+	lead(second.ListenAddrs()[0])
+	b := batch(record("k", 2))
+	for deadline := time.Now().Add(time.Minute); ; {
+		err := k.Publish(t.Context(), b)
+		if stalled, ok := errors.AsType[*outbox.Stalled](err); ok && stalled.Kind == "target" {
+			break
+		}
+		if err == nil || time.Now().After(deadline) {
+			t.Fatalf("published to another cluster, or not told: %v", err)
+		}
+	}
+	if id := identity(); id != "second" {
+		t.Errorf("the cluster is %q", id)
+	}
+	lead(first.ListenAddrs()[0])
+	keep(t, k, b)
+	for cluster, want := range map[string]int{cfg.Brokers[0]: 2, other.Brokers[0]: 0} {
+		got, err := outboxtest.ReadKafka(t.Context(), []string{cluster}, cfg.Topic)
+		if err != nil || len(got) != want {
+			t.Errorf("%d events at %s, want %d: %v", len(got), cluster, want, err)
+		}
 	}
 }
 

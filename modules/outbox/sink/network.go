@@ -16,12 +16,13 @@ type network struct {
 	ctx  context.Context // ends when nothing more may be asked
 	end  context.CancelFunc
 
-	mu   sync.Mutex
-	open []net.Conn
+	mu    sync.Mutex
+	open  []net.Conn
+	count map[string]int // of connections so far, by address
 }
 
 func newNetwork(timeout time.Duration, dial func(network, address string) (net.Conn, error)) *network {
-	n := &network{dial: (&net.Dialer{Timeout: timeout}).DialContext}
+	n := &network{count: map[string]int{}, dial: (&net.Dialer{Timeout: timeout}).DialContext}
 	if dial != nil {
 		n.dial = func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) }
 	}
@@ -29,9 +30,27 @@ func newNetwork(timeout time.Duration, dial func(network, address string) (net.C
 	return n
 }
 
-// Dial implements the dialer that Sarama asks for. The connection is the plain one: Sarama
-// looks at its socket to see whether it is broken.
+// Dial implements the dialer that Sarama asks for.
 func (n *network) Dial(network, address string) (net.Conn, error) {
+	c, err := n.connect(network, address)
+	if err == nil {
+		n.mu.Lock()
+		n.count[address]++
+		n.mu.Unlock()
+	}
+	return c, err
+}
+
+// uncounted makes connections that [network.made] does not count.
+type uncounted struct{ *network }
+
+// Dial implements the dialer that Sarama asks for.
+func (u uncounted) Dial(network, address string) (net.Conn, error) {
+	return u.connect(network, address)
+}
+
+// connect returns a plain connection: Sarama looks at its socket to see whether it is broken.
+func (n *network) connect(network, address string) (net.Conn, error) {
 	c, err := n.dial(n.ctx, network, address)
 	if err != nil {
 		return nil, err
@@ -50,6 +69,13 @@ func (n *network) Dial(network, address string) (net.Conn, error) {
 	clear(n.open[len(still):])
 	n.open = append(still, c)
 	return c, nil
+}
+
+// made is how many connections there have been to an address.
+func (n *network) made(address string) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.count[address]
 }
 
 func isClosed(c net.Conn) bool {

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/toppira/authctl/modules/outbox"
+)
+
+func newOutboxTarget(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "target",
+		Short: "Show and change where the outbox publishes",
+		Long: `Show and change where the outbox publishes.
+
+The first relay of a database records its target in it: the Kafka cluster and topic, or the
+file. Relays whose settings name another target are refused from then on, because events
+would be missing where they belong. Other addresses of the same cluster are the same target.`,
+		Example: "  authctl outbox target show",
+	}
+	cmd.AddCommand(newTargetShow(g), newTargetList(g), newTargetSet(g))
+	return cmd
+}
+
+// describeTarget is a target on one line.
+func describeTarget(t *outbox.Target) string {
+	if t == nil {
+		return "none yet: the first relay records its own"
+	}
+	text := t.Name
+	if t.Partitions > 0 {
+		text += ", " + count(t.Partitions, "partition", "partitions")
+	} else {
+		text += ", not reached yet"
+	}
+	if t.Identity != "" {
+		text += ", " + describeIdentity(*t)
+	}
+	return text
+}
+
+func describeIdentity(t outbox.Target) string {
+	if t.OnKafka() {
+		return "cluster " + t.Identity
+	}
+	return t.Identity
+}
+
+func since(t outbox.Target) string {
+	if t.Since.IsZero() {
+		return "-"
+	}
+	return t.Since.Format(time.RFC3339)
+}
+
+func newTargetShow(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:     "show",
+		Short:   "Show where the outbox publishes",
+		Example: "  authctl outbox target show",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+				list, err := outbox.Targets(ctx, a.db)
+				if err != nil {
+					return err
+				}
+				t := outbox.State{Targets: list}.Target()
+				if t == nil {
+					return errors.New("the outbox has no target yet: the first relay records its own; or name it now with: authctl outbox target set")
+				}
+				if g.output == "json" {
+					return printJSON(cmd.OutOrStdout(), t)
+				}
+				rows := [][]string{{"target", t.Name}, {"partitions", "not reached yet"}, {"since", since(*t)}}
+				if t.Partitions > 0 {
+					rows[1][1] = fmt.Sprint(t.Partitions)
+				}
+				if t.Identity != "" {
+					rows = append(rows, []string{"identity", describeIdentity(*t)})
+				}
+				return printPairs(cmd.OutOrStdout(), rows)
+			})
+		},
+	}
+}
+
+func newTargetList(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Short:   "List the target and those that were it before",
+		Example: "  authctl outbox target list",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+				list, err := outbox.Targets(ctx, a.db)
+				if err != nil {
+					return err
+				}
+				w := cmd.OutOrStdout()
+				if g.output == "json" {
+					return printJSON(w, append([]outbox.Target{}, list...)) // none is [] and not null
+				}
+				if len(list) == 0 {
+					_, err := fmt.Fprintln(w, "the outbox has no target yet: the first relay records its own")
+					return err
+				}
+				var rows [][]string
+				for _, t := range list {
+					partitions, identity := "-", "-"
+					if t.Partitions > 0 {
+						partitions = fmt.Sprint(t.Partitions)
+					}
+					if t.Identity != "" {
+						identity = describeIdentity(t)
+					}
+					rows = append(rows, []string{t.Name, t.State, partitions, since(t), identity})
+				}
+				return printTable(w, []string{"TARGET", "STATE", "PARTITIONS", "SINCE", "IDENTITY"}, rows)
+			})
+		},
+	}
+}
+
+func newTargetSet(g *global) *cobra.Command {
+	yes := false
+	cmd := &cobra.Command{
+		Use:   "set",
+		Short: "Publish to what these settings name from now on",
+		Long: `Make the outbox publish to what these settings name (KAFKA_BROKERS and KAFKA_TOPIC, else the
+file in APP_DATA_DIR) from now on. Events that wait go there. Those that were published
+already are not sent there again; authctl outbox replay does that.
+
+It is refused while relays run: stop them, change the target, and start them with the new
+settings. Without --yes it says what would happen, changes nothing and exits with 2.`,
+		Example: `  KAFKA_BROKERS=localhost:9092 authctl outbox target set --yes`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+				return g.setTarget(ctx, a, cmd.OutOrStdout(), yes)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&yes, "yes", false, "yes, publish there")
+	return cmd
+}
+
+func (g *global) setTarget(ctx context.Context, a *app, w io.Writer, yes bool) error {
+	to, err := a.askTarget(ctx)
+	if err != nil {
+		return err
+	}
+	change, err := outbox.PlanTarget(ctx, a.db, to, a.Outbox.Shards)
+	if err == nil && yes && change.Changed {
+		if err = a.makeTarget(); err == nil {
+			change, err = outbox.SetTarget(ctx, a.db, to, a.Outbox.Shards)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := g.printTargetChange(w, change, yes); err != nil {
+		return err
+	}
+	if change.Changed && !yes {
+		return misuse{errors.New("nothing is changed yet: say --yes if you mean it")}
+	}
+	return nil
+}
+
+// askTarget asks what the settings name for all that the outbox keeps of a target.
+func (a *app) askTarget(ctx context.Context) (t outbox.Target, err error) {
+	var identity *string
+	if t.Name, identity, err = a.target(); err != nil {
+		return t, err
+	}
+	if identity != nil {
+		t.Identity, t.Partitions = *identity, 1
+		return t, nil
+	}
+	kafka, err := a.openKafka()
+	if err != nil {
+		return t, err
+	}
+	defer func() { err = errors.Join(err, kafka.Close()) }()
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if t.Identity, err = kafka.Identity(ctx); err == nil {
+		t.Partitions, err = kafka.Partitions(ctx)
+	}
+	if err != nil {
+		return t, fmt.Errorf("ask %s: %w", t, err)
+	}
+	return t, nil
+}
+
+// makeTarget makes a file that is to be the target, or says now that it cannot be.
+func (a *app) makeTarget() error {
+	if a.Kafka.UsesKafka() {
+		return nil
+	}
+	to, err := a.openSink()
+	if err != nil {
+		return err
+	}
+	return to.Close()
+}
+
+func (g *global) printTargetChange(w io.Writer, c outbox.TargetChange, done bool) error {
+	if g.output == "json" {
+		return printJSON(w, struct {
+			outbox.TargetChange
+			DryRun bool `json:"dry_run"`
+		}{c, !done})
+	}
+	if !c.Changed {
+		_, err := fmt.Fprintf(w, "the outbox publishes to %s already\n", c.To)
+		return err
+	}
+	text := ""
+	if c.From != nil && !done {
+		text += fmt.Sprintf("the outbox publishes to %s\n", c.From)
+	}
+	verb, goes := "publishes", "goes"
+	if c.Waiting != 1 {
+		goes = "go"
+	}
+	if !done {
+		verb = "would publish"
+	}
+	text += fmt.Sprintf("the outbox %s to %s from now on\n", verb, c.To)
+	text += fmt.Sprintf("  %s %s there\n", count(int(c.Waiting), "event that waits", "events that wait"), goes)
+	text += "  events that were published before are not sent there; authctl outbox replay does that\n"
+	if c.Parked > 0 {
+		text += fmt.Sprintf("  %s parked; see: authctl outbox parked list\n", count(int(c.Parked), "key stays", "keys stay"))
+	}
+	if done {
+		text += "start the relays with these settings\n"
+	}
+	_, err := io.WriteString(w, text)
+	return err
+}

@@ -1,0 +1,393 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// ErrOtherTarget says that a relay's sink is not where the outbox publishes. What the relay
+// sent would be marked as published and be missing where it belongs.
+var ErrOtherTarget = errors.New("the outbox has another target")
+
+// ErrRelaysAlive says that something must not change while relays run.
+var ErrRelaysAlive = errors.New("relays are running")
+
+// Target is a place that the outbox publishes to, or has published to.
+type Target struct {
+	Name       string    `json:"name"`       // of its sink
+	State      string    `json:"state"`      // active or former
+	Partitions int       `json:"partitions"` // that the order of keys relies on; 0: it has not been reached yet
+	Identity   string    `json:"identity"`   // see [Sink]; empty: not known yet, or not told
+	Since      time.Time `json:"since,omitzero"`
+}
+
+const active = "active"
+
+// besideDatabase is the identity of a file in the folder of the SQLite database: it stays
+// the same when the folder is moved, copied or seen under another path.
+const besideDatabase = "beside the database"
+
+func (t Target) String() string {
+	kind, place, _ := strings.Cut(t.Name, ":")
+	switch {
+	case kind == "file":
+		return "the file " + place
+	case kind == "kafka" && t.Identity != "":
+		return fmt.Sprintf("the Kafka topic %q of the cluster %s", place, t.Identity)
+	case kind == "kafka":
+		return fmt.Sprintf("the Kafka topic %q", place)
+	}
+	return t.Name
+}
+
+// OnKafka reports whether it is a topic of a Kafka cluster.
+func (t Target) OnKafka() bool { return strings.HasPrefix(t.Name, "kafka:") }
+
+// Targets lists the active target first and then the former ones.
+func Targets(ctx context.Context, db database.IDB) ([]Target, error) {
+	rows, err := db.QueryContext(ctx, `SELECT name, state, coalesce(partitions, 0), identity, since_ms FROM outbox_target ORDER BY state, name`)
+	if err != nil {
+		return nil, fmt.Errorf("read the targets of the outbox: %w", err)
+	}
+	defer rows.Close()
+	var out []Target
+	for rows.Next() {
+		var t Target
+		var since int64
+		if err := rows.Scan(&t.Name, &t.State, &t.Partitions, &t.Identity, &since); err != nil {
+			return nil, fmt.Errorf("read the targets of the outbox: %w", err)
+		}
+		if since > 0 {
+			t.Since = time.UnixMilli(since).UTC()
+		}
+		out = append(out, t)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read the targets of the outbox: %w", err)
+	}
+	return out, nil
+}
+
+// AdmitTarget returns the outbox's target if it is the named one, and makes the named one the
+// target of an outbox that has none. Else the error wraps [ErrOtherTarget] and says what to
+// do. A nil identity is one that could not be asked for yet.
+func AdmitTarget(ctx context.Context, db *database.DB, name string, identity *string) (Target, error) {
+	// Read first: what is as it should be takes no lock.
+	t, is, err := compareTarget(ctx, db, name, identity)
+	if err != nil || is == recorded {
+		return t, err
+	}
+	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if err := lockTargets(ctx, tx); err != nil {
+			return err
+		}
+		if t, is, err = compareTarget(ctx, tx, name, identity); err != nil || is == recorded {
+			return err
+		}
+		if is == first {
+			if t.Since, err = moment(ctx, tx); err != nil {
+				return err
+			}
+		}
+		return activate(ctx, tx, t)
+	})
+	if err != nil && !errors.Is(err, ErrOtherTarget) {
+		err = fmt.Errorf("record the target of the outbox: %w", err)
+	}
+	return t, err
+}
+
+// CheckTarget is [AdmitTarget] without the recording.
+func CheckTarget(ctx context.Context, db *database.DB, name string, identity *string) error {
+	_, _, err := compareTarget(ctx, db, name, identity)
+	return err
+}
+
+// comparison is how a named target compares with what is recorded.
+type comparison int
+
+const (
+	recorded comparison = iota // it is the target, and its row is right
+	partly                     // it is, and its row has to be completed
+	first                      // there is no target yet
+)
+
+// compareTarget returns the named target as its row is to be.
+func compareTarget(ctx context.Context, db database.IDB, name string, identity *string) (t Target, is comparison, err error) {
+	list, err := Targets(ctx, db)
+	if err != nil {
+		return t, 0, err
+	}
+	named := Target{Name: name, State: active}
+	if identity != nil {
+		named.Identity = *identity
+	}
+	beside, err := isBesideDatabase(ctx, db, named)
+	if err != nil {
+		return t, 0, err
+	}
+	if beside {
+		named.Identity = besideDatabase
+	}
+	if len(list) == 0 {
+		return named, first, nil
+	}
+	t = list[0]
+	if t.State != active {
+		// Of several that were used before this was recorded, the first relay's is the target.
+		i := slices.IndexFunc(list, func(t Target) bool { return sameName(t, named) })
+		if i < 0 {
+			return t, 0, otherTarget(list, named)
+		}
+		t, is = list[i], partly
+		t.State = active
+	}
+	switch {
+	case beside && (t.Identity == besideDatabase || t.Identity == "" && sameName(t, named) || movedAway(t, named)):
+		if t.Name != name || t.Identity != besideDatabase {
+			t.Name, t.Identity, is = name, besideDatabase, partly
+		}
+	case !sameName(t, named):
+		return t, 0, otherTarget([]Target{t}, named)
+	case identity == nil || t.Identity == named.Identity:
+	case t.Identity == "":
+		t.Identity, is = named.Identity, partly
+	default:
+		return t, 0, otherTarget([]Target{t}, named)
+	}
+	return t, is, nil
+}
+
+// sameName reports whether the names are of one place. A file can have several: its folder
+// may be reached by a link, or be mounted.
+func sameName(a, b Target) bool {
+	if a.Name == b.Name {
+		return true
+	}
+	from, isFile := strings.CutPrefix(a.Name, "file:")
+	to, areFiles := strings.CutPrefix(b.Name, "file:")
+	return isFile && areFiles && filepath.Base(from) == filepath.Base(to) && sameFolder(from, to)
+}
+
+func sameFolder(a, b string) bool {
+	first, err := os.Stat(filepath.Dir(a))
+	if err != nil {
+		return false
+	}
+	second, err := os.Stat(filepath.Dir(b))
+	return err == nil && os.SameFile(first, second)
+}
+
+// isBesideDatabase reports whether a target is a file in the folder of the SQLite database.
+func isBesideDatabase(ctx context.Context, db database.IDB, t Target) (bool, error) {
+	path, isFile := strings.CutPrefix(t.Name, "file:")
+	if !isFile || database.IsPostgres(db) {
+		return false, nil
+	}
+	var file string
+	err := db.QueryRowContext(ctx, `SELECT file FROM pragma_database_list WHERE name = 'main'`).Scan(&file)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return false, fmt.Errorf("find the folder of the database: %w", err)
+	}
+	return file != "" && sameFolder(path, file), nil
+}
+
+// movedAway tells a folder that was moved from another one, where nothing but the path is
+// known of the file: then there is nothing left where it was.
+func movedAway(was, named Target) bool {
+	from, isFile := strings.CutPrefix(was.Name, "file:")
+	if !isFile || was.Identity != "" || filepath.Base(from) != filepath.Base(named.Name) {
+		return false
+	}
+	_, err := os.Stat(from)
+	return errors.Is(err, os.ErrNotExist)
+}
+
+func otherTarget(have []Target, named Target) error {
+	is := make([]string, len(have))
+	for i, t := range have {
+		is[i] = t.String()
+	}
+	verb, first := "publishes to", "Name the brokers and the topic of the target (KAFKA_BROKERS, KAFKA_TOPIC)"
+	if len(have) > 1 {
+		verb = "has published to"
+	} else if path, isFile := strings.CutPrefix(have[0].Name, "file:"); isFile {
+		first = "Name no Kafka, and APP_DATA_DIR=" + filepath.Dir(path)
+	}
+	why := ""
+	if strings.HasPrefix(named.Name, "file:") && !strings.HasPrefix(have[0].Name, "file:") {
+		why = ", since they name no Kafka"
+	}
+	return fmt.Errorf("%w: it %s %s, and these settings name %s%s. Nothing is published. %s; "+
+		"or set OUTBOX_RELAY=off, so that serve leaves the events to other relays; "+
+		"or, to publish to %s from now on, run: authctl outbox target set",
+		ErrOtherTarget, verb, strings.Join(is, " and "), named, why, first, named)
+}
+
+// lockTargets makes those who change the target take turns.
+func lockTargets(ctx context.Context, tx database.Tx) error {
+	_, err := tx.ExecContext(ctx, `SELECT 1 FROM outbox_setting`+database.ForUpdate(tx))
+	return err
+}
+
+// activate writes the row of the target and makes every other one a former one.
+func activate(ctx context.Context, tx database.Tx, t Target) error {
+	if t.Identity == besideDatabase { // the file is one, under whatever path it was known
+		if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_target WHERE identity = ? AND name <> ?`, besideDatabase, t.Name); err != nil {
+			return err
+		}
+	}
+	if _, err := tx.ExecContext(ctx, `UPDATE outbox_target SET state = 'former' WHERE state = 'active' AND name <> ?`, t.Name); err != nil {
+		return err
+	}
+	var partitions *int
+	if t.Partitions > 0 {
+		partitions = &t.Partitions
+	}
+	var since int64
+	if !t.Since.IsZero() {
+		since = t.Since.UnixMilli()
+	}
+	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_target (name, state, partitions, identity, since_ms) VALUES (?, 'active', ?, ?, ?)
+		ON CONFLICT (name) DO UPDATE SET state = excluded.state, partitions = excluded.partitions, identity = excluded.identity, since_ms = excluded.since_ms`,
+		t.Name, partitions, t.Identity, since)
+	return err
+}
+
+// moment is the time by the database's clock.
+func moment(ctx context.Context, db database.IDB) (time.Time, error) {
+	var ms int64
+	err := db.QueryRowContext(ctx, `SELECT `+now(db)).Scan(&ms)
+	return time.UnixMilli(ms).UTC(), err
+}
+
+// TargetChange is what [SetTarget] did or would do.
+type TargetChange struct {
+	From    *Target `json:"from"` // nil: there was none
+	To      Target  `json:"to"`
+	Changed bool    `json:"changed"`
+	Waiting int64   `json:"waiting"` // events that go to the new target
+	Parked  int64   `json:"parked"`  // keys whose events stay parked
+}
+
+// PlanTarget says what [SetTarget] would do, and fails as it would.
+func PlanTarget(ctx context.Context, db *database.DB, to Target, shards int) (TargetChange, error) {
+	change, err := planTarget(ctx, db, to, shards)
+	return change, wrapSetTarget(err)
+}
+
+// SetTarget makes the outbox publish to another target from now on. Events that were
+// published stay where they are; those that wait go to the new one. It is refused with
+// [ErrRelaysAlive] while relays run.
+func SetTarget(ctx context.Context, db *database.DB, to Target, shards int) (change TargetChange, err error) {
+	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if database.IsPostgres(tx) {
+			if err := bounded(ctx, tx, 5*time.Second); err != nil {
+				return err
+			}
+			// A relay that is just starting enters itself here, and looks at the target after that.
+			if _, err := tx.ExecContext(ctx, `LOCK TABLE outbox_relay IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+				return err
+			}
+		}
+		if err := lockTargets(ctx, tx); err != nil {
+			return err
+		}
+		if change, err = planTarget(ctx, tx, to, shards); err != nil || !change.Changed {
+			return err
+		}
+		if change.To.Since, err = moment(ctx, tx); err != nil {
+			return err
+		}
+		return activate(ctx, tx, change.To)
+	})
+	return change, wrapSetTarget(err)
+}
+
+func wrapSetTarget(err error) error {
+	if err == nil || errors.Is(err, ErrRelaysAlive) || errors.Is(err, ErrPartitionsChanged) || errors.Is(err, ErrShards) {
+		return err
+	}
+	return fmt.Errorf("change the target of the outbox: %w", err)
+}
+
+func planTarget(ctx context.Context, db database.IDB, to Target, shards int) (change TargetChange, err error) {
+	t, is, err := compareTarget(ctx, db, to.Name, &to.Identity)
+	if err == nil && is != first {
+		return TargetChange{From: &t, To: t}, nil
+	}
+	if err != nil && !errors.Is(err, ErrOtherTarget) {
+		return change, err
+	}
+	if beside, err := isBesideDatabase(ctx, db, to); err != nil {
+		return change, err
+	} else if beside {
+		to.Identity = besideDatabase
+	}
+	to.State = active
+	change.To, change.Changed = to, true
+	list, err := Targets(ctx, db)
+	if err != nil {
+		return change, err
+	}
+	for _, t := range list {
+		if t.State == active {
+			change.From = &t
+		}
+		if t.Name == to.Name && (t.Identity == to.Identity || t.Identity == "") && t.Partitions > 0 && t.Partitions != to.Partitions {
+			return change, repartitioned(to, t.Partitions)
+		}
+	}
+	if err := fits(to, shards); err != nil {
+		return change, err
+	}
+	err = db.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM outbox_pending), (SELECT count(*) FROM outbox_parked_key)`).Scan(&change.Waiting, &change.Parked)
+	if err != nil {
+		return change, fmt.Errorf("count what waits: %w", err)
+	}
+	return change, noRelays(ctx, db, "the target of the outbox is changed while none runs")
+}
+
+// noRelays returns [ErrRelaysAlive], with their names, while relays run.
+func noRelays(ctx context.Context, db database.IDB, why string) error {
+	// A row that ends later than any lease can is of a clock that was ahead: see status.
+	names, err := column[string](db.QueryContext(ctx, `SELECT name FROM outbox_relay WHERE until_ms > `+now(db)+`
+		AND until_ms <= `+now(db)+` + coalesce(lease_ms, ?) + 1000 ORDER BY name`, longestLease.Milliseconds()))
+	if err != nil {
+		return fmt.Errorf("list the relays: %w", err)
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("%w: %s. Stop them first (a server that relays as well: restart it with OUTBOX_RELAY=off); %s",
+			ErrRelaysAlive, strings.Join(names, ", "), why)
+	}
+	return nil
+}
+
+// stillTarget ends a relay whose target was changed under it. It reads in the transaction
+// that renews the leases, after the relay has entered itself there: see [SetTarget].
+func (r *Relay) stillTarget(ctx context.Context, tx database.Tx) error {
+	if r.target.Name == "" {
+		return nil
+	}
+	var is Target
+	err := tx.QueryRowContext(ctx, `SELECT name, identity FROM outbox_target WHERE state = 'active'`).Scan(&is.Name, &is.Identity)
+	switch {
+	case database.IsNotFound(err):
+		return fmt.Errorf("%w: it has none any more, and this relay publishes to %s. Start the relay again", ErrOtherTarget, r.target)
+	case err != nil:
+		return fmt.Errorf("read the target of the outbox: %w", err)
+	case is.Identity == besideDatabase && r.target.Identity == besideDatabase,
+		is.Name == r.target.Name && (is.Identity == r.target.Identity || r.target.Identity == ""):
+		return nil
+	}
+	return otherTarget([]Target{is}, r.target)
+}
