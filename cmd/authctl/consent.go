@@ -20,14 +20,22 @@ func (c *consent) add(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&c.yes, "yes", false, "do it without asking")
 }
 
+// terminalOf returns the terminal that somebody types on, nil when there is none.
+func terminalOf(cmd *cobra.Command) *os.File {
+	if f, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return f
+	}
+	return nil
+}
+
 // ask says what will be lost, a sentence without its full stop, and returns nil when that is
 // what somebody wants.
 func (c *consent) ask(cmd *cobra.Command, loss string) error {
 	if c.yes {
 		return nil
 	}
-	terminal, ok := cmd.InOrStdin().(*os.File)
-	if !ok || !term.IsTerminal(int(terminal.Fd())) {
+	terminal := terminalOf(cmd)
+	if terminal == nil {
 		return misuse{fmt.Errorf("%s: say --yes if you mean it", loss)}
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "%s.\nGo on? [y/N] ", loss)

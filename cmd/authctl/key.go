@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/fault"
 )
 
 func newKey(g *global) *cobra.Command {
@@ -193,21 +195,28 @@ refused from then on, and their clients must refresh.`,
 }
 
 func newKeyRevoke(g *global) *cobra.Command {
-	force := false
+	force, sure := false, consent{}
 	cmd := &cobra.Command{
 		Use:   "revoke KID",
 		Short: "Take any key away at once, such as one that has leaked",
 		Long: `Take any key out of the JWK set at once and destroy its private half: every access token it
 signed is refused from then on, and its clients must refresh. When it is the one that signs,
-the staged key that has been published the longest takes its place, else a new one. A key
-whose tokens can be live takes --force.
+the staged key that has been published the longest takes its place, else a new one. For a key
+whose tokens can be live a terminal is asked; elsewhere it takes --yes, or --force, which is the
+same here.
 
 It works also when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl key revoke",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onKey(cmd, args[0], func(ctx context.Context, keys *auth.Keys) error {
-				k, successor, err := keys.Revoke(ctx, args[0], force)
+				k, successor, err := keys.Revoke(ctx, args[0], force || sure.yes)
+				if refusal, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, auth.ErrKeyInUse) && terminalOf(cmd) != nil {
+					if err := sure.ask(cmd, strings.TrimSuffix(refusal.Message, ".")); err != nil {
+						return err
+					}
+					k, successor, err = keys.Revoke(ctx, args[0], true)
+				}
 				if err != nil {
 					return err
 				}
@@ -216,6 +225,7 @@ It works also when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "also when tokens of the key can be live")
+	sure.add(cmd)
 	return cmd
 }
 

@@ -102,8 +102,8 @@ func (p *passwordFlags) given(cmd *cobra.Command) (text string, given bool, err 
 
 // askPasswords asks on the terminal, once for each prompt.
 func askPasswords(cmd *cobra.Command, prompts ...string) ([]string, error) {
-	terminal, ok := cmd.InOrStdin().(*os.File)
-	if !ok || !term.IsTerminal(int(terminal.Fd())) {
+	terminal := terminalOf(cmd)
+	if terminal == nil {
 		return nil, misuse{errors.New("there is no terminal to ask for the password: use --password-stdin or --password-file")}
 	}
 	// Reading goes on through an interrupt, with a terminal that shows nothing. Whoever
