@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -210,6 +211,13 @@ It works also when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onKey(cmd, args[0], func(ctx context.Context, keys *auth.Keys) error {
+				before, err := keys.List(ctx)
+				if err != nil {
+					return err
+				}
+				if i := slices.IndexFunc(before, func(k auth.KeyInfo) bool { return k.KID == args[0] && k.Status == auth.KeyRevoked }); i >= 0 {
+					return g.printRevoked(cmd.OutOrStdout(), before[i], auth.KeyInfo{}, "is revoked already; nothing changed")
+				}
 				k, successor, err := keys.Revoke(ctx, args[0], force || sure.yes)
 				if refusal, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, auth.ErrKeyInUse) && terminalOf(cmd) != nil {
 					if err := sure.ask(cmd, strings.TrimSuffix(refusal.Message, ".")); err != nil {
@@ -220,7 +228,7 @@ It works also when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 				if err != nil {
 					return err
 				}
-				return g.printRevoked(cmd.OutOrStdout(), k, successor)
+				return g.printRevoked(cmd.OutOrStdout(), k, successor, "is revoked")
 			})
 		},
 	}
@@ -229,7 +237,7 @@ It works also when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 	return cmd
 }
 
-func (g *global) printRevoked(w io.Writer, k, successor auth.KeyInfo) error {
+func (g *global) printRevoked(w io.Writer, k, successor auth.KeyInfo, what string) error {
 	if g.output == "json" {
 		report := map[string]auth.KeyInfo{"revoked": k}
 		if successor.KID != "" {
@@ -237,7 +245,7 @@ func (g *global) printRevoked(w io.Writer, k, successor auth.KeyInfo) error {
 		}
 		return printJSON(w, report)
 	}
-	line := k.KID + " is revoked"
+	line := k.KID + " " + what
 	if successor.KID != "" {
 		line += "; " + successor.KID + " signs now"
 	}

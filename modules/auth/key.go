@@ -379,11 +379,9 @@ func (k *keyring) Revoke(ctx context.Context, kid string) (revoked, successor Ke
 	if err != nil {
 		return KeyInfo{}, KeyInfo{}, err
 	}
-	next := ""
 	revoked, err = k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
-		next = ""
 		row, err := findKey(rows, kid)
-		if err != nil {
+		if err != nil || row.Status == KeyRevoked {
 			return err
 		}
 		stopped := row.RetiredAt
@@ -393,31 +391,26 @@ func (k *keyring) Revoke(ctx context.Context, kid string) (revoked, successor Ke
 		if err := endKey(ctx, tx, kid, KeyRevoked, stopped); err != nil || row.Status != KeyActive {
 			return err
 		}
-		for _, r := range rows { // oldest first
-			if r.Status == KeyStaged {
-				if _, err := k.open(r); err == nil {
-					next = r.KID
-					break
-				}
+		next := slices.IndexFunc(rows, func(r keyRow) bool { // oldest first
+			if r.Status != KeyStaged {
+				return false
 			}
-		}
-		if next == "" {
-			next, spare.StagedAt = spare.KID, now
+			_, err := k.open(r)
+			return err == nil
+		})
+		if next < 0 {
+			next, spare.StagedAt = len(rows), now
+			rows = append(rows, spare)
 			if err := insertKey(ctx, tx, spare); err != nil {
 				return err
 			}
 		}
-		return k.activate(ctx, tx, next, now)
+		successor = rows[next].KeyInfo
+		successor.Status, successor.ActiveAt = KeyActive, now
+		return k.activate(ctx, tx, successor.KID, now)
 	})
-	if err != nil || next == "" {
-		return revoked, KeyInfo{}, err
-	}
-	list, err := k.List(ctx)
 	if err != nil {
-		return revoked, KeyInfo{}, err
-	}
-	if i := slices.IndexFunc(list, func(info KeyInfo) bool { return info.KID == next }); i >= 0 {
-		successor = list[i]
+		return KeyInfo{}, KeyInfo{}, err
 	}
 	return revoked, successor, nil
 }
