@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/testenv"
 )
@@ -169,9 +170,72 @@ func TestRefreshReplacesTheTokenAndReplaysItsSuccessor(t *testing.T) {
 	})
 }
 
-func TestAnOlderTokenEndsTheSessionAndIsAnnounced(t *testing.T) {
+// A request is sent again, or overtaken, while its client has long gone on.
+func TestALateDuplicateGetsTheNewestToken(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
+	for _, grace := range []time.Duration{30 * time.Second, time.Minute} {
+		t.Run(grace.String(), func(t *testing.T) {
+			t.Parallel()
+			eachWith(t, func(c *Config) { c.RefreshGrace = grace }, func(t *testing.T, w *world) {
+				_, first := w.newcomer(t)
+				user := w.caller(t, first).User.ID
+				replaced, newest := []Tokens{first}, w.live(t, first)
+				for range 5 {
+					replaced, newest = append(replaced, newest), w.live(t, newest)
+				}
+				another := w.another(t)
+				for i, old := range replaced {
+					again, err := another.Refresh(t.Context(), old.RefreshToken, phone())
+					if err != nil {
+						t.Fatalf("token %d: %v", i, err)
+					}
+					if again.RefreshToken != newest.RefreshToken || !again.Replayed || again.SessionID != first.SessionID {
+						t.Errorf("token %d does not get the newest", i)
+					}
+					w.caller(t, again)
+				}
+				w.live(t, newest)
+				w.expectEvents(t, user, "UserRegistered")
+			})
+		})
+	}
+}
+
+// More are turned in the window than lead to the newest: the oldest is refused, and ends nothing.
+func TestATokenThatIsTooOldForTheChainEndsNothing(t *testing.T) {
+	t.Parallel()
+	eachWith(t, func(c *Config) { c.RefreshGrace = time.Minute }, func(t *testing.T, w *world) {
+		_, first := w.newcomer(t)
+		user := w.caller(t, first).User.ID
+		newest := first
+		for range session.MaxLinks + 5 {
+			var err error
+			if newest, err = w.Refresh(t.Context(), newest.RefreshToken, phone()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := w.Refresh(t.Context(), first.RefreshToken, phone())
+		if refused, ok := errors.AsType[*fault.Fault](err); !ok || refused.Code != "invalid_refresh_token" || refused.Message == "" {
+			t.Errorf("the first token: %v", err)
+		}
+		if _, live, err := w.Introspect(t.Context(), first.RefreshToken); err != nil || live {
+			t.Errorf("introspection of the first token: %v, %v", live, err)
+		}
+		newest = w.live(t, newest)
+		w.expectEvents(t, user, "UserRegistered")
+		if err := w.LogoutRefresh(t.Context(), first.RefreshToken); err != nil { // who signs out wants to be signed out
+			t.Error(err)
+		}
+		w.over(t, newest)
+		if _, err := w.Refresh(t.Context(), first.RefreshToken, phone()); !errors.Is(err, ErrSessionRevoked) {
+			t.Errorf("the first token after the end: %v", err)
+		}
+	})
+}
+
+func TestAReplacedTokenEndsTheSessionAndIsAnnounced(t *testing.T) {
+	t.Parallel()
+	eachWith(t, func(c *Config) { c.RefreshGrace = 0 }, func(t *testing.T, w *world) {
 		name, first := w.newcomer(t)
 		other := w.signIn(t, name)
 		second := w.live(t, first)

@@ -22,7 +22,7 @@ const DefaultIssuer = "http://localhost:8080"
 type Config struct {
 	RefreshTokenTTL time.Duration    `config:"auth.refresh_token_ttl" default:"120h" min:"1s" max:"8760h" doc:"How long a session lives without being refreshed, and never longer than auth.session_max_age."`
 	SessionMaxAge   time.Duration    `config:"auth.session_max_age" default:"720h" min:"1s" max:"17520h" doc:"How long a session lives at the most, however often it is refreshed."`
-	RefreshGrace    time.Duration    `config:"auth.refresh_grace" default:"10s" min:"0s" max:"60s" doc:"For this long after a refresh, the refresh token it replaced gets the same successor again: parallel refreshes and lost answers sign nobody out. Counted from the refresh, never extended."`
+	RefreshGrace    time.Duration    `config:"auth.refresh_grace" default:"10s" min:"0s" max:"60s" doc:"For this long after a refresh, the refresh token it replaced gets the newest one of its session: parallel refreshes, lost answers and late duplicates sign nobody out. Counted from the refresh that replaced it, never extended."`
 	MaxSessions     int              `config:"auth.max_sessions_per_user" default:"50" min:"1" max:"1000" doc:"Most sessions a user may have."`
 	SessionLimit    string           `config:"auth.session_limit" default:"evict-oldest" oneof:"evict-oldest,reject-new" doc:"What happens to one session more: the least recently used one ends, or the sign-in is refused."`
 	UsernameProfile username.Profile `config:"auth.username_profile" default:"ascii" oneof:"ascii,unicode" doc:"Which usernames there may be: ASCII letters, digits and . _ - @ +, with more before the @ of an address, or RFC 8265 UsernameCaseMapped without mixed scripts."`

@@ -13,8 +13,8 @@ import (
 // enough that no request notices.
 const (
 	housekeepingEvery = time.Minute
+	forgetEvery       = 5 * time.Second
 	purgeBatch        = 500
-	purgeRounds       = 20 // at most, in one go
 )
 
 // Run does what the service needs done beside its requests, until ctx ends: it follows the
@@ -24,25 +24,30 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.keys.run(ctx, s.log) })
 	g.Go(func() error { s.followPopulation(ctx); return nil })
-	g.Go(func() error {
-		tick := time.NewTicker(housekeepingEvery)
-		defer tick.Stop()
-		for {
-			s.Housekeep(ctx)
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-tick.C:
-			}
-		}
-	})
+	g.Go(func() error { every(ctx, housekeepingEvery, s.Housekeep); return nil })
+	g.Go(func() error { every(ctx, forgetEvery, s.forget); return nil })
 	return g.Wait()
+}
+
+// every calls do at once and then regularly, until ctx ends.
+func every(ctx context.Context, interval time.Duration, do func(context.Context)) {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		do(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // Housekeep does one round of what [Service.Run] does every minute. What fails is logged and
 // tried again in the next round.
 func (s *Service) Housekeep(ctx context.Context) {
 	s.retryReuse(ctx)
+	s.forget(ctx)
 	s.drain(ctx, "revoked_sessions", func(ctx context.Context) (int64, error) {
 		return purgeRevoked(ctx, s.db, s.timestamp(), purgeBatch)
 	})
@@ -52,9 +57,20 @@ func (s *Service) Housekeep(ctx context.Context) {
 	})
 }
 
-// drain purges portion by portion until one is not full.
+// forget drops what leads from replaced refresh tokens to their successors when their windows
+// are over, where the store does not by itself.
+func (s *Service) forget(ctx context.Context) {
+	s.drain(ctx, "replaced_tokens", func(ctx context.Context) (int64, error) {
+		n, err := s.sessions.Forget(ctx, purgeBatch)
+		return int64(n), err
+	})
+}
+
+// drain purges portion by portion until one is not full: what has expired grows as fast as
+// people sign in, and so must this.
 func (s *Service) drain(ctx context.Context, what string, purge func(context.Context) (int64, error)) {
-	for range purgeRounds {
+	for {
+		begun := time.Now()
 		portion, cancel := context.WithTimeout(ctx, settle)
 		n, err := purge(portion)
 		cancel()
@@ -64,14 +80,14 @@ func (s *Service) drain(ctx context.Context, what string, purge func(context.Con
 			}
 			return
 		}
-		if n < purgeBatch {
+		if n < purgeBatch || s.giveWay(ctx, time.Since(begun)) != nil {
 			return
 		}
 	}
 }
 
 // retryReuse commits what a process that died between "stop the session" and "announce it"
-// left behind.
+// left behind. One that fails holds up no other.
 func (s *Service) retryReuse(ctx context.Context) {
 	marked, err := s.sessions.Reused(ctx, purgeBatch)
 	if err != nil {
@@ -83,7 +99,6 @@ func (s *Service) retryReuse(ctx context.Context) {
 	for _, m := range marked {
 		if err := s.announceReuse(ctx, m.Session.UserID, m.Session.ID, m.Generation, m.IP, m.UserAgent); err != nil {
 			s.log.Warn("reuse_not_announced_yet", zap.Stringer("sid", m.Session.ID), zap.Error(err))
-			return
 		}
 	}
 }

@@ -13,7 +13,8 @@ import (
 )
 
 // Refresh takes a refresh token for its successor and a fresh access token. Of any number
-// of parallel calls with one token, all get the same successor.
+// of parallel calls with one token, all get the same successor, and one that comes late gets
+// the newest.
 //
 // It returns [ErrInvalidRefreshToken], [ErrSessionExpired], [ErrSessionRevoked] or, when the
 // token was replaced longer than the grace window ago, [ErrRefreshTokenReused]: then two
@@ -65,8 +66,11 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 		s.dropRecord(ctx, userID, sid)
 		return Tokens{}, ErrSessionRevoked
 	}
-	if got.Outcome == session.Replayed {
-		if next, err = s.codec.OpenNext(presented, got.Sealed); err != nil {
+	switch got.Outcome {
+	case session.Superseded:
+		return Tokens{}, errSuperseded
+	case session.Replayed:
+		if next, err = s.codec.OpenChain(presented, got.Links); err != nil {
 			return Tokens{}, fmt.Errorf("open the successor: %w", err)
 		}
 	}
@@ -74,6 +78,9 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 	t.Replayed = got.Outcome == session.Replayed
 	return t, err
 }
+
+// errSuperseded ends nothing, and does not ask to try again: then it would be reuse.
+var errSuperseded = ErrInvalidRefreshToken.Detail("This refresh token was replaced a moment ago, and the way from it to the newest one of its session is not kept. The session goes on with that one.")
 
 // tooOld reports whether a session is beyond auth.session_max_age as it is now. The store holds
 // sessions to the age that was set when they began. When it was lowered since, the database may

@@ -179,7 +179,7 @@ func (a *api) login(c *fiber.Ctx) error {
 // refresh godoc
 //
 //	@Summary		Get new tokens for a refresh token
-//	@Description	The refresh token is replaced. For a short while (`auth.refresh_grace`) the replaced one gets the same successor again, marked `Auth-Refresh-Replayed: true`; after that, presenting it again ends the session.
+//	@Description	The refresh token is replaced. For a short while (`auth.refresh_grace`, counted from its own replacement) each replaced one gets the newest token of the session, marked `Auth-Refresh-Replayed: true`; after that, presenting it again ends the session.
 //	@Tags			session
 //	@Accept			json
 //	@Produce		json,application/problem+json

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/toppira/authctl/platform/cache/cachetest"
 )
 
 // expectSame returns what is wrong with the answer to a token that was turned before.
@@ -126,18 +128,67 @@ func TestTheWindowDoesNotSlide(t *testing.T) {
 	eachStore(t, theWindowDoesNotSlide, "AUTH_REFRESH_GRACE=1500ms")
 }
 
-// A token of an older generation is nobody's lost answer: at once, after the window, and after
-// the servers were restarted.
+// Requests overtake each other: by the time the first one arrives, its token was replaced more
+// than once. Whatever arrives in the window of its own token gets the newest one.
+func lateDuplicatesAreHarmless(w *world) error {
+	servers := []*server{w.serve(), w.serve()}
+	for round := range rounds(4, 100) {
+		d := servers[0].register()
+		tokens := []string{d.refresh}
+		for i := range 2 + round%8 {
+			d.keep(servers[i%2].must(servers[i%2].refresh(d.refresh)))
+			tokens = append(tokens, d.refresh)
+		}
+		for i, old := range tokens[:len(tokens)-1] {
+			if err := servers[i%2].expectSame(old, d.refresh); err != nil {
+				return fmt.Errorf("round %d, token %d of %d: %w", round, i, len(tokens), err)
+			}
+		}
+		if err := w.audit(servers, false, d); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+	}
+	return nil
+}
+
+func TestALateDuplicateGetsTheNewestToken(t *testing.T) { eachStore(t, lateDuplicatesAreHarmless) }
+
+// A client rotates as fast as it can: however often it does in one window, nothing it sends
+// again ends its session.
+func rotationsWithoutEnd(w *world) error {
+	s := w.serve()
+	d := s.register()
+	oldest := d.refresh
+	for range rounds(300, 2000) {
+		previous := d.refresh
+		d.keep(s.must(s.refresh(d.refresh)))
+		if err := s.expectSame(previous, d.refresh); err != nil {
+			return err
+		}
+	}
+	if err := s.expectCode(oldest, "invalid_refresh_token"); err != nil {
+		return fmt.Errorf("the oldest of them: %w", err)
+	}
+	return w.audit([]*server{s}, false, d)
+}
+
+func TestAnyNumberOfRotationsInAWindow(t *testing.T) { eachStore(t, rotationsWithoutEnd) }
+
+// A token that was replaced longer ago than the window is nobody's lost answer, however many
+// came after it, and after the servers were restarted too.
 func oldTokensAreReuse(w *world) error {
-	for _, when := range []string{"at once", "after the window", "after a restart"} {
+	for _, when := range []string{"after the window", "while its owner goes on", "after a restart"} {
 		s := w.serve()
 		d := s.register()
 		oldest := d.refresh
 		d.keep(s.must(s.refresh(d.refresh)))
 		d.keep(s.must(s.refresh(d.refresh)))
+		w.after(shortWindow)
 		switch when {
-		case "after the window":
-			w.after(shortWindow)
+		case "while its owner goes on":
+			for range 5 {
+				d.keep(s.must(s.refresh(d.refresh)))
+			}
 		case "after a restart":
 			s.kill()
 			s = w.serve()
@@ -167,6 +218,49 @@ func oldTokensAreReuse(w *world) error {
 
 func TestAnOldTokenEndsItsSession(t *testing.T) {
 	eachStore(t, oldTokensAreReuse, "AUTH_REFRESH_GRACE="+shortWindow.String())
+}
+
+// What leads from a replaced token to the newest one is gone soon after its window, in every
+// session.
+func waysAreForgotten(w *world) error {
+	s := w.serve()
+	var users []*device
+	for range rounds(5, 50) {
+		d := s.register()
+		for range 3 {
+			d.keep(s.must(s.refresh(d.refresh)))
+		}
+		users = append(users, d)
+	}
+	eventually(w.t, "the links are gone", func() bool {
+		left, err := w.links(users)
+		return err == nil && left == 0
+	})
+	return w.audit([]*server{s}, false, users[0])
+}
+
+// links counts what the store has of ways to the newest tokens of the devices.
+func (w *world) links(devices []*device) (n int, err error) {
+	ctx := w.t.Context()
+	if w.redisURL == "" {
+		err := w.db.QueryRowContext(ctx, "SELECT count(*) FROM session WHERE sealed IS NOT NULL OR links IS NOT NULL").Scan(&n)
+		return n, err
+	}
+	client := cachetest.Open(w.t, w.redisURL)
+	for _, d := range devices {
+		for _, kind := range []string{"n", "l", "o"} {
+			keys, err := client.Keys(ctx, "authctl:session:*:"+kind+":"+d.sid.String()+"*").Result()
+			if err != nil {
+				return 0, err
+			}
+			n += len(keys)
+		}
+	}
+	return n, nil
+}
+
+func TestWaysToTheNewestTokenAreForgotten(t *testing.T) {
+	eachStore(t, waysAreForgotten, "AUTH_REFRESH_GRACE="+shortWindow.String())
 }
 
 // A restart in the window changes nothing: the same successor, and the chain goes on.

@@ -1,6 +1,7 @@
 package campaign
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -24,6 +25,8 @@ const (
 	authDir  = "modules/auth/"
 	redisDir = authDir + "internal/session/redis/"
 	sqlDir   = authDir + "internal/session/sql/"
+
+	chainFile = authDir + "internal/session/chain.go"
 )
 
 // on runs a scenario on one kind of installation.
@@ -59,15 +62,43 @@ var mutants = []mutant{
 	}
 `}}, on("redis", oneChain)},
 	{"a previous token that is refused", []replacement{{redisDir + "rotate.lua",
-		"local kept = redis.call('GET', KEYS[3])", "local kept"}}, on("redis", oneChain)},
+		"local newest = redis.call('GET', KEYS[3])", "local newest"}}, on("redis", oneChain)},
 	{"a replay without a window, on Redis", []replacement{{redisDir + "rotate.lua",
-		"if now < tonumber(r[REPLAY]) then", "if true then"}}, on("redis", theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())},
-	{"a replay without a window, in SQL", []replacement{{sqlDir + "sql.go",
-		"AND (hash = $5 OR {now} < replay_until_ms))", "AND (hash = $5 OR TRUE))"}}, on("sqlite", theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+		"or now >= l.ends then return nil end", "then return nil end"}}, on("redis", theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+	{"a replay without a window, in SQL", []replacement{{chainFile,
+		"case links[0].Hash != r.PresentedHash || !open:", "case links[0].Hash != r.PresentedHash:"}}, on("sqlite", theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())},
 	{"a window that slides", []replacement{{redisDir + "rotate.lua",
-		"local kept = redis.call('GET', KEYS[3])",
-		"redis.call('HSET', KEYS[1], 'replay', now + grace) redis.call('PEXPIRE', KEYS[3], grace + 1000) local kept = redis.call('GET', KEYS[3])"}},
+		"local newest = redis.call('GET', KEYS[3])",
+		"redis.call('HSET', KEYS[1], 'replay', now + grace) redis.call('PEXPIRE', KEYS[3], grace + 1000) local newest = redis.call('GET', KEYS[3])"}},
 		on("redis", theWindowDoesNotSlide, "AUTH_REFRESH_GRACE=1500ms")},
+	{"a window that slides with each rotation, on Redis", []replacement{{redisDir + "rotate.lua",
+		"    l = getLink(base, g)", "    l = getLink(base, g) or {hash = presented} l.at, l.ends = tonumber(r[USED]), tonumber(r[REPLAY])"}},
+		on("redis", oldTokensAreReuse, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+	{"a window that slides with each rotation, in SQL", []replacement{{chainFile,
+		"	open, void := links[0].Open(now)\n", "	open, void := c.Previous.Open(now)\n"}, {chainFile,
+		"	for len(c.Links) > 0 && c.Links[0].Until <= now {\n", "	for len(c.Links) > MaxLinks {\n"}, {chainFile,
+		"l.Sealed != nil && (!open || void)", "l.Sealed != nil && (!open || void) && false"}, {sqlDir + "sql.go",
+		"CASE WHEN {now} < replay_until_ms AND sealed IS NOT NULL THEN {link} END", "{link}"}, {sqlDir + "sql.go",
+		"links IS NULL OR {now} < replay_until_ms AND sealed IS NOT NULL AND", "links IS NULL OR"}, {sqlDir + "sql.go",
+		"replay_until_ms <= \" + now + \" OR", "FALSE OR"}},
+		on("sqlite", oldTokensAreReuse, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+	{"only the previous token is answered, on Redis", []replacement{{redisDir + "rotate.lua",
+		"    l = getLink(base, g)", "    l = nil"}}, on("redis", lateDuplicatesAreHarmless)},
+	{"only the previous token is answered, in SQL", []replacement{{chainFile,
+		"	links, known := c.from(g)\n", "	links, known := c.from(g)\n	known = known && g+1 == c.Generation\n"}}, on("postgres", duplicatesMakeOneChain)},
+	{"a bound that ends sessions, on Redis", []replacement{{redisDir + "lib.lua",
+		"      mark(marks, g - most, g - most, over.ends, now, grace)\n", ""}}, on("redis", rotationsWithoutEnd)},
+	{"a bound that ends sessions, in SQL", []replacement{{chainFile,
+		"		c.mark(g, g, c.Links[0].Until, now, window)\n", "		_ = g\n"}}, on("sqlite", rotationsWithoutEnd)},
+	{"links that stay, on Redis", []replacement{{redisDir + "lib.lua",
+		"'PX', ends - now + 1000)", "'PX', ends - now + 3600000)"}}, on("redis", waysAreForgotten, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+	{"links that stay, in SQL", []replacement{{authDir + "housekeeping.go",
+		"every(ctx, forgetEvery, s.forget)", "every(ctx, 240*forgetEvery, func(context.Context) {})"}, {authDir + "housekeeping.go",
+		"	s.forget(ctx)\n", ""}}, on("sqlite", waysAreForgotten, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+	{"a chain that is not sealed", []replacement{{authDir + "internal/session/token.go",
+		"return sealer(presented).Seal(nil, nil, next.raw[:], presented.raw[:])", "return append(make([]byte, SealedSize-tokenSize), next.raw[:]...)"}, {authDir + "internal/session/token.go",
+		"raw, err := sealer(presented).Open(nil, nil, sealed, presented.raw[:])", "raw, err := sealed[SealedSize-tokenSize:], error(nil)"}},
+		func(t *testing.T, binary string) error { return aDumpLetsNobodyIn(t, binary, "sqlite") }},
 	{"a MAC that is not checked", []replacement{{authDir + "internal/session/token.go",
 		"if k.id == t.raw[atKeyID] && hmac.Equal(k.mac(&t), t.raw[atMAC:]) {", "if k.id == t.raw[atKeyID] {"}}, on("sqlite", garbageChangesNothing)},
 	{"a hash that is the secret", []replacement{{authDir + "internal/session/token.go",
@@ -110,7 +141,7 @@ func (m mutant) overlay(dir string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		source, err := os.ReadFile(path)
+		source, err := os.ReadFile(cmp.Or(replace[path], path)) // as the changes before have left it
 		if err != nil {
 			return "", err
 		}

@@ -2,6 +2,8 @@ package campaign
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -131,3 +133,57 @@ func oneChain(w *world) error {
 }
 
 func TestParallelRefreshesOnTwoServersMakeOneChain(t *testing.T) { eachStore(t, oneChain) }
+
+// duplicatesMakeOneChain has clients that share one session follow its chain, each at its own
+// pace and over both servers, and send again at random what they sent a moment ago.
+func duplicatesMakeOneChain(w *world) error {
+	const clients, steps = 16, 12
+	servers := []*server{w.serve(), w.serve()}
+	for round := range rounds(3, 150) {
+		d := servers[0].register()
+		h, first := newHistory(), d.refresh
+		var mu sync.Mutex
+		seen := []string{first}
+		err := atOnce(clients, func(i int) error {
+			held, rng := first, rand.New(rand.NewPCG(uint64(round), uint64(i)))
+			for range steps {
+				mu.Lock()
+				presented := held
+				if rng.IntN(2) == 0 {
+					presented = seen[max(0, len(seen)-1-rng.IntN(8))]
+				}
+				mu.Unlock()
+				a, err := h.refresh(servers[rng.IntN(2)], i, presented)
+				if err != nil {
+					return err
+				}
+				if !a.ok() {
+					return fmt.Errorf("a client of a live session was answered %v: %s", a, a.Body)
+				}
+				held = a.RefreshToken
+				mu.Lock()
+				if !slices.Contains(seen, held) {
+					seen = append(seen, held)
+					d.keep(a)
+				}
+				mu.Unlock()
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if err := sessiontest.Linearizable(first, h.calls); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if err := w.expectEvents(d); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+		if err := w.audit(servers, false, d); err != nil {
+			return fmt.Errorf("round %d: %w", round, err)
+		}
+	}
+	return nil
+}
+
+func TestDuplicatesOnTwoServersMakeOneChain(t *testing.T) { eachStore(t, duplicatesMakeOneChain) }

@@ -42,8 +42,10 @@ type world struct {
 	t      *testing.T
 	binary string
 	env    []string
-	db     *database.DB // past the servers, for reading what they wrote
-	spare  []*device    // signed in before something broke
+
+	redisURL string
+	db       *database.DB // past the servers, for reading what they wrote
+	spare    []*device    // signed in before something broke
 }
 
 // stores are the ways to keep sessions. Each promise is shown on all of them.
@@ -100,7 +102,7 @@ func worldOn(t *testing.T, binary, databaseURL, redisURL string, settings ...str
 	if redisURL != "" {
 		env = append(env, "REDIS_URL="+redisURL)
 	}
-	w := &world{t: t, binary: binary, env: append(env, settings...)}
+	w := &world{t: t, binary: binary, redisURL: redisURL, env: append(env, settings...)}
 	if strings.HasPrefix(databaseURL, "sqlite:") {
 		w.command("migrate", "up") // so that two servers need not do it at once
 	}
@@ -352,6 +354,22 @@ func (s *server) must(a answer, err error) answer {
 		s.t.Fatalf("answered %v: %s", a, a.Body)
 	}
 	return a
+}
+
+// reuse ends the device's session: it presents a token that was replaced where there is no
+// window, and returns it.
+func (w *world) reuse(s *server, d *device) (replaced string) {
+	w.t.Helper()
+	strict := w.serve("AUTH_REFRESH_GRACE=0s")
+	defer strict.kill()
+	replaced = d.refresh
+	for range 2 {
+		d.keep(strict.must(strict.refreshInTheEnd(d.refresh)))
+	}
+	if err := s.expectCode(replaced, "refresh_token_reused"); err != nil {
+		w.t.Fatal(err)
+	}
+	return replaced
 }
 
 func (s *server) refresh(token string) (answer, error) {

@@ -2,9 +2,9 @@
 //
 // One sign-in begins one session: one device and one chain of refresh tokens, of which one is
 // current. [Codec] makes and reads the tokens; [Store] holds, for each session, a record with
-// the hash of the current secret, the hash of the one before it and, for the grace window,
-// the current token sealed under the secret of the one before. The stores are redis and sql;
-// sessiontest holds both to the same rules.
+// the hash of the current secret and, for the grace window, a link from each token that was
+// replaced to its successor: the hash of the one, and the other sealed under the secret of the
+// one. The stores are redis and sql; sessiontest holds both to the same rules.
 //
 // # The states of a session
 //
@@ -13,42 +13,60 @@
 //	                                 │      ▼
 //	┌─────────┐      Create        ┌──────────┐
 //	│ unknown │ ─────────────────▶ │   live   │ ◀──────┐
-//	│         │ ◀───────────────── │ n, h, h' │ ───────┘
-//	└─────────┘  idle or absolute  └──────────┘  the previous token, in the window: replayed
-//	     ▲       expiry, Delete         │
-//	     │                              │  an older token, the previous one after the window,
-//	     │                              │  or another token of generation n: reused
-//	     │                              ▼
+//	│         │ ◀───────────────── │ n, h, .. │ ───────┘
+//	└─────────┘  idle or absolute  └──────────┘  a replaced token in its window:
+//	     ▲       expiry, Delete         │        replayed, or superseded
+//	     │                              │
+//	     │                              │  a replaced token after its window, or another
+//	     │                              ▼  token of a generation: reused
 //	     │                         ┌──────────┐
 //	     │         Delete          │ stopped, │ ◀──────┐
 //	     └──────────────────────── │  marked  │ ───────┘  any token: reused
 //	      (revocation committed)   └──────────┘
 //
-// In every state the step is one script on Redis and one statement in SQL; nothing can come
-// between looking and changing. An unknown session answers gone and stays unknown.
+// In every state the step is one script on Redis and one statement, or one transaction that
+// holds the row, in SQL; nothing can come between looking and changing. An unknown session
+// answers gone and stays unknown.
 //
 // # Which token is which
 //
-// The record has generation n, the hash h of its secret, and h' of generation n-1. A token
-// whose MAC is right has generation g and hash t:
+// The record has generation n and the hash h of its secret. Each token that was replaced less
+// than the grace window ago has a link: the hash of its secret, when it was replaced, and its
+// successor, sealed. A token whose MAC is right has generation g and hash t:
 //
-//	g = n,   t = h                       current: n+1 takes its place, the grace window opens
-//	g > n                                ahead: as current; the new generation is g+1
-//	g = n-1, t = h', within the window   previous: the same successor again
-//	g = n-1, t = h', its successor lost  gone; nothing changes
-//	g = n-1, t = h', after the window    reuse
-//	g = n,   t ≠ h                       a fork: reuse
-//	g < n    otherwise                   older: reuse
+//	g = n,  t = h                              current: n+1 takes its place, its window opens
+//	g > n                                      ahead: as current; the new generation is g+1
+//	g < n,  linked, t right, in its window     replaced: the newest token
+//	g < n,  perhaps in its window, no way      superseded; nothing changes
+//	g = n,  t ≠ h;  g < n, linked, t wrong     a fork: reuse
+//	g < n,  otherwise                          replaced longer ago: reuse
 //
-// The window is counted from the rotation and does not move when it is used, so a token that
-// leaked is worth nothing more than that many seconds after its owner used it. A call that
-// is sent twice because its answer was lost is recognised by its successor and answers
-// turned again, window or no window.
+// Each window is counted from the rotation of its own token and does not move, whether it is
+// used or others are rotated: a token that leaked is worth nothing more than that many seconds
+// after its owner used it. Within them, requests may be repeated, be late and overtake each
+// other as they like; whoever holds any token of the chain gets the newest one. A call that is
+// sent twice because its answer was lost is recognised by its successor and answers turned
+// again, window or no window.
 //
-// The successor can be lost where Redis evicts keys although it must not. The holder of the
-// old token is then refused but the session, which is in order, is not stopped. After a
-// Reissue, whose caller never showed the old token, the successor is sealed under a key of
-// the service instead.
+// The way to the newest token is walked outside of the store: the secret of the presented token
+// opens the first link, each token the next. Nobody who reads the store can take a step, and
+// whoever holds a token only those from there on. Links are dropped when their window is over.
+//
+// # Superseded
+//
+// Of some replaced tokens it is not known that their window is over, and no way leads from them
+// to the newest. They are refused, and end nothing:
+//
+//   - More than [MaxLinks] tokens were replaced since, within the window. The oldest links give
+//     way; when they were made is kept in [Mark]s, to a hundredth of the window.
+//   - The token is of a generation that the record had missed before a fail-over.
+//   - The store has lost a link, where Redis evicts keys although it must not.
+//   - The link says that it was made later than now: the store's clock was ahead. Nobody knows
+//     how long ago that was.
+//   - Servers of the release before, which keep no links, have rotated since.
+//
+// After a Reissue, whose caller never showed the old token, the successor is sealed under a key
+// of the service instead.
 //
 // # When Redis fails over
 //
@@ -59,14 +77,21 @@
 // What this costs: until the first such token arrives, the record still takes the token that
 // it believes to be current, which is in truth an old one. If both arrive, first the old one
 // and then the true one, the chain has forked at one generation, and which branch is the
-// thief's cannot be known: reuse, the session ends. In the other order the old one is simply
-// older: reuse as well. So a stolen old token that a fail-over revives is found out when the
-// true holder next refreshes (or the thief does), as it is without a fail-over.
+// thief's cannot be known: reuse, the session ends. In the other order the old one is one that
+// the record had missed: superseded for a window, reuse after it. So a stolen old token that a
+// fail-over revives is found out when the true holder next refreshes (or the thief does), as it
+// is without a fail-over.
 //
 // A fork without a thief needs a client that had its answer before the fail-over and a second
 // request of the same client, with the same old token, served after it. The grace window
-// cannot help there: its sealed successor opens only with the old token, which the holder of
-// the other branch no longer has. That client signs in again.
+// cannot help there: its links open only with the old token, which the holder of the other
+// branch no longer has. That client signs in again.
+//
+// # Beside the release before
+//
+// Both releases may use the same records at once. The older one reads of a record what it
+// always has, which this one keeps as it was: the previous token and its successor. It answers
+// those two as before, and ends the session for an older token as before.
 //
 // A fail-over may also lose a session that was just created, whose client signs in again, or
 // the mark of a stopped one. Neither revives what the database has revoked.

@@ -100,7 +100,7 @@ type Rotation struct {
 	NextHash      Hash
 	SealedNext    []byte
 
-	Grace   time.Duration // how long the presented token still yields its successor; 0 is never
+	Grace   time.Duration // how long the presented token still yields the newest one; 0 is never
 	IdleTTL time.Duration
 
 	UserAgent string
@@ -127,13 +127,17 @@ type Reissue struct {
 type Outcome int
 
 const (
-	// Gone: the session is unknown or expired, or the token can no longer be answered.
-	// Nothing changed.
+	// Gone: the session is unknown or expired. Nothing changed.
 	Gone Outcome = iota
 	// Turned: the successor is now the current token.
 	Turned
-	// Replayed: the token was already turned, a moment ago; Sealed is its successor.
+	// Replayed: the token was already turned, less than the window ago; Links lead from it to
+	// the newest one.
 	Replayed
+	// Superseded: the token may have been turned less than the window ago, but the way from it
+	// to the newest one is not there: too many were turned since ([MaxLinks]), or the store has
+	// lost it. Nothing changed; the session goes on with its newest token.
+	Superseded
 	// Reused: the token was turned long ago, so that someone else may hold the session. It is
 	// stopped for good and waits, marked, for the caller to commit the revocation and then to
 	// delete it. Every later use of the session is answered so.
@@ -146,6 +150,8 @@ func (o Outcome) String() string {
 		return "turned"
 	case Replayed:
 		return "replayed"
+	case Superseded:
+		return "superseded"
 	case Reused:
 		return "reused"
 	}
@@ -155,8 +161,8 @@ func (o Outcome) String() string {
 // Rotated is the answer to a [Rotation].
 type Rotated struct {
 	Outcome Outcome
-	Session Session // as it is afterwards; zero when Gone
-	Sealed  []byte  // when Replayed, for OpenNext
+	Session Session  // as it is afterwards; zero when Gone
+	Links   [][]byte // when Replayed, for [Codec.OpenChain]
 }
 
 // Marked is a session that was stopped because a token was used again.
@@ -229,6 +235,10 @@ type Store interface {
 	// Purge removes at most limit expired sessions, if the engine does not by itself, and
 	// returns how many.
 	Purge(ctx context.Context, limit int) (int, error)
+
+	// Forget drops the sealed successors of tokens whose windows are over, of at most limit
+	// sessions, if the engine does not by itself. It returns of how many.
+	Forget(ctx context.Context, limit int) (int, error)
 
 	// Walk yields the live sessions of all users that match, in no order, in bounded memory.
 	// A session that is used meanwhile may come twice. The first error ends it.

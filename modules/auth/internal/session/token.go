@@ -45,6 +45,9 @@ const (
 	macSize    = 16
 )
 
+// SealedSize is how long a sealed token is: a nonce comes before it and a tag after it.
+const SealedSize = 12 + tokenSize + 16
+
 // Labels keep keys and hashes made from one secret apart.
 const (
 	labelMAC  = "authctl refresh token v1 mac"
@@ -207,6 +210,18 @@ func (c *Codec) OpenNext(presented Token, sealed []byte) (Token, error) {
 		return Token{}, errors.New("the sealed successor is not a token of this session")
 	}
 	return Token{raw: [tokenSize]byte(raw)}, nil
+}
+
+// OpenChain walks from a replaced token to the newest one: each link opens the next.
+func (c *Codec) OpenChain(presented Token, links [][]byte) (Token, error) {
+	for _, sealed := range links {
+		next, err := c.OpenNext(presented, sealed)
+		if err != nil {
+			return Token{}, err
+		}
+		presented = next
+	}
+	return presented, nil
 }
 
 // sealer seals under a token's secret, which is uniform: HKDF's extract step has nothing to

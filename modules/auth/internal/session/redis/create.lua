@@ -23,7 +23,7 @@ local over = #live + 1 - max
 if max > 0 and over > 0 and reject == '1' then return {'full'} end
 
 -- What a rotation changes comes first: a small hash is searched from the front.
-redis.call('HSET', KEYS[1], 'gen', 1, 'hash', hash, 'prev', '', 'replay', 0, 'agent', agent, 'ip', ip,
+redis.call('HSET', KEYS[1], 'gen', 1, 'hash', hash, 'prev', '', 'replay', 0, 'linked', 1, 'agent', agent, 'ip', ip,
   'used', now, 'idle', idle, 'epoch', epoch, 'device', device, 'auth', now, 'created', now, 'expires', expires)
 redis.call('PEXPIRE', KEYS[1], idle - now)
 redis.call('ZADD', KEYS[2], expires, sid)

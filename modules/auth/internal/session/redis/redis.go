@@ -3,7 +3,9 @@
 // All keys of a user share a hash slot (the user id in braces) and each has a TTL:
 //
 //	authctl:session:{USER}:s:SESSION   hash    the record
-//	authctl:session:{USER}:n:SESSION   string  the sealed successor, for the grace window
+//	authctl:session:{USER}:n:SESSION   string  the sealed newest token, for the grace window
+//	authctl:session:{USER}:l:SESSION:N string  the link from token N, for its grace window
+//	authctl:session:{USER}:o:SESSION   zset    when tokens without a link were replaced
 //	authctl:session:{USER}:index       zset    live session ids by idle expiry
 //	authctl:session:{USER}:reused      set     session ids stopped and not yet committed
 //
@@ -86,6 +88,8 @@ func New(client *goredis.Client, opt Options) *Store {
 func (s *Store) user(id uuid.UUID) string         { return s.prefix + "{" + id.String() + "}:" }
 func (s *Store) record(u, id uuid.UUID) string    { return s.user(u) + "s:" + id.String() }
 func (s *Store) successor(u, id uuid.UUID) string { return s.user(u) + "n:" + id.String() }
+func (s *Store) links(u, id uuid.UUID) string     { return s.user(u) + "l:" + id.String() + ":" }
+func (s *Store) lost(u, id uuid.UUID) string      { return s.user(u) + "o:" + id.String() }
 func (s *Store) index(u uuid.UUID) string         { return s.user(u) + "index" }
 func (s *Store) marks(u uuid.UUID) string         { return s.user(u) + "reused" }
 
@@ -119,10 +123,10 @@ func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 	r = r.Clean()
 	user, sid := s.user(r.UserID), r.SessionID.String()
 	reply, err := s.rotate.Run(ctx, s.client,
-		[]string{user + "s:" + sid, user + "index", user + "n:" + sid, user + "reused"},
+		[]string{user + "s:" + sid, user + "index", user + "n:" + sid, user + "reused", user + "o:" + sid},
 		sid, r.Generation, r.PresentedHash[:], r.NextHash[:], r.SealedNext,
 		r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP,
-		markTTL.Milliseconds(), s.skew().Milliseconds()).Slice()
+		markTTL.Milliseconds(), s.skew().Milliseconds(), user+"l:"+sid+":", session.MaxLinks).Slice()
 	if err != nil {
 		return session.Rotated{}, fail("rotate session", err)
 	}
@@ -136,9 +140,15 @@ func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 	switch reply[0] {
 	case "turned":
 		return session.Rotated{Outcome: session.Turned, Session: one}, nil
+	case "superseded":
+		return session.Rotated{Outcome: session.Superseded, Session: one}, nil
 	case "replayed":
-		sealed, _ := reply[2].(string)
-		return session.Rotated{Outcome: session.Replayed, Session: one, Sealed: []byte(sealed)}, nil
+		links := make([][]byte, len(reply)-2)
+		for i, link := range reply[2:] {
+			sealed, _ := link.(string)
+			links[i] = []byte(sealed)
+		}
+		return session.Rotated{Outcome: session.Replayed, Session: one, Links: links}, nil
 	}
 	return session.Rotated{Outcome: session.Reused, Session: one}, nil
 }
@@ -146,9 +156,9 @@ func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 // Reissue implements [session.Store].
 func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session, error) {
 	reply, err := s.reissue.Run(ctx, s.client,
-		[]string{s.record(r.UserID, r.SessionID), s.successor(r.UserID, r.SessionID)},
+		[]string{s.record(r.UserID, r.SessionID), s.successor(r.UserID, r.SessionID), s.lost(r.UserID, r.SessionID)},
 		r.Generation, r.Hash[:], r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.Reauthenticated,
-		s.skew().Milliseconds(), r.Sealed).Slice()
+		s.skew().Milliseconds(), r.Sealed, s.links(r.UserID, r.SessionID), session.MaxLinks).Slice()
 	if err != nil {
 		return session.Session{}, fail("reissue session", err)
 	}
@@ -195,14 +205,14 @@ func (s *Store) List(ctx context.Context, userID uuid.UUID) ([]session.Session, 
 	return live, nil
 }
 
-// Delete implements [session.Store].
+// Delete implements [session.Store]. The links of a session open nothing without it, and expire.
 func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	keys, members := make([]string, 0, 2*len(ids)), make([]any, 0, len(ids))
+	keys, members := make([]string, 0, 3*len(ids)), make([]any, 0, len(ids))
 	for _, id := range ids {
-		keys = append(keys, s.record(userID, id), s.successor(userID, id))
+		keys = append(keys, s.record(userID, id), s.successor(userID, id), s.lost(userID, id))
 		members = append(members, id.String())
 	}
 	_, err := s.client.TxPipelined(ctx, func(tx goredis.Pipeliner) error {
@@ -295,6 +305,9 @@ func (s *Store) markedBy(ctx context.Context, marks string) ([]session.Marked, e
 // Purge implements [session.Store]. Redis expires keys by itself, and Create drops expired
 // ids from the index, which has a TTL as well.
 func (s *Store) Purge(context.Context, int) (int, error) { return 0, nil }
+
+// Forget implements [session.Store]. Redis drops each key when its window is over.
+func (s *Store) Forget(context.Context, int) (int, error) { return 0, nil }
 
 // Walk implements [session.Store].
 func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Session, error] {

@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 	goredis "github.com/redis/go-redis/v9"
 
+	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/auth/internal/session/redis"
 	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
 	"github.com/toppira/authctl/platform/cache/cachetest"
@@ -36,7 +37,24 @@ func TestRedisKeepsTheRules(t *testing.T) {
 // Where there is no Redis, its imitation shows at least that the scripts mean what they say.
 func TestMiniredisKeepsTheRules(t *testing.T) {
 	t.Parallel()
-	sessiontest.Run(t, engine(cachetest.Open(t, "redis://"+miniredis.RunT(t).Addr())))
+	server := miniredis.RunT(t)
+	open := engine(cachetest.Open(t, "redis://"+server.Addr()))
+	sessiontest.Run(t, func(t testing.TB, skew func() time.Duration) sessiontest.Engine {
+		e := open(t, skew)
+		e.Store, e.Peer = reminded{e.Store, server}, reminded{e.Peer, server}
+		return e
+	})
+}
+
+// reminded tells the imitation that time passes, without which it expires nothing.
+type reminded struct {
+	session.Store
+	server *miniredis.Miniredis
+}
+
+func (r reminded) Forget(ctx context.Context, limit int) (int, error) {
+	r.server.FastForward(100 * time.Millisecond)
+	return r.Store.Forget(ctx, limit)
 }
 
 // dump reads every key under a prefix, whatever its type.

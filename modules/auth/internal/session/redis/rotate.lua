@@ -1,7 +1,8 @@
 -- Exchanges a refresh token. doc.go of package session has the table of cases.
--- KEYS: record, index, successor, marks.
+-- KEYS: record, index, successor, stopped sessions, marks. The links are in the same slot.
 local sid, g, presented, successor, sealed = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4], ARGV[5]
 local grace, idleTTL, agent, ip, markTTL = tonumber(ARGV[6]), ARGV[7], ARGV[8], ARGV[9], ARGV[10]
+local base, most = ARGV[12], tonumber(ARGV[13])
 
 local r = read(KEYS[1])
 if not r[GEN] then return {'gone'} end
@@ -13,33 +14,55 @@ local gen = tonumber(r[GEN])
 -- The current token, or one ahead of a server that missed rotations before a fail-over.
 if g > gen or (g == gen and presented == r[HASH]) then
   local idle = math.min(now + idleTTL, tonumber(r[EXPIRES]))
-  redis.call('HSET', KEYS[1], 'gen', g + 1, 'hash', successor, 'prev', presented, 'replay', now + grace,
+  redis.call('HSET', KEYS[1], 'gen', g + 1, 'hash', successor, 'prev', presented, 'replay', now + grace, 'linked', g + 1,
     'agent', agent, 'ip', ip, 'used', now, 'idle', idle)
   redis.call('PEXPIRE', KEYS[1], idle - now)
-  if grace > 0 then
-    -- Dropped after the window: then not even the old token and this server together give
-    -- the current one. The second more makes sure it is there as long as it is asked for.
-    redis.call('SET', KEYS[3], sealed, 'PX', grace + 1000)
-  else
-    redis.call('DEL', KEYS[3])
-  end
+  keep(r, KEYS[3], base, KEYS[5], g, presented, sealed, grace, now, most)
   r[GEN], r[HASH], r[AGENT], r[IP], r[USED], r[IDLE] = g + 1, successor, agent, ip, now, idle
   return {'turned', r}
 end
 
-if g == gen - 1 and presented == r[PREV] then
-  if r[HASH] == successor then return {'turned', r} end -- this very call, sent again
-  if now < tonumber(r[REPLAY]) then
-    local kept = redis.call('GET', KEYS[3])
-    if not kept then return {'gone'} end
-    return {'replayed', r, kept}
+-- One that was replaced: by its own time, it is answered with the newest or is reuse.
+local function replaced()
+  local linked = tonumber(r[LINKED] or 0)
+  local l
+  if g == gen - 1 then
+    if presented == r[PREV] and r[HASH] == successor then return {'turned', r} end -- this very call, sent again
+    if r[PREV] ~= '' then l = {at = tonumber(r[USED]), ends = tonumber(r[REPLAY]), hash = r[PREV]} end
+  else
+    l = getLink(base, g)
   end
+  if not l then
+    -- Servers of a release before have rotated since it was current.
+    if g >= linked and g <= gen - 2 and now < tonumber(r[REPLAY]) then return {'superseded', r} end
+    local above = redis.call('ZRANGEBYSCORE', KEYS[5], g, '+inf', 'LIMIT', 0, 1)[1]
+    if above and now < tonumber(above:match(':(%d+)$')) then return {'superseded', r} end
+    return nil
+  end
+  if l.hash ~= presented or now >= l.ends then return nil end
+  -- A clock that was ahead wrote this, nobody knows when.
+  if l.at - now > l.ends - l.at then return {'superseded', r} end
+  local reply = {'replayed', r}
+  for i = g, gen - 2 do
+    local next = #reply < most + 2 and getLink(base, i)
+    if not next then return {'superseded', r} end
+    reply[#reply + 1] = next.sealed
+  end
+  local newest = redis.call('GET', KEYS[3])
+  if not newest then return {'superseded', r} end
+  reply[#reply + 1] = newest
+  return reply
+end
+if g < gen then
+  local answer = replaced()
+  if answer then return answer end
 end
 
 redis.call('HSET', KEYS[1], 'stopped', now, 'sgen', g, 'sagent', agent, 'sip', ip)
 redis.call('PEXPIRE', KEYS[1], markTTL)
 redis.call('ZREM', KEYS[2], sid)
-redis.call('DEL', KEYS[3])
+redis.call('DEL', KEYS[3], KEYS[5])
+for i = math.max(1, gen - most), gen - 1 do redis.call('DEL', base .. i) end
 redis.call('SADD', KEYS[4], sid)
 redis.call('PEXPIRE', KEYS[4], markTTL)
 return {'reused', r}

@@ -13,6 +13,7 @@ import (
 	goredis "github.com/redis/go-redis/v9"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/testenv"
 )
@@ -45,9 +46,20 @@ func rotate(store session.Store, codec *session.Codec, presented session.Token, 
 	defer cancel()
 	rotated, err := store.Rotate(ctx, r)
 	if err == nil && rotated.Outcome == session.Replayed {
-		next, err = codec.OpenNext(presented, rotated.Sealed)
+		next, err = codec.OpenChain(presented, rotated.Links)
 	}
 	return rotated, next, err
+}
+
+// stop ends a session for reuse of its first token, and returns the newest one.
+func stop(t testing.TB, store session.Store, codec *session.Codec, first session.Token) session.Token {
+	t.Helper()
+	_, next, err := rotate(store, codec, first, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, store, codec, first, session.Reused)
+	return next
 }
 
 func must(t testing.TB, store session.Store, codec *session.Codec, presented session.Token, want session.Outcome) session.Token {
@@ -70,8 +82,7 @@ func TestEveryKeyExpiresAndLiesInTheSlotOfItsUser(t *testing.T) {
 	first := begin(t, store, codec, user)
 	must(t, store, codec, first, session.Turned)
 	stopped := begin(t, store, codec, user)
-	must(t, store, codec, must(t, store, codec, stopped, session.Turned), session.Turned)
-	must(t, store, codec, stopped, session.Reused)
+	stop(t, store, codec, stopped)
 	reissued := begin(t, store, codec, user)
 	fresh := codec.Mint(user, reissued.SessionID(), 2)
 	if _, err := store.Reissue(t.Context(), session.Reissue{UserID: user, SessionID: reissued.SessionID(), Generation: 2,
@@ -80,7 +91,7 @@ func TestEveryKeyExpiresAndLiesInTheSlotOfItsUser(t *testing.T) {
 	}
 
 	keys := client.Keys(t.Context(), "*").Val()
-	if len(keys) != 8 { // four records, two successors, index, marks
+	if len(keys) != 10 { // four records, two successors and the links to them, index, marks
 		t.Errorf("%d keys: %v", len(keys), keys)
 	}
 	ttl := map[string]time.Duration{}
@@ -92,8 +103,10 @@ func TestEveryKeyExpiresAndLiesInTheSlotOfItsUser(t *testing.T) {
 			t.Errorf("%s has no TTL", key)
 		}
 	}
-	if got := ttl[store.successor(user, first.SessionID())]; got > testGrace+2*time.Second {
-		t.Errorf("the successor is kept for %v", got)
+	for _, key := range []string{store.successor(user, first.SessionID()), store.links(user, first.SessionID()) + "1"} {
+		if got := ttl[key]; got > testGrace+2*time.Second {
+			t.Errorf("%s is kept for %v", key, got)
+		}
 	}
 	if got, longest := ttl[store.index(user)], ttl[store.record(user, reissued.SessionID())]; got < 719*time.Hour || longest < 199*time.Hour {
 		t.Errorf("the index lives %v, a member %v", got, longest)
@@ -169,10 +182,18 @@ func TestAKilledServerIsUnavailableAndComesBackWithItsSessions(t *testing.T) {
 		t.Error("another successor after the restart")
 	}
 	third := must(t, store, codec, second, session.Turned)
-	must(t, store, codec, first, session.Reused)
 	server.Kill()
 	restart(t, server, store)
-	must(t, store, codec, third, session.Reused) // the mark was saved
+	for _, old := range []session.Token{first, second} { // the chain was saved
+		if again := must(t, store, codec, old, session.Replayed); again != third {
+			t.Error("not the newest token after the restart")
+		}
+	}
+	stopped := begin(t, store, codec, user)
+	newest := stop(t, store, codec, stopped)
+	server.Kill()
+	restart(t, server, store)
+	must(t, store, codec, newest, session.Reused) // the mark was saved
 	if marked, err := store.Reused(t.Context(), 10); err != nil || len(marked) != 1 {
 		t.Errorf("%d marked after the restart: %v", len(marked), err)
 	}
@@ -260,17 +281,20 @@ func TestAFailOverSignsNobodyOut(t *testing.T) {
 	}
 	primary.Kill()
 
-	after := New(replicaClient, Options{})
+	var clock sessiontest.Clock
+	after := New(replicaClient, Options{Skew: clock.Skew})
 	for i := range devices {
 		next := must(t, after, codec, current[i], session.Turned)
 		if again := must(t, after, codec, current[i], session.Replayed); again != next {
 			t.Error("two successors of a token that was ahead")
 		}
-		if i%2 == 0 {
-			must(t, after, codec, next, session.Turned)
-		} else { // what the replica had taken for current is known to be old by now
-			must(t, after, codec, stale[i], session.Reused)
-		}
+		// What the replica had taken for current is known to be old by now, but not how old.
+		must(t, after, codec, stale[i], session.Superseded)
+		must(t, after, codec, next, session.Turned)
+	}
+	clock.Advance(testGrace + time.Minute)
+	for i := range devices {
+		must(t, after, codec, stale[i], session.Reused)
 	}
 	// A stolen old token that comes first is found out when the owner comes.
 	stolen := begin(t, after, codec, uuid.New())
@@ -287,8 +311,39 @@ func TestAnEvictedSuccessorRefusesWithoutStoppingTheSession(t *testing.T) {
 	first := begin(t, store, codec, uuid.New())
 	second := must(t, store, codec, first, session.Turned)
 	client.Del(t.Context(), store.successor(first.UserID(), first.SessionID()))
-	must(t, store, codec, first, session.Gone)
-	must(t, store, codec, second, session.Turned)
+	must(t, store, codec, first, session.Superseded)
+	third := must(t, store, codec, second, session.Turned)
+	fourth := must(t, store, codec, third, session.Turned)
+	must(t, store, codec, first, session.Replayed)
+	client.Del(t.Context(), store.links(first.UserID(), first.SessionID())+"2") // the middle of the way
+	must(t, store, codec, first, session.Superseded)
+	must(t, store, codec, third, session.Replayed)
+	must(t, store, codec, fourth, session.Turned)
+}
+
+func TestAChainHasABoundAndLeavesNothing(t *testing.T) {
+	t.Parallel()
+	client := cachetest.Open(t, cachetest.Start(t).URL())
+	store, codec := New(client, Options{}), newCodec(t)
+	token := begin(t, store, codec, uuid.New())
+	for range 8 * session.MaxLinks {
+		_, next, err := rotate(store, codec, token, time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		token = next
+	}
+	links := client.Keys(t.Context(), store.links(token.UserID(), token.SessionID())+"*").Val()
+	marks := client.ZCard(t.Context(), store.lost(token.UserID(), token.SessionID())).Val()
+	if len(links) > session.MaxLinks || marks > 260 {
+		t.Errorf("%d links and %d marks are kept", len(links), marks)
+	}
+	for deadline := time.Now().Add(30 * time.Second); client.DBSize(t.Context()).Val() > 2; { // record and index
+		if time.Now().After(deadline) {
+			t.Fatalf("left after the window: %v", client.Keys(t.Context(), "*").Val())
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 func TestAnEvictedRecordDoesNotCountAndIsTidiedUp(t *testing.T) {
@@ -333,8 +388,7 @@ func TestEveryMarkIsFoundByAndByWithAnyLimit(t *testing.T) {
 	for i := range 3 * stopped {
 		token := begin(t, store, codec, uuid.New())
 		if i%3 == 0 {
-			must(t, store, codec, must(t, store, codec, token, session.Turned), session.Turned)
-			must(t, store, codec, token, session.Reused)
+			stop(t, store, codec, token)
 		}
 	}
 	found := 0

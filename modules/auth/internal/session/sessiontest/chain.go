@@ -39,18 +39,29 @@ func (c Call) String() string {
 // short names a token in a report: all tokens of a session begin alike.
 func short(token string) string { return "…" + token[max(0, len(token)-6):] }
 
-// chain is a session as one register: the token that is current and the one before it.
+// chain is a session as one register: the token that is current and those before it, oldest
+// first, each followed by a space.
 type chain struct {
-	current, previous string
-	over              byte // 0 live, 'r' stopped for reuse, 'e' ended
+	current, before string
+	over            byte // 0 live, 'r' stopped for reuse, 'e' ended
 }
 
 // unseen is a current token that no client has been told yet, because the answer was lost.
 const unseen = "?"
 
+// since is how many tokens were turned since this one was current; 0 when it never was.
+func (s chain) since(token string) int {
+	_, after, found := strings.Cut(s.before, token+" ")
+	if !found {
+		return 0
+	}
+	return 1 + strings.Count(after, " ")
+}
+
 // step lists the states that a call may lead to; none means that it cannot have happened.
 func (s chain) step(c Call) []any {
-	stopped := chain{current: s.current, previous: s.previous, over: 'r'}
+	stopped := chain{current: s.current, before: s.before, over: 'r'}
+	since := s.since(c.Token)
 	switch {
 	case s.over == 'e' && !c.Ends:
 		return possible(c, session.Gone, s)
@@ -61,16 +72,18 @@ func (s chain) step(c Call) []any {
 	case s.over == 'r':
 		return possible(c, session.Reused, s)
 	case c.Token == s.current:
-		next := chain{current: c.Next, previous: c.Token}
+		next := chain{current: c.Next, before: s.before + c.Token + " "}
 		if c.Lost {
 			next.current = unseen
 			return []any{s, next}
 		}
-		if c.Next == s.current || c.Next == "" {
+		if c.Next == s.current || c.Next == "" || s.since(c.Next) > 0 {
 			return nil
 		}
 		return possible(c, session.Turned, next)
-	case c.Token == s.previous:
+	case since > session.MaxLinks:
+		return possible(c, session.Superseded, s)
+	case since > 0:
 		if !c.Lost && s.current == unseen {
 			s.current = c.Next
 		}
@@ -93,10 +106,10 @@ func possible(c Call, want session.Outcome, then chain) []any {
 
 // Linearizable reports whether the calls about one session can have happened one after the
 // other, each between its begin and its end, on a single chain of tokens that starts with
-// first. All refreshes must lie within the grace window of the rotation they ask for, so that
-// the only reuse there is comes from older tokens. A nil error means yes.
+// first. All of them must lie within one grace window, so that the only reuse there is comes
+// from tokens that are not of the chain. A nil error means yes.
 func Linearizable(first string, calls []Call) error {
-	if err := oneSuccessorEach(calls); err != nil {
+	if err := noForks(calls); err != nil {
 		return err
 	}
 	calls, err := beforeTheEnd(calls)
@@ -130,7 +143,7 @@ func Linearizable(first string, calls []Call) error {
 
 // beforeTheEnd decides about an end that was answered and what was refused because of it, and
 // returns the other calls, none of which lasts longer than to the end. It is implied by the
-// model, as is [oneSuccessorEach]: but any of the calls refused may come before any other, and
+// model, as is [noForks]: but any of the calls refused may come before any other, and
 // there are too many such orders to try them all.
 //
 // The end may be taken to have happened at the first possible moment: when it, and all that was
@@ -171,19 +184,30 @@ func beforeTheEnd(calls []Call) ([]Call, error) {
 	return before, nil
 }
 
-// oneSuccessorEach is implied by the model, but a fork among many calls has so many orders
-// that to try them all takes long.
-func oneSuccessorEach(calls []Call) error {
-	successor, turned := map[string]string{}, map[string]bool{}
+// noForks is implied by the model, but a fork among many calls has so many orders that to try
+// them all takes long.
+func noForks(calls []Call) error {
+	made, turned, lost := map[string]bool{}, map[string]bool{}, 0
 	for _, c := range calls {
-		if c.Ends || c.Lost || c.Outcome != session.Turned && c.Outcome != session.Replayed {
+		switch {
+		case c.Ends:
+		case c.Lost:
+			lost++
+		case c.Outcome == session.Turned:
+			if turned[c.Token] || made[c.Next] {
+				return fmt.Errorf("the chain forks at %s:\n%s", short(c.Token), report(calls))
+			}
+			turned[c.Token], made[c.Next] = true, true
+		}
+	}
+	for _, c := range calls {
+		if c.Ends || c.Lost || c.Outcome != session.Replayed || made[c.Next] {
 			continue
 		}
-		if known, ok := successor[c.Token]; ok && known != c.Next || c.Outcome == session.Turned && turned[c.Token] {
-			return fmt.Errorf("the chain forks at %s:\n%s", short(c.Token), report(calls))
+		if lost--; lost < 0 {
+			return fmt.Errorf("nobody made %s:\n%s", short(c.Next), report(calls))
 		}
-		successor[c.Token] = c.Next
-		turned[c.Token] = turned[c.Token] || c.Outcome == session.Turned
+		made[c.Next] = true // by a call whose answer was lost
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package sessiontest_test
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
@@ -33,12 +34,15 @@ func TestHistoriesOfOneChainPass(t *testing.T) {
 		"a chain":                              history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("c", session.Turned, "d")),
 		"replays":                              history(false, refresh("a", session.Turned, "b"), refresh("a", session.Replayed, "b"), refresh("b", session.Turned, "c"), refresh("b", session.Replayed, "c")),
 		"replays seen before what they replay": history(true, refresh("a", session.Replayed, "b"), refresh("a", session.Replayed, "b"), refresh("a", session.Turned, "b")),
-		"reuse stops":                          history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Reused, ""), refresh("c", session.Reused, "")),
+		"an older token yields the newest":     history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Replayed, "c"), refresh("c", session.Turned, "d"), refresh("a", session.Replayed, "d")),
+		"an older token, too late to matter":   history(true, refresh("a", session.Turned, "b"), refresh("a", session.Replayed, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Replayed, "c")),
+		"reuse stops":                          history(false, refresh("a", session.Turned, "b"), refresh("x", session.Reused, ""), refresh("b", session.Reused, "")),
 		"ended":                                history(false, refresh("a", session.Turned, "b"), end, refresh("b", session.Gone, ""), end),
 		"ended while it turns":                 history(true, refresh("a", session.Turned, "b"), end, refresh("a", session.Gone, "")),
 		"lost, and happened":                   history(false, lost("a"), refresh("a", session.Replayed, "b"), refresh("b", session.Turned, "c")),
 		"lost, and did not":                    history(false, lost("a"), refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c")),
-		"lost reuse, happened":                 history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), lost("a"), refresh("c", session.Reused, "")),
+		"lost reuse, happened":                 history(false, refresh("a", session.Turned, "b"), lost("x"), refresh("b", session.Reused, "")),
+		"lost twice":                           history(false, lost("a"), lost("a"), refresh("a", session.Replayed, "b"), lost("b"), refresh("a", session.Replayed, "c"), refresh("b", session.Replayed, "c")),
 		"lost end, happened":                   history(false, sessiontest.Call{Ends: true, Lost: true}, refresh("a", session.Gone, "")),
 		"lost end, did not yet":                history(false, sessiontest.Call{Ends: true, Lost: true}, refresh("a", session.Turned, "b")),
 	} {
@@ -59,8 +63,11 @@ func TestHistoriesOfAnythingElseFail(t *testing.T) {
 		"signed out by a race":         history(true, refresh("a", session.Turned, "b"), refresh("a", session.Reused, "")),
 		"lost for no reason":           history(false, refresh("a", session.Turned, "b"), refresh("b", session.Gone, "")),
 		"an older token turned":        history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Turned, "d")),
-		"an older token replayed":      history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Replayed, "c")),
-		"turned after reuse":           history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Reused, ""), refresh("c", session.Turned, "d")),
+		"an older token is reuse":      history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Reused, "")),
+		"an older token yields an old": history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Replayed, "b")),
+		"the way from an old is lost":  history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "c"), refresh("a", session.Superseded, "")),
+		"a token that comes back":      history(false, refresh("a", session.Turned, "b"), refresh("b", session.Turned, "a")),
+		"turned after reuse":           history(false, refresh("a", session.Turned, "b"), refresh("x", session.Reused, ""), refresh("b", session.Turned, "c")),
 		"turned after the end":         history(false, end, refresh("a", session.Turned, "b")),
 		"replayed after the end":       history(false, refresh("a", session.Turned, "b"), end, refresh("a", session.Replayed, "b")),
 		"gone before the end":          history(false, refresh("a", session.Gone, ""), end),
@@ -73,6 +80,26 @@ func TestHistoriesOfAnythingElseFail(t *testing.T) {
 	} {
 		if err := sessiontest.Linearizable("a", calls); err == nil {
 			t.Errorf("%s: passes", name)
+		}
+	}
+}
+
+// Beyond the bound the way is lost, and no nearer.
+func TestHistoriesLongerThanTheChain(t *testing.T) {
+	t.Parallel()
+	token := func(i int) string { return fmt.Sprintf("token-%d", i) }
+	var calls []sessiontest.Call
+	for i := range session.MaxLinks + 1 {
+		calls = append(calls, refresh(token(i), session.Turned, token(i+1)))
+	}
+	newest := token(session.MaxLinks + 1)
+	good := append(calls, refresh(token(0), session.Superseded, ""), refresh(token(1), session.Replayed, newest))
+	if err := sessiontest.Linearizable(token(0), history(false, good...)); err != nil {
+		t.Error(err)
+	}
+	for _, wrong := range []sessiontest.Call{refresh(token(0), session.Replayed, newest), refresh(token(0), session.Reused, ""), refresh(token(1), session.Superseded, "")} {
+		if err := sessiontest.Linearizable(token(0), history(false, append(calls[:len(calls):len(calls)], wrong)...)); err == nil {
+			t.Errorf("%v passes", wrong)
 		}
 	}
 }

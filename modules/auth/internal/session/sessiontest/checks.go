@@ -28,9 +28,14 @@ func Checks() []Check {
 		{"the current token turns", currentTurns},
 		{"absolute expiry never moves", absoluteExpiryStays},
 		{"the previous token yields the same successor in the window", previousReplays},
+		{"every replaced token yields the newest in its window", replacedReplay},
 		{"the window does not slide", windowDoesNotSlide},
+		{"each window ends by its own rotation", ownWindows},
 		{"the previous token after the window is reuse", previousAfterTheWindow},
-		{"an older token is reuse even in the window", olderIsReuse},
+		{"an older token after its window is reuse", olderAfterTheWindow},
+		{"too many rotations in a window end nothing", tooManyRotations},
+		{"the way to the newest is forgotten with the window", waysAreForgotten},
+		{"a window from a clock that was ahead is void", voidWindows},
 		{"a stopped session stays stopped until it is deleted", stoppedStaysStopped},
 		{"without a window the previous token is reuse at once", noWindow},
 		{"a token ahead of the record is current", aheadTurns},
@@ -51,6 +56,7 @@ func Checks() []Check {
 		{"nothing kept can be used", nothingKeptIsUsable},
 		{"an ended context is unavailable", endedContext},
 		{"parallel refreshes make one chain", parallelRefreshes},
+		{"late duplicates make one chain", lateDuplicates},
 		{"lost answers are made good", lostAnswers},
 		{"nothing turns after an end was answered", endRacesRefresh},
 		{"any sequence does as the table says", anySequence},
@@ -178,24 +184,163 @@ func previousAfterTheWindow(p *probe) {
 	p.answers("the current token of a stopped session", second, session.Reused)
 }
 
-func olderIsReuse(p *probe) {
+// replacedReplay: a late duplicate of any age gets what a client that kept up has.
+func replacedReplay(p *probe) {
+	token, _ := p.begin(uuid.New())
+	replaced := []session.Token{token}
+	for range 12 {
+		p.clock.Advance(grace / 20)
+		token = p.turn(token)
+		before := p.get(token)
+		for i, old := range replaced {
+			rotated, newest := p.refresh(old)
+			p.equal(fmt.Sprintf("outcome for the token of %d rotations ago", len(replaced)-i), rotated.Outcome, session.Replayed)
+			p.equal("what it gets", newest == token, true)
+			p.equal("the session", rotated.Session, before)
+		}
+		replaced = append(replaced, token)
+	}
+	p.turn(token)
+}
+
+// ownWindows: each token is answered until its own window is over, whatever was rotated or
+// answered since, and is reuse from then on.
+func ownWindows(p *probe) {
+	const rotations, step, moment = 6, grace / 8, grace / 50
+	for which := range rotations {
+		token, _ := p.begin(uuid.New())
+		tokens := []session.Token{token}
+		begun := p.clock.Skew()
+		for range rotations { // one each step
+			tokens = append(tokens, p.turn(tokens[len(tokens)-1]))
+			for _, old := range tokens[:len(tokens)-1] { // what is used is not held open
+				p.answers("a token in its window", old, session.Replayed)
+			}
+			p.clock.Advance(step)
+		}
+		ends := begun + time.Duration(which)*step + grace
+		p.clock.Advance(ends - moment - p.clock.Skew())
+		for i := which; i < rotations; i++ {
+			rotated, newest := p.refresh(tokens[i])
+			p.equal(fmt.Sprintf("outcome for token %d before the end of the window of token %d", i, which), rotated.Outcome, session.Replayed)
+			p.equal("what it gets", newest == tokens[rotations], true)
+		}
+		p.clock.Advance(2 * moment)
+		if which+1 < rotations {
+			p.answers(fmt.Sprintf("the token after token %d", which), tokens[which+1], session.Replayed)
+		}
+		p.answers(fmt.Sprintf("token %d after its window", which), tokens[which], session.Reused)
+		p.answers("the newest token of a stopped session", tokens[rotations], session.Reused)
+	}
+}
+
+func olderAfterTheWindow(p *probe) {
 	first, _ := p.begin(uuid.New())
 	second := p.turn(first)
-	third := p.turn(second)
+	p.clock.Advance(grace + time.Second)
+	third := p.turn(second) // its window is open, that of the first is not
 	p.answers("the token before the previous one", first, session.Reused)
 	p.answers("the previous token of a stopped session", second, session.Reused)
 	p.answers("the current token of a stopped session", third, session.Reused)
+}
+
+// tooManyRotations goes on past the bound of the chain.
+func tooManyRotations(p *probe) {
+	const many = 5 * session.MaxLinks
+	token, _ := p.begin(uuid.New())
+	tokens := []session.Token{token}
+	for i := range many {
+		tokens = append(tokens, p.turn(tokens[i]))
+		if i%session.MaxLinks == session.MaxLinks/2 {
+			p.clock.Advance(grace / 20)
+		}
+	}
+	newest := tokens[many]
+	for _, age := range []int{1, 2, session.MaxLinks / 2, session.MaxLinks - 1, session.MaxLinks} {
+		rotated, got := p.refresh(tokens[many-age])
+		p.equal(fmt.Sprintf("outcome for the token of %d rotations ago", age), rotated.Outcome, session.Replayed)
+		p.equal("what it gets", got == newest, true)
+	}
+	for _, age := range []int{session.MaxLinks + 1, session.MaxLinks + 2, 2 * session.MaxLinks, many - 1, many} {
+		rotated := p.answers(fmt.Sprintf("the token of %d rotations ago", age), tokens[many-age], session.Superseded)
+		p.equal("the session", rotated.Session.Accepts(newest), true)
+	}
+	newest = p.turn(newest)
+	// The first ones were replaced at once, and the others no sooner than a twentieth later.
+	p.clock.Advance(grace - 5*(grace/20) + grace/40)
+	p.answers("one that was replaced later", tokens[session.MaxLinks], session.Superseded)
+	p.answers("the first after its window", tokens[0], session.Reused)
+	p.answers("the newest of a stopped session", newest, session.Reused)
+
+	// An old token that was stolen is found out while its owner goes on rotating.
+	stolen, _ := p.begin(uuid.New())
+	held := p.turn(stolen)
+	p.clock.Advance(grace + grace/100)
+	for range 3 * session.MaxLinks {
+		held = p.turn(held)
+	}
+	p.answers("a token from before all of it", stolen, session.Reused)
+}
+
+// waysAreForgotten runs by the engine's own clock, by which it forgets.
+func waysAreForgotten(p *probe) {
+	short := func(r *session.Rotation) { r.Grace = 300 * time.Millisecond }
+	token, _ := p.begin(uuid.New())
+	var sealed [][]byte
+	for range 4 {
+		token = p.turn(token, short, func(r *session.Rotation) { sealed = append(sealed, r.SealedNext) })
+	}
+	keeps := func() (n int) {
+		_, err := p.either().Forget(p.ctx, 100)
+		p.must(err)
+		kept, err := p.Dump(p.ctx)
+		p.must(err)
+		all := bytes.Join(kept, []byte{0})
+		for _, one := range sealed {
+			if bytes.Contains(all, one) {
+				n++
+			}
+		}
+		return n
+	}
+	for deadline := time.Now().Add(20 * time.Second); keeps() > 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.failf("%d sealed successors outlive their windows", keeps())
+		}
+	}
+	p.turn(token)
+}
+
+// voidWindows: the engine's clock was ahead, and was set right.
+func voidWindows(p *probe) {
+	const ahead = 100 * time.Hour
+	p.clock.Advance(ahead)
+	first, _ := p.begin(uuid.New())
+	second := p.turn(first)
+	third := p.turn(second)
+	p.answers("a token in its window", first, session.Replayed)
+	p.clock.Advance(-ahead)
+	for _, old := range []session.Token{first, second} {
+		p.answers("a token replaced in the future", old, session.Superseded)
+	}
+	fourth := p.turn(third)
+	p.answers("a token replaced now", third, session.Replayed)
+	p.answers("a token replaced in the future", first, session.Superseded)
+	p.turn(fourth)
 }
 
 func stoppedStaysStopped(p *probe) {
 	user := uuid.New()
 	first, _ := p.begin(user)
 	other, _ := p.begin(user)
-	current := p.turn(p.turn(first))
+	second := p.turn(first)
+	p.clock.Advance(grace + time.Second)
+	current := p.turn(second)
 	rotated, _ := p.refresh(first, func(r *session.Rotation) { r.UserAgent, r.IP = "thief/1", "203.0.113.9" })
 	p.equal("outcome", rotated.Outcome, session.Reused)
 	p.equal("generation", rotated.Session.Generation, uint32(3))
 
+	p.answers("the current token at once", current, session.Reused)
 	_, err := p.Store.Get(p.ctx, user, first.SessionID())
 	p.equal("a stopped session is not found", errors.Is(err, session.ErrNotFound), true)
 	p.equal("what is listed", fmt.Sprint(p.list(user)), fmt.Sprint([]uuid.UUID{other.SessionID()}))
@@ -249,8 +394,21 @@ func aheadTurns(p *probe) {
 	p.equal("the same token again", rotated.Outcome, session.Replayed)
 	p.equal("its successor", again == next, true)
 	next = p.turn(next)
-	p.answers("what the record had taken for current", stale, session.Reused)
+	// When those were replaced that the record has missed is not known: it may be a moment ago.
+	for _, missed := range []session.Token{stale, p.codec.Mint(user, stale.SessionID(), 3)} {
+		p.answers("what the record had missed, at once", missed, session.Superseded)
+	}
+	next = p.turn(next)
+	p.clock.Advance(grace + grace/100)
+	p.answers("what the record had taken for current, after the window", stale, session.Reused)
 	p.answers("the true current token", next, session.Reused)
+
+	// What the record knew to be over stays so.
+	old, _ := p.begin(user)
+	stale = p.turn(old)
+	p.clock.Advance(grace + time.Second)
+	p.turn(p.codec.Mint(user, stale.SessionID(), 7))
+	p.answers("a token replaced before all that", old, session.Reused)
 }
 
 func forkIsReuse(p *probe) {
@@ -261,9 +419,11 @@ func forkIsReuse(p *probe) {
 	p.answers("another token of the current generation", lost, session.Reused)
 	p.answers("the current token", revived, session.Reused)
 
-	stale, _ = p.begin(user)
-	p.turn(p.turn(stale))
-	p.answers("another token of the previous generation", p.codec.Mint(user, stale.SessionID(), 2), session.Reused)
+	for generation := range uint32(3) {
+		stale, _ = p.begin(user)
+		p.turn(p.turn(p.turn(stale)))
+		p.answers("another token of an older generation", p.codec.Mint(user, stale.SessionID(), generation+1), session.Reused)
+	}
 }
 
 func expiredIsGone(p *probe) {
@@ -333,9 +493,7 @@ func deleteAllKeeps(p *probe) {
 	user := uuid.New()
 	kept, _ := p.begin(user)
 	gone, _ := p.begin(user)
-	stopped, _ := p.begin(user)
-	p.turn(p.turn(stopped))
-	p.answers("an older token", stopped, session.Reused)
+	stopped := p.stopped(user)
 	other, _ := p.begin(uuid.New())
 
 	newer, _ := p.begin(user, func(s *session.Start) { s.Epoch = 1 })
@@ -448,8 +606,8 @@ func limitNamesTheOldest(p *probe) {
 	p.must(p.Store.Delete(p.ctx, user, started.Over...))
 
 	// Neither the stopped nor the expired count.
-	p.turn(p.turn(tokens[1], func(r *session.Rotation) { r.Grace = 0 }))
-	p.answers("an older token", tokens[1], session.Reused)
+	p.turn(tokens[1], func(r *session.Rotation) { r.Grace = 0 })
+	p.answers("a replaced token without a window", tokens[1], session.Reused)
 	_, started = p.begin(user, limit)
 	p.equal("over with one stopped", len(started.Over), 0)
 	p.clock.Advance(idleTTL + time.Minute)
@@ -570,6 +728,14 @@ func walkFilters(p *probe) {
 	p.equal("taken before the break", n, 3)
 }
 
+// stopped makes a session that was stopped for reuse of the token it returns.
+func (p *probe) stopped(user uuid.UUID) session.Token {
+	token, _ := p.begin(user)
+	p.turn(token, func(r *session.Rotation) { r.Grace = 0 })
+	p.answers("a replaced token without a window", token, session.Reused)
+	return token
+}
+
 func (p *probe) beginAt(ip string) session.Token {
 	token, _ := p.begin(uuid.New(), func(s *session.Start) { s.IP = ip })
 	return token
@@ -580,9 +746,7 @@ func purgeRemovesExpired(p *probe) {
 		p.begin(uuid.New())
 	}
 	user := uuid.New()
-	stopped, _ := p.begin(user)
-	p.turn(p.turn(stopped))
-	p.answers("an older token", stopped, session.Reused)
+	stopped := p.stopped(user)
 	p.clock.Advance(idleTTL + time.Minute)
 	live, _ := p.begin(user)
 	live = p.turn(live)
@@ -607,12 +771,12 @@ func nothingKeptIsUsable(p *probe) {
 	var tokens []session.Token
 	token, _ := p.begin(user) // fresh
 	tokens = append(tokens, token)
-	token, _ = p.begin(user) // turned, its window open
-	tokens = append(tokens, token, p.turn(token))
-	token, _ = p.begin(user) // stopped
-	tokens = append(tokens, token, p.turn(token))
-	tokens = append(tokens, p.turn(tokens[len(tokens)-1]))
-	p.answers("an older token", token, session.Reused)
+	token, _ = p.begin(user) // turned a few times, the windows open
+	tokens = append(tokens, token)
+	for range 4 {
+		tokens = append(tokens, p.turn(tokens[len(tokens)-1]))
+	}
+	tokens = append(tokens, p.stopped(user))
 
 	kept, err := p.Dump(p.ctx)
 	p.must(err)
@@ -775,6 +939,49 @@ func lostAnswers(p *probe) {
 	p.turn(current)
 }
 
+// lateDuplicates has clients that follow one chain together, each at its own pace, and send again
+// at random what they sent before. Nobody is signed out, and all end with one token.
+func lateDuplicates(p *probe) {
+	const clients, steps = 6, 24
+	for range 4 {
+		token, _ := p.begin(uuid.New())
+		history := recorder{start: time.Now()}
+		var mu sync.Mutex
+		seen := []session.Token{token}
+		held := make([]session.Token, clients)
+		together(clients, func(i int) {
+			rng := rand.New(rand.NewPCG(uint64(i), uint64(history.start.UnixNano())))
+			held[i] = token
+			for range steps {
+				presented := held[i]
+				mu.Lock()
+				if rng.IntN(2) == 0 { // not all too old: the chain has a bound
+					presented = seen[max(0, len(seen)-1-rng.IntN(20))]
+				}
+				mu.Unlock()
+				_, next := history.refresh(p, i, presented)
+				if next == (session.Token{}) {
+					return // the history tells
+				}
+				held[i] = next
+				mu.Lock()
+				if !slices.Contains(seen, next) {
+					seen = append(seen, next)
+				}
+				mu.Unlock()
+			}
+		})
+		p.must(history.err)
+		p.must(Linearizable(token.Encode(), history.calls))
+		newest := p.turn(seen[slices.IndexFunc(seen, func(t session.Token) bool { return p.get(token).Accepts(t) })])
+		for _, old := range held {
+			rotated, got := p.refresh(old)
+			p.equal("outcome for what a client holds", rotated.Outcome, session.Replayed)
+			p.equal("the one chain", got == newest, true)
+		}
+	}
+}
+
 // endRacesRefresh has two clients that hold the same token follow the chain while the session
 // is ended: what begins after the end was answered is refused.
 func endRacesRefresh(p *probe) {
@@ -812,82 +1019,125 @@ func endRacesRefresh(p *probe) {
 // anySequence compares long random sequences with the table in package session's comment,
 // written down once more, as plainly as can be.
 func anySequence(p *probe) {
-	for seed := range uint64(12) {
-		rng := rand.New(rand.NewPCG(seed, 1))
-		user := uuid.New()
-		current, _ := p.begin(user)
-		minted := []session.Token{current}
-		var previous session.Token
-		var windowEnd, idleEnd = time.Duration(0), p.clock.Skew() + idleTTL
-		absoluteEnd := p.clock.Skew() + maxAge
-		stopped := false
-		for step := 0; step < 60; step++ {
-			where := fmt.Sprintf("seed %d step %d", seed, step)
-			switch rng.IntN(12) {
-			case 0, 1:
-				p.clock.Advance(grace * time.Duration(rng.IntN(3)*2+1) / 4) // a quarter, three, five quarters
-				continue
-			case 2:
-				if rng.IntN(8) == 0 {
-					p.clock.Advance(idleTTL * time.Duration(rng.IntN(2)*2+1) / 2)
-				}
-				continue
+	for seed := range uint64(24) {
+		m := model{p: p, rng: rand.New(rand.NewPCG(seed, 1)), user: uuid.New(), replaced: map[uint32]*replaced{}}
+		m.current, _ = p.begin(m.user)
+		m.idleEnd, m.absoluteEnd = p.clock.Skew()+idleTTL, p.clock.Skew()+maxAge
+		m.minted = []session.Token{m.current}
+		for step := 0; step < 80; step++ {
+			if !m.step(fmt.Sprintf("seed %d step %d", seed, step)) {
+				break
 			}
-			now := p.clock.Skew()
-			if rng.IntN(10) == 0 && !stopped && now < min(idleEnd, absoluteEnd) {
-				fresh := p.codec.Mint(user, current.SessionID(), current.Generation()+1)
-				_, err := p.either().Reissue(p.ctx, session.Reissue{UserID: user, SessionID: current.SessionID(), Generation: fresh.Generation(), Hash: fresh.Hash(),
-					Sealed: p.codec.SealReissued(fresh), Grace: grace, IdleTTL: idleTTL})
-				p.must(err)
-				previous, current = current, fresh
-				windowEnd, idleEnd = now+grace, now+idleTTL
-				minted = append(minted, fresh)
-				continue
-			}
-			presented := current
-			switch rng.IntN(8) {
-			case 0, 1:
-				presented = previous
-			case 2:
-				if rng.IntN(3) == 0 {
-					presented = minted[rng.IntN(len(minted))]
-				}
-			case 3:
-				if rng.IntN(3) == 0 {
-					presented = p.codec.Mint(user, current.SessionID(), current.Generation()+uint32(rng.IntN(3)))
-				}
-			}
-			if presented == (session.Token{}) {
-				continue
-			}
-			want := session.Reused
-			switch {
-			case !stopped && now >= min(idleEnd, absoluteEnd):
-				want = session.Gone
-			case stopped:
-			case presented == current || presented.Generation() > current.Generation():
-				want = session.Turned
-			case presented == previous && now < windowEnd:
-				want = session.Replayed
-			}
-			rotated, next := p.refresh(presented)
-			p.equal(where, rotated.Outcome, want)
-			switch want {
-			case session.Turned:
-				previous, current = presented, next
-				windowEnd, idleEnd = now+grace, now+idleTTL
-				minted = append(minted, next)
-				p.equal(where+": generation", rotated.Session.Generation, next.Generation())
-			case session.Replayed:
-				p.equal(where+": successor", next == current, true)
-			case session.Reused:
-				stopped = true
-				if rng.IntN(3) == 0 {
-					step = 60 // nothing new will happen
-				}
-			}
-			listed := !stopped && now < min(idleEnd, absoluteEnd)
-			p.equal(where+": listed", slices.Contains(p.list(user), current.SessionID()), listed)
 		}
 	}
+}
+
+// model is the table, as it applies to one session.
+type model struct {
+	p    *probe
+	rng  *rand.Rand
+	user uuid.UUID
+
+	current              session.Token
+	replaced             map[uint32]*replaced // by generation
+	minted               []session.Token
+	idleEnd, absoluteEnd time.Duration
+	stopped              bool
+}
+
+type replaced struct {
+	token session.Token // zero when the record has missed it
+	lost  bool          // no way leads from it to the newest
+	ends  time.Duration // its window
+}
+
+func (m *model) expired(now time.Duration) bool { return now >= min(m.idleEnd, m.absoluteEnd) }
+
+// want is what the presented token must be answered.
+func (m *model) want(presented session.Token, now time.Duration) session.Outcome {
+	old := m.replaced[presented.Generation()]
+	switch {
+	case m.stopped:
+		return session.Reused
+	case m.expired(now):
+		return session.Gone
+	case presented == m.current || presented.Generation() > m.current.Generation():
+		return session.Turned
+	case old == nil:
+		return session.Reused
+	case old.lost && now < old.ends:
+		return session.Superseded
+	case old.token == presented && now < old.ends:
+		return session.Replayed
+	}
+	return session.Reused
+}
+
+// turned notes that a token was replaced.
+func (m *model) turned(presented, next session.Token, now, window time.Duration) {
+	if presented.Generation() > m.current.Generation() {
+		for _, old := range m.replaced {
+			old.lost = true
+		}
+		for g := m.current.Generation(); g < presented.Generation(); g++ {
+			m.replaced[g] = &replaced{lost: true, ends: now + window}
+		}
+	}
+	m.replaced[presented.Generation()] = &replaced{token: presented, ends: now + window}
+	m.current, m.idleEnd = next, now+idleTTL
+	m.minted = append(m.minted, next)
+}
+
+// step does something at random, and reports whether it makes sense to go on.
+func (m *model) step(where string) bool {
+	p, rng := m.p, m.rng
+	switch rng.IntN(12) {
+	case 0, 1:
+		// Quarters of a window and a little: never near the end of one.
+		p.clock.Advance(grace*time.Duration(rng.IntN(3)*2+1)/4 + grace/40)
+		return true
+	case 2:
+		if rng.IntN(8) == 0 {
+			p.clock.Advance(idleTTL * time.Duration(rng.IntN(2)*2+1) / 2)
+		}
+		return true
+	}
+	now := p.clock.Skew()
+	if rng.IntN(10) == 0 && !m.stopped && !m.expired(now) {
+		fresh := p.codec.Mint(m.user, m.current.SessionID(), m.current.Generation()+1)
+		_, err := p.either().Reissue(p.ctx, session.Reissue{UserID: m.user, SessionID: m.current.SessionID(), Generation: fresh.Generation(), Hash: fresh.Hash(),
+			Sealed: p.codec.SealReissued(fresh), Grace: grace, IdleTTL: idleTTL})
+		p.must(err)
+		m.turned(m.current, fresh, now, grace)
+		return true
+	}
+	presented := m.current
+	switch rng.IntN(8) {
+	case 0, 1, 2:
+		presented = m.minted[max(0, len(m.minted)-1-rng.IntN(4))] // a late duplicate
+	case 3:
+		if rng.IntN(3) == 0 {
+			presented = m.minted[rng.IntN(len(m.minted))]
+		}
+	case 4:
+		if rng.IntN(4) == 0 { // of another branch, or ahead
+			presented = p.codec.Mint(m.user, m.current.SessionID(), max(1, m.current.Generation()+uint32(rng.IntN(4))-1))
+		}
+	}
+	want := m.want(presented, now)
+	rotated, next := p.refresh(presented)
+	p.equal(where, rotated.Outcome, want)
+	switch want {
+	case session.Turned:
+		m.turned(presented, next, now, grace)
+		p.equal(where+": generation", rotated.Session.Generation, next.Generation())
+	case session.Replayed:
+		p.equal(where+": successor", next == m.current, true)
+	case session.Superseded:
+		p.equal(where+": the session", rotated.Session.Accepts(m.current), true)
+	case session.Reused:
+		m.stopped = true
+	}
+	p.equal(where+": listed", slices.Contains(p.list(m.user), m.current.SessionID()), !m.stopped && !m.expired(now))
+	return !m.stopped || rng.IntN(3) > 0 // nothing new will happen
 }

@@ -59,7 +59,7 @@ func (s ReadThenWrite) Rotate(ctx context.Context, r session.Rotation) (session.
 		return session.Rotated{Outcome: session.Turned, Session: one}, s.Write(ctx, one, r)
 	case r.Generation+1 == one.Generation:
 		sealed, err := s.Sealed(ctx, one)
-		return session.Rotated{Outcome: session.Replayed, Session: one, Sealed: sealed}, err
+		return session.Rotated{Outcome: session.Replayed, Session: one, Links: [][]byte{sealed}}, err
 	}
 	return session.Rotated{Outcome: session.Reused, Session: one}, nil
 }

@@ -170,7 +170,7 @@ func refresh(ctx context.Context, store session.Store, codec *session.Codec, pre
 	case session.Turned:
 		return rotated, next, nil
 	case session.Replayed:
-		next, err := codec.OpenNext(presented, rotated.Sealed)
+		next, err := codec.OpenChain(presented, rotated.Links)
 		return rotated, next, err
 	}
 	return rotated, session.Token{}, nil

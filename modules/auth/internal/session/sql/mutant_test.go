@@ -1,11 +1,14 @@
 package sql
 
 import (
+	"bytes"
 	"context"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/auth/internal/session"
@@ -19,37 +22,33 @@ import (
 func TestTheSuiteFindsBrokenStatements(t *testing.T) {
 	t.Parallel()
 	for _, m := range []struct{ name, old, new, check string }{
-		{"replay without a window", "(hash = $5 OR ", "(TRUE OR ",
-			"the previous token after the window is reuse"},
-		{"a sliding window", "THEN {now} + $7 ELSE replay_until_ms", "OR {previous} THEN {now} + $7 ELSE replay_until_ms",
-			"the window does not slide"},
-		{"the previous token refused", "WHEN {previous} THEN sealed END", "END",
+		{"only the previous token", "THEN {link} END", "THEN links END",
+			"every replaced token yields the newest in its window"},
+		{"a link that lives with the next one", "replay_until_ms || previous", "{now} + $7 || previous",
+			"each window ends by its own rotation"},
+		{"no successor", "sealed          = $6", "sealed          = NULL",
 			"parallel refreshes make one chain"},
-		{"the absolute expiry ignored", "WHEN {now} + $8 < expires_ms THEN", "WHEN TRUE THEN",
+		{"a chain without a bound", "AND length(links) < {full}", "",
+			"too many rotations in a window end nothing"},
+		{"the absolute expiry ignored", "CASE WHEN {now} + $8 < expires_ms THEN {now} + $8 ELSE expires_ms END", "{now} + $8",
 			"absolute expiry never moves"},
-		{"the idle expiry ignored", "(stopped_ms IS NOT NULL OR {now} < idle_expires_ms)", "TRUE",
+		{"the idle expiry ignored", "AND {now} < idle_expires_ms", "",
 			"an expired session is gone"},
-		{"a token ahead refused", "($3 > generation OR ", "(FALSE OR ",
-			"a token ahead of the record is current"},
-		{"a fork accepted", "$3 = generation AND hash = $4", "$3 = generation",
+		{"a fork accepted", "AND generation = $3 AND hash = $4", "AND generation = $3",
 			"two tokens of one generation are reuse"},
-		{"reuse that stops nothing", "WHEN {reuse} THEN {now} ELSE stopped_ms", "WHEN FALSE THEN {now} ELSE stopped_ms",
-			"an older token is reuse even in the window"},
-		{"a stopped session that starts again", "(stopped_ms IS NULL AND ($3 > generation", "(($3 > generation",
+		{"a replaced token that turns", "AND generation = $3 AND hash = $4", "AND generation >= $3 AND (hash = $4 OR previous = $4)",
+			"parallel refreshes make one chain"},
+		{"a stopped session that starts again", "AND stopped_ms IS NULL", "",
 			"a stopped session stays stopped until it is deleted"},
-		{"a repeated call taken for reuse", "(hash = $5 OR ", "(FALSE OR ",
-			"the same call sent again changes nothing"},
-		{"another user's session", "AND user_id = $2", "AND CAST($2 AS text) IS NOT NULL",
-			"a session belongs to its user"},
 	} {
 		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
-			old, changed := expand(m.old, nowSQLite), expand(m.new, nowSQLite)
-			good := rotateQuery(nowSQLite)
-			if !strings.Contains(good, old) {
-				t.Fatalf("the statement does not have %q", old)
+			old, changed := expand(m.old, false), expand(m.new, false)
+			good := rotateQuery(false)
+			if strings.Count(good, old) != 1 {
+				t.Fatalf("the statement does not have %q once", old)
 			}
-			query := strings.ReplaceAll(strings.ReplaceAll(good, old, changed), "$", "?")
+			query := strings.ReplaceAll(good, old, changed)
 			open := func(t testing.TB, skew func() time.Duration) sessiontest.Engine {
 				return mutantEngine(t, skew, func(s *Store) session.Store {
 					stmt, err := s.db.PrepareContext(t.Context(), query)
@@ -91,7 +90,8 @@ func TestTheSuiteFindsARotationThatReadsAndThenWrites(t *testing.T) {
 	})
 }
 
-func TestPurgeDropsSealedSuccessorsAfterTheWindow(t *testing.T) {
+// However many there are: a pass does not leave the rest for a later one.
+func TestForgettingDropsEverySealedSuccessorAfterItsWindow(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		var clock sessiontest.Clock
@@ -100,30 +100,103 @@ func TestPurgeDropsSealedSuccessorsAfterTheWindow(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		token := codec.Mint([16]byte{1}, [16]byte{2}, 1)
-		if _, err := store.Create(t.Context(), session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(), MaxAge: time.Hour, IdleTTL: time.Hour}); err != nil {
-			t.Fatal(err)
+		const sessions, rotations = 23, 3
+		rotate := func(token session.Token, grace time.Duration) session.Token {
+			next, r := codec.Next(token)
+			r.Grace, r.IdleTTL = grace, time.Hour
+			if rotated, err := store.Rotate(t.Context(), r); err != nil || rotated.Outcome != session.Turned {
+				t.Fatalf("%v, %v", rotated.Outcome, err)
+			}
+			return next
 		}
-		_, r := codec.Next(token)
-		r.Grace, r.IdleTTL = 10*time.Minute, time.Hour
-		if _, err := store.Rotate(t.Context(), r); err != nil {
-			t.Fatal(err)
-		}
-		sealed := func() (n int) {
-			if _, err := store.Purge(t.Context(), 10); err != nil {
+		for range sessions {
+			token := codec.Mint([16]byte{1}, uuid.New(), 1)
+			if _, err := store.Create(t.Context(), session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(), MaxAge: time.Hour, IdleTTL: time.Hour}); err != nil {
 				t.Fatal(err)
 			}
-			if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM session WHERE sealed IS NOT NULL").Scan(&n); err != nil {
+			for range rotations {
+				token = rotate(token, 10*time.Minute)
+			}
+		}
+		const portion = 10
+		forget := func() (sum int) {
+			for {
+				n, err := store.Forget(t.Context(), portion)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if sum += n; n < portion {
+					return sum
+				}
+			}
+		}
+		kept := func() (newest, older int) {
+			if err := db.QueryRowContext(t.Context(), "SELECT count(sealed), coalesce(sum(length(links)), 0) FROM session").Scan(&newest, &older); err != nil {
 				t.Fatal(err)
 			}
-			return n
+			return newest, older / linkSize
 		}
-		if sealed() != 1 {
-			t.Error("dropped in the window")
+		if forget() != 0 {
+			t.Error("something was dropped in the window")
+		}
+		if newest, older := kept(); newest != sessions || older != sessions*(rotations-1) {
+			t.Errorf("%d and %d are kept in the window", newest, older)
 		}
 		clock.Advance(11 * time.Minute)
-		if sealed() != 0 {
-			t.Error("kept after the window")
+		forget()
+		if newest, older := kept(); newest != 0 || older != 0 {
+			t.Errorf("%d and %d are kept after the window", newest, older)
+		}
+		if n := forget(); n != 0 {
+			t.Errorf("%d were dropped once more", n)
+		}
+	})
+}
+
+// Each is dropped at the end of its own window, not of the last one of the session.
+func TestForgettingDropsALinkWhileALaterOneIsOpen(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		var clock sessiontest.Clock
+		store := newTestStore(t, db, clock.Skew)
+		codec, err := session.NewCodec("the secret of the SQL tests, which is long")
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens := []session.Token{codec.Mint([16]byte{1}, [16]byte{2}, 1)}
+		if _, err := store.Create(t.Context(), session.Start{ID: tokens[0].SessionID(), UserID: tokens[0].UserID(), Hash: tokens[0].Hash(), MaxAge: time.Hour, IdleTTL: time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		var sealed [][]byte
+		for i := range 3 {
+			next, r := codec.Next(tokens[i])
+			r.Grace, r.IdleTTL = 10*time.Minute, time.Hour
+			if rotated, err := store.Rotate(t.Context(), r); err != nil || rotated.Outcome != session.Turned {
+				t.Fatalf("%v, %v", rotated.Outcome, err)
+			}
+			tokens, sealed = append(tokens, next), append(sealed, r.SealedNext)
+			clock.Advance(4 * time.Minute)
+		}
+		if n, err := store.Forget(t.Context(), 10); err != nil || n != 1 {
+			t.Errorf("dropped of %d sessions: %v", n, err)
+		}
+		var links, newest []byte
+		if err := db.QueryRowContext(t.Context(), "SELECT links, sealed FROM session").Scan(&links, &newest); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []bool{false, true, true} {
+			if got := bytes.Contains(append(links, newest...), sealed[i]); got != want {
+				t.Errorf("successor %d is kept: %v", i, got)
+			}
+		}
+		_, r := codec.Next(tokens[1])
+		r.Grace, r.IdleTTL = 10*time.Minute, time.Hour
+		rotated, err := store.Rotate(t.Context(), r)
+		if err != nil || rotated.Outcome != session.Replayed {
+			t.Fatalf("%v, %v", rotated.Outcome, err)
+		}
+		if got, err := codec.OpenChain(tokens[1], rotated.Links); err != nil || got != tokens[3] {
+			t.Errorf("another token: %v", err)
 		}
 	})
 }

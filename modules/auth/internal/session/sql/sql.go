@@ -1,8 +1,9 @@
 // Package sql keeps sessions in the service's own database, PostgreSQL or SQLite: for one
 // machine, or where there is no Redis.
 //
-// What the Redis store does in a script is one UPDATE here: it locks the row, looks at its
-// latest version and changes it, and RETURNING says what happened.
+// What the Redis store does in a script is one UPDATE here for the current token of a session: it
+// locks the row, looks at its latest version and changes it. Any other token is looked at by
+// [session.Chain], which changes a row only under its lock.
 package sql
 
 import (
@@ -12,6 +13,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -40,12 +42,8 @@ func New(ctx context.Context, db *database.DB, opt Options) (*Store, error) {
 	if s.skew == nil {
 		s.skew = func() time.Duration { return 0 }
 	}
-	query := rotateQuery(nowPostgres)
-	if !db.IsPostgres() {
-		query = strings.ReplaceAll(rotateQuery(nowSQLite), "$", "?")
-	}
 	var err error
-	if s.rotate, err = db.PrepareContext(ctx, query); err != nil {
+	if s.rotate, err = db.PrepareContext(ctx, rotateQuery(db.IsPostgres())); err != nil {
 		return nil, fmt.Errorf("prepare the rotation of sessions: %w", err)
 	}
 	return s, nil
@@ -64,41 +62,45 @@ const (
 const columns = `id, user_id, generation, hash, epoch, device_name, user_agent, ip,
 	auth_ms, created_ms, last_used_ms, expires_ms, idle_expires_ms`
 
-// rotateQuery is the table of cases in package session's comment. Every condition is about
-// the row as it was; RETURNING sees it as it is then.
+// rotateQuery turns the current token of a session, in the ordinary case: every condition is about
+// the row as it was. It finds none when the token is another one, or when what is known of those
+// before is not a matter of appending a link; turnSlowly decides then.
 //
 //	$1 session  $2 user  $3 generation, $4 hash of the presented token  $5 hash of the successor
 //	$6 successor, sealed  $7 grace, $8 idle limit in ms  $9 user agent  $10 ip  $11 skew in ms
-func rotateQuery(now string) string { return expand(rotation, now) }
+func rotateQuery(postgres bool) string { return expand(rotation, postgres) }
 
-// expand writes out the conditions of the rotation.
-func expand(text, now string) string {
-	text = strings.ReplaceAll(text, "{reuse}", "(stopped_ms IS NULL AND NOT {current} AND NOT {previous})")
-	text = strings.ReplaceAll(text, "{current}", "(stopped_ms IS NULL AND ($3 > generation OR $3 = generation AND hash = $4))")
-	// The window is open, or this very call was sent before and took place.
-	text = strings.ReplaceAll(text, "{previous}", "($3 = generation - 1 AND previous = $4 AND (hash = $5 OR {now} < replay_until_ms))")
-	return strings.ReplaceAll(text, "{now}", "("+now+" + $11)")
+// expand writes out what differs between the databases.
+func expand(text string, postgres bool) string {
+	now, link := nowPostgres, "coalesce(links, '') || convert_to(last_used_ms::text || replay_until_ms::text, 'UTF8') || previous || sealed"
+	if !postgres {
+		now, link = nowSQLite, "CAST(coalesce(links, '') || last_used_ms || replay_until_ms || previous || sealed AS blob)"
+	}
+	text = strings.NewReplacer("{link}", link, "{now}", "("+now+" + $11)", "{sealed}", strconv.Itoa(session.SealedSize),
+		"{full}", strconv.Itoa((session.MaxLinks-1)*linkSize)).Replace(text)
+	if !postgres {
+		text = strings.ReplaceAll(text, "$", "?")
+	}
+	return text
 }
 
 const rotation = `
 UPDATE session SET
-	generation         = CASE WHEN {current} THEN CAST($3 AS bigint) + 1 ELSE generation END,
-	hash               = CASE WHEN {current} THEN $5 ELSE hash END,
-	previous           = CASE WHEN {current} THEN $4 ELSE previous END,
-	replay_until_ms    = CASE WHEN {current} THEN {now} + $7 ELSE replay_until_ms END,
-	sealed             = CASE WHEN {current} THEN $6 WHEN {previous} THEN sealed END,
-	user_agent         = CASE WHEN {current} THEN $9 ELSE user_agent END,
-	ip                 = CASE WHEN {current} THEN $10 ELSE ip END,
-	last_used_ms       = CASE WHEN {current} THEN {now} ELSE last_used_ms END,
-	idle_expires_ms    = CASE WHEN NOT {current} THEN idle_expires_ms WHEN {now} + $8 < expires_ms THEN {now} + $8 ELSE expires_ms END,
-	stopped_ms         = CASE WHEN {reuse} THEN {now} ELSE stopped_ms END,
-	stopped_generation = CASE WHEN {reuse} THEN $3 ELSE stopped_generation END,
-	stopped_user_agent = CASE WHEN {reuse} THEN $9 ELSE stopped_user_agent END,
-	stopped_ip         = CASE WHEN {reuse} THEN $10 ELSE stopped_ip END
-WHERE id = $1 AND user_id = $2 AND (stopped_ms IS NOT NULL OR {now} < idle_expires_ms)
-RETURNING
-	CASE WHEN stopped_ms IS NOT NULL THEN 'reused' WHEN hash = $5 THEN 'turned' WHEN sealed IS NOT NULL THEN 'replayed' ELSE 'gone' END,
-	sealed, ` + columns
+	generation      = generation + 1,
+	linked          = generation + 1,
+	hash            = $5,
+	previous        = $4,
+	replay_until_ms = {now} + $7,
+	sealed          = $6,
+	links           = CASE WHEN {now} < replay_until_ms AND sealed IS NOT NULL THEN {link} END,
+	user_agent      = $9,
+	ip              = $10,
+	last_used_ms    = {now},
+	idle_expires_ms = CASE WHEN {now} + $8 < expires_ms THEN {now} + $8 ELSE expires_ms END
+WHERE id = $1 AND user_id = $2 AND stopped_ms IS NULL AND {now} < idle_expires_ms AND generation = $3 AND hash = $4
+	AND linked = generation AND (sealed IS NULL OR length(sealed) = {sealed})
+	AND (links IS NULL OR {now} < replay_until_ms AND sealed IS NOT NULL AND length(links) < {full})
+RETURNING ` + columns
 
 // Create implements [session.Store].
 func (s *Store) Create(ctx context.Context, start session.Start) (session.Started, error) {
@@ -115,9 +117,9 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 		}
 		now, maxAge, idle := s.now(), start.MaxAge.Milliseconds(), min(start.IdleTTL, start.MaxAge).Milliseconds()
 		// A call sent again finds its own row.
-		row := tx.QueryRowContext(ctx, `INSERT INTO session (id, user_id, epoch, generation, hash, previous, replay_until_ms,
+		row := tx.QueryRowContext(ctx, `INSERT INTO session (id, user_id, epoch, generation, linked, hash, previous, replay_until_ms,
 				device_name, user_agent, ip, auth_ms, created_ms, last_used_ms, expires_ms, idle_expires_ms)
-			VALUES (?, ?, ?, 1, ?, ?, 0, ?, ?, ?, `+now+`, `+now+`, `+now+`, `+now+` + ?, `+now+` + ?)
+			VALUES (?, ?, ?, 1, 1, ?, ?, 0, ?, ?, ?, `+now+`, `+now+`, `+now+`, `+now+` + ?, `+now+` + ?)
 			ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch
 			WHERE session.user_id = excluded.user_id AND session.generation = 1 AND session.hash = excluded.hash
 			RETURNING `+columns,
@@ -173,81 +175,166 @@ const lockClass = 0x73657373 // "sess"
 // Rotate implements [session.Store].
 func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated, error) {
 	r = r.Clean()
-	var sealed any // NULL when there is no window
-	if r.Grace >= time.Millisecond {
-		sealed = r.SealedNext
-	}
-	args := []any{r.SessionID.String(), r.UserID.String(), int64(r.Generation), r.PresentedHash[:], r.NextHash[:], sealed,
-		r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP, s.skew().Milliseconds()}
-	var rotated session.Rotated
-	var err error
-	if s.db.IsPostgres() {
-		rotated, err = scanRotated(s.rotate.QueryRowContext(ctx, args...))
-	} else {
-		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
-			rotated, err = scanRotated(tx.StmtContext(ctx, s.rotate).QueryRowContext(ctx, args...))
-			return err
-		})
-	}
+	rotated, err := s.turn(ctx, r)
 	if err != nil {
 		return session.Rotated{}, fail("rotate session", err)
 	}
 	return rotated, nil
 }
 
-func scanRotated(row *sql.Row) (session.Rotated, error) {
-	var verdict string
-	var r session.Rotated
-	err := scan(row, &r.Session, &verdict, &r.Sealed)
+func (s *Store) turn(ctx context.Context, r session.Rotation) (rotated session.Rotated, err error) {
+	if !s.db.IsPostgres() { // which has one writer: what comes after the statement sees what it saw
+		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
+			rotated, err = s.turnAtOnce(ctx, tx.StmtContext(ctx, s.rotate), r)
+			if database.IsNotFound(err) {
+				rotated, err = s.turnSlowly(ctx, tx, r)
+			}
+			return err
+		})
+		return rotated, err
+	}
+	if rotated, err = s.turnAtOnce(ctx, s.rotate, r); !database.IsNotFound(err) {
+		return rotated, err
+	}
+	// Most of what is left asks for no change, and needs no lock.
+	if rec, err := s.record(ctx, s.db, r.UserID, r.SessionID); err != nil || !rec.changedBy(r) {
+		return rec.answer(r), err
+	}
+	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
+		if _, err = tx.ExecContext(ctx, "SELECT FROM session WHERE id = ? FOR UPDATE", r.SessionID); err != nil {
+			return err
+		}
+		rotated, err = s.turnSlowly(ctx, tx, r)
+		return err
+	})
+	return rotated, err
+}
+
+// turnAtOnce returns sql.ErrNoRows when it is not the ordinary case.
+func (s *Store) turnAtOnce(ctx context.Context, stmt *sql.Stmt, r session.Rotation) (session.Rotated, error) {
+	var sealed any // NULL when there is no window
+	if r.Grace >= time.Millisecond {
+		sealed = r.SealedNext
+	}
+	rotated := session.Rotated{Outcome: session.Turned}
+	err := scan(stmt.QueryRowContext(ctx, r.SessionID.String(), r.UserID.String(), int64(r.Generation), r.PresentedHash[:], r.NextHash[:], sealed,
+		r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP, s.skew().Milliseconds()), &rotated.Session)
+	return rotated, err
+}
+
+// turnSlowly decides about any token and does what it decided. The row is locked.
+func (s *Store) turnSlowly(ctx context.Context, tx database.IDB, r session.Rotation) (session.Rotated, error) {
+	rec, err := s.record(ctx, tx, r.UserID, r.SessionID)
+	if err != nil || !rec.changedBy(r) {
+		return rec.answer(r), err
+	}
+	answer := rec.answer(r)
+	if answer.Outcome == session.Reused {
+		_, err := tx.ExecContext(ctx, `UPDATE session SET stopped_ms = ?, stopped_generation = ?, stopped_user_agent = ?, stopped_ip = ?,
+			sealed = NULL, links = NULL, marks = NULL WHERE id = ?`, rec.now, r.Generation, r.UserAgent, r.IP, r.SessionID)
+		return answer, err
+	}
+	rec.chain.Turn(r, rec.now)
+	answer.Session, err = s.write(ctx, tx, rec, r.IdleTTL, ", user_agent = ?, ip = ?", r.UserAgent, r.IP)
+	return answer, err
+}
+
+// write stores a chain that was turned just now. more sets further columns.
+func (s *Store) write(ctx context.Context, tx database.IDB, rec record, idleTTL time.Duration, more string, args ...any) (one session.Session, err error) {
+	c := rec.chain
+	marks, err := encodeMarks(c.Marks)
+	if err != nil {
+		return one, err
+	}
+	idle := rec.now + idleTTL.Milliseconds()
+	args = append([]any{c.Generation, c.Linked, c.Hash[:], c.Previous.Hash[:], c.Previous.Until, blob(c.Previous.Sealed), blob(encodeLinks(c.Links)), marks,
+		rec.now, idle, idle}, args...)
+	row := tx.QueryRowContext(ctx, `UPDATE session SET generation = ?, linked = ?, hash = ?, previous = ?, replay_until_ms = ?, sealed = ?, links = ?, marks = ?,
+			last_used_ms = ?, idle_expires_ms = CASE WHEN ? < expires_ms THEN ? ELSE expires_ms END`+more+`
+		WHERE id = ? RETURNING `+columns, append(args, rec.session.ID)...)
+	return one, scan(row, &one)
+}
+
+// record is a row with all that decides about it, and the time by the database's clock.
+type record struct {
+	session session.Session
+	chain   session.Chain
+	stopped bool
+	now     int64
+}
+
+// record returns the zero record when there is no session, or it has expired.
+func (s *Store) record(ctx context.Context, db database.IDB, userID, id uuid.UUID) (record, error) {
+	var rec record
+	var previous, links []byte
+	var marks *string
+	var stopped *int64
+	c := &rec.chain
+	err := scan(db.QueryRowContext(ctx, "SELECT linked, previous, replay_until_ms, sealed, links, marks, stopped_ms, "+s.now()+", "+columns+" FROM session WHERE id = ? AND user_id = ?",
+		id, userID), &rec.session, &c.Linked, &previous, &c.Previous.Until, &c.Previous.Sealed, &links, &marks, &stopped, &rec.now)
 	if database.IsNotFound(err) {
-		return session.Rotated{Outcome: session.Gone}, nil
+		return record{}, nil
 	}
 	if err != nil {
-		return session.Rotated{}, err
+		return record{}, err
 	}
-	switch verdict {
-	case "turned":
-		r.Outcome = session.Turned
-	case "replayed":
-		r.Outcome = session.Replayed
-	case "reused":
-		r.Outcome = session.Reused
-	default:
-		return session.Rotated{Outcome: session.Gone}, nil
+	if rec.stopped = stopped != nil; !rec.stopped && rec.now >= rec.session.IdleExpiresAt.UnixMilli() {
+		return record{}, nil
 	}
-	if r.Outcome != session.Replayed {
-		r.Sealed = nil
+	copy(c.Previous.Hash[:], previous)
+	c.Generation, c.Hash, c.Previous.At = rec.session.Generation, rec.session.Hash, rec.session.LastUsedAt.UnixMilli()
+	if c.Links, err = decodeLinks(links); err != nil {
+		return record{}, err
 	}
-	return r, nil
+	c.Marks, err = decodeMarks(marks)
+	return rec, err
+}
+
+// answer is what a rotation is answered. When it changes the record, that is still to be done.
+func (rec record) answer(r session.Rotation) session.Rotated {
+	if rec.session.ID == uuid.Nil {
+		return session.Rotated{Outcome: session.Gone}
+	}
+	if rec.stopped {
+		return session.Rotated{Outcome: session.Reused, Session: rec.session}
+	}
+	outcome, links, _ := rec.chain.Answer(r, rec.now)
+	return session.Rotated{Outcome: outcome, Session: rec.session, Links: links}
+}
+
+func (rec record) changedBy(r session.Rotation) bool {
+	if rec.session.ID == uuid.Nil || rec.stopped {
+		return false
+	}
+	outcome, _, repeated := rec.chain.Answer(r, rec.now)
+	return outcome == session.Reused || outcome == session.Turned && !repeated
 }
 
 // Reissue implements [session.Store].
 func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session, error) {
 	var one session.Session
 	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		query := "SELECT " + columns + " FROM session WHERE id = ? AND user_id = ? AND stopped_ms IS NULL AND idle_expires_ms > " + s.now() + database.ForUpdate(tx)
-		err := scan(tx.QueryRowContext(ctx, query, r.SessionID, r.UserID), &one)
-		if database.IsNotFound(err) {
-			return session.ErrNotFound
+		if s.db.IsPostgres() {
+			if _, err := tx.ExecContext(ctx, "SELECT FROM session WHERE id = ? FOR UPDATE", r.SessionID); err != nil {
+				return err
+			}
 		}
-		if err != nil || one.Generation == r.Generation && one.Hash == r.Hash { // this very call, sent again
+		rec, err := s.record(ctx, tx, r.UserID, r.SessionID)
+		if err != nil {
 			return err
 		}
-		if one.Generation != r.Generation-1 {
+		one = rec.session
+		switch {
+		case one.ID == uuid.Nil || rec.stopped:
+			return session.ErrNotFound
+		case one.Generation == r.Generation && one.Hash == r.Hash: // this very call, sent again
+			return nil
+		case one.Generation != r.Generation-1:
 			return session.ErrConflict
 		}
-		now := s.now()
-		var sealed any // NULL when there is no window
-		if r.Grace >= time.Millisecond {
-			sealed = r.Sealed
-		}
-		row := tx.QueryRowContext(ctx, `UPDATE session SET generation = ?, hash = ?, previous = hash, replay_until_ms = `+now+` + ?, sealed = ?,
-				auth_ms = CASE WHEN ? THEN `+now+` ELSE auth_ms END, last_used_ms = `+now+`,
-				idle_expires_ms = CASE WHEN `+now+` + ? < expires_ms THEN `+now+` + ? ELSE expires_ms END
-			WHERE id = ? RETURNING `+columns,
-			r.Generation, r.Hash[:], r.Grace.Milliseconds(), sealed, r.Reauthenticated,
-			r.IdleTTL.Milliseconds(), r.IdleTTL.Milliseconds(), r.SessionID)
-		return scan(row, &one)
+		rec.chain.Turn(session.Rotation{Generation: one.Generation, PresentedHash: one.Hash, NextHash: r.Hash, SealedNext: r.Sealed, Grace: r.Grace}, rec.now)
+		one, err = s.write(ctx, tx, rec, r.IdleTTL, ", auth_ms = CASE WHEN ? THEN ? ELSE auth_ms END", r.Reauthenticated, rec.now)
+		return err
 	})
 	for _, expected := range []error{session.ErrNotFound, session.ErrConflict} {
 		if errors.Is(err, expected) {
@@ -329,7 +416,7 @@ func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error)
 	return marked, nil
 }
 
-// Purge implements [session.Store]. It also drops sealed successors whose window is over.
+// Purge implements [session.Store].
 func (s *Store) Purge(ctx context.Context, limit int) (int, error) {
 	now := s.now()
 	// The outer condition looks at a row that changed while it was waited for.
@@ -342,12 +429,92 @@ func (s *Store) Purge(ctx context.Context, limit int) (int, error) {
 	if err != nil {
 		return 0, fail("purge sessions", err)
 	}
-	_, err = s.db.Write(ctx, `UPDATE session SET sealed = NULL WHERE sealed IS NOT NULL AND replay_until_ms <= `+now+` AND id IN
-		(SELECT id FROM session WHERE sealed IS NOT NULL AND replay_until_ms <= `+now+` ORDER BY replay_until_ms LIMIT ?)`, limit)
-	if err != nil {
-		return int(n), fail("drop sealed successors", err)
-	}
 	return int(n), nil
+}
+
+// Forget implements [session.Store].
+func (s *Store) Forget(ctx context.Context, limit int) (int, error) {
+	now := s.now()
+	// A window that ends too far ahead is void: a clock that was ahead wrote it.
+	over := "sealed IS NOT NULL AND (replay_until_ms <= " + now + " OR replay_until_ms > " + now + " + ?1)"
+	res, err := s.db.Write(ctx, "UPDATE session SET sealed = NULL WHERE "+over+" AND id IN (SELECT id FROM session WHERE "+over+" LIMIT ?2)",
+		session.MaxWindow.Milliseconds(), limit)
+	if err != nil {
+		return 0, fail("forget replaced tokens", err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return 0, fail("forget replaced tokens", err)
+	}
+	older, err := s.forgetLinks(ctx, limit)
+	if err != nil {
+		return int(n), fail("forget replaced tokens", err)
+	}
+	return max(int(n), older), nil
+}
+
+// forgetLinks drops the links whose windows are over. Few sessions have any: those that were
+// rotated twice within a window.
+func (s *Store) forgetLinks(ctx context.Context, limit int) (forgotten int, err error) {
+	for after := uuid.Nil; ; {
+		page, err := s.linked(ctx, after, limit)
+		if err != nil {
+			return forgotten, err
+		}
+		for _, row := range page {
+			after = row.id
+			kept := session.Chain{Links: row.links, Marks: row.marks}
+			if !kept.Prune(row.now) {
+				continue
+			}
+			marks, err := encodeMarks(kept.Marks)
+			if err != nil {
+				return forgotten, err
+			}
+			// A row that was rotated meanwhile is looked at the next time.
+			if _, err := s.db.Write(ctx, "UPDATE session SET links = ?, marks = ? WHERE id = ? AND generation = ?", blob(encodeLinks(kept.Links)), marks, row.id, row.generation); err != nil {
+				return forgotten, err
+			}
+			forgotten++
+		}
+		if len(page) < limit {
+			return forgotten, nil
+		}
+	}
+}
+
+type linkedRow struct {
+	id         uuid.UUID
+	generation int64
+	links      []session.Link
+	marks      []session.Mark
+	now        int64
+}
+
+// linked returns the next sessions that have links, in the order of their ids.
+func (s *Store) linked(ctx context.Context, after uuid.UUID, limit int) ([]linkedRow, error) {
+	rows, err := s.db.QueryContext(ctx, "SELECT id, generation, links, marks, "+s.now()+" FROM session WHERE links IS NOT NULL AND id > ? ORDER BY id LIMIT ?", after, limit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var page []linkedRow
+	for rows.Next() {
+		var row linkedRow
+		var links []byte
+		var marks *string
+		if err := rows.Scan(&row.id, &row.generation, &links, &marks, &row.now); err != nil {
+			return nil, err
+		}
+		if row.links, err = decodeLinks(links); err != nil {
+			return nil, err
+		}
+		if row.marks, err = decodeMarks(marks); err != nil {
+			return nil, err
+		}
+		page = append(page, row)
+	}
+	return page, rows.Err()
 }
 
 const walkPage = 500
