@@ -107,7 +107,8 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	}
 	operator, err := a.startOperator(behind, running, readiness, server.Stopping)
 	if err != nil {
-		return err
+		stopBehind() // the relay runs already, on what the caller closes next
+		return errors.Join(err, running.Wait())
 	}
 	running.Go(func() error { return a.auth.Run(behind) })
 	running.Go(func() error { a.giveWay(behind); return nil })

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"fmt"
+	"io"
 	"net"
+	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/toppira/authctl/modules/auth"
@@ -20,4 +24,33 @@ func TestTheMetadataNamesThePortThatIsServed(t *testing.T) {
 			t.Errorf("%+v: %s", test, got)
 		}
 	}
+}
+
+// When the last of what serve starts cannot start, what runs already has ended before that is
+// closed which it runs on.
+func TestAFailedStartWaitsForTheRelay(t *testing.T) {
+	for range 5 {
+		o := &serveOptions{global: &global{set: []string{
+			"app.data_dir=" + t.TempDir(), fmt.Sprint("app.port=", freePort(t)), "auth.password.bcrypt_cost=4",
+			"app.operator_addr=203.0.113.1:9", // of no machine: RFC 5737
+		}}}
+		if err := o.run(t.Context(), io.Discard); err == nil || !strings.Contains(err.Error(), "203.0.113.1") {
+			t.Fatalf("it ended with: %v", err)
+		}
+		stacks := make([]byte, 1<<20)
+		stacks = stacks[:runtime.Stack(stacks, true)]
+		if strings.Contains(string(stacks), "relayInline") {
+			t.Fatalf("the relay still runs:\n%s", stacks)
+		}
+	}
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
 }
