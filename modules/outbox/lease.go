@@ -403,6 +403,11 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	}
 	until := asked.Add(r.cfg.Lease - r.cfg.Lease/10)
 	r.until.Store(&until)
+	partitions := map[int]bool{}
+	for id := range r.held {
+		partitions[id%r.partitions] = true
+	}
+	r.trouble.keep(partitions)
 	r.met.takeovers.Add(float64(expired))
 	r.met.void.Add(float64(void))
 	r.met.lost.Add(float64(gone))

@@ -154,12 +154,23 @@ type TailOptions struct {
 }
 
 // Tail calls fn with events, oldest first, each once. New events come in the order of their
-// commits, as far as that can be seen from outside.
+// commits, as far as that can be seen from outside. However many events there are, it
+// remembers only those that came after the oldest transaction that is still open.
 func Tail(ctx context.Context, db *database.DB, opt TailOptions, fn func(Entry) error) error {
+	return tail(ctx, db, opt, &idSet{}, fn)
+}
+
+func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, fn func(Entry) error) error {
 	s := settler{db: db}
 	settled, err := s.step(ctx, "")
 	if err != nil {
 		return fmt.Errorf("follow the outbox: %w", err)
+	}
+	if !settled { // relays may know better
+		err := db.QueryRowContext(ctx, `SELECT coalesce(min(low), 0) FROM outbox_shard`).Scan(&s.bound)
+		if err != nil {
+			return fmt.Errorf("follow the outbox: %w", err)
+		}
 	}
 	above := s.bound
 	switch {
@@ -177,21 +188,26 @@ func Tail(ctx context.Context, db *database.DB, opt TailOptions, fn func(Entry) 
 			return fmt.Errorf("find where to begin: %w", err)
 		}
 	}
-	shown := map[int64]bool{} // above the settled bound, where late ones may come in between
 	for {
-		bound := s.bound // before the reading
+		begun := time.Now()
+		bound := s.bound // before the reading: above it late ones may come in between, and it is read again
 		last := above
 		for {
 			list, err := entries(ctx, db, Selection{FromID: last + 1, Key: opt.Key, Type: opt.Type}, 500)
+			if err != nil && opt.Follow && ctx.Err() != nil {
+				return nil
+			}
 			if err != nil {
 				return err
 			}
 			for _, e := range list {
 				last = e.ID
-				if shown[e.ID] {
+				if shown.has(e.ID) {
 					continue
 				}
-				shown[e.ID] = true
+				if e.ID > bound && opt.Follow {
+					shown.add(e.ID)
+				}
 				if err := fn(e); err != nil {
 					return err
 				}
@@ -204,14 +220,32 @@ func Tail(ctx context.Context, db *database.DB, opt TailOptions, fn func(Entry) 
 			return nil
 		}
 		above = max(above, bound)
-		maps.DeleteFunc(shown, func(id int64, _ bool) bool { return id <= above })
-		if !sleep(ctx, 100*time.Millisecond) {
+		shown.forget(above)
+		// While a transaction stays open for long, all after it is read again and again.
+		if !sleep(ctx, max(100*time.Millisecond, time.Since(begun))) {
 			return nil
 		}
 		if _, err := s.step(ctx, ""); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {
 			return fmt.Errorf("follow the outbox: %w", err)
 		}
 	}
+}
+
+// idSet is a set of ids most of which follow each other: about a bit for each.
+type idSet struct{ bits map[int64]uint64 }
+
+func (s *idSet) has(id int64) bool { return s.bits[id/64]>>(id%64)&1 != 0 }
+
+func (s *idSet) add(id int64) {
+	if s.bits == nil {
+		s.bits = map[int64]uint64{}
+	}
+	s.bits[id/64] |= 1 << (id % 64)
+}
+
+// forget removes the ids up to one, or a few less.
+func (s *idSet) forget(through int64) {
+	maps.DeleteFunc(s.bits, func(word int64, _ uint64) bool { return word < through/64 })
 }
 
 func entries(ctx context.Context, db *database.DB, sel Selection, limit int) ([]Entry, error) {

@@ -570,6 +570,7 @@ func (r *Relay) publish(ctx context.Context, stopping <-chan struct{}, p *parcel
 			return nil, false
 		case errors.As(err, &refused):
 			r.trouble.count("refused")
+			r.trouble.over(b.Partition) // it answers
 			return refused, true
 		case errors.Is(err, ErrNotOwned):
 			r.trouble.count("not_owned")

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -69,5 +70,17 @@ func (t *trouble) over(partition int) {
 	delete(t.where, partition)
 	if len(t.where) == 0 && len(t.said) > 0 {
 		t.log.Info("events are published again", zap.Duration("after", t.now().Sub(t.since).Round(time.Millisecond)))
+	}
+}
+
+// keep forgets the partitions that are not this relay's any more: another one publishes them,
+// and says so.
+func (t *trouble) keep(owned map[int]bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	had := len(t.where)
+	maps.DeleteFunc(t.where, func(partition int, _ string) bool { return partition != databaseTrouble && !owned[partition] })
+	if had > 0 && len(t.where) == 0 && len(t.said) > 0 {
+		t.log.Info("the events that could not be published are another relay's now", zap.Duration("after", t.now().Sub(t.since).Round(time.Millisecond)))
 	}
 }

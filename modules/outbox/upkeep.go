@@ -397,52 +397,79 @@ func (r *Relay) retain(ctx context.Context) {
 }
 
 // Retain drops published events older than the retention. Whatever waits or is parked stays.
-// Any number of processes may do it at once.
+// Any number of processes may do it at once. A part of the events that somebody holds locked,
+// as a dump does for hours, is left for the next time, and the error says so.
 func Retain(ctx context.Context, db *database.DB, retention time.Duration) error {
 	if !db.IsPostgres() {
 		return retainSQLite(ctx, db, retention)
 	}
+	var errs []error
 	for n := range segments {
 		if err := emptySegment(ctx, db, n, retention); err != nil {
-			return fmt.Errorf("empty segment %d: %w", n, err)
+			errs = append(errs, fmt.Errorf("empty segment %d: %w", n, err))
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func emptySegment(ctx context.Context, db *database.DB, n int, retention time.Duration) error {
 	table := fmt.Sprintf("outbox_event_%02d", n)
-	// Its newest event is old, and nothing in it waits. Events are written in the order of
-	// time but for what transactions that were open together mix.
-	old := `SELECT coalesce((SELECT max(created_ms) < ` + postgresNow + ` - ?1 FROM (SELECT created_ms FROM ` + table + ` ORDER BY id DESC LIMIT 1000) newest), false)
-		AND NOT EXISTS (SELECT 1 FROM outbox_pending WHERE segment = ?2)
-		AND NOT EXISTS (SELECT 1 FROM outbox_dead WHERE segment = ?2)`
-	var yes bool
-	if err := db.QueryRowContext(ctx, old, retention.Milliseconds(), n).Scan(&yes); err != nil || !yes {
-		return err
-	}
-	return db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		// Who waits for an exclusive lock keeps everyone behind it waiting: not for long.
-		if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '200ms'`); err != nil {
+	const idle = `NOT EXISTS (SELECT 1 FROM outbox_pending WHERE segment = ?1) AND NOT EXISTS (SELECT 1 FROM outbox_dead WHERE segment = ?1)`
+	var newest, writtenMS, nowMS int64
+	err := briefly(ctx, db, func(ctx context.Context, tx database.Tx) error {
+		// Events are written in the order of time but for what transactions that were open
+		// together mix.
+		err := tx.QueryRowContext(ctx, `SELECT max(id), max(created_ms), `+postgresNow+` FROM (SELECT id, created_ms FROM `+table+` ORDER BY id DESC LIMIT 1000) n
+			HAVING count(*) > 0 AND `+idle, n).Scan(&newest, &writtenMS, &nowMS)
+		if err != nil || writtenMS <= nowMS {
 			return err
 		}
+		// A time that has not come yet was written by a clock that was ahead: the event is at
+		// least as old as the next one whose time has come.
+		return tx.QueryRowContext(ctx, `SELECT created_ms FROM outbox_event WHERE id > ? AND created_ms <= ? ORDER BY id LIMIT 1`, newest, nowMS).Scan(&writtenMS)
+	})
+	if database.IsNotFound(err) || err == nil && writtenMS >= nowMS-retention.Milliseconds() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return briefly(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		if _, err := tx.ExecContext(ctx, `LOCK TABLE ONLY `+table+` IN ACCESS EXCLUSIVE MODE`); err != nil {
 			return err
 		}
 		// A replay locks what it puts back in the same way, so this is the last word.
-		if err := tx.QueryRowContext(ctx, old, retention.Milliseconds(), n).Scan(&yes); err != nil || !yes {
+		var same bool
+		err := tx.QueryRowContext(ctx, `SELECT (SELECT max(id) FROM `+table+`) = ?2 AND `+idle, n, newest).Scan(&same)
+		if err != nil || !same {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, `TRUNCATE ONLY `+table)
+		_, err = tx.ExecContext(ctx, `TRUNCATE ONLY `+table)
 		return err
+	})
+}
+
+// briefly runs a transaction that waits for no lock for long: who waits for an exclusive one
+// keeps everyone behind it waiting.
+func briefly(ctx context.Context, db *database.DB, fn func(context.Context, database.Tx) error) error {
+	return db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '200ms'`); err != nil {
+			return err
+		}
+		return fn(ctx, tx)
 	})
 }
 
 func retainSQLite(ctx context.Context, db *database.DB, retention time.Duration) error {
 	for {
-		// In small steps: writers come in between.
+		// In small steps: writers come in between. An event from the future is as old as on
+		// PostgreSQL.
 		res, err := db.Write(ctx, `DELETE FROM outbox_event WHERE id IN (
-			SELECT id FROM outbox_event WHERE created_ms < `+sqliteNow+` - ?
+			SELECT id FROM outbox_event WHERE (created_ms < `+sqliteNow+` - ?1
+					OR created_ms > `+sqliteNow+` AND id < (SELECT max(id) FROM outbox_event WHERE created_ms < `+sqliteNow+` - ?1))
 				AND id < coalesce((SELECT min(id) FROM outbox_pending), 9223372036854775807)
 				AND id NOT IN (SELECT id FROM outbox_dead)
 			ORDER BY id LIMIT 1000)`, retention.Milliseconds())

@@ -1,0 +1,92 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+// Whoever tails all there is does not keep all there is in memory, whether it goes on with
+// new events or not, and though a transaction has been open since the middle of it.
+func TestTailRemembersLittle(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		const n = 2000
+		write := func(prefix string) {
+			t.Helper()
+			var keys []string
+			for i := range n {
+				keys = append(keys, fmt.Sprint(prefix, i))
+			}
+			addKeys(t, db, keys...)
+		}
+		// all tails until it has seen so many events, and returns how many ids it remembered
+		// at most.
+		all := func(want int, follow bool) (most int) {
+			t.Helper()
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			shown, seen := &idSet{}, 0
+			err := tail(ctx, db, TailOptions{From: 1, Follow: follow}, shown, func(Entry) error {
+				most = max(most, len(shown.bits)*64)
+				if seen++; seen == want && follow {
+					cancel()
+				}
+				return nil
+			})
+			if err != nil || seen != want {
+				t.Fatalf("seen %d of %d, %v", seen, want, err)
+			}
+			return most
+		}
+		write("a")
+		for _, follow := range []bool{false, true} {
+			if most := all(n, follow); most != 0 {
+				t.Errorf("follow=%v: it remembers %d ids, all of which are settled", follow, most)
+			}
+		}
+		if !db.IsPostgres() {
+			return
+		}
+		// A relay has come as far as this, and then somebody begins and does not end.
+		if _, err := db.ExecContext(t.Context(), `UPDATE outbox_shard SET low = ?`, n); err != nil {
+			t.Fatal(err)
+		}
+		open, _ := dbtest.Begin(t, db)
+		addOne(t, t.Context(), open, "slow")
+		write("b")
+		if most := all(2*n, false); most != 0 {
+			t.Errorf("without following it remembers %d ids", most)
+		}
+		if most := all(2*n, true); most < n || most > n+200 {
+			t.Errorf("it remembers %d ids, of which %d are not settled", most, n)
+		}
+	})
+}
+
+func TestAnIDSetForgets(t *testing.T) {
+	t.Parallel()
+	var s idSet
+	for id := int64(1); id <= 10_000; id += 3 {
+		s.add(id)
+	}
+	for id := int64(1); id <= 10_000; id++ {
+		if s.has(id) != (id%3 == 1) {
+			t.Fatalf("%d: %v", id, s.has(id))
+		}
+	}
+	if len(s.bits) > 10_000/64+1 {
+		t.Errorf("%d words", len(s.bits))
+	}
+	s.forget(5000)
+	if s.has(4900) || !s.has(5002) || s.has(5001) {
+		t.Error("it forgets otherwise")
+	}
+	s.forget(20_000)
+	if len(s.bits) != 0 {
+		t.Errorf("%d words are left", len(s.bits))
+	}
+}
