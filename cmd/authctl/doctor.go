@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -311,7 +312,7 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 	}
 	begun := time.Now()
 	if err := d.connectDatabase(ctx); err != nil {
-		return []finding{failing(err.Error(), "start it, or name another one with DATABASE_URL")}
+		return []finding{d.databaseFails(err, "name another one with DATABASE_URL")}
 	}
 	took := time.Since(begun)
 	query := "SELECT sqlite_version()"
@@ -320,7 +321,7 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 	}
 	var version string
 	if err := d.db.QueryRowContext(ctx, query).Scan(&version); err != nil {
-		return []finding{failing(err.Error(), "look at the database's log")}
+		return []finding{d.databaseFails(err, "look at the database's log")}
 	}
 	// Undone before anything is written.
 	undo := errors.New("undo")
@@ -341,7 +342,7 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 		return undo
 	})
 	if !errors.Is(err, undo) {
-		return []finding{failing(name+" takes no writes: "+err.Error(), "let authctl's user write to it")}
+		return []finding{d.databaseFails(fmt.Errorf("%s takes no writes: %w", name, err), "let authctl's user write to it")}
 	}
 	list := []finding{fine("%s, version %s, answers and takes writes, connected in %s", name, version, took.Round(time.Millisecond/10))}
 	if servers := d.Database.Unverified(d.App.prod()); len(servers) > 0 && d.App.prod() {
@@ -349,6 +350,11 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 			"say sslmode=verify-full, or nothing, where the network is not your own"))
 	}
 	return list
+}
+
+// databaseFails advises what fits the kind of the error, else what is given.
+func (d *doctor) databaseFails(err error, otherwise string) finding {
+	return failing(err.Error(), cmp.Or(database.Remedy(err, false), otherwise))
 }
 
 func (d *doctor) schema(ctx context.Context) []finding {
@@ -361,7 +367,7 @@ func (d *doctor) schema(ctx context.Context) []finding {
 	case errors.Is(err, migrations.ErrBehind):
 		return []finding{failing(err.Error(), "run: authctl migrate up")}
 	case err != nil:
-		return []finding{failing(err.Error(), "let authctl's user read the table bun_migrations")}
+		return []finding{d.databaseFails(err, "let authctl's user read the table bun_migrations")}
 	}
 	d.schemaFits = true
 	return []finding{fine("up to date")}
@@ -377,7 +383,7 @@ func (d *doctor) clock(ctx context.Context) []finding {
 	before := time.Now()
 	var there time.Time
 	if err := d.db.QueryRowContext(ctx, "SELECT clock_timestamp()").Scan(&there); err != nil {
-		return []finding{failing(err.Error(), "look at the database's log")}
+		return []finding{d.databaseFails(err, "look at the database's log")}
 	}
 	return []finding{judgeClock(there.Sub(before.Add(time.Since(before)/2)), "database")}
 }
@@ -408,6 +414,8 @@ func (d *doctor) signingKeys(ctx context.Context) []finding {
 	switch err := keys.Check(ctx); {
 	case errors.Is(err, auth.ErrWrongSecret):
 		return []finding{failing(err.Error(), "name the old secret in AUTH_TOKEN_PREVIOUS_SECRETS; if it is lost: authctl key list, authctl key revoke KID --force")}
+	case database.IsForbidden(err):
+		return []finding{skipped("this database role may not read them; ask as the one that serves")}
 	case err != nil:
 		return []finding{failing(err.Error(), "see: authctl key list; a key that does not open can be revoked")}
 	}

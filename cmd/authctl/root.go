@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
 )
 
@@ -58,6 +59,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	words := inWords(err)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		words = "stopped before it was done"
+	}
+	if remedy := database.Remedy(err, strings.HasPrefix(cmd.CommandPath(), "authctl migrate")); remedy != "" {
+		words += "; " + remedy
 	}
 	fmt.Fprintf(stderr, "authctl: %s\n", words)
 	if misused {

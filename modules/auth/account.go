@@ -86,6 +86,7 @@ func (s *Service) EnableUser(ctx context.Context, userID uuid.UUID) error {
 func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status, eventType string) (changed bool, epoch int64, err error) {
 	head := s.head(userID)
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
+		changed, epoch = false, 0
 		a, err := lockAccount(ctx, tx, userID)
 		if err != nil || a.Status == status {
 			return err

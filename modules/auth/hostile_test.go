@@ -3,6 +3,7 @@ package auth
 import (
 	"encoding/json"
 	"errors"
+	"sync"
 	"testing"
 
 	"github.com/toppira/authctl/modules/auth/internal/username"
@@ -122,4 +123,29 @@ func strange(t *testing.T, w *world, text string) {
 			t.Errorf("%q is in the event as %v", text, agent)
 		}
 	}
+}
+
+// A role or a database may make every transaction serializable by default; ours say what they
+// are, and nobody is turned away for it.
+func TestIsolationIsNotTheDatabasesToChoose(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, testConfig(), dbtest.Contrary(t), nil)
+	const people, sessions = 4, 6
+	var all sync.WaitGroup
+	for range people {
+		name, _ := w.newcomer(t)
+		for range sessions {
+			all.Go(func() {
+				tokens, err := w.Login(t.Context(), Credentials{name, goodPassword}, phone())
+				if err != nil {
+					t.Errorf("login: %v", err)
+					return
+				}
+				if _, err := w.Refresh(t.Context(), tokens.RefreshToken, phone()); err != nil {
+					t.Errorf("refresh: %v", err)
+				}
+			})
+		}
+	}
+	all.Wait()
 }

@@ -124,6 +124,7 @@ func (s *store) published(ctx context.Context, server string, records []Record) 
 // owner: who is not must not decide about a key.
 func (s *store) setAside(ctx context.Context, sh *shard, by ownership, ids []int64) (moved int64, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		moved = 0
 		owned, err := ownsForUpdate(ctx, tx, sh.id, by)
 		if err != nil || !owned {
 			return err
@@ -148,6 +149,7 @@ const parkKey = `INSERT INTO outbox_parked_key AS k (key, shard, event, error, p
 // record does not wait any more.
 func (s *store) park(ctx context.Context, r Record, by ownership, cause string) (parked, owned bool, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		parked = false
 		var err error
 		if owned, err = ownsForUpdate(ctx, tx, r.shard, by); err != nil || !owned {
 			return err

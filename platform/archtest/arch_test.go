@@ -99,7 +99,7 @@ var libraries = []struct {
 	{"github.com/uptrace/bun/driver/", nil, nil, "PostgreSQL is reached through pgx, SQLite through modernc.org/sqlite"},
 	{"github.com/lib/pq", nil, nil, "PostgreSQL is reached through pgx"},
 	{"github.com/mattn/go-sqlite3", nil, nil, "it needs cgo: modernc.org/sqlite does not"},
-	{"math/rand", []string{"modules/auth/internal/password", "modules/outbox", "platform/httpserver", "cmd/bench"}, []string{"..."},
+	{"math/rand", []string{"modules/auth/internal/password", "modules/outbox", "platform/database", "platform/httpserver", "cmd/bench"}, []string{"..."},
 		"secrets come from crypto/rand; this spreads retries and numbers requests"},
 }
 

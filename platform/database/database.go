@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -124,13 +125,13 @@ func Open(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 		db, err = openSQLite(cfg.sqlitePath(opt.DataDir), cfg.MaxConns)
 	}
 	if err != nil {
-		return nil, err
+		return nil, &openError{err.Error(), err}
 	}
 	ctx, cancel := context.WithTimeout(ctx, db.connecting)
 	defer cancel()
 	if err := db.PingContext(ctx); err != nil {
 		_ = db.Close()
-		return nil, fmt.Errorf("connect to %s: %w", cfg.Describe(opt.DataDir), plain(err))
+		return nil, &openError{"connect to " + cfg.Describe(opt.DataDir) + ": " + plain(err).Error(), err}
 	}
 	return db, nil
 }
@@ -247,17 +248,21 @@ func IsPostgres(db IDB) bool { return db.isPostgres() }
 // a statement on db inside a transaction waits for the transaction itself. Nothing slow
 // belongs in fn: no hashing, no Redis, no Kafka.
 //
+// fn is run again when PostgreSQL gave the transaction up for another's sake, a deadlock
+// above all. What it leaves outside the transaction must not depend on an earlier run.
+//
 // An error of the commit itself leaves open whether the transaction took place; callers
 // must be safe to run again.
 func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
-	if db.writer != nil {
-		select {
-		case db.writer <- struct{}{}:
-			defer func() { <-db.writer }()
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the database's write lock: %w", ctx.Err())
-		}
+	done, err := db.turn(ctx)
+	if err != nil {
+		return err
 	}
+	defer done()
+	return again(ctx, func() error { return db.transaction(ctx, fn) })
+}
+
+func (db *DB) transaction(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
 	// SQLite knows but one level, and its driver no name for it.
 	var opt sql.TxOptions
 	if db.postgres {
@@ -281,16 +286,52 @@ func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error)
 }
 
 // Write runs one writing statement outside a transaction, queued as [DB.Tx] is.
-func (db *DB) Write(ctx context.Context, query string, args ...any) (sql.Result, error) {
-	if db.writer != nil {
+func (db *DB) Write(ctx context.Context, query string, args ...any) (res sql.Result, err error) {
+	done, err := db.turn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	err = again(ctx, func() error {
+		res, err = db.ExecContext(ctx, query, args...)
+		return err
+	})
+	return res, err
+}
+
+// turn waits until this process may write, and returns what lets the next one.
+func (db *DB) turn(ctx context.Context) (done func(), err error) {
+	if db.writer == nil {
+		return func() {}, nil
+	}
+	select {
+	case db.writer <- struct{}{}:
+		return func() { <-db.writer }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for the database's write lock: %w", ctx.Err())
+	}
+}
+
+// attempts is how often a transaction is run that others keep getting in the way of. Each time
+// one of those has committed.
+const attempts = 6
+
+// again runs do until no other transaction was in its way, a few times at most.
+func again(ctx context.Context, do func() error) error {
+	for n := 1; ; n++ {
+		err := do()
+		if n == attempts || !isConflict(err) {
+			return err
+		}
+		// At random: two that met must not meet again.
+		pause := time.NewTimer(rand.N(5 * time.Millisecond << n))
 		select {
-		case db.writer <- struct{}{}:
-			defer func() { <-db.writer }()
+		case <-pause.C:
 		case <-ctx.Done():
-			return nil, fmt.Errorf("wait for the database's write lock: %w", ctx.Err())
+			pause.Stop()
+			return err
 		}
 	}
-	return db.ExecContext(ctx, query, args...)
 }
 
 // Postgres runs fn with a connection of the pool as pgx has it, for what database/sql cannot
@@ -330,6 +371,15 @@ func ForUpdate(tx IDB) string {
 	}
 	return ""
 }
+
+// openError says in one line why a database cannot be opened, and keeps all that is known of it.
+type openError struct {
+	words string
+	err   error
+}
+
+func (e *openError) Error() string { return e.words }
+func (e *openError) Unwrap() error { return e.err }
 
 // plain makes an error of opening a database readable in one line. That of a connection
 // carries user and database name and a line for each address and each kind of TLS tried; the

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -36,33 +37,56 @@ func IsForbidden(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "42501"
 }
 
-// IsUnavailable reports that the database is away, overloaded, read-only or too slow: the
-// statement may succeed later, unchanged.
+// Classes of SQLSTATE, and single codes, of what has nothing to do with the statement: it may
+// succeed later, unchanged.
+var unavailable = []string{
+	"08",    // connection exception
+	"53",    // insufficient resources: disk, memory, connections
+	"57",    // operator intervention: shutdown, cancelled, a time-out
+	"58",    // trouble outside of PostgreSQL: input and output
+	"25006", // read-only transaction: a standby
+	"25P03", // idle in transaction for too long
+	"25P04", // in transaction for too long
+	"26000", // a prepared statement that another connection of a pooler has
+	"40001", // serialisation failure
+	"40003", // whether the statement completed is not known
+	"40P01", // deadlock
+	"55006", // object in use
+	"55P03", // lock not to be had in time
+	"72000", // snapshot too old
+}
+
+// IsUnavailable reports that the database is away, overloaded, read-only, too slow or lets
+// nobody in: the statement may succeed later, unchanged.
 func IsUnavailable(err error) bool {
+	// Whatever a server says to a new connection, a password that was changed among it.
+	var connect *pgconn.ConnectError
+	if errors.As(err, &connect) {
+		return true
+	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
-		switch {
-		case strings.HasPrefix(pg.Code, "08"), // connection exception
-			strings.HasPrefix(pg.Code, "53"),                           // insufficient resources
-			strings.HasPrefix(pg.Code, "57"),                           // operator intervention: shutdown, cancelled
-			pg.Code == "25006",                                         // read-only transaction: a standby
-			pg.Code == "40001", pg.Code == "40P01", pg.Code == "55P03": // serialisation, deadlock, lock timeout
-			return true
-		}
-		return false
+		return slices.ContainsFunc(unavailable, func(code string) bool { return strings.HasPrefix(pg.Code, code) })
 	}
 	var lite *sqlite.Error
 	if errors.As(err, &lite) {
 		switch lite.Code() & 0xff {
-		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT:
+		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_INTERRUPT,
+			sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_PROTOCOL:
 			return true
 		}
 		return false
 	}
-	var connect *pgconn.ConnectError
 	var network net.Error
-	return errors.As(err, &connect) || errors.As(err, &network) ||
+	return errors.As(err, &network) || errors.Is(err, pgconn.ErrConnClosed) ||
 		errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) ||
 		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || // the server went away in the middle
 		errors.Is(err, context.DeadlineExceeded) || pgconn.SafeToRetry(err)
+}
+
+// isConflict reports that a transaction was rolled back because of others, and that it is worth
+// running again at once.
+func isConflict(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")
 }

@@ -1,0 +1,118 @@
+package database
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+// remedies are what a person can do about what PostgreSQL says, by SQLSTATE or the beginning of
+// one. The first that fits counts.
+var remedies = []struct{ code, remedy string }{
+	{"28P01", "correct the role or its password: DATABASE_URL, or DB_POSTGRES_USER and DB_POSTGRES_PASSWORD; deploy/postgres/roles.sql makes the roles, and \\password gives each its password"},
+	{"28", "let the role in from here with a line in pg_hba.conf, or name another one; deploy/postgres/roles.sql makes the roles"},
+	{"3D000", "make it as a role that may: CREATE DATABASE … ENCODING 'UTF8'; or name another one with DATABASE_URL or DB_POSTGRES_DB"},
+	{"42501", "run deploy/postgres/grants.sql as authctl_migrate, after each authctl migrate up; connecting is granted by roles.sql; " +
+		"a serve that relays needs GRANT authctl_relay TO authctl_serve, or OUTBOX_RELAY=off"},
+	{"42P01", "run: authctl migrate up; if that was done, the tables are in a schema that the role's search_path does not name"},
+	{"42703", "run: authctl migrate up"},
+	{"42883", "run: authctl migrate up"},
+	{"3F000", "correct the search_path of the role or of DATABASE_URL: it names no schema that is there"},
+	{"25006", "name the primary, or all hosts (postgres://h1,h2/…): the first that takes writes is used"},
+	{"53300", "raise max_connections of the server, or lower DATABASE_MAX_CONNS of each process"},
+	{"53100", "make room on the server's disk"},
+	{"53", "look at the server's log: it has run out of something"},
+	{"57P03", "wait: the server is starting, stopping or recovering"},
+	{"57014", "look for what blocks it, or raise statement_timeout of the role"},
+	{"57", "try again: the server was stopped or told to stop this"},
+	{"55P03", "try again: another program holds the table"},
+	{"42704", "take out of DATABASE_URL what is no parameter of PostgreSQL; through PgBouncer, name it in ignore_startup_parameters"},
+	{"22023", "correct the parameter of DATABASE_URL that PostgreSQL does not take"},
+	{"08P01", "name the parameter in ignore_startup_parameters of PgBouncer, or take it out of DATABASE_URL"},
+	{"26000", "let the pooler keep sessions (pool_mode = session), or prepared statements (max_prepared_statements)"},
+}
+
+// migrating is the remedy for a role that may not change the schema.
+const migrating = "migrate as the role that owns the tables, which is authctl_migrate where deploy/postgres/roles.sql was run"
+
+// Remedy says what a person can do about an error of the database, or nothing when the error is
+// none, or tells it itself. toMigrate is what was tried: a role that may not change the schema
+// lacks something else than one that may not use it.
+func Remedy(err error, toMigrate bool) string {
+	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrEncoding) {
+		return ""
+	}
+	var pg *pgconn.PgError
+	var lite *sqlite.Error
+	switch {
+	case errors.As(err, &pg) && toMigrate && pg.Code == "42501":
+		return migrating
+	case pg != nil:
+		for _, r := range remedies {
+			if strings.HasPrefix(pg.Code, r.code) {
+				return r.remedy
+			}
+		}
+		return ""
+	case errors.Is(err, pgconn.ErrReadOnlyConnection):
+		return Remedy(&pgconn.PgError{Code: "25006"}, toMigrate)
+	case errors.As(err, &lite):
+		return remedySQLite(lite.Code() & 0xff)
+	}
+	if _, opening := errors.AsType[*openError](err); !opening {
+		return ""
+	}
+	return remedyToOpen(err)
+}
+
+func remedySQLite(code int) string {
+	switch code {
+	case sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH:
+		return "let authctl's user write to the file and its folder"
+	case sqlite3.SQLITE_NOTADB:
+		return "name another file with DATABASE_URL: this one is no SQLite database"
+	case sqlite3.SQLITE_CORRUPT:
+		return "put a backup in its place: the file is damaged"
+	case sqlite3.SQLITE_FULL:
+		return "make room on the disk"
+	case sqlite3.SQLITE_IOERR:
+		return "look at the disk and its file system: SQLite needs a local one"
+	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+		return "try again when the other process has finished writing"
+	}
+	return ""
+}
+
+// remedyToOpen is for what no server has said.
+func remedyToOpen(err error) string {
+	var dns *net.DNSError
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	var certificate *tls.CertificateVerificationError
+	var network net.Error
+	var file *fs.PathError
+	switch {
+	case errors.As(err, &file): // before the network's: an errno is both
+		return "let authctl's user write to it, or name another file with DATABASE_URL"
+	case errors.As(err, &dns):
+		return "correct the host in DATABASE_URL or DB_POSTGRES_HOST: its name leads nowhere"
+	case errors.As(err, &name):
+		return "name the server as its certificate does"
+	case errors.As(err, &unknown), errors.As(err, &certificate):
+		return "name the authority of its certificate with sslrootcert in DATABASE_URL, or say with sslmode what else is meant"
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &network) && network.Timeout():
+		return "see whether it is reachable from here: nothing answered in time"
+	case errors.As(err, &network):
+		return "start it, or name another one with DATABASE_URL"
+	}
+	return "see whether a PostgreSQL server answers there, and offers TLS (ssl = on); without, say sslmode=disable"
+}
