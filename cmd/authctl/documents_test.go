@@ -75,6 +75,27 @@ func everyCommand(cmd *cobra.Command, fn func(*cobra.Command)) {
 	}
 }
 
+// authctl session revoke --user "$USER_ID" must not be for everybody when there is no such
+// variable.
+func TestAFlagWithoutAValueIsAMisuse(t *testing.T) {
+	t.Parallel()
+	everyCommand(newRoot(), func(cmd *cobra.Command) {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) {
+			if f.Value.Type() != "string" {
+				return
+			}
+			args := strings.Fields(cmd.CommandPath())[1:]
+			for range strings.Count(cmd.Use, " ") {
+				args = append(args, "x")
+			}
+			var stdout, stderr bytes.Buffer
+			if code := run(t.Context(), append(args, "--"+f.Name+"="), nil, &stdout, &stderr); code != exitMisused {
+				t.Errorf("%s --%s= ends with %d: %s", cmd.CommandPath(), f.Name, code, stderr.String())
+			}
+		})
+	})
+}
+
 func TestEveryHelpPageTeaches(t *testing.T) {
 	t.Parallel()
 	everyCommand(newRoot(), func(cmd *cobra.Command) {

@@ -116,6 +116,16 @@ failure), and 2 when the command line itself is wrong.`,
 			if !slices.Contains([]string{"table", "json"}, g.output) {
 				return misuse{fmt.Errorf("--output is %q; it takes table or json", g.output)}
 			}
+			// An empty value, such as of a variable that is not set, would choose everything.
+			var empty error
+			cmd.Flags().Visit(func(f *pflag.Flag) {
+				if f.Value.Type() == "string" && f.Value.String() == "" {
+					empty = errors.Join(empty, misuse{fmt.Errorf("--%s is empty", f.Name)})
+				}
+			})
+			if empty != nil {
+				return empty
+			}
 			// Flags that exclude each other: cobra would look later, and say it as a failure.
 			if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
 				return misuse{err}

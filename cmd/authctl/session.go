@@ -54,12 +54,6 @@ func (f *sessionFlags) some() bool { return f.given("id") || f.given("ip") || f.
 // parse reads the flags but --user, which takes the database.
 func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 	var filter auth.SessionFilter
-	// An empty value, such as of a variable that is not set, must not choose everything.
-	for _, flag := range []struct{ name, value string }{{"user", f.user.word}, {"id", f.id}, {"ip", f.ip}, {"before", f.before}} {
-		if f.given(flag.name) && flag.value == "" {
-			return filter, misuse{fmt.Errorf("--%s is empty", flag.name)}
-		}
-	}
 	if err := f.user.check(); err != nil {
 		return filter, misuse{err}
 	}
