@@ -199,6 +199,11 @@ func (a *app) openAuth(ctx context.Context) error {
 		}
 		a.closers = append(a.closers, a.redis.Close)
 		deps.Redis = a.redis
+		if a.registry != nil {
+			if err := a.checkRedis(ctx); err != nil {
+				return err
+			}
+		}
 	}
 	a.waker = outbox.NewWaker(a.db)
 	a.closers = append(a.closers, func() error { a.waker.Close(); return nil })
@@ -207,6 +212,27 @@ func (a *app) openAuth(ctx context.Context) error {
 		return err
 	}
 	a.closers = append(a.closers, a.auth.Close)
+	return nil
+}
+
+// checkRedis refuses a Redis that cannot be the right one, and says what is wrong with one that may
+// become right: readiness goes on to tell.
+func (a *app) checkRedis(ctx context.Context) error {
+	err := cache.Probe(ctx, a.redis)
+	if problem, ok := errors.AsType[*cache.Problem](err); ok && problem.Setup {
+		return fmt.Errorf("%s cannot be used: %w", a.Redis.Describe(), problem)
+	}
+	if err != nil {
+		a.log.Warn("redis_not_ready", zap.Error(err))
+		return nil
+	}
+	found, err := cache.Check(ctx, a.redis)
+	if err != nil {
+		a.log.Info("redis_settings_unknown", zap.Error(err))
+	}
+	for _, problem := range found {
+		a.log.Warn("redis_may_forget", zap.String("found", problem.Found), zap.String("advice", problem.Advice))
+	}
 	return nil
 }
 

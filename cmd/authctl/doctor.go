@@ -473,25 +473,35 @@ func (d *doctor) redisFit(ctx context.Context) []finding {
 	}
 	client, err := cache.Open(ctx, d.Redis, cache.Options{Prod: d.App.prod(), AppName: "authctl"})
 	if err != nil {
-		return []finding{failing(err.Error(), "start it, or name another one with REDIS_URL")}
+		problem := cache.Describe(err)
+		return []finding{failing("connect to "+d.Redis.Describe()+": "+problem.Found, problem.Advice)}
 	}
 	d.closers = append(d.closers, client.Close)
-	warnings, err := cache.Check(ctx, client)
-	if err != nil {
-		return []finding{failing(err.Error(), "let authctl's user run INFO")}
+	if err := cache.Probe(ctx, client); err != nil {
+		problem := cache.Describe(err)
+		return []finding{failing(d.Redis.Describe()+": "+problem.Found, problem.Advice)}
 	}
 	var list []finding
-	for _, text := range warnings {
-		found, advice, _ := strings.Cut(text, ": ")
-		list = append(list, doubtful(found, advice))
+	switch missing, err := cache.Rights(ctx, client); {
+	case err != nil:
+		return []finding{failing(err.Error(), cache.Describe(err).Advice)}
+	case missing != nil:
+		list = append(list, failing(missing.Found, missing.Advice))
+	}
+	problems, err := cache.Check(ctx, client)
+	if err != nil {
+		list = append(list, doubtful("its maxmemory-policy and persistence cannot be looked at: "+err.Error(), "let the Redis user run INFO, or see to them yourself"))
+	}
+	for _, p := range problems {
+		list = append(list, doubtful(p.Found, p.Advice))
 	}
 	if len(list) == 0 {
-		list = append(list, fine("%s answers and keeps what it is given", d.Redis.Describe()))
+		list = append(list, fine("%s answers, takes writes and keeps what it is given", d.Redis.Describe()))
 	}
 	before := time.Now()
 	there, err := client.Time(ctx).Result()
 	if err != nil {
-		return append(list, failing(err.Error(), "let authctl's user run TIME"))
+		return append(list, failing(err.Error(), cache.Describe(err).Advice))
 	}
 	if f := judgeClock(there.Sub(before.Add(time.Since(before)/2)), "Redis"); f.Status != checkOK {
 		list = append(list, f)

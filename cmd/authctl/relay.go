@@ -72,7 +72,7 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	running, front := errgroup.WithContext(ctx)
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBehind()
-	readiness := telemetry.NewReadiness(nil, telemetry.Check{Name: "database", Critical: true, Probe: a.db.PingContext})
+	readiness := telemetry.NewReadiness(nil, a.databaseCheck())
 	operator, err := a.startOperator(behind, running, readiness, func() bool { return front.Err() != nil })
 	if err != nil {
 		return err

@@ -78,6 +78,8 @@ func TestScripts(t *testing.T) {
 				return os.Getenv("AUTHCTL_TEST_REDIS") != "" || testenv.Demanded(), nil
 			case "kafka":
 				return os.Getenv("AUTHCTL_TEST_KAFKA") != "" || testenv.Demanded(), nil
+			case "mounts": // a file system of its own, in a namespace
+				return exec.Command("unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m none /tmp").Run() == nil, nil
 			case "root":
 				return os.Geteuid() == 0, nil
 			}

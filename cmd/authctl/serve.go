@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
@@ -15,6 +16,7 @@ import (
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
 	"github.com/toppira/authctl/platform/tuning"
@@ -227,11 +229,22 @@ func (a *app) warnings() []string {
 	return list
 }
 
+// databaseCheck tries what a sign-in does: it writes. On SQLite that is a small commit, and the
+// result holds for a while, since a commit waits for the disk.
+func (a *app) databaseCheck() telemetry.Check {
+	check := telemetry.Check{Name: "database", Critical: true, Probe: a.db.TryWrite}
+	if !a.db.IsPostgres() {
+		check.Holds = 3 * time.Second
+	}
+	return check
+}
+
 // checks are what the API cannot work without. Kafka is not among them: events wait.
 func (a *app) checks() []telemetry.Check {
-	checks := []telemetry.Check{{Name: "database", Critical: true, Probe: a.db.PingContext}}
+	checks := []telemetry.Check{a.databaseCheck()}
 	if a.redis != nil {
-		checks = append(checks, telemetry.Check{Name: "redis", Critical: true, Probe: func(ctx context.Context) error { return a.redis.Ping(ctx).Err() }})
+		checks = append(checks, telemetry.Check{Name: "redis", Critical: true, Holds: time.Second,
+			Probe: func(ctx context.Context) error { return cache.Probe(ctx, a.redis) }})
 	}
 	if a.Outbox.Relay == "inline" {
 		checks = append(checks, telemetry.Check{Name: "relay", Probe: func(context.Context) error {

@@ -125,7 +125,17 @@ func Open(ctx context.Context, cfg Config, o Options) (*redis.Client, error) {
 	if o.Prod && cfg.refusedInProd(opt) {
 		return nil, fmt.Errorf("connect to %s: refused in prod mode: %w", cfg.Describe(), ErrPlaintext)
 	}
-	opt.ClientName = o.AppName
+	if o.AppName != "" {
+		// Not as an option: a Redis user who may not name their connection could not connect.
+		opt.ClientName = ""
+		opt.OnConnect = func(ctx context.Context, conn *redis.Conn) error {
+			var refusal redis.Error
+			if err := conn.ClientSetName(ctx, o.AppName).Err(); err != nil && !errors.As(err, &refusal) {
+				return err
+			}
+			return nil
+		}
+	}
 	logging.Disable() // it writes lines of its own to stderr; every error also reaches the caller
 	client := redis.NewClient(opt)
 	if o.Untried {
@@ -134,8 +144,9 @@ func Open(ctx context.Context, cfg Config, o Options) (*redis.Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if err := client.Ping(ctx).Err(); err != nil {
+		problem := cannotConnect(ctx, opt, err)
 		_ = client.Close()
-		return nil, fmt.Errorf("connect to %s: %w", cfg.Describe(), err)
+		return nil, fmt.Errorf("connect to %s: %w", cfg.Describe(), problem)
 	}
 	return client, nil
 }
@@ -235,50 +246,4 @@ func isLocal(opt *redis.Options) bool {
 	}
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.IsLoopback()
-}
-
-// IsUnavailable reports that Redis is away, overloaded, read-only, refusing us or too slow,
-// or that the context ended: the command may succeed later, unchanged. What is left are
-// replies that blame the command, and redis.Nil.
-func IsUnavailable(err error) bool {
-	var reply redis.Error
-	if err == nil || !errors.As(err, &reply) {
-		return err != nil
-	}
-	for _, code := range [...]string{
-		"LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOREPLICAS", // starting, or failing over
-		"OOM", "MISCONF", "BUSY ", // overloaded, or cannot save
-		"NOAUTH", "WRONGPASS", "NOPERM", // credentials being changed
-	} {
-		if redis.HasErrorPrefix(err, code) {
-			return true
-		}
-	}
-	return redis.IsMaxClientsError(err)
-}
-
-// Check looks for settings of the server that make it forget what it must keep, and returns
-// a line for each, for a person.
-func Check(ctx context.Context, client *redis.Client) ([]string, error) {
-	text, err := client.Info(ctx).Result() // CONFIG GET is what managed servers forbid
-	if err != nil {
-		return nil, fmt.Errorf("ask Redis for its settings: %w", err)
-	}
-	info := make(map[string]string)
-	for line := range strings.Lines(text) {
-		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
-			info[name] = value
-		}
-	}
-	var warnings []string
-	if policy := info["maxmemory_policy"]; policy != "" && policy != "noeviction" {
-		warnings = append(warnings, "maxmemory-policy is "+policy+": under memory pressure Redis signs users out and forgets throttling. Set it to noeviction.")
-	}
-	if info["aof_enabled"] == "0" {
-		warnings = append(warnings, "the append-only file is off: when Redis restarts, users who signed in since its last snapshot are signed out. Set appendonly yes.")
-	}
-	if info["role"] == "slave" {
-		warnings = append(warnings, "this server is a replica: it takes no writes.")
-	}
-	return warnings, nil
 }

@@ -13,6 +13,10 @@ type Check struct {
 	Name     string // database, session_store, kafka
 	Probe    func(context.Context) error
 	Critical bool // without it the process cannot serve; otherwise it is only reported
+
+	// Holds is how long the result of a probe that went well holds; a quarter of a second at
+	// least, which is also how long that of another one does.
+	Holds time.Duration
 }
 
 // Result is how a check went.
@@ -83,7 +87,11 @@ func (r *Readiness) start(i int) chan struct{} {
 	if p.running != nil {
 		return p.running
 	}
-	if !p.at.IsZero() && r.now().Sub(p.at) < holds {
+	hold := holds
+	if p.result.Err == nil {
+		hold = max(holds, check.Holds)
+	}
+	if !p.at.IsZero() && r.now().Sub(p.at) < hold {
 		return nil
 	}
 	done := make(chan struct{})

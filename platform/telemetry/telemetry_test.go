@@ -52,6 +52,36 @@ func TestOnlyACriticalCheckDecidesReadiness(t *testing.T) {
 	}
 }
 
+func TestAnAnswerHoldsForAsLongAsItsCheckSaysUnlessItIsBad(t *testing.T) {
+	t.Parallel()
+	var bad atomic.Bool
+	var probes atomic.Int64
+	now := time.Unix(0, 0)
+	r := telemetry.NewReadiness(func() time.Time { return now }, telemetry.Check{Name: "database", Critical: true, Holds: 3 * time.Second,
+		Probe: func(context.Context) error {
+			probes.Add(1)
+			if bad.Load() {
+				return errors.New("full")
+			}
+			return nil
+		}})
+	want := func(ready bool, n int64) {
+		t.Helper()
+		if _, got := r.Report(t.Context()); got != ready || probes.Load() != n {
+			t.Errorf("ready %v after %d probes, want %v after %d", got, probes.Load(), ready, n)
+		}
+	}
+	want(true, 1)
+	bad.Store(true)
+	now = now.Add(2999 * time.Millisecond)
+	want(true, 1)
+	now = now.Add(2 * time.Millisecond)
+	want(false, 2)
+	bad.Store(false)
+	now = now.Add(251 * time.Millisecond) // what is wrong is looked at again soon
+	want(true, 3)
+}
+
 func TestManyAskersShareOneProbe(t *testing.T) {
 	t.Parallel()
 	var runs atomic.Int32

@@ -4,10 +4,19 @@ package cachetest
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -42,6 +51,7 @@ type Server struct {
 	dir  string
 	port int
 	args []string
+	kind kind
 
 	process *os.Process     // nil while it does not run
 	ended   <-chan struct{} // closed when it has ended
@@ -52,13 +62,58 @@ type Server struct {
 // fails where the real engines are demanded (see testenv).
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
+	return start(t, store, args...)
+}
+
+// StartSentinel runs a Sentinel with a configuration file, which it rewrites.
+func StartSentinel(t testing.TB, conf string) *Server {
+	t.Helper()
+	return start(t, sentinel, conf, "--sentinel")
+}
+
+// StartTLS runs a redis-server that speaks nothing but TLS, with a certificate that nobody trusts.
+func StartTLS(t testing.TB) *Server {
+	t.Helper()
+	dir := t.TempDir()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: cert}, "key.pem": {Type: "PRIVATE KEY", Bytes: private}} {
+		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return start(t, secured, "--tls-cert-file", filepath.Join(dir, "cert.pem"), "--tls-key-file", filepath.Join(dir, "key.pem"), "--tls-auth-clients", "no")
+}
+
+// kind is what a redis-server is.
+type kind int
+
+const (
+	store kind = iota
+	sentinel
+	secured
+)
+
+func start(t testing.TB, what kind, args ...string) *Server {
+	t.Helper()
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		if testenv.Demanded() {
 			t.Fatal("the real Redis is demanded, and there is no redis-server")
 		}
 		t.Skip("no redis-server")
 	}
-	s := &Server{t: t, dir: t.TempDir(), args: args}
+	s := &Server{t: t, dir: t.TempDir(), args: args, kind: what}
 	t.Cleanup(s.Kill)
 	s.Restart()
 	return s
@@ -79,14 +134,23 @@ func (s *Server) Restart() {
 		if port == 0 {
 			port = freePort(s.t)
 		}
-		cmd := exec.Command("redis-server", append([]string{"--port", strconv.Itoa(port), "--bind", "127.0.0.1", "--dir", s.dir,
-			"--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning"}, s.args...)...)
+		at := strconv.Itoa(port)
+		args := append([]string{"--port", at, "--bind", "127.0.0.1", "--dir", s.dir,
+			"--save", "", "--appendonly", "yes", "--appendfsync", "always", "--loglevel", "warning"}, s.args...)
+		switch s.kind {
+		case sentinel:
+			args = append(slices.Clone(s.args), "--port", at, "--bind", "127.0.0.1", "--dir", s.dir)
+		case secured:
+			args[1] = "0"
+			args = append(args, "--tls-port", at)
+		}
+		cmd := exec.Command("redis-server", args...)
 		if err := cmd.Start(); err != nil {
 			s.t.Fatalf("start redis-server: %v", err)
 		}
 		ended := make(chan struct{})
 		go func() { _ = cmd.Wait(); close(ended) }()
-		if answers(s.t.Context(), port, cmd.Process, ended) {
+		if s.answers(s.t.Context(), port, cmd.Process, ended) {
 			s.port, s.process, s.ended = port, cmd.Process, ended
 			return
 		}
@@ -106,6 +170,14 @@ func (s *Server) Kill() {
 	s.process = nil
 }
 
+// BreakFolder takes away the folder that the server saves to.
+func (s *Server) BreakFolder() {
+	s.t.Helper()
+	if err := os.RemoveAll(s.dir); err != nil {
+		s.t.Fatalf("remove the folder of redis-server: %v", err)
+	}
+}
+
 // Pause stops the process without ending it; Resume lets it go on.
 func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
 
@@ -121,9 +193,18 @@ func (s *Server) signal(sig os.Signal) {
 
 // answers waits until it is this process that answers on the port, and not another one that
 // was faster to take it.
-func answers(ctx context.Context, port int, process *os.Process, ended <-chan struct{}) bool {
+func (s *Server) answers(ctx context.Context, port int, process *os.Process, ended <-chan struct{}) bool {
 	logging.Disable() // of connections that are refused until the server is up
-	client := redis.NewClient(&redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", port), MaxRetries: -1, DialerRetries: 1})
+	opt := &redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", port), MaxRetries: -1, DialerRetries: 1}
+	if s.kind == secured {
+		opt.TLSConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // a test's own server
+	}
+	for i, arg := range s.args {
+		if arg == "--requirepass" {
+			opt.Password = s.args[i+1]
+		}
+	}
+	client := redis.NewClient(opt)
 	defer func() { _ = client.Close() }()
 	deadline := time.After(20 * time.Second)
 	for {

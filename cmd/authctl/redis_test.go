@@ -1,0 +1,217 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/toppira/authctl/platform/cache/cachetest"
+)
+
+// api is a server under test, as its clients see it.
+type api struct {
+	t    *testing.T
+	base string
+}
+
+// call sends a request and returns status and body. It is given as long as it takes: what is
+// counted is the answer.
+func (a api) call(method, path, token string, body any) (status int, retryAfter string, answer map[string]any) {
+	a.t.Helper()
+	var text io.Reader
+	if body != nil {
+		data, err := json.Marshal(body)
+		if err != nil {
+			a.t.Fatal(err)
+		}
+		text = bytes.NewReader(data)
+	}
+	request, err := http.NewRequestWithContext(a.t.Context(), method, a.base+path, text)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	if body != nil {
+		request.Header.Set("Content-Type", "application/json")
+	}
+	if token != "" {
+		request.Header.Set("Authorization", "Bearer "+token)
+	}
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer response.Body.Close()
+	_ = json.NewDecoder(response.Body).Decode(&answer)
+	return response.StatusCode, response.Header.Get("Retry-After"), answer
+}
+
+const goodPassword = "correct horse battery staple"
+
+func (a api) want(status int, method, path, token string, body any) map[string]any {
+	a.t.Helper()
+	got, _, answer := a.call(method, path, token, body)
+	if got != status {
+		a.t.Fatalf("%s %s: %d %v, want %d", method, path, got, answer, status)
+	}
+	return answer
+}
+
+// serveOn starts the service in a folder of its own, with settings as key=value.
+func serveOn(t *testing.T, set ...string) (api, *background) {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	line := []string{"serve", "--port", "0", "--set", "app.host=127.0.0.1", "--set", "app.operator_addr=127.0.0.1:0", "--set", "auth.password.bcrypt_cost=4"}
+	for _, pair := range set {
+		line = append(line, "--set", pair)
+	}
+	server := runInBackground(t, line...)
+	return api{t, "http://127.0.0.1:" + server.await(t, `"port": (\d+)`)}, server
+}
+
+func TestTheServiceNeedsOfRedisWhatIsDocumented(t *testing.T) {
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rights := regexp.MustCompile(`ACL SETUSER authctl on >PASSWORD resetchannels ((?s).*?)\n` + "```").FindSubmatch(text)
+	if rights == nil {
+		t.Fatal("docs/operations.md does not say which rights a Redis user needs")
+	}
+	server := cachetest.Start(t)
+	admin := cachetest.Open(t, server.URL())
+	words := []any{"ACL", "SETUSER", "authctl", "on", ">secret", "resetchannels"}
+	for word := range strings.FieldsSeq(strings.ReplaceAll(string(rights[1]), "\\\n", " ")) {
+		if word != "+client|setname" && word != "+info" { // which are not needed
+			words = append(words, word)
+		}
+	}
+	if err := admin.Do(t.Context(), words...).Err(); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("REDIS_URL", strings.Replace(server.URL(), "redis://", "redis://authctl:secret@", 1))
+	a, said := serveOn(t, "auth.throttle.register_per_minute=100")
+
+	alice := map[string]string{"username": "alice", "password": goodPassword}
+	first := a.want(201, "POST", "/api/v1/auth/register", "", alice)
+	for range 3 {
+		a.want(401, "POST", "/api/v1/auth/login", "", map[string]string{"username": "alice", "password": "wrong horse battery"})
+	}
+	second := a.want(200, "POST", "/api/v1/auth/login", "", alice)
+	token := first["access_token"].(string)
+	for range 3 {
+		first = a.want(200, "POST", "/api/v1/auth/refresh", "", map[string]any{"refresh_token": first["refresh_token"]})
+	}
+	a.want(200, "GET", "/api/v1/auth/me", token, nil)
+	a.want(200, "GET", "/api/v1/auth/sessions", token, nil)
+	a.want(204, "DELETE", "/api/v1/auth/sessions/"+second["session_id"].(string), token, nil)
+	changed := a.want(200, "POST", "/api/v1/auth/password", token, map[string]string{"current_password": goodPassword, "new_password": "another horse battery staple"})
+	a.want(204, "POST", "/api/v1/auth/logout", changed["access_token"].(string), nil)
+	a.want(200, "GET", "/readyz", "", nil)
+	for _, line := range []string{"session list", "session revoke --user alice", "user unlock alice", "user show alice", "doctor"} {
+		var out bytes.Buffer
+		if code := run(t.Context(), strings.Fields(line), strings.NewReader(""), &out, &out); code != exitDone {
+			t.Errorf("%s: exit %d: %s", line, code, &out)
+		}
+	}
+	said.stop()
+	for line := range strings.Lines(said.String()) {
+		if strings.Contains(line, "NOPERM") && !strings.Contains(line, "redis_settings_unknown") || strings.Contains(line, "throttle_redis_away") {
+			t.Errorf("something was denied: %s", line)
+		}
+	}
+	keys, err := admin.Keys(t.Context(), "*").Result()
+	if err != nil || len(keys) == 0 {
+		t.Fatalf("%d keys, %v", len(keys), err)
+	}
+	for _, key := range keys {
+		if !strings.HasPrefix(key, "authctl:") {
+			t.Errorf("the key %s", key)
+		}
+	}
+}
+
+func TestARedisThatTakesNoWritesIsNotReadyAndNobodysMistake(t *testing.T) {
+	server, primary := cachetest.Start(t), cachetest.Start(t)
+	admin := cachetest.Open(t, server.URL())
+	t.Setenv("REDIS_URL", server.URL())
+	a, _ := serveOn(t)
+	alice := map[string]string{"username": "alice", "password": goodPassword}
+	signed := a.want(201, "POST", "/api/v1/auth/register", "", alice)
+	for name, change := range map[string]struct{ on, off []any }{
+		"too few replicas": {[]any{"CONFIG", "SET", "min-replicas-to-write", "1"}, []any{"CONFIG", "SET", "min-replicas-to-write", "0"}},
+		"no memory":        {[]any{"CONFIG", "SET", "maxmemory", "1"}, []any{"CONFIG", "SET", "maxmemory", "0"}},
+		"a replica":        {[]any{"REPLICAOF", "127.0.0.1", primary.Port()}, []any{"REPLICAOF", "NO", "ONE"}},
+		"no rights":        {[]any{"ACL", "SETUSER", "default", "-time"}, []any{"ACL", "SETUSER", "default", "+time"}},
+		"no keys":          {[]any{"ACL", "SETUSER", "default", "resetkeys", "~x"}, []any{"ACL", "SETUSER", "default", "allkeys"}},
+		"no scripts":       {[]any{"ACL", "SETUSER", "default", "-@scripting"}, []any{"ACL", "SETUSER", "default", "+@scripting"}},
+	} {
+		do(t, admin, change.on)
+		if !poll(func() bool { status, _, _ := a.call("GET", "/readyz", "", nil); return status == 503 }) {
+			t.Errorf("%s: ready", name)
+		}
+		for what, request := range map[string]struct {
+			path string
+			body any
+		}{
+			"sign-in":      {"/api/v1/auth/login", alice},
+			"refresh":      {"/api/v1/auth/refresh", map[string]any{"refresh_token": signed["refresh_token"]}},
+			"registration": {"/api/v1/auth/register", map[string]string{"username": "x" + time.Now().Format("150405.000000000"), "password": goodPassword}},
+		} {
+			status, after, answer := a.call("POST", request.path, "", request.body)
+			if name == "no memory" && status/100 == 2 {
+				continue // a script that has begun by deleting may go on to write
+			}
+			if status != 503 || after == "" {
+				t.Errorf("%s: %s is answered %d, Retry-After %q: %v", name, what, status, after, answer)
+			}
+		}
+		do(t, admin, change.off)
+		if !poll(func() bool { status, _, _ := a.call("GET", "/readyz", "", nil); return status == 200 }) {
+			t.Fatalf("%s: not ready again", name)
+		}
+		if name != "a replica" { // which has taken over the empty primary's data
+			signed = a.want(200, "POST", "/api/v1/auth/refresh", "", map[string]any{"refresh_token": signed["refresh_token"]})
+		} else {
+			signed = a.want(200, "POST", "/api/v1/auth/login", "", alice)
+		}
+	}
+}
+
+func do(t *testing.T, client *redis.Client, words []any) {
+	t.Helper()
+	if err := client.Do(t.Context(), words...).Err(); err != nil {
+		t.Fatalf("%v: %v", words, err)
+	}
+}
+
+func TestServeRefusesARedisThatCannotBeTheRightOne(t *testing.T) {
+	t.Chdir(t.TempDir())
+	node := cachetest.Start(t, "--cluster-enabled", "yes")
+	locked := cachetest.Start(t, "--requirepass", "right")
+	for name, tc := range map[string]struct{ url, want string }{
+		"a cluster":        {node.URL(), "its cluster mode is on: this server is a node of a cluster"},
+		"a wrong password": {strings.Replace(locked.URL(), "redis://", "redis://:wrong@", 1), "the user or the password is wrong: set CACHE_REDIS_PASSWORD"},
+		"nothing":          {"redis://127.0.0.1:1", "nothing listens there: start Redis, or name another one with REDIS_URL"},
+	} {
+		t.Setenv("REDIS_URL", tc.url)
+		var out bytes.Buffer
+		code := run(t.Context(), []string{"serve", "--port", "0", "--set", "app.operator_addr=off"}, nil, io.Discard, &out)
+		if code != exitFailed || !strings.Contains(out.String(), tc.want) {
+			t.Errorf("%s: exit %d: %s", name, code, &out)
+		}
+		out.Reset()
+		code = run(t.Context(), []string{"doctor", "--set", "auth.password.bcrypt_cost=4"}, nil, &out, io.Discard)
+		advice := tc.want[strings.Index(tc.want, ": ")+2:]
+		if code != exitFailed || !regexp.MustCompile(`(?m)^fail +redis .*— .*`+regexp.QuoteMeta(advice)).MatchString(out.String()) && !strings.Contains(out.String(), tc.want) {
+			t.Errorf("%s: doctor exits %d: %s", name, code, &out)
+		}
+	}
+}

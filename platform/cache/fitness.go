@@ -1,0 +1,164 @@
+package cache
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Probe does what a sign-in does to Redis: it writes, and it runs a script that writes, in one
+// round trip. A server that answers and takes no writes (a replica, one without memory, disk or
+// replicas of its own) fails it, and so does a node of a cluster, which has only some of the keys.
+// The error is a [Problem].
+func Probe(ctx context.Context, client *redis.Client) error {
+	const script = "redis.call('TIME') return redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])"
+	replies, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {
+		for i := range 16 { // keys in slots all over: no node of a cluster has them all
+			p.Set(ctx, Prefix+"ready:{"+strconv.Itoa(i)+"}", 1, tried)
+		}
+		p.Eval(ctx, script, []string{Prefix + "ready"}, tried.Milliseconds())
+		return nil
+	})
+	for _, reply := range replies {
+		if reply.Err() != nil {
+			err = reply.Err()
+			break
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	var reply redis.Error
+	if !errors.As(err, &reply) {
+		return unreachable(ctx, client.Options(), err)
+	}
+	// A Sentinel knows hardly a command, and a cluster or a replica has many codes for one thing.
+	if p := role(ctx, client); p != nil {
+		p.Err = err
+		return p
+	}
+	// A right that a script misses has no code of its own.
+	if c := code(err); c == "NOPERM" || c == "ERR" {
+		if p, _ := Rights(ctx, client); p != nil {
+			p.Err = err
+			return p
+		}
+	}
+	return refusal(err)
+}
+
+// Commands are what the Redis user of the service must be able to run, but for those of every
+// connection (HELLO, AUTH, PING, SELECT). CLIENT SETNAME and INFO are of use and not needed.
+func Commands() []string {
+	names := make([]string, 0, len(attempts)+1)
+	for _, a := range attempts {
+		names = append(names, a.name)
+	}
+	slices.Sort(names)
+	return names
+}
+
+// attempts try each command on keys that begin with k and expire.
+var attempts = []struct {
+	name string
+	args func(k string) []any
+}{
+	{"set", func(k string) []any { return []any{"set", k + "string", "1", "px", "60000"} }},
+	{"get", func(k string) []any { return []any{"get", k + "string"} }},
+	{"hset", func(k string) []any { return []any{"hset", k + "hash", "f", "1"} }},
+	{"hmget", func(k string) []any { return []any{"hmget", k + "hash", "f"} }},
+	{"pexpire", func(k string) []any { return []any{"pexpire", k + "hash", "60000"} }},
+	{"pttl", func(k string) []any { return []any{"pttl", k + "hash"} }},
+	{"zadd", func(k string) []any { return []any{"zadd", k + "zset", "1", "m"} }},
+	{"zcard", func(k string) []any { return []any{"zcard", k + "zset"} }},
+	{"zrange", func(k string) []any { return []any{"zrange", k + "zset", "0", "-1"} }},
+	{"zrangebyscore", func(k string) []any { return []any{"zrangebyscore", k + "zset", "0", "1"} }},
+	{"zrevrange", func(k string) []any { return []any{"zrevrange", k + "zset", "0", "-1"} }},
+	{"zremrangebyscore", func(k string) []any { return []any{"zremrangebyscore", k + "zset", "2", "3"} }},
+	{"zremrangebyrank", func(k string) []any { return []any{"zremrangebyrank", k + "zset", "5", "6"} }},
+	{"zrem", func(k string) []any { return []any{"zrem", k + "zset", "m"} }},
+	{"sadd", func(k string) []any { return []any{"sadd", k + "set", "m"} }},
+	{"smembers", func(k string) []any { return []any{"smembers", k + "set"} }},
+	{"srem", func(k string) []any { return []any{"srem", k + "set", "m"} }},
+	{"del", func(k string) []any { return []any{"del", k + "string", k + "hash", k + "zset", k + "set"} }},
+	{"scan", func(string) []any { return []any{"scan", "0", "match", Prefix + "none", "count", "1"} }},
+	{"time", func(string) []any { return []any{"time"} }},
+	{"eval", func(k string) []any { return []any{"eval", "return 1", "1", k + "string"} }},
+	{"evalsha", func(k string) []any { return []any{"evalsha", strings.Repeat("0", 40), "1", k + "string"} }},
+	{"multi", nil}, // with exec
+	{"exec", nil},
+}
+
+// Rights tries every command that is needed, one by one, on keys that expire. It returns what the
+// Redis user lacks, nil for nothing; the error is that of a server that does not answer.
+func Rights(ctx context.Context, client *redis.Client) (*Problem, error) {
+	k := Prefix + "doctor:{" + rand.Text() + "}:"
+	denied := func(err error) (bool, error) {
+		var reply redis.Error
+		if err != nil && !errors.As(err, &reply) {
+			return false, err
+		}
+		return code(err) == "NOPERM", nil
+	}
+	// A command and a key that are denied have one code. A script without keys tells which it is.
+	command, err := denied(client.Eval(ctx, "return 1", nil).Err())
+	if err != nil {
+		return nil, fmt.Errorf("try eval: %w", err)
+	}
+	if key, err := denied(client.Eval(ctx, "return 1", []string{k + "string"}).Err()); err == nil && key && !command {
+		return &Problem{Found: "the Redis user may not use the keys " + Prefix + "*", Setup: true,
+			Advice: "let it: ACL SETUSER USER ~" + Prefix + "*"}, nil
+	}
+	var missing []string
+	for _, a := range attempts {
+		var err error
+		switch a.name {
+		case "multi", "exec": // on a connection of its own, which is of no use between the two
+			conn := client.EphemeralConn()
+			if err = conn.Do(ctx, "multi").Err(); a.name == "exec" {
+				err = conn.Do(ctx, "exec").Err()
+			}
+			_ = conn.Close()
+		default:
+			err = client.Do(ctx, a.args(k)...).Err()
+		}
+		no, err := denied(err)
+		if err != nil {
+			return nil, fmt.Errorf("try %s: %w", a.name, err)
+		}
+		if no {
+			missing = append(missing, a.name)
+		}
+	}
+	if len(missing) == 0 {
+		return nil, nil
+	}
+	return &Problem{Found: "the Redis user may not run " + strings.ToUpper(strings.Join(missing, ", ")), Setup: true,
+		Advice: "let it: ACL SETUSER USER +" + strings.Join(missing, " +")}, nil
+}
+
+// Check looks for settings of the server that make it forget what it must keep, and returns
+// what is wrong with each. The error is [Problem] when it may not look.
+func Check(ctx context.Context, client *redis.Client) ([]*Problem, error) {
+	text, err := client.Info(ctx).Result() // CONFIG GET is what managed servers forbid
+	if err != nil {
+		return nil, fmt.Errorf("ask Redis for its settings: %w", err)
+	}
+	info := parseInfo(text)
+	var found []*Problem
+	if policy := info["maxmemory_policy"]; policy != "" && policy != "noeviction" {
+		found = append(found, &Problem{Found: "maxmemory-policy is " + policy,
+			Advice: "set it to noeviction: under memory pressure Redis else forgets sessions, which signs people out, and counters of failed sign-ins"})
+	}
+	if info["aof_enabled"] == "0" {
+		found = append(found, &Problem{Found: "the append-only file is off",
+			Advice: "set appendonly yes: when Redis restarts, who signed in since its last snapshot is else signed out"})
+	}
+	return found, nil
+}

@@ -1,0 +1,229 @@
+package cache
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// IsUnavailable reports that the command may succeed later, unchanged: Redis is away, overloaded,
+// read-only or too slow, it is not (or no longer) the server that was meant, it refuses us, or the
+// context ended. What is left are replies that blame what is stored, and redis.Nil.
+func IsUnavailable(err error) bool {
+	var reply redis.Error
+	if err == nil || !errors.As(err, &reply) {
+		return err != nil
+	}
+	return !errors.Is(err, redis.Nil) && code(err) != "WRONGTYPE"
+}
+
+// code is the first word of a reply that is an error: what it is, in one word.
+func code(err error) string {
+	var reply redis.Error
+	if !errors.As(err, &reply) {
+		return ""
+	}
+	word, _, _ := strings.Cut(reply.Error(), " ")
+	return word
+}
+
+// Problem is what is wrong with the server or with the way to it, and what to do.
+type Problem struct {
+	Found  string
+	Advice string
+	Err    error
+
+	// Setup says that no wait resolves it: another server is named than can be used, or the Redis
+	// user lacks a right.
+	Setup bool
+}
+
+func (p *Problem) Error() string { return p.Found + ": " + p.Advice }
+
+func (p *Problem) Unwrap() error { return p.Err }
+
+// cannotConnect is why no connection could be had. It asks once more, without the number of the
+// database, when that may be what the server does not take.
+func cannotConnect(ctx context.Context, opt *redis.Options, err error) *Problem {
+	var reply redis.Error
+	if !errors.As(err, &reply) {
+		return unreachable(ctx, opt, err)
+	}
+	if opt.DB > 0 && code(err) == "ERR" {
+		first := *opt
+		first.DB = 0
+		client := redis.NewClient(&first)
+		defer func() { _ = client.Close() }()
+		if client.Ping(ctx).Err() == nil {
+			if p := role(ctx, client); p != nil {
+				return p
+			}
+			return &Problem{Found: err.Error(), Setup: true, Err: err,
+				Advice: "the server has no database of this number: set CACHE_REDIS_DB, or the number at the end of REDIS_URL, to one that it has"}
+		}
+	}
+	return refusal(err)
+}
+
+// unreachable is about errors of the network and of TLS.
+func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
+	p := &Problem{Found: err.Error(), Err: err}
+	if cause, ok := errors.AsType[*net.OpError](err); ok {
+		p.Found = cause.Error() // without what the client adds
+	}
+	const named = "CACHE_REDIS_HOST or REDIS_URL"
+	name, noName := errors.AsType[*net.DNSError](err)
+	_, notTLS := errors.AsType[tls.RecordHeaderError](err)
+	_, unverified := errors.AsType[*tls.CertificateVerificationError](err)
+	_, wrongName := errors.AsType[x509.HostnameError](err)
+	_, alert := errors.AsType[tls.AlertError](err)
+	network, isNetwork := errors.AsType[net.Error](err)
+	timedOut := isNetwork && network.Timeout() || errors.Is(err, context.DeadlineExceeded)
+	switch {
+	case noName && name.IsNotFound:
+		p.Advice = "there is no host of this name: correct " + named
+	case noName:
+		p.Advice = "the name cannot be looked up: see to DNS on this machine, or name an address in " + named
+	case notTLS, opt.TLSConfig != nil && timedOut && answersPlainly(ctx, opt):
+		p.Advice = "the server does not speak TLS on this port: name its TLS port, or connect without TLS (redis:// instead of rediss://, REDIS_TLS=false)"
+	case wrongName:
+		p.Advice = "connect by a name that is in the server's certificate: correct " + named
+	case unverified:
+		p.Advice = "the server's certificate is not trusted: name the file of its authority in REDIS_CA_FILE, or renew the certificate if it has expired"
+	case alert:
+		p.Advice = "the server ends the TLS handshake: it may want a certificate of the client (tls-auth-clients), which authctl does not have, or another version of TLS"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		p.Advice = "nothing listens there: start Redis, or name another one with REDIS_URL"
+	case errors.Is(err, fs.ErrNotExist):
+		p.Advice = "there is no such socket: start Redis, or correct the path in REDIS_URL"
+	case errors.Is(err, fs.ErrPermission):
+		p.Advice = "this user may not open the socket: let it (unixsocketperm, or the group of Redis)"
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		p.Advice = "no network leads there: see to the route or the firewall, or correct " + named
+	case opt.TLSConfig == nil && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)):
+		p.Advice = "it closes the connection: if the port is for TLS, connect with TLS (rediss:// in REDIS_URL, or REDIS_TLS=true)"
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
+		p.Advice = "it closes the connection: see the log of Redis, and whether something between closes connections"
+	case timedOut:
+		p.Advice = "nothing answers in time: see whether Redis hangs, and whether a firewall drops the packets"
+	default:
+		p.Advice = "see whether Redis runs there, or name another one with REDIS_URL"
+	}
+	return p
+}
+
+// answersPlainly reports a server that has not answered a TLS handshake because it waits for the
+// end of a line. It is told nothing but PING.
+func answersPlainly(ctx context.Context, opt *redis.Options) bool {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second) // the time was used up by the handshake
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, cmp.Or(opt.Network, "tcp"), opt.Addr)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = conn.Close() }()
+	until, _ := ctx.Deadline()
+	first := make([]byte, 1)
+	if err := errors.Join(conn.SetDeadline(until), write(conn, "PING\r\n")); err != nil {
+		return false
+	}
+	_, err = io.ReadFull(conn, first)
+	return err == nil && (first[0] == '+' || first[0] == '-')
+}
+
+func write(w io.Writer, text string) error {
+	_, err := io.WriteString(w, text)
+	return err
+}
+
+// refusal is about replies: the code that each begins with says what it is.
+func refusal(err error) *Problem {
+	const rights = "give the Redis user the keys " + Prefix + "* and the commands in docs/operations.md; authctl doctor tries each"
+	for _, kind := range []struct {
+		codes  string
+		setup  bool
+		advice string
+	}{
+		{"WRONGPASS", true, "the user or the password is wrong: set CACHE_REDIS_PASSWORD, or USER:PASSWORD@ in REDIS_URL, to what the server has"},
+		{"NOAUTH", true, "the server wants a password: set CACHE_REDIS_PASSWORD, or USER:PASSWORD@ in REDIS_URL"},
+		{"NOPERM", true, rights},
+		{"MOVED ASK CROSSSLOT CLUSTERDOWN TRYAGAIN", true, adviceCluster},
+		{"READONLY MASTERDOWN", false, adviceReplica},
+		{"LOADING", false, "it is reading what it had saved: wait until it has"},
+		{"OOM", false, "its memory is full and it takes no writes: raise maxmemory, or find what fills it; sessions and counters expire by themselves"},
+		{"MISCONF", false, "it cannot save to its disk and takes no writes: make room there, and see its log"},
+		{"NOREPLICAS", false, "fewer replicas are connected than min-replicas-to-write asks for, and it takes no writes: bring them back, or lower the number"},
+		{"BUSY", false, "a script of another client runs for long: SCRIPT KILL ends it"},
+	} {
+		for known := range strings.FieldsSeq(kind.codes) {
+			if code(err) == known {
+				return &Problem{Found: err.Error(), Advice: kind.advice, Setup: kind.setup, Err: err}
+			}
+		}
+	}
+	if redis.IsMaxClientsError(err) {
+		return &Problem{Found: err.Error(), Err: err, Advice: "it has as many clients as it takes: raise its maxclients, or lower REDIS_MAX_CONNS"}
+	}
+	// What else there is comes without a code of its own. Scripts report a missing right like this.
+	return &Problem{Found: err.Error(), Err: err, Advice: "see whether it is a Redis, 7 or newer, and " + rights}
+}
+
+const (
+	adviceCluster = "this server is a node of a cluster, which authctl cannot use: name a single Redis, or one with replicas and a name that follows the primary"
+	adviceReplica = "this server is a read-only replica: name the primary, by a name that follows it through fail-overs"
+)
+
+// role says what is wrong with the part that the server plays, as far as it tells.
+func role(ctx context.Context, client *redis.Client) *Problem {
+	text, err := client.Info(ctx).Result()
+	if err != nil {
+		return nil
+	}
+	info := parseInfo(text)
+	switch {
+	case info["redis_mode"] == "sentinel":
+		return &Problem{Found: "it is a Sentinel", Setup: true,
+			Advice: "a Sentinel only tells where the primary is: name that (its port is 6379 by default, a Sentinel's 26379)"}
+	case info["redis_mode"] == "cluster" || info["cluster_enabled"] == "1":
+		return &Problem{Found: "its cluster mode is on", Setup: true, Advice: adviceCluster}
+	case info["role"] == "slave":
+		return &Problem{Found: "its role is replica", Advice: adviceReplica}
+	}
+	return nil
+}
+
+// parseInfo takes the answer of INFO apart.
+func parseInfo(text string) map[string]string {
+	info := make(map[string]string)
+	for line := range strings.Lines(text) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
+			info[name] = value
+		}
+	}
+	return info
+}
+
+// Describe makes a person's words of an error of Redis: what it is, and what to do.
+func Describe(err error) *Problem {
+	var reply redis.Error
+	if problem, ok := errors.AsType[*Problem](err); ok {
+		return problem
+	}
+	if errors.As(err, &reply) {
+		return refusal(err)
+	}
+	return unreachable(context.Background(), &redis.Options{}, err)
+}
+
+// tried is how long what Probe writes stays.
+const tried = time.Minute
