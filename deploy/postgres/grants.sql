@@ -21,7 +21,7 @@ GRANT SELECT, INSERT, UPDATE ON signing_key TO authctl_serve;
 -- Who adds an event can neither read one nor take one back.
 GRANT EXECUTE ON FUNCTION outbox_add TO authctl_serve;
 GRANT SELECT ON outbox_setting TO authctl_serve;
-GRANT SELECT, INSERT, UPDATE ON outbox_key TO authctl_serve;
+GRANT SELECT, INSERT, UPDATE ON outbox_key, outbox_finished_key TO authctl_serve;
 GRANT USAGE ON SEQUENCE outbox_event_id TO authctl_serve;
 GRANT INSERT ON outbox_event, outbox_pending TO authctl_serve;
 
@@ -38,6 +38,8 @@ BEGIN
     END LOOP;
 END $$;
 GRANT SELECT, UPDATE ON outbox_setting TO authctl_relay;
+GRANT SELECT, DELETE ON outbox_key TO authctl_relay;
+GRANT SELECT, UPDATE, DELETE ON outbox_finished_key TO authctl_relay;
 GRANT SELECT, INSERT, DELETE ON outbox_pending TO authctl_relay;
 GRANT SELECT, INSERT, UPDATE ON outbox_target TO authctl_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard, outbox_parked_key, outbox_dead TO authctl_relay;

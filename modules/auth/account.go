@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/username"
+	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
 )
 
@@ -52,7 +53,11 @@ func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check
 		if err := deleteAccount(ctx, tx, userID); err != nil {
 			return err
 		}
-		return s.announce(ctx, tx, EventUserDeleted, head, userChanged{eventHead: head, By: by})
+		if err := s.announce(ctx, tx, EventUserDeleted, head, userChanged{eventHead: head, By: by}); err != nil {
+			return err
+		}
+		// The last event there is: every other one is announced with the account's row locked.
+		return outbox.Finish(ctx, tx, userID.String())
 	})
 	if err != nil {
 		return err

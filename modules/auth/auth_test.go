@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/testenv"
 )
@@ -501,6 +502,34 @@ func TestDeletingAnAccountEndsEverythingAndFreesTheName(t *testing.T) {
 		}
 		if w.caller(t, again).User.ID == caller.User.ID {
 			t.Error("the id was used again")
+		}
+	})
+}
+
+// What is kept to count an account's events goes with the account, a retention later.
+func TestADeletedAccountIsCountedNoMore(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, w *world) {
+		_, tokens := w.newcomer(t)
+		w.newcomer(t)
+		counters := func() (n int) {
+			t.Helper()
+			if err := outbox.Retain(t.Context(), w.db, -time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.db.QueryRowContext(t.Context(), "SELECT count(*) FROM outbox_key").Scan(&n); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		if n := counters(); n != 2 {
+			t.Fatalf("%d counters for two accounts", n)
+		}
+		if err := w.DeleteUser(t.Context(), w.caller(t, tokens).User.ID); err != nil {
+			t.Fatal(err)
+		}
+		if n := counters(); n != 1 {
+			t.Errorf("%d counters for one account", n)
 		}
 	})
 }

@@ -27,15 +27,16 @@
 //
 // What state an event is in is where rows of it are, never a column that is updated:
 //
-//	outbox_event      every event, append-only, until the retention has passed
-//	outbox_pending    a row while it is to be published; deleting it is the mark of being done
-//	outbox_dead       a row while it waits with a parked key
-//	outbox_parked_key the keys of which nothing is sent, and why
-//	outbox_key        the last sequence number of each key
-//	outbox_shard      who may publish which part, until when, and from where on to look
-//	outbox_relay      the relays that are alive, for fair shares and for people
-//	outbox_target     where events go and have gone, and how many partitions the order relies on
-//	outbox_setting    the number of shards; the length of a segment
+//	outbox_event        every event, append-only, until the retention has passed
+//	outbox_pending      a row while it is to be published; deleting it is the mark of being done
+//	outbox_dead         a row while it waits with a parked key
+//	outbox_parked_key   the keys of which nothing is sent, and why
+//	outbox_key          the last sequence number of each key
+//	outbox_finished_key the keys that will have no more events, until the retention has passed
+//	outbox_shard        who may publish which part, until when, and from where on to look
+//	outbox_relay        the relays that are alive, for fair shares and for people
+//	outbox_target       where events go and have gone, and how many partitions the order relies on
+//	outbox_setting      the number of shards; the length of a segment
 //
 // # Why not a cursor
 //
@@ -128,12 +129,16 @@
 // a fifth of a second at most, and needs no right to make or drop tables. A segment in which
 // anything is pending or parked stays. On SQLite old rows are deleted in small steps.
 //
+// The counter of a key stays for as long as the key may have events: its owner says with
+// [Finish] that it will have none. A retention later the counter goes, unless it has moved.
+//
 // # Rights
 //
 // Who writes events needs INSERT on outbox_event and outbox_pending, SELECT, INSERT and
-// UPDATE on outbox_key, SELECT on outbox_setting and USAGE of the sequence outbox_event_id;
-// it cannot read events. A relay needs SELECT and TRUNCATE on outbox_event and its sixteen
-// segments, SELECT and DELETE on outbox_pending, SELECT and UPDATE on outbox_setting, SELECT
+// UPDATE on outbox_key and outbox_finished_key, SELECT on outbox_setting and USAGE of the
+// sequence outbox_event_id; it cannot read events. A relay needs SELECT and TRUNCATE on
+// outbox_event and its sixteen segments, SELECT and DELETE on outbox_pending and outbox_key,
+// SELECT, UPDATE and DELETE on outbox_finished_key, SELECT and UPDATE on outbox_setting, SELECT
 // and INSERT on outbox_dead, SELECT, INSERT and UPDATE on outbox_parked_key and outbox_target,
 // everything on outbox_shard and outbox_relay, and SELECT on the sequence; it cannot write
 // events. What operators need is in rights_test.go, which holds all of this to be true.

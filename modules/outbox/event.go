@@ -68,6 +68,23 @@ func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	return nil
 }
 
+// Finish says that a key will have no more events, because what it stands for is gone for
+// good, as an account that was deleted. Call it in the transaction that adds the last one,
+// after that. Once the retention has passed the outbox forgets the key's sequence number;
+// without Finish it keeps that for ever.
+//
+// A key must not be used for anything else afterwards: after the retention its events would
+// be counted from 1 again. Should it get another event before, it is not forgotten, and must be
+// finished again.
+func Finish(ctx context.Context, tx database.Tx, key string) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_finished_key (key, seq, finished_ms) SELECT key, seq, `+now(tx)+` FROM outbox_key WHERE key = ?
+		ON CONFLICT (key) DO UPDATE SET seq = excluded.seq, finished_ms = excluded.finished_ms`, key)
+	if err != nil {
+		return fmt.Errorf("outbox.Finish: %w", err)
+	}
+	return nil
+}
+
 // stored is an event as the table has it.
 type stored struct {
 	Event

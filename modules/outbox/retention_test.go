@@ -1,6 +1,7 @@
 package outbox_test
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
@@ -125,4 +126,127 @@ func TestRetentionIsNotStoppedByAnEventFromTheFuture(t *testing.T) {
 		apart()
 		retain("new")
 	})
+}
+
+func finish(t *testing.T, db *database.DB, keys ...string) {
+	t.Helper()
+	err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+		for _, k := range keys {
+			if err := outbox.Add(ctx, tx, event(k)); err != nil {
+				return err
+			}
+			if err := outbox.Finish(ctx, tx, k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// counters lists key:seq, and with * behind it those that are marked as finished.
+func counters(t *testing.T, db *database.DB) string {
+	t.Helper()
+	rows, err := db.QueryContext(t.Context(), `SELECT k.key, k.seq, f.key IS NOT NULL FROM outbox_key k LEFT JOIN outbox_finished_key f ON f.key = k.key ORDER BY k.key`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	var out []string
+	for rows.Next() {
+		var key string
+		var seq int64
+		var finished bool
+		if err := rows.Scan(&key, &seq, &finished); err != nil {
+			t.Fatal(err)
+		}
+		mark := ""
+		if finished {
+			mark = "*"
+		}
+		out = append(out, fmt.Sprintf("%s:%d%s", key, seq, mark))
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(out, " ")
+}
+
+// What is finished is forgotten a retention later, and only if it had no event since.
+func TestFinishedKeysAreForgottenAfterTheRetention(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		retain := func(want string) {
+			t.Helper()
+			if err := outbox.Retain(t.Context(), db, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			if got := counters(t, db); got != want {
+				t.Errorf("left %q, want %q", got, want)
+			}
+		}
+		later := func(d time.Duration) {
+			t.Helper()
+			if _, err := db.Write(t.Context(), `UPDATE outbox_finished_key SET finished_ms = finished_ms - ?`, d.Milliseconds()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		add(t, db, event("gone"), event("lives"), event("lives"), event("returns"), event("twice"))
+		finish(t, db, "gone", "returns", "twice")
+		retain("gone:2* lives:2 returns:2* twice:2*")
+		add(t, db, event("returns"))
+		later(30 * time.Minute)
+		finish(t, db, "twice")
+		retain("gone:2* lives:2 returns:3* twice:3*")
+		later(45 * time.Minute)
+		retain("lives:2 returns:3 twice:3*")
+		later(time.Hour)
+		retain("lives:2 returns:3")
+		add(t, db, event("lives"), event("returns"))
+		finish(t, db, "returns")
+		later(-8760 * time.Hour) // the clock was ahead
+		retain("lives:3 returns:5*")
+		later(61 * time.Minute)
+		retain("lives:3")
+
+		var many []string
+		for i := range 1100 {
+			many = append(many, fmt.Sprintf("many-%04d", i))
+		}
+		finish(t, db, many...)
+		later(2 * time.Hour)
+		retain("lives:3")
+		var marks int
+		if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_finished_key`).Scan(&marks); err != nil || marks != 0 {
+			t.Errorf("%d marks are left, %v", marks, err)
+		}
+	})
+}
+
+// An event of a finished key is on its way when its time is over: the counter stays.
+func TestAKeyThatIsBeingCountedIsNotForgotten(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	finish(t, db, "k")
+	if _, err := db.Write(t.Context(), `UPDATE outbox_finished_key SET finished_ms = 1`); err != nil {
+		t.Fatal(err)
+	}
+	open, end := dbtest.Begin(t, db)
+	if err := outbox.Add(t.Context(), open, event("k")); err != nil {
+		t.Fatal(err)
+	}
+	if err := outbox.Retain(t.Context(), db, time.Hour); err == nil || !strings.Contains(err.Error(), "forget finished keys") {
+		t.Errorf("it says %v", err)
+	}
+	if err := end(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := outbox.Retain(t.Context(), db, time.Hour); err != nil {
+		t.Error(err)
+	}
+	if got := counters(t, db); got != "k:2" {
+		t.Errorf("left %q", got)
+	}
 }

@@ -20,11 +20,13 @@ import (
 const (
 	writerRights = `
 		GRANT SELECT ON outbox_setting TO ROLE;
-		GRANT SELECT, INSERT, UPDATE ON outbox_key TO ROLE;
+		GRANT SELECT, INSERT, UPDATE ON outbox_key, outbox_finished_key TO ROLE;
 		GRANT INSERT ON outbox_event, outbox_pending TO ROLE;
 		GRANT USAGE ON SEQUENCE outbox_event_id TO ROLE`
 	relayRights = `
 		GRANT SELECT, UPDATE ON outbox_setting TO ROLE;
+		GRANT SELECT, DELETE ON outbox_key TO ROLE;
+		GRANT SELECT, UPDATE, DELETE ON outbox_finished_key TO ROLE;
 		GRANT SELECT, TRUNCATE ON outbox_event, SEGMENTS TO ROLE;
 		GRANT SELECT, DELETE ON outbox_pending TO ROLE;
 		GRANT SELECT, INSERT ON outbox_dead TO ROLE;
@@ -106,8 +108,11 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	if _, err := outbox.SetTarget(t.Context(), operator, outbox.Target{Name: s.Name(), Partitions: 1}, 96); err != nil {
 		t.Error(err)
 	}
-	if _, err := admin.ExecContext(t.Context(), `UPDATE outbox_event SET created_ms = 0`); err != nil {
-		t.Fatal(err)
+	finish(t, writer, "bad")
+	for _, q := range []string{`UPDATE outbox_event SET created_ms = 0`, `UPDATE outbox_finished_key SET finished_ms = 0`} {
+		if _, err := admin.ExecContext(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := outbox.Retain(t.Context(), relaying, time.Hour); err != nil {
 		t.Error(err)

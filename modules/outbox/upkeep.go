@@ -396,14 +396,15 @@ func (r *Relay) retain(ctx context.Context) {
 	}
 }
 
-// Retain drops published events older than the retention. Whatever waits or is parked stays.
-// Any number of processes may do it at once. A part of the events that somebody holds locked,
-// as a dump does for hours, is left for the next time, and the error says so.
+// Retain drops published events older than the retention, and the counters of keys that were
+// finished before it (see [Finish]). Whatever waits or is parked stays. Any number of processes
+// may do it at once. A part of the events that somebody holds locked, as a dump does for hours,
+// is left for the next time, and the error says so.
 func Retain(ctx context.Context, db *database.DB, retention time.Duration) error {
+	errs := []error{forgetKeys(ctx, db, retention)}
 	if !db.IsPostgres() {
-		return retainSQLite(ctx, db, retention)
+		return errors.Join(append(errs, retainSQLite(ctx, db, retention))...)
 	}
-	var errs []error
 	for n := range segments {
 		if err := emptySegment(ctx, db, n, retention); err != nil {
 			errs = append(errs, fmt.Errorf("empty segment %d: %w", n, err))
@@ -413,6 +414,44 @@ func Retain(ctx context.Context, db *database.DB, retention time.Duration) error
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// forgetKeys removes the counters of finished keys. One that has counted on since is in use
+// again, and loses the mark only.
+func forgetKeys(ctx context.Context, db *database.DB, retention time.Duration) error {
+	const step = 500
+	for n := step; n == step; {
+		err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+			if err := bounded(ctx, tx, 200*time.Millisecond); err != nil {
+				return err
+			}
+			var nowMS int64
+			if err := tx.QueryRowContext(ctx, "SELECT "+now(tx)).Scan(&nowMS); err != nil {
+				return err
+			}
+			// One from a clock that was ahead: its time begins now.
+			if _, err := tx.ExecContext(ctx, `UPDATE outbox_finished_key SET finished_ms = ? WHERE finished_ms > ?`, nowMS, nowMS+60_000); err != nil {
+				return err
+			}
+			before := nowMS - retention.Milliseconds()
+			keys, err := column[string](tx.QueryContext(ctx, `SELECT key FROM outbox_finished_key WHERE finished_ms < ? ORDER BY finished_ms LIMIT ?`, before, step))
+			if n = len(keys); err != nil || n == 0 {
+				return err
+			}
+			// The counter first, as whoever adds and finishes does.
+			_, err = tx.ExecContext(ctx, `DELETE FROM outbox_key WHERE key IN (?1)
+				AND seq = (SELECT f.seq FROM outbox_finished_key f WHERE f.key = outbox_key.key AND f.finished_ms < ?2)`, database.List(keys), before)
+			if err != nil {
+				return err
+			}
+			_, err = tx.ExecContext(ctx, `DELETE FROM outbox_finished_key WHERE key IN (?1) AND finished_ms < ?2`, database.List(keys), before)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("forget finished keys: %w", err)
+		}
+	}
+	return nil
 }
 
 func emptySegment(ctx context.Context, db *database.DB, n int, retention time.Duration) error {
