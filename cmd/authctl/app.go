@@ -101,6 +101,11 @@ func (a *app) Close() error {
 // openDatabase connects, and sees to the schema: SQLite is brought up to date on the spot,
 // PostgreSQL must have been.
 func (a *app) openDatabase(ctx context.Context) error {
+	if !a.looking && a.needsDataFolder() {
+		if err := a.makeDataFolder(); err != nil {
+			return err
+		}
+	}
 	if err := a.connectDatabase(ctx); err != nil {
 		return err
 	}

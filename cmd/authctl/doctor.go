@@ -8,10 +8,13 @@ import (
 	"io"
 	"io/fs"
 	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -29,8 +32,9 @@ func newDoctor(g *global) *cobra.Command {
 		Use:   "doctor",
 		Short: "Try everything the service stands on and say what to do",
 		Long: `Try everything the service stands on, as these settings name it, and say what to do about
-what is wrong: the settings themselves, the data folder, the secret, the database and its
-schema, the signing keys, the outbox, Redis, Kafka, and what a password hash costs here.
+what is wrong: the settings themselves, the data folder, the log, the ports, the secret, the
+database and its schema, the signing keys, the outbox, Redis, Kafka, and what a password hash
+costs here.
 
 Each line is ok, warn or fail; skip is for what cannot be looked at because something else
 failed. Nothing is changed, and each check is given up after five seconds. The exit code is
@@ -151,6 +155,8 @@ func (d *doctor) examine(ctx context.Context, s settings, stderr io.Writer) (err
 	}{
 		{"settings", d.settingsFit},
 		{"data folder", d.dataFolder},
+		{"log", d.logFile},
+		{"ports", d.ports},
 		{"disk space", d.diskSpace},
 		{"secret", d.secret},
 		{"database", d.databaseWorks},
@@ -204,20 +210,20 @@ func remarkable(remarks []config.Remark) []finding {
 func (d *doctor) dataFolder(context.Context) []finding {
 	dir := d.App.DataDir
 	info, err := os.Stat(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || err == nil && !info.IsDir() {
+		if !d.needsDataFolder() {
+			return []finding{fine("%s is not there, and nothing needs it", dir)}
+		}
+		if err := tryMakingFolder(dir); err != nil {
+			return []finding{failing(folderProblem("APP_DATA_DIR", dir, err))}
+		}
 		return []finding{fine("%s is not there yet; it is made when it is needed", dir)}
-	case err != nil:
-		return []finding{failing(err.Error(), "make it a folder of the user that runs authctl")}
-	case !info.IsDir():
-		return []finding{failing(dir+" is not a folder", "name another one with APP_DATA_DIR")}
 	}
-	probe, err := os.CreateTemp(dir, ".doctor-*")
+	if err == nil {
+		err = tryWritingTo(dir)
+	}
 	if err != nil {
-		return []finding{failing("files cannot be made in it: "+err.Error(), "make it a folder of the user that runs authctl")}
-	}
-	if err := errors.Join(probe.Close(), os.Remove(probe.Name())); err != nil {
-		return []finding{failing(err.Error(), "look at the file system of "+dir)}
+		return []finding{failing(folderProblem("APP_DATA_DIR", dir, err))}
 	}
 	if !openToOthers(info) {
 		return []finding{fine("%s, for its owner alone", dir)}
@@ -225,7 +231,7 @@ func (d *doctor) dataFolder(context.Context) []finding {
 	list := []finding{doubtful(dir+" can be entered by others", "chmod 700 "+dir)}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return append(list, failing(err.Error(), "look at the file system of "+dir))
+		return append(list, failing(folderProblem("APP_DATA_DIR", dir, err)))
 	}
 	for _, e := range entries {
 		if info, err := e.Info(); err == nil && openToOthers(info) {
@@ -233,6 +239,80 @@ func (d *doctor) dataFolder(context.Context) []finding {
 		}
 	}
 	return list
+}
+
+func (d *doctor) logFile(context.Context) []finding {
+	path := d.Log.Path
+	if path == "" {
+		return []finding{fine("stderr")}
+	}
+	info, err := os.Stat(path)
+	switch {
+	case err == nil && !info.Mode().IsRegular():
+		return []finding{failing(path+" is not a file", "name a file with LOG_PATH, or leave it empty to log to stderr")}
+	case err == nil:
+		var f *os.File
+		if f, err = os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0); err == nil {
+			err = errors.Join(f.Close(), tryWritingTo(filepath.Dir(path))) // it is turned over there
+		}
+	case errors.Is(err, fs.ErrNotExist):
+		if err = tryWritingTo(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
+			err = tryMakingFolder(filepath.Dir(path))
+		}
+	}
+	if err != nil {
+		return []finding{failing(folderProblem("LOG_PATH", filepath.Dir(path), err))}
+	}
+	return []finding{fine("%s", path)}
+}
+
+func (d *doctor) ports(ctx context.Context) []finding {
+	list := []finding{d.port(ctx, "APP_PORT", net.JoinHostPort(d.HTTP.Host, strconv.Itoa(d.HTTP.Port)), d.servesTLS())}
+	if addr := d.Operator.OperatorAddr; addr != "" && addr != "off" {
+		list = append(list, d.port(ctx, "APP_OPERATOR_ADDR", addr, false))
+	}
+	return list
+}
+
+// port says whether an address can be listened on, or authctl already does.
+func (d *doctor) port(ctx context.Context, setting, addr string, secured bool) finding {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return failing(addr+": "+err.Error(), "set "+setting)
+	}
+	var free net.ListenConfig
+	listener, err := free.Listen(ctx, "tcp", addr)
+	switch {
+	case err == nil && port == "0":
+		_ = listener.Close()
+		return fine("%s takes any free port", setting)
+	case err == nil:
+		_ = listener.Close()
+		return fine("%s is free", addr)
+	case !errors.Is(err, syscall.EADDRINUSE):
+		return failing(err.Error(), listenAdvice(setting, err))
+	}
+	scheme := "http://"
+	if secured {
+		scheme = "https://"
+	}
+	if _, err := askReadiness(ctx, scheme+net.JoinHostPort(reachable(host), port)+"/readyz"); err != nil {
+		return failing(addr+" is in use by another program", "stop it, or set "+setting+" to another one")
+	}
+	return fine("authctl listens on %s", addr)
+}
+
+func listenAdvice(setting string, err error) string {
+	switch {
+	case errors.Is(err, syscall.EACCES):
+		return "this user may not have it: set " + setting + " to a port above 1023"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		if setting == "APP_PORT" {
+			setting = "APP_HOST"
+		}
+		return "it is no address of this machine: set " + setting + " to one that is"
+	}
+	return "see to it, or set " + setting + " to another one"
 }
 
 func openToOthers(info fs.FileInfo) bool { return info.Mode().Perm()&0o077 != 0 }
@@ -323,26 +403,8 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 	if err := d.db.QueryRowContext(ctx, query).Scan(&version); err != nil {
 		return []finding{d.databaseFails(err, "look at the database's log")}
 	}
-	// Undone before anything is written.
-	undo := errors.New("undo")
-	err := d.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		if d.db.IsPostgres() {
-			var readOnly string
-			if err := tx.QueryRowContext(ctx, "SELECT current_setting('transaction_read_only')").Scan(&readOnly); err != nil {
-				return err
-			}
-			if readOnly == "on" {
-				return errors.New("it is read-only")
-			}
-			return undo
-		}
-		if _, err := tx.ExecContext(ctx, "CREATE TABLE authctl_doctor (id integer)"); err != nil {
-			return err
-		}
-		return undo
-	})
-	if !errors.Is(err, undo) {
-		return []finding{d.databaseFails(fmt.Errorf("%s takes no writes: %w", name, err), "let authctl's user write to it")}
+	if err := d.db.TryWrite(ctx); err != nil {
+		return []finding{d.databaseFails(fmt.Errorf("%s takes no writes: %w", name, err), "let authctl's user write to it, and see whether its disk is full")}
 	}
 	list := []finding{fine("%s, version %s, answers and takes writes, connected in %s", name, version, took.Round(time.Millisecond/10))}
 	if servers := d.Database.Unverified(d.App.prod()); len(servers) > 0 && d.App.prod() {

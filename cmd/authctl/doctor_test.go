@@ -1,6 +1,8 @@
 package main
 
 import (
+	"net"
+	"strings"
 	"testing"
 	"time"
 )
@@ -32,5 +34,29 @@ func TestASecretThatRepeatsItselfIsWeak(t *testing.T) {
 		if bits := strength(secret); (bits >= 100) != strong {
 			t.Errorf("%s: %.0f bits", secret, bits)
 		}
+	}
+}
+
+func TestDoctorTellsAPortOfOursFromSomebodyElses(t *testing.T) {
+	t.Parallel()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			_ = conn.Close()
+		}
+	}()
+	d := &doctor{app: &app{}}
+	addr := listener.Addr().String()
+	if f := d.port(t.Context(), "APP_OPERATOR_ADDR", addr, false); f.Status != checkFail || !strings.Contains(f.Found, "in use by another program") ||
+		f.Advice != "stop it, or set APP_OPERATOR_ADDR to another one" {
+		t.Errorf("%+v", f)
 	}
 }

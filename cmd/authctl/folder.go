@@ -1,0 +1,83 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// needsDataFolder reports whether something lives there: what no server was named for.
+func (s settings) needsDataFolder() bool {
+	return s.Database.URL == "" && !s.Database.UsesPostgres() || !s.Kafka.UsesKafka() && s.Outbox.Relay == "inline" || s.Auth.Token.Secret == "" && !s.keyless
+}
+
+// makeDataFolder makes the data folder before anything wants to put a file there, so that what is
+// wrong with it is said once and with what to do.
+func (s settings) makeDataFolder() error {
+	dir := s.App.DataDir
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = tryWritingTo(dir)
+	}
+	if err != nil {
+		found, advice := folderProblem("APP_DATA_DIR", dir, err)
+		return fmt.Errorf("the data folder: %s: %s", found, advice)
+	}
+	return nil
+}
+
+// tryWritingTo makes a file in a folder and takes it away again.
+func tryWritingTo(dir string) error {
+	probe, err := os.CreateTemp(dir, ".authctl-*")
+	if err != nil {
+		return err
+	}
+	return errors.Join(probe.Close(), os.Remove(probe.Name()))
+}
+
+// tryMakingFolder sees whether a folder that is not there could be made, and makes nothing that
+// stays.
+func tryMakingFolder(dir string) error {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	for {
+		above := filepath.Dir(dir)
+		info, err := os.Stat(above)
+		switch {
+		case err == nil && !info.IsDir():
+			return &fs.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
+		case err == nil:
+			if _, err := os.Lstat(dir); err == nil { // a file, or a link that leads nowhere
+				return &fs.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
+			}
+			return tryWritingTo(above)
+		case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
+			return err
+		}
+		if above == dir {
+			return err
+		}
+		dir = above
+	}
+}
+
+// folderProblem says what is wrong with a folder that a setting names, and what to do about it.
+func folderProblem(setting, dir string, err error) (found, advice string) {
+	found = err.Error()
+	switch {
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EEXIST):
+		return dir + " cannot be a folder: there is a file of that name, or on the way to it", "name another one with " + setting
+	case errors.Is(err, fs.ErrPermission):
+		return found, fmt.Sprintf("let the user that runs authctl write there (chown, chmod), or name another one with %s", setting)
+	case errors.Is(err, syscall.EROFS):
+		return found, fmt.Sprintf("name one on a file system that can be written to with %s, such as a volume", setting)
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return found, "make room there, or name another one with " + setting
+	}
+	return found, "see to the file system of " + dir + ", or name another one with " + setting
+}
