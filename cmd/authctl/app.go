@@ -166,7 +166,7 @@ func (a *app) openAuthToLook(ctx context.Context) error {
 			return fmt.Errorf("make a temporary folder: %w", err)
 		}
 		a.closers = append(a.closers, func() error { return os.RemoveAll(dir) })
-		a.App.DataDir, a.Database = filepath.Join(dir, "data"), database.Config{}
+		a.App.DataDir, a.Database, a.looking = filepath.Join(dir, "data"), database.Config{}, false
 	}
 	return a.openAuth(ctx)
 }

@@ -311,12 +311,20 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 		if i == 0 {
 			what = "not carried over"
 		}
-		rows = append(rows, []string{what, fmt.Sprintf("%d %s", r.Lost[kind], strings.ReplaceAll(strings.ReplaceAll(kind, "_", " "), ":", " "))})
+		rows = append(rows, []string{what, fmt.Sprintf("%d %s", r.Lost[kind], kindInWords(kind))})
 	}
 	if len(r.Lost) > 0 {
 		rows = append(rows, []string{"", "see docs/import.md"})
 	}
 	return printPairs(w, append(rows, []string{"took", fmt.Sprintf("%s, %.0f a second", time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), r.Rate)}))
+}
+
+// kindInWords is a kind of protection, as a person reads it.
+func kindInWords(kind string) string {
+	if action, ok := strings.CutPrefix(kind, "required_action:"); ok {
+		return "required action " + action
+	}
+	return strings.ReplaceAll(kind, "_", " ")
 }
 
 // byCount are the names, the most frequent one first.

@@ -39,6 +39,8 @@ type server struct {
 	started time.Duration // from exec to the first answer
 	client  *fasthttp.Client
 	stop    func() error
+	dir     string
+	env     []string
 }
 
 // binary builds authctl once.
@@ -141,7 +143,7 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 			return errors.Join(errors.New("authctl did not stop in 20 s"), cmd.Process.Kill())
 		}
 	})
-	s = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), pid: cmd.Process.Pid, client: newClient(), stop: cleanup}
+	s = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), pid: cmd.Process.Pid, client: newClient(), stop: cleanup, dir: dir, env: env}
 	for {
 		if status, _, err := s.call("GET", "/healthz", nil); err == nil && status == 200 {
 			s.started = time.Since(begin)
@@ -152,6 +154,20 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 		}
 		time.Sleep(time.Millisecond)
 	}
+}
+
+// command runs another authctl beside the server, with the settings of that.
+func (s *server) command(ctx context.Context, args ...string) error {
+	path, err := binary()
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env, cmd.Dir = s.env, s.dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("authctl %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
 }
 
 func newClient() *fasthttp.Client {

@@ -91,6 +91,7 @@ func (s *Service) Import(ctx context.Context, r io.Reader, opt ImportOptions) (I
 			return report, err
 		}
 	}
+	i.pace = newPace(s.db, s.now)
 	err = i.all(ctx, split, columns)
 	if i.rehearsal != nil {
 		return report, errors.Join(err, i.rehearsal.close())
@@ -166,13 +167,12 @@ type importer struct {
 	opt       ImportOptions
 	report    *ImportReport
 	rehearsal *rehearsal // not nil: nothing is written
-	pace      pace
+	pace      *pace
 }
 
 func (i *importer) all(ctx context.Context, split splitter, columns []string) error {
 	var batch []*pendingUser
 	var first sample
-	i.pace.start()
 	for number := int64(1); ; number++ {
 		raw, err := split.next()
 		if err != nil && !errors.Is(err, io.EOF) {
@@ -415,12 +415,16 @@ func (i *importer) write(ctx context.Context, batch []*pendingUser) error {
 	const attempts = 4
 	for attempt := 1; ; attempt++ {
 		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		begin := i.service.now()
-		err := i.service.transact(work, func(ctx context.Context, tx database.Tx) error { return i.service.insertImported(ctx, tx, batch) })
+		asked := i.service.now()
+		began := asked
+		err := i.service.transact(work, func(ctx context.Context, tx database.Tx) error {
+			began = i.service.now()
+			return i.service.insertImported(ctx, tx, batch)
+		})
 		cancel()
-		i.pace.took(len(batch), i.service.now().Sub(begin))
 		if err == nil {
-			return i.pace.rest(ctx)
+			i.pace.wrote(ctx, len(batch), began.Sub(asked), i.service.now().Sub(began))
+			return nil
 		}
 		if attempt == attempts || !database.IsUnavailable(err) {
 			return err

@@ -3,23 +3,112 @@ package auth
 import (
 	"context"
 	"time"
+
+	"github.com/toppira/authctl/platform/database"
 )
 
-// pace is how an import shares the database with the servers beside it.
+// pace is how an import shares the database, and the machine, with the servers beside it.
+//
+// On SQLite one transaction writes at a time, and those that wait look again every few
+// milliseconds, without a queue. A program that begins its next transaction right after the
+// last one leaves them no moment to be lucky in. So a batch is as large as can be written in
+// a short time, and after it the import rests: for twice as long as it has worked while
+// others write too, and for a moment otherwise. PostgreSQL has no such lock, but the same
+// disk and processors: there it rests for as long as it works. Whether others write shows in
+// the database.
 type pace struct {
-	size int // of the next batch
-	held time.Duration
+	now   func() time.Time
+	sleep func(context.Context, time.Duration)
+	watch func(ctx context.Context, rest func()) (others bool)
+	// A batch should take that long to write, and be followed by so many times the time that
+	// went into it.
+	batchTime time.Duration
+	rests     int
+
+	size  int       // of the next batch
+	begun time.Time // when reading the present batch began
+	alone int       // batches since others were seen writing
 }
 
 const (
-	firstBatch = 50
+	firstBatch = 100
+	leastBatch = 50 // fewer would be all commit
 	mostBatch  = 500
+	// aloneAfter is after how many batches without others an import takes what there is.
+	aloneAfter = 20
 )
 
-func (p *pace) start() { p.size = firstBatch }
+func newPace(db *database.DB, now func() time.Time) *pace {
+	p := &pace{now: now, sleep: sleepFor, batchTime: 20 * time.Millisecond, rests: 2, size: firstBatch, begun: now()}
+	if db.IsPostgres() { // where nobody waits for the transaction, but all need the machine
+		p.batchTime, p.rests = 100*time.Millisecond, 1
+		last := int64(0)
+		p.watch = func(ctx context.Context, rest func()) bool {
+			rest()
+			next := postgresTransactions(ctx, db)
+			others := next-last != 1 // its own
+			last = next
+			return others
+		}
+	} else {
+		p.watch = func(ctx context.Context, rest func()) bool { return watchSQLite(ctx, db, rest) }
+	}
+	return p
+}
 
+// batch is how many records the next transaction should have.
 func (p *pace) batch() int { return p.size }
 
-func (p *pace) took(n int, d time.Duration) { p.size, p.held = mostBatch, d }
+// wrote says for how long a transaction waited for its turn, which was others' time, and how
+// long it then took, and rests.
+func (p *pace) wrote(ctx context.Context, n int, waited, took time.Duration) {
+	fits := int(int64(n) * int64(p.batchTime) / max(int64(took), 1))
+	p.size = min(max(fits, p.size/2, leastBatch), 2*p.size, mostBatch)
+	rest := time.Duration(p.rests) * (p.now().Sub(p.begun) - waited)
+	if p.alone >= aloneAfter {
+		rest /= 16
+	}
+	others := p.watch(ctx, func() { p.sleep(ctx, rest) })
+	p.alone++
+	if others {
+		p.alone = 0
+	}
+	p.begun = p.now()
+}
 
-func (p *pace) rest(ctx context.Context) error { return nil }
+func sleepFor(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// watchSQLite reports whether anybody has written during the rest: PRAGMA data_version says
+// so to a connection that has not. A database that does not answer is busy.
+func watchSQLite(ctx context.Context, db *database.DB, rest func()) (others bool) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		rest()
+		return true
+	}
+	read := func() (version int64) {
+		if err := conn.QueryRowContext(ctx, "PRAGMA data_version").Scan(&version); err != nil {
+			return -1
+		}
+		return version
+	}
+	before := read()
+	rest()
+	others = before < 0 || read() != before
+	_ = conn.Close() // it goes back to the pool
+	return others
+}
+
+// postgresTransactions is the number of the next transaction that writes: each has one.
+func postgresTransactions(ctx context.Context, db *database.DB) (next int64) {
+	err := db.QueryRowContext(ctx, "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint").Scan(&next)
+	if err != nil {
+		return 0
+	}
+	return next
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// benchImport measures what sign-ins feel of an import beside them.
+func benchImport(ctx context.Context, o options, r *report) error {
+	if os.Getenv("AUTHCTL_TEST_POSTGRES") != "" {
+		if err := benchImportOn(ctx, o, r, "PostgreSQL"); err != nil {
+			return err
+		}
+	}
+	return benchImportOn(ctx, o, r, "embedded", "DATABASE_URL=", "REDIS_URL=")
+}
+
+// importing is how many sign in at once: as many as keep hashing busy and wait for little.
+const importing = 16
+
+func benchImportOn(ctx context.Context, o options, r *report, where string, extra ...string) (err error) {
+	s, err := startServer(ctx, o, extra...)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	names, _, err := s.users(4 * importing)
+	if err != nil {
+		return err
+	}
+	quiet := s.signIns(names, importing, 2*o.duration)
+	// It is read until the sign-ins beside it have been measured.
+	const accounts = 1_000_000
+	if err := writeAccounts(filepath.Join(s.dir, "users.ndjson"), accounts); err != nil {
+		return err
+	}
+	importer, stop := context.WithCancel(ctx)
+	defer stop()
+	ended := make(chan error, 1)
+	go func() { ended <- s.command(importer, "user", "import", "users.ndjson") }()
+	time.Sleep(time.Second) // until it is under way
+	begin := time.Now()
+	before, err := s.accounts(ctx)
+	if err != nil {
+		return err
+	}
+	loud := s.signIns(names, importing, 2*o.duration)
+	after, err := s.accounts(ctx)
+	if err != nil {
+		return err
+	}
+	rate := float64(after-before) / time.Since(begin).Seconds()
+	stop()
+	if err := <-ended; importer.Err() == nil && err != nil {
+		return err
+	}
+	r.rate(fmt.Sprintf("sign-in beside an import, %s (failed %d)", where, loud.failed+loud.shed), loud.rate, quiet.rate, "without", 0.5)
+	r.latency("sign-in p50 beside an import, "+where, loud.p50, quiet.p50, 0)
+	r.latency("sign-in p99 beside an import, "+where, loud.p99, quiet.p99, 4*quiet.p99)
+	r.plain("accounts imported beside sign-ins, "+where, fmt.Sprintf("%.0f/s", rate), "", true)
+	return nil
+}
+
+func writeAccounts(path string, n int) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriter(f)
+	for i := range n {
+		fmt.Fprintf(out, `{"username":"imported-%d@example.com","created_at":"2020-01-02T03:04:05Z","password_hash":"$2b$04$z5SzGiEQ3UVhTU1nXKtPSuEFozW7QnU0/j85AHYW19LdfomQ01msu"}`+"\n", i)
+	}
+	return errors.Join(out.Flush(), f.Close())
+}
+
+// accounts counts those that are in the database of the server.
+func (s *server) accounts(ctx context.Context) (n int, err error) {
+	url := "sqlite:" + filepath.Join(s.dir, "authctl.db")
+	for _, setting := range s.env { // the last one counts
+		if value, ok := strings.CutPrefix(setting, "DATABASE_URL="); ok && value != "" {
+			url = value
+		} else if ok {
+			url = "sqlite:" + filepath.Join(s.dir, "authctl.db")
+		}
+	}
+	db, err := database.Open(ctx, database.Config{URL: config.Secret(url), MaxConns: 1}, database.Options{AppName: "authctl-bench"})
+	if err != nil {
+		return 0, err
+	}
+	err = db.QueryRowContext(ctx, "SELECT count(*) FROM users").Scan(&n)
+	return n, errors.Join(err, db.Close())
+}
