@@ -6,13 +6,13 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/gofiber/fiber/v2"
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
@@ -24,7 +24,9 @@ import (
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/httpserver"
+	"github.com/toppira/authctl/platform/openapi"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -73,13 +75,17 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 		return err
 	}
 
-	// The surface: the module's routes beside the shop's.
+	// The surface: the module's routes and the shop's are one table.
+	orders := &shopAPI{db: db, waker: waker}
+	routes := append(authhttp.Routes(accounts, authhttp.Options{Issuer: cfg.Auth.Token.Issuer}), httpserver.Route{
+		Method: "POST", Path: "/orders", Status: 201, ID: "placeOrder", Group: "shop",
+		Summary: "Order something", Success: "It is ordered.", Do: httpserver.As(authhttp.Bearer(accounts), orders.place),
+	})
 	server, err := httpserver.New(cfg.HTTP, httpserver.Options{Log: log, Unavailable: auth.IsUnavailable})
 	if err != nil {
 		return err
 	}
-	server.Handle(authhttp.Routes(accounts, authhttp.Options{Issuer: cfg.Auth.Token.Issuer})...)
-	server.Handle(httpserver.Route{Method: http.MethodPost, Path: "/orders", Handler: placeOrder(db, accounts, waker)})
+	server.Handle(routes...)
 	if err := server.Listen(); err != nil {
 		return err
 	}
@@ -98,40 +104,56 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 	return running.Wait()
 }
 
-// placeOrder is a route of the shop that needs to know who asks. Its order and its event
-// commit together, and the event comes after those of the same user's account.
-func placeOrder(db *database.DB, accounts *auth.Service, waker *outbox.Waker) fiber.Handler {
-	return func(c *fiber.Ctx) error {
-		token, _ := strings.CutPrefix(c.Get(fiber.HeaderAuthorization), "Bearer ")
-		caller, err := accounts.Authenticate(c.UserContext(), token)
-		if err != nil {
-			return err // becomes a problem document, as everywhere
-		}
-		var body struct {
-			Item string `json:"item"`
-		}
-		if err := httpserver.DecodeJSON(c, &body); err != nil {
-			return err
-		}
-		id, user := uuid.NewString(), caller.User.ID.String()
-		data, err := json.Marshal(map[string]string{"order_id": id, "item": body.Item})
-		if err != nil {
-			return err
-		}
-		err = db.Tx(c.UserContext(), func(ctx context.Context, tx database.Tx) error {
-			if _, err := tx.ExecContext(ctx, "INSERT INTO shop_order (id, user_id, item) VALUES (?, ?, ?)", id, user, body.Item); err != nil {
-				return err
-			}
-			return outbox.Add(ctx, tx, outbox.Event{
-				Type: "shop.OrderPlaced.v1", Key: user, Subject: user, Source: "https://shop.example", Data: data,
-			})
-		})
-		if err != nil {
-			return err
-		}
-		waker.Wake()
-		return c.SendStatus(http.StatusCreated)
+// shopAPI holds the functions of the shop's own routes.
+type shopAPI struct {
+	db    *database.DB
+	waker *outbox.Waker
+}
+
+// OrderRequest is what is ordered. A pointer must be there; see [httpserver.Function].
+type OrderRequest struct {
+	Item *string `json:"item" example:"teapot" maxLength:"100" doc:"What is ordered."`
+}
+
+// Order is what was ordered.
+type Order struct {
+	ID string `json:"id" format:"uuid" example:"0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10"`
+}
+
+// place is a route of the shop that needs to know who asks. Its order and its event commit
+// together, and the event comes after those of the same user's account. An error becomes a
+// problem document, as everywhere.
+func (a *shopAPI) place(ctx context.Context, who auth.Caller, in struct{ Body OrderRequest }) (Order, error) {
+	id, user, item := uuid.NewString(), who.User.ID.String(), *in.Body.Item
+	data, err := json.Marshal(map[string]string{"order_id": id, "item": item})
+	if err != nil {
+		return Order{}, err
 	}
+	err = a.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if _, err := tx.ExecContext(ctx, "INSERT INTO shop_order (id, user_id, item) VALUES (?, ?, ?)", id, user, item); err != nil {
+			return err
+		}
+		return outbox.Add(ctx, tx, outbox.Event{
+			Type: "shop.OrderPlaced.v1", Key: user, Subject: user, Source: "https://shop.example", Data: data,
+		})
+	})
+	if err != nil {
+		return Order{}, err
+	}
+	a.waker.Wake()
+	return Order{ID: id}, nil
+}
+
+// mux puts the table into a server of the host's own, beside what else it serves.
+func mux(cfg httpserver.Config, log *zap.Logger, routes []httpserver.Route) (http.Handler, error) {
+	accounts, err := httpserver.Handler(cfg, httpserver.Options{Log: log, Unavailable: auth.IsUnavailable}, routes...)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/shop/", http.StripPrefix("/shop", http.FileServer(http.Dir("shop"))))
+	mux.Handle("/", accounts)
+	return mux, nil
 }
 
 // shop is a running monolith on SQLite, with hashing that costs little.
@@ -225,7 +247,7 @@ func TestTheModuleIsMountedInAnotherMonolith(t *testing.T) {
 	s := openShop(t)
 	token := s.must(201, "POST", "/api/v1/auth/register", "", `{"username":"alice","password":"correct horse battery staple"}`)["access_token"].(string)
 	s.must(201, "POST", "/orders", token, `{"item":"teapot"}`)
-	if refused := s.must(401, "POST", "/orders", "", `{"item":"teapot"}`); refused["code"] != "invalid_token" {
+	if refused := s.must(401, "POST", "/orders", "", `{"item":"teapot"}`); refused["code"] != "missing_token" {
 		t.Errorf("without a token: %v", refused)
 	}
 	s.must(204, "DELETE", "/api/v1/auth/sessions", token, "")
@@ -237,5 +259,53 @@ func TestTheModuleIsMountedInAnotherMonolith(t *testing.T) {
 		if err != nil || e.Type != want || e.Sequence != int64(i+1) {
 			t.Errorf("event %d is %+v, %v; want %s", i+1, e, err, want)
 		}
+	}
+}
+
+// The same table in a server of the host's own, and in a document of the host's own.
+func TestTheTableIsServedByTheHost(t *testing.T) {
+	t.Parallel()
+	var cfg settings
+	if err := config.Load(&cfg, config.Options{File: os.DevNull, Environ: []string{
+		"SHOP_DATA_DIR=" + t.TempDir(), "AUTH_PASSWORD_BCRYPT_COST=4",
+		"AUTH_TOKEN_SECRET=a secret of the tests that is long enough for everything",
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	db := dbtest.SQLite(t)
+	accounts, err := auth.New(t.Context(), cfg.Auth, auth.Deps{DB: db})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer accounts.Close()
+	orders := &shopAPI{db: db, waker: outbox.NewWaker(db)}
+	defer orders.waker.Close()
+	routes := append(authhttp.Routes(accounts, authhttp.Options{Issuer: cfg.Auth.Token.Issuer}), httpserver.Route{
+		Method: "POST", Path: "/orders", Status: 201, ID: "placeOrder", Group: "shop",
+		Summary: "Order something", Success: "It is ordered.", Do: httpserver.As(authhttp.Bearer(accounts), orders.place),
+	})
+	if _, err := db.Write(t.Context(), "CREATE TABLE shop_order (id text PRIMARY KEY, user_id text NOT NULL, item text NOT NULL)"); err != nil {
+		t.Fatal(err)
+	}
+	handler, err := mux(cfg.HTTP, zap.NewNop(), routes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(handler)
+	defer server.Close()
+	s := &shop{t: t, base: server.URL}
+	token := s.must(201, "POST", "/api/v1/auth/register", "", `{"username":"alice","password":"correct horse battery staple"}`)["access_token"].(string)
+	if placed := s.must(201, "POST", "/orders", token, `{"item":"teapot"}`); placed["id"] == "" {
+		t.Errorf("placed %v", placed)
+	}
+	if refused := s.must(400, "POST", "/orders", token, `{}`); refused["code"] != "validation_failed" {
+		t.Errorf("without an item: %v", refused)
+	}
+	document, err := openapi.Document(openapi.Info{
+		Title: "Shop", Version: "1", ContactURL: "https://shop.example", License: "Apache-2.0", Server: "/",
+		Groups: append(authhttp.Groups, [2]string{"shop", "Orders"}),
+	}, routes)
+	if err != nil || !strings.Contains(string(document), `"/orders": {`) {
+		t.Errorf("the document of both: %v, %d bytes", err, len(document))
 	}
 }

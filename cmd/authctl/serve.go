@@ -98,7 +98,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	server.Handle(authhttp.Routes(a.auth, authhttp.Options{
 		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(server.Addr()), SecureCookies: a.https() || a.servesTLS(),
 	})...)
-	server.Handle(processRoutes(server, readiness)...)
+	server.Handle(processRoutes(server.Stopping, readiness)...)
 
 	// What answers requests stops first; what it relies on, when it has finished.
 	running, front := errgroup.WithContext(ctx)

@@ -52,6 +52,7 @@ var arrows = map[string][]string{
 	"platform/fault":      {},
 	"platform/batch":      {},
 	"platform/httpserver": {"platform/config", "platform/fault"},
+	"platform/openapi":    {"platform/fault", "platform/httpserver"}, // for tests and tools alone
 	"platform/logging":    {"platform/config"},
 	"platform/telemetry":  {"platform/config"},
 	"platform/tuning":     {},
@@ -62,6 +63,7 @@ var arrows = map[string][]string{
 	"modules/auth/internal/session/sessiontest": {"modules/auth/internal/session"},
 	"modules/outbox/outboxtest":                 {"modules/outbox", "platform/database"},
 	"platform/archtest":                         {},
+	"platform/httpserver/httpservertest":        {"platform/httpserver"},
 	"platform/cache/cachetest":                  {"platform/cache", "platform/config"},
 	"platform/database/dbtest":                  {"migrations", "platform/config", "platform/database"},
 	"platform/testenv":                          {},
@@ -79,10 +81,12 @@ var libraries = []struct {
 	code, tests []string
 	why         string
 }{
-	{"github.com/gofiber/", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/..."}, []string{"docs"},
-		"HTTP stays at the edge: hand over a context and plain values"},
-	{"github.com/valyala/fasthttp", []string{"platform/httpserver", "modules/auth/authhttp", "cmd/..."}, nil,
-		"HTTP stays at the edge: hand over a context and plain values"},
+	{"github.com/gofiber/", []string{"platform/httpserver", "cmd/bench"}, nil,
+		"an endpoint is a declaration and a plain function: see httpserver.Route"},
+	{"github.com/valyala/fasthttp", []string{"platform/httpserver", "cmd/bench"}, nil,
+		"an endpoint is a declaration and a plain function: see httpserver.Route"},
+	{"github.com/getkin/kin-openapi", []string{"platform/openapi"}, []string{"cmd/authctl"}, "the binary carries the document, not what makes it"},
+	{"github.com/swaggo/", nil, nil, "the document is made of the table: see platform/openapi"},
 	{"github.com/IBM/sarama", []string{"modules/outbox/sink", "cmd/bench"}, nil,
 		"Kafka is one kind of sink: use outbox.Sink"},
 	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/...", "docs"},
@@ -276,8 +280,9 @@ func TestCheckFindsEachKindOfFault(t *testing.T) {
 		{"named for nothing", pkg{ImportPath: "platform/util"}, "name a package for what it provides"},
 		{"test support in code", pkg{ImportPath: "modules/auth", Imports: []string{"platform/testenv"}}, "modules/auth imports platform/testenv"},
 		{"test support in tests", pkg{ImportPath: "modules/auth", TestImports: []string{"platform/testenv"}}, ""},
-		{"Fiber in a module", pkg{ImportPath: "modules/auth", Imports: []string{"github.com/gofiber/fiber/v2"}}, "HTTP stays at the edge"},
-		{"Fiber in a command", pkg{ImportPath: "cmd/authctl", Imports: []string{"github.com/gofiber/fiber/v2"}}, ""},
+		{"Fiber in a module", pkg{ImportPath: "modules/auth", Imports: []string{"github.com/gofiber/fiber/v2"}}, "a plain function"},
+		{"Fiber in a command", pkg{ImportPath: "cmd/authctl", Imports: []string{"github.com/gofiber/fiber/v2"}}, "a plain function"},
+		{"Fiber in a test", pkg{ImportPath: "modules/auth", TestImports: []string{"github.com/gofiber/fiber/v2"}}, "a plain function"},
 		{"Sarama in the outbox", pkg{ImportPath: "modules/outbox", TestImports: []string{"github.com/IBM/sarama"}}, "use outbox.Sink"},
 		{"weak randomness", pkg{ImportPath: "modules/auth", Imports: []string{"math/rand/v2"}}, "crypto/rand"},
 	} {

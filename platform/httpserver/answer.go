@@ -7,12 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
-	"github.com/valyala/fasthttp"
 
 	"github.com/toppira/authctl/platform/fault"
 )
@@ -62,33 +62,33 @@ func (e *OAuthError) Error() string { return e.Code + ": " + e.Description }
 // Status is the HTTP status of a fault.
 func Status(f *fault.Fault) int {
 	if f.Code == ErrRequestTimeout.Code {
-		return fiber.StatusRequestTimeout
+		return http.StatusRequestTimeout
 	}
 	switch f.Kind {
 	case fault.Malformed, fault.Invalid:
-		return fiber.StatusBadRequest
+		return http.StatusBadRequest
 	case fault.Unauthenticated:
-		return fiber.StatusUnauthorized
+		return http.StatusUnauthorized
 	case fault.Forbidden:
-		return fiber.StatusForbidden
+		return http.StatusForbidden
 	case fault.NotFound:
-		return fiber.StatusNotFound
+		return http.StatusNotFound
 	case fault.MethodNotAllowed:
-		return fiber.StatusMethodNotAllowed
+		return http.StatusMethodNotAllowed
 	case fault.Conflict:
-		return fiber.StatusConflict
+		return http.StatusConflict
 	case fault.TooLarge:
-		return fiber.StatusRequestEntityTooLarge
+		return http.StatusRequestEntityTooLarge
 	case fault.Unsupported:
-		return fiber.StatusUnsupportedMediaType
+		return http.StatusUnsupportedMediaType
 	case fault.HeadersTooLarge:
-		return fiber.StatusRequestHeaderFieldsTooLarge
+		return http.StatusRequestHeaderFieldsTooLarge
 	case fault.TooMany:
-		return fiber.StatusTooManyRequests
+		return http.StatusTooManyRequests
 	case fault.Unavailable:
-		return fiber.StatusServiceUnavailable
+		return http.StatusServiceUnavailable
 	}
-	return fiber.StatusInternalServerError
+	return http.StatusInternalServerError
 }
 
 // panicked is a panic's value on its way to the log.
@@ -98,7 +98,7 @@ func (p panicked) Error() string { return fmt.Sprintf("panic: %v", p.value) }
 
 // toFault makes of any error the fault to show for it. shown is false where the error says
 // more than the client may know, and belongs into the log.
-func (s *Server) toFault(err error) (f *fault.Fault, shown bool) {
+func (s *core) toFault(err error) (f *fault.Fault, shown bool) {
 	var router *fiber.Error
 	switch {
 	case errors.As(err, &f):
@@ -125,71 +125,80 @@ func statusFault(status int) (f *fault.Fault, shown bool) {
 	return ErrInternal, false
 }
 
-// problem is RFC 9457's object with our members.
-type problem struct {
-	Type      string        `json:"type"`
-	Title     string        `json:"title"`
-	Status    int           `json:"status"`
-	Detail    string        `json:"detail"` // of this occasion, else the title
-	Instance  string        `json:"instance"`
-	Code      string        `json:"code"`
-	RequestID string        `json:"request_id"`
-	Errors    []fault.Field `json:"errors,omitempty"`
+// Problem is RFC 9457's object with members of our own.
+type Problem struct {
+	Type      string        `json:"type" format:"uri" doc:"Where the code is explained."`
+	Title     string        `json:"title" doc:"What the code means, in the same words each time."`
+	Status    int           `json:"status" doc:"The HTTP status once more."`
+	Detail    string        `json:"detail" doc:"This occasion, for a person; else the title."`
+	Instance  string        `json:"instance" doc:"The path of the request; * when none could be read."`
+	Code      string        `json:"code" doc:"What programs go by. A code never changes its meaning."`
+	RequestID string        `json:"request_id" doc:"The answer's X-Request-Id: quote it when you ask for help."`
+	Errors    []fault.Field `json:"errors,omitempty" doc:"The faulty fields, of validation_failed."`
+}
+
+// ProblemOf is how a fault is answered.
+func ProblemOf(f *fault.Fault, instance, requestID string) Problem {
+	return Problem{
+		Type: errorDocs + f.Code, Title: f.Title, Status: Status(f), Detail: cmp.Or(f.Message, f.Title+"."),
+		Instance: instance, Code: f.Code, RequestID: requestID, Errors: f.Fields,
+	}
 }
 
 // answer is the one place where an error becomes an answer.
-func (s *Server) answer(fctx *fasthttp.RequestCtx, x *exchange, err error) {
+func (x *exchange) answer(err error) {
 	var oauth *OAuthError
 	if errors.As(err, &oauth) {
 		x.code = oauth.Code
-		s.answerOAuth(fctx, oauth)
+		x.answerOAuth(oauth)
 		return
 	}
-	f, shown := s.toFault(err)
+	f, shown := x.toFault(err)
 	if f.Kind == fault.Internal {
 		f = ErrInternal
 	}
 	if !shown {
 		x.cause = err
 	}
-	path := x.path
+	path := x.asked
 	if !x.unread {
-		path = string(fctx.URI().PathOriginal())
+		path = x.carrier.path()
 	}
 	if x.route == nil && f.Kind == fault.NotFound || f.Kind == fault.MethodNotAllowed {
-		// The router's word for a method it does not know at a path that it does not know
-		// either is not 405.
-		if methods := s.allowed(path); methods != "" {
-			f = ErrMethodNotAllowed.Detail("Allowed here: " + methods + ".")
-			fctx.Response.Header.Set(fiber.HeaderAllow, methods)
-		} else {
-			f = ErrNotFound
-			if bare := strings.TrimRight(path, "/"); bare != path && s.allowed(bare) != "" {
-				f = ErrNotFound.Detail("There is nothing here. The path has no slash at its end.")
-			}
-			fctx.Response.Header.Del(fiber.HeaderAllow)
-		}
+		f = x.noSuchRoute(path)
 	}
 	x.code = f.Code
-	if x.route != nil && x.route.OAuth || x.route == nil && s.speaksOAuth(path) {
-		s.answerOAuth(fctx, oauthError(f))
+	if x.route != nil && x.route.OAuth || x.route == nil && x.speaksOAuth(path) {
+		e := OAuthErrorOf(f)
+		x.answerOAuth(&e)
 		return
 	}
 	status := Status(f)
-	h := &fctx.Response.Header
 	switch status {
-	case fiber.StatusUnauthorized:
-		h.Set(fiber.HeaderWWWAuthenticate, bearerChallenge(&fctx.Request.Header))
-	case fiber.StatusTooManyRequests, fiber.StatusServiceUnavailable:
-		h.Set(fiber.HeaderRetryAfter, seconds(f.RetryAfter))
+	case http.StatusUnauthorized:
+		x.carrier.set("WWW-Authenticate", bearerChallenge(x.carrier.header("Authorization")))
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		x.carrier.set("Retry-After", seconds(f.RetryAfter))
 	}
-	p := problem{Type: errorDocs + f.Code, Title: f.Title, Status: status, Detail: cmp.Or(f.Message, f.Title+"."), Instance: x.askedFor(fctx), Code: f.Code, RequestID: x.id, Errors: f.Fields}
-	send(fctx, status, "application/problem+json", p)
+	x.refuse(status, "application/problem+json", ProblemOf(f, x.askedFor(), x.id))
 }
 
-// oauthError is the RFC 6749 form of a fault on an OAuth route.
-func oauthError(f *fault.Fault) *OAuthError {
-	e := &OAuthError{Status: Status(f), Code: "invalid_request", Description: f.Title, RetryAfter: f.RetryAfter}
+// noSuchRoute tells a path that there is not from a method that it does not have: the router's
+// word for a method it does not know at a path that it does not know either is not 405.
+func (x *exchange) noSuchRoute(path string) *fault.Fault {
+	if methods := x.allowed(path); methods != "" {
+		x.carrier.set("Allow", methods)
+		return ErrMethodNotAllowed.Detail("Allowed here: " + methods + ".")
+	}
+	if bare := strings.TrimRight(path, "/"); bare != path && x.allowed(bare) != "" {
+		return ErrNotFound.Detail("There is nothing here. The path has no slash at its end.")
+	}
+	return ErrNotFound
+}
+
+// OAuthErrorOf is the RFC 6749 form of a fault on an OAuth route.
+func OAuthErrorOf(f *fault.Fault) OAuthError {
+	e := OAuthError{Status: Status(f), Code: "invalid_request", Description: f.Title, RetryAfter: f.RetryAfter}
 	if f.Message != "" {
 		e.Description += ": " + f.Message
 	}
@@ -206,19 +215,21 @@ func oauthError(f *fault.Fault) *OAuthError {
 	return e
 }
 
-func (s *Server) answerOAuth(fctx *fasthttp.RequestCtx, e *OAuthError) {
-	h := &fctx.Response.Header
+// OAuthProblem is the body of RFC 6749 §5.2.
+type OAuthProblem struct {
+	Error       string `json:"error" doc:"What programs go by."`
+	Description string `json:"error_description,omitempty" doc:"This occasion, for a person."`
+}
+
+func (x *exchange) answerOAuth(e *OAuthError) {
 	switch e.Status {
-	case fiber.StatusUnauthorized:
-		h.Set(fiber.HeaderWWWAuthenticate, "Basic "+realm)
-	case fiber.StatusTooManyRequests, fiber.StatusServiceUnavailable:
-		h.Set(fiber.HeaderRetryAfter, seconds(e.RetryAfter))
+	case http.StatusUnauthorized:
+		x.carrier.set("WWW-Authenticate", "Basic "+realm)
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		x.carrier.set("Retry-After", seconds(e.RetryAfter))
 	}
-	h.Set(fiber.HeaderPragma, "no-cache") // RFC 6749 §5.1 asks for it beside no-store
-	send(fctx, e.Status, fiber.MIMEApplicationJSON, struct {
-		Error       string `json:"error"`
-		Description string `json:"error_description,omitempty"`
-	}{e.Code, describable(e.Description)})
+	x.carrier.set("Pragma", "no-cache") // RFC 6749 §5.1 asks for it beside no-store
+	x.refuse(e.Status, "application/json", OAuthProblem{e.Code, describable(e.Description)})
 }
 
 // describable keeps the characters that error_description may have (RFC 6749 §5.2).
@@ -235,8 +246,8 @@ func describable(text string) string {
 }
 
 // bearerChallenge is RFC 6750 §3: who sent no token is told nothing but the scheme.
-func bearerChallenge(header *fasthttp.RequestHeader) string {
-	scheme, _, _ := strings.Cut(string(header.Peek(fiber.HeaderAuthorization)), " ")
+func bearerChallenge(authorization string) string {
+	scheme, _, _ := strings.Cut(authorization, " ")
 	if strings.EqualFold(scheme, "Bearer") {
 		return "Bearer " + realm + `, error="invalid_token"`
 	}
@@ -251,19 +262,13 @@ func seconds(d time.Duration) string {
 	return strconv.FormatInt(int64(math.Ceil(d.Seconds())), 10)
 }
 
-// send replaces whatever a handler had begun. Errors are never cached.
-func send(fctx *fasthttp.RequestCtx, status int, contentType string, body any) {
+// refuse sends an error. Errors are never cached.
+func (x *exchange) refuse(status int, contentType string, body any) {
 	text, err := json.Marshal(body)
 	if err != nil {
 		panic(err) // strings and numbers only
 	}
-	r := &fctx.Response
-	r.ResetBody()
-	r.Header.Del(fiber.HeaderETag)
-	r.Header.Del(fiber.HeaderLastModified)
-	r.Header.Del(fiber.HeaderContentEncoding)
-	r.Header.Set(fiber.HeaderCacheControl, "no-store")
-	r.Header.SetContentType(contentType)
-	r.SetStatusCode(status)
-	r.SetBodyRaw(text)
+	x.carrier.set("Cache-Control", "no-store")
+	x.carrier.set("Content-Type", contentType)
+	x.send(status, text)
 }

@@ -3,23 +3,19 @@ package httpserver
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 
-	"github.com/gofiber/fiber/v2"
-	"github.com/valyala/fasthttp"
 	"golang.org/x/net/idna"
 )
 
-// Headers of our own that browsers may read and send.
-const (
-	HeaderRefreshReplayed = "Auth-Refresh-Replayed" // of a refresh: the successor again
-	HeaderDevice          = "Auth-Device"           // of a sign-in, both ways: the device is known
-
-	corsHeaders = "Authorization, Content-Type, X-Request-Id, " + HeaderDevice
-	corsExpose  = "ETag, Retry-After, WWW-Authenticate, X-Request-Id, " + HeaderRefreshReplayed + ", " + HeaderDevice
+// Headers that every browser may send and read. Those that routes declare come on top.
+var (
+	commonHeaders = []string{"Authorization", "Content-Type", "X-Request-Id"}
+	commonShown   = []string{"ETag", "Retry-After", "WWW-Authenticate", "X-Request-Id"}
 )
 
 // passHeaders are request headers that pages send without their author's doing: tracing of
@@ -42,49 +38,48 @@ var passHeaders = []string{
 // allowOrigin answers CORS by an exact list. What is sent back is the list's own text, never
 // the request's. The answer differs by Origin whether or not the origin is on the list, and
 // says so to caches. Cookies play no part in this API, so credentials are not allowed.
-func (s *Server) allowOrigin(fctx *fasthttp.RequestCtx) {
-	origin := fctx.Request.Header.Peek(fiber.HeaderOrigin)
-	if len(s.origins) == 0 && len(origin) == 0 {
+func (x *exchange) allowOrigin() {
+	origin := x.carrier.header("Origin")
+	if len(x.origins) == 0 && origin == "" {
 		return
 	}
-	h := &fctx.Response.Header
-	h.Add(fiber.HeaderVary, fiber.HeaderOrigin)
-	i := slices.Index(s.origins, string(origin))
-	if i < 0 || len(fctx.Request.Header.PeekAll(fiber.HeaderOrigin)) > 1 {
-		return
+	x.carrier.add("Vary", "Origin")
+	if x.originListed(origin) {
+		x.carrier.set("Access-Control-Allow-Origin", origin)
+		x.carrier.set("Access-Control-Expose-Headers", strings.Join(x.shownHeaders, ", "))
 	}
-	h.Set(fiber.HeaderAccessControlAllowOrigin, s.origins[i])
-	h.Set(fiber.HeaderAccessControlExposeHeaders, corsExpose)
+}
+
+func (x *exchange) originListed(origin string) bool {
+	return slices.Contains(x.origins, origin) && len(x.carrier.headers("Origin")) == 1
 }
 
 // options answers OPTIONS for every path of the table, and with it CORS preflights.
-func (s *Server) options(fctx *fasthttp.RequestCtx, x *exchange) {
-	methods := s.allowed(string(fctx.URI().PathOriginal()))
+func (x *exchange) options() {
+	methods := x.allowed(x.carrier.path())
 	if methods == "" {
-		s.answer(fctx, x, fiber.ErrNotFound)
+		x.answer(ErrNotFound)
 		return
 	}
-	h := &fctx.Response.Header
-	h.Set(fiber.HeaderAllow, methods)
-	if len(h.Peek(fiber.HeaderAccessControlAllowOrigin)) > 0 && len(fctx.Request.Header.Peek(fiber.HeaderAccessControlRequestMethod)) > 0 {
-		h.Add(fiber.HeaderVary, fiber.HeaderAccessControlRequestHeaders)
-		h.Set(fiber.HeaderAccessControlAllowMethods, methods)
-		h.Set(fiber.HeaderAccessControlAllowHeaders, s.allowHeaders(&fctx.Request.Header))
-		h.Set(fiber.HeaderAccessControlMaxAge, "600")
+	x.carrier.set("Allow", methods)
+	if x.originListed(x.carrier.header("Origin")) && x.carrier.header("Access-Control-Request-Method") != "" {
+		x.carrier.add("Vary", "Access-Control-Request-Headers")
+		x.carrier.set("Access-Control-Allow-Methods", methods)
+		x.carrier.set("Access-Control-Allow-Headers", x.passing())
+		x.carrier.set("Access-Control-Max-Age", "600")
 	}
-	fctx.SetStatusCode(fiber.StatusNoContent)
+	x.send(http.StatusNoContent, nil)
 }
 
-// allowHeaders is the API's own request headers, and of those that the preflight asks for
-// the ones that pass.
-func (s *Server) allowHeaders(header *fasthttp.RequestHeader) string {
-	names := strings.Split(corsHeaders, ", ")
-	for _, line := range header.PeekAll(fiber.HeaderAccessControlRequestHeaders) {
-		for name := range strings.SplitSeq(string(line), ",") {
+// passing is the API's own request headers, and of those that the preflight asks for the ones
+// that pass.
+func (x *exchange) passing() string {
+	names := slices.Clone(x.ownHeaders)
+	for _, line := range x.carrier.headers("Access-Control-Request-Headers") {
+		for name := range strings.SplitSeq(line, ",") {
 			name = strings.ToLower(strings.Trim(name, " \t"))
-			own := slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, name) })
-			if !own && isToken(name) && (passes(passHeaders, name) || passes(s.corsHeaders, name)) {
-				names = append(names, name)
+			if isToken(name) && (passes(passHeaders, name) || passes(x.corsHeaders, name)) {
+				names = appendNames(names, name)
 			}
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"reflect"
 	"strconv"
@@ -12,32 +13,19 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
-	"github.com/gofiber/fiber/v2"
 
 	"github.com/toppira/authctl/platform/fault"
 )
 
 const maxDepth = 16 // of a JSON body, the object itself included
 
-// DecodeJSON reads the body into a pointer to a struct, and is the only way to read JSON. It
-// takes exactly application/json, UTF-8, one object of at most 16 levels, with the members
-// of the struct by their exact names, each at most once. Errors are faults: 415 for another
-// media type, charset or a compressed body, 400 malformed_request for what is not such an
-// object, 400 validation_failed naming the field whose value has the wrong type. null is the
-// wrong type for every member; leaving it out is how to say nothing.
-func DecodeJSON(c *fiber.Ctx, into any) error {
-	body := c.Request().Body()
-	if len(body) == 0 { // whatever its type would have been
-		return errEmptyBody
-	}
-	if err := checkMedia(c, fiber.MIMEApplicationJSON); err != nil {
-		return err
-	}
-	return decodeJSON(body, into)
-}
-
 var errEmptyBody = ErrMalformed.Detail("The body is empty; a JSON object is expected.")
 
+// decodeJSON reads a body into a pointer to a struct, and is the only way to read JSON. It
+// takes UTF-8, one object of at most 16 levels, with the members of the struct by their exact
+// names, each at most once. Errors are faults: 400 malformed_request for what is not such an
+// object, 400 validation_failed naming the field whose value has the wrong type. null is the
+// wrong type for every member; leaving it out is how to say nothing.
 func decodeJSON(body []byte, into any) error {
 	switch text := bytes.TrimLeft(body, " \t\r\n"); {
 	case len(text) == 0:
@@ -186,13 +174,12 @@ func findNull(body []byte) (jsontext.Pointer, bool) {
 
 // checkMedia refuses a body of another type, charset or content coding. Parameters other than
 // charset mean nothing here and are passed over.
-func checkMedia(c *fiber.Ctx, want string) error {
-	header := &c.Request().Header
-	if coding := string(header.Peek(fiber.HeaderContentEncoding)); coding != "" && !strings.EqualFold(coding, "identity") {
-		c.Set(fiber.HeaderAcceptEncoding, "identity") // RFC 9110 §15.5.16
+func checkMedia(x *exchange, want string) error {
+	if coding := x.carrier.header("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
+		x.carrier.set("Accept-Encoding", "identity") // RFC 9110 §15.5.16
 		return ErrUnsupportedMedia.Detail("Compressed bodies are not accepted.")
 	}
-	got := string(header.ContentType())
+	got := x.carrier.header("Content-Type")
 	if got == want {
 		return nil
 	}
@@ -255,6 +242,9 @@ func isUTF8(charset string) bool {
 	return false
 }
 
+// shownName is a name that the client chose, fit for an answer.
+func shownName(name string) string { return strings.Trim(shown(name), `"`) }
+
 // shown quotes what the client sent in a detail, cut and made printable.
 func shown(text string) string {
 	return strconv.QuoteToASCII(strings.ToValidUTF8(text[:min(len(text), 64)], ""))
@@ -263,23 +253,24 @@ func shown(text string) string {
 // Form is the body of an OAuth request: parameters by name, each sent once (RFC 6749 §3.2).
 type Form map[string]string
 
-// DecodeForm reads an application/x-www-form-urlencoded body in UTF-8. Parameters without a
+// readForm reads an application/x-www-form-urlencoded body in UTF-8. Parameters without a
 // value count as not sent. Errors are [OAuthError]s.
-func DecodeForm(c *fiber.Ctx) (Form, error) {
-	if len(c.Request().Body()) == 0 {
-		return Form{}, nil
+func readForm(x *exchange) (Form, error) {
+	body, err := x.carrier.body()
+	if err != nil || len(body) == 0 {
+		return Form{}, err
 	}
-	if err := checkMedia(c, fiber.MIMEApplicationForm); err != nil {
+	if err := checkMedia(x, "application/x-www-form-urlencoded"); err != nil {
 		var f *fault.Fault
 		errors.As(err, &f)
-		return nil, &OAuthError{Status: fiber.StatusBadRequest, Code: "invalid_request", Description: f.Message}
+		return nil, &OAuthError{Status: http.StatusBadRequest, Code: "invalid_request", Description: f.Message}
 	}
-	return decodeForm(string(c.Request().Body()))
+	return decodeForm(string(body))
 }
 
 func decodeForm(body string) (Form, error) {
 	malformed := func(description string) (Form, error) {
-		return nil, &OAuthError{Status: fiber.StatusBadRequest, Code: "invalid_request", Description: description}
+		return nil, &OAuthError{Status: http.StatusBadRequest, Code: "invalid_request", Description: description}
 	}
 	form := make(Form)
 	for body != "" {

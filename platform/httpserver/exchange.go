@@ -2,9 +2,11 @@ package httpserver
 
 import (
 	"cmp"
+	"context"
 	"encoding/hex"
 	"math/rand/v2"
 	"net"
+	"net/http"
 	"net/netip"
 	"runtime/debug"
 	"strconv"
@@ -12,57 +14,77 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gofiber/fiber/v2"
-	"github.com/valyala/fasthttp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 )
 
-// exchange is one request and its answer, as far as this package is concerned. It lives in
-// the fasthttp context from begin to end and is used again afterwards: nothing may keep it.
+// exchange is one request and its answer, as far as this package is concerned. It lives from
+// begin to end and is used again afterwards: nothing may keep it.
 type exchange struct {
-	server *Server
-	start  time.Time
-	id     string     // of the request
-	path   string     // of what could not be read, empty when even that is not known
-	unread bool       // the request could not be read
-	route  *route     // nil until the router found one
-	client netip.Addr // zero until asked for
-	user   string     // set by a handler
-	code   string     // of the fault that was answered
-	cause  error      // what the client is not told
-	stack  []byte     // of a panic
-	quiet  bool       // not worth more than a debug line
+	*core
+	carrier carrier
+	start   time.Time
+	id      string     // of the request
+	asked   string     // of what could not be read: its path, empty when even that is not known
+	unread  bool       // the request could not be read
+	route   *route     // nil until the table named one
+	client  netip.Addr // zero until asked for
+	fields  Form       // of the form in the body, once it was read
+	user    string     // the account's id
+	code    string     // of the fault that was answered
+	cause   error      // what the client is not told
+	stack   []byte     // of a panic
+	quiet   bool       // not worth more than a debug line
+	status  int        // of the answer
+	bytes   int        // of its body
 
-	fields [13]zap.Field // room for the log line
+	line [13]zap.Field // room for the log line
 }
 
-type exchangeKey struct{}
+// carrier is what an exchange needs of whoever carries it: fasthttp under Fiber, or net/http.
+// What it returns may be kept, but for the body.
+type carrier interface {
+	method() string
+	path() string // as it was sent, without the query
+	query() string
+	header(name string) string // the first of that name
+	headers(name string) []string
+	cookie(name string) string
+	body() ([]byte, error)
+	remote() netip.Addr // the other end of the connection; invalid when there is none
 
-func exchangeOf(c *fiber.Ctx) *exchange {
-	return c.Context().UserValue(exchangeKey{}).(*exchange)
+	set(name, value string) // a header of the answer
+	add(name, value string)
+	send(status int, body []byte)
+	close() // the connection, after the answer
 }
 
-// RequestID returns the id that the answer carries in X-Request-Id.
-func RequestID(c *fiber.Ctx) string { return exchangeOf(c).id }
+// peer is where the request comes from.
+func (x *exchange) peer() Peer {
+	return Peer{IP: x.clientIP(), UserAgent: x.carrier.header("User-Agent"), RequestID: x.id}
+}
 
-// SetUser names the account in the request's log line.
-func SetUser(c *fiber.Ctx, id string) { exchangeOf(c).user = id }
-
-// ClientIP returns the address of the client: the connection's peer, or where that is a
-// trusted proxy, the nearest address in X-Forwarded-For that is not one. What stands further
-// left was written by the client and is never looked at. IPv4-mapped addresses come as IPv4,
-// without zones.
-func ClientIP(c *fiber.Ctx) netip.Addr { return exchangeOf(c).clientIP(c.Context()) }
-
-func (x *exchange) clientIP(fctx *fasthttp.RequestCtx) netip.Addr {
+// clientIP is [Peer.IP].
+func (x *exchange) clientIP() netip.Addr {
 	if !x.client.IsValid() {
-		hop := peer(fctx.RemoteAddr())
+		hop := x.carrier.remote()
 		var unread bool
-		x.client, unread = x.server.trusted.client(hop, &fctx.Request.Header)
-		x.server.noteForwarding(hop, unread, &fctx.Request.Header)
+		x.client, unread = x.trusted.client(hop, x.carrier)
+		x.noteForwarding(hop, unread, x.carrier)
 	}
 	return x.client
+}
+
+// form is the form in the body, read once.
+func (x *exchange) form() (Form, error) {
+	if x.fields == nil {
+		form, err := readForm(x)
+		if err != nil {
+			return nil, err
+		}
+		x.fields = form
+	}
+	return x.fields, nil
 }
 
 // proxies are the networks of app.trusted_proxies.
@@ -80,13 +102,13 @@ func (p proxies) contain(addr netip.Addr) bool {
 // client walks X-Forwarded-For from the right while the hop that wrote an entry is trusted.
 // Empty entries are no entries (RFC 9110 §5.6.1). One that is no address ends the walk at the
 // last hop that was known, and is reported as unread.
-func (p proxies) client(hop netip.Addr, header *fasthttp.RequestHeader) (client netip.Addr, unread bool) {
+func (p proxies) client(hop netip.Addr, from carrier) (client netip.Addr, unread bool) {
 	if len(p) == 0 || !p.contain(hop) {
 		return hop, false
 	}
-	lines := header.PeekAll(fiber.HeaderXForwardedFor)
+	lines := from.headers("X-Forwarded-For")
 	for i := len(lines) - 1; i >= 0; i-- {
-		rest, entry := string(lines[i]), ""
+		rest, entry := lines[i], ""
 		for more := true; more; {
 			if cut := strings.LastIndexByte(rest, ','); cut >= 0 {
 				rest, entry = rest[:cut], rest[cut+1:]
@@ -138,7 +160,7 @@ func forwardedAddr(text string) (netip.Addr, bool) {
 
 // noteForwarding tells the operator, now and then, where clients cannot be told apart: a proxy
 // writes what cannot be read, or is not among the trusted.
-func (s *Server) noteForwarding(hop netip.Addr, unread bool, header *fasthttp.RequestHeader) {
+func (s *core) noteForwarding(hop netip.Addr, unread bool, from carrier) {
 	const often = time.Hour
 	switch {
 	case unread:
@@ -146,7 +168,7 @@ func (s *Server) noteForwarding(hop netip.Addr, unread bool, header *fasthttp.Re
 			s.log.Warn("forwarded_unread", zap.Stringer("proxy", hop),
 				zap.String("remedy", "an entry of X-Forwarded-For is no address: let each proxy add its client's address, or else all its clients count as one"))
 		}
-	case !s.trusted.contain(hop) && (hop.IsPrivate() || hop.IsLoopback()) && len(header.Peek(fiber.HeaderXForwardedFor)) > 0:
+	case !s.trusted.contain(hop) && (hop.IsPrivate() || hop.IsLoopback()) && from.header("X-Forwarded-For") != "":
 		if s.unknownProxy.due(s.now(), often) {
 			s.log.Warn("proxy_not_trusted", zap.Stringer("proxy", hop),
 				zap.String("remedy", "if it is a proxy of yours, add its address to app.trusted_proxies: until then all its clients count as one"))
@@ -173,115 +195,95 @@ func peer(addr net.Addr) netip.Addr {
 
 // askedFor is the path of the request, fit for logs and answers: * where none could be read,
 // which is HTTP's own word for the server as a whole (RFC 9112 §3.2.4).
-func (x *exchange) askedFor(fctx *fasthttp.RequestCtx) string {
+func (x *exchange) askedFor() string {
 	if x.unread {
-		return cmp.Or(x.path, "*")
+		return cmp.Or(x.asked, "*")
 	}
-	return cleanPath(fctx.URI().PathOriginal())
+	return cleanPath(x.carrier.path())
 }
 
-// serve is what fasthttp calls for each request that could be read.
-func (s *Server) serve(fctx *fasthttp.RequestCtx) {
-	x := s.begin(fctx)
-	defer s.end(fctx, x)
-	readWhole(fctx.Conn())
-	if fault := wireFault(&fctx.Request.Header); fault != nil {
-		fctx.SetConnectionClose() // where the next request begins is not certain
-		s.answer(fctx, x, fault)
-		return
-	}
-	switch string(fctx.Method()) {
-	case fiber.MethodGet, fiber.MethodHead, fiber.MethodPost, fiber.MethodPut, fiber.MethodPatch, fiber.MethodDelete:
-		s.fiber(fctx)
-	case fiber.MethodOptions:
-		s.options(fctx, x)
-	default:
-		// Fiber answers methods that it does not know by itself, and in plain text.
-		s.answer(fctx, x, fiber.ErrMethodNotAllowed)
-	}
-}
-
-// unreadable is what fasthttp calls when a request could not be read.
-func (s *Server) unreadable(fctx *fasthttp.RequestCtx, err error) {
-	x := s.begin(fctx)
-	defer s.end(fctx, x)
-	x.quiet = isGone(err)
-	x.unread, x.path = true, asked(fctx.Conn())
-	s.answer(fctx, x, readFault(err))
-	lingerOnClose(fctx.Conn())
-}
-
-// expectation decides whether the body is worth sending, for clients that ask first
-// (RFC 9110 §10.1.1). Any status but 100 is the final answer, and ours has a body.
-func (s *Server) expectation(fctx *fasthttp.RequestCtx) int {
-	if fctx.Request.Header.ContentLength() <= MaxBody {
-		return fasthttp.StatusContinue
-	}
-	s.unreadable(fctx, fasthttp.ErrBodyTooLarge)
-	return fctx.Response.StatusCode()
-}
-
-func (s *Server) begin(fctx *fasthttp.RequestCtx) *exchange {
+// begin opens an exchange and sets what every answer carries.
+func (s *core) begin(c carrier) *exchange {
 	x := s.exchanges.Get().(*exchange)
-	*x = exchange{server: s, start: s.now(), id: requestID(&fctx.Request.Header)}
-	fctx.SetUserValue(exchangeKey{}, x)
+	*x = exchange{core: s, carrier: c, start: s.now(), id: requestID(c.header("X-Request-Id"))}
 	s.metrics.inFlight.Inc()
-	s.decorate(fctx, x)
+	x.decorate()
 	return x
 }
 
-// end answers a panic and writes the request's one log line.
-func (s *Server) end(fctx *fasthttp.RequestCtx, x *exchange) {
-	if value := recover(); value != nil {
-		x.stack = debug.Stack()
-		fctx.Response.Reset()
-		s.decorate(fctx, x)
-		s.answer(fctx, x, panicked{value})
+// run does what a route of the table is for.
+func (x *exchange) run(r *route) error {
+	x.route = r
+	if r.page != nil {
+		return r.page(x)
 	}
-	if s.stopping.Load() {
-		fctx.SetConnectionClose()
+	// Nobody says that a client left, so the deadline is what ends the work.
+	ctx, cancel := context.WithTimeout(x.base, x.cfg.HTTP.RequestTimeout)
+	defer cancel()
+	return r.Do.run(ctx, x)
+}
+
+// success answers with what a function returned.
+func (x *exchange) success(status int, contentType string, body []byte) {
+	if x.route.Cache != "" {
+		x.carrier.set("Cache-Control", x.route.Cache)
 	}
-	s.metrics.inFlight.Dec()
-	took := s.now().Sub(x.start)
-	status := fctx.Response.StatusCode()
-	method := knownMethod(fctx.Method())
+	if contentType != "" {
+		x.carrier.set("Content-Type", contentType)
+	}
+	x.send(status, body)
+}
+
+func (x *exchange) send(status int, body []byte) {
+	x.status, x.bytes = status, len(body)
+	x.carrier.send(status, body)
+}
+
+// panicked answers a panic.
+func (x *exchange) panicked(value any) {
+	x.stack = debug.Stack()
+	x.decorate()
+	x.answer(panicked{value})
+}
+
+// end writes the request's one log line and counts it.
+func (x *exchange) end() {
+	x.metrics.inFlight.Dec()
+	took := x.now().Sub(x.start)
+	method := knownMethod(x.carrier.method())
 	pattern := "none"
 	if x.route != nil {
 		pattern = x.route.Path
 		x.route.duration.Observe(took.Seconds())
 	}
-	s.metrics.requests.WithLabelValues(pattern, method, s.metrics.status(status)).Inc()
-	s.logRequest(fctx, x, pattern, method, status, took)
-	fctx.RemoveUserValue(exchangeKey{})
-	s.exchanges.Put(x)
+	x.metrics.requests.WithLabelValues(pattern, method, x.metrics.status(x.status)).Inc()
+	x.logRequest(pattern, method, took)
+	x.carrier = nil
+	x.exchanges.Put(x)
 }
 
-func (s *Server) logRequest(fctx *fasthttp.RequestCtx, x *exchange, pattern, method string, status int, took time.Duration) {
+func (x *exchange) logRequest(pattern, method string, took time.Duration) {
 	level := zapcore.InfoLevel
 	switch {
-	case status >= 500 && status != fasthttp.StatusServiceUnavailable:
+	case x.status >= 500 && x.status != http.StatusServiceUnavailable:
 		level = zapcore.ErrorLevel
 	case x.cause != nil:
 		level = zapcore.WarnLevel
-	case x.quiet, x.route != nil && x.route.Quiet && status < 400:
+	case x.quiet, x.route != nil && x.route.Quiet && x.status < 400:
 		level = zapcore.DebugLevel
 	}
-	entry := s.log.Check(level, "request")
+	entry := x.log.Check(level, "request")
 	if entry == nil {
 		return
 	}
-	bytes := 0
-	if !fctx.Response.IsBodyStream() {
-		bytes = len(fctx.Response.Body())
-	}
-	fields := append(x.fields[:0],
+	fields := append(x.line[:0],
 		zap.String("method", method),
 		zap.String("route", pattern),
-		zap.String("path", x.askedFor(fctx)),
-		zap.Int("status", status),
+		zap.String("path", x.askedFor()),
+		zap.Int("status", x.status),
 		zap.Float64("duration_ms", float64(took.Microseconds())/1000),
-		zap.Int("bytes", bytes),
-		zap.Stringer("ip", x.clientIP(fctx)),
+		zap.Int("bytes", x.bytes),
+		zap.Stringer("ip", x.clientIP()),
 		zap.String("request_id", x.id),
 	)
 	if x.user != "" {
@@ -301,9 +303,9 @@ func (s *Server) logRequest(fctx *fasthttp.RequestCtx, x *exchange, pattern, met
 
 // requestID takes the client's id when it is one that can go into a log and a header as it
 // is, so that a call can be followed through several services, and makes one otherwise.
-func requestID(header *fasthttp.RequestHeader) string {
-	if id := header.Peek(fiber.HeaderXRequestID); plainID(id) {
-		return string(id)
+func requestID(sent string) string {
+	if plainID(sent) {
+		return sent
 	}
 	var raw [16]byte
 	for i := 0; i < len(raw); i += 8 {
@@ -315,11 +317,11 @@ func requestID(header *fasthttp.RequestHeader) string {
 	return hex.EncodeToString(raw[:])
 }
 
-func plainID(id []byte) bool {
+func plainID(id string) bool {
 	if len(id) == 0 || len(id) > 64 {
 		return false
 	}
-	for _, b := range id {
+	for _, b := range []byte(id) {
 		switch {
 		case b >= 'a' && b <= 'z', b >= 'A' && b <= 'Z', b >= '0' && b <= '9', b == '.', b == '_', b == '-':
 		default:
@@ -333,14 +335,14 @@ const maxLogged = 256 // bytes of a path in a log line or an answer
 
 // cleanPath is the path as it was sent, without the query, cut to a length that a log can
 // bear; bytes that are not printable ASCII are percent-encoded, which also makes it a URI.
-func cleanPath(path []byte) string {
+func cleanPath(path string) string {
 	const digits = "0123456789ABCDEF"
 	var clean []byte
 	cut := path
 	if len(cut) > maxLogged {
 		cut = cut[:maxLogged]
 	}
-	for i, b := range cut {
+	for i, b := range []byte(cut) {
 		if b > ' ' && b < 0x7f && b != '"' && b != '\\' && b != '<' && b != '>' {
 			if clean != nil {
 				clean = append(clean, b)
@@ -352,13 +354,13 @@ func cleanPath(path []byte) string {
 		}
 		clean = append(clean, '%', digits[b>>4], digits[b&15])
 	}
-	if clean == nil {
-		clean = cut
+	if clean != nil {
+		cut = string(clean)
 	}
 	if len(path) > maxLogged {
-		return string(clean) + "..."
+		return cut + "..."
 	}
-	return string(clean)
+	return cut
 }
 
 // cleanText makes foreign text fit for one line of a log, whatever writes it: line and
@@ -377,22 +379,11 @@ func cleanText(text string) string {
 	}, text)
 }
 
-func knownMethod(method []byte) string {
-	switch string(method) {
-	case fiber.MethodGet:
-		return fiber.MethodGet
-	case fiber.MethodHead:
-		return fiber.MethodHead
-	case fiber.MethodPost:
-		return fiber.MethodPost
-	case fiber.MethodPut:
-		return fiber.MethodPut
-	case fiber.MethodPatch:
-		return fiber.MethodPatch
-	case fiber.MethodDelete:
-		return fiber.MethodDelete
-	case fiber.MethodOptions:
-		return fiber.MethodOptions
+// knownMethod is a method as metrics and the log have it.
+func knownMethod(method string) string {
+	switch method {
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS":
+		return method
 	}
 	return "OTHER"
 }

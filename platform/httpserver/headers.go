@@ -5,9 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"strings"
-
-	"github.com/gofiber/fiber/v2"
-	"github.com/valyala/fasthttp"
 )
 
 // apiPolicy forbids everything: an answer that a browser is tricked into showing as a page
@@ -25,17 +22,16 @@ func strictTransport(https, subdomains bool) string {
 	return "max-age=31536000"
 }
 
-// decorate sets what every answer carries. Handlers may override it.
-func (s *Server) decorate(fctx *fasthttp.RequestCtx, x *exchange) {
-	h := &fctx.Response.Header
-	h.Set(fiber.HeaderXRequestID, x.id)
-	h.Set(fiber.HeaderXContentTypeOptions, "nosniff")
-	h.Set(fiber.HeaderReferrerPolicy, "no-referrer")
-	h.Set(fiber.HeaderContentSecurityPolicy, apiPolicy)
-	if s.hsts != "" {
-		h.Set(fiber.HeaderStrictTransportSecurity, s.hsts)
+// decorate sets what every answer carries. Routes may override it.
+func (x *exchange) decorate() {
+	x.carrier.set("X-Request-Id", x.id)
+	x.carrier.set("X-Content-Type-Options", "nosniff")
+	x.carrier.set("Referrer-Policy", "no-referrer")
+	x.carrier.set("Content-Security-Policy", apiPolicy)
+	if x.hsts != "" {
+		x.carrier.set("Strict-Transport-Security", x.hsts)
 	}
-	s.allowOrigin(fctx)
+	x.allowOrigin()
 }
 
 // pagePolicy is the content security policy of one HTML page: what comes from this server,

@@ -184,15 +184,16 @@ func FuzzForwardedFor(f *testing.F) {
 	}
 	hop, _ := forwardedAddr("10.0.0.1")
 	f.Fuzz(func(t *testing.T, value string) {
-		var header fasthttp.RequestHeader
+		var fctx fasthttp.RequestCtx
+		header := &fctx.Request.Header
 		header.Add("X-Forwarded-For", value)
 		header.Add("X-Forwarded-For", "192.0.2.7, 10.1.1.1")
-		if got, _ := trusted.client(hop, &header); got.String() != "192.0.2.7" {
+		if got, _ := trusted.client(hop, fastCarrier{&fctx}); got.String() != "192.0.2.7" {
 			t.Fatalf("client %s: what stands left of an untrusted hop was believed", got)
 		}
 		header.Del("X-Forwarded-For")
 		header.Add("X-Forwarded-For", value)
-		if got, _ := trusted.client(hop, &header); !got.IsValid() || got.Zone() != "" || got.Is4In6() {
+		if got, _ := trusted.client(hop, fastCarrier{&fctx}); !got.IsValid() || got.Zone() != "" || got.Is4In6() {
 			t.Fatalf("client %s", got)
 		}
 	})
@@ -239,7 +240,7 @@ func FuzzDecodeForm(f *testing.F) {
 func FuzzCleanPath(f *testing.F) {
 	f.Add([]byte("/a\r\nb\x1b\xe2\x80\xa8"))
 	f.Fuzz(func(t *testing.T, path []byte) {
-		clean := cleanPath(path)
+		clean := cleanPath(string(path))
 		if len(clean) > 3*maxLogged+3 {
 			t.Fatalf("%d bytes", len(clean))
 		}

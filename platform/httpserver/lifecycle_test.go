@@ -25,7 +25,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gofiber/fiber/v2"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/toppira/authctl/platform/httpserver"
@@ -81,22 +80,29 @@ func TestStringsOfARequestOutliveIt(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
 	var kept []string
-	s := serve(t, httpserver.Config{}, httpserver.Route{Method: "GET", Path: "/keep/:id", Handler: func(c *fiber.Ctx) error {
+	type input struct {
+		ID     string `path:"id"`
+		Device string `header:"X-Device"`
+		Mark   string `cookie:"mark"`
+		Q      string `query:"q"`
+		Peer   httpserver.Peer
+	}
+	s := serve(t, httpserver.Config{}, httpserver.Route{Method: "GET", Path: "/keep/{id}", Do: httpserver.PublicDo(func(_ context.Context, in input) error {
 		mu.Lock()
 		defer mu.Unlock()
-		kept = append(kept, c.Params("id")+" "+c.Get("X-Device")+" "+c.Query("q")+" "+httpserver.RequestID(c)+" "+c.Path())
-		kept = append(kept, c.Params("id"), c.Get("X-Device"), c.Query("q"), httpserver.RequestID(c), c.Path())
+		kept = append(kept, in.ID+" "+in.Device+" "+in.Q+" "+in.Peer.RequestID+" "+in.Peer.UserAgent+" "+in.Mark)
+		kept = append(kept, in.ID, in.Device, in.Q, in.Peer.RequestID, in.Peer.UserAgent, in.Mark)
 		return nil
-	}})
+	})})
 	c := s.dial(t) // one connection: its buffers are used again and again
 	for i := range 20 {
-		fmt.Fprintf(c, "GET /keep/id%02d?q=query%02d HTTP/1.1\r\nHost: a\r\nX-Device: device%02d\r\nX-Request-Id: request%02d\r\n\r\n", i, i, i, i)
+		fmt.Fprintf(c, "GET /keep/id%02d?q=query%02d HTTP/1.1\r\nHost: a\r\nX-Device: device%02d\r\nX-Request-Id: request%02d\r\nUser-Agent: agent%02d\r\nCookie: mark=mark%02d\r\n\r\n", i, i, i, i, i, i)
 		c.receive(t)
 	}
 	mu.Lock()
 	defer mu.Unlock()
 	for i := range 20 {
-		if all, parts := kept[6*i], strings.Join(kept[6*i+1:6*i+6], " "); all != parts {
+		if all, parts := kept[7*i], strings.Join(kept[7*i+1:7*i+7], " "); all != parts || strings.Count(all, fmt.Sprintf("%02d", i)) != 6 {
 			t.Errorf("request %d: %q became %q", i, all, parts)
 		}
 	}
@@ -107,7 +113,7 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 	s := serve(t, httpserver.Config{})
 	c := s.dial(t)
 	c.send(t, get("/things/1")+"POST /echo HTTP/1.1\r\n"+lines+"Content-Length: 12\r\n\r\n{\"name\":\"x\"}"+get("/nowhere")+get("/things/2"))
-	for _, want := range []string{"1", `{"name":"x"}`, "", "2"} {
+	for _, want := range []string{`"1"`, `{"name":"x"}`, "", `"2"`} {
 		if a := c.receive(t); want == "" {
 			a.problem(t, 404, "not_found")
 		} else if a.body != want {
@@ -119,11 +125,11 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 func TestAStopFinishesWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
 	entered, release := make(chan struct{}), make(chan struct{})
-	s := serve(t, httpserver.Config{DrainDelay: time.Second}, httpserver.Route{Method: "GET", Path: "/slow", Handler: func(c *fiber.Ctx) error {
+	s := serve(t, httpserver.Config{DrainDelay: time.Second}, httpserver.Route{Method: "GET", Path: "/slow", Do: httpserver.Public(func(context.Context, nothing) (string, error) {
 		close(entered)
 		<-release
-		return c.SendString("finished")
-	}})
+		return "finished", nil
+	})})
 	if !eventuallyTrue(s.Ready) || s.Stopping() {
 		t.Error("not ready although it runs")
 	}
@@ -155,7 +161,7 @@ func TestAStopFinishesWhatIsUnderWay(t *testing.T) {
 		return err != nil
 	})
 	close(release)
-	if a := busy.receive(t); a.body != "finished" || !a.Close {
+	if a := busy.receive(t); a.body != `"finished"` || !a.Close {
 		t.Errorf("%q, close %v", a.body, a.Close)
 	}
 	if err := <-s.done; err != nil {
@@ -202,12 +208,12 @@ func TestAStopCutsOffWhatTakesTooLong(t *testing.T) {
 	t.Parallel()
 	heeded, release := make(chan error, 1), make(chan struct{})
 	s := serve(t, httpserver.Config{ShutdownTimeout: 100 * time.Millisecond, HTTP: httpserver.HTTPConfig{RequestTimeout: time.Minute}},
-		httpserver.Route{Method: "GET", Path: "/heeds", Handler: func(c *fiber.Ctx) error {
-			<-c.UserContext().Done()
-			heeded <- c.UserContext().Err()
-			return c.UserContext().Err()
-		}},
-		httpserver.Route{Method: "GET", Path: "/stuck", Handler: func(c *fiber.Ctx) error { <-release; return nil }})
+		httpserver.Route{Method: "GET", Path: "/heeds", Do: httpserver.PublicDo(func(ctx context.Context, _ nothing) error {
+			<-ctx.Done()
+			heeded <- ctx.Err()
+			return ctx.Err()
+		})},
+		httpserver.Route{Method: "GET", Path: "/stuck", Do: httpserver.PublicDo(func(context.Context, nothing) error { <-release; return nil })})
 	defer close(release)
 	heeds, stuck := s.dial(t), s.dial(t)
 	heeds.send(t, get("/heeds"))
@@ -340,11 +346,11 @@ func busy(t *testing.T, s *service, started <-chan struct{}, count int) []*clien
 // held is a route that answers when let go.
 func held() (route httpserver.Route, started chan struct{}, let func()) {
 	started, release := make(chan struct{}), make(chan struct{})
-	return httpserver.Route{Method: "GET", Path: "/held", Handler: func(c *fiber.Ctx) error {
+	return httpserver.Route{Method: "GET", Path: "/held", Do: httpserver.Public(func(context.Context, nothing) (string, error) {
 		started <- struct{}{}
 		<-release
-		return c.SendString("held")
-	}}, started, sync.OnceFunc(func() { close(release) })
+		return "held", nil
+	})}, started, sync.OnceFunc(func() { close(release) })
 }
 
 func TestOneAddressMayHoldOnlySoManyConnections(t *testing.T) {
@@ -418,7 +424,7 @@ func TestAtTheLimitTheLongestWaitingConnectionMakesRoom(t *testing.T) {
 			last.send(t, get("/plain"))
 			last.receive(t)
 			let()
-			if a := answered.receive(t); a.body != "held" {
+			if a := answered.receive(t); a.body != `"held"` {
 				t.Errorf("the request under way was answered %q", a.body)
 			}
 			if n := s.Connections(); n != 16 {
@@ -476,12 +482,12 @@ func TestMetricsHaveBoundedLabels(t *testing.T) {
 		}
 	}
 	for key, want := range map[string]float64{
-		"authctl_http_requests_total GET /things/:id 200":       2,
-		"authctl_http_requests_total GET none 404":              2,
-		"authctl_http_requests_total OTHER none 404":            2,
-		"authctl_http_requests_total GET /broken 500":           1,
-		"authctl_http_request_duration_seconds GET /things/:id": 2,
-		"authctl_http_requests_in_flight":                       0,
+		"authctl_http_requests_total GET /things/{id} 200":       2,
+		"authctl_http_requests_total GET none 404":               2,
+		"authctl_http_requests_total OTHER none 404":             2,
+		"authctl_http_requests_total GET /broken 500":            1,
+		"authctl_http_request_duration_seconds GET /things/{id}": 2,
+		"authctl_http_requests_in_flight":                        0,
 	} {
 		if counts[key] != want {
 			t.Errorf("%s: %v, want %v (%v)", key, counts[key], want, counts)
@@ -536,7 +542,7 @@ func TestTLSIsServedDirectly(t *testing.T) {
 		}
 		text, _ := io.ReadAll(response.Body)
 		_ = response.Body.Close()
-		if response.StatusCode != 200 || string(text) != "127.0.0.1" || response.ProtoMajor != 1 {
+		if response.StatusCode != 200 || string(text) != `"127.0.0.1"` || response.ProtoMajor != 1 {
 			t.Errorf("%d %s %s", response.StatusCode, text, response.Proto)
 		}
 		if got := response.Header.Get("Strict-Transport-Security"); got != "max-age=31536000" {

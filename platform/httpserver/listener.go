@@ -322,9 +322,9 @@ func asked(c net.Conn) string {
 	case !bytes.HasPrefix(target, []byte("/")):
 		return ""
 	case whole:
-		return cleanPath(target)
+		return cleanPath(string(target))
 	}
-	return cleanPath(target) + "..."
+	return cleanPath(string(target)) + "..."
 }
 
 // readWhole says that the request on a connection has arrived and is being answered, so that

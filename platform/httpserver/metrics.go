@@ -39,11 +39,14 @@ func newMeters(registry prometheus.Registerer, connections func() float64) (*met
 	for i := range m.statuses {
 		m.statuses[i] = strconv.Itoa(i)
 	}
-	open := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "authctl_http_connections",
-		Help: "Open connections, idle ones included.",
-	}, connections)
-	for _, c := range []prometheus.Collector{m.requests, m.duration, m.inFlight, m.refused, open} {
+	collectors := []prometheus.Collector{m.requests, m.duration, m.inFlight}
+	if connections != nil { // a listener of our own, whose connections are known
+		collectors = append(collectors, m.refused, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "authctl_http_connections",
+			Help: "Open connections, idle ones included.",
+		}, connections))
+	}
+	for _, c := range collectors {
 		if err := registry.Register(c); err != nil {
 			return nil, err
 		}

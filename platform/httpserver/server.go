@@ -8,108 +8,36 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/gofiber/fiber/v2"
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/valyala/fasthttp"
 	"go.uber.org/zap"
 )
 
-// MaxBody is the largest request body in bytes. It is part of the API's contract.
-const MaxBody = 16 << 10
-
-// Options are what the settings alone do not say. Everything may be left out.
-type Options struct {
-	Log         *zap.Logger
-	Registry    prometheus.Registerer
-	Unavailable func(error) bool // the database, or what else is needed, is away: 503 and not 500
-	Now         func() time.Time
-	HTTPS       bool // clients come by https although this listener speaks http: a proxy ends TLS
-}
-
 // Server is the public listener. Routes are added with [Server.Handle], then it runs once.
 type Server struct {
-	cfg         Config
-	log         *zap.Logger
-	now         func() time.Time
-	unavailable func(error) bool
-	trusted     proxies
-	tls         *tls.Config // nil for plain HTTP
-	hsts        string      // the header's value; empty where it must not be sent
-	origins     []string    // as browsers send them
-	corsHeaders []string    // app.cors_headers in lower case
-	metrics     *meters
-
-	app       *fiber.App
-	fiber     fasthttp.RequestHandler // Fiber's router
-	table     []*route
-	oauthDirs []string
-	exchanges sync.Pool
-
-	base     context.Context // of all requests; ends when a stop can wait no longer
-	abort    context.CancelFunc
+	*core
+	tls      *tls.Config // nil for plain HTTP
+	app      *fiber.App
+	fiber    fasthttp.RequestHandler // Fiber's router
 	listener atomic.Pointer[listener]
 	running  atomic.Bool
 	stopping atomic.Bool
-
-	unreadForward, unknownProxy reminder
 }
 
 // New makes a server with no routes. It does not listen yet.
 func New(cfg Config, opt Options) (*Server, error) {
-	var problem error
-	cfg.Validate(func(path, text string) { problem = errors.Join(problem, fmt.Errorf("%s: %s", path, text)) })
-	if problem != nil {
-		return nil, problem
-	}
-	s := &Server{
-		cfg:         cfg.withDefaults(),
-		log:         opt.Log,
-		now:         opt.Now,
-		unavailable: opt.Unavailable,
-		exchanges:   sync.Pool{New: func() any { return new(exchange) }},
-	}
-	if s.log == nil {
-		s.log = zap.NewNop()
-	}
-	if s.now == nil {
-		s.now = time.Now
-	}
-	for _, text := range cfg.TrustedProxies {
-		prefix, err := parseNetwork(text)
-		if err != nil {
-			return nil, fmt.Errorf("app.trusted_proxies: %w", err)
-		}
-		s.trusted = append(s.trusted, prefix)
-	}
-	for _, text := range cfg.Origins {
-		origin, err := parseOrigin(text)
-		if err != nil {
-			return nil, fmt.Errorf("app.origins: %w", err)
-		}
-		s.origins = append(s.origins, origin)
-	}
-	for _, name := range cfg.CORSHeaders {
-		s.corsHeaders = append(s.corsHeaders, strings.ToLower(name))
-	}
+	s := new(Server)
 	var err error
+	if s.core, err = newCore(cfg, opt, func() float64 { return float64(s.Connections()) }); err != nil {
+		return nil, err
+	}
 	if s.tls, err = newTLS(cfg.TLS, s.log); err != nil {
 		return nil, err
 	}
-	s.hsts = strictTransport(s.tls != nil || opt.HTTPS, cfg.HSTSSubdomains)
-	registry := opt.Registry
-	if registry == nil {
-		registry = prometheus.NewRegistry()
-	}
-	if s.metrics, err = newMeters(registry, func() float64 { return float64(s.Connections()) }); err != nil {
-		return nil, fmt.Errorf("register HTTP metrics: %w", err)
-	}
-	s.base, s.abort = context.WithCancel(context.Background())
 	s.app = fiber.New(fiber.Config{
 		CaseSensitive:                true,
 		StrictRouting:                true,
@@ -123,7 +51,7 @@ func New(cfg Config, opt Options) (*Server, error) {
 		WriteTimeout:                 s.cfg.HTTP.WriteTimeout,
 		IdleTimeout:                  s.cfg.HTTP.IdleTimeout,
 		ErrorHandler: func(c *fiber.Ctx, err error) error {
-			s.answer(c.Context(), exchangeOf(c), err)
+			exchangeOf(c.Context()).answer(err)
 			return nil
 		},
 	})
@@ -137,8 +65,16 @@ func New(cfg Config, opt Options) (*Server, error) {
 	return s, nil
 }
 
-// App is Fiber's application, for tests that call it without a socket.
-func (s *Server) App() *fiber.App { return s.app }
+// Handle adds routes. All of them are added before [Server.Run].
+func (s *Server) Handle(routes ...Route) {
+	for _, definition := range routes {
+		for _, r := range s.add(definition) {
+			s.app.Add(r.Method, fiberPattern(r.segments), func(c *fiber.Ctx) error {
+				return exchangeOf(c.Context()).run(r)
+			})
+		}
+	}
+}
 
 // Listen opens the port. Connections wait until [Server.Run]; without a call Run does it.
 func (s *Server) Listen() error {
@@ -193,9 +129,6 @@ func (s *Server) Connections() int {
 	}
 	return 0
 }
-
-// Ready reports that requests are served and no stop has begun.
-func (s *Server) Ready() bool { return s.running.Load() && !s.stopping.Load() }
 
 // Stopping reports that a stop has begun: readiness must say so at once.
 func (s *Server) Stopping() bool { return s.stopping.Load() }

@@ -9,11 +9,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/gofiber/fiber/v2"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
@@ -45,60 +46,93 @@ type echo struct {
 	Tags  []string `json:"tags,omitempty"`
 }
 
-func routes() []httpserver.Route {
-	get := func(path string, handler fiber.Handler) httpserver.Route {
-		return httpserver.Route{Method: "GET", Path: path, Handler: handler}
+// The inputs of the routes under test.
+type (
+	nothing = struct{}
+	thing   struct {
+		ID string `path:"id"`
 	}
-	fails := func(err error) fiber.Handler { return func(*fiber.Ctx) error { return err } }
+	echoed struct{ Body echo }
+	origin struct{ Peer httpserver.Peer }
+	tokens struct {
+		Token string `form:"token"`
+		Hint  string `form:"hint"`
+		X     string `form:"x"`
+	}
+	queried struct {
+		Except string `query:"except" enum:"current,none"`
+		Free   string `query:"free"`
+	}
+)
+
+func routes() []httpserver.Route {
+	get := func(path string, do httpserver.Function) httpserver.Route {
+		return httpserver.Route{Method: "GET", Path: path, Do: do}
+	}
+	fails := func(err error) httpserver.Function {
+		return httpserver.PublicDo(func(context.Context, nothing) error { return err })
+	}
+	someone := httpserver.Identity[string]{
+		Of:   func(context.Context, httpserver.Credentials) (string, error) { return "user-1", nil },
+		User: func(who string) string { return who },
+	}
 	return []httpserver.Route{
-		get("/plain", func(c *fiber.Ctx) error { return c.SendString("plain") }),
-		get("/things/:id", func(c *fiber.Ctx) error { return c.SendString(c.Params("id")) }),
-		{Method: "DELETE", Path: "/things/:id", Handler: func(c *fiber.Ctx) error { return c.SendStatus(204) }},
-		{Method: "POST", Path: "/echo", Handler: func(c *fiber.Ctx) error {
-			var body echo
-			if err := httpserver.DecodeJSON(c, &body); err != nil {
-				return err
-			}
-			return c.JSON(body)
-		}},
-		get("/ip", func(c *fiber.Ctx) error { return c.SendString(httpserver.ClientIP(c).String()) }),
-		get("/me", func(c *fiber.Ctx) error {
-			httpserver.SetUser(c, "user-1")
-			return c.SendString(httpserver.RequestID(c))
-		}),
+		get("/plain", httpserver.Public(func(context.Context, nothing) (string, error) { return "plain", nil })),
+		get("/things/{id}", httpserver.Public(func(_ context.Context, in thing) (string, error) { return in.ID, nil })),
+		{Method: "DELETE", Path: "/things/{id}", Do: httpserver.PublicDo(func(context.Context, thing) error { return nil })},
+		{Method: "POST", Path: "/echo", Do: httpserver.Public(func(_ context.Context, in echoed) (echo, error) { return in.Body, nil })},
+		get("/ip", httpserver.Public(func(_ context.Context, in origin) (string, error) { return in.Peer.IP.String(), nil })),
+		get("/me", httpserver.As(someone, func(_ context.Context, _ string, in origin) (string, error) { return in.Peer.RequestID, nil })),
+		get("/query", httpserver.Public(func(_ context.Context, in queried) (string, error) { return in.Except + "|" + in.Free, nil })),
 		get("/taken", fails(errTaken.Field("name", "taken", "somebody has it"))),
 		get("/overload", fails(errOverload.After(1500*time.Millisecond))),
 		get("/away", fails(errAway)),
 		get("/broken", fails(errors.New("secret cause"))),
-		get("/late", func(c *fiber.Ctx) error { <-c.UserContext().Done(); return c.UserContext().Err() }),
+		get("/late", httpserver.PublicDo(func(ctx context.Context, _ nothing) error { <-ctx.Done(); return ctx.Err() })),
 		get("/denied", fails(fault.New(fault.Unauthenticated, "invalid_token", "No"))),
-		get("/panic", func(c *fiber.Ctx) error {
-			c.Set("X-Half", "done")
-			panic("secret panic")
-		}),
+		get("/panic", httpserver.PublicDo(func(context.Context, nothing) error { panic("secret panic") })),
 		get("/overload/why", fails(fmt.Errorf("the queue is full: %w", errOverload))),
-		{Method: "POST", Path: "/oauth/introspect", OAuth: true, Handler: func(c *fiber.Ctx) error {
-			form, err := httpserver.DecodeForm(c)
-			if err != nil {
-				return err
+		{Method: "POST", Path: "/oauth/introspect", OAuth: true, Do: httpserver.Public(func(_ context.Context, in tokens) (map[string]string, error) {
+			switch in.Token {
+			case "client":
+				return nil, &httpserver.OAuthError{Status: 401, Code: "invalid_client", Description: `who "are" you`}
+			case "break":
+				return nil, errors.New("secret cause")
 			}
-			if form["token"] == "client" {
-				return &httpserver.OAuthError{Status: 401, Code: "invalid_client", Description: `who "are" you`}
-			}
-			if form["token"] == "break" {
-				return errors.New("secret cause")
-			}
-			return c.JSON(form)
-		}},
-		{Method: "GET", Path: "/healthz", Quiet: true, Handler: func(c *fiber.Ctx) error { return c.SendString("ok") }},
-		{Method: "GET", Path: "/docs/*", Page: true, Handler: func(c *fiber.Ctx) error {
-			if c.Params("*") != "index.html" {
-				return c.Status(404).SendString("no such file")
-			}
-			c.Type("html")
-			return c.SendString("<html><script>let a = 1</script></html>")
-		}},
+			return map[string]string{"token": in.Token, "hint": in.Hint, "x": in.X}, nil
+		})},
+		{Method: "GET", Path: "/healthz", Quiet: true, Do: httpserver.Public(func(context.Context, nothing) (string, error) { return "ok", nil })},
 	}
+}
+
+type serveFunc func(testing.TB, httpserver.Config, ...httpserver.Route) *service
+
+// eachWay runs a test of what is the same whoever carries the requests.
+func eachWay(t *testing.T, test func(*testing.T, serveFunc)) {
+	for name, serve := range map[string]serveFunc{"Fiber": serve, "net_http": serveByNetHTTP} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			test(t, serve)
+		})
+	}
+}
+
+// serveByNetHTTP serves the routes in a server of net/http's.
+func serveByNetHTTP(t testing.TB, cfg httpserver.Config, more ...httpserver.Route) *service {
+	t.Helper()
+	core, logs := observer.New(zapcore.DebugLevel)
+	table := slices.Concat(routes(), more, httpserver.Documentation("/docs", "Tests", []byte(`{"openapi":"3.1.0"}`)))
+	handler, err := httpserver.Handler(cfg, options(core), table...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return &service{url: server.URL, addr: server.Listener.Addr().String(), logs: logs}
+}
+
+func options(core zapcore.Core) httpserver.Options {
+	return httpserver.Options{Log: zap.New(core), Unavailable: func(err error) bool { return errors.Is(err, errAway) }}
 }
 
 // serve starts a server and stops it when the test ends.
@@ -106,14 +140,12 @@ func serve(t testing.TB, cfg httpserver.Config, more ...httpserver.Route) *servi
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	cfg.Host = "127.0.0.1"
-	server, err := httpserver.New(cfg, httpserver.Options{
-		Log:         zap.New(core),
-		Unavailable: func(err error) bool { return errors.Is(err, errAway) },
-	})
+	server, err := httpserver.New(cfg, options(core))
 	if err != nil {
 		t.Fatal(err)
 	}
 	server.Handle(append(routes(), more...)...)
+	server.Handle(httpserver.Documentation("/docs", "Tests", []byte(`{"openapi":"3.1.0"}`))...)
 	if err := server.Listen(); err != nil {
 		t.Fatal(err)
 	}
@@ -198,86 +230,89 @@ func (a answer) problem(t testing.TB, status int, code string) problem {
 
 func TestEveryKindOfErrorIsAProblemDocument(t *testing.T) {
 	t.Parallel()
-	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{RequestTimeout: 50 * time.Millisecond}})
+	eachWay(t, func(t *testing.T, serve serveFunc) {
+		s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{RequestTimeout: 50 * time.Millisecond}})
 
-	p := s.do(t, "GET", "/taken?secret=1", "").problem(t, 409, "taken")
-	if p.Instance != "/taken" || len(p.Errors) != 1 || p.Errors[0].Field != "name" || p.Errors[0].Code != "taken" {
-		t.Errorf("problem %+v", p)
-	}
-	s.do(t, "GET", "/nowhere", "").problem(t, 404, "not_found")
-	s.do(t, "GET", "/plain/", "").problem(t, 404, "not_found")
-	s.do(t, "GET", "/Plain", "").problem(t, 404, "not_found")
-	s.do(t, "GET", "/things/", "").problem(t, 404, "not_found")
+		p := s.do(t, "GET", "/taken?secret=1", "").problem(t, 409, "taken")
+		if p.Instance != "/taken" || len(p.Errors) != 1 || p.Errors[0].Field != "name" || p.Errors[0].Code != "taken" {
+			t.Errorf("problem %+v", p)
+		}
+		s.do(t, "GET", "/nowhere", "").problem(t, 404, "not_found")
+		s.do(t, "GET", "/plain/", "").problem(t, 404, "not_found")
+		s.do(t, "GET", "/Plain", "").problem(t, 404, "not_found")
+		s.do(t, "GET", "/things/", "").problem(t, 404, "not_found")
 
-	a := s.do(t, "POST", "/things/7", "")
-	a.problem(t, 405, "method_not_allowed")
-	if got := a.Header.Get("Allow"); got != "GET, HEAD, DELETE, OPTIONS" {
-		t.Errorf("Allow %q", got)
-	}
-	for _, method := range []string{"TRACE", "PROPFIND", "CONNECT"} {
-		if method != "CONNECT" {
-			s.do(t, method, "/plain", "").problem(t, 405, "method_not_allowed")
+		a := s.do(t, "POST", "/things/7", "")
+		a.problem(t, 405, "method_not_allowed")
+		if got := a.Header.Get("Allow"); got != "GET, HEAD, DELETE, OPTIONS" {
+			t.Errorf("Allow %q", got)
 		}
-		s.do(t, method, "/nowhere", "").problem(t, 404, "not_found")
-	}
-	if got := s.do(t, "GET", "/overload", ""); got.Header.Get("Retry-After") != "2" {
-		t.Errorf("Retry-After %q of 1.5 s", got.Header.Get("Retry-After"))
-	} else {
-		got.problem(t, 503, "overloaded")
-	}
-	for _, path := range []string{"/away", "/late"} {
-		a := s.do(t, "GET", path, "")
-		a.problem(t, 503, "unavailable")
-		if a.Header.Get("Retry-After") != "1" {
-			t.Errorf("Retry-After %q", a.Header.Get("Retry-After"))
+		for _, method := range []string{"TRACE", "PROPFIND", "CONNECT"} {
+			if method != "CONNECT" {
+				s.do(t, method, "/plain", "").problem(t, 405, "method_not_allowed")
+			}
+			s.do(t, method, "/nowhere", "").problem(t, 404, "not_found")
 		}
-	}
+		if got := s.do(t, "GET", "/overload", ""); got.Header.Get("Retry-After") != "2" {
+			t.Errorf("Retry-After %q of 1.5 s", got.Header.Get("Retry-After"))
+		} else {
+			got.problem(t, 503, "overloaded")
+		}
+		for _, path := range []string{"/away", "/late"} {
+			a := s.do(t, "GET", path, "")
+			a.problem(t, 503, "unavailable")
+			if a.Header.Get("Retry-After") != "1" {
+				t.Errorf("Retry-After %q", a.Header.Get("Retry-After"))
+			}
+		}
+	})
 }
 
 func TestAnInternalErrorIsLoggedAndNotShown(t *testing.T) {
 	t.Parallel()
-	s := serve(t, httpserver.Config{})
-	for _, path := range []string{"/broken", "/panic"} {
-		a := s.do(t, "GET", path, "")
-		a.problem(t, 500, "internal_error")
-		if strings.Contains(a.body, "secret") {
-			t.Errorf("%s shows its cause: %s", path, a.body)
+	eachWay(t, func(t *testing.T, serve serveFunc) {
+		s := serve(t, httpserver.Config{})
+		for _, path := range []string{"/broken", "/panic"} {
+			a := s.do(t, "GET", path, "")
+			a.problem(t, 500, "internal_error")
+			if strings.Contains(a.body, "secret") {
+				t.Errorf("%s shows its cause: %s", path, a.body)
+			}
 		}
-		if a.Header.Get("X-Half") != "" {
-			t.Errorf("%s: what the handler had begun was sent", path)
+		s.do(t, "GET", "/plain", "") // the process is still there
+		lines := s.requests(t, 3)
+		for i, cause := range []string{"secret cause", "panic: secret panic"} {
+			if lines[i].Level != zapcore.ErrorLevel || lines[i].ContextMap()["error"] != cause {
+				t.Errorf("logged %v %v", lines[i].Level, lines[i].ContextMap())
+			}
 		}
-	}
-	s.do(t, "GET", "/plain", "") // the process is still there
-	lines := s.requests(t, 3)
-	for i, cause := range []string{"secret cause", "panic: secret panic"} {
-		if lines[i].Level != zapcore.ErrorLevel || lines[i].ContextMap()["error"] != cause {
-			t.Errorf("logged %v %v", lines[i].Level, lines[i].ContextMap())
+		if stack, _ := lines[1].ContextMap()["stack"].(string); !strings.Contains(stack, "server_test.go") {
+			t.Errorf("no stack of the panic: %q", stack)
 		}
-	}
-	if stack, _ := lines[1].ContextMap()["stack"].(string); !strings.Contains(stack, "server_test.go") {
-		t.Errorf("no stack of the panic: %q", stack)
-	}
+	})
 }
 
 func TestTheCauseOfAnUnavailableAnswerIsLogged(t *testing.T) {
 	t.Parallel()
-	s := serve(t, httpserver.Config{})
-	s.do(t, "GET", "/overload", "").problem(t, 503, "overloaded")
-	s.do(t, "GET", "/overload/why", "").problem(t, 503, "overloaded")
-	s.do(t, "GET", "/away", "").problem(t, 503, "unavailable")
-	lines := s.requests(t, 3)
-	for i, want := range []struct {
-		level zapcore.Level
-		cause any
-	}{
-		{zapcore.InfoLevel, nil}, // shed on purpose, as documented
-		{zapcore.WarnLevel, "the queue is full: overloaded: Too much at once"},
-		{zapcore.WarnLevel, "the database is away"},
-	} {
-		if lines[i].Level != want.level || lines[i].ContextMap()["error"] != want.cause {
-			t.Errorf("line %d: %v %v", i, lines[i].Level, lines[i].ContextMap())
+	eachWay(t, func(t *testing.T, serve serveFunc) {
+		s := serve(t, httpserver.Config{})
+		s.do(t, "GET", "/overload", "").problem(t, 503, "overloaded")
+		s.do(t, "GET", "/overload/why", "").problem(t, 503, "overloaded")
+		s.do(t, "GET", "/away", "").problem(t, 503, "unavailable")
+		lines := s.requests(t, 3)
+		for i, want := range []struct {
+			level zapcore.Level
+			cause any
+		}{
+			{zapcore.InfoLevel, nil}, // shed on purpose, as documented
+			{zapcore.WarnLevel, "the queue is full: overloaded: Too much at once"},
+			{zapcore.WarnLevel, "the database is away"},
+		} {
+			if lines[i].Level != want.level || lines[i].ContextMap()["error"] != want.cause {
+				t.Errorf("line %d: %v %v", i, lines[i].Level, lines[i].ContextMap())
+			}
 		}
-	}
+	})
 }
 
 // requests waits for n log lines of requests: they are written after the answer was sent.

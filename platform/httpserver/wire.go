@@ -11,6 +11,12 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
+// onceHeaders can only be meant once: a proxy may have looked at the other one.
+var (
+	onceHeaders = [...]string{"Authorization", "Content-Type", "Content-Encoding"}
+	errTwice    = ErrMalformed.Detail("A header that may be there once is there twice.")
+)
+
 // wireFault finds what fasthttp lets pass although two readers may understand it
 // differently, which is what request smuggling lives on (RFC 9112 §2.2, §5.2, §6.1): lines
 // that end in a bare LF, folded lines, names with spaces, Content-Length together with
@@ -23,7 +29,7 @@ func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 		return ErrMalformed.Detail("The HTTP version is not supported.")
 	}
 	hasLength, hasEncoding := false, false
-	var once [3]bool
+	var once [len(onceHeaders)]bool
 	for raw := header.RawHeaders(); len(raw) > 0; {
 		end := bytes.IndexByte(raw, '\n')
 		if end < 1 || raw[end-1] != '\r' {
@@ -44,12 +50,12 @@ func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 		case len(name) == len("Transfer-Encoding") && bytes.EqualFold(name, []byte("Transfer-Encoding")):
 			hasEncoding = true
 		default:
-			for i, single := range [...]string{"Authorization", "Content-Type", "Content-Encoding"} {
+			for i, single := range onceHeaders {
 				if len(name) != len(single) || !bytes.EqualFold(name, []byte(single)) {
 					continue
 				}
 				if once[i] {
-					return ErrMalformed.Detail("A header that may be there once is there twice.")
+					return errTwice
 				}
 				once[i] = true
 			}

@@ -105,10 +105,10 @@ func TestWhatIsUnusualButClearIsServed(t *testing.T) {
 	t.Parallel()
 	s := serve(t, httpserver.Config{})
 	for name, test := range map[string]struct{ request, want string }{
-		"HTTP/1.0":               {"GET /plain HTTP/1.0\r\n\r\n", "plain"},
-		"absolute form":          {"GET http://other/plain HTTP/1.1\r\nHost: a\r\n\r\n", "plain"},
-		"empty line before":      {"\r\nGET /plain HTTP/1.1\r\nHost: a\r\n\r\n", "plain"},
-		"empty header value":     {"GET /plain HTTP/1.1\r\nHost: a\r\nX-A:\r\n\r\n", "plain"},
+		"HTTP/1.0":               {"GET /plain HTTP/1.0\r\n\r\n", `"plain"`},
+		"absolute form":          {"GET http://other/plain HTTP/1.1\r\nHost: a\r\n\r\n", `"plain"`},
+		"empty line before":      {"\r\nGET /plain HTTP/1.1\r\nHost: a\r\n\r\n", `"plain"`},
+		"empty header value":     {"GET /plain HTTP/1.1\r\nHost: a\r\nX-A:\r\n\r\n", `"plain"`},
 		"chunked":                {"POST /echo HTTP/1.1\r\n" + lines + "Transfer-Encoding: chunked\r\n\r\n8\r\n{\"name\":\r\n4;ext=1\r\n\"x\"}\r\n0\r\nX-Checksum: 1\r\n\r\n", `{"name":"x"}`},
 		"trailers":               {"POST /echo HTTP/1.1\r\n" + lines + "Transfer-Encoding: chunked\r\n\r\nC\r\n{\"name\":\"x\"}\r\n000\r\nX-A:\r\nX-C: d\te\r\n\r\n", `{"name":"x"}`},
 		"no trailer":             {"POST /echo HTTP/1.1\r\n" + lines + "Transfer-Encoding: chunked\r\n\r\nc\r\n{\"name\":\"x\"}\r\n0;last\r\n\r\n", `{"name":"x"}`},

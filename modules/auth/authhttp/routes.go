@@ -1,35 +1,16 @@
-// Package authhttp puts modules/auth behind HTTP with Fiber: the whole surface is the table
-// in this file. docs/errors.md explains every code that its routes answer with.
+// Package authhttp puts modules/auth behind HTTP. The whole surface is the table in this file;
+// what an endpoint takes and gives are the types of its plain function. The OpenAPI document
+// is made of both, and docs/errors.md explains every code that they answer with.
 package authhttp
 
 import (
 	"net/url"
 	"strings"
 
-	"github.com/gofiber/fiber/v2"
-
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
 )
-
-// access says who may call a route. There is no default: the zero value lets nobody in.
-type access int
-
-const (
-	nobody access = iota
-	public        // anyone
-	bearer        // who has a live access token
-	client        // a client of auth.clients, by HTTP Basic or in the form
-)
-
-// endpoint is one line of the surface.
-type endpoint struct {
-	method, path string
-	access       access
-	handle       func(*fiber.Ctx) error
-	asCaller     func(*fiber.Ctx, auth.Caller) error     // for bearer
-	asClient     func(*fiber.Ctx, httpserver.Form) error // for client, who sends a form
-}
 
 // Options are what the service itself does not know.
 type Options struct {
@@ -38,40 +19,129 @@ type Options struct {
 	SecureCookies bool   // browsers reach the service by https
 }
 
-// api holds the handlers.
+// api holds the functions of the endpoints.
 type api struct {
 	svc *auth.Service
 	opt Options
 }
 
-// endpoints is the surface: every route and who may call it.
-func (a *api) endpoints() []endpoint {
-	endpoints := []endpoint{
-		{method: "POST", path: "/api/v1/auth/register", access: public, handle: a.register},
-		{method: "POST", path: "/api/v1/auth/login", access: public, handle: a.login},
-		{method: "POST", path: "/api/v1/auth/refresh", access: public, handle: a.refresh}, // the token in the body is the proof
-		{method: "POST", path: "/api/v1/auth/logout", access: public, handle: a.logout},   // either token is the proof
-		{method: "GET", path: "/api/v1/auth/me", access: bearer, asCaller: a.me},
-		{method: "DELETE", path: "/api/v1/auth/me", access: bearer, asCaller: a.deleteMe},
-		{method: "POST", path: "/api/v1/auth/me/delete", access: bearer, asCaller: a.deleteMe}, // some proxies drop the body of a DELETE
-		{method: "POST", path: "/api/v1/auth/password", access: bearer, asCaller: a.changePassword},
-		{method: "GET", path: "/api/v1/auth/sessions", access: bearer, asCaller: a.listSessions},
-		{method: "DELETE", path: "/api/v1/auth/sessions", access: bearer, asCaller: a.endSessions},
-		{method: "DELETE", path: "/api/v1/auth/sessions/:id", access: bearer, asCaller: a.endSession},
-		{method: "GET", path: "/.well-known/jwks.json", access: public, handle: a.jwks},
-		{method: "GET", path: wellKnown, access: public, handle: a.metadata},
-		{method: "POST", path: "/oauth2/introspect", access: client, asClient: a.introspect},
-		{method: "POST", path: "/oauth2/revoke", access: client, asClient: a.revoke},
-	}
-	if path := a.opt.mount(); path != "" {
-		// RFC 8414 §3.1 puts the issuer's path behind the well-known one, and there no proxy
-		// takes it off. Behind it, as others look for it, the proxy does.
-		endpoints = append(endpoints, endpoint{method: "GET", path: wellKnown + path, access: public, handle: a.metadata})
-	}
-	return endpoints
+// Groups are the tags of the routes, with what they group.
+var Groups = [][2]string{
+	{"account", "Registering, signing in and the account itself"},
+	{"session", "The devices that are signed in, and their tokens"},
+	{"oauth2", "For the resource servers and gateways of `auth.clients`: RFC 7662 and RFC 7009"},
+	{"discovery", "What the service is, and its public keys"},
 }
 
+// Routes returns the surface.
+func Routes(svc *auth.Service, opt Options) []httpserver.Route {
+	a := &api{svc: svc, opt: opt}
+	bearer, client := Bearer(svc), a.client()
+	const (
+		account, session, oauth2, discovery = "account", "session", "oauth2", "discovery"
+		noStore                             = "no-store"
+	)
+	// What any request that signs in or proves a password may meet.
+	hashing := faults(auth.ErrTooManyAttempts, auth.ErrOverloaded)
+	deleteMe := httpserver.Route{
+		Group: account, Summary: "Delete my account for good", Success: "The account is deleted.",
+		Description: "Wants the password once more. Nothing of the account can be brought back; its id is never used again.",
+		Do:          httpserver.AsDo(bearer, a.deleteMe), Faults: append(faults(auth.ErrWrongPassword, auth.ErrUserNotFound), hashing...),
+		Instead: "POST " + deleteByPost,
+	}
+	metadata := httpserver.Route{
+		Method: "GET", Path: wellKnown, ID: "metadata", Group: discovery, Summary: "What this server can do (RFC 8414)",
+		Success: "The metadata; only what works.", Do: httpserver.Public(a.metadata), Cache: publicKeys,
+	}
+	routes := []httpserver.Route{
+		{
+			Method: "POST", Path: "/api/v1/auth/register", ID: "register", Group: account,
+			Summary: "Make an account and sign in", Success: "The account is made, and this device signed in.", Status: 201, Cache: noStore,
+			Description: "Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. " +
+				"Passwords have no composition rules; common ones and those that contain the username are refused with the reason.",
+			Do: httpserver.Public(a.register), Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed), hashing...),
+		}, {
+			Method: "POST", Path: "/api/v1/auth/login", ID: "login", Group: account,
+			Summary: "Sign in", Success: "This device is signed in.", Cache: noStore,
+			Description: "A wrong password and a name that does not exist are one answer. After too many failures, sign-in from devices " +
+				"that are not known is delayed; a device that signed in before and presents its `Auth-Device` is not affected.",
+			Do: httpserver.Public(a.login), Faults: append(faults(auth.ErrInvalidCredentials, auth.ErrAccountDisabled, auth.ErrTooManySessions), hashing...),
+		}, {
+			Method: "POST", Path: "/api/v1/auth/refresh", ID: "refresh", Group: session,
+			Summary: "Get new tokens for a refresh token", Success: "New tokens of the same session.", Cache: noStore,
+			Description: "The refresh token is replaced. For a short while (`auth.refresh_grace`, counted from its own replacement) each " +
+				"replaced one gets the newest token of the session, marked `Auth-Refresh-Replayed: true`; after that, presenting it again ends the session.",
+			Do:     httpserver.Public(a.refresh), // the token in the body is the proof
+			Faults: faults(auth.ErrInvalidRefreshToken, auth.ErrSessionExpired, auth.ErrSessionRevoked, auth.ErrRefreshTokenReused),
+		}, {
+			Method: "POST", Path: "/api/v1/auth/logout", ID: "logout", Group: session,
+			Summary: "Sign out", Success: "The session has ended.",
+			Description: "Ends the session of the refresh token in the body, or else of the access token in the Authorization header. " +
+				"Doing it again is fine.",
+			Do: httpserver.PublicDo(a.logout), Accepts: bearer.Scheme, // either token is the proof
+			Faults: faults(auth.ErrMissingToken, auth.ErrInvalidToken, auth.ErrInvalidRefreshToken),
+		}, {
+			Method: "GET", Path: "/api/v1/auth/me", ID: "me", Group: account,
+			Summary: "Who am I", Success: "The account of the access token.", Cache: noStore, Do: httpserver.As(bearer, a.me),
+		},
+		with(deleteMe, "DELETE", "/api/v1/auth/me", "deleteMe"),
+		with(deleteMe, "POST", deleteByPost, "deleteMeByPost"), // some proxies drop the body of a DELETE
+		{
+			Method: "POST", Path: "/api/v1/auth/password", ID: "changePassword", Group: account,
+			Summary: "Change my password", Success: "The password is changed; these are new tokens of the calling session.", Cache: noStore,
+			Description: "The calling session goes on with the tokens in the answer; every other session ends.",
+			Do:          httpserver.As(bearer, a.changePassword), Faults: append(faults(auth.ErrWrongPassword), hashing...),
+		}, {
+			Method: "GET", Path: "/api/v1/auth/sessions", ID: "listSessions", Group: session,
+			Summary: "Where am I signed in", Success: "The devices that are signed in, the last used first.", Cache: noStore,
+			Do: httpserver.As(bearer, a.listSessions),
+		}, {
+			Method: "DELETE", Path: "/api/v1/auth/sessions", ID: "endSessions", Group: session,
+			Summary: "Sign out everywhere", Success: "The sessions have ended.",
+			Do: httpserver.AsDo(bearer, a.endSessions),
+		}, {
+			Method: "DELETE", Path: "/api/v1/auth/sessions/{id}", ID: "endSession", Group: session,
+			Summary: "Sign one device out", Success: "The session has ended.",
+			Do: httpserver.AsDo(bearer, a.endSession), Faults: faults(auth.ErrSessionNotFound),
+		}, {
+			Method: "GET", Path: "/.well-known/jwks.json", ID: "jwks", Group: discovery,
+			Summary: "The public signing keys (RFC 7517)", Success: "The keys.", Do: httpserver.Public(a.jwks), Cache: publicKeys,
+		},
+		metadata,
+		{
+			Method: "POST", Path: "/oauth2/introspect", ID: "introspect", Group: oauth2, OAuth: true,
+			Summary: "What is a token worth now (RFC 7662)", Success: "What the token says.", Cache: noStore,
+			Description: "A token that is not live, for whatever reason, is exactly `{\"active\":false}`.",
+			Do:          httpserver.As(client, a.introspect), OAuthFaults: []httpserver.OAuthError{errNoToken},
+		}, {
+			Method: "POST", Path: "/oauth2/revoke", ID: "revoke", Group: oauth2, OAuth: true,
+			Summary: "End the session of a token (RFC 7009)", Success: "The token is worth nothing now.", Status: 200, Cache: noStore,
+			Description: "Also for a token that meant nothing before.",
+			Do:          httpserver.AsDo(client, a.revoke), OAuthFaults: []httpserver.OAuthError{errNoToken},
+		},
+	}
+	if path := opt.mount(); path != "" {
+		// RFC 8414 §3.1 puts the issuer's path behind the well-known one, and there no proxy
+		// takes it off. Behind it, as others look for it, the proxy does.
+		routes = append(routes, with(metadata, "GET", wellKnown+path, "metadataOfIssuer"))
+	}
+	return routes
+}
+
+const deleteByPost = "/api/v1/auth/me/delete"
+
 const wellKnown = "/.well-known/oauth-authorization-server"
+
+func faults(list ...*fault.Fault) []*fault.Fault { return list }
+
+// with is a route at another place.
+func with(r httpserver.Route, method, path, id string) httpserver.Route {
+	r.Method, r.Path, r.ID = method, path, id
+	if method != "DELETE" {
+		r.Instead = ""
+	}
+	return r
+}
 
 // mount is the path at which a proxy has mounted the service, without a slash at its end:
 // that of the issuer.
@@ -81,89 +151,4 @@ func (o Options) mount() string {
 		return ""
 	}
 	return strings.TrimRight(u.EscapedPath(), "/")
-}
-
-// Routes returns the surface, each route behind the guard of its access.
-func Routes(svc *auth.Service, opt Options) []httpserver.Route {
-	a := &api{svc: svc, opt: opt}
-	var routes []httpserver.Route
-	for _, e := range a.endpoints() {
-		routes = append(routes, httpserver.Route{
-			Method: e.method, Path: e.path, Handler: a.guard(e), OAuth: strings.HasPrefix(e.path, "/oauth2/"),
-		})
-	}
-	return routes
-}
-
-// guard lets through who may call the endpoint.
-func (a *api) guard(e endpoint) fiber.Handler {
-	switch {
-	case e.access == public && e.handle != nil:
-		return e.handle
-	case e.access == client && e.asClient != nil:
-		return func(c *fiber.Ctx) error {
-			form, err := httpserver.DecodeForm(c)
-			if err != nil {
-				return err
-			}
-			if err := a.authenticateClient(c, form); err != nil {
-				return err
-			}
-			return e.asClient(c, form)
-		}
-	case e.access == bearer && e.asCaller != nil:
-		return func(c *fiber.Ctx) error {
-			token, err := bearerToken(c)
-			if err != nil {
-				return err
-			}
-			caller, err := a.svc.Authenticate(c.UserContext(), token)
-			if err != nil {
-				return err
-			}
-			httpserver.SetUser(c, caller.User.ID.String())
-			return e.asCaller(c, caller)
-		}
-	}
-	return func(*fiber.Ctx) error { return auth.ErrInvalidToken }
-}
-
-// bearerToken takes the token out of the Authorization header (RFC 6750 §2.1). Tokens in the
-// query or in a form are not taken: they end up in logs. Whoever sent something else is told
-// what it looks like.
-func bearerToken(c *fiber.Ctx) (string, error) {
-	header := strings.Trim(c.Get(fiber.HeaderAuthorization), " \t")
-	scheme, token, found := header, "", false
-	if end := strings.IndexAny(header, " \t"); end >= 0 {
-		scheme, token, found = header[:end], strings.TrimLeft(header[end:], " \t"), true
-	}
-	missing := func(detail string) (string, error) { return "", auth.ErrMissingToken.Detail(detail) }
-	switch {
-	case header == "":
-		return "", auth.ErrMissingToken
-	case strings.EqualFold(scheme, "Bearer") && !found:
-		return missing("Authorization says Bearer, and no token follows.")
-	case strings.EqualFold(scheme, "Bearer"):
-		return token, plausible(token)
-	case strings.EqualFold(strings.TrimRight(scheme, ":="), "Bearer"):
-		return missing("Between Bearer and the token there must be a space and nothing else: Authorization: Bearer TOKEN.")
-	case strings.EqualFold(scheme, "Basic"):
-		return missing("This takes an access token, as Authorization: Bearer TOKEN, and not HTTP Basic.")
-	case !found && (strings.Count(header, ".") == 2 || auth.IsRefreshToken(header)):
-		return missing("The word Bearer is missing: Authorization: Bearer TOKEN.")
-	}
-	return missing("Authorization must be: Bearer TOKEN.")
-}
-
-// plausible says what was sent in place of an access token, where it can be told by its form.
-func plausible(token string) error {
-	switch first, _, more := strings.Cut(token, " "); {
-	case strings.EqualFold(first, "Bearer"):
-		return auth.ErrInvalidToken.Detail("The word Bearer is there twice.")
-	case more, strings.Trim(token, `"'<>`) != token:
-		return auth.ErrInvalidToken.Detail("The token has blanks, quotes or brackets around it.")
-	case auth.IsRefreshToken(token):
-		return auth.ErrInvalidToken.Detail("This is a refresh token; an access token is needed.")
-	}
-	return nil
 }

@@ -1,0 +1,105 @@
+package authhttp
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth"
+)
+
+// RegisterRequest is who wants an account.
+type RegisterRequest struct {
+	Username   *string `json:"username" example:"alice" minLength:"3" maxLength:"255" doc:"Kept as typed, compared without case."`
+	Password   *string `json:"password" example:"correct horse battery staple" format:"password" minLength:"8" maxLength:"256" doc:"Counted in Unicode code points after NFC. The shortest length is a setting; 8 is its default."`
+	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown among the sessions; made from the user agent when left out."`
+}
+
+type registerInput struct {
+	origin
+	Body RegisterRequest
+}
+
+func (a *api) register(ctx context.Context, in registerInput) (signedIn, error) {
+	who := auth.Credentials{Username: *in.Body.Username, Password: *in.Body.Password}
+	t, err := a.svc.Register(ctx, who, in.device(in.Body.DeviceName))
+	if err != nil {
+		return signedIn{}, err
+	}
+	return a.signedIn(t), nil
+}
+
+// LoginRequest is who wants to sign in. Its values have no form: accounts that were brought
+// from another system may have any.
+type LoginRequest struct {
+	Username   *string `json:"username" example:"alice" doc:"White space at its ends is ignored."`
+	Password   *string `json:"password" example:"correct horse battery staple" format:"password"`
+	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown among the sessions; made from the user agent when left out."`
+}
+
+type loginInput struct {
+	origin
+	Body LoginRequest
+}
+
+func (a *api) login(ctx context.Context, in loginInput) (signedIn, error) {
+	who := auth.Credentials{Username: *in.Body.Username, Password: *in.Body.Password}
+	t, err := a.svc.Login(ctx, who, in.device(in.Body.DeviceName))
+	if err != nil {
+		return signedIn{}, err
+	}
+	return a.signedIn(t), nil
+}
+
+// Me is the account as its owner sees it.
+type Me struct {
+	ID                uuid.UUID   `json:"id" example:"0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10" doc:"Never used for another account."`
+	Username          string      `json:"username" example:"alice" doc:"As it was typed."`
+	Status            auth.Status `json:"status" example:"active" enum:"active,disabled"`
+	CreatedAt         time.Time   `json:"created_at" example:"2026-01-02T15:04:05Z"`
+	UpdatedAt         time.Time   `json:"updated_at" example:"2026-01-02T15:04:05Z"`
+	PasswordChangedAt time.Time   `json:"password_changed_at" example:"2026-01-02T15:04:05Z"`
+	SessionID         uuid.UUID   `json:"session_id" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c" doc:"The session that asks."`
+}
+
+func (a *api) me(_ context.Context, who auth.Caller, _ struct{}) (Me, error) {
+	u := who.User
+	return Me{
+		ID: u.ID, Username: u.Username, Status: u.Status, CreatedAt: u.CreatedAt, UpdatedAt: u.UpdatedAt,
+		PasswordChangedAt: u.PasswordChangedAt, SessionID: who.SessionID,
+	}, nil
+}
+
+// PasswordProof is the password, once more.
+type PasswordProof struct {
+	Password *string `json:"password" example:"correct horse battery staple" format:"password"`
+}
+
+type deleteMeInput struct {
+	origin
+	Body PasswordProof
+}
+
+func (a *api) deleteMe(ctx context.Context, who auth.Caller, in deleteMeInput) error {
+	return a.svc.DeleteOwn(ctx, who, *in.Body.Password, in.device(""))
+}
+
+// PasswordChange is the password and the one that is to replace it.
+type PasswordChange struct {
+	CurrentPassword *string `json:"current_password" example:"correct horse battery staple" format:"password"`
+	NewPassword     *string `json:"new_password" example:"staple battery horse correct" format:"password" minLength:"8" maxLength:"256" doc:"By the rules of registration."`
+}
+
+type changePasswordInput struct {
+	origin
+	Body PasswordChange
+}
+
+func (a *api) changePassword(ctx context.Context, who auth.Caller, in changePasswordInput) (signedIn, error) {
+	t, err := a.svc.ChangePassword(ctx, who, *in.Body.CurrentPassword, *in.Body.NewPassword, in.device(""))
+	if err != nil {
+		return signedIn{}, err
+	}
+	return a.signedIn(t), nil
+}

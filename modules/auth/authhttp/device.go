@@ -1,0 +1,48 @@
+package authhttp
+
+import (
+	"cmp"
+	"net/http"
+	"time"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/httpserver"
+)
+
+// Where a sign-in leaves, and the next one finds, what marks the device as known: a header for
+// programs, a cookie for browsers on the same site.
+const deviceCookie = "authctl_device"
+
+// origin is where a sign-in comes from.
+type origin struct {
+	Peer   httpserver.Peer
+	Device string `header:"Auth-Device" example:"adt_AQ" doc:"What an earlier sign-in on this device was given: its owner is not held up by the failures of strangers."`
+	Cookie string `cookie:"authctl_device" example:"adt_AQ" doc:"The same, as browsers send it."`
+}
+
+// device is what the request tells of where it comes from.
+func (o origin) device(name string) auth.Device {
+	d := deviceOf(o.Peer)
+	d.Name, d.Token = name, cmp.Or(o.Device, o.Cookie)
+	return d
+}
+
+func deviceOf(p httpserver.Peer) auth.Device { return auth.Device{UserAgent: p.UserAgent, IP: p.IP} }
+
+// signedIn is the answer to a sign-in.
+type signedIn struct {
+	Device string       `header:"Auth-Device" example:"adt_AQ" doc:"Present it with the next sign-in from this device."`
+	Cookie *http.Cookie `cookie:"authctl_device" doc:"The same for browsers on the same site."`
+	Body   Tokens
+}
+
+func (a *api) signedIn(t auth.Tokens) signedIn {
+	answer := signedIn{Device: t.Device, Body: tokensOf(t)}
+	if t.Device != "" {
+		answer.Cookie = &http.Cookie{
+			Name: deviceCookie, Value: t.Device, Path: a.opt.mount() + "/api/v1/auth/", MaxAge: int(a.svc.DeviceTTL() / time.Second),
+			HttpOnly: true, Secure: a.opt.SecureCookies, SameSite: http.SameSiteStrictMode,
+		}
+	}
+	return answer
+}

@@ -1,0 +1,164 @@
+package authhttp
+
+import (
+	"context"
+	"encoding/base64"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/httpserver"
+)
+
+// Bearer lets in who has a live access token, at routes of a host as well.
+func Bearer(svc *auth.Service) httpserver.Identity[auth.Caller] {
+	return httpserver.Identity[auth.Caller]{
+		Scheme: &httpserver.Scheme{
+			Name: "bearer", HTTP: "bearer", Format: "at+jwt (RFC 9068)",
+			Description: "The access token of a sign-in or a refresh.",
+		},
+		Faults: faults(auth.ErrMissingToken, auth.ErrInvalidToken, auth.ErrSessionRevoked),
+		Of: func(ctx context.Context, c httpserver.Credentials) (auth.Caller, error) {
+			token, err := bearerToken(c.Authorization())
+			if err != nil {
+				return auth.Caller{}, err
+			}
+			return svc.Authenticate(ctx, token)
+		},
+		User: func(caller auth.Caller) string { return caller.User.ID.String() },
+	}
+}
+
+// client lets in the clients of auth.clients, by HTTP Basic or in the form.
+func (a *api) client() httpserver.Identity[struct{}] {
+	return httpserver.Identity[struct{}]{
+		Scheme: &httpserver.Scheme{
+			Name: "client", HTTP: "basic", InForm: true,
+			Description: "The id and secret of a client of `auth.clients` (`client_secret_basic`), form-encoded or not. " +
+				"They may be sent as `client_id` and `client_secret` in the form instead (`client_secret_post`), but not both ways at once.",
+		},
+		Of: func(_ context.Context, c httpserver.Credentials) (struct{}, error) {
+			return struct{}{}, a.authenticateClient(c)
+		},
+	}
+}
+
+// bearerToken takes the token out of the Authorization header (RFC 6750 §2.1). Tokens in the
+// query or in a form are not taken: they end up in logs. Whoever sent something else is told
+// what it looks like.
+func bearerToken(header string) (string, error) {
+	header = strings.Trim(header, " \t")
+	scheme, token, found := header, "", false
+	if end := strings.IndexAny(header, " \t"); end >= 0 {
+		scheme, token, found = header[:end], strings.TrimLeft(header[end:], " \t"), true
+	}
+	missing := func(detail string) (string, error) { return "", auth.ErrMissingToken.Detail(detail) }
+	switch {
+	case header == "":
+		return "", auth.ErrMissingToken
+	case strings.EqualFold(scheme, "Bearer") && !found:
+		return missing("Authorization says Bearer, and no token follows.")
+	case strings.EqualFold(scheme, "Bearer"):
+		return token, plausible(token)
+	case strings.EqualFold(strings.TrimRight(scheme, ":="), "Bearer"):
+		return missing("Between Bearer and the token there must be a space and nothing else: Authorization: Bearer TOKEN.")
+	case strings.EqualFold(scheme, "Basic"):
+		return missing("This takes an access token, as Authorization: Bearer TOKEN, and not HTTP Basic.")
+	case !found && (strings.Count(header, ".") == 2 || auth.IsRefreshToken(header)):
+		return missing("The word Bearer is missing: Authorization: Bearer TOKEN.")
+	}
+	return missing("Authorization must be: Bearer TOKEN.")
+}
+
+// plausible says what was sent in place of an access token, where it can be told by its form.
+func plausible(token string) error {
+	switch first, _, more := strings.Cut(token, " "); {
+	case strings.EqualFold(first, "Bearer"):
+		return auth.ErrInvalidToken.Detail("The word Bearer is there twice.")
+	case more, strings.Trim(token, `"'<>`) != token:
+		return auth.ErrInvalidToken.Detail("The token has blanks, quotes or brackets around it.")
+	case auth.IsRefreshToken(token):
+		return auth.ErrInvalidToken.Detail("This is a refresh token; an access token is needed.")
+	}
+	return nil
+}
+
+// authenticateClient lets through who shows to be a client of auth.clients, by HTTP Basic or
+// in the form (RFC 6749 §2.3.1), and not by both.
+func (a *api) authenticateClient(c httpserver.Credentials) error {
+	form, err := c.Form()
+	if err != nil {
+		return err
+	}
+	const how = "HTTP Basic (client_secret_basic), or client_id and client_secret in the form (client_secret_post)"
+	refused := func(description string) error {
+		return &httpserver.OAuthError{Status: http.StatusUnauthorized, Code: "invalid_client", Description: description}
+	}
+	confused := func(description string) error {
+		return &httpserver.OAuthError{Status: http.StatusBadRequest, Code: "invalid_request", Description: description}
+	}
+	header := c.Authorization()
+	scheme, encoded, _ := strings.Cut(header, " ")
+	id, hasID := form["client_id"]
+	secret, hasSecret := form["client_secret"]
+	var readings []auth.ClientCredentials
+	switch {
+	case form["client_assertion"] != "" || form["client_assertion_type"] != "":
+		return refused("Client assertions are not supported. Send " + how + ".")
+	case header != "" && hasSecret:
+		return confused("The client authenticates twice. Send either Authorization or client_secret.")
+	case strings.EqualFold(scheme, "Basic"):
+		raw, err := base64.StdEncoding.DecodeString(strings.TrimLeft(encoded, " "))
+		if readings = basicReadings(string(raw)); err != nil || len(readings) == 0 {
+			return refused("Basic must be followed by the base64 of id:secret.")
+		}
+		if hasID && !slices.ContainsFunc(readings, func(r auth.ClientCredentials) bool { return r.ID == id }) {
+			return confused("client_id is another client than the one in Authorization.")
+		}
+	case header != "":
+		return refused("This takes the id and secret of a client, and no other scheme than Basic. Send " + how + ".")
+	case hasID && hasSecret:
+		readings = []auth.ClientCredentials{{ID: id, Secret: secret}}
+	case hasID:
+		return refused("client_secret is missing.")
+	case hasSecret:
+		return refused("client_id is missing.")
+	default:
+		return refused("Client authentication is missing. Send " + how + ".")
+	}
+	if a.svc.AuthenticateClient(readings, deviceOf(c.Peer())) {
+		return nil
+	}
+	return refused("The client is not known, or its secret is wrong.")
+}
+
+// basicReadings is what a client may have meant by the text in HTTP Basic. RFC 6749 §2.3.1
+// has id and secret form-encoded first, which not every client does; then the colon that
+// parts them need not be the first, and + and % need not be escapes.
+func basicReadings(text string) []auth.ClientCredentials {
+	const most = 16 // colons
+	var readings []auth.ClientCredentials
+	for at, n := strings.IndexByte(text, ':'), 0; at >= 0 && n < most; n++ {
+		for _, id := range formReadings(text[:at]) {
+			for _, secret := range formReadings(text[at+1:]) {
+				readings = append(readings, auth.ClientCredentials{ID: id, Secret: secret})
+			}
+		}
+		next := strings.IndexByte(text[at+1:], ':')
+		if next < 0 {
+			break
+		}
+		at += 1 + next
+	}
+	return readings
+}
+
+// formReadings is a text as it is and, where that is another, decoded.
+func formReadings(text string) []string {
+	if decoded, err := url.QueryUnescape(text); err == nil && decoded != text {
+		return []string{text, decoded}
+	}
+	return []string{text}
+}

@@ -1,0 +1,101 @@
+package httpserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+)
+
+// MaxBody is the largest request body in bytes. It is part of the API's contract.
+const MaxBody = 16 << 10
+
+// Options are what the settings alone do not say. Everything may be left out.
+type Options struct {
+	Log         *zap.Logger
+	Registry    prometheus.Registerer
+	Unavailable func(error) bool // the database, or what else is needed, is away: 503 and not 500
+	Now         func() time.Time
+	HTTPS       bool // clients come by https although this listener speaks http: a proxy ends TLS
+}
+
+// core is what the answers of a table have in common, whoever carries them.
+type core struct {
+	cfg         Config
+	log         *zap.Logger
+	now         func() time.Time
+	unavailable func(error) bool
+	trusted     proxies
+	hsts        string   // the header's value; empty where it must not be sent
+	origins     []string // as browsers send them
+	corsHeaders []string // app.cors_headers in lower case
+	metrics     *meters
+
+	table        []*route
+	oauthDirs    []string
+	ownHeaders   []string // of requests, that pages may send
+	shownHeaders []string // of answers, that pages may read
+	exchanges    sync.Pool
+
+	base  context.Context // of all requests; ends when a stop can wait no longer
+	abort context.CancelFunc
+
+	unreadForward, unknownProxy reminder
+}
+
+func newCore(cfg Config, opt Options, connections func() float64) (*core, error) {
+	var problem error
+	cfg.Validate(func(path, text string) { problem = errors.Join(problem, fmt.Errorf("%s: %s", path, text)) })
+	if problem != nil {
+		return nil, problem
+	}
+	s := &core{
+		cfg:          cfg.withDefaults(),
+		log:          opt.Log,
+		now:          opt.Now,
+		unavailable:  opt.Unavailable,
+		hsts:         strictTransport(cfg.TLS.CertFile != "" || opt.HTTPS, cfg.HSTSSubdomains),
+		ownHeaders:   slices.Clone(commonHeaders),
+		shownHeaders: slices.Clone(commonShown),
+		exchanges:    sync.Pool{New: func() any { return new(exchange) }},
+	}
+	if s.log == nil {
+		s.log = zap.NewNop()
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	for _, text := range cfg.TrustedProxies {
+		prefix, err := parseNetwork(text)
+		if err != nil {
+			return nil, fmt.Errorf("app.trusted_proxies: %w", err)
+		}
+		s.trusted = append(s.trusted, prefix)
+	}
+	for _, text := range cfg.Origins {
+		origin, err := parseOrigin(text)
+		if err != nil {
+			return nil, fmt.Errorf("app.origins: %w", err)
+		}
+		s.origins = append(s.origins, origin)
+	}
+	for _, name := range cfg.CORSHeaders {
+		s.corsHeaders = append(s.corsHeaders, strings.ToLower(name))
+	}
+	registry := opt.Registry
+	if registry == nil {
+		registry = prometheus.NewRegistry()
+	}
+	var err error
+	if s.metrics, err = newMeters(registry, connections); err != nil {
+		return nil, fmt.Errorf("register HTTP metrics: %w", err)
+	}
+	s.base, s.abort = context.WithCancel(context.Background())
+	return s, nil
+}

@@ -1,0 +1,112 @@
+package httpserver
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/valyala/fasthttp"
+)
+
+// fastCarrier carries an exchange with fasthttp, on whose contexts Fiber works.
+type fastCarrier struct{ *fasthttp.RequestCtx }
+
+func (c fastCarrier) method() string            { return string(c.Method()) }
+func (c fastCarrier) path() string              { return string(c.URI().PathOriginal()) }
+func (c fastCarrier) query() string             { return string(c.URI().QueryString()) }
+func (c fastCarrier) header(name string) string { return string(c.Request.Header.Peek(name)) }
+func (c fastCarrier) cookie(name string) string { return string(c.Request.Header.Cookie(name)) }
+func (c fastCarrier) body() ([]byte, error)     { return c.Request.Body(), nil }
+func (c fastCarrier) remote() netip.Addr        { return peer(c.RemoteAddr()) }
+func (c fastCarrier) set(name, value string)    { c.Response.Header.Set(name, value) }
+func (c fastCarrier) add(name, value string)    { c.Response.Header.Add(name, value) }
+func (c fastCarrier) close()                    { c.SetConnectionClose() }
+
+func (c fastCarrier) headers(name string) (values []string) {
+	for _, value := range c.Request.Header.PeekAll(name) {
+		values = append(values, string(value))
+	}
+	return values
+}
+
+func (c fastCarrier) send(status int, body []byte) {
+	c.SetStatusCode(status)
+	c.Response.SetBodyRaw(body)
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(fctx *fasthttp.RequestCtx) *exchange {
+	return fctx.UserValue(exchangeKey{}).(*exchange)
+}
+
+// serve is what fasthttp calls for each request that could be read.
+func (s *Server) serve(fctx *fasthttp.RequestCtx) {
+	x := s.open(fctx)
+	defer s.end(fctx, x)
+	readWhole(fctx.Conn())
+	if fault := wireFault(&fctx.Request.Header); fault != nil {
+		x.carrier.close() // where the next request begins is not certain
+		x.answer(fault)
+		return
+	}
+	switch string(fctx.Method()) {
+	case fiber.MethodGet, fiber.MethodHead, fiber.MethodPost, fiber.MethodPut, fiber.MethodPatch, fiber.MethodDelete:
+		s.fiber(fctx)
+	case fiber.MethodOptions:
+		x.options()
+	default:
+		// Fiber answers methods that it does not know by itself, and in plain text.
+		x.answer(ErrMethodNotAllowed)
+	}
+}
+
+// unreadable is what fasthttp calls when a request could not be read.
+func (s *Server) unreadable(fctx *fasthttp.RequestCtx, err error) {
+	x := s.open(fctx)
+	defer s.end(fctx, x)
+	x.quiet = isGone(err)
+	x.unread, x.asked = true, asked(fctx.Conn())
+	x.answer(readFault(err))
+	lingerOnClose(fctx.Conn())
+}
+
+// expectation decides whether the body is worth sending, for clients that ask first
+// (RFC 9110 §10.1.1). Any status but 100 is the final answer, and ours has a body.
+func (s *Server) expectation(fctx *fasthttp.RequestCtx) int {
+	if fctx.Request.Header.ContentLength() <= MaxBody {
+		return fasthttp.StatusContinue
+	}
+	s.unreadable(fctx, fasthttp.ErrBodyTooLarge)
+	return fctx.Response.StatusCode()
+}
+
+func (s *Server) open(fctx *fasthttp.RequestCtx) *exchange {
+	x := s.begin(fastCarrier{fctx})
+	fctx.SetUserValue(exchangeKey{}, x)
+	return x
+}
+
+// end closes the exchange, after a panic as well.
+func (s *Server) end(fctx *fasthttp.RequestCtx, x *exchange) {
+	if value := recover(); value != nil {
+		fctx.Response.Reset()
+		x.panicked(value)
+	}
+	if s.stopping.Load() {
+		x.carrier.close()
+	}
+	fctx.RemoveUserValue(exchangeKey{})
+	x.end()
+}
+
+// fiberPattern is a path in Fiber's notation.
+func fiberPattern(segments []string) string {
+	parts := make([]string, len(segments))
+	for i, segment := range segments {
+		if parts[i] = segment; isParam(segment) {
+			parts[i] = ":" + strings.Trim(segment, "{}")
+		}
+	}
+	return strings.Join(parts, "/")
+}

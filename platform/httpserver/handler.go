@@ -1,0 +1,127 @@
+package httpserver
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+)
+
+// Handler serves routes in a server of the host's own, by net/http. Answers are the same as
+// those of a [Server]: routing, bodies, errors, headers, CORS, the client's address, the log
+// line and the metrics of a request.
+//
+// What happens before a request is read is the host's: timeouts and limits of headers and
+// connections (of the settings only app.http.request_timeout counts), what is taken for HTTP
+// on the wire (net/http accepts folded header lines and bare LF, and answers what it refuses
+// in plain text), and stopping in order.
+func Handler(cfg Config, opt Options, routes ...Route) (http.Handler, error) {
+	cfg.TLS = TLSConfig{} // the host's
+	s, err := newCore(cfg, opt, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, definition := range routes {
+		s.add(definition)
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		x := s.begin(&netCarrier{w: w, r: r})
+		defer x.end()
+		defer func() {
+			if value := recover(); value != nil {
+				x.panicked(value)
+			}
+		}()
+		for _, single := range onceHeaders {
+			if len(r.Header.Values(single)) > 1 {
+				x.answer(errTwice)
+				return
+			}
+		}
+		x.dispatch()
+	}), nil
+}
+
+// dispatch does for net/http what Fiber's router and [Server.serve] do together.
+func (x *exchange) dispatch() {
+	switch method := x.carrier.method(); method {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete:
+		r := x.find(method, x.carrier.path())
+		if r == nil {
+			x.answer(ErrNotFound)
+		} else if err := x.run(r); err != nil {
+			x.answer(err)
+		}
+	case http.MethodOptions:
+		x.options()
+	default:
+		x.answer(ErrMethodNotAllowed)
+	}
+}
+
+// netCarrier carries an exchange with net/http.
+type netCarrier struct {
+	w    http.ResponseWriter
+	r    *http.Request
+	data []byte
+	read bool
+	err  error
+}
+
+func (c *netCarrier) method() string               { return c.r.Method }
+func (c *netCarrier) path() string                 { return c.r.URL.EscapedPath() }
+func (c *netCarrier) query() string                { return c.r.URL.RawQuery }
+func (c *netCarrier) header(name string) string    { return c.r.Header.Get(name) }
+func (c *netCarrier) headers(name string) []string { return c.r.Header.Values(name) }
+func (c *netCarrier) set(name, value string)       { c.w.Header().Set(name, value) }
+func (c *netCarrier) add(name, value string)       { c.w.Header().Add(name, value) }
+func (c *netCarrier) close()                       { c.w.Header().Set("Connection", "close") }
+
+func (c *netCarrier) cookie(name string) string {
+	if cookie, err := c.r.Cookie(name); err == nil {
+		return cookie.Value
+	}
+	return ""
+}
+
+func (c *netCarrier) body() ([]byte, error) {
+	if c.read {
+		return c.data, c.err
+	}
+	c.read = true
+	c.data, c.err = io.ReadAll(http.MaxBytesReader(c.w, c.r.Body, MaxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(c.err, &tooLarge):
+		c.err = ErrBodyTooLarge
+	case c.err != nil:
+		c.err = readFault(c.err)
+	}
+	return c.data, c.err
+}
+
+func (c *netCarrier) remote() netip.Addr {
+	addr, err := netip.ParseAddrPort(c.r.RemoteAddr)
+	if err != nil {
+		host, _, _ := net.SplitHostPort(c.r.RemoteAddr)
+		bare, _ := netip.ParseAddr(host)
+		return bare.Unmap().WithZone("")
+	}
+	return addr.Addr().Unmap().WithZone("")
+}
+
+func (c *netCarrier) send(status int, body []byte) {
+	if bodyAllowed(status) {
+		c.w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	}
+	c.w.WriteHeader(status)
+	if bodyAllowed(status) && c.r.Method != http.MethodHead {
+		_, _ = c.w.Write(body) // a client that left cannot be told
+	}
+}
+
+func bodyAllowed(status int) bool {
+	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
+}

@@ -1,0 +1,162 @@
+package httpserver
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+)
+
+// Encoded is JSON of a T that was encoded before, such as a key set that is the same for
+// everybody.
+type Encoded[T any] []byte
+
+// MarshalJSON returns the bytes as they are.
+func (e Encoded[T]) MarshalJSON() ([]byte, error) { return e, nil }
+
+func (Encoded[T]) encodes() reflect.Type { return reflect.TypeFor[T]() }
+func (e Encoded[T]) encoded() []byte     { return e }
+
+// Encodes returns the T of an [Encoded] type.
+func Encodes(t reflect.Type) (reflect.Type, bool) {
+	encoded, ok := reflect.Zero(t).Interface().(interface{ encodes() reflect.Type })
+	if !ok {
+		return nil, false
+	}
+	return encoded.encodes(), true
+}
+
+// OneOrMany is a string in JSON when it holds one, and an array when it holds more, as aud is
+// in RFC 7519.
+type OneOrMany []string
+
+// MarshalJSON writes a string or an array.
+func (o OneOrMany) MarshalJSON() ([]byte, error) {
+	if len(o) == 1 {
+		return json.Marshal(o[0])
+	}
+	return json.Marshal([]string(o))
+}
+
+// output is how a function's output is written as an answer.
+type output struct {
+	of      reflect.Type // nil when there is none
+	body    int          // field of an envelope; -1: the whole is the body; -2: there is no body
+	status  int          // field of an envelope, -1 without one
+	headers []outHeader
+	cookie  int // field of an envelope, -1 without one
+}
+
+type outHeader struct {
+	field int
+	name  string
+}
+
+const (
+	wholeIsBody = -1
+	noBody      = -2
+)
+
+var cookieType = reflect.TypeFor[*http.Cookie]()
+
+// outputOf makes the plan for an output type. It panics on a field of an envelope that says
+// nothing of where it goes.
+func outputOf(t reflect.Type) output {
+	out := output{of: t, body: wholeIsBody, status: -1, cookie: -1}
+	if t.Kind() != reflect.Struct || !isEnvelope(t) {
+		return out
+	}
+	out.body = noBody
+	for i := range t.NumField() {
+		field := t.Field(i)
+		switch name, header := field.Tag.Lookup("header"); {
+		case header && field.Type.Kind() == reflect.String:
+			out.headers = append(out.headers, outHeader{i, name})
+		case field.Name == "Status" && field.Type.Kind() == reflect.Int:
+			out.status = i
+		case field.Type == cookieType && field.Tag.Get("cookie") != "":
+			out.cookie = i
+		case field.Name == "Body":
+			out.body = i
+		default:
+			panic(fmt.Sprintf("httpserver: %s.%s has no tag that says where it goes", t, field.Name))
+		}
+	}
+	return out
+}
+
+// isEnvelope reports whether an output is more than a body.
+func isEnvelope(t reflect.Type) bool {
+	for i := range t.NumField() {
+		field := t.Field(i)
+		if _, header := field.Tag.Lookup("header"); header || field.Name == "Body" && field.Tag.Get("json") == "" {
+			return true
+		}
+	}
+	return false
+}
+
+// Body returns the type of the JSON in an answer of a function with this output; nil when
+// there is none.
+func (f Function) Body() reflect.Type {
+	switch {
+	case f.output.of == nil, f.output.body == noBody:
+		return nil
+	case f.output.body == wholeIsBody:
+		return f.output.of
+	}
+	return f.output.of.Field(f.output.body).Type
+}
+
+func (o output) headerNames() (names []string) {
+	for _, h := range o.headers {
+		names = append(names, h.name)
+	}
+	return names
+}
+
+// write sends a success. The answer is a pointer to the output.
+func (o output) write(x *exchange, answer reflect.Value) error {
+	status := x.route.Status
+	var body []byte
+	if o.body == wholeIsBody {
+		text, err := json.Marshal(answer.Interface())
+		if err != nil {
+			return fmt.Errorf("encode the answer: %w", err)
+		}
+		x.success(status, "application/json", text)
+		return nil
+	}
+	value := answer.Elem()
+	if o.body >= 0 {
+		part := value.Field(o.body).Addr().Interface()
+		if encoded, ok := part.(interface{ encoded() []byte }); ok {
+			body = encoded.encoded()
+		} else if text, err := json.Marshal(part); err != nil {
+			return fmt.Errorf("encode the answer: %w", err)
+		} else {
+			body = text
+		}
+	}
+	for _, h := range o.headers {
+		if text := value.Field(h.field).String(); text != "" {
+			x.carrier.set(h.name, text)
+		}
+	}
+	if o.cookie >= 0 {
+		if cookie := value.Field(o.cookie).Interface().(*http.Cookie); cookie != nil {
+			x.carrier.add("Set-Cookie", cookie.String())
+		}
+	}
+	if o.status >= 0 {
+		if n := value.Field(o.status).Int(); n != 0 {
+			status = int(n)
+		}
+	}
+	if status == http.StatusNotModified || body == nil {
+		x.success(status, "", nil)
+		return nil
+	}
+	x.success(status, "application/json", body)
+	return nil
+}

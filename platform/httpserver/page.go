@@ -1,0 +1,118 @@
+package httpserver
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"net/http"
+	"path"
+	"regexp"
+	"strings"
+	"sync"
+
+	"github.com/gofiber/fiber/v2"
+	"github.com/gofiber/swagger"
+	"github.com/valyala/fasthttp"
+)
+
+// Documentation is the routes of a page that shows an OpenAPI document and tries it out, below
+// a path such as /docs/swagger, with the document beside it as doc.json. Everything on the
+// page has a relative address, so that it works behind a path prefix.
+func Documentation(below, title string, document []byte) []Route {
+	sum := sha256.Sum256(document)
+	etag := `"` + hex.EncodeToString(sum[:16]) + `"`
+	files := newSwaggerFiles(below, title)
+	return []Route{
+		{Method: http.MethodGet, Path: below + "/doc.json", page: func(x *exchange) error {
+			x.carrier.set("Cache-Control", "no-cache")
+			x.carrier.set("ETag", etag)
+			if MatchesETag(x.carrier.header("If-None-Match"), etag) {
+				x.send(http.StatusNotModified, nil)
+				return nil
+			}
+			x.carrier.set("Content-Type", "application/json")
+			x.send(http.StatusOK, document)
+			return nil
+		}},
+		{Method: http.MethodGet, Path: below, page: redirect(path.Base(below) + "/index.html")},
+		{Method: http.MethodGet, Path: below + "/", page: redirect("index.html")},
+		{Method: http.MethodGet, Path: below + "/*", page: files.serve},
+	}
+}
+
+func redirect(to string) func(*exchange) error {
+	return func(x *exchange) error {
+		x.carrier.set("Location", to)
+		x.send(http.StatusMovedPermanently, nil)
+		return nil
+	}
+}
+
+// swaggerFiles are the page and its parts. gofiber/swagger serves them to Fiber alone, so it
+// is asked through an application of its own, whoever carries the request; then a file is
+// kept, since it does not change.
+type swaggerFiles struct {
+	handler fasthttp.RequestHandler
+	mu      sync.Mutex
+	kept    map[string]swaggerFile
+}
+
+type swaggerFile struct {
+	contentType string
+	body        []byte
+	policy      string // content security policy of a page; empty for other files
+}
+
+func newSwaggerFiles(below, title string) *swaggerFiles {
+	app := fiber.New(fiber.Config{DisableStartupMessage: true, CaseSensitive: true, StrictRouting: true})
+	app.Get(below+"/*", swagger.New(swagger.Config{Title: title, URL: "doc.json", PersistAuthorization: true, TryItOutEnabled: true}))
+	return &swaggerFiles{handler: app.Handler(), kept: map[string]swaggerFile{}}
+}
+
+func (s *swaggerFiles) serve(x *exchange) error {
+	file, err := s.file(x.carrier.path())
+	if err != nil {
+		return err
+	}
+	if file.policy != "" {
+		x.carrier.set("Content-Security-Policy", file.policy)
+	}
+	x.carrier.set("Content-Type", file.contentType)
+	x.send(http.StatusOK, file.body)
+	return nil
+}
+
+func (s *swaggerFiles) file(target string) (swaggerFile, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if file, ok := s.kept[target]; ok {
+		return file, nil
+	}
+	var fctx fasthttp.RequestCtx
+	fctx.Request.SetRequestURI(target)
+	s.handler(&fctx)
+	if fctx.Response.StatusCode() != http.StatusOK {
+		return swaggerFile{}, ErrNotFound
+	}
+	file := swaggerFile{contentType: string(fctx.Response.Header.ContentType()), body: bytes.Clone(fctx.Response.Body())}
+	if strings.HasPrefix(file.contentType, "text/html") {
+		file.body = foreignStyle.ReplaceAll(file.body, nil)
+		file.policy = pagePolicy(file.body)
+	}
+	s.kept[target] = file // as many as there are files
+	return file, nil
+}
+
+// foreignStyle is the link to the fonts of another host in the page. Nobody needs to know who
+// reads these documents, and the page's own policy would refuse it with an error.
+var foreignStyle = regexp.MustCompile(`\s*<link href="https://[^>]*>`)
+
+// MatchesETag reports whether If-None-Match (RFC 9110 §13.1.2) names the entity tag.
+func MatchesETag(header, etag string) bool {
+	for one := range strings.SplitSeq(header, ",") {
+		if one = strings.TrimPrefix(strings.TrimSpace(one), "W/"); one == etag || one == "*" {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,462 @@
+// Package openapi writes the OpenAPI 3.1 document of a table of routes. Everything in it comes
+// from the declarations and the types of the functions, so that the document cannot say what
+// the service does not do; what every answer has in common comes from platform/httpserver.
+//
+// It is for tests and tools: a program serves the document that was written, and does not
+// carry this package.
+package openapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/getkin/kin-openapi/openapi3"
+
+	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/httpserver"
+)
+
+// Info is what no route says.
+type Info struct {
+	Title       string
+	Version     string
+	Summary     string
+	Description string
+	ContactURL  string
+	License     string      // an SPDX identifier
+	Server      string      // relative to the document
+	Groups      [][2]string // tags and what they group
+}
+
+// Document returns the document as indented JSON. It fails where a declaration leaves out
+// what its readers need.
+func Document(info Info, routes []httpserver.Route) ([]byte, error) {
+	w := &writer{components: openapi3.NewComponents(), named: map[string]reflect.Type{}}
+	w.components.Schemas, w.components.Headers = openapi3.Schemas{}, openapi3.Headers{}
+	w.components.SecuritySchemes, w.components.Responses = openapi3.SecuritySchemes{}, openapi3.ResponseBodies{}
+	doc := &openapi3.T{
+		OpenAPI: "3.1.0",
+		Info: &openapi3.Info{
+			Title: info.Title, Version: info.Version, Summary: info.Summary, Description: info.Description,
+			Contact: &openapi3.Contact{Name: info.Title, URL: info.ContactURL}, License: &openapi3.License{Name: info.License, Identifier: info.License},
+		},
+		Servers: openapi3.Servers{{URL: info.Server, Description: "Where this document was found."}},
+		Paths:   openapi3.NewPaths(),
+	}
+	w.commonHeaders()
+	used := map[string]bool{}
+	for _, r := range routes {
+		if !r.Documented() {
+			continue
+		}
+		op, err := w.operation(r)
+		if err != nil {
+			return nil, fmt.Errorf("%s %s: %w", r.Method, r.Path, err)
+		}
+		used[r.Group] = true
+		doc.AddOperation(r.Path, r.Method, op)
+	}
+	for _, group := range info.Groups {
+		doc.Tags = append(doc.Tags, &openapi3.Tag{Name: group[0], Description: group[1]})
+		delete(used, group[0])
+	}
+	for group := range used {
+		return nil, fmt.Errorf("the group %q is not described", group)
+	}
+	doc.Components = &w.components
+	text, err := doc.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	// Read again, references are resolved and every rule of the specification is checked.
+	read, err := openapi3.NewLoader().LoadFromData(text)
+	if err != nil {
+		return nil, err
+	}
+	if err := read.Validate(context.Background(), openapi3.EnableExamplesValidation()); err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	if err := json.Indent(&out, text, "", "  "); err != nil {
+		return nil, err
+	}
+	out.WriteByte('\n')
+	return out.Bytes(), nil
+}
+
+// writer collects what several operations share.
+type writer struct {
+	components openapi3.Components
+	named      map[string]reflect.Type // of the schemas among the components
+}
+
+func (w *writer) operation(r httpserver.Route) (*openapi3.Operation, error) {
+	for what, text := range map[string]string{"ID": r.ID, "Group": r.Group, "Summary": r.Summary, "Success": r.Success} {
+		if text == "" {
+			return nil, fmt.Errorf("has no %s", what)
+		}
+	}
+	op := &openapi3.Operation{
+		OperationID: r.ID, Tags: []string{r.Group}, Summary: r.Summary, Description: r.Description,
+		Responses: openapi3.NewResponses(), Security: w.security(r),
+	}
+	op.Responses.Delete("default")
+	if op.Description == "" {
+		op.Description = r.Summary + "."
+	}
+	if r.Instead != "" {
+		op.Description += " Where something on the way drops the body of a DELETE, " + r.Instead + " does the same."
+	}
+	if err := w.request(op, r); err != nil {
+		return nil, err
+	}
+	if err := w.success(op, r); err != nil {
+		return nil, err
+	}
+	return op, w.refusals(op, r)
+}
+
+// security says who may call: nobody is asked for anything, or for the route's scheme, or may
+// also do without it.
+func (w *writer) security(r httpserver.Route) *openapi3.SecurityRequirements {
+	requirements := openapi3.NewSecurityRequirements()
+	scheme, optional := r.Do.Scheme(), false
+	switch {
+	case scheme == nil && r.Accepts == nil:
+		return requirements
+	case scheme == nil:
+		scheme, optional = r.Accepts, true
+	}
+	w.components.SecuritySchemes[scheme.Name] = &openapi3.SecuritySchemeRef{Value: &openapi3.SecurityScheme{
+		Type: "http", Scheme: scheme.HTTP, BearerFormat: scheme.Format, Description: scheme.Description,
+	}}
+	requirements.With(openapi3.SecurityRequirement{scheme.Name: []string{}})
+	if optional || scheme.InForm {
+		requirements.With(openapi3.SecurityRequirement{})
+	}
+	return requirements
+}
+
+// request describes parameters and body, as the input's tags name them.
+func (w *writer) request(op *openapi3.Operation, r httpserver.Route) error {
+	form := &openapi3.Schema{Type: types("object"), Properties: openapi3.Schemas{}}
+	formExample := map[string]any{}
+	for _, field := range reflect.VisibleFields(r.Do.In()) {
+		if field.Anonymous {
+			continue
+		}
+		for _, in := range []string{"path", "query", "header", "cookie"} {
+			name, ok := field.Tag.Lookup(in)
+			if !ok || name == "Authorization" { // which is the security scheme's
+				continue
+			}
+			schema, err := w.field(field)
+			if err != nil {
+				return err
+			}
+			p := &openapi3.Parameter{Name: name, In: in, Required: in == "path", Description: schema.Value.Description, Schema: schema}
+			schema.Value.Description = ""
+			op.Parameters = append(op.Parameters, &openapi3.ParameterRef{Value: p})
+		}
+		if name, ok := field.Tag.Lookup("form"); ok {
+			schema, err := w.field(field)
+			if err != nil {
+				return err
+			}
+			form.Properties[name] = schema
+			if field.Tag.Get("required") == "true" {
+				form.Required = append(form.Required, name)
+				formExample[name] = field.Tag.Get("example")
+			}
+		}
+		if field.Name == "Body" {
+			schema, err := w.schema(field.Type)
+			if err != nil {
+				return err
+			}
+			closed := false
+			w.components.Schemas[nameOf(field.Type)].Value.AdditionalProperties = openapi3.AdditionalProperties{Has: &closed}
+			value, err := example(field.Type)
+			if err != nil {
+				return err
+			}
+			content := openapi3.Content{"application/json": &openapi3.MediaType{Schema: schema, Examples: named("example", value)}}
+			op.RequestBody = &openapi3.RequestBodyRef{Value: &openapi3.RequestBody{Required: field.Tag.Get("body") != "optional", Content: content}}
+		}
+	}
+	if len(form.Properties) > 0 {
+		content := openapi3.Content{"application/x-www-form-urlencoded": &openapi3.MediaType{Schema: form.NewRef(), Examples: named("example", formExample)}}
+		op.RequestBody = &openapi3.RequestBodyRef{Value: &openapi3.RequestBody{Required: true, Content: content}}
+	}
+	return nil
+}
+
+// success describes what the function returns.
+func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
+	answer := w.answer(r.Success)
+	if r.Cache != "" {
+		answer.Headers["Cache-Control"] = header("How long the answer may be kept.", &openapi3.Schema{Type: types("string"), Const: r.Cache}, true)
+	}
+	if t := r.Do.Body(); t != nil {
+		schema, err := w.schema(t)
+		if err != nil {
+			return err
+		}
+		value, err := example(t)
+		if err != nil {
+			return err
+		}
+		answer.Content = openapi3.Content{"application/json": &openapi3.MediaType{Schema: schema, Examples: named("example", value)}}
+	}
+	if out := r.Do.Out(); out != nil && out.Kind() == reflect.Struct {
+		for _, field := range reflect.VisibleFields(out) {
+			if name, ok := field.Tag.Lookup("header"); ok {
+				schema, err := w.field(field)
+				if err != nil {
+					return err
+				}
+				answer.Headers[name] = header(schema.Value.Description, schema.Value, false)
+				schema.Value.Description = ""
+			}
+			if name, ok := field.Tag.Lookup("cookie"); ok {
+				answer.Headers["Set-Cookie"] = header("`"+name+"`: "+field.Tag.Get("doc"), &openapi3.Schema{Type: types("string")}, false)
+			}
+			if status, ok := field.Tag.Lookup("status"); ok {
+				other := w.answer(field.Tag.Get("doc"))
+				for _, name := range []string{"Cache-Control", "ETag"} {
+					if h := answer.Headers[name]; h != nil {
+						other.Headers[name] = h
+					}
+				}
+				op.Responses.Set(status, &openapi3.ResponseRef{Value: other})
+			}
+		}
+	}
+	op.Responses.Set(strconv.Itoa(r.SuccessStatus()), &openapi3.ResponseRef{Value: answer})
+	return nil
+}
+
+// refusals describes what the function may refuse, and what anything may be refused for.
+func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
+	if r.OAuth {
+		return w.oauthRefusals(op, r)
+	}
+	problem, err := w.schema(reflect.TypeFor[httpserver.Problem]())
+	if err != nil {
+		return err
+	}
+	byStatus := map[int][]*fault.Fault{}
+	for _, f := range slices.Concat(r.Do.IdentityFaults(), r.Faults, Inherent(r)) {
+		status := httpserver.Status(f)
+		if !slices.ContainsFunc(byStatus[status], func(known *fault.Fault) bool { return known.Code == f.Code }) {
+			byStatus[status] = append(byStatus[status], f)
+		}
+	}
+	for status, faults := range byStatus {
+		slices.SortFunc(faults, func(a, b *fault.Fault) int { return strings.Compare(a.Code, b.Code) })
+		var codes []string
+		for _, f := range faults {
+			codes = append(codes, f.Code)
+		}
+		// What says nothing of this operation alone is said once.
+		own := slices.ContainsFunc(faults, func(f *fault.Fault) bool { return f.Kind == fault.Invalid })
+		if name := componentName(codes); !own {
+			if w.components.Responses[name] == nil {
+				w.components.Responses[name] = &openapi3.ResponseRef{Value: w.problems(r, status, problem, faults)}
+			}
+			op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Ref: "#/components/responses/" + name})
+			continue
+		}
+		op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Value: w.problems(r, status, problem, faults)})
+	}
+	return nil
+}
+
+// componentName makes a name out of codes: InvalidTokenOrMissingToken.
+func componentName(codes []string) string {
+	var name strings.Builder
+	for i, code := range codes {
+		if i > 0 {
+			name.WriteString("Or")
+		}
+		for word := range strings.SplitSeq(code, "_") {
+			name.WriteString(strings.ToUpper(word[:1]) + word[1:])
+		}
+	}
+	return name.String()
+}
+
+// problems is the response for faults of one status, with an example of each.
+func (w *writer) problems(r httpserver.Route, status int, problem *openapi3.SchemaRef, faults []*fault.Fault) *openapi3.Response {
+	var codes []any
+	var words []string
+	examples := openapi3.Examples{}
+	for _, f := range faults {
+		codes = append(codes, f.Code)
+		words = append(words, "`"+f.Code+"`: "+f.Title+".")
+		examples[f.Code] = &openapi3.ExampleRef{Value: &openapi3.Example{Summary: f.Title, Value: plain(problemExample(r, f))}}
+	}
+	narrowed := &openapi3.Schema{Type: types("object"), Properties: openapi3.Schemas{"code": (&openapi3.Schema{Type: types("string"), Enum: codes}).NewRef()}}
+	answer := w.refusal(strings.Join(words, " "), status)
+	answer.Content = openapi3.Content{"application/problem+json": &openapi3.MediaType{
+		Schema: (&openapi3.Schema{AllOf: openapi3.SchemaRefs{problem, narrowed.NewRef()}}).NewRef(), Examples: examples,
+	}}
+	if status == http.StatusUnsupportedMediaType {
+		answer.Headers["Accept-Encoding"] = header("Sent when the body was compressed: it must not be.", &openapi3.Schema{Type: types("string"), Const: "identity"}, false)
+	}
+	return answer
+}
+
+func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error {
+	schema, err := w.schema(reflect.TypeFor[httpserver.OAuthProblem]())
+	if err != nil {
+		return err
+	}
+	byStatus := map[int][]httpserver.OAuthError{}
+	for _, e := range InherentOAuth(r) {
+		if !slices.ContainsFunc(byStatus[e.Status], func(known httpserver.OAuthError) bool { return known.Code == e.Code }) {
+			byStatus[e.Status] = append(byStatus[e.Status], e)
+		}
+	}
+	for status, list := range byStatus {
+		var codes []any
+		var names, words []string
+		examples := openapi3.Examples{}
+		for _, e := range list {
+			codes, names = append(codes, e.Code), append(names, e.Code)
+			words = append(words, "`"+e.Code+"`: "+e.Description)
+			examples[e.Code] = &openapi3.ExampleRef{Value: &openapi3.Example{Summary: e.Description, Value: plain(httpserver.OAuthProblem{Error: e.Code, Description: e.Description})}}
+		}
+		narrowed := &openapi3.Schema{Type: types("object"), Properties: openapi3.Schemas{"error": (&openapi3.Schema{Type: types("string"), Enum: codes}).NewRef()}}
+		answer := w.refusal(strings.Join(words, " "), status)
+		answer.Headers["Pragma"] = header("For caches of HTTP/1.0 (RFC 6749 §5.1).", &openapi3.Schema{Type: types("string"), Const: "no-cache"}, true)
+		answer.Content = openapi3.Content{"application/json": &openapi3.MediaType{
+			Schema: (&openapi3.Schema{AllOf: openapi3.SchemaRefs{schema, narrowed.NewRef()}}).NewRef(), Examples: examples,
+		}}
+		name := "OAuth" + componentName(names) + strconv.Itoa(status)
+		w.components.Responses[name] = &openapi3.ResponseRef{Value: answer}
+		op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Ref: "#/components/responses/" + name})
+	}
+	return nil
+}
+
+// Inherent lists what a route is refused for whatever its function does: by the wire, by its
+// deadline, and by the strict reading of its body and query.
+func Inherent(r httpserver.Route) []*fault.Fault {
+	list := []*fault.Fault{
+		httpserver.ErrMalformed, httpserver.ErrRequestTimeout, httpserver.ErrBodyTooLarge, httpserver.ErrHeadersTooLarge,
+		httpserver.ErrUnavailable, httpserver.ErrInternal,
+	}
+	for _, field := range reflect.VisibleFields(r.Do.In()) {
+		if field.Name == "Body" {
+			list = append(list, httpserver.ErrValidation, httpserver.ErrUnsupportedMedia)
+		}
+		if field.Tag.Get("query") != "" {
+			list = append(list, httpserver.ErrValidation)
+		}
+	}
+	return list
+}
+
+// InherentOAuth is what an OAuth route may answer with, by RFC 6749 §5.2 and for the reasons
+// of [Inherent].
+func InherentOAuth(r httpserver.Route) []httpserver.OAuthError {
+	list := slices.Clone(r.OAuthFaults)
+	if r.Do.Scheme() != nil {
+		list = append(list, httpserver.OAuthError{Status: http.StatusUnauthorized, Code: "invalid_client", Description: "The client is not known, or its secret is wrong."})
+	}
+	for _, f := range Inherent(r) {
+		list = append(list, httpserver.OAuthErrorOf(f))
+	}
+	return list
+}
+
+// problemExample is how the fault is answered at the route.
+func problemExample(r httpserver.Route, f *fault.Fault) httpserver.Problem {
+	path := r.Path
+	for _, field := range reflect.VisibleFields(r.Do.In()) {
+		if name := field.Tag.Get("path"); name != "" {
+			path = strings.ReplaceAll(path, "{"+name+"}", field.Tag.Get("example"))
+		}
+	}
+	if f.Kind == fault.Invalid && len(f.Fields) == 0 {
+		f = faultyField(r, f)
+	}
+	return httpserver.ProblemOf(f, path, "f3a9c1d27b604e5f8a1b2c3d4e5f6071")
+}
+
+// faultyField names a field that the route has, as the strict reading would.
+func faultyField(r httpserver.Route, f *fault.Fault) *fault.Fault {
+	for _, field := range reflect.VisibleFields(r.Do.In()) {
+		if name := field.Tag.Get("query"); name != "" {
+			return f.Field(name, "invalid_value", "must be "+strings.ReplaceAll(field.Tag.Get("enum"), ",", " or ")+", or left out")
+		}
+		if field.Name != "Body" {
+			continue
+		}
+		for i := range field.Type.NumField() {
+			member := field.Type.Field(i)
+			name, _, _ := strings.Cut(member.Tag.Get("json"), ",")
+			if member.Type.Kind() == reflect.Pointer {
+				return f.Field(name, "required", "is required")
+			}
+			return f.Field(name, "wrong_type", "must be a string")
+		}
+	}
+	return f
+}
+
+// answer is a response with the headers that every one has.
+func (w *writer) answer(description string) *openapi3.Response {
+	headers := openapi3.Headers{}
+	for name := range w.components.Headers {
+		headers[name] = &openapi3.HeaderRef{Ref: "#/components/headers/" + name}
+	}
+	return &openapi3.Response{Description: &description, Headers: headers}
+}
+
+// refusal is a response that says no.
+func (w *writer) refusal(description string, status int) *openapi3.Response {
+	answer := w.answer(description)
+	answer.Headers["Cache-Control"] = header("Errors are never kept.", &openapi3.Schema{Type: types("string"), Const: "no-store"}, true)
+	switch status {
+	case http.StatusUnauthorized:
+		answer.Headers["WWW-Authenticate"] = header("How to show who is calling.", &openapi3.Schema{Type: types("string")}, true)
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		least := 1.0
+		answer.Headers["Retry-After"] = header("Seconds to wait before the next try.", &openapi3.Schema{Type: types("integer"), Min: &least}, true)
+	}
+	return answer
+}
+
+// commonHeaders are on every answer.
+func (w *writer) commonHeaders() {
+	text := func() *openapi3.Schema { return &openapi3.Schema{Type: types("string")} }
+	for name, h := range map[string]*openapi3.HeaderRef{
+		"X-Request-Id":              header("The request's own, when it sent one of up to 64 letters, digits and `. _ -`; it is in the server's log.", &openapi3.Schema{Type: types("string"), Pattern: "^[A-Za-z0-9._-]{1,64}$"}, true),
+		"X-Content-Type-Options":    header("Keeps browsers from guessing.", &openapi3.Schema{Type: types("string"), Const: "nosniff"}, true),
+		"Referrer-Policy":           header("Keeps addresses out of other sites' logs.", &openapi3.Schema{Type: types("string"), Const: "no-referrer"}, true),
+		"Content-Security-Policy":   header("Forbids everything: an answer is no page.", text(), true),
+		"Strict-Transport-Security": header("Sent to clients that come by https.", text(), false),
+		"Vary":                      header("Origin, where browsers of other origins may call.", text(), false),
+	} {
+		w.components.Headers[name] = h
+	}
+}
+
+func header(description string, schema *openapi3.Schema, required bool) *openapi3.HeaderRef {
+	return &openapi3.HeaderRef{Value: &openapi3.Header{Parameter: openapi3.Parameter{Description: description, Required: required, Schema: schema.NewRef()}}}
+}
+
+func types(name string) *openapi3.Types { return &openapi3.Types{name} }
+
+func named(name string, value any) openapi3.Examples {
+	return openapi3.Examples{name: &openapi3.ExampleRef{Value: &openapi3.Example{Value: value}}}
+}
