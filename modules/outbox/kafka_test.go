@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -72,25 +73,9 @@ func checkKafka(t testing.TB, log *outboxtest.Log, cfg sink.KafkaConfig, duplica
 func TestEventTooLargeForTheTopicParksItsKeyAlone(t *testing.T) {
 	t.Parallel()
 	cfg := topic(t, 4)
-	request(t, cfg, func(c *kgo.Client) error {
-		req := kmsg.NewPtrIncrementalAlterConfigsRequest()
-		res := kmsg.NewIncrementalAlterConfigsRequestResource()
-		res.ResourceType, res.ResourceName = kmsg.ConfigResourceTypeTopic, cfg.Topic
-		change := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
-		change.Name, change.Value = "max.message.bytes", kmsg.StringPtr("3000")
-		res.Configs = append(res.Configs, change)
-		req.Resources = append(req.Resources, res)
-		resp, err := req.RequestWith(t.Context(), c)
-		if err == nil {
-			err = kerr.ErrorForCode(resp.Resources[0].ErrorCode)
-		}
-		return err
-	})
+	limit(t, cfg, 3000)
 	db := dbtest.Postgres(t)
-	noise := make([]byte, 4000)
-	_, _ = rand.Read(noise)
-	large := event("big")
-	large.Data = fmt.Appendf(nil, `{"a":"%x"}`, noise)
+	large := largeEvent("big")
 	log := &outboxtest.Log{}
 	w := outboxtest.Workload{DB: db, Log: log, Writers: 2, Keys: 20, Limit: 300}
 	w.Run(t.Context())
@@ -109,6 +94,70 @@ func TestEventTooLargeForTheTopicParksItsKeyAlone(t *testing.T) {
 	}
 	log.Add(outboxtest.Written{ID: id, Key: "big", Seq: 1})
 	checkKafka(t, log, cfg, 0)
+}
+
+// limit makes the topic refuse what is larger.
+func limit(t testing.TB, cfg sink.KafkaConfig, bytes int) {
+	t.Helper()
+	request(t, cfg, func(c *kgo.Client) error {
+		req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+		res := kmsg.NewIncrementalAlterConfigsRequestResource()
+		res.ResourceType, res.ResourceName = kmsg.ConfigResourceTypeTopic, cfg.Topic
+		change := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+		change.Name, change.Value = "max.message.bytes", kmsg.StringPtr(strconv.Itoa(bytes))
+		res.Configs = append(res.Configs, change)
+		req.Resources = append(req.Resources, res)
+		resp, err := req.RequestWith(t.Context(), c)
+		if err == nil {
+			err = kerr.ErrorForCode(resp.Resources[0].ErrorCode)
+		}
+		return err
+	})
+}
+
+func largeEvent(key string) outbox.Event {
+	noise := make([]byte, 4000) // which does not compress
+	_, _ = rand.Read(noise)
+	e := event(key)
+	e.Data = fmt.Appendf(nil, `{"a":"%x"}`, noise)
+	return e
+}
+
+// A user is parked, and an operator replays an earlier event that the topic takes no more:
+// the user waits from there on, and the others go on.
+func TestAReplayThatKafkaRefusesParksTheKeyFromThere(t *testing.T) {
+	t.Parallel()
+	cfg := topic(t, 1)
+	db := dbtest.Postgres(t)
+	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
+	add(t, db, largeEvent("big"), event("big"), event("small"))
+	drained(t, db)
+	limit(t, cfg, 3000)
+	add(t, db, largeEvent("big"))
+	eventually(t, "the new limit to hold", func() bool {
+		keys, err := outbox.Parked(t.Context(), db)
+		if err == nil && len(keys) == 0 {
+			add(t, db, largeEvent("big"))
+		}
+		return err == nil && len(keys) == 1
+	})
+	drained(t, db)
+	if res, err := outbox.Replay(t.Context(), db, outbox.Selection{FromID: 1, ToID: 3}, false, nil); err != nil || res.Enqueued != 3 {
+		t.Fatalf("replay: %+v, %v", res, err)
+	}
+	add(t, db, event("small"))
+	drained(t, db)
+	keys, err := outbox.Parked(t.Context(), db)
+	if err != nil || len(keys) != 1 || keys[0].ID != 1 {
+		t.Fatalf("parked %+v, %v", keys, err)
+	}
+	seen, err := outboxtest.ReadKafka(context.Background(), cfg.Brokers, cfg.Topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := seen[len(seen)-1]; last.Key != "small" || last.Seq != 2 {
+		t.Errorf("the last one is %s/%d", last.Key, last.Seq)
+	}
 }
 
 // More partitions under way: keys would move. The relay stops and says so, and what is
