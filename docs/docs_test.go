@@ -580,7 +580,7 @@ func TestSettingsInThePagesExist(t *testing.T) {
 func metrics(t *testing.T) map[string]bool {
 	t.Helper()
 	known := map[string]bool{}
-	direct := regexp.MustCompile(`Name:\s+"(authctl_[a-z0-9_]+)"`)
+	direct := regexp.MustCompile(`(?:Name:\s+|NewDesc\()"(authctl_[a-z0-9_]+)"`)
 	outbox := regexp.MustCompile(`\b(?:gauge|counter)\("([a-z0-9_]+)"`)
 	for _, file := range goFiles(t, root) {
 		if strings.HasSuffix(file, "_test.go") {

@@ -502,13 +502,17 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 		return []finding{skipped("the database cannot be read yet")}
 	}
 	st, err := outbox.Status(ctx, d.db)
+	if database.IsForbidden(err) && d.Outbox.Relay == "inline" {
+		return []finding{failing("serve relays (outbox.relay is inline), and this database role may not",
+			"set OUTBOX_RELAY=off where relays run apart, or let it: GRANT authctl_relay TO authctl_serve")}
+	}
 	if database.IsForbidden(err) {
 		return []finding{skipped("this database role may not look into it; ask as the relay's or the owner")}
 	}
 	if err != nil {
 		return []finding{failing(err.Error(), "look at the database's log")}
 	}
-	var list []finding
+	list := d.targetFits(ctx, nil)
 	if st.ParkedKeys > 0 {
 		list = append(list, doubtful(count(int(st.ParkedKeys), "key is", "keys are")+" parked", "see: authctl outbox parked list"))
 	}
@@ -516,17 +520,51 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 		list = append(list, doubtful(count(st.LeasesAhead, "lease ends", "leases end")+" later than possible: the database's clock was ahead when a relay wrote it, or has been set back since",
 			"keep that clock synchronised (NTP); a relay that runs takes the work over within a lease, a minute at most"))
 	}
+	trouble := troubleNow(st)
+	for _, t := range trouble {
+		found := fmt.Sprintf("%s cannot publish since %s: %s", t.Relay, moment(t.Since), t.Error)
+		if t.NeedsPerson() {
+			list = append(list, failing(found, "events wait, and go on by themselves once that is done"))
+		} else {
+			list = append(list, doubtful(found, "events wait, and go on by themselves once the target is back"))
+		}
+	}
 	switch waits := fmt.Sprintf("%s, the oldest for %s", count(int(st.Pending), "event waits", "events wait"), st.OldestAge.Round(time.Second)); {
 	case st.Pending == 0:
 		list = append(list, fine("nothing waits; %s", count(len(st.Relays), "relay runs", "relays run")))
-	case len(st.Relays) == 0:
+	case len(st.Relays) == 0 && len(trouble) == 0:
 		list = append(list, doubtful(waits+", and no relay runs", "start authctl serve or authctl relay"))
-	case st.OldestAge > time.Minute:
+	case st.OldestAge > time.Minute && len(trouble) == 0:
 		list = append(list, doubtful(waits, "see the log of the relays"))
 	default:
 		list = append(list, fine("%s", waits))
 	}
 	return list
+}
+
+// targetFits compares what the settings name with where the outbox publishes. A serve that
+// leaves events to relays need not name it.
+func (d *doctor) targetFits(ctx context.Context, identity *string) []finding {
+	name, known, err := d.target()
+	if err != nil {
+		return []finding{failing(err.Error(), "name the data folder with APP_DATA_DIR")}
+	}
+	if identity == nil {
+		identity = known
+	}
+	off := d.Outbox.Relay == "off"
+	err = outbox.CheckTarget(ctx, d.db, name, identity)
+	switch {
+	case errors.Is(err, outbox.ErrOtherTarget) && off && !d.Kafka.UsesKafka():
+		return nil
+	case errors.Is(err, outbox.ErrOtherTarget) && off:
+		return []finding{doubtful(err.Error(), "serve is fine with it, since OUTBOX_RELAY is off; a relay with these settings is refused")}
+	case errors.Is(err, outbox.ErrOtherTarget):
+		return []finding{failing(err.Error(), "until then serve does not start with these settings, and neither does a relay")}
+	case err != nil:
+		return []finding{failing(err.Error(), "look at the database's log")}
+	}
+	return nil
 }
 
 func (d *doctor) redisFit(ctx context.Context) []finding {
@@ -588,12 +626,11 @@ func (d *doctor) kafkaFit(ctx context.Context) []finding {
 		return []finding{failing(err.Error(), "start it, or name other brokers with KAFKA_BROKERS; events wait meanwhile")}
 	}
 	var list []finding
-	for _, problem := range st.Problems {
-		list = append(list, doubtful("topic "+st.Topic+": "+problem, "change the topic with your cluster's own tools"))
+	if identity, err := kafka.Identity(ctx); err == nil && d.schemaFits && len(d.targetFits(ctx, nil)) == 0 {
+		list = d.targetFits(ctx, &identity) // the outbox's, by name at least: that was looked at before
 	}
-	if d.Outbox.Shards%st.Partitions != 0 {
-		list = append(list, failing(fmt.Sprintf("topic %s has %d partitions, and outbox.shards is %d", st.Topic, st.Partitions, d.Outbox.Shards),
-			fmt.Sprintf("set OUTBOX_SHARDS to %d: a multiple of the partitions", (d.Outbox.Shards/st.Partitions+1)*st.Partitions)))
+	for _, problem := range d.topicProblems(st) {
+		list = append(list, doubtful("topic "+st.Topic+": "+problem.Found, problem.Advice))
 	}
 	if len(list) == 0 {
 		list = append(list, fine("%s, topic %s with %s", strings.Join(d.Kafka.Brokers, ","), st.Topic, count(st.Partitions, "partition", "partitions")))

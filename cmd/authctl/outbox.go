@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -124,6 +125,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 	}
 	rows = append(rows, []string{"parked", parked}, []string{"rate", fmt.Sprintf("%.1f events/s", st.Rate)}, []string{"last id", fmt.Sprint(st.LastID)})
 	rows = append(rows, []string{"target", describeTarget(st.Target())})
+	rows = append(rows, describeTrouble(st)...)
 	rows = append(rows, []string{"relays", fmt.Sprint(len(st.Relays))})
 	for _, r := range st.Relays {
 		rows = append(rows, []string{"  " + r.Name, fmt.Sprintf("%d of %s, %.1f events/s, since %s",
@@ -132,7 +134,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 	if err := printPairs(w, rows); err != nil {
 		return err
 	}
-	if st.Pending > 0 && len(st.Relays) == 0 {
+	if st.Pending > 0 && len(st.Relays) == 0 && !slices.ContainsFunc(st.Trouble, func(t outbox.Trouble) bool { return t.Lasts }) {
 		fmt.Fprintln(w, "events wait and nobody relays them: start authctl relay, or authctl serve with OUTBOX_RELAY=inline")
 	}
 	if !o.shards {
@@ -158,6 +160,48 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 		rows = append(rows, []string{fmt.Sprint(s.Shard), owner, fmt.Sprint(s.Epoch), left, fmt.Sprint(s.Low), fmt.Sprint(s.Pending), oldest})
 	}
 	return printTable(w, []string{"SHARD", "OWNER", "EPOCH", "LEASE", "LOW", "PENDING", "OLDEST"}, rows)
+}
+
+// describeTrouble are the rows of what keeps relays from publishing, the same of several relays
+// in one. The last word of a relay that is gone is of interest while events wait and no other
+// one is there.
+func describeTrouble(st outbox.State) [][]string {
+	var rows [][]string
+	for _, t := range troubleNow(st) {
+		who := t.Relay
+		if t.others > 0 {
+			who += fmt.Sprintf(" and %d more", t.others)
+		}
+		if !t.Lasts {
+			who += ", which is gone"
+		}
+		rows = append(rows, []string{"trouble", fmt.Sprintf("%s since %s: %s (%s)", t.Kind, moment(t.Since), t.Error, who)})
+	}
+	return rows
+}
+
+// sharedTrouble is one that other relays have as well.
+type sharedTrouble struct {
+	outbox.Trouble
+	others int
+}
+
+func troubleNow(st outbox.State) []sharedTrouble {
+	var list []sharedTrouble
+	for _, t := range st.Trouble {
+		if !t.Lasts && (st.Pending == 0 || len(st.Relays) > 0) {
+			continue
+		}
+		i := slices.IndexFunc(list, func(s sharedTrouble) bool {
+			return s.Target == t.Target && s.Kind == t.Kind && s.Error == t.Error && s.Lasts == t.Lasts
+		})
+		if i < 0 {
+			list = append(list, sharedTrouble{Trouble: t})
+		} else {
+			list[i].others++
+		}
+	}
+	return list
 }
 
 func isTerminal(w any) bool {

@@ -51,13 +51,6 @@ func describeIdentity(t outbox.Target) string {
 	return t.Identity
 }
 
-func since(t outbox.Target) string {
-	if t.Since.IsZero() {
-		return "-"
-	}
-	return t.Since.Format(time.RFC3339)
-}
-
 func newTargetShow(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "show",
@@ -77,7 +70,7 @@ func newTargetShow(g *global) *cobra.Command {
 				if g.output == "json" {
 					return printJSON(cmd.OutOrStdout(), t)
 				}
-				rows := [][]string{{"target", t.Name}, {"partitions", "not reached yet"}, {"since", since(*t)}}
+				rows := [][]string{{"target", t.Name}, {"partitions", "not reached yet"}, {"since", moment(t.Since)}}
 				if t.Partitions > 0 {
 					rows[1][1] = fmt.Sprint(t.Partitions)
 				}
@@ -119,7 +112,7 @@ func newTargetList(g *global) *cobra.Command {
 					if t.Identity != "" {
 						identity = describeIdentity(t)
 					}
-					rows = append(rows, []string{t.Name, t.State, partitions, since(t), identity})
+					rows = append(rows, []string{t.Name, t.State, partitions, moment(t.Since), identity})
 				}
 				return printTable(w, []string{"TARGET", "STATE", "PARTITIONS", "SINCE", "IDENTITY"}, rows)
 			})

@@ -102,9 +102,7 @@ func newTopicCheck(g *global) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if a.Outbox.Shards%st.Partitions != 0 {
-					st.Problems = append(st.Problems, fmt.Sprintf("it has %d partitions, and outbox.shards (%d) is no multiple of that", st.Partitions, a.Outbox.Shards))
-				}
+				st.Problems = a.topicProblems(st)
 				if err := g.printTopic(cmd.OutOrStdout(), st); err != nil {
 					return err
 				}
@@ -115,6 +113,24 @@ func newTopicCheck(g *global) *cobra.Command {
 			})
 		},
 	}
+}
+
+// topicProblems are those of the topic and those of other settings with it.
+func (a *app) topicProblems(st sink.TopicState) []sink.Problem {
+	list := st.Problems
+	if st.Partitions > 0 && a.Outbox.Shards%st.Partitions != 0 {
+		list = append(list, sink.Problem{
+			Found:  fmt.Sprintf("it has %d partitions, and outbox.shards (%d) is no multiple of that", st.Partitions, a.Outbox.Shards),
+			Advice: fmt.Sprintf("set OUTBOX_SHARDS=%d", (a.Outbox.Shards/st.Partitions+1)*st.Partitions),
+		})
+	}
+	if st.MaxMessageBytes > 0 && st.MaxMessageBytes < a.Outbox.BatchBytes {
+		list = append(list, sink.Problem{
+			Found:  fmt.Sprintf("max.message.bytes is %d, less than outbox.batch_bytes (%d): full batches are refused and sent in halves", st.MaxMessageBytes, a.Outbox.BatchBytes),
+			Advice: fmt.Sprintf("raise it to %d or more, or lower OUTBOX_BATCH_BYTES", a.Outbox.BatchBytes),
+		})
+	}
+	return list
 }
 
 func (g *global) printTopic(w io.Writer, st sink.TopicState) error {
@@ -135,7 +151,7 @@ func (g *global) printTopic(w io.Writer, st sink.TopicState) error {
 		{"largest batch", fmt.Sprintf("%d bytes", st.MaxMessageBytes)}, {"cleanup", st.CleanupPolicy}, {"kept", kept},
 	}
 	for _, problem := range st.Problems {
-		rows = append(rows, []string{"problem", problem})
+		rows = append(rows, []string{"problem", problem.String()})
 	}
 	return printPairs(w, rows)
 }

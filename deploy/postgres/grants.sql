@@ -42,6 +42,6 @@ GRANT SELECT, DELETE ON outbox_key TO authctl_relay;
 GRANT SELECT, UPDATE, DELETE ON outbox_finished_key TO authctl_relay;
 GRANT SELECT, INSERT, DELETE ON outbox_pending TO authctl_relay;
 GRANT SELECT, INSERT, UPDATE ON outbox_target TO authctl_relay;
-GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard, outbox_parked_key, outbox_dead TO authctl_relay;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard, outbox_parked_key, outbox_dead, outbox_trouble TO authctl_relay;
 
 COMMIT;

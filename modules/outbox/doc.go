@@ -36,6 +36,7 @@
 //	outbox_shard        who may publish which part, until when, and from where on to look
 //	outbox_relay        the relays that are alive, for fair shares and for people
 //	outbox_target       where events go and have gone, and how many partitions the order relies on
+//	outbox_trouble      what keeps relays from publishing, for those who look from elsewhere
 //	outbox_setting      the number of shards; the length of a segment
 //
 // # Why not a cursor
@@ -140,8 +141,9 @@
 // outbox_event and its sixteen segments, SELECT and DELETE on outbox_pending and outbox_key,
 // SELECT, UPDATE and DELETE on outbox_finished_key, SELECT and UPDATE on outbox_setting, SELECT
 // and INSERT on outbox_dead, SELECT, INSERT and UPDATE on outbox_parked_key and outbox_target,
-// everything on outbox_shard and outbox_relay, and SELECT on the sequence; it cannot write
-// events. What operators need is in rights_test.go, which holds all of this to be true.
+// everything on outbox_shard, outbox_relay and outbox_trouble, and SELECT on the sequence; it
+// cannot write events. What operators need is in rights_test.go, which holds all of this to be
+// true.
 //
 // # What it costs
 //

@@ -24,6 +24,7 @@ type State struct {
 	Relays       []RelayState  `json:"relays"`
 	Shards       []ShardState  `json:"shards"`
 	Targets      []Target      `json:"targets"` // the active one first
+	Trouble      []Trouble     `json:"trouble"` // of relays that are alive and, for a day, that are gone
 }
 
 // RelayState is a living relay.
@@ -134,7 +135,12 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 	if err := relays.Err(); err != nil {
 		return st, err
 	}
-	st.Targets, err = Targets(ctx, db)
+	if st.Targets, err = Targets(ctx, db); err != nil {
+		return st, err
+	}
+	if st.Trouble, err = troubles(ctx, db); database.IsForbidden(err) {
+		err = nil // grants.sql has not been run since: what else there is can be shown
+	}
 	return st, err
 }
 

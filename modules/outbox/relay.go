@@ -136,6 +136,11 @@ func NewRelay(db *database.DB, sink Sink, cfg Config, opt RelayOptions) (*Relay,
 		r.name = fmt.Sprintf("%s/%d", host, os.Getpid())
 	}
 	r.trouble = trouble{log: r.log, now: r.now, met: met}
+	if opt.Registry != nil {
+		if err := opt.Registry.Register(&r.trouble); err != nil {
+			return nil, fmt.Errorf("register the outbox's metrics: %w", err)
+		}
+	}
 	return r, nil
 }
 
@@ -150,10 +155,14 @@ func (r *Relay) Run(ctx context.Context) error {
 	// deliveries under way, what those need.
 	var outer, deliveries, inner sync.WaitGroup
 	outer.Go(func() { r.gauge(ctx) }) // a backlog shows even while the target is away from the start
+	outer.Go(func() { r.reportTrouble(ctx) })
 	if err := r.open(ctx); err != nil {
 		stopped := ctx.Err() != nil
 		fail(nil)
 		outer.Wait()
+		leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		r.endTrouble(leaving, err)
 		if stopped {
 			return nil
 		}
@@ -201,7 +210,9 @@ func (r *Relay) Run(ctx context.Context) error {
 	if err := r.release(releasing); err != nil {
 		r.log.Warn("leases were not given back; others take over when they run out", zap.Error(err))
 	}
-	if cause := context.Cause(ctx); fatal(cause) {
+	cause := context.Cause(ctx)
+	r.endTrouble(releasing, cause)
+	if fatal(cause) {
 		return cause
 	}
 	return nil
@@ -223,8 +234,7 @@ func (r *Relay) keepLeases(ctx context.Context, fail func(error)) {
 			fail(err)
 			return
 		} else if ctx.Err() == nil {
-			r.trouble.count("database")
-			r.trouble.begin(databaseTrouble, "database", err)
+			r.trouble.database(err)
 			if !sleep(ctx, 100*time.Millisecond) {
 				return
 			}
@@ -255,8 +265,7 @@ func (r *Relay) dispatch(ctx, deliver context.Context, deliveries *sync.WaitGrou
 		batches, err := r.round(ctx)
 		switch {
 		case err != nil && ctx.Err() == nil:
-			r.trouble.count("database")
-			r.trouble.begin(databaseTrouble, "database", err)
+			r.trouble.database(err)
 			wait = idlePoll
 		case len(batches) > 0:
 			wait = busyPoll
@@ -350,7 +359,7 @@ func (r *Relay) round(ctx context.Context) ([]*parcel, error) {
 		}
 		moved, err := r.store.setAside(ctx, q.shard, ownership{server, r.id, q.epoch}, q.aside)
 		if err != nil {
-			r.trouble.begin(databaseTrouble, "database", err)
+			r.trouble.database(err)
 			break
 		}
 		if moved > 0 {
@@ -559,8 +568,6 @@ func (r *Relay) publish(ctx context.Context, stopping <-chan struct{}, p *parcel
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := r.sink.Publish(ctx, b)
 		var refused *Refused
-		var stalled *Stalled
-		kind := "retry"
 		switch {
 		case err == nil:
 			r.trouble.over(b.Partition)
@@ -575,13 +582,10 @@ func (r *Relay) publish(ctx context.Context, stopping <-chan struct{}, p *parcel
 		case errors.Is(err, ErrNotOwned):
 			r.trouble.count("not_owned")
 			wait = firstRetry // a renewal may be on its way
-		case errors.As(err, &stalled):
-			kind = stalled.Kind
-			wait = stallRetry
-			fallthrough
 		default:
-			r.trouble.count(kind)
-			r.trouble.begin(b.Partition, kind, err)
+			if !passing(r.trouble.target(b.Partition, err)) {
+				wait = stallRetry
+			}
 		}
 		if p.lost() {
 			return nil, false
@@ -664,7 +668,7 @@ func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bo
 				zap.String("event_id", rec.EventID), zap.String("type", rec.Type), zap.Error(cause))
 			return true
 		}
-		r.trouble.begin(databaseTrouble, "database", err)
+		r.trouble.database(err)
 		if p.lost() || !sleep(ctx, idlePoll) {
 			return false
 		}
@@ -710,8 +714,7 @@ func (r *Relay) markDone(ctx context.Context, stopping <-chan struct{}, p *parce
 			if err == nil {
 				return true
 			}
-			r.trouble.count("database")
-			r.trouble.begin(databaseTrouble, "database", err)
+			r.trouble.database(err)
 		case <-ctx.Done():
 			return false
 		}

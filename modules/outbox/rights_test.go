@@ -31,11 +31,11 @@ const (
 		GRANT SELECT, DELETE ON outbox_pending TO ROLE;
 		GRANT SELECT, INSERT ON outbox_dead TO ROLE;
 		GRANT SELECT, INSERT, UPDATE ON outbox_parked_key TO ROLE;
-		GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard TO ROLE;
+		GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard, outbox_trouble TO ROLE;
 		GRANT SELECT, INSERT, UPDATE ON outbox_target TO ROLE;
 		GRANT SELECT ON SEQUENCE outbox_event_id TO ROLE`
 	operatorRights = `
-		GRANT SELECT ON outbox_event TO ROLE;
+		GRANT SELECT ON outbox_event, outbox_trouble TO ROLE;
 		GRANT SELECT, UPDATE ON outbox_relay TO ROLE;
 		GRANT SELECT, UPDATE ON outbox_setting, outbox_shard TO ROLE;
 		GRANT SELECT, INSERT ON outbox_pending TO ROLE;

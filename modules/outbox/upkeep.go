@@ -27,19 +27,19 @@ func (r *Relay) open(ctx context.Context) error {
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := r.tryOpen(ctx)
 		if err == nil {
+			r.trouble.over(targetTrouble)
 			r.trouble.over(databaseTrouble)
 			return nil
 		}
 		if fatal(err) || ctx.Err() != nil {
 			return err
 		}
-		kind := "retry"
-		var stalled *Stalled
-		if errors.As(err, &stalled) {
-			kind = stalled.Kind
+		if _, ofSink := errors.AsType[sinkError](err); ofSink {
+			r.trouble.target(targetTrouble, err)
+			r.trouble.over(databaseTrouble)
+		} else {
+			r.trouble.database(err)
 		}
-		r.trouble.count(kind)
-		r.trouble.begin(databaseTrouble, kind, err)
 		if !sleep(ctx, wait) {
 			return ctx.Err()
 		}
@@ -54,7 +54,7 @@ func (r *Relay) tryOpen(ctx context.Context) error {
 	}
 	partitions, err := r.sink.Partitions(bounded)
 	if err != nil {
-		return fmt.Errorf("ask %s for its partitions: %w", r.target, err)
+		return sinkError{fmt.Errorf("ask %s for its partitions: %w", r.target, err)}
 	}
 	if err := r.adopt(bounded); err != nil {
 		return err
@@ -136,7 +136,7 @@ func (r *Relay) Admit(ctx context.Context) (err error) {
 	}
 	identity, err := r.sink.Identity(ctx)
 	if err != nil {
-		return fmt.Errorf("ask %s which it is: %w", r.target, err)
+		return sinkError{fmt.Errorf("ask %s which it is: %w", r.target, err)}
 	}
 	r.target, err = AdmitTarget(ctx, r.db, r.sink.Name(), &identity)
 	return err
@@ -389,6 +389,9 @@ func (r *Relay) retain(ctx context.Context) {
 	for {
 		if err := Retain(ctx, r.db, r.cfg.Retention); err != nil && ctx.Err() == nil {
 			r.log.Warn("old events were not dropped; trying again later", zap.Error(err))
+		}
+		if err := forgetTroubles(ctx, r.db); err != nil && ctx.Err() == nil {
+			r.log.Warn("old reports of relays that are gone were not dropped; trying again later", zap.Error(err))
 		}
 		if !sleep(ctx, retainEvery) {
 			return

@@ -231,7 +231,7 @@ func TestKafkaSaysWhichRecordIsTooLarge(t *testing.T) {
 	}
 	keep(t, k, batch(record("k", 1))) // others go on
 	st, err := k.CheckTopic(t.Context())
-	if err != nil || len(st.Problems) != 1 || !strings.Contains(st.Problems[0], "max.message.bytes") {
+	if err != nil || len(st.Problems) != 1 || !strings.Contains(st.Problems[0].String(), "max.message.bytes is 2000") || !strings.Contains(st.Problems[0].Advice, "262144") {
 		t.Errorf("check: %+v, %v", st, err)
 	}
 }

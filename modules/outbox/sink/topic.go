@@ -16,16 +16,24 @@ import (
 // TopicState is what the cluster says of the topic. Problems are in words; with none the
 // topic is fit for the events.
 type TopicState struct {
-	Topic             string   `json:"topic"`
-	Created           bool     `json:"created"` // just now
-	Partitions        int      `json:"partitions"`
-	ReplicationFactor int      `json:"replication_factor"`
-	MinInSync         int      `json:"min_insync_replicas"`
-	MaxMessageBytes   int      `json:"max_message_bytes"`
-	CleanupPolicy     string   `json:"cleanup_policy"`
-	RetentionMS       int64    `json:"retention_ms"` // -1: for ever
-	Problems          []string `json:"problems"`
+	Topic             string    `json:"topic"`
+	Created           bool      `json:"created"` // just now
+	Partitions        int       `json:"partitions"`
+	ReplicationFactor int       `json:"replication_factor"`
+	MinInSync         int       `json:"min_insync_replicas"`
+	MaxMessageBytes   int       `json:"max_message_bytes"`
+	CleanupPolicy     string    `json:"cleanup_policy"`
+	RetentionMS       int64     `json:"retention_ms"` // -1: for ever
+	Problems          []Problem `json:"problems"`
 }
+
+// Problem is what of a topic does not fit, and what to do about it.
+type Problem struct{ Found, Advice string }
+
+func (p Problem) String() string { return p.Found + "; " + p.Advice }
+
+// MarshalText makes it one text in JSON.
+func (p Problem) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
 // EnsureTopic makes the topic when it does not exist, and checks it as [Kafka.CheckTopic]
 // does. It never changes a topic that is there.
@@ -91,7 +99,7 @@ func (k *Kafka) CheckTopic(ctx context.Context) (TopicState, error) {
 }
 
 func (k *Kafka) checkTopic() (TopicState, error) {
-	st := TopicState{Topic: k.cfg.Topic, Problems: []string{}}
+	st := TopicState{Topic: k.cfg.Topic, Problems: []Problem{}}
 	client, err := k.connect()
 	if err != nil {
 		return st, err
@@ -116,7 +124,7 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 	results, err := admin.DescribeConfigs([]*sarama.ConfigResource{{Type: sarama.TopicResource, Name: k.cfg.Topic}}, sarama.DescribeConfigsOptions{})
 	switch {
 	case errors.Is(err, sarama.ErrTopicAuthorizationFailed), errors.Is(err, sarama.ErrClusterAuthorizationFailed):
-		st.Problems = append(st.Problems, k.who()+" may not read the settings of the topic (DESCRIBE_CONFIGS), so they were not checked")
+		st.Problems = append(st.Problems, Problem{k.who() + " may not read the settings of the topic, so they were not checked", "allow it DESCRIBE_CONFIGS on the topic"})
 		return st, nil
 	case err != nil:
 		return st, fmt.Errorf("read the settings of the topic: %w", err)
@@ -134,29 +142,35 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 	return st, nil
 }
 
-func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []string {
-	list := []string{}
-	say := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
+func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []Problem {
+	var list []Problem
+	say := func(advice, format string, args ...any) {
+		list = append(list, Problem{fmt.Sprintf(format, args...), advice})
+	}
 	if st.Partitions != k.cfg.Partitions {
-		say("it has %d partitions, kafka.partitions is %d", st.Partitions, k.cfg.Partitions)
+		// Never the other way round: the number must not change under events.
+		say(fmt.Sprintf("set KAFKA_PARTITIONS=%d; leave the topic, whose number of partitions must not change once it has events", st.Partitions),
+			"it has %d partitions, kafka.partitions is %d", st.Partitions, k.cfg.Partitions)
 	}
 	if slices.Contains(strings.Split(st.CleanupPolicy, ","), "compact") {
-		say("cleanup.policy is %s: compaction keeps only the last event of each user", st.CleanupPolicy)
+		say("set it to delete", "cleanup.policy is %s: compaction keeps only the last event of each user", st.CleanupPolicy)
 	}
 	if st.MaxMessageBytes < outbox.MaxEventBytes {
-		say("max.message.bytes is %d, less than the largest event (%d): such events would be parked", st.MaxMessageBytes, outbox.MaxEventBytes)
+		say(fmt.Sprintf("raise it to %d or more", outbox.MaxEventBytes),
+			"max.message.bytes is %d, less than the largest event (%d): such events would be parked", st.MaxMessageBytes, outbox.MaxEventBytes)
 	}
 	if st.ReplicationFactor == 1 && brokers > 1 {
-		say("it has one replica: events are lost with one broker")
+		say("give it two more", "it has one replica: events are lost with one broker")
 	}
 	if st.MinInSync > st.ReplicationFactor {
-		say("min.insync.replicas is %d with %d replicas: nothing can be written", st.MinInSync, st.ReplicationFactor)
+		say(fmt.Sprintf("lower it to %d at most, or give the topic more replicas", st.ReplicationFactor),
+			"min.insync.replicas is %d with %d replicas: nothing can be written", st.MinInSync, st.ReplicationFactor)
 	}
 	if st.ReplicationFactor > 1 && st.MinInSync < 2 {
-		say("min.insync.replicas is %d: an event can be acknowledged and then lost with one broker", st.MinInSync)
+		say("raise it to 2", "min.insync.replicas is %d: an event can be acknowledged and then lost with one broker", st.MinInSync)
 	}
 	if unclean {
-		say("unclean.leader.election.enable is true: acknowledged events can be lost and reordered")
+		say("set it to false", "unclean.leader.election.enable is true: acknowledged events can be lost and reordered")
 	}
 	return list
 }
