@@ -74,9 +74,24 @@ func newKeyList(g *global) *cobra.Command {
 				}
 				rows := make([][]string, 0, len(list))
 				for _, k := range list {
-					rows = append(rows, []string{k.KID, k.Algorithm, string(k.Status), moment(k.StagedAt), moment(k.ActiveAt), moment(k.RetiredAt), nextStep(k, time.Now())})
+					rows = append(
+						rows,
+						[]string{
+							k.KID,
+							k.Algorithm,
+							string(k.Status),
+							moment(k.StagedAt),
+							moment(k.ActiveAt),
+							moment(k.RetiredAt),
+							nextStep(k, time.Now()),
+						},
+					)
 				}
-				return printTable(cmd.OutOrStdout(), []string{"KID", "ALGORITHM", "STATUS", "STAGED", "ACTIVE", "RETIRED", "NEXT"}, rows)
+				return printTable(
+					cmd.OutOrStdout(),
+					[]string{"KID", "ALGORITHM", "STATUS", "STAGED", "ACTIVE", "RETIRED", "NEXT"},
+					rows,
+				)
 			})
 		},
 	}
@@ -126,7 +141,12 @@ nothing before it is promoted.`,
 				if err != nil {
 					return err
 				}
-				return g.printKey(cmd, k, k.KID, fmt.Sprintf("from %s on: authctl key promote %s", notBefore(k.PromotableAt), k.KID))
+				return g.printKey(
+					cmd,
+					k,
+					k.KID,
+					fmt.Sprintf("from %s on: authctl key promote %s", notBefore(k.PromotableAt), k.KID),
+				)
 			})
 		},
 	}
@@ -162,7 +182,12 @@ wait: verifiers that hold an older set then refuse new tokens until they fetch i
 				if err != nil {
 					return err
 				}
-				return g.printKey(cmd, k, k.KID+" signs now", "retire its predecessor when it can be; see: authctl key list")
+				return g.printKey(
+					cmd,
+					k,
+					k.KID+" signs now",
+					"retire its predecessor when it can be; see: authctl key list",
+				)
 			})
 		},
 	}
@@ -216,10 +241,16 @@ It works also when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 					return err
 				}
 				if i := slices.IndexFunc(before, func(k auth.KeyInfo) bool { return k.KID == args[0] && k.Status == auth.KeyRevoked }); i >= 0 {
-					return g.printRevoked(cmd.OutOrStdout(), before[i], auth.KeyInfo{}, "is revoked already; nothing changed")
+					return g.printRevoked(
+						cmd.OutOrStdout(),
+						before[i],
+						auth.KeyInfo{},
+						"is revoked already; nothing changed",
+					)
 				}
 				k, successor, err := keys.Revoke(ctx, args[0], force || sure.yes)
-				if refusal, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, auth.ErrKeyInUse) && terminalOf(cmd) != nil {
+				if refusal, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, auth.ErrKeyInUse) &&
+					terminalOf(cmd) != nil {
 					if err := sure.ask(cmd, strings.TrimSuffix(refusal.Message, ".")); err != nil {
 						return err
 					}

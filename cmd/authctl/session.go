@@ -42,7 +42,12 @@ func (f *sessionFlags) add(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("user", "user-id", "user-name")
 	cmd.Flags().StringVar(&f.id, "id", "", "the one with this id")
 	cmd.Flags().StringVar(&f.ip, "ip", "", "last used from this address or network (203.0.113.7, 2001:db8::/32)")
-	cmd.Flags().StringVar(&f.before, "before", "", "last used before this time (RFC 3339), or longer ago than this (72h)")
+	cmd.Flags().StringVar(
+		&f.before,
+		"before",
+		"",
+		"last used before this time (RFC 3339), or longer ago than this (72h)",
+	)
 }
 
 // ofUser reports whether the flags name a user.
@@ -67,7 +72,9 @@ func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 	if f.ip != "" {
 		network, err := parseNetwork(f.ip)
 		if err != nil {
-			return filter, misuse{fmt.Errorf("--ip is %q; it takes an address or a network such as 203.0.113.0/24", f.ip)}
+			return filter, misuse{
+				fmt.Errorf("--ip is %q; it takes an address or a network such as 203.0.113.0/24", f.ip),
+			}
 		}
 		filter.IP = network
 	}
@@ -107,14 +114,20 @@ func parseMoment(flag, text string, now time.Time) (time.Time, error) {
 	}
 	ago, err := time.ParseDuration(text)
 	if err != nil || ago < 0 {
-		return time.Time{}, misuse{fmt.Errorf("--%s is %q; it takes a time such as %s, or how long ago that is, such as 72h",
-			flag, text, now.UTC().Format(time.RFC3339))}
+		return time.Time{}, misuse{
+			fmt.Errorf("--%s is %q; it takes a time such as %s, or how long ago that is, such as 72h",
+				flag, text, now.UTC().Format(time.RFC3339)),
+		}
 	}
 	return now.Add(-ago), nil
 }
 
 // withSessions runs do with the filter that the flags describe.
-func (g *global) withSessions(cmd *cobra.Command, f *sessionFlags, do func(context.Context, *app, auth.SessionFilter) error) error {
+func (g *global) withSessions(
+	cmd *cobra.Command,
+	f *sessionFlags,
+	do func(context.Context, *app, auth.SessionFilter) error,
+) error {
 	filter, err := f.parse(time.Now())
 	if err != nil {
 		return err
@@ -214,7 +227,12 @@ Without --user or --id it says what will end, and a terminal is asked; elsewhere
 	}
 	o.chosen.add(cmd)
 	cmd.Flags().BoolVar(&o.all, "all", false, "every session of every account")
-	cmd.Flags().StringVar(&o.after, "after", "", "with --all: go on after the account with this id, as one that was broken off says")
+	cmd.Flags().StringVar(
+		&o.after,
+		"after",
+		"",
+		"with --all: go on after the account with this id, as one that was broken off says",
+	)
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only list what would be revoked")
 	o.sure.add(cmd)
 	return cmd
@@ -286,8 +304,12 @@ func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter aut
 	}
 	switch {
 	case err != nil && filter.Everybody:
-		return fmt.Errorf("every session of %s has ended, and then: %w; go on with: authctl session revoke --all --yes --after %s",
-			count(done.Accounts, "account", "accounts"), err, done.LastAccount)
+		return fmt.Errorf(
+			"every session of %s has ended, and then: %w; go on with: authctl session revoke --all --yes --after %s",
+			count(done.Accounts, "account", "accounts"),
+			err,
+			done.LastAccount,
+		)
 	case err != nil:
 		return fmt.Errorf("%s revoked, and then: %w", count(done.Sessions, "session was", "sessions were"), err)
 	case filter.ID.Valid && done.Sessions == 0:
@@ -296,7 +318,10 @@ func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter aut
 			return err
 		}
 		if !ended {
-			return fmt.Errorf("there is no session %s: it is over, or the session store has lost it, and then only all of its user's can be ended: authctl session revoke --user", filter.ID.UUID)
+			return fmt.Errorf(
+				"there is no session %s: it is over, or the session store has lost it, and then only all of its user's can be ended: authctl session revoke --user",
+				filter.ID.UUID,
+			)
 		}
 	}
 	w := cmd.OutOrStdout()
@@ -306,7 +331,10 @@ func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter aut
 	case filter.Everybody:
 		_, err = fmt.Fprintf(w, "every session of %s has ended\n", count(done.Accounts, "account", "accounts"))
 	case report.Revoked == nil:
-		_, err = fmt.Fprintln(w, "every session of the account has ended; how many, the session store does not tell now")
+		_, err = fmt.Fprintln(
+			w,
+			"every session of the account has ended; how many, the session store does not tell now",
+		)
 	case whole && *report.Revoked == 0:
 		_, err = fmt.Fprintln(w, "every session of the account has ended; the session store knew of none")
 	case filter.ID.Valid && done.Sessions == 0:

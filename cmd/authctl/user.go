@@ -34,8 +34,22 @@ heed a change at once.`,
 		newUserList(g),
 		newUserShow(g),
 		newUserSetPassword(g),
-		newUserChange(g, "disable", "Close an account and end its sessions", "disabled", auth.StatusDisabled, (*auth.Service).DisableUser),
-		newUserChange(g, "enable", "Open a closed account again", "enabled", auth.StatusActive, (*auth.Service).EnableUser),
+		newUserChange(
+			g,
+			"disable",
+			"Close an account and end its sessions",
+			"disabled",
+			auth.StatusDisabled,
+			(*auth.Service).DisableUser,
+		),
+		newUserChange(
+			g,
+			"enable",
+			"Open a closed account again",
+			"enabled",
+			auth.StatusActive,
+			(*auth.Service).EnableUser,
+		),
 		newUserDelete(g),
 		newUserUnlock(g),
 		newUserImport(g),
@@ -104,7 +118,9 @@ func (p *passwordFlags) given(cmd *cobra.Command) (text string, given bool, err 
 func askPasswords(cmd *cobra.Command, prompts ...string) ([]string, error) {
 	terminal := terminalOf(cmd)
 	if terminal == nil {
-		return nil, misuse{errors.New("there is no terminal to ask for the password: use --password-stdin or --password-file")}
+		return nil, misuse{
+			errors.New("there is no terminal to ask for the password: use --password-stdin or --password-file"),
+		}
 	}
 	// Reading goes on through an interrupt, with a terminal that shows nothing. Whoever
 	// interrupts gets it back as it was, and nothing has been opened yet.
@@ -237,15 +253,37 @@ func newUserShow(g *global) *cobra.Command {
 				}
 				rows := [][]string{
 					{"id", u.ID.String()}, {"username", u.Username}, {"status", string(u.Status)},
-					{"created", u.CreatedAt.Format(time.RFC3339)}, {"password changed", u.PasswordChangedAt.Format(time.RFC3339)},
+					{
+						"created",
+						u.CreatedAt.Format(time.RFC3339),
+					}, {"password changed", u.PasswordChangedAt.Format(time.RFC3339)},
 					{"failed sign-ins", fmt.Sprint(report.Failures)},
 				}
 				if !report.RefusedUntil.IsZero() {
-					rows = append(rows, []string{"refused until", report.RefusedUntil.Format(time.RFC3339) + " from unknown devices; lift it with: authctl user unlock --id " + u.ID.String()})
+					rows = append(
+						rows,
+						[]string{
+							"refused until",
+							report.RefusedUntil.Format(
+								time.RFC3339,
+							) + " from unknown devices; lift it with: authctl user unlock --id " + u.ID.String(),
+						},
+					)
 				}
 				rows = append(rows, []string{"sessions", fmt.Sprint(len(report.Sessions))})
 				for _, s := range report.Sessions {
-					rows = append(rows, []string{"  " + s.ID.String(), fmt.Sprintf("%s, %s, last used %s", orDash(s.DeviceName), orDash(s.IP), s.LastUsedAt.Format(time.RFC3339))})
+					rows = append(
+						rows,
+						[]string{
+							"  " + s.ID.String(),
+							fmt.Sprintf(
+								"%s, %s, last used %s",
+								orDash(s.DeviceName),
+								orDash(s.IP),
+								s.LastUsedAt.Format(time.RFC3339),
+							),
+						},
+					)
 				}
 				return printPairs(w, rows)
 			})
@@ -280,7 +318,12 @@ func newUserSetPassword(g *global) *cobra.Command {
 	return cmd
 }
 
-func newUserChange(g *global, use, short, done string, status auth.Status, change func(*auth.Service, context.Context, uuid.UUID) error) *cobra.Command {
+func newUserChange(
+	g *global,
+	use, short, done string,
+	status auth.Status,
+	change func(*auth.Service, context.Context, uuid.UUID) error,
+) *cobra.Command {
 	ref := &userRef{}
 	cmd := &cobra.Command{
 		Use: use + " USER", Short: short, Example: "  authctl user " + use + " alice",
@@ -336,7 +379,9 @@ Without one, the counters are in the serving process, and end with it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
 				if !a.Redis.Enabled() {
-					return errors.New("without Redis the counters are in the serving process alone: restart it, or wait until they expire")
+					return errors.New(
+						"without Redis the counters are in the serving process alone: restart it, or wait until they expire",
+					)
 				}
 				if err := a.auth.UnlockUser(ctx, u); err != nil {
 					return err
@@ -372,7 +417,10 @@ func (g *global) printUnchanged(cmd *cobra.Command, u auth.User, what string) er
 
 func (g *global) printOutcome(cmd *cobra.Command, u auth.User, changed bool, what string) error {
 	if g.output == "json" {
-		return printJSON(cmd.OutOrStdout(), map[string]any{"id": u.ID, "username": u.Username, "done": true, "changed": changed})
+		return printJSON(
+			cmd.OutOrStdout(),
+			map[string]any{"id": u.ID, "username": u.Username, "done": true, "changed": changed},
+		)
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) %s\n", u.Username, u.ID, what)
 	return err

@@ -79,8 +79,16 @@ func (r *userRef) find(ctx context.Context, svc *auth.Service) (auth.User, error
 		u, err = svc.FindUser(ctx, r.word)
 	}
 	if two, ok := errors.AsType[*auth.AmbiguousUser](err); ok {
-		return auth.User{}, misuse{fmt.Errorf("%q fits two accounts and nothing was done: it is the id of %q, and the username of %s; say --%s or --%s",
-			two.Word, two.ByID.Username, two.ByName.ID, r.idFlag, r.nameFlag)}
+		return auth.User{}, misuse{
+			fmt.Errorf(
+				"%q fits two accounts and nothing was done: it is the id of %q, and the username of %s; say --%s or --%s",
+				two.Word,
+				two.ByID.Username,
+				two.ByName.ID,
+				r.idFlag,
+				r.nameFlag,
+			),
+		}
 	}
 	if errors.Is(err, auth.ErrUserNotFound) {
 		return auth.User{}, fmt.Errorf("there is no user %s", said)

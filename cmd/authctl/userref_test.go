@@ -66,7 +66,14 @@ func (two *twoAccounts) row(id string) string {
 	defer db.Close()
 	var status, hash string
 	var epoch int64
-	err := db.QueryRow("SELECT status, password_hash, session_epoch FROM users WHERE id = ?", id).Scan(&status, &hash, &epoch)
+	err := db.QueryRow(
+		"SELECT status, password_hash, session_epoch FROM users WHERE id = ?",
+		id,
+	).Scan(
+		&status,
+		&hash,
+		&epoch,
+	)
 	return fmt.Sprint(status, hash, epoch, err)
 }
 
@@ -114,14 +121,16 @@ func TestNoCommandTakesAWordThatFitsTwoAccounts(t *testing.T) {
 			}
 
 			// Unlocking needs Redis, which it says once it knows whom.
-			if code, _, complaint := command(name + "=" + two.alice); code != exitDone && !strings.Contains(complaint, "Redis") {
+			if code, _, complaint := command(name + "=" + two.alice); code != exitDone &&
+				!strings.Contains(complaint, "Redis") {
 				t.Errorf("by name: %d %s", code, complaint)
 			}
 			if two.row(two.alice) != alice {
 				t.Error("by name, it has changed the account with the id")
 			}
 			another = two.row(two.another)
-			if code, _, complaint := command(id + "=" + two.alice); code != exitDone && !strings.Contains(complaint, "Redis") {
+			if code, _, complaint := command(id + "=" + two.alice); code != exitDone &&
+				!strings.Contains(complaint, "Redis") {
 				t.Errorf("by id: %d %s", code, complaint)
 			}
 			if two.row(two.another) != another {

@@ -24,7 +24,11 @@ var (
 	ErrKeyStatus   = fault.New(fault.Conflict, "key_wrong_status", "The signing key is not at that stage")
 	ErrKeyTooNew   = fault.New(fault.Conflict, "key_too_new", "The signing key is not known everywhere yet")
 	ErrKeyInUse    = fault.New(fault.Conflict, "key_in_use", "Tokens of the signing key can still be live")
-	ErrKeysUnused  = fault.New(fault.Conflict, "keys_not_used", "With HS256 the shared secret signs; there are no keys to manage")
+	ErrKeysUnused  = fault.New(
+		fault.Conflict,
+		"keys_not_used",
+		"With HS256 the shared secret signs; there are no keys to manage",
+	)
 )
 
 // ErrWrongSecret says that the active signing key cannot be opened.
@@ -167,7 +171,10 @@ func newKeyring(ctx context.Context, db *database.DB, cfg token.Config, now func
 	err = k.refresh(ctx)
 	if active := k.Active(); active.KID() == "" {
 		if errors.Is(err, token.ErrSealed) {
-			return nil, fmt.Errorf("%w: name the old secret in auth.token.previous_secrets (AUTH_TOKEN_PREVIOUS_SECRETS), or, if it is lost, find the active key with: authctl key list, and end it with: authctl key revoke KID --force", ErrWrongSecret)
+			return nil, fmt.Errorf(
+				"%w: name the old secret in auth.token.previous_secrets (AUTH_TOKEN_PREVIOUS_SECRETS), or, if it is lost, find the active key with: authctl key list, and end it with: authctl key revoke KID --force",
+				ErrWrongSecret,
+			)
 		}
 		return nil, fmt.Errorf("load the signing keys: %w", err)
 	}
@@ -236,8 +243,12 @@ func (k *keyring) run(ctx context.Context, log *zap.Logger) error {
 		return nil
 	}
 	if active := k.Active(); active.Algorithm() != k.cfg.Algorithm {
-		log.Warn("signing_algorithm_differs", zap.String("configured", k.cfg.Algorithm), zap.String("active", active.Algorithm()),
-			zap.String("hint", "the active key stays in use; rotate with: authctl key stage, then authctl key promote"))
+		log.Warn(
+			"signing_algorithm_differs",
+			zap.String("configured", k.cfg.Algorithm),
+			zap.String("active", active.Algorithm()),
+			zap.String("hint", "the active key stays in use; rotate with: authctl key stage, then authctl key promote"),
+		)
 	}
 	tick := time.NewTicker(keyRefresh)
 	defer tick.Stop()
@@ -336,7 +347,12 @@ func (k *keyring) Promote(ctx context.Context, kid string, force bool) (KeyInfo,
 			return ErrKeyStatus.Detail(fmt.Sprintf("The key is %s; only a staged key can be promoted.", row.Status))
 		}
 		if at := k.info(row, now).PromotableAt; now.Before(at) && !force {
-			return ErrKeyTooNew.Detail(fmt.Sprintf("Verifiers may hold a key set without it until %s. Forced, they refuse its tokens until then.", at.Format(time.RFC3339)))
+			return ErrKeyTooNew.Detail(
+				fmt.Sprintf(
+					"Verifiers may hold a key set without it until %s. Forced, they refuse its tokens until then.",
+					at.Format(time.RFC3339),
+				),
+			)
 		}
 		if _, err := k.open(row); err != nil {
 			return err // no server with this secret could sign
@@ -360,7 +376,12 @@ func (k *keyring) Retire(ctx context.Context, kid string, force bool) (KeyInfo, 
 			return ErrKeyStatus.Detail(fmt.Sprintf("The key is %s; only a retiring key can be retired.", row.Status))
 		}
 		if at := k.info(row, now).RetirableAt; now.Before(at) && !force {
-			return ErrKeyInUse.Detail(fmt.Sprintf("Access tokens it signed can live until %s. Forced, they are refused from now on and their clients must refresh.", at.Format(time.RFC3339)))
+			return ErrKeyInUse.Detail(
+				fmt.Sprintf(
+					"Access tokens it signed can live until %s. Forced, they are refused from now on and their clients must refresh.",
+					at.Format(time.RFC3339),
+				),
+			)
 		}
 		return endKey(ctx, tx, kid, KeyRetired, row.RetiredAt)
 	})
@@ -496,9 +517,10 @@ func (k *keyring) look(ctx context.Context) (unusable map[string]error, err erro
 }
 
 // renew reads the keys into a new copy; the caller has taken its turn. A key that cannot be
-// opened is left out and told of, by its kid; that there is no active one, under "". That is on purpose also for verifying, which the public half in the
-// row would do for: whoever can write to the table, but does not know the secret, must not
-// be able to bring in a key.
+// opened is left out and told of, by its kid; that there is no active one, under "". It is
+// left out on purpose also for verifying, which the public half in the row would do for:
+// whoever can write to the table, but does not know the secret, must not be able to bring in
+// a key.
 func (k *keyring) renew(ctx context.Context) (unusable map[string]error, err error) {
 	rows, err := readKeys(ctx, k.db)
 	if err != nil {
@@ -607,7 +629,11 @@ func (k *keyring) makeFirst(ctx context.Context) error {
 
 // change runs fn in a transaction that no other change of keys runs beside, and returns what
 // the key has become.
-func (k *keyring) change(ctx context.Context, kid string, fn func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error) (KeyInfo, error) {
+func (k *keyring) change(
+	ctx context.Context,
+	kid string,
+	fn func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error,
+) (KeyInfo, error) {
 	var info KeyInfo
 	err := k.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if database.IsPostgres(tx) {
@@ -729,9 +755,18 @@ func (k *keyring) local() time.Time {
 
 // insertKey does nothing when another key is active already and this one would be.
 func insertKey(ctx context.Context, tx database.IDB, r keyRow) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at, token_ttl)
+	_, err := tx.ExecContext(
+		ctx,
+		`INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at, token_ttl)
 		VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING`,
-		r.KID, r.Algorithm, r.Status, r.public, r.sealed, r.StagedAt, nullTime(r.ActiveAt))
+		r.KID,
+		r.Algorithm,
+		r.Status,
+		r.public,
+		r.sealed,
+		r.StagedAt,
+		nullTime(r.ActiveAt),
+	)
 	if err != nil {
 		return fmt.Errorf("insert the signing key: %w", err)
 	}
@@ -751,8 +786,11 @@ func endKey(ctx context.Context, tx database.IDB, kid string, status KeyStatus, 
 func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
 
 func readKeys(ctx context.Context, db database.IDB) ([]keyRow, error) {
-	rows, err := db.QueryContext(ctx, `SELECT kid, algorithm, status, sealed, staged_at, active_at, retired_at, token_ttl
-		FROM signing_key ORDER BY staged_at, kid`)
+	rows, err := db.QueryContext(
+		ctx,
+		`SELECT kid, algorithm, status, sealed, staged_at, active_at, retired_at, token_ttl
+		FROM signing_key ORDER BY staged_at, kid`,
+	)
 	if err != nil {
 		return nil, fmt.Errorf("read the signing keys: %w", err)
 	}

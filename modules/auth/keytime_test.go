@@ -38,7 +38,17 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
 		clock, must := newKeyClock(), mustKey(t)
 		operator := openKeyring(open(), withTTL(time.Hour), clock.now) // with other settings than the servers
-		long, short := startKeys(t, open(), withTTL(10*time.Hour), clock), startKeys(t, open(), withTTL(2*time.Hour), clock)
+		long, short := startKeys(
+			t,
+			open(),
+			withTTL(10*time.Hour),
+			clock,
+		), startKeys(
+			t,
+			open(),
+			withTTL(2*time.Hour),
+			clock,
+		)
 		first := long.Active().KID()
 		var last string
 		for _, k := range []*keyring{short, long, short, long} {
@@ -74,7 +84,9 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 		}
 		must(operator.Promote(t.Context(), old.KID, true))
 		must(operator.Promote(t.Context(), must(operator.Stage(t.Context())).KID, true))
-		if info := keyStatus(t, operator, old.KID); !info.RetirableAt.Equal(info.RetiredAt.Add(24*time.Hour + keySettle)) {
+		if info := keyStatus(t, operator, old.KID); !info.RetirableAt.Equal(
+			info.RetiredAt.Add(24*time.Hour + keySettle),
+		) {
 			t.Errorf("a key of before: %+v", info)
 		}
 	})
@@ -126,7 +138,13 @@ func TestACommandAnnouncesEndsForTheLifetimeOfTheServers(t *testing.T) {
 		for _, e := range w.events(t, id)[1:] {
 			until, err := time.Parse(time.RFC3339, fmt.Sprint(e.Data["expires_at"]))
 			if err != nil || until.Before(tokens.AccessTokenExpiresAt) {
-				t.Errorf("%s may be forgotten at %v, %v; the token lives until %v", e.Type, until, err, tokens.AccessTokenExpiresAt)
+				t.Errorf(
+					"%s may be forgotten at %v, %v; the token lives until %v",
+					e.Type,
+					until,
+					err,
+					tokens.AccessTokenExpiresAt,
+				)
 			}
 		}
 	})
@@ -148,7 +166,8 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		clock.advance(-ahead)
-		if info := keyStatus(t, keys.ring, staged.KID); !info.ClockWasAhead || info.PromotableAt.After(clock.now().Add(JWKSMaxAge+keySettle)) {
+		if info := keyStatus(t, keys.ring, staged.KID); !info.ClockWasAhead ||
+			info.PromotableAt.After(clock.now().Add(JWKSMaxAge+keySettle)) {
 			t.Errorf("before it is put right: %+v", info)
 		}
 		if err := keys.Check(t.Context()); err == nil {

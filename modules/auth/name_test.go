@@ -26,7 +26,14 @@ func (w *world) older(t testing.TB, name string) User {
 	}
 	now := w.timestamp()
 	a := account{
-		User:      User{ID: id, Username: name, Status: StatusActive, CreatedAt: now, UpdatedAt: now, PasswordChangedAt: now},
+		User: User{
+			ID:                id,
+			Username:          name,
+			Status:            StatusActive,
+			CreatedAt:         now,
+			UpdatedAt:         now,
+			PasswordChangedAt: now,
+		},
 		canonical: strings.ToLower(name), passwordHash: hash,
 	}
 	if err := w.addAccount(t.Context(), a, uuid.NullUUID{}); err != nil {
@@ -54,13 +61,20 @@ func TestNoAccountGetsANameOfTheFormOfAnID(t *testing.T) {
 		id := w.caller(t, tokens).User.ID.String()
 		bare := strings.ReplaceAll(id, "-", "")
 		for _, name := range []string{id, strings.ToUpper(id), bare, "{" + id + "}", "urn:uuid:" + id, "<" + id + ">", uuid.NewString(), "０" + bare[1:]} {
-			if _, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(err) != "looks_like_id" {
+			if _, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(
+				err,
+			) != "looks_like_id" {
 				t.Errorf("registering as %s: %v", name, err)
 			}
-			if _, err := w.CreateUser(t.Context(), Credentials{name, goodPassword}); usernameProblem(err) != "looks_like_id" {
+			if _, err := w.CreateUser(t.Context(), Credentials{name, goodPassword}); usernameProblem(
+				err,
+			) != "looks_like_id" {
 				t.Errorf("an account %s: %v", name, err)
 			}
-			line := fmt.Sprintf(`{"username":%q,"password_hash":"$2a$04$abcdefghijklmnopqrstuu5Lo0g67CiD3M4RpN1BmBb4Crp5w7dbK"}`, name)
+			line := fmt.Sprintf(
+				`{"username":%q,"password_hash":"$2a$04$abcdefghijklmnopqrstuu5Lo0g67CiD3M4RpN1BmBb4Crp5w7dbK"}`,
+				name,
+			)
 			if i := w.importText(t, line, "native"); i.codes() != "1 username_looks_like_id" {
 				t.Errorf("importing %s: %s", name, i.codes())
 			}
@@ -79,7 +93,8 @@ func TestAWordThatFitsTwoAccountsFindsNeither(t *testing.T) {
 		for _, word := range []string{alice.ID.String(), bob.Username, " " + bare.Username} {
 			u, err := w.FindUser(t.Context(), word)
 			two, ok := errors.AsType[*AmbiguousUser](err)
-			if !ok || two.ByID.ID != alice.ID || two.ByName.ID != bob.ID && two.ByName.ID != bare.ID || u.ID != uuid.Nil {
+			if !ok || two.ByID.ID != alice.ID || two.ByName.ID != bob.ID && two.ByName.ID != bare.ID ||
+				u.ID != uuid.Nil {
 				t.Errorf("%s: %+v, %v", word, u, err)
 			}
 		}
@@ -129,7 +144,8 @@ func TestSignInIgnoresWhatSurroundsAName(t *testing.T) {
 		// What fails counts against the account, however the name was typed.
 		for i, typed := range []string{v.name, v.name + " ", " " + v.name, v.name + "\u00a0"} {
 			s.guess(t, typed, bot(1))
-			if failures, _, err := s.SignInState(t.Context(), User{ID: v.id, Username: v.name}); err != nil || failures != i+1 {
+			if failures, _, err := s.SignInState(t.Context(), User{ID: v.id, Username: v.name}); err != nil ||
+				failures != i+1 {
 				t.Errorf("after %d guesses %d count: %v", i+1, failures, err)
 			}
 		}
@@ -141,7 +157,8 @@ func TestRegisterNamesWhatSurroundsAName(t *testing.T) {
 	each(t, func(t *testing.T, w *world) {
 		_, err := w.Register(t.Context(), Credentials{"alice\u00a0", goodPassword}, phone())
 		f, _ := errors.AsType[*fault.Fault](err)
-		if f == nil || len(f.Fields) != 1 || f.Fields[0].Code != "invalid_characters" || !strings.Contains(f.Fields[0].Detail, "ends with U+00A0 NO-BREAK SPACE") {
+		if f == nil || len(f.Fields) != 1 || f.Fields[0].Code != "invalid_characters" ||
+			!strings.Contains(f.Fields[0].Detail, "ends with U+00A0 NO-BREAK SPACE") {
 			t.Errorf("got %+v", err)
 		}
 	})
@@ -177,7 +194,9 @@ func TestNamesArriveAsTheyWereTyped(t *testing.T) {
 			}
 		}
 		for name, code := range map[string]string{run[:2]: "too_short", long + "a": "too_long"} {
-			if _, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(err) != code {
+			if _, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(
+				err,
+			) != code {
 				t.Errorf("registering as %s: %v", name, err)
 			}
 		}
@@ -240,7 +259,9 @@ func TestClosedRegistrationTellsNothingOfNames(t *testing.T) {
 			for _, cred := range []Credentials{
 				{v.name, goodPassword}, {v.name, "short"}, {"nobody-" + uuid.NewString(), goodPassword}, {"no name!", goodPassword}, {"", ""},
 			} {
-				if _, err := closed.Register(t.Context(), cred, Device{IP: bot(1), Name: strings.Repeat("x", 200)}); err != error(ErrRegistrationClosed) {
+				if _, err := closed.Register(t.Context(), cred, Device{IP: bot(1), Name: strings.Repeat("x", 200)}); err != error(
+					ErrRegistrationClosed,
+				) {
 					t.Fatalf("registering as %q: %v", cred.Username, err)
 				}
 			}
@@ -254,7 +275,10 @@ func TestClosedRegistrationTellsNothingOfNames(t *testing.T) {
 		if _, err := closed.CreateUser(t.Context(), Credentials{name, goodPassword}); err != nil {
 			t.Error(err)
 		}
-		line := fmt.Sprintf(`{"username":%q,"password_hash":"$2a$04$abcdefghijklmnopqrstuu5Lo0g67CiD3M4RpN1BmBb4Crp5w7dbK"}`, "imported-"+uuid.NewString())
+		line := fmt.Sprintf(
+			`{"username":%q,"password_hash":"$2a$04$abcdefghijklmnopqrstuu5Lo0g67CiD3M4RpN1BmBb4Crp5w7dbK"}`,
+			"imported-"+uuid.NewString(),
+		)
 		closed.importText(t, line, "native").expect(t, 1, 0, 0)
 		v.signsIn(t, closed)
 		closed.signIn(t, name)

@@ -58,9 +58,10 @@ func (k *Keys) Retire(ctx context.Context, kid string, force bool) (KeyInfo, err
 	return k.noted("signing_key_retired", info, err)
 }
 
-// Revoke takes any key out of use at once; one that was revoked before stays as it is. It returns [ErrKeyInUse] for a key whose tokens
-// can live, unless force: they are refused from then on. successor is the key that signs
-// instead when the active one was revoked, else it is zero.
+// Revoke takes any key out of use at once; one that was revoked before stays as it is. It
+// returns [ErrKeyInUse] for a key whose tokens can live, unless force: they are refused from
+// then on. successor is the key that signs instead when the active one was revoked, else it is
+// zero.
 func (k *Keys) Revoke(ctx context.Context, kid string, force bool) (revoked, successor KeyInfo, err error) {
 	if err := k.correct(ctx); err != nil {
 		return KeyInfo{}, KeyInfo{}, err

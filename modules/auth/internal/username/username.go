@@ -152,7 +152,10 @@ func checkASCII(name string) *Problem {
 		case isAtext(r):
 			return &Problem{InvalidCharacters, "may have " + describe(r) + " only before the @ of an address"}
 		default:
-			return &Problem{InvalidCharacters, "may have only ASCII letters, digits and . _ - @ +, and not " + describe(r)}
+			return &Problem{
+				InvalidCharacters,
+				"may have only ASCII letters, digits and . _ - @ +, and not " + describe(r),
+			}
 		}
 	}
 	return nil

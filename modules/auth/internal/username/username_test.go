@@ -306,7 +306,11 @@ func FuzzCanonical(f *testing.F) {
 			if _, err := uuid.Parse(name); err == nil {
 				t.Fatalf("%s: %q is %q, which is an id", profile, input, name)
 			}
-			if strings.ContainsFunc(name, invisible) || strings.ContainsFunc(name, func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) || unicode.IsUpper(r) }) {
+			if strings.ContainsFunc(name, invisible) ||
+				strings.ContainsFunc(
+					name,
+					func(r rune) bool { return unicode.IsControl(r) || unicode.IsSpace(r) || unicode.IsUpper(r) },
+				) {
 				t.Fatalf("%s: %q is %q", profile, input, name)
 			}
 		}
