@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -212,6 +213,48 @@ func TestEachDatabaseRoleIsEnoughForItsWork(t *testing.T) {
 	db.authctl(t, "authctl_relay", "", "outbox", "tail")
 	db.authctl(t, "authctl_relay", "", "outbox", "replay", "--since", "1h", "--yes")
 	eventually(t, "the relay has published again", func() bool { return published(`"replay":`) })
+}
+
+// Where only a relay runs there is no secret, no Redis and no right to look at accounts, and
+// nothing is wrong with that. A serve that relays needs both roles, and is told so.
+func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
+	t.Parallel()
+	db := newRolesDatabase(t)
+	doctor := func(role string, env ...string) (string, error) {
+		cmd := db.command(t, t.TempDir(), role, "doctor")
+		cmd.Env = append(cmd.Env, "APP_PORT=0")
+		cmd.Env = append(cmd.Env, env...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	must := func(out string, lines ...string) {
+		t.Helper()
+		for _, line := range lines {
+			if !regexp.MustCompile("(?m)^" + line).MatchString(out) {
+				t.Errorf("no line %q in\n%s", line, out)
+			}
+		}
+	}
+	out, err := doctor("authctl_relay", "AUTH_TOKEN_SECRET=", "APP_MODE=prod", "AUTH_PASSWORD_BCRYPT_COST=10", "REDIS_URL=redis://127.0.0.1:1", "OUTBOX_RELAY=inline")
+	if err != nil {
+		t.Errorf("where a relay runs: %v\n%s", err, out)
+	}
+	must(out, `skip +secret .*relay`, `skip +signing keys `, `skip +redis .*relay`, `ok +outbox `)
+	out, err = doctor("authctl_serve")
+	if err != nil {
+		t.Errorf("where serve runs: %v\n%s", err, out)
+	}
+	must(out, `ok +signing keys `, `skip +outbox `)
+	out, err = doctor("authctl_serve", "OUTBOX_RELAY=inline")
+	if err == nil {
+		t.Errorf("a serve that may not relay and does:\n%s", out)
+	}
+	must(out, `fail +outbox .*OUTBOX_RELAY=off.*GRANT authctl_relay TO authctl_serve`)
+	out, err = doctor("authctl_serve", "AUTH_TOKEN_SECRET=", "APP_MODE=prod", "AUTH_PASSWORD_BCRYPT_COST=10")
+	if err == nil {
+		t.Errorf("a serve in prod mode without a secret:\n%s", out)
+	}
+	must(out, `fail +settings .*AUTH_TOKEN_SECRET`)
 }
 
 func TestARelayMayDivideTheWorkAnew(t *testing.T) {

@@ -88,6 +88,7 @@ type doctor struct {
 	print    func(finding) error
 
 	schemaFits bool // the database is open, and what reads it can
+	relays     bool // and its role is one that relays alone has
 }
 
 func (g *global) doctor(ctx context.Context, stdout, stderr io.Writer) (err error) {
@@ -99,6 +100,10 @@ func (g *global) doctor(ctx context.Context, stdout, stderr io.Writer) (err erro
 	faults, wrong := errors.AsType[config.Faults](err)
 	if _, misused := errors.AsType[misuse](err); misused || err != nil && !wrong {
 		return err
+	}
+	// Where only a relay runs, what serve needs besides is not missing.
+	if relay := (settings{keyless: true}); wrong && g.load(&relay, nil) == nil && relay.relaysAlone(ctx) {
+		s, wrong = relay, false
 	}
 	if wrong {
 		var list []finding
@@ -122,6 +127,28 @@ func (g *global) doctor(ctx context.Context, stdout, stderr io.Writer) (err erro
 		return silent{errors.New("a check failed")}
 	}
 	return nil
+}
+
+// relaysAlone reports whether the settings name a database with a role that can relay events
+// and not sign people in.
+func (s settings) relaysAlone(ctx context.Context) bool {
+	if !s.Database.UsesPostgres() {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	db, err := database.Open(ctx, s.Database, database.Options{Prod: s.App.prod(), AppName: "authctl"})
+	if err != nil {
+		return false
+	}
+	defer db.Close()
+	return isRelayRole(ctx, db)
+}
+
+func isRelayRole(ctx context.Context, db *database.DB) bool {
+	var yes bool
+	err := db.QueryRowContext(ctx, `SELECT has_table_privilege('outbox_pending', 'DELETE') AND NOT has_table_privilege('signing_key', 'SELECT')`).Scan(&yes)
+	return err == nil && yes
 }
 
 func printFinding(w io.Writer, f finding) error {
@@ -345,6 +372,9 @@ func (d *doctor) diskSpace(context.Context) []finding {
 func (d *doctor) secret(context.Context) []finding {
 	const advice = "set AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE, to what this prints: openssl rand -base64 48"
 	secret := d.Auth.Token.Secret
+	if d.keyless {
+		return []finding{skipped("this database role is a relay's, which needs none")}
+	}
 	if secret == "" {
 		path := filepath.Join(d.App.DataDir, "secret")
 		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
@@ -432,6 +462,7 @@ func (d *doctor) schema(ctx context.Context) []finding {
 		return []finding{d.databaseFails(err, "let authctl's user read the table bun_migrations")}
 	}
 	d.schemaFits = true
+	d.relays = d.db.IsPostgres() && isRelayRole(ctx, d.db)
 	return []finding{fine("up to date")}
 }
 
@@ -568,6 +599,9 @@ func (d *doctor) targetFits(ctx context.Context, identity *string) []finding {
 }
 
 func (d *doctor) redisFit(ctx context.Context) []finding {
+	if d.relays {
+		return []finding{skipped("this database role is a relay's, which needs none")}
+	}
 	if !d.Redis.Enabled() {
 		return []finding{fine("none is named: sessions are in the database, sign-in limits are counted by each process alone")}
 	}
@@ -610,7 +644,11 @@ func (d *doctor) redisFit(ctx context.Context) []finding {
 }
 
 func (d *doctor) kafkaFit(ctx context.Context) []finding {
-	if !d.Kafka.UsesKafka() {
+	switch {
+	case d.Kafka.UsesKafka():
+	case d.Outbox.Relay == "off" && !d.relays:
+		return []finding{fine("none is named: OUTBOX_RELAY is off, so events are left to relays elsewhere")}
+	default:
 		return []finding{fine("none is named: events go to %s", d.eventsFile())}
 	}
 	kafka, err := d.openKafka()
