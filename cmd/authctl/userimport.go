@@ -219,8 +219,13 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 		if printed := o.print(cmd.OutOrStdout(), result); printed != nil {
 			return errors.Join(err, printed)
 		}
-		if report.Hint != "" {
+		switch found := report.Imported + report.Present + report.Refused; {
+		case report.Hint != "":
 			fmt.Fprintln(stderr, report.Hint)
+		case err == nil && found == 0 && o.from == "keycloak":
+			fmt.Fprintln(stderr, "there is no account in it; kc.sh export --dir writes them into files of their own, *-users-*.json")
+		case err == nil && found == 0:
+			fmt.Fprintln(stderr, "there is no account in it")
 		}
 		return o.outcome(report, err)
 	})

@@ -2,12 +2,12 @@ package auth
 
 import (
 	"context"
-	"encoding/csv"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -74,7 +74,6 @@ func exportJSON(w io.Writer) (write func(exported) error, flush func() error) {
 }
 
 func exportCSV(w io.Writer, hashes bool) (write func(exported) error, flush func() error) {
-	out := csv.NewWriter(w)
 	columns := []string{"id", "username", "status", "created_at", "password_changed_at", "email", "email_verified", "password_hash"}
 	if !hashes {
 		columns = columns[:len(columns)-1]
@@ -85,8 +84,22 @@ func exportCSV(w io.Writer, hashes bool) (write func(exported) error, flush func
 			verified = strconv.FormatBool(*e.EmailVerified)
 		}
 		row := []string{e.ID, e.Username, e.Status, e.CreatedAt, e.PasswordChangedAt, e.Email, verified, e.PasswordHash}
-		return out.Write(row[:len(columns)])
+		return writeRow(w, row[:len(columns)])
 	}
-	first := out.Write(columns) // kept by the writer, and returned by the flush too
-	return write, func() error { out.Flush(); return errors.Join(first, out.Error()) }
+	first := writeRow(w, columns)
+	return write, func() error { return first }
+}
+
+// writeRow writes a row of CSV. encoding/csv would write a text such as NULL without quotes,
+// which to readers of databases, and to our own, means none.
+func writeRow(w io.Writer, fields []string) error {
+	quoted := make([]string, len(fields))
+	for i, field := range fields {
+		quoted[i] = field
+		if strings.ContainsAny(field, "\",;\t|\r\n ") || valueOf(field) != field {
+			quoted[i] = `"` + strings.ReplaceAll(field, `"`, `""`) + `"`
+		}
+	}
+	_, err := io.WriteString(w, strings.Join(quoted, ",")+"\n")
+	return err
 }

@@ -20,7 +20,7 @@ type look struct {
 	advice string // where there is no --from
 }
 
-// The order counts: the first one that fits is meant.
+// The first one that fits is meant.
 var looks = sync.OnceValue(func() []look {
 	// Names of members in JSON are in quotes, those of columns stand alone in a line.
 	name := func(names ...string) string {
@@ -60,10 +60,13 @@ var looks = sync.OnceValue(func() []look {
 // It is empty when nothing shows.
 func looksLike(source, text string) string {
 	for _, l := range looks() {
+		if l.source == source && l.words.MatchString(text) {
+			return "" // whatever else it looks like
+		}
+	}
+	for _, l := range looks() {
 		switch {
 		case !l.words.MatchString(text):
-		case l.source == source:
-			return ""
 		case l.source != "":
 			return fmt.Sprintf("This looks like %s: try --from %s", l.system, l.source)
 		default:

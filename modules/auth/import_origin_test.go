@@ -2,6 +2,7 @@ package auth
 
 import (
 	"bytes"
+	"encoding/csv"
 	"errors"
 	"fmt"
 	"maps"
@@ -378,6 +379,32 @@ func TestWordsForNoValueAreNone(t *testing.T) {
 		"\"NULL\","+importHash+",NULL,NULL,NULL,NULL,NULL\nnull,"+importHash+",,,,,\n", "native")
 	if got.Imported != 1 || got.codes() != "3 no_username" {
 		t.Errorf("native: %+v, refused %s", got.ImportReport, got.codes())
+	}
+}
+
+func TestANameThatIsAWordForNoValueSurvivesAnExport(t *testing.T) {
+	t.Parallel()
+	from := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	from.importText(t, line("", "NULL", importHash, "")+line("", "o|neill", importHash, "")+line("", "plain", importHash, ""), "native")
+	u, err := from.FindUser(t.Context(), "null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{FormatNDJSON, FormatCSV} {
+		var file bytes.Buffer
+		n, err := from.Export(t.Context(), &file, ExportOptions{Format: format, PasswordHashes: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		to := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+		to.importText(t, file.String(), "native").expect(t, n, 0, 0)
+		if same, err := to.FindUser(t.Context(), "null"); err != nil || same.ID != u.ID {
+			t.Errorf("%s: %v, %v", format, same, err)
+		}
+		rows, err := csv.NewReader(&file).ReadAll()
+		if format == FormatCSV && (err != nil || len(rows) != int(n)+1) {
+			t.Errorf("%d rows, %v", len(rows), err)
+		}
 	}
 }
 

@@ -248,7 +248,7 @@ func (t *table) begin(from source) ([]string, error) {
 // separatorOf is the separator with which the first line has what the source asks for, or
 // else the most fields.
 func separatorOf(line []byte, from source) byte {
-	best, most := separators[0], 0
+	best, most := separators[0], 1
 	for _, separator := range []byte(separators) {
 		fields, err := parseRow(line, separator)
 		if err != nil {
