@@ -257,7 +257,14 @@ are published yet. As JSON it is one object a line.`,
 			}
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				out := bufio.NewWriter(cmd.OutOrStdout())
+				if opt.From > 0 {
+					if err := a.noteGone(ctx, cmd.ErrOrStderr(), func(id int64, _ time.Time) bool { return opt.From < id }); err != nil {
+						return err
+					}
+				}
+				shown := 0
 				err := outbox.Tail(ctx, a.db, opt, func(e outbox.Entry) error {
+					shown++
 					if err := g.printEvent(out, reportEvent(e.Record, e.Where)); err != nil || !opt.Follow {
 						return err
 					}
@@ -265,6 +272,9 @@ are published yet. As JSON it is one object a line.`,
 				})
 				if opt.Follow && ctx.Err() != nil {
 					err = nil
+				}
+				if err == nil && shown == 0 && !opt.Follow && (opt.Last > 0 || opt.From > 0) {
+					fmt.Fprintln(cmd.ErrOrStderr(), "there is no such event")
 				}
 				return errors.Join(err, out.Flush())
 			})
@@ -306,7 +316,7 @@ same bytes, and the extension attribute replay to tell them by. The flags narrow
 together. Without --yes it only says what would be sent.
 
 Consumers see events again that they have seen before. Events that wait or are parked are
-left as they are. Running it again does no harm.`,
+left as they are. Running it again does no harm. The exit code is 1 when no event is chosen.`,
 		Example: `  authctl outbox replay --since 24h
   authctl outbox replay --from-id 1000 --to-id 2000 --type auth.UserRegistered.v1 --yes`,
 		Args: cobra.NoArgs,
@@ -340,7 +350,21 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 		if err != nil {
 			return err
 		}
-		if !o.yes || found.Matched == 0 {
+		if err := a.noteGone(ctx, cmd.ErrOrStderr(), func(id int64, at time.Time) bool {
+			switch {
+			case sel.FromID > 0:
+				return sel.FromID < id
+			case !sel.From.IsZero():
+				return id > 1 && sel.From.Before(at)
+			}
+			return id > 1
+		}); err != nil {
+			return err
+		}
+		if found.Matched == 0 {
+			return o.nothingChosen(cmd.OutOrStdout(), found)
+		}
+		if !o.yes {
 			return o.print(cmd.OutOrStdout(), found)
 		}
 		sel.ToID = found.LastID // what was counted, and nothing that comes meanwhile
@@ -353,8 +377,45 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 		if err != nil {
 			return fmt.Errorf("%w; %s enqueued before, and running it again does no harm", err, count(int(sent.Enqueued), "event was", "events were"))
 		}
-		return o.print(cmd.OutOrStdout(), sent)
+		sent.Parked = found.Parked
+		if err := o.print(cmd.OutOrStdout(), sent); err != nil {
+			return err
+		}
+		return a.noteNoRelay(ctx, cmd.ErrOrStderr())
 	})
+}
+
+// nothingChosen says that there is nothing to send, which is a failure: somebody meant some.
+func (o *replayOptions) nothingChosen(w io.Writer, r outbox.ReplayResult) error {
+	if o.output == "json" {
+		if err := o.print(w, r); err != nil {
+			return err
+		}
+	}
+	if r.Parked > 0 {
+		return fmt.Errorf("no event is chosen that can be sent again: %s parked; see: authctl outbox parked list",
+			count(int(r.Parked), "event is", "events are"))
+	}
+	return errors.New("no event is chosen: none that is kept is like that")
+}
+
+// noteGone says where what is kept begins, if that matters.
+func (a *app) noteGone(ctx context.Context, w io.Writer, matters func(id int64, at time.Time) bool) error {
+	id, at, err := outbox.Oldest(ctx, a.db)
+	if err != nil || id == 0 || !matters(id, at) {
+		return err
+	}
+	fmt.Fprintf(w, "events before id %d, of %s, are not kept any more (OUTBOX_RETENTION)\n", id, moment(at))
+	return nil
+}
+
+// noteNoRelay says that what was put back waits.
+func (a *app) noteNoRelay(ctx context.Context, w io.Writer) error {
+	relays, err := outbox.LivingRelays(ctx, a.db)
+	if err == nil && len(relays) == 0 {
+		fmt.Fprintln(w, "no relay runs: what waits is sent once authctl relay does, or authctl serve with OUTBOX_RELAY=inline")
+	}
+	return err
 }
 
 // replayReport is a replay, or what one would do.
@@ -369,18 +430,17 @@ func (o *replayOptions) print(w io.Writer, r outbox.ReplayResult) error {
 	}
 	var err error
 	switch events := count(int(r.Matched), "event", "events"); {
-	case r.Matched == 0:
-		_, err = fmt.Fprintln(w, "no event is chosen")
 	case !o.yes:
 		_, err = fmt.Fprintf(w, "%s would be sent again, ids %d to %d; send them with --yes\n", events, r.FirstID, r.LastID)
 	default:
-		_, err = fmt.Fprintf(w, "%d of %s, ids %d to %d, will be sent again", r.Enqueued, events, r.FirstID, r.LastID)
-		if r.Enqueued < r.Matched && err == nil {
-			_, err = fmt.Fprint(w, "; the others wait anyway or are parked")
+		text := fmt.Sprintf("%d of %s, ids %d to %d, will be sent again", r.Enqueued, events, r.FirstID, r.LastID)
+		if r.Enqueued < r.Matched {
+			text += "; the others wait anyway"
 		}
-		if err == nil {
-			_, err = fmt.Fprintln(w)
-		}
+		_, err = fmt.Fprintln(w, text)
+	}
+	if err == nil && r.Parked > 0 {
+		_, err = fmt.Fprintf(w, "%s parked and left; see: authctl outbox parked list\n", count(int(r.Parked), "more event is", "more events are"))
 	}
 	return err
 }
@@ -495,7 +555,10 @@ If it is refused again it is parked again.`,
 					return err
 				}
 				a.security.Info("parked_events_retried", zap.String("key", args[0]), zap.Int64("events", n))
-				return g.printUnparked(cmd.OutOrStdout(), args[0], n, "")
+				if err := g.printUnparked(cmd.OutOrStdout(), args[0], n, ""); err != nil {
+					return err
+				}
+				return a.noteNoRelay(ctx, cmd.ErrOrStderr())
 			})
 		},
 	}
@@ -520,7 +583,10 @@ sequence. Until its retention is over the event can still be sent with outbox re
 					return err
 				}
 				a.security.Warn("parked_event_discarded", zap.String("key", args[0]), zap.Int64("events", n))
-				return g.printUnparked(cmd.OutOrStdout(), args[0], n, "the refused event is given up; ")
+				if err := g.printUnparked(cmd.OutOrStdout(), args[0], n, "the refused event is given up; "); err != nil || n == 0 {
+					return err
+				}
+				return a.noteNoRelay(ctx, cmd.ErrOrStderr())
 			})
 		},
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,8 +40,25 @@ func (g *global) withTopic(cmd *cobra.Command, open func(*app, context.Context) 
 		defer func() { err = errors.Join(err, kafka.Close()) }()
 		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 		defer cancel()
-		return do(ctx, a, kafka)
+		err = do(ctx, a, kafka)
+		if away, ok := errors.AsType[kafkaAway](err); ok {
+			return fmt.Errorf("ask Kafka at %s about the topic %q: %w; start it, or name other brokers with KAFKA_BROKERS",
+				strings.Join(a.Kafka.Brokers, ","), a.Kafka.Topic, away.error)
+		}
+		return err
 	})
+}
+
+// kafkaAway is an error of reaching Kafka that does not say what to do.
+type kafkaAway struct{ error }
+
+func (e kafkaAway) Unwrap() error { return e.error }
+
+func askedKafka(err error) error {
+	if _, says := errors.AsType[*outbox.Stalled](err); err == nil || says {
+		return err
+	}
+	return kafkaAway{err}
 }
 
 func kafkaAlone(*app, context.Context) error { return nil }
@@ -54,7 +73,10 @@ is there is never changed.
 
 A relay stops when the number of partitions has changed, since the keys of events would move
 between them and new events could overtake old ones. Once consumers have read everything
-that was published so far, --accept-partitions N makes the new number the one to go by.`,
+that was published so far, --accept-partitions N makes the new number the one to go by.
+
+The exit code is 1 when nothing can be published to the topic as it is; other problems are
+listed.`,
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic ensure",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -68,21 +90,31 @@ that was published so far, --accept-partitions N makes the new number the one to
 			return g.withTopic(cmd, open, func(ctx context.Context, a *app, kafka *sink.Kafka) error {
 				st, err := kafka.EnsureTopic(ctx)
 				if err != nil {
-					return err
+					return askedKafka(err)
 				}
+				st.Problems = a.topicProblems(st)
 				if accept > 0 {
 					if st.Partitions != accept {
 						return fmt.Errorf("the topic %s has %s and not %d: nothing is accepted", st.Topic, count(st.Partitions, "partition", "partitions"), accept)
 					}
 					identity, err := kafka.Identity(ctx)
 					if err != nil {
-						return err
+						return askedKafka(err)
 					}
 					if err := outbox.AcceptPartitions(ctx, a.db, kafka.Name(), &identity, accept); err != nil {
 						return err
 					}
 				}
-				return g.printTopic(cmd.OutOrStdout(), st)
+				if err := g.printTopic(cmd.OutOrStdout(), st); err != nil {
+					return err
+				}
+				if accept > 0 {
+					fmt.Fprintf(cmd.ErrOrStderr(), "the order of users' events goes by %s from now on\n", count(accept, "partition", "partitions"))
+				}
+				if slices.ContainsFunc(st.Problems, func(p sink.Problem) bool { return p.Blocks }) {
+					return silent{errors.New("nothing can be published to the topic")}
+				}
+				return nil
 			})
 		},
 	}
@@ -100,7 +132,7 @@ func newTopicCheck(g *global) *cobra.Command {
 			return g.withTopic(cmd, kafkaAlone, func(ctx context.Context, a *app, kafka *sink.Kafka) error {
 				st, err := kafka.CheckTopic(ctx)
 				if err != nil {
-					return err
+					return askedKafka(err)
 				}
 				st.Problems = a.topicProblems(st)
 				if err := g.printTopic(cmd.OutOrStdout(), st); err != nil {
@@ -122,6 +154,7 @@ func (a *app) topicProblems(st sink.TopicState) []sink.Problem {
 		list = append(list, sink.Problem{
 			Found:  fmt.Sprintf("it has %d partitions, and outbox.shards (%d) is no multiple of that", st.Partitions, a.Outbox.Shards),
 			Advice: fmt.Sprintf("set OUTBOX_SHARDS=%d", (a.Outbox.Shards/st.Partitions+1)*st.Partitions),
+			Blocks: true,
 		})
 	}
 	if st.MaxMessageBytes > 0 && st.MaxMessageBytes < a.Outbox.BatchBytes {

@@ -310,10 +310,25 @@ func (s Selection) where() (string, []any) {
 	return strings.Join(parts, " AND "), args
 }
 
+// Oldest returns the id of the oldest event that is kept and when it was written, 0 while there
+// is none. Earlier ones are gone: see outbox.retention.
+func Oldest(ctx context.Context, db *database.DB) (id int64, at time.Time, err error) {
+	var ms int64
+	err = db.QueryRowContext(ctx, `SELECT id, created_ms FROM outbox_event ORDER BY id LIMIT 1`).Scan(&id, &ms)
+	switch {
+	case database.IsNotFound(err):
+		return 0, at, nil
+	case err != nil:
+		return 0, at, fmt.Errorf("find the oldest event: %w", err)
+	}
+	return id, time.UnixMilli(ms).UTC(), nil
+}
+
 // ReplayResult counts what a replay met.
 type ReplayResult struct {
 	Matched  int64 `json:"matched"`
-	Enqueued int64 `json:"enqueued"` // the others wait anyway, or are parked
+	Enqueued int64 `json:"enqueued"` // the others wait anyway
+	Parked   int64 `json:"parked"`   // chosen as well, and left with their parked keys
 	FirstID  int64 `json:"first_id"`
 	LastID   int64 `json:"last_id"`
 }
@@ -330,6 +345,11 @@ func Replay(ctx context.Context, db *database.DB, sel Selection, dryRun bool, pr
 			return res, fmt.Errorf("replay: %w", err)
 		}
 		sel.ToID = last
+	}
+	where, args := sel.where()
+	err := db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_event e JOIN outbox_dead d ON d.id = e.id WHERE `+where, args...).Scan(&res.Parked)
+	if err != nil {
+		return res, fmt.Errorf("replay: count what is parked: %w", err)
 	}
 	for {
 		var step ReplayResult

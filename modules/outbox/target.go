@@ -357,13 +357,22 @@ func planTarget(ctx context.Context, db database.IDB, to Target, shards int) (ch
 	return change, noRelays(ctx, db, "the target of the outbox is changed while none runs")
 }
 
-// noRelays returns [ErrRelaysAlive], with their names, while relays run.
-func noRelays(ctx context.Context, db database.IDB, why string) error {
+// LivingRelays returns the names of the relays that run.
+func LivingRelays(ctx context.Context, db database.IDB) ([]string, error) {
 	// A row that ends later than any lease can is of a clock that was ahead: see status.
 	names, err := column[string](db.QueryContext(ctx, `SELECT name FROM outbox_relay WHERE until_ms > `+now(db)+`
 		AND until_ms <= `+now(db)+` + coalesce(lease_ms, ?) + 1000 ORDER BY name`, longestLease.Milliseconds()))
 	if err != nil {
-		return fmt.Errorf("list the relays: %w", err)
+		return nil, fmt.Errorf("list the relays: %w", err)
+	}
+	return names, nil
+}
+
+// noRelays returns [ErrRelaysAlive], with their names, while relays run.
+func noRelays(ctx context.Context, db database.IDB, why string) error {
+	names, err := LivingRelays(ctx, db)
+	if err != nil {
+		return err
 	}
 	if len(names) > 0 {
 		return fmt.Errorf("%w: %s. Stop them first (a server that relays as well: restart it with OUTBOX_RELAY=off); %s",

@@ -28,7 +28,10 @@ type TopicState struct {
 }
 
 // Problem is what of a topic does not fit, and what to do about it.
-type Problem struct{ Found, Advice string }
+type Problem struct {
+	Found, Advice string
+	Blocks        bool // nothing can be published while it is so
+}
 
 func (p Problem) String() string { return p.Found + "; " + p.Advice }
 
@@ -124,7 +127,7 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 	results, err := admin.DescribeConfigs([]*sarama.ConfigResource{{Type: sarama.TopicResource, Name: k.cfg.Topic}}, sarama.DescribeConfigsOptions{})
 	switch {
 	case errors.Is(err, sarama.ErrTopicAuthorizationFailed), errors.Is(err, sarama.ErrClusterAuthorizationFailed):
-		st.Problems = append(st.Problems, Problem{k.who() + " may not read the settings of the topic, so they were not checked", "allow it DESCRIBE_CONFIGS on the topic"})
+		st.Problems = append(st.Problems, Problem{Found: k.who() + " may not read the settings of the topic, so they were not checked", Advice: "allow it DESCRIBE_CONFIGS on the topic"})
 		return st, nil
 	case err != nil:
 		return st, fmt.Errorf("read the settings of the topic: %w", err)
@@ -145,7 +148,7 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []Problem {
 	var list []Problem
 	say := func(advice, format string, args ...any) {
-		list = append(list, Problem{fmt.Sprintf(format, args...), advice})
+		list = append(list, Problem{Found: fmt.Sprintf(format, args...), Advice: advice})
 	}
 	if st.Partitions != k.cfg.Partitions {
 		// Never the other way round: the number must not change under events.
@@ -165,6 +168,7 @@ func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []Problem {
 	if st.MinInSync > st.ReplicationFactor {
 		say(fmt.Sprintf("lower it to %d at most, or give the topic more replicas", st.ReplicationFactor),
 			"min.insync.replicas is %d with %d replicas: nothing can be written", st.MinInSync, st.ReplicationFactor)
+		list[len(list)-1].Blocks = true
 	}
 	if st.ReplicationFactor > 1 && st.MinInSync < 2 {
 		say("raise it to 2", "min.insync.replicas is %d: an event can be acknowledged and then lost with one broker", st.MinInSync)
