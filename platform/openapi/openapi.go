@@ -11,6 +11,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"reflect"
 	"slices"
@@ -38,7 +39,7 @@ type Info struct {
 // Document returns the document as indented JSON. It fails where a declaration leaves out
 // what its readers need.
 func Document(info Info, routes []httpserver.Route) ([]byte, error) {
-	w := &writer{components: openapi3.NewComponents(), named: map[string]reflect.Type{}}
+	w := &writer{components: openapi3.NewComponents(), named: map[string]reflect.Type{}, statuses: map[string]int{}}
 	w.components.Schemas, w.components.Headers = openapi3.Schemas{}, openapi3.Headers{}
 	w.components.SecuritySchemes, w.components.Responses = openapi3.SecuritySchemes{}, openapi3.ResponseBodies{}
 	doc := &openapi3.T{
@@ -95,6 +96,7 @@ func Document(info Info, routes []httpserver.Route) ([]byte, error) {
 type writer struct {
 	components openapi3.Components
 	named      map[string]reflect.Type // of the schemas among the components
+	statuses   map[string]int          // of the responses among the components
 }
 
 func (w *writer) operation(r httpserver.Route) (*openapi3.Operation, error) {
@@ -228,15 +230,11 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 			if name, ok := field.Tag.Lookup("cookie"); ok {
 				answer.Headers["Set-Cookie"] = header("`"+name+"`: "+field.Tag.Get("doc"), &openapi3.Schema{Type: types("string")}, false)
 			}
-			if status, ok := field.Tag.Lookup("status"); ok {
-				other := w.answer(field.Tag.Get("doc"))
-				for _, name := range []string{"Cache-Control", "ETag"} {
-					if h := answer.Headers[name]; h != nil {
-						other.Headers[name] = h
-					}
-				}
-				op.Responses.Set(status, &openapi3.ResponseRef{Value: other})
-			}
+		}
+		if field, ok := out.FieldByName("Status"); ok && field.Tag.Get("status") != "" {
+			other := w.answer(field.Tag.Get("doc")) // the same headers, and no body
+			maps.Copy(other.Headers, answer.Headers)
+			op.Responses.Set(field.Tag.Get("status"), &openapi3.ResponseRef{Value: other})
 		}
 	}
 	op.Responses.Set(strconv.Itoa(r.SuccessStatus()), &openapi3.ResponseRef{Value: answer})
@@ -267,7 +265,7 @@ func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
 		}
 		// What says nothing of this operation alone is said once.
 		own := slices.ContainsFunc(faults, func(f *fault.Fault) bool { return f.Kind == fault.Invalid })
-		if name := componentName(codes); !own {
+		if name := w.responseName(status, codes); !own {
 			if w.components.Responses[name] == nil {
 				w.components.Responses[name] = &openapi3.ResponseRef{Value: w.problems(r, status, problem, faults)}
 			}
@@ -277,6 +275,17 @@ func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
 		op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Value: w.problems(r, status, problem, faults)})
 	}
 	return nil
+}
+
+// responseName names the response for the codes of a status; a code that has several statuses
+// is told apart by them.
+func (w *writer) responseName(status int, codes []string) string {
+	name := componentName(codes)
+	if first, taken := w.statuses[name]; taken && first != status {
+		return name + strconv.Itoa(status)
+	}
+	w.statuses[name] = status
+	return name
 }
 
 // componentName makes a name out of codes: InvalidTokenOrMissingToken.

@@ -25,6 +25,8 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/httpserver/httpservertest"
+	"github.com/toppira/authctl/platform/openapi"
+	"github.com/toppira/authctl/platform/openapi/openapitest"
 )
 
 const (
@@ -39,6 +41,7 @@ type site struct {
 	start httpservertest.Start
 	base  string
 	svc   *auth.Service
+	doc   openapitest.Document // what every answer is held against
 }
 
 // eachWay runs a test of the surface in each way of serving it.
@@ -80,7 +83,26 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 // mount serves the surface with these options from now on.
 func (s *site) mount(opt Options) {
 	s.t.Helper()
-	s.base = s.start(s.t, httpserver.Options{Unavailable: auth.IsUnavailable}, Routes(s.svc, opt)...)
+	routes := Routes(s.svc, opt)
+	s.base = s.start(s.t, httpserver.Options{Unavailable: auth.IsUnavailable}, routes...)
+	s.doc = documentOf(s.t, opt, routes)
+}
+
+// documents are those that were made already, by their options.
+var documents sync.Map
+
+func documentOf(t *testing.T, opt Options, routes []httpserver.Route) openapitest.Document {
+	t.Helper()
+	if known, ok := documents.Load(opt); ok {
+		return known.(openapitest.Document)
+	}
+	text, err := openapi.Document(openapi.Info{Title: "test", Version: "1", ContactURL: issuer, License: "Apache-2.0", Server: "/", Groups: Groups}, routes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	document := openapitest.Load(t, text)
+	documents.Store(opt, document)
+	return document
 }
 
 // answer is what came back, its body read as JSON where it is some.
@@ -126,6 +148,11 @@ func (s *site) do(method, path string, body any, headers ...string) answer {
 	text, err := io.ReadAll(res.Body)
 	if err != nil {
 		s.t.Fatal(err)
+	}
+	if op := s.doc.Operation(method, req.URL.EscapedPath()); op != nil {
+		for _, problem := range s.doc.Check(op, method, res, text) {
+			s.t.Errorf("%s %s: %s", method, path, problem)
+		}
 	}
 	a := answer{Response: res, text: string(text)}
 	if strings.Contains(res.Header.Get("Content-Type"), "json") {
