@@ -318,9 +318,13 @@ func (w *writer) problems(r httpserver.Route, status int, problem *openapi3.Sche
 		Schema: (&openapi3.Schema{AllOf: openapi3.SchemaRefs{problem, narrowed.NewRef()}}).NewRef(), Examples: examples,
 	}}
 	if status == http.StatusUnsupportedMediaType {
-		answer.Headers["Accept-Encoding"] = header("Sent when the body was compressed: it must not be.", &openapi3.Schema{Type: types("string"), Const: "identity"}, false)
+		answer.Headers["Accept-Encoding"] = uncompressed()
 	}
 	return answer
+}
+
+func uncompressed() *openapi3.HeaderRef {
+	return header("Sent when the body was compressed: it must not be.", &openapi3.Schema{Type: types("string"), Const: "identity"}, false)
 }
 
 func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error {
@@ -345,6 +349,9 @@ func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error
 		}
 		narrowed := &openapi3.Schema{Type: types("object"), Properties: openapi3.Schemas{"error": (&openapi3.Schema{Type: types("string"), Enum: codes}).NewRef()}}
 		answer := w.refusal(strings.Join(words, " "), status)
+		if status == http.StatusBadRequest {
+			answer.Headers["Accept-Encoding"] = uncompressed()
+		}
 		answer.Headers["Pragma"] = header("For caches of HTTP/1.0 (RFC 6749 §5.1).", &openapi3.Schema{Type: types("string"), Const: "no-cache"}, true)
 		answer.Content = openapi3.Content{"application/json": &openapi3.MediaType{
 			Schema: (&openapi3.Schema{AllOf: openapi3.SchemaRefs{schema, narrowed.NewRef()}}).NewRef(), Examples: examples,

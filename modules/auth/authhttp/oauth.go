@@ -84,8 +84,8 @@ func (a *api) metadata(context.Context, struct{}) (Metadata, error) {
 // tokenInput is what clients of /oauth2/* send. The hint about the token's type is not needed:
 // the two kinds look different.
 type tokenInput struct {
-	Token  string `form:"token" required:"true" example:"art_AQ" doc:"An access token or a refresh token."`
-	Hint   string `form:"token_type_hint" example:"refresh_token" doc:"Not needed."`
+	Token  string `form:"token" required:"true" example:"eyJhbGciOiJFUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJhdCtqd3QifQ.e30.c2ln" doc:"An access token or a refresh token."`
+	Hint   string `form:"token_type_hint" example:"access_token" doc:"Not needed."`
 	ID     string `form:"client_id" example:"gateway" doc:"With client_secret, in place of HTTP Basic."`
 	Secret string `form:"client_secret" format:"password" example:"s3cret" doc:"With client_id, in place of HTTP Basic."`
 }
