@@ -200,7 +200,7 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 		last := above
 		for {
 			list, err := entries(ctx, db, Selection{FromID: last + 1, Key: opt.Key, Type: opt.Type}, 500)
-			if err != nil && opt.Follow && ctx.Err() != nil {
+			if opt.Follow && interrupted(ctx) {
 				return nil
 			}
 			if err != nil {
@@ -234,6 +234,15 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 		if _, err := s.step(ctx, ""); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {
 			return fmt.Errorf("follow the outbox: %w", err)
 		}
+	}
+}
+
+func interrupted(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return true
+	default:
+		return false
 	}
 }
 
