@@ -45,8 +45,7 @@ type Kafka struct {
 	senders    map[int32]*sender
 	refreshed  time.Time
 	closed     bool
-	cluster    *string        // which events go to: that of the first broker that was asked
-	checked    map[string]int // the connections, by address and number, that lead there
+	cluster    *string // which events go to: that of the first broker that was asked
 }
 
 type producer struct {
@@ -397,7 +396,7 @@ func (k *Kafka) producer(client sarama.Client, own bool) (*producer, error) {
 // connection of its own: on one that batches use, they would wait behind an answer that takes
 // its time.
 func (k *Kafka) newProducer(client sarama.Client) (*producer, error) {
-	err := error(sarama.ErrOutOfBrokers)
+	err := sarama.ErrOutOfBrokers
 	for _, known := range client.Brokers() {
 		select {
 		case <-k.done:

@@ -414,7 +414,7 @@ func TestKafkaAPartitionWithoutProducerHoldsUpNobody(t *testing.T) {
 	}
 	stuck := make(chan error, 1)
 	go func() { stuck <- k.Publish(t.Context(), batch(record("k", 2))) }()
-	within(t, "it asks for another producer", asked)
+	_ = within(t, "it asks for another producer", asked)
 	for partition := 1; partition < 4; partition++ {
 		done := make(chan error, 1)
 		go func() {
@@ -451,7 +451,7 @@ func TestKafkaIsClosedWhileABrokerIsSilent(t *testing.T) {
 			asked := hang(t, c, key)
 			published := make(chan error, 1)
 			go func() { published <- k.Publish(t.Context(), batch(record("k", 1))) }()
-			within(t, "the broker is asked", asked)
+			_ = within(t, "the broker is asked", asked)
 			closed := make(chan error, 1)
 			go func() { closed <- k.Close() }()
 			if err := within(t, "the sink is closed", closed); err != nil {
