@@ -137,6 +137,7 @@ install_packages() {
   local want=() java guard=''
   postgres_bin >/dev/null || want+=(postgresql)
   command -v redis-server >/dev/null || want+=(redis-server)
+  command -v pgbouncer >/dev/null || want+=(pgbouncer)
   command -v mvn >/dev/null || want+=(maven)
   has_java || want+=(java)
   if [ ${#want[@]} = 0 ] || ! command -v apt-get >/dev/null; then return 0; fi

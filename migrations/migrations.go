@@ -18,7 +18,6 @@ import (
 	"regexp"
 	"time"
 
-	"github.com/gofrs/flock"
 	"github.com/uptrace/bun"
 	"github.com/uptrace/bun/migrate"
 
@@ -44,27 +43,32 @@ func (s State) Applied() bool { return s.Group != 0 }
 
 // Status lists every migration, oldest first. It changes nothing: on a database without a
 // migration table all are pending.
-func Status(ctx context.Context, db *database.DB) ([]State, error) {
-	m, err := migrator(db)
-	if err != nil {
-		return nil, err
-	}
-	exists, err := tableExists(ctx, db, "bun_migrations")
-	if err != nil {
-		return nil, fmt.Errorf("look for the migration table: %w", err)
-	}
-	if !exists {
-		all, err := discover(db)
+func Status(ctx context.Context, db *database.DB) (list []State, err error) {
+	err = db.Single(ctx, func(one database.Single) error {
+		m, err := migrator(one, nil)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		return states(all.Sorted()), nil
-	}
-	list, err := m.MigrationsWithStatus(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("read the migration table: %w", err)
-	}
-	return states(list), nil
+		exists, err := tableExists(ctx, one, "bun_migrations")
+		if err != nil {
+			return fmt.Errorf("look for the migration table: %w", err)
+		}
+		if !exists {
+			all, err := discover(one)
+			if err != nil {
+				return err
+			}
+			list = states(all.Sorted())
+			return nil
+		}
+		found, err := m.MigrationsWithStatus(ctx)
+		if err != nil {
+			return fmt.Errorf("read the migration table: %w", err)
+		}
+		list = states(found)
+		return nil
+	})
+	return list, err
 }
 
 // Check returns nil when the schema is what this binary expects, else an error that wraps
@@ -86,15 +90,60 @@ func Check(ctx context.Context, db *database.DB) error {
 	return nil
 }
 
-// Up runs what is pending, under a lock that any number of processes may ask for at once,
-// and returns what it ran. report, if not nil, hears of each migration before it runs.
-func Up(ctx context.Context, db *database.DB, report func(State)) ([]State, error) {
-	return locked(ctx, db, report, func(m *migrate.Migrator) (*migrate.MigrationGroup, error) { return m.Migrate(ctx) })
+// Up runs what is pending, all of it or nothing, under a lock that any number of processes may
+// ask for at once, and returns what it ran. report, if not nil, hears of each migration before
+// it runs.
+func Up(ctx context.Context, db *database.DB, report func(State), options ...Option) ([]State, error) {
+	var done []State
+	err := locked(ctx, db, options, func(one database.Single) error {
+		m, err := migrator(one, report)
+		if err != nil {
+			return err
+		}
+		if err := m.Init(ctx); err != nil {
+			return fmt.Errorf("make the migration table: %w", err)
+		}
+		group, err := m.Migrate(ctx)
+		if err != nil {
+			return fmt.Errorf("migrate: %w", err)
+		}
+		done = states(group.Migrations)
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return done, nil
 }
 
-// Down rolls back the last group, under the same lock, and returns what it undid.
-func Down(ctx context.Context, db *database.DB, report func(State)) ([]State, error) {
-	return locked(ctx, db, report, func(m *migrate.Migrator) (*migrate.MigrationGroup, error) { return m.Rollback(ctx) })
+// Down rolls back the last group, all of it or nothing, under the same lock, and returns what it
+// undid.
+func Down(ctx context.Context, db *database.DB, report func(State), options ...Option) ([]State, error) {
+	var undone []State
+	err := locked(ctx, db, options, func(one database.Single) (err error) {
+		undone, err = rollBack(ctx, one, report)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return undone, nil
+}
+
+func rollBack(ctx context.Context, one database.Single, report func(State)) ([]State, error) {
+	m, err := migrator(one, report)
+	if err != nil {
+		return nil, err
+	}
+	exists, err := tableExists(ctx, one, "bun_migrations")
+	if err != nil || !exists {
+		return nil, err
+	}
+	group, err := m.Rollback(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("migrate: %w", err)
+	}
+	return states(group.Migrations), nil
 }
 
 // New writes an empty migration named after now and name under dir, for both dialects, and
@@ -142,18 +191,25 @@ func Fingerprint(dialect string) (string, error) {
 	return fmt.Sprintf("%08x", sum.Sum32()), err
 }
 
-func migrator(db *database.DB, opts ...migrate.MigratorOption) (*migrate.Migrator, error) {
-	all, err := discover(db)
+func migrator(one database.Single, report func(State)) (*migrate.Migrator, error) {
+	all, err := discover(one)
 	if err != nil {
 		return nil, err
 	}
 	// Bun marks a migration applied before it runs unless told otherwise.
-	return migrate.NewMigrator(db.Bun(), all, append(opts, migrate.WithMarkAppliedOnSuccess(true))...), nil
+	options := []migrate.MigratorOption{migrate.WithMarkAppliedOnSuccess(true)}
+	if report != nil {
+		options = append(options, migrate.BeforeMigration(func(_ context.Context, _ bun.IConn, one *migrate.Migration) error {
+			report(state(*one))
+			return nil
+		}))
+	}
+	return migrate.NewMigrator(one.Bun(), all, options...), nil
 }
 
-func discover(db *database.DB) (*migrate.Migrations, error) {
+func discover(db database.IDB) (*migrate.Migrations, error) {
 	dir := "sqlite"
-	if db.IsPostgres() {
+	if database.IsPostgres(db) {
 		dir = "postgres"
 	}
 	sub, err := fs.Sub(files, dir)
@@ -167,70 +223,9 @@ func discover(db *database.DB) (*migrate.Migrations, error) {
 	return all, nil
 }
 
-func locked(ctx context.Context, db *database.DB, report func(State), run func(*migrate.Migrator) (*migrate.MigrationGroup, error)) ([]State, error) {
-	var opts []migrate.MigratorOption
-	if report != nil {
-		opts = append(opts, migrate.BeforeMigration(func(_ context.Context, _ bun.IConn, one *migrate.Migration) error {
-			report(state(*one))
-			return nil
-		}))
-	}
-	m, err := migrator(db, opts...)
-	if err != nil {
-		return nil, err
-	}
-	unlock, err := lock(ctx, db)
-	if err != nil {
-		return nil, fmt.Errorf("take the migration lock: %w", err)
-	}
-	defer unlock()
-	if err := m.Init(ctx); err != nil {
-		return nil, fmt.Errorf("make the migration table: %w", err)
-	}
-	group, err := run(m)
-	if err != nil {
-		return nil, fmt.Errorf("migrate: %w", err)
-	}
-	return states(group.Migrations), nil
-}
-
-// lockKey is an arbitrary number that no other program should use for an advisory lock.
-const lockKey = 0x6175746863746c // "authctl"
-
-// lock keeps other processes from migrating. Both kinds end with the process: Bun's own
-// lock is a row, which a killed process would leave behind for ever.
-func lock(ctx context.Context, db *database.DB) (unlock func(), err error) {
-	if db.IsPostgres() {
-		conn, err := db.Conn(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock(?)", lockKey); err != nil {
-			_ = conn.Close()
-			return nil, err
-		}
-		return func() {
-			_, _ = conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock(?)", lockKey)
-			_ = conn.Close()
-		}, nil
-	}
-	var path string
-	if err := db.QueryRowContext(ctx, "SELECT file FROM pragma_database_list WHERE name = 'main'").Scan(&path); err != nil {
-		return nil, err
-	}
-	if path == "" { // in memory: nobody else can see it
-		return func() {}, nil
-	}
-	file := flock.New(path+".migrate.lock", flock.SetPermissions(0o600))
-	if _, err := file.TryLockContext(ctx, 20*time.Millisecond); err != nil {
-		return nil, err
-	}
-	return func() { _ = file.Unlock() }, nil
-}
-
-func tableExists(ctx context.Context, db *database.DB, name string) (bool, error) {
+func tableExists(ctx context.Context, db database.IDB, name string) (bool, error) {
 	query := "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
-	if db.IsPostgres() {
+	if database.IsPostgres(db) {
 		query = "SELECT count(*) FROM (SELECT to_regclass(?) AS t) x WHERE t IS NOT NULL"
 	}
 	var n int

@@ -1,6 +1,9 @@
 package migrations_test
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -9,9 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func TestBothDialectsHaveTheSameMigrationsBothWays(t *testing.T) {
@@ -122,6 +128,236 @@ func TestAMigrationThatFailsIsNotMarkedApplied(t *testing.T) {
 		if _, err := migrations.Up(t.Context(), db, nil); err != nil {
 			t.Errorf("once the way is free: %v", err)
 		}
+	})
+}
+
+func TestOneConnectionIsEnoughToMigrate(t *testing.T) {
+	t.Parallel()
+	test := func(t *testing.T, db *database.DB) {
+		if _, err := migrations.Down(t.Context(), db, nil); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := migrations.Check(t.Context(), db); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := migrations.Preview(t.Context(), db); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		test(t, dbtest.OpenLimited(t, "sqlite:"+filepath.Join(t.TempDir(), "x.db"), 1))
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		test(t, dbtest.OpenLimited(t, dbtest.PostgresURL(t), 1))
+	})
+}
+
+// Where a process migrates for a long time, or one of a former release has left its lock behind
+// in a pooler's connection, the others say so instead of waiting without a word.
+func TestWhoMigratesIsNamed(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	holding, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holding.Close()
+	var pid int
+	if err := holding.QueryRowContext(t.Context(), "SELECT pg_backend_pid() FROM (SELECT pg_advisory_lock(?)) q", 0x6175746863746c).Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	var told string
+	_, err = migrations.Up(t.Context(), db, nil, migrations.Wait(100*time.Millisecond, func(who string) { told = who }))
+	if !errors.Is(err, migrations.ErrLocked) {
+		t.Fatalf("got %v", err)
+	}
+	for _, want := range []string{fmt.Sprintf("process %d", pid), "authctl-test", fmt.Sprintf("pg_terminate_backend(%d)", pid)} {
+		if !strings.Contains(err.Error(), want) || !strings.Contains(told, want) {
+			t.Errorf("%q and %q do not say %q", err, told, want)
+		}
+	}
+	if _, err := holding.ExecContext(t.Context(), "SELECT pg_advisory_unlock_all()"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		t.Errorf("once it is free: %v", err)
+	}
+}
+
+func TestWhoMigratesSQLiteIsNamed(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "x.db")
+	db := dbtest.Open(t, "sqlite:"+path)
+	inside, goOn := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	ended := make(chan error, 1)
+	go func() {
+		_, err := migrations.Up(context.WithoutCancel(t.Context()), db, func(migrations.State) { once.Do(func() { close(inside); <-goOn }) })
+		ended <- err
+	}()
+	<-inside
+	other := dbtest.Open(t, "sqlite:"+path)
+	_, err := migrations.Up(t.Context(), other, nil, migrations.Wait(100*time.Millisecond, nil))
+	if !errors.Is(err, migrations.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d, since", os.Getpid())) {
+		t.Errorf("got %v", err)
+	}
+	close(goOn)
+	if err := <-ended; err != nil {
+		t.Fatal(err)
+	}
+	if did, err := migrations.Up(t.Context(), other, nil); err != nil || len(did) != 0 {
+		t.Errorf("afterwards: %d, %v", len(did), err)
+	}
+}
+
+// A pooler that hands the connection on after each transaction keeps no lock of ours.
+func TestMigrationsThroughAPooler(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.PostgresURL(t)
+	pooled := dbtest.PgBouncer(t, dsn)
+	for range 3 {
+		if _, err := migrations.Down(t.Context(), dbtest.Open(t, pooled), nil); err != nil {
+			t.Fatal(err)
+		}
+		var all sync.WaitGroup
+		for range 3 {
+			all.Go(func() {
+				if _, err := migrations.Up(t.Context(), dbtest.Open(t, pooled), nil); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+	}
+	var locks int
+	if err := dbtest.Open(t, dsn).QueryRowContext(t.Context(), `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&locks); err != nil || locks != 0 {
+		t.Errorf("%d locks are left, %v", locks, err)
+	}
+}
+
+func TestWhatARollbackWouldDestroyIsCounted(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		user := "INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at) VALUES (?, ?, ?, 'x', ?, ?, ?)"
+		for n := range 3 {
+			now := time.Now()
+			if _, err := db.Write(t.Context(), user, uuid.New(), fmt.Sprint("u", n), fmt.Sprint("u", n), now, now, now); err != nil {
+				t.Fatal(err)
+			}
+		}
+		undone, lost, err := migrations.Preview(t.Context(), db)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(undone) != len(applied(t, db)) {
+			t.Errorf("it would undo %v", undone)
+		}
+		if !slices.Contains(lost, migrations.Loss{Table: "users", Rows: 3}) || !slices.ContainsFunc(lost, func(l migrations.Loss) bool { return l.Table == "outbox_shard" && l.Rows > 1 }) {
+			t.Errorf("lost would be %v", lost)
+		}
+		var n int
+		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM users").Scan(&n); err != nil || n != 3 {
+			t.Errorf("afterwards there are %d, %v", n, err)
+		}
+		if err := migrations.Check(t.Context(), db); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A column that goes takes what is in it.
+func TestAColumnThatGoesIsCounted(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		// As if the latest one had been run by itself.
+		var last string
+		if err := db.QueryRowContext(t.Context(), "SELECT max(name) FROM bun_migrations WHERE name = '20261128000700'").Scan(&last); err != nil {
+			t.Fatal(err)
+		}
+		for _, statement := range []string{
+			"UPDATE bun_migrations SET group_id = 2 WHERE name = '20261128000700'",
+			`INSERT INTO session (id, user_id, epoch, generation, hash, previous, replay_until_ms, device_name, user_agent, ip,
+				auth_ms, created_ms, last_used_ms, expires_ms, idle_expires_ms, links) VALUES
+				('01890a5d-ac96-774b-bcce-b302099a8057', '01890a5d-ac96-774b-bcce-b302099a8057', 0, 1, '', '', 0, '', '', '', 0, 0, 0, 0, 0, 'x')`,
+		} {
+			if _, err := db.Write(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		undone, lost, err := migrations.Preview(t.Context(), db)
+		if err != nil || len(undone) != 1 {
+			t.Fatalf("%v, %v", undone, err)
+		}
+		if !slices.Contains(lost, migrations.Loss{Table: "session", Column: "links", Rows: 1}) {
+			t.Errorf("lost would be %v", lost)
+		}
+	})
+}
+
+func TestWhatIsInUseIsNotUndone(t *testing.T) {
+	t.Parallel()
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		path := "sqlite:" + filepath.Join(t.TempDir(), "x.db")
+		db := dbtest.OpenLimited(t, path, 1)
+		if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+			t.Fatal(err)
+		}
+		other := dbtest.Open(t, path)
+		if _, err := other.ExecContext(t.Context(), "SELECT count(*) FROM users"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := migrations.Down(t.Context(), db, nil, migrations.Alone()); !errors.Is(err, migrations.ErrInUse) {
+			t.Errorf("got %v", err)
+		}
+		if err := other.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if undone, err := migrations.Down(t.Context(), db, nil, migrations.Alone()); err != nil || len(undone) == 0 {
+			t.Errorf("alone: %v, %v", undone, err)
+		}
+		var mode string
+		if err := db.QueryRowContext(t.Context(), "PRAGMA journal_mode").Scan(&mode); err != nil || mode != "wal" {
+			t.Errorf("the log is %q, %v", mode, err)
+		}
+	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		dsn := dbtest.PostgresURL(t)
+		db := dbtest.OpenLimited(t, dsn, 1)
+		for name, program := range map[string]string{"ours": "authctl-other", "a role that may read": "reports"} {
+			user := dsn
+			if name != "ours" {
+				user = dbtest.AsReader(t, dsn, "bun_migrations")
+			}
+			separator := "?"
+			if strings.Contains(user, "?") {
+				separator = "&"
+			}
+			other := dbtest.Open(t, user+separator+"application_name="+program)
+			if _, err := migrations.Down(t.Context(), db, nil, migrations.Alone()); !errors.Is(err, migrations.ErrInUse) || !strings.Contains(err.Error(), program) {
+				t.Errorf("%s: %v", name, err)
+			}
+			if err := other.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// A program that has nothing to do with the tables does not count; sessions end a moment
+		// after they are closed.
+		_ = dbtest.Open(t, dsn+"&application_name=psql")
+		testenv.Eventually(t, "the database is free", func() bool {
+			undone, err := migrations.Down(t.Context(), db, nil, migrations.Alone())
+			if err != nil && !errors.Is(err, migrations.ErrInUse) {
+				t.Fatal(err)
+			}
+			return err == nil && len(undone) > 0
+		})
 	})
 }
 

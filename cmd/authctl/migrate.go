@@ -25,38 +25,30 @@ func newMigrate(g *global) *cobra.Command {
 		Long: `Bring the database schema up to date, or take the last step back.
 
 The migrations are inside the binary. They run under a lock, so any number of processes may
-try at once, and each counts as applied only once it has succeeded. With no database named
-they apply to the embedded SQLite, which serve migrates by itself.`,
+try at once: one migrates, and the others wait for it, a minute at most. What runs together
+is one transaction. With no database named they apply to the embedded SQLite, which serve
+migrates by itself.`,
 		Example: `  authctl migrate status
   DATABASE_URL=postgres://auth@localhost/auth authctl migrate up`,
 	}
-	run := func(use, short string, open func(*app, context.Context) error, do func(ctx context.Context, a *app, w io.Writer) error) {
+	run := func(use, short string, open func(*app, context.Context) error, do func(ctx context.Context, a *app, stdout, stderr io.Writer) error) {
 		cmd.AddCommand(&cobra.Command{
 			Use: use, Short: short, Args: cobra.NoArgs, Example: "  authctl migrate " + use,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				return g.withDatabase(cmd, open, func(ctx context.Context, a *app) error { return do(ctx, a, cmd.OutOrStdout()) })
+				return g.withDatabase(cmd, open, func(ctx context.Context, a *app) error { return do(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr()) })
 			},
 		})
 	}
-	run("up", "Run every migration that is waiting", (*app).connectDatabase, func(ctx context.Context, a *app, w io.Writer) error {
+	run("up", "Run every migration that is waiting", (*app).connectDatabase, func(ctx context.Context, a *app, w, stderr io.Writer) error {
 		return g.migrate(w, "applied", "the schema is up to date", func(report func(migrations.State)) ([]migrations.State, error) {
-			list, err := migrations.Up(ctx, a.db, report)
+			list, err := migrations.Up(ctx, a.db, report, waiting(stderr))
 			if len(list) > 0 {
 				a.security.Info("schema_migrated", zap.Strings("migrations", migrationNames(list)))
 			}
 			return list, err
 		})
 	})
-	run("down", "Undo the migrations that ran together last", (*app).connectExistingDatabase, func(ctx context.Context, a *app, w io.Writer) error {
-		return g.migrate(w, "undone", "there is nothing to undo", func(report func(migrations.State)) ([]migrations.State, error) {
-			list, err := migrations.Down(ctx, a.db, report)
-			if len(list) > 0 {
-				a.security.Warn("schema_rolled_back", zap.Strings("migrations", migrationNames(list)))
-			}
-			return list, err
-		})
-	})
-	run("status", "List the migrations and which have run", (*app).connectExistingDatabase, func(ctx context.Context, a *app, w io.Writer) error {
+	run("status", "List the migrations and which have run", (*app).connectExistingDatabase, func(ctx context.Context, a *app, w, _ io.Writer) error {
 		list, err := migrations.Status(ctx, a.db)
 		if err != nil {
 			return err
@@ -74,8 +66,89 @@ they apply to the embedded SQLite, which serve migrates by itself.`,
 		}
 		return printTable(w, []string{"MIGRATION", "NAME", "STATE"}, rows)
 	})
-	cmd.AddCommand(newMigrateNew(g))
+	cmd.AddCommand(newMigrateDown(g), newMigrateNew(g))
 	return cmd
+}
+
+// waiting says on w for whom a migration waits.
+func waiting(w io.Writer) migrations.Option {
+	return migrations.Wait(time.Minute, func(who string) {
+		fmt.Fprintf(w, "waiting for another process that is migrating: %s\n", who)
+	})
+}
+
+func newMigrateDown(g *global) *cobra.Command {
+	force, sure := false, consent{}
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "Undo the migrations that ran together last, and what they made",
+		Long: `Undo the migrations that ran together last. What they made goes with all that is in it: the
+first ones made the accounts. So it says what would be lost, asks a terminal, takes --yes
+elsewhere, and does nothing while servers, relays or others use the database. Make a backup
+first; servers of the release that made the schema cannot go on afterwards.`,
+		Example: "  authctl migrate status\n  authctl migrate down",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withDatabase(cmd, (*app).connectExistingDatabase, func(ctx context.Context, a *app) error {
+				return g.migrateDown(ctx, cmd, a, &sure, force)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&force, "force", false, "also while others use the database")
+	sure.add(cmd)
+	return cmd
+}
+
+func (g *global) migrateDown(ctx context.Context, cmd *cobra.Command, a *app, sure *consent, force bool) error {
+	options := []migrations.Option{waiting(cmd.ErrOrStderr())}
+	if !force {
+		options = append(options, migrations.Alone())
+	}
+	inUse := func(err error) error {
+		if errors.Is(err, migrations.ErrInUse) {
+			return fmt.Errorf("%w: stop what uses it, or say --force", err)
+		}
+		return err
+	}
+	undo, lost, err := migrations.Preview(ctx, a.db, options...)
+	if err != nil {
+		return inUse(err)
+	}
+	if len(undo) > 0 {
+		if err := sure.ask(cmd, "this undoes "+count(len(undo), "migration", "migrations")+" on "+a.Database.Describe(a.App.DataDir)+" and destroys "+losses(lost)); err != nil {
+			return err
+		}
+	}
+	return g.migrate(cmd.OutOrStdout(), "undone", "there is nothing to undo", func(report func(migrations.State)) ([]migrations.State, error) {
+		list, err := migrations.Down(ctx, a.db, report, options...)
+		if len(list) > 0 {
+			a.security.Warn("schema_rolled_back", zap.Strings("migrations", migrationNames(list)))
+		}
+		return list, inUse(err)
+	})
+}
+
+// losses lists what a rollback destroys.
+func losses(lost []migrations.Loss) string {
+	var words []string
+	empty := 0
+	for _, l := range lost {
+		switch {
+		case l.Rows == 0:
+			empty++
+		case l.Column != "":
+			words = append(words, fmt.Sprintf("%s of %s in %s", l.Column, l.Table, count(int(l.Rows), "row", "rows")))
+		default:
+			words = append(words, fmt.Sprintf("%s of %s", count(int(l.Rows), "row", "rows"), l.Table))
+		}
+	}
+	switch {
+	case len(words) == 0 && empty == 0:
+		return "no data"
+	case empty > 0:
+		words = append(words, count(empty, "empty table or column", "empty tables or columns"))
+	}
+	return strings.Join(words, ", ")
 }
 
 func migrationNames(list []migrations.State) []string {

@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"time"
 
@@ -42,7 +41,7 @@ func began(sid uuid.UUID) time.Time { return time.Unix(sid.Time().UnixTime()) }
 type standings struct {
 	db    *database.DB
 	batch *batch.Batcher[subject, *standing] // PostgreSQL
-	stmt  *sql.Stmt                          // SQLite, to which there is no way to save
+	stmt  *database.Stmt                     // SQLite, to which there is no way to save
 }
 
 // subject is an account and a session of it.
@@ -101,7 +100,7 @@ func (s standings) askPostgres(ctx context.Context, whom []subject) (all []*stan
 	}
 	all = make([]*standing, len(whom))
 	err = s.db.Postgres(ctx, func(conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, standingsPostgres, pgx.QueryExecModeCacheStatement, userIDs, sids)
+		rows, err := conn.Query(ctx, standingsPostgres, s.db.Prepared(), userIDs, sids)
 		if err != nil {
 			return err
 		}

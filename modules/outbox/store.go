@@ -15,7 +15,7 @@ import (
 // store_postgres.go), and what moves events of a parked key aside.
 type store struct {
 	db         *database.DB
-	fetch, ack *sql.Stmt // on SQLite
+	fetch, ack *database.Stmt // on SQLite
 }
 
 // recordColumns are of a pending row p and its event e, in the order of [scanRecord].

@@ -58,7 +58,7 @@ type pendingRow struct {
 // readPostgres is [store.pendingOf].
 func (s *store) readPostgres(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) (out []Record, err error) {
 	err = s.onServer(ctx, server, func(conn *pgx.Conn) error {
-		rows, err := pendingRows(ctx, conn, shards, lows, limit, bytes)
+		rows, err := pendingRows(ctx, conn, s.db.Prepared(), shards, lows, limit, bytes)
 		if err != nil {
 			return err
 		}
@@ -69,7 +69,7 @@ func (s *store) readPostgres(ctx context.Context, server string, shards []int, l
 			if n < 0 {
 				n = len(rows)
 			}
-			if out, err = complete(ctx, conn, rows[:n], out); err != nil {
+			if out, err = complete(ctx, conn, s.db.Prepared(), rows[:n], out); err != nil {
 				return err
 			}
 			rows = rows[n:]
@@ -94,9 +94,9 @@ func (s *store) onServer(ctx context.Context, server string, fn func(*pgx.Conn) 
 }
 
 // pendingRows reads of each shard what [store.pendingOf] asks for.
-func pendingRows(ctx context.Context, conn *pgx.Conn, shards []int, lows []int64, limit, bytes int) ([]pendingRow, error) {
+func pendingRows(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, shards []int, lows []int64, limit, bytes int) ([]pendingRow, error) {
 	rows := make([]pendingRow, 0, 1024)
-	err := query(ctx, conn, func(v [][]byte) error {
+	err := query(ctx, conn, mode, func(v [][]byte) error {
 		begin := len(rows)
 		shard, ids, segments, replays, sizes, places := int(number(v[0])), array{v[1], 8}, array{v[2], 2}, array{v[3], 1}, array{v[4], 4}, array{v[5], 6}
 		n := ids.len()
@@ -124,14 +124,14 @@ func pendingRows(ctx context.Context, conn *pgx.Conn, shards []int, lows []int64
 }
 
 // complete appends the records of pending rows of one segment, which are in the order of ids.
-func complete(ctx context.Context, conn *pgx.Conn, rows []pendingRow, out []Record) ([]Record, error) {
+func complete(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows []pendingRow, out []Record) ([]Record, error) {
 	ids := make([]int64, len(rows))
 	for i := range rows {
 		ids[i] = rows[i].id
 	}
 	var text []byte // of one record: one piece of memory instead of seven
 	var last Record
-	err := query(ctx, conn, func(v [][]byte) error {
+	err := query(ctx, conn, mode, func(v [][]byte) error {
 		if len(rows) == 0 {
 			return errors.New("more events than pending rows")
 		}
@@ -187,14 +187,14 @@ func (s *store) publishedPostgres(ctx context.Context, server string, records []
 			if len(ids) == 0 {
 				continue
 			}
-			done, err := conn.Exec(ctx, ackPostgres, pgx.QueryExecModeCacheStatement, at, ids, replay)
+			done, err := conn.Exec(ctx, ackPostgres, s.db.Prepared(), at, ids, replay)
 			if err != nil {
 				return err
 			}
 			if done.RowsAffected() == int64(len(ids)) {
 				continue
 			}
-			if _, err := conn.Exec(ctx, ackMovedPostgres, pgx.QueryExecModeCacheStatement, shards, ids, replay); err != nil {
+			if _, err := conn.Exec(ctx, ackMovedPostgres, s.db.Prepared(), shards, ids, replay); err != nil {
 				return err
 			}
 		}
@@ -203,8 +203,8 @@ func (s *store) publishedPostgres(ctx context.Context, server string, records []
 }
 
 // query hands the binary values of each row to row, valid until that returns.
-func query(ctx context.Context, conn *pgx.Conn, row func([][]byte) error, text string, args ...any) error {
-	rows, err := conn.Query(ctx, text, append([]any{pgx.QueryExecModeCacheStatement, pgx.QueryResultFormats{pgx.BinaryFormatCode}}, args...)...)
+func query(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, row func([][]byte) error, text string, args ...any) error {
+	rows, err := conn.Query(ctx, text, append([]any{mode, pgx.QueryResultFormats{pgx.BinaryFormatCode}}, args...)...)
 	if err != nil {
 		return err
 	}

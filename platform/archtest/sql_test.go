@@ -61,14 +61,14 @@ func statementsThroughBun(path string, file *ast.File, handed *int) (problems []
 			}
 			if called.Sel.Name == "Bun" && len(n.Args) == 0 {
 				if !migrator[n] {
-					problems = append(problems, path+": Bun is for the migrator alone: use the methods of database.DB, which bind arguments")
+					problems = append(problems, path+": Bun is for the migrator alone: use the methods of platform/database, which bind arguments")
 				} else {
 					*handed++
 				}
 			}
 		case *ast.SelectorExpr:
 			if inner, ok := n.X.(*ast.SelectorExpr); ok && inner.Sel.Name == "bun" {
-				problems = append(problems, path+": Bun writes arguments into the text: use the pool, through bind")
+				problems = append(problems, path+": Bun writes arguments into the text: use statements, which bind them")
 			}
 		}
 		return true

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -51,7 +52,7 @@ func addresses(ctx context.Context, cc *pgx.ConnConfig) int {
 // prepareConnections makes each connection what the code relies on, whatever ALTER DATABASE or
 // ALTER ROLE … SET says. search_path is left as it is: where the tables are is the operator's
 // word.
-func prepareConnections(cc *pgx.ConnConfig) {
+func prepareConnections(cc *pgx.ConnConfig, pooler *atomic.Bool) {
 	// Types of arguments and columns are asked for once a connection, and kept. The plan is
 	// not: one made when a table was small would read all of it after an import.
 	cc.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
@@ -78,13 +79,21 @@ func prepareConnections(cc *pgx.ConnConfig) {
 		// on after each transaction, they stay with the server's, which all of its clients have
 		// in common; transactions name their isolation themselves.
 		results, err := conn.Exec(ctx, "SET default_transaction_isolation = 'read committed'; SET bytea_output = 'hex'; "+
-			"SET IntervalStyle = 'postgres'; SHOW transaction_read_only").ReadAll()
+			"SET IntervalStyle = 'postgres'; SELECT current_setting('transaction_read_only'), pg_backend_pid()").ReadAll()
 		if err != nil {
 			return fmt.Errorf("set up the connection: %w", err)
 		}
+		last := results[len(results)-1]
+		if len(last.Rows) != 1 || len(last.Rows[0]) != 2 {
+			return errors.New("set up the connection: an answer that makes no sense")
+		}
+		// A pooler has a number of its own for each client.
+		if string(last.Rows[0][1]) != strconv.FormatUint(uint64(conn.PID()), 10) {
+			pooler.Store(true)
+		}
 		// After a fail-over the old primary may answer, read-only. Whatever target_session_attrs
 		// says, only a server that takes writes will do.
-		if last := results[len(results)-1]; len(last.Rows) != 1 || string(last.Rows[0][0]) != "off" {
+		if string(last.Rows[0][0]) != "off" {
 			return pgconn.ErrReadOnlyConnection
 		}
 		return nil

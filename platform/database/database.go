@@ -16,16 +16,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
-	"github.com/uptrace/bun"
-	"github.com/uptrace/bun/dialect"
-	"github.com/uptrace/bun/dialect/pgdialect"
-	"github.com/uptrace/bun/dialect/sqlitedialect"
-	"github.com/uptrace/bun/schema"
 	_ "modernc.org/sqlite" // registers the pure-Go driver "sqlite"
 
 	"github.com/toppira/authctl/platform/config"
@@ -96,9 +92,9 @@ func (c Config) Overridden(report func(path, by string)) {
 type DB struct {
 	statements
 	pool *sql.DB
-	bun  *bun.DB
 
 	connecting time.Duration // what trying every server once may take
+	pooler     *atomic.Bool  // something hands connections on to other clients
 
 	// On SQLite one writer at a time is the rule; queueing here in order of arrival is fair
 	// and needs no polling, which SQLite's own busy handler is and does. Nil on PostgreSQL.
@@ -160,7 +156,8 @@ func openPostgres(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 		return nil, err
 	}
 	requireTLS12(cc)
-	prepareConnections(cc)
+	var pooler atomic.Bool
+	prepareConnections(cc, &pooler)
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = opt.AppName
 	}
@@ -174,8 +171,8 @@ func openPostgres(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	pool.SetMaxIdleConns(conns)
 	pool.SetConnMaxIdleTime(5 * time.Minute)
 	pool.SetConnMaxLifetime(30 * time.Minute)
-	db := newDB(pool, pgdialect.New())
-	db.connecting = wait
+	db := newDB(pool, true)
+	db.connecting, db.pooler = wait, &pooler
 	return db, nil
 }
 
@@ -211,13 +208,13 @@ func openSQLite(path string, conns int) (*DB, error) {
 	}
 	sqldb.SetMaxOpenConns(conns)
 	sqldb.SetMaxIdleConns(conns)
-	db := newDB(sqldb, sqlitedialect.New())
+	db := newDB(sqldb, false)
 	db.writer, db.connecting = make(chan struct{}, 1), shortest
 	return db, nil
 }
 
-func newDB(pool *sql.DB, d schema.Dialect) *DB {
-	return &DB{statements: statements{run: pool, postgres: d.Name() == dialect.PG}, pool: pool, bun: bun.NewDB(pool, d)}
+func newDB(pool *sql.DB, postgres bool) *DB {
+	return &DB{statements: statements{pool, postgres}, pool: pool}
 }
 
 // Close closes the connections.
@@ -232,10 +229,6 @@ func (db *DB) Conn(ctx context.Context) (Conn, error) {
 	conn, err := db.pool.Conn(ctx)
 	return Conn{statements{conn, db.postgres}, conn}, err
 }
-
-// Bun is the database as Bun's migrator wants it. It is for package migrations alone: Bun
-// writes arguments into the text of a statement.
-func (db *DB) Bun() *bun.DB { return db.bun }
 
 // IsPostgres reports the dialect; what is not PostgreSQL is SQLite.
 func (db *DB) IsPostgres() bool { return IsPostgres(db) }
@@ -346,6 +339,16 @@ func (db *DB) Postgres(ctx context.Context, fn func(*pgx.Conn) error) error {
 		err = db.onPostgres(ctx, fn)
 	}
 	return err
+}
+
+// Prepared is the mode in which pgx runs a statement that every request needs: prepared by name
+// and its plan kept, but through a pooler only its types. A pooler may give each transaction
+// another connection, on which nobody has prepared it.
+func (db *DB) Prepared() pgx.QueryExecMode {
+	if db.pooler != nil && db.pooler.Load() {
+		return pgx.QueryExecModeCacheDescribe
+	}
+	return pgx.QueryExecModeCacheStatement
 }
 
 func (db *DB) onPostgres(ctx context.Context, fn func(*pgx.Conn) error) error {

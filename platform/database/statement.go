@@ -31,8 +31,11 @@ type Tx struct {
 
 // StmtContext returns a statement that [DB.PrepareContext] prepared, to run in the
 // transaction, with which it is closed.
-func (tx Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) *sql.Stmt {
-	return tx.tx.StmtContext(ctx, stmt)
+func (tx Tx) StmtContext(ctx context.Context, stmt *Stmt) *Stmt {
+	if stmt.on == nil {
+		return &Stmt{stmt: tx.tx.StmtContext(ctx, stmt.stmt)}
+	}
+	return &Stmt{on: stmt.on, run: tx.tx, query: stmt.query}
 }
 
 // Conn is one connection of the pool. Close gives it back.
@@ -49,7 +52,6 @@ type runner interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-	PrepareContext(ctx context.Context, query string) (*sql.Stmt, error)
 }
 
 // statements writes placeholders as the engine wants them.
@@ -78,10 +80,58 @@ func (s statements) QueryRowContext(ctx context.Context, query string, args ...a
 	return s.run.QueryRowContext(ctx, query, args...)
 }
 
-// PrepareContext prepares a statement whose placeholders are the engine's own: $1 on
-// PostgreSQL, ?1 on SQLite. It takes no [List], and on SQLite no times.
-func (s statements) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
-	return s.run.PrepareContext(ctx, query)
+// Stmt is a statement that is parsed once for many uses. Its placeholders are the engine's own,
+// $1 on PostgreSQL and ?1 on SQLite, and it takes no [List] and on SQLite no times. On PostgreSQL
+// each connection prepares it when it first meets it.
+type Stmt struct {
+	stmt *sql.Stmt // on SQLite
+
+	on    *DB // on PostgreSQL
+	run   runner
+	query string
+}
+
+// PrepareContext prepares a statement. The caller closes it.
+func (db *DB) PrepareContext(ctx context.Context, query string) (*Stmt, error) {
+	if db.postgres {
+		return &Stmt{on: db, run: db.pool, query: query}, nil
+	}
+	stmt, err := db.pool.PrepareContext(ctx, query)
+	return &Stmt{stmt: stmt}, err
+}
+
+// ExecContext runs a statement that returns no rows.
+func (s *Stmt) ExecContext(ctx context.Context, args ...any) (sql.Result, error) {
+	if s.on == nil {
+		return s.stmt.ExecContext(ctx, args...)
+	}
+	return s.run.ExecContext(ctx, s.query, s.prepared(args)...)
+}
+
+// QueryContext runs a query. The caller closes the rows.
+func (s *Stmt) QueryContext(ctx context.Context, args ...any) (*sql.Rows, error) {
+	if s.on == nil {
+		return s.stmt.QueryContext(ctx, args...)
+	}
+	return s.run.QueryContext(ctx, s.query, s.prepared(args)...)
+}
+
+// QueryRowContext runs a query of at most one row.
+func (s *Stmt) QueryRowContext(ctx context.Context, args ...any) *sql.Row {
+	if s.on == nil {
+		return s.stmt.QueryRowContext(ctx, args...)
+	}
+	return s.run.QueryRowContext(ctx, s.query, s.prepared(args)...)
+}
+
+func (s *Stmt) prepared(args []any) []any { return append([]any{s.on.Prepared()}, args...) }
+
+// Close lets go of the statement.
+func (s *Stmt) Close() error {
+	if s.on == nil {
+		return s.stmt.Close()
+	}
+	return nil
 }
 
 // List is a slice as the argument of x IN (?) or x NOT IN (?). An empty one contains nothing.

@@ -121,6 +121,34 @@ func AsUser(t testing.TB, dsn, password string) string {
 	return u.String()
 }
 
+// AsReader returns the URL of the database with a user of its own who may read one table and do
+// nothing else, for the time of the test.
+func AsReader(t testing.TB, dsn, table string) string {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "reader_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+	run := func(statements ...string) { // and be gone
+		t.Helper()
+		db, err := open(dsn, 1)
+		if err != nil {
+			t.Fatalf("open the test database: %v", err)
+		}
+		defer db.Close()
+		for _, statement := range statements {
+			if _, err := db.ExecContext(context.WithoutCancel(t.Context()), statement); err != nil {
+				t.Errorf("%s: %v", statement, err)
+			}
+		}
+	}
+	run("CREATE ROLE "+name+" LOGIN PASSWORD 'x'", "GRANT SELECT ON "+table+" TO "+name)
+	t.Cleanup(func() { run("DROP OWNED BY "+name, "DROP ROLE "+name) })
+	u.User = url.UserPassword(name, "x")
+	return u.String()
+}
+
 // Begin begins a transaction that the test ends when it likes, with a commit or without one.
 func Begin(t testing.TB, db *database.DB) (tx database.Tx, end func(commit bool) error) {
 	t.Helper()
@@ -158,7 +186,13 @@ func Begin(t testing.TB, db *database.DB) (tx database.Tx, end func(commit bool)
 // Open opens the database at a URL and closes it when the test ends.
 func Open(t testing.TB, dsn string) *database.DB {
 	t.Helper()
-	db, err := open(dsn)
+	return OpenLimited(t, dsn, 0)
+}
+
+// OpenLimited is [Open] with at most so many connections.
+func OpenLimited(t testing.TB, dsn string, conns int) *database.DB {
+	t.Helper()
+	db, err := open(dsn, conns)
 	if err != nil {
 		t.Fatalf("open the test database: %v", err)
 	}
@@ -166,10 +200,10 @@ func Open(t testing.TB, dsn string) *database.DB {
 	return db
 }
 
-func open(dsn string) (*database.DB, error) {
+func open(dsn string, conns int) (*database.DB, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	return database.Open(ctx, database.Config{URL: config.Secret(dsn)}, database.Options{AppName: "authctl-test"})
+	return database.Open(ctx, database.Config{URL: config.Secret(dsn), MaxConns: conns}, database.Options{AppName: "authctl-test"})
 }
 
 var templates sync.Map // server URL → func() (string, error)
@@ -187,7 +221,7 @@ func makeTemplate(server string) (string, error) {
 		return "", err
 	}
 	name := "authctl_template_" + print
-	admin, err := open(server)
+	admin, err := open(server, 0)
 	if err != nil {
 		return "", err
 	}
@@ -218,7 +252,7 @@ func makeTemplate(server string) (string, error) {
 	if _, err := conn.ExecContext(ctx, "CREATE DATABASE "+building); err != nil {
 		return "", err
 	}
-	db, err := open(withDatabase(server, building))
+	db, err := open(withDatabase(server, building), 0)
 	if err != nil {
 		return "", err
 	}

@@ -2,7 +2,6 @@ package sql
 
 import (
 	"context"
-	"database/sql"
 	"strings"
 	"testing"
 	"time"
@@ -16,7 +15,7 @@ import (
 // before is the store of the release before, with its statements as they were at ff52971.
 type before struct {
 	*Store
-	rotate *sql.Stmt
+	rotate *database.Stmt
 }
 
 const rotationBefore = `
@@ -76,7 +75,7 @@ func (s before) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 	rotated := session.Rotated{}
 	var verdict string
 	var kept []byte
-	ask := func(stmt *sql.Stmt) error {
+	ask := func(stmt *database.Stmt) error {
 		return scan(stmt.QueryRowContext(ctx, r.SessionID.String(), r.UserID.String(), int64(r.Generation), r.PresentedHash[:], r.NextHash[:], sealed,
 			r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP, s.skew().Milliseconds()), &rotated.Session, &verdict, &kept)
 	}

@@ -8,7 +8,6 @@ package sql
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"iter"
@@ -32,7 +31,7 @@ type Options struct {
 type Store struct {
 	db     *database.DB
 	skew   func() time.Duration
-	rotate *sql.Stmt
+	rotate *database.Stmt
 }
 
 // New prepares the one statement that is on a hot path. The caller closes the store before
@@ -211,7 +210,7 @@ func (s *Store) turn(ctx context.Context, r session.Rotation) (rotated session.R
 }
 
 // turnAtOnce returns sql.ErrNoRows when it is not the ordinary case.
-func (s *Store) turnAtOnce(ctx context.Context, stmt *sql.Stmt, r session.Rotation) (session.Rotated, error) {
+func (s *Store) turnAtOnce(ctx context.Context, stmt *database.Stmt, r session.Rotation) (session.Rotated, error) {
 	var sealed any // NULL when there is no window
 	if r.Grace >= time.Millisecond {
 		sealed = r.SealedNext
