@@ -55,7 +55,7 @@ func TestAnotherPersonOfTheSameNameIsRefusedAndTheSameOneIsThere(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			for _, how := range []string{"in one file", "in two", "after a password change", "after a rehearsal"} {
-				dbtestEach(t, func(t *testing.T, w *world) {
+				eachNamed(t, how, func(t *testing.T, w *world) {
 					var got importing
 					switch how {
 					case "in one file":
@@ -89,6 +89,12 @@ func TestAnotherPersonOfTheSameNameIsRefusedAndTheSameOneIsThere(t *testing.T) {
 			}
 		})
 	}
+}
+
+// eachNamed is dbtestEach as a test of its own, for tests that have several.
+func eachNamed(t *testing.T, name string, test func(t *testing.T, w *world)) {
+	t.Helper()
+	t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) { t.Parallel(); dbtestEach(t, test) })
 }
 
 func (w *world) rehearse(t testing.TB, text string) importing {
@@ -260,7 +266,7 @@ func TestAnUnconfirmedAddressAsANameIsTakenDisabledOrSkipped(t *testing.T) {
 		"": "4 imported, 0 disabled, refused ", UnconfirmedTake: "4 imported, 0 disabled, refused ",
 		UnconfirmedDisable: "4 imported, 1 disabled, refused ", UnconfirmedSkip: "3 imported, 0 disabled, refused 1 unconfirmed_address",
 	} {
-		dbtestEach(t, func(t *testing.T, w *world) {
+		eachNamed(t, "choice "+choice, func(t *testing.T, w *world) {
 			for _, dry := range []bool{true, false} {
 				var i importing
 				i.ImportReport, i.err = w.Import(t.Context(), strings.NewReader(text), ImportOptions{
@@ -341,7 +347,7 @@ func TestWordsForNoValueAreNone(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, copyOption := range []string{"", ", NULL 'NULL'", `, NULL '\N'`, ", NULL 'null'", ", NULL '(null)'", ", NULL 'NULL', DELIMITER ';'", `, NULL '\N', DELIMITER E'\t'`} {
+	for i, copyOption := range []string{"", ", NULL 'NULL'", `, NULL '\N'`, ", NULL 'null'", ", NULL '(null)'", ", NULL 'NULL', DELIMITER ';'", `, NULL '\N', DELIMITER E'\t'`} {
 		var file bytes.Buffer
 		err := db.Postgres(t.Context(), func(conn *pgx.Conn) error {
 			_, err := conn.PgConn().CopyTo(t.Context(), &file, "COPY foreign_user TO STDOUT (FORMAT csv, HEADER"+copyOption+")")
@@ -350,7 +356,7 @@ func TestWordsForNoValueAreNone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		dbtestEach(t, func(t *testing.T, w *world) {
+		eachNamed(t, fmt.Sprint("option ", i), func(t *testing.T, w *world) {
 			got := w.importText(t, file.String(), "supabase")
 			// PostgreSQL puts quotes around a text that would be taken for no value: somebody is
 			// called so. Without them there is no telling, and the line is refused.
