@@ -65,7 +65,8 @@ func newTargetShow(g *global) *cobra.Command {
 				}
 				t := outbox.State{Targets: list}.Target()
 				if t == nil {
-					return errors.New("the outbox has no target yet: the first relay records its own; or name it now with: authctl outbox target set")
+					return errors.New("the outbox has no target yet: the first relay records its own; " +
+						"or name it now with: authctl outbox target set")
 				}
 				if g.output == "json" {
 					return printJSON(cmd.OutOrStdout(), t)

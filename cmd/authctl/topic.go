@@ -95,7 +95,8 @@ listed.`,
 				st.Problems = a.topicProblems(st)
 				if accept > 0 {
 					if st.Partitions != accept {
-						return fmt.Errorf("the topic %s has %s and not %d: nothing is accepted", st.Topic, count(st.Partitions, "partition", "partitions"), accept)
+						return fmt.Errorf("the topic %s has %s and not %d: nothing is accepted",
+							st.Topic, count(st.Partitions, "partition", "partitions"), accept)
 					}
 					identity, err := kafka.Identity(ctx)
 					if err != nil {
@@ -109,7 +110,8 @@ listed.`,
 					return err
 				}
 				if accept > 0 {
-					fmt.Fprintf(cmd.ErrOrStderr(), "the order of users' events goes by %s from now on\n", count(accept, "partition", "partitions"))
+					fmt.Fprintf(cmd.ErrOrStderr(), "the order of users' events goes by %s from now on\n",
+						count(accept, "partition", "partitions"))
 				}
 				if slices.ContainsFunc(st.Problems, func(p sink.Problem) bool { return p.Blocks }) {
 					return silent{errors.New("nothing can be published to the topic")}
@@ -152,14 +154,16 @@ func (a *app) topicProblems(st sink.TopicState) []sink.Problem {
 	list := st.Problems
 	if st.Partitions > 0 && a.Outbox.Shards%st.Partitions != 0 {
 		list = append(list, sink.Problem{
-			Found:  fmt.Sprintf("it has %d partitions, and outbox.shards (%d) is no multiple of that", st.Partitions, a.Outbox.Shards),
+			Found: fmt.Sprintf("it has %d partitions, and outbox.shards (%d) is no multiple of that",
+				st.Partitions, a.Outbox.Shards),
 			Advice: fmt.Sprintf("set OUTBOX_SHARDS=%d", (a.Outbox.Shards/st.Partitions+1)*st.Partitions),
 			Blocks: true,
 		})
 	}
 	if st.MaxMessageBytes > 0 && st.MaxMessageBytes < a.Outbox.BatchBytes {
 		list = append(list, sink.Problem{
-			Found:  fmt.Sprintf("max.message.bytes is %d, less than outbox.batch_bytes (%d): full batches are refused and sent in halves", st.MaxMessageBytes, a.Outbox.BatchBytes),
+			Found: fmt.Sprintf("max.message.bytes is %d, less than outbox.batch_bytes (%d): "+
+				"full batches are refused and sent in halves", st.MaxMessageBytes, a.Outbox.BatchBytes),
 			Advice: fmt.Sprintf("raise it to %d or more, or lower OUTBOX_BATCH_BYTES", a.Outbox.BatchBytes),
 		})
 	}

@@ -122,7 +122,9 @@ const (
 )
 
 // compareTarget returns the named target as its row is to be.
-func compareTarget(ctx context.Context, db database.IDB, name string, identity *string) (t Target, is comparison, err error) {
+func compareTarget(
+	ctx context.Context, db database.IDB, name string, identity *string,
+) (t Target, is comparison, err error) {
 	list, err := Targets(ctx, db)
 	if err != nil {
 		return t, 0, err
@@ -343,7 +345,8 @@ func planTarget(ctx context.Context, db database.IDB, to Target, shards int) (ch
 		if t.State == active {
 			change.From = &t
 		}
-		if t.Name == to.Name && (t.Identity == to.Identity || t.Identity == "") && t.Partitions > 0 && t.Partitions != to.Partitions {
+		same := t.Name == to.Name && (t.Identity == to.Identity || t.Identity == "")
+		if same && t.Partitions > 0 && t.Partitions != to.Partitions {
 			return change, repartitioned(to, t.Partitions)
 		}
 	}
@@ -391,7 +394,8 @@ func (r *Relay) stillTarget(ctx context.Context, tx database.Tx) error {
 	err := tx.QueryRowContext(ctx, `SELECT name, identity FROM outbox_target WHERE state = 'active'`).Scan(&is.Name, &is.Identity)
 	switch {
 	case database.IsNotFound(err):
-		return fmt.Errorf("%w: it has none any more, and this relay publishes to %s. Start the relay again", ErrOtherTarget, r.target)
+		return fmt.Errorf("%w: it has none any more, and this relay publishes to %s. Start the relay again",
+			ErrOtherTarget, r.target)
 	case err != nil:
 		return fmt.Errorf("read the target of the outbox: %w", err)
 	case is.Identity == besideDatabase && r.target.Identity == besideDatabase,

@@ -20,7 +20,8 @@ import (
 // four a relay takes care by itself; the others wait for a person, see [Stalled].
 var Kinds = []string{
 	"retry", "refused", "not_owned", "database",
-	"authentication", "authorization", "certificate", "clock", "compression", "partitions", "rights", "shards", "target", "topic",
+	"authentication", "authorization", "certificate", "clock", "compression",
+	"partitions", "rights", "shards", "target", "topic",
 	"unexpected", "version",
 }
 
@@ -83,7 +84,8 @@ func (t *trouble) begin(partition int, kind string, err error) {
 	default:
 		message = "events cannot be published until someone acts; they wait in order"
 	}
-	t.log.Error(message, zap.String("kind", kind), zap.Error(err), zap.Duration("for", t.now().Sub(t.since).Round(time.Millisecond)))
+	t.log.Error(message, zap.String("kind", kind), zap.Error(err),
+		zap.Duration("for", t.now().Sub(t.since).Round(time.Millisecond)))
 }
 
 // database counts and says an error of the database, and target one of the sink. What was
@@ -137,7 +139,8 @@ func (t *trouble) keep(owned map[int]bool) {
 	had := len(t.where)
 	maps.DeleteFunc(t.where, func(partition int, _ hitch) bool { return partition >= 0 && !owned[partition] })
 	if had > 0 && len(t.where) == 0 && len(t.said) > 0 {
-		t.log.Info("the events that could not be published are another relay's now", zap.Duration("after", t.now().Sub(t.since).Round(time.Millisecond)))
+		t.log.Info("the events that could not be published are another relay's now",
+			zap.Duration("after", t.now().Sub(t.since).Round(time.Millisecond)))
 	}
 }
 
@@ -159,7 +162,8 @@ func (t *trouble) worst() (h hitch, any bool) {
 }
 
 var troubleSeconds = prometheus.NewDesc("authctl_outbox_trouble_seconds",
-	"For how long this relay has met nothing but errors of the kind in some partition; 0: it meets none.", []string{"kind"}, nil)
+	"For how long this relay has met nothing but errors of the kind in some partition; 0: it meets none.",
+	[]string{"kind"}, nil)
 
 // Describe implements [prometheus.Collector].
 func (t *trouble) Describe(c chan<- *prometheus.Desc) { c <- troubleSeconds }
@@ -225,7 +229,8 @@ func (r *Relay) reportTrouble(ctx context.Context) {
 // endTrouble leaves what ended the relay, or kept it from publishing, as its last word.
 func (r *Relay) endTrouble(ctx context.Context, cause error) {
 	h, any := r.trouble.worst()
-	for err, kind := range map[error]string{ErrOtherTarget: "target", ErrPartitionsChanged: "partitions", ErrShards: "shards"} {
+	kinds := map[error]string{ErrOtherTarget: "target", ErrPartitionsChanged: "partitions", ErrShards: "shards"}
+	for err, kind := range kinds {
 		if errors.Is(cause, err) {
 			h, any = hitch{kind: kind, err: cause, since: r.now()}, true
 			r.trouble.begin(targetTrouble, kind, cause)

@@ -37,7 +37,8 @@ func forPerson(kind string, advice func(k *Kafka) string) meaning {
 // What a person must put right.
 var (
 	signIn = forPerson("authentication", func(k *Kafka) string {
-		return fmt.Sprintf("Kafka refuses the sign-in of %q with kafka.sasl.mechanism %s: check kafka.sasl.*", k.cfg.SASL.User, k.cfg.SASL.Mechanism)
+		return fmt.Sprintf("Kafka refuses the sign-in of %q with kafka.sasl.mechanism %s: check kafka.sasl.*",
+			k.cfg.SASL.User, k.cfg.SASL.Mechanism)
 	})
 	mayNotWrite = forPerson("authorization", func(k *Kafka) string {
 		return fmt.Sprintf("%s may not write to the topic %q: allow it WRITE and DESCRIBE on it", k.who(), k.cfg.Topic)
@@ -49,17 +50,21 @@ var (
 		return fmt.Sprintf("the topic %q does not exist: make it with authctl outbox topic ensure", k.cfg.Topic)
 	})
 	topicSettings = forPerson("topic", func(k *Kafka) string {
-		return fmt.Sprintf("the cluster does not make the topic %q with these settings: check kafka.partitions (%d), kafka.replication_factor (%d) and the policies of the cluster",
+		return fmt.Sprintf("the cluster does not make the topic %q with these settings: check kafka.partitions (%d), "+
+			"kafka.replication_factor (%d) and the policies of the cluster",
 			k.cfg.Topic, k.cfg.Partitions, k.cfg.ReplicationFactor)
 	})
 	oldFormat = forPerson("version", func(k *Kafka) string {
-		return fmt.Sprintf("the topic %q keeps messages in a format older than that of Kafka 0.11: raise its message.format.version", k.cfg.Topic)
+		return fmt.Sprintf("the topic %q keeps messages in a format older than that of Kafka 0.11: raise its "+
+			"message.format.version", k.cfg.Topic)
 	})
 	oldBrokers = forPerson("version", func(*Kafka) string {
-		return "the brokers do not speak the version of the protocol that is needed: use Kafka 2.8 or newer, or what is compatible with it"
+		return "the brokers do not speak the version of the protocol that is needed: use Kafka 2.8 or newer, " +
+			"or what is compatible with it"
 	})
 	compression = forPerson("compression", func(k *Kafka) string {
-		return fmt.Sprintf("the brokers do not take batches that are compressed with %s: set kafka.compression to a kind that they take, or to none", k.cfg.Compression)
+		return fmt.Sprintf("the brokers do not take batches that are compressed with %s: "+
+			"set kafka.compression to a kind that they take, or to none", k.cfg.Compression)
 	})
 	clocks = forPerson("clock", func(*Kafka) string {
 		return "the brokers do not accept this machine's time: set one of the clocks right"
@@ -68,7 +73,8 @@ var (
 		return "the certificate of the brokers is not accepted: check kafka.tls.ca_file and kafka.tls.server_name"
 	})
 	notTLS = forPerson("certificate", func(k *Kafka) string {
-		return fmt.Sprintf("what answers at %s does not speak TLS: check the port, and kafka.tls.enabled", strings.Join(k.cfg.Brokers, ","))
+		return fmt.Sprintf("what answers at %s does not speak TLS: check the port, and kafka.tls.enabled",
+			strings.Join(k.cfg.Brokers, ","))
 	})
 	unexpected = forPerson("unexpected", func(*Kafka) string {
 		return "the brokers answered with an error that this release does not expect: see their log"
@@ -103,12 +109,14 @@ var meanings = func() map[sarama.KError]meaning {
 		{meaning{reaction: retry}, []sarama.KError{
 			sarama.ErrUnknown,        // a mistake of the broker
 			sarama.ErrInvalidMessage, // damaged on its way
-			sarama.ErrLeaderNotAvailable, sarama.ErrNotLeaderForPartition, sarama.ErrRequestTimedOut, sarama.ErrBrokerNotAvailable,
+			sarama.ErrLeaderNotAvailable, sarama.ErrNotLeaderForPartition, sarama.ErrRequestTimedOut,
+			sarama.ErrBrokerNotAvailable,
 			sarama.ErrReplicaNotAvailable, sarama.ErrStaleControllerEpochCode, sarama.ErrNetworkException,
 			sarama.ErrOffsetsLoadInProgress, sarama.ErrConsumerCoordinatorNotAvailable, sarama.ErrNotCoordinatorForConsumer,
 			sarama.ErrNotEnoughReplicas, sarama.ErrNotEnoughReplicasAfterAppend, sarama.ErrNotController,
 			sarama.ErrConcurrentTransactions, sarama.ErrOperationNotAttempted, sarama.ErrKafkaStorageError,
-			sarama.ErrReassignmentInProgress, sarama.ErrListenerNotFound, sarama.ErrFencedLeaderEpoch, sarama.ErrUnknownLeaderEpoch,
+			sarama.ErrReassignmentInProgress, sarama.ErrListenerNotFound, sarama.ErrFencedLeaderEpoch,
+			sarama.ErrUnknownLeaderEpoch,
 			sarama.ErrStaleBrokerEpoch, sarama.ErrOffsetNotAvailable, sarama.ErrPreferredLeaderNotAvailable,
 			sarama.ErrEligibleLeadersNotAvailable, sarama.ErrThrottlingQuotaExceeded,
 			100, // UNKNOWN_TOPIC_ID
@@ -117,7 +125,8 @@ var meanings = func() map[sarama.KError]meaning {
 		}},
 		{noTopic, []sarama.KError{sarama.ErrUnknownTopicOrPartition, sarama.ErrInvalidTopic}},
 		{topicSettings, []sarama.KError{
-			sarama.ErrInvalidPartitions, sarama.ErrInvalidReplicationFactor, sarama.ErrInvalidReplicaAssignment, sarama.ErrInvalidConfig,
+			sarama.ErrInvalidPartitions, sarama.ErrInvalidReplicationFactor, sarama.ErrInvalidReplicaAssignment,
+			sarama.ErrInvalidConfig,
 			sarama.ErrPolicyViolation,
 		}},
 		{mayNotWrite, []sarama.KError{sarama.ErrTopicAuthorizationFailed}},
@@ -125,7 +134,8 @@ var meanings = func() map[sarama.KError]meaning {
 		{signIn, []sarama.KError{
 			sarama.ErrUnsupportedSASLMechanism, sarama.ErrIllegalSASLState, sarama.ErrSASLAuthenticationFailed,
 			sarama.ErrDelegationTokenAuthDisabled, sarama.ErrDelegationTokenNotFound, sarama.ErrDelegationTokenOwnerMismatch,
-			sarama.ErrDelegationTokenRequestNotAllowed, sarama.ErrDelegationTokenAuthorizationFailed, sarama.ErrDelegationTokenExpired,
+			sarama.ErrDelegationTokenRequestNotAllowed, sarama.ErrDelegationTokenAuthorizationFailed,
+			sarama.ErrDelegationTokenExpired,
 			97, // PRINCIPAL_DESERIALIZATION_FAILURE
 		}},
 		{clocks, []sarama.KError{sarama.ErrInvalidTimestamp}},
@@ -133,16 +143,20 @@ var meanings = func() map[sarama.KError]meaning {
 		{oldFormat, []sarama.KError{sarama.ErrUnsupportedForMessageFormat}},
 		{compression, []sarama.KError{sarama.ErrUnsupportedCompressionType}},
 		{unexpected, []sarama.KError{
-			sarama.ErrOffsetOutOfRange, sarama.ErrInvalidMessageSize, sarama.ErrOffsetMetadataTooLarge, sarama.ErrInvalidRequiredAcks,
-			sarama.ErrIllegalGeneration, sarama.ErrInconsistentGroupProtocol, sarama.ErrInvalidGroupId, sarama.ErrUnknownMemberId,
+			sarama.ErrOffsetOutOfRange, sarama.ErrInvalidMessageSize, sarama.ErrOffsetMetadataTooLarge,
+			sarama.ErrInvalidRequiredAcks,
+			sarama.ErrIllegalGeneration, sarama.ErrInconsistentGroupProtocol, sarama.ErrInvalidGroupId,
+			sarama.ErrUnknownMemberId,
 			sarama.ErrInvalidSessionTimeout, sarama.ErrRebalanceInProgress, sarama.ErrInvalidCommitOffsetSize,
-			sarama.ErrGroupAuthorizationFailed, sarama.ErrTopicAlreadyExists, sarama.ErrInvalidRequest, sarama.ErrInvalidTxnState,
+			sarama.ErrGroupAuthorizationFailed, sarama.ErrTopicAlreadyExists, sarama.ErrInvalidRequest,
+			sarama.ErrInvalidTxnState,
 			sarama.ErrInvalidTransactionTimeout, sarama.ErrTransactionCoordinatorFenced, sarama.ErrSecurityDisabled,
 			sarama.ErrLogDirNotFound, sarama.ErrInvalidPrincipalType, sarama.ErrNonEmptyGroup, sarama.ErrGroupIDNotFound,
 			sarama.ErrFetchSessionIDNotFound, sarama.ErrInvalidFetchSessionEpoch, sarama.ErrTopicDeletionDisabled,
 			sarama.ErrMemberIdRequired, sarama.ErrGroupMaxSizeReached, sarama.ErrFencedInstancedId, sarama.ErrElectionNotNeeded,
 			sarama.ErrNoReassignmentInProgress, sarama.ErrGroupSubscribedToTopic, sarama.ErrUnstableOffsetCommit,
-			91, 92, 93, 94, sarama.ErrInvalidUpdateVersion, 96, 98, 99, 101, 102, 104, 105, 106, 107, 108, 109, // the controllers' and transactions'
+			91, 92, 93, 94, sarama.ErrInvalidUpdateVersion, 96, 98, 99, 101, 102, 104, 105, 106, 107, 108,
+			109, // the controllers' and transactions'
 			110, 111, 112, 113, 114, 115, 116, 117, 118, 119, 120, 121, 122, 123, 124, 125, 126, 127, 128,
 			130, 131, 132, 133, 134, 135, 136, // consumers', share groups' and streams'
 		}},

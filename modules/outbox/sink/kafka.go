@@ -105,10 +105,12 @@ func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
 		return nil, err
 	}
 	k := &Kafka{
-		cfg: cfg, conf: conf, log: opt.Log, net: newNetwork(cfg.DialTimeout, opt.Dial), asking: make(chan struct{}, maxAsking),
-		done: make(chan struct{}), partitions: map[int32]*partitionProducer{}, senders: map[int32]*sender{},
+		cfg: cfg, conf: conf, log: opt.Log, net: newNetwork(cfg.DialTimeout, opt.Dial),
+		asking: make(chan struct{}, maxAsking),
+		done:   make(chan struct{}), partitions: map[int32]*partitionProducer{}, senders: map[int32]*sender{},
 		resets: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "authctl_outbox_producer_id_resets_total", Help: "Times a partition needed a new producer id because a broker no longer knew the old one.",
+			Name: "authctl_outbox_producer_id_resets_total",
+			Help: "Times a partition needed a new producer id because a broker no longer knew the old one.",
 		}),
 	}
 	conf.Net.Proxy.Enable, conf.Net.Proxy.Dialer = true, k.net
@@ -178,8 +180,8 @@ func (k *Kafka) sameCluster(broker *sarama.Broker) error {
 	if id == *k.cluster {
 		return nil
 	}
-	return &outbox.Stalled{Kind: "target", Err: fmt.Errorf("%w: the one at %s belongs to the cluster %q now, and events go to the topic %q of the cluster %q: "+
-		"name the brokers of that one in kafka.brokers", errOtherCluster, broker.Addr(), id, k.cfg.Topic, *k.cluster)}
+	return &outbox.Stalled{Kind: "target", Err: fmt.Errorf("%w: the one at %s belongs to the cluster %q now, "+
+		"and events go to the topic %q of the cluster %q: name the brokers of that one in kafka.brokers", errOtherCluster, broker.Addr(), id, k.cfg.Topic, *k.cluster)}
 }
 
 // Partitions implements [outbox.Sink].
@@ -258,7 +260,9 @@ func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *outbox.Bat
 		made = &sealed{by: p.producer, batch: k.seal(b.Records, p.producer, p.next)}
 		b.Sealed = made
 	}
-	j := &job{ctx: ctx, broker: leader, partition: int32(b.Partition), batch: made.batch, owned: b.Owned, done: make(chan error, 1)}
+	j := &job{
+		ctx: ctx, broker: leader, partition: int32(b.Partition), batch: made.batch, owned: b.Owned, done: make(chan error, 1),
+	}
 	sent, answer := k.send(j)
 	if sent {
 		p.open = b
@@ -294,7 +298,8 @@ func (k *Kafka) outcome(client sarama.Client, p *partitionProducer, b *outbox.Ba
 		return refused
 	case newProducer:
 		k.resets.Inc()
-		k.log.Warn("a broker no longer knows the producer; going on with a new one", zap.Int("partition", b.Partition), zap.Error(answer))
+		k.log.Warn("a broker no longer knows the producer; going on with a new one",
+			zap.Int("partition", b.Partition), zap.Error(answer))
 		p.forget()
 		return answer
 	}

@@ -127,7 +127,10 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 	results, err := admin.DescribeConfigs([]*sarama.ConfigResource{{Type: sarama.TopicResource, Name: k.cfg.Topic}}, sarama.DescribeConfigsOptions{})
 	switch {
 	case errors.Is(err, sarama.ErrTopicAuthorizationFailed), errors.Is(err, sarama.ErrClusterAuthorizationFailed):
-		st.Problems = append(st.Problems, Problem{Found: k.who() + " may not read the settings of the topic, so they were not checked", Advice: "allow it DESCRIBE_CONFIGS on the topic"})
+		st.Problems = append(st.Problems, Problem{
+			Found:  k.who() + " may not read the settings of the topic, so they were not checked",
+			Advice: "allow it DESCRIBE_CONFIGS on the topic",
+		})
 		return st, nil
 	case err != nil:
 		return st, fmt.Errorf("read the settings of the topic: %w", err)
@@ -152,7 +155,8 @@ func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []Problem {
 	}
 	if st.Partitions != k.cfg.Partitions {
 		// Never the other way round: the number must not change under events.
-		say(fmt.Sprintf("set KAFKA_PARTITIONS=%d; leave the topic, whose number of partitions must not change once it has events", st.Partitions),
+		say(fmt.Sprintf("set KAFKA_PARTITIONS=%d; leave the topic, whose number of partitions must not change "+
+			"once it has events", st.Partitions),
 			"it has %d partitions, kafka.partitions is %d", st.Partitions, k.cfg.Partitions)
 	}
 	if slices.Contains(strings.Split(st.CleanupPolicy, ","), "compact") {
@@ -160,7 +164,8 @@ func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []Problem {
 	}
 	if st.MaxMessageBytes < outbox.MaxEventBytes {
 		say(fmt.Sprintf("raise it to %d or more", outbox.MaxEventBytes),
-			"max.message.bytes is %d, less than the largest event (%d): such events would be parked", st.MaxMessageBytes, outbox.MaxEventBytes)
+			"max.message.bytes is %d, less than the largest event (%d): such events would be parked",
+			st.MaxMessageBytes, outbox.MaxEventBytes)
 	}
 	if st.ReplicationFactor == 1 && brokers > 1 {
 		say("give it two more", "it has one replica: events are lost with one broker")
@@ -171,7 +176,8 @@ func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []Problem {
 		list[len(list)-1].Blocks = true
 	}
 	if st.ReplicationFactor > 1 && st.MinInSync < 2 {
-		say("raise it to 2", "min.insync.replicas is %d: an event can be acknowledged and then lost with one broker", st.MinInSync)
+		say("raise it to 2", "min.insync.replicas is %d: an event can be acknowledged and then lost with one broker",
+			st.MinInSync)
 	}
 	if unclean {
 		say("set it to false", "unclean.leader.election.enable is true: acknowledged events can be lost and reordered")
