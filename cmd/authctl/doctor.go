@@ -684,6 +684,8 @@ func (d *doctor) hashing(ctx context.Context) []finding {
 	}
 	text := fmt.Sprintf("one %s takes about %s here", d.Auth.Password.Algorithm, milliseconds(took))
 	switch {
+	case took > d.HTTP.HTTP.RequestTimeout:
+		return []finding{failing(text+", longer than a request may (app.http.request_timeout): nobody can sign in", advice)}
 	case took > time.Second:
 		return []finding{doubtful(text+": sign-in is slow", advice)}
 	case took < 20*time.Millisecond:

@@ -114,6 +114,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	}
 	running.Go(func() error { return a.auth.Run(behind) })
 	running.Go(func() error { a.giveWay(behind); return nil })
+	running.Go(func() error { a.checkHashing(front); return nil })
 	running.Go(func() error {
 		defer stopBehind()
 		return server.Run(front)
@@ -125,6 +126,20 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	}
 	a.log.Info("stopped")
 	return nil
+}
+
+// checkHashing says so when a hash takes longer here than a request may. It is measured where the
+// settings ask for much alone, since that takes a while itself.
+func (a *app) checkHashing(ctx context.Context) {
+	set := a.Auth.Password
+	if set.Algorithm == "bcrypt" && set.BcryptCost < 15 || set.Algorithm == "argon2id" && set.Argon2Memory*set.Argon2Time < 512 {
+		return
+	}
+	took, err := auth.HashTime(ctx, a.Auth)
+	if err == nil && took > a.HTTP.HTTP.RequestTimeout {
+		a.log.Error("hashing_too_slow", zap.Duration("one_takes", took), zap.Duration("request_timeout", a.HTTP.HTTP.RequestTimeout),
+			zap.String("advice", "nobody can sign in: lower the cost of hashing; see: authctl password calibrate"))
+	}
 }
 
 // giveWay lets PostgreSQL and Redis run before this process, should they be on the same

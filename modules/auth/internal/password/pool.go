@@ -313,7 +313,11 @@ func (p *Pool) overloaded() error {
 	return ErrOverloaded.After((after + rand.N(after/2+time.Second)).Round(time.Second))
 }
 
-// Close turns away what waits, waits for what runs, and ends the workers.
+// closeWait is how long Close waits for hashes that are being computed. Whoever asked for one that
+// takes longer has been answered by then, and at the highest cost it takes minutes.
+const closeWait = time.Second
+
+// Close turns away what waits, waits a moment for what runs, and ends the workers.
 func (p *Pool) Close() {
 	p.mu.Lock()
 	p.closed = true
@@ -333,7 +337,12 @@ func (p *Pool) Close() {
 	}
 	p.mu.Unlock()
 	p.wake.Broadcast()
-	p.done.Wait()
+	ended := make(chan struct{})
+	go func() { p.done.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(closeWait):
+	}
 }
 
 func (p *Pool) work() {

@@ -290,6 +290,13 @@ func TestCloseTurnsAwayWhatWaitsAndFinishesWhatRuns(t *testing.T) {
 	}
 }
 
+func TestCloseDoesNotWaitForAHashThatTakesForEver(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{QueueWait: time.Minute}) // whose workers are busy until released
+	p.Close()
+	release()
+}
+
 func TestMoreThanTheWorkersNeverRunAtOnce(t *testing.T) {
 	t.Parallel()
 	p, err := NewPool(Config{Workers: 3}, nil)
