@@ -145,7 +145,7 @@ func TestAVariableThatLooksLikeASettingAndIsNoneIsRemarkedOn(t *testing.T) {
 		"CACHE_HOST":                "CACHE_REDIS_HOST",
 		"KAFKA_BROKER":              "KAFKA_BROKERS",
 		"KAFKA_TOPICS":              "KAFKA_TOPIC",
-		"LOG_LEVLE":                 "LOG_LEVEL",
+		"LOG_LEVELL":                "LOG_LEVEL",
 		"LOG_FILE":                  "LOG_PATH",
 		"OUTBOX_RELAYS":             "OUTBOX_RELAY",
 		// Nothing near, and yet it begins like ours.

@@ -21,11 +21,11 @@ const shortest = 5 * time.Second
 // and returns how long it may take to try all. A connect_timeout of the operator's is for each
 // server; else they share the time.
 func patience(ctx context.Context, cc *pgx.ConnConfig) time.Duration {
-	servers := time.Duration(max(1, addresses(ctx, cc)))
+	servers := max(1, addresses(ctx, cc))
 	if cc.ConnectTimeout == 0 {
-		cc.ConnectTimeout = max(shortest/servers, time.Second)
+		cc.ConnectTimeout = max(shortest/time.Duration(servers), time.Second)
 	}
-	return max(shortest, servers*cc.ConnectTimeout)
+	return max(shortest, time.Duration(servers)*cc.ConnectTimeout)
 }
 
 // addresses counts the addresses that the driver will try, of which one host may have several.

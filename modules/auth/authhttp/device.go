@@ -39,7 +39,7 @@ type signedIn struct {
 func (a *api) signedIn(t auth.Tokens) signedIn {
 	answer := signedIn{Device: t.Device, Body: tokensOf(t)}
 	if t.Device != "" {
-		answer.Cookie = &http.Cookie{
+		answer.Cookie = &http.Cookie{ //nolint:gosec // Secure is what the issuer's scheme says
 			Name: deviceCookie, Value: t.Device, Path: a.opt.mount() + "/api/v1/auth/", MaxAge: int(a.svc.DeviceTTL() / time.Second),
 			HttpOnly: true, Secure: a.opt.SecureCookies, SameSite: http.SameSiteStrictMode,
 		}

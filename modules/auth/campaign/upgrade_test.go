@@ -69,7 +69,6 @@ type upgrade struct {
 	serving []*server
 	done    atomic.Int64
 	failed  atomic.Pointer[error]
-	devices []*device // of people who did nothing since they signed in
 }
 
 func newUpgrade(t *testing.T, store string) *upgrade {
