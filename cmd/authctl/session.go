@@ -318,10 +318,7 @@ func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter aut
 			return err
 		}
 		if !ended {
-			return fmt.Errorf(
-				"there is no session %s: it is over, or the session store has lost it, and then only all of its user's can be ended: authctl session revoke --user",
-				filter.ID.UUID,
-			)
+			return fmt.Errorf("there is no session %s, or it is over", filter.ID.UUID)
 		}
 	}
 	w := cmd.OutOrStdout()

@@ -14,7 +14,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC, authctl_serve, authctl
 -- Both refuse a schema that is behind.
 GRANT SELECT ON bun_migrations TO authctl_serve, authctl_relay;
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON users, revoked_session, session TO authctl_serve;
+GRANT SELECT, INSERT, UPDATE, DELETE ON users, begun_session, revoked_session, session TO authctl_serve;
 GRANT SELECT, INSERT ON user_origin TO authctl_serve; -- deleted with its user
 GRANT SELECT, INSERT, UPDATE ON signing_key TO authctl_serve;
 

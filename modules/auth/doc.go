@@ -5,7 +5,7 @@
 //
 // The database decides what is over: a disabled or deleted account, the account's session
 // epoch (every session begun under a lower one has ended, but for the one that asked for it)
-// and the list of sessions ended by name. Each change commits in one transaction with the
+// and the list of sessions ended by name; and what has begun. Each change commits in one transaction with the
 // event that announces it. The session store (Redis or SQL) holds the rotating half: which
 // refresh token of a session is the current one, and what its owner sees of the device.
 //
@@ -15,7 +15,7 @@
 //
 // So there is never a live session that was not announced, nor an announced end that did
 // not hold, whatever dies between two steps: a record without its transaction is held by
-// nobody and expires; a record left after its revocation is refused by the database.
+// nobody, shown to nobody and expires; a record left after its revocation is refused by the database.
 //
 // # A refresh
 //

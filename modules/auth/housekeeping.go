@@ -48,9 +48,14 @@ func every(ctx context.Context, interval time.Duration, do func(context.Context)
 func (s *Service) Housekeep(ctx context.Context) {
 	s.retryReuse(ctx)
 	s.forget(ctx)
-	s.drain(ctx, "revoked_sessions", func(ctx context.Context) (int64, error) {
-		return purgeRevoked(ctx, s.db, s.timestamp(), purgeBatch)
-	})
+	if _, err := s.sessions.Memory(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		s.log.Warn("housekeeping_failed", zap.String("what", "session_memory"), zap.Error(err))
+	}
+	for what, table := range map[string]string{"revoked_sessions": "revoked_session", "begun_sessions": "begun_session"} {
+		s.drain(ctx, what, func(ctx context.Context) (int64, error) {
+			return purgeSessions(ctx, s.db, table, s.timestamp(), purgeBatch)
+		})
+	}
 	s.drain(ctx, "expired_sessions", func(ctx context.Context) (int64, error) {
 		n, err := s.sessions.Purge(ctx, purgeBatch)
 		return int64(n), err

@@ -185,6 +185,7 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 		return session.Session{}, session.Token{}, err
 	}
 	head := s.head(a.ID)
+	var evicted []uuid.UUID
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		// What was checked may have changed while the password was being hashed.
 		now, err := lockAccount(ctx, tx, a.ID)
@@ -205,10 +206,11 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 		if revoked, err := revokedAmong(ctx, tx, []uuid.UUID{sess.ID}); err != nil || revoked[sess.ID] {
 			return cmp.Or(err, errOvertaken)
 		}
-		for _, sid := range evict {
-			if _, err := s.revoke(ctx, tx, a.ID, sid, ReasonEvicted); err != nil {
-				return err
-			}
+		if evicted, err = s.evict(ctx, tx, a.ID, evict); err != nil {
+			return err
+		}
+		if err := s.recordBegun(ctx, tx, begun{sess.ID, a.ID, sess.Epoch, head.OccurredAt}); err != nil {
+			return err
 		}
 		return s.announce(ctx, tx, EventUserLoggedIn, head, userLoggedIn{
 			eventHead: head, SessionID: sess.ID, DeviceName: sess.DeviceName, IP: sess.IP, UserAgent: sess.UserAgent,
@@ -218,18 +220,50 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 		s.dropRecord(ctx, a.ID, sess.ID)
 		return session.Session{}, session.Token{}, err
 	}
-	for _, sid := range evict {
+	for _, sid := range evicted {
 		s.security.Info("session_ended", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sid), zap.String("reason", string(ReasonEvicted)))
 	}
 	if len(evict) > 0 {
-		s.dropRecord(ctx, a.ID, evict...)
+		over := make([]uuid.UUID, len(evict))
+		for i, one := range evict {
+			over[i] = one.ID
+		}
+		s.dropRecord(ctx, a.ID, over...)
 	}
 	return sess, refresh, nil
 }
 
+// evict revokes the sessions that have to go for another one, and returns those that were
+// announced. The sign-in of a tentative one may be under way still, or have died: it is kept
+// from beginning, and nobody is told of the end of what they were never told of.
+func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID, over []session.Over) (announced []uuid.UUID, err error) {
+	var tentative []uuid.UUID
+	for _, one := range over {
+		if one.Tentative {
+			tentative = append(tentative, one.ID)
+		}
+	}
+	begun, err := begunAmong(ctx, tx, tentative)
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range over {
+		if one.Tentative && !begun[one.ID] {
+			_, err = s.writeRevocation(ctx, tx, userID, one.ID, ReasonEvicted, s.timestamp())
+		} else {
+			announced = append(announced, one.ID)
+			_, err = s.revoke(ctx, tx, userID, one.ID, ReasonEvicted)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return announced, nil
+}
+
 // createRecord writes a session record that nobody knows of yet, and returns which sessions
 // have to go for it.
-func (s *Service) createRecord(ctx context.Context, a account, dev Device) (session.Session, session.Token, []uuid.UUID, error) {
+func (s *Service) createRecord(ctx context.Context, a account, dev Device) (session.Session, session.Token, []session.Over, error) {
 	sid, err := newID()
 	if err != nil {
 		return session.Session{}, session.Token{}, nil, err

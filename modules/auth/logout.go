@@ -106,7 +106,12 @@ func (s *Service) revoke(ctx context.Context, tx database.IDB, userID, sid uuid.
 
 // writeRevocation keeps the row until no token of the session can be presented any more.
 func (s *Service) writeRevocation(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason, now time.Time) (bool, error) {
-	return revokeSession(ctx, tx, userID, sid, reason, now, s.accessTokensEnd(now.Add(s.cfg.SessionMaxAge)))
+	return revokeSession(ctx, tx, userID, sid, reason, now, s.sessionTokensEnd(now).Sub(now))
+}
+
+// sessionTokensEnd is when the last token of a session that begins now has expired everywhere.
+func (s *Service) sessionTokensEnd(now time.Time) time.Time {
+	return s.accessTokensEnd(now.Add(s.cfg.SessionMaxAge))
 }
 
 func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, head eventHead, sid uuid.UUID, reason Reason) error {

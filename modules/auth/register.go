@@ -111,6 +111,11 @@ func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID) 
 		if err := insertAccount(ctx, tx, a); err != nil {
 			return err
 		}
+		if sid.Valid {
+			if err := s.recordBegun(ctx, tx, begun{sid.UUID, a.ID, a.epoch, head.OccurredAt}); err != nil {
+				return err
+			}
+		}
 		return s.announce(ctx, tx, EventUserRegistered, head, userRegistered{eventHead: head, Username: a.Username, SessionID: sid})
 	})
 }

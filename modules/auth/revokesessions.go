@@ -33,8 +33,9 @@ const revokeBatch = 100
 // commits.
 //
 // Everybody, and a user alone, end by the epoch of the account, whatever the session store
-// knows of their sessions or whether it is there at all. Everything else is chosen from the
-// store.
+// knows of their sessions or whether it is there at all. A session that is named ends also when
+// the store has lost it. Everything else is chosen from the store; when it has lost sessions
+// that may have been meant, the error is a [RecordsLostError].
 //
 // It goes on in portions until it is done, ctx ends or an error comes, and calls progress,
 // which may be nil, after each. What it returns has ended, beside an error too.
@@ -168,7 +169,107 @@ func (s *Service) revokeFound(ctx context.Context, f SessionFilter, progress fun
 	if err == nil && len(portion) > 0 {
 		err = end()
 	}
+	if err != nil {
+		return done, err
+	}
+	if f.ID.Valid && done.Sessions == 0 {
+		done.Sessions, err = s.revokeLost(ctx, f)
+	} else if !f.ID.Valid {
+		err = s.checkMemory(ctx, f)
+	}
 	return done, err
+}
+
+// revokeLost ends the session that the filter names although the store has no record of it.
+func (s *Service) revokeLost(ctx context.Context, f SessionFilter) (int, error) {
+	b, err := begunSession(ctx, s.db, f.ID.UUID)
+	if errors.Is(err, ErrSessionNotFound) || err == nil && f.UserID.Valid && f.UserID.UUID != b.userID {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	if f.IP.IsValid() || !f.Before.IsZero() {
+		return 0, s.checkMemory(ctx, f)
+	}
+	n, err := s.revokeListed(ctx, []Session{{ID: b.sid, UserID: b.userID, epoch: b.epoch}})
+	if err != nil {
+		return 0, fmt.Errorf("end the session: %w", err)
+	}
+	return n, nil
+}
+
+// RecordsLostError says that the session store has lost records, so that it cannot be told
+// which of their sessions a filter chooses.
+type RecordsLostError struct {
+	Since time.Time // they are of sessions that began before
+	Until time.Time // their last access token can live
+}
+
+func (e *RecordsLostError) Error() string {
+	return fmt.Sprintf("the session store has lost records of sessions that began before %s: which of those are meant cannot be told, and their access tokens can live until %s. Ending every session of a user, or of everybody, ends those too",
+		e.Since.UTC().Format(time.RFC3339), e.Until.UTC().Format(time.RFC3339))
+}
+
+// checkMemory returns a [RecordsLostError] when the store has lost sessions that the filter may
+// choose and whose access tokens may live. They cannot be refreshed, so that they were used
+// for the last time before they were lost.
+func (s *Service) checkMemory(ctx context.Context, f SessionFilter) error {
+	m, err := s.sessions.Memory(ctx)
+	if err != nil || m.Since.IsZero() {
+		return err
+	}
+	lost := &RecordsLostError{Since: m.Since, Until: s.accessTokensEnd(m.Since)}
+	now := s.now()
+	if !now.Before(lost.Until) || !f.Before.IsZero() && !now.Before(s.accessTokensEnd(f.Before)) {
+		return nil
+	}
+	// A session that is not there may also have been idle for too long, but not before that.
+	from, to := time.Time{}, m.Since.Add(time.Minute) // by another clock
+	if !m.Emptied {
+		from = now.Add(-s.cfg.RefreshTokenTTL)
+	}
+	if !f.Before.IsZero() && f.Before.Before(to) {
+		to = f.Before
+	}
+	for after := uuid.Nil; ; {
+		list, err := begunBetween(ctx, s.db, from, to, after, foundBatch)
+		if err != nil || len(list) == 0 {
+			return err
+		}
+		after = list[len(list)-1].sid
+		refs, err := s.liveRefs(ctx, list, f)
+		if err != nil {
+			return err
+		}
+		missing, err := s.sessions.Missing(ctx, refs)
+		if err != nil {
+			return err
+		}
+		if len(missing) > 0 {
+			return lost
+		}
+	}
+}
+
+// liveRefs returns those of the sessions that the database does not say are over and the
+// filter may choose.
+func (s *Service) liveRefs(ctx context.Context, list []begun, f SessionFilter) ([]session.Ref, error) {
+	records := make([]session.Session, 0, len(list))
+	for _, b := range list {
+		if (!f.UserID.Valid || f.UserID.UUID == b.userID) && (!f.ID.Valid || f.ID.UUID == b.sid) {
+			records = append(records, session.Session{ID: b.sid, UserID: b.userID, Epoch: b.epoch})
+		}
+	}
+	live, err := s.live(ctx, records)
+	if err != nil {
+		return nil, err
+	}
+	refs := make([]session.Ref, len(live))
+	for i, one := range live {
+		refs[i] = session.Ref{UserID: one.UserID, ID: one.ID}
+	}
+	return refs, nil
 }
 
 // revokeListed ends sessions in one transaction and returns of how many that was news.

@@ -166,3 +166,78 @@ func TestSessionsAreRevokedByWhereTheyWereUsed(t *testing.T) {
 		w.over(t, here)
 	})
 }
+
+// What the store has lost cannot be chosen by where it was used; that is said, and not passed
+// over. What is named ends all the same.
+func TestARevocationSaysWhenTheStoreHasLostWhatItMayMean(t *testing.T) {
+	t.Parallel()
+	withLostRecords(t, func(t *testing.T, w *world, lose func()) {
+		name, kept := w.newcomer(t)
+		here := SessionFilter{IP: netip.MustParsePrefix("192.0.2.7/32")}
+		elsewhere := SessionFilter{IP: netip.MustParsePrefix("203.0.113.0/24")}
+		w.Housekeep(t.Context())
+		if done, err := w.RevokeSessions(t.Context(), elsewhere, nil); err != nil || done.Sessions != 0 {
+			t.Errorf("nothing was lost: %+v, %v", done, err)
+		}
+		user := w.caller(t, kept).User.ID
+		named, lost := w.signIn(t, name), w.signIn(t, name)
+		lose()
+		between := time.Now().Truncate(time.Millisecond)
+		known := w.signIn(t, name)
+
+		for what, filter := range map[string]SessionFilter{"address": elsewhere, "time": {Before: between},
+			"user and address": {UserID: uuid.NullUUID{UUID: user, Valid: true}, IP: elsewhere.IP},
+			"id and address":   {ID: uuid.NullUUID{UUID: lost.SessionID, Valid: true}, IP: elsewhere.IP}} {
+			done, err := w.RevokeSessions(t.Context(), filter, nil)
+			if e, ok := errors.AsType[*RecordsLostError](err); !ok || done.Sessions != 0 || e.Until.Before(time.Now()) {
+				t.Errorf("chosen by %s: %+v, %v", what, done, err)
+			}
+		}
+		for what, filter := range map[string]SessionFilter{"a time before any token": {Before: time.Now().Add(-6 * time.Hour)},
+			"another user": {UserID: uuid.NullUUID{UUID: uuid.New(), Valid: true}, IP: elsewhere.IP}} {
+			if done, err := w.RevokeSessions(t.Context(), filter, nil); err != nil || done.Sessions != 0 {
+				t.Errorf("chosen by %s: %+v, %v", what, done, err)
+			}
+		}
+		done, err := w.RevokeSessions(t.Context(), here, nil)
+		if _, ok := errors.AsType[*RecordsLostError](err); !ok || done.Sessions != 1 {
+			t.Errorf("chosen by the address: %+v, %v", done, err)
+		}
+		w.over(t, known)
+
+		if done, err = w.RevokeSessions(t.Context(), SessionFilter{ID: uuid.NullUUID{UUID: named.SessionID, Valid: true}}, nil); err != nil || done.Sessions != 1 {
+			t.Errorf("named: %+v, %v", done, err)
+		}
+		w.over(t, named)
+		w.caller(t, lost)
+		w.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "UserLoggedIn", "UserLoggedIn", "SessionRevoked", "SessionRevoked")
+		if done, err = w.RevokeSessions(t.Context(), SessionFilter{UserID: uuid.NullUUID{UUID: user, Valid: true}}, nil); err != nil || done.Accounts != 1 {
+			t.Errorf("all of the user: %+v, %v", done, err)
+		}
+		w.over(t, lost)
+		w.over(t, kept)
+	})
+}
+
+// A session whose record is lost still has access tokens: its owner ends it from another one.
+func TestASessionThatTheStoreHasLostCanBeEndedByItsOwner(t *testing.T) {
+	t.Parallel()
+	withLostRecords(t, func(t *testing.T, w *world, lose func()) {
+		name, lost := w.newcomer(t)
+		lose()
+		here := w.caller(t, w.signIn(t, name))
+		_, other := w.newcomer(t)
+		if err := w.EndSession(t.Context(), w.caller(t, other), lost.SessionID); !errors.Is(err, ErrSessionNotFound) {
+			t.Errorf("by somebody else: %v", err)
+		}
+		w.caller(t, lost)
+		if err := w.EndSession(t.Context(), here, lost.SessionID); err != nil {
+			t.Error(err)
+		}
+		w.over(t, lost)
+		if err := w.EndSession(t.Context(), here, lost.SessionID); !errors.Is(err, ErrSessionNotFound) {
+			t.Errorf("once more: %v", err)
+		}
+		w.expectEvents(t, here.User.ID, "UserRegistered", "UserLoggedIn", "SessionRevoked")
+	})
+}

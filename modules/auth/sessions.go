@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"time"
@@ -59,10 +60,13 @@ func (s *Service) live(ctx context.Context, records []session.Session) ([]Sessio
 // the ids of those that are over, by user. A user who is not in the database may be in another
 // one that shares the store: their records are neither.
 func (s *Service) compare(ctx context.Context, records []session.Session) (live []Session, ended map[uuid.UUID][]uuid.UUID, err error) {
-	var users, ids []uuid.UUID
+	var users, ids, tentative []uuid.UUID
 	known := make(map[uuid.UUID]bool)
 	for _, r := range records {
 		ids = append(ids, r.ID)
+		if r.Tentative() {
+			tentative = append(tentative, r.ID)
+		}
 		if !known[r.UserID] {
 			known[r.UserID] = true
 			users = append(users, r.UserID)
@@ -76,12 +80,20 @@ func (s *Service) compare(ctx context.Context, records []session.Session) (live 
 	if err != nil {
 		return nil, nil, err
 	}
+	begun, err := begunAmong(ctx, s.db, tentative)
+	if err != nil {
+		return nil, nil, err
+	}
 	live, ended = make([]Session, 0, len(records)), make(map[uuid.UUID][]uuid.UUID)
 	for _, r := range records {
 		a, found := accounts[r.UserID]
 		st := standing{user: a.User, epoch: a.epoch, keptSID: a.keptSID, revoked: revoked[r.ID]}
 		switch {
 		case !found:
+		case r.Tentative() && !begun[r.ID]: // its sign-in is under way, or has died
+			if s.now().Sub(began(r.ID)) > tentativeFor {
+				ended[r.UserID] = append(ended[r.UserID], r.ID)
+			}
 		case !st.live(r.ID, r.Epoch) || s.tooOld(r.ID):
 			ended[r.UserID] = append(ended[r.UserID], r.ID)
 		default:
@@ -97,18 +109,45 @@ func (s *Service) compare(ctx context.Context, records []session.Session) (live 
 // EndSession ends one session of the caller. Another user's session is [ErrSessionNotFound],
 // as one that does not exist.
 func (s *Service) EndSession(ctx context.Context, caller Caller, sid uuid.UUID) error {
-	reason := ReasonEndedByUser
 	if sid == caller.SessionID {
 		return s.endSession(ctx, caller.User.ID, sid, ReasonLogout)
 	}
-	list, err := s.Sessions(ctx, caller)
+	owner, err := s.ownerOf(ctx, caller.User.ID, sid)
 	if err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(list, func(one Session) bool { return one.ID == sid }) {
+	if owner != caller.User.ID {
 		return ErrSessionNotFound
 	}
-	return s.endSession(ctx, caller.User.ID, sid, reason)
+	return s.endSession(ctx, owner, sid, ReasonEndedByUser)
+}
+
+// ownerOf returns whose session this is if it lives, or [ErrSessionNotFound]. The database knows
+// it, also when the store has lost its record; of sessions that began under the release before,
+// the store does, if it is the suspected user's.
+func (s *Service) ownerOf(ctx context.Context, suspected, sid uuid.UUID) (uuid.UUID, error) {
+	b, err := begunSession(ctx, s.db, sid)
+	if errors.Is(err, ErrSessionNotFound) {
+		list, err := s.SessionsOf(ctx, suspected)
+		if err != nil {
+			return uuid.Nil, err
+		}
+		if !slices.ContainsFunc(list, func(one Session) bool { return one.ID == sid }) {
+			return uuid.Nil, ErrSessionNotFound
+		}
+		return suspected, nil
+	}
+	if err != nil {
+		return uuid.Nil, err
+	}
+	a, err := accountByID(ctx, s.db, b.userID)
+	if errors.Is(err, ErrUserNotFound) {
+		return uuid.Nil, ErrSessionNotFound
+	}
+	if st := (standing{user: a.User, epoch: a.epoch, keptSID: a.keptSID}); err == nil && (!st.live(sid, b.epoch) || s.tooOld(sid)) {
+		return uuid.Nil, ErrSessionNotFound
+	}
+	return b.userID, err
 }
 
 // EndSessions ends every session of the caller, or every one but the calling one.

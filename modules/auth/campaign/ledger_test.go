@@ -75,6 +75,9 @@ func (w *world) ledger(name string) (ledger, error) {
 	}
 	l := ledger{}
 	for _, e := range list {
+		if _, begun := l[e.Data.SessionID]; !begun && (e.Type == "auth.SessionRevoked.v1" || e.Type == "auth.RefreshTokenReuseDetected.v1") {
+			return nil, fmt.Errorf("%s is of session %s, which was never announced", e.Type, e.Data.SessionID)
+		}
 		switch strings.TrimSuffix(strings.TrimPrefix(e.Type, "auth."), ".v1") {
 		case "UserRegistered", "UserLoggedIn":
 			l[e.Data.SessionID] = ""

@@ -119,7 +119,7 @@ func parallelSignInsRenewTheHash(w *world) error {
 	servers := []*server{w.serve("AUTH_PASSWORD_BCRYPT_COST=5"), w.serve("AUTH_PASSWORD_BCRYPT_COST=5")}
 	for _, d := range users {
 		err := atOnce(8, func(i int) error {
-			a, err := servers[i%2].call("POST", api+"/login", "", fields{"username": d.name, "password": password})
+			a, err := servers[i%2].signInEventually(d.name)
 			if err == nil && !a.ok() {
 				err = fmt.Errorf("a sign-in with the right password, among several: %v", a)
 			}
@@ -150,7 +150,7 @@ func signInMeetsTheEnd(w *world) error {
 				}
 				return err
 			}
-			answers[i], err = servers[i%2].call("POST", api+"/login", "", fields{"username": d.name, "password": password})
+			answers[i], err = servers[i%2].signInEventually(d.name)
 			return err
 		})
 		if err != nil {
@@ -182,7 +182,7 @@ func theLimitHolds(w *world) error {
 		devices := []*device{d}
 		answers := make([]answer, 12)
 		err := atOnce(len(answers), func(i int) (err error) {
-			answers[i], err = servers[i%2].call("POST", api+"/login", "", fields{"username": d.name, "password": password})
+			answers[i], err = servers[i%2].signInEventually(d.name)
 			return err
 		})
 		if err != nil {

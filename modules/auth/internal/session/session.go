@@ -39,6 +39,9 @@ type Session struct {
 	UserAgent  string // of the latest refresh, as is IP
 	IP         string
 
+	// Recorded says that its sign-in notes in the database that the session has begun.
+	Recorded bool
+
 	// By the store's clock, in UTC, to the millisecond.
 	AuthTime      time.Time // when the password was last shown
 	CreatedAt     time.Time
@@ -58,6 +61,10 @@ func (s Session) Accepts(t Token) bool {
 	return t.Generation() > s.Generation ||
 		t.Generation() == s.Generation && subtle.ConstantTimeCompare(h[:], s.Hash[:]) == 1
 }
+
+// Tentative reports whether the session may not have begun: nobody has used a refresh token of
+// it, and whether its sign-in has committed is to be read in the database.
+func (s Session) Tentative() bool { return s.Recorded && s.Generation == 1 }
 
 // NewestUse orders sessions by their last use, the latest first, for slices.SortFunc.
 func NewestUse(a, b Session) int {
@@ -87,8 +94,26 @@ type Started struct {
 	Session Session
 	// Over lists the user's sessions above the limit, least recently used first. They are
 	// still live: the caller commits their revocation and then deletes them.
-	Over []uuid.UUID
+	Over []Over
 }
+
+// Over is a session that has to go for another one.
+type Over struct {
+	ID        uuid.UUID
+	Tentative bool // as Session.Tentative
+}
+
+// Memory says how far back a store remembers.
+type Memory struct {
+	// Since is from when on no record can have been lost; the zero time where none ever is.
+	Since time.Time
+	// Emptied says that the store knew nothing then: records of before are lost. Else it was
+	// out of sight, and some may be.
+	Emptied bool
+}
+
+// Ref names a session.
+type Ref struct{ UserID, ID uuid.UUID }
 
 // Rotation asks to put the successor of a presented token in its place. [Codec.Next] fills in
 // what comes from the two tokens.
@@ -239,6 +264,13 @@ type Store interface {
 	// Forget drops the sealed successors of tokens whose windows are over, of at most limit
 	// sessions, if the engine does not by itself. It returns of how many.
 	Forget(ctx context.Context, limit int) (int, error)
+
+	// Missing returns those of the sessions of which there is no live record.
+	Missing(ctx context.Context, refs []Ref) ([]Ref, error)
+
+	// Memory reports how far back the store remembers. It has to be asked every minute, by any
+	// server, to know.
+	Memory(ctx context.Context) (Memory, error)
 
 	// Walk yields the live sessions of all users that match, in no order, in bounded memory.
 	// A session that is used meanwhile may come twice. The first error ends it.

@@ -47,6 +47,7 @@ func (s before) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 		return session.Rotated{}, err
 	}
 	one, err := decode(r.UserID, r.SessionID, reply[1])
+	one.Recorded = s.client.HExists(ctx, s.record(r.UserID, r.SessionID), "recorded").Val() // of which it knows nothing
 	rotated := session.Rotated{Outcome: session.Reused, Session: one}
 	switch reply[0] {
 	case "turned":
@@ -69,7 +70,9 @@ func (s before) Reissue(ctx context.Context, r session.Reissue) (session.Session
 	case "conflict":
 		return session.Session{}, session.ErrConflict
 	}
-	return decode(r.UserID, r.SessionID, reply[1])
+	one, err := decode(r.UserID, r.SessionID, reply[1])
+	one.Recorded = s.client.HExists(ctx, s.record(r.UserID, r.SessionID), "recorded").Val()
+	return one, err
 }
 
 func TestTwoReleasesShareARedis(t *testing.T) {

@@ -11,9 +11,9 @@ redis.call('ZREM', KEYS[2], sid) -- this call sent again must not count against 
 local live = {}
 if max > 0 and redis.call('ZCARD', KEYS[2]) >= max then
   for _, other in ipairs(redis.call('ZRANGE', KEYS[2], 0, -1)) do
-    local r = redis.call('HMGET', records .. other, 'used', 'idle')
+    local r = redis.call('HMGET', records .. other, 'used', 'idle', 'gen', 'recorded')
     if r[2] and now < tonumber(r[2]) then
-      live[#live + 1] = {sid = other, used = tonumber(r[1])}
+      live[#live + 1] = {sid = other, used = tonumber(r[1]), tentative = r[4] and tonumber(r[3]) == 1}
     else
       redis.call('ZREM', KEYS[2], other) -- idle too long, or evicted
     end
@@ -24,7 +24,8 @@ if max > 0 and over > 0 and reject == '1' then return {'full'} end
 
 -- What a rotation changes comes first: a small hash is searched from the front.
 redis.call('HSET', KEYS[1], 'gen', 1, 'hash', hash, 'prev', '', 'replay', 0, 'linked', 1, 'agent', agent, 'ip', ip,
-  'used', now, 'idle', idle, 'epoch', epoch, 'device', device, 'auth', now, 'created', now, 'expires', expires)
+  'used', now, 'idle', idle, 'epoch', epoch, 'device', device, 'auth', now, 'created', now, 'expires', expires,
+  'recorded', 1)
 redis.call('PEXPIRE', KEYS[1], idle - now)
 redis.call('ZADD', KEYS[2], expires, sid)
 -- The absolute expiry never moves, so neither does anything here until a session ends: the
@@ -37,6 +38,6 @@ if max > 0 and over > 0 then
     if a.used ~= b.used then return a.used < b.used end
     return a.sid < b.sid
   end)
-  for i = 1, over do out[i + 2] = live[i].sid end
+  for i = 1, over do out[i + 2] = live[i].sid .. (live[i].tentative and '?' or '') end
 end
 return out

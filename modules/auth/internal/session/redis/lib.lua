@@ -9,10 +9,10 @@ end
 -- What the store reads of a record, in its order; then what only the scripts need.
 local function read(record)
   return redis.call('HMGET', record, 'gen', 'hash', 'epoch', 'device', 'agent', 'ip', 'auth', 'created', 'used',
-    'expires', 'idle', 'stopped', 'prev', 'replay', 'linked')
+    'expires', 'idle', 'recorded', 'stopped', 'prev', 'replay', 'linked')
 end
 local GEN, HASH, AGENT, IP, AUTH, USED, EXPIRES, IDLE, STOPPED, PREV, REPLAY, LINKED =
-  1, 2, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15
+  1, 2, 5, 6, 7, 9, 10, 11, 13, 14, 15, 16
 
 -- The link of a generation: a key that Redis drops when the window is over, named base and
 -- generation. Its value is when the token was replaced and when its window ends, of 13 digits

@@ -8,6 +8,7 @@
 //	authctl:session:{USER}:o:SESSION   zset    when tokens without a link were replaced
 //	authctl:session:{USER}:index       zset    live session ids by idle expiry
 //	authctl:session:{USER}:reused      set     session ids stopped and not yet committed
+//	authctl:session:memory             hash    since when the store is known to forget nothing
 //
 // What decides is done by a script, in one round trip, by the server's clock. Losing any of
 // it signs people out and nothing else. Redis 5 or newer; the server must not evict.
@@ -41,6 +42,8 @@ var (
 	rotateSource string
 	//go:embed reissue.lua
 	reissueSource string
+	//go:embed memory.lua
+	memorySource string
 )
 
 // markTTL is how long a stopped session waits for its revocation to be committed, which is
@@ -64,7 +67,7 @@ type Store struct {
 	prefix string
 	skew   func() time.Duration
 
-	create, rotate, reissue *goredis.Script
+	create, rotate, reissue, memory *goredis.Script
 
 	mu     sync.Mutex
 	cursor uint64 // where the next call of Reused goes on
@@ -75,6 +78,7 @@ func New(client *goredis.Client, opt Options) *Store {
 	s := &Store{
 		client: client, prefix: opt.Prefix, skew: opt.Skew,
 		create: goredis.NewScript(libSource + createSource), rotate: goredis.NewScript(libSource + rotateSource), reissue: goredis.NewScript(libSource + reissueSource),
+		memory: goredis.NewScript(libSource + memorySource),
 	}
 	if s.prefix == "" {
 		s.prefix = cache.Prefix + "session:"
@@ -111,7 +115,7 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 	if err != nil {
 		return session.Started{}, fail("create session", err)
 	}
-	over, err := parseIDs(reply[2:])
+	over, err := parseOver(reply[2:])
 	if err != nil {
 		return session.Started{}, fail("create session", err)
 	}
@@ -309,6 +313,52 @@ func (s *Store) Purge(context.Context, int) (int, error) { return 0, nil }
 // Forget implements [session.Store]. Redis drops each key when its window is over.
 func (s *Store) Forget(context.Context, int) (int, error) { return 0, nil }
 
+// Missing implements [session.Store].
+func (s *Store) Missing(ctx context.Context, refs []session.Ref) ([]session.Ref, error) {
+	keys := make([]key, len(refs))
+	for i, ref := range refs {
+		keys[i] = key{ref.UserID, ref.ID}
+	}
+	live, err := s.live(ctx, keys)
+	if err != nil {
+		return nil, fail("look for sessions", err)
+	}
+	there := make(map[session.Ref]bool, len(live))
+	for _, one := range live {
+		there[session.Ref{UserID: one.UserID, ID: one.ID}] = true
+	}
+	var missing []session.Ref
+	for _, ref := range refs {
+		if !there[ref] {
+			missing = append(missing, ref)
+		}
+	}
+	return missing, nil
+}
+
+// A store that nobody has looked at for memoryGap may have been put back to an older copy
+// meanwhile. That it was empty is remembered for as long as any access token of before can live.
+const (
+	memoryGap  = 3 * time.Minute
+	memoryTTL  = 60 * 24 * time.Hour
+	memoryLong = 25 * time.Hour
+)
+
+// Memory implements [session.Store].
+func (s *Store) Memory(ctx context.Context) (session.Memory, error) {
+	reply, err := s.memory.Run(ctx, s.client, []string{s.prefix + "memory"}, s.skew().Milliseconds(),
+		memoryGap.Milliseconds(), memoryLong.Milliseconds(), memoryTTL.Milliseconds()).Slice()
+	if err != nil {
+		return session.Memory{}, fail("ask the session store what it remembers", err)
+	}
+	var d decoder
+	m := session.Memory{Since: d.time(reply[0]), Emptied: d.text(reply[1]) == "1"}
+	if d.err != nil {
+		return session.Memory{}, fail("ask the session store what it remembers", d.err)
+	}
+	return m, nil
+}
+
 // Walk implements [session.Store].
 func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Session, error] {
 	pattern := escape(s.prefix) + "{*}:s:*"
@@ -423,9 +473,9 @@ func (s *Store) live(ctx context.Context, keys []key) ([]session.Session, error)
 }
 
 // recordFields is a session in the order of read() in lib.lua.
-var recordFields = []string{"gen", "hash", "epoch", "device", "agent", "ip", "auth", "created", "used", "expires", "idle"}
+var recordFields = []string{"gen", "hash", "epoch", "device", "agent", "ip", "auth", "created", "used", "expires", "idle", "recorded"}
 
-const sessionFields = 11
+const sessionFields = 12
 
 func decode(userID, id uuid.UUID, reply any) (session.Session, error) {
 	var d decoder
@@ -446,6 +496,7 @@ func (d *decoder) session(userID, id uuid.UUID, f []any) session.Session {
 		Generation: uint32(d.int(f[0])), Hash: d.hash(f[1]), Epoch: d.int(f[2]),
 		DeviceName: d.text(f[3]), UserAgent: d.text(f[4]), IP: d.text(f[5]),
 		AuthTime: d.time(f[6]), CreatedAt: d.time(f[7]), LastUsedAt: d.time(f[8]), ExpiresAt: d.time(f[9]), IdleExpiresAt: d.time(f[10]),
+		Recorded: f[11] != nil,
 	}
 }
 
@@ -477,17 +528,19 @@ func (d *decoder) hash(v any) (h session.Hash) {
 	return h
 }
 
-func parseIDs(values []any) ([]uuid.UUID, error) {
-	var ids []uuid.UUID
+// parseOver reads session ids, with a question mark after those that are tentative.
+func parseOver(values []any) ([]session.Over, error) {
+	var over []session.Over
 	for _, v := range values {
 		text, _ := v.(string)
+		text, tentative := strings.CutSuffix(text, "?")
 		id, err := uuid.Parse(text)
 		if err != nil {
 			return nil, fmt.Errorf("%w: a session id is not one", errCorrupt)
 		}
-		ids = append(ids, id)
+		over = append(over, session.Over{ID: id, Tentative: tentative})
 	}
-	return ids, nil
+	return over, nil
 }
 
 // escape makes a prefix literal in a pattern of SCAN.

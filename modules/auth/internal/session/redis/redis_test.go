@@ -2,6 +2,7 @@ package redis_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -81,6 +82,9 @@ func dump(ctx context.Context, client *goredis.Client, prefix string) (kept [][]
 			var value string
 			value, err = client.Get(ctx, key).Result()
 			values = append(values, value)
+		}
+		if errors.Is(err, goredis.Nil) { // it has just expired
+			continue
 		}
 		if err != nil {
 			return nil, err

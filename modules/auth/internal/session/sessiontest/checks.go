@@ -47,6 +47,8 @@ func Checks() []Check {
 		{"delete all keeps the kept one and those marked", deleteAllKeeps},
 		{"the same call sent again changes nothing", repeatedCalls},
 		{"a reissue replaces the token unseen", reissueReplaces},
+		{"a session is tentative until it is refreshed", tentativeUntilUsed},
+		{"missing records are told", missingAreTold},
 		{"a limit names the least recently used", limitNamesTheOldest},
 		{"a limit refuses when told to", limitRefuses},
 		{"a limit holds when many sign in at once", limitHoldsInParallel},
@@ -71,7 +73,7 @@ func beginsAsAsked(p *probe) {
 	p.equal("absolute expiry", one.ExpiresAt.Sub(one.CreatedAt), maxAge)
 	p.equal("idle expiry", one.IdleExpiresAt.Sub(one.CreatedAt), idleTTL)
 	want := session.Session{
-		ID: token.SessionID(), UserID: user, Epoch: 7, Generation: 1, Hash: token.Hash(), DeviceName: "phone", UserAgent: "agent/1", IP: "192.0.2.1",
+		ID: token.SessionID(), UserID: user, Epoch: 7, Generation: 1, Hash: token.Hash(), DeviceName: "phone", UserAgent: "agent/1", IP: "192.0.2.1", Recorded: true,
 		AuthTime: one.CreatedAt, CreatedAt: one.CreatedAt, LastUsedAt: one.CreatedAt, ExpiresAt: one.ExpiresAt, IdleExpiresAt: one.IdleExpiresAt,
 	}
 	p.equal("what was begun", one, want)
@@ -597,13 +599,13 @@ func limitNamesTheOldest(p *probe) {
 	tokens[0] = p.turn(tokens[0]) // now the second is the least recently used
 	p.clock.Advance(time.Minute)
 	_, started := p.begin(user, limit)
-	p.equal("over with four", fmt.Sprint(started.Over), fmt.Sprint([]uuid.UUID{tokens[1].SessionID()}))
+	p.equal("over with four", fmt.Sprint(overIDs(started)), fmt.Sprint([]uuid.UUID{tokens[1].SessionID()}))
 	p.equal("how many are listed until they are deleted", len(p.list(user)), 4)
 	tokens[1] = p.turn(tokens[1])
 	p.clock.Advance(time.Minute)
 	_, started = p.begin(user, limit)
-	p.equal("over with five", fmt.Sprint(started.Over), fmt.Sprint([]uuid.UUID{tokens[2].SessionID(), tokens[0].SessionID()}))
-	p.must(p.Store.Delete(p.ctx, user, started.Over...))
+	p.equal("over with five", fmt.Sprint(overIDs(started)), fmt.Sprint([]uuid.UUID{tokens[2].SessionID(), tokens[0].SessionID()}))
+	p.must(p.Store.Delete(p.ctx, user, overIDs(started)...))
 
 	// Neither the stopped nor the expired count.
 	p.turn(tokens[1], func(r *session.Rotation) { r.Grace = 0 })
@@ -628,7 +630,56 @@ func limitNamesTheOldest(p *probe) {
 	p.clock.Advance(time.Minute)
 	p.turn(short)
 	_, started = p.begin(user, func(s *session.Start) { s.Max = 2 })
-	p.equal("over", fmt.Sprint(started.Over), fmt.Sprint([]uuid.UUID{long.SessionID()}))
+	p.equal("over", fmt.Sprint(overIDs(started)), fmt.Sprint([]uuid.UUID{long.SessionID()}))
+}
+
+func overIDs(started session.Started) (ids []uuid.UUID) {
+	for _, one := range started.Over {
+		ids = append(ids, one.ID)
+	}
+	return ids
+}
+
+// tentativeUntilUsed: whoever has a refresh token has it from a sign-in that committed.
+func tentativeUntilUsed(p *probe) {
+	user := uuid.New()
+	used, started := p.begin(user)
+	p.equal("a session that was just begun is tentative", started.Session.Tentative(), true)
+	p.clock.Advance(time.Minute)
+	unused, _ := p.begin(user)
+	p.equal("as it is read", p.get(unused).Tentative(), true)
+	p.turn(used)
+	p.equal("a session that was refreshed is tentative", p.get(used).Tentative(), false)
+	for one, err := range p.either().Walk(p.ctx, session.Filter{}) {
+		p.must(err)
+		p.equal("as it is walked over", one.Tentative(), one.ID == unused.SessionID())
+	}
+	p.clock.Advance(time.Minute)
+	_, started = p.begin(user, func(s *session.Start) { s.Max = 1 })
+	p.equal("who has to go", fmt.Sprint(started.Over), fmt.Sprint([]session.Over{{ID: unused.SessionID(), Tentative: true}, {ID: used.SessionID()}}))
+}
+
+// missingAreTold, and the store knows since when it forgets nothing.
+func missingAreTold(p *probe) {
+	user := uuid.New()
+	first, _ := p.begin(user)
+	second, _ := p.begin(user)
+	refs := []session.Ref{{UserID: user, ID: first.SessionID()}, {UserID: user, ID: second.SessionID()}, {UserID: uuid.New(), ID: first.SessionID()}, {UserID: user, ID: uuid.New()}}
+	missing, err := p.either().Missing(p.ctx, refs)
+	p.must(err)
+	p.equal("missing", fmt.Sprint(missing), fmt.Sprint(refs[2:]))
+	missing, err = p.either().Missing(p.ctx, nil)
+	p.must(err)
+	p.equal("missing of none", len(missing), 0)
+
+	memory, err := p.either().Memory(p.ctx)
+	p.must(err)
+	for range 5 {
+		p.clock.Advance(time.Minute)
+		again, err := p.either().Memory(p.ctx)
+		p.must(err)
+		p.equal("what it remembers, when it is looked at", again, memory)
+	}
 }
 
 func limitRefuses(p *probe) {
@@ -837,7 +888,11 @@ func endedContext(p *probe) {
 		"list":       func(ctx context.Context) error { _, err := p.Store.List(ctx, user); return err },
 		"delete":     func(ctx context.Context) error { return p.Store.Delete(ctx, user, id) },
 		"delete all": func(ctx context.Context) error { return p.Store.DeleteAll(ctx, user, 1, uuid.NullUUID{}) },
-		"reused":     func(ctx context.Context) error { _, err := p.Store.Reused(ctx, 1); return err },
+		"missing": func(ctx context.Context) error {
+			_, err := p.Store.Missing(ctx, []session.Ref{{UserID: user, ID: id}})
+			return err
+		},
+		"reused": func(ctx context.Context) error { _, err := p.Store.Reused(ctx, 1); return err },
 		"walk": func(ctx context.Context) (last error) {
 			for _, err := range p.Store.Walk(ctx, session.Filter{}) {
 				last = err

@@ -58,7 +58,7 @@ const (
 )
 
 // columns are a session in the order of scan.
-const columns = `id, user_id, generation, hash, epoch, device_name, user_agent, ip,
+const columns = `id, user_id, generation, hash, epoch, device_name, user_agent, ip, recorded,
 	auth_ms, created_ms, last_used_ms, expires_ms, idle_expires_ms`
 
 // rotateQuery turns the current token of a session, in the ordinary case: every condition is about
@@ -116,13 +116,13 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 		}
 		now, maxAge, idle := s.now(), start.MaxAge.Milliseconds(), min(start.IdleTTL, start.MaxAge).Milliseconds()
 		// A call sent again finds its own row.
-		row := tx.QueryRowContext(ctx, `INSERT INTO session (id, user_id, epoch, generation, linked, hash, previous, replay_until_ms,
+		row := tx.QueryRowContext(ctx, `INSERT INTO session (id, user_id, epoch, generation, linked, recorded, hash, previous, replay_until_ms,
 				device_name, user_agent, ip, auth_ms, created_ms, last_used_ms, expires_ms, idle_expires_ms)
-			VALUES (?, ?, ?, 1, 1, ?, ?, 0, ?, ?, ?, `+now+`, `+now+`, `+now+`, `+now+` + ?, `+now+` + ?)
+			VALUES (?, ?, ?, 1, 1, ?, ?, ?, 0, ?, ?, ?, `+now+`, `+now+`, `+now+`, `+now+` + ?, `+now+` + ?)
 			ON CONFLICT (id) DO UPDATE SET epoch = excluded.epoch
 			WHERE session.user_id = excluded.user_id AND session.generation = 1 AND session.hash = excluded.hash
 			RETURNING `+columns,
-			start.ID, start.UserID, start.Epoch, start.Hash[:], []byte{},
+			start.ID, start.UserID, start.Epoch, true, start.Hash[:], []byte{},
 			start.DeviceName, start.UserAgent, start.IP, maxAge, idle)
 		return scan(row, &started.Session)
 	})
@@ -136,36 +136,36 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 }
 
 // over returns the sessions that one more puts above the limit, or refuses that one.
-func (s *Store) over(ctx context.Context, tx database.Tx, start session.Start) ([]uuid.UUID, error) {
+func (s *Store) over(ctx context.Context, tx database.Tx, start session.Start) ([]session.Over, error) {
 	if s.db.IsPostgres() { // SQLite has one writer anyway
 		// Two sign-ins of a user at once would otherwise not see each other.
 		if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock(?, hashtext(?))", lockClass, start.UserID.String()); err != nil {
 			return nil, err
 		}
 	}
-	rows, err := tx.QueryContext(ctx, `SELECT id FROM session
+	rows, err := tx.QueryContext(ctx, `SELECT id, recorded AND generation = 1 FROM session
 		WHERE user_id = ? AND id <> ? AND stopped_ms IS NULL AND idle_expires_ms > `+s.now()+` ORDER BY last_used_ms, id`,
 		start.UserID, start.ID)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	var ids []uuid.UUID
+	var others []session.Over
 	for rows.Next() {
-		var id uuid.UUID
-		if err := rows.Scan(&id); err != nil {
+		var one session.Over
+		if err := rows.Scan(&one.ID, &one.Tentative); err != nil {
 			return nil, err
 		}
-		ids = append(ids, id)
+		others = append(others, one)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
 	}
-	over := max(0, len(ids)+1-start.Max)
+	over := max(0, len(others)+1-start.Max)
 	if over > 0 && start.RejectNew {
 		return nil, session.ErrTooMany
 	}
-	return ids[:over], nil
+	return others[:over], nil
 }
 
 // lockClass sets our advisory locks apart from others.
@@ -516,6 +516,23 @@ func (s *Store) linked(ctx context.Context, after uuid.UUID, limit int) ([]linke
 	return page, rows.Err()
 }
 
+// Missing implements [session.Store]. It is asked of what is not known to be there.
+func (s *Store) Missing(ctx context.Context, refs []session.Ref) ([]session.Ref, error) {
+	var missing []session.Ref
+	for _, ref := range refs {
+		switch _, err := s.Get(ctx, ref.UserID, ref.ID); {
+		case errors.Is(err, session.ErrNotFound):
+			missing = append(missing, ref)
+		case err != nil:
+			return nil, err
+		}
+	}
+	return missing, nil
+}
+
+// Memory implements [session.Store]. What the database has lost is not known to have been.
+func (s *Store) Memory(context.Context) (session.Memory, error) { return session.Memory{}, nil }
+
 const walkPage = 500
 
 // Walk implements [session.Store].
@@ -579,7 +596,7 @@ func (s *Store) query(ctx context.Context, where string, args ...any) ([]session
 func scan(row interface{ Scan(...any) error }, one *session.Session, before ...any) error {
 	var hash []byte
 	var auth, created, used, expires, idle int64
-	err := row.Scan(append(before, &one.ID, &one.UserID, &one.Generation, &hash, &one.Epoch, &one.DeviceName, &one.UserAgent, &one.IP,
+	err := row.Scan(append(before, &one.ID, &one.UserID, &one.Generation, &hash, &one.Epoch, &one.DeviceName, &one.UserAgent, &one.IP, &one.Recorded,
 		&auth, &created, &used, &expires, &idle)...)
 	if err != nil {
 		return err

@@ -1,0 +1,2 @@
+ALTER TABLE session DROP COLUMN recorded;
+DROP TABLE begun_session;
