@@ -68,7 +68,7 @@ type Service struct {
 // New makes the service ready: it prepares its statements, loads the signing keys (making
 // the first one on a new database) and starts the hashing workers, which [Service.Close]
 // ends. [Service.Run] does its housekeeping.
-func New(ctx context.Context, cfg Config, deps Deps) (*Service, error) {
+func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 	s := &Service{cfg: cfg, db: deps.DB, committed: deps.Committed, log: deps.Log, now: deps.Now, clients: make(map[string][]byte)}
 	if s.now == nil {
 		s.now = time.Now
@@ -87,10 +87,14 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Service, error) {
 		}
 		s.clients[id] = hash
 	}
-	var err error
 	if s.standings, err = prepareStandings(ctx, deps.DB); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.closeStatements())
+		}
+	}()
 	openKeys := newKeyring
 	if deps.Looking {
 		openKeys = lookIntoKeyring
@@ -141,7 +145,11 @@ func (s *Service) openSessions(ctx context.Context, deps Deps) error {
 func (s *Service) Close() error {
 	err := s.passwords.Close()
 	s.stopLockOuts()
-	err = errors.Join(err, s.standings.close())
+	return errors.Join(err, s.closeStatements())
+}
+
+func (s *Service) closeStatements() error {
+	err := s.standings.close()
 	if s.closeStore != nil {
 		err = errors.Join(err, s.closeStore())
 	}
