@@ -53,8 +53,10 @@ func TestUnitsSurviveADatabaseThatComesLate(t *testing.T) {
 	for path, command := range map[string]string{serveUnit: "serve", relayUnit: "relay"} {
 		u := readUnit(t, path)
 		for name, want := range map[string]string{
-			"Type": "notify", "Restart": "on-failure", "RestartSec": "2", "StartLimitIntervalSec": "0", "RestartPreventExitStatus": "2",
-			"ExecStart": "/usr/local/bin/authctl " + command + " --config /etc/authctl/config.yaml", "ExecReload": "/bin/kill -HUP $MAINPID",
+			"Type": "notify", "Restart": "on-failure", "RestartSec": "2", "StartLimitIntervalSec": "0",
+			"RestartPreventExitStatus": "2",
+			"ExecStart":                "/usr/local/bin/authctl " + command + " --config /etc/authctl/config.yaml",
+			"ExecReload":               "/bin/kill -HUP $MAINPID",
 		} {
 			if !slices.Equal(u[name], []string{want}) {
 				t.Errorf("%s: %s is %q, want %q", path, name, u[name], want)
@@ -108,7 +110,8 @@ func TestSystemdTakesTheUnits(t *testing.T) {
 	}
 	dir := t.TempDir()
 	for path, name := range map[string]string{serveUnit: "authctl.service", relayUnit: "authctl-relay@1.service"} {
-		text := strings.ReplaceAll(read(t, path), "/usr/local/bin/authctl", binary(t)) // it looks whether the program is there
+		text := strings.ReplaceAll(read(t, path), "/usr/local/bin/authctl",
+			binary(t)) // it looks whether the program is there
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -137,8 +140,10 @@ func TestADatabaseThatComesLateIsServedFromThen(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer socket.Close()
-		env := []string{"NOTIFY_SOCKET=" + filepath.Join(dir, "notify"), "DATABASE_URL=" + u.String(), "AUTH_TOKEN_SECRET=" + strings.Repeat("0123456789abcdef", 3),
-			"AUTH_TOKEN_ISSUER=https://auth.example.com", "APP_PORT=0", "APP_HOST=127.0.0.1", "KAFKA_BROKERS=127.0.0.1:1", "KAFKA_ALLOW_PLAINTEXT=true"}
+		env := []string{"NOTIFY_SOCKET=" + filepath.Join(dir, "notify"), "DATABASE_URL=" + u.String(),
+			"AUTH_TOKEN_SECRET=" + strings.Repeat("0123456789abcdef", 3),
+			"AUTH_TOKEN_ISSUER=https://auth.example.com", "APP_PORT=0", "APP_HOST=127.0.0.1", "KAFKA_BROKERS=127.0.0.1:1",
+			"KAFKA_ALLOW_PLAINTEXT=true"}
 		for name, value := range readUnit(t, path).environment("1") {
 			switch name {
 			case "APP_OPERATOR_ADDR":

@@ -54,7 +54,8 @@ func newApp(s settings, stderr io.Writer, quiet bool) (*app, error) {
 		cfg.Level = "warn"
 	}
 	var err error
-	a.log, a.logFile, err = logging.New(cfg, logging.Options{Dev: !s.App.prod(), Console: stderr, Level: a.level, Brief: quiet})
+	a.log, a.logFile, err = logging.New(cfg, logging.Options{Dev: !s.App.prod(), Console: stderr, Level: a.level,
+		Brief: quiet})
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +134,8 @@ func (a *app) existing() error {
 	if a.Database.Exists(a.App.DataDir) {
 		return nil
 	}
-	return fmt.Errorf("there is no %s yet: authctl serve makes it, or name another one with DATABASE_URL", a.Database.Describe(a.App.DataDir))
+	return fmt.Errorf("there is no %s yet: authctl serve makes it, or name another one with DATABASE_URL",
+		a.Database.Describe(a.App.DataDir))
 }
 
 func (a *app) connectExistingDatabase(ctx context.Context) error {
@@ -172,7 +174,8 @@ func (a *app) openAuthToLook(ctx context.Context) error {
 }
 
 func (a *app) connectDatabase(ctx context.Context) error {
-	db, err := database.Open(ctx, a.Database, database.Options{DataDir: a.App.DataDir, Prod: a.App.prod(), AppName: "authctl"})
+	db, err := database.Open(ctx, a.Database, database.Options{DataDir: a.App.DataDir, Prod: a.App.prod(),
+		AppName: "authctl"})
 	if err != nil {
 		return err
 	}
@@ -248,7 +251,8 @@ func (a *app) logRemarks() {
 		if r.Likely {
 			level = zap.WarnLevel
 		}
-		a.log.Log(level, "setting_ignored", zap.String("name", r.Name), zap.String("problem", r.Text), zap.String("source", r.Source))
+		a.log.Log(level, "setting_ignored", zap.String("name", r.Name), zap.String("problem", r.Text), zap.String("source",
+			r.Source))
 	}
 }
 

@@ -35,7 +35,8 @@ func newConfigCheck(g *global) *cobra.Command {
 				if err != nil && !errors.As(err, &faults) {
 					return err
 				}
-				if err := printJSON(cmd.OutOrStdout(), map[string]any{"ok": err == nil, "faults": faults, "remarks": append([]config.Remark{}, s.remarks...)}); err != nil {
+				if err := printJSON(cmd.OutOrStdout(), map[string]any{"ok": err == nil, "faults": faults,
+					"remarks": append([]config.Remark{}, s.remarks...)}); err != nil {
 					return err
 				}
 				if err != nil {

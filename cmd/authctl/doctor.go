@@ -217,7 +217,8 @@ func (d *doctor) settingsFit(context.Context) []finding {
 	}
 	list := []finding{fine("%s mode, %s given", d.App.Mode, count(set, "setting", "settings"))}
 	if !d.Operator.Loopback() {
-		list = append(list, doubtful("the operator listener "+d.Operator.OperatorAddr+" can be reached from other machines, and asks nobody who they are",
+		list = append(list, doubtful("the operator listener "+d.Operator.OperatorAddr+" can be reached from other "+
+			"machines, and asks nobody who they are",
 			"keep it off public networks, or set APP_OPERATOR_ADDR=127.0.0.1:9090"))
 	}
 	return append(list, remarkable(d.remarks)...)
@@ -262,7 +263,8 @@ func (d *doctor) dataFolder(context.Context) []finding {
 	}
 	for _, e := range entries {
 		if info, err := e.Info(); err == nil && openToOthers(info) {
-			list = append(list, failing(filepath.Join(dir, e.Name())+" can be read by others", "chmod 600 "+filepath.Join(dir, e.Name())))
+			list = append(list, failing(filepath.Join(dir, e.Name())+" can be read by others", "chmod 600 "+filepath.Join(dir,
+				e.Name())))
 		}
 	}
 	return list
@@ -385,7 +387,8 @@ func (d *doctor) secret(context.Context) []finding {
 			return []finding{failing(err.Error(), advice)}
 		}
 		if d.Database.UsesPostgres() || d.Redis.Enabled() {
-			return []finding{doubtful("this machine's own, in "+path+", fingerprint "+d.Auth.Token.Secret.Fingerprint(), "other servers on the same database need the same one: "+advice)}
+			return []finding{doubtful("this machine's own, in "+path+", fingerprint "+d.Auth.Token.Secret.Fingerprint(),
+				"other servers on the same database need the same one: "+advice)}
 		}
 		return []finding{fine("made here, in %s, fingerprint %s", path, d.Auth.Token.Secret.Fingerprint())}
 	}
@@ -394,7 +397,8 @@ func (d *doctor) secret(context.Context) []finding {
 	if bits < 100 {
 		return []finding{doubtful(fmt.Sprintf("from %s, and easy to guess: about %.0f bits", from, bits), advice)}
 	}
-	list := []finding{fine("from %s, %d bytes, fingerprint %s: the same on every server", from, len(secret.Reveal()), secret.Fingerprint())}
+	list := []finding{fine("from %s, %d bytes, fingerprint %s: the same on every server", from, len(secret.Reveal()),
+		secret.Fingerprint())}
 	if len(d.Auth.Token.Untrimmed) > 0 {
 		list = append(list, doubtful("there is white space around it, which is left out", adviceWhiteSpace))
 	}
@@ -434,11 +438,14 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 		return []finding{d.databaseFails(err, "look at the database's log")}
 	}
 	if err := d.db.TryWrite(ctx); err != nil {
-		return []finding{d.databaseFails(fmt.Errorf("%s takes no writes: %w", name, err), "let authctl's user write to it, and see whether its disk is full")}
+		return []finding{d.databaseFails(fmt.Errorf("%s takes no writes: %w", name, err),
+			"let authctl's user write to it, and see whether its disk is full")}
 	}
-	list := []finding{fine("%s, version %s, answers and takes writes, connected in %s", name, version, took.Round(time.Millisecond/10))}
+	list := []finding{fine("%s, version %s, answers and takes writes, connected in %s", name, version,
+		took.Round(time.Millisecond/10))}
 	if servers := d.Database.Unverified(d.App.prod()); len(servers) > 0 && d.App.prod() {
-		list = append(list, doubtful("somebody in between could read and change what is exchanged: "+strings.Join(servers, ", "),
+		list = append(list, doubtful("somebody in between could read and change what is exchanged: "+strings.Join(servers,
+			", "),
 			"say sslmode=verify-full, or nothing, where the network is not your own"))
 	}
 	return list
@@ -506,7 +513,8 @@ func (d *doctor) signingKeys(ctx context.Context) []finding {
 	keys := auth.OpenKeys(d.db, d.Auth, d.log)
 	switch err := keys.Check(ctx); {
 	case errors.Is(err, auth.ErrWrongSecret):
-		return []finding{failing(err.Error(), "name the old secret in AUTH_TOKEN_PREVIOUS_SECRETS; if it is lost: authctl key list, authctl key revoke KID --force")}
+		return []finding{failing(err.Error(), "name the old secret in AUTH_TOKEN_PREVIOUS_SECRETS; if it is lost: authctl "+
+			"key list, authctl key revoke KID --force")}
 	case database.IsForbidden(err):
 		return []finding{skipped("this database role may not read them; ask as the one that serves")}
 	case err != nil:
@@ -520,7 +528,8 @@ func (d *doctor) signingKeys(ctx context.Context) []finding {
 		switch {
 		case k.Status != auth.KeyActive:
 		case k.Algorithm != d.Auth.Token.Algorithm:
-			return []finding{doubtful(fmt.Sprintf("the active one is for %s and the setting is %s", k.Algorithm, d.Auth.Token.Algorithm), "rotate: authctl key stage, authctl key promote KID")}
+			return []finding{doubtful(fmt.Sprintf("the active one is for %s and the setting is %s", k.Algorithm,
+				d.Auth.Token.Algorithm), "rotate: authctl key stage, authctl key promote KID")}
 		default:
 			return []finding{fine("%s signs with %s, and every published one opens", k.KID, k.Algorithm)}
 		}
@@ -545,10 +554,12 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 	}
 	list := d.targetFits(ctx, nil)
 	if st.ParkedKeys > 0 {
-		list = append(list, doubtful(count(int(st.ParkedKeys), "key is", "keys are")+" parked", "see: authctl outbox parked list"))
+		list = append(list, doubtful(count(int(st.ParkedKeys), "key is", "keys are")+" parked",
+			"see: authctl outbox parked list"))
 	}
 	if st.LeasesAhead > 0 {
-		list = append(list, doubtful(count(st.LeasesAhead, "lease ends", "leases end")+" later than possible: the database's clock was ahead when a relay wrote it, or has been set back since",
+		list = append(list, doubtful(count(st.LeasesAhead, "lease ends", "leases end")+" later than possible: the "+
+			"database's clock was ahead when a relay wrote it, or has been set back since",
 			"keep that clock synchronised (NTP); a relay that runs takes the work over within a lease, a minute at most"))
 	}
 	trouble := troubleNow(st)
@@ -560,7 +571,8 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 			list = append(list, doubtful(found, "events wait, and go on by themselves once the target is back"))
 		}
 	}
-	switch waits := fmt.Sprintf("%s, the oldest for %s", count(int(st.Pending), "event waits", "events wait"), st.OldestAge.Round(time.Second)); {
+	switch waits := fmt.Sprintf("%s, the oldest for %s", count(int(st.Pending), "event waits", "events wait"),
+		st.OldestAge.Round(time.Second)); {
 	case st.Pending == 0:
 		list = append(list, fine("nothing waits; %s", count(len(st.Relays), "relay runs", "relays run")))
 	case len(st.Relays) == 0 && len(trouble) == 0:
@@ -589,9 +601,11 @@ func (d *doctor) targetFits(ctx context.Context, identity *string) []finding {
 	case errors.Is(err, outbox.ErrOtherTarget) && off && !d.Kafka.UsesKafka():
 		return nil
 	case errors.Is(err, outbox.ErrOtherTarget) && off:
-		return []finding{doubtful(err.Error(), "serve is fine with it, since OUTBOX_RELAY is off; a relay with these settings is refused")}
+		return []finding{doubtful(err.Error(), "serve is fine with it, since OUTBOX_RELAY is off; a relay with these "+
+			"settings is refused")}
 	case errors.Is(err, outbox.ErrOtherTarget):
-		return []finding{failing(err.Error(), "until then serve does not start with these settings, and neither does a relay")}
+		return []finding{failing(err.Error(), "until then serve does not start with these settings, and neither does a "+
+			"relay")}
 	case err != nil:
 		return []finding{failing(err.Error(), "look at the database's log")}
 	}
@@ -603,7 +617,8 @@ func (d *doctor) redisFit(ctx context.Context) []finding {
 		return []finding{skipped("this database role is a relay's, which needs none")}
 	}
 	if !d.Redis.Enabled() {
-		return []finding{fine("none is named: sessions are in the database, sign-in limits are counted by each process alone")}
+		return []finding{fine("none is named: sessions are in the database, sign-in limits are counted by each process " +
+			"alone")}
 	}
 	client, err := cache.Open(ctx, d.Redis, cache.Options{Prod: d.App.prod(), AppName: "authctl"})
 	if err != nil {
@@ -624,7 +639,8 @@ func (d *doctor) redisFit(ctx context.Context) []finding {
 	}
 	problems, err := cache.Check(ctx, client)
 	if err != nil {
-		list = append(list, doubtful("its maxmemory-policy and persistence cannot be looked at: "+err.Error(), "let the Redis user run INFO, or see to them yourself"))
+		list = append(list, doubtful("its maxmemory-policy and persistence cannot be looked at: "+err.Error(),
+			"let the Redis user run INFO, or see to them yourself"))
 	}
 	for _, p := range problems {
 		list = append(list, doubtful(p.Found, p.Advice))
@@ -671,7 +687,8 @@ func (d *doctor) kafkaFit(ctx context.Context) []finding {
 		list = append(list, doubtful("topic "+st.Topic+": "+problem.Found, problem.Advice))
 	}
 	if len(list) == 0 {
-		list = append(list, fine("%s, topic %s with %s", strings.Join(d.Kafka.Brokers, ","), st.Topic, count(st.Partitions, "partition", "partitions")))
+		list = append(list, fine("%s, topic %s with %s", strings.Join(d.Kafka.Brokers, ","), st.Topic, count(st.Partitions,
+			"partition", "partitions")))
 	}
 	return list
 }

@@ -55,7 +55,8 @@ func TestDoctorTellsAPortOfOursFromSomebodyElses(t *testing.T) {
 	}()
 	d := &doctor{app: &app{}}
 	addr := listener.Addr().String()
-	if f := d.port(t.Context(), "APP_OPERATOR_ADDR", addr, false); f.Status != checkFail || !strings.Contains(f.Found, "in use by another program") ||
+	if f := d.port(t.Context(), "APP_OPERATOR_ADDR", addr, false); f.Status != checkFail || !strings.Contains(f.Found,
+		"in use by another program") ||
 		f.Advice != "stop it, or set APP_OPERATOR_ADDR to another one" {
 		t.Errorf("%+v", f)
 	}

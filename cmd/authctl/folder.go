@@ -11,7 +11,8 @@ import (
 
 // needsDataFolder reports whether something lives there: what no server was named for.
 func (s settings) needsDataFolder() bool {
-	return s.Database.URL == "" && !s.Database.UsesPostgres() || !s.Kafka.UsesKafka() && s.Outbox.Relay == "inline" || s.Auth.Token.Secret == "" && !s.keyless
+	return s.Database.URL == "" && !s.Database.UsesPostgres() || !s.Kafka.UsesKafka() && s.Outbox.Relay == "inline" ||
+		s.Auth.Token.Secret == "" && !s.keyless
 }
 
 // makeDataFolder makes the data folder before anything wants to put a file there, so that what is
@@ -71,9 +72,11 @@ func folderProblem(setting, dir string, err error) (found, advice string) {
 	found = err.Error()
 	switch {
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EEXIST):
-		return dir + " cannot be a folder: there is a file of that name, or on the way to it", "name another one with " + setting
+		return dir + " cannot be a folder: there is a file of that name, or on the way to it", "name another one with " +
+			"" + setting
 	case errors.Is(err, fs.ErrPermission):
-		return found, fmt.Sprintf("let the user that runs authctl write there (chown, chmod), or name another one with %s", setting)
+		return found, fmt.Sprintf("let the user that runs authctl write there (chown, chmod), or name another one with %s",
+			setting)
 	case errors.Is(err, syscall.EROFS):
 		return found, fmt.Sprintf("name one on a file system that can be written to with %s, such as a volume", setting)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

@@ -119,16 +119,19 @@ func TestHealthAsksAListenerWithTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: cert}, "key.pem": {Type: "PRIVATE KEY", Bytes: private}} {
+	for name, block := range map[string]*pem.Block{"cert.pem": {Type: "CERTIFICATE", Bytes: cert},
+		"key.pem": {Type: "PRIVATE KEY", Bytes: private}} {
 		if err := os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	flags := []string{"--set", "app.tls.cert_file=cert.pem", "--set", "app.tls.key_file=key.pem", "--set", "app.host=127.0.0.1", "--set", "app.operator_addr=off"}
+	flags := []string{"--set", "app.tls.cert_file=cert.pem", "--set", "app.tls.key_file=key.pem", "--set",
+		"app.host=127.0.0.1", "--set", "app.operator_addr=off"}
 	server := runInBackground(t, append([]string{"serve", "--port", "0"}, flags...)...)
 	port := server.await(t, `"port": (\d+)`)
 	var out bytes.Buffer
-	if code := run(t.Context(), append([]string{"health", "--set", "app.port=" + port}, flags...), nil, &out, &out); code != exitDone || out.String() != "ready\n" {
+	if code := run(t.Context(), append([]string{"health", "--set", "app.port=" + port}, flags...), nil, &out,
+		&out); code != exitDone || out.String() != "ready\n" {
 		t.Errorf("exit %d: %s", code, &out)
 	}
 }
@@ -144,7 +147,8 @@ func TestTheServiceManagerIsToldOfTheStartAndTheStop(t *testing.T) {
 		}
 		defer socket.Close()
 		t.Setenv("NOTIFY_SOCKET", path)
-		process := runInBackground(t, command, "--set", "app.port=0", "--set", "app.host=127.0.0.1", "--set", "app.operator_addr=off")
+		process := runInBackground(t, command, "--set", "app.port=0", "--set", "app.host=127.0.0.1", "--set",
+			"app.operator_addr=off")
 		for _, want := range []string{"READY=1", "STOPPING=1"} {
 			buffer := make([]byte, 1024)
 			_ = socket.SetReadDeadline(time.Now().Add(patience))
@@ -157,7 +161,8 @@ func TestTheServiceManagerIsToldOfTheStartAndTheStop(t *testing.T) {
 	}
 	// A manager that is gone stops nobody.
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "gone"))
-	process := runInBackground(t, "serve", "--set", "app.port=0", "--set", "app.host=127.0.0.1", "--set", "app.operator_addr=off")
+	process := runInBackground(t, "serve", "--set", "app.port=0", "--set", "app.host=127.0.0.1", "--set",
+		"app.operator_addr=off")
 	process.await(t, `(service_manager_not_notified)`)
 	process.stop()
 	code := <-process.ended

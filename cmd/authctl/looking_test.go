@@ -20,7 +20,8 @@ import (
 // founders are the commands that may begin an installation, or write files because that is what
 // they are for. Whatever else there is makes nothing where there is nothing.
 var founders = []string{
-	"authctl serve", "authctl relay", "authctl migrate up", "authctl migrate new", "authctl user create", "authctl user import",
+	"authctl serve", "authctl relay", "authctl migrate up", "authctl migrate new", "authctl user create",
+	"authctl user import",
 }
 
 // lookers are the command lines of all other commands: a new command is among them by itself.
@@ -32,9 +33,10 @@ func lookers(t *testing.T) [][]string {
 		"user delete": {"alice", "--yes"}, "user set-password": {"alice", "--password-stdin"},
 		"session list": {"--user", "alice"}, "session revoke": {"--user", "alice", "--yes"},
 		"key promote": {"k"}, "key retire": {"k"}, "key revoke": {"k", "--force"},
-		"outbox replay": {"--key", id}, "outbox parked show": {id}, "outbox parked retry": {id}, "outbox parked discard": {id, "--yes"},
-		"migrate down":  {"--yes"},
-		"token inspect": {"eyJhbGciOiJFUzI1NiJ9.e30.AAAA"},
+		"outbox replay": {"--key", id}, "outbox parked show": {id}, "outbox parked retry": {id},
+		"outbox parked discard": {id, "--yes"},
+		"migrate down":          {"--yes"},
+		"token inspect":         {"eyJhbGciOiJFUzI1NiJ9.e30.AAAA"},
 	}
 	var lines [][]string
 	var walk func(cmd *cobra.Command)
@@ -43,7 +45,8 @@ func lookers(t *testing.T) [][]string {
 			walk(sub)
 		}
 		path := cmd.CommandPath()
-		if cmd.HasSubCommands() || slices.Contains(founders, path) || strings.HasPrefix(path, "authctl completion") || cmd.Name() == "help" {
+		if cmd.HasSubCommands() || slices.Contains(founders, path) || strings.HasPrefix(path, "authctl completion") ||
+			cmd.Name() == "help" {
 			return
 		}
 		words := strings.Fields(path)[1:]
@@ -180,7 +183,8 @@ func TestWhoLooksWithTheSecretSeesWhatIsThere(t *testing.T) {
 	if code, words := look(t, []string{"migrate", "up"}); code != exitDone {
 		t.Fatal(words)
 	}
-	for name, want := range map[string]int{"user list": exitDone, "session list": exitDone, "key list": exitDone, "outbox status": exitDone, "user show alice": exitFailed} {
+	for name, want := range map[string]int{"user list": exitDone, "session list": exitDone, "key list": exitDone,
+		"outbox status": exitDone, "user show alice": exitFailed} {
 		if code, words := look(t, strings.Fields(name)); code != want {
 			t.Errorf("%s: exit %d: %s", name, code, words)
 		}

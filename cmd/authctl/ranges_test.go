@@ -52,7 +52,8 @@ func ends() []end {
 // along are the settings that have to move along with one at its end, since a rule between
 // settings refuses it alone.
 var along = map[end]map[string]string{
-	{"app.mode", "prod"}:                             {"auth.token.issuer": "https://auth.example.com", "auth.password.bcrypt_cost": "10"},
+	{"app.mode", "prod"}: {"auth.token.issuer": "https://auth.example.com",
+		"auth.password.bcrypt_cost": "10"},
 	{"auth.throttle.max_failures", "2"}:              {"auth.throttle.account_free": "1"},
 	{"auth.throttle.account_free", "50"}:             {"auth.throttle.max_failures": "100"},
 	{"auth.throttle.base_delay", "1h"}:               {"auth.throttle.max_delay": "1h"},
@@ -76,7 +77,8 @@ var along = map[end]map[string]string{
 
 // named are the settings that say where something is, or what is asked of somebody else's server:
 // their values are taken, and the test has no server there.
-var named = []string{"app.port", "db.postgres.port", "cache.redis.port", "db.postgres.sslmode", "kafka.sasl.mechanism", "kafka.replication_factor", "kafka.partitions"}
+var named = []string{"app.port", "db.postgres.port", "cache.redis.port", "db.postgres.sslmode",
+	"kafka.sasl.mechanism", "kafka.replication_factor", "kafka.partitions"}
 
 // slow are ends at which one hash takes longer than a test may. What becomes of them is in
 // testdata/script/slow_hash.txtar.
@@ -93,7 +95,8 @@ func TestTheServiceWorksAtBothEndsOfEverySetting(t *testing.T) {
 		t.Run(e.String(), func(t *testing.T) {
 			t.Parallel()
 			w := ranged{t: t, end: e, dir: t.TempDir(), set: map[string]string{
-				"app.port": "0", "app.host": "127.0.0.1", "app.operator_addr": "off", "auth.password.bcrypt_cost": "4", "app.data_dir": "data",
+				"app.port": "0", "app.host": "127.0.0.1", "app.operator_addr": "off", "auth.password.bcrypt_cost": "4",
+				"app.data_dir": "data",
 			}}
 			w.env = []string{"AUTH_TOKEN_SECRET=0123456789abcdefghijklmnopqrstuvwxyzABCD", "KAFKA_SASL_PASSWORD=x"}
 			w.set[e.path] = e.value
@@ -167,7 +170,8 @@ func (w ranged) doesItsWork() {
 	}
 	cmd := exec.Command(program, line...)
 	var console background
-	cmd.Dir, cmd.Env, cmd.Stderr = w.dir, append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.dir}, w.env...), &console
+	cmd.Dir, cmd.Env, cmd.Stderr = w.dir, append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.dir},
+		w.env...), &console
 	if err := cmd.Start(); err != nil {
 		w.t.Fatal(err)
 	}
@@ -194,10 +198,11 @@ func (w ranged) doesItsWork() {
 	}) {
 		w.t.Fatalf("%v\n%s", last, said())
 	}
-	if w.set["kafka.brokers"] == "" && w.set["outbox.relay"] != "off" && w.set["auth.registration"] != "closed" && !poll(func() bool {
-		text, _ := os.ReadFile(filepath.Join(w.dir, "data", "events.ndjson"))
-		return bytes.Contains(text, []byte("auth.UserRegistered.v1"))
-	}) {
+	if w.set["kafka.brokers"] == "" && w.set["outbox.relay"] != "off" && w.set["auth.registration"] != "closed" &&
+		!poll(func() bool {
+			text, _ := os.ReadFile(filepath.Join(w.dir, "data", "events.ndjson"))
+			return bytes.Contains(text, []byte("auth.UserRegistered.v1"))
+		}) {
 		w.t.Errorf("no event arrives:\n%s", said())
 	}
 	want := "0"
@@ -280,18 +285,21 @@ func peopleDo(ctx context.Context, base, name string, closed bool) error {
 	if closed {
 		status = 403
 	}
-	if _, err := call(status, "POST", "/api/v1/auth/register", "", map[string]string{"username": name, "password": password}); err != nil {
+	if _, err := call(status, "POST", "/api/v1/auth/register", "", map[string]string{"username": name,
+		"password": password}); err != nil {
 		return err
 	}
 	// A stranger's first guess, at a name that is nobody's.
-	if _, err := call(401, "POST", "/api/v1/auth/login", "", map[string]string{"username": "nobody." + name, "password": password}); err != nil || closed {
+	if _, err := call(401, "POST", "/api/v1/auth/login", "", map[string]string{"username": "nobody." + name,
+		"password": password}); err != nil || closed {
 		return err
 	}
 	signed, err := call(200, "POST", "/api/v1/auth/login", "", map[string]string{"username": name, "password": password})
 	if err != nil {
 		return err
 	}
-	if signed, err = call(200, "POST", "/api/v1/auth/refresh", "", map[string]any{"refresh_token": signed["refresh_token"]}); err != nil {
+	if signed, err = call(200, "POST", "/api/v1/auth/refresh", "",
+		map[string]any{"refresh_token": signed["refresh_token"]}); err != nil {
 		return err
 	}
 	if _, err = call(200, "GET", "/api/v1/auth/me", signed["access_token"].(string), nil); err != nil {

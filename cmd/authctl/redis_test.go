@@ -68,7 +68,8 @@ func (a api) want(status int, method, path, token string, body any) map[string]a
 func serveOn(t *testing.T, set ...string) (api, *background) {
 	t.Helper()
 	t.Chdir(t.TempDir())
-	line := []string{"serve", "--port", "0", "--set", "app.host=127.0.0.1", "--set", "app.operator_addr=127.0.0.1:0", "--set", "auth.password.bcrypt_cost=4"}
+	line := []string{"serve", "--port", "0", "--set", "app.host=127.0.0.1", "--set", "app.operator_addr=127.0.0.1:0",
+		"--set", "auth.password.bcrypt_cost=4"}
 	for _, pair := range set {
 		line = append(line, "--set", pair)
 	}
@@ -102,7 +103,8 @@ func TestTheServiceNeedsOfRedisWhatIsDocumented(t *testing.T) {
 	alice := map[string]string{"username": "alice", "password": goodPassword}
 	first := a.want(201, "POST", "/api/v1/auth/register", "", alice)
 	for range 3 {
-		a.want(401, "POST", "/api/v1/auth/login", "", map[string]string{"username": "alice", "password": "wrong horse battery"})
+		a.want(401, "POST", "/api/v1/auth/login", "", map[string]string{"username": "alice",
+			"password": "wrong horse battery"})
 	}
 	second := a.want(200, "POST", "/api/v1/auth/login", "", alice)
 	token := first["access_token"].(string)
@@ -112,10 +114,12 @@ func TestTheServiceNeedsOfRedisWhatIsDocumented(t *testing.T) {
 	a.want(200, "GET", "/api/v1/auth/me", token, nil)
 	a.want(200, "GET", "/api/v1/auth/sessions", token, nil)
 	a.want(204, "DELETE", "/api/v1/auth/sessions/"+second["session_id"].(string), token, nil)
-	changed := a.want(200, "POST", "/api/v1/auth/password", token, map[string]string{"current_password": goodPassword, "new_password": "another horse battery staple"})
+	changed := a.want(200, "POST", "/api/v1/auth/password", token, map[string]string{"current_password": goodPassword,
+		"new_password": "another horse battery staple"})
 	a.want(204, "POST", "/api/v1/auth/logout", changed["access_token"].(string), nil)
 	a.want(200, "GET", "/readyz", "", nil)
-	for _, line := range []string{"session list", "session revoke --user alice", "user unlock alice", "user show alice", "doctor"} {
+	for _, line := range []string{"session list", "session revoke --user alice", "user unlock alice", "user show alice",
+		"doctor"} {
 		var out bytes.Buffer
 		if code := run(t.Context(), strings.Fields(line), strings.NewReader(""), &out, &out); code != exitDone {
 			t.Errorf("%s: exit %d: %s", line, code, &out)
@@ -123,7 +127,8 @@ func TestTheServiceNeedsOfRedisWhatIsDocumented(t *testing.T) {
 	}
 	said.stop()
 	for line := range strings.Lines(said.String()) {
-		if strings.Contains(line, "NOPERM") && !strings.Contains(line, "redis_settings_unknown") || strings.Contains(line, "throttle_redis_away") {
+		if strings.Contains(line, "NOPERM") && !strings.Contains(line, "redis_settings_unknown") || strings.Contains(line,
+			"throttle_redis_away") {
 			t.Errorf("something was denied: %s", line)
 		}
 	}
@@ -146,12 +151,15 @@ func TestARedisThatTakesNoWritesIsNotReadyAndNobodysMistake(t *testing.T) {
 	alice := map[string]string{"username": "alice", "password": goodPassword}
 	signed := a.want(201, "POST", "/api/v1/auth/register", "", alice)
 	for name, change := range map[string]struct{ on, off []any }{
-		"too few replicas": {[]any{"CONFIG", "SET", "min-replicas-to-write", "1"}, []any{"CONFIG", "SET", "min-replicas-to-write", "0"}},
-		"no memory":        {[]any{"CONFIG", "SET", "maxmemory", "1"}, []any{"CONFIG", "SET", "maxmemory", "0"}},
-		"a replica":        {[]any{"REPLICAOF", "127.0.0.1", primary.Port()}, []any{"REPLICAOF", "NO", "ONE"}},
-		"no rights":        {[]any{"ACL", "SETUSER", "default", "-time"}, []any{"ACL", "SETUSER", "default", "+time"}},
-		"no keys":          {[]any{"ACL", "SETUSER", "default", "resetkeys", "~x"}, []any{"ACL", "SETUSER", "default", "allkeys"}},
-		"no scripts":       {[]any{"ACL", "SETUSER", "default", "-@scripting"}, []any{"ACL", "SETUSER", "default", "+@scripting"}},
+		"too few replicas": {[]any{"CONFIG", "SET", "min-replicas-to-write", "1"}, []any{"CONFIG", "SET",
+			"min-replicas-to-write", "0"}},
+		"no memory": {[]any{"CONFIG", "SET", "maxmemory", "1"}, []any{"CONFIG", "SET", "maxmemory", "0"}},
+		"a replica": {[]any{"REPLICAOF", "127.0.0.1", primary.Port()}, []any{"REPLICAOF", "NO", "ONE"}},
+		"no rights": {[]any{"ACL", "SETUSER", "default", "-time"}, []any{"ACL", "SETUSER", "default", "+time"}},
+		"no keys": {[]any{"ACL", "SETUSER", "default", "resetkeys", "~x"}, []any{"ACL", "SETUSER", "default",
+			"allkeys"}},
+		"no scripts": {[]any{"ACL", "SETUSER", "default", "-@scripting"}, []any{"ACL", "SETUSER", "default",
+			"+@scripting"}},
 	} {
 		do(t, admin, change.on)
 		if !poll(func() bool { status, _, _ := a.call("GET", "/readyz", "", nil); return status == 503 }) {
@@ -161,9 +169,10 @@ func TestARedisThatTakesNoWritesIsNotReadyAndNobodysMistake(t *testing.T) {
 			path string
 			body any
 		}{
-			"sign-in":      {"/api/v1/auth/login", alice},
-			"refresh":      {"/api/v1/auth/refresh", map[string]any{"refresh_token": signed["refresh_token"]}},
-			"registration": {"/api/v1/auth/register", map[string]string{"username": "x" + time.Now().Format("150405.000000000"), "password": goodPassword}},
+			"sign-in": {"/api/v1/auth/login", alice},
+			"refresh": {"/api/v1/auth/refresh", map[string]any{"refresh_token": signed["refresh_token"]}},
+			"registration": {"/api/v1/auth/register",
+				map[string]string{"username": "x" + time.Now().Format("150405.000000000"), "password": goodPassword}},
 		} {
 			status, after, answer := a.call("POST", request.path, "", request.body)
 			if name == "no memory" && status/100 == 2 {
@@ -197,9 +206,10 @@ func TestServeRefusesARedisThatCannotBeTheRightOne(t *testing.T) {
 	node := cachetest.Start(t, "--cluster-enabled", "yes")
 	locked := cachetest.Start(t, "--requirepass", "right")
 	for name, tc := range map[string]struct{ url, want string }{
-		"a cluster":        {node.URL(), "its cluster mode is on: this server is a node of a cluster"},
-		"a wrong password": {strings.Replace(locked.URL(), "redis://", "redis://:wrong@", 1), "the user or the password is wrong: set CACHE_REDIS_PASSWORD"},
-		"nothing":          {"redis://127.0.0.1:1", "nothing listens there: start Redis, or name another one with REDIS_URL"},
+		"a cluster": {node.URL(), "its cluster mode is on: this server is a node of a cluster"},
+		"a wrong password": {strings.Replace(locked.URL(), "redis://", "redis://:wrong@", 1),
+			"the user or the password is wrong: set CACHE_REDIS_PASSWORD"},
+		"nothing": {"redis://127.0.0.1:1", "nothing listens there: start Redis, or name another one with REDIS_URL"},
 	} {
 		t.Setenv("REDIS_URL", tc.url)
 		var out bytes.Buffer

@@ -91,7 +91,8 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 }
 
 func (a *app) greetRelay(w io.Writer, operator string) {
-	a.log.Info("relaying", zap.String("to", a.describeEvents()), zap.String("operator_addr", operator), zap.String("version", version()))
+	a.log.Info("relaying", zap.String("to", a.describeEvents()), zap.String("operator_addr", operator),
+		zap.String("version", version()))
 	a.logRemarks()
 	if !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
 		a.log.Warn(warnLocalEvents)
@@ -109,7 +110,8 @@ func (a *app) greetRelay(w io.Writer, operator string) {
 	_ = tw.Flush()
 }
 
-const warnLocalEvents = "events go to a file of this machine; relays on other machines would write some of them to theirs: name a Kafka"
+const warnLocalEvents = "events go to a file of this machine; relays on other machines would write some of them to " +
+	"theirs: name a Kafka"
 
 // relayInline runs the relay inside serve. What ends it is for a person to resolve, and no
 // reason to stop signing people in: events wait in the database meanwhile.
@@ -120,7 +122,8 @@ func (a *app) relayInline(ctx context.Context, relay *outbox.Relay) {
 	}
 	a.relayEnd.Store(&err)
 	a.log.Error("relay_ended", zap.Error(err),
-		zap.String("hint", "sign-in goes on and events wait in the database; do what the error says, then restart this process"))
+		zap.String("hint", "sign-in goes on and events wait in the database; do what the error says, then restart this "+
+			"process"))
 }
 
 // runRelay runs the relay. In dev mode it makes the topic first, so that naming a broker is

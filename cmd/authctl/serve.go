@@ -81,7 +81,8 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
 
 // serve runs the listeners, the relay and the housekeeping until ctx ends or one fails.
 func (a *app) serve(ctx context.Context, stderr io.Writer) error {
-	server, err := httpserver.New(a.HTTP, httpserver.Options{Log: a.log, Registry: a.registry, Unavailable: auth.IsUnavailable, HTTPS: a.https()})
+	server, err := httpserver.New(a.HTTP, httpserver.Options{Log: a.log, Registry: a.registry,
+		Unavailable: auth.IsUnavailable, HTTPS: a.https()})
 	if err != nil {
 		return err
 	}
@@ -132,12 +133,14 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 // settings ask for much alone, since that takes a while itself.
 func (a *app) checkHashing(ctx context.Context) {
 	set := a.Auth.Password
-	if set.Algorithm == "bcrypt" && set.BcryptCost < 15 || set.Algorithm == "argon2id" && set.Argon2Memory*set.Argon2Time < 512 {
+	if set.Algorithm == "bcrypt" && set.BcryptCost < 15 || set.Algorithm == "argon2id" &&
+		set.Argon2Memory*set.Argon2Time < 512 {
 		return
 	}
 	took, err := auth.HashTime(ctx, a.Auth)
 	if err == nil && took > a.HTTP.HTTP.RequestTimeout {
-		a.log.Error("hashing_too_slow", zap.Duration("one_takes", took), zap.Duration("request_timeout", a.HTTP.HTTP.RequestTimeout),
+		a.log.Error("hashing_too_slow", zap.Duration("one_takes", took), zap.Duration("request_timeout",
+			a.HTTP.HTTP.RequestTimeout),
 			zap.String("advice", "nobody can sign in: lower the cost of hashing; see: authctl password calibrate"))
 	}
 }
@@ -161,7 +164,8 @@ func (a *app) giveWay(ctx context.Context) {
 
 // startOperator runs the operators' listener and returns where it is. In dev mode a port
 // that is taken is no reason not to serve: it happens as soon as there are two of us.
-func (a *app) startOperator(ctx context.Context, running *errgroup.Group, readiness *telemetry.Readiness, stopping func() bool) (string, error) {
+func (a *app) startOperator(ctx context.Context, running *errgroup.Group, readiness *telemetry.Readiness,
+	stopping func() bool) (string, error) {
 	operator, err := telemetry.Listen(a.Operator, telemetry.OperatorOptions{
 		Registry: a.registry, Readiness: readiness, Stopping: stopping, Log: a.log, Level: &a.level,
 	})
@@ -224,13 +228,15 @@ Try:
 }
 
 // adviceWhiteSpace is for a secret that earlier versions took with the white space around it.
-const adviceWhiteSpace = "take it out where the secret comes from; what was made with it stays good on servers that have it"
+const adviceWhiteSpace = "take it out where the secret comes from; what was made with it stays good on servers that " +
+	"have it"
 
 // warnings are what these settings cannot give, said once at the start.
 func (a *app) warnings() []string {
 	var list []string
 	if !a.Redis.Enabled() {
-		list = append(list, "sign-in limits are counted by this process alone, and forgotten when it stops; name a Redis to keep and share them")
+		list = append(list, "sign-in limits are counted by this process alone, and forgotten when it stops; name a Redis "+
+			"to keep and share them")
 	}
 	if !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
 		list = append(list, warnLocalEvents)
@@ -239,7 +245,8 @@ func (a *app) warnings() []string {
 		list = append(list, "auth.token.secret has white space around it, which is left out: "+adviceWhiteSpace)
 	}
 	if a.ownSecret && (a.Database.UsesPostgres() || a.Redis.Enabled()) {
-		list = append(list, "the signing secret is this machine's own; other servers on the same database need the same AUTH_TOKEN_SECRET")
+		list = append(list, "the signing secret is this machine's own; other servers on the same database need the same "+
+			"AUTH_TOKEN_SECRET")
 	}
 	return list
 }

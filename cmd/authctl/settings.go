@@ -62,10 +62,12 @@ func (s settings) Validate(report func(path, problem string)) {
 		s.Redis.ValidateProd(report)
 	}
 	if s.Auth.Token.Secret == "" && !s.keyless {
-		report("auth.token.secret", "must be set in prod mode: AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE; make one with: openssl rand -base64 48")
+		report("auth.token.secret", "must be set in prod mode: AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE; make one "+
+			"with: openssl rand -base64 48")
 	}
 	if strings.TrimRight(s.Auth.Token.Issuer, "/") == auth.DefaultIssuer && !s.keyless {
-		report("auth.token.issuer", "must be set in prod mode: AUTH_TOKEN_ISSUER, the URL by which clients know this service, such as https://auth.example.com")
+		report("auth.token.issuer", "must be set in prod mode: AUTH_TOKEN_ISSUER, the URL by which clients know this "+
+			"service, such as https://auth.example.com")
 	}
 	if s.Auth.Password.BcryptCost < 10 {
 		report("auth.password.bcrypt_cost", "must be 10 or more in prod mode")
@@ -129,7 +131,8 @@ func withRemarks(err error, remarks []config.Remark) error {
 }
 
 // errNoSecret refuses a command that needs the secret of the servers and cannot find it.
-var errNoSecret = errors.New("there is no signing secret: set AUTH_TOKEN_SECRET or AUTH_TOKEN_SECRET_FILE to the one that the servers have")
+var errNoSecret = errors.New("there is no signing secret: set AUTH_TOKEN_SECRET or AUTH_TOKEN_SECRET_FILE to the " +
+	"one that the servers have")
 
 // ensureSecret takes the signing secret of an installation that was given none from its data
 // folder, and makes it there, once, if it may. It reports whether the secret is such a one.

@@ -42,7 +42,8 @@ func TestEveryHostIsCheckedBeforeItIsDialled(t *testing.T) {
 				t.Errorf("%s: %q is refused: %s", key.Path, good, words)
 			}
 		}
-		for _, bad := range []string{"host:6379", "https://host", "user@host", "host name", "host/path", "127.1", "bücher.example", "host\tname"} {
+		for _, bad := range []string{"host:6379", "https://host", "user@host", "host name", "host/path", "127.1",
+			"bücher.example", "host\tname"} {
 			if words := try(bad); !strings.Contains(words, key.Path) {
 				t.Errorf("%s: %q is taken: %q", key.Path, bad, words)
 			}

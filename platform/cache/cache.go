@@ -76,7 +76,8 @@ func (c Config) ValidateProd(report func(path, problem string)) {
 		if c.URL != "" {
 			path = "redis.url"
 		}
-		report(path, "must be reached over TLS with a verified certificate in prod mode: rediss:// or redis.tls; or set redis.allow_plaintext")
+		report(path, "must be reached over TLS with a verified certificate in prod mode: rediss:// or redis.tls; or set "+
+			"redis.allow_plaintext")
 	}
 }
 
@@ -89,7 +90,8 @@ func (c Config) Overridden(report func(path, by string)) {
 	if c.URL == "" {
 		return
 	}
-	for _, path := range []string{"cache.redis.host", "cache.redis.port", "cache.redis.password", "cache.redis.db", "redis.tls"} {
+	for _, path := range []string{"cache.redis.host", "cache.redis.port", "cache.redis.password", "cache.redis.db",
+		"redis.tls"} {
 		report(path, "redis.url")
 	}
 }
@@ -202,10 +204,12 @@ func (c Config) parseURL() (*redis.Options, error) {
 	opt, err := redis.ParseURL(c.URL.Reveal())
 	_, rest, _ := strings.Cut(c.URL.Reveal(), ":")
 	if err != nil || !strings.HasPrefix(rest, "//") { // without the slashes it would be localhost
-		return nil, errors.New("must be a URL that begins with redis://, rediss:// or unix://, without options that the client does not know; " +
+		return nil, errors.New("must be a URL that begins with redis://, rediss:// or unix://, without options that the " +
+			"client does not know; " +
 			"characters such as / ? # % @ in a password are percent-encoded")
 	}
-	for _, n := range []int{opt.DB, opt.PoolSize, opt.MinIdleConns, opt.MaxIdleConns, opt.MaxActiveConns, opt.MaxConcurrentDials} {
+	for _, n := range []int{opt.DB, opt.PoolSize, opt.MinIdleConns, opt.MaxIdleConns, opt.MaxActiveConns,
+		opt.MaxConcurrentDials} {
 		if n < 0 || n > 1<<16 { // the client panics, or takes another number
 			return nil, errors.New("has a number that is negative or too large")
 		}
@@ -215,7 +219,8 @@ func (c Config) parseURL() (*redis.Options, error) {
 	}
 	host, port, err := net.SplitHostPort(opt.Addr)
 	if err != nil || config.HostProblem(host) != "" || config.AddressProblem(opt.Addr, false) != "" || port == "0" {
-		return nil, errors.New("does not name one host, and a port from 1 to 65535; characters such as / ? # % @ in a password are percent-encoded")
+		return nil, errors.New("does not name one host, and a port from 1 to 65535; characters such as / ? # % @ in a " +
+			"password are percent-encoded")
 	}
 	return opt, nil
 }

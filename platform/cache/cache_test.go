@@ -209,9 +209,12 @@ func TestUnavailableIsWhatMayWorkLater(t *testing.T) {
 		t.Errorf("a missing key: %v", err)
 	}
 	for _, reply := range []string{
-		"LOADING Redis is loading", "READONLY no", "OOM no", "MISCONF no", "NOAUTH no", "NOPERM no", "WRONGPASS no", "BUSY no", "NOREPLICAS no", "MASTERDOWN no",
-		"MOVED 1 127.0.0.1:1", "ASK 1 127.0.0.1:1", "CROSSSLOT no", "CLUSTERDOWN no", "TRYAGAIN no", "EXECABORT no", "UNKILLABLE no", "NOSCRIPT no",
-		"ERR max number of clients reached", "ERR unknown command", "ERR The user executing the script can't run this command", "ERR DB index is out of range",
+		"LOADING Redis is loading", "READONLY no", "OOM no", "MISCONF no", "NOAUTH no", "NOPERM no", "WRONGPASS no",
+		"BUSY no", "NOREPLICAS no", "MASTERDOWN no",
+		"MOVED 1 127.0.0.1:1", "ASK 1 127.0.0.1:1", "CROSSSLOT no", "CLUSTERDOWN no", "TRYAGAIN no", "EXECABORT no",
+		"UNKILLABLE no", "NOSCRIPT no",
+		"ERR max number of clients reached", "ERR unknown command", "ERR The user executing the script can't run this " +
+			"command", "ERR DB index is out of range",
 	} {
 		server.SetError(reply)
 		if err := get(t.Context()); !cache.IsUnavailable(fmt.Errorf("read: %w", err)) {

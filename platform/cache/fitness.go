@@ -154,7 +154,8 @@ func Check(ctx context.Context, client *redis.Client) ([]*Problem, error) {
 	var found []*Problem
 	if policy := info["maxmemory_policy"]; policy != "" && policy != "noeviction" {
 		found = append(found, &Problem{Found: "maxmemory-policy is " + policy,
-			Advice: "set it to noeviction: under memory pressure Redis else forgets sessions, which signs people out, and counters of failed sign-ins"})
+			Advice: "set it to noeviction: under memory pressure Redis else forgets sessions, which signs people out, and " +
+				"counters of failed sign-ins"})
 	}
 	if info["aof_enabled"] == "0" {
 		found = append(found, &Problem{Found: "the append-only file is off",

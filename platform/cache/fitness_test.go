@@ -37,7 +37,8 @@ func do(t *testing.T, client *redis.Client, lines ...string) {
 // openURL opens a Redis as the service does.
 func openURL(t *testing.T, url string) (*redis.Client, error) {
 	t.Helper()
-	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url), Timeout: 10 * time.Second, DialTimeout: 10 * time.Second}, cache.Options{AppName: "authctl"})
+	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url), Timeout: 10 * time.Second,
+		DialTimeout: 10 * time.Second}, cache.Options{AppName: "authctl"})
 	if err == nil {
 		t.Cleanup(func() { _ = client.Close() })
 	}
@@ -85,7 +86,10 @@ var situations = map[string]struct {
 		"may not run TIME", "ACL SETUSER USER +time", true},
 	"a user who lacks scripts": {func(t *testing.T) string { return restricted(t, "~authctl:* +@all -@scripting") },
 		"may not run EVAL, EVALSHA", "+eval +evalsha", true},
-	"a user who may only read": {func(t *testing.T) string { return restricted(t, "~authctl:* +@read +@connection +info") },
+	"a user who may only read": {func(t *testing.T) string {
+		return restricted(t,
+			"~authctl:* +@read +@connection +info")
+	},
 		"may not run", "+set", true},
 	"a user who lacks nearly all": {func(t *testing.T) string { return restricted(t, "~authctl:* -@all +ping") },
 		"may not run", "+hset", true},
@@ -128,7 +132,8 @@ func TestAServerThatIsOfNoUseIsToldOfWithWhatToDo(t *testing.T) {
 			if !ok {
 				t.Fatalf("the probe finds %v", err)
 			}
-			if !strings.Contains(problem.Found, s.found) || !strings.Contains(problem.Advice, s.todo) || problem.Setup != s.setup {
+			if !strings.Contains(problem.Found, s.found) || !strings.Contains(problem.Advice, s.todo) ||
+				problem.Setup != s.setup {
 				t.Errorf("found %q, advice %q, setup %v", problem.Found, problem.Advice, problem.Setup)
 			}
 			if !cache.IsUnavailable(err) {
@@ -143,7 +148,8 @@ func TestAServerThatIsOfNoUseIsToldOfWithWhatToDo(t *testing.T) {
 				key := fmt.Sprintf("authctl:{%d}", i)
 				for what, err := range map[string]error{
 					"a write": client.HSet(t.Context(), key, "f", "1").Err(),
-					"a script": client.Eval(t.Context(), "redis.call('TIME') redis.call('PEXPIRE', KEYS[1], 60000) return redis.call('HMGET', KEYS[1], 'f')",
+					"a script": client.Eval(t.Context(), "redis.call('TIME') redis.call('PEXPIRE', KEYS[1], 60000) return "+
+						"redis.call('HMGET', KEYS[1], 'f')",
 						[]string{key}).Err(),
 					"a transaction": func() error {
 						_, err := client.TxPipelined(t.Context(), func(p redis.Pipeliner) error { p.Del(t.Context(), key); return nil })
@@ -257,7 +263,8 @@ func TestCheckTellsOfAServerThatForgets(t *testing.T) {
 	server := cachetest.Start(t, "--maxmemory-policy", "allkeys-lru", "--appendonly", "no")
 	client := cachetest.Open(t, server.URL())
 	found, err := cache.Check(t.Context(), client)
-	if err != nil || len(found) != 2 || found[0].Found != "maxmemory-policy is allkeys-lru" || !strings.Contains(found[1].Found, "append-only") {
+	if err != nil || len(found) != 2 || found[0].Found != "maxmemory-policy is allkeys-lru" ||
+		!strings.Contains(found[1].Found, "append-only") {
 		t.Errorf("%v, %v", found, err)
 	}
 	do(t, client, "ACL SETUSER service on >secret ~* +@all -info")

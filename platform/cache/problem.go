@@ -69,7 +69,8 @@ func cannotConnect(ctx context.Context, opt *redis.Options, err error) *Problem 
 				return p
 			}
 			return &Problem{Found: err.Error(), Setup: true, Err: err,
-				Advice: "the server has no database of this number: set CACHE_REDIS_DB, or the number at the end of REDIS_URL, to one that it has"}
+				Advice: "the server has no database of this number: set CACHE_REDIS_DB, or the number at the end of REDIS_URL, " +
+					"to one that it has"}
 		}
 	}
 	return refusal(err)
@@ -95,13 +96,16 @@ func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	case noName:
 		p.Advice = "the name cannot be looked up: see to DNS on this machine, or name an address in " + named
 	case notTLS, opt.TLSConfig != nil && timedOut && answersPlainly(ctx, opt):
-		p.Advice = "the server does not speak TLS on this port: name its TLS port, or connect without TLS (redis:// instead of rediss://, REDIS_TLS=false)"
+		p.Advice = "the server does not speak TLS on this port: name its TLS port, or connect without TLS (redis:// " +
+			"instead of rediss://, REDIS_TLS=false)"
 	case wrongName:
 		p.Advice = "connect by a name that is in the server's certificate: correct " + named
 	case unverified:
-		p.Advice = "the server's certificate is not trusted: name the file of its authority in REDIS_CA_FILE, or renew the certificate if it has expired"
+		p.Advice = "the server's certificate is not trusted: name the file of its authority in REDIS_CA_FILE, or renew " +
+			"the certificate if it has expired"
 	case alert:
-		p.Advice = "the server ends the TLS handshake: it may want a certificate of the client (tls-auth-clients), which authctl does not have, or another version of TLS"
+		p.Advice = "the server ends the TLS handshake: it may want a certificate of the client (tls-auth-clients), which " +
+			"authctl does not have, or another version of TLS"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		p.Advice = "nothing listens there: start Redis, or name another one with REDIS_URL"
 	case errors.Is(err, fs.ErrNotExist):
@@ -111,7 +115,8 @@ func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
 		p.Advice = "no network leads there: see to the route or the firewall, or correct " + named
 	case opt.TLSConfig == nil && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)):
-		p.Advice = "it closes the connection: if the port is for TLS, connect with TLS (rediss:// in REDIS_URL, or REDIS_TLS=true)"
+		p.Advice = "it closes the connection: if the port is for TLS, connect with TLS (rediss:// in REDIS_URL, or " +
+			"REDIS_TLS=true)"
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
 		p.Advice = "it closes the connection: see the log of Redis, and whether something between closes connections"
 	case timedOut:
@@ -148,21 +153,25 @@ func write(w io.Writer, text string) error {
 
 // refusal is about replies: the code that each begins with says what it is.
 func refusal(err error) *Problem {
-	const rights = "give the Redis user the keys " + Prefix + "* and the commands in docs/operations.md; authctl doctor tries each"
+	const rights = "give the Redis user the keys " + Prefix + "* and the commands in docs/operations.md; authctl " +
+		"doctor tries each"
 	for _, kind := range []struct {
 		codes  string
 		setup  bool
 		advice string
 	}{
-		{"WRONGPASS", true, "the user or the password is wrong: set CACHE_REDIS_PASSWORD, or USER:PASSWORD@ in REDIS_URL, to what the server has"},
+		{"WRONGPASS", true, "the user or the password is wrong: set CACHE_REDIS_PASSWORD, or USER:PASSWORD@ in REDIS_URL, " +
+			"to what the server has"},
 		{"NOAUTH", true, "the server wants a password: set CACHE_REDIS_PASSWORD, or USER:PASSWORD@ in REDIS_URL"},
 		{"NOPERM", true, rights},
 		{"MOVED ASK CROSSSLOT CLUSTERDOWN TRYAGAIN", true, adviceCluster},
 		{"READONLY MASTERDOWN", false, adviceReplica},
 		{"LOADING", false, "it is reading what it had saved: wait until it has"},
-		{"OOM", false, "its memory is full and it takes no writes: raise maxmemory, or find what fills it; sessions and counters expire by themselves"},
+		{"OOM", false, "its memory is full and it takes no writes: raise maxmemory, or find what fills it; sessions and " +
+			"counters expire by themselves"},
 		{"MISCONF", false, "it cannot save to its disk and takes no writes: make room there, and see its log"},
-		{"NOREPLICAS", false, "fewer replicas are connected than min-replicas-to-write asks for, and it takes no writes: bring them back, or lower the number"},
+		{"NOREPLICAS", false, "fewer replicas are connected than min-replicas-to-write asks for, and it takes no writes: " +
+			"bring them back, or lower the number"},
 		{"BUSY", false, "a script of another client runs for long: SCRIPT KILL ends it"},
 	} {
 		for known := range strings.FieldsSeq(kind.codes) {
@@ -172,14 +181,16 @@ func refusal(err error) *Problem {
 		}
 	}
 	if redis.IsMaxClientsError(err) {
-		return &Problem{Found: err.Error(), Err: err, Advice: "it has as many clients as it takes: raise its maxclients, or lower REDIS_MAX_CONNS"}
+		return &Problem{Found: err.Error(), Err: err, Advice: "it has as many clients as it takes: raise its maxclients, " +
+			"or lower REDIS_MAX_CONNS"}
 	}
 	// What else there is comes without a code of its own. Scripts report a missing right like this.
 	return &Problem{Found: err.Error(), Err: err, Advice: "see whether it is a Redis, 7 or newer, and " + rights}
 }
 
 const (
-	adviceCluster = "this server is a node of a cluster, which authctl cannot use: name a single Redis, or one with replicas and a name that follows the primary"
+	adviceCluster = "this server is a node of a cluster, which authctl cannot use: name a single Redis, or one with " +
+		"replicas and a name that follows the primary"
 	adviceReplica = "this server is a read-only replica: name the primary, by a name that follows it through fail-overs"
 )
 

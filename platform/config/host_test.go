@@ -80,8 +80,10 @@ func TestAnAddressIsAHostAndAPort(t *testing.T) {
 	for text, want := range map[string]string{
 		"127.0.0.1:9090": "", "localhost:0": "", "[::1]:9090": "", "[fe80::1%eth0]:9090": "", ":9090": "", "kafka:65535": "",
 		"9090": "must be host:port", "kafka": "must be host:port", "::1:9090": "must be host:port", "": "must be host:port",
-		"kafka:": "port", "kafka:http": "port", "kafka:65536": "port", "kafka:-1": "port", "kafka:+1": "port", "kafka:09": "port",
-		"http://kafka:9092": "scheme", "[[::1]]:9090": "must be host:port", "kafka :9092": "white space", "kafka:9092 ": "port",
+		"kafka:": "port", "kafka:http": "port", "kafka:65536": "port", "kafka:-1": "port", "kafka:+1": "port",
+		"kafka:09":          "port",
+		"http://kafka:9092": "scheme", "[[::1]]:9090": "must be host:port", "kafka :9092": "white space",
+		"kafka:9092 ":             "port",
 		"user:hunter2@kafka:9092": "must be host:port", "127.1:9090": "IPv4",
 	} {
 		problem := AddressProblem(text, true)

@@ -48,7 +48,8 @@ func TestASecretIsTheSameWhereverItComesFrom(t *testing.T) {
 		"config.yaml:1":       {File: write(t, "config.yaml", `db: {url: " "}`)},
 		"environment DB_URL_": {Environ: []string{"DB_URL_FILE=" + write(t, "url", " \n\n")}},
 	} {
-		if got := faultsOf(t, opt); !strings.Contains(got, source) || !strings.Contains(got, "nothing but white space") && !strings.Contains(got, "empty") {
+		if got := faultsOf(t, opt); !strings.Contains(got, source) || !strings.Contains(got, "nothing but white space") &&
+			!strings.Contains(got, "empty") {
 			t.Errorf("a secret of white space: %s", got)
 		}
 	}
@@ -62,7 +63,8 @@ func TestASecretIsTheSameWhereverItComesFrom(t *testing.T) {
 func TestAFingerprintComparesSecretsAndShowsNothing(t *testing.T) {
 	t.Parallel()
 	a, b := Secret("a secret of this and that and more"), Secret("a secret of this and that and mor3")
-	if a.Fingerprint() != Secret("a secret of this and that and more").Fingerprint() || a.Fingerprint() == b.Fingerprint() {
+	if a.Fingerprint() != Secret("a secret of this and that and more").Fingerprint() ||
+		a.Fingerprint() == b.Fingerprint() {
 		t.Error("fingerprints do not tell secrets apart")
 	}
 	if len(a.Fingerprint()) != 8 || Secret("").Fingerprint() != "" {
@@ -180,11 +182,15 @@ func TestAVariableThatLooksLikeASettingAndIsNoneIsRemarkedOn(t *testing.T) {
 func TestVariablesOfOtherProgramsAreNotRemarkedOn(t *testing.T) {
 	t.Parallel()
 	for _, entry := range []string{
-		"REDIS_SERVICE_HOST=10.0.0.1", "REDIS_SERVICE_PORT=6379", "REDIS_SERVICE_PORT_REDIS=6379", "REDIS_PORT=tcp://10.0.0.1:6379",
-		"REDIS_PORT_6379_TCP=tcp://10.0.0.1:6379", "REDIS_PORT_6379_TCP_ADDR=10.0.0.1", "REDIS_PORT_6379_TCP_PORT=6379", "REDIS_PORT_6379_TCP_PROTO=tcp",
-		"AUTH_API_SERVICE_HOST=10.0.0.1", "DATABASE_PORT_5432_UDP_ADDR=x", "KAFKA_HEAP_OPTS=-Xmx1g", "KAFKA_JMX_PORT=1", "KAFKA_LOG4J_LOGGERS=x",
+		"REDIS_SERVICE_HOST=10.0.0.1", "REDIS_SERVICE_PORT=6379", "REDIS_SERVICE_PORT_REDIS=6379",
+		"REDIS_PORT=tcp://10.0.0.1:6379",
+		"REDIS_PORT_6379_TCP=tcp://10.0.0.1:6379", "REDIS_PORT_6379_TCP_ADDR=10.0.0.1", "REDIS_PORT_6379_TCP_PORT=6379",
+		"REDIS_PORT_6379_TCP_PROTO=tcp",
+		"AUTH_API_SERVICE_HOST=10.0.0.1", "DATABASE_PORT_5432_UDP_ADDR=x", "KAFKA_HEAP_OPTS=-Xmx1g", "KAFKA_JMX_PORT=1",
+		"KAFKA_LOG4J_LOGGERS=x",
 		"APP_ENV=production", "APP_NAME=x", "APP_VERSION=1", "REDIS_VERSION=7", "KAFKA_HOME=/opt", "DB_SERVE_PASSWORD=x",
-		"PATH=/bin", "APP=1", "DBUS_SESSION_BUS_ADDRESS=x", "LOGNAME=x", "APPLE=1", "AUTHOR=x", "AUTH_TOKENS=", "DB_POSTGRES_USER=x", "DATABASE_URL=x",
+		"PATH=/bin", "APP=1", "DBUS_SESSION_BUS_ADDRESS=x", "LOGNAME=x", "APPLE=1", "AUTHOR=x", "AUTH_TOKENS=",
+		"DB_POSTGRES_USER=x", "DATABASE_URL=x",
 		"HOME=/", "COMPOSE_PROJECT_NAME=x", "POSTGRES_PASSWORD=x",
 	} {
 		if got := remarksOf(t, Options{Environ: []string{entry}}); len(got) != 0 {
@@ -200,7 +206,8 @@ func TestASettingThatAnotherOneOverridesIsRemarkedOn(t *testing.T) {
 		Environ: []string{"DATABASE_URL=x", "DB_POSTGRES_SSLMODE=verify-full"},
 	})
 	if len(got) != 2 || got[0].Name != "db.postgres.host" || !strings.HasSuffix(got[0].Source, "config.yaml:1") ||
-		got[1].String() != "db.postgres.sslmode has no effect: database.url overrides it (environment DB_POSTGRES_SSLMODE)" || !got[1].Likely {
+		got[1].String() != "db.postgres.sslmode has no effect: database.url overrides it (environment "+
+			"DB_POSTGRES_SSLMODE)" || !got[1].Likely {
 		t.Errorf("%v", got)
 	}
 	if got := remarksOf(t, Options{Environ: []string{"DB_POSTGRES_SSLMODE=disable"}}); len(got) != 0 {
@@ -210,7 +217,8 @@ func TestASettingThatAnotherOneOverridesIsRemarkedOn(t *testing.T) {
 
 func TestAListHasNothingTwice(t *testing.T) {
 	t.Parallel()
-	wantFaults(t, Options{Environ: []string{"APP_ORIGINS=https://a.example, https://b.example,https://a.example", "APP_PROXIES=10.0.0.0/8,::1/128,::1/128"}},
+	wantFaults(t, Options{Environ: []string{"APP_ORIGINS=https://a.example, https://b.example,https://a.example",
+		"APP_PROXIES=10.0.0.0/8,::1/128,::1/128"}},
 		"app.origins (element 3) is the same as element 1 (environment APP_ORIGINS)",
 		"app.proxies (element 3) is the same as element 2 (environment APP_PROXIES)")
 	s := &struct {
@@ -219,7 +227,8 @@ func TestAListHasNothingTwice(t *testing.T) {
 	if err := Load(s, Options{Environ: []string{"KEYS=hunter2,hunter3"}}); err != nil {
 		t.Error(err)
 	}
-	if err := Load(s, Options{Environ: []string{"KEYS=hunter2,hunter2"}}); err == nil || strings.Contains(err.Error(), "hunter") {
+	if err := Load(s, Options{Environ: []string{"KEYS=hunter2,hunter2"}}); err == nil || strings.Contains(err.Error(),
+		"hunter") {
 		t.Errorf("a secret twice: %v", err)
 	}
 }

@@ -31,7 +31,8 @@ func TestTryWriteChangesNothingAndSucceedsWhileOthersWrite(t *testing.T) {
 
 func TestTryWriteFindsAServerThatTakesNoWrites(t *testing.T) {
 	t.Parallel()
-	db, err := database.Open(t.Context(), database.Config{URL: config.Secret(dbtest.PostgresURL(t)), MaxConns: 1}, database.Options{})
+	db, err := database.Open(t.Context(), database.Config{URL: config.Secret(dbtest.PostgresURL(t)), MaxConns: 1},
+		database.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -224,11 +224,13 @@ func TestFilesSetAsideAreCompressedAndRemovedByNumberAndAge(t *testing.T) {
 		"nothing asked for": {Config{}, []string{stem(0), stem(day), stem(3 * day), stem(40*day) + zipped}},
 		"number":            {Config{MaxBackups: 2}, []string{stem(0), stem(day)}},
 		"age":               {Config{MaxAgeDays: 30}, []string{stem(0), stem(day), stem(3 * day)}},
-		"compressed":        {Config{Compress: true}, []string{stem(0), stem(day) + zipped, stem(3*day) + zipped, stem(40*day) + zipped}},
-		"all":               {Config{MaxBackups: 3, MaxAgeDays: 2, Compress: true}, []string{stem(0), stem(day) + zipped}},
+		"compressed": {Config{Compress: true}, []string{stem(0), stem(day) + zipped, stem(3*day) + zipped,
+			stem(40*day) + zipped}},
+		"all": {Config{MaxBackups: 3, MaxAgeDays: 2, Compress: true}, []string{stem(0), stem(day) + zipped}},
 	} {
 		dir := t.TempDir()
-		for _, file := range []string{stem(0), stem(day), stem(3 * day), "b-" + stem(0)[2:], "a-notes.log", "a.log.1", "notes"} {
+		for _, file := range []string{stem(0), stem(day), stem(3 * day), "b-" + stem(0)[2:], "a-notes.log", "a.log.1",
+			"notes"} {
 			if err := os.WriteFile(filepath.Join(dir, file), []byte(file), 0o640); err != nil {
 				t.Fatal(err)
 			}
@@ -261,7 +263,8 @@ func TestFilesSetAsideAreCompressedAndRemovedByNumberAndAge(t *testing.T) {
 func TestTheFileTurnsOverAndTidiesByItself(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	log, file, err := New(Config{Path: filepath.Join(dir, "a.log"), MaxSizeMB: 1, MaxBackups: 2, Compress: true}, Options{Console: io.Discard})
+	log, file, err := New(Config{Path: filepath.Join(dir, "a.log"), MaxSizeMB: 1, MaxBackups: 2, Compress: true},
+		Options{Console: io.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}
