@@ -264,7 +264,7 @@ func checkSQLite(path string) error {
 			"write sqlite:data/x.db for a path from the working directory, sqlite:/data/x.db for one from the root"
 	case strings.HasPrefix(path, "file:"):
 		problem = "has two schemes: write sqlite:PATH"
-	case strings.ContainsAny(path, "?#"):
+	case strings.Contains(path, "?"):
 		problem = "has options, and SQLite takes none here: write the path alone"
 	case strings.HasPrefix(path, "~"), strings.Contains(path, "$"):
 		problem = "has a ~ or a $, which only a shell replaces: write the path in full"

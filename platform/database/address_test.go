@@ -240,7 +240,7 @@ func TestAConnectTimeoutIsKept(t *testing.T) {
 func TestSQLitePathsAreMeantOrRefused(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	for _, path := range []string{"x.db", "a b.db", "100%.db", "%20.db", "sub/x.db", "é.db", "a'b.db", "a\"b.db", "a;b.db", "x", ".x.db", "a&b=c.db", "a+b.db"} {
+	for _, path := range []string{"x.db", "a b.db", "100%.db", "%20.db", "sub/x.db", "é.db", "a'b.db", "a\"b.db", "a;b.db", "x", ".x.db", "a&b=c.db", "a+b.db", "a#01.db"} {
 		text := "sqlite:" + filepath.Join(dir, path)
 		db, err := database.Open(t.Context(), database.Config{URL: config.Secret(text)}, database.Options{})
 		if err != nil {
@@ -259,7 +259,7 @@ func TestSQLitePathsAreMeantOrRefused(t *testing.T) {
 	}
 	for _, text := range []string{
 		"sqlite:", "sqlite::memory:", "sqlite://:memory:", "sqlite://data/x.db", "sqlite:///data/x.db", "sqlite:////data/x.db", "sqlite:file:x.db", "sqlite:file::memory:",
-		"sqlite:x.db?mode=ro", "sqlite:file:x.db?mode=ro", "sqlite:x.db?", "sqlite:x.db#y", "sqlite:~/x.db", "sqlite:~someone/x.db", "sqlite:$HOME/x.db", "sqlite:${HOME}/x.db",
+		"sqlite:x.db?mode=ro", "sqlite:file:x.db?mode=ro", "sqlite:x.db?", "sqlite:~/x.db", "sqlite:~someone/x.db", "sqlite:$HOME/x.db", "sqlite:${HOME}/x.db",
 		"sqlite: x.db", "sqlite:x.db ", "sqlite:x.db\n", "sqlite:\t", "sqlite:a\x00b", "sqlite:a\nb.db", "sqlite:" + dir, "sqlite:" + dir + "/", "sqlite:.", "sqlite:..", "sqlite:/",
 		"sqlite:data/",
 	} {
