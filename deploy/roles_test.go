@@ -30,11 +30,33 @@ import (
 // insufficientPrivilege is PostgreSQL's code for: permission denied.
 const insufficientPrivilege = "42501"
 
-// rolesDatabase is a database as docker-compose.yml makes it: roles.sql, the migrations as
-// authctl_migrate, grants.sql.
+// undefinedFunction is its code for what is there, in a schema that the role may not use.
+const undefinedFunction = "42883"
+
+// rolesDatabase is a database as docker-compose.yml makes it: roles.sql, dedicated.sql, the
+// migrations as authctl_migrate, grants.sql.
 type rolesDatabase struct{ admin string }
 
 func newRolesDatabase(t *testing.T) rolesDatabase {
+	t.Helper()
+	db := emptyDatabase(t)
+	db.install(t, "postgres/roles.sql", "postgres/dedicated.sql")
+	return db
+}
+
+// install runs the files as the administrator, migrates and grants. Each changes nothing when it
+// is run again.
+func (db rolesDatabase) install(t *testing.T, files ...string) {
+	t.Helper()
+	for _, file := range append(files, files...) {
+		run(t, db.admin, read(t, file))
+	}
+	db.authctl(t, "authctl_migrate", "", "migrate", "up")
+	run(t, db.as("authctl_migrate"), read(t, "postgres/grants.sql"))
+	run(t, db.as("authctl_migrate"), read(t, "postgres/grants.sql"))
+}
+
+func emptyDatabase(t *testing.T) rolesDatabase {
 	t.Helper()
 	server := testenv.Postgres(t)
 	name := "roles_" + strings.ReplaceAll(uuid.NewString(), "-", "")
@@ -57,13 +79,7 @@ func newRolesDatabase(t *testing.T) rolesDatabase {
 		t.Fatal(err)
 	}
 	u.Path = "/" + name
-	db := rolesDatabase{u.String()}
-	run(t, db.admin, read(t, "postgres/roles.sql"))
-	run(t, db.admin, read(t, "postgres/roles.sql")) // changes nothing
-	db.authctl(t, "authctl_migrate", "", "migrate", "up")
-	run(t, db.as("authctl_migrate"), read(t, "postgres/grants.sql"))
-	run(t, db.as("authctl_migrate"), read(t, "postgres/grants.sql")) // nor does this
-	return db
+	return rolesDatabase{u.String()}
 }
 
 // as is the URL under which a session has a role's rights and no other, whoever signs in.
@@ -74,8 +90,13 @@ func (db rolesDatabase) as(role string) string {
 	}
 	q := u.Query()
 	q.Set("options", "--role="+role)
-	u.RawQuery = q.Encode()
+	u.RawQuery = strings.ReplaceAll(q.Encode(), "+", "%20")
 	return u.String()
+}
+
+// within is the database for sessions whose tables are in a schema.
+func (db rolesDatabase) within(schema string) rolesDatabase {
+	return rolesDatabase{db.admin + "&search_path=" + schema}
 }
 
 // run sends statements as they are, several at once.
@@ -327,6 +348,80 @@ func TestEachDatabaseRoleIsDeniedWhatIsNotItsWork(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Other programs in the same database notice nothing of roles.sql and grants.sql, whether they
+// share the schema too or have their own: their tables, functions and roles, and what they owe
+// to everybody's rights, stay as they are.
+func TestASharedDatabaseLosesNothing(t *testing.T) {
+	t.Parallel()
+	for _, schema := range []string{"public", "authctl"} {
+		t.Run(schema, func(t *testing.T) {
+			t.Parallel()
+			db := emptyDatabase(t)
+			other := "other_" + strings.ReplaceAll(uuid.NewString(), "-", "")
+			run(t, db.admin, "CREATE ROLE "+other)
+			t.Cleanup(func() {
+				ctx := context.WithoutCancel(t.Context())
+				if err := errors.Join(try(ctx, db.admin, "DROP OWNED BY "+other), try(ctx, db.admin, "DROP ROLE "+other)); err != nil {
+					t.Error(err)
+				}
+			})
+			run(t, db.admin, `CREATE TABLE shop_order (id integer); CREATE VIEW shop_view AS SELECT * FROM shop_order; CREATE SEQUENCE shop_number;
+				CREATE FUNCTION shop_total() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM shop_view';
+				CREATE SCHEMA reports; CREATE TABLE reports.sums (id integer); GRANT USAGE ON SCHEMA reports TO PUBLIC;
+				GRANT SELECT ON shop_view, reports.sums TO PUBLIC; GRANT USAGE ON SEQUENCE shop_number TO PUBLIC; GRANT INSERT ON shop_order TO `+other+`;
+				CREATE TABLE theirs (id integer); ALTER TABLE theirs OWNER TO `+other)
+			if schema != "public" {
+				run(t, db.admin, "CREATE SCHEMA "+schema)
+			}
+			ours := db.within(schema)
+			work := []string{
+				"SELECT * FROM shop_view", "SELECT nextval('shop_number')", "SELECT shop_total()", "INSERT INTO shop_order VALUES (1)",
+				"SELECT * FROM reports.sums", "INSERT INTO theirs VALUES (1)", "CREATE TEMPORARY TABLE mine (id integer)",
+				"DO $$ BEGIN IF NOT has_database_privilege(current_user, current_database(), 'CONNECT') THEN RAISE 'no connection'; END IF; END $$",
+			}
+			for when, change := range []func(){func() {}, func() { ours.install(t, "postgres/roles.sql") }} {
+				change()
+				for _, statement := range work {
+					if err := try(t.Context(), db.as(other), statement); err != nil {
+						t.Errorf("%d: %s: %v", when, statement, err)
+					}
+				}
+			}
+			for _, role := range []string{other, "authctl_relay"} {
+				err := try(t.Context(), ours.as(role), "SELECT outbox_add(0, 0, gen_random_uuid(), '', '', '', '', '', '', '')")
+				if denied, ok := errors.AsType[*pgconn.PgError](err); !ok || denied.Code != insufficientPrivilege && denied.Code != undefinedFunction {
+					t.Errorf("%s may add events: %v", role, err)
+				}
+			}
+			// What a role had been granted of ours, and is not any more, is taken back.
+			run(t, ours.as("authctl_migrate"), "GRANT ALL ON users, outbox_event TO authctl_relay; GRANT EXECUTE ON FUNCTION outbox_add TO PUBLIC")
+			run(t, ours.as("authctl_migrate"), read(t, "postgres/grants.sql"))
+			for role, statement := range map[string]string{
+				"authctl_relay": "SELECT * FROM users", other: "SELECT outbox_add(0, 0, gen_random_uuid(), '', '', '', '', '', '', '')",
+			} {
+				err := try(t.Context(), ours.as(role), statement)
+				if denied, ok := errors.AsType[*pgconn.PgError](err); !ok || denied.Code != insufficientPrivilege && denied.Code != undefinedFunction {
+					t.Errorf("%s still may %s: %v", role, statement, err)
+				}
+			}
+			ours.authctl(t, "authctl_serve", "correct horse battery staple", "user", "create", "alice", "--password-stdin")
+			ours.authctl(t, "authctl_relay", "", "outbox", "status")
+		})
+	}
+}
+
+// No function that a migration adds is everybody's, as PostgreSQL makes it.
+func TestGrantsCloseEveryFunction(t *testing.T) {
+	t.Parallel()
+	db := newRolesDatabase(t)
+	err := try(t.Context(), db.admin, `DO $$ DECLARE open text; BEGIN
+		SELECT string_agg(oid::regprocedure::text, ', ') INTO open FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND has_function_privilege('public', oid, 'EXECUTE');
+		IF open IS NOT NULL THEN RAISE '%', open; END IF; END $$`)
+	if err != nil {
+		t.Errorf("deploy/postgres/grants.sql leaves everybody: %v", err)
 	}
 }
 

@@ -4,12 +4,31 @@
 --   psql -v ON_ERROR_STOP=1 -d authctl -U authctl_migrate -f deploy/postgres/grants.sql
 --
 -- It takes back what they had and grants what is below, at once: running servers notice nothing.
+-- Of other programs in the database it touches nothing. The tables are those that search_path
+-- leads to.
 
 BEGIN;
 
-REVOKE ALL ON ALL TABLES IN SCHEMA public FROM PUBLIC, authctl_serve, authctl_relay;
-REVOKE ALL ON ALL SEQUENCES IN SCHEMA public FROM PUBLIC, authctl_serve, authctl_relay;
-REVOKE ALL ON ALL FUNCTIONS IN SCHEMA public FROM PUBLIC, authctl_serve, authctl_relay;
+DO $$
+DECLARE
+    statement text;
+BEGIN
+    -- What the two roles have been granted on the tables and sequences beside ours, and what
+    -- everybody may do with our functions, which PostgreSQL grants when it makes one.
+    FOR statement IN
+        SELECT DISTINCT format('REVOKE ALL ON %s %s FROM authctl_serve, authctl_relay',
+                CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, pg_class.oid::regclass)
+            FROM pg_class CROSS JOIN aclexplode(relacl) granted
+            WHERE relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'bun_migrations'::regclass)
+                AND relkind IN ('r', 'p', 'S', 'v', 'm') AND pg_has_role(relowner, 'USAGE')
+                AND granted.grantee IN ('authctl_serve'::regrole, 'authctl_relay'::regrole)
+        UNION ALL
+        SELECT format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, authctl_serve, authctl_relay', name::regproc::oid::regprocedure)
+            FROM unnest(ARRAY['outbox_add', 'outbox_target_is_known']) name
+    LOOP
+        EXECUTE statement;
+    END LOOP;
+END $$;
 
 -- Both refuse a schema that is behind.
 GRANT SELECT ON bun_migrations TO authctl_serve, authctl_relay;

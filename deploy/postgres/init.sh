@@ -3,6 +3,7 @@
 set -eu
 psql="psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --username=$POSTGRES_USER --dbname=$POSTGRES_DB"
 $psql --file=/authctl/roles.sql
+$psql --file=/authctl/dedicated.sql
 # By the environment: arguments can be read by every process.
 $psql <<'EOF'
 \getenv migrate DB_MIGRATE_PASSWORD
