@@ -31,7 +31,7 @@ import (
 type Config struct {
 	URL      config.Secret  `config:"database.url" doc:"The database as one URL: postgres://USER:PASSWORD@HOST:PORT/DB?sslmode=… or sqlite:PATH. Stands before db.postgres.*; empty with no db.postgres.host means SQLite in app.data_dir."`
 	Postgres PostgresConfig `config:"db.postgres"`
-	MaxConns int            `config:"database.max_conns" default:"0" min:"0" max:"1000" doc:"Most connections this process opens. 0 means four a core, at least eight."`
+	MaxConns int            `config:"database.max_conns" default:"0" min:"0" max:"1000" doc:"Most connections this process opens, beside the one by which a relay hears of events. 0 means four a core, at least eight. PostgreSQL's own max_connections bounds it as well."`
 }
 
 // PostgresConfig names a PostgreSQL server in parts.
@@ -129,7 +129,20 @@ func Open(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 		_ = db.Close()
 		return nil, &openError{"connect to " + cfg.Describe(opt.DataDir) + ": " + plain(err).Error(), err}
 	}
+	if db.postgres {
+		db.bound(ctx)
+	}
 	return db, nil
+}
+
+// bound keeps the pool from asking for more connections than the server has for anybody: what it
+// refuses would be a request refused, while a connection of the pool may be free a moment later.
+func (db *DB) bound(ctx context.Context) {
+	const query = "SELECT current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer"
+	var most int
+	if err := db.QueryRowContext(ctx, query).Scan(&most); err == nil && most > 0 && most < db.pool.Stats().MaxOpenConnections {
+		db.pool.SetMaxOpenConns(most)
+	}
 }
 
 // Exists reports whether there is a database to open: a server is named, or the SQLite file

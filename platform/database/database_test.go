@@ -203,3 +203,19 @@ func TestAConnectionFoundClosedIsReplaced(t *testing.T) {
 		t.Errorf("what the server refused was sent %d times: %v", calls, err)
 	}
 }
+
+// A server has only so many connections. Asking for more would be a request refused.
+func TestThePoolAsksForNoMoreThanTheServerHas(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.PostgresURL(t)
+	var most int
+	err := dbtest.Open(t, dsn).QueryRowContext(t.Context(), "SELECT current_setting('max_connections')").Scan(&most)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for limit, want := range map[int]int{1: 1, 2: 2, most + 1000: most} {
+		if got := dbtest.OpenLimited(t, dsn, limit).MaxConns(); got > want || got < want-10 {
+			t.Errorf("with %d allowed there are %d, want %d", limit, got, want)
+		}
+	}
+}

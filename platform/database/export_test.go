@@ -14,3 +14,6 @@ func Patience(ctx context.Context, c Config) (each, all time.Duration, err error
 	all = patience(ctx, cc)
 	return cc.ConnectTimeout, all, nil
 }
+
+// MaxConns is how many connections the pool opens at most.
+func (db *DB) MaxConns() int { return db.pool.Stats().MaxOpenConnections }

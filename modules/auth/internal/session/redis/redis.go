@@ -23,7 +23,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -69,14 +68,14 @@ type Store struct {
 
 	create, rotate, reissue, memory *goredis.Script
 
-	mu     sync.Mutex
-	cursor uint64 // where the next call of Reused goes on
+	scanning chan struct{} // holds an element while Reused runs
+	cursor   uint64        // where its next call goes on
 }
 
 // New returns a store that uses the client, which stays the caller's to close.
 func New(client *goredis.Client, opt Options) *Store {
 	s := &Store{
-		client: client, prefix: opt.Prefix, skew: opt.Skew,
+		client: client, prefix: opt.Prefix, skew: opt.Skew, scanning: make(chan struct{}, 1),
 		create: goredis.NewScript(libSource + createSource), rotate: goredis.NewScript(libSource + rotateSource), reissue: goredis.NewScript(libSource + reissueSource),
 		memory: goredis.NewScript(libSource + memorySource),
 	}
@@ -251,8 +250,12 @@ func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, ke
 // for all of them could not be in the slot of each: the keys are scanned, bounded in each
 // call. It serves sessions whose server died before it committed, and no others.
 func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	select {
+	case s.scanning <- struct{}{}:
+		defer func() { <-s.scanning }()
+	case <-ctx.Done(): // Redis may be slow to answer the one before
+		return nil, fail("look for stopped sessions", ctx.Err())
+	}
 	var marked []session.Marked
 	for range scanSteps {
 		found, next, err := s.client.Scan(ctx, s.cursor, escape(s.prefix)+"{*}:reused", scanCount).Result()

@@ -529,3 +529,23 @@ func BenchmarkRotate(b *testing.B) {
 		})
 	})
 }
+
+// Who looks for stopped sessions waits no longer than it may for another one who does.
+func TestLookingForStoppedSessionsWaitsNoLongerThanItMay(t *testing.T) {
+	t.Parallel()
+	server := cachetest.Start(t)
+	store := New(cachetest.Open(t, server.URL()), Options{})
+	if _, err := store.Reused(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	store.scanning <- struct{}{} // somebody who waits for an answer
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := store.Reused(ended, 1); !errors.Is(err, session.ErrUnavailable) {
+		t.Errorf("got %v", err)
+	}
+	<-store.scanning
+	if _, err := store.Reused(t.Context(), 1); err != nil {
+		t.Error(err)
+	}
+}
