@@ -83,7 +83,7 @@ tests() {
     echo "no C compiler: the race detector stays off"
     race=''
   fi
-  go test ${race:+"$race"} -count=1 -shuffle=on -timeout 20m "$@"
+  go test ${race:+"$race"} -count=1 -shuffle=on -timeout 40m "$@"
 }
 
 failed=()
