@@ -25,23 +25,21 @@ const (
 
 // Calibrate measures what hashes cost on this machine and returns the strongest settings
 // with which one takes at most target, but never less than is safe: then it takes longer.
-// It measures one hash at a time; a machine that is busy gives a cautious answer. It
-// returns the error of ctx between two measurements.
+// It measures one hash at a time; a machine that is busy gives a cautious answer. When ctx ends
+// what was measured until then counts. The error is that of a ctx that has ended before.
 func Calibrate(ctx context.Context, target time.Duration) (Calibration, error) {
 	c := Calibration{BcryptCost: leastBcryptCost, Argon2Memory: leastArgon2Memory, Argon2Time: 1, Argon2Threads: 1}
-	var err error
-	if c.BcryptTakes, err = shortest(ctx, bcryptHash("$2b$", c.BcryptCost), bcryptDigest); err != nil {
+	if err := ctx.Err(); err != nil {
 		return Calibration{}, err
 	}
+	c.BcryptTakes = shortest(ctx, bcryptHash("$2b$", c.BcryptCost), bcryptDigest)
 	// One more doubles the work, exactly.
 	for c.BcryptTakes*2 <= target && c.BcryptCost < maxBcryptCost {
 		c.BcryptCost++
 		c.BcryptTakes *= 2
 	}
 	argon := argon2Hash(Argon2id, argon2idPrefix, c.Argon2Memory<<10, c.Argon2Time, c.Argon2Threads, argon2Order)
-	if c.Argon2Takes, err = shortest(ctx, argon, argon2Digest); err != nil {
-		return Calibration{}, err
-	}
+	c.Argon2Takes = shortest(ctx, argon, argon2Digest)
 	// Each pass costs the same, but for the first, which must also get the memory.
 	if passes := int(target / max(c.Argon2Takes, 1)); passes > 1 {
 		c.Argon2Time = min(passes, 16)
@@ -50,13 +48,13 @@ func Calibrate(ctx context.Context, target time.Duration) (Calibration, error) {
 	return c, nil
 }
 
-// shortest is the least of some measurements: the one that was least disturbed.
-func shortest(ctx context.Context, maker hash, digestSize int) (time.Duration, error) {
+// shortest is the least of some measurements: the one that was least disturbed. It makes one at
+// least.
+func shortest(ctx context.Context, maker hash, digestSize int) (least time.Duration) {
 	const measurements = 5
-	var least time.Duration
 	for i := range measurements {
-		if err := ctx.Err(); err != nil {
-			return 0, err
+		if i > 0 && ctx.Err() != nil {
+			break
 		}
 		start := time.Now()
 		maker.seal([]byte("correct horse battery staple"), digestSize)
@@ -64,5 +62,5 @@ func shortest(ctx context.Context, maker hash, digestSize int) (time.Duration, e
 			least = took
 		}
 	}
-	return least, nil
+	return least
 }
