@@ -1,0 +1,121 @@
+package database_test
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// pretender is a server that offers TLS as PostgreSQL does, with a certificate for the names,
+// and counts those who go on to tell it anything.
+type pretender struct {
+	addr string
+	ca   string // the file of the authority that signed its certificate
+	told atomic.Int32
+}
+
+func startPretender(t *testing.T, names ...string) *pretender {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), DNSNames: names,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	for _, name := range names {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pretender{ca: filepath.Join(t.TempDir(), "ca.pem")}
+	if err := os.WriteFile(p.ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	p.addr = l.Addr().String()
+	settings := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go p.serve(conn, settings)
+		}
+	}()
+	return p
+}
+
+func (p *pretender) serve(conn net.Conn, settings *tls.Config) {
+	defer conn.Close()
+	request := make([]byte, 8) // SSLRequest
+	if _, err := io.ReadFull(conn, request); err != nil {
+		return
+	}
+	if request[4] != 0x04 || request[5] != 0xd2 { // the start of a connection in plain text
+		p.told.Add(1)
+		return
+	}
+	if _, err := conn.Write([]byte("S")); err != nil {
+		return
+	}
+	secure := tls.Server(conn, settings)
+	if n, _ := secure.Read(make([]byte, 1)); n > 0 {
+		p.told.Add(1)
+	}
+}
+
+// In prod mode nobody whose certificate is another's hears so much as the name of the user, at
+// whichever place of the list.
+func TestAFalseServerIsToldNothing(t *testing.T) {
+	t.Parallel()
+	stranger, other := startPretender(t, "127.0.0.1"), startPretender(t, "db.internal")
+	for name, test := range map[string]struct{ url, remedy string }{
+		"unknown authority":        {"postgres://u:p@" + stranger.addr + "/d", "sslrootcert"},
+		"second of two":            {"postgres://u:p@" + other.addr + "," + stranger.addr + "/d", "as its certificate does"}, // of the first
+		"another name":             {"postgres://u:p@" + other.addr + "/d?sslrootcert=" + other.ca, "as its certificate does"},
+		"sslmode= is nobody's say": {"postgres://u:p@" + stranger.addr + "/d?sslmode=", "sslrootcert"},
+	} {
+		_, err := database.Open(t.Context(), database.Config{URL: config.Secret(test.url)}, database.Options{Prod: true})
+		if err == nil {
+			t.Errorf("%s: it was opened", name)
+		}
+		if got := database.Remedy(err, false); !strings.Contains(got, test.remedy) {
+			t.Errorf("%s: %v: the remedy is %q, want %q", name, err, got, test.remedy)
+		}
+	}
+	if told := stranger.told.Load() + other.told.Load(); told != 0 {
+		t.Errorf("they were told something %d times", told)
+	}
+	// The test can tell: with its authority named, the server hears the start of the connection.
+	_, _ = database.Open(t.Context(), database.Config{URL: config.Secret("postgres://u:p@" + stranger.addr + "/d?sslrootcert=" + stranger.ca)},
+		database.Options{Prod: true})
+	if stranger.told.Load() == 0 {
+		t.Error("nothing was said to the true server either")
+	}
+}
