@@ -10,17 +10,24 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"go.uber.org/zap"
 )
 
-// openLog makes a logger into a file and returns it with the clock that only the test moves.
-func openLog(t *testing.T, cfg Config, opt Options) (*zap.Logger, *File, *time.Time) {
+// handClock is moved by the test alone, and read by the goroutine that tidies as well.
+type handClock struct{ passed atomic.Int64 }
+
+func (c *handClock) now() time.Time          { return noon.Add(time.Duration(c.passed.Load())) }
+func (c *handClock) advance(d time.Duration) { c.passed.Add(int64(d)) }
+
+// openLog makes a logger into a file and returns it with the clock it goes by.
+func openLog(t *testing.T, cfg Config, opt Options) (*zap.Logger, *File, *handClock) {
 	t.Helper()
-	now := noon
-	opt.Now = func() time.Time { return now }
+	now := &handClock{}
+	opt.Now = now.now
 	if opt.Console == nil {
 		opt.Console = io.Discard
 	}
@@ -29,7 +36,7 @@ func openLog(t *testing.T, cfg Config, opt Options) (*zap.Logger, *File, *time.T
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = file.Close() })
-	return log, file, &now
+	return log, file, now
 }
 
 // wantMessages checks which records a file has, and that it has nothing else.
@@ -81,14 +88,14 @@ func TestARenamedOrRemovedFileIsNoticedWithinASecond(t *testing.T) {
 	if err := os.Rename(path, path+".1"); err != nil {
 		t.Fatal(err)
 	}
-	*now = now.Add(lookEvery)
+	now.advance(lookEvery)
 	log.Info("two")
 	wantMessages(t, path+".1", "one")
 	wantMessages(t, path, "two")
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	*now = now.Add(lookEvery)
+	now.advance(lookEvery)
 	log.Info("three")
 	wantMessages(t, path, "three")
 }
@@ -112,7 +119,7 @@ func TestATruncatedFileGoesOnAtItsBeginning(t *testing.T) {
 		wantMessages(t, path, "after")
 		// Its size counts from there: it is not turned over for what is gone.
 		before, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "a-*"))
-		*now = now.Add(lookEvery)
+		now.advance(lookEvery)
 		for range 100 {
 			log.Info("fill", zap.String("fill", strings.Repeat("x", 5000)))
 		}
