@@ -7,6 +7,9 @@ import "time"
 // bytes until its window is over, and an answer that walks all of them some 100 µs.
 const MaxLinks = 64
 
+// MoreLinks is how many more a store may have before those beyond the bound go, all at once.
+const MoreLinks = 32
+
 // MaxWindow is longer than any grace window. What says that it is open for longer than that was
 // written by a clock that was ahead.
 const MaxWindow = 2 * time.Hour
@@ -74,7 +77,7 @@ func (c *Chain) Answer(r Rotation, now int64) (outcome Outcome, sealed [][]byte,
 	switch {
 	case links[0].Hash != r.PresentedHash || !open:
 		return Reused, nil, false
-	case void:
+	case void || c.Generation-g > MaxLinks:
 		return Superseded, nil, false
 	}
 	for _, l := range links {
@@ -143,10 +146,12 @@ func (c *Chain) Turn(r Rotation, now int64) {
 	}
 	c.Generation, c.Hash, c.Linked = r.Generation+1, r.NextHash, r.Generation+1
 	c.Prune(now)
-	for len(c.Links) > MaxLinks-1 {
-		g := c.Linked - 1 - uint32(len(c.Links))
-		c.mark(g, g, c.Links[0].Until, now, window)
-		c.Links = c.Links[1:]
+	if len(c.Links) >= MaxLinks+MoreLinks {
+		for len(c.Links) > MaxLinks-1 {
+			g := c.Linked - 1 - uint32(len(c.Links))
+			c.mark(g, g, c.Links[0].Until, now, window)
+			c.Links = c.Links[1:]
+		}
 	}
 }
 

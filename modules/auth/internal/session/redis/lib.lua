@@ -14,85 +14,98 @@ end
 local GEN, HASH, AGENT, IP, AUTH, USED, EXPIRES, IDLE, STOPPED, PREV, REPLAY, LINKED =
   1, 2, 5, 6, 7, 9, 10, 11, 13, 14, 15, 16
 
--- The link of a generation: a key that Redis drops when the window is over, named base and
--- generation. Its value is when the token was replaced and when its window ends, of 13 digits
--- each, the hash of its secret and its successor, sealed.
+-- A link is a key that Redis drops when the window is over, named base and generation. Its value
+-- is when the token was replaced, in 13 digits, for how long its window is open, in 8, the hash
+-- of its secret and its successor, sealed.
 local function getLink(base, g)
   local value = redis.call('GET', base .. g)
   if not value then return nil end
-  return {at = tonumber(value:sub(1, 13)), ends = tonumber(value:sub(14, 26)), hash = value:sub(27, 58), sealed = value:sub(59)}
-end
-local function setLink(base, g, at, ends, hash, sealed, now)
-  -- Dropped after the window: then not even the old token and this server together give the
-  -- newest one. The second more makes sure that it is there as long as it is asked for.
-  redis.call('SET', base .. g, string.format('%.0f%.0f', at, ends) .. hash .. sealed, 'PX', ends - now + 1000)
+  local at = tonumber(value:sub(1, 13))
+  return {at = at, ends = at + tonumber(value:sub(14, 21)), hash = value:sub(22, 53), sealed = value:sub(54)}
 end
 
--- Notes that the tokens of these generations, of which there are no links, were replaced such
--- that their windows are over at ends. The key is a sorted set by generation, of "generation:ends";
--- a member holds for those up to its generation from the member before. It is exact to a part
--- of the window, so that a session which is refreshed all the time has a bounded number.
-local function mark(marks, from, to, ends, now, grace)
-  local last, lastEnds = 0, 0
-  local newest = redis.call('ZREVRANGE', marks, 0, 0)[1]
-  if newest then
-    last, lastEnds = newest:match('^(%d+):(%d+)$')
-    last, lastEnds = tonumber(last), tonumber(lastEnds)
-  end
-  if ends <= now or from > to or to <= last then return end
+-- How many links more than the bound there may be: they go several at a time, which costs a
+-- rotation next to nothing.
+local PORTION = 32
+
+-- What is not needed of an ordinary rotation, made when it is. The marks are a sorted set by
+-- generation, of "generation:ends": the tokens up to that one, from the member before on, of
+-- which there are no links, were replaced such that their windows are over at ends. It is exact
+-- to a part of the window, so that a session which is refreshed all the time has few of them.
+local function losing(base, marks, now, grace)
   local step = math.max(1, math.floor(grace / 128))
-  if from - 1 > last then
-    redis.call('ZADD', marks, from - 1, (from - 1) .. ':0') -- those below are none of it
-  elseif newest and math.floor(lastEnds / step) == math.floor(ends / step) then
-    redis.call('ZREM', marks, newest) -- the same to within a step
-  end
-  redis.call('ZADD', marks, to, to .. ':' .. string.format('%.0f', ends))
-  redis.call('ZREMRANGEBYRANK', marks, 0, -261)
-  if redis.call('PTTL', marks) < ends - now then redis.call('PEXPIRE', marks, ends - now) end
-end
-
--- Takes away links that no longer lead to the newest token, and marks when they were made.
-local function loseLinks(base, marks, from, to, now)
-  for g = math.max(1, from), to do
-    local l = getLink(base, g)
-    if l then
-      mark(marks, g, g, l.ends, now, 0)
-      redis.call('DEL', base .. g)
+  local function mark(from, to, ends)
+    local last, lastEnds = 0, 0
+    local newest = redis.call('ZREVRANGE', marks, 0, 0)[1]
+    if newest then
+      last, lastEnds = newest:match('^(%d+):(%d+)$')
+      last, lastEnds = tonumber(last), tonumber(lastEnds)
     end
+    if ends <= now or from > to or to <= last then return end
+    if from - 1 > last then
+      redis.call('ZADD', marks, from - 1, (from - 1) .. ':0') -- those below are none of it
+    elseif newest and math.floor(lastEnds / step) == math.floor(ends / step) then
+      redis.call('ZREM', marks, newest) -- the same to within a step
+    end
+    redis.call('ZADD', marks, to, to .. ':' .. string.format('%.0f', ends))
+    redis.call('ZREMRANGEBYRANK', marks, 0, -261)
+    if redis.call('PTTL', marks) < ends - now then redis.call('PEXPIRE', marks, ends - now) end
   end
+  -- Takes away links and marks when they were made.
+  local function lose(from, to)
+    from = math.max(1, from)
+    local first, last = getLink(base, from), getLink(base, to)
+    if first and last and math.floor(first.ends / step) == math.floor(last.ends / step) then
+      mark(from, to, last.ends)
+    else
+      for g = from, to do
+        local l = getLink(base, g)
+        if l then mark(g, g, l.ends) end
+      end
+    end
+    local names = {}
+    for g = from, to do names[#names + 1] = base .. g end
+    if names[1] then redis.call('DEL', unpack(names)) end
+  end
+  return mark, lose
 end
 
 -- Keeps the successor of the token of generation g, which is the current one or ahead of it, and
 -- what leads to it from those replaced before. r is the record as it was, most the number of
--- links that are kept.
-local function keep(r, successor, base, marks, g, presented, sealed, grace, now, most)
-  local gen, linked = tonumber(r[GEN]), tonumber(r[LINKED] or 0)
-  if linked ~= gen and gen > 1 then
+-- links that are kept; at is now, as text.
+local function keep(r, successor, base, marks, g, presented, sealed, grace, now, at, most)
+  local gen = tonumber(r[GEN])
+  if r[LINKED] ~= r[GEN] and gen > 1 then
     -- Servers of a release before, which keep no links, have rotated since.
-    local ends = tonumber(r[REPLAY])
+    local linked, ends, used = tonumber(r[LINKED] or 0), tonumber(r[REPLAY]), tonumber(r[USED])
     if linked < gen - 1 then
-      loseLinks(base, marks, gen - most, linked - 1, now)
-      mark(marks, math.max(1, linked), gen - 2, ends, now, grace)
+      local mark, lose = losing(base, marks, now, grace)
+      lose(gen - most - PORTION, linked - 1)
+      mark(math.max(1, linked), gen - 2, ends)
     end
     local kept = now < ends and redis.call('GET', successor)
-    if kept then setLink(base, gen - 1, tonumber(r[USED]), ends, r[PREV], kept, now) end
+    if kept then
+      redis.call('SET', base .. (gen - 1), string.format('%013.0f%08.0f', used, ends - used) .. r[PREV] .. kept, 'PX', ends - now + 1000)
+    end
   end
   if g > gen then
     -- The record has missed rotations: when, is not known.
-    loseLinks(base, marks, gen - most, gen - 1, now)
-    mark(marks, gen, g - 1, now + grace, now, grace)
+    local mark, lose = losing(base, marks, now, grace)
+    lose(gen - most - PORTION, gen - 1)
+    mark(gen, g - 1, now + grace)
   end
   if grace > 0 then
-    redis.call('SET', successor, sealed, 'PX', grace + 1000) -- which is all that a release before knows of
-    setLink(base, g, now, now + grace, presented, sealed, now)
+    -- Dropped after the window: then not even the old token and this server together give the
+    -- newest one. The second more makes sure that it is there as long as it is asked for. The
+    -- first key is all that a release before knows of.
+    local ttl = grace + 1000
+    redis.call('SET', successor, sealed, 'PX', ttl)
+    redis.call('SET', base .. g, at .. string.format('%08d', grace) .. presented .. sealed, 'PX', ttl)
   else
     redis.call('DEL', successor)
   end
-  if g > most then
-    local over = getLink(base, g - most)
-    if over then
-      mark(marks, g - most, g - most, over.ends, now, grace)
-      redis.call('DEL', base .. (g - most))
-    end
+  if g % PORTION == 0 and g > most and getLink(base, g - most) then
+    local _, lose = losing(base, marks, now, grace)
+    lose(g - most - PORTION + 1, g - most)
   end
 end

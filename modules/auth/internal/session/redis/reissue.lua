@@ -9,11 +9,11 @@ local gen = tonumber(r[GEN])
 if gen == g and r[HASH] == hash then return {'turned', r} end -- this very call, sent again
 if gen ~= g - 1 then return {'conflict'} end
 
-local prev, idle = r[HASH], math.min(now + idleTTL, tonumber(r[EXPIRES]))
+local at, prev, idle = string.format('%.0f', now), r[HASH], math.min(now + idleTTL, tonumber(r[EXPIRES]))
 local auth = reauthenticated == '1' and now or r[AUTH]
 redis.call('HSET', KEYS[1], 'gen', g, 'hash', hash, 'prev', prev, 'replay', now + grace, 'linked', g, 'auth', auth, 'used', now, 'idle', idle)
 redis.call('PEXPIRE', KEYS[1], idle - now)
 if #sealed == 0 then grace = 0 end
-keep(r, KEYS[2], base, KEYS[3], gen, prev, sealed, grace, now, most)
+keep(r, KEYS[2], base, KEYS[3], gen, prev, sealed, grace, now, at, most)
 r[GEN], r[HASH], r[AUTH], r[USED], r[IDLE] = g, hash, auth, now, idle
 return {'turned', r}

@@ -14,10 +14,11 @@ local gen = tonumber(r[GEN])
 -- The current token, or one ahead of a server that missed rotations before a fail-over.
 if g > gen or (g == gen and presented == r[HASH]) then
   local idle = math.min(now + idleTTL, tonumber(r[EXPIRES]))
-  redis.call('HSET', KEYS[1], 'gen', g + 1, 'hash', successor, 'prev', presented, 'replay', now + grace, 'linked', g + 1,
-    'agent', agent, 'ip', ip, 'used', now, 'idle', idle)
+  local at, next = string.format('%.0f', now), string.format('%.0f', g + 1)
+  redis.call('HSET', KEYS[1], 'gen', next, 'hash', successor, 'prev', presented, 'replay', now + grace, 'linked', next,
+    'agent', agent, 'ip', ip, 'used', at, 'idle', idle)
   redis.call('PEXPIRE', KEYS[1], idle - now)
-  keep(r, KEYS[3], base, KEYS[5], g, presented, sealed, grace, now, most)
+  keep(r, KEYS[3], base, KEYS[5], g, presented, sealed, grace, now, at, most)
   r[GEN], r[HASH], r[AGENT], r[IP], r[USED], r[IDLE] = g + 1, successor, agent, ip, now, idle
   return {'turned', r}
 end
@@ -62,7 +63,7 @@ redis.call('HSET', KEYS[1], 'stopped', now, 'sgen', g, 'sagent', agent, 'sip', i
 redis.call('PEXPIRE', KEYS[1], markTTL)
 redis.call('ZREM', KEYS[2], sid)
 redis.call('DEL', KEYS[3], KEYS[5])
-for i = math.max(1, gen - most), gen - 1 do redis.call('DEL', base .. i) end
+for i = math.max(1, gen - most - PORTION), gen - 1 do redis.call('DEL', base .. i) end
 redis.call('SADD', KEYS[4], sid)
 redis.call('PEXPIRE', KEYS[4], markTTL)
 return {'reused', r}

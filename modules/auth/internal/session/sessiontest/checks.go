@@ -648,6 +648,7 @@ func tentativeUntilUsed(p *probe) {
 	p.clock.Advance(time.Minute)
 	unused, _ := p.begin(user)
 	p.equal("as it is read", p.get(unused).Tentative(), true)
+	p.clock.Advance(time.Minute)
 	p.turn(used)
 	p.equal("a session that was refreshed is tentative", p.get(used).Tentative(), false)
 	for one, err := range p.either().Walk(p.ctx, session.Filter{}) {

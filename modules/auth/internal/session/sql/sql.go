@@ -76,7 +76,7 @@ func expand(text string, postgres bool) string {
 		now, link = nowSQLite, "CAST(coalesce(links, '') || last_used_ms || replay_until_ms || previous || sealed AS blob)"
 	}
 	text = strings.NewReplacer("{link}", link, "{now}", "("+now+" + $11)", "{sealed}", strconv.Itoa(session.SealedSize),
-		"{full}", strconv.Itoa((session.MaxLinks-1)*linkSize)).Replace(text)
+		"{full}", strconv.Itoa((session.MaxLinks+session.MoreLinks-1)*linkSize)).Replace(text)
 	if !postgres {
 		text = strings.ReplaceAll(text, "$", "?")
 	}
