@@ -22,7 +22,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// event is the envelope, whichever way it came.
+// event is the envelope, from the file or the topic.
 type event struct {
 	ID       string          `json:"id"`
 	Type     string          `json:"type"`
@@ -55,35 +55,35 @@ func fromRecord(r *kgo.Record) (e event, err error) {
 	return e, err
 }
 
-// accounts is what a service that verifies access tokens by itself keeps of the events. In
-// earnest it is tables, and apply is one transaction on them.
+// accounts is the state that a service keeps to verify access tokens itself. In production it is
+// tables, and apply is one transaction.
 type accounts struct {
 	seen   map[string]bool   // ids of events that were applied
 	status map[string]status // by user
 
-	ended map[string]time.Time // by session: over, and when that may be forgotten
+	ended map[string]time.Time // by session: when the entry may be forgotten
 	epoch map[string]allEnded  // by user
 }
 
-// status is what the newest event that says anything about it says of an account.
+// status is the state of an account according to the newest event about it.
 type status struct {
 	Active   bool
 	Sequence int64 // of that event
 }
 
-// allEnded says that access tokens of a lower epoch are over, but for those of one session.
+// allEnded ends access tokens of a lower epoch, except those of one session.
 type allEnded struct {
 	Epoch int64     `json:"session_epoch"`
 	Kept  string    `json:"kept_sid"`
 	Until time.Time `json:"expires_at"` // when it may be forgotten
 }
 
-// apply takes an event. Taking it again, late or out of turn does no harm.
+// apply applies an event, which may come again, late or out of order.
 func (a *accounts) apply(e event) error {
 	if a.seen[e.ID] {
 		return nil // delivered twice, or replayed
 	}
-	// Ends only ever add up, so that one is good whenever it comes.
+	// Ended sessions only add up, so their order does not matter.
 	switch e.Type {
 	case "auth.SessionRevoked.v1":
 		var data struct {
@@ -103,7 +103,7 @@ func (a *accounts) apply(e event) error {
 			a.epoch[e.Subject] = data
 		}
 	}
-	// A state is what the newest event says: an older one must not overwrite it.
+	// The newest event decides the state: an older one must not overwrite it.
 	if e.Sequence > a.status[e.Subject].Sequence {
 		switch e.Type {
 		case "auth.UserRegistered.v1", "auth.UserEnabled.v1":
@@ -116,15 +116,15 @@ func (a *accounts) apply(e event) error {
 	return nil
 }
 
-// accepts says whether an access token with these claims, whose signature and times are
-// good, has not been ended before its time.
+// accepts reports whether an access token with these claims is still good. The caller has checked
+// its signature and times.
 func (a *accounts) accepts(sub, sid string, sessionEpoch int64) bool {
 	_, ended := a.ended[sid]
 	all := a.epoch[sub]
 	return !ended && (sessionEpoch >= all.Epoch || sid == all.Kept)
 }
 
-// forget drops what no token can be affected by any more.
+// forget drops entries that no longer affect any token.
 func (a *accounts) forget(now time.Time) {
 	for sid, until := range a.ended {
 		if now.After(until) {

@@ -30,8 +30,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// settings are the shop's own, with those of the parts that it mounts. config.Load fills
-// them; a host with a loader of its own can fill the structs itself.
+// settings are those of the shop and of the parts that it mounts. config.Load fills them; a host
+// with its own loader can fill the structs itself.
 type settings struct {
 	DataDir  string `config:"shop.data_dir" default:"./data" doc:"Where the shop keeps its files."`
 	Database database.Config
@@ -42,7 +42,7 @@ type settings struct {
 
 // serveShop runs a monolith with accounts until ctx ends.
 func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening func(net.Addr)) (err error) {
-	// The database is the host's, and shared. Closing is in reverse order.
+	// The host and the module share the database. Things close in reverse order.
 	db, err := database.Open(ctx, cfg.Database, database.Options{DataDir: cfg.DataDir, AppName: "shop"})
 	if err != nil {
 		return err
@@ -52,10 +52,10 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 		return err
 	}
 	if _, err := db.Write(ctx, "CREATE TABLE IF NOT EXISTS shop_order (id text PRIMARY KEY, user_id text NOT NULL, item text NOT NULL)"); err != nil {
-		return err // in earnest: a migration of the shop's
+		return err // in production this is a migration of the shop
 	}
 
-	// The module. It wakes the relay after each commit that wrote an event.
+	// The module wakes the relay after each commit that wrote an event.
 	waker := outbox.NewWaker(db)
 	defer waker.Close()
 	accounts, err := auth.New(ctx, cfg.Auth, auth.Deps{DB: db, Committed: waker.Wake, Serving: true, Log: log})
@@ -64,7 +64,7 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 	}
 	defer func() { err = errors.Join(err, accounts.Close()) }()
 
-	// Where events go: a file here, sink.OpenKafka in earnest.
+	// Where events go: a file here; use sink.OpenKafka in production.
 	events, err := sink.OpenFile(filepath.Join(cfg.DataDir, "events.ndjson"))
 	if err != nil {
 		return err
@@ -75,7 +75,7 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 		return err
 	}
 
-	// The surface: the module's routes and the shop's are one table.
+	// One table holds the routes of the module and of the shop.
 	orders := &shopAPI{db: db, waker: waker}
 	routes := append(authhttp.Routes(accounts, authhttp.Options{Issuer: cfg.Auth.Token.Issuer}), httpserver.Route{
 		Method: "POST", Path: "/orders", Status: 201, ID: "placeOrder", Group: "shop",
@@ -91,14 +91,14 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 	}
 	listening(server.Addr())
 
-	// What answers requests stops first; what it relies on, when it has finished.
+	// The server stops first; what it relies on stops when it has finished.
 	running, front := errgroup.WithContext(ctx)
-	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
-	defer stopBehind()
-	running.Go(func() error { return accounts.Run(behind) })
-	running.Go(func() error { return relay.Run(behind) })
+	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopBackground()
+	running.Go(func() error { return accounts.Run(background) })
+	running.Go(func() error { return relay.Run(background) })
 	running.Go(func() error {
-		defer stopBehind()
+		defer stopBackground()
 		return server.Run(front)
 	})
 	return running.Wait()
@@ -110,19 +110,19 @@ type shopAPI struct {
 	waker *outbox.Waker
 }
 
-// OrderRequest is what is ordered. A pointer must be there; see [httpserver.Function].
+// OrderRequest is the body of an order. A pointer means required; see [httpserver.Function].
 type OrderRequest struct {
 	Item *string `json:"item" example:"teapot" maxLength:"100" doc:"What is ordered."`
 }
 
-// Order is what was ordered.
+// Order is the answer.
 type Order struct {
 	ID string `json:"id" format:"uuid" example:"0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10"`
 }
 
-// place is a route of the shop that needs to know who asks. Its order and its event commit
-// together, and the event comes after those of the same user's account. An error becomes a
-// problem document, as everywhere.
+// place is a route of the shop that needs to know the caller. The order and its event commit
+// together, and the event comes after the earlier events of the same user. Errors become problem
+// documents, as everywhere.
 func (a *shopAPI) place(ctx context.Context, who auth.Caller, in struct{ Body OrderRequest }) (Order, error) {
 	id, user, item := uuid.NewString(), who.User.ID.String(), *in.Body.Item
 	data, err := json.Marshal(map[string]string{"order_id": id, "item": item})
@@ -144,7 +144,7 @@ func (a *shopAPI) place(ctx context.Context, who auth.Caller, in struct{ Body Or
 	return Order{ID: id}, nil
 }
 
-// mux puts the table into a server of the host's own, beside what else it serves.
+// mux adds the table to a server that the host already has.
 func mux(cfg httpserver.Config, log *zap.Logger, routes []httpserver.Route) (http.Handler, error) {
 	accounts, err := httpserver.Handler(cfg, httpserver.Options{Log: log, Unavailable: auth.IsUnavailable}, routes...)
 	if err != nil {
