@@ -4,7 +4,7 @@ FROM golang:1.26.8-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN --mount=type=cache,target=/go/pkg/mod go mod download
-# With .git: the version that the binary shows is the one that Go reads from there.
+# Go reads the version of the binary from .git.
 COPY . .
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 go build -trimpath -buildvcs=auto -o /out/authctl ./cmd/authctl && \
@@ -19,7 +19,7 @@ WORKDIR /data
 VOLUME /data
 USER 65532:65532
 EXPOSE 8080
-# It asks where the settings of the container say, for serve and relay alike.
+# It asks the address in the container's settings, and works for serve and relay.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
     CMD ["/usr/local/bin/authctl", "health"]
 ENTRYPOINT ["/usr/local/bin/authctl"]

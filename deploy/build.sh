@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the binary: static, and the same bytes from the same commit on every machine. GOOS and
+# Builds the static binary. The same commit gives the same bytes on every machine. GOOS and
 # GOARCH choose another platform.
 #
 #   deploy/build.sh [FILE]   FILE is relative to the module's root; default bin/authctl

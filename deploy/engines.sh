@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Brings up what the tests run against: PostgreSQL, Redis and Kafka, on loopback, with data of
-# their own outside the tree.
+# Starts the engines for the tests: PostgreSQL, Redis and Kafka, on loopback, with their data
+# outside the tree.
 set -euo pipefail
 
 usage() {
@@ -8,17 +8,17 @@ usage() {
 usage: deploy/engines.sh up [--dir DIR] [--demand]
        deploy/engines.sh env|status|down [--dir DIR]
 
-up      starts the engines, or finds them started, and prints the variables that tests read:
-        as containers where a container engine answers, else as processes from the system's
-        packages, which it installs where apt-get and the right to use it are there, and Kafka
-        from its Maven artifacts. An engine that an AUTHCTL_TEST_… variable already names is
-        left as it is. What cannot be had is left out, and said; with --demand that is a failure,
-        and the packages are installed in any case, for tests that kill engines of their own.
+up      starts the engines, or finds them running, and prints the variables that tests read.
+        Engines run as containers if a container engine answers, otherwise as processes from the
+        system's packages, which it installs if it may use apt-get, with Kafka from its Maven
+        artifacts. It uses an engine that an AUTHCTL_TEST_… variable already names. It reports
+        engines that it cannot get and leaves them out; with --demand that is a failure, and
+        the packages are always installed, for tests that start and kill their own engines.
 env     prints the variables again, for:  eval "$(deploy/engines.sh env)"
 status  says which engines run, and where.
 down    stops what up has started in DIR, and removes DIR.
 
-DIR defaults to a folder of the user's under $TMPDIR or /tmp.
+DIR defaults to a folder for this user under $TMPDIR or /tmp.
 EOF
 }
 
@@ -32,8 +32,8 @@ is_root() { [ "$(id -u)" = 0 ]; }
 as_root() { if is_root; then "$@"; else sudo -n "$@"; fi; }
 
 # --- the folder -----------------------------------------------------------------------------
-# It holds: password, env (what up prints), report (what status prints), and a folder for each
-# engine that is a process, or containers.
+# It holds password, env (what up prints), report (what status prints), and either a folder for
+# each engine that runs as a process, or the file containers.
 
 make_dir() {
   if [ ! -d "$dir" ]; then
@@ -41,7 +41,7 @@ make_dir() {
     mkdir -m 711 "$dir"
   fi
   dir=$(cd "$dir" && pwd -P)
-  # Under /tmp the name could have been taken by somebody else.
+  # Under /tmp another user may have taken the name.
   [ -O "$dir" ] || die "$dir belongs to another user: choose one with --dir"
   if [ ! -f "$dir/password" ]; then
     (umask 077 && head -c 24 /dev/urandom | base64 | tr '+/' 'Aa' >"$dir/password")
@@ -63,9 +63,9 @@ lacks() { # ENGINE REASON
 
 stand_in() {
   case $1 in
-    PostgreSQL) printf 'its half of each test is skipped, SQLite runs' ;;
-    Redis) printf 'an in-process stand-in (miniredis) where that can show anything, else skipped' ;;
-    Kafka) printf 'an in-process stand-in (kfake) where that can show anything, else skipped' ;;
+    PostgreSQL) printf 'tests run only on SQLite' ;;
+    Redis) printf 'tests use an in-process stand-in (miniredis) where it suffices, or are skipped' ;;
+    Kafka) printf 'tests use an in-process stand-in (kfake) where it suffices, or are skipped' ;;
   esac
 }
 
@@ -87,7 +87,7 @@ compose() {
 
 containers() {
   command -v docker >/dev/null || return 1
-  # A client alone proves nothing, and one that talks to a dead socket may hang.
+  # That the client is installed proves nothing, and it may hang on a dead socket.
   local limit=() wanted=() port
   if command -v timeout >/dev/null; then limit=(timeout 20); fi
   ${limit[@]+"${limit[@]}"} docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 || return 1
@@ -98,7 +98,7 @@ containers() {
   port=$(free_ports 3)
   printf '%s\n' "$port" >"$dir/containers"
   if ! compose up --detach --wait --quiet-pull "${wanted[@]}" >&2; then
-    say "the container engine answers but could not start them; going on without it"
+    say "the container engine answers but could not start the containers; going on without it"
     compose logs --tail 20 >&2 || true
     compose down --volumes >&2 || true
     rm -f "$dir/containers"
@@ -131,8 +131,8 @@ has_java() {
   return 1
 }
 
-# install_packages gets what is missing, if that is allowed. Its failure shows when an engine
-# is looked for.
+# install_packages installs missing packages, if that is allowed. If it fails, the search for the
+# engine reports it.
 install_packages() {
   local want=() java guard=''
   postgres_bin >/dev/null || want+=(postgresql)
@@ -148,7 +148,7 @@ install_packages() {
   for java in openjdk-21-jre-headless openjdk-17-jre-headless default-jre-headless; do
     apt-cache show "$java" >/dev/null 2>&1 && break
   done
-  # The packages would start servers of their own, on ports that are not ours to take.
+  # Keep the packages from starting servers on their default ports.
   if [ ! -e /usr/sbin/policy-rc.d ]; then
     guard=/usr/sbin/policy-rc.d
     printf '#!/bin/sh\nexit 101\n' | as_root tee "$guard" >/dev/null
@@ -207,7 +207,7 @@ start_redis() {
   command -v redis-server >/dev/null || { lacks Redis 'no server installed, and none could be'; return; }
   mkdir -m 700 "$data"
   port=$(free_ports 1)
-  # By a file: arguments can be read by every process.
+  # In a file, because every process can read arguments.
   cat >"$data/redis.conf" <<EOF
 bind 127.0.0.1
 port $port
@@ -240,7 +240,7 @@ start_kafka() {
 
 # --- commands -------------------------------------------------------------------------------
 
-# stands reports whether all that up has started in the folder still runs.
+# stands reports whether everything that up has started in the folder still runs.
 stands() {
   [ -f "$dir/env" ] || return 1
   if [ -f "$dir/containers" ]; then
@@ -265,7 +265,7 @@ up() {
   trap down EXIT
   trap 'exit 130' INT TERM HUP
   (umask 077 && : >"$dir/env")
-  # Containers or not, some tests kill engines, which are then processes of their own.
+  # Even with containers, some tests start and kill their own engine processes.
   if [ -n "$demand" ]; then install_packages; fi
   if ! containers; then
     [ -n "$demand" ] || install_packages
@@ -275,7 +275,7 @@ up() {
   fi
   cat "$dir/report" >&2
   if [ -n "$demand" ] && [ ${#missing[@]} -gt 0 ]; then
-    die "real engines are demanded, and missing: ${missing[*]}"
+    die "--demand: these engines are missing: ${missing[*]}"
   fi
   trap - EXIT INT TERM HUP
   cat "$dir/env"
@@ -318,7 +318,7 @@ case $command in
     [ -f "$dir/report" ] || die "nothing is up in $dir"
     dir=$(cd "$dir" && pwd -P)
     cat "$dir/report"
-    stands || die "not all of it runs any more"
+    stands || die "some of the engines no longer run: start them again with deploy/engines.sh up"
     ;;
   -h | --help | help) usage ;;
   *) misused "what to do?" ;;

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Makes .env for docker compose out of .env.example, with a fresh secret for each that has none
-# there. It never touches a .env that exists.
+# Makes .env for docker compose from .env.example, with a fresh secret for each empty one. It never
+# changes an existing .env.
 set -eu
 cd "$(dirname "$0")/.."
 umask 077
 if [ -e .env ]; then
-  echo "env.sh: .env exists: remove it first, if the secrets in it are no longer wanted" >&2
+  echo "env.sh: .env exists: remove it first if you no longer need its secrets" >&2
   exit 1
 fi
 while IFS= read -r line; do

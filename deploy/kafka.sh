@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs Apache Kafka (KRaft, brokers that are controllers too) from its Maven artifacts, on
+# Runs Apache Kafka (KRaft; brokers are also controllers) from its Maven artifacts, on
 # loopback, for tests. Needs Java 17 or newer, and Maven the first time.
 set -euo pipefail
 
@@ -11,19 +11,19 @@ usage: deploy/kafka.sh start --dir DIR [--brokers N] [--base-port PORT]
        deploy/kafka.sh stop --dir DIR
        deploy/kafka.sh install
 
-start         makes a cluster of N brokers (default 1) under DIR, or starts again what is there,
+start         makes a cluster of N brokers (default 1) under DIR, or starts the one that is there,
               and prints BROKERS=host:port,… once all of them serve. Brokers listen on PORT and
-              up (default: free ports), their controllers on the N ports after that. For broker
-              ID there are DIR/broker-ID.pid, .log and .properties: kill it by its pid.
-              --scram adds a SASL_PLAINTEXT listener (SCRAM-SHA-512) to each broker and prints
-              SCRAM_BROKERS=… too. --set adds a broker setting, which wins over those made here.
-              Topics are not made by themselves.
+              up (default: free ports), their controllers on the N ports after that. Broker
+              ID has DIR/broker-ID.pid, .log and .properties: kill it by its pid.
+              --scram adds a SASL_PLAINTEXT listener (SCRAM-SHA-512) to each broker and also prints
+              SCRAM_BROKERS=…. --set adds a broker setting, which overrides those of this script.
+              Topics are not created automatically.
 start-broker  starts one broker of DIR again, and returns once it serves.
 stop          kills the brokers of DIR that still run. The data stays until DIR is removed.
 install       fetches the jars and prints the folder that holds them.
 
-Exit status 3: Kafka cannot be had on this machine (no Java 17, no Maven, or no artifacts).
-Environment: AUTHCTL_CACHE, where the jars are kept (default ~/.cache/authctl).
+Exit status 3: this machine cannot get Kafka (no Java 17, no Maven, or no artifacts).
+Environment: AUTHCTL_CACHE is the folder for the jars (default ~/.cache/authctl).
 EOF
 }
 
@@ -44,8 +44,8 @@ find_java() { # sets $java
   die "needs Java 17 or newer" 3
 }
 
-# install sets $jars. The folder is named for the pom, so that a new version is a new folder,
-# and appears whole or not at all.
+# install sets $jars. The name of the folder depends on the pom, so each version has its own folder,
+# and the folder appears complete or not at all.
 install() {
   local cache=${AUTHCTL_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/authctl} sum attempt fresh
   sum=$(cksum <"$here/kafka/pom.xml" | cut -d ' ' -f 1)
@@ -57,7 +57,7 @@ install() {
   for attempt in 1 2 3; do
     if mvn -q -B -Dstyle.color=never -f "$here/kafka/pom.xml" dependency:copy-dependencies \
       -DoutputDirectory="$fresh" -DincludeScope=runtime </dev/null >&2; then
-      # Somebody else may have been faster; theirs is as good.
+      # If another process was faster, its folder is as good.
       chmod 755 "$fresh"
       if mv -T "$fresh" "$jars" 2>/dev/null || mv "$fresh" "$jars" 2>/dev/null; then return; fi
       rm -rf "$fresh"
@@ -99,7 +99,7 @@ listeners=$listeners,CONTROLLER://127.0.0.1:$((base_port + brokers + id - 1))
 advertised.listeners=$listeners
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SCRAM:SASL_PLAINTEXT
 log.dirs=$dir/broker-$id
-# What production runs with, as far as the number of brokers lets it.
+# Settings of production, as far as the number of brokers allows.
 auto.create.topics.enable=false
 default.replication.factor=$replicas
 min.insync.replicas=$((replicas > 2 ? 2 : 1))
@@ -108,7 +108,7 @@ transaction.state.log.replication.factor=$replicas
 transaction.state.log.min.isr=$((replicas > 2 ? 2 : 1))
 share.coordinator.state.topic.replication.factor=$replicas
 share.coordinator.state.topic.min.isr=$((replicas > 2 ? 2 : 1))
-# Small and quick to start.
+# For a small broker that starts quickly.
 offsets.topic.num.partitions=4
 transaction.state.log.num.partitions=4
 share.coordinator.state.topic.num.partitions=4
@@ -127,7 +127,7 @@ EOF
 }
 
 make_cluster() {
-  rm -rf "$dir"/broker-[0-9]* # of an attempt that was cut short
+  rm -rf "$dir"/broker-[0-9]* # left by an interrupted attempt
   if [ -z "$base_port" ]; then base_port=$(free_ports $((3 * brokers))); fi
   local id pid pids=() scram_arg=()
   local cluster
@@ -142,7 +142,7 @@ make_cluster() {
   for pid in "${pids[@]}"; do
     wait "$pid" || die "formatting the storage failed: see $dir/broker-*.log"
   done
-  { # read back by a second start
+  { # a later start reads this
     printf 'BROKERS=%s\n' "$(hosts "$base_port")"
     if [ -n "$scram" ]; then printf 'SCRAM_BROKERS=%s\n' "$(hosts $((base_port + 2 * brokers)))"; fi
   } >"$dir/cluster.new"
@@ -181,7 +181,7 @@ start() {
   dir=$(cd "$dir" && pwd -P)
   find_java
   install
-  # Whatever ends the script before the cluster serves ends what it has started.
+  # If the script ends before the cluster serves, it stops what it has started.
   trap stop EXIT
   trap 'exit 130' INT TERM HUP
   [ -f "$dir/cluster" ] || make_cluster
@@ -201,8 +201,8 @@ start_broker() { # ID
   await "$1"
 }
 
-# stop kills: the data is for tests, and what a broker acknowledged is with the system, not in
-# the process, so that a later start finds it.
+# stop kills the brokers. The operating system, not the process, holds what a broker acknowledged,
+# so a later start finds it.
 stop() {
   [ -d "$dir" ] || return 0
   dir=$(cd "$dir" && pwd -P)
@@ -249,5 +249,5 @@ case $command in
   stop) stop ;;
   install) find_java; install; printf '%s\n' "$jars" ;;
   -h | --help | help) usage ;;
-  *) misused "what to do?" ;;
+  *) misused "name a command" ;;
 esac

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs golangci-lint at its pinned version, built from its released source once for each
-# version of Go. Arguments go to golangci-lint run, such as --fix.
+# Runs golangci-lint at a pinned version, built from its released source once for each
+# version of Go. Arguments, such as --fix, go to golangci-lint run.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

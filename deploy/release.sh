@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes dist/: the binary for each platform, what each is made of (CycloneDX), and checksums.
+# Makes dist/: a binary and a CycloneDX bill of materials for each platform, and checksums.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-[ -z "$(git status --porcelain)" ] || { echo "release.sh: the tree has changes that no commit has" >&2; exit 1; }
+[ -z "$(git status --porcelain)" ] || { echo "release.sh: commit first: the tree has uncommitted changes" >&2; exit 1; }
 rm -rf dist
 for platform in linux/amd64 linux/arm64 darwin/arm64; do
   file=dist/authctl-${platform/\//-}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that has to hold, in one command: formatting, vet, lint, the build, and the tests
-# with the race detector against real PostgreSQL, Redis and Kafka, which it brings itself.
+# Every check in one command: formatting, vet, lint, the build, and the tests with the race
+# detector against real PostgreSQL, Redis and Kafka, which it starts itself.
 set -euo pipefail
 
 usage() {
@@ -9,11 +9,11 @@ usage: ./deploy/test.sh [--demand] [--keep] [GO_TEST_ARGUMENT]...
 
 With arguments, such as  ./modules/outbox/... -run Relay,  only those tests run.
 
---demand  a real engine that cannot be had is a failure, and so is a missing C compiler, which
-          the race detector needs (AUTHCTL_TEST_DEMAND=1 does the same)
---keep    leave the engines up for the next run; deploy/engines.sh down ends them
+--demand  fail if an engine is missing, or a C compiler, which the race detector needs
+          (AUTHCTL_TEST_DEMAND=1 does the same)
+--keep    leave the engines up for the next run; deploy/engines.sh down stops them
 
-Environment: AUTHCTL_CACHE, where Kafka and the linter are kept (default ~/.cache/authctl).
+Environment: AUTHCTL_CACHE is the folder for Kafka and the linter (default ~/.cache/authctl).
 EOF
 }
 
@@ -34,7 +34,7 @@ while [ $# -gt 0 ]; do
 done
 command -v go >/dev/null || die "needs Go: the version is in go.mod"
 
-# The engines are this run's own and go with it, unless there are some that were left up.
+# The run uses engines that an earlier run left up, or else starts its own and stops them.
 scratch=$(mktemp -d)
 engines=$scratch/engines
 chmod 711 "$scratch"
@@ -47,7 +47,7 @@ trap 'exit 130' INT TERM HUP
 if [ -n "$keep" ] || "$here/engines.sh" status >/dev/null 2>&1; then
   keep=1
   env=$("$here/engines.sh" up ${demand:+"$demand"})
-  say "the engines stay up: deploy/engines.sh down ends them"
+  say "the engines stay up: deploy/engines.sh down stops them"
 else
   env=$("$here/engines.sh" up --dir "$engines" ${demand:+"$demand"})
 fi
@@ -59,7 +59,7 @@ if [ -n "$demand" ]; then export AUTHCTL_TEST_DEMAND=1; fi
 formatting() {
   local files
   files=$(gofmt -l .) || return
-  [ -z "$files" ] || { printf 'not formatted (gofmt -w would do it):\n%s\n' "$files"; return 1; }
+  [ -z "$files" ] || { printf 'not formatted (run gofmt -w):\n%s\n' "$files"; return 1; }
 }
 
 scripts() {
@@ -80,7 +80,7 @@ tests() {
   local race=-race
   if ! command -v "$(go env CC)" >/dev/null; then
     if [ -n "$demand" ]; then echo "the race detector needs a C compiler ($(go env CC))"; return 1; fi
-    echo "no C compiler: the race detector stays off"
+    echo "no C compiler: tests run without the race detector"
     race=''
   fi
   go test ${race:+"$race"} -count=1 -shuffle=on -timeout 40m "$@"
@@ -91,7 +91,7 @@ step() { # NAME COMMAND [ARG]...
   local name=$1 begun=$SECONDS
   shift
   printf '\n--- %s\n' "$name"
-  # set -e is off in a condition, and so in the functions above: each returns by itself.
+  # set -e has no effect inside a condition, so the functions above return on errors themselves.
   if "$@"; then
     printf -- '--- %s: ok, %d s\n' "$name" $((SECONDS - begun))
   else

@@ -1,6 +1,6 @@
--- Keeps everybody but the three roles of roles.sql out of a database that is authctl's alone. Run it
--- once, after roles.sql, as the database's owner. In a shared database it would cut the other
--- programs off.
+-- Locks everybody except the three roles of roles.sql out of a database that belongs to authctl
+-- alone. Run it once, after roles.sql, as the database's owner. In a shared database it would lock
+-- out the other programs.
 --
 --   psql -v ON_ERROR_STOP=1 -d authctl -f deploy/postgres/dedicated.sql
 

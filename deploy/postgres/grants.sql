@@ -1,11 +1,10 @@
--- What authctl_serve and authctl_relay (roles.sql) may do with each table. Run it after every
--- authctl migrate up, as authctl_migrate, before the new release serves:
+-- Grants authctl_serve and authctl_relay (roles.sql) what they may do with each table. Run it after
+-- every authctl migrate up, as authctl_migrate, before the new release serves:
 --
 --   psql -v ON_ERROR_STOP=1 -d authctl -U authctl_migrate -f deploy/postgres/grants.sql
 --
--- It takes back what they had and grants what is below, at once: running servers notice nothing.
--- Of other programs in the database it touches nothing. The tables are those that search_path
--- leads to.
+-- One transaction revokes the old rights and grants those below, so running servers notice nothing.
+-- It changes nothing for other programs in the database. search_path finds the tables.
 
 BEGIN;
 
@@ -13,8 +12,8 @@ DO $$
 DECLARE
     statement text;
 BEGIN
-    -- What the two roles have been granted on the tables and sequences beside ours, and what
-    -- everybody may do with our functions, which PostgreSQL grants when it makes one.
+    -- Revoke what the two roles may do with the tables and sequences of our schema, and what
+    -- everybody may do with our functions, which PostgreSQL grants when a function is created.
     FOR statement IN
         SELECT DISTINCT format('REVOKE ALL ON %s %s FROM authctl_serve, authctl_relay',
                 CASE relkind WHEN 'S' THEN 'SEQUENCE' ELSE 'TABLE' END, pg_class.oid::regclass)
@@ -30,22 +29,22 @@ BEGIN
     END LOOP;
 END $$;
 
--- Both refuse a schema that is behind.
+-- Both refuse an older schema, so both read which migrations have run.
 GRANT SELECT ON bun_migrations TO authctl_serve, authctl_relay;
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON users, begun_session, revoked_session, session TO authctl_serve;
 GRANT SELECT, INSERT ON user_origin TO authctl_serve; -- deleted with its user
 GRANT SELECT, INSERT, UPDATE ON signing_key TO authctl_serve;
 
--- Who adds an event can neither read one nor take one back.
+-- authctl_serve adds events but can neither read nor remove them.
 GRANT EXECUTE ON FUNCTION outbox_add TO authctl_serve;
 GRANT SELECT ON outbox_setting TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE ON outbox_key, outbox_finished_key TO authctl_serve;
 GRANT USAGE ON SEQUENCE outbox_event_id TO authctl_serve;
 GRANT INSERT ON outbox_event, outbox_pending TO authctl_serve;
 
--- Who sends events can neither make nor change one, and sees nothing of accounts. TRUNCATE
--- empties the segments whose time is over.
+-- authctl_relay sends events but can neither add nor change them, and has no access to accounts. It
+-- needs TRUNCATE to empty expired segments.
 GRANT SELECT ON SEQUENCE outbox_event_id TO authctl_relay;
 GRANT SELECT, TRUNCATE ON outbox_event TO authctl_relay;
 DO $$

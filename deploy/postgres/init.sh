@@ -1,10 +1,10 @@
 #!/bin/sh
-# Makes the database roles of docker-compose.yml, when its volume is new.
+# Creates the database roles of docker-compose.yml when its volume is new.
 set -eu
 psql="psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --username=$POSTGRES_USER --dbname=$POSTGRES_DB"
 $psql --file=/authctl/roles.sql
 $psql --file=/authctl/dedicated.sql
-# By the environment: arguments can be read by every process.
+# In the environment, because every process can read arguments.
 $psql <<'EOF'
 \getenv migrate DB_MIGRATE_PASSWORD
 \getenv serve DB_SERVE_PASSWORD
