@@ -14,12 +14,6 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// Who did something to an account, in events and in the security log.
-const (
-	byUser  = "user"
-	byAdmin = "admin"
-)
-
 // DeleteOwn deletes the caller's account for good, once the password was given again.
 func (s *Service) DeleteOwn(ctx context.Context, caller Caller, password string, dev Device) error {
 	a, err := s.reauthenticate(ctx, caller, password, dev)
@@ -184,27 +178,6 @@ func (s *Service) Users(ctx context.Context, fn func(User) error) error {
 		}
 		return nil
 	})
-}
-
-// accountPages passes every account to fn, ordered by id, some hundred at a time.
-func (s *Service) accountPages(ctx context.Context, fn func([]account) error) error {
-	const page = 500
-	for after := uuid.Nil; ; {
-		list, err := accountsAfter(ctx, s.db, after, page)
-		if err != nil {
-			return err
-		}
-		if len(list) == 0 {
-			return nil
-		}
-		if err := fn(list); err != nil {
-			return err
-		}
-		if len(list) < page {
-			return nil
-		}
-		after = list[len(list)-1].ID
-	}
 }
 
 // UnlockUser forgets the failures that have closed an account to strangers.

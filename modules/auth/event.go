@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
 )
 
 // The events of this module. docs/events.md is their contract and docs/schemas their form.
@@ -116,6 +118,21 @@ type userChanged struct {
 	By string `json:"by"` // user or admin
 }
 
+// Who did something to an account, in events and in the security log.
+const (
+	byUser  = "user"
+	byAdmin = "admin"
+)
+
+// announce adds an event to the transaction.
+func (s *Service) announce(ctx context.Context, tx database.IDB, eventType string, head eventHead, data any) error {
+	e, err := s.event(eventType, head, data)
+	if err != nil {
+		return err
+	}
+	return outbox.Add(ctx, tx, e)
+}
+
 // event makes the outbox event of a type. The key is the user, so that all events of one
 // user stay in order.
 func (s *Service) event(eventType string, head eventHead, data any) (outbox.Event, error) {
@@ -128,4 +145,8 @@ func (s *Service) event(eventType string, head eventHead, data any) (outbox.Even
 		Type: eventType, Key: user, Subject: user, Source: s.cfg.Token.Issuer,
 		DataSchema: SchemaURL(eventType), Time: head.OccurredAt, Data: body,
 	}, nil
+}
+
+func (s *Service) head(userID uuid.UUID) eventHead {
+	return eventHead{UserID: userID, OccurredAt: s.timestamp()}
 }

@@ -209,30 +209,6 @@ func (i *importer) all(ctx context.Context, split splitter, columns []string) er
 	}
 }
 
-// pendingUser is a record on its way to become an account.
-type pendingUser struct {
-	account
-	line, number int64
-	keepID       bool // the record has the id
-	numbered     bool // see record
-	origin       origin
-	lost         []string
-	other        bool // it is no account
-	scheme       password.Scheme
-	imported     bool
-	refused      *Refusal
-}
-
-// origin is what is kept of where an account comes from.
-type origin struct {
-	source    string
-	sourceID  string    // what it calls the account, when that is not its id here
-	hash      []byte    // SHA-256 of the imported hash, which the first sign-in replaces
-	created   time.Time // as the record has it; zero: it does not say
-	address   string
-	confirmed *bool // whether the address was; nil: the source does not say
-}
-
 // check decides whether the record can become an account, as far as the record tells.
 func (i *importer) check(rec record, err error) *pendingUser {
 	n := &pendingUser{other: rec.other, lost: lostKinds(rec.lost)}
@@ -466,64 +442,4 @@ func (s *Service) importEvents(n *pendingUser) ([]outbox.Event, error) {
 	}
 	disabled, err := s.event(EventUserDisabled, head, userChanged{eventHead: head, By: byAdmin})
 	return []outbox.Event{registered, disabled}, err
-}
-
-// insertAbsent inserts the accounts whose id and name are free, with their origins, and says
-// of each of the others whether it is there already or somebody else is.
-func insertAbsent(ctx context.Context, tx database.IDB, batch []*pendingUser) error {
-	// In the order of their names: two imports at once do not wait in a circle.
-	ordered := slices.SortedStableFunc(slices.Values(batch), func(a, b *pendingUser) int { return strings.Compare(a.canonical, b.canonical) })
-	inserted, err := insertUsers(ctx, tx, ordered)
-	if err != nil {
-		return err
-	}
-	var added, others []*pendingUser
-	for _, n := range batch {
-		n.imported, n.refused = inserted[n.ID] == n.canonical, nil
-		if n.imported {
-			delete(inserted, n.ID) // a second record of the same account finds it there
-			added = append(added, n)
-		} else {
-			others = append(others, n)
-		}
-	}
-	if err := insertOrigins(ctx, tx, added); err != nil {
-		return err
-	}
-	owners, err := ownersOf(ctx, tx, others)
-	if err != nil {
-		return err
-	}
-	for _, n := range others {
-		n.refused = owners.refusal(n)
-		if n.refused == nil && owners.byName[n.canonical] == nil {
-			n.refused = refuse("conflict", "an account with this name was deleted at the same moment")
-		}
-	}
-	return nil
-}
-
-// insertUsers returns the names of those inserted by their ids.
-func insertUsers(ctx context.Context, tx database.IDB, batch []*pendingUser) (map[uuid.UUID]string, error) {
-	args := make([]any, 0, len(batch)*9)
-	for _, n := range batch {
-		args = append(args, n.ID, n.Username, n.canonical, n.passwordHash, n.Status, n.epoch, n.CreatedAt, n.UpdatedAt, n.PasswordChangedAt)
-	}
-	values := strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(batch))[2:]
-	rows, err := tx.QueryContext(ctx, `INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,
-		created_at, updated_at, password_changed_at) VALUES `+values+` ON CONFLICT DO NOTHING RETURNING id, username_canonical`, args...)
-	if err != nil {
-		return nil, fmt.Errorf("insert users: %w", err)
-	}
-	defer rows.Close()
-	inserted := make(map[uuid.UUID]string, len(batch))
-	for rows.Next() {
-		var id uuid.UUID
-		var canonical string
-		if err := rows.Scan(&id, &canonical); err != nil {
-			return nil, fmt.Errorf("insert users: %w", err)
-		}
-		inserted[id] = canonical
-	}
-	return inserted, rows.Err()
 }

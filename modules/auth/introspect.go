@@ -104,23 +104,3 @@ func (s *Service) introspectRefresh(ctx context.Context, text string) (Introspec
 		Issuer: s.cfg.Token.Issuer, SessionID: rec.ID, IssuedAt: rec.LastUsedAt, ExpiresAt: rec.IdleExpiresAt, AuthTime: rec.AuthTime,
 	}, true, nil
 }
-
-// Revoke ends the session that a token of either kind belongs to, on behalf of a client
-// (RFC 7009). A token that means nothing is fine: the client wants it to mean nothing.
-func (s *Service) Revoke(ctx context.Context, text string) error {
-	if strings.HasPrefix(text, refreshPrefix) {
-		t, err := s.codec.Parse(text)
-		if err != nil {
-			return nil
-		}
-		return s.endSession(ctx, t.UserID(), t.SessionID(), ReasonTokenRevoked)
-	}
-	caller, err := s.identify(ctx, text)
-	if errors.Is(err, ErrInvalidToken) || errors.Is(err, ErrSessionRevoked) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return s.endSession(ctx, caller.User.ID, caller.SessionID, ReasonTokenRevoked)
-}

@@ -9,7 +9,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
-	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/platform/database"
 )
 
@@ -108,48 +107,6 @@ func (s *Service) storePassword(ctx context.Context, userID uuid.UUID, hash stri
 		return err
 	})
 	return changed, err
-}
-
-// stillProved refuses what a caller was granted on a password that is no longer the account's,
-// or in a session that has ended: between the check and the lock on the row lies a hash.
-func (s *Service) stillProved(ctx context.Context, tx database.IDB, now, checked account, caller Caller) error {
-	if err := s.stillLive(ctx, tx, now, caller); err != nil {
-		return err
-	}
-	if !now.samePassword(checked) {
-		return ErrWrongPassword
-	}
-	return nil
-}
-
-// reauthenticate asks the caller's password again. To the limiter the session is a known device,
-// so that strangers at the front door cannot close this one; what is guessed here counts there.
-func (s *Service) reauthenticate(ctx context.Context, caller Caller, password string, dev Device) (account, error) {
-	a, err := accountByID(ctx, s.db, caller.User.ID)
-	if errors.Is(err, ErrUserNotFound) {
-		return account{}, ErrSessionRevoked
-	}
-	if err != nil {
-		return account{}, err
-	}
-	try := throttle.Attempt{Account: a.canonical, Address: dev.IP, Session: caller.SessionID.String(), Owner: a.owner()}
-	ticket, ok, err := s.attempt(ctx, try, &a, password, func() (found bool, err error) {
-		a, err = accountByID(ctx, s.db, caller.User.ID)
-		return true, err
-	})
-	if errors.Is(err, ErrUserNotFound) {
-		return account{}, ErrSessionRevoked
-	}
-	if err != nil {
-		return account{}, err
-	}
-	if !ok {
-		s.limiter.Failed(ctx, ticket)
-		s.security.Warn("reauthentication_failed", zap.Stringer("user_id", a.ID), zap.Stringer("sid", caller.SessionID), zap.String("ip", dev.ip()))
-		return account{}, ErrWrongPassword
-	}
-	s.limiter.Succeeded(ctx, ticket, a.owner())
-	return a, nil
 }
 
 // reissue gives the caller's session new tokens. A session whose record the store has lost

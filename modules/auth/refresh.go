@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
-	"github.com/toppira/authctl/platform/database"
 )
 
 // Refresh takes a refresh token for its successor and a fresh access token. Of any number
@@ -81,39 +79,3 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 
 // errSuperseded ends nothing, and does not ask to try again: then it would be reuse.
 var errSuperseded = ErrInvalidRefreshToken.Detail("This refresh token was replaced a moment ago, and the way from it to the newest one of its session is not kept. The session goes on with that one.")
-
-// tooOld reports whether a session is beyond auth.session_max_age as it is now. The store holds
-// sessions to the age that was set when they began. When it was lowered since, the database may
-// have forgotten that the session was revoked (see writeRevocation), and the store not.
-func (s *Service) tooOld(sid uuid.UUID) bool {
-	return !s.now().Before(began(sid).Add(s.cfg.SessionMaxAge))
-}
-
-// announceReuse commits the end of a session whose token was presented twice, then lets go
-// of the marked record.
-func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, generation uint32, ip, userAgent string) error {
-	ctx, cancel := detached(ctx)
-	defer cancel()
-	head := s.head(userID)
-	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		if _, err := lockAccount(ctx, tx, userID); err != nil {
-			return err
-		}
-		news, err := s.writeRevocation(ctx, tx, userID, sid, ReasonReuse, head.OccurredAt)
-		if err != nil || !news {
-			return err
-		}
-		// Detected first, revoked second: a reader learns the cause before the effect.
-		if err := s.announce(ctx, tx, EventRefreshTokenReuseDetected, head, refreshTokenReuseDetected{
-			eventHead: head, SessionID: sid, Generation: generation, IP: ip, UserAgent: userAgent,
-		}); err != nil {
-			return err
-		}
-		return s.announceRevoked(ctx, tx, head, sid, ReasonReuse)
-	})
-	if err != nil && !errors.Is(err, ErrUserNotFound) {
-		return err
-	}
-	s.dropRecord(ctx, userID, sid)
-	return nil
-}

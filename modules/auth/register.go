@@ -3,23 +3,12 @@ package auth
 import (
 	"context"
 	"errors"
-	"time"
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
-	"github.com/toppira/authctl/modules/auth/internal/password"
-	"github.com/toppira/authctl/modules/auth/internal/username"
-	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
-	"github.com/toppira/authctl/platform/fault"
 )
-
-// Credentials are what a person types.
-type Credentials struct {
-	Username string
-	Password string
-}
 
 // Register makes an account and signs its owner in. It returns [ErrValidation] with every
 // faulty field, or [ErrUsernameTaken]. Where registration is closed it returns
@@ -118,41 +107,4 @@ func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID) 
 		}
 		return s.announce(ctx, tx, EventUserRegistered, head, userRegistered{eventHead: head, Username: a.Username, SessionID: sid})
 	})
-}
-
-// announce adds an event to the transaction.
-func (s *Service) announce(ctx context.Context, tx database.IDB, eventType string, head eventHead, data any) error {
-	e, err := s.event(eventType, head, data)
-	if err != nil {
-		return err
-	}
-	return outbox.Add(ctx, tx, e)
-}
-
-// checkUsername returns the canonical form, or the fault with one more field.
-func (s *Service) checkUsername(invalid *fault.Fault, name string) (string, *fault.Fault) {
-	canonical, err := username.Canonical(s.cfg.UsernameProfile, name)
-	if p, ok := errors.AsType[*username.Problem](err); ok {
-		return "", invalid.Field("username", p.Code, p.Detail)
-	}
-	return canonical, invalid
-}
-
-// checkPassword returns the fault with one more field when the password will not do.
-func (s *Service) checkPassword(invalid *fault.Fault, field, typed, username string) (*fault.Fault, error) {
-	err := s.passwords.Check(typed, username)
-	if problem, ok := errors.AsType[*password.Problem](err); ok {
-		return invalid.Field(field, problem.Code, problem.Detail), nil
-	}
-	return invalid, err
-}
-
-func (s *Service) head(userID uuid.UUID) eventHead {
-	return eventHead{UserID: userID, OccurredAt: s.timestamp()}
-}
-
-// accessTokensEnd is when the last access token issued up to now has expired everywhere,
-// clocks that differ a little and servers with another lifetime included.
-func (s *Service) accessTokensEnd(now time.Time) time.Time {
-	return now.Add(s.keys.LongestTTL() + time.Minute)
 }

@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"net/url"
 	"time"
 
 	"github.com/google/uuid"
@@ -185,15 +184,6 @@ func newID() (uuid.UUID, error) {
 // timestamp is the present moment as the databases keep it: UTC, whole microseconds.
 func (s *Service) timestamp() time.Time { return s.now().UTC().Truncate(time.Microsecond) }
 
-// issuerWords are what of the issuer no password should be made of.
-func issuerWords(issuer string) []string {
-	u, err := url.Parse(issuer)
-	if err != nil || u.Hostname() == "" {
-		return []string{issuer}
-	}
-	return []string{u.Hostname()}
-}
-
 // IsUnavailable reports whether an error means that a backend is away, too slow or read-only:
 // the same request may succeed later.
 func IsUnavailable(err error) bool {
@@ -203,4 +193,20 @@ func IsUnavailable(err error) bool {
 // Ready reports what of its backends is away; nil means that the service can do its work.
 func (s *Service) Ready(ctx context.Context) error {
 	return errors.Join(s.db.PingContext(ctx), s.sessions.Ping(ctx))
+}
+
+// giveWay leaves the database to others for as long as it was just kept busy. SQLite has one
+// writer, and a server that waits for its turn polls.
+func (s *Service) giveWay(ctx context.Context, busy time.Duration) error {
+	if s.db.IsPostgres() {
+		return ctx.Err()
+	}
+	pause := time.NewTimer(busy)
+	defer pause.Stop()
+	select {
+	case <-pause.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,6 +15,26 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
 )
+
+// Revoke ends the session that a token of either kind belongs to, on behalf of a client
+// (RFC 7009). A token that means nothing is fine: the client wants it to mean nothing.
+func (s *Service) Revoke(ctx context.Context, text string) error {
+	if strings.HasPrefix(text, refreshPrefix) {
+		t, err := s.codec.Parse(text)
+		if err != nil {
+			return nil
+		}
+		return s.endSession(ctx, t.UserID(), t.SessionID(), ReasonTokenRevoked)
+	}
+	caller, err := s.identify(ctx, text)
+	if errors.Is(err, ErrInvalidToken) || errors.Is(err, ErrSessionRevoked) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.endSession(ctx, caller.User.ID, caller.SessionID, ReasonTokenRevoked)
+}
 
 // Revoked counts what [Service.RevokeSessions] has ended, each with its event.
 type Revoked struct {
@@ -93,22 +114,6 @@ func (s *Service) revokeEverybody(ctx context.Context, after uuid.UUID, progress
 		if err := s.giveWay(ctx, time.Since(begun)); err != nil {
 			return done, err
 		}
-	}
-}
-
-// giveWay leaves the database to others for as long as it was just kept busy. SQLite has one
-// writer, and a server that waits for its turn polls.
-func (s *Service) giveWay(ctx context.Context, busy time.Duration) error {
-	if s.db.IsPostgres() {
-		return ctx.Err()
-	}
-	pause := time.NewTimer(busy)
-	defer pause.Stop()
-	select {
-	case <-pause.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 
@@ -321,11 +326,4 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 		s.dropRecord(ctx, userID, sids...)
 	}
 	return len(ended), nil
-}
-
-// lockAccountsAfter is [lockAccount] for the next active accounts in the order of their ids. One
-// that is disabled has no sessions.
-func lockAccountsAfter(ctx context.Context, tx database.IDB, after uuid.UUID, limit int) ([]account, error) {
-	return scanAccounts(tx.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id > ? AND status = ? ORDER BY id LIMIT ?"+database.ForUpdate(tx),
-		after, StatusActive, limit))
 }

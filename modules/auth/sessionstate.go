@@ -36,6 +36,28 @@ func (st standing) endedWithAll(sid uuid.UUID) bool {
 // began is when a session began, which its id tells: it is a UUIDv7 made by [newID].
 func began(sid uuid.UUID) time.Time { return time.Unix(sid.Time().UnixTime()) }
 
+// tooOld reports whether a session is beyond auth.session_max_age as it is now. The store holds
+// sessions to the age that was set when they began. When it was lowered since, the database may
+// have forgotten that the session was revoked (see writeRevocation), and the store not.
+func (s *Service) tooOld(sid uuid.UUID) bool {
+	return !s.now().Before(began(sid).Add(s.cfg.SessionMaxAge))
+}
+
+// stillLive refuses a caller whose session has ended since it was authenticated. Who keeps a
+// session alive past the end of all others asks this under the lock on the account: an ended
+// session must not keep itself, which would bring it back.
+func (s *Service) stillLive(ctx context.Context, tx database.IDB, now account, caller Caller) error {
+	revoked, err := revokedAmong(ctx, tx, []uuid.UUID{caller.SessionID})
+	if err != nil {
+		return err
+	}
+	st := standing{user: now.User, epoch: now.epoch, keptSID: now.keptSID, revoked: revoked[caller.SessionID]}
+	if !st.live(caller.SessionID, caller.claims.SessionEpoch) {
+		return ErrSessionRevoked
+	}
+	return nil
+}
+
 // standings answers the one question every refresh and every authenticated request asks. The
 // statement is prepared (docs/decisions).
 type standings struct {

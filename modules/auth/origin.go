@@ -14,6 +14,16 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
+// origin is what is kept of where an account comes from.
+type origin struct {
+	source    string
+	sourceID  string    // what it calls the account, when that is not its id here
+	hash      []byte    // SHA-256 of the imported hash, which the first sign-in replaces
+	created   time.Time // as the record has it; zero: it does not say
+	address   string
+	confirmed *bool // whether the address was; nil: the source does not say
+}
+
 // insertOrigins keeps where imported accounts come from: it tells an account that is imported
 // once more from another person of the same name, also after its password was changed here,
 // and whether its address was confirmed.

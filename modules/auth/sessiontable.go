@@ -82,3 +82,61 @@ func scanBegun(rows *sql.Rows, err error) ([]begun, error) {
 	}
 	return list, rows.Err()
 }
+
+// revokeSession writes that a session is over and reports whether that is news. It is kept for
+// the given time, by the clock that is ahead of this server's and the database's.
+func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason, now time.Time, kept time.Duration) (bool, error) {
+	expires, args := "?5", []any{sid, userID, reason, now, now.Add(kept)}
+	if database.IsPostgres(tx) {
+		expires, args = "GREATEST(CAST(?5 AS timestamptz), now() + make_interval(secs => ?6))", append(args, kept.Seconds())
+	}
+	res, err := tx.ExecContext(ctx, `INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at)
+		VALUES (?1, ?2, ?3, ?4, `+expires+`) ON CONFLICT (sid) DO NOTHING`, args...)
+	if err != nil {
+		return false, fmt.Errorf("revoke session: %w", err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil {
+		return false, fmt.Errorf("revoke session: %w", err)
+	}
+	if _, err := tx.ExecContext(ctx, "DELETE FROM begun_session WHERE sid = ?", sid); err != nil {
+		return false, fmt.Errorf("revoke session: %w", err)
+	}
+	return n > 0, nil
+}
+
+// revokedAmong returns which of the sessions the database says are over.
+func revokedAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
+	revoked := make(map[uuid.UUID]bool)
+	if len(sids) == 0 {
+		return revoked, nil
+	}
+	rows, err := db.QueryContext(ctx, "SELECT sid FROM revoked_session WHERE sid IN (?)", database.List(sids))
+	if err != nil {
+		return nil, fmt.Errorf("read revoked sessions: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var sid uuid.UUID
+		if err := rows.Scan(&sid); err != nil {
+			return nil, fmt.Errorf("read revoked sessions: %w", err)
+		}
+		revoked[sid] = true
+	}
+	return revoked, rows.Err()
+}
+
+// purgeSessions forgets at most limit rows of a table, begun_session or revoked_session, of
+// sessions of which no token can live, by this server's clock and by the database's: a clock that
+// is ahead must not bring back what was revoked.
+func purgeSessions(ctx context.Context, db *database.DB, table string, now time.Time, limit int) (int64, error) {
+	expired := "expires_at < ?1"
+	if db.IsPostgres() {
+		expired += " AND expires_at < now()"
+	}
+	res, err := db.Write(ctx, "DELETE FROM "+table+" WHERE sid IN (SELECT sid FROM "+table+" WHERE "+expired+" ORDER BY expires_at LIMIT ?2)", now, limit)
+	if err != nil {
+		return 0, fmt.Errorf("purge %s: %w", table, err)
+	}
+	return res.RowsAffected()
+}

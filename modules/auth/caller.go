@@ -1,0 +1,40 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth/internal/token"
+)
+
+// Caller is who an access token speaks for.
+type Caller struct {
+	User      User
+	SessionID uuid.UUID
+	ExpiresAt time.Time // of the access token
+	claims    token.Claims
+	standing  standing
+}
+
+// identify is [Service.Authenticate] without the question whether the session goes on.
+func (s *Service) identify(ctx context.Context, access string) (Caller, error) {
+	claims, err := s.verifier.Verify(access)
+	if errors.Is(err, token.ErrExpired) {
+		return Caller{}, ErrInvalidToken.Detail("The access token has expired.")
+	}
+	if err != nil {
+		return Caller{}, ErrInvalidToken
+	}
+	st, err := s.standings.of(ctx, claims.Subject, claims.SessionID)
+	if errors.Is(err, ErrUserNotFound) {
+		return Caller{}, ErrSessionRevoked
+	}
+	if err != nil {
+		return Caller{}, fmt.Errorf("authenticate: %w", err)
+	}
+	return Caller{User: st.user, SessionID: claims.SessionID, ExpiresAt: claims.ExpiresAt, claims: claims, standing: st}, nil
+}

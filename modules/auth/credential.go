@@ -1,0 +1,157 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth/internal/password"
+	"github.com/toppira/authctl/modules/auth/internal/throttle"
+	"github.com/toppira/authctl/modules/auth/internal/username"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// Credentials are what a person types.
+type Credentials struct {
+	Username string
+	Password string
+}
+
+// errNotTrusted says that the device or address of an attempt is not known to the account that
+// was looked up: it was known to another one of that name, or before the password changed.
+var errNotTrusted = errors.New("the device is not known to this account")
+
+// attempt checks a password as [Service.verify] does, with the limiter's leave, which is asked
+// before anything is spent on it. The ticket is the caller's to settle when there is no error.
+func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account, password string,
+	find func() (found bool, err error)) (*throttle.Ticket, bool, error) {
+	ticket, err := s.limiter.Begin(ctx, try)
+	if errors.Is(err, throttle.ErrCrowded) {
+		err = ErrOverloaded.After(time.Second)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	ok, err := s.verify(ctx, a, try.Account, password, func() (found bool, err error) {
+		found, err = find()
+		if err == nil && !s.limiter.Trusts(ticket, a.owner()) {
+			err = errNotTrusted
+		}
+		return found, err
+	})
+	if err == nil {
+		return ticket, ok, nil
+	}
+	s.limiter.Cancel(ctx, ticket)
+	if errors.Is(err, errNotTrusted) && !try.Stranger {
+		try.Stranger = true
+		return s.attempt(ctx, try, a, password, find)
+	}
+	return nil, false, err
+}
+
+// verify checks the password of an account, which find puts into a when it is about to be
+// checked: nobody is looked up who will be turned away. Where there is no account, as much
+// work is done for nothing. When the stored hash is of an older kind, a replacement is stored
+// and put into a.
+func (s *Service) verify(ctx context.Context, a *account, canonical, password string, find func() (found bool, err error)) (bool, error) {
+	result, err := s.passwords.Verify(ctx, canonical, password, func() (string, bool, error) {
+		found, err := find()
+		return a.passwordHash, found, err
+	})
+	if err != nil || !result.OK {
+		return false, err
+	}
+	if result.Rehash {
+		s.renewHash(ctx, a, password)
+	}
+	return true, nil
+}
+
+// renewHash brings the stored hash up to the present settings. It is a favour of a sign-in
+// that has succeeded: when it fails, the next one tries again.
+func (s *Service) renewHash(ctx context.Context, a *account, password string) {
+	hash, err := s.passwords.Hash(ctx, password)
+	if err == nil {
+		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return rehash(ctx, tx, a.ID, a.passwordHash, hash) })
+	}
+	if err != nil {
+		s.log.Info("password_hash_not_renewed", zap.Stringer("user_id", a.ID), zap.Error(err))
+		return
+	}
+	a.passwordHash = hash
+	s.security.Info("password_hash_renewed", zap.Stringer("user_id", a.ID))
+}
+
+// reauthenticate asks the caller's password again. To the limiter the session is a known device,
+// so that strangers at the front door cannot close this one; what is guessed here counts there.
+func (s *Service) reauthenticate(ctx context.Context, caller Caller, password string, dev Device) (account, error) {
+	a, err := accountByID(ctx, s.db, caller.User.ID)
+	if errors.Is(err, ErrUserNotFound) {
+		return account{}, ErrSessionRevoked
+	}
+	if err != nil {
+		return account{}, err
+	}
+	try := throttle.Attempt{Account: a.canonical, Address: dev.IP, Session: caller.SessionID.String(), Owner: a.owner()}
+	ticket, ok, err := s.attempt(ctx, try, &a, password, func() (found bool, err error) {
+		a, err = accountByID(ctx, s.db, caller.User.ID)
+		return true, err
+	})
+	if errors.Is(err, ErrUserNotFound) {
+		return account{}, ErrSessionRevoked
+	}
+	if err != nil {
+		return account{}, err
+	}
+	if !ok {
+		s.limiter.Failed(ctx, ticket)
+		s.security.Warn("reauthentication_failed", zap.Stringer("user_id", a.ID), zap.Stringer("sid", caller.SessionID), zap.String("ip", dev.ip()))
+		return account{}, ErrWrongPassword
+	}
+	s.limiter.Succeeded(ctx, ticket, a.owner())
+	return a, nil
+}
+
+// stillProved refuses what a caller was granted on a password that is no longer the account's,
+// or in a session that has ended: between the check and the lock on the row lies a hash.
+func (s *Service) stillProved(ctx context.Context, tx database.IDB, now, checked account, caller Caller) error {
+	if err := s.stillLive(ctx, tx, now, caller); err != nil {
+		return err
+	}
+	if !now.samePassword(checked) {
+		return ErrWrongPassword
+	}
+	return nil
+}
+
+// checkUsername returns the canonical form, or the fault with one more field.
+func (s *Service) checkUsername(invalid *fault.Fault, name string) (string, *fault.Fault) {
+	canonical, err := username.Canonical(s.cfg.UsernameProfile, name)
+	if p, ok := errors.AsType[*username.Problem](err); ok {
+		return "", invalid.Field("username", p.Code, p.Detail)
+	}
+	return canonical, invalid
+}
+
+// checkPassword returns the fault with one more field when the password will not do.
+func (s *Service) checkPassword(invalid *fault.Fault, field, typed, username string) (*fault.Fault, error) {
+	err := s.passwords.Check(typed, username)
+	if problem, ok := errors.AsType[*password.Problem](err); ok {
+		return invalid.Field(field, problem.Code, problem.Detail), nil
+	}
+	return invalid, err
+}
+
+// issuerWords are what of the issuer no password should be made of.
+func issuerWords(issuer string) []string {
+	u, err := url.Parse(issuer)
+	if err != nil || u.Hostname() == "" {
+		return []string{issuer}
+	}
+	return []string{u.Hostname()}
+}

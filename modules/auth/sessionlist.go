@@ -1,0 +1,143 @@
+package auth
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+)
+
+// Session is a device session as its owner sees it.
+type Session struct {
+	ID         uuid.UUID `json:"id"`
+	UserID     uuid.UUID `json:"-"`
+	Username   string    `json:"-"`
+	DeviceName string    `json:"device_name"`
+	UserAgent  string    `json:"user_agent"`
+	IP         string    `json:"ip"`
+	CreatedAt  time.Time `json:"created_at"`
+	LastUsedAt time.Time `json:"last_used_at"`
+	ExpiresAt  time.Time `json:"expires_at"` // unless it is refreshed before
+	Current    bool      `json:"current"`    // the one that asks
+
+	epoch int64 // of the account when it began
+}
+
+// SessionFilter chooses among the sessions that the store has. Zero fields choose everything.
+type SessionFilter struct {
+	// Everybody is for [Service.RevokeSessions] alone: every session of every account, also of
+	// those that the store does not know of. AfterAccount goes on with what was broken off.
+	// The other fields are not looked at.
+	Everybody    bool
+	AfterAccount uuid.UUID
+
+	UserID uuid.NullUUID
+	ID     uuid.NullUUID
+	IP     netip.Prefix // of the latest use
+	Before time.Time    // last used before
+}
+
+// foundBatch is how many records are compared with the database at a time.
+const foundBatch = 200
+
+// FindSessions passes the live sessions that the filter chooses to fn, in no particular
+// order and in bounded memory, until fn returns an error.
+func (s *Service) FindSessions(ctx context.Context, f SessionFilter, fn func(Session) error) error {
+	filter := session.Filter{ID: f.ID, IP: f.IP, Before: f.Before}
+	portion := make([]session.Session, 0, foundBatch)
+	flush := func() error {
+		live, err := s.live(ctx, portion)
+		if err != nil {
+			return err
+		}
+		portion = portion[:0]
+		for _, one := range live {
+			if err := fn(one); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if f.UserID.Valid {
+		records, err := s.sessions.List(ctx, f.UserID.UUID)
+		if err != nil {
+			return err
+		}
+		for _, r := range records {
+			if filter.Match(r) {
+				portion = append(portion, r)
+			}
+		}
+		return flush()
+	}
+	for r, err := range s.sessions.Walk(ctx, filter) {
+		if err != nil {
+			return err
+		}
+		if portion = append(portion, r); len(portion) == cap(portion) {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// live leaves out the records that the database says are over.
+func (s *Service) live(ctx context.Context, records []session.Session) ([]Session, error) {
+	live, _, err := s.compare(ctx, records)
+	return live, err
+}
+
+// compare asks the database which of the records are of sessions that live. It also returns
+// the ids of those that are over, by user. A user who is not in the database may be in another
+// one that shares the store: their records are neither.
+func (s *Service) compare(ctx context.Context, records []session.Session) (live []Session, ended map[uuid.UUID][]uuid.UUID, err error) {
+	var users, ids, tentative []uuid.UUID
+	known := make(map[uuid.UUID]bool)
+	for _, r := range records {
+		ids = append(ids, r.ID)
+		if r.Tentative() {
+			tentative = append(tentative, r.ID)
+		}
+		if !known[r.UserID] {
+			known[r.UserID] = true
+			users = append(users, r.UserID)
+		}
+	}
+	accounts, err := accountsByID(ctx, s.db, users)
+	if err != nil {
+		return nil, nil, err
+	}
+	revoked, err := revokedAmong(ctx, s.db, ids)
+	if err != nil {
+		return nil, nil, err
+	}
+	begun, err := begunAmong(ctx, s.db, tentative)
+	if err != nil {
+		return nil, nil, err
+	}
+	live, ended = make([]Session, 0, len(records)), make(map[uuid.UUID][]uuid.UUID)
+	for _, r := range records {
+		a, found := accounts[r.UserID]
+		st := standing{user: a.User, epoch: a.epoch, keptSID: a.keptSID, revoked: revoked[r.ID]}
+		switch {
+		case !found:
+		case r.Tentative() && !begun[r.ID]: // its sign-in is under way, or has died
+			if s.now().Sub(began(r.ID)) > tentativeFor {
+				ended[r.UserID] = append(ended[r.UserID], r.ID)
+			}
+		case !st.live(r.ID, r.Epoch) || s.tooOld(r.ID):
+			ended[r.UserID] = append(ended[r.UserID], r.ID)
+		default:
+			live = append(live, Session{
+				ID: r.ID, UserID: r.UserID, Username: a.Username, DeviceName: r.DeviceName, UserAgent: r.UserAgent, IP: r.IP,
+				CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt, epoch: r.Epoch,
+			})
+		}
+	}
+	return live, ended, nil
+}
