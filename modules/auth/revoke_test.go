@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -239,5 +240,35 @@ func TestASessionThatTheStoreHasLostCanBeEndedByItsOwner(t *testing.T) {
 			t.Errorf("once more: %v", err)
 		}
 		w.expectEvents(t, here.User.ID, "UserRegistered", "UserLoggedIn", "SessionRevoked")
+	})
+}
+
+// What a command announces as over is remembered until the tokens of every server have
+// expired, not only those that this command would have made.
+func TestACommandAnnouncesEndsForTheLifetimeOfTheServers(t *testing.T) {
+	t.Parallel()
+	eachWith(t, func(cfg *Config) { cfg.Token.AccessTTL = 10 * time.Hour }, func(t *testing.T, w *world) {
+		_, tokens := w.newcomer(t)
+		id := w.caller(t, tokens).User.ID
+		w.cfg.Token.AccessTTL = time.Minute
+		command := w.another(t)
+		if err := command.RevokeSession(t.Context(), Session{ID: tokens.SessionID, UserID: id}); err != nil {
+			t.Fatal(err)
+		}
+		if err := command.RevokeUserSessions(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range w.events(t, id)[1:] {
+			until, err := time.Parse(time.RFC3339, fmt.Sprint(e.Data["expires_at"]))
+			if err != nil || until.Before(tokens.AccessTokenExpiresAt) {
+				t.Errorf(
+					"%s may be forgotten at %v, %v; the token lives until %v",
+					e.Type,
+					until,
+					err,
+					tokens.AccessTokenExpiresAt,
+				)
+			}
+		}
 	})
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	redisstore "github.com/toppira/authctl/modules/auth/internal/session/redis"
 	sqlstore "github.com/toppira/authctl/modules/auth/internal/session/sql"
+	"github.com/toppira/authctl/modules/auth/internal/signingkey"
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/modules/auth/internal/token"
 	"github.com/toppira/authctl/platform/database"
@@ -50,7 +51,7 @@ type Service struct {
 	db         *database.DB
 	sessions   session.Store
 	codec      *session.Codec
-	keys       *keyring
+	keys       *signingkey.Ring
 	verifier   *token.Verifier
 	passwords  *password.Passwords
 	limiter    *throttle.Limiter
@@ -94,9 +95,9 @@ func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 			err = errors.Join(err, s.closeStatements())
 		}
 	}()
-	openKeys := newKeyring
+	openKeys := signingkey.New
 	if deps.Looking {
-		openKeys = lookIntoKeyring
+		openKeys = signingkey.Look
 	}
 	if s.keys, err = openKeys(ctx, deps.DB, cfg.Token, deps.Now); err != nil {
 		return nil, err

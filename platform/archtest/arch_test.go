@@ -38,6 +38,7 @@ var arrows = map[string][]string{
 	"modules/auth/internal/session":                     {"platform/config", "platform/fault"},
 	"modules/auth/internal/session/redis":               {"modules/auth/internal/session", "platform/cache", "platform/config"},
 	"modules/auth/internal/session/sql":                 {"modules/auth/internal/session", "platform/config", "platform/database"},
+	"modules/auth/internal/signingkey":                  {"modules/auth/internal/token", "platform/database", "platform/fault", "platform/logging"},
 	"modules/auth/internal/throttle":                    {"platform/cache", "platform/config", "platform/fault"},
 	"modules/auth/internal/token":                       {"platform/config", "platform/fault"},
 	"modules/auth/internal/username":                    {},

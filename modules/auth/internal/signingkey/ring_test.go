@@ -1,4 +1,4 @@
-package auth
+package signingkey
 
 import (
 	"context"
@@ -59,16 +59,16 @@ func eachDatabase(t *testing.T, test func(t *testing.T, open func() *database.DB
 	})
 }
 
-func startKeys(t testing.TB, db *database.DB, cfg token.Config, clock *keyClock) *keyring {
+func startKeys(t testing.TB, db *database.DB, cfg token.Config, clock *keyClock) *Ring {
 	t.Helper()
-	k, err := newKeyring(t.Context(), db, cfg, clock.now)
+	k, err := New(t.Context(), db, cfg, clock.now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return k
 }
 
-func signWith(t testing.TB, k *keyring) string {
+func signWith(t testing.TB, k *Ring) string {
 	t.Helper()
 	now := k.now()
 	signed, err := k.Active().Sign(token.Claims{
@@ -82,10 +82,10 @@ func signWith(t testing.TB, k *keyring) string {
 	return signed
 }
 
-func verifierOf(k *keyring) *token.Verifier { return k.cfg.Verifier(k.now, k.Public) }
+func verifierOf(k *Ring) *token.Verifier { return k.cfg.Verifier(k.now, k.Public) }
 
 // published lists the kids of the JWKS.
-func published(t testing.TB, k *keyring) []string {
+func published(t testing.TB, k *Ring) []string {
 	t.Helper()
 	body, etag := k.JWKS()
 	var set struct {
@@ -104,8 +104,8 @@ func published(t testing.TB, k *keyring) []string {
 	return kids
 }
 
-func mustKey(t testing.TB) func(info KeyInfo, err error) KeyInfo {
-	return func(info KeyInfo, err error) KeyInfo {
+func mustKey(t testing.TB) func(info Info, err error) Info {
+	return func(info Info, err error) Info {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
@@ -114,7 +114,7 @@ func mustKey(t testing.TB) func(info KeyInfo, err error) KeyInfo {
 	}
 }
 
-func keyStatus(t testing.TB, k *keyring, kid string) KeyInfo {
+func keyStatus(t testing.TB, k *Ring, kid string) Info {
 	t.Helper()
 	list, err := k.List(t.Context())
 	if err != nil {
@@ -126,7 +126,7 @@ func keyStatus(t testing.TB, k *keyring, kid string) KeyInfo {
 		}
 	}
 	t.Fatalf("no key %s among %v", kid, list)
-	return KeyInfo{}
+	return Info{}
 }
 
 func sealedKey(t testing.TB, db *database.DB, kid string) []byte {
@@ -147,14 +147,14 @@ func TestManyFirstStartsMakeOneKey(t *testing.T) {
 	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
 		const processes = 8
 		clock := newKeyClock()
-		keyrings := make([]*keyring, processes)
+		keyrings := make([]*Ring, processes)
 		start := make(chan struct{})
 		var wg sync.WaitGroup
 		for i := range processes {
 			db := open()
 			wg.Go(func() {
 				<-start
-				k, err := newKeyring(t.Context(), db, keyConfig(token.ES256), clock.now)
+				k, err := New(t.Context(), db, keyConfig(token.ES256), clock.now)
 				if err != nil {
 					t.Error(err)
 				}
@@ -167,7 +167,7 @@ func TestManyFirstStartsMakeOneKey(t *testing.T) {
 			return
 		}
 		list, err := keyrings[0].List(t.Context())
-		if err != nil || len(list) != 1 || list[0].Status != KeyActive || !list[0].ActiveAt.Equal(clock.now()) {
+		if err != nil || len(list) != 1 || list[0].Status != Active || !list[0].ActiveAt.Equal(clock.now()) {
 			t.Fatalf("keys %+v, %v; want one, active", list, err)
 		}
 		for _, k := range keyrings {
@@ -193,7 +193,7 @@ func TestARotationStepByStep(t *testing.T) {
 
 		clock.advance(time.Hour)
 		staged := must(k.Stage(t.Context()))
-		if staged.Status != KeyStaged || staged.Algorithm != token.ES256 || !staged.StagedAt.Equal(clock.now()) {
+		if staged.Status != Staged || staged.Algorithm != token.ES256 || !staged.StagedAt.Equal(clock.now()) {
 			t.Errorf("staged: %+v", staged)
 		}
 		if got := published(t, k); len(got) != 2 || k.Active().KID() != first {
@@ -202,14 +202,14 @@ func TestARotationStepByStep(t *testing.T) {
 		if _, after := k.JWKS(); after == etag {
 			t.Error("the key set changed, its ETag did not")
 		}
-		if _, err := k.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrKeyTooNew) {
+		if _, err := k.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrTooNew) {
 			t.Errorf("promote at once: %v", err)
 		}
 		clock.advance(JWKSMaxAge)
-		if _, err := k.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrKeyTooNew) {
+		if _, err := k.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrTooNew) {
 			t.Errorf("promote when a server may have just noticed: %v", err)
 		}
-		if _, err := k.Retire(t.Context(), first, true); !errors.Is(err, ErrKeyStatus) {
+		if _, err := k.Retire(t.Context(), first, true); !errors.Is(err, ErrStatus) {
 			t.Errorf("retire the active key: %v", err)
 		}
 		clock.advance(keySettle)
@@ -217,10 +217,10 @@ func TestARotationStepByStep(t *testing.T) {
 			t.Errorf("promotable at %v, it is %v", staged.PromotableAt, clock.now())
 		}
 		promoted := must(k.Promote(t.Context(), staged.KID, false))
-		if promoted.Status != KeyActive || !promoted.ActiveAt.Equal(clock.now()) || k.Active().KID() != staged.KID {
+		if promoted.Status != Active || !promoted.ActiveAt.Equal(clock.now()) || k.Active().KID() != staged.KID {
 			t.Errorf("promoted: %+v", promoted)
 		}
-		if _, err := k.Promote(t.Context(), staged.KID, true); !errors.Is(err, ErrKeyStatus) {
+		if _, err := k.Promote(t.Context(), staged.KID, true); !errors.Is(err, ErrStatus) {
 			t.Errorf("promote the active key: %v", err)
 		}
 		if got := published(t, k); len(got) != 2 {
@@ -232,16 +232,16 @@ func TestARotationStepByStep(t *testing.T) {
 			}
 		}
 
-		if _, err := k.Retire(t.Context(), first, false); !errors.Is(err, ErrKeyInUse) {
+		if _, err := k.Retire(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("retire at once: %v", err)
 		}
 		clock.advance(5*time.Hour + keySettle - time.Microsecond)
-		if _, err := k.Retire(t.Context(), first, false); !errors.Is(err, ErrKeyInUse) {
+		if _, err := k.Retire(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("retire a moment too early: %v", err)
 		}
 		clock.advance(time.Microsecond)
 		retired := must(k.Retire(t.Context(), first, false))
-		if retired.Status != KeyRetired || !retired.RetiredAt.Equal(promoted.ActiveAt) {
+		if retired.Status != Retired || !retired.RetiredAt.Equal(promoted.ActiveAt) {
 			t.Errorf("retired: %+v", retired)
 		}
 		if got := published(t, k); len(got) != 1 || got[0] != staged.KID {
@@ -254,7 +254,7 @@ func TestARotationStepByStep(t *testing.T) {
 			"promote a retired key": second(k.Promote(t.Context(), first, true)),
 			"retire it again":       second(k.Retire(t.Context(), first, true)),
 		} {
-			if !errors.Is(err, ErrKeyStatus) {
+			if !errors.Is(err, ErrStatus) {
 				t.Errorf("%s: %v", what, err)
 			}
 		}
@@ -262,11 +262,11 @@ func TestARotationStepByStep(t *testing.T) {
 			"promote": second(k.Promote(t.Context(), "unknown", true)),
 			"retire":  second(k.Retire(t.Context(), "unknown", true)),
 		} {
-			if !errors.Is(err, ErrKeyNotFound) {
+			if !errors.Is(err, ErrNotFound) {
 				t.Errorf("%s an unknown key: %v", what, err)
 			}
 		}
-		if _, _, err := k.Revoke(t.Context(), "unknown"); !errors.Is(err, ErrKeyNotFound) {
+		if _, _, err := k.Revoke(t.Context(), "unknown"); !errors.Is(err, ErrNotFound) {
 			t.Errorf("revoke an unknown key: %v", err)
 		}
 	})
@@ -308,10 +308,10 @@ func TestARevokedKeyIsReplacedAtOnce(t *testing.T) {
 		}
 
 		revoked, successor, err := k.Revoke(t.Context(), first)
-		if err != nil || revoked.Status != KeyRevoked || !revoked.RetiredAt.Equal(clock.now()) {
+		if err != nil || revoked.Status != Revoked || !revoked.RetiredAt.Equal(clock.now()) {
 			t.Fatalf("revoked %+v, %v", revoked, err)
 		}
-		if successor.Status != KeyActive || successor.KID != k.Active().KID() || successor.KID == first {
+		if successor.Status != Active || successor.KID != k.Active().KID() || successor.KID == first {
 			t.Errorf("successor %+v, active %s", successor, k.Active().KID())
 		}
 		if _, err := verify.Verify(signed); !errors.Is(err, token.ErrUnknownKey) {
@@ -325,7 +325,7 @@ func TestARevokedKeyIsReplacedAtOnce(t *testing.T) {
 		}
 
 		again, none, err := k.Revoke(t.Context(), first)
-		if err != nil || again != revoked || none != (KeyInfo{}) {
+		if err != nil || again != revoked || none != (Info{}) {
 			t.Errorf("revoked again: %+v, %+v, %v", again, none, err)
 		}
 
@@ -339,7 +339,7 @@ func TestARevokedKeyIsReplacedAtOnce(t *testing.T) {
 		}
 		// A staged key signs nothing: nobody succeeds it.
 		gone, none, err := k.Revoke(t.Context(), newest.KID)
-		if err != nil || gone.Status != KeyRevoked || !gone.RetiredAt.IsZero() || none != (KeyInfo{}) || k.Active().KID() != oldest.KID {
+		if err != nil || gone.Status != Revoked || !gone.RetiredAt.IsZero() || none != (Info{}) || k.Active().KID() != oldest.KID {
 			t.Errorf("revoked a staged key: %+v, %+v, %v", gone, none, err)
 		}
 	})
@@ -352,11 +352,11 @@ func TestChangesAtTheSameTimeLeaveOneActiveKey(t *testing.T) {
 		a := startKeys(t, open(), keyConfig(token.EdDSA), clock)
 		b := startKeys(t, open(), keyConfig(token.EdDSA), clock)
 		var wg sync.WaitGroup
-		for _, k := range []*keyring{a, b} {
+		for _, k := range []*Ring{a, b} {
 			for range 4 {
 				staged := mustKey(t)(k.Stage(t.Context()))
 				wg.Go(func() {
-					if _, err := k.Promote(t.Context(), staged.KID, true); err != nil && !errors.Is(err, ErrKeyStatus) {
+					if _, err := k.Promote(t.Context(), staged.KID, true); err != nil && !errors.Is(err, ErrStatus) {
 						t.Errorf("promote: %v", err)
 					}
 				})
@@ -374,11 +374,11 @@ func TestChangesAtTheSameTimeLeaveOneActiveKey(t *testing.T) {
 		}
 		active := ""
 		for _, info := range list {
-			if info.Status == KeyActive {
+			if info.Status == Active {
 				active += info.KID
 			}
 		}
-		for _, k := range []*keyring{a, b} {
+		for _, k := range []*Ring{a, b} {
 			if err := k.refresh(t.Context()); err != nil || k.Active().KID() != active {
 				t.Errorf("active in memory %s, in the database %s, %v", k.Active().KID(), active, err)
 			}
@@ -394,8 +394,8 @@ func TestRotationUnderLoadFailsNoToken(t *testing.T) {
 		clock, must := newKeyClock(), mustKey(t)
 		cfg := keyConfig(token.EdDSA)
 		cfg.AccessTTL = 10 * time.Minute
-		servers := []*keyring{startKeys(t, open(), cfg, clock), startKeys(t, open(), cfg, clock)}
-		operator := openKeyring(open(), cfg, clock.now)
+		servers := []*Ring{startKeys(t, open(), cfg, clock), startKeys(t, open(), cfg, clock)}
+		operator := openRing(open(), cfg, clock.now)
 
 		ctx, stop := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
@@ -488,10 +488,10 @@ func TestRunNoticesWhatAnotherServerDid(t *testing.T) {
 	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
 		clock := newKeyClock()
 		k := startKeys(t, open(), keyConfig(token.ES256), clock)
-		operator := openKeyring(open(), keyConfig(token.ES256), clock.now)
+		operator := openRing(open(), keyConfig(token.ES256), clock.now)
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- k.run(ctx, zap.NewNop()) }()
+		go func() { done <- k.Run(ctx, zap.NewNop()) }()
 
 		_, successor, err := operator.Revoke(t.Context(), k.Active().KID())
 		if err != nil {
@@ -520,7 +520,7 @@ func TestTheSecretIsReplaced(t *testing.T) {
 
 		next := cfg
 		next.Secret = "the second secret that is long enough"
-		_, err := newKeyring(t.Context(), db, next, clock.now)
+		_, err := New(t.Context(), db, next, clock.now)
 		if !errors.Is(err, ErrWrongSecret) || !strings.Contains(err.Error(), "AUTH_TOKEN_PREVIOUS_SECRETS") {
 			t.Errorf("with another secret: %v", err)
 		}
@@ -560,7 +560,7 @@ func TestALostSecretIsRecoveredFromByRevoking(t *testing.T) {
 	cfg := keyConfig(token.ES256)
 	cfg.Secret = "the second secret that is long enough"
 
-	operator := openKeyring(db, cfg, clock.now)
+	operator := openRing(db, cfg, clock.now)
 	if _, err := operator.Promote(t.Context(), staged.KID, true); !errors.Is(err, token.ErrSealed) {
 		t.Errorf("promote a key that nobody can open: %v", err)
 	}
@@ -583,7 +583,7 @@ func TestAKeyPromotedUnderAnotherSecretDoesNotStopAServer(t *testing.T) {
 	clock := newKeyClock()
 	k := startKeys(t, db, keyConfig(token.ES256), clock)
 	before := k.Active().KID()
-	other := openKeyring(db, keyConfig(token.ES256), clock.now)
+	other := openRing(db, keyConfig(token.ES256), clock.now)
 	other.cfg.Secret = "the second secret that is long enough"
 	promoted := mustKey(t)(other.Promote(t.Context(), mustKey(t)(other.Stage(t.Context())).KID, true))
 
@@ -608,13 +608,13 @@ func TestAKeyPutIntoTheTableIsNotTrusted(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		clock := newKeyClock()
 		k := startKeys(t, db, keyConfig(token.ES256), clock)
-		theirs := openKeyring(db, keyConfig(token.ES256), clock.now)
+		theirs := openRing(db, keyConfig(token.ES256), clock.now)
 		theirs.cfg.Secret = "a secret that is the attacker's own"
-		row, err := theirs.generate(KeyStaged)
+		row, err := theirs.generate(Staged)
 		if err != nil {
 			t.Fatal(err)
 		}
-		row.Status = KeyRetiring
+		row.Status = Retiring
 		if err := insertKey(t.Context(), db, row); err != nil {
 			t.Fatal(err)
 		}
@@ -707,7 +707,7 @@ func TestTheSharedSecretHasNoKeysToManage(t *testing.T) {
 		"retire":  second(k.Retire(t.Context(), "x", true)),
 		"revoke":  revoke,
 	} {
-		if !errors.Is(err, ErrKeysUnused) {
+		if !errors.Is(err, ErrUnused) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -723,7 +723,7 @@ func TestWithoutASecretNoKeyIsMade(t *testing.T) {
 			cfg := keyConfig(algorithm)
 			cfg.Secret = secret
 			db := dbtest.SQLite(t)
-			if _, err := newKeyring(t.Context(), db, cfg, newKeyClock().now); err == nil {
+			if _, err := New(t.Context(), db, cfg, newKeyClock().now); err == nil {
 				t.Errorf("%s started with the secret %q", algorithm, secret.Reveal())
 			}
 			if rows, err := readKeys(t.Context(), db); err != nil || len(rows) != 0 {
@@ -736,12 +736,12 @@ func TestWithoutASecretNoKeyIsMade(t *testing.T) {
 func TestKeyInfoOnTheWire(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
-	k := openKeyring(nil, keyConfig(token.ES256), newKeyClock().now)
-	staged, err := json.Marshal(k.info(keyRow{KeyInfo: KeyInfo{KID: "k", Algorithm: "ES256", Status: KeyStaged, StagedAt: at}}, at))
+	k := openRing(nil, keyConfig(token.ES256), newKeyClock().now)
+	staged, err := json.Marshal(k.info(keyRow{Info: Info{KID: "k", Algorithm: "ES256", Status: Staged, StagedAt: at}}, at))
 	if want := `{"kid":"k","algorithm":"ES256","status":"staged","staged_at":"2026-11-24T12:00:00Z","promotable_at":"2026-11-24T12:05:04Z"}`; err != nil || string(staged) != want {
 		t.Errorf("got %s, %v; want %s", staged, err, want)
 	}
-	retiring := k.info(keyRow{KeyInfo: KeyInfo{Status: KeyRetiring, RetiredAt: at}}, at)
+	retiring := k.info(keyRow{Info: Info{Status: Retiring, RetiredAt: at}}, at)
 	if want := at.Add(5*time.Hour + 4*time.Second); !retiring.RetirableAt.Equal(want) {
 		t.Errorf("retirable at %v; want %v", retiring.RetirableAt, want)
 	}

@@ -1,9 +1,8 @@
-package auth
+package signingkey
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"testing"
 	"time"
 
@@ -17,7 +16,7 @@ import (
 )
 
 // signsFor signs a token of the keyring's own lifetime.
-func signsFor(t testing.TB, k *keyring) (string, error) {
+func signsFor(t testing.TB, k *Ring) (string, error) {
 	t.Helper()
 	now := k.local()
 	return k.Sign(t.Context(), token.Claims{
@@ -37,7 +36,7 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 	t.Parallel()
 	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
 		clock, must := newKeyClock(), mustKey(t)
-		operator := openKeyring(open(), withTTL(time.Hour), clock.now) // with other settings than the servers
+		operator := openRing(open(), withTTL(time.Hour), clock.now) // with other settings than the servers
 		long, short := startKeys(
 			t,
 			open(),
@@ -51,7 +50,7 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 		)
 		first := long.Active().KID()
 		var last string
-		for _, k := range []*keyring{short, long, short, long} {
+		for _, k := range []*Ring{short, long, short, long} {
 			var err error
 			if last, err = signsFor(t, k); err != nil {
 				t.Fatal(err)
@@ -64,7 +63,7 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 			t.Errorf("retirable at %v, want %v", retiring.RetirableAt, want)
 		}
 		clock.advance(time.Hour + keySettle)
-		if _, err := operator.Retire(t.Context(), first, false); !errors.Is(err, ErrKeyInUse) {
+		if _, err := operator.Retire(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("while a token of it lives: %v", err)
 		}
 		if _, err := verifierOf(long).Verify(last); err != nil {
@@ -74,12 +73,12 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 		must(operator.Retire(t.Context(), first, false))
 
 		// What a server of before the column writes is counted with the longest that there can be.
-		old, err := operator.generate(KeyStaged)
+		old, err := operator.generate(Staged)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if _, err := operator.db.Write(t.Context(), `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at)
-			VALUES (?, ?, ?, ?, ?, ?, ?)`, old.KID, old.Algorithm, KeyStaged, old.public, old.sealed, clock.now(), nil); err != nil {
+			VALUES (?, ?, ?, ?, ?, ?, ?)`, old.KID, old.Algorithm, Staged, old.public, old.sealed, clock.now(), nil); err != nil {
 			t.Fatal(err)
 		}
 		must(operator.Promote(t.Context(), old.KID, true))
@@ -109,7 +108,7 @@ func TestALifetimeIsKeptBeforeTheFirstTokenAndOnce(t *testing.T) {
 		if err := db.Close(); err != nil {
 			t.Fatal(err)
 		}
-		for _, k := range []*keyring{k, again} {
+		for _, k := range []*Ring{k, again} {
 			if _, err := signsFor(t, k); err != nil {
 				t.Errorf("with the lifetime kept: %v", err)
 			}
@@ -120,43 +119,13 @@ func TestALifetimeIsKeptBeforeTheFirstTokenAndOnce(t *testing.T) {
 	})
 }
 
-// What a command announces as over is remembered until the tokens of every server have
-// expired, not only those that this command would have made.
-func TestACommandAnnouncesEndsForTheLifetimeOfTheServers(t *testing.T) {
-	t.Parallel()
-	eachWith(t, func(cfg *Config) { cfg.Token.AccessTTL = 10 * time.Hour }, func(t *testing.T, w *world) {
-		_, tokens := w.newcomer(t)
-		id := w.caller(t, tokens).User.ID
-		w.cfg.Token.AccessTTL = time.Minute
-		command := w.another(t)
-		if err := command.RevokeSession(t.Context(), Session{ID: tokens.SessionID, UserID: id}); err != nil {
-			t.Fatal(err)
-		}
-		if err := command.RevokeUserSessions(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
-		for _, e := range w.events(t, id)[1:] {
-			until, err := time.Parse(time.RFC3339, fmt.Sprint(e.Data["expires_at"]))
-			if err != nil || until.Before(tokens.AccessTokenExpiresAt) {
-				t.Errorf(
-					"%s may be forgotten at %v, %v; the token lives until %v",
-					e.Type,
-					until,
-					err,
-					tokens.AccessTokenExpiresAt,
-				)
-			}
-		}
-	})
-}
-
 func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 	t.Parallel()
 	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
 		clock := newKeyClock()
 		first := startKeys(t, open(), withTTL(time.Hour), clock).Active().KID()
 		core, records := observer.New(zap.InfoLevel)
-		keys := OpenKeys(open(), Config{Token: withTTL(time.Hour)}, zap.New(core))
+		keys := OpenKeys(open(), withTTL(time.Hour), zap.New(core))
 		keys.ring.now = clock.now
 		const ahead = 100 * time.Hour
 
@@ -174,7 +143,7 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 			t.Error("doctor is not told of it")
 		}
 		// It counts as staged when it was first looked at: no verifier is overtaken.
-		if _, err := keys.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrKeyTooNew) {
+		if _, err := keys.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrTooNew) {
 			t.Errorf("at once: %v", err)
 		}
 		if err := keys.Check(t.Context()); err != nil {
@@ -186,7 +155,7 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 			t.Errorf("once verifiers know it: %v", err)
 		}
 		clock.advance(-ahead)
-		if _, err := keys.Retire(t.Context(), first, false); !errors.Is(err, ErrKeyInUse) {
+		if _, err := keys.Retire(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("retiring at once: %v", err)
 		}
 		clock.advance(time.Hour + keySettle)

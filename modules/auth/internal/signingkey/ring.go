@@ -1,4 +1,6 @@
-package auth
+// Package signingkey holds the keys that sign access tokens: sealed in the database, and in the
+// memory of each server. An operator stages, promotes, retires and revokes them.
+package signingkey
 
 import (
 	"context"
@@ -20,11 +22,11 @@ import (
 
 // What an operator may be told about signing keys.
 var (
-	ErrKeyNotFound = fault.New(fault.NotFound, "key_not_found", "There is no such signing key")
-	ErrKeyStatus   = fault.New(fault.Conflict, "key_wrong_status", "The signing key is not at that stage")
-	ErrKeyTooNew   = fault.New(fault.Conflict, "key_too_new", "The signing key is not known everywhere yet")
-	ErrKeyInUse    = fault.New(fault.Conflict, "key_in_use", "Tokens of the signing key can still be live")
-	ErrKeysUnused  = fault.New(
+	ErrNotFound = fault.New(fault.NotFound, "key_not_found", "There is no such signing key")
+	ErrStatus   = fault.New(fault.Conflict, "key_wrong_status", "The signing key is not at that stage")
+	ErrTooNew   = fault.New(fault.Conflict, "key_too_new", "The signing key is not known everywhere yet")
+	ErrInUse    = fault.New(fault.Conflict, "key_in_use", "Tokens of the signing key can still be live")
+	ErrUnused   = fault.New(
 		fault.Conflict,
 		"keys_not_used",
 		"With HS256 the shared secret signs; there are no keys to manage",
@@ -49,7 +51,7 @@ const (
 	keySkew = time.Minute
 )
 
-// KeyStatus is where a signing key stands:
+// Status is where a signing key stands:
 //
 //	staged ──→ active ──→ retiring ──→ retired
 //	   └─────────┴───────────┴────────────┴──→ revoked
@@ -57,21 +59,21 @@ const (
 // A staged key is published and signs nothing yet; the one active key signs; a retiring one
 // only verifies; retired and revoked ones are gone from the key set, and their private
 // halves from the database.
-type KeyStatus string
+type Status string
 
 const (
-	KeyStaged   KeyStatus = "staged"
-	KeyActive   KeyStatus = "active"
-	KeyRetiring KeyStatus = "retiring"
-	KeyRetired  KeyStatus = "retired"
-	KeyRevoked  KeyStatus = "revoked"
+	Staged   Status = "staged"
+	Active   Status = "active"
+	Retiring Status = "retiring"
+	Retired  Status = "retired"
+	Revoked  Status = "revoked"
 )
 
-// KeyInfo is what an operator sees of a signing key.
-type KeyInfo struct {
+// Info is what an operator sees of a signing key.
+type Info struct {
 	KID       string    `json:"kid"`
 	Algorithm string    `json:"algorithm"`
-	Status    KeyStatus `json:"status"`
+	Status    Status    `json:"status"`
 	StagedAt  time.Time `json:"staged_at"`           // published since
 	ActiveAt  time.Time `json:"active_at,omitzero"`  // signing since
 	RetiredAt time.Time `json:"retired_at,omitzero"` // no longer signing since
@@ -86,7 +88,7 @@ type KeyInfo struct {
 
 // keyRow is a key as it is stored.
 type keyRow struct {
-	KeyInfo
+	Info
 	public string // its JWK, for whoever reads the table; written, never read back
 	sealed []byte
 	// tokenTTL is the longest lifetime that a server gave to tokens of the key. Of a key from
@@ -95,13 +97,13 @@ type keyRow struct {
 }
 
 func (r keyRow) published() bool {
-	return r.Status == KeyStaged || r.Status == KeyActive || r.Status == KeyRetiring
+	return r.Status == Staged || r.Status == Active || r.Status == Retiring
 }
 
-// keyring holds the signing keys: in the database, and as an immutable copy in memory that
+// Ring holds the signing keys: in the database, and as an immutable copy in memory that
 // every request reads without a lock. With HS256 it holds the secrets and the database has
 // no part in it.
-type keyring struct {
+type Ring struct {
 	db  *database.DB
 	cfg token.Config
 	now func() time.Time // nil: see moment
@@ -130,18 +132,18 @@ type keySet struct {
 	longestTTL time.Duration // kept with any that is published
 }
 
-// openKeyring returns a keyring for managing keys; it does no I/O. It works also when the
+// openRing returns a keyring for managing keys; it does no I/O. It works also when the
 // secret is wrong, so that a key can be revoked whose secret is lost. It neither signs nor
 // verifies. now may be nil.
-func openKeyring(db *database.DB, cfg token.Config, now func() time.Time) *keyring {
-	k := &keyring{db: db, cfg: cfg, now: now, renewing: make(chan struct{}, 1)}
+func openRing(db *database.DB, cfg token.Config, now func() time.Time) *Ring {
+	k := &Ring{db: db, cfg: cfg, now: now, renewing: make(chan struct{}, 1)}
 	k.current.Store(&keySet{})
 	return k
 }
 
-// lookIntoKeyring returns a keyring that verifies with what keys there are and the secrets open.
-func lookIntoKeyring(ctx context.Context, db *database.DB, cfg token.Config, now func() time.Time) (*keyring, error) {
-	k := openKeyring(db, cfg, now)
+// Look returns a keyring that verifies with what keys there are and the secrets open.
+func Look(ctx context.Context, db *database.DB, cfg token.Config, now func() time.Time) (*Ring, error) {
+	k := openRing(db, cfg, now)
 	if k.shared() {
 		return k, k.share()
 	}
@@ -151,11 +153,11 @@ func lookIntoKeyring(ctx context.Context, db *database.DB, cfg token.Config, now
 	return k, nil
 }
 
-// newKeyring returns a keyring ready to sign and verify. On a new database it makes the
+// New returns a keyring ready to sign and verify. On a new database it makes the
 // first key; of any number of processes that do so at once, one succeeds and the others
 // take its key. Keys that a previous secret opened are sealed anew with the present one.
-func newKeyring(ctx context.Context, db *database.DB, cfg token.Config, now func() time.Time) (*keyring, error) {
-	k := openKeyring(db, cfg, now)
+func New(ctx context.Context, db *database.DB, cfg token.Config, now func() time.Time) (*Ring, error) {
+	k := openRing(db, cfg, now)
 	if k.shared() {
 		return k, k.share()
 	}
@@ -163,7 +165,7 @@ func newKeyring(ctx context.Context, db *database.DB, cfg token.Config, now func
 	if err != nil {
 		return nil, err
 	}
-	if !slices.ContainsFunc(rows, func(r keyRow) bool { return r.Status == KeyActive }) {
+	if !slices.ContainsFunc(rows, func(r keyRow) bool { return r.Status == Active }) {
 		if err := k.makeFirst(ctx); err != nil {
 			return nil, err
 		}
@@ -184,11 +186,11 @@ func newKeyring(ctx context.Context, db *database.DB, cfg token.Config, now func
 var errNoActiveKey = errors.New("no key is active")
 
 // Active returns the key that signs now.
-func (k *keyring) Active() token.Key { return k.current.Load().active }
+func (k *Ring) Active() token.Key { return k.current.Load().active }
 
 // Sign signs claims with the active key. Where tokens live longer than is kept with the key,
 // their lifetime is kept first: whoever retires the key trusts it.
-func (k *keyring) Sign(ctx context.Context, claims token.Claims) (string, error) {
+func (k *Ring) Sign(ctx context.Context, claims token.Claims) (string, error) {
 	set := k.current.Load()
 	if err := k.keepTTL(ctx, set); err != nil {
 		return "", err
@@ -196,7 +198,7 @@ func (k *keyring) Sign(ctx context.Context, claims token.Claims) (string, error)
 	return set.active.Sign(claims)
 }
 
-func (k *keyring) keepTTL(ctx context.Context, set *keySet) error {
+func (k *Ring) keepTTL(ctx context.Context, set *keySet) error {
 	ttl := k.cfg.AccessTTL
 	if k.shared() || set.activeTTL >= ttl {
 		return nil
@@ -215,13 +217,13 @@ func (k *keyring) keepTTL(ctx context.Context, set *keySet) error {
 
 // LongestTTL is the longest lifetime of any token that can be live: servers may have other
 // settings than this process.
-func (k *keyring) LongestTTL() time.Duration {
+func (k *Ring) LongestTTL() time.Duration {
 	return max(k.cfg.AccessTTL, k.current.Load().longestTTL)
 }
 
 // Public returns a published key. An unknown kid makes it look in the database, in case the
 // key is new, once a second at the most.
-func (k *keyring) Public(kid string) (token.PublicKey, bool) {
+func (k *Ring) Public(kid string) (token.PublicKey, bool) {
 	key, ok := k.current.Load().opened[kid]
 	if !ok && !k.shared() {
 		key, ok = k.lookup(kid)
@@ -231,13 +233,13 @@ func (k *keyring) Public(kid string) (token.PublicKey, bool) {
 
 // JWKS returns the published keys as a JWK set, and its entity tag. Both are shared: not to
 // be changed.
-func (k *keyring) JWKS() (body []byte, etag string) {
+func (k *Ring) JWKS() (body []byte, etag string) {
 	set := k.current.Load()
 	return set.jwks, set.etag
 }
 
 // run follows changes of the keys until ctx ends.
-func (k *keyring) run(ctx context.Context, log *zap.Logger) error {
+func (k *Ring) Run(ctx context.Context, log *zap.Logger) error {
 	if k.shared() {
 		<-ctx.Done()
 		return nil
@@ -298,9 +300,9 @@ func (told *keyTroubles) report(log *zap.Logger, unusable map[string]error, err 
 }
 
 // List returns every key there ever was, oldest first.
-func (k *keyring) List(ctx context.Context) ([]KeyInfo, error) {
+func (k *Ring) List(ctx context.Context) ([]Info, error) {
 	if k.shared() {
-		return nil, ErrKeysUnused
+		return nil, ErrUnused
 	}
 	rows, err := readKeys(ctx, k.db)
 	if err != nil {
@@ -310,7 +312,7 @@ func (k *keyring) List(ctx context.Context) ([]KeyInfo, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := make([]KeyInfo, 0, len(rows))
+	list := make([]Info, 0, len(rows))
 	for _, r := range rows {
 		list = append(list, k.info(r, now))
 	}
@@ -318,13 +320,13 @@ func (k *keyring) List(ctx context.Context) ([]KeyInfo, error) {
 }
 
 // Stage makes a key of the configured algorithm and publishes it.
-func (k *keyring) Stage(ctx context.Context) (KeyInfo, error) {
+func (k *Ring) Stage(ctx context.Context) (Info, error) {
 	if k.shared() {
-		return KeyInfo{}, ErrKeysUnused
+		return Info{}, ErrUnused
 	}
-	row, err := k.generate(KeyStaged)
+	row, err := k.generate(Staged)
 	if err != nil {
-		return KeyInfo{}, err
+		return Info{}, err
 	}
 	return k.change(ctx, row.KID, func(ctx context.Context, tx database.Tx, _ []keyRow, now time.Time) error {
 		row.StagedAt = now
@@ -333,21 +335,21 @@ func (k *keyring) Stage(ctx context.Context) (KeyInfo, error) {
 }
 
 // Promote makes a staged key the active one and the active one a retiring one. Before every
-// verifier can know the key it refuses with [ErrKeyTooNew], unless force.
-func (k *keyring) Promote(ctx context.Context, kid string, force bool) (KeyInfo, error) {
+// verifier can know the key it refuses with [ErrTooNew], unless force.
+func (k *Ring) Promote(ctx context.Context, kid string, force bool) (Info, error) {
 	if k.shared() {
-		return KeyInfo{}, ErrKeysUnused
+		return Info{}, ErrUnused
 	}
 	return k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
 		row, err := findKey(rows, kid)
 		if err != nil {
 			return err
 		}
-		if row.Status != KeyStaged {
-			return ErrKeyStatus.Detail(fmt.Sprintf("The key is %s; only a staged key can be promoted.", row.Status))
+		if row.Status != Staged {
+			return ErrStatus.Detail(fmt.Sprintf("The key is %s; only a staged key can be promoted.", row.Status))
 		}
 		if at := k.info(row, now).PromotableAt; now.Before(at) && !force {
-			return ErrKeyTooNew.Detail(
+			return ErrTooNew.Detail(
 				fmt.Sprintf(
 					"Verifiers may hold a key set without it until %s. Forced, they refuse its tokens until then.",
 					at.Format(time.RFC3339),
@@ -362,28 +364,28 @@ func (k *keyring) Promote(ctx context.Context, kid string, force bool) (KeyInfo,
 }
 
 // Retire takes a retiring key out of the key set and destroys its private half. While tokens
-// it signed can live it refuses with [ErrKeyInUse], unless force.
-func (k *keyring) Retire(ctx context.Context, kid string, force bool) (KeyInfo, error) {
+// it signed can live it refuses with [ErrInUse], unless force.
+func (k *Ring) Retire(ctx context.Context, kid string, force bool) (Info, error) {
 	if k.shared() {
-		return KeyInfo{}, ErrKeysUnused
+		return Info{}, ErrUnused
 	}
 	return k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
 		row, err := findKey(rows, kid)
 		if err != nil {
 			return err
 		}
-		if row.Status != KeyRetiring {
-			return ErrKeyStatus.Detail(fmt.Sprintf("The key is %s; only a retiring key can be retired.", row.Status))
+		if row.Status != Retiring {
+			return ErrStatus.Detail(fmt.Sprintf("The key is %s; only a retiring key can be retired.", row.Status))
 		}
 		if at := k.info(row, now).RetirableAt; now.Before(at) && !force {
-			return ErrKeyInUse.Detail(
+			return ErrInUse.Detail(
 				fmt.Sprintf(
 					"Access tokens it signed can live until %s. Forced, they are refused from now on and their clients must refresh.",
 					at.Format(time.RFC3339),
 				),
 			)
 		}
-		return endKey(ctx, tx, kid, KeyRetired, row.RetiredAt)
+		return endKey(ctx, tx, kid, Retired, row.RetiredAt)
 	})
 }
 
@@ -391,29 +393,29 @@ func (k *keyring) Retire(ctx context.Context, kid string, force bool) (KeyInfo, 
 // access token it signed is refused from then on. When it was the active one, the staged key
 // that has been published the longest takes its place, or else a new one; successor is that
 // key. Revoking twice changes nothing.
-func (k *keyring) Revoke(ctx context.Context, kid string) (revoked, successor KeyInfo, err error) {
+func (k *Ring) Revoke(ctx context.Context, kid string) (revoked, successor Info, err error) {
 	if k.shared() {
-		return KeyInfo{}, KeyInfo{}, ErrKeysUnused
+		return Info{}, Info{}, ErrUnused
 	}
 	// Made before the transaction, where a key takes time, and thrown away if not needed.
-	spare, err := k.generate(KeyStaged)
+	spare, err := k.generate(Staged)
 	if err != nil {
-		return KeyInfo{}, KeyInfo{}, err
+		return Info{}, Info{}, err
 	}
 	revoked, err = k.change(ctx, kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
 		row, err := findKey(rows, kid)
-		if err != nil || row.Status == KeyRevoked {
+		if err != nil || row.Status == Revoked {
 			return err
 		}
 		stopped := row.RetiredAt
-		if row.Status == KeyActive {
+		if row.Status == Active {
 			stopped = now
 		}
-		if err := endKey(ctx, tx, kid, KeyRevoked, stopped); err != nil || row.Status != KeyActive {
+		if err := endKey(ctx, tx, kid, Revoked, stopped); err != nil || row.Status != Active {
 			return err
 		}
 		next := slices.IndexFunc(rows, func(r keyRow) bool { // oldest first
-			if r.Status != KeyStaged {
+			if r.Status != Staged {
 				return false
 			}
 			_, err := k.open(r)
@@ -426,21 +428,21 @@ func (k *keyring) Revoke(ctx context.Context, kid string) (revoked, successor Ke
 				return err
 			}
 		}
-		successor = rows[next].KeyInfo
-		successor.Status, successor.ActiveAt = KeyActive, now
+		successor = rows[next].Info
+		successor.Status, successor.ActiveAt = Active, now
 		return k.activate(ctx, tx, successor.KID, now)
 	})
 	if err != nil {
-		return KeyInfo{}, KeyInfo{}, err
+		return Info{}, Info{}, err
 	}
 	return revoked, successor, nil
 }
 
 // shared reports that the secret itself signs.
-func (k *keyring) shared() bool { return k.cfg.Algorithm == token.HS256 }
+func (k *Ring) shared() bool { return k.cfg.Algorithm == token.HS256 }
 
 // share makes the keys of HS256: the present secret signs, all of them verify.
-func (k *keyring) share() error {
+func (k *Ring) share() error {
 	set := &keySet{opened: make(map[string]token.Key)}
 	for i, secret := range k.cfg.Secrets() {
 		key, err := token.SharedKey(secret)
@@ -463,7 +465,7 @@ func (k *keyring) share() error {
 // lookup renews the copy for a kid that is not in it. Requests that come while it does wait
 // for the same answer; those that come within a second after it are refused at once, so that
 // a flood of made-up kids costs the database one small query a second.
-func (k *keyring) lookup(kid string) (token.Key, bool) {
+func (k *Ring) lookup(kid string) (token.Key, bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), keyLookup)
 	defer cancel()
 	if !k.take(ctx) {
@@ -483,7 +485,7 @@ func (k *keyring) lookup(kid string) (token.Key, bool) {
 }
 
 // take waits for its turn to renew the copy, and no longer than ctx.
-func (k *keyring) take(ctx context.Context) bool {
+func (k *Ring) take(ctx context.Context) bool {
 	select {
 	case k.renewing <- struct{}{}:
 		return true
@@ -492,23 +494,23 @@ func (k *keyring) take(ctx context.Context) bool {
 	}
 }
 
-func (k *keyring) release() { <-k.renewing }
+func (k *Ring) release() { <-k.renewing }
 
 // refresh is look with everything that is wrong in one error.
-func (k *keyring) refresh(ctx context.Context) error {
+func (k *Ring) refresh(ctx context.Context) error {
 	unusable, err := k.look(ctx)
 	return errors.Join(append(slices.Collect(maps.Values(unusable)), err)...)
 }
 
 // lookBriefly is look that gives up when the next one is due.
-func (k *keyring) lookBriefly(ctx context.Context) (unusable map[string]error, err error) {
+func (k *Ring) lookBriefly(ctx context.Context) (unusable map[string]error, err error) {
 	ctx, cancel := context.WithTimeout(ctx, keyRefresh)
 	defer cancel()
 	return k.look(ctx)
 }
 
 // look renews the copy and returns what is wrong with which key, by kid.
-func (k *keyring) look(ctx context.Context) (unusable map[string]error, err error) {
+func (k *Ring) look(ctx context.Context) (unusable map[string]error, err error) {
 	if !k.take(ctx) {
 		return nil, fmt.Errorf("read the signing keys: %w", ctx.Err())
 	}
@@ -521,7 +523,7 @@ func (k *keyring) look(ctx context.Context) (unusable map[string]error, err erro
 // left out on purpose also for verifying, which the public half in the row would do for:
 // whoever can write to the table, but does not know the secret, must not be able to bring in
 // a key.
-func (k *keyring) renew(ctx context.Context) (unusable map[string]error, err error) {
+func (k *Ring) renew(ctx context.Context) (unusable map[string]error, err error) {
 	rows, err := readKeys(ctx, k.db)
 	if err != nil {
 		return nil, err
@@ -543,7 +545,7 @@ func (k *keyring) renew(ctx context.Context) (unusable map[string]error, err err
 		set.opened[r.KID] = key
 		public = append(public, key.Public())
 		set.longestTTL = max(set.longestTTL, r.tokenTTL)
-		if r.Status == KeyActive {
+		if r.Status == Active {
 			set.active, set.activeTTL = key, r.tokenTTL
 		}
 	}
@@ -559,14 +561,14 @@ func (k *keyring) renew(ctx context.Context) (unusable map[string]error, err err
 	return unusable, nil
 }
 
-func (k *keyring) open(r keyRow) (token.Key, error) {
+func (k *Ring) open(r keyRow) (token.Key, error) {
 	key, _, err := token.Open(r.sealed, r.KID, r.Algorithm, k.cfg.Secrets()...)
 	return key, err
 }
 
 // reseal brings keys that a previous secret opens under the present one, so that the
 // previous one can be dropped.
-func (k *keyring) reseal(ctx context.Context) error {
+func (k *Ring) reseal(ctx context.Context) error {
 	if k.cfg.PreviousSecrets == "" {
 		return nil
 	}
@@ -594,7 +596,7 @@ func (k *keyring) reseal(ctx context.Context) error {
 }
 
 // generate makes a key that is not stored yet, and has no times.
-func (k *keyring) generate(status KeyStatus) (keyRow, error) {
+func (k *Ring) generate(status Status) (keyRow, error) {
 	key, err := token.Generate(k.cfg.Algorithm)
 	for err == nil && strings.HasPrefix(key.KID(), "-") { // one in 64; a command line would take it for flags
 		key, err = token.Generate(k.cfg.Algorithm)
@@ -610,12 +612,12 @@ func (k *keyring) generate(status KeyStatus) (keyRow, error) {
 	if err != nil {
 		return keyRow{}, err
 	}
-	info := KeyInfo{KID: key.KID(), Algorithm: key.Algorithm(), Status: status}
-	return keyRow{KeyInfo: info, public: string(public), sealed: sealed}, nil
+	info := Info{KID: key.KID(), Algorithm: key.Algorithm(), Status: status}
+	return keyRow{Info: info, public: string(public), sealed: sealed}, nil
 }
 
-func (k *keyring) makeFirst(ctx context.Context) error {
-	row, err := k.generate(KeyActive)
+func (k *Ring) makeFirst(ctx context.Context) error {
+	row, err := k.generate(Active)
 	if err != nil {
 		return err
 	}
@@ -629,12 +631,12 @@ func (k *keyring) makeFirst(ctx context.Context) error {
 
 // change runs fn in a transaction that no other change of keys runs beside, and returns what
 // the key has become.
-func (k *keyring) change(
+func (k *Ring) change(
 	ctx context.Context,
 	kid string,
 	fn func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error,
-) (KeyInfo, error) {
-	var info KeyInfo
+) (Info, error) {
+	var info Info
 	err := k.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if database.IsPostgres(tx) {
 			// Readers go on; SQLite's transaction holds the whole database anyway.
@@ -661,7 +663,7 @@ func (k *keyring) change(
 		return err
 	})
 	if err != nil {
-		return KeyInfo{}, err
+		return Info{}, err
 	}
 	// The change is made; other servers notice by themselves, and so does this one if it
 	// cannot read the keys right now.
@@ -670,18 +672,18 @@ func (k *keyring) change(
 }
 
 // activate puts the key in the place of the active one, if there is one.
-func (k *keyring) activate(ctx context.Context, tx database.Tx, kid string, now time.Time) error {
-	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", KeyRetiring, now, KeyActive); err != nil {
+func (k *Ring) activate(ctx context.Context, tx database.Tx, kid string, now time.Time) error {
+	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", Retiring, now, Active); err != nil {
 		return fmt.Errorf("retire the active signing key: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, active_at = ? WHERE kid = ?", KeyActive, now, kid); err != nil {
+	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, active_at = ? WHERE kid = ?", Active, now, kid); err != nil {
 		return fmt.Errorf("promote the signing key: %w", err)
 	}
 	return nil
 }
 
-func (k *keyring) info(r keyRow, now time.Time) KeyInfo {
-	info := r.KeyInfo
+func (k *Ring) info(r keyRow, now time.Time) Info {
+	info := r.Info
 	// What is yet to come counts as having come now.
 	counted := func(at time.Time) time.Time {
 		if info.ClockWasAhead = at.After(now.Add(keySkew)); info.ClockWasAhead {
@@ -690,10 +692,10 @@ func (k *keyring) info(r keyRow, now time.Time) KeyInfo {
 		return at
 	}
 	switch r.Status {
-	case KeyStaged:
+	case Staged:
 		// A server may have answered with the old set until it noticed.
 		info.PromotableAt = counted(r.StagedAt).Add(JWKSMaxAge + keySettle)
-	case KeyRetiring:
+	case Retiring:
 		// A server may have signed with it until it noticed.
 		info.RetirableAt = counted(r.RetiredAt).Add(max(r.tokenTTL, k.cfg.AccessTTL) + keySettle)
 	}
@@ -703,7 +705,7 @@ func (k *keyring) info(r keyRow, now time.Time) KeyInfo {
 // Correct puts the present moment in the place of times of keys that are yet to come, which
 // only a clock that was ahead can have written, and returns the kids. Such a time would hold
 // up an operator until it has come, and what waits for it has begun by now.
-func (k *keyring) Correct(ctx context.Context) ([]string, error) {
+func (k *Ring) Correct(ctx context.Context) ([]string, error) {
 	if k.shared() {
 		return nil, nil
 	}
@@ -734,7 +736,7 @@ func (k *keyring) Correct(ctx context.Context) ([]string, error) {
 
 // moment is the present one as keys are stamped with: by the clock of the database, which all
 // processes share, so that it does not matter whose own is wrong.
-func (k *keyring) moment(ctx context.Context, db database.IDB) (time.Time, error) {
+func (k *Ring) moment(ctx context.Context, db database.IDB) (time.Time, error) {
 	if k.now == nil && database.IsPostgres(db) {
 		var now time.Time
 		if err := db.QueryRowContext(ctx, "SELECT clock_timestamp()").Scan(&now); err != nil {
@@ -746,7 +748,7 @@ func (k *keyring) moment(ctx context.Context, db database.IDB) (time.Time, error
 }
 
 // local is the time of this process.
-func (k *keyring) local() time.Time {
+func (k *Ring) local() time.Time {
 	if k.now == nil {
 		return time.Now()
 	}
@@ -774,7 +776,7 @@ func insertKey(ctx context.Context, tx database.IDB, r keyRow) error {
 }
 
 // endKey makes a key retired or revoked; nobody needs its private half again.
-func endKey(ctx context.Context, tx database.IDB, kid string, status KeyStatus, stopped time.Time) error {
+func endKey(ctx context.Context, tx database.IDB, kid string, status Status, stopped time.Time) error {
 	_, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ?, sealed = ? WHERE kid = ?",
 		status, nullTime(stopped), []byte{}, kid)
 	if err != nil {
@@ -816,7 +818,7 @@ func readKeys(ctx context.Context, db database.IDB) ([]keyRow, error) {
 func findKey(rows []keyRow, kid string) (keyRow, error) {
 	i := slices.IndexFunc(rows, func(r keyRow) bool { return r.KID == kid })
 	if i < 0 {
-		return keyRow{}, ErrKeyNotFound
+		return keyRow{}, ErrNotFound
 	}
 	return rows[i], nil
 }

@@ -1,4 +1,4 @@
-package auth
+package signingkey
 
 import (
 	"errors"
@@ -9,16 +9,16 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
-	"github.com/toppira/authctl/modules/auth/internal/password"
+	"github.com/toppira/authctl/modules/auth/internal/token"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 )
 
 func TestTheNameOfAKeyIsNeverTakenForFlags(t *testing.T) {
 	t.Parallel()
-	k := openKeyring(nil, keyConfig("EdDSA"), time.Now)
+	k := openRing(nil, keyConfig("EdDSA"), time.Now)
 	for range 1000 {
-		row, err := k.generate(KeyStaged)
+		row, err := k.generate(Staged)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -34,27 +34,27 @@ func TestAnOperatorRevokesAKeyInUseOnlyByForce(t *testing.T) {
 		clock := newKeyClock()
 		first := startKeys(t, open(), keyConfig("ES256"), clock).Active().KID()
 		core, records := observer.New(zap.InfoLevel)
-		keys := OpenKeys(open(), Config{Token: keyConfig("ES256")}, zap.New(core))
+		keys := OpenKeys(open(), keyConfig("ES256"), zap.New(core))
 		keys.ring.now = clock.now
 
-		if _, _, err := keys.Revoke(t.Context(), first, false); !errors.Is(err, ErrKeyInUse) {
+		if _, _, err := keys.Revoke(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("the active key: %v", err)
 		}
 		staged, err := keys.Stage(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := keys.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrKeyTooNew) {
+		if _, err := keys.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrTooNew) {
 			t.Errorf("a new key: %v", err)
 		}
 		if _, err := keys.Promote(t.Context(), staged.KID, true); err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := keys.Revoke(t.Context(), first, false); !errors.Is(err, ErrKeyInUse) {
+		if _, _, err := keys.Revoke(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("a retiring key: %v", err)
 		}
 		clock.advance(keyConfig("ES256").AccessTTL + keySettle)
-		if revoked, successor, err := keys.Revoke(t.Context(), first, false); err != nil || revoked.Status != KeyRevoked || successor.KID != "" {
+		if revoked, successor, err := keys.Revoke(t.Context(), first, false); err != nil || revoked.Status != Revoked || successor.KID != "" {
 			t.Errorf("a retiring key without live tokens: %+v, %+v, %v", revoked, successor, err)
 		}
 		unused, err := keys.Stage(t.Context())
@@ -65,10 +65,10 @@ func TestAnOperatorRevokesAKeyInUseOnlyByForce(t *testing.T) {
 			t.Errorf("a staged key: %v", err)
 		}
 		revoked, successor, err := keys.Revoke(t.Context(), staged.KID, true)
-		if err != nil || revoked.Status != KeyRevoked || successor.Status != KeyActive {
+		if err != nil || revoked.Status != Revoked || successor.Status != Active {
 			t.Errorf("by force: %+v, %+v, %v", revoked, successor, err)
 		}
-		if _, _, err := keys.Revoke(t.Context(), "nothing", false); !errors.Is(err, ErrKeyNotFound) {
+		if _, _, err := keys.Revoke(t.Context(), "nothing", false); !errors.Is(err, ErrNotFound) {
 			t.Errorf("no key: %v", err)
 		}
 
@@ -90,48 +90,27 @@ func TestAnOperatorRevokesAKeyInUseOnlyByForce(t *testing.T) {
 func TestTheKeysAreCheckedWithEverySecretInForce(t *testing.T) {
 	t.Parallel()
 	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
-		check := func(change func(*Config)) error {
-			cfg := Config{Token: keyConfig("ES256")}
+		check := func(change func(*token.Config)) error {
+			cfg := keyConfig("ES256")
 			change(&cfg)
 			return OpenKeys(open(), cfg, zap.NewNop()).Check(t.Context())
 		}
-		if err := check(func(*Config) {}); err != nil {
+		if err := check(func(*token.Config) {}); err != nil {
 			t.Errorf("without a key: %v", err)
 		}
 		startKeys(t, open(), keyConfig("ES256"), newKeyClock())
 		const other config.Secret = "another secret that is long enough"
-		if err := check(func(*Config) {}); err != nil {
+		if err := check(func(*token.Config) {}); err != nil {
 			t.Errorf("with the secret: %v", err)
 		}
-		if err := check(func(c *Config) { c.Token.Secret = other }); !errors.Is(err, ErrWrongSecret) {
+		if err := check(func(c *token.Config) { c.Secret = other }); !errors.Is(err, ErrWrongSecret) {
 			t.Errorf("with another secret: %v", err)
 		}
-		if err := check(func(c *Config) { c.Token.Secret, c.Token.PreviousSecrets = other, c.Token.Secret }); err != nil {
+		if err := check(func(c *token.Config) { c.Secret, c.PreviousSecrets = other, c.Secret }); err != nil {
 			t.Errorf("with the secret as a previous one: %v", err)
 		}
-		if err := check(func(c *Config) { c.Token.Secret, c.Token.Algorithm = other, "HS256" }); err != nil {
+		if err := check(func(c *token.Config) { c.Secret, c.Algorithm = other, "HS256" }); err != nil {
 			t.Errorf("with HS256: %v", err)
 		}
 	})
-}
-
-func TestWhatAHashCostsIsKnownWithoutComputingIt(t *testing.T) {
-	t.Parallel()
-	least, err := HashTime(t.Context(), Config{Password: password.Config{Algorithm: "bcrypt", BcryptCost: 10}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	// A thousand times as much: computed, it would take a minute.
-	most, err := HashTime(t.Context(), Config{Password: password.Config{Algorithm: "bcrypt", BcryptCost: 20}})
-	if err != nil || most < 100*least {
-		t.Errorf("%s and %s, %v", least, most, err)
-	}
-	one, err := HashTime(t.Context(), Config{Password: password.Config{Algorithm: "argon2id", Argon2Memory: 46, Argon2Time: 1}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	many, err := HashTime(t.Context(), Config{Password: password.Config{Algorithm: "argon2id", Argon2Memory: 256, Argon2Time: 8}})
-	if err != nil || many < 5*one {
-		t.Errorf("%s and %s, %v", one, many, err)
-	}
 }

@@ -1,0 +1,43 @@
+package auth
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"github.com/toppira/authctl/modules/auth/internal/password"
+)
+
+// HashCost is what hashing one password costs on one core of this machine.
+type HashCost struct {
+	BcryptCost  int           `json:"bcrypt_cost"`
+	BcryptTakes time.Duration `json:"bcrypt_takes_ns"`
+
+	Argon2Memory  int           `json:"argon2_memory_mib"`
+	Argon2Time    int           `json:"argon2_time"`
+	Argon2Threads int           `json:"argon2_threads"`
+	Argon2Takes   time.Duration `json:"argon2_takes_ns"`
+}
+
+// CalibrateHashing measures this machine and returns the strongest settings with which one
+// hash takes at most target, but never less than is safe: then it takes longer. On a busy
+// machine the answer is a cautious one.
+func CalibrateHashing(ctx context.Context, target time.Duration) (HashCost, error) {
+	c, err := password.Calibrate(ctx, target)
+	return HashCost(c), err
+}
+
+// HashTime estimates how long one hash takes with the settings. It measures a cheap one and
+// multiplies, so that a cost that was set far too high does not hold it up.
+func HashTime(ctx context.Context, cfg Config) (time.Duration, error) {
+	least, err := CalibrateHashing(ctx, 0)
+	if err != nil {
+		return 0, err
+	}
+	set := cfg.Password
+	if set.Algorithm == string(password.Argon2id) {
+		work := float64(set.Argon2Memory*set.Argon2Time) / float64(least.Argon2Memory*least.Argon2Time)
+		return time.Duration(float64(least.Argon2Takes) * work), nil
+	}
+	return time.Duration(float64(least.BcryptTakes) * math.Exp2(float64(set.BcryptCost-least.BcryptCost))), nil
+}
