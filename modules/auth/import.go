@@ -10,14 +10,34 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/password"
+	"github.com/toppira/authctl/modules/auth/internal/userfile"
 	"github.com/toppira/authctl/modules/auth/internal/username"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
 )
+
+// What an import reads, which package userfile explains.
+type (
+	Refusal      = userfile.Refusal
+	FirebaseHash = userfile.FirebaseHash
+)
+
+// Forms of an import. Auto looks at how the input begins.
+const (
+	FormatAuto   = userfile.FormatAuto
+	FormatNDJSON = userfile.FormatNDJSON
+	FormatJSON   = userfile.FormatJSON
+	FormatCSV    = userfile.FormatCSV
+)
+
+// ImportSources are the systems whose exports are read, the first one our own.
+func ImportSources() []string { return userfile.Sources() }
+
+// ParseFirebaseHash reads the hash parameters as the Firebase console shows them.
+func ParseFirebaseHash(text string) (*FirebaseHash, error) { return userfile.ParseFirebaseHash(text) }
 
 // What becomes of an account whose name is an address that was not confirmed where it comes
 // from.
@@ -77,11 +97,11 @@ var ErrOtherSource = errors.New("none of the first records can be taken")
 // ctx ends, what was read is still written, and the error is that of ctx.
 func (s *Service) Import(ctx context.Context, r io.Reader, opt ImportOptions) (ImportReport, error) {
 	report := ImportReport{Schemes: map[string]int64{}, Lost: map[string]int64{}}
-	from, err := newSource(opt.From, opt.Firebase)
+	from, err := userfile.NewSource(opt.From, opt.Firebase)
 	if err != nil {
 		return report, err
 	}
-	split, columns, err := newSplitter(r, opt.Format, from)
+	split, columns, err := userfile.NewSplitter(r, opt.Format, from)
 	if err != nil {
 		return report, err
 	}
@@ -105,11 +125,11 @@ func (s *Service) Import(ctx context.Context, r io.Reader, opt ImportOptions) (I
 // password against its hash: whether all parameters of the hashes are right shows in no other
 // way. It writes nothing. The error says what is wrong.
 func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOptions, name, password string) error {
-	from, err := newSource(opt.From, opt.Firebase)
+	from, err := userfile.NewSource(opt.From, opt.Firebase)
 	if err != nil {
 		return err
 	}
-	split, columns, err := newSplitter(r, opt.Format, from)
+	split, columns, err := userfile.NewSplitter(r, opt.Format, from)
 	if err != nil {
 		return err
 	}
@@ -118,13 +138,13 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 		return fmt.Errorf("%q: %w", name, err)
 	}
 	i := &importer{service: s, from: from, opt: opt}
-	var first sample
+	var first userfile.Sample
 	const mostFound = 10 // of one canonical name: each costs a hash
 	for found, number := 0, int64(1); ; number++ {
-		raw, err := split.next()
+		raw, err := split.Next()
 		switch {
 		case errors.Is(err, io.EOF) && found == 0:
-			return errors.Join(fmt.Errorf("there is no account %q in it", name), hintError(first.hint(from.name)))
+			return errors.Join(fmt.Errorf("there is no account %q in it", name), hintError(first.Hint(from.Name)))
 		case errors.Is(err, io.EOF), err == nil && found == mostFound:
 			return fmt.Errorf("the password is not that of %q: either it is mistyped, or the hashes are not what they seem", name)
 		case err != nil:
@@ -132,20 +152,20 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 		case ctx.Err() != nil:
 			return ctx.Err()
 		}
-		rec, err := from.read(columns, raw)
-		theirs, notAName := username.Canonical(s.cfg.UsernameProfile, rec.username)
-		first.add(columns, raw, err == nil && notAName == nil && rec.hash != "")
+		rec, err := from.Read(columns, raw)
+		theirs, notAName := username.Canonical(s.cfg.UsernameProfile, rec.Username)
+		first.Add(columns, raw, err == nil && notAName == nil && rec.Hash != "")
 		if err != nil || notAName != nil || theirs != canonical {
 			continue
 		}
 		n := i.check(rec, nil)
 		if n.refused != nil {
-			return fmt.Errorf("line %d: %w", raw.line, n.refused)
+			return fmt.Errorf("line %d: %w", raw.Line, n.refused)
 		}
 		found++
 		result, err := s.passwords.Verify(ctx, canonical, password, func() (string, bool, error) { return n.passwordHash, true, nil })
 		if err != nil {
-			return fmt.Errorf("line %d: verify the password: %w", raw.line, err)
+			return fmt.Errorf("line %d: verify the password: %w", raw.Line, err)
 		}
 		if result.OK {
 			return nil
@@ -163,31 +183,31 @@ func hintError(hint string) error {
 // importer is one import.
 type importer struct {
 	service   *Service
-	from      source
+	from      userfile.Source
 	opt       ImportOptions
 	report    *ImportReport
 	rehearsal *rehearsal // not nil: nothing is written
 	pace      *pace
 }
 
-func (i *importer) all(ctx context.Context, split splitter, columns []string) error {
+func (i *importer) all(ctx context.Context, split userfile.Splitter, columns []string) error {
 	var batch []*pendingUser
-	var first sample
+	var first userfile.Sample
 	for number := int64(1); ; number++ {
-		raw, err := split.next()
+		raw, err := split.Next()
 		if err != nil && !errors.Is(err, io.EOF) {
 			return errors.Join(err, i.settle(ctx, batch))
 		}
 		if err == nil {
-			n := i.check(i.from.read(columns, raw))
-			n.line, n.number = raw.line, number
+			n := i.check(i.from.Read(columns, raw))
+			n.line, n.number = raw.Line, number
 			batch = append(batch, n)
-			first.add(columns, raw, n.refused == nil && !n.other)
+			first.Add(columns, raw, n.refused == nil && !n.other)
 		}
 		ended := err != nil
 		wrong := ""
-		if ended || number == hintAfter {
-			wrong = first.hint(i.from.name)
+		if ended || number == userfile.HintAfter {
+			wrong = first.Hint(i.from.Name)
 		}
 		if ended || wrong != "" || len(batch) >= i.pace.batch() || ctx.Err() != nil {
 			if err := i.settle(ctx, batch); err != nil {
@@ -210,15 +230,15 @@ func (i *importer) all(ctx context.Context, split splitter, columns []string) er
 }
 
 // check decides whether the record can become an account, as far as the record tells.
-func (i *importer) check(rec record, err error) *pendingUser {
-	n := &pendingUser{other: rec.other, lost: lostKinds(rec.lost)}
-	if err == nil && !rec.other {
+func (i *importer) check(rec userfile.Record, err error) *pendingUser {
+	n := &pendingUser{other: rec.Other, lost: lostKinds(rec.Lost)}
+	if err == nil && !rec.Other {
 		err = i.becomeAccount(n, rec)
 	}
 	if refusal, ok := errors.AsType[*Refusal](err); ok {
 		n.refused = refusal
 	} else if err != nil {
-		n.refused = refuse("malformed", "cannot be read")
+		n.refused = userfile.Refuse("malformed", "cannot be read")
 	}
 	return n
 }
@@ -238,52 +258,52 @@ func lostKinds(list []string) []string {
 
 const kindLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.:"
 
-func (i *importer) becomeAccount(n *pendingUser, rec record) error {
+func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) error {
 	s := i.service
 	now := s.timestamp()
-	if rec.username == "" {
-		return refuse("no_username", "has no username")
+	if rec.Username == "" {
+		return userfile.Refuse("no_username", "has no username")
 	}
-	canonical, err := username.Canonical(s.cfg.UsernameProfile, rec.username)
+	canonical, err := username.Canonical(s.cfg.UsernameProfile, rec.Username)
 	if p, ok := errors.AsType[*username.Problem](err); ok {
-		return refuse("username_"+p.Code, "the username "+p.Detail)
+		return userfile.Refuse("username_"+p.Code, "the username "+p.Detail)
 	}
-	if rec.hash == "" {
-		return refuse("no_password", "has no password hash")
+	if rec.Hash == "" {
+		return userfile.Refuse("no_password", "has no password hash")
 	}
-	if n.passwordHash, n.scheme, err = password.Import(rec.hash); err != nil {
-		return refuse("hash_refused", err.Error())
+	if n.passwordHash, n.scheme, err = password.Import(rec.Hash); err != nil {
+		return userfile.Refuse("hash_refused", err.Error())
 	}
-	n.keepID = rec.id != ""
+	n.keepID = rec.ID != ""
 	if n.keepID {
-		n.ID, err = parseImportID(rec.id)
+		n.ID, err = userfile.ParseID(rec.ID)
 	} else {
 		n.ID, err = newID()
 	}
 	if err != nil {
 		return err
 	}
-	n.numbered = rec.numbered
+	n.numbered = rec.Numbered
 	sum := sha256.Sum256([]byte(n.passwordHash))
 	n.origin = origin{
-		source: i.from.name, sourceID: rec.sourceID, hash: sum[:], created: rec.created.Truncate(time.Microsecond),
-		address: rec.address, confirmed: rec.confirmed,
+		source: i.from.Name, sourceID: rec.SourceID, hash: sum[:], created: rec.Created.Truncate(time.Microsecond),
+		address: rec.Address, confirmed: rec.Confirmed,
 	}
-	if rec.created.IsZero() {
-		rec.created = now
+	if rec.Created.IsZero() {
+		rec.Created = now
 	}
-	if rec.changed.IsZero() {
-		rec.changed = rec.created
+	if rec.Changed.IsZero() {
+		rec.Changed = rec.Created
 	}
-	for _, at := range []time.Time{rec.created, rec.changed} {
+	for _, at := range []time.Time{rec.Created, rec.Changed} {
 		if at.Before(time.Unix(0, 0)) || at.After(now.Add(24*time.Hour)) {
-			return refuse("invalid_time", "a time is before 1970 or yet to come")
+			return userfile.Refuse("invalid_time", "a time is before 1970 or yet to come")
 		}
 	}
-	n.Username, n.canonical = rec.username, canonical
-	n.CreatedAt, n.PasswordChangedAt, n.UpdatedAt = rec.created.Truncate(time.Microsecond), rec.changed.Truncate(time.Microsecond), now
+	n.Username, n.canonical = rec.Username, canonical
+	n.CreatedAt, n.PasswordChangedAt, n.UpdatedAt = rec.Created.Truncate(time.Microsecond), rec.Changed.Truncate(time.Microsecond), now
 	n.Status = StatusActive
-	if rec.status == StatusDisabled || rec.banned.After(now) {
+	if rec.Disabled || rec.Banned.After(now) {
 		n.Status = StatusDisabled
 	}
 	// An account that comes back under the id of a deleted one must not bring back what was
@@ -298,22 +318,14 @@ func (i *importer) unconfirmed(n *pendingUser) error {
 	if n.origin.confirmed == nil || *n.origin.confirmed || !strings.EqualFold(n.origin.address, n.Username) {
 		return nil
 	}
-	n.lost = lostKinds(append(n.lost, lostUnconfirmed))
+	n.lost = lostKinds(append(n.lost, userfile.LostUnconfirmed))
 	switch i.opt.Unconfirmed {
 	case UnconfirmedSkip:
-		return refuse(lostUnconfirmed, "the username is an address that was not confirmed where it comes from")
+		return userfile.Refuse(userfile.LostUnconfirmed, "the username is an address that was not confirmed where it comes from")
 	case UnconfirmedDisable:
 		n.Status = StatusDisabled
 	}
 	return nil
-}
-
-func parseImportID(text string) (uuid.UUID, error) {
-	id, err := uuid.Parse(text)
-	if err != nil || len(text) != 36 || id == uuid.Nil {
-		return uuid.Nil, refuse("invalid_id", "the id is not a UUID")
-	}
-	return id, nil
 }
 
 // settle writes a portion and reports what became of each record. It finishes although ctx

@@ -3,7 +3,6 @@ package auth
 import (
 	"bytes"
 	"context"
-	"encoding/csv"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,13 +10,13 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/google/uuid"
 
+	"github.com/toppira/authctl/modules/auth/internal/userfile"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
@@ -32,7 +31,7 @@ func (w *world) importing(ctx context.Context, r io.Reader, from, format string)
 	var i importing
 	opt := ImportOptions{From: from, Format: format, Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil }}
 	if from == "firebase" {
-		text, err := os.ReadFile("testdata/import/firebase-hash.txt")
+		text, err := os.ReadFile("internal/userfile/testdata/firebase-hash.txt")
 		if err != nil {
 			panic(err)
 		}
@@ -56,7 +55,7 @@ func (w *world) importText(t testing.TB, text, from string) importing {
 // importFile imports a file of the system that its name begins with, or of another one.
 func (w *world) importFile(t testing.TB, name string, system ...string) importing {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join("testdata/import", name))
+	text, err := os.ReadFile(filepath.Join("internal/userfile/testdata", name))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -201,7 +200,7 @@ const importHash = "$2b$04$z5SzGiEQ3UVhTU1nXKtPSuEFozW7QnU0/j85AHYW19LdfomQ01msu
 
 // oneRecord is a line of native NDJSON.
 func oneRecord(id, name string) string {
-	text, err := json.Marshal(exported{ID: id, Username: name, PasswordHash: importHash})
+	text, err := json.Marshal(userfile.Exported{ID: id, Username: name, PasswordHash: importHash})
 	if err != nil {
 		panic(err)
 	}
@@ -242,7 +241,7 @@ func TestImportRefusesWithAReasonAndGoesOn(t *testing.T) {
 			{`{"username":"status","status":"deleted","password_hash":"` + importHash + `"}`, "invalid_status"},
 			{`{"username":"when","created_at":"yesterday","password_hash":"` + importHash + `"}`, "invalid_time"},
 			{`{"username":"future","created_at":"9024-01-01T00:00:00Z","password_hash":"` + importHash + `"}`, "invalid_time"},
-			{`{"username":"big","note":"` + strings.Repeat("x", maxRecord) + `"}`, "too_long"},
+			{`{"username":"big","note":"` + strings.Repeat("x", userfile.MaxRecord) + `"}`, "too_long"},
 			{strings.TrimSpace(oneRecord(other, "OWNER")), "username_taken"},
 			{strings.TrimSpace(oneRecord(id, "somebody")), "id_taken"},
 		}
@@ -488,28 +487,6 @@ func TestAStrayQuoteCostsOneLineOfACSV(t *testing.T) {
 	}
 }
 
-func TestFirebaseHashParametersAreReadAsTheConsoleShowsThem(t *testing.T) {
-	t.Parallel()
-	good, err := os.ReadFile("testdata/import/firebase-hash.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if h, err := ParseFirebaseHash(string(good)); err != nil || h.Rounds != 8 || h.MemCost != 14 || h.SaltSeparator != "Bw==" {
-		t.Errorf("%+v, %v", h, err)
-	}
-	for name, text := range map[string]string{
-		"empty": "", "another algorithm": strings.Replace(string(good), "SCRYPT", "BCRYPT", 1),
-		"a bomb": strings.Replace(string(good), "14", "24", 1), "no rounds": strings.Replace(string(good), "rounds: 8", "", 1),
-		"no key": strings.Replace(string(good), "base64_signer_key", "x", 1), "a broken key": strings.Replace(string(good), "jxspr", "j*spr", 1),
-	} {
-		if _, err := ParseFirebaseHash(text); err == nil {
-			t.Errorf("%s: accepted", name)
-		} else if strings.Contains(err.Error(), "8zykbdLGjFQ3McFUH0") {
-			t.Errorf("%s: the error shows the key", name)
-		}
-	}
-}
-
 func TestWhatIsExportedCanBeImportedElsewhere(t *testing.T) {
 	t.Parallel()
 	for _, format := range []string{FormatNDJSON, FormatCSV} {
@@ -565,103 +542,10 @@ func TestExportHasHashesOnlyWhenAskedFor(t *testing.T) {
 	}
 }
 
-func FuzzTableReadsTheRowsOfAnyCSV(f *testing.F) {
-	f.Add("a,b\nc,d\n")
-	f.Add("a,\"b\nc\"\r\n\"d\"\"\",e")
-	f.Add("\"a\nb,c\nd,\"e\n")
-	f.Add("\"\n\"")
-	f.Fuzz(func(t *testing.T, text string) {
-		if strings.HasPrefix(strings.TrimSpace(text), "sep=") {
-			return // it is for us
-		}
-		in := newTable(text)
-		count := 0
-		var got [][]string
-		clean := true
-		for {
-			rec, err := in.next()
-			if errors.Is(err, io.EOF) {
-				break
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if count++; count > len(text)+1 {
-				t.Fatal("it does not end")
-			}
-			clean = clean && rec.err == nil
-			got = append(got, slices.Clone(rec.fields))
-		}
-		// What the standard library reads as a whole is read here row by row.
-		want, err := csv.NewReader(strings.NewReader(text)).ReadAll()
-		for _, row := range want {
-			if slices.ContainsFunc(row, func(field string) bool { return valueOf(field) != field }) {
-				return // a word for no value, which in quotes is none
-			}
-		}
-		blank := slices.ContainsFunc(strings.Split(text, "\n"), func(line string) bool { return strings.TrimSpace(line) == "" })
-		if err == nil && clean && !blank && !strings.Contains(text, "\r") && !slices.EqualFunc(got, want, slices.Equal) {
-			t.Errorf("got %q, want %q", got, want)
-		}
-	})
-}
-
-func newTable(text string) *table {
-	split, _, err := newSplitter(strings.NewReader("\n"+text), FormatCSV, source{csv: nativeRow, headless: true})
-	if err != nil {
-		panic(err)
-	}
-	t := split.(*table)
-	t.separator = ',' // whatever the first line looks like
-	return t
-}
-
-func FuzzDocumentFindsTheObjectsOfAnyJSON(f *testing.F) {
-	f.Add(`[{"a":"}"},{"b":"\\\""}]`)
-	f.Add(`{"x":{"users":[{}]},"users":[{"c":[{}]}],"y":[1,{"users":[{}]}]}`)
-	f.Add(`{"a":1}{"b":2}`)
-	f.Fuzz(func(t *testing.T, text string) {
-		split, _, err := newSplitter(strings.NewReader(text), FormatJSON, source{json: nativeObject})
-		if err != nil {
-			return
-		}
-		var got []string
-		for {
-			rec, err := split.next()
-			if err != nil {
-				break
-			}
-			if len(rec.object) > maxRecord {
-				t.Fatal("a record is longer than may be")
-			}
-			got = append(got, string(rec.object))
-			if len(got) > len(text) {
-				t.Fatal("it does not end")
-			}
-		}
-		if strings.Contains(text, "users") || strings.Contains(text, `\`) {
-			return // of such a list the objects inside are returned
-		}
-		var want []json.RawMessage
-		if json.Unmarshal([]byte(text), &want) == nil && strings.HasPrefix(strings.TrimSpace(text), "[") {
-			var objects []string
-			for _, v := range want {
-				if v[0] != '{' {
-					return // a list of something else ends at that
-				}
-				objects = append(objects, string(v))
-			}
-			if !slices.Equal(got, objects) {
-				t.Errorf("got %q, want %q", got, objects)
-			}
-		}
-	})
-}
-
 func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
 	w := newWorld(f, testConfig(), dbtest.SQLite(f), nil)
 	for _, name := range []string{"native.ndjson", "keycloak.json", "auth0.ndjson", "django.json", "supabase.csv", "firebase.json"} {
-		text, err := os.ReadFile("testdata/import/" + name)
+		text, err := os.ReadFile("internal/userfile/testdata/" + name)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -670,24 +554,21 @@ func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
 	hash := &FirebaseHash{SignerKey: "AAAA", SaltSeparator: "Bw==", Rounds: 8, MemCost: 14}
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, name := range ImportSources() {
-			from, err := newSource(name, hash)
+			from, err := userfile.NewSource(name, hash)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if from.csv == nil {
-				from.csv = nativeRow
-			}
-			split, columns, err := newSplitter(strings.NewReader(text), FormatAuto, from)
-			if err != nil || from.json == nil {
+			split, columns, err := userfile.NewSplitter(strings.NewReader(text), FormatAuto, from)
+			if err != nil {
 				continue
 			}
 			i := &importer{service: w.Service, from: from}
 			for {
-				rec, err := split.next()
+				rec, err := split.Next()
 				if err != nil {
 					break
 				}
-				if n := i.check(from.read(columns, rec)); n.refused == nil && !n.other && (n.ID == uuid.Nil || n.canonical == "" || n.passwordHash == "") {
+				if n := i.check(from.Read(columns, rec)); n.refused == nil && !n.other && (n.ID == uuid.Nil || n.canonical == "" || n.passwordHash == "") {
 					t.Errorf("%s: accepted %+v", name, n)
 				}
 			}

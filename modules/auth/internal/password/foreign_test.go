@@ -12,7 +12,7 @@ import (
 // imported returns the hashes of a file beside the tests of the import, by their names.
 func imported(t testing.TB, name string) map[string]string {
 	t.Helper()
-	f, err := os.Open(filepath.Join("../../testdata/import", name))
+	f, err := os.Open(filepath.Join("../userfile/testdata", name))
 	if err != nil {
 		t.Fatal(err)
 	}

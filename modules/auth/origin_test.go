@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/toppira/authctl/modules/auth/internal/userfile"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
@@ -414,32 +415,9 @@ func TestANameThatIsAWordForNoValueSurvivesAnExport(t *testing.T) {
 	}
 }
 
-func TestTimesAreReadAsSystemsWriteThem(t *testing.T) {
+func TestTheTimesOfARecordAreKept(t *testing.T) {
 	t.Parallel()
 	want := time.Date(2021, 3, 4, 5, 6, 7, 0, time.UTC)
-	for _, text := range []string{
-		"2021-03-04T05:06:07Z", "2021-03-04T07:06:07+02:00", "2021-03-04 05:06:07+00", "2021-03-04 05:06:07.000000+00", "2021-03-04 05:06:07",
-		"2021-03-04 07:06:07+0200", "2021-03-04 07:06:07 +02:00", "2021-03-04 05:06:07 UTC", "2021-03-04 05:06:07 +0000 UTC", "2021-03-04T05:06:07",
-		"2021-03-04 05:06:07.0000000 +00:00", "2021-03-04 05:06:07,000", "Thu, 04 Mar 2021 05:06:07 GMT", "20210304T050607Z",
-		"1614834367", "1614834367.0", "1614834367000", "1614834367000000", "1614834367000000000", " 1614834367 ",
-	} {
-		if got, err := parseTime("t", text); err != nil || !got.Equal(want) {
-			t.Errorf("%q: %v, %v", text, got, err)
-		}
-	}
-	if got, err := parseTime("t", "2021-03-04"); err != nil || got.Format(time.RFC3339) != "2021-03-04T00:00:00Z" {
-		t.Errorf("a day: %v, %v", got, err)
-	}
-	for _, text := range []string{"", " ", "0", "-infinity", "0000-00-00 00:00:00", "0000-00-00"} {
-		if got, err := parseTime("t", text); err != nil || !got.IsZero() {
-			t.Errorf("%q: %v, %v", text, got, err)
-		}
-	}
-	for _, text := range []string{"yesterday", "04.03.2021", "03/04/2021", "2021-13-04 05:06:07", "2021-03-04 05:06:07 CET", "-1614834367", "12345", "1614834367s", strings.Repeat("9", 40)} {
-		if got, err := parseTime("t", text); err == nil {
-			t.Errorf("%q: %v", text, got)
-		}
-	}
 	dbtestEach(t, func(t *testing.T, w *world) {
 		w.importText(t, `{"username":"seconds","created_at":1614834367,"password_hash":"`+importHash+`"}
 {"username":"milliseconds","created_at":"1614834367000","password_hash":"`+importHash+`"}
@@ -476,11 +454,11 @@ func TestARehearsalReportsEverythingAndWritesNothing(t *testing.T) {
 func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
-	good, err := os.ReadFile("testdata/import/firebase-hash.txt")
+	good, err := os.ReadFile("internal/userfile/testdata/firebase-hash.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
-	users, err := os.ReadFile("testdata/import/firebase.json")
+	users, err := os.ReadFile("internal/userfile/testdata/firebase.json")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -515,7 +493,7 @@ func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
 
 func TestHashParametersOfFirebaseThatCannotBeAreRefused(t *testing.T) {
 	t.Parallel()
-	good, err := os.ReadFile("testdata/import/firebase-hash.txt")
+	good, err := os.ReadFile("internal/userfile/testdata/firebase-hash.txt")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -546,7 +524,7 @@ func TestAnImportThatIsToldTheWrongSourceSaysTheRightOne(t *testing.T) {
 		"auth0.ndjson": "auth0", "firebase.json": "firebase", "zitadel.json": "zitadel", "firebase.csv": "firebase", "django.csv": "django", "supabase.csv": "supabase",
 	}
 	for file, is := range files {
-		text, err := os.ReadFile(filepath.Join("testdata/import", file))
+		text, err := os.ReadFile(filepath.Join("internal/userfile/testdata", file))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -578,18 +556,18 @@ func TestAnImportOfSomethingElseStopsAfterTwentyRecords(t *testing.T) {
 		text.WriteString(user(i))
 	}
 	got := w.importing(t.Context(), strings.NewReader(text.String()), "native", FormatAuto)
-	if !errors.Is(got.err, ErrOtherSource) || !strings.Contains(got.err.Error(), "--from auth0") || got.Refused != hintAfter || len(got.refused) != hintAfter {
+	if !errors.Is(got.err, ErrOtherSource) || !strings.Contains(got.err.Error(), "--from auth0") || got.Refused != userfile.HintAfter || len(got.refused) != userfile.HintAfter {
 		t.Errorf("%v, %d refused", got.err, got.Refused)
 	}
 	// What is of the right source is never stopped by records that are bad.
 	text.Reset()
-	for i := range 3 * hintAfter {
+	for i := range 3 * userfile.HintAfter {
 		fmt.Fprintf(&text, `{"id":%q,"username":"x","password_hash":%q}`+"\n", uuid.NewString(), importHash)
 		fmt.Fprintf(&text, "nonsense %d\n", i)
 	}
 	text.WriteString(line("", "after-all", importHash, ""))
 	got = w.importText(t, text.String(), "native")
-	if got.Imported != 1 || got.Refused != 6*hintAfter {
+	if got.Imported != 1 || got.Refused != 6*userfile.HintAfter {
 		t.Errorf("%+v", got.ImportReport)
 	}
 }
@@ -638,7 +616,7 @@ func TestADocumentOfOneObjectInManyLinesIsRead(t *testing.T) {
 func TestARealmWithoutUsersIsNoUser(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
-	big := `{"id":"r","realm":"empty","clients":["` + strings.Repeat("x", 2*maxRecord) + `"]}`
+	big := `{"id":"r","realm":"empty","clients":["` + strings.Repeat("x", 2*userfile.MaxRecord) + `"]}`
 	user := `{"username":"kc.one","enabled":true,"credentials":[{"type":"password","secretData":"{\"value\":\"` + importHash + `\",\"salt\":\"\"}","credentialData":"{\"hashIterations\":4,\"algorithm\":\"bcrypt\"}"}]}`
 	got := w.importText(t, `[`+big+`,{"realm":"small"},{"realm":"shop","users":[`+user+`],"clients":[{"users":[{}]}]},{"realm":"none","users":[]}]`, "keycloak")
 	got.expect(t, 1, 0, 0)

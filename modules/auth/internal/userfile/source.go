@@ -1,4 +1,6 @@
-package auth
+// Package userfile reads the accounts in what another system, or ours, has exported: NDJSON, JSON
+// or CSV, record by record and in bounded memory. It also writes our own form.
+package userfile
 
 import (
 	"bytes"
@@ -15,32 +17,33 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/auth/internal/password"
 )
 
-// record is an account in the words of this package, as another system has it. Nothing of it
+// Record is an account in the words of this package, as another system has it. Nothing of it
 // has been checked yet.
-type record struct {
-	id       string // not empty: to be kept
-	sourceID string // what the source calls it, where that is not kept
-	// numbered says that sourceID is only unique within one database: that it is the same
+type Record struct {
+	ID       string // not empty: to be kept
+	SourceID string // what the source calls it, where that is not kept
+	// Numbered says that SourceID is only unique within one database: that it is the same
 	// proves nothing, that it differs does.
-	numbered bool
-	username string
-	hash     string // in a form that package password reads; empty: there is none
-	status   Status // empty: active
-	created  time.Time
-	changed  time.Time // the password
-	banned   time.Time // disabled until then
-	// address is that of a mailbox or a telephone, and confirmed whether its owner had shown
+	Numbered bool
+	Username string
+	Hash     string // in a form that package password reads; empty: there is none
+	Disabled bool
+	Created  time.Time
+	Changed  time.Time // the password
+	Banned   time.Time // disabled until then
+	// Address is that of a mailbox or a telephone, and Confirmed whether its owner had shown
 	// to have it. Nil: the source does not say.
-	address   string
-	confirmed *bool
-	// lost is what protected the account where it comes from and does not here.
-	lost []string
-	// other says that it is no account, but may tell of a protection in lost.
-	other bool
+	Address   string
+	Confirmed *bool
+	// Lost is what protected the account where it comes from and does not here.
+	Lost []string
+	// Other says that it is no account, but may tell of a protection in Lost.
+	Other bool
 }
 
 // Kinds of protections that are not carried over. Required actions of Keycloak and kinds of
@@ -48,15 +51,15 @@ type record struct {
 const (
 	lostOTP          = "otp"
 	lostSecondFactor = "second_factor"
-	lostUnconfirmed  = "unconfirmed_address"
+	LostUnconfirmed  = "unconfirmed_address"
 	lostAction       = "required_action:" // and its name
 )
 
-// source reads the records of one system.
-type source struct {
-	name      string
-	json      func(object []byte) (record, error) // nil: it writes no JSON
-	csv       func(row) (record, error)           // nil: it writes no CSV
+// Source reads the records of one system.
+type Source struct {
+	Name      string
+	json      func(object []byte) (Record, error) // nil: it writes no JSON
+	csv       func(row) (Record, error)           // nil: it writes no CSV
 	columns   []string                            // that a CSV must have; a|b is one of them
 	headless  bool                                // its CSV has no heading
 	document  bool                                // its JSON is a document rather than lines
@@ -64,13 +67,13 @@ type source struct {
 	container string
 }
 
-// ImportSources are the systems whose exports are read, the first one our own.
-func ImportSources() []string {
+// Sources are the systems whose exports are read, the first one our own.
+func Sources() []string {
 	return []string{"native", "keycloak", "firebase", "django", "auth0", "supabase", "zitadel"}
 }
 
-func newSource(name string, hash *FirebaseHash) (source, error) {
-	s := source{name: name, lists: []string{"users"}}
+func NewSource(name string, hash *FirebaseHash) (Source, error) {
+	s := Source{Name: name, lists: []string{"users"}}
 	switch name {
 	case "native":
 		s.json, s.csv, s.columns = nativeObject, nativeRow, []string{"username", "password_hash"}
@@ -78,7 +81,7 @@ func newSource(name string, hash *FirebaseHash) (source, error) {
 		s.json, s.document, s.container = keycloakObject, true, "realm"
 	case "firebase":
 		if hash == nil {
-			return source{}, errors.New("the hashes of Firebase need the hash parameters of the project")
+			return Source{}, errors.New("the hashes of Firebase need the hash parameters of the project")
 		}
 		s.json, s.csv, s.headless, s.document = hash.object, hash.row, true, true
 	case "django":
@@ -91,23 +94,23 @@ func newSource(name string, hash *FirebaseHash) (source, error) {
 		s.json, s.document = zitadelObject, true
 		s.lists, s.container = []string{"data_orgs", "dataOrgs", "orgs", "humanUsers"}, "orgId"
 	default:
-		return source{}, fmt.Errorf("there is no source %q", name)
+		return Source{}, fmt.Errorf("there is no source %q", name)
 	}
 	return s, nil
 }
 
 // checkColumns says which column is missing, and which there are.
-func (s source) checkColumns(columns []string) error {
+func (s Source) checkColumns(columns []string) error {
 	for _, want := range s.columns {
 		if slices.ContainsFunc(strings.Split(want, "|"), func(name string) bool { return slices.Contains(columns, name) }) {
 			continue
 		}
 		err := fmt.Errorf("the heading of the CSV lacks the column %q; it has %s", strings.ReplaceAll(want, "|", " or "), strings.Join(columns, ", "))
-		hint := looksLike(s.name, strings.Join(columns, "\n"))
+		hint := looksLike(s.Name, strings.Join(columns, "\n"))
 		// A first line that is no heading is an account, and is not shown.
 		if slices.ContainsFunc(columns, func(name string) bool { return len(name) > 40 || strings.ContainsAny(name, "$@{/+=:\\") }) {
 			err = errors.New("the CSV begins without a heading: its first line must name the columns")
-			hint = looksLike(s.name, strings.Join(columns, ","))
+			hint = looksLike(s.Name, strings.Join(columns, ","))
 		}
 		if hint != "" {
 			return fmt.Errorf("%w. %s", err, hint)
@@ -140,14 +143,14 @@ func (r row) at(i int) string {
 	return ""
 }
 
-// read turns the text of a record into an account.
-func (s source) read(columns []string, raw rawRecord) (record, error) {
+// Read turns the text of a record into an account.
+func (s Source) Read(columns []string, raw RawRecord) (Record, error) {
 	switch {
 	case raw.err != nil:
-		return record{}, raw.err
+		return Record{}, raw.err
 	case raw.object != nil:
 		if !utf8.Valid(raw.object) {
-			return record{}, errNotUTF8
+			return Record{}, errNotUTF8
 		}
 		return s.json(raw.object)
 	}
@@ -164,15 +167,15 @@ func decodeObject[T any](object []byte) (T, error) {
 	case err == nil:
 		return v, nil
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		return v, refuse("malformed", "has a member twice")
+		return v, Refuse("malformed", "has a member twice")
 	case known && semantic.JSONPointer != "": // a member of ours, so its name says nothing
-		return v, refuse("malformed", "has a member of the wrong type: "+strings.TrimPrefix(string(semantic.JSONPointer), "/"))
+		return v, Refuse("malformed", "has a member of the wrong type: "+strings.TrimPrefix(string(semantic.JSONPointer), "/"))
 	}
 	return v, errNotJSON
 }
 
-// exported is an account as [Service.Export] writes it and an import reads it.
-type exported struct {
+// Exported is an account as our own export writes it and an import reads it.
+type Exported struct {
 	ID                string `json:"id,omitempty"`
 	Username          string `json:"username"`
 	Status            string `json:"status,omitempty"`
@@ -183,49 +186,49 @@ type exported struct {
 	PasswordHash      string `json:"password_hash,omitempty"`
 }
 
-func nativeObject(object []byte) (record, error) {
+func nativeObject(object []byte) (Record, error) {
 	e, err := decodeObject[struct {
-		exported
+		Exported
 		CreatedAt         jsontext.Value `json:"created_at"` // also a number
 		PasswordChangedAt jsontext.Value `json:"password_changed_at"`
 	}](object)
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
-	e.exported.CreatedAt, e.exported.PasswordChangedAt = timeText(e.CreatedAt), timeText(e.PasswordChangedAt)
-	return nativeUser(e.exported)
+	e.Exported.CreatedAt, e.Exported.PasswordChangedAt = timeText(e.CreatedAt), timeText(e.PasswordChangedAt)
+	return nativeUser(e.Exported)
 }
 
-func nativeRow(r row) (record, error) {
+func nativeRow(r row) (Record, error) {
 	verified, err := r.truth("email_verified")
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
-	return nativeUser(exported{
+	return nativeUser(Exported{
 		ID: r.get("id"), Username: r.get("username"), Status: r.get("status"),
 		CreatedAt: r.get("created_at"), PasswordChangedAt: r.get("password_changed_at"),
 		Email: r.get("email"), EmailVerified: verified, PasswordHash: r.get("password_hash"),
 	})
 }
 
-func nativeUser(e exported) (record, error) {
-	rec := record{
-		id: e.ID, username: e.Username, hash: e.PasswordHash, status: Status(e.Status),
-		address: e.Email, confirmed: e.EmailVerified,
+func nativeUser(e Exported) (Record, error) {
+	rec := Record{
+		ID: e.ID, Username: e.Username, Hash: e.PasswordHash, Disabled: e.Status == "disabled",
+		Address: e.Email, Confirmed: e.EmailVerified,
 	}
-	if e.Status != "" && rec.status != StatusActive && rec.status != StatusDisabled {
-		return record{}, refuse("invalid_status", "the status is neither active nor disabled")
+	if e.Status != "" && e.Status != "active" && !rec.Disabled {
+		return Record{}, Refuse("invalid_status", "the status is neither active nor disabled")
 	}
 	var err error
-	if rec.created, err = parseTime("created_at", e.CreatedAt); err != nil {
-		return record{}, err
+	if rec.Created, err = parseTime("created_at", e.CreatedAt); err != nil {
+		return Record{}, err
 	}
-	rec.changed, err = parseTime("password_changed_at", e.PasswordChangedAt)
+	rec.Changed, err = parseTime("password_changed_at", e.PasswordChangedAt)
 	return rec, err
 }
 
 // keycloakObject reads a user of a realm export (a UserRepresentation with credentials).
-func keycloakObject(object []byte) (record, error) {
+func keycloakObject(object []byte) (Record, error) {
 	u, err := decodeObject[struct {
 		ID               string   `json:"id"`
 		Username         string   `json:"username"`
@@ -242,23 +245,23 @@ func keycloakObject(object []byte) (record, error) {
 		} `json:"credentials"`
 	}](object)
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
-	rec := record{username: u.Username, created: milliseconds(u.CreatedTimestamp), address: u.Email, confirmed: u.EmailVerified}
+	rec := Record{Username: u.Username, Created: milliseconds(u.CreatedTimestamp), Address: u.Email, Confirmed: u.EmailVerified}
 	rec.name(u.ID)
-	rec.disable(u.Enabled != nil && !*u.Enabled)
+	rec.Disabled = u.Enabled != nil && !*u.Enabled
 	for _, action := range u.RequiredActions {
-		rec.lost = append(rec.lost, lostAction+action)
+		rec.Lost = append(rec.Lost, lostAction+action)
 	}
 	for _, c := range u.Credentials {
 		switch {
 		case c.Type == "password-history":
 		case c.Type != "password":
-			rec.lost = append(rec.lost, c.Type) // otp, webauthn, recovery-authn-codes, …
-		case rec.hash == "":
-			rec.changed = milliseconds(c.CreatedDate)
-			if rec.hash, err = keycloakHash(c.SecretData, c.CredentialData); err != nil {
-				return record{}, err
+			rec.Lost = append(rec.Lost, c.Type) // otp, webauthn, recovery-authn-codes, …
+		case rec.Hash == "":
+			rec.Changed = milliseconds(c.CreatedDate)
+			if rec.Hash, err = keycloakHash(c.SecretData, c.CredentialData); err != nil {
+				return Record{}, err
 			}
 		}
 	}
@@ -267,7 +270,7 @@ func keycloakObject(object []byte) (record, error) {
 
 // keycloakHash puts a password credential into the form of a PHC string.
 func keycloakHash(secretData, credentialData string) (string, error) {
-	bad := refuse("hash_refused", "the password credential is not as Keycloak writes it")
+	bad := Refuse("hash_refused", "the password credential is not as Keycloak writes it")
 	secret, errSecret := decodeObject[struct {
 		Value string `json:"value"`
 		Salt  string `json:"salt"`
@@ -302,7 +305,7 @@ func keycloakHash(secretData, credentialData string) (string, error) {
 		}
 		return fmt.Sprintf("$argon2%s$v=19$m=%s,t=%d,p=%s%s", p.Type[0], p.Memory[0], credential.HashIterations, p.Parallelism[0], end), nil
 	}
-	return "", refuse("hash_refused", "the password is hashed with an algorithm of Keycloak's that is not read here")
+	return "", Refuse("hash_refused", "the password is hashed with an algorithm of Keycloak's that is not read here")
 }
 
 // FirebaseHash is what Firebase says once for all users of a project.
@@ -366,7 +369,7 @@ func (h *FirebaseHash) hash(passwordHash, salt string) string {
 }
 
 // object reads a user of firebase auth:export --format=json, or of the Admin SDK.
-func (h *FirebaseHash) object(object []byte) (record, error) {
+func (h *FirebaseHash) object(object []byte) (Record, error) {
 	type factors []jsontext.Value
 	u, err := decodeObject[struct {
 		LocalID       string         `json:"localId"`
@@ -387,55 +390,55 @@ func (h *FirebaseHash) object(object []byte) (record, error) {
 		} `json:"metadata"`
 	}](object)
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
 	created := cmp.Or(timeText(u.CreatedAt), timeText(u.Metadata.CreationTime))
 	rec, err := h.user(cmp.Or(u.LocalID, u.UID), u.Email, u.PasswordHash, cmp.Or(u.Salt, u.PasswordSalt), created)
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
-	rec.confirmed = u.EmailVerified
-	rec.disable(u.Disabled)
+	rec.Confirmed = u.EmailVerified
+	rec.Disabled = u.Disabled
 	if len(u.MFAInfo)+len(u.MultiFactor.EnrolledFactors) > 0 {
-		rec.lost = append(rec.lost, lostSecondFactor)
+		rec.Lost = append(rec.Lost, lostSecondFactor)
 	}
 	return rec, nil
 }
 
 // row reads a user of firebase auth:export --format=csv, which has no heading.
-func (h *FirebaseHash) row(r row) (record, error) {
+func (h *FirebaseHash) row(r row) (Record, error) {
 	if len(r.fields) < 5 {
-		return record{}, refuse("malformed", "has fewer fields than Firebase writes")
+		return Record{}, Refuse("malformed", "has fewer fields than Firebase writes")
 	}
 	rec, err := h.user(r.at(0), r.at(1), r.at(3), r.at(4), r.at(23))
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
-	if rec.confirmed, err = truth("the field emailVerified", r.at(2)); err != nil {
-		return record{}, err
+	if rec.Confirmed, err = truth("the field emailVerified", r.at(2)); err != nil {
+		return Record{}, err
 	}
 	disabled, err := truth("the field disabled", r.at(26))
-	rec.disable(disabled != nil && *disabled)
+	rec.Disabled = disabled != nil && *disabled
 	return rec, err
 }
 
-func (h *FirebaseHash) user(id, email, hash, salt, created string) (record, error) {
-	rec := record{username: email, hash: h.hash(hash, salt), address: email}
+func (h *FirebaseHash) user(id, email, hash, salt, created string) (Record, error) {
+	rec := Record{Username: email, Hash: h.hash(hash, salt), Address: email}
 	rec.name(id)
 	// The hash is the signer key, encrypted under what is derived from the password.
 	digest, errDigest := base64.StdEncoding.DecodeString(standardBase64(hash))
 	key, errKey := base64.StdEncoding.DecodeString(standardBase64(h.SignerKey))
 	if errDigest == nil && errKey == nil && hash != "" && len(digest) != len(key) {
-		return record{}, refuse("hash_refused", "the password was not hashed with these hash parameters: its hash is not as long as the signer key")
+		return Record{}, Refuse("hash_refused", "the password was not hashed with these hash parameters: its hash is not as long as the signer key")
 	}
 	var err error
-	rec.created, err = parseTime("createdAt", created)
+	rec.Created, err = parseTime("createdAt", created)
 	return rec, err
 }
 
 // djangoObject reads an object of manage.py dumpdata: a user, or something else that was dumped
 // with them.
-func djangoObject(object []byte) (record, error) {
+func djangoObject(object []byte) (Record, error) {
 	d, err := decodeObject[struct {
 		Model  string         `json:"model"`
 		PK     jsontext.Value `json:"pk"`
@@ -450,7 +453,7 @@ func djangoObject(object []byte) (record, error) {
 		} `json:"fields"`
 	}](object)
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
 	u := d.Fields
 	if u.Password == nil && d.Model != "" && !strings.HasSuffix(d.Model, ".user") {
@@ -461,7 +464,7 @@ func djangoObject(object []byte) (record, error) {
 		email = string(text)
 	}
 	rec, err := djangoUser(value(u.Username), email, value(u.Password), timeText(u.DateJoined), u.IsActive)
-	rec.sourceID, rec.numbered = string(d.PK), true
+	rec.SourceID, rec.Numbered = string(d.PK), true
 	return rec, err
 }
 
@@ -473,46 +476,46 @@ func value(text *string) string {
 }
 
 // djangoOther is what is no user. Second factors and addresses stand in tables of their own.
-func djangoOther(model string, confirmed, verified *bool) record {
-	rec := record{other: true}
+func djangoOther(model string, confirmed, verified *bool) Record {
+	rec := Record{Other: true}
 	app, name, _ := strings.Cut(strings.ToLower(model), ".")
 	switch {
 	case name == "emailaddress" && verified != nil && !*verified:
-		rec.lost = []string{lostUnconfirmed}
+		rec.Lost = []string{LostUnconfirmed}
 	case name == "statictoken", confirmed != nil && !*confirmed: // of a device that is counted, or none yet
 	case strings.HasSuffix(name, "totpdevice"), strings.HasSuffix(name, "hotpdevice"):
-		rec.lost = []string{lostOTP}
+		rec.Lost = []string{lostOTP}
 	case strings.HasSuffix(name, "device"), app == "mfa", strings.Contains(app, "webauthn"), strings.Contains(app, "passkey"), strings.Contains(app, "fido"):
-		rec.lost = []string{lostSecondFactor}
+		rec.Lost = []string{lostSecondFactor}
 	}
 	return rec
 }
 
 // djangoRow reads a row of the table auth_user, or of the table of a model like it.
-func djangoRow(r row) (record, error) {
+func djangoRow(r row) (Record, error) {
 	active, err := r.truth("is_active")
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
 	rec, err := djangoUser(r.get("username"), r.get("email"), r.get("password"), r.get("date_joined"), active)
-	rec.sourceID, rec.numbered = r.get("id"), true
+	rec.SourceID, rec.Numbered = r.get("id"), true
 	return rec, err
 }
 
 // djangoUser takes the email where the model has no username (USERNAME_FIELD = "email").
-func djangoUser(username, email, hash, joined string, active *bool) (record, error) {
-	rec := record{username: cmp.Or(username, email), hash: hash, address: email}
+func djangoUser(username, email, hash, joined string, active *bool) (Record, error) {
+	rec := Record{Username: cmp.Or(username, email), Hash: hash, Address: email}
 	if strings.HasPrefix(hash, "!") { // set_unusable_password
-		rec.hash = ""
+		rec.Hash = ""
 	}
-	rec.disable(active != nil && !*active)
+	rec.Disabled = active != nil && !*active
 	var err error
-	rec.created, err = parseTime("date_joined", joined)
+	rec.Created, err = parseTime("date_joined", joined)
 	return rec, err
 }
 
 // auth0Object reads a user of the export of password hashes that Auth0 makes on request.
-func auth0Object(object []byte) (record, error) {
+func auth0Object(object []byte) (Record, error) {
 	u, err := decodeObject[struct {
 		ID struct {
 			OID string `json:"$oid"`
@@ -538,19 +541,19 @@ func auth0Object(object []byte) (record, error) {
 		} `json:"authentication_methods"`
 	}](object)
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
-	rec := record{username: cmp.Or(u.Username, u.Email), hash: u.PasswordHash, address: u.Email, confirmed: u.EmailVerified}
+	rec := Record{Username: cmp.Or(u.Username, u.Email), Hash: u.PasswordHash, Address: u.Email, Confirmed: u.EmailVerified}
 	rec.name(cmp.Or(u.ID.OID, u.UserID))
 	for _, name := range u.Identifiers {
-		if rec.username == "" && (name.Type == "username" || name.Type == "email") {
-			rec.username = name.Value
+		if rec.Username == "" && (name.Type == "username" || name.Type == "email") {
+			rec.Username = name.Value
 		}
-		if rec.address == "" && name.Type == "email" {
-			rec.address, rec.confirmed = name.Value, name.Verified
+		if rec.Address == "" && name.Type == "email" {
+			rec.Address, rec.Confirmed = name.Value, name.Verified
 		}
 	}
-	rec.disable(u.Blocked)
+	rec.Disabled = u.Blocked
 	factors := len(u.Multifactor) + len(u.MFAFactors) + len(u.GuardianEnrollments)
 	for _, method := range u.AuthenticationMethods {
 		if method.Type != "password" {
@@ -558,12 +561,12 @@ func auth0Object(object []byte) (record, error) {
 		}
 	}
 	if factors > 0 {
-		rec.lost = append(rec.lost, lostSecondFactor)
+		rec.Lost = append(rec.Lost, lostSecondFactor)
 	}
-	if rec.changed, err = parseTime("password_set_date", timeText(u.SetDate)); err != nil {
-		return record{}, err
+	if rec.Changed, err = parseTime("password_set_date", timeText(u.SetDate)); err != nil {
+		return Record{}, err
 	}
-	rec.created, err = parseTime("created_at", timeText(u.CreatedAt))
+	rec.Created, err = parseTime("created_at", timeText(u.CreatedAt))
 	return rec, err
 }
 
@@ -590,14 +593,14 @@ type supabaseFactor struct {
 	Status string `json:"status"`
 }
 
-func supabaseObject(object []byte) (record, error) {
+func supabaseObject(object []byte) (Record, error) {
 	u, err := decodeObject[supabase](object)
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
 	members, err := decodeObject[map[string]jsontext.Value](object)
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
 	for _, name := range []string{"email_confirmed_at", "confirmed_at", "phone_confirmed_at"} {
 		_, says := members[name]
@@ -606,7 +609,7 @@ func supabaseObject(object []byte) (record, error) {
 	return u.record()
 }
 
-func supabaseRow(r row) (record, error) {
+func supabaseRow(r row) (Record, error) {
 	u := supabase{
 		ID: r.get("id"), Email: r.get("email"), Phone: r.get("phone"), EncryptedPassword: r.get("encrypted_password"),
 		CreatedAt: r.get("created_at"), BannedUntil: r.get("banned_until"), DeletedAt: r.get("deleted_at"),
@@ -619,17 +622,17 @@ func supabaseRow(r row) (record, error) {
 	}
 	if text := r.get("factors"); text != "" {
 		if err := json.Unmarshal([]byte(text), &u.Factors); err != nil {
-			return record{}, refuse("malformed", "the column factors is not the JSON of an array of factors")
+			return Record{}, Refuse("malformed", "the column factors is not the JSON of an array of factors")
 		}
 	}
 	return u.record()
 }
 
-func (u supabase) record() (record, error) {
+func (u supabase) record() (Record, error) {
 	if u.DeletedAt != "" {
-		return record{}, refuse("deleted", "the account was deleted where it comes from")
+		return Record{}, Refuse("deleted", "the account was deleted where it comes from")
 	}
-	rec := record{username: cmp.Or(u.Email, u.Phone), hash: u.EncryptedPassword, address: cmp.Or(u.Email, u.Phone)}
+	rec := Record{Username: cmp.Or(u.Email, u.Phone), Hash: u.EncryptedPassword, Address: cmp.Or(u.Email, u.Phone)}
 	rec.name(u.ID)
 	if u.says {
 		at := u.EmailConfirmedAt
@@ -637,28 +640,28 @@ func (u supabase) record() (record, error) {
 			at = u.PhoneConfirmedAt
 		}
 		confirmed := at != nil || u.EmailConfirmedAt == nil && u.PhoneConfirmedAt == nil && u.ConfirmedAt != nil
-		rec.confirmed = &confirmed
+		rec.Confirmed = &confirmed
 	}
 	for _, factor := range u.Factors {
 		if factor.Status == "unverified" {
 			continue
 		}
-		rec.lost = append(rec.lost, map[string]string{"totp": lostOTP, "webauthn": "webauthn"}[factor.Type])
+		rec.Lost = append(rec.Lost, map[string]string{"totp": lostOTP, "webauthn": "webauthn"}[factor.Type])
 	}
-	for i, kind := range rec.lost {
-		rec.lost[i] = cmp.Or(kind, lostSecondFactor)
+	for i, kind := range rec.Lost {
+		rec.Lost[i] = cmp.Or(kind, lostSecondFactor)
 	}
 	var err error
-	if rec.banned, err = parseTime("banned_until", u.BannedUntil); err != nil {
-		return record{}, err
+	if rec.Banned, err = parseTime("banned_until", u.BannedUntil); err != nil {
+		return Record{}, err
 	}
-	rec.created, err = parseTime("created_at", u.CreatedAt)
+	rec.Created, err = parseTime("created_at", u.CreatedAt)
 	return rec, err
 }
 
 // zitadelObject reads one of the humanUsers of an organisation, or what is in it: a request
 // to import such a user.
-func zitadelObject(object []byte) (record, error) {
+func zitadelObject(object []byte) (Record, error) {
 	type user struct {
 		UserName string `json:"userName"`
 		Email    struct {
@@ -678,42 +681,45 @@ func zitadelObject(object []byte) (record, error) {
 		User *user `json:"user"`
 	}](object)
 	if err != nil {
-		return record{}, err
+		return Record{}, err
 	}
 	u := d.user
 	if d.User != nil {
 		u = *d.User
 	}
-	rec := record{username: u.UserName, hash: u.HashedPassword.Value, address: u.Email.Email}
+	rec := Record{Username: u.UserName, Hash: u.HashedPassword.Value, Address: u.Email.Email}
 	rec.name(d.UserID)
 	if u.Email.Email != "" {
-		rec.confirmed = &u.Email.IsEmailVerified
+		rec.Confirmed = &u.Email.IsEmailVerified
 	}
 	if u.OTPCode != "" {
-		rec.lost = append(rec.lost, lostOTP)
+		rec.Lost = append(rec.Lost, lostOTP)
 	}
 	if len(u.RecoveryCodes) > 0 {
-		rec.lost = append(rec.lost, "recovery_codes")
+		rec.Lost = append(rec.Lost, "recovery_codes")
 	}
 	if u.PasswordChangeRequired {
-		rec.lost = append(rec.lost, lostAction+"UPDATE_PASSWORD")
+		rec.Lost = append(rec.Lost, lostAction+"UPDATE_PASSWORD")
 	}
 	return rec, nil
 }
 
-// name keeps the ids of systems that use UUIDs as we do; accounts of others get new ones.
-func (rec *record) name(id string) {
-	if _, err := parseImportID(id); err != nil {
-		rec.sourceID = id
-		return
+// ParseID reads an id that an account may keep.
+func ParseID(text string) (uuid.UUID, error) {
+	id, err := uuid.Parse(text)
+	if err != nil || len(text) != 36 || id == uuid.Nil {
+		return uuid.Nil, Refuse("invalid_id", "the id is not a UUID")
 	}
-	rec.id = id
+	return id, nil
 }
 
-func (rec *record) disable(disabled bool) {
-	if disabled {
-		rec.status = StatusDisabled
+// name keeps the ids of systems that use UUIDs as we do; accounts of others get new ones.
+func (rec *Record) name(id string) {
+	if _, err := ParseID(id); err != nil {
+		rec.SourceID = id
+		return
 	}
+	rec.ID = id
 }
 
 // truth reads a boolean of a CSV. Nil: there is none.
@@ -729,7 +735,7 @@ func truth(name, text string) (*bool, error) {
 	case "f", "false", "0", "n", "no", "off", "\x00", `\x00`, `\0`:
 		return &no, nil
 	}
-	return nil, refuse("invalid_status", name+" is neither true nor false")
+	return nil, Refuse("invalid_status", name+" is neither true nor false")
 }
 
 func milliseconds(ms int64) time.Time {
@@ -798,7 +804,7 @@ func parseTime(name, text string) (time.Time, error) {
 		}
 		return t.UTC(), nil
 	}
-	return time.Time{}, refuse("invalid_time", name+" is not a time")
+	return time.Time{}, Refuse("invalid_time", name+" is not a time")
 }
 
 // parseEpoch reads seconds since 1970, or milli-, micro- or nanoseconds: which ones shows, as

@@ -1,4 +1,4 @@
-package auth
+package userfile
 
 import (
 	"bufio"
@@ -19,8 +19,8 @@ const (
 	FormatCSV    = "csv"    // RFC 4180, with a heading where the source writes one; also with ; or tabs
 )
 
-// maxRecord is the most bytes that one account may take in an import.
-const maxRecord = 64 << 10
+// MaxRecord is the most bytes that one account may take in an import.
+const MaxRecord = 64 << 10
 
 // Refusal is why one record of an import was not taken. It holds nothing of the record.
 type Refusal struct {
@@ -32,30 +32,30 @@ type Refusal struct {
 
 func (r *Refusal) Error() string { return r.Code + ": " + r.Detail }
 
-func refuse(code, detail string) *Refusal { return &Refusal{Code: code, Detail: detail} }
+func Refuse(code, detail string) *Refusal { return &Refusal{Code: code, Detail: detail} }
 
 var (
-	errTooLong = refuse("too_long", fmt.Sprintf("is longer than %d bytes", maxRecord))
-	errNotJSON = refuse("malformed", "is not a JSON object")
-	errNotUTF8 = refuse("invalid_unicode", "is not valid UTF-8")
+	errTooLong = Refuse("too_long", fmt.Sprintf("is longer than %d bytes", MaxRecord))
+	errNotJSON = Refuse("malformed", "is not a JSON object")
+	errNotUTF8 = Refuse("invalid_unicode", "is not valid UTF-8")
 )
 
-// rawRecord is the text of one account: an object, or the fields of a row. Both are valid
+// RawRecord is the text of one account: an object, or the fields of a row. Both are valid
 // until the next one is read.
-type rawRecord struct {
-	line   int64
+type RawRecord struct {
+	Line   int64
 	object []byte
 	fields []string
 	err    error // a *Refusal: it cannot be read, the next one can
 }
 
-// splitter cuts an input into records, each in bounded memory. It returns io.EOF at the end.
-type splitter interface{ next() (rawRecord, error) }
+// Splitter cuts an input into records, each in bounded memory. It returns io.EOF at the end.
+type Splitter interface{ Next() (RawRecord, error) }
 
-// newSplitter reads how the input begins and returns what splits it, and the names of its
+// NewSplitter reads how the input begins and returns what splits it, and the names of its
 // columns when it is CSV with a heading.
-func newSplitter(r io.Reader, format string, from source) (splitter, []string, error) {
-	in := &input{Reader: bufio.NewReaderSize(r, maxRecord), line: 1}
+func NewSplitter(r io.Reader, format string, from Source) (Splitter, []string, error) {
+	in := &input{Reader: bufio.NewReaderSize(r, MaxRecord), line: 1}
 	start, _ := in.Peek(3)
 	switch {
 	case bytes.Equal(start, []byte("\xef\xbb\xbf")): // the byte order mark that Windows leaves
@@ -127,7 +127,7 @@ func (in *input) guess(from source) (string, error) {
 // beginsDocument reports whether the object that comes next goes on in the next line, or is
 // one around a list of records.
 func (in *input) beginsDocument(from source) bool {
-	start, _ := in.Peek(maxRecord)
+	start, _ := in.Peek(MaxRecord)
 	first, _, _ := bytes.Cut(start, []byte{'\n'})
 	if len(bytes.TrimSpace(first)) == 1 {
 		return true
@@ -180,15 +180,15 @@ func (l *lines) read() (textLine, error) {
 	}
 }
 
-func (l *lines) next() (rawRecord, error) {
+func (l *lines) Next() (RawRecord, error) {
 	line, err := l.read()
 	if err != nil {
-		return rawRecord{}, err
+		return RawRecord{}, err
 	}
 	if line.tooLong {
-		return rawRecord{line: line.number, err: errTooLong}, nil
+		return RawRecord{Line: line.number, err: errTooLong}, nil
 	}
-	return rawRecord{line: line.number, object: line.text}, nil
+	return RawRecord{Line: line.number, object: line.text}, nil
 }
 
 // table cuts CSV. A field in quotes may hold line breaks. Where a quote is not closed, or
@@ -225,7 +225,7 @@ func (t *table) begin(from source) ([]string, error) {
 	if from.headless {
 		return nil, nil
 	}
-	heading, err := t.next()
+	heading, err := t.Next()
 	if err == nil {
 		err = heading.err
 	}
@@ -247,7 +247,7 @@ func (t *table) begin(from source) ([]string, error) {
 
 // separatorOf is the separator with which the first line has what the source asks for, or
 // else the most fields.
-func separatorOf(line []byte, from source) byte {
+func separatorOf(line []byte, from Source) byte {
 	best, most := separators[0], 1
 	for _, separator := range []byte(separators) {
 		fields, err := parseRow(line, separator)
@@ -272,15 +272,15 @@ func columnNames(fields []string) []string {
 	return names
 }
 
-func (t *table) next() (rawRecord, error) {
+func (t *table) Next() (RawRecord, error) {
 	first, err := t.read()
 	if err != nil {
-		return rawRecord{}, err
+		return RawRecord{}, err
 	}
 	if first.tooLong {
-		return rawRecord{line: first.number, err: errTooLong}, nil
+		return RawRecord{Line: first.number, err: errTooLong}, nil
 	}
-	refused := rawRecord{line: first.number, err: refuse("malformed", "is not a row of CSV")}
+	refused := RawRecord{Line: first.number, err: Refuse("malformed", "is not a row of CSV")}
 	if !utf8.Valid(first.text) {
 		refused.err = errNotUTF8
 		return refused, nil
@@ -290,13 +290,13 @@ func (t *table) next() (rawRecord, error) {
 	for t.separator != '\t' && bytes.Count(text, []byte(`"`))%2 != 0 {
 		line, err := t.read()
 		if err != nil && !errors.Is(err, io.EOF) {
-			return rawRecord{}, err
+			return RawRecord{}, err
 		}
 		if err == nil {
 			line.text = bytes.Clone(line.text)
 			followed = append(followed, line)
 		}
-		if err != nil || line.tooLong || len(text)+len(line.text) >= maxRecord {
+		if err != nil || line.tooLong || len(text)+len(line.text) >= MaxRecord {
 			t.back = append(followed, t.back...)
 			return refused, nil
 		}
@@ -305,9 +305,9 @@ func (t *table) next() (rawRecord, error) {
 	fields, err := parseRow(text, t.separator)
 	switch {
 	case err == nil && (t.width == 0 || len(fields) == t.width):
-		return rawRecord{line: first.number, fields: fields}, nil
+		return RawRecord{Line: first.number, fields: fields}, nil
 	case err == nil && len(followed) == 0:
-		refused.err = refuse("malformed", fmt.Sprintf("has %d fields, the heading has %d", len(fields), t.width))
+		refused.err = Refuse("malformed", fmt.Sprintf("has %d fields, the heading has %d", len(fields), t.width))
 	}
 	t.back = append(followed, t.back...)
 	return refused, nil
@@ -390,7 +390,7 @@ type document struct {
 	around    []byte // the brackets around the present place, outermost first
 }
 
-func (d *document) next() (rawRecord, error) {
+func (d *document) Next() (RawRecord, error) {
 	for {
 		inside := byte(0)
 		if len(d.around) > 0 {
@@ -398,16 +398,16 @@ func (d *document) next() (rawRecord, error) {
 		}
 		if inside == '{' { // in an object around records, behind one of its lists
 			if _, err := d.object(); err != nil {
-				return rawRecord{}, err
+				return RawRecord{}, err
 			}
 			continue
 		}
 		b, err := d.read()
 		switch {
 		case errors.Is(err, io.EOF) && inside != 0:
-			return rawRecord{}, errors.New("the JSON document ends before its array does")
+			return RawRecord{}, errors.New("the JSON document ends before its array does")
 		case err != nil:
-			return rawRecord{}, err
+			return RawRecord{}, err
 		}
 		switch {
 		case b == ' ', b == '\t', b == '\r', b == '\n', b == ',' && inside != 0:
@@ -421,15 +421,15 @@ func (d *document) next() (rawRecord, error) {
 			is, err := d.object()
 			switch {
 			case err != nil:
-				return rawRecord{}, err
+				return RawRecord{}, err
 			case len(d.around) > depth || is.container: // its records come next
 			case !is.whole:
-				return rawRecord{line: line, err: errTooLong}, nil
+				return RawRecord{Line: line, err: errTooLong}, nil
 			default:
-				return rawRecord{line: line, object: d.buf}, nil
+				return RawRecord{Line: line, object: d.buf}, nil
 			}
 		default:
-			return rawRecord{}, fmt.Errorf("line %d: the JSON document is not a list of objects", d.in.line)
+			return RawRecord{}, fmt.Errorf("line %d: the JSON document is not a list of objects", d.in.line)
 		}
 	}
 }
@@ -461,7 +461,7 @@ func (d *document) object() (is seen, err error) {
 		if err != nil {
 			return is, err
 		}
-		if len(d.buf) < maxRecord {
+		if len(d.buf) < MaxRecord {
 			d.buf = append(d.buf, b)
 		} else {
 			is.whole = false

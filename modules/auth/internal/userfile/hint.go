@@ -1,4 +1,4 @@
-package auth
+package userfile
 
 import (
 	"fmt"
@@ -7,9 +7,9 @@ import (
 	"sync"
 )
 
-// hintAfter is after how many records, none of which could be taken, an import looks at what
+// HintAfter is after how many records, none of which could be taken, an import looks at what
 // they are, and stops when it is something else than it was told.
-const hintAfter = 20
+const HintAfter = 20
 
 // look is how the export of a system is recognised: by words that all stand in its first
 // records or its heading.
@@ -76,16 +76,16 @@ func looksLike(source, text string) string {
 	return ""
 }
 
-// sample keeps the beginning of the first records, to be looked at.
-type sample struct {
+// Sample keeps the beginning of the first records, to be looked at.
+type Sample struct {
 	text    strings.Builder
 	records int
 	good    bool // one of them could be taken
 }
 
-func (s *sample) add(columns []string, raw rawRecord, good bool) {
+func (s *Sample) Add(columns []string, raw RawRecord, good bool) {
 	s.good = s.good || good
-	if s.good || s.records >= hintAfter {
+	if s.good || s.records >= HintAfter {
 		return
 	}
 	s.records++
@@ -100,8 +100,8 @@ func (s *sample) add(columns []string, raw rawRecord, good bool) {
 	}
 }
 
-// hint is what the records look like when none of them could be taken.
-func (s *sample) hint(source string) string {
+// Hint is what the records look like when none of them could be taken.
+func (s *Sample) Hint(source string) string {
 	if s.good || s.records == 0 {
 		return ""
 	}

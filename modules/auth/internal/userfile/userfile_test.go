@@ -1,0 +1,156 @@
+package userfile
+
+import (
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestFirebaseHashParametersAreReadAsTheConsoleShowsThem(t *testing.T) {
+	t.Parallel()
+	good, err := os.ReadFile("testdata/firebase-hash.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, err := ParseFirebaseHash(string(good)); err != nil || h.Rounds != 8 || h.MemCost != 14 || h.SaltSeparator != "Bw==" {
+		t.Errorf("%+v, %v", h, err)
+	}
+	for name, text := range map[string]string{
+		"empty": "", "another algorithm": strings.Replace(string(good), "SCRYPT", "BCRYPT", 1),
+		"a bomb": strings.Replace(string(good), "14", "24", 1), "no rounds": strings.Replace(string(good), "rounds: 8", "", 1),
+		"no key": strings.Replace(string(good), "base64_signer_key", "x", 1), "a broken key": strings.Replace(string(good), "jxspr", "j*spr", 1),
+	} {
+		if _, err := ParseFirebaseHash(text); err == nil {
+			t.Errorf("%s: accepted", name)
+		} else if strings.Contains(err.Error(), "8zykbdLGjFQ3McFUH0") {
+			t.Errorf("%s: the error shows the key", name)
+		}
+	}
+}
+
+func FuzzTableReadsTheRowsOfAnyCSV(f *testing.F) {
+	f.Add("a,b\nc,d\n")
+	f.Add("a,\"b\nc\"\r\n\"d\"\"\",e")
+	f.Add("\"a\nb,c\nd,\"e\n")
+	f.Add("\"\n\"")
+	f.Fuzz(func(t *testing.T, text string) {
+		if strings.HasPrefix(strings.TrimSpace(text), "sep=") {
+			return // it is for us
+		}
+		in := newTable(text)
+		count := 0
+		var got [][]string
+		clean := true
+		for {
+			rec, err := in.Next()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if count++; count > len(text)+1 {
+				t.Fatal("it does not end")
+			}
+			clean = clean && rec.err == nil
+			got = append(got, slices.Clone(rec.fields))
+		}
+		// What the standard library reads as a whole is read here row by row.
+		want, err := csv.NewReader(strings.NewReader(text)).ReadAll()
+		for _, row := range want {
+			if slices.ContainsFunc(row, func(field string) bool { return valueOf(field) != field }) {
+				return // a word for no value, which in quotes is none
+			}
+		}
+		blank := slices.ContainsFunc(strings.Split(text, "\n"), func(line string) bool { return strings.TrimSpace(line) == "" })
+		if err == nil && clean && !blank && !strings.Contains(text, "\r") && !slices.EqualFunc(got, want, slices.Equal) {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	})
+}
+
+func newTable(text string) *table {
+	split, _, err := NewSplitter(strings.NewReader("\n"+text), FormatCSV, Source{csv: nativeRow, headless: true})
+	if err != nil {
+		panic(err)
+	}
+	t := split.(*table)
+	t.separator = ',' // whatever the first line looks like
+	return t
+}
+
+func FuzzDocumentFindsTheObjectsOfAnyJSON(f *testing.F) {
+	f.Add(`[{"a":"}"},{"b":"\\\""}]`)
+	f.Add(`{"x":{"users":[{}]},"users":[{"c":[{}]}],"y":[1,{"users":[{}]}]}`)
+	f.Add(`{"a":1}{"b":2}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		split, _, err := NewSplitter(strings.NewReader(text), FormatJSON, Source{json: nativeObject})
+		if err != nil {
+			return
+		}
+		var got []string
+		for {
+			rec, err := split.Next()
+			if err != nil {
+				break
+			}
+			if len(rec.object) > MaxRecord {
+				t.Fatal("a record is longer than may be")
+			}
+			got = append(got, string(rec.object))
+			if len(got) > len(text) {
+				t.Fatal("it does not end")
+			}
+		}
+		if strings.Contains(text, "users") || strings.Contains(text, `\`) {
+			return // of such a list the objects inside are returned
+		}
+		var want []json.RawMessage
+		if json.Unmarshal([]byte(text), &want) == nil && strings.HasPrefix(strings.TrimSpace(text), "[") {
+			var objects []string
+			for _, v := range want {
+				if v[0] != '{' {
+					return // a list of something else ends at that
+				}
+				objects = append(objects, string(v))
+			}
+			if !slices.Equal(got, objects) {
+				t.Errorf("got %q, want %q", got, objects)
+			}
+		}
+	})
+}
+
+func TestTimesAreReadAsSystemsWriteThem(t *testing.T) {
+	t.Parallel()
+	want := time.Date(2021, 3, 4, 5, 6, 7, 0, time.UTC)
+	for _, text := range []string{
+		"2021-03-04T05:06:07Z", "2021-03-04T07:06:07+02:00", "2021-03-04 05:06:07+00", "2021-03-04 05:06:07.000000+00", "2021-03-04 05:06:07",
+		"2021-03-04 07:06:07+0200", "2021-03-04 07:06:07 +02:00", "2021-03-04 05:06:07 UTC", "2021-03-04 05:06:07 +0000 UTC", "2021-03-04T05:06:07",
+		"2021-03-04 05:06:07.0000000 +00:00", "2021-03-04 05:06:07,000", "Thu, 04 Mar 2021 05:06:07 GMT", "20210304T050607Z",
+		"1614834367", "1614834367.0", "1614834367000", "1614834367000000", "1614834367000000000", " 1614834367 ",
+	} {
+		if got, err := parseTime("t", text); err != nil || !got.Equal(want) {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+	if got, err := parseTime("t", "2021-03-04"); err != nil || got.Format(time.RFC3339) != "2021-03-04T00:00:00Z" {
+		t.Errorf("a day: %v, %v", got, err)
+	}
+	for _, text := range []string{"", " ", "0", "-infinity", "0000-00-00 00:00:00", "0000-00-00"} {
+		if got, err := parseTime("t", text); err != nil || !got.IsZero() {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"yesterday", "04.03.2021", "03/04/2021", "2021-13-04 05:06:07", "2021-03-04 05:06:07 CET", "-1614834367", "12345", "1614834367s", strings.Repeat("9", 40)} {
+		if got, err := parseTime("t", text); err == nil {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
