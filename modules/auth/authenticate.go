@@ -9,7 +9,7 @@ import (
 // which the database is asked each time: ended means ended, on every node, at once.
 func (s *Service) Authenticate(ctx context.Context, access string) (Caller, error) {
 	caller, err := s.identify(ctx, access)
-	if err == nil && !caller.standing.live(caller.SessionID, caller.claims.SessionEpoch) {
+	if err == nil && !caller.live() {
 		return Caller{}, ErrSessionRevoked
 	}
 	return caller, err

@@ -20,6 +20,9 @@ type Caller struct {
 	standing  standing
 }
 
+// live reports whether the session of the token goes on.
+func (c Caller) live() bool { return c.standing.live(c.SessionID, c.claims.SessionEpoch) }
+
 // identify is [Service.Authenticate] without the question whether the session goes on.
 func (s *Service) identify(ctx context.Context, access string) (Caller, error) {
 	claims, err := s.verifier.Verify(access)

@@ -93,8 +93,8 @@ func (s *Service) InspectToken(ctx context.Context, text string) (TokenReport, e
 	if err != nil {
 		return r, nil
 	}
-	switch _, err := s.Authenticate(ctx, text); {
-	case errors.Is(err, ErrSessionRevoked):
+	switch caller, err := s.identify(ctx, text); {
+	case errors.Is(err, ErrSessionRevoked), err == nil && !caller.live():
 		r.Valid, r.Verdict = false, "session revoked"
 	case err != nil:
 		return r, err

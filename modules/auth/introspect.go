@@ -63,8 +63,8 @@ func (s *Service) Introspect(ctx context.Context, text string) (Introspection, b
 	if strings.HasPrefix(text, refreshPrefix) {
 		return s.introspectRefresh(ctx, text)
 	}
-	caller, err := s.Authenticate(ctx, text)
-	if errors.Is(err, ErrInvalidToken) || errors.Is(err, ErrSessionRevoked) {
+	caller, err := s.identify(ctx, text)
+	if errors.Is(err, ErrInvalidToken) || errors.Is(err, ErrSessionRevoked) || err == nil && !caller.live() {
 		return Introspection{}, false, nil
 	}
 	if err != nil {

@@ -1,0 +1,123 @@
+package archtest
+
+import (
+	"fmt"
+	"go/ast"
+	"go/importer"
+	"go/parser"
+	"go/token"
+	"go/types"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// verbs are the files of modules/auth that hold what callers ask for. Each reads downward: what
+// two of them share belongs in a file named for a thing, such as session.go or user.go.
+var verbs = []string{
+	"account.go", "authenticate.go", "calibrate.go", "export.go", "housekeeping.go", "import.go", "inspect.go", "introspect.go",
+	"login.go", "logout.go", "password.go", "refresh.go", "register.go", "revoke.go", "sessions.go",
+}
+
+func TestNoFileOfAuthReachesIntoAVerb(t *testing.T) {
+	t.Parallel()
+	const pkg = module + "modules/auth"
+	files := map[string]string{}
+	paths, err := filepath.Glob("../../modules/auth/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		if text, err := os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		} else if !strings.HasSuffix(path, "_test.go") {
+			files[filepath.Base(path)] = string(text)
+		}
+	}
+	for _, verb := range verbs {
+		if files[verb] == "" {
+			t.Errorf("modules/auth/%s is on the list of verbs and does not exist: take it off", verb)
+		}
+	}
+	problems, err := intoVerbs(files, exports(t, pkg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, problem := range problems {
+		t.Error(problem)
+	}
+}
+
+func TestReachingIntoAVerbIsFound(t *testing.T) {
+	t.Parallel()
+	files := map[string]string{
+		"login.go":   "package auth\nfunc (S) Login() { helper(); S{}.shared(); _ = try{}.n }\nfunc helper() {}\ntype try struct{ n int }",
+		"session.go": "package auth\ntype S struct{}\nfunc (S) shared() { login := 1; _ = login }",
+	}
+	for _, test := range []struct{ file, text, problem string }{
+		{"refresh.go", "func (S) Refresh() { S{}.shared() }", ""},
+		{"refresh.go", "func (S) Refresh() { S{}.Login() }", "refresh.go uses Login of login.go"},
+		{"refresh.go", "var f = helper", "refresh.go uses helper of login.go"},
+		{"user.go", "type a struct{ try }", "user.go uses try of login.go"},
+		{"user.go", "func f(v interface{ Login() }) { v.Login() }", ""},
+	} {
+		all := map[string]string{test.file: "package auth\n" + test.text}
+		for name, text := range files {
+			all[name] = text
+		}
+		problems, err := intoVerbs(all, nil)
+		if got := strings.Join(problems, "\n"); err != nil || !strings.Contains(got, test.problem) || test.problem == "" && got != "" {
+			t.Errorf("%s: %q, %v, want %q", test.text, got, err, test.problem)
+		}
+	}
+}
+
+// intoVerbs says which of the files of a package uses what another one, a verb, declares.
+func intoVerbs(files map[string]string, imports types.Importer) (problems []string, err error) {
+	set := token.NewFileSet()
+	var parsed []*ast.File
+	for name, text := range files {
+		file, err := parser.ParseFile(set, name, text, parser.SkipObjectResolution)
+		if err != nil {
+			return nil, err
+		}
+		parsed = append(parsed, file)
+	}
+	info := &types.Info{Uses: map[*ast.Ident]types.Object{}}
+	conf := types.Config{Importer: imports}
+	pkg, err := conf.Check("auth", set, parsed, info)
+	if err != nil {
+		return nil, err
+	}
+	for ident, object := range info.Uses {
+		user, owner := set.Position(ident.Pos()).Filename, set.Position(object.Pos()).Filename
+		if object.Pkg() == pkg && user != owner && slices.Contains(verbs, owner) {
+			problems = append(problems, fmt.Sprintf("%s uses %s of %s: what a verb declares is its own; what it shares belongs in a file named for a thing",
+				user, object.Name(), owner))
+		}
+	}
+	slices.Sort(problems)
+	return slices.Compact(problems), nil
+}
+
+// exports imports what a package imports, from the files that the compiler has left.
+func exports(t *testing.T, pkg string) types.Importer {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-export", "-deps", "-f", "{{.ImportPath}} {{.Export}}", pkg)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list -export: %v", err)
+	}
+	compiled := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		name, file, _ := strings.Cut(strings.TrimSpace(line), " ")
+		compiled[name] = file
+	}
+	return importer.ForCompiler(token.NewFileSet(), "gc", func(path string) (io.ReadCloser, error) {
+		return os.Open(compiled[path])
+	})
+}
