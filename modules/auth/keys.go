@@ -9,7 +9,7 @@ import (
 
 // The signing keys, which package signingkey explains.
 type (
-	Keys    = signingkey.Keys
+	Keys    = signingkey.Ring
 	KeyInfo = signingkey.Info
 )
 
@@ -33,5 +33,5 @@ var (
 
 // OpenKeys returns the signing keys for an operator. It does no I/O.
 func OpenKeys(db *database.DB, cfg Config, log *zap.Logger) *Keys {
-	return signingkey.OpenKeys(db, cfg.Token, log)
+	return signingkey.Open(db, cfg.Token, log, nil)
 }

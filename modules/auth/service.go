@@ -99,7 +99,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 	if deps.Looking {
 		openKeys = signingkey.Look
 	}
-	if s.keys, err = openKeys(ctx, deps.DB, cfg.Token, deps.Now); err != nil {
+	if s.keys, err = openKeys(ctx, deps.DB, cfg.Token, s.log, deps.Now); err != nil {
 		return nil, err
 	}
 	if s.codec, err = session.NewCodec(cfg.Token.Secret, cfg.Token.Secrets()[1:]...); err != nil {

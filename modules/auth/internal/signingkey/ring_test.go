@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/auth/internal/token"
@@ -31,7 +30,8 @@ func newKeyClock() *keyClock {
 	return c
 }
 
-func (c *keyClock) now() time.Time          { return time.Unix(0, c.at.Load()) }
+func (c *keyClock) now() time.Time { return time.Unix(0, c.at.Load()) }
+
 func (c *keyClock) advance(d time.Duration) { c.at.Add(int64(d)) }
 
 func keyConfig(algorithm string) token.Config {
@@ -61,7 +61,7 @@ func eachDatabase(t *testing.T, test func(t *testing.T, open func() *database.DB
 
 func startKeys(t testing.TB, db *database.DB, cfg token.Config, clock *keyClock) *Ring {
 	t.Helper()
-	k, err := New(t.Context(), db, cfg, clock.now)
+	k, err := New(t.Context(), db, cfg, nil, clock.now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestManyFirstStartsMakeOneKey(t *testing.T) {
 			db := open()
 			wg.Go(func() {
 				<-start
-				k, err := New(t.Context(), db, keyConfig(token.ES256), clock.now)
+				k, err := New(t.Context(), db, keyConfig(token.ES256), nil, clock.now)
 				if err != nil {
 					t.Error(err)
 				}
@@ -212,7 +212,7 @@ func TestARotationStepByStep(t *testing.T) {
 		if _, err := k.Retire(t.Context(), first, true); !errors.Is(err, ErrStatus) {
 			t.Errorf("retire the active key: %v", err)
 		}
-		clock.advance(keySettle)
+		clock.advance(propagation)
 		if !clock.now().Equal(keyStatus(t, k, staged.KID).PromotableAt) {
 			t.Errorf("promotable at %v, it is %v", staged.PromotableAt, clock.now())
 		}
@@ -235,7 +235,7 @@ func TestARotationStepByStep(t *testing.T) {
 		if _, err := k.Retire(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("retire at once: %v", err)
 		}
-		clock.advance(5*time.Hour + keySettle - time.Microsecond)
+		clock.advance(5*time.Hour + propagation - time.Microsecond)
 		if _, err := k.Retire(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("retire a moment too early: %v", err)
 		}
@@ -266,7 +266,7 @@ func TestARotationStepByStep(t *testing.T) {
 				t.Errorf("%s an unknown key: %v", what, err)
 			}
 		}
-		if _, _, err := k.Revoke(t.Context(), "unknown"); !errors.Is(err, ErrNotFound) {
+		if _, _, err := k.Revoke(t.Context(), "unknown", true); !errors.Is(err, ErrNotFound) {
 			t.Errorf("revoke an unknown key: %v", err)
 		}
 	})
@@ -307,7 +307,7 @@ func TestARevokedKeyIsReplacedAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 
-		revoked, successor, err := k.Revoke(t.Context(), first)
+		revoked, successor, err := k.Revoke(t.Context(), first, true)
 		if err != nil || revoked.Status != Revoked || !revoked.RetiredAt.Equal(clock.now()) {
 			t.Fatalf("revoked %+v, %v", revoked, err)
 		}
@@ -324,7 +324,7 @@ func TestARevokedKeyIsReplacedAtOnce(t *testing.T) {
 			t.Error("the private half of a revoked key is still there")
 		}
 
-		again, none, err := k.Revoke(t.Context(), first)
+		again, none, err := k.Revoke(t.Context(), first, true)
 		if err != nil || again != revoked || none != (Info{}) {
 			t.Errorf("revoked again: %+v, %+v, %v", again, none, err)
 		}
@@ -334,11 +334,11 @@ func TestARevokedKeyIsReplacedAtOnce(t *testing.T) {
 		oldest := mustKey(t)(k.Stage(t.Context()))
 		clock.advance(time.Second)
 		newest := mustKey(t)(k.Stage(t.Context()))
-		if _, next, err := k.Revoke(t.Context(), successor.KID); err != nil || next.KID != oldest.KID || k.Active().KID() != oldest.KID {
+		if _, next, err := k.Revoke(t.Context(), successor.KID, true); err != nil || next.KID != oldest.KID || k.Active().KID() != oldest.KID {
 			t.Errorf("successor %+v, %v; want the key staged first", next, err)
 		}
 		// A staged key signs nothing: nobody succeeds it.
-		gone, none, err := k.Revoke(t.Context(), newest.KID)
+		gone, none, err := k.Revoke(t.Context(), newest.KID, true)
 		if err != nil || gone.Status != Revoked || !gone.RetiredAt.IsZero() || none != (Info{}) || k.Active().KID() != oldest.KID {
 			t.Errorf("revoked a staged key: %+v, %+v, %v", gone, none, err)
 		}
@@ -361,7 +361,7 @@ func TestChangesAtTheSameTimeLeaveOneActiveKey(t *testing.T) {
 					}
 				})
 				wg.Go(func() {
-					if _, _, err := k.Revoke(t.Context(), k.Active().KID()); err != nil {
+					if _, _, err := k.Revoke(t.Context(), k.Active().KID(), true); err != nil {
 						t.Errorf("revoke: %v", err)
 					}
 				})
@@ -395,8 +395,7 @@ func TestRotationUnderLoadFailsNoToken(t *testing.T) {
 		cfg := keyConfig(token.EdDSA)
 		cfg.AccessTTL = 10 * time.Minute
 		servers := []*Ring{startKeys(t, open(), cfg, clock), startKeys(t, open(), cfg, clock)}
-		operator := openRing(open(), cfg, clock.now)
-
+		operator := Open(open(), cfg, nil, clock.now)
 		ctx, stop := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		var rounds [2]atomic.Int64
@@ -433,7 +432,7 @@ func TestRotationUnderLoadFailsNoToken(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			clock.advance(JWKSMaxAge + keySettle)
+			clock.advance(JWKSMaxAge + propagation)
 			must(operator.Promote(t.Context(), staged.KID, false))
 			turn()
 			for _, k := range servers { // one notices, then the other
@@ -442,7 +441,7 @@ func TestRotationUnderLoadFailsNoToken(t *testing.T) {
 				}
 				turn()
 			}
-			clock.advance(cfg.AccessTTL + keySettle)
+			clock.advance(cfg.AccessTTL + propagation)
 			must(operator.Retire(t.Context(), old, false))
 			for _, k := range servers {
 				if err := k.refresh(t.Context()); err != nil {
@@ -476,7 +475,7 @@ func TestAnUnknownKeyIsLookedForOnceASecond(t *testing.T) {
 		if known("made-up") {
 			t.Error("a made-up key is known")
 		}
-		clock.advance(keyLookup)
+		clock.advance(lookupEvery)
 		if !known(second.KID) {
 			t.Error("a second later it does not look")
 		}
@@ -488,12 +487,12 @@ func TestRunNoticesWhatAnotherServerDid(t *testing.T) {
 	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
 		clock := newKeyClock()
 		k := startKeys(t, open(), keyConfig(token.ES256), clock)
-		operator := openRing(open(), keyConfig(token.ES256), clock.now)
+		operator := Open(open(), keyConfig(token.ES256), nil, clock.now)
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)
-		go func() { done <- k.Run(ctx, zap.NewNop()) }()
+		go func() { done <- k.Run(ctx) }()
 
-		_, successor, err := operator.Revoke(t.Context(), k.Active().KID())
+		_, successor, err := operator.Revoke(t.Context(), k.Active().KID(), true)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -520,7 +519,7 @@ func TestTheSecretIsReplaced(t *testing.T) {
 
 		next := cfg
 		next.Secret = "the second secret that is long enough"
-		_, err := New(t.Context(), db, next, clock.now)
+		_, err := New(t.Context(), db, next, nil, clock.now)
 		if !errors.Is(err, ErrWrongSecret) || !strings.Contains(err.Error(), "AUTH_TOKEN_PREVIOUS_SECRETS") {
 			t.Errorf("with another secret: %v", err)
 		}
@@ -560,11 +559,11 @@ func TestALostSecretIsRecoveredFromByRevoking(t *testing.T) {
 	cfg := keyConfig(token.ES256)
 	cfg.Secret = "the second secret that is long enough"
 
-	operator := openRing(db, cfg, clock.now)
+	operator := Open(db, cfg, nil, clock.now)
 	if _, err := operator.Promote(t.Context(), staged.KID, true); !errors.Is(err, token.ErrSealed) {
 		t.Errorf("promote a key that nobody can open: %v", err)
 	}
-	_, successor, err := operator.Revoke(t.Context(), lost.Active().KID())
+	_, successor, err := operator.Revoke(t.Context(), lost.Active().KID(), true)
 	if err != nil || successor.KID == staged.KID {
 		t.Fatalf("successor %+v, %v; want a new key, the staged one cannot be opened", successor, err)
 	}
@@ -583,7 +582,7 @@ func TestAKeyPromotedUnderAnotherSecretDoesNotStopAServer(t *testing.T) {
 	clock := newKeyClock()
 	k := startKeys(t, db, keyConfig(token.ES256), clock)
 	before := k.Active().KID()
-	other := openRing(db, keyConfig(token.ES256), clock.now)
+	other := Open(db, keyConfig(token.ES256), nil, clock.now)
 	other.cfg.Secret = "the second secret that is long enough"
 	promoted := mustKey(t)(other.Promote(t.Context(), mustKey(t)(other.Stage(t.Context())).KID, true))
 
@@ -608,7 +607,7 @@ func TestAKeyPutIntoTheTableIsNotTrusted(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		clock := newKeyClock()
 		k := startKeys(t, db, keyConfig(token.ES256), clock)
-		theirs := openRing(db, keyConfig(token.ES256), clock.now)
+		theirs := Open(db, keyConfig(token.ES256), nil, clock.now)
 		theirs.cfg.Secret = "a secret that is the attacker's own"
 		row, err := theirs.generate(Staged)
 		if err != nil {
@@ -699,7 +698,7 @@ func TestTheSharedSecretHasNoKeysToManage(t *testing.T) {
 		}
 	}
 
-	_, _, revoke := k.Revoke(t.Context(), "x")
+	_, _, revoke := k.Revoke(t.Context(), "x", true)
 	for what, err := range map[string]error{
 		"list":    second(k.List(t.Context())),
 		"stage":   second(k.Stage(t.Context())),
@@ -723,7 +722,7 @@ func TestWithoutASecretNoKeyIsMade(t *testing.T) {
 			cfg := keyConfig(algorithm)
 			cfg.Secret = secret
 			db := dbtest.SQLite(t)
-			if _, err := New(t.Context(), db, cfg, newKeyClock().now); err == nil {
+			if _, err := New(t.Context(), db, cfg, nil, newKeyClock().now); err == nil {
 				t.Errorf("%s started with the secret %q", algorithm, secret.Reveal())
 			}
 			if rows, err := readKeys(t.Context(), db); err != nil || len(rows) != 0 {
@@ -736,7 +735,7 @@ func TestWithoutASecretNoKeyIsMade(t *testing.T) {
 func TestKeyInfoOnTheWire(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
-	k := openRing(nil, keyConfig(token.ES256), newKeyClock().now)
+	k := Open(nil, keyConfig(token.ES256), nil, newKeyClock().now)
 	staged, err := json.Marshal(k.info(keyRow{Info: Info{KID: "k", Algorithm: "ES256", Status: Staged, StagedAt: at}}, at))
 	if want := `{"kid":"k","algorithm":"ES256","status":"staged","staged_at":"2026-11-24T12:00:00Z","promotable_at":"2026-11-24T12:05:04Z"}`; err != nil || string(staged) != want {
 		t.Errorf("got %s, %v; want %s", staged, err, want)

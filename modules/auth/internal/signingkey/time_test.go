@@ -36,7 +36,7 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 	t.Parallel()
 	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
 		clock, must := newKeyClock(), mustKey(t)
-		operator := openRing(open(), withTTL(time.Hour), clock.now) // with other settings than the servers
+		operator := Open(open(), withTTL(time.Hour), nil, clock.now) // with other settings than the servers
 		long, short := startKeys(
 			t,
 			open(),
@@ -59,10 +59,10 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 		staged := must(operator.Stage(t.Context()))
 		must(operator.Promote(t.Context(), staged.KID, true))
 		retiring := keyStatus(t, operator, first)
-		if want := retiring.RetiredAt.Add(10*time.Hour + keySettle); !retiring.RetirableAt.Equal(want) {
+		if want := retiring.RetiredAt.Add(10*time.Hour + propagation); !retiring.RetirableAt.Equal(want) {
 			t.Errorf("retirable at %v, want %v", retiring.RetirableAt, want)
 		}
-		clock.advance(time.Hour + keySettle)
+		clock.advance(time.Hour + propagation)
 		if _, err := operator.Retire(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("while a token of it lives: %v", err)
 		}
@@ -84,7 +84,7 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 		must(operator.Promote(t.Context(), old.KID, true))
 		must(operator.Promote(t.Context(), must(operator.Stage(t.Context())).KID, true))
 		if info := keyStatus(t, operator, old.KID); !info.RetirableAt.Equal(
-			info.RetiredAt.Add(24*time.Hour + keySettle),
+			info.RetiredAt.Add(24*time.Hour + propagation),
 		) {
 			t.Errorf("a key of before: %+v", info)
 		}
@@ -125,8 +125,7 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 		clock := newKeyClock()
 		first := startKeys(t, open(), withTTL(time.Hour), clock).Active().KID()
 		core, records := observer.New(zap.InfoLevel)
-		keys := OpenKeys(open(), withTTL(time.Hour), zap.New(core))
-		keys.ring.now = clock.now
+		keys := Open(open(), withTTL(time.Hour), zap.New(core), clock.now)
 		const ahead = 100 * time.Hour
 
 		clock.advance(ahead)
@@ -135,8 +134,8 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		clock.advance(-ahead)
-		if info := keyStatus(t, keys.ring, staged.KID); !info.ClockWasAhead ||
-			info.PromotableAt.After(clock.now().Add(JWKSMaxAge+keySettle)) {
+		if info := keyStatus(t, keys, staged.KID); !info.ClockWasAhead ||
+			info.PromotableAt.After(clock.now().Add(JWKSMaxAge+propagation)) {
 			t.Errorf("before it is put right: %+v", info)
 		}
 		if err := keys.Check(t.Context()); err == nil {
@@ -149,7 +148,7 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 		if err := keys.Check(t.Context()); err != nil {
 			t.Errorf("once it was put right: %v", err)
 		}
-		clock.advance(JWKSMaxAge + keySettle)
+		clock.advance(JWKSMaxAge + propagation)
 		clock.advance(ahead)
 		if _, err := keys.Promote(t.Context(), staged.KID, false); err != nil {
 			t.Errorf("once verifiers know it: %v", err)
@@ -158,7 +157,7 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 		if _, err := keys.Retire(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("retiring at once: %v", err)
 		}
-		clock.advance(time.Hour + keySettle)
+		clock.advance(time.Hour + propagation)
 		if _, err := keys.Retire(t.Context(), first, false); err != nil {
 			t.Errorf("retiring once its tokens have expired: %v", err)
 		}
@@ -167,13 +166,13 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 		}
 
 		// A clock that is a little ahead is nothing to correct.
-		clock.advance(keySkew)
+		clock.advance(maxSkew)
 		staged, err = keys.Stage(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		clock.advance(-keySkew)
-		if info := keyStatus(t, keys.ring, staged.KID); info.ClockWasAhead {
+		clock.advance(-maxSkew)
+		if info := keyStatus(t, keys, staged.KID); info.ClockWasAhead {
 			t.Errorf("a minute ahead: %+v", info)
 		}
 	})
@@ -202,7 +201,7 @@ func TestEachTroubleWithKeysIsToldOnce(t *testing.T) {
 	t.Parallel()
 	core, records := observer.New(zap.InfoLevel)
 	log := zap.New(core)
-	var told keyTroubles
+	var logged problems
 	sealed := map[string]error{"a": token.ErrSealed}
 	for _, round := range []struct {
 		unusable map[string]error
@@ -222,7 +221,7 @@ func TestEachTroubleWithKeysIsToldOnce(t *testing.T) {
 		{sealed, nil, "signing_key_unusable"},
 		{nil, nil, "signing_keys_refreshed_again"},
 	} {
-		told.report(log, round.unusable, round.err)
+		logged.report(log, round.unusable, round.err)
 		said := ""
 		for _, r := range records.TakeAll() {
 			said += r.Message

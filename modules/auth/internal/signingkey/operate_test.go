@@ -16,7 +16,7 @@ import (
 
 func TestTheNameOfAKeyIsNeverTakenForFlags(t *testing.T) {
 	t.Parallel()
-	k := openRing(nil, keyConfig("EdDSA"), time.Now)
+	k := Open(nil, keyConfig("EdDSA"), nil, time.Now)
 	for range 1000 {
 		row, err := k.generate(Staged)
 		if err != nil {
@@ -34,8 +34,7 @@ func TestAnOperatorRevokesAKeyInUseOnlyByForce(t *testing.T) {
 		clock := newKeyClock()
 		first := startKeys(t, open(), keyConfig("ES256"), clock).Active().KID()
 		core, records := observer.New(zap.InfoLevel)
-		keys := OpenKeys(open(), keyConfig("ES256"), zap.New(core))
-		keys.ring.now = clock.now
+		keys := Open(open(), keyConfig("ES256"), zap.New(core), clock.now)
 
 		if _, _, err := keys.Revoke(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("the active key: %v", err)
@@ -53,7 +52,7 @@ func TestAnOperatorRevokesAKeyInUseOnlyByForce(t *testing.T) {
 		if _, _, err := keys.Revoke(t.Context(), first, false); !errors.Is(err, ErrInUse) {
 			t.Errorf("a retiring key: %v", err)
 		}
-		clock.advance(keyConfig("ES256").AccessTTL + keySettle)
+		clock.advance(keyConfig("ES256").AccessTTL + propagation)
 		if revoked, successor, err := keys.Revoke(t.Context(), first, false); err != nil || revoked.Status != Revoked || successor.KID != "" {
 			t.Errorf("a retiring key without live tokens: %+v, %+v, %v", revoked, successor, err)
 		}
@@ -93,7 +92,7 @@ func TestTheKeysAreCheckedWithEverySecretInForce(t *testing.T) {
 		check := func(change func(*token.Config)) error {
 			cfg := keyConfig("ES256")
 			change(&cfg)
-			return OpenKeys(open(), cfg, zap.NewNop()).Check(t.Context())
+			return Open(open(), cfg, zap.NewNop(), nil).Check(t.Context())
 		}
 		if err := check(func(*token.Config) {}); err != nil {
 			t.Errorf("without a key: %v", err)

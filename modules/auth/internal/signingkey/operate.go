@@ -1,0 +1,275 @@
+package signingkey
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// List returns all keys, retired and revoked ones too, oldest first.
+func (k *Ring) List(ctx context.Context) ([]Info, error) {
+	if k.shared() {
+		return nil, ErrUnused
+	}
+	rows, err := readKeys(ctx, k.db)
+	if err != nil {
+		return nil, err
+	}
+	now, err := k.moment(ctx, k.db)
+	if err != nil {
+		return nil, err
+	}
+	list := make([]Info, 0, len(rows))
+	for _, r := range rows {
+		list = append(list, k.info(r, now))
+	}
+	return list, nil
+}
+
+// Stage makes a key of the configured algorithm and publishes it. It signs nothing yet.
+func (k *Ring) Stage(ctx context.Context) (Info, error) {
+	if err := k.correct(ctx); err != nil {
+		return Info{}, err
+	}
+	row, err := k.generate(Staged)
+	if err != nil {
+		return Info{}, err
+	}
+	return k.change(ctx, "signing_key_staged", row.KID, func(ctx context.Context, tx database.Tx, _ []keyRow, now time.Time) error {
+		row.StagedAt = now
+		return insertKey(ctx, tx, row)
+	})
+}
+
+// Promote makes a staged key the one that signs, and the one that did a retiring one. While
+// verifiers may not know the key it returns [ErrTooNew], unless force.
+func (k *Ring) Promote(ctx context.Context, kid string, force bool) (Info, error) {
+	if err := k.correct(ctx); err != nil {
+		return Info{}, err
+	}
+	return k.change(ctx, "signing_key_promoted", kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
+		row, err := findKey(rows, kid)
+		if err != nil {
+			return err
+		}
+		if row.Status != Staged {
+			return ErrStatus.Detail(fmt.Sprintf("The key is %s; only a staged key can be promoted.", row.Status))
+		}
+		if at := k.info(row, now).PromotableAt; now.Before(at) && !force {
+			return ErrTooNew.Detail(fmt.Sprintf("Verifiers may hold a key set without it until %s. With --force they refuse its tokens until then.",
+				at.Format(time.RFC3339)))
+		}
+		if _, err := k.open(row); err != nil {
+			return err // no server with this secret could sign
+		}
+		return k.activate(ctx, tx, kid, now)
+	})
+}
+
+// Retire takes a retiring key out of the key set and destroys its private half. While tokens
+// that it signed can live it returns [ErrInUse], unless force.
+func (k *Ring) Retire(ctx context.Context, kid string, force bool) (Info, error) {
+	if err := k.correct(ctx); err != nil {
+		return Info{}, err
+	}
+	return k.change(ctx, "signing_key_retired", kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
+		row, err := findKey(rows, kid)
+		if err != nil {
+			return err
+		}
+		if row.Status != Retiring {
+			return ErrStatus.Detail(fmt.Sprintf("The key is %s; only a retiring key can be retired.", row.Status))
+		}
+		if err := k.checkUnused(row, now); err != nil && !force {
+			return err
+		}
+		return endKey(ctx, tx, kid, Retired, row.RetiredAt)
+	})
+}
+
+// Revoke takes any key out of the key set at once and destroys its private half: every access
+// token that it signed is refused from then on. While such tokens can live it returns
+// [ErrInUse], unless force. When the key was the active one, the staged key that has been
+// published the longest takes its place, or else a new one; successor is that key. Revoking
+// twice changes nothing.
+func (k *Ring) Revoke(ctx context.Context, kid string, force bool) (revoked, successor Info, err error) {
+	if err := k.correct(ctx); err != nil {
+		return Info{}, Info{}, err
+	}
+	// Made before the transaction, where a key takes time, and thrown away if not needed.
+	spare, err := k.generate(Staged)
+	if err != nil {
+		return Info{}, Info{}, err
+	}
+	revoked, err = k.change(ctx, "signing_key_revoked", kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
+		row, err := findKey(rows, kid)
+		if err != nil || row.Status == Revoked {
+			return err
+		}
+		if err := k.checkUnused(row, now); err != nil && !force {
+			return err
+		}
+		stopped := row.RetiredAt
+		if row.Status == Active {
+			stopped = now
+		}
+		if err := endKey(ctx, tx, kid, Revoked, stopped); err != nil || row.Status != Active {
+			return err
+		}
+		next := slices.IndexFunc(rows, func(r keyRow) bool { // oldest first
+			if r.Status != Staged {
+				return false
+			}
+			_, err := k.open(r)
+			return err == nil
+		})
+		if next < 0 {
+			next, spare.StagedAt = len(rows), now
+			rows = append(rows, spare)
+			if err := insertKey(ctx, tx, spare); err != nil {
+				return err
+			}
+		}
+		successor = rows[next].Info
+		successor.Status, successor.ActiveAt = Active, now
+		return k.activate(ctx, tx, successor.KID, now)
+	})
+	if err != nil {
+		return Info{}, Info{}, err
+	}
+	return revoked, successor, nil
+}
+
+// checkUnused refuses a key whose tokens can live.
+func (k *Ring) checkUnused(row keyRow, now time.Time) error {
+	switch at := k.info(row, now).RetirableAt; {
+	case row.Status == Active:
+		return ErrInUse.Detail("It is the key that signs now. With --force every access token that it signed is refused from now on, " +
+			"their clients must refresh, and verifiers may not know the next key for " + JWKSMaxAge.String() + ".")
+	case now.Before(at):
+		return ErrInUse.Detail(fmt.Sprintf("Access tokens that it signed can live until %s. With --force they are refused from now on, "+
+			"and their clients must refresh.", at.Format(time.RFC3339)))
+	}
+	return nil
+}
+
+// Check opens every published key with the secrets of the settings and reports those that do not
+// open. The error is an [ErrWrongSecret] when the active one is among them. A database without a
+// key is fine: the first server makes one.
+func (k *Ring) Check(ctx context.Context) error {
+	if k.shared() {
+		return nil
+	}
+	rows, err := readKeys(ctx, k.db)
+	if err != nil {
+		return err
+	}
+	now, err := k.moment(ctx, k.db)
+	if err != nil {
+		return err
+	}
+	var problems []error
+	for _, r := range rows {
+		if !r.published() {
+			continue
+		}
+		_, err := k.open(r)
+		if errors.Is(err, token.ErrSealed) && r.Status == Active {
+			err = fmt.Errorf("%w (%w)", ErrWrongSecret, err)
+		}
+		problems = append(problems, err)
+		if k.info(r, now).ClockWasAhead {
+			problems = append(problems, fmt.Errorf("the signing key %s has a time in the future, written by a clock that was ahead; "+
+				"correct it with: authctl key promote, or authctl key retire", r.KID))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// correct puts the present moment in the place of times in the future, which only a clock that
+// was ahead can have written: an operator would have to wait for them. It returns [ErrUnused]
+// when there are no keys to operate on.
+func (k *Ring) correct(ctx context.Context) error {
+	list, err := k.List(ctx)
+	if err != nil {
+		return err
+	}
+	var kids []string
+	for _, info := range list {
+		if info.ClockWasAhead {
+			kids = append(kids, info.KID)
+		}
+	}
+	if len(kids) == 0 {
+		return nil
+	}
+	now, err := k.moment(ctx, k.db)
+	if err != nil {
+		return err
+	}
+	for _, column := range []string{"staged_at", "active_at", "retired_at"} {
+		if _, err := k.db.Write(ctx, "UPDATE signing_key SET "+column+" = ? WHERE "+column+" > ? AND kid IN (?)", now, now, database.List(kids)); err != nil {
+			return fmt.Errorf("correct the times of signing keys: %w", err)
+		}
+	}
+	for _, kid := range kids {
+		k.security.Warn("signing_key_time_corrected", zap.String("kid", kid), zap.String("by", "admin"))
+	}
+	return nil
+}
+
+// change runs fn in a transaction that excludes every other change of keys, notes the event in
+// the security log and returns what the key has become.
+func (k *Ring) change(ctx context.Context, event, kid string, fn func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error) (Info, error) {
+	var info Info
+	err := k.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if database.IsPostgres(tx) {
+			// Readers go on; SQLite's transaction holds the whole database anyway.
+			if _, err := tx.ExecContext(ctx, "LOCK TABLE signing_key IN SHARE ROW EXCLUSIVE MODE"); err != nil {
+				return fmt.Errorf("lock the signing keys: %w", err)
+			}
+		}
+		rows, err := readKeys(ctx, tx)
+		if err != nil {
+			return err
+		}
+		now, err := k.moment(ctx, tx)
+		if err != nil {
+			return err
+		}
+		if err := fn(ctx, tx, rows, now); err != nil {
+			return err
+		}
+		if rows, err = readKeys(ctx, tx); err != nil {
+			return err
+		}
+		row, err := findKey(rows, kid)
+		info = k.info(row, now)
+		return err
+	})
+	if err != nil {
+		return Info{}, err
+	}
+	k.security.Info(event, zap.String("kid", kid), zap.String("by", "admin"))
+	// Other servers notice by themselves, and so does this one when it cannot read the keys now.
+	_, _ = k.lookBriefly(ctx)
+	return info, nil
+}
+
+// activate puts the key in the place of the active one, if there is one.
+func (k *Ring) activate(ctx context.Context, tx database.Tx, kid string, now time.Time) error {
+	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", Retiring, now, Active); err != nil {
+		return fmt.Errorf("retire the active signing key: %w", err)
+	}
+	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, active_at = ? WHERE kid = ?", Active, now, kid); err != nil {
+		return fmt.Errorf("promote the signing key: %w", err)
+	}
+	return nil
+}

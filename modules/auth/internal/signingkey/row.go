@@ -1,0 +1,81 @@
+package signingkey
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// keyRow is a key as it is stored.
+type keyRow struct {
+	Info
+	public string // its JWK, for whoever reads the table; written, never read back
+	sealed []byte
+	// tokenTTL is the longest lifetime that a server gave to tokens of the key. Of a key from
+	// before it was kept, it is the longest that the settings allow.
+	tokenTTL time.Duration
+}
+
+func (r keyRow) published() bool {
+	return r.Status == Staged || r.Status == Active || r.Status == Retiring
+}
+
+// insertKey does nothing when another key is active already and this one would be.
+func insertKey(ctx context.Context, tx database.IDB, r keyRow) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at, token_ttl)
+		VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING`,
+		r.KID, r.Algorithm, r.Status, r.public, r.sealed, r.StagedAt, nullTime(r.ActiveAt))
+	if err != nil {
+		return fmt.Errorf("insert the signing key: %w", err)
+	}
+	return nil
+}
+
+// endKey makes a key retired or revoked; nobody needs its private half again.
+func endKey(ctx context.Context, tx database.IDB, kid string, status Status, stopped time.Time) error {
+	_, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ?, sealed = ? WHERE kid = ?",
+		status, nullTime(stopped), []byte{}, kid)
+	if err != nil {
+		return fmt.Errorf("make the signing key %s: %w", status, err)
+	}
+	return nil
+}
+
+func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
+
+func readKeys(ctx context.Context, db database.IDB) ([]keyRow, error) {
+	rows, err := db.QueryContext(ctx, `SELECT kid, algorithm, status, sealed, staged_at, active_at, retired_at, token_ttl
+		FROM signing_key ORDER BY staged_at, kid`)
+	if err != nil {
+		return nil, fmt.Errorf("read the signing keys: %w", err)
+	}
+	defer rows.Close()
+	var list []keyRow
+	for rows.Next() {
+		var r keyRow
+		var active, retired sql.NullTime
+		var seconds int64
+		if err := rows.Scan(&r.KID, &r.Algorithm, &r.Status, &r.sealed, &r.StagedAt, &active, &retired, &seconds); err != nil {
+			return nil, fmt.Errorf("read the signing keys: %w", err)
+		}
+		r.StagedAt, r.ActiveAt, r.RetiredAt = r.StagedAt.UTC(), active.Time.UTC(), retired.Time.UTC()
+		r.tokenTTL = time.Duration(seconds) * time.Second
+		list = append(list, r)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read the signing keys: %w", err)
+	}
+	return list, nil
+}
+
+func findKey(rows []keyRow, kid string) (keyRow, error) {
+	i := slices.IndexFunc(rows, func(r keyRow) bool { return r.KID == kid })
+	if i < 0 {
+		return keyRow{}, ErrNotFound
+	}
+	return rows[i], nil
+}
