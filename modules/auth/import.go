@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/password"
@@ -97,22 +98,18 @@ var ErrOtherSource = errors.New("none of the first records can be taken")
 // ctx ends, what was read is still written, and the error is that of ctx.
 func (s *Service) Import(ctx context.Context, r io.Reader, opt ImportOptions) (ImportReport, error) {
 	report := ImportReport{Schemes: map[string]int64{}, Lost: map[string]int64{}}
-	from, err := userfile.NewSource(opt.From, opt.Firebase)
+	in, err := userfile.Open(r, opt.From, opt.Format, opt.Firebase)
 	if err != nil {
 		return report, err
 	}
-	split, columns, err := userfile.NewSplitter(r, opt.Format, from)
-	if err != nil {
-		return report, err
-	}
-	i := &importer{service: s, from: from, opt: opt, report: &report}
+	i := &importer{service: s, opt: opt, report: &report}
 	if opt.DryRun {
 		if i.rehearsal, err = openRehearsal(ctx); err != nil {
 			return report, err
 		}
 	}
 	i.pace = newPace(s.db, s.now)
-	err = i.all(ctx, split, columns)
+	err = i.all(ctx, in)
 	if i.rehearsal != nil {
 		return report, errors.Join(err, i.rehearsal.close())
 	}
@@ -125,11 +122,7 @@ func (s *Service) Import(ctx context.Context, r io.Reader, opt ImportOptions) (I
 // password against its hash: whether all parameters of the hashes are right shows in no other
 // way. It writes nothing. The error says what is wrong.
 func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOptions, name, password string) error {
-	from, err := userfile.NewSource(opt.From, opt.Firebase)
-	if err != nil {
-		return err
-	}
-	split, columns, err := userfile.NewSplitter(r, opt.Format, from)
+	in, err := userfile.Open(r, opt.From, opt.Format, opt.Firebase)
 	if err != nil {
 		return err
 	}
@@ -137,14 +130,13 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 	if err != nil {
 		return fmt.Errorf("%q: %w", name, err)
 	}
-	i := &importer{service: s, from: from, opt: opt}
-	var first userfile.Sample
+	i := &importer{service: s, opt: opt}
 	const mostFound = 10 // of one canonical name: each costs a hash
-	for found, number := 0, int64(1); ; number++ {
-		raw, err := split.Next()
+	for found := 0; ; {
+		rec, err := in.Next()
 		switch {
 		case errors.Is(err, io.EOF) && found == 0:
-			return errors.Join(fmt.Errorf("there is no account %q in it", name), hintError(first.Hint(from.Name)))
+			return errors.Join(fmt.Errorf("there is no account %q in it", name), hintError(in.Hint()))
 		case errors.Is(err, io.EOF), err == nil && found == mostFound:
 			return fmt.Errorf("the password is not that of %q: either it is mistyped, or the hashes are not what they seem", name)
 		case err != nil:
@@ -152,20 +144,21 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 		case ctx.Err() != nil:
 			return ctx.Err()
 		}
-		rec, err := from.Read(columns, raw)
-		theirs, notAName := username.Canonical(s.cfg.UsernameProfile, rec.Username)
-		first.Add(columns, raw, err == nil && notAName == nil && rec.Hash != "")
-		if err != nil || notAName != nil || theirs != canonical {
+		theirs, err := username.Canonical(s.cfg.UsernameProfile, rec.Username)
+		if rec.Refused == nil && err == nil && rec.Hash != "" {
+			in.Accept()
+		}
+		if rec.Refused != nil || err != nil || theirs != canonical {
 			continue
 		}
-		n := i.check(rec, nil)
+		n := i.check(rec)
 		if n.refused != nil {
-			return fmt.Errorf("line %d: %w", raw.Line, n.refused)
+			return fmt.Errorf("line %d: %w", rec.Line, n.refused)
 		}
 		found++
 		result, err := s.passwords.Verify(ctx, canonical, password, func() (string, bool, error) { return n.passwordHash, true, nil })
 		if err != nil {
-			return fmt.Errorf("line %d: verify the password: %w", raw.Line, err)
+			return fmt.Errorf("line %d: verify the password: %w", rec.Line, err)
 		}
 		if result.OK {
 			return nil
@@ -183,31 +176,30 @@ func hintError(hint string) error {
 // importer is one import.
 type importer struct {
 	service   *Service
-	from      userfile.Source
 	opt       ImportOptions
 	report    *ImportReport
 	rehearsal *rehearsal // not nil: nothing is written
 	pace      *pace
 }
 
-func (i *importer) all(ctx context.Context, split userfile.Splitter, columns []string) error {
+func (i *importer) all(ctx context.Context, in *userfile.Reader) error {
 	var batch []*pendingUser
-	var first userfile.Sample
-	for number := int64(1); ; number++ {
-		raw, err := split.Next()
+	for {
+		rec, err := in.Next()
 		if err != nil && !errors.Is(err, io.EOF) {
 			return errors.Join(err, i.settle(ctx, batch))
 		}
 		if err == nil {
-			n := i.check(i.from.Read(columns, raw))
-			n.line, n.number = raw.Line, number
+			n := i.check(rec)
 			batch = append(batch, n)
-			first.Add(columns, raw, n.refused == nil && !n.other)
+			if n.refused == nil && !n.other {
+				in.Accept()
+			}
 		}
 		ended := err != nil
 		wrong := ""
-		if ended || number == userfile.HintAfter {
-			wrong = first.Hint(i.from.Name)
+		if ended || rec.Number == userfile.HintAfter {
+			wrong = in.Hint()
 		}
 		if ended || wrong != "" || len(batch) >= i.pace.batch() || ctx.Err() != nil {
 			if err := i.settle(ctx, batch); err != nil {
@@ -230,15 +222,10 @@ func (i *importer) all(ctx context.Context, split userfile.Splitter, columns []s
 }
 
 // check decides whether the record can become an account, as far as the record tells.
-func (i *importer) check(rec userfile.Record, err error) *pendingUser {
-	n := &pendingUser{other: rec.Other, lost: lostKinds(rec.Lost)}
-	if err == nil && !rec.Other {
-		err = i.becomeAccount(n, rec)
-	}
-	if refusal, ok := errors.AsType[*Refusal](err); ok {
-		n.refused = refusal
-	} else if err != nil {
-		n.refused = userfile.Refuse("malformed", "cannot be read")
+func (i *importer) check(rec userfile.Record) *pendingUser {
+	n := &pendingUser{line: rec.Line, number: rec.Number, other: rec.Other, lost: lostKinds(rec.Lost), refused: rec.Refused}
+	if n.refused == nil && !n.other {
+		n.refused = i.becomeAccount(n, rec)
 	}
 	return n
 }
@@ -258,7 +245,7 @@ func lostKinds(list []string) []string {
 
 const kindLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.:"
 
-func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) error {
+func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *Refusal {
 	s := i.service
 	now := s.timestamp()
 	if rec.Username == "" {
@@ -274,19 +261,14 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) error {
 	if n.passwordHash, n.scheme, err = password.Import(rec.Hash); err != nil {
 		return userfile.Refuse("hash_refused", err.Error())
 	}
-	n.keepID = rec.ID != ""
-	if n.keepID {
-		n.ID, err = userfile.ParseID(rec.ID)
-	} else {
-		n.ID, err = newID()
-	}
-	if err != nil {
-		return err
+	n.ID, n.keepID = rec.ID, rec.ID != uuid.Nil
+	if !n.keepID {
+		n.ID = newID()
 	}
 	n.numbered = rec.Numbered
 	sum := sha256.Sum256([]byte(n.passwordHash))
 	n.origin = origin{
-		source: i.from.Name, sourceID: rec.SourceID, hash: sum[:], created: rec.Created.Truncate(time.Microsecond),
+		source: i.opt.From, sourceID: rec.SourceID, hash: sum[:], created: rec.Created.Truncate(time.Microsecond),
 		address: rec.Address, confirmed: rec.Confirmed,
 	}
 	if rec.Created.IsZero() {
@@ -314,7 +296,7 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) error {
 
 // unconfirmed does with a name that is an unconfirmed address what was asked for. Whoever has
 // the mailbox may not be who has the account.
-func (i *importer) unconfirmed(n *pendingUser) error {
+func (i *importer) unconfirmed(n *pendingUser) *Refusal {
 	if n.origin.confirmed == nil || *n.origin.confirmed || !strings.EqualFold(n.origin.address, n.Username) {
 		return nil
 	}

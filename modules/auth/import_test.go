@@ -554,21 +554,17 @@ func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
 	hash := &FirebaseHash{SignerKey: "AAAA", SaltSeparator: "Bw==", Rounds: 8, MemCost: 14}
 	f.Fuzz(func(t *testing.T, text string) {
 		for _, name := range ImportSources() {
-			from, err := userfile.NewSource(name, hash)
-			if err != nil {
-				t.Fatal(err)
-			}
-			split, columns, err := userfile.NewSplitter(strings.NewReader(text), FormatAuto, from)
+			in, err := userfile.Open(strings.NewReader(text), name, FormatAuto, hash)
 			if err != nil {
 				continue
 			}
-			i := &importer{service: w.Service, from: from}
+			i := &importer{service: w.Service, opt: ImportOptions{From: name}}
 			for {
-				rec, err := split.Next()
+				rec, err := in.Next()
 				if err != nil {
 					break
 				}
-				if n := i.check(from.Read(columns, rec)); n.refused == nil && !n.other && (n.ID == uuid.Nil || n.canonical == "" || n.passwordHash == "") {
+				if n := i.check(rec); n.refused == nil && !n.other && (n.ID == uuid.Nil || n.canonical == "" || n.passwordHash == "") {
 					t.Errorf("%s: accepted %+v", name, n)
 				}
 			}

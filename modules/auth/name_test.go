@@ -16,10 +16,7 @@ import (
 // older makes an account under a name that registering refuses today.
 func (w *world) older(t testing.TB, name string) User {
 	t.Helper()
-	id, err := newID()
-	if err != nil {
-		t.Fatal(err)
-	}
+	id := newID()
 	hash, err := w.passwords.Hash(t.Context(), goodPassword)
 	if err != nil {
 		t.Fatal(err)

@@ -82,13 +82,9 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 	if err != nil {
 		return account{}, err
 	}
-	id, err := newID()
-	if err != nil {
-		return account{}, err
-	}
 	now := s.timestamp()
 	return account{
-		User:      User{ID: id, Username: cred.Username, Status: StatusActive, CreatedAt: now, UpdatedAt: now, PasswordChangedAt: now},
+		User:      User{ID: newID(), Username: cred.Username, Status: StatusActive, CreatedAt: now, UpdatedAt: now, PasswordChangedAt: now},
 		canonical: canonical, passwordHash: hash,
 	}, nil
 }

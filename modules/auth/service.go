@@ -174,13 +174,7 @@ func detached(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // newID makes a UUIDv7: it sorts by time, which keeps indexes compact.
-func newID() (uuid.UUID, error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return uuid.Nil, fmt.Errorf("make an id: %w", err)
-	}
-	return id, nil
-}
+func newID() uuid.UUID { return uuid.Must(uuid.NewV7()) } // crypto/rand does not fail
 
 // timestamp is the present moment as the databases keep it: UTC, whole microseconds.
 func (s *Service) timestamp() time.Time { return s.now().UTC().Truncate(time.Microsecond) }

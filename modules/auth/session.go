@@ -128,10 +128,7 @@ func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID, 
 // createRecord writes a session record that nobody knows of yet, and returns which sessions
 // have to go for it.
 func (s *Service) createRecord(ctx context.Context, a account, dev Device) (session.Session, session.Token, []session.Over, error) {
-	sid, err := newID()
-	if err != nil {
-		return session.Session{}, session.Token{}, nil, err
-	}
+	sid := newID()
 	dev = dev.clean()
 	refresh := s.codec.Mint(a.ID, sid, 1)
 	start := session.Start{

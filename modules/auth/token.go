@@ -40,17 +40,13 @@ type Tokens struct {
 // session outlives it.
 func (s *Service) issue(ctx context.Context, sess session.Session, refresh session.Token) (Tokens, error) {
 	now := s.now().UTC().Truncate(time.Second)
-	id, err := newID()
-	if err != nil {
-		return Tokens{}, err
-	}
 	expires := now.Add(s.cfg.Token.AccessTTL)
 	if end := sess.IdleExpiresAt.Truncate(time.Second); end.Before(expires) {
 		expires = end
 	}
 	claims := token.Claims{
 		Issuer: s.cfg.Token.Issuer, Audience: s.cfg.Token.Audience, Subject: sess.UserID,
-		ID: id, SessionID: sess.ID, ClientID: s.cfg.Token.ClientID,
+		ID: newID(), SessionID: sess.ID, ClientID: s.cfg.Token.ClientID,
 		IssuedAt: now, ExpiresAt: expires, AuthTime: sess.AuthTime, SessionEpoch: sess.Epoch,
 	}
 	access, err := s.keys.Sign(ctx, claims)

@@ -76,15 +76,14 @@ func looksLike(source, text string) string {
 	return ""
 }
 
-// Sample keeps the beginning of the first records, to be looked at.
-type Sample struct {
+// sample keeps the beginning of the first records, to be looked at.
+type sample struct {
 	text    strings.Builder
 	records int
 	good    bool // one of them could be taken
 }
 
-func (s *Sample) Add(columns []string, raw RawRecord, good bool) {
-	s.good = s.good || good
+func (s *sample) add(columns []string, raw rawRecord) {
 	if s.good || s.records >= HintAfter {
 		return
 	}
@@ -100,8 +99,8 @@ func (s *Sample) Add(columns []string, raw RawRecord, good bool) {
 	}
 }
 
-// Hint is what the records look like when none of them could be taken.
-func (s *Sample) Hint(source string) string {
+// hint is what the records look like when none of them could be taken.
+func (s *sample) hint(source string) string {
 	if s.good || s.records == 0 {
 		return ""
 	}

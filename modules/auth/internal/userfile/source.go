@@ -25,8 +25,11 @@ import (
 // Record is an account in the words of this package, as another system has it. Nothing of it
 // has been checked yet.
 type Record struct {
-	ID       string // not empty: to be kept
-	SourceID string // what the source calls it, where that is not kept
+	Line     int64     // where it begins, from 1
+	Number   int64     // from 1, the heading not counted
+	Refused  *Refusal  // not nil: it cannot be read, and the other fields say nothing
+	ID       uuid.UUID // not zero: to be kept
+	SourceID string    // what the source calls it, where that is not kept
 	// Numbered says that SourceID is only unique within one database: that it is the same
 	// proves nothing, that it differs does.
 	Numbered bool
@@ -55,9 +58,9 @@ const (
 	lostAction       = "required_action:" // and its name
 )
 
-// Source reads the records of one system.
-type Source struct {
-	Name      string
+// source reads the records of one system.
+type source struct {
+	name      string
 	json      func(object []byte) (Record, error) // nil: it writes no JSON
 	csv       func(row) (Record, error)           // nil: it writes no CSV
 	columns   []string                            // that a CSV must have; a|b is one of them
@@ -72,8 +75,8 @@ func Sources() []string {
 	return []string{"native", "keycloak", "firebase", "django", "auth0", "supabase", "zitadel"}
 }
 
-func NewSource(name string, hash *FirebaseHash) (Source, error) {
-	s := Source{Name: name, lists: []string{"users"}}
+func newSource(name string, hash *FirebaseHash) (source, error) {
+	s := source{name: name, lists: []string{"users"}}
 	switch name {
 	case "native":
 		s.json, s.csv, s.columns = nativeObject, nativeRow, []string{"username", "password_hash"}
@@ -81,7 +84,7 @@ func NewSource(name string, hash *FirebaseHash) (Source, error) {
 		s.json, s.document, s.container = keycloakObject, true, "realm"
 	case "firebase":
 		if hash == nil {
-			return Source{}, errors.New("the hashes of Firebase need the hash parameters of the project")
+			return source{}, errors.New("the hashes of Firebase need the hash parameters of the project")
 		}
 		s.json, s.csv, s.headless, s.document = hash.object, hash.row, true, true
 	case "django":
@@ -94,23 +97,23 @@ func NewSource(name string, hash *FirebaseHash) (Source, error) {
 		s.json, s.document = zitadelObject, true
 		s.lists, s.container = []string{"data_orgs", "dataOrgs", "orgs", "humanUsers"}, "orgId"
 	default:
-		return Source{}, fmt.Errorf("there is no source %q", name)
+		return source{}, fmt.Errorf("there is no source %q", name)
 	}
 	return s, nil
 }
 
 // checkColumns says which column is missing, and which there are.
-func (s Source) checkColumns(columns []string) error {
+func (s source) checkColumns(columns []string) error {
 	for _, want := range s.columns {
 		if slices.ContainsFunc(strings.Split(want, "|"), func(name string) bool { return slices.Contains(columns, name) }) {
 			continue
 		}
 		err := fmt.Errorf("the heading of the CSV lacks the column %q; it has %s", strings.ReplaceAll(want, "|", " or "), strings.Join(columns, ", "))
-		hint := looksLike(s.Name, strings.Join(columns, "\n"))
+		hint := looksLike(s.name, strings.Join(columns, "\n"))
 		// A first line that is no heading is an account, and is not shown.
 		if slices.ContainsFunc(columns, func(name string) bool { return len(name) > 40 || strings.ContainsAny(name, "$@{/+=:\\") }) {
 			err = errors.New("the CSV begins without a heading: its first line must name the columns")
-			hint = looksLike(s.Name, strings.Join(columns, ","))
+			hint = looksLike(s.name, strings.Join(columns, ","))
 		}
 		if hint != "" {
 			return fmt.Errorf("%w. %s", err, hint)
@@ -143,8 +146,8 @@ func (r row) at(i int) string {
 	return ""
 }
 
-// Read turns the text of a record into an account.
-func (s Source) Read(columns []string, raw RawRecord) (Record, error) {
+// read turns the text of a record into an account.
+func (s source) read(columns []string, raw rawRecord) (Record, error) {
 	switch {
 	case raw.err != nil:
 		return Record{}, raw.err
@@ -213,13 +216,15 @@ func nativeRow(r row) (Record, error) {
 
 func nativeUser(e Exported) (Record, error) {
 	rec := Record{
-		ID: e.ID, Username: e.Username, Hash: e.PasswordHash, Disabled: e.Status == "disabled",
-		Address: e.Email, Confirmed: e.EmailVerified,
+		Username: e.Username, Hash: e.PasswordHash, Disabled: e.Status == "disabled", Address: e.Email, Confirmed: e.EmailVerified,
 	}
 	if e.Status != "" && e.Status != "active" && !rec.Disabled {
 		return Record{}, Refuse("invalid_status", "the status is neither active nor disabled")
 	}
 	var err error
+	if rec.ID, err = parseID(e.ID); err != nil && e.ID != "" {
+		return Record{}, err
+	}
 	if rec.Created, err = parseTime("created_at", e.CreatedAt); err != nil {
 		return Record{}, err
 	}
@@ -704,8 +709,8 @@ func zitadelObject(object []byte) (Record, error) {
 	return rec, nil
 }
 
-// ParseID reads an id that an account may keep.
-func ParseID(text string) (uuid.UUID, error) {
+// parseID reads an id that an account may keep.
+func parseID(text string) (uuid.UUID, error) {
 	id, err := uuid.Parse(text)
 	if err != nil || len(text) != 36 || id == uuid.Nil {
 		return uuid.Nil, Refuse("invalid_id", "the id is not a UUID")
@@ -715,11 +720,10 @@ func ParseID(text string) (uuid.UUID, error) {
 
 // name keeps the ids of systems that use UUIDs as we do; accounts of others get new ones.
 func (rec *Record) name(id string) {
-	if _, err := ParseID(id); err != nil {
+	var err error
+	if rec.ID, err = parseID(id); err != nil {
 		rec.SourceID = id
-		return
 	}
-	rec.ID = id
 }
 
 // truth reads a boolean of a CSV. Nil: there is none.

@@ -40,21 +40,21 @@ var (
 	errNotUTF8 = Refuse("invalid_unicode", "is not valid UTF-8")
 )
 
-// RawRecord is the text of one account: an object, or the fields of a row. Both are valid
+// rawRecord is the text of one account: an object, or the fields of a row. Both are valid
 // until the next one is read.
-type RawRecord struct {
-	Line   int64
+type rawRecord struct {
+	line   int64
 	object []byte
 	fields []string
 	err    error // a *Refusal: it cannot be read, the next one can
 }
 
-// Splitter cuts an input into records, each in bounded memory. It returns io.EOF at the end.
-type Splitter interface{ Next() (RawRecord, error) }
+// splitter cuts an input into records, each in bounded memory. It returns io.EOF at the end.
+type splitter interface{ next() (rawRecord, error) }
 
-// NewSplitter reads how the input begins and returns what splits it, and the names of its
+// newSplitter reads how the input begins and returns what splits it, and the names of its
 // columns when it is CSV with a heading.
-func NewSplitter(r io.Reader, format string, from Source) (Splitter, []string, error) {
+func newSplitter(r io.Reader, format string, from source) (splitter, []string, error) {
 	in := &input{Reader: bufio.NewReaderSize(r, MaxRecord), line: 1}
 	start, _ := in.Peek(3)
 	switch {
@@ -180,15 +180,15 @@ func (l *lines) read() (textLine, error) {
 	}
 }
 
-func (l *lines) Next() (RawRecord, error) {
+func (l *lines) next() (rawRecord, error) {
 	line, err := l.read()
 	if err != nil {
-		return RawRecord{}, err
+		return rawRecord{}, err
 	}
 	if line.tooLong {
-		return RawRecord{Line: line.number, err: errTooLong}, nil
+		return rawRecord{line: line.number, err: errTooLong}, nil
 	}
-	return RawRecord{Line: line.number, object: line.text}, nil
+	return rawRecord{line: line.number, object: line.text}, nil
 }
 
 // table cuts CSV. A field in quotes may hold line breaks. Where a quote is not closed, or
@@ -225,7 +225,7 @@ func (t *table) begin(from source) ([]string, error) {
 	if from.headless {
 		return nil, nil
 	}
-	heading, err := t.Next()
+	heading, err := t.next()
 	if err == nil {
 		err = heading.err
 	}
@@ -247,7 +247,7 @@ func (t *table) begin(from source) ([]string, error) {
 
 // separatorOf is the separator with which the first line has what the source asks for, or
 // else the most fields.
-func separatorOf(line []byte, from Source) byte {
+func separatorOf(line []byte, from source) byte {
 	best, most := separators[0], 1
 	for _, separator := range []byte(separators) {
 		fields, err := parseRow(line, separator)
@@ -272,15 +272,15 @@ func columnNames(fields []string) []string {
 	return names
 }
 
-func (t *table) Next() (RawRecord, error) {
+func (t *table) next() (rawRecord, error) {
 	first, err := t.read()
 	if err != nil {
-		return RawRecord{}, err
+		return rawRecord{}, err
 	}
 	if first.tooLong {
-		return RawRecord{Line: first.number, err: errTooLong}, nil
+		return rawRecord{line: first.number, err: errTooLong}, nil
 	}
-	refused := RawRecord{Line: first.number, err: Refuse("malformed", "is not a row of CSV")}
+	refused := rawRecord{line: first.number, err: Refuse("malformed", "is not a row of CSV")}
 	if !utf8.Valid(first.text) {
 		refused.err = errNotUTF8
 		return refused, nil
@@ -290,7 +290,7 @@ func (t *table) Next() (RawRecord, error) {
 	for t.separator != '\t' && bytes.Count(text, []byte(`"`))%2 != 0 {
 		line, err := t.read()
 		if err != nil && !errors.Is(err, io.EOF) {
-			return RawRecord{}, err
+			return rawRecord{}, err
 		}
 		if err == nil {
 			line.text = bytes.Clone(line.text)
@@ -305,7 +305,7 @@ func (t *table) Next() (RawRecord, error) {
 	fields, err := parseRow(text, t.separator)
 	switch {
 	case err == nil && (t.width == 0 || len(fields) == t.width):
-		return RawRecord{Line: first.number, fields: fields}, nil
+		return rawRecord{line: first.number, fields: fields}, nil
 	case err == nil && len(followed) == 0:
 		refused.err = Refuse("malformed", fmt.Sprintf("has %d fields, the heading has %d", len(fields), t.width))
 	}
@@ -390,7 +390,7 @@ type document struct {
 	around    []byte // the brackets around the present place, outermost first
 }
 
-func (d *document) Next() (RawRecord, error) {
+func (d *document) next() (rawRecord, error) {
 	for {
 		inside := byte(0)
 		if len(d.around) > 0 {
@@ -398,16 +398,16 @@ func (d *document) Next() (RawRecord, error) {
 		}
 		if inside == '{' { // in an object around records, behind one of its lists
 			if _, err := d.object(); err != nil {
-				return RawRecord{}, err
+				return rawRecord{}, err
 			}
 			continue
 		}
 		b, err := d.read()
 		switch {
 		case errors.Is(err, io.EOF) && inside != 0:
-			return RawRecord{}, errors.New("the JSON document ends before its array does")
+			return rawRecord{}, errors.New("the JSON document ends before its array does")
 		case err != nil:
-			return RawRecord{}, err
+			return rawRecord{}, err
 		}
 		switch {
 		case b == ' ', b == '\t', b == '\r', b == '\n', b == ',' && inside != 0:
@@ -421,15 +421,15 @@ func (d *document) Next() (RawRecord, error) {
 			is, err := d.object()
 			switch {
 			case err != nil:
-				return RawRecord{}, err
+				return rawRecord{}, err
 			case len(d.around) > depth || is.container: // its records come next
 			case !is.whole:
-				return RawRecord{Line: line, err: errTooLong}, nil
+				return rawRecord{line: line, err: errTooLong}, nil
 			default:
-				return RawRecord{Line: line, object: d.buf}, nil
+				return rawRecord{line: line, object: d.buf}, nil
 			}
 		default:
-			return RawRecord{}, fmt.Errorf("line %d: the JSON document is not a list of objects", d.in.line)
+			return rawRecord{}, fmt.Errorf("line %d: the JSON document is not a list of objects", d.in.line)
 		}
 	}
 }

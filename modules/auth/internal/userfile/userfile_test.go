@@ -48,7 +48,7 @@ func FuzzTableReadsTheRowsOfAnyCSV(f *testing.F) {
 		var got [][]string
 		clean := true
 		for {
-			rec, err := in.Next()
+			rec, err := in.next()
 			if errors.Is(err, io.EOF) {
 				break
 			}
@@ -76,7 +76,7 @@ func FuzzTableReadsTheRowsOfAnyCSV(f *testing.F) {
 }
 
 func newTable(text string) *table {
-	split, _, err := NewSplitter(strings.NewReader("\n"+text), FormatCSV, Source{csv: nativeRow, headless: true})
+	split, _, err := newSplitter(strings.NewReader("\n"+text), FormatCSV, source{csv: nativeRow, headless: true})
 	if err != nil {
 		panic(err)
 	}
@@ -90,13 +90,13 @@ func FuzzDocumentFindsTheObjectsOfAnyJSON(f *testing.F) {
 	f.Add(`{"x":{"users":[{}]},"users":[{"c":[{}]}],"y":[1,{"users":[{}]}]}`)
 	f.Add(`{"a":1}{"b":2}`)
 	f.Fuzz(func(t *testing.T, text string) {
-		split, _, err := NewSplitter(strings.NewReader(text), FormatJSON, Source{json: nativeObject})
+		split, _, err := newSplitter(strings.NewReader(text), FormatJSON, source{json: nativeObject})
 		if err != nil {
 			return
 		}
 		var got []string
 		for {
-			rec, err := split.Next()
+			rec, err := split.next()
 			if err != nil {
 				break
 			}
