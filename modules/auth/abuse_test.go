@@ -38,7 +38,7 @@ const (
 
 // siege is one or more servers under attack.
 type siege struct {
-	*world
+	*testEnv
 	hashes *prometheus.Registry
 }
 
@@ -73,7 +73,7 @@ func siegeConfig(t testing.TB) Config {
 
 func newSiege(t testing.TB, cfg Config, db *database.DB, rc *redis.Client) *siege {
 	t.Helper()
-	s := &siege{&world{db: db, redis: rc, log: &logBuffer{}, cfg: cfg}, prometheus.NewRegistry()}
+	s := &siege{&testEnv{db: db, redis: rc, log: &logBuffer{}, cfg: cfg}, prometheus.NewRegistry()}
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), s.log, zap.DebugLevel))
 	var err error
 	if s.Service, err = New(t.Context(), cfg, Deps{DB: db, Redis: rc, Log: log, Registry: s.hashes}); err != nil {
@@ -430,7 +430,7 @@ func TestALongPasswordCostsOneHashAndIsNotCutOff(t *testing.T) {
 		if _, err := s.Register(t.Context(), Credentials{name, long}, phone()); err != nil {
 			t.Fatal(err)
 		}
-		other, _ := s.newcomer(t)
+		other, _ := s.newUser(t)
 		if err := s.give72Bytes(t, other); err != nil {
 			t.Fatal(err)
 		}

@@ -27,21 +27,14 @@ func (s *Service) DeleteOwn(ctx context.Context, caller Caller, password string,
 
 // DeleteUser deletes an account on an operator's behalf.
 func (s *Service) DeleteUser(ctx context.Context, userID uuid.UUID) error {
-	return s.remove(ctx, userID, byAdmin, func(context.Context, database.IDB, account) error { return nil })
+	return s.remove(ctx, userID, byAdmin, nil)
 }
 
 func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check func(context.Context, database.IDB, account) error) error {
 	head := s.head(userID)
-	var epoch int64
-	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		a, err := lockAccount(ctx, tx, userID)
-		if err != nil {
-			return err
-		}
-		if err := check(ctx, tx, a); err != nil {
-			return err
-		}
-		if epoch, err = s.raiseAndAnnounce(ctx, tx, a, uuid.NullUUID{}, ReasonDeleted); err != nil {
+	all := allSessions{userID: userID, reason: ReasonDeleted}
+	err := s.changeAccount(ctx, all, check, func(ctx context.Context, tx database.Tx, _ account, end func() (int64, error)) error {
+		if _, err := end(); err != nil {
 			return err
 		}
 		if err := deleteAccount(ctx, tx, userID); err != nil {
@@ -56,53 +49,41 @@ func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check
 	if err != nil {
 		return err
 	}
-	s.clearStore(ctx, userID, epoch, uuid.NullUUID{})
 	s.security.Info("user_deleted", zap.Stringer("user_id", userID), zap.String("by", by))
 	return nil
 }
 
 // DisableUser closes an account and ends its sessions. Doing it again changes nothing.
 func (s *Service) DisableUser(ctx context.Context, userID uuid.UUID) error {
-	changed, epoch, err := s.setStatus(ctx, userID, StatusDisabled, EventUserDisabled)
-	if err != nil || !changed {
-		return err
-	}
-	s.clearStore(ctx, userID, epoch, uuid.NullUUID{})
-	s.security.Info("user_disabled", zap.Stringer("user_id", userID), zap.String("by", byAdmin))
-	return nil
+	return s.setStatus(ctx, userID, StatusDisabled, EventUserDisabled, "user_disabled")
 }
 
 // EnableUser opens an account again; sessions that ended stay ended.
 func (s *Service) EnableUser(ctx context.Context, userID uuid.UUID) error {
-	changed, _, err := s.setStatus(ctx, userID, StatusActive, EventUserEnabled)
-	if err == nil && changed {
-		s.security.Info("user_enabled", zap.Stringer("user_id", userID), zap.String("by", byAdmin))
-	}
-	return err
+	return s.setStatus(ctx, userID, StatusActive, EventUserEnabled, "user_enabled")
 }
 
-// setStatus reports whether the status is a new one, and the epoch from which sessions live.
-func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status, eventType string) (changed bool, epoch int64, err error) {
+func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status, eventType, record string) error {
 	head := s.head(userID)
-	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		changed, epoch = false, 0
-		a, err := lockAccount(ctx, tx, userID)
-		if err != nil || a.Status == status {
-			return err
+	changed := false
+	all := allSessions{userID: userID, reason: ReasonDisabled}
+	err := s.changeAccount(ctx, all, nil, func(ctx context.Context, tx database.Tx, a account, end func() (int64, error)) error {
+		if changed = a.Status != status; !changed {
+			return nil
 		}
-		changed = true
 		if err := updateStatus(ctx, tx, userID, status, head.OccurredAt); err != nil {
 			return err
 		}
-		if err := s.announce(ctx, tx, eventType, head, userChanged{eventHead: head, By: byAdmin}); err != nil {
-			return err
-		}
-		if status == StatusDisabled {
-			epoch, err = s.raiseAndAnnounce(ctx, tx, a, uuid.NullUUID{}, ReasonDisabled)
+		err := s.announce(ctx, tx, eventType, head, userChanged{eventHead: head, By: byAdmin})
+		if err == nil && status == StatusDisabled {
+			_, err = end()
 		}
 		return err
 	})
-	return changed, epoch, err
+	if err == nil && changed {
+		s.security.Info(record, zap.Stringer("user_id", userID), zap.String("by", byAdmin))
+	}
+	return err
 }
 
 // FindUser returns the account that an operator named by one word, its username or its id.

@@ -18,25 +18,25 @@ import (
 
 func TestRegisterMakesAnAccountAndASession(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, tokens := w.newcomer(t)
-		caller := w.caller(t, tokens)
+	each(t, func(t *testing.T, env *testEnv) {
+		name, tokens := env.newUser(t)
+		caller := env.caller(t, tokens)
 		if caller.User.Username != name || caller.SessionID != tokens.SessionID {
 			t.Errorf("the access token speaks for %s, session %s", caller.User.Username, caller.SessionID)
 		}
-		list := w.expectEvents(t, caller.User.ID, "UserRegistered")
+		list := env.expectEvents(t, caller.User.ID, "UserRegistered")
 		if list[0].Data["sid"] != tokens.SessionID.String() || list[0].Data["username"] != name {
 			t.Errorf("the event says %v", list[0].Data)
 		}
-		w.live(t, tokens)
+		env.live(t, tokens)
 	})
 }
 
 func TestRegisterRefusesANameThatIsTakenInAnyCase(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, _ := w.newcomer(t)
-		_, err := w.Register(t.Context(), Credentials{strings.ToUpper(name), goodPassword}, phone())
+	each(t, func(t *testing.T, env *testEnv) {
+		name, _ := env.newUser(t)
+		_, err := env.Register(t.Context(), Credentials{strings.ToUpper(name), goodPassword}, phone())
 		if !errors.Is(err, ErrUsernameTaken) {
 			t.Errorf("got %v", err)
 		}
@@ -45,14 +45,14 @@ func TestRegisterRefusesANameThatIsTakenInAnyCase(t *testing.T) {
 
 func TestOfParallelRegistrationsOfOneNameOneSucceeds(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
+	each(t, func(t *testing.T, env *testEnv) {
 		name := "racer-" + uuid.NewString()
 		var mu sync.Mutex
 		won, lost := 0, 0
 		var all sync.WaitGroup
 		for range 8 {
 			all.Go(func() {
-				_, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone())
+				_, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone())
 				mu.Lock()
 				defer mu.Unlock()
 				switch {
@@ -74,10 +74,10 @@ func TestOfParallelRegistrationsOfOneNameOneSucceeds(t *testing.T) {
 
 func TestRegisterNamesEveryFaultyField(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
+	each(t, func(t *testing.T, env *testEnv) {
 		dev := phone()
 		dev.Name = strings.Repeat("x", 101)
-		_, err := w.Register(t.Context(), Credentials{"a", "short"}, dev)
+		_, err := env.Register(t.Context(), Credentials{"a", "short"}, dev)
 		f, ok := errors.AsType[*fault.Fault](err)
 		if !ok || !errors.Is(err, ErrValidation) {
 			t.Fatalf("got %v", err)
@@ -94,10 +94,10 @@ func TestRegisterNamesEveryFaultyField(t *testing.T) {
 
 func TestLoginAnswersTheSameForAMissingNameAndAWrongPassword(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, _ := w.newcomer(t)
+	each(t, func(t *testing.T, env *testEnv) {
+		name, _ := env.newUser(t)
 		for _, cred := range []Credentials{{name, "not the password"}, {"nobody-" + uuid.NewString(), goodPassword}, {"", ""}, {"no such form of name!", "x"}} {
-			if _, err := w.Login(t.Context(), cred, phone()); err != error(ErrInvalidCredentials) {
+			if _, err := env.Login(t.Context(), cred, phone()); err != error(ErrInvalidCredentials) {
 				t.Errorf("%q: got %v", cred.Username, err)
 			}
 		}
@@ -106,68 +106,68 @@ func TestLoginAnswersTheSameForAMissingNameAndAWrongPassword(t *testing.T) {
 
 func TestLoginBeginsASessionOfItsOwn(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, first := w.newcomer(t)
-		second := w.signIn(t, strings.ToUpper(name))
+	each(t, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		second := env.signIn(t, strings.ToUpper(name))
 		if second.SessionID == first.SessionID {
 			t.Error("two sign-ins share a session")
 		}
-		caller := w.caller(t, second)
-		list := w.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn")
+		caller := env.caller(t, second)
+		list := env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn")
 		if got := list[1].Data; got["sid"] != second.SessionID.String() || got["ip"] != "192.0.2.7" || got["device_name"] != "Firefox on Linux" {
 			t.Errorf("the event says %v", got)
 		}
-		w.live(t, first)
-		w.live(t, second)
+		env.live(t, first)
+		env.live(t, second)
 	})
 }
 
 func TestADisabledAccountIsToldOnlyToWhoKnowsThePassword(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, tokens := w.newcomer(t)
-		user := w.caller(t, tokens).User
-		if err := w.DisableUser(t.Context(), user.ID); err != nil {
+	each(t, func(t *testing.T, env *testEnv) {
+		name, tokens := env.newUser(t)
+		user := env.caller(t, tokens).User
+		if err := env.DisableUser(t.Context(), user.ID); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.Login(t.Context(), Credentials{name, "wrong password"}, phone()); err != error(ErrInvalidCredentials) {
+		if _, err := env.Login(t.Context(), Credentials{name, "wrong password"}, phone()); err != error(ErrInvalidCredentials) {
 			t.Errorf("wrong password: %v", err)
 		}
-		if _, err := w.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrAccountDisabled) {
+		if _, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrAccountDisabled) {
 			t.Errorf("right password: %v", err)
 		}
-		w.over(t, tokens)
-		if err := w.EnableUser(t.Context(), user.ID); err != nil {
+		env.over(t, tokens)
+		if err := env.EnableUser(t.Context(), user.ID); err != nil {
 			t.Fatal(err)
 		}
-		w.over(t, tokens) // what ended stays ended
-		w.live(t, w.signIn(t, name))
-		if err := w.EnableUser(t.Context(), user.ID); err != nil {
+		env.over(t, tokens) // what ended stays ended
+		env.live(t, env.signIn(t, name))
+		if err := env.EnableUser(t.Context(), user.ID); err != nil {
 			t.Fatal(err)
 		}
-		w.expectEvents(t, user.ID, "UserRegistered", "UserDisabled", "AllSessionsRevoked", "UserEnabled", "UserLoggedIn")
+		env.expectEvents(t, user.ID, "UserRegistered", "UserDisabled", "AllSessionsRevoked", "UserEnabled", "UserLoggedIn")
 	})
 }
 
 func TestRefreshReplacesTheTokenAndReplaysItsSuccessor(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		_, first := w.newcomer(t)
-		second, err := w.Refresh(t.Context(), first.RefreshToken, phone())
+	each(t, func(t *testing.T, env *testEnv) {
+		_, first := env.newUser(t)
+		second, err := env.Refresh(t.Context(), first.RefreshToken, phone())
 		if err != nil {
 			t.Fatal(err)
 		}
 		if second.RefreshToken == first.RefreshToken || second.SessionID != first.SessionID || second.Replayed {
 			t.Errorf("not a successor: %v", second)
 		}
-		again, err := w.another(t).Refresh(t.Context(), first.RefreshToken, phone())
+		again, err := env.another(t).Refresh(t.Context(), first.RefreshToken, phone())
 		if err != nil {
 			t.Fatal(err)
 		}
 		if again.RefreshToken != second.RefreshToken || !again.Replayed {
 			t.Error("the replaced token did not get the same successor again")
 		}
-		w.live(t, again)
+		env.live(t, again)
 	})
 }
 
@@ -177,14 +177,14 @@ func TestALateDuplicateGetsTheNewestToken(t *testing.T) {
 	for _, grace := range []time.Duration{30 * time.Second, time.Minute} {
 		t.Run(grace.String(), func(t *testing.T) {
 			t.Parallel()
-			eachWith(t, func(c *Config) { c.RefreshGrace = grace }, func(t *testing.T, w *world) {
-				_, first := w.newcomer(t)
-				user := w.caller(t, first).User.ID
-				replaced, newest := []Tokens{first}, w.live(t, first)
+			eachWith(t, func(c *Config) { c.RefreshGrace = grace }, func(t *testing.T, env *testEnv) {
+				_, first := env.newUser(t)
+				user := env.caller(t, first).User.ID
+				replaced, newest := []Tokens{first}, env.live(t, first)
 				for range 5 {
-					replaced, newest = append(replaced, newest), w.live(t, newest)
+					replaced, newest = append(replaced, newest), env.live(t, newest)
 				}
-				another := w.another(t)
+				another := env.another(t)
 				for i, old := range replaced {
 					again, err := another.Refresh(t.Context(), old.RefreshToken, phone())
 					if err != nil {
@@ -193,10 +193,10 @@ func TestALateDuplicateGetsTheNewestToken(t *testing.T) {
 					if again.RefreshToken != newest.RefreshToken || !again.Replayed || again.SessionID != first.SessionID {
 						t.Errorf("token %d does not get the newest", i)
 					}
-					w.caller(t, again)
+					env.caller(t, again)
 				}
-				w.live(t, newest)
-				w.expectEvents(t, user, "UserRegistered")
+				env.live(t, newest)
+				env.expectEvents(t, user, "UserRegistered")
 			})
 		})
 	}
@@ -205,30 +205,30 @@ func TestALateDuplicateGetsTheNewestToken(t *testing.T) {
 // More are turned in the window than lead to the newest: the oldest is refused, and ends nothing.
 func TestATokenThatIsTooOldForTheChainEndsNothing(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(c *Config) { c.RefreshGrace = time.Minute }, func(t *testing.T, w *world) {
-		_, first := w.newcomer(t)
-		user := w.caller(t, first).User.ID
+	eachWith(t, func(c *Config) { c.RefreshGrace = time.Minute }, func(t *testing.T, env *testEnv) {
+		_, first := env.newUser(t)
+		user := env.caller(t, first).User.ID
 		newest := first
 		for range session.MaxLinks + 5 {
 			var err error
-			if newest, err = w.Refresh(t.Context(), newest.RefreshToken, phone()); err != nil {
+			if newest, err = env.Refresh(t.Context(), newest.RefreshToken, phone()); err != nil {
 				t.Fatal(err)
 			}
 		}
-		_, err := w.Refresh(t.Context(), first.RefreshToken, phone())
+		_, err := env.Refresh(t.Context(), first.RefreshToken, phone())
 		if refused, ok := errors.AsType[*fault.Fault](err); !ok || refused.Code != "invalid_refresh_token" || refused.Message == "" {
 			t.Errorf("the first token: %v", err)
 		}
-		if _, live, err := w.Introspect(t.Context(), first.RefreshToken); err != nil || live {
+		if _, live, err := env.Introspect(t.Context(), first.RefreshToken); err != nil || live {
 			t.Errorf("introspection of the first token: %v, %v", live, err)
 		}
-		newest = w.live(t, newest)
-		w.expectEvents(t, user, "UserRegistered")
-		if err := w.LogoutRefresh(t.Context(), first.RefreshToken); err != nil { // who signs out wants to be signed out
+		newest = env.live(t, newest)
+		env.expectEvents(t, user, "UserRegistered")
+		if err := env.LogoutRefresh(t.Context(), first.RefreshToken); err != nil { // who signs out wants to be signed out
 			t.Error(err)
 		}
-		w.over(t, newest)
-		if _, err := w.Refresh(t.Context(), first.RefreshToken, phone()); !errors.Is(err, ErrSessionRevoked) {
+		env.over(t, newest)
+		if _, err := env.Refresh(t.Context(), first.RefreshToken, phone()); !errors.Is(err, ErrSessionRevoked) {
 			t.Errorf("the first token after the end: %v", err)
 		}
 	})
@@ -236,18 +236,18 @@ func TestATokenThatIsTooOldForTheChainEndsNothing(t *testing.T) {
 
 func TestAReplacedTokenEndsTheSessionAndIsAnnounced(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(c *Config) { c.RefreshGrace = 0 }, func(t *testing.T, w *world) {
-		name, first := w.newcomer(t)
-		other := w.signIn(t, name)
-		second := w.live(t, first)
-		third := w.live(t, second)
-		if _, err := w.Refresh(t.Context(), first.RefreshToken, phone()); !errors.Is(err, ErrRefreshTokenReused) {
+	eachWith(t, func(c *Config) { c.RefreshGrace = 0 }, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		other := env.signIn(t, name)
+		second := env.live(t, first)
+		third := env.live(t, second)
+		if _, err := env.Refresh(t.Context(), first.RefreshToken, phone()); !errors.Is(err, ErrRefreshTokenReused) {
 			t.Fatalf("an older token: %v", err)
 		}
-		w.over(t, third)
-		w.live(t, other)
-		user := w.caller(t, other).User.ID
-		list := w.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "RefreshTokenReuseDetected", "SessionRevoked")
+		env.over(t, third)
+		env.live(t, other)
+		user := env.caller(t, other).User.ID
+		list := env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "RefreshTokenReuseDetected", "SessionRevoked")
 		if got := list[2].Data; got["sid"] != first.SessionID.String() || got["generation"] != 1.0 {
 			t.Errorf("the event says %v", got)
 		}
@@ -259,62 +259,62 @@ func TestAReplacedTokenEndsTheSessionAndIsAnnounced(t *testing.T) {
 
 func TestWithoutAWindowTheReplacedTokenIsReuse(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(c *Config) { c.RefreshGrace = 0 }, func(t *testing.T, w *world) {
-		_, first := w.newcomer(t)
-		second := w.live(t, first)
-		if _, err := w.Refresh(t.Context(), first.RefreshToken, phone()); !errors.Is(err, ErrRefreshTokenReused) {
+	eachWith(t, func(c *Config) { c.RefreshGrace = 0 }, func(t *testing.T, env *testEnv) {
+		_, first := env.newUser(t)
+		second := env.live(t, first)
+		if _, err := env.Refresh(t.Context(), first.RefreshToken, phone()); !errors.Is(err, ErrRefreshTokenReused) {
 			t.Fatalf("got %v", err)
 		}
-		w.over(t, second)
+		env.over(t, second)
 	})
 }
 
 func TestReuseThatCouldNotBeAnnouncedIsAnnouncedByHousekeeping(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(c *Config) { c.RefreshGrace = 0 }, func(t *testing.T, w *world) {
-		_, first := w.newcomer(t)
-		user := w.caller(t, first).User.ID
-		second := w.live(t, first)
+	eachWith(t, func(c *Config) { c.RefreshGrace = 0 }, func(t *testing.T, env *testEnv) {
+		_, first := env.newUser(t)
+		user := env.caller(t, first).User.ID
+		second := env.live(t, first)
 		// The server dies between stopping the session in the store and the transaction: the
 		// store is told what a refresh would tell it, and nothing follows.
-		presented, err := w.codec.Parse(first.RefreshToken)
+		presented, err := env.codec.Parse(first.RefreshToken)
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, rotation := w.codec.Next(presented)
+		_, rotation := env.codec.Next(presented)
 		rotation.IdleTTL = time.Hour
-		if _, err := w.sessions.Rotate(t.Context(), rotation); err != nil {
+		if _, err := env.sessions.Rotate(t.Context(), rotation); err != nil {
 			t.Fatal(err)
 		}
-		w.expectEvents(t, user, "UserRegistered")
-		if _, err := w.Refresh(t.Context(), second.RefreshToken, phone()); !errors.Is(err, ErrRefreshTokenReused) {
+		env.expectEvents(t, user, "UserRegistered")
+		if _, err := env.Refresh(t.Context(), second.RefreshToken, phone()); !errors.Is(err, ErrRefreshTokenReused) {
 			t.Errorf("the stopped session goes on: %v", err)
 		}
-		w.expectEvents(t, user, "UserRegistered", "RefreshTokenReuseDetected", "SessionRevoked")
+		env.expectEvents(t, user, "UserRegistered", "RefreshTokenReuseDetected", "SessionRevoked")
 
-		_, other := w.newcomer(t)
-		otherUser := w.caller(t, other).User.ID
-		w.live(t, other)
-		if presented, err = w.codec.Parse(other.RefreshToken); err != nil {
+		_, other := env.newUser(t)
+		otherUser := env.caller(t, other).User.ID
+		env.live(t, other)
+		if presented, err = env.codec.Parse(other.RefreshToken); err != nil {
 			t.Fatal(err)
 		}
-		_, rotation = w.codec.Next(presented)
+		_, rotation = env.codec.Next(presented)
 		rotation.IdleTTL = time.Hour
-		if _, err := w.sessions.Rotate(t.Context(), rotation); err != nil {
+		if _, err := env.sessions.Rotate(t.Context(), rotation); err != nil {
 			t.Fatal(err)
 		}
 		deadline := time.Now().Add(testenv.Patience)
-		for len(w.events(t, otherUser)) < 3 && time.Now().Before(deadline) {
-			w.another(t).Housekeep(t.Context()) // on Redis a round looks at a part of the keys
+		for len(env.events(t, otherUser)) < 3 && time.Now().Before(deadline) {
+			env.another(t).Housekeep(t.Context()) // on Redis a round looks at a part of the keys
 		}
-		w.expectEvents(t, otherUser, "UserRegistered", "RefreshTokenReuseDetected", "SessionRevoked")
+		env.expectEvents(t, otherUser, "UserRegistered", "RefreshTokenReuseDetected", "SessionRevoked")
 	})
 }
 
 func TestGarbageEndsNothing(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		_, tokens := w.newcomer(t)
+	each(t, func(t *testing.T, env *testEnv) {
+		_, tokens := env.newUser(t)
 		text := []byte(tokens.RefreshToken)
 		for _, at := range []int{4, 10, 30, 60, 90, len(text) - 1} {
 			broken := slices.Clone(text)
@@ -322,43 +322,43 @@ func TestGarbageEndsNothing(t *testing.T) {
 			if string(broken) == tokens.RefreshToken {
 				continue
 			}
-			if _, err := w.Refresh(t.Context(), string(broken), phone()); !errors.Is(err, ErrInvalidRefreshToken) {
+			if _, err := env.Refresh(t.Context(), string(broken), phone()); !errors.Is(err, ErrInvalidRefreshToken) {
 				t.Errorf("with byte %d changed: %v", at, err)
 			}
-			if err := w.LogoutRefresh(t.Context(), string(broken)); !errors.Is(err, ErrInvalidRefreshToken) {
+			if err := env.LogoutRefresh(t.Context(), string(broken)); !errors.Is(err, ErrInvalidRefreshToken) {
 				t.Errorf("sign out with byte %d changed: %v", at, err)
 			}
 		}
-		w.live(t, tokens)
+		env.live(t, tokens)
 	})
 }
 
 func TestLogoutEndsTheSessionAndIsIdempotent(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, first := w.newcomer(t)
-		second := w.signIn(t, name)
-		user := w.caller(t, first).User.ID
+	each(t, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		second := env.signIn(t, name)
+		user := env.caller(t, first).User.ID
 		for range 2 {
-			if err := w.LogoutRefresh(t.Context(), first.RefreshToken); err != nil {
+			if err := env.LogoutRefresh(t.Context(), first.RefreshToken); err != nil {
 				t.Fatal(err)
 			}
-			if err := w.LogoutAccess(t.Context(), first.AccessToken); err != nil {
+			if err := env.LogoutAccess(t.Context(), first.AccessToken); err != nil {
 				t.Fatal(err)
 			}
 		}
-		w.over(t, first)
+		env.over(t, first)
 		for range 2 {
-			if err := w.LogoutAccess(t.Context(), second.AccessToken); err != nil {
+			if err := env.LogoutAccess(t.Context(), second.AccessToken); err != nil {
 				t.Fatal(err)
 			}
 		}
-		w.over(t, second)
-		list := w.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "SessionRevoked", "SessionRevoked")
+		env.over(t, second)
+		list := env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "SessionRevoked", "SessionRevoked")
 		if got := list[2].Data; got["reason"] != "logout" || got["expires_at"] == nil {
 			t.Errorf("the event says %v", got)
 		}
-		if err := w.LogoutAccess(t.Context(), "not a token"); !errors.Is(err, ErrInvalidToken) {
+		if err := env.LogoutAccess(t.Context(), "not a token"); !errors.Is(err, ErrInvalidToken) {
 			t.Errorf("garbage: %v", err)
 		}
 	})
@@ -366,12 +366,12 @@ func TestLogoutEndsTheSessionAndIsIdempotent(t *testing.T) {
 
 func TestSessionsAreListedAndEndedByTheirOwnerAlone(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, first := w.newcomer(t)
-		second := w.signIn(t, name)
-		_, stranger := w.newcomer(t)
-		caller := w.caller(t, first)
-		list, err := w.Sessions(t.Context(), caller)
+	each(t, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		second := env.signIn(t, name)
+		_, stranger := env.newUser(t)
+		caller := env.caller(t, first)
+		list, err := env.Sessions(t.Context(), caller)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -384,49 +384,49 @@ func TestSessionsAreListedAndEndedByTheirOwnerAlone(t *testing.T) {
 			}
 		}
 		for _, sid := range []uuid.UUID{stranger.SessionID, uuid.New()} {
-			if err := w.EndSession(t.Context(), caller, sid); !errors.Is(err, ErrSessionNotFound) {
+			if err := env.EndSession(t.Context(), caller, sid); !errors.Is(err, ErrSessionNotFound) {
 				t.Errorf("a session that is not ours: %v", err)
 			}
 		}
-		w.live(t, stranger)
-		if err := w.EndSession(t.Context(), caller, second.SessionID); err != nil {
+		env.live(t, stranger)
+		if err := env.EndSession(t.Context(), caller, second.SessionID); err != nil {
 			t.Fatal(err)
 		}
-		w.over(t, second)
-		first = w.live(t, first)
-		if err := w.EndSession(t.Context(), caller, second.SessionID); !errors.Is(err, ErrSessionNotFound) {
+		env.over(t, second)
+		first = env.live(t, first)
+		if err := env.EndSession(t.Context(), caller, second.SessionID); !errors.Is(err, ErrSessionNotFound) {
 			t.Errorf("a session that has ended: %v", err)
 		}
-		if err := w.EndSession(t.Context(), caller, first.SessionID); err != nil {
+		if err := env.EndSession(t.Context(), caller, first.SessionID); err != nil {
 			t.Fatal(err)
 		}
-		w.over(t, first)
+		env.over(t, first)
 	})
 }
 
 func TestEndingAllSessionsMayKeepTheCallingOne(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, first := w.newcomer(t)
-		second, third := w.signIn(t, name), w.signIn(t, name)
-		if err := w.EndSessions(t.Context(), w.caller(t, second), true); err != nil {
+	each(t, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		second, third := env.signIn(t, name), env.signIn(t, name)
+		if err := env.EndSessions(t.Context(), env.caller(t, second), true); err != nil {
 			t.Fatal(err)
 		}
-		w.over(t, first)
-		w.over(t, third)
-		second = w.live(t, second)
-		fourth := w.signIn(t, name)
-		if err := w.EndSessions(t.Context(), w.caller(t, fourth), true); err != nil {
+		env.over(t, first)
+		env.over(t, third)
+		second = env.live(t, second)
+		fourth := env.signIn(t, name)
+		if err := env.EndSessions(t.Context(), env.caller(t, fourth), true); err != nil {
 			t.Fatal(err)
 		}
-		w.over(t, second) // kept once is not kept for ever
-		fourth = w.live(t, fourth)
-		user := w.caller(t, fourth).User.ID
-		if err := w.EndSessions(t.Context(), w.caller(t, fourth), false); err != nil {
+		env.over(t, second) // kept once is not kept for ever
+		fourth = env.live(t, fourth)
+		user := env.caller(t, fourth).User.ID
+		if err := env.EndSessions(t.Context(), env.caller(t, fourth), false); err != nil {
 			t.Fatal(err)
 		}
-		w.over(t, fourth)
-		list := w.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "UserLoggedIn", "AllSessionsRevoked", "UserLoggedIn", "AllSessionsRevoked", "AllSessionsRevoked")
+		env.over(t, fourth)
+		list := env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "UserLoggedIn", "AllSessionsRevoked", "UserLoggedIn", "AllSessionsRevoked", "AllSessionsRevoked")
 		if got := list[3].Data; got["kept_sid"] != second.SessionID.String() || got["session_epoch"] != 1.0 {
 			t.Errorf("the event says %v", got)
 		}
@@ -438,40 +438,40 @@ func TestEndingAllSessionsMayKeepTheCallingOne(t *testing.T) {
 
 func TestChangingThePasswordKeepsTheCallingSessionAlone(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, first := w.newcomer(t)
-		second := w.signIn(t, name)
-		caller := w.caller(t, first)
+	each(t, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		second := env.signIn(t, name)
+		caller := env.caller(t, first)
 		const replacement = "an even better password"
-		if _, err := w.ChangePassword(t.Context(), caller, "wrong password", replacement, phone()); !errors.Is(err, ErrWrongPassword) {
+		if _, err := env.ChangePassword(t.Context(), caller, "wrong password", replacement, phone()); !errors.Is(err, ErrWrongPassword) {
 			t.Errorf("wrong password: %v", err)
 		}
-		if _, err := w.ChangePassword(t.Context(), caller, goodPassword, "short", phone()); !errors.Is(err, ErrValidation) {
+		if _, err := env.ChangePassword(t.Context(), caller, goodPassword, "short", phone()); !errors.Is(err, ErrValidation) {
 			t.Errorf("bad password: %v", err)
 		}
-		w.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn")
-		after, err := w.ChangePassword(t.Context(), caller, goodPassword, replacement, phone())
+		env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn")
+		after, err := env.ChangePassword(t.Context(), caller, goodPassword, replacement, phone())
 		if err != nil {
 			t.Fatal(err)
 		}
 		if after.SessionID != first.SessionID || after.RefreshToken == first.RefreshToken {
 			t.Error("the calling session did not go on with new tokens")
 		}
-		w.over(t, second)
-		w.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn", "PasswordChanged", "AllSessionsRevoked")
+		env.over(t, second)
+		env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn", "PasswordChanged", "AllSessionsRevoked")
 		// The answer was lost: the client still has the old refresh token.
-		lost, err := w.Refresh(t.Context(), first.RefreshToken, phone())
+		lost, err := env.Refresh(t.Context(), first.RefreshToken, phone())
 		if err != nil {
 			t.Fatalf("the former refresh token within the window: %v", err)
 		}
 		if lost.RefreshToken != after.RefreshToken || !lost.Replayed {
 			t.Error("the former refresh token did not get the new one")
 		}
-		w.live(t, after)
-		if _, err := w.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+		env.live(t, after)
+		if _, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrInvalidCredentials) {
 			t.Errorf("the old password: %v", err)
 		}
-		if _, err := w.Login(t.Context(), Credentials{name, replacement}, phone()); err != nil {
+		if _, err := env.Login(t.Context(), Credentials{name, replacement}, phone()); err != nil {
 			t.Errorf("the new password: %v", err)
 		}
 	})
@@ -479,28 +479,28 @@ func TestChangingThePasswordKeepsTheCallingSessionAlone(t *testing.T) {
 
 func TestDeletingAnAccountEndsEverythingAndFreesTheName(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, tokens := w.newcomer(t)
-		caller := w.caller(t, tokens)
-		if err := w.DeleteOwn(t.Context(), caller, "wrong password", phone()); !errors.Is(err, ErrWrongPassword) {
+	each(t, func(t *testing.T, env *testEnv) {
+		name, tokens := env.newUser(t)
+		caller := env.caller(t, tokens)
+		if err := env.DeleteOwn(t.Context(), caller, "wrong password", phone()); !errors.Is(err, ErrWrongPassword) {
 			t.Errorf("wrong password: %v", err)
 		}
-		if err := w.DeleteOwn(t.Context(), caller, goodPassword, phone()); err != nil {
+		if err := env.DeleteOwn(t.Context(), caller, goodPassword, phone()); err != nil {
 			t.Fatal(err)
 		}
-		w.over(t, tokens)
-		w.expectEvents(t, caller.User.ID, "UserRegistered", "AllSessionsRevoked", "UserDeleted")
-		if err := w.LogoutRefresh(t.Context(), tokens.RefreshToken); err != nil {
+		env.over(t, tokens)
+		env.expectEvents(t, caller.User.ID, "UserRegistered", "AllSessionsRevoked", "UserDeleted")
+		if err := env.LogoutRefresh(t.Context(), tokens.RefreshToken); err != nil {
 			t.Errorf("sign out of an account that is gone: %v", err)
 		}
-		if _, err := w.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+		if _, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrInvalidCredentials) {
 			t.Errorf("sign in: %v", err)
 		}
-		again, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone())
+		again, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone())
 		if err != nil {
 			t.Fatal(err)
 		}
-		if w.caller(t, again).User.ID == caller.User.ID {
+		if env.caller(t, again).User.ID == caller.User.ID {
 			t.Error("the id was used again")
 		}
 	})
@@ -509,15 +509,15 @@ func TestDeletingAnAccountEndsEverythingAndFreesTheName(t *testing.T) {
 // What is kept to count an account's events goes with the account, a retention later.
 func TestADeletedAccountIsCountedNoMore(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		_, tokens := w.newcomer(t)
-		w.newcomer(t)
+	each(t, func(t *testing.T, env *testEnv) {
+		_, tokens := env.newUser(t)
+		env.newUser(t)
 		counters := func() (n int) {
 			t.Helper()
-			if err := outbox.Retain(t.Context(), w.db, -time.Minute); err != nil {
+			if err := outbox.Retain(t.Context(), env.db, -time.Minute); err != nil {
 				t.Fatal(err)
 			}
-			if err := w.db.QueryRowContext(t.Context(), "SELECT count(*) FROM outbox_key").Scan(&n); err != nil {
+			if err := env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM outbox_key").Scan(&n); err != nil {
 				t.Fatal(err)
 			}
 			return n
@@ -525,7 +525,7 @@ func TestADeletedAccountIsCountedNoMore(t *testing.T) {
 		if n := counters(); n != 2 {
 			t.Fatalf("%d counters for two accounts", n)
 		}
-		if err := w.DeleteUser(t.Context(), w.caller(t, tokens).User.ID); err != nil {
+		if err := env.DeleteUser(t.Context(), env.caller(t, tokens).User.ID); err != nil {
 			t.Fatal(err)
 		}
 		if n := counters(); n != 1 {
@@ -536,15 +536,15 @@ func TestADeletedAccountIsCountedNoMore(t *testing.T) {
 
 func TestTheOldestSessionGivesWay(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, w *world) {
-		name, first := w.newcomer(t)
-		second := w.signIn(t, name)
-		first = w.live(t, first) // used last
-		third := w.signIn(t, name)
-		w.over(t, second)
-		w.live(t, first)
-		w.live(t, third)
-		list := w.expectEvents(t, w.caller(t, third).User.ID, "UserRegistered", "UserLoggedIn", "SessionRevoked", "UserLoggedIn")
+	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		second := env.signIn(t, name)
+		first = env.live(t, first) // used last
+		third := env.signIn(t, name)
+		env.over(t, second)
+		env.live(t, first)
+		env.live(t, third)
+		list := env.expectEvents(t, env.caller(t, third).User.ID, "UserRegistered", "UserLoggedIn", "SessionRevoked", "UserLoggedIn")
 		if got := list[2].Data; got["reason"] != "evicted" || got["sid"] != second.SessionID.String() {
 			t.Errorf("the event says %v", got)
 		}
@@ -553,52 +553,52 @@ func TestTheOldestSessionGivesWay(t *testing.T) {
 
 func TestAtTheLimitASignInMayBeRefused(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(c *Config) { c.MaxSessions, c.SessionLimit = 1, "reject-new" }, func(t *testing.T, w *world) {
-		name, tokens := w.newcomer(t)
-		if _, err := w.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrTooManySessions) {
+	eachWith(t, func(c *Config) { c.MaxSessions, c.SessionLimit = 1, "reject-new" }, func(t *testing.T, env *testEnv) {
+		name, tokens := env.newUser(t)
+		if _, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrTooManySessions) {
 			t.Errorf("got %v", err)
 		}
-		w.live(t, tokens)
+		env.live(t, tokens)
 	})
 }
 
 func TestASessionRecordLeftInTheStoreIsRefusedAfterItsEnd(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, first := w.newcomer(t)
-		second := w.signIn(t, name)
-		user := w.caller(t, first).User.ID
+	each(t, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		second := env.signIn(t, name)
+		user := env.caller(t, first).User.ID
 		// The store was away when the sessions ended: only the database knows.
-		if err := w.commitRevocation(t.Context(), user, first.SessionID, ReasonLogout); err != nil {
+		if err := env.commitRevocation(t.Context(), user, first.SessionID, ReasonLogout); err != nil {
 			t.Fatal(err)
 		}
-		w.over(t, first)
-		a, err := accountByID(t.Context(), w.db, user)
+		env.over(t, first)
+		a, err := accountByID(t.Context(), env.db, user)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := raiseEpoch(t.Context(), w.db, a, uuid.NullUUID{}, time.Now()); err != nil {
+		if _, err := raiseEpoch(t.Context(), env.db, a, uuid.NullUUID{}, time.Now()); err != nil {
 			t.Fatal(err)
 		}
-		if list, err := w.SessionsOf(t.Context(), user); err != nil || len(list) != 0 {
+		if list, err := env.SessionsOf(t.Context(), user); err != nil || len(list) != 0 {
 			t.Errorf("listed %v, %v", list, err)
 		}
-		w.over(t, second)
+		env.over(t, second)
 	})
 }
 
 func TestLongPasswordsCountInFull(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
+	each(t, func(t *testing.T, env *testEnv) {
 		name := "long-" + uuid.NewString()
 		long := strings.Repeat("😀é日", 85) // 255 code points, far beyond bcrypt's 72 bytes
-		if _, err := w.Register(t.Context(), Credentials{name, long + "x"}, phone()); err != nil {
+		if _, err := env.Register(t.Context(), Credentials{name, long + "x"}, phone()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.Login(t.Context(), Credentials{name, long + "y"}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+		if _, err := env.Login(t.Context(), Credentials{name, long + "y"}, phone()); !errors.Is(err, ErrInvalidCredentials) {
 			t.Errorf("another last character: %v", err)
 		}
-		if _, err := w.Login(t.Context(), Credentials{name, long + "x"}, phone()); err != nil {
+		if _, err := env.Login(t.Context(), Credentials{name, long + "x"}, phone()); err != nil {
 			t.Errorf("the password: %v", err)
 		}
 	})
@@ -606,45 +606,45 @@ func TestLongPasswordsCountInFull(t *testing.T) {
 
 func TestAWeakerHashIsRenewedBySigningIn(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, tokens := w.newcomer(t)
-		user := w.caller(t, tokens).User.ID
-		stronger := w.cfg
+	each(t, func(t *testing.T, env *testEnv) {
+		name, tokens := env.newUser(t)
+		user := env.caller(t, tokens).User.ID
+		stronger := env.cfg
 		stronger.Password.BcryptCost = 5
-		newWorld(t, stronger, w.db, w.redis).signIn(t, name)
-		a, err := accountByID(t.Context(), w.db, user)
+		newEnv(t, stronger, env.db, env.redis).signIn(t, name)
+		a, err := accountByID(t.Context(), env.db, user)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if !strings.HasPrefix(a.passwordHash, "$2b$05$") {
 			t.Errorf("still %.7s", a.passwordHash)
 		}
-		w.signIn(t, name)
+		env.signIn(t, name)
 	})
 }
 
 func TestIntrospectionTellsOnlyOfLiveTokens(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		_, tokens := w.newcomer(t)
+	each(t, func(t *testing.T, env *testEnv) {
+		_, tokens := env.newUser(t)
 		for _, text := range []string{tokens.AccessToken, tokens.RefreshToken} {
-			in, active, err := w.Introspect(t.Context(), text)
+			in, active, err := env.Introspect(t.Context(), text)
 			if err != nil || !active || in.SessionID != tokens.SessionID {
 				t.Errorf("live: %v %v %v", in, active, err)
 			}
 		}
-		next := w.live(t, tokens)
-		if _, active, err := w.Introspect(t.Context(), tokens.RefreshToken); err != nil || active {
+		next := env.live(t, tokens)
+		if _, active, err := env.Introspect(t.Context(), tokens.RefreshToken); err != nil || active {
 			t.Errorf("a replaced refresh token: %v %v", active, err)
 		}
-		if err := w.Revoke(t.Context(), next.RefreshToken); err != nil {
+		if err := env.Revoke(t.Context(), next.RefreshToken); err != nil {
 			t.Fatal(err)
 		}
 		for _, text := range []string{next.AccessToken, next.RefreshToken, "", "x.y.z", "art_"} {
-			if _, active, err := w.Introspect(t.Context(), text); err != nil || active {
+			if _, active, err := env.Introspect(t.Context(), text); err != nil || active {
 				t.Errorf("%.10s: %v %v", text, active, err)
 			}
-			if err := w.Revoke(t.Context(), text); err != nil {
+			if err := env.Revoke(t.Context(), text); err != nil {
 				t.Errorf("revoke %.10s: %v", text, err)
 			}
 		}
@@ -654,17 +654,17 @@ func TestIntrospectionTellsOnlyOfLiveTokens(t *testing.T) {
 // PostgreSQL reads somebody's row for a name that is nobody's, to take as long.
 func TestANameThatIsNobodysIsNobody(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
+	each(t, func(t *testing.T, env *testEnv) {
 		names := []string{}
 		for range 3 { // the oldest is the one that is read
-			name, _ := w.newcomer(t)
+			name, _ := env.newUser(t)
 			names = append(names, name)
 		}
-		if _, err := w.Login(t.Context(), Credentials{"nobody-at-all", goodPassword}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+		if _, err := env.Login(t.Context(), Credentials{"nobody-at-all", goodPassword}, phone()); !errors.Is(err, ErrInvalidCredentials) {
 			t.Errorf("with the password of the others: %v", err)
 		}
 		for _, name := range names {
-			if a, err := accountByName(t.Context(), w.db, name); err != nil || a.Username != name {
+			if a, err := accountByName(t.Context(), env.db, name); err != nil || a.Username != name {
 				t.Errorf("%s is %q, %v", name, a.Username, err)
 			}
 		}

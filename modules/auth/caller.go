@@ -17,11 +17,11 @@ type Caller struct {
 	SessionID uuid.UUID
 	ExpiresAt time.Time // of the access token
 	claims    token.Claims
-	standing  standing
+	state     sessionState
 }
 
 // live reports whether the session of the token goes on.
-func (c Caller) live() bool { return c.standing.live(c.SessionID, c.claims.SessionEpoch) }
+func (c Caller) live() bool { return c.state.live(c.SessionID, c.claims.SessionEpoch) }
 
 // identify is [Service.Authenticate] without the question whether the session goes on.
 func (s *Service) identify(ctx context.Context, access string) (Caller, error) {
@@ -32,12 +32,12 @@ func (s *Service) identify(ctx context.Context, access string) (Caller, error) {
 	if err != nil {
 		return Caller{}, ErrInvalidToken
 	}
-	st, err := s.standings.of(ctx, claims.Subject, claims.SessionID)
+	st, err := s.states.of(ctx, claims.Subject, claims.SessionID)
 	if errors.Is(err, ErrUserNotFound) {
 		return Caller{}, ErrSessionRevoked
 	}
 	if err != nil {
 		return Caller{}, fmt.Errorf("authenticate: %w", err)
 	}
-	return Caller{User: st.user, SessionID: claims.SessionID, ExpiresAt: claims.ExpiresAt, claims: claims, standing: st}, nil
+	return Caller{User: st.user, SessionID: claims.SessionID, ExpiresAt: claims.ExpiresAt, claims: claims, state: st}, nil
 }

@@ -38,9 +38,9 @@ func TestLifetimesOfSessionsAreTakenAsSet(t *testing.T) {
 
 func TestASessionEndsByItsAgeWhateverTheIdleTime(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(cfg *Config) { cfg.RefreshTokenTTL, cfg.SessionMaxAge = 120*time.Hour, time.Hour }, func(t *testing.T, w *world) {
-		_, tokens := w.newcomer(t)
-		next := w.live(t, tokens)
+	eachWith(t, func(cfg *Config) { cfg.RefreshTokenTTL, cfg.SessionMaxAge = 120*time.Hour, time.Hour }, func(t *testing.T, env *testEnv) {
+		_, tokens := env.newUser(t)
+		next := env.live(t, tokens)
 		for _, end := range []time.Time{tokens.RefreshTokenExpiresAt, next.RefreshTokenExpiresAt} {
 			if end.After(time.Now().Add(time.Hour + time.Minute)) {
 				t.Errorf("a session of one hour is said to last until %v", end)
@@ -102,18 +102,18 @@ func TestSeveralAudiencesAreAList(t *testing.T) {
 		if err := config.Load(&cfg, config.Options{Environ: []string{"AUTH_TOKEN_AUDIENCE=" + setting, "AUTH_TOKEN_SECRET=" + testSecret}}); err != nil {
 			t.Fatal(err)
 		}
-		eachWith(t, func(c *Config) { c.Token.Audience = cfg.Token.Audience }, func(t *testing.T, w *world) {
-			_, tokens := w.newcomer(t)
+		eachWith(t, func(c *Config) { c.Token.Audience = cfg.Token.Audience }, func(t *testing.T, env *testEnv) {
+			_, tokens := env.newUser(t)
 			payload, err := base64.RawURLEncoding.DecodeString(strings.Split(tokens.AccessToken, ".")[1])
 			if err != nil || !strings.Contains(string(payload), `"aud":`+want+",") {
 				t.Errorf("%s: %s", setting, payload)
 			}
-			w.live(t, tokens)
-			in, active, err := w.Introspect(t.Context(), tokens.AccessToken)
+			env.live(t, tokens)
+			in, active, err := env.Introspect(t.Context(), tokens.AccessToken)
 			if err != nil || !active || !slices.Equal(in.Audience, cfg.Token.Audience) {
 				t.Errorf("%s: introspected as %+v, %v, %v", setting, in, active, err)
 			}
-			if report, err := w.InspectToken(t.Context(), tokens.AccessToken); err != nil || !report.Valid {
+			if report, err := env.InspectToken(t.Context(), tokens.AccessToken); err != nil || !report.Valid {
 				t.Errorf("%s: inspected as %+v, %v", setting, report, err)
 			}
 		})

@@ -1,6 +1,10 @@
 package auth
 
-import "github.com/toppira/authctl/platform/fault"
+import (
+	"github.com/toppira/authctl/modules/auth/internal/password"
+	"github.com/toppira/authctl/modules/auth/internal/throttle"
+	"github.com/toppira/authctl/platform/fault"
+)
 
 // What a caller may be told. The codes are stable; docs/errors.md explains each.
 var (
@@ -10,10 +14,9 @@ var (
 	ErrInvalidCredentials  = fault.New(fault.Unauthenticated, "invalid_credentials", "Username or password is wrong")
 	ErrWrongPassword       = fault.New(fault.Forbidden, "invalid_credentials", "The password is wrong")
 	ErrAccountDisabled     = fault.New(fault.Forbidden, "account_disabled", "The account is disabled")
-	ErrTooManyAttempts     = fault.New(fault.TooMany, "too_many_attempts", "Too many attempts")
+	ErrTooManyAttempts     = throttle.ErrTooManyAttempts
 	ErrTooManySessions     = fault.New(fault.Forbidden, "too_many_sessions", "The account has as many sessions as it may")
-	ErrOverloaded          = fault.New(fault.Unavailable, "overloaded", "Too many sign-ins at once")
-	ErrUnavailable         = fault.New(fault.Unavailable, "unavailable", "The service cannot do this right now")
+	ErrOverloaded          = password.ErrOverloaded
 	ErrMissingToken        = fault.New(fault.Unauthenticated, "missing_token", "An access token is needed")
 	ErrInvalidToken        = fault.New(fault.Unauthenticated, "invalid_token", "The access token is not valid")
 	ErrInvalidRefreshToken = fault.New(fault.Unauthenticated, "invalid_refresh_token", "The refresh token is not valid")
@@ -29,7 +32,7 @@ var (
 func Faults() []*fault.Fault {
 	return []*fault.Fault{
 		ErrValidation, ErrUsernameTaken, ErrRegistrationClosed, ErrInvalidCredentials, ErrWrongPassword, ErrAccountDisabled, ErrTooManyAttempts,
-		ErrTooManySessions, ErrOverloaded, ErrUnavailable, ErrMissingToken, ErrInvalidToken, ErrInvalidRefreshToken, ErrSessionExpired,
+		ErrTooManySessions, ErrOverloaded, ErrMissingToken, ErrInvalidToken, ErrInvalidRefreshToken, ErrSessionExpired,
 		ErrSessionRevoked, ErrRefreshTokenReused, ErrSessionNotFound, ErrUserNotFound,
 		ErrKeyNotFound, ErrKeyStatus, ErrKeyTooNew, ErrKeyInUse, ErrKeysUnused,
 	}

@@ -26,7 +26,7 @@ type emitted struct{ Type, Key, Subject, Source, Schema, Time, Data string }
 
 // everything does whatever there is that emits events, and returns them all. The limit of
 // sessions is three and the grace window is shut.
-func everything(t *testing.T, w *world) []emitted {
+func everything(t *testing.T, env *testEnv) []emitted {
 	t.Helper()
 	ok := func(err error) {
 		t.Helper()
@@ -34,47 +34,47 @@ func everything(t *testing.T, w *world) []emitted {
 			t.Fatal(err)
 		}
 	}
-	name, first := w.newcomer(t)
-	user := w.caller(t, first).User
+	name, first := env.newUser(t)
+	user := env.caller(t, first).User
 
 	// Sessions, one by one.
-	nameless, err := w.Login(t.Context(), Credentials{name, goodPassword}, Device{})
+	nameless, err := env.Login(t.Context(), Credentials{name, goodPassword}, Device{})
 	ok(err)
-	named, err := w.Login(t.Context(), Credentials{name, goodPassword}, Device{Name: "Alice's phone", IP: phone().IP})
+	named, err := env.Login(t.Context(), Credentials{name, goodPassword}, Device{Name: "Alice's phone", IP: phone().IP})
 	ok(err)
-	w.signIn(t, name) // the first one gives way
-	ok(w.LogoutRefresh(t.Context(), nameless.RefreshToken))
-	here := w.signIn(t, name)
-	ok(w.EndSession(t.Context(), w.caller(t, here), named.SessionID))
-	other := w.signIn(t, name)
-	ok(w.RevokeSession(t.Context(), Session{ID: other.SessionID, UserID: user.ID}))
-	ok(w.Revoke(t.Context(), here.AccessToken))
-	stolen := w.signIn(t, name)
-	w.live(t, stolen)
-	if _, err := w.Refresh(t.Context(), stolen.RefreshToken, phone()); !errors.Is(err, ErrRefreshTokenReused) {
+	env.signIn(t, name) // the first one gives way
+	ok(env.LogoutRefresh(t.Context(), nameless.RefreshToken))
+	here := env.signIn(t, name)
+	ok(env.EndSession(t.Context(), env.caller(t, here), named.SessionID))
+	other := env.signIn(t, name)
+	ok(env.revoke(t, SessionFilter{ID: uuid.NullUUID{UUID: other.SessionID, Valid: true}}))
+	ok(env.Revoke(t.Context(), here.AccessToken))
+	stolen := env.signIn(t, name)
+	env.live(t, stolen)
+	if _, err := env.Refresh(t.Context(), stolen.RefreshToken, phone()); !errors.Is(err, ErrRefreshTokenReused) {
 		t.Fatalf("a token used twice: %v", err)
 	}
-	_, another := w.newcomer(t)
-	w.live(t, another)
-	if _, err := w.Refresh(t.Context(), another.RefreshToken, Device{}); !errors.Is(err, ErrRefreshTokenReused) {
+	_, another := env.newUser(t)
+	env.live(t, another)
+	if _, err := env.Refresh(t.Context(), another.RefreshToken, Device{}); !errors.Is(err, ErrRefreshTokenReused) {
 		t.Fatalf("a token used twice by nobody known: %v", err)
 	}
 
 	// Sessions, all at once.
-	here = w.signIn(t, name)
-	ok(w.EndSessions(t.Context(), w.caller(t, here), true))
-	ok(w.RevokeUserSessions(t.Context(), user.ID))
-	here = w.signIn(t, name)
-	_, err = w.ChangePassword(t.Context(), w.caller(t, here), goodPassword, "another quite good one", phone())
+	here = env.signIn(t, name)
+	ok(env.EndSessions(t.Context(), env.caller(t, here), true))
+	ok(env.revoke(t, SessionFilter{UserID: uuid.NullUUID{UUID: user.ID, Valid: true}}))
+	here = env.signIn(t, name)
+	_, err = env.ChangePassword(t.Context(), env.caller(t, here), goodPassword, "another quite good one", phone())
 	ok(err)
-	ok(w.SetPassword(t.Context(), user.ID, goodPassword))
+	ok(env.SetPassword(t.Context(), user.ID, goodPassword))
 
 	// The account.
-	ok(w.DisableUser(t.Context(), user.ID))
-	ok(w.EnableUser(t.Context(), user.ID))
+	ok(env.DisableUser(t.Context(), user.ID))
+	ok(env.EnableUser(t.Context(), user.ID))
 	for _, dev := range []Device{phone(), {}} { // an address that is known to the account, and none
 		for range 50 {
-			_, err := w.Login(t.Context(), Credentials{name, "not the password"}, dev)
+			_, err := env.Login(t.Context(), Credentials{name, "not the password"}, dev)
 			if errors.Is(err, ErrTooManyAttempts) {
 				break
 			}
@@ -83,22 +83,22 @@ func everything(t *testing.T, w *world) []emitted {
 			}
 		}
 	}
-	w.lockOuts.queued.Wait() // they are announced behind the answers
-	ok(w.DeleteUser(t.Context(), user.ID))
-	_, leaver := w.newcomer(t)
-	ok(w.DeleteOwn(t.Context(), w.caller(t, leaver), goodPassword, phone()))
-	_, err = w.CreateUser(t.Context(), Credentials{"user-" + strings.ReplaceAll(uuid.NewString(), "-", ""), goodPassword})
+	env.lockOuts.queued.Wait() // they are announced behind the answers
+	ok(env.DeleteUser(t.Context(), user.ID))
+	_, leaver := env.newUser(t)
+	ok(env.DeleteOwn(t.Context(), env.caller(t, leaver), goodPassword, phone()))
+	_, err = env.CreateUser(t.Context(), Credentials{"user-" + strings.ReplaceAll(uuid.NewString(), "-", ""), goodPassword})
 	ok(err)
-	hash, err := w.passwords.Hash(t.Context(), goodPassword)
+	hash, err := env.passwords.Hash(t.Context(), goodPassword)
 	ok(err)
-	report, err := w.Import(t.Context(), strings.NewReader(fmt.Sprintf(`{"username":"user-%s","status":"disabled","password_hash":%q}`,
+	report, err := env.Import(t.Context(), strings.NewReader(fmt.Sprintf(`{"username":"user-%s","status":"disabled","password_hash":%q}`,
 		strings.ReplaceAll(uuid.NewString(), "-", ""), hash)), ImportOptions{From: "native", Format: FormatNDJSON})
 	ok(err)
 	if report.Imported != 1 {
 		t.Fatalf("import: %+v", report)
 	}
 
-	rows, err := w.db.QueryContext(t.Context(), "SELECT type, key, subject, source, dataschema, time, data FROM outbox_event ORDER BY id")
+	rows, err := env.db.QueryContext(t.Context(), "SELECT type, key, subject, source, dataschema, time, data FROM outbox_event ORDER BY id")
 	ok(err)
 	defer rows.Close()
 	var list []emitted
@@ -164,10 +164,10 @@ func TestEventsAreWhatTheirSchemasSay(t *testing.T) {
 		c.MaxSessions, c.RefreshGrace = 3, 0
 		c.Throttle.Enabled = true
 	}
-	eachWith(t, limits, func(t *testing.T, w *world) {
+	eachWith(t, limits, func(t *testing.T, env *testEnv) {
 		said := map[string]map[string]bool{} // by type and member: the values
 		shapes := map[string][]string{}      // by type: the data, normalised
-		for _, e := range everything(t, w) {
+		for _, e := range everything(t, env) {
 			schema := compiled[e.Type]
 			if schema == nil {
 				t.Errorf("%s has no schema", e.Type)
@@ -194,15 +194,15 @@ func TestEventsAreWhatTheirSchemasSay(t *testing.T) {
 					said[e.Type+" "+name][text] = true
 				}
 			}
-			want := emitted{e.Type, data["user_id"].(string), data["user_id"].(string), w.cfg.Token.Issuer, SchemaURL(e.Type), data["occurred_at"].(string), e.Data}
+			want := emitted{e.Type, data["user_id"].(string), data["user_id"].(string), env.cfg.Token.Issuer, SchemaURL(e.Type), data["occurred_at"].(string), e.Data}
 			if e != want {
 				t.Errorf("the envelope is\n%+v, want\n%+v", e, want)
 			}
 			if until, has := data["expires_at"]; has {
 				from, err1 := time.Parse(time.RFC3339, data["occurred_at"].(string))
 				to, err2 := time.Parse(time.RFC3339, until.(string))
-				if lasts := to.Sub(from); err1 != nil || err2 != nil || lasts < w.cfg.Token.AccessTTL {
-					t.Errorf("%s: a denylist may forget after %s, and access tokens live %s", e.Type, lasts, w.cfg.Token.AccessTTL)
+				if lasts := to.Sub(from); err1 != nil || err2 != nil || lasts < env.cfg.Token.AccessTTL {
+					t.Errorf("%s: a denylist may forget after %s, and access tokens live %s", e.Type, lasts, env.cfg.Token.AccessTTL)
 				}
 			}
 			if shape := normalised(t, e.Data); !slices.Contains(shapes[e.Type], shape) {

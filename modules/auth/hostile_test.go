@@ -24,16 +24,16 @@ func TestNothingThatAStrangerChoosesBecomesPartOfAStatement(t *testing.T) {
 	for _, profile := range []string{"ascii", "unicode"} {
 		cfg := testConfig()
 		cfg.UsernameProfile = username.Profile(profile)
-		for name, open := range map[string]func(t *testing.T) *world{
-			"sqlite":         func(t *testing.T) *world { return newWorld(t, cfg, dbtest.SQLite(t), nil) },
-			"postgres":       func(t *testing.T) *world { return newWorld(t, cfg, dbtest.Contrary(t), nil) },
-			"postgres_redis": func(t *testing.T) *world { return newWorld(t, cfg, dbtest.Contrary(t), redisClient(t)) },
+		for name, open := range map[string]func(t *testing.T) *testEnv{
+			"sqlite":         func(t *testing.T) *testEnv { return newEnv(t, cfg, dbtest.SQLite(t), nil) },
+			"postgres":       func(t *testing.T) *testEnv { return newEnv(t, cfg, dbtest.Contrary(t), nil) },
+			"postgres_redis": func(t *testing.T) *testEnv { return newEnv(t, cfg, dbtest.Contrary(t), redisClient(t)) },
 		} {
 			t.Run(profile+"/"+name, func(t *testing.T) {
 				t.Parallel()
-				w := open(t)
+				env := open(t)
 				for _, text := range hostile {
-					strange(t, w, text)
+					strange(t, env, text)
 				}
 			})
 		}
@@ -41,7 +41,7 @@ func TestNothingThatAStrangerChoosesBecomesPartOfAStatement(t *testing.T) {
 }
 
 // strange puts a text wherever a client or a foreign file may, and looks at what came of it.
-func strange(t *testing.T, w *world, text string) {
+func strange(t *testing.T, env *testEnv, text string) {
 	t.Helper()
 	expected := func(what string, err error) {
 		t.Helper()
@@ -51,25 +51,25 @@ func strange(t *testing.T, w *world, text string) {
 		}
 	}
 	ctx := t.Context()
-	name, tokens := w.newcomer(t)
-	caller := w.caller(t, tokens)
+	name, tokens := env.newUser(t)
+	caller := env.caller(t, tokens)
 	dev := phone()
 	dev.UserAgent, dev.Token = text, text
 
-	_, err := w.Register(ctx, Credentials{text, goodPassword}, dev)
+	_, err := env.Register(ctx, Credentials{text, goodPassword}, dev)
 	expected("register", err)
-	_, err = w.Login(ctx, Credentials{text, text}, dev)
+	_, err = env.Login(ctx, Credentials{text, text}, dev)
 	expected("login", err)
 	dev.Name = text
-	signedIn, err := w.Login(ctx, Credentials{name, goodPassword}, dev)
+	signedIn, err := env.Login(ctx, Credentials{name, goodPassword}, dev)
 	if err != nil {
 		t.Fatalf("login with a device called %q: %v", text, err)
 	}
-	turned, err := w.Refresh(ctx, signedIn.RefreshToken, dev)
+	turned, err := env.Refresh(ctx, signedIn.RefreshToken, dev)
 	if err != nil {
 		t.Fatalf("refresh by %q: %v", text, err)
 	}
-	sessions, err := w.Sessions(ctx, caller)
+	sessions, err := env.Sessions(ctx, caller)
 	if err != nil || len(sessions) != 2 {
 		t.Fatalf("after %q there are %d sessions, %v", text, len(sessions), err)
 	}
@@ -83,21 +83,21 @@ func strange(t *testing.T, w *world, text string) {
 		t.Errorf("%q is the name of %d devices", text, seen)
 	}
 	changed := goodPassword + text
-	if _, err := w.ChangePassword(ctx, w.caller(t, turned), goodPassword, changed, dev); err != nil {
+	if _, err := env.ChangePassword(ctx, env.caller(t, turned), goodPassword, changed, dev); err != nil {
 		t.Fatalf("change the password to one with %q: %v", text, err)
 	}
-	if _, err := w.Login(ctx, Credentials{name, changed}, dev); err != nil {
+	if _, err := env.Login(ctx, Credentials{name, changed}, dev); err != nil {
 		t.Fatalf("sign in with a password with %q: %v", text, err)
 	}
-	_, err = w.Refresh(ctx, text, dev)
+	_, err = env.Refresh(ctx, text, dev)
 	expected("refresh", err)
-	expected("logout", w.LogoutRefresh(ctx, text))
-	expected("revoke", w.Revoke(ctx, text))
-	_, _, err = w.Introspect(ctx, text)
+	expected("logout", env.LogoutRefresh(ctx, text))
+	expected("revoke", env.Revoke(ctx, text))
+	_, _, err = env.Introspect(ctx, text)
 	expected("introspect", err)
-	_, err = w.Authenticate(ctx, text)
+	_, err = env.Authenticate(ctx, text)
 	expected("authenticate", err)
-	if _, err := w.FindUser(ctx, text); err != nil && !errors.Is(err, ErrUserNotFound) {
+	if _, err := env.FindUser(ctx, text); err != nil && !errors.Is(err, ErrUserNotFound) {
 		expected("find", err)
 	}
 	row, err := json.Marshal(map[string]string{"username": text, "password_hash": text, "id": text})
@@ -108,14 +108,14 @@ func strange(t *testing.T, w *world, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.importText(t, string(row)+"\n"+string(again)+"\n", "native")
+	env.importText(t, string(row)+"\n"+string(again)+"\n", "native")
 
 	// All tables are there, with those who were.
-	user, err := w.FindUser(ctx, name)
+	user, err := env.FindUser(ctx, name)
 	if err != nil || user.ID != caller.User.ID {
 		t.Fatalf("after %q the account is %v, %v", text, user.ID, err)
 	}
-	for _, e := range w.events(t, user.ID) {
+	for _, e := range env.events(t, user.ID) {
 		if e.Data["user_id"] != user.ID.String() {
 			t.Errorf("after %q an event of %s is about %v", text, user.ID, e.Data["user_id"])
 		}
@@ -129,19 +129,19 @@ func strange(t *testing.T, w *world, text string) {
 // are, and nobody is turned away for it.
 func TestIsolationIsNotTheDatabasesToChoose(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.Contrary(t), nil)
+	env := newEnv(t, testConfig(), dbtest.Contrary(t), nil)
 	const people, sessions = 4, 6
 	var all sync.WaitGroup
 	for range people {
-		name, _ := w.newcomer(t)
+		name, _ := env.newUser(t)
 		for range sessions {
 			all.Go(func() {
-				tokens, err := w.Login(t.Context(), Credentials{name, goodPassword}, phone())
+				tokens, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone())
 				if err != nil {
 					t.Errorf("login: %v", err)
 					return
 				}
-				if _, err := w.Refresh(t.Context(), tokens.RefreshToken, phone()); err != nil {
+				if _, err := env.Refresh(t.Context(), tokens.RefreshToken, phone()); err != nil {
 					t.Errorf("refresh: %v", err)
 				}
 			})

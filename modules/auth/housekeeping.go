@@ -76,7 +76,7 @@ func (s *Service) forget(ctx context.Context) {
 func (s *Service) drain(ctx context.Context, what string, purge func(context.Context) (int64, error)) {
 	for {
 		begun := time.Now()
-		portion, cancel := context.WithTimeout(ctx, settle)
+		portion, cancel := context.WithTimeout(ctx, detachTimeout)
 		n, err := purge(portion)
 		cancel()
 		if err != nil {

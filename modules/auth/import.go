@@ -187,7 +187,7 @@ func (i *importer) all(ctx context.Context, in *userfile.Reader) error {
 	for {
 		rec, err := in.Next()
 		if err != nil && !errors.Is(err, io.EOF) {
-			return errors.Join(err, i.settle(ctx, batch))
+			return errors.Join(err, i.commit(ctx, batch))
 		}
 		if err == nil {
 			n := i.check(rec)
@@ -202,7 +202,7 @@ func (i *importer) all(ctx context.Context, in *userfile.Reader) error {
 			wrong = in.Hint()
 		}
 		if ended || wrong != "" || len(batch) >= i.pace.batch() || ctx.Err() != nil {
-			if err := i.settle(ctx, batch); err != nil {
+			if err := i.commit(ctx, batch); err != nil {
 				return err
 			}
 			batch = batch[:0]
@@ -310,9 +310,9 @@ func (i *importer) unconfirmed(n *pendingUser) *Refusal {
 	return nil
 }
 
-// settle writes a portion and reports what became of each record. It finishes although ctx
+// commit writes a portion and reports what became of each record. It finishes although ctx
 // has ended: what has been read is worth the second that it takes.
-func (i *importer) settle(ctx context.Context, batch []*pendingUser) error {
+func (i *importer) commit(ctx context.Context, batch []*pendingUser) error {
 	if len(batch) == 0 {
 		return nil
 	}

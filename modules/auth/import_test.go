@@ -27,7 +27,7 @@ type importing struct {
 	refused []Refusal
 }
 
-func (w *world) importing(ctx context.Context, r io.Reader, from, format string) importing {
+func (env *testEnv) importing(ctx context.Context, r io.Reader, from, format string) importing {
 	var i importing
 	opt := ImportOptions{From: from, Format: format, Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil }}
 	if from == "firebase" {
@@ -39,13 +39,13 @@ func (w *world) importing(ctx context.Context, r io.Reader, from, format string)
 			panic(err)
 		}
 	}
-	i.ImportReport, i.err = w.Import(ctx, r, opt)
+	i.ImportReport, i.err = env.Import(ctx, r, opt)
 	return i
 }
 
-func (w *world) importText(t testing.TB, text, from string) importing {
+func (env *testEnv) importText(t testing.TB, text, from string) importing {
 	t.Helper()
-	i := w.importing(t.Context(), strings.NewReader(text), from, FormatAuto)
+	i := env.importing(t.Context(), strings.NewReader(text), from, FormatAuto)
 	if i.err != nil {
 		t.Fatalf("import: %v", i.err)
 	}
@@ -53,7 +53,7 @@ func (w *world) importText(t testing.TB, text, from string) importing {
 }
 
 // importFile imports a file of the system that its name begins with, or of another one.
-func (w *world) importFile(t testing.TB, name string, system ...string) importing {
+func (env *testEnv) importFile(t testing.TB, name string, system ...string) importing {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("internal/userfile/testdata", name))
 	if err != nil {
@@ -63,7 +63,7 @@ func (w *world) importFile(t testing.TB, name string, system ...string) importin
 	if len(system) > 0 && system[0] != "" {
 		from = system[0]
 	}
-	return w.importText(t, string(text), from)
+	return env.importText(t, string(text), from)
 }
 
 func (i importing) expect(t testing.TB, imported, present, refused int64) {
@@ -122,9 +122,9 @@ func TestImportReadsWhatOtherSystemsExport(t *testing.T) {
 	} {
 		t.Run(file.name, func(t *testing.T) {
 			t.Parallel()
-			dbtestEach(t, func(t *testing.T, w *world) {
-				w.importFile(t, file.name, file.from).expect(t, file.imported, 0, file.refused)
-				again := w.importFile(t, file.name, file.from)
+			dbtestEach(t, func(t *testing.T, env *testEnv) {
+				env.importFile(t, file.name, file.from).expect(t, file.imported, 0, file.refused)
+				again := env.importFile(t, file.name, file.from)
 				again.expect(t, 0, file.imported, file.refused)
 				if got := again.codes(); got != file.codes {
 					t.Errorf("refused %q, want %q", got, file.codes)
@@ -134,57 +134,57 @@ func TestImportReadsWhatOtherSystemsExport(t *testing.T) {
 					password = goodPassword
 				}
 				for _, name := range file.active {
-					w.importedSignsIn(t, name, password)
+					env.importedSignsIn(t, name, password)
 				}
 				for _, name := range file.disabled {
-					if _, err := w.Login(t.Context(), Credentials{name, password}, phone()); !errors.Is(err, ErrAccountDisabled) {
+					if _, err := env.Login(t.Context(), Credentials{name, password}, phone()); !errors.Is(err, ErrAccountDisabled) {
 						t.Errorf("%s, disabled where it comes from: %v", name, err)
 					}
-					u, err := w.FindUser(t.Context(), name)
+					u, err := env.FindUser(t.Context(), name)
 					if err != nil {
 						t.Fatal(err)
 					}
-					w.expectEvents(t, u.ID, "UserRegistered", "UserDisabled")
+					env.expectEvents(t, u.ID, "UserRegistered", "UserDisabled")
 				}
 			})
 		})
 	}
 }
 
-// dbtestEach runs the test on a world for each database.
-func dbtestEach(t *testing.T, test func(t *testing.T, w *world)) {
+// dbtestEach runs the test on a testEnv for each database.
+func dbtestEach(t *testing.T, test func(t *testing.T, env *testEnv)) {
 	t.Helper()
-	t.Run("sqlite", func(t *testing.T) { t.Parallel(); test(t, newWorld(t, testConfig(), dbtest.SQLite(t), nil)) })
-	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, newWorld(t, testConfig(), dbtest.Postgres(t), nil)) })
+	t.Run("sqlite", func(t *testing.T) { t.Parallel(); test(t, newEnv(t, testConfig(), dbtest.SQLite(t), nil)) })
+	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, newEnv(t, testConfig(), dbtest.Postgres(t), nil)) })
 }
 
 // importedSignsIn signs the user in and sees the hash upgraded by it.
-func (w *world) importedSignsIn(t testing.TB, name, password string) {
+func (env *testEnv) importedSignsIn(t testing.TB, name, password string) {
 	t.Helper()
-	if _, err := w.Login(t.Context(), Credentials{name, "another " + password}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+	if _, err := env.Login(t.Context(), Credentials{name, "another " + password}, phone()); !errors.Is(err, ErrInvalidCredentials) {
 		t.Errorf("%s with a wrong password: %v", name, err)
 	}
-	tokens, err := w.Login(t.Context(), Credentials{name, password}, phone())
+	tokens, err := env.Login(t.Context(), Credentials{name, password}, phone())
 	if err != nil {
 		t.Errorf("%s: %v", name, err)
 		return
 	}
-	w.live(t, tokens)
-	a, err := accountByName(t.Context(), w.db, strings.ToLower(name))
+	env.live(t, tokens)
+	a, err := accountByName(t.Context(), env.db, strings.ToLower(name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !strings.HasPrefix(a.passwordHash, "$2") && !strings.HasPrefix(a.passwordHash, "$bcrypt-sha256$v=2") {
 		t.Errorf("%s signed in, and the hash is still %.12s…", name, a.passwordHash)
 	}
-	w.expectEvents(t, a.ID, "UserRegistered", "UserLoggedIn")
+	env.expectEvents(t, a.ID, "UserRegistered", "UserLoggedIn")
 }
 
 func TestImportKeepsWhatTheRecordSays(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
-		w.importFile(t, "native.ndjson")
-		u, err := w.FindUser(t.Context(), "0192f0a1-7b1c-7d3e-8f00-0000000000a1")
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
+		env.importFile(t, "native.ndjson")
+		u, err := env.FindUser(t.Context(), "0192f0a1-7b1c-7d3e-8f00-0000000000a1")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -209,9 +209,9 @@ func oneRecord(id, name string) string {
 
 func TestImportRefusesWithAReasonAndGoesOn(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		id, other := uuid.NewString(), uuid.NewString()
-		if got := w.importText(t, oneRecord(id, "owner"), "native"); got.Imported != 1 {
+		if got := env.importText(t, oneRecord(id, "owner"), "native"); got.Imported != 1 {
 			t.Fatalf("the first: %+v", got)
 		}
 		bomb := func(hash string) string { return `{"username":"bomber","password_hash":"` + hash + `"}` }
@@ -252,7 +252,7 @@ func TestImportRefusesWithAReasonAndGoesOn(t *testing.T) {
 			want = append(want, fmt.Sprintf("%d %s", i+1, line.code))
 		}
 		text.WriteString("\n  \n" + oneRecord("", "after-all") + strings.TrimSpace(oneRecord("", "the-last")))
-		got := w.importing(t.Context(), strings.NewReader("\xef\xbb\xbf"+text.String()), "native", FormatNDJSON)
+		got := env.importing(t.Context(), strings.NewReader("\xef\xbb\xbf"+text.String()), "native", FormatNDJSON)
 		if got.err != nil || got.Imported != 2 || got.codes() != strings.Join(want, "; ") {
 			t.Errorf("%v, %d imported, refused\n got %s\nwant %s", got.err, got.Imported, got.codes(), strings.Join(want, "; "))
 		}
@@ -266,21 +266,21 @@ func TestImportRefusesWithAReasonAndGoesOn(t *testing.T) {
 
 func TestImportFindsTheSameAccountTwiceInOneFile(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		id := uuid.NewString()
 		text := oneRecord(id, "Alice") + oneRecord(id, "alice") + oneRecord("", "ALICE") + oneRecord(uuid.NewString(), "alice") + oneRecord(id, "bob")
-		got := w.importText(t, text, "native")
+		got := env.importText(t, text, "native")
 		got.expect(t, 1, 2, 2)
 		if codes := got.codes(); codes != "4 username_taken; 5 id_taken" {
 			t.Errorf("refused %s", codes)
 		}
-		w.expectEvents(t, uuid.MustParse(id), "UserRegistered")
+		env.expectEvents(t, uuid.MustParse(id), "UserRegistered")
 	})
 }
 
 func TestImportThatWasBrokenOffGoesOnWhenItIsRunAgain(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		const all = 3 * mostBatch
 		var text strings.Builder
 		for i := range all {
@@ -288,24 +288,24 @@ func TestImportThatWasBrokenOffGoesOnWhenItIsRunAgain(t *testing.T) {
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		var first importing
-		first.ImportReport, first.err = w.Import(ctx, strings.NewReader(text.String()), ImportOptions{
+		first.ImportReport, first.err = env.Import(ctx, strings.NewReader(text.String()), ImportOptions{
 			From: "native", Format: FormatAuto, Progress: func(ImportReport) { stop() },
 		})
 		if !errors.Is(first.err, context.Canceled) || first.Imported < 1 || first.Imported >= all || first.Line != first.Imported {
 			t.Fatalf("broken off: %+v, %v", first.ImportReport, first.err)
 		}
-		w.importText(t, text.String(), "native").expect(t, all-first.Imported, first.Imported, 0)
-		w.countEvents(t, all)
-		w.importText(t, text.String(), "native").expect(t, 0, all, 0)
-		w.countEvents(t, all)
+		env.importText(t, text.String(), "native").expect(t, all-first.Imported, first.Imported, 0)
+		env.countEvents(t, all)
+		env.importText(t, text.String(), "native").expect(t, 0, all, 0)
+		env.countEvents(t, all)
 	})
 }
 
 // countEvents expects so many events in all, and each of its own account.
-func (w *world) countEvents(t testing.TB, want int) {
+func (env *testEnv) countEvents(t testing.TB, want int) {
 	t.Helper()
 	var events, keys int
-	err := w.db.QueryRowContext(t.Context(), "SELECT count(*), count(DISTINCT key) FROM outbox_event").Scan(&events, &keys)
+	err := env.db.QueryRowContext(t.Context(), "SELECT count(*), count(DISTINCT key) FROM outbox_event").Scan(&events, &keys)
 	if err != nil || events != want || keys != want {
 		t.Errorf("%d events of %d accounts (%v), want %d", events, keys, err, want)
 	}
@@ -313,7 +313,7 @@ func (w *world) countEvents(t testing.TB, want int) {
 
 func TestImportsBesideEachOtherMakeEachAccountOnce(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		const all = 700
 		var forth, back strings.Builder
 		for i := range all {
@@ -327,7 +327,7 @@ func TestImportsBesideEachOtherMakeEachAccountOnce(t *testing.T) {
 			if i%2 == 1 {
 				text = back.String()
 			}
-			group.Go(func() { reports[i] = w.importing(t.Context(), strings.NewReader(text), "native", FormatAuto) })
+			group.Go(func() { reports[i] = env.importing(t.Context(), strings.NewReader(text), "native", FormatAuto) })
 		}
 		group.Wait()
 		imported := int64(0)
@@ -340,23 +340,23 @@ func TestImportsBesideEachOtherMakeEachAccountOnce(t *testing.T) {
 		if imported != all {
 			t.Errorf("%d imported, want %d", imported, all)
 		}
-		w.countEvents(t, all)
+		env.countEvents(t, all)
 	})
 }
 
 func TestAnAccountThatComesBackBringsNoTokensBack(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, old := w.newcomer(t)
-		u := w.caller(t, old).User
-		if err := w.DeleteUser(t.Context(), u.ID); err != nil {
+	each(t, func(t *testing.T, env *testEnv) {
+		name, old := env.newUser(t)
+		u := env.caller(t, old).User
+		if err := env.DeleteUser(t.Context(), u.ID); err != nil {
 			t.Fatal(err)
 		}
-		w.importText(t, oneRecord(u.ID.String(), name), "native").expect(t, 1, 0, 0)
-		if _, err := w.Authenticate(t.Context(), old.AccessToken); !errors.Is(err, ErrSessionRevoked) {
+		env.importText(t, oneRecord(u.ID.String(), name), "native").expect(t, 1, 0, 0)
+		if _, err := env.Authenticate(t.Context(), old.AccessToken); !errors.Is(err, ErrSessionRevoked) {
 			t.Errorf("an access token of the deleted account: %v", err)
 		}
-		if _, err := w.Refresh(t.Context(), old.RefreshToken, phone()); err == nil {
+		if _, err := env.Refresh(t.Context(), old.RefreshToken, phone()); err == nil {
 			t.Error("a refresh token of the deleted account is good for the new one")
 		}
 	})
@@ -389,7 +389,7 @@ func TestImportOfAnyLengthTakesBoundedMemory(t *testing.T) { // not parallel: it
 	if testing.Short() {
 		t.Skip("it takes some seconds")
 	}
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	heap := func(into *uint64) func() {
 		return func() {
 			var m runtime.MemStats
@@ -402,7 +402,7 @@ func TestImportOfAnyLengthTakesBoundedMemory(t *testing.T) { // not parallel: it
 	const lines = 200_000
 	in := &endless{names: 5000, lines: lines, at: map[int]func(){lines - 10_000: heap(&early), 1: heap(&late)}}
 	refused := 0
-	report, err := w.Import(t.Context(), in, ImportOptions{From: "native", Format: FormatAuto, Refused: func(Refusal) error { refused++; return nil }})
+	report, err := env.Import(t.Context(), in, ImportOptions{From: "native", Format: FormatAuto, Refused: func(Refusal) error { refused++; return nil }})
 	if err != nil || report.Imported != 5000 || report.Present != lines-5000 || refused != lines/10 {
 		t.Fatalf("%+v, %d refused, %v", report, refused, err)
 	}
@@ -420,12 +420,12 @@ func TestALineWithoutEndTakesBoundedMemory(t *testing.T) { // not parallel: it l
 		{"csv", "native", "username,password_hash\n" + `"`, "\",x\nthe-next," + importHash + "\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+			env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 			var before, after runtime.MemStats
 			runtime.GC()
 			runtime.ReadMemStats(&before)
 			in := io.MultiReader(strings.NewReader(test.start), io.LimitReader(repeat('x'), 64<<20), strings.NewReader(test.end))
-			got := w.importing(t.Context(), in, test.from, FormatAuto)
+			got := env.importing(t.Context(), in, test.from, FormatAuto)
 			runtime.ReadMemStats(&after)
 			if grown := after.TotalAlloc - before.TotalAlloc; grown > 32<<20 {
 				t.Errorf("allocated %d MiB for a line of 64 MiB", grown>>20)
@@ -448,7 +448,7 @@ func (b repeat) Read(p []byte) (int, error) {
 
 func TestImportSaysWhatIsWrongWithTheInputAsAWhole(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	for _, test := range []struct{ name, text, from, format, want string }{
 		{"UTF-16", "\xff\xfe{\x00", "native", FormatAuto, "UTF-16"},
 		{"compressed", "\x1f\x8b\x08", "native", FormatAuto, "gunzip"},
@@ -462,26 +462,26 @@ func TestImportSaysWhatIsWrongWithTheInputAsAWhole(t *testing.T) {
 		{"an unknown source", "", "cognito", FormatAuto, "no source"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := w.importing(t.Context(), strings.NewReader(test.text), test.from, test.format)
+			got := env.importing(t.Context(), strings.NewReader(test.text), test.from, test.format)
 			if got.err == nil || !strings.Contains(got.err.Error(), test.want) {
 				t.Errorf("got %v, want %q", got.err, test.want)
 			}
 		})
 	}
 	// What came before the fault is kept.
-	if _, err := w.FindUser(t.Context(), "alice"); err != nil {
+	if _, err := env.FindUser(t.Context(), "alice"); err != nil {
 		t.Error(err)
 	}
-	w.importText(t, "", "native").expect(t, 0, 0, 0)
+	env.importText(t, "", "native").expect(t, 0, 0, 0)
 }
 
 func TestAStrayQuoteCostsOneLineOfACSV(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	row := func(name string) string { return name + "," + importHash + "\r\n" }
 	text := "username,password_hash\r\n" + row("first") + row(`str"ay`) + row("second") + row("third") + row(`"another`) + row("fourth") +
 		"too,many,fields\n" + "\"of two\nlines\"," + importHash + "\n" + row("fifth") + row(`"open`)
-	got := w.importText(t, text, "native")
+	got := env.importText(t, text, "native")
 	if got.Imported != 5 || got.codes() != "3 malformed; 6 malformed; 8 malformed; 9 username_invalid_characters; 12 malformed" {
 		t.Errorf("%d imported, refused %s", got.Imported, got.codes())
 	}
@@ -492,10 +492,10 @@ func TestWhatIsExportedCanBeImportedElsewhere(t *testing.T) {
 	for _, format := range []string{FormatNDJSON, FormatCSV} {
 		t.Run(format, func(t *testing.T) {
 			t.Parallel()
-			from := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
-			name, tokens := from.newcomer(t)
+			from := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
+			name, tokens := from.newUser(t)
 			u := from.caller(t, tokens).User
-			closed, closedTokens := from.newcomer(t)
+			closed, closedTokens := from.newUser(t)
 			if err := from.DisableUser(t.Context(), from.caller(t, closedTokens).User.ID); err != nil {
 				t.Fatal(err)
 			}
@@ -505,7 +505,7 @@ func TestWhatIsExportedCanBeImportedElsewhere(t *testing.T) {
 			if err != nil || n != 15 {
 				t.Fatalf("exported %d, %v", n, err)
 			}
-			to := newWorld(t, testConfig(), dbtest.Postgres(t), nil)
+			to := newEnv(t, testConfig(), dbtest.Postgres(t), nil)
 			to.importText(t, file.String(), "native").expect(t, 15, 0, 0)
 			to.importText(t, file.String(), "native").expect(t, 0, 15, 0)
 			to.importedSignsIn(t, "native.argon2i", goodPassword)
@@ -526,24 +526,24 @@ func TestWhatIsExportedCanBeImportedElsewhere(t *testing.T) {
 
 func TestExportHasHashesOnlyWhenAskedFor(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
-	w.importFile(t, "native.ndjson")
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
+	env.importFile(t, "native.ndjson")
 	for _, format := range []string{FormatNDJSON, FormatCSV} {
 		var file bytes.Buffer
-		if _, err := w.Export(t.Context(), &file, ExportOptions{Format: format}); err != nil {
+		if _, err := env.Export(t.Context(), &file, ExportOptions{Format: format}); err != nil {
 			t.Fatal(err)
 		}
 		if text := file.String(); strings.ContainsAny(text, "${") && strings.Contains(text, "$2") || strings.Contains(text, "password_hash") {
 			t.Errorf("%s", text)
 		}
 	}
-	if _, err := w.Export(t.Context(), io.Discard, ExportOptions{Format: "xml"}); err == nil {
+	if _, err := env.Export(t.Context(), io.Discard, ExportOptions{Format: "xml"}); err == nil {
 		t.Error("xml is a format")
 	}
 }
 
 func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
-	w := newWorld(f, testConfig(), dbtest.SQLite(f), nil)
+	env := newEnv(f, testConfig(), dbtest.SQLite(f), nil)
 	for _, name := range []string{"native.ndjson", "keycloak.json", "auth0.ndjson", "django.json", "supabase.csv", "firebase.json"} {
 		text, err := os.ReadFile("internal/userfile/testdata/" + name)
 		if err != nil {
@@ -558,7 +558,7 @@ func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
 			if err != nil {
 				continue
 			}
-			i := &importer{service: w.Service, opt: ImportOptions{From: name}}
+			i := &importer{service: env.Service, opt: ImportOptions{From: name}}
 			for {
 				rec, err := in.Next()
 				if err != nil {
@@ -576,15 +576,15 @@ func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
 // second must not take the first one's for a changed password.
 func TestParallelSignInsOfAnImportedUserAllSucceed(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
+	each(t, func(t *testing.T, env *testEnv) {
 		for _, name := range []string{"native.pbkdf2-sha256", "native.ssha", "native.scrypt"} {
 			if name == "native.pbkdf2-sha256" {
-				w.importFile(t, "native.ndjson")
+				env.importFile(t, "native.ndjson")
 			}
 			var group sync.WaitGroup
 			for range 8 {
 				group.Go(func() {
-					if _, err := w.Login(t.Context(), Credentials{name, goodPassword}, phone()); err != nil {
+					if _, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone()); err != nil {
 						t.Errorf("%s: %v", name, err)
 					}
 				})
@@ -597,25 +597,25 @@ func TestParallelSignInsOfAnImportedUserAllSucceed(t *testing.T) {
 // The same for the password that is asked again within a session.
 func TestARenewedHashIsNoChangedPassword(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		w.importFile(t, "native.ndjson")
-		tokens := w.signIn(t, "native.bcrypt-2a")
-		caller := w.caller(t, tokens)
-		checked, err := accountByID(t.Context(), w.db, caller.User.ID)
+	each(t, func(t *testing.T, env *testEnv) {
+		env.importFile(t, "native.ndjson")
+		tokens := env.signIn(t, "native.bcrypt-2a")
+		caller := env.caller(t, tokens)
+		checked, err := accountByID(t.Context(), env.db, caller.User.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.db.Write(t.Context(), "UPDATE users SET password_hash = ? WHERE id = ?", importHash, checked.ID); err != nil {
+		if _, err := env.db.Write(t.Context(), "UPDATE users SET password_hash = ? WHERE id = ?", importHash, checked.ID); err != nil {
 			t.Fatal(err)
 		}
-		now, err := accountByID(t.Context(), w.db, checked.ID)
+		now, err := accountByID(t.Context(), env.db, checked.ID)
 		if err != nil || now.passwordHash == checked.passwordHash || !now.samePassword(checked) {
 			t.Errorf("a renewed hash counts as a change (%v)", err)
 		}
-		if err := w.SetPassword(t.Context(), checked.ID, "another quite good password"); err != nil {
+		if err := env.SetPassword(t.Context(), checked.ID, "another quite good password"); err != nil {
 			t.Fatal(err)
 		}
-		if now, err = accountByID(t.Context(), w.db, checked.ID); err != nil || now.samePassword(checked) {
+		if now, err = accountByID(t.Context(), env.db, checked.ID); err != nil || now.samePassword(checked) {
 			t.Errorf("another password counts as none (%v)", err)
 		}
 	})

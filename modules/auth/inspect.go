@@ -60,7 +60,7 @@ func InspectToken(text string, keys KeySet, want Expectation, now time.Time) Tok
 	}
 	v := token.Verifier{Issuer: want.Issuer, Audiences: []string{want.Audience}, Leeway: token.DefaultLeeway, Now: func() time.Time { return now }, Key: keys.set.Key}
 	claims, err := v.Verify(text)
-	r.judge(claims, err, now)
+	r.describe(claims, err, now)
 	return r
 }
 
@@ -89,7 +89,7 @@ func (s *Service) InspectToken(ctx context.Context, text string) (TokenReport, e
 		return r, nil
 	}
 	claims, err := s.verifier.Verify(text)
-	r.judge(claims, err, s.now())
+	r.describe(claims, err, s.now())
 	if err != nil {
 		return r, nil
 	}
@@ -108,7 +108,7 @@ func (s *Service) inspectRefresh(ctx context.Context, text string) (TokenReport,
 		return TokenReport{Verdict: "not a refresh token of this service, or made under another secret"}, nil
 	}
 	r := TokenReport{Claims: map[string]any{"sub": t.UserID(), "sid": t.SessionID(), "generation": t.Generation()}}
-	st, err := s.standings.of(ctx, t.UserID(), t.SessionID())
+	st, err := s.states.of(ctx, t.UserID(), t.SessionID())
 	if errors.Is(err, ErrUserNotFound) {
 		r.Verdict = "the account is gone"
 		return r, nil
@@ -133,8 +133,8 @@ func (s *Service) inspectRefresh(ctx context.Context, text string) (TokenReport,
 	return r, nil
 }
 
-// judge puts the outcome of a verification into words.
-func (r *TokenReport) judge(claims token.Claims, err error, now time.Time) {
+// describe puts the outcome of a verification into words.
+func (r *TokenReport) describe(claims token.Claims, err error, now time.Time) {
 	var refusal *token.Refusal
 	switch {
 	case err == nil:

@@ -5,35 +5,35 @@ import "testing"
 // However a session was ended, both of its tokens are said to be of a revoked one.
 func TestInspectionSaysWhyATokenOfAnEndedSessionIsRefused(t *testing.T) {
 	t.Parallel()
-	for name, end := range map[string]func(t *testing.T, w *world, name string, tokens Tokens) error{
-		"logout": func(t *testing.T, w *world, _ string, tokens Tokens) error {
-			return w.LogoutRefresh(t.Context(), tokens.RefreshToken)
+	for name, end := range map[string]func(t *testing.T, env *testEnv, name string, tokens Tokens) error{
+		"logout": func(t *testing.T, env *testEnv, _ string, tokens Tokens) error {
+			return env.LogoutRefresh(t.Context(), tokens.RefreshToken)
 		},
-		"end all": func(t *testing.T, w *world, _ string, tokens Tokens) error {
-			return w.EndSessions(t.Context(), w.caller(t, tokens), false)
+		"end all": func(t *testing.T, env *testEnv, _ string, tokens Tokens) error {
+			return env.EndSessions(t.Context(), env.caller(t, tokens), false)
 		},
-		"password change": func(t *testing.T, w *world, name string, _ Tokens) error {
-			_, err := w.ChangePassword(t.Context(), w.caller(t, w.signIn(t, name)), goodPassword, "another good password", phone())
+		"password change": func(t *testing.T, env *testEnv, name string, _ Tokens) error {
+			_, err := env.ChangePassword(t.Context(), env.caller(t, env.signIn(t, name)), goodPassword, "another good password", phone())
 			return err
 		},
-		"disable": func(t *testing.T, w *world, _ string, tokens Tokens) error {
-			return w.DisableUser(t.Context(), w.caller(t, tokens).User.ID)
+		"disable": func(t *testing.T, env *testEnv, _ string, tokens Tokens) error {
+			return env.DisableUser(t.Context(), env.caller(t, tokens).User.ID)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			each(t, func(t *testing.T, w *world) {
-				username, tokens := w.newcomer(t)
+			each(t, func(t *testing.T, env *testEnv) {
+				username, tokens := env.newUser(t)
 				for _, text := range []string{tokens.AccessToken, tokens.RefreshToken} {
-					if r, err := w.InspectToken(t.Context(), text); err != nil || !r.Valid {
+					if r, err := env.InspectToken(t.Context(), text); err != nil || !r.Valid {
 						t.Fatalf("of a live session: %+v, %v", r, err)
 					}
 				}
-				if err := end(t, w, username, tokens); err != nil {
+				if err := end(t, env, username, tokens); err != nil {
 					t.Fatal(err)
 				}
 				for _, text := range []string{tokens.AccessToken, tokens.RefreshToken} {
-					if r, err := w.InspectToken(t.Context(), text); err != nil || r.Valid || r.Verdict != "session revoked" {
+					if r, err := env.InspectToken(t.Context(), text); err != nil || r.Valid || r.Verdict != "session revoked" {
 						t.Errorf("of an ended session: %+v, %v", r, err)
 					}
 				}

@@ -82,7 +82,7 @@ func (s *Service) introspectRefresh(ctx context.Context, text string) (Introspec
 	if err != nil {
 		return Introspection{}, false, nil
 	}
-	st, err := s.standings.of(ctx, t.UserID(), t.SessionID())
+	st, err := s.states.of(ctx, t.UserID(), t.SessionID())
 	if errors.Is(err, ErrUserNotFound) {
 		return Introspection{}, false, nil
 	}

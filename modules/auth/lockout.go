@@ -60,11 +60,11 @@ func (s *Service) startLockOuts() {
 	}()
 }
 
-// stopLockOuts announces what is queued first, as far as that takes no longer than [settle]
+// stopLockOuts announces what is queued first, as far as that takes no longer than [detachTimeout]
 // for all of it: a database that hangs must not hold up the end of the process. A lock-out
 // changes no account, so that nothing else depends on its event.
 func (s *Service) stopLockOuts() {
-	late := time.AfterFunc(settle, s.lockOuts.giveUp)
+	late := time.AfterFunc(detachTimeout, s.lockOuts.giveUp)
 	s.lockOuts.queued.Wait()
 	late.Stop()
 	s.lockOuts.giveUp()
@@ -83,7 +83,7 @@ func (s *Service) queueLockOut(ctx context.Context, l lockOut) {
 }
 
 func (s *Service) announceLockOut(ctx context.Context, l lockOut) {
-	ctx, cancel := context.WithTimeout(ctx, settle)
+	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	head := s.head(l.user)
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {

@@ -16,11 +16,11 @@ import (
 func TestClosingDoesNotWaitForEveryLockOut(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		w := newWorld(t, testConfig(), db, nil)
-		_, tokens := w.newcomer(t)
-		user := w.caller(t, tokens).User
+		env := newEnv(t, testConfig(), db, nil)
+		_, tokens := env.newUser(t)
+		user := env.caller(t, tokens).User
 
-		other, err := New(t.Context(), testConfig(), Deps{DB: db, Log: w.Service.log})
+		other, err := New(t.Context(), testConfig(), Deps{DB: db, Log: env.Service.log})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -57,7 +57,7 @@ func TestClosingDoesNotWaitForEveryLockOut(t *testing.T) {
 		if err := <-held; err != nil {
 			t.Error(err)
 		}
-		if said := w.log.String(); !strings.Contains(said, "lock_outs_not_announced") {
+		if said := env.log.String(); !strings.Contains(said, "lock_outs_not_announced") {
 			t.Errorf("nothing tells that some are missing: %s", said)
 		}
 	})

@@ -14,14 +14,14 @@ import (
 )
 
 // older makes an account under a name that registering refuses today.
-func (w *world) older(t testing.TB, name string) User {
+func (env *testEnv) older(t testing.TB, name string) User {
 	t.Helper()
 	id := newID()
-	hash, err := w.passwords.Hash(t.Context(), goodPassword)
+	hash, err := env.passwords.Hash(t.Context(), goodPassword)
 	if err != nil {
 		t.Fatal(err)
 	}
-	now := w.timestamp()
+	now := env.timestamp()
 	a := account{
 		User: User{
 			ID:                id,
@@ -33,7 +33,7 @@ func (w *world) older(t testing.TB, name string) User {
 		},
 		canonical: strings.ToLower(name), passwordHash: hash,
 	}
-	if err := w.addAccount(t.Context(), a, uuid.NullUUID{}); err != nil {
+	if err := env.addAccount(t.Context(), a, uuid.NullUUID{}); err != nil {
 		t.Fatal(err)
 	}
 	return a.User
@@ -53,17 +53,17 @@ func usernameProblem(err error) string {
 
 func TestNoAccountGetsANameOfTheFormOfAnID(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(cfg *Config) { cfg.UsernameProfile = "unicode" }, func(t *testing.T, w *world) {
-		_, tokens := w.newcomer(t)
-		id := w.caller(t, tokens).User.ID.String()
+	eachWith(t, func(cfg *Config) { cfg.UsernameProfile = "unicode" }, func(t *testing.T, env *testEnv) {
+		_, tokens := env.newUser(t)
+		id := env.caller(t, tokens).User.ID.String()
 		bare := strings.ReplaceAll(id, "-", "")
 		for _, name := range []string{id, strings.ToUpper(id), bare, "{" + id + "}", "urn:uuid:" + id, "<" + id + ">", uuid.NewString(), "０" + bare[1:]} {
-			if _, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(
+			if _, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(
 				err,
 			) != "looks_like_id" {
 				t.Errorf("registering as %s: %v", name, err)
 			}
-			if _, err := w.CreateUser(t.Context(), Credentials{name, goodPassword}); usernameProblem(
+			if _, err := env.CreateUser(t.Context(), Credentials{name, goodPassword}); usernameProblem(
 				err,
 			) != "looks_like_id" {
 				t.Errorf("an account %s: %v", name, err)
@@ -72,7 +72,7 @@ func TestNoAccountGetsANameOfTheFormOfAnID(t *testing.T) {
 				`{"username":%q,"password_hash":"$2a$04$abcdefghijklmnopqrstuu5Lo0g67CiD3M4RpN1BmBb4Crp5w7dbK"}`,
 				name,
 			)
-			if i := w.importText(t, line, "native"); i.codes() != "1 username_looks_like_id" {
+			if i := env.importText(t, line, "native"); i.codes() != "1 username_looks_like_id" {
 				t.Errorf("importing %s: %s", name, i.codes())
 			}
 		}
@@ -81,14 +81,14 @@ func TestNoAccountGetsANameOfTheFormOfAnID(t *testing.T) {
 
 func TestAWordThatFitsTwoAccountsFindsNeither(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		name, tokens := w.newcomer(t)
-		alice := w.caller(t, tokens).User
-		bob := w.older(t, strings.ToUpper(alice.ID.String())) // as it was possible once
-		bare := w.older(t, strings.ReplaceAll(alice.ID.String(), "-", ""))
+	each(t, func(t *testing.T, env *testEnv) {
+		name, tokens := env.newUser(t)
+		alice := env.caller(t, tokens).User
+		bob := env.older(t, strings.ToUpper(alice.ID.String())) // as it was possible once
+		bare := env.older(t, strings.ReplaceAll(alice.ID.String(), "-", ""))
 
 		for _, word := range []string{alice.ID.String(), bob.Username, " " + bare.Username} {
-			u, err := w.FindUser(t.Context(), word)
+			u, err := env.FindUser(t.Context(), word)
 			two, ok := errors.AsType[*AmbiguousUser](err)
 			if !ok || two.ByID.ID != alice.ID || two.ByName.ID != bob.ID && two.ByName.ID != bare.ID ||
 				u.ID != uuid.Nil {
@@ -99,31 +99,31 @@ func TestAWordThatFitsTwoAccountsFindsNeither(t *testing.T) {
 			name: alice, strings.ToUpper(name) + "\u00a0": alice, "{" + alice.ID.String() + "}": alice, "urn:uuid:" + alice.ID.String(): alice,
 			bob.ID.String(): bob, bare.ID.String(): bare,
 		} {
-			if u, err := w.FindUser(t.Context(), word); err != nil || u.ID != want.ID {
+			if u, err := env.FindUser(t.Context(), word); err != nil || u.ID != want.ID {
 				t.Errorf("%s: %+v, %v", word, u, err)
 			}
 		}
 		for _, word := range []string{"<" + alice.ID.String() + ">", "x" + alice.ID.String() + "y", uuid.NewString(), "nobody", ""} {
-			if u, err := w.FindUser(t.Context(), word); !errors.Is(err, ErrUserNotFound) {
+			if u, err := env.FindUser(t.Context(), word); !errors.Is(err, ErrUserNotFound) {
 				t.Errorf("%q: %+v, %v", word, u, err)
 			}
 		}
-		if u, err := w.FindUserByID(t.Context(), alice.ID); err != nil || u.ID != alice.ID {
+		if u, err := env.FindUserByID(t.Context(), alice.ID); err != nil || u.ID != alice.ID {
 			t.Errorf("by id: %+v, %v", u, err)
 		}
-		if u, err := w.FindUserByName(t.Context(), alice.ID.String()); err != nil || u.ID != bob.ID {
+		if u, err := env.FindUserByName(t.Context(), alice.ID.String()); err != nil || u.ID != bob.ID {
 			t.Errorf("by name: %+v, %v", u, err)
 		}
 
 		// The name goes on working for its owner, and is nobody's once its owner has gone.
-		w.signIn(t, bob.Username)
-		if _, _, err := w.SignInState(t.Context(), bob); err != nil {
+		env.signIn(t, bob.Username)
+		if _, _, err := env.SignInState(t.Context(), bob); err != nil {
 			t.Error(err)
 		}
-		if err := w.DeleteUser(t.Context(), bob.ID); err != nil {
+		if err := env.DeleteUser(t.Context(), bob.ID); err != nil {
 			t.Fatal(err)
 		}
-		if u, err := w.FindUser(t.Context(), alice.ID.String()); err != nil || u.ID != alice.ID {
+		if u, err := env.FindUser(t.Context(), alice.ID.String()); err != nil || u.ID != alice.ID {
 			t.Errorf("after the other account was deleted: %+v, %v", u, err)
 		}
 	})
@@ -151,8 +151,8 @@ func TestSignInIgnoresWhatSurroundsAName(t *testing.T) {
 
 func TestRegisterNamesWhatSurroundsAName(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
-		_, err := w.Register(t.Context(), Credentials{"alice\u00a0", goodPassword}, phone())
+	each(t, func(t *testing.T, env *testEnv) {
+		_, err := env.Register(t.Context(), Credentials{"alice\u00a0", goodPassword}, phone())
 		f, _ := errors.AsType[*fault.Fault](err)
 		if f == nil || len(f.Fields) != 1 || f.Fields[0].Code != "invalid_characters" ||
 			!strings.Contains(f.Fields[0].Detail, "ends with U+00A0 NO-BREAK SPACE") {
@@ -165,7 +165,7 @@ func TestRegisterNamesWhatSurroundsAName(t *testing.T) {
 // whatever it means to SQL, JSON or CSV.
 func TestNamesArriveAsTheyWereTyped(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
+	each(t, func(t *testing.T, env *testEnv) {
 		run := strings.ReplaceAll(uuid.NewString(), "-", "")
 		long := strings.Repeat("a", 255-len(run)) + run
 		for _, name := range []string{
@@ -173,32 +173,32 @@ func TestNamesArriveAsTheyWereTyped(t *testing.T) {
 			"O'Neill+" + run + "@Example.com", "!#$%&'*+-/=?^_`{|}~" + run + "@example.com", "?0?" + run + "{1}@x.example",
 			"=1+1" + run + "@x.example", "-x" + run, "--yes" + run, "'--" + run + "@x.example",
 		} {
-			tokens, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone())
+			tokens, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone())
 			if err != nil {
 				t.Errorf("registering as %s: %v", name, err)
 				continue
 			}
-			user := w.caller(t, tokens).User
+			user := env.caller(t, tokens).User
 			if user.Username != name {
 				t.Errorf("%s became %s", name, user.Username)
 			}
-			w.signIn(t, strings.ToUpper(name))
-			if found, err := w.FindUser(t.Context(), name); err != nil || found.ID != user.ID {
+			env.signIn(t, strings.ToUpper(name))
+			if found, err := env.FindUser(t.Context(), name); err != nil || found.ID != user.ID {
 				t.Errorf("%s is found as %+v, %v", name, found, err)
 			}
-			if list := w.events(t, user.ID); len(list) == 0 || list[0].Data["username"] != name {
+			if list := env.events(t, user.ID); len(list) == 0 || list[0].Data["username"] != name {
 				t.Errorf("%s was announced as %v", name, list)
 			}
 		}
 		for name, code := range map[string]string{run[:2]: "too_short", long + "a": "too_long"} {
-			if _, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(
+			if _, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(
 				err,
 			) != code {
 				t.Errorf("registering as %s: %v", name, err)
 			}
 		}
 		var names []string
-		if err := w.Users(t.Context(), func(u User) error { names = append(names, u.Username); return nil }); err != nil {
+		if err := env.Users(t.Context(), func(u User) error { names = append(names, u.Username); return nil }); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Contains(names, "O'Neill+"+run+"@Example.com") {
@@ -212,9 +212,9 @@ func TestOneNameIsOneAccountInEveryProfile(t *testing.T) {
 	t.Parallel()
 	for _, profile := range []username.Profile{"ascii", "unicode"} {
 		t.Run(string(profile), func(t *testing.T) {
-			eachWith(t, func(cfg *Config) { cfg.UsernameProfile = profile }, func(t *testing.T, w *world) {
-				w.signInAs(t, "wide", "ｗｉｄｅ", "ＷＩＤＥ", "Wide ")
-				_, err := w.Register(t.Context(), Credentials{"ＷＩＤＥ", goodPassword}, phone())
+			eachWith(t, func(cfg *Config) { cfg.UsernameProfile = profile }, func(t *testing.T, env *testEnv) {
+				env.signInAs(t, "wide", "ｗｉｄｅ", "ＷＩＤＥ", "Wide ")
+				_, err := env.Register(t.Context(), Credentials{"ＷＩＤＥ", goodPassword}, phone())
 				want := map[username.Profile]string{"ascii": "invalid_characters", "unicode": fmt.Sprint(error(ErrUsernameTaken))}[profile]
 				if usernameProblem(err) != want {
 					t.Errorf("registering the wide form: %v", err)
@@ -223,23 +223,23 @@ func TestOneNameIsOneAccountInEveryProfile(t *testing.T) {
 		})
 	}
 	// A profile that was narrowed shuts nobody out.
-	eachWith(t, func(cfg *Config) { cfg.UsernameProfile = "unicode" }, func(t *testing.T, w *world) {
-		if _, err := w.Register(t.Context(), Credentials{"josé@example.com", goodPassword}, phone()); err != nil {
+	eachWith(t, func(cfg *Config) { cfg.UsernameProfile = "unicode" }, func(t *testing.T, env *testEnv) {
+		if _, err := env.Register(t.Context(), Credentials{"josé@example.com", goodPassword}, phone()); err != nil {
 			t.Fatal(err)
 		}
-		w.cfg.UsernameProfile = "ascii"
-		w.another(t).signIn(t, "JOSE\u0301@example.com")
+		env.cfg.UsernameProfile = "ascii"
+		env.another(t).signIn(t, "JOSE\u0301@example.com")
 	})
 }
 
 // signInAs registers the first name and signs in by the others.
-func (w *world) signInAs(t testing.TB, name string, others ...string) {
+func (env *testEnv) signInAs(t testing.TB, name string, others ...string) {
 	t.Helper()
-	if _, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone()); err != nil {
+	if _, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone()); err != nil {
 		t.Fatal(err)
 	}
 	for _, other := range others {
-		w.signIn(t, other)
+		env.signIn(t, other)
 	}
 }
 

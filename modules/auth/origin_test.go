@@ -56,32 +56,32 @@ func TestAnotherPersonOfTheSameNameIsRefusedAndTheSameOneIsThere(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			for _, how := range []string{"in one file", "in two", "after a password change", "after a rehearsal"} {
-				eachNamed(t, how, func(t *testing.T, w *world) {
+				eachNamed(t, how, func(t *testing.T, env *testEnv) {
 					var got importing
 					switch how {
 					case "in one file":
-						got = w.importText(t, test.first+test.second, "native")
+						got = env.importText(t, test.first+test.second, "native")
 					default:
 						if how == "after a rehearsal" {
-							dry := w.rehearse(t, test.first+test.second)
+							dry := env.rehearse(t, test.first+test.second)
 							if dry.Imported != 1 || dry.Refused != map[string]int64{there: 0, taken: 1}[test.want] {
 								t.Errorf("rehearsed: %+v %s", dry.ImportReport, dry.codes())
 							}
 						}
-						w.importText(t, test.first, "native").expect(t, 1, 0, 0)
+						env.importText(t, test.first, "native").expect(t, 1, 0, 0)
 						if how == "after a password change" {
-							u, err := w.FindUser(t.Context(), "maria")
+							u, err := env.FindUser(t.Context(), "maria")
 							if err != nil {
 								t.Fatal(err)
 							}
-							if err := w.SetPassword(t.Context(), u.ID, "another quite good password"); err != nil {
+							if err := env.SetPassword(t.Context(), u.ID, "another quite good password"); err != nil {
 								t.Fatal(err)
 							}
 						}
-						if dry := w.rehearse(t, test.second); dry.Present+dry.Refused != 1 || dry.Refused != map[string]int64{there: 0, taken: 1}[test.want] {
+						if dry := env.rehearse(t, test.second); dry.Present+dry.Refused != 1 || dry.Refused != map[string]int64{there: 0, taken: 1}[test.want] {
 							t.Errorf("rehearsed: %+v %s", dry.ImportReport, dry.codes())
 						}
-						got = w.importText(t, test.second, "native")
+						got = env.importText(t, test.second, "native")
 					}
 					if test.want == there && (got.Present != 1 || got.Refused != 0) || test.want == taken && (got.Refused != 1 || got.refused[0].Code != "username_taken") {
 						t.Errorf("%s: %d imported, %d there, refused %s; want %s", how, got.Imported, got.Present, got.codes(), test.want)
@@ -93,15 +93,15 @@ func TestAnotherPersonOfTheSameNameIsRefusedAndTheSameOneIsThere(t *testing.T) {
 }
 
 // eachNamed is dbtestEach as a test of its own, for tests that have several.
-func eachNamed(t *testing.T, name string, test func(t *testing.T, w *world)) {
+func eachNamed(t *testing.T, name string, test func(t *testing.T, env *testEnv)) {
 	t.Helper()
 	t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) { t.Parallel(); dbtestEach(t, test) })
 }
 
-func (w *world) rehearse(t testing.TB, text string) importing {
+func (env *testEnv) rehearse(t testing.TB, text string) importing {
 	t.Helper()
 	var i importing
-	i.ImportReport, i.err = w.Import(t.Context(), strings.NewReader(text), ImportOptions{
+	i.ImportReport, i.err = env.Import(t.Context(), strings.NewReader(text), ImportOptions{
 		From: "native", Format: FormatAuto, DryRun: true, Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil },
 	})
 	if i.err != nil {
@@ -112,12 +112,12 @@ func (w *world) rehearse(t testing.TB, text string) importing {
 
 func TestANameThatSomebodyRegisteredHereIsTaken(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
-		name, _ := w.newcomer(t)
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
+		name, _ := env.newUser(t)
 		for _, text := range []string{
 			line("", strings.ToUpper(name), importHash, ""), line("", name, importHash, "2020-01-02T03:04:05Z"), line(uuid.NewString(), name, importHash, ""),
 		} {
-			got := w.importText(t, text, "native")
+			got := env.importText(t, text, "native")
 			if got.codes() != "1 username_taken" {
 				t.Errorf("%s: refused %q", text, got.codes())
 			}
@@ -152,11 +152,11 @@ func TestNumbersOfASourceTellPeopleApart(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			dbtestEach(t, func(t *testing.T, w *world) {
-				if got := w.importing(t.Context(), strings.NewReader(test.first), test.from, FormatAuto); got.Imported != 1 {
+			dbtestEach(t, func(t *testing.T, env *testEnv) {
+				if got := env.importing(t.Context(), strings.NewReader(test.first), test.from, FormatAuto); got.Imported != 1 {
 					t.Fatalf("the first: %v, %s", got.err, got.codes())
 				}
-				if got := w.importing(t.Context(), strings.NewReader(test.second), test.from, FormatAuto); got.err != nil || got.codes() != test.want {
+				if got := env.importing(t.Context(), strings.NewReader(test.second), test.from, FormatAuto); got.err != nil || got.codes() != test.want {
 					t.Errorf("%v, %d there, refused %q, want %q", got.err, got.Present, got.codes(), test.want)
 				}
 			})
@@ -167,7 +167,7 @@ func TestNumbersOfASourceTellPeopleApart(t *testing.T) {
 // Whoever comes first has the name, and the other one hears of it: an owner is never lost.
 func TestAnImportRacesWithRegistrations(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		const all = 20
 		var text strings.Builder
 		for i := range all {
@@ -177,11 +177,11 @@ func TestAnImportRacesWithRegistrations(t *testing.T) {
 		var group sync.WaitGroup
 		for i := range registered {
 			group.Go(func() {
-				_, registered[i] = w.Register(t.Context(), Credentials{fmt.Sprintf("racer-%02d", i), goodPassword}, phone())
+				_, registered[i] = env.Register(t.Context(), Credentials{fmt.Sprintf("racer-%02d", i), goodPassword}, phone())
 			})
 		}
 		var got importing
-		group.Go(func() { got = w.importing(t.Context(), strings.NewReader(text.String()), "native", FormatAuto) })
+		group.Go(func() { got = env.importing(t.Context(), strings.NewReader(text.String()), "native", FormatAuto) })
 		group.Wait()
 		if got.err != nil || got.Present != 0 || got.Imported+got.Refused != all {
 			t.Fatalf("%+v, %v", got.ImportReport, got.err)
@@ -195,27 +195,27 @@ func TestAnImportRacesWithRegistrations(t *testing.T) {
 				t.Errorf("racer %d: register says %v, the import that it is taken: %v", i, err, taken[int64(i+1)])
 			}
 		}
-		w.countEvents(t, all)
+		env.countEvents(t, all)
 	})
 }
 
 func TestTheOriginGoesWithTheAccount(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		text := line("", "maria", importHash, "")
-		w.importText(t, text, "native").expect(t, 1, 0, 0)
-		u, err := w.FindUser(t.Context(), "maria")
+		env.importText(t, text, "native").expect(t, 1, 0, 0)
+		u, err := env.FindUser(t.Context(), "maria")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := w.DeleteUser(t.Context(), u.ID); err != nil {
+		if err := env.DeleteUser(t.Context(), u.ID); err != nil {
 			t.Fatal(err)
 		}
 		var left int
-		if err := w.db.QueryRowContext(t.Context(), "SELECT count(*) FROM user_origin").Scan(&left); err != nil || left != 0 {
+		if err := env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM user_origin").Scan(&left); err != nil || left != 0 {
 			t.Errorf("%d origins are left of a deleted account (%v)", left, err)
 		}
-		w.importText(t, text, "native").expect(t, 1, 0, 0)
+		env.importText(t, text, "native").expect(t, 1, 0, 0)
 	})
 }
 
@@ -238,14 +238,14 @@ func TestWhatProtectedAnAccountIsCountedAndKept(t *testing.T) {
 	} {
 		t.Run(test.file, func(t *testing.T) {
 			t.Parallel()
-			dbtestEach(t, func(t *testing.T, w *world) {
-				got := w.importFile(t, test.file, test.from)
+			dbtestEach(t, func(t *testing.T, env *testEnv) {
+				got := env.importFile(t, test.file, test.from)
 				if !maps.Equal(got.Lost, test.lost) || got.Disabled != test.disabled {
 					t.Errorf("not carried over %v, %d disabled; want %v, %d", got.Lost, got.Disabled, test.lost, test.disabled)
 				}
 				for name, want := range test.kept {
 					var kept string
-					err := w.db.QueryRowContext(t.Context(), `SELECT not_carried_over FROM user_origin JOIN users ON users.id = user_id
+					err := env.db.QueryRowContext(t.Context(), `SELECT not_carried_over FROM user_origin JOIN users ON users.id = user_id
 						WHERE username_canonical = ?`, name).Scan(&kept)
 					if err != nil || kept != want {
 						t.Errorf("%s: kept %q (%v), want %q", name, kept, err, want)
@@ -267,10 +267,10 @@ func TestAnUnconfirmedAddressAsANameIsTakenDisabledOrSkipped(t *testing.T) {
 		"": "4 imported, 0 disabled, refused ", UnconfirmedTake: "4 imported, 0 disabled, refused ",
 		UnconfirmedDisable: "4 imported, 1 disabled, refused ", UnconfirmedSkip: "3 imported, 0 disabled, refused 1 unconfirmed_address",
 	} {
-		eachNamed(t, "choice "+choice, func(t *testing.T, w *world) {
+		eachNamed(t, "choice "+choice, func(t *testing.T, env *testEnv) {
 			for _, dry := range []bool{true, false} {
 				var i importing
-				i.ImportReport, i.err = w.Import(t.Context(), strings.NewReader(text), ImportOptions{
+				i.ImportReport, i.err = env.Import(t.Context(), strings.NewReader(text), ImportOptions{
 					From: "native", Unconfirmed: choice, DryRun: dry, Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil },
 				})
 				if got := fmt.Sprintf("%d imported, %d disabled, refused %s", i.Imported, i.Disabled, i.codes()); i.err != nil || got != want {
@@ -278,7 +278,7 @@ func TestAnUnconfirmedAddressAsANameIsTakenDisabledOrSkipped(t *testing.T) {
 				}
 			}
 			confirmed := make(map[string]string)
-			rows, err := w.db.QueryContext(t.Context(), "SELECT address, address_confirmed FROM user_origin")
+			rows, err := env.db.QueryContext(t.Context(), "SELECT address, address_confirmed FROM user_origin")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -303,7 +303,7 @@ func TestAnUnconfirmedAddressAsANameIsTakenDisabledOrSkipped(t *testing.T) {
 			if choice != UnconfirmedDisable {
 				return
 			}
-			if _, err := w.Login(t.Context(), Credentials{"un@example.com", goodPassword}, phone()); !errors.Is(err, ErrAccountDisabled) {
+			if _, err := env.Login(t.Context(), Credentials{"un@example.com", goodPassword}, phone()); !errors.Is(err, ErrAccountDisabled) {
 				t.Errorf("the unconfirmed one signs in: %v", err)
 			}
 		})
@@ -312,14 +312,14 @@ func TestAnUnconfirmedAddressAsANameIsTakenDisabledOrSkipped(t *testing.T) {
 
 func TestAConfirmedAddressSurvivesAnExport(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
-		w.importText(t, `{"username":"maria","email":"m@example.com","email_verified":true,"password_hash":"`+importHash+`"}`, "native").expect(t, 1, 0, 0)
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
+		env.importText(t, `{"username":"maria","email":"m@example.com","email_verified":true,"password_hash":"`+importHash+`"}`, "native").expect(t, 1, 0, 0)
 		for _, format := range []string{FormatNDJSON, FormatCSV} {
 			var file, again bytes.Buffer
-			if _, err := w.Export(t.Context(), &file, ExportOptions{Format: format, PasswordHashes: true}); err != nil {
+			if _, err := env.Export(t.Context(), &file, ExportOptions{Format: format, PasswordHashes: true}); err != nil {
 				t.Fatal(err)
 			}
-			to := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+			to := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 			to.importText(t, file.String(), "native").expect(t, 1, 0, 0)
 			if _, err := to.Export(t.Context(), &again, ExportOptions{Format: format, PasswordHashes: true}); err != nil {
 				t.Fatal(err)
@@ -357,8 +357,8 @@ func TestWordsForNoValueAreNone(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		eachNamed(t, fmt.Sprint("option ", i), func(t *testing.T, w *world) {
-			got := w.importText(t, file.String(), "supabase")
+		eachNamed(t, fmt.Sprint("option ", i), func(t *testing.T, env *testEnv) {
+			got := env.importText(t, file.String(), "supabase")
 			// PostgreSQL puts quotes around a text that would be taken for no value: somebody is
 			// called so. Without them there is no telling, and the line is refused.
 			want, imported := "4 no_username; 5 no_username; 6 no_password", int64(2)
@@ -369,20 +369,20 @@ func TestWordsForNoValueAreNone(t *testing.T) {
 				t.Errorf("COPY%s: %d imported, refused %s of\n%s", copyOption, got.Imported, got.codes(), file.String())
 			}
 			for _, name := range []string{"first@example.com", "15550100"} {
-				if _, err := w.FindUser(t.Context(), name); err != nil {
+				if _, err := env.FindUser(t.Context(), name); err != nil {
 					t.Errorf("COPY%s: %s: %v", copyOption, name, err)
 				}
 			}
 		})
 	}
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
-	got := w.importText(t, "id\tusername\tpassword\temail\tis_active\tdate_joined\n"+
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
+	got := env.importText(t, "id\tusername\tpassword\temail\tis_active\tdate_joined\n"+
 		"1\tfirst\t"+importHash+"\tNULL\t1\tNULL\n2\tNULL\t"+importHash+"\tsecond@example.com\tNULL\t0000-00-00 00:00:00\n"+
 		`\N`+"\t"+`\N`+"\t"+importHash+"\t"+`\N`+"\t1\t"+`\N`+"\n4\tfourth\t"+importHash+"\t\"half\t0\t2020-01-02 03:04:05\n", "django")
 	if got.Imported != 3 || got.Disabled != 1 || got.codes() != "4 no_username" {
 		t.Errorf("mysql --batch: %+v, refused %s", got.ImportReport, got.codes())
 	}
-	got = w.importText(t, "username,password_hash,id,status,created_at,email,email_verified\n"+
+	got = env.importText(t, "username,password_hash,id,status,created_at,email,email_verified\n"+
 		"\"NULL\","+importHash+",NULL,NULL,NULL,NULL,NULL\nnull,"+importHash+",,,,,\n", "native")
 	if got.Imported != 1 || got.codes() != "3 no_username" {
 		t.Errorf("native: %+v, refused %s", got.ImportReport, got.codes())
@@ -391,7 +391,7 @@ func TestWordsForNoValueAreNone(t *testing.T) {
 
 func TestANameThatIsAWordForNoValueSurvivesAnExport(t *testing.T) {
 	t.Parallel()
-	from := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	from := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	from.importText(t, line("", "NULL", importHash, "")+line("", "o|neill", importHash, "")+line("", "plain", importHash, ""), "native")
 	u, err := from.FindUser(t.Context(), "null")
 	if err != nil {
@@ -403,7 +403,7 @@ func TestANameThatIsAWordForNoValueSurvivesAnExport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		to := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+		to := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 		to.importText(t, file.String(), "native").expect(t, n, 0, 0)
 		if same, err := to.FindUser(t.Context(), "null"); err != nil || same.ID != u.ID {
 			t.Errorf("%s: %v, %v", format, same, err)
@@ -418,13 +418,13 @@ func TestANameThatIsAWordForNoValueSurvivesAnExport(t *testing.T) {
 func TestTheTimesOfARecordAreKept(t *testing.T) {
 	t.Parallel()
 	want := time.Date(2021, 3, 4, 5, 6, 7, 0, time.UTC)
-	dbtestEach(t, func(t *testing.T, w *world) {
-		w.importText(t, `{"username":"seconds","created_at":1614834367,"password_hash":"`+importHash+`"}
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
+		env.importText(t, `{"username":"seconds","created_at":1614834367,"password_hash":"`+importHash+`"}
 {"username":"milliseconds","created_at":"1614834367000","password_hash":"`+importHash+`"}
 {"username":"postgres","created_at":"2021-03-04 05:06:07+00","password_changed_at":null,"password_hash":"`+importHash+`"}
 `, "native").expect(t, 3, 0, 0)
 		for _, name := range []string{"seconds", "milliseconds", "postgres"} {
-			if u, err := w.FindUser(t.Context(), name); err != nil || !u.CreatedAt.Equal(want) {
+			if u, err := env.FindUser(t.Context(), name); err != nil || !u.CreatedAt.Equal(want) {
 				t.Errorf("%s: %v, %v", name, u.CreatedAt, err)
 			}
 		}
@@ -433,27 +433,27 @@ func TestTheTimesOfARecordAreKept(t *testing.T) {
 
 func TestARehearsalReportsEverythingAndWritesNothing(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
-		w.importText(t, line("", "there", importHash, ""), "native").expect(t, 1, 0, 0)
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
+		env.importText(t, line("", "there", importHash, ""), "native").expect(t, 1, 0, 0)
 		text := line("", "there", importHash, "") + line("", "There", otherHash, "") + line("", "twice", importHash, "") + line("", "Twice", otherHash, "") +
 			line("", "twice", importHash, "") + "{}\n" + line("", "new", importHash, "")
-		dry := w.rehearse(t, text)
-		if again := w.rehearse(t, text); dry.Imported != 2 || dry.Present != 2 || dry.codes() != "2 username_taken; 4 username_taken; 6 no_username" ||
+		dry := env.rehearse(t, text)
+		if again := env.rehearse(t, text); dry.Imported != 2 || dry.Present != 2 || dry.codes() != "2 username_taken; 4 username_taken; 6 no_username" ||
 			again.Imported != dry.Imported || again.codes() != dry.codes() {
 			t.Errorf("%+v, refused %s", dry.ImportReport, dry.codes())
 		}
-		w.countEvents(t, 1)
-		real := w.importText(t, text, "native")
+		env.countEvents(t, 1)
+		real := env.importText(t, text, "native")
 		if real.Imported != dry.Imported || real.Present != dry.Present || real.codes() != dry.codes() || !maps.Equal(real.Schemes, dry.Schemes) {
 			t.Errorf("rehearsed %+v %s, done %+v %s", dry.ImportReport, dry.codes(), real.ImportReport, real.codes())
 		}
-		w.countEvents(t, 3)
+		env.countEvents(t, 3)
 	})
 }
 
 func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	good, err := os.ReadFile("internal/userfile/testdata/firebase-hash.txt")
 	if err != nil {
 		t.Fatal(err)
@@ -476,17 +476,17 @@ func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = w.CheckImport(t.Context(), bytes.NewReader(users), ImportOptions{From: "firebase", Firebase: hash}, test.account, test.password)
+		err = env.CheckImport(t.Context(), bytes.NewReader(users), ImportOptions{From: "firebase", Firebase: hash}, test.account, test.password)
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", test.name, err, test.want)
 		}
 	}
 	// Several people whose names are one here: the password of each is that of the name.
 	text := line("", "Maria", importHash, "") + "nonsense\n" + line("", "maria", "$2b$04$iPK9tlcf2K/EOVt6YjSEVeveAGQzQqemW1TrjMptKKQgVbIARQ2iO", "")
-	if err := w.CheckImport(t.Context(), strings.NewReader(text), ImportOptions{From: "native"}, "MARIA", goodPassword); err != nil {
+	if err := env.CheckImport(t.Context(), strings.NewReader(text), ImportOptions{From: "native"}, "MARIA", goodPassword); err != nil {
 		t.Error(err)
 	}
-	if n, err := w.Export(t.Context(), &bytes.Buffer{}, ExportOptions{Format: FormatNDJSON}); n != 0 || err != nil {
+	if n, err := env.Export(t.Context(), &bytes.Buffer{}, ExportOptions{Format: FormatNDJSON}); n != 0 || err != nil {
 		t.Errorf("%d accounts were written (%v)", n, err)
 	}
 }
@@ -507,9 +507,9 @@ func TestHashParametersOfFirebaseThatCannotBeAreRefused(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	// A hash that is not as long as the key was made with another one.
-	got := w.importText(t, `{"users":[{"localId":"x","email":"a@example.com","passwordHash":"`+strings.Repeat("z9", 20)+`","salt":"42xEC+ixf3L2lw=="},
+	got := env.importText(t, `{"users":[{"localId":"x","email":"a@example.com","passwordHash":"`+strings.Repeat("z9", 20)+`","salt":"42xEC+ixf3L2lw=="},
 		{"localId":"y","email":"b@example.com","passwordHash":"fakeHash:salt=fakeSalt:password=secret","salt":"fakeSalt"}]}`, "firebase")
 	if got.codes() != "1 hash_refused; 2 hash_refused" || !strings.Contains(got.refused[0].Detail, "signer key") || !strings.Contains(got.refused[1].Detail, "emulator") {
 		t.Errorf("%v", got.refused)
@@ -518,7 +518,7 @@ func TestHashParametersOfFirebaseThatCannotBeAreRefused(t *testing.T) {
 
 func TestAnImportThatIsToldTheWrongSourceSaysTheRightOne(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	files := map[string]string{
 		"native.ndjson": "native", "keycloak.json": "keycloak", "keycloak-realms.json": "keycloak", "django.json": "django", "django-custom.json": "django",
 		"auth0.ndjson": "auth0", "firebase.json": "firebase", "zitadel.json": "zitadel", "firebase.csv": "firebase", "django.csv": "django", "supabase.csv": "supabase",
@@ -532,7 +532,7 @@ func TestAnImportThatIsToldTheWrongSourceSaysTheRightOne(t *testing.T) {
 			if from == is {
 				continue
 			}
-			got := w.importing(t.Context(), bytes.NewReader(text), from, FormatAuto)
+			got := env.importing(t.Context(), bytes.NewReader(text), from, FormatAuto)
 			said := got.Hint
 			if got.err != nil {
 				said = got.err.Error()
@@ -547,7 +547,7 @@ func TestAnImportThatIsToldTheWrongSourceSaysTheRightOne(t *testing.T) {
 
 func TestAnImportOfSomethingElseStopsAfterTwentyRecords(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	user := func(i int) string {
 		return fmt.Sprintf(`{"_id":{"$oid":"5dea9f9c82dd7c0e76e4%04d"},"email":"u%d@example.com","passwordHash":%q,"tenant":"t"}`+"\n", i, i, importHash)
 	}
@@ -555,7 +555,7 @@ func TestAnImportOfSomethingElseStopsAfterTwentyRecords(t *testing.T) {
 	for i := range 3000 {
 		text.WriteString(user(i))
 	}
-	got := w.importing(t.Context(), strings.NewReader(text.String()), "native", FormatAuto)
+	got := env.importing(t.Context(), strings.NewReader(text.String()), "native", FormatAuto)
 	if !errors.Is(got.err, ErrOtherSource) || !strings.Contains(got.err.Error(), "--from auth0") || got.Refused != userfile.HintAfter || len(got.refused) != userfile.HintAfter {
 		t.Errorf("%v, %d refused", got.err, got.Refused)
 	}
@@ -566,7 +566,7 @@ func TestAnImportOfSomethingElseStopsAfterTwentyRecords(t *testing.T) {
 		fmt.Fprintf(&text, "nonsense %d\n", i)
 	}
 	text.WriteString(line("", "after-all", importHash, ""))
-	got = w.importText(t, text.String(), "native")
+	got = env.importText(t, text.String(), "native")
 	if got.Imported != 1 || got.Refused != 6*userfile.HintAfter {
 		t.Errorf("%+v", got.ImportReport)
 	}
@@ -574,7 +574,7 @@ func TestAnImportOfSomethingElseStopsAfterTwentyRecords(t *testing.T) {
 
 func TestACSVSaysWhatItLacks(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	for _, test := range []struct{ text, from, want, not string }{
 		{"username,hash\na,b\n", "native", `lacks the column "password_hash"; it has username, hash`, "run it again"},
 		{"ID,user_login,user_pass\n1,a,b\n", "native", "wp_users of WordPress", ""},
@@ -583,20 +583,20 @@ func TestACSVSaysWhatItLacks(t *testing.T) {
 		{"id;first;second\n", "django", `lacks the column "username or email"; it has id, first, second`, ""},
 		{"id,username,encrypted_password,email\n", "native", "--from supabase", ""},
 	} {
-		got := w.importing(t.Context(), strings.NewReader(test.text), test.from, FormatCSV)
+		got := env.importing(t.Context(), strings.NewReader(test.text), test.from, FormatCSV)
 		if got.err == nil || !strings.Contains(got.err.Error(), test.want) || test.not != "" && strings.Contains(got.err.Error(), test.not) {
 			t.Errorf("%q: %v, want %q", test.text, got.err, test.want)
 		}
 	}
 	for _, separated := range []string{"username;password_hash;id\nsemi;" + importHash + ";\n", "username\tpassword_hash\ntab\t" + importHash + "\n",
 		"sep=;\nusername;password_hash\nexcel;" + importHash + "\n", "username|password_hash\npipe|" + importHash + "\n"} {
-		if got := w.importing(t.Context(), strings.NewReader(separated), "native", FormatAuto); got.err != nil || got.Imported != 1 {
+		if got := env.importing(t.Context(), strings.NewReader(separated), "native", FormatAuto); got.err != nil || got.Imported != 1 {
 			t.Errorf("%q: %v, %s", separated, got.err, got.codes())
 		}
 	}
 	for _, name := range []string{"n", "perhaps"} {
 		text := "username,password,is_active\nactive-" + name + "," + importHash + "," + name + "\n"
-		got := w.importText(t, text, "django")
+		got := env.importText(t, text, "django")
 		if (name == "n") != (got.Disabled == 1) || name == "perhaps" && got.codes() != "2 invalid_status" {
 			t.Errorf("is_active %s: %+v, %s", name, got.ImportReport, got.codes())
 		}
@@ -605,19 +605,19 @@ func TestACSVSaysWhatItLacks(t *testing.T) {
 
 func TestADocumentOfOneObjectInManyLinesIsRead(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	pretty := "{\n  \"username\": \"pretty\",\n  \"password_hash\": \"" + importHash + "\"\n}\n"
-	w.importText(t, pretty, "native").expect(t, 1, 0, 0)
-	w.importText(t, `{"users":[`+line("", "wrapped", importHash, "")+`]}`, "native").expect(t, 1, 0, 0)
-	w.importText(t, "{\n\"users\":["+line("", "wrapped-too", importHash, "")+`]}`, "native").expect(t, 1, 0, 0)
+	env.importText(t, pretty, "native").expect(t, 1, 0, 0)
+	env.importText(t, `{"users":[`+line("", "wrapped", importHash, "")+`]}`, "native").expect(t, 1, 0, 0)
+	env.importText(t, "{\n\"users\":["+line("", "wrapped-too", importHash, "")+`]}`, "native").expect(t, 1, 0, 0)
 }
 
 // The records of a realm of any size are found, and realms without any are passed over.
 func TestARealmWithoutUsersIsNoUser(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	big := `{"id":"r","realm":"empty","clients":["` + strings.Repeat("x", 2*userfile.MaxRecord) + `"]}`
 	user := `{"username":"kc.one","enabled":true,"credentials":[{"type":"password","secretData":"{\"value\":\"` + importHash + `\",\"salt\":\"\"}","credentialData":"{\"hashIterations\":4,\"algorithm\":\"bcrypt\"}"}]}`
-	got := w.importText(t, `[`+big+`,{"realm":"small"},{"realm":"shop","users":[`+user+`],"clients":[{"users":[{}]}]},{"realm":"none","users":[]}]`, "keycloak")
+	got := env.importText(t, `[`+big+`,{"realm":"small"},{"realm":"shop","users":[`+user+`],"clients":[{"users":[{}]}]},{"realm":"none","users":[]}]`, "keycloak")
 	got.expect(t, 1, 0, 0)
 }

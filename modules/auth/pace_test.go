@@ -72,8 +72,8 @@ func TestAnImportRestsForLongerThanItWorksWhileOthersWrite(t *testing.T) {
 // Whether others write shows in the database itself, whoever they are.
 func TestAnImportSeesWhetherOthersWrite(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
-		p := newPace(w.db, time.Now)
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
+		p := newPace(env.db, time.Now)
 		write := func(db *database.DB, i int) {
 			t.Helper()
 			if _, err := db.Write(t.Context(), "INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at) VALUES (?, ?, ?, 'x', ?, ?, ?)",
@@ -82,15 +82,15 @@ func TestAnImportSeesWhetherOthersWrite(t *testing.T) {
 			}
 		}
 		for i := range 3 {
-			write(w.db, 2*i) // its own batch
-			if !p.watch(t.Context(), func() { write(w.db, 2*i+1) }) {
+			write(env.db, 2*i) // its own batch
+			if !p.watch(t.Context(), func() { write(env.db, 2*i+1) }) {
 				t.Error("another one's write is not seen")
 			}
 		}
 		// PostgreSQL counts for all its databases, and other tests write too; SQLite's file
 		// is this test's own.
-		write(w.db, 100)
-		if others := p.watch(t.Context(), func() {}); others && !w.db.IsPostgres() {
+		write(env.db, 100)
+		if others := p.watch(t.Context(), func() {}); others && !env.db.IsPostgres() {
 			t.Error("its own batch counts as somebody else's")
 		}
 	})

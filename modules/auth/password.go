@@ -39,14 +39,13 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 		return Tokens{}, err
 	}
 	kept := uuid.NullUUID{UUID: caller.SessionID, Valid: true}
-	changed, err := s.storePassword(ctx, a.ID, hash, kept, "user", func(ctx context.Context, tx database.IDB, now account) error {
+	changed, err := s.storePassword(ctx, a.ID, hash, kept, byUser, func(ctx context.Context, tx database.IDB, now account) error {
 		return s.stillProved(ctx, tx, now, a, caller)
 	})
 	if err != nil {
 		return Tokens{}, err
 	}
-	s.clearStore(ctx, a.ID, changed.epoch, kept)
-	s.security.Info("password_changed", zap.Stringer("user_id", a.ID), zap.String("by", "user"), zap.String("ip", dev.ip()))
+	s.security.Info("password_changed", zap.Stringer("user_id", a.ID), zap.String("by", byUser), zap.String("ip", dev.ip()))
 	t, err := s.reissue(ctx, caller, changed, dev)
 	if err != nil {
 		return Tokens{}, fmt.Errorf("the password was changed, new tokens were not made: %w", err)
@@ -73,28 +72,20 @@ func (s *Service) SetPassword(ctx context.Context, userID uuid.UUID, replacement
 	if err != nil {
 		return err
 	}
-	changed, err := s.storePassword(ctx, userID, hash, uuid.NullUUID{}, "admin", func(context.Context, database.IDB, account) error { return nil })
-	if err != nil {
+	if _, err := s.storePassword(ctx, userID, hash, uuid.NullUUID{}, byAdmin, nil); err != nil {
 		return err
 	}
-	s.clearStore(ctx, userID, changed.epoch, uuid.NullUUID{})
-	s.security.Info("password_changed", zap.Stringer("user_id", userID), zap.String("by", "admin"))
+	s.security.Info("password_changed", zap.Stringer("user_id", userID), zap.String("by", byAdmin))
 	return nil
 }
 
 // storePassword writes the new hash and ends the sessions, with both events, if check finds
-// nothing against it. It returns the account as it is then.
+// nothing against it. It returns the changed account.
 func (s *Service) storePassword(ctx context.Context, userID uuid.UUID, hash string, kept uuid.NullUUID, by string,
 	check func(context.Context, database.IDB, account) error) (changed account, err error) {
 	head := s.head(userID)
-	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		a, err := lockAccount(ctx, tx, userID)
-		if err != nil {
-			return err
-		}
-		if err := check(ctx, tx, a); err != nil {
-			return err
-		}
+	all := allSessions{userID: userID, kept: kept, reason: ReasonPasswordChange}
+	err = s.changeAccount(ctx, all, check, func(ctx context.Context, tx database.Tx, a account, end func() (int64, error)) error {
 		if err := updatePassword(ctx, tx, a.ID, hash, head.OccurredAt); err != nil {
 			return err
 		}
@@ -103,7 +94,7 @@ func (s *Service) storePassword(ctx context.Context, userID uuid.UUID, hash stri
 		}
 		changed = a
 		changed.passwordHash, changed.PasswordChangedAt = hash, head.OccurredAt
-		changed.epoch, err = s.raiseAndAnnounce(ctx, tx, a, kept, ReasonPasswordChange)
+		changed.epoch, err = end()
 		return err
 	})
 	return changed, err
@@ -135,7 +126,7 @@ func (s *Service) reissue(ctx context.Context, caller Caller, changed account, d
 		return s.issue(ctx, sess, next)
 	}
 	sess, refresh, err := s.signIn(ctx, changed, dev)
-	if errors.Is(err, errOvertaken) || errors.Is(err, ErrInvalidCredentials) || errors.Is(err, ErrAccountDisabled) {
+	if errors.Is(err, errConcurrentChange) || errors.Is(err, ErrInvalidCredentials) || errors.Is(err, ErrAccountDisabled) {
 		return Tokens{}, ErrSessionRevoked
 	}
 	if err != nil {

@@ -11,21 +11,21 @@ import (
 // prepared anything.
 func TestSignInsAndSessionsThroughAPooler(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.Open(t, dbtest.PgBouncer(t, dbtest.PostgresURL(t))), nil)
+	env := newEnv(t, testConfig(), dbtest.Open(t, dbtest.PgBouncer(t, dbtest.PostgresURL(t))), nil)
 	var all sync.WaitGroup
 	for range 6 {
-		name, first := w.newcomer(t)
+		name, first := env.newUser(t)
 		all.Go(func() {
-			tokens := w.live(t, first)
+			tokens := env.live(t, first)
 			for range 5 {
-				tokens = w.live(t, tokens)
+				tokens = env.live(t, tokens)
 			}
-			other := w.signIn(t, name)
-			if err := w.EndSessions(t.Context(), w.caller(t, tokens), true); err != nil {
+			other := env.signIn(t, name)
+			if err := env.EndSessions(t.Context(), env.caller(t, tokens), true); err != nil {
 				t.Error(err)
 			}
-			w.over(t, other)
-			w.live(t, tokens)
+			env.over(t, other)
+			env.live(t, tokens)
 		})
 	}
 	all.Wait()

@@ -34,7 +34,7 @@ func (s *Service) followPopulation(ctx context.Context) {
 }
 
 func (s *Service) learnPopulation(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, settle)
+	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	sample, err := sampleHashes(ctx, s.db, password.SampleSize)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // populate writes accounts whose hashes tell their place, in the order of their making.
-func (w *world) populate(t testing.TB, n int, hash func(i int) string) {
+func (env *testEnv) populate(t testing.TB, n int, hash func(i int) string) {
 	t.Helper()
 	for start := 0; start < n; start += 1000 {
 		var values []string
@@ -26,7 +26,7 @@ func (w *world) populate(t testing.TB, n int, hash func(i int) string) {
 			now := time.Now().UTC()
 			args = append(args, id, id, id, hash(i), now, now, now)
 		}
-		_, err := w.db.Write(t.Context(), `INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,
+		_, err := env.db.Write(t.Context(), `INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,
 			created_at, updated_at, password_changed_at) VALUES `+strings.Join(values, ", "), args...)
 		if err != nil {
 			t.Fatal(err)
@@ -36,10 +36,10 @@ func (w *world) populate(t testing.TB, n int, hash func(i int) string) {
 
 func TestTheSampleOfHashesIsEvenBoundedAndStable(t *testing.T) {
 	t.Parallel()
-	dbtestEach(t, func(t *testing.T, w *world) {
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		sample := func() []string {
 			t.Helper()
-			got, err := sampleHashes(t.Context(), w.db, 200)
+			got, err := sampleHashes(t.Context(), env.db, 200)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -48,13 +48,13 @@ func TestTheSampleOfHashesIsEvenBoundedAndStable(t *testing.T) {
 		if got := sample(); len(got) != 0 {
 			t.Errorf("of no accounts: %q", got)
 		}
-		w.populate(t, 3, func(i int) string { return fmt.Sprint("few ", i) })
+		env.populate(t, 3, func(i int) string { return fmt.Sprint("few ", i) })
 		if got := count(sample()); len(got) != 3 {
 			t.Errorf("of three accounts: %v", got)
 		}
 		// A quarter was imported long after the others, and stands together in the table.
 		const all = 12_000
-		w.populate(t, all, func(i int) string {
+		env.populate(t, all, func(i int) string {
 			if i >= all*3/4 {
 				return "imported" + strings.Repeat("x", 100)
 			}
@@ -91,11 +91,11 @@ func count(list []string) map[string]int {
 // tells them apart.
 func TestAServerLearnsTheKindsOfHashesThatAccountsHave(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	slow := "$pbkdf2-sha256$i=5000000,l=32$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"
-	w.populate(t, 10, func(int) string { return slow })
+	env.populate(t, 10, func(int) string { return slow })
 	verify := func() error {
-		_, err := w.passwords.Verify(tight(t), "nobody", "password", func() (string, bool, error) { return "", false, nil })
+		_, err := env.passwords.Verify(tight(t), "nobody", "password", func() (string, bool, error) { return "", false, nil })
 		return err
 	}
 	for deadline := time.Now().Add(testenv.Patience); verify() != nil; {
@@ -105,7 +105,7 @@ func TestAServerLearnsTheKindsOfHashesThatAccountsHave(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- w.Run(ctx) }()
+	go func() { ended <- env.Run(ctx) }()
 	for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(10 * time.Millisecond) {
 		if verify() != nil {
 			break // it would take longer than that
@@ -123,19 +123,19 @@ func TestAServerLearnsTheKindsOfHashesThatAccountsHave(t *testing.T) {
 // A sample of a thousand would see every twelfth of these accounts and take all for cheap.
 func TestAServerLearnsFromAsManyHashesAsItTakes(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, testConfig(), dbtest.SQLite(t), nil)
-	w.populate(t, 12_000, func(i int) string {
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
+	env.populate(t, 12_000, func(i int) string {
 		if i%12 == 0 {
 			return importHash
 		}
 		return "$pbkdf2-sha256$i=5000000,l=32$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"
 	})
-	if err := w.learnPopulation(t.Context()); err != nil {
+	if err := env.learnPopulation(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	// A name of each kind is soon found: the cheap one answers, the dear one takes seconds.
 	for i := range 100 {
-		_, err := w.passwords.Verify(tight(t), fmt.Sprint("nobody-", i), "password", func() (string, bool, error) { return "", false, nil })
+		_, err := env.passwords.Verify(tight(t), fmt.Sprint("nobody-", i), "password", func() (string, bool, error) { return "", false, nil })
 		if errors.Is(err, context.DeadlineExceeded) {
 			return
 		}

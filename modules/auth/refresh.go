@@ -24,7 +24,7 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 		return Tokens{}, ErrInvalidRefreshToken
 	}
 	userID, sid := presented.UserID(), presented.SessionID()
-	st, err := s.standings.of(ctx, userID, sid)
+	st, err := s.states.of(ctx, userID, sid)
 	switch {
 	case errors.Is(err, ErrUserNotFound):
 		return Tokens{}, ErrSessionRevoked

@@ -75,7 +75,7 @@ func (s *Service) RevokeSessions(ctx context.Context, f SessionFilter, progress 
 		return done, err
 	}
 	if f.UserID.Valid && f == (SessionFilter{UserID: f.UserID}) {
-		if err := s.endAll(ctx, f.UserID.UUID, ReasonEndedByAdmin); err != nil {
+		if err := s.endAll(ctx, allSessions{userID: f.UserID.UUID, reason: ReasonEndedByAdmin}, nil); err != nil {
 			return Revoked{}, err
 		}
 		return Revoked{Accounts: 1, LastAccount: f.UserID.UUID}, nil
@@ -293,7 +293,7 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 					return err
 				}
 			}
-			if st := (standing{user: owner.User, epoch: owner.epoch, keptSID: owner.keptSID}); owner.ID != one.UserID || !st.live(one.ID, one.epoch) {
+			if owner.ID != one.UserID || !owner.sessionState(false).live(one.ID, one.epoch) {
 				continue // ended with the account's others in the meantime
 			}
 			head := s.head(one.UserID)

@@ -17,13 +17,13 @@ import (
 )
 
 // withLostRecords runs the test with a Redis of its own, which lose empties.
-func withLostRecords(t *testing.T, test func(t *testing.T, w *world, lose func())) {
+func withLostRecords(t *testing.T, test func(t *testing.T, env *testEnv, lose func())) {
 	t.Helper()
 	for name, open := range map[string]func(testing.TB) *database.DB{"sqlite": dbtest.SQLite, "postgres": dbtest.Postgres} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			client := cachetest.Open(t, cachetest.Start(t).URL())
-			test(t, newWorld(t, testConfig(), open(t), client), func() { flush(t, client) })
+			test(t, newEnv(t, testConfig(), open(t), client), func() { flush(t, client) })
 		})
 	}
 }
@@ -37,23 +37,23 @@ func flush(t *testing.T, client *redis.Client) {
 
 func TestEverybodyIsEverybodyWhateverTheStoreHasLost(t *testing.T) {
 	t.Parallel()
-	withLostRecords(t, func(t *testing.T, w *world, lose func()) {
-		name, lost := w.newcomer(t)
+	withLostRecords(t, func(t *testing.T, env *testEnv, lose func()) {
+		name, lost := env.newUser(t)
 		lose()
-		known := w.signIn(t, name)
-		_, other := w.newcomer(t)
-		idle, err := w.CreateUser(t.Context(), Credentials{"nobody-signed-in", goodPassword})
+		known := env.signIn(t, name)
+		_, other := env.newUser(t)
+		idle, err := env.CreateUser(t.Context(), Credentials{"nobody-signed-in", goodPassword})
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, closed := w.newcomer(t)
-		closedID := w.caller(t, closed).User.ID
-		if err := w.DisableUser(t.Context(), closedID); err != nil {
+		_, closed := env.newUser(t)
+		closedID := env.caller(t, closed).User.ID
+		if err := env.DisableUser(t.Context(), closedID); err != nil {
 			t.Fatal(err)
 		}
-		ids := []uuid.UUID{w.caller(t, known).User.ID, w.caller(t, other).User.ID, idle.ID}
+		ids := []uuid.UUID{env.caller(t, known).User.ID, env.caller(t, other).User.ID, idle.ID}
 
-		done, err := w.RevokeSessions(t.Context(), SessionFilter{Everybody: true}, nil)
+		done, err := env.RevokeSessions(t.Context(), SessionFilter{Everybody: true}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -61,40 +61,40 @@ func TestEverybodyIsEverybodyWhateverTheStoreHasLost(t *testing.T) {
 			t.Errorf("ended %+v, want the sessions of 3 accounts", done)
 		}
 		for _, tokens := range []Tokens{lost, known, other} {
-			w.over(t, tokens)
+			env.over(t, tokens)
 		}
-		w.expectEvents(t, ids[0], "UserRegistered", "UserLoggedIn", "AllSessionsRevoked")
-		w.expectEvents(t, ids[1], "UserRegistered", "AllSessionsRevoked")
-		w.expectEvents(t, closedID, "UserRegistered", "UserDisabled", "AllSessionsRevoked") // that of the disabling
+		env.expectEvents(t, ids[0], "UserRegistered", "UserLoggedIn", "AllSessionsRevoked")
+		env.expectEvents(t, ids[1], "UserRegistered", "AllSessionsRevoked")
+		env.expectEvents(t, closedID, "UserRegistered", "UserDisabled", "AllSessionsRevoked") // that of the disabling
 		for _, id := range ids {
-			if records, err := w.sessions.List(t.Context(), id); err != nil || len(records) != 0 {
+			if records, err := env.sessions.List(t.Context(), id); err != nil || len(records) != 0 {
 				t.Errorf("%d records are left in the store: %v", len(records), err)
 			}
 		}
-		w.live(t, w.signIn(t, name)) // it ends what was, and closes nothing
+		env.live(t, env.signIn(t, name)) // it ends what was, and closes nothing
 	})
 }
 
 func TestARevocationOfEverybodyGoesOnWhereItWasBrokenOff(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
+	each(t, func(t *testing.T, env *testEnv) {
 		var all []Tokens
 		for range revokeBatch/2 + 3 {
-			_, tokens := w.newcomer(t)
+			_, tokens := env.newUser(t)
 			all = append(all, tokens)
 		}
 		for i := range 2 * revokeBatch {
-			if _, err := w.db.Write(t.Context(), `INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at)
+			if _, err := env.db.Write(t.Context(), `INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at)
 				VALUES (?, ?, ?, '', ?, ?, ?)`, uuid.New(), uuid.NewString(), uuid.NewString(), time.Now(), time.Now(), time.Now()); err != nil {
 				t.Fatalf("account %d: %v", i, err)
 			}
 		}
 		ctx, stop := context.WithCancel(t.Context())
-		first, err := w.RevokeSessions(ctx, SessionFilter{Everybody: true}, func(Revoked) { stop() })
+		first, err := env.RevokeSessions(ctx, SessionFilter{Everybody: true}, func(Revoked) { stop() })
 		if !errors.Is(err, context.Canceled) || first.Accounts != revokeBatch {
 			t.Fatalf("broken off after %+v: %v", first, err)
 		}
-		second, err := w.RevokeSessions(t.Context(), SessionFilter{Everybody: true, AfterAccount: first.LastAccount}, nil)
+		second, err := env.RevokeSessions(t.Context(), SessionFilter{Everybody: true, AfterAccount: first.LastAccount}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -102,54 +102,54 @@ func TestARevocationOfEverybodyGoesOnWhereItWasBrokenOff(t *testing.T) {
 			t.Errorf("ended the sessions of %d accounts", n)
 		}
 		var twice int
-		if err := w.db.QueryRowContext(t.Context(), "SELECT count(*) FROM users WHERE session_epoch <> 1").Scan(&twice); err != nil || twice != 0 {
+		if err := env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM users WHERE session_epoch <> 1").Scan(&twice); err != nil || twice != 0 {
 			t.Errorf("%d accounts were not ended just once: %v", twice, err)
 		}
 		for _, tokens := range all {
-			w.over(t, tokens)
+			env.over(t, tokens)
 		}
 	})
 }
 
 func TestSessionsAreRevokedByWhereTheyWereUsed(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
+	each(t, func(t *testing.T, env *testEnv) {
 		network := netip.MustParsePrefix("2001:db8:77::/48")
-		if w.redis != nil { // which other tests share
+		if env.redis != nil { // which other tests share
 			network = netip.PrefixFrom(netip.AddrFrom16(uuid.New()), 128)
 		}
 		there := Device{UserAgent: "there", IP: network.Addr()}
-		name, here := w.newcomer(t)
-		id := w.caller(t, here).User.ID
+		name, here := env.newUser(t)
+		id := env.caller(t, here).User.ID
 		for range revokeBatch/2 - 1 {
-			if _, err := w.Login(t.Context(), Credentials{name, goodPassword}, there); err != nil {
+			if _, err := env.Login(t.Context(), Credentials{name, goodPassword}, there); err != nil {
 				t.Fatal(err)
 			}
 		}
-		other, stranger := w.newcomer(t)
+		other, stranger := env.newUser(t)
 		var last Tokens
 		for range revokeBatch/2 - 1 {
 			var err error
-			if last, err = w.Login(t.Context(), Credentials{other, goodPassword}, there); err != nil {
+			if last, err = env.Login(t.Context(), Credentials{other, goodPassword}, there); err != nil {
 				t.Fatal(err)
 			}
 		}
 		filter := SessionFilter{IP: network}
-		if w.redis == nil {
+		if env.redis == nil {
 			filter.Before = time.Now().Add(time.Hour)
 		}
-		done, err := w.RevokeSessions(t.Context(), filter, nil)
+		done, err := env.RevokeSessions(t.Context(), filter, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if done.Accounts != 0 || done.Sessions != revokeBatch-2 {
 			t.Errorf("ended %+v, want %d sessions", done, revokeBatch-2)
 		}
-		w.over(t, last)
-		w.live(t, here)
-		w.live(t, stranger)
+		env.over(t, last)
+		env.live(t, here)
+		env.live(t, stranger)
 		ended := 0
-		for _, e := range w.events(t, id) {
+		for _, e := range env.events(t, id) {
 			if e.Type == EventSessionRevoked {
 				ended++
 			}
@@ -157,14 +157,14 @@ func TestSessionsAreRevokedByWhereTheyWereUsed(t *testing.T) {
 		if ended != revokeBatch/2-1 {
 			t.Errorf("%d ends of sessions were announced", ended)
 		}
-		if done, err = w.RevokeSessions(t.Context(), filter, nil); err != nil || done != (Revoked{}) {
+		if done, err = env.RevokeSessions(t.Context(), filter, nil); err != nil || done != (Revoked{}) {
 			t.Errorf("once more: ended %+v: %v", done, err)
 		}
-		one, err := w.RevokeSessions(t.Context(), SessionFilter{UserID: uuid.NullUUID{UUID: id, Valid: true}}, nil)
+		one, err := env.RevokeSessions(t.Context(), SessionFilter{UserID: uuid.NullUUID{UUID: id, Valid: true}}, nil)
 		if err != nil || one.Accounts != 1 || one.Sessions != 0 {
 			t.Errorf("all of a user: ended %+v: %v", one, err)
 		}
-		w.over(t, here)
+		env.over(t, here)
 	})
 }
 
@@ -172,74 +172,74 @@ func TestSessionsAreRevokedByWhereTheyWereUsed(t *testing.T) {
 // over. What is named ends all the same.
 func TestARevocationSaysWhenTheStoreHasLostWhatItMayMean(t *testing.T) {
 	t.Parallel()
-	withLostRecords(t, func(t *testing.T, w *world, lose func()) {
-		name, kept := w.newcomer(t)
+	withLostRecords(t, func(t *testing.T, env *testEnv, lose func()) {
+		name, kept := env.newUser(t)
 		here := SessionFilter{IP: netip.MustParsePrefix("192.0.2.7/32")}
 		elsewhere := SessionFilter{IP: netip.MustParsePrefix("203.0.113.0/24")}
-		w.Housekeep(t.Context())
-		if done, err := w.RevokeSessions(t.Context(), elsewhere, nil); err != nil || done.Sessions != 0 {
+		env.Housekeep(t.Context())
+		if done, err := env.RevokeSessions(t.Context(), elsewhere, nil); err != nil || done.Sessions != 0 {
 			t.Errorf("nothing was lost: %+v, %v", done, err)
 		}
-		user := w.caller(t, kept).User.ID
-		named, lost := w.signIn(t, name), w.signIn(t, name)
+		user := env.caller(t, kept).User.ID
+		named, lost := env.signIn(t, name), env.signIn(t, name)
 		lose()
 		between := time.Now().Truncate(time.Millisecond)
-		known := w.signIn(t, name)
+		known := env.signIn(t, name)
 
 		for what, filter := range map[string]SessionFilter{"address": elsewhere, "time": {Before: between},
 			"user and address": {UserID: uuid.NullUUID{UUID: user, Valid: true}, IP: elsewhere.IP},
 			"id and address":   {ID: uuid.NullUUID{UUID: lost.SessionID, Valid: true}, IP: elsewhere.IP}} {
-			done, err := w.RevokeSessions(t.Context(), filter, nil)
+			done, err := env.RevokeSessions(t.Context(), filter, nil)
 			if e, ok := errors.AsType[*RecordsLostError](err); !ok || done.Sessions != 0 || e.Until.Before(time.Now()) {
 				t.Errorf("chosen by %s: %+v, %v", what, done, err)
 			}
 		}
 		for what, filter := range map[string]SessionFilter{"a time before any token": {Before: time.Now().Add(-6 * time.Hour)},
 			"another user": {UserID: uuid.NullUUID{UUID: uuid.New(), Valid: true}, IP: elsewhere.IP}} {
-			if done, err := w.RevokeSessions(t.Context(), filter, nil); err != nil || done.Sessions != 0 {
+			if done, err := env.RevokeSessions(t.Context(), filter, nil); err != nil || done.Sessions != 0 {
 				t.Errorf("chosen by %s: %+v, %v", what, done, err)
 			}
 		}
-		done, err := w.RevokeSessions(t.Context(), here, nil)
+		done, err := env.RevokeSessions(t.Context(), here, nil)
 		if _, ok := errors.AsType[*RecordsLostError](err); !ok || done.Sessions != 1 {
 			t.Errorf("chosen by the address: %+v, %v", done, err)
 		}
-		w.over(t, known)
+		env.over(t, known)
 
-		if done, err = w.RevokeSessions(t.Context(), SessionFilter{ID: uuid.NullUUID{UUID: named.SessionID, Valid: true}}, nil); err != nil || done.Sessions != 1 {
+		if done, err = env.RevokeSessions(t.Context(), SessionFilter{ID: uuid.NullUUID{UUID: named.SessionID, Valid: true}}, nil); err != nil || done.Sessions != 1 {
 			t.Errorf("named: %+v, %v", done, err)
 		}
-		w.over(t, named)
-		w.caller(t, lost)
-		w.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "UserLoggedIn", "UserLoggedIn", "SessionRevoked", "SessionRevoked")
-		if done, err = w.RevokeSessions(t.Context(), SessionFilter{UserID: uuid.NullUUID{UUID: user, Valid: true}}, nil); err != nil || done.Accounts != 1 {
+		env.over(t, named)
+		env.caller(t, lost)
+		env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "UserLoggedIn", "UserLoggedIn", "SessionRevoked", "SessionRevoked")
+		if done, err = env.RevokeSessions(t.Context(), SessionFilter{UserID: uuid.NullUUID{UUID: user, Valid: true}}, nil); err != nil || done.Accounts != 1 {
 			t.Errorf("all of the user: %+v, %v", done, err)
 		}
-		w.over(t, lost)
-		w.over(t, kept)
+		env.over(t, lost)
+		env.over(t, kept)
 	})
 }
 
 // A session whose record is lost still has access tokens: its owner ends it from another one.
 func TestASessionThatTheStoreHasLostCanBeEndedByItsOwner(t *testing.T) {
 	t.Parallel()
-	withLostRecords(t, func(t *testing.T, w *world, lose func()) {
-		name, lost := w.newcomer(t)
+	withLostRecords(t, func(t *testing.T, env *testEnv, lose func()) {
+		name, lost := env.newUser(t)
 		lose()
-		here := w.caller(t, w.signIn(t, name))
-		_, other := w.newcomer(t)
-		if err := w.EndSession(t.Context(), w.caller(t, other), lost.SessionID); !errors.Is(err, ErrSessionNotFound) {
+		here := env.caller(t, env.signIn(t, name))
+		_, other := env.newUser(t)
+		if err := env.EndSession(t.Context(), env.caller(t, other), lost.SessionID); !errors.Is(err, ErrSessionNotFound) {
 			t.Errorf("by somebody else: %v", err)
 		}
-		w.caller(t, lost)
-		if err := w.EndSession(t.Context(), here, lost.SessionID); err != nil {
+		env.caller(t, lost)
+		if err := env.EndSession(t.Context(), here, lost.SessionID); err != nil {
 			t.Error(err)
 		}
-		w.over(t, lost)
-		if err := w.EndSession(t.Context(), here, lost.SessionID); !errors.Is(err, ErrSessionNotFound) {
+		env.over(t, lost)
+		if err := env.EndSession(t.Context(), here, lost.SessionID); !errors.Is(err, ErrSessionNotFound) {
 			t.Errorf("once more: %v", err)
 		}
-		w.expectEvents(t, here.User.ID, "UserRegistered", "UserLoggedIn", "SessionRevoked")
+		env.expectEvents(t, here.User.ID, "UserRegistered", "UserLoggedIn", "SessionRevoked")
 	})
 }
 
@@ -247,18 +247,18 @@ func TestASessionThatTheStoreHasLostCanBeEndedByItsOwner(t *testing.T) {
 // expired, not only those that this command would have made.
 func TestACommandAnnouncesEndsForTheLifetimeOfTheServers(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(cfg *Config) { cfg.Token.AccessTTL = 10 * time.Hour }, func(t *testing.T, w *world) {
-		_, tokens := w.newcomer(t)
-		id := w.caller(t, tokens).User.ID
-		w.cfg.Token.AccessTTL = time.Minute
-		command := w.another(t)
-		if err := command.RevokeSession(t.Context(), Session{ID: tokens.SessionID, UserID: id}); err != nil {
+	eachWith(t, func(cfg *Config) { cfg.Token.AccessTTL = 10 * time.Hour }, func(t *testing.T, env *testEnv) {
+		_, tokens := env.newUser(t)
+		id := env.caller(t, tokens).User.ID
+		env.cfg.Token.AccessTTL = time.Minute
+		command := env.another(t)
+		if err := command.revoke(t, SessionFilter{ID: uuid.NullUUID{UUID: tokens.SessionID, Valid: true}}); err != nil {
 			t.Fatal(err)
 		}
-		if err := command.RevokeUserSessions(t.Context(), id); err != nil {
+		if err := command.revoke(t, SessionFilter{UserID: uuid.NullUUID{UUID: id, Valid: true}}); err != nil {
 			t.Fatal(err)
 		}
-		for _, e := range w.events(t, id)[1:] {
+		for _, e := range env.events(t, id)[1:] {
 			until, err := time.Parse(time.RFC3339, fmt.Sprint(e.Data["expires_at"]))
 			if err != nil || until.Before(tokens.AccessTokenExpiresAt) {
 				t.Errorf(

@@ -55,7 +55,7 @@ type Service struct {
 	verifier   *token.Verifier
 	passwords  *password.Passwords
 	limiter    *throttle.Limiter
-	standings  standings
+	states     sessionStates
 	clients    map[string][]byte
 	lockOuts   lockOuts
 	committed  func()
@@ -87,7 +87,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 		}
 		s.clients[id] = hash
 	}
-	if s.standings, err = prepareStandings(ctx, deps.DB); err != nil {
+	if s.states, err = prepareSessionStates(ctx, deps.DB); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -149,7 +149,7 @@ func (s *Service) Close() error {
 }
 
 func (s *Service) closeStatements() error {
-	err := s.standings.close()
+	err := s.states.close()
 	if s.closeStore != nil {
 		err = errors.Join(err, s.closeStore())
 	}
@@ -165,12 +165,12 @@ func (s *Service) transact(ctx context.Context, fn func(ctx context.Context, tx 
 	return nil
 }
 
-// settle is how long work may take that must be finished although its request has ended.
-const settle = 5 * time.Second
+// detachTimeout bounds work that goes on when its request has ended, or that has none.
+const detachTimeout = 5 * time.Second
 
-// detached outlives the request but not [settle].
+// detached outlives the request but not [detachTimeout].
 func detached(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), settle)
+	return context.WithTimeout(context.WithoutCancel(ctx), detachTimeout)
 }
 
 // newID makes a UUIDv7: it sorts by time, which keeps indexes compact.
@@ -179,15 +179,10 @@ func newID() uuid.UUID { return uuid.Must(uuid.NewV7()) } // crypto/rand does no
 // timestamp is the present moment as the databases keep it: UTC, whole microseconds.
 func (s *Service) timestamp() time.Time { return s.now().UTC().Truncate(time.Microsecond) }
 
-// IsUnavailable reports whether an error means that a backend is away, too slow or read-only:
-// the same request may succeed later.
+// IsUnavailable reports whether the same request may succeed later: a backend is away, too slow or
+// read-only, or others have changed the account again and again.
 func IsUnavailable(err error) bool {
-	return errors.Is(err, session.ErrUnavailable) || database.IsUnavailable(err)
-}
-
-// Ready reports what of its backends is away; nil means that the service can do its work.
-func (s *Service) Ready(ctx context.Context) error {
-	return errors.Join(s.db.PingContext(ctx), s.sessions.Ping(ctx))
+	return errors.Is(err, session.ErrUnavailable) || errors.Is(err, errConcurrentChange) || database.IsUnavailable(err)
 }
 
 // giveWay leaves the database to others for as long as it was just kept busy. SQLite has one

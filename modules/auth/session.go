@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"time"
@@ -14,19 +13,19 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// errOvertaken says that a session was over before it had begun: all sessions were ended, or
-// this one was pushed out by newer ones, between its record and its transaction.
-var errOvertaken = errors.New("the session ended before it began")
+// errConcurrentChange says that a session ended between its record and its transaction: all
+// sessions of the account were ended, or newer ones evicted this one.
+var errConcurrentChange = errors.New("the session ended before it began")
 
-// mostOvertaken is how often a sign-in begins anew. Each time, others have got ahead of it.
-const mostOvertaken = 8
+// maxAttempts bounds how often a sign-in is tried. Each failure is the success of another one.
+const maxAttempts = 8
 
-// begin is [Service.signIn] for who has just shown the password: a session that was overtaken
-// begins once more, behind what has overtaken it. The right password stays right.
+// begin is [Service.signIn] for a caller who has just shown the password, which stays right: after
+// a concurrent change the sign-in is tried again.
 func (s *Service) begin(ctx context.Context, a account, dev Device) (session.Session, session.Token, error) {
-	for range mostOvertaken {
+	for range maxAttempts {
 		sess, refresh, err := s.signIn(ctx, a, dev)
-		if !errors.Is(err, errOvertaken) {
+		if !errors.Is(err, errConcurrentChange) {
 			return sess, refresh, err
 		}
 		now, err := accountByID(ctx, s.db, a.ID)
@@ -36,13 +35,13 @@ func (s *Service) begin(ctx context.Context, a account, dev Device) (session.Ses
 		if err != nil {
 			return session.Session{}, session.Token{}, err
 		}
-		a.epoch = now.epoch // and nothing else: the password is still the one that was shown, or refused
+		a.epoch = now.epoch // and nothing else: signIn compares the password with the one that was shown
 	}
-	return session.Session{}, session.Token{}, ErrUnavailable
+	return session.Session{}, session.Token{}, errConcurrentChange
 }
 
 // signIn begins a session of an account whose owner has shown the password. It returns
-// [errOvertaken] when the account's sessions, or this one, were ended meanwhile.
+// [errConcurrentChange] when the account's sessions, or this one, were ended meanwhile.
 func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Session, session.Token, error) {
 	sess, refresh, evict, err := s.createRecord(ctx, a, dev)
 	if err != nil {
@@ -63,12 +62,16 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 		case !now.samePassword(a):
 			return ErrInvalidCredentials
 		case now.epoch != a.epoch:
-			return errOvertaken
+			return errConcurrentChange
 		}
-		// Sign-ins that found this one's record may have evicted it already. It is not
+		// Other sign-ins may have found this one's record and evicted it: it must not be
 		// announced after its end.
-		if revoked, err := revokedAmong(ctx, tx, []uuid.UUID{sess.ID}); err != nil || revoked[sess.ID] {
-			return cmp.Or(err, errOvertaken)
+		revoked, err := revokedAmong(ctx, tx, []uuid.UUID{sess.ID})
+		if err != nil {
+			return err
+		}
+		if revoked[sess.ID] {
+			return errConcurrentChange
 		}
 		if evicted, err = s.evict(ctx, tx, a.ID, evict); err != nil {
 			return err
@@ -171,7 +174,7 @@ func (s *Service) sweep(ctx context.Context, userID uuid.UUID) (bool, error) {
 // endSession revokes one session unless it is over already. The revocation commits first;
 // the record in the store goes afterwards, and may stay if the store is away.
 func (s *Service) endSession(ctx context.Context, userID, sid uuid.UUID, reason Reason) error {
-	st, err := s.standings.of(ctx, userID, sid)
+	st, err := s.states.of(ctx, userID, sid)
 	if errors.Is(err, ErrUserNotFound) {
 		return nil
 	}
@@ -181,7 +184,7 @@ func (s *Service) endSession(ctx context.Context, userID, sid uuid.UUID, reason 
 	over := st.revoked
 	if !over {
 		// A record from before "end all" is over by its epoch: nothing more to announce.
-		look, cancel := atAGlance(ctx)
+		look, cancel := withShortTimeout(ctx)
 		rec, err := s.sessions.Get(look, userID, sid)
 		cancel()
 		switch {
@@ -274,45 +277,57 @@ func (s *Service) revokedEvent(head eventHead, sid uuid.UUID, reason Reason) (ou
 	})
 }
 
-// endAll raises the account's epoch, which ends every session begun before it, and then
-// clears the store.
-func (s *Service) endAll(ctx context.Context, userID uuid.UUID, reason Reason) error {
-	return s.endAllBut(ctx, userID, uuid.NullUUID{}, reason, func(context.Context, database.IDB, account) error { return nil })
+// allSessions are the sessions of an account that end together.
+type allSessions struct {
+	userID uuid.UUID
+	kept   uuid.NullUUID // the one that goes on
+	reason Reason
 }
 
-// endAllBut is endAll with a session that goes on, if check finds that it still may.
-func (s *Service) endAllBut(ctx context.Context, userID uuid.UUID, kept uuid.NullUUID, reason Reason, check func(context.Context, database.IDB, account) error) error {
+// endAll ends sessions, if check, which may be nil, lets it.
+func (s *Service) endAll(ctx context.Context, all allSessions, check func(context.Context, database.IDB, account) error) error {
+	err := s.changeAccount(ctx, all, check, func(_ context.Context, _ database.Tx, _ account, end func() (int64, error)) error {
+		_, err := end()
+		return err
+	})
+	if err == nil {
+		s.security.Info("sessions_ended", zap.Stringer("user_id", all.userID), zap.String("reason", string(all.reason)))
+	}
+	return err
+}
+
+// changeAccount runs fn in one transaction with the lock on the account, once check, which may be
+// nil, has found nothing against it. fn calls end where the sessions end among its events; end
+// raises the epoch and returns it. Their records go after the commit.
+func (s *Service) changeAccount(ctx context.Context, all allSessions, check func(context.Context, database.IDB, account) error,
+	fn func(ctx context.Context, tx database.Tx, a account, end func() (epoch int64, err error)) error) error {
 	var epoch int64
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		a, err := lockAccount(ctx, tx, userID)
+		epoch = 0
+		a, err := lockAccount(ctx, tx, all.userID)
+		if err == nil && check != nil {
+			err = check(ctx, tx, a)
+		}
 		if err != nil {
 			return err
 		}
-		if err := check(ctx, tx, a); err != nil {
-			return err
-		}
-		epoch, err = s.raiseAndAnnounce(ctx, tx, a, kept, reason)
-		return err
+		return fn(ctx, tx, a, func() (int64, error) {
+			raised, event, err := s.raise(ctx, tx, a, all.kept, all.reason)
+			if err != nil {
+				return 0, err
+			}
+			epoch = raised
+			return raised, outbox.Add(ctx, tx, event)
+		})
 	})
-	if err != nil {
-		return err
+	if err == nil && epoch > 0 {
+		s.clearStore(ctx, all.userID, epoch, all.kept)
 	}
-	s.clearStore(ctx, userID, epoch, kept)
-	s.security.Info("sessions_ended", zap.Stringer("user_id", userID), zap.String("reason", string(reason)))
-	return nil
+	return err
 }
 
-// raiseAndAnnounce ends every session of the account but the kept one, with the event, and
-// returns the epoch from which sessions live.
-func (s *Service) raiseAndAnnounce(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, error) {
-	epoch, e, err := s.raise(ctx, tx, a, kept, reason)
-	if err != nil {
-		return 0, err
-	}
-	return epoch, outbox.Add(ctx, tx, e)
-}
-
-// raise is [Service.raiseAndAnnounce] but for adding the event, which it returns.
+// raise ends every session of the account but the kept one, and returns the epoch from which
+// sessions live and the event, which it does not add.
 func (s *Service) raise(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, outbox.Event, error) {
 	head := s.head(a.ID)
 	epoch, err := raiseEpoch(ctx, tx, a, kept, head.OccurredAt)
@@ -336,19 +351,19 @@ func (s *Service) accessTokensEnd(now time.Time) time.Time {
 	return now.Add(s.keys.LongestTTL() + time.Minute)
 }
 
-// glance is the longest that an end waits for the store, before and after its commit: the
+// shortTimeout is the longest that an end waits for the store, before and after its commit: the
 // database decides, and what the store says or keeps changes nothing about it.
-const glance = 500 * time.Millisecond
+const shortTimeout = 500 * time.Millisecond
 
-// atAGlance outlives the request but not [glance].
-func atAGlance(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), glance)
+// withShortTimeout outlives the request but not [shortTimeout].
+func withShortTimeout(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), shortTimeout)
 }
 
 // dropRecord removes what the store holds of sessions. The database has already decided;
 // a record that stays is refused by it and expires.
 func (s *Service) dropRecord(ctx context.Context, userID uuid.UUID, sids ...uuid.UUID) {
-	ctx, cancel := atAGlance(ctx)
+	ctx, cancel := withShortTimeout(ctx)
 	defer cancel()
 	if err := s.sessions.Delete(ctx, userID, sids...); err != nil {
 		s.log.Warn("session_record_left", zap.Stringer("user_id", userID), zap.Int("sessions", len(sids)), zap.Error(err))
@@ -358,7 +373,7 @@ func (s *Service) dropRecord(ctx context.Context, userID uuid.UUID, sids ...uuid
 // clearStore removes the records of sessions that ended when the epoch was raised. As with
 // [Service.dropRecord], what stays is refused all the same.
 func (s *Service) clearStore(ctx context.Context, userID uuid.UUID, epoch int64, kept uuid.NullUUID) {
-	ctx, cancel := atAGlance(ctx)
+	ctx, cancel := withShortTimeout(ctx)
 	defer cancel()
 	if err := s.sessions.DeleteAll(ctx, userID, epoch, kept); err != nil {
 		s.log.Warn("session_records_left", zap.Stringer("user_id", userID), zap.Error(err))

@@ -123,14 +123,13 @@ func (s *Service) compare(ctx context.Context, records []session.Session) (live 
 	live, ended = make([]Session, 0, len(records)), make(map[uuid.UUID][]uuid.UUID)
 	for _, r := range records {
 		a, found := accounts[r.UserID]
-		st := standing{user: a.User, epoch: a.epoch, keptSID: a.keptSID, revoked: revoked[r.ID]}
 		switch {
 		case !found:
 		case r.Tentative() && !begun[r.ID]: // its sign-in is under way, or has died
 			if s.now().Sub(began(r.ID)) > tentativeFor {
 				ended[r.UserID] = append(ended[r.UserID], r.ID)
 			}
-		case !st.live(r.ID, r.Epoch) || s.tooOld(r.ID):
+		case !a.sessionState(revoked[r.ID]).live(r.ID, r.Epoch) || s.tooOld(r.ID):
 			ended[r.UserID] = append(ended[r.UserID], r.ID)
 		default:
 			live = append(live, Session{

@@ -67,7 +67,7 @@ func (s *Service) ownerOf(ctx context.Context, suspected, sid uuid.UUID) (uuid.U
 	if errors.Is(err, ErrUserNotFound) {
 		return uuid.Nil, ErrSessionNotFound
 	}
-	if st := (standing{user: a.User, epoch: a.epoch, keptSID: a.keptSID}); err == nil && (!st.live(sid, b.epoch) || s.tooOld(sid)) {
+	if err == nil && (!a.sessionState(false).live(sid, b.epoch) || s.tooOld(sid)) {
 		return uuid.Nil, ErrSessionNotFound
 	}
 	return b.userID, err
@@ -75,11 +75,12 @@ func (s *Service) ownerOf(ctx context.Context, suspected, sid uuid.UUID) (uuid.U
 
 // EndSessions ends every session of the caller, or every one but the calling one.
 func (s *Service) EndSessions(ctx context.Context, caller Caller, exceptCurrent bool) error {
+	all := allSessions{userID: caller.User.ID, reason: ReasonEndedByUser}
 	if !exceptCurrent {
-		return s.endAll(ctx, caller.User.ID, ReasonEndedByUser)
+		return s.endAll(ctx, all, nil)
 	}
-	kept := uuid.NullUUID{UUID: caller.SessionID, Valid: true}
-	return s.endAllBut(ctx, caller.User.ID, kept, ReasonEndedByUser, func(ctx context.Context, tx database.IDB, now account) error {
+	all.kept = uuid.NullUUID{UUID: caller.SessionID, Valid: true}
+	return s.endAll(ctx, all, func(ctx context.Context, tx database.IDB, now account) error {
 		return s.stillLive(ctx, tx, now, caller)
 	})
 }
@@ -89,14 +90,4 @@ func (s *Service) EndSessions(ctx context.Context, caller Caller, exceptCurrent 
 func (s *Service) SessionEnded(ctx context.Context, sid uuid.UUID) (bool, error) {
 	revoked, err := revokedAmong(ctx, s.db, []uuid.UUID{sid})
 	return revoked[sid], err
-}
-
-// RevokeUserSessions ends every session of an account on an operator's behalf.
-func (s *Service) RevokeUserSessions(ctx context.Context, userID uuid.UUID) error {
-	return s.endAll(ctx, userID, ReasonEndedByAdmin)
-}
-
-// RevokeSession ends a session on an operator's behalf.
-func (s *Service) RevokeSession(ctx context.Context, one Session) error {
-	return s.endSession(ctx, one.UserID, one.ID, ReasonEndedByAdmin)
 }

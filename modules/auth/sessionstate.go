@@ -12,8 +12,8 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// standing is what the database, the authority, says of an account and one session of it.
-type standing struct {
+// sessionState is what the database, the authority, says of an account and one session of it.
+type sessionState struct {
 	user    User
 	epoch   int64
 	keptSID uuid.NullUUID
@@ -21,15 +21,20 @@ type standing struct {
 	endedAt time.Time // when sessions were last ended all at once; zero for never
 }
 
+// sessionState is what the account says of a session that is, or is not, revoked by name.
+func (a account) sessionState(revoked bool) sessionState {
+	return sessionState{user: a.User, epoch: a.epoch, keptSID: a.keptSID, revoked: revoked}
+}
+
 // live reports whether a session begun under epoch may go on.
-func (st standing) live(sid uuid.UUID, epoch int64) bool {
+func (st sessionState) live(sid uuid.UUID, epoch int64) bool {
 	return st.user.Status == StatusActive && !st.revoked &&
 		(epoch >= st.epoch || st.keptSID.Valid && st.keptSID.UUID == sid)
 }
 
 // endedWithAll reports whether a session that the store no longer has was ended with all
-// others, rather than having expired. It is only a matter of words: both are over.
-func (st standing) endedWithAll(sid uuid.UUID) bool {
+// others, rather than having expired. Only the answer's words depend on it.
+func (st sessionState) endedWithAll(sid uuid.UUID) bool {
 	return began(sid).Before(st.endedAt) && !(st.keptSID.Valid && st.keptSID.UUID == sid)
 }
 
@@ -43,61 +48,59 @@ func (s *Service) tooOld(sid uuid.UUID) bool {
 	return !s.now().Before(began(sid).Add(s.cfg.SessionMaxAge))
 }
 
-// stillLive refuses a caller whose session has ended since it was authenticated. Who keeps a
-// session alive past the end of all others asks this under the lock on the account: an ended
-// session must not keep itself, which would bring it back.
+// stillLive refuses a caller whose session has ended since it was authenticated. It is checked
+// under the lock on the account before a session is kept past the end of all others: an ended
+// session that kept itself would be live again.
 func (s *Service) stillLive(ctx context.Context, tx database.IDB, now account, caller Caller) error {
 	revoked, err := revokedAmong(ctx, tx, []uuid.UUID{caller.SessionID})
 	if err != nil {
 		return err
 	}
-	st := standing{user: now.User, epoch: now.epoch, keptSID: now.keptSID, revoked: revoked[caller.SessionID]}
-	if !st.live(caller.SessionID, caller.claims.SessionEpoch) {
+	if !now.sessionState(revoked[caller.SessionID]).live(caller.SessionID, caller.claims.SessionEpoch) {
 		return ErrSessionRevoked
 	}
 	return nil
 }
 
-// standings answers the one question every refresh and every authenticated request asks. The
-// statement is prepared (docs/decisions).
-type standings struct {
+// sessionStates does the session check of every refresh and every authenticated request, with a
+// prepared statement (docs/decisions).
+type sessionStates struct {
 	db    *database.DB
-	batch *batch.Batcher[subject, *standing] // PostgreSQL
-	stmt  *database.Stmt                     // SQLite, to which there is no way to save
+	batch *batch.Batcher[subject, *sessionState] // PostgreSQL
+	stmt  *database.Stmt                         // SQLite, where there is no round trip to save
 }
 
 // subject is an account and a session of it.
 type subject struct{ userID, sid uuid.UUID }
 
-const standingColumns = `u.username, u.status, u.created_at, u.updated_at, u.password_changed_at,
+const sessionStateColumns = `u.username, u.status, u.created_at, u.updated_at, u.password_changed_at,
 	u.session_epoch, u.kept_sid, u.sessions_ended_at, (SELECT r.sid FROM revoked_session r WHERE r.sid = q.sid) IS NOT NULL`
 
 // A plan is kept for as long as its connection, while the tables grow. So nothing here leaves
-// PostgreSQL a choice: the LIMIT and the scalar subquery keep it from reading a whole table
-// that was small once, and as it cannot see the arrays, no plan for a particular one, made
-// anew each time, looks better to it.
-const standingsPostgres = `SELECT q.n, ` + standingColumns + ` FROM unnest((SELECT $1::uuid[]), (SELECT $2::uuid[])) WITH ORDINALITY AS q (user_id, sid, n)
+// PostgreSQL a choice: the LIMIT and the scalar subqueries keep it from reading a whole table that
+// was small once, and since it cannot see the arrays, it plans for none in particular.
+const sessionStatesPostgres = `SELECT q.n, ` + sessionStateColumns + ` FROM unnest((SELECT $1::uuid[]), (SELECT $2::uuid[])) WITH ORDINALITY AS q (user_id, sid, n)
 	CROSS JOIN LATERAL (SELECT * FROM users WHERE id = q.user_id LIMIT 1) u`
 
-const standingSQLite = `SELECT 1, ` + standingColumns + ` FROM (SELECT ? AS user_id, ? AS sid) q JOIN users u ON u.id = q.user_id`
+const sessionStateSQLite = `SELECT 1, ` + sessionStateColumns + ` FROM (SELECT ? AS user_id, ? AS sid) q JOIN users u ON u.id = q.user_id`
 
-func prepareStandings(ctx context.Context, db *database.DB) (standings, error) {
-	s := standings{db: db}
+func prepareSessionStates(ctx context.Context, db *database.DB) (sessionStates, error) {
+	s := sessionStates{db: db}
 	if db.IsPostgres() {
-		s.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 4, MaxBatch: 256, Timeout: settle}, s.askPostgres)
+		s.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 4, MaxBatch: 256, Timeout: detachTimeout}, s.askPostgres)
 		return s, nil
 	}
 	var err error
-	if s.stmt, err = db.PrepareContext(ctx, standingSQLite); err != nil {
-		return standings{}, fmt.Errorf("prepare the session check: %w", err)
+	if s.stmt, err = db.PrepareContext(ctx, sessionStateSQLite); err != nil {
+		return sessionStates{}, fmt.Errorf("prepare the session check: %w", err)
 	}
 	return s, nil
 }
 
 // of returns [ErrUserNotFound] when the account is gone.
-func (s standings) of(ctx context.Context, userID, sid uuid.UUID) (standing, error) {
+func (s sessionStates) of(ctx context.Context, userID, sid uuid.UUID) (sessionState, error) {
 	who := subject{userID, sid}
-	var st *standing
+	var st *sessionState
 	var err error
 	if s.batch != nil {
 		st, err = s.batch.Do(ctx, who)
@@ -105,30 +108,30 @@ func (s standings) of(ctx context.Context, userID, sid uuid.UUID) (standing, err
 		st, err = s.askSQLite(ctx, who)
 	}
 	if err != nil {
-		return standing{}, fmt.Errorf("check the session: %w", err)
+		return sessionState{}, fmt.Errorf("check the session: %w", err)
 	}
 	if st == nil {
-		return standing{}, ErrUserNotFound
+		return sessionState{}, ErrUserNotFound
 	}
 	return *st, nil
 }
 
 // askPostgres goes to pgx itself: database/sql starts a goroutine for each query, which costs
 // more than the query does here.
-func (s standings) askPostgres(ctx context.Context, whom []subject) (all []*standing, err error) {
+func (s sessionStates) askPostgres(ctx context.Context, whom []subject) (all []*sessionState, err error) {
 	userIDs, sids := make([][16]byte, len(whom)), make([][16]byte, len(whom))
 	for i, who := range whom {
 		userIDs[i], sids[i] = who.userID, who.sid
 	}
-	all = make([]*standing, len(whom))
+	all = make([]*sessionState, len(whom))
 	err = s.db.Postgres(ctx, func(conn *pgx.Conn) error {
-		rows, err := conn.Query(ctx, standingsPostgres, s.db.Prepared(), userIDs, sids)
+		rows, err := conn.Query(ctx, sessionStatesPostgres, s.db.Prepared(), userIDs, sids)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
 		for rows.Next() {
-			n, st, err := scanStanding(rows)
+			n, st, err := scanSessionState(rows)
 			if err != nil {
 				return err
 			}
@@ -140,8 +143,8 @@ func (s standings) askPostgres(ctx context.Context, whom []subject) (all []*stan
 	return all, err
 }
 
-func (s standings) askSQLite(ctx context.Context, who subject) (*standing, error) {
-	_, st, err := scanStanding(s.stmt.QueryRowContext(ctx, who.userID.String(), who.sid.String()))
+func (s sessionStates) askSQLite(ctx context.Context, who subject) (*sessionState, error) {
+	_, st, err := scanSessionState(s.stmt.QueryRowContext(ctx, who.userID.String(), who.sid.String()))
 	if database.IsNotFound(err) {
 		return nil, nil
 	}
@@ -152,9 +155,9 @@ func (s standings) askSQLite(ctx context.Context, who subject) (*standing, error
 	return st, nil
 }
 
-// scanStanding reads what is said of one, and which of those asked about that is, from 1.
-func scanStanding(row interface{ Scan(...any) error }) (n int, st *standing, err error) {
-	st = &standing{}
+// scanSessionState also returns which of the subjects the row is about, from 1.
+func scanSessionState(row interface{ Scan(...any) error }) (n int, st *sessionState, err error) {
+	st = &sessionState{}
 	var endedAt *time.Time
 	u := &st.user
 	if err := row.Scan(&n, &u.Username, &u.Status, &u.CreatedAt, &u.UpdatedAt, &u.PasswordChangedAt,
@@ -168,8 +171,8 @@ func scanStanding(row interface{ Scan(...any) error }) (n int, st *standing, err
 	return n, st, nil
 }
 
-// close waits for the questions under way.
-func (s standings) close() error {
+// close waits for the checks under way.
+func (s sessionStates) close() error {
 	if s.batch != nil {
 		s.batch.Close()
 		return nil

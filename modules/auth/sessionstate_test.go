@@ -12,17 +12,17 @@ import (
 // whatever the others in the round are about.
 func TestEachQuestionIsAnsweredForItself(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, w *world) {
+	each(t, func(t *testing.T, env *testEnv) {
 		type question struct {
 			who  subject
 			want error
 		}
 		var questions []question
 		for i := range 8 {
-			name, tokens := w.newcomer(t)
-			live := w.caller(t, tokens)
-			ended := w.caller(t, w.signIn(t, name))
-			if err := w.endSession(t.Context(), ended.User.ID, ended.SessionID, ReasonLogout); err != nil {
+			name, tokens := env.newUser(t)
+			live := env.caller(t, tokens)
+			ended := env.caller(t, env.signIn(t, name))
+			if err := env.endSession(t.Context(), ended.User.ID, ended.SessionID, ReasonLogout); err != nil {
 				t.Fatal(err)
 			}
 			questions = append(questions,
@@ -30,7 +30,7 @@ func TestEachQuestionIsAnsweredForItself(t *testing.T) {
 				question{subject{ended.User.ID, ended.SessionID}, ErrSessionRevoked},
 				question{subject{uuid.New(), live.SessionID}, ErrUserNotFound})
 			if i%2 == 0 {
-				second := w.caller(t, w.signIn(t, name))
+				second := env.caller(t, env.signIn(t, name))
 				questions = append(questions, question{subject{second.User.ID, second.SessionID}, nil})
 			}
 		}
@@ -38,7 +38,7 @@ func TestEachQuestionIsAnsweredForItself(t *testing.T) {
 		for range 20 {
 			for _, q := range questions {
 				group.Go(func() {
-					st, err := w.standings.of(t.Context(), q.who.userID, q.who.sid)
+					st, err := env.states.of(t.Context(), q.who.userID, q.who.sid)
 					if err == nil && st.user.ID != q.who.userID {
 						t.Errorf("asked about user %s, was told of %s", q.who.userID, st.user.ID)
 					}

@@ -13,10 +13,10 @@ import (
 
 // expectAnnouncedEnds fails the test when the end of a session was announced that was not
 // announced to have begun.
-func (w *world) expectAnnouncedEnds(t *testing.T, userID uuid.UUID) (ends int) {
+func (env *testEnv) expectAnnouncedEnds(t *testing.T, userID uuid.UUID) (ends int) {
 	t.Helper()
 	begun := make(map[any]bool)
-	for i, e := range w.events(t, userID) {
+	for i, e := range env.events(t, userID) {
 		switch e.Type {
 		case EventUserRegistered, EventUserLoggedIn:
 			begun[e.Data["sid"]] = true
@@ -32,10 +32,10 @@ func (w *world) expectAnnouncedEnds(t *testing.T, userID uuid.UUID) (ends int) {
 // Sign-ins at once push each other out before they have begun.
 func TestNobodyIsToldOfTheEndOfASessionThatNeverBegan(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, w *world) {
-		name, first := w.newcomer(t)
-		user := w.caller(t, first).User.ID
-		servers := []*world{w, w.another(t)}
+	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		user := env.caller(t, first).User.ID
+		servers := []*testEnv{env, env.another(t)}
 		const rounds, many = 4, 10
 		for range rounds {
 			var all sync.WaitGroup
@@ -48,7 +48,7 @@ func TestNobodyIsToldOfTheEndOfASessionThatNeverBegan(t *testing.T) {
 			}
 			all.Wait()
 		}
-		if ends := w.expectAnnouncedEnds(t, user); ends != 1+rounds*many-2 {
+		if ends := env.expectAnnouncedEnds(t, user); ends != 1+rounds*many-2 {
 			t.Errorf("%d ends were announced, of %d sessions of which 2 live", ends, 1+rounds*many)
 		}
 	})
@@ -58,11 +58,11 @@ func TestNobodyIsToldOfTheEndOfASessionThatNeverBegan(t *testing.T) {
 // nobody was told that it began, and nobody sees it.
 func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, w *world) {
-		name, tokens := w.newcomer(t)
-		caller := w.caller(t, tokens)
+	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, env *testEnv) {
+		name, tokens := env.newUser(t)
+		caller := env.caller(t, tokens)
 		died := func() session.Session {
-			sess, _, _, err := w.createRecord(t.Context(), account{User: User{ID: caller.User.ID}}, phone())
+			sess, _, _, err := env.createRecord(t.Context(), account{User: User{ID: caller.User.ID}}, phone())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -70,7 +70,7 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 		}
 		listed := func(want ...uuid.UUID) {
 			t.Helper()
-			list, err := w.Sessions(t.Context(), caller)
+			list, err := env.Sessions(t.Context(), caller)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -84,32 +84,32 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 		}
 		first := died()
 		listed(tokens.SessionID)
-		if err := w.EndSession(t.Context(), caller, first.ID); err != ErrSessionNotFound {
+		if err := env.EndSession(t.Context(), caller, first.ID); err != ErrSessionNotFound {
 			t.Errorf("ending it: %v", err)
 		}
-		done, err := w.RevokeSessions(t.Context(), SessionFilter{ID: uuid.NullUUID{UUID: first.ID, Valid: true}}, nil)
+		done, err := env.RevokeSessions(t.Context(), SessionFilter{ID: uuid.NullUUID{UUID: first.ID, Valid: true}}, nil)
 		if err != nil || done.Sessions != 0 {
 			t.Errorf("revoking it: %+v, %v", done, err)
 		}
 
 		// The live one was used later: the other has to go, and is kept from beginning.
-		tokens = w.live(t, tokens)
-		second := w.signIn(t, name)
+		tokens = env.live(t, tokens)
+		second := env.signIn(t, name)
 		listed(second.SessionID, tokens.SessionID)
-		w.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn")
-		revoked, err := revokedAmong(t.Context(), w.Service.db, []uuid.UUID{first.ID})
+		env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn")
+		revoked, err := revokedAmong(t.Context(), env.Service.db, []uuid.UUID{first.ID})
 		if err != nil || !revoked[first.ID] {
 			t.Errorf("it may still begin: %v", err)
 		}
 
 		// Long after, it takes nobody's place.
 		third := died()
-		w.Service.now = func() time.Time { return time.Now().Add(tentativeFor + time.Minute) }
-		if _, err := w.sweep(t.Context(), caller.User.ID); err != nil {
+		env.Service.now = func() time.Time { return time.Now().Add(tentativeFor + time.Minute) }
+		if _, err := env.sweep(t.Context(), caller.User.ID); err != nil {
 			t.Fatal(err)
 		}
-		w.Service.now = time.Now
-		records, err := w.sessions.List(t.Context(), caller.User.ID)
+		env.Service.now = time.Now
+		records, err := env.sessions.List(t.Context(), caller.User.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,31 +118,31 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 				t.Error("its record is left")
 			}
 		}
-		w.live(t, tokens)
-		w.live(t, second)
-		w.expectAnnouncedEnds(t, caller.User.ID)
+		env.live(t, tokens)
+		env.live(t, second)
+		env.expectAnnouncedEnds(t, caller.User.ID)
 	})
 }
 
 // A session whose token was used has begun, whatever became of the row that says so.
 func TestASessionOfTheReleaseBeforeHasBegun(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, w *world) {
-		name, tokens := w.newcomer(t)
-		caller := w.caller(t, tokens)
-		tokens = w.live(t, tokens)
-		if _, err := w.db.Write(t.Context(), "DELETE FROM begun_session"); err != nil {
+	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, env *testEnv) {
+		name, tokens := env.newUser(t)
+		caller := env.caller(t, tokens)
+		tokens = env.live(t, tokens)
+		if _, err := env.db.Write(t.Context(), "DELETE FROM begun_session"); err != nil {
 			t.Fatal(err)
 		}
-		list, err := w.Sessions(t.Context(), caller)
+		list, err := env.Sessions(t.Context(), caller)
 		if err != nil || len(list) != 1 {
 			t.Errorf("%d sessions are listed: %v", len(list), err)
 		}
-		second := w.signIn(t, name)
-		if err := w.EndSession(t.Context(), w.caller(t, second), tokens.SessionID); err != nil {
+		second := env.signIn(t, name)
+		if err := env.EndSession(t.Context(), env.caller(t, second), tokens.SessionID); err != nil {
 			t.Error(err)
 		}
-		w.over(t, tokens)
-		w.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn", "SessionRevoked")
+		env.over(t, tokens)
+		env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn", "SessionRevoked")
 	})
 }

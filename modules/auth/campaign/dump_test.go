@@ -34,7 +34,7 @@ func TestADumpOfEverythingLetsNobodyIn(t *testing.T) {
 }
 
 func aDumpLetsNobodyIn(t *testing.T, binary, store string) error {
-	var w *world
+	var w *installation
 	var client *redis.Client
 	databasePassword := ""
 	switch store {
@@ -43,9 +43,9 @@ func aDumpLetsNobodyIn(t *testing.T, binary, store string) error {
 		own := cachetest.Start(t)
 		client = cachetest.Open(t, own.URL())
 		databasePassword = "database-password-of-the-campaign"
-		w = worldOn(t, binary, dbtest.AsUser(t, dbtest.PostgresURL(t), databasePassword), own.URL(), "AUTH_THROTTLE_ENABLED=true", "OUTBOX_RELAY=inline")
+		w = installationOn(t, binary, dbtest.AsUser(t, dbtest.PostgresURL(t), databasePassword), own.URL(), "AUTH_THROTTLE_ENABLED=true", "OUTBOX_RELAY=inline")
 	default:
-		w = newWorld(t, binary, store, "AUTH_THROTTLE_ENABLED=true")
+		w = newInstallation(t, binary, store, "AUTH_THROTTLE_ENABLED=true")
 	}
 	s := w.serve()
 
@@ -91,7 +91,7 @@ func aDumpLetsNobodyIn(t *testing.T, binary, store string) error {
 }
 
 // dump reads every key and value of Redis, and every column of every row of the database.
-func (w *world) dump(client *redis.Client) ([]string, error) {
+func (w *installation) dump(client *redis.Client) ([]string, error) {
 	ctx := w.t.Context()
 	var values []string
 	if client != nil {
@@ -167,7 +167,7 @@ func (w *world) dump(client *redis.Client) ([]string, error) {
 	return values, nil
 }
 
-func (w *world) column(ctx context.Context, query string) ([]string, error) {
+func (w *installation) column(ctx context.Context, query string) ([]string, error) {
 	rows, err := w.db.QueryContext(ctx, query)
 	if err != nil {
 		return nil, err

@@ -14,42 +14,42 @@ import (
 // other one is of the same user.
 type ending struct {
 	name string
-	do   func(w *world, s *server, victim, other *device) (answer, error)
+	do   func(w *installation, s *server, victim, other *device) (answer, error)
 	all  bool // ends the other one as well
 }
 
 const newPassword = "another horse, another battery"
 
 var endings = []ending{
-	{"logout by refresh token", func(_ *world, s *server, victim, _ *device) (answer, error) {
+	{"logout by refresh token", func(_ *installation, s *server, victim, _ *device) (answer, error) {
 		return s.call("POST", api+"/logout", "", fields{"refresh_token": victim.refresh})
 	}, false},
-	{"logout by access token", func(_ *world, s *server, victim, _ *device) (answer, error) {
+	{"logout by access token", func(_ *installation, s *server, victim, _ *device) (answer, error) {
 		return s.call("POST", api+"/logout", victim.access, nil)
 	}, false},
-	{"ended from another session", func(_ *world, s *server, victim, other *device) (answer, error) {
+	{"ended from another session", func(_ *installation, s *server, victim, other *device) (answer, error) {
 		return s.call("DELETE", api+"/sessions/"+victim.sid.String(), other.access, nil)
 	}, false},
-	{"all but the current one ended", func(_ *world, s *server, _, other *device) (answer, error) {
+	{"all but the current one ended", func(_ *installation, s *server, _, other *device) (answer, error) {
 		return s.call("DELETE", api+"/sessions?except=current", other.access, nil)
 	}, false},
-	{"all ended", func(_ *world, s *server, _, other *device) (answer, error) {
+	{"all ended", func(_ *installation, s *server, _, other *device) (answer, error) {
 		return s.call("DELETE", api+"/sessions", other.access, nil)
 	}, true},
-	{"password changed in another session", func(_ *world, s *server, _, other *device) (answer, error) {
+	{"password changed in another session", func(_ *installation, s *server, _, other *device) (answer, error) {
 		a, err := s.call("POST", api+"/password", other.access, fields{"current_password": password, "new_password": newPassword})
 		if err == nil && a.ok() {
 			other.keep(a)
 		}
 		return a, err
 	}, false},
-	{"revoked by a client", func(_ *world, s *server, victim, _ *device) (answer, error) {
+	{"revoked by a client", func(_ *installation, s *server, victim, _ *device) (answer, error) {
 		return s.call("POST", "/oauth2/revoke", "", url.Values{"token": {victim.access}})
 	}, false},
-	{"account disabled", func(w *world, _ *server, victim, _ *device) (answer, error) {
+	{"account disabled", func(w *installation, _ *server, victim, _ *device) (answer, error) {
 		return answer{Status: http.StatusOK}, w.try("", "user", "disable", victim.name)
 	}, true},
-	{"account deleted", func(_ *world, s *server, victim, _ *device) (answer, error) {
+	{"account deleted", func(_ *installation, s *server, victim, _ *device) (answer, error) {
 		return s.call("DELETE", api+"/me", victim.access, fields{"password": password})
 	}, true},
 }
@@ -57,7 +57,7 @@ var endings = []ending{
 // endsHold: refreshes race with what ends their session. When the end has answered, no refresh
 // that starts later succeeds, on either server, and no access token of the session is taken,
 // the ones that the racing refreshes have just handed out included.
-func endsHold(w *world) error {
+func endsHold(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(len(endings), 30*len(endings)) {
 		e := endings[round%len(endings)]
@@ -68,7 +68,7 @@ func endsHold(w *world) error {
 	return nil
 }
 
-func endHolds(w *world, servers []*server, e ending) error {
+func endHolds(w *installation, servers []*server, e ending) error {
 	const racing = 24
 	victim := servers[0].register()
 	other, bystander := servers[1].login(victim.name), servers[1].register()

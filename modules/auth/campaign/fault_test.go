@@ -27,11 +27,11 @@ type onOwnEngines struct {
 func newOnOwnEngines(t *testing.T, settings ...string) *onOwnEngines {
 	t.Helper()
 	w := &onOwnEngines{database: outboxtest.StartPostgres(t, "fsync = off"), redis: cachetest.Start(t)}
-	w.wired = &wired{world: &world{t: t}}
+	w.wired = &wired{installation: &installation{t: t}}
 	databaseURL, redisURL := w.through(w.database.URL), w.through(w.redis.URL())
 	w.toRedis = w.wires[1]
 	settings = append([]string{"APP_HTTP_REQUEST_TIMEOUT=3s", "REDIS_TIMEOUT=500ms", "REDIS_DIAL_TIMEOUT=500ms"}, settings...)
-	w.world = migratedWorld(t, genuine(t), databaseURL, redisURL, settings...)
+	w.installation = migratedInstallation(t, genuine(t), databaseURL, redisURL, settings...)
 	w.servers = []*server{w.serve(), w.serve()}
 	return w
 }
@@ -62,7 +62,7 @@ func (w *onOwnEngines) populate() *population {
 	for _, e := range endings {
 		victim := s.register()
 		other := s.login(victim.name)
-		a, err := e.do(w.world, w.servers[1], victim, other)
+		a, err := e.do(w.installation, w.servers[1], victim, other)
 		s.must(a, err)
 		p.over = append(p.over, victim)
 	}

@@ -26,7 +26,7 @@ type event struct {
 }
 
 // events returns what was announced about a user, in order.
-func (w *world) events(name string) (list []event, err error) {
+func (w *installation) events(name string) (list []event, err error) {
 	// Our own connections break when the database does.
 	for deadline := time.Now().Add(patience); ; {
 		if list, err = w.readEvents(name); !database.IsUnavailable(err) || time.Now().After(deadline) {
@@ -35,7 +35,7 @@ func (w *world) events(name string) (list []event, err error) {
 	}
 }
 
-func (w *world) readEvents(name string) ([]event, error) {
+func (w *installation) readEvents(name string) ([]event, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var key string
@@ -68,7 +68,7 @@ func (w *world) readEvents(name string) ([]event, error) {
 // and why each that is over is over.
 type ledger map[uuid.UUID]string // the reason; empty while it lives
 
-func (w *world) ledger(name string) (ledger, error) {
+func (w *installation) ledger(name string) (ledger, error) {
 	list, err := w.events(name)
 	if err != nil {
 		return nil, err
@@ -97,7 +97,7 @@ func (w *world) ledger(name string) (ledger, error) {
 // audit compares what was announced about the devices of one user with what the servers do:
 // a session is refused everywhere, with every token, if and only if its end was announced.
 // Where the store has lost its data, live sessions can only be asked for by access token.
-func (w *world) audit(servers []*server, storeLost bool, devices ...*device) error {
+func (w *installation) audit(servers []*server, storeLost bool, devices ...*device) error {
 	l, err := w.ledger(devices[0].name)
 	if err != nil {
 		return err
@@ -209,7 +209,7 @@ func (s *server) sessions(d *device) ([]uuid.UUID, error) {
 }
 
 // clock reads the time of the engine that keeps the sessions' windows, in milliseconds.
-func (w *world) clock() int64 {
+func (w *installation) clock() int64 {
 	w.t.Helper()
 	query := "SELECT CAST(unixepoch('subsec') * 1000 AS integer)"
 	if w.db.IsPostgres() {
@@ -223,7 +223,7 @@ func (w *world) clock() int64 {
 }
 
 // after waits until the engine's clock has moved on by d since now.
-func (w *world) after(d time.Duration) {
+func (w *installation) after(d time.Duration) {
 	w.t.Helper()
 	begun := w.clock()
 	eventually(w.t, "the engine's clock moves on", func() bool { return w.clock() > begun+d.Milliseconds() })
@@ -231,7 +231,7 @@ func (w *world) after(d time.Duration) {
 
 // expectEvents returns an error unless just these types were announced about the device's user
 // after the sign-ins.
-func (w *world) expectEvents(d *device, types ...string) error {
+func (w *installation) expectEvents(d *device, types ...string) error {
 	list, err := w.events(d.name)
 	if err != nil {
 		return err

@@ -34,7 +34,7 @@ func (s *server) expectCode(token, code string) error {
 }
 
 // A client whose answer was lost asks again.
-func lostAnswersAreGivenAgain(w *world) error {
+func lostAnswersAreGivenAgain(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	d := servers[0].register()
 	for round := range rounds(5, 200) {
@@ -64,7 +64,7 @@ const shortWindow = time.Second
 
 // After the window, who presents the old token is not known to be its owner: the session ends,
 // announced, for both.
-func theWindowCloses(w *world) error {
+func theWindowCloses(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	d, bystander := servers[0].register(), servers[1].register()
 	token := d.refresh
@@ -94,7 +94,7 @@ func TestTheWindowCloses(t *testing.T) {
 }
 
 // The window is counted from the rotation: to use it does not hold it open.
-func theWindowDoesNotSlide(w *world) error {
+func theWindowDoesNotSlide(w *installation) error {
 	s := w.serve()
 	d := s.register()
 	token := d.refresh
@@ -130,7 +130,7 @@ func TestTheWindowDoesNotSlide(t *testing.T) {
 
 // Requests overtake each other: by the time the first one arrives, its token was replaced more
 // than once. Whatever arrives in the window of its own token gets the newest one.
-func lateDuplicatesAreHarmless(w *world) error {
+func lateDuplicatesAreHarmless(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(4, 100) {
 		d := servers[0].register()
@@ -155,7 +155,7 @@ func TestALateDuplicateGetsTheNewestToken(t *testing.T) { eachStore(t, lateDupli
 
 // A client rotates as fast as it can: however often it does in one window, nothing it sends
 // again ends its session.
-func rotationsWithoutEnd(w *world) error {
+func rotationsWithoutEnd(w *installation) error {
 	s := w.serve()
 	d := s.register()
 	oldest := d.refresh
@@ -176,7 +176,7 @@ func TestAnyNumberOfRotationsInAWindow(t *testing.T) { eachStore(t, rotationsWit
 
 // A token that was replaced longer ago than the window is nobody's lost answer, however many
 // came after it, and after the servers were restarted too.
-func oldTokensAreReuse(w *world) error {
+func oldTokensAreReuse(w *installation) error {
 	for _, when := range []string{"after the window", "while its owner goes on", "after a restart"} {
 		s := w.serve()
 		d := s.register()
@@ -222,7 +222,7 @@ func TestAnOldTokenEndsItsSession(t *testing.T) {
 
 // What leads from a replaced token to the newest one is gone soon after its window, in every
 // session.
-func waysAreForgotten(w *world) error {
+func waysAreForgotten(w *installation) error {
 	s := w.serve()
 	var users []*device
 	for range rounds(5, 50) {
@@ -240,7 +240,7 @@ func waysAreForgotten(w *world) error {
 }
 
 // links counts what the store has of ways to the newest tokens of the devices.
-func (w *world) links(devices []*device) (n int, err error) {
+func (w *installation) links(devices []*device) (n int, err error) {
 	ctx := w.t.Context()
 	if w.redisURL == "" {
 		err := w.db.QueryRowContext(ctx, "SELECT count(*) FROM session WHERE sealed IS NOT NULL OR links IS NOT NULL").Scan(&n)
@@ -264,7 +264,7 @@ func TestWaysToTheNewestTokenAreForgotten(t *testing.T) {
 }
 
 // A restart in the window changes nothing: the same successor, and the chain goes on.
-func windowsOutliveTheServer(w *world) error {
+func windowsOutliveTheServer(w *installation) error {
 	s := w.serve()
 	d := s.register()
 	token := d.refresh
@@ -280,7 +280,7 @@ func windowsOutliveTheServer(w *world) error {
 func TestALostAnswerIsGivenAgainAfterARestart(t *testing.T) { eachStore(t, windowsOutliveTheServer) }
 
 // Garbage, and tokens whose MAC is wrong, end nothing.
-func garbageChangesNothing(w *world) error {
+func garbageChangesNothing(w *installation) error {
 	s := w.serve()
 	d := s.register()
 	for i := range len(d.refresh) - len("art_") {

@@ -14,12 +14,12 @@ import (
 
 // A device signs in just after all sessions were ended, while the server that ended them has
 // yet to clear the store. It is not one of those that were ended.
-func newcomersStay(w *wired) error {
+func newSessionsStay(w *wired) error {
 	ending := w.serve(append(w.settings[:len(w.settings):len(w.settings)], patiently...)...)
-	// The end waits for the store only so long: on a busy machine the newcomer may be too late
+	// The end waits for the store only so long: on a busy machine the new session may be too late
 	// to meet it.
 	for range 30 {
-		if met, err := newcomerMeetsTheSweep(w, ending); met || err != nil {
+		if met, err := newSessionMeetsTheSweep(w, ending); met || err != nil {
 			return err
 		}
 	}
@@ -30,7 +30,7 @@ func newcomersStay(w *wired) error {
 // patiently is for servers that are held up: they do not give up.
 var patiently = []string{"APP_HTTP_REQUEST_TIMEOUT=60s", "REDIS_TIMEOUT=30s"}
 
-func newcomerMeetsTheSweep(w *wired, ending *server) (met bool, err error) {
+func newSessionMeetsTheSweep(w *wired, ending *server) (met bool, err error) {
 	d := w.survivor.register()
 	sweeps := func(m message) bool { return m.toTarget } // on Redis, it is all that an end does there
 	if w.store == "postgres" {
@@ -48,14 +48,14 @@ func newcomerMeetsTheSweep(w *wired, ending *server) (met bool, err error) {
 		answered <- a
 	}()
 	eventually(w.t, "the end is announced", func() bool { return w.expectEvents(d, "AllSessionsRevoked") == nil })
-	newcomer := w.survivor.login(d.name)
+	newDevice := w.survivor.login(d.name)
 	met = len(answered) == 0
 	w.release()
 	if a := <-answered; !a.ok() {
 		return met, fmt.Errorf("the end was answered %v", a)
 	}
 	w.settle(w.survivor.register())
-	return met, w.audit([]*server{ending, w.survivor}, false, d, newcomer)
+	return met, w.audit([]*server{ending, w.survivor}, false, d, newDevice)
 }
 
 func TestASignInAfterTheEndIsNotSweptAway(t *testing.T) {
@@ -63,7 +63,7 @@ func TestASignInAfterTheEndIsNotSweptAway(t *testing.T) {
 	for _, store := range []string{"redis", "postgres"} {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			if err := newcomersStay(newWired(t, genuine(t), store)); err != nil {
+			if err := newSessionsStay(newWired(t, genuine(t), store)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -72,7 +72,7 @@ func TestASignInAfterTheEndIsNotSweptAway(t *testing.T) {
 
 // One session changes the password several times at once. One change is made; the session goes
 // on, and no answer says that it was ended.
-func onePasswordChangeWins(w *world) error {
+func onePasswordChangeWins(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(6, 200) {
 		d := servers[0].register()
@@ -110,7 +110,7 @@ func TestOfPasswordChangesAtOnceOneWinsAndTheSessionGoesOn(t *testing.T) {
 }
 
 // Several devices sign in at once while the hash is renewed: the right password is right.
-func parallelSignInsRenewTheHash(w *world) error {
+func parallelSignInsRenewTheHash(w *installation) error {
 	before := w.serve()
 	var users []*device
 	for range rounds(4, 60) {
@@ -135,12 +135,12 @@ func parallelSignInsRenewTheHash(w *world) error {
 func TestParallelSignInsWithAnOldHash(t *testing.T) { eachStore(t, parallelSignInsRenewTheHash) }
 
 // A sign-in meets "end all": whatever comes of it, the right password is not called wrong.
-func signInMeetsTheEnd(w *world) error {
+func signInMeetsTheEnd(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(8, 200) {
 		d := servers[0].register()
 		const many = 6
-		var newcomers []*device
+		var newDevices []*device
 		answers := make([]answer, many)
 		err := atOnce(many+1, func(i int) (err error) {
 			if i == many {
@@ -162,9 +162,9 @@ func signInMeetsTheEnd(w *world) error {
 			}
 			n := &device{name: d.name}
 			n.keep(a)
-			newcomers = append(newcomers, n)
+			newDevices = append(newDevices, n)
 		}
-		if err := w.audit(servers, false, slices.Concat([]*device{d}, newcomers)...); err != nil {
+		if err := w.audit(servers, false, slices.Concat([]*device{d}, newDevices)...); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
 	}
@@ -175,7 +175,7 @@ func TestASignInThatMeetsTheEndOfAllSessions(t *testing.T) { eachStore(t, signIn
 
 // The limit of sessions under sign-ins at once: the oldest go, announced, and the list and the
 // announcements agree.
-func theLimitHolds(w *world) error {
+func theLimitHolds(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(3, 60) {
 		d := servers[0].register()

@@ -30,8 +30,10 @@ const (
 )
 
 // on runs a scenario on one kind of installation.
-func on(store string, scenario func(w *world) error, settings ...string) func(*testing.T, string) error {
-	return func(t *testing.T, binary string) error { return scenario(newWorld(t, binary, store, settings...)) }
+func on(store string, scenario func(w *installation) error, settings ...string) func(*testing.T, string) error {
+	return func(t *testing.T, binary string) error {
+		return scenario(newInstallation(t, binary, store, settings...))
+	}
 }
 
 // atEveryStep runs an operation that breaks at each of its steps.
@@ -125,9 +127,9 @@ var mutants = []mutant{
 	}
 	sess, refresh, err := s.signIn(ctx, changed, dev)
 `}}, func(t *testing.T, binary string) error { return overtakenBeginsNothing(newWired(t, binary, "redis")) }},
-	{"an end that takes newcomers with it", []replacement{{redisDir + "redis.go",
+	{"an end that takes new sessions with it", []replacement{{redisDir + "redis.go",
 		"if one.Epoch < epoch && !(keep.Valid", "if !(keep.Valid"}},
-		func(t *testing.T, binary string) error { return newcomersStay(newWired(t, binary, "redis")) }},
+		func(t *testing.T, binary string) error { return newSessionsStay(newWired(t, binary, "redis")) }},
 	{"an access token that outlives its session", []replacement{{authDir + "token.go",
 		"end.Before(expires) {", "false && end.Before(expires) {"}},
 		on("sqlite", tokensEndWithTheSession, "AUTH_SESSION_MAX_AGE=4s", "AUTH_REFRESH_TOKEN_TTL=1h")},

@@ -82,7 +82,7 @@ func atOnce(n int, do func(i int) error) error {
 
 // oneChain: however many present the same token at once, on whichever servers, all hold the
 // same next one, and nobody is signed out.
-func oneChain(w *world) error {
+func oneChain(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	d := servers[0].register()
 	for round := range rounds(6, 500) {
@@ -136,7 +136,7 @@ func TestParallelRefreshesOnTwoServersMakeOneChain(t *testing.T) { eachStore(t, 
 
 // duplicatesMakeOneChain has clients that share one session follow its chain, each at its own
 // pace and over both servers, and send again at random what they sent a moment ago.
-func duplicatesMakeOneChain(w *world) error {
+func duplicatesMakeOneChain(w *installation) error {
 	const clients, steps = 16, 12
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(3, 150) {

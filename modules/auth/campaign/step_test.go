@@ -68,7 +68,7 @@ var breakages = []breakage{
 
 // wired is an installation whose servers reach the engines through wires.
 type wired struct {
-	*world
+	*installation
 	store    string
 	settings []string // for a server behind the wires
 	wires    []*wire
@@ -82,7 +82,7 @@ func newWired(t *testing.T, binary, store string) *wired {
 	if store == "redis" {
 		redisURL = testenv.Redis(t)
 	}
-	w := &wired{store: store, world: worldOn(t, binary, databaseURL, redisURL, "AUTH_MAX_SESSIONS_PER_USER=2")}
+	w := &wired{store: store, installation: installationOn(t, binary, databaseURL, redisURL, "AUTH_MAX_SESSIONS_PER_USER=2")}
 	w.settings = []string{"DATABASE_URL=" + w.through(databaseURL), "APP_HTTP_REQUEST_TIMEOUT=1s"}
 	if redisURL != "" {
 		w.settings = append(w.settings, "REDIS_URL="+w.through(redisURL), "REDIS_TIMEOUT=500ms")
@@ -139,7 +139,7 @@ func (w *wired) settle(bystander *device) {
 }
 
 // quiet waits until PostgreSQL has ended every transaction. SQLite ends them with the process.
-func (w *world) quiet() {
+func (w *installation) quiet() {
 	w.t.Helper()
 	if !w.db.IsPostgres() {
 		return
@@ -286,7 +286,7 @@ func TestWhateverBreaksAtWhicheverStep(t *testing.T) {
 }
 
 // SQLite has no wire to cut. The server is killed at some moment of the operation instead.
-func killedAtSomeMoment(w *world) error {
+func killedAtSomeMoment(w *installation) error {
 	s := w.serve()
 	bystander := s.register()
 	for round := range rounds(len(operations), 50*len(operations)) {
@@ -310,7 +310,7 @@ func killedAtSomeMoment(w *world) error {
 		<-done
 		w.quiet()
 		s = w.serve()
-		installed := &wired{world: w}
+		installed := &wired{installation: w}
 		if err := installed.afterStep(op, a, callErr == nil, []*server{s}, asking, other, bystander); err != nil {
 			return fmt.Errorf("round %d, %s killed after %v, answered %v: %w", round, op.name, moment, a, err)
 		}
@@ -323,7 +323,7 @@ func TestKilledAtSomeMoment(t *testing.T) {
 	for _, store := range stores {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			if err := killedAtSomeMoment(newWorld(t, genuine(t), store, "AUTH_MAX_SESSIONS_PER_USER=2")); err != nil {
+			if err := killedAtSomeMoment(newInstallation(t, genuine(t), store, "AUTH_MAX_SESSIONS_PER_USER=2")); err != nil {
 				t.Error(err)
 			}
 		})

@@ -14,7 +14,7 @@ import (
 // untilRefused ends sessions on one server while another one is asked about each, on and on,
 // and measures how long after the answer the other one still says yes. That must be never: the
 // order is asserted, the times are printed.
-func untilRefused(w *world, what string, servers []*server, times int) {
+func untilRefused(w *installation, what string, servers []*server, times int) {
 	w.t.Helper()
 	ways := []struct {
 		name string
@@ -67,7 +67,7 @@ func median(list []time.Duration) time.Duration {
 }
 
 // signedIn is a device that signed in while that was still possible, or one that does now.
-func (w *world) signedIn(s *server) *device {
+func (w *installation) signedIn(s *server) *device {
 	if len(w.spare) == 0 {
 		return s.register()
 	}
@@ -81,14 +81,14 @@ func TestHowLongAnEndTakesToReachAnotherServer(t *testing.T) {
 	for _, store := range stores {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, genuine(t), store)
+			w := newInstallation(t, genuine(t), store)
 			untilRefused(w, store, []*server{w.serve(), w.serve()}, rounds(10, 300))
 		})
 	}
 	t.Run("redis_away", func(t *testing.T) {
 		t.Parallel()
 		redis := cachetest.Start(t)
-		w := worldOn(t, genuine(t), dbtest.PostgresURL(t), redis.URL())
+		w := installationOn(t, genuine(t), dbtest.PostgresURL(t), redis.URL())
 		servers := []*server{w.serve(), w.serve()}
 		for range 2 * rounds(10, 300) {
 			w.spare = append(w.spare, servers[0].register())
@@ -99,7 +99,7 @@ func TestHowLongAnEndTakesToReachAnotherServer(t *testing.T) {
 	t.Run("redis_silent", func(t *testing.T) {
 		t.Parallel()
 		redis := cachetest.Start(t)
-		w := worldOn(t, genuine(t), dbtest.PostgresURL(t), redis.URL(), "REDIS_TIMEOUT=500ms")
+		w := installationOn(t, genuine(t), dbtest.PostgresURL(t), redis.URL(), "REDIS_TIMEOUT=500ms")
 		servers := []*server{w.serve(), w.serve()}
 		for range 2 * rounds(4, 60) {
 			w.spare = append(w.spare, servers[0].register())
@@ -111,7 +111,7 @@ func TestHowLongAnEndTakesToReachAnotherServer(t *testing.T) {
 }
 
 // No token says that it lives longer than its session can, whatever the settings are.
-func tokensEndWithTheSession(w *world) error {
+func tokensEndWithTheSession(w *installation) error {
 	servers := []*server{w.serve(), w.serve("AUTH_REFRESH_TOKEN_TTL=3s")}
 	d := servers[0].register()
 	for i := range 4 {
@@ -139,7 +139,7 @@ func TestTokensEndWithTheSession(t *testing.T) {
 
 // A limit on the age of sessions that is lowered holds for those that are there: what the
 // database remembers of ended ones is kept for that long and no longer.
-func aLowerAgeHoldsAtOnce(w *world) error {
+func aLowerAgeHoldsAtOnce(w *installation) error {
 	generous, strict := w.serve(), w.serve("AUTH_SESSION_MAX_AGE=2s")
 	d := generous.register()
 	w.after(2 * time.Second)

@@ -61,8 +61,8 @@ var formerBinary = sync.OnceValues(func() (string, error) {
 
 // upgrade is an installation on which two releases run.
 type upgrade struct {
-	*world
-	former *world
+	*installation
+	former *installation
 	topic  string
 
 	mu      sync.Mutex
@@ -85,9 +85,9 @@ func newUpgrade(t *testing.T, store string) *upgrade {
 		redisURL = testenv.Redis(t)
 	}
 	topic := "upgrade-" + uuid.NewString()
-	w := worldOn(t, genuine(t), dbtest.EmptyURL(t, "TEMPLATE template0").Reveal(), redisURL, "KAFKA_BROKERS="+brokers, "KAFKA_TOPIC="+topic,
+	w := installationOn(t, genuine(t), dbtest.EmptyURL(t, "TEMPLATE template0").Reveal(), redisURL, "KAFKA_BROKERS="+brokers, "KAFKA_TOPIC="+topic,
 		"KAFKA_PARTITIONS=6", "KAFKA_REPLICATION_FACTOR=1")
-	u := &upgrade{world: w, topic: topic}
+	u := &upgrade{installation: w, topic: topic}
 	w.command("outbox", "topic", "ensure")
 	old := *w
 	old.binary = former
@@ -96,7 +96,7 @@ func newUpgrade(t *testing.T, store string) *upgrade {
 }
 
 // relay starts a relay of the release and returns what ends it, as a deployment would.
-func (u *upgrade) relay(w *world) (stop func()) {
+func (u *upgrade) relay(w *installation) (stop func()) {
 	u.t.Helper()
 	cmd := exec.Command(w.binary, "relay")
 	cmd.Dir, cmd.Env = u.t.TempDir(), w.env
@@ -287,7 +287,7 @@ func TestAnUpgradeUnderLoadIsNotNoticed(t *testing.T) {
 			}{
 				{"before", func() {}},
 				{"after the schema went up", func() { u.command("migrate", "up") }},
-				{"side by side", func() { u.relay(u.world); u.route(former, u.serve()) }},
+				{"side by side", func() { u.relay(u.installation); u.route(former, u.serve()) }},
 				{"without the former relay", stopFormerRelay},
 				{"without the former server", func() { u.stop(former, u.pick(1)) }},
 			}
@@ -317,7 +317,7 @@ func TestAStepBackUnderLoadIsNotNoticed(t *testing.T) {
 			u := newUpgrade(t, store)
 			u.former.command("migrate", "up")
 			u.command("migrate", "up") // a group of its own, so that down takes it back alone
-			stopRelay := u.relay(u.world)
+			stopRelay := u.relay(u.installation)
 			present := u.serve()
 			u.route(present)
 			idle := present.register()

@@ -275,9 +275,6 @@ type Store interface {
 	// Walk yields the live sessions of all users that match, in no order, in bounded memory.
 	// A session that is used meanwhile may come twice. The first error ends it.
 	Walk(ctx context.Context, f Filter) iter.Seq2[Session, error]
-
-	// Ping reports whether the store answers.
-	Ping(ctx context.Context) error
 }
 
 // Most bytes kept of what a client says of itself.

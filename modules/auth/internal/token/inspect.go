@@ -9,11 +9,9 @@ import (
 
 // Decoded is a token taken apart and not verified: nothing in it is to be believed.
 type Decoded struct {
-	Header    map[string]any // numbers as json.Number
-	Claims    map[string]any // likewise; nil when the payload is not a JSON object
-	RawHeader []byte         // the JSON as it stands in the token
-	Payload   []byte         // likewise; anything at all in a bare JWS
-	Signature []byte
+	Header  map[string]any // numbers as json.Number
+	Claims  map[string]any // likewise; nil when the payload is not a JSON object
+	Payload []byte         // as it is in the token; anything at all in a bare JWS
 }
 
 // Inspect decodes a token for a person to look at, without verifying it. It takes the header
@@ -24,7 +22,7 @@ func Inspect(token string) (Decoded, error) {
 	if err != nil {
 		return Decoded{}, &Refusal{Reason: ErrMalformed, Detail: err.Error()}
 	}
-	d := Decoded{RawHeader: c.header, Payload: c.payload, Signature: c.signature}
+	d := Decoded{Payload: c.payload}
 	if d.Header, err = object(c.header); err != nil {
 		return Decoded{}, &Refusal{Reason: ErrMalformed, Detail: "header: " + err.Error()}
 	}

@@ -11,10 +11,10 @@ func TestInspectShowsWhatVerifyRefuses(t *testing.T) {
 	text := func(s string) string { return encodeBase64([]byte(s)) }
 	d, err := Inspect(text(`{"alg":"none","jku":"https://evil.example"}`) + "." + text(`{"exp":1.5e9,"x":[1]}`) + ".")
 	if err != nil || d.Header["alg"] != "none" || d.Header["jku"] != "https://evil.example" || d.Claims["exp"] != json.Number("1.5e9") ||
-		string(d.Payload) != `{"exp":1.5e9,"x":[1]}` || string(d.RawHeader) != `{"alg":"none","jku":"https://evil.example"}` || len(d.Signature) != 0 {
+		string(d.Payload) != `{"exp":1.5e9,"x":[1]}` {
 		t.Errorf("%+v, %v", d, err)
 	}
-	if d, err := Inspect(vectorEdDSA); err != nil || d.Claims != nil || string(d.Payload) != "Example of Ed25519 signing" || len(d.Signature) != 64 {
+	if d, err := Inspect(vectorEdDSA); err != nil || d.Claims != nil || string(d.Payload) != "Example of Ed25519 signing" {
 		t.Errorf("a bare JWS: %+v, %v", d, err)
 	}
 	for name, token := range map[string]string{
@@ -37,7 +37,7 @@ func TestInspectShowsWhatVerifyRefuses(t *testing.T) {
 func TestVerifyJWSIsStrictAboutAlgorithmAndKey(t *testing.T) {
 	t.Parallel()
 	ec, ed, shared := newTestKey(t, ES256), newTestKey(t, EdDSA), newTestKey(t, HS256)
-	set := NewSet(ec.Public(), ed.Public(), shared.Public())
+	set := Set{[]PublicKey{ec.Public(), ed.Public(), shared.Public()}}
 	for name, tc := range map[string]struct {
 		key    Key
 		header string

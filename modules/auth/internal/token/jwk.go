@@ -170,9 +170,6 @@ func MarshalJWKS(keys []PublicKey) (body []byte, etag string, err error) {
 // Set is the keys of a JWKS that something here can be verified with. The zero Set is empty.
 type Set struct{ keys []PublicKey }
 
-// NewSet makes a set of the keys.
-func NewSet(keys ...PublicKey) Set { return Set{slices.Clone(keys)} }
-
 // ParseJWKS reads a JWK set, or a single JWK, of at most 256 KiB and 128 keys. Keys of other
 // types, curves, uses and algorithms are left out (RFC 7517 §5). Two keys of one kid make the
 // set ambiguous, and refused.
@@ -215,9 +212,6 @@ func ParseJWKS(data []byte) (Set, error) {
 	}
 	return set, nil
 }
-
-// Len is how many keys there are.
-func (s Set) Len() int { return len(s.keys) }
 
 // Key finds a key by its kid; keys without one are never found.
 func (s Set) Key(kid string) (PublicKey, bool) {

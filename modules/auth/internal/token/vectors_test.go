@@ -39,7 +39,7 @@ func TestRFC7515AndRFC8037Signatures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set = NewSet(append(set.keys, shared)...)
+	set = Set{append(set.keys, shared)}
 	joe := "{\"iss\":\"joe\",\r\n \"exp\":1300819380,\r\n \"http://example.com/is_root\":true}"
 	for name, c := range map[string]struct{ token, payload string }{
 		"RFC 7515 A.1": {vectorHS256, joe},

@@ -69,9 +69,9 @@ func (v *Verifier) Verify(token string) (Claims, error) {
 	if v.Cache != nil && len(token) <= maxToken {
 		digest = sha256.Sum256([]byte(token))
 		if e, ok := v.Cache.get(digest); ok {
-			// The signature was good under this key; whether the key still stands is asked anew.
+			// The signature was good under this key; whether the key is still published is asked again.
 			if key, ok := v.Key(e.key.kid); ok && key.Equal(e.key) {
-				return v.judge(e.claims)
+				return v.validate(e.claims)
 			}
 			v.Cache.drop(digest)
 		}
@@ -83,7 +83,7 @@ func (v *Verifier) Verify(token string) (Claims, error) {
 	if v.Cache != nil {
 		v.Cache.put(digest, entry{claims: claims, key: key})
 	}
-	return v.judge(claims)
+	return v.validate(claims)
 }
 
 // read does everything that depends on the token and its key alone.
@@ -119,8 +119,8 @@ func (v *Verifier) read(token string) (Claims, PublicKey, error) {
 	return claims, key, nil
 }
 
-// judge does everything that depends on who verifies, and when.
-func (v *Verifier) judge(c Claims) (Claims, error) {
+// validate checks everything that depends on who verifies, and when.
+func (v *Verifier) validate(c Claims) (Claims, error) {
 	now, leeway := v.Now(), min(max(v.Leeway, 0), MaxLeeway)
 	switch {
 	case c.Issuer != v.Issuer || v.Issuer == "":

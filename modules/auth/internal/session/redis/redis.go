@@ -398,14 +398,6 @@ func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Se
 	}
 }
 
-// Ping implements [session.Store].
-func (s *Store) Ping(ctx context.Context) error {
-	if err := s.client.Ping(ctx).Err(); err != nil {
-		return fail("ping Redis", err)
-	}
-	return nil
-}
-
 type key struct{ user, session uuid.UUID }
 
 // parseKey reads the user and, of a record's key, the session.

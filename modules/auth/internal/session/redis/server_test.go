@@ -168,7 +168,6 @@ func TestAKilledServerIsUnavailableAndComesBackWithItsSessions(t *testing.T) {
 		"get":    func(ctx context.Context) error { _, err := store.Get(ctx, user, first.SessionID()); return err },
 		"list":   func(ctx context.Context) error { _, err := store.List(ctx, user); return err },
 		"delete": func(ctx context.Context) error { return store.Delete(ctx, user, first.SessionID()) },
-		"ping":   store.Ping,
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
 		if err := call(ctx); !errors.Is(err, session.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded) {
@@ -204,7 +203,7 @@ func TestAKilledServerIsUnavailableAndComesBackWithItsSessions(t *testing.T) {
 func restart(t *testing.T, server *cachetest.Server, store *Store) {
 	t.Helper()
 	server.Restart()
-	for deadline := time.Now().Add(testenv.Patience); store.Ping(t.Context()) != nil; {
+	for deadline := time.Now().Add(testenv.Patience); store.client.Ping(t.Context()).Err() != nil; {
 		if time.Now().After(deadline) {
 			t.Fatal("the store does not recover")
 		}

@@ -87,7 +87,6 @@ func beginsAsAsked(p *probe) {
 
 	_, started = p.begin(user, func(s *session.Start) { s.IdleTTL = 2 * maxAge })
 	p.equal("idle expiry beyond the absolute one", started.Session.IdleExpiresAt, started.Session.ExpiresAt)
-	p.must(p.Store.Ping(p.ctx))
 }
 
 func textsAreCleaned(p *probe) {
@@ -900,7 +899,6 @@ func endedContext(p *probe) {
 			}
 			return last
 		},
-		"ping": p.Store.Ping,
 	} {
 		if err := call(ended); !errors.Is(err, session.ErrUnavailable) {
 			p.failf("%s with an ended context: %v", what, err)

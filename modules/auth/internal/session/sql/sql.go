@@ -557,14 +557,6 @@ func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Se
 	}
 }
 
-// Ping implements [session.Store].
-func (s *Store) Ping(ctx context.Context) error {
-	if err := s.db.PingContext(ctx); err != nil {
-		return fail("ping the database", err)
-	}
-	return nil
-}
-
 // now is the database's clock as an expression.
 func (s *Store) now() string {
 	engine := nowSQLite

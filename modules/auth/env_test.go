@@ -24,8 +24,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// world is a service on real backends, and what a test may want to reach behind it.
-type world struct {
+// testEnv is a service on real backends, and what a test may want to reach behind it.
+type testEnv struct {
 	*Service
 	db    *database.DB
 	redis *redis.Client // nil when sessions are in the database
@@ -50,20 +50,20 @@ func testConfig() Config {
 
 // each runs the test on every combination of backends: SQLite, PostgreSQL, PostgreSQL with
 // Redis.
-func each(t *testing.T, test func(t *testing.T, w *world)) {
+func each(t *testing.T, test func(t *testing.T, env *testEnv)) {
 	t.Helper()
 	eachWith(t, func(*Config) {}, test)
 }
 
-func eachWith(t *testing.T, set func(*Config), test func(t *testing.T, w *world)) {
+func eachWith(t *testing.T, set func(*Config), test func(t *testing.T, env *testEnv)) {
 	t.Helper()
 	cfg := testConfig()
 	set(&cfg)
-	t.Run("sqlite", func(t *testing.T) { t.Parallel(); test(t, newWorld(t, cfg, dbtest.SQLite(t), nil)) })
-	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, newWorld(t, cfg, dbtest.Postgres(t), nil)) })
+	t.Run("sqlite", func(t *testing.T) { t.Parallel(); test(t, newEnv(t, cfg, dbtest.SQLite(t), nil)) })
+	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, newEnv(t, cfg, dbtest.Postgres(t), nil)) })
 	t.Run("postgres_redis", func(t *testing.T) {
 		t.Parallel()
-		test(t, newWorld(t, cfg, dbtest.Postgres(t), redisClient(t)))
+		test(t, newEnv(t, cfg, dbtest.Postgres(t), redisClient(t)))
 	})
 }
 
@@ -80,27 +80,27 @@ func redisClient(t testing.TB) *redis.Client {
 	return client
 }
 
-func newWorld(t testing.TB, cfg Config, db *database.DB, rc *redis.Client) *world {
+func newEnv(t testing.TB, cfg Config, db *database.DB, rc *redis.Client) *testEnv {
 	t.Helper()
-	w := &world{db: db, redis: rc, log: &logBuffer{}, cfg: cfg}
-	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), w.log, zap.DebugLevel))
+	env := &testEnv{db: db, redis: rc, log: &logBuffer{}, cfg: cfg}
+	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), env.log, zap.DebugLevel))
 	var err error
-	w.Service, err = New(t.Context(), cfg, Deps{DB: db, Redis: rc, Log: log})
+	env.Service, err = New(t.Context(), cfg, Deps{DB: db, Redis: rc, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := w.Close(); err != nil {
+		if err := env.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return w
+	return env
 }
 
 // another is a second server on the same backends.
-func (w *world) another(t testing.TB) *world {
+func (env *testEnv) another(t testing.TB) *testEnv {
 	t.Helper()
-	return newWorld(t, w.cfg, w.db, w.redis)
+	return newEnv(t, env.cfg, env.db, env.redis)
 }
 
 type logBuffer struct {
@@ -128,42 +128,48 @@ func phone() Device {
 	return Device{UserAgent: "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", IP: netip.MustParseAddr("192.0.2.7")}
 }
 
-// newcomer registers an account under a name of its own.
-func (w *world) newcomer(t testing.TB) (name string, tokens Tokens) {
+// newUser registers an account under a name of its own.
+func (env *testEnv) newUser(t testing.TB) (name string, tokens Tokens) {
 	t.Helper()
 	name = "user-" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	tokens, err := w.Register(t.Context(), Credentials{name, goodPassword}, phone())
+	tokens, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone())
 	if err != nil {
 		t.Fatalf("register: %v", err)
 	}
 	return name, tokens
 }
 
-func (w *world) signIn(t testing.TB, name string) Tokens {
+func (env *testEnv) signIn(t testing.TB, name string) Tokens {
 	t.Helper()
-	tokens, err := w.Login(t.Context(), Credentials{name, goodPassword}, phone())
+	tokens, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone())
 	if err != nil {
 		t.Fatalf("login: %v", err)
 	}
 	return tokens
 }
 
-func (w *world) caller(t testing.TB, tokens Tokens) Caller {
+func (env *testEnv) caller(t testing.TB, tokens Tokens) Caller {
 	t.Helper()
-	caller, err := w.Authenticate(t.Context(), tokens.AccessToken)
+	caller, err := env.Authenticate(t.Context(), tokens.AccessToken)
 	if err != nil {
 		t.Fatalf("authenticate: %v", err)
 	}
 	return caller
 }
 
-// live fails the test unless both tokens still work; it returns the successors.
-func (w *world) live(t testing.TB, tokens Tokens) Tokens {
+func (env *testEnv) revoke(t testing.TB, f SessionFilter) error {
 	t.Helper()
-	if _, err := w.Authenticate(t.Context(), tokens.AccessToken); err != nil {
+	_, err := env.RevokeSessions(t.Context(), f, nil)
+	return err
+}
+
+// live fails the test unless both tokens still work; it returns the successors.
+func (env *testEnv) live(t testing.TB, tokens Tokens) Tokens {
+	t.Helper()
+	if _, err := env.Authenticate(t.Context(), tokens.AccessToken); err != nil {
 		t.Errorf("the access token of a live session is refused: %v", err)
 	}
-	next, err := w.Refresh(t.Context(), tokens.RefreshToken, phone())
+	next, err := env.Refresh(t.Context(), tokens.RefreshToken, phone())
 	if err != nil {
 		t.Errorf("the refresh token of a live session is refused: %v", err)
 	}
@@ -171,12 +177,12 @@ func (w *world) live(t testing.TB, tokens Tokens) Tokens {
 }
 
 // over fails the test unless both tokens are refused.
-func (w *world) over(t testing.TB, tokens Tokens) {
+func (env *testEnv) over(t testing.TB, tokens Tokens) {
 	t.Helper()
-	if _, err := w.Authenticate(t.Context(), tokens.AccessToken); !errors.Is(err, ErrSessionRevoked) {
+	if _, err := env.Authenticate(t.Context(), tokens.AccessToken); !errors.Is(err, ErrSessionRevoked) {
 		t.Errorf("the access token of an ended session: %v, want session_revoked", err)
 	}
-	if _, err := w.Refresh(t.Context(), tokens.RefreshToken, phone()); !errors.Is(err, ErrSessionRevoked) {
+	if _, err := env.Refresh(t.Context(), tokens.RefreshToken, phone()); !errors.Is(err, ErrSessionRevoked) {
 		t.Errorf("the refresh token of an ended session: %v, want session_revoked", err)
 	}
 }
@@ -189,9 +195,9 @@ type told struct {
 }
 
 // events returns what was announced of a user, in order.
-func (w *world) events(t testing.TB, userID uuid.UUID) []told {
+func (env *testEnv) events(t testing.TB, userID uuid.UUID) []told {
 	t.Helper()
-	rows, err := w.db.QueryContext(context.Background(), "SELECT type, key_seq, data FROM outbox_event WHERE key = ? ORDER BY id", userID.String())
+	rows, err := env.db.QueryContext(context.Background(), "SELECT type, key_seq, data FROM outbox_event WHERE key = ? ORDER BY id", userID.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,9 +221,9 @@ func (w *world) events(t testing.TB, userID uuid.UUID) []told {
 }
 
 // expectEvents compares the types of what was announced, without the auth. and the .v1.
-func (w *world) expectEvents(t testing.TB, userID uuid.UUID, want ...string) []told {
+func (env *testEnv) expectEvents(t testing.TB, userID uuid.UUID, want ...string) []told {
 	t.Helper()
-	list := w.events(t, userID)
+	list := env.events(t, userID)
 	var got []string
 	for i, e := range list {
 		got = append(got, strings.TrimSuffix(strings.TrimPrefix(e.Type, "auth."), ".v1"))

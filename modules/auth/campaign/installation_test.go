@@ -37,8 +37,8 @@ const (
 	clientSecret = "campaign-client-secret"
 )
 
-// world is one installation: a database, perhaps a Redis, and any number of servers on them.
-type world struct {
+// installation is one installation: a database, perhaps a Redis, and any number of servers on them.
+type installation struct {
 	t      *testing.T
 	binary string
 	env    []string
@@ -52,13 +52,13 @@ type world struct {
 var stores = []string{"redis", "postgres", "sqlite"}
 
 // eachStore runs a scenario on every kind of installation.
-func eachStore(t *testing.T, scenario func(w *world) error, settings ...string) {
+func eachStore(t *testing.T, scenario func(w *installation) error, settings ...string) {
 	t.Helper()
 	t.Parallel()
 	for _, store := range stores {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			if err := scenario(newWorld(t, genuine(t), store, settings...)); err != nil {
+			if err := scenario(newInstallation(t, genuine(t), store, settings...)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -75,22 +75,22 @@ func genuine(t *testing.T) string {
 	return binary
 }
 
-// newWorld makes an installation on the shared engines. Settings are NAME=value and come last.
-func newWorld(t *testing.T, binary, store string, settings ...string) *world {
+// newInstallation makes an installation on the shared engines. Settings are NAME=value and come last.
+func newInstallation(t *testing.T, binary, store string, settings ...string) *installation {
 	t.Helper()
 	switch store {
 	case "redis":
 		redisURL := testenv.Redis(t)
-		return worldOn(t, binary, dbtest.PostgresURL(t), redisURL, settings...)
+		return installationOn(t, binary, dbtest.PostgresURL(t), redisURL, settings...)
 	case "postgres":
-		return worldOn(t, binary, dbtest.PostgresURL(t), "", settings...)
+		return installationOn(t, binary, dbtest.PostgresURL(t), "", settings...)
 	}
-	return worldOn(t, binary, "sqlite:"+filepath.Join(t.TempDir(), "authctl.db"), "", settings...)
+	return installationOn(t, binary, "sqlite:"+filepath.Join(t.TempDir(), "authctl.db"), "", settings...)
 }
 
-// worldOn makes an installation on engines of the test's own. The database is migrated
+// installationOn makes an installation on engines of the test's own. The database is migrated
 // already, or SQLite.
-func worldOn(t *testing.T, binary, databaseURL, redisURL string, settings ...string) *world {
+func installationOn(t *testing.T, binary, databaseURL, redisURL string, settings ...string) *installation {
 	t.Helper()
 	hash := sha256.Sum256([]byte(clientSecret))
 	env := []string{
@@ -102,7 +102,7 @@ func worldOn(t *testing.T, binary, databaseURL, redisURL string, settings ...str
 	if redisURL != "" {
 		env = append(env, "REDIS_URL="+redisURL)
 	}
-	w := &world{t: t, binary: binary, redisURL: redisURL, env: append(env, settings...)}
+	w := &installation{t: t, binary: binary, redisURL: redisURL, env: append(env, settings...)}
 	if strings.HasPrefix(databaseURL, "sqlite:") {
 		w.command("migrate", "up") // so that two servers need not do it at once
 	}
@@ -110,16 +110,16 @@ func worldOn(t *testing.T, binary, databaseURL, redisURL string, settings ...str
 	return w
 }
 
-// migratedWorld is worldOn for a database without tables.
-func migratedWorld(t *testing.T, binary, databaseURL, redisURL string, settings ...string) *world {
+// migratedInstallation is installationOn for a database without tables.
+func migratedInstallation(t *testing.T, binary, databaseURL, redisURL string, settings ...string) *installation {
 	t.Helper()
-	w := worldOn(t, binary, databaseURL, redisURL, settings...)
+	w := installationOn(t, binary, databaseURL, redisURL, settings...)
 	w.command("migrate", "up")
 	return w
 }
 
 // command runs one command of the binary to its end.
-func (w *world) command(args ...string) {
+func (w *installation) command(args ...string) {
 	w.t.Helper()
 	if err := w.try("", args...); err != nil {
 		w.t.Fatal(err)
@@ -127,7 +127,7 @@ func (w *world) command(args ...string) {
 }
 
 // try runs one command with something to read on its standard input.
-func (w *world) try(stdin string, args ...string) error {
+func (w *installation) try(stdin string, args ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, w.binary, args...)
@@ -154,7 +154,7 @@ type server struct {
 var listening = regexp.MustCompile(`API\s+(http://localhost:\d+)/`)
 
 // serve starts a server and waits until it listens. It dies with the test.
-func (w *world) serve(settings ...string) *server {
+func (w *installation) serve(settings ...string) *server {
 	w.t.Helper()
 	s := &server{t: w.t, process: exec.Command(w.binary, "serve"), ended: make(chan struct{})}
 	s.process.Dir, s.process.Env = w.t.TempDir(), append(w.env[:len(w.env):len(w.env)], settings...)
@@ -365,7 +365,7 @@ func (s *server) must(a answer, err error) answer {
 
 // reuse ends the device's session: it presents a token that was replaced where there is no
 // window, and returns it.
-func (w *world) reuse(s *server, d *device) (replaced string) {
+func (w *installation) reuse(s *server, d *device) (replaced string) {
 	w.t.Helper()
 	strict := w.serve("AUTH_REFRESH_GRACE=0s")
 	defer strict.kill()
