@@ -270,7 +270,7 @@ func TestAnyHoardOfKnownDevicesHasTheGuessesOfOneAccount(t *testing.T) {
 							guesses++
 						}
 					}
-					if tokens < 10 { // all of them together cannot close the owner's own lane
+					if tokens < 10 { // all of them together cannot close the owner's own tier
 						phone = signIn(t, l, Attempt{Account: "alice", Address: address(fresh), Device: phone})
 						signIn(t, l, home)
 					}
@@ -398,7 +398,7 @@ func TestAClockThatWasAheadStopsNobodyAndFreesNobody(t *testing.T) {
 				guess(t, l, Attempt{Account: account, Address: address(1)})
 			}
 		}
-		for range 5 { // never settled
+		for range 5 { // never ended
 			_, _ = l.Begin(t.Context(), Attempt{Account: "dave", Address: address(1)})
 			_, _ = l.Begin(t.Context(), Attempt{Account: "dave", Address: address(2)})
 		}

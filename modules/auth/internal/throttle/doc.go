@@ -2,12 +2,12 @@
 //
 // Everybody who guesses passwords must be slowed, and nobody who guesses may thereby keep
 // the owner out. Both follow from one idea: whoever has signed in to the account before
-// travels in a lane of their own, which strangers cannot fill.
+// travels in a tier of their own, which strangers cannot fill.
 //
 //	           presents a device token       signed in from this            anyone else
 //	           that we made for the name     address to this account
 //	           ──────────┬──────────────     before ───────┬──────          ──────┬────
-//	                device lane                        pair lane             common lane
+//	                device tier                        pair tier             common tier
 //	own budget:     5 failures a token,           5 failures a pair,      pair, account, address,
 //	                until a success               until a success         /48 prefix and global
 //	                     └──────────┬──────────────────────┘
@@ -15,7 +15,7 @@
 //	                                │ used up                                    ▲
 //	                                └────────────────────────────────────────────┘
 //
-// In the common lane, five limits hold at once:
+// In the common tier, five limits hold at once:
 //
 //	pair      one address at one account   5 failures, then a delay that doubles: 1s, 2s, … 15m
 //	account   all strangers at an account  20 failures, then the same; at 80 failures 24h each
@@ -30,14 +30,14 @@
 //
 // Only failures. A sign-in that succeeds costs nothing, however many there are. But a guess
 // in flight may turn out to be a failure, so [Limiter.Begin] reserves room for it and
-// [Limiter.Failed], [Limiter.Succeeded] or [Limiter.Cancel] settles the reservation: a
+// [Limiter.Failed], [Limiter.Succeeded] or [Limiter.Cancel] ends the reservation: a
 // thousand guesses sent at once are not a thousand guesses. Attempts that find all room
-// reserved, but not used up, wait a little for others to settle, since those may succeed.
-// A reservation that is never settled, because a process died, becomes a failure after
+// reserved, but not used up, wait a little for others to end, since those may succeed.
+// A reservation that never ends, because a process died, becomes a failure after
 // two minutes.
 //
-// A success in the common lane forgets the failures of the account and of the pair. In the
-// other lanes it forgets those of that lane only, also where they count in the owner's 20:
+// A success in the common tier forgets the failures of the account and of the pair. In the
+// other tiers it forgets those of that tier only, also where they count in the owner's 20:
 // else an owner who signs in every hour would hand strangers a new budget every hour.
 //
 // A streak of n failures is forgotten after n days without another, and beyond 80 failures
@@ -53,18 +53,18 @@
 // # What a known device is worth to a thief
 //
 // A stolen device token, or an address shared with the owner, gives five guesses and then
-// the common lane. The owner's next success with the same token, or without any token from
+// the common tier. The owner's next success with the same token, or without any token from
 // the same address, gives five more; each sign-in hands out a new token, so a stolen one
 // does not profit for long. Any number of them give 20 together. Of those 20, ten are for
 // tokens and addresses that have not failed yet: a thief with a few tokens uses up ten, and
-// the owner's other devices still have their lane.
+// the owner's other devices still have their tier.
 //
 // What is known is known to one account with one password: [Limiter.Trusts]. After a change
 // of the password, and to whoever takes a name that was given up, all of it is strange.
 //
 // # Where the counters live, and what they take
 //
-// In Redis when there is one: one script, so one round trip, for Begin and one to settle.
+// In Redis when there is one: one script, so one round trip, for Begin and one to end it.
 // All keys begin with authctl:{throttle}: the hash tag puts them into one slot, because one
 // script reads several of them. Redis' clock is the clock.
 //

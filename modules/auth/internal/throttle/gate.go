@@ -9,15 +9,15 @@ import (
 const (
 	// patience is how long an attempt waits for those in flight before it is refused.
 	patience = 3 * time.Second
-	// glance is how often it looks for itself: other processes settle without a word.
-	glance = time.Second
+	// recheckEvery is how often it tries unasked: other processes do not say when one has ended.
+	recheckEvery = time.Second
 	// maxWaiting bounds how many wait in one process; more are refused at once.
 	maxWaiting = 1024
 )
 
-// gates let attempts wait until others of the same account or address have settled.
+// gates let attempts wait until others of the same account or address have ended.
 type gates struct {
-	patience, glance time.Duration
+	patience, recheckEvery time.Duration
 
 	mu      sync.Mutex
 	waiting int
@@ -30,7 +30,7 @@ type gate struct {
 	wake    chan struct{} // holds one: whoever takes it looks again
 }
 
-// wait calls again, each time somebody settled at the id or a glance has passed, until it
+// wait calls again, each time an attempt has ended at the id or recheckEvery has passed, until it
 // returns false. It gives up when patience or ctx ends, or at once when too many wait.
 func (g *gates) wait(ctx context.Context, at id, again func() bool) {
 	gate, ok := g.enter(at)
@@ -39,7 +39,7 @@ func (g *gates) wait(ctx context.Context, at id, again func() bool) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, g.patience)
 	defer cancel()
-	look := time.NewTicker(g.glance)
+	look := time.NewTicker(g.recheckEvery)
 	defer look.Stop()
 	news := false
 	defer func() { g.leave(at, gate, news) }()
@@ -59,21 +59,21 @@ func (g *gates) wait(ctx context.Context, at id, again func() bool) {
 	}
 }
 
-// due reports whether nobody at the gate has looked for a glance, and that somebody does now.
+// due reports whether nobody at the gate has looked for recheckEvery, and that somebody does now.
 // One look is enough for all: who finds room wakes the next.
 func (g *gates) due(gate *gate) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := time.Now()
-	if now.Sub(gate.looked) < g.glance {
+	if now.Sub(gate.looked) < g.recheckEvery {
 		return false
 	}
 	gate.looked = now
 	return true
 }
 
-// settled wakes one who waits at the id.
-func (g *gates) settled(at id) {
+// finished wakes one who waits at the id.
+func (g *gates) finished(at id) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if gate := g.byID[at]; gate != nil {

@@ -11,11 +11,11 @@ import (
 	"github.com/toppira/authctl/platform/cache/cachetest"
 )
 
-func TestWhoeverWaitsNoticesWhatAnotherProcessSettles(t *testing.T) {
+func TestAWaitingAttemptNoticesTheEndOfAnotherProcess(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, cachetest.Shared(t))
 	here, there := w.node(defaults(t)), w.node(defaults(t))
-	here.gates.patience, here.gates.glance = time.Minute, time.Millisecond
+	here.gates.patience, here.gates.recheckEvery = time.Minute, time.Millisecond
 	a := Attempt{Account: "alice", Address: address(1)}
 	var inFlight []*Ticket
 	for range 5 {
@@ -28,7 +28,7 @@ func TestWhoeverWaitsNoticesWhatAnotherProcessSettles(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if _, err := here.Begin(context.Background(), a); err != nil {
-			t.Errorf("refused though another process settled: %v", err)
+			t.Errorf("refused though an attempt of another process ended: %v", err)
 		}
 	})
 	there.Succeeded(t.Context(), inFlight[0], ownerOf("alice"))
@@ -39,7 +39,7 @@ func TestThoseWhoWaitHearAtOnceThatADelayHasBegun(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
 	l := w.node(defaults(t))
-	l.gates.patience, l.gates.glance = time.Minute, time.Hour
+	l.gates.patience, l.gates.recheckEvery = time.Minute, time.Hour
 	a := Attempt{Account: "alice", Address: address(1)}
 	var inFlight []*Ticket
 	for range 5 {
@@ -99,7 +99,7 @@ func TestOnlySoManyWait(t *testing.T) {
 func TestACrowdLooksNoOftenerThanOneAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		g := gates{patience: 3 * time.Second, glance: 500 * time.Millisecond}
+		g := gates{patience: 3 * time.Second, recheckEvery: 500 * time.Millisecond}
 		var looks atomic.Int64
 		var waiters sync.WaitGroup
 		for i := range 200 {

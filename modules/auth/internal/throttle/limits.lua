@@ -3,7 +3,7 @@
 --
 -- ARGV: operation, time to use instead of the clock (0 but in tests);
 --       for "begin": 1 for a stranger, whatever is known of the address;
---       for "settle": lane, outcome, and the owner to whom a success makes the address known
+--       for "finish": tier, outcome, and the owner to whom a success makes the address known
 -- KEYS: account, pair, device, address, prefix, global, known (the counter of the owner)
 --       (for "take" only: the counter of registrations)
 -- A key that ends in ":none" stands for a counter that the attempt does not have.
@@ -51,7 +51,7 @@ local function delay(rule, failures)
   return math.min(rule.base * 2 ^ math.min(failures - rule.free, 30), rule.longest)
 end
 
-local function lane(key, rule, cleared)
+local function streak(key, rule, cleared)
   local rec = get(key)
   cleared = cleared or rec.mark
   if rec.wait_until > now + math.max(rule.longest, rule.lock) then rec.wait_until = 0 end
@@ -68,7 +68,7 @@ local function lane(key, rule, cleared)
   return rec
 end
 
-local function put_lane(key, rule, rec)
+local function put_streak(key, rule, rec)
   local life = 0
   if rec.failed > 0 or rec.pending > 0 then
     life = math.max(keep(rule, rec), rec.wait_until - now)
@@ -96,12 +96,12 @@ end
 local function has_room(rule, rec) return rec.failed + rec.pending < rule.free end
 
 local function reserve_known(key, rec, cleared)
-  local known = lane(key, R.known, cleared)
+  local known = streak(key, R.known, cleared)
   local room = R.known.free
   if rec.counted + rec.pending > 0 then room = math.floor((room + 1) / 2) end
   if known.failed + known.pending >= room then return false end
   known.pending = known.pending + 1
-  put_lane(key, R.known, known)
+  put_streak(key, R.known, known)
   return true
 end
 
@@ -115,11 +115,11 @@ local function count(known, rec, how)
   end
 end
 
-local function settle_known(key, rec, how, cleared)
-  local known = lane(key, R.known, cleared)
+local function finish_known(key, rec, how, cleared)
+  local known = streak(key, R.known, cleared)
   known.pending = math.max(0, known.pending - 1)
   count(known, rec, how)
-  put_lane(key, R.known, known)
+  put_streak(key, R.known, known)
 end
 
 -- Buckets: failures over time.
@@ -152,7 +152,7 @@ local function refuse(limit, wait)
   if wait > refused_for then refused_by, refused_for = limit, wait end
 end
 
-local function room_in_lane(rule, rec, limit)
+local function room_in_streak(rule, rec, limit)
   if rec.wait_until > now then
     refuse(limit, rec.wait_until - now)
   elseif rec.pending >= math.max(1, rule.free - rec.failed) then
@@ -172,26 +172,26 @@ end
 local operation = {}
 
 function operation.begin()
-  local account = lane(KEYS[1], R.account)
+  local account = streak(KEYS[1], R.account)
   if has(KEYS[3]) then
-    local device = lane(KEYS[3], R.device, account.mark)
+    local device = streak(KEYS[3], R.device, account.mark)
     if has_room(R.device, device) and reserve_known(KEYS[7], device, account.mark) then
       device.pending = device.pending + 1
-      put_lane(KEYS[3], R.device, device)
+      put_streak(KEYS[3], R.device, device)
       return {DEVICE, 0, 0, string.sub(KEYS[7], #R.known_prefix + 1)}
     end
   end
-  local pair = lane(KEYS[2], R.pair, account.mark)
+  local pair = streak(KEYS[2], R.pair, account.mark)
   if ARGV[3] ~= '1' and now < pair.mark and pair.mark <= now + R.remember and pair.owner ~= '' and has_room(R.pair, pair)
     and reserve_known(R.known_prefix .. pair.owner, pair, account.mark) then
     pair.pending = pair.pending + 1
-    put_lane(KEYS[2], R.pair, pair)
+    put_streak(KEYS[2], R.pair, pair)
     return {PAIR, 0, 0, pair.owner}
   end
 
   local address, prefix = bucket(KEYS[4], R.address), nil
-  room_in_lane(R.pair, pair, 1)
-  room_in_lane(R.account, account, 2)
+  room_in_streak(R.pair, pair, 1)
+  room_in_streak(R.account, account, 2)
   room_in_bucket(R.address, address, 3)
   if has(KEYS[5]) then
     prefix = bucket(KEYS[5], R.prefix)
@@ -203,8 +203,8 @@ function operation.begin()
   pair.pending = pair.pending + 1
   account.pending = account.pending + 1
   address.pending = address.pending + UNIT
-  put_lane(KEYS[2], R.pair, pair)
-  put_lane(KEYS[1], R.account, account)
+  put_streak(KEYS[2], R.pair, pair)
+  put_streak(KEYS[1], R.account, account)
   put_bucket(KEYS[4], R.address, address)
   if prefix then
     prefix.pending = prefix.pending + UNIT
@@ -220,25 +220,25 @@ local function fill(key, rule, of, how)
   put_bucket(key, rule, rec)
 end
 
-function operation.settle()
+function operation.finish()
   local of, how = tonumber(ARGV[3]), tonumber(ARGV[4])
-  local account = lane(KEYS[1], R.account)
-  local pair = lane(KEYS[2], R.pair, account.mark)
+  local account = streak(KEYS[1], R.account)
+  local pair = streak(KEYS[2], R.pair, account.mark)
   local crossed, wait = false, 0
 
   if of == DEVICE then
-    local device = lane(KEYS[3], R.device, account.mark)
-    settle_known(KEYS[7], device, how, account.mark)
+    local device = streak(KEYS[3], R.device, account.mark)
+    finish_known(KEYS[7], device, how, account.mark)
     finish(R.device, device, how)
-    put_lane(KEYS[3], R.device, device)
+    put_streak(KEYS[3], R.device, device)
   end
   if of == PAIR then
-    settle_known(KEYS[7], pair, how, account.mark)
+    finish_known(KEYS[7], pair, how, account.mark)
   elseif of == COMMON and how == SUCCEEDED and pair.counted > 0 then
     local key = R.known_prefix .. pair.owner
-    local known = lane(key, R.known, account.mark)
+    local known = streak(key, R.known, account.mark)
     count(known, pair, how)
-    put_lane(key, R.known, known)
+    put_streak(key, R.known, known)
   end
   if of == PAIR or of == COMMON then
     crossed = finish(R.pair, pair, how)
@@ -254,13 +254,13 @@ function operation.settle()
   if of == COMMON then
     crossed = finish(R.account, account, how) or crossed
     wait = math.max(wait, account.wait_until - now)
-    put_lane(KEYS[1], R.account, account)
+    put_streak(KEYS[1], R.account, account)
   end
   if how == SUCCEEDED then
     pair.mark = now + R.remember
     if pair.owner ~= ARGV[5] then pair.owner, pair.counted = ARGV[5], 0 end
   end
-  if of ~= DEVICE or how == SUCCEEDED then put_lane(KEYS[2], R.pair, pair) end
+  if of ~= DEVICE or how == SUCCEEDED then put_streak(KEYS[2], R.pair, pair) end
   if crossed then return {1, wait} end
   return {0, wait}
 end
@@ -275,12 +275,12 @@ function operation.take()
 end
 
 function operation.clear()
-  put_lane(KEYS[1], R.account, {failed = 0, pending = 0, wait_until = 0, mark = now})
+  put_streak(KEYS[1], R.account, {failed = 0, pending = 0, wait_until = 0, mark = now})
   return {}
 end
 
 function operation.state()
-  local account = lane(KEYS[1], R.account)
+  local account = streak(KEYS[1], R.account)
   return {account.failed, math.max(0, account.wait_until - now)}
 end
 

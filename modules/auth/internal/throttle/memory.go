@@ -49,16 +49,16 @@ func (m *memory) begin(k keys) verdict {
 		device := r.device.current(m.get(k.device), now, account.mark)
 		if r.device.hasRoom(device) && m.reserveKnown(k.known, device, account.mark, now) {
 			device.pending++
-			m.putLane(k.device, device, r.device, now)
-			return verdict{lane: laneDevice, known: k.known}
+			m.putStreak(k.device, device, r.device, now)
+			return verdict{tier: tierDevice, known: k.known}
 		}
 	}
 	pair := r.pair.current(m.get(k.pair), now, account.mark)
 	if !k.stranger && r.remembers(pair, now) && pair.owner != (id{}) && r.pair.hasRoom(pair) &&
 		m.reserveKnown(pair.owner, pair, account.mark, now) {
 		pair.pending++
-		m.putLane(k.pair, pair, r.pair, now)
-		return verdict{lane: lanePair, known: pair.owner}
+		m.putStreak(k.pair, pair, r.pair, now)
+		return verdict{tier: tierPair, known: pair.owner}
 	}
 
 	address := r.address.current(m.get(k.address), now)
@@ -78,13 +78,13 @@ func (m *memory) begin(k keys) verdict {
 	account.pending++
 	address.pending += unit
 	prefix.pending += unit
-	m.putLane(k.pair, pair, r.pair, now)
-	m.putLane(k.account, account, r.account, now)
+	m.putStreak(k.pair, pair, r.pair, now)
+	m.putStreak(k.account, account, r.account, now)
 	m.putBucket(k.address, address, r.address, now)
 	if k.prefix != (id{}) {
 		m.putBucket(k.prefix, prefix, r.prefix, now)
 	}
-	return verdict{lane: laneCommon}
+	return verdict{tier: tierCommon}
 }
 
 // reserveKnown takes room for a failure of the known device or address in rec, unless what the
@@ -95,17 +95,17 @@ func (m *memory) reserveKnown(i id, rec record, cleared, now int64) bool {
 		return false
 	}
 	known.pending++
-	m.putLane(i, known, m.rules.known, now)
+	m.putStreak(i, known, m.rules.known, now)
 	return true
 }
 
-// settleKnown counts in the owner's counter how an attempt in the lane of rec ended. A success
-// forgives the failures of that lane and of no other: those were its owner's own.
-func (m *memory) settleKnown(i id, rec *record, how outcome, cleared, now int64) {
+// finishKnown counts in the owner's counter how an attempt in the tier of rec ended. A success
+// forgives the failures of that tier and of no other: those were its owner's own.
+func (m *memory) finishKnown(i id, rec *record, how outcome, cleared, now int64) {
 	known := m.rules.known.current(m.get(i), now, cleared)
 	known.pending = max(0, known.pending-1)
 	m.count(&known, rec, how)
-	m.putLane(i, known, m.rules.known, now)
+	m.putStreak(i, known, m.rules.known, now)
 }
 
 func (m *memory) count(known, rec *record, how outcome) {
@@ -119,33 +119,33 @@ func (m *memory) count(known, rec *record, how outcome) {
 	}
 }
 
-// settle ends what begin let through in the lane, known to an owner or to none. It also takes
+// finish ends what begin let through in the tier, known to an owner or to none. It also takes
 // attempts that were begun elsewhere: their outcome counts, and there is no reservation to take
-// back. With laneNone and succeeded it only remembers the pair. After a success the pair is
+// back. With tierNone and succeeded it only remembers the pair. After a success the pair is
 // known to the owner.
-func (m *memory) settle(k keys, in lane, how outcome, known, owner id) settlement {
+func (m *memory) finish(k keys, in tier, how outcome, known, owner id) result {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	r, now := m.rules, m.now().UnixMilli()
 	account := m.account(k, now)
 	pair := r.pair.current(m.get(k.pair), now, account.mark)
-	var s settlement
+	var s result
 
-	if in == laneDevice {
+	if in == tierDevice {
 		device := r.device.current(m.get(k.device), now, account.mark)
-		m.settleKnown(known, &device, how, account.mark, now)
+		m.finishKnown(known, &device, how, account.mark, now)
 		end(r.device, &device, how, now)
-		m.putLane(k.device, device, r.device, now)
+		m.putStreak(k.device, device, r.device, now)
 	}
 	switch {
-	case in == lanePair:
-		m.settleKnown(known, &pair, how, account.mark, now)
-	case in == laneCommon && how == succeeded && pair.counted > 0:
+	case in == tierPair:
+		m.finishKnown(known, &pair, how, account.mark, now)
+	case in == tierCommon && how == succeeded && pair.counted > 0:
 		forgiven := r.known.current(m.get(pair.owner), now, account.mark)
 		m.count(&forgiven, &pair, how)
-		m.putLane(pair.owner, forgiven, r.known, now)
+		m.putStreak(pair.owner, forgiven, r.known, now)
 	}
-	if in == lanePair || in == laneCommon {
+	if in == tierPair || in == tierCommon {
 		s.crossed = end(r.pair, &pair, how, now)
 		s.wait = milliseconds(max(0, pair.until-now))
 		m.fill(k.address, r.address, in, how, now)
@@ -158,10 +158,10 @@ func (m *memory) settle(k keys, in lane, how outcome, known, owner id) settlemen
 			m.putBucket(k.global, global, r.global, now)
 		}
 	}
-	if in == laneCommon {
+	if in == tierCommon {
 		s.crossed = end(r.account, &account, how, now) || s.crossed
 		s.wait = max(s.wait, milliseconds(account.until-now))
-		m.putLane(k.account, account, r.account, now)
+		m.putStreak(k.account, account, r.account, now)
 	}
 	if how == succeeded {
 		pair.mark = now + r.remember
@@ -169,14 +169,14 @@ func (m *memory) settle(k keys, in lane, how outcome, known, owner id) settlemen
 			pair.owner, pair.counted = owner, 0
 		}
 	}
-	if in != laneDevice || how == succeeded {
-		m.putLane(k.pair, pair, r.pair, now)
+	if in != tierDevice || how == succeeded {
+		m.putStreak(k.pair, pair, r.pair, now)
 	}
 	return s
 }
 
-// end settles one reservation of a lane and reports whether a failure crossed a threshold.
-func end(r laneRule, rec *record, how outcome, now int64) (crossed bool) {
+// end ends one reservation in a tier and reports whether a failure crossed a threshold.
+func end(r streakRule, rec *record, how outcome, now int64) (crossed bool) {
 	rec.pending = max(0, rec.pending-1)
 	switch how {
 	case failed:
@@ -187,11 +187,11 @@ func end(r laneRule, rec *record, how outcome, now int64) (crossed bool) {
 	return false
 }
 
-// fill settles one attempt in a bucket. Only the common lane reserves there, but failures
-// in the lane of a known pair fill it too: the address may be shared with a stranger.
-func (m *memory) fill(i id, r bucketRule, in lane, how outcome, now int64) {
+// fill ends one attempt in a bucket. Only the common tier reserves there, but failures
+// in the tier of a known pair fill it too: the address may be shared with a stranger.
+func (m *memory) fill(i id, r bucketRule, in tier, how outcome, now int64) {
 	rec := r.current(m.get(i), now)
-	if in == laneCommon {
+	if in == tierCommon {
 		rec.pending = max(0, rec.pending-unit)
 	}
 	if how == failed {
@@ -214,15 +214,15 @@ func (m *memory) take(i id) time.Duration {
 	return 0
 }
 
-// clear forgets the failures of the account in all lanes.
+// clear forgets the failures of the account in all tiers.
 func (m *memory) clear(k keys) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now := m.now().UnixMilli()
-	m.putLane(k.account, record{mark: now}, m.rules.account, now)
+	m.putStreak(k.account, record{mark: now}, m.rules.account, now)
 }
 
-// state returns the failures of the account in the common lane, and for how long it
+// state returns the failures of the account in the common tier, and for how long it
 // refuses.
 func (m *memory) state(k keys) (failures int64, wait time.Duration) {
 	m.mu.Lock()
@@ -244,7 +244,7 @@ func (m *memory) get(i id) record {
 	return record{}
 }
 
-func (m *memory) putLane(i id, rec record, r laneRule, now int64) {
+func (m *memory) putStreak(i id, rec record, r streakRule, now int64) {
 	m.put(i, rec, rec.failed, r.life(rec, now), now)
 }
 

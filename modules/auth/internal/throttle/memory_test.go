@@ -73,7 +73,7 @@ func TestWhatHasExpiredGoesFirst(t *testing.T) {
 	}
 }
 
-func TestASettledOwnerLeavesNothingButWhatIsKnown(t *testing.T) {
+func TestAnOwnerLeavesNothingButWhatIsKnown(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, nil)
 	l := w.node(defaults(t))

@@ -36,7 +36,7 @@ func TestBothLanguagesGiveTheSameAnswers(t *testing.T) {
 		w := onRedis(t)
 		bothLanguages(t, w, w.node(cfg), rand.New(rand.NewPCG(seed, 1)), 4000, answers)
 	}
-	want := []string{"settle", "crossed", "take", "state", "let through: device", "let through: pair", "let through: common", "global"}
+	want := []string{"finish", "crossed", "take", "state", "let through: device", "let through: pair", "let through: common", "global"}
 	for _, limit := range []string{"pair", "account", "address", "prefix"} {
 		want = append(want, limit, limit+" in flight")
 	}
@@ -51,7 +51,7 @@ func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 	t.Helper()
 	type open struct {
 		k     keys
-		in    lane
+		in    tier
 		known id
 	}
 	var (
@@ -88,8 +88,8 @@ func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 			check("begin", v, l.local.begin(k), err)
 			switch {
 			case v.limit == limitNone:
-				answers["let through: "+laneNames[v.lane]]++
-				inFlight = append(inFlight, open{k, v.lane, v.known})
+				answers["let through: "+tierNames[v.tier]]++
+				inFlight = append(inFlight, open{k, v.tier, v.known})
 			case v.wait == 0:
 				answers[limitNames[v.limit]+" in flight"]++
 			default:
@@ -103,8 +103,8 @@ func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 			how := []outcome{failed, failed, failed, failed, failed, failed, cancelled, succeeded}[r.IntN(8)]
 			password := passwords[r.IntN(2)] // what accounts have; it changes
 			owner := l.known(fingerprint(password))
-			s, err := l.shared.settle(ctx, o.k, o.in, how, o.known, owner)
-			check("settle", s, l.local.settle(o.k, o.in, how, o.known, owner), err)
+			s, err := l.shared.finish(ctx, o.k, o.in, how, o.known, owner)
+			check("finish", s, l.local.finish(o.k, o.in, how, o.known, owner), err)
 			if s.crossed {
 				answers["crossed"]++
 			}

@@ -7,7 +7,7 @@ import "time"
 // milliseconds and all arithmetic is in whole numbers below 2^53, so that it is the same in
 // both languages.
 
-// lease is after how long a reservation that nobody settled counts as a failure. It is
+// lease is after how long a reservation that nobody ended counts as a failure. It is
 // longer than any request may take.
 const lease = 2 * time.Minute
 
@@ -15,17 +15,17 @@ const lease = 2 * time.Minute
 // loses n units a millisecond.
 const unit = 60_000
 
-// lane says in which lane an attempt was let through.
-type lane int64
+// tier says in which tier an attempt was let through.
+type tier int64
 
 const (
-	laneNone lane = iota
-	laneDevice
-	lanePair
-	laneCommon
+	tierNone tier = iota
+	tierDevice
+	tierPair
+	tierCommon
 )
 
-var laneNames = map[lane]string{laneDevice: "device", lanePair: "pair", laneCommon: "common"}
+var tierNames = map[tier]string{tierDevice: "device", tierPair: "pair", tierCommon: "common"}
 
 // limit says what refused an attempt.
 type limit int64
@@ -54,13 +54,13 @@ const (
 
 var outcomeNames = map[outcome]string{failed: "failed", succeeded: "succeeded", cancelled: "cancelled"}
 
-// verdict is the answer to an attempt: a lane, or the limit that refused it. A refusal of
+// verdict is the answer to an attempt: a tier, or the limit that refused it. A refusal of
 // no duration means that all room is reserved, but not used up.
 type verdict struct {
-	lane  lane
+	tier  tier
 	limit limit
 	wait  time.Duration
-	known id // of the device and pair lanes: the counter of the owner they were known to
+	known id // of the device and pair tiers: the counter of the owner they were known to
 }
 
 // orLonger returns the refusal of the two that lasts longer.
@@ -71,20 +71,20 @@ func (v verdict) orLonger(w verdict) verdict {
 	return v
 }
 
-// settlement is what settling tells: whether a threshold was crossed by just this failure,
+// result is what the end of an attempt tells: whether a threshold was crossed by just this failure,
 // and how long attempts like it are refused from now on.
-type settlement struct {
+type result struct {
 	crossed bool
 	wait    time.Duration
 }
 
-// record is one counter, as it is stored. In a lane, failed and pending are failures and
+// record is one counter, as it is stored. In a tier, failed and pending are failures and
 // reservations; in a bucket they are levels in units.
 type record struct {
 	failed, pending int64
 	at              int64 // when it was written
-	until           int64 // lanes: no attempt before
-	// mark is, in an account, when an operator cleared it: lanes written before count as
+	until           int64 // tiers: no attempt before
+	// mark is, in an account, when an operator cleared it: tiers written before count as
 	// empty. In a pair, until when the address is known to its owner.
 	mark int64
 	// owner is, in a pair, the counter of the owner to whom the address is known.
@@ -94,8 +94,8 @@ type record struct {
 	counted int64
 }
 
-// laneRule is the rule of a counter of consecutive failures.
-type laneRule struct {
+// streakRule is the rule of a counter of consecutive failures.
+type streakRule struct {
 	free          int64 // failures without a delay
 	base, longest int64 // the delays; base 0: none
 	max, lock     int64 // beyond max failures, lock is the delay; max 0: no such
@@ -104,13 +104,13 @@ type laneRule struct {
 	// fill the memory of a store only so far, however they are spread.
 	forget, memory int64
 	// cleared is set for accounts: how long it is remembered that one was cleared. That is
-	// as long as any lane of the account is, or what was cleared would come back.
+	// as long as any tier of the account is, or what was cleared would come back.
 	cleared int64
 }
 
-func (r laneRule) keep(rec record) int64 { return min(max(1, rec.failed)*r.forget, r.memory) }
+func (r streakRule) keep(rec record) int64 { return min(max(1, rec.failed)*r.forget, r.memory) }
 
-func (r laneRule) delay(failures int64) int64 {
+func (r streakRule) delay(failures int64) int64 {
 	switch {
 	case failures < r.free:
 		return 0
@@ -121,11 +121,11 @@ func (r laneRule) delay(failures int64) int64 {
 }
 
 // current returns what the record means now: what is to be forgotten is, and reservations
-// that nobody settled are failures.
+// that nobody ended are failures.
 //
 // Times that no clock of ours can have written void themselves: a clock that was ahead must not
 // stop anybody until the right one has caught up.
-func (r laneRule) current(rec record, now, cleared int64) record {
+func (r streakRule) current(rec record, now, cleared int64) record {
 	if rec.until > now+max(r.longest, r.lock) {
 		rec.until = 0
 	}
@@ -147,7 +147,7 @@ func (r laneRule) current(rec record, now, cleared int64) record {
 
 // room refuses an attempt while a delay runs, and while as many are in flight as may fail:
 // up to the free failures, and one at a time from there.
-func (r laneRule) room(rec record, name limit, now int64) verdict {
+func (r streakRule) room(rec record, name limit, now int64) verdict {
 	switch {
 	case rec.until > now:
 		return verdict{limit: name, wait: milliseconds(rec.until - now)}
@@ -158,12 +158,12 @@ func (r laneRule) room(rec record, name limit, now int64) verdict {
 }
 
 // hasRoom reports whether one more attempt may fail without a delay.
-func (r laneRule) hasRoom(rec record) bool { return rec.failed+rec.pending < r.free }
+func (r streakRule) hasRoom(rec record) bool { return rec.failed+rec.pending < r.free }
 
 // hasKnownRoom reports whether the counter of an owner has room for one more failure of the
 // device or address in rec. Half of the room is kept for those that have not failed: a few
 // stolen tokens cannot use up what the owner's other devices need.
-func (r laneRule) hasKnownRoom(known, rec record) bool {
+func (r streakRule) hasKnownRoom(known, rec record) bool {
 	room := r.free
 	if rec.counted+rec.pending > 0 {
 		room = (r.free + 1) / 2
@@ -172,7 +172,7 @@ func (r laneRule) hasKnownRoom(known, rec record) bool {
 }
 
 // fail counts a failure and reports whether it crossed a threshold.
-func (r laneRule) fail(rec *record, now int64) (crossed bool) {
+func (r streakRule) fail(rec *record, now int64) (crossed bool) {
 	before := rec.failed
 	rec.failed++
 	if d := r.delay(rec.failed); d > 0 {
@@ -182,7 +182,7 @@ func (r laneRule) fail(rec *record, now int64) (crossed bool) {
 }
 
 // life is how long the record must be kept; 0 when it says nothing.
-func (r laneRule) life(rec record, now int64) int64 {
+func (r streakRule) life(rec record, now int64) int64 {
 	var life int64
 	if rec.failed > 0 || rec.pending > 0 {
 		life = max(r.keep(rec), rec.until-now)
@@ -197,7 +197,7 @@ func (r laneRule) life(rec record, now int64) int64 {
 type bucketRule struct{ burst, perMinute int64 }
 
 // current lets the bucket leak. Reservations leak too, over the length of the lease, so that
-// one which nobody settled does not stay. A bucket that was filled by a clock far ahead is empty: it
+// one that nobody ended does not stay. A bucket that was filled by a clock far ahead is empty: it
 // would not leak until then.
 func (b bucketRule) current(rec record, now int64) record {
 	if rec.at > now+lease.Milliseconds() {
@@ -243,7 +243,7 @@ func (b bucketRule) life(rec record) int64 {
 
 // rules is the whole of it.
 type rules struct {
-	device, pair, account, known      laneRule
+	device, pair, account, known      streakRule
 	address, prefix, global, register bucketRule
 	remember                          int64 // how long a pair that signed in is known
 }
@@ -264,11 +264,11 @@ func (c Config) rules() rules {
 	base, longest := c.BaseDelay.Milliseconds(), c.MaxDelay.Milliseconds()
 	return rules{
 		// What a token has used up stays used up for as long as it could be good.
-		device: laneRule{free: int64(c.DeviceFree), forget: device, memory: device},
-		pair:   laneRule{free: int64(c.PairFree), base: base, longest: longest, forget: forget, memory: memory},
-		account: laneRule{free: int64(c.AccountFree), base: base, longest: longest, max: int64(c.strangersFailures()),
+		device: streakRule{free: int64(c.DeviceFree), forget: device, memory: device},
+		pair:   streakRule{free: int64(c.PairFree), base: base, longest: longest, forget: forget, memory: memory},
+		account: streakRule{free: int64(c.AccountFree), base: base, longest: longest, max: int64(c.strangersFailures()),
 			lock: c.Lock.Milliseconds(), forget: forget, memory: memory, cleared: max(memory, known)},
-		known:    laneRule{free: knownFailures, forget: known / knownFailures, memory: known},
+		known:    streakRule{free: knownFailures, forget: known / knownFailures, memory: known},
 		address:  bucketRule{int64(c.AddressBurst), int64(c.AddressPerMinute)},
 		prefix:   bucketRule{int64(c.PrefixBurst), int64(c.PrefixPerMinute)},
 		global:   bucketRule{int64(c.GlobalBurst), int64(c.GlobalPerMinute)},

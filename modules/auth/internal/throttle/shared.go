@@ -54,17 +54,17 @@ func newShared(client *redis.Client, r rules, now func() time.Time, log *zap.Log
 func (r rules) lua() string {
 	var b strings.Builder
 	b.WriteString("local R = {\n")
-	lane := func(name string, l laneRule) {
+	streak := func(name string, l streakRule) {
 		fmt.Fprintf(&b, "%s = {free = %d, base = %d, longest = %d, max = %d, lock = %d, forget = %d, memory = %d, cleared = %d},\n",
 			name, l.free, l.base, l.longest, l.max, l.lock, l.forget, l.memory, l.cleared)
 	}
 	bucket := func(name string, l bucketRule) {
 		fmt.Fprintf(&b, "%s = {burst = %d, per_minute = %d, drain = %d},\n", name, l.burst, l.perMinute, l.drain())
 	}
-	lane("device", r.device)
-	lane("pair", r.pair)
-	lane("account", r.account)
-	lane("known", r.known)
+	streak("device", r.device)
+	streak("pair", r.pair)
+	streak("account", r.account)
+	streak("known", r.known)
 	bucket("address", r.address)
 	bucket("prefix", r.prefix)
 	bucket("global", r.global)
@@ -83,8 +83,8 @@ func (s *shared) begin(ctx context.Context, k keys) (verdict, error) {
 	if err != nil {
 		return verdict{}, err
 	}
-	v := verdict{lane: lane(n[0]), limit: limit(n[1]), wait: milliseconds(n[2])}
-	if v.lane == laneDevice || v.lane == lanePair {
+	v := verdict{tier: tier(n[0]), limit: limit(n[1]), wait: milliseconds(n[2])}
+	if v.tier == tierDevice || v.tier == tierPair {
 		if v.known, err = parseID(known); err != nil {
 			return verdict{}, err
 		}
@@ -92,12 +92,12 @@ func (s *shared) begin(ctx context.Context, k keys) (verdict, error) {
 	return v, nil
 }
 
-func (s *shared) settle(ctx context.Context, k keys, in lane, how outcome, known, owner id) (settlement, error) {
-	n, err := s.run(ctx, 2, k.redis(known), "settle", nil, int64(in), int64(how), owner.String())
+func (s *shared) finish(ctx context.Context, k keys, in tier, how outcome, known, owner id) (result, error) {
+	n, err := s.run(ctx, 2, k.redis(known), "finish", nil, int64(in), int64(how), owner.String())
 	if err != nil {
-		return settlement{}, err
+		return result{}, err
 	}
-	return settlement{crossed: n[0] == 1, wait: milliseconds(n[1])}, nil
+	return result{crossed: n[0] == 1, wait: milliseconds(n[1])}, nil
 }
 
 func (s *shared) take(ctx context.Context, i id) (time.Duration, error) {

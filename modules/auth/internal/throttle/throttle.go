@@ -20,7 +20,7 @@ import (
 // to come back; it is the same whether the account exists or not.
 var ErrTooManyAttempts = fault.New(fault.TooMany, "too_many_attempts", "Too many attempts")
 
-// ErrCrowded refuses an attempt for which there is no room beside those in flight, although
+// ErrCrowded refuses an attempt for which those in flight leave no room, although
 // nothing has failed yet: it is the service that is busy, not the client that is suspect.
 var ErrCrowded = errors.New("too many attempts of this kind are in flight")
 
@@ -28,7 +28,7 @@ var ErrCrowded = errors.New("too many attempts of this kind are in flight")
 // they would do or tell here would not hold for the other processes.
 var ErrNotShared = errors.New("the shared counters of sign-in attempts cannot be reached")
 
-// Options are what New needs beside the settings.
+// Options are what New needs besides the settings.
 type Options struct {
 	Redis           *redis.Client         // of platform/cache, which heeds deadlines; nil: the counters are those of this process
 	Secret          config.Secret         // AUTH_TOKEN_SECRET; device tokens and counters hang on it
@@ -48,9 +48,9 @@ type Limiter struct {
 	shared     *shared // nil without Redis
 	gates      gates
 
-	refused *prometheus.CounterVec
-	settled *prometheus.CounterVec
-	lockout prometheus.Counter
+	refused  *prometheus.CounterVec
+	finished *prometheus.CounterVec
+	lockout  prometheus.Counter
 }
 
 // New makes a limiter. It does not ask Redis anything yet: a Redis that is away is no
@@ -66,7 +66,7 @@ func New(cfg Config, opt Options) (*Limiter, error) {
 		return nil, errors.New("throttle: no secret")
 	}
 	cfg = cfg.withDefaults()
-	l := &Limiter{cfg: cfg, now: opt.Now, gates: gates{patience: patience, glance: glance}}
+	l := &Limiter{cfg: cfg, now: opt.Now, gates: gates{patience: patience, recheckEvery: recheckEvery}}
 	var err error
 	if l.nameKey, err = derive(opt.Secret, "counter"); err != nil {
 		return nil, err
@@ -98,20 +98,20 @@ type Attempt struct {
 	Stranger bool
 }
 
-// Ticket is the leave to try, and a reservation. Settle it with Failed, Succeeded or Cancel;
+// Ticket is the leave to try, and a reservation. End it with Failed, Succeeded or Cancel;
 // the first of these counts and later ones do nothing, so that Cancel can be deferred.
 type Ticket struct {
-	attempt Attempt
-	keys    keys
-	lane    lane
-	known   id // the counter of the owner to whom a device or an address is known
-	settled atomic.Bool
+	attempt  Attempt
+	keys     keys
+	tier     tier
+	known    id // the counter of the owner to whom a device or an address is known
+	finished atomic.Bool
 }
 
 // Begin asks for leave to check a password. Call it before any hashing. The error is
 // [ErrTooManyAttempts] with the time after which to come back.
 //
-// When all room is taken by attempts in flight Begin waits for some to settle, at most three
+// When all room is taken by attempts in flight Begin waits for some to end, at most three
 // seconds and no longer than ctx. Redis adds a quarter of a second at most.
 func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 	t := &Ticket{attempt: a}
@@ -127,7 +127,7 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 		})
 	}
 	if v.limit == limitNone {
-		t.lane, t.known = v.lane, v.known
+		t.tier, t.known = v.tier, v.known
 		if a.Owner != "" && !l.Trusts(t, a.Owner) {
 			l.Cancel(ctx, t)
 			a.Session, a.Owner, a.Stranger = "", "", true
@@ -150,7 +150,7 @@ func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 // and its present password, and is "" where there is no account. When it says no, cancel the
 // ticket and begin again with Attempt.Stranger set.
 func (l *Limiter) Trusts(t *Ticket, owner string) bool {
-	if t.lane != laneDevice && t.lane != lanePair {
+	if t.tier != tierDevice && t.tier != tierPair {
 		return true
 	}
 	return owner != "" && t.known == l.known(fingerprint(owner))
@@ -181,7 +181,7 @@ func (l *Limiter) begin(ctx context.Context, k keys) verdict {
 // this address or for all unknown devices, and when unknown devices are shut out for long.
 // Attempts like this one are refused until then; the zero time when they are not.
 func (l *Limiter) Failed(ctx context.Context, t *Ticket) (lockedOut bool, until time.Time) {
-	s := l.settle(ctx, t, failed, "")
+	s := l.finish(ctx, t, failed, "")
 	if s.crossed {
 		l.lockout.Inc()
 	}
@@ -195,14 +195,14 @@ func (l *Limiter) Failed(ctx context.Context, t *Ticket) (lockedOut bool, until 
 // [Limiter.Trusts]) and returns a device token for the client to keep and to present at its
 // next sign-in, in place of the one it has.
 func (l *Limiter) Succeeded(ctx context.Context, t *Ticket, owner string) (deviceToken string) {
-	l.settle(ctx, t, succeeded, owner)
+	l.finish(ctx, t, succeeded, owner)
 	return mintDevice(l.deviceKeys[0], t.attempt.Account, owner, l.now())
 }
 
 // Cancel says that the password was not compared: there was no capacity, or an error came
-// first. An attempt whose password was compared must not be cancelled, whoever has left.
+// first. An attempt whose password was compared must not be cancelled, even when its client has left.
 func (l *Limiter) Cancel(ctx context.Context, t *Ticket) {
-	l.settle(ctx, t, cancelled, "")
+	l.finish(ctx, t, cancelled, "")
 }
 
 // Remember makes the client known to the owner without a sign-in, after it registered or changed
@@ -212,24 +212,24 @@ func (l *Limiter) Remember(ctx context.Context, account, owner string, address n
 	return l.Succeeded(ctx, &Ticket{attempt: a, keys: l.keysOf(a)}, owner)
 }
 
-func (l *Limiter) settle(ctx context.Context, t *Ticket, how outcome, owner string) settlement {
-	if !l.cfg.Enabled || !t.settled.CompareAndSwap(false, true) {
-		return settlement{}
+func (l *Limiter) finish(ctx context.Context, t *Ticket, how outcome, owner string) result {
+	if !l.cfg.Enabled || !t.finished.CompareAndSwap(false, true) {
+		return result{}
 	}
 	next := l.known(fingerprint(owner))
 	// The counters in this process follow all that it sees, to be of use when Redis goes.
-	s := l.local.settle(t.keys, t.lane, how, t.known, next)
+	s := l.local.finish(t.keys, t.tier, how, t.known, next)
 	if l.shared != nil {
-		// Settled even when the caller has left; the time it takes is bounded all the same.
-		if common, err := l.shared.settle(context.WithoutCancel(ctx), t.keys, t.lane, how, t.known, next); err == nil {
+		// Ended even when the caller has left; the time it takes is bounded all the same.
+		if common, err := l.shared.finish(context.WithoutCancel(ctx), t.keys, t.tier, how, t.known, next); err == nil {
 			s = common
 		}
 	}
-	if t.lane != laneNone {
-		l.settled.WithLabelValues(laneNames[t.lane], outcomeNames[how]).Inc()
+	if t.tier != tierNone {
+		l.finished.WithLabelValues(tierNames[t.tier], outcomeNames[how]).Inc()
 	}
 	for _, at := range []id{t.keys.account, t.keys.address, t.keys.prefix} {
-		l.gates.settled(at)
+		l.gates.finished(at)
 	}
 	return s
 }
@@ -256,7 +256,7 @@ func (l *Limiter) Register(ctx context.Context, address netip.Addr) error {
 	return nil
 }
 
-// Unlock forgets the failures of the account in every lane, so that anyone may try at once.
+// Unlock forgets the failures of the account in every tier, so that anyone may try at once.
 func (l *Limiter) Unlock(ctx context.Context, account string) error {
 	k := keys{account: l.id(classAccount, netip.Prefix{}, account)}
 	l.local.clear(k)
@@ -301,9 +301,9 @@ func (l *Limiter) measure(reg prometheus.Registerer) error {
 	l.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "authctl_throttle_refused_total", Help: "Attempts refused before hashing, by the limit that refused.",
 	}, []string{"limit"})
-	l.settled = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "authctl_throttle_attempts_total", Help: "Attempts let through, by lane and by how they ended.",
-	}, []string{"lane", "outcome"})
+	l.finished = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "authctl_throttle_attempts_total", Help: "Attempts let through, by tier and by how they ended.",
+	}, []string{"tier", "outcome"})
 	l.lockout = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "authctl_throttle_lockouts_total", Help: "Thresholds crossed by streaks of failures.",
 	})
@@ -312,15 +312,15 @@ func (l *Limiter) measure(reg prometheus.Registerer) error {
 	}
 	l.refused.WithLabelValues("in_flight")
 	l.refused.WithLabelValues("register")
-	for _, in := range laneNames {
+	for _, in := range tierNames {
 		for _, how := range outcomeNames {
-			l.settled.WithLabelValues(in, how)
+			l.finished.WithLabelValues(in, how)
 		}
 	}
 	if reg == nil {
 		return nil
 	}
-	collectors := []prometheus.Collector{l.refused, l.settled, l.lockout,
+	collectors := []prometheus.Collector{l.refused, l.finished, l.lockout,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "authctl_throttle_entries", Help: "Counters kept in this process.",
 		}, func() float64 { n, _ := l.local.stats(); return float64(n) }),

@@ -102,7 +102,7 @@ func remember(t testing.TB, l *Limiter, account string, address netip.Addr) stri
 }
 
 // known reports whether the attempt was let through as one of a known device or address.
-func known(ticket *Ticket) bool { return ticket.lane == laneDevice || ticket.lane == lanePair }
+func known(ticket *Ticket) bool { return ticket.tier == tierDevice || ticket.tier == tierPair }
 
 // signIn gives the right password and returns the device token.
 func signIn(t testing.TB, l *Limiter, a Attempt) string {
@@ -228,7 +228,7 @@ func TestRightPasswordsAreNeverLimitedHoweverManyAtOnce(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		// Nobody has to come back, and those who wait are called, not left to look by themselves.
-		l.gates.patience, l.gates.glance = time.Minute, time.Hour
+		l.gates.patience, l.gates.recheckEvery = time.Minute, time.Hour
 		var wg sync.WaitGroup
 		for range 300 {
 			wg.Go(func() {
@@ -261,7 +261,7 @@ func TestACancelledAttemptIsNoFailure(t *testing.T) {
 	})
 }
 
-func TestATicketIsSettledOnce(t *testing.T) {
+func TestATicketEndsOnce(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
@@ -275,12 +275,12 @@ func TestATicketIsSettledOnce(t *testing.T) {
 			l.Succeeded(t.Context(), ticket, ownerOf(a.Account))
 		}
 		if guess(t, l, a) {
-			t.Fatal("settling a failure again took it back")
+			t.Fatal("ending a failed attempt again took it back")
 		}
 	})
 }
 
-func TestAnAttemptNeverSettledBecomesAFailure(t *testing.T) {
+func TestAnAttemptThatNeverEndsBecomesAFailure(t *testing.T) {
 	t.Parallel()
 	onBoth(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
@@ -297,7 +297,7 @@ func TestAnAttemptNeverSettledBecomesAFailure(t *testing.T) {
 			t.Fatal("a process that died keeps the account shut")
 		}
 		if guess(t, l, a) {
-			t.Fatal("what was never settled has been forgotten")
+			t.Fatal("a reservation that never ended has been forgotten")
 		}
 	})
 }
