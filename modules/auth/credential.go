@@ -8,7 +8,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/toppira/authctl/modules/auth/internal/password"
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/modules/auth/internal/username"
 	"github.com/toppira/authctl/platform/database"
@@ -132,8 +131,8 @@ func (s *Service) stillProved(ctx context.Context, tx database.IDB, now, checked
 // checkUsername returns the canonical form, or the fault with one more field.
 func (s *Service) checkUsername(invalid *fault.Fault, name string) (string, *fault.Fault) {
 	canonical, err := username.Canonical(s.cfg.UsernameProfile, name)
-	if p, ok := errors.AsType[*username.Problem](err); ok {
-		return "", invalid.Field("username", p.Code, p.Detail)
+	if r, ok := errors.AsType[*fault.Refusal](err); ok {
+		return "", invalid.Field("username", r.Code, r.Detail)
 	}
 	return canonical, invalid
 }
@@ -141,8 +140,8 @@ func (s *Service) checkUsername(invalid *fault.Fault, name string) (string, *fau
 // checkPassword returns the fault with one more field when the password will not do.
 func (s *Service) checkPassword(invalid *fault.Fault, field, typed, username string) (*fault.Fault, error) {
 	err := s.passwords.Check(typed, username)
-	if problem, ok := errors.AsType[*password.Problem](err); ok {
-		return invalid.Field(field, problem.Code, problem.Detail), nil
+	if r, ok := errors.AsType[*fault.Refusal](err); ok {
+		return invalid.Field(field, r.Code, r.Detail), nil
 	}
 	return invalid, err
 }

@@ -8,6 +8,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/mileusna/useragent"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // Device is where a request comes from, as far as it can be told.
@@ -27,17 +29,17 @@ const (
 	maxUserAgent  = 300
 )
 
-// checkDeviceName says what is wrong with a name that a client gave, or nothing.
-func checkDeviceName(name string) (code, detail string) {
+// checkDeviceName refuses a name that a client gave, or returns nil.
+func checkDeviceName(name string) *fault.Refusal {
 	switch {
 	case !utf8.ValidString(name):
-		return "invalid_unicode", "is not valid UTF-8"
+		return fault.Refuse("invalid_unicode", "is not valid UTF-8")
 	case utf8.RuneCountInString(name) > maxDeviceName:
-		return "too_long", "must be 100 characters or fewer"
+		return fault.Refuse("too_long", "must be 100 characters or fewer")
 	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
-		return "invalid_characters", "holds a character that cannot be shown"
+		return fault.Refuse("invalid_characters", "holds a character that cannot be shown")
 	}
-	return "", ""
+	return nil
 }
 
 // clean returns the device fit to be stored and shown: named, printable, bounded.

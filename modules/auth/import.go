@@ -18,13 +18,18 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/username"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/fault"
 )
 
-// What an import reads, which package userfile explains.
-type (
-	Refusal      = userfile.Refusal
-	FirebaseHash = userfile.FirebaseHash
-)
+// FirebaseHash is what Firebase says once for all users of a project.
+type FirebaseHash = userfile.FirebaseHash
+
+// Refusal is why one record of an import was not taken. It holds nothing of the record.
+type Refusal struct {
+	Line   int64 `json:"line"`   // where the record begins, from 1
+	Record int64 `json:"record"` // which one it is, from 1, the heading not counted
+	fault.Refusal
+}
 
 // Forms of an import. Auto looks at how the input begins.
 const (
@@ -128,7 +133,7 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 	}
 	canonical, err := username.Canonical(s.cfg.UsernameProfile, name)
 	if err != nil {
-		return fmt.Errorf("%q: %w", name, err)
+		return fmt.Errorf("the username %q: %w", name, err)
 	}
 	i := &importer{service: s, opt: opt}
 	const mostFound = 10 // of one canonical name: each costs a hash
@@ -245,21 +250,21 @@ func lostKinds(list []string) []string {
 
 const kindLetters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.:"
 
-func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *Refusal {
+func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *fault.Refusal {
 	s := i.service
 	now := s.timestamp()
 	if rec.Username == "" {
-		return userfile.Refuse("no_username", "has no username")
+		return fault.Refuse("no_username", "has no username")
 	}
 	canonical, err := username.Canonical(s.cfg.UsernameProfile, rec.Username)
-	if p, ok := errors.AsType[*username.Problem](err); ok {
-		return userfile.Refuse("username_"+p.Code, "the username "+p.Detail)
+	if r, ok := errors.AsType[*fault.Refusal](err); ok {
+		return fault.Refuse("username_"+r.Code, "the username "+r.Detail)
 	}
 	if rec.Hash == "" {
-		return userfile.Refuse("no_password", "has no password hash")
+		return fault.Refuse("no_password", "has no password hash")
 	}
 	if n.passwordHash, n.scheme, err = password.Import(rec.Hash); err != nil {
-		return userfile.Refuse("hash_refused", err.Error())
+		return fault.Refuse("hash_refused", err.Error())
 	}
 	n.ID, n.keepID = rec.ID, rec.ID != uuid.Nil
 	if !n.keepID {
@@ -279,7 +284,7 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *Refusal {
 	}
 	for _, at := range []time.Time{rec.Created, rec.Changed} {
 		if at.Before(time.Unix(0, 0)) || at.After(now.Add(24*time.Hour)) {
-			return userfile.Refuse("invalid_time", "a time is before 1970 or yet to come")
+			return fault.Refuse("invalid_time", "a time is before 1970 or yet to come")
 		}
 	}
 	n.Username, n.canonical = rec.Username, canonical
@@ -296,14 +301,14 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *Refusal {
 
 // unconfirmed does with a name that is an unconfirmed address what was asked for. Whoever has
 // the mailbox may not be who has the account.
-func (i *importer) unconfirmed(n *pendingUser) *Refusal {
+func (i *importer) unconfirmed(n *pendingUser) *fault.Refusal {
 	if n.origin.confirmed == nil || *n.origin.confirmed || !strings.EqualFold(n.origin.address, n.Username) {
 		return nil
 	}
 	n.lost = lostKinds(append(n.lost, userfile.LostUnconfirmed))
 	switch i.opt.Unconfirmed {
 	case UnconfirmedSkip:
-		return userfile.Refuse(userfile.LostUnconfirmed, "the username is an address that was not confirmed where it comes from")
+		return fault.Refuse(userfile.LostUnconfirmed, "the username is an address that was not confirmed where it comes from")
 	case UnconfirmedDisable:
 		n.Status = StatusDisabled
 	}
@@ -343,9 +348,8 @@ func (i *importer) count(n *pendingUser) error {
 	switch {
 	case n.refused != nil:
 		report.Refused++
-		n.refused = &Refusal{Line: n.line, Record: n.number, Code: n.refused.Code, Detail: n.refused.Detail}
 		if i.opt.Refused != nil {
-			return i.opt.Refused(*n.refused)
+			return i.opt.Refused(Refusal{Line: n.line, Record: n.number, Refusal: *n.refused})
 		}
 		return nil
 	case n.other:

@@ -15,8 +15,8 @@ import (
 // account that is disabled are one answer in content and time, [ErrInvalidCredentials]; only
 // who knows the password learns [ErrAccountDisabled].
 func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Tokens, error) {
-	if code, detail := checkDeviceName(dev.Name); code != "" {
-		return Tokens{}, ErrValidation.Field("device_name", code, detail)
+	if r := checkDeviceName(dev.Name); r != nil {
+		return Tokens{}, ErrValidation.Field("device_name", r.Code, r.Detail)
 	}
 	// A name that cannot exist goes the same way as one that does not.
 	canonical, known := username.Lookup(cred.Username)

@@ -11,8 +11,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/toppira/authctl/modules/auth/internal/userfile"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // origin is what is kept of where an account comes from.
@@ -98,11 +98,11 @@ func ownersOf(ctx context.Context, db database.IDB, batch []*pendingUser) (owner
 
 // refusal says why the record cannot be taken although nothing is wrong with it. Nil: it is
 // there already, or nobody has its id or its name.
-func (o owners) refusal(n *pendingUser) *userfile.Refusal {
+func (o owners) refusal(n *pendingUser) *fault.Refusal {
 	named := o.byName[n.canonical]
 	if named == nil {
 		if o.byID[n.ID] != nil {
-			return userfile.Refuse("id_taken", "the id belongs to an account with another username")
+			return fault.Refuse("id_taken", "the id belongs to an account with another username")
 		}
 		return nil
 	}
@@ -110,9 +110,9 @@ func (o owners) refusal(n *pendingUser) *userfile.Refusal {
 	case samePerson:
 		return nil
 	case anotherPerson:
-		return userfile.Refuse("username_taken", "the username belongs to somebody else's account")
+		return fault.Refuse("username_taken", "the username belongs to somebody else's account")
 	}
-	return userfile.Refuse("username_taken", "the username belongs to an account here, and nothing tells whether it is the same person's: "+
+	return fault.Refuse("username_taken", "the username belongs to an account here, and nothing tells whether it is the same person's: "+
 		"the record has neither its id, nor its password hash, nor the time when it was created")
 }
 

@@ -9,8 +9,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/auth/internal/password"
-	"github.com/toppira/authctl/modules/auth/internal/userfile"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // pendingUser is a record on its way to become an account.
@@ -24,7 +24,7 @@ type pendingUser struct {
 	other        bool // it is no account
 	scheme       password.Scheme
 	imported     bool
-	refused      *userfile.Refusal
+	refused      *fault.Refusal
 }
 
 // insertAbsent inserts the accounts whose id and name are free, with their origins, and says
@@ -56,7 +56,7 @@ func insertAbsent(ctx context.Context, tx database.IDB, batch []*pendingUser) er
 	for _, n := range others {
 		n.refused = owners.refusal(n)
 		if n.refused == nil && owners.byName[n.canonical] == nil {
-			n.refused = userfile.Refuse("conflict", "an account with this name was deleted at the same moment")
+			n.refused = fault.Refuse("conflict", "an account with this name was deleted at the same moment")
 		}
 	}
 	return nil

@@ -64,8 +64,8 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 	if err != nil {
 		return account{}, err
 	}
-	if code, detail := checkDeviceName(deviceName); code != "" {
-		invalid = invalid.Field("device_name", code, detail)
+	if r := checkDeviceName(deviceName); r != nil {
+		invalid = invalid.Field("device_name", r.Code, r.Detail)
 	}
 	if len(invalid.Fields) > 0 {
 		return account{}, invalid

@@ -41,8 +41,8 @@ var arrows = map[string][]string{
 	"modules/auth/internal/signingkey":                  {"modules/auth/internal/token", "platform/database", "platform/fault", "platform/logging"},
 	"modules/auth/internal/throttle":                    {"platform/cache", "platform/config", "platform/fault"},
 	"modules/auth/internal/token":                       {"platform/config", "platform/fault"},
-	"modules/auth/internal/userfile":                    {"modules/auth/internal/password"},
-	"modules/auth/internal/username":                    {},
+	"modules/auth/internal/userfile":                    {"modules/auth/internal/password", "platform/fault"},
+	"modules/auth/internal/username":                    {"platform/fault"},
 
 	"modules/outbox":             {"platform/config", "platform/database"},
 	"modules/outbox/sink":        {"modules/outbox", "platform/config"},

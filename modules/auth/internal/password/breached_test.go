@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
 func sha1Hex(password string) string {
@@ -165,7 +167,7 @@ func TestAPasswordIsNotTakenWhileTheBreachedSetCannotBeRead(t *testing.T) {
 			t.Fatal(err)
 		}
 		err = p.check("long and unknown", "alice")
-		var problem *Problem
+		var problem *fault.Refusal
 		if err == nil || errors.As(err, &problem) || !strings.Contains(err.Error(), "breached-set file") {
 			t.Errorf("%s: %v", name, err)
 		}

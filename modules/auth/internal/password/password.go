@@ -21,6 +21,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/text/unicode/norm"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // Passwords does everything with passwords. Make it with [New].
@@ -78,7 +80,7 @@ func (p *Passwords) Close() error {
 	return p.policy.close()
 }
 
-// Check returns nil when the password may be set for the username, a *[Problem] when it may
+// Check returns nil when the password may be set for the username, a [*fault.Refusal] when it may
 // not, and any other error when the breached-set file could not be asked.
 func (p *Passwords) Check(password, username string) error { return p.policy.check(password, username) }
 
@@ -96,7 +98,7 @@ func (p *Passwords) HashForRegistration(ctx context.Context, password string) (s
 
 func (p *Passwords) hash(ctx context.Context, why purpose, password string) (string, error) {
 	if !utf8.ValidString(password) {
-		return "", &Problem{InvalidUnicode, "is not valid UTF-8"}
+		return "", fault.Refuse(InvalidUnicode, "is not valid UTF-8")
 	}
 	text := norm.NFC.Bytes([]byte(password))
 	maker, size := p.maker(text)

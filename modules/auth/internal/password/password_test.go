@@ -13,6 +13,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/crypto/bcrypt"
 	"golang.org/x/text/unicode/norm"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // cheap is the settings that tests start from.
@@ -158,7 +160,7 @@ func TestHashesMadeElsewhereAlsoTakeThePasswordAsTyped(t *testing.T) {
 func TestInvalidUnicodeIsNotHashed(t *testing.T) {
 	t.Parallel()
 	p := start(t, cheap())
-	var problem *Problem
+	var problem *fault.Refusal
 	if _, err := p.Hash(t.Context(), "abc\xffdefgh"); !errors.As(err, &problem) || problem.Code != InvalidUnicode {
 		t.Errorf("%v", err)
 	}

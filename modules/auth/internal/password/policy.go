@@ -10,9 +10,11 @@ import (
 
 	"golang.org/x/text/cases"
 	"golang.org/x/text/unicode/norm"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
-// Codes of [Problem]; stable, clients see them.
+// Codes of refusals; stable, clients see them.
 const (
 	TooShort         = "too_short"
 	TooLong          = "too_long"
@@ -29,15 +31,6 @@ const MaxLength = 256
 // maxTyped bounds the bytes that are looked at: 256 characters take fewer, however they are
 // decomposed.
 const maxTyped = 4096
-
-// Problem says why a password is not acceptable: a stable code and words for a person. It
-// never holds the password.
-type Problem struct {
-	Code   string
-	Detail string
-}
-
-func (p *Problem) Error() string { return "password " + p.Code + ": " + p.Detail }
 
 // policy is which passwords may be set: NIST SP 800-63B-4 §3.1.1.2. Length counts, being
 // known to attackers does, and what it is composed of does not.
@@ -74,28 +67,28 @@ func (p *policy) close() error {
 
 func (p *policy) check(typed, username string) error {
 	if len(typed) > maxTyped {
-		return &Problem{TooLong, "must be 256 characters or fewer"}
+		return fault.Refuse(TooLong, "must be 256 characters or fewer")
 	}
 	if !utf8.ValidString(typed) {
-		return &Problem{InvalidUnicode, "is not valid UTF-8"}
+		return fault.Refuse(InvalidUnicode, "is not valid UTF-8")
 	}
 	password := norm.NFC.String(typed)
 	// Normalising makes one character of several, and rarely several of one. Neither may
 	// make a password longer than it was typed, or too long.
 	length := min(utf8.RuneCountInString(typed), utf8.RuneCountInString(password))
 	if length < p.minLength {
-		return &Problem{TooShort, "must be " + plural(p.minLength) + " or more"}
+		return fault.Refuse(TooShort, "must be "+plural(p.minLength)+" or more")
 	}
 	if length > MaxLength {
-		return &Problem{TooLong, "must be 256 characters or fewer"}
+		return fault.Refuse(TooLong, "must be 256 characters or fewer")
 	}
 	folded := fold(password)
 	own := words(username)
 	if p.addsNothing(folded, own) {
-		return &Problem{ContainsUsername, "is little more than the username"}
+		return fault.Refuse(ContainsUsername, "is little more than the username")
 	}
 	if p.addsNothing(folded, append(own, p.context...)) {
-		return &Problem{ContainsContext, "is little more than the name of this service or the username"}
+		return fault.Refuse(ContainsContext, "is little more than the name of this service or the username")
 	}
 	if p.common != nil {
 		known, err := p.common.has(folded)
@@ -103,7 +96,7 @@ func (p *policy) check(typed, username string) error {
 			return err
 		}
 		if known || patterned(folded) {
-			return &Problem{TooCommon, "is among the passwords that are tried first"}
+			return fault.Refuse(TooCommon, "is among the passwords that are tried first")
 		}
 	}
 	if p.breached != nil {
@@ -115,7 +108,7 @@ func (p *policy) check(typed, username string) error {
 				return err
 			}
 			if known {
-				return &Problem{Breached, "has appeared in a data breach"}
+				return fault.Refuse(Breached, "has appeared in a data breach")
 			}
 		}
 	}

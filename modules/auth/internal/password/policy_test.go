@@ -8,6 +8,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
 func newTestPolicy(t testing.TB, cfg Config, context ...string) *policy {
@@ -23,7 +25,7 @@ func newTestPolicy(t testing.TB, cfg Config, context ...string) *policy {
 // code is that of the problem, "" for none.
 func code(t testing.TB, err error) string {
 	t.Helper()
-	var problem *Problem
+	var problem *fault.Refusal
 	switch {
 	case err == nil:
 		return ""
@@ -142,7 +144,7 @@ func TestTheSettingsOfThePolicyCount(t *testing.T) {
 			t.Errorf("%+v, %q: %q, want %q", test.cfg, test.password, got, test.want)
 		}
 	}
-	var problem *Problem
+	var problem *fault.Refusal
 	if err := newTestPolicy(t, Config{MinLength: 12}).check("short", "alice"); !errors.As(err, &problem) || problem.Detail != "must be 12 characters or more" {
 		t.Errorf("%v", err)
 	}

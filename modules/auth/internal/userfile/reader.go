@@ -3,6 +3,8 @@ package userfile
 import (
 	"errors"
 	"io"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // Reader reads the records of one file.
@@ -38,8 +40,8 @@ func (in *Reader) Next() (Record, error) {
 	rec, err := in.source.read(in.columns, raw)
 	if err != nil {
 		var known bool
-		if rec.Refused, known = errors.AsType[*Refusal](err); !known {
-			rec.Refused = Refuse("malformed", "cannot be read")
+		if rec.Refused, known = errors.AsType[*fault.Refusal](err); !known {
+			rec.Refused = fault.Refuse("malformed", "cannot be read")
 		}
 	}
 	rec.Line, rec.Number = raw.line, in.read

@@ -20,16 +20,17 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/auth/internal/password"
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // Record is an account in the words of this package, as another system has it. Nothing of it
 // has been checked yet.
 type Record struct {
-	Line     int64     // where it begins, from 1
-	Number   int64     // from 1, the heading not counted
-	Refused  *Refusal  // not nil: it cannot be read, and the other fields say nothing
-	ID       uuid.UUID // not zero: to be kept
-	SourceID string    // what the source calls it, where that is not kept
+	Line     int64          // where it begins, from 1
+	Number   int64          // from 1, the heading not counted
+	Refused  *fault.Refusal // not nil: it cannot be read, and the other fields say nothing
+	ID       uuid.UUID      // not zero: to be kept
+	SourceID string         // what the source calls it, where that is not kept
 	// Numbered says that SourceID is only unique within one database: that it is the same
 	// proves nothing, that it differs does.
 	Numbered bool
@@ -170,9 +171,9 @@ func decodeObject[T any](object []byte) (T, error) {
 	case err == nil:
 		return v, nil
 	case errors.Is(err, jsontext.ErrDuplicateName):
-		return v, Refuse("malformed", "has a member twice")
+		return v, fault.Refuse("malformed", "has a member twice")
 	case known && semantic.JSONPointer != "": // a member of ours, so its name says nothing
-		return v, Refuse("malformed", "has a member of the wrong type: "+strings.TrimPrefix(string(semantic.JSONPointer), "/"))
+		return v, fault.Refuse("malformed", "has a member of the wrong type: "+strings.TrimPrefix(string(semantic.JSONPointer), "/"))
 	}
 	return v, errNotJSON
 }
@@ -219,7 +220,7 @@ func nativeUser(e Exported) (Record, error) {
 		Username: e.Username, Hash: e.PasswordHash, Disabled: e.Status == "disabled", Address: e.Email, Confirmed: e.EmailVerified,
 	}
 	if e.Status != "" && e.Status != "active" && !rec.Disabled {
-		return Record{}, Refuse("invalid_status", "the status is neither active nor disabled")
+		return Record{}, fault.Refuse("invalid_status", "the status is neither active nor disabled")
 	}
 	var err error
 	if rec.ID, err = parseID(e.ID); err != nil && e.ID != "" {
@@ -275,7 +276,7 @@ func keycloakObject(object []byte) (Record, error) {
 
 // keycloakHash puts a password credential into the form of a PHC string.
 func keycloakHash(secretData, credentialData string) (string, error) {
-	bad := Refuse("hash_refused", "the password credential is not as Keycloak writes it")
+	bad := fault.Refuse("hash_refused", "the password credential is not as Keycloak writes it")
 	secret, errSecret := decodeObject[struct {
 		Value string `json:"value"`
 		Salt  string `json:"salt"`
@@ -310,7 +311,7 @@ func keycloakHash(secretData, credentialData string) (string, error) {
 		}
 		return fmt.Sprintf("$argon2%s$v=19$m=%s,t=%d,p=%s%s", p.Type[0], p.Memory[0], credential.HashIterations, p.Parallelism[0], end), nil
 	}
-	return "", Refuse("hash_refused", "the password is hashed with an algorithm of Keycloak's that is not read here")
+	return "", fault.Refuse("hash_refused", "the password is hashed with an algorithm of Keycloak's that is not read here")
 }
 
 // FirebaseHash is what Firebase says once for all users of a project.
@@ -413,7 +414,7 @@ func (h *FirebaseHash) object(object []byte) (Record, error) {
 // row reads a user of firebase auth:export --format=csv, which has no heading.
 func (h *FirebaseHash) row(r row) (Record, error) {
 	if len(r.fields) < 5 {
-		return Record{}, Refuse("malformed", "has fewer fields than Firebase writes")
+		return Record{}, fault.Refuse("malformed", "has fewer fields than Firebase writes")
 	}
 	rec, err := h.user(r.at(0), r.at(1), r.at(3), r.at(4), r.at(23))
 	if err != nil {
@@ -434,7 +435,7 @@ func (h *FirebaseHash) user(id, email, hash, salt, created string) (Record, erro
 	digest, errDigest := base64.StdEncoding.DecodeString(standardBase64(hash))
 	key, errKey := base64.StdEncoding.DecodeString(standardBase64(h.SignerKey))
 	if errDigest == nil && errKey == nil && hash != "" && len(digest) != len(key) {
-		return Record{}, Refuse("hash_refused", "the password was not hashed with these hash parameters: its hash is not as long as the signer key")
+		return Record{}, fault.Refuse("hash_refused", "the password was not hashed with these hash parameters: its hash is not as long as the signer key")
 	}
 	var err error
 	rec.Created, err = parseTime("createdAt", created)
@@ -627,7 +628,7 @@ func supabaseRow(r row) (Record, error) {
 	}
 	if text := r.get("factors"); text != "" {
 		if err := json.Unmarshal([]byte(text), &u.Factors); err != nil {
-			return Record{}, Refuse("malformed", "the column factors is not the JSON of an array of factors")
+			return Record{}, fault.Refuse("malformed", "the column factors is not the JSON of an array of factors")
 		}
 	}
 	return u.record()
@@ -635,7 +636,7 @@ func supabaseRow(r row) (Record, error) {
 
 func (u supabase) record() (Record, error) {
 	if u.DeletedAt != "" {
-		return Record{}, Refuse("deleted", "the account was deleted where it comes from")
+		return Record{}, fault.Refuse("deleted", "the account was deleted where it comes from")
 	}
 	rec := Record{Username: cmp.Or(u.Email, u.Phone), Hash: u.EncryptedPassword, Address: cmp.Or(u.Email, u.Phone)}
 	rec.name(u.ID)
@@ -713,7 +714,7 @@ func zitadelObject(object []byte) (Record, error) {
 func parseID(text string) (uuid.UUID, error) {
 	id, err := uuid.Parse(text)
 	if err != nil || len(text) != 36 || id == uuid.Nil {
-		return uuid.Nil, Refuse("invalid_id", "the id is not a UUID")
+		return uuid.Nil, fault.Refuse("invalid_id", "the id is not a UUID")
 	}
 	return id, nil
 }
@@ -739,7 +740,7 @@ func truth(name, text string) (*bool, error) {
 	case "f", "false", "0", "n", "no", "off", "\x00", `\x00`, `\0`:
 		return &no, nil
 	}
-	return nil, Refuse("invalid_status", name+" is neither true nor false")
+	return nil, fault.Refuse("invalid_status", name+" is neither true nor false")
 }
 
 func milliseconds(ms int64) time.Time {
@@ -808,7 +809,7 @@ func parseTime(name, text string) (time.Time, error) {
 		}
 		return t.UTC(), nil
 	}
-	return time.Time{}, Refuse("invalid_time", name+" is not a time")
+	return time.Time{}, fault.Refuse("invalid_time", name+" is not a time")
 }
 
 // parseEpoch reads seconds since 1970, or milli-, micro- or nanoseconds: which ones shows, as

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // Forms of an import. Auto looks at how the input begins.
@@ -22,22 +24,10 @@ const (
 // MaxRecord is the most bytes that one account may take in an import.
 const MaxRecord = 64 << 10
 
-// Refusal is why one record of an import was not taken. It holds nothing of the record.
-type Refusal struct {
-	Line   int64  `json:"line"`   // where the record begins, from 1
-	Record int64  `json:"record"` // which one it is, from 1, the heading not counted
-	Code   string `json:"code"`
-	Detail string `json:"detail"`
-}
-
-func (r *Refusal) Error() string { return r.Code + ": " + r.Detail }
-
-func Refuse(code, detail string) *Refusal { return &Refusal{Code: code, Detail: detail} }
-
 var (
-	errTooLong = Refuse("too_long", fmt.Sprintf("is longer than %d bytes", MaxRecord))
-	errNotJSON = Refuse("malformed", "is not a JSON object")
-	errNotUTF8 = Refuse("invalid_unicode", "is not valid UTF-8")
+	errTooLong = fault.Refuse("too_long", fmt.Sprintf("is longer than %d bytes", MaxRecord))
+	errNotJSON = fault.Refuse("malformed", "is not a JSON object")
+	errNotUTF8 = fault.Refuse("invalid_unicode", "is not valid UTF-8")
 )
 
 // rawRecord is the text of one account: an object, or the fields of a row. Both are valid
@@ -46,7 +36,7 @@ type rawRecord struct {
 	line   int64
 	object []byte
 	fields []string
-	err    error // a *Refusal: it cannot be read, the next one can
+	err    error // a *fault.Refusal: it cannot be read, the next one can
 }
 
 // splitter cuts an input into records, each in bounded memory. It returns io.EOF at the end.
@@ -280,7 +270,7 @@ func (t *table) next() (rawRecord, error) {
 	if first.tooLong {
 		return rawRecord{line: first.number, err: errTooLong}, nil
 	}
-	refused := rawRecord{line: first.number, err: Refuse("malformed", "is not a row of CSV")}
+	refused := rawRecord{line: first.number, err: fault.Refuse("malformed", "is not a row of CSV")}
 	if !utf8.Valid(first.text) {
 		refused.err = errNotUTF8
 		return refused, nil
@@ -307,7 +297,7 @@ func (t *table) next() (rawRecord, error) {
 	case err == nil && (t.width == 0 || len(fields) == t.width):
 		return rawRecord{line: first.number, fields: fields}, nil
 	case err == nil && len(followed) == 0:
-		refused.err = Refuse("malformed", fmt.Sprintf("has %d fields, the heading has %d", len(fields), t.width))
+		refused.err = fault.Refuse("malformed", fmt.Sprintf("has %d fields, the heading has %d", len(fields), t.width))
 	}
 	t.back = append(followed, t.back...)
 	return refused, nil

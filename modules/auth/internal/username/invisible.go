@@ -6,6 +6,8 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/runenames"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // invisibles are the code points, beside white space, that cannot be seen and come with text
@@ -51,35 +53,35 @@ func describe(r rune) string {
 
 // surrounded refuses a name that begins or ends with what cannot be seen. To sign in, it would
 // be found without.
-func surrounded(name string) *Problem {
+func surrounded(name string) *fault.Refusal {
 	first, _ := utf8.DecodeRuneInString(name)
 	last, _ := utf8.DecodeLastRuneInString(name)
 	switch {
 	case invisible(first):
-		return &Problem{InvalidCharacters, "begins with " + describe(first) + ", which cannot be seen; leave it out"}
+		return fault.Refuse(InvalidCharacters, "begins with "+describe(first)+", which cannot be seen; leave it out")
 	case invisible(last):
-		return &Problem{InvalidCharacters, "ends with " + describe(last) + ", which cannot be seen; leave it out"}
+		return fault.Refuse(InvalidCharacters, "ends with "+describe(last)+", which cannot be seen; leave it out")
 	}
 	return nil
 }
 
 // culprit says which character of a name is refused by [fold]. Some are refused in certain
 // places only; they are named when nothing else is found.
-func culprit(name string) *Problem {
+func culprit(name string) *fault.Refusal {
 	for _, inContext := range []bool{false, true} {
 		for _, r := range name {
 			switch _, err := identifier.String(string(r)); {
 			case err == nil, contextual(r) != inContext:
 			case invisible(r) || !unicode.IsGraphic(r):
-				return &Problem{InvalidCharacters, "has " + describe(r) + " in it, which cannot be seen; leave it out"}
+				return fault.Refuse(InvalidCharacters, "has "+describe(r)+" in it, which cannot be seen; leave it out")
 			case inContext:
-				return &Problem{InvalidCharacters, "has " + describe(r) + " in a place where names may not have it"}
+				return fault.Refuse(InvalidCharacters, "has "+describe(r)+" in a place where names may not have it")
 			default:
-				return &Problem{InvalidCharacters, "has " + describe(r) + " in it, which names may not have"}
+				return fault.Refuse(InvalidCharacters, "has "+describe(r)+" in it, which names may not have")
 			}
 		}
 	}
-	return &Problem{InvalidCharacters, "has a character in it that names may not have"}
+	return fault.Refuse(InvalidCharacters, "has a character in it that names may not have")
 }
 
 // contextual reports whether the rune is allowed in some places alone (RFC 5892, appendix A).

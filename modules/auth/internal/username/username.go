@@ -26,6 +26,8 @@ import (
 	"golang.org/x/text/secure/precis"
 	"golang.org/x/text/unicode/bidi"
 	"golang.org/x/text/unicode/norm"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // Profile chooses which names there may be.
@@ -46,7 +48,7 @@ const (
 // to do.
 const maxBytes = MaxLength * utf8.UTFMax
 
-// Codes of [Problem]; stable, clients see them.
+// Codes of refusals; stable, clients see them.
 const (
 	TooShort          = "too_short"
 	TooLong           = "too_long"
@@ -56,27 +58,19 @@ const (
 	LooksLikeID       = "looks_like_id"
 )
 
-// Problem says why a name is not acceptable: a stable code and words for a person.
-type Problem struct {
-	Code   string
-	Detail string
-}
-
-func (p *Problem) Error() string { return "username " + p.Code + ": " + p.Detail }
-
 var (
-	errTooShort = &Problem{TooShort, "must be 3 characters or more"}
-	errTooLong  = &Problem{TooLong, "must be 255 characters or fewer"}
+	errTooShort = fault.Refuse(TooShort, "must be 3 characters or more")
+	errTooLong  = fault.Refuse(TooLong, "must be 255 characters or fewer")
 )
 
 // Canonical returns the canonical form of a name that an account is about to get. The error
-// is always a *[Problem]. Its cost is bounded, whatever the input.
+// is always a [*fault.Refusal]. Its cost is bounded, whatever the input.
 func Canonical(profile Profile, input string) (string, error) {
 	if len(input) > maxBytes {
 		return "", errTooLong
 	}
 	if !utf8.ValidString(input) {
-		return "", &Problem{InvalidUnicode, "is not valid UTF-8"}
+		return "", fault.Refuse(InvalidUnicode, "is not valid UTF-8")
 	}
 	if p := surrounded(input); p != nil {
 		return "", p
@@ -97,14 +91,14 @@ func Canonical(profile Profile, input string) (string, error) {
 		return "", p
 	}
 	if hasIDForm(name) {
-		return "", &Problem{LooksLikeID, "has the form of an account id"}
+		return "", fault.Refuse(LooksLikeID, "has the form of an account id")
 	}
 	for _, part := range parts(name) {
 		if bidirule.DirectionString(part) == bidi.RightToLeft && !bidirule.ValidString(part) {
-			return "", &Problem{InvalidCharacters, "mixes characters of different writing directions"}
+			return "", fault.Refuse(InvalidCharacters, "mixes characters of different writing directions")
 		}
 		if mixesScripts(part) {
-			return "", &Problem{MixedScripts, "mixes letters of different scripts"}
+			return "", fault.Refuse(MixedScripts, "mixes letters of different scripts")
 		}
 	}
 	return name, nil
@@ -128,7 +122,7 @@ func Lookup(typed string) (string, bool) {
 // pasted. No name of either profile can have any of them.
 func Trim(typed string) string { return strings.TrimFunc(typed, invisible) }
 
-func checkLength(name string) *Problem {
+func checkLength(name string) *fault.Refusal {
 	switch n := utf8.RuneCountInString(name); {
 	case n < MinLength:
 		return errTooShort
@@ -140,7 +134,7 @@ func checkLength(name string) *Problem {
 
 // checkASCII refuses what the profile ascii does not have. Before the last @ of an address it
 // has all of atext, RFC 5322 §3.2.3: there are people called o'neill@example.com.
-func checkASCII(name string) *Problem {
+func checkASCII(name string) *fault.Refusal {
 	at := strings.LastIndexByte(name, '@')
 	address := at > 0 && at < len(name)-1
 	for i, r := range name {
@@ -150,12 +144,9 @@ func checkASCII(name string) *Problem {
 		case invisible(r):
 			return culprit(name)
 		case isAtext(r):
-			return &Problem{InvalidCharacters, "may have " + describe(r) + " only before the @ of an address"}
+			return fault.Refuse(InvalidCharacters, "may have "+describe(r)+" only before the @ of an address")
 		default:
-			return &Problem{
-				InvalidCharacters,
-				"may have only ASCII letters, digits and . _ - @ +, and not " + describe(r),
-			}
+			return fault.Refuse(InvalidCharacters, "may have only ASCII letters, digits and . _ - @ +, and not "+describe(r))
 		}
 	}
 	return nil

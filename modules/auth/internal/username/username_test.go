@@ -10,6 +10,8 @@ import (
 
 	"github.com/google/uuid"
 	"golang.org/x/text/secure/precis"
+
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // canonical returns the form, or the code of the problem.
@@ -19,7 +21,7 @@ func canonical(t testing.TB, profile Profile, input string) (name, code string) 
 	if err == nil {
 		return name, ""
 	}
-	var problem *Problem
+	var problem *fault.Refusal
 	if !errors.As(err, &problem) || name != "" {
 		t.Fatalf("%q: %q, %v", input, name, err)
 	}
@@ -239,7 +241,7 @@ func TestRefusedCharactersAreNamed(t *testing.T) {
 				continue
 			}
 			_, err := Canonical(profile, test.name)
-			problem, ok := errors.AsType[*Problem](err)
+			problem, ok := errors.AsType[*fault.Refusal](err)
 			if !ok || problem.Code != InvalidCharacters || problem.Detail != want {
 				t.Errorf("%s: %q: %v\nwant %s", profile, test.name, err, want)
 			}
