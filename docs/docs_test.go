@@ -201,21 +201,22 @@ func TestEveryFieldCodeIsExplained(t *testing.T) {
 	}
 	code := regexp.MustCompile(`^[a-z]+(_[a-z]+)*$`)
 	for _, dir := range []string{"modules/auth/internal/username", "modules/auth/internal/password"} {
-		problems := ""
+		refused := ""
 		inspect(t, dir, func(n ast.Node) {
-			lit, ok := n.(*ast.CompositeLit)
-			if !ok || len(lit.Elts) == 0 {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || len(call.Args) != 2 {
 				return
 			}
-			if name, ok := lit.Type.(*ast.Ident); ok && name.Name == "Problem" {
-				if first, ok := lit.Elts[0].(*ast.Ident); ok {
-					problems += " " + first.Name + " "
-				}
+			if sel, ok := call.Fun.(*ast.SelectorExpr); !ok || sel.Sel.Name != "Refuse" {
+				return
+			}
+			if first, ok := call.Args[0].(*ast.Ident); ok {
+				refused += " " + first.Name + " "
 			}
 		})
 		inspect(t, dir, func(n ast.Node) {
 			spec, ok := n.(*ast.ValueSpec)
-			if !ok || len(spec.Values) != 1 || !strings.Contains(problems, " "+spec.Names[0].Name+" ") {
+			if !ok || len(spec.Values) != 1 || !strings.Contains(refused, " "+spec.Names[0].Name+" ") {
 				return
 			}
 			if lit, ok := spec.Values[0].(*ast.BasicLit); ok && code.MatchString(unquote(t, lit)) {
