@@ -1,0 +1,135 @@
+package verify
+
+import (
+	"math"
+	"sync"
+	"time"
+)
+
+// Infinite is the lag of a verifier that knows nothing of what has ended.
+const Infinite time.Duration = math.MaxInt64
+
+// clockWindow is how long a measurement of the issuer's clock is used: within it, two clocks
+// that are 100 millionths apart differ by 60 ms.
+const clockWindow = 5 * time.Minute
+
+// serverClock is what is known of the issuer's clock, and of how old the knowledge is. The
+// clock of this machine is not believed: offsets are between the issuer's clock and the
+// monotonic one.
+//
+// An answer that is complete up to as_of, asked for at one moment and read at a later one, says
+// that the issuer's clock was not before as_of when it was read, and (the issuer looks into its
+// database when it is asked) not after as_of when it was asked for.
+type serverClock struct {
+	now  func() time.Time
+	base time.Time // the beginning of the monotonic count
+
+	mu         sync.Mutex
+	began      time.Time // of the present window
+	beganAsOf  time.Time // the issuer's time then
+	measured   time.Time // when an answer that was not waited for was last read
+	cur, prev  bounds
+	read       time.Time // when the last answer was read
+	asOf       time.Time // of the newest complete knowledge; zero: there is none
+	eventsUpTo int64     // offset: a lower bound from events
+}
+
+// bounds are of the issuer's time less the monotonic count, in nanoseconds.
+type bounds struct{ low, high int64 }
+
+var unbounded = bounds{low: math.MinInt64, high: math.MaxInt64}
+
+// sane reports whether a time can be one of a clock that was ever set.
+func sane(t time.Time) bool { return t.Year() >= 2000 && t.Year() < 2200 }
+
+func newServerClock(now func() time.Time) *serverClock {
+	return &serverClock{now: now, base: now(), cur: unbounded, prev: unbounded, eventsUpTo: math.MinInt64}
+}
+
+func (c *serverClock) elapsed(t time.Time) int64 { return int64(t.Sub(c.base)) }
+
+// answered takes the as_of of an answer that was asked for and read at these moments. Only an
+// answer that was not waited for begins a window, since others bound the clock badly; and only
+// if the issuer's time goes on: a server that stands still must not make the better ones
+// forgotten.
+func (c *serverClock) answered(asked, read, asOf time.Time, waited bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !waited {
+		c.measured = read
+	}
+	if !waited && read.Sub(c.began) > clockWindow && asOf.Sub(c.beganAsOf) > clockWindow/2 {
+		c.prev, c.cur, c.began, c.beganAsOf = c.cur, unbounded, read, asOf
+	}
+	c.cur.low = max(c.cur.low, asOf.UnixNano()-c.elapsed(read))
+	c.cur.high = min(c.cur.high, asOf.UnixNano()-c.elapsed(asked))
+	c.read = read
+}
+
+// wantsMeasure reports that the next answer should not be waited for.
+func (c *serverClock) wantsMeasure() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now().Sub(c.measured) > clockWindow
+}
+
+// complete says that everything up to asOf is known.
+func (c *serverClock) complete(asOf time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asOf = asOf
+}
+
+// happened takes the time of an event: the issuer's clock is not before it.
+func (c *serverClock) happened(at time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.eventsUpTo = max(c.eventsUpTo, at.UnixNano()-c.elapsed(c.now()))
+}
+
+// span returns the bounds of the issuer's time at this moment. known says that there are any
+// from answers; early is zero where nothing at all is known.
+func (c *serverClock) span(now time.Time) (early, late time.Time, known bool) {
+	low := max(c.cur.low, c.prev.low)
+	if from := max(low, c.eventsUpTo); from != math.MinInt64 {
+		early = time.Unix(0, from+c.elapsed(now))
+	}
+	if low == math.MinInt64 {
+		return early, time.Time{}, false
+	}
+	// A stale answer makes the upper bound too low, which the lower one of a better answer tells.
+	high := max(low, min(c.cur.high, c.prev.high))
+	// While a machine sleeps its monotonic count may stand still, and its wall clock does not.
+	sinceRead := max(now.Sub(c.read), now.Round(0).Sub(c.read.Round(0)))
+	late = time.Unix(0, high+c.elapsed(c.read)+int64(sinceRead))
+	return early, late, true
+}
+
+// issuerTime is the moment by which tokens are judged: that of this machine's clock, unless it
+// is certainly wrong.
+func (c *serverClock) issuerTime() (now, early time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now = c.now()
+	early, late, known := c.span(now)
+	judged := now
+	if known && judged.After(late.Add(leeway)) {
+		judged = late
+	}
+	// What was forgotten had expired by the early bound: no token may be judged by an earlier one.
+	if judged.Before(early) {
+		judged = early
+	}
+	return judged, early
+}
+
+// lag is how old the knowledge is at most.
+func (c *serverClock) lag() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, late, known := c.span(c.now())
+	if !known || c.asOf.IsZero() {
+		return Infinite
+	}
+	return max(0, late.Sub(c.asOf))
+}

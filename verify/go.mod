@@ -1,0 +1,3 @@
+module github.com/toppira/authctl/verify
+
+go 1.26.6
