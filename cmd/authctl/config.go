@@ -13,7 +13,7 @@ func newConfig(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "config",
 		Short: "Check and show the settings",
-		Long: `Check and show the settings as the other commands would see them: defaults, then
+		Long: `Check and show the settings as the other commands see them: defaults, then
 config.yaml, then .env in dev mode, then the environment, then flags. Secrets are not shown.`,
 		Example: `  authctl config check --config /etc/authctl/config.yaml
   authctl config show -o json`,
@@ -25,7 +25,7 @@ config.yaml, then .env in dev mode, then the environment, then flags. Secrets ar
 func newConfigCheck(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "check",
-		Short:   "Say everything that is wrong with the settings, or that nothing is",
+		Short:   "Report everything that is wrong with the settings",
 		Example: "  authctl config check",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -62,7 +62,7 @@ func newConfigCheck(g *global) *cobra.Command {
 func newConfigShow(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "show",
-		Short:   "Show every setting, its value and where it comes from",
+		Short:   "Show every setting, its value and its source",
 		Example: "  authctl config show",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

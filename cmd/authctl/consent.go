@@ -17,7 +17,7 @@ import (
 type consent struct{ yes bool }
 
 func (c *consent) add(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&c.yes, "yes", false, "do it without asking")
+	cmd.Flags().BoolVar(&c.yes, "yes", false, "do not ask for confirmation")
 }
 
 // terminalOf returns the terminal that somebody types on, nil when there is none.

@@ -30,14 +30,14 @@ import (
 func newDoctor(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
-		Short: "Try everything the service stands on and say what to do",
-		Long: `Try everything the service stands on, as these settings name it, and say what to do about
-what is wrong: the settings themselves, the data folder, the log, the ports, the secret, the
+		Short: "Check everything the service depends on and say what to do",
+		Long: `Check everything the service depends on with these settings, and say how to correct what is
+wrong: the settings themselves, the data folder, the log, the ports, the secret, the
 database and its schema, the signing keys, the outbox, Redis, Kafka, and what a password hash
 costs here.
 
-Each line is ok, warn or fail; skip is for what cannot be looked at because something else
-failed. Nothing is changed, and each check is given up after five seconds. The exit code is
+Each line is ok, warn or fail, or skip if a check is impossible because another one failed.
+Nothing is changed, and each check takes at most five seconds. The exit code is
 1 when something failed.`,
 		Example: `  authctl doctor
   APP_MODE=prod authctl doctor --config /etc/authctl/config.yaml -o json`,

@@ -25,10 +25,10 @@ func newHealth(g *global) *cobra.Command {
 		Use:   "health",
 		Short: "Ask the process on this machine whether it is ready",
 		Long: `Ask the serve or relay process that runs on this machine with the same settings whether it can
-do its work. It is the health check of a container or a service manager: nothing but the
-settings says where to ask.
+do its work. Use it as the health check of a container or a service manager. The settings alone
+say where to ask.
 
-It asks /readyz of the operator listener (app.operator_addr) or, with that off, of the public
+It asks /readyz of the operator listener (app.operator_addr) or, if that is off, of the public
 one (app.host, app.port, app.tls). The exit code is 0 when the process is ready and 1 when it
 is not, does not answer within four seconds, or cannot be found.`,
 		Example: "  authctl health",

@@ -19,15 +19,15 @@ func newKey(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "key",
 		Short: "Rotate the keys that sign access tokens",
-		Long: `Rotate the keys that sign access tokens, so that no token is refused on the way:
+		Long: `Rotate the keys that sign access tokens, without refusing any token:
 
-  1. stage     makes a key and publishes it. It signs nothing yet.
-  2. promote   makes it the one that signs, once every verifier can have fetched it.
-  3. retire    takes its predecessor away, once no token of it can be live any more.
+  1. stage     creates a key and publishes it. It does not sign yet.
+  2. promote   lets it sign, once every verifier has had time to fetch it.
+  3. retire    removes the old key, once all its tokens have expired.
 
-revoke takes a key away at once, for when it may have leaked: its tokens are refused from
-then on. Running servers notice each step within seconds, and none needs a restart. Keys are
-kept in the database, sealed under AUTH_TOKEN_SECRET. With HS256 there are none.`,
+revoke removes a key at once, because it may have leaked: its tokens are refused from
+then on. Running servers notice each step within seconds and need no restart. Keys are
+in the database, sealed under AUTH_TOKEN_SECRET. With HS256 there are none.`,
 		Example: `  authctl key list
   authctl key stage`,
 	}
@@ -60,7 +60,7 @@ func (g *global) onKey(cmd *cobra.Command, kid string, do func(ctx context.Conte
 func newKeyList(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
-		Short:   "List every key there ever was, and what can be done next",
+		Short:   "List every key, past and present, and the possible next steps",
 		Example: "  authctl key list",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -130,9 +130,9 @@ func nextStep(k auth.KeyInfo, now time.Time) string {
 func newKeyStage(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "stage",
-		Short: "Make a key and publish it; print its kid",
-		Long: `Make a key of the configured algorithm and publish it in the JWK set; print its kid. It signs
-nothing before it is promoted.`,
+		Short: "Create a key and publish it; print its kid",
+		Long: `Create a key of the configured algorithm, publish it in the JWK set and print its kid. It does
+not sign before it is promoted.`,
 		Example: "  authctl key stage",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -170,10 +170,10 @@ func newKeyPromote(g *global) *cobra.Command {
 	force := false
 	cmd := &cobra.Command{
 		Use:   "promote KID",
-		Short: "Make a staged key the one that signs",
-		Long: `Make a staged key the one that signs; the one that did only verifies from then on. It is
-refused until every verifier can have fetched a key set with the key in it. --force does not
-wait: verifiers that hold an older set then refuse new tokens until they fetch it again.`,
+		Short: "Let a staged key sign",
+		Long: `Let a staged key sign; the present key only verifies from then on. This is refused until every
+verifier has had time to fetch a key set with the new key. --force does not
+wait: verifiers with an older set then refuse new tokens until they fetch it again.`,
 		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl key promote",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -191,7 +191,7 @@ wait: verifiers that hold an older set then refuse new tokens until they fetch i
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "do not wait for verifiers to learn of the key")
+	cmd.Flags().BoolVar(&force, "force", false, "do not wait until verifiers have fetched the key")
 	return cmd
 }
 
@@ -199,9 +199,9 @@ func newKeyRetire(g *global) *cobra.Command {
 	force := false
 	cmd := &cobra.Command{
 		Use:   "retire KID",
-		Short: "Take a key away that no longer signs",
-		Long: `Take a retiring key out of the JWK set and destroy its private half. It is refused while
-access tokens that the key signed can be live: every server keeps with the key how long its
+		Short: "Remove a key that no longer signs",
+		Long: `Remove a retiring key from the JWK set and destroy its private half. This is refused while
+access tokens that the key signed can be live: servers record with the key how long its
 tokens live, so the settings of this command do not matter. --force does not wait: those tokens are
 refused from then on, and their clients must refresh.`,
 		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"retiring\").kid' | xargs -n1 authctl key retire",
@@ -216,7 +216,7 @@ refused from then on, and their clients must refresh.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "do not wait for its last token to expire")
+	cmd.Flags().BoolVar(&force, "force", false, "do not wait until its last token has expired")
 	return cmd
 }
 
@@ -224,14 +224,14 @@ func newKeyRevoke(g *global) *cobra.Command {
 	force, sure := false, consent{}
 	cmd := &cobra.Command{
 		Use:   "revoke KID",
-		Short: "Take any key away at once, such as one that has leaked",
-		Long: `Take any key out of the JWK set at once and destroy its private half: every access token it
-signed is refused from then on, and its clients must refresh. When it is the one that signs,
-the staged key that has been published the longest takes its place, else a new one. For a key
-whose tokens can be live a terminal is asked; elsewhere it takes --yes, or --force, which is the
+		Short: "Remove any key at once, such as a leaked one",
+		Long: `Remove any key from the JWK set at once and destroy its private half: every access token it
+signed is refused from then on, and clients must refresh. If it is the key that signs,
+the staged key that was published first replaces it, or else a new key. If its
+tokens can be live, the command asks on a terminal and needs --yes elsewhere; --force does the
 same here.
 
-It works also when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
+It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl key revoke",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -263,7 +263,7 @@ It works also when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "also when tokens of the key can be live")
+	cmd.Flags().BoolVar(&force, "force", false, "even if tokens of the key can be live")
 	sure.add(cmd)
 	return cmd
 }

@@ -22,12 +22,12 @@ func newMigrate(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the database schema up to date",
-		Long: `Bring the database schema up to date, or take the last step back.
+		Long: `Bring the database schema up to date, or undo the last step.
 
-The migrations are inside the binary. They run under a lock, so any number of processes may
-try at once: one migrates, and the others wait for it, a minute at most. What runs together
-is one transaction. With no database named they apply to the embedded SQLite, which serve
-migrates by itself.`,
+The migrations are part of the binary. They run under a lock, so any number of processes may
+try at once: one migrates, and the others wait for it, at most a minute. Each run
+is one transaction. If no database is named they apply to SQLite in the data folder, which serve
+migrates itself.`,
 		Example: `  authctl migrate status
   DATABASE_URL=postgres://auth@localhost/auth authctl migrate up`,
 	}
@@ -39,7 +39,7 @@ migrates by itself.`,
 			},
 		})
 	}
-	run("up", "Run every migration that is waiting", (*app).connectDatabase, func(ctx context.Context, a *app, w, stderr io.Writer) error {
+	run("up", "Run all pending migrations", (*app).connectDatabase, func(ctx context.Context, a *app, w, stderr io.Writer) error {
 		return g.migrate(w, "applied", "the schema is up to date", func(report func(migrations.State)) ([]migrations.State, error) {
 			list, err := migrations.Up(ctx, a.db, report, waiting(stderr))
 			if len(list) > 0 {
@@ -81,11 +81,11 @@ func newMigrateDown(g *global) *cobra.Command {
 	force, sure := false, consent{}
 	cmd := &cobra.Command{
 		Use:   "down",
-		Short: "Undo the migrations that ran together last, and what they made",
-		Long: `Undo the migrations that ran together last. What they made goes with all that is in it: the
-first ones made the accounts. So it says what would be lost, asks a terminal, takes --yes
-elsewhere, and does nothing while servers, relays or others use the database. Make a backup
-first; servers of the release that made the schema cannot go on afterwards.`,
+		Short: "Undo the migrations of the last run, and drop what they created",
+		Long: `Undo the migrations of the last run. This drops the tables that they created with all the data
+in them; the first ones created the accounts. So it says what would be lost, asks on a terminal,
+needs --yes elsewhere, and does nothing while servers, relays or others use the database. Make a
+backup first. Servers of the release that made the schema cannot run afterwards.`,
 		Example: "  authctl migrate status\n  authctl migrate down",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -94,7 +94,7 @@ first; servers of the release that made the schema cannot go on afterwards.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "also while others use the database")
+	cmd.Flags().BoolVar(&force, "force", false, "even while others use the database")
 	sure.add(cmd)
 	return cmd
 }

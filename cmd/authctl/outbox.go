@@ -23,13 +23,13 @@ import (
 func newOutbox(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "outbox",
-		Short: "Watch the events on their way, send some again, deal with those refused",
-		Long: `Watch the events on their way, send some again, deal with those refused.
+		Short: "Watch events, send some again, handle refused ones",
+		Long: `Watch events, send some again, and handle refused ones.
 
 Every change of an account writes its event to the outbox in the same transaction. Relays
-publish what waits there, in order for each user, and keep it for OUTBOX_RETENTION
+publish the events, in order for each user, and keep them for OUTBOX_RETENTION
 afterwards. An event that is refused for good is parked with the later ones of its user;
-other users are not held up.`,
+other users are not affected.`,
 		Example: `  authctl outbox status --watch
   authctl outbox tail --follow`,
 	}
@@ -48,8 +48,8 @@ func newOutboxStatus(g *global) *cobra.Command {
 	o := &statusOptions{global: g, every: 2 * time.Second}
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Show what waits, for how long, and who relays it",
-		Long: `Show what waits, for how long, and who relays it. --watch shows it again and again until
+		Short: "Show which events wait, for how long, and which relays run",
+		Long: `Show which events wait, for how long, and which relays run. --watch repeats this until
 Ctrl-C, as JSON one object a line.`,
 		Example: `  authctl outbox status
   authctl outbox status --watch --every 1s`,
@@ -63,7 +63,7 @@ Ctrl-C, as JSON one object a line.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&o.watch, "watch", false, "show it again and again")
+	cmd.Flags().BoolVar(&o.watch, "watch", false, "repeat until Ctrl-C")
 	cmd.Flags().DurationVar(&o.every, "every", o.every, "with --watch: how often")
 	cmd.Flags().BoolVar(&o.shards, "shards", false, "also show every shard")
 	return cmd
@@ -246,8 +246,8 @@ func newOutboxTail(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tail",
 		Short: "Show the latest events, and new ones as they come",
-		Long: `Show the latest events, and with --follow new ones as they are committed, whether or not they
-are published yet. As JSON it is one object a line.`,
+		Long: `Show the latest events, and with --follow new ones as they are committed, published or not.
+As JSON it is one object a line.`,
 		Example: `  authctl outbox tail --follow
   authctl outbox tail --type auth.UserLoggedIn.v1 --last 100 -o json`,
 		Args: cobra.NoArgs,
@@ -280,11 +280,11 @@ are published yet. As JSON it is one object a line.`,
 			})
 		},
 	}
-	cmd.Flags().BoolVarP(&opt.Follow, "follow", "f", false, "go on with new events until Ctrl-C")
-	cmd.Flags().IntVarP(&opt.Last, "last", "n", opt.Last, "begin with so many of the newest")
-	cmd.Flags().Int64Var(&opt.From, "from", 0, "begin with the event of this id instead")
+	cmd.Flags().BoolVarP(&opt.Follow, "follow", "f", false, "show new events until Ctrl-C")
+	cmd.Flags().IntVarP(&opt.Last, "last", "n", opt.Last, "begin with this many of the newest")
+	cmd.Flags().Int64Var(&opt.From, "from", 0, "begin with the event with this id instead")
 	cmd.Flags().StringVar(&opt.Type, "type", "", "only events of this type")
-	cmd.Flags().StringVar(&opt.Key, "key", "", "only events of this key, a user's id")
+	cmd.Flags().StringVar(&opt.Key, "key", "", "only events of this key (a user's id)")
 	cmd.MarkFlagsMutuallyExclusive("last", "from")
 	return cmd
 }
@@ -310,25 +310,25 @@ func newOutboxReplay(g *global) *cobra.Command {
 	o := &replayOptions{global: g}
 	cmd := &cobra.Command{
 		Use:   "replay",
-		Short: "Have published events published again",
-		Long: `Have published events published again, such as for a new consumer: with the same ids and the
-same bytes, and the extension attribute replay to tell them by. The flags narrow the choice
-together. Without --yes it only says what would be sent.
+		Short: "Publish events again",
+		Long: `Publish events again, for instance for a new consumer. They have the same ids and the
+same bytes, and are marked with the extension attribute replay. An event must match all the flags.
+Without --yes the command only says what would be sent.
 
-Consumers see events again that they have seen before. Events that wait or are parked are
-left as they are. Running it again does no harm. The exit code is 1 when no event is chosen.`,
+Consumers get events again that they already have. Events that wait or are parked are not
+affected. Running it again does no harm. The exit code is 1 when no event matches.`,
 		Example: `  authctl outbox replay --since 24h
   authctl outbox replay --from-id 1000 --to-id 2000 --type auth.UserRegistered.v1 --yes`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
-	cmd.Flags().StringVar(&o.since, "since", "", "written at this time (RFC 3339) or later, or within this long (24h)")
-	cmd.Flags().StringVar(&o.until, "until", "", "written before this time, or longer ago than this")
+	cmd.Flags().StringVar(&o.since, "since", "", "written at or after this time (RFC 3339), or within this duration (24h)")
+	cmd.Flags().StringVar(&o.until, "until", "", "written before this time, or longer ago than this duration")
 	cmd.Flags().Int64Var(&o.selection.FromID, "from-id", 0, "with this id or a later one")
 	cmd.Flags().Int64Var(&o.selection.ToID, "to-id", 0, "with this id or an earlier one")
-	cmd.Flags().StringVar(&o.selection.Key, "key", "", "of this key, a user's id")
+	cmd.Flags().StringVar(&o.selection.Key, "key", "", "of this key (a user's id)")
 	cmd.Flags().StringVar(&o.selection.Type, "type", "", "of this type")
-	cmd.Flags().BoolVar(&o.yes, "yes", false, "yes, send them")
+	cmd.Flags().BoolVar(&o.yes, "yes", false, "send the events")
 	return cmd
 }
 
@@ -460,10 +460,10 @@ func progressOn(w io.Writer, total int64, what string) (progress func(int64), do
 func newOutboxParked(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "parked",
-		Short: "Deal with events that were refused for good",
-		Long: `Deal with events that were refused for good, such as one larger than the topic allows. Such an
-event is parked, and the later ones of its key wait behind it, since they must not overtake
-it. Nothing leaves by itself: retry sends them again, discard gives the refused one up.`,
+		Short: "Handle events that were refused for good",
+		Long: `Handle events that were refused for good, such as one larger than the topic allows. Such an
+event is parked, and the later ones of its key wait, since they must not overtake
+it. They wait until you decide: retry sends them again, discard gives the refused one up.`,
 		Example: "  authctl outbox parked list",
 	}
 	cmd.AddCommand(newParkedList(g), newParkedShow(g), newParkedRetry(g), newParkedDiscard(g))
@@ -473,7 +473,7 @@ it. Nothing leaves by itself: retry sends them again, discard gives the refused 
 func newParkedList(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
-		Short:   "List the keys that are parked, and why",
+		Short:   "List the parked keys, and why they are parked",
 		Example: "  authctl outbox parked list",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -519,7 +519,7 @@ func pasteParked(command string) string {
 func newParkedShow(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "show KEY",
-		Short:   "Show the events that wait with a parked key, the refused one first",
+		Short:   "Show the waiting events of a parked key, the refused one first",
 		Example: pasteParked("authctl outbox parked show"),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -544,7 +544,7 @@ func newParkedRetry(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "retry KEY",
 		Short: "Send a parked key's events again, the refused one first",
-		Long: `Send a parked key's events again, the refused one first, once what refused it was put right.
+		Long: `Send a parked key's events again, the refused one first, after you removed the cause.
 If it is refused again it is parked again.`,
 		Example: pasteParked("authctl outbox parked retry"),
 		Args:    cobra.ExactArgs(1),
@@ -570,7 +570,7 @@ func newParkedDiscard(g *global) *cobra.Command {
 		Use:   "discard KEY",
 		Short: "Give a refused event up and send the later ones of its key",
 		Long: `Give a refused event up and send the later ones of its key. Consumers see a gap in the key's
-sequence. Until its retention is over the event can still be sent with outbox replay.`,
+sequence. outbox replay can still send the event until its retention is over.`,
 		Example: pasteParked("authctl outbox parked discard --yes"),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -590,7 +590,7 @@ sequence. Until its retention is over the event can still be sent with outbox re
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&yes, "yes", false, "yes, give it up")
+	cmd.Flags().BoolVar(&yes, "yes", false, "discard the event")
 	return cmd
 }
 

@@ -24,10 +24,10 @@ func newPasswordCalibrate(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "calibrate",
 		Short: "Measure what a hash costs here and suggest settings",
-		Long: `Measure what a password hash costs on this machine and suggest the strongest settings with
-which one takes at most the target, but never less than is safe. A sign-in takes one hash on
-one core: the longer it takes, the more a stolen database resists, and the fewer sign-ins a
-second there can be. Run it where the servers run, when nothing else does.`,
+		Long: `Measure what a password hash costs on this machine and suggest the strongest settings that stay
+within the target, but never less than is safe. A sign-in computes one hash on one core. Slower
+hashes protect a stolen database better and allow fewer sign-ins a
+second. Run it on a machine of the servers, when nothing else runs there.`,
 		Example: `  authctl password calibrate
   authctl password calibrate --target 500ms -o json`,
 		Args: cobra.NoArgs,
@@ -49,7 +49,7 @@ second there can be. Run it where the servers run, when nothing else does.`,
 			})
 		},
 	}
-	cmd.Flags().DurationVar(&target, "target", target, "longest that one hash should take")
+	cmd.Flags().DurationVar(&target, "target", target, "longest time for one hash")
 	return cmd
 }
 

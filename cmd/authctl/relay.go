@@ -22,19 +22,19 @@ func newRelay(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "relay",
 		Short: "Run only the relay, which publishes events",
-		Long: `Run only the relay: it takes events from the database and publishes them to Kafka, or to
-./data/events.ndjson where no Kafka is named.
+		Long: `Run only the relay: it reads events from the database and publishes them to Kafka, or to
+./data/events.ndjson if no Kafka is named.
 
-Run as many of these processes as you like, on any machines, beside servers that relay
-themselves or with OUTBOX_RELAY=off do not. They divide the work among themselves, and when
-one dies the others take its share within seconds. Events of one user stay in order whoever
-relays them. Kafka or the database being away ends nothing: events wait.
+Run as many of these processes as you like, on any machines, also together with servers that
+relay. They divide the work, and when one dies the others take over its share within seconds.
+Events of one user stay in order. When Kafka or the database is away, relays keep running and
+events wait.
 
-All of them publish to one target, which the first one records in the database. One whose
-settings name another target is refused: see authctl outbox target.
+All of them publish to one target, which the first one records in the database. A relay with
+settings for another target is refused: see authctl outbox target.
 
-It needs the database and Kafka, and neither Redis nor the signing secret. SIGTERM or Ctrl-C
-stops it in order: what is under way is finished and the leases are given back.`,
+It needs the database and Kafka, but neither Redis nor the signing secret. On SIGTERM or Ctrl-C
+it finishes the batches in flight, releases its leases and stops.`,
 		Example: `  authctl relay
   DATABASE_URL=postgres://auth@localhost/auth KAFKA_BROKERS=localhost:9092 authctl relay`,
 		Args: cobra.NoArgs,

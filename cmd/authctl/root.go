@@ -97,15 +97,15 @@ func newRoot() *cobra.Command {
 		Use:   "authctl",
 		Short: "Accounts, sessions and signed tokens for your own platform",
 		Long: `authctl is an authentication service in one binary: people register and sign in,
-get short-lived signed access tokens and a refresh session for each device, and every
+get short-lived signed access tokens and a refresh token for each device, and every
 change of an account reaches the rest of the platform as an event.
 
-Nothing is needed to begin: with no database, Redis or Kafka named, it keeps everything
+You need nothing else to begin: without a database, Redis and Kafka it keeps everything
 in ./data. Settings come from config.yaml, then the environment, then flags.
 
-Results go to standard output, everything else to standard error. The exit code is 0 when it
-is done, 1 when it failed (settings that are wrong in the file or the environment are such a
-failure), and 2 when the command line itself is wrong.`,
+Results go to standard output, everything else to standard error. The exit code is 0 when the
+command succeeded, 1 when it failed (also because of wrong settings in the file or the
+environment), and 2 when the command line is wrong.`,
 		Example: `  authctl serve
   authctl user create alice
   authctl token inspect --help`,
@@ -139,9 +139,9 @@ failure), and 2 when the command line itself is wrong.`,
 		}
 		return misuse{err}
 	})
-	root.PersistentFlags().StringVar(&g.configFile, "config", "", "settings file (default ./config.yaml when there is one)")
-	root.PersistentFlags().StringArrayVar(&g.set, "set", nil, "a setting as key=value, above file and environment; may be repeated; not for secrets")
-	root.PersistentFlags().StringVarP(&g.output, "output", "o", "table", "what results look like: table or json")
+	root.PersistentFlags().StringVar(&g.configFile, "config", "", "settings file (default ./config.yaml if it exists)")
+	root.PersistentFlags().StringArrayVar(&g.set, "set", nil, "a setting as key=value; overrides file and environment; may be repeated; not for secrets")
+	root.PersistentFlags().StringVarP(&g.output, "output", "o", "table", "format of results: table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 
 	root.AddCommand(

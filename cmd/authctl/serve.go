@@ -34,13 +34,13 @@ func newServe(g *global) *cobra.Command {
 		Short: "Run the API",
 		Long: `Run the API until it is told to stop.
 
-With nothing configured it keeps everything in ./data: a SQLite database, the sessions in
-it, and the events in ./data/events.ndjson. Each part is replaced by naming the real one:
-DATABASE_URL, REDIS_URL, KAFKA_BROKERS. Where a database has published to a file before,
+Without configuration it keeps everything in ./data: a SQLite database, which also holds the
+sessions, and the events in ./data/events.ndjson. Set DATABASE_URL, REDIS_URL and KAFKA_BROKERS
+to use real servers instead. If the database has published to a file before,
 authctl outbox target set makes Kafka its target.
 
-SIGTERM or Ctrl-C stops it in order: it reports that it is not ready, finishes the requests
-under way, hands its share of the relay over and exits with 0. A second signal stops at once.`,
+On SIGTERM or Ctrl-C it reports that it is not ready, finishes the requests in
+progress, releases its share of the relay and exits with 0. A second signal stops it at once.`,
 		Example: `  authctl serve
   authctl serve --port 8081
   DATABASE_URL=postgres://auth@localhost/auth REDIS_URL=redis://localhost authctl serve`,

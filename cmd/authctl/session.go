@@ -18,9 +18,9 @@ func newSession(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "session",
 		Short: "List and end device sessions",
-		Long: `List and end device sessions. A session is one sign-in on one device. Once it is ended, its
-refresh token and its access tokens are refused by every server within a second; services
-that verify access tokens by themselves learn of it from the events.`,
+		Long: `List and end device sessions. A session is one sign-in on one device. Once it has ended, every
+server refuses its refresh token and its access tokens within a second; services
+that verify access tokens themselves learn of it from the events.`,
 		Example: `  authctl session list --user alice
   authctl session revoke --ip 203.0.113.0/24 --dry-run`,
 	}
@@ -37,16 +37,16 @@ type sessionFlags struct {
 
 func (f *sessionFlags) add(cmd *cobra.Command) {
 	f.given = cmd.Flags().Changed
-	cmd.Flags().StringVar(&f.user.word, "user", "", "of this user: a username or an id")
+	cmd.Flags().StringVar(&f.user.word, "user", "", "of this user (a username or an id)")
 	f.user.addFlags(cmd, "user-id", "user-name")
 	cmd.MarkFlagsMutuallyExclusive("user", "user-id", "user-name")
-	cmd.Flags().StringVar(&f.id, "id", "", "the one with this id")
+	cmd.Flags().StringVar(&f.id, "id", "", "the session with this id")
 	cmd.Flags().StringVar(&f.ip, "ip", "", "last used from this address or network (203.0.113.7, 2001:db8::/32)")
 	cmd.Flags().StringVar(
 		&f.before,
 		"before",
 		"",
-		"last used before this time (RFC 3339), or longer ago than this (72h)",
+		"last used before this time (RFC 3339), or longer ago than this duration (72h)",
 	)
 }
 
@@ -174,8 +174,8 @@ func newSessionList(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List live sessions",
-		Long: `List live sessions: all of them, or those of which everything that the flags say is true.
-As JSON it is an array with an element a line, written as it comes.`,
+		Long: `List live sessions: all of them, or those that match all the flags.
+As JSON it is an array with one element a line, written as a stream.`,
 		Example: `  authctl session list --user alice
   authctl session list --before 720h -o json | head`,
 		Args: cobra.NoArgs,
@@ -210,15 +210,16 @@ func newSessionRevoke(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke",
 		Short: "End sessions for good",
-		Long: `End the live sessions of which everything that the flags say is true. Each one that ends is
-announced as an event, or those of an account all together. With --dry-run the sessions are only
+		Long: `End the live sessions that match all the flags. An event announces each session that ends, or
+all those of an account together. With --dry-run the sessions are only
 listed.
 
---user alone ends every session of the account, and --all (as --before 0s) every session of every
-account, in the database: also those that are just being begun, those that the session store has
-lost, and while it is away. Everything else is chosen by what the session store knows.
+--user alone ends every session of the account, and --all (like --before 0s) every session of every
+account. Both work in the database, so they also end sessions that are just beginning or that the
+session store has lost, and they work while it is away. All other choices depend on what the session
+store knows.
 
-Without --user or --id it says what will end, and a terminal is asked; elsewhere it takes --yes.`,
+Without --user or --id it says what will end and asks on a terminal; elsewhere it needs --yes.`,
 		Example: `  authctl session revoke --user alice
   authctl session revoke --ip 203.0.113.0/24 --dry-run
   authctl session revoke --before 2160h --yes`,
@@ -231,9 +232,9 @@ Without --user or --id it says what will end, and a terminal is asked; elsewhere
 		&o.after,
 		"after",
 		"",
-		"with --all: go on after the account with this id, as one that was broken off says",
+		"with --all: continue after the account with this id, which an interrupted run prints",
 	)
-	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only list what would be revoked")
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only list the sessions that would end")
 	o.sure.add(cmd)
 	return cmd
 }

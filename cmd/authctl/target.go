@@ -18,9 +18,9 @@ func newOutboxTarget(g *global) *cobra.Command {
 		Short: "Show and change where the outbox publishes",
 		Long: `Show and change where the outbox publishes.
 
-The first relay of a database records its target in it: the Kafka cluster and topic, or the
-file. Relays whose settings name another target are refused from then on, because events
-would be missing where they belong. Other addresses of the same cluster are the same target.`,
+The first relay of a database records its target there: the Kafka cluster and topic, or the
+file. From then on relays with settings for another target are refused, because their events
+would be missing in the right place. Other addresses of the same cluster are the same target.`,
 		Example: "  authctl outbox target show",
 	}
 	cmd.AddCommand(newTargetShow(g), newTargetList(g), newTargetSet(g))
@@ -87,7 +87,7 @@ func newTargetShow(g *global) *cobra.Command {
 func newTargetList(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
-		Short:   "List the target and those that were it before",
+		Short:   "List the present target and earlier ones",
 		Example: "  authctl outbox target list",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -125,10 +125,10 @@ func newTargetSet(g *global) *cobra.Command {
 	yes := false
 	cmd := &cobra.Command{
 		Use:   "set",
-		Short: "Publish to what these settings name from now on",
-		Long: `Make the outbox publish to what these settings name (KAFKA_BROKERS and KAFKA_TOPIC, else the
-file in APP_DATA_DIR) from now on. Events that wait go there. Those that were published
-already are not sent there again; authctl outbox replay does that.
+		Short: "Publish to the target of these settings from now on",
+		Long: `Make the outbox publish to the target of these settings (KAFKA_BROKERS and KAFKA_TOPIC, or else the
+file in APP_DATA_DIR) from now on. Waiting events go there. Published events are not sent there
+again; authctl outbox replay does that.
 
 It is refused while relays run: stop them, change the target, and start them with the new
 settings. Without --yes it says what would happen, changes nothing and exits with 2.`,
@@ -140,7 +140,7 @@ settings. Without --yes it says what would happen, changes nothing and exits wit
 			})
 		},
 	}
-	cmd.Flags().BoolVar(&yes, "yes", false, "yes, publish there")
+	cmd.Flags().BoolVar(&yes, "yes", false, "publish there")
 	return cmd
 }
 

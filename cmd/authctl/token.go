@@ -23,7 +23,7 @@ import (
 func newToken(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "token",
-		Short:   "Look into tokens",
+		Short:   "Inspect tokens",
 		Example: "  pbpaste | authctl token inspect",
 	}
 	cmd.AddCommand(newTokenInspect(g))
@@ -42,14 +42,14 @@ func newTokenInspect(g *global) *cobra.Command {
 	o := &inspectOptions{global: g}
 	cmd := &cobra.Command{
 		Use:   "inspect [TOKEN|-]",
-		Short: "Show what stands in a token and say whether it is good",
-		Long: `Show what stands in a token and say whether it is good: header, claims with human times, and
+		Short: "Show the content of a token and whether it is valid",
+		Long: `Show the content of a token and whether it is valid: header, claims with readable times, and
 one verdict. The exit code is 0 only when the verdict is valid.
 
-Keys come from --jwks, a file or the URL of a JWK set; else from the database of the
-settings, and then the verdict also knows whether the session has ended. Refresh tokens
-(art_…) need the database. Better than an argument, which others on the machine can see, is
-standard input.`,
+Keys come from --jwks, a file or the URL of a JWK set. Otherwise they come from the database of the
+settings, and the verdict also considers whether the session has ended. Refresh tokens
+(art_…) need the database. Use standard input rather than an argument, which others on the machine
+can see.`,
 		Example: `  authctl token inspect - <token.txt
   authctl token inspect --jwks http://localhost:8080/.well-known/jwks.json - <token.txt
   authctl token inspect --jws --jwks keys.json - <message.jws`,
@@ -63,7 +63,7 @@ standard input.`,
 		},
 	}
 	cmd.Flags().StringVar(&o.jwks, "jwks", "", "JWK set to verify with: a file or an http(s) URL")
-	cmd.Flags().BoolVar(&o.jws, "jws", false, "verify a bare JWS: the signature alone, no rules about claims; needs --jwks")
+	cmd.Flags().BoolVar(&o.jws, "jws", false, "verify a bare JWS: only its signature, without rules about claims; needs --jwks")
 	cmd.Flags().StringVar(&o.issuer, "issuer", "", "with --jwks: the issuer that the token must have")
 	cmd.Flags().StringVar(&o.audience, "audience", "", "with --jwks: the audience that the token must have")
 	return cmd

@@ -18,9 +18,9 @@ import (
 func newOutboxTopic(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "topic",
-		Short: "Make and check the Kafka topic of the events",
-		Long: `Make and check the Kafka topic that KAFKA_TOPIC names. The number of its partitions is part of
-what keeps the events of a user in order, so that it should be chosen once.`,
+		Short: "Create and check the Kafka topic of the events",
+		Long: `Create and check the Kafka topic in KAFKA_TOPIC. The order of a user's events depends on the number
+of its partitions, so choose it once.`,
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic ensure",
 	}
 	cmd.AddCommand(newTopicEnsure(g), newTopicCheck(g))
@@ -67,16 +67,16 @@ func newTopicEnsure(g *global) *cobra.Command {
 	accept := 0
 	cmd := &cobra.Command{
 		Use:   "ensure",
-		Short: "Make the topic if it is not there, and check it",
-		Long: `Make the topic if it is not there, with KAFKA_PARTITIONS partitions, and check it. A topic that
-is there is never changed.
+		Short: "Create the topic if it does not exist, and check it",
+		Long: `Create the topic if it does not exist, with KAFKA_PARTITIONS partitions, and check it. An
+existing topic is never changed.
 
 A relay stops when the number of partitions has changed, since the keys of events would move
 between them and new events could overtake old ones. Once consumers have read everything
-that was published so far, --accept-partitions N makes the new number the one to go by.
+that was published so far, --accept-partitions N makes relays use the new number.
 
-The exit code is 1 when nothing can be published to the topic as it is; other problems are
-listed.`,
+The exit code is 1 when nothing can be published to the topic; other problems are
+only listed.`,
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic ensure",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -120,14 +120,14 @@ listed.`,
 			})
 		},
 	}
-	cmd.Flags().IntVar(&accept, "accept-partitions", 0, "go by this number of partitions from now on")
+	cmd.Flags().IntVar(&accept, "accept-partitions", 0, "use this number of partitions from now on")
 	return cmd
 }
 
 func newTopicCheck(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "check",
-		Short:   "Say what of the topic does not fit; exit code 1 when something does not",
+		Short:   "Report what is wrong with the topic; the exit code is 1 if anything is",
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic check",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {

@@ -22,9 +22,9 @@ func newUser(g *global) *cobra.Command {
 		Use:   "user",
 		Short: "Create, find, change, import and export accounts",
 		Long: `Create, find, change, import and export accounts, by the same rules and with the same events
-as the API. USER is a username or an id; --id and --name say which it is, and are needed where
-it could be either. The commands work on the database directly, beside running servers, which
-heed a change at once.`,
+as the API. USER is a username or an id; --id and --name say which, and are needed if
+it could be either. The commands work directly on the database while servers run; a
+change takes effect at once.`,
 		Example: `  authctl user create alice
   authctl user list -o json
   authctl user disable alice`,
@@ -37,7 +37,7 @@ heed a change at once.`,
 		newUserChange(
 			g,
 			"disable",
-			"Close an account and end its sessions",
+			"Disable an account and end its sessions",
 			"disabled",
 			auth.StatusDisabled,
 			(*auth.Service).DisableUser,
@@ -45,7 +45,7 @@ heed a change at once.`,
 		newUserChange(
 			g,
 			"enable",
-			"Open a closed account again",
+			"Enable a disabled account again",
 			"enabled",
 			auth.StatusActive,
 			(*auth.Service).EnableUser,
@@ -65,8 +65,8 @@ type passwordFlags struct {
 }
 
 func (p *passwordFlags) add(cmd *cobra.Command) {
-	cmd.Flags().BoolVar(&p.stdin, "password-stdin", false, "read the password from standard input, its first line")
-	cmd.Flags().StringVar(&p.file, "password-file", "", "read the password from a file, its first line")
+	cmd.Flags().BoolVar(&p.stdin, "password-stdin", false, "read the password from the first line of standard input")
+	cmd.Flags().StringVar(&p.file, "password-file", "", "read the password from the first line of a file")
 	cmd.MarkFlagsMutuallyExclusive("password-stdin", "password-file")
 }
 
@@ -164,8 +164,8 @@ func newUserCreate(g *global) *cobra.Command {
 	name := ""
 	cmd := &cobra.Command{
 		Use:   "create NAME",
-		Short: "Make an account and print its id",
-		Long:  `Make an account and print its id. The password is asked for, or read from standard input or a file.`,
+		Short: "Create an account and print its id",
+		Long:  `Create an account and print its id. It asks for the password, or reads it from standard input or a file.`,
 		Example: `  authctl user create alice
   printf '%s' "$PASSWORD" | authctl user create alice --password-stdin`,
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -204,7 +204,7 @@ func newUserList(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
 		Short:   "List every account, oldest first",
-		Long:    `List every account, oldest first. As JSON it is an array with an element a line, written as it comes.`,
+		Long:    `List every account, oldest first. As JSON it is an array with one element a line, written as a stream.`,
 		Example: "  authctl user list -o json | head",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -348,8 +348,8 @@ func newUserDelete(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "delete USER",
 		Short: "Delete an account for good",
-		Long: `Delete an account for good. Its sessions end, its id is never used again, and its name becomes
-free. Without --yes a terminal is asked first.`,
+		Long: `Delete an account for good. Its sessions end, its id is never given to another account, and its
+name becomes free. It asks on a terminal; elsewhere it needs --yes.`,
 		Example: "  authctl user delete alice --yes",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
@@ -372,9 +372,9 @@ func newUserUnlock(g *global) *cobra.Command {
 	ref := &userRef{}
 	cmd := &cobra.Command{
 		Use:   "unlock USER",
-		Short: "Forget the failed sign-ins that delay an account",
-		Long: `Forget the failed sign-ins that delay an account. With Redis it takes effect on every server.
-Without one, the counters are in the serving process, and end with it.`,
+		Short: "Clear the failed sign-ins that delay an account",
+		Long: `Clear the failed sign-ins that delay an account. With Redis it takes effect on every server.
+Without Redis the counters are in the serve process and end with it.`,
 		Example: "  authctl user unlock alice",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {

@@ -28,21 +28,21 @@ func newUserExport(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "export",
 		Short: "Write every account in the form that import reads",
-		Long: `Write every account, ordered by id, in the form that authctl user import reads: as objects, one
-a line, or as CSV. It is read as a stream, however many there are.
+		Long: `Write every account, ordered by id, in the form that authctl user import reads: one JSON object
+a line, or CSV. Accounts are streamed, so their number does not matter.
 
-Password hashes are left out unless --with-password-hashes is given, and an import needs them.
-Whoever has them can try passwords for as long as they like: --file makes a file that only its
-owner can read, and a terminal gets them only with --force. An export with hashes stands in the
-security log, as any other does.`,
+Password hashes are left out unless --with-password-hashes is given; an import needs them.
+Anybody who has them can try passwords without limit: --file creates a file that only its
+owner can read, and a terminal gets them only with --force. Every export is recorded in the
+security log.`,
 		Example: `  authctl user export --format csv > users.csv
   authctl user export --with-password-hashes --file users.ndjson`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.format, "format", auth.FormatNDJSON, "what to write: ndjson or csv")
-	flags.StringVar(&o.file, "file", "", "write to this file, for its owner alone, rather than to standard output")
+	flags.StringVar(&o.format, "format", auth.FormatNDJSON, "output format: ndjson or csv")
+	flags.StringVar(&o.file, "file", "", "write to this file, readable only by its owner, instead of standard output")
 	flags.BoolVar(&o.hashes, "with-password-hashes", false, "write the password hashes too")
 	flags.BoolVar(&o.force, "force", false, "write password hashes to a terminal")
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{auth.FormatNDJSON, auth.FormatCSV}, cobra.ShellCompDirectiveNoFileComp))

@@ -37,19 +37,19 @@ func newUserImport(g *global) *cobra.Command {
 	o := &importOptions{global: g}
 	cmd := &cobra.Command{
 		Use:   "import FILE",
-		Short: "Make accounts of what another system, or export, has written",
-		Long: `Make accounts of what another system, or authctl user export, has written. FILE may be - for
-standard input. It is read as a stream, however long it is.
+		Short: "Create accounts from the export of authctl or another system",
+		Long: `Create accounts from the export of another system, or of authctl user export. FILE may be - for
+standard input. It is read as a stream, so its length does not matter.
 
-Passwords come as they are hashed, each as its makers write it: bcrypt, argon2, scrypt, PBKDF2
+Password hashes are imported in the form of their systems: bcrypt, argon2, scrypt, PBKDF2
 and salted SHA of the systems below, and of Spring Security, ASP.NET Identity, Werkzeug,
 WordPress 6.8, better-auth, passlib and directories. Hashes that would take too long to verify
-are refused. The first sign-in of its owner replaces an imported hash by one of the present
-settings. Each account is announced like one that registers.
+are refused. The first sign-in of the owner replaces an imported hash by one with the present
+settings. An event announces each account, as for registration.
 
---from names where FILE comes from; docs/import.md shows how to get each and what of it is taken:
+--from names the source of FILE; docs/import.md shows how to get each and what is imported:
 
-  native    objects with username, password_hash and, where wanted, id, status (active or
+  native    objects with username, password_hash and optionally id, status (active or
             disabled), created_at, password_changed_at, email and email_verified; or a CSV with
             such columns
   keycloak  a realm export, whole or its users, of one realm or all: username
@@ -60,22 +60,22 @@ settings. Each account is announced like one that registers.
   zitadel   the export of the admin API with its passwords: userName
 
 --check NAME asks for the password of that account and verifies it against its record before
-anything is written: whether the parameters of the hashes are right shows in no other way.
---dry-run reports what an import would come to and writes nothing.
+anything is written. Only this check shows whether the parameters of the hashes are right.
+--dry-run reports the result of an import and writes nothing.
 
-An account that is there already is left as it is: by the id where FILE has one, else by the
-password hash or the time when it was created. So an import that stopped halfway is simply run
-again, and running it twice does nothing the second time. A record of somebody else whose name
-is taken is refused.
+An account that already exists is left as it is. It is recognized by the id if FILE has one,
+otherwise by the password hash or the time of creation. So you can run an interrupted import
+again, and a second run changes nothing. If a name belongs to somebody else, the record
+is refused.
 
-What protected accounts where they come from and does not here, such as second factors and
-required actions, is counted by its kind. --unconfirmed says what becomes of an account whose
-name is an address that was never confirmed.
+The report counts the protections that accounts lose, such as second factors and
+required actions, by kind. --unconfirmed decides about accounts with
+an unconfirmed address as their name.
 
-A record that cannot be taken is reported with its line and the reason, to --errors or else
-to standard error, and the next one is read. The exit code is 0 when none was refused and 1
-when some were, or when the import stopped. Ctrl-C finishes the portion in hand and says how
-far it came.`,
+Each refused record is reported with its line and the reason, to --errors or else
+to standard error, and the import goes on. The exit code is 0 when none was refused and 1
+when some were, or when the import stopped. On Ctrl-C it finishes the current batch and says how
+far it got.`,
 		Example: `  authctl user import users.ndjson --dry-run
   authctl user import users.ndjson
   authctl user import users.csv --errors refused.ndjson
@@ -89,13 +89,13 @@ far it came.`,
 	}
 	formats := []string{auth.FormatAuto, auth.FormatNDJSON, auth.FormatJSON, auth.FormatCSV}
 	flags := cmd.Flags()
-	flags.StringVar(&o.from, "from", "native", "where the file comes from: "+strings.Join(auth.ImportSources(), ", "))
-	flags.StringVar(&o.format, "format", auth.FormatAuto, "what the file is: "+strings.Join(formats, ", "))
-	flags.StringVar(&o.errorsFile, "errors", "", "write each refused record to this file, a JSON object a line")
+	flags.StringVar(&o.from, "from", "native", "source of the file: "+strings.Join(auth.ImportSources(), ", "))
+	flags.StringVar(&o.format, "format", auth.FormatAuto, "format of the file: "+strings.Join(formats, ", "))
+	flags.StringVar(&o.errorsFile, "errors", "", "report each refused record to this file, one JSON object a line")
 	flags.StringVar(&o.firebaseHash, "firebase-hash-config", "", "file with the hash parameters of the Firebase project")
-	flags.StringVar(&o.unconfirmed, "unconfirmed", auth.UnconfirmedTake, "an account whose name is an address that was not confirmed: "+strings.Join(unconfirmedChoices(), ", "))
-	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, and report what would be")
-	flags.StringVar(&o.check, "check", "", "ask for the password of this account, and go on if it is right")
+	flags.StringVar(&o.unconfirmed, "unconfirmed", auth.UnconfirmedTake, "what to do with an account that has an unconfirmed address as its name: "+strings.Join(unconfirmedChoices(), ", "))
+	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, only report what would happen")
+	flags.StringVar(&o.check, "check", "", "ask for the password of this account, and import only if it is right")
 	o.password.add(cmd)
 	_ = cmd.RegisterFlagCompletionFunc("unconfirmed", cobra.FixedCompletions(unconfirmedChoices(), cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("from", cobra.FixedCompletions(auth.ImportSources(), cobra.ShellCompDirectiveNoFileComp))

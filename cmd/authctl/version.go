@@ -46,7 +46,7 @@ func buildInfo() build {
 func newVersion(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "version",
-		Short:   "Say which build this is",
+		Short:   "Show the version of this build",
 		Example: "  authctl version -o json",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
