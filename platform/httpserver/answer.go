@@ -127,14 +127,14 @@ func statusFault(status int) (f *fault.Fault, shown bool) {
 
 // Problem is RFC 9457's object with members of our own.
 type Problem struct {
-	Type      string        `json:"type" format:"uri" doc:"Where the code is explained."`
-	Title     string        `json:"title" doc:"What the code means, in the same words each time."`
-	Status    int           `json:"status" doc:"The HTTP status once more."`
-	Detail    string        `json:"detail" doc:"This occasion, for a person; else the title."`
-	Instance  string        `json:"instance" doc:"The path of the request; * when none could be read."`
-	Code      string        `json:"code" doc:"What programs go by. A code never changes its meaning."`
-	RequestID string        `json:"request_id" doc:"The answer's X-Request-Id: quote it when you ask for help."`
-	Errors    []fault.Field `json:"errors,omitempty" doc:"The faulty fields, of validation_failed."`
+	Type      string        `json:"type" format:"uri" doc:"A page that explains the code."`
+	Title     string        `json:"title" doc:"What the code means, always in the same words."`
+	Status    int           `json:"status" doc:"The HTTP status."`
+	Detail    string        `json:"detail" doc:"What happened this time, for people; otherwise the title."`
+	Instance  string        `json:"instance" doc:"The path of the request; * if it could not be read."`
+	Code      string        `json:"code" doc:"For programs. A code never changes its meaning."`
+	RequestID string        `json:"request_id" doc:"The X-Request-Id of the answer: quote it when you ask for help."`
+	Errors    []fault.Field `json:"errors,omitempty" doc:"The invalid fields, for validation_failed."`
 }
 
 // ProblemOf is how a fault is answered.
@@ -217,8 +217,8 @@ func OAuthErrorOf(f *fault.Fault) OAuthError {
 
 // OAuthProblem is the body of RFC 6749 §5.2.
 type OAuthProblem struct {
-	Error       string `json:"error" doc:"What programs go by."`
-	Description string `json:"error_description,omitempty" doc:"This occasion, for a person."`
+	Error       string `json:"error" doc:"For programs."`
+	Description string `json:"error_description,omitempty" doc:"What happened this time, for people."`
 }
 
 func (x *exchange) answerOAuth(e *OAuthError) {

@@ -12,8 +12,8 @@ import (
 // RegisterRequest is who wants an account.
 type RegisterRequest struct {
 	Username   *string `json:"username" example:"alice" minLength:"3" maxLength:"255" doc:"Kept as typed, compared without case."`
-	Password   *string `json:"password" example:"correct horse battery staple" format:"password" minLength:"8" maxLength:"256" doc:"Counted in Unicode code points after NFC. The shortest length is a setting; 8 is its default."`
-	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown among the sessions; made from the user agent when left out."`
+	Password   *string `json:"password" example:"correct horse battery staple" format:"password" minLength:"8" maxLength:"256" doc:"Length counts Unicode code points after NFC. The minimum is a setting; 8 is its default."`
+	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown in the list of sessions; derived from the user agent if absent."`
 }
 
 type registerInput struct {
@@ -33,9 +33,9 @@ func (a *api) register(ctx context.Context, in registerInput) (signedIn, error) 
 // LoginRequest is who wants to sign in. Its values have no form: accounts that were brought
 // from another system may have any.
 type LoginRequest struct {
-	Username   *string `json:"username" example:"alice" doc:"White space at its ends is ignored."`
+	Username   *string `json:"username" example:"alice" doc:"White space at both ends is ignored."`
 	Password   *string `json:"password" example:"correct horse battery staple" format:"password"`
-	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown among the sessions; made from the user agent when left out."`
+	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown in the list of sessions; derived from the user agent if absent."`
 }
 
 type loginInput struct {
@@ -60,7 +60,7 @@ type Me struct {
 	CreatedAt         time.Time   `json:"created_at" example:"2026-01-02T15:04:05Z"`
 	UpdatedAt         time.Time   `json:"updated_at" example:"2026-01-02T15:04:05Z"`
 	PasswordChangedAt time.Time   `json:"password_changed_at" example:"2026-01-02T15:04:05Z"`
-	SessionID         uuid.UUID   `json:"session_id" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c" doc:"The session that asks."`
+	SessionID         uuid.UUID   `json:"session_id" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c" doc:"The session of this request."`
 }
 
 func (a *api) me(_ context.Context, who auth.Caller, _ struct{}) (Me, error) {
@@ -88,7 +88,7 @@ func (a *api) deleteMe(ctx context.Context, who auth.Caller, in deleteMeInput) e
 // PasswordChange is the password and the one that is to replace it.
 type PasswordChange struct {
 	CurrentPassword *string `json:"current_password" example:"correct horse battery staple" format:"password"`
-	NewPassword     *string `json:"new_password" example:"staple battery horse correct" format:"password" minLength:"8" maxLength:"256" doc:"By the rules of registration."`
+	NewPassword     *string `json:"new_password" example:"staple battery horse correct" format:"password" minLength:"8" maxLength:"256" doc:"The rules of registration apply."`
 }
 
 type changePasswordInput struct {

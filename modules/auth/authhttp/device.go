@@ -16,8 +16,8 @@ const deviceCookie = "authctl_device"
 // origin is where a sign-in comes from.
 type origin struct {
 	Peer   httpserver.Peer
-	Device string `header:"Auth-Device" example:"adt_AQ" doc:"What an earlier sign-in on this device was given: its owner is not held up by the failures of strangers."`
-	Cookie string `cookie:"authctl_device" example:"adt_AQ" doc:"The same, as browsers send it."`
+	Device string `header:"Auth-Device" example:"adt_AQ" doc:"The token that an earlier sign-in on this device returned. With it, failures of strangers do not delay the owner."`
+	Cookie string `cookie:"authctl_device" example:"adt_AQ" doc:"The same token, as browsers send it."`
 }
 
 // device is what the request tells of where it comes from.
@@ -31,8 +31,8 @@ func deviceOf(p httpserver.Peer) auth.Device { return auth.Device{UserAgent: p.U
 
 // signedIn is the answer to a sign-in.
 type signedIn struct {
-	Device string       `header:"Auth-Device" example:"adt_AQ" doc:"Present it with the next sign-in from this device."`
-	Cookie *http.Cookie `cookie:"authctl_device" doc:"The same for browsers on the same site."`
+	Device string       `header:"Auth-Device" example:"adt_AQ" doc:"Send it with the next sign-in from this device."`
+	Cookie *http.Cookie `cookie:"authctl_device" doc:"The same token for browsers on the same site."`
 	Body   Tokens
 }
 

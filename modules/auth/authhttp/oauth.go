@@ -27,15 +27,15 @@ type Key struct {
 	Use       string `json:"use" enum:"sig" example:"sig"`
 	Algorithm string `json:"alg" enum:"ES256,EdDSA,RS256" example:"ES256"`
 	KeyID     string `json:"kid" pattern:"^[A-Za-z0-9_-]{1,64}$" example:"lpkJk-MlDxWRkDInAlO2WgoKJQllf958DxvrTfim0kM"`
-	Curve     string `json:"crv,omitempty" enum:"P-256,Ed25519" example:"P-256" doc:"Of EC and OKP."`
-	X         string `json:"x,omitempty" example:"wNyplVHA-J0Q8OJGmz3zhVc4M24ABAWEEcqYo6GWPtQ" doc:"Of EC and OKP, in base64url."`
-	Y         string `json:"y,omitempty" example:"hDQnrdrtBy2W3m-JeprSWUn3s2SaqxKnLvEOrAcevMc" doc:"Of EC, in base64url."`
-	Modulus   string `json:"n,omitempty" doc:"Of RSA, in base64url."`
-	Exponent  string `json:"e,omitempty" doc:"Of RSA, in base64url."`
+	Curve     string `json:"crv,omitempty" enum:"P-256,Ed25519" example:"P-256" doc:"For EC and OKP."`
+	X         string `json:"x,omitempty" example:"wNyplVHA-J0Q8OJGmz3zhVc4M24ABAWEEcqYo6GWPtQ" doc:"For EC and OKP, in base64url."`
+	Y         string `json:"y,omitempty" example:"hDQnrdrtBy2W3m-JeprSWUn3s2SaqxKnLvEOrAcevMc" doc:"For EC, in base64url."`
+	Modulus   string `json:"n,omitempty" doc:"For RSA, in base64url."`
+	Exponent  string `json:"e,omitempty" doc:"For RSA, in base64url."`
 }
 
 type jwksInput struct {
-	IfNoneMatch string `header:"If-None-Match" example:"\"0123456789abcdef\"" doc:"The ETag of the keys that the caller has."`
+	IfNoneMatch string `header:"If-None-Match" example:"\"0123456789abcdef\"" doc:"The ETag of the keys that the client has."`
 }
 
 type jwks struct {
@@ -59,9 +59,9 @@ type Metadata struct {
 	JWKSURI                string   `json:"jwks_uri" format:"uri" example:"https://auth.example.com/.well-known/jwks.json"`
 	ResponseTypes          []string `json:"response_types_supported" doc:"Required by the RFC; there are none."`
 	GrantTypes             []string `json:"grant_types_supported" doc:"There are none."`
-	IntrospectionEndpoint  string   `json:"introspection_endpoint,omitempty" format:"uri" example:"https://auth.example.com/oauth2/introspect" doc:"Where there are clients to call it."`
+	IntrospectionEndpoint  string   `json:"introspection_endpoint,omitempty" format:"uri" example:"https://auth.example.com/oauth2/introspect" doc:"Absent when there are no clients."`
 	IntrospectionAuthTypes []string `json:"introspection_endpoint_auth_methods_supported,omitempty" example:"client_secret_basic"`
-	RevocationEndpoint     string   `json:"revocation_endpoint,omitempty" format:"uri" example:"https://auth.example.com/oauth2/revoke" doc:"Where there are clients to call it."`
+	RevocationEndpoint     string   `json:"revocation_endpoint,omitempty" format:"uri" example:"https://auth.example.com/oauth2/revoke" doc:"Absent when there are no clients."`
 	RevocationAuthTypes    []string `json:"revocation_endpoint_auth_methods_supported,omitempty" example:"client_secret_basic"`
 	ServiceDocumentation   string   `json:"service_documentation" format:"uri" example:"https://github.com/toppira/authctl"`
 }
@@ -85,9 +85,9 @@ func (a *api) metadata(context.Context, struct{}) (Metadata, error) {
 // the two kinds look different.
 type tokenInput struct {
 	Token  string `form:"token" required:"true" example:"eyJhbGciOiJFUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJhdCtqd3QifQ.e30.c2ln" doc:"An access token or a refresh token."`
-	Hint   string `form:"token_type_hint" example:"access_token" doc:"Not needed."`
-	ID     string `form:"client_id" example:"gateway" doc:"With client_secret, in place of HTTP Basic."`
-	Secret string `form:"client_secret" format:"password" example:"s3cret" doc:"With client_id, in place of HTTP Basic."`
+	Hint   string `form:"token_type_hint" example:"access_token" doc:"Ignored; the kind of token is recognized without it."`
+	ID     string `form:"client_id" example:"gateway" doc:"Together with client_secret, instead of HTTP Basic."`
+	Secret string `form:"client_secret" format:"password" example:"s3cret" doc:"Together with client_id, instead of HTTP Basic."`
 }
 
 var errNoToken = httpserver.OAuthError{
@@ -104,11 +104,11 @@ type Introspection struct {
 	ClientID  string               `json:"client_id,omitempty" example:"authctl"`
 	Issuer    string               `json:"iss,omitempty" example:"https://auth.example.com"`
 	Audience  httpserver.OneOrMany `json:"aud,omitempty" example:"authctl"`
-	ID        string               `json:"jti,omitempty" format:"uuid" example:"0199b7f2-6f40-7000-8000-000000000001" doc:"Of an access token."`
+	ID        string               `json:"jti,omitempty" format:"uuid" example:"0199b7f2-6f40-7000-8000-000000000001" doc:"Only for an access token."`
 	SessionID string               `json:"sid,omitempty" format:"uuid" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c"`
 	IssuedAt  int64                `json:"iat,omitempty" example:"1767366245" doc:"Seconds since 1970."`
 	ExpiresAt int64                `json:"exp,omitempty" example:"1767384245" doc:"Seconds since 1970."`
-	AuthTime  int64                `json:"auth_time,omitempty" example:"1767366245" doc:"Seconds since 1970: when the person last proved who they are."`
+	AuthTime  int64                `json:"auth_time,omitempty" example:"1767366245" doc:"Seconds since 1970: when the person last gave the password."`
 }
 
 func (a *api) introspect(ctx context.Context, _ struct{}, in tokenInput) (Introspection, error) {

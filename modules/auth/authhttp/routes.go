@@ -27,8 +27,8 @@ type api struct {
 
 // Groups are the tags of the routes, with what they group.
 var Groups = [][2]string{
-	{"account", "Registering, signing in and the account itself"},
-	{"session", "The devices that are signed in, and their tokens"},
+	{"account", "Registration, sign-in and the account itself"},
+	{"session", "Signed-in devices and their tokens"},
 	{"oauth2", "For the resource servers and gateways of `auth.clients`: RFC 7662 and RFC 7009"},
 	{"discovery", "What the service is, and its public keys"},
 }
@@ -45,55 +45,55 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 	hashing := faults(auth.ErrTooManyAttempts, auth.ErrOverloaded)
 	deleteMe := httpserver.Route{
 		Group: account, Summary: "Delete my account for good", Success: "The account is deleted.",
-		Description: "Wants the password once more. Nothing of the account can be brought back; its id is never used again.",
+		Description: "Requires the password again. The account cannot be restored; its id is never given to another account.",
 		Do:          httpserver.AsDo(bearer, a.deleteMe), Faults: append(faults(auth.ErrWrongPassword, auth.ErrUserNotFound), hashing...),
 		Instead: "POST " + deleteByPost,
 	}
 	metadata := httpserver.Route{
-		Method: "GET", Path: wellKnown, ID: "metadata", Group: discovery, Summary: "What this server can do (RFC 8414)",
-		Success: "The metadata; only what works.", Do: httpserver.Public(a.metadata), Cache: publicKeys,
+		Method: "GET", Path: wellKnown, ID: "metadata", Group: discovery, Summary: "Server metadata (RFC 8414)",
+		Success: "The metadata, limited to what works.", Do: httpserver.Public(a.metadata), Cache: publicKeys,
 	}
 	routes := []httpserver.Route{
 		{
 			Method: "POST", Path: "/api/v1/auth/register", ID: "register", Group: account,
-			Summary: "Make an account and sign in", Success: "The account is made, and this device signed in.", Status: 201, Cache: noStore,
+			Summary: "Create an account and sign in", Success: "The account is created and this device is signed in.", Status: 201, Cache: noStore,
 			Description: "Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. " +
 				"Passwords have no composition rules; common ones and those that contain the username are refused with the reason.",
 			Do: httpserver.Public(a.register), Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed), hashing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/login", ID: "login", Group: account,
 			Summary: "Sign in", Success: "This device is signed in.", Cache: noStore,
-			Description: "A wrong password and a name that does not exist are one answer. After too many failures, sign-in from devices " +
-				"that are not known is delayed; a device that signed in before and presents its `Auth-Device` is not affected.",
+			Description: "A wrong password and an unknown name get the same answer. After too many failures, sign-in from unknown devices " +
+				"is delayed; a device that signed in before and sends its `Auth-Device` is not affected.",
 			Do: httpserver.Public(a.login), Faults: append(faults(auth.ErrInvalidCredentials, auth.ErrAccountDisabled, auth.ErrTooManySessions), hashing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/refresh", ID: "refresh", Group: session,
 			Summary: "Get new tokens for a refresh token", Success: "New tokens of the same session.", Cache: noStore,
 			Description: "The refresh token is replaced. For a short while (`auth.refresh_grace`, counted from its own replacement) each " +
-				"replaced one gets the newest token of the session, marked `Auth-Refresh-Replayed: true`; after that, presenting it again ends the session.",
+				"replaced one yields the newest token of the session, marked `Auth-Refresh-Replayed: true`; after that, using it again ends the session.",
 			Do:     httpserver.Public(a.refresh), // the token in the body is the proof
 			Faults: faults(auth.ErrInvalidRefreshToken, auth.ErrSessionExpired, auth.ErrSessionRevoked, auth.ErrRefreshTokenReused),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/logout", ID: "logout", Group: session,
 			Summary: "Sign out", Success: "The session has ended.",
 			Description: "Ends the session of the refresh token in the body, or else of the access token in the Authorization header. " +
-				"Doing it again is fine.",
+				"It can be repeated.",
 			Do: httpserver.PublicDo(a.logout), Accepts: bearer.Scheme, // either token is the proof
 			Faults: faults(auth.ErrMissingToken, auth.ErrInvalidToken, auth.ErrInvalidRefreshToken),
 		}, {
 			Method: "GET", Path: "/api/v1/auth/me", ID: "me", Group: account,
-			Summary: "Who am I", Success: "The account of the access token.", Cache: noStore, Do: httpserver.As(bearer, a.me),
+			Summary: "Show my account", Success: "The account of the access token.", Cache: noStore, Do: httpserver.As(bearer, a.me),
 		},
 		with(deleteMe, "DELETE", "/api/v1/auth/me", "deleteMe"),
 		with(deleteMe, "POST", deleteByPost, "deleteMeByPost"), // some proxies drop the body of a DELETE
 		{
 			Method: "POST", Path: "/api/v1/auth/password", ID: "changePassword", Group: account,
-			Summary: "Change my password", Success: "The password is changed; these are new tokens of the calling session.", Cache: noStore,
-			Description: "The calling session goes on with the tokens in the answer; every other session ends.",
+			Summary: "Change my password", Success: "The password is changed; these are new tokens for the calling session.", Cache: noStore,
+			Description: "The calling session continues with the tokens in the answer; every other session ends.",
 			Do:          httpserver.As(bearer, a.changePassword), Faults: append(faults(auth.ErrWrongPassword), hashing...),
 		}, {
 			Method: "GET", Path: "/api/v1/auth/sessions", ID: "listSessions", Group: session,
-			Summary: "Where am I signed in", Success: "The devices that are signed in, the last used first.", Cache: noStore,
+			Summary: "List my sessions", Success: "The signed-in devices, the last used first.", Cache: noStore,
 			Do: httpserver.As(bearer, a.listSessions),
 		}, {
 			Method: "DELETE", Path: "/api/v1/auth/sessions", ID: "endSessions", Group: session,
@@ -110,13 +110,13 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 		metadata,
 		{
 			Method: "POST", Path: "/oauth2/introspect", ID: "introspect", Group: oauth2, OAuth: true,
-			Summary: "What is a token worth now (RFC 7662)", Success: "What the token says.", Cache: noStore,
-			Description: "A token that is not live, for whatever reason, is exactly `{\"active\":false}`.",
+			Summary: "Check a token (RFC 7662)", Success: "The state of the token, and its claims if it is active.", Cache: noStore,
+			Description: "For a token that is not live, for whatever reason, the answer is exactly `{\"active\":false}`.",
 			Do:          httpserver.As(client, a.introspect), OAuthFaults: []httpserver.OAuthError{errNoToken},
 		}, {
 			Method: "POST", Path: "/oauth2/revoke", ID: "revoke", Group: oauth2, OAuth: true,
-			Summary: "End the session of a token (RFC 7009)", Success: "The token is worth nothing now.", Status: 200, Cache: noStore,
-			Description: "Also for a token that meant nothing before.",
+			Summary: "End the session of a token (RFC 7009)", Success: "The token is not valid any more.", Status: 200, Cache: noStore,
+			Description: "The answer is the same for a token that was never valid.",
 			Do:          httpserver.AsDo(client, a.revoke), OAuthFaults: []httpserver.OAuthError{errNoToken},
 		},
 	}

@@ -15,10 +15,10 @@ type Tokens struct {
 	AccessToken           string    `json:"access_token" example:"eyJhbGciOiJFUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJhdCtqd3QifQ.e30.c2ln" doc:"A JWT (RFC 9068) for the Authorization header."`
 	AccessTokenExpiresAt  time.Time `json:"access_token_expires_at" example:"2026-01-02T20:04:05Z"`
 	RefreshToken          string    `json:"refresh_token" example:"art_AQ" doc:"Opaque. Keep it in one place: each refresh replaces it."`
-	RefreshTokenExpiresAt time.Time `json:"refresh_token_expires_at" example:"2026-01-07T15:04:05Z" doc:"Each refresh moves it, up to the session's end."`
+	RefreshTokenExpiresAt time.Time `json:"refresh_token_expires_at" example:"2026-01-07T15:04:05Z" doc:"Each refresh extends it, up to the session's end."`
 	TokenType             string    `json:"token_type" example:"Bearer" enum:"Bearer"`
-	ExpiresIn             int64     `json:"expires_in" example:"18000" minimum:"0" doc:"Seconds, of the access token."`
-	SessionID             uuid.UUID `json:"session_id" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c" doc:"The same as long as this device is signed in."`
+	ExpiresIn             int64     `json:"expires_in" example:"18000" minimum:"0" doc:"Lifetime of the access token in seconds."`
+	SessionID             uuid.UUID `json:"session_id" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c" doc:"It stays the same as long as this device is signed in."`
 }
 
 func tokensOf(t auth.Tokens) Tokens {
@@ -41,7 +41,7 @@ type refreshInput struct {
 
 // refreshed is the answer to a refresh.
 type refreshed struct {
-	Replayed string `header:"Auth-Refresh-Replayed" enum:"true" doc:"Sent when the token had been replaced a moment ago, and these are its newest successors again."`
+	Replayed string `header:"Auth-Refresh-Replayed" enum:"true" doc:"Present if the token had been replaced a moment ago and these are the newest tokens of its session."`
 	Body     Tokens
 }
 
@@ -88,11 +88,11 @@ type Session struct {
 	ID         uuid.UUID `json:"id" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c"`
 	DeviceName string    `json:"device_name" example:"Alice's phone"`
 	UserAgent  string    `json:"user_agent" example:"Mozilla/5.0"`
-	IP         string    `json:"ip" example:"192.0.2.7" doc:"The address that used the session last, IPv4 or IPv6."`
+	IP         string    `json:"ip" example:"192.0.2.7" doc:"The address that last used the session, IPv4 or IPv6."`
 	CreatedAt  time.Time `json:"created_at" example:"2026-01-02T15:04:05Z"`
 	LastUsedAt time.Time `json:"last_used_at" example:"2026-01-02T15:04:05Z"`
-	ExpiresAt  time.Time `json:"expires_at" example:"2026-01-07T15:04:05Z" doc:"Unless it is refreshed before."`
-	Current    bool      `json:"current" example:"true" doc:"The session that asks."`
+	ExpiresAt  time.Time `json:"expires_at" example:"2026-01-07T15:04:05Z" doc:"When the session ends unless it is refreshed first."`
+	Current    bool      `json:"current" example:"true" doc:"The session of this request."`
 }
 
 func (a *api) listSessions(ctx context.Context, who auth.Caller, _ struct{}) (Sessions, error) {
@@ -111,7 +111,7 @@ func (a *api) listSessions(ctx context.Context, who auth.Caller, _ struct{}) (Se
 }
 
 type endSessionsInput struct {
-	Except string `query:"except" enum:"current" doc:"Keeps the session that asks."`
+	Except string `query:"except" enum:"current" doc:"Keeps the session of this request."`
 }
 
 func (a *api) endSessions(ctx context.Context, who auth.Caller, in endSessionsInput) error {
