@@ -31,8 +31,8 @@ func TestOpenAPIIsWhatTheTableSays(t *testing.T) {
 		Title: "authctl", Version: "1", Summary: "Accounts, device sessions and signed tokens",
 		Description: "Errors are RFC 9457 problem documents with a stable `code`, which " +
 			"[docs/errors.md](https://github.com/toppira/authctl/blob/main/docs/errors.md) explains; `/oauth2/*` answers RFC 6749 errors. " +
-			"Bodies are exactly one JSON object in UTF-8 of at most 16 KiB, whose members have exactly the names that are documented. " +
-			"Times are RFC 3339 in UTC. Browsers of `app.origins` may call everything by CORS.",
+			"A body is exactly one JSON object in UTF-8 of at most 16 KiB, with exactly the documented names. " +
+			"Times are RFC 3339 in UTC. Pages of `app.origins` may call everything (CORS).",
 		ContactURL: "https://github.com/toppira/authctl", License: "Apache-2.0", Server: "../..",
 		Groups: append(slices.Clone(authhttp.Groups), [2]string{"probes", "For load balancers and orchestrators"}),
 	}, surface())

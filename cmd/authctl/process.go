@@ -20,11 +20,11 @@ var openAPI []byte
 func processRoutes(stopping func() bool, readiness *telemetry.Readiness) []httpserver.Route {
 	routes := []httpserver.Route{{
 		Method: "GET", Path: "/healthz", ID: "healthz", Group: "probes", Quiet: true,
-		Summary: "Does the process answer", Success: "It does.", Do: httpserver.Public(healthz),
+		Summary: "Liveness probe", Success: "The process answers.", Do: httpserver.Public(healthz),
 	}, {
 		Method: "GET", Path: "/readyz", ID: "readyz", Group: "probes", Quiet: true,
-		Summary: "Can the process do its work", Success: "It can.",
-		Description: "503 when the database or the session store is away, or the process is stopping. Kafka being away never fails it: events wait.",
+		Summary: "Readiness probe", Success: "The process can do its work.",
+		Description: "503 when the database or the session store is away, or the process is stopping. Kafka does not matter, because events can wait.",
 		Do:          httpserver.Public(readyz(stopping, readiness)), Faults: []*fault.Fault{errNotReady},
 	}}
 	return append(routes, httpserver.Documentation("/docs/swagger", "authctl", openAPI)...)

@@ -39,9 +39,9 @@ const (
 
 // Field is one faulty field of a request.
 type Field struct {
-	Field  string `json:"field" doc:"Its name as in the request."`
+	Field  string `json:"field" doc:"The name of the field as in the request."`
 	Code   string `json:"code" doc:"Stable: required, too_short, too_common, …"`
-	Detail string `json:"detail" doc:"For a person."`
+	Detail string `json:"detail" doc:"For people."`
 }
 
 // Fault is an error that a client may see. Values are immutable: the refining methods copy.

@@ -179,7 +179,7 @@ func (p part) readBody(x *exchange, field reflect.Value) error {
 			return nil
 		}
 		if x.route.Instead != "" {
-			return errEmptyBody.Detail(errEmptyBody.Message + " Where something on the way drops the body of a DELETE, " + x.route.Instead + " does the same.")
+			return errEmptyBody.Detail(errEmptyBody.Message + " If a proxy drops the body of a DELETE, " + x.route.Instead + " does the same.")
 		}
 		return errEmptyBody
 	}

@@ -48,7 +48,7 @@ func Document(info Info, routes []httpserver.Route) ([]byte, error) {
 			Title: info.Title, Version: info.Version, Summary: info.Summary, Description: info.Description,
 			Contact: &openapi3.Contact{Name: info.Title, URL: info.ContactURL}, License: &openapi3.License{Name: info.License, Identifier: info.License},
 		},
-		Servers: openapi3.Servers{{URL: info.Server, Description: "Where this document was found."}},
+		Servers: openapi3.Servers{{URL: info.Server, Description: "The server of this document."}},
 		Paths:   openapi3.NewPaths(),
 	}
 	w.commonHeaders()
@@ -114,7 +114,7 @@ func (w *writer) operation(r httpserver.Route) (*openapi3.Operation, error) {
 		op.Description = r.Summary + "."
 	}
 	if r.Instead != "" {
-		op.Description += " Where something on the way drops the body of a DELETE, " + r.Instead + " does the same."
+		op.Description += " If a proxy drops the body of a DELETE, " + r.Instead + " does the same."
 	}
 	if err := w.request(op, r); err != nil {
 		return nil, err
@@ -204,7 +204,7 @@ func (w *writer) request(op *openapi3.Operation, r httpserver.Route) error {
 func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 	answer := w.answer(r.Success)
 	if r.Cache != "" {
-		answer.Headers["Cache-Control"] = header("How long the answer may be kept.", &openapi3.Schema{Type: types("string"), Const: r.Cache}, true)
+		answer.Headers["Cache-Control"] = header("How long the answer may be cached.", &openapi3.Schema{Type: types("string"), Const: r.Cache}, true)
 	}
 	if t := r.Do.Body(); t != nil {
 		schema, err := w.schema(t)
@@ -324,7 +324,7 @@ func (w *writer) problems(r httpserver.Route, status int, problem *openapi3.Sche
 }
 
 func uncompressed() *openapi3.HeaderRef {
-	return header("Sent when the body was compressed: it must not be.", &openapi3.Schema{Type: types("string"), Const: "identity"}, false)
+	return header("Sent if the body was compressed, which is not allowed.", &openapi3.Schema{Type: types("string"), Const: "identity"}, false)
 }
 
 func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error {
@@ -441,10 +441,10 @@ func (w *writer) answer(description string) *openapi3.Response {
 // refusal is a response that says no.
 func (w *writer) refusal(description string, status int) *openapi3.Response {
 	answer := w.answer(description)
-	answer.Headers["Cache-Control"] = header("Errors are never kept.", &openapi3.Schema{Type: types("string"), Const: "no-store"}, true)
+	answer.Headers["Cache-Control"] = header("Errors are never cached.", &openapi3.Schema{Type: types("string"), Const: "no-store"}, true)
 	switch status {
 	case http.StatusUnauthorized:
-		answer.Headers["WWW-Authenticate"] = header("How to show who is calling.", &openapi3.Schema{Type: types("string")}, true)
+		answer.Headers["WWW-Authenticate"] = header("How to authenticate.", &openapi3.Schema{Type: types("string")}, true)
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		least := 1.0
 		answer.Headers["Retry-After"] = header("Seconds to wait before the next try.", &openapi3.Schema{Type: types("integer"), Min: &least}, true)
@@ -456,12 +456,12 @@ func (w *writer) refusal(description string, status int) *openapi3.Response {
 func (w *writer) commonHeaders() {
 	text := func() *openapi3.Schema { return &openapi3.Schema{Type: types("string")} }
 	for name, h := range map[string]*openapi3.HeaderRef{
-		"X-Request-Id":              header("The request's own, when it sent one of up to 64 letters, digits and `. _ -`; it is in the server's log.", &openapi3.Schema{Type: types("string"), Pattern: "^[A-Za-z0-9._-]{1,64}$"}, true),
-		"X-Content-Type-Options":    header("Keeps browsers from guessing.", &openapi3.Schema{Type: types("string"), Const: "nosniff"}, true),
+		"X-Request-Id":              header("The id of the request, also in the server's log. A client may send its own: up to 64 letters, digits and `. _ -`.", &openapi3.Schema{Type: types("string"), Pattern: "^[A-Za-z0-9._-]{1,64}$"}, true),
+		"X-Content-Type-Options":    header("Keeps browsers from guessing the content type.", &openapi3.Schema{Type: types("string"), Const: "nosniff"}, true),
 		"Referrer-Policy":           header("Keeps addresses out of other sites' logs.", &openapi3.Schema{Type: types("string"), Const: "no-referrer"}, true),
-		"Content-Security-Policy":   header("Forbids everything: an answer is no page.", text(), true),
-		"Strict-Transport-Security": header("Sent to clients that come by https.", text(), false),
-		"Vary":                      header("Origin, where browsers of other origins may call.", text(), false),
+		"Content-Security-Policy":   header("Forbids everything, because an answer is not a page.", text(), true),
+		"Strict-Transport-Security": header("Sent over https.", text(), false),
+		"Vary":                      header("Origin, if pages of other origins may call.", text(), false),
 	} {
 		w.components.Headers[name] = h
 	}

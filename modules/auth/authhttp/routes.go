@@ -30,7 +30,7 @@ var Groups = [][2]string{
 	{"account", "Registration, sign-in and the account itself"},
 	{"session", "Signed-in devices and their tokens"},
 	{"oauth2", "For the resource servers and gateways of `auth.clients`: RFC 7662 and RFC 7009"},
-	{"discovery", "What the service is, and its public keys"},
+	{"discovery", "Server metadata and public keys"},
 }
 
 // Routes returns the surface.
