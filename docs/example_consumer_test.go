@@ -295,10 +295,10 @@ func throughKafka(t *testing.T, lines []string) []event {
 		if err := dec.Decode(&r); err != nil {
 			t.Fatal(err)
 		}
-		batch.Records = append(batch.Records, outbox.Record{
+		batch.Records = append(batch.Records, outbox.RelayRecord{Record: outbox.Record{
 			ID: int64(i + 1), Seq: r.Sequence, EventID: r.ID, Type: r.Type, Key: r.Subject, Subject: r.Subject,
 			Source: r.Source, DataSchema: r.DataSchema, Time: r.Time, Data: r.Data,
-		})
+		}})
 	}
 	for { // a new topic takes a moment to have a leader
 		if err = kafka.Publish(ctx, batch); err == nil {

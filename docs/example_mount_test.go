@@ -70,7 +70,7 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 		return err
 	}
 	defer func() { err = errors.Join(err, events.Close()) }()
-	relay, err := outbox.NewRelay(db, events, cfg.Outbox, outbox.RelayOptions{Log: log, Waker: waker})
+	publisher, err := outbox.NewRelay(db, events, cfg.Outbox, outbox.RelayOptions{Log: log, Waker: waker})
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 	background, stopBackground := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBackground()
 	running.Go(func() error { return accounts.Run(background) })
-	running.Go(func() error { return relay.Run(background) })
+	running.Go(func() error { return publisher.Run(background) })
 	running.Go(func() error {
 		defer stopBackground()
 		return server.Run(front)

@@ -307,17 +307,17 @@ func (a *app) newRelay(ctx context.Context) (*outbox.Relay, error) {
 	if a.registry != nil {
 		opt.Registry = a.registry
 	}
-	relay, err := outbox.NewRelay(a.db, to, a.Outbox, opt)
+	r, err := outbox.NewRelay(a.db, to, a.Outbox, opt)
 	if err != nil {
 		return nil, errors.Join(err, to.Close())
 	}
 	a.closers = append(a.closers, to.Close)
 	soon, cancel := context.WithTimeout(ctx, admitTimeout)
 	defer cancel()
-	if err := relay.Admit(soon); errors.Is(err, outbox.ErrOtherTarget) {
+	if err := r.Admit(soon); errors.Is(err, outbox.ErrOtherTarget) {
 		return nil, err
 	}
-	return relay, nil
+	return r, nil
 }
 
 // admitTimeout is how long a start waits for Kafka to say which cluster it is. One that does

@@ -63,7 +63,7 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	if err := a.openDatabase(ctx); err != nil {
 		return err
 	}
-	relay, err := a.newRelay(ctx)
+	r, err := a.newRelay(ctx)
 	if err != nil {
 		return err
 	}
@@ -79,7 +79,7 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	running.Go(func() error {
 		defer stopBehind()
-		return a.runRelay(front, relay)
+		return a.runRelay(front, r)
 	})
 	a.greetRelay(stderr, operator)
 	running.Go(func() error { a.notifyWhile(front); return nil })
@@ -115,8 +115,8 @@ const warnLocalEvents = "events go to a file of this machine; relays on other ma
 
 // relayInline runs the relay inside serve. What ends it is for a person to resolve, and no
 // reason to stop signing people in: events wait in the database meanwhile.
-func (a *app) relayInline(ctx context.Context, relay *outbox.Relay) {
-	err := a.runRelay(ctx, relay)
+func (a *app) relayInline(ctx context.Context, r *outbox.Relay) {
+	err := a.runRelay(ctx, r)
 	if err == nil {
 		return
 	}
@@ -128,13 +128,13 @@ func (a *app) relayInline(ctx context.Context, relay *outbox.Relay) {
 
 // runRelay runs the relay. In dev mode it makes the topic first, so that naming a broker is
 // enough; in prod mode that takes rights which a relay need not have.
-func (a *app) runRelay(ctx context.Context, relay *outbox.Relay) error {
+func (a *app) runRelay(ctx context.Context, r *outbox.Relay) error {
 	if a.Kafka.UsesKafka() && !a.App.prod() {
 		if err := a.makeTopic(ctx); err != nil && ctx.Err() == nil {
 			a.log.Warn("topic_not_made", zap.Error(err))
 		}
 	}
-	return relay.Run(ctx)
+	return r.Run(ctx)
 }
 
 func (a *app) makeTopic(ctx context.Context) (err error) {

@@ -89,9 +89,9 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	if err := server.Listen(); err != nil {
 		return err
 	}
-	var relay *outbox.Relay
+	var inline *outbox.Relay
 	if a.Outbox.Relay == "inline" {
-		if relay, err = a.newRelay(ctx); err != nil {
+		if inline, err = a.newRelay(ctx); err != nil {
 			return err
 		}
 	}
@@ -105,8 +105,8 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	running, front := errgroup.WithContext(ctx)
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBehind()
-	if relay != nil {
-		running.Go(func() error { a.relayInline(behind, relay); return nil })
+	if inline != nil {
+		running.Go(func() error { a.relayInline(behind, inline); return nil })
 	}
 	operator, err := a.startOperator(behind, running, readiness, server.Stopping)
 	if err != nil {

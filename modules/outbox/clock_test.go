@@ -141,7 +141,7 @@ func TestAClockThatWasSetBackDelaysNoTakeOver(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		addKeys(t, db, "a", "b", "c")
 		leased(t, db, "1000", time.Hour)
-		sink := &counting{partitions: 4, seen: make(chan Record, 10)}
+		sink := &counting{partitions: 4, seen: make(chan RelayRecord, 10)}
 		r, err := NewRelay(db, sink, Config{Lease: time.Second}, RelayOptions{})
 		if err != nil {
 			t.Fatal(err)

@@ -14,20 +14,10 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
-
-func event(key string) outbox.Event {
-	return outbox.Event{Type: "test.Happened.v1", Key: key, Subject: key, Source: "https://auth.example", Data: json.RawMessage(`{"a": 1}`)}
-}
-
-func add(t testing.TB, db *database.DB, events ...outbox.Event) {
-	t.Helper()
-	if err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, events...) }); err != nil {
-		t.Fatal(err)
-	}
-}
 
 func TestAddKeepsWhatWasGiven(t *testing.T) {
 	t.Parallel()
@@ -35,7 +25,7 @@ func TestAddKeepsWhatWasGiven(t *testing.T) {
 		at := time.Date(2026, 1, 2, 3, 4, 5, 678_901_234, time.FixedZone("", 3600))
 		e := outbox.Event{ID: uuid.Must(uuid.NewV7()), Type: "t.v1", Key: "O'Brien?0 \\ ключ", Subject: "s", Source: "/x", DataSchema: "https://x/y",
 			Time: at, Data: json.RawMessage("{\"a\" : [1,\n 2], \"q\": \"it's ? \\\\ \\u0000 ü\"}")}
-		add(t, db, e)
+		outboxtest.Add(t, db, e)
 		var id, kind, key, subject, source, schema, when, data string
 		var seq, row, created, bytes int64
 		var shard int
@@ -61,7 +51,7 @@ func TestAddKeepsWhatWasGiven(t *testing.T) {
 func TestAddMakesTimeOrderedIDs(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
-	add(t, db, event("k"))
+	outboxtest.AddKeys(t, db, "k")
 	var id string
 	if err := db.QueryRowContext(t.Context(), `SELECT event_id FROM outbox_event`).Scan(&id); err != nil {
 		t.Fatal(err)
@@ -74,10 +64,10 @@ func TestAddMakesTimeOrderedIDs(t *testing.T) {
 func TestAddLeavesNothingBehindAnAbortedTransaction(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		add(t, db, event("k"))
+		outboxtest.AddKeys(t, db, "k")
 		stop := errors.New("no")
 		err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
-			if err := outbox.Add(ctx, tx, event("k"), event("l")); err != nil {
+			if err := outbox.Add(ctx, tx, outboxtest.Event("k"), outboxtest.Event("l")); err != nil {
 				t.Error(err)
 			}
 			return stop
@@ -85,7 +75,7 @@ func TestAddLeavesNothingBehindAnAbortedTransaction(t *testing.T) {
 		if !errors.Is(err, stop) {
 			t.Fatal(err)
 		}
-		add(t, db, event("k"), event("l"))
+		outboxtest.AddKeys(t, db, "k", "l")
 		if got, want := sequences(t, db), "k:1 k:2 l:1"; got != want {
 			t.Errorf("got %q, want %q", got, want)
 		}
@@ -102,7 +92,7 @@ func TestAddCountsEachKeyWithoutGapsUnderConcurrency(t *testing.T) {
 		for w := range 8 {
 			wg.Go(func() {
 				for i := range 25 {
-					keys := []outbox.Event{event("a"), event("b"), event("c"), event("a")}
+					keys := []outbox.Event{outboxtest.Event("a"), outboxtest.Event("b"), outboxtest.Event("c"), outboxtest.Event("a")}
 					if w%2 == 0 {
 						slices.Reverse(keys)
 					}
@@ -180,14 +170,14 @@ func TestAddRefusesWhatCouldNeverBePublished(t *testing.T) {
 		},
 		"year 10000": func(e *outbox.Event) { e.Time = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
 	} {
-		e := event("k")
+		e := outboxtest.Event("k")
 		spoil(&e)
 		err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
 		if !errors.Is(err, outbox.ErrInvalidEvent) {
 			t.Errorf("%s: got %v, want ErrInvalidEvent", name, err)
 		}
 	}
-	if err := outbox.Add(t.Context(), db, event("k")); err == nil {
+	if err := outbox.Add(t.Context(), db, outboxtest.Event("k")); err == nil {
 		t.Error("an event outside a transaction was taken")
 	}
 }
@@ -197,12 +187,12 @@ func TestAddTakesManyEventsAtOnceInTheirOrder(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		var events []outbox.Event
 		for i := range 257 {
-			e := event("k")
+			e := outboxtest.Event("k")
 			e.Subject = fmt.Sprint(i + 1)
 			events = append(events, e)
 		}
-		add(t, db, events...)
-		add(t, db) // none
+		outboxtest.Add(t, db, events...)
+		outboxtest.Add(t, db) // none
 		var n, wrong int
 		err := db.QueryRowContext(t.Context(), `SELECT count(*), count(CASE WHEN subject <> CAST(key_seq AS text) OR key_seq <> id THEN 1 END) FROM outbox_event`).Scan(&n, &wrong)
 		if err != nil || n != 257 || wrong != 0 {
@@ -215,9 +205,9 @@ func TestAddTakesManyEventsAtOnceInTheirOrder(t *testing.T) {
 func TestAddTakesTheLargestEvent(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		e := event("k")
+		e := outboxtest.Event("k")
 		e.Data = json.RawMessage(`{"a":"` + strings.Repeat("x", outbox.MaxEventBytes-1024) + `"}`)
-		add(t, db, e)
+		outboxtest.Add(t, db, e)
 	})
 }
 

@@ -27,3 +27,14 @@ func Server(ctx context.Context, db *database.DB) (name string, err error) {
 	err = db.QueryRowContext(ctx, "SELECT "+thisServer(db)).Scan(&name)
 	return name, err
 }
+
+// Shown is what a tail remembers of what it has shown.
+type Shown = idSet
+
+// Remembered is how many ids it has room for.
+func (s *idSet) Remembered() int { return len(s.bits) * 64 }
+
+// TailInto is [Tail] that remembers where the test can see it.
+func TailInto(ctx context.Context, db *database.DB, opt TailOptions, shown *Shown, fn func(Entry) error) error {
+	return tail(ctx, db, opt, shown, fn)
+}

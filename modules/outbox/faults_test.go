@@ -130,7 +130,7 @@ func (j job) do() error {
 	}
 	var wg sync.WaitGroup
 	if j.Writers > 0 {
-		w := outboxtest.Workload{DB: db, Log: &outboxtest.Log{}, Writers: j.Writers, Keys: 20, Waker: waker}
+		w := outboxtest.Workload{DB: db, Log: &outboxtest.Log{}, Writers: j.Writers, Keys: 20, Wake: waker.Wake}
 		wg.Go(func() { w.Run(ctx) })
 	}
 	fmt.Println("begun")
@@ -265,7 +265,7 @@ func stopPastLease(t *testing.T, defect bool) outboxtest.Report {
 	url := dbtest.PostgresURL(t)
 	db := dbtest.Open(t, url)
 	for range 50 {
-		add(t, db, event("a"), event("b"), event("c"))
+		outboxtest.AddKeys(t, db, "a", "b", "c")
 	}
 	j := job{Database: url, File: filepath.Join(dir, "events.ndjson"), Config: outbox.Config{Lease: time.Second, BatchEvents: 40}, StopAt: 60, NoCheck: defect}
 	first := j.start(t)
@@ -308,9 +308,9 @@ func TestAnotherRelayTakesOver(t *testing.T) {
 		gone := time.Now()
 		var events []outbox.Event
 		for i := range 96 { // some for every shard, or nearly
-			events = append(events, event(fmt.Sprint("key-", i)))
+			events = append(events, outboxtest.Event(fmt.Sprint("key-", i)))
 		}
-		add(t, db, events...)
+		outboxtest.Add(t, db, events...)
 		drained(t, db)
 		t.Logf("after %v everything was published within %v", sig, time.Since(gone))
 		second.Signal(t, syscall.SIGTERM)

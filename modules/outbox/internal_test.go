@@ -83,7 +83,7 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 // counting stands for the sinks, whose package imports this one.
 type counting struct {
 	partitions int
-	seen       chan Record
+	seen       chan RelayRecord
 }
 
 func (c *counting) Name() string                             { return "test" }
@@ -112,7 +112,7 @@ func TestSweepDeliversWhatAWrongBoundHides(t *testing.T) {
 		}
 		addKeys(t, db, "a", "b", "c")
 		reg := prometheus.NewRegistry()
-		sink := &counting{partitions: 4, seen: make(chan Record, 10)}
+		sink := &counting{partitions: 4, seen: make(chan RelayRecord, 10)}
 		r, err := NewRelay(db, sink, Config{}, RelayOptions{Registry: reg})
 		if err != nil {
 			t.Fatal(err)
@@ -163,7 +163,7 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	reg := prometheus.NewRegistry()
-	sink := &counting{partitions: 4, seen: make(chan Record, 10_000)}
+	sink := &counting{partitions: 4, seen: make(chan RelayRecord, 10_000)}
 	r, err := NewRelay(db, sink, Config{}, RelayOptions{Registry: reg})
 	if err != nil {
 		t.Fatal(err)
@@ -207,7 +207,7 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 func TestRelayEndsWhenPartitionsChangeUnderWay(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
-	sink := &counting{partitions: 4, seen: make(chan Record, 10)}
+	sink := &counting{partitions: 4, seen: make(chan RelayRecord, 10)}
 	changing := &changing{counting: sink}
 	changing.n.Store(4)
 	r, err := NewRelay(db, changing, Config{}, RelayOptions{})

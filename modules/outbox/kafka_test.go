@@ -79,7 +79,7 @@ func TestEventTooLargeForTheTopicParksItsKeyAlone(t *testing.T) {
 	log := &outboxtest.Log{}
 	w := outboxtest.Workload{DB: db, Log: log, Writers: 2, Keys: 20, Limit: 300}
 	w.Run(t.Context())
-	add(t, db, event("big"), large, event("big"))
+	outboxtest.Add(t, db, outboxtest.Event("big"), large, outboxtest.Event("big"))
 	w.Limit = 600
 	w.Run(t.Context())
 	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
@@ -118,7 +118,7 @@ func limit(t testing.TB, cfg sink.KafkaConfig, bytes int) {
 func largeEvent(key string) outbox.Event {
 	noise := make([]byte, 4000) // which does not compress
 	_, _ = rand.Read(noise)
-	e := event(key)
+	e := outboxtest.Event(key)
 	e.Data = fmt.Appendf(nil, `{"a":"%x"}`, noise)
 	return e
 }
@@ -130,14 +130,14 @@ func TestAReplayThatKafkaRefusesParksTheKeyFromThere(t *testing.T) {
 	cfg := topic(t, 1)
 	db := dbtest.Postgres(t)
 	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
-	add(t, db, largeEvent("big"), event("big"), event("small"))
+	outboxtest.Add(t, db, largeEvent("big"), outboxtest.Event("big"), outboxtest.Event("small"))
 	drained(t, db)
 	limit(t, cfg, 3000)
-	add(t, db, largeEvent("big"))
+	outboxtest.Add(t, db, largeEvent("big"))
 	eventually(t, "the new limit to hold", func() bool {
 		keys, err := outbox.Parked(t.Context(), db)
 		if err == nil && len(keys) == 0 {
-			add(t, db, largeEvent("big"))
+			outboxtest.Add(t, db, largeEvent("big"))
 		}
 		return err == nil && len(keys) == 1
 	})
@@ -145,7 +145,7 @@ func TestAReplayThatKafkaRefusesParksTheKeyFromThere(t *testing.T) {
 	if res, err := outbox.Replay(t.Context(), db, outbox.Selection{FromID: 1, ToID: 3}, false, nil); err != nil || res.Enqueued != 3 {
 		t.Fatalf("replay: %+v, %v", res, err)
 	}
-	add(t, db, event("small"))
+	outboxtest.AddKeys(t, db, "small")
 	drained(t, db)
 	keys, err := outbox.Parked(t.Context(), db)
 	if err != nil || len(keys) != 1 || keys[0].ID != 1 {
@@ -168,7 +168,7 @@ func TestRelayStopsWhenTheTopicIsRepartitioned(t *testing.T) {
 	db := dbtest.Postgres(t)
 	k := kafka(t, cfg)
 	first := relay(t, db, k, outbox.Config{}, outbox.RelayOptions{})
-	add(t, db, event("a"))
+	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	first()
 	request(t, cfg, func(c *kgo.Client) error {
@@ -187,7 +187,7 @@ func TestRelayStopsWhenTheTopicIsRepartitioned(t *testing.T) {
 		n, err := k.Partitions(t.Context())
 		return err == nil && n == 8
 	})
-	add(t, db, event("a"))
+	outboxtest.AddKeys(t, db, "a")
 	r, err := outbox.NewRelay(db, k, outbox.Config{}, outbox.RelayOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -219,7 +219,7 @@ func TestRelayKeepsEveryPromiseToKafka(t *testing.T) {
 	waker := outbox.NewWaker(db)
 	t.Cleanup(waker.Close)
 	log := &outboxtest.Log{}
-	w := outboxtest.Workload{DB: db, Log: log, Writers: 8, Keys: 50, Limit: 4000, Waker: waker}
+	w := outboxtest.Workload{DB: db, Log: log, Writers: 8, Keys: 50, Limit: 4000, Wake: waker.Wake}
 	stopFirst := relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{Waker: waker, Name: "first"})
 	var wg sync.WaitGroup
 	wg.Go(func() { w.Run(t.Context()) })

@@ -31,7 +31,7 @@ type shard struct {
 }
 
 // parks reports whether the record must wait with its key.
-func (sh *shard) parks(r *Record) bool {
+func (sh *shard) parks(r *RelayRecord) bool {
 	from, parked := sh.parked[r.Key]
 	return parked && r.ID >= from
 }
@@ -144,7 +144,7 @@ func (r *Relay) tickTx(ctx context.Context, tx database.Tx, asked time.Time, hel
 	if err != nil {
 		return res, err
 	}
-	if err := r.stillTarget(ctx, tx); err != nil {
+	if err := StillTarget(ctx, tx, r.target); err != nil {
 		return res, err
 	}
 	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE until_ms < `+clock+` - 60000 OR until_ms > `+clock+` AND id IN (?)`, database.List(gone))

@@ -31,7 +31,7 @@ func cursorRelay(ctx context.Context, t *testing.T, db *database.DB, s outbox.Si
 		var batch outbox.Batch
 		batch.Owned = func() bool { return true }
 		for rows.Next() {
-			var r outbox.Record
+			var r outbox.RelayRecord
 			if err := rows.Scan(&cursor[0], &r.ID, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data); err != nil {
 				t.Error(err)
 				return
@@ -248,7 +248,7 @@ func TestAddNeedsNoRetryOnSQLite(t *testing.T) {
 					if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM outbox_key`).Scan(&n); err != nil {
 						return err
 					}
-					return outbox.Add(ctx, tx, event("k"))
+					return outbox.Add(ctx, tx, outboxtest.Event("k"))
 				})
 				if err != nil {
 					t.Error(err)

@@ -228,7 +228,9 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 		above = max(above, bound)
 		shown.forget(above)
 		// While a transaction stays open for long, all after it is read again and again.
-		if !sleep(ctx, max(100*time.Millisecond, time.Since(begun))) {
+		select {
+		case <-time.After(max(100*time.Millisecond, time.Since(begun))):
+		case <-ctx.Done():
 			return nil
 		}
 		if _, err := s.step(ctx, ""); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {
@@ -265,7 +267,7 @@ func (s *idSet) forget(through int64) {
 
 func entries(ctx context.Context, db *database.DB, sel Selection, limit int) ([]Entry, error) {
 	where, args := sel.where()
-	rows, err := db.QueryContext(ctx, `SELECT coalesce(p.shard, 0), e.id, coalesce(p.replay, false), e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject,
+	rows, err := db.QueryContext(ctx, `SELECT e.id, coalesce(p.replay, false), e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject,
 			e.source, e.dataschema, e.time, e.data, CASE WHEN p.id IS NOT NULL THEN 'pending' WHEN d.id IS NOT NULL THEN 'parked' ELSE 'published' END
 		FROM (SELECT e.* FROM outbox_event e WHERE `+where+` ORDER BY e.id LIMIT ?) e
 		LEFT JOIN outbox_pending p ON p.id = e.id LEFT JOIN outbox_dead d ON d.id = e.id ORDER BY e.id`, append(args, limit)...)
@@ -276,7 +278,7 @@ func entries(ctx context.Context, db *database.DB, sel Selection, limit int) ([]
 	var out []Entry
 	for rows.Next() {
 		var e Entry
-		err := rows.Scan(&e.shard, &e.ID, &e.Replay, &e.CreatedMS, &e.Seq, &e.EventID, &e.Type, &e.Key, &e.Subject, &e.Source, &e.DataSchema, &e.Time, &e.Data, &e.Where)
+		err := rows.Scan(&e.ID, &e.Replay, &e.CreatedMS, &e.Seq, &e.EventID, &e.Type, &e.Key, &e.Subject, &e.Source, &e.DataSchema, &e.Time, &e.Data, &e.Where)
 		if err != nil {
 			return nil, fmt.Errorf("read events: %w", err)
 		}
@@ -505,7 +507,7 @@ func Parked(ctx context.Context, db *database.DB) ([]ParkedKey, error) {
 
 // ParkedEvents returns the events that wait with a parked key, the refused one first.
 func ParkedEvents(ctx context.Context, db *database.DB, key string) ([]Record, error) {
-	rows, err := db.QueryContext(ctx, `SELECT k.shard, e.id, d.replay, e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data
+	rows, err := db.QueryContext(ctx, `SELECT e.id, d.replay, e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data
 		FROM outbox_parked_key k JOIN outbox_dead d ON d.key = k.key JOIN outbox_event e ON e.id = d.id WHERE k.key = ? ORDER BY e.id`, key)
 	if err != nil {
 		return nil, fmt.Errorf("read parked events: %w", err)
@@ -513,7 +515,8 @@ func ParkedEvents(ctx context.Context, db *database.DB, key string) ([]Record, e
 	defer rows.Close()
 	var out []Record
 	for rows.Next() {
-		r, err := scanRecord(rows)
+		var r Record
+		err := rows.Scan(&r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data)
 		if err != nil {
 			return nil, fmt.Errorf("read parked events: %w", err)
 		}

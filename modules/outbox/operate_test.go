@@ -20,12 +20,12 @@ import (
 // picky refuses some records as a broker would; what it takes, the real sink gets.
 type picky struct {
 	outbox.Sink
-	refuses func(outbox.Record) bool
+	refuses func(outbox.RelayRecord) bool
 	vague   bool // does not say which
 	mu      sync.Mutex
 }
 
-func (p *picky) set(refuses func(outbox.Record) bool) {
+func (p *picky) set(refuses func(outbox.RelayRecord) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.refuses = refuses
@@ -74,13 +74,13 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 			t.Parallel()
 			dbtest.Each(t, func(t *testing.T, db *database.DB) {
 				real, path := file(t)
-				s := &picky{Sink: real, vague: vague, refuses: func(r outbox.Record) bool { return (r.Key == "bad" || r.Key == "worse") && r.Seq == 2 }}
+				s := &picky{Sink: real, vague: vague, refuses: func(r outbox.RelayRecord) bool { return (r.Key == "bad" || r.Key == "worse") && r.Seq == 2 }}
 				for range 3 {
-					add(t, db, event("good"), event("bad"), event("worse"), event("fine"))
+					outboxtest.AddKeys(t, db, "good", "bad", "worse", "fine")
 				}
 				relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
 				drained(t, db)
-				add(t, db, event("bad"), event("worse"), event("good"))
+				outboxtest.AddKeys(t, db, "bad", "worse", "good")
 				drained(t, db)
 				got := lines(t, path)
 				slices.Sort(got)
@@ -110,7 +110,7 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 					waiting, err := outbox.ParkedEvents(t.Context(), db, "bad")
 					return err == nil && len(waiting) == 3
 				})
-				s.set(func(outbox.Record) bool { return false })
+				s.set(func(outbox.RelayRecord) bool { return false })
 				if _, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil {
 					t.Error(err)
 				}
@@ -118,7 +118,7 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 					t.Errorf("discard: %d, %v", n, err)
 				}
 				drained(t, db)
-				add(t, db, event("bad"), event("worse"))
+				outboxtest.AddKeys(t, db, "bad", "worse")
 				drained(t, db)
 				got = slices.DeleteFunc(lines(t, path), func(s string) bool { return !strings.HasPrefix(s, "bad") })
 				if want := "bad/1 bad/2 bad/3 bad/4 bad/5"; strings.Join(got, " ") != want {
@@ -143,12 +143,12 @@ func TestReplaySendsTheSameEventsAgain(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s, path := file(t)
-		other := event("b")
+		other := outboxtest.Event("b")
 		other.Type = "test.Other.v1"
-		add(t, db, event("a"))
-		add(t, db, event("b"))
-		add(t, db, event("a"))
-		add(t, db, other)
+		outboxtest.AddKeys(t, db, "a")
+		outboxtest.AddKeys(t, db, "b")
+		outboxtest.AddKeys(t, db, "a")
+		outboxtest.Add(t, db, other)
 		relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
 		drained(t, db)
 		eventually(t, "owners to look only above what is published", func() bool {
@@ -203,7 +203,7 @@ func TestReplaySendsTheSameEventsAgain(t *testing.T) {
 func TestReplayLeavesWaitingEventsAlone(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		add(t, db, event("a"), event("b"))
+		outboxtest.AddKeys(t, db, "a", "b")
 		res, err := outbox.Replay(t.Context(), db, outbox.Selection{}, false, nil)
 		if err != nil || res.Matched != 2 || res.Enqueued != 0 {
 			t.Fatalf("%+v, %v", res, err)
@@ -220,7 +220,7 @@ func TestReplayLeavesWaitingEventsAlone(t *testing.T) {
 func TestStatusTellsBacklogAndOwners(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		add(t, db, event("a"), event("a"), event("b"))
+		outboxtest.AddKeys(t, db, "a", "a", "b")
 		st, err := outbox.Status(t.Context(), db)
 		if err != nil {
 			t.Fatal(err)
@@ -275,7 +275,7 @@ func TestTailFollowsInOrder(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		for range 3 {
-			add(t, db, event("a"), event("b"))
+			outboxtest.AddKeys(t, db, "a", "b")
 		}
 		collect := func(opt outbox.TailOptions) (out []string) {
 			t.Helper()
@@ -317,7 +317,7 @@ func TestTailFollowsInOrder(t *testing.T) {
 		for range 4 {
 			wg.Go(func() {
 				for range 25 {
-					add(t, db, event("a"), event("b"))
+					outboxtest.AddKeys(t, db, "a", "b")
 				}
 			})
 		}
@@ -352,7 +352,7 @@ func TestRetentionKeepsWhatWaits(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		add(t, db, event("a"), event("b"))
+		outboxtest.AddKeys(t, db, "a", "b")
 		retain()
 		if n := events(); n != 2 {
 			t.Fatalf("%d events after retention of young ones, want 2", n)
@@ -363,7 +363,7 @@ func TestRetentionKeepsWhatWaits(t *testing.T) {
 			t.Fatalf("%d events after retention of pending ones, want 2", n)
 		}
 		s, _ := file(t)
-		p := &picky{Sink: s, refuses: func(r outbox.Record) bool { return r.Key == "b" }}
+		p := &picky{Sink: s, refuses: func(r outbox.RelayRecord) bool { return r.Key == "b" }}
 		stop := relay(t, db, p, outbox.Config{}, outbox.RelayOptions{})
 		drained(t, db)
 		stop()
@@ -378,7 +378,7 @@ func TestRetentionKeepsWhatWaits(t *testing.T) {
 		if n := events(); n != 0 {
 			t.Fatalf("%d events after retention of old, published ones, want 0", n)
 		}
-		add(t, db, event("a")) // the ring is there for the next
+		outboxtest.AddKeys(t, db, "a") // the ring is there for the next
 		if n := events(); n != 1 {
 			t.Errorf("%d events, want 1", n)
 		}
@@ -388,7 +388,7 @@ func TestRetentionKeepsWhatWaits(t *testing.T) {
 func TestShardsChangeOnlyWhileNothingWaits(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		add(t, db, event("a"))
+		outboxtest.AddKeys(t, db, "a")
 		s, path := file(t)
 		r, err := outbox.NewRelay(db, s, outbox.Config{Shards: 12}, outbox.RelayOptions{})
 		if err != nil {
@@ -406,7 +406,7 @@ func TestShardsChangeOnlyWhileNothingWaits(t *testing.T) {
 			return err == nil && len(st.Shards) == 12 && len(st.Relays) == 1 && st.Relays[0].Shards == 12
 		})
 		for range 5 {
-			add(t, db, event("a"), event("b"), event("c"))
+			outboxtest.AddKeys(t, db, "a", "b", "c")
 		}
 		drained(t, db)
 		if n := len(lines(t, path)); n != 16 {
@@ -430,10 +430,10 @@ func TestRelayRefusesAnotherNumberOfPartitions(t *testing.T) {
 	s := &resized{Sink: real}
 	s.n.Store(4)
 	stop := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
-	add(t, db, event("a"))
+	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	stop()
-	add(t, db, event("a"))
+	outboxtest.AddKeys(t, db, "a")
 	s.n.Store(8)
 	run := func() error {
 		r, err := outbox.NewRelay(db, s, outbox.Config{}, outbox.RelayOptions{})
@@ -478,11 +478,11 @@ func TestForeignTransactionsDelayNothing(t *testing.T) {
 			return err
 		}
 		return db.Tx(ctx, func(ctx context.Context, writer database.Tx) error {
-			if err := outbox.Add(ctx, writer, event("slow")); err != nil {
+			if err := outbox.Add(ctx, writer, outboxtest.Event("slow")); err != nil {
 				return err
 			}
 			for range 50 {
-				add(t, db, event("a"), event("b"))
+				outboxtest.AddKeys(t, db, "a", "b")
 			}
 			eventually(t, "the others' events", func() bool { return len(lines(t, path)) == 100 })
 			return nil

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -44,12 +45,12 @@ func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 			t.Parallel()
 			dbtest.Each(t, func(t *testing.T, db *database.DB) {
 				real, path := file(t)
-				refuse := func(sequences ...int64) func(outbox.Record) bool {
-					return func(r outbox.Record) bool { return r.Key == "bad" && slices.Contains(sequences, r.Seq) }
+				refuse := func(sequences ...int64) func(outbox.RelayRecord) bool {
+					return func(r outbox.RelayRecord) bool { return r.Key == "bad" && slices.Contains(sequences, r.Seq) }
 				}
 				s := &tired{picky: &picky{Sink: real, vague: vague, refuses: refuse(4)}}
 				for range 6 {
-					add(t, db, event("bad"), event("good"))
+					outboxtest.AddKeys(t, db, "bad", "good")
 				}
 				relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
 				drained(t, db)
@@ -71,7 +72,7 @@ func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 				if res, err := outbox.Replay(t.Context(), db, outbox.Selection{Key: "bad"}, false, nil); err != nil || res.Enqueued != 3 {
 					t.Fatalf("replay: %+v, %v", res, err)
 				}
-				add(t, db, event("good"), event("bad"))
+				outboxtest.AddKeys(t, db, "good", "bad")
 				drained(t, db)
 				waits(2, 6) // 2 and 3 as replays, 4 to 7
 				if n := s.times.Load(); n > 5 {
@@ -121,11 +122,11 @@ func TestDiscardingTheLowerRefusedEventKeepsTheOther(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		real, path := file(t)
-		s := &picky{Sink: real, refuses: func(r outbox.Record) bool { return r.Seq == 3 }}
-		add(t, db, event("bad"), event("bad"), event("bad"), event("bad"))
+		s := &picky{Sink: real, refuses: func(r outbox.RelayRecord) bool { return r.Seq == 3 }}
+		outboxtest.AddKeys(t, db, "bad", "bad", "bad", "bad")
 		relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
 		drained(t, db)
-		s.set(func(r outbox.Record) bool { return r.Seq == 1 || r.Seq == 3 })
+		s.set(func(r outbox.RelayRecord) bool { return r.Seq == 1 || r.Seq == 3 })
 		if _, err := outbox.Replay(t.Context(), db, outbox.Selection{FromID: 1, ToID: 1}, false, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -149,8 +150,8 @@ func TestAnEventThatWaitsTwiceHoldsUpNothing(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		real, path := file(t)
-		s := &picky{Sink: real, refuses: func(r outbox.Record) bool { return r.Key == "bad" }}
-		add(t, db, event("bad"), event("bad"))
+		s := &picky{Sink: real, refuses: func(r outbox.RelayRecord) bool { return r.Key == "bad" }}
+		outboxtest.AddKeys(t, db, "bad", "bad")
 		relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
 		drained(t, db)
 		segment := ""
@@ -163,7 +164,7 @@ func TestAnEventThatWaitsTwiceHoldsUpNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		drained(t, db)
-		s.set(func(outbox.Record) bool { return false })
+		s.set(func(outbox.RelayRecord) bool { return false })
 		if n, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil || n != 2 {
 			t.Fatalf("retry: %d, %v", n, err)
 		}
@@ -180,14 +181,14 @@ func TestARefusedEventIsNotSentAgainAndAgain(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		real, _ := file(t)
-		s := &tired{picky: &picky{Sink: real, refuses: func(r outbox.Record) bool { return r.Key == "bad" }}}
+		s := &tired{picky: &picky{Sink: real, refuses: func(r outbox.RelayRecord) bool { return r.Key == "bad" }}}
 		relay(t, db, s, outbox.Config{Lease: time.Minute}, outbox.RelayOptions{})
-		add(t, db, event("good"))
+		outboxtest.AddKeys(t, db, "good")
 		drained(t, db)
 		if _, err := db.Write(t.Context(), `UPDATE outbox_shard SET epoch = epoch + 1`); err != nil {
 			t.Fatal(err)
 		}
-		add(t, db, event("bad"))
+		outboxtest.AddKeys(t, db, "bad")
 		drained(t, db)
 		if n := s.times.Load(); n > 10 {
 			t.Errorf("refused %d times", n)

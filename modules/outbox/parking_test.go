@@ -27,7 +27,7 @@ func TestARenewalDoesNotForgetAKeyThatWasJustParked(t *testing.T) {
 	answer := tickResult{claims: []claim{{shard: 5, epoch: 1}}, parked: map[int]map[string]int64{5: {"other": 9, "earlier": 20}}}
 	r.applyTick(time.Now(), held, answer)
 	for key, from := range map[string]int64{"bad": 7, "other": 9, "earlier": 10} {
-		if !sh.parks(&Record{Key: key, ID: from}) || sh.parks(&Record{Key: key, ID: from - 1}) {
+		if !sh.parks(&RelayRecord{Record: Record{Key: key, ID: from}}) || sh.parks(&RelayRecord{Record: Record{Key: key, ID: from - 1}}) {
 			t.Errorf("%s does not wait from %d on: %v", key, from, sh.parked)
 		}
 	}

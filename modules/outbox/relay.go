@@ -396,7 +396,7 @@ func (r *Relay) ask(open []bool) (asked map[int]*question, share int) {
 
 // load makes parcels of what was read. It removes questions whose answers are of a time that
 // is over. Caller holds mu.
-func (r *Relay) load(asked map[int]*question, records []Record, settled int64) (out []*parcel) {
+func (r *Relay) load(asked map[int]*question, records []RelayRecord, settled int64) (out []*parcel) {
 	maps.DeleteFunc(asked, func(id int, q *question) bool {
 		return r.held[id] != q.shard || q.shard.epoch != q.epoch || q.leaving
 	})
@@ -404,9 +404,9 @@ func (r *Relay) load(asked map[int]*question, records []Record, settled int64) (
 	for i := range records {
 		sizes[records[i].shard%r.partitions]++
 	}
-	byLane, active := make([][]Record, r.partitions), make([]int, r.partitions)
+	byLane, active := make([][]RelayRecord, r.partitions), make([]int, r.partitions)
 	for p, n := range sizes {
-		byLane[p] = make([]Record, 0, n)
+		byLane[p] = make([]RelayRecord, 0, n)
 	}
 	for i := range records {
 		rec := &records[i]
@@ -477,8 +477,8 @@ func (r *Relay) openLanes() []bool {
 
 // parcel makes the batch of a lane: the oldest first, as many as one batch takes. Caller
 // holds mu.
-func (r *Relay) parcel(partition int, records []Record, active int, asked map[int]*question, settled int64) *parcel {
-	slices.SortFunc(records, func(a, b Record) int { return cmp.Compare(a.ID, b.ID) })
+func (r *Relay) parcel(partition int, records []RelayRecord, active int, asked map[int]*question, settled int64) *parcel {
+	slices.SortFunc(records, func(a, b RelayRecord) int { return cmp.Compare(a.ID, b.ID) })
 	size, n := 0, 0
 	for n < len(records) && n < r.cfg.BatchEvents {
 		size += recordBytes(&records[n])
@@ -645,7 +645,7 @@ func (r *Relay) pauseRefused(stopping <-chan struct{}, id int64) bool {
 
 // park parks the key of a record the sink refused for good. It returns false when the
 // delivery is to be given up.
-func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bool {
+func (r *Relay) park(ctx context.Context, p *parcel, rec RelayRecord, cause error) bool {
 	i := slices.IndexFunc(p.shards, func(q *question) bool { return q.id == rec.shard })
 	sh := p.shards[i].shard
 	for {
@@ -686,7 +686,7 @@ func (r *Relay) withoutParked(p *parcel, rest []*Batch, done map[int64]bool) []*
 	}
 	var out []*Batch
 	for _, b := range rest {
-		left := slices.DeleteFunc(slices.Clone(b.Records), func(rec Record) bool { return done[rec.ID] || shards[rec.shard].parks(&rec) })
+		left := slices.DeleteFunc(slices.Clone(b.Records), func(rec RelayRecord) bool { return done[rec.ID] || shards[rec.shard].parks(&rec) })
 		if len(left) > 0 {
 			out = append(out, &Batch{Partition: b.Partition, Records: left, Owned: b.Owned})
 		}
@@ -697,7 +697,7 @@ func (r *Relay) withoutParked(p *parcel, rest []*Batch, done map[int64]bool) []*
 // ack is what one delivery waits for.
 type ack struct {
 	server  string // that the records were read from
-	records []Record
+	records []RelayRecord
 	done    chan error
 }
 
@@ -743,7 +743,7 @@ func (r *Relay) acknowledge(ctx context.Context) {
 		r.mu.Unlock()
 		for len(queue) > 0 { // of one server, but for the moment in which it is another
 			server := queue[0].server
-			var all []Record
+			var all []RelayRecord
 			var others []*ack
 			for _, a := range queue {
 				if a.server == server {
@@ -782,7 +782,7 @@ func (r *Relay) unload(p *parcel) {
 	}
 }
 
-func recordBytes(r *Record) int {
+func recordBytes(r *RelayRecord) int {
 	return 512 + len(r.Type) + 2*len(r.Key) + len(r.Subject) + len(r.Source) + len(r.DataSchema) + len(r.Data)
 }
 

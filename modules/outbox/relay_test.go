@@ -133,7 +133,7 @@ func TestRelayKeepsEveryPromiseWithoutFaults(t *testing.T) {
 		waker := outbox.NewWaker(db)
 		t.Cleanup(waker.Close)
 		log := &outboxtest.Log{}
-		w := outboxtest.Workload{DB: db, Log: log, Writers: 6, Keys: 20, Limit: 3000, Waker: waker}
+		w := outboxtest.Workload{DB: db, Log: log, Writers: 6, Keys: 20, Limit: 3000, Wake: waker.Wake}
 		stopFirst := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{Waker: waker, Name: "first"})
 		var wg sync.WaitGroup
 		wg.Go(func() { w.Run(t.Context()) })

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -15,7 +16,7 @@ import (
 // published adds an event of each key, as one that was published so long ago.
 func published(t *testing.T, db *database.DB, key string, age time.Duration) {
 	t.Helper()
-	add(t, db, event(key))
+	outboxtest.AddKeys(t, db, key)
 	for _, q := range []string{
 		`DELETE FROM outbox_pending`,
 		fmt.Sprintf(`UPDATE outbox_event SET created_ms = created_ms - %d WHERE key = '%s'`, age.Milliseconds(), key),
@@ -132,7 +133,7 @@ func finish(t *testing.T, db *database.DB, keys ...string) {
 	t.Helper()
 	err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 		for _, k := range keys {
-			if err := outbox.Add(ctx, tx, event(k)); err != nil {
+			if err := outbox.Add(ctx, tx, outboxtest.Event(k)); err != nil {
 				return err
 			}
 			if err := outbox.Finish(ctx, tx, k); err != nil {
@@ -193,10 +194,10 @@ func TestFinishedKeysAreForgottenAfterTheRetention(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		add(t, db, event("gone"), event("lives"), event("lives"), event("returns"), event("twice"))
+		outboxtest.AddKeys(t, db, "gone", "lives", "lives", "returns", "twice")
 		finish(t, db, "gone", "returns", "twice")
 		retain("gone:2* lives:2 returns:2* twice:2*")
-		add(t, db, event("returns"))
+		outboxtest.AddKeys(t, db, "returns")
 		later(30 * time.Minute)
 		finish(t, db, "twice")
 		retain("gone:2* lives:2 returns:3* twice:3*")
@@ -204,7 +205,7 @@ func TestFinishedKeysAreForgottenAfterTheRetention(t *testing.T) {
 		retain("lives:2 returns:3 twice:3*")
 		later(time.Hour)
 		retain("lives:2 returns:3")
-		add(t, db, event("lives"), event("returns"))
+		outboxtest.AddKeys(t, db, "lives", "returns")
 		finish(t, db, "returns")
 		later(-8760 * time.Hour) // the clock was ahead
 		retain("lives:3 returns:5*")
@@ -234,7 +235,7 @@ func TestAKeyThatIsBeingCountedIsNotForgotten(t *testing.T) {
 		t.Fatal(err)
 	}
 	open, end := dbtest.Begin(t, db)
-	if err := outbox.Add(t.Context(), open, event("k")); err != nil {
+	if err := outbox.Add(t.Context(), open, outboxtest.Event("k")); err != nil {
 		t.Fatal(err)
 	}
 	if err := outbox.Retain(t.Context(), db, time.Hour); err == nil || !strings.Contains(err.Error(), "forget finished keys") {

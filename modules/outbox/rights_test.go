@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -73,9 +74,9 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	}
 	writer, relaying, operator := dbtest.Open(t, as(writerRights)), dbtest.Open(t, as(relayRights)), dbtest.Open(t, as(operatorRights))
 
-	add(t, writer, event("good"), event("bad"), event("bad"))
+	outboxtest.AddKeys(t, writer, "good", "bad", "bad")
 	real, path := file(t)
-	s := &picky{Sink: real, refuses: func(r outbox.Record) bool { return r.Key == "bad" && r.Seq == 1 }}
+	s := &picky{Sink: real, refuses: func(r outbox.RelayRecord) bool { return r.Key == "bad" && r.Seq == 1 }}
 	stop := relay(t, relaying, s, outbox.Config{}, outbox.RelayOptions{})
 	eventually(t, "an event and a parked key", func() bool {
 		st, err := outbox.Status(t.Context(), operator)
@@ -127,7 +128,7 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	if err == nil {
 		t.Error("who writes events can read them")
 	}
-	if err := relaying.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, event("x")) }); err == nil {
+	if err := relaying.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, outboxtest.Event("x")) }); err == nil {
 		t.Error("a relay can write events")
 	}
 }

@@ -24,7 +24,7 @@ func TestTheBoundWaitsForAPreparedTransaction(t *testing.T) {
 		t.Helper()
 		var n int64
 		for range 4 {
-			add(t, db, event("other"))
+			outboxtest.AddKeys(t, db, "other")
 			var err error
 			if n, err = step(t.Context()); err != nil {
 				t.Fatal(err)
@@ -34,7 +34,7 @@ func TestTheBoundWaitsForAPreparedTransaction(t *testing.T) {
 	}
 	before := bound()
 	open, end := dbtest.Begin(t, db)
-	if err := outbox.Add(t.Context(), open, event("slow")); err != nil {
+	if err := outbox.Add(t.Context(), open, outboxtest.Event("slow")); err != nil {
 		t.Fatal(err)
 	}
 	if n := bound(); n != before {

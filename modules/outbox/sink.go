@@ -34,7 +34,7 @@ type Sink interface {
 	Close() error
 }
 
-// Record is one event on its way.
+// Record is one event as the outbox keeps it.
 type Record struct {
 	ID         int64 // the position in the outbox
 	Seq        int64 // counts the events of the key from 1, without gaps
@@ -49,14 +49,19 @@ type Record struct {
 	Replay     bool   // sent again because an operator asked for it
 
 	CreatedMS int64 // when it was written, by the database's clock
-	shard     int
-	at        pgtype.TID // of its pending row, on PostgreSQL
+}
+
+// RelayRecord is one event on its way.
+type RelayRecord struct {
+	Record
+	shard int
+	at    pgtype.TID // of its pending row, on PostgreSQL
 }
 
 // Batch is what one attempt appends: records of one partition, in order.
 type Batch struct {
 	Partition int
-	Records   []Record
+	Records   []RelayRecord
 	// Owned reports whether the relay may still send them. A sink asks right before each
 	// time it does; false makes it return [ErrNotOwned].
 	Owned func() bool

@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"context"
-	"database/sql"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -18,10 +17,7 @@ type store struct {
 	fetch, ack *database.Stmt // on SQLite
 }
 
-// recordColumns are of a pending row p and its event e, in the order of [scanRecord].
-const recordColumns = `p.shard, e.id, p.replay, e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data`
-
-const fetchSQLite = `SELECT ` + recordColumns + `
+const fetchSQLite = `SELECT p.shard, e.id, p.replay, e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data
 	FROM json_each(?1) s
 	JOIN outbox_pending p ON p.shard = s.value AND p.id IN (
 		SELECT w.id FROM (
@@ -62,7 +58,7 @@ func (s *store) close() {
 // pendingOf returns the first pending events of each shard above its low, at most limit of
 // each and the first that passes bytes the last. Within a shard the order is that of ids
 // only after sorting. The lows are of the given server: it reads from no other.
-func (s *store) pendingOf(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
+func (s *store) pendingOf(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]RelayRecord, error) {
 	out, err := s.read(ctx, server, shards, lows, limit, bytes)
 	if err != nil {
 		return nil, fmt.Errorf("read pending events: %w", err)
@@ -70,7 +66,7 @@ func (s *store) pendingOf(ctx context.Context, server string, shards []int, lows
 	return out, nil
 }
 
-func (s *store) read(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
+func (s *store) read(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]RelayRecord, error) {
 	if s.db.IsPostgres() {
 		return s.readPostgres(ctx, server, shards, lows, limit, bytes)
 	}
@@ -79,9 +75,10 @@ func (s *store) read(ctx context.Context, server string, shards []int, lows []in
 		return nil, err
 	}
 	defer rows.Close()
-	var out []Record
+	var out []RelayRecord
 	for rows.Next() {
-		r, err := scanRecord(rows)
+		var r RelayRecord
+		err := rows.Scan(&r.shard, &r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data)
 		if err != nil {
 			return nil, err
 		}
@@ -90,14 +87,9 @@ func (s *store) read(ctx context.Context, server string, shards []int, lows []in
 	return out, rows.Err()
 }
 
-func scanRecord(rows *sql.Rows) (r Record, err error) {
-	err = rows.Scan(&r.shard, &r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data)
-	return r, err
-}
-
 // published deletes the pending rows of what the sink has acknowledged, on the server that
 // they were read from: another one may have given their ids to other events.
-func (s *store) published(ctx context.Context, server string, records []Record) error {
+func (s *store) published(ctx context.Context, server string, records []RelayRecord) error {
 	if s.db.IsPostgres() {
 		if err := s.publishedPostgres(ctx, server, records); err != nil {
 			return fmt.Errorf("delete pending events: %w", err)
@@ -147,7 +139,7 @@ const parkKey = `INSERT INTO outbox_parked_key AS k (key, shard, event, error, p
 // park parks the key of a refused record and moves the record to the dead ones. Later
 // events of the key follow when they are met. Nothing is parked, and owned is true, when the
 // record does not wait any more.
-func (s *store) park(ctx context.Context, r Record, by ownership, cause string) (parked, owned bool, err error) {
+func (s *store) park(ctx context.Context, r RelayRecord, by ownership, cause string) (parked, owned bool, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		parked = false
 		var err error

@@ -56,14 +56,14 @@ type pendingRow struct {
 }
 
 // readPostgres is [store.pendingOf].
-func (s *store) readPostgres(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) (out []Record, err error) {
+func (s *store) readPostgres(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) (out []RelayRecord, err error) {
 	err = s.onServer(ctx, server, func(conn *pgx.Conn) error {
 		rows, err := pendingRows(ctx, conn, s.db.Prepared(), shards, lows, limit, bytes)
 		if err != nil {
 			return err
 		}
 		slices.SortFunc(rows, func(a, b pendingRow) int { return cmp.Or(a.segment-b.segment, cmp.Compare(a.id, b.id)) })
-		out = make([]Record, 0, len(rows))
+		out = make([]RelayRecord, 0, len(rows))
 		for len(rows) > 0 {
 			n := slices.IndexFunc(rows, func(r pendingRow) bool { return r.segment != rows[0].segment })
 			if n < 0 {
@@ -124,13 +124,13 @@ func pendingRows(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, sh
 }
 
 // complete appends the records of pending rows of one segment, which are in the order of ids.
-func complete(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows []pendingRow, out []Record) ([]Record, error) {
+func complete(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows []pendingRow, out []RelayRecord) ([]RelayRecord, error) {
 	ids := make([]int64, len(rows))
 	for i := range rows {
 		ids[i] = rows[i].id
 	}
 	var text []byte // of one record: one piece of memory instead of seven
-	var last Record
+	var last RelayRecord
 	err := query(ctx, conn, mode, func(v [][]byte) error {
 		if len(rows) == 0 {
 			return errors.New("more events than pending rows")
@@ -162,18 +162,18 @@ func complete(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows 
 		if string(v[9]) != last.DataSchema {
 			last.DataSchema = string(v[9])
 		}
-		out = append(out, Record{
-			ID: p.id, shard: p.shard, Replay: p.replay, at: p.at, Seq: number(v[1]), CreatedMS: number(v[2]),
+		out = append(out, RelayRecord{shard: p.shard, at: p.at, Record: Record{
+			ID: p.id, Replay: p.replay, Seq: number(v[1]), CreatedMS: number(v[2]),
 			EventID: all[:key], Key: all[key:subject], Subject: all[subject:when], Time: all[when:],
 			Type: last.Type, Source: last.Source, DataSchema: last.DataSchema, Data: slices.Clone(v[10]),
-		})
+		}})
 		return nil
 	}, fmt.Sprintf(segmentPostgres, rows[0].segment), ids)
 	return out, err
 }
 
 // publishedPostgres is [store.published].
-func (s *store) publishedPostgres(ctx context.Context, server string, records []Record) error {
+func (s *store) publishedPostgres(ctx context.Context, server string, records []RelayRecord) error {
 	return s.onServer(ctx, server, func(conn *pgx.Conn) error {
 		for _, replay := range []bool{false, true} {
 			var at []pgtype.TID

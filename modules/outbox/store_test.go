@@ -13,7 +13,7 @@ import (
 )
 
 // read is what is pending of all shards.
-func read(t *testing.T, s *store, limit, bytes int) []Record {
+func read(t *testing.T, s *store, limit, bytes int) []RelayRecord {
 	t.Helper()
 	var shards []int
 	for id := range 96 {
@@ -34,7 +34,7 @@ func server(t *testing.T, db *database.DB) (name string) {
 	return name
 }
 
-func ids(records []Record) string {
+func ids(records []RelayRecord) string {
 	var list []int64
 	for _, r := range records {
 		list = append(list, r.ID)
@@ -62,7 +62,7 @@ func TestPendingEventsAreReadAsTheyWereAdded(t *testing.T) {
 			t.Fatalf("%d events, want 3", len(got))
 		}
 		for _, r := range got {
-			var want Record
+			var want RelayRecord
 			err := db.QueryRowContext(t.Context(), `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data FROM outbox_event WHERE id = ?`, r.ID).
 				Scan(&want.ID, &want.Seq, &want.CreatedMS, &want.EventID, &want.Key, &want.Subject, &want.Time, &want.Type, &want.Source, &want.DataSchema, &want.Data)
 			if err != nil {
@@ -225,7 +225,7 @@ func TestTheBoundPassesOnlyWhatIsDone(t *testing.T) {
 			sh := &shard{id: 5, epoch: 1, parked: c.parked}
 			r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, lanes: make([]lane, 4), held: map[int]*shard{5: sh}, now: time.Now}
 			asked, _ := r.ask([]bool{true, true, true, true})
-			records := []Record{{ID: 10, Key: "waits", shard: 5}, {ID: 11, Key: "k", shard: 5}, {ID: 12, Key: "k", shard: 5}}
+			records := []RelayRecord{{Record: Record{ID: 10, Key: "waits"}, shard: 5}, {Record: Record{ID: 11, Key: "k"}, shard: 5}, {Record: Record{ID: 12, Key: "k"}, shard: 5}}
 			parcels := r.load(asked, records, c.settled)
 			if len(parcels) != 1 || !sh.busy {
 				t.Fatalf("%d parcels, busy: %v", len(parcels), sh.busy)

@@ -1,10 +1,12 @@
-package outbox
+package outbox_test
 
 import (
 	"context"
 	"fmt"
 	"testing"
 
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -21,7 +23,7 @@ func TestTailRemembersLittle(t *testing.T) {
 			for i := range n {
 				keys = append(keys, fmt.Sprint(prefix, i))
 			}
-			addKeys(t, db, keys...)
+			outboxtest.AddKeys(t, db, keys...)
 		}
 		// all tails until it has seen so many events, and returns how many ids it remembered
 		// at most.
@@ -29,9 +31,9 @@ func TestTailRemembersLittle(t *testing.T) {
 			t.Helper()
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			shown, seen := &idSet{}, 0
-			err := tail(ctx, db, TailOptions{From: 1, Follow: follow}, shown, func(Entry) error {
-				most = max(most, len(shown.bits)*64)
+			shown, seen := &outbox.Shown{}, 0
+			err := outbox.TailInto(ctx, db, outbox.TailOptions{From: 1, Follow: follow}, shown, func(outbox.Entry) error {
+				most = max(most, shown.Remembered())
 				if seen++; seen == want && follow {
 					cancel()
 				}
@@ -56,7 +58,9 @@ func TestTailRemembersLittle(t *testing.T) {
 			t.Fatal(err)
 		}
 		open, _ := dbtest.Begin(t, db)
-		addOne(t, t.Context(), open, "slow")
+		if err := outbox.Add(t.Context(), open, outboxtest.Event("slow")); err != nil {
+			t.Fatal(err)
+		}
 		write("b")
 		if most := all(2*n, false); most != 0 {
 			t.Errorf("without following it remembers %d ids", most)
@@ -65,28 +69,4 @@ func TestTailRemembersLittle(t *testing.T) {
 			t.Errorf("it remembers %d ids, of which %d are not settled", most, n)
 		}
 	})
-}
-
-func TestAnIDSetForgets(t *testing.T) {
-	t.Parallel()
-	var s idSet
-	for id := int64(1); id <= 10_000; id += 3 {
-		s.add(id)
-	}
-	for id := int64(1); id <= 10_000; id++ {
-		if s.has(id) != (id%3 == 1) {
-			t.Fatalf("%d: %v", id, s.has(id))
-		}
-	}
-	if len(s.bits) > 10_000/64+1 {
-		t.Errorf("%d words", len(s.bits))
-	}
-	s.forget(5000)
-	if s.has(4900) || !s.has(5002) || s.has(5001) {
-		t.Error("it forgets otherwise")
-	}
-	s.forget(20_000)
-	if len(s.bits) != 0 {
-		t.Errorf("%d words are left", len(s.bits))
-	}
 }

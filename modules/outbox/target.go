@@ -384,10 +384,10 @@ func noRelays(ctx context.Context, db database.IDB, why string) error {
 	return nil
 }
 
-// stillTarget ends a relay whose target was changed under it. It reads in the transaction
+// StillTarget ends a relay whose target was changed under it. It reads in the transaction
 // that renews the leases, after the relay has entered itself there: see [SetTarget].
-func (r *Relay) stillTarget(ctx context.Context, tx database.Tx) error {
-	if r.target.Name == "" {
+func StillTarget(ctx context.Context, tx database.Tx, admitted Target) error {
+	if admitted.Name == "" {
 		return nil
 	}
 	var is Target
@@ -395,12 +395,12 @@ func (r *Relay) stillTarget(ctx context.Context, tx database.Tx) error {
 	switch {
 	case database.IsNotFound(err):
 		return fmt.Errorf("%w: it has none any more, and this relay publishes to %s. Start the relay again",
-			ErrOtherTarget, r.target)
+			ErrOtherTarget, admitted)
 	case err != nil:
 		return fmt.Errorf("read the target of the outbox: %w", err)
-	case is.Identity == besideDatabase && r.target.Identity == besideDatabase,
-		is.Name == r.target.Name && (is.Identity == r.target.Identity || r.target.Identity == ""):
+	case is.Identity == besideDatabase && admitted.Identity == besideDatabase,
+		is.Name == admitted.Name && (is.Identity == admitted.Identity || admitted.Identity == ""):
 		return nil
 	}
-	return otherTarget([]Target{is}, r.target)
+	return otherTarget([]Target{is}, admitted)
 }

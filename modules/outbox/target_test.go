@@ -56,7 +56,7 @@ func TestRelayToAnotherTargetIsRefused(t *testing.T) {
 		right, path := file(t)
 		other, elsewhere := file(t)
 		stop := relay(t, db, right, outbox.Config{}, outbox.RelayOptions{})
-		add(t, db, event("a"))
+		outboxtest.AddKeys(t, db, "a")
 		drained(t, db)
 		// While the right one runs, while it is gone, and with events that wait.
 		for range 2 {
@@ -67,7 +67,7 @@ func TestRelayToAnotherTargetIsRefused(t *testing.T) {
 				}
 			}
 			stop()
-			add(t, db, event("a"))
+			outboxtest.AddKeys(t, db, "a")
 		}
 		if got := lines(t, elsewhere); len(got) != 0 {
 			t.Errorf("published elsewhere: %v", got)
@@ -112,7 +112,7 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 		second, elsewhere := file(t)
 		to := outbox.Target{Name: second.Name(), Partitions: 1}
 		stop := relay(t, db, first, outbox.Config{}, outbox.RelayOptions{Name: "the first"})
-		add(t, db, event("a"), event("b"))
+		outboxtest.AddKeys(t, db, "a", "b")
 		drained(t, db)
 		if _, err := outbox.SetTarget(t.Context(), db, to, 96); !errors.Is(err, outbox.ErrRelaysAlive) || !strings.Contains(err.Error(), "the first") {
 			t.Errorf("while a relay runs: %v, want ErrRelaysAlive and its name", err)
@@ -123,7 +123,7 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 			uuid.NewString(), time.Now().Add(100*time.Hour).UnixMilli()); err != nil {
 			t.Fatal(err)
 		}
-		add(t, db, event("a"))
+		outboxtest.AddKeys(t, db, "a")
 		plan, err := outbox.PlanTarget(t.Context(), db, to, 96)
 		if err != nil || !plan.Changed || plan.Waiting != 1 || plan.From == nil || plan.From.Name != first.Name() || target(t, db).Name != first.Name() {
 			t.Fatalf("planned %+v, %v", plan, err)
@@ -173,7 +173,7 @@ func TestRelayEndsWhenItsTargetIsChanged(t *testing.T) {
 		}
 		done := make(chan error, 1)
 		go func() { done <- r.Run(t.Context()) }()
-		add(t, db, event("a"))
+		outboxtest.AddKeys(t, db, "a")
 		drained(t, db)
 		for _, change := range []string{
 			`UPDATE outbox_target SET state = 'former'`,
@@ -191,7 +191,7 @@ func TestRelayEndsWhenItsTargetIsChanged(t *testing.T) {
 		case <-time.After(time.Minute):
 			t.Fatal("the relay goes on")
 		}
-		add(t, db, event("a"))
+		outboxtest.AddKeys(t, db, "a")
 		st, err := outbox.Status(t.Context(), db)
 		if err != nil || len(st.Relays) != 0 || slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Owner != "" }) {
 			t.Errorf("still there: %+v, %v", st.Relays, err)
@@ -225,7 +225,7 @@ func TestDataFolderMayMove(t *testing.T) {
 		publish := func(db *database.DB, dir string) {
 			t.Helper()
 			stop := relay(t, db, fileAt(t, filepath.Join(dir, "events.ndjson")), outbox.Config{}, outbox.RelayOptions{})
-			add(t, db, event("a"))
+			outboxtest.AddKeys(t, db, "a")
 			drained(t, db)
 			stop()
 		}
@@ -270,7 +270,7 @@ func TestDataFolderMayMove(t *testing.T) {
 		db := embedded(t, database)
 		first := fileAt(t, filepath.Join(data, "events.ndjson"))
 		relay(t, db, first, outbox.Config{}, outbox.RelayOptions{})
-		add(t, db, event("a"))
+		outboxtest.AddKeys(t, db, "a")
 		drained(t, db)
 		refused(t, db, fileAt(t, filepath.Join(database, "events.ndjson")))
 	})
@@ -325,7 +325,7 @@ func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 		}
 		refused(t, db, other)
 		stop := relay(t, db, first, outbox.Config{}, outbox.RelayOptions{})
-		add(t, db, event("a"))
+		outboxtest.AddKeys(t, db, "a")
 		drained(t, db)
 		stop()
 		if n := len(lines(t, path)); n != 1 {
@@ -343,7 +343,7 @@ func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 			t.Errorf("it does not name both: %s", why)
 		}
 		relay(t, db, other, outbox.Config{}, outbox.RelayOptions{})
-		add(t, db, event("a"))
+		outboxtest.AddKeys(t, db, "a")
 		drained(t, db)
 		refused(t, db, first)
 	})
@@ -378,7 +378,7 @@ func TestTargetThatIsAwayAtTheStart(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		real, path := file(t)
 		s := &place{Sink: real, err: errors.New("no broker answers")}
-		add(t, db, event("a"))
+		outboxtest.AddKeys(t, db, "a")
 		stop := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
 		eventually(t, "the target is recorded", func() bool {
 			st, err := outbox.Status(t.Context(), db)
@@ -396,7 +396,7 @@ func TestTargetThatIsAwayAtTheStart(t *testing.T) {
 		}
 		stop()
 
-		add(t, db, event("a"))
+		outboxtest.AddKeys(t, db, "a")
 		for _, identity := range []string{"cluster-2", ""} {
 			wrong := &place{Sink: other, identity: identity}
 			if why := refused(t, db, wrong); !strings.Contains(why, `"events" of the cluster cluster-1`) {
@@ -447,7 +447,7 @@ func TestKafkaClusterIsToldByItsID(t *testing.T) {
 	cfg := topic(t, 4)
 	db := dbtest.Postgres(t)
 	stop := relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
-	add(t, db, event("a"))
+	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	stop()
 	if got := target(t, db); got.Name != "kafka:"+cfg.Topic || got.Partitions != 4 || got.Identity == "" {
@@ -460,7 +460,7 @@ func TestKafkaClusterIsToldByItsID(t *testing.T) {
 		same.Brokers[i] = strings.Replace(b, "127.0.0.1", "localhost", 1)
 	}
 	stop = relay(t, db, kafka(t, same), outbox.Config{}, outbox.RelayOptions{})
-	add(t, db, event("a"))
+	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	stop()
 	// Another cluster, with a topic of that name.
@@ -487,7 +487,7 @@ func TestTopicMayBeMadeAgain(t *testing.T) {
 	cfg := topic(t, 4)
 	db := dbtest.Postgres(t)
 	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
-	add(t, db, event("a"))
+	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	request(t, cfg, func(c *kgo.Client) error {
 		req := kmsg.NewPtrDeleteTopicsRequest()
@@ -506,7 +506,7 @@ func TestTopicMayBeMadeAgain(t *testing.T) {
 		stalled, ok := errors.AsType[*outbox.Stalled](err)
 		return ok && stalled.Kind == "topic"
 	})
-	add(t, db, event("a"))
+	outboxtest.AddKeys(t, db, "a")
 	if _, err := k.EnsureTopic(t.Context()); err != nil {
 		t.Fatal(err)
 	}

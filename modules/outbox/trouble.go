@@ -26,7 +26,7 @@ var Kinds = []string{
 }
 
 // passing reports whether trouble of a kind may well be over with the next attempt.
-func passing(kind string) bool { return kind == "retry" || kind == "database" }
+func passing(kind string) bool { return !Trouble{Kind: kind}.NeedsPerson() }
 
 // What is in trouble beside partitions, which have numbers.
 const (
@@ -194,15 +194,17 @@ type Trouble struct {
 }
 
 // NeedsPerson reports whether it stays until somebody acts.
-func (t Trouble) NeedsPerson() bool { return !passing(t.Kind) }
+func (t Trouble) NeedsPerson() bool { return t.Kind != "retry" && t.Kind != "database" }
 
 const (
 	troubleLook   = time.Second      // how soon the database hears of new trouble
 	troubleRepeat = 10 * time.Second // and again while it lasts
-	troubleHolds  = 30 * time.Second // without being said again
 	troubleKept   = 24 * time.Hour   // of relays that are gone
 	maxErrorText  = 1000             // bytes
 )
+
+// troubleHolds is how long what a relay has told holds without being said again.
+const troubleHolds = 30 * time.Second
 
 // reportTrouble tells the database what keeps this relay from publishing, for people who look
 // from elsewhere: at once, and six times a minute while it lasts.

@@ -199,7 +199,7 @@ func (f *failing) Publish(ctx context.Context, b *Batch) error {
 func TestTroubleIsToldToTheDatabase(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		s := &failing{counting: &counting{partitions: 4, seen: make(chan Record, 100)}}
+		s := &failing{counting: &counting{partitions: 4, seen: make(chan RelayRecord, 100)}}
 		state := func() State {
 			t.Helper()
 			st, err := Status(t.Context(), db)

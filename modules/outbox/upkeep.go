@@ -59,7 +59,7 @@ func (r *Relay) tryOpen(ctx context.Context) error {
 	if err := r.adopt(bounded); err != nil {
 		return err
 	}
-	if err := r.pin(bounded, partitions); err != nil {
+	if err := PinPartitions(bounded, r.db, r.target, partitions, r.cfg.Shards); err != nil {
 		return err
 	}
 	store, err := openStore(bounded, r.db)
@@ -142,15 +142,15 @@ func (r *Relay) Admit(ctx context.Context) (err error) {
 	return err
 }
 
-// pin remembers how many partitions the target had when it was first used, and compares.
-func (r *Relay) pin(ctx context.Context, partitions int) error {
-	now := r.target
+// PinPartitions remembers how many partitions the target had when it was first used, and
+// compares.
+func PinPartitions(ctx context.Context, db *database.DB, now Target, partitions, shards int) error {
 	now.Partitions = partitions
-	if err := fits(now, r.cfg.Shards); err != nil {
+	if err := fits(now, shards); err != nil {
 		return err
 	}
 	var pinned int
-	err := r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := tx.ExecContext(ctx, `UPDATE outbox_target SET partitions = ? WHERE name = ? AND partitions IS NULL`, partitions, now.Name); err != nil {
 			return err
 		}
@@ -174,6 +174,7 @@ func fits(t Target, shards int) error {
 		ErrShards, t, t.Partitions, shards, (shards/t.Partitions+1)*t.Partitions)
 }
 
+// Repartitioned says that a target has another number of partitions than the pinned one.
 func repartitioned(now Target, pinned int) error {
 	return fmt.Errorf("%w: %s has %d partitions, and events were published to it with %d. Keys would move to other partitions, "+
 		"where their new events could overtake old ones. Nothing is lost: events wait. Once consumers have read everything published so far, "+

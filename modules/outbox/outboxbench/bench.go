@@ -354,15 +354,15 @@ func (b *bench) drain(ctx context.Context) error {
 }
 
 // Lanes are n events like those that are measured with, by partition.
-func Lanes(n, partitions int) [][]outbox.Record {
-	lanes := make([][]outbox.Record, partitions)
+func Lanes(n, partitions int) [][]outbox.RelayRecord {
+	lanes := make([][]outbox.RelayRecord, partitions)
 	for i := range n {
 		e := event()
 		p := outbox.Partition(e.Key, partitions)
-		lanes[p] = append(lanes[p], outbox.Record{
+		lanes[p] = append(lanes[p], outbox.RelayRecord{Record: outbox.Record{
 			ID: int64(i), Seq: 1, EventID: uuid.NewString(), Type: e.Type, Key: e.Key, Subject: e.Subject, Source: e.Source,
 			DataSchema: e.DataSchema, Time: e.Time.Format(time.RFC3339Nano), Data: e.Data,
-		})
+		}})
 	}
 	return lanes
 }

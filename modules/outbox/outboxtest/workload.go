@@ -32,7 +32,7 @@ type Workload struct {
 	Prefix  string        // of the names of keys, for workloads that share a log
 	Limit   int64         // events in all; 0: none
 	Pause   time.Duration // of each writer between transactions
-	Waker   *outbox.Waker // may be nil
+	Wake    func()        // after each commit; nil: nothing
 
 	written atomic.Int64
 }
@@ -104,7 +104,9 @@ func (w *Workload) once(rnd *rand.Rand) {
 			time.Sleep(20 * time.Millisecond) // the database is away
 		}
 	default:
-		w.Waker.Wake()
+		if w.Wake != nil {
+			w.Wake()
+		}
 	}
 	for i := range notes {
 		notes[i].Outcome = outcome

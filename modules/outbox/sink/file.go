@@ -78,7 +78,7 @@ func (s *File) Publish(ctx context.Context, b *outbox.Batch) error {
 	text, ok := b.Sealed.([]byte)
 	if !ok {
 		for i := range b.Records {
-			line, err := Line(&b.Records[i])
+			line, err := Line(&b.Records[i].Record)
 			if err != nil {
 				return &outbox.Refused{Records: []int{i}, Err: err}
 			}

@@ -17,15 +17,15 @@ import (
 	"github.com/toppira/authctl/modules/outbox/sink"
 )
 
-func batch(records ...outbox.Record) *outbox.Batch {
+func batch(records ...outbox.RelayRecord) *outbox.Batch {
 	return &outbox.Batch{Records: records, Owned: func() bool { return true }}
 }
 
-func record(key string, seq int64) outbox.Record {
-	return outbox.Record{
+func record(key string, seq int64) outbox.RelayRecord {
+	return outbox.RelayRecord{Record: outbox.Record{
 		ID: seq, Seq: seq, EventID: fmt.Sprintf("%s-%d", key, seq), Type: "test.Happened.v1", Key: key, Subject: key, Source: "https://auth.example",
 		DataSchema: "https://schemas.example/a.json", Time: "2026-01-02T03:04:05.5Z", Data: []byte(`{"a":"<&> ü"}`),
-	}
+	}}
 }
 
 func open(t *testing.T, path string) *sink.File {
@@ -42,7 +42,7 @@ func open(t *testing.T, path string) *sink.File {
 	return s
 }
 
-func publish(t *testing.T, s outbox.Sink, records ...outbox.Record) {
+func publish(t *testing.T, s outbox.Sink, records ...outbox.RelayRecord) {
 	t.Helper()
 	if err := s.Publish(t.Context(), batch(records...)); err != nil {
 		t.Fatal(err)
@@ -177,7 +177,7 @@ func FuzzLine(f *testing.F) {
 		}
 		r := record(key, 1)
 		r.Source, r.Data = source, []byte(data)
-		line, err := sink.Line(&r)
+		line, err := sink.Line(&r.Record)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -321,7 +321,7 @@ func (p *partitionProducer) delivered(records int) {
 // seal makes the record batch. Its time is that of its making, not that of the events: by
 // it Kafka counts retention, of the topic and of what it remembers of producers, and an old
 // event that is sent again must not be dropped at once.
-func (k *Kafka) seal(records []outbox.Record, by *producer, sequence int32) *sarama.RecordBatch {
+func (k *Kafka) seal(records []outbox.RelayRecord, by *producer, sequence int32) *sarama.RecordBatch {
 	at := time.Now().Truncate(time.Millisecond)
 	b := &sarama.RecordBatch{
 		Version: 2, Codec: k.cfg.codec(), ProducerID: by.id, ProducerEpoch: by.epoch, FirstSequence: sequence,

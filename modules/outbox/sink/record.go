@@ -44,7 +44,7 @@ type written struct {
 	list   [10]*sarama.RecordHeader
 }
 
-func newWriter(records []outbox.Record) *recordWriter {
+func newWriter(records []outbox.RelayRecord) *recordWriter {
 	size := 0
 	for i := range records {
 		r := &records[i]
@@ -58,7 +58,7 @@ func newWriter(records []outbox.Record) *recordWriter {
 
 // record makes the record at a place of the batch. Its headers are the attributes in binary
 // mode, in this order.
-func (w *recordWriter) record(i int, r *outbox.Record) *sarama.Record {
+func (w *recordWriter) record(i int, r *outbox.RelayRecord) *sarama.Record {
 	to := &w.records[i]
 	list := append(to.list[:0], specVersionHeader)
 	own := to.own[:0]
