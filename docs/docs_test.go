@@ -594,7 +594,7 @@ func metrics(t *testing.T) map[string]bool {
 		for _, m := range direct.FindAllSubmatch(text, -1) {
 			known[string(m[1])] = true
 		}
-		if strings.HasSuffix(file, "outbox/metrics.go") {
+		if strings.HasSuffix(file, "outbox/relay/metrics.go") {
 			for _, m := range outbox.FindAllSubmatch(text, -1) {
 				known["authctl_outbox_"+string(m[1])] = true
 			}
@@ -657,7 +657,7 @@ func TestAlertsAreSoundAndExplained(t *testing.T) {
 	values := regexp.MustCompile(`\{[^}]*\}`)
 	quoted := regexp.MustCompile(`(\w+)(?:=|!=|=~|!~)"([^"]*)"`)
 	var code strings.Builder
-	for _, dir := range []string{"modules/outbox", "modules/auth/internal/password", "modules/auth/internal/throttle", "modules/auth/authhttp", "cmd/authctl", "platform/httpserver"} {
+	for _, dir := range []string{"modules/outbox", "modules/outbox/relay", "modules/auth/internal/password", "modules/auth/internal/throttle", "modules/auth/authhttp", "cmd/authctl", "platform/httpserver"} {
 		code.WriteString(source(t, dir))
 	}
 	var names []string

@@ -18,6 +18,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/testenv"
 )
@@ -284,7 +285,7 @@ func throughKafka(t *testing.T, lines []string) []event {
 	if err != nil {
 		t.Fatal(err)
 	}
-	batch := &outbox.Batch{Owned: func() bool { return true }}
+	batch := &relay.Batch{Owned: func() bool { return true }}
 	for i, line := range lines {
 		var r struct {
 			ID, Source, Type, Subject, Time, DataSchema string
@@ -295,7 +296,7 @@ func throughKafka(t *testing.T, lines []string) []event {
 		if err := dec.Decode(&r); err != nil {
 			t.Fatal(err)
 		}
-		batch.Records = append(batch.Records, outbox.RelayRecord{Record: outbox.Record{
+		batch.Records = append(batch.Records, relay.Record{Record: outbox.Record{
 			ID: int64(i + 1), Seq: r.Sequence, EventID: r.ID, Type: r.Type, Key: r.Subject, Subject: r.Subject,
 			Source: r.Source, DataSchema: r.DataSchema, Time: r.Time, Data: r.Data,
 		}})

@@ -21,6 +21,7 @@ import (
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
@@ -37,7 +38,7 @@ type settings struct {
 	Database database.Config
 	HTTP     httpserver.Config
 	Auth     auth.Config
-	Outbox   outbox.Config
+	Outbox   relay.Config
 }
 
 // serveShop runs a monolith with accounts until ctx ends.
@@ -56,7 +57,7 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 	}
 
 	// The module wakes the relay after each commit that wrote an event.
-	waker := outbox.NewWaker(db)
+	waker := relay.NewWaker(db)
 	defer waker.Close()
 	accounts, err := auth.New(ctx, cfg.Auth, auth.Deps{DB: db, Committed: waker.Wake, Serving: true, Log: log})
 	if err != nil {
@@ -70,7 +71,7 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 		return err
 	}
 	defer func() { err = errors.Join(err, events.Close()) }()
-	publisher, err := outbox.NewRelay(db, events, cfg.Outbox, outbox.RelayOptions{Log: log, Waker: waker})
+	publisher, err := relay.New(db, events, cfg.Outbox, relay.Options{Log: log, Waker: waker})
 	if err != nil {
 		return err
 	}
@@ -107,7 +108,7 @@ func serveShop(ctx context.Context, cfg settings, log *zap.Logger, listening fun
 // shopAPI holds the functions of the shop's own routes.
 type shopAPI struct {
 	db    *database.DB
-	waker *outbox.Waker
+	waker *relay.Waker
 }
 
 // OrderRequest is the body of an order. A pointer means required; see [httpserver.Function].
@@ -278,7 +279,7 @@ func TestTheTableIsServedByTheHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer accounts.Close()
-	orders := &shopAPI{db: db, waker: outbox.NewWaker(db)}
+	orders := &shopAPI{db: db, waker: relay.NewWaker(db)}
 	defer orders.waker.Close()
 	routes := append(authhttp.Routes(accounts, authhttp.Options{Issuer: cfg.Auth.Token.Issuer}), httpserver.Route{
 		Method: "POST", Path: "/orders", Status: 201, ID: "placeOrder", Group: "shop",

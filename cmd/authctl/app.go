@@ -19,6 +19,7 @@ import (
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/database"
@@ -37,7 +38,7 @@ type app struct {
 	db       *database.DB
 	redis    *redis.Client
 	auth     *auth.Service
-	waker    *outbox.Waker
+	waker    *relay.Waker
 
 	looking   bool                  // nothing is made: no folder, database, schema, secret or key
 	ownSecret bool                  // the secret was made here, not given
@@ -213,7 +214,7 @@ func (a *app) openAuth(ctx context.Context) error {
 			}
 		}
 	}
-	a.waker = outbox.NewWaker(a.db)
+	a.waker = relay.NewWaker(a.db)
 	a.closers = append(a.closers, func() error { a.waker.Close(); return nil })
 	deps.Committed = a.waker.Wake
 	if a.auth, err = auth.New(ctx, a.settings.Auth, deps); err != nil {
@@ -278,7 +279,7 @@ func (a *app) target() (name string, identity *string, err error) {
 }
 
 // openSink opens the place that events go to.
-func (a *app) openSink() (outbox.Sink, error) {
+func (a *app) openSink() (relay.Sink, error) {
 	if a.Kafka.UsesKafka() {
 		return a.openKafka()
 	}
@@ -290,7 +291,7 @@ func (a *app) openSink() (outbox.Sink, error) {
 
 // newRelay makes a relay into the sink that the settings name, unless the outbox is known to
 // publish elsewhere. The caller runs it.
-func (a *app) newRelay(ctx context.Context) (*outbox.Relay, error) {
+func (a *app) newRelay(ctx context.Context) (*relay.Relay, error) {
 	// Before anything is made there. What else goes wrong is met again by the relay, which waits.
 	name, identity, err := a.target()
 	if err != nil {
@@ -303,11 +304,11 @@ func (a *app) newRelay(ctx context.Context) (*outbox.Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	opt := outbox.RelayOptions{Log: a.log, Waker: a.waker}
+	opt := relay.Options{Log: a.log, Waker: a.waker}
 	if a.registry != nil {
 		opt.Registry = a.registry
 	}
-	r, err := outbox.NewRelay(a.db, to, a.Outbox, opt)
+	r, err := relay.New(a.db, to, a.Outbox, opt)
 	if err != nil {
 		return nil, errors.Join(err, to.Close())
 	}

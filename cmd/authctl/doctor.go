@@ -22,6 +22,7 @@ import (
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
@@ -673,7 +674,7 @@ func (d *doctor) kafkaFit(ctx context.Context) []finding {
 	}
 	d.closers = append(d.closers, kafka.Close)
 	st, err := kafka.CheckTopic(ctx)
-	if stalled, ok := errors.AsType[*outbox.Stalled](err); ok {
+	if stalled, ok := errors.AsType[*relay.Stalled](err); ok {
 		return []finding{failing(stalled.Error(), "events wait until then")}
 	}
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/telemetry"
 	"github.com/toppira/authctl/platform/tuning"
@@ -115,7 +116,7 @@ const warnLocalEvents = "events go to a file of this machine; relays on other ma
 
 // relayInline runs the relay inside serve. What ends it is for a person to resolve, and no
 // reason to stop signing people in: events wait in the database meanwhile.
-func (a *app) relayInline(ctx context.Context, r *outbox.Relay) {
+func (a *app) relayInline(ctx context.Context, r *relay.Relay) {
 	err := a.runRelay(ctx, r)
 	if err == nil {
 		return
@@ -128,7 +129,7 @@ func (a *app) relayInline(ctx context.Context, r *outbox.Relay) {
 
 // runRelay runs the relay. In dev mode it makes the topic first, so that naming a broker is
 // enough; in prod mode that takes rights which a relay need not have.
-func (a *app) runRelay(ctx context.Context, r *outbox.Relay) error {
+func (a *app) runRelay(ctx context.Context, r *relay.Relay) error {
 	if a.Kafka.UsesKafka() && !a.App.prod() {
 		if err := a.makeTopic(ctx); err != nil && ctx.Err() == nil {
 			a.log.Warn("topic_not_made", zap.Error(err))

@@ -15,7 +15,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
-	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
@@ -89,7 +89,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	if err := server.Listen(); err != nil {
 		return err
 	}
-	var inline *outbox.Relay
+	var inline *relay.Relay
 	if a.Outbox.Relay == "inline" {
 		if inline, err = a.newRelay(ctx); err != nil {
 			return err

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,11 +11,8 @@ import (
 	"slices"
 	"strings"
 
-	"crypto/rand"
-	"encoding/base64"
-
 	"github.com/toppira/authctl/modules/auth"
-	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/config"
@@ -32,7 +31,7 @@ type settings struct {
 	Database database.Config
 	Redis    cache.Config
 	Auth     auth.Config
-	Outbox   outbox.Config
+	Outbox   relay.Config
 	Kafka    sink.KafkaConfig
 	Sources  config.Sources
 

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 )
 
@@ -55,7 +56,7 @@ type kafkaAway struct{ error }
 func (e kafkaAway) Unwrap() error { return e.error }
 
 func askedKafka(err error) error {
-	if _, says := errors.AsType[*outbox.Stalled](err); err == nil || says {
+	if _, says := errors.AsType[*relay.Stalled](err); err == nil || says {
 		return err
 	}
 	return kafkaAway{err}

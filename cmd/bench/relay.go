@@ -12,8 +12,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/migrations"
-	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxbench"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
@@ -78,7 +78,7 @@ func benchRelay(ctx context.Context, o options, r *report) (err error) {
 }
 
 // benchSink is a topic of the run's own on the real Kafka, or a file.
-func benchSink(ctx context.Context, dir string) (outbox.Sink, string, error) {
+func benchSink(ctx context.Context, dir string) (relay.Sink, string, error) {
 	brokers := os.Getenv("AUTHCTL_TEST_KAFKA")
 	if brokers == "" {
 		to, err := sink.OpenFile(filepath.Join(dir, "events.ndjson"))

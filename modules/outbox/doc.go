@@ -1,8 +1,8 @@
 // Package outbox brings events out of the database: an event exists exactly when its change
 // committed, reaches the target at least once, and per key in order, whatever fails.
 //
-// A change and its event are written in one transaction with [Add]; a [Relay], in the same
-// process or in others, publishes what was written to a [Sink]: Kafka or a file.
+// A change and its event are written in one transaction with [Add]; a relay (package relay), in the
+// same process or in others, publishes what was written to Kafka or a file (package sink).
 //
 // # One event
 //
@@ -55,41 +55,6 @@
 // the numbers have no gaps: an aborted transaction takes its number back. Consumers see the
 // number as the attribute sequence.
 //
-// # One relay
-//
-// A key belongs to the shard murmur2(key) modulo outbox.shards and to the partition
-// murmur2(key) modulo the number of partitions, of which the number of shards is a multiple:
-// a shard feeds one partition, the one that the Java client's default partitioner picks.
-//
-//	         free, or its lease ran out: epoch + 1
-//	  ┌──────────────────────────────────────────────────────────────────────────┐
-//	  ▼                                                                          │
-//	┌──────┐ pending rows ┌─────────┐ sent  ┌───────────┐ acknowledged ┌──────┐  │
-//	│ idle │─────────────▶│ batched │──────▶│ in flight │─────────────▶│ done │  │
-//	└──────┘   one query  └─────────┘       └───────────┘              └──────┘  │
-//	  ▲ │       for all      │  ▲              │   │                      │      │
-//	  │ │                    │  └─ not owned ──┘   │ no answer: the same  │      │
-//	  │ │ more than its      │     now: wait       └ batch again          │      │
-//	  │ │ share, or stop     │                                            │      │
-//	  │ ▼                    ▼ the lease was lost                 rows deleted   │
-//	  │ released ────────── dropped ─────────────────────────────────────────────┘
-//	  └───────────────────────────────────────────────────────────────────┘
-//
-// Leases last outbox.lease by the database's clock and are renewed every third of it. A
-// relay counts from before it asked, by its own clock, and less a tenth: it stops before the
-// database would let another one in, and a sink asks [Batch.Owned] right before each time it
-// sends. Relays share the shards evenly. One that is told to stop finishes what it has sent
-// and releases its shards; another takes them at once.
-//
-// The database's clock may have been ahead when a lease was written, or may be set back after
-// its owner died. So relays also watch, each by its own clock, whether the others renew: one
-// that has not for as long as its lease lasts is gone, whatever the end of the lease.
-//
-// Should two relays send the same events in spite of all (a machine that was suspended
-// between the question and the sending), then the same events are there twice, with the same
-// ids and bytes. No order is broken and nothing is lost: whoever sends, sends the oldest
-// pending events of a key first, and the next ones only when those are acknowledged.
-//
 // # Where to publish
 //
 // One target is active, and its row in outbox_target says which: kind and place, and what
@@ -97,30 +62,6 @@
 // records it. A relay whose sink is another one ends with [ErrOtherTarget] before it takes a
 // shard, and one whose target was changed does so when it next renews its leases. [SetTarget]
 // changes it while no relay runs.
-//
-// # Where to look from
-//
-// Deleted rows stay in PostgreSQL's index until vacuum, and a look for the first pending row
-// of a shard would walk over all of them. So each shard has a low: no pending id is, or can
-// ever appear, at or below it. It is only raised to ids that are settled: read the sequence,
-// then the set of transactions that hold a writer's lock on outbox_event; when none of those
-// is left, all ids up to what was read are committed or gone. Readers, dumps and writers of
-// other tables do not matter.
-//
-// So the invariant is: the bound is never at or above an id that can still appear. It holds
-// because an id is drawn only by a transaction that holds the lock already. The first version
-// of outbox_add drew the id and took the lock afterwards, with the INSERT. A writer that had
-// to wait in between, for CREATE INDEX or for a CPU, was not seen; the bound passed its id,
-// and a later event of the same key was published before it. The function therefore begins
-// with LOCK TABLE, and windows_test.go stops a writer between any two of its statements.
-//
-// What a relay remembers is of one database server. After a fail-over, or a crash that took
-// back what was not on disk, the same ids may belong to other events: nothing is read from,
-// marked done on or parked on another server than the one that the memory is of.
-//
-// A low that is wrong loses nothing, but it can change the order of a key: what it hides is
-// published late. Every 30 seconds a sweep looks below it, must find nothing, and counts what
-// it finds.
 //
 // # Retention
 //

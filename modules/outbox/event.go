@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
 )
 
@@ -41,7 +42,7 @@ type Event struct {
 // transaction ends, so add as late in it as possible.
 //
 // Events that cannot be published (see [Event] for their form) are refused here, with an
-// error that wraps [ErrInvalidEvent]. Wake the relay after the commit with [Waker.Wake];
+// error that wraps [ErrInvalidEvent]. Wake the relay after the commit with [relay.Waker.Wake];
 // without that it finds the events a little later by itself.
 func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	switch tx.(type) {
@@ -77,7 +78,7 @@ func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 // be counted from 1 again. Should it get another event before, it is not forgotten, and must be
 // finished again.
 func Finish(ctx context.Context, tx database.Tx, key string) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_finished_key (key, seq, finished_ms) SELECT key, seq, `+now(tx)+` FROM outbox_key WHERE key = ?
+	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_finished_key (key, seq, finished_ms) SELECT key, seq, `+schema.Now(tx)+` FROM outbox_key WHERE key = ?
 		ON CONFLICT (key) DO UPDATE SET seq = excluded.seq, finished_ms = excluded.finished_ms`, key)
 	if err != nil {
 		return fmt.Errorf("outbox.Finish: %w", err)
@@ -184,7 +185,7 @@ func addSQLite(ctx context.Context, tx database.IDB, events []stored) error {
 			return fmt.Errorf("count the key's events: %w", err)
 		}
 		err = tx.QueryRowContext(ctx, `INSERT INTO outbox_event (created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data)
-			VALUES (`+sqliteNow+`, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
+			VALUES (`+schema.SQLiteNow+`, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
 			seq, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)).Scan(&id)
 		if err != nil {
 			return fmt.Errorf("insert event: %w", err)
@@ -195,17 +196,4 @@ func addSQLite(ctx context.Context, tx database.IDB, events []stored) error {
 		}
 	}
 	return nil
-}
-
-// The database's clock, in milliseconds since 1970.
-const (
-	postgresNow = `(extract(epoch FROM clock_timestamp()) * 1000)::bigint`
-	sqliteNow   = `CAST(unixepoch('subsec') * 1000 AS integer)`
-)
-
-func now(db database.IDB) string {
-	if database.IsPostgres(db) {
-		return postgresNow
-	}
-	return sqliteNow
 }

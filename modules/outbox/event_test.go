@@ -224,3 +224,32 @@ func TestPartitionIsThatOfTheJavaClient(t *testing.T) {
 		}
 	}
 }
+
+// Two transactions that each read before they write: SQLite's own protection against a key
+// counted twice is the write lock taken at the beginning, and it is what Add relies on.
+func TestAddNeedsNoRetryOnSQLite(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 20 {
+				err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+					var n int
+					if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM outbox_key`).Scan(&n); err != nil {
+						return err
+					}
+					return outbox.Add(ctx, tx, outboxtest.Event("k"))
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	var seq int
+	if err := db.QueryRowContext(t.Context(), `SELECT seq FROM outbox_key WHERE key = 'k'`).Scan(&seq); err != nil || seq != 160 {
+		t.Errorf("counted %d, %v; want 160", seq, err)
+	}
+}

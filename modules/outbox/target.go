@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
 )
 
@@ -21,12 +22,19 @@ var ErrOtherTarget = errors.New("the outbox has another target")
 // ErrRelaysAlive says that something must not change while relays run.
 var ErrRelaysAlive = errors.New("relays are running")
 
+// ErrPartitionsChanged ends a relay: the target has another number of partitions than the
+// order of keys was built on. To go on would put events of a key behind later ones.
+var ErrPartitionsChanged = errors.New("the number of partitions has changed")
+
+// ErrShards ends a relay whose number of shards does not fit.
+var ErrShards = errors.New("the number of shards does not fit")
+
 // Target is a place that the outbox publishes to, or has published to.
 type Target struct {
 	Name       string    `json:"name"`       // of its sink
 	State      string    `json:"state"`      // active or former
 	Partitions int       `json:"partitions"` // that the order of keys relies on; 0: it has not been reached yet
-	Identity   string    `json:"identity"`   // see [Sink]; empty: not known yet, or not told
+	Identity   string    `json:"identity"`   // see [relay.Sink]; empty: not known yet, or not told
 	Since      time.Time `json:"since,omitzero"`
 }
 
@@ -268,7 +276,7 @@ func activate(ctx context.Context, tx database.Tx, t Target) error {
 // moment is the time by the database's clock.
 func moment(ctx context.Context, db database.IDB) (time.Time, error) {
 	var ms int64
-	err := db.QueryRowContext(ctx, `SELECT `+now(db)).Scan(&ms)
+	err := db.QueryRowContext(ctx, `SELECT `+schema.Now(db)).Scan(&ms)
 	return time.UnixMilli(ms).UTC(), err
 }
 
@@ -293,7 +301,7 @@ func PlanTarget(ctx context.Context, db *database.DB, to Target, shards int) (Ta
 func SetTarget(ctx context.Context, db *database.DB, to Target, shards int) (change TargetChange, err error) {
 	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if database.IsPostgres(tx) {
-			if err := bounded(ctx, tx, 5*time.Second); err != nil {
+			if err := schema.Bounded(ctx, tx, 5*time.Second); err != nil {
 				return err
 			}
 			// A relay that is just starting enters itself here, and looks at the target after that.
@@ -347,7 +355,7 @@ func planTarget(ctx context.Context, db database.IDB, to Target, shards int) (ch
 		}
 		same := t.Name == to.Name && (t.Identity == to.Identity || t.Identity == "")
 		if same && t.Partitions > 0 && t.Partitions != to.Partitions {
-			return change, repartitioned(to, t.Partitions)
+			return change, Repartitioned(to, t.Partitions)
 		}
 	}
 	if err := fits(to, shards); err != nil {
@@ -358,30 +366,6 @@ func planTarget(ctx context.Context, db database.IDB, to Target, shards int) (ch
 		return change, fmt.Errorf("count what waits: %w", err)
 	}
 	return change, noRelays(ctx, db, "the target of the outbox is changed while none runs")
-}
-
-// LivingRelays returns the names of the relays that run.
-func LivingRelays(ctx context.Context, db database.IDB) ([]string, error) {
-	// A row that ends later than any lease can is of a clock that was ahead: see status.
-	names, err := column[string](db.QueryContext(ctx, `SELECT name FROM outbox_relay WHERE until_ms > `+now(db)+`
-		AND until_ms <= `+now(db)+` + coalesce(lease_ms, ?) + 1000 ORDER BY name`, longestLease.Milliseconds()))
-	if err != nil {
-		return nil, fmt.Errorf("list the relays: %w", err)
-	}
-	return names, nil
-}
-
-// noRelays returns [ErrRelaysAlive], with their names, while relays run.
-func noRelays(ctx context.Context, db database.IDB, why string) error {
-	names, err := LivingRelays(ctx, db)
-	if err != nil {
-		return err
-	}
-	if len(names) > 0 {
-		return fmt.Errorf("%w: %s. Stop them first (a server that relays as well: restart it with OUTBOX_RELAY=off); %s",
-			ErrRelaysAlive, strings.Join(names, ", "), why)
-	}
-	return nil
 }
 
 // StillTarget ends a relay whose target was changed under it. It reads in the transaction
@@ -403,4 +387,113 @@ func StillTarget(ctx context.Context, tx database.Tx, admitted Target) error {
 		return nil
 	}
 	return otherTarget([]Target{is}, admitted)
+}
+
+// PinPartitions remembers how many partitions the target had when it was first used, and
+// compares.
+func PinPartitions(ctx context.Context, db *database.DB, now Target, partitions, shards int) error {
+	now.Partitions = partitions
+	if err := fits(now, shards); err != nil {
+		return err
+	}
+	var pinned int
+	err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if _, err := tx.ExecContext(ctx, `UPDATE outbox_target SET partitions = ? WHERE name = ? AND partitions IS NULL`, partitions, now.Name); err != nil {
+			return err
+		}
+		return tx.QueryRowContext(ctx, `SELECT partitions FROM outbox_target WHERE name = ?`, now.Name).Scan(&pinned)
+	})
+	if err != nil {
+		return fmt.Errorf("pin the number of partitions: %w", err)
+	}
+	if pinned != partitions {
+		return Repartitioned(now, pinned)
+	}
+	return nil
+}
+
+// fits reports whether shards can be divided among the partitions of a target.
+func fits(t Target, shards int) error {
+	if shards%t.Partitions == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s has %d partitions, and outbox.shards is %d, which is no multiple of it. Set outbox.shards to %d",
+		ErrShards, t, t.Partitions, shards, (shards/t.Partitions+1)*t.Partitions)
+}
+
+// Repartitioned says that a target has another number of partitions than the pinned one.
+func Repartitioned(now Target, pinned int) error {
+	return fmt.Errorf("%w: %s has %d partitions, and events were published to it with %d. Keys would move to other partitions, "+
+		"where their new events could overtake old ones. Nothing is lost: events wait. Once consumers have read everything published so far, "+
+		"accept the new number with: authctl outbox topic ensure --accept-partitions %d", ErrPartitionsChanged, now, now.Partitions, pinned, now.Partitions)
+}
+
+// AcceptPartitions makes a new number of partitions of the target the one that the order of
+// keys is built on. Consumers must have read everything that was published with the old one,
+// so it is refused with [ErrRelaysAlive] while relays run.
+func AcceptPartitions(ctx context.Context, db *database.DB, name string, identity *string, partitions int) error {
+	err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if err := lockTargets(ctx, tx); err != nil {
+			return err
+		}
+		t, is, err := compareTarget(ctx, tx, name, identity)
+		switch {
+		case err != nil:
+			return err
+		case is == first || t.Partitions == 0:
+			return errors.New("nothing was published there yet: there is no other number to replace")
+		case t.Partitions == partitions:
+			return nil
+		}
+		if err := noRelays(ctx, tx, "they publish by the old number"); err != nil {
+			return err
+		}
+		t.Partitions = partitions
+		return activate(ctx, tx, t)
+	})
+	if err != nil {
+		return fmt.Errorf("accept the number of partitions: %w", err)
+	}
+	return nil
+}
+
+// LivingRelays returns the names of the relays that run.
+func LivingRelays(ctx context.Context, db database.IDB) ([]string, error) {
+	// A row that ends later than any lease can is of a clock that was ahead: see status.
+	names, err := column[string](db.QueryContext(ctx, `SELECT name FROM outbox_relay WHERE until_ms > `+schema.Now(db)+`
+		AND until_ms <= `+schema.Now(db)+` + coalesce(lease_ms, ?) + 1000 ORDER BY name`, schema.LongestLease.Milliseconds()))
+	if err != nil {
+		return nil, fmt.Errorf("list the relays: %w", err)
+	}
+	return names, nil
+}
+
+// noRelays returns [ErrRelaysAlive], with their names, while relays run.
+func noRelays(ctx context.Context, db database.IDB, why string) error {
+	names, err := LivingRelays(ctx, db)
+	if err != nil {
+		return err
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("%w: %s. Stop them first (a server that relays as well: restart it with OUTBOX_RELAY=off); %s",
+			ErrRelaysAlive, strings.Join(names, ", "), why)
+	}
+	return nil
+}
+
+// column reads a result of one column.
+func column[T any](rows *sql.Rows, err error) ([]T, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []T
+	for rows.Next() {
+		var v T
+		if err := rows.Scan(&v); err != nil {
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, rows.Err()
 }

@@ -44,9 +44,11 @@ var arrows = map[string][]string{
 	"modules/auth/internal/userfile":                    {"modules/auth/internal/password", "platform/fault"},
 	"modules/auth/internal/username":                    {"platform/fault"},
 
-	"modules/outbox":             {"platform/config", "platform/database"},
-	"modules/outbox/sink":        {"modules/outbox", "platform/config"},
-	"modules/outbox/outboxbench": {"modules/outbox", "platform/database"},
+	"modules/outbox":                 {"modules/outbox/internal/schema", "platform/database"},
+	"modules/outbox/internal/schema": {"platform/database"},
+	"modules/outbox/relay":           {"modules/outbox", "modules/outbox/internal/schema", "platform/database"},
+	"modules/outbox/sink":            {"modules/outbox", "modules/outbox/relay", "platform/config"},
+	"modules/outbox/outboxbench":     {"modules/outbox", "modules/outbox/relay", "platform/database"},
 
 	"platform/cache":      {"platform/config"},
 	"platform/config":     {},
@@ -91,7 +93,7 @@ var libraries = []struct {
 	{"github.com/getkin/kin-openapi", []string{"platform/openapi/..."}, []string{"cmd/authctl"}, "the binary carries the document, not what makes it"},
 	{"github.com/swaggo/", nil, nil, "the document is made of the table: see platform/openapi"},
 	{"github.com/IBM/sarama", []string{"modules/outbox/sink", "cmd/bench"}, nil,
-		"Kafka is one kind of sink: use outbox.Sink"},
+		"Kafka is one kind of sink: use relay.Sink"},
 	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/...", "docs"},
 		"it is the tests' second opinion on Kafka, not the service's client"},
 	{"github.com/spf13/cobra", []string{"cmd/authctl"}, nil, "only commands know the command line"},
@@ -286,7 +288,7 @@ func TestCheckFindsEachKindOfFault(t *testing.T) {
 		{"Fiber in a module", pkg{ImportPath: "modules/auth", Imports: []string{"github.com/gofiber/fiber/v2"}}, "a plain function"},
 		{"Fiber in a command", pkg{ImportPath: "cmd/authctl", Imports: []string{"github.com/gofiber/fiber/v2"}}, "a plain function"},
 		{"Fiber in a test", pkg{ImportPath: "modules/auth", TestImports: []string{"github.com/gofiber/fiber/v2"}}, "a plain function"},
-		{"Sarama in the outbox", pkg{ImportPath: "modules/outbox", TestImports: []string{"github.com/IBM/sarama"}}, "use outbox.Sink"},
+		{"Sarama in the outbox", pkg{ImportPath: "modules/outbox", TestImports: []string{"github.com/IBM/sarama"}}, "use relay.Sink"},
 		{"weak randomness", pkg{ImportPath: "modules/auth", Imports: []string{"math/rand/v2"}}, "crypto/rand"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
 )
 
@@ -24,8 +25,8 @@ import (
 // alone; the sink's target as well.
 type Options struct {
 	DB       *database.DB
-	Sink     outbox.Sink
-	Config   outbox.Config
+	Sink     relay.Sink
+	Config   relay.Config
 	Events   int           // to drain; 0: 200,000
 	Rate     int           // events a second while latency is measured; 0: 1,000
 	Duration time.Duration // of each measurement of latency and of writers; 0: 10 s
@@ -106,9 +107,9 @@ func event() outbox.Event {
 }
 
 // relay runs a relay with its sink watched until the returned function is called.
-func (b *bench) relay(ctx context.Context, watch func(*outbox.Batch)) (stop func() error, waker *outbox.Waker, err error) {
-	waker = outbox.NewWaker(b.DB)
-	r, err := outbox.NewRelay(b.DB, watched{b.Sink, watch}, b.Config, outbox.RelayOptions{Waker: waker})
+func (b *bench) relay(ctx context.Context, watch func(*relay.Batch)) (stop func() error, waker *relay.Waker, err error) {
+	waker = relay.NewWaker(b.DB)
+	r, err := relay.New(b.DB, watched{b.Sink, watch}, b.Config, relay.Options{Waker: waker})
 	if err != nil {
 		waker.Close()
 		return nil, nil, err
@@ -124,11 +125,11 @@ func (b *bench) relay(ctx context.Context, watch func(*outbox.Batch)) (stop func
 }
 
 type watched struct {
-	outbox.Sink
-	published func(*outbox.Batch)
+	relay.Sink
+	published func(*relay.Batch)
 }
 
-func (w watched) Publish(ctx context.Context, b *outbox.Batch) error {
+func (w watched) Publish(ctx context.Context, b *relay.Batch) error {
 	err := w.Sink.Publish(ctx, b)
 	if err == nil {
 		w.published(b)
@@ -209,7 +210,7 @@ func (b *bench) wal(ctx context.Context) (at float64, err error) {
 
 // empty relays what is there.
 func (b *bench) empty(ctx context.Context) error {
-	stop, _, err := b.relay(ctx, func(*outbox.Batch) {})
+	stop, _, err := b.relay(ctx, func(*relay.Batch) {})
 	if err != nil {
 		return err
 	}
@@ -234,7 +235,7 @@ func (b *bench) untilEmpty(ctx context.Context) error {
 func (b *bench) latency(ctx context.Context) error {
 	var mu sync.Mutex
 	committed, acked := map[string]time.Time{}, map[string]time.Time{}
-	stop, waker, err := b.relay(ctx, func(batch *outbox.Batch) {
+	stop, waker, err := b.relay(ctx, func(batch *relay.Batch) {
 		at := time.Now()
 		mu.Lock()
 		defer mu.Unlock()
@@ -330,7 +331,7 @@ func (b *bench) drain(ctx context.Context) error {
 	}
 	var n, batches atomic.Int64
 	start := time.Now()
-	stop, _, err := b.relay(ctx, func(batch *outbox.Batch) {
+	stop, _, err := b.relay(ctx, func(batch *relay.Batch) {
 		n.Add(int64(len(batch.Records)))
 		batches.Add(1)
 	})
@@ -354,12 +355,12 @@ func (b *bench) drain(ctx context.Context) error {
 }
 
 // Lanes are n events like those that are measured with, by partition.
-func Lanes(n, partitions int) [][]outbox.RelayRecord {
-	lanes := make([][]outbox.RelayRecord, partitions)
+func Lanes(n, partitions int) [][]relay.Record {
+	lanes := make([][]relay.Record, partitions)
 	for i := range n {
 		e := event()
 		p := outbox.Partition(e.Key, partitions)
-		lanes[p] = append(lanes[p], outbox.RelayRecord{Record: outbox.Record{
+		lanes[p] = append(lanes[p], relay.Record{Record: outbox.Record{
 			ID: int64(i), Seq: 1, EventID: uuid.NewString(), Type: e.Type, Key: e.Key, Subject: e.Subject, Source: e.Source,
 			DataSchema: e.DataSchema, Time: e.Time.Format(time.RFC3339Nano), Data: e.Data,
 		}})
@@ -381,7 +382,7 @@ func (b *bench) bare(ctx context.Context) error {
 	for p, records := range lanes {
 		wg.Go(func() {
 			for chunk := range slices.Chunk(records, b.report.BatchEvents) {
-				batch := &outbox.Batch{Partition: p, Records: chunk, Owned: func() bool { return true }}
+				batch := &relay.Batch{Partition: p, Records: chunk, Owned: func() bool { return true }}
 				if errs[p] = b.Sink.Publish(ctx, batch); errs[p] != nil {
 					return
 				}

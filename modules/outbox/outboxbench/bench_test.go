@@ -11,8 +11,8 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxbench"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -50,7 +50,7 @@ func TestBenchMeasuresTheFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	opt.DB, opt.Sink, opt.Config = dbtest.SQLite(t), s, outbox.Config{}
+	opt.DB, opt.Sink, opt.Config = dbtest.SQLite(t), s, relay.Config{}
 	show(t, opt)
 }
 

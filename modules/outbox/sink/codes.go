@@ -9,7 +9,7 @@ import (
 
 	"github.com/IBM/sarama"
 
-	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
 // reaction is what follows an error of a broker.
@@ -184,7 +184,7 @@ func codeOf(err error) (code sarama.KError, has bool) {
 
 // explain says plainly what only a person can change.
 func (k *Kafka) explain(err error) error {
-	if _, already := errors.AsType[*outbox.Stalled](err); already {
+	if _, already := errors.AsType[*relay.Stalled](err); already {
 		return err
 	}
 	m := meaning{}
@@ -203,7 +203,7 @@ func (k *Kafka) explain(err error) error {
 	if m.reaction != person {
 		return err
 	}
-	return &outbox.Stalled{Kind: m.kind, Err: fmt.Errorf("%s: %w", m.advice(k), err)}
+	return &relay.Stalled{Kind: m.kind, Err: fmt.Errorf("%s: %w", m.advice(k), err)}
 }
 
 func isCertificateError(err error) bool {

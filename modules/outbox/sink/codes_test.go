@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
 // Every code that Sarama or another client knows has a meaning, and what is retriable by
@@ -48,7 +49,7 @@ func TestEveryKafkaErrorHasAMeaning(t *testing.T) {
 			if !slices.Contains(outbox.Kinds[4:], m.kind) {
 				t.Errorf("code %d, %s: the kind %q is not one of outbox.Kinds", code, named, m.kind)
 			}
-			stalled, ok := errors.AsType[*outbox.Stalled](k.explain(fmt.Errorf("send: %w", sarama.KError(code))))
+			stalled, ok := errors.AsType[*relay.Stalled](k.explain(fmt.Errorf("send: %w", sarama.KError(code))))
 			if !ok || stalled.Kind != m.kind || !errors.Is(stalled, sarama.KError(code)) || len(m.advice(k)) < 20 {
 				t.Errorf("code %d, %s, is explained as %v", code, named, stalled)
 			}

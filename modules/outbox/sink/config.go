@@ -55,7 +55,7 @@ type SASLConfig struct {
 // UsesKafka reports whether the settings name a Kafka cluster.
 func (c KafkaConfig) UsesKafka() bool { return len(c.Brokers) > 0 }
 
-// TargetName is the name of the sink that these settings make, see [outbox.Sink]. Brokers are
+// TargetName is the name of the sink that these settings make, see [relay.Sink]. Brokers are
 // no part of it: one cluster has many addresses, and is told from others by its identity.
 func (c KafkaConfig) TargetName() string { return "kafka:" + c.withDefaults().Topic }
 

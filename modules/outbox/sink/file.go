@@ -13,7 +13,7 @@ import (
 
 	"github.com/gofrs/flock"
 
-	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
 // File appends events to a file, a line of structured JSON each. A batch is on the disk
@@ -64,23 +64,23 @@ func FileName(path string) (string, error) {
 	return "file:" + path, nil
 }
 
-// Name implements [outbox.Sink].
+// Name implements [relay.Sink].
 func (s *File) Name() string { return "file:" + s.path }
 
-// Identity implements [outbox.Sink]: a file is told from others by its path.
+// Identity implements [relay.Sink]: a file is told from others by its path.
 func (s *File) Identity(context.Context) (string, error) { return "", nil }
 
-// Partitions implements [outbox.Sink]: a file is one sequence of lines.
+// Partitions implements [relay.Sink]: a file is one sequence of lines.
 func (s *File) Partitions(context.Context) (int, error) { return 1, nil }
 
-// Publish implements [outbox.Sink]. When it fails, nothing of the batch is left behind.
-func (s *File) Publish(ctx context.Context, b *outbox.Batch) error {
+// Publish implements [relay.Sink]. When it fails, nothing of the batch is left behind.
+func (s *File) Publish(ctx context.Context, b *relay.Batch) error {
 	text, ok := b.Sealed.([]byte)
 	if !ok {
 		for i := range b.Records {
 			line, err := Line(&b.Records[i].Record)
 			if err != nil {
-				return &outbox.Refused{Records: []int{i}, Err: err}
+				return &relay.Refused{Records: []int{i}, Err: err}
 			}
 			text = append(text, line...)
 		}
@@ -106,7 +106,7 @@ func (s *File) Publish(ctx context.Context, b *outbox.Batch) error {
 		return err
 	}
 	if !b.Owned() {
-		return outbox.ErrNotOwned
+		return relay.ErrNotOwned
 	}
 	if _, err = s.f.Write(text); err == nil {
 		err = s.f.Sync()
@@ -123,7 +123,7 @@ func (s *File) Publish(ctx context.Context, b *outbox.Batch) error {
 
 var errFileClosed = errors.New("the event file is closed")
 
-// Close implements [outbox.Sink]. It waits for a batch that is being written.
+// Close implements [relay.Sink]. It waits for a batch that is being written.
 func (s *File) Close() error { return s.close() }
 
 // take waits for other processes, but not for ever: one that was stopped in the middle keeps

@@ -14,15 +14,16 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 )
 
-func batch(records ...outbox.RelayRecord) *outbox.Batch {
-	return &outbox.Batch{Records: records, Owned: func() bool { return true }}
+func batch(records ...relay.Record) *relay.Batch {
+	return &relay.Batch{Records: records, Owned: func() bool { return true }}
 }
 
-func record(key string, seq int64) outbox.RelayRecord {
-	return outbox.RelayRecord{Record: outbox.Record{
+func record(key string, seq int64) relay.Record {
+	return relay.Record{Record: outbox.Record{
 		ID: seq, Seq: seq, EventID: fmt.Sprintf("%s-%d", key, seq), Type: "test.Happened.v1", Key: key, Subject: key, Source: "https://auth.example",
 		DataSchema: "https://schemas.example/a.json", Time: "2026-01-02T03:04:05.5Z", Data: []byte(`{"a":"<&> ü"}`),
 	}}
@@ -42,7 +43,7 @@ func open(t *testing.T, path string) *sink.File {
 	return s
 }
 
-func publish(t *testing.T, s outbox.Sink, records ...outbox.RelayRecord) {
+func publish(t *testing.T, s relay.Sink, records ...relay.Record) {
 	t.Helper()
 	if err := s.Publish(t.Context(), batch(records...)); err != nil {
 		t.Fatal(err)
@@ -155,7 +156,7 @@ func TestFileWritesNothingItMayNot(t *testing.T) {
 	s := open(t, path)
 	b := batch(record("k", 1))
 	b.Owned = func() bool { return false }
-	if err := s.Publish(t.Context(), b); !errors.Is(err, outbox.ErrNotOwned) {
+	if err := s.Publish(t.Context(), b); !errors.Is(err, relay.ErrNotOwned) {
 		t.Errorf("got %v, want ErrNotOwned", err)
 	}
 	if got := content(t, path); got != "" {

@@ -14,7 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
-	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
 // Kafka publishes to one topic: CloudEvents in binary mode, key and partition as the Java
@@ -67,7 +67,7 @@ type partitionProducer struct {
 	producer *producer     // nil: ask for one
 	own      bool          // it must be one that no other partition has
 	next     int32         // sequence number of the next batch
-	open     *outbox.Batch // sent, and its fate not known
+	open     *relay.Batch  // sent, and its fate not known
 }
 
 // maxAsking is how many connections partitions open at once to ask for producer ids.
@@ -125,10 +125,10 @@ func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
 	return k, nil
 }
 
-// Name implements [outbox.Sink].
+// Name implements [relay.Sink].
 func (k *Kafka) Name() string { return k.cfg.TargetName() }
 
-// Identity implements [outbox.Sink].
+// Identity implements [relay.Sink].
 func (k *Kafka) Identity(ctx context.Context) (string, error) {
 	return await(ctx, k, func() (string, error) {
 		client, err := k.connect()
@@ -180,11 +180,11 @@ func (k *Kafka) sameCluster(broker *sarama.Broker) error {
 	if id == *k.cluster {
 		return nil
 	}
-	return &outbox.Stalled{Kind: "target", Err: fmt.Errorf("%w: the one at %s belongs to the cluster %q now, "+
+	return &relay.Stalled{Kind: "target", Err: fmt.Errorf("%w: the one at %s belongs to the cluster %q now, "+
 		"and events go to the topic %q of the cluster %q: name the brokers of that one in kafka.brokers", errOtherCluster, broker.Addr(), id, k.cfg.Topic, *k.cluster)}
 }
 
-// Partitions implements [outbox.Sink].
+// Partitions implements [relay.Sink].
 func (k *Kafka) Partitions(ctx context.Context) (int, error) {
 	return await(ctx, k, func() (int, error) {
 		client, err := k.connect()
@@ -202,10 +202,10 @@ func (k *Kafka) Partitions(ctx context.Context) (int, error) {
 	})
 }
 
-// Publish implements [outbox.Sink]. It returns as soon as ctx ends; the attempt goes on until
+// Publish implements [relay.Sink]. It returns as soon as ctx ends; the attempt goes on until
 // the broker has answered or the sink is closed, and the next one of its partition waits for
 // that.
-func (k *Kafka) Publish(ctx context.Context, b *outbox.Batch) error {
+func (k *Kafka) Publish(ctx context.Context, b *relay.Batch) error {
 	p := k.partition(int32(b.Partition))
 	select {
 	case p.turn <- struct{}{}:
@@ -233,7 +233,7 @@ func (k *Kafka) Publish(ctx context.Context, b *outbox.Batch) error {
 }
 
 // attempt sends the batch once. Its caller has the partition's turn.
-func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *outbox.Batch) (err error) {
+func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *relay.Batch) (err error) {
 	if p.open != nil && p.open != b {
 		p.forget() // the sequence numbers of a batch whose fate is unknown are burnt
 	}
@@ -271,12 +271,12 @@ func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *outbox.Bat
 }
 
 // outcome makes of a broker's answer what the relay must know.
-func (k *Kafka) outcome(client sarama.Client, p *partitionProducer, b *outbox.Batch, answer error) error {
+func (k *Kafka) outcome(client sarama.Client, p *partitionProducer, b *relay.Batch, answer error) error {
 	if answer == nil {
 		p.delivered(len(b.Records))
 		return nil
 	}
-	if errors.Is(answer, outbox.ErrNotOwned) {
+	if errors.Is(answer, relay.ErrNotOwned) {
 		return answer
 	}
 	code, has := codeOf(answer)
@@ -290,7 +290,7 @@ func (k *Kafka) outcome(client sarama.Client, p *partitionProducer, b *outbox.Ba
 		return nil
 	case refused:
 		p.forget()
-		refused := &outbox.Refused{Err: answer}
+		refused := &relay.Refused{Err: answer}
 		var records *recordErrors
 		if errors.As(answer, &records) {
 			refused.Records = records.which(len(b.Records))
@@ -321,7 +321,7 @@ func (p *partitionProducer) delivered(records int) {
 // seal makes the record batch. Its time is that of its making, not that of the events: by
 // it Kafka counts retention, of the topic and of what it remembers of producers, and an old
 // event that is sent again must not be dropped at once.
-func (k *Kafka) seal(records []outbox.RelayRecord, by *producer, sequence int32) *sarama.RecordBatch {
+func (k *Kafka) seal(records []relay.Record, by *producer, sequence int32) *sarama.RecordBatch {
 	at := time.Now().Truncate(time.Millisecond)
 	b := &sarama.RecordBatch{
 		Version: 2, Codec: k.cfg.codec(), ProducerID: by.id, ProducerEpoch: by.epoch, FirstSequence: sequence,
@@ -453,7 +453,7 @@ func (k *Kafka) who() string {
 	return "the Kafka user " + strconv.Quote(k.cfg.SASL.User)
 }
 
-// Close implements [outbox.Sink]. What is under way ends with an error.
+// Close implements [relay.Sink]. What is under way ends with an error.
 func (k *Kafka) Close() error {
 	k.mu.Lock()
 	if k.closed {
@@ -590,7 +590,7 @@ func (k *Kafka) run(s *sender) {
 			case err != nil:
 				j.done <- err
 			case !j.owned():
-				j.done <- outbox.ErrNotOwned
+				j.done <- relay.ErrNotOwned
 			default:
 				now, size = append(now, j), size+bytes
 			}

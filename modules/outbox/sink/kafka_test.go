@@ -28,8 +28,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
-	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/testenv"
@@ -74,7 +74,7 @@ func ensure(t *testing.T, k *sink.Kafka) {
 }
 
 // keep publishes as the relay does: the same batch until it is taken.
-func keep(t *testing.T, k *sink.Kafka, b *outbox.Batch) (attempts int) {
+func keep(t *testing.T, k *sink.Kafka, b *relay.Batch) (attempts int) {
 	t.Helper()
 	for deadline := time.Now().Add(testenv.Patience); ; attempts++ {
 		err := k.Publish(t.Context(), b)
@@ -223,7 +223,7 @@ func TestKafkaSaysWhichRecordIsTooLarge(t *testing.T) {
 	_, _ = rand.Read(noise)
 	large := record("k", 2)
 	large.Data = fmt.Appendf(nil, `{"a":"%x"}`, noise)
-	var refused *outbox.Refused
+	var refused *relay.Refused
 	for deadline := time.Now().Add(testenv.Patience); !errors.As(err, &refused); {
 		if err = k.Publish(t.Context(), batch(large)); time.Now().After(deadline) {
 			t.Fatalf("got %v, want a refusal", err)
@@ -240,7 +240,7 @@ func TestKafkaSaysPlainlyWhatAPersonMustDo(t *testing.T) {
 	t.Parallel()
 	stalled := func(t *testing.T, err error, kind, says string) {
 		t.Helper()
-		var s *outbox.Stalled
+		var s *relay.Stalled
 		if !errors.As(err, &s) || s.Kind != kind || !strings.Contains(err.Error(), says) {
 			t.Errorf("got %v, want kind %s and the words %q", err, kind, says)
 		}
@@ -567,7 +567,7 @@ func TestKafkaSendsNothingToAnotherClusterAtItsAddress(t *testing.T) {
 	b := batch(record("k", 2))
 	for deadline := time.Now().Add(time.Minute); ; {
 		err := k.Publish(t.Context(), b)
-		if stalled, ok := errors.AsType[*outbox.Stalled](err); ok && stalled.Kind == "target" {
+		if stalled, ok := errors.AsType[*relay.Stalled](err); ok && stalled.Kind == "target" {
 			break
 		}
 		if err == nil || time.Now().After(deadline) {

@@ -5,7 +5,7 @@ import (
 
 	"github.com/IBM/sarama"
 
-	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
 // What a header says in every record; never changed.
@@ -44,7 +44,7 @@ type written struct {
 	list   [10]*sarama.RecordHeader
 }
 
-func newWriter(records []outbox.RelayRecord) *recordWriter {
+func newWriter(records []relay.Record) *recordWriter {
 	size := 0
 	for i := range records {
 		r := &records[i]
@@ -58,7 +58,7 @@ func newWriter(records []outbox.RelayRecord) *recordWriter {
 
 // record makes the record at a place of the batch. Its headers are the attributes in binary
 // mode, in this order.
-func (w *recordWriter) record(i int, r *outbox.RelayRecord) *sarama.Record {
+func (w *recordWriter) record(i int, r *relay.Record) *sarama.Record {
 	to := &w.records[i]
 	list := append(to.list[:0], specVersionHeader)
 	own := to.own[:0]

@@ -11,6 +11,7 @@ import (
 	"github.com/IBM/sarama"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
 // TopicState is what the cluster says of the topic. Problems are in words; with none the
@@ -42,7 +43,7 @@ func (p Problem) MarshalText() ([]byte, error) { return []byte(p.String()), nil 
 // does. It never changes a topic that is there.
 func (k *Kafka) EnsureTopic(ctx context.Context) (TopicState, error) {
 	st, err := k.CheckTopic(ctx)
-	var stalled *outbox.Stalled
+	var stalled *relay.Stalled
 	if !errors.As(err, &stalled) || stalled.Kind != "topic" {
 		return st, err
 	}

@@ -1,4 +1,4 @@
-package outbox
+package relay
 
 import (
 	"cmp"
@@ -10,6 +10,9 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
 )
 
 // What every event passes through on PostgreSQL goes to pgx itself, as prepared statements
@@ -56,14 +59,14 @@ type pendingRow struct {
 }
 
 // readPostgres is [store.pendingOf].
-func (s *store) readPostgres(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) (out []RelayRecord, err error) {
+func (s *store) readPostgres(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) (out []Record, err error) {
 	err = s.onServer(ctx, server, func(conn *pgx.Conn) error {
 		rows, err := pendingRows(ctx, conn, s.db.Prepared(), shards, lows, limit, bytes)
 		if err != nil {
 			return err
 		}
 		slices.SortFunc(rows, func(a, b pendingRow) int { return cmp.Or(a.segment-b.segment, cmp.Compare(a.id, b.id)) })
-		out = make([]RelayRecord, 0, len(rows))
+		out = make([]Record, 0, len(rows))
 		for len(rows) > 0 {
 			n := slices.IndexFunc(rows, func(r pendingRow) bool { return r.segment != rows[0].segment })
 			if n < 0 {
@@ -82,7 +85,7 @@ func (s *store) readPostgres(ctx context.Context, server string, shards []int, l
 // onServer is [database.DB.Postgres] on a certain server and no other.
 func (s *store) onServer(ctx context.Context, server string, fn func(*pgx.Conn) error) error {
 	return s.db.Postgres(ctx, func(conn *pgx.Conn) error {
-		found, err := serverOf(ctx, conn, server)
+		found, err := schema.ServerOf(ctx, conn, server)
 		if err == nil && found != server {
 			err = errOtherServer
 		}
@@ -124,13 +127,13 @@ func pendingRows(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, sh
 }
 
 // complete appends the records of pending rows of one segment, which are in the order of ids.
-func complete(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows []pendingRow, out []RelayRecord) ([]RelayRecord, error) {
+func complete(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows []pendingRow, out []Record) ([]Record, error) {
 	ids := make([]int64, len(rows))
 	for i := range rows {
 		ids[i] = rows[i].id
 	}
 	var text []byte // of one record: one piece of memory instead of seven
-	var last RelayRecord
+	var last Record
 	err := query(ctx, conn, mode, func(v [][]byte) error {
 		if len(rows) == 0 {
 			return errors.New("more events than pending rows")
@@ -162,7 +165,7 @@ func complete(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows 
 		if string(v[9]) != last.DataSchema {
 			last.DataSchema = string(v[9])
 		}
-		out = append(out, RelayRecord{shard: p.shard, at: p.at, Record: Record{
+		out = append(out, Record{shard: p.shard, at: p.at, Record: outbox.Record{
 			ID: p.id, Replay: p.replay, Seq: number(v[1]), CreatedMS: number(v[2]),
 			EventID: all[:key], Key: all[key:subject], Subject: all[subject:when], Time: all[when:],
 			Type: last.Type, Source: last.Source, DataSchema: last.DataSchema, Data: slices.Clone(v[10]),
@@ -173,7 +176,7 @@ func complete(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows 
 }
 
 // publishedPostgres is [store.published].
-func (s *store) publishedPostgres(ctx context.Context, server string, records []RelayRecord) error {
+func (s *store) publishedPostgres(ctx context.Context, server string, records []Record) error {
 	return s.onServer(ctx, server, func(conn *pgx.Conn) error {
 		for _, replay := range []bool{false, true} {
 			var at []pgtype.TID

@@ -1,12 +1,12 @@
-package outbox
+package relay
 
 import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strconv"
 	"time"
 
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
 )
 
@@ -58,7 +58,7 @@ func (s *store) close() {
 // pendingOf returns the first pending events of each shard above its low, at most limit of
 // each and the first that passes bytes the last. Within a shard the order is that of ids
 // only after sorting. The lows are of the given server: it reads from no other.
-func (s *store) pendingOf(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]RelayRecord, error) {
+func (s *store) pendingOf(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
 	out, err := s.read(ctx, server, shards, lows, limit, bytes)
 	if err != nil {
 		return nil, fmt.Errorf("read pending events: %w", err)
@@ -66,7 +66,7 @@ func (s *store) pendingOf(ctx context.Context, server string, shards []int, lows
 	return out, nil
 }
 
-func (s *store) read(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]RelayRecord, error) {
+func (s *store) read(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
 	if s.db.IsPostgres() {
 		return s.readPostgres(ctx, server, shards, lows, limit, bytes)
 	}
@@ -75,9 +75,9 @@ func (s *store) read(ctx context.Context, server string, shards []int, lows []in
 		return nil, err
 	}
 	defer rows.Close()
-	var out []RelayRecord
+	var out []Record
 	for rows.Next() {
-		var r RelayRecord
+		var r Record
 		err := rows.Scan(&r.shard, &r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data)
 		if err != nil {
 			return nil, err
@@ -89,7 +89,7 @@ func (s *store) read(ctx context.Context, server string, shards []int, lows []in
 
 // published deletes the pending rows of what the sink has acknowledged, on the server that
 // they were read from: another one may have given their ids to other events.
-func (s *store) published(ctx context.Context, server string, records []RelayRecord) error {
+func (s *store) published(ctx context.Context, server string, records []Record) error {
 	if s.db.IsPostgres() {
 		if err := s.publishedPostgres(ctx, server, records); err != nil {
 			return fmt.Errorf("delete pending events: %w", err)
@@ -139,7 +139,7 @@ const parkKey = `INSERT INTO outbox_parked_key AS k (key, shard, event, error, p
 // park parks the key of a refused record and moves the record to the dead ones. Later
 // events of the key follow when they are met. Nothing is parked, and owned is true, when the
 // record does not wait any more.
-func (s *store) park(ctx context.Context, r RelayRecord, by ownership, cause string) (parked, owned bool, err error) {
+func (s *store) park(ctx context.Context, r Record, by ownership, cause string) (parked, owned bool, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		parked = false
 		var err error
@@ -154,7 +154,7 @@ func (s *store) park(ctx context.Context, r RelayRecord, by ownership, cause str
 		if err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, fmt.Sprintf(parkKey, now(tx)), r.Key, r.shard, r.ID, cause); err != nil {
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf(parkKey, schema.Now(tx)), r.Key, r.shard, r.ID, cause); err != nil {
 			return err
 		}
 		parked = true
@@ -167,18 +167,6 @@ func (s *store) park(ctx context.Context, r RelayRecord, by ownership, cause str
 	return parked, owned, nil
 }
 
-// bounded keeps a transaction of a relay from holding its locks when the relay stops in the
-// middle, as a suspended machine or a cut network does: nobody could take over from it.
-// Its server ends it when nothing is heard for so long.
-func bounded(ctx context.Context, tx database.Tx, d time.Duration) error {
-	if !database.IsPostgres(tx) {
-		return nil
-	}
-	_, err := tx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', ?1, true), set_config('lock_timeout', ?1, true)`,
-		strconv.FormatInt(d.Milliseconds(), 10))
-	return err
-}
-
 // ownership is under which a relay decides about events of a shard.
 type ownership struct {
 	server, relay string
@@ -186,11 +174,11 @@ type ownership struct {
 }
 
 func ownsForUpdate(ctx context.Context, tx database.Tx, shard int, by ownership) (bool, error) {
-	if err := bounded(ctx, tx, 2*time.Second); err != nil {
+	if err := schema.Bounded(ctx, tx, 2*time.Second); err != nil {
 		return false, err
 	}
 	var n int
-	err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_shard WHERE shard = ? AND owner = ? AND epoch = ? AND `+thisServer(tx)+` = ?`+database.ForUpdate(tx),
+	err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_shard WHERE shard = ? AND owner = ? AND epoch = ? AND `+schema.ThisServer(tx)+` = ?`+database.ForUpdate(tx),
 		shard, by.relay, by.epoch, by.server).Scan(&n)
 	if database.IsNotFound(err) {
 		return false, nil

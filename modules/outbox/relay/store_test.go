@@ -1,4 +1,4 @@
-package outbox
+package relay
 
 import (
 	"fmt"
@@ -8,12 +8,15 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
 // read is what is pending of all shards.
-func read(t *testing.T, s *store, limit, bytes int) []RelayRecord {
+func read(t *testing.T, s *store, limit, bytes int) []Record {
 	t.Helper()
 	var shards []int
 	for id := range 96 {
@@ -28,13 +31,13 @@ func read(t *testing.T, s *store, limit, bytes int) []RelayRecord {
 
 func server(t *testing.T, db *database.DB) (name string) {
 	t.Helper()
-	if err := db.QueryRowContext(t.Context(), "SELECT "+thisServer(db)).Scan(&name); err != nil {
+	if err := db.QueryRowContext(t.Context(), "SELECT "+schema.ThisServer(db)).Scan(&name); err != nil {
 		t.Fatal(err)
 	}
 	return name
 }
 
-func ids(records []RelayRecord) string {
+func ids(records []Record) string {
 	var list []int64
 	for _, r := range records {
 		list = append(list, r.ID)
@@ -56,20 +59,20 @@ func TestPendingEventsAreReadAsTheyWereAdded(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := opened(t, db)
-		addKeys(t, db, "a", "b", "a")
+		outboxtest.AddKeys(t, db, "a", "b", "a")
 		got := read(t, s, 10, 1<<20)
 		if len(got) != 3 {
 			t.Fatalf("%d events, want 3", len(got))
 		}
 		for _, r := range got {
-			var want RelayRecord
+			var want Record
 			err := db.QueryRowContext(t.Context(), `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data FROM outbox_event WHERE id = ?`, r.ID).
 				Scan(&want.ID, &want.Seq, &want.CreatedMS, &want.EventID, &want.Key, &want.Subject, &want.Time, &want.Type, &want.Source, &want.DataSchema, &want.Data)
 			if err != nil {
 				t.Fatal(err)
 			}
 			want.shard, want.at = r.shard, r.at
-			if r.shard != Partition(r.Key, 96) || fmt.Sprint(r) != fmt.Sprint(want) {
+			if r.shard != outbox.Partition(r.Key, 96) || fmt.Sprint(r) != fmt.Sprint(want) {
 				t.Errorf("got  %v\nwant %v", r, want)
 			}
 		}
@@ -81,7 +84,7 @@ func TestReadingIsLimitedForEachShard(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := opened(t, db)
-		addKeys(t, db, "a", "a", "a", "a", "b", "b")
+		outboxtest.AddKeys(t, db, "a", "a", "a", "a", "b", "b")
 		size := recordBytes(&read(t, s, 1, 1)[0])
 		for _, c := range []struct{ limit, bytes, want int }{
 			{10, 1 << 20, 6}, {1, 1 << 20, 2}, {3, 1 << 20, 5}, {10, 1, 2}, {10, size, 2}, {10, size + 1, 4}, {10, 2*size + 1, 5},
@@ -112,14 +115,14 @@ func TestDoneIsWhatWasSentAndNothingElse(t *testing.T) {
 			t.Parallel()
 			db := dbtest.Postgres(t)
 			s := opened(t, db)
-			addKeys(t, db, "a", "a", "a")
+			outboxtest.AddKeys(t, db, "a", "a", "a")
 			sent := read(t, s, 2, 1<<20)
 			if ids(sent) != "[1 2]" {
 				t.Fatalf("read %v", ids(sent))
 			}
 			for _, what := range c.meanwhile {
 				if what == "add" {
-					addKeys(t, db, "a", "a")
+					outboxtest.AddKeys(t, db, "a", "a")
 				} else if _, err := db.ExecContext(t.Context(), what); err != nil {
 					t.Fatal(err)
 				}
@@ -225,7 +228,7 @@ func TestTheBoundPassesOnlyWhatIsDone(t *testing.T) {
 			sh := &shard{id: 5, epoch: 1, parked: c.parked}
 			r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, lanes: make([]lane, 4), held: map[int]*shard{5: sh}, now: time.Now}
 			asked, _ := r.ask([]bool{true, true, true, true})
-			records := []RelayRecord{{Record: Record{ID: 10, Key: "waits"}, shard: 5}, {Record: Record{ID: 11, Key: "k"}, shard: 5}, {Record: Record{ID: 12, Key: "k"}, shard: 5}}
+			records := []Record{{Record: outbox.Record{ID: 10, Key: "waits"}, shard: 5}, {Record: outbox.Record{ID: 11, Key: "k"}, shard: 5}, {Record: outbox.Record{ID: 12, Key: "k"}, shard: 5}}
 			parcels := r.load(asked, records, c.settled)
 			if len(parcels) != 1 || !sh.busy {
 				t.Fatalf("%d parcels, busy: %v", len(parcels), sh.busy)

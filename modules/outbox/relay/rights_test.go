@@ -1,4 +1,4 @@
-package outbox_test
+package relay_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -76,8 +77,8 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 
 	outboxtest.AddKeys(t, writer, "good", "bad", "bad")
 	real, path := file(t)
-	s := &picky{Sink: real, refuses: func(r outbox.RelayRecord) bool { return r.Key == "bad" && r.Seq == 1 }}
-	stop := relay(t, relaying, s, outbox.Config{}, outbox.RelayOptions{})
+	s := &picky{Sink: real, refuses: func(r relay.Record) bool { return r.Key == "bad" && r.Seq == 1 }}
+	stop := startRelay(t, relaying, s, relay.Config{}, relay.Options{})
 	eventually(t, "an event and a parked key", func() bool {
 		st, err := outbox.Status(t.Context(), operator)
 		return err == nil && st.Pending == 0 && st.ParkedEvents == 2
@@ -109,7 +110,10 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	if _, err := outbox.SetTarget(t.Context(), operator, outbox.Target{Name: s.Name(), Partitions: 1}, 96); err != nil {
 		t.Error(err)
 	}
-	finish(t, writer, "bad")
+	err := writer.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Finish(ctx, tx, "bad") })
+	if err != nil {
+		t.Error(err)
+	}
 	for _, q := range []string{`UPDATE outbox_event SET created_ms = 0`, `UPDATE outbox_finished_key SET finished_ms = 0`} {
 		if _, err := admin.ExecContext(t.Context(), q); err != nil {
 			t.Fatal(err)
@@ -118,10 +122,10 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	if err := outbox.Retain(t.Context(), relaying, time.Hour); err != nil {
 		t.Error(err)
 	}
-	relay(t, relaying, s, outbox.Config{Shards: 8}, outbox.RelayOptions{})() // another number of shards
+	startRelay(t, relaying, s, relay.Config{Shards: 8}, relay.Options{})() // another number of shards
 
 	// And they are not more than that.
-	err := writer.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+	err = writer.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 		_, err := tx.ExecContext(ctx, `SELECT data FROM outbox_event`)
 		return err
 	})

@@ -1,4 +1,4 @@
-package outbox
+package relay
 
 import (
 	"context"
@@ -10,6 +10,9 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -24,7 +27,7 @@ type onlooker struct {
 func observe(t *testing.T, db *database.DB, cfg Config) *onlooker {
 	t.Helper()
 	o := &onlooker{at: time.Now(), reg: prometheus.NewRegistry()}
-	r, err := NewRelay(db, &counting{partitions: 4}, cfg, RelayOptions{Registry: o.reg, Now: func() time.Time { return o.at }})
+	r, err := New(db, &counting{partitions: 4}, cfg, Options{Registry: o.reg, Now: func() time.Time { return o.at }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -56,13 +59,13 @@ func leased(t *testing.T, db *database.DB, says string, until time.Duration) (id
 	t.Helper()
 	id = uuid.NewString()
 	if says != "no row" {
-		_, err := db.Write(t.Context(), `INSERT INTO outbox_relay (id, name, started_ms, until_ms, lease_ms) VALUES (?, 'another', 0, `+now(db)+` + ?, `+says+`)`,
+		_, err := db.Write(t.Context(), `INSERT INTO outbox_relay (id, name, started_ms, until_ms, lease_ms) VALUES (?, 'another', 0, `+schema.Now(db)+` + ?, `+says+`)`,
 			id, until.Milliseconds())
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := db.Write(t.Context(), `UPDATE outbox_shard SET epoch = 1, owner = ?, until_ms = `+now(db)+` + ?`, id, until.Milliseconds()); err != nil {
+	if _, err := db.Write(t.Context(), `UPDATE outbox_shard SET epoch = 1, owner = ?, until_ms = `+schema.Now(db)+` + ?`, id, until.Milliseconds()); err != nil {
 		t.Fatal(err)
 	}
 	return id
@@ -72,13 +75,13 @@ func leased(t *testing.T, db *database.DB, says string, until time.Duration) (id
 // set back. Others take over after one lease all the same, by their own clocks, and say so.
 func TestALeaseThatEndsTooLateIsVoid(t *testing.T) {
 	t.Parallel()
-	for says, lease := range map[string]time.Duration{"5000": 5 * time.Second, "NULL": longestLease, "no row": longestLease} {
+	for says, lease := range map[string]time.Duration{"5000": 5 * time.Second, "NULL": schema.LongestLease, "no row": schema.LongestLease} {
 		for _, until := range []time.Duration{100 * time.Hour, lease + 30*time.Second} {
 			t.Run(fmt.Sprintf("lease %s, until %s", says, until), func(t *testing.T) {
 				t.Parallel()
 				dbtest.Each(t, func(t *testing.T, db *database.DB) {
 					leased(t, db, says, until)
-					st, err := Status(t.Context(), db)
+					st, err := outbox.Status(t.Context(), db)
 					if err != nil || st.LeasesAhead != 96 || len(st.Relays) != 0 || st.Shards[0].Owner != "" {
 						t.Fatalf("%d leases ahead, relays %+v, first shard %+v, %v", st.LeasesAhead, st.Relays, st.Shards[0], err)
 					}
@@ -92,7 +95,7 @@ func TestALeaseThatEndsTooLateIsVoid(t *testing.T) {
 					if n := value(t, o.reg, "authctl_outbox_leases_void_total"); n != 96 {
 						t.Errorf("it counted %v void leases", n)
 					}
-					if st, err = Status(t.Context(), db); err != nil || st.LeasesAhead != 0 || len(st.Relays) != 1 || st.Shards[0].Epoch != 2 {
+					if st, err = outbox.Status(t.Context(), db); err != nil || st.LeasesAhead != 0 || len(st.Relays) != 1 || st.Shards[0].Epoch != 2 {
 						t.Errorf("%d leases ahead, relays %+v, first shard %+v, %v", st.LeasesAhead, st.Relays, st.Shards[0], err)
 					}
 				})
@@ -139,10 +142,10 @@ func TestALeaseThatHasRunOutIsTakenAtOnce(t *testing.T) {
 func TestAClockThatWasSetBackDelaysNoTakeOver(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		addKeys(t, db, "a", "b", "c")
+		outboxtest.AddKeys(t, db, "a", "b", "c")
 		leased(t, db, "1000", time.Hour)
-		sink := &counting{partitions: 4, seen: make(chan RelayRecord, 10)}
-		r, err := NewRelay(db, sink, Config{Lease: time.Second}, RelayOptions{})
+		sink := &counting{partitions: 4, seen: make(chan Record, 10)}
+		r, err := New(db, sink, Config{Lease: time.Second}, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -166,7 +169,7 @@ func TestAClockThatWasSetBackDelaysNoTakeOver(t *testing.T) {
 func TestTheLongestLeaseIsWhatTheSettingAllows(t *testing.T) {
 	t.Parallel()
 	f, _ := reflect.TypeFor[Config]().FieldByName("Lease")
-	if d, err := time.ParseDuration(f.Tag.Get("max")); err != nil || d != longestLease {
-		t.Errorf("outbox.lease may be %v, %v; the longest lease is %v", d, err, longestLease)
+	if d, err := time.ParseDuration(f.Tag.Get("max")); err != nil || d != schema.LongestLease {
+		t.Errorf("outbox.lease may be %v, %v; the longest lease is %v", d, err, schema.LongestLease)
 	}
 }

@@ -1,4 +1,4 @@
-package outbox
+package relay
 
 import (
 	"context"
@@ -17,6 +17,8 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -61,7 +63,7 @@ func TestTroubleEndsWithTheLease(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	now := time.Unix(1000, 0)
 	db := dbtest.SQLite(t)
-	r, err := NewRelay(db, &counting{partitions: 4}, Config{}, RelayOptions{Log: zap.New(core), Now: func() time.Time { return now }})
+	r, err := New(db, &counting{partitions: 4}, Config{}, Options{Log: zap.New(core), Now: func() time.Time { return now }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +146,7 @@ func TestTroubleThatPeopleAreTold(t *testing.T) {
 	tr.begin(1, "retry", boom)
 	now = now.Add(3 * time.Second)
 	families, err := reg.Gather()
-	if err != nil || len(families) != 1 || len(families[0].GetMetric()) != len(Kinds) {
+	if err != nil || len(families) != 1 || len(families[0].GetMetric()) != len(outbox.Kinds) {
 		t.Fatalf("%v, %v", families, err)
 	}
 	for _, m := range families[0].GetMetric() {
@@ -199,10 +201,10 @@ func (f *failing) Publish(ctx context.Context, b *Batch) error {
 func TestTroubleIsToldToTheDatabase(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		s := &failing{counting: &counting{partitions: 4, seen: make(chan RelayRecord, 100)}}
-		state := func() State {
+		s := &failing{counting: &counting{partitions: 4, seen: make(chan Record, 100)}}
+		state := func() outbox.State {
 			t.Helper()
-			st, err := Status(t.Context(), db)
+			st, err := outbox.Status(t.Context(), db)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -227,7 +229,7 @@ func TestTroubleIsToldToTheDatabase(t *testing.T) {
 			}
 		}
 		run := func(cfg Config) (stop func(), ended <-chan error) {
-			r, err := NewRelay(db, s, cfg, RelayOptions{Name: "r"})
+			r, err := New(db, s, cfg, Options{Name: "r"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -237,7 +239,7 @@ func TestTroubleIsToldToTheDatabase(t *testing.T) {
 			return cancel, done
 		}
 		s.set(&Stalled{Kind: "topic", Err: errors.New("make the topic")}, nil)
-		addKeys(t, db, "a")
+		outboxtest.AddKeys(t, db, "a")
 		stop, ended := run(Config{})
 		told(`r topic true ask test for its partitions: make the topic\|`)
 		s.set(nil, errors.New("no broker answers"))
@@ -250,7 +252,7 @@ func TestTroubleIsToldToTheDatabase(t *testing.T) {
 			t.Errorf("%d events wait", n)
 		}
 		s.set(nil, &Stalled{Kind: "clock", Err: errors.New("set it right")})
-		addKeys(t, db, "a")
+		outboxtest.AddKeys(t, db, "a")
 		told(`r clock true .*\|`)
 		stop()
 		if err := <-ended; err != nil {
@@ -258,7 +260,7 @@ func TestTroubleIsToldToTheDatabase(t *testing.T) {
 		}
 		told(`r clock false .*set it right\|`)
 		_, ended = run(Config{Shards: 12})
-		if err := <-ended; !errors.Is(err, ErrShards) {
+		if err := <-ended; !errors.Is(err, outbox.ErrShards) {
 			t.Errorf("ended with %v, want ErrShards", err)
 		}
 		told(`r clock false .*\|r shards false .*outbox.shards is 12.*\|`)
@@ -287,8 +289,8 @@ func TestTroubleIsNotToldForEveryAttempt(t *testing.T) {
 	for i := range 300 {
 		keys = append(keys, fmt.Sprint(i))
 	}
-	addKeys(t, db, keys...)
-	r, err := NewRelay(db, s, Config{}, RelayOptions{})
+	outboxtest.AddKeys(t, db, keys...)
+	r, err := New(db, s, Config{}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package outbox
+package relay
 
 import (
 	"context"
@@ -8,12 +8,9 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
 )
-
-// channel is the PostgreSQL notification channel. Its payload is empty for new events, or
-// the word lease when shards have become free.
-const channel = "authctl_outbox"
 
 // notifyEvery bounds how often one process notifies. A NOTIFY in every business transaction
 // would make commits take turns: PostgreSQL holds one lock for the whole cluster meanwhile.
@@ -86,7 +83,7 @@ func (w *Waker) notify(ctx context.Context) {
 		case <-w.dirty:
 		}
 		// An error only means that relays notice a little later.
-		_, _ = w.db.ExecContext(ctx, "SELECT pg_notify('"+channel+"', '')")
+		_, _ = w.db.ExecContext(ctx, "SELECT pg_notify('"+schema.Channel+"', '')")
 		if !sleep(ctx, notifyEvery) {
 			return
 		}
@@ -125,7 +122,7 @@ func listenOnce(ctx context.Context, db *database.DB, hear func(payload string))
 		defer cancel()
 		_ = conn.Close(closing)
 	}()
-	if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
+	if _, err := conn.Exec(ctx, "LISTEN "+schema.Channel); err != nil {
 		return err
 	}
 	for {

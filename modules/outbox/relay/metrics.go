@@ -1,9 +1,11 @@
-package outbox
+package relay
 
 import (
 	"fmt"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/toppira/authctl/modules/outbox"
 )
 
 // metrics are authctl_outbox_*. What is about the whole outbox (pending, oldest age, parked)
@@ -48,7 +50,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Buckets: []float64{1, 3, 10, 30, 100, 300, 1000, 3000, 10000},
 		}),
 	}
-	for _, kind := range Kinds {
+	for _, kind := range outbox.Kinds {
 		m.errors.WithLabelValues(kind)
 	}
 	if reg == nil {

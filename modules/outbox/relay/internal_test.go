@@ -1,8 +1,7 @@
-package outbox
+package relay
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"sync/atomic"
@@ -11,6 +10,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -18,22 +20,8 @@ import (
 
 func addOne(t *testing.T, ctx context.Context, tx database.IDB, key string) {
 	t.Helper()
-	e := Event{Type: "test.Happened.v1", Key: key, Source: "/x", Data: json.RawMessage(`{}`)}
-	if err := Add(ctx, tx, e); err != nil {
+	if err := outbox.Add(ctx, tx, outboxtest.Event(key)); err != nil {
 		t.Error(err)
-	}
-}
-
-func addKeys(t *testing.T, db *database.DB, keys ...string) {
-	t.Helper()
-	err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
-		for _, k := range keys {
-			addOne(t, ctx, tx, k)
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -45,27 +33,27 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 		t.Run(end, func(t *testing.T) {
 			t.Parallel()
 			db := dbtest.Postgres(t)
-			s := settler{db: db}
+			s := schema.Settler{DB: db}
 			step := func() bool {
 				t.Helper()
-				done, err := s.step(t.Context(), "")
+				done, err := s.Step(t.Context(), "")
 				if err != nil {
 					t.Fatal(err)
 				}
 				return done
 			}
-			addKeys(t, db, "a", "b")
-			if !step() || s.bound != 2 {
-				t.Fatalf("bound %d, want 2", s.bound)
+			outboxtest.AddKeys(t, db, "a", "b")
+			if !step() || s.Bound != 2 {
+				t.Fatalf("bound %d, want 2", s.Bound)
 			}
 			open, finish := dbtest.Begin(t, db)
 			addOne(t, t.Context(), open, "slow") // 3
-			addKeys(t, db, "c", "d")             // 4, 5
+			outboxtest.AddKeys(t, db, "c", "d")  // 4, 5
 			for range 5 {
-				if step() || s.bound != 2 {
-					t.Fatalf("bound %d while 3 can still appear", s.bound)
+				if step() || s.Bound != 2 {
+					t.Fatalf("bound %d while 3 can still appear", s.Bound)
 				}
-				addKeys(t, db, "e")
+				outboxtest.AddKeys(t, db, "e")
 			}
 			if err := finish(end == "commit"); err != nil {
 				t.Fatal(err)
@@ -73,8 +61,8 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 			for range 3 {
 				step()
 			}
-			if s.bound != 10 {
-				t.Errorf("bound %d after the transaction ended, want 10", s.bound)
+			if s.Bound != 10 {
+				t.Errorf("bound %d after the transaction ended, want 10", s.Bound)
 			}
 		})
 	}
@@ -83,13 +71,14 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 // counting stands for the sinks, whose package imports this one.
 type counting struct {
 	partitions int
-	seen       chan RelayRecord
+	seen       chan Record
 }
 
 func (c *counting) Name() string                             { return "test" }
 func (c *counting) Identity(context.Context) (string, error) { return "", nil }
 func (c *counting) Partitions(context.Context) (int, error)  { return c.partitions, nil }
 func (c *counting) Close() error                             { return nil }
+
 func (c *counting) Publish(_ context.Context, b *Batch) error {
 	if !b.Owned() {
 		return ErrNotOwned
@@ -110,10 +99,10 @@ func TestSweepDeliversWhatAWrongBoundHides(t *testing.T) {
 		if _, err := db.Write(t.Context(), `UPDATE outbox_shard SET low = 1000`); err != nil {
 			t.Fatal(err)
 		}
-		addKeys(t, db, "a", "b", "c")
+		outboxtest.AddKeys(t, db, "a", "b", "c")
 		reg := prometheus.NewRegistry()
-		sink := &counting{partitions: 4, seen: make(chan RelayRecord, 10)}
-		r, err := NewRelay(db, sink, Config{}, RelayOptions{Registry: reg})
+		sink := &counting{partitions: 4, seen: make(chan Record, 10)}
+		r, err := New(db, sink, Config{}, Options{Registry: reg})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,8 +152,8 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	reg := prometheus.NewRegistry()
-	sink := &counting{partitions: 4, seen: make(chan RelayRecord, 10_000)}
-	r, err := NewRelay(db, sink, Config{}, RelayOptions{Registry: reg})
+	sink := &counting{partitions: 4, seen: make(chan Record, 10_000)}
+	r, err := New(db, sink, Config{}, Options{Registry: reg})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,10 +162,10 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
 	for i := range 100 {
-		addKeys(t, db, fmt.Sprintf("k%d", i), fmt.Sprintf("l%d", i%7), "m")
+		outboxtest.AddKeys(t, db, fmt.Sprintf("k%d", i), fmt.Sprintf("l%d", i%7), "m")
 	}
 	for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(20 * time.Millisecond) {
-		st, err := Status(t.Context(), db)
+		st, err := outbox.Status(t.Context(), db)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -207,20 +196,20 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 func TestRelayEndsWhenPartitionsChangeUnderWay(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
-	sink := &counting{partitions: 4, seen: make(chan RelayRecord, 10)}
+	sink := &counting{partitions: 4, seen: make(chan Record, 10)}
 	changing := &changing{counting: sink}
 	changing.n.Store(4)
-	r, err := NewRelay(db, changing, Config{}, RelayOptions{})
+	r, err := New(db, changing, Config{}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.watchEvery = 20 * time.Millisecond
 	done := make(chan error, 1)
 	go func() { done <- r.Run(t.Context()) }()
-	addKeys(t, db, "a")
+	outboxtest.AddKeys(t, db, "a")
 	<-sink.seen
 	changing.n.Store(8)
-	if err := <-done; !errors.Is(err, ErrPartitionsChanged) {
+	if err := <-done; !errors.Is(err, outbox.ErrPartitionsChanged) {
 		t.Errorf("got %v, want ErrPartitionsChanged", err)
 	}
 	var owned int
@@ -246,9 +235,9 @@ func (away) Partitions(context.Context) (int, error) {
 func TestBacklogShowsWhileTheTargetIsAwayFromTheStart(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		addKeys(t, db, "a", "b")
+		outboxtest.AddKeys(t, db, "a", "b")
 		reg := prometheus.NewRegistry()
-		r, err := NewRelay(db, away{&counting{}}, Config{}, RelayOptions{Registry: reg})
+		r, err := New(db, away{&counting{}}, Config{}, Options{Registry: reg})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,4 +1,4 @@
-package outbox_test
+package relay_test
 
 import (
 	"context"
@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -21,17 +21,17 @@ import (
 
 // cursorRelay is the relay that remembers how far it has come, in the order that its query
 // gives: a scan of events above a cursor, as most outboxes have it.
-func cursorRelay(ctx context.Context, t *testing.T, db *database.DB, s outbox.Sink, query string) {
+func cursorRelay(ctx context.Context, t *testing.T, db *database.DB, s relay.Sink, query string) {
 	var cursor [2]int64
 	for ctx.Err() == nil {
 		rows, err := db.QueryContext(ctx, query, cursor[0], cursor[1])
 		if err != nil {
 			return
 		}
-		var batch outbox.Batch
+		var batch relay.Batch
 		batch.Owned = func() bool { return true }
 		for rows.Next() {
-			var r outbox.RelayRecord
+			var r relay.Record
 			if err := rows.Scan(&cursor[0], &r.ID, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data); err != nil {
 				t.Error(err)
 				return
@@ -130,11 +130,11 @@ func TestCheckerFindsAnIDDrawnBeforeTheLock(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, path := file(t)
-	r, err := outbox.NewRelay(db, s, outbox.Config{Retention: 87600 * time.Hour}, outbox.RelayOptions{})
+	r, err := relay.New(db, s, relay.Config{Retention: 87600 * time.Hour}, relay.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	outbox.SweepEvery(r, 2*time.Second) // what the bound hides is late, and not lost
+	relay.SweepEvery(r, 2*time.Second) // what the bound hides is late, and not lost
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
@@ -156,13 +156,13 @@ func TestCheckerFindsAnIDDrawnBeforeTheLock(t *testing.T) {
 }
 
 // pipelined has five parts of each batch under way at once, on a network that drops some.
-type pipelined struct{ outbox.Sink }
+type pipelined struct{ relay.Sink }
 
-func (p pipelined) Publish(ctx context.Context, b *outbox.Batch) error {
+func (p pipelined) Publish(ctx context.Context, b *relay.Batch) error {
 	var wg sync.WaitGroup
 	size := (len(b.Records) + 4) / 5
 	for from := 0; from < len(b.Records); from += size {
-		part := &outbox.Batch{Partition: b.Partition, Records: b.Records[from:min(from+size, len(b.Records))], Owned: b.Owned}
+		part := &relay.Batch{Partition: b.Partition, Records: b.Records[from:min(from+size, len(b.Records))], Owned: b.Owned}
 		wg.Go(func() {
 			for rand.IntN(4) == 0 { // lost on the way; sent again
 				time.Sleep(time.Millisecond)
@@ -183,7 +183,7 @@ func TestCheckerFindsFiveRequestsInFlight(t *testing.T) {
 	log := &outboxtest.Log{}
 	w := outboxtest.Workload{DB: db, Log: log, Writers: 2, Keys: 5, Limit: 500}
 	w.Run(t.Context())
-	relay(t, db, pipelined{real}, outbox.Config{}, outbox.RelayOptions{})
+	startRelay(t, db, pipelined{real}, relay.Config{}, relay.Options{})
 	drained(t, db)
 	seen, err := outboxtest.ReadFile(path)
 	if err != nil {
@@ -205,11 +205,11 @@ func TestCheckerFindsALeaseWithoutADeadline(t *testing.T) {
 
 // forgetful acknowledges what it has not got, sometimes: fire and forget.
 type forgetful struct {
-	outbox.Sink
+	relay.Sink
 	n atomic.Int64
 }
 
-func (f *forgetful) Publish(ctx context.Context, b *outbox.Batch) error {
+func (f *forgetful) Publish(ctx context.Context, b *relay.Batch) error {
 	if f.n.Add(1)%5 == 0 {
 		return nil
 	}
@@ -220,7 +220,7 @@ func TestCheckerFindsFireAndForget(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
 	real, path := file(t)
-	relay(t, db, &forgetful{Sink: real}, outbox.Config{BatchEvents: 20}, outbox.RelayOptions{})
+	startRelay(t, db, &forgetful{Sink: real}, relay.Config{BatchEvents: 20}, relay.Options{})
 	log := &outboxtest.Log{}
 	w := outboxtest.Workload{DB: db, Log: log, Writers: 2, Keys: 5, Limit: 500}
 	w.Run(t.Context())
@@ -231,34 +231,5 @@ func TestCheckerFindsFireAndForget(t *testing.T) {
 	}
 	if report := outboxtest.Check(log.All(), seen); report.Lost == 0 {
 		t.Errorf("fire and forget was not found to lose events: %v", report)
-	}
-}
-
-// Two transactions that each read before they write: SQLite's own protection against a key
-// counted twice is the write lock taken at the beginning, and it is what Add relies on.
-func TestAddNeedsNoRetryOnSQLite(t *testing.T) {
-	t.Parallel()
-	db := dbtest.SQLite(t)
-	var wg sync.WaitGroup
-	for range 8 {
-		wg.Go(func() {
-			for range 20 {
-				err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
-					var n int
-					if err := tx.QueryRowContext(ctx, `SELECT count(*) FROM outbox_key`).Scan(&n); err != nil {
-						return err
-					}
-					return outbox.Add(ctx, tx, outboxtest.Event("k"))
-				})
-				if err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	var seq int
-	if err := db.QueryRowContext(t.Context(), `SELECT seq FROM outbox_key WHERE key = 'k'`).Scan(&seq); err != nil || seq != 160 {
-		t.Errorf("counted %d, %v; want 160", seq, err)
 	}
 }

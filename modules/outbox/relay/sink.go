@@ -1,10 +1,12 @@
-package outbox
+package relay
 
 import (
 	"context"
 	"errors"
 
 	"github.com/jackc/pgx/v5/pgtype"
+
+	"github.com/toppira/authctl/modules/outbox"
 )
 
 // Sink is where events go: Kafka or a file (package sink).
@@ -34,26 +36,9 @@ type Sink interface {
 	Close() error
 }
 
-// Record is one event as the outbox keeps it.
+// Record is one event on its way.
 type Record struct {
-	ID         int64 // the position in the outbox
-	Seq        int64 // counts the events of the key from 1, without gaps
-	EventID    string
-	Type       string
-	Key        string
-	Subject    string
-	Source     string
-	DataSchema string
-	Time       string // RFC 3339
-	Data       []byte // compact JSON
-	Replay     bool   // sent again because an operator asked for it
-
-	CreatedMS int64 // when it was written, by the database's clock
-}
-
-// RelayRecord is one event on its way.
-type RelayRecord struct {
-	Record
+	outbox.Record
 	shard int
 	at    pgtype.TID // of its pending row, on PostgreSQL
 }
@@ -61,7 +46,7 @@ type RelayRecord struct {
 // Batch is what one attempt appends: records of one partition, in order.
 type Batch struct {
 	Partition int
-	Records   []RelayRecord
+	Records   []Record
 	// Owned reports whether the relay may still send them. A sink asks right before each
 	// time it does; false makes it return [ErrNotOwned].
 	Owned func() bool
@@ -84,7 +69,7 @@ func (e *Refused) Unwrap() error { return e.Err }
 // Stalled is the error of a target that needs a person before it takes anything: a missing
 // topic, a missing right. Trying again is safe and goes on.
 type Stalled struct {
-	Kind string // one of [Kinds]
+	Kind string // one of [outbox.Kinds]
 	Err  error  // says what to do
 }
 

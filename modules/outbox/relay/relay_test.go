@@ -1,4 +1,4 @@
-package outbox_test
+package relay_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
@@ -28,19 +29,19 @@ func eventually(t testing.TB, what string, done func() bool) {
 	}
 }
 
-// relay runs a relay until the returned function is called, or the test ends.
-func relay(t testing.TB, db *database.DB, s outbox.Sink, cfg outbox.Config, opt outbox.RelayOptions) (stop func()) {
+// startRelay runs a relay until the returned function is called, or the test ends.
+func startRelay(t testing.TB, db *database.DB, s relay.Sink, cfg relay.Config, opt relay.Options) (stop func()) {
 	t.Helper()
 	if opt.Log == nil {
 		opt.Log = zaptest.NewLogger(t)
 	}
 	reg := prometheus.NewRegistry()
 	opt.Registry = reg
-	r, err := outbox.NewRelay(db, s, cfg, opt)
+	r, err := relay.New(db, s, cfg, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
-	outbox.SweepOften(r)
+	relay.SweepOften(r)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
@@ -72,13 +73,13 @@ func counted(t testing.TB, reg *prometheus.Registry, name string) float64 {
 	return 0
 }
 
-func file(t testing.TB) (outbox.Sink, string) {
+func file(t testing.TB) (relay.Sink, string) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "events.ndjson")
 	return fileAt(t, path), path
 }
 
-func fileAt(t testing.TB, path string) outbox.Sink {
+func fileAt(t testing.TB, path string) relay.Sink {
 	t.Helper()
 	s, err := sink.OpenFile(path)
 	if err != nil {
@@ -130,15 +131,15 @@ func TestRelayKeepsEveryPromiseWithoutFaults(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s, path := file(t)
-		waker := outbox.NewWaker(db)
+		waker := relay.NewWaker(db)
 		t.Cleanup(waker.Close)
 		log := &outboxtest.Log{}
 		w := outboxtest.Workload{DB: db, Log: log, Writers: 6, Keys: 20, Limit: 3000, Wake: waker.Wake}
-		stopFirst := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{Waker: waker, Name: "first"})
+		stopFirst := startRelay(t, db, s, relay.Config{}, relay.Options{Waker: waker, Name: "first"})
 		var wg sync.WaitGroup
 		wg.Go(func() { w.Run(t.Context()) })
 		eventually(t, "the first thousand", func() bool { return log.Committed() > 1000 })
-		relay(t, db, fileAt(t, path), outbox.Config{}, outbox.RelayOptions{Name: "second"})
+		startRelay(t, db, fileAt(t, path), relay.Config{}, relay.Options{Name: "second"})
 		eventually(t, "the next thousand", func() bool { return log.Committed() > 2000 })
 		stopFirst()
 		wg.Wait()

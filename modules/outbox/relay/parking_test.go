@@ -1,4 +1,4 @@
-package outbox
+package relay
 
 import (
 	"context"
@@ -6,6 +6,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -15,7 +18,7 @@ import (
 func TestARenewalDoesNotForgetAKeyThatWasJustParked(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
-	r, err := NewRelay(db, &counting{partitions: 4}, Config{}, RelayOptions{})
+	r, err := New(db, &counting{partitions: 4}, Config{}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +30,7 @@ func TestARenewalDoesNotForgetAKeyThatWasJustParked(t *testing.T) {
 	answer := tickResult{claims: []claim{{shard: 5, epoch: 1}}, parked: map[int]map[string]int64{5: {"other": 9, "earlier": 20}}}
 	r.applyTick(time.Now(), held, answer)
 	for key, from := range map[string]int64{"bad": 7, "other": 9, "earlier": 10} {
-		if !sh.parks(&RelayRecord{Record: Record{Key: key, ID: from}}) || sh.parks(&RelayRecord{Record: Record{Key: key, ID: from - 1}}) {
+		if !sh.parks(&Record{Record: outbox.Record{Key: key, ID: from}}) || sh.parks(&Record{Record: outbox.Record{Key: key, ID: from - 1}}) {
 			t.Errorf("%s does not wait from %d on: %v", key, from, sh.parked)
 		}
 	}
@@ -48,7 +51,7 @@ func parkInTwoSteps(t *testing.T, db *database.DB, shard int) (park func(key str
 	}
 	return func(key string, id int64) {
 		t.Helper()
-		if _, err := tx.ExecContext(t.Context(), fmt.Sprintf(parkKey, now(tx)), key, shard, id, "no"); err != nil {
+		if _, err := tx.ExecContext(t.Context(), fmt.Sprintf(parkKey, schema.Now(tx)), key, shard, id, "no"); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := moveToDead(t.Context(), tx, shard, []int64{id}); err != nil {
@@ -64,16 +67,16 @@ func parkInTwoSteps(t *testing.T, db *database.DB, shard int) (park func(key str
 func TestAReplayDoesNotEnqueueWhatIsParkedMeanwhile(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
-	addKeys(t, db, "bad", "bad")
-	shard := Partition("bad", 96)
+	outboxtest.AddKeys(t, db, "bad", "bad")
+	shard := outbox.Partition("bad", 96)
 	park := parkInTwoSteps(t, db, shard)
 	type outcome struct {
-		ReplayResult
+		outbox.ReplayResult
 		err error
 	}
 	done := make(chan outcome, 1)
 	go func() {
-		res, err := Replay(t.Context(), db, Selection{}, false, nil)
+		res, err := outbox.Replay(t.Context(), db, outbox.Selection{}, false, nil)
 		done <- outcome{res, err}
 	}()
 	waiting(t, db, "transactionid", 1)
@@ -92,13 +95,13 @@ func TestAReplayDoesNotEnqueueWhatIsParkedMeanwhile(t *testing.T) {
 func TestRetryAndParkingDoNotDeadlock(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
-	addKeys(t, db, "bad", "bad")
-	shard := Partition("bad", 96)
+	outboxtest.AddKeys(t, db, "bad", "bad")
+	shard := outbox.Partition("bad", 96)
 	parkInTwoSteps(t, db, shard)("bad", 2)
 	park := parkInTwoSteps(t, db, shard)
 	done := make(chan error, 1)
 	go func() {
-		n, err := RetryParked(context.Background(), db, "bad")
+		n, err := outbox.RetryParked(context.Background(), db, "bad")
 		if err == nil && n != 2 {
 			err = fmt.Errorf("retried %d events, want 2", n)
 		}

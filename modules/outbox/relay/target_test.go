@@ -1,4 +1,4 @@
-package outbox_test
+package relay_test
 
 import (
 	"context"
@@ -21,15 +21,16 @@ import (
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
 // refused runs a relay that must be refused, and returns why.
-func refused(t *testing.T, db *database.DB, s outbox.Sink) string {
+func refused(t *testing.T, db *database.DB, s relay.Sink) string {
 	t.Helper()
-	r, err := outbox.NewRelay(db, s, outbox.Config{}, outbox.RelayOptions{})
+	r, err := relay.New(db, s, relay.Config{}, relay.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,7 +56,7 @@ func TestRelayToAnotherTargetIsRefused(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		right, path := file(t)
 		other, elsewhere := file(t)
-		stop := relay(t, db, right, outbox.Config{}, outbox.RelayOptions{})
+		stop := startRelay(t, db, right, relay.Config{}, relay.Options{})
 		outboxtest.AddKeys(t, db, "a")
 		drained(t, db)
 		// While the right one runs, while it is gone, and with events that wait.
@@ -72,7 +73,7 @@ func TestRelayToAnotherTargetIsRefused(t *testing.T) {
 		if got := lines(t, elsewhere); len(got) != 0 {
 			t.Errorf("published elsewhere: %v", got)
 		}
-		relay(t, db, right, outbox.Config{}, outbox.RelayOptions{})
+		startRelay(t, db, right, relay.Config{}, relay.Options{})
 		drained(t, db)
 		if got := strings.Join(lines(t, path), " "); got != "a/1 a/2 a/3" {
 			t.Errorf("published %s", got)
@@ -111,7 +112,7 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 		first, path := file(t)
 		second, elsewhere := file(t)
 		to := outbox.Target{Name: second.Name(), Partitions: 1}
-		stop := relay(t, db, first, outbox.Config{}, outbox.RelayOptions{Name: "the first"})
+		stop := startRelay(t, db, first, relay.Config{}, relay.Options{Name: "the first"})
 		outboxtest.AddKeys(t, db, "a", "b")
 		drained(t, db)
 		if _, err := outbox.SetTarget(t.Context(), db, to, 96); !errors.Is(err, outbox.ErrRelaysAlive) || !strings.Contains(err.Error(), "the first") {
@@ -138,7 +139,7 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 			t.Errorf("once more: %+v, %v", again, err)
 		}
 		refused(t, db, first)
-		stop = relay(t, db, second, outbox.Config{}, outbox.RelayOptions{})
+		stop = startRelay(t, db, second, relay.Config{}, relay.Options{})
 		drained(t, db)
 		stop()
 		if before, after := strings.Join(lines(t, path), " "), strings.Join(lines(t, elsewhere), " "); before != "a/1 b/1" && before != "b/1 a/1" || after != "a/2" {
@@ -167,7 +168,7 @@ func TestRelayEndsWhenItsTargetIsChanged(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s, path := file(t)
-		r, err := outbox.NewRelay(db, s, outbox.Config{}, outbox.RelayOptions{})
+		r, err := relay.New(db, s, relay.Config{}, relay.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -224,7 +225,7 @@ func TestDataFolderMayMove(t *testing.T) {
 		db := embedded(t, place("old"))
 		publish := func(db *database.DB, dir string) {
 			t.Helper()
-			stop := relay(t, db, fileAt(t, filepath.Join(dir, "events.ndjson")), outbox.Config{}, outbox.RelayOptions{})
+			stop := startRelay(t, db, fileAt(t, filepath.Join(dir, "events.ndjson")), relay.Config{}, relay.Options{})
 			outboxtest.AddKeys(t, db, "a")
 			drained(t, db)
 			stop()
@@ -269,7 +270,7 @@ func TestDataFolderMayMove(t *testing.T) {
 		data, database := t.TempDir(), t.TempDir()
 		db := embedded(t, database)
 		first := fileAt(t, filepath.Join(data, "events.ndjson"))
-		relay(t, db, first, outbox.Config{}, outbox.RelayOptions{})
+		startRelay(t, db, first, relay.Config{}, relay.Options{})
 		outboxtest.AddKeys(t, db, "a")
 		drained(t, db)
 		refused(t, db, fileAt(t, filepath.Join(database, "events.ndjson")))
@@ -288,7 +289,7 @@ func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 		}
 		run := func(way string) {
 			t.Helper()
-			text, err := os.ReadFile(filepath.Join("..", "..", "migrations", dialect, "20261128000200_outbox_target.tx."+way+".sql"))
+			text, err := os.ReadFile(filepath.Join("..", "..", "..", "migrations", dialect, "20261128000200_outbox_target.tx."+way+".sql"))
 			switch {
 			case err != nil:
 			case db.IsPostgres():
@@ -324,7 +325,7 @@ func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 			t.Error("a relay of the release before may publish elsewhere")
 		}
 		refused(t, db, other)
-		stop := relay(t, db, first, outbox.Config{}, outbox.RelayOptions{})
+		stop := startRelay(t, db, first, relay.Config{}, relay.Options{})
 		outboxtest.AddKeys(t, db, "a")
 		drained(t, db)
 		stop()
@@ -342,7 +343,7 @@ func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 		if why := refused(t, db, third); !strings.Contains(why, first.Name()[5:]) || !strings.Contains(why, other.Name()[5:]) {
 			t.Errorf("it does not name both: %s", why)
 		}
-		relay(t, db, other, outbox.Config{}, outbox.RelayOptions{})
+		startRelay(t, db, other, relay.Config{}, relay.Options{})
 		outboxtest.AddKeys(t, db, "a")
 		drained(t, db)
 		refused(t, db, first)
@@ -351,7 +352,7 @@ func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 
 // place is a target whose identity the test decides.
 type place struct {
-	outbox.Sink
+	relay.Sink
 	mu       sync.Mutex
 	identity string
 	err      error
@@ -379,7 +380,7 @@ func TestTargetThatIsAwayAtTheStart(t *testing.T) {
 		real, path := file(t)
 		s := &place{Sink: real, err: errors.New("no broker answers")}
 		outboxtest.AddKeys(t, db, "a")
-		stop := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+		stop := startRelay(t, db, s, relay.Config{}, relay.Options{})
 		eventually(t, "the target is recorded", func() bool {
 			st, err := outbox.Status(t.Context(), db)
 			return err == nil && st.Target() != nil
@@ -404,7 +405,7 @@ func TestTargetThatIsAwayAtTheStart(t *testing.T) {
 			}
 		}
 		late := &place{Sink: other, err: errors.New("no broker answers")}
-		r, err := outbox.NewRelay(db, late, outbox.Config{}, outbox.RelayOptions{})
+		r, err := relay.New(db, late, relay.Config{}, relay.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -417,7 +418,7 @@ func TestTargetThatIsAwayAtTheStart(t *testing.T) {
 		if got := lines(t, elsewhere); len(got) != 0 {
 			t.Errorf("published elsewhere: %v", got)
 		}
-		relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+		startRelay(t, db, s, relay.Config{}, relay.Options{})
 		drained(t, db)
 		if n := len(lines(t, path)); n != 2 {
 			t.Errorf("%d events published, want 2", n)
@@ -446,7 +447,7 @@ func TestKafkaClusterIsToldByItsID(t *testing.T) {
 	t.Parallel()
 	cfg := topic(t, 4)
 	db := dbtest.Postgres(t)
-	stop := relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
+	stop := startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
 	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	stop()
@@ -459,7 +460,7 @@ func TestKafkaClusterIsToldByItsID(t *testing.T) {
 	for i, b := range same.Brokers {
 		same.Brokers[i] = strings.Replace(b, "127.0.0.1", "localhost", 1)
 	}
-	stop = relay(t, db, kafka(t, same), outbox.Config{}, outbox.RelayOptions{})
+	stop = startRelay(t, db, kafka(t, same), relay.Config{}, relay.Options{})
 	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	stop()
@@ -486,7 +487,7 @@ func TestTopicMayBeMadeAgain(t *testing.T) {
 	t.Parallel()
 	cfg := topic(t, 4)
 	db := dbtest.Postgres(t)
-	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
+	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
 	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	request(t, cfg, func(c *kgo.Client) error {
@@ -503,7 +504,7 @@ func TestTopicMayBeMadeAgain(t *testing.T) {
 	k := kafka(t, cfg)
 	eventually(t, "the topic is gone", func() bool {
 		_, err := k.Partitions(t.Context())
-		stalled, ok := errors.AsType[*outbox.Stalled](err)
+		stalled, ok := errors.AsType[*relay.Stalled](err)
 		return ok && stalled.Kind == "topic"
 	})
 	outboxtest.AddKeys(t, db, "a")

@@ -1,4 +1,4 @@
-package outbox_test
+package relay_test
 
 import (
 	"context"
@@ -22,6 +22,7 @@ import (
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
@@ -49,7 +50,7 @@ type job struct {
 	Database string
 	File     string
 	Kafka    sink.KafkaConfig
-	Config   outbox.Config
+	Config   relay.Config
 	Writers  int
 	StopAt   int  // stops itself, as SIGSTOP does, between reading so many events and sending them
 	NoCheck  bool // a defect: does not ask for its lease before it sends
@@ -104,7 +105,7 @@ func (j job) do() error {
 		return err
 	}
 	defer db.Close()
-	var s outbox.Sink
+	var s relay.Sink
 	if j.File != "" {
 		s, err = sink.OpenFile(j.File)
 	} else {
@@ -117,14 +118,14 @@ func (j job) do() error {
 	if j.StopAt > 0 {
 		s = &stopping{Sink: s, at: int64(j.StopAt), noCheck: j.NoCheck}
 	}
-	waker := outbox.NewWaker(db)
+	waker := relay.NewWaker(db)
 	defer waker.Close()
 	log, err := zap.NewDevelopment(zap.IncreaseLevel(zap.WarnLevel))
 	if err != nil {
 		return err
 	}
-	opt := outbox.RelayOptions{Log: log, Waker: waker}
-	r, err := outbox.NewRelay(db, s, j.Config, opt)
+	opt := relay.Options{Log: log, Waker: waker}
+	r, err := relay.New(db, s, j.Config, opt)
 	if err != nil {
 		return err
 	}
@@ -141,13 +142,13 @@ func (j job) do() error {
 
 // stopping stops its own process right before a batch goes to the sink.
 type stopping struct {
-	outbox.Sink
+	relay.Sink
 	at, seen int64
 	noCheck  bool
 	mu       sync.Mutex
 }
 
-func (s *stopping) Publish(ctx context.Context, b *outbox.Batch) error {
+func (s *stopping) Publish(ctx context.Context, b *relay.Batch) error {
 	s.mu.Lock()
 	before := s.seen
 	s.seen += int64(len(b.Records))
@@ -192,7 +193,7 @@ func existing(t testing.TB, db *database.DB) *outboxtest.Log {
 func TestEmbeddedModeSurvivesKills(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	j := job{Database: "sqlite:" + filepath.Join(dir, "authctl.db"), File: filepath.Join(dir, "events.ndjson"), Writers: 3, Config: outbox.Config{Lease: time.Second}}
+	j := job{Database: "sqlite:" + filepath.Join(dir, "authctl.db"), File: filepath.Join(dir, "events.ndjson"), Writers: 3, Config: relay.Config{Lease: time.Second}}
 	db := dbtest.Open(t, j.Database)
 	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
 		t.Fatal(err)
@@ -221,7 +222,7 @@ func TestRelayProcessesSurviveKillsAndStops(t *testing.T) {
 	cfg := topic(t, 4)
 	url := dbtest.PostgresURL(t)
 	db := dbtest.Open(t, url)
-	j := job{Database: url, Kafka: cfg, Config: outbox.Config{Lease: time.Second}}
+	j := job{Database: url, Kafka: cfg, Config: relay.Config{Lease: time.Second}}
 	relays := []*outboxtest.Process{j.start(t), j.start(t), j.start(t)}
 	faults := 0
 	log := writing(t, db, func(*outboxtest.Log) {
@@ -267,7 +268,7 @@ func stopPastLease(t *testing.T, defect bool) outboxtest.Report {
 	for range 50 {
 		outboxtest.AddKeys(t, db, "a", "b", "c")
 	}
-	j := job{Database: url, File: filepath.Join(dir, "events.ndjson"), Config: outbox.Config{Lease: time.Second, BatchEvents: 40}, StopAt: 60, NoCheck: defect}
+	j := job{Database: url, File: filepath.Join(dir, "events.ndjson"), Config: relay.Config{Lease: time.Second, BatchEvents: 40}, StopAt: 60, NoCheck: defect}
 	first := j.start(t)
 	eventually(t, "the first relay to stop", first.Stopped)
 	j.StopAt, j.NoCheck = 0, false
@@ -328,8 +329,8 @@ func TestOrderSurvivesALockedTable(t *testing.T) {
 	url := dbtest.PostgresURL(t)
 	db := dbtest.Open(t, url)
 	s, path := file(t)
-	relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
-	relay(t, db, fileAt(t, path), outbox.Config{}, outbox.RelayOptions{})
+	startRelay(t, db, s, relay.Config{}, relay.Options{})
+	startRelay(t, db, fileAt(t, path), relay.Config{}, relay.Options{})
 	log := lockingTable(t, url, campaign())
 	drained(t, db)
 	checkFile(t, log, path, 0)
@@ -383,7 +384,7 @@ func TestRelayFollowsALeaderThatMoves(t *testing.T) {
 		t.Fatalf("%+v, %v", st, err)
 	}
 	db := dbtest.Postgres(t)
-	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
+	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
 	log := writing(t, db, func(log *outboxtest.Log) {
 		for id := 1; id <= kills; id++ {
 			before := log.Committed()
@@ -417,7 +418,7 @@ func TestRelayRepeatsNothingWhenAnswersAreLost(t *testing.T) {
 	}
 	defer k.Close()
 	db := dbtest.Postgres(t)
-	relay(t, db, k, outbox.Config{}, outbox.RelayOptions{})
+	startRelay(t, db, k, relay.Config{}, relay.Options{})
 	log := writing(t, db, func(*outboxtest.Log) {
 		for end := time.Now().Add(campaign()); time.Now().Before(end); {
 			time.Sleep(time.Duration(200+rand.IntN(300)) * time.Millisecond)
@@ -453,7 +454,7 @@ func TestRelayWaitsForABrokerThatWasKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	db := dbtest.Postgres(t)
-	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
+	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
 	log := writing(t, db, func(log *outboxtest.Log) {
 		for range max(1, int(campaign()/(20*time.Second))) {
 			before := log.Committed()
@@ -528,8 +529,8 @@ func survive(t *testing.T, url string, fault func()) {
 		t.Fatal(err)
 	}
 	s, path := file(t)
-	relay(t, db, s, outbox.Config{Lease: time.Second}, outbox.RelayOptions{})
-	relay(t, db, fileAt(t, path), outbox.Config{Lease: time.Second}, outbox.RelayOptions{})
+	startRelay(t, db, s, relay.Config{Lease: time.Second}, relay.Options{})
+	startRelay(t, db, fileAt(t, path), relay.Config{Lease: time.Second}, relay.Options{})
 	faults := 0
 	log := writing(t, db, func(log *outboxtest.Log) {
 		for end := time.Now().Add(campaign()); time.Now().Before(end) || faults == 0; faults++ {

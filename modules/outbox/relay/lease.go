@@ -1,4 +1,4 @@
-package outbox
+package relay
 
 import (
 	"context"
@@ -11,9 +11,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"go.uber.org/zap"
 
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
 )
 
@@ -31,7 +32,7 @@ type shard struct {
 }
 
 // parks reports whether the record must wait with its key.
-func (sh *shard) parks(r *RelayRecord) bool {
+func (sh *shard) parks(r *Record) bool {
 	from, parked := sh.parked[r.Key]
 	return parked && r.ID >= from
 }
@@ -65,10 +66,6 @@ type claim struct {
 	expired    bool // … from a relay whose lease had run out
 	void       bool // … and ends in the future nevertheless
 }
-
-// longestLease is what outbox.lease may be at most. It stands for the lease of a relay that
-// does not say its own.
-const longestLease = time.Minute
 
 // sighting is what was last seen of another relay. Whoever renews changes it at least every
 // third of the lease; whoever has not for a whole one, by this relay's clock, has no lease any
@@ -125,11 +122,11 @@ type tickResult struct {
 }
 
 func (r *Relay) tickTx(ctx context.Context, tx database.Tx, asked time.Time, held []claim, rate float64) (res tickResult, err error) {
-	clock, lease := now(tx), r.cfg.Lease.Milliseconds()
-	if err := bounded(ctx, tx, r.cfg.Lease/2); err != nil {
+	clock, lease := schema.Now(tx), r.cfg.Lease.Milliseconds()
+	if err := schema.Bounded(ctx, tx, r.cfg.Lease/2); err != nil {
 		return res, err
 	}
-	if err := tx.QueryRowContext(ctx, "SELECT "+clock+", "+thisServer(tx)).Scan(&res.nowMS, &res.server); err != nil {
+	if err := tx.QueryRowContext(ctx, "SELECT "+clock+", "+schema.ThisServer(tx)).Scan(&res.nowMS, &res.server); err != nil {
 		return res, err
 	}
 	if prior := r.serverName(); prior != "" && prior != res.server {
@@ -144,7 +141,7 @@ func (r *Relay) tickTx(ctx context.Context, tx database.Tx, asked time.Time, hel
 	if err != nil {
 		return res, err
 	}
-	if err := StillTarget(ctx, tx, r.target); err != nil {
+	if err := outbox.StillTarget(ctx, tx, r.target); err != nil {
 		return res, err
 	}
 	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE until_ms < `+clock+` - 60000 OR until_ms > `+clock+` AND id IN (?)`, database.List(gone))
@@ -180,7 +177,7 @@ func (r *Relay) tickTx(ctx context.Context, tx database.Tx, asked time.Time, hel
 	}
 
 	if len(res.released) > 0 && r.db.IsPostgres() {
-		if _, err := tx.ExecContext(ctx, "SELECT pg_notify('"+channel+"', 'lease')"); err != nil {
+		if _, err := tx.ExecContext(ctx, "SELECT pg_notify('"+schema.Channel+"', 'lease')"); err != nil {
 			return res, err
 		}
 	}
@@ -194,7 +191,7 @@ func (r *Relay) watch(ctx context.Context, tx database.Tx, asked time.Time, nowM
 	rows, err := tx.QueryContext(ctx, `SELECT r.id, r.until_ms, coalesce(s.until_ms, 0), coalesce(r.lease_ms, ?1) FROM outbox_relay r
 			LEFT JOIN (SELECT owner, max(until_ms) AS until_ms FROM outbox_shard GROUP BY owner) s ON s.owner = r.id
 		UNION ALL SELECT owner, 0, max(until_ms), ?1 FROM outbox_shard WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_relay) GROUP BY owner
-		ORDER BY 1`, longestLease.Milliseconds())
+		ORDER BY 1`, schema.LongestLease.Milliseconds())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -378,7 +375,7 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 			sh = &shard{id: c.shard, epoch: c.epoch, low: c.low}
 			r.held[c.shard] = sh
 		}
-		if sh.epoch != c.epoch { // an operator changed something: see [Replay]
+		if sh.epoch != c.epoch { // an operator changed something: see [outbox.Replay]
 			sh.epoch, sh.low = c.epoch, c.low
 		}
 		if sh.parkings == parkings[c.shard] {
@@ -425,35 +422,6 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	poke(r.poked)
 }
 
-// thisServer is the expression that tells one start of one database server from another. A
-// server that has lost a process to kill -9 goes on without a new start; it has lost its
-// statistics then, as it has lost what was not on disk.
-func thisServer(db database.IDB) string {
-	if database.IsPostgres(db) {
-		return thisPostgres
-	}
-	return "''"
-}
-
-const thisPostgres = "extract(epoch FROM pg_postmaster_start_time())::text || ' ' || coalesce(inet_server_addr()::text, '') || ' ' || " +
-	"coalesce((SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal), '')"
-
-// serverOf tells which server a connection is to. It asks once for each connection, and again
-// when that is not the one expected, if one is: statistics can be reset.
-func serverOf(ctx context.Context, conn *pgx.Conn, expected string) (string, error) {
-	const mark = "outbox.server"
-	known := conn.PgConn().CustomData()
-	if server, ok := known[mark].(string); ok && (expected == "" || server == expected) {
-		return server, nil
-	}
-	var server string
-	if err := conn.QueryRow(ctx, "SELECT "+thisPostgres).Scan(&server); err != nil {
-		return "", err
-	}
-	known[mark] = server
-	return server, nil
-}
-
 // errOtherServer says that the database is another server than the one that something was
 // read from. It may have given the same ids to other events.
 var errOtherServer = errors.New("the database is another server now")
@@ -489,7 +457,7 @@ func (r *Relay) release(ctx context.Context) error {
 	r.met.owned.Set(0)
 	r.mu.Unlock()
 	return r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		if err := bounded(ctx, tx, r.cfg.Lease/2); err != nil {
+		if err := schema.Bounded(ctx, tx, r.cfg.Lease/2); err != nil {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, `UPDATE outbox_shard SET owner = NULL, until_ms = 0 WHERE owner = ?`, r.id); err != nil {
@@ -499,7 +467,7 @@ func (r *Relay) release(ctx context.Context) error {
 			return fmt.Errorf("release the leases: %w", err)
 		}
 		if r.db.IsPostgres() {
-			if _, err := tx.ExecContext(ctx, "SELECT pg_notify('"+channel+"', 'lease')"); err != nil {
+			if _, err := tx.ExecContext(ctx, "SELECT pg_notify('"+schema.Channel+"', 'lease')"); err != nil {
 				return fmt.Errorf("release the leases: %w", err)
 			}
 		}
@@ -509,7 +477,7 @@ func (r *Relay) release(ctx context.Context) error {
 
 // unowned counts shards that anyone may take.
 func (r *Relay) unowned(ctx context.Context) (n int, err error) {
-	err = r.db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_shard WHERE owner IS NULL OR until_ms <= `+now(r.db)).Scan(&n)
+	err = r.db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_shard WHERE owner IS NULL OR until_ms <= `+schema.Now(r.db)).Scan(&n)
 	return n, err
 }
 
@@ -531,23 +499,6 @@ func parkedKeys(ctx context.Context, tx database.IDB) (map[int]map[string]int64,
 			out[shard] = map[string]int64{}
 		}
 		out[shard][key] = event
-	}
-	return out, rows.Err()
-}
-
-// column reads a result of one column.
-func column[T any](rows *sql.Rows, err error) ([]T, error) {
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var out []T
-	for rows.Next() {
-		var v T
-		if err := rows.Scan(&v); err != nil {
-			return nil, err
-		}
-		out = append(out, v)
 	}
 	return out, rows.Err()
 }

@@ -1,4 +1,4 @@
-package outbox
+package relay
 
 import (
 	"context"
@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -125,18 +128,18 @@ func eachStop(t *testing.T, test func(t *testing.T, db *database.DB, at int)) {
 
 func TestTheBoundWaitsForWhoeverHasDrawnAnID(t *testing.T) {
 	eachStop(t, func(t *testing.T, db *database.DB, at int) {
-		addKeys(t, db, "first")
+		outboxtest.AddKeys(t, db, "first")
 		goOn := stopped(t, db, at, "slow")
-		s := settler{db: db}
+		s := schema.Settler{DB: db}
 		for range 5 {
-			addKeys(t, db, "quick")
-			if _, err := s.step(t.Context(), ""); err != nil {
+			outboxtest.AddKeys(t, db, "quick")
+			if _, err := s.Step(t.Context(), ""); err != nil {
 				t.Fatal(err)
 			}
 		}
 		goOn()
-		if id := eventID(t, db, "slow"); id <= s.bound {
-			t.Errorf("the event %d was committed when the bound was at %d", id, s.bound)
+		if id := eventID(t, db, "slow"); id <= s.Bound {
+			t.Errorf("the event %d was committed when the bound was at %d", id, s.Bound)
 		}
 	})
 }
@@ -151,8 +154,8 @@ func TestTheShardOfAnEventIsOneOfThoseInUse(t *testing.T) {
 		if err := db.QueryRowContext(t.Context(), `SELECT p.shard, s.shards FROM outbox_pending p, outbox_setting s`).Scan(&shard, &shards); err != nil {
 			t.Fatal(err)
 		}
-		if (err == nil) != (shards == 7) || shard != Partition("slow", shards) {
-			t.Errorf("the event is in shard %d of %d, want %d; the change of the number: %v", shard, shards, Partition("slow", shards), err)
+		if (err == nil) != (shards == 7) || shard != outbox.Partition("slow", shards) {
+			t.Errorf("the event is in shard %d of %d, want %d; the change of the number: %v", shard, shards, outbox.Partition("slow", shards), err)
 		}
 	})
 }
@@ -162,19 +165,19 @@ func TestTheShardOfAnEventIsOneOfThoseInUse(t *testing.T) {
 func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
-	addKeys(t, db, "first")
+	outboxtest.AddKeys(t, db, "first")
 	locked, unlock := dbtest.Begin(t, db)
 	if _, err := locked.ExecContext(t.Context(), `LOCK TABLE outbox_event IN SHARE MODE`); err != nil {
 		t.Fatal(err)
 	}
 	var all sync.WaitGroup
 	for i := range 3 {
-		all.Go(func() { addKeys(t, db, fmt.Sprint("k", i)) })
+		all.Go(func() { outboxtest.AddKeys(t, db, fmt.Sprint("k", i)) })
 	}
 	waiting(t, db, "relation", 3)
-	s := settler{db: db}
+	s := schema.Settler{DB: db}
 	for range 5 {
-		if _, err := s.step(t.Context(), ""); err != nil {
+		if _, err := s.Step(t.Context(), ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -183,8 +186,8 @@ func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 	}
 	all.Wait()
 	for i := range 3 {
-		if id := eventID(t, db, fmt.Sprint("k", i)); id <= s.bound {
-			t.Errorf("the event %d was committed when the bound was at %d", id, s.bound)
+		if id := eventID(t, db, fmt.Sprint("k", i)); id <= s.Bound {
+			t.Errorf("the event %d was committed when the bound was at %d", id, s.Bound)
 		}
 	}
 }
@@ -194,8 +197,8 @@ func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 func TestTheBoundIsOfOneServer(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
-	addKeys(t, db, "a", "b")
-	r, err := NewRelay(db, &counting{partitions: 4}, Config{}, RelayOptions{})
+	outboxtest.AddKeys(t, db, "a", "b")
+	r, err := New(db, &counting{partitions: 4}, Config{}, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +234,7 @@ func TestNothingIsDoneToAnotherServerThanTheOneReadFrom(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	s := opened(t, db)
-	addKeys(t, db, "a", "a", "a")
+	outboxtest.AddKeys(t, db, "a", "a", "a")
 	if _, err := db.ExecContext(t.Context(), `UPDATE outbox_shard SET owner = '00000000-0000-0000-0000-000000000001'`); err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package outbox_test
+package relay_test
 
 import (
 	"context"
@@ -13,28 +13,29 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
 // picky refuses some records as a broker would; what it takes, the real sink gets.
 type picky struct {
-	outbox.Sink
-	refuses func(outbox.RelayRecord) bool
+	relay.Sink
+	refuses func(relay.Record) bool
 	vague   bool // does not say which
 	mu      sync.Mutex
 }
 
-func (p *picky) set(refuses func(outbox.RelayRecord) bool) {
+func (p *picky) set(refuses func(relay.Record) bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.refuses = refuses
 }
 
-func (p *picky) Publish(ctx context.Context, b *outbox.Batch) error {
+func (p *picky) Publish(ctx context.Context, b *relay.Batch) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	refused := &outbox.Refused{Err: errors.New("not to my taste")}
+	refused := &relay.Refused{Err: errors.New("not to my taste")}
 	for i, r := range b.Records {
 		if p.refuses(r) {
 			refused.Records = append(refused.Records, i)
@@ -74,11 +75,11 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 			t.Parallel()
 			dbtest.Each(t, func(t *testing.T, db *database.DB) {
 				real, path := file(t)
-				s := &picky{Sink: real, vague: vague, refuses: func(r outbox.RelayRecord) bool { return (r.Key == "bad" || r.Key == "worse") && r.Seq == 2 }}
+				s := &picky{Sink: real, vague: vague, refuses: func(r relay.Record) bool { return (r.Key == "bad" || r.Key == "worse") && r.Seq == 2 }}
 				for range 3 {
 					outboxtest.AddKeys(t, db, "good", "bad", "worse", "fine")
 				}
-				relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+				startRelay(t, db, s, relay.Config{}, relay.Options{})
 				drained(t, db)
 				outboxtest.AddKeys(t, db, "bad", "worse", "good")
 				drained(t, db)
@@ -110,7 +111,7 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 					waiting, err := outbox.ParkedEvents(t.Context(), db, "bad")
 					return err == nil && len(waiting) == 3
 				})
-				s.set(func(outbox.RelayRecord) bool { return false })
+				s.set(func(relay.Record) bool { return false })
 				if _, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil {
 					t.Error(err)
 				}
@@ -149,7 +150,7 @@ func TestReplaySendsTheSameEventsAgain(t *testing.T) {
 		outboxtest.AddKeys(t, db, "b")
 		outboxtest.AddKeys(t, db, "a")
 		outboxtest.Add(t, db, other)
-		relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+		startRelay(t, db, s, relay.Config{}, relay.Options{})
 		drained(t, db)
 		eventually(t, "owners to look only above what is published", func() bool {
 			st, err := outbox.Status(t.Context(), db)
@@ -209,7 +210,7 @@ func TestReplayLeavesWaitingEventsAlone(t *testing.T) {
 			t.Fatalf("%+v, %v", res, err)
 		}
 		s, path := file(t)
-		relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+		startRelay(t, db, s, relay.Config{}, relay.Options{})
 		drained(t, db)
 		if got := lines(t, path); len(got) != 2 || strings.Contains(strings.Join(got, ""), "*") {
 			t.Errorf("published %v", got)
@@ -232,7 +233,7 @@ func TestStatusTellsBacklogAndOwners(t *testing.T) {
 			t.Errorf("the shard of a has %d pending, want 2", n)
 		}
 		s, _ := file(t)
-		stop := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{Name: "me"})
+		stop := startRelay(t, db, s, relay.Config{}, relay.Options{Name: "me"})
 		drained(t, db)
 		if st, err = outbox.Status(t.Context(), db); err != nil {
 			t.Fatal(err)
@@ -262,9 +263,9 @@ func TestRelaysShareFairlyAndHandOver(t *testing.T) {
 			return out
 		}
 		_, path := file(t)
-		relay(t, db, fileAt(t, path), outbox.Config{}, outbox.RelayOptions{})
-		second := relay(t, db, fileAt(t, path), outbox.Config{}, outbox.RelayOptions{})
-		relay(t, db, fileAt(t, path), outbox.Config{}, outbox.RelayOptions{})
+		startRelay(t, db, fileAt(t, path), relay.Config{}, relay.Options{})
+		second := startRelay(t, db, fileAt(t, path), relay.Config{}, relay.Options{})
+		startRelay(t, db, fileAt(t, path), relay.Config{}, relay.Options{})
 		eventually(t, "three fair shares", func() bool { return slices.Equal(shares(), []int{32, 32, 32}) })
 		second()
 		eventually(t, "two fair shares", func() bool { return slices.Equal(shares(), []int{48, 48}) })
@@ -363,8 +364,8 @@ func TestRetentionKeepsWhatWaits(t *testing.T) {
 			t.Fatalf("%d events after retention of pending ones, want 2", n)
 		}
 		s, _ := file(t)
-		p := &picky{Sink: s, refuses: func(r outbox.RelayRecord) bool { return r.Key == "b" }}
-		stop := relay(t, db, p, outbox.Config{}, outbox.RelayOptions{})
+		p := &picky{Sink: s, refuses: func(r relay.Record) bool { return r.Key == "b" }}
+		stop := startRelay(t, db, p, relay.Config{}, relay.Options{})
 		drained(t, db)
 		stop()
 		retain()
@@ -390,17 +391,17 @@ func TestShardsChangeOnlyWhileNothingWaits(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		outboxtest.AddKeys(t, db, "a")
 		s, path := file(t)
-		r, err := outbox.NewRelay(db, s, outbox.Config{Shards: 12}, outbox.RelayOptions{})
+		r, err := relay.New(db, s, relay.Config{Shards: 12}, relay.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := r.Run(t.Context()); !errors.Is(err, outbox.ErrShards) {
 			t.Fatalf("with an event waiting: %v, want ErrShards", err)
 		}
-		stop := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+		stop := startRelay(t, db, s, relay.Config{}, relay.Options{})
 		drained(t, db)
 		stop()
-		relay(t, db, s, outbox.Config{Shards: 12}, outbox.RelayOptions{})
+		startRelay(t, db, s, relay.Config{Shards: 12}, relay.Options{})
 		eventually(t, "twelve shards", func() bool {
 			st, err := outbox.Status(t.Context(), db)
 			return err == nil && len(st.Shards) == 12 && len(st.Relays) == 1 && st.Relays[0].Shards == 12
@@ -417,7 +418,7 @@ func TestShardsChangeOnlyWhileNothingWaits(t *testing.T) {
 
 // resized has another number of partitions than the real sink.
 type resized struct {
-	outbox.Sink
+	relay.Sink
 	n atomic.Int64
 }
 
@@ -429,14 +430,14 @@ func TestRelayRefusesAnotherNumberOfPartitions(t *testing.T) {
 	real, path := file(t)
 	s := &resized{Sink: real}
 	s.n.Store(4)
-	stop := relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+	stop := startRelay(t, db, s, relay.Config{}, relay.Options{})
 	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	stop()
 	outboxtest.AddKeys(t, db, "a")
 	s.n.Store(8)
 	run := func() error {
-		r, err := outbox.NewRelay(db, s, outbox.Config{}, outbox.RelayOptions{})
+		r, err := relay.New(db, s, relay.Config{}, relay.Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -456,7 +457,7 @@ func TestRelayRefusesAnotherNumberOfPartitions(t *testing.T) {
 	if err := outbox.AcceptPartitions(t.Context(), db, s.Name(), new(""), 8); err != nil {
 		t.Fatal(err)
 	}
-	relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+	startRelay(t, db, s, relay.Config{}, relay.Options{})
 	drained(t, db)
 	if err := outbox.AcceptPartitions(t.Context(), db, s.Name(), new(""), 16); !errors.Is(err, outbox.ErrRelaysAlive) {
 		t.Errorf("while a relay runs: %v, want ErrRelaysAlive", err)
@@ -471,7 +472,7 @@ func TestForeignTransactionsDelayNothing(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	s, path := file(t)
-	relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+	startRelay(t, db, s, relay.Config{}, relay.Options{})
 	err := db.Tx(t.Context(), func(ctx context.Context, reader database.Tx) error {
 		var n int
 		if err := reader.QueryRowContext(ctx, `SELECT count(*) FROM outbox_event, outbox_pending`).Scan(&n); err != nil {

@@ -1,4 +1,4 @@
-package outbox_test
+package relay_test
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -22,9 +23,9 @@ type tired struct {
 	times atomic.Int64
 }
 
-func (s *tired) Publish(ctx context.Context, b *outbox.Batch) error {
+func (s *tired) Publish(ctx context.Context, b *relay.Batch) error {
 	err := s.picky.Publish(ctx, b)
-	if _, ok := errors.AsType[*outbox.Refused](err); ok {
+	if _, ok := errors.AsType[*relay.Refused](err); ok {
 		s.times.Add(1)
 	}
 	return err
@@ -45,14 +46,14 @@ func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 			t.Parallel()
 			dbtest.Each(t, func(t *testing.T, db *database.DB) {
 				real, path := file(t)
-				refuse := func(sequences ...int64) func(outbox.RelayRecord) bool {
-					return func(r outbox.RelayRecord) bool { return r.Key == "bad" && slices.Contains(sequences, r.Seq) }
+				refuse := func(sequences ...int64) func(relay.Record) bool {
+					return func(r relay.Record) bool { return r.Key == "bad" && slices.Contains(sequences, r.Seq) }
 				}
 				s := &tired{picky: &picky{Sink: real, vague: vague, refuses: refuse(4)}}
 				for range 6 {
 					outboxtest.AddKeys(t, db, "bad", "good")
 				}
-				relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+				startRelay(t, db, s, relay.Config{}, relay.Options{})
 				drained(t, db)
 				waits := func(from int64, events int) {
 					t.Helper()
@@ -122,11 +123,11 @@ func TestDiscardingTheLowerRefusedEventKeepsTheOther(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		real, path := file(t)
-		s := &picky{Sink: real, refuses: func(r outbox.RelayRecord) bool { return r.Seq == 3 }}
+		s := &picky{Sink: real, refuses: func(r relay.Record) bool { return r.Seq == 3 }}
 		outboxtest.AddKeys(t, db, "bad", "bad", "bad", "bad")
-		relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+		startRelay(t, db, s, relay.Config{}, relay.Options{})
 		drained(t, db)
-		s.set(func(r outbox.RelayRecord) bool { return r.Seq == 1 || r.Seq == 3 })
+		s.set(func(r relay.Record) bool { return r.Seq == 1 || r.Seq == 3 })
 		if _, err := outbox.Replay(t.Context(), db, outbox.Selection{FromID: 1, ToID: 1}, false, nil); err != nil {
 			t.Fatal(err)
 		}
@@ -150,9 +151,9 @@ func TestAnEventThatWaitsTwiceHoldsUpNothing(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		real, path := file(t)
-		s := &picky{Sink: real, refuses: func(r outbox.RelayRecord) bool { return r.Key == "bad" }}
+		s := &picky{Sink: real, refuses: func(r relay.Record) bool { return r.Key == "bad" }}
 		outboxtest.AddKeys(t, db, "bad", "bad")
-		relay(t, db, s, outbox.Config{}, outbox.RelayOptions{})
+		startRelay(t, db, s, relay.Config{}, relay.Options{})
 		drained(t, db)
 		segment := ""
 		if db.IsPostgres() {
@@ -164,7 +165,7 @@ func TestAnEventThatWaitsTwiceHoldsUpNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		drained(t, db)
-		s.set(func(outbox.RelayRecord) bool { return false })
+		s.set(func(relay.Record) bool { return false })
 		if n, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil || n != 2 {
 			t.Fatalf("retry: %d, %v", n, err)
 		}
@@ -181,8 +182,8 @@ func TestARefusedEventIsNotSentAgainAndAgain(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		real, _ := file(t)
-		s := &tired{picky: &picky{Sink: real, refuses: func(r outbox.RelayRecord) bool { return r.Key == "bad" }}}
-		relay(t, db, s, outbox.Config{Lease: time.Minute}, outbox.RelayOptions{})
+		s := &tired{picky: &picky{Sink: real, refuses: func(r relay.Record) bool { return r.Key == "bad" }}}
+		startRelay(t, db, s, relay.Config{Lease: time.Minute}, relay.Options{})
 		outboxtest.AddKeys(t, db, "good")
 		drained(t, db)
 		if _, err := db.Write(t.Context(), `UPDATE outbox_shard SET epoch = epoch + 1`); err != nil {

@@ -1,8 +1,10 @@
-package outbox
+package relay
 
 import (
 	"cmp"
 	"time"
+
+	"github.com/toppira/authctl/modules/outbox"
 )
 
 // Config is outbox.*.
@@ -18,7 +20,7 @@ type Config struct {
 
 // Validate reports what single values cannot show.
 func (c Config) Validate(report func(path, problem string)) {
-	if c.BatchBytes > 0 && c.BatchBytes < MaxEventBytes {
+	if c.BatchBytes > 0 && c.BatchBytes < outbox.MaxEventBytes {
 		report("outbox.batch_bytes", "must hold the largest event, 262144 bytes")
 	}
 }

@@ -1,4 +1,4 @@
-package outbox_test
+package relay_test
 
 import (
 	"context"
@@ -7,6 +7,7 @@ import (
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
@@ -19,7 +20,7 @@ func TestTheBoundWaitsForAPreparedTransaction(t *testing.T) {
 	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
 		t.Fatal(err)
 	}
-	step := outbox.Settling(db)
+	step := relay.Settling(db)
 	bound := func() int64 {
 		t.Helper()
 		var n int64
@@ -62,11 +63,11 @@ func TestTheBoundWaitsForAPreparedTransaction(t *testing.T) {
 func TestAServerThatLostAProcessIsAnotherOne(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Open(t, outboxtest.StartPostgres(t).URL)
-	before, err := outbox.Server(t.Context(), db)
+	before, err := relay.Server(t.Context(), db)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if again, err := outbox.Server(t.Context(), db); err != nil || again != before {
+	if again, err := relay.Server(t.Context(), db); err != nil || again != before {
 		t.Fatalf("the same server is %q and %q, %v", before, again, err)
 	}
 	_ = db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
@@ -78,7 +79,7 @@ func TestAServerThatLostAProcessIsAnotherOne(t *testing.T) {
 		return nil
 	})
 	eventually(t, "the server to be back, as another one", func() bool {
-		after, err := outbox.Server(t.Context(), db)
+		after, err := relay.Server(t.Context(), db)
 		return err == nil && after != before
 	})
 }

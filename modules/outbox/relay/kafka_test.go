@@ -1,4 +1,4 @@
-package outbox_test
+package relay_test
 
 import (
 	"context"
@@ -17,6 +17,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -82,7 +83,7 @@ func TestEventTooLargeForTheTopicParksItsKeyAlone(t *testing.T) {
 	outboxtest.Add(t, db, outboxtest.Event("big"), large, outboxtest.Event("big"))
 	w.Limit = 600
 	w.Run(t.Context())
-	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
+	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
 	drained(t, db)
 	keys, err := outbox.Parked(t.Context(), db)
 	if err != nil || len(keys) != 1 || keys[0].Key != "big" || keys[0].Events != 2 {
@@ -129,7 +130,7 @@ func TestAReplayThatKafkaRefusesParksTheKeyFromThere(t *testing.T) {
 	t.Parallel()
 	cfg := topic(t, 1)
 	db := dbtest.Postgres(t)
-	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{})
+	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
 	outboxtest.Add(t, db, largeEvent("big"), outboxtest.Event("big"), outboxtest.Event("small"))
 	drained(t, db)
 	limit(t, cfg, 3000)
@@ -167,7 +168,7 @@ func TestRelayStopsWhenTheTopicIsRepartitioned(t *testing.T) {
 	cfg := topic(t, 4)
 	db := dbtest.Postgres(t)
 	k := kafka(t, cfg)
-	first := relay(t, db, k, outbox.Config{}, outbox.RelayOptions{})
+	first := startRelay(t, db, k, relay.Config{}, relay.Options{})
 	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	first()
@@ -188,7 +189,7 @@ func TestRelayStopsWhenTheTopicIsRepartitioned(t *testing.T) {
 		return err == nil && n == 8
 	})
 	outboxtest.AddKeys(t, db, "a")
-	r, err := outbox.NewRelay(db, k, outbox.Config{}, outbox.RelayOptions{})
+	r, err := relay.New(db, k, relay.Config{}, relay.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,15 +217,15 @@ func TestRelayKeepsEveryPromiseToKafka(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	cfg := topic(t, 8)
-	waker := outbox.NewWaker(db)
+	waker := relay.NewWaker(db)
 	t.Cleanup(waker.Close)
 	log := &outboxtest.Log{}
 	w := outboxtest.Workload{DB: db, Log: log, Writers: 8, Keys: 50, Limit: 4000, Wake: waker.Wake}
-	stopFirst := relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{Waker: waker, Name: "first"})
+	stopFirst := startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{Waker: waker, Name: "first"})
 	var wg sync.WaitGroup
 	wg.Go(func() { w.Run(t.Context()) })
 	eventually(t, "the first thousand", func() bool { return log.Committed() > 1000 })
-	relay(t, db, kafka(t, cfg), outbox.Config{}, outbox.RelayOptions{Name: "second"})
+	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{Name: "second"})
 	eventually(t, "the next thousand", func() bool { return log.Committed() > 2000 })
 	stopFirst()
 	wg.Wait()

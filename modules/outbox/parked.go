@@ -1,0 +1,151 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// ErrNotParked says that a key is not parked.
+var ErrNotParked = errors.New("the key is not parked")
+
+// ParkedKey is a key of which nothing is sent because one of its events was refused.
+type ParkedKey struct {
+	Key      string    `json:"key"`
+	Shard    int       `json:"shard"`
+	Events   int       `json:"events"` // that wait: the refused one and later ones met so far
+	ID       int64     `json:"id"`     // of the refused one
+	EventID  string    `json:"event_id"`
+	Type     string    `json:"type"`
+	Error    string    `json:"error"`
+	ParkedAt time.Time `json:"parked_at"`
+}
+
+// Parked lists the parked keys, the oldest first.
+func Parked(ctx context.Context, db *database.DB) ([]ParkedKey, error) {
+	rows, err := db.QueryContext(ctx, `SELECT k.key, k.shard, k.event, k.error, k.parked_ms, e.event_id, e.type, (SELECT count(*) FROM outbox_dead d WHERE d.key = k.key)
+		FROM outbox_parked_key k JOIN outbox_event e ON e.id = k.event ORDER BY k.parked_ms, k.key`)
+	if err != nil {
+		return nil, fmt.Errorf("list parked keys: %w", err)
+	}
+	defer rows.Close()
+	var out []ParkedKey
+	for rows.Next() {
+		var k ParkedKey
+		var ms int64
+		if err := rows.Scan(&k.Key, &k.Shard, &k.ID, &k.Error, &ms, &k.EventID, &k.Type, &k.Events); err != nil {
+			return nil, fmt.Errorf("list parked keys: %w", err)
+		}
+		k.ParkedAt = time.UnixMilli(ms).UTC()
+		out = append(out, k)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("list parked keys: %w", err)
+	}
+	return out, nil
+}
+
+// ParkedEvents returns the events that wait with a parked key, the refused one first.
+func ParkedEvents(ctx context.Context, db *database.DB, key string) ([]Record, error) {
+	rows, err := db.QueryContext(ctx, `SELECT e.id, d.replay, e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data
+		FROM outbox_parked_key k JOIN outbox_dead d ON d.key = k.key JOIN outbox_event e ON e.id = d.id WHERE k.key = ? ORDER BY e.id`, key)
+	if err != nil {
+		return nil, fmt.Errorf("read parked events: %w", err)
+	}
+	defer rows.Close()
+	var out []Record
+	for rows.Next() {
+		var r Record
+		err := rows.Scan(&r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data)
+		if err != nil {
+			return nil, fmt.Errorf("read parked events: %w", err)
+		}
+		out = append(out, r)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read parked events: %w", err)
+	}
+	if len(out) == 0 {
+		return nil, ErrNotParked
+	}
+	return out, nil
+}
+
+// RetryParked sends a parked key's events again, the refused one first, and returns how
+// many. Whether it is taken this time shows when it is tried: if not, it is parked again.
+func RetryParked(ctx context.Context, db *database.DB, key string) (int64, error) {
+	return unpark(ctx, db, key, false)
+}
+
+// DiscardParked gives up the refused event of a key and sends the later ones; it returns how
+// many. Consumers will see a gap in the key's sequence. Until retention drops it, the event
+// can still be sent with [Replay].
+func DiscardParked(ctx context.Context, db *database.DB, key string) (int64, error) {
+	return unpark(ctx, db, key, true)
+}
+
+func unpark(ctx context.Context, db *database.DB, key string, discard bool) (n int64, err error) {
+	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		shard, event, err := lockParked(ctx, tx, key)
+		if err != nil {
+			return err
+		}
+		if discard {
+			if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_dead WHERE id = ?`, event); err != nil {
+				return err
+			}
+		}
+		var first *int64
+		if err := tx.QueryRowContext(ctx, `SELECT min(id) FROM outbox_dead WHERE key = ?`, key).Scan(&first); err != nil {
+			return err
+		}
+		if first != nil && *first < event {
+			event = *first
+		}
+		if err := lower(ctx, tx, map[int]int64{shard: event}); err != nil {
+			return err
+		}
+		segment := ""
+		if database.IsPostgres(tx) {
+			segment = "segment, "
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, `+segment+`bytes, replay)
+			SELECT ?, id, `+segment+`bytes, replay FROM outbox_dead WHERE key = ? ON CONFLICT DO NOTHING`, shard, key)
+		if err != nil {
+			return err
+		}
+		res, err := tx.ExecContext(ctx, `DELETE FROM outbox_dead WHERE key = ?`, key)
+		if err != nil {
+			return err
+		}
+		if n, err = res.RowsAffected(); err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, `DELETE FROM outbox_parked_key WHERE key = ?`, key)
+		return err
+	})
+	if err != nil && !errors.Is(err, ErrNotParked) {
+		return 0, fmt.Errorf("unpark a key: %w", err)
+	}
+	return n, err
+}
+
+// lockParked locks the shard of a parked key and then the key, the order in which an owner
+// parks: it parks nothing meanwhile, and sees all that is done under the locks or nothing.
+func lockParked(ctx context.Context, tx database.Tx, key string) (shard int, event int64, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT shard FROM outbox_parked_key WHERE key = ?`, key).Scan(&shard)
+	if err == nil {
+		var one int
+		err = tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_shard WHERE shard = ?`+database.ForUpdate(tx), shard).Scan(&one)
+	}
+	if err == nil {
+		err = tx.QueryRowContext(ctx, `SELECT event FROM outbox_parked_key WHERE key = ?`+database.ForUpdate(tx), key).Scan(&event)
+	}
+	if database.IsNotFound(err) {
+		return 0, 0, ErrNotParked
+	}
+	return shard, event, err
+}

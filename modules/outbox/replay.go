@@ -1,0 +1,189 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Selection says which events; what is zero does not narrow it.
+type Selection struct {
+	FromID, ToID int64     // both included
+	From, To     time.Time // when it was written; To is not included
+	Key, Type    string
+}
+
+func (s Selection) where() (string, []any) {
+	parts, args := []string{"e.id > 0"}, []any{}
+	add := func(part string, arg any) { parts, args = append(parts, part), append(args, arg) }
+	if s.FromID > 0 {
+		add("e.id >= ?", s.FromID)
+	}
+	if s.ToID > 0 {
+		add("e.id <= ?", s.ToID)
+	}
+	if !s.From.IsZero() {
+		add("e.created_ms >= ?", s.From.UnixMilli())
+	}
+	if !s.To.IsZero() {
+		add("e.created_ms < ?", s.To.UnixMilli())
+	}
+	if s.Key != "" {
+		add("e.key = ?", s.Key)
+	}
+	if s.Type != "" {
+		add("e.type = ?", s.Type)
+	}
+	return strings.Join(parts, " AND "), args
+}
+
+// Oldest returns the id of the oldest event that is kept and when it was written, 0 while there
+// is none. Earlier ones are gone: see outbox.retention.
+func Oldest(ctx context.Context, db *database.DB) (id int64, at time.Time, err error) {
+	var ms int64
+	err = db.QueryRowContext(ctx, `SELECT id, created_ms FROM outbox_event ORDER BY id LIMIT 1`).Scan(&id, &ms)
+	switch {
+	case database.IsNotFound(err):
+		return 0, at, nil
+	case err != nil:
+		return 0, at, fmt.Errorf("find the oldest event: %w", err)
+	}
+	return id, time.UnixMilli(ms).UTC(), nil
+}
+
+// ReplayResult counts what a replay met.
+type ReplayResult struct {
+	Matched  int64 `json:"matched"`
+	Enqueued int64 `json:"enqueued"` // the others wait anyway
+	Parked   int64 `json:"parked"`   // chosen as well, and left with their parked keys
+	FirstID  int64 `json:"first_id"`
+	LastID   int64 `json:"last_id"`
+}
+
+// Replay has published events published again: the same ids, the same bytes, and the
+// extension attribute replay to tell them by. A dry run only counts. progress, if not nil,
+// hears after each step how many were met. It works in steps of one transaction each, and
+// can be run again: what waits already is not enqueued twice.
+func Replay(ctx context.Context, db *database.DB, sel Selection, dryRun bool, progress func(ReplayResult)) (ReplayResult, error) {
+	var res ReplayResult
+	if sel.ToID == 0 { // not what is written while this runs
+		last, err := schema.LastID(ctx, db)
+		if err != nil {
+			return res, fmt.Errorf("replay: %w", err)
+		}
+		sel.ToID = last
+	}
+	where, args := sel.where()
+	err := db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_event e JOIN outbox_dead d ON d.id = e.id WHERE `+where, args...).Scan(&res.Parked)
+	if err != nil {
+		return res, fmt.Errorf("replay: count what is parked: %w", err)
+	}
+	for {
+		var step ReplayResult
+		err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
+			step, err = replayStep(ctx, tx, sel, dryRun)
+			return err
+		})
+		if err != nil {
+			return res, fmt.Errorf("replay: %w", err)
+		}
+		if step.Matched == 0 {
+			return res, nil
+		}
+		if res.Matched == 0 {
+			res.FirstID = step.FirstID
+		}
+		res.Matched, res.Enqueued, res.LastID = res.Matched+step.Matched, res.Enqueued+step.Enqueued, step.LastID
+		if progress != nil {
+			progress(res)
+		}
+		sel.FromID = step.LastID + 1
+	}
+}
+
+func replayStep(ctx context.Context, tx database.Tx, sel Selection, dryRun bool) (res ReplayResult, err error) {
+	share, segment := "", "0"
+	if database.IsPostgres(tx) {
+		share, segment = " FOR SHARE", "e.segment"
+	}
+	var shards int // which must not change before the commit
+	if err := tx.QueryRowContext(ctx, `SELECT shards FROM outbox_setting`+share).Scan(&shards); err != nil {
+		return res, err
+	}
+	where, args := sel.where()
+	rows, err := tx.QueryContext(ctx, `SELECT e.id, `+segment+`, e.key, octet_length(e.data) + octet_length(e.subject) + octet_length(e.source) + octet_length(e.dataschema) + octet_length(e.type)
+		FROM outbox_event e WHERE `+where+` AND NOT EXISTS (SELECT 1 FROM outbox_dead d WHERE d.id = e.id) ORDER BY e.id LIMIT 1000`, args...)
+	if err != nil {
+		return res, err
+	}
+	defer rows.Close()
+	lows := map[int]int64{}
+	var values []string
+	for rows.Next() {
+		var id, bytes int64
+		var segment int
+		var key string
+		if err := rows.Scan(&id, &segment, &key, &bytes); err != nil {
+			return res, err
+		}
+		if res.Matched == 0 {
+			res.FirstID = id
+		}
+		res.Matched, res.LastID = res.Matched+1, id
+		shard := Partition(key, shards)
+		if low, ok := lows[shard]; !ok || id < low {
+			lows[shard] = id
+		}
+		value := fmt.Sprintf("(%d, %d, %d, true", shard, id, bytes+512+2*int64(len(key)))
+		if database.IsPostgres(tx) {
+			value += fmt.Sprintf(", %d", segment)
+		}
+		values = append(values, value+")")
+	}
+	if err := rows.Err(); err != nil {
+		return res, err
+	}
+	if dryRun || len(values) == 0 {
+		res.Enqueued = 0
+		return res, nil
+	}
+	if err := lower(ctx, tx, lows); err != nil {
+		return res, err
+	}
+	column := ""
+	if database.IsPostgres(tx) {
+		column = ", segment"
+	}
+	// With the shards locked nothing more is parked; what was parked since the events were
+	// read waits with its key.
+	done, err := tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, bytes, replay`+column+`)
+		SELECT v.* FROM (VALUES `+strings.Join(values, ", ")+`) AS v WHERE NOT EXISTS (SELECT 1 FROM outbox_dead d WHERE d.id = v.column2) ON CONFLICT DO NOTHING`)
+	if err != nil {
+		return res, err
+	}
+	res.Enqueued, err = done.RowsAffected()
+	return res, err
+}
+
+// lower makes owners look again from the given ids on. The new epoch voids what they
+// remember; the leases stay theirs.
+func lower(ctx context.Context, tx database.Tx, firsts map[int]int64) error {
+	for _, shard := range slices.Sorted(maps.Keys(firsts)) { // in one order: see renew
+		_, err := tx.ExecContext(ctx, `UPDATE outbox_shard SET epoch = epoch + 1, low = CASE WHEN low < ?1 THEN low ELSE ?1 END WHERE shard = ?2`, firsts[shard]-1, shard)
+		if err != nil {
+			return err
+		}
+	}
+	if database.IsPostgres(tx) {
+		if _, err := tx.ExecContext(ctx, "SELECT pg_notify('"+schema.Channel+"', 'lease')"); err != nil {
+			return err
+		}
+	}
+	return nil
+}

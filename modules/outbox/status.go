@@ -1,0 +1,142 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// State is what the outbox does now.
+type State struct {
+	Pending      int64         `json:"pending"`       // events that wait to be published
+	OldestAge    time.Duration `json:"oldest_age_ns"` // of those
+	ParkedKeys   int64         `json:"parked_keys"`
+	ParkedEvents int64         `json:"parked_events"`          // that wait with their keys
+	Rate         float64       `json:"rate"`                   // events a second, all relays, lately
+	LeasesAhead  int           `json:"leases_ahead,omitempty"` // leases that end later than they can: nobody's
+	LastID       int64         `json:"last_id"`
+	Relays       []RelayState  `json:"relays"`
+	Shards       []ShardState  `json:"shards"`
+	Targets      []Target      `json:"targets"` // the active one first
+	Trouble      []Trouble     `json:"trouble"` // of relays that are alive and, for a day, that are gone
+}
+
+// RelayState is a living relay.
+type RelayState struct {
+	ID      string    `json:"id"`
+	Name    string    `json:"name"`
+	Started time.Time `json:"started"`
+	Shards  int       `json:"shards"` // it holds the lease of
+	Rate    float64   `json:"rate"`   // events a second
+}
+
+// ShardState is one shard. Owner is empty while nobody holds the lease.
+type ShardState struct {
+	Shard     int           `json:"shard"`
+	Owner     string        `json:"owner,omitempty"`
+	Epoch     int64         `json:"epoch"`
+	LeaseLeft time.Duration `json:"lease_left_ns"`
+	Low       int64         `json:"low"`
+	Pending   int64         `json:"pending"`
+	OldestAge time.Duration `json:"oldest_age_ns"`
+}
+
+// Target returns the active target, nil while there is none.
+func (st State) Target() *Target {
+	if len(st.Targets) == 0 || st.Targets[0].State != active {
+		return nil
+	}
+	return &st.Targets[0]
+}
+
+// Status tells what the outbox does now. It counts, which takes a moment when millions wait.
+func Status(ctx context.Context, db *database.DB) (State, error) {
+	st, err := status(ctx, db)
+	if err != nil {
+		return State{}, fmt.Errorf("read the state of the outbox: %w", err)
+	}
+	return st, nil
+}
+
+func status(ctx context.Context, db *database.DB) (st State, err error) {
+	var nowMS int64
+	err = db.QueryRowContext(ctx, `SELECT `+schema.Now(db)+`, (SELECT count(*) FROM outbox_parked_key), (SELECT count(*) FROM outbox_dead)`).
+		Scan(&nowMS, &st.ParkedKeys, &st.ParkedEvents)
+	if err != nil {
+		return st, err
+	}
+	if st.LastID, err = schema.LastID(ctx, db); err != nil {
+		return st, err
+	}
+	age := func(ms int64) time.Duration { return time.Duration(max(0, nowMS-ms)) * time.Millisecond }
+
+	// A lease that ends later than it can was written by a clock that was ahead, or before the
+	// clock was set back. A step of a second is none. The clock is read again for that: since
+	// the first time everybody may have renewed.
+	latest := schema.Now(db) + ` + coalesce(r.lease_ms, ?1) + 1000`
+	rows, err := db.QueryContext(ctx, `SELECT s.shard, s.owner, s.epoch, s.until_ms, `+latest+`, s.low, coalesce(p.n, 0), coalesce(e.created_ms, `+schema.Now(db)+`)
+		FROM outbox_shard s
+		LEFT JOIN outbox_relay r ON r.id = s.owner
+		LEFT JOIN (SELECT shard, count(*) AS n, min(id) AS first FROM outbox_pending GROUP BY shard) p ON p.shard = s.shard
+		LEFT JOIN outbox_event e ON e.id = p.first ORDER BY s.shard`, schema.LongestLease.Milliseconds())
+	if err != nil {
+		return st, err
+	}
+	defer rows.Close()
+	owned := map[string]int{}
+	for rows.Next() {
+		var s ShardState
+		var owner *string
+		var until, latest, created int64
+		if err := rows.Scan(&s.Shard, &owner, &s.Epoch, &until, &latest, &s.Low, &s.Pending, &created); err != nil {
+			return st, err
+		}
+		switch {
+		case owner == nil || until <= nowMS:
+		case until > latest:
+			st.LeasesAhead++
+		default:
+			s.Owner, s.LeaseLeft = *owner, time.Duration(until-nowMS)*time.Millisecond
+			owned[s.Owner]++
+		}
+		if s.Pending > 0 {
+			s.OldestAge = age(created)
+		}
+		st.Pending += s.Pending
+		st.OldestAge = max(st.OldestAge, s.OldestAge)
+		st.Shards = append(st.Shards, s)
+	}
+	if err := rows.Err(); err != nil {
+		return st, err
+	}
+
+	relays, err := db.QueryContext(ctx, `SELECT id, name, started_ms, rate FROM outbox_relay r WHERE until_ms > ?2 AND until_ms <= `+latest+` ORDER BY id`,
+		schema.LongestLease.Milliseconds(), nowMS)
+	if err != nil {
+		return st, err
+	}
+	defer relays.Close()
+	for relays.Next() {
+		var r RelayState
+		var started int64
+		if err := relays.Scan(&r.ID, &r.Name, &started, &r.Rate); err != nil {
+			return st, err
+		}
+		r.Started, r.Shards = time.UnixMilli(started).UTC(), owned[r.ID]
+		st.Rate += r.Rate
+		st.Relays = append(st.Relays, r)
+	}
+	if err := relays.Err(); err != nil {
+		return st, err
+	}
+	if st.Targets, err = Targets(ctx, db); err != nil {
+		return st, err
+	}
+	if st.Trouble, err = troubles(ctx, db); database.IsForbidden(err) {
+		err = nil // grants.sql has not been run since: what else there is can be shown
+	}
+	return st, err
+}

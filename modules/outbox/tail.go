@@ -1,0 +1,157 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Entry is an event as the operator sees it.
+type Entry struct {
+	Record
+	Where string // pending, parked, published
+}
+
+// TailOptions say which events to show.
+type TailOptions struct {
+	Last   int    // begin with so many of the newest; 0: none of them
+	From   int64  // or begin with this id
+	Key    string // only of this key
+	Type   string // only of this type
+	Follow bool   // go on with new ones until ctx ends
+}
+
+// Tail calls fn with events, oldest first, each once. New events come in the order of their
+// commits, as far as that can be seen from outside. However many events there are, it
+// remembers only those that came after the oldest transaction that is still open.
+func Tail(ctx context.Context, db *database.DB, opt TailOptions, fn func(Entry) error) error {
+	return tail(ctx, db, opt, &idSet{}, fn)
+}
+
+func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, fn func(Entry) error) error {
+	s := schema.Settler{DB: db}
+	settled, err := s.Step(ctx, "")
+	if err != nil {
+		return fmt.Errorf("follow the outbox: %w", err)
+	}
+	if !settled { // relays may know better
+		err := db.QueryRowContext(ctx, `SELECT coalesce(min(low), 0) FROM outbox_shard`).Scan(&s.Bound)
+		if err != nil {
+			return fmt.Errorf("follow the outbox: %w", err)
+		}
+	}
+	above := s.Bound
+	switch {
+	case opt.From > 0:
+		above = opt.From - 1
+	case opt.Last > 0:
+		where, args := Selection{Key: opt.Key, Type: opt.Type}.where()
+		err := db.QueryRowContext(ctx, `SELECT coalesce(min(id), 1) - 1 FROM (SELECT e.id FROM outbox_event e WHERE `+where+` ORDER BY e.id DESC LIMIT ?) l`,
+			append(args, opt.Last)...).Scan(&above)
+		if err != nil {
+			return fmt.Errorf("find where to begin: %w", err)
+		}
+	case !settled:
+		if above, err = schema.LastID(ctx, db); err != nil {
+			return fmt.Errorf("find where to begin: %w", err)
+		}
+	}
+	for {
+		begun := time.Now()
+		bound := s.Bound // before the reading: above it late ones may come in between, and it is read again
+		last := above
+		for {
+			list, err := entries(ctx, db, Selection{FromID: last + 1, Key: opt.Key, Type: opt.Type}, 500)
+			if opt.Follow && interrupted(ctx) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			for _, e := range list {
+				last = e.ID
+				if shown.has(e.ID) {
+					continue
+				}
+				if e.ID > bound && opt.Follow {
+					shown.add(e.ID)
+				}
+				if err := fn(e); err != nil {
+					return err
+				}
+			}
+			if len(list) < 500 {
+				break
+			}
+		}
+		if !opt.Follow {
+			return nil
+		}
+		above = max(above, bound)
+		shown.forget(above)
+		// While a transaction stays open for long, all after it is read again and again.
+		select {
+		case <-time.After(max(100*time.Millisecond, time.Since(begun))):
+		case <-ctx.Done():
+			return nil
+		}
+		if _, err := s.Step(ctx, ""); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {
+			return fmt.Errorf("follow the outbox: %w", err)
+		}
+	}
+}
+
+func interrupted(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// idSet is a set of ids most of which follow each other: about a bit for each.
+type idSet struct{ bits map[int64]uint64 }
+
+func (s *idSet) has(id int64) bool { return s.bits[id/64]>>(id%64)&1 != 0 }
+
+func (s *idSet) add(id int64) {
+	if s.bits == nil {
+		s.bits = map[int64]uint64{}
+	}
+	s.bits[id/64] |= 1 << (id % 64)
+}
+
+// forget removes the ids up to one, or a few less.
+func (s *idSet) forget(through int64) {
+	maps.DeleteFunc(s.bits, func(word int64, _ uint64) bool { return word < through/64 })
+}
+
+func entries(ctx context.Context, db *database.DB, sel Selection, limit int) ([]Entry, error) {
+	where, args := sel.where()
+	rows, err := db.QueryContext(ctx, `SELECT e.id, coalesce(p.replay, false), e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject,
+			e.source, e.dataschema, e.time, e.data, CASE WHEN p.id IS NOT NULL THEN 'pending' WHEN d.id IS NOT NULL THEN 'parked' ELSE 'published' END
+		FROM (SELECT e.* FROM outbox_event e WHERE `+where+` ORDER BY e.id LIMIT ?) e
+		LEFT JOIN outbox_pending p ON p.id = e.id LEFT JOIN outbox_dead d ON d.id = e.id ORDER BY e.id`, append(args, limit)...)
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	defer rows.Close()
+	var out []Entry
+	for rows.Next() {
+		var e Entry
+		err := rows.Scan(&e.ID, &e.Replay, &e.CreatedMS, &e.Seq, &e.EventID, &e.Type, &e.Key, &e.Subject, &e.Source, &e.DataSchema, &e.Time, &e.Data, &e.Where)
+		if err != nil {
+			return nil, fmt.Errorf("read events: %w", err)
+		}
+		out = append(out, e)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	return out, nil
+}
