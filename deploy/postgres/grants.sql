@@ -23,7 +23,8 @@ BEGIN
                 AND granted.grantee IN ('authctl_serve'::regrole, 'authctl_relay'::regrole)
         UNION ALL
         SELECT format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, authctl_serve, authctl_relay', name::regproc::oid::regprocedure)
-            FROM unnest(ARRAY['outbox_add', 'outbox_target_is_known']) name
+            FROM unnest(ARRAY['outbox_add', 'outbox_target_is_known',
+                'revocation_until_ms', 'revocation_of_session', 'revocation_of_account', 'revocation_of_key']) name
     LOOP
         EXECUTE statement;
     END LOOP;
@@ -35,6 +36,9 @@ GRANT SELECT ON bun_migrations TO authctl_serve, authctl_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON users, begun_session, revoked_session, session TO authctl_serve;
 GRANT SELECT, INSERT ON user_origin TO authctl_serve; -- deleted with its user
 GRANT SELECT, INSERT, UPDATE ON signing_key TO authctl_serve;
+-- What has ended is written by triggers, which run as the owner of their functions.
+GRANT SELECT, DELETE ON revocation TO authctl_serve;
+GRANT SELECT, INSERT, UPDATE, DELETE ON verifier TO authctl_serve;
 
 -- authctl_serve adds events but can neither read nor remove them.
 GRANT EXECUTE ON FUNCTION outbox_add TO authctl_serve;

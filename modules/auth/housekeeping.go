@@ -56,6 +56,8 @@ func (s *Service) Housekeep(ctx context.Context) {
 			return purgeSessions(ctx, s.db, table, s.timestamp(), purgeBatch)
 		})
 	}
+	s.drain(ctx, "expired_revocations", func(ctx context.Context) (int64, error) { return s.feed.Purge(ctx, purgeBatch) })
+	s.drain(ctx, "verifiers", func(ctx context.Context) (int64, error) { return s.feed.PurgeVerifiers(ctx, purgeBatch) })
 	s.drain(ctx, "expired_sessions", func(ctx context.Context) (int64, error) {
 		n, err := s.sessions.Purge(ctx, purgeBatch)
 		return int64(n), err

@@ -32,10 +32,11 @@ type Introspection struct {
 // ClientCredentials are one reading of what a client of /oauth2/* sent to show who it is.
 type ClientCredentials struct{ ID, Secret string }
 
-// AuthenticateClient reports whether one of the readings of a client's credentials is right.
+// AuthenticateClient reports whether one of the readings of a client's credentials is right, and
+// whose they are.
 // That a reading names a client that there is takes no longer than that it does not. A
 // refusal is noted in the security log.
-func (s *Service) AuthenticateClient(readings []ClientCredentials, from Device) bool {
+func (s *Service) AuthenticateClient(readings []ClientCredentials, from Device) (id string, ok bool) {
 	named := ""
 	for _, c := range readings {
 		want, known := s.clients[c.ID]
@@ -44,14 +45,14 @@ func (s *Service) AuthenticateClient(readings []ClientCredentials, from Device) 
 		}
 		got := sha256.Sum256([]byte(c.Secret))
 		if subtle.ConstantTimeCompare(got[:], want) == 1 && known {
-			return true
+			return c.ID, true
 		}
 		if known || named == "" {
 			named = c.ID
 		}
 	}
 	s.security.Warn("client_refused", zap.String("client_id", printable(named, 255)), zap.String("ip", from.ip()))
-	return false
+	return "", false
 }
 
 // HasClients reports whether there is anybody who may call /oauth2/*.

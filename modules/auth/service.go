@@ -13,6 +13,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
+	"github.com/toppira/authctl/modules/auth/internal/feed"
 	"github.com/toppira/authctl/modules/auth/internal/password"
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	redisstore "github.com/toppira/authctl/modules/auth/internal/session/redis"
@@ -55,6 +56,7 @@ type Service struct {
 	verifier   *token.Verifier
 	passwords  *password.Passwords
 	limiter    *throttle.Limiter
+	feed       *feed.Feed
 	states     sessionStates
 	clients    map[string][]byte
 	lockOuts   lockOuts
@@ -122,6 +124,9 @@ func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.feed, err = feed.New(deps.DB, feed.Options{Log: s.log, Registry: deps.Registry, Now: s.now}); err != nil {
+		return nil, err
+	}
 	s.startLockOuts()
 	return s, nil
 }
@@ -145,7 +150,7 @@ func (s *Service) openSessions(ctx context.Context, deps Deps) error {
 func (s *Service) Close() error {
 	err := s.passwords.Close()
 	s.stopLockOuts()
-	return errors.Join(err, s.closeStatements())
+	return errors.Join(err, s.feed.Close(), s.closeStatements())
 }
 
 func (s *Service) closeStatements() error {
@@ -162,6 +167,7 @@ func (s *Service) transact(ctx context.Context, fn func(ctx context.Context, tx 
 		return err
 	}
 	s.committed()
+	s.feed.Wake()
 	return nil
 }
 

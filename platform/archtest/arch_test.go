@@ -33,6 +33,7 @@ var arrows = map[string][]string{
 		"platform/batch", "platform/cache", "platform/config", "platform/database", "platform/fault", "platform/logging",
 	},
 	"modules/auth/campaign":                             {}, // tests of the binary
+	"modules/auth/internal/feed":                        {"platform/database"},
 	"modules/auth/internal/password":                    {"platform/config", "platform/fault"},
 	"modules/auth/internal/password/blocklist/generate": {},
 	"modules/auth/internal/session":                     {"platform/config", "platform/fault"},
@@ -108,7 +109,7 @@ var libraries = []struct {
 	{"github.com/uptrace/bun/driver/", nil, nil, "PostgreSQL is reached through pgx, SQLite through modernc.org/sqlite"},
 	{"github.com/lib/pq", nil, nil, "PostgreSQL is reached through pgx"},
 	{"github.com/mattn/go-sqlite3", nil, nil, "it needs cgo: modernc.org/sqlite does not"},
-	{"math/rand", []string{"modules/auth/internal/password", "modules/outbox", "platform/database", "platform/httpserver", "cmd/bench"}, []string{"..."},
+	{"math/rand", []string{"modules/auth/internal/feed", "modules/auth/internal/password", "modules/outbox", "platform/database", "platform/httpserver", "cmd/bench"}, []string{"..."},
 		"secrets come from crypto/rand; this spreads retries and numbers requests"},
 }
 

@@ -43,8 +43,10 @@ type core struct {
 	shownHeaders []string // of answers, that pages may read
 	exchanges    sync.Pool
 
-	base  context.Context // of all requests; ends when a stop can wait no longer
-	abort context.CancelFunc
+	base    context.Context // of all requests; ends when a stop can wait no longer
+	abort   context.CancelFunc
+	waiting context.Context // of those that wait; ends when a stop begins to close connections
+	letGo   context.CancelFunc
 
 	unreadForward, unknownProxy reminder
 }
@@ -97,5 +99,6 @@ func newCore(cfg Config, opt Options, connections func() float64) (*core, error)
 		return nil, fmt.Errorf("register HTTP metrics: %w", err)
 	}
 	s.base, s.abort = context.WithCancel(context.Background())
+	s.waiting, s.letGo = context.WithCancel(s.base)
 	return s, nil
 }

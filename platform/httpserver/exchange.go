@@ -1,6 +1,7 @@
 package httpserver
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"encoding/hex"
@@ -56,6 +57,13 @@ type carrier interface {
 	set(name, value string) // a header of the answer
 	add(name, value string)
 	send(status int, body []byte)
+	// stream answers with what write sends, each part of which must be on its way by the time
+	// that it names with until. It may return before write does.
+	stream(ctx context.Context, status int, write func(ctx context.Context, w *bufio.Writer, until func(time.Time)))
+	// wait says that the request waits, for longer than others may take. The context that it
+	// returns also ends when the client has gone, where that is known.
+	wait(ctx context.Context) (context.Context, context.CancelFunc)
+	trust() // the connection is of somebody known: it counts no longer against its address
 	close() // the connection, after the answer
 }
 
@@ -217,6 +225,11 @@ func (x *exchange) run(r *route) error {
 	if r.page != nil {
 		return r.page(x)
 	}
+	if r.Waits {
+		ctx, cancel := x.carrier.wait(x.waiting)
+		defer cancel()
+		return r.Do.run(ctx, x)
+	}
 	// Nobody says that a client left, so the deadline is what ends the work.
 	ctx, cancel := context.WithTimeout(x.base, x.cfg.HTTP.RequestTimeout)
 	defer cancel()
@@ -254,7 +267,9 @@ func (x *exchange) end() {
 	pattern := "none"
 	if x.route != nil {
 		pattern = x.route.Path
-		x.route.duration.Observe(took.Seconds())
+		if !x.route.Waits {
+			x.route.duration.Observe(took.Seconds())
+		}
 	}
 	x.metrics.requests.WithLabelValues(pattern, method, x.metrics.status(x.status)).Inc()
 	x.logRequest(pattern, method, took)

@@ -1,8 +1,11 @@
 package httpserver
 
 import (
+	"bufio"
+	"context"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/gofiber/fiber/v2"
 	"github.com/valyala/fasthttp"
@@ -32,6 +35,27 @@ func (c fastCarrier) headers(name string) (values []string) {
 func (c fastCarrier) send(status int, body []byte) {
 	c.SetStatusCode(status)
 	c.Response.SetBodyRaw(body)
+}
+
+// stream returns at once: write runs beside, and what it sends waits for the headers.
+func (c fastCarrier) stream(ctx context.Context, status int, write func(context.Context, *bufio.Writer, func(time.Time))) {
+	conn := c.Conn()
+	c.SetStatusCode(status)
+	c.Response.ImmediateHeaderFlush = true
+	c.Response.SetBodyStreamWriter(func(w *bufio.Writer) {
+		write(ctx, w, func(deadline time.Time) { _ = conn.SetWriteDeadline(deadline) })
+	})
+}
+
+// wait returns the context as it is, since streams outlast the request.
+func (c fastCarrier) wait(ctx context.Context) (context.Context, context.CancelFunc) {
+	return ctx, func() {}
+}
+
+func (c fastCarrier) trust() {
+	if one := ours(c.Conn()); one != nil {
+		one.listener.trust(one)
+	}
 }
 
 type exchangeKey struct{}

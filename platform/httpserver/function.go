@@ -31,6 +31,7 @@ import (
 //		Status int                                        // another than the route's
 //		Device string       `header:"Auth-Device"`        // not sent when empty
 //		Cookie *http.Cookie `cookie:"device"`             // not sent when nil
+//		Events Events                                     // when not nil, in place of the body
 //		Body   tokens
 //	}
 //
@@ -131,6 +132,9 @@ func forIdentity[Who, In any](id Identity[Who], do func(context.Context, *exchan
 			}
 			if id.User != nil {
 				x.user = id.User(who)
+			}
+			if x.route.Waits {
+				x.carrier.trust()
 			}
 		}
 		var in In

@@ -1,12 +1,15 @@
 package httpserver
 
 import (
+	"bufio"
+	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
+	"time"
 )
 
 // Handler serves routes in a server of the host's own, by net/http. Answers are the same as
@@ -16,7 +19,7 @@ import (
 // What happens before a request is read is the host's: timeouts and limits of headers and
 // connections (of the settings only app.http.request_timeout counts), what is taken for HTTP
 // on the wire (net/http accepts folded header lines and bare LF, and answers what it refuses
-// in plain text), and stopping in order.
+// in plain text), and stopping in order: what waits ends with the request's context.
 func Handler(cfg Config, opt Options, routes ...Route) (http.Handler, error) {
 	cfg.TLS = TLSConfig{} // the host's
 	s, err := newCore(cfg, opt, nil)
@@ -121,6 +124,42 @@ func (c *netCarrier) send(status int, body []byte) {
 		_, _ = c.w.Write(body) // a client that left cannot be told
 	}
 }
+
+// stream writes until there is no more to send.
+func (c *netCarrier) stream(ctx context.Context, status int, write func(context.Context, *bufio.Writer, func(time.Time))) {
+	ctx, cancel := c.wait(ctx)
+	defer cancel()
+	control := http.NewResponseController(c.w)
+	c.w.WriteHeader(status)
+	_ = control.Flush()
+	write(ctx, bufio.NewWriter(flusher{c.w, control}), func(deadline time.Time) { _ = control.SetWriteDeadline(deadline) })
+}
+
+// flusher hands on what is written at once.
+type flusher struct {
+	w       io.Writer
+	control *http.ResponseController
+}
+
+func (f flusher) Write(b []byte) (int, error) {
+	n, err := f.w.Write(b)
+	if err == nil {
+		err = f.control.Flush()
+	}
+	return n, err
+}
+
+// wait lifts the host's deadlines from the request.
+func (c *netCarrier) wait(ctx context.Context) (context.Context, context.CancelFunc) {
+	control := http.NewResponseController(c.w)
+	_ = control.SetReadDeadline(time.Time{}) // where that is not supported there is none
+	_ = control.SetWriteDeadline(time.Time{})
+	both, cancel := context.WithCancel(c.r.Context())
+	unhook := context.AfterFunc(ctx, cancel)
+	return both, func() { unhook(); cancel() }
+}
+
+func (c *netCarrier) trust() {} // connections are the host's
 
 func bodyAllowed(status int) bool {
 	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified

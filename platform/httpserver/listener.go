@@ -133,16 +133,30 @@ func longestWaiting(conns map[*conn]struct{}) (longest *conn) {
 	return longest
 }
 
+// trust no longer counts a connection against its address: who is at the other end is known.
+func (l *listener) trust(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.uncount(c)
+}
+
+// uncount leaves a connection out of those of its address. The caller holds the lock.
+func (l *listener) uncount(c *conn) {
+	if !c.counted {
+		return
+	}
+	c.counted = false
+	others := l.clients[c.client]
+	if delete(others, c); len(others) == 0 {
+		delete(l.clients, c.client)
+	}
+}
+
 func (l *listener) release(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.conns, c)
-	if c.counted {
-		others := l.clients[c.client]
-		if delete(others, c); len(others) == 0 {
-			delete(l.clients, c.client)
-		}
-	}
+	l.uncount(c)
 	if l.empty != nil && len(l.conns) == 0 {
 		close(l.empty)
 		l.empty = nil

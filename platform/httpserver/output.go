@@ -45,6 +45,7 @@ type output struct {
 	status  int          // field of an envelope, -1 without one
 	headers []outHeader
 	cookie  int // field of an envelope, -1 without one
+	events  int // field of an envelope, -1 without one
 }
 
 type outHeader struct {
@@ -57,12 +58,15 @@ const (
 	noBody      = -2
 )
 
-var cookieType = reflect.TypeFor[*http.Cookie]()
+var (
+	cookieType = reflect.TypeFor[*http.Cookie]()
+	eventsType = reflect.TypeFor[Events]()
+)
 
 // outputOf makes the plan for an output type. It panics on a field of an envelope that says
 // nothing of where it goes.
 func outputOf(t reflect.Type) output {
-	out := output{of: t, body: wholeIsBody, status: -1, cookie: -1}
+	out := output{of: t, body: wholeIsBody, status: -1, cookie: -1, events: -1}
 	if t.Kind() != reflect.Struct || !isEnvelope(t) {
 		return out
 	}
@@ -78,6 +82,8 @@ func outputOf(t reflect.Type) output {
 			out.cookie = i
 		case field.Name == "Body":
 			out.body = i
+		case field.Type == eventsType:
+			out.events = i
 		default:
 			panic(fmt.Sprintf("httpserver: %s.%s has no tag that says where it goes", t, field.Name))
 		}
@@ -108,6 +114,9 @@ func (f Function) Body() reflect.Type {
 	return f.output.of.Field(f.output.body).Type
 }
 
+// Streams reports whether the function may answer with [Events].
+func (f Function) Streams() bool { return f.output.of != nil && f.output.events >= 0 }
+
 func (o output) headerNames() (names []string) {
 	for _, h := range o.headers {
 		names = append(names, h.name)
@@ -128,6 +137,12 @@ func (o output) write(x *exchange, answer reflect.Value) error {
 		return nil
 	}
 	value := answer.Elem()
+	if o.events >= 0 {
+		if events := value.Field(o.events).Interface().(Events); events != nil {
+			x.stream(events)
+			return nil
+		}
+	}
 	if o.body >= 0 {
 		part := value.Field(o.body).Addr().Interface()
 		if encoded, ok := part.(interface{ encoded() []byte }); ok {

@@ -34,6 +34,10 @@ type Route struct {
 
 	OAuth bool // errors are RFC 6749 §5.2 JSON; so are 404 and 405 beside it
 	Quiet bool // logged at debug when it went well: probes
+	// Waits says that the function may wait for something to happen, for longer than
+	// app.http.request_timeout, and answer with [Events]. Its context ends when the server stops.
+	// The connections of those whom its identity lets in do not count against their address.
+	Waits bool
 
 	page func(*exchange) error // serves files for people, in place of a function; not documented
 }

@@ -173,6 +173,7 @@ func (s *Server) stop(l *listener) {
 	defer cancel()
 	begun := time.Now()
 	_ = l.Close()
+	s.letGo()
 	idle := make(chan struct{})
 	go func() {
 		defer close(idle)

@@ -156,7 +156,7 @@ func (w *writer) request(op *openapi3.Operation, r httpserver.Route) error {
 		}
 		for _, in := range []string{"path", "query", "header", "cookie"} {
 			name, ok := field.Tag.Lookup(in)
-			if !ok || name == "Authorization" { // which is the security scheme's
+			if !ok || name == "Authorization" || name == "Accept" { // the security scheme's, and the media types'
 				continue
 			}
 			schema, err := w.field(field)
@@ -216,6 +216,11 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 			return err
 		}
 		answer.Content = openapi3.Content{"application/json": &openapi3.MediaType{Schema: schema, Examples: named("example", value)}}
+		if r.Do.Streams() {
+			answer.Content["text/event-stream"] = &openapi3.MediaType{Schema: (&openapi3.Schema{
+				Type: types("string"), Description: "Server-sent events, with the JSON of one answer each.",
+			}).NewRef()}
+		}
 	}
 	if out := r.Do.Out(); out != nil && out.Kind() == reflect.Struct {
 		for _, field := range reflect.VisibleFields(out) {

@@ -32,15 +32,15 @@ func Bearer(svc *auth.Service) httpserver.Identity[auth.Caller] {
 }
 
 // client lets in the clients of auth.clients, by HTTP Basic or in the form.
-func (a *api) client() httpserver.Identity[struct{}] {
-	return httpserver.Identity[struct{}]{
+func (a *api) client() httpserver.Identity[string] {
+	return httpserver.Identity[string]{
 		Scheme: &httpserver.Scheme{
 			Name: "client", HTTP: "basic", InForm: true,
 			Description: "The id and secret of a client of `auth.clients` (`client_secret_basic`), form-encoded or not. " +
 				"They may be sent as `client_id` and `client_secret` in the form instead (`client_secret_post`), but not both ways at once.",
 		},
-		Of: func(_ context.Context, c httpserver.Credentials) (struct{}, error) {
-			return struct{}{}, a.authenticateClient(c)
+		Of: func(_ context.Context, c httpserver.Credentials) (string, error) {
+			return a.authenticateClient(c)
 		},
 	}
 }
@@ -86,22 +86,22 @@ func plausible(token string) error {
 }
 
 // authenticateClient lets through who shows to be a client of auth.clients, by HTTP Basic or
-// in the form (RFC 6749 §2.3.1), and not by both.
-func (a *api) authenticateClient(c httpserver.Credentials) error {
+// in the form (RFC 6749 §2.3.1), and not by both, and returns its id.
+func (a *api) authenticateClient(c httpserver.Credentials) (id string, err error) {
 	form, err := c.Form()
 	if err != nil {
-		return err
+		return "", err
 	}
 	const how = "HTTP Basic (client_secret_basic), or client_id and client_secret in the form (client_secret_post)"
-	refused := func(description string) error {
-		return &httpserver.OAuthError{Status: http.StatusUnauthorized, Code: "invalid_client", Description: description}
+	refused := func(description string) (string, error) {
+		return "", &httpserver.OAuthError{Status: http.StatusUnauthorized, Code: "invalid_client", Description: description}
 	}
-	confused := func(description string) error {
-		return &httpserver.OAuthError{Status: http.StatusBadRequest, Code: "invalid_request", Description: description}
+	confused := func(description string) (string, error) {
+		return "", &httpserver.OAuthError{Status: http.StatusBadRequest, Code: "invalid_request", Description: description}
 	}
 	header := c.Authorization()
 	scheme, encoded, _ := strings.Cut(header, " ")
-	id, hasID := form["client_id"]
+	inForm, hasID := form["client_id"]
 	secret, hasSecret := form["client_secret"]
 	var readings []auth.ClientCredentials
 	switch {
@@ -114,13 +114,13 @@ func (a *api) authenticateClient(c httpserver.Credentials) error {
 		if readings = basicReadings(string(raw)); err != nil || len(readings) == 0 {
 			return refused("Basic must be followed by the base64 of id:secret.")
 		}
-		if hasID && !slices.ContainsFunc(readings, func(r auth.ClientCredentials) bool { return r.ID == id }) {
+		if hasID && !slices.ContainsFunc(readings, func(r auth.ClientCredentials) bool { return r.ID == inForm }) {
 			return confused("client_id is another client than the one in Authorization.")
 		}
 	case header != "":
 		return refused("This takes the id and secret of a client, and no other scheme than Basic. Send " + how + ".")
 	case hasID && hasSecret:
-		readings = []auth.ClientCredentials{{ID: id, Secret: secret}}
+		readings = []auth.ClientCredentials{{ID: inForm, Secret: secret}}
 	case hasID:
 		return refused("client_secret is missing.")
 	case hasSecret:
@@ -128,8 +128,8 @@ func (a *api) authenticateClient(c httpserver.Credentials) error {
 	default:
 		return refused("Client authentication is missing. Send " + how + ".")
 	}
-	if a.svc.AuthenticateClient(readings, deviceOf(c.Peer())) {
-		return nil
+	if id, ok := a.svc.AuthenticateClient(readings, deviceOf(c.Peer())); ok {
+		return id, nil
 	}
 	return refused("The client is not known, or its secret is wrong.")
 }

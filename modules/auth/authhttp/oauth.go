@@ -63,6 +63,7 @@ type Metadata struct {
 	IntrospectionAuthTypes []string `json:"introspection_endpoint_auth_methods_supported,omitempty" example:"client_secret_basic"`
 	RevocationEndpoint     string   `json:"revocation_endpoint,omitempty" format:"uri" example:"https://auth.example.com/oauth2/revoke" doc:"Absent when there are no clients."`
 	RevocationAuthTypes    []string `json:"revocation_endpoint_auth_methods_supported,omitempty" example:"client_secret_basic"`
+	RevocationFeed         string   `json:"revocation_feed_endpoint,omitempty" format:"uri" example:"https://auth.example.com/oauth2/revocations" doc:"Where what has ended is told. Where there are clients to call it."`
 	ServiceDocumentation   string   `json:"service_documentation" format:"uri" example:"https://github.com/toppira/authctl"`
 }
 
@@ -77,6 +78,7 @@ func (a *api) metadata(context.Context, struct{}) (Metadata, error) {
 		methods := []string{"client_secret_basic", "client_secret_post"}
 		answer.IntrospectionEndpoint, answer.IntrospectionAuthTypes = base+"/oauth2/introspect", methods
 		answer.RevocationEndpoint, answer.RevocationAuthTypes = base+"/oauth2/revoke", methods
+		answer.RevocationFeed = base + "/oauth2/revocations"
 	}
 	return answer, nil
 }
@@ -111,7 +113,7 @@ type Introspection struct {
 	AuthTime  int64                `json:"auth_time,omitempty" example:"1767366245" doc:"Seconds since 1970: when the person last gave the password."`
 }
 
-func (a *api) introspect(ctx context.Context, _ struct{}, in tokenInput) (Introspection, error) {
+func (a *api) introspect(ctx context.Context, _ string, in tokenInput) (Introspection, error) {
 	if in.Token == "" {
 		return Introspection{}, &errNoToken
 	}
@@ -130,7 +132,7 @@ func (a *api) introspect(ctx context.Context, _ struct{}, in tokenInput) (Intros
 	return answer, nil
 }
 
-func (a *api) revoke(ctx context.Context, _ struct{}, in tokenInput) error {
+func (a *api) revoke(ctx context.Context, _ string, in tokenInput) error {
 	if in.Token == "" {
 		return &errNoToken
 	}

@@ -120,6 +120,15 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 			Do:          httpserver.AsDo(client, a.revoke), OAuthFaults: []httpserver.OAuthError{errNoToken},
 		},
 	}
+	routes = append(routes, httpserver.Route{
+		Method: "GET", Path: "/oauth2/revocations", ID: "revocations", Group: oauth2, OAuth: true, Waits: true, Quiet: true,
+		Summary: "List what has ended, for services that verify access tokens themselves", Success: "What has ended.", Cache: noStore,
+		Description: "Without `after` it begins with everything that has ended and could still be accepted somewhere; with it, it goes on: " +
+			"at once when something has ended since, else after `wait` seconds with nothing and a newer `as_of`. " +
+			"With `Accept: text/event-stream` each page comes as an event `revocations` whose id is its cursor; an event `error` ends the stream. " +
+			"Entries may repeat and come in any order; what is of an unknown type is to be noticed.",
+		Do: httpserver.As(client, a.revocations), OAuthFaults: []httpserver.OAuthError{errCursorGone},
+	})
 	if path := opt.mount(); path != "" {
 		// RFC 8414 §3.1 puts the issuer's path behind the well-known one, and there no proxy
 		// takes it off. Behind it, as others look for it, the proxy does.

@@ -1,0 +1,13 @@
+-- Who follows /oauth2/revocations, as they name themselves, and the signing keys that they hold:
+-- authctl key promote waits for them. A row goes a day after its follower was last seen.
+-- Owner: modules/auth/internal/feed.
+
+CREATE TABLE verifier (
+    client   text NOT NULL,   -- of auth.clients
+    name     text NOT NULL,   -- the follower's own
+    version  text NOT NULL,
+    keys     text,            -- key ids with commas between them; NULL where it does not tell
+    seen_ms  bigint NOT NULL, -- ms since 1970 by the database's clock
+    lag_ms   bigint NOT NULL, -- how old what it was told was then
+    PRIMARY KEY (client, name)
+) WITH (fillfactor = 70);

@@ -1,0 +1,189 @@
+package authhttp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/httpserver"
+)
+
+// Revocations is what has ended, for those who verify access tokens without asking.
+type Revocations struct {
+	Cursor      string       `json:"cursor" example:"AQ" doc:"Present it as after to go on from here."`
+	AsOf        string       `json:"as_of" format:"date-time" example:"2026-01-02T15:04:05.123456Z" doc:"What had ended by then has been told with this answer and those before it, by the clock of the database."`
+	More        bool         `json:"more" example:"false" doc:"Another page is ready: ask at once. Before the last page nothing is complete."`
+	Revocations []Revocation `json:"revocations"`
+}
+
+// Revocation is one thing that has ended.
+type Revocation struct {
+	Type         string `json:"type" enum:"session,account,key" example:"session"`
+	SessionID    string `json:"sid,omitempty" format:"uuid" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c" doc:"Of a session: tokens with this sid are over."`
+	Subject      string `json:"sub,omitempty" format:"uuid" example:"0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10" doc:"Whose session or account it is."`
+	SessionEpoch int64  `json:"session_epoch,omitempty" doc:"Of an account: tokens with its sub and a lower session_epoch are over. Of several the highest counts."`
+	KeptSID      string `json:"kept_sid,omitempty" format:"uuid" doc:"Of an account: but for the tokens with this sid."`
+	KeyID        string `json:"kid,omitempty" pattern:"^[A-Za-z0-9_-]{1,64}$" doc:"Of a signing key: everything that it signed is over."`
+	ExpiresAt    string `json:"expires_at" format:"date-time" example:"2026-01-02T20:09:05Z" doc:"It may be forgotten then: whatever it ends has expired."`
+}
+
+type revocationsInput struct {
+	After       string `query:"after" example:"AQ" doc:"The cursor of the answer before. Without one everything is told that has ended and could still be accepted."`
+	Wait        string `query:"wait" pattern:"^[0-9]{1,2}$" example:"0" doc:"Seconds to wait when nothing has ended since: 0 to 30, default 0. For events 1 to 30, default 5: an event comes at least that often."`
+	Verifier    string `query:"verifier" maxLength:"100" example:"orders-3" doc:"How the caller names itself: up to 100 printable ASCII characters. authctl verifier list shows it."`
+	Version     string `query:"version" maxLength:"100" example:"orders 1.4.2" doc:"Of the caller's program; for people."`
+	Keys        string `query:"keys" example:"lpkJk-MlDxWRkDInAlO2WgoKJQllf958DxvrTfim0kM" doc:"The ids of the signing keys that the caller holds, with commas between them, at most 32: authctl key promote waits until everybody holds the new one."`
+	Accept      string `header:"Accept"`
+	LastEventID string `header:"Last-Event-ID" example:"AQ" doc:"The same as after, as clients of server-sent events send it when they come back."`
+}
+
+// revocationsAnswer is a page, or events with a page each.
+type revocationsAnswer struct {
+	Body   httpserver.Encoded[Revocations]
+	Events httpserver.Events
+}
+
+const (
+	maxWait    = 30 * time.Second
+	eventsWait = 5 * time.Second
+	mostKeys   = 32
+	maxName    = 100
+)
+
+var keyID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// The faults of the feed. After crowded the caller had better try another server.
+var (
+	errCursorGone = httpserver.OAuthError{Status: http.StatusGone, Code: "cursor_gone",
+		Description: "The database cannot go on from this cursor: it is another one, or was restarted, restored or promoted since. Begin without after.",
+	}
+	errCrowded = httpserver.OAuthError{Status: http.StatusServiceUnavailable, Code: "temporarily_unavailable",
+		Description: "This server has as many followers as it takes.", RetryAfter: 5 * time.Second,
+	}
+)
+
+func badFollower(description string) error {
+	return &httpserver.OAuthError{Status: http.StatusBadRequest, Code: "invalid_request", Description: description}
+}
+
+// follow reads what a follower asks for.
+func (in revocationsInput) follow(client string) (who auth.Follower, wait time.Duration, err error) {
+	who = auth.Follower{Client: client, Name: in.Verifier, Version: in.Version}
+	if !printable(in.Verifier) || !printable(in.Version) {
+		return who, 0, badFollower("verifier and version are at most 100 printable ASCII characters.")
+	}
+	if in.Keys != "" {
+		who.Keys = strings.Split(in.Keys, ",")
+		if len(who.Keys) > mostKeys || slices.ContainsFunc(who.Keys, func(kid string) bool { return !keyID.MatchString(kid) }) {
+			return who, 0, badFollower("keys are at most 32 key ids with commas between them.")
+		}
+	}
+	if in.Wait == "" {
+		if in.streams() {
+			wait = eventsWait
+		}
+		return who, wait, nil
+	}
+	n, err := strconv.ParseUint(in.Wait, 10, 16)
+	wait = time.Duration(n) * time.Second
+	if err != nil || wait > maxWait || wait == 0 && in.streams() {
+		return who, 0, badFollower("wait is a whole number of seconds from 0 to 30, for events from 1.")
+	}
+	return who, wait, nil
+}
+
+func printable(text string) bool {
+	return len(text) <= maxName && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+// streams reports whether the caller wants server-sent events, which it has to name.
+func (in revocationsInput) streams() bool {
+	for one := range strings.SplitSeq(in.Accept, ",") {
+		if media, _, _ := strings.Cut(one, ";"); strings.EqualFold(strings.TrimSpace(media), "text/event-stream") {
+			return true
+		}
+	}
+	return false
+}
+
+// revocations tells what has ended.
+func (a *api) revocations(ctx context.Context, client string, in revocationsInput) (revocationsAnswer, error) {
+	who, wait, err := in.follow(client)
+	if err != nil {
+		return revocationsAnswer{}, err
+	}
+	after := in.After
+	if in.streams() && in.LastEventID != "" { // where the stream before this one ended
+		after = in.LastEventID
+	}
+	f, err := a.svc.FollowRevocations(who)
+	if err != nil {
+		return revocationsAnswer{}, followFault(err)
+	}
+	if !in.streams() {
+		defer f.Close()
+		page, err := f.Next(ctx, after, wait)
+		return revocationsAnswer{Body: page.JSON}, followFault(err)
+	}
+	// A cursor that is gone is said before anything else.
+	first, err := f.Next(ctx, after, 0)
+	if err != nil {
+		f.Close()
+		return revocationsAnswer{}, followFault(err)
+	}
+	return revocationsAnswer{Events: func(ctx context.Context, send func(httpserver.Event) error) {
+		defer f.Close()
+		tellRevocations(ctx, f, first, wait, send)
+	}}, nil
+}
+
+// tellRevocations sends a page an event until somebody has gone or something fails.
+func tellRevocations(ctx context.Context, f *auth.Following, page auth.RevocationPage, wait time.Duration, send func(httpserver.Event) error) {
+	for {
+		if err := send(httpserver.Event{Name: "revocations", ID: page.Cursor, Data: page.JSON}); err != nil || ctx.Err() != nil {
+			return
+		}
+		next, err := f.Next(ctx, page.Cursor, wait)
+		if err != nil {
+			_ = send(httpserver.Event{Name: "error", Data: eventFault(err)})
+			return
+		}
+		page = next
+	}
+}
+
+// followFault is an error of a follower as the client may see it.
+func followFault(err error) error {
+	switch {
+	case errors.Is(err, auth.ErrCursorGone):
+		return &errCursorGone
+	case errors.Is(err, auth.ErrNotACursor):
+		return badFollower("after is not a cursor of this service.")
+	case errors.Is(err, auth.ErrTooManyFollowers):
+		return &errCrowded
+	case errors.Is(err, auth.ErrRevocationsUnknown):
+		return fmt.Errorf("%w: %w", httpserver.ErrUnavailable, err)
+	}
+	return err
+}
+
+// eventFault is the JSON of an error within a stream.
+func eventFault(err error) []byte {
+	problem := httpserver.OAuthProblem{Error: "temporarily_unavailable", Description: "What has ended cannot be told right now."}
+	if oauth, ok := errors.AsType[*httpserver.OAuthError](followFault(err)); ok {
+		problem = httpserver.OAuthProblem{Error: oauth.Code, Description: oauth.Description}
+	}
+	text, err := json.Marshal(problem)
+	if err != nil {
+		panic(err) // two texts
+	}
+	return text
+}

@@ -1,0 +1,442 @@
+package feed_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth/internal/feed"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+func open(t testing.TB, db *database.DB) *feed.Feed {
+	t.Helper()
+	f, err := feed.New(db, feed.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+// end ends a session, as everything that ends one does.
+func end(t testing.TB, tx database.IDB, sid uuid.UUID) {
+	t.Helper()
+	now := time.Now().UTC()
+	if _, err := tx.ExecContext(context.Background(), "INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at) VALUES (?, ?, 'logout', ?, ?)",
+		sid, uuid.New(), now, now.Add(time.Hour)); err != nil {
+		t.Error(err)
+	}
+}
+
+// follower applies what it is told, as a verifier does.
+type follower struct {
+	t      testing.TB
+	feed   *feed.Feed
+	leave  func()
+	cursor string
+	ended  map[string]int // by sid or sub or kid: how often it was told
+	asOf   time.Time
+}
+
+func follow(t testing.TB, f *feed.Feed) *follower {
+	t.Helper()
+	leave, err := f.Enter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(leave)
+	return &follower{t: t, feed: f, leave: leave, ended: make(map[string]int)}
+}
+
+type told struct {
+	Cursor      string
+	AsOf        time.Time `json:"as_of"`
+	More        bool
+	Revocations []struct {
+		Type, Sid, Sub, Kid string
+		SessionEpoch        int64     `json:"session_epoch"`
+		ExpiresAt           time.Time `json:"expires_at"`
+	}
+}
+
+// take applies one answer.
+func (f *follower) take(page feed.Page) told {
+	var answer told
+	if err := json.Unmarshal(page.JSON, &answer); err != nil {
+		f.t.Error(err)
+	}
+	for _, one := range answer.Revocations {
+		if time.Until(one.ExpiresAt) < time.Minute {
+			f.t.Errorf("%+v expires too early", one)
+		}
+		f.ended[map[string]string{"session": one.Sid, "account": one.Sub, "key": one.Kid}[one.Type]]++
+	}
+	if answer.Cursor != page.Cursor || answer.More != page.More || len(answer.Revocations) != page.Facts {
+		f.t.Errorf("the page %+v says %+v", page, answer)
+	}
+	f.cursor, f.asOf = page.Cursor, answer.AsOf
+	return answer
+}
+
+// ask asks until there is no other page.
+func (f *follower) ask(wait time.Duration) {
+	f.t.Helper()
+	for more := true; more; {
+		page, err := f.feed.Next(f.t.Context(), f.cursor, wait)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		more = f.take(page).More
+	}
+}
+
+// knows waits until the follower has been told.
+func (f *follower) knows(what uuid.UUID) {
+	f.t.Helper()
+	testenv.Eventually(f.t, "it is told that "+what.String()+" has ended", func() bool {
+		f.ask(100 * time.Millisecond)
+		return f.ended[what.String()] > 0
+	})
+}
+
+func TestAFollowerIsToldWhatHasEndedAndWhatEnds(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		before, after := uuid.New(), uuid.New()
+		end(t, db, before)
+		f := follow(t, open(t, db))
+		f.ask(0)
+		if f.ended[before.String()] != 1 || len(f.ended) != 1 {
+			t.Fatalf("the snapshot: %v", f.ended)
+		}
+		snapshot := f.asOf
+		f.ask(0)
+		if len(f.ended) != 1 || f.ended[before.String()] != 1 || f.asOf.Before(snapshot) {
+			t.Errorf("with nothing new: %v as of %v, before %v", f.ended, f.asOf, snapshot)
+		}
+		end(t, db, after)
+		f.knows(after)
+		if f.ended[before.String()] != 1 || f.ended[after.String()] != 1 {
+			t.Errorf("told more than once: %v", f.ended)
+		}
+		// Another process goes on from there; on SQLite there is only one.
+		elsewhere := follow(t, open(t, db))
+		elsewhere.cursor = f.cursor
+		if !db.IsPostgres() {
+			if _, err := elsewhere.feed.Next(t.Context(), f.cursor, 0); !errors.Is(err, feed.ErrGone) {
+				t.Errorf("a cursor of another process: %v", err)
+			}
+			return
+		}
+		third := uuid.New()
+		end(t, db, third)
+		elsewhere.knows(third)
+		if len(elsewhere.ended) != 1 {
+			t.Errorf("the other process told %v", elsewhere.ended)
+		}
+	})
+}
+
+// What commits late has a lower id than what was told before. A cursor by id misses it.
+func TestNothingThatCommitsLateIsMissed(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	shared := open(t, db)
+	f := follow(t, shared)
+	f.ask(0)
+	// Somebody keeps a transaction open that has nothing to do with us.
+	foreign, over := dbtest.Begin(t, db)
+	if _, err := foreign.ExecContext(t.Context(), "CREATE TABLE foreign_work (id integer)"); err != nil {
+		t.Fatal(err)
+	}
+	late, early := uuid.New(), uuid.New()
+	tx, commit := dbtest.Begin(t, db)
+	end(t, tx, late)
+	end(t, db, early)
+	f.knows(early)
+	f.ask(0)
+	if f.ended[late.String()] != 0 {
+		t.Fatal("told of what has not committed")
+	}
+	abroad := follow(t, open(t, db)) // by another process, from the same cursor
+	abroad.cursor = f.cursor
+	if err := commit(true); err != nil {
+		t.Fatal(err)
+	}
+	f.knows(late)
+	abroad.knows(late)
+	for range 3 { // however long the foreign one stays open
+		one := uuid.New()
+		end(t, db, one)
+		f.knows(one)
+	}
+	for what, times := range f.ended {
+		if times != 1 {
+			t.Errorf("%s was told %d times", what, times)
+		}
+	}
+	if err := over(true); err != nil {
+		t.Fatal(err)
+	}
+	undone := uuid.New()
+	tx, commit = dbtest.Begin(t, db)
+	end(t, tx, undone)
+	if err := commit(false); err != nil {
+		t.Fatal(err)
+	}
+	last := uuid.New()
+	end(t, db, last)
+	f.knows(last)
+	if f.ended[undone.String()] != 0 {
+		t.Error("told of what was rolled back")
+	}
+}
+
+func TestASnapshotIsToldInPages(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		const many = 2500
+		var all []uuid.UUID
+		if err := db.Tx(t.Context(), func(_ context.Context, tx database.Tx) error {
+			all = nil
+			for range many {
+				all = append(all, uuid.New())
+				end(t, tx, all[len(all)-1])
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		shared := open(t, db)
+		f := follow(t, shared)
+		page, err := shared.Next(t.Context(), "", 0)
+		if err != nil || !page.More || page.Facts != 1000 {
+			t.Fatalf("the first page: %d, %v, %v", page.Facts, page.More, err)
+		}
+		f.take(page)
+		between := uuid.New()
+		end(t, db, between)
+		f.ask(0)
+		f.knows(between)
+		for _, sid := range all {
+			if f.ended[sid.String()] != 1 {
+				t.Fatalf("%s was told %d times", sid, f.ended[sid.String()])
+			}
+		}
+		if len(f.ended) != many+1 {
+			t.Errorf("told %d", len(f.ended))
+		}
+		// Who was away for long is told in pages what it missed, and nothing else.
+		if !db.IsPostgres() {
+			return
+		}
+		if _, err := db.ExecContext(t.Context(), `INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at)
+			SELECT gen_random_uuid(), gen_random_uuid(), 'logout', now(), now() FROM generate_series(1, 9000)`); err != nil {
+			t.Fatal(err)
+		}
+		back := follow(t, open(t, db))
+		back.cursor = f.cursor
+		back.ask(0)
+		if len(back.ended) != 9000 {
+			t.Errorf("who came back was told %d", len(back.ended))
+		}
+	})
+}
+
+func TestADatabaseThatIsAnotherOneSaysSo(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	end(t, db, uuid.New())
+	f := follow(t, open(t, db))
+	f.ask(0)
+	// As a restore leaves it: the same rows in another file.
+	if _, err := db.ExecContext(t.Context(), "VACUUM FULL revocation"); err != nil {
+		t.Fatal(err)
+	}
+	testenv.Eventually(t, "the cursor is gone", func() bool {
+		_, err := f.feed.Next(t.Context(), f.cursor, 0)
+		return errors.Is(err, feed.ErrGone)
+	})
+	f.cursor = ""
+	f.ask(0)
+	other := follow(t, open(t, dbtest.Postgres(t)))
+	if _, err := other.feed.Next(t.Context(), f.cursor, 0); !errors.Is(err, feed.ErrGone) {
+		t.Errorf("a cursor of another database: %v", err)
+	}
+	if _, err := other.feed.Next(t.Context(), "no cursor", 0); !errors.Is(err, feed.ErrCursor) {
+		t.Errorf("a text that is no cursor: %v", err)
+	}
+}
+
+// Writers that commit in any order, one follower a process that moves on between them.
+func TestOfManyEndsAtOnceNoneIsMissed(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		feeds := []*feed.Feed{open(t, db), open(t, db)}
+		if !db.IsPostgres() {
+			feeds[1] = feeds[0]
+		}
+		var ended sync.Map
+		var writers sync.WaitGroup
+		var count atomic.Int64
+		for range 6 {
+			writers.Go(func() {
+				for range 40 {
+					if err := db.Tx(context.WithoutCancel(t.Context()), func(_ context.Context, tx database.Tx) error {
+						sid := uuid.New()
+						end(t, tx, sid)
+						if count.Add(1)%7 == 0 {
+							return errRollback
+						}
+						ended.Store(sid.String(), true)
+						return nil
+					}); err != nil && !errors.Is(err, errRollback) {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		finished := make(chan struct{})
+		go func() { writers.Wait(); close(finished) }()
+		f := follow(t, feeds[0])
+		other := follow(t, feeds[1])
+		for n, done := 0, false; !done; n++ {
+			select {
+			case <-finished:
+				done = true
+			default:
+			}
+			f.feed = feeds[n%2]
+			f.ask(20 * time.Millisecond)
+			other.ask(0)
+		}
+		last := uuid.New()
+		end(t, db, last)
+		f.knows(last)
+		other.knows(last)
+		ended.Range(func(sid, _ any) bool {
+			if f.ended[sid.(string)] == 0 || other.ended[sid.(string)] == 0 {
+				t.Errorf("%s was missed (%d, %d)", sid, f.ended[sid.(string)], other.ended[sid.(string)])
+			}
+			return true
+		})
+	})
+}
+
+var errRollback = errors.New("rollback")
+
+// A thousand followers cost the database what one does.
+func TestAThousandFollowersCostOneLook(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	shared := open(t, db)
+	first := follow(t, shared)
+	first.ask(0)
+	const many = 1000
+	got := make(chan error, many)
+	for range many {
+		leave, err := shared.Enter()
+		if err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			defer leave()
+			page, err := shared.Next(context.WithoutCancel(t.Context()), first.cursor, testenv.Patience)
+			if err == nil && page.Facts != 1 {
+				err = fmt.Errorf("told %d facts", page.Facts)
+			}
+			got <- err
+		}()
+	}
+	before := statements(t, db)
+	end(t, db, uuid.New())
+	for range many {
+		if err := <-got; err != nil {
+			t.Fatal(err)
+		}
+	}
+	if cost := statements(t, db) - before; cost > many/2 {
+		t.Errorf("the database committed %d transactions for %d followers", cost, many)
+	}
+}
+
+// statements counts the transactions of the database, each of which is a statement here.
+func statements(t *testing.T, db *database.DB) (n int64) {
+	t.Helper()
+	if err := db.QueryRowContext(t.Context(), "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestWhatHasExpiredIsForgotten(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		old, live := uuid.New(), uuid.New()
+		end(t, db, old)
+		if _, err := db.Write(t.Context(), "UPDATE revocation SET expires_ms = 1000"); err != nil {
+			t.Fatal(err)
+		}
+		end(t, db, live)
+		f := follow(t, open(t, db))
+		f.ask(0)
+		if len(f.ended) != 1 || f.ended[live.String()] != 1 {
+			t.Errorf("the snapshot: %v", f.ended)
+		}
+		if n, err := f.feed.Purge(t.Context(), 100); err != nil || n != 1 {
+			t.Errorf("purged %d, %v", n, err)
+		}
+		if n, err := f.feed.Purge(t.Context(), 100); err != nil || n != 0 {
+			t.Errorf("purged %d more, %v", n, err)
+		}
+		next := uuid.New()
+		end(t, db, next)
+		f.knows(next)
+	})
+}
+
+func TestVerifiersAreWrittenDown(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		f := follow(t, open(t, db))
+		f.ask(0)
+		f.feed.Note(feed.Verifier{Client: "b", Name: "plain"}, f.asOf)
+		f.feed.Note(feed.Verifier{Client: "a", Name: "orders-3", Version: "1.4", Keys: []string{"k2", "k1"}, Tells: true}, f.asOf)
+		var list []feed.Seen
+		testenv.Eventually(t, "they are in the database", func() bool {
+			var err error
+			if list, err = feed.Verifiers(t.Context(), db, time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			return len(list) == 2
+		})
+		a, b := list[0], list[1]
+		if a.Name != "orders-3" || a.Version != "1.4" || len(a.Keys) != 2 || a.Keys[0] != "k1" || !a.Tells || a.Ago > time.Minute || a.Lag < 0 {
+			t.Errorf("listed as %+v", a)
+		}
+		if b.Client != "b" || b.Tells || len(b.Keys) != 0 {
+			t.Errorf("listed as %+v", b)
+		}
+		f.feed.Note(feed.Verifier{Client: "a", Name: "orders-3", Version: "1.4", Keys: []string{"k3"}, Tells: true}, f.asOf)
+		testenv.Eventually(t, "the keys of now", func() bool {
+			list, err := feed.Verifiers(t.Context(), db, time.Minute)
+			return err == nil && len(list[0].Keys) == 1
+		})
+		if _, err := db.Write(t.Context(), "UPDATE verifier SET seen_ms = seen_ms - 90000000"); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := f.feed.PurgeVerifiers(t.Context(), 10); err != nil || n != 2 {
+			t.Errorf("purged %d, %v", n, err)
+		}
+	})
+}

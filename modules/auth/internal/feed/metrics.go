@@ -1,0 +1,51 @@
+package feed
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// meters are what Prometheus sees.
+type meters struct {
+	answers *prometheus.CounterVec
+}
+
+func (f *Feed) measure(to prometheus.Registerer) error {
+	f.meters.answers = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "authctl_revocation_answers_total",
+		Help: "Answers to followers of /oauth2/revocations: news, nothing, a page of a snapshot, gone (the cursor is of another database), unavailable (the database does not answer) or crowded (too many followers).",
+	}, []string{"kind"})
+	if to == nil {
+		return nil
+	}
+	collectors := []prometheus.Collector{
+		f.meters.answers,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "authctl_revocation_followers",
+			Help: "Followers of /oauth2/revocations that are waiting at this process.",
+		}, func() float64 {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return float64(f.followers)
+		}),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "authctl_revocation_lag_seconds",
+			Help: "How long ago this process last looked for what has ended, while somebody follows; else 0.",
+		}, func() float64 {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if !f.known || f.followers == 0 {
+				return 0
+			}
+			return time.Since(f.lookedAt).Seconds()
+		}),
+	}
+	for _, c := range collectors {
+		if err := to.Register(c); err != nil {
+			return fmt.Errorf("register the metrics of the feed: %w", err)
+		}
+	}
+	return nil
+}

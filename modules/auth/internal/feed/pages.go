@@ -1,0 +1,113 @@
+package feed
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// pages keeps the pages of snapshots for a while: after a restart of the database all followers
+// ask for them at once.
+type pages struct {
+	turns chan struct{} // so many are read at a time
+
+	mu   sync.Mutex
+	list map[string]*shared
+}
+
+// shared is a page that is being read, or was.
+type shared struct {
+	ready chan struct{}
+	at    time.Time // when reading it began
+	page  Page
+	err   error
+}
+
+// maxShared bounds what is kept.
+const maxShared = 64
+
+// shared returns a page of a snapshot, which others may have read for the same text. A page that
+// was read before a follower asked does not make it miss anything: what ended since then is
+// not contained in the position that the last page leads to.
+func (f *Feed) shared(ctx context.Context, text string, c cursor, good time.Duration) (Page, error) {
+	f.pages.mu.Lock()
+	one := f.pages.list[text]
+	if one == nil || time.Since(one.at) > good {
+		one = &shared{ready: make(chan struct{}), at: time.Now()}
+		f.pages.keep(text, one)
+		f.done.Go(func() {
+			defer close(one.ready)
+			one.page, one.err = f.readPage(f.ctx, c)
+			if one.err != nil {
+				f.pages.drop(text, one)
+			}
+		})
+	}
+	f.pages.mu.Unlock()
+	select {
+	case <-one.ready:
+		return one.page, one.err
+	case <-ctx.Done():
+		return Page{}, fmt.Errorf("%w: %w", ErrBehind, ctx.Err())
+	}
+}
+
+// keep remembers a page. The caller holds the lock.
+func (p *pages) keep(text string, one *shared) {
+	if len(p.list) >= maxShared {
+		for other, old := range p.list {
+			if time.Since(old.at) > pageKept {
+				delete(p.list, other)
+			}
+		}
+	}
+	if len(p.list) < maxShared {
+		p.list[text] = one
+	}
+}
+
+func (p *pages) drop(text string, one *shared) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.list[text] == one {
+		delete(p.list, text)
+	}
+}
+
+// readPage reads a page of a snapshot, or of what was missed since a position.
+func (f *Feed) readPage(ctx context.Context, c cursor) (Page, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	select {
+	case f.pages.turns <- struct{}{}:
+		defer func() { <-f.pages.turns }()
+	case <-ctx.Done():
+		return Page{}, fmt.Errorf("%w: %w", ErrBehind, ctx.Err())
+	}
+	read := func() (look, error) {
+		if c.since.next == 0 {
+			return f.store.first(ctx, c.after, pageSize)
+		}
+		return f.store.page(ctx, c.after, c.since, pageSize)
+	}
+	l, err := read()
+	if err != nil {
+		return Page{}, fmt.Errorf("%w: %w", ErrBehind, err)
+	}
+	if c.asOf == 0 { // the first one
+		if c.incarnation != 0 && c.incarnation != l.incarnation {
+			return Page{}, ErrGone
+		}
+		c.incarnation, c.seen, c.asOf = l.incarnation, l.contains, l.asOf.UnixMicro()
+	}
+	if l.incarnation != c.incarnation || l.contains.next < c.seen.next {
+		return Page{}, ErrGone
+	}
+	asOf := time.UnixMicro(c.asOf).UTC()
+	if !l.more {
+		return pageOf(cursor{incarnation: c.incarnation, seen: c.seen, asOf: c.asOf}.encode(), asOf, false, l.rows), nil
+	}
+	c.paging, c.after = true, l.rows[len(l.rows)-1].id
+	return pageOf(c.encode(), asOf, true, l.rows), nil
+}

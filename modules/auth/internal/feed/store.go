@@ -1,0 +1,215 @@
+package feed
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Fact is one thing that has ended, as followers are told of it.
+type Fact struct {
+	Type         string        `json:"type"` // session, account or key
+	SessionID    uuid.NullUUID `json:"sid,omitzero"`
+	Subject      uuid.NullUUID `json:"sub,omitzero"`
+	SessionEpoch *int64        `json:"session_epoch,omitempty"`
+	KeptSID      uuid.NullUUID `json:"kept_sid,omitzero"`
+	KeyID        string        `json:"kid,omitempty"`
+	ExpiresAt    time.Time     `json:"expires_at"`
+}
+
+// row is a fact as it is stored.
+type row struct {
+	id   int64
+	xid  uint64          // of the transaction that wrote it; on SQLite its id
+	json json.RawMessage // the [Fact]
+}
+
+// look is what the table held at one moment.
+type look struct {
+	incarnation uint64
+	contains    position
+	asOf        time.Time // by the database's clock; what had ended by then is in it
+	rows        []row
+	more        bool // there are rows beyond the limit that was set
+}
+
+// store reads the table.
+type store struct {
+	db  *database.DB
+	now func() time.Time
+
+	// process stands for the database where that is a file. Its cursors are good in this process
+	// alone: nobody puts another file in its place meanwhile, which a restart would allow.
+	process uint64
+}
+
+func newStore(db *database.DB, now func() time.Time) store {
+	return store{db: db, now: now, process: rand.Uint64()}
+}
+
+// incarnation tells a database from what it was before it was restored, promoted or copied, and
+// from others. Whatever brings transactions back, or takes them from a standby that had not
+// received all, needs a server process of its own, which began at another moment. A dump is
+// restored into another database or another table, or into a table that was emptied, which
+// changes its file. So does VACUUM FULL, which does no harm: followers begin anew.
+const incarnationPostgres = `concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()),
+	(SELECT oid FROM pg_database WHERE datname = current_database()), 'revocation'::regclass::oid, pg_relation_filenode('revocation'))`
+
+const columnsPostgres = "id, xid::text AS xid, type, user_id, sid, session_epoch, kept_sid, kid, expires_ms"
+const columnsSQLite = "id, CAST(id AS text) AS xid, type, user_id, sid, session_epoch, kept_sid, kid, expires_ms"
+
+// A statement has one snapshot, so that what it finds is exactly what the snapshot beside it
+// says. The transaction begins before the snapshot is taken: what was answered before now() is
+// in it, which is not true of statement_timestamp() (it moves on between Bind and Execute).
+// Rows from transactions that have not begun were restored from another server.
+const momentPostgres = `(SELECT ` + incarnationPostgres + ` AS incarnation, pg_current_snapshot()::text AS contains,
+	(extract(epoch FROM now()) * 1000000)::bigint AS at)`
+
+// since returns what position does not contain, at most limit rows.
+func (s store) since(ctx context.Context, p position, limit int) (look, error) {
+	if !s.db.IsPostgres() {
+		return s.askSQLite(ctx, "id >= ?1", limit, int64(p.next))
+	}
+	// LATERAL with OFFSET keeps PostgreSQL from reading the table where an index leads to the row.
+	return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
+		(SELECT `+columnsPostgres+` FROM revocation WHERE revocation.xid >= pg_snapshot_xmax(CAST(CAST(?1 AS text) AS pg_snapshot))
+				AND revocation.xid < pg_snapshot_xmax(pg_current_snapshot()) LIMIT ?2)
+		UNION ALL
+		(SELECT q.* FROM pg_snapshot_xip(CAST(CAST(?1 AS text) AS pg_snapshot)) o (xid)
+			CROSS JOIN LATERAL (SELECT `+columnsPostgres+` FROM revocation WHERE revocation.xid = o.xid OFFSET 0) q LIMIT ?2)
+		) r ON true`, p.snapshot(), limit+1)
+}
+
+// moment returns a look that found nothing since it looked for nothing.
+func (s store) moment(ctx context.Context) (look, error) {
+	if !s.db.IsPostgres() {
+		return s.askSQLite(ctx, "false", 1)
+	}
+	return s.ask(ctx, 1, "SELECT m.*, r.* FROM "+momentPostgres+" m LEFT JOIN (SELECT "+columnsPostgres+" FROM revocation WHERE false) r ON true")
+}
+
+// page returns the next facts in the order of their ids, of those that have not expired and that
+// since does not contain.
+func (s store) page(ctx context.Context, after int64, since position, limit int) (look, error) {
+	if !s.db.IsPostgres() {
+		return s.askSQLite(ctx, "id > ?1 AND id >= ?2 AND expires_ms > ?3", limit, after, int64(since.next), s.now().UnixMilli())
+	}
+	return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
+		SELECT `+columnsPostgres+` FROM (SELECT * FROM revocation WHERE revocation.xid >= CAST(CAST(?1 AS text) AS xid8) OFFSET 0) revocation
+			WHERE id > ?2 AND NOT pg_visible_in_snapshot(revocation.xid, CAST(CAST(?3 AS text) AS pg_snapshot))
+				AND expires_ms > extract(epoch FROM now()) * 1000
+			ORDER BY id LIMIT ?4) r ON true ORDER BY r.id`, fmt.Sprint(since.oldest()), after, since.snapshot(), limit+1)
+}
+
+// first is page for a snapshot: the index leads from page to page.
+func (s store) first(ctx context.Context, after int64, limit int) (look, error) {
+	if !s.db.IsPostgres() {
+		return s.page(ctx, after, position{}, limit)
+	}
+	return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
+		SELECT `+columnsPostgres+` FROM revocation WHERE id > ?1 AND expires_ms > extract(epoch FROM now()) * 1000
+			ORDER BY id LIMIT ?2) r ON true ORDER BY r.id`, after, limit+1)
+}
+
+func (s store) ask(ctx context.Context, limit int, query string, args ...any) (l look, err error) {
+	rows, err := s.db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return look{}, fmt.Errorf("read what has ended: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var incarnation, contains string
+		var at int64
+		r, err := scanRow(rows, &incarnation, &contains, &at)
+		if err != nil {
+			return look{}, fmt.Errorf("read what has ended: %w", err)
+		}
+		if l.incarnation == 0 {
+			hash := fnv.New64a()
+			_, _ = hash.Write([]byte(incarnation))
+			l.incarnation, l.asOf = hash.Sum64(), time.UnixMicro(at).UTC()
+			if l.contains, err = parseSnapshot(contains); err != nil {
+				return look{}, err
+			}
+		}
+		if r.id != 0 {
+			l.rows = append(l.rows, r)
+		}
+	}
+	return l.finish(limit, rows.Err())
+}
+
+func (s store) askSQLite(ctx context.Context, where string, limit int, args ...any) (l look, err error) {
+	l.incarnation, l.asOf = s.process, s.now().UTC().Truncate(time.Microsecond)
+	rows, err := s.db.QueryContext(ctx, `SELECT m.next, r.* FROM
+		(SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'revocation'), 0) + 1 AS next) m
+		LEFT JOIN (SELECT `+columnsSQLite+` FROM revocation WHERE `+where+` ORDER BY id LIMIT `+fmt.Sprint(limit+1)+`) r ON true`, args...)
+	if err != nil {
+		return look{}, fmt.Errorf("read what has ended: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		r, err := scanRow(rows, &l.contains.next)
+		if err != nil {
+			return look{}, fmt.Errorf("read what has ended: %w", err)
+		}
+		if r.id != 0 {
+			l.rows = append(l.rows, r)
+		}
+	}
+	return l.finish(limit, rows.Err())
+}
+
+func (l look) finish(limit int, err error) (look, error) {
+	if err != nil {
+		return look{}, fmt.Errorf("read what has ended: %w", err)
+	}
+	if l.incarnation == 0 {
+		return look{}, errors.New("read what has ended: the database said nothing")
+	}
+	if l.more = len(l.rows) > limit; l.more {
+		l.rows = l.rows[:limit]
+	}
+	return l, nil
+}
+
+// scanRow reads what stands before a fact, and the fact, which may be missing.
+func scanRow(rows *sql.Rows, before ...any) (r row, err error) {
+	var f Fact
+	var id, epoch, expires sql.NullInt64
+	var xid, kind, kid sql.NullString
+	if err := rows.Scan(append(before, &id, &xid, &kind, &f.Subject, &f.SessionID, &epoch, &f.KeptSID, &kid, &expires)...); err != nil {
+		return row{}, err
+	}
+	if !id.Valid {
+		return row{}, nil
+	}
+	if _, err := fmt.Sscan(xid.String, &r.xid); err != nil {
+		return row{}, err
+	}
+	f.Type, f.KeyID, f.ExpiresAt = kind.String, kid.String, time.UnixMilli(expires.Int64).UTC()
+	if epoch.Valid {
+		f.SessionEpoch = &epoch.Int64
+	}
+	r.id = id.Int64
+	r.json, err = json.Marshal(f)
+	return r, err
+}
+
+// purge forgets at most limit facts that expired a while ago.
+func (s store) purge(ctx context.Context, limit int) (int64, error) {
+	res, err := s.db.Write(ctx, "DELETE FROM revocation WHERE id IN (SELECT id FROM revocation WHERE expires_ms < "+nowMS(s.db)+" ORDER BY expires_ms LIMIT ?)", limit)
+	if err != nil {
+		return 0, fmt.Errorf("purge what has ended: %w", err)
+	}
+	return res.RowsAffected()
+}

@@ -1,0 +1,209 @@
+package feed
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Verifier is a follower as it names itself.
+type Verifier struct {
+	Client  string   // of auth.clients
+	Name    string   // empty: it does not say
+	Version string   //
+	Keys    []string // the ids of the keys that it holds
+	Tells   bool     // it says which keys it holds
+}
+
+// Seen is a verifier as the database knows it.
+type Seen struct {
+	Verifier
+	At  time.Time     // when it was last seen
+	Ago time.Duration // the same by the database's clock
+	Lag time.Duration // how old what it was told was then
+}
+
+const (
+	// registerEvery is how often what followers say is written, and registerAgain how often it
+	// is written of one that says the same.
+	registerEvery = 2 * time.Second
+	registerAgain = 20 * time.Second
+	// verifierKept is how long a verifier is remembered.
+	verifierKept = 24 * time.Hour
+	// mostVerifiers bounds what a process keeps between two writes.
+	mostVerifiers = 4 * maxFollowers
+)
+
+// registry writes down who follows.
+type registry struct {
+	db *database.DB
+
+	mu      sync.Mutex
+	pending map[verifierKey]entry
+	written map[verifierKey]writtenEntry
+	flushed time.Time
+}
+
+type verifierKey struct{ client, name string }
+
+// entry is a row of the table verifier.
+type entry struct {
+	Client  string  `json:"client"`
+	Name    string  `json:"name"`
+	Version string  `json:"version"`
+	Keys    *string `json:"keys"`
+	LagMS   int64   `json:"lag_ms"`
+}
+
+type writtenEntry struct {
+	version, keys string
+	at            time.Time
+}
+
+func (e entry) same(w writtenEntry) bool { return e.Version == w.version && e.keys() == w.keys }
+
+// keys is also different for one that does not tell.
+func (e entry) keys() string {
+	if e.Keys == nil {
+		return "-"
+	}
+	return "=" + *e.Keys
+}
+
+// Note says that a verifier was told what had ended up to a moment. It does no I/O.
+func (f *Feed) Note(v Verifier, asOf time.Time) {
+	if v.Name != "" {
+		f.registry.note(v, max(0, f.store.now().Sub(asOf)))
+	}
+}
+
+func (r *registry) note(v Verifier, lag time.Duration) {
+	e := entry{Client: v.Client, Name: v.Name, Version: v.Version, LagMS: lag.Milliseconds()}
+	if v.Tells {
+		keys := slices.Clone(v.Keys)
+		slices.Sort(keys)
+		e.Keys = new(strings.Join(slices.Compact(keys), ","))
+	}
+	key := verifierKey{v.Client, v.Name}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if w, known := r.written[key]; known && e.same(w) && time.Since(w.at) < registerAgain {
+		return
+	}
+	if r.pending == nil {
+		r.pending = make(map[verifierKey]entry)
+	}
+	if _, known := r.pending[key]; known || len(r.pending) < mostVerifiers {
+		r.pending[key] = e
+	}
+}
+
+// flush writes what was noted, if it is time.
+func (r *registry) flush(ctx context.Context, log *zap.Logger) {
+	r.mu.Lock()
+	due := len(r.pending) > 0 && time.Since(r.flushed) >= registerEvery
+	list := slices.Collect(maps.Values(r.pending))
+	if due {
+		r.pending, r.flushed = nil, time.Now()
+	}
+	r.mu.Unlock()
+	if !due {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	if err := writeVerifiers(ctx, r.db, list); err != nil {
+		if ctx.Err() == nil {
+			log.Warn("verifiers_not_written", zap.Error(err))
+		}
+		return // they come again
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.written == nil || len(r.written) > mostVerifiers {
+		r.written = make(map[verifierKey]writtenEntry)
+	}
+	for _, e := range list {
+		r.written[verifierKey{e.Client, e.Name}] = writtenEntry{e.Version, e.keys(), time.Now()}
+	}
+}
+
+const (
+	nowMSPostgres = "(SELECT (extract(epoch FROM now()) * 1000)::bigint)"
+	nowMSSQLite   = "(SELECT CAST((julianday('now') - 2440587.5) * 86400000 AS integer))"
+)
+
+func nowMS(db database.IDB) string {
+	if database.IsPostgres(db) {
+		return nowMSPostgres
+	}
+	return nowMSSQLite
+}
+
+func writeVerifiers(ctx context.Context, db *database.DB, list []entry) error {
+	// Processes that write some of the same must do so in the same order.
+	slices.SortFunc(list, func(a, b entry) int {
+		return cmp.Or(cmp.Compare(a.Client, b.Client), cmp.Compare(a.Name, b.Name))
+	})
+	text, err := json.Marshal(list)
+	if err != nil {
+		return fmt.Errorf("encode the verifiers: %w", err)
+	}
+	from := `SELECT value ->> 'client', value ->> 'name', value ->> 'version', value ->> 'keys', ` + nowMS(db) + `, value ->> 'lag_ms' FROM json_each(?) WHERE true`
+	if db.IsPostgres() {
+		from = `SELECT client, name, version, keys, ` + nowMS(db) + `, lag_ms FROM
+			json_to_recordset(CAST(CAST(? AS text) AS json)) AS x (client text, name text, version text, keys text, lag_ms bigint)`
+	}
+	_, err = db.Write(ctx, `INSERT INTO verifier (client, name, version, keys, seen_ms, lag_ms) `+from+`
+		ON CONFLICT (client, name) DO UPDATE SET version = excluded.version, keys = excluded.keys, seen_ms = excluded.seen_ms, lag_ms = excluded.lag_ms`, string(text))
+	if err != nil {
+		return fmt.Errorf("write the verifiers: %w", err)
+	}
+	return nil
+}
+
+// Verifiers lists those that were seen within a time, by client and name.
+func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Seen, error) {
+	rows, err := db.QueryContext(ctx, `SELECT client, name, version, coalesce(keys, ''), keys IS NOT NULL, seen_ms, `+nowMS(db)+` - seen_ms, lag_ms
+		FROM verifier WHERE seen_ms > `+nowMS(db)+` - ? ORDER BY client, name`, within.Milliseconds())
+	if err != nil {
+		return nil, fmt.Errorf("read the verifiers: %w", err)
+	}
+	defer rows.Close()
+	list := []Seen{}
+	for rows.Next() {
+		var v Seen
+		var keys string
+		var at, ago, lag int64
+		if err := rows.Scan(&v.Client, &v.Name, &v.Version, &keys, &v.Tells, &at, &ago, &lag); err != nil {
+			return nil, fmt.Errorf("read the verifiers: %w", err)
+		}
+		v.Keys = strings.FieldsFunc(keys, func(r rune) bool { return r == ',' })
+		v.At, v.Ago, v.Lag = time.UnixMilli(at).UTC(), time.Duration(max(0, ago))*time.Millisecond, time.Duration(lag)*time.Millisecond
+		list = append(list, v)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read the verifiers: %w", err)
+	}
+	return list, nil
+}
+
+// PurgeVerifiers forgets at most limit verifiers that were not seen for a day.
+func (f *Feed) PurgeVerifiers(ctx context.Context, limit int) (int64, error) {
+	res, err := f.store.db.Write(ctx, `DELETE FROM verifier WHERE (client, name) IN
+		(SELECT client, name FROM verifier WHERE seen_ms < `+nowMS(f.store.db)+` - ? LIMIT ?)`, verifierKept.Milliseconds(), limit)
+	if err != nil {
+		return 0, fmt.Errorf("purge the verifiers: %w", err)
+	}
+	return res.RowsAffected()
+}
