@@ -9,12 +9,12 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-const yamlHead = `# Every setting, at its default. Groups stand as they are; a setting is switched on by
-# taking away the # in front of its name. An unknown name is refused.
+const yamlHead = `# Every setting with its default. Keep the groups; remove the # in front of a setting to
+# change it. An unknown name is refused.
 #
-# The environment stands above this file, under the name given with each setting, and flags
-# stand above both. A secret is better kept out of this file: NAME_FILE in the environment
-# names a file that holds it.
+# The environment overrides this file, under the name given with each setting, and flags
+# override both. Keep secrets out of this file: NAME_FILE in the environment
+# names a file that holds one.
 `
 
 // WriteYAML writes a settings file that documents every setting of the struct that target
@@ -61,21 +61,21 @@ func WriteMarkdown(w io.Writer, target any) error {
 
 const markdownHead = `# Configuration
 
-Settings come from these layers, each standing above the ones before:
+Settings come from these layers; later ones override earlier ones:
 
 1. the defaults below;
-2. the settings file: ` + "`config.yaml`" + ` in the working folder if there is one, or the file that ` + "`--config`" + ` names;
-3. ` + "`.env`" + ` in the working folder, in dev mode only (` + "`NAME=value`" + ` lines; single quotes keep a ` + "`$`" + ` as it is);
+2. the settings file: the file in ` + "`--config`" + `, or ` + "`config.yaml`" + ` in the working folder if it exists;
+3. ` + "`.env`" + ` in the working folder, only in dev mode (` + "`NAME=value`" + ` lines; single quotes keep a ` + "`$`" + ` literally);
 4. the environment;
 5. flags.
 
 The environment name of a setting is its path in capitals with ` + "`_`" + ` for the dots. An empty variable counts as unset, and so does a name without a value in the file.
 
-For a secret, ` + "`NAME_FILE`" + ` may name a file that holds it; one newline at its end is left out. Setting both ` + "`NAME`" + ` and ` + "`NAME_FILE`" + ` is refused, and so is ` + "`NAME_FILE`" + ` for a setting that is not a secret.
+A secret may be in a file that ` + "`NAME_FILE`" + ` names; one line break at its end is dropped. ` + "`NAME`" + ` and ` + "`NAME_FILE`" + ` together are refused, and so is ` + "`NAME_FILE`" + ` for a setting that is not a secret.
 
-Durations have a unit: ` + "`300ms`, `90s`, `15m`, `720h`" + `. Lists are separated by commas, and in the file may be YAML lists.
+Durations have a unit: ` + "`300ms`, `90s`, `15m`, `720h`" + `. Lists are separated by commas; in the file they may be YAML lists.
 
-Settings are checked at start, and everything wrong with them is reported at once: an unknown or repeated name, a wrong type, a value that is not allowed.
+Settings are checked at start, and all errors are reported together: unknown or repeated names, wrong types, values that are not allowed.
 `
 
 // branch is a setting, or a group of them in the order in which they first appear.
