@@ -56,14 +56,16 @@ func set(t testing.TB, payload, name, value string) string {
 	return with(`"`+name+`":`+value, without(t, payload, name))
 }
 
-func TestHeadersThatAreRefused(t *testing.T) {
-	t.Parallel()
-	key := newTestKey(t, ES256)
-	v := testVerifier(key)
+// attack is a token, and why it is refused; nil: it is not.
+type attack struct {
+	token string
+	want  error
+}
+
+// headerAttacks are signed with the key, under headers of all kinds.
+func headerAttacks(t testing.TB, key Key) map[string]attack {
 	good, payload := goodHeader(key), goodPayload(t)
-	if _, err := v.Verify(forge(t, key, good, payload)); err != nil {
-		t.Fatalf("the good token: %v", err)
-	}
+	attacks := map[string]attack{}
 	for name, tc := range map[string]struct {
 		header string
 		want   error
@@ -115,16 +117,13 @@ func TestHeadersThatAreRefused(t *testing.T) {
 		"a byte order mark":  {"\ufeff" + good, ErrMalformed},
 		"whitespace":         {" " + good + "\r\n\t ", nil},
 	} {
-		if _, err := v.Verify(forge(t, key, tc.header, payload)); !errors.Is(err, tc.want) {
-			t.Errorf("%s: %v; want %v", name, err, tc.want)
-		}
+		attacks[name] = attack{forge(t, key, tc.header, payload), tc.want}
 	}
+	return attacks
 }
 
-func TestClaimsThatAreRefused(t *testing.T) {
-	t.Parallel()
-	key := newTestKey(t, EdDSA)
-	v := testVerifier(key)
+// claimAttacks are signed with the key, and say things of all kinds.
+func claimAttacks(t testing.TB, key Key) map[string]attack {
 	good := goodPayload(t)
 	type test struct {
 		payload string
@@ -189,17 +188,16 @@ func TestClaimsThatAreRefused(t *testing.T) {
 		tests[name+" an object"] = test{set(t, good, name, "{}"), ErrClaims}
 		tests[name+" in capitals only"] = test{with(`"`+strings.ToUpper(name)+`":1`, without(t, good, name)), ErrClaims}
 	}
+	attacks := map[string]attack{}
 	for name, tc := range tests {
-		if _, err := v.Verify(forge(t, key, goodHeader(key), tc.payload)); !errors.Is(err, tc.want) {
-			t.Errorf("%s: %v; want %v", name, err, tc.want)
-		}
+		attacks[name] = attack{forge(t, key, goodHeader(key), tc.payload), tc.want}
 	}
+	return attacks
 }
 
-func TestTextsThatAreRefused(t *testing.T) {
-	t.Parallel()
-	key := newTestKey(t, ES256)
-	v := testVerifier(key)
+// textAttacks are texts that are no token, or none that the key has signed.
+func textAttacks(t testing.TB, key Key) map[string]attack {
+	attacks := map[string]attack{}
 	good := mustSign(t, key, testClaims())
 	header, rest, _ := strings.Cut(good, ".")
 	payload, signature, _ := strings.Cut(rest, ".")
@@ -234,9 +232,7 @@ func TestTextsThatAreRefused(t *testing.T) {
 		"empty header":              "." + payload + "." + signature,
 		"header that is not base64": "A." + payload + "." + signature,
 	} {
-		if _, err := v.Verify(token); !errors.Is(err, ErrMalformed) {
-			t.Errorf("%s: %v; want %v", name, err, ErrMalformed)
-		}
+		attacks[name] = attack{token, ErrMalformed}
 	}
 	for name, token := range map[string]string{
 		"no signature":            header + "." + payload + ".",
@@ -247,18 +243,47 @@ func TestTextsThatAreRefused(t *testing.T) {
 		"another payload":         header + "." + encodeBase64([]byte(set(t, goodPayload(t), "session_epoch", "8"))) + "." + signature,
 		"an ASN.1 signature size": header + "." + payload + "." + strings.Repeat("M", 96),
 	} {
-		if _, err := v.Verify(token); !errors.Is(err, ErrSignature) {
-			t.Errorf("%s: %v; want %v", name, err, ErrSignature)
+		attacks[name] = attack{token, ErrSignature}
+	}
+	return attacks
+}
+
+func refuses(t *testing.T, key Key, attacks map[string]attack) {
+	t.Helper()
+	v := testVerifier(key)
+	if _, err := v.Verify(forge(t, key, goodHeader(key), goodPayload(t))); err != nil {
+		t.Fatalf("the good token: %v", err)
+	}
+	for name, a := range attacks {
+		if _, err := v.Verify(a.token); !errors.Is(err, a.want) {
+			t.Errorf("%s: %v; want %v", name, err, a.want)
 		}
 	}
 }
 
-// The public key is public: whoever could pass it off as the HMAC key would sign at will.
-func TestAPublicKeyIsNoSharedSecret(t *testing.T) {
+func TestHeadersThatAreRefused(t *testing.T) {
 	t.Parallel()
-	for _, algorithm := range []string{RS256, ES256, EdDSA} {
-		key := newTestKey(t, algorithm)
-		v := testVerifier(key)
+	key := newTestKey(t, ES256)
+	refuses(t, key, headerAttacks(t, key))
+}
+
+func TestClaimsThatAreRefused(t *testing.T) {
+	t.Parallel()
+	key := newTestKey(t, EdDSA)
+	refuses(t, key, claimAttacks(t, key))
+}
+
+func TestTextsThatAreRefused(t *testing.T) {
+	t.Parallel()
+	key := newTestKey(t, ES256)
+	refuses(t, key, textAttacks(t, key))
+}
+
+// disguises pass the public key off as the key of an HMAC, or as none: it is public, and who
+// could do so would sign at will.
+func disguises(t testing.TB, keys ...Key) map[string]attack {
+	attacks := map[string]attack{}
+	for _, key := range keys {
 		der, err := x509.MarshalPKIXPublicKey(key.public.key)
 		if err != nil {
 			t.Fatal(err)
@@ -267,19 +292,30 @@ func TestAPublicKeyIsNoSharedSecret(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, secret := range [][]byte{der, pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), jwkText, {}} {
+		secrets := map[string][]byte{
+			"DER": der, "PEM": pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), "JWK": jwkText, "empty": {},
+		}
+		for form, secret := range secrets {
 			signed := encodeBase64([]byte(set(t, goodHeader(key), "alg", `"HS256"`))) + "." + encodeBase64([]byte(goodPayload(t)))
 			mac, err := jwt.SigningMethodHS256.Sign(signed, secret)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := v.Verify(signed + "." + encodeBase64(mac)); !errors.Is(err, ErrAlgorithm) {
-				t.Errorf("HS256 with the %s public key: %v", algorithm, err)
-			}
+			attacks["HS256 with the "+key.Algorithm()+" key as "+form] = attack{signed + "." + encodeBase64(mac), ErrAlgorithm}
 		}
 		none := encodeBase64([]byte(set(t, goodHeader(key), "alg", `"none"`))) + "." + encodeBase64([]byte(goodPayload(t))) + "."
-		if _, err := v.Verify(none); !errors.Is(err, ErrAlgorithm) {
-			t.Errorf("alg none under the kid of an %s key: %v", algorithm, err)
+		attacks["none with the kid of the "+key.Algorithm()+" key"] = attack{none, ErrAlgorithm}
+	}
+	return attacks
+}
+
+func TestAPublicKeyIsNoSharedSecret(t *testing.T) {
+	t.Parallel()
+	keys := []Key{newTestKey(t, RS256), newTestKey(t, ES256), newTestKey(t, EdDSA)}
+	v := testVerifier(keys...)
+	for name, a := range disguises(t, keys...) {
+		if _, err := v.Verify(a.token); !errors.Is(err, a.want) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }
