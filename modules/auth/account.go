@@ -14,7 +14,7 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// DeleteOwn deletes the caller's account for good, once the password was given again.
+// DeleteOwn deletes the caller's account for good. The caller must give the password again.
 func (s *Service) DeleteOwn(ctx context.Context, caller Caller, password string, dev Device) error {
 	a, err := s.reauthenticate(ctx, caller, password, dev)
 	if err != nil {
@@ -31,7 +31,7 @@ func (s *Service) DeleteUser(ctx context.Context, userID uuid.UUID) error {
 }
 
 func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check func(context.Context, database.IDB, account) error) error {
-	head := s.head(userID)
+	env := s.newEnvelope(userID)
 	all := allSessions{userID: userID, reason: ReasonDeleted}
 	err := s.changeAccount(ctx, all, check, func(ctx context.Context, tx database.Tx, _ account, end func() (int64, error)) error {
 		if _, err := end(); err != nil {
@@ -40,10 +40,10 @@ func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check
 		if err := deleteAccount(ctx, tx, userID); err != nil {
 			return err
 		}
-		if err := s.announce(ctx, tx, EventUserDeleted, head, userChanged{eventHead: head, By: by}); err != nil {
+		if err := s.announce(ctx, tx, EventUserDeleted, env, userChanged{envelope: env, By: by}); err != nil {
 			return err
 		}
-		// The last event there is: every other one is announced with the account's row locked.
+		// No event follows: every other one is announced under the lock on the account.
 		return outbox.Finish(ctx, tx, userID.String())
 	})
 	if err != nil {
@@ -64,17 +64,17 @@ func (s *Service) EnableUser(ctx context.Context, userID uuid.UUID) error {
 }
 
 func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status, eventType, record string) error {
-	head := s.head(userID)
+	env := s.newEnvelope(userID)
 	changed := false
 	all := allSessions{userID: userID, reason: ReasonDisabled}
 	err := s.changeAccount(ctx, all, nil, func(ctx context.Context, tx database.Tx, a account, end func() (int64, error)) error {
 		if changed = a.Status != status; !changed {
 			return nil
 		}
-		if err := updateStatus(ctx, tx, userID, status, head.OccurredAt); err != nil {
+		if err := updateStatus(ctx, tx, userID, status, env.OccurredAt); err != nil {
 			return err
 		}
-		err := s.announce(ctx, tx, eventType, head, userChanged{eventHead: head, By: byAdmin})
+		err := s.announce(ctx, tx, eventType, env, userChanged{envelope: env, By: byAdmin})
 		if err == nil && status == StatusDisabled {
 			_, err = end()
 		}
@@ -86,9 +86,9 @@ func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status
 	return err
 }
 
-// FindUser returns the account that an operator named by one word, its username or its id.
-// Names of the form of an id are refused today but were not always: where the word fits two
-// accounts the error is an [*AmbiguousUser].
+// FindUser returns the account with a username or an id. A username may have the form of an id when
+// it is older than the rule against it: when the word fits two accounts the error is an
+// [*AmbiguousUser].
 func (s *Service) FindUser(ctx context.Context, word string) (User, error) {
 	word = username.Trim(word)
 	named, err := s.FindUserByName(ctx, word)
@@ -118,7 +118,7 @@ func (s *Service) FindUserByID(ctx context.Context, id uuid.UUID) (User, error) 
 	return a.User, err
 }
 
-// FindUserByName returns the account with the username, as whoever signs in would type it.
+// FindUserByName returns the account with the username, as its owner may type it to sign in.
 func (s *Service) FindUserByName(ctx context.Context, name string) (User, error) {
 	canonical, known := username.Lookup(name)
 	if !known {
@@ -161,7 +161,7 @@ func (s *Service) Users(ctx context.Context, fn func(User) error) error {
 	})
 }
 
-// UnlockUser forgets the failures that have closed an account to strangers.
+// UnlockUser forgets the failed sign-ins of an account, so that no device is locked out.
 func (s *Service) UnlockUser(ctx context.Context, u User) error {
 	canonical, known := username.Lookup(u.Username)
 	if !known {
@@ -174,8 +174,8 @@ func (s *Service) UnlockUser(ctx context.Context, u User) error {
 	return nil
 }
 
-// SignInState tells how many sign-ins to an account have failed in a row, and until when
-// devices that are not known are refused; the zero time when they are not.
+// SignInState returns how many sign-ins to an account have failed in a row, and until when unknown
+// devices are refused; the zero time when they are not.
 func (s *Service) SignInState(ctx context.Context, u User) (failures int, refusedUntil time.Time, err error) {
 	canonical, known := username.Lookup(u.Username)
 	if !known {

@@ -19,16 +19,15 @@ type HashCost struct {
 	Argon2Takes   time.Duration `json:"argon2_takes_ns"`
 }
 
-// CalibrateHashing measures this machine and returns the strongest settings with which one
-// hash takes at most target, but never less than is safe: then it takes longer. On a busy
-// machine the answer is a cautious one.
+// CalibrateHashing measures this machine and returns the strongest settings with which one hash takes
+// at most target, but never weaker ones than are safe. On a busy machine it errs on the low side.
 func CalibrateHashing(ctx context.Context, target time.Duration) (HashCost, error) {
 	c, err := password.Calibrate(ctx, target)
 	return HashCost(c), err
 }
 
 // HashTime estimates how long one hash takes with the settings. It measures a cheap one and
-// multiplies, so that a cost that was set far too high does not hold it up.
+// multiplies, so that it is quick also with a cost far too high.
 func HashTime(ctx context.Context, cfg Config) (time.Duration, error) {
 	least, err := CalibrateHashing(ctx, 0)
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/username"
 )
 
-// DefaultIssuer is the auth.token.issuer of who has set none, on whatever port the service
-// is: several processes on one machine and database must know each other's tokens.
+// DefaultIssuer is auth.token.issuer when it is not set, on any port: several processes on one
+// machine and database must accept each other's tokens.
 const DefaultIssuer = "http://localhost:8080"
 
 // Config is auth.*.
@@ -34,10 +34,10 @@ type Config struct {
 	Throttle throttle.Config
 }
 
-// registrationClosed is the value of auth.registration with which nobody registers.
+// registrationClosed is the value of auth.registration that refuses every registration.
 const registrationClosed = "closed"
 
-// Validate reports what single values cannot show.
+// Validate reports problems that concern more than one value.
 func (c Config) Validate(report func(path, problem string)) {
 	first := map[string]int{}
 	for i, client := range c.Clients {

@@ -24,8 +24,8 @@ type Credentials struct {
 // was looked up: it was known to another one of that name, or before the password changed.
 var errNotTrusted = errors.New("the device is not known to this account")
 
-// attempt checks a password as [Service.verify] does, with the limiter's leave, which is asked
-// before anything is spent on it. The ticket is the caller's to settle when there is no error.
+// attempt checks a password as [Service.verify] does, after it has asked the limiter. When there is
+// no error, the caller ends the ticket.
 func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account, password string,
 	find func() (found bool, err error)) (*throttle.Ticket, bool, error) {
 	ticket, err := s.limiter.Begin(ctx, try)
@@ -53,10 +53,9 @@ func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account,
 	return nil, false, err
 }
 
-// verify checks the password of an account, which find puts into a when it is about to be
-// checked: nobody is looked up who will be turned away. Where there is no account, as much
-// work is done for nothing. When the stored hash is of an older kind, a replacement is stored
-// and put into a.
+// verify checks the password of an account. find looks the account up and puts it into a; it is
+// called only when a worker is free. Without an account the same work is done for nothing. A hash
+// of an older kind is replaced, also in a.
 func (s *Service) verify(ctx context.Context, a *account, canonical, password string, find func() (found bool, err error)) (bool, error) {
 	result, err := s.passwords.Verify(ctx, canonical, password, func() (string, bool, error) {
 		found, err := find()
@@ -71,8 +70,8 @@ func (s *Service) verify(ctx context.Context, a *account, canonical, password st
 	return true, nil
 }
 
-// renewHash brings the stored hash up to the present settings. It is a favour of a sign-in
-// that has succeeded: when it fails, the next one tries again.
+// renewHash replaces the stored hash by one under the present settings. When it fails, the next
+// sign-in tries again.
 func (s *Service) renewHash(ctx context.Context, a *account, password string) {
 	hash, err := s.passwords.Hash(ctx, password)
 	if err == nil {
@@ -86,8 +85,8 @@ func (s *Service) renewHash(ctx context.Context, a *account, password string) {
 	s.security.Info("password_hash_renewed", zap.Stringer("user_id", a.ID))
 }
 
-// reauthenticate asks the caller's password again. To the limiter the session is a known device,
-// so that strangers at the front door cannot close this one; what is guessed here counts there.
+// reauthenticate asks for the caller's password again. To the limiter the session is a known
+// device: strangers cannot lock it out, and what is guessed here counts for the account.
 func (s *Service) reauthenticate(ctx context.Context, caller Caller, password string, dev Device) (account, error) {
 	a, err := accountByID(ctx, s.db, caller.User.ID)
 	if errors.Is(err, ErrUserNotFound) {
@@ -116,8 +115,8 @@ func (s *Service) reauthenticate(ctx context.Context, caller Caller, password st
 	return a, nil
 }
 
-// stillProved refuses what a caller was granted on a password that is no longer the account's,
-// or in a session that has ended: between the check and the lock on the row lies a hash.
+// stillProved refuses a caller whose session has ended, or whose account has another password, since
+// [Service.reauthenticate]: hashing takes time, and the row is locked after it.
 func (s *Service) stillProved(ctx context.Context, tx database.IDB, now, checked account, caller Caller) error {
 	if err := s.stillLive(ctx, tx, now, caller); err != nil {
 		return err
@@ -137,7 +136,7 @@ func (s *Service) checkUsername(invalid *fault.Fault, name string) (string, *fau
 	return canonical, invalid
 }
 
-// checkPassword returns the fault with one more field when the password will not do.
+// checkPassword returns the fault, with one more field when the password is not acceptable.
 func (s *Service) checkPassword(invalid *fault.Fault, field, typed, username string) (*fault.Fault, error) {
 	err := s.passwords.Check(typed, username)
 	if r, ok := errors.AsType[*fault.Refusal](err); ok {
@@ -146,7 +145,7 @@ func (s *Service) checkPassword(invalid *fault.Fault, field, typed, username str
 	return invalid, err
 }
 
-// issuerWords are what of the issuer no password should be made of.
+// issuerWords are the parts of the issuer that no password should be made of.
 func issuerWords(issuer string) []string {
 	u, err := url.Parse(issuer)
 	if err != nil || u.Hostname() == "" {

@@ -12,15 +12,15 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// Device is where a request comes from, as far as it can be told.
+// Device is where a request comes from, as far as that is known.
 type Device struct {
 	Name      string     // what the client calls the device; may be empty
 	UserAgent string     // the User-Agent header; may be anything
 	IP        netip.Addr // may be invalid: not known
-	Token     string     // what an earlier sign-in left with the device; see [Tokens]
+	Token     string     // Tokens.Device of an earlier sign-in
 }
 
-// DeviceTTL is how long what a sign-in leaves with a device marks it as known.
+// DeviceTTL is how long the token of a device marks it as known.
 func (s *Service) DeviceTTL() time.Duration { return s.cfg.Throttle.Device }
 
 // Lengths in characters beyond which a device name is refused and a user agent is cut.
@@ -42,7 +42,7 @@ func checkDeviceName(name string) *fault.Refusal {
 	return nil
 }
 
-// clean returns the device fit to be stored and shown: named, printable, bounded.
+// clean returns the device ready to be stored and shown: named, printable, bounded.
 func (d Device) clean() Device {
 	d.UserAgent = printable(d.UserAgent, maxUserAgent)
 	if d.Name = strings.TrimSpace(d.Name); d.Name == "" {

@@ -52,14 +52,14 @@ const (
 	ReasonTokenRevoked   Reason = "token_revoked" // by a client, RFC 7009
 )
 
-// eventHead begins the data of every event.
-type eventHead struct {
+// envelope begins the data of every event.
+type envelope struct {
 	UserID     uuid.UUID `json:"user_id"`
 	OccurredAt time.Time `json:"occurred_at"`
 }
 
 type userRegistered struct {
-	eventHead
+	envelope
 	Username string `json:"username"`
 	// SessionID is the session that the registration began; absent when an operator made
 	// the account.
@@ -67,7 +67,7 @@ type userRegistered struct {
 }
 
 type userLoggedIn struct {
-	eventHead
+	envelope
 	SessionID  uuid.UUID `json:"sid"`
 	DeviceName string    `json:"device_name,omitempty"`
 	IP         string    `json:"ip,omitempty"`
@@ -75,12 +75,12 @@ type userLoggedIn struct {
 }
 
 type passwordChanged struct {
-	eventHead
+	envelope
 	By string `json:"by"` // user or admin
 }
 
 type sessionRevoked struct {
-	eventHead
+	envelope
 	SessionID uuid.UUID `json:"sid"`
 	Reason    Reason    `json:"reason"`
 	// ExpiresAt is when the last access token of the session has expired: a denylist may
@@ -89,17 +89,17 @@ type sessionRevoked struct {
 }
 
 type allSessionsRevoked struct {
-	eventHead
+	envelope
 	Reason Reason `json:"reason"`
-	// SessionEpoch: access tokens of the user whose session_epoch is below are over, but
-	// for those of KeptSessionID.
+	// SessionEpoch: access tokens of the user with a lower session_epoch have ended, except those of
+	// KeptSessionID.
 	SessionEpoch  int64         `json:"session_epoch"`
 	KeptSessionID uuid.NullUUID `json:"kept_sid,omitzero"`
 	ExpiresAt     time.Time     `json:"expires_at"`
 }
 
 type refreshTokenReuseDetected struct {
-	eventHead
+	envelope
 	SessionID  uuid.UUID `json:"sid"`
 	Generation uint32    `json:"generation"` // of the token that was presented again
 	IP         string    `json:"ip,omitempty"`
@@ -107,14 +107,14 @@ type refreshTokenReuseDetected struct {
 }
 
 type userLockedOut struct {
-	eventHead
+	envelope
 	IP         string    `json:"ip,omitempty"`
 	RetryAfter time.Time `json:"retry_after"`
 }
 
 // userChanged is the data of UserDisabled, UserEnabled and UserDeleted.
 type userChanged struct {
-	eventHead
+	envelope
 	By string `json:"by"` // user or admin
 }
 
@@ -125,8 +125,8 @@ const (
 )
 
 // announce adds an event to the transaction.
-func (s *Service) announce(ctx context.Context, tx database.IDB, eventType string, head eventHead, data any) error {
-	e, err := s.event(eventType, head, data)
+func (s *Service) announce(ctx context.Context, tx database.IDB, eventType string, env envelope, data any) error {
+	e, err := s.event(eventType, env, data)
 	if err != nil {
 		return err
 	}
@@ -135,18 +135,18 @@ func (s *Service) announce(ctx context.Context, tx database.IDB, eventType strin
 
 // event makes the outbox event of a type. The key is the user, so that all events of one
 // user stay in order.
-func (s *Service) event(eventType string, head eventHead, data any) (outbox.Event, error) {
+func (s *Service) event(eventType string, env envelope, data any) (outbox.Event, error) {
 	body, err := json.Marshal(data)
 	if err != nil {
 		return outbox.Event{}, fmt.Errorf("encode %s: %w", eventType, err)
 	}
-	user := head.UserID.String()
+	user := env.UserID.String()
 	return outbox.Event{
 		Type: eventType, Key: user, Subject: user, Source: s.cfg.Token.Issuer,
-		DataSchema: SchemaURL(eventType), Time: head.OccurredAt, Data: body,
+		DataSchema: SchemaURL(eventType), Time: env.OccurredAt, Data: body,
 	}, nil
 }
 
-func (s *Service) head(userID uuid.UUID) eventHead {
-	return eventHead{UserID: userID, OccurredAt: s.timestamp()}
+func (s *Service) newEnvelope(userID uuid.UUID) envelope {
+	return envelope{UserID: userID, OccurredAt: s.timestamp()}
 }

@@ -16,14 +16,14 @@ import (
 // ExportOptions say what is exported, and how.
 type ExportOptions struct {
 	Format string // FormatNDJSON or FormatCSV
-	// PasswordHashes are written too: who has the result can try passwords against it for
-	// as long as they like. Without them, an import cannot read it.
+	// PasswordHashes are written too: with them, anybody can try passwords for as long as they like;
+	// without them, an import refuses every record.
 	PasswordHashes bool
 }
 
-// Export writes every account in the form that [Service.Import] reads, ordered by id and in
-// bounded memory, and returns how many there are. It is no snapshot: an account that changes
-// meanwhile is written before or after the change.
+// Export writes every account in the form that [Service.Import] reads, ordered by id and in bounded
+// memory, and returns their number. It is not a snapshot: an account that changes meanwhile is
+// written as before or as after the change.
 func (s *Service) Export(ctx context.Context, w io.Writer, opt ExportOptions) (int64, error) {
 	write, flush := userfile.WriteNDJSON(w)
 	switch opt.Format {

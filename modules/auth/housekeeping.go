@@ -9,17 +9,16 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// How often, and in what portions, what has expired is cleared away. A portion is small
-// enough that no request notices.
+// How often what has expired is deleted, and how much of it at a time: so little that no request
+// notices.
 const (
 	housekeepingEvery = time.Minute
 	forgetEvery       = 5 * time.Second
 	purgeBatch        = 500
 )
 
-// Run does what the service needs done beside its requests, until ctx ends: it follows the
-// signing keys, finishes what a dying process left half done and clears away what expired.
-// Any number of processes may run it at once.
+// Run does the service's background work until ctx ends: it follows the signing keys, finishes what
+// other processes left half done and deletes what has expired. Any number of processes may run it.
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.keys.Run(ctx) })
@@ -43,8 +42,8 @@ func every(ctx context.Context, interval time.Duration, do func(context.Context)
 	}
 }
 
-// Housekeep does one round of what [Service.Run] does every minute. What fails is logged and
-// tried again in the next round.
+// Housekeep does once what [Service.Run] does every minute. What fails is logged, and tried again
+// the next time.
 func (s *Service) Housekeep(ctx context.Context) {
 	s.retryReuse(ctx)
 	s.forget(ctx)
@@ -64,8 +63,8 @@ func (s *Service) Housekeep(ctx context.Context) {
 	})
 }
 
-// forget drops what leads from replaced refresh tokens to their successors when their windows
-// are over, where the store does not by itself.
+// forget deletes the links from replaced refresh tokens to their successors after their windows, in
+// stores where they do not expire.
 func (s *Service) forget(ctx context.Context) {
 	s.drain(ctx, "replaced_tokens", func(ctx context.Context) (int64, error) {
 		n, err := s.sessions.Forget(ctx, purgeBatch)
@@ -73,8 +72,7 @@ func (s *Service) forget(ctx context.Context) {
 	})
 }
 
-// drain purges portion by portion until one is not full: what has expired grows as fast as
-// people sign in, and so must this.
+// drain purges until nothing is left: a fixed amount a minute would not keep up with sign-ins.
 func (s *Service) drain(ctx context.Context, what string, purge func(context.Context) (int64, error)) {
 	for {
 		begun := time.Now()
@@ -93,8 +91,8 @@ func (s *Service) drain(ctx context.Context, what string, purge func(context.Con
 	}
 }
 
-// retryReuse commits what a process that died between "stop the session" and "announce it"
-// left behind. One that fails holds up no other.
+// retryReuse announces the reuse that a process stopped a session for and died before it could. A
+// session that fails does not hold up the others.
 func (s *Service) retryReuse(ctx context.Context) {
 	marked, err := s.sessions.Reused(ctx, purgeBatch)
 	if err != nil {

@@ -45,62 +45,58 @@ func ImportSources() []string { return userfile.Sources() }
 // ParseFirebaseHash reads the hash parameters as the Firebase console shows them.
 func ParseFirebaseHash(text string) (*FirebaseHash, error) { return userfile.ParseFirebaseHash(text) }
 
-// What becomes of an account whose name is an address that was not confirmed where it comes
-// from.
+// What an import does with a username that is an address which its source has not confirmed.
 const (
-	UnconfirmedTake    = "take"    // it is imported like the others
-	UnconfirmedDisable = "disable" // it is imported and disabled
-	UnconfirmedSkip    = "skip"    // it is refused
+	UnconfirmedTake    = "take"    // imports it like the others
+	UnconfirmedDisable = "disable" // imports and disables it
+	UnconfirmedSkip    = "skip"    // refuses it
 )
 
-// ImportOptions say what is imported, and who hears of it.
+// ImportOptions say what is imported, and how it is reported.
 type ImportOptions struct {
 	From        string        // one of [ImportSources]
 	Format      string        // FormatAuto, FormatNDJSON, FormatJSON or FormatCSV
 	Firebase    *FirebaseHash // for the source firebase
 	Unconfirmed string        // UnconfirmedTake when empty
-	// DryRun reports what an import would come to and writes nothing.
+	// DryRun reports what an import would do and writes nothing.
 	DryRun bool
-	// Refused is called for each record that was not taken, in their order. Its error ends
-	// the import. Nil: they are counted alone.
+	// Refused is called for each record that was refused, in order. Its error ends the import. Nil:
+	// they are only counted.
 	Refused func(Refusal) error
-	// Progress is called after each portion. Nil: never.
+	// Progress is called after each batch. Nil: never.
 	Progress func(ImportReport)
 }
 
-// ImportReport is what an import came to.
+// ImportReport is the result of an import.
 type ImportReport struct {
 	Imported int64            `json:"imported"`
 	Present  int64            `json:"already_there"`
 	Refused  int64            `json:"refused"`
 	Other    int64            `json:"not_accounts"` // records of something else, passed over
-	Line     int64            `json:"last_line"`    // up to which all is settled
+	Line     int64            `json:"last_line"`    // up to which all is committed
 	Schemes  map[string]int64 `json:"schemes"`      // how the passwords of those imported are hashed
-	Weak     int64            `json:"weak"`         // of those, hashed in a way that hardly slows a thief
+	Weak     int64            `json:"weak"`         // of those, hashed too cheaply to slow a thief
 	Disabled int64            `json:"disabled"`     // of those imported
-	// Lost counts, by its kind, what protected accounts where they come from and does not
-	// here: second factors, required actions, addresses that nobody confirmed.
+	// Lost counts, by kind, the protections that were not imported: second factors, required
+	// actions, unconfirmed addresses.
 	Lost map[string]int64 `json:"not_carried_over"`
-	// Hint says what the input looks like when none of it could be taken.
+	// Hint says what the input looks like when all of it was refused.
 	Hint string `json:"hint,omitempty"`
 }
 
-// ErrOtherSource ends an import of what comes from another system than it was told. It says
-// from which.
-var ErrOtherSource = errors.New("none of the first records can be taken")
+// ErrOtherSource ends an import when its input comes from another system, which the error names.
+var ErrOtherSource = errors.New("none of the first records can be imported")
 
-// Import makes accounts of what another system, or [Service.Export], has written. It reads
-// in bounded memory, however long the input is. Each account is written in one transaction
-// with its event, as by [Service.CreateUser]; passwords are taken over as they are hashed,
-// and hashed anew when their owners sign in.
+// Import makes accounts from an export of another system or of [Service.Export], in bounded memory.
+// Each account is written in one transaction with its event, as by [Service.CreateUser]. Passwords
+// keep their hashes until their owners sign in.
 //
-// An account that is there already is left as it is and counted as present. So an import that
-// was broken off is run again with the same input, and an import that is run twice does
-// nothing the second time. A record of somebody else whose name, in its canonical form, is
-// there already is refused; see [pendingUser.is] for how the two are told apart.
+// An account that exists already is left as it is and counted as present, so that an interrupted
+// import can be run again with the same input. A record of another person with an existing name is
+// refused; see [pendingUser.is].
 //
-// A record that cannot be taken is refused, with its reason, and the next one is read. When
-// ctx ends, what was read is still written, and the error is that of ctx.
+// A record that cannot be imported is refused with its reason, and the next one is read. When ctx
+// ends, what was read is still written, and the error is that of ctx.
 func (s *Service) Import(ctx context.Context, r io.Reader, opt ImportOptions) (ImportReport, error) {
 	report := ImportReport{Schemes: map[string]int64{}, Lost: map[string]int64{}}
 	in, err := userfile.Open(r, opt.From, opt.Format, opt.Firebase)
@@ -123,9 +119,9 @@ func (s *Service) Import(ctx context.Context, r io.Reader, opt ImportOptions) (I
 	return report, err
 }
 
-// CheckImport looks for the account of that name in what Import would read, and verifies the
-// password against its hash: whether all parameters of the hashes are right shows in no other
-// way. It writes nothing. The error says what is wrong.
+// CheckImport looks for the account of that name in the input of an import, and verifies the
+// password against its hash: nothing else shows whether the parameters of the hashes are right. It
+// writes nothing. The error says what is wrong.
 func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOptions, name, password string) error {
 	in, err := userfile.Open(r, opt.From, opt.Format, opt.Firebase)
 	if err != nil {
@@ -141,9 +137,9 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 		rec, err := in.Next()
 		switch {
 		case errors.Is(err, io.EOF) && found == 0:
-			return errors.Join(fmt.Errorf("there is no account %q in it", name), hintError(in.Hint()))
+			return errors.Join(fmt.Errorf("the input has no account %q", name), hintError(in.Hint()))
 		case errors.Is(err, io.EOF), err == nil && found == mostFound:
-			return fmt.Errorf("the password is not that of %q: either it is mistyped, or the hashes are not what they seem", name)
+			return fmt.Errorf("the password is not that of %q: check that it is typed correctly, and that the source and its hash parameters are right", name)
 		case err != nil:
 			return err
 		case ctx.Err() != nil:
@@ -226,7 +222,7 @@ func (i *importer) all(ctx context.Context, in *userfile.Reader) error {
 	}
 }
 
-// check decides whether the record can become an account, as far as the record tells.
+// check decides whether the record can become an account, without asking the database.
 func (i *importer) check(rec userfile.Record) *pendingUser {
 	n := &pendingUser{line: rec.Line, number: rec.Number, other: rec.Other, lost: lostKinds(rec.Lost), refused: rec.Refused}
 	if n.refused == nil && !n.other {
@@ -235,7 +231,7 @@ func (i *importer) check(rec userfile.Record) *pendingUser {
 	return n
 }
 
-// lostKinds are the kinds in order, each once. Their names come from the input.
+// lostKinds returns the kinds in order, each once. Their names come from the input.
 func lostKinds(list []string) []string {
 	kinds := make([]string, 0, len(list))
 	for _, kind := range list {
@@ -284,7 +280,7 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *fault.Ref
 	}
 	for _, at := range []time.Time{rec.Created, rec.Changed} {
 		if at.Before(time.Unix(0, 0)) || at.After(now.Add(24*time.Hour)) {
-			return fault.Refuse("invalid_time", "a time is before 1970 or yet to come")
+			return fault.Refuse("invalid_time", "a time is before 1970 or in the future")
 		}
 	}
 	n.Username, n.canonical = rec.Username, canonical
@@ -293,14 +289,14 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *fault.Ref
 	if rec.Disabled || rec.Banned.After(now) {
 		n.Status = StatusDisabled
 	}
-	// An account that comes back under the id of a deleted one must not bring back what was
-	// issued to that: nothing was issued under an epoch as high as this.
+	// An account with the id of a deleted one must not revive its tokens: none was issued under an
+	// epoch as high as this.
 	n.epoch = now.UnixMilli()
 	return i.unconfirmed(n)
 }
 
-// unconfirmed does with a name that is an unconfirmed address what was asked for. Whoever has
-// the mailbox may not be who has the account.
+// unconfirmed applies the option Unconfirmed. The owner of the mailbox may not be the owner of the
+// account.
 func (i *importer) unconfirmed(n *pendingUser) *fault.Refusal {
 	if n.origin.confirmed == nil || *n.origin.confirmed || !strings.EqualFold(n.origin.address, n.Username) {
 		return nil
@@ -308,15 +304,14 @@ func (i *importer) unconfirmed(n *pendingUser) *fault.Refusal {
 	n.lost = lostKinds(append(n.lost, userfile.LostUnconfirmed))
 	switch i.opt.Unconfirmed {
 	case UnconfirmedSkip:
-		return fault.Refuse(userfile.LostUnconfirmed, "the username is an address that was not confirmed where it comes from")
+		return fault.Refuse(userfile.LostUnconfirmed, "the username is an address that its source has not confirmed")
 	case UnconfirmedDisable:
 		n.Status = StatusDisabled
 	}
 	return nil
 }
 
-// commit writes a portion and reports what became of each record. It finishes although ctx
-// has ended: what has been read is worth the second that it takes.
+// commit writes a batch and reports the result of each record. It finishes although ctx has ended.
 func (i *importer) commit(ctx context.Context, batch []*pendingUser) error {
 	if len(batch) == 0 {
 		return nil
@@ -377,8 +372,8 @@ func (i *importer) count(n *pendingUser) error {
 	return nil
 }
 
-// write writes the accounts with their events in one transaction. A database that is away for
-// a moment does not end an import of an hour.
+// write writes the accounts with their events in one transaction. It tries again when the database is
+// away: an import may take an hour.
 func (i *importer) write(ctx context.Context, batch []*pendingUser) error {
 	if len(batch) == 0 {
 		return nil
@@ -411,8 +406,8 @@ func (i *importer) write(ctx context.Context, batch []*pendingUser) error {
 	}
 }
 
-// insertImported inserts those of the accounts that are not there and says of each what
-// became of it. Whatever else is being written, an account is inserted once.
+// insertImported inserts the accounts that do not exist, with their events, and sets the result of
+// each. Concurrent imports insert an account once.
 func (s *Service) insertImported(ctx context.Context, tx database.Tx, batch []*pendingUser) error {
 	if err := insertAbsent(ctx, tx, batch); err != nil {
 		return err
@@ -431,13 +426,13 @@ func (s *Service) insertImported(ctx context.Context, tx database.Tx, batch []*p
 	return outbox.Add(ctx, tx, events...)
 }
 
-// importEvents are what the rest of the world hears of an imported account.
+// importEvents are the events of an imported account.
 func (s *Service) importEvents(n *pendingUser) ([]outbox.Event, error) {
-	head := s.head(n.ID)
-	registered, err := s.event(EventUserRegistered, head, userRegistered{eventHead: head, Username: n.Username})
+	env := s.newEnvelope(n.ID)
+	registered, err := s.event(EventUserRegistered, env, userRegistered{envelope: env, Username: n.Username})
 	if err != nil || n.Status == StatusActive {
 		return []outbox.Event{registered}, err
 	}
-	disabled, err := s.event(EventUserDisabled, head, userChanged{eventHead: head, By: byAdmin})
+	disabled, err := s.event(EventUserDisabled, env, userChanged{envelope: env, By: byAdmin})
 	return []outbox.Event{registered, disabled}, err
 }

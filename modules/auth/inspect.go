@@ -13,8 +13,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/token"
 )
 
-// TokenReport is what can be said of a token to a person: what stands in it, and whether it
-// is good, in words.
+// TokenReport describes a token to a person: what is in it, and whether it is valid.
 type TokenReport struct {
 	Header  map[string]any `json:"header,omitempty"`
 	Claims  map[string]any `json:"claims,omitempty"`
@@ -32,26 +31,25 @@ func ParseKeySet(data []byte) (KeySet, error) {
 	return KeySet{set}, err
 }
 
-// Expectation is what a token inspected offline must say; empty fields expect nothing.
+// Expectation is what a token inspected offline must say. Empty fields accept anything.
 type Expectation struct{ Issuer, Audience string }
 
 // DecodeToken takes a token apart without verifying anything.
 func DecodeToken(text string) TokenReport {
 	r, err := decode(text)
 	if err == nil {
-		r.Verdict = "not verified: no keys at hand; give --jwks FILE or URL"
+		r.Verdict = "not verified: give the keys with --jwks FILE or URL"
 	}
 	return r
 }
 
-// InspectToken verifies an access token with the keys of a JWK set. Whether its session goes
-// on cannot be known offline.
+// InspectToken verifies an access token with the keys of a JWK set. Whether its session is live
+// cannot be known offline.
 func InspectToken(text string, keys KeySet, want Expectation, now time.Time) TokenReport {
 	r, err := decode(text)
 	if err != nil {
 		return r
 	}
-	// What nothing is expected of is expected to be as it is.
 	if want.Issuer == "" {
 		want.Issuer, _ = r.Claims["iss"].(string)
 	}
@@ -133,7 +131,7 @@ func (s *Service) inspectRefresh(ctx context.Context, text string) (TokenReport,
 	return r, nil
 }
 
-// describe puts the outcome of a verification into words.
+// describe says how a verification ended.
 func (r *TokenReport) describe(claims token.Claims, err error, now time.Time) {
 	var refusal *token.Refusal
 	switch {

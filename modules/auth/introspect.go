@@ -29,13 +29,12 @@ type Introspection struct {
 	AuthTime  time.Time
 }
 
-// ClientCredentials are one reading of what a client of /oauth2/* sent to show who it is.
+// ClientCredentials are one reading of the credentials that a client of /oauth2/* sent.
 type ClientCredentials struct{ ID, Secret string }
 
 // AuthenticateClient reports whether one of the readings of a client's credentials is right, and
-// whose they are.
-// That a reading names a client that there is takes no longer than that it does not. A
-// refusal is noted in the security log.
+// whose they are. It takes as long for a client that does not exist. A refusal goes into the
+// security log.
 func (s *Service) AuthenticateClient(readings []ClientCredentials, from Device) (id string, ok bool) {
 	named := ""
 	for _, c := range readings {
@@ -55,11 +54,10 @@ func (s *Service) AuthenticateClient(readings []ClientCredentials, from Device) 
 	return "", false
 }
 
-// HasClients reports whether there is anybody who may call /oauth2/*.
+// HasClients reports whether any client may call /oauth2/*.
 func (s *Service) HasClients() bool { return len(s.clients) > 0 }
 
-// Introspect says what a token is worth now. False is all that is said of one that is not
-// live, for whatever reason.
+// Introspect describes a live token. For any other one it returns false, and no reason.
 func (s *Service) Introspect(ctx context.Context, text string) (Introspection, bool, error) {
 	if strings.HasPrefix(text, refreshPrefix) {
 		return s.introspectRefresh(ctx, text)

@@ -12,26 +12,26 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// lockOut is that an account is closed to strangers for a while.
+// lockOut says that unknown devices cannot sign in to an account for a while.
 type lockOut struct {
 	user  uuid.UUID
-	ip    string // who brought it about
+	ip    string // of the attempt that caused it
 	until time.Time
 }
 
-// lockOuts announces lock-outs behind the answers, one after the other. An answer that
-// waited for its transaction would tell by its time that there is such an account: for a
-// name that does not exist, there is nothing to announce.
+// lockOuts announces lock-outs after the answers, one after the other. An answer that waited for
+// the transaction would show by its time that the account exists: for an unknown name there is
+// nothing to announce.
 type lockOuts struct {
 	queue  chan lockOut
 	queued sync.WaitGroup // those in the queue or in hand
 	stop   chan struct{}
 	ended  chan struct{}
-	giveUp context.CancelFunc // ends what is in hand, and what is queued is dropped
+	giveUp context.CancelFunc // cancels the one in hand and drops the queue
 }
 
-// maxLockOuts is how many may wait. There is one for some failed sign-ins of an account, so
-// that hashing is slower than this is; and what does not fit is announced at once.
+// maxLockOuts is how many may wait. Each takes several failed sign-ins, so hashing is slower than
+// announcing; what does not fit is announced at once.
 const maxLockOuts = 256
 
 func (s *Service) startLockOuts() {
@@ -60,9 +60,9 @@ func (s *Service) startLockOuts() {
 	}()
 }
 
-// stopLockOuts announces what is queued first, as far as that takes no longer than [detachTimeout]
-// for all of it: a database that hangs must not hold up the end of the process. A lock-out
-// changes no account, so that nothing else depends on its event.
+// stopLockOuts first announces what is queued, for [detachTimeout] at most: a database that hangs
+// must not hold up the end of the process. A lock-out changes no account, so nothing else depends
+// on its event.
 func (s *Service) stopLockOuts() {
 	late := time.AfterFunc(detachTimeout, s.lockOuts.giveUp)
 	s.lockOuts.queued.Wait()
@@ -85,12 +85,12 @@ func (s *Service) queueLockOut(ctx context.Context, l lockOut) {
 func (s *Service) announceLockOut(ctx context.Context, l lockOut) {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
-	head := s.head(l.user)
+	env := s.newEnvelope(l.user)
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := lockAccount(ctx, tx, l.user); err != nil {
 			return err
 		}
-		return s.announce(ctx, tx, EventUserLockedOut, head, userLockedOut{eventHead: head, IP: l.ip, RetryAfter: l.until.UTC()})
+		return s.announce(ctx, tx, EventUserLockedOut, env, userLockedOut{envelope: env, IP: l.ip, RetryAfter: l.until.UTC()})
 	})
 	if err != nil && !errors.Is(err, ErrUserNotFound) {
 		s.log.Error("lock_out_not_announced", zap.Stringer("user_id", l.user), zap.Error(err))

@@ -11,14 +11,14 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/username"
 )
 
-// Login signs a person in on a device. A name that does not exist, a wrong password and an
-// account that is disabled are one answer in content and time, [ErrInvalidCredentials]; only
-// who knows the password learns [ErrAccountDisabled].
+// Login signs a person in on a device. An unknown name, a wrong password and a disabled account
+// have one answer in content and time, [ErrInvalidCredentials]; only the right password gets
+// [ErrAccountDisabled].
 func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Tokens, error) {
 	if r := checkDeviceName(dev.Name); r != nil {
 		return Tokens{}, ErrValidation.Field("device_name", r.Code, r.Detail)
 	}
-	// A name that cannot exist goes the same way as one that does not.
+	// A name that cannot exist is treated like one that does not.
 	canonical, known := username.Lookup(cred.Username)
 	if !known {
 		typed := username.Trim(cred.Username)
@@ -62,8 +62,7 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 	return t, err
 }
 
-// failed counts a wrong password, and announces it when the account is now closed to
-// strangers for a while.
+// failed counts a wrong password, and announces it when unknown devices are now locked out.
 func (s *Service) failed(ctx context.Context, ticket *throttle.Ticket, a account, typed string, dev Device) {
 	locked, until := s.limiter.Failed(ctx, ticket)
 	fields := []zap.Field{zap.String("username", printable(typed, 255)), zap.String("ip", dev.ip())}

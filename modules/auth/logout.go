@@ -5,9 +5,8 @@ import (
 	"errors"
 )
 
-// LogoutRefresh ends the session of a refresh token. Any token that this service made for
-// the session will do, an older one too: who signs out wants to be signed out. It is
-// idempotent, and [ErrInvalidRefreshToken] is only for what was never such a token.
+// LogoutRefresh ends the session of a refresh token, of which any that this service made will do,
+// also an older one. It is idempotent; [ErrInvalidRefreshToken] is for what never was such a token.
 func (s *Service) LogoutRefresh(ctx context.Context, text string) error {
 	t, err := s.codec.Parse(text)
 	if err != nil {
@@ -16,8 +15,7 @@ func (s *Service) LogoutRefresh(ctx context.Context, text string) error {
 	return s.endSession(ctx, t.UserID(), t.SessionID(), ReasonLogout)
 }
 
-// LogoutAccess ends the session of an access token. It is idempotent: a token whose session
-// has ended already is fine, as long as it has not expired.
+// LogoutAccess ends the session of an access token that has not expired. It is idempotent.
 func (s *Service) LogoutAccess(ctx context.Context, access string) error {
 	caller, err := s.identify(ctx, access)
 	if errors.Is(err, ErrSessionRevoked) { // the account is gone

@@ -15,7 +15,7 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// origin is what is kept of where an account comes from.
+// origin is where an account was imported from.
 type origin struct {
 	source    string
 	sourceID  string    // what it calls the account, when that is not its id here
@@ -25,9 +25,8 @@ type origin struct {
 	confirmed *bool // whether the address was; nil: the source does not say
 }
 
-// insertOrigins keeps where imported accounts come from: it tells an account that is imported
-// once more from another person of the same name, also after its password was changed here,
-// and whether its address was confirmed.
+// insertOrigins stores where accounts were imported from. By that the same account is told from
+// another person of the same name, also after its password was changed here.
 func insertOrigins(ctx context.Context, tx database.IDB, batch []*pendingUser) error {
 	if len(batch) == 0 {
 		return nil
@@ -52,7 +51,7 @@ type owner struct {
 	username, canonical string
 	hash                string
 	created             time.Time
-	origin              *origin // nil: registered here, or imported by a release that kept none
+	origin              *origin // nil: registered here, or imported by a release that stored none
 }
 
 // owners are those of a batch.
@@ -96,8 +95,8 @@ func ownersOf(ctx context.Context, db database.IDB, batch []*pendingUser) (owner
 	return found, rows.Err()
 }
 
-// refusal says why the record cannot be taken although nothing is wrong with it. Nil: it is
-// there already, or nobody has its id or its name.
+// refusal says why an account that exists keeps the record from being imported. Nil: it is the
+// record's own, or nobody has its id or its name.
 func (o owners) refusal(n *pendingUser) *fault.Refusal {
 	named := o.byName[n.canonical]
 	if named == nil {
@@ -112,8 +111,8 @@ func (o owners) refusal(n *pendingUser) *fault.Refusal {
 	case anotherPerson:
 		return fault.Refuse("username_taken", "the username belongs to somebody else's account")
 	}
-	return fault.Refuse("username_taken", "the username belongs to an account here, and nothing tells whether it is the same person's: "+
-		"the record has neither its id, nor its password hash, nor the time when it was created")
+	return fault.Refuse("username_taken", "the username belongs to an account here, and the record does not show that it is the same person's: "+
+		"it has neither its id, nor its password hash, nor the time when it was created")
 }
 
 type likeness int
@@ -124,9 +123,9 @@ const (
 	anotherPerson
 )
 
-// is tells whether the account that has the name of the record is the record's own. By the
-// id, else by the hash or the time of its making; where two of them disagree it is another
-// person, who is refused with a reason rather than lost without one.
+// is compares the record with the account that has its name: by the id, else by the hash or the time
+// of creation. When two of them disagree it is another person, who is refused with a reason rather
+// than silently counted as present.
 func (n *pendingUser) is(o owner) likeness {
 	if n.keepID {
 		if n.ID == o.id {
@@ -162,7 +161,7 @@ func (n *pendingUser) is(o owner) likeness {
 	return nothingTells
 }
 
-// addresses returns what is known of the addresses of imported accounts.
+// addresses returns the addresses of imported accounts, and whether they were confirmed.
 func addresses(ctx context.Context, db database.IDB, ids []uuid.UUID) (map[uuid.UUID]origin, error) {
 	rows, err := db.QueryContext(ctx, "SELECT user_id, address, address_confirmed FROM user_origin WHERE user_id IN (?)", database.List(ids))
 	if err != nil {

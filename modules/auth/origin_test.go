@@ -121,7 +121,7 @@ func TestANameThatSomebodyRegisteredHereIsTaken(t *testing.T) {
 			if got.codes() != "1 username_taken" {
 				t.Errorf("%s: refused %q", text, got.codes())
 			}
-			if nothing := strings.Contains(got.refused[0].Detail, "nothing tells"); nothing != (text == line("", strings.ToUpper(name), importHash, "")) {
+			if nothing := strings.Contains(got.refused[0].Detail, "does not show"); nothing != (text == line("", strings.ToUpper(name), importHash, "")) {
 				t.Errorf("%s: %s", text, got.refused[0].Detail)
 			}
 		}
@@ -468,7 +468,7 @@ func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
 		{"right", string(good), "Firebase@example.com", "user1password", ""},
 		{"a wrong password", string(good), "firebase@example.com", "user2password", "is not that of"},
 		{"a wrong signer key", wrong, "firebase@example.com", "user1password", "is not that of"},
-		{"nobody", string(good), "nobody@example.com", "user1password", "there is no account"},
+		{"nobody", string(good), "nobody@example.com", "user1password", "has no account"},
 		{"no password", string(good), "google@example.com", "user1password", "no_password"},
 		{"no name", string(good), "", "user1password", "username"},
 	} {

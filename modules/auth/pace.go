@@ -7,21 +7,18 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// pace is how an import shares the database, and the machine, with the servers beside it.
+// pace is how an import shares the database and the machine with running servers.
 //
-// On SQLite one transaction writes at a time, and those that wait look again every few
-// milliseconds, without a queue. A program that begins its next transaction right after the
-// last one leaves them no moment to be lucky in. So a batch is as large as can be written in
-// a short time, and after it the import rests: for twice as long as it has worked while
-// others write too, and for a moment otherwise. PostgreSQL has no such lock, but the same
-// disk and processors: there it rests for as long as it works. Whether others write shows in
-// the database.
+// On SQLite one transaction writes at a time, and the others poll for the lock every few
+// milliseconds. A program that begins its next transaction at once leaves them no gap. So a batch is
+// as large as can be written in a short time, and then the import rests: twice as long as it worked
+// while others write too, else briefly. PostgreSQL has no such lock but shares disk and processors:
+// there it rests as long as it works. The database shows whether others write.
 type pace struct {
 	now   func() time.Time
 	sleep func(context.Context, time.Duration)
 	watch func(ctx context.Context, rest func()) (others bool)
-	// A batch should take that long to write, and be followed by so many times the time that
-	// went into it.
+	// A batch should take batchTime to write; the rest after it lasts rests times the work.
 	batchTime time.Duration
 	rests     int
 
@@ -34,7 +31,7 @@ const (
 	firstBatch = 100
 	leastBatch = 50 // fewer would be all commit
 	mostBatch  = 500
-	// aloneAfter is after how many batches without others an import takes what there is.
+	// aloneAfter is the number of batches without other writers after which an import hardly rests.
 	aloneAfter = 20
 )
 
@@ -59,8 +56,7 @@ func newPace(db *database.DB, now func() time.Time) *pace {
 // batch is how many records the next transaction should have.
 func (p *pace) batch() int { return p.size }
 
-// wrote says for how long a transaction waited for its turn, which was others' time, and how
-// long it then took, and rests.
+// wrote rests after a transaction. waited is how long it waited for others, took how long it ran.
 func (p *pace) wrote(ctx context.Context, n int, waited, took time.Duration) {
 	fits := int(int64(n) * int64(p.batchTime) / max(int64(took), 1))
 	p.size = min(max(fits, p.size/2, leastBatch), 2*p.size, mostBatch)
@@ -83,8 +79,8 @@ func sleepFor(ctx context.Context, d time.Duration) {
 	}
 }
 
-// watchSQLite reports whether anybody has written during the rest: PRAGMA data_version says
-// so to a connection that has not. A database that does not answer is busy.
+// watchSQLite reports whether others have written during the rest: then PRAGMA data_version changes
+// for a connection that has not. A database that does not answer counts as busy.
 func watchSQLite(ctx context.Context, db *database.DB, rest func()) (others bool) {
 	conn, err := db.Conn(ctx)
 	if err != nil {

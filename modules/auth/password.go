@@ -15,8 +15,8 @@ import (
 // ChangePassword sets a new password for the caller, who must know the present one. The
 // calling session goes on with new tokens; every other one ends.
 //
-// An answer that is lost costs nothing: within the grace window, the session's former
-// refresh token is taken for the new one.
+// When the answer is lost, the session's former refresh token gets the new one within the grace
+// window.
 func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, replacement string, dev Device) (Tokens, error) {
 	invalid, err := s.checkPassword(ErrValidation, "new_password", replacement, caller.User.Username)
 	if err != nil {
@@ -25,8 +25,8 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 	if len(invalid.Fields) > 0 {
 		return Tokens{}, invalid
 	}
-	// Without the store there would be no new tokens to answer with, and an answer that says
-	// "not now" of a password that is changed would be a lie.
+	// Without the store there are no new tokens, and "try again later" would be wrong once the
+	// password is changed.
 	if _, err := s.sessions.Get(ctx, caller.User.ID, caller.SessionID); err != nil && !errors.Is(err, session.ErrNotFound) {
 		return Tokens{}, err
 	}
@@ -50,7 +50,7 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 	if err != nil {
 		return Tokens{}, fmt.Errorf("the password was changed, new tokens were not made: %w", err)
 	}
-	// What the device had was for the former password.
+	// The device token that it had was for the former password.
 	t.Device = s.limiter.Remember(ctx, changed.canonical, changed.owner(), dev.IP)
 	return t, nil
 }
@@ -83,28 +83,27 @@ func (s *Service) SetPassword(ctx context.Context, userID uuid.UUID, replacement
 // nothing against it. It returns the changed account.
 func (s *Service) storePassword(ctx context.Context, userID uuid.UUID, hash string, kept uuid.NullUUID, by string,
 	check func(context.Context, database.IDB, account) error) (changed account, err error) {
-	head := s.head(userID)
+	env := s.newEnvelope(userID)
 	all := allSessions{userID: userID, kept: kept, reason: ReasonPasswordChange}
 	err = s.changeAccount(ctx, all, check, func(ctx context.Context, tx database.Tx, a account, end func() (int64, error)) error {
-		if err := updatePassword(ctx, tx, a.ID, hash, head.OccurredAt); err != nil {
+		if err := updatePassword(ctx, tx, a.ID, hash, env.OccurredAt); err != nil {
 			return err
 		}
-		if err := s.announce(ctx, tx, EventPasswordChanged, head, passwordChanged{eventHead: head, By: by}); err != nil {
+		if err := s.announce(ctx, tx, EventPasswordChanged, env, passwordChanged{envelope: env, By: by}); err != nil {
 			return err
 		}
 		changed = a
-		changed.passwordHash, changed.PasswordChangedAt = hash, head.OccurredAt
+		changed.passwordHash, changed.PasswordChangedAt = hash, env.OccurredAt
 		changed.epoch, err = end()
 		return err
 	})
 	return changed, err
 }
 
-// reissue gives the caller's session new tokens. A session whose record the store has lost
-// cannot go on, so a new one begins in its place, unless the account is no longer as the
-// caller left it: then the record is not lost, the session has ended since.
+// reissue gives the caller's session new tokens. When the store has lost its record, a new session
+// takes its place, unless the account has changed since: then the session has ended.
 func (s *Service) reissue(ctx context.Context, caller Caller, changed account, dev Device) (Tokens, error) {
-	for range 3 { // a refresh of the session may come in between
+	for range 3 { // a refresh of the session may be faster
 		rec, err := s.sessions.Get(ctx, caller.User.ID, caller.SessionID)
 		if errors.Is(err, session.ErrNotFound) {
 			break

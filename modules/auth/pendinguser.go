@@ -13,7 +13,7 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// pendingUser is a record on its way to become an account.
+// pendingUser is a record that may become an account.
 type pendingUser struct {
 	account
 	line, number int64
@@ -27,8 +27,8 @@ type pendingUser struct {
 	refused      *fault.Refusal
 }
 
-// insertAbsent inserts the accounts whose id and name are free, with their origins, and says
-// of each of the others whether it is there already or somebody else is.
+// insertAbsent inserts the accounts whose id and name are free, with their origins, and sets for each
+// of the others whether it is present or refused.
 func insertAbsent(ctx context.Context, tx database.IDB, batch []*pendingUser) error {
 	// In the order of their names: two imports at once do not wait in a circle.
 	ordered := slices.SortedStableFunc(slices.Values(batch), func(a, b *pendingUser) int { return strings.Compare(a.canonical, b.canonical) })
@@ -56,7 +56,7 @@ func insertAbsent(ctx context.Context, tx database.IDB, batch []*pendingUser) er
 	for _, n := range others {
 		n.refused = owners.refusal(n)
 		if n.refused == nil && owners.byName[n.canonical] == nil {
-			n.refused = fault.Refuse("conflict", "an account with this name was deleted at the same moment")
+			n.refused = fault.Refuse("conflict", "an account with this name was deleted during the import; run it again")
 		}
 	}
 	return nil

@@ -12,12 +12,12 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// populationEvery is how often the kinds of hashes that accounts have are looked at.
+// populationEvery is how often the stored hashes are sampled.
 const populationEvery = 10 * time.Minute
 
-// followPopulation keeps what package password knows of the stored hashes up to date, until
-// ctx ends. Names that do not exist then take as long to refuse as those that do, also where
-// hashes of several kinds are mixed: after an import, or a raised cost.
+// followPopulation tells package password which kinds of hashes are stored, until ctx ends, so that
+// unknown names take as long to refuse as known ones, also where kinds are mixed: after an import,
+// or a raised cost.
 func (s *Service) followPopulation(ctx context.Context) {
 	tick := time.NewTicker(populationEvery)
 	defer tick.Stop()
@@ -44,7 +44,7 @@ func (s *Service) learnPopulation(ctx context.Context) error {
 	return nil
 }
 
-// sampleHashes returns the password hashes of some n accounts, evenly from all of them. It
+// sampleHashes returns the password hashes of some n accounts, spread evenly over all. It
 // reads a bounded part of the table, however large that is, and the same part the next time,
 // as far as the table is the same: what it finds must not change by chance, and nodes must
 // find the same.

@@ -10,14 +10,12 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 )
 
-// Refresh takes a refresh token for its successor and a fresh access token. Of any number
-// of parallel calls with one token, all get the same successor, and one that comes late gets
-// the newest.
+// Refresh exchanges a refresh token for its successor and a new access token. Parallel calls with
+// one token all get the same successor, and a late one gets the newest.
 //
-// It returns [ErrInvalidRefreshToken], [ErrSessionExpired], [ErrSessionRevoked] or, when the
-// token was replaced longer than the grace window ago, [ErrRefreshTokenReused]: then two
-// parties hold tokens of one session, which of them is the thief cannot be told, and the
-// session has ended.
+// It returns [ErrInvalidRefreshToken], [ErrSessionExpired], [ErrSessionRevoked] or, when the token
+// was replaced longer than the grace window ago, [ErrRefreshTokenReused]: then two parties hold
+// tokens of one session, nobody can tell which one stole them, and the session ends.
 func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens, error) {
 	presented, err := s.codec.Parse(text)
 	if err != nil {
@@ -52,8 +50,8 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 	case session.Reused:
 		s.security.Warn("refresh_token_reused", zap.Stringer("user_id", userID), zap.Stringer("sid", sid),
 			zap.Uint32("generation", presented.Generation()), zap.String("ip", dev.ip()))
-		// The record is stopped already, and stays so until this has committed: what fails
-		// now is done by the next presentation of the token or by housekeeping.
+		// The record is already stopped, and stays so until this has committed. What fails now is
+		// done at the token's next use or by housekeeping.
 		if err := s.announceReuse(ctx, userID, sid, presented.Generation(), dev.ip(), dev.UserAgent); err != nil {
 			s.log.Error("reuse_not_announced_yet", zap.Stringer("sid", sid), zap.Error(err))
 		}
@@ -61,7 +59,7 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 	}
 	// The store may still hold a session that ended while it was away: the database decides.
 	if !st.live(sid, got.Session.Epoch) {
-		s.dropRecord(ctx, userID, sid)
+		s.removeRecords(ctx, userID, sid)
 		return Tokens{}, ErrSessionRevoked
 	}
 	switch got.Outcome {
@@ -77,5 +75,6 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 	return t, err
 }
 
-// errSuperseded ends nothing, and does not ask to try again: then it would be reuse.
-var errSuperseded = ErrInvalidRefreshToken.Detail("This refresh token was replaced a moment ago, and the way from it to the newest one of its session is not kept. The session goes on with that one.")
+// errSuperseded ends nothing, and does not ask to try again: that would be reuse.
+var errSuperseded = ErrInvalidRefreshToken.Detail("This refresh token was replaced a moment ago, and its session's newest one " +
+	"can no longer be reached from it. The session goes on with the newest one.")

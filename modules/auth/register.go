@@ -10,10 +10,9 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// Register makes an account and signs its owner in. It returns [ErrValidation] with every
-// faulty field, or [ErrUsernameTaken]. Where registration is closed it returns
-// [ErrRegistrationClosed] before it looks at anything, so that the answer tells nothing of the
-// name.
+// Register makes an account and signs its owner in. It returns [ErrValidation] with every faulty
+// field, or [ErrUsernameTaken]. Where registration is closed it returns [ErrRegistrationClosed]
+// before it looks at the name, so that the answer says nothing about it.
 func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (Tokens, error) {
 	if s.cfg.Registration == registrationClosed {
 		s.security.Info("registration_refused", zap.String("reason", "registration_closed"), zap.String("ip", dev.ip()))
@@ -27,12 +26,12 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (T
 	if err != nil {
 		return Tokens{}, err
 	}
-	sess, refresh, _, err := s.createRecord(ctx, a, dev) // the first session is never one too many
+	sess, refresh, _, err := s.createRecord(ctx, a, dev) // the first session is never above the limit
 	if err != nil {
 		return Tokens{}, err
 	}
 	if err := s.addAccount(ctx, a, uuid.NullUUID{UUID: sess.ID, Valid: true}); err != nil {
-		s.dropRecord(ctx, a.ID, sess.ID)
+		s.removeRecords(ctx, a.ID, sess.ID)
 		return Tokens{}, err
 	}
 	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID), zap.String("ip", dev.ip()))
@@ -43,8 +42,8 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (T
 	return t, err
 }
 
-// CreateUser makes an account on an operator's behalf, by the same rules as [Service.Register],
-// with nobody signed in.
+// CreateUser makes an account on an operator's behalf, by the rules of [Service.Register], and
+// signs nobody in.
 func (s *Service) CreateUser(ctx context.Context, cred Credentials) (User, error) {
 	a, err := s.newAccount(ctx, cred, "")
 	if err != nil {
@@ -70,8 +69,7 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 	if len(invalid.Fields) > 0 {
 		return account{}, invalid
 	}
-	// Asked before hashing: a name that is taken should not cost a hash. The unique index
-	// has the last word.
+	// A name that is taken should not cost a hash. The unique index decides in the end.
 	switch _, err := accountByName(ctx, s.db, canonical); {
 	case err == nil:
 		return account{}, ErrUsernameTaken
@@ -91,16 +89,16 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 
 // addAccount writes the account with its event.
 func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID) error {
-	head := eventHead{UserID: a.ID, OccurredAt: a.CreatedAt}
+	env := envelope{UserID: a.ID, OccurredAt: a.CreatedAt}
 	return s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if err := insertAccount(ctx, tx, a); err != nil {
 			return err
 		}
 		if sid.Valid {
-			if err := s.recordBegun(ctx, tx, begun{sid.UUID, a.ID, a.epoch, head.OccurredAt}); err != nil {
+			if err := s.recordBegun(ctx, tx, begun{sid.UUID, a.ID, a.epoch, env.OccurredAt}); err != nil {
 				return err
 			}
 		}
-		return s.announce(ctx, tx, EventUserRegistered, head, userRegistered{eventHead: head, Username: a.Username, SessionID: sid})
+		return s.announce(ctx, tx, EventUserRegistered, env, userRegistered{envelope: env, Username: a.Username, SessionID: sid})
 	})
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// rehearsal is what an import that writes nothing writes to: a database of its own, for as
-// long as it runs. Names that occur twice in an input are found there, however long it is.
+// rehearsal is the temporary database that a dry run writes to. It finds names that occur twice in an
+// input of any length.
 type rehearsal struct {
 	dir string
 	db  *database.DB
@@ -40,8 +40,7 @@ func openRehearsal(ctx context.Context) (*rehearsal, error) {
 	return r, nil
 }
 
-// write does with the accounts what an import would do: those of the real database first, of
-// which it only reads.
+// write does what an import would do with the accounts. It only reads the real database.
 func (r *rehearsal) write(ctx context.Context, real *database.DB, batch []*pendingUser) error {
 	there, err := ownersOf(ctx, real, batch)
 	if err != nil {

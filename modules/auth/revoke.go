@@ -16,8 +16,8 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// Revoke ends the session that a token of either kind belongs to, on behalf of a client
-// (RFC 7009). A token that means nothing is fine: the client wants it to mean nothing.
+// Revoke ends the session of a token of either kind on behalf of a client (RFC 7009). A token that
+// is not valid is no error.
 func (s *Service) Revoke(ctx context.Context, text string) error {
 	if strings.HasPrefix(text, refreshPrefix) {
 		t, err := s.codec.Parse(text)
@@ -36,30 +36,29 @@ func (s *Service) Revoke(ctx context.Context, text string) error {
 	return s.endSession(ctx, caller.User.ID, caller.SessionID, ReasonTokenRevoked)
 }
 
-// Revoked counts what [Service.RevokeSessions] has ended, each with its event.
+// Revoked counts what [Service.RevokeSessions] has ended.
 type Revoked struct {
 	Accounts int // of which every session ended, by an AllSessionsRevoked each
 	Sessions int // ended one by one, by a SessionRevoked each
-	// LastAccount is the account that was done last. A revocation of everybody that was
-	// broken off goes on after it: [SessionFilter.AfterAccount].
+	// LastAccount is the account that was done last: an interrupted revocation of everybody continues
+	// after it, with [SessionFilter.AfterAccount].
 	LastAccount uuid.UUID
 }
 
-// revokeBatch is how many accounts or sessions end in one transaction: few enough that a
-// sign-in which meets it does not notice.
+// revokeBatch is how many accounts or sessions end in one transaction: so few that a concurrent
+// sign-in does not notice.
 const revokeBatch = 100
 
-// RevokeSessions ends the sessions that the filter chooses on an operator's behalf. Refresh and
-// access tokens are refused by every server from each commit on, and the events are part of the
-// commits.
+// RevokeSessions ends the sessions that the filter selects on an operator's behalf. Every server
+// refuses their tokens from the commit on, which includes the events.
 //
-// Everybody, and a user alone, end by the epoch of the account, whatever the session store
-// knows of their sessions or whether it is there at all. A session that is named ends also when
-// the store has lost it. Everything else is chosen from the store; when it has lost sessions
-// that may have been meant, the error is a [RecordsLostError].
+// Everybody, and a user alone, end by the epoch of the account, whatever the session store has, and
+// without it. A session selected by its id ends also when the store has lost it. All others are
+// selected from the store; when it has lost sessions that the filter may select, the error is a
+// [RecordsLostError].
 //
-// It goes on in portions until it is done, ctx ends or an error comes, and calls progress,
-// which may be nil, after each. What it returns has ended, beside an error too.
+// It works in batches until it is done, ctx ends or an error comes, and calls progress, which may be
+// nil, after each. What it returns has ended, also with an error.
 func (s *Service) RevokeSessions(ctx context.Context, f SessionFilter, progress func(Revoked)) (Revoked, error) {
 	if progress == nil {
 		progress = func(Revoked) {}
@@ -70,7 +69,7 @@ func (s *Service) RevokeSessions(ctx context.Context, f SessionFilter, progress 
 			s.security.Info("all_sessions_ended", zap.Int("accounts", done.Accounts), zap.String("reason", string(ReasonEndedByAdmin)))
 		}
 		if err == nil {
-			s.dropEnded(ctx)
+			s.removeEndedRecords(ctx)
 		}
 		return done, err
 	}
@@ -83,8 +82,7 @@ func (s *Service) RevokeSessions(ctx context.Context, f SessionFilter, progress 
 	return s.revokeFound(ctx, f, progress)
 }
 
-// revokeEverybody raises the epoch of every account that can have sessions, in the order of
-// their ids.
+// revokeEverybody raises the epoch of every account that can have sessions, ordered by id.
 func (s *Service) revokeEverybody(ctx context.Context, after uuid.UUID, progress func(Revoked)) (Revoked, error) {
 	done := Revoked{LastAccount: after}
 	for {
@@ -117,8 +115,8 @@ func (s *Service) revokeEverybody(ctx context.Context, after uuid.UUID, progress
 	}
 }
 
-// dropEnded removes the records of sessions that are over. They are refused anyway, and expire.
-func (s *Service) dropEnded(ctx context.Context) {
+// removeEndedRecords removes the records of ended sessions. They would be refused, and expire.
+func (s *Service) removeEndedRecords(ctx context.Context) {
 	var portion []session.Session
 	drop := func() error {
 		begun := time.Now()
@@ -151,7 +149,7 @@ func (s *Service) dropEnded(ctx context.Context) {
 	}
 }
 
-// revokeFound ends the sessions that the store has and the filter chooses.
+// revokeFound ends the sessions that the filter selects from the store.
 func (s *Service) revokeFound(ctx context.Context, f SessionFilter, progress func(Revoked)) (done Revoked, err error) {
 	portion := make([]Session, 0, revokeBatch)
 	end := func() error {
@@ -185,7 +183,7 @@ func (s *Service) revokeFound(ctx context.Context, f SessionFilter, progress fun
 	return done, err
 }
 
-// revokeLost ends the session that the filter names although the store has no record of it.
+// revokeLost ends a session selected by its id of which the store has no record.
 func (s *Service) revokeLost(ctx context.Context, f SessionFilter) (int, error) {
 	b, err := begunSession(ctx, s.db, f.ID.UUID)
 	if errors.Is(err, ErrSessionNotFound) || err == nil && f.UserID.Valid && f.UserID.UUID != b.userID {
@@ -204,21 +202,21 @@ func (s *Service) revokeLost(ctx context.Context, f SessionFilter) (int, error) 
 	return n, nil
 }
 
-// RecordsLostError says that the session store has lost records, so that it cannot be told
-// which of their sessions a filter chooses.
+// RecordsLostError says that the session store has lost records of sessions that a filter may select.
 type RecordsLostError struct {
-	Since time.Time // they are of sessions that began before
-	Until time.Time // their last access token can live
+	Since time.Time // the sessions began before
+	Until time.Time // an access token of them can live until then
 }
 
 func (e *RecordsLostError) Error() string {
-	return fmt.Sprintf("the session store has lost records of sessions that began before %s: which of those are meant cannot be told, and their access tokens can live until %s. Ending every session of a user, or of everybody, ends those too",
+	return fmt.Sprintf("the session store has lost records of sessions that began before %s, which may be among those to end; "+
+		"their access tokens can live until %s. To end them too, end every session of the user, or of everybody",
 		e.Since.UTC().Format(time.RFC3339), e.Until.UTC().Format(time.RFC3339))
 }
 
 // checkMemory returns a [RecordsLostError] when the store has lost sessions that the filter may
-// choose and whose access tokens may live. They cannot be refreshed, so that they were used
-// for the last time before they were lost.
+// select and whose access tokens may live. They cannot be refreshed: their last use was before they
+// were lost.
 func (s *Service) checkMemory(ctx context.Context, f SessionFilter) error {
 	m, err := s.sessions.Memory(ctx)
 	if err != nil || m.Since.IsZero() {
@@ -229,7 +227,7 @@ func (s *Service) checkMemory(ctx context.Context, f SessionFilter) error {
 	if !now.Before(lost.Until) || !f.Before.IsZero() && !now.Before(s.accessTokensEnd(f.Before)) {
 		return nil
 	}
-	// A session that is not there may also have been idle for too long, but not before that.
+	// A session that is not there may have been idle for too long, but not one that began after from.
 	from, to := time.Time{}, m.Since.Add(time.Minute) // by another clock
 	if !m.Emptied {
 		from = now.Add(-s.cfg.RefreshTokenTTL)
@@ -257,8 +255,8 @@ func (s *Service) checkMemory(ctx context.Context, f SessionFilter) error {
 	}
 }
 
-// liveRefs returns those of the sessions that the database does not say are over and the
-// filter may choose.
+// liveRefs returns those of the sessions that are live by the database and that the filter may
+// select.
 func (s *Service) liveRefs(ctx context.Context, list []begun, f SessionFilter) ([]session.Ref, error) {
 	records := make([]session.Session, 0, len(list))
 	for _, b := range list {
@@ -277,7 +275,7 @@ func (s *Service) liveRefs(ctx context.Context, list []begun, f SessionFilter) (
 	return refs, nil
 }
 
-// revokeListed ends sessions in one transaction and returns of how many that was news.
+// revokeListed ends sessions in one transaction and returns how many had not ended before.
 func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error) {
 	// Two that lock several accounts must lock them in the same order.
 	slices.SortFunc(list, func(a, b Session) int { return slices.Compare(a.UserID[:], b.UserID[:]) })
@@ -296,15 +294,15 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 			if owner.ID != one.UserID || !owner.sessionState(false).live(one.ID, one.epoch) {
 				continue // ended with the account's others in the meantime
 			}
-			head := s.head(one.UserID)
-			news, err := s.writeRevocation(ctx, tx, one.UserID, one.ID, ReasonEndedByAdmin, head.OccurredAt)
+			env := s.newEnvelope(one.UserID)
+			news, err := s.writeRevocation(ctx, tx, one.UserID, one.ID, ReasonEndedByAdmin, env.OccurredAt)
 			if err != nil {
 				return err
 			}
 			if !news {
 				continue
 			}
-			e, err := s.revokedEvent(head, one.ID, ReasonEndedByAdmin)
+			e, err := s.revokedEvent(env, one.ID, ReasonEndedByAdmin)
 			if err != nil {
 				return err
 			}
@@ -323,7 +321,7 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 		records[one.UserID] = append(records[one.UserID], one.ID)
 	}
 	for userID, sids := range records {
-		s.dropRecord(ctx, userID, sids...)
+		s.removeRecords(ctx, userID, sids...)
 	}
 	return len(ended), nil
 }

@@ -25,21 +25,19 @@ import (
 	"github.com/toppira/authctl/platform/logging"
 )
 
-// Deps are what the service stands on. The caller owns them and closes them after
-// [Service.Close].
+// Deps are what the service needs. The caller owns them and closes them after [Service.Close].
 type Deps struct {
 	DB *database.DB
 	// Redis keeps sessions and the counters of sign-in limits. Nil keeps sessions in the
 	// database and the counters in this process.
 	Redis *redis.Client
-	// Committed is called after each transaction that wrote an event, so that a relay need
-	// not wait for its next look. It must not block. Nil is fine.
+	// Committed is called after each transaction that wrote an event, so that a relay need not wait
+	// for its next poll. It must not block. It may be nil.
 	Committed func()
-	// Serving says that the process answers requests: GOMAXPROCS is raised by the number of
-	// hashing workers, which then never hold up anything else.
+	// Serving says that the process answers requests: GOMAXPROCS is raised by the number of hashing
+	// workers, so that they never hold up anything else.
 	Serving bool
-	// Looking makes nothing: without signing keys there are none, and those under a previous
-	// secret stay there. For commands beside the servers, which sign nothing.
+	// Looking is for commands, which sign nothing: no signing key is made, and none is sealed again.
 	Looking  bool
 	Log      *zap.Logger
 	Registry prometheus.Registerer // nil: no metrics
@@ -67,9 +65,9 @@ type Service struct {
 	closeStore func() error // nil when there is nothing to close
 }
 
-// New makes the service ready: it prepares its statements, loads the signing keys (making
-// the first one on a new database) and starts the hashing workers, which [Service.Close]
-// ends. [Service.Run] does its housekeeping.
+// New prepares the statements, loads the signing keys (on a new database it makes the first one)
+// and starts the hashing workers, which [Service.Close] stops. [Service.Run] does the background
+// work.
 func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 	s := &Service{cfg: cfg, db: deps.DB, committed: deps.Committed, log: deps.Log, now: deps.Now, clients: make(map[string][]byte)}
 	if s.now == nil {
@@ -145,8 +143,8 @@ func (s *Service) openSessions(ctx context.Context, deps Deps) error {
 	return nil
 }
 
-// Close ends the hashing workers, sign-ins that wait are turned away, and finishes what is
-// done behind the answers.
+// Close stops the hashing workers, refuses sign-ins that wait for one, and finishes the work that
+// goes on after answers.
 func (s *Service) Close() error {
 	err := s.passwords.Close()
 	s.stopLockOuts()
@@ -191,8 +189,8 @@ func IsUnavailable(err error) bool {
 	return errors.Is(err, session.ErrUnavailable) || errors.Is(err, errConcurrentChange) || database.IsUnavailable(err)
 }
 
-// giveWay leaves the database to others for as long as it was just kept busy. SQLite has one
-// writer, and a server that waits for its turn polls.
+// giveWay leaves SQLite to others for as long as it was just kept busy: it has one writer, and those
+// who wait for it poll.
 func (s *Service) giveWay(ctx context.Context, busy time.Duration) error {
 	if s.db.IsPostgres() {
 		return ctx.Err()

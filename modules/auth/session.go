@@ -43,14 +43,14 @@ func (s *Service) begin(ctx context.Context, a account, dev Device) (session.Ses
 // signIn begins a session of an account whose owner has shown the password. It returns
 // [errConcurrentChange] when the account's sessions, or this one, were ended meanwhile.
 func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Session, session.Token, error) {
-	sess, refresh, evict, err := s.createRecord(ctx, a, dev)
+	sess, refresh, excess, err := s.createRecord(ctx, a, dev)
 	if err != nil {
 		return session.Session{}, session.Token{}, err
 	}
-	head := s.head(a.ID)
+	env := s.newEnvelope(a.ID)
 	var evicted []uuid.UUID
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		// What was checked may have changed while the password was being hashed.
+		// The account may have changed while the password was being hashed.
 		now, err := lockAccount(ctx, tx, a.ID)
 		switch {
 		case errors.Is(err, ErrUserNotFound):
@@ -73,39 +73,39 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 		if revoked[sess.ID] {
 			return errConcurrentChange
 		}
-		if evicted, err = s.evict(ctx, tx, a.ID, evict); err != nil {
+		if evicted, err = s.evict(ctx, tx, a.ID, excess); err != nil {
 			return err
 		}
-		if err := s.recordBegun(ctx, tx, begun{sess.ID, a.ID, sess.Epoch, head.OccurredAt}); err != nil {
+		if err := s.recordBegun(ctx, tx, begun{sess.ID, a.ID, sess.Epoch, env.OccurredAt}); err != nil {
 			return err
 		}
-		return s.announce(ctx, tx, EventUserLoggedIn, head, userLoggedIn{
-			eventHead: head, SessionID: sess.ID, DeviceName: sess.DeviceName, IP: sess.IP, UserAgent: sess.UserAgent,
+		return s.announce(ctx, tx, EventUserLoggedIn, env, userLoggedIn{
+			envelope: env, SessionID: sess.ID, DeviceName: sess.DeviceName, IP: sess.IP, UserAgent: sess.UserAgent,
 		})
 	})
 	if err != nil {
-		s.dropRecord(ctx, a.ID, sess.ID)
+		s.removeRecords(ctx, a.ID, sess.ID)
 		return session.Session{}, session.Token{}, err
 	}
 	for _, sid := range evicted {
 		s.security.Info("session_ended", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sid), zap.String("reason", string(ReasonEvicted)))
 	}
-	if len(evict) > 0 {
-		over := make([]uuid.UUID, len(evict))
-		for i, one := range evict {
-			over[i] = one.ID
+	if len(excess) > 0 {
+		sids := make([]uuid.UUID, len(excess))
+		for i, one := range excess {
+			sids[i] = one.ID
 		}
-		s.dropRecord(ctx, a.ID, over...)
+		s.removeRecords(ctx, a.ID, sids...)
 	}
 	return sess, refresh, nil
 }
 
-// evict revokes the sessions that have to go for another one, and returns those that were
-// announced. The sign-in of a tentative one may be under way still, or have died: it is kept
-// from beginning, and nobody is told of the end of what they were never told of.
-func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID, over []session.Over) (announced []uuid.UUID, err error) {
+// evict revokes sessions above the limit, and returns those whose end was announced. The sign-in
+// of a tentative one may still be running, or have died: it is kept from beginning, and since its
+// beginning was never announced, its end is not either.
+func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID, excess []session.Excess) (announced []uuid.UUID, err error) {
 	var tentative []uuid.UUID
-	for _, one := range over {
+	for _, one := range excess {
 		if one.Tentative {
 			tentative = append(tentative, one.ID)
 		}
@@ -114,7 +114,7 @@ func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID, 
 	if err != nil {
 		return nil, err
 	}
-	for _, one := range over {
+	for _, one := range excess {
 		if one.Tentative && !begun[one.ID] {
 			_, err = s.writeRevocation(ctx, tx, userID, one.ID, ReasonEvicted, s.timestamp())
 		} else {
@@ -128,9 +128,9 @@ func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID, 
 	return announced, nil
 }
 
-// createRecord writes a session record that nobody knows of yet, and returns which sessions
-// have to go for it.
-func (s *Service) createRecord(ctx context.Context, a account, dev Device) (session.Session, session.Token, []session.Over, error) {
+// createRecord writes the record of a session that has not begun yet, and returns the sessions
+// that it puts above the limit.
+func (s *Service) createRecord(ctx context.Context, a account, dev Device) (session.Session, session.Token, []session.Excess, error) {
 	sid := newID()
 	dev = dev.clean()
 	refresh := s.codec.Mint(a.ID, sid, 1)
@@ -141,25 +141,25 @@ func (s *Service) createRecord(ctx context.Context, a account, dev Device) (sess
 		Max: s.cfg.MaxSessions, RejectNew: s.cfg.SessionLimit == "reject-new",
 	}
 	started, err := s.sessions.Create(ctx, start)
-	if errors.Is(err, session.ErrTooMany) || len(started.Over) > 0 {
-		swept, sweepErr := s.sweep(ctx, a.ID)
-		if sweepErr != nil {
-			s.dropRecord(ctx, a.ID, sid)
-			return session.Session{}, session.Token{}, nil, sweepErr
+	if errors.Is(err, session.ErrTooMany) || len(started.Excess) > 0 {
+		removed, removeErr := s.removeEnded(ctx, a.ID)
+		if removeErr != nil {
+			s.removeRecords(ctx, a.ID, sid)
+			return session.Session{}, session.Token{}, nil, removeErr
 		}
-		if swept {
+		if removed {
 			started, err = s.sessions.Create(ctx, start)
 		}
 	}
 	if errors.Is(err, session.ErrTooMany) {
 		err = ErrTooManySessions
 	}
-	return started.Session, refresh, started.Over, err
+	return started.Session, refresh, started.Excess, err
 }
 
-// sweep removes the records of sessions that are over, which could not be removed when they
-// ended: they take nobody's place. It reports whether there were any.
-func (s *Service) sweep(ctx context.Context, userID uuid.UUID) (bool, error) {
+// removeEnded removes records that could not be removed when their sessions ended: they must not
+// count for the limit. It reports whether there were any.
+func (s *Service) removeEnded(ctx context.Context, userID uuid.UUID) (bool, error) {
 	records, err := s.sessions.List(ctx, userID)
 	if err != nil {
 		return false, err
@@ -171,8 +171,8 @@ func (s *Service) sweep(ctx context.Context, userID uuid.UUID) (bool, error) {
 	return true, s.sessions.Delete(ctx, userID, ended[userID]...)
 }
 
-// endSession revokes one session unless it is over already. The revocation commits first;
-// the record in the store goes afterwards, and may stay if the store is away.
+// endSession revokes one session unless it has ended already. The revocation commits first; the
+// record is removed afterwards, and may stay when the store is away.
 func (s *Service) endSession(ctx context.Context, userID, sid uuid.UUID, reason Reason) error {
 	st, err := s.states.of(ctx, userID, sid)
 	if errors.Is(err, ErrUserNotFound) {
@@ -181,30 +181,30 @@ func (s *Service) endSession(ctx context.Context, userID, sid uuid.UUID, reason 
 	if err != nil {
 		return err
 	}
-	over := st.revoked
-	if !over {
-		// A record from before "end all" is over by its epoch: nothing more to announce.
+	ended := st.revoked
+	if !ended {
+		// A record from before all sessions ended has ended by its epoch: nothing is left to announce.
 		look, cancel := withShortTimeout(ctx)
 		rec, err := s.sessions.Get(look, userID, sid)
 		cancel()
 		switch {
 		case err == nil:
-			over = !st.live(sid, rec.Epoch)
+			ended = !st.live(sid, rec.Epoch)
 		case !errors.Is(err, session.ErrNotFound):
 			s.log.Warn("session_record_not_read", zap.Stringer("sid", sid), zap.Error(err))
 		}
 	}
-	if !over {
+	if !ended {
 		if err := s.commitRevocation(ctx, userID, sid, reason); err != nil {
 			return err
 		}
 		s.security.Info("session_ended", zap.Stringer("user_id", userID), zap.Stringer("sid", sid), zap.String("reason", string(reason)))
 	}
-	s.dropRecord(ctx, userID, sid)
+	s.removeRecords(ctx, userID, sid)
 	return nil
 }
 
-// commitRevocation ends a session for good, in a transaction of its own.
+// commitRevocation revokes a session in a transaction of its own.
 func (s *Service) commitRevocation(ctx context.Context, userID, sid uuid.UUID, reason Reason) error {
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := lockAccount(ctx, tx, userID); err != nil {
@@ -219,61 +219,60 @@ func (s *Service) commitRevocation(ctx context.Context, userID, sid uuid.UUID, r
 	return err
 }
 
-// announceReuse commits the end of a session whose token was presented twice, then lets go
-// of the marked record.
+// announceReuse revokes a session whose token was used twice, and then removes the marked record.
 func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, generation uint32, ip, userAgent string) error {
 	ctx, cancel := detached(ctx)
 	defer cancel()
-	head := s.head(userID)
+	env := s.newEnvelope(userID)
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := lockAccount(ctx, tx, userID); err != nil {
 			return err
 		}
-		news, err := s.writeRevocation(ctx, tx, userID, sid, ReasonReuse, head.OccurredAt)
+		news, err := s.writeRevocation(ctx, tx, userID, sid, ReasonReuse, env.OccurredAt)
 		if err != nil || !news {
 			return err
 		}
-		// Detected first, revoked second: a reader learns the cause before the effect.
-		if err := s.announce(ctx, tx, EventRefreshTokenReuseDetected, head, refreshTokenReuseDetected{
-			eventHead: head, SessionID: sid, Generation: generation, IP: ip, UserAgent: userAgent,
+		// A reader learns the cause before the effect.
+		if err := s.announce(ctx, tx, EventRefreshTokenReuseDetected, env, refreshTokenReuseDetected{
+			envelope: env, SessionID: sid, Generation: generation, IP: ip, UserAgent: userAgent,
 		}); err != nil {
 			return err
 		}
-		return s.announceRevoked(ctx, tx, head, sid, ReasonReuse)
+		return s.announceRevoked(ctx, tx, env, sid, ReasonReuse)
 	})
 	if err != nil && !errors.Is(err, ErrUserNotFound) {
 		return err
 	}
-	s.dropRecord(ctx, userID, sid)
+	s.removeRecords(ctx, userID, sid)
 	return nil
 }
 
-// revoke writes that a session is over, with its event, and reports whether that is news.
+// revoke writes the revocation of a session, with its event, and reports whether it is a new one.
 func (s *Service) revoke(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason) (bool, error) {
-	head := s.head(userID)
-	news, err := s.writeRevocation(ctx, tx, userID, sid, reason, head.OccurredAt)
+	env := s.newEnvelope(userID)
+	news, err := s.writeRevocation(ctx, tx, userID, sid, reason, env.OccurredAt)
 	if err != nil || !news {
 		return false, err
 	}
-	return true, s.announceRevoked(ctx, tx, head, sid, reason)
+	return true, s.announceRevoked(ctx, tx, env, sid, reason)
 }
 
-// writeRevocation keeps the row until no token of the session can be presented any more.
+// writeRevocation writes a row that is kept until no token of the session can be presented any more.
 func (s *Service) writeRevocation(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason, now time.Time) (bool, error) {
 	return revokeSession(ctx, tx, userID, sid, reason, now, s.sessionTokensEnd(now).Sub(now))
 }
 
-func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, head eventHead, sid uuid.UUID, reason Reason) error {
-	e, err := s.revokedEvent(head, sid, reason)
+func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, env envelope, sid uuid.UUID, reason Reason) error {
+	e, err := s.revokedEvent(env, sid, reason)
 	if err != nil {
 		return err
 	}
 	return outbox.Add(ctx, tx, e)
 }
 
-func (s *Service) revokedEvent(head eventHead, sid uuid.UUID, reason Reason) (outbox.Event, error) {
-	return s.event(EventSessionRevoked, head, sessionRevoked{
-		eventHead: head, SessionID: sid, Reason: reason, ExpiresAt: s.accessTokensEnd(head.OccurredAt),
+func (s *Service) revokedEvent(env envelope, sid uuid.UUID, reason Reason) (outbox.Event, error) {
+	return s.event(EventSessionRevoked, env, sessionRevoked{
+		envelope: env, SessionID: sid, Reason: reason, ExpiresAt: s.accessTokensEnd(env.OccurredAt),
 	})
 }
 
@@ -284,7 +283,7 @@ type allSessions struct {
 	reason Reason
 }
 
-// endAll ends sessions, if check, which may be nil, lets it.
+// endAll ends sessions, unless check, which may be nil, returns an error.
 func (s *Service) endAll(ctx context.Context, all allSessions, check func(context.Context, database.IDB, account) error) error {
 	err := s.changeAccount(ctx, all, check, func(_ context.Context, _ database.Tx, _ account, end func() (int64, error)) error {
 		_, err := end()
@@ -296,9 +295,9 @@ func (s *Service) endAll(ctx context.Context, all allSessions, check func(contex
 	return err
 }
 
-// changeAccount runs fn in one transaction with the lock on the account, once check, which may be
-// nil, has found nothing against it. fn calls end where the sessions end among its events; end
-// raises the epoch and returns it. Their records go after the commit.
+// changeAccount locks an account, asks check, which may be nil, and runs fn, all in one transaction.
+// fn calls end where the end of the sessions belongs among its events; end raises the epoch and
+// returns it. Their records are removed after the commit.
 func (s *Service) changeAccount(ctx context.Context, all allSessions, check func(context.Context, database.IDB, account) error,
 	fn func(ctx context.Context, tx database.Tx, a account, end func() (epoch int64, err error)) error) error {
 	var epoch int64
@@ -321,7 +320,7 @@ func (s *Service) changeAccount(ctx context.Context, all allSessions, check func
 		})
 	})
 	if err == nil && epoch > 0 {
-		s.clearStore(ctx, all.userID, epoch, all.kept)
+		s.removeAllRecords(ctx, all.userID, epoch, all.kept)
 	}
 	return err
 }
@@ -329,30 +328,30 @@ func (s *Service) changeAccount(ctx context.Context, all allSessions, check func
 // raise ends every session of the account but the kept one, and returns the epoch from which
 // sessions live and the event, which it does not add.
 func (s *Service) raise(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, outbox.Event, error) {
-	head := s.head(a.ID)
-	epoch, err := raiseEpoch(ctx, tx, a, kept, head.OccurredAt)
+	env := s.newEnvelope(a.ID)
+	epoch, err := raiseEpoch(ctx, tx, a, kept, env.OccurredAt)
 	if err != nil {
 		return 0, outbox.Event{}, err
 	}
-	e, err := s.event(EventAllSessionsRevoked, head, allSessionsRevoked{
-		eventHead: head, Reason: reason, SessionEpoch: epoch, KeptSessionID: kept, ExpiresAt: s.accessTokensEnd(head.OccurredAt),
+	e, err := s.event(EventAllSessionsRevoked, env, allSessionsRevoked{
+		envelope: env, Reason: reason, SessionEpoch: epoch, KeptSessionID: kept, ExpiresAt: s.accessTokensEnd(env.OccurredAt),
 	})
 	return epoch, e, err
 }
 
-// sessionTokensEnd is when the last token of a session that begins now has expired everywhere.
+// sessionTokensEnd is when the last token of a session that begins now will have expired everywhere.
 func (s *Service) sessionTokensEnd(now time.Time) time.Time {
 	return s.accessTokensEnd(now.Add(s.cfg.SessionMaxAge))
 }
 
-// accessTokensEnd is when the last access token issued up to now has expired everywhere,
-// clocks that differ a little and servers with another lifetime included.
+// accessTokensEnd is when the last access token issued up to now will have expired everywhere, also
+// on servers whose clock differs a little or whose tokens live longer.
 func (s *Service) accessTokensEnd(now time.Time) time.Time {
 	return now.Add(s.keys.LongestTTL() + time.Minute)
 }
 
-// shortTimeout is the longest that an end waits for the store, before and after its commit: the
-// database decides, and what the store says or keeps changes nothing about it.
+// shortTimeout is the longest that the end of a session waits for the store, before and after its
+// commit: the database decides, whatever the store says or keeps.
 const shortTimeout = 500 * time.Millisecond
 
 // withShortTimeout outlives the request but not [shortTimeout].
@@ -360,9 +359,9 @@ func withShortTimeout(ctx context.Context) (context.Context, context.CancelFunc)
 	return context.WithTimeout(context.WithoutCancel(ctx), shortTimeout)
 }
 
-// dropRecord removes what the store holds of sessions. The database has already decided;
-// a record that stays is refused by it and expires.
-func (s *Service) dropRecord(ctx context.Context, userID uuid.UUID, sids ...uuid.UUID) {
+// removeRecords removes sessions from the store. The database has already decided: a record that
+// stays is refused, and expires.
+func (s *Service) removeRecords(ctx context.Context, userID uuid.UUID, sids ...uuid.UUID) {
 	ctx, cancel := withShortTimeout(ctx)
 	defer cancel()
 	if err := s.sessions.Delete(ctx, userID, sids...); err != nil {
@@ -370,9 +369,8 @@ func (s *Service) dropRecord(ctx context.Context, userID uuid.UUID, sids ...uuid
 	}
 }
 
-// clearStore removes the records of sessions that ended when the epoch was raised. As with
-// [Service.dropRecord], what stays is refused all the same.
-func (s *Service) clearStore(ctx context.Context, userID uuid.UUID, epoch int64, kept uuid.NullUUID) {
+// removeAllRecords is [Service.removeRecords] for the sessions that ended when the epoch was raised.
+func (s *Service) removeAllRecords(ctx context.Context, userID uuid.UUID, epoch int64, kept uuid.NullUUID) {
 	ctx, cancel := withShortTimeout(ctx)
 	defer cancel()
 	if err := s.sessions.DeleteAll(ctx, userID, epoch, kept); err != nil {

@@ -26,11 +26,11 @@ type Session struct {
 	epoch int64 // of the account when it began
 }
 
-// SessionFilter chooses among the sessions that the store has. Zero fields choose everything.
+// SessionFilter selects among the sessions in the store. Zero fields select everything.
 type SessionFilter struct {
-	// Everybody is for [Service.RevokeSessions] alone: every session of every account, also of
-	// those that the store does not know of. AfterAccount goes on with what was broken off.
-	// The other fields are not looked at.
+	// Everybody is for [Service.RevokeSessions] alone: every session of every account, also those
+	// that the store does not have. AfterAccount continues what was interrupted. The other fields
+	// are ignored.
 	Everybody    bool
 	AfterAccount uuid.UUID
 
@@ -43,8 +43,8 @@ type SessionFilter struct {
 // foundBatch is how many records are compared with the database at a time.
 const foundBatch = 200
 
-// FindSessions passes the live sessions that the filter chooses to fn, in no particular
-// order and in bounded memory, until fn returns an error.
+// FindSessions passes the live sessions that the filter selects to fn, in no particular order and
+// in bounded memory, until fn returns an error.
 func (s *Service) FindSessions(ctx context.Context, f SessionFilter, fn func(Session) error) error {
 	filter := session.Filter{ID: f.ID, IP: f.IP, Before: f.Before}
 	portion := make([]session.Session, 0, foundBatch)
@@ -86,15 +86,15 @@ func (s *Service) FindSessions(ctx context.Context, f SessionFilter, fn func(Ses
 	return flush()
 }
 
-// live leaves out the records that the database says are over.
+// live leaves out the records of sessions that have ended by the database.
 func (s *Service) live(ctx context.Context, records []session.Session) ([]Session, error) {
 	live, _, err := s.compare(ctx, records)
 	return live, err
 }
 
-// compare asks the database which of the records are of sessions that live. It also returns
-// the ids of those that are over, by user. A user who is not in the database may be in another
-// one that shares the store: their records are neither.
+// compare asks the database which of the records are of live sessions. It also returns the ids of
+// those that have ended, by user. A record whose user is unknown is neither: another database may
+// share the store.
 func (s *Service) compare(ctx context.Context, records []session.Session) (live []Session, ended map[uuid.UUID][]uuid.UUID, err error) {
 	var users, ids, tentative []uuid.UUID
 	known := make(map[uuid.UUID]bool)
@@ -125,7 +125,7 @@ func (s *Service) compare(ctx context.Context, records []session.Session) (live 
 		a, found := accounts[r.UserID]
 		switch {
 		case !found:
-		case r.Tentative() && !begun[r.ID]: // its sign-in is under way, or has died
+		case r.Tentative() && !begun[r.ID]: // its sign-in is still running, or has died
 			if s.now().Sub(began(r.ID)) > tentativeFor {
 				ended[r.UserID] = append(ended[r.UserID], r.ID)
 			}

@@ -19,8 +19,8 @@ func (s *Service) Sessions(ctx context.Context, caller Caller) ([]Session, error
 	return list, err
 }
 
-// SessionsOf lists the live sessions of an account, the last used first. What the store
-// still holds of sessions that ended while it was away is left out.
+// SessionsOf lists the live sessions of an account, the last used first, without those that ended
+// while the store was away.
 func (s *Service) SessionsOf(ctx context.Context, userID uuid.UUID) ([]Session, error) {
 	records, err := s.sessions.List(ctx, userID)
 	if err != nil {
@@ -29,8 +29,8 @@ func (s *Service) SessionsOf(ctx context.Context, userID uuid.UUID) ([]Session, 
 	return s.live(ctx, records)
 }
 
-// EndSession ends one session of the caller. Another user's session is [ErrSessionNotFound],
-// as one that does not exist.
+// EndSession ends one session of the caller. For another user's session it returns
+// [ErrSessionNotFound], as for one that does not exist.
 func (s *Service) EndSession(ctx context.Context, caller Caller, sid uuid.UUID) error {
 	if sid == caller.SessionID {
 		return s.endSession(ctx, caller.User.ID, sid, ReasonLogout)
@@ -45,9 +45,9 @@ func (s *Service) EndSession(ctx context.Context, caller Caller, sid uuid.UUID) 
 	return s.endSession(ctx, owner, sid, ReasonEndedByUser)
 }
 
-// ownerOf returns whose session this is if it lives, or [ErrSessionNotFound]. The database knows
-// it, also when the store has lost its record; of sessions that began under the release before,
-// the store does, if it is the suspected user's.
+// ownerOf returns the owner of a live session, or [ErrSessionNotFound]. The database knows it, also
+// when the store has lost the record. Sessions that began under the previous release are looked for
+// among the suspected user's in the store.
 func (s *Service) ownerOf(ctx context.Context, suspected, sid uuid.UUID) (uuid.UUID, error) {
 	b, err := begunSession(ctx, s.db, sid)
 	if errors.Is(err, ErrSessionNotFound) {
@@ -73,7 +73,7 @@ func (s *Service) ownerOf(ctx context.Context, suspected, sid uuid.UUID) (uuid.U
 	return b.userID, err
 }
 
-// EndSessions ends every session of the caller, or every one but the calling one.
+// EndSessions ends every session of the caller, or every one except the calling one.
 func (s *Service) EndSessions(ctx context.Context, caller Caller, exceptCurrent bool) error {
 	all := allSessions{userID: caller.User.ID, reason: ReasonEndedByUser}
 	if !exceptCurrent {
@@ -85,8 +85,8 @@ func (s *Service) EndSessions(ctx context.Context, caller Caller, exceptCurrent 
 	})
 }
 
-// SessionEnded reports whether the session is known to have been ended by itself, as long as a
-// token of it could live otherwise. Of one that ended with all of its account it knows nothing.
+// SessionEnded reports whether the session was revoked by id. It remembers that for as long as a
+// token could have lived, and knows nothing of sessions that ended with all of their account.
 func (s *Service) SessionEnded(ctx context.Context, sid uuid.UUID) (bool, error) {
 	revoked, err := revokedAmong(ctx, s.db, []uuid.UUID{sid})
 	return revoked[sid], err

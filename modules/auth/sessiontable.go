@@ -11,9 +11,8 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// begun is what the database keeps of a session from the transaction on that announces it, so
-// that an end is announced of what was announced, and of nothing else, whatever the session
-// store has kept or lost.
+// begun is the row of a session, written in the transaction that announces its beginning. So exactly
+// what was announced has its end announced, whatever the session store has kept or lost.
 type begun struct {
 	sid, userID uuid.UUID
 	epoch       int64 // of the account
@@ -22,15 +21,15 @@ type begun struct {
 
 const begunColumns = "sid, user_id, epoch, began_at"
 
-// tentativeFor is longer than any sign-in takes: a session that has not begun by then never will.
+// tentativeFor is longer than any sign-in takes: a session that has not begun by then never does.
 const tentativeFor = 15 * time.Minute
 
-// recordBegun notes that a session begins with this transaction.
+// recordBegun stores that a session begins with this transaction.
 func (s *Service) recordBegun(ctx context.Context, tx database.IDB, b begun) error {
 	_, err := tx.ExecContext(ctx, "INSERT INTO begun_session ("+begunColumns+", expires_at) VALUES (?, ?, ?, ?, ?)",
 		b.sid, b.userID, b.epoch, b.at, s.sessionTokensEnd(b.at))
 	if err != nil {
-		return fmt.Errorf("note the session: %w", err)
+		return fmt.Errorf("store the session: %w", err)
 	}
 	return nil
 }
@@ -48,8 +47,8 @@ func begunAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uui
 	return found, err
 }
 
-// begunSession returns [ErrSessionNotFound] for a session that has not begun, was revoked or is
-// of a release that did not note it.
+// begunSession returns [ErrSessionNotFound] for a session that has not begun, was revoked or is of a
+// release that did not store it.
 func begunSession(ctx context.Context, db database.IDB, sid uuid.UUID) (begun, error) {
 	list, err := scanBegun(db.QueryContext(ctx, "SELECT "+begunColumns+" FROM begun_session WHERE sid = ?", sid))
 	if err == nil && len(list) == 0 {
@@ -61,7 +60,7 @@ func begunSession(ctx context.Context, db database.IDB, sid uuid.UUID) (begun, e
 	return list[0], nil
 }
 
-// begunBetween returns the next sessions that began in a time, in the order of their ids.
+// begunBetween returns the next sessions that began between two times, ordered by id.
 func begunBetween(ctx context.Context, db database.IDB, from, to time.Time, after uuid.UUID, limit int) ([]begun, error) {
 	return scanBegun(db.QueryContext(ctx, "SELECT "+begunColumns+" FROM begun_session WHERE began_at >= ? AND began_at < ? AND sid > ? ORDER BY sid LIMIT ?",
 		from, to, after, limit))
@@ -83,8 +82,8 @@ func scanBegun(rows *sql.Rows, err error) ([]begun, error) {
 	return list, rows.Err()
 }
 
-// revokeSession writes that a session is over and reports whether that is news. It is kept for
-// the given time, by the clock that is ahead of this server's and the database's.
+// revokeSession stores that a session is revoked and reports whether that is new. The row is kept for
+// the given time, by this server's clock or the database's, whichever is ahead.
 func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason, now time.Time, kept time.Duration) (bool, error) {
 	expires, args := "?5", []any{sid, userID, reason, now, now.Add(kept)}
 	if database.IsPostgres(tx) {
@@ -105,7 +104,7 @@ func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, 
 	return n > 0, nil
 }
 
-// revokedAmong returns which of the sessions the database says are over.
+// revokedAmong returns which of the sessions are revoked.
 func revokedAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
 	revoked := make(map[uuid.UUID]bool)
 	if len(sids) == 0 {
@@ -126,9 +125,9 @@ func revokedAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[u
 	return revoked, rows.Err()
 }
 
-// purgeSessions forgets at most limit rows of a table, begun_session or revoked_session, of
-// sessions of which no token can live, by this server's clock and by the database's: a clock that
-// is ahead must not bring back what was revoked.
+// purgeSessions deletes at most limit rows of begun_session or revoked_session whose sessions have no
+// token that can live, by this server's clock and by the database's: a clock that is ahead must not
+// revive a revoked session.
 func purgeSessions(ctx context.Context, db *database.DB, table string, now time.Time, limit int) (int64, error) {
 	expired := "expires_at < ?1"
 	if db.IsPostgres() {

@@ -105,7 +105,7 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 		// Long after, it takes nobody's place.
 		third := died()
 		env.Service.now = func() time.Time { return time.Now().Add(tentativeFor + time.Minute) }
-		if _, err := env.sweep(t.Context(), caller.User.ID); err != nil {
+		if _, err := env.removeEnded(t.Context(), caller.User.ID); err != nil {
 			t.Fatal(err)
 		}
 		env.Service.now = time.Now

@@ -15,11 +15,11 @@ import (
 // refreshPrefix begins every refresh token, and no access token.
 const refreshPrefix = "art_"
 
-// IsRefreshToken reports whether a text has the form of a refresh token rather than that of
-// an access token. It says nothing of whether it is good.
+// IsRefreshToken reports whether a text has the form of a refresh token, good or not, rather than
+// that of an access token.
 func IsRefreshToken(text string) bool { return strings.HasPrefix(text, refreshPrefix) }
 
-// Tokens are what a sign-in or a refresh hands out.
+// Tokens are the answer to a sign-in or a refresh.
 type Tokens struct {
 	AccessToken           string
 	AccessTokenExpiresAt  time.Time
@@ -28,16 +28,14 @@ type Tokens struct {
 	RefreshTokenExpiresAt time.Time // moves with each refresh, up to the session's end
 	SessionID             uuid.UUID
 
-	// Replayed says that the refresh token was already replaced a moment ago, and that this
-	// is the same successor again.
+	// Replayed says that the refresh token was replaced a moment ago, and this is its successor again.
 	Replayed bool
-	// Device is set by a sign-in: presented as [Device.Token] at the next one, it spares its
-	// owner the delays that strangers have brought upon the account.
+	// Device is set by a sign-in. Presented as [Device.Token] at the next one, it spares its owner
+	// the delays that failures of strangers cause.
 	Device string
 }
 
-// issue signs an access token for the session and puts the answer together. No token of a
-// session outlives it.
+// issue signs an access token for the session and makes the answer. No token outlives its session.
 func (s *Service) issue(ctx context.Context, sess session.Session, refresh session.Token) (Tokens, error) {
 	now := s.now().UTC().Truncate(time.Second)
 	expires := now.Add(s.cfg.Token.AccessTTL)

@@ -36,18 +36,18 @@ type account struct {
 	User
 	canonical    string
 	passwordHash string
-	// Sessions begun under an epoch below this one are over, but for keptSID.
+	// Sessions that began under a lower epoch have ended, except keptSID.
 	epoch   int64
 	keptSID uuid.NullUUID
 }
 
-// samePassword reports whether no other password was set since the account was read. A hash
-// that was renewed meanwhile is one of the same password.
+// samePassword reports whether the password is still the one that was read. A renewed hash is of the
+// same password.
 func (a account) samePassword(read account) bool {
 	return a.PasswordChangedAt.Equal(read.PasswordChangedAt)
 }
 
-// owner names the account and its present password for what may be known to no other.
+// owner names the account with its present password, for what belongs to the two of them.
 func (a account) owner() string {
 	if a.ID == uuid.Nil {
 		return ""
@@ -72,10 +72,10 @@ func scanAccount(row interface{ Scan(...any) error }) (account, error) {
 	return a, nil
 }
 
-// accountByName is what every sign-in begins with. On PostgreSQL it always reads a row,
-// somebody else's when the name is nobody's: a row takes some 20 µs to send and to decode,
-// and two thousand attempts would tell. It is planned each time: a plan made when the table
-// was small would read all of it after an import.
+// accountByName begins every sign-in. On PostgreSQL it always reads a row, another account's when
+// the name is unknown: a row takes some 20 µs to send and to decode, which two thousand attempts
+// would show. It is planned each time: a plan made for a small table would read all of it after an
+// import.
 func accountByName(ctx context.Context, db *database.DB, canonical string) (a account, err error) {
 	const query = "SELECT " + accountColumns + " FROM users WHERE username_canonical = "
 	if !db.IsPostgres() {
@@ -130,8 +130,8 @@ func scanAccounts(rows *sql.Rows, err error) ([]account, error) {
 	return list, rows.Err()
 }
 
-// lockAccount reads the account and holds its row until the transaction ends, so that what
-// the caller decides by it still holds when the change commits.
+// lockAccount reads the account and locks its row until the transaction ends, so that the caller's
+// decision still holds at the commit.
 func lockAccount(ctx context.Context, tx database.IDB, id uuid.UUID) (account, error) {
 	return scanAccount(tx.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id = ?"+database.ForUpdate(tx), id))
 }
@@ -149,8 +149,8 @@ func insertAccount(ctx context.Context, tx database.IDB, a account) error {
 	return nil
 }
 
-// raiseEpoch ends every session of the account but the kept one (none when it is not valid),
-// and returns the new epoch.
+// raiseEpoch ends every session of the account except the kept one, if valid, and returns the new
+// epoch.
 func raiseEpoch(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID, now time.Time) (int64, error) {
 	epoch := a.epoch + 1
 	_, err := tx.ExecContext(ctx, "UPDATE users SET session_epoch = ?, kept_sid = ?, sessions_ended_at = ?, updated_at = ? WHERE id = ?",
@@ -214,8 +214,8 @@ func (s *Service) accountPages(ctx context.Context, fn func([]account) error) er
 	}
 }
 
-// lockAccountsAfter is [lockAccount] for the next active accounts in the order of their ids. One
-// that is disabled has no sessions.
+// lockAccountsAfter is [lockAccount] for the next active accounts in the order of their ids.
+// Disabled ones have no sessions.
 func lockAccountsAfter(ctx context.Context, tx database.IDB, after uuid.UUID, limit int) ([]account, error) {
 	return scanAccounts(tx.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id > ? AND status = ? ORDER BY id LIMIT ?"+database.ForUpdate(tx),
 		after, StatusActive, limit))

@@ -61,10 +61,10 @@ func aDumpLetsNobodyIn(t *testing.T, binary, store string) error {
 		d.keep(a)
 		secrets = append(secrets, a.AccessToken, a.RefreshToken)
 	}
-	turned := d.refresh
+	rotated := d.refresh
 	keep(s.must(s.refresh(d.refresh)))
 	keep(s.must(s.refresh(d.refresh)))
-	keep(s.must(s.refresh(turned))) // there are links to the newest
+	keep(s.must(s.refresh(rotated))) // there are links to the newest
 	keep(s.must(s.call("POST", api+"/password", d.access, fields{"current_password": password, "new_password": newPassword})))
 	keep(s.must(s.refresh(d.refresh)))
 	_, _ = s.call("POST", api+"/login", "", fields{"username": d.name, "password": "a wrong one, mistyped"})

@@ -334,7 +334,7 @@ type churn struct {
 	stop    chan struct{}
 	done    sync.WaitGroup
 	mu      sync.Mutex
-	turned  int
+	rotated int
 	errs    []error
 }
 
@@ -356,7 +356,7 @@ func (w *onOwnEngines) churn(n int) *churn {
 				case err != nil:
 				case a.ok():
 					d.keep(a)
-					c.turned++
+					c.rotated++
 				case a.Status != http.StatusServiceUnavailable:
 					c.errs = append(c.errs, fmt.Errorf("refresh answered %v: %s", a, a.Body))
 				}
@@ -374,9 +374,9 @@ func (w *onOwnEngines) churn(n int) *churn {
 func (c *churn) progress(t testing.TB, n int) {
 	t.Helper()
 	c.mu.Lock()
-	goal := c.turned + n
+	goal := c.rotated + n
 	c.mu.Unlock()
-	eventually(t, "refreshes go on", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.turned >= goal })
+	eventually(t, "refreshes go on", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.rotated >= goal })
 }
 
 func (c *churn) end() {
@@ -429,7 +429,7 @@ func TestEnginesCrashUnderRefreshes(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	t.Logf("%d refreshes", c.turned)
+	t.Logf("%d refreshes", c.rotated)
 }
 
 // The database crashes at each step of an end, from the commit's first message on: what was

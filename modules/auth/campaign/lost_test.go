@@ -8,7 +8,7 @@ import (
 	"github.com/toppira/authctl/platform/cache/cachetest"
 )
 
-// expectSame returns what is wrong with the answer to a token that was turned before.
+// expectSame returns what is wrong with the answer to a token that was rotated before.
 func (s *server) expectSame(token, successor string) error {
 	a, err := s.refresh(token)
 	switch {
@@ -101,7 +101,7 @@ func theWindowDoesNotSlide(w *installation) error {
 	begun := w.clock()
 	a := s.must(s.refresh(token))
 	d.keep(a)
-	turned := w.clock()
+	rotated := w.clock()
 	const window = 1500 * time.Millisecond
 	for replays := 0; ; replays++ {
 		asked := w.clock()
@@ -110,12 +110,12 @@ func theWindowDoesNotSlide(w *installation) error {
 			return err
 		}
 		answered := w.clock()
-		inside, outside := answered < begun+window.Milliseconds(), asked >= turned+window.Milliseconds()
+		inside, outside := answered < begun+window.Milliseconds(), asked >= rotated+window.Milliseconds()
 		switch {
 		case again.ok() && again.RefreshToken != a.RefreshToken:
 			return fmt.Errorf("another successor")
 		case again.ok() && outside:
-			return fmt.Errorf("replayed %d ms after the rotation, a window of %v and %d replays later", asked-turned, window, replays)
+			return fmt.Errorf("replayed %d ms after the rotation, a window of %v and %d replays later", asked-rotated, window, replays)
 		case !again.ok() && inside:
 			return fmt.Errorf("refused %d ms after the rotation, within a window of %v: %v", answered-begun, window, again)
 		case !again.ok():

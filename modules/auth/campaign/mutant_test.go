@@ -60,7 +60,7 @@ var mutants = []mutant{
 			p.Set(ctx, s.successor(r.UserID, r.SessionID), r.SealedNext, r.Grace)
 			return nil
 		})
-		return session.Rotated{Outcome: session.Turned, Session: one}, err
+		return session.RotateResult{Outcome: session.Rotated, Session: one}, err
 	}
 `}}, on("redis", oneChain)},
 	{"a previous token that is refused", []replacement{{redisDir + "rotate.lua",
@@ -107,13 +107,13 @@ var mutants = []mutant{
 		"return Hash(h.Sum(nil))", "return Hash(t.secret())"}},
 		func(t *testing.T, binary string) error { return aDumpLetsNobodyIn(t, binary, "sqlite") }},
 	{"a record that goes before the revocation commits", []replacement{{authDir + "session.go",
-		"		if err := s.commitRevocation(", "		s.dropRecord(ctx, userID, sid)\n		if err := s.commitRevocation("}}, atEveryStep("logout", "killed")},
+		"		if err := s.commitRevocation(", "		s.removeRecords(ctx, userID, sid)\n		if err := s.commitRevocation("}}, atEveryStep("logout", "killed")},
 	{"a revocation that is not asked for", []replacement{
 		{authDir + "sessionstate.go", "	return st.user.Status == StatusActive && !st.revoked &&\n", "	return st.user.Status == StatusActive &&\n"},
 		{authDir + "refresh.go", "case st.user.Status != StatusActive || st.revoked:", "case st.user.Status != StatusActive:"},
 	}, on("sqlite", endsHold)},
 	{"an end without its event", []replacement{{authDir + "session.go",
-		"return true, s.announceRevoked(ctx, tx, head, sid, reason)", "return true, nil"}}, on("sqlite", endsHold)},
+		"return true, s.announceRevoked(ctx, tx, env, sid, reason)", "return true, nil"}}, on("sqlite", endsHold)},
 	{"an end of all sessions that only clears the store", []replacement{{authDir + "user.go",
 		"	epoch := a.epoch + 1\n", "	epoch := a.epoch\n"}}, on("redis", endsHold)},
 	{"an ended session that keeps itself", []replacement{{authDir + "sessions.go",

@@ -36,7 +36,7 @@ func (h *history) refresh(s *server, client int, token string) (answer, error) {
 	case a.ok() && a.Replayed:
 		call.Outcome, call.Next = session.Replayed, a.RefreshToken
 	case a.ok():
-		call.Outcome, call.Next = session.Turned, a.RefreshToken
+		call.Outcome, call.Next = session.Rotated, a.RefreshToken
 	case a.Code == "refresh_token_reused":
 		call.Outcome = session.Reused
 	case a.Code == "session_revoked", a.Code == "session_expired":
@@ -88,7 +88,7 @@ func oneChain(w *installation) error {
 	for round := range rounds(6, 500) {
 		h, first := newHistory(), d.refresh
 		var mu sync.Mutex
-		successors, turned := map[string]int{}, 0
+		successors, rotated := map[string]int{}, 0
 		err := atOnce(parallel, func(i int) error {
 			a, err := h.refresh(servers[i%2], i, first)
 			if err != nil {
@@ -97,7 +97,7 @@ func oneChain(w *installation) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if successors[a.RefreshToken]++; !a.Replayed {
-				turned++
+				rotated++
 			}
 			if a.ok() {
 				d.keep(a)
@@ -110,8 +110,8 @@ func oneChain(w *installation) error {
 		if err := sessiontest.Linearizable(first, h.calls); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
-		if len(successors) != 1 || turned != 1 || successors[""] > 0 {
-			return fmt.Errorf("round %d: %d successors, %d of them not marked as replayed", round, len(successors), turned)
+		if len(successors) != 1 || rotated != 1 || successors[""] > 0 {
+			return fmt.Errorf("round %d: %d successors, %d of them not marked as replayed", round, len(successors), rotated)
 		}
 	}
 	// No ghosts: one session, and nothing was announced but its beginning.

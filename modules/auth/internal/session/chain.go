@@ -54,17 +54,17 @@ type Chain struct {
 	Marks []Mark
 }
 
-// Answer decides about a rotation. Only Turned and Reused ask for a change of the record, and
-// Turned only when repeated is false: else this very call took place before.
+// Answer decides about a rotation. Only Rotated and Reused ask for a change of the record, and
+// Rotated only when repeated is false: else this very call took place before.
 func (c *Chain) Answer(r Rotation, now int64) (outcome Outcome, sealed [][]byte, repeated bool) {
 	g := r.Generation
 	switch {
 	case g > c.Generation || g == c.Generation && r.PresentedHash == c.Hash:
-		return Turned, nil, false
+		return Rotated, nil, false
 	case g == c.Generation:
 		return Reused, nil, false
 	case g == c.Generation-1 && r.PresentedHash == c.Previous.Hash && r.NextHash == c.Hash:
-		return Turned, nil, true
+		return Rotated, nil, true
 	}
 	links, known := c.from(g)
 	if !known {

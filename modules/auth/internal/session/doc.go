@@ -8,7 +8,7 @@
 //
 // # The states of a session
 //
-//	                        the current token, or one ahead: turned
+//	                        the current token, or one ahead: rotated
 //	                                 ┌──────┐
 //	                                 │      ▼
 //	┌─────────┐      Create        ┌──────────┐
@@ -45,7 +45,7 @@
 // used or others are rotated: a token that leaked is worth nothing more than that many seconds
 // after its owner used it. Within them, requests may be repeated, be late and overtake each
 // other as they like; whoever holds any token of the chain gets the newest one. A call that is
-// sent twice because its answer was lost is recognised by its successor and answers turned
+// sent twice because its answer was lost is recognised by its successor and answers rotated
 // again, window or no window.
 //
 // The way to the newest token is walked outside of the store: the secret of the presented token

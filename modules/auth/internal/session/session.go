@@ -92,13 +92,13 @@ type Start struct {
 // Started is a session begun.
 type Started struct {
 	Session Session
-	// Over lists the user's sessions above the limit, least recently used first. They are
+	// Excess lists the user's sessions above the limit, least recently used first. They are
 	// still live: the caller commits their revocation and then deletes them.
-	Over []Over
+	Excess []Excess
 }
 
-// Over is a session that has to go for another one.
-type Over struct {
+// Excess is a session that has to end for another one.
+type Excess struct {
 	ID        uuid.UUID
 	Tentative bool // as Session.Tentative
 }
@@ -154,16 +154,16 @@ type Outcome int
 const (
 	// Gone: the session is unknown or expired. Nothing changed.
 	Gone Outcome = iota
-	// Turned: the successor is now the current token.
-	Turned
-	// Replayed: the token was already turned, less than the window ago; Links lead from it to
+	// Rotated: the successor is now the current token.
+	Rotated
+	// Replayed: the token was already rotated, less than the window ago; Links lead from it to
 	// the newest one.
 	Replayed
-	// Superseded: the token may have been turned less than the window ago, but the way from it
-	// to the newest one is not there: too many were turned since ([MaxLinks]), or the store has
+	// Superseded: the token may have been rotated less than the window ago, but the way from it
+	// to the newest one is not there: too many were rotated since ([MaxLinks]), or the store has
 	// lost it. Nothing changed; the session goes on with its newest token.
 	Superseded
-	// Reused: the token was turned long ago, so that someone else may hold the session. It is
+	// Reused: the token was rotated long ago, so that someone else may hold the session. It is
 	// stopped for good and waits, marked, for the caller to commit the revocation and then to
 	// delete it. Every later use of the session is answered so.
 	Reused
@@ -171,8 +171,8 @@ const (
 
 func (o Outcome) String() string {
 	switch o {
-	case Turned:
-		return "turned"
+	case Rotated:
+		return "rotated"
 	case Replayed:
 		return "replayed"
 	case Superseded:
@@ -183,8 +183,8 @@ func (o Outcome) String() string {
 	return "gone"
 }
 
-// Rotated is the answer to a [Rotation].
-type Rotated struct {
+// RotateResult is the answer to a [Rotation].
+type RotateResult struct {
 	Outcome Outcome
 	Session Session  // as it is afterwards; zero when Gone
 	Links   [][]byte // when Replayed, for [Codec.OpenChain]
@@ -232,7 +232,7 @@ type Store interface {
 
 	// Rotate exchanges a refresh token, in one step. What was asked is refused by an Outcome,
 	// never by an error.
-	Rotate(ctx context.Context, r Rotation) (Rotated, error)
+	Rotate(ctx context.Context, r Rotation) (RotateResult, error)
 
 	// Reissue replaces the current token by one that its holder gets without showing the old
 	// one, which yields the new one within the grace window and counts as reuse after it.

@@ -38,20 +38,20 @@ func newBefore(t testing.TB, client *goredis.Client, opt Options) before {
 	return before{s, script("rotate"), script("reissue")}
 }
 
-func (s before) Rotate(ctx context.Context, r session.Rotation) (session.Rotated, error) {
+func (s before) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
 	user, sid := s.user(r.UserID), r.SessionID.String()
 	reply, err := s.rotate.Run(ctx, s.client, []string{user + "s:" + sid, user + "index", user + "n:" + sid, user + "reused"},
 		sid, r.Generation, r.PresentedHash[:], r.NextHash[:], r.SealedNext, r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP,
 		markTTL.Milliseconds(), s.skew().Milliseconds()).Slice()
 	if err != nil || reply[0] == "gone" {
-		return session.Rotated{}, err
+		return session.RotateResult{}, err
 	}
 	one, err := decode(r.UserID, r.SessionID, reply[1])
 	one.Recorded = s.client.HExists(ctx, s.record(r.UserID, r.SessionID), "recorded").Val() // of which it knows nothing
-	rotated := session.Rotated{Outcome: session.Reused, Session: one}
+	rotated := session.RotateResult{Outcome: session.Reused, Session: one}
 	switch reply[0] {
 	case "turned":
-		rotated.Outcome = session.Turned
+		rotated.Outcome = session.Rotated
 	case "replayed":
 		rotated.Outcome, rotated.Links = session.Replayed, [][]byte{[]byte(reply[2].(string))}
 	}
@@ -91,14 +91,14 @@ func TestALinkOfTheReleaseBeforeIsPartOfTheChain(t *testing.T) {
 	ours := mutantStore(t, client, func() time.Duration { return 0 })
 	theirs := newBefore(t, client, Options{Prefix: ours.prefix})
 	first := begin(t, ours, codec, uuid.New())
-	second := must(t, ours, codec, first, session.Turned)
-	third := must(t, theirs, codec, second, session.Turned)
+	second := must(t, ours, codec, first, session.Rotated)
+	third := must(t, theirs, codec, second, session.Rotated)
 	for _, old := range []session.Token{first, second} {
 		if got := must(t, ours, codec, old, session.Replayed); got != third {
 			t.Error("a late duplicate does not get the newest token")
 		}
 	}
-	fourth := must(t, ours, codec, third, session.Turned)
+	fourth := must(t, ours, codec, third, session.Rotated)
 	for _, old := range []session.Token{first, second, third} {
 		if got := must(t, ours, codec, old, session.Replayed); got != fourth {
 			t.Error("a late duplicate does not get the newest token")

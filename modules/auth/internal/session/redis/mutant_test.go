@@ -64,7 +64,7 @@ func TestTheSuiteFindsBrokenScripts(t *testing.T) {
 			"a stopped session stays stopped until it is deleted"},
 		{"no mark for the committer", "redis.call('SADD', KEYS[4], sid)", "",
 			"a stopped session stays stopped until it is deleted"},
-		{"a repeated call taken for reuse", "if presented == r[PREV] and r[HASH] == successor then return {'turned', r} end", "",
+		{"a repeated call taken for reuse", "if presented == r[PREV] and r[HASH] == successor then return {'rotated', r} end", "",
 			"the same call sent again changes nothing"},
 	} {
 		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {

@@ -114,15 +114,15 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 	if err != nil {
 		return session.Started{}, fail("create session", err)
 	}
-	over, err := parseOver(reply[2:])
+	excess, err := parseExcess(reply[2:])
 	if err != nil {
 		return session.Started{}, fail("create session", err)
 	}
-	return session.Started{Session: one, Over: over}, nil
+	return session.Started{Session: one, Excess: excess}, nil
 }
 
 // Rotate implements [session.Store].
-func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated, error) {
+func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
 	r = r.Clean()
 	user, sid := s.user(r.UserID), r.SessionID.String()
 	reply, err := s.rotate.Run(ctx, s.client,
@@ -131,29 +131,29 @@ func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 		r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP,
 		markTTL.Milliseconds(), s.skew().Milliseconds(), user+"l:"+sid+":", session.MaxLinks).Slice()
 	if err != nil {
-		return session.Rotated{}, fail("rotate session", err)
+		return session.RotateResult{}, fail("rotate session", err)
 	}
 	if reply[0] == "gone" {
-		return session.Rotated{Outcome: session.Gone}, nil
+		return session.RotateResult{Outcome: session.Gone}, nil
 	}
 	one, err := decode(r.UserID, r.SessionID, reply[1])
 	if err != nil {
-		return session.Rotated{}, fail("rotate session", err)
+		return session.RotateResult{}, fail("rotate session", err)
 	}
 	switch reply[0] {
-	case "turned":
-		return session.Rotated{Outcome: session.Turned, Session: one}, nil
+	case "rotated":
+		return session.RotateResult{Outcome: session.Rotated, Session: one}, nil
 	case "superseded":
-		return session.Rotated{Outcome: session.Superseded, Session: one}, nil
+		return session.RotateResult{Outcome: session.Superseded, Session: one}, nil
 	case "replayed":
 		links := make([][]byte, len(reply)-2)
 		for i, link := range reply[2:] {
 			sealed, _ := link.(string)
 			links[i] = []byte(sealed)
 		}
-		return session.Rotated{Outcome: session.Replayed, Session: one, Links: links}, nil
+		return session.RotateResult{Outcome: session.Replayed, Session: one, Links: links}, nil
 	}
-	return session.Rotated{Outcome: session.Reused, Session: one}, nil
+	return session.RotateResult{Outcome: session.Reused, Session: one}, nil
 }
 
 // Reissue implements [session.Store].
@@ -523,9 +523,9 @@ func (d *decoder) hash(v any) (h session.Hash) {
 	return h
 }
 
-// parseOver reads session ids, with a question mark after those that are tentative.
-func parseOver(values []any) ([]session.Over, error) {
-	var over []session.Over
+// parseExcess reads session ids, with a question mark after those that are tentative.
+func parseExcess(values []any) ([]session.Excess, error) {
+	var excess []session.Excess
 	for _, v := range values {
 		text, _ := v.(string)
 		text, tentative := strings.CutSuffix(text, "?")
@@ -533,9 +533,9 @@ func parseOver(values []any) ([]session.Over, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: a session id is not one", errCorrupt)
 		}
-		over = append(over, session.Over{ID: id, Tentative: tentative})
+		excess = append(excess, session.Excess{ID: id, Tentative: tentative})
 	}
-	return over, nil
+	return excess, nil
 }
 
 // escape makes a prefix literal in a pattern of SCAN.

@@ -6,7 +6,7 @@ local sealed, base, most = ARGV[7], ARGV[8], tonumber(ARGV[9])
 local r = read(KEYS[1])
 if not r[GEN] or r[STOPPED] or now >= tonumber(r[IDLE]) then return {'gone'} end
 local gen = tonumber(r[GEN])
-if gen == g and r[HASH] == hash then return {'turned', r} end -- this very call, sent again
+if gen == g and r[HASH] == hash then return {'rotated', r} end -- this very call, sent again
 if gen ~= g - 1 then return {'conflict'} end
 
 local at, prev, idle = string.format('%.0f', now), r[HASH], math.min(now + idleTTL, tonumber(r[EXPIRES]))
@@ -16,4 +16,4 @@ redis.call('PEXPIRE', KEYS[1], idle - now)
 if #sealed == 0 then grace = 0 end
 keep(r, KEYS[2], base, KEYS[3], gen, prev, sealed, grace, now, at, most)
 r[GEN], r[HASH], r[AUTH], r[USED], r[IDLE] = g, hash, auth, now, idle
-return {'turned', r}
+return {'rotated', r}

@@ -20,7 +20,7 @@ if g > gen or (g == gen and presented == r[HASH]) then
   redis.call('PEXPIRE', KEYS[1], idle - now)
   keep(r, KEYS[3], base, KEYS[5], g, presented, sealed, grace, now, at, most)
   r[GEN], r[HASH], r[AGENT], r[IP], r[USED], r[IDLE] = g + 1, successor, agent, ip, now, idle
-  return {'turned', r}
+  return {'rotated', r}
 end
 
 -- One that was replaced: by its own time, it is answered with the newest or is reuse.
@@ -28,7 +28,7 @@ local function replaced()
   local linked = tonumber(r[LINKED] or 0)
   local l
   if g == gen - 1 then
-    if presented == r[PREV] and r[HASH] == successor then return {'turned', r} end -- this very call, sent again
+    if presented == r[PREV] and r[HASH] == successor then return {'rotated', r} end -- this very call, sent again
     if r[PREV] ~= '' then l = {at = tonumber(r[USED]), ends = tonumber(r[REPLAY]), hash = r[PREV]} end
   else
     l = getLink(base, g)

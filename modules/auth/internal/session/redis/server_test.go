@@ -39,7 +39,7 @@ func begin(t testing.TB, store session.Store, codec *session.Codec, user uuid.UU
 	return token
 }
 
-func rotate(store session.Store, codec *session.Codec, presented session.Token, grace time.Duration) (session.Rotated, session.Token, error) {
+func rotate(store session.Store, codec *session.Codec, presented session.Token, grace time.Duration) (session.RotateResult, session.Token, error) {
 	next, r := codec.Next(presented)
 	r.Grace, r.IdleTTL = grace, 120*time.Hour
 	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
@@ -80,7 +80,7 @@ func TestEveryKeyExpiresAndLiesInTheSlotOfItsUser(t *testing.T) {
 	store, codec, user := New(client, Options{}), newCodec(t), uuid.New()
 	begin(t, store, codec, user)
 	first := begin(t, store, codec, user)
-	must(t, store, codec, first, session.Turned)
+	must(t, store, codec, first, session.Rotated)
 	stopped := begin(t, store, codec, user)
 	stop(t, store, codec, stopped)
 	reissued := begin(t, store, codec, user)
@@ -135,9 +135,9 @@ func TestARotationIsOneRoundTrip(t *testing.T) {
 	var sent wire
 	client.AddHook(&sent)
 	store, codec := New(client, Options{}), newCodec(t)
-	token := must(t, store, codec, begin(t, store, codec, uuid.New()), session.Turned)
+	token := must(t, store, codec, begin(t, store, codec, uuid.New()), session.Rotated)
 	sent.commands.Store(0)
-	next := must(t, store, codec, token, session.Turned)
+	next := must(t, store, codec, token, session.Rotated)
 	must(t, store, codec, token, session.Replayed)
 	if n := sent.commands.Load() + sent.pipelines.Load(); n != 2 {
 		t.Errorf("two refreshes took %d round trips", n)
@@ -146,7 +146,7 @@ func TestARotationIsOneRoundTrip(t *testing.T) {
 	if err := client.ScriptFlush(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
-	must(t, store, codec, next, session.Turned)
+	must(t, store, codec, next, session.Rotated)
 }
 
 func TestAKilledServerIsUnavailableAndComesBackWithItsSessions(t *testing.T) {
@@ -155,7 +155,7 @@ func TestAKilledServerIsUnavailableAndComesBackWithItsSessions(t *testing.T) {
 	store, codec := New(cachetest.Open(t, server.URL()), Options{}), newCodec(t)
 	user := uuid.New()
 	first := begin(t, store, codec, user)
-	second := must(t, store, codec, first, session.Turned)
+	second := must(t, store, codec, first, session.Rotated)
 
 	server.Kill()
 	_, rotation := codec.Next(second)
@@ -180,7 +180,7 @@ func TestAKilledServerIsUnavailableAndComesBackWithItsSessions(t *testing.T) {
 	if again := must(t, store, codec, first, session.Replayed); again != second {
 		t.Error("another successor after the restart")
 	}
-	third := must(t, store, codec, second, session.Turned)
+	third := must(t, store, codec, second, session.Rotated)
 	server.Kill()
 	restart(t, server, store)
 	for _, old := range []session.Token{first, second} { // the chain was saved
@@ -239,7 +239,7 @@ func TestAFlushedServerBringsNothingBack(t *testing.T) {
 	client := cachetest.Open(t, cachetest.Start(t).URL())
 	store, codec := New(client, Options{}), newCodec(t)
 	first := begin(t, store, codec, uuid.New())
-	second := must(t, store, codec, first, session.Turned)
+	second := must(t, store, codec, first, session.Rotated)
 	if err := client.FlushAll(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +275,7 @@ func TestAFailOverSignsNobodyOut(t *testing.T) {
 	for i := range devices {
 		current[i] = stale[i]
 		for range 1 + i%3 {
-			current[i] = must(t, before, codec, current[i], session.Turned)
+			current[i] = must(t, before, codec, current[i], session.Rotated)
 		}
 	}
 	primary.Kill()
@@ -283,13 +283,13 @@ func TestAFailOverSignsNobodyOut(t *testing.T) {
 	var clock sessiontest.Clock
 	after := New(replicaClient, Options{Skew: clock.Skew})
 	for i := range devices {
-		next := must(t, after, codec, current[i], session.Turned)
+		next := must(t, after, codec, current[i], session.Rotated)
 		if again := must(t, after, codec, current[i], session.Replayed); again != next {
 			t.Error("two successors of a token that was ahead")
 		}
 		// What the replica had taken for current is known to be old by now, but not how old.
 		must(t, after, codec, stale[i], session.Superseded)
-		must(t, after, codec, next, session.Turned)
+		must(t, after, codec, next, session.Rotated)
 	}
 	clock.Advance(testGrace + time.Minute)
 	for i := range devices {
@@ -298,7 +298,7 @@ func TestAFailOverSignsNobodyOut(t *testing.T) {
 	// A stolen old token that comes first is found out when the owner comes.
 	stolen := begin(t, after, codec, uuid.New())
 	owner := codec.Mint(stolen.UserID(), stolen.SessionID(), 2)
-	thief := must(t, after, codec, stolen, session.Turned)
+	thief := must(t, after, codec, stolen, session.Rotated)
 	must(t, after, codec, owner, session.Reused)
 	must(t, after, codec, thief, session.Reused)
 }
@@ -308,16 +308,16 @@ func TestAnEvictedSuccessorRefusesWithoutStoppingTheSession(t *testing.T) {
 	client := cachetest.Open(t, cachetest.Start(t).URL())
 	store, codec := New(client, Options{}), newCodec(t)
 	first := begin(t, store, codec, uuid.New())
-	second := must(t, store, codec, first, session.Turned)
+	second := must(t, store, codec, first, session.Rotated)
 	client.Del(t.Context(), store.successor(first.UserID(), first.SessionID()))
 	must(t, store, codec, first, session.Superseded)
-	third := must(t, store, codec, second, session.Turned)
-	fourth := must(t, store, codec, third, session.Turned)
+	third := must(t, store, codec, second, session.Rotated)
+	fourth := must(t, store, codec, third, session.Rotated)
 	must(t, store, codec, first, session.Replayed)
 	client.Del(t.Context(), store.links(first.UserID(), first.SessionID())+"2") // the middle of the way
 	must(t, store, codec, first, session.Superseded)
 	must(t, store, codec, third, session.Replayed)
-	must(t, store, codec, fourth, session.Turned)
+	must(t, store, codec, fourth, session.Rotated)
 }
 
 func TestAChainHasABoundAndLeavesNothing(t *testing.T) {
@@ -353,8 +353,8 @@ func TestAnEvictedRecordDoesNotCountAndIsTidiedUp(t *testing.T) {
 	evicted := begin(t, store, codec, user)
 	client.Del(t.Context(), store.record(user, evicted.SessionID()))
 	started, err := store.Create(t.Context(), session.Start{ID: uuid.New(), UserID: user, MaxAge: time.Hour, IdleTTL: time.Hour, Max: 2, RejectNew: true})
-	if err != nil || len(started.Over) != 0 {
-		t.Errorf("over: %v, %v", started.Over, err)
+	if err != nil || len(started.Excess) != 0 {
+		t.Errorf("over: %v, %v", started.Excess, err)
 	}
 	if n := client.ZCard(t.Context(), store.index(user)).Val(); n != 2 {
 		t.Errorf("%d in the index", n)
@@ -415,12 +415,12 @@ func TestARotationWhoseAnswerIsLostOnTheWayIsMadeGood(t *testing.T) {
 	server := cachetest.Start(t)
 	proxy := newCutter(t, "127.0.0.1:"+server.Port())
 	store, codec := New(cachetest.Open(t, "redis://"+proxy.addr), Options{}), newCodec(t)
-	token := must(t, store, codec, begin(t, store, codec, uuid.New()), session.Turned)
+	token := must(t, store, codec, begin(t, store, codec, uuid.New()), session.Rotated)
 	for range 20 {
 		proxy.cutNextAnswer.Store(true)
 		// With no window, anything but recognising the call would be reuse.
 		rotated, next, err := rotate(store, codec, token, 0)
-		if err != nil || rotated.Outcome != session.Turned {
+		if err != nil || rotated.Outcome != session.Rotated {
 			t.Fatalf("%v, %v", rotated.Outcome, err)
 		}
 		if rotated.Session.Generation != next.Generation() {
@@ -518,7 +518,7 @@ func BenchmarkRotate(b *testing.B) {
 			token := begin(b, store, codec, uuid.New())
 			for pb.Next() {
 				rotated, next, err := rotate(store, codec, token, 10*time.Second)
-				if err != nil || rotated.Outcome != session.Turned {
+				if err != nil || rotated.Outcome != session.Rotated {
 					b.Errorf("%v, %v", rotated.Outcome, err)
 					return
 				}

@@ -44,15 +44,15 @@ func RunBeside(t *testing.T, open Open) {
 }
 
 // by has one of the two stores do it.
-func (p *probe) by(store session.Store, presented session.Token, change ...func(*session.Rotation)) (session.Rotated, session.Token) {
+func (p *probe) by(store session.Store, presented session.Token, change ...func(*session.Rotation)) (session.RotateResult, session.Token) {
 	rotated, next, err := refresh(p.ctx, store, p.codec, presented, change...)
 	p.must(err)
 	return rotated, next
 }
 
-func (p *probe) turnBy(store session.Store, presented session.Token) session.Token {
+func (p *probe) rotateBy(store session.Store, presented session.Token) session.Token {
 	rotated, next := p.by(store, presented)
-	p.equal("refresh with the current token", rotated.Outcome, session.Turned)
+	p.equal("refresh with the current token", rotated.Outcome, session.Rotated)
 	return next
 }
 
@@ -69,7 +69,7 @@ func takesOver(p *probe) {
 		for _, late := range []bool{false, true} {
 			tokens := []session.Token{p.beginBy(p.Peer)}
 			for i := range rotations {
-				tokens = append(tokens, p.turnBy(p.Peer, tokens[i]))
+				tokens = append(tokens, p.rotateBy(p.Peer, tokens[i]))
 			}
 			if late {
 				p.clock.Advance(grace + time.Second)
@@ -95,8 +95,8 @@ func takesOver(p *probe) {
 			if late && rotations > 0 {
 				continue
 			}
-			next := p.turnBy(p.Store, tokens[rotations])
-			last := p.turnBy(p.Store, next)
+			next := p.rotateBy(p.Store, tokens[rotations])
+			last := p.rotateBy(p.Store, next)
 			for i, token := range tokens {
 				if i < rotations-1 {
 					rotated, _ := p.by(p.Store, token)
@@ -119,7 +119,7 @@ func isTakenBack(p *probe) {
 	for rotations := range 5 {
 		tokens := []session.Token{p.beginBy(p.Store)}
 		for i := range rotations {
-			tokens = append(tokens, p.turnBy(p.Store, tokens[i]))
+			tokens = append(tokens, p.rotateBy(p.Store, tokens[i]))
 		}
 		where := fmt.Sprintf("after %d rotations by this release", rotations)
 		if rotations > 0 {
@@ -127,13 +127,13 @@ func isTakenBack(p *probe) {
 			p.equal(where+": outcome for the previous token", rotated.Outcome, session.Replayed)
 			p.equal(where+": what it gets", got == tokens[rotations], true)
 		}
-		next := p.turnBy(p.Peer, tokens[rotations])
+		next := p.rotateBy(p.Peer, tokens[rotations])
 		rotated, got := p.by(p.Peer, tokens[rotations])
-		p.equal(where+": outcome for what it has turned", rotated.Outcome, session.Replayed)
+		p.equal(where+": outcome for what it has rotated", rotated.Outcome, session.Replayed)
 		p.equal(where+": what that gets", got == next, true)
-		next = p.turnBy(p.Peer, next)
+		next = p.rotateBy(p.Peer, next)
 		p.clock.Advance(grace + time.Second)
-		next = p.turnBy(p.Peer, next)
+		next = p.rotateBy(p.Peer, next)
 		rotated, _ = p.by(p.Peer, tokens[0])
 		p.equal(where+": outcome for the first, later", rotated.Outcome, session.Reused)
 		rotated, _ = p.by(p.Store, next)
@@ -160,7 +160,7 @@ func mixture(p *probe) {
 				p.clock.Advance(grace*time.Duration(rng.IntN(3)+1)/4 + grace/40)
 			case n < 5:
 				by := rng.IntN(2)
-				tokens = append(tokens, p.turnBy(stores[by], newest))
+				tokens = append(tokens, p.rotateBy(stores[by], newest))
 				ends, ours = append(ends, now+grace), append(ours, by == 0)
 			case n < 6 && len(ends) > 0 && now < ends[len(ends)-1]:
 				rotated, got := p.by(stores[rng.IntN(2)], tokens[len(tokens)-2])
@@ -185,7 +185,7 @@ func mixture(p *probe) {
 				}
 			}
 		}
-		p.turn(tokens[len(tokens)-1])
+		p.rotate(tokens[len(tokens)-1])
 		p.clock.Advance(grace + grace/50)
 		rotated, _ := p.by(p.Store, tokens[0])
 		p.equal(fmt.Sprintf("seed %d: a token replaced long ago", seed), rotated.Outcome, session.Reused)

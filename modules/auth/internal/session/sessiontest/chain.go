@@ -21,7 +21,7 @@ type Call struct {
 	Lost    bool            // no answer came: it may have happened or not
 	Token   string          // of a refresh: what was presented
 	Outcome session.Outcome // of a refresh: Gone also says that it was refused because the session was ended
-	Next    string          // when Turned or Replayed: the successor
+	Next    string          // when Rotated or Replayed: the successor
 }
 
 func (c Call) String() string {
@@ -49,7 +49,7 @@ type chain struct {
 // unseen is a current token that no client has been told yet, because the answer was lost.
 const unseen = "?"
 
-// since is how many tokens were turned since this one was current; 0 when it never was.
+// since is how many tokens were rotated since this one was current; 0 when it never was.
 func (s chain) since(token string) int {
 	_, after, found := strings.Cut(s.before, token+" ")
 	if !found {
@@ -80,7 +80,7 @@ func (s chain) step(c Call) []any {
 		if c.Next == s.current || c.Next == "" || s.since(c.Next) > 0 {
 			return nil
 		}
-		return possible(c, session.Turned, next)
+		return possible(c, session.Rotated, next)
 	case since > session.MaxLinks:
 		return possible(c, session.Superseded, s)
 	case since > 0:
@@ -187,17 +187,17 @@ func beforeTheEnd(calls []Call) ([]Call, error) {
 // noForks is implied by the model, but a fork among many calls has so many orders that to try
 // them all takes long.
 func noForks(calls []Call) error {
-	made, turned, lost := map[string]bool{}, map[string]bool{}, 0
+	made, rotated, lost := map[string]bool{}, map[string]bool{}, 0
 	for _, c := range calls {
 		switch {
 		case c.Ends:
 		case c.Lost:
 			lost++
-		case c.Outcome == session.Turned:
-			if turned[c.Token] || made[c.Next] {
+		case c.Outcome == session.Rotated:
+			if rotated[c.Token] || made[c.Next] {
 				return fmt.Errorf("the chain forks at %s:\n%s", short(c.Token), report(calls))
 			}
-			turned[c.Token], made[c.Next] = true, true
+			rotated[c.Token], made[c.Next] = true, true
 		}
 	}
 	for _, c := range calls {

@@ -79,7 +79,7 @@ func beginsAsAsked(p *probe) {
 	p.equal("what was begun", one, want)
 	p.equal("what is read", p.get(token), want)
 	p.equal("how many are listed", len(p.list(user)), 1)
-	p.equal("how many are over", len(started.Over), 0)
+	p.equal("how many are over", len(started.Excess), 0)
 	if age := time.Until(one.CreatedAt); age < -time.Hour || age > time.Hour {
 		p.failf("begun at %v", one.CreatedAt)
 	}
@@ -106,7 +106,7 @@ func textsAreCleaned(p *probe) {
 	check("device name", one.DeviceName, 255)
 	check("user agent", one.UserAgent, 512)
 	check("ip", one.IP, 64)
-	p.turn(token, func(r *session.Rotation) { r.UserAgent, r.IP = bad+strings.Repeat("世", 5000), bad })
+	p.rotate(token, func(r *session.Rotation) { r.UserAgent, r.IP = bad+strings.Repeat("世", 5000), bad })
 	one = p.get(token)
 	check("user agent", one.UserAgent, 512)
 	check("ip", one.IP, 64)
@@ -116,7 +116,7 @@ func currentTurns(p *probe) {
 	first, started := p.begin(uuid.New())
 	p.clock.Advance(time.Hour)
 	rotated, second := p.refresh(first)
-	p.equal("outcome", rotated.Outcome, session.Turned)
+	p.equal("outcome", rotated.Outcome, session.Rotated)
 	one := rotated.Session
 	p.equal("generation", one.Generation, uint32(2))
 	p.equal("token", one.Accepts(second), true)
@@ -131,7 +131,7 @@ func currentTurns(p *probe) {
 	p.equal("what is read", p.get(first), rotated.Session)
 
 	for range 20 {
-		second = p.turn(second)
+		second = p.rotate(second)
 	}
 	p.equal("generation", p.get(second).Generation, uint32(22))
 }
@@ -140,7 +140,7 @@ func absoluteExpiryStays(p *probe) {
 	token, started := p.begin(uuid.New())
 	for range 6 {
 		p.clock.Advance(idleTTL - time.Hour)
-		token = p.turn(token)
+		token = p.rotate(token)
 	}
 	one := p.get(token)
 	p.equal("absolute expiry", one.ExpiresAt, started.Session.ExpiresAt)
@@ -151,7 +151,7 @@ func absoluteExpiryStays(p *probe) {
 
 func previousReplays(p *probe) {
 	first, _ := p.begin(uuid.New())
-	second := p.turn(first)
+	second := p.rotate(first)
 	before := p.get(first)
 	for _, later := range []time.Duration{0, 0, grace / 2, grace/2 - time.Minute} {
 		p.clock.Advance(later)
@@ -161,14 +161,14 @@ func previousReplays(p *probe) {
 		p.equal("the session", rotated.Session, before)
 	}
 	p.equal("the session", p.get(first), before)
-	third := p.turn(second)
+	third := p.rotate(second)
 	p.answers("the previous token of the next rotation", second, session.Replayed)
-	p.turn(third)
+	p.rotate(third)
 }
 
 func windowDoesNotSlide(p *probe) {
 	first, _ := p.begin(uuid.New())
-	second := p.turn(first)
+	second := p.rotate(first)
 	p.clock.Advance(grace - time.Minute)
 	p.answers("the previous token at the end of the window", first, session.Replayed)
 	p.equal("the current token is still in force", p.get(first).Accepts(second), true)
@@ -178,7 +178,7 @@ func windowDoesNotSlide(p *probe) {
 
 func previousAfterTheWindow(p *probe) {
 	first, _ := p.begin(uuid.New())
-	second := p.turn(first)
+	second := p.rotate(first)
 	p.clock.Advance(grace + time.Second)
 	rotated := p.answers("the previous token after the window", first, session.Reused)
 	p.equal("whose", rotated.Session.ID, first.SessionID())
@@ -191,7 +191,7 @@ func replacedReplay(p *probe) {
 	replaced := []session.Token{token}
 	for range 12 {
 		p.clock.Advance(grace / 20)
-		token = p.turn(token)
+		token = p.rotate(token)
 		before := p.get(token)
 		for i, old := range replaced {
 			rotated, newest := p.refresh(old)
@@ -201,7 +201,7 @@ func replacedReplay(p *probe) {
 		}
 		replaced = append(replaced, token)
 	}
-	p.turn(token)
+	p.rotate(token)
 }
 
 // ownWindows: each token is answered until its own window is over, whatever was rotated or
@@ -213,7 +213,7 @@ func ownWindows(p *probe) {
 		tokens := []session.Token{token}
 		begun := p.clock.Skew()
 		for range rotations { // one each step
-			tokens = append(tokens, p.turn(tokens[len(tokens)-1]))
+			tokens = append(tokens, p.rotate(tokens[len(tokens)-1]))
 			for _, old := range tokens[:len(tokens)-1] { // what is used is not held open
 				p.answers("a token in its window", old, session.Replayed)
 			}
@@ -237,9 +237,9 @@ func ownWindows(p *probe) {
 
 func olderAfterTheWindow(p *probe) {
 	first, _ := p.begin(uuid.New())
-	second := p.turn(first)
+	second := p.rotate(first)
 	p.clock.Advance(grace + time.Second)
-	third := p.turn(second) // its window is open, that of the first is not
+	third := p.rotate(second) // its window is open, that of the first is not
 	p.answers("the token before the previous one", first, session.Reused)
 	p.answers("the previous token of a stopped session", second, session.Reused)
 	p.answers("the current token of a stopped session", third, session.Reused)
@@ -251,7 +251,7 @@ func tooManyRotations(p *probe) {
 	token, _ := p.begin(uuid.New())
 	tokens := []session.Token{token}
 	for i := range many {
-		tokens = append(tokens, p.turn(tokens[i]))
+		tokens = append(tokens, p.rotate(tokens[i]))
 		if i%session.MaxLinks == session.MaxLinks/2 {
 			p.clock.Advance(grace / 20)
 		}
@@ -266,7 +266,7 @@ func tooManyRotations(p *probe) {
 		rotated := p.answers(fmt.Sprintf("the token of %d rotations ago", age), tokens[many-age], session.Superseded)
 		p.equal("the session", rotated.Session.Accepts(newest), true)
 	}
-	newest = p.turn(newest)
+	newest = p.rotate(newest)
 	// The first ones were replaced at once, and the others no sooner than a twentieth later.
 	p.clock.Advance(grace - 5*(grace/20) + grace/40)
 	p.answers("one that was replaced later", tokens[session.MaxLinks], session.Superseded)
@@ -275,10 +275,10 @@ func tooManyRotations(p *probe) {
 
 	// An old token that was stolen is found out while its owner goes on rotating.
 	stolen, _ := p.begin(uuid.New())
-	held := p.turn(stolen)
+	held := p.rotate(stolen)
 	p.clock.Advance(grace + grace/100)
 	for range 3 * session.MaxLinks {
-		held = p.turn(held)
+		held = p.rotate(held)
 	}
 	p.answers("a token from before all of it", stolen, session.Reused)
 }
@@ -289,7 +289,7 @@ func waysAreForgotten(p *probe) {
 	token, _ := p.begin(uuid.New())
 	var sealed [][]byte
 	for range 4 {
-		token = p.turn(token, short, func(r *session.Rotation) { sealed = append(sealed, r.SealedNext) })
+		token = p.rotate(token, short, func(r *session.Rotation) { sealed = append(sealed, r.SealedNext) })
 	}
 	keeps := func() (n int) {
 		_, err := p.either().Forget(p.ctx, 100)
@@ -309,7 +309,7 @@ func waysAreForgotten(p *probe) {
 			p.failf("%d sealed successors outlive their windows", keeps())
 		}
 	}
-	p.turn(token)
+	p.rotate(token)
 }
 
 // voidWindows: the engine's clock was ahead, and was set right.
@@ -317,26 +317,26 @@ func voidWindows(p *probe) {
 	const ahead = 100 * time.Hour
 	p.clock.Advance(ahead)
 	first, _ := p.begin(uuid.New())
-	second := p.turn(first)
-	third := p.turn(second)
+	second := p.rotate(first)
+	third := p.rotate(second)
 	p.answers("a token in its window", first, session.Replayed)
 	p.clock.Advance(-ahead)
 	for _, old := range []session.Token{first, second} {
 		p.answers("a token replaced in the future", old, session.Superseded)
 	}
-	fourth := p.turn(third)
+	fourth := p.rotate(third)
 	p.answers("a token replaced now", third, session.Replayed)
 	p.answers("a token replaced in the future", first, session.Superseded)
-	p.turn(fourth)
+	p.rotate(fourth)
 }
 
 func stoppedStaysStopped(p *probe) {
 	user := uuid.New()
 	first, _ := p.begin(user)
 	other, _ := p.begin(user)
-	second := p.turn(first)
+	second := p.rotate(first)
 	p.clock.Advance(grace + time.Second)
-	current := p.turn(second)
+	current := p.rotate(second)
 	rotated, _ := p.refresh(first, func(r *session.Rotation) { r.UserAgent, r.IP = "thief/1", "203.0.113.9" })
 	p.equal("outcome", rotated.Outcome, session.Reused)
 	p.equal("generation", rotated.Session.Generation, uint32(3))
@@ -379,7 +379,7 @@ func stoppedStaysStopped(p *probe) {
 func noWindow(p *probe) {
 	none := func(r *session.Rotation) { r.Grace = 0 }
 	first, _ := p.begin(uuid.New())
-	p.turn(first, none)
+	p.rotate(first, none)
 	rotated, _ := p.refresh(first, none)
 	p.equal("the previous token", rotated.Outcome, session.Reused)
 }
@@ -389,26 +389,26 @@ func aheadTurns(p *probe) {
 	stale, _ := p.begin(user)
 	lost := p.codec.Mint(user, stale.SessionID(), 5) // the record has missed four rotations
 	rotated, next := p.refresh(lost)
-	p.equal("a token ahead", rotated.Outcome, session.Turned)
+	p.equal("a token ahead", rotated.Outcome, session.Rotated)
 	p.equal("generation", rotated.Session.Generation, uint32(6))
 	rotated, again := p.refresh(lost)
 	p.equal("the same token again", rotated.Outcome, session.Replayed)
 	p.equal("its successor", again == next, true)
-	next = p.turn(next)
+	next = p.rotate(next)
 	// When those were replaced that the record has missed is not known: it may be a moment ago.
 	for _, missed := range []session.Token{stale, p.codec.Mint(user, stale.SessionID(), 3)} {
 		p.answers("what the record had missed, at once", missed, session.Superseded)
 	}
-	next = p.turn(next)
+	next = p.rotate(next)
 	p.clock.Advance(grace + grace/100)
 	p.answers("what the record had taken for current, after the window", stale, session.Reused)
 	p.answers("the true current token", next, session.Reused)
 
 	// What the record knew to be over stays so.
 	old, _ := p.begin(user)
-	stale = p.turn(old)
+	stale = p.rotate(old)
 	p.clock.Advance(grace + time.Second)
-	p.turn(p.codec.Mint(user, stale.SessionID(), 7))
+	p.rotate(p.codec.Mint(user, stale.SessionID(), 7))
 	p.answers("a token replaced before all that", old, session.Reused)
 }
 
@@ -416,13 +416,13 @@ func forkIsReuse(p *probe) {
 	user := uuid.New()
 	stale, _ := p.begin(user)
 	lost := p.codec.Mint(user, stale.SessionID(), 2) // given out before the fail-over
-	revived := p.turn(stale)                         // given out after it
+	revived := p.rotate(stale)                       // given out after it
 	p.answers("another token of the current generation", lost, session.Reused)
 	p.answers("the current token", revived, session.Reused)
 
 	for generation := range uint32(3) {
 		stale, _ = p.begin(user)
-		p.turn(p.turn(p.turn(stale)))
+		p.rotate(p.rotate(p.rotate(stale)))
 		p.answers("another token of an older generation", p.codec.Mint(user, stale.SessionID(), generation+1), session.Reused)
 	}
 }
@@ -430,7 +430,7 @@ func forkIsReuse(p *probe) {
 func expiredIsGone(p *probe) {
 	user := uuid.New()
 	first, _ := p.begin(user)
-	second := p.turn(first)
+	second := p.rotate(first)
 	p.clock.Advance(idleTTL - time.Minute)
 	used, _ := p.begin(user)
 	p.equal("how many are live just before the limit", len(p.list(user)), 2)
@@ -471,7 +471,7 @@ func ownSessionsOnly(p *probe) {
 	p.answers("another user's token for it", p.codec.Mint(stranger, id, 1), session.Gone)
 	p.must(p.Store.Delete(p.ctx, stranger, id))
 	p.must(p.Store.DeleteAll(p.ctx, stranger, 1, uuid.NullUUID{}))
-	p.turn(token)
+	p.rotate(token)
 }
 
 func deletedIsGone(p *probe) {
@@ -479,15 +479,15 @@ func deletedIsGone(p *probe) {
 	var tokens []session.Token
 	for range 4 {
 		token, _ := p.begin(user)
-		tokens = append(tokens, p.turn(token))
+		tokens = append(tokens, p.rotate(token))
 	}
 	p.must(p.Store.Delete(p.ctx, user, tokens[0].SessionID(), tokens[1].SessionID(), uuid.New()))
 	p.must(p.Peer.Delete(p.ctx, user, tokens[0].SessionID()))
 	p.answers("a token of a deleted session", tokens[0], session.Gone)
 	p.answers("a token of a deleted session", tokens[1], session.Gone)
 	p.equal("how many are listed", len(p.list(user)), 2)
-	p.turn(tokens[2])
-	p.turn(tokens[3])
+	p.rotate(tokens[2])
+	p.rotate(tokens[3])
 }
 
 func deleteAllKeeps(p *probe) {
@@ -500,15 +500,15 @@ func deleteAllKeeps(p *probe) {
 	newer, _ := p.begin(user, func(s *session.Start) { s.Epoch = 1 })
 
 	p.must(p.Store.DeleteAll(p.ctx, user, 1, uuid.NullUUID{UUID: kept.SessionID(), Valid: true}))
-	kept = p.turn(kept)
-	newer = p.turn(newer) // it began after what ended the others
+	kept = p.rotate(kept)
+	newer = p.rotate(newer) // it began after what ended the others
 	p.answers("a token of one that was not kept", gone, session.Gone)
 	p.answers("a token of one that is marked", stopped, session.Reused)
 	p.must(p.Store.DeleteAll(p.ctx, user, 2, uuid.NullUUID{}))
 	p.answers("a token of the kept one, when none is kept", kept, session.Gone)
 	p.answers("a token of the newer one, when newer ones have to go", newer, session.Gone)
 	p.equal("how many are marked", len(p.marked()), 1)
-	p.turn(other)
+	p.rotate(other)
 }
 
 func repeatedCalls(p *probe) {
@@ -518,7 +518,7 @@ func repeatedCalls(p *probe) {
 	for range 3 {
 		started, err := p.either().Create(p.ctx, start)
 		p.must(err)
-		p.equal("how many are over", len(started.Over), 0)
+		p.equal("how many are over", len(started.Excess), 0)
 	}
 	p.equal("how many are listed", len(p.list(user)), 1)
 
@@ -528,7 +528,7 @@ func repeatedCalls(p *probe) {
 	for range 3 {
 		rotated, err := p.either().Rotate(p.ctx, rotation)
 		p.must(err)
-		p.equal("outcome", rotated.Outcome, session.Turned)
+		p.equal("outcome", rotated.Outcome, session.Rotated)
 		p.equal("generation", rotated.Session.Generation, uint32(2))
 		p.equal("token", rotated.Session.Accepts(next), true)
 	}
@@ -539,13 +539,13 @@ func repeatedCalls(p *probe) {
 		p.must(err)
 		p.equal("token", one.Accepts(fresh), true)
 	}
-	p.turn(fresh)
+	p.rotate(fresh)
 }
 
 func reissueReplaces(p *probe) {
 	user := uuid.New()
 	first, started := p.begin(user)
-	old := p.turn(first)
+	old := p.rotate(first)
 	p.clock.Advance(time.Hour)
 	fresh := p.codec.Mint(user, old.SessionID(), 3)
 	ask := session.Reissue{UserID: user, SessionID: old.SessionID(), Generation: 3, Hash: fresh.Hash(),
@@ -572,7 +572,7 @@ func reissueReplaces(p *probe) {
 		p.equal("the old token in the window", rotated.Outcome, session.Replayed)
 		p.equal("what it gets", given.Encode(), fresh.Encode())
 	}
-	next := p.turn(fresh)
+	next := p.rotate(fresh)
 	unmoved := ask
 	unmoved.Generation, unmoved.Reauthenticated = 5, false
 	last := p.codec.Mint(user, old.SessionID(), 5)
@@ -591,35 +591,35 @@ func limitNamesTheOldest(p *probe) {
 	var tokens []session.Token
 	for i := range 3 {
 		token, started := p.begin(user, limit)
-		p.equal(fmt.Sprintf("over with %d", i+1), len(started.Over), 0)
+		p.equal(fmt.Sprintf("over with %d", i+1), len(started.Excess), 0)
 		tokens = append(tokens, token)
 		p.clock.Advance(time.Minute)
 	}
-	tokens[0] = p.turn(tokens[0]) // now the second is the least recently used
+	tokens[0] = p.rotate(tokens[0]) // now the second is the least recently used
 	p.clock.Advance(time.Minute)
 	_, started := p.begin(user, limit)
 	p.equal("over with four", fmt.Sprint(overIDs(started)), fmt.Sprint([]uuid.UUID{tokens[1].SessionID()}))
 	p.equal("how many are listed until they are deleted", len(p.list(user)), 4)
-	tokens[1] = p.turn(tokens[1])
+	tokens[1] = p.rotate(tokens[1])
 	p.clock.Advance(time.Minute)
 	_, started = p.begin(user, limit)
 	p.equal("over with five", fmt.Sprint(overIDs(started)), fmt.Sprint([]uuid.UUID{tokens[2].SessionID(), tokens[0].SessionID()}))
 	p.must(p.Store.Delete(p.ctx, user, overIDs(started)...))
 
 	// Neither the stopped nor the expired count.
-	p.turn(tokens[1], func(r *session.Rotation) { r.Grace = 0 })
+	p.rotate(tokens[1], func(r *session.Rotation) { r.Grace = 0 })
 	p.answers("a replaced token without a window", tokens[1], session.Reused)
 	_, started = p.begin(user, limit)
-	p.equal("over with one stopped", len(started.Over), 0)
+	p.equal("over with one stopped", len(started.Excess), 0)
 	p.clock.Advance(idleTTL + time.Minute)
 	for range 3 {
 		_, started = p.begin(user, limit)
-		p.equal("over when all are expired", len(started.Over), 0)
+		p.equal("over when all are expired", len(started.Excess), 0)
 	}
 	_, started = p.begin(uuid.New(), limit)
-	p.equal("over for another user", len(started.Over), 0)
+	p.equal("over for another user", len(started.Excess), 0)
 	_, started = p.begin(user)
-	p.equal("over without a limit", len(started.Over), 0)
+	p.equal("over without a limit", len(started.Excess), 0)
 
 	// A session near its absolute end was used last nevertheless.
 	user = uuid.New()
@@ -627,13 +627,13 @@ func limitNamesTheOldest(p *probe) {
 	p.clock.Advance(time.Minute)
 	long, _ := p.begin(user)
 	p.clock.Advance(time.Minute)
-	p.turn(short)
+	p.rotate(short)
 	_, started = p.begin(user, func(s *session.Start) { s.Max = 2 })
 	p.equal("over", fmt.Sprint(overIDs(started)), fmt.Sprint([]uuid.UUID{long.SessionID()}))
 }
 
 func overIDs(started session.Started) (ids []uuid.UUID) {
-	for _, one := range started.Over {
+	for _, one := range started.Excess {
 		ids = append(ids, one.ID)
 	}
 	return ids
@@ -648,7 +648,7 @@ func tentativeUntilUsed(p *probe) {
 	unused, _ := p.begin(user)
 	p.equal("as it is read", p.get(unused).Tentative(), true)
 	p.clock.Advance(time.Minute)
-	p.turn(used)
+	p.rotate(used)
 	p.equal("a session that was refreshed is tentative", p.get(used).Tentative(), false)
 	for one, err := range p.either().Walk(p.ctx, session.Filter{}) {
 		p.must(err)
@@ -656,7 +656,7 @@ func tentativeUntilUsed(p *probe) {
 	}
 	p.clock.Advance(time.Minute)
 	_, started = p.begin(user, func(s *session.Start) { s.Max = 1 })
-	p.equal("who has to go", fmt.Sprint(started.Over), fmt.Sprint([]session.Over{{ID: unused.SessionID(), Tentative: true}, {ID: used.SessionID()}}))
+	p.equal("who has to go", fmt.Sprint(started.Excess), fmt.Sprint([]session.Excess{{ID: unused.SessionID(), Tentative: true}, {ID: used.SessionID()}}))
 }
 
 // missingAreTold, and the store knows since when it forgets nothing.
@@ -693,11 +693,11 @@ func limitRefuses(p *probe) {
 	p.equal("the third is one too many", errors.Is(err, session.ErrTooMany), true)
 	p.answers("the token of the refused one", token, session.Gone)
 	p.equal("how many are listed", len(p.list(user)), 2)
-	p.turn(first)
+	p.rotate(first)
 	p.must(p.Store.Delete(p.ctx, user, first.SessionID()))
 	_, err = p.either().Create(p.ctx, start)
 	p.must(err)
-	p.turn(token)
+	p.rotate(token)
 }
 
 func limitHoldsInParallel(p *probe) {
@@ -734,7 +734,7 @@ func listOrder(p *probe) {
 		tokens = append(tokens, token)
 		p.clock.Advance(time.Minute)
 	}
-	p.turn(tokens[1])
+	p.rotate(tokens[1])
 	var want []uuid.UUID
 	for _, i := range []int{1, 3, 2, 0} {
 		want = append(want, tokens[i].SessionID())
@@ -782,7 +782,7 @@ func walkFilters(p *probe) {
 // stopped makes a session that was stopped for reuse of the token it returns.
 func (p *probe) stopped(user uuid.UUID) session.Token {
 	token, _ := p.begin(user)
-	p.turn(token, func(r *session.Rotation) { r.Grace = 0 })
+	p.rotate(token, func(r *session.Rotation) { r.Grace = 0 })
 	p.answers("a replaced token without a window", token, session.Reused)
 	return token
 }
@@ -800,7 +800,7 @@ func purgeRemovesExpired(p *probe) {
 	stopped := p.stopped(user)
 	p.clock.Advance(idleTTL + time.Minute)
 	live, _ := p.begin(user)
-	live = p.turn(live)
+	live = p.rotate(live)
 	purge := func(limit int) int {
 		n, err := p.either().Purge(p.ctx, limit)
 		p.must(err)
@@ -812,7 +812,7 @@ func purgeRemovesExpired(p *probe) {
 	}
 	p.equal("purged when there is nothing left", purge(100), 0)
 	p.answers("the stopped one", stopped, session.Reused)
-	p.turn(live)
+	p.rotate(live)
 }
 
 // nothingKeptIsUsable looks at everything the engine keeps for a secret in any of its forms,
@@ -822,10 +822,10 @@ func nothingKeptIsUsable(p *probe) {
 	var tokens []session.Token
 	token, _ := p.begin(user) // fresh
 	tokens = append(tokens, token)
-	token, _ = p.begin(user) // turned a few times, the windows open
+	token, _ = p.begin(user) // rotated a few times, the windows open
 	tokens = append(tokens, token)
 	for range 4 {
-		tokens = append(tokens, p.turn(tokens[len(tokens)-1]))
+		tokens = append(tokens, p.rotate(tokens[len(tokens)-1]))
 	}
 	tokens = append(tokens, p.stopped(user))
 
@@ -904,7 +904,7 @@ func endedContext(p *probe) {
 			p.failf("%s with an ended context: %v", what, err)
 		}
 	}
-	p.turn(token)
+	p.rotate(token)
 }
 
 // recorder writes down calls as their clients see them.
@@ -917,7 +917,7 @@ type recorder struct {
 
 func (r *recorder) now() int64 { return int64(time.Since(r.start)) }
 
-func (r *recorder) refresh(p *probe, client int, presented session.Token) (session.Rotated, session.Token) {
+func (r *recorder) refresh(p *probe, client int, presented session.Token) (session.RotateResult, session.Token) {
 	call := Call{Client: client, Token: presented.Encode(), Begin: r.now()}
 	rotated, next, err := refresh(p.ctx, []session.Store{p.Store, p.Peer}[client%2], p.codec, presented)
 	call.End = r.now()
@@ -955,13 +955,13 @@ func parallelRefreshes(p *probe) {
 		}
 		current = held[0]
 	}
-	turned := 0
+	rotated := 0
 	for _, c := range history.calls {
-		if c.Outcome == session.Turned {
-			turned++
+		if c.Outcome == session.Rotated {
+			rotated++
 		}
 	}
-	p.equal("rotations", turned, rounds)
+	p.equal("rotations", rotated, rounds)
 	p.equal("generation", p.get(current).Generation, uint32(rounds+1))
 	p.must(Linearizable(first, history.calls))
 }
@@ -990,7 +990,7 @@ func lostAnswers(p *probe) {
 		current = held[0]
 	}
 	p.must(Linearizable(first, history.calls))
-	p.turn(current)
+	p.rotate(current)
 }
 
 // lateDuplicates has clients that follow one chain together, each at its own pace, and send again
@@ -1027,7 +1027,7 @@ func lateDuplicates(p *probe) {
 		})
 		p.must(history.err)
 		p.must(Linearizable(token.Encode(), history.calls))
-		newest := p.turn(seen[slices.IndexFunc(seen, func(t session.Token) bool { return p.get(token).Accepts(t) })])
+		newest := p.rotate(seen[slices.IndexFunc(seen, func(t session.Token) bool { return p.get(token).Accepts(t) })])
 		for _, old := range held {
 			rotated, got := p.refresh(old)
 			p.equal("outcome for what a client holds", rotated.Outcome, session.Replayed)
@@ -1116,7 +1116,7 @@ func (m *model) want(presented session.Token, now time.Duration) session.Outcome
 	case m.expired(now):
 		return session.Gone
 	case presented == m.current || presented.Generation() > m.current.Generation():
-		return session.Turned
+		return session.Rotated
 	case old == nil:
 		return session.Reused
 	case old.lost && now < old.ends:
@@ -1127,8 +1127,8 @@ func (m *model) want(presented session.Token, now time.Duration) session.Outcome
 	return session.Reused
 }
 
-// turned notes that a token was replaced.
-func (m *model) turned(presented, next session.Token, now, window time.Duration) {
+// rotated notes that a token was replaced.
+func (m *model) rotated(presented, next session.Token, now, window time.Duration) {
 	if presented.Generation() > m.current.Generation() {
 		for _, old := range m.replaced {
 			old.lost = true
@@ -1162,7 +1162,7 @@ func (m *model) step(where string) bool {
 		_, err := p.either().Reissue(p.ctx, session.Reissue{UserID: m.user, SessionID: m.current.SessionID(), Generation: fresh.Generation(), Hash: fresh.Hash(),
 			Sealed: p.codec.SealReissued(fresh), Grace: grace, IdleTTL: idleTTL})
 		p.must(err)
-		m.turned(m.current, fresh, now, grace)
+		m.rotated(m.current, fresh, now, grace)
 		return true
 	}
 	presented := m.current
@@ -1182,8 +1182,8 @@ func (m *model) step(where string) bool {
 	rotated, next := p.refresh(presented)
 	p.equal(where, rotated.Outcome, want)
 	switch want {
-	case session.Turned:
-		m.turned(presented, next, now, grace)
+	case session.Rotated:
+		m.rotated(presented, next, now, grace)
 		p.equal(where+": generation", rotated.Session.Generation, next.Generation())
 	case session.Replayed:
 		p.equal(where+": successor", next == m.current, true)

@@ -40,10 +40,10 @@ func FindsReadThenWrite(t *testing.T, open func(t testing.TB, skew func() time.D
 }
 
 // Rotate implements [session.Store], wrongly.
-func (s ReadThenWrite) Rotate(ctx context.Context, r session.Rotation) (session.Rotated, error) {
+func (s ReadThenWrite) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
 	one, err := s.Get(ctx, r.UserID, r.SessionID)
 	if err != nil {
-		return session.Rotated{Outcome: session.Gone}, nil
+		return session.RotateResult{Outcome: session.Gone}, nil
 	}
 	// Two that have read wait for each other, if there are two.
 	select {
@@ -56,10 +56,10 @@ func (s ReadThenWrite) Rotate(ctx context.Context, r session.Rotation) (session.
 		one.Generation, one.Hash, one.UserAgent, one.IP = r.Generation+1, r.NextHash, r.UserAgent, r.IP
 		one.LastUsedAt = time.Now().Add(s.Skew()).UTC().Truncate(time.Millisecond)
 		one.IdleExpiresAt = one.LastUsedAt.Add(r.IdleTTL)
-		return session.Rotated{Outcome: session.Turned, Session: one}, s.Write(ctx, one, r)
+		return session.RotateResult{Outcome: session.Rotated, Session: one}, s.Write(ctx, one, r)
 	case r.Generation+1 == one.Generation:
 		sealed, err := s.Sealed(ctx, one)
-		return session.Rotated{Outcome: session.Replayed, Session: one, Links: [][]byte{sealed}}, err
+		return session.RotateResult{Outcome: session.Replayed, Session: one, Links: [][]byte{sealed}}, err
 	}
-	return session.Rotated{Outcome: session.Reused, Session: one}, nil
+	return session.RotateResult{Outcome: session.Reused, Session: one}, nil
 }

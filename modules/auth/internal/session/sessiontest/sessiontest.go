@@ -150,13 +150,13 @@ func (p *probe) begin(user uuid.UUID, change ...func(*session.Start)) (session.T
 
 // refresh presents a token and returns the answer and, if there is one, the successor that
 // the client then holds.
-func (p *probe) refresh(presented session.Token, change ...func(*session.Rotation)) (session.Rotated, session.Token) {
+func (p *probe) refresh(presented session.Token, change ...func(*session.Rotation)) (session.RotateResult, session.Token) {
 	rotated, next, err := refresh(p.ctx, p.either(), p.codec, presented, change...)
 	p.must(err)
 	return rotated, next
 }
 
-func refresh(ctx context.Context, store session.Store, codec *session.Codec, presented session.Token, change ...func(*session.Rotation)) (session.Rotated, session.Token, error) {
+func refresh(ctx context.Context, store session.Store, codec *session.Codec, presented session.Token, change ...func(*session.Rotation)) (session.RotateResult, session.Token, error) {
 	next, rotation := codec.Next(presented)
 	rotation.Grace, rotation.IdleTTL, rotation.UserAgent, rotation.IP = grace, idleTTL, "agent/2", "192.0.2.2"
 	for _, c := range change {
@@ -167,7 +167,7 @@ func refresh(ctx context.Context, store session.Store, codec *session.Codec, pre
 		return rotated, session.Token{}, err
 	}
 	switch rotated.Outcome {
-	case session.Turned:
+	case session.Rotated:
 		return rotated, next, nil
 	case session.Replayed:
 		next, err := codec.OpenChain(presented, rotated.Links)
@@ -176,15 +176,15 @@ func refresh(ctx context.Context, store session.Store, codec *session.Codec, pre
 	return rotated, session.Token{}, nil
 }
 
-// turn rotates a token that must be the current one.
-func (p *probe) turn(presented session.Token, change ...func(*session.Rotation)) session.Token {
+// rotate rotates a token that must be the current one.
+func (p *probe) rotate(presented session.Token, change ...func(*session.Rotation)) session.Token {
 	rotated, next := p.refresh(presented, change...)
-	p.equal("refresh with the current token", rotated.Outcome, session.Turned)
+	p.equal("refresh with the current token", rotated.Outcome, session.Rotated)
 	return next
 }
 
 // answers requires an outcome.
-func (p *probe) answers(what string, presented session.Token, want session.Outcome) session.Rotated {
+func (p *probe) answers(what string, presented session.Token, want session.Outcome) session.RotateResult {
 	rotated, _ := p.refresh(presented)
 	p.equal(what, rotated.Outcome, want)
 	return rotated

@@ -67,12 +67,12 @@ func (s before) Create(ctx context.Context, start session.Start) (session.Starte
 	return started, err
 }
 
-func (s before) Rotate(ctx context.Context, r session.Rotation) (session.Rotated, error) {
+func (s before) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
 	var sealed any
 	if r.Grace >= time.Millisecond {
 		sealed = r.SealedNext
 	}
-	rotated := session.Rotated{}
+	rotated := session.RotateResult{}
 	var verdict string
 	var kept []byte
 	ask := func(stmt *database.Stmt) error {
@@ -86,11 +86,11 @@ func (s before) Rotate(ctx context.Context, r session.Rotation) (session.Rotated
 		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return ask(tx.StmtContext(ctx, s.rotate)) })
 	}
 	if database.IsNotFound(err) {
-		return session.Rotated{}, nil
+		return session.RotateResult{}, nil
 	}
 	switch verdict {
 	case "turned":
-		rotated.Outcome = session.Turned
+		rotated.Outcome = session.Rotated
 	case "replayed":
 		rotated.Outcome, rotated.Links = session.Replayed, [][]byte{kept}
 	case "reused":

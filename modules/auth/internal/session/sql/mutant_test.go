@@ -102,7 +102,7 @@ func TestForgettingDropsEverySealedSuccessorAfterItsWindow(t *testing.T) {
 		rotate := func(token session.Token, grace time.Duration) session.Token {
 			next, r := codec.Next(token)
 			r.Grace, r.IdleTTL = grace, time.Hour
-			if rotated, err := store.Rotate(t.Context(), r); err != nil || rotated.Outcome != session.Turned {
+			if rotated, err := store.Rotate(t.Context(), r); err != nil || rotated.Outcome != session.Rotated {
 				t.Fatalf("%v, %v", rotated.Outcome, err)
 			}
 			return next
@@ -168,7 +168,7 @@ func TestAChainHasABound(t *testing.T) {
 		for range 3 * (session.MaxLinks + session.MoreLinks) {
 			next, r := codec.Next(token)
 			r.Grace, r.IdleTTL = time.Minute, time.Hour
-			if rotated, err := store.Rotate(t.Context(), r); err != nil || rotated.Outcome != session.Turned {
+			if rotated, err := store.Rotate(t.Context(), r); err != nil || rotated.Outcome != session.Rotated {
 				t.Fatalf("%v, %v", rotated.Outcome, err)
 			}
 			token = next
@@ -207,7 +207,7 @@ func TestForgettingDropsALinkWhileALaterOneIsOpen(t *testing.T) {
 		for i := range 3 {
 			next, r := codec.Next(tokens[i])
 			r.Grace, r.IdleTTL = 10*time.Minute, time.Hour
-			if rotated, err := store.Rotate(t.Context(), r); err != nil || rotated.Outcome != session.Turned {
+			if rotated, err := store.Rotate(t.Context(), r); err != nil || rotated.Outcome != session.Rotated {
 				t.Fatalf("%v, %v", rotated.Outcome, err)
 			}
 			tokens, sealed = append(tokens, next), append(sealed, r.SealedNext)
@@ -247,7 +247,7 @@ func TestSessionsOutliveTheProcess(t *testing.T) {
 	token := codec.Mint([16]byte{1}, [16]byte{2}, 1)
 	_, r := codec.Next(token)
 	r.Grace, r.IdleTTL = time.Hour, time.Hour
-	for life, want := range []session.Outcome{session.Turned, session.Replayed, session.Replayed} {
+	for life, want := range []session.Outcome{session.Rotated, session.Replayed, session.Replayed} {
 		db, err := database.Open(t.Context(), database.Config{URL: url}, database.Options{})
 		if err != nil {
 			t.Fatal(err)

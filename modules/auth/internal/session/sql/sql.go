@@ -63,7 +63,7 @@ const columns = `id, user_id, generation, hash, epoch, device_name, user_agent, 
 
 // rotateQuery turns the current token of a session, in the ordinary case: every condition is about
 // the row as it was. It finds none when the token is another one, or when what is known of those
-// before is not a matter of appending a link; turnSlowly decides then.
+// before is not a matter of appending a link; rotateSlowly decides then.
 //
 //	$1 session  $2 user  $3 generation, $4 hash of the presented token  $5 hash of the successor
 //	$6 successor, sealed  $7 grace, $8 idle limit in ms  $9 user agent  $10 ip  $11 skew in ms
@@ -108,11 +108,11 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 	err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		started = session.Started{}
 		if start.Max > 0 {
-			over, err := s.over(ctx, tx, start)
+			excess, err := s.excess(ctx, tx, start)
 			if err != nil {
 				return err
 			}
-			started.Over = over
+			started.Excess = excess
 		}
 		now, maxAge, idle := s.now(), start.MaxAge.Milliseconds(), min(start.IdleTTL, start.MaxAge).Milliseconds()
 		// A call sent again finds its own row.
@@ -135,8 +135,8 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 	return started, nil
 }
 
-// over returns the sessions that one more puts above the limit, or refuses that one.
-func (s *Store) over(ctx context.Context, tx database.Tx, start session.Start) ([]session.Over, error) {
+// excess returns the sessions that one more puts above the limit, or refuses that one.
+func (s *Store) excess(ctx context.Context, tx database.Tx, start session.Start) ([]session.Excess, error) {
 	if s.db.IsPostgres() { // SQLite has one writer anyway
 		// Two sign-ins of a user at once would otherwise not see each other.
 		if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock(?, hashtext(?))", lockClass, start.UserID.String()); err != nil {
@@ -150,9 +150,9 @@ func (s *Store) over(ctx context.Context, tx database.Tx, start session.Start) (
 		return nil, err
 	}
 	defer rows.Close()
-	var others []session.Over
+	var others []session.Excess
 	for rows.Next() {
-		var one session.Over
+		var one session.Excess
 		if err := rows.Scan(&one.ID, &one.Tentative); err != nil {
 			return nil, err
 		}
@@ -161,38 +161,38 @@ func (s *Store) over(ctx context.Context, tx database.Tx, start session.Start) (
 	if err := rows.Err(); err != nil {
 		return nil, err
 	}
-	over := max(0, len(others)+1-start.Max)
-	if over > 0 && start.RejectNew {
+	n := max(0, len(others)+1-start.Max)
+	if n > 0 && start.RejectNew {
 		return nil, session.ErrTooMany
 	}
-	return others[:over], nil
+	return others[:n], nil
 }
 
 // lockClass sets our advisory locks apart from others.
 const lockClass = 0x73657373 // "sess"
 
 // Rotate implements [session.Store].
-func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.Rotated, error) {
+func (s *Store) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
 	r = r.Clean()
-	rotated, err := s.turn(ctx, r)
+	rotated, err := s.rotateSession(ctx, r)
 	if err != nil {
-		return session.Rotated{}, fail("rotate session", err)
+		return session.RotateResult{}, fail("rotate session", err)
 	}
 	return rotated, nil
 }
 
-func (s *Store) turn(ctx context.Context, r session.Rotation) (rotated session.Rotated, err error) {
+func (s *Store) rotateSession(ctx context.Context, r session.Rotation) (rotated session.RotateResult, err error) {
 	if !s.db.IsPostgres() { // which has one writer: what comes after the statement sees what it saw
 		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
-			rotated, err = s.turnAtOnce(ctx, tx.StmtContext(ctx, s.rotate), r)
+			rotated, err = s.rotateAtOnce(ctx, tx.StmtContext(ctx, s.rotate), r)
 			if database.IsNotFound(err) {
-				rotated, err = s.turnSlowly(ctx, tx, r)
+				rotated, err = s.rotateSlowly(ctx, tx, r)
 			}
 			return err
 		})
 		return rotated, err
 	}
-	if rotated, err = s.turnAtOnce(ctx, s.rotate, r); !database.IsNotFound(err) {
+	if rotated, err = s.rotateAtOnce(ctx, s.rotate, r); !database.IsNotFound(err) {
 		return rotated, err
 	}
 	// Most of what is left asks for no change, and needs no lock.
@@ -203,26 +203,26 @@ func (s *Store) turn(ctx context.Context, r session.Rotation) (rotated session.R
 		if _, err = tx.ExecContext(ctx, "SELECT FROM session WHERE id = ? FOR UPDATE", r.SessionID); err != nil {
 			return err
 		}
-		rotated, err = s.turnSlowly(ctx, tx, r)
+		rotated, err = s.rotateSlowly(ctx, tx, r)
 		return err
 	})
 	return rotated, err
 }
 
-// turnAtOnce returns sql.ErrNoRows when it is not the ordinary case.
-func (s *Store) turnAtOnce(ctx context.Context, stmt *database.Stmt, r session.Rotation) (session.Rotated, error) {
+// rotateAtOnce returns sql.ErrNoRows when it is not the ordinary case.
+func (s *Store) rotateAtOnce(ctx context.Context, stmt *database.Stmt, r session.Rotation) (session.RotateResult, error) {
 	var sealed any // NULL when there is no window
 	if r.Grace >= time.Millisecond {
 		sealed = r.SealedNext
 	}
-	rotated := session.Rotated{Outcome: session.Turned}
+	rotated := session.RotateResult{Outcome: session.Rotated}
 	err := scan(stmt.QueryRowContext(ctx, r.SessionID.String(), r.UserID.String(), int64(r.Generation), r.PresentedHash[:], r.NextHash[:], sealed,
 		r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP, s.skew().Milliseconds()), &rotated.Session)
 	return rotated, err
 }
 
-// turnSlowly decides about any token and does what it decided. The row is locked.
-func (s *Store) turnSlowly(ctx context.Context, tx database.IDB, r session.Rotation) (session.Rotated, error) {
+// rotateSlowly decides about any token and does what it decided. The row is locked.
+func (s *Store) rotateSlowly(ctx context.Context, tx database.IDB, r session.Rotation) (session.RotateResult, error) {
 	rec, err := s.record(ctx, tx, r.UserID, r.SessionID)
 	if err != nil || !rec.changedBy(r) {
 		return rec.answer(r), err
@@ -238,7 +238,7 @@ func (s *Store) turnSlowly(ctx context.Context, tx database.IDB, r session.Rotat
 	return answer, err
 }
 
-// write stores a chain that was turned just now. more sets further columns.
+// write stores a chain that was rotated just now. more sets further columns.
 func (s *Store) write(ctx context.Context, tx database.IDB, rec record, idleTTL time.Duration, more string, args ...any) (one session.Session, err error) {
 	c := rec.chain
 	marks, err := encodeMarks(c.Marks)
@@ -290,15 +290,15 @@ func (s *Store) record(ctx context.Context, db database.IDB, userID, id uuid.UUI
 }
 
 // answer is what a rotation is answered. When it changes the record, that is still to be done.
-func (rec record) answer(r session.Rotation) session.Rotated {
+func (rec record) answer(r session.Rotation) session.RotateResult {
 	if rec.session.ID == uuid.Nil {
-		return session.Rotated{Outcome: session.Gone}
+		return session.RotateResult{Outcome: session.Gone}
 	}
 	if rec.stopped {
-		return session.Rotated{Outcome: session.Reused, Session: rec.session}
+		return session.RotateResult{Outcome: session.Reused, Session: rec.session}
 	}
 	outcome, links, _ := rec.chain.Answer(r, rec.now)
-	return session.Rotated{Outcome: outcome, Session: rec.session, Links: links}
+	return session.RotateResult{Outcome: outcome, Session: rec.session, Links: links}
 }
 
 func (rec record) changedBy(r session.Rotation) bool {
@@ -306,7 +306,7 @@ func (rec record) changedBy(r session.Rotation) bool {
 		return false
 	}
 	outcome, _, repeated := rec.chain.Answer(r, rec.now)
-	return outcome == session.Reused || outcome == session.Turned && !repeated
+	return outcome == session.Reused || outcome == session.Rotated && !repeated
 }
 
 // Reissue implements [session.Store].
@@ -435,8 +435,8 @@ func (s *Store) Purge(ctx context.Context, limit int) (int, error) {
 func (s *Store) Forget(ctx context.Context, limit int) (int, error) {
 	now := s.now()
 	// A window that ends too far ahead is void: a clock that was ahead wrote it.
-	over := "sealed IS NOT NULL AND (replay_until_ms <= " + now + " OR replay_until_ms > " + now + " + ?1)"
-	res, err := s.db.Write(ctx, "UPDATE session SET sealed = NULL WHERE "+over+" AND id IN (SELECT id FROM session WHERE "+over+" LIMIT ?2)",
+	ended := "sealed IS NOT NULL AND (replay_until_ms <= " + now + " OR replay_until_ms > " + now + " + ?1)"
+	res, err := s.db.Write(ctx, "UPDATE session SET sealed = NULL WHERE "+ended+" AND id IN (SELECT id FROM session WHERE "+ended+" LIMIT ?2)",
 		session.MaxWindow.Milliseconds(), limit)
 	if err != nil {
 		return 0, fail("forget replaced tokens", err)
