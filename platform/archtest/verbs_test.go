@@ -20,7 +20,7 @@ import (
 // two of them share belongs in a file named for a thing, such as session.go or user.go.
 var verbs = []string{
 	"account.go", "authenticate.go", "calibrate.go", "export.go", "housekeeping.go", "import.go", "inspect.go", "introspect.go",
-	"login.go", "logout.go", "password.go", "refresh.go", "register.go", "revoke.go", "sessions.go",
+	"login.go", "logout.go", "password.go", "refresh.go", "register.go", "revocations.go", "revoke.go", "sessions.go",
 }
 
 func TestNoFileOfAuthReachesIntoAVerb(t *testing.T) {
