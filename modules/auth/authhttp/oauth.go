@@ -63,7 +63,7 @@ type Metadata struct {
 	IntrospectionAuthTypes []string `json:"introspection_endpoint_auth_methods_supported,omitempty" example:"client_secret_basic"`
 	RevocationEndpoint     string   `json:"revocation_endpoint,omitempty" format:"uri" example:"https://auth.example.com/oauth2/revoke" doc:"Absent when there are no clients."`
 	RevocationAuthTypes    []string `json:"revocation_endpoint_auth_methods_supported,omitempty" example:"client_secret_basic"`
-	RevocationFeed         string   `json:"revocation_feed_endpoint,omitempty" format:"uri" example:"https://auth.example.com/oauth2/revocations" doc:"Where what has ended is told. Where there are clients to call it."`
+	RevocationFeed         string   `json:"revocation_feed_endpoint,omitempty" format:"uri" example:"https://auth.example.com/oauth2/revocations" doc:"The feed of ended sessions. Absent when there are no clients."`
 	ServiceDocumentation   string   `json:"service_documentation" format:"uri" example:"https://github.com/toppira/authctl"`
 }
 

@@ -16,33 +16,33 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// Revocations is what has ended, for those who verify access tokens without asking.
+// Revocations lists what has ended, for services that verify access tokens themselves.
 type Revocations struct {
-	Cursor      string       `json:"cursor" example:"AQ" doc:"Present it as after to go on from here."`
-	AsOf        string       `json:"as_of" format:"date-time" example:"2026-01-02T15:04:05.123456Z" doc:"What had ended by then has been told with this answer and those before it, by the clock of the database."`
-	More        bool         `json:"more" example:"false" doc:"Another page is ready: ask at once. Before the last page nothing is complete."`
+	Cursor      string       `json:"cursor" example:"AQ" doc:"Send it as after to continue from here."`
+	AsOf        string       `json:"as_of" format:"date-time" example:"2026-01-02T15:04:05.123456Z" doc:"This answer and the earlier ones contain everything that had ended by this time, by the clock of the database."`
+	More        bool         `json:"more" example:"false" doc:"Another page is ready: ask at once. The list is incomplete until the last page."`
 	Revocations []Revocation `json:"revocations"`
 }
 
 // Revocation is one thing that has ended.
 type Revocation struct {
 	Type         string `json:"type" enum:"session,account,key" example:"session"`
-	SessionID    string `json:"sid,omitempty" format:"uuid" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c" doc:"Of a session: tokens with this sid are over."`
-	Subject      string `json:"sub,omitempty" format:"uuid" example:"0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10" doc:"Whose session or account it is."`
-	SessionEpoch int64  `json:"session_epoch,omitempty" doc:"Of an account: tokens with its sub and a lower session_epoch are over. Of several the highest counts."`
-	KeptSID      string `json:"kept_sid,omitempty" format:"uuid" doc:"Of an account: but for the tokens with this sid."`
-	KeyID        string `json:"kid,omitempty" pattern:"^[A-Za-z0-9_-]{1,64}$" doc:"Of a signing key: everything that it signed is over."`
-	ExpiresAt    string `json:"expires_at" format:"date-time" example:"2026-01-02T20:09:05Z" doc:"It may be forgotten then: whatever it ends has expired."`
+	SessionID    string `json:"sid,omitempty" format:"uuid" example:"0199b7f2-6f3f-7000-8000-5b1f6a100c8c" doc:"For a session: tokens with this sid are not valid any more."`
+	Subject      string `json:"sub,omitempty" format:"uuid" example:"0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10" doc:"The user of the session or account."`
+	SessionEpoch int64  `json:"session_epoch,omitempty" doc:"For an account: tokens with its sub and a lower session_epoch are not valid any more. Of several entries the highest counts."`
+	KeptSID      string `json:"kept_sid,omitempty" format:"uuid" doc:"For an account: tokens with this sid stay valid."`
+	KeyID        string `json:"kid,omitempty" pattern:"^[A-Za-z0-9_-]{1,64}$" doc:"For a signing key: nothing that it signed is valid any more."`
+	ExpiresAt    string `json:"expires_at" format:"date-time" example:"2026-01-02T20:09:05Z" doc:"You can forget the entry then: the tokens that it ends have expired."`
 }
 
 type revocationsInput struct {
-	After       string `query:"after" example:"AQ" doc:"The cursor of the answer before. Without one everything is told that has ended and could still be accepted."`
-	Wait        string `query:"wait" pattern:"^[0-9]{1,2}$" example:"0" doc:"Seconds to wait when nothing has ended since: 0 to 30, default 0. For events 1 to 30, default 5: an event comes at least that often."`
-	Verifier    string `query:"verifier" maxLength:"100" example:"orders-3" doc:"How the caller names itself: up to 100 printable ASCII characters. authctl verifier list shows it."`
-	Version     string `query:"version" maxLength:"100" example:"orders 1.4.2" doc:"Of the caller's program; for people."`
-	Keys        string `query:"keys" example:"lpkJk-MlDxWRkDInAlO2WgoKJQllf958DxvrTfim0kM" doc:"The ids of the signing keys that the caller holds, with commas between them, at most 32: authctl key promote waits until everybody holds the new one."`
+	After       string `query:"after" example:"AQ" doc:"The cursor of the previous answer. Without it the answer begins with everything that has ended and could still be accepted."`
+	Wait        string `query:"wait" pattern:"^[0-9]{1,2}$" example:"0" doc:"Seconds to wait if nothing has ended since: 0 to 30, default 0. For events 1 to 30, default 5: an event comes at least that often."`
+	Verifier    string `query:"verifier" maxLength:"100" example:"orders-3" doc:"Name of the caller: up to 100 printable ASCII characters. authctl verifier list shows it."`
+	Version     string `query:"version" maxLength:"100" example:"orders 1.4.2" doc:"Version of the caller's program; for people."`
+	Keys        string `query:"keys" example:"lpkJk-MlDxWRkDInAlO2WgoKJQllf958DxvrTfim0kM" doc:"Ids of the signing keys that the caller holds, separated by commas, at most 32. authctl key promote waits until every caller holds the new one."`
 	Accept      string `header:"Accept"`
-	LastEventID string `header:"Last-Event-ID" example:"AQ" doc:"The same as after, as clients of server-sent events send it when they come back."`
+	LastEventID string `header:"Last-Event-ID" example:"AQ" doc:"The same as after, as clients of server-sent events send it when they reconnect."`
 }
 
 // revocationsAnswer is a page, or events with a page each.
@@ -63,10 +63,10 @@ var keyID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 // The faults of the feed. After crowded the caller had better try another server.
 var (
 	errCursorGone = httpserver.OAuthError{Status: http.StatusGone, Code: "cursor_gone",
-		Description: "The database cannot go on from this cursor: it is another one, or was restarted, restored or promoted since. Begin without after.",
+		Description: "The database cannot continue from this cursor: it is another one, or was restarted, restored or promoted since. Start again without after.",
 	}
 	errCrowded = httpserver.OAuthError{Status: http.StatusServiceUnavailable, Code: "temporarily_unavailable",
-		Description: "This server has as many followers as it takes.", RetryAfter: 5 * time.Second,
+		Description: "This server has reached its limit of followers. Try another server.", RetryAfter: 5 * time.Second,
 	}
 )
 

@@ -123,10 +123,10 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 	routes = append(routes, httpserver.Route{
 		Method: "GET", Path: "/oauth2/revocations", ID: "revocations", Group: oauth2, OAuth: true, Waits: true, Quiet: true,
 		Summary: "List what has ended, for services that verify access tokens themselves", Success: "What has ended.", Cache: noStore,
-		Description: "Without `after` it begins with everything that has ended and could still be accepted somewhere; with it, it goes on: " +
-			"at once when something has ended since, else after `wait` seconds with nothing and a newer `as_of`. " +
+		Description: "Without `after` it begins with everything that has ended and could still be accepted somewhere. With `after` it continues: " +
+			"at once if something has ended since, otherwise after `wait` seconds with no entries and a newer `as_of`. " +
 			"With `Accept: text/event-stream` each page comes as an event `revocations` whose id is its cursor; an event `error` ends the stream. " +
-			"Entries may repeat and come in any order; what is of an unknown type is to be noticed.",
+			"Entries may repeat and come in any order. Report entries of an unknown type.",
 		Do: httpserver.As(client, a.revocations), OAuthFaults: []httpserver.OAuthError{errCursorGone},
 	})
 	if path := opt.mount(); path != "" {
