@@ -109,12 +109,12 @@ func (v *Verifier) discover(ctx context.Context, s *server) (metadata, error) {
 	if err != nil {
 		return metadata{}, err
 	}
-	body, _, err := v.do(req, maxMetadata, nil)
+	got, err := v.do(req, maxMetadata, nil)
 	if err != nil {
 		return metadata{}, err
 	}
 	var m metadata
-	if err := json.Unmarshal(body, &m); err != nil {
+	if err := json.Unmarshal(got.body, &m); err != nil {
 		return metadata{}, fmt.Errorf("read %s: %w", target, err)
 	}
 	if m.Issuer != v.cfg.Issuer {
@@ -155,13 +155,20 @@ func (s *server) distrust() {
 	}
 }
 
+// reply is an answer that was read whole.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
 // do sends a request and reads the whole answer. An answer other than 200 and 304 is a
 // [*statusError]. progress, if there is one, is called whenever something has come.
-func (v *Verifier) do(req *http.Request, limit int64, progress func()) ([]byte, *http.Response, error) {
+func (v *Verifier) do(req *http.Request, limit int64, progress func()) (reply, error) {
 	req.Header.Set("User-Agent", "authctl-verify/"+v.cfg.Version)
 	res, err := v.http.Do(req)
 	if err != nil {
-		return nil, nil, err // it names the URL
+		return reply{}, err // it names the URL
 	}
 	defer res.Body.Close()
 	if progress == nil {
@@ -170,11 +177,11 @@ func (v *Verifier) do(req *http.Request, limit int64, progress func()) ([]byte, 
 	progress()
 	body, err := readBounded(watched{res.Body, progress}, limit)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the answer of %s: %w", req.URL.Redacted(), err)
+		return reply{}, fmt.Errorf("read the answer of %s: %w", req.URL.Redacted(), err)
 	}
 	switch res.StatusCode {
 	case http.StatusOK, http.StatusNotModified:
-		return body, res, nil
+		return reply{res.StatusCode, res.Header, body}, nil
 	}
 	problem := &statusError{status: res.StatusCode, retryAfter: retryAfter(res.Header)}
 	var said struct {
@@ -183,7 +190,7 @@ func (v *Verifier) do(req *http.Request, limit int64, progress func()) ([]byte, 
 	if json.Unmarshal(body, &said) == nil && len(said.Error) <= 64 {
 		problem.code = said.Error
 	}
-	return nil, nil, fmt.Errorf("%s %w", req.URL.Redacted(), problem)
+	return reply{}, fmt.Errorf("%s %w", req.URL.Redacted(), problem)
 }
 
 // watched tells of each read that something came of.

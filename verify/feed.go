@@ -326,7 +326,7 @@ func (f *follower) ask(ctx context.Context, feed string, wait time.Duration) (an
 
 	watch := time.AfterFunc(silence, func() { stop(errors.New("no answer in time")) })
 	defer watch.Stop()
-	body, _, err := v.do(req, maxFeedAnswer, func() { watch.Reset(bodyTimeout) })
+	got, err := v.do(req, maxFeedAnswer, func() { watch.Reset(bodyTimeout) })
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
 			err = fmt.Errorf("%s: %w", feed, cause)
@@ -334,7 +334,7 @@ func (f *follower) ask(ctx context.Context, feed string, wait time.Duration) (an
 		return answer{}, err
 	}
 	var a answer
-	dec := json.NewDecoder(bytes.NewReader(body))
+	dec := json.NewDecoder(bytes.NewReader(got.body))
 	if err := dec.Decode(&a); err != nil {
 		return answer{}, fmt.Errorf("read the answer of %s: %w", feed, err)
 	}

@@ -118,14 +118,14 @@ func (v *Verifier) introspect(ctx context.Context, s *server, token string) (boo
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	v.cfg.Client.authenticate(req)
-	body, res, err := v.do(req, maxIntrospection, nil)
+	got, err := v.do(req, maxIntrospection, nil)
 	if err != nil {
 		return false, err
 	}
 	var said struct {
 		Active *bool `json:"active"`
 	}
-	if res.StatusCode != http.StatusOK || json.Unmarshal(body, &said) != nil || said.Active == nil {
+	if got.status != http.StatusOK || json.Unmarshal(got.body, &said) != nil || said.Active == nil {
 		return false, errors.New(meta.Introspection + " answered something that is not RFC 7662")
 	}
 	return *said.Active, nil

@@ -193,19 +193,19 @@ func (v *Verifier) fetchKeys(ctx context.Context, s *server, etag *string) (time
 	if *etag != "" {
 		req.Header.Set("If-None-Match", *etag)
 	}
-	body, res, err := v.do(req, maxJWKS, nil)
+	got, err := v.do(req, maxJWKS, nil)
 	if err != nil {
 		s.distrust()
 		return 0, fmt.Errorf("fetch the keys: %w", err)
 	}
-	age := maxAge(res.Header)
-	if res.StatusCode == http.StatusNotModified {
+	age := maxAge(got.header)
+	if got.status == http.StatusNotModified {
 		if *etag == "" || v.keys.set.Load() == nil {
 			return 0, fmt.Errorf("fetch the keys: %s answered 304 unasked", meta.JWKS)
 		}
 		return age, nil
 	}
-	set, err := parseJWKS(body)
+	set, err := parseJWKS(got.body)
 	if err != nil {
 		return 0, fmt.Errorf("read the keys of %s: %w", meta.JWKS, err)
 	}
@@ -213,7 +213,7 @@ func (v *Verifier) fetchKeys(ctx context.Context, s *server, etag *string) (time
 		return 0, fmt.Errorf("%s has no key for ES256, EdDSA or RS256 (with HS256 there are none, and tokens cannot be verified here)", meta.JWKS)
 	}
 	v.keys.set.Store(&set)
-	*etag = res.Header.Get("ETag")
+	*etag = got.header.Get("ETag")
 	return age, nil
 }
 
@@ -230,5 +230,5 @@ func maxAge(h http.Header) time.Duration {
 
 // jitter keeps many verifiers from asking at one moment.
 func jitter(d time.Duration) time.Duration {
-	return d - time.Duration(rand.Int64N(int64(d)/8+1)) // #nosec G404 -- no secret
+	return d - time.Duration(rand.Int64N(int64(d)/8+1))
 }

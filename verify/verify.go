@@ -169,25 +169,25 @@ func New(cfg Config) (*Verifier, error) {
 // complete fills in the defaults, and says what is wrong.
 func (c *Config) complete() error {
 	if err := checkURL(c.Issuer); err != nil {
-		return fmt.Errorf("Issuer: %w", err)
+		return fmt.Errorf("the field Issuer: %w", err)
 	}
 	for _, base := range c.Servers {
 		if err := checkURL(base); err != nil {
-			return fmt.Errorf("Servers: %w", err)
+			return fmt.Errorf("the field Servers: %w", err)
 		}
 	}
 	switch {
 	case c.Audience == "":
-		return errors.New("Audience is empty: name the audience of this service, one of auth.token.audience of the issuer")
+		return errors.New("no Audience: name this service, by one of auth.token.audience of the issuer")
 	case (c.Client.ID == "") != (c.Client.Secret == ""):
-		return errors.New("Client has an ID or a Secret, and not both")
+		return errors.New("half a Client: it needs an ID and a Secret")
 	case c.Stale < Refuse || c.Stale > Introspect:
-		return errors.New("Stale is none of Refuse, Accept and Introspect")
+		return errors.New("unknown Stale: it is Refuse, Accept or Introspect")
 	case c.Client.ID == "" && c.Stale != Accept:
 		return errors.New("without Client nothing tells which sessions have ended: " +
 			"set Client, or set Stale to verify.Accept to check signatures and claims alone")
 	case c.MaxLag < 0 || c.MaxLag > 0 && c.MaxLag < minMaxLag:
-		return fmt.Errorf("MaxLag is below %v", minMaxLag)
+		return fmt.Errorf("a MaxLag below %v", minMaxLag)
 	}
 	c.MaxLag = cmp.Or(c.MaxLag, defaultMaxLag)
 	if c.Now == nil {
