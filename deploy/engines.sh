@@ -13,7 +13,8 @@ up      starts the engines, or finds them running, and prints the variables that
         system's packages, which it installs if it may use apt-get, with Kafka from its Maven
         artifacts. It uses an engine that an AUTHCTL_TEST_… variable already names. It reports
         engines that it cannot get and leaves them out; with --demand that is a failure, and
-        the packages are always installed, for tests that start and kill their own engines.
+        the packages are always installed, for tests that start and kill their own engines, and
+        so are the programs that other tests run: nginx, Caddy, Chromium, npm and pip.
 env     prints the variables again, for:  eval "$(deploy/engines.sh env)"
 status  says which engines run, and where.
 down    stops what up has started in DIR, and removes DIR.
@@ -134,12 +135,19 @@ has_java() {
 # install_packages installs missing packages, if that is allowed. If it fails, the search for the
 # engine reports it.
 install_packages() {
-  local want=() java guard=''
+  local want=() java program guard=''
   postgres_bin >/dev/null || want+=(postgresql)
   command -v redis-server >/dev/null || want+=(redis-server)
   command -v pgbouncer >/dev/null || want+=(pgbouncer)
   command -v mvn >/dev/null || want+=(maven)
   has_java || want+=(java)
+  # Programs that tests run together with the service. They are skipped without them.
+  if [ -n "$demand" ]; then
+    for program in nginx caddy chromium npm; do
+      command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || want+=("$program")
+    done
+    python3 -m pip --version >/dev/null 2>&1 || want+=(python3-pip)
+  fi
   if [ ${#want[@]} = 0 ] || ! command -v apt-get >/dev/null; then return 0; fi
   is_root || sudo -n true 2>/dev/null || return 0
   say "installing ${want[*]}"

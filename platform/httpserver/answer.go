@@ -168,17 +168,26 @@ func (x *exchange) answer(err error) {
 		f = x.noSuchRoute(path)
 	}
 	x.code = f.Code
-	if x.route != nil && x.route.OAuth || x.route == nil && x.speaksOAuth(path) {
+	if x.route != nil && x.route.OAuth && !x.route.Gateway || x.route == nil && x.speaksOAuth(path) {
 		e := OAuthErrorOf(f)
 		x.answerOAuth(&e)
 		return
 	}
 	status := Status(f)
+	gateway := x.route != nil && x.route.Gateway
+	if gateway && status < http.StatusInternalServerError {
+		status = http.StatusUnauthorized
+	}
 	switch status {
 	case http.StatusUnauthorized:
 		x.carrier.set("WWW-Authenticate", bearerChallenge(x.carrier.header("Authorization")))
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		x.carrier.set("Retry-After", seconds(f.RetryAfter))
+	}
+	if gateway {
+		x.carrier.set("Cache-Control", "no-store")
+		x.send(status, nil)
+		return
 	}
 	x.refuse(status, "application/problem+json", ProblemOf(f, x.askedFor(), x.id))
 }

@@ -236,6 +236,27 @@ func (x *exchange) run(r *route) error {
 	return r.Do.run(ctx, x)
 }
 
+// beyondRouter answers methods that Fiber's router knows nothing of.
+func (x *exchange) beyondRouter() {
+	method := x.carrier.method()
+	switch r := x.find(method, x.carrier.path()); {
+	case r != nil:
+		if err := x.run(r); err != nil {
+			x.answer(err)
+		}
+	case method == http.MethodOptions:
+		x.options()
+	default:
+		x.answer(ErrMethodNotAllowed)
+	}
+}
+
+// refuseTwice answers [errTwice]. The route is known, unlike for what cannot be read.
+func (x *exchange) refuseTwice() {
+	x.route = x.find(x.carrier.method(), x.carrier.path())
+	x.answer(errTwice)
+}
+
 // success answers with what a function returned.
 func (x *exchange) success(status int, contentType string, body []byte) {
 	if x.route.Cache != "" {
@@ -400,5 +421,7 @@ func knownMethod(method string) string {
 	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS":
 		return method
 	}
-	return "OTHER"
+	return otherMethod
 }
+
+const otherMethod = "OTHER"

@@ -71,17 +71,19 @@ func (s *Server) serve(fctx *fasthttp.RequestCtx) {
 	readWhole(fctx.Conn())
 	if fault := wireFault(&fctx.Request.Header); fault != nil {
 		x.carrier.close() // where the next request begins is not certain
-		x.answer(fault)
+		if fault == errTwice {
+			x.refuseTwice()
+		} else {
+			x.answer(fault)
+		}
 		return
 	}
 	switch string(fctx.Method()) {
 	case fiber.MethodGet, fiber.MethodHead, fiber.MethodPost, fiber.MethodPut, fiber.MethodPatch, fiber.MethodDelete:
 		s.fiber(fctx)
-	case fiber.MethodOptions:
-		x.options()
 	default:
 		// Fiber answers methods that it does not know by itself, and in plain text.
-		x.answer(ErrMethodNotAllowed)
+		x.beyondRouter()
 	}
 }
 

@@ -39,7 +39,7 @@ func Handler(cfg Config, opt Options, routes ...Route) (http.Handler, error) {
 		}()
 		for _, single := range onceHeaders {
 			if len(r.Header.Values(single)) > 1 {
-				x.answer(errTwice)
+				x.refuseTwice()
 				return
 			}
 		}
@@ -57,10 +57,8 @@ func (x *exchange) dispatch() {
 		} else if err := x.run(r); err != nil {
 			x.answer(err)
 		}
-	case http.MethodOptions:
-		x.options()
 	default:
-		x.answer(ErrMethodNotAllowed)
+		x.beyondRouter()
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 // documentation says beyond the types of its function. The OpenAPI document is made of it,
 // and both ways of serving follow it.
 type Route struct {
-	Method string   // GET also answers HEAD
+	Method string   // GET also answers HEAD; see AnyMethod
 	Path   string   // /sessions/{id}: whole segments in braces are parameters
 	Do     Function // see [Public] and [As]
 
@@ -38,6 +38,11 @@ type Route struct {
 	// app.http.request_timeout, and answer with [Events]. Its context ends when the server stops.
 	// The connections of those whom its identity lets in do not count against their address.
 	Waits bool
+
+	// For gateways, which ask whether a request of their own may pass. They ask with its method,
+	// and pass on what they are answered: every method does the same as Method, OPTIONS too, and
+	// no answer of the route has a body. What the client did wrong is 401, whatever it was.
+	Gateway bool
 
 	page func(*exchange) error // serves files for people, in place of a function; not documented
 }
@@ -63,6 +68,11 @@ func (r Route) SuccessStatus() int {
 	return http.StatusOK
 }
 
+// routedMethods are those that Fiber's router finds routes for.
+var routedMethods = []string{
+	http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
+}
+
 // add takes a route and, for GET, its HEAD into the table. It panics when nobody may call the
 // route or its path is none: such a table is a mistake of whoever wrote it.
 func (s *core) add(definition Route) (added []*route) {
@@ -70,7 +80,10 @@ func (s *core) add(definition Route) (added []*route) {
 		panic(fmt.Sprintf("httpserver: %s %s does nothing", definition.Method, definition.Path))
 	}
 	methods := []string{definition.Method}
-	if definition.Method == http.MethodGet {
+	switch {
+	case definition.Gateway:
+		methods = append(slices.Clone(routedMethods), http.MethodOptions, otherMethod)
+	case definition.Method == http.MethodGet:
 		methods = append(methods, http.MethodHead)
 	}
 	definition.Status = definition.SuccessStatus()
@@ -83,7 +96,9 @@ func (s *core) add(definition Route) (added []*route) {
 		s.oauthDirs = append(s.oauthDirs, dir)
 	}
 	s.ownHeaders = appendNames(s.ownHeaders, definition.Do.input.headers()...)
-	s.shownHeaders = appendNames(s.shownHeaders, definition.Do.output.headerNames()...)
+	if !definition.Gateway { // pages do not call it
+		s.shownHeaders = appendNames(s.shownHeaders, definition.Do.output.headerNames()...)
+	}
 	return added
 }
 
@@ -100,6 +115,7 @@ func appendNames(list []string, names ...string) []string {
 
 // find returns the route for a request, nil when there is none.
 func (s *core) find(method, path string) *route {
+	method = knownMethod(method)
 	segments := strings.Split(path, "/")
 	for _, r := range s.table {
 		if r.Method == method && matches(r.segments, segments) {

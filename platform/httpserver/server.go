@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync/atomic"
 	"syscall"
@@ -69,6 +70,9 @@ func New(cfg Config, opt Options) (*Server, error) {
 func (s *Server) Handle(routes ...Route) {
 	for _, definition := range routes {
 		for _, r := range s.add(definition) {
+			if !slices.Contains(routedMethods, r.Method) {
+				continue // see beyondRouter
+			}
 			s.app.Add(r.Method, fiberPattern(r.segments), func(c *fiber.Ctx) error {
 				return exchangeOf(c.Context()).run(r)
 			})

@@ -229,7 +229,7 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 				if err != nil {
 					return err
 				}
-				answer.Headers[name] = header(schema.Value.Description, schema.Value, false)
+				answer.Headers[name] = header(schema.Value.Description, schema.Value, field.Tag.Get("required") == "true")
 				schema.Value.Description = ""
 			}
 			if name, ok := field.Tag.Lookup("cookie"); ok {
@@ -248,7 +248,14 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 
 // refusals describes what the function may refuse, and what anything may be refused for.
 func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
-	if r.OAuth {
+	switch {
+	case r.Gateway:
+		if err := w.oauthRefusals(op, r); err != nil { // before the request is understood
+			return err
+		}
+		w.gatewayRefusals(op, r)
+		return nil
+	case r.OAuth:
 		return w.oauthRefusals(op, r)
 	}
 	problem, err := w.schema(reflect.TypeFor[httpserver.Problem]())
@@ -310,22 +317,35 @@ func componentName(codes []string) string {
 // problems is the response for faults of one status, with an example of each.
 func (w *writer) problems(r httpserver.Route, status int, problem *openapi3.SchemaRef, faults []*fault.Fault) *openapi3.Response {
 	var codes []any
-	var words []string
+	var names, words []string
 	examples := openapi3.Examples{}
 	for _, f := range faults {
-		codes = append(codes, f.Code)
+		codes, names = append(codes, f.Code), append(names, f.Code)
 		words = append(words, "`"+f.Code+"`: "+f.Title+".")
 		examples[f.Code] = &openapi3.ExampleRef{Value: &openapi3.Example{Summary: f.Title, Value: plain(problemExample(r, f))}}
 	}
-	narrowed := &openapi3.Schema{Type: types("object"), Properties: openapi3.Schemas{"code": (&openapi3.Schema{Type: types("string"), Enum: codes}).NewRef()}}
 	answer := w.refusal(strings.Join(words, " "), status)
 	answer.Content = openapi3.Content{"application/problem+json": &openapi3.MediaType{
-		Schema: (&openapi3.Schema{AllOf: openapi3.SchemaRefs{problem, narrowed.NewRef()}}).NewRef(), Examples: examples,
+		Schema: w.narrowed(componentName(names)+"Problem", problem, "code", codes), Examples: examples,
 	}}
 	if status == http.StatusUnsupportedMediaType {
 		answer.Headers["Accept-Encoding"] = uncompressed()
 	}
 	return answer
+}
+
+// narrowed is a schema whose member has one of these values. It is among the components, since
+// generators of clients make a type of each that has a name, and one for each place of one that has
+// none.
+func (w *writer) narrowed(name string, schema *openapi3.SchemaRef, member string, values []any) *openapi3.SchemaRef {
+	only := &openapi3.Schema{
+		Type:       types("object"),
+		Properties: openapi3.Schemas{member: (&openapi3.Schema{Type: types("string"), Enum: values}).NewRef()},
+	}
+	if w.components.Schemas[name] == nil {
+		w.components.Schemas[name] = (&openapi3.Schema{AllOf: openapi3.SchemaRefs{schema, only.NewRef()}}).NewRef()
+	}
+	return &openapi3.SchemaRef{Ref: "#/components/schemas/" + name, Value: w.components.Schemas[name].Value}
 }
 
 func uncompressed() *openapi3.HeaderRef {
@@ -344,6 +364,9 @@ func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error
 		}
 	}
 	for status, list := range byStatus {
+		if r.Gateway && (status >= 500 || status == http.StatusUnauthorized) {
+			continue
+		}
 		var codes []any
 		var names, words []string
 		examples := openapi3.Examples{}
@@ -352,20 +375,39 @@ func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error
 			words = append(words, "`"+e.Code+"`: "+e.Description)
 			examples[e.Code] = &openapi3.ExampleRef{Value: &openapi3.Example{Summary: e.Description, Value: plain(httpserver.OAuthProblem{Error: e.Code, Description: e.Description})}}
 		}
-		narrowed := &openapi3.Schema{Type: types("object"), Properties: openapi3.Schemas{"error": (&openapi3.Schema{Type: types("string"), Enum: codes}).NewRef()}}
 		answer := w.refusal(strings.Join(words, " "), status)
 		if status == http.StatusBadRequest {
 			answer.Headers["Accept-Encoding"] = uncompressed()
 		}
 		answer.Headers["Pragma"] = header("For caches of HTTP/1.0 (RFC 6749 §5.1).", &openapi3.Schema{Type: types("string"), Const: "no-cache"}, true)
 		answer.Content = openapi3.Content{"application/json": &openapi3.MediaType{
-			Schema: (&openapi3.Schema{AllOf: openapi3.SchemaRefs{schema, narrowed.NewRef()}}).NewRef(), Examples: examples,
+			Schema: w.narrowed("OAuth"+componentName(names)+"Problem", schema, "error", codes), Examples: examples,
 		}}
 		name := "OAuth" + componentName(names) + strconv.Itoa(status)
-		w.components.Responses[name] = &openapi3.ResponseRef{Value: answer}
+		if known := w.components.Responses[name]; known == nil {
+			w.components.Responses[name] = &openapi3.ResponseRef{Value: answer}
+		} else if *known.Value.Description != *answer.Description {
+			op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Value: answer})
+			continue
+		}
 		op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Ref: "#/components/responses/" + name})
 	}
 	return nil
+}
+
+// gatewayRefusals are statuses and headers alone.
+func (w *writer) gatewayRefusals(op *openapi3.Operation, r httpserver.Route) {
+	var words []string
+	for _, f := range r.Do.IdentityFaults() {
+		words = append(words, f.Title+".")
+	}
+	for status, description := range map[int]string{
+		http.StatusUnauthorized:        strings.Join(words, " "),
+		http.StatusServiceUnavailable:  "It cannot be known now.",
+		http.StatusInternalServerError: httpserver.ErrInternal.Title + ".",
+	} {
+		op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Value: w.refusal(description, status)})
+	}
 }
 
 // Inherent lists what a route is refused for whatever its function does: by the wire, by its

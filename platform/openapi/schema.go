@@ -11,6 +11,7 @@ import (
 
 	"github.com/getkin/kin-openapi/openapi3"
 
+	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
@@ -60,7 +61,12 @@ func (w *writer) schema(t reflect.Type) (*openapi3.SchemaRef, error) {
 	return nil, fmt.Errorf("%s has no schema", t)
 }
 
-func nameOf(t reflect.Type) string { return t.Name() }
+func nameOf(t reflect.Type) string {
+	if t == reflect.TypeFor[fault.Field]() {
+		return "FaultyField" // Field is a word of its own in what generators make for Python
+	}
+	return t.Name()
+}
 
 // component puts a struct among the components and returns a reference to it.
 func (w *writer) component(t reflect.Type) (*openapi3.SchemaRef, error) {

@@ -287,22 +287,29 @@ func TestEveryRouteIsClosedToWhomTheTableDoesNotName(t *testing.T) {
 		for _, r := range Routes(s.svc, Options{Issuer: issuer}) {
 			path := strings.ReplaceAll(r.Path, "{id}", uuid.NewString())
 			scheme := r.Do.Scheme()
+			refused := func(a answer, code string) {
+				t.Helper()
+				if r.Gateway { // answers without a body
+					code = ""
+				}
+				s.expect(a, 401, code)
+			}
 			switch {
 			case scheme == nil:
 				open[r.Method+" "+r.Path] = true
 			case scheme.Name == "bearer":
 				a := s.do(r.Method, path, nil)
-				s.expect(a, 401, "missing_token")
+				refused(a, "missing_token")
 				if got := a.Header.Get("WWW-Authenticate"); !strings.HasPrefix(got, "Bearer") {
 					t.Errorf("%s %s: WWW-Authenticate %q", r.Method, path, got)
 				}
 				a = s.do(r.Method, path, nil, "Authorization", "Bearer "+tokens.str("refresh_token"))
-				s.expect(a, 401, "invalid_token")
+				refused(a, "invalid_token")
 				if got := a.Header.Get("WWW-Authenticate"); !strings.Contains(got, `error="invalid_token"`) {
 					t.Errorf("%s %s: WWW-Authenticate %q", r.Method, path, got)
 				}
-				s.expect(s.do(r.Method, path, nil, "Authorization", "Basic "+tokens.str("access_token")), 401, "missing_token")
-				s.expect(s.do(r.Method, path+"?access_token="+tokens.str("access_token"), nil), 401, "missing_token")
+				refused(s.do(r.Method, path, nil, "Authorization", "Basic "+tokens.str("access_token")), "missing_token")
+				refused(s.do(r.Method, path+"?access_token="+tokens.str("access_token"), nil), "missing_token")
 			case scheme.Name == "client":
 				// Credentials that are wrong; those that are missing or misplaced have a test below.
 				for _, credentials := range []string{"", "gateway:wrong", "nobody:" + clientSecret} {
@@ -317,6 +324,9 @@ func TestEveryRouteIsClosedToWhomTheTableDoesNotName(t *testing.T) {
 				}
 			default:
 				t.Errorf("%s %s is for %s, whom this test does not know", r.Method, path, scheme.Name)
+			}
+			if r.Gateway { // has every method
+				continue
 			}
 			wrong := s.do("PATCH", path, nil)
 			if wrong.StatusCode != 405 || !strings.Contains(wrong.Header.Get("Allow"), r.Method) {

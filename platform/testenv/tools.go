@@ -1,0 +1,157 @@
+package testenv
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Program returns the path of the first of these programs that there is. Without one the test is
+// skipped, and fails where engines are demanded; how says where it comes from.
+func Program(t testing.TB, how string, names ...string) string {
+	t.Helper()
+	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	Lacking(t, "no %s: %s", names[0], how)
+	return ""
+}
+
+// Lacking skips a test that cannot run here, and fails it where engines are demanded.
+func Lacking(t testing.TB, format string, a ...any) {
+	t.Helper()
+	if Demanded() {
+		t.Fatalf("demanded: "+format, a...)
+	}
+	t.Skipf(format, a...)
+}
+
+// NodeModules installs the packages that the package-lock.json of a folder pins, once for each
+// content of it, and returns the folder that holds node_modules. It skips the test, or fails it where
+// engines are demanded, when npm is not there or the packages cannot be had.
+func NodeModules(t testing.TB, dir string) string {
+	t.Helper()
+	npm := Program(t, "it comes with Node.js", "npm")
+	return installed(t, "node", dir, []string{"package.json", "package-lock.json"}, func(ctx context.Context, into string) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", //nolint:gosec // for tests
+			"--loglevel=error", retries("--fetch-retries"))
+		cmd.Dir = into
+		return cmd
+	})
+}
+
+// PythonPackages installs the packages that the requirements.txt of a folder pins, once for each
+// content of it, and returns the folder to name in PYTHONPATH. It skips or fails as [NodeModules].
+func PythonPackages(t testing.TB, dir string) string {
+	t.Helper()
+	python := Program(t, "install Python 3", "python3")
+	return installed(t, "python", dir, []string{"requirements.txt"}, func(ctx context.Context, into string) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, python, "-m", "pip", "install", "--quiet", "--no-input", //nolint:gosec // for tests
+			"--disable-pip-version-check",
+			"--no-compile", "--no-deps", retries("--retries"), "--target", into, "--requirement", filepath.Join(into, "requirements.txt"))
+		cmd.Env = append(os.Environ(), "PIP_ROOT_USER_ACTION=ignore")
+		return cmd
+	})
+}
+
+// retries lets a package client try longer where there is no going on without it.
+func retries(flag string) string {
+	if Demanded() {
+		return flag + "=5"
+	}
+	return flag + "=1"
+}
+
+var installing sync.Mutex
+
+// installed returns a folder of the cache with what a command has made of the pins, and runs the
+// command when it is not there yet.
+func installed(t testing.TB, kind, dir string, pins []string, install func(ctx context.Context, into string) *exec.Cmd) string {
+	t.Helper()
+	installing.Lock()
+	defer installing.Unlock()
+	digest := sha256.New()
+	content := map[string][]byte{}
+	for _, name := range pins {
+		data, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		content[name] = data
+		fmt.Fprintf(digest, "%s %d\n%s", name, len(data), data)
+	}
+	cache, err := cacheDir()
+	if err != nil {
+		Lacking(t, "no folder for packages: %v", err)
+	}
+	at := filepath.Join(cache, kind+"-"+hex.EncodeToString(digest.Sum(nil)[:8]))
+	if _, err := os.Stat(at); err == nil {
+		return at
+	}
+	attempts := 1
+	if Demanded() {
+		attempts = 3
+	}
+	var problem error
+	for attempt := range attempts {
+		time.Sleep(time.Duration(attempt) * 3 * time.Second) // a registry that is busy
+		if problem = installOnce(t, cache, at, content, install); problem == nil {
+			return at
+		}
+	}
+	Lacking(t, "the packages of %s cannot be had: %v", dir, problem)
+	return ""
+}
+
+// installOnce makes the folder beside where it belongs, so that what is there is whole. Another
+// process may be as far at the same time.
+func installOnce(t testing.TB, cache, at string, content map[string][]byte, install func(ctx context.Context, into string) *exec.Cmd) error {
+	into, err := os.MkdirTemp(cache, "new-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(into)
+	for name, data := range content {
+		if err := os.WriteFile(filepath.Join(into, name), data, 0o600); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 2*Patience)
+	defer cancel()
+	cmd := install(ctx, into)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%w: %.2000s", err, out.Bytes())
+	}
+	if err := os.Rename(into, at); err != nil && !errors.Is(err, os.ErrExist) {
+		if _, there := os.Stat(at); there != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cacheDir is where deploy/lint.sh and deploy/kafka.sh keep what they have fetched.
+func cacheDir() (string, error) {
+	dir := os.Getenv("AUTHCTL_CACHE")
+	if dir == "" {
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return "", err
+		}
+		dir = filepath.Join(user, "authctl")
+	}
+	return dir, os.MkdirAll(dir, 0o750) //nolint:gosec // the folder is the user's own choice
+}
