@@ -104,12 +104,14 @@ func TestTheReadmesFiveMinutesWork(t *testing.T) {
 	}
 }
 
-// serve starts the binary with nothing configured but its ports, and returns its address.
-func serve(t *testing.T, dir string) string {
+// serve starts the binary with nothing configured but its ports and what is given, and returns its
+// address.
+func serve(t *testing.T, dir string, env ...string) string {
 	t.Helper()
 	cmd := exec.Command(authctl(t), "serve")
 	cmd.Dir = dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "APP_HOST=127.0.0.1", "APP_PORT=0", "APP_OPERATOR_ADDR=127.0.0.1:0"}
+	cmd.Env = append(cmd.Env, env...)
 	read, write := io.Pipe()
 	cmd.Stderr = write
 	if err := cmd.Start(); err != nil {

@@ -121,7 +121,7 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 		},
 		{
 			Method: "GET", Path: "/oauth2/check", ID: "check", Group: oauth2, OAuth: true, Gateway: true,
-			Summary: "May a request pass (for gateways; any method)", Success: "The access token is live.", Cache: noStore,
+			Summary: "Check the access token of a request, for gateways (any method)", Success: "The access token is live.", Cache: noStore,
 			Description: "For the `auth_request` of nginx, the `forward_auth` of Caddy and their like, which ask with the headers of " +
 				"the request in question: [docs/gateway.md](https://github.com/toppira/authctl/blob/main/docs/gateway.md) has tested " +
 				"configurations. Every method is answered in the same way, and the body is not looked at. The database is asked each " +
