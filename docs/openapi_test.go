@@ -1,0 +1,71 @@
+package docs_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// tools is the folder that pins what the OpenAPI document is tried with.
+const tools = "testdata/openapi"
+
+// document is the OpenAPI document, as other programs are given it.
+func document(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs(filepath.Join(root, "cmd/authctl/openapi/openapi.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// tool runs a program in a folder and returns what it says. One that fails, fails the test.
+func tool(t *testing.T, dir string, env []string, name string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*testenv.Patience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), env...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s %s: %v\n%s", filepath.Base(name), strings.Join(args, " "), err, out.Bytes())
+	}
+	return out.String()
+}
+
+func TestALinterFindsNothingInTheDocument(t *testing.T) {
+	t.Parallel()
+	modules := testenv.NodeModules(t, tools)
+	rules := filepath.Join(modules, "spectral.yaml")
+	if err := os.WriteFile(rules, []byte("extends: [\"spectral:oas\"]\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	lint := func(file string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(modules, "node_modules/.bin/spectral"),
+			"lint", "--ruleset", rules, "--fail-severity", "hint", file)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := lint(document(t)); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	// It would find something.
+	text, err := os.ReadFile(document(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	worse := filepath.Join(t.TempDir(), "openapi.json")
+	if err := os.WriteFile(worse, bytes.Replace(text, []byte(`"operationId": "me"`), []byte(`"operationId": "login"`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := lint(worse); err == nil || !strings.Contains(out, "operation-operationId-unique") {
+		t.Errorf("an operation that has the name of another is not found: %v\n%s", err, out)
+	}
+}
