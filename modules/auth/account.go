@@ -30,10 +30,10 @@ func (s *Service) DeleteUser(ctx context.Context, userID uuid.UUID) error {
 	return s.remove(ctx, userID, byAdmin, nil)
 }
 
-func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check func(context.Context, database.IDB, account) error) error {
+func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check checkAccount) error {
 	env := s.newEnvelope(userID)
 	all := allSessions{userID: userID, reason: ReasonDeleted}
-	err := s.changeAccount(ctx, all, check, func(ctx context.Context, tx database.Tx, _ account, end func() (int64, error)) error {
+	err := s.changeAccount(ctx, all, check, func(ctx context.Context, tx database.Tx, _ account, end endSessions) error {
 		if _, err := end(); err != nil {
 			return err
 		}
@@ -67,7 +67,7 @@ func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status
 	env := s.newEnvelope(userID)
 	changed := false
 	all := allSessions{userID: userID, reason: ReasonDisabled}
-	err := s.changeAccount(ctx, all, nil, func(ctx context.Context, tx database.Tx, a account, end func() (int64, error)) error {
+	err := s.changeAccount(ctx, all, nil, func(ctx context.Context, tx database.Tx, a account, end endSessions) error {
 		if changed = a.Status != status; !changed {
 			return nil
 		}
@@ -146,7 +146,8 @@ type AmbiguousUser struct {
 }
 
 func (e *AmbiguousUser) Error() string {
-	return fmt.Sprintf("%q is the id of the account %q and the username of the account %s", e.Word, e.ByID.Username, e.ByName.ID)
+	return fmt.Sprintf("%q is the id of the account %q and the username of the account %s", e.Word, e.ByID.Username,
+		e.ByName.ID)
 }
 
 // Users passes every account to fn, ordered by id, in bounded memory.

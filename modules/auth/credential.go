@@ -56,7 +56,8 @@ func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account,
 // verify checks the password of an account. find looks the account up and puts it into a; it is
 // called only when a worker is free. Without an account the same work is done for nothing. A hash
 // of an older kind is replaced, also in a.
-func (s *Service) verify(ctx context.Context, a *account, canonical, password string, find func() (found bool, err error)) (bool, error) {
+func (s *Service) verify(ctx context.Context, a *account, canonical, password string,
+	find func() (found bool, err error)) (bool, error) {
 	result, err := s.passwords.Verify(ctx, canonical, password, func() (string, bool, error) {
 		found, err := find()
 		return a.passwordHash, found, err
@@ -75,7 +76,9 @@ func (s *Service) verify(ctx context.Context, a *account, canonical, password st
 func (s *Service) renewHash(ctx context.Context, a *account, password string) {
 	hash, err := s.passwords.Hash(ctx, password)
 	if err == nil {
-		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return rehash(ctx, tx, a.ID, a.passwordHash, hash) })
+		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+			return rehash(ctx, tx, a.ID, a.passwordHash, hash)
+		})
 	}
 	if err != nil {
 		s.log.Info("password_hash_not_renewed", zap.Stringer("user_id", a.ID), zap.Error(err))
@@ -108,7 +111,8 @@ func (s *Service) reauthenticate(ctx context.Context, caller Caller, password st
 	}
 	if !ok {
 		s.limiter.Failed(ctx, ticket)
-		s.security.Warn("reauthentication_failed", zap.Stringer("user_id", a.ID), zap.Stringer("sid", caller.SessionID), zap.String("ip", dev.ip()))
+		s.security.Warn("reauthentication_failed", zap.Stringer("user_id", a.ID), zap.Stringer("sid", caller.SessionID),
+			zap.String("ip", dev.ip()))
 		return account{}, ErrWrongPassword
 	}
 	s.limiter.Succeeded(ctx, ticket, a.owner())

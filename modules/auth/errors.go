@@ -22,9 +22,10 @@ var (
 	ErrInvalidRefreshToken = fault.New(fault.Unauthenticated, "invalid_refresh_token", "The refresh token is not valid")
 	ErrSessionExpired      = fault.New(fault.Unauthenticated, "session_expired", "The session has expired")
 	ErrSessionRevoked      = fault.New(fault.Unauthenticated, "session_revoked", "The session was ended")
-	ErrRefreshTokenReused  = fault.New(fault.Unauthenticated, "refresh_token_reused", "The refresh token was used before; the session was ended")
-	ErrSessionNotFound     = fault.New(fault.NotFound, "session_not_found", "There is no such session")
-	ErrUserNotFound        = fault.New(fault.NotFound, "user_not_found", "There is no such user")
+	ErrRefreshTokenReused  = fault.New(fault.Unauthenticated, "refresh_token_reused",
+		"The refresh token was used before; the session was ended")
+	ErrSessionNotFound = fault.New(fault.NotFound, "session_not_found", "There is no such session")
+	ErrUserNotFound    = fault.New(fault.NotFound, "user_not_found", "There is no such user")
 )
 
 // Faults lists every fault of this module, for the documentation and the tests that hold it

@@ -28,7 +28,8 @@ const (
 
 // EventTypes lists every type this module emits.
 func EventTypes() []string {
-	return []string{EventUserRegistered, EventUserLoggedIn, EventPasswordChanged, EventSessionRevoked, EventAllSessionsRevoked,
+	return []string{EventUserRegistered, EventUserLoggedIn, EventPasswordChanged, EventSessionRevoked,
+		EventAllSessionsRevoked,
 		EventRefreshTokenReuseDetected, EventUserLockedOut, EventUserDisabled, EventUserEnabled, EventUserDeleted}
 }
 

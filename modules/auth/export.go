@@ -62,6 +62,7 @@ func (s *Service) Export(ctx context.Context, w io.Writer, opt ExportOptions) (i
 	if err = errors.Join(err, flush()); err != nil {
 		return n, fmt.Errorf("export users: %w", err)
 	}
-	s.security.Info("users_exported", zap.Int64("users", n), zap.Bool("password_hashes", opt.PasswordHashes), zap.String("by", byAdmin))
+	s.security.Info("users_exported", zap.Int64("users", n), zap.Bool("password_hashes", opt.PasswordHashes),
+		zap.String("by", byAdmin))
 	return n, nil
 }

@@ -157,7 +157,8 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 			return fmt.Errorf("line %d: %w", rec.Line, n.refused)
 		}
 		found++
-		result, err := s.passwords.Verify(ctx, canonical, password, func() (string, bool, error) { return n.passwordHash, true, nil })
+		result, err := s.passwords.Verify(ctx, canonical, password,
+			func() (string, bool, error) { return n.passwordHash, true, nil })
 		if err != nil {
 			return fmt.Errorf("line %d: verify the password: %w", rec.Line, err)
 		}
@@ -224,7 +225,8 @@ func (i *importer) all(ctx context.Context, in *userfile.Reader) error {
 
 // check decides whether the record can become an account, without asking the database.
 func (i *importer) check(rec userfile.Record) *pendingUser {
-	n := &pendingUser{line: rec.Line, number: rec.Number, other: rec.Other, lost: lostKinds(rec.Lost), refused: rec.Refused}
+	n := &pendingUser{line: rec.Line, number: rec.Number, other: rec.Other, lost: lostKinds(rec.Lost),
+		refused: rec.Refused}
 	if n.refused == nil && !n.other {
 		n.refused = i.becomeAccount(n, rec)
 	}
@@ -284,7 +286,8 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *fault.Ref
 		}
 	}
 	n.Username, n.canonical = rec.Username, canonical
-	n.CreatedAt, n.PasswordChangedAt, n.UpdatedAt = rec.Created.Truncate(time.Microsecond), rec.Changed.Truncate(time.Microsecond), now
+	n.CreatedAt, n.PasswordChangedAt, n.UpdatedAt = rec.Created.Truncate(time.Microsecond),
+		rec.Changed.Truncate(time.Microsecond), now
 	n.Status = StatusActive
 	if rec.Disabled || rec.Banned.After(now) {
 		n.Status = StatusDisabled

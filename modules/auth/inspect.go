@@ -56,7 +56,8 @@ func InspectToken(text string, keys KeySet, want Expectation, now time.Time) Tok
 	if want.Audience == "" {
 		want.Audience = firstAudience(r.Claims["aud"])
 	}
-	v := token.Verifier{Issuer: want.Issuer, Audiences: []string{want.Audience}, Leeway: token.DefaultLeeway, Now: func() time.Time { return now }, Key: keys.set.Key}
+	v := token.Verifier{Issuer: want.Issuer, Audiences: []string{want.Audience}, Leeway: token.DefaultLeeway,
+		Now: func() time.Time { return now }, Key: keys.set.Key}
 	claims, err := v.Verify(text)
 	r.describe(claims, err, now)
 	return r

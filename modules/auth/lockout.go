@@ -35,7 +35,8 @@ type lockOuts struct {
 const maxLockOuts = 256
 
 func (s *Service) startLockOuts() {
-	s.lockOuts.queue, s.lockOuts.stop, s.lockOuts.ended = make(chan lockOut, maxLockOuts), make(chan struct{}), make(chan struct{})
+	s.lockOuts.queue, s.lockOuts.stop, s.lockOuts.ended = make(chan lockOut, maxLockOuts), make(chan struct{}),
+		make(chan struct{})
 	ctx, giveUp := context.WithCancel(context.Background())
 	s.lockOuts.giveUp = giveUp
 	go func() { // until stopLockOuts, which waits for it

@@ -36,7 +36,8 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		return a.ID != uuid.Nil, err
 	})
 	if errors.Is(err, ErrTooManyAttempts) {
-		s.security.Warn("sign_in_throttled", zap.String("username", printable(cred.Username, 255)), zap.String("ip", dev.ip()))
+		s.security.Warn("sign_in_throttled", zap.String("username", printable(cred.Username, 255)),
+			zap.String("ip", dev.ip()))
 	}
 	if err != nil {
 		return Tokens{}, err
@@ -47,7 +48,8 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 	}
 	if a.Status != StatusActive {
 		s.limiter.Cancel(ctx, ticket)
-		s.security.Warn("sign_in_refused", zap.String("reason", "account_disabled"), zap.Stringer("user_id", a.ID), zap.String("ip", dev.ip()))
+		s.security.Warn("sign_in_refused", zap.String("reason", "account_disabled"), zap.Stringer("user_id", a.ID),
+			zap.String("ip", dev.ip()))
 		return Tokens{}, ErrAccountDisabled
 	}
 	sess, refresh, err := s.begin(ctx, a, dev)

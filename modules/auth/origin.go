@@ -35,7 +35,8 @@ func insertOrigins(ctx context.Context, tx database.IDB, batch []*pendingUser) e
 	for _, n := range batch {
 		o := n.origin
 		created := sql.NullTime{Time: o.created, Valid: !o.created.IsZero()}
-		args = append(args, n.ID, o.source, o.sourceID, o.hash, created, o.address, o.confirmed, strings.Join(n.lost, ","), n.UpdatedAt)
+		args = append(args, n.ID, o.source, o.sourceID, o.hash, created, o.address, o.confirmed, strings.Join(n.lost, ","),
+			n.UpdatedAt)
 	}
 	_, err := tx.ExecContext(ctx, `INSERT INTO user_origin (user_id, source, source_id, hash_sha256, created_at, address, address_confirmed,
 		not_carried_over, imported_at) VALUES `+strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(batch))[2:], args...)
@@ -74,7 +75,8 @@ func ownersOf(ctx context.Context, db database.IDB, batch []*pendingUser) (owner
 	// Two branches rather than an OR, for which a planner may read the whole table.
 	const columns = `SELECT u.id, u.username, u.username_canonical, u.password_hash, u.created_at, o.source, o.source_id, o.hash_sha256, o.created_at
 		FROM users u LEFT JOIN user_origin o ON o.user_id = u.id WHERE `
-	rows, err := db.QueryContext(ctx, columns+"u.id IN (?1) UNION ALL "+columns+"u.username_canonical IN (?2)", database.List(ids), database.List(names))
+	rows, err := db.QueryContext(ctx, columns+"u.id IN (?1) UNION ALL "+columns+"u.username_canonical IN (?2)",
+		database.List(ids), database.List(names))
 	if err != nil {
 		return found, fmt.Errorf("look for users: %w", err)
 	}
@@ -84,7 +86,8 @@ func ownersOf(ctx context.Context, db database.IDB, batch []*pendingUser) (owner
 		var source, sourceID sql.NullString
 		var hash []byte
 		var created sql.NullTime
-		if err := rows.Scan(&o.id, &o.username, &o.canonical, &o.hash, &o.created, &source, &sourceID, &hash, &created); err != nil {
+		if err := rows.Scan(&o.id, &o.username, &o.canonical, &o.hash, &o.created, &source, &sourceID, &hash,
+			&created); err != nil {
 			return found, fmt.Errorf("look for users: %w", err)
 		}
 		if source.Valid {
@@ -111,8 +114,9 @@ func (o owners) refusal(n *pendingUser) *fault.Refusal {
 	case anotherPerson:
 		return fault.Refuse("username_taken", "the username belongs to somebody else's account")
 	}
-	return fault.Refuse("username_taken", "the username belongs to an account here, and the record does not show that it is the same person's: "+
-		"it has neither its id, nor its password hash, nor the time when it was created")
+	return fault.Refuse("username_taken",
+		"the username belongs to an account here, and the record does not show that it is the same person's: "+
+			"it has neither its id, nor its password hash, nor the time when it was created")
 }
 
 type likeness int
@@ -163,7 +167,8 @@ func (n *pendingUser) is(o owner) likeness {
 
 // addresses returns the addresses of imported accounts, and whether they were confirmed.
 func addresses(ctx context.Context, db database.IDB, ids []uuid.UUID) (map[uuid.UUID]origin, error) {
-	rows, err := db.QueryContext(ctx, "SELECT user_id, address, address_confirmed FROM user_origin WHERE user_id IN (?)", database.List(ids))
+	rows, err := db.QueryContext(ctx, "SELECT user_id, address, address_confirmed FROM user_origin WHERE user_id IN (?)",
+		database.List(ids))
 	if err != nil {
 		return nil, fmt.Errorf("read the origins of users: %w", err)
 	}

@@ -17,7 +17,8 @@ import (
 //
 // When the answer is lost, the session's former refresh token gets the new one within the grace
 // window.
-func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, replacement string, dev Device) (Tokens, error) {
+func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, replacement string,
+	dev Device) (Tokens, error) {
 	invalid, err := s.checkPassword(ErrValidation, "new_password", replacement, caller.User.Username)
 	if err != nil {
 		return Tokens{}, err
@@ -27,7 +28,8 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 	}
 	// Without the store there are no new tokens, and "try again later" would be wrong once the
 	// password is changed.
-	if _, err := s.sessions.Get(ctx, caller.User.ID, caller.SessionID); err != nil && !errors.Is(err, session.ErrNotFound) {
+	if _, err := s.sessions.Get(ctx, caller.User.ID, caller.SessionID); err != nil &&
+		!errors.Is(err, session.ErrNotFound) {
 		return Tokens{}, err
 	}
 	a, err := s.reauthenticate(ctx, caller, current, dev)
@@ -39,13 +41,16 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 		return Tokens{}, err
 	}
 	kept := uuid.NullUUID{UUID: caller.SessionID, Valid: true}
-	changed, err := s.storePassword(ctx, a.ID, hash, kept, byUser, func(ctx context.Context, tx database.IDB, now account) error {
+	check := func(ctx context.Context, tx database.IDB,
+		now account) error {
 		return s.stillProved(ctx, tx, now, a, caller)
-	})
+	}
+	changed, err := s.storePassword(ctx, a.ID, hash, kept, byUser, check)
 	if err != nil {
 		return Tokens{}, err
 	}
-	s.security.Info("password_changed", zap.Stringer("user_id", a.ID), zap.String("by", byUser), zap.String("ip", dev.ip()))
+	s.security.Info("password_changed", zap.Stringer("user_id", a.ID), zap.String("by", byUser),
+		zap.String("ip", dev.ip()))
 	t, err := s.reissue(ctx, caller, changed, dev)
 	if err != nil {
 		return Tokens{}, fmt.Errorf("the password was changed, new tokens were not made: %w", err)
@@ -82,10 +87,10 @@ func (s *Service) SetPassword(ctx context.Context, userID uuid.UUID, replacement
 // storePassword writes the new hash and ends the sessions, with both events, if check finds
 // nothing against it. It returns the changed account.
 func (s *Service) storePassword(ctx context.Context, userID uuid.UUID, hash string, kept uuid.NullUUID, by string,
-	check func(context.Context, database.IDB, account) error) (changed account, err error) {
+	check checkAccount) (changed account, err error) {
 	env := s.newEnvelope(userID)
 	all := allSessions{userID: userID, kept: kept, reason: ReasonPasswordChange}
-	err = s.changeAccount(ctx, all, check, func(ctx context.Context, tx database.Tx, a account, end func() (int64, error)) error {
+	err = s.changeAccount(ctx, all, check, func(ctx context.Context, tx database.Tx, a account, end endSessions) error {
 		if err := updatePassword(ctx, tx, a.ID, hash, env.OccurredAt); err != nil {
 			return err
 		}

@@ -31,7 +31,8 @@ type pendingUser struct {
 // of the others whether it is present or refused.
 func insertAbsent(ctx context.Context, tx database.IDB, batch []*pendingUser) error {
 	// In the order of their names: two imports at once do not wait in a circle.
-	ordered := slices.SortedStableFunc(slices.Values(batch), func(a, b *pendingUser) int { return strings.Compare(a.canonical, b.canonical) })
+	ordered := slices.SortedStableFunc(slices.Values(batch),
+		func(a, b *pendingUser) int { return strings.Compare(a.canonical, b.canonical) })
 	inserted, err := insertUsers(ctx, tx, ordered)
 	if err != nil {
 		return err
@@ -66,7 +67,8 @@ func insertAbsent(ctx context.Context, tx database.IDB, batch []*pendingUser) er
 func insertUsers(ctx context.Context, tx database.IDB, batch []*pendingUser) (map[uuid.UUID]string, error) {
 	args := make([]any, 0, len(batch)*9)
 	for _, n := range batch {
-		args = append(args, n.ID, n.Username, n.canonical, n.passwordHash, n.Status, n.epoch, n.CreatedAt, n.UpdatedAt, n.PasswordChangedAt)
+		args = append(args, n.ID, n.Username, n.canonical, n.passwordHash, n.Status, n.epoch, n.CreatedAt, n.UpdatedAt,
+			n.PasswordChangedAt)
 	}
 	values := strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(batch))[2:]
 	rows, err := tx.QueryContext(ctx, `INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,

@@ -34,7 +34,8 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (T
 		s.removeRecords(ctx, a.ID, sess.ID)
 		return Tokens{}, err
 	}
-	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID), zap.String("ip", dev.ip()))
+	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID),
+		zap.String("ip", dev.ip()))
 	t, err := s.issue(ctx, sess, refresh)
 	if err == nil {
 		t.Device = s.limiter.Remember(ctx, a.canonical, a.owner(), dev.IP)
@@ -82,7 +83,8 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 	}
 	now := s.timestamp()
 	return account{
-		User:      User{ID: newID(), Username: cred.Username, Status: StatusActive, CreatedAt: now, UpdatedAt: now, PasswordChangedAt: now},
+		User: User{ID: newID(), Username: cred.Username, Status: StatusActive, CreatedAt: now, UpdatedAt: now,
+			PasswordChangedAt: now},
 		canonical: canonical, passwordHash: hash,
 	}, nil
 }
@@ -99,6 +101,7 @@ func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID) 
 				return err
 			}
 		}
-		return s.announce(ctx, tx, EventUserRegistered, env, userRegistered{envelope: env, Username: a.Username, SessionID: sid})
+		return s.announce(ctx, tx, EventUserRegistered, env, userRegistered{envelope: env, Username: a.Username,
+			SessionID: sid})
 	})
 }

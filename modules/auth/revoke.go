@@ -66,7 +66,8 @@ func (s *Service) RevokeSessions(ctx context.Context, f SessionFilter, progress 
 	if f.Everybody {
 		done, err := s.revokeEverybody(ctx, f.AfterAccount, progress)
 		if done.Accounts > 0 {
-			s.security.Info("all_sessions_ended", zap.Int("accounts", done.Accounts), zap.String("reason", string(ReasonEndedByAdmin)))
+			s.security.Info("all_sessions_ended", zap.Int("accounts", done.Accounts),
+				zap.String("reason", string(ReasonEndedByAdmin)))
 		}
 		if err == nil {
 			s.removeEndedRecords(ctx)
@@ -314,7 +315,7 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 		return 0, err
 	}
 	for _, one := range ended {
-		s.security.Info("session_ended", zap.Stringer("user_id", one.UserID), zap.Stringer("sid", one.ID), zap.String("reason", string(ReasonEndedByAdmin)))
+		s.logEnd(one.UserID, one.ID, ReasonEndedByAdmin)
 	}
 	records := make(map[uuid.UUID][]uuid.UUID)
 	for _, one := range list {

@@ -69,7 +69,8 @@ type Service struct {
 // and starts the hashing workers, which [Service.Close] stops. [Service.Run] does the background
 // work.
 func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
-	s := &Service{cfg: cfg, db: deps.DB, committed: deps.Committed, log: deps.Log, now: deps.Now, clients: make(map[string][]byte)}
+	s := &Service{cfg: cfg, db: deps.DB, committed: deps.Committed, log: deps.Log, now: deps.Now,
+		clients: make(map[string][]byte)}
 	if s.now == nil {
 		s.now = time.Now
 	}
@@ -118,7 +119,8 @@ func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("derive a key: %w", err)
 	}
-	s.passwords, err = password.New(cfg.Password, password.Options{Registry: deps.Registry, Key: missing, Context: issuerWords(cfg.Token.Issuer), ReserveProcs: deps.Serving})
+	s.passwords, err = password.New(cfg.Password, password.Options{Registry: deps.Registry, Key: missing,
+		Context: issuerWords(cfg.Token.Issuer), ReserveProcs: deps.Serving})
 	if err != nil {
 		return nil, err
 	}

@@ -88,7 +88,7 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 		return session.Session{}, session.Token{}, err
 	}
 	for _, sid := range evicted {
-		s.security.Info("session_ended", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sid), zap.String("reason", string(ReasonEvicted)))
+		s.logEnd(a.ID, sid, ReasonEvicted)
 	}
 	if len(excess) > 0 {
 		sids := make([]uuid.UUID, len(excess))
@@ -103,7 +103,8 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 // evict revokes sessions above the limit, and returns those whose end was announced. The sign-in
 // of a tentative one may still be running, or have died: it is kept from beginning, and since its
 // beginning was never announced, its end is not either.
-func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID, excess []session.Excess) (announced []uuid.UUID, err error) {
+func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID,
+	excess []session.Excess) (announced []uuid.UUID, err error) {
 	var tentative []uuid.UUID
 	for _, one := range excess {
 		if one.Tentative {
@@ -130,7 +131,8 @@ func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID, 
 
 // createRecord writes the record of a session that has not begun yet, and returns the sessions
 // that it puts above the limit.
-func (s *Service) createRecord(ctx context.Context, a account, dev Device) (session.Session, session.Token, []session.Excess, error) {
+func (s *Service) createRecord(ctx context.Context, a account,
+	dev Device) (session.Session, session.Token, []session.Excess, error) {
 	sid := newID()
 	dev = dev.clean()
 	refresh := s.codec.Mint(a.ID, sid, 1)
@@ -198,10 +200,15 @@ func (s *Service) endSession(ctx context.Context, userID, sid uuid.UUID, reason 
 		if err := s.commitRevocation(ctx, userID, sid, reason); err != nil {
 			return err
 		}
-		s.security.Info("session_ended", zap.Stringer("user_id", userID), zap.Stringer("sid", sid), zap.String("reason", string(reason)))
+		s.logEnd(userID, sid, reason)
 	}
 	s.removeRecords(ctx, userID, sid)
 	return nil
+}
+
+func (s *Service) logEnd(userID, sid uuid.UUID, reason Reason) {
+	s.security.Info("session_ended", zap.Stringer("user_id", userID), zap.Stringer("sid", sid),
+		zap.String("reason", string(reason)))
 }
 
 // commitRevocation revokes a session in a transaction of its own.
@@ -220,7 +227,8 @@ func (s *Service) commitRevocation(ctx context.Context, userID, sid uuid.UUID, r
 }
 
 // announceReuse revokes a session whose token was used twice, and then removes the marked record.
-func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, generation uint32, ip, userAgent string) error {
+func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, generation uint32, ip,
+	userAgent string) error {
 	ctx, cancel := detached(ctx)
 	defer cancel()
 	env := s.newEnvelope(userID)
@@ -258,11 +266,13 @@ func (s *Service) revoke(ctx context.Context, tx database.IDB, userID, sid uuid.
 }
 
 // writeRevocation writes a row that is kept until no token of the session can be presented any more.
-func (s *Service) writeRevocation(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason, now time.Time) (bool, error) {
+func (s *Service) writeRevocation(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason,
+	now time.Time) (bool, error) {
 	return revokeSession(ctx, tx, userID, sid, reason, now, s.sessionTokensEnd(now).Sub(now))
 }
 
-func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, env envelope, sid uuid.UUID, reason Reason) error {
+func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, env envelope, sid uuid.UUID,
+	reason Reason) error {
 	e, err := s.revokedEvent(env, sid, reason)
 	if err != nil {
 		return err
@@ -283,9 +293,15 @@ type allSessions struct {
 	reason Reason
 }
 
-// endAll ends sessions, unless check, which may be nil, returns an error.
-func (s *Service) endAll(ctx context.Context, all allSessions, check func(context.Context, database.IDB, account) error) error {
-	err := s.changeAccount(ctx, all, check, func(_ context.Context, _ database.Tx, _ account, end func() (int64, error)) error {
+// checkAccount returns why an account, which is locked, must not be changed. It may be nil.
+type checkAccount func(ctx context.Context, tx database.IDB, now account) error
+
+// endSessions ends the sessions and returns the new epoch.
+type endSessions func() (epoch int64, err error)
+
+// endAll ends sessions, unless check returns an error.
+func (s *Service) endAll(ctx context.Context, all allSessions, check checkAccount) error {
+	err := s.changeAccount(ctx, all, check, func(_ context.Context, _ database.Tx, _ account, end endSessions) error {
 		_, err := end()
 		return err
 	})
@@ -295,11 +311,10 @@ func (s *Service) endAll(ctx context.Context, all allSessions, check func(contex
 	return err
 }
 
-// changeAccount locks an account, asks check, which may be nil, and runs fn, all in one transaction.
-// fn calls end where the end of the sessions belongs among its events; end raises the epoch and
-// returns it. Their records are removed after the commit.
-func (s *Service) changeAccount(ctx context.Context, all allSessions, check func(context.Context, database.IDB, account) error,
-	fn func(ctx context.Context, tx database.Tx, a account, end func() (epoch int64, err error)) error) error {
+// changeAccount locks an account, asks check and runs fn, all in one transaction. fn calls end where
+// the end of the sessions belongs among its events. Their records are removed after the commit.
+func (s *Service) changeAccount(ctx context.Context, all allSessions, check checkAccount,
+	fn func(ctx context.Context, tx database.Tx, a account, end endSessions) error) error {
 	var epoch int64
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		epoch = 0
@@ -327,7 +342,8 @@ func (s *Service) changeAccount(ctx context.Context, all allSessions, check func
 
 // raise ends every session of the account but the kept one, and returns the epoch from which
 // sessions live and the event, which it does not add.
-func (s *Service) raise(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID, reason Reason) (int64, outbox.Event, error) {
+func (s *Service) raise(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID,
+	reason Reason) (int64, outbox.Event, error) {
 	env := s.newEnvelope(a.ID)
 	epoch, err := raiseEpoch(ctx, tx, a, kept, env.OccurredAt)
 	if err != nil {

@@ -95,7 +95,8 @@ func (s *Service) live(ctx context.Context, records []session.Session) ([]Sessio
 // compare asks the database which of the records are of live sessions. It also returns the ids of
 // those that have ended, by user. A record whose user is unknown is neither: another database may
 // share the store.
-func (s *Service) compare(ctx context.Context, records []session.Session) (live []Session, ended map[uuid.UUID][]uuid.UUID, err error) {
+func (s *Service) compare(ctx context.Context,
+	records []session.Session) (live []Session, ended map[uuid.UUID][]uuid.UUID, err error) {
 	var users, ids, tentative []uuid.UUID
 	known := make(map[uuid.UUID]bool)
 	for _, r := range records {

@@ -82,12 +82,14 @@ const sessionStateColumns = `u.username, u.status, u.created_at, u.updated_at, u
 const sessionStatesPostgres = `SELECT q.n, ` + sessionStateColumns + ` FROM unnest((SELECT $1::uuid[]), (SELECT $2::uuid[])) WITH ORDINALITY AS q (user_id, sid, n)
 	CROSS JOIN LATERAL (SELECT * FROM users WHERE id = q.user_id LIMIT 1) u`
 
-const sessionStateSQLite = `SELECT 1, ` + sessionStateColumns + ` FROM (SELECT ? AS user_id, ? AS sid) q JOIN users u ON u.id = q.user_id`
+const sessionStateSQLite = `SELECT 1, ` + sessionStateColumns +
+	` FROM (SELECT ? AS user_id, ? AS sid) q JOIN users u ON u.id = q.user_id`
 
 func prepareSessionStates(ctx context.Context, db *database.DB) (sessionStates, error) {
 	s := sessionStates{db: db}
 	if db.IsPostgres() {
-		s.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 4, MaxBatch: 256, Timeout: detachTimeout}, s.askPostgres)
+		s.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 4, MaxBatch: 256, Timeout: detachTimeout},
+			s.askPostgres)
 		return s, nil
 	}
 	var err error

@@ -40,7 +40,8 @@ func begunAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uui
 	if len(sids) == 0 {
 		return found, nil
 	}
-	list, err := scanBegun(db.QueryContext(ctx, "SELECT "+begunColumns+" FROM begun_session WHERE sid IN (?)", database.List(sids)))
+	list, err := scanBegun(db.QueryContext(ctx, "SELECT "+begunColumns+" FROM begun_session WHERE sid IN (?)",
+		database.List(sids)))
 	for _, b := range list {
 		found[b.sid] = true
 	}
@@ -61,8 +62,10 @@ func begunSession(ctx context.Context, db database.IDB, sid uuid.UUID) (begun, e
 }
 
 // begunBetween returns the next sessions that began between two times, ordered by id.
-func begunBetween(ctx context.Context, db database.IDB, from, to time.Time, after uuid.UUID, limit int) ([]begun, error) {
-	return scanBegun(db.QueryContext(ctx, "SELECT "+begunColumns+" FROM begun_session WHERE began_at >= ? AND began_at < ? AND sid > ? ORDER BY sid LIMIT ?",
+func begunBetween(ctx context.Context, db database.IDB, from, to time.Time, after uuid.UUID,
+	limit int) ([]begun, error) {
+	return scanBegun(db.QueryContext(ctx,
+		"SELECT "+begunColumns+" FROM begun_session WHERE began_at >= ? AND began_at < ? AND sid > ? ORDER BY sid LIMIT ?",
 		from, to, after, limit))
 }
 
@@ -84,7 +87,8 @@ func scanBegun(rows *sql.Rows, err error) ([]begun, error) {
 
 // revokeSession stores that a session is revoked and reports whether that is new. The row is kept for
 // the given time, by this server's clock or the database's, whichever is ahead.
-func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason, now time.Time, kept time.Duration) (bool, error) {
+func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason, now time.Time,
+	kept time.Duration) (bool, error) {
 	expires, args := "?5", []any{sid, userID, reason, now, now.Add(kept)}
 	if database.IsPostgres(tx) {
 		expires, args = "GREATEST(CAST(?5 AS timestamptz), now() + make_interval(secs => ?6))", append(args, kept.Seconds())

@@ -81,7 +81,8 @@ func accountByName(ctx context.Context, db *database.DB, canonical string) (a ac
 	if !db.IsPostgres() {
 		return scanAccount(db.QueryRowContext(ctx, query+"?", canonical))
 	}
-	const always = "SELECT * FROM ((" + query + "$1) UNION ALL (SELECT " + accountColumns + " FROM users ORDER BY id LIMIT 1)) q ORDER BY username_canonical = $1 DESC LIMIT 1"
+	const always = "SELECT * FROM ((" + query + "$1) UNION ALL (SELECT " + accountColumns +
+		" FROM users ORDER BY id LIMIT 1)) q ORDER BY username_canonical = $1 DESC LIMIT 1"
 	err = db.Postgres(ctx, func(conn *pgx.Conn) error {
 		a, err = scanAccount(conn.QueryRow(ctx, always, pgx.QueryExecModeCacheDescribe, canonical))
 		return err
@@ -98,7 +99,8 @@ func accountByID(ctx context.Context, db database.IDB, id uuid.UUID) (account, e
 
 // accountsAfter returns the next accounts in the order of their ids, at most limit.
 func accountsAfter(ctx context.Context, db database.IDB, after uuid.UUID, limit int) ([]account, error) {
-	return scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id > ? ORDER BY id LIMIT ?", after, limit))
+	return scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id > ? ORDER BY id LIMIT ?",
+		after, limit))
 }
 
 // accountsByID returns those of the accounts that exist.
@@ -107,7 +109,8 @@ func accountsByID(ctx context.Context, db database.IDB, ids []uuid.UUID) (map[uu
 	if len(ids) == 0 {
 		return found, nil
 	}
-	list, err := scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id IN (?)", database.List(ids)))
+	list, err := scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id IN (?)",
+		database.List(ids)))
 	for _, a := range list {
 		found[a.ID] = a
 	}
@@ -133,7 +136,8 @@ func scanAccounts(rows *sql.Rows, err error) ([]account, error) {
 // lockAccount reads the account and locks its row until the transaction ends, so that the caller's
 // decision still holds at the commit.
 func lockAccount(ctx context.Context, tx database.IDB, id uuid.UUID) (account, error) {
-	return scanAccount(tx.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id = ?"+database.ForUpdate(tx), id))
+	return scanAccount(tx.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id = ?"+database.ForUpdate(tx),
+		id))
 }
 
 func insertAccount(ctx context.Context, tx database.IDB, a account) error {
@@ -217,6 +221,7 @@ func (s *Service) accountPages(ctx context.Context, fn func([]account) error) er
 // lockAccountsAfter is [lockAccount] for the next active accounts in the order of their ids.
 // Disabled ones have no sessions.
 func lockAccountsAfter(ctx context.Context, tx database.IDB, after uuid.UUID, limit int) ([]account, error) {
-	return scanAccounts(tx.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id > ? AND status = ? ORDER BY id LIMIT ?"+database.ForUpdate(tx),
+	return scanAccounts(tx.QueryContext(ctx,
+		"SELECT "+accountColumns+" FROM users WHERE id > ? AND status = ? ORDER BY id LIMIT ?"+database.ForUpdate(tx),
 		after, StatusActive, limit))
 }

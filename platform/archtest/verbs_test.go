@@ -70,7 +70,8 @@ func TestReachingIntoAVerbIsFound(t *testing.T) {
 			all[name] = text
 		}
 		problems, err := intoVerbs(all, nil)
-		if got := strings.Join(problems, "\n"); err != nil || !strings.Contains(got, test.problem) || test.problem == "" && got != "" {
+		if got := strings.Join(problems, "\n"); err != nil || !strings.Contains(got, test.problem) || test.problem == "" &&
+			got != "" {
 			t.Errorf("%s: %q, %v, want %q", test.text, got, err, test.problem)
 		}
 	}

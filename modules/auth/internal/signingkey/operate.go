@@ -42,7 +42,8 @@ func (k *Ring) Stage(ctx context.Context) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	return k.change(ctx, "signing_key_staged", row.KID, func(ctx context.Context, tx database.Tx, _ []keyRow, now time.Time) error {
+	return k.change(ctx, "signing_key_staged", row.KID, func(ctx context.Context, tx database.Tx, _ []keyRow,
+		now time.Time) error {
 		row.StagedAt = now
 		return insertKey(ctx, tx, row)
 	})
@@ -54,7 +55,8 @@ func (k *Ring) Promote(ctx context.Context, kid string, force bool) (Info, error
 	if err := k.correct(ctx); err != nil {
 		return Info{}, err
 	}
-	return k.change(ctx, "signing_key_promoted", kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
+	return k.change(ctx, "signing_key_promoted", kid, func(ctx context.Context, tx database.Tx, rows []keyRow,
+		now time.Time) error {
 		row, err := findKey(rows, kid)
 		if err != nil {
 			return err
@@ -79,7 +81,8 @@ func (k *Ring) Retire(ctx context.Context, kid string, force bool) (Info, error)
 	if err := k.correct(ctx); err != nil {
 		return Info{}, err
 	}
-	return k.change(ctx, "signing_key_retired", kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
+	return k.change(ctx, "signing_key_retired", kid, func(ctx context.Context, tx database.Tx, rows []keyRow,
+		now time.Time) error {
 		row, err := findKey(rows, kid)
 		if err != nil {
 			return err
@@ -108,7 +111,8 @@ func (k *Ring) Revoke(ctx context.Context, kid string, force bool) (revoked, suc
 	if err != nil {
 		return Info{}, Info{}, err
 	}
-	revoked, err = k.change(ctx, "signing_key_revoked", kid, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
+	revoked, err = k.change(ctx, "signing_key_revoked", kid, func(ctx context.Context, tx database.Tx, rows []keyRow,
+		now time.Time) error {
 		row, err := findKey(rows, kid)
 		if err != nil || row.Status == Revoked {
 			return err
@@ -215,7 +219,8 @@ func (k *Ring) correct(ctx context.Context) error {
 		return err
 	}
 	for _, column := range []string{"staged_at", "active_at", "retired_at"} {
-		if _, err := k.db.Write(ctx, "UPDATE signing_key SET "+column+" = ? WHERE "+column+" > ? AND kid IN (?)", now, now, database.List(kids)); err != nil {
+		if _, err := k.db.Write(ctx, "UPDATE signing_key SET "+column+" = ? WHERE "+column+" > ? AND kid IN (?)", now, now,
+			database.List(kids)); err != nil {
 			return fmt.Errorf("correct the times of signing keys: %w", err)
 		}
 	}
@@ -225,9 +230,12 @@ func (k *Ring) correct(ctx context.Context) error {
 	return nil
 }
 
+// changeKeys is done with the keys as they are, and the time.
+type changeKeys func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error
+
 // change runs fn in a transaction that excludes every other change of keys, notes the event in
 // the security log and returns what the key has become.
-func (k *Ring) change(ctx context.Context, event, kid string, fn func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error) (Info, error) {
+func (k *Ring) change(ctx context.Context, event, kid string, fn changeKeys) (Info, error) {
 	var info Info
 	err := k.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if database.IsPostgres(tx) {
@@ -265,10 +273,12 @@ func (k *Ring) change(ctx context.Context, event, kid string, fn func(ctx contex
 
 // activate puts the key in the place of the active one, if there is one.
 func (k *Ring) activate(ctx context.Context, tx database.Tx, kid string, now time.Time) error {
-	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", Retiring, now, Active); err != nil {
+	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", Retiring, now,
+		Active); err != nil {
 		return fmt.Errorf("retire the active signing key: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, active_at = ? WHERE kid = ?", Active, now, kid); err != nil {
+	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, active_at = ? WHERE kid = ?", Active, now,
+		kid); err != nil {
 		return fmt.Errorf("promote the signing key: %w", err)
 	}
 	return nil

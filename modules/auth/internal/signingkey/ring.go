@@ -26,7 +26,8 @@ var (
 	ErrStatus   = fault.New(fault.Conflict, "key_wrong_status", "The signing key is not at that stage")
 	ErrTooNew   = fault.New(fault.Conflict, "key_too_new", "The signing key is not known everywhere yet")
 	ErrInUse    = fault.New(fault.Conflict, "key_in_use", "Tokens of the signing key can still be live")
-	ErrUnused   = fault.New(fault.Conflict, "keys_not_used", "With HS256 the shared secret signs; there are no keys to manage")
+	ErrUnused   = fault.New(fault.Conflict, "keys_not_used",
+		"With HS256 the shared secret signs; there are no keys to manage")
 )
 
 // ErrWrongSecret says that the active signing key cannot be opened.
@@ -130,7 +131,8 @@ func Open(db *database.DB, cfg token.Config, log *zap.Logger, now func() time.Ti
 }
 
 // Look returns a ring that verifies with the keys that exist and that the secrets open.
-func Look(ctx context.Context, db *database.DB, cfg token.Config, log *zap.Logger, now func() time.Time) (*Ring, error) {
+func Look(ctx context.Context, db *database.DB, cfg token.Config, log *zap.Logger,
+	now func() time.Time) (*Ring, error) {
 	k := Open(db, cfg, log, now)
 	if k.shared() {
 		return k, k.share()
@@ -194,7 +196,8 @@ func (k *Ring) keepTTL(ctx context.Context, set *keySet) error {
 		return nil
 	}
 	seconds := int64((ttl + time.Second - 1) / time.Second)
-	if _, err := k.db.Write(ctx, "UPDATE signing_key SET token_ttl = ? WHERE kid = ? AND token_ttl < ?", seconds, kid, seconds); err != nil {
+	if _, err := k.db.Write(ctx, "UPDATE signing_key SET token_ttl = ? WHERE kid = ? AND token_ttl < ?", seconds, kid,
+		seconds); err != nil {
 		return fmt.Errorf("keep the lifetime of tokens with the signing key: %w", err)
 	}
 	k.kept.Store(&keptTTL{kid, ttl})
@@ -231,7 +234,8 @@ func (k *Ring) Run(ctx context.Context) error {
 		return nil
 	}
 	if active := k.Active(); active.Algorithm() != k.cfg.Algorithm {
-		k.log.Warn("signing_algorithm_differs", zap.String("configured", k.cfg.Algorithm), zap.String("active", active.Algorithm()),
+		k.log.Warn("signing_algorithm_differs", zap.String("configured", k.cfg.Algorithm),
+			zap.String("active", active.Algorithm()),
 			zap.String("hint", "the active key stays in use; rotate with: authctl key stage, then authctl key promote"))
 	}
 	tick := time.NewTicker(refreshEvery)
@@ -431,7 +435,8 @@ func (k *Ring) reseal(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if _, err := k.db.Write(ctx, "UPDATE signing_key SET sealed = ? WHERE kid = ? AND sealed = ?", sealed, r.KID, r.sealed); err != nil {
+		if _, err := k.db.Write(ctx, "UPDATE signing_key SET sealed = ? WHERE kid = ? AND sealed = ?", sealed, r.KID,
+			r.sealed); err != nil {
 			return fmt.Errorf("reseal the signing key %s: %w", r.KID, err)
 		}
 	}

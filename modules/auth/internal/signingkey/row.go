@@ -59,7 +59,8 @@ func readKeys(ctx context.Context, db database.IDB) ([]keyRow, error) {
 		var r keyRow
 		var active, retired sql.NullTime
 		var seconds int64
-		if err := rows.Scan(&r.KID, &r.Algorithm, &r.Status, &r.sealed, &r.StagedAt, &active, &retired, &seconds); err != nil {
+		if err := rows.Scan(&r.KID, &r.Algorithm, &r.Status, &r.sealed, &r.StagedAt, &active, &retired,
+			&seconds); err != nil {
 			return nil, fmt.Errorf("read the signing keys: %w", err)
 		}
 		r.StagedAt, r.ActiveAt, r.RetiredAt = r.StagedAt.UTC(), active.Time.UTC(), retired.Time.UTC()

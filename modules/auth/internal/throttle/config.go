@@ -49,7 +49,8 @@ func (c Config) Validate(report func(path, problem string)) {
 		report("auth.throttle.forget", "must be at least max_delay, and times max_failures at least lock")
 	}
 	if c.PrefixBurst < c.AddressBurst || c.PrefixPerMinute < c.AddressPerMinute {
-		report("auth.throttle.prefix_burst", "and prefix_per_minute must be at least those of an address, or the /48 is stricter than its /64s")
+		report("auth.throttle.prefix_burst",
+			"and prefix_per_minute must be at least those of an address, or the /48 is stricter than its /64s")
 	}
 }
 

@@ -46,7 +46,8 @@ type shared struct {
 
 func newShared(client *redis.Client, r rules, now func() time.Time, log *zap.Logger) *shared {
 	script := r.lua() + limitsLua
-	return &shared{client: client, script: script, digest: redis.NewScript(script).Hash(), timeout: redisTimeout, now: now, log: log}
+	return &shared{client: client, script: script, digest: redis.NewScript(script).Hash(), timeout: redisTimeout, now: now,
+		log: log}
 }
 
 // lua writes the settings as the table R that limits.lua reads. They are part of the script
@@ -152,7 +153,8 @@ func (once) NoRetry() bool { return true }
 // run carries out one operation and returns its answer of n numbers, and of a text behind them
 // where one is asked for. The error is [errAway] when the caller must go on without Redis, and
 // that of ctx when the caller has left.
-func (s *shared) run(ctx context.Context, n int, keys []string, operation string, text *string, args ...any) ([]int64, error) {
+func (s *shared) run(ctx context.Context, n int, keys []string, operation string, text *string,
+	args ...any) ([]int64, error) {
 	if !s.usable() {
 		return nil, errAway
 	}
@@ -194,7 +196,8 @@ func read(answer []any, n int, text *string) ([]int64, error) {
 	return numbers, nil
 }
 
-func (s *shared) eval(ctx context.Context, verb, script string, keys []string, operation string, args []any) ([]any, error) {
+func (s *shared) eval(ctx context.Context, verb, script string, keys []string, operation string,
+	args []any) ([]any, error) {
 	words := []any{verb, script, len(keys)}
 	for _, key := range keys {
 		words = append(words, key)
@@ -237,7 +240,8 @@ func (s *shared) note(err error) {
 	s.mu.Unlock()
 	switch {
 	case changed && err != nil:
-		s.log.Warn("throttle_redis_away", zap.Error(err), zap.String("consequence", "sign-ins are limited in each process by itself"))
+		s.log.Warn("throttle_redis_away", zap.Error(err),
+			zap.String("consequence", "sign-ins are limited in each process by itself"))
 	case changed:
 		s.log.Info("throttle_redis_back")
 	}

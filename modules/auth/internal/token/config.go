@@ -35,13 +35,15 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 	for _, secret := range c.previous() {
 		if len(secret) < MinSecret {
-			report("auth.token.previous_secrets", "has a secret shorter than 32 bytes; they are separated by commas, or by line breaks")
+			report("auth.token.previous_secrets",
+				"has a secret shorter than 32 bytes; they are separated by commas, or by line breaks")
 			break
 		}
 	}
 	// RFC 8414 §2. Plain http is for development and for what a proxy hides.
 	u, err := url.Parse(c.Issuer)
-	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery {
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" ||
+		u.Fragment != "" || u.ForceQuery {
 		report("auth.token.issuer", "must be a URL such as https://auth.example.com, without user, query or fragment")
 	} else if !plainPath(u.EscapedPath()) {
 		report("auth.token.issuer", "has a path that proxies and clients may write in more than one way: use letters, digits and . _ ~ - between single slashes")
@@ -110,5 +112,6 @@ func (c Config) previous() []string {
 
 // Verifier returns the verifier of the tokens that this configuration issues, with a cache.
 func (c Config) Verifier(now func() time.Time, key func(kid string) (PublicKey, bool)) *Verifier {
-	return &Verifier{Issuer: c.Issuer, Audiences: c.Audience, Leeway: DefaultLeeway, Now: now, Key: key, Cache: NewCache(DefaultCacheEntries)}
+	return &Verifier{Issuer: c.Issuer, Audiences: c.Audience, Leeway: DefaultLeeway, Now: now, Key: key,
+		Cache: NewCache(DefaultCacheEntries)}
 }

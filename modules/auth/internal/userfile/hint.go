@@ -47,12 +47,15 @@ var looks = sync.OnceValue(func() []look {
 		{"supabase", all("encrypted_password"), "the table auth.users of Supabase", ""},
 		{"django", either("model", "fields"), "a dump of Django", ""},
 		{"django", either("password", "date_joined|is_superuser"), "the table auth_user of Django", ""},
-		{"keycloak", either("credentialData|createdTimestamp|requiredActions", "username|credentials|type"), "an export of Keycloak", ""},
+		{"keycloak", either("credentialData|createdTimestamp|requiredActions", "username|credentials|type"),
+			"an export of Keycloak", ""},
 		{"keycloak", either("realm", "displayName|notBefore|enabled"), "an export of Keycloak", ""},
 		{"native", either("username", "password_hash"), "what authctl user export writes", ""},
-		{"", all("user_login"), "the table wp_users of WordPress", "SELECT user_login AS username, user_pass AS password_hash, user_registered AS created_at"},
+		{"", all("user_login"), "the table wp_users of WordPress",
+			"SELECT user_login AS username, user_pass AS password_hash, user_registered AS created_at"},
 		{"", regexp.MustCompile(`(?i)\bNormalizedUserName\b`), "the table AspNetUsers of ASP.NET Identity", `SELECT "Id" AS id, "UserName" AS username, "PasswordHash" AS password_hash, "Email" AS email, "EmailConfirmed" AS email_verified`},
-		{"", either(`providerId|provider_id`, `accountId|account_id`), "the table account of better-auth", "SELECT u.email AS username, a.password AS password_hash, the table user joined with account"},
+		{"", either(`providerId|provider_id`, `accountId|account_id`), "the table account of better-auth",
+			"SELECT u.email AS username, a.password AS password_hash, the table user joined with account"},
 	}
 })
 
@@ -70,7 +73,8 @@ func looksLike(source, text string) string {
 		case l.source != "":
 			return fmt.Sprintf("This looks like %s: try --from %s", l.system, l.source)
 		default:
-			return fmt.Sprintf("This looks like %s: make a CSV with the columns that --from native reads (%s)", l.system, l.advice)
+			return fmt.Sprintf("This looks like %s: make a CSV with the columns that --from native reads (%s)", l.system,
+				l.advice)
 		}
 	}
 	return ""
@@ -94,7 +98,8 @@ func (s *sample) add(columns []string, raw rawRecord) {
 	if s.records == 1 {
 		s.text.WriteString(strings.Join(columns, "\n") + "\n")
 		if columns == nil {
-			s.text.WriteString(strings.ToLower(strings.Join(raw.fields, ",") + "\n" + strings.Join(raw.fields, "\n") + "\n")) // it may be a heading
+			s.text.WriteString(strings.ToLower(strings.Join(raw.fields, ",") + "\n" + strings.Join(raw.fields, "\n") +
+				"\n")) // it may be a heading
 		}
 	}
 }

@@ -109,10 +109,12 @@ func (s source) checkColumns(columns []string) error {
 		if slices.ContainsFunc(strings.Split(want, "|"), func(name string) bool { return slices.Contains(columns, name) }) {
 			continue
 		}
-		err := fmt.Errorf("the heading of the CSV lacks the column %q; it has %s", strings.ReplaceAll(want, "|", " or "), strings.Join(columns, ", "))
+		err := fmt.Errorf("the heading of the CSV lacks the column %q; it has %s", strings.ReplaceAll(want, "|", " or "),
+			strings.Join(columns, ", "))
 		hint := looksLike(s.name, strings.Join(columns, "\n"))
 		// A first line that is no heading is an account, and is not shown.
-		if slices.ContainsFunc(columns, func(name string) bool { return len(name) > 40 || strings.ContainsAny(name, "$@{/+=:\\") }) {
+		if slices.ContainsFunc(columns,
+			func(name string) bool { return len(name) > 40 || strings.ContainsAny(name, "$@{/+=:\\") }) {
 			err = errors.New("the CSV begins without a heading: its first line must name the columns")
 			hint = looksLike(s.name, strings.Join(columns, ","))
 		}
@@ -173,7 +175,8 @@ func decodeObject[T any](object []byte) (T, error) {
 	case errors.Is(err, jsontext.ErrDuplicateName):
 		return v, fault.Refuse("malformed", "has a member twice")
 	case known && semantic.JSONPointer != "": // a member of ours, so its name says nothing
-		return v, fault.Refuse("malformed", "has a member of the wrong type: "+strings.TrimPrefix(string(semantic.JSONPointer), "/"))
+		return v, fault.Refuse("malformed",
+			"has a member of the wrong type: "+strings.TrimPrefix(string(semantic.JSONPointer), "/"))
 	}
 	return v, errNotJSON
 }
@@ -253,7 +256,8 @@ func keycloakObject(object []byte) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	rec := Record{Username: u.Username, Created: milliseconds(u.CreatedTimestamp), Address: u.Email, Confirmed: u.EmailVerified}
+	rec := Record{Username: u.Username, Created: milliseconds(u.CreatedTimestamp), Address: u.Email,
+		Confirmed: u.EmailVerified}
 	rec.name(u.ID)
 	rec.Disabled = u.Enabled != nil && !*u.Enabled
 	for _, action := range u.RequiredActions {
@@ -309,7 +313,8 @@ func keycloakHash(secretData, credentialData string) (string, error) {
 		if len(p.Type) != 1 || len(p.Memory) != 1 || len(p.Parallelism) != 1 || len(p.Version) != 1 || p.Version[0] != "1.3" {
 			return "", bad
 		}
-		return fmt.Sprintf("$argon2%s$v=19$m=%s,t=%d,p=%s%s", p.Type[0], p.Memory[0], credential.HashIterations, p.Parallelism[0], end), nil
+		return fmt.Sprintf("$argon2%s$v=19$m=%s,t=%d,p=%s%s", p.Type[0], p.Memory[0], credential.HashIterations,
+			p.Parallelism[0], end), nil
 	}
 	return "", fault.Refuse("hash_refused", "the password is hashed with an algorithm of Keycloak's that is not read here")
 }
@@ -352,7 +357,8 @@ func ParseFirebaseHash(text string) (*FirebaseHash, error) {
 	if key, err := base64.StdEncoding.DecodeString(standardBase64(h.SignerKey)); err != nil || len(key) != keySize {
 		return nil, fmt.Errorf("base64_signer_key is not the base64 of %d bytes: it must be copied whole", keySize)
 	}
-	if separator, err := base64.StdEncoding.DecodeString(standardBase64(h.SaltSeparator)); err != nil || len(separator) == 0 {
+	if separator, err := base64.StdEncoding.DecodeString(standardBase64(h.SaltSeparator)); err != nil ||
+		len(separator) == 0 {
 		return nil, errors.New("base64_salt_separator is missing or no base64; for most projects it is Bw==")
 	}
 	digest := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{0x9d}, keySize))
@@ -435,7 +441,8 @@ func (h *FirebaseHash) user(id, email, hash, salt, created string) (Record, erro
 	digest, errDigest := base64.StdEncoding.DecodeString(standardBase64(hash))
 	key, errKey := base64.StdEncoding.DecodeString(standardBase64(h.SignerKey))
 	if errDigest == nil && errKey == nil && hash != "" && len(digest) != len(key) {
-		return Record{}, fault.Refuse("hash_refused", "the password was not hashed with these hash parameters: its hash is not as long as the signer key")
+		return Record{}, fault.Refuse("hash_refused",
+			"the password was not hashed with these hash parameters: its hash is not as long as the signer key")
 	}
 	var err error
 	rec.Created, err = parseTime("createdAt", created)
@@ -491,7 +498,8 @@ func djangoOther(model string, confirmed, verified *bool) Record {
 	case name == "statictoken", confirmed != nil && !*confirmed: // of a device that is counted, or none yet
 	case strings.HasSuffix(name, "totpdevice"), strings.HasSuffix(name, "hotpdevice"):
 		rec.Lost = []string{lostOTP}
-	case strings.HasSuffix(name, "device"), app == "mfa", strings.Contains(app, "webauthn"), strings.Contains(app, "passkey"), strings.Contains(app, "fido"):
+	case strings.HasSuffix(name, "device"), app == "mfa", strings.Contains(app, "webauthn"),
+		strings.Contains(app, "passkey"), strings.Contains(app, "fido"):
 		rec.Lost = []string{lostSecondFactor}
 	}
 	return rec
@@ -549,7 +557,8 @@ func auth0Object(object []byte) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
-	rec := Record{Username: cmp.Or(u.Username, u.Email), Hash: u.PasswordHash, Address: u.Email, Confirmed: u.EmailVerified}
+	rec := Record{Username: cmp.Or(u.Username, u.Email), Hash: u.PasswordHash, Address: u.Email,
+		Confirmed: u.EmailVerified}
 	rec.name(cmp.Or(u.ID.OID, u.UserID))
 	for _, name := range u.Identifiers {
 		if rec.Username == "" && (name.Type == "username" || name.Type == "email") {
@@ -620,7 +629,8 @@ func supabaseRow(r row) (Record, error) {
 		ID: r.get("id"), Email: r.get("email"), Phone: r.get("phone"), EncryptedPassword: r.get("encrypted_password"),
 		CreatedAt: r.get("created_at"), BannedUntil: r.get("banned_until"), DeletedAt: r.get("deleted_at"),
 	}
-	for name, to := range map[string]**string{"email_confirmed_at": &u.EmailConfirmedAt, "confirmed_at": &u.ConfirmedAt, "phone_confirmed_at": &u.PhoneConfirmedAt} {
+	for name, to := range map[string]**string{"email_confirmed_at": &u.EmailConfirmedAt, "confirmed_at": &u.ConfirmedAt,
+		"phone_confirmed_at": &u.PhoneConfirmedAt} {
 		u.says = u.says || r.has(name)
 		if at := r.get(name); at != "" {
 			*to = &at

@@ -124,7 +124,8 @@ func (in *input) beginsDocument(from source) bool {
 	}
 	name, rest, found := strings.Cut(strings.TrimPrefix(string(bytes.TrimSpace(first[1:])), `"`), `"`)
 	rest = strings.TrimSpace(rest)
-	return found && slices.Contains(from.lists, name) && strings.HasPrefix(rest, ":") && strings.HasPrefix(strings.TrimSpace(rest[1:]), "[")
+	return found && slices.Contains(from.lists, name) && strings.HasPrefix(rest, ":") &&
+		strings.HasPrefix(strings.TrimSpace(rest[1:]), "[")
 }
 
 // lines cuts at line breaks. Empty lines are passed over.
@@ -204,7 +205,8 @@ func (t *table) begin(from source) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the heading of the CSV: %w", err)
 	}
-	if text, ok := bytes.CutPrefix(first.text, []byte("sep=")); ok && len(text) == 1 && strings.Contains(separators, string(text)) {
+	if text, ok := bytes.CutPrefix(first.text, []byte("sep=")); ok && len(text) == 1 &&
+		strings.Contains(separators, string(text)) {
 		if first, err = t.read(); err != nil { // the line was written for Excel
 			return nil, fmt.Errorf("read the heading of the CSV: %w", err)
 		}

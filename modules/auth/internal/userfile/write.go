@@ -14,7 +14,8 @@ func WriteNDJSON(w io.Writer) (write func(Exported) error, flush func() error) {
 }
 
 func WriteCSV(w io.Writer, hashes bool) (write func(Exported) error, flush func() error) {
-	columns := []string{"id", "username", "status", "created_at", "password_changed_at", "email", "email_verified", "password_hash"}
+	columns := []string{"id", "username", "status", "created_at", "password_changed_at", "email", "email_verified",
+		"password_hash"}
 	if !hashes {
 		columns = columns[:len(columns)-1]
 	}
