@@ -75,27 +75,24 @@ func ownersOf(ctx context.Context, db database.IDB, batch []*pendingUser) (owner
 	// Two branches rather than an OR, for which a planner may read the whole table.
 	const columns = `SELECT u.id, u.username, u.username_canonical, u.password_hash, u.created_at, o.source, o.source_id, o.hash_sha256, o.created_at
 		FROM users u LEFT JOIN user_origin o ON o.user_id = u.id WHERE `
-	rows, err := db.QueryContext(ctx, columns+"u.id IN (?1) UNION ALL "+columns+"u.username_canonical IN (?2)",
-		database.List(ids), database.List(names))
-	if err != nil {
-		return found, fmt.Errorf("look for users: %w", err)
+	list, err := database.Collect(ctx, db, "look for users", scanOwner,
+		columns+"u.id IN (?1) UNION ALL "+columns+"u.username_canonical IN (?2)", database.List(ids), database.List(names))
+	for _, o := range list {
+		found.byID[o.id], found.byName[o.canonical] = o, o
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var o owner
-		var source, sourceID sql.NullString
-		var hash []byte
-		var created sql.NullTime
-		if err := rows.Scan(&o.id, &o.username, &o.canonical, &o.hash, &o.created, &source, &sourceID, &hash,
-			&created); err != nil {
-			return found, fmt.Errorf("look for users: %w", err)
-		}
-		if source.Valid {
-			o.origin = &origin{source: source.String, sourceID: sourceID.String, hash: hash, created: created.Time}
-		}
-		found.byID[o.id], found.byName[o.canonical] = &o, &o
+	return found, err
+}
+
+func scanOwner(row database.Row) (*owner, error) {
+	var o owner
+	var source, sourceID sql.NullString
+	var hash []byte
+	var created sql.NullTime
+	err := row.Scan(&o.id, &o.username, &o.canonical, &o.hash, &o.created, &source, &sourceID, &hash, &created)
+	if source.Valid {
+		o.origin = &origin{source: source.String, sourceID: sourceID.String, hash: hash, created: created.Time}
 	}
-	return found, rows.Err()
+	return &o, err
 }
 
 // refusal says why an account that exists keeps the record from being imported. Nil: it is the
@@ -167,20 +164,14 @@ func (n *pendingUser) is(o owner) likeness {
 
 // addresses returns the addresses of imported accounts, and whether they were confirmed.
 func addresses(ctx context.Context, db database.IDB, ids []uuid.UUID) (map[uuid.UUID]origin, error) {
-	rows, err := db.QueryContext(ctx, "SELECT user_id, address, address_confirmed FROM user_origin WHERE user_id IN (?)",
-		database.List(ids))
-	if err != nil {
-		return nil, fmt.Errorf("read the origins of users: %w", err)
-	}
-	defer rows.Close()
 	found := make(map[uuid.UUID]origin, len(ids))
-	for rows.Next() {
-		var id uuid.UUID
+	scan := func(row database.Row) (id uuid.UUID, err error) {
 		var o origin
-		if err := rows.Scan(&id, &o.address, &o.confirmed); err != nil {
-			return nil, fmt.Errorf("read the origins of users: %w", err)
-		}
+		err = row.Scan(&id, &o.address, &o.confirmed)
 		found[id] = o
+		return id, err
 	}
-	return found, rows.Err()
+	_, err := database.Collect(ctx, db, "read the origins of users", scan,
+		"SELECT user_id, address, address_confirmed FROM user_origin WHERE user_id IN (?)", database.List(ids))
+	return found, err
 }

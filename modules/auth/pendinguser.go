@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -71,20 +70,20 @@ func insertUsers(ctx context.Context, tx database.IDB, batch []*pendingUser) (ma
 			n.PasswordChangedAt)
 	}
 	values := strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(batch))[2:]
-	rows, err := tx.QueryContext(ctx, `INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,
-		created_at, updated_at, password_changed_at) VALUES `+values+` ON CONFLICT DO NOTHING RETURNING id, username_canonical`, args...)
-	if err != nil {
-		return nil, fmt.Errorf("insert users: %w", err)
+	type row struct {
+		id        uuid.UUID
+		canonical string
 	}
-	defer rows.Close()
-	inserted := make(map[uuid.UUID]string, len(batch))
-	for rows.Next() {
-		var id uuid.UUID
-		var canonical string
-		if err := rows.Scan(&id, &canonical); err != nil {
-			return nil, fmt.Errorf("insert users: %w", err)
-		}
-		inserted[id] = canonical
+	scan := func(one database.Row) (r row, err error) {
+		err = one.Scan(&r.id, &r.canonical)
+		return r, err
 	}
-	return inserted, rows.Err()
+	list, err := database.Collect(ctx, tx, "insert users", scan, `INSERT INTO users (id, username, username_canonical, password_hash,
+		status, session_epoch, created_at, updated_at, password_changed_at) VALUES `+values+`
+		ON CONFLICT DO NOTHING RETURNING id, username_canonical`, args...)
+	inserted := make(map[uuid.UUID]string, len(list))
+	for _, r := range list {
+		inserted[r.id] = r.canonical
+	}
+	return inserted, err
 }

@@ -3,7 +3,6 @@ package auth
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"go.uber.org/zap"
@@ -63,21 +62,5 @@ func sampleHashes(ctx context.Context, db *database.DB, n int) ([]string, error)
 			TABLESAMPLE SYSTEM (least(100, 100.0 * ?1::bigint * current_setting('block_size')::bigint / greatest(pg_relation_size('users'), 1)))
 			REPEATABLE (0) ORDER BY uuid_hash(id) LIMIT ?1::bigint`
 	}
-	rows, err := db.QueryContext(ctx, query, n)
-	if err != nil {
-		return nil, fmt.Errorf("sample the password hashes: %w", err)
-	}
-	defer rows.Close()
-	var sample []string
-	for rows.Next() {
-		var hash string
-		if err := rows.Scan(&hash); err != nil {
-			return nil, fmt.Errorf("sample the password hashes: %w", err)
-		}
-		sample = append(sample, hash)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("sample the password hashes: %w", err)
-	}
-	return sample, nil
+	return database.Collect(ctx, db, "sample the password hashes", database.Value[string], query, n)
 }

@@ -158,7 +158,7 @@ func (s sessionStates) askSQLite(ctx context.Context, who subject) (*sessionStat
 }
 
 // scanSessionState also returns which of the subjects the row is about, from 1.
-func scanSessionState(row interface{ Scan(...any) error }) (n int, st *sessionState, err error) {
+func scanSessionState(row database.Row) (n int, st *sessionState, err error) {
 	st = &sessionState{}
 	var endedAt *time.Time
 	u := &st.user

@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"time"
 
@@ -34,16 +33,25 @@ func (s *Service) recordBegun(ctx context.Context, tx database.IDB, b begun) err
 	return nil
 }
 
-// begunAmong returns which of the sessions the database says have begun.
+// begunAmong returns which of the sessions have begun.
 func begunAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
+	return sidsIn(ctx, db, "begun_session", sids)
+}
+
+// revokedAmong returns which of the sessions are revoked.
+func revokedAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
+	return sidsIn(ctx, db, "revoked_session", sids)
+}
+
+func sidsIn(ctx context.Context, db database.IDB, table string, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
 	found := make(map[uuid.UUID]bool)
 	if len(sids) == 0 {
 		return found, nil
 	}
-	list, err := scanBegun(db.QueryContext(ctx, "SELECT "+begunColumns+" FROM begun_session WHERE sid IN (?)",
-		database.List(sids)))
-	for _, b := range list {
-		found[b.sid] = true
+	list, err := database.Collect(ctx, db, "read "+table, database.Value[uuid.UUID],
+		"SELECT sid FROM "+table+" WHERE sid IN (?)", database.List(sids))
+	for _, sid := range list {
+		found[sid] = true
 	}
 	return found, err
 }
@@ -51,7 +59,7 @@ func begunAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uui
 // begunSession returns [ErrSessionNotFound] for a session that has not begun, was revoked or is of a
 // release that did not store it.
 func begunSession(ctx context.Context, db database.IDB, sid uuid.UUID) (begun, error) {
-	list, err := scanBegun(db.QueryContext(ctx, "SELECT "+begunColumns+" FROM begun_session WHERE sid = ?", sid))
+	list, err := listBegun(ctx, db, "sid = ?", sid)
 	if err == nil && len(list) == 0 {
 		err = ErrSessionNotFound
 	}
@@ -64,25 +72,15 @@ func begunSession(ctx context.Context, db database.IDB, sid uuid.UUID) (begun, e
 // begunBetween returns the next sessions that began between two times, ordered by id.
 func begunBetween(ctx context.Context, db database.IDB, from, to time.Time, after uuid.UUID,
 	limit int) ([]begun, error) {
-	return scanBegun(db.QueryContext(ctx,
-		"SELECT "+begunColumns+" FROM begun_session WHERE began_at >= ? AND began_at < ? AND sid > ? ORDER BY sid LIMIT ?",
-		from, to, after, limit))
+	return listBegun(ctx, db, "began_at >= ? AND began_at < ? AND sid > ? ORDER BY sid LIMIT ?", from, to, after, limit)
 }
 
-func scanBegun(rows *sql.Rows, err error) ([]begun, error) {
-	if err != nil {
-		return nil, fmt.Errorf("read the sessions: %w", err)
+func listBegun(ctx context.Context, db database.IDB, where string, args ...any) ([]begun, error) {
+	scan := func(row database.Row) (b begun, err error) {
+		err = row.Scan(&b.sid, &b.userID, &b.epoch, &b.at)
+		return b, err
 	}
-	defer rows.Close()
-	var list []begun
-	for rows.Next() {
-		var b begun
-		if err := rows.Scan(&b.sid, &b.userID, &b.epoch, &b.at); err != nil {
-			return nil, fmt.Errorf("read the sessions: %w", err)
-		}
-		list = append(list, b)
-	}
-	return list, rows.Err()
+	return database.Collect(ctx, db, "read the sessions", scan, "SELECT "+begunColumns+" FROM begun_session WHERE "+where, args...)
 }
 
 // revokeSession stores that a session is revoked and reports whether that is new. The row is kept for
@@ -106,27 +104,6 @@ func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, 
 		return false, fmt.Errorf("revoke session: %w", err)
 	}
 	return n > 0, nil
-}
-
-// revokedAmong returns which of the sessions are revoked.
-func revokedAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
-	revoked := make(map[uuid.UUID]bool)
-	if len(sids) == 0 {
-		return revoked, nil
-	}
-	rows, err := db.QueryContext(ctx, "SELECT sid FROM revoked_session WHERE sid IN (?)", database.List(sids))
-	if err != nil {
-		return nil, fmt.Errorf("read revoked sessions: %w", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var sid uuid.UUID
-		if err := rows.Scan(&sid); err != nil {
-			return nil, fmt.Errorf("read revoked sessions: %w", err)
-		}
-		revoked[sid] = true
-	}
-	return revoked, rows.Err()
 }
 
 // purgeSessions deletes at most limit rows of begun_session or revoked_session whose sessions have no

@@ -2,7 +2,6 @@ package auth
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
 	"strconv"
 	"time"
@@ -58,7 +57,7 @@ func (a account) owner() string {
 const accountColumns = `id, username, status, created_at, updated_at, password_changed_at,
 	username_canonical, password_hash, session_epoch, kept_sid`
 
-func scanAccount(row interface{ Scan(...any) error }) (account, error) {
+func scanAccount(row database.Row) (account, error) {
 	var a account
 	err := row.Scan(&a.ID, &a.Username, &a.Status, &a.CreatedAt, &a.UpdatedAt, &a.PasswordChangedAt,
 		&a.canonical, &a.passwordHash, &a.epoch, &a.keptSID)
@@ -99,8 +98,7 @@ func accountByID(ctx context.Context, db database.IDB, id uuid.UUID) (account, e
 
 // accountsAfter returns the next accounts in the order of their ids, at most limit.
 func accountsAfter(ctx context.Context, db database.IDB, after uuid.UUID, limit int) ([]account, error) {
-	return scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id > ? ORDER BY id LIMIT ?",
-		after, limit))
+	return listAccounts(ctx, db, "id > ? ORDER BY id LIMIT ?", after, limit)
 }
 
 // accountsByID returns those of the accounts that exist.
@@ -109,28 +107,15 @@ func accountsByID(ctx context.Context, db database.IDB, ids []uuid.UUID) (map[uu
 	if len(ids) == 0 {
 		return found, nil
 	}
-	list, err := scanAccounts(db.QueryContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id IN (?)",
-		database.List(ids)))
+	list, err := listAccounts(ctx, db, "id IN (?)", database.List(ids))
 	for _, a := range list {
 		found[a.ID] = a
 	}
 	return found, err
 }
 
-func scanAccounts(rows *sql.Rows, err error) ([]account, error) {
-	if err != nil {
-		return nil, fmt.Errorf("list users: %w", err)
-	}
-	defer rows.Close()
-	var list []account
-	for rows.Next() {
-		a, err := scanAccount(rows)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, a)
-	}
-	return list, rows.Err()
+func listAccounts(ctx context.Context, db database.IDB, where string, args ...any) ([]account, error) {
+	return database.Collect(ctx, db, "list users", scanAccount, "SELECT "+accountColumns+" FROM users WHERE "+where, args...)
 }
 
 // lockAccount reads the account and locks its row until the transaction ends, so that the caller's
@@ -221,7 +206,5 @@ func (s *Service) accountPages(ctx context.Context, fn func([]account) error) er
 // lockAccountsAfter is [lockAccount] for the next active accounts in the order of their ids.
 // Disabled ones have no sessions.
 func lockAccountsAfter(ctx context.Context, tx database.IDB, after uuid.UUID, limit int) ([]account, error) {
-	return scanAccounts(tx.QueryContext(ctx,
-		"SELECT "+accountColumns+" FROM users WHERE id > ? AND status = ? ORDER BY id LIMIT ?"+database.ForUpdate(tx),
-		after, StatusActive, limit))
+	return listAccounts(ctx, tx, "id > ? AND status = ? ORDER BY id LIMIT ?"+database.ForUpdate(tx), after, StatusActive, limit)
 }

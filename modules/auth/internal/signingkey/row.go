@@ -48,29 +48,17 @@ func endKey(ctx context.Context, tx database.IDB, kid string, status Status, sto
 func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
 
 func readKeys(ctx context.Context, db database.IDB) ([]keyRow, error) {
-	rows, err := db.QueryContext(ctx, `SELECT kid, algorithm, status, sealed, staged_at, active_at, retired_at, token_ttl
-		FROM signing_key ORDER BY staged_at, kid`)
-	if err != nil {
-		return nil, fmt.Errorf("read the signing keys: %w", err)
-	}
-	defer rows.Close()
-	var list []keyRow
-	for rows.Next() {
-		var r keyRow
-		var active, retired sql.NullTime
-		var seconds int64
-		if err := rows.Scan(&r.KID, &r.Algorithm, &r.Status, &r.sealed, &r.StagedAt, &active, &retired,
-			&seconds); err != nil {
-			return nil, fmt.Errorf("read the signing keys: %w", err)
-		}
-		r.StagedAt, r.ActiveAt, r.RetiredAt = r.StagedAt.UTC(), active.Time.UTC(), retired.Time.UTC()
-		r.tokenTTL = time.Duration(seconds) * time.Second
-		list = append(list, r)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read the signing keys: %w", err)
-	}
-	return list, nil
+	return database.Collect(ctx, db, "read the signing keys", scanKey, `SELECT kid, algorithm, status, sealed, staged_at, active_at,
+		retired_at, token_ttl FROM signing_key ORDER BY staged_at, kid`)
+}
+
+func scanKey(row database.Row) (r keyRow, err error) {
+	var active, retired sql.NullTime
+	var seconds int64
+	err = row.Scan(&r.KID, &r.Algorithm, &r.Status, &r.sealed, &r.StagedAt, &active, &retired, &seconds)
+	r.StagedAt, r.ActiveAt, r.RetiredAt = r.StagedAt.UTC(), active.Time.UTC(), retired.Time.UTC()
+	r.tokenTTL = time.Duration(seconds) * time.Second
+	return r, err
 }
 
 func findKey(rows []keyRow, kid string) (keyRow, error) {

@@ -1,0 +1,37 @@
+package database
+
+import (
+	"context"
+	"fmt"
+)
+
+// Row is a row of a query, read or about to be.
+type Row interface{ Scan(into ...any) error }
+
+// Collect runs a query and returns what scan makes of each row. what is said of every error, such
+// as "list users".
+func Collect[T any](ctx context.Context, db IDB, what string, scan func(Row) (T, error), query string, args ...any) ([]T, error) {
+	rows, err := db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	defer rows.Close()
+	var list []T
+	for rows.Next() {
+		one, err := scan(rows)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", what, err)
+		}
+		list = append(list, one)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	return list, nil
+}
+
+// Value scans a row of one column.
+func Value[T any](row Row) (value T, err error) {
+	err = row.Scan(&value)
+	return value, err
+}
