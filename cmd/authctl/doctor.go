@@ -563,10 +563,10 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 			"database's clock was ahead when a relay wrote it, or has been set back since",
 			"keep that clock synchronised (NTP); a relay that runs takes the work over within a lease, a minute at most"))
 	}
-	trouble := troubleNow(st)
-	for _, t := range trouble {
-		found := fmt.Sprintf("%s cannot publish since %s: %s", t.Relay, moment(t.Since), t.Error)
-		if t.NeedsPerson() {
+	outages := currentOutages(st)
+	for _, o := range outages {
+		found := fmt.Sprintf("%s cannot publish since %s: %s", o.Relay, moment(o.Since), o.Error)
+		if o.NeedsPerson() {
 			list = append(list, failing(found, "events wait, and go on by themselves once that is done"))
 		} else {
 			list = append(list, doubtful(found, "events wait, and go on by themselves once the target is back"))
@@ -576,9 +576,9 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 		st.OldestAge.Round(time.Second)); {
 	case st.Pending == 0:
 		list = append(list, fine("nothing waits; %s", count(len(st.Relays), "relay runs", "relays run")))
-	case len(st.Relays) == 0 && len(trouble) == 0:
+	case len(st.Relays) == 0 && len(outages) == 0:
 		list = append(list, doubtful(waits+", and no relay runs", "start authctl serve or authctl relay"))
-	case st.OldestAge > time.Minute && len(trouble) == 0:
+	case st.OldestAge > time.Minute && len(outages) == 0:
 		list = append(list, doubtful(waits, "see the log of the relays"))
 	default:
 		list = append(list, fine("%s", waits))

@@ -125,7 +125,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 	}
 	rows = append(rows, []string{"parked", parked}, []string{"rate", fmt.Sprintf("%.1f events/s", st.Rate)}, []string{"last id", fmt.Sprint(st.LastID)})
 	rows = append(rows, []string{"target", describeTarget(st.Target())})
-	rows = append(rows, describeTrouble(st)...)
+	rows = append(rows, describeOutages(st)...)
 	rows = append(rows, []string{"relays", fmt.Sprint(len(st.Relays))})
 	for _, r := range st.Relays {
 		rows = append(rows, []string{"  " + r.Name, fmt.Sprintf("%d of %s, %.1f events/s, since %s",
@@ -134,7 +134,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 	if err := printPairs(w, rows); err != nil {
 		return err
 	}
-	if st.Pending > 0 && len(st.Relays) == 0 && !slices.ContainsFunc(st.Trouble, func(t outbox.Trouble) bool { return t.Lasts }) {
+	if st.Pending > 0 && len(st.Relays) == 0 && !slices.ContainsFunc(st.Outages, func(o outbox.Outage) bool { return o.Lasts }) {
 		fmt.Fprintln(w, "events wait and nobody relays them: start authctl relay, or authctl serve with OUTBOX_RELAY=inline")
 	}
 	if !o.shards {
@@ -157,46 +157,46 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 		if s.Pending > 0 {
 			oldest = s.OldestAge.Round(time.Millisecond).String()
 		}
-		rows = append(rows, []string{fmt.Sprint(s.Shard), owner, fmt.Sprint(s.Epoch), left, fmt.Sprint(s.Low), fmt.Sprint(s.Pending), oldest})
+		rows = append(rows, []string{fmt.Sprint(s.Shard), owner, fmt.Sprint(s.Epoch), left, fmt.Sprint(s.Watermark), fmt.Sprint(s.Pending), oldest})
 	}
-	return printTable(w, []string{"SHARD", "OWNER", "EPOCH", "LEASE", "LOW", "PENDING", "OLDEST"}, rows)
+	return printTable(w, []string{"SHARD", "OWNER", "EPOCH", "LEASE", "WATERMARK", "PENDING", "OLDEST"}, rows)
 }
 
-// describeTrouble are the rows of what keeps relays from publishing, the same of several relays
-// in one. The last word of a relay that is gone is of interest while events wait and no other
-// one is there.
-func describeTrouble(st outbox.State) [][]string {
+// describeOutages makes a row for each outage; one that several relays report is one row.
+func describeOutages(st outbox.State) [][]string {
 	var rows [][]string
-	for _, t := range troubleNow(st) {
-		who := t.Relay
-		if t.others > 0 {
-			who += fmt.Sprintf(" and %d more", t.others)
+	for _, o := range currentOutages(st) {
+		who := o.Relay
+		if o.others > 0 {
+			who += fmt.Sprintf(" and %d more", o.others)
 		}
-		if !t.Lasts {
-			who += ", which is gone"
+		if !o.Lasts {
+			who += ", which has ended"
 		}
-		rows = append(rows, []string{"trouble", fmt.Sprintf("%s since %s: %s (%s)", t.Kind, moment(t.Since), t.Error, who)})
+		rows = append(rows, []string{"outage", fmt.Sprintf("%s since %s: %s (%s)", o.Kind, moment(o.Since), o.Error, who)})
 	}
 	return rows
 }
 
-// sharedTrouble is one that other relays have as well.
-type sharedTrouble struct {
-	outbox.Trouble
+// sharedOutage is an outage that other relays may report as well.
+type sharedOutage struct {
+	outbox.Outage
 	others int
 }
 
-func troubleNow(st outbox.State) []sharedTrouble {
-	var list []sharedTrouble
-	for _, t := range st.Trouble {
-		if !t.Lasts && (st.Pending == 0 || len(st.Relays) > 0) {
+// currentOutages leaves out the last reports of relays that have ended, unless events wait and no
+// relay runs.
+func currentOutages(st outbox.State) []sharedOutage {
+	var list []sharedOutage
+	for _, o := range st.Outages {
+		if !o.Lasts && (st.Pending == 0 || len(st.Relays) > 0) {
 			continue
 		}
-		i := slices.IndexFunc(list, func(s sharedTrouble) bool {
-			return s.Target == t.Target && s.Kind == t.Kind && s.Error == t.Error && s.Lasts == t.Lasts
+		i := slices.IndexFunc(list, func(s sharedOutage) bool {
+			return s.Target == o.Target && s.Kind == o.Kind && s.Error == o.Error && s.Lasts == o.Lasts
 		})
 		if i < 0 {
-			list = append(list, sharedTrouble{Trouble: t})
+			list = append(list, sharedOutage{Outage: o})
 		} else {
 			list[i].others++
 		}

@@ -47,7 +47,7 @@ func bareProducer(ctx context.Context, brokers string, events, batch int) (rate 
 	defer func() { err = errors.Join(err, producer.Close()) }()
 
 	lanes := make([][]*sarama.ProducerMessage, partitions)
-	for p, records := range outboxbench.Lanes(events, partitions) {
+	for p, records := range outboxbench.ByPartition(events, partitions) {
 		for _, r := range records {
 			m := &sarama.ProducerMessage{Topic: topic, Partition: int32(p), Key: sarama.StringEncoder(r.Key), Value: sarama.ByteEncoder(r.Data)}
 			for _, h := range [][2]string{

@@ -1,8 +1,9 @@
-// Package outbox brings events out of the database: an event exists exactly when its change
-// committed, reaches the target at least once, and per key in order, whatever fails.
+// Package outbox writes events with the changes that they announce, and publishes them: an event
+// exists exactly if its change committed, reaches the target at least once, and in order per key,
+// whatever fails.
 //
-// A change and its event are written in one transaction with [Add]; a relay (package relay), in the
-// same process or in others, publishes what was written to Kafka or a file (package sink).
+// [Add] writes an event in the transaction of its change. A relay (package relay), in the same
+// process or in others, publishes it to Kafka or a file (package sink).
 //
 // # One event
 //
@@ -14,7 +15,7 @@
 //	    │         └─────────────┘                          └───────────┘           └──────┘
 //	    │            │        ▲  ▲                               │
 //	    │ refused,   │        │  └──────────── Replay ───────────┘
-//	    │ or behind  │        │ the sink is away, the relay died, the lease ended:
+//	    │ or after   │        │ the sink is away, the relay died, the lease ended:
 //	    │ a refused  │        └ it stays pending, and is sent again unchanged
 //	    │ one of its ▼
 //	    │  key   ┌────────┐ DiscardParked, the refused one only
@@ -22,73 +23,71 @@
 //	RetryParked, └────────┘
 //	or later ones after DiscardParked
 //
-// A key is parked from its lowest refused event on, also when that is met last, in a replay.
-// What is refused twice is tried with growing pauses, whatever the reason.
+// A key is parked from its lowest refused event on, even if a replay meets that event last. An event
+// that is refused again is retried with growing pauses, whatever the reason.
 //
-// What state an event is in is where rows of it are, never a column that is updated:
+// The state of an event is which tables have a row of it, never a column that is updated:
 //
 //	outbox_event        every event, append-only, until the retention has passed
-//	outbox_pending      a row while it is to be published; deleting it is the mark of being done
-//	outbox_dead         a row while it waits with a parked key
-//	outbox_parked_key   the keys of which nothing is sent, and why
+//	outbox_pending      a row while the event is to be published; deleting it marks it published
+//	outbox_dead         a row while the event waits with a parked key
+//	outbox_parked_key   the keys whose events are not sent, and why
 //	outbox_key          the last sequence number of each key
 //	outbox_finished_key the keys that will have no more events, until the retention has passed
-//	outbox_shard        who may publish which part, until when, and from where on to look
-//	outbox_relay        the relays that are alive, for fair shares and for people
-//	outbox_target       where events go and have gone, and how many partitions the order relies on
-//	outbox_trouble      what keeps relays from publishing, for those who look from elsewhere
+//	outbox_shard        which relay may publish a shard, until when, and the shard's watermark
+//	outbox_relay        the relays that live, for fair shares and for people
+//	outbox_target       where events go and went, and how many partitions the order relies on
+//	outbox_trouble      the outages of relays, for people who look from other machines
 //	outbox_setting      the number of shards; the length of a segment
 //
 // # Why not a cursor
 //
-// Ids are drawn before transactions commit, and those do not commit in the order of ids. A
-// reader that remembers the highest id it has seen steps over an id that is still open, and
-// never comes back to it. A reader that goes by transaction numbers loses nothing, but the
-// number is drawn before the key's lock is taken, so two events of a key can come in the
-// wrong order, and any old transaction in the cluster stops it. Rows in outbox_pending are
-// not stepped over, however late they appear, and whoever reads them need not know when
-// they were begun.
+// Ids are drawn before transactions commit, and transactions do not commit in the order of ids. A
+// reader that remembers the highest id it has seen skips an id whose transaction is still open, and
+// never returns to it. A reader that goes by transaction numbers loses nothing, but a transaction
+// gets its number before it locks the key, so two events of a key can come in the wrong order, and
+// any old transaction in the cluster stalls the reader. A row in outbox_pending cannot be skipped,
+// however late it appears, and its reader need not know when its transaction began.
 //
-// Order per key comes from the lock on its row in outbox_key: the counter is raised first,
-// then the id is drawn, and nobody else can do either until the commit. Hence of two events
-// of a key the first to commit has the lower id, whoever sees the second sees the first, and
-// the numbers have no gaps: an aborted transaction takes its number back. Consumers see the
-// number as the attribute sequence.
+// The order per key comes from the lock on its row in outbox_key: the counter is incremented first,
+// then the id is drawn, and no other transaction can do either for this key until the commit. So of
+// two events of a key the first to commit has the lower id, a reader that sees the second sees the
+// first, and the numbers have no gaps, because an aborted transaction takes its number back.
+// Consumers see the number as the attribute sequence.
 //
 // # Where to publish
 //
-// One target is active, and its row in outbox_target says which: kind and place, and what
-// tells it from another of the same name, such as the id of a Kafka cluster. The first relay
-// records it. A relay whose sink is another one ends with [ErrOtherTarget] before it takes a
-// shard, and one whose target was changed does so when it next renews its leases. [SetTarget]
-// changes it while no relay runs.
+// One target is active. Its row in outbox_target has its kind and place, and what tells it from
+// another target of the same name, such as the id of a Kafka cluster. The first relay records it. A
+// relay with another sink ends with [ErrOtherTarget] before it takes a shard, and a relay whose
+// target was changed ends when it next renews its leases. [SetTarget] changes the target while no
+// relay runs.
 //
 // # Retention
 //
-// On PostgreSQL outbox_event is a ring of sixteen partitions in time, all of which exist
-// from the first migration on: no writer ever fails for want of one, though no relay has run
-// for weeks. The oldest are emptied with TRUNCATE, which asks for one table's lock only, for
-// a fifth of a second at most, and needs no right to make or drop tables. A segment in which
-// anything is pending or parked stays. On SQLite old rows are deleted in small steps.
+// On PostgreSQL outbox_event is a ring of sixteen partitions by time. The first migration creates
+// all of them, so no writer ever fails for lack of one, even if no relay has run for weeks. Old ones
+// are emptied with TRUNCATE, which waits at most a fifth of a second for the lock of one table, and
+// needs no right to create or drop tables. A segment with pending or parked events stays. On SQLite
+// old rows are deleted in small steps.
 //
-// The counter of a key stays for as long as the key may have events: its owner says with
-// [Finish] that it will have none. A retention later the counter goes, unless it has moved.
+// The counter of a key stays as long as the key may have events: [Finish] says that it will have
+// none. The counter goes a retention later, unless the key had events since.
 //
 // # Rights
 //
-// Who writes events needs INSERT on outbox_event and outbox_pending, SELECT, INSERT and
-// UPDATE on outbox_key and outbox_finished_key, SELECT on outbox_setting and USAGE of the
-// sequence outbox_event_id; it cannot read events. A relay needs SELECT and TRUNCATE on
-// outbox_event and its sixteen segments, SELECT and DELETE on outbox_pending and outbox_key,
-// SELECT, UPDATE and DELETE on outbox_finished_key, SELECT and UPDATE on outbox_setting, SELECT
-// and INSERT on outbox_dead, SELECT, INSERT and UPDATE on outbox_parked_key and outbox_target,
-// everything on outbox_shard, outbox_relay and outbox_trouble, and SELECT on the sequence; it
-// cannot write events. What operators need is in rights_test.go, which holds all of this to be
-// true.
+// A writer of events needs INSERT on outbox_event and outbox_pending, SELECT, INSERT and UPDATE on
+// outbox_key and outbox_finished_key, SELECT on outbox_setting and USAGE of the sequence
+// outbox_event_id; it cannot read events. A relay needs SELECT and TRUNCATE on outbox_event and its
+// sixteen segments, SELECT and DELETE on outbox_pending and outbox_key, SELECT, UPDATE and DELETE on
+// outbox_finished_key, SELECT and UPDATE on outbox_setting, SELECT and INSERT on outbox_dead, SELECT,
+// INSERT and UPDATE on outbox_parked_key and outbox_target, all rights on outbox_shard, outbox_relay
+// and outbox_trouble, and SELECT on the sequence; it cannot write events. relay/rights_test.go tests
+// all of this, and has the rights of operators.
 //
 // # What it costs
 //
-// Writers pay one round trip an event. A row of pending is inserted and deleted once;
-// nothing is updated but the key's counter. The deletion of pending rows does not wait for
-// the disk: a crash can bring rows back, which repeats events and loses none.
+// Writers pay one round trip for an event. A pending row is inserted and deleted once; the only row
+// that is updated is the counter of the key. The deletion of pending rows does not wait for the
+// disk: a crash can bring rows back, which repeats events and loses none.
 package outbox

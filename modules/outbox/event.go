@@ -17,38 +17,41 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// MaxEventBytes is the most an event may take, all fields together. A sink must accept it:
-// Kafka's own default limit is four times as much.
+// MaxEventBytes limits the size of an event, all fields together. A sink must accept an event of
+// this size; the default limit of Kafka is four times as large.
 const MaxEventBytes = 256 << 10
 
-// ErrInvalidEvent says that an event can never be published: a mistake of the program that
-// made it.
+// frameBytes is what headers and framing of an event take at most, in every sink.
+const frameBytes = 512
+
+// ErrInvalidEvent says that an event could never be published. It is a mistake of the program that
+// made the event.
 var ErrInvalidEvent = errors.New("invalid event")
 
-// Event is something that happened, for the rest of the world to know.
+// Event is something that happened and that other systems can learn of.
 type Event struct {
-	ID         uuid.UUID       // the zero value: [Add] makes a UUIDv7
+	ID         uuid.UUID       // zero: [Add] makes a UUIDv7
 	Type       string          // auth.UserRegistered.v1
 	Key        string          // events of one key are delivered in order; 1 to 255 bytes
 	Subject    string          // what it is about; may be empty
-	Source     string          // who says so, a URI reference
+	Source     string          // who says so: a URI reference
 	DataSchema string          // where its JSON Schema is; may be empty
-	Time       time.Time       // when it happened; the zero value: now
+	Time       time.Time       // when it happened; zero: now
 	Data       json.RawMessage // a JSON object
 }
 
-// Add writes events into the caller's transaction: they exist when it commits, and never
-// otherwise. Each gets the next sequence number of its key. The key stays locked until the
-// transaction ends, so add as late in it as possible.
+// Add writes events in the caller's transaction: they exist if it commits. Each gets the next
+// sequence number of its key. The key stays locked until the transaction ends, so call Add as late
+// in it as possible.
 //
-// Events that cannot be published (see [Event] for their form) are refused here, with an
-// error that wraps [ErrInvalidEvent]. Wake the relay after the commit with [relay.Waker.Wake];
-// without that it finds the events a little later by itself.
+// Add refuses events that could never be published (see [Event]) with an error that wraps
+// [ErrInvalidEvent]. Wake relays after the commit with [relay.Waker.Wake]; otherwise they find the
+// events a little later, when they poll.
 func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	switch tx.(type) {
 	case database.Tx:
 	default:
-		return errors.New("outbox.Add: events belong into a transaction")
+		return errors.New("outbox.Add: call it in a transaction")
 	}
 	ready := make([]stored, len(events))
 	for i, e := range events {
@@ -57,7 +60,7 @@ func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 			return fmt.Errorf("outbox.Add: event %d, type %q: %w", i, e.Type, err)
 		}
 	}
-	// Two transactions that lock several keys must lock them in the same order.
+	// All transactions must lock keys in the same order.
 	slices.SortStableFunc(ready, func(a, b stored) int { return cmp.Compare(a.Key, b.Key) })
 	add := addSQLite
 	if database.IsPostgres(tx) {
@@ -69,16 +72,16 @@ func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	return nil
 }
 
-// Finish says that a key will have no more events, because what it stands for is gone for
-// good, as an account that was deleted. Call it in the transaction that adds the last one,
-// after that. Once the retention has passed the outbox forgets the key's sequence number;
-// without Finish it keeps that for ever.
+// Finish says that a key will have no more events, because what it stands for no longer exists,
+// such as a deleted account. Call it after [Add], in the transaction that adds the last event. Once
+// the retention has passed, the outbox forgets the key's sequence number; without Finish it never
+// does.
 //
-// A key must not be used for anything else afterwards: after the retention its events would
-// be counted from 1 again. Should it get another event before, it is not forgotten, and must be
-// finished again.
+// Do not use the key again: after the retention its events would be counted from 1. A key that gets
+// another event before then is not forgotten, and must be finished again.
 func Finish(ctx context.Context, tx database.Tx, key string) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_finished_key (key, seq, finished_ms) SELECT key, seq, `+schema.Now(tx)+` FROM outbox_key WHERE key = ?
+	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_finished_key (key, seq, finished_ms)
+		SELECT key, seq, `+schema.Now(tx)+` FROM outbox_key WHERE key = ?
 		ON CONFLICT (key) DO UPDATE SET seq = excluded.seq, finished_ms = excluded.finished_ms`, key)
 	if err != nil {
 		return fmt.Errorf("outbox.Finish: %w", err)
@@ -86,12 +89,12 @@ func Finish(ctx context.Context, tx database.Tx, key string) error {
 	return nil
 }
 
-// stored is an event as the table has it.
+// stored is an event in the form of its table.
 type stored struct {
 	Event
 	time  string
 	bytes int
-	hash  int32 // not negative; shard and partition are this modulo their number
+	hash  int32 // not negative; shard and partition are its remainder
 }
 
 func prepare(e Event) (stored, error) {
@@ -104,7 +107,8 @@ func prepare(e Event) (stored, error) {
 	} {
 		switch {
 		case len(f.text) < f.min || len(f.text) > f.max:
-			return stored{}, fmt.Errorf("%w: the %s has %d bytes, it must have %d to %d", ErrInvalidEvent, f.name, len(f.text), f.min, f.max)
+			return stored{}, fmt.Errorf("%w: the %s has %d bytes, it must have %d to %d",
+				ErrInvalidEvent, f.name, len(f.text), f.min, f.max)
 		case !utf8.ValidString(f.text):
 			return stored{}, fmt.Errorf("%w: the %s is not UTF-8", ErrInvalidEvent, f.name)
 		}
@@ -115,7 +119,7 @@ func prepare(e Event) (stored, error) {
 		}
 	}
 	if len(e.Data) > MaxEventBytes {
-		return stored{}, fmt.Errorf("%w: it has %d bytes of data, the most is %d in all", ErrInvalidEvent, len(e.Data), MaxEventBytes)
+		return stored{}, fmt.Errorf("%w: it has %d bytes of data, the limit is %d in all", ErrInvalidEvent, len(e.Data), MaxEventBytes)
 	}
 	var data bytes.Buffer
 	if err := json.Compact(&data, e.Data); err != nil || data.Bytes()[0] != '{' || !utf8.Valid(data.Bytes()) {
@@ -135,16 +139,14 @@ func prepare(e Event) (stored, error) {
 	if y := e.Time.UTC().Year(); y < 1 || y > 9999 {
 		return stored{}, fmt.Errorf("%w: the year %d has no RFC 3339 form", ErrInvalidEvent, y)
 	}
-	// What headers and framing take: an upper bound that is the same for every sink.
-	const frame = 512
-	s.bytes = frame + len(e.Type) + 2*len(e.Key) + len(e.Subject) + len(e.Source) + len(e.DataSchema) + len(e.Data)
+	s.bytes = frameBytes + len(e.Type) + 2*len(e.Key) + len(e.Subject) + len(e.Source) + len(e.DataSchema) + len(e.Data)
 	if s.bytes > MaxEventBytes {
-		return stored{}, fmt.Errorf("%w: it takes %d bytes, the most is %d", ErrInvalidEvent, s.bytes, MaxEventBytes)
+		return stored{}, fmt.Errorf("%w: it takes %d bytes, the limit is %d", ErrInvalidEvent, s.bytes, MaxEventBytes)
 	}
 	return s, nil
 }
 
-// addPostgres takes one round trip, however many events there are.
+// addPostgres takes one round trip for any number of events.
 func addPostgres(ctx context.Context, tx database.IDB, events []stored) error {
 	if len(events) == 1 {
 		s := &events[0]
@@ -164,7 +166,7 @@ func addPostgres(ctx context.Context, tx database.IDB, events []stored) error {
 			texts[j] = append(texts[j], text)
 		}
 	}
-	// A volatile function is called after sorting, in the order of the rows.
+	// PostgreSQL calls a volatile function after sorting, in the order of the rows.
 	_, err := tx.ExecContext(ctx, `SELECT outbox_add(hash, size, id, type, key, subject, source, dataschema, time, data)
 		FROM unnest(?::integer[], ?::integer[], ?::uuid[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[])
 			WITH ORDINALITY AS e (hash, size, id, type, key, subject, source, dataschema, time, data, n) ORDER BY n`,
@@ -179,8 +181,8 @@ func addSQLite(ctx context.Context, tx database.IDB, events []stored) error {
 	for i := range events {
 		s := &events[i]
 		var seq, id int64
-		err := tx.QueryRowContext(ctx, `INSERT INTO outbox_key (key, seq) VALUES (?, 1) ON CONFLICT (key) DO UPDATE SET seq = seq + 1 RETURNING seq`,
-			s.Key).Scan(&seq)
+		err := tx.QueryRowContext(ctx, `INSERT INTO outbox_key (key, seq) VALUES (?, 1)
+			ON CONFLICT (key) DO UPDATE SET seq = seq + 1 RETURNING seq`, s.Key).Scan(&seq)
 		if err != nil {
 			return fmt.Errorf("count the key's events: %w", err)
 		}
@@ -190,7 +192,8 @@ func addSQLite(ctx context.Context, tx database.IDB, events []stored) error {
 		if err != nil {
 			return fmt.Errorf("insert event: %w", err)
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, bytes) SELECT ? % shards, ?, ? FROM outbox_setting`, s.hash, id, s.bytes)
+		_, err = tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, bytes) SELECT ? % shards, ?, ? FROM outbox_setting`,
+			s.hash, id, s.bytes)
 		if err != nil {
 			return fmt.Errorf("insert pending event: %w", err)
 		}

@@ -12,11 +12,11 @@ import (
 // ErrNotParked says that a key is not parked.
 var ErrNotParked = errors.New("the key is not parked")
 
-// ParkedKey is a key of which nothing is sent because one of its events was refused.
+// ParkedKey is a key whose events are not sent because one of them was refused.
 type ParkedKey struct {
 	Key      string    `json:"key"`
 	Shard    int       `json:"shard"`
-	Events   int       `json:"events"` // that wait: the refused one and later ones met so far
+	Events   int       `json:"events"` // that wait: the refused one, and later ones found so far
 	ID       int64     `json:"id"`     // of the refused one
 	EventID  string    `json:"event_id"`
 	Type     string    `json:"type"`
@@ -26,7 +26,8 @@ type ParkedKey struct {
 
 // Parked lists the parked keys, the oldest first.
 func Parked(ctx context.Context, db *database.DB) ([]ParkedKey, error) {
-	rows, err := db.QueryContext(ctx, `SELECT k.key, k.shard, k.event, k.error, k.parked_ms, e.event_id, e.type, (SELECT count(*) FROM outbox_dead d WHERE d.key = k.key)
+	rows, err := db.QueryContext(ctx, `SELECT k.key, k.shard, k.event, k.error, k.parked_ms, e.event_id, e.type,
+			(SELECT count(*) FROM outbox_dead d WHERE d.key = k.key)
 		FROM outbox_parked_key k JOIN outbox_event e ON e.id = k.event ORDER BY k.parked_ms, k.key`)
 	if err != nil {
 		return nil, fmt.Errorf("list parked keys: %w", err)
@@ -50,7 +51,7 @@ func Parked(ctx context.Context, db *database.DB) ([]ParkedKey, error) {
 
 // ParkedEvents returns the events that wait with a parked key, the refused one first.
 func ParkedEvents(ctx context.Context, db *database.DB, key string) ([]Record, error) {
-	rows, err := db.QueryContext(ctx, `SELECT e.id, d.replay, e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data
+	rows, err := db.QueryContext(ctx, `SELECT e.id, d.replay, `+recordColumns+`
 		FROM outbox_parked_key k JOIN outbox_dead d ON d.key = k.key JOIN outbox_event e ON e.id = d.id WHERE k.key = ? ORDER BY e.id`, key)
 	if err != nil {
 		return nil, fmt.Errorf("read parked events: %w", err)
@@ -59,8 +60,7 @@ func ParkedEvents(ctx context.Context, db *database.DB, key string) ([]Record, e
 	var out []Record
 	for rows.Next() {
 		var r Record
-		err := rows.Scan(&r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data)
-		if err != nil {
+		if err := rows.Scan(r.fields()...); err != nil {
 			return nil, fmt.Errorf("read parked events: %w", err)
 		}
 		out = append(out, r)
@@ -74,15 +74,15 @@ func ParkedEvents(ctx context.Context, db *database.DB, key string) ([]Record, e
 	return out, nil
 }
 
-// RetryParked sends a parked key's events again, the refused one first, and returns how
-// many. Whether it is taken this time shows when it is tried: if not, it is parked again.
+// RetryParked has the events of a parked key sent again, the refused one first, and returns how
+// many. If the refused one is refused again, the key is parked again.
 func RetryParked(ctx context.Context, db *database.DB, key string) (int64, error) {
 	return unpark(ctx, db, key, false)
 }
 
-// DiscardParked gives up the refused event of a key and sends the later ones; it returns how
-// many. Consumers will see a gap in the key's sequence. Until retention drops it, the event
-// can still be sent with [Replay].
+// DiscardParked gives up the refused event of a key, has the later ones sent, and returns how
+// many. Consumers see a gap in the key's sequence. Until the retention drops the event, [Replay]
+// can still send it.
 func DiscardParked(ctx context.Context, db *database.DB, key string) (int64, error) {
 	return unpark(ctx, db, key, true)
 }
@@ -105,7 +105,7 @@ func unpark(ctx context.Context, db *database.DB, key string, discard bool) (n i
 		if first != nil && *first < event {
 			event = *first
 		}
-		if err := lower(ctx, tx, map[int]int64{shard: event}); err != nil {
+		if err := lowerWatermarks(ctx, tx, map[int]int64{shard: event}); err != nil {
 			return err
 		}
 		segment := ""
@@ -133,8 +133,8 @@ func unpark(ctx context.Context, db *database.DB, key string, discard bool) (n i
 	return n, err
 }
 
-// lockParked locks the shard of a parked key and then the key, the order in which an owner
-// parks: it parks nothing meanwhile, and sees all that is done under the locks or nothing.
+// lockParked locks the shard of a parked key and then the key. An owner locks them in the same
+// order to park, so it parks nothing meanwhile, and sees all or nothing of what is done here.
 func lockParked(ctx context.Context, tx database.Tx, key string) (shard int, event int64, err error) {
 	err = tx.QueryRowContext(ctx, `SELECT shard FROM outbox_parked_key WHERE key = ?`, key).Scan(&shard)
 	if err == nil {

@@ -1,7 +1,7 @@
 package outbox
 
-// Partition is the partition that the Java client's default partitioner picks for the key
-// in a topic of n partitions. Every client of the ecosystem can compute it.
+// Partition returns the partition that the default partitioner of the Java client picks for the key
+// in a topic of n partitions. Clients in other languages can compute it as well.
 func Partition(key string, n int) int { return int(hash(key)) % n }
 
 // hash is murmur2 as Kafka's Java client computes it, without the sign bit (its toPositive).

@@ -2,7 +2,7 @@ package outbox
 
 // Record is one event as the outbox keeps it.
 type Record struct {
-	ID         int64 // the position in the outbox
+	ID         int64 // its position in the outbox
 	Seq        int64 // counts the events of the key from 1, without gaps
 	EventID    string
 	Type       string
@@ -15,4 +15,19 @@ type Record struct {
 	Replay     bool   // sent again because an operator asked for it
 
 	CreatedMS int64 // when it was written, by the database's clock
+}
+
+// Bytes is an upper bound of what the event takes in a batch of any sink.
+func (r *Record) Bytes() int {
+	return frameBytes + len(r.Type) + 2*len(r.Key) + len(r.Subject) + len(r.Source) + len(r.DataSchema) + len(r.Data)
+}
+
+// recordColumns are those of an event e, in the order of [Record.fields] after the first two.
+const recordColumns = `e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data`
+
+// fields are what a row is scanned into: id, replay, and recordColumns.
+func (r *Record) fields() []any {
+	return []any{
+		&r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data,
+	}
 }

@@ -12,10 +12,10 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// Selection says which events; what is zero does not narrow it.
+// Selection selects events. A field that is zero does not narrow it.
 type Selection struct {
 	FromID, ToID int64     // both included
-	From, To     time.Time // when it was written; To is not included
+	From, To     time.Time // when the event was written; To is excluded
 	Key, Type    string
 }
 
@@ -43,8 +43,8 @@ func (s Selection) where() (string, []any) {
 	return strings.Join(parts, " AND "), args
 }
 
-// Oldest returns the id of the oldest event that is kept and when it was written, 0 while there
-// is none. Earlier ones are gone: see outbox.retention.
+// Oldest returns the id of the oldest event that is kept and when it was written, 0 while there is
+// none. Earlier events were dropped: see outbox.retention.
 func Oldest(ctx context.Context, db *database.DB) (id int64, at time.Time, err error) {
 	var ms int64
 	err = db.QueryRowContext(ctx, `SELECT id, created_ms FROM outbox_event ORDER BY id LIMIT 1`).Scan(&id, &ms)
@@ -57,22 +57,24 @@ func Oldest(ctx context.Context, db *database.DB) (id int64, at time.Time, err e
 	return id, time.UnixMilli(ms).UTC(), nil
 }
 
-// ReplayResult counts what a replay met.
+// ReplayResult counts the events of a replay.
 type ReplayResult struct {
 	Matched  int64 `json:"matched"`
-	Enqueued int64 `json:"enqueued"` // the others wait anyway
-	Parked   int64 `json:"parked"`   // chosen as well, and left with their parked keys
+	Enqueued int64 `json:"enqueued"` // the others are pending already
+	Parked   int64 `json:"parked"`   // selected as well, but they wait with their parked keys
 	FirstID  int64 `json:"first_id"`
 	LastID   int64 `json:"last_id"`
 }
 
-// Replay has published events published again: the same ids, the same bytes, and the
-// extension attribute replay to tell them by. A dry run only counts. progress, if not nil,
-// hears after each step how many were met. It works in steps of one transaction each, and
-// can be run again: what waits already is not enqueued twice.
-func Replay(ctx context.Context, db *database.DB, sel Selection, dryRun bool, progress func(ReplayResult)) (ReplayResult, error) {
+// Replay has published events published again, with the same ids and bytes, and marked by the
+// extension attribute replay. A dry run only counts. It calls progress, if not nil, after each
+// step. Each step is a transaction of its own, and a replay can be repeated: it enqueues no event
+// that is pending already.
+func Replay(
+	ctx context.Context, db *database.DB, sel Selection, dryRun bool, progress func(ReplayResult),
+) (ReplayResult, error) {
 	var res ReplayResult
-	if sel.ToID == 0 { // not what is written while this runs
+	if sel.ToID == 0 { // not the events written while this runs
 		last, err := schema.LastID(ctx, db)
 		if err != nil {
 			return res, fmt.Errorf("replay: %w", err)
@@ -80,9 +82,10 @@ func Replay(ctx context.Context, db *database.DB, sel Selection, dryRun bool, pr
 		sel.ToID = last
 	}
 	where, args := sel.where()
-	err := db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_event e JOIN outbox_dead d ON d.id = e.id WHERE `+where, args...).Scan(&res.Parked)
+	err := db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_event e JOIN outbox_dead d ON d.id = e.id
+		WHERE `+where, args...).Scan(&res.Parked)
 	if err != nil {
-		return res, fmt.Errorf("replay: count what is parked: %w", err)
+		return res, fmt.Errorf("replay: count the parked events: %w", err)
 	}
 	for {
 		var step ReplayResult
@@ -112,22 +115,23 @@ func replayStep(ctx context.Context, tx database.Tx, sel Selection, dryRun bool)
 	if database.IsPostgres(tx) {
 		share, segment = " FOR SHARE", "e.segment"
 	}
-	var shards int // which must not change before the commit
+	var shards int // must not change before the commit
 	if err := tx.QueryRowContext(ctx, `SELECT shards FROM outbox_setting`+share).Scan(&shards); err != nil {
 		return res, err
 	}
 	where, args := sel.where()
-	rows, err := tx.QueryContext(ctx, `SELECT e.id, `+segment+`, e.key, octet_length(e.data) + octet_length(e.subject) + octet_length(e.source) + octet_length(e.dataschema) + octet_length(e.type)
-		FROM outbox_event e WHERE `+where+` AND NOT EXISTS (SELECT 1 FROM outbox_dead d WHERE d.id = e.id) ORDER BY e.id LIMIT 1000`, args...)
+	rows, err := tx.QueryContext(ctx, `SELECT e.id, `+segment+`, e.key, octet_length(e.data) + octet_length(e.subject)
+			+ octet_length(e.source) + octet_length(e.dataschema) + octet_length(e.type)
+		FROM outbox_event e WHERE `+where+` AND NOT EXISTS (SELECT 1 FROM outbox_dead d WHERE d.id = e.id)
+		ORDER BY e.id LIMIT 1000`, args...)
 	if err != nil {
 		return res, err
 	}
 	defer rows.Close()
-	lows := map[int]int64{}
-	var values []string
+	firsts := map[int]int64{} // the lowest id of each shard
+	var events [][]int64
 	for rows.Next() {
-		var id, bytes int64
-		var segment int
+		var id, segment, bytes int64
 		var key string
 		if err := rows.Scan(&id, &segment, &key, &bytes); err != nil {
 			return res, err
@@ -137,33 +141,27 @@ func replayStep(ctx context.Context, tx database.Tx, sel Selection, dryRun bool)
 		}
 		res.Matched, res.LastID = res.Matched+1, id
 		shard := Partition(key, shards)
-		if low, ok := lows[shard]; !ok || id < low {
-			lows[shard] = id
+		if first, ok := firsts[shard]; !ok || id < first {
+			firsts[shard] = id
 		}
-		value := fmt.Sprintf("(%d, %d, %d, true", shard, id, bytes+512+2*int64(len(key)))
-		if database.IsPostgres(tx) {
-			value += fmt.Sprintf(", %d", segment)
-		}
-		values = append(values, value+")")
+		events = append(events, []int64{int64(shard), id, frameBytes + bytes + 2*int64(len(key)), segment})
 	}
-	if err := rows.Err(); err != nil {
+	if err := rows.Err(); err != nil || dryRun || len(events) == 0 {
 		return res, err
 	}
-	if dryRun || len(values) == 0 {
-		res.Enqueued = 0
-		return res, nil
-	}
-	if err := lower(ctx, tx, lows); err != nil {
+	if err := lowerWatermarks(ctx, tx, firsts); err != nil {
 		return res, err
 	}
 	column := ""
 	if database.IsPostgres(tx) {
 		column = ", segment"
 	}
-	// With the shards locked nothing more is parked; what was parked since the events were
-	// read waits with its key.
+	// No key is parked while the shards are locked. Events that were parked since they were read
+	// wait with their key.
+	table, arg := schema.Rows(tx, events, "shard", "id", "bytes", "segment")
 	done, err := tx.ExecContext(ctx, `INSERT INTO outbox_pending (shard, id, bytes, replay`+column+`)
-		SELECT v.* FROM (VALUES `+strings.Join(values, ", ")+`) AS v WHERE NOT EXISTS (SELECT 1 FROM outbox_dead d WHERE d.id = v.column2) ON CONFLICT DO NOTHING`)
+		SELECT shard, id, bytes, true`+column+` FROM `+table+` AS v
+		WHERE NOT EXISTS (SELECT 1 FROM outbox_dead d WHERE d.id = v.id) ON CONFLICT DO NOTHING`, arg)
 	if err != nil {
 		return res, err
 	}
@@ -171,19 +169,15 @@ func replayStep(ctx context.Context, tx database.Tx, sel Selection, dryRun bool)
 	return res, err
 }
 
-// lower makes owners look again from the given ids on. The new epoch voids what they
-// remember; the leases stay theirs.
-func lower(ctx context.Context, tx database.Tx, firsts map[int]int64) error {
-	for _, shard := range slices.Sorted(maps.Keys(firsts)) { // in one order: see renew
-		_, err := tx.ExecContext(ctx, `UPDATE outbox_shard SET epoch = epoch + 1, low = CASE WHEN low < ?1 THEN low ELSE ?1 END WHERE shard = ?2`, firsts[shard]-1, shard)
+// lowerWatermarks makes the owners of shards fetch again from the given ids on. The new epoch
+// invalidates what they remember; they keep their leases.
+func lowerWatermarks(ctx context.Context, tx database.Tx, firsts map[int]int64) error {
+	for _, shard := range slices.Sorted(maps.Keys(firsts)) { // everyone locks shards in this order
+		_, err := tx.ExecContext(ctx, `UPDATE outbox_shard
+			SET epoch = epoch + 1, low = CASE WHEN low < ?1 THEN low ELSE ?1 END WHERE shard = ?2`, firsts[shard]-1, shard)
 		if err != nil {
 			return err
 		}
 	}
-	if database.IsPostgres(tx) {
-		if _, err := tx.ExecContext(ctx, "SELECT pg_notify('"+schema.Channel+"', 'lease')"); err != nil {
-			return err
-		}
-	}
-	return nil
+	return schema.NotifyLeases(ctx, tx)
 }

@@ -11,9 +11,9 @@ import (
 )
 
 // Retain drops published events older than the retention, and the counters of keys that were
-// finished before it (see [Finish]). Whatever waits or is parked stays. Any number of processes
-// may do it at once. A part of the events that somebody holds locked, as a dump does for hours,
-// is left for the next time, and the error says so.
+// finished before then (see [Finish]). Pending and parked events stay. Any number of processes may
+// call it at once. It leaves segments that somebody has locked, as a dump does for hours, for the
+// next call, and the error says so.
 func Retain(ctx context.Context, db *database.DB, retention time.Duration) error {
 	errs := []error{forgetKeys(ctx, db, retention)}
 	if !db.IsPostgres() {
@@ -30,8 +30,8 @@ func Retain(ctx context.Context, db *database.DB, retention time.Duration) error
 	return errors.Join(errs...)
 }
 
-// forgetKeys removes the counters of finished keys. One that has counted on since is in use
-// again, and loses the mark only.
+// forgetKeys removes the counters of finished keys. A key that had events since then is in use
+// again, and loses only its mark.
 func forgetKeys(ctx context.Context, db *database.DB, retention time.Duration) error {
 	const step = 500
 	for n := step; n == step; {
@@ -43,7 +43,7 @@ func forgetKeys(ctx context.Context, db *database.DB, retention time.Duration) e
 			if err := tx.QueryRowContext(ctx, "SELECT "+schema.Now(tx)).Scan(&nowMS); err != nil {
 				return err
 			}
-			// One from a clock that was ahead: its time begins now.
+			// A clock that was ahead wrote these: their retention starts now.
 			if _, err := tx.ExecContext(ctx, `UPDATE outbox_finished_key SET finished_ms = ? WHERE finished_ms > ?`, nowMS, nowMS+60_000); err != nil {
 				return err
 			}
@@ -52,7 +52,7 @@ func forgetKeys(ctx context.Context, db *database.DB, retention time.Duration) e
 			if n = len(keys); err != nil || n == 0 {
 				return err
 			}
-			// The counter first, as whoever adds and finishes does.
+			// The counter first, the order in which [Add] and [Finish] lock.
 			_, err = tx.ExecContext(ctx, `DELETE FROM outbox_key WHERE key IN (?1)
 				AND seq = (SELECT f.seq FROM outbox_finished_key f WHERE f.key = outbox_key.key AND f.finished_ms < ?2)`, database.List(keys), before)
 			if err != nil {
@@ -73,16 +73,16 @@ func emptySegment(ctx context.Context, db *database.DB, n int, retention time.Du
 	const idle = `NOT EXISTS (SELECT 1 FROM outbox_pending WHERE segment = ?1) AND NOT EXISTS (SELECT 1 FROM outbox_dead WHERE segment = ?1)`
 	var newest, writtenMS, nowMS int64
 	err := briefly(ctx, db, func(ctx context.Context, tx database.Tx) error {
-		// Events are written in the order of time but for what transactions that were open
-		// together mix.
-		err := tx.QueryRowContext(ctx, `SELECT max(id), max(created_ms), `+schema.PostgresNow+` FROM (SELECT id, created_ms FROM `+table+` ORDER BY id DESC LIMIT 1000) n
-			HAVING count(*) > 0 AND `+idle, n).Scan(&newest, &writtenMS, &nowMS)
+		// Events are in the order of time, except those of transactions that were open together.
+		err := tx.QueryRowContext(ctx, `SELECT max(id), max(created_ms), `+schema.PostgresNow+`
+			FROM (SELECT id, created_ms FROM `+table+` ORDER BY id DESC LIMIT 1000) n HAVING count(*) > 0 AND `+idle, n).Scan(&newest, &writtenMS, &nowMS)
 		if err != nil || writtenMS <= nowMS {
 			return err
 		}
-		// A time that has not come yet was written by a clock that was ahead: the event is at
-		// least as old as the next one whose time has come.
-		return tx.QueryRowContext(ctx, `SELECT created_ms FROM outbox_event WHERE id > ? AND created_ms <= ? ORDER BY id LIMIT 1`, newest, nowMS).Scan(&writtenMS)
+		// A clock that was ahead wrote this time: the event is at least as old as the next one whose
+		// time has come.
+		return tx.QueryRowContext(ctx, `SELECT created_ms FROM outbox_event WHERE id > ? AND created_ms <= ? ORDER BY id LIMIT 1`,
+			newest, nowMS).Scan(&writtenMS)
 	})
 	if database.IsNotFound(err) || err == nil && writtenMS >= nowMS-retention.Milliseconds() {
 		return nil
@@ -94,7 +94,7 @@ func emptySegment(ctx context.Context, db *database.DB, n int, retention time.Du
 		if _, err := tx.ExecContext(ctx, `LOCK TABLE ONLY `+table+` IN ACCESS EXCLUSIVE MODE`); err != nil {
 			return err
 		}
-		// A replay locks what it puts back in the same way, so this is the last word.
+		// With the lock no replay can put anything back, so this check is final.
 		var same bool
 		err := tx.QueryRowContext(ctx, `SELECT (SELECT max(id) FROM `+table+`) = ?2 AND `+idle, n, newest).Scan(&same)
 		if err != nil || !same {
@@ -105,8 +105,8 @@ func emptySegment(ctx context.Context, db *database.DB, n int, retention time.Du
 	})
 }
 
-// briefly runs a transaction that waits for no lock for long: who waits for an exclusive one
-// keeps everyone behind it waiting.
+// briefly runs a transaction that waits only briefly for locks: everyone else queues after a
+// transaction that waits for an exclusive lock.
 func briefly(ctx context.Context, db *database.DB, fn func(context.Context, database.Tx) error) error {
 	return db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := tx.ExecContext(ctx, `SET LOCAL lock_timeout = '200ms'`); err != nil {
@@ -118,7 +118,7 @@ func briefly(ctx context.Context, db *database.DB, fn func(context.Context, data
 
 func retainSQLite(ctx context.Context, db *database.DB, retention time.Duration) error {
 	for {
-		// In small steps: writers come in between. An event from the future is as old as on
+		// In small steps, so that writers get their turn. Events from the future are treated as on
 		// PostgreSQL.
 		res, err := db.Write(ctx, `DELETE FROM outbox_event WHERE id IN (
 			SELECT id FROM outbox_event WHERE (created_ms < `+schema.SQLiteNow+` - ?1

@@ -9,19 +9,19 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// State is what the outbox does now.
+// State is the state of the outbox at one moment.
 type State struct {
-	Pending      int64         `json:"pending"`       // events that wait to be published
-	OldestAge    time.Duration `json:"oldest_age_ns"` // of those
+	Pending      int64         `json:"pending"`       // events to be published
+	OldestAge    time.Duration `json:"oldest_age_ns"` // of the oldest pending event
 	ParkedKeys   int64         `json:"parked_keys"`
 	ParkedEvents int64         `json:"parked_events"`          // that wait with their keys
-	Rate         float64       `json:"rate"`                   // events a second, all relays, lately
-	LeasesAhead  int           `json:"leases_ahead,omitempty"` // leases that end later than they can: nobody's
+	Rate         float64       `json:"rate"`                   // recent events a second of all relays
+	LeasesAhead  int           `json:"leases_ahead,omitempty"` // leases that end later than any lease can; they are void
 	LastID       int64         `json:"last_id"`
 	Relays       []RelayState  `json:"relays"`
 	Shards       []ShardState  `json:"shards"`
 	Targets      []Target      `json:"targets"` // the active one first
-	Trouble      []Trouble     `json:"trouble"` // of relays that are alive and, for a day, that are gone
+	Outages      []Outage      `json:"outages"` // of relays that live and, for a day, of those that have ended
 }
 
 // RelayState is a living relay.
@@ -29,22 +29,22 @@ type RelayState struct {
 	ID      string    `json:"id"`
 	Name    string    `json:"name"`
 	Started time.Time `json:"started"`
-	Shards  int       `json:"shards"` // it holds the lease of
+	Shards  int       `json:"shards"` // whose leases it holds
 	Rate    float64   `json:"rate"`   // events a second
 }
 
-// ShardState is one shard. Owner is empty while nobody holds the lease.
+// ShardState is one shard. Owner is empty while no relay holds the lease.
 type ShardState struct {
 	Shard     int           `json:"shard"`
 	Owner     string        `json:"owner,omitempty"`
 	Epoch     int64         `json:"epoch"`
 	LeaseLeft time.Duration `json:"lease_left_ns"`
-	Low       int64         `json:"low"`
+	Watermark int64         `json:"watermark"`
 	Pending   int64         `json:"pending"`
 	OldestAge time.Duration `json:"oldest_age_ns"`
 }
 
-// Target returns the active target, nil while there is none.
+// Target returns the active target, or nil while there is none.
 func (st State) Target() *Target {
 	if len(st.Targets) == 0 || st.Targets[0].State != active {
 		return nil
@@ -52,7 +52,7 @@ func (st State) Target() *Target {
 	return &st.Targets[0]
 }
 
-// Status tells what the outbox does now. It counts, which takes a moment when millions wait.
+// Status reads the state of the outbox. It counts, which takes a moment when millions are pending.
 func Status(ctx context.Context, db *database.DB) (State, error) {
 	st, err := status(ctx, db)
 	if err != nil {
@@ -73,11 +73,12 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 	}
 	age := func(ms int64) time.Duration { return time.Duration(max(0, nowMS-ms)) * time.Millisecond }
 
-	// A lease that ends later than it can was written by a clock that was ahead, or before the
-	// clock was set back. A step of a second is none. The clock is read again for that: since
-	// the first time everybody may have renewed.
+	// A lease that ends later than a lease can was written by a clock that was ahead, or before the
+	// clock was set back. A second of tolerance allows for small steps. The query reads the clock
+	// again, because relays may have renewed since the first time.
 	latest := schema.Now(db) + ` + coalesce(r.lease_ms, ?1) + 1000`
-	rows, err := db.QueryContext(ctx, `SELECT s.shard, s.owner, s.epoch, s.until_ms, `+latest+`, s.low, coalesce(p.n, 0), coalesce(e.created_ms, `+schema.Now(db)+`)
+	rows, err := db.QueryContext(ctx, `SELECT s.shard, s.owner, s.epoch, s.until_ms, `+latest+`, s.low,
+			coalesce(p.n, 0), coalesce(e.created_ms, `+schema.Now(db)+`)
 		FROM outbox_shard s
 		LEFT JOIN outbox_relay r ON r.id = s.owner
 		LEFT JOIN (SELECT shard, count(*) AS n, min(id) AS first FROM outbox_pending GROUP BY shard) p ON p.shard = s.shard
@@ -91,7 +92,7 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 		var s ShardState
 		var owner *string
 		var until, latest, created int64
-		if err := rows.Scan(&s.Shard, &owner, &s.Epoch, &until, &latest, &s.Low, &s.Pending, &created); err != nil {
+		if err := rows.Scan(&s.Shard, &owner, &s.Epoch, &until, &latest, &s.Watermark, &s.Pending, &created); err != nil {
 			return st, err
 		}
 		switch {
@@ -113,8 +114,8 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 		return st, err
 	}
 
-	relays, err := db.QueryContext(ctx, `SELECT id, name, started_ms, rate FROM outbox_relay r WHERE until_ms > ?2 AND until_ms <= `+latest+` ORDER BY id`,
-		schema.LongestLease.Milliseconds(), nowMS)
+	relays, err := db.QueryContext(ctx, `SELECT id, name, started_ms, rate FROM outbox_relay r
+		WHERE until_ms > ?2 AND until_ms <= `+latest+` ORDER BY id`, schema.LongestLease.Milliseconds(), nowMS)
 	if err != nil {
 		return st, err
 	}
@@ -135,8 +136,8 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 	if st.Targets, err = Targets(ctx, db); err != nil {
 		return st, err
 	}
-	if st.Trouble, err = troubles(ctx, db); database.IsForbidden(err) {
-		err = nil // grants.sql has not been run since: what else there is can be shown
+	if st.Outages, err = outages(ctx, db); database.IsForbidden(err) {
+		err = nil // grants.sql has not been run since the table came; the rest can be shown
 	}
 	return st, err
 }

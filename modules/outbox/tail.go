@@ -10,7 +10,7 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// Entry is an event as the operator sees it.
+// Entry is an event as an operator sees it.
 type Entry struct {
 	Record
 	Where string // pending, parked, published
@@ -18,55 +18,53 @@ type Entry struct {
 
 // TailOptions say which events to show.
 type TailOptions struct {
-	Last   int    // begin with so many of the newest; 0: none of them
-	From   int64  // or begin with this id
+	Last   int    // start with so many of the newest; 0: with none
+	From   int64  // or start with this id
 	Key    string // only of this key
 	Type   string // only of this type
-	Follow bool   // go on with new ones until ctx ends
+	Follow bool   // go on with new events until ctx ends
 }
 
 // Tail calls fn with events, oldest first, each once. New events come in the order of their
-// commits, as far as that can be seen from outside. However many events there are, it
-// remembers only those that came after the oldest transaction that is still open.
+// commits, as far as a reader can see it. It remembers only the ids of events that came after the
+// oldest open transaction, however many events there are.
 func Tail(ctx context.Context, db *database.DB, opt TailOptions, fn func(Entry) error) error {
 	return tail(ctx, db, opt, &idSet{}, fn)
 }
 
 func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, fn func(Entry) error) error {
-	s := schema.Settler{DB: db}
-	settled, err := s.Step(ctx, "")
+	stable := schema.StableWatermark{DB: db}
+	current, err := stable.Advance(ctx, "")
 	if err != nil {
 		return fmt.Errorf("follow the outbox: %w", err)
 	}
-	if !settled { // relays may know better
-		err := db.QueryRowContext(ctx, `SELECT coalesce(min(low), 0) FROM outbox_shard`).Scan(&s.Bound)
+	if !current { // relays may know a higher one
+		err := db.QueryRowContext(ctx, `SELECT coalesce(min(low), 0) FROM outbox_shard`).Scan(&stable.ID)
 		if err != nil {
 			return fmt.Errorf("follow the outbox: %w", err)
 		}
 	}
-	above := s.Bound
+	above := stable.ID
 	switch {
 	case opt.From > 0:
 		above = opt.From - 1
 	case opt.Last > 0:
 		where, args := Selection{Key: opt.Key, Type: opt.Type}.where()
-		err := db.QueryRowContext(ctx, `SELECT coalesce(min(id), 1) - 1 FROM (SELECT e.id FROM outbox_event e WHERE `+where+` ORDER BY e.id DESC LIMIT ?) l`,
-			append(args, opt.Last)...).Scan(&above)
-		if err != nil {
-			return fmt.Errorf("find where to begin: %w", err)
-		}
-	case !settled:
-		if above, err = schema.LastID(ctx, db); err != nil {
-			return fmt.Errorf("find where to begin: %w", err)
-		}
+		err = db.QueryRowContext(ctx, `SELECT coalesce(min(id), 1) - 1 FROM
+			(SELECT e.id FROM outbox_event e WHERE `+where+` ORDER BY e.id DESC LIMIT ?) l`, append(args, opt.Last)...).Scan(&above)
+	case !current:
+		above, err = schema.LastID(ctx, db)
+	}
+	if err != nil {
+		return fmt.Errorf("find where to begin: %w", err)
 	}
 	for {
 		begun := time.Now()
-		bound := s.Bound // before the reading: above it late ones may come in between, and it is read again
+		through := stable.ID // before the read: later ids can still appear in between, and are read again
 		last := above
 		for {
 			list, err := entries(ctx, db, Selection{FromID: last + 1, Key: opt.Key, Type: opt.Type}, 500)
-			if opt.Follow && interrupted(ctx) {
+			if opt.Follow && ctx.Err() != nil {
 				return nil
 			}
 			if err != nil {
@@ -77,7 +75,7 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 				if shown.has(e.ID) {
 					continue
 				}
-				if e.ID > bound && opt.Follow {
+				if e.ID > through && opt.Follow {
 					shown.add(e.ID)
 				}
 				if err := fn(e); err != nil {
@@ -91,30 +89,21 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 		if !opt.Follow {
 			return nil
 		}
-		above = max(above, bound)
+		above = max(above, through)
 		shown.forget(above)
-		// While a transaction stays open for long, all after it is read again and again.
+		// While a transaction stays open, everything after it is read again and again.
 		select {
 		case <-time.After(max(100*time.Millisecond, time.Since(begun))):
 		case <-ctx.Done():
 			return nil
 		}
-		if _, err := s.Step(ctx, ""); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {
+		if _, err := stable.Advance(ctx, ""); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {
 			return fmt.Errorf("follow the outbox: %w", err)
 		}
 	}
 }
 
-func interrupted(ctx context.Context) bool {
-	select {
-	case <-ctx.Done():
-		return true
-	default:
-		return false
-	}
-}
-
-// idSet is a set of ids most of which follow each other: about a bit for each.
+// idSet is a set of ids, most of which are consecutive. It takes about one bit for each.
 type idSet struct{ bits map[int64]uint64 }
 
 func (s *idSet) has(id int64) bool { return s.bits[id/64]>>(id%64)&1 != 0 }
@@ -126,15 +115,15 @@ func (s *idSet) add(id int64) {
 	s.bits[id/64] |= 1 << (id % 64)
 }
 
-// forget removes the ids up to one, or a few less.
+// forget removes the ids up to one, except a few.
 func (s *idSet) forget(through int64) {
 	maps.DeleteFunc(s.bits, func(word int64, _ uint64) bool { return word < through/64 })
 }
 
 func entries(ctx context.Context, db *database.DB, sel Selection, limit int) ([]Entry, error) {
 	where, args := sel.where()
-	rows, err := db.QueryContext(ctx, `SELECT e.id, coalesce(p.replay, false), e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject,
-			e.source, e.dataschema, e.time, e.data, CASE WHEN p.id IS NOT NULL THEN 'pending' WHEN d.id IS NOT NULL THEN 'parked' ELSE 'published' END
+	rows, err := db.QueryContext(ctx, `SELECT e.id, coalesce(p.replay, false), `+recordColumns+`,
+			CASE WHEN p.id IS NOT NULL THEN 'pending' WHEN d.id IS NOT NULL THEN 'parked' ELSE 'published' END
 		FROM (SELECT e.* FROM outbox_event e WHERE `+where+` ORDER BY e.id LIMIT ?) e
 		LEFT JOIN outbox_pending p ON p.id = e.id LEFT JOIN outbox_dead d ON d.id = e.id ORDER BY e.id`, append(args, limit)...)
 	if err != nil {
@@ -144,8 +133,7 @@ func entries(ctx context.Context, db *database.DB, sel Selection, limit int) ([]
 	var out []Entry
 	for rows.Next() {
 		var e Entry
-		err := rows.Scan(&e.ID, &e.Replay, &e.CreatedMS, &e.Seq, &e.EventID, &e.Type, &e.Key, &e.Subject, &e.Source, &e.DataSchema, &e.Time, &e.Data, &e.Where)
-		if err != nil {
+		if err := rows.Scan(append(e.fields(), &e.Where)...); err != nil {
 			return nil, fmt.Errorf("read events: %w", err)
 		}
 		out = append(out, e)

@@ -15,33 +15,33 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// ErrOtherTarget says that a relay's sink is not where the outbox publishes. What the relay
-// sent would be marked as published and be missing where it belongs.
+// ErrOtherTarget says that the outbox publishes to another target than the relay's sink. What the
+// relay sent there would count as published, and the target would never get it.
 var ErrOtherTarget = errors.New("the outbox has another target")
 
-// ErrRelaysAlive says that something must not change while relays run.
+// ErrRelaysAlive says that a change is not allowed while relays run.
 var ErrRelaysAlive = errors.New("relays are running")
 
-// ErrPartitionsChanged ends a relay: the target has another number of partitions than the
-// order of keys was built on. To go on would put events of a key behind later ones.
+// ErrPartitionsChanged ends a relay: the target no longer has the number of partitions that the
+// order of keys relies on. New events of a key could overtake old ones.
 var ErrPartitionsChanged = errors.New("the number of partitions has changed")
 
-// ErrShards ends a relay whose number of shards does not fit.
+// ErrShards ends a relay whose number of shards does not fit the target or the outbox.
 var ErrShards = errors.New("the number of shards does not fit")
 
 // Target is a place that the outbox publishes to, or has published to.
 type Target struct {
 	Name       string    `json:"name"`       // of its sink
 	State      string    `json:"state"`      // active or former
-	Partitions int       `json:"partitions"` // that the order of keys relies on; 0: it has not been reached yet
-	Identity   string    `json:"identity"`   // see [relay.Sink]; empty: not known yet, or not told
+	Partitions int       `json:"partitions"` // that the order of keys relies on; 0: not known yet
+	Identity   string    `json:"identity"`   // see [relay.Sink]; empty: not known yet, or the target does not say
 	Since      time.Time `json:"since,omitzero"`
 }
 
 const active = "active"
 
-// besideDatabase is the identity of a file in the folder of the SQLite database: it stays
-// the same when the folder is moved, copied or seen under another path.
+// besideDatabase is the identity of a file in the folder of the SQLite database. It stays the same
+// when the folder is moved, copied or mounted elsewhere.
 const besideDatabase = "beside the database"
 
 func (t Target) String() string {
@@ -62,7 +62,8 @@ func (t Target) OnKafka() bool { return strings.HasPrefix(t.Name, "kafka:") }
 
 // Targets lists the active target first and then the former ones.
 func Targets(ctx context.Context, db database.IDB) ([]Target, error) {
-	rows, err := db.QueryContext(ctx, `SELECT name, state, coalesce(partitions, 0), identity, since_ms FROM outbox_target ORDER BY state, name`)
+	rows, err := db.QueryContext(ctx, `SELECT name, state, coalesce(partitions, 0), identity, since_ms
+		FROM outbox_target ORDER BY state, name`)
 	if err != nil {
 		return nil, fmt.Errorf("read the targets of the outbox: %w", err)
 	}
@@ -86,10 +87,10 @@ func Targets(ctx context.Context, db database.IDB) ([]Target, error) {
 }
 
 // AdmitTarget returns the outbox's target if it is the named one, and makes the named one the
-// target of an outbox that has none. Else the error wraps [ErrOtherTarget] and says what to
-// do. A nil identity is one that could not be asked for yet.
+// target if the outbox has none. Otherwise the error wraps [ErrOtherTarget] and says what to do. A
+// nil identity means that it is not known yet.
 func AdmitTarget(ctx context.Context, db *database.DB, name string, identity *string) (Target, error) {
-	// Read first: what is as it should be takes no lock.
+	// Read first: in the usual case no lock is needed.
 	t, is, err := compareTarget(ctx, db, name, identity)
 	if err != nil || is == recorded {
 		return t, err
@@ -114,22 +115,22 @@ func AdmitTarget(ctx context.Context, db *database.DB, name string, identity *st
 	return t, err
 }
 
-// CheckTarget is [AdmitTarget] without the recording.
+// CheckTarget is [AdmitTarget] without writing anything.
 func CheckTarget(ctx context.Context, db *database.DB, name string, identity *string) error {
 	_, _, err := compareTarget(ctx, db, name, identity)
 	return err
 }
 
-// comparison is how a named target compares with what is recorded.
+// comparison is the result of comparing a named target with the recorded one.
 type comparison int
 
 const (
-	recorded comparison = iota // it is the target, and its row is right
-	partly                     // it is, and its row has to be completed
+	recorded comparison = iota // it is the target, and its row is complete
+	partly                     // it is the target, and its row must be completed
 	first                      // there is no target yet
 )
 
-// compareTarget returns the named target as its row is to be.
+// compareTarget returns the named target as its row should be.
 func compareTarget(
 	ctx context.Context, db database.IDB, name string, identity *string,
 ) (t Target, is comparison, err error) {
@@ -153,7 +154,7 @@ func compareTarget(
 	}
 	t = list[0]
 	if t.State != active {
-		// Of several that were used before this was recorded, the first relay's is the target.
+		// Of several that were used before the target was recorded, the first relay decides.
 		i := slices.IndexFunc(list, func(t Target) bool { return sameName(t, named) })
 		if i < 0 {
 			return t, 0, otherTarget(list, named)
@@ -177,8 +178,8 @@ func compareTarget(
 	return t, is, nil
 }
 
-// sameName reports whether the names are of one place. A file can have several: its folder
-// may be reached by a link, or be mounted.
+// sameName reports whether two names mean one place. A file can have several names: its folder may
+// be a link or a mount.
 func sameName(a, b Target) bool {
 	if a.Name == b.Name {
 		return true
@@ -211,8 +212,8 @@ func isBesideDatabase(ctx context.Context, db database.IDB, t Target) (bool, err
 	return file != "" && sameFolder(path, file), nil
 }
 
-// movedAway tells a folder that was moved from another one, where nothing but the path is
-// known of the file: then there is nothing left where it was.
+// movedAway reports whether a folder was moved rather than replaced, for a file of which only the
+// path is known: then nothing is left at the old path.
 func movedAway(was, named Target) bool {
 	from, isFile := strings.CutPrefix(was.Name, "file:")
 	if !isFile || was.Identity != "" || filepath.Base(from) != filepath.Base(named.Name) {
@@ -243,20 +244,22 @@ func otherTarget(have []Target, named Target) error {
 		ErrOtherTarget, verb, strings.Join(is, " and "), named, why, first, named)
 }
 
-// lockTargets makes those who change the target take turns.
+// lockTargets serialises changes of the target.
 func lockTargets(ctx context.Context, tx database.Tx) error {
 	_, err := tx.ExecContext(ctx, `SELECT 1 FROM outbox_setting`+database.ForUpdate(tx))
 	return err
 }
 
-// activate writes the row of the target and makes every other one a former one.
+// activate writes the row of the target and marks every other one as former.
 func activate(ctx context.Context, tx database.Tx, t Target) error {
-	if t.Identity == besideDatabase { // the file is one, under whatever path it was known
-		if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_target WHERE identity = ? AND name <> ?`, besideDatabase, t.Name); err != nil {
+	if t.Identity == besideDatabase { // it is one file, under whatever path it was known
+		_, err := tx.ExecContext(ctx, `DELETE FROM outbox_target WHERE identity = ? AND name <> ?`, besideDatabase, t.Name)
+		if err != nil {
 			return err
 		}
 	}
-	if _, err := tx.ExecContext(ctx, `UPDATE outbox_target SET state = 'former' WHERE state = 'active' AND name <> ?`, t.Name); err != nil {
+	_, err := tx.ExecContext(ctx, `UPDATE outbox_target SET state = 'former' WHERE state = 'active' AND name <> ?`, t.Name)
+	if err != nil {
 		return err
 	}
 	var partitions *int
@@ -267,13 +270,14 @@ func activate(ctx context.Context, tx database.Tx, t Target) error {
 	if !t.Since.IsZero() {
 		since = t.Since.UnixMilli()
 	}
-	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_target (name, state, partitions, identity, since_ms) VALUES (?, 'active', ?, ?, ?)
-		ON CONFLICT (name) DO UPDATE SET state = excluded.state, partitions = excluded.partitions, identity = excluded.identity, since_ms = excluded.since_ms`,
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_target (name, state, partitions, identity, since_ms) VALUES (?, 'active', ?, ?, ?)
+		ON CONFLICT (name) DO UPDATE SET state = excluded.state, partitions = excluded.partitions,
+			identity = excluded.identity, since_ms = excluded.since_ms`,
 		t.Name, partitions, t.Identity, since)
 	return err
 }
 
-// moment is the time by the database's clock.
+// moment reads the database's clock.
 func moment(ctx context.Context, db database.IDB) (time.Time, error) {
 	var ms int64
 	err := db.QueryRowContext(ctx, `SELECT `+schema.Now(db)).Scan(&ms)
@@ -282,10 +286,10 @@ func moment(ctx context.Context, db database.IDB) (time.Time, error) {
 
 // TargetChange is what [SetTarget] did or would do.
 type TargetChange struct {
-	From    *Target `json:"from"` // nil: there was none
+	From    *Target `json:"from"` // nil: the outbox had none
 	To      Target  `json:"to"`
 	Changed bool    `json:"changed"`
-	Waiting int64   `json:"waiting"` // events that go to the new target
+	Waiting int64   `json:"waiting"` // pending events, which go to the new target
 	Parked  int64   `json:"parked"`  // keys whose events stay parked
 }
 
@@ -295,16 +299,15 @@ func PlanTarget(ctx context.Context, db *database.DB, to Target, shards int) (Ta
 	return change, wrapSetTarget(err)
 }
 
-// SetTarget makes the outbox publish to another target from now on. Events that were
-// published stay where they are; those that wait go to the new one. It is refused with
-// [ErrRelaysAlive] while relays run.
+// SetTarget makes the outbox publish to another target. Published events stay where they are;
+// pending ones go to the new target. It fails with [ErrRelaysAlive] while relays run.
 func SetTarget(ctx context.Context, db *database.DB, to Target, shards int) (change TargetChange, err error) {
 	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if database.IsPostgres(tx) {
 			if err := schema.Bounded(ctx, tx, 5*time.Second); err != nil {
 				return err
 			}
-			// A relay that is just starting enters itself here, and looks at the target after that.
+			// A relay that starts writes its row here before it reads the target.
 			if _, err := tx.ExecContext(ctx, `LOCK TABLE outbox_relay IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 				return err
 			}
@@ -361,15 +364,16 @@ func planTarget(ctx context.Context, db database.IDB, to Target, shards int) (ch
 	if err := fits(to, shards); err != nil {
 		return change, err
 	}
-	err = db.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM outbox_pending), (SELECT count(*) FROM outbox_parked_key)`).Scan(&change.Waiting, &change.Parked)
+	err = db.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM outbox_pending), (SELECT count(*) FROM outbox_parked_key)`).
+		Scan(&change.Waiting, &change.Parked)
 	if err != nil {
 		return change, fmt.Errorf("count what waits: %w", err)
 	}
-	return change, noRelays(ctx, db, "the target of the outbox is changed while none runs")
+	return change, noRelays(ctx, db, "the target can change only while none runs")
 }
 
-// StillTarget ends a relay whose target was changed under it. It reads in the transaction
-// that renews the leases, after the relay has entered itself there: see [SetTarget].
+// StillTarget fails if the outbox no longer publishes to the target that a relay was admitted to.
+// Call it in the transaction that writes the relay's row, after that: see [SetTarget].
 func StillTarget(ctx context.Context, tx database.Tx, admitted Target) error {
 	if admitted.Name == "" {
 		return nil
@@ -389,8 +393,8 @@ func StillTarget(ctx context.Context, tx database.Tx, admitted Target) error {
 	return otherTarget([]Target{is}, admitted)
 }
 
-// PinPartitions remembers how many partitions the target had when it was first used, and
-// compares.
+// PinPartitions records how many partitions the target has when it is first used, and compares the
+// number later.
 func PinPartitions(ctx context.Context, db *database.DB, now Target, partitions, shards int) error {
 	now.Partitions = partitions
 	if err := fits(now, shards); err != nil {
@@ -398,13 +402,15 @@ func PinPartitions(ctx context.Context, db *database.DB, now Target, partitions,
 	}
 	var pinned int
 	err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		if _, err := tx.ExecContext(ctx, `UPDATE outbox_target SET partitions = ? WHERE name = ? AND partitions IS NULL`, partitions, now.Name); err != nil {
+		_, err := tx.ExecContext(ctx, `UPDATE outbox_target SET partitions = ? WHERE name = ? AND partitions IS NULL`,
+			partitions, now.Name)
+		if err != nil {
 			return err
 		}
 		return tx.QueryRowContext(ctx, `SELECT partitions FROM outbox_target WHERE name = ?`, now.Name).Scan(&pinned)
 	})
 	if err != nil {
-		return fmt.Errorf("pin the number of partitions: %w", err)
+		return fmt.Errorf("record the number of partitions: %w", err)
 	}
 	if pinned != partitions {
 		return Repartitioned(now, pinned)
@@ -412,26 +418,29 @@ func PinPartitions(ctx context.Context, db *database.DB, now Target, partitions,
 	return nil
 }
 
-// fits reports whether shards can be divided among the partitions of a target.
+// fits fails if the shards cannot be divided evenly among the partitions of a target.
 func fits(t Target, shards int) error {
 	if shards%t.Partitions == 0 {
 		return nil
 	}
-	return fmt.Errorf("%w: %s has %d partitions, and outbox.shards is %d, which is no multiple of it. Set outbox.shards to %d",
-		ErrShards, t, t.Partitions, shards, (shards/t.Partitions+1)*t.Partitions)
+	return fmt.Errorf("%w: %s has %d partitions, and outbox.shards is %d, which is no multiple of that. "+
+		"Set outbox.shards to %d", ErrShards, t, t.Partitions, shards, (shards/t.Partitions+1)*t.Partitions)
 }
 
-// Repartitioned says that a target has another number of partitions than the pinned one.
+// Repartitioned is the error for a target that no longer has the recorded number of partitions.
 func Repartitioned(now Target, pinned int) error {
-	return fmt.Errorf("%w: %s has %d partitions, and events were published to it with %d. Keys would move to other partitions, "+
-		"where their new events could overtake old ones. Nothing is lost: events wait. Once consumers have read everything published so far, "+
-		"accept the new number with: authctl outbox topic ensure --accept-partitions %d", ErrPartitionsChanged, now, now.Partitions, pinned, now.Partitions)
+	return fmt.Errorf("%w: %s has %d partitions, and events were published to it with %d. Keys would move to other "+
+		"partitions, where their new events could overtake old ones. Nothing is lost: events wait. Once consumers have "+
+		"read everything published so far, accept the new number with: authctl outbox topic ensure --accept-partitions %d",
+		ErrPartitionsChanged, now, now.Partitions, pinned, now.Partitions)
 }
 
-// AcceptPartitions makes a new number of partitions of the target the one that the order of
-// keys is built on. Consumers must have read everything that was published with the old one,
-// so it is refused with [ErrRelaysAlive] while relays run.
-func AcceptPartitions(ctx context.Context, db *database.DB, name string, identity *string, partitions int) error {
+// AcceptPartitions records a new number of partitions of the target, which the order of keys relies
+// on from then on. Consumers must have read everything that was published with the old one. It
+// fails with [ErrRelaysAlive] while relays run.
+func AcceptPartitions(
+	ctx context.Context, db *database.DB, name string, identity *string, partitions int,
+) error {
 	err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if err := lockTargets(ctx, tx); err != nil {
 			return err
@@ -441,11 +450,11 @@ func AcceptPartitions(ctx context.Context, db *database.DB, name string, identit
 		case err != nil:
 			return err
 		case is == first || t.Partitions == 0:
-			return errors.New("nothing was published there yet: there is no other number to replace")
+			return errors.New("nothing was published there yet, so no number is recorded")
 		case t.Partitions == partitions:
 			return nil
 		}
-		if err := noRelays(ctx, tx, "they publish by the old number"); err != nil {
+		if err := noRelays(ctx, tx, "they publish with the old number"); err != nil {
 			return err
 		}
 		t.Partitions = partitions
@@ -459,7 +468,7 @@ func AcceptPartitions(ctx context.Context, db *database.DB, name string, identit
 
 // LivingRelays returns the names of the relays that run.
 func LivingRelays(ctx context.Context, db database.IDB) ([]string, error) {
-	// A row that ends later than any lease can is of a clock that was ahead: see status.
+	// A clock that was ahead wrote rows that end later than any lease can: see status.
 	names, err := column[string](db.QueryContext(ctx, `SELECT name FROM outbox_relay WHERE until_ms > `+schema.Now(db)+`
 		AND until_ms <= `+schema.Now(db)+` + coalesce(lease_ms, ?) + 1000 ORDER BY name`, schema.LongestLease.Milliseconds()))
 	if err != nil {
@@ -468,7 +477,7 @@ func LivingRelays(ctx context.Context, db database.IDB) ([]string, error) {
 	return names, nil
 }
 
-// noRelays returns [ErrRelaysAlive], with their names, while relays run.
+// noRelays returns [ErrRelaysAlive] with the names of the relays that run.
 func noRelays(ctx context.Context, db database.IDB, why string) error {
 	names, err := LivingRelays(ctx, db)
 	if err != nil {

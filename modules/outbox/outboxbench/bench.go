@@ -354,8 +354,8 @@ func (b *bench) drain(ctx context.Context) error {
 	return err
 }
 
-// Lanes are n events like those that are measured with, by partition.
-func Lanes(n, partitions int) [][]relay.Record {
+// ByPartition are n events like those that are measured with, by partition.
+func ByPartition(n, partitions int) [][]relay.Record {
 	lanes := make([][]relay.Record, partitions)
 	for i := range n {
 		e := event()
@@ -375,7 +375,7 @@ func (b *bench) bare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	lanes := Lanes(b.Events, partitions)
+	lanes := ByPartition(b.Events, partitions)
 	var wg sync.WaitGroup
 	errs := make([]error, partitions)
 	start := time.Now()

@@ -16,10 +16,10 @@ func SweepEvery(r *Relay, d time.Duration) { r.sweepEvery = d }
 
 // Settling returns what raises the bound by one step and returns it.
 func Settling(db *database.DB) func(context.Context) (int64, error) {
-	s := schema.Settler{DB: db}
+	s := schema.StableWatermark{DB: db}
 	return func(ctx context.Context) (int64, error) {
-		_, err := s.Step(ctx, "")
-		return s.Bound, err
+		_, err := s.Advance(ctx, "")
+		return s.ID, err
 	}
 }
 

@@ -360,7 +360,7 @@ func lockingTable(t *testing.T, url string, long time.Duration) *outboxtest.Log 
 			}
 			eventually(t, "relays to take all ids for settled", func() bool {
 				st, err := outbox.Status(ctx, db)
-				return err == nil && !slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Low < st.LastID })
+				return err == nil && !slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Watermark < st.LastID })
 			})
 			return nil
 		})

@@ -33,25 +33,25 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 		t.Run(end, func(t *testing.T) {
 			t.Parallel()
 			db := dbtest.Postgres(t)
-			s := schema.Settler{DB: db}
+			s := schema.StableWatermark{DB: db}
 			step := func() bool {
 				t.Helper()
-				done, err := s.Step(t.Context(), "")
+				done, err := s.Advance(t.Context(), "")
 				if err != nil {
 					t.Fatal(err)
 				}
 				return done
 			}
 			outboxtest.AddKeys(t, db, "a", "b")
-			if !step() || s.Bound != 2 {
-				t.Fatalf("bound %d, want 2", s.Bound)
+			if !step() || s.ID != 2 {
+				t.Fatalf("bound %d, want 2", s.ID)
 			}
 			open, finish := dbtest.Begin(t, db)
 			addOne(t, t.Context(), open, "slow") // 3
 			outboxtest.AddKeys(t, db, "c", "d")  // 4, 5
 			for range 5 {
-				if step() || s.Bound != 2 {
-					t.Fatalf("bound %d while 3 can still appear", s.Bound)
+				if step() || s.ID != 2 {
+					t.Fatalf("bound %d while 3 can still appear", s.ID)
 				}
 				outboxtest.AddKeys(t, db, "e")
 			}
@@ -61,8 +61,8 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 			for range 3 {
 				step()
 			}
-			if s.Bound != 10 {
-				t.Errorf("bound %d after the transaction ended, want 10", s.Bound)
+			if s.ID != 10 {
+				t.Errorf("bound %d after the transaction ended, want 10", s.ID)
 			}
 		})
 	}
@@ -171,7 +171,7 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 		}
 		low := int64(1 << 62)
 		for _, s := range st.Shards {
-			low = min(low, s.Low)
+			low = min(low, s.Watermark)
 		}
 		if st.Pending == 0 && low == 300 {
 			break

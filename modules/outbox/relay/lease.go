@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -18,17 +17,17 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// shard is a shard whose lease this relay holds, and what it remembers of it. Guarded by
-// Relay.mu but for lost.
+// shard is a shard whose lease this relay holds, and what the relay remembers of it. Relay.mu
+// guards it, except lost.
 type shard struct {
-	id       int
-	epoch    int64
-	low      int64            // nothing pending is, or can come, at or below
-	parked   map[string]int64 // keys, and the id from which on they wait; never changed, only replaced
-	parkings int              // how often this relay itself has parked one of them
-	busy     bool             // events of it are under way
-	leaving  bool             // to be handed to another relay
-	lost     atomic.Bool      // for ever: a new lease is a new shard
+	id        int
+	epoch     int64
+	watermark int64            // no pending id is, or can ever appear, at or below it
+	parked    map[string]int64 // keys, and the id from which they wait; replaced, never changed
+	parkings  int              // how often this relay itself has parked a key
+	busy      bool             // its events are being delivered
+	leaving   bool             // to be handed to another relay
+	lost      atomic.Bool      // for good: a new lease is a new shard
 }
 
 // parks reports whether the record must wait with its key.
@@ -37,13 +36,13 @@ func (sh *shard) parks(r *Record) bool {
 	return parked && r.ID >= from
 }
 
-// park remembers that a key waits from an id on.
+// park remembers that a key waits from an id.
 func (sh *shard) park(key string, id int64) {
 	sh.parked = merged(sh.parked, map[string]int64{key: id})
 	sh.parkings++
 }
 
-// merged are the keys of both, each from its lower id on.
+// merged returns the keys of both, each with its lower id.
 func merged(a, b map[string]int64) map[string]int64 {
 	out := maps.Clone(a)
 	if out == nil {
@@ -59,43 +58,43 @@ func merged(a, b map[string]int64) map[string]int64 {
 
 // claim is a row of outbox_shard.
 type claim struct {
-	shard      int
-	epoch, low int64
-	parkings   int  // of the shard, when the question was asked
-	fresh      bool // taken just now
-	expired    bool // … from a relay whose lease had run out
-	void       bool // … and ends in the future nevertheless
+	shard            int
+	epoch, watermark int64
+	parkings         int  // of the shard, when the relay asked
+	fresh            bool // taken just now
+	expired          bool // … from a relay whose lease had expired
+	void             bool // … although the lease ends in the future
 }
 
-// sighting is what was last seen of another relay. Whoever renews changes it at least every
-// third of the lease; whoever has not for a whole one, by this relay's clock, has no lease any
-// more, whatever the database's clock makes of its end: that may have been ahead when the end
-// was written, or may have been set back.
+// sighting is what was last seen of another relay. A relay that lives changes it at least every
+// third of its lease. One that has not changed it for a whole lease, by the clock of this relay,
+// has lost its leases, even if they end in the future by the database's clock, which may have been
+// ahead when the end was written, or may have been set back.
 type sighting struct {
-	ends  [2]int64 // of its life and of its leases, by the database's clock
+	ends  [2]int64 // of its row and of its leases, by the database's clock
 	since time.Time
 	lease time.Duration
-	told  bool // that it is gone
+	done  bool // its shards were taken
 }
 
 func (s sighting) gone(t time.Time) bool { return t.Sub(s.since) >= s.lease }
 
-// tick renews what this relay holds, gives away what is more than its share, takes what is
-// free up to it, and reads what the owner of a shard must know. It is one transaction: a
-// lease is never held without having been read.
+// tick renews the leases of this relay, releases what exceeds its share, takes free shards up to
+// its share, and reads what the owner of a shard must know. It is one transaction, so that the
+// relay never holds a lease without having read that.
 func (r *Relay) tick(ctx context.Context) error {
-	asked := r.now() // before the question: the database's lease begins later, and ends later
+	asked := r.now() // before the query: the lease in the database begins later, and ends later
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Lease/2)
 	defer cancel()
 
 	r.mu.Lock()
 	if !r.ownedAt(asked) {
-		// Others may have had the shards meanwhile; nothing remembered is worth keeping.
+		// Others may have owned the shards since: what is remembered is out of date.
 		r.dropAll()
 	}
 	held := make([]claim, 0, len(r.held))
 	for _, sh := range r.held {
-		held = append(held, claim{shard: sh.id, epoch: sh.epoch, low: sh.low, parkings: sh.parkings})
+		held = append(held, claim{shard: sh.id, epoch: sh.epoch, watermark: sh.watermark, parkings: sh.parkings})
 	}
 	rate := r.rate.perSecond(asked)
 	r.mu.Unlock()
@@ -114,14 +113,16 @@ func (r *Relay) tick(ctx context.Context) error {
 
 type tickResult struct {
 	nowMS    int64
-	server   string // which database server this is
+	server   string // the database server that answered
 	living   int
-	claims   []claim // what is held now
+	claims   []claim // held now
 	released []int
 	parked   map[int]map[string]int64
 }
 
-func (r *Relay) tickTx(ctx context.Context, tx database.Tx, asked time.Time, held []claim, rate float64) (res tickResult, err error) {
+func (r *Relay) tickTx(
+	ctx context.Context, tx database.Tx, asked time.Time, held []claim, rate float64,
+) (res tickResult, err error) {
 	clock, lease := schema.Now(tx), r.cfg.Lease.Milliseconds()
 	if err := schema.Bounded(ctx, tx, r.cfg.Lease/2); err != nil {
 		return res, err
@@ -130,10 +131,11 @@ func (r *Relay) tickTx(ctx context.Context, tx database.Tx, asked time.Time, hel
 		return res, err
 	}
 	if prior := r.serverName(); prior != "" && prior != res.server {
-		held = nil // another server: what is remembered may never have happened there
+		held = nil // another server: what is remembered may not have happened there
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_relay (id, name, started_ms, until_ms, rate, lease_ms) VALUES (?1, ?2, `+clock+`, `+clock+` + ?3, ?4, ?3)
-		ON CONFLICT (id) DO UPDATE SET until_ms = excluded.until_ms, rate = excluded.rate, lease_ms = excluded.lease_ms`, r.id, r.name, lease, rate)
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_relay (id, name, started_ms, until_ms, rate, lease_ms)
+		VALUES (?1, ?2, `+clock+`, `+clock+` + ?3, ?4, ?3) ON CONFLICT (id) DO UPDATE SET
+			until_ms = excluded.until_ms, rate = excluded.rate, lease_ms = excluded.lease_ms`, r.id, r.name, lease, rate)
 	if err != nil {
 		return res, err
 	}
@@ -176,8 +178,8 @@ func (r *Relay) tickTx(ctx context.Context, tx database.Tx, asked time.Time, hel
 		res.claims = append(res.claims, taken...)
 	}
 
-	if len(res.released) > 0 && r.db.IsPostgres() {
-		if _, err := tx.ExecContext(ctx, "SELECT pg_notify('"+schema.Channel+"', 'lease')"); err != nil {
+	if len(res.released) > 0 {
+		if err := schema.NotifyLeases(ctx, tx); err != nil {
 			return res, err
 		}
 	}
@@ -185,8 +187,8 @@ func (r *Relay) tickTx(ctx context.Context, tx database.Tx, asked time.Time, hel
 	return res, err
 }
 
-// watch reads which relays there are: the ids of the living ones in order, and of those that
-// have not renewed for a lease. It keeps what it has seen for the next time.
+// watch lists the relays: the ids of the living ones in order, and of those that have not renewed
+// for a whole lease. It keeps what it has seen for the next call.
 func (r *Relay) watch(ctx context.Context, tx database.Tx, asked time.Time, nowMS int64) (living, gone []string, err error) {
 	rows, err := tx.QueryContext(ctx, `SELECT r.id, r.until_ms, coalesce(s.until_ms, 0), coalesce(r.lease_ms, ?1) FROM outbox_relay r
 			LEFT JOIN (SELECT owner, max(until_ms) AS until_ms FROM outbox_shard GROUP BY owner) s ON s.owner = r.id
@@ -212,7 +214,7 @@ func (r *Relay) watch(ctx context.Context, tx database.Tx, asked time.Time, nowM
 		s.lease = time.Duration(lease) * time.Millisecond
 		switch {
 		case id != r.id && s.gone(asked):
-			s.told = true
+			s.done = true
 			gone = append(gone, id)
 		case s.ends[0] > nowMS:
 			living = append(living, id)
@@ -224,29 +226,30 @@ func (r *Relay) watch(ctx context.Context, tx database.Tx, asked time.Time, nowM
 	return living, gone, rows.Err()
 }
 
-// overdue reports whether another relay has not renewed for a lease and nothing was done
-// about it yet.
+// overdue reports whether another relay has not renewed for a whole lease, and its shards have not
+// been taken yet.
 func (r *Relay) overdue() bool {
 	for _, s := range r.seen {
-		if !s.told && s.gone(r.now()) {
+		if !s.done && s.gone(r.now()) {
 			return true
 		}
 	}
 	return false
 }
 
-// take claims free shards, those of one partition together: their events share batches. Free
-// are those of relays that are gone, whatever the end of their leases.
+// take claims free shards, those of one partition together, because their events share batches.
+// The shards of relays that are gone are free, whenever their leases end.
 func (r *Relay) take(ctx context.Context, tx database.Tx, held []claim, gone []string, limit int, clock string, lease int64) ([]claim, error) {
 	skip := ""
 	if r.db.IsPostgres() {
-		skip = " FOR UPDATE SKIP LOCKED" // another relay is taking it
+		skip = " FOR UPDATE SKIP LOCKED" // another relay is taking what is locked
 	}
 	mine := []int{-1}
 	for _, c := range held {
 		mine = append(mine, c.shard)
 	}
-	rows, err := tx.QueryContext(ctx, `SELECT shard, owner IS NOT NULL AND owner <> ?1, owner IS NOT NULL AND owner <> ?1 AND until_ms > `+clock+` FROM outbox_shard
+	rows, err := tx.QueryContext(ctx, `SELECT shard, owner IS NOT NULL AND owner <> ?1,
+			owner IS NOT NULL AND owner <> ?1 AND until_ms > `+clock+` FROM outbox_shard
 		WHERE owner IS NULL OR until_ms <= `+clock+` OR owner IN (?5) OR (owner = ?1 AND shard NOT IN (?2))
 		ORDER BY shard % ?3, shard LIMIT ?4`+skip, r.id, database.List(mine), r.partitions, limit, database.List(gone))
 	if err != nil {
@@ -275,7 +278,8 @@ func (r *Relay) take(ctx context.Context, tx database.Tx, held []claim, gone []s
 	for i, c := range free {
 		ids[i], found[c.shard] = c.shard, c
 	}
-	claims, err := scanClaims(tx.QueryContext(ctx, `UPDATE outbox_shard SET owner = ?, epoch = epoch + 1, until_ms = `+clock+` + ? WHERE shard IN (?) RETURNING shard, epoch, low`,
+	claims, err := scanClaims(tx.QueryContext(ctx, `UPDATE outbox_shard
+		SET owner = ?, epoch = epoch + 1, until_ms = `+clock+` + ? WHERE shard IN (?) RETURNING shard, epoch, low`,
 		r.id, lease, database.List(ids)))
 	for i := range claims {
 		c := found[claims[i].shard]
@@ -284,25 +288,26 @@ func (r *Relay) take(ctx context.Context, tx database.Tx, held []claim, gone []s
 	return claims, err
 }
 
-// renew prolongs the leases that are still this relay's and writes down how far it has come.
+// renew prolongs the leases that are still this relay's, and writes its watermarks.
 func (r *Relay) renew(ctx context.Context, tx database.Tx, held []claim, clock string, lease int64) ([]claim, error) {
 	if len(held) == 0 {
 		return nil, nil
 	}
-	var values []string
-	for _, c := range held {
-		values = append(values, fmt.Sprintf("(%d, %d, %d)", c.shard, c.epoch, c.low))
+	rows := make([][]int64, len(held))
+	for i, c := range held {
+		rows[i] = []int64{int64(c.shard), c.epoch, c.watermark}
 	}
-	if r.db.IsPostgres() { // in one order, which is that of everyone who locks several
+	values, arg := schema.Rows(tx, rows, "shard", "epoch", "low")
+	if r.db.IsPostgres() { // in the order in which everyone locks several
 		if _, err := tx.ExecContext(ctx, `SELECT 1 FROM outbox_shard WHERE owner = ? ORDER BY shard FOR UPDATE`, r.id); err != nil {
 			return nil, err
 		}
 	}
-	// What was lowered under a new epoch must not be raised by who has not seen it.
+	// A relay that has not seen the new epoch must not raise what was lowered with it.
 	return scanClaims(tx.QueryContext(ctx, `UPDATE outbox_shard SET until_ms = `+clock+` + ?,
 			low = CASE WHEN outbox_shard.epoch = v.epoch AND outbox_shard.low < v.low THEN v.low ELSE outbox_shard.low END
-		FROM (SELECT column1 AS shard, column2 AS epoch, column3 AS low FROM (VALUES `+strings.Join(values, ", ")+`) AS w) AS v
-		WHERE outbox_shard.shard = v.shard AND outbox_shard.owner = ? RETURNING outbox_shard.shard, outbox_shard.epoch, outbox_shard.low`, lease, r.id))
+		FROM `+values+` AS v WHERE outbox_shard.shard = v.shard AND outbox_shard.owner = ?
+		RETURNING outbox_shard.shard, outbox_shard.epoch, outbox_shard.low`, lease, arg, r.id))
 }
 
 func scanClaims(rows *sql.Rows, err error) ([]claim, error) {
@@ -313,7 +318,7 @@ func scanClaims(rows *sql.Rows, err error) ([]claim, error) {
 	var out []claim
 	for rows.Next() {
 		var c claim
-		if err := rows.Scan(&c.shard, &c.epoch, &c.low); err != nil {
+		if err := rows.Scan(&c.shard, &c.epoch, &c.watermark); err != nil {
 			return nil, err
 		}
 		out = append(out, c)
@@ -321,8 +326,8 @@ func scanClaims(rows *sql.Rows, err error) ([]claim, error) {
 	return out, rows.Err()
 }
 
-// surplus marks what is more than the share as leaving, so that nothing new is begun with
-// it, and returns what can go now because nothing of it is under way.
+// surplus marks the shards that exceed the share as leaving, so that the relay fetches nothing
+// more of them, and returns those that can be released now because they are idle.
 func (r *Relay) surplus(claims []claim, share int) (now []int) {
 	claims = slices.Clone(claims)
 	slices.SortFunc(claims, func(a, b claim) int { // the order of take
@@ -350,9 +355,9 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if prior := r.serverName(); prior != "" && prior != res.server {
-		r.log.Warn("the database is another server now; beginning anew")
+		r.log.Warn("the database is another server now; reading the leases again")
 		r.dropAll()
-		r.settle.Store(0)
+		r.stable.Store(0)
 	}
 	r.server.Store(&res.server)
 	r.clock.Store(res.nowMS - r.now().UnixMilli())
@@ -372,15 +377,15 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 		have[c.shard] = true
 		sh := r.held[c.shard]
 		if c.fresh || sh == nil {
-			sh = &shard{id: c.shard, epoch: c.epoch, low: c.low}
+			sh = &shard{id: c.shard, epoch: c.epoch, watermark: c.watermark}
 			r.held[c.shard] = sh
 		}
-		if sh.epoch != c.epoch { // an operator changed something: see [outbox.Replay]
-			sh.epoch, sh.low = c.epoch, c.low
+		if sh.epoch != c.epoch { // an operator changed the shard: see [outbox.Replay]
+			sh.epoch, sh.watermark = c.epoch, c.watermark
 		}
 		if sh.parkings == parkings[c.shard] {
 			sh.parked = res.parked[c.shard]
-		} else { // parked since: the answer may be older than that
+		} else { // parked since the relay asked: the answer may be older
 			sh.parked = merged(sh.parked, res.parked[c.shard])
 		}
 		if c.expired {
@@ -404,7 +409,7 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	for id := range r.held {
 		partitions[id%r.partitions] = true
 	}
-	r.trouble.keep(partitions)
+	r.outages.keep(partitions)
 	r.met.takeovers.Add(float64(expired))
 	r.met.void.Add(float64(void))
 	r.met.lost.Add(float64(gone))
@@ -414,7 +419,8 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 		r.log.Info("took over shards of a relay that is gone", zap.Int("shards", expired))
 	}
 	if void > 0 {
-		r.log.Warn("leases of a relay that is gone end in the future: the database's clock was ahead or has been set back", zap.Int("shards", void))
+		r.log.Warn("leases of a relay that is gone end in the future: the database's clock was ahead or has been set back",
+			zap.Int("shards", void))
 	}
 	if gone > 0 {
 		r.log.Warn("lost shards to another relay", zap.Int("shards", gone))
@@ -422,11 +428,11 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	poke(r.poked)
 }
 
-// errOtherServer says that the database is another server than the one that something was
-// read from. It may have given the same ids to other events.
+// errOtherServer says that the database is no longer the server that was read from. The new one may
+// have given the same ids to other events.
 var errOtherServer = errors.New("the database is another server now")
 
-// serverName tells which database server answered last, "" before any did and on SQLite.
+// serverName is the database server that answered last; empty before any did, and on SQLite.
 func (r *Relay) serverName() string {
 	if name := r.server.Load(); name != nil {
 		return *name
@@ -443,39 +449,38 @@ func (r *Relay) dropAll() {
 	}
 }
 
-// ownedAt reports whether the leases hold at a moment. The wall clock is asked as well: the
-// monotonic one stands still while a machine is suspended.
+// ownedAt reports whether the leases hold at a moment, by the monotonic clock and by the wall clock:
+// the monotonic one stops while a machine is suspended.
 func (r *Relay) ownedAt(t time.Time) bool {
 	until := r.until.Load()
 	return until != nil && t.Before(*until) && t.Round(0).Before(until.Round(0))
 }
 
-// release gives every lease back at once, so that others need not wait for its end.
-func (r *Relay) release(ctx context.Context) error {
+// releaseLeases gives up every lease at once, so that others need not wait until it expires.
+func (r *Relay) releaseLeases(ctx context.Context) error {
 	r.mu.Lock()
 	r.dropAll()
 	r.met.owned.Set(0)
 	r.mu.Unlock()
-	return r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	err := r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if err := schema.Bounded(ctx, tx, r.cfg.Lease/2); err != nil {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, `UPDATE outbox_shard SET owner = NULL, until_ms = 0 WHERE owner = ?`, r.id); err != nil {
-			return fmt.Errorf("release the leases: %w", err)
+			return err
 		}
 		if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE id = ?`, r.id); err != nil {
-			return fmt.Errorf("release the leases: %w", err)
+			return err
 		}
-		if r.db.IsPostgres() {
-			if _, err := tx.ExecContext(ctx, "SELECT pg_notify('"+schema.Channel+"', 'lease')"); err != nil {
-				return fmt.Errorf("release the leases: %w", err)
-			}
-		}
-		return nil
+		return schema.NotifyLeases(ctx, tx)
 	})
+	if err != nil {
+		return fmt.Errorf("release the leases: %w", err)
+	}
+	return nil
 }
 
-// unowned counts shards that anyone may take.
+// unowned counts the shards that any relay may take.
 func (r *Relay) unowned(ctx context.Context) (n int, err error) {
 	err = r.db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_shard WHERE owner IS NULL OR until_ms <= `+schema.Now(r.db)).Scan(&n)
 	return n, err

@@ -12,15 +12,15 @@ import (
 )
 
 const (
-	settleEvery = 500 * time.Millisecond
+	stableEvery = 500 * time.Millisecond
 	sweepEvery  = 30 * time.Second
 	watchEvery  = 30 * time.Second
 	retainEvery = 10 * time.Minute
 	gaugeEvery  = 5 * time.Second
 )
 
-// watchTarget notices when the number of partitions changes under way, and when the target
-// has become another one under the same name and address.
+// watchTarget ends the relay when the number of partitions changes, and when another target has
+// taken the name and address of this one.
 func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 	for sleep(ctx, r.watchEvery) {
 		if identity, err := r.sink.Identity(ctx); err == nil {
@@ -31,7 +31,7 @@ func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 		}
 		n, err := r.sink.Partitions(ctx)
 		if err != nil || n == r.partitions {
-			continue // of an error, publishing will tell
+			continue // publishing meets the same error, and reports it
 		}
 		// A broker that lags may be wrong for a moment.
 		if !sleep(ctx, r.watchEvery/10) {
@@ -46,54 +46,57 @@ func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 	}
 }
 
-// settleIDs raises the bound below which no id can appear any more.
-func (r *Relay) settleIDs(ctx context.Context) {
-	s := schema.Settler{DB: r.db}
-	for wait := settleEvery; sleep(ctx, wait); {
-		settled, err := s.Step(ctx, r.serverName())
+// trackStable keeps the stable watermark up to date.
+func (r *Relay) trackStable(ctx context.Context) {
+	w := schema.StableWatermark{DB: r.db}
+	for wait := stableEvery; sleep(ctx, wait); {
+		current, err := w.Advance(ctx, r.serverName())
 		if err != nil {
-			s = schema.Settler{DB: r.db}
+			w = schema.StableWatermark{DB: r.db}
 		}
 		r.mu.Lock()
-		if known := r.serverName(); s.Server == known {
-			r.settle.Store(s.Bound)
-		} else { // what one server has settled is nothing to another
-			r.settle.Store(0)
-			poke(r.leases) // to learn which one it is
+		if w.Server == r.serverName() {
+			r.stable.Store(w.ID)
+		} else { // the watermark of one server says nothing about another
+			r.stable.Store(0)
+			poke(r.leases) // to find out which server it is
 		}
 		r.mu.Unlock()
-		if wait = settleEvery; !settled {
-			wait = settleEvery / 10
+		if wait = stableEvery; !current {
+			wait = stableEvery / 10
 		}
 	}
 }
 
-// sweep looks below the settled bound, where nothing must be.
+// sweep looks for pending events below the watermarks. There must be none.
 func (r *Relay) sweep(ctx context.Context) {
 	for sleep(ctx, r.sweepEvery) {
 		r.mu.Lock()
 		asked := make([]claim, 0, len(r.held))
 		for _, sh := range r.held {
-			if sh.low > 0 {
-				asked = append(asked, claim{shard: sh.id, epoch: sh.epoch, low: sh.low})
+			if sh.watermark > 0 {
+				asked = append(asked, claim{shard: sh.id, epoch: sh.epoch, watermark: sh.watermark})
 			}
 		}
 		r.mu.Unlock()
 		for _, c := range asked {
-			// Only where no operator has put something back meanwhile, which raises the epoch, and
-			// on the server that the bound is of: one that crashed has forgotten acknowledgements.
+			// Only under the same epoch, which an operator raises who puts events back, and only on
+			// the server that the watermark is of: one that crashed has lost acknowledgements.
 			var n int64
 			var server string
-			err := r.db.QueryRowContext(ctx, `SELECT count(*), `+schema.ThisServer(r.db)+` FROM outbox_pending p JOIN outbox_shard s ON s.shard = p.shard
-				WHERE p.shard = ? AND p.id <= ? AND s.epoch = ? AND s.owner = ?`, c.shard, c.low, c.epoch, r.id).Scan(&n, &server)
+			err := r.db.QueryRowContext(ctx, `SELECT count(*), `+schema.ThisServer(r.db)+` FROM outbox_pending p
+				JOIN outbox_shard s ON s.shard = p.shard
+				WHERE p.shard = ? AND p.id <= ? AND s.epoch = ? AND s.owner = ?`,
+				c.shard, c.watermark, c.epoch, r.id).Scan(&n, &server)
 			if err != nil || n == 0 || server != r.serverName() {
 				continue
 			}
 			r.met.sweepFound.Add(float64(n))
-			r.log.Error("events were found below the settled bound; they are published late", zap.Int64("events", n), zap.Int("shard", c.shard))
+			r.log.Error("events were found below the watermark; they are published late",
+				zap.Int64("events", n), zap.Int("shard", c.shard))
 			r.mu.Lock()
 			if sh := r.held[c.shard]; sh != nil && sh.epoch == c.epoch {
-				sh.low = 0
+				sh.watermark = 0
 			}
 			r.mu.Unlock()
 			poke(r.poked)
@@ -101,14 +104,14 @@ func (r *Relay) sweep(ctx context.Context) {
 	}
 }
 
-// retain drops what is older than the retention and not waiting.
+// retain drops what is older than the retention and neither pending nor parked.
 func (r *Relay) retain(ctx context.Context) {
 	for {
 		if err := outbox.Retain(ctx, r.db, r.cfg.Retention); err != nil && ctx.Err() == nil {
 			r.log.Warn("old events were not dropped; trying again later", zap.Error(err))
 		}
-		if err := forgetTroubles(ctx, r.db); err != nil && ctx.Err() == nil {
-			r.log.Warn("old reports of relays that are gone were not dropped; trying again later", zap.Error(err))
+		if err := forgetOutages(ctx, r.db); err != nil && ctx.Err() == nil {
+			r.log.Warn("old reports of relays that have ended were not dropped; trying again later", zap.Error(err))
 		}
 		if !sleep(ctx, retainEvery) {
 			return
@@ -116,8 +119,8 @@ func (r *Relay) retain(ctx context.Context) {
 	}
 }
 
-// gauge keeps the figures about the whole outbox up to date. Counting a long backlog takes
-// time; it is done the less often the longer it takes.
+// gauge keeps the metrics of the whole outbox up to date. The longer it takes to count a backlog,
+// the less often it counts.
 func (r *Relay) gauge(ctx context.Context) {
 	for {
 		start := r.now()

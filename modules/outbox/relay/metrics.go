@@ -8,8 +8,8 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 )
 
-// metrics are authctl_outbox_*. What is about the whole outbox (pending, oldest age, parked)
-// is the same at every relay: take the maximum over them, not the sum.
+// metrics are authctl_outbox_*. Those of the whole outbox (pending, oldest age, parked) are the same
+// at every relay: use the maximum, not the sum.
 type metrics struct {
 	pending, oldestAge, parked, owned, living           prometheus.Gauge
 	published, replayed, takeovers, sweepFound, refused prometheus.Counter
@@ -26,18 +26,20 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "authctl_outbox_" + name, Help: help})
 	}
 	m := &metrics{
-		pending:    gauge("pending", "Events that wait to be published, in the whole outbox."),
-		oldestAge:  gauge("oldest_age_seconds", "Age of the oldest event that waits to be published."),
-		parked:     gauge("parked", "Keys that are parked because one of their events was refused."),
-		owned:      gauge("shards_owned", "Shards this relay holds the lease of."),
-		living:     gauge("relays", "Relays that are alive."),
-		published:  counter("published_total", "Events this relay published."),
-		replayed:   counter("replayed_total", "Events this relay published again because an operator asked for it."),
-		takeovers:  counter("takeovers_total", "Shards this relay took from a relay whose lease had run out."),
-		lost:       counter("leases_lost_total", "Shards this relay lost because it did not renew in time."),
-		void:       counter("leases_void_total", "Shards this relay took from one that was gone though the end of its lease was in the future: the database's clock was ahead or has been set back."),
-		sweepFound: counter("sweep_found_total", "Events found below the settled bound. Any is a defect: they are delivered late, perhaps after later events of their key."),
-		refused:    counter("refused_total", "Events the target refused for good; their keys were parked."),
+		pending:   gauge("pending", "Events to be published, in the whole outbox."),
+		oldestAge: gauge("oldest_age_seconds", "Age of the oldest event to be published."),
+		parked:    gauge("parked", "Keys that are parked because one of their events was refused."),
+		owned:     gauge("shards_owned", "Shards whose leases this relay holds."),
+		living:    gauge("relays", "Relays that are alive."),
+		published: counter("published_total", "Events this relay published."),
+		replayed:  counter("replayed_total", "Events this relay published again because an operator asked for it."),
+		takeovers: counter("takeovers_total", "Shards this relay took from a relay whose lease had expired."),
+		lost:      counter("leases_lost_total", "Shards this relay lost because it did not renew in time."),
+		void: counter("leases_void_total", "Shards this relay took from a relay that was gone although its lease ended in the future: "+
+			"the database's clock was ahead or has been set back."),
+		sweepFound: counter("sweep_found_total", "Events found below the watermark. Any is a defect: they are delivered late, "+
+			"perhaps after later events of their key."),
+		refused: counter("refused_total", "Events the target refused for good; their keys were parked."),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "authctl_outbox_publish_errors_total", Help: "Attempts to publish that failed, by kind.",
 		}, []string{"kind"}),
@@ -56,8 +58,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.pending, m.oldestAge, m.parked, m.owned, m.living, m.published, m.replayed, m.takeovers,
-		m.lost, m.void, m.sweepFound, m.refused, m.errors, m.latency, m.batchEvents} {
+	for _, c := range []prometheus.Collector{
+		m.pending, m.oldestAge, m.parked, m.owned, m.living, m.published, m.replayed, m.takeovers,
+		m.lost, m.void, m.sweepFound, m.refused, m.errors, m.latency, m.batchEvents,
+	} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register the outbox's metrics: %w", err)
 		}

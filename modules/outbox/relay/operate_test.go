@@ -154,7 +154,7 @@ func TestReplaySendsTheSameEventsAgain(t *testing.T) {
 		drained(t, db)
 		eventually(t, "owners to look only above what is published", func() bool {
 			st, err := outbox.Status(t.Context(), db)
-			return err == nil && (!db.IsPostgres() || !slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Low < 4 }))
+			return err == nil && (!db.IsPostgres() || !slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Watermark < 4 }))
 		})
 		before := len(lines(t, path))
 		count := func(what string, sel outbox.Selection, want string) {

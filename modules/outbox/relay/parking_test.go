@@ -23,7 +23,7 @@ func TestARenewalDoesNotForgetAKeyThatWasJustParked(t *testing.T) {
 		t.Fatal(err)
 	}
 	sh := &shard{id: 5, epoch: 1, parked: map[string]int64{"gone": 3, "earlier": 20}}
-	r.partitions, r.lanes, r.held = 4, make([]lane, 4), map[int]*shard{5: sh}
+	r.partitions, r.workers, r.held = 4, make([]partitionWorker, 4), map[int]*shard{5: sh}
 	held := []claim{{shard: 5, epoch: 1, parkings: sh.parkings}}
 	sh.park("bad", 7)
 	sh.park("earlier", 10)

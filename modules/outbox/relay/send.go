@@ -9,31 +9,27 @@ import (
 	"go.uber.org/zap"
 )
 
-func (p *parcel) lost() bool {
-	return slices.ContainsFunc(p.shards, func(q *question) bool { return q.lost.Load() })
-}
-
-// deliver brings one batch to the sink, however long that takes, and marks it done. It
-// gives up only when the leases are gone, the relay is to stop and no attempt is under way,
-// or ctx ends.
-func (r *Relay) deliver(ctx context.Context, stopping <-chan struct{}, p *parcel) {
-	defer r.unload(p)
-	rest := []*Batch{&p.Batch}
+// deliver publishes one batch, however long that takes, and marks it published. It gives up
+// only when the leases are lost, when the relay is to stop between two attempts, or when ctx
+// ends.
+func (r *Relay) deliver(ctx context.Context, stopping <-chan struct{}, whole *batch) {
+	defer r.releaseBatch(whole)
+	rest := []*Batch{&whole.Batch}
 	for len(rest) > 0 {
 		b := rest[0]
-		refused, ok := r.publish(ctx, stopping, p, b)
+		refused, ok := r.publish(ctx, stopping, whole, b)
 		switch {
 		case !ok:
 			return
 		case refused == nil:
-			if !r.markDone(ctx, stopping, p, b) {
+			if !r.markPublished(ctx, stopping, whole, b) {
 				return
 			}
-			if b == &p.Batch {
-				r.pass(p)
+			if b == &whole.Batch {
+				r.advance(whole)
 			}
 			rest = rest[1:]
-		case len(refused.Records) == 0 && len(b.Records) > 1: // someone in there
+		case len(refused.Records) == 0 && len(b.Records) > 1: // one of them, and the sink does not say which
 			half := len(b.Records) / 2
 			rest = append([]*Batch{
 				{Partition: b.Partition, Records: b.Records[:half:half], Owned: b.Owned},
@@ -46,62 +42,56 @@ func (r *Relay) deliver(ctx context.Context, stopping <-chan struct{}, p *parcel
 			}
 			done := map[int64]bool{}
 			for _, i := range which {
-				if !r.pauseRefused(stopping, b.Records[i].ID) || !r.park(ctx, p, b.Records[i], refused.Err) {
+				if !r.pauseRefused(stopping, b.Records[i].ID) || !r.park(ctx, whole, b.Records[i], refused.Err) {
 					return
 				}
 				done[b.Records[i].ID] = true
 			}
-			rest = r.withoutParked(p, rest, done)
+			rest = r.withoutParked(whole, rest, done)
 		}
 	}
 }
 
-// pass raises the bound of shards behind a parcel that is done as a whole, so that the next
-// reading does not begin with the rows just deleted. What is not settled may still come, and
-// under another epoch an operator may have put something back.
-func (r *Relay) pass(p *parcel) {
+// advance raises the watermarks of the shards of a batch that was published as a whole, so that
+// the next fetch does not start with the rows just deleted. It raises none above the stable
+// watermark, since lower ids can still appear there, and none of a shard whose epoch has changed,
+// since an operator may have put events back.
+func (r *Relay) advance(b *batch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, q := range p.shards {
+	for _, q := range b.requests {
 		if q.epoch == q.shard.epoch && len(q.aside) == 0 {
-			q.low = max(q.low, min(p.settled, q.through))
+			q.watermark = max(q.watermark, min(b.stable, q.through))
 		}
 	}
 }
 
-// publish tries until the sink has the batch (nil, true), refuses it (…, true), or the
-// batch is to be given up (nil, false).
-func (r *Relay) publish(ctx context.Context, stopping <-chan struct{}, p *parcel, b *Batch) (*Refused, bool) {
+// publish tries until the sink has the batch (nil, true), until it refuses it (…, true), or until
+// the relay gives the batch up (nil, false).
+func (r *Relay) publish(ctx context.Context, stopping <-chan struct{}, whole *batch, b *Batch) (*Refused, bool) {
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := r.sink.Publish(ctx, b)
 		var refused *Refused
 		switch {
 		case err == nil:
-			r.trouble.over(b.Partition)
+			r.outages.resolved(b.Partition)
 			r.observe(b)
 			return nil, true
 		case ctx.Err() != nil:
 			return nil, false
 		case errors.As(err, &refused):
-			r.trouble.count("refused")
-			r.trouble.over(b.Partition) // it answers
+			r.outages.count("refused")
+			r.outages.resolved(b.Partition) // it answers
 			return refused, true
 		case errors.Is(err, ErrNotOwned):
-			r.trouble.count("not_owned")
+			r.outages.count("not_owned")
 			wait = firstRetry // a renewal may be on its way
 		default:
-			if !passing(r.trouble.target(b.Partition, err)) {
+			if !transient(r.outages.target(b.Partition, err)) {
 				wait = stallRetry
 			}
 		}
-		if p.lost() {
-			return nil, false
-		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-stopping:
-			t.Stop()
+		if whole.lost() || !pause(stopping, wait) {
 			return nil, false
 		}
 	}
@@ -125,44 +115,34 @@ func (r *Relay) observe(b *Batch) {
 	r.mu.Unlock()
 }
 
-// pauseRefused makes a record that was refused before wait before it is dealt with again, the
-// longer the more often that happens: whatever the reason, nothing is sent and refused without
-// a pause. It returns false when the relay is to stop.
+// pauseRefused delays a record that was refused before, with growing pauses, so that nothing is
+// sent and refused in a tight loop, whatever the reason. It returns false when the relay is to
+// stop.
 func (r *Relay) pauseRefused(stopping <-chan struct{}, id int64) bool {
-	const most = 1000 // which are remembered
+	const remembered = 1000
 	r.mu.Lock()
 	wait := r.refusals[id]
-	if len(r.refusals) >= most {
+	if len(r.refusals) >= remembered {
 		clear(r.refusals)
 	}
 	r.refusals[id] = min(max(2*wait, firstRetry), lastRetry)
 	r.mu.Unlock()
-	if wait == 0 {
-		return true
-	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-stopping:
-		return false
-	}
+	return wait == 0 || pause(stopping, wait)
 }
 
-// park parks the key of a record the sink refused for good. It returns false when the
-// delivery is to be given up.
-func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bool {
-	i := slices.IndexFunc(p.shards, func(q *question) bool { return q.id == rec.shard })
-	sh := p.shards[i].shard
+// park parks the key of a record that the sink refused for good. It returns false when the
+// relay gives the batch up.
+func (r *Relay) park(ctx context.Context, b *batch, rec Record, cause error) bool {
+	i := slices.IndexFunc(b.requests, func(q *fetchRequest) bool { return q.id == rec.shard })
+	sh := b.requests[i].shard
 	for {
 		r.mu.Lock()
 		epoch := sh.epoch
 		r.mu.Unlock()
-		parked, owned, err := r.store.park(ctx, rec, ownership{p.server, r.id, epoch}, cause.Error())
+		parked, owned, err := r.store.park(ctx, rec, ownership{b.server, r.id, epoch}, cause.Error())
 		switch {
-		case err == nil && !owned: // the lease is gone, or an operator has changed the shard
-			poke(r.leases) // which of them
+		case err == nil && !owned: // the lease is lost, or an operator has changed the shard
+			poke(r.leases) // to find out which
 			return false
 		case err == nil && !parked:
 			return true
@@ -171,29 +151,32 @@ func (r *Relay) park(ctx context.Context, p *parcel, rec Record, cause error) bo
 			sh.park(rec.Key, rec.ID)
 			r.mu.Unlock()
 			r.met.refused.Inc()
-			r.log.Error("an event was refused for good; its key is parked", zap.String("key", rec.Key), zap.Int64("id", rec.ID),
-				zap.String("event_id", rec.EventID), zap.String("type", rec.Type), zap.Error(cause))
+			r.log.Error("an event was refused for good; its key is parked",
+				zap.String("key", rec.Key), zap.Int64("id", rec.ID), zap.String("event_id", rec.EventID),
+				zap.String("type", rec.Type), zap.Error(cause))
 			return true
 		}
-		r.trouble.database(err)
-		if p.lost() || !sleep(ctx, idlePoll) {
+		r.outages.database(err)
+		if b.lost() || !sleep(ctx, idlePoll) {
 			return false
 		}
 	}
 }
 
-// withoutParked leaves out the refused records that are done with, and what must not follow
-// one of its key.
-func (r *Relay) withoutParked(p *parcel, rest []*Batch, done map[int64]bool) []*Batch {
+// withoutParked leaves out the refused records that were dealt with, and all records that must
+// wait with a parked key.
+func (r *Relay) withoutParked(whole *batch, rest []*Batch, done map[int64]bool) []*Batch {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	shards := map[int]*shard{}
-	for _, q := range p.shards {
+	for _, q := range whole.requests {
 		shards[q.id] = q.shard
 	}
 	var out []*Batch
 	for _, b := range rest {
-		left := slices.DeleteFunc(slices.Clone(b.Records), func(rec Record) bool { return done[rec.ID] || shards[rec.shard].parks(&rec) })
+		left := slices.DeleteFunc(slices.Clone(b.Records), func(rec Record) bool {
+			return done[rec.ID] || shards[rec.shard].parks(&rec)
+		})
 		if len(left) > 0 {
 			out = append(out, &Batch{Partition: b.Partition, Records: left, Owned: b.Owned})
 		}
@@ -201,17 +184,17 @@ func (r *Relay) withoutParked(p *parcel, rest []*Batch, done map[int64]bool) []*
 	return out
 }
 
-// ack is what one delivery waits for.
+// ack is what one delivery waits for: that its pending rows are deleted.
 type ack struct {
-	server  string // that the records were read from
+	server  string // the records were read from it
 	records []Record
 	done    chan error
 }
 
-// markDone deletes the pending rows of an acknowledged batch.
-func (r *Relay) markDone(ctx context.Context, stopping <-chan struct{}, p *parcel, b *Batch) bool {
+// markPublished deletes the pending rows of a published batch.
+func (r *Relay) markPublished(ctx context.Context, stopping <-chan struct{}, whole *batch, b *Batch) bool {
 	for {
-		a := &ack{server: p.server, records: b.Records, done: make(chan error, 1)}
+		a := &ack{server: whole.server, records: b.Records, done: make(chan error, 1)}
 		r.mu.Lock()
 		r.queue = append(r.queue, a)
 		r.mu.Unlock()
@@ -221,7 +204,7 @@ func (r *Relay) markDone(ctx context.Context, stopping <-chan struct{}, p *parce
 			if err == nil {
 				return true
 			}
-			r.trouble.database(err)
+			r.outages.database(err)
 		case <-ctx.Done():
 			return false
 		}
@@ -230,13 +213,13 @@ func (r *Relay) markDone(ctx context.Context, stopping <-chan struct{}, p *parce
 			return false
 		default:
 		}
-		if p.lost() || !sleep(ctx, firstRetry) {
+		if whole.lost() || !sleep(ctx, firstRetry) {
 			return false // they will be published again
 		}
 	}
 }
 
-// acknowledge deletes what all deliveries have waiting in one statement at a time.
+// acknowledge deletes the pending rows of all deliveries that wait, with one statement at a time.
 func (r *Relay) acknowledge(ctx context.Context) {
 	for {
 		select {
@@ -248,7 +231,7 @@ func (r *Relay) acknowledge(ctx context.Context) {
 		queue := r.queue
 		r.queue = nil
 		r.mu.Unlock()
-		for len(queue) > 0 { // of one server, but for the moment in which it is another
+		for len(queue) > 0 { // all of one server, except around a fail-over
 			server := queue[0].server
 			var all []Record
 			var others []*ack
@@ -259,8 +242,8 @@ func (r *Relay) acknowledge(ctx context.Context) {
 					others = append(others, a)
 				}
 			}
-			bounded, cancel := context.WithTimeout(ctx, 10*time.Second)
-			err := r.store.published(bounded, server, all)
+			short, cancel := context.WithTimeout(ctx, 10*time.Second)
+			err := r.store.published(short, server, all)
 			cancel()
 			r.otherServer(err)
 			for _, a := range queue {
@@ -273,22 +256,18 @@ func (r *Relay) acknowledge(ctx context.Context) {
 	}
 }
 
-// unload makes the lane and its shards idle.
-func (r *Relay) unload(p *parcel) {
+// releaseBatch makes the worker of the partition and the shards idle.
+func (r *Relay) releaseBatch(b *batch) {
 	r.mu.Lock()
-	r.lanes[p.Partition].busy = false
+	r.workers[b.Partition].busy = false
 	leaving := false
-	for _, sh := range p.shards {
-		sh.busy = false
-		leaving = leaving || sh.leaving
+	for _, q := range b.requests {
+		q.busy = false
+		leaving = leaving || q.leaving
 	}
 	r.mu.Unlock()
 	poke(r.poked)
 	if leaving {
 		poke(r.leases)
 	}
-}
-
-func recordBytes(r *Record) int {
-	return 512 + len(r.Type) + 2*len(r.Key) + len(r.Subject) + len(r.Source) + len(r.DataSchema) + len(r.Data)
 }

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -10,14 +9,15 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// store is the relay's SQL: what every event passes through, prepared (on PostgreSQL in
-// store_postgres.go), and what moves events of a parked key aside.
+// store has the statements that every event passes through, prepared (for PostgreSQL in
+// store_postgres.go), and those that move events of a parked key aside.
 type store struct {
 	db         *database.DB
 	fetch, ack *database.Stmt // on SQLite
 }
 
-const fetchSQLite = `SELECT p.shard, e.id, p.replay, e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data
+const fetchSQLite = `SELECT p.shard, e.id, p.replay, e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject,
+		e.source, e.dataschema, e.time, e.data
 	FROM json_each(?1) s
 	JOIN outbox_pending p ON p.shard = s.value AND p.id IN (
 		SELECT w.id FROM (
@@ -28,7 +28,7 @@ const fetchSQLite = `SELECT p.shard, e.id, p.replay, e.created_ms, e.key_seq, e.
 	)
 	JOIN outbox_event e ON e.id = p.id`
 
-// The row must be as it was sent: one that was marked for replay meanwhile is work to do.
+// The row must be as it was read: if it was marked for replay since, it must be sent again.
 const ackSQLite = `DELETE FROM outbox_pending WHERE (shard, id, replay) IN
 	(SELECT value->>0, value->>1, value->>2 FROM json_each(?1))`
 
@@ -55,22 +55,26 @@ func (s *store) close() {
 	}
 }
 
-// pendingOf returns the first pending events of each shard above its low, at most limit of
-// each and the first that passes bytes the last. Within a shard the order is that of ids
-// only after sorting. The lows are of the given server: it reads from no other.
-func (s *store) pendingOf(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
-	out, err := s.read(ctx, server, shards, lows, limit, bytes)
+// pendingOf returns the first pending events of each shard above its watermark: at most limit of
+// each shard, of which the one that exceeds bytes is the last. They are not sorted. The watermarks
+// are of the given server, and it reads from no other.
+func (s *store) pendingOf(
+	ctx context.Context, server string, shards []int, watermarks []int64, limit, bytes int,
+) ([]Record, error) {
+	out, err := s.read(ctx, server, shards, watermarks, limit, bytes)
 	if err != nil {
 		return nil, fmt.Errorf("read pending events: %w", err)
 	}
 	return out, nil
 }
 
-func (s *store) read(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) ([]Record, error) {
+func (s *store) read(
+	ctx context.Context, server string, shards []int, watermarks []int64, limit, bytes int,
+) ([]Record, error) {
 	if s.db.IsPostgres() {
-		return s.readPostgres(ctx, server, shards, lows, limit, bytes)
+		return s.readPostgres(ctx, server, shards, watermarks, limit, bytes)
 	}
-	rows, err := s.fetch.QueryContext(ctx, jsonText(shards), limit, bytes)
+	rows, err := s.fetch.QueryContext(ctx, schema.JSON(shards), limit, bytes)
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +82,8 @@ func (s *store) read(ctx context.Context, server string, shards []int, lows []in
 	var out []Record
 	for rows.Next() {
 		var r Record
-		err := rows.Scan(&r.shard, &r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time, &r.Data)
+		err := rows.Scan(&r.shard, &r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject,
+			&r.Source, &r.DataSchema, &r.Time, &r.Data)
 		if err != nil {
 			return nil, err
 		}
@@ -87,8 +92,8 @@ func (s *store) read(ctx context.Context, server string, shards []int, lows []in
 	return out, rows.Err()
 }
 
-// published deletes the pending rows of what the sink has acknowledged, on the server that
-// they were read from: another one may have given their ids to other events.
+// published deletes the pending rows of records that the sink has acknowledged. It does so only on
+// the server that they were read from, since another one may have given their ids to other events.
 func (s *store) published(ctx context.Context, server string, records []Record) error {
 	if s.db.IsPostgres() {
 		if err := s.publishedPostgres(ctx, server, records); err != nil {
@@ -104,16 +109,15 @@ func (s *store) published(ctx context.Context, server string, records []Record) 
 		}
 	}
 	return s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		if _, err := tx.StmtContext(ctx, s.ack).ExecContext(ctx, jsonText(list)); err != nil {
+		if _, err := tx.StmtContext(ctx, s.ack).ExecContext(ctx, schema.JSON(list)); err != nil {
 			return fmt.Errorf("delete pending events: %w", err)
 		}
 		return nil
 	})
 }
 
-// setAside moves pending events of parked keys of one shard to the dead ones, where they
-// wait with their key, and returns how many. It moves none unless the caller is still the
-// owner: who is not must not decide about a key.
+// setAside moves pending events of parked keys of one shard to outbox_dead, where they wait with
+// their key, and returns how many. It moves none unless the caller still owns the shard.
 func (s *store) setAside(ctx context.Context, sh *shard, by ownership, ids []int64) (moved int64, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		moved = 0
@@ -130,15 +134,16 @@ func (s *store) setAside(ctx context.Context, sh *shard, by ownership, ids []int
 	return moved, nil
 }
 
-// parkKey parks a key from an event on. A key that is parked already from a later one, which
-// a replay of earlier events can meet, is parked from the earlier one: nothing of a key is
-// sent past an event that was refused.
+// parkKey parks a key from an event on. If a replay of earlier events meets a key that is parked
+// from a later event, the key is parked from the earlier one: no event of a key is sent past one
+// that was refused.
 const parkKey = `INSERT INTO outbox_parked_key AS k (key, shard, event, error, parked_ms) VALUES (?, ?, ?, ?, %s)
-	ON CONFLICT (key) DO UPDATE SET event = excluded.event, error = excluded.error, parked_ms = excluded.parked_ms WHERE excluded.event < k.event`
+	ON CONFLICT (key) DO UPDATE SET event = excluded.event, error = excluded.error, parked_ms = excluded.parked_ms
+	WHERE excluded.event < k.event`
 
-// park parks the key of a refused record and moves the record to the dead ones. Later
-// events of the key follow when they are met. Nothing is parked, and owned is true, when the
-// record does not wait any more.
+// park parks the key of a refused record and moves the record to outbox_dead. Later events of the
+// key follow when they are fetched. If the record is no longer pending, park does nothing and
+// returns false, true.
 func (s *store) park(ctx context.Context, r Record, by ownership, cause string) (parked, owned bool, err error) {
 	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		parked = false
@@ -167,7 +172,7 @@ func (s *store) park(ctx context.Context, r Record, by ownership, cause string) 
 	return parked, owned, nil
 }
 
-// ownership is under which a relay decides about events of a shard.
+// ownership is what a relay must still have to decide about events of a shard.
 type ownership struct {
 	server, relay string
 	epoch         int64
@@ -178,45 +183,32 @@ func ownsForUpdate(ctx context.Context, tx database.Tx, shard int, by ownership)
 		return false, err
 	}
 	var n int
-	err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_shard WHERE shard = ? AND owner = ? AND epoch = ? AND `+schema.ThisServer(tx)+` = ?`+database.ForUpdate(tx),
-		shard, by.relay, by.epoch, by.server).Scan(&n)
+	err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_shard WHERE shard = ? AND owner = ? AND epoch = ?
+		AND `+schema.ThisServer(tx)+` = ?`+database.ForUpdate(tx), shard, by.relay, by.epoch, by.server).Scan(&n)
 	if database.IsNotFound(err) {
 		return false, nil
 	}
 	return err == nil, err
 }
 
-// moveToDead moves pending rows whose keys are parked, and returns how many. What is among
-// the dead already only leaves the pending ones. Caller has locked the shard.
+// moveToDead moves pending rows whose keys are parked, and returns how many. A row that outbox_dead
+// has already is only deleted from the pending ones. Caller has locked the shard.
 func moveToDead(ctx context.Context, tx database.Tx, shard int, ids []int64) (int64, error) {
-	segment := ""
+	segment, pSegment := "", ""
 	if database.IsPostgres(tx) {
-		segment = "segment, "
+		segment, pSegment = "segment, ", "p.segment, "
 	}
 	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_dead (id, key, `+segment+`bytes, replay)
-		SELECT p.id, e.key, `+prefixed("p.", segment)+`p.bytes, p.replay FROM outbox_pending p JOIN outbox_event e ON e.id = p.id
-		WHERE p.shard = ? AND p.id IN (?) AND EXISTS (SELECT 1 FROM outbox_parked_key k WHERE k.key = e.key) ON CONFLICT (id) DO NOTHING`, shard, database.List(ids))
+		SELECT p.id, e.key, `+pSegment+`p.bytes, p.replay FROM outbox_pending p JOIN outbox_event e ON e.id = p.id
+		WHERE p.shard = ? AND p.id IN (?) AND EXISTS (SELECT 1 FROM outbox_parked_key k WHERE k.key = e.key)
+		ON CONFLICT (id) DO NOTHING`, shard, database.List(ids))
 	if err != nil {
 		return 0, err
 	}
-	res, err := tx.ExecContext(ctx, `DELETE FROM outbox_pending WHERE shard = ? AND id IN (SELECT id FROM outbox_dead WHERE id IN (?))`, shard, database.List(ids))
+	res, err := tx.ExecContext(ctx, `DELETE FROM outbox_pending WHERE shard = ?
+		AND id IN (SELECT id FROM outbox_dead WHERE id IN (?))`, shard, database.List(ids))
 	if err != nil {
 		return 0, err
 	}
 	return res.RowsAffected()
-}
-
-func prefixed(prefix, column string) string {
-	if column == "" {
-		return ""
-	}
-	return prefix + column
-}
-
-func jsonText(v any) string {
-	text, err := json.Marshal(v)
-	if err != nil { // only ever numbers
-		panic(err)
-	}
-	return string(text)
 }

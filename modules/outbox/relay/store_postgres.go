@@ -15,40 +15,42 @@ import (
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 )
 
-// What every event passes through on PostgreSQL goes to pgx itself, as prepared statements
-// with binary values. Arrays come in as (SELECT $1): so the planner does not see how long
-// they are, and does not take to reading whole tables when it thinks they are long.
+// On PostgreSQL the statements that every event passes through go to pgx directly, prepared, with
+// binary values. Arrays are written as (SELECT $1), so that the planner does not see how long they
+// are; for long ones it would choose to scan whole tables.
 
-// fetchPostgres reads the to-do list, in one row for each shard: rows cost more than what is
-// in them. The events are read from their segment in a second step: a join with all of the
-// ring chooses a segment anew for every row.
+// fetchPostgres reads the pending rows as one row for each shard, because rows cost more than their
+// contents. The events are read from their segment in a second step, because a join with the whole
+// ring would look for the segment again for every row.
 const fetchPostgres = `SELECT s.shard, p.ids, p.segments, p.replays, p.sizes, p.places
-	FROM unnest($1::integer[], $2::bigint[]) AS s(shard, low)
+	FROM unnest($1::integer[], $2::bigint[]) AS s(shard, watermark)
 	CROSS JOIN LATERAL (
-		SELECT array_agg(id) AS ids, array_agg(segment) AS segments, array_agg(replay) AS replays, array_agg(bytes) AS sizes, array_agg(ctid) AS places
-		FROM (SELECT id, segment, replay, bytes, ctid FROM outbox_pending WHERE shard = s.shard AND id > s.low ORDER BY id LIMIT $3) q
+		SELECT array_agg(id) AS ids, array_agg(segment) AS segments, array_agg(replay) AS replays,
+			array_agg(bytes) AS sizes, array_agg(ctid) AS places
+		FROM (SELECT id, segment, replay, bytes, ctid FROM outbox_pending
+			WHERE shard = s.shard AND id > s.watermark ORDER BY id LIMIT $3) q
 	) p WHERE p.ids IS NOT NULL`
 
 const segmentPostgres = `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data
 	FROM outbox_event_%02d WHERE id = ANY ((SELECT $1::bigint[])::bigint[]) ORDER BY id`
 
-// A crash may bring an acknowledged row back, which repeats an event; it can lose none. So
-// the deletion need not wait for the disk.
-const hasty = ` AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'`
+// A crash may bring back the row of an acknowledged event, which repeats the event and loses none.
+// So the deletion need not wait for the disk.
+const withoutFlush = ` AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off'`
 
-// ackPostgres deletes rows where they were read. That takes a third of what it takes to look
-// each up in the index; but since then the row may be another one: its id must be one of
-// those that were sent. (IS TRUE keeps the planner from making a join of it.) And it must be
-// as it was sent: one that was marked for replay meanwhile is work to do.
+// ackPostgres deletes rows by their place in the table, which takes a third of the time of looking
+// them up in the index. There may be another row in that place now, so its id must be among those
+// that were sent. (IS TRUE keeps the planner from making a join of it.) And the row must be as it
+// was read: if it was marked for replay since, it must be sent again.
 const ackPostgres = `DELETE FROM outbox_pending p WHERE p.ctid = ANY ((SELECT $1::tid[])::tid[])
-	AND (p.id IN (SELECT unnest($2::bigint[]))) IS TRUE AND p.replay = $3` + hasty
+	AND (p.id IN (SELECT unnest($2::bigint[]))) IS TRUE AND p.replay = $3` + withoutFlush
 
-// ackMovedPostgres deletes them wherever they are: VACUUM FULL moves rows.
+// ackMovedPostgres deletes them by their ids: VACUUM FULL moves rows.
 const ackMovedPostgres = `DELETE FROM outbox_pending p
 	USING unnest((SELECT $1::integer[])::integer[], (SELECT $2::bigint[])::bigint[]) AS d(shard, id)
-	WHERE p.shard = d.shard AND p.id = d.id AND p.replay = $3` + hasty
+	WHERE p.shard = d.shard AND p.id = d.id AND p.replay = $3` + withoutFlush
 
-// pendingRow is a row of the to-do list.
+// pendingRow is a row of outbox_pending.
 type pendingRow struct {
 	id      int64
 	at      pgtype.TID
@@ -59,13 +61,17 @@ type pendingRow struct {
 }
 
 // readPostgres is [store.pendingOf].
-func (s *store) readPostgres(ctx context.Context, server string, shards []int, lows []int64, limit, bytes int) (out []Record, err error) {
+func (s *store) readPostgres(
+	ctx context.Context, server string, shards []int, watermarks []int64, limit, bytes int,
+) (out []Record, err error) {
 	err = s.onServer(ctx, server, func(conn *pgx.Conn) error {
-		rows, err := pendingRows(ctx, conn, s.db.Prepared(), shards, lows, limit, bytes)
+		rows, err := pendingRows(ctx, conn, s.db.Prepared(), shards, watermarks, limit, bytes)
 		if err != nil {
 			return err
 		}
-		slices.SortFunc(rows, func(a, b pendingRow) int { return cmp.Or(a.segment-b.segment, cmp.Compare(a.id, b.id)) })
+		slices.SortFunc(rows, func(a, b pendingRow) int {
+			return cmp.Or(a.segment-b.segment, cmp.Compare(a.id, b.id))
+		})
 		out = make([]Record, 0, len(rows))
 		for len(rows) > 0 {
 			n := slices.IndexFunc(rows, func(r pendingRow) bool { return r.segment != rows[0].segment })
@@ -82,7 +88,7 @@ func (s *store) readPostgres(ctx context.Context, server string, shards []int, l
 	return out, err
 }
 
-// onServer is [database.DB.Postgres] on a certain server and no other.
+// onServer is [database.DB.Postgres] on the given server and no other.
 func (s *store) onServer(ctx context.Context, server string, fn func(*pgx.Conn) error) error {
 	return s.db.Postgres(ctx, func(conn *pgx.Conn) error {
 		found, err := schema.ServerOf(ctx, conn, server)
@@ -96,20 +102,25 @@ func (s *store) onServer(ctx context.Context, server string, fn func(*pgx.Conn) 
 	})
 }
 
-// pendingRows reads of each shard what [store.pendingOf] asks for.
-func pendingRows(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, shards []int, lows []int64, limit, bytes int) ([]pendingRow, error) {
+// pendingRows reads the rows that [store.pendingOf] asks for.
+func pendingRows(
+	ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode,
+	shards []int, watermarks []int64, limit, bytes int,
+) ([]pendingRow, error) {
 	rows := make([]pendingRow, 0, 1024)
 	err := query(ctx, conn, mode, func(v [][]byte) error {
 		begin := len(rows)
-		shard, ids, segments, replays, sizes, places := int(number(v[0])), array{v[1], 8}, array{v[2], 2}, array{v[3], 1}, array{v[4], 4}, array{v[5], 6}
+		shard, ids, segments, replays := int(number(v[0])), array{v[1], 8}, array{v[2], 2}, array{v[3], 1}
+		sizes, places := array{v[4], 4}, array{v[5], 6}
 		n := ids.len()
 		if segments.len() != n || replays.len() != n || sizes.len() != n || places.len() != n {
-			return errors.New("an answer that makes no sense")
+			return errors.New("the arrays of an answer differ in length")
 		}
 		for i := range n {
 			place := places.at(i)
 			rows = append(rows, pendingRow{
-				shard: shard, id: number(ids.at(i)), segment: int(number(segments.at(i))), replay: number(replays.at(i)) != 0, bytes: int(number(sizes.at(i))),
+				shard: shard, id: number(ids.at(i)), segment: int(number(segments.at(i))),
+				replay: number(replays.at(i)) != 0, bytes: int(number(sizes.at(i))),
 				at: pgtype.TID{BlockNumber: uint32(number(place[:4])), OffsetNumber: uint16(number(place[4:])), Valid: true},
 			})
 		}
@@ -122,17 +133,19 @@ func pendingRows(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, sh
 			}
 		}
 		return nil
-	}, fetchPostgres, shards, lows, limit)
+	}, fetchPostgres, shards, watermarks, limit)
 	return rows, err
 }
 
-// complete appends the records of pending rows of one segment, which are in the order of ids.
-func complete(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows []pendingRow, out []Record) ([]Record, error) {
+// complete appends the records of pending rows of one segment. The rows are sorted by id.
+func complete(
+	ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows []pendingRow, out []Record,
+) ([]Record, error) {
 	ids := make([]int64, len(rows))
 	for i := range rows {
 		ids[i] = rows[i].id
 	}
-	var text []byte // of one record: one piece of memory instead of seven
+	var text []byte // of one record: one allocation instead of five
 	var last Record
 	err := query(ctx, conn, mode, func(v [][]byte) error {
 		if len(rows) == 0 {
@@ -155,7 +168,7 @@ func complete(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, rows 
 		when := len(text)
 		text = append(text, v[6]...)
 		all := string(text)
-		// Most events are alike in these.
+		// Consecutive events mostly share these.
 		if string(v[7]) != last.Type {
 			last.Type = string(v[7])
 		}
@@ -205,8 +218,10 @@ func (s *store) publishedPostgres(ctx context.Context, server string, records []
 	})
 }
 
-// query hands the binary values of each row to row, valid until that returns.
-func query(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, row func([][]byte) error, text string, args ...any) error {
+// query calls row with the binary values of each row, which are valid until it returns.
+func query(
+	ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, row func([][]byte) error, text string, args ...any,
+) error {
 	rows, err := conn.Query(ctx, text, append([]any{mode, pgx.QueryResultFormats{pgx.BinaryFormatCode}}, args...)...)
 	if err != nil {
 		return err
@@ -220,13 +235,13 @@ func query(ctx context.Context, conn *pgx.Conn, mode pgx.QueryExecMode, row func
 	return rows.Err()
 }
 
-// array is a binary array of one dimension, whose elements are all that wide and not null.
+// array is a binary array of one dimension whose elements all have the given width and none is null.
 type array struct {
 	binary []byte
 	width  int
 }
 
-// A header (dimensions, nulls, type, length, first index), then each element with its width.
+// The header has the dimensions, nulls, type, length and first index. Each element follows its width.
 const arrayHeader = 20
 
 func (a array) len() int { return max(0, len(a.binary)-arrayHeader) / (4 + a.width) }
@@ -236,7 +251,7 @@ func (a array) at(i int) []byte {
 	return a.binary[begin : begin+a.width]
 }
 
-// number reads an integer or a boolean of any width; none here is negative.
+// number reads an integer or a boolean of any width. None of them is negative here.
 func number(v []byte) (n int64) {
 	for _, b := range v {
 		n = n<<8 | int64(b)

@@ -85,7 +85,7 @@ func TestReadingIsLimitedForEachShard(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := opened(t, db)
 		outboxtest.AddKeys(t, db, "a", "a", "a", "a", "b", "b")
-		size := recordBytes(&read(t, s, 1, 1)[0])
+		size := read(t, s, 1, 1)[0].Bytes()
 		for _, c := range []struct{ limit, bytes, want int }{
 			{10, 1 << 20, 6}, {1, 1 << 20, 2}, {3, 1 << 20, 5}, {10, 1, 2}, {10, size, 2}, {10, size + 1, 4}, {10, 2*size + 1, 5},
 		} {
@@ -226,19 +226,19 @@ func TestTheBoundPassesOnlyWhatIsDone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			sh := &shard{id: 5, epoch: 1, parked: c.parked}
-			r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, lanes: make([]lane, 4), held: map[int]*shard{5: sh}, now: time.Now}
-			asked, _ := r.ask([]bool{true, true, true, true})
+			r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, workers: make([]partitionWorker, 4), held: map[int]*shard{5: sh}, now: time.Now}
+			asked, _ := r.fetchRequests([]bool{true, true, true, true})
 			records := []Record{{Record: outbox.Record{ID: 10, Key: "waits"}, shard: 5}, {Record: outbox.Record{ID: 11, Key: "k"}, shard: 5}, {Record: outbox.Record{ID: 12, Key: "k"}, shard: 5}}
-			parcels := r.load(asked, records, c.settled)
+			parcels := r.dispatch(asked, records, c.settled)
 			if len(parcels) != 1 || !sh.busy {
 				t.Fatalf("%d parcels, busy: %v", len(parcels), sh.busy)
 			}
 			if c.replay {
-				sh.epoch, sh.low = 2, 3
+				sh.epoch, sh.watermark = 2, 3
 			}
-			r.pass(parcels[0])
-			if sh.low != c.want {
-				t.Errorf("the bound is at %d, want %d", sh.low, c.want)
+			r.advance(parcels[0])
+			if sh.watermark != c.want {
+				t.Errorf("the bound is at %d, want %d", sh.watermark, c.want)
 			}
 		})
 	}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -12,13 +13,13 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// notifyEvery bounds how often one process notifies. A NOTIFY in every business transaction
-// would make commits take turns: PostgreSQL holds one lock for the whole cluster meanwhile.
+// notifyEvery limits how often one process notifies. A NOTIFY in every business transaction would
+// serialise commits, because PostgreSQL holds a lock of the whole cluster for it.
 const notifyEvery = 5 * time.Millisecond
 
-// Waker tells relays that events were committed, so that they need not wait for their next
-// look: the relay in this process directly, those elsewhere through NOTIFY. Waking is only
-// ever a matter of milliseconds; relays look by themselves too.
+// Waker tells relays that events were committed, so that they need not wait until they poll: the
+// relay in this process directly, the others through NOTIFY. It saves milliseconds; relays poll in
+// any case.
 type Waker struct {
 	db     *database.DB
 	dirty  chan struct{}
@@ -29,7 +30,7 @@ type Waker struct {
 	local []chan<- struct{}
 }
 
-// NewWaker returns a waker for the processes that share the database. Close it at the end.
+// NewWaker returns a waker for all relays of the database. The caller closes it.
 func NewWaker(db *database.DB) *Waker {
 	ctx, cancel := context.WithCancel(context.Background())
 	w := &Waker{db: db, dirty: make(chan struct{}, 1), cancel: cancel}
@@ -39,7 +40,7 @@ func NewWaker(db *database.DB) *Waker {
 	return w
 }
 
-// Wake says that events were committed. Call it after the commit; it never blocks. On a nil
+// Wake tells relays that events were committed. Call it after the commit; it never blocks. On a nil
 // waker it does nothing.
 func (w *Waker) Wake() {
 	if w == nil {
@@ -53,25 +54,20 @@ func (w *Waker) Wake() {
 	poke(w.dirty)
 }
 
-// Close ends the waker's work.
+// Close stops the waker.
 func (w *Waker) Close() {
 	w.cancel()
 	w.done.Wait()
 }
 
-func (w *Waker) subscribe(c chan<- struct{}) (leave func()) {
+func (w *Waker) subscribe(c chan<- struct{}) (unsubscribe func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.local = append(w.local, c)
 	return func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
-		for i, have := range w.local {
-			if have == c {
-				w.local = append(w.local[:i:i], w.local[i+1:]...)
-				return
-			}
-		}
+		w.local = slices.DeleteFunc(w.local, func(other chan<- struct{}) bool { return other == c })
 	}
 }
 
@@ -82,27 +78,27 @@ func (w *Waker) notify(ctx context.Context) {
 			return
 		case <-w.dirty:
 		}
-		// An error only means that relays notice a little later.
-		_, _ = w.db.ExecContext(ctx, "SELECT pg_notify('"+schema.Channel+"', '')")
+		// After an error relays learn of the events when they poll.
+		_, _ = w.db.ExecContext(ctx, `SELECT pg_notify(?, '')`, schema.Channel)
 		if !sleep(ctx, notifyEvery) {
 			return
 		}
 	}
 }
 
-// listen calls hear with the payload of each notification until ctx ends, and connects anew
-// when it must. Behind a pooler that gives each transaction another connection nothing is
-// ever heard, and nothing breaks.
+// listen calls hear with the payload of each notification until ctx ends, and reconnects when it
+// must. A pooler that gives each transaction another connection delivers no notification; relays
+// then poll.
 func listen(ctx context.Context, db *database.DB, hear func(payload string)) {
 	for ctx.Err() == nil {
 		_ = listenOnce(ctx, db, hear)
-		hear("lease") // what was missed meanwhile
+		hear("lease") // a notification may have been missed
 		sleep(ctx, time.Second)
 	}
 }
 
-// listenOnce uses a connection outside the pool: one that only ever listens would block
-// whoever closes a statement that was prepared on it.
+// listenOnce uses a connection outside the pool: a pooled connection that only listens would block
+// anyone who closes a statement that was prepared on it.
 func listenOnce(ctx context.Context, db *database.DB, hear func(payload string)) error {
 	var cfg *pgx.ConnConfig
 	err := db.Postgres(ctx, func(conn *pgx.Conn) error {
@@ -140,13 +136,16 @@ func poke(c chan<- struct{}) {
 }
 
 // sleep returns false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
+func sleep(ctx context.Context, d time.Duration) bool { return pause(ctx.Done(), d) }
+
+// pause returns false when stop was closed first.
+func pause(stop <-chan struct{}, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
 		return true
-	case <-ctx.Done():
+	case <-stop:
 		return false
 	}
 }

@@ -130,16 +130,16 @@ func TestTheBoundWaitsForWhoeverHasDrawnAnID(t *testing.T) {
 	eachStop(t, func(t *testing.T, db *database.DB, at int) {
 		outboxtest.AddKeys(t, db, "first")
 		goOn := stopped(t, db, at, "slow")
-		s := schema.Settler{DB: db}
+		s := schema.StableWatermark{DB: db}
 		for range 5 {
 			outboxtest.AddKeys(t, db, "quick")
-			if _, err := s.Step(t.Context(), ""); err != nil {
+			if _, err := s.Advance(t.Context(), ""); err != nil {
 				t.Fatal(err)
 			}
 		}
 		goOn()
-		if id := eventID(t, db, "slow"); id <= s.Bound {
-			t.Errorf("the event %d was committed when the bound was at %d", id, s.Bound)
+		if id := eventID(t, db, "slow"); id <= s.ID {
+			t.Errorf("the event %d was committed when the bound was at %d", id, s.ID)
 		}
 	})
 }
@@ -175,9 +175,9 @@ func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 		all.Go(func() { outboxtest.AddKeys(t, db, fmt.Sprint("k", i)) })
 	}
 	waiting(t, db, "relation", 3)
-	s := schema.Settler{DB: db}
+	s := schema.StableWatermark{DB: db}
 	for range 5 {
-		if _, err := s.Step(t.Context(), ""); err != nil {
+		if _, err := s.Advance(t.Context(), ""); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -186,8 +186,8 @@ func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 	}
 	all.Wait()
 	for i := range 3 {
-		if id := eventID(t, db, fmt.Sprint("k", i)); id <= s.Bound {
-			t.Errorf("the event %d was committed when the bound was at %d", id, s.Bound)
+		if id := eventID(t, db, fmt.Sprint("k", i)); id <= s.ID {
+			t.Errorf("the event %d was committed when the bound was at %d", id, s.ID)
 		}
 	}
 }
@@ -208,12 +208,12 @@ func TestTheBoundIsOfOneServer(t *testing.T) {
 	var all sync.WaitGroup
 	defer all.Wait()
 	defer cancel()
-	all.Go(func() { r.settleIDs(ctx) })
+	all.Go(func() { r.trackStable(ctx) })
 	reaches := func(want int64) {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); r.settle.Load() != want; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); r.stable.Load() != want; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("after a minute the bound is at %d, want %d", r.settle.Load(), want)
+				t.Fatalf("after a minute the bound is at %d, want %d", r.stable.Load(), want)
 			}
 		}
 	}

@@ -1,14 +1,33 @@
-// Package schema is what the operators of the outbox and its relays both know of its tables.
+// Package schema is what package outbox and package relay both know of the outbox's tables.
 package schema
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/toppira/authctl/platform/database"
+)
+
+const (
+	// Segments is how many segments the ring has.
+	Segments = 16
+
+	// LongestLease is the maximum of outbox.lease. It stands for the lease of a relay that does not
+	// say its own.
+	LongestLease = time.Minute
+
+	// OutageHolds is how long a reported outage is believed unless the relay repeats it.
+	OutageHolds = 30 * time.Second
+
+	// Channel is the PostgreSQL notification channel. The payload is empty for new events, and the
+	// word lease for shards that have become free or changed.
+	Channel = "authctl_outbox"
 )
 
 // The database's clock, in milliseconds since 1970.
@@ -17,7 +36,7 @@ const (
 	SQLiteNow   = `CAST(unixepoch('subsec') * 1000 AS integer)`
 )
 
-// Now is the expression for it.
+// Now is the expression for the database's clock.
 func Now(db database.IDB) string {
 	if database.IsPostgres(db) {
 		return PostgresNow
@@ -26,8 +45,8 @@ func Now(db database.IDB) string {
 }
 
 // ThisServer is the expression that tells one start of one database server from another. A
-// server that has lost a process to kill -9 goes on without a new start; it has lost its
-// statistics then, as it has lost what was not on disk.
+// server whose process was killed with -9 recovers without a new start; like what was not on
+// disk, its statistics are lost then, and they are part of the expression.
 func ThisServer(db database.IDB) string {
 	if database.IsPostgres(db) {
 		return thisPostgres
@@ -35,11 +54,12 @@ func ThisServer(db database.IDB) string {
 	return "''"
 }
 
-const thisPostgres = "extract(epoch FROM pg_postmaster_start_time())::text || ' ' || coalesce(inet_server_addr()::text, '') || ' ' || " +
+const thisPostgres = "extract(epoch FROM pg_postmaster_start_time())::text || ' ' || " +
+	"coalesce(inet_server_addr()::text, '') || ' ' || " +
 	"coalesce((SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal), '')"
 
-// ServerOf tells which server a connection is to. It asks once for each connection, and again
-// when that is not the one expected, if one is: statistics can be reset.
+// ServerOf returns the server of a connection. It asks once for each connection, and again when
+// the answer is not the expected one, if one is expected: statistics can be reset.
 func ServerOf(ctx context.Context, conn *pgx.Conn, expected string) (string, error) {
 	const mark = "outbox.server"
 	known := conn.PgConn().CustomData()
@@ -54,15 +74,15 @@ func ServerOf(ctx context.Context, conn *pgx.Conn, expected string) (string, err
 	return server, nil
 }
 
-// Bounded keeps a transaction of a relay from holding its locks when the relay stops in the
-// middle, as a suspended machine or a cut network does: nobody could take over from it.
-// Its server ends it when nothing is heard for so long.
+// Bounded limits how long a transaction holds its locks when its process stops in the middle,
+// because its machine was suspended or its network was cut: the server ends the transaction when
+// it hears nothing for that long. It also limits how long the transaction waits for a lock.
 func Bounded(ctx context.Context, tx database.Tx, d time.Duration) error {
 	if !database.IsPostgres(tx) {
 		return nil
 	}
-	_, err := tx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', ?1, true), set_config('lock_timeout', ?1, true)`,
-		strconv.FormatInt(d.Milliseconds(), 10))
+	_, err := tx.ExecContext(ctx, `SELECT set_config('idle_in_transaction_session_timeout', ?1, true),
+		set_config('lock_timeout', ?1, true)`, strconv.FormatInt(d.Milliseconds(), 10))
 	return err
 }
 
@@ -78,16 +98,34 @@ func LastID(ctx context.Context, db *database.DB) (last int64, err error) {
 	return last, err
 }
 
-// Channel is the PostgreSQL notification channel. Its payload is empty for new events, or
-// the word lease when shards have become free.
-const Channel = "authctl_outbox"
+// NotifyLeases tells relays, once the transaction commits, to look at the leases of shards.
+func NotifyLeases(ctx context.Context, tx database.Tx) error {
+	if !database.IsPostgres(tx) {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `SELECT pg_notify(?, 'lease')`, Channel)
+	return err
+}
 
-// LongestLease is what outbox.lease may be at most. It stands for the lease of a relay that
-// does not say its own.
-const LongestLease = time.Minute
+// Rows is an expression for a table of numbers with named columns, which takes the returned
+// argument in place of one ?.
+func Rows(db database.IDB, rows [][]int64, columns ...string) (table string, arg any) {
+	value, source := "value->>%d AS %s", "json_each(?)"
+	if database.IsPostgres(db) {
+		value, source = "(value->>%d)::bigint AS %s", "jsonb_array_elements(?::jsonb)"
+	}
+	list := make([]string, len(columns))
+	for i, name := range columns {
+		list[i] = fmt.Sprintf(value, i, name)
+	}
+	return "(SELECT " + strings.Join(list, ", ") + " FROM " + source + ")", JSON(rows)
+}
 
-// TroubleHolds is how long what a relay has told holds without being said again.
-const TroubleHolds = 30 * time.Second
-
-// Segments is how many the ring has.
-const Segments = 16
+// JSON is numbers as the text of an argument.
+func JSON[T []int | [][]int64 | [][3]int64](numbers T) string {
+	text, err := json.Marshal(numbers)
+	if err != nil { // numbers have a form in JSON
+		panic(err)
+	}
+	return string(text)
+}

@@ -24,41 +24,41 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-func TestTroubleIsSaidOnceAndNotForTrifles(t *testing.T) {
+func TestAnOutageIsLoggedOnceAndATrifleIsNot(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.DebugLevel)
 	now := time.Unix(1000, 0)
-	tr := trouble{log: zap.New(core), now: func() time.Time { return now }}
-	said := func(want int) {
+	o := outages{log: zap.New(core), now: func() time.Time { return now }}
+	logged := func(want int) {
 		t.Helper()
 		if got := logs.Len(); got != want {
 			t.Fatalf("%d lines, want %d: %v", got, want, logs.All())
 		}
 	}
 	boom := errors.New("boom")
-	tr.begin(1, "retry", boom)
-	tr.over(1)
-	said(0) // a trifle
-	tr.begin(1, "retry", boom)
-	tr.begin(2, "retry", boom)
+	o.begin(1, "retry", boom)
+	o.resolved(1)
+	logged(0) // a trifle
+	o.begin(1, "retry", boom)
+	o.begin(2, "retry", boom)
 	now = now.Add(2 * time.Second)
-	tr.begin(1, "retry", boom)
-	tr.begin(2, "retry", boom)
-	said(1)
+	o.begin(1, "retry", boom)
+	o.begin(2, "retry", boom)
+	logged(1)
 	now = now.Add(time.Minute)
-	tr.begin(1, "retry", boom)
-	said(2) // still
-	tr.over(1)
-	said(2) // not all of it
-	tr.over(2)
-	said(3)
-	tr.begin(3, "topic", boom) // nothing that mends itself
-	said(4)
+	o.begin(1, "retry", boom)
+	logged(2) // still
+	o.resolved(1)
+	logged(2) // not all of them
+	o.resolved(2)
+	logged(3)
+	o.begin(3, "topic", boom) // it needs a person
+	logged(4)
 }
 
-// The shards of a partition go to another relay while the target is away: that ends the
-// trouble here, and it is said. What is still this relay's goes on.
-func TestTroubleEndsWithTheLease(t *testing.T) {
+// The shards of a partition go to another relay while the target is away: that ends the outage here,
+// and the log says so. Outages of the partitions that this relay keeps go on.
+func TestAnOutageEndsWithTheLease(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.DebugLevel)
 	now := time.Unix(1000, 0)
@@ -67,11 +67,11 @@ func TestTroubleEndsWithTheLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.partitions, r.lanes = 4, make([]lane, 4)
+	r.partitions, r.workers = 4, make([]partitionWorker, 4)
 	r.held = map[int]*shard{1: {id: 1}, 2: {id: 2}, 6: {id: 6}}
 	boom := errors.New("boom")
-	r.trouble.begin(1, "topic", boom)
-	r.trouble.begin(2, "topic", boom)
+	r.outages.begin(1, "topic", boom)
+	r.outages.begin(2, "topic", boom)
 	last := func(want string) {
 		t.Helper()
 		if all := logs.All(); len(all) == 0 || all[len(all)-1].Message != want {
@@ -96,54 +96,54 @@ func TestTroubleEndsWithTheLease(t *testing.T) {
 	for _, e := range logs.All() {
 		messages = append(messages, e.Message)
 	}
-	if !slices.Contains(messages, "the events that could not be published are another relay's now") {
-		t.Errorf("the end is not said: %v", messages)
+	if !slices.Contains(messages, "another relay now owns the events that could not be published") {
+		t.Errorf("the end is not logged: %v", messages)
 	}
-	// The next time is a time of its own, and its end the usual one.
+	// The next outage is another one, with an ordinary end.
 	now = now.Add(time.Hour)
-	r.trouble.begin(3, "topic", boom)
+	r.outages.begin(3, "topic", boom)
 	now = now.Add(time.Second)
-	r.trouble.over(3)
+	r.outages.resolved(3)
 	last("events are published again")
 	if d := logs.All()[logs.Len()-1].ContextMap()["after"]; d != time.Second {
 		t.Errorf("after %v", d)
 	}
 }
 
-func TestTroubleThatPeopleAreTold(t *testing.T) {
+func TestTheWorstOutageIsReported(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1000, 0)
-	tr := trouble{log: zap.NewNop(), now: func() time.Time { return now }}
+	o := outages{log: zap.NewNop(), now: func() time.Time { return now }}
 	worst := func(want string) {
 		t.Helper()
-		h, any := tr.worst()
+		h, any := o.worst()
 		if got := h.kind; got != want || any != (want != "") {
-			t.Errorf("told %q (%v), want %q", got, any, want)
+			t.Errorf("the worst is %q (%v), want %q", got, any, want)
 		}
 	}
 	boom := errors.New("boom")
-	tr.begin(1, "retry", boom)
+	o.begin(1, "retry", boom)
 	worst("") // a trifle
 	now = now.Add(2 * time.Second)
-	tr.begin(1, "retry", boom)
+	o.begin(1, "retry", boom)
 	worst("retry")
-	tr.begin(2, "topic", boom)
+	o.begin(2, "topic", boom)
 	worst("topic") // needs a person
 	now = now.Add(time.Second)
-	tr.begin(0, "clock", boom)
-	worst("topic") // for longer
-	tr.over(2)
+	o.begin(0, "clock", boom)
+	worst("topic") // it has lasted longer
+	o.resolved(2)
 	worst("clock")
-	tr.keep(map[int]bool{1: true})
+	o.keep(map[int]bool{1: true})
 	worst("retry")
-	tr.begin(databaseTrouble, "database", boom)
-	tr.over(1)
-	worst("") // that the database is away cannot be told to it
+	o.begin(databaseOutage, "database", boom)
+	o.resolved(1)
+	worst("") // an outage of the database cannot be reported to it
 
 	reg := prometheus.NewRegistry()
-	reg.MustRegister(&tr)
+	reg.MustRegister(&o)
 	now = now.Add(7 * time.Second)
-	tr.begin(1, "retry", boom)
+	o.begin(1, "retry", boom)
 	now = now.Add(3 * time.Second)
 	families, err := reg.Gather()
 	if err != nil || len(families) != 1 || len(families[0].GetMetric()) != len(outbox.Kinds) {
@@ -157,7 +157,7 @@ func TestTroubleThatPeopleAreTold(t *testing.T) {
 	}
 }
 
-// Whatever a broker says goes into a column, on one line of bounded length.
+// Any text of a broker fits the column: one line of limited length.
 func TestErrorTextFitsItsColumn(t *testing.T) {
 	t.Parallel()
 	got := errorText(errors.New("a\x00b\nc\xff" + strings.Repeat("ü", maxErrorText)))
@@ -166,7 +166,7 @@ func TestErrorTextFitsItsColumn(t *testing.T) {
 	}
 }
 
-// failing is a sink that fails as it is told.
+// failing is a sink that fails as the test tells it.
 type failing struct {
 	*counting
 	mu       sync.Mutex
@@ -196,9 +196,9 @@ func (f *failing) Publish(ctx context.Context, b *Batch) error {
 	return f.counting.Publish(ctx, b)
 }
 
-// What keeps a relay from publishing can be read in the database while it lasts, from the
-// start on and under way, and the last word of a relay stays.
-func TestTroubleIsToldToTheDatabase(t *testing.T) {
+// What keeps a relay from publishing can be read in the database while it lasts, at the start and
+// later, and the last report of a relay stays.
+func TestOutagesAreReportedToTheDatabase(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := &failing{counting: &counting{partitions: 4, seen: make(chan Record, 100)}}
@@ -210,21 +210,21 @@ func TestTroubleIsToldToTheDatabase(t *testing.T) {
 			}
 			return st
 		}
-		told := func(want string) {
+		reported := func(want string) {
 			t.Helper()
 			for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(5 * time.Millisecond) {
 				got := ""
-				for _, trouble := range state().Trouble {
-					got += fmt.Sprintf("%s %s %v %s|", trouble.Relay, trouble.Kind, trouble.Lasts, trouble.Error)
-					if trouble.Target != "test" || trouble.Since.IsZero() || time.Since(trouble.Since).Abs() > testenv.Patience {
-						t.Fatalf("told %+v", trouble)
+				for _, o := range state().Outages {
+					got += fmt.Sprintf("%s %s %v %s|", o.Relay, o.Kind, o.Lasts, o.Error)
+					if o.Target != "test" || o.Since.IsZero() || time.Since(o.Since).Abs() > testenv.Patience {
+						t.Fatalf("reported %+v", o)
 					}
 				}
 				if regexp.MustCompile("^" + want + "$").MatchString(got) {
 					return
 				}
 				if time.Now().After(deadline) {
-					t.Fatalf("told %q, want %q", got, want)
+					t.Fatalf("reported %q, want %q", got, want)
 				}
 			}
 		}
@@ -241,46 +241,46 @@ func TestTroubleIsToldToTheDatabase(t *testing.T) {
 		s.set(&Stalled{Kind: "topic", Err: errors.New("make the topic")}, nil)
 		outboxtest.AddKeys(t, db, "a")
 		stop, ended := run(Config{})
-		told(`r topic true ask test for its partitions: make the topic\|`)
+		reported(`r topic true ask test for its partitions: make the topic\|`)
 		s.set(nil, errors.New("no broker answers"))
-		told(`r retry true attempt \d+: no broker answers\|`)
+		reported(`r retry true attempt \d+: no broker answers\|`)
 		s.set(nil, &Stalled{Kind: "authorization", Err: errors.New("allow it")})
-		told(`r authorization true attempt \d+: allow it\|`)
+		reported(`r authorization true attempt \d+: allow it\|`)
 		s.set(nil, nil)
-		told("")
+		reported("")
 		if n := state().Pending; n != 0 {
 			t.Errorf("%d events wait", n)
 		}
 		s.set(nil, &Stalled{Kind: "clock", Err: errors.New("set it right")})
 		outboxtest.AddKeys(t, db, "a")
-		told(`r clock true .*\|`)
+		reported(`r clock true .*\|`)
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		told(`r clock false .*set it right\|`)
+		reported(`r clock false .*set it right\|`)
 		_, ended = run(Config{Shards: 12})
 		if err := <-ended; !errors.Is(err, outbox.ErrShards) {
 			t.Errorf("ended with %v, want ErrShards", err)
 		}
-		told(`r clock false .*\|r shards false .*outbox.shards is 12.*\|`)
+		reported(`r clock false .*\|r shards false .*outbox.shards is 12.*\|`)
 		if _, err := db.Write(t.Context(), `UPDATE outbox_trouble SET until_ms = CASE WHEN kind = 'clock' THEN 1000 ELSE until_ms + 100000000 END`); err != nil {
 			t.Fatal(err)
 		}
-		if err := forgetTroubles(t.Context(), db); err != nil {
+		if err := forgetOutages(t.Context(), db); err != nil {
 			t.Error(err)
 		}
-		told("")
+		reported("")
 	})
 }
 
-// However often a relay fails, and whatever it is told each time, the database hears of it
-// when it begins and a few times a minute.
-func TestTroubleIsNotToldForEveryAttempt(t *testing.T) {
+// However often a relay fails, and with whatever error, it writes to the database when the outage
+// begins and a few times a minute.
+func TestAnOutageIsNotReportedForEveryAttempt(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
-	if _, err := db.Write(t.Context(), `CREATE TABLE told (n integer); CREATE TRIGGER told AFTER INSERT ON outbox_trouble BEGIN INSERT INTO told VALUES (1); END;
-		CREATE TRIGGER again AFTER UPDATE ON outbox_trouble BEGIN INSERT INTO told VALUES (2); END`); err != nil {
+	if _, err := db.Write(t.Context(), `CREATE TABLE written (n integer); CREATE TRIGGER written AFTER INSERT ON outbox_trouble BEGIN INSERT INTO written VALUES (1); END;
+		CREATE TRIGGER again AFTER UPDATE ON outbox_trouble BEGIN INSERT INTO written VALUES (2); END`); err != nil {
 		t.Fatal(err)
 	}
 	s := &failing{counting: &counting{partitions: 96}}
@@ -308,10 +308,10 @@ func TestTroubleIsNotToldForEveryAttempt(t *testing.T) {
 		t.Error(err)
 	}
 	var n int
-	if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM told`).Scan(&n); err != nil {
+	if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM written`).Scan(&n); err != nil {
 		t.Fatal(err)
 	}
-	if most := 2 + int(time.Since(start)/troubleRepeat); n < 1 || n > most {
-		t.Errorf("told %d times, at most %d are right", n, most)
+	if most := 2 + int(time.Since(start)/repeatReport); n < 1 || n > most {
+		t.Errorf("reported %d times, want 1 to %d", n, most)
 	}
 }

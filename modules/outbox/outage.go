@@ -1,0 +1,54 @@
+package outbox
+
+import (
+	"context"
+	"time"
+
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Kinds are the reasons for which an attempt to publish can fail: the labels of metrics. A relay
+// handles the first four by itself; the others wait for a person, see [relay.Stalled].
+var Kinds = []string{
+	"retry", "refused", "not_owned", "database",
+	"authentication", "authorization", "certificate", "clock", "compression",
+	"partitions", "rights", "shards", "target", "topic",
+	"unexpected", "version",
+}
+
+// Outage is what keeps a relay from publishing, as the relay wrote it to the database.
+type Outage struct {
+	Target string    `json:"target"`
+	Relay  string    `json:"relay"` // its name
+	Kind   string    `json:"kind"`  // one of [Kinds]
+	Error  string    `json:"error"` // says what to do where a person must act
+	Since  time.Time `json:"since"`
+	Lasts  bool      `json:"lasts"` // false: the relay has ended, and this was its last report
+}
+
+// NeedsPerson reports whether the outage lasts until somebody acts.
+func (o Outage) NeedsPerson() bool { return o.Kind != "retry" && o.Kind != "database" }
+
+// outages lists what relays have reported, the oldest first. A row that expires later than any
+// row can was written by a clock that was ahead.
+func outages(ctx context.Context, db database.IDB) ([]Outage, error) {
+	clock := schema.Now(db)
+	rows, err := db.QueryContext(ctx, `SELECT target, name, kind, error, since_ms, until_ms > `+clock+` AND until_ms <= `+clock+` + ?
+		FROM outbox_trouble ORDER BY since_ms, name`, (schema.OutageHolds + time.Second).Milliseconds())
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var out []Outage
+	for rows.Next() {
+		var o Outage
+		var since int64
+		if err := rows.Scan(&o.Target, &o.Relay, &o.Kind, &o.Error, &since, &o.Lasts); err != nil {
+			return nil, err
+		}
+		o.Since = time.UnixMilli(since).UTC()
+		out = append(out, o)
+	}
+	return out, rows.Err()
+}

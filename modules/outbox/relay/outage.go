@@ -1,0 +1,258 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// transient reports whether the next attempt may well resolve an outage of the kind.
+func transient(kind string) bool { return !outbox.Outage{Kind: kind}.NeedsPerson() }
+
+// Outages that are of no partition. Partitions have numbers from 0 on.
+const (
+	databaseOutage = -1
+	targetOutage   = -2 // the target has not been reached yet
+)
+
+// outages logs an outage once, then once a minute while it lasts, and once when it is resolved,
+// instead of every attempt of every partition. An outage that the next attempt may well resolve,
+// such as a connection that a broker closed because it was idle, is logged after a second.
+type outages struct {
+	log *zap.Logger
+	now func() time.Time
+	met *metrics
+
+	mu     sync.Mutex
+	where  map[int]outage // by partition
+	since  time.Time
+	logged map[string]time.Time // by kind
+}
+
+// outage is the last error of one place.
+type outage struct {
+	kind  string
+	err   error
+	since time.Time // of the first error of its kind there
+}
+
+func (o *outages) count(kind string) { o.met.errors.WithLabelValues(kind).Inc() }
+
+func (o *outages) begin(partition int, kind string, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.where) == 0 {
+		o.where, o.logged, o.since = map[int]outage{}, map[string]time.Time{}, o.now()
+	}
+	now := outage{kind: kind, err: err, since: o.now()}
+	if before, had := o.where[partition]; had && before.kind == kind {
+		now.since = before.since
+	}
+	o.where[partition] = now
+	if transient(kind) && o.now().Sub(o.since) < time.Second {
+		return
+	}
+	if last, logged := o.logged[kind]; logged && o.now().Sub(last) < time.Minute {
+		return
+	}
+	o.logged[kind] = o.now()
+	message := "events cannot be published now; they wait in order"
+	switch kind {
+	case "database":
+		message = "the relay cannot reach the database now; events wait in order"
+	case "retry":
+	default:
+		message = "events cannot be published until someone acts; they wait in order"
+	}
+	o.log.Error(message, zap.String("kind", kind), zap.Error(err), zap.Duration("for", o.duration()))
+}
+
+func (o *outages) duration() time.Duration { return o.now().Sub(o.since).Round(time.Millisecond) }
+
+// database counts and logs an error of the database, which affects all partitions.
+func (o *outages) database(err error) {
+	kind := "database"
+	if database.IsForbidden(err) {
+		kind, err = "rights", forbidden(err)
+	}
+	o.count(kind)
+	o.begin(databaseOutage, kind, err)
+}
+
+// target counts and logs an error of the sink that affects one partition.
+func (o *outages) target(partition int, err error) (kind string) {
+	kind = "retry"
+	if stalled, ok := errors.AsType[*Stalled](err); ok {
+		kind = stalled.Kind
+	}
+	o.count(kind)
+	o.begin(partition, kind, err)
+	return kind
+}
+
+func forbidden(err error) error {
+	return fmt.Errorf("this database role may not relay events: run deploy/postgres/grants.sql after each migration; "+
+		"where relays run elsewhere, set OUTBOX_RELAY=off for serve: %w", err)
+}
+
+// sinkError tells an error of the sink from one of the database.
+type sinkError struct{ error }
+
+func (e sinkError) Unwrap() error { return e.error }
+
+func (o *outages) resolved(partition int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if _, had := o.where[partition]; !had {
+		return
+	}
+	delete(o.where, partition)
+	if len(o.where) == 0 && len(o.logged) > 0 {
+		o.log.Info("events are published again", zap.Duration("after", o.duration()))
+	}
+}
+
+// keep drops the outages of partitions that this relay no longer owns: their new owner reports
+// them.
+func (o *outages) keep(owned map[int]bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	had := len(o.where)
+	maps.DeleteFunc(o.where, func(partition int, _ outage) bool { return partition >= 0 && !owned[partition] })
+	if had > 0 && len(o.where) == 0 && len(o.logged) > 0 {
+		o.log.Info("another relay now owns the events that could not be published", zap.Duration("after", o.duration()))
+	}
+}
+
+// worst returns the outage to report: one that needs a person, else the one that has lasted
+// longest. An outage of the database cannot be reported to it, and is never returned.
+func (o *outages) worst() (worst outage, any bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, partition := range slices.Sorted(maps.Keys(o.where)) {
+		c := o.where[partition]
+		passes := transient(c.kind)
+		if c.kind == "database" || passes && o.now().Sub(c.since) < time.Second {
+			continue
+		}
+		if !any || transient(worst.kind) && !passes || transient(worst.kind) == passes && c.since.Before(worst.since) {
+			worst, any = c, true
+		}
+	}
+	return worst, any
+}
+
+var outageSeconds = prometheus.NewDesc("authctl_outbox_outage_seconds",
+	"For how long this relay has met nothing but errors of the kind in some partition; 0: it meets none.",
+	[]string{"kind"}, nil)
+
+// Describe implements [prometheus.Collector].
+func (o *outages) Describe(c chan<- *prometheus.Desc) { c <- outageSeconds }
+
+// Collect implements [prometheus.Collector].
+func (o *outages) Collect(c chan<- prometheus.Metric) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, kind := range outbox.Kinds {
+		seconds := 0.0
+		for _, at := range o.where {
+			if at.kind == kind {
+				seconds = max(seconds, o.now().Sub(at.since).Seconds())
+			}
+		}
+		c <- prometheus.MustNewConstMetric(outageSeconds, prometheus.GaugeValue, seconds, kind)
+	}
+}
+
+const (
+	reportEvery  = time.Second      // how soon the database learns of a new outage
+	repeatReport = 10 * time.Second // and how often while it lasts
+	keepReports  = 24 * time.Hour   // of relays that have ended
+	maxErrorText = 1000             // bytes
+)
+
+// reportOutage writes to the database what keeps this relay from publishing, for people who look
+// from other machines: within a second, and six times a minute while it lasts.
+func (r *Relay) reportOutage(ctx context.Context) {
+	reported := outage{}
+	var last time.Time
+	failed := false
+	for sleep(ctx, reportEvery) {
+		worst, any := r.outages.worst()
+		if worst.kind == reported.kind && (!any || r.now().Sub(last) < repeatReport) {
+			continue
+		}
+		if err := r.writeOutage(ctx, worst, schema.OutageHolds); err != nil {
+			if !failed && ctx.Err() == nil {
+				r.log.Warn("what keeps events from being published could not be written for authctl outbox status", zap.Error(err))
+			}
+			failed = true
+			continue
+		}
+		reported, last, failed = worst, r.now(), false
+	}
+}
+
+// reportLastOutage writes what ended the relay, or kept it from publishing, as its last report.
+func (r *Relay) reportLastOutage(ctx context.Context, cause error) {
+	worst, any := r.outages.worst()
+	for kind, err := range map[string]error{
+		"target": outbox.ErrOtherTarget, "partitions": outbox.ErrPartitionsChanged, "shards": outbox.ErrShards,
+	} {
+		if errors.Is(cause, err) {
+			worst, any = outage{kind: kind, err: cause, since: r.now()}, true
+			r.outages.begin(targetOutage, kind, cause)
+		}
+	}
+	if !any {
+		worst = outage{}
+	}
+	_ = r.writeOutage(ctx, worst, 0) // the log has it as well
+}
+
+// writeOutage writes the row of this relay, which expires after holds, or removes the row.
+func (r *Relay) writeOutage(ctx context.Context, o outage, holds time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if o.kind == "" {
+		_, err := r.db.Write(ctx, `DELETE FROM outbox_trouble WHERE relay = ?`, r.id)
+		return err
+	}
+	clock := schema.Now(r.db)
+	_, err := r.db.Write(ctx, `INSERT INTO outbox_trouble (relay, target, name, kind, error, since_ms, until_ms)
+		VALUES (?, ?, ?, ?, ?, `+clock+` - ?, `+clock+` + ?)
+		ON CONFLICT (relay, target) DO UPDATE SET
+			kind = excluded.kind, error = excluded.error, since_ms = excluded.since_ms, until_ms = excluded.until_ms`,
+		r.id, r.sink.Name(), r.name, o.kind, errorText(o.err), r.now().Sub(o.since).Milliseconds(), holds.Milliseconds())
+	return err
+}
+
+// errorText makes an error fit its column: one line of valid text, not too long.
+func errorText(err error) string {
+	text := strings.NewReplacer("\x00", "?", "\n", " ").Replace(strings.ToValidUTF8(err.Error(), "?"))
+	if len(text) > maxErrorText {
+		text = strings.ToValidUTF8(text[:maxErrorText], "") + "…"
+	}
+	return text
+}
+
+// forgetOutages removes the last reports of relays that ended a while ago, and reports that a
+// clock that was ahead has written.
+func forgetOutages(ctx context.Context, db *database.DB) error {
+	clock := schema.Now(db)
+	_, err := db.Write(ctx, `DELETE FROM outbox_trouble WHERE until_ms < `+clock+` - ? OR until_ms > `+clock+` + ?`,
+		keepReports.Milliseconds(), (2 * schema.OutageHolds).Milliseconds())
+	return err
+}
