@@ -1,7 +1,7 @@
-// Package sink holds the places events go to: Kafka ([Kafka]) and a file ([File]). Both
-// write CloudEvents 1.0 with the attributes id, source, type, time, subject, dataschema and
-// the extension sequence: the event's place among those of its key, counted from 1 without
-// gaps, in decimal. An event that an operator had sent again carries the extension replay.
+// Package sink has the targets of events: [Kafka] and a [File]. Both write CloudEvents 1.0 with the
+// attributes id, source, type, time, subject, dataschema and the extension sequence, the number of
+// the event among those of its key, counted from 1 without gaps, in decimal. An event that an
+// operator had sent again has the extension replay.
 package sink
 
 import (
@@ -12,8 +12,8 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 )
 
-// structured is the structured JSON form, one line of the file. Extension values that are
-// numbers are written as text, as the sequence extension of CloudEvents wants.
+// structured is the structured JSON form, which is one line of the file. The sequence is a string, as
+// the extension of CloudEvents requires.
 type structured struct {
 	SpecVersion     string          `json:"specversion"`
 	ID              string          `json:"id"`
@@ -28,11 +28,11 @@ type structured struct {
 	Data            json.RawMessage `json:"data"`
 }
 
-// Line is the structured JSON form of an event with a newline behind it.
+// Line is the structured JSON form of an event, with a newline at the end.
 func Line(r *outbox.Record) ([]byte, error) {
 	var line bytes.Buffer
 	enc := json.NewEncoder(&line)
-	enc.SetEscapeHTML(false) // the data stays as it is
+	enc.SetEscapeHTML(false) // leave the data unchanged
 	err := enc.Encode(structured{
 		SpecVersion: "1.0", ID: r.EventID, Source: r.Source, Type: r.Type, Subject: r.Subject, Time: r.Time,
 		Sequence: strconv.FormatInt(r.Seq, 10), Replay: r.Replay, DataSchema: r.DataSchema,

@@ -12,21 +12,21 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
-// reaction is what follows an error of a broker.
+// reaction is what the sink does about an error of a broker.
 type reaction int
 
 const (
-	retry       reaction = iota // the same batch again, once it is known where its partition is now
+	retry       reaction = iota // send the same batch again, once the leader of its partition is known
 	delivered                   // the broker has the batch already
-	refused                     // it never takes these records
-	newProducer                 // it no longer knows the producer
-	person                      // somebody must act; the same batch again until then
+	refused                     // the broker will never take these records
+	newProducer                 // the broker no longer knows the producer
+	person                      // somebody must act; send the same batch again until then
 )
 
 // meaning is what an error code of Kafka means for the relay.
 type meaning struct {
 	reaction
-	kind   string                // of those for a person: a metric label, one of outbox.Kinds
+	kind   string                // for a person: a metric label, one of outbox.Kinds
 	advice func(k *Kafka) string // says what to do
 }
 
@@ -34,7 +34,7 @@ func forPerson(kind string, advice func(k *Kafka) string) meaning {
 	return meaning{person, kind, advice}
 }
 
-// What a person must put right.
+// What a person must correct.
 var (
 	signIn = forPerson("authentication", func(k *Kafka) string {
 		return fmt.Sprintf("Kafka refuses the sign-in of %q with kafka.sasl.mechanism %s: check kafka.sasl.*",
@@ -81,8 +81,8 @@ var (
 	})
 )
 
-// meaningOf tells what follows a code. One that is not known, of a newer Kafka, is for a
-// person: it may be for good, and nothing may be lost.
+// meaningOf returns the meaning of a code. An unknown code, of a newer Kafka, is for a person: it may
+// be permanent, and no event may be lost.
 func meaningOf(code sarama.KError) meaning {
 	if m, known := meanings[code]; known {
 		return m
@@ -90,8 +90,8 @@ func meaningOf(code sarama.KError) meaning {
 	return unexpected
 }
 
-// meanings has every code that Kafka has. Those that only consumers, transactions, share
-// groups or the controllers among themselves can meet are unexpected.
+// meanings has every code of Kafka. The codes that only consumers, transactions, share groups or
+// controllers can meet are unexpected.
 var meanings = func() map[sarama.KError]meaning {
 	all := map[sarama.KError]meaning{}
 	for _, group := range []struct {
@@ -107,8 +107,8 @@ var meanings = func() map[sarama.KError]meaning {
 			sarama.ErrUnknownProducerID, sarama.ErrProducerFenced,
 		}},
 		{meaning{reaction: retry}, []sarama.KError{
-			sarama.ErrUnknown,        // a mistake of the broker
-			sarama.ErrInvalidMessage, // damaged on its way
+			sarama.ErrUnknown,        // an error inside the broker
+			sarama.ErrInvalidMessage, // damaged in transit
 			sarama.ErrLeaderNotAvailable, sarama.ErrNotLeaderForPartition, sarama.ErrRequestTimedOut,
 			sarama.ErrBrokerNotAvailable,
 			sarama.ErrReplicaNotAvailable, sarama.ErrStaleControllerEpochCode, sarama.ErrNetworkException,
@@ -168,8 +168,8 @@ var meanings = func() map[sarama.KError]meaning {
 	return all
 }()
 
-// codeOf is the broker's code in an error. Sarama wraps some so that they can be asked for
-// ([errors.Is]) and not found ([errors.As]).
+// codeOf returns the broker's code in an error. Sarama wraps some codes so that [errors.Is] finds
+// them and [errors.As] does not.
 func codeOf(err error) (code sarama.KError, has bool) {
 	if errors.As(err, &code) {
 		return code, true
@@ -182,7 +182,7 @@ func codeOf(err error) (code sarama.KError, has bool) {
 	return 0, false
 }
 
-// explain says plainly what only a person can change.
+// explain turns an error that only a person can resolve into one that says what to do.
 func (k *Kafka) explain(err error) error {
 	if _, already := errors.AsType[*relay.Stalled](err); already {
 		return err

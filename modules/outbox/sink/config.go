@@ -55,11 +55,11 @@ type SASLConfig struct {
 // UsesKafka reports whether the settings name a Kafka cluster.
 func (c KafkaConfig) UsesKafka() bool { return len(c.Brokers) > 0 }
 
-// TargetName is the name of the sink that these settings make, see [relay.Sink]. Brokers are
-// no part of it: one cluster has many addresses, and is told from others by its identity.
+// TargetName is the name of the sink that these settings make, see [relay.Sink]. It has no brokers:
+// a cluster can have many addresses, and its identity tells it from others.
 func (c KafkaConfig) TargetName() string { return "kafka:" + c.withDefaults().Topic }
 
-// Validate reports what single values cannot show.
+// Validate reports problems that single values cannot show.
 func (c KafkaConfig) Validate(report func(path, problem string)) {
 	for i, b := range c.Brokers {
 		if problem := config.AddressProblem(b, false); problem != "" {
@@ -108,14 +108,14 @@ var codecs = map[string]sarama.CompressionCodec{
 
 func (c KafkaConfig) codec() sarama.CompressionCodec { return codecs[c.Compression] }
 
-// sarama makes the client's settings of ours.
+// sarama translates the settings for the client.
 func (c KafkaConfig) sarama() (*sarama.Config, error) {
 	conf := sarama.NewConfig()
-	conf.Version = sarama.V2_8_0_0 // what is spoken at most; older brokers are met half-way
+	conf.Version = sarama.V2_8_0_0 // the highest version that is spoken; the client adapts to older brokers
 	conf.ClientID = c.ClientID
 	conf.Net.DialTimeout = c.DialTimeout
 	conf.Net.WriteTimeout = c.RequestTimeout
-	conf.Net.ReadTimeout = c.RequestTimeout + 2*time.Second // the broker gives up first, and says so
+	conf.Net.ReadTimeout = c.RequestTimeout + 2*time.Second // the broker gives up first, and answers
 	conf.Net.MaxOpenRequests = 1                            // a batch never overtakes another
 	conf.Metadata.Full = false
 	conf.Metadata.AllowAutoTopicCreation = false
@@ -179,7 +179,7 @@ func (c TLSConfig) config() (*tls.Config, error) {
 	return t, nil
 }
 
-// scramClient is RFC 5802 in the form Sarama asks for.
+// scramClient implements RFC 5802 for Sarama.
 type scramClient struct {
 	hash         scram.HashGeneratorFcn
 	conversation *scram.ClientConversation

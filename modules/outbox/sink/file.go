@@ -16,21 +16,21 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
-// File appends events to a file, a line of structured JSON each. A batch is on the disk
-// before it counts as published. Several processes may append to one file: they take turns
-// by a lock beside it. A file that was moved away is begun anew; one whose last line a crash
-// has cut is repaired by removing that part of a line, whose event follows again.
+// File appends events to a file, as one line of structured JSON each. A batch counts as published
+// once it is on the disk. Several processes may append to one file: they take turns with a lock file
+// next to it. If the file was moved away, a new one is created. If a crash cut off the last line,
+// the partial line is removed, and its event is written again.
 type File struct {
 	path    string
 	closing context.Context // ends when the sink is closed
 	close   func() error    // once
 
-	turn chan struct{} // holds a token while somebody uses what follows
+	turn chan struct{} // holds a token while somebody uses the fields below
 	lock *flock.Flock
 	f    *os.File
 }
 
-// OpenFile opens or makes the file, readable by its owner alone.
+// OpenFile opens or creates the file, readable only by its owner.
 func OpenFile(path string) (*File, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -55,7 +55,7 @@ func OpenFile(path string) (*File, error) {
 	return s, nil
 }
 
-// FileName is the name of the sink for a file, which need not exist.
+// FileName is the name of the sink for a file. The file need not exist.
 func FileName(path string) (string, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -67,13 +67,13 @@ func FileName(path string) (string, error) {
 // Name implements [relay.Sink].
 func (s *File) Name() string { return "file:" + s.path }
 
-// Identity implements [relay.Sink]: a file is told from others by its path.
+// Identity implements [relay.Sink]: a file has only its path.
 func (s *File) Identity(context.Context) (string, error) { return "", nil }
 
 // Partitions implements [relay.Sink]: a file is one sequence of lines.
 func (s *File) Partitions(context.Context) (int, error) { return 1, nil }
 
-// Publish implements [relay.Sink]. When it fails, nothing of the batch is left behind.
+// Publish implements [relay.Sink]. When it fails, the file has nothing of the batch.
 func (s *File) Publish(ctx context.Context, b *relay.Batch) error {
 	text, ok := b.Sealed.([]byte)
 	if !ok {
@@ -112,8 +112,8 @@ func (s *File) Publish(ctx context.Context, b *relay.Batch) error {
 		err = s.f.Sync()
 	}
 	if err != nil {
-		// After a failed sync the system may hold pages for clean that never reached the disk:
-		// what was written must go, and be written anew.
+		// After a failed sync the system may treat pages as clean that never reached the disk: they
+		// must be removed and written again.
 		err = errors.Join(err, s.f.Truncate(end), s.f.Close())
 		s.f = nil
 		return fmt.Errorf("append to the event file: %w", err)
@@ -126,8 +126,8 @@ var errFileClosed = errors.New("the event file is closed")
 // Close implements [relay.Sink]. It waits for a batch that is being written.
 func (s *File) Close() error { return s.close() }
 
-// take waits for other processes, but not for ever: one that was stopped in the middle keeps
-// the lock, and that should be said.
+// take waits for the lock, but only for a while: a process that was suspended may hold it, and the
+// error should say so.
 func (s *File) take(ctx context.Context) error {
 	bounded, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
@@ -148,7 +148,7 @@ func (s *File) take(ctx context.Context) error {
 
 const lockWait = 5 * time.Second
 
-// reopen opens the path anew when it no longer is the open file.
+// reopen opens the path again if it no longer leads to the open file.
 func (s *File) reopen() error {
 	if s.f != nil {
 		have, err := s.f.Stat()
@@ -176,7 +176,7 @@ func (s *File) open() error {
 	if err != nil {
 		return fmt.Errorf("open the event file: %w", err)
 	}
-	// A new name must survive a power cut as its content does.
+	// The name of a new file must survive a power failure, like its content.
 	dir, err := os.Open(filepath.Dir(s.path))
 	if err == nil {
 		err = errors.Join(dir.Sync(), dir.Close())
@@ -188,7 +188,7 @@ func (s *File) open() error {
 	return nil
 }
 
-// repair removes a last line without an end and returns the length of the file.
+// repair removes a partial last line and returns the length of the file.
 func (s *File) repair() (int64, error) {
 	end, err := s.f.Seek(0, io.SeekEnd)
 	if err != nil {

@@ -17,35 +17,34 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
-// Kafka publishes to one topic: CloudEvents in binary mode, key and partition as the Java
-// client would have them.
+// Kafka publishes to one topic: CloudEvents in binary mode, with the key and the partition of the
+// Java client.
 //
-// It builds record batches itself and hands them to Sarama's brokers, because of what a
-// retry must be: the same batch, with the same producer id, epoch and sequence numbers, so
-// that a broker that has it already says so, however long ago that was. A producer that
-// makes a new batch of what is left, or goes on with the next one, repeats or reorders
-// events. When a batch is given up for another one its sequence numbers are burnt: the
-// broker could take the new batch for the old one and drop it. Then the partition gets a
-// new producer id.
+// It builds record batches itself and gives them to Sarama's brokers, because a retry must send the
+// same batch with the same producer id, epoch and sequence numbers. Then a broker that has the batch
+// already says so, however long ago that was. A producer that makes a new batch of the rest, or goes
+// on with the next one, repeats or reorders events. When a batch is given up, its sequence numbers
+// must not be used again: the broker could take the next batch for it and drop it. So the partition
+// gets a new producer id.
 type Kafka struct {
 	cfg    KafkaConfig
 	conf   *sarama.Config
 	log    *zap.Logger
 	resets prometheus.Counter
 	net    *network
-	asking chan struct{} // bounds how many partitions ask for a producer id at once
+	asking chan struct{} // limits how many partitions ask for a producer id at once
 
 	done chan struct{}
 	work sync.WaitGroup
 
-	mu         sync.Mutex // guards what follows; nothing is asked of a broker while it is held
+	mu         sync.Mutex // guards the fields below; no request is made while it is held
 	client     sarama.Client
 	first      *firstProducer
 	partitions map[int32]*partitionProducer
 	senders    map[int32]*sender
 	refreshed  time.Time
 	closed     bool
-	cluster    *string // which events go to: that of the first broker that was asked
+	cluster    *string // the cluster that events go to: that of the first broker that answered
 }
 
 type producer struct {
@@ -53,29 +52,29 @@ type producer struct {
 	epoch int16
 }
 
-// firstProducer is the id that all partitions begin with: one of them asks, the others wait.
+// firstProducer is the producer id that all partitions start with: one asks for it, the others wait.
 type firstProducer struct {
-	done     chan struct{} // closed when the rest is set
+	done     chan struct{} // closed when the other fields are set
 	producer *producer
 	err      error
 }
 
-// partitionProducer is the producer's side of a partition. The attempt that has the turn, and
-// nobody else, reads and writes the other fields.
+// partitionProducer is the producer of a partition. Only the attempt that has the turn reads and
+// writes the other fields.
 type partitionProducer struct {
 	turn     chan struct{} // holds a token while an attempt is under way
 	producer *producer     // nil: ask for one
-	own      bool          // it must be one that no other partition has
+	own      bool          // the producer must be of this partition alone
 	next     int32         // sequence number of the next batch
-	open     *relay.Batch  // sent, and its fate not known
+	open     *relay.Batch  // sent, and not known to be stored
 }
 
-// maxAsking is how many connections partitions open at once to ask for producer ids.
+// maxAsking limits how many connections ask for producer ids at once.
 const maxAsking = 16
 
 var errClosed = errors.New("the Kafka sink is closed")
 
-// sealed is what became of a batch: never changed, whatever happens to the attempts.
+// sealed is the record batch made of a batch. It never changes, whatever happens to the attempts.
 type sealed struct {
 	by    *producer
 	batch *sarama.RecordBatch
@@ -86,11 +85,11 @@ type KafkaOptions struct {
 	Log      *zap.Logger           // nil: none
 	Registry prometheus.Registerer // nil: none
 	Prod     bool                  // plaintext needs kafka.allow_plaintext
-	// Dial makes the connections to brokers; nil: directly.
+	// Dial connects to brokers; nil: directly.
 	Dial func(network, address string) (net.Conn, error)
 }
 
-// OpenKafka makes a sink; it connects when it is first used.
+// OpenKafka makes a sink, which connects when it is first used.
 func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
 	cfg = cfg.withDefaults()
 	if opt.Prod {
@@ -135,7 +134,7 @@ func (k *Kafka) Identity(ctx context.Context) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		// Through the client first, which tries one broker after another.
+		// The client tries one broker after another.
 		err = client.RefreshMetadata(k.cfg.Topic)
 		if code, has := codeOf(err); err != nil && (!has || meanings[code].kind != "topic") {
 			return "", k.explain(err)
@@ -150,8 +149,7 @@ func (k *Kafka) Identity(ctx context.Context) (string, error) {
 
 var errOtherCluster = errors.New("the brokers are those of another cluster")
 
-// clusterOf asks a broker for the id of its cluster. The first answer is the cluster that
-// events go to.
+// clusterOf asks a broker for the id of its cluster. Events go to the cluster of the first answer.
 func (k *Kafka) clusterOf(broker *sarama.Broker) (string, error) {
 	res, err := broker.GetMetadata(sarama.NewMetadataRequest(k.conf.Version, []string{k.cfg.Topic}))
 	if err != nil {
@@ -169,7 +167,7 @@ func (k *Kafka) clusterOf(broker *sarama.Broker) (string, error) {
 	return id, nil
 }
 
-// sameCluster makes sure that a broker belongs to the cluster that events go to.
+// sameCluster fails if a broker does not belong to the cluster that events go to.
 func (k *Kafka) sameCluster(broker *sarama.Broker) error {
 	id, err := k.clusterOf(broker)
 	if err != nil {
@@ -181,7 +179,8 @@ func (k *Kafka) sameCluster(broker *sarama.Broker) error {
 		return nil
 	}
 	return &relay.Stalled{Kind: "target", Err: fmt.Errorf("%w: the one at %s belongs to the cluster %q now, "+
-		"and events go to the topic %q of the cluster %q: name the brokers of that one in kafka.brokers", errOtherCluster, broker.Addr(), id, k.cfg.Topic, *k.cluster)}
+		"and events go to the topic %q of the cluster %q: name the brokers of that one in kafka.brokers",
+		errOtherCluster, broker.Addr(), id, k.cfg.Topic, *k.cluster)}
 }
 
 // Partitions implements [relay.Sink].
@@ -202,9 +201,8 @@ func (k *Kafka) Partitions(ctx context.Context) (int, error) {
 	})
 }
 
-// Publish implements [relay.Sink]. It returns as soon as ctx ends; the attempt goes on until
-// the broker has answered or the sink is closed, and the next one of its partition waits for
-// that.
+// Publish implements [relay.Sink]. It returns as soon as ctx ends. The attempt goes on until the
+// broker has answered or the sink is closed, and the next attempt of the partition waits for it.
 func (k *Kafka) Publish(ctx context.Context, b *relay.Batch) error {
 	p := k.partition(int32(b.Partition))
 	select {
@@ -235,7 +233,7 @@ func (k *Kafka) Publish(ctx context.Context, b *relay.Batch) error {
 // attempt sends the batch once. Its caller has the partition's turn.
 func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *relay.Batch) (err error) {
 	if p.open != nil && p.open != b {
-		p.forget() // the sequence numbers of a batch whose fate is unknown are burnt
+		p.forget() // that batch may be stored, so its sequence numbers must not be used again
 	}
 	client, err := k.connect()
 	if err != nil {
@@ -243,7 +241,7 @@ func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *relay.Batc
 	}
 	defer func() {
 		if errors.Is(err, errOtherCluster) {
-			_ = client.RefreshBrokers(k.cfg.Brokers) // it would go on asking those that it knows now
+			_ = client.RefreshBrokers(k.cfg.Brokers) // otherwise it keeps asking the brokers of the other cluster
 		}
 	}()
 	leader, err := client.Leader(k.cfg.Topic, int32(b.Partition))
@@ -270,7 +268,7 @@ func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *relay.Batc
 	return k.outcome(client, p, b, answer)
 }
 
-// outcome makes of a broker's answer what the relay must know.
+// outcome translates a broker's answer for the relay.
 func (k *Kafka) outcome(client sarama.Client, p *partitionProducer, b *relay.Batch, answer error) error {
 	if answer == nil {
 		p.delivered(len(b.Records))
@@ -304,13 +302,13 @@ func (k *Kafka) outcome(client sarama.Client, p *partitionProducer, b *relay.Bat
 		return answer
 	}
 	if code == sarama.ErrInvalidTimestamp {
-		p.forget() // a new batch, with a new time, is another batch
+		p.forget() // the next batch has a new time, so it is another batch
 	}
 	k.refresh(client)
 	return k.explain(answer)
 }
 
-// forget makes the next batch begin with a new producer.
+// forget makes the next batch start with a new producer.
 func (p *partitionProducer) forget() { p.producer, p.own, p.open, p.next = nil, true, nil, 0 }
 
 func (p *partitionProducer) delivered(records int) {
@@ -318,14 +316,15 @@ func (p *partitionProducer) delivered(records int) {
 	p.next = (p.next + int32(records)) & 0x7fffffff // Kafka's sequences wrap to 0
 }
 
-// seal makes the record batch. Its time is that of its making, not that of the events: by
-// it Kafka counts retention, of the topic and of what it remembers of producers, and an old
-// event that is sent again must not be dropped at once.
+// seal makes the record batch. Its time is the present, not that of the events: Kafka counts the
+// retention of the topic and of its memory of producers from it, and must not drop an old event
+// that is sent again at once.
 func (k *Kafka) seal(records []relay.Record, by *producer, sequence int32) *sarama.RecordBatch {
 	at := time.Now().Truncate(time.Millisecond)
 	b := &sarama.RecordBatch{
 		Version: 2, Codec: k.cfg.codec(), ProducerID: by.id, ProducerEpoch: by.epoch, FirstSequence: sequence,
-		FirstTimestamp: at, MaxTimestamp: at, LastOffsetDelta: int32(len(records) - 1), Records: make([]*sarama.Record, len(records)),
+		FirstTimestamp: at, MaxTimestamp: at, LastOffsetDelta: int32(len(records) - 1),
+		Records: make([]*sarama.Record, len(records)),
 	}
 	w := newWriter(records)
 	for i := range records {
@@ -361,8 +360,8 @@ func (k *Kafka) connect() (sarama.Client, error) {
 	return k.client, nil
 }
 
-// producer returns the producer id that all partitions begin with or, for a partition that
-// lost it, one of its own.
+// producer returns the producer id that all partitions start with, or a new one for a partition that
+// lost that.
 func (k *Kafka) producer(client sarama.Client, own bool) (*producer, error) {
 	if own {
 		select {
@@ -397,9 +396,8 @@ func (k *Kafka) producer(client sarama.Client, own bool) (*producer, error) {
 	}
 }
 
-// newProducer asks the brokers, one after another, for a producer id. It does so on a
-// connection of its own: on one that batches use, they would wait behind an answer that takes
-// its time.
+// newProducer asks the brokers, one after another, for a producer id, on a separate connection: on
+// one that batches use, they would wait for a slow answer.
 func (k *Kafka) newProducer(client sarama.Client) (*producer, error) {
 	err := sarama.ErrOutOfBrokers
 	for _, known := range client.Brokers() {
@@ -435,7 +433,7 @@ func (k *Kafka) askForProducer(address string) (*sarama.InitProducerIDResponse, 
 	return broker.InitProducerID(&sarama.InitProducerIDRequest{Version: 4, ProducerID: -1, ProducerEpoch: -1})
 }
 
-// refresh asks where the partitions are now, at most a few times a second for all of them.
+// refresh asks which brokers lead the partitions now, at most four times a second.
 func (k *Kafka) refresh(client sarama.Client) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -443,7 +441,7 @@ func (k *Kafka) refresh(client sarama.Client) {
 		return
 	}
 	k.refreshed = time.Now()
-	k.work.Go(func() { _ = client.RefreshMetadata(k.cfg.Topic) }) // the next attempt shows
+	k.work.Go(func() { _ = client.RefreshMetadata(k.cfg.Topic) }) // the next attempt shows the result
 }
 
 func (k *Kafka) who() string {
@@ -453,7 +451,7 @@ func (k *Kafka) who() string {
 	return "the Kafka user " + strconv.Quote(k.cfg.SASL.User)
 }
 
-// Close implements [relay.Sink]. What is under way ends with an error.
+// Close implements [relay.Sink]. Attempts in progress end with an error.
 func (k *Kafka) Close() error {
 	k.mu.Lock()
 	if k.closed {
@@ -464,7 +462,7 @@ func (k *Kafka) Close() error {
 	client := k.client
 	k.mu.Unlock()
 	close(k.done)
-	k.net.close() // nothing waits for a broker any more
+	k.net.close() // ends every wait for a broker
 	var err error
 	if client != nil {
 		err = client.Close()
@@ -476,7 +474,7 @@ func (k *Kafka) Close() error {
 	return err
 }
 
-// begin runs what [Kafka.Close] waits for, unless the sink is closed.
+// begin starts work that [Kafka.Close] waits for, unless the sink is closed.
 func (k *Kafka) begin(run func()) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -486,8 +484,8 @@ func (k *Kafka) begin(run func()) bool {
 	return !k.closed
 }
 
-// await runs what cannot be cancelled, and stops waiting for it when ctx ends. It has time
-// limits of its own.
+// await runs work that cannot be cancelled, and stops waiting for it when ctx ends. The work has its
+// own time limits.
 func await[T any](ctx context.Context, k *Kafka, run func() (T, error)) (T, error) {
 	type result struct {
 		value T
@@ -510,10 +508,10 @@ func await[T any](ctx context.Context, k *Kafka, run func() (T, error)) (T, erro
 	}
 }
 
-// sender puts the batches that wait for one broker into one request at a time.
+// sender puts the batches that wait for a broker into one request, one request at a time.
 type sender struct {
 	jobs    chan *job
-	checked map[string]int // connections that lead to the right cluster: the last one of each address
+	checked map[string]int // by address, the last connection that was found to lead to the right cluster
 }
 
 type job struct {
@@ -526,8 +524,8 @@ type job struct {
 	done      chan error
 }
 
-// send returns whether the batch went out, and the broker's answer. A batch that still waits
-// for its turn when its context ends is not sent; for the answer to one that is, it waits.
+// send returns whether the batch was sent, and the broker's answer. A batch that still waits for its
+// turn when its context ends is not sent. For the answer to a batch that was sent, send waits.
 func (k *Kafka) send(j *job) (bool, error) {
 	k.mu.Lock()
 	s := k.senders[j.broker.ID()]
@@ -555,7 +553,7 @@ func (k *Kafka) send(j *job) (bool, error) {
 	}
 }
 
-// maxRequest is far below what brokers take (socket.request.max.bytes) and Sarama sends.
+// maxRequest is far below the limits of brokers (socket.request.max.bytes) and of Sarama.
 const maxRequest = 32 << 20
 
 func (k *Kafka) run(s *sender) {
@@ -602,13 +600,13 @@ func (k *Kafka) run(s *sender) {
 	}
 }
 
-// checkConnection makes sure, once for each connection, that it leads to the cluster that
-// events go to: an address can be that of another one tomorrow.
+// checkConnection makes sure, once for each connection, that it leads to the cluster that events go
+// to: another cluster can get its address.
 func (k *Kafka) checkConnection(s *sender, broker *sarama.Broker) error {
 	if made := k.net.made(broker.Addr()); made > 0 && made == s.checked[broker.Addr()] {
 		return nil
 	}
-	if _, err := broker.Connected(); err != nil { // waits for a connection that is being made
+	if _, err := broker.Connected(); err != nil { // waits while it connects
 		return fmt.Errorf("connect to broker %s: %w", broker.Addr(), err)
 	}
 	made := k.net.made(broker.Addr())
@@ -626,9 +624,11 @@ func batchBytes(b *sarama.RecordBatch) (n int) {
 	return n
 }
 
-// produce sends one request and hands out its answers.
+// produce sends one request and distributes the answers.
 func (k *Kafka) produce(jobs []*job) {
-	req := &sarama.ProduceRequest{Version: 9, RequiredAcks: sarama.WaitForAll, Timeout: int32(k.cfg.RequestTimeout.Milliseconds())}
+	req := &sarama.ProduceRequest{
+		Version: 9, RequiredAcks: sarama.WaitForAll, Timeout: int32(k.cfg.RequestTimeout.Milliseconds()),
+	}
 	for _, j := range jobs {
 		req.AddBatch(k.cfg.Topic, j.partition, j.batch)
 		j.sent = true
@@ -646,7 +646,7 @@ func (k *Kafka) produce(jobs []*job) {
 		err = a.err
 	}
 	if err != nil {
-		_ = broker.Close() // it answers nothing any more; the next attempt opens it anew
+		_ = broker.Close() // it no longer answers; the next attempt opens it again
 		err = fmt.Errorf("send to broker %s: %w", broker.Addr(), err)
 	}
 	for _, j := range jobs {
@@ -666,7 +666,7 @@ func (k *Kafka) produce(jobs []*job) {
 	}
 }
 
-// recordErrors is a broker's answer for one batch, KIP-467.
+// recordErrors is a broker's error for one batch, with that of each record (KIP-467).
 type recordErrors struct {
 	code    sarama.KError
 	message *string

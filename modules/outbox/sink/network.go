@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// network makes the connections to brokers, so that they can be ended all at once: Sarama
-// waits for answers, up to the time limit of each, before it closes.
+// network makes the connections to brokers, and can close all of them at once. Sarama itself waits
+// for every answer, up to its time limit, before it closes.
 type network struct {
 	dial func(ctx context.Context, network, address string) (net.Conn, error)
-	ctx  context.Context // ends when nothing more may be asked
+	ctx  context.Context // ends when the sink is closed
 	end  context.CancelFunc
 
 	mu    sync.Mutex
@@ -49,7 +49,7 @@ func (u uncounted) Dial(network, address string) (net.Conn, error) {
 	return u.connect(network, address)
 }
 
-// connect returns a plain connection: Sarama looks at its socket to see whether it is broken.
+// connect returns a plain connection, because Sarama inspects its socket to see whether it is broken.
 func (n *network) connect(network, address string) (net.Conn, error) {
 	c, err := n.dial(n.ctx, network, address)
 	if err != nil {
@@ -71,7 +71,7 @@ func (n *network) connect(network, address string) (net.Conn, error) {
 	return c, nil
 }
 
-// made is how many connections there have been to an address.
+// made is how many connections have been made to an address.
 func (n *network) made(address string) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -87,7 +87,7 @@ func isClosed(c net.Conn) bool {
 	return err != nil || errors.Is(control.Control(func(uintptr) {}), net.ErrClosed)
 }
 
-// close ends every connection and every attempt to make one.
+// close closes every connection, and ends every attempt to connect.
 func (n *network) close() {
 	n.end()
 	n.mu.Lock()

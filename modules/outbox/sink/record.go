@@ -8,7 +8,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
-// What a header says in every record; never changed.
+// Headers that every record shares. They never change.
 var (
 	specVersionHeader = header("ce_specversion", "1.0")
 	replayHeader      = header("ce_replay", "true")
@@ -27,9 +27,9 @@ func header(name, value string) *sarama.RecordHeader {
 	return &sarama.RecordHeader{Key: []byte(name), Value: []byte(value)}
 }
 
-// recordWriter makes the records of one batch. Some thirty small pieces of memory for each
-// would cost more than all the rest, so it takes one for the texts of the batch and one for
-// its records, and what one record says like the one before it is there once.
+// recordWriter makes the records of one batch. Thirty small allocations for each record would cost
+// more than everything else, so it makes one for the texts of the batch and one for its records, and
+// a value that consecutive records share is stored once.
 type recordWriter struct {
 	text    []byte
 	records []written
@@ -52,12 +52,13 @@ func newWriter(records []relay.Record) *recordWriter {
 	}
 	return &recordWriter{
 		text: make([]byte, 0, size), records: make([]written, len(records)),
-		source: &sarama.RecordHeader{Key: sourceName}, kind: &sarama.RecordHeader{Key: typeName}, schema: &sarama.RecordHeader{Key: dataSchemaName},
+		source: &sarama.RecordHeader{Key: sourceName}, kind: &sarama.RecordHeader{Key: typeName},
+		schema: &sarama.RecordHeader{Key: dataSchemaName},
 	}
 }
 
-// record makes the record at a place of the batch. Its headers are the attributes in binary
-// mode, in this order.
+// record makes the i-th record of the batch. Its headers are the attributes in binary mode, in this
+// order.
 func (w *recordWriter) record(i int, r *relay.Record) *sarama.Record {
 	to := &w.records[i]
 	list := append(to.list[:0], specVersionHeader)
@@ -92,7 +93,7 @@ func (w *recordWriter) piece(s string) []byte {
 	return w.text[begin:len(w.text):len(w.text)]
 }
 
-// shared is the header of the record before if its value is the same.
+// shared returns the header of the previous record if it has the same value.
 func shared(last **sarama.RecordHeader, value string) *sarama.RecordHeader {
 	if string((*last).Value) != value {
 		*last = &sarama.RecordHeader{Key: (*last).Key, Value: []byte(value)}

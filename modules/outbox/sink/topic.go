@@ -14,8 +14,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
-// TopicState is what the cluster says of the topic. Problems are in words; with none the
-// topic is fit for the events.
+// TopicState is what the cluster says about the topic. Without Problems the topic is fit for events.
 type TopicState struct {
 	Topic             string    `json:"topic"`
 	Created           bool      `json:"created"` // just now
@@ -24,23 +23,23 @@ type TopicState struct {
 	MinInSync         int       `json:"min_insync_replicas"`
 	MaxMessageBytes   int       `json:"max_message_bytes"`
 	CleanupPolicy     string    `json:"cleanup_policy"`
-	RetentionMS       int64     `json:"retention_ms"` // -1: for ever
+	RetentionMS       int64     `json:"retention_ms"` // -1: unlimited
 	Problems          []Problem `json:"problems"`
 }
 
-// Problem is what of a topic does not fit, and what to do about it.
+// Problem is what is wrong with a topic, and what to do about it.
 type Problem struct {
 	Found, Advice string
-	Blocks        bool // nothing can be published while it is so
+	Blocks        bool // nothing can be published until it is solved
 }
 
 func (p Problem) String() string { return p.Found + "; " + p.Advice }
 
-// MarshalText makes it one text in JSON.
+// MarshalText makes it a string in JSON.
 func (p Problem) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
-// EnsureTopic makes the topic when it does not exist, and checks it as [Kafka.CheckTopic]
-// does. It never changes a topic that is there.
+// EnsureTopic creates the topic if it does not exist, and checks it like [Kafka.CheckTopic]. It never
+// changes an existing topic.
 func (k *Kafka) EnsureTopic(ctx context.Context) (TopicState, error) {
 	st, err := k.CheckTopic(ctx)
 	var stalled *relay.Stalled
@@ -51,7 +50,7 @@ func (k *Kafka) EnsureTopic(ctx context.Context) (TopicState, error) {
 	if err != nil {
 		return TopicState{}, err
 	}
-	// Brokers learn of a new topic one after another.
+	// It takes a moment until every broker knows a new topic.
 	for tries := 0; ; tries++ {
 		st, err = k.CheckTopic(ctx)
 		if err == nil || tries == 20 || !errors.As(err, &stalled) {
@@ -69,7 +68,7 @@ func (k *Kafka) createTopic() error {
 	if err != nil {
 		return err
 	}
-	admin, err := sarama.NewClusterAdminFromClient(client) // its Close would close ours
+	admin, err := sarama.NewClusterAdminFromClient(client) // its Close would close the client
 	if err != nil {
 		return fmt.Errorf("reach the cluster's controller: %w", k.explain(err))
 	}
@@ -92,12 +91,13 @@ func (k *Kafka) createTopic() error {
 		},
 	}, false)
 	if err != nil && !errors.Is(err, sarama.ErrTopicAlreadyExists) {
-		return fmt.Errorf("make the topic %q with %d partitions and %d replicas: %w", k.cfg.Topic, k.cfg.Partitions, replicas, k.explain(err))
+		return fmt.Errorf("make the topic %q with %d partitions and %d replicas: %w",
+			k.cfg.Topic, k.cfg.Partitions, replicas, k.explain(err))
 	}
 	return nil
 }
 
-// CheckTopic asks the cluster about the topic and says what of it does not fit.
+// CheckTopic asks the cluster about the topic and says what is wrong with it.
 func (k *Kafka) CheckTopic(ctx context.Context) (TopicState, error) {
 	return await(ctx, k, k.checkTopic)
 }
@@ -155,7 +155,7 @@ func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []Problem {
 		list = append(list, Problem{Found: fmt.Sprintf(format, args...), Advice: advice})
 	}
 	if st.Partitions != k.cfg.Partitions {
-		// Never the other way round: the number must not change under events.
+		// The setting must follow the topic: changing the topic would move keys to other partitions.
 		say(fmt.Sprintf("set KAFKA_PARTITIONS=%d; leave the topic, whose number of partitions must not change "+
 			"once it has events", st.Partitions),
 			"it has %d partitions, kafka.partitions is %d", st.Partitions, k.cfg.Partitions)
