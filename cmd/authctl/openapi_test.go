@@ -32,7 +32,7 @@ func TestOpenAPIIsWhatTheTableSays(t *testing.T) {
 		Description: "Errors are RFC 9457 problem documents with a stable `code`, which " +
 			"[docs/errors.md](https://github.com/toppira/authctl/blob/main/docs/errors.md) explains; `/oauth2/*` answers RFC 6749 errors. " +
 			"A body is exactly one JSON object in UTF-8 of at most 16 KiB, with exactly the documented names. " +
-			"Times are RFC 3339 in UTC. Pages of `app.origins` may call everything (CORS).",
+			"Times are RFC 3339 in UTC. Pages of `app.origins` may call everything and send cookies (CORS).",
 		ContactURL: "https://github.com/toppira/authctl", License: "Apache-2.0", Server: "../..",
 		Groups: append(slices.Clone(authhttp.Groups), [2]string{"probes", "For load balancers and orchestrators"}),
 	}, surface())
@@ -125,7 +125,7 @@ func TestLoginIsNotHeldToTheRulesOfRegistration(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"RegisterRequest": "username password", "LoginRequest": "username password", "RefreshRequest": "refresh_token", "LogoutRequest": "",
+		"RegisterRequest": "username password", "LoginRequest": "username password", "RefreshRequest": "", "LogoutRequest": "",
 		"PasswordProof": "password", "PasswordChange": "current_password new_password", "Sessions": "sessions",
 	} {
 		if got := strings.Join(schemas[name].Value.Required, " "); got != want {

@@ -98,6 +98,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	readiness := telemetry.NewReadiness(nil, a.checks()...)
 	server.Handle(authhttp.Routes(a.auth, authhttp.Options{
 		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(server.Addr()), SecureCookies: a.https() || a.servesTLS(),
+		PlainCookies: !a.App.prod(),
 	})...)
 	server.Handle(processRoutes(server.Stopping, readiness)...)
 

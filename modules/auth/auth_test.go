@@ -219,6 +219,9 @@ func TestATokenThatIsTooOldForTheChainEndsNothing(t *testing.T) {
 		if refused, ok := errors.AsType[*fault.Fault](err); !ok || refused.Code != "invalid_refresh_token" || refused.Message == "" {
 			t.Errorf("the first token: %v", err)
 		}
+		if IsWorthless(err) { // then a browser would lose the newest one, which another tab may have put in its place
+			t.Error("a refusal that ends nothing has the token be forgotten")
+		}
 		if _, live, err := env.Introspect(t.Context(), first.RefreshToken); err != nil || live {
 			t.Errorf("introspection of the first token: %v, %v", live, err)
 		}
@@ -343,14 +346,14 @@ func TestLogoutEndsTheSessionAndIsIdempotent(t *testing.T) {
 			if err := env.LogoutRefresh(t.Context(), first.RefreshToken); err != nil {
 				t.Fatal(err)
 			}
-			if err := env.LogoutAccess(t.Context(), first.AccessToken); err != nil {
+			if _, err := env.LogoutAccess(t.Context(), first.AccessToken); err != nil {
 				t.Fatal(err)
 			}
 		}
 		env.over(t, first)
 		for range 2 {
-			if err := env.LogoutAccess(t.Context(), second.AccessToken); err != nil {
-				t.Fatal(err)
+			if sid, err := env.LogoutAccess(t.Context(), second.AccessToken); err != nil || sid != second.SessionID {
+				t.Fatal(sid, err)
 			}
 		}
 		env.over(t, second)
@@ -358,7 +361,7 @@ func TestLogoutEndsTheSessionAndIsIdempotent(t *testing.T) {
 		if got := list[2].Data; got["reason"] != "logout" || got["expires_at"] == nil {
 			t.Errorf("the event says %v", got)
 		}
-		if err := env.LogoutAccess(t.Context(), "not a token"); !errors.Is(err, ErrInvalidToken) {
+		if _, err := env.LogoutAccess(t.Context(), "not a token"); !errors.Is(err, ErrInvalidToken) {
 			t.Errorf("garbage: %v", err)
 		}
 	})

@@ -24,8 +24,10 @@ var (
 	ErrSessionRevoked      = fault.New(fault.Unauthenticated, "session_revoked", "The session was ended")
 	ErrRefreshTokenReused  = fault.New(fault.Unauthenticated, "refresh_token_reused",
 		"The refresh token was used before; the session was ended")
-	ErrSessionNotFound = fault.New(fault.NotFound, "session_not_found", "There is no such session")
-	ErrUserNotFound    = fault.New(fault.NotFound, "user_not_found", "There is no such user")
+	ErrTwoRefreshTokens = fault.New(fault.Malformed, "two_refresh_tokens", "The request has more than one refresh token")
+	ErrOriginNotAllowed = fault.New(fault.Forbidden, "origin_not_allowed", "Pages of this origin may not use the cookie")
+	ErrSessionNotFound  = fault.New(fault.NotFound, "session_not_found", "There is no such session")
+	ErrUserNotFound     = fault.New(fault.NotFound, "user_not_found", "There is no such user")
 )
 
 // Faults lists every fault of this module, for the documentation and the tests that hold it
@@ -34,7 +36,7 @@ func Faults() []*fault.Fault {
 	return []*fault.Fault{
 		ErrValidation, ErrUsernameTaken, ErrRegistrationClosed, ErrInvalidCredentials, ErrWrongPassword, ErrAccountDisabled, ErrTooManyAttempts,
 		ErrTooManySessions, ErrOverloaded, ErrMissingToken, ErrInvalidToken, ErrInvalidRefreshToken, ErrSessionExpired,
-		ErrSessionRevoked, ErrRefreshTokenReused, ErrSessionNotFound, ErrUserNotFound,
+		ErrSessionRevoked, ErrRefreshTokenReused, ErrTwoRefreshTokens, ErrOriginNotAllowed, ErrSessionNotFound, ErrUserNotFound,
 		ErrKeyNotFound, ErrKeyStatus, ErrKeyTooNew, ErrKeyInUse, ErrKeysUnused,
 	}
 }

@@ -3,6 +3,8 @@ package auth
 import (
 	"context"
 	"errors"
+
+	"github.com/google/uuid"
 )
 
 // LogoutRefresh ends the session of a refresh token, of which any that this service made will do,
@@ -15,14 +17,15 @@ func (s *Service) LogoutRefresh(ctx context.Context, text string) error {
 	return s.endSession(ctx, t.UserID(), t.SessionID(), ReasonLogout)
 }
 
-// LogoutAccess ends the session of an access token that has not expired. It is idempotent.
-func (s *Service) LogoutAccess(ctx context.Context, access string) error {
+// LogoutAccess ends the session of an access token that has not expired, and returns its id; a nil
+// one if the account is gone. It is idempotent.
+func (s *Service) LogoutAccess(ctx context.Context, access string) (uuid.UUID, error) {
 	caller, err := s.identify(ctx, access)
 	if errors.Is(err, ErrSessionRevoked) { // the account is gone
-		return nil
+		return uuid.Nil, nil
 	}
 	if err != nil {
-		return err
+		return uuid.Nil, err
 	}
-	return s.endSession(ctx, caller.User.ID, caller.SessionID, ReasonLogout)
+	return caller.SessionID, s.endSession(ctx, caller.User.ID, caller.SessionID, ReasonLogout)
 }

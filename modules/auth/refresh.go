@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/platform/fault"
 )
 
 // Refresh exchanges a refresh token for its successor and a new access token. Parallel calls with
@@ -17,6 +20,34 @@ import (
 // was replaced longer than the grace window ago, [ErrRefreshTokenReused]: then two parties hold
 // tokens of one session, nobody can tell which one stole them, and the session ends.
 func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens, error) {
+	return s.refresh(ctx, text, dev, false)
+}
+
+// RefreshShared is [Service.Refresh] for a token that several windows of a browser share. Each
+// answer replaces it for all of them, and a late answer may carry an older token than the one it
+// replaces, which the next refresh would report as reuse. So a token that was issued by a refresh
+// less than the grace window ago is returned unchanged.
+func (s *Service) RefreshShared(ctx context.Context, text string, dev Device) (Tokens, error) {
+	return s.refresh(ctx, text, dev, true)
+}
+
+// IsWorthless reports whether an error of a refresh or a logout means that no later request with
+// the same token can succeed.
+func IsWorthless(err error) bool {
+	f, ok := errors.AsType[*fault.Fault](err)
+	return ok && f != errSuperseded && slices.ContainsFunc([]*fault.Fault{
+		ErrInvalidRefreshToken, ErrSessionExpired, ErrSessionRevoked, ErrRefreshTokenReused,
+	}, func(one *fault.Fault) bool { return f.Is(one) })
+}
+
+// IsOfSession reports whether the text is a refresh token that this service issued for the session,
+// current or not.
+func (s *Service) IsOfSession(refresh string, sid uuid.UUID) bool {
+	t, err := s.codec.Parse(refresh)
+	return err == nil && t.SessionID() == sid
+}
+
+func (s *Service) refresh(ctx context.Context, text string, dev Device, shared bool) (Tokens, error) {
 	presented, err := s.codec.Parse(text)
 	if err != nil {
 		return Tokens{}, ErrInvalidRefreshToken
@@ -32,6 +63,13 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 		return Tokens{}, ErrSessionRevoked
 	case s.tooOld(sid):
 		return Tokens{}, ErrSessionExpired
+	}
+	if shared {
+		if rec, err := s.sessions.Get(ctx, userID, sid); err == nil && s.isFresh(rec, presented) && st.live(sid, rec.Epoch) {
+			return s.issue(ctx, rec, presented)
+		} else if err != nil && !errors.Is(err, session.ErrNotFound) {
+			return Tokens{}, err
+		}
 	}
 	dev = dev.clean()
 	next, rotation := s.codec.Next(presented)
@@ -73,6 +111,13 @@ func (s *Service) Refresh(ctx context.Context, text string, dev Device) (Tokens,
 	t, err := s.issue(ctx, got.Session, next)
 	t.Replayed = got.Outcome == session.Replayed
 	return t, err
+}
+
+// isFresh reports whether the token is the session's current one and replaced the one before less
+// than the grace window ago. The store's clock is not this server's, so the age may be negative.
+func (s *Service) isFresh(rec session.Session, presented session.Token) bool {
+	age := s.now().Sub(rec.LastUsedAt).Abs()
+	return rec.Generation > 1 && rec.Generation == presented.Generation() && rec.Accepts(presented) && age < s.cfg.RefreshGrace
 }
 
 // errSuperseded ends nothing, and does not ask to try again: that would be reuse.

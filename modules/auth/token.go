@@ -26,6 +26,7 @@ type Tokens struct {
 	ExpiresIn             time.Duration // of the access token, from now
 	RefreshToken          string
 	RefreshTokenExpiresAt time.Time // moves with each refresh, up to the session's end
+	RefreshExpiresIn      time.Duration
 	SessionID             uuid.UUID
 
 	// Replayed says that the refresh token was replaced a moment ago, and this is its successor again.
@@ -53,6 +54,7 @@ func (s *Service) issue(ctx context.Context, sess session.Session, refresh sessi
 	}
 	return Tokens{
 		AccessToken: access, AccessTokenExpiresAt: claims.ExpiresAt, ExpiresIn: max(0, expires.Sub(now)),
-		RefreshToken: refresh.Encode(), RefreshTokenExpiresAt: sess.IdleExpiresAt, SessionID: sess.ID,
+		RefreshToken: refresh.Encode(), RefreshTokenExpiresAt: sess.IdleExpiresAt,
+		RefreshExpiresIn: max(0, sess.IdleExpiresAt.Sub(now)), SessionID: sess.ID,
 	}, nil
 }

@@ -16,7 +16,7 @@ import (
 type Config struct {
 	Port           int      `config:"app.port" default:"8080" min:"0" max:"65535" doc:"Port of the public listener. 0 takes any free port."`
 	Host           string   `config:"app.host" doc:"Address of the public listener. Empty means every interface."`
-	Origins        []string `config:"app.origins" doc:"Browser origins that may call the API, of any scheme: https://app.example.com, http://localhost:3000, capacitor://localhost. Empty allows none."`
+	Origins        []string `config:"app.origins" doc:"Browser origins that may call the API and use the refresh cookie, of any scheme: https://app.example.com, http://localhost:3000, capacitor://localhost. Empty allows none."`
 	CORSHeaders    []string `config:"app.cors_headers" doc:"Further request headers that pages of app.origins may send. The API's own pass without being named, and so do those of tracing, caching and request frameworks. X-Acme-* stands for every name that begins so, and * for all."`
 	HSTSSubdomains bool     `config:"app.hsts_subdomains" doc:"Whether Strict-Transport-Security also binds every subdomain of this host to https."`
 	TrustedProxies []string `config:"app.trusted_proxies" doc:"Addresses or networks (CIDR) of the proxies in front, whose X-Forwarded-For is believed. Empty believes nobody."`

@@ -37,7 +37,8 @@ var passHeaders = []string{
 
 // allowOrigin answers CORS by an exact list. What is sent back is the list's own text, never
 // the request's. The answer differs by Origin whether or not the origin is on the list, and
-// says so to caches. Cookies play no part in this API, so credentials are not allowed.
+// says so to caches. Pages of the list may bring their cookies along; what a cookie may do is
+// for the functions that read it to say, see [Browser].
 func (x *exchange) allowOrigin() {
 	origin := x.carrier.header("Origin")
 	if len(x.origins) == 0 && origin == "" {
@@ -46,6 +47,7 @@ func (x *exchange) allowOrigin() {
 	x.carrier.add("Vary", "Origin")
 	if x.originListed(origin) {
 		x.carrier.set("Access-Control-Allow-Origin", origin)
+		x.carrier.set("Access-Control-Allow-Credentials", "true")
 		x.carrier.set("Access-Control-Expose-Headers", strings.Join(x.shownHeaders, ", "))
 	}
 }

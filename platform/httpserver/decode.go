@@ -179,6 +179,11 @@ func checkMedia(x *exchange, want string) error {
 		x.carrier.set("Accept-Encoding", "identity") // RFC 9110 §15.5.16
 		return ErrUnsupportedMedia.Detail("Compressed bodies are not accepted.")
 	}
+	return mediaFault(x, want)
+}
+
+// mediaFault refuses every Content-Type but the one that is wanted.
+func mediaFault(x *exchange, want string) error {
 	got := x.carrier.header("Content-Type")
 	if got == want {
 		return nil

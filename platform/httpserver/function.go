@@ -19,6 +19,7 @@ import (
 //		Mark   string `cookie:"device"`
 //		Token  string `form:"token"`                     // of a form, on OAuth routes
 //		Peer   Peer                                       // where the request comes from
+//		Page   Browser                                    // what a browser says of the page that sends it, and all cookies
 //		Body   endBody                                    // JSON, by the one strict decoder; `body:"optional"` lets it be missing
 //	}
 //
@@ -30,10 +31,13 @@ import (
 //	type signedIn struct {
 //		Status int                                        // another than the route's
 //		Device string       `header:"Auth-Device"`        // not sent when empty
-//		Cookie *http.Cookie `cookie:"device"`             // not sent when nil
+//		Cookie *http.Cookie `cookie:"device"`             // not sent when nil; with an error as well
 //		Events Events                                     // when not nil, in place of the body
 //		Body   tokens
 //	}
+//
+// Of what a function returns beside an error, the cookies alone are sent: a refusal may take one
+// back, and the tag refused:"401" documents with which status it does.
 //
 // The tags doc, example, format, enum, minLength, maxLength and pattern document a field and
 // check nothing.
@@ -63,7 +67,8 @@ type Scheme struct {
 	HTTP        string // the scheme of the Authorization header: bearer, basic
 	Format      string // of a bearer token, for people
 	Description string
-	InForm      bool // the proof may be in the form instead
+	InForm      bool   // the proof may be in the form instead
+	Cookie      string // the proof is the cookie of this name, and not in Authorization
 }
 
 // Credentials are what a request brings to show who sends it.
@@ -102,6 +107,7 @@ func As[Who, In, Out any](id Identity[Who], f func(context.Context, Who, In) (Ou
 	fn := forIdentity(id, func(ctx context.Context, x *exchange, who Who, in In) error {
 		answer, err := f(ctx, who, in)
 		if err != nil {
+			out.writeCookies(x, reflect.ValueOf(&answer).Elem())
 			return err
 		}
 		return out.write(x, reflect.ValueOf(&answer))

@@ -32,7 +32,7 @@ type input struct {
 // part is one field of the input, at any depth of embedded structs.
 type part struct {
 	index  []int
-	source string // path, query, header, cookie, form, body, peer
+	source string // path, query, header, cookie, form, body, peer, browser
 	name   string
 	enum   []string // of a query parameter: the values it may have
 
@@ -40,7 +40,7 @@ type part struct {
 	required []int // of a body: its pointer fields that must be there
 }
 
-var peerType = reflect.TypeFor[Peer]()
+var peerType, browserType = reflect.TypeFor[Peer](), reflect.TypeFor[Browser]()
 
 // inputOf makes the plan for an input type. It panics on a field that says nothing of where
 // it comes from: that is a mistake in the declaration.
@@ -50,7 +50,7 @@ func inputOf(t reflect.Type) input {
 		panic(fmt.Sprintf("httpserver: the input %s is no struct", t))
 	}
 	for _, field := range reflect.VisibleFields(t) {
-		if field.Anonymous && field.Type != peerType {
+		if field.Anonymous && field.Type != peerType && field.Type != browserType {
 			continue
 		}
 		p := part{index: field.Index}
@@ -70,6 +70,8 @@ func inputOf(t reflect.Type) input {
 		case p.source != "":
 		case field.Type == peerType:
 			p.source = "peer"
+		case field.Type == browserType:
+			p.source = "browser"
 		case field.Name == "Body" && field.Type.Kind() == reflect.Struct:
 			p.source, p.optional, p.required = "body", field.Tag.Get("body") == "optional", requiredOf(field.Type)
 		default:
@@ -127,6 +129,8 @@ func (in input) read(x *exchange, into reflect.Value) error {
 			field.SetString(x.carrier.cookie(p.name))
 		case "peer":
 			*field.Addr().Interface().(*Peer) = x.peer()
+		case "browser":
+			*field.Addr().Interface().(*Browser) = x.browser()
 		case "form":
 			form, err := x.form()
 			if err != nil {

@@ -44,7 +44,7 @@ type output struct {
 	body    int          // field of an envelope; -1: the whole is the body; -2: there is no body
 	status  int          // field of an envelope, -1 without one
 	headers []outHeader
-	cookie  int // field of an envelope, -1 without one
+	cookies []int // fields of an envelope
 	events  int // field of an envelope, -1 without one
 }
 
@@ -66,7 +66,7 @@ var (
 // outputOf makes the plan for an output type. It panics on a field of an envelope that says
 // nothing of where it goes.
 func outputOf(t reflect.Type) output {
-	out := output{of: t, body: wholeIsBody, status: -1, cookie: -1, events: -1}
+	out := output{of: t, body: wholeIsBody, status: -1, events: -1}
 	if t.Kind() != reflect.Struct || !isEnvelope(t) {
 		return out
 	}
@@ -79,7 +79,7 @@ func outputOf(t reflect.Type) output {
 		case field.Name == "Status" && field.Type.Kind() == reflect.Int:
 			out.status = i
 		case field.Type == cookieType && field.Tag.Get("cookie") != "":
-			out.cookie = i
+			out.cookies = append(out.cookies, i)
 		case field.Name == "Body":
 			out.body = i
 		case field.Type == eventsType:
@@ -95,7 +95,9 @@ func outputOf(t reflect.Type) output {
 func isEnvelope(t reflect.Type) bool {
 	for i := range t.NumField() {
 		field := t.Field(i)
-		if _, header := field.Tag.Lookup("header"); header || field.Name == "Body" && field.Tag.Get("json") == "" {
+		_, header := field.Tag.Lookup("header")
+		_, cookie := field.Tag.Lookup("cookie")
+		if header || cookie || field.Name == "Body" && field.Tag.Get("json") == "" {
 			return true
 		}
 	}
@@ -158,11 +160,7 @@ func (o output) write(x *exchange, answer reflect.Value) error {
 			x.carrier.set(h.name, text)
 		}
 	}
-	if o.cookie >= 0 {
-		if cookie := value.Field(o.cookie).Interface().(*http.Cookie); cookie != nil {
-			x.carrier.add("Set-Cookie", cookie.String())
-		}
-	}
+	o.writeCookies(x, value)
 	if o.status >= 0 {
 		if n := value.Field(o.status).Int(); n != 0 {
 			status = int(n)
@@ -174,4 +172,13 @@ func (o output) write(x *exchange, answer reflect.Value) error {
 	}
 	x.success(status, "application/json", body)
 	return nil
+}
+
+// writeCookies puts the cookies of an output into the answer.
+func (o output) writeCookies(x *exchange, value reflect.Value) {
+	for _, i := range o.cookies {
+		if cookie := value.Field(i).Interface().(*http.Cookie); cookie != nil {
+			x.carrier.add("Set-Cookie", cookie.String())
+		}
+	}
 }

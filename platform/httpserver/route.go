@@ -28,7 +28,7 @@ type Route struct {
 	Success     string         // what the success means
 	Faults      []*fault.Fault // what the function may refuse; what follows from its parts and its identity comes by itself
 	OAuthFaults []OAuthError   // the same for OAuth routes
-	Accepts     *Scheme        // an identity that the function itself looks for; it may be missing
+	Accepts     []*Scheme      // identities that the function itself looks for; they may be missing
 	Cache       string         // Cache-Control of a success
 	Instead     string         // of a DELETE with a body, which some proxies drop: the route that does the same
 

@@ -126,24 +126,28 @@ func (w *writer) operation(r httpserver.Route) (*openapi3.Operation, error) {
 }
 
 // security says who may call: nobody is asked for anything, or for the route's scheme, or may
-// also do without it.
+// show one of several and also do without.
 func (w *writer) security(r httpserver.Route) *openapi3.SecurityRequirements {
 	requirements := openapi3.NewSecurityRequirements()
-	scheme, optional := r.Do.Scheme(), false
-	switch {
-	case scheme == nil && r.Accepts == nil:
-		return requirements
-	case scheme == nil:
-		scheme, optional = r.Accepts, true
+	schemes, optional := r.Accepts, true
+	if scheme := r.Do.Scheme(); scheme != nil {
+		schemes, optional = []*httpserver.Scheme{scheme}, scheme.InForm
 	}
-	w.components.SecuritySchemes[scheme.Name] = &openapi3.SecuritySchemeRef{Value: &openapi3.SecurityScheme{
-		Type: "http", Scheme: scheme.HTTP, BearerFormat: scheme.Format, Description: scheme.Description,
-	}}
-	requirements.With(openapi3.SecurityRequirement{scheme.Name: []string{}})
-	if optional || scheme.InForm {
+	for _, scheme := range schemes {
+		w.components.SecuritySchemes[scheme.Name] = &openapi3.SecuritySchemeRef{Value: securityScheme(scheme)}
+		requirements.With(openapi3.SecurityRequirement{scheme.Name: []string{}})
+	}
+	if optional && len(schemes) > 0 {
 		requirements.With(openapi3.SecurityRequirement{})
 	}
 	return requirements
+}
+
+func securityScheme(s *httpserver.Scheme) *openapi3.SecurityScheme {
+	if s.Cookie != "" {
+		return &openapi3.SecurityScheme{Type: "apiKey", In: "cookie", Name: s.Cookie, Description: s.Description}
+	}
+	return &openapi3.SecurityScheme{Type: "http", Scheme: s.HTTP, BearerFormat: s.Format, Description: s.Description}
 }
 
 // request describes parameters and body, as the input's tags name them.
@@ -223,6 +227,9 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 		}
 	}
 	if out := r.Do.Out(); out != nil && out.Kind() == reflect.Struct {
+		if cookies := cookiesOf(out, ""); cookies != nil {
+			answer.Headers["Set-Cookie"] = cookies
+		}
 		for _, field := range reflect.VisibleFields(out) {
 			if name, ok := field.Tag.Lookup("header"); ok {
 				schema, err := w.field(field)
@@ -231,9 +238,6 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 				}
 				answer.Headers[name] = header(schema.Value.Description, schema.Value, field.Tag.Get("required") == "true")
 				schema.Value.Description = ""
-			}
-			if name, ok := field.Tag.Lookup("cookie"); ok {
-				answer.Headers["Set-Cookie"] = header("`"+name+"`: "+field.Tag.Get("doc"), &openapi3.Schema{Type: types("string")}, false)
 			}
 		}
 		if field, ok := out.FieldByName("Status"); ok && field.Tag.Get("status") != "" {
@@ -244,6 +248,29 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 	}
 	op.Responses.Set(strconv.Itoa(r.SuccessStatus()), &openapi3.ResponseRef{Value: answer})
 	return nil
+}
+
+// cookiesOf describes the cookies of an output, or those that a refusal of this status takes
+// back; nil when there are none.
+func cookiesOf(out reflect.Type, refused string) *openapi3.HeaderRef {
+	if out == nil || out.Kind() != reflect.Struct {
+		return nil
+	}
+	var words []string
+	for _, field := range reflect.VisibleFields(out) {
+		name, ok := field.Tag.Lookup("cookie")
+		switch {
+		case !ok:
+		case refused == "" && field.Tag.Get("doc") != "":
+			words = append(words, "`"+name+"`: "+field.Tag.Get("doc"))
+		case refused != "" && field.Tag.Get("refused") == refused:
+			words = append(words, "`"+name+"`: deleted if the server refuses it for good.")
+		}
+	}
+	if words == nil {
+		return nil
+	}
+	return header(strings.Join(words, " "), &openapi3.Schema{Type: types("string")}, false)
 }
 
 // refusals describes what the function may refuse, and what anything may be refused for.
@@ -276,7 +303,8 @@ func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
 			codes = append(codes, f.Code)
 		}
 		// What says nothing of this operation alone is said once.
-		own := slices.ContainsFunc(faults, func(f *fault.Fault) bool { return f.Kind == fault.Invalid })
+		cookies := cookiesOf(r.Do.Out(), strconv.Itoa(status))
+		own := cookies != nil || slices.ContainsFunc(faults, func(f *fault.Fault) bool { return f.Kind == fault.Invalid })
 		if name := w.responseName(status, codes); !own {
 			if w.components.Responses[name] == nil {
 				w.components.Responses[name] = &openapi3.ResponseRef{Value: w.problems(r, status, problem, faults)}
@@ -284,7 +312,11 @@ func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
 			op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Ref: "#/components/responses/" + name})
 			continue
 		}
-		op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Value: w.problems(r, status, problem, faults)})
+		refusal := w.problems(r, status, problem, faults)
+		if cookies != nil {
+			refusal.Headers["Set-Cookie"] = cookies
+		}
+		op.Responses.Set(strconv.Itoa(status), &openapi3.ResponseRef{Value: refusal})
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/httpserver"
 )
 
 // RegisterRequest is who wants an account.
@@ -14,20 +15,26 @@ type RegisterRequest struct {
 	Username   *string `json:"username" example:"alice" minLength:"3" maxLength:"255" doc:"Kept as typed, compared without case."`
 	Password   *string `json:"password" example:"correct horse battery staple" format:"password" minLength:"8" maxLength:"256" doc:"Length counts Unicode code points after NFC. The minimum is a setting; 8 is its default."`
 	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown in the list of sessions; derived from the user agent if absent."`
+	Transport  string  `json:"transport,omitempty" enum:"body,cookie" doc:"Where the refresh token goes: body (the default), or cookie for pages in a browser, which no script can read."`
 }
 
 type registerInput struct {
 	origin
+	Page httpserver.Browser
 	Body RegisterRequest
 }
 
 func (a *api) register(ctx context.Context, in registerInput) (signedIn, error) {
+	cookie, err := a.pages.wanted(in.Body.Transport, in.Page)
+	if err != nil {
+		return signedIn{}, err
+	}
 	who := auth.Credentials{Username: *in.Body.Username, Password: *in.Body.Password}
 	t, err := a.svc.Register(ctx, who, in.device(in.Body.DeviceName))
 	if err != nil {
 		return signedIn{}, err
 	}
-	return a.signedIn(t), nil
+	return a.signedIn(t, cookie), nil
 }
 
 // LoginRequest is who wants to sign in. Its values have no form: accounts that were brought
@@ -36,20 +43,26 @@ type LoginRequest struct {
 	Username   *string `json:"username" example:"alice" doc:"White space at both ends is ignored."`
 	Password   *string `json:"password" example:"correct horse battery staple" format:"password"`
 	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown in the list of sessions; derived from the user agent if absent."`
+	Transport  string  `json:"transport,omitempty" enum:"body,cookie" doc:"Where the refresh token goes: body (the default), or cookie for pages in a browser, which no script can read."`
 }
 
 type loginInput struct {
 	origin
+	Page httpserver.Browser
 	Body LoginRequest
 }
 
 func (a *api) login(ctx context.Context, in loginInput) (signedIn, error) {
+	cookie, err := a.pages.wanted(in.Body.Transport, in.Page)
+	if err != nil {
+		return signedIn{}, err
+	}
 	who := auth.Credentials{Username: *in.Body.Username, Password: *in.Body.Password}
 	t, err := a.svc.Login(ctx, who, in.device(in.Body.DeviceName))
 	if err != nil {
 		return signedIn{}, err
 	}
-	return a.signedIn(t), nil
+	return a.signedIn(t, cookie), nil
 }
 
 // Me is the account as its owner sees it.
@@ -93,6 +106,7 @@ type PasswordChange struct {
 
 type changePasswordInput struct {
 	origin
+	Page httpserver.Browser
 	Body PasswordChange
 }
 
@@ -101,5 +115,5 @@ func (a *api) changePassword(ctx context.Context, who auth.Caller, in changePass
 	if err != nil {
 		return signedIn{}, err
 	}
-	return a.signedIn(t), nil
+	return a.signedIn(t, a.holds(in.Page, who.SessionID)), nil
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/password"
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/httpserver/httpservertest"
@@ -31,6 +32,8 @@ import (
 
 const (
 	issuer       = "https://auth.test"
+	listed       = "https://app.test" // in app.origins
+	nativeApp    = "capacitor://localhost"
 	goodPassword = "a quite good password"
 	clientSecret = "s3cret/with+signs"
 )
@@ -41,13 +44,14 @@ type site struct {
 	start httpservertest.Start
 	base  string
 	svc   *auth.Service
+	db    *database.DB
 	doc   openapitest.Document // what every answer is held against
 }
 
 // eachWay runs a test of the surface in each way of serving it.
 func eachWay(t *testing.T, test func(t *testing.T, newSite func(*testing.T) *site)) {
 	t.Helper()
-	httpservertest.Each(t, func(t *testing.T, start httpservertest.Start) {
+	httpservertest.EachWith(t, httpserver.Config{Origins: []string{listed, nativeApp}}, func(t *testing.T, start httpservertest.Start) {
 		test(t, func(t *testing.T) *site { return newSite(t, start) })
 	})
 }
@@ -66,7 +70,8 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 		Throttle: throttle.Config{Device: 2 * time.Hour},
 		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Blocklist: true, Workers: 2, QueueWait: time.Minute},
 	}
-	svc, err := auth.New(t.Context(), cfg, auth.Deps{DB: dbtest.SQLite(t)})
+	db := dbtest.SQLite(t)
+	svc, err := auth.New(t.Context(), cfg, auth.Deps{DB: db})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +80,7 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 			t.Error(err)
 		}
 	})
-	s := &site{t: t, start: start, svc: svc}
+	s := &site{t: t, start: start, svc: svc, db: db}
 	s.mount(Options{Issuer: issuer, SecureCookies: true})
 	return s
 }

@@ -31,13 +31,18 @@ func deviceOf(p httpserver.Peer) auth.Device { return auth.Device{UserAgent: p.U
 
 // signedIn is the answer to a sign-in.
 type signedIn struct {
-	Device string       `header:"Auth-Device" example:"adt_AQ" doc:"Send it with the next sign-in from this device."`
-	Cookie *http.Cookie `cookie:"authctl_device" doc:"The same token for browsers on the same site."`
-	Body   Tokens
+	Device  string       `header:"Auth-Device" example:"adt_AQ" doc:"Send it with the next sign-in from this device."`
+	Cookie  *http.Cookie `cookie:"authctl_device" doc:"The same token for browsers on the same site."`
+	Refresh *http.Cookie `cookie:"__Host-authctl" doc:"The refresh token, if it is kept in the cookie."`
+	Body    Tokens
 }
 
-func (a *api) signedIn(t auth.Tokens) signedIn {
+// signedIn is the answer with these tokens, and the refresh token in the cookie or in the body.
+func (a *api) signedIn(t auth.Tokens, cookie bool) signedIn {
 	answer := signedIn{Device: t.Device, Body: tokensOf(t)}
+	if cookie {
+		answer.Refresh, answer.Body.RefreshToken = a.keep(t), ""
+	}
 	if t.Device != "" {
 		answer.Cookie = &http.Cookie{ //nolint:gosec // Secure is what the issuer's scheme says
 			Name: deviceCookie, Value: t.Device, Path: a.opt.mount() + "/api/v1/auth/", MaxAge: int(a.svc.DeviceTTL() / time.Second),

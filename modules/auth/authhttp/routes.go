@@ -17,12 +17,14 @@ type Options struct {
 	Issuer        string // the URL by which clients know the service; its path is where a proxy has mounted it
 	BaseURL       string // where its endpoints are; empty: at the issuer
 	SecureCookies bool   // browsers reach the service by https
+	PlainCookies  bool   // or else may keep a refresh token in a cookie all the same: for development
 }
 
 // api holds the functions of the endpoints.
 type api struct {
-	svc *auth.Service
-	opt Options
+	svc   *auth.Service
+	opt   Options
+	pages pages
 }
 
 // Groups are the tags of the routes, with what they group.
@@ -35,7 +37,7 @@ var Groups = [][2]string{
 
 // Routes returns the surface.
 func Routes(svc *auth.Service, opt Options) []httpserver.Route {
-	a := &api{svc: svc, opt: opt}
+	a := &api{svc: svc, opt: opt, pages: pagesOf(opt)}
 	bearer, client := Bearer(svc), a.client()
 	const (
 		account, session, oauth2, discovery = "account", "session", "oauth2", "discovery"
@@ -59,27 +61,30 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 			Summary: "Create an account and sign in", Success: "The account is created and this device is signed in.", Status: 201, Cache: noStore,
 			Description: "Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. " +
 				"Passwords have no composition rules; common ones and those that contain the username are refused with the reason.",
-			Do: httpserver.Public(a.register), Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed), hashing...),
+			Do: httpserver.Public(a.register), Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed, auth.ErrOriginNotAllowed), hashing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/login", ID: "login", Group: account,
 			Summary: "Sign in", Success: "This device is signed in.", Cache: noStore,
 			Description: "A wrong password and an unknown name get the same answer. After too many failures, sign-in from unknown devices " +
 				"is delayed; a device that signed in before and sends its `Auth-Device` is not affected.",
-			Do: httpserver.Public(a.login), Faults: append(faults(auth.ErrInvalidCredentials, auth.ErrAccountDisabled, auth.ErrTooManySessions), hashing...),
+			Do: httpserver.Public(a.login), Faults: append(faults(auth.ErrInvalidCredentials, auth.ErrAccountDisabled, auth.ErrTooManySessions, auth.ErrOriginNotAllowed), hashing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/refresh", ID: "refresh", Group: session,
 			Summary: "Get new tokens for a refresh token", Success: "New tokens of the same session.", Cache: noStore,
 			Description: "The refresh token is replaced. For a short while (`auth.refresh_grace`, counted from its own replacement) each " +
-				"replaced one yields the newest token of the session, marked `Auth-Refresh-Replayed: true`; after that, using it again ends the session.",
-			Do:     httpserver.Public(a.refresh), // the token in the body is the proof
-			Faults: faults(auth.ErrInvalidRefreshToken, auth.ErrSessionExpired, auth.ErrSessionRevoked, auth.ErrRefreshTokenReused),
+				"replaced one yields the newest token of the session, marked `Auth-Refresh-Replayed: true`; after that, using it again ends the session. " +
+				"If the body is an empty object, the refresh token is read from the cookie, and the new one is set there; a cookie that was set within " +
+				"`auth.refresh_grace` is kept.",
+			Do: httpserver.Public(a.refresh), Accepts: []*httpserver.Scheme{cookieScheme}, // the token is the proof
+			Faults: faults(auth.ErrInvalidRefreshToken, auth.ErrSessionExpired, auth.ErrSessionRevoked, auth.ErrRefreshTokenReused,
+				auth.ErrOriginNotAllowed, auth.ErrTwoRefreshTokens),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/logout", ID: "logout", Group: session,
 			Summary: "Sign out", Success: "The session has ended.",
-			Description: "Ends the session of the refresh token in the body, or else of the access token in the Authorization header. " +
-				"It can be repeated.",
-			Do: httpserver.PublicDo(a.logout), Accepts: bearer.Scheme, // either token is the proof
-			Faults: faults(auth.ErrMissingToken, auth.ErrInvalidToken, auth.ErrInvalidRefreshToken),
+			Description: "Ends the session of the refresh token in the body, or else of the access token in the Authorization header, or else " +
+				"(if the body is an empty object) of the refresh token in the cookie. It can be repeated.",
+			Do: httpserver.Public(a.logout), Status: 204, Accepts: []*httpserver.Scheme{bearer.Scheme, cookieScheme}, // each is the proof
+			Faults: faults(auth.ErrMissingToken, auth.ErrInvalidToken, auth.ErrInvalidRefreshToken, auth.ErrOriginNotAllowed, auth.ErrTwoRefreshTokens),
 		}, {
 			Method: "GET", Path: "/api/v1/auth/me", ID: "me", Group: account,
 			Summary: "Show my account", Success: "The account of the access token.", Cache: noStore, Do: httpserver.As(bearer, a.me),

@@ -2,6 +2,8 @@ package authhttp
 
 import (
 	"context"
+	"net/http"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -14,7 +16,7 @@ import (
 type Tokens struct {
 	AccessToken           string    `json:"access_token" example:"eyJhbGciOiJFUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJhdCtqd3QifQ.e30.c2ln" doc:"A JWT (RFC 9068) for the Authorization header."`
 	AccessTokenExpiresAt  time.Time `json:"access_token_expires_at" example:"2026-01-02T20:04:05Z"`
-	RefreshToken          string    `json:"refresh_token" example:"art_AQ" doc:"Opaque. Keep it in one place: each refresh replaces it."`
+	RefreshToken          string    `json:"refresh_token,omitempty" example:"art_AQ" doc:"Opaque. Keep it in one place: each refresh replaces it. Absent if it is kept in the cookie."`
 	RefreshTokenExpiresAt time.Time `json:"refresh_token_expires_at" example:"2026-01-07T15:04:05Z" doc:"Each refresh extends it, up to the session's end."`
 	TokenType             string    `json:"token_type" example:"Bearer" enum:"Bearer"`
 	ExpiresIn             int64     `json:"expires_in" example:"18000" minimum:"0" doc:"Lifetime of the access token in seconds."`
@@ -29,53 +31,113 @@ func tokensOf(t auth.Tokens) Tokens {
 	}
 }
 
-// RefreshRequest is the current refresh token.
+// RefreshRequest is the current refresh token, or an empty object where it comes as a cookie.
 type RefreshRequest struct {
-	RefreshToken *string `json:"refresh_token" example:"art_AQ"`
+	RefreshToken *string `json:"refresh_token,omitempty" example:"art_AQ" doc:"Leave it out if it is kept in the cookie."`
 }
 
 type refreshInput struct {
 	Peer httpserver.Peer
+	Page httpserver.Browser
 	Body RefreshRequest
 }
 
 // refreshed is the answer to a refresh.
 type refreshed struct {
-	Replayed string `header:"Auth-Refresh-Replayed" enum:"true" doc:"Present if the token had been replaced a moment ago and these are the newest tokens of its session."`
+	Replayed string       `header:"Auth-Refresh-Replayed" enum:"true" doc:"Present if the token had been replaced a moment ago and these are the newest tokens of its session."`
+	Cookie   *http.Cookie `cookie:"__Host-authctl" refused:"401" doc:"The new refresh token, if the old one came in the cookie."`
 	Body     Tokens
 }
 
 func (a *api) refresh(ctx context.Context, in refreshInput) (refreshed, error) {
-	t, err := a.svc.Refresh(ctx, *in.Body.RefreshToken, deviceOf(in.Peer))
+	token, fromCookie, err := a.pages.presented(in.Body.RefreshToken, in.Page)
 	if err != nil {
 		return refreshed{}, err
 	}
+	if !fromCookie {
+		t, err := a.svc.Refresh(ctx, token, deviceOf(in.Peer))
+		if err != nil {
+			return refreshed{}, err
+		}
+		return refreshedWith(t), nil
+	}
+	t, err := a.svc.RefreshShared(ctx, token, deviceOf(in.Peer))
+	if err != nil && auth.IsWorthless(err) {
+		return refreshed{Cookie: a.takeBack()}, err
+	}
+	if err != nil {
+		return refreshed{}, err
+	}
+	answer := refreshedWith(t)
+	answer.Cookie, answer.Body.RefreshToken = a.keep(t), ""
+	return answer, nil
+}
+
+func refreshedWith(t auth.Tokens) refreshed {
 	answer := refreshed{Body: tokensOf(t)}
 	if t.Replayed {
 		answer.Replayed = "true"
 	}
-	return answer, nil
+	return answer
 }
 
-// LogoutRequest is a refresh token of the session. Without one the access token says which.
+// LogoutRequest is a refresh token of the session. Without one the access token says which, or
+// else the cookie.
 type LogoutRequest struct {
 	RefreshToken string `json:"refresh_token,omitempty" example:"art_AQ"`
 }
 
 type logoutInput struct {
-	Authorization string        `header:"Authorization"`
+	Authorization string `header:"Authorization"`
+	Page          httpserver.Browser
 	Body          LogoutRequest `body:"optional"`
 }
 
-func (a *api) logout(ctx context.Context, in logoutInput) error {
-	if in.Body.RefreshToken != "" {
-		return a.svc.LogoutRefresh(ctx, in.Body.RefreshToken)
+// signedOut is the answer to signing out.
+type signedOut struct {
+	Cookie *http.Cookie `cookie:"__Host-authctl" refused:"401" doc:"Deleted, if it is of the session that ended."`
+}
+
+func (a *api) logout(ctx context.Context, in logoutInput) (signedOut, error) {
+	switch {
+	case in.Body.RefreshToken != "":
+		token, _, err := a.pages.presented(&in.Body.RefreshToken, in.Page)
+		if err != nil {
+			return signedOut{}, err
+		}
+		return signedOut{}, a.svc.LogoutRefresh(ctx, token)
+	case in.Authorization == "" && in.Page.JSON() && len(a.pages.cookies(in.Page)) > 0:
+		return a.logoutCookie(ctx, in.Page)
 	}
 	token, err := bearerToken(in.Authorization)
 	if err != nil {
-		return err
+		return signedOut{}, err
 	}
-	return a.svc.LogoutAccess(ctx, token)
+	sid, err := a.svc.LogoutAccess(ctx, token)
+	if err == nil && a.holds(in.Page, sid) {
+		return signedOut{a.takeBack()}, nil
+	}
+	return signedOut{}, err
+}
+
+// logoutCookie ends the session of the cookie.
+func (a *api) logoutCookie(ctx context.Context, page httpserver.Browser) (signedOut, error) {
+	token, _, err := a.pages.presented(nil, page)
+	if err != nil {
+		return signedOut{}, err
+	}
+	if err := a.svc.LogoutRefresh(ctx, token); err != nil && !auth.IsWorthless(err) {
+		return signedOut{}, err
+	} else if err != nil {
+		return signedOut{a.takeBack()}, err
+	}
+	return signedOut{a.takeBack()}, nil
+}
+
+// holds reports whether the browser that sends the request keeps this session in the cookie: it
+// does so with the answer too, then. Nobody is let in by it.
+func (a *api) holds(page httpserver.Browser, sid uuid.UUID) bool {
+	return slices.ContainsFunc(a.pages.cookies(page), func(token string) bool { return a.svc.IsOfSession(token, sid) })
 }
 
 // Sessions are the devices that are signed in.

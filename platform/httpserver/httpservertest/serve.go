@@ -15,7 +15,13 @@ type Start func(t testing.TB, opt httpserver.Options, routes ...httpserver.Route
 
 // Each runs a test once for each way of serving.
 func Each(t *testing.T, test func(t *testing.T, start Start)) {
-	for name, start := range map[string]Start{"Fiber": Fiber, "net_http": NetHTTP} {
+	EachWith(t, httpserver.Config{}, test)
+}
+
+// EachWith is [Each] with these settings. Servers listen on a free port of the loopback all the
+// same.
+func EachWith(t *testing.T, cfg httpserver.Config, test func(t *testing.T, start Start)) {
+	for name, start := range map[string]Start{"Fiber": fiberWith(cfg), "net_http": netHTTPWith(cfg)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			test(t, start)
@@ -26,34 +32,44 @@ func Each(t *testing.T, test func(t *testing.T, start Start)) {
 // Fiber serves by [httpserver.Server], on a free port of the loopback.
 func Fiber(t testing.TB, opt httpserver.Options, routes ...httpserver.Route) (base string) {
 	t.Helper()
-	server, err := httpserver.New(httpserver.Config{Host: "127.0.0.1"}, opt)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server.Handle(routes...)
-	if err := server.Listen(); err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- server.Run(ctx) }()
-	t.Cleanup(func() {
-		stop()
-		if err := <-ended; err != nil {
-			t.Errorf("serve: %v", err)
-		}
-	})
-	return "http://" + server.Addr().String()
+	return fiberWith(httpserver.Config{})(t, opt, routes...)
 }
 
-// NetHTTP serves by [httpserver.Handler].
-func NetHTTP(t testing.TB, opt httpserver.Options, routes ...httpserver.Route) (base string) {
-	t.Helper()
-	handler, err := httpserver.Handler(httpserver.Config{}, opt, routes...)
-	if err != nil {
-		t.Fatal(err)
+func fiberWith(cfg httpserver.Config) Start {
+	cfg.Host, cfg.Port = "127.0.0.1", 0
+	return func(t testing.TB, opt httpserver.Options, routes ...httpserver.Route) (base string) {
+		t.Helper()
+		server, err := httpserver.New(cfg, opt)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server.Handle(routes...)
+		if err := server.Listen(); err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- server.Run(ctx) }()
+		t.Cleanup(func() {
+			stop()
+			if err := <-ended; err != nil {
+				t.Errorf("serve: %v", err)
+			}
+		})
+		return "http://" + server.Addr().String()
 	}
-	server := httptest.NewServer(handler)
-	t.Cleanup(server.Close)
-	return server.URL
+}
+
+// netHTTPWith serves by [httpserver.Handler].
+func netHTTPWith(cfg httpserver.Config) Start {
+	return func(t testing.TB, opt httpserver.Options, routes ...httpserver.Route) (base string) {
+		t.Helper()
+		handler, err := httpserver.Handler(cfg, opt, routes...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := httptest.NewServer(handler)
+		t.Cleanup(server.Close)
+		return server.URL
+	}
 }

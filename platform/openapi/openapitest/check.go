@@ -31,7 +31,7 @@ func Load(t testing.TB, text []byte) Document {
 // framing are headers of HTTP itself, and those of CORS, which the document leaves to the
 // standards.
 var framing = []string{"Connection", "Content-Length", "Content-Type", "Date", "Transfer-Encoding", "Allow",
-	"Access-Control-Allow-Origin", "Access-Control-Expose-Headers"}
+	"Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Access-Control-Expose-Headers"}
 
 // Operation returns what is documented for a method and a path; nil for a path or method that
 // there is not.

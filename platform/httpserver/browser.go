@@ -1,0 +1,73 @@
+package httpserver
+
+import (
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// Browser is what a request says of the page that sends it, in the headers that no page can
+// write (the forbidden request-headers of the Fetch standard), and the cookies that come along
+// unasked. A function that takes its proof from a cookie has to ask [Browser.From] first:
+// browsers send cookies along with requests of any page.
+type Browser struct {
+	origins []string // one for each Origin header
+	sites   []string // one for each Sec-Fetch-Site header
+	listed  bool     // there is one Origin, and it is one of app.origins
+	cookies []string // one for each Cookie header
+	json    bool     // the body is said to be JSON
+}
+
+// browser is what the request of the exchange says.
+func (x *exchange) browser() Browser {
+	return Browser{
+		origins: x.carrier.headers("Origin"), sites: x.carrier.headers("Sec-Fetch-Site"), cookies: x.carrier.headers("Cookie"),
+		listed: x.originListed(x.carrier.header("Origin")), json: mediaFault(x, "application/json") == nil,
+	}
+}
+
+// Sends reports whether a browser sends the request, as far as it says so: a program need not.
+func (b Browser) Sends() bool { return len(b.origins) > 0 || len(b.sites) > 0 }
+
+// From reports whether a browser sends the request for a page of app.origins or of one of these
+// origins, which are the service's own. Without an Origin, which browsers leave out of some
+// requests to the page's own origin, they have to say that it is such a request.
+func (b Browser) From(own ...string) bool {
+	switch len(b.origins) {
+	case 0:
+		return len(b.sites) == 1 && b.sites[0] == "same-origin"
+	case 1:
+		return b.listed || b.origins[0] != "" && slices.Contains(own, b.origins[0])
+	}
+	return false
+}
+
+// JSON reports whether Content-Type says application/json, which a page of another origin
+// cannot send without a preflight.
+func (b Browser) JSON() bool { return b.json }
+
+// Cookies returns the values of the cookies of exactly this name. A browser sends more than one
+// where they were set for several paths or domains; which is whose cannot be told.
+func (b Browser) Cookies(name string) (values []string) {
+	for _, line := range b.cookies {
+		for pair := range strings.SplitSeq(line, ";") {
+			if key, value, found := strings.Cut(strings.Trim(pair, " \t"), "="); found && key == name {
+				values = append(values, value)
+			}
+		}
+	}
+	return values
+}
+
+// OriginOf is the origin of a URL as browsers send it; empty when there is none.
+func OriginOf(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return ""
+	}
+	origin, err := parseOrigin(u.Scheme + "://" + u.Host)
+	if err != nil {
+		return ""
+	}
+	return origin
+}
