@@ -364,7 +364,57 @@ func (f *planting) useTheAPI() {
 	f.send("POST", "/api/v1/auth/register", with("username", "weak-canary", "password", "weak-canary"), nil)
 	f.send("POST", "/oauth2/revoke", "token="+refresh, client)
 	f.send("GET", "/api/v1/auth/me", "", bearer(access))
+	f.useTheCookie("user-canary", next)
 	f.signIn("signing in once more", login, "user-canary", next) // goes on: something is left to dump
+}
+
+// useTheCookie keeps a refresh token in the cookie, rightly and wrongly.
+func (f *planting) useTheCookie(name, password string) {
+	f.t.Helper()
+	origin, cookie := "http://localhost:8080", ""
+	if slices.Contains(f.env, "APP_MODE=prod") {
+		origin = "https://auth.test"
+	}
+	send := func(path, body, origin, cookie string) (status int) {
+		f.t.Helper()
+		status, answer, header := f.send("POST", "/api/v1/auth"+path, body, map[string]string{"Origin": origin, "Cookie": cookie})
+		if strings.Contains(answer, "art_") {
+			f.t.Errorf("%s answers with the token: %s", path, answer)
+		}
+		for _, c := range (&http.Response{Header: header}).Cookies() {
+			if strings.HasPrefix(c.Value, "art_") {
+				f.secrets[fmt.Sprint("refresh token in the cookie ", len(f.secrets))] = c.Value
+			}
+		}
+		return status
+	}
+	newest := func() string {
+		status, _, header := f.send("POST", "/api/v1/auth/login", `{"username":"`+name+`","password":"`+password+`","transport":"cookie"}`, map[string]string{"Origin": origin})
+		for _, c := range (&http.Response{Header: header}).Cookies() {
+			if strings.HasPrefix(c.Value, "art_") {
+				f.secrets[fmt.Sprint("refresh token in the cookie ", len(f.secrets))] = c.Value
+				return c.Name + "=" + c.Value
+			}
+		}
+		f.t.Fatalf("sign-in by cookie: %d %v", status, header)
+		return ""
+	}
+	cookie = newest()
+	for _, one := range []struct {
+		path, body, origin, cookie string
+		status                     int
+	}{
+		{"/refresh", "{}", "https://evil.example", cookie, 403}, {"/logout", "{}", "null", cookie, 403},
+		{"/refresh", "{}", origin, cookie + "; " + cookie, 400}, {"/refresh", `{"refresh_token":"art_x"}`, origin, cookie, 400},
+		{"/refresh", "{}", origin, cookie + "x", 401}, {"/refresh", "{", origin, cookie, 400}, {"/nowhere", "{}", origin, cookie, 404},
+		{"/refresh?" + cookie[:strings.IndexByte(cookie, '=')], "{}", origin, cookie, 200}, {"/refresh", "{}", origin, cookie, 200},
+		{"/logout", "{}", origin, cookie, 204}, {"/refresh", "{}", origin, cookie, 401},
+	} {
+		if status := send(one.path, one.body, one.origin, one.cookie); status != one.status {
+			f.t.Errorf("%s from %s with a cookie: %d, want %d", one.path, one.origin, status, one.status)
+		}
+	}
+	f.send("GET", "/api/v1/auth/me", "", map[string]string{"Cookie": newest()})
 }
 
 // useTheCommands runs those that handle secrets or show what there is.
