@@ -45,7 +45,7 @@ type output struct {
 	status  int          // field of an envelope, -1 without one
 	headers []outHeader
 	cookies []int // fields of an envelope
-	events  int // field of an envelope, -1 without one
+	events  int   // field of an envelope, -1 without one
 }
 
 type outHeader struct {
