@@ -276,7 +276,7 @@ func throughKafka(t *testing.T, lines []string) []event {
 	brokers := strings.Split(testenv.Kafka(t), ",")
 	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
 	defer cancel()
-	kafka, err := sink.OpenKafka(sink.KafkaConfig{Brokers: brokers, Topic: "docs-" + uuid.NewString(), Partitions: 1, ReplicationFactor: 1}, sink.KafkaOptions{})
+	kafka, err := sink.OpenKafka(sink.KafkaConfig{Brokers: brokers, Topic: "docs-" + uuid.NewString(), Partitions: 1}, sink.KafkaOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

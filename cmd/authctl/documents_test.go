@@ -48,6 +48,15 @@ func TestTheDocumentsOfTheSettingsAreUpToDate(t *testing.T) {
 	}
 }
 
+func TestNoSettingIsCalledRemoved(t *testing.T) {
+	t.Parallel()
+	for _, key := range config.Keys(&settings{}) {
+		if now := removedSettings()[key.Path]; now != "" {
+			t.Errorf("%s is a setting, and those who have it are told that %s", key.Path, now)
+		}
+	}
+}
+
 func TestTheSettingsFileOfTheRepositorySetsNothing(t *testing.T) {
 	t.Parallel()
 	var file, none settings

@@ -44,8 +44,7 @@ second. Run it on a machine of the servers, when nothing else runs there.`,
 			}
 			return printTable(cmd.OutOrStdout(), []string{"ALGORITHM", "SETTINGS", "ONE HASH", "SIGN-INS A SECOND AND CORE"}, [][]string{
 				{"bcrypt", fmt.Sprintf("AUTH_PASSWORD_BCRYPT_COST=%d", cost.BcryptCost), milliseconds(cost.BcryptTakes), perSecond(cost.BcryptTakes)},
-				{"argon2id", fmt.Sprintf("AUTH_PASSWORD_ARGON2_MEMORY_MIB=%d AUTH_PASSWORD_ARGON2_TIME=%d AUTH_PASSWORD_ARGON2_THREADS=%d",
-					cost.Argon2Memory, cost.Argon2Time, cost.Argon2Threads), milliseconds(cost.Argon2Takes), perSecond(cost.Argon2Takes)},
+				{"argon2id", fmt.Sprintf("AUTH_PASSWORD_ARGON2_MEMORY_MIB=%d", cost.Argon2Memory), milliseconds(cost.Argon2Takes), perSecond(cost.Argon2Takes)},
 			})
 		},
 	}

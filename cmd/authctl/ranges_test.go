@@ -54,137 +54,162 @@ func ends() []end {
 var along = map[end]map[string]string{
 	{"app.mode", "prod"}: {"auth.token.issuer": "https://auth.example.com",
 		"auth.password.bcrypt_cost": "10"},
-	{"auth.throttle.max_failures", "2"}:              {"auth.throttle.account_free": "1"},
-	{"auth.throttle.account_free", "50"}:             {"auth.throttle.max_failures": "100"},
-	{"auth.throttle.base_delay", "1h"}:               {"auth.throttle.max_delay": "1h"},
-	{"auth.throttle.max_delay", "1s"}:                {"auth.throttle.base_delay": "1s"},
-	{"auth.throttle.lock", "1m"}:                     {"auth.throttle.max_delay": "1m"},
-	{"auth.throttle.forget", "1m"}:                   {"auth.throttle.max_delay": "1m", "auth.throttle.lock": "1m"},
-	{"auth.throttle.address_burst", "1000000"}:       {"auth.throttle.prefix_burst": "1000000"},
-	{"auth.throttle.address_per_minute", "1000000"}:  {"auth.throttle.prefix_per_minute": "1000000"},
-	{"auth.throttle.prefix_burst", "1"}:              {"auth.throttle.address_burst": "1"},
-	{"auth.throttle.prefix_per_minute", "1"}:         {"auth.throttle.address_per_minute": "1"},
-	{"auth.password.argon2_memory_mib", "256"}:       {"auth.password.algorithm": "argon2id"},
-	{"auth.password.argon2_memory_mib", "7"}:         {"auth.password.algorithm": "argon2id"},
-	{"auth.password.argon2_time", "16"}:              {"auth.password.algorithm": "argon2id"},
-	{"auth.password.argon2_threads", "16"}:           {"auth.password.algorithm": "argon2id"},
-	{"kafka.sasl.mechanism", "plain"}:                {"kafka.sasl.user": "u"},
-	{"kafka.sasl.mechanism", "scram-sha-256"}:        {"kafka.sasl.user": "u"},
-	{"kafka.sasl.mechanism", "scram-sha-512"}:        {"kafka.sasl.user": "u"},
-	{"auth.session_max_age", "1s"}:                   {},
-	{"auth.throttle.register_per_minute", "1000000"}: {},
+	{"auth.password.argon2_memory_mib", "7"}:   {"auth.password.algorithm": "argon2id"},
+	{"auth.password.argon2_memory_mib", "256"}: {"auth.password.algorithm": "argon2id"},
+	{"kafka.sasl.mechanism", "plain"}:          {"kafka.sasl.user": "u"},
+	{"kafka.sasl.mechanism", "scram-sha-256"}:  {"kafka.sasl.user": "u"},
+	{"kafka.sasl.mechanism", "scram-sha-512"}:  {"kafka.sasl.user": "u"},
 }
 
 // named are the settings that say where something is, or what is asked of somebody else's server:
 // their values are taken, and the test has no server there.
 var named = []string{"app.port", "db.postgres.port", "cache.redis.port", "db.postgres.sslmode",
-	"kafka.sasl.mechanism", "kafka.replication_factor", "kafka.partitions"}
+	"kafka.sasl.mechanism", "kafka.partitions"}
 
 // slow are ends at which one hash takes longer than a test may. What becomes of them is in
 // testdata/script/slow_hash.txtar.
 var slow = []end{{"auth.password.bcrypt_cost", "20"}}
 
-// TestTheServiceWorksAtBothEndsOfEverySetting starts the binary at each end and does what people
-// do: somebody registers, a stranger guesses, the owner signs in, refreshes and looks; the event
-// arrives; the service stops in order.
+// alone are ends at which the service does something else than usual, so that nothing would be
+// learned of the others.
+var alone = []end{{"app.mode", "prod"}, {"auth.registration", "closed"}, {"app.drain_delay", "5m"}, {"outbox.relay", "off"}}
+
+// wanted are the settings that these ends take.
+func wanted(ends ...end) map[string]string {
+	set := map[string]string{}
+	for _, e := range ends {
+		set[e.path] = e.value
+		maps.Copy(set, along[e])
+	}
+	return set
+}
+
+// groups puts ends together that can be tried in one start: no two want one setting at different
+// values.
+func groups(ends []end) (all [][]end) {
+	var lone [][]end
+	for _, e := range ends {
+		if slices.Contains(alone, e) {
+			lone = append(lone, []end{e})
+			continue
+		}
+		i := slices.IndexFunc(all, func(group []end) bool {
+			set := wanted(group...)
+			for path, value := range wanted(e) {
+				if have, taken := set[path]; taken && have != value {
+					return false
+				}
+			}
+			return true
+		})
+		if i < 0 {
+			all, i = append(all, nil), len(all)
+		}
+		all[i] = append(all[i], e)
+	}
+	return append(all, lone...)
+}
+
+// TestTheServiceWorksAtBothEndsOfEverySetting starts the binary with many settings at an end and
+// does what people do: somebody registers, a stranger guesses, the owner signs in, refreshes and
+// looks; the event arrives; the service stops in order. When it fails, each end is tried by itself.
 func TestTheServiceWorksAtBothEndsOfEverySetting(t *testing.T) {
 	t.Parallel()
-	tried := map[string]bool{}
+	var tried []end
+	env := []string{"AUTH_TOKEN_SECRET=0123456789abcdefghijklmnopqrstuvwxyzABCD", "KAFKA_SASL_PASSWORD=x"}
 	for _, e := range ends() {
-		tried[e.path] = true
-		t.Run(e.String(), func(t *testing.T) {
-			t.Parallel()
-			w := ranged{t: t, end: e, dir: t.TempDir(), set: map[string]string{
-				"app.port": "0", "app.host": "127.0.0.1", "app.operator_addr": "off", "auth.password.bcrypt_cost": "4",
-				"app.data_dir": "data",
-			}}
-			w.env = []string{"AUTH_TOKEN_SECRET=0123456789abcdefghijklmnopqrstuvwxyzABCD", "KAFKA_SASL_PASSWORD=x"}
-			w.set[e.path] = e.value
-			maps.Copy(w.set, along[e])
-			var s settings
-			if err := config.Load(&s, config.Options{File: os.DevNull, Environ: w.env, Override: w.set}); err != nil {
-				t.Fatalf("it is refused: %v", err)
-			}
-			if slices.Contains(named, e.path) || slices.Contains(slow, e) {
-				return
-			}
-			w.withServers()
-		})
+		var s settings
+		if err := config.Load(&s, config.Options{File: os.DevNull, Environ: env, Override: wanted(e)}); err != nil {
+			t.Errorf("%s is refused: %v", e, err)
+		} else if !slices.Contains(named, e.path) && !slices.Contains(slow, e) {
+			tried = append(tried, e)
+		}
 	}
-	for _, key := range config.Keys(&settings{}) {
-		if (key.Min != "" || key.Max != "" || key.OneOf != nil) && !tried[key.Path] {
-			t.Errorf("%s was not tried", key.Path)
+	for i, group := range groups(tried) {
+		name := fmt.Sprintf("group %d", i+1)
+		if len(group) == 1 {
+			name = group[0].String()
+		}
+		for place, start := range map[string]func(*testing.T, ...end) error{"embedded": embedded, "on servers": onServers} {
+			if place == "on servers" && group[0] == (end{"app.mode", "prod"}) {
+				continue // it refuses servers without TLS
+			}
+			t.Run(name+" "+place, func(t *testing.T) {
+				t.Parallel()
+				together := start(t, group...)
+				if together == nil {
+					return
+				}
+				t.Errorf("together: %v", together)
+				for _, e := range group {
+					if err := start(t, e); err != nil {
+						t.Errorf("%s by itself: %v", e, err)
+					}
+				}
+			})
 		}
 	}
 }
 
-// ranged is the service at an end of a setting.
+// embedded tries ends of settings with nothing but the binary.
+func embedded(t *testing.T, ends ...end) error { return newRanged(t, ends).works(t) }
+
+// onServers tries them with PostgreSQL, Redis and Kafka.
+func onServers(t *testing.T, ends ...end) error {
+	r := newRanged(t, ends)
+	r.set["kafka.brokers"], r.set["kafka.topic"], r.set["kafka.partitions"] = testenv.Kafka(t), "ranges-"+uuid.NewString(), "1"
+	r.set["cache.redis.host"], r.set["cache.redis.port"] = "127.0.0.1", cachetest.Start(t, "--databases", "1024").Port()
+	r.env = append(r.env, "DATABASE_URL="+dbtest.PostgresURL(t))
+	return r.works(t)
+}
+
+// ranged is the service with settings at their ends.
 type ranged struct {
-	t   *testing.T
-	end end
 	dir string
 	set map[string]string
 	env []string
 }
 
-// withServers runs the service with the servers that the setting is about.
-func (w ranged) withServers() {
-	w.t.Helper()
-	group, _, _ := strings.Cut(w.end.path, ".")
-	switch group {
-	case "database", "outbox":
-		if os.Getenv("AUTHCTL_TEST_POSTGRES") != "" {
-			other := w
-			other.dir = w.t.TempDir()
-			other.env = append(slices.Clone(w.env), "DATABASE_URL="+dbtest.PostgresURL(w.t))
-			other.doesItsWork()
-		}
-	case "redis", "cache":
-		server := cachetest.Start(w.t, "--databases", "1024")
-		if w.end.path == "cache.redis.db" {
-			w.set["cache.redis.host"], w.set["cache.redis.port"] = "127.0.0.1", server.Port()
-		} else {
-			w.env = append(w.env, "REDIS_URL="+server.URL())
-		}
-	case "kafka":
-		if os.Getenv("AUTHCTL_TEST_KAFKA") == "" {
-			w.t.Skip("no Kafka")
-		}
-		w.set["kafka.brokers"], w.set["kafka.topic"], w.set["kafka.partitions"] = os.Getenv("AUTHCTL_TEST_KAFKA"), "ranges-"+uuid.NewString(), "2"
+func newRanged(t *testing.T, ends []end) ranged {
+	set := map[string]string{
+		"app.port": "0", "app.host": "127.0.0.1", "app.operator_addr": "off", "auth.password.bcrypt_cost": "4",
+		"app.data_dir": "data",
 	}
-	w.doesItsWork()
+	maps.Copy(set, wanted(ends...))
+	return ranged{dir: t.TempDir(), set: set, env: []string{"AUTH_TOKEN_SECRET=0123456789abcdefghijklmnopqrstuvwxyzABCD"}}
 }
 
-func (w ranged) doesItsWork() {
-	w.t.Helper()
+func (r ranged) works(t *testing.T) error {
+	t.Helper()
 	line := []string{"serve"}
-	for _, path := range slices.Sorted(maps.Keys(w.set)) {
-		line = append(line, "--set", path+"="+w.set[path])
+	for _, path := range slices.Sorted(maps.Keys(r.set)) {
+		line = append(line, "--set", path+"="+r.set[path])
 	}
 	// The log tells the port, and in dev mode the console does whatever the level is.
-	log := filepath.Join(w.dir, "authctl.log")
+	log := filepath.Join(r.dir, "authctl.log")
 	line = append(line, "--set", "log.path="+log)
 	program, err := exec.LookPath("authctl")
 	if err != nil {
-		w.t.Fatal(err)
+		return err
 	}
 	cmd := exec.Command(program, line...)
 	var console background
-	cmd.Dir, cmd.Env, cmd.Stderr = w.dir, append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.dir},
-		w.env...), &console
+	cmd.Dir, cmd.Env, cmd.Stderr = r.dir, append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + r.dir},
+		r.env...), &console
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // app.autogroup_nice is of a session
 	if err := cmd.Start(); err != nil {
-		w.t.Fatal(err)
+		return err
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	w.t.Cleanup(func() { _ = cmd.Process.Kill() })
+	defer func() { _ = cmd.Process.Kill() }()
 	said := func() string {
 		text, _ := os.ReadFile(log)
 		return console.String() + string(text)
 	}
 	port := regexp.MustCompile(`"port":(\d+)|http://localhost:(\d+)/api/v1/auth`)
 	if !poll(func() bool { return port.MatchString(said()) || len(ended) > 0 }) || len(ended) > 0 {
-		w.t.Fatalf("it does not serve:\n%s", said())
+		return fmt.Errorf("it does not serve:\n%s", said())
 	}
 	found := port.FindStringSubmatch(said())
 	base := "http://127.0.0.1:" + found[1] + found[2]
@@ -193,25 +218,25 @@ func (w ranged) doesItsWork() {
 	var last error
 	if !poll(func() bool {
 		n++
-		last = peopleDo(w.t.Context(), base, fmt.Sprintf("user%d", n), w.set["auth.registration"] == "closed")
+		last = peopleDo(t.Context(), base, fmt.Sprintf("user%d", n), r.set["auth.registration"] == "closed")
 		return last == nil
 	}) {
-		w.t.Fatalf("%v\n%s", last, said())
+		return fmt.Errorf("%w\n%s", last, said())
 	}
-	if w.set["kafka.brokers"] == "" && w.set["outbox.relay"] != "off" && w.set["auth.registration"] != "closed" &&
+	if r.set["kafka.brokers"] == "" && r.set["outbox.relay"] != "off" && r.set["auth.registration"] != "closed" &&
 		!poll(func() bool {
-			text, _ := os.ReadFile(filepath.Join(w.dir, "data", "events.ndjson"))
+			text, _ := os.ReadFile(filepath.Join(r.dir, "data", "events.ndjson"))
 			return bytes.Contains(text, []byte("auth.UserRegistered.v1"))
 		}) {
-		w.t.Errorf("no event arrives:\n%s", said())
+		return fmt.Errorf("no event arrives:\n%s", said())
 	}
 	want := "0"
 	_ = cmd.Process.Signal(syscall.SIGTERM)
-	if w.set["app.drain_delay"] == "5m" { // in which it still serves; a second signal cuts it short
+	if r.set["app.drain_delay"] == "5m" { // in which it still serves; a second signal cuts it short
 		if !poll(func() bool {
-			return ask(w.t.Context(), base+"/readyz") == 503 && ask(w.t.Context(), base+"/healthz") == 200
+			return ask(t.Context(), base+"/readyz") == 503 && ask(t.Context(), base+"/healthz") == 200
 		}) {
-			w.t.Errorf("it does not serve while it drains:\n%s", said())
+			return fmt.Errorf("it does not serve while it drains:\n%s", said())
 		}
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		want = "TERM"
@@ -219,14 +244,15 @@ func (w ranged) doesItsWork() {
 	select {
 	case err := <-ended:
 		if got := outcome(err); got != want {
-			w.t.Errorf("it ends with %s, want %s:\n%s", got, want, said())
+			return fmt.Errorf("it ends with %s, want %s:\n%s", got, want, said())
 		}
 	case <-time.After(testenv.Patience):
-		w.t.Fatalf("it does not end:\n%s", said())
+		return fmt.Errorf("it does not end:\n%s", said())
 	}
 	if text := said(); strings.Contains(text, "panic") || strings.Contains(text, `"level":"error"`) {
-		w.t.Errorf("it says:\n%s", text)
+		return fmt.Errorf("it says:\n%s", text)
 	}
+	return nil
 }
 
 // ask returns the status of an answer, 0 for none.

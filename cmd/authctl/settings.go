@@ -46,7 +46,7 @@ type appSettings struct {
 	Mode    string `config:"app.mode" default:"dev" oneof:"dev,prod" doc:"dev: readable logs, .env is read, a signing secret is made when there is none. prod: JSON logs, an explicit secret is required, TLS to backends is verified."`
 	DataDir string `config:"app.data_dir" default:"./data" doc:"Where everything lives that no server was named for: the SQLite database, the events file, the signing secret. Made with mode 0700."`
 
-	AutogroupNice int `config:"app.autogroup_nice" default:"5" min:"0" max:"19" doc:"On a Linux that schedules by session: the nice value of the session that serve runs in beside other sessions, so that during a flood of sign-ins a PostgreSQL or Redis on the same machine is run first. Undone when serve stops. 0 leaves the session alone, as does one that is not 0 already, or neither server named."`
+	AutogroupNice int `config:"app.autogroup_nice" default:"5" min:"0" max:"19" doc:"On a Linux that schedules by autogroup, see sched(7): the nice value of the autogroup that serve runs in, so that during a flood of sign-ins a PostgreSQL or Redis on the same machine runs first. Undone when serve stops. 0 leaves it alone; so does a value that somebody else has set, and so does serve with neither server named."`
 }
 
 func (a appSettings) prod() bool { return a.Mode == "prod" }
@@ -96,7 +96,8 @@ func (g *global) load(s *settings, flags map[string]string) error {
 	var untrimmed []config.Secret
 	err := config.Load(s, config.Options{
 		File: g.configFile, Environ: os.Environ(), DotEnv: ".env", Override: override,
-		Remark: func(r config.Remark) { remarks = append(remarks, r) },
+		Removed: removedSettings(),
+		Remark:  func(r config.Remark) { remarks = append(remarks, r) },
 		Trimmed: func(path string, before config.Secret) {
 			if path == "auth.token.secret" {
 				untrimmed = append(untrimmed, before)

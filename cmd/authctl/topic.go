@@ -161,11 +161,11 @@ func (a *app) topicProblems(st sink.TopicState) []sink.Problem {
 			Blocks: true,
 		})
 	}
-	if st.MaxMessageBytes > 0 && st.MaxMessageBytes < a.Outbox.BatchBytes {
+	if st.MaxMessageBytes > 0 && st.MaxMessageBytes < relay.MaxBatchBytes {
 		list = append(list, sink.Problem{
-			Found: fmt.Sprintf("max.message.bytes is %d, less than outbox.batch_bytes (%d): "+
-				"full batches are refused and sent in halves", st.MaxMessageBytes, a.Outbox.BatchBytes),
-			Advice: fmt.Sprintf("raise it to %d or more, or lower OUTBOX_BATCH_BYTES", a.Outbox.BatchBytes),
+			Found: fmt.Sprintf("max.message.bytes is %d, less than a full batch (%d): "+
+				"such batches are refused and sent in halves", st.MaxMessageBytes, relay.MaxBatchBytes),
+			Advice: fmt.Sprintf("raise it to %d or more", relay.MaxBatchBytes),
 		})
 	}
 	return list

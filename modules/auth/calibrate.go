@@ -13,10 +13,8 @@ type HashCost struct {
 	BcryptCost  int           `json:"bcrypt_cost"`
 	BcryptTakes time.Duration `json:"bcrypt_takes_ns"`
 
-	Argon2Memory  int           `json:"argon2_memory_mib"`
-	Argon2Time    int           `json:"argon2_time"`
-	Argon2Threads int           `json:"argon2_threads"`
-	Argon2Takes   time.Duration `json:"argon2_takes_ns"`
+	Argon2Memory int           `json:"argon2_memory_mib"`
+	Argon2Takes  time.Duration `json:"argon2_takes_ns"`
 }
 
 // CalibrateHashing measures this machine and returns the strongest settings with which one hash takes
@@ -35,7 +33,7 @@ func HashTime(ctx context.Context, cfg Config) (time.Duration, error) {
 	}
 	set := cfg.Password
 	if set.Algorithm == string(password.Argon2id) {
-		work := float64(set.Argon2Memory*set.Argon2Time) / float64(least.Argon2Memory*least.Argon2Time)
+		work := float64(set.Argon2Memory) / float64(least.Argon2Memory)
 		return time.Duration(float64(least.Argon2Takes) * work), nil
 	}
 	return time.Duration(float64(least.BcryptTakes) * math.Exp2(float64(set.BcryptCost-least.BcryptCost))), nil

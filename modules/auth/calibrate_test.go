@@ -17,12 +17,12 @@ func TestWhatAHashCostsIsKnownWithoutComputingIt(t *testing.T) {
 	if err != nil || most < 100*least {
 		t.Errorf("%s and %s, %v", least, most, err)
 	}
-	one, err := HashTime(t.Context(), Config{Password: password.Config{Algorithm: "argon2id", Argon2Memory: 46, Argon2Time: 1}})
+	one, err := HashTime(t.Context(), Config{Password: password.Config{Algorithm: "argon2id", Argon2Memory: 46}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	many, err := HashTime(t.Context(), Config{Password: password.Config{Algorithm: "argon2id", Argon2Memory: 256, Argon2Time: 8}})
-	if err != nil || many < 5*one {
+	many, err := HashTime(t.Context(), Config{Password: password.Config{Algorithm: "argon2id", Argon2Memory: 256}})
+	if err != nil || many < 2*one {
 		t.Errorf("%s and %s, %v", one, many, err)
 	}
 }

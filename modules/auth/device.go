@@ -21,7 +21,7 @@ type Device struct {
 }
 
 // DeviceTTL is how long the token of a device marks it as known.
-func (s *Service) DeviceTTL() time.Duration { return s.cfg.Throttle.Device }
+func (s *Service) DeviceTTL() time.Duration { return s.limiter.DeviceTTL() }
 
 // Lengths in characters beyond which a device name is refused and a user agent is cut.
 const (

@@ -43,7 +43,7 @@ func testConfig() Config {
 		Token: token.Config{
 			Secret: testSecret, Algorithm: token.ES256, Issuer: "https://auth.test", Audience: []string{"test"}, ClientID: "test", AccessTTL: 5 * time.Hour,
 		},
-		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Blocklist: true, Workers: 2, QueueWait: time.Minute},
+		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Workers: 2, QueueWait: time.Minute},
 		Throttle: throttle.Config{},
 	}
 }

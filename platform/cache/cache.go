@@ -25,7 +25,7 @@ import (
 
 // Config says which Redis to use. With nothing set there is none.
 type Config struct {
-	URL      config.Secret `config:"redis.url" doc:"Redis as one URL: redis://USER:PASSWORD@HOST:PORT/DB, rediss://… with TLS, unix://USER:PASSWORD@/PATH. Stands before cache.redis.*; empty with no cache.redis.host means no Redis."`
+	URL      config.Secret `config:"redis.url" doc:"Redis as one URL: redis://USER:PASSWORD@HOST:PORT/DB, rediss://… with TLS, unix://USER:PASSWORD@/PATH; options such as ?dial_timeout=5s&read_timeout=5s&pool_size=32 may follow. Takes precedence over cache.redis.*; empty with no cache.redis.host means no Redis."`
 	Host     string        `config:"cache.redis.host" doc:"Redis host. Empty means no Redis unless redis.url names one."`
 	Port     int           `config:"cache.redis.port" default:"6379" min:"1" max:"65535" doc:"Redis port."`
 	Password config.Secret `config:"cache.redis.password" doc:"Redis password."`
@@ -34,11 +34,12 @@ type Config struct {
 	CAFile   string        `config:"redis.ca_file" doc:"File of PEM certificates to verify Redis by, instead of the system's."`
 
 	AllowPlaintext bool `config:"redis.allow_plaintext" default:"false" doc:"Lets prod mode reach a Redis on another machine without verified TLS. Session data then crosses the network as it is."`
-
-	MaxConns    int           `config:"redis.max_conns" default:"0" min:"0" max:"1000" doc:"Most connections this process opens. 0 means eight a core, at least sixteen."`
-	DialTimeout time.Duration `config:"redis.dial_timeout" default:"2s" min:"50ms" max:"30s" doc:"Longest to wait for a connection to Redis."`
-	Timeout     time.Duration `config:"redis.timeout" default:"2s" min:"50ms" max:"30s" doc:"Longest to wait for the answer to one command."`
 }
+
+// timeout is how long to wait for a connection and for the answer to a command. A Redis that is
+// well answers within milliseconds, and a request that waits for one that is not ends in time to
+// say so. It is no setting; options of redis.url say otherwise where a network needs it.
+const timeout = 2 * time.Second
 
 // Prefix begins every key that the service writes. It is what an ACL has to allow.
 const Prefix = "authctl:"
@@ -172,17 +173,13 @@ func (c Config) options() (*redis.Options, error) {
 		opt.TLSConfig.RootCAs = roots
 	}
 
-	// Time-outs and sizes in the URL stand; what it does not say is set here.
-	conns := c.MaxConns
-	if conns == 0 {
-		conns = max(16, 8*runtime.GOMAXPROCS(0))
-	}
-	setDefault(&opt.PoolSize, conns)
+	// Timeouts and sizes in the URL stay as they are; what it does not say is set here.
+	setDefault(&opt.PoolSize, max(16, 8*runtime.GOMAXPROCS(0)))
 	setDefault(&opt.MaxActiveConns, opt.PoolSize)
-	setDefault(&opt.DialTimeout, c.DialTimeout)
-	setDefault(&opt.ReadTimeout, c.Timeout)
-	setDefault(&opt.WriteTimeout, c.Timeout)
-	setDefault(&opt.PoolTimeout, c.Timeout)
+	setDefault(&opt.DialTimeout, timeout)
+	setDefault(&opt.ReadTimeout, timeout)
+	setDefault(&opt.WriteTimeout, opt.ReadTimeout)
+	setDefault(&opt.PoolTimeout, opt.ReadTimeout)
 	setDefault(&opt.MaxRetries, 2)
 	setDefault(&opt.MaxRetryBackoff, 100*time.Millisecond)
 	setDefault(&opt.ConnMaxIdleTime, 5*time.Minute)

@@ -37,8 +37,12 @@ func do(t *testing.T, client *redis.Client, lines ...string) {
 // openURL opens a Redis as the service does.
 func openURL(t *testing.T, url string) (*redis.Client, error) {
 	t.Helper()
-	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url), Timeout: 10 * time.Second,
-		DialTimeout: 10 * time.Second}, cache.Options{AppName: "authctl"})
+	options := "?"
+	if strings.Contains(url, "?") {
+		options = "&"
+	}
+	options += "dial_timeout=10s&read_timeout=10s"
+	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url + options)}, cache.Options{AppName: "authctl"})
 	if err == nil {
 		t.Cleanup(func() { _ = client.Close() })
 	}

@@ -182,7 +182,7 @@ func refusal(err error) *Problem {
 	}
 	if redis.IsMaxClientsError(err) {
 		return &Problem{Found: err.Error(), Err: err, Advice: "it has as many clients as it takes: raise its maxclients, " +
-			"or lower REDIS_MAX_CONNS"}
+			"or add ?pool_size=16 to REDIS_URL to open fewer"}
 	}
 	// What else there is comes without a code of its own. Scripts report a missing right like this.
 	return &Problem{Found: err.Error(), Err: err, Advice: "see whether it is a Redis, 7 or newer, and " + rights}

@@ -43,6 +43,7 @@ type Options struct {
 	Environ  []string          // NAME=value, as of os.Environ; nil is an empty environment
 	DotEnv   string            // path of .env, read when app.mode is dev and the file exists; "" for none
 	Override map[string]string // from flags: path → text. Secrets are refused here
+	Removed  map[string]string // settings of earlier releases: path → what holds now, "it is 5s now"
 
 	// Remark is told what is no fault and yet hardly meant: a variable that looks like one of ours
 	// and is none, a setting that another one overrides. It is called whether the load succeeds or
@@ -109,7 +110,7 @@ func Load(target any, opt Options) error {
 	if err != nil {
 		return err
 	}
-	l := &loader{schema: s}
+	l := &loader{schema: s, removed: opt.Removed}
 	name, data := l.readFile(opt.File)
 	return l.load(target, name, data, opt)
 }
@@ -138,6 +139,7 @@ const (
 
 type loader struct {
 	schema  *schema
+	removed map[string]string
 	faults  Faults
 	remarks []Remark
 	broken  bool // the file could not be parsed: what it sets is not known
@@ -291,7 +293,7 @@ func (l *loader) flags(override map[string]string) map[string]raw {
 	for _, path := range slices.Sorted(maps.Keys(override)) {
 		switch k := l.schema.byPath[path]; {
 		case k == nil:
-			l.fault(path, sourceFlag, "is not a setting%s", l.schema.didYouMean(path))
+			l.fault(path, sourceFlag, "%s", l.unknown(path))
 		case k.Secret: // arguments show in the process list and in shell histories
 			l.fault(path, sourceFlag, "is a secret and cannot be given as a flag; set %s or %s_FILE", k.Env, k.Env)
 		default:
@@ -299,6 +301,14 @@ func (l *loader) flags(override map[string]string) map[string]raw {
 		}
 	}
 	return layer
+}
+
+// unknown says what is wrong with a path that is no setting.
+func (l *loader) unknown(path string) string {
+	if now, removed := l.removed[path]; removed {
+		return "was removed: " + now + ". Take it out"
+	}
+	return "is not a setting" + l.schema.didYouMean(path)
 }
 
 // readFile returns the settings file, or nothing when there is none.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -126,6 +127,36 @@ func TestDefaultsFillEverySetting(t *testing.T) {
 	}
 	if s.Ratio != 0.5 || s.DB.Size != 10 {
 		t.Errorf("defaults are %+v", s)
+	}
+}
+
+func TestARemovedSettingIsRefusedWithWhatHoldsNow(t *testing.T) {
+	t.Parallel()
+	removed := map[string]string{"db.patience": "it is 5s now", "db.postgres.old": "nobody needs it"}
+	wantFaults(t, Options{Removed: removed, Override: map[string]string{"db.postgres.old": "1"},
+		File: write(t, "config.yaml", "db:\n  patience: 9s\n")},
+		"db.patience was removed: it is 5s now. Take it out (config.yaml:2)",
+		"db.postgres.old was removed: nobody needs it. Take it out (flag)")
+	var remarks []Remark
+	mustLoad(t, Options{Removed: removed, Environ: []string{"DB_PATIENCE=9s"}, Remark: func(r Remark) { remarks = append(remarks, r) }})
+	want := []Remark{{"DB_PATIENCE", "environment", "was removed: it is 5s now. Take it out", true}}
+	if !slices.Equal(remarks, want) {
+		t.Errorf("remarks are %+v, want %+v", remarks, want)
+	}
+}
+
+func TestWithDefaultsFillsWhatCannotBeZero(t *testing.T) {
+	t.Parallel()
+	type group struct {
+		Timeout time.Duration `config:"a.timeout" default:"5s" min:"1s" doc:"x"`
+		Grace   time.Duration `config:"a.grace" default:"5s" min:"0s" doc:"x"` // may be zero
+		Number  int           `config:"a.number" default:"7" min:"1" doc:"x"`
+		Word    string        `config:"a.word" default:"one" oneof:"one,two" doc:"x"`
+		On      bool          `config:"a.on" default:"true" doc:"x"`
+		Else    int
+	}
+	if got, want := WithDefaults(group{Number: 3}), (group{Timeout: 5 * time.Second, Number: 3, Word: "one"}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }
 

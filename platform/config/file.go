@@ -86,7 +86,7 @@ func (d strictYAML) group(node *yaml.Node, prefix string, found map[string]raw) 
 			d.loader.fault(path, at, "is a group of settings, not a value")
 		case isGroup:
 		case k == nil:
-			d.loader.fault(shown, at, "is not a setting%s", d.loader.schema.didYouMean(path))
+			d.loader.fault(shown, at, "%s", d.loader.unknown(path))
 		case isNull(value): // as an empty variable of the environment: not set
 		default:
 			found[path] = d.value(k, value, at)

@@ -42,6 +42,10 @@ func overridden(ptr reflect.Value, prefix string, report func(path, by string)) 
 // environment have no notion of an unknown variable, so a letter in the wrong place would
 // silently mean the default. It is never a fault: other programs have variables, too.
 func (l *loader) remarkStrangers(source string, vars map[string]string) {
+	removed := map[string]string{}
+	for path := range l.removed {
+		removed[envName(path)] = path
+	}
 	known := map[string]bool{}
 	first := map[string]bool{} // APP, AUTH, …
 	var names []string
@@ -61,7 +65,9 @@ func (l *loader) remarkStrangers(source string, vars map[string]string) {
 			continue
 		}
 		r := Remark{Name: oneLine(name), Source: source, Text: "is not a setting of authctl"}
-		if near := nearestNames(upper, names); len(near) > 0 {
+		if path, gone := removed[name]; gone {
+			r.Text, r.Likely = l.unknown(path), true
+		} else if near := nearestNames(upper, names); len(near) > 0 {
 			r.Text, r.Likely = r.Text+meant(strings.Join(near, " or ")), true
 		}
 		l.remarks = append(l.remarks, r)

@@ -61,6 +61,26 @@ func Check(target any) error {
 	return err
 }
 
+// WithDefaults returns the settings with the defaults of their tags where nothing was set: where
+// a number, a duration or a text is zero and zero is not a value that it may have. It is for
+// structs that were not loaded, as in a test.
+func WithDefaults[T any](settings T) T {
+	s, err := schemaOf(&settings)
+	if err != nil {
+		panic(err)
+	}
+	v := reflect.ValueOf(&settings).Elem()
+	for _, k := range s.keys {
+		field := v.FieldByIndex(k.index)
+		if !field.IsZero() || field.Kind() == reflect.Bool || isNumber(k.typ) && k.limits(field) == "" {
+			continue
+		}
+		value, _ := k.parse(k.fallback())
+		field.Set(value)
+	}
+	return settings
+}
+
 // schema is a settings struct as its tags describe it.
 type schema struct {
 	keys    []*key
@@ -135,7 +155,7 @@ func (s *schema) collect(t reflect.Type, prefix string, index []int, mistake fun
 func (s *schema) add(f reflect.StructField, path string, index []int, mistake func(*key, string, ...any)) {
 	k := &key{index: index, typ: f.Type, Key: Key{
 		Path:    path,
-		Env:     strings.ToUpper(strings.ReplaceAll(path, ".", "_")),
+		Env:     envName(path),
 		Type:    typeName(f.Type),
 		Default: f.Tag.Get("default"),
 		Doc:     f.Tag.Get("doc"),
@@ -199,6 +219,9 @@ func (s *schema) add(f reflect.StructField, path string, index []int, mistake fu
 		mistake(k, "has a default that %s", problem)
 	}
 }
+
+// envName is the name of a setting in the environment.
+func envName(path string) string { return strings.ToUpper(strings.ReplaceAll(path, ".", "_")) }
 
 // fallback is the value when no layer names one. Where the tag gives none it is the zero
 // value, which must be within the limits as well.

@@ -30,13 +30,15 @@ type Config struct {
 
 // HTTPConfig bounds what one connection and one client may cost.
 type HTTPConfig struct {
-	ReadTimeout         time.Duration `config:"read_timeout" default:"10s" min:"100ms" max:"5m" doc:"Longest a request may take to arrive whole, headers and body, from its first byte; also how long a new connection may stay silent."`
-	WriteTimeout        time.Duration `config:"write_timeout" default:"10s" min:"100ms" max:"5m" doc:"Longest an answer may take to be sent."`
 	IdleTimeout         time.Duration `config:"idle_timeout" default:"75s" min:"1s" max:"1h" doc:"How long a kept-alive connection may wait for its next request. Keep it above the load balancer's."`
 	RequestTimeout      time.Duration `config:"request_timeout" default:"15s" min:"100ms" max:"5m" doc:"Deadline of the work for one request."`
-	MaxHeaderBytes      int           `config:"max_header_bytes" default:"16384" min:"4096" max:"262144" doc:"Largest request line and headers together; more is answered 431."`
-	MaxConnections      int           `config:"max_connections" default:"16384" min:"16" max:"262144" doc:"Most connections at once; lowered to what the process may open files for."`
 	MaxConnectionsPerIP int           `config:"max_connections_per_ip" default:"1024" min:"1" max:"262144" doc:"Most connections at once from one IPv4 address or IPv6 /64; one more ends the one that waits for its client longest. Trusted proxies are not counted."`
+
+	// No settings: nobody gains by other values. Tests set them; zero means what is said here.
+	ReadTimeout    time.Duration // 10s for a request to arrive whole, and for the first byte of a connection: a phone's worst minute takes less
+	WriteTimeout   time.Duration // 10s for an answer to be sent: none is larger than a few hundred KiB
+	MaxHeaderBytes int           // 16 KiB of request line and headers, the body's own limit; more is answered 431
+	MaxConnections int           // 16384 at once, some 200 MiB; lowered to what the process may open files for
 }
 
 // TLSConfig makes the listener speak HTTPS itself. The files are read again when they change.
@@ -97,13 +99,10 @@ func parseNetwork(text string) (netip.Prefix, error) {
 }
 
 func (c Config) withDefaults() Config {
-	c.ShutdownTimeout = cmp.Or(c.ShutdownTimeout, 15*time.Second)
+	c = config.WithDefaults(c)
 	c.HTTP.ReadTimeout = cmp.Or(c.HTTP.ReadTimeout, 10*time.Second)
 	c.HTTP.WriteTimeout = cmp.Or(c.HTTP.WriteTimeout, 10*time.Second)
-	c.HTTP.IdleTimeout = cmp.Or(c.HTTP.IdleTimeout, 75*time.Second)
-	c.HTTP.RequestTimeout = cmp.Or(c.HTTP.RequestTimeout, 15*time.Second)
 	c.HTTP.MaxHeaderBytes = cmp.Or(c.HTTP.MaxHeaderBytes, 16<<10)
 	c.HTTP.MaxConnections = cmp.Or(c.HTTP.MaxConnections, 16384)
-	c.HTTP.MaxConnectionsPerIP = cmp.Or(c.HTTP.MaxConnectionsPerIP, 1024)
 	return c
 }

@@ -100,7 +100,7 @@ func (s *Server) Listen() error {
 		total = min(total, max(16, files-max(64, files/4)))
 	}
 	if total < s.cfg.HTTP.MaxConnections {
-		s.log.Warn("fewer connections than app.http.max_connections: the process may not open more files",
+		s.log.Warn("fewer connections than usual: the process may not open more files",
 			zap.Int("connections", total), zap.Int("files", maxFiles()))
 	}
 	s.listener.Store(&listener{

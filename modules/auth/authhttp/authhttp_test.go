@@ -67,8 +67,8 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 			Secret: "a secret of the tests that is long enough for everything", Algorithm: token.ES256,
 			Issuer: issuer, Audience: []string{"test"}, ClientID: "test", AccessTTL: time.Hour,
 		},
-		Throttle: throttle.Config{Device: 2 * time.Hour},
-		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Blocklist: true, Workers: 2, QueueWait: time.Minute},
+		Throttle: throttle.Config{Limits: throttle.Limits{Device: 2 * time.Hour}},
+		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Workers: 2, QueueWait: time.Minute},
 	}
 	db := dbtest.SQLite(t)
 	svc, err := auth.New(t.Context(), cfg, auth.Deps{DB: db})

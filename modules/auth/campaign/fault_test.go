@@ -28,9 +28,9 @@ func newOnOwnEngines(t *testing.T, settings ...string) *onOwnEngines {
 	t.Helper()
 	w := &onOwnEngines{database: outboxtest.StartPostgres(t, "fsync = off"), redis: cachetest.Start(t)}
 	w.wired = &wired{installation: &installation{t: t}}
-	databaseURL, redisURL := w.through(w.database.URL), w.through(w.redis.URL())
+	databaseURL, redisURL := w.through(w.database.URL), w.through(w.redis.URL())+"?dial_timeout=500ms&"+briefly
 	w.toRedis = w.wires[1]
-	settings = append([]string{"APP_HTTP_REQUEST_TIMEOUT=3s", "REDIS_TIMEOUT=500ms", "REDIS_DIAL_TIMEOUT=500ms"}, settings...)
+	settings = append([]string{"APP_HTTP_REQUEST_TIMEOUT=3s"}, settings...)
 	w.installation = migratedInstallation(t, genuine(t), databaseURL, redisURL, settings...)
 	w.servers = []*server{w.serve(), w.serve()}
 	return w

@@ -15,7 +15,7 @@ import (
 // A device signs in just after all sessions were ended, while the server that ended them has
 // yet to clear the store. It is not one of those that were ended.
 func newSessionsStay(w *wired) error {
-	ending := w.serve(append(w.settings[:len(w.settings):len(w.settings)], patiently...)...)
+	ending := w.serve(patient(w.settings)...)
 	// The end waits for the store only so long: on a busy machine the new session may be too late
 	// to meet it.
 	for range 30 {
@@ -27,8 +27,17 @@ func newSessionsStay(w *wired) error {
 	return nil
 }
 
-// patiently is for servers that are held up: they do not give up.
-var patiently = []string{"APP_HTTP_REQUEST_TIMEOUT=60s", "REDIS_TIMEOUT=30s"}
+// briefly is an option of REDIS_URL: how long a server waits for an answer.
+const briefly = "read_timeout=500ms"
+
+// patient makes settings for a server that is held up and does not give up.
+func patient(settings []string) []string {
+	var all []string
+	for _, setting := range settings {
+		all = append(all, strings.Replace(setting, briefly, "read_timeout=30s", 1))
+	}
+	return append(all, "APP_HTTP_REQUEST_TIMEOUT=60s")
+}
 
 func newSessionMeetsTheSweep(w *wired, ending *server) (met bool, err error) {
 	d := w.survivor.register()
@@ -231,7 +240,7 @@ func beginning(m message) bool {
 func nobodyKeepsThemselves(w *wired, op operation) error {
 	owner := w.survivor.register()
 	thief := w.survivor.login(owner.name)
-	slow := w.serve(append(w.settings[:len(w.settings):len(w.settings)], patiently...)...)
+	slow := w.serve(patient(w.settings)...)
 	waiting := make(chan struct{}, 100)
 	w.wires[0].faulty(func(m message) verdict {
 		if beginning(m) {
@@ -277,7 +286,7 @@ func TestAnEndedSessionCannotKeepItself(t *testing.T) {
 // made. Who knew the password before does not get a new session of the account.
 func overtakenBeginsNothing(w *wired) error {
 	d := w.survivor.register()
-	slow := w.serve(append(w.settings[:len(w.settings):len(w.settings)], patiently...)...)
+	slow := w.serve(patient(w.settings)...)
 	var committed atomic.Bool
 	w.wires[0].faulty(func(m message) verdict {
 		if m.toTarget && bytes.Contains(bytes.ToLower(m.data), []byte("commit")) {
@@ -327,7 +336,7 @@ func TestRecordsThatWereLeftTakeNoPlace(t *testing.T) {
 			t.Parallel()
 			w := newWired(t, genuine(t), "redis")
 			settings := append(w.settings[:len(w.settings):len(w.settings)], "AUTH_MAX_SESSIONS_PER_USER=3", "AUTH_SESSION_LIMIT="+limit)
-			s := w.serve(append(settings, patiently...)...)
+			s := w.serve(patient(settings)...)
 			oldest := s.register()
 			left := []*device{s.login(oldest.name), s.login(oldest.name)}
 			w.wires[1].faulty(func(message) verdict { return cut })

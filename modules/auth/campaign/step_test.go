@@ -85,7 +85,7 @@ func newWired(t *testing.T, binary, store string) *wired {
 	w := &wired{store: store, installation: installationOn(t, binary, databaseURL, redisURL, "AUTH_MAX_SESSIONS_PER_USER=2")}
 	w.settings = []string{"DATABASE_URL=" + w.through(databaseURL), "APP_HTTP_REQUEST_TIMEOUT=1s"}
 	if redisURL != "" {
-		w.settings = append(w.settings, "REDIS_URL="+w.through(redisURL), "REDIS_TIMEOUT=500ms")
+		w.settings = append(w.settings, "REDIS_URL="+w.through(redisURL)+"?"+briefly)
 	}
 	w.survivor = w.serve()
 	return w
@@ -162,7 +162,7 @@ func (w *wired) everyStep(op operation, b breakage) (steps int, err error) {
 		if victim == nil || b.dies {
 			settings := w.settings
 			if b.name != "frozen" { // nothing is waited for in vain
-				settings = append(settings[:len(settings):len(settings)], patiently...)
+				settings = patient(settings)
 			}
 			victim = w.serve(settings...)
 		}

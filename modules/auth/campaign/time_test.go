@@ -99,7 +99,7 @@ func TestHowLongAnEndTakesToReachAnotherServer(t *testing.T) {
 	t.Run("redis_silent", func(t *testing.T) {
 		t.Parallel()
 		redis := cachetest.Start(t)
-		w := installationOn(t, genuine(t), dbtest.PostgresURL(t), redis.URL(), "REDIS_TIMEOUT=500ms")
+		w := installationOn(t, genuine(t), dbtest.PostgresURL(t), redis.URL()+"?"+briefly)
 		servers := []*server{w.serve(), w.serve()}
 		for range 2 * rounds(4, 60) {
 			w.spare = append(w.spare, servers[0].register())

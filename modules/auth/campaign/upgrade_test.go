@@ -86,7 +86,7 @@ func newUpgrade(t *testing.T, store string) *upgrade {
 	}
 	topic := "upgrade-" + uuid.NewString()
 	w := installationOn(t, genuine(t), dbtest.EmptyURL(t, "TEMPLATE template0").Reveal(), redisURL, "KAFKA_BROKERS="+brokers, "KAFKA_TOPIC="+topic,
-		"KAFKA_PARTITIONS=6", "KAFKA_REPLICATION_FACTOR=1")
+		"KAFKA_PARTITIONS=6")
 	u := &upgrade{installation: w, topic: topic}
 	w.command("outbox", "topic", "ensure")
 	old := *w

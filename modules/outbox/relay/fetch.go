@@ -118,7 +118,7 @@ func (r *Relay) fetch(ctx context.Context) ([]*batch, error) {
 		shards, watermarks = append(shards, id), append(watermarks, q.above)
 	}
 	records, err := r.store.pendingOf(
-		ctx, server, shards, watermarks, max(1, r.cfg.BatchEvents/share), r.cfg.BatchBytes/share)
+		ctx, server, shards, watermarks, max(1, r.cfg.BatchEvents/share), MaxBatchBytes/share)
 	if err != nil {
 		r.otherServer(err)
 		return nil, err
@@ -259,7 +259,7 @@ func (r *Relay) newBatch(
 	size, n := 0, 0
 	for n < len(records) && n < r.cfg.BatchEvents {
 		size += records[n].Bytes()
-		if n > 0 && size > r.cfg.BatchBytes {
+		if n > 0 && size > MaxBatchBytes {
 			break
 		}
 		n++
@@ -267,7 +267,7 @@ func (r *Relay) newBatch(
 	b := &batch{Batch: Batch{Partition: partition, Records: records[:n:n]}, stable: stable}
 	r.batches++
 	r.workers[partition] = partitionWorker{
-		busy: true, full: 2*n > r.cfg.BatchEvents || 2*size > r.cfg.BatchBytes, served: r.batches, active: active,
+		busy: true, full: 2*n > r.cfg.BatchEvents || 2*size > MaxBatchBytes, served: r.batches, active: active,
 	}
 	for i := range b.Records {
 		q := requests[b.Records[i].shard]

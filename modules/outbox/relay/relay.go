@@ -135,7 +135,7 @@ func (r *Relay) Admit(ctx context.Context) (err error) {
 }
 
 // Run relays until ctx ends. Then it waits for the batches in flight, at most for
-// outbox.drain_timeout, releases its leases and returns nil. An outage of Kafka or of the database
+// Config.Drain, releases its leases and returns nil. An outage of Kafka or of the database
 // does not end it. Errors that only a person can resolve do: [outbox.ErrOtherTarget],
 // [outbox.ErrPartitionsChanged], [outbox.ErrShards].
 func (r *Relay) Run(ctx context.Context) error {

@@ -50,9 +50,9 @@ var (
 		return fmt.Sprintf("the topic %q does not exist: make it with authctl outbox topic ensure", k.cfg.Topic)
 	})
 	topicSettings = forPerson("topic", func(k *Kafka) string {
-		return fmt.Sprintf("the cluster does not make the topic %q with these settings: check kafka.partitions (%d), "+
-			"kafka.replication_factor (%d) and the policies of the cluster",
-			k.cfg.Topic, k.cfg.Partitions, k.cfg.ReplicationFactor)
+		return fmt.Sprintf("the cluster does not make the topic %q with these settings: check kafka.partitions (%d) "+
+			"and the policies of the cluster",
+			k.cfg.Topic, k.cfg.Partitions)
 	})
 	oldFormat = forPerson("version", func(k *Kafka) string {
 		return fmt.Sprintf("the topic %q keeps messages in a format older than that of Kafka 0.11: raise its "+
@@ -70,7 +70,8 @@ var (
 		return "the brokers do not accept this machine's time: set one of the clocks right"
 	})
 	certificate = forPerson("certificate", func(*Kafka) string {
-		return "the certificate of the brokers is not accepted: check kafka.tls.ca_file and kafka.tls.server_name"
+		return "the certificate of the brokers is not accepted: check kafka.tls.ca_file, and that it is for the " +
+			"names in kafka.brokers"
 	})
 	notTLS = forPerson("certificate", func(k *Kafka) string {
 		return fmt.Sprintf("what answers at %s does not speak TLS: check the port, and kafka.tls.enabled",

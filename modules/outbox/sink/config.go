@@ -19,30 +19,27 @@ import (
 
 // KafkaConfig is kafka.*. With no brokers named, events go to a file.
 type KafkaConfig struct {
-	Brokers  []string `config:"kafka.brokers" doc:"Kafka brokers to begin with, host:port. Empty: events go to the file events.ndjson in app.data_dir."`
-	Topic    string   `config:"kafka.topic" default:"auth.events" doc:"The topic of all events."`
-	ClientID string   `config:"kafka.client_id" default:"authctl" doc:"How this client names itself to the brokers: in their logs, metrics and quotas."`
+	Brokers []string `config:"kafka.brokers" doc:"Kafka brokers to begin with, host:port. Empty: events go to the file events.ndjson in app.data_dir."`
+	Topic   string   `config:"kafka.topic" default:"auth.events" doc:"The topic of all events."`
 
-	Partitions        int `config:"kafka.partitions" default:"16" min:"1" max:"4096" doc:"Partitions of the topic when authctl makes it. outbox.shards must be a multiple."`
-	ReplicationFactor int `config:"kafka.replication_factor" default:"0" min:"0" max:"15" doc:"Replicas of the topic when authctl makes it. 0: as many as the brokers allow, at most 3."`
-
+	Partitions  int    `config:"kafka.partitions" default:"16" min:"1" max:"4096" doc:"Partitions of the topic when authctl makes it, with three replicas where there are three brokers. outbox.shards must be a multiple."`
 	Compression string `config:"kafka.compression" default:"lz4" oneof:"none,gzip,snappy,lz4,zstd" doc:"How batches are compressed. Some clusters do not take every kind; zstd needs Kafka 2.1 or newer."`
-
-	DialTimeout    time.Duration `config:"kafka.dial_timeout" default:"5s" min:"100ms" max:"1m" doc:"Longest a connection to a broker may take."`
-	RequestTimeout time.Duration `config:"kafka.request_timeout" default:"10s" min:"500ms" max:"5m" doc:"Longest a broker may take to answer. An unanswered batch is sent again unchanged."`
 
 	TLS            TLSConfig  `config:"kafka.tls"`
 	SASL           SASLConfig `config:"kafka.sasl"`
 	AllowPlaintext bool       `config:"kafka.allow_plaintext" default:"false" doc:"Let prod mode talk to Kafka without TLS."`
+
+	// No settings; tests set them. Zero means what is said here.
+	DialTimeout    time.Duration // 5s for a connection to a broker: one that takes longer is down
+	RequestTimeout time.Duration // 10s for an answer of a broker; an unanswered batch is sent again unchanged
 }
 
 // TLSConfig is kafka.tls.*.
 type TLSConfig struct {
-	Enabled    bool   `config:"enabled" default:"false" doc:"Encrypt the way to Kafka; certificates are verified."`
-	CAFile     string `config:"ca_file" doc:"PEM file of the authorities to trust. Empty: those of the system."`
-	CertFile   string `config:"cert_file" doc:"PEM file of this client's certificate, for mutual TLS."`
-	KeyFile    string `config:"key_file" doc:"PEM file of the key of that certificate."`
-	ServerName string `config:"server_name" doc:"The name to expect in the brokers' certificates. Empty: the host name of each."`
+	Enabled  bool   `config:"enabled" default:"false" doc:"Encrypt the way to Kafka; certificates are verified."`
+	CAFile   string `config:"ca_file" doc:"PEM file of the authorities to trust. Empty: those of the system."`
+	CertFile string `config:"cert_file" doc:"PEM file of this client's certificate, for mutual TLS."`
+	KeyFile  string `config:"key_file" doc:"PEM file of the key of that certificate."`
 }
 
 // SASLConfig is kafka.sasl.*.
@@ -69,9 +66,6 @@ func (c KafkaConfig) Validate(report func(path, problem string)) {
 			report("kafka.brokers", fmt.Sprintf("(element %d) is the same as element %d", i+1, first+1))
 		}
 	}
-	if problem := config.HostProblem(c.TLS.ServerName); c.TLS.ServerName != "" && problem != "" {
-		report("kafka.tls.server_name", problem)
-	}
 	if c.UsesKafka() && strings.TrimSpace(c.Topic) == "" {
 		report("kafka.topic", "must name a topic")
 	}
@@ -91,13 +85,9 @@ func (c KafkaConfig) ValidateProd(report func(path, problem string)) {
 }
 
 func (c KafkaConfig) withDefaults() KafkaConfig {
-	c.Topic = cmp.Or(c.Topic, "auth.events")
-	c.ClientID = cmp.Or(c.ClientID, "authctl")
-	c.Partitions = cmp.Or(c.Partitions, 16)
-	c.Compression = cmp.Or(c.Compression, "lz4")
+	c = config.WithDefaults(c)
 	c.DialTimeout = cmp.Or(c.DialTimeout, 5*time.Second)
 	c.RequestTimeout = cmp.Or(c.RequestTimeout, 10*time.Second)
-	c.SASL.Mechanism = cmp.Or(c.SASL.Mechanism, "none")
 	return c
 }
 
@@ -112,7 +102,7 @@ func (c KafkaConfig) codec() sarama.CompressionCodec { return codecs[c.Compressi
 func (c KafkaConfig) sarama() (*sarama.Config, error) {
 	conf := sarama.NewConfig()
 	conf.Version = sarama.V2_8_0_0 // the highest version that is spoken; the client adapts to older brokers
-	conf.ClientID = c.ClientID
+	conf.ClientID = "authctl"      // in the logs, metrics and quotas of the brokers
 	conf.Net.DialTimeout = c.DialTimeout
 	conf.Net.WriteTimeout = c.RequestTimeout
 	conf.Net.ReadTimeout = c.RequestTimeout + 2*time.Second // the broker gives up first, and answers
@@ -158,7 +148,7 @@ func (c KafkaConfig) sarama() (*sarama.Config, error) {
 }
 
 func (c TLSConfig) config() (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName}
+	t := &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.CAFile != "" {
 		pem, err := os.ReadFile(c.CAFile)
 		if err != nil {

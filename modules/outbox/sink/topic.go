@@ -72,14 +72,12 @@ func (k *Kafka) createTopic() error {
 	if err != nil {
 		return fmt.Errorf("reach the cluster's controller: %w", k.explain(err))
 	}
-	replicas := k.cfg.ReplicationFactor
-	if replicas == 0 {
-		brokers, _, err := admin.DescribeCluster()
-		if err != nil {
-			return fmt.Errorf("count the brokers: %w", k.explain(err))
-		}
-		replicas = min(3, max(1, len(brokers)))
+	brokers, _, err := admin.DescribeCluster()
+	if err != nil {
+		return fmt.Errorf("count the brokers: %w", k.explain(err))
 	}
+	// Three: with two in sync to write, one broker may fail.
+	replicas := min(3, max(1, len(brokers)))
 	text := func(s string) *string { return &s }
 	err = admin.CreateTopic(k.cfg.Topic, &sarama.TopicDetail{
 		NumPartitions: int32(k.cfg.Partitions), ReplicationFactor: int16(replicas),

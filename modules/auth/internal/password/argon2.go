@@ -89,7 +89,7 @@ func parseArgon2(scheme Scheme, prefix string) func(string) (hash, error) {
 		if prefix == argon2idPrefix {
 			size := len(h.digest)
 			h.current = func(c Config) bool {
-				return c.Algorithm == string(Argon2id) && memory >= c.Argon2Memory<<10 && time >= c.Argon2Time && size >= argon2Digest
+				return c.Algorithm == string(Argon2id) && memory >= c.Argon2Memory<<10 && size >= argon2Digest
 			}
 		}
 		return h, nil

@@ -10,17 +10,15 @@ type Calibration struct {
 	BcryptCost  int
 	BcryptTakes time.Duration // one hash on one core
 
-	Argon2Memory  int // MiB
-	Argon2Time    int
-	Argon2Threads int
-	Argon2Takes   time.Duration
+	Argon2Memory int // MiB
+	Argon2Takes  time.Duration
 }
 
 // The least that is suggested, however slow the machine: what OWASP's Password Storage
 // Cheat Sheet asks for.
 const (
 	leastBcryptCost   = 10
-	leastArgon2Memory = 46 // MiB, with one pass
+	leastArgon2Memory = 46 // MiB
 )
 
 // Calibrate measures what hashes cost on this machine and returns the strongest settings
@@ -28,7 +26,7 @@ const (
 // It measures one hash at a time; a machine that is busy gives a cautious answer. When ctx ends
 // what was measured until then counts. The error is that of a ctx that has ended before.
 func Calibrate(ctx context.Context, target time.Duration) (Calibration, error) {
-	c := Calibration{BcryptCost: leastBcryptCost, Argon2Memory: leastArgon2Memory, Argon2Time: 1, Argon2Threads: 1}
+	c := Calibration{BcryptCost: leastBcryptCost, Argon2Memory: leastArgon2Memory}
 	if err := ctx.Err(); err != nil {
 		return Calibration{}, err
 	}
@@ -38,12 +36,12 @@ func Calibrate(ctx context.Context, target time.Duration) (Calibration, error) {
 		c.BcryptCost++
 		c.BcryptTakes *= 2
 	}
-	argon := argon2Hash(Argon2id, argon2idPrefix, c.Argon2Memory<<10, c.Argon2Time, c.Argon2Threads, argon2Order)
+	argon := argon2Hash(Argon2id, argon2idPrefix, c.Argon2Memory<<10, argon2Time, argon2Threads, argon2Order)
 	c.Argon2Takes = shortest(ctx, argon, argon2Digest)
-	// Each pass costs the same, but for the first, which must also get the memory.
-	if passes := int(target / max(c.Argon2Takes, 1)); passes > 1 {
-		c.Argon2Time = min(passes, 16)
-		c.Argon2Takes *= time.Duration(c.Argon2Time)
+	// Each MiB costs the same.
+	if memory := min(int(float64(leastArgon2Memory)*float64(target)/float64(max(c.Argon2Takes, 1))), maxArgon2Memory>>10); memory > leastArgon2Memory {
+		c.Argon2Takes = c.Argon2Takes * time.Duration(memory) / leastArgon2Memory
+		c.Argon2Memory = memory
 	}
 	return c, nil
 }

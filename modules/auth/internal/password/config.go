@@ -5,31 +5,29 @@ import (
 	"os"
 	"runtime"
 	"time"
+
+	"github.com/toppira/authctl/platform/config"
 )
 
 // Config is auth.password.*: how passwords are hashed, what they may be, and how much of
 // the machine hashing may take.
 type Config struct {
-	Algorithm     string `config:"auth.password.algorithm" default:"bcrypt" oneof:"bcrypt,argon2id" doc:"How new passwords are hashed. Older hashes are upgraded when their owner signs in."`
-	BcryptCost    int    `config:"auth.password.bcrypt_cost" default:"12" min:"4" max:"20" doc:"Rounds of bcrypt as a power of two. Below 10 is refused in prod mode. See: authctl password calibrate."`
-	Argon2Memory  int    `config:"auth.password.argon2_memory_mib" default:"46" min:"7" max:"256" doc:"Memory of one argon2id hash in MiB. The process takes up to three times as much for each worker."`
-	Argon2Time    int    `config:"auth.password.argon2_time" default:"1" min:"1" max:"16" doc:"Passes of argon2id over its memory."`
-	Argon2Threads int    `config:"auth.password.argon2_threads" default:"1" min:"1" max:"16" doc:"Lanes of argon2id."`
+	Algorithm    string `config:"auth.password.algorithm" default:"bcrypt" oneof:"bcrypt,argon2id" doc:"How new passwords are hashed. Older hashes are upgraded when their owner signs in."`
+	BcryptCost   int    `config:"auth.password.bcrypt_cost" default:"12" min:"4" max:"20" doc:"Rounds of bcrypt as a power of two. Below 10 is refused in prod mode. See: authctl password calibrate."`
+	Argon2Memory int    `config:"auth.password.argon2_memory_mib" default:"46" min:"7" max:"256" doc:"Memory of one argon2id hash in MiB. The process takes up to three times as much for each worker."`
 
 	MinLength    int    `config:"auth.password.min_length" default:"8" min:"1" max:"64" doc:"Fewest characters (Unicode code points) of a new password."`
-	Blocklist    bool   `config:"auth.password.blocklist" default:"true" doc:"Refuse new passwords that are among the most common ones (the list is built in)."`
 	BreachedFile string `config:"auth.password.breached_file" doc:"File of SHA-1 hashes of breached passwords, sorted, one a line in hexadecimal, whole or cut to their first 16 digits or more, as published by Have I Been Pwned. Read in place, never loaded."`
 
-	Workers   int           `config:"auth.password.hash_workers" default:"0" min:"0" max:"256" doc:"Hashes computed at once. 0: one for each CPU."`
-	Queue     int           `config:"auth.password.hash_queue" default:"1024" min:"1" max:"65536" doc:"Sign-ins that may wait for a worker. Registrations have a quarter as many places of their own. More are answered 503 at once."`
-	QueueWait time.Duration `config:"auth.password.hash_wait" default:"5s" min:"100ms" max:"60s" doc:"Longest a sign-in waits for a worker; then it is answered 503."`
+	Workers int `config:"auth.password.hash_workers" default:"0" min:"0" max:"256" doc:"Hashes computed at once. 0: one for each CPU."`
+
+	// No settings; tests set them. Zero means what is said here.
+	Queue     int           // 1024 sign-ins may wait for a worker, and a quarter as many registrations: their memory is small, and QueueWait ends them
+	QueueWait time.Duration // 5s is the longest a sign-in waits: people have tried again by then
 }
 
 // Validate reports what single values cannot show.
 func (c Config) Validate(report func(path, problem string)) {
-	if c.Argon2Memory*c.Argon2Time > maxArgon2Work>>10 {
-		report("auth.password.argon2_time", "times argon2_memory_mib is more than is accepted of any hash (2048)")
-	}
 	if c.BreachedFile != "" {
 		if _, err := os.Stat(c.BreachedFile); err != nil {
 			report("auth.password.breached_file", "cannot be read")
@@ -37,13 +35,16 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 }
 
+// New argon2id hashes make one pass with one thread. What a hash may cost is better spent on
+// memory (RFC 9106 §4), and threads would take CPUs from other sign-ins. Hashes with other
+// parameters, as an import brings them, are verified all the same.
+const (
+	argon2Time    = 1
+	argon2Threads = 1
+)
+
 func (c Config) withDefaults() Config {
-	c.Algorithm = cmp.Or(c.Algorithm, "bcrypt")
-	c.BcryptCost = cmp.Or(c.BcryptCost, 12)
-	c.Argon2Memory = cmp.Or(c.Argon2Memory, 46)
-	c.Argon2Time = cmp.Or(c.Argon2Time, 1)
-	c.Argon2Threads = cmp.Or(c.Argon2Threads, 1)
-	c.MinLength = cmp.Or(c.MinLength, 8)
+	c = config.WithDefaults(c)
 	c.Queue = cmp.Or(c.Queue, 1024)
 	c.QueueWait = cmp.Or(c.QueueWait, 5*time.Second)
 	return c

@@ -116,7 +116,7 @@ func nothing() error { return nil }
 func (p *Passwords) maker(password []byte) (maker hash, digestSize int) {
 	switch {
 	case p.cfg.Algorithm == string(Argon2id):
-		return argon2Hash(Argon2id, argon2idPrefix, p.cfg.Argon2Memory<<10, p.cfg.Argon2Time, p.cfg.Argon2Threads, argon2Order), argon2Digest
+		return argon2Hash(Argon2id, argon2idPrefix, p.cfg.Argon2Memory<<10, argon2Time, argon2Threads, argon2Order), argon2Digest
 	case bcryptTakes(password):
 		return bcryptHash("$2b$", p.cfg.BcryptCost), bcryptDigest
 	default:

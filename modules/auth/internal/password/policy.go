@@ -36,18 +36,15 @@ const maxTyped = 4096
 // known to attackers does, and what it is composed of does not.
 type policy struct {
 	minLength int
-	common    *blocklist // nil: not asked
-	breached  *breached  // nil: not asked
+	common    *blocklist
+	breached  *breached // nil: not asked
 	context   []string
 }
 
 func newPolicy(cfg Config, context []string) (*policy, error) {
-	p := &policy{minLength: cfg.MinLength}
+	p := &policy{minLength: cfg.MinLength, common: newBlocklist()}
 	for _, text := range append([]string{"authctl"}, context...) {
 		p.context = append(p.context, words(text)...)
-	}
-	if cfg.Blocklist {
-		p.common = newBlocklist()
 	}
 	if cfg.BreachedFile != "" {
 		var err error
@@ -90,14 +87,12 @@ func (p *policy) check(typed, username string) error {
 	if p.addsNothing(folded, append(own, p.context...)) {
 		return fault.Refuse(ContainsContext, "is little more than the name of this service or the username")
 	}
-	if p.common != nil {
-		known, err := p.common.has(folded)
-		if err != nil {
-			return err
-		}
-		if known || patterned(folded) {
-			return fault.Refuse(TooCommon, "is among the passwords that are tried first")
-		}
+	known, err := p.common.has(folded)
+	if err != nil {
+		return err
+	}
+	if known || patterned(folded) {
+		return fault.Refuse(TooCommon, "is among the passwords that are tried first")
 	}
 	if p.breached != nil {
 		// Its hashes are of passwords with their case. What was leaked in plain letters is

@@ -249,13 +249,13 @@ type rules struct {
 }
 
 // memory is how long the longest streak is remembered.
-func (c Config) memory() time.Duration { return time.Duration(c.MaxFailures) * c.Forget }
+func (c Limits) memory() time.Duration { return time.Duration(c.MaxFailures) * c.Forget }
 
 // knownFailures is how many of the failures that an account takes in all are kept for its known
 // devices and addresses. The rest is for strangers.
-func (c Config) knownFailures() int { return max(1, c.MaxFailures/5) }
+func (c Limits) knownFailures() int { return max(1, c.MaxFailures/5) }
 
-func (c Config) strangersFailures() int { return c.MaxFailures - c.knownFailures() }
+func (c Limits) strangersFailures() int { return c.MaxFailures - c.knownFailures() }
 
 func (c Config) rules() rules {
 	forget, memory, device := c.Forget.Milliseconds(), c.memory().Milliseconds(), c.Device.Milliseconds()

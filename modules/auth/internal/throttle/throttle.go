@@ -65,7 +65,7 @@ func New(cfg Config, opt Options) (*Limiter, error) {
 	if opt.Secret == "" {
 		return nil, errors.New("throttle: no secret")
 	}
-	cfg = cfg.withDefaults()
+	cfg.Limits = cfg.Limits.withDefaults()
 	l := &Limiter{cfg: cfg, now: opt.Now, gates: gates{patience: patience, recheckEvery: recheckEvery}}
 	var err error
 	if l.nameKey, err = derive(opt.Secret, "counter"); err != nil {
@@ -204,6 +204,9 @@ func (l *Limiter) Succeeded(ctx context.Context, t *Ticket, owner string) (devic
 func (l *Limiter) Cancel(ctx context.Context, t *Ticket) {
 	l.finish(ctx, t, cancelled, "")
 }
+
+// DeviceTTL is how long a device token marks a known device.
+func (l *Limiter) DeviceTTL() time.Duration { return l.cfg.Device }
 
 // Remember makes the client known to the owner without a sign-in, after it registered or changed
 // the password, and returns its device token.

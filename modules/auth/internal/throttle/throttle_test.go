@@ -37,6 +37,7 @@ func defaults(t testing.TB) Config {
 	if err := config.Load(&cfg, config.Options{}); err != nil {
 		t.Fatal(err)
 	}
+	cfg.Limits = cfg.Limits.withDefaults()
 	return cfg
 }
 
@@ -454,25 +455,20 @@ func TestSwitchedOffItRefusesNothing(t *testing.T) {
 	})
 }
 
-func TestSettingsAreDocumentedAndChecked(t *testing.T) {
+func TestTheLimitsFitEachOther(t *testing.T) {
 	t.Parallel()
 	if err := config.Check(&Config{}); err != nil {
 		t.Fatal(err)
 	}
-	for path, change := range map[string]func(*Config){
-		"auth.throttle.base_delay":   func(c *Config) { c.BaseDelay = time.Hour },
-		"auth.throttle.account_free": func(c *Config) { c.MaxFailures = 20 },
-		"auth.throttle.lock":         func(c *Config) { c.Lock = time.Minute },
-		"auth.throttle.forget":       func(c *Config) { c.Forget = time.Minute },
-		"auth.throttle.prefix_burst": func(c *Config) { c.PrefixBurst = 10 },
+	l := Limits{}.withDefaults()
+	for what, holds := range map[string]bool{
+		"strangers meet delays before they are refused":          l.AccountFree < l.strangersFailures(),
+		"a delay is shorter than the lock":                       l.BaseDelay < l.MaxDelay && l.MaxDelay < l.Lock,
+		"a refusal is not forgotten before it ends":              l.MaxDelay <= l.Forget && l.Lock <= l.memory(),
+		"a network is given at least what each address in it is": l.AddressBurst <= l.PrefixBurst && l.AddressPerMinute <= l.PrefixPerMinute,
 	} {
-		cfg := defaults(t)
-		cfg.Validate(func(path, problem string) { t.Errorf("the default of %s %s", path, problem) })
-		change(&cfg)
-		var faults []string
-		cfg.Validate(func(path, _ string) { faults = append(faults, path) })
-		if len(faults) != 1 || faults[0] != path {
-			t.Errorf("faults %v, want %s", faults, path)
+		if !holds {
+			t.Errorf("it does not hold that %s", what)
 		}
 	}
 	if _, err := New(defaults(t), Options{}); err == nil {

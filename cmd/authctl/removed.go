@@ -1,0 +1,45 @@
+package main
+
+// removedSettings are those of earlier releases, each with what holds now. Who still has one is
+// told, since a value that is ignored in silence would be missed.
+func removedSettings() map[string]string {
+	return map[string]string{
+		"app.http.max_connections":         "it is 16384 now, or what the process may open files for",
+		"app.http.max_header_bytes":        "it is 16384 now",
+		"app.http.read_timeout":            "it is 10s now",
+		"app.http.write_timeout":           "it is 10s now",
+		"auth.password.argon2_threads":     "it is 1 now",
+		"auth.password.argon2_time":        "it is 1 now; auth.password.argon2_memory_mib says what a hash costs",
+		"auth.password.blocklist":          "common passwords are always refused now",
+		"auth.password.hash_queue":         "it is 1024 now",
+		"auth.password.hash_wait":          "it is 5s now",
+		"auth.throttle.account_free":       "it is 20 now",
+		"auth.throttle.address_burst":      "it is 200 now",
+		"auth.throttle.address_per_minute": "it is 10 now",
+		"auth.throttle.base_delay":         "it is 1s now",
+		"auth.throttle.device_free":        "it is 5 now",
+		"auth.throttle.device_ttl":         "it is 4320h now",
+		"auth.throttle.forget":             "it is 24h now",
+		"auth.throttle.global_burst":       "it is 2000 now",
+		"auth.throttle.global_per_minute":  "it is 600 now",
+		"auth.throttle.lock":               "it is 24h now",
+		"auth.throttle.max_delay":          "it is 15m now",
+		"auth.throttle.max_failures":       "it is 100 now",
+		"auth.throttle.memory_entries":     "it is 100000 now",
+		"auth.throttle.pair_free":          "it is 5 now",
+		"auth.throttle.prefix_burst":       "it is 800 now",
+		"auth.throttle.prefix_per_minute":  "it is 40 now",
+		"auth.throttle.remember":           "it is 720h now",
+		"kafka.client_id":                  "it is authctl now",
+		"kafka.dial_timeout":               "it is 5s now",
+		"kafka.replication_factor":         "it is 3 now, or the number of brokers if that is less",
+		"kafka.request_timeout":            "it is 10s now",
+		"kafka.tls.server_name":            "brokers are verified by their names in kafka.brokers now",
+		"outbox.batch_bytes":               "it is 786432 now",
+		"outbox.batch_events":              "it is 1000 now",
+		"outbox.drain_timeout":             "it is 5s now",
+		"redis.dial_timeout":               "it is 2s now, or what redis.url ends with: ?dial_timeout=5s",
+		"redis.max_conns":                  "it is eight a core and at least 16 now, or what redis.url ends with: ?pool_size=64",
+		"redis.timeout":                    "it is 2s now, or what redis.url ends with: ?read_timeout=5s",
+	}
+}
