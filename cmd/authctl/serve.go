@@ -146,19 +146,19 @@ func (a *app) checkHashing(ctx context.Context) {
 }
 
 // giveWay lets PostgreSQL and Redis run before this process, should they be on the same
-// machine, until ctx ends: how little hashing counts is not known outside of its session.
+// machine, until ctx ends: how little hashing counts is not known outside of its autogroup.
 func (a *app) giveWay(ctx context.Context) {
 	if a.App.AutogroupNice == 0 || !a.Database.UsesPostgres() && !a.Redis.Enabled() {
 		return
 	}
-	restore, err := tuning.LowerSession(ctx, a.App.AutogroupNice)
+	restore, err := tuning.Renice(ctx, a.App.AutogroupNice)
 	if restore != nil {
-		a.log.Info("session_lowered", zap.Int("autogroup_nice", a.App.AutogroupNice))
+		a.log.Info("autogroup_reniced", zap.Int("nice", a.App.AutogroupNice))
 		<-ctx.Done()
 		err = restore()
 	}
 	if err != nil {
-		a.log.Info("session_nice_not_set", zap.Error(err))
+		a.log.Info("autogroup_not_reniced", zap.Error(err))
 	}
 }
 

@@ -7,10 +7,10 @@ import (
 	"testing"
 )
 
-// TestMain runs the tests in a session of their own: they must not change that of whoever
-// runs them.
+// TestMain runs the tests in an autogroup of their own: they must not change that of the person
+// who runs them.
 func TestMain(m *testing.M) {
-	const child = "TUNING_TEST_IN_ITS_OWN_SESSION"
+	const child = "TUNING_TEST_IN_ITS_OWN_AUTOGROUP"
 	if os.Getenv(child) != "" {
 		os.Exit(m.Run())
 	}
@@ -23,40 +23,40 @@ func TestMain(m *testing.M) {
 	}
 }
 
-func TestASessionIsLoweredUntilItIsRestored(t *testing.T) {
+func TestAnAutogroupIsRenicedUntilItIsRestored(t *testing.T) {
 	ctx := t.Context()
-	if nice, err := sessionNice(); nice == ungrouped && err == nil {
-		if restore, err := LowerSession(ctx, 5); restore != nil || err != nil {
+	if nice, err := groupNice(); nice == ungrouped && err == nil {
+		if restore, err := Renice(ctx, 5); restore != nil || err != nil {
 			t.Fatalf("a kernel that does not group: it did something, or failed: %v", err)
 		}
 		return
 	}
 	want := func(want int, when string) {
 		t.Helper()
-		if nice, err := sessionNice(); nice != want || err != nil {
+		if nice, err := groupNice(); nice != want || err != nil {
 			t.Fatalf("%s: nice %d and %v, want %d", when, nice, err, want)
 		}
 	}
 	want(0, "at first")
 
-	restore, err := LowerSession(ctx, 5)
+	restore, err := Renice(ctx, 5)
 	if err != nil || restore == nil {
-		t.Fatalf("the session was left alone: %v", err)
+		t.Fatalf("the autogroup was left alone: %v", err)
 	}
-	want(5, "lowered")
-	if again, err := LowerSession(ctx, 7); again != nil || err != nil {
+	want(5, "reniced")
+	if again, err := Renice(ctx, 7); again != nil || err != nil {
 		t.Fatalf("what somebody has chosen was changed: %v", err)
 	}
-	want(5, "asked to lower it once more")
+	want(5, "asked to renice it once more")
 	if err := restore(); err != nil {
 		t.Fatal(err)
 	}
 	want(0, "restored")
 
-	if restore, err = LowerSession(ctx, 3); err != nil {
+	if restore, err = Renice(ctx, 3); err != nil {
 		t.Fatal(err)
 	}
-	if err := setSessionNice(ctx, 9); err != nil {
+	if err := setGroupNice(ctx, 9); err != nil {
 		t.Fatal(err)
 	}
 	if err := restore(); err != nil {
