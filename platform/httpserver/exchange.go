@@ -323,13 +323,13 @@ func (x *exchange) logRequest(pattern, method string, took time.Duration) {
 		zap.String("request_id", x.id),
 	)
 	if x.user != "" {
-		fields = append(fields, zap.String("user_id", cleanText(x.user)))
+		fields = append(fields, zap.String("user_id", x.user))
 	}
 	if x.code != "" {
 		fields = append(fields, zap.String("code", x.code))
 	}
 	if x.cause != nil {
-		fields = append(fields, zap.String("error", cleanText(x.cause.Error())))
+		fields = append(fields, zap.String("error", x.cause.Error()))
 	}
 	if x.stack != nil {
 		fields = append(fields, zap.ByteString("stack", x.stack))
@@ -397,22 +397,6 @@ func cleanPath(path string) string {
 		return cut + "..."
 	}
 	return cut
-}
-
-// cleanText makes foreign text fit for one line of a log, whatever writes it: line and
-// paragraph separators, control and direction characters become spaces.
-func cleanText(text string) string {
-	const most = 2048
-	if len(text) > most {
-		text = strings.ToValidUTF8(text[:most], "") + "..."
-	}
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r < ' ', r >= 0x7f && r < 0xa0, r == 0x2028, r == 0x2029, r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
-			return ' '
-		}
-		return r
-	}, text)
 }
 
 // knownMethod is a method as metrics and the log have it.

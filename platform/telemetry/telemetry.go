@@ -4,7 +4,7 @@
 package telemetry
 
 import (
-	"runtime/debug"
+	"runtime"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -12,7 +12,7 @@ import (
 
 // Build says what is running.
 type Build struct {
-	Version string // of the release; empty takes what the Go toolchain recorded
+	Version string
 	Commit  string
 }
 
@@ -22,10 +22,9 @@ func NewRegistry(build Build) *prometheus.Registry {
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "authctl_build_info",
 		Help: "What is running; the value is always 1.",
-		ConstLabels: func() prometheus.Labels {
-			build, goVersion := build.complete()
-			return prometheus.Labels{"version": build.Version, "commit": build.Commit, "go_version": goVersion}
-		}(),
+		ConstLabels: prometheus.Labels{
+			"version": build.Version, "commit": build.Commit, "go_version": runtime.Version(),
+		},
 	})
 	info.Set(1)
 	registry.MustRegister(
@@ -34,20 +33,4 @@ func NewRegistry(build Build) *prometheus.Registry {
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	return registry
-}
-
-func (b Build) complete() (Build, string) {
-	recorded, ok := debug.ReadBuildInfo()
-	if !ok {
-		return b, ""
-	}
-	if b.Version == "" {
-		b.Version = recorded.Main.Version
-	}
-	for _, setting := range recorded.Settings {
-		if setting.Key == "vcs.revision" && b.Commit == "" {
-			b.Commit = setting.Value
-		}
-	}
-	return b, recorded.GoVersion
 }
