@@ -20,6 +20,9 @@ import (
 // copytruncate) leaves no hole, and several processes may write to one. When it has grown to its
 // limit it is renamed and a new one is begun.
 //
+// Lumberjack and timberjack, which would do the turning over, assume that one process alone writes
+// to a file, and that nobody else renames or truncates it.
+//
 // Others may rename or remove it, too. It is looked for by its name once a second and whenever
 // [file.Reopen] is called, and what is written then goes to the file of that name.
 type file struct {
