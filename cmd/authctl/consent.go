@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
 
 // consent is the flag --yes of a command that destroys something, and the question that a
@@ -22,8 +21,8 @@ func (c *consent) add(cmd *cobra.Command) {
 
 // terminalOf returns the terminal that somebody types on, nil when there is none.
 func terminalOf(cmd *cobra.Command) *os.File {
-	if f, ok := cmd.InOrStdin().(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return f
+	if isTerminal(cmd.InOrStdin()) {
+		return cmd.InOrStdin().(*os.File)
 	}
 	return nil
 }

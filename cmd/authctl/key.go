@@ -97,13 +97,6 @@ func newKeyList(g *global) *cobra.Command {
 	}
 }
 
-func moment(t time.Time) string {
-	if t.IsZero() {
-		return "-"
-	}
-	return t.UTC().Format(time.RFC3339)
-}
-
 // notBefore is a moment in whole seconds at which it is past t.
 func notBefore(t time.Time) string { return moment(t.Add(time.Second - 1).Truncate(time.Second)) }
 

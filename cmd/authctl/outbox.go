@@ -7,14 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 	"go.uber.org/zap"
-	"golang.org/x/term"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
@@ -204,11 +202,6 @@ func currentOutages(st outbox.State) []sharedOutage {
 	return list
 }
 
-func isTerminal(w any) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
-}
-
 // eventReport is an event as an operator sees it.
 type eventReport struct {
 	ID         int64           `json:"id"` // the place in the outbox
@@ -368,9 +361,10 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 			return o.print(cmd.OutOrStdout(), found)
 		}
 		sel.ToID = found.LastID // what was counted, and nothing that comes meanwhile
-		progress, done := progressOn(cmd.ErrOrStderr(), found.Matched, "replaying")
-		sent, err := outbox.Replay(ctx, a.db, sel, false, func(r outbox.ReplayResult) { progress(r.Matched) })
-		done()
+		bar := newProgress(cmd.ErrOrStderr(), found.Matched, "replaying", progressbar.OptionShowCount(),
+			progressbar.OptionShowIts(), progressbar.OptionSetItsString("events"))
+		sent, err := outbox.Replay(ctx, a.db, sel, false, func(r outbox.ReplayResult) { _ = bar.Set64(r.Matched) })
+		_ = bar.Clear()
 		if sent.Enqueued > 0 {
 			a.security.Info("events_replayed", zap.Int64("events", sent.Enqueued), zap.Int64("from_id", sent.FirstID), zap.Int64("to_id", sent.LastID))
 		}
@@ -443,18 +437,6 @@ func (o *replayOptions) print(w io.Writer, r outbox.ReplayResult) error {
 		_, err = fmt.Fprintf(w, "%s parked and left; see: authctl outbox parked list\n", count(int(r.Parked), "more event is", "more events are"))
 	}
 	return err
-}
-
-// progressOn shows on a terminal how far something has come; elsewhere it shows nothing.
-func progressOn(w io.Writer, total int64, what string) (progress func(int64), done func()) {
-	if !isTerminal(w) {
-		return func(int64) {}, func() {}
-	}
-	bar := progressbar.NewOptions64(total, progressbar.OptionSetWriter(w), progressbar.OptionSetDescription(what),
-		progressbar.OptionShowCount(), progressbar.OptionShowIts(), progressbar.OptionSetItsString("events"),
-		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
-	// That the bar cannot be drawn is no reason to stop.
-	return func(n int64) { _ = bar.Set64(n) }, func() { _ = bar.Clear() }
 }
 
 func newOutboxParked(g *global) *cobra.Command {

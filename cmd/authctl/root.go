@@ -1,16 +1,13 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -244,71 +241,4 @@ func suggestion(cmd *cobra.Command, word string) string {
 		return "; did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return ""
-}
-
-// printJSON writes one indented JSON document.
-func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return fmt.Errorf("write the result: %w", err)
-	}
-	return nil
-}
-
-// printTable writes rows under a heading, columns aligned.
-func printTable(w io.Writer, heading []string, rows [][]string) error {
-	return printPairs(w, append([][]string{heading}, rows...))
-}
-
-// printPairs writes names and values, aligned.
-func printPairs(w io.Writer, rows [][]string) error {
-	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	for _, row := range rows {
-		fmt.Fprintln(tw, strings.Join(row, "\t"))
-	}
-	if err := tw.Flush(); err != nil {
-		return fmt.Errorf("write the result: %w", err)
-	}
-	return nil
-}
-
-// stream writes a list that may be long as it comes, in bounded memory: rows of a table, or a
-// JSON array with an element a line.
-func (g *global) stream(w io.Writer, heading []string, each func(print func(v any, row []string) error) error) error {
-	out := bufio.NewWriter(w)
-	var err error
-	if g.output == "json" {
-		before := "[\n"
-		err = each(func(v any, _ []string) error {
-			text, err := json.Marshal(v)
-			if err != nil {
-				return err
-			}
-			_, err = out.WriteString(before + string(text))
-			before = ",\n"
-			return err
-		})
-		if before == "[\n" {
-			_, _ = out.WriteString("[") // Flush reports what fails
-		}
-		_, _ = out.WriteString("\n]\n")
-	} else {
-		// Columns are aligned portion by portion, so that memory stays bounded.
-		tw := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-		fmt.Fprintln(tw, strings.Join(heading, "\t"))
-		rows := 0
-		err = each(func(_ any, row []string) error {
-			if rows++; rows%1000 == 0 {
-				if err := tw.Flush(); err != nil {
-					return err
-				}
-			}
-			_, err := fmt.Fprintln(tw, strings.Join(row, "\t"))
-			return err
-		})
-		err = errors.Join(err, tw.Flush())
-	}
-	return errors.Join(err, out.Flush())
 }

@@ -342,11 +342,3 @@ func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter aut
 	}
 	return err
 }
-
-// count says how many of something there are.
-func count(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
-}

@@ -212,11 +212,3 @@ func show(r auth.TokenReport, section, key string, value any) string {
 	}
 	return shown
 }
-
-// relative says how far a moment is from now.
-func relative(d time.Duration) string {
-	if d < 0 {
-		return (-d).Round(time.Second).String() + " ago"
-	}
-	return "in " + d.Round(time.Second).String()
-}

@@ -425,10 +425,3 @@ func (g *global) printOutcome(cmd *cobra.Command, u auth.User, changed bool, wha
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) %s\n", u.Username, u.ID, what)
 	return err
 }
-
-func orDash(s string) string {
-	if s == "" {
-		return "-"
-	}
-	return s
-}

@@ -16,7 +16,6 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/toppira/authctl/modules/auth"
 )
@@ -197,14 +196,16 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 	defer in.Close()
 
 	stderr := cmd.ErrOrStderr()
-	bar := newProgress(stderr, size)
-	defer bar.Finish()
+	bar := newProgress(stderr, size, "importing", progressbar.OptionShowBytes(true), progressbar.OptionSetWidth(24),
+		progressbar.OptionSetSpinnerChangeInterval(0)) // it moves with what is read, by no clock of its own
 	refused, closeErrors, err := o.reportRefused(stderr, bar)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeErrors()) }()
-	opt.Refused, opt.Progress = refused, bar.show
+	opt.Refused, opt.Progress = refused, func(r auth.ImportReport) {
+		bar.Describe(fmt.Sprintf("%d imported, %d there, %d refused", r.Imported, r.Present, r.Refused))
+	}
 
 	open := (*app).openAuth
 	if o.dryRun {
@@ -212,8 +213,9 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 	}
 	return o.withApp(cmd, open, func(ctx context.Context, a *app) error {
 		start := time.Now()
-		report, err := a.auth.Import(ctx, bar.reader(in), opt)
-		bar.Finish()
+		reader := progressbar.NewReader(in, bar)
+		report, err := a.auth.Import(ctx, &reader, opt)
+		_ = bar.Finish()
 		result := importResult{ImportReport: report, DryRun: o.dryRun, Seconds: time.Since(start).Seconds()}
 		result.Rate = float64(report.Imported+report.Present+report.Refused) / max(result.Seconds, 1e-9)
 		if printed := o.print(cmd.OutOrStdout(), result); printed != nil {
@@ -264,10 +266,10 @@ func openInput(cmd *cobra.Command, path string) (io.ReadCloser, int64, error) {
 }
 
 // reportRefused returns what takes each refusal, and what ends it.
-func (o *importOptions) reportRefused(stderr io.Writer, bar *progress) (take func(auth.Refusal) error, end func() error, err error) {
+func (o *importOptions) reportRefused(stderr io.Writer, bar *progressbar.ProgressBar) (take func(auth.Refusal) error, end func() error, err error) {
 	if o.errorsFile == "" {
 		return func(r auth.Refusal) error {
-			bar.clear()
+			_ = bar.Clear()
 			_, err := fmt.Fprintf(stderr, "line %d: %s: %s\n", r.Line, r.Code, r.Detail)
 			return err
 		}, func() error { return nil }, nil
@@ -337,48 +339,4 @@ func byCount(counts map[string]int64) []string {
 	return slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
 		return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b))
 	})
-}
-
-// progress is a bar on a terminal, and nothing elsewhere.
-type progress struct{ bar *progressbar.ProgressBar }
-
-func newProgress(w io.Writer, size int64) *progress {
-	f, ok := w.(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
-		return &progress{}
-	}
-	return &progress{progressbar.NewOptions64(size,
-		progressbar.OptionSetWriter(f), progressbar.OptionShowBytes(true), progressbar.OptionSetDescription("importing"),
-		progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionSetPredictTime(true), progressbar.OptionSetWidth(24),
-		progressbar.OptionSetSpinnerChangeInterval(0), // it moves with what is read, by no clock of its own
-		progressbar.OptionClearOnFinish())}
-}
-
-func (p *progress) reader(r io.Reader) io.Reader {
-	if p.bar == nil {
-		return r
-	}
-	reader := progressbar.NewReader(r, p.bar)
-	return &reader
-}
-
-func (p *progress) show(r auth.ImportReport) {
-	if p.bar != nil {
-		p.bar.Describe(fmt.Sprintf("%d imported, %d there, %d refused", r.Imported, r.Present, r.Refused))
-	}
-}
-
-// The bar is decoration: that it cannot be drawn is no failure of the import.
-func (p *progress) clear() {
-	if p.bar != nil {
-		_ = p.bar.Clear()
-	}
-}
-
-// Finish takes the bar off the screen. It may be called again.
-func (p *progress) Finish() {
-	if p.bar != nil {
-		_ = p.bar.Finish()
-		p.bar = nil
-	}
 }
