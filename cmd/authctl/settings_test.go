@@ -52,7 +52,7 @@ func TestEveryHostIsCheckedBeforeItIsDialled(t *testing.T) {
 			t.Errorf("%s: brackets: %q", key.Path, words)
 		}
 	}
-	if found < 6 {
+	if found < 5 {
 		t.Errorf("%d settings take a host", found)
 	}
 }
