@@ -47,7 +47,7 @@ var arrows = map[string][]string{
 
 	"modules/outbox":                 {"modules/outbox/internal/schema", "platform/database"},
 	"modules/outbox/internal/schema": {"platform/database"},
-	"modules/outbox/relay":           {"modules/outbox", "modules/outbox/internal/schema", "platform/database"},
+	"modules/outbox/relay":           {"modules/outbox", "modules/outbox/internal/schema", "platform/config", "platform/database"},
 	"modules/outbox/sink":            {"modules/outbox", "modules/outbox/relay", "platform/config"},
 	"modules/outbox/outboxbench":     {"modules/outbox", "modules/outbox/relay", "platform/database"},
 
