@@ -75,7 +75,7 @@ export interface paths {
         put?: never;
         /**
          * Sign out
-         * @description Ends the session of the refresh token in the body, or else of the access token in the Authorization header. It can be repeated.
+         * @description Ends the session of the refresh token in the body, or else of the access token in the Authorization header, or else (if the body is an empty object) of the refresh token in the cookie. It can be repeated.
          */
         post: operations["logout"];
         delete?: never;
@@ -159,7 +159,7 @@ export interface paths {
         put?: never;
         /**
          * Get new tokens for a refresh token
-         * @description The refresh token is replaced. For a short while (`auth.refresh_grace`, counted from its own replacement) each replaced one yields the newest token of the session, marked `Auth-Refresh-Replayed: true`; after that, using it again ends the session.
+         * @description The refresh token is replaced. For a short while (`auth.refresh_grace`, counted from its own replacement) each replaced one yields the newest token of the session, marked `Auth-Refresh-Replayed: true`; after that, using it again ends the session. If the body is an empty object, the refresh token is read from the cookie, and the new one is set there; a cookie that was set within `auth.refresh_grace` is kept.
          */
         post: operations["refresh"];
         delete?: never;
@@ -356,9 +356,9 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
-        AccountDisabledOrTooManySessionsProblem: components["schemas"]["Problem"] & {
+        AccountDisabledOrOriginNotAllowedOrTooManySessionsProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
-            code?: "account_disabled" | "too_many_sessions";
+            code?: "account_disabled" | "origin_not_allowed" | "too_many_sessions";
         };
         BodyTooLargeProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
@@ -501,6 +501,11 @@ export interface components {
              */
             password: string;
             /**
+             * @description Where the refresh token goes: body (the default), or cookie for pages in a browser, which no script can read.
+             * @enum {string}
+             */
+            transport?: "body" | "cookie";
+            /**
              * @description White space at both ends is ignored.
              * @example alice
              */
@@ -509,6 +514,10 @@ export interface components {
         LogoutRequest: {
             /** @example art_AQ */
             refresh_token?: string;
+        };
+        MalformedRequestOrTwoRefreshTokensOrValidationFailedProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "malformed_request" | "two_refresh_tokens" | "validation_failed";
         };
         MalformedRequestOrValidationFailedProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
@@ -638,6 +647,14 @@ export interface components {
             /** @enum {string} */
             error?: "temporarily_unavailable";
         };
+        OriginNotAllowedOrRegistrationClosedProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "origin_not_allowed" | "registration_closed";
+        };
+        OriginNotAllowedProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "origin_not_allowed";
+        };
         OverloadedOrUnavailableProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "overloaded" | "unavailable";
@@ -694,8 +711,11 @@ export interface components {
             type: string;
         };
         RefreshRequest: {
-            /** @example art_AQ */
-            refresh_token: string;
+            /**
+             * @description Leave it out if it is kept in the cookie.
+             * @example art_AQ
+             */
+            refresh_token?: string;
         };
         RegisterRequest: {
             /**
@@ -710,14 +730,15 @@ export interface components {
              */
             password: string;
             /**
+             * @description Where the refresh token goes: body (the default), or cookie for pages in a browser, which no script can read.
+             * @enum {string}
+             */
+            transport?: "body" | "cookie";
+            /**
              * @description Kept as typed, compared without case.
              * @example alice
              */
             username: string;
-        };
-        RegistrationClosedProblem: components["schemas"]["Problem"] & {
-            /** @enum {string} */
-            code?: "registration_closed";
         };
         RequestTimeoutProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
@@ -841,10 +862,10 @@ export interface components {
              */
             expires_in: number;
             /**
-             * @description Opaque. Keep it in one place: each refresh replaces it.
+             * @description Opaque. Keep it in one place: each refresh replaces it. Absent if it is kept in the cookie.
              * @example art_AQ
              */
-            refresh_token: string;
+            refresh_token?: string;
             /**
              * Format: date-time
              * @description Each refresh extends it, up to the session's end.
@@ -885,8 +906,8 @@ export interface components {
         };
     };
     responses: {
-        /** @description `account_disabled`: The account is disabled. `too_many_sessions`: The account has as many sessions as it may. */
-        AccountDisabledOrTooManySessions: {
+        /** @description `account_disabled`: The account is disabled. `origin_not_allowed`: Pages of this origin may not use the cookie. `too_many_sessions`: The account has as many sessions as it may. */
+        AccountDisabledOrOriginNotAllowedOrTooManySessions: {
             headers: {
                 /** @description Errors are never cached. */
                 "Cache-Control": "no-store";
@@ -899,7 +920,7 @@ export interface components {
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["AccountDisabledOrTooManySessionsProblem"];
+                "application/problem+json": components["schemas"]["AccountDisabledOrOriginNotAllowedOrTooManySessionsProblem"];
             };
         };
         /** @description `body_too_large`: The body is too large. */
@@ -987,44 +1008,6 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["InvalidCredentialsProblem"];
-            };
-        };
-        /** @description `invalid_refresh_token`: The refresh token is not valid. `invalid_token`: The access token is not valid. `missing_token`: An access token is needed. */
-        InvalidRefreshTokenOrInvalidTokenOrMissingToken: {
-            headers: {
-                /** @description Errors are never cached. */
-                "Cache-Control": "no-store";
-                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
-                "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
-                Vary: components["headers"]["Vary"];
-                /** @description How to authenticate. */
-                "WWW-Authenticate": string;
-                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
-                "X-Request-Id": components["headers"]["X-Request-Id"];
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["InvalidRefreshTokenOrInvalidTokenOrMissingTokenProblem"];
-            };
-        };
-        /** @description `invalid_refresh_token`: The refresh token is not valid. `refresh_token_reused`: The refresh token was used before; the session was ended. `session_expired`: The session has expired. `session_revoked`: The session was ended. */
-        InvalidRefreshTokenOrRefreshTokenReusedOrSessionExpiredOrSessionRevoked: {
-            headers: {
-                /** @description Errors are never cached. */
-                "Cache-Control": "no-store";
-                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
-                "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
-                Vary: components["headers"]["Vary"];
-                /** @description How to authenticate. */
-                "WWW-Authenticate": string;
-                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
-                "X-Request-Id": components["headers"]["X-Request-Id"];
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["InvalidRefreshTokenOrRefreshTokenReusedOrSessionExpiredOrSessionRevokedProblem"];
             };
         };
         /** @description `invalid_token`: The access token is not valid. `missing_token`: An access token is needed. `session_revoked`: The session was ended. */
@@ -1240,6 +1223,40 @@ export interface components {
                 "application/json": components["schemas"]["OAuthTemporarilyUnavailableProblem"];
             };
         };
+        /** @description `origin_not_allowed`: Pages of this origin may not use the cookie. */
+        OriginNotAllowed: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["OriginNotAllowedProblem"];
+            };
+        };
+        /** @description `origin_not_allowed`: Pages of this origin may not use the cookie. `registration_closed`: Nobody can register here. */
+        OriginNotAllowedOrRegistrationClosed: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["OriginNotAllowedOrRegistrationClosedProblem"];
+            };
+        };
         /** @description `overloaded`: Too many sign-ins at once. `unavailable`: The service cannot do this right now. */
         OverloadedOrUnavailable: {
             headers: {
@@ -1257,23 +1274,6 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["OverloadedOrUnavailableProblem"];
-            };
-        };
-        /** @description `registration_closed`: Nobody can register here. */
-        RegistrationClosed: {
-            headers: {
-                /** @description Errors are never cached. */
-                "Cache-Control": "no-store";
-                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
-                "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
-                Vary: components["headers"]["Vary"];
-                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
-                "X-Request-Id": components["headers"]["X-Request-Id"];
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["RegistrationClosedProblem"];
             };
         };
         /** @description `request_timeout`: The request took too long to arrive. */
@@ -1540,7 +1540,7 @@ export interface operations {
                     "Cache-Control": "no-store";
                     "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
                     "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                    /** @description `authctl_device`: The same token for browsers on the same site. */
+                    /** @description `authctl_device`: The same token for browsers on the same site. `__Host-authctl`: The refresh token, if it is kept in the cookie. */
                     "Set-Cookie"?: string;
                     "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
                     Vary: components["headers"]["Vary"];
@@ -1570,7 +1570,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InvalidCredentials"];
-            403: components["responses"]["AccountDisabledOrTooManySessions"];
+            403: components["responses"]["AccountDisabledOrOriginNotAllowedOrTooManySessions"];
             408: components["responses"]["RequestTimeout"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
@@ -1598,6 +1598,8 @@ export interface operations {
                 headers: {
                     "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
                     "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    /** @description `__Host-authctl`: Deleted, if it is of the session that ended. */
+                    "Set-Cookie"?: string;
                     "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
                     Vary: components["headers"]["Vary"];
                     "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
@@ -1606,7 +1608,7 @@ export interface operations {
                 };
                 content?: never;
             };
-            /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
+            /** @description `malformed_request`: The request cannot be understood. `two_refresh_tokens`: The request has more than one refresh token. `validation_failed`: Some fields are not acceptable. */
             400: {
                 headers: {
                     /** @description Errors are never cached. */
@@ -1620,10 +1622,31 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
+                    "application/problem+json": components["schemas"]["MalformedRequestOrTwoRefreshTokensOrValidationFailedProblem"];
                 };
             };
-            401: components["responses"]["InvalidRefreshTokenOrInvalidTokenOrMissingToken"];
+            /** @description `invalid_refresh_token`: The refresh token is not valid. `invalid_token`: The access token is not valid. `missing_token`: An access token is needed. */
+            401: {
+                headers: {
+                    /** @description Errors are never cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    /** @description `__Host-authctl`: deleted if the server refuses it for good. */
+                    "Set-Cookie"?: string;
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    /** @description How to authenticate. */
+                    "WWW-Authenticate": string;
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["InvalidRefreshTokenOrInvalidTokenOrMissingTokenProblem"];
+                };
+            };
+            403: components["responses"]["OriginNotAllowed"];
             408: components["responses"]["RequestTimeout"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
@@ -1817,7 +1840,7 @@ export interface operations {
                     "Cache-Control": "no-store";
                     "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
                     "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                    /** @description `authctl_device`: The same token for browsers on the same site. */
+                    /** @description `authctl_device`: The same token for browsers on the same site. `__Host-authctl`: The refresh token, if it is kept in the cookie. */
                     "Set-Cookie"?: string;
                     "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
                     Vary: components["headers"]["Vary"];
@@ -1879,6 +1902,8 @@ export interface operations {
                     "Cache-Control": "no-store";
                     "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
                     "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    /** @description `__Host-authctl`: The new refresh token, if the old one came in the cookie. */
+                    "Set-Cookie"?: string;
                     "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
                     Vary: components["headers"]["Vary"];
                     "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
@@ -1889,7 +1914,7 @@ export interface operations {
                     "application/json": components["schemas"]["Tokens"];
                 };
             };
-            /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
+            /** @description `malformed_request`: The request cannot be understood. `two_refresh_tokens`: The request has more than one refresh token. `validation_failed`: Some fields are not acceptable. */
             400: {
                 headers: {
                     /** @description Errors are never cached. */
@@ -1903,10 +1928,31 @@ export interface operations {
                     [name: string]: unknown;
                 };
                 content: {
-                    "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
+                    "application/problem+json": components["schemas"]["MalformedRequestOrTwoRefreshTokensOrValidationFailedProblem"];
                 };
             };
-            401: components["responses"]["InvalidRefreshTokenOrRefreshTokenReusedOrSessionExpiredOrSessionRevoked"];
+            /** @description `invalid_refresh_token`: The refresh token is not valid. `refresh_token_reused`: The refresh token was used before; the session was ended. `session_expired`: The session has expired. `session_revoked`: The session was ended. */
+            401: {
+                headers: {
+                    /** @description Errors are never cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    /** @description `__Host-authctl`: deleted if the server refuses it for good. */
+                    "Set-Cookie"?: string;
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    /** @description How to authenticate. */
+                    "WWW-Authenticate": string;
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["InvalidRefreshTokenOrRefreshTokenReusedOrSessionExpiredOrSessionRevokedProblem"];
+                };
+            };
+            403: components["responses"]["OriginNotAllowed"];
             408: components["responses"]["RequestTimeout"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
@@ -1943,7 +1989,7 @@ export interface operations {
                     "Cache-Control": "no-store";
                     "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
                     "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                    /** @description `authctl_device`: The same token for browsers on the same site. */
+                    /** @description `authctl_device`: The same token for browsers on the same site. `__Host-authctl`: The refresh token, if it is kept in the cookie. */
                     "Set-Cookie"?: string;
                     "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
                     Vary: components["headers"]["Vary"];
@@ -1972,7 +2018,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
                 };
             };
-            403: components["responses"]["RegistrationClosed"];
+            403: components["responses"]["OriginNotAllowedOrRegistrationClosed"];
             408: components["responses"]["RequestTimeout"];
             409: components["responses"]["UsernameTaken"];
             413: components["responses"]["BodyTooLarge"];

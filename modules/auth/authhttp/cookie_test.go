@@ -320,7 +320,9 @@ func TestACookieIsNoAccessToken(t *testing.T) {
 		for _, r := range Routes(s.svc, Options{Issuer: issuer}) {
 			if scheme := r.Do.Scheme(); scheme != nil && scheme.Name == "bearer" {
 				a := s.do(r.Method, strings.ReplaceAll(r.Path, "{id}", mine.str("session_id")), nil, cookie...)
-				s.expect(a, 401, "missing_token")
+				if a.StatusCode != 401 || a.json != nil && a.str("code") != "missing_token" { // gateways get no body
+					t.Errorf("%s %s: %d %s", r.Method, r.Path, a.StatusCode, a.text)
+				}
 			}
 		}
 		// A Bearer token is asked alone, whatever comes along.
