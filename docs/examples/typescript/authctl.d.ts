@@ -261,7 +261,7 @@ export interface paths {
         };
         /**
          * Check the access token of a request, for gateways (any method)
-         * @description For the `auth_request` of nginx, the `forward_auth` of Caddy and their like, which ask with the headers of the request in question: [docs/gateway.md](https://github.com/toppira/authctl/blob/main/docs/gateway.md) has tested configurations. Every method is answered in the same way, and the body is not looked at. The database is asked each time, so that a token whose session has ended does not pass. Answers have no body.
+         * @description For the `auth_request` of nginx, the `forward_auth` of Caddy and the like, which ask with the headers of the request in question: [docs/gateway.md](https://github.com/toppira/authctl/blob/main/docs/gateway.md) has tested configurations. Every method gets the same answer, and the body is ignored. Each check asks the database, so a token of an ended session does not pass. Answers have no body.
          */
         get: operations["check"];
         put?: never;

@@ -127,10 +127,10 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 		{
 			Method: "GET", Path: "/oauth2/check", ID: "check", Group: oauth2, OAuth: true, Gateway: true,
 			Summary: "Check the access token of a request, for gateways (any method)", Success: "The access token is live.", Cache: noStore,
-			Description: "For the `auth_request` of nginx, the `forward_auth` of Caddy and their like, which ask with the headers of " +
+			Description: "For the `auth_request` of nginx, the `forward_auth` of Caddy and the like, which ask with the headers of " +
 				"the request in question: [docs/gateway.md](https://github.com/toppira/authctl/blob/main/docs/gateway.md) has tested " +
-				"configurations. Every method is answered in the same way, and the body is not looked at. The database is asked each " +
-				"time, so that a token whose session has ended does not pass. Answers have no body.",
+				"configurations. Every method gets the same answer, and the body is ignored. Each check asks the database, " +
+				"so a token of an ended session does not pass. Answers have no body.",
 			Do: httpserver.As(bearer, a.check),
 		},
 	}
