@@ -64,3 +64,6 @@ func (f *Following) Next(ctx context.Context, after string, wait time.Duration) 
 
 // Close ends it.
 func (f *Following) Close() { f.leave() }
+
+// Followers is how many follow at this process.
+func (s *Service) Followers() int { return s.feed.Followers() }

@@ -171,6 +171,13 @@ func (f *Feed) Enter() (leave func(), err error) {
 	}), nil
 }
 
+// Followers is how many follow now.
+func (f *Feed) Followers() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.followers
+}
+
 // Next returns what has ended since a cursor: at once when there is something, else nothing
 // after the wait, or when ctx ends. Without a cursor it returns the first page of everything
 // that has ended and has not expired. The caller has entered.

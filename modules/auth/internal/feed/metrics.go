@@ -25,11 +25,7 @@ func (f *Feed) measure(to prometheus.Registerer) error {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "authctl_revocation_followers",
 			Help: "Followers of /oauth2/revocations that are waiting at this process.",
-		}, func() float64 {
-			f.mu.Lock()
-			defer f.mu.Unlock()
-			return float64(f.followers)
-		}),
+		}, func() float64 { return float64(f.Followers()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "authctl_revocation_lag_seconds",
 			Help: "How long ago this process last looked for what has ended, while somebody follows; else 0.",

@@ -1,0 +1,174 @@
+package authhttp
+
+import (
+	"bufio"
+	"encoding/json"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/platform/httpserver/httpservertest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+func gateway() string {
+	req := http.Request{Header: http.Header{}}
+	req.SetBasicAuth("gateway", clientSecret)
+	return req.Header.Get("Authorization")
+}
+
+// revocations asks what has ended, as a client.
+func (s *site) revocations(query string, headers ...string) answer {
+	s.t.Helper()
+	return s.do("GET", "/oauth2/revocations"+query, nil, append([]string{"Authorization", gateway()}, headers...)...)
+}
+
+func TestRevocationsAreToldByTheRulesOfTheWire(t *testing.T) {
+	t.Parallel()
+	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {
+		s := newSite(t)
+		_, victim := s.register()
+		first := s.revocations("")
+		if first.StatusCode != 200 || first.Header.Get("Cache-Control") != "no-store" || first.json["more"] != false || len(first.json["revocations"].([]any)) != 0 {
+			t.Fatalf("%d %v %s", first.StatusCode, first.Header, first.text)
+		}
+		s.expect(s.do("POST", "/api/v1/auth/logout", map[string]string{"refresh_token": victim.str("refresh_token")}), 204, "")
+		told := s.revocations("?after=" + url.QueryEscape(first.str("cursor")) + "&wait=30&verifier=orders-3&version=1.0&keys=a,b")
+		list := told.json["revocations"].([]any)
+		if told.StatusCode != 200 || len(list) != 1 {
+			t.Fatalf("%d %s", told.StatusCode, told.text)
+		}
+		if one := list[0].(map[string]any); one["type"] != "session" || one["sid"] != victim.str("session_id") || one["kept_sid"] != nil || one["session_epoch"] != nil {
+			t.Errorf("told of %v", one)
+		}
+		before, _ := time.Parse(time.RFC3339, first.str("as_of"))
+		after, err := time.Parse(time.RFC3339, told.str("as_of"))
+		if err != nil || after.Before(before) || !strings.HasSuffix(told.str("as_of"), "Z") {
+			t.Errorf("as of %s, then %s", first.str("as_of"), told.str("as_of"))
+		}
+		nothing := s.revocations("?after=" + told.str("cursor"))
+		if nothing.StatusCode != 200 || len(nothing.json["revocations"].([]any)) != 0 {
+			t.Errorf("%d %s", nothing.StatusCode, nothing.text)
+		}
+	})
+}
+
+func TestAFollowerThatAsksWronglyIsTold(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, httpservertest.NetHTTP)
+	for query, want := range map[string]string{
+		"?wait=31": "invalid_request", "?wait=-1": "invalid_request", "?wait=x": "invalid_request", "?wait=1.5": "invalid_request",
+		"?after=!": "invalid_request", "?after=AQ": "invalid_request", "?after=AgAA": "cursor_gone", "?since=1": "invalid_request",
+		"?verifier=" + strings.Repeat("x", 101): "invalid_request", "?verifier=%0A": "invalid_request", "?version=%C3%A4": "invalid_request",
+		"?keys=a%20b": "invalid_request", "?keys=" + strings.Repeat("a,", 32) + "a": "invalid_request",
+	} {
+		status := 400
+		if want == "cursor_gone" {
+			status = 410
+		}
+		for _, accept := range []string{"application/json", "text/event-stream"} {
+			if a := s.revocations(query, "Accept", accept); a.StatusCode != status || a.str("error") != want {
+				t.Errorf("%s for %s: %d %s", query, accept, a.StatusCode, a.text)
+			}
+		}
+	}
+	if a := s.revocations("?wait=0", "Accept", "text/event-stream"); a.StatusCode != 400 {
+		t.Errorf("events without a wait: %d %s", a.StatusCode, a.text)
+	}
+	stranger := s.do("GET", "/oauth2/revocations", nil)
+	if stranger.StatusCode != 401 || stranger.str("error") != "invalid_client" || stranger.Header.Get("WWW-Authenticate") == "" {
+		t.Errorf("a stranger: %d %s", stranger.StatusCode, stranger.text)
+	}
+	if a := s.do("GET", "/.well-known/oauth-authorization-server", nil); a.str("revocation_feed_endpoint") != issuer+"/oauth2/revocations" {
+		t.Errorf("the metadata: %s", a.text)
+	}
+}
+
+// events reads a stream of server-sent events.
+type events struct {
+	t     *testing.T
+	res   *http.Response
+	lines *bufio.Scanner
+}
+
+func (s *site) events(query, lastID string) events {
+	s.t.Helper()
+	req, err := http.NewRequestWithContext(s.t.Context(), http.MethodGet, s.base+"/oauth2/revocations"+query, nil)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", gateway())
+	req.Header.Set("Accept", "text/event-stream")
+	if lastID != "" {
+		req.Header.Set("Last-Event-ID", lastID)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = res.Body.Close() })
+	return events{s.t, res, bufio.NewScanner(res.Body)}
+}
+
+// next returns the fields of the next event and its data.
+func (e events) next() (name, id string, page Revocations) {
+	e.t.Helper()
+	for e.lines.Scan() {
+		line := e.lines.Text()
+		field, value, _ := strings.Cut(line, ": ")
+		switch field {
+		case "event":
+			name = value
+		case "id":
+			id = value
+		case "data":
+			if err := json.Unmarshal([]byte(value), &page); err != nil {
+				e.t.Fatalf("%q: %v", value, err)
+			}
+		case "":
+			return name, id, page
+		default:
+			e.t.Errorf("an unknown line: %q", line)
+		}
+	}
+	e.t.Fatal("the stream has ended")
+	return name, id, page
+}
+
+func TestRevocationsComeAsEvents(t *testing.T) {
+	t.Parallel()
+	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {
+		s := newSite(t)
+		_, victim := s.register()
+		stream := s.events("?wait=1", "")
+		if stream.res.StatusCode != 200 || stream.res.Header.Get("Content-Type") != "text/event-stream" {
+			t.Fatalf("%d %v", stream.res.StatusCode, stream.res.Header)
+		}
+		name, id, page := stream.next()
+		if name != "revocations" || id != page.Cursor || len(page.Revocations) != 0 || page.Revocations == nil {
+			t.Errorf("the snapshot: %s %s %+v", name, id, page)
+		}
+		// With nothing to tell there is an event all the same, with a newer time.
+		_, _, idle := stream.next()
+		if len(idle.Revocations) != 0 || idle.AsOf <= page.AsOf {
+			t.Errorf("as of %s, then %s", page.AsOf, idle.AsOf)
+		}
+		s.expect(s.do("POST", "/api/v1/auth/logout", map[string]string{"refresh_token": victim.str("refresh_token")}), 204, "")
+		for page = idle; len(page.Revocations) == 0; {
+			_, _, page = stream.next()
+		}
+		if page.Revocations[0].SessionID != victim.str("session_id") {
+			t.Errorf("told of %+v", page.Revocations)
+		}
+		_ = stream.res.Body.Close()
+		// Who comes back goes on where it was, as browsers do by themselves.
+		again := s.events("?wait=1", idle.Cursor)
+		if _, _, page := again.next(); len(page.Revocations) != 1 {
+			t.Errorf("who comes back is told %+v", page)
+		}
+		_ = again.res.Body.Close()
+		testenv.Eventually(t, "the followers have gone", func() bool { return s.svc.Followers() == 0 })
+	})
+}
