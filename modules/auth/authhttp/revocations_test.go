@@ -57,7 +57,7 @@ func TestRevocationsAreToldByTheRulesOfTheWire(t *testing.T) {
 
 func TestAFollowerThatAsksWronglyIsTold(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, httpservertest.NetHTTP)
+	s := newSite(t, httpservertest.Fiber)
 	for query, want := range map[string]string{
 		"?wait=31": "invalid_request", "?wait=-1": "invalid_request", "?wait=x": "invalid_request", "?wait=1.5": "invalid_request",
 		"?after=!": "invalid_request", "?after=AQ": "invalid_request", "?after=AgAA": "cursor_gone", "?since=1": "invalid_request",

@@ -47,7 +47,7 @@ const (
 	maxFollowers = 8192
 	// pageKept is how long a page of a snapshot is good for others who begin at the same time.
 	pageKept = 10 * time.Second
-	pageSame = time.Second
+	pageSame = lookEvery
 )
 
 // Options are what a [Feed] needs beside the database.

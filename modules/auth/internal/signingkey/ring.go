@@ -188,15 +188,20 @@ func (k *Ring) Sign(ctx context.Context, claims token.Claims) (string, error) {
 
 func (k *Ring) keepTTL(ctx context.Context, set *keySet) error {
 	ttl := k.cfg.AccessTTL
-	if k.shared() || set.activeTTL >= ttl {
+	if set.activeTTL >= ttl {
 		return nil
 	}
-	kid := set.active.KID()
+	kid, which := set.active.KID(), "kid"
+	if k.shared() {
+		// The secret has no row. Where a key has signed before, its row is what tells how long
+		// tokens live; where none has, the longest life that the settings allow counts.
+		kid, which = string(Active), "status"
+	}
 	if kept := k.kept.Load(); kept != nil && kept.kid == kid && kept.ttl >= ttl {
 		return nil
 	}
 	seconds := int64((ttl + time.Second - 1) / time.Second)
-	if _, err := k.db.Write(ctx, "UPDATE signing_key SET token_ttl = ? WHERE kid = ? AND token_ttl < ?", seconds, kid,
+	if _, err := k.db.Write(ctx, "UPDATE signing_key SET token_ttl = ? WHERE "+which+" = ? AND token_ttl < ?", seconds, kid,
 		seconds); err != nil {
 		return fmt.Errorf("keep the lifetime of tokens with the signing key: %w", err)
 	}
