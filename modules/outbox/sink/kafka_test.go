@@ -43,13 +43,15 @@ func fake(t *testing.T, opts ...kfake.Opt) (*kfake.Cluster, sink.KafkaConfig) {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	return c, sink.KafkaConfig{Brokers: c.ListenAddrs(), Topic: "events", RequestTimeout: time.Second, DialTimeout: time.Second}
+	return c, sink.KafkaConfig{Brokers: c.ListenAddrs(), Topic: "events", RequestTimeout: time.Second,
+		DialTimeout: time.Second}
 }
 
 // real is a topic of the test's own on the real Kafka.
 func real(t *testing.T) sink.KafkaConfig {
 	t.Helper()
-	return sink.KafkaConfig{Brokers: strings.Split(testenv.Kafka(t), ","), Topic: "test." + uuid.NewString(), Partitions: 4}
+	return sink.KafkaConfig{Brokers: strings.Split(testenv.Kafka(t), ","), Topic: "test." + uuid.NewString(),
+		Partitions: 4}
 }
 
 func openKafka(t *testing.T, cfg sink.KafkaConfig, opt sink.KafkaOptions) *sink.Kafka {
@@ -113,8 +115,10 @@ func TestKafkaHasEventsInBinaryMode(t *testing.T) {
 			want += "ce_replay: true\n"
 		}
 		want += "content-type: application/json\n"
-		if headers != want || string(r.Key) != "k" || string(r.Value) != `{"a":"<&> ü"}` || r.Partition != 3 || r.Attrs.CompressionType() != 3 {
-			t.Errorf("record %d: partition %d, codec %d, key %q, value %q, headers\n%swant\n%s", i, r.Partition, r.Attrs.CompressionType(), r.Key, r.Value, headers, want)
+		if headers != want || string(r.Key) != "k" || string(r.Value) != `{"a":"<&> ü"}` || r.Partition != 3 ||
+			r.Attrs.CompressionType() != 3 {
+			t.Errorf("record %d: partition %d, codec %d, key %q, value %q, headers\n%swant\n%s", i, r.Partition,
+				r.Attrs.CompressionType(), r.Key, r.Value, headers, want)
 		}
 	}
 }
@@ -231,7 +235,8 @@ func TestKafkaSaysWhichRecordIsTooLarge(t *testing.T) {
 	}
 	keep(t, k, batch(record("k", 1))) // others go on
 	st, err := k.CheckTopic(t.Context())
-	if err != nil || len(st.Problems) != 1 || !strings.Contains(st.Problems[0].String(), "max.message.bytes is 2000") || !strings.Contains(st.Problems[0].Advice, "262144") {
+	if err != nil || len(st.Problems) != 1 || !strings.Contains(st.Problems[0].String(), "max.message.bytes is 2000") ||
+		!strings.Contains(st.Problems[0].Advice, "262144") {
 		t.Errorf("check: %+v, %v", st, err)
 	}
 }
@@ -268,7 +273,8 @@ func TestKafkaSaysPlainlyWhatAPersonMustDo(t *testing.T) {
 	}
 	t.Run("real sign-in", func(t *testing.T) {
 		t.Parallel()
-		cfg := sink.KafkaConfig{Brokers: outboxtest.StartKafka(t, 1, "--scram", "relay:right").SCRAM, Topic: "events", Partitions: 4}
+		cfg := sink.KafkaConfig{Brokers: outboxtest.StartKafka(t, 1, "--scram", "relay:right").SCRAM, Topic: "events",
+			Partitions: 4}
 		cfg.SASL = sink.SASLConfig{Mechanism: "scram-sha-512", User: "relay", Password: config.Secret("right")}
 		k := openKafka(t, cfg, sink.KafkaOptions{})
 		ensure(t, k)
@@ -278,7 +284,8 @@ func TestKafkaSaysPlainlyWhatAPersonMustDo(t *testing.T) {
 		stalled(t, err, "authentication", "kafka.sasl")
 	})
 	for code, kind := range map[int16]string{
-		29: "authorization", 31: "authorization", 32: "clock", 35: "version", 42: "unexpected", 43: "version", 76: "compression", 1999: "unexpected",
+		29: "authorization", 31: "authorization", 32: "clock", 35: "version", 42: "unexpected", 43: "version",
+		76: "compression", 1999: "unexpected",
 	} {
 		t.Run(fmt.Sprintf("error %d", code), func(t *testing.T) {
 			t.Parallel()
@@ -324,7 +331,8 @@ func TestKafkaTakesANewProducerWhenTheBrokerForgot(t *testing.T) {
 		}
 	}
 	families, err := reg.Gather()
-	if err != nil || len(families) != 1 || families[0].GetName() != "authctl_outbox_producer_id_resets_total" || families[0].GetMetric()[0].GetCounter().GetValue() != 2 {
+	if err != nil || len(families) != 1 || families[0].GetName() != "authctl_outbox_producer_id_resets_total" ||
+		families[0].GetMetric()[0].GetCounter().GetValue() != 2 {
 		t.Errorf("counted %v, %v", families, err)
 	}
 	got, err := outboxtest.ReadKafka(t.Context(), cfg.Brokers, cfg.Topic)
@@ -362,7 +370,8 @@ func certificate(t *testing.T, dir string) (string, tls.Certificate) {
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
+		IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		DNSNames: []string{"localhost"},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
@@ -393,7 +402,8 @@ func TestKafkaSettingsAreChecked(t *testing.T) {
 			t.Errorf("reported %q, want %q", got, want)
 		}
 	}
-	if _, err := sink.OpenKafka(good, sink.KafkaOptions{Prod: true}); err == nil || !strings.Contains(err.Error(), "kafka.allow_plaintext") {
+	if _, err := sink.OpenKafka(good, sink.KafkaOptions{Prod: true}); err == nil ||
+		!strings.Contains(err.Error(), "kafka.allow_plaintext") {
 		t.Errorf("plaintext in prod mode: %v", err)
 	}
 	good.AllowPlaintext = true
@@ -464,6 +474,34 @@ func TestKafkaIsClosedWhileABrokerIsSilent(t *testing.T) {
 				t.Error("published without an answer")
 			}
 		})
+	}
+}
+
+// A broker that may not show the settings of the topic, or does not know the topic yet, says so in
+// its answer. The settings are not taken for empty ones.
+func TestKafkaDoesNotMistakeARefusalForEmptySettings(t *testing.T) {
+	t.Parallel()
+	c, cfg := fake(t)
+	var code atomic.Int32
+	c.ControlKey(int16(kmsg.DescribeConfigs), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		res := req.ResponseKind().(*kmsg.DescribeConfigsResponse)
+		resource := kmsg.NewDescribeConfigsResponseResource()
+		resource.ResourceType, resource.ResourceName = kmsg.ConfigResourceTypeTopic, cfg.Topic
+		resource.ErrorCode = int16(code.Load())
+		res.Resources = append(res.Resources, resource)
+		return res, nil, true
+	})
+	k := openKafka(t, cfg, sink.KafkaOptions{})
+	code.Store(29)
+	st, err := k.CheckTopic(t.Context())
+	if err != nil || len(st.Problems) != 1 || !strings.Contains(st.Problems[0].Found, "may not read the settings") {
+		t.Errorf("without the right to read them: %+v, %v", st, err)
+	}
+	code.Store(3)
+	_, err = k.CheckTopic(t.Context())
+	if stalled, ok := errors.AsType[*relay.Stalled](err); !ok || stalled.Kind != "topic" {
+		t.Errorf("of a broker that does not know the topic: %v", err)
 	}
 }
 
@@ -603,12 +641,14 @@ func TestKafkaCompressesAsItIsTold(t *testing.T) {
 			long.Data = fmt.Appendf(nil, `{"a":%q}`, strings.Repeat("x", 5000))
 			keep(t, k, batch(long))
 			got, err := outboxtest.ReadRecords(t.Context(), cfg.Brokers, cfg.Topic)
-			if err != nil || len(got) != 1 || got[0].Attrs.CompressionType() != attribute || string(got[0].Value) != string(long.Data) {
+			if err != nil || len(got) != 1 || got[0].Attrs.CompressionType() != attribute ||
+				string(got[0].Value) != string(long.Data) {
 				t.Errorf("%d records, %v, attributes %+v", len(got), err, got)
 			}
 		})
 	}
-	if _, err := sink.OpenKafka(sink.KafkaConfig{Brokers: []string{"127.0.0.1:9092"}, Compression: "brotli"}, sink.KafkaOptions{}); err == nil {
+	if _, err := sink.OpenKafka(sink.KafkaConfig{Brokers: []string{"127.0.0.1:9092"}, Compression: "brotli"},
+		sink.KafkaOptions{}); err == nil {
 		t.Error("a kind of compression that there is not was taken")
 	}
 }

@@ -123,7 +123,13 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 	if err != nil {
 		return st, fmt.Errorf("reach the cluster's controller: %w", k.explain(err))
 	}
-	results, err := admin.DescribeConfigs([]*sarama.ConfigResource{{Type: sarama.TopicResource, Name: k.cfg.Topic}}, sarama.DescribeConfigsOptions{})
+	results, err := admin.DescribeConfigs([]*sarama.ConfigResource{{Type: sarama.TopicResource, Name: k.cfg.Topic}},
+		sarama.DescribeConfigsOptions{})
+	for _, r := range results {
+		if err == nil && r.ErrorCode != sarama.ErrNoError {
+			err = r.ErrorCode // such as of a broker that does not know a new topic yet
+		}
+	}
 	switch {
 	case errors.Is(err, sarama.ErrTopicAuthorizationFailed), errors.Is(err, sarama.ErrClusterAuthorizationFailed):
 		st.Problems = append(st.Problems, Problem{
@@ -132,7 +138,7 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 		})
 		return st, nil
 	case err != nil:
-		return st, fmt.Errorf("read the settings of the topic: %w", err)
+		return st, fmt.Errorf("read the settings of the topic: %w", k.explain(err))
 	}
 	values := map[string]string{}
 	for _, r := range results {
@@ -143,7 +149,8 @@ func (k *Kafka) checkTopic() (TopicState, error) {
 	number := func(name string) int64 { n, _ := strconv.ParseInt(values[name], 10, 64); return n }
 	st.MinInSync, st.MaxMessageBytes = int(number("min.insync.replicas")), int(number("max.message.bytes"))
 	st.CleanupPolicy, st.RetentionMS = values["cleanup.policy"], number("retention.ms")
-	st.Problems = append(st.Problems, k.problems(st, len(client.Brokers()), values["unclean.leader.election.enable"] == "true")...)
+	st.Problems = append(st.Problems, k.problems(st, len(client.Brokers()),
+		values["unclean.leader.election.enable"] == "true")...)
 	return st, nil
 }
 
