@@ -23,7 +23,8 @@ stop          kills the brokers of DIR that still run. The data stays until DIR 
 install       fetches the jars and prints the folder that holds them.
 
 Exit status 3: this machine cannot get Kafka (no Java 17, no Maven, or no artifacts).
-Environment: AUTHCTL_CACHE is the folder for the jars (default ~/.cache/authctl).
+Environment: AUTHCTL_CACHE is the folder for the jars (default ~/.cache/authctl),
+KAFKA_JVM_OPTIONS are options for the virtual machines, separated by spaces.
 EOF
 }
 
@@ -71,11 +72,12 @@ install() {
 }
 
 kafka() { # HEAP CLASS [ARG]...; becomes the process
-  local heap=$1
+  local heap=$1 options=()
+  read -ra options <<<"${KAFKA_JVM_OPTIONS:-}"
   shift
   alone "$java" "-Xms$heap" "-Xmx$heap" -XX:+UseG1GC -XX:MaxGCPauseMillis=20 \
     -XX:-UsePerfData -Djava.awt.headless=true -Dlog4j2.level="${KAFKA_LOG_LEVEL:-INFO}" \
-    -cp "$jars/*" "$@"
+    ${options[@]+"${options[@]}"} -cp "$jars/*" "$@"
 }
 
 hosts() { # FIRST_PORT: the comma-separated addresses of one listener of every broker

@@ -119,7 +119,8 @@ func prepare(e Event) (stored, error) {
 		}
 	}
 	if len(e.Data) > MaxEventBytes {
-		return stored{}, fmt.Errorf("%w: it has %d bytes of data, the limit is %d in all", ErrInvalidEvent, len(e.Data), MaxEventBytes)
+		return stored{}, fmt.Errorf("%w: it has %d bytes of data, the limit is %d in all", ErrInvalidEvent, len(e.Data),
+			MaxEventBytes)
 	}
 	var data bytes.Buffer
 	if err := json.Compact(&data, e.Data); err != nil || data.Bytes()[0] != '{' || !utf8.Valid(data.Bytes()) {

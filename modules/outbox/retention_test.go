@@ -71,7 +71,8 @@ func passOverALockedSegment(t *testing.T, mode string) {
 	if _, err := dump.ExecContext(t.Context(), `LOCK TABLE ONLY outbox_event_01 IN `+mode+` MODE`); err != nil {
 		t.Fatal(err)
 	}
-	if err := outbox.Retain(t.Context(), db, time.Hour); err == nil || !strings.Contains(err.Error(), "segment 1:") || strings.Contains(err.Error(), "segment 2:") {
+	if err := outbox.Retain(t.Context(), db, time.Hour); err == nil || !strings.Contains(err.Error(), "segment 1:") ||
+		strings.Contains(err.Error(), "segment 2:") {
 		t.Errorf("it says %v", err)
 	}
 	if err := end(true); err != nil {
@@ -238,7 +239,8 @@ func TestAKeyThatIsBeingCountedIsNotForgotten(t *testing.T) {
 	if err := outbox.Add(t.Context(), open, outboxtest.Event("k")); err != nil {
 		t.Fatal(err)
 	}
-	if err := outbox.Retain(t.Context(), db, time.Hour); err == nil || !strings.Contains(err.Error(), "forget finished keys") {
+	if err := outbox.Retain(t.Context(), db, time.Hour); err == nil ||
+		!strings.Contains(err.Error(), "forget finished keys") {
 		t.Errorf("it says %v", err)
 	}
 	if err := end(true); err != nil {

@@ -94,7 +94,8 @@ type bench struct {
 
 // body is as large as a sign-in's.
 func body(user uuid.UUID) json.RawMessage {
-	return json.RawMessage(`{"user_id":"` + user.String() + `","occurred_at":"2026-01-02T03:04:05.678901234Z","sid":"` + uuid.NewString() +
+	return json.RawMessage(`{"user_id":"` + user.String() + `","occurred_at":"2026-01-02T03:04:05.678901234Z",` +
+		`"sid":"` + uuid.NewString() +
 		`","device_name":"Firefox on Linux","ip":"192.0.2.1","user_agent":"Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0"}`)
 }
 
@@ -102,12 +103,15 @@ func event() outbox.Event {
 	user := uuid.New()
 	return outbox.Event{
 		Type: "auth.UserLoggedIn.v1", Key: user.String(), Subject: user.String(), Source: "https://auth.example.com",
-		DataSchema: "https://github.com/toppira/authctl/blob/main/docs/schemas/auth.UserLoggedIn.v1.json", Time: time.Now(), Data: body(user),
+		DataSchema: "https://github.com/toppira/authctl/blob/main/docs/schemas/auth.UserLoggedIn.v1.json", Time: time.Now(),
+		Data: body(user),
 	}
 }
 
 // relay runs a relay with its sink watched until the returned function is called.
-func (b *bench) relay(ctx context.Context, watch func(*relay.Batch)) (stop func() error, waker *relay.Waker, err error) {
+func (b *bench) relay(
+	ctx context.Context, watch func(*relay.Batch),
+) (stop func() error, waker *relay.Waker, err error) {
 	waker = relay.NewWaker(b.DB)
 	r, err := relay.New(b.DB, watched{b.Sink, watch}, b.Config, relay.Options{Waker: waker})
 	if err != nil {
@@ -139,7 +143,8 @@ func (w watched) Publish(ctx context.Context, b *relay.Batch) error {
 
 // writers compares transactions of one plain insert with the same and an event.
 func (b *bench) writers(ctx context.Context) error {
-	if _, err := b.DB.Write(ctx, `CREATE TABLE outbox_bench (id varchar(36) PRIMARY KEY, body text NOT NULL)`); err != nil {
+	const create = `CREATE TABLE outbox_bench (id varchar(36) PRIMARY KEY, body text NOT NULL)`
+	if _, err := b.DB.Write(ctx, create); err != nil {
 		return err
 	}
 	plain := func(ctx context.Context, tx database.Tx, e outbox.Event) error {
@@ -168,7 +173,9 @@ func (b *bench) writers(ctx context.Context) error {
 	return b.empty(ctx)
 }
 
-func (b *bench) write(ctx context.Context, d time.Duration, body func(context.Context, database.Tx, outbox.Event) error) (tps, wal float64, err error) {
+func (b *bench) write(
+	ctx context.Context, d time.Duration, body func(context.Context, database.Tx, outbox.Event) error,
+) (tps, wal float64, err error) {
 	before, err := b.wal(ctx)
 	if err != nil {
 		return 0, 0, err
@@ -260,7 +267,8 @@ func (b *bench) latency(ctx context.Context) error {
 				time.Sleep(time.Until(due))
 				e := event()
 				e.ID = uuid.Must(uuid.NewV7())
-				if err := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) }); err != nil {
+				err := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
+				if err != nil {
 					return
 				}
 				at := time.Now()

@@ -21,7 +21,8 @@ import (
 // The figures are for people: AUTHCTL_BENCH=seconds makes the runs as long as that.
 func options(t *testing.T) outboxbench.Options {
 	t.Helper()
-	opt := outboxbench.Options{Events: 2000, Rate: 200, Duration: 400 * time.Millisecond, Writers: 4, Progress: func(s string) { t.Log(s) }}
+	opt := outboxbench.Options{Events: 2000, Rate: 200, Duration: 400 * time.Millisecond, Writers: 4,
+		Progress: func(s string) { t.Log(s) }}
 	if s, err := strconv.Atoi(os.Getenv("AUTHCTL_BENCH")); err == nil {
 		opt = outboxbench.Options{Duration: time.Duration(s) * time.Second, Progress: opt.Progress}
 	}

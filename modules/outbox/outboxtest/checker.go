@@ -88,7 +88,8 @@ func (r Report) Sound(duplicates int) bool {
 
 func (r Report) String() string {
 	return fmt.Sprintf("%d written, %d seen: %d lost, %d ghost, %d duplicate, %d changed, %d inverted, %d gapped, %d moved; %s",
-		r.Written, r.Seen, r.Lost, r.Ghost, r.Duplicate, r.Changed, r.Inverted, r.Gapped, r.Moved, strings.Join(r.First, "; "))
+		r.Written, r.Seen, r.Lost, r.Ghost, r.Duplicate, r.Changed, r.Inverted, r.Gapped, r.Moved,
+		strings.Join(r.First, "; "))
 }
 
 // Check compares. Because the sequence of a key has no gaps, one pass tells everything.

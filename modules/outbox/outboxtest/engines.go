@@ -29,6 +29,9 @@ type Cluster struct {
 	script  string
 }
 
+// startFast saves a broker that lives for seconds from optimising its code.
+const startFast = "KAFKA_JVM_OPTIONS=-XX:TieredStopAtLevel=1"
+
 // StartKafka starts brokers with deploy/kafka.sh; they end with the test. It skips the test
 // where there is no Kafka to be had, or fails it where the real engines are demanded.
 func StartKafka(t testing.TB, brokers int, args ...string) *Cluster {
@@ -36,7 +39,13 @@ func StartKafka(t testing.TB, brokers int, args ...string) *Cluster {
 	c := &Cluster{dir: t.TempDir(), script: filepath.Join(root(t), "deploy", "kafka.sh")}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, c.script, append([]string{"start", "--dir", c.dir, "--brokers", strconv.Itoa(brokers)}, args...)...)
+	// A broker that was killed keeps its partitions, and may not return, until its session ends.
+	args = append([]string{
+		"start", "--dir", c.dir, "--brokers", strconv.Itoa(brokers),
+		"--set", "broker.session.timeout.ms=4000", "--set", "broker.heartbeat.interval.ms=500",
+	}, args...)
+	cmd := exec.CommandContext(ctx, c.script, args...)
+	cmd.Env = append(os.Environ(), startFast)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -78,7 +87,8 @@ func (c *Cluster) Signal(t testing.TB, id int, sig syscall.Signal) {
 	if err := syscall.Kill(pid, sig); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); sig == syscall.SIGKILL && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	deadline := time.Now().Add(10 * time.Second)
+	for ; sig == syscall.SIGKILL && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if err := syscall.Kill(pid, 0); err != nil {
 			return
 		}
@@ -91,7 +101,9 @@ func (c *Cluster) Signal(t testing.TB, id int, sig syscall.Signal) {
 // Restart starts a killed broker again and returns once it serves.
 func (c *Cluster) Restart(t testing.TB, id int) {
 	t.Helper()
-	if out, err := exec.Command(c.script, "start-broker", "--dir", c.dir, strconv.Itoa(id)).CombinedOutput(); err != nil {
+	cmd := exec.Command(c.script, "start-broker", "--dir", c.dir, strconv.Itoa(id))
+	cmd.Env = append(os.Environ(), startFast)
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("start broker %d again: %v: %s", id, err, out)
 	}
 }
@@ -188,7 +200,8 @@ func (s *Server) configure(t testing.TB, settings ...string) {
 func (s *Server) Standby(t testing.TB) *Server {
 	t.Helper()
 	b := newServer(t)
-	b.run(t, "pg_basebackup", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", "postgres", "-D", b.dir, "-R", "-X", "stream", "-c", "fast", "--no-sync")
+	b.run(t, "pg_basebackup", "-h", "127.0.0.1", "-p", strconv.Itoa(s.port), "-U", "postgres", "-D", b.dir, "-R", "-X",
+		"stream", "-c", "fast", "--no-sync")
 	b.configure(t)
 	b.Start(t)
 	return b

@@ -1,7 +1,6 @@
 package relay
 
 import (
-	"context"
 	"fmt"
 	"reflect"
 	"testing"
@@ -75,7 +74,8 @@ func leased(t *testing.T, db *database.DB, says string, until time.Duration) (id
 // set back. Others take over after one lease all the same, by their own clocks, and say so.
 func TestALeaseThatEndsTooLateIsVoid(t *testing.T) {
 	t.Parallel()
-	for says, lease := range map[string]time.Duration{"5000": 5 * time.Second, "NULL": schema.LongestLease, "no row": schema.LongestLease} {
+	for says, lease := range map[string]time.Duration{"5000": 5 * time.Second, "NULL": schema.LongestLease,
+		"no row": schema.LongestLease} {
 		for _, until := range []time.Duration{100 * time.Hour, lease + 30*time.Second} {
 			t.Run(fmt.Sprintf("lease %s, until %s", says, until), func(t *testing.T) {
 				t.Parallel()
@@ -92,10 +92,11 @@ func TestALeaseThatEndsTooLateIsVoid(t *testing.T) {
 					if n := o.after(t, 2*time.Second); n != 96 {
 						t.Errorf("it has %d shards after a lease", n)
 					}
-					if n := value(t, o.reg, "authctl_outbox_leases_void_total"); n != 96 {
+					if n := outboxtest.Metric(t, o.reg, "authctl_outbox_leases_void_total"); n != 96 {
 						t.Errorf("it counted %v void leases", n)
 					}
-					if st, err = outbox.Status(t.Context(), db); err != nil || st.LeasesAhead != 0 || len(st.Relays) != 1 || st.Shards[0].Epoch != 2 {
+					if st, err = outbox.Status(t.Context(), db); err != nil || st.LeasesAhead != 0 || len(st.Relays) != 1 ||
+						st.Shards[0].Epoch != 2 {
 						t.Errorf("%d leases ahead, relays %+v, first shard %+v, %v", st.LeasesAhead, st.Relays, st.Shards[0], err)
 					}
 				})
@@ -132,7 +133,7 @@ func TestALeaseThatHasRunOutIsTakenAtOnce(t *testing.T) {
 		if n := o.after(t, 0); n != 96 {
 			t.Errorf("it has %d shards", n)
 		}
-		if n := value(t, o.reg, "authctl_outbox_leases_void_total"); n != 0 {
+		if n := outboxtest.Metric(t, o.reg, "authctl_outbox_leases_void_total"); n != 0 {
 			t.Errorf("it counted %v void leases", n)
 		}
 	})
@@ -149,20 +150,9 @@ func TestAClockThatWasSetBackDelaysNoTakeOver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- r.Run(ctx) }()
-		for range 3 {
-			select {
-			case <-sink.seen:
-			case <-time.After(time.Minute):
-				t.Fatal("no event in a minute")
-			}
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		stop := start(t, r)
+		sink.wait(t, 3)
+		stop()
 	})
 }
 

@@ -89,6 +89,33 @@ func (c *counting) Publish(_ context.Context, b *Batch) error {
 	return nil
 }
 
+// wait returns once so many more events were published.
+func (c *counting) wait(t *testing.T, n int) {
+	t.Helper()
+	for range n {
+		select {
+		case <-c.seen:
+		case <-time.After(testenv.Patience):
+			t.Fatal("an event was not published")
+		}
+	}
+}
+
+// start runs a relay until the returned function is called.
+func start(t *testing.T, r *Relay) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	return func() {
+		t.Helper()
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // A bound that is wrong, by whatever defect, makes events late and is counted; it loses none.
 func TestSweepDeliversWhatAWrongBoundHides(t *testing.T) {
 	t.Parallel()
@@ -107,43 +134,16 @@ func TestSweepDeliversWhatAWrongBoundHides(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.sweepEvery = 100 * time.Millisecond
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- r.Run(ctx) }()
-		for range 3 {
-			select {
-			case <-sink.seen:
-			case <-time.After(testenv.Patience):
-				t.Fatal("an event below the bound was not delivered in a minute")
-			}
-		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-		if n := value(t, reg, "authctl_outbox_sweep_found_total"); n != 3 {
+		stop := start(t, r)
+		sink.wait(t, 3)
+		stop()
+		if n := outboxtest.Metric(t, reg, "authctl_outbox_sweep_found_total"); n != 3 {
 			t.Errorf("counted %v, want 3", n)
 		}
-		if n := value(t, reg, "authctl_outbox_published_total"); n != 3 {
+		if n := outboxtest.Metric(t, reg, "authctl_outbox_published_total"); n != 3 {
 			t.Errorf("published %v, want 3", n)
 		}
 	})
-}
-
-func value(t *testing.T, reg *prometheus.Registry, name string) float64 {
-	t.Helper()
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if f.GetName() == name {
-			m := f.GetMetric()[0]
-			return m.GetCounter().GetValue() + m.GetGauge().GetValue()
-		}
-	}
-	t.Fatalf("no metric %s", name)
-	return 0
 }
 
 // With the bound raised, a look for new events does not walk over what was deleted; and the
@@ -158,9 +158,7 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.sweepEvery = 20 * time.Millisecond
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- r.Run(ctx) }()
+	stop := start(t, r)
 	for i := range 100 {
 		outboxtest.AddKeys(t, db, fmt.Sprintf("k%d", i), fmt.Sprintf("l%d", i%7), "m")
 	}
@@ -180,11 +178,8 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 			t.Fatalf("pending %d, lowest bound %d; want 0 and 300", st.Pending, low)
 		}
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
-	if n := value(t, reg, "authctl_outbox_sweep_found_total"); n != 0 {
+	stop()
+	if n := outboxtest.Metric(t, reg, "authctl_outbox_sweep_found_total"); n != 0 {
 		t.Errorf("the sweep found %v", n)
 	}
 	if len(sink.seen) != 300 {
@@ -241,17 +236,13 @@ func TestBacklogShowsWhileTheTargetIsAwayFromTheStart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- r.Run(ctx) }()
-		for deadline := time.Now().Add(testenv.Patience); value(t, reg, "authctl_outbox_pending") != 2; time.Sleep(5 * time.Millisecond) {
+		stop := start(t, r)
+		deadline := time.Now().Add(testenv.Patience)
+		for ; outboxtest.Metric(t, reg, "authctl_outbox_pending") != 2; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("the backlog did not show in a minute")
 			}
 		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
+		stop()
 	})
 }

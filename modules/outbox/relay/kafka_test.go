@@ -26,7 +26,8 @@ import (
 // topic makes a topic of its own on the shared Kafka and returns how to reach it.
 func topic(t testing.TB, partitions int) sink.KafkaConfig {
 	t.Helper()
-	cfg := sink.KafkaConfig{Brokers: strings.Split(testenv.Kafka(t), ","), Topic: "test." + uuid.NewString(), Partitions: partitions}
+	cfg := sink.KafkaConfig{Brokers: strings.Split(testenv.Kafka(t), ","), Topic: "test." + uuid.NewString(),
+		Partitions: partitions}
 	st, err := kafka(t, cfg).EnsureTopic(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -135,7 +136,7 @@ func TestAReplayThatKafkaRefusesParksTheKeyFromThere(t *testing.T) {
 	drained(t, db)
 	limit(t, cfg, 3000)
 	outboxtest.Add(t, db, largeEvent("big"))
-	eventually(t, "the new limit to hold", func() bool {
+	testenv.Eventually(t, "the new limit to hold", func() bool {
 		keys, err := outbox.Parked(t.Context(), db)
 		if err == nil && len(keys) == 0 {
 			outboxtest.Add(t, db, largeEvent("big"))
@@ -143,7 +144,8 @@ func TestAReplayThatKafkaRefusesParksTheKeyFromThere(t *testing.T) {
 		return err == nil && len(keys) == 1
 	})
 	drained(t, db)
-	if res, err := outbox.Replay(t.Context(), db, outbox.Selection{FromID: 1, ToID: 3}, false, nil); err != nil || res.Enqueued != 3 {
+	if res, err := outbox.Replay(t.Context(), db, outbox.Selection{FromID: 1, ToID: 3}, false, nil); err != nil ||
+		res.Enqueued != 3 {
 		t.Fatalf("replay: %+v, %v", res, err)
 	}
 	outboxtest.AddKeys(t, db, "small")
@@ -184,7 +186,7 @@ func TestRelayStopsWhenTheTopicIsRepartitioned(t *testing.T) {
 		}
 		return err
 	})
-	eventually(t, "the new partitions to show", func() bool {
+	testenv.Eventually(t, "the new partitions to show", func() bool {
 		n, err := k.Partitions(t.Context())
 		return err == nil && n == 8
 	})
@@ -193,7 +195,8 @@ func TestRelayStopsWhenTheTopicIsRepartitioned(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Run(t.Context()); !errors.Is(err, outbox.ErrPartitionsChanged) || !strings.Contains(err.Error(), "8 partitions") {
+	if err := r.Run(t.Context()); !errors.Is(err, outbox.ErrPartitionsChanged) ||
+		!strings.Contains(err.Error(), "8 partitions") {
 		t.Errorf("got %v, want ErrPartitionsChanged", err)
 	}
 	if n := pending(t, db); n != 1 {
@@ -224,9 +227,9 @@ func TestRelayKeepsEveryPromiseToKafka(t *testing.T) {
 	stopFirst := startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{Waker: waker, Name: "first"})
 	var wg sync.WaitGroup
 	wg.Go(func() { w.Run(t.Context()) })
-	eventually(t, "the first thousand", func() bool { return log.Committed() > 1000 })
+	testenv.Eventually(t, "the first thousand", func() bool { return log.Committed() > 1000 })
 	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{Name: "second"})
-	eventually(t, "the next thousand", func() bool { return log.Committed() > 2000 })
+	testenv.Eventually(t, "the next thousand", func() bool { return log.Committed() > 2000 })
 	stopFirst()
 	wg.Wait()
 	drained(t, db)

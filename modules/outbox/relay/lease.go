@@ -127,7 +127,8 @@ func (r *Relay) tickTx(
 	if err := schema.Bounded(ctx, tx, r.cfg.Lease/2); err != nil {
 		return res, err
 	}
-	if err := tx.QueryRowContext(ctx, "SELECT "+clock+", "+schema.ThisServer(tx)).Scan(&res.nowMS, &res.server); err != nil {
+	err = tx.QueryRowContext(ctx, "SELECT "+clock+", "+schema.ThisServer(tx)).Scan(&res.nowMS, &res.server)
+	if err != nil {
 		return res, err
 	}
 	if prior := r.serverName(); prior != "" && prior != res.server {
@@ -189,7 +190,9 @@ func (r *Relay) tickTx(
 
 // watch lists the relays: the ids of the living ones in order, and of those that have not renewed
 // for a whole lease. It keeps what it has seen for the next call.
-func (r *Relay) watch(ctx context.Context, tx database.Tx, asked time.Time, nowMS int64) (living, gone []string, err error) {
+func (r *Relay) watch(
+	ctx context.Context, tx database.Tx, asked time.Time, nowMS int64,
+) (living, gone []string, err error) {
 	rows, err := tx.QueryContext(ctx, `SELECT r.id, r.until_ms, coalesce(s.until_ms, 0), coalesce(r.lease_ms, ?1) FROM outbox_relay r
 			LEFT JOIN (SELECT owner, max(until_ms) AS until_ms FROM outbox_shard GROUP BY owner) s ON s.owner = r.id
 		UNION ALL SELECT owner, 0, max(until_ms), ?1 FROM outbox_shard WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_relay) GROUP BY owner
@@ -239,7 +242,9 @@ func (r *Relay) overdue() bool {
 
 // take claims free shards, those of one partition together, because their events share batches.
 // The shards of relays that are gone are free, whenever their leases end.
-func (r *Relay) take(ctx context.Context, tx database.Tx, held []claim, gone []string, limit int, clock string, lease int64) ([]claim, error) {
+func (r *Relay) take(
+	ctx context.Context, tx database.Tx, held []claim, gone []string, limit int, clock string, lease int64,
+) ([]claim, error) {
 	skip := ""
 	if r.db.IsPostgres() {
 		skip = " FOR UPDATE SKIP LOCKED" // another relay is taking what is locked

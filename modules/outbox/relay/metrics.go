@@ -35,10 +35,12 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		replayed:  counter("replayed_total", "Events this relay published again because an operator asked for it."),
 		takeovers: counter("takeovers_total", "Shards this relay took from a relay whose lease had expired."),
 		lost:      counter("leases_lost_total", "Shards this relay lost because it did not renew in time."),
-		void: counter("leases_void_total", "Shards this relay took from a relay that was gone although its lease ended in the future: "+
-			"the database's clock was ahead or has been set back."),
-		sweepFound: counter("sweep_found_total", "Events found below the watermark. Any is a defect: they are delivered late, "+
-			"perhaps after later events of their key."),
+		void: counter("leases_void_total",
+			"Shards this relay took from a relay that was gone although its lease ended in the future: "+
+				"the database's clock was ahead or has been set back."),
+		sweepFound: counter("sweep_found_total",
+			"Events found below the watermark. Any is a defect: they are delivered late, "+
+				"perhaps after later events of their key."),
 		refused: counter("refused_total", "Events the target refused for good; their keys were parked."),
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "authctl_outbox_publish_errors_total", Help: "Attempts to publish that failed, by kind.",

@@ -16,6 +16,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // picky refuses some records as a broker would; what it takes, the real sink gets.
@@ -75,7 +76,8 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 			t.Parallel()
 			dbtest.Each(t, func(t *testing.T, db *database.DB) {
 				real, path := file(t)
-				s := &picky{Sink: real, vague: vague, refuses: func(r relay.Record) bool { return (r.Key == "bad" || r.Key == "worse") && r.Seq == 2 }}
+				s := &picky{Sink: real, vague: vague,
+					refuses: func(r relay.Record) bool { return (r.Key == "bad" || r.Key == "worse") && r.Seq == 2 }}
 				for range 3 {
 					outboxtest.AddKeys(t, db, "good", "bad", "worse", "fine")
 				}
@@ -94,7 +96,8 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 					t.Fatalf("parked %+v, %v", keys, err)
 				}
 				for _, k := range keys {
-					if k.Events != 3 || k.Type != "test.Happened.v1" || !strings.Contains(k.Error, "taste") || time.Since(k.ParkedAt).Abs() > time.Hour {
+					if k.Events != 3 || k.Type != "test.Happened.v1" || !strings.Contains(k.Error, "taste") ||
+						time.Since(k.ParkedAt).Abs() > time.Hour {
 						t.Errorf("parked %+v", k)
 					}
 				}
@@ -107,7 +110,7 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 				if n, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil || n != 3 {
 					t.Errorf("retry: %d, %v", n, err)
 				}
-				eventually(t, "the key to be parked again", func() bool {
+				testenv.Eventually(t, "the key to be parked again", func() bool {
 					waiting, err := outbox.ParkedEvents(t.Context(), db, "bad")
 					return err == nil && len(waiting) == 3
 				})
@@ -152,9 +155,10 @@ func TestReplaySendsTheSameEventsAgain(t *testing.T) {
 		outboxtest.Add(t, db, other)
 		startRelay(t, db, s, relay.Config{}, relay.Options{})
 		drained(t, db)
-		eventually(t, "owners to look only above what is published", func() bool {
+		testenv.Eventually(t, "owners to look only above what is published", func() bool {
 			st, err := outbox.Status(t.Context(), db)
-			return err == nil && (!db.IsPostgres() || !slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Watermark < 4 }))
+			return err == nil && (!db.IsPostgres() || !slices.ContainsFunc(st.Shards,
+				func(s outbox.ShardState) bool { return s.Watermark < 4 }))
 		})
 		before := len(lines(t, path))
 		count := func(what string, sel outbox.Selection, want string) {
@@ -180,7 +184,8 @@ func TestReplaySendsTheSameEventsAgain(t *testing.T) {
 		count("by key", outbox.Selection{Key: "a"}, "a/1* a/2*")
 		count("by type", outbox.Selection{Type: "test.Other.v1"}, "b/2*")
 		count("by ids", outbox.Selection{FromID: 2, ToID: 3}, "a/2* b/1*")
-		count("by time", outbox.Selection{From: time.Now().Add(-time.Hour), To: time.Now().Add(time.Hour)}, "a/1* a/2* b/1* b/2*")
+		count("by time", outbox.Selection{From: time.Now().Add(-time.Hour), To: time.Now().Add(time.Hour)},
+			"a/1* a/2* b/1* b/2*")
 		count("of nothing", outbox.Selection{To: time.Now().Add(-time.Hour)}, "")
 
 		seen, err := outboxtest.ReadFile(path)
@@ -238,7 +243,8 @@ func TestStatusTellsBacklogAndOwners(t *testing.T) {
 		if st, err = outbox.Status(t.Context(), db); err != nil {
 			t.Fatal(err)
 		}
-		if len(st.Relays) != 1 || st.Relays[0].Name != "me" || st.Relays[0].Shards != 96 || len(st.Targets) != 1 || st.Targets[0].Partitions != 1 {
+		if len(st.Relays) != 1 || st.Relays[0].Name != "me" || st.Relays[0].Shards != 96 || len(st.Targets) != 1 ||
+			st.Targets[0].Partitions != 1 {
 			t.Errorf("with a relay: %+v", st)
 		}
 		stop()
@@ -266,9 +272,9 @@ func TestRelaysShareFairlyAndHandOver(t *testing.T) {
 		startRelay(t, db, fileAt(t, path), relay.Config{}, relay.Options{})
 		second := startRelay(t, db, fileAt(t, path), relay.Config{}, relay.Options{})
 		startRelay(t, db, fileAt(t, path), relay.Config{}, relay.Options{})
-		eventually(t, "three fair shares", func() bool { return slices.Equal(shares(), []int{32, 32, 32}) })
+		testenv.Eventually(t, "three fair shares", func() bool { return slices.Equal(shares(), []int{32, 32, 32}) })
 		second()
-		eventually(t, "two fair shares", func() bool { return slices.Equal(shares(), []int{48, 48}) })
+		testenv.Eventually(t, "two fair shares", func() bool { return slices.Equal(shares(), []int{48, 48}) })
 	})
 }
 
@@ -323,7 +329,7 @@ func TestTailFollowsInOrder(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		eventually(t, "all events to be shown", func() bool { return heard.Load() == 204 })
+		testenv.Eventually(t, "all events to be shown", func() bool { return heard.Load() == 204 })
 		cancel()
 		if err := <-done; err != nil {
 			t.Error(err)
@@ -402,7 +408,7 @@ func TestShardsChangeOnlyWhileNothingWaits(t *testing.T) {
 		drained(t, db)
 		stop()
 		startRelay(t, db, s, relay.Config{Shards: 12}, relay.Options{})
-		eventually(t, "twelve shards", func() bool {
+		testenv.Eventually(t, "twelve shards", func() bool {
 			st, err := outbox.Status(t.Context(), db)
 			return err == nil && len(st.Shards) == 12 && len(st.Relays) == 1 && st.Relays[0].Shards == 12
 		})
@@ -462,7 +468,8 @@ func TestRelayRefusesAnotherNumberOfPartitions(t *testing.T) {
 	if err := outbox.AcceptPartitions(t.Context(), db, s.Name(), new(""), 16); !errors.Is(err, outbox.ErrRelaysAlive) {
 		t.Errorf("while a relay runs: %v, want ErrRelaysAlive", err)
 	}
-	if err := outbox.AcceptPartitions(t.Context(), db, "file:/elsewhere", new(""), 8); !errors.Is(err, outbox.ErrOtherTarget) {
+	err := outbox.AcceptPartitions(t.Context(), db, "file:/elsewhere", new(""), 8)
+	if !errors.Is(err, outbox.ErrOtherTarget) {
 		t.Errorf("of another target: %v, want ErrOtherTarget", err)
 	}
 }
@@ -485,7 +492,7 @@ func TestForeignTransactionsDelayNothing(t *testing.T) {
 			for range 50 {
 				outboxtest.AddKeys(t, db, "a", "b")
 			}
-			eventually(t, "the others' events", func() bool { return len(lines(t, path)) == 100 })
+			testenv.Eventually(t, "the others' events", func() bool { return len(lines(t, path)) == 100 })
 			return nil
 		})
 	})

@@ -63,7 +63,8 @@ func TestAnOutageEndsWithTheLease(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	now := time.Unix(1000, 0)
 	db := dbtest.SQLite(t)
-	r, err := New(db, &counting{partitions: 4}, Config{}, Options{Log: zap.New(core), Now: func() time.Time { return now }})
+	r, err := New(db, &counting{partitions: 4}, Config{}, Options{Log: zap.New(core),
+		Now: func() time.Time { return now }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -294,24 +295,19 @@ func TestAnOutageIsNotReportedForEveryAttempt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	start := time.Now()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- r.Run(ctx) }()
+	begun := time.Now()
+	stop := start(t, r)
 	for deadline := time.Now().Add(testenv.Patience); s.attempts.Load() < 500; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("%d attempts", s.attempts.Load())
 		}
 	}
-	cancel()
-	if err := <-done; err != nil {
-		t.Error(err)
-	}
+	stop()
 	var n int
 	if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM written`).Scan(&n); err != nil {
 		t.Fatal(err)
 	}
-	if most := 2 + int(time.Since(start)/repeatReport); n < 1 || n > most {
+	if most := 2 + int(time.Since(begun)/repeatReport); n < 1 || n > most {
 		t.Errorf("reported %d times, want 1 to %d", n, most)
 	}
 }

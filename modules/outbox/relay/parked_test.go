@@ -34,7 +34,8 @@ func (s *tired) Publish(ctx context.Context, b *relay.Batch) error {
 // sequence is what was published of a key, in order.
 func sequence(t testing.TB, path, key string) string {
 	t.Helper()
-	return strings.Join(slices.DeleteFunc(lines(t, path), func(s string) bool { return !strings.HasPrefix(s, key+"/") }), " ")
+	return strings.Join(slices.DeleteFunc(lines(t, path), func(s string) bool { return !strings.HasPrefix(s, key+"/") }),
+		" ")
 }
 
 // A key is parked, and a replay of its earlier events meets another one that is refused: the
@@ -70,7 +71,8 @@ func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 
 				s.set(refuse(2, 4))
 				s.times.Store(0)
-				if res, err := outbox.Replay(t.Context(), db, outbox.Selection{Key: "bad"}, false, nil); err != nil || res.Enqueued != 3 {
+				if res, err := outbox.Replay(t.Context(), db, outbox.Selection{Key: "bad"}, false, nil); err != nil ||
+					res.Enqueued != 3 {
 					t.Fatalf("replay: %+v, %v", res, err)
 				}
 				outboxtest.AddKeys(t, db, "good", "bad")
@@ -87,7 +89,8 @@ func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 				}
 
 				// A replay of what waits with its key changes nothing.
-				if res, err := outbox.Replay(t.Context(), db, outbox.Selection{Key: "bad"}, false, nil); err != nil || res.Enqueued != 1 {
+				if res, err := outbox.Replay(t.Context(), db, outbox.Selection{Key: "bad"}, false, nil); err != nil ||
+					res.Enqueued != 1 {
 					t.Fatalf("replay: %+v, %v", res, err)
 				}
 				drained(t, db)
@@ -109,7 +112,8 @@ func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 					t.Fatalf("discard: %d, %v", n, err)
 				}
 				drained(t, db)
-				if got, want := sequence(t, path, "bad"), "bad/1 bad/2 bad/3 bad/1* bad/1* bad/2* bad/3* bad/5 bad/6 bad/7"; got != want {
+				if got, want := sequence(t, path, "bad"),
+					"bad/1 bad/2 bad/3 bad/1* bad/1* bad/2* bad/3* bad/5 bad/6 bad/7"; got != want {
 					t.Errorf("published %s, want %s", got, want)
 				}
 			})

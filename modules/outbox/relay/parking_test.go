@@ -27,10 +27,12 @@ func TestARenewalDoesNotForgetAKeyThatWasJustParked(t *testing.T) {
 	held := []claim{{shard: 5, epoch: 1, parkings: sh.parkings}}
 	sh.park("bad", 7)
 	sh.park("earlier", 10)
-	answer := tickResult{claims: []claim{{shard: 5, epoch: 1}}, parked: map[int]map[string]int64{5: {"other": 9, "earlier": 20}}}
+	answer := tickResult{claims: []claim{{shard: 5, epoch: 1}},
+		parked: map[int]map[string]int64{5: {"other": 9, "earlier": 20}}}
 	r.applyTick(time.Now(), held, answer)
 	for key, from := range map[string]int64{"bad": 7, "other": 9, "earlier": 10} {
-		if !sh.parks(&Record{Record: outbox.Record{Key: key, ID: from}}) || sh.parks(&Record{Record: outbox.Record{Key: key, ID: from - 1}}) {
+		if !sh.parks(&Record{Record: outbox.Record{Key: key, ID: from}}) ||
+			sh.parks(&Record{Record: outbox.Record{Key: key, ID: from - 1}}) {
 			t.Errorf("%s does not wait from %d on: %v", key, from, sh.parked)
 		}
 	}

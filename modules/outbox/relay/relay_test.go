@@ -19,16 +19,6 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// eventually polls until done, and fails the test when that takes a minute.
-func eventually(t testing.TB, what string, done func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(testenv.Patience); !done(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited a minute for %s", what)
-		}
-	}
-}
-
 // startRelay runs a relay until the returned function is called, or the test ends.
 func startRelay(t testing.TB, db *database.DB, s relay.Sink, cfg relay.Config, opt relay.Options) (stop func()) {
 	t.Helper()
@@ -50,27 +40,12 @@ func startRelay(t testing.TB, db *database.DB, s relay.Sink, cfg relay.Config, o
 		if err := <-done; err != nil {
 			t.Errorf("the relay ended with: %v", err)
 		}
-		if n := counted(t, reg, "authctl_outbox_sweep_found_total"); n != 0 {
+		if n := outboxtest.Metric(t, reg, "authctl_outbox_sweep_found_total"); n != 0 {
 			t.Errorf("%v events were below the settled bound", n)
 		}
 	})
 	t.Cleanup(stop)
 	return stop
-}
-
-func counted(t testing.TB, reg *prometheus.Registry, name string) float64 {
-	t.Helper()
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if f.GetName() == name {
-			return f.GetMetric()[0].GetCounter().GetValue()
-		}
-	}
-	t.Fatalf("no metric %s", name)
-	return 0
 }
 
 func file(t testing.TB) (relay.Sink, string) {
@@ -107,7 +82,8 @@ func drained(t testing.TB, db *database.DB) {
 	for deadline := time.Now().Add(testenv.Patience); pending(t, db) > 0; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			st, err := outbox.Status(context.Background(), db)
-			t.Fatalf("the outbox is not empty after a minute: %d pending, relays %+v, first shards %+v, %v", st.Pending, st.Relays, st.Shards[:3], err)
+			t.Fatalf("the outbox is not empty after a minute: %d pending, relays %+v, first shards %+v, %v", st.Pending,
+				st.Relays, st.Shards[:3], err)
 		}
 	}
 }
@@ -138,9 +114,9 @@ func TestRelayKeepsEveryPromiseWithoutFaults(t *testing.T) {
 		stopFirst := startRelay(t, db, s, relay.Config{}, relay.Options{Waker: waker, Name: "first"})
 		var wg sync.WaitGroup
 		wg.Go(func() { w.Run(t.Context()) })
-		eventually(t, "the first thousand", func() bool { return log.Committed() > 1000 })
+		testenv.Eventually(t, "the first thousand", func() bool { return log.Committed() > 1000 })
 		startRelay(t, db, fileAt(t, path), relay.Config{}, relay.Options{Name: "second"})
-		eventually(t, "the next thousand", func() bool { return log.Committed() > 2000 })
+		testenv.Eventually(t, "the next thousand", func() bool { return log.Committed() > 2000 })
 		stopFirst()
 		wg.Wait()
 		drained(t, db)

@@ -15,6 +15,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // The rights that the package comment names are enough: for who writes events, for a relay
@@ -58,11 +59,13 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 			parts = append(parts, fmt.Sprintf("outbox_event_%02d", i))
 		}
 		rights = strings.NewReplacer("ROLE", role, "SEGMENTS", strings.Join(parts, ", ")).Replace(rights)
-		if _, err := admin.ExecContext(t.Context(), fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD 'x'; %s", role, rights)); err != nil {
+		create := fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD 'x'; %s", role, rights)
+		if _, err := admin.ExecContext(t.Context(), create); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() {
-			if _, err := admin.ExecContext(context.Background(), fmt.Sprintf("DROP OWNED BY %s; DROP ROLE %s", role, role)); err != nil {
+			drop := fmt.Sprintf("DROP OWNED BY %s; DROP ROLE %s", role, role)
+			if _, err := admin.ExecContext(context.Background(), drop); err != nil {
 				t.Error(err)
 			}
 		})
@@ -73,13 +76,14 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 		u.User = url.UserPassword(role, "x")
 		return u.String()
 	}
-	writer, relaying, operator := dbtest.Open(t, as(writerRights)), dbtest.Open(t, as(relayRights)), dbtest.Open(t, as(operatorRights))
+	writer, relaying := dbtest.Open(t, as(writerRights)), dbtest.Open(t, as(relayRights))
+	operator := dbtest.Open(t, as(operatorRights))
 
 	outboxtest.AddKeys(t, writer, "good", "bad", "bad")
 	real, path := file(t)
 	s := &picky{Sink: real, refuses: func(r relay.Record) bool { return r.Key == "bad" && r.Seq == 1 }}
 	stop := startRelay(t, relaying, s, relay.Config{}, relay.Options{})
-	eventually(t, "an event and a parked key", func() bool {
+	testenv.Eventually(t, "an event and a parked key", func() bool {
 		st, err := outbox.Status(t.Context(), operator)
 		return err == nil && st.Pending == 0 && st.ParkedEvents == 2
 	})
@@ -89,7 +93,8 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	if _, err := outbox.Replay(t.Context(), operator, outbox.Selection{Key: "good"}, false, nil); err != nil {
 		t.Error(err)
 	}
-	if err := outbox.Tail(t.Context(), operator, outbox.TailOptions{Last: 3}, func(outbox.Entry) error { return nil }); err != nil {
+	err := outbox.Tail(t.Context(), operator, outbox.TailOptions{Last: 3}, func(outbox.Entry) error { return nil })
+	if err != nil {
 		t.Error(err)
 	}
 	drained(t, operator)
@@ -110,7 +115,7 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	if _, err := outbox.SetTarget(t.Context(), operator, outbox.Target{Name: s.Name(), Partitions: 1}, 96); err != nil {
 		t.Error(err)
 	}
-	err := writer.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Finish(ctx, tx, "bad") })
+	err = writer.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Finish(ctx, tx, "bad") })
 	if err != nil {
 		t.Error(err)
 	}
@@ -132,7 +137,10 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	if err == nil {
 		t.Error("who writes events can read them")
 	}
-	if err := relaying.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, outboxtest.Event("x")) }); err == nil {
+	err = relaying.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+		return outbox.Add(ctx, tx, outboxtest.Event("x"))
+	})
+	if err == nil {
 		t.Error("a relay can write events")
 	}
 }

@@ -67,7 +67,8 @@ func TestPendingEventsAreReadAsTheyWereAdded(t *testing.T) {
 		for _, r := range got {
 			var want Record
 			err := db.QueryRowContext(t.Context(), `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data FROM outbox_event WHERE id = ?`, r.ID).
-				Scan(&want.ID, &want.Seq, &want.CreatedMS, &want.EventID, &want.Key, &want.Subject, &want.Time, &want.Type, &want.Source, &want.DataSchema, &want.Data)
+				Scan(&want.ID, &want.Seq, &want.CreatedMS, &want.EventID, &want.Key, &want.Subject, &want.Time, &want.Type,
+					&want.Source, &want.DataSchema, &want.Data)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -87,10 +88,12 @@ func TestReadingIsLimitedForEachShard(t *testing.T) {
 		outboxtest.AddKeys(t, db, "a", "a", "a", "a", "b", "b")
 		size := read(t, s, 1, 1)[0].Bytes()
 		for _, c := range []struct{ limit, bytes, want int }{
-			{10, 1 << 20, 6}, {1, 1 << 20, 2}, {3, 1 << 20, 5}, {10, 1, 2}, {10, size, 2}, {10, size + 1, 4}, {10, 2*size + 1, 5},
+			{10, 1 << 20, 6}, {1, 1 << 20, 2}, {3, 1 << 20, 5}, {10, 1, 2}, {10, size, 2}, {10, size + 1, 4},
+			{10, 2*size + 1, 5},
 		} {
 			if got := read(t, s, c.limit, c.bytes); len(got) != c.want {
-				t.Errorf("at most %d events and %d bytes of a shard: got %d events of two shards, want %d", c.limit, c.bytes, len(got), c.want)
+				t.Errorf("at most %d events and %d bytes of a shard: got %d events of two shards, want %d", c.limit, c.bytes,
+					len(got), c.want)
 			}
 		}
 	})
@@ -130,7 +133,8 @@ func TestDoneIsWhatWasSentAndNothingElse(t *testing.T) {
 			if name == "another takes over" { // else it shows nothing
 				now := read(t, s, 10, 1<<20)
 				if now[1].at != sent[0].at || now[2].at != sent[1].at {
-					t.Fatalf("the new rows are at %v and %v, not where the old ones were, %v and %v", now[1].at, now[2].at, sent[0].at, sent[1].at)
+					t.Fatalf("the new rows are at %v and %v, not where the old ones were, %v and %v", now[1].at, now[2].at, sent[0].at,
+						sent[1].at)
 				}
 			}
 			if err := s.published(t.Context(), server(t, db), sent); err != nil {
@@ -226,9 +230,11 @@ func TestTheBoundPassesOnlyWhatIsDone(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			sh := &shard{id: 5, epoch: 1, parked: c.parked}
-			r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, workers: make([]partitionWorker, 4), held: map[int]*shard{5: sh}, now: time.Now}
+			r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, workers: make([]partitionWorker, 4),
+				held: map[int]*shard{5: sh}, now: time.Now}
 			asked, _ := r.fetchRequests([]bool{true, true, true, true})
-			records := []Record{{Record: outbox.Record{ID: 10, Key: "waits"}, shard: 5}, {Record: outbox.Record{ID: 11, Key: "k"}, shard: 5}, {Record: outbox.Record{ID: 12, Key: "k"}, shard: 5}}
+			records := []Record{{Record: outbox.Record{ID: 10, Key: "waits"}, shard: 5},
+				{Record: outbox.Record{ID: 11, Key: "k"}, shard: 5}, {Record: outbox.Record{ID: 12, Key: "k"}, shard: 5}}
 			parcels := r.dispatch(asked, records, c.settled)
 			if len(parcels) != 1 || !sh.busy {
 				t.Fatalf("%d parcels, busy: %v", len(parcels), sh.busy)

@@ -25,6 +25,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // refused runs a relay that must be refused, and returns why.
@@ -100,7 +101,8 @@ func TestOnlyOneTargetIsRecorded(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if i := slices.Index(admitted, true); i < 0 || slices.Contains(admitted[i+1:], true) || target(t, db).Name != names[i] {
+		if i := slices.Index(admitted, true); i < 0 || slices.Contains(admitted[i+1:], true) ||
+			target(t, db).Name != names[i] {
 			t.Errorf("admitted %v, the target is %+v", admitted, target(t, db))
 		}
 	})
@@ -115,7 +117,8 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 		stop := startRelay(t, db, first, relay.Config{}, relay.Options{Name: "the first"})
 		outboxtest.AddKeys(t, db, "a", "b")
 		drained(t, db)
-		if _, err := outbox.SetTarget(t.Context(), db, to, 96); !errors.Is(err, outbox.ErrRelaysAlive) || !strings.Contains(err.Error(), "the first") {
+		if _, err := outbox.SetTarget(t.Context(), db, to, 96); !errors.Is(err, outbox.ErrRelaysAlive) ||
+			!strings.Contains(err.Error(), "the first") {
 			t.Errorf("while a relay runs: %v, want ErrRelaysAlive and its name", err)
 		}
 		stop()
@@ -126,13 +129,16 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 		}
 		outboxtest.AddKeys(t, db, "a")
 		plan, err := outbox.PlanTarget(t.Context(), db, to, 96)
-		if err != nil || !plan.Changed || plan.Waiting != 1 || plan.From == nil || plan.From.Name != first.Name() || target(t, db).Name != first.Name() {
+		if err != nil || !plan.Changed || plan.Waiting != 1 || plan.From == nil || plan.From.Name != first.Name() ||
+			target(t, db).Name != first.Name() {
 			t.Fatalf("planned %+v, %v", plan, err)
 		}
-		if _, err := outbox.SetTarget(t.Context(), db, outbox.Target{Name: second.Name(), Partitions: 7}, 96); !errors.Is(err, outbox.ErrShards) {
+		seven := outbox.Target{Name: second.Name(), Partitions: 7}
+		if _, err := outbox.SetTarget(t.Context(), db, seven, 96); !errors.Is(err, outbox.ErrShards) {
 			t.Errorf("seven partitions for 96 shards: %v, want ErrShards", err)
 		}
-		if done, err := outbox.SetTarget(t.Context(), db, to, 96); err != nil || !done.Changed || target(t, db).Name != second.Name() || target(t, db).Since.IsZero() {
+		if done, err := outbox.SetTarget(t.Context(), db, to, 96); err != nil || !done.Changed ||
+			target(t, db).Name != second.Name() || target(t, db).Since.IsZero() {
 			t.Fatalf("changed %+v, %v; the target is %+v", done, err, target(t, db))
 		}
 		if again, err := outbox.SetTarget(t.Context(), db, to, 96); err != nil || again.Changed {
@@ -142,7 +148,8 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 		stop = startRelay(t, db, second, relay.Config{}, relay.Options{})
 		drained(t, db)
 		stop()
-		if before, after := strings.Join(lines(t, path), " "), strings.Join(lines(t, elsewhere), " "); before != "a/1 b/1" && before != "b/1 a/1" || after != "a/2" {
+		before, after := strings.Join(lines(t, path), " "), strings.Join(lines(t, elsewhere), " ")
+		if before != "a/1 b/1" && before != "b/1 a/1" || after != "a/2" {
 			t.Errorf("published %s, and then %s", before, after)
 		}
 		// And back, to a place whose number of partitions is remembered.
@@ -194,7 +201,8 @@ func TestRelayEndsWhenItsTargetIsChanged(t *testing.T) {
 		}
 		outboxtest.AddKeys(t, db, "a")
 		st, err := outbox.Status(t.Context(), db)
-		if err != nil || len(st.Relays) != 0 || slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Owner != "" }) {
+		if err != nil || len(st.Relays) != 0 ||
+			slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Owner != "" }) {
 			t.Errorf("still there: %+v, %v", st.Relays, err)
 		}
 		if got := strings.Join(lines(t, path), " "); got != "a/1" {
@@ -289,7 +297,8 @@ func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 		}
 		run := func(way string) {
 			t.Helper()
-			text, err := os.ReadFile(filepath.Join("..", "..", "..", "migrations", dialect, "20261128000200_outbox_target.tx."+way+".sql"))
+			text, err := os.ReadFile(filepath.Join("..", "..", "..", "migrations", dialect,
+				"20261128000200_outbox_target.tx."+way+".sql"))
 			switch {
 			case err != nil:
 			case db.IsPostgres():
@@ -340,7 +349,8 @@ func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 		}
 		run("up")
 		third, _ := file(t)
-		if why := refused(t, db, third); !strings.Contains(why, first.Name()[5:]) || !strings.Contains(why, other.Name()[5:]) {
+		if why := refused(t, db, third); !strings.Contains(why, first.Name()[5:]) ||
+			!strings.Contains(why, other.Name()[5:]) {
 			t.Errorf("it does not name both: %s", why)
 		}
 		startRelay(t, db, other, relay.Config{}, relay.Options{})
@@ -381,7 +391,7 @@ func TestTargetThatIsAwayAtTheStart(t *testing.T) {
 		s := &place{Sink: real, err: errors.New("no broker answers")}
 		outboxtest.AddKeys(t, db, "a")
 		stop := startRelay(t, db, s, relay.Config{}, relay.Options{})
-		eventually(t, "the target is recorded", func() bool {
+		testenv.Eventually(t, "the target is recorded", func() bool {
 			st, err := outbox.Status(t.Context(), db)
 			return err == nil && st.Target() != nil
 		})
@@ -502,7 +512,7 @@ func TestTopicMayBeMadeAgain(t *testing.T) {
 		return err
 	})
 	k := kafka(t, cfg)
-	eventually(t, "the topic is gone", func() bool {
+	testenv.Eventually(t, "the topic is gone", func() bool {
 		_, err := k.Partitions(t.Context())
 		stalled, ok := errors.AsType[*relay.Stalled](err)
 		return ok && stalled.Kind == "topic"
@@ -512,7 +522,8 @@ func TestTopicMayBeMadeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	drained(t, db)
-	if got, err := outboxtest.ReadKafka(t.Context(), cfg.Brokers, cfg.Topic); err != nil || len(got) != 1 || got[0].Seq != 2 {
+	if got, err := outboxtest.ReadKafka(t.Context(), cfg.Brokers, cfg.Topic); err != nil || len(got) != 1 ||
+		got[0].Seq != 2 {
 		t.Errorf("published %v, %v", got, err)
 	}
 }

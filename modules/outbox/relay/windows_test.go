@@ -35,7 +35,8 @@ func stoppable(t *testing.T, db *database.DB) int {
 	stops := 0
 	var out strings.Builder
 	stop := func() {
-		fmt.Fprintf(&out, "IF current_setting('outbox.stop_at', true) = '%d' THEN PERFORM pg_advisory_xact_lock(1); END IF;\n", stops)
+		fmt.Fprintf(&out,
+			"IF current_setting('outbox.stop_at', true) = '%d' THEN PERFORM pg_advisory_xact_lock(1); END IF;\n", stops)
 		stops++
 	}
 	out.WriteString(head + "\nBEGIN\n")
@@ -155,7 +156,8 @@ func TestTheShardOfAnEventIsOneOfThoseInUse(t *testing.T) {
 			t.Fatal(err)
 		}
 		if (err == nil) != (shards == 7) || shard != outbox.Partition("slow", shards) {
-			t.Errorf("the event is in shard %d of %d, want %d; the change of the number: %v", shard, shards, outbox.Partition("slow", shards), err)
+			t.Errorf("the event is in shard %d of %d, want %d; the change of the number: %v", shard, shards,
+				outbox.Partition("slow", shards), err)
 		}
 	})
 }
@@ -242,7 +244,8 @@ func TestNothingIsDoneToAnotherServerThanTheOneReadFrom(t *testing.T) {
 	if err := s.published(t.Context(), "another server", sent); !errors.Is(err, errOtherServer) {
 		t.Errorf("marked done: %v", err)
 	}
-	if _, err := s.pendingOf(t.Context(), "another server", []int{sent[0].shard}, []int64{0}, 10, 1<<20); !errors.Is(err, errOtherServer) {
+	_, err := s.pendingOf(t.Context(), "another server", []int{sent[0].shard}, []int64{0}, 10, 1<<20)
+	if !errors.Is(err, errOtherServer) {
 		t.Errorf("read: %v", err)
 	}
 	by := ownership{"another server", "00000000-0000-0000-0000-000000000001", 0}

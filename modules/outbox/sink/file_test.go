@@ -24,8 +24,8 @@ func batch(records ...relay.Record) *relay.Batch {
 
 func record(key string, seq int64) relay.Record {
 	return relay.Record{Record: outbox.Record{
-		ID: seq, Seq: seq, EventID: fmt.Sprintf("%s-%d", key, seq), Type: "test.Happened.v1", Key: key, Subject: key, Source: "https://auth.example",
-		DataSchema: "https://schemas.example/a.json", Time: "2026-01-02T03:04:05.5Z", Data: []byte(`{"a":"<&> ü"}`),
+		ID: seq, Seq: seq, EventID: fmt.Sprintf("%s-%d", key, seq), Type: "test.Happened.v1", Key: key, Subject: key,
+		Source: "https://auth.example", DataSchema: "https://schemas.example/a.json", Time: "2026-01-02T03:04:05.5Z", Data: []byte(`{"a":"<&> ü"}`),
 	}}
 }
 
@@ -130,7 +130,8 @@ func TestFileIsSharedByTurns(t *testing.T) {
 		s := open(t, path)
 		wg.Go(func() {
 			for i := range 20 {
-				if err := s.Publish(context.Background(), batch(record(fmt.Sprint("k", n), int64(2*i+1)), record(fmt.Sprint("k", n), int64(2*i+2)))); err != nil {
+				if err := s.Publish(context.Background(),
+					batch(record(fmt.Sprint("k", n), int64(2*i+1)), record(fmt.Sprint("k", n), int64(2*i+2)))); err != nil {
 					t.Error(err)
 				}
 			}
