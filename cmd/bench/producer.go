@@ -46,7 +46,7 @@ func bareProducer(ctx context.Context, brokers string, events, batch int) (rate 
 	}
 	defer func() { err = errors.Join(err, producer.Close()) }()
 
-	lanes := make([][]*sarama.ProducerMessage, partitions)
+	byPartition := make([][]*sarama.ProducerMessage, partitions)
 	for p, records := range outboxbench.ByPartition(events, partitions) {
 		for _, r := range records {
 			m := &sarama.ProducerMessage{Topic: topic, Partition: int32(p), Key: sarama.StringEncoder(r.Key), Value: sarama.ByteEncoder(r.Data)}
@@ -56,13 +56,13 @@ func bareProducer(ctx context.Context, brokers string, events, batch int) (rate 
 			} {
 				m.Headers = append(m.Headers, sarama.RecordHeader{Key: []byte(h[0]), Value: []byte(h[1])})
 			}
-			lanes[p] = append(lanes[p], m)
+			byPartition[p] = append(byPartition[p], m)
 		}
 	}
 	errs := make([]error, partitions)
 	var group sync.WaitGroup
 	begin := time.Now()
-	for p, messages := range lanes {
+	for p, messages := range byPartition {
 		group.Go(func() {
 			for chunk := range slices.Chunk(messages, batch) {
 				if errs[p] = producer.SendMessages(chunk); errs[p] != nil {

@@ -148,7 +148,7 @@ func finish(t *testing.T, db *database.DB, keys ...string) {
 	}
 }
 
-// counters lists key:seq, and with * behind it those that are marked as finished.
+// counters lists key:seq, followed by * if the key is marked as finished.
 func counters(t *testing.T, db *database.DB) string {
 	t.Helper()
 	rows, err := db.QueryContext(t.Context(), `SELECT k.key, k.seq, f.key IS NOT NULL FROM outbox_key k LEFT JOIN outbox_finished_key f ON f.key = k.key ORDER BY k.key`)

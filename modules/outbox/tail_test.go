@@ -47,7 +47,7 @@ func TestTailRemembersLittle(t *testing.T) {
 		write("a")
 		for _, follow := range []bool{false, true} {
 			if most := all(n, follow); most != 0 {
-				t.Errorf("follow=%v: it remembers %d ids, all of which are settled", follow, most)
+				t.Errorf("follow=%v: it remembers %d ids, all of which are stable", follow, most)
 			}
 		}
 		if !db.IsPostgres() {
@@ -66,7 +66,7 @@ func TestTailRemembersLittle(t *testing.T) {
 			t.Errorf("without following it remembers %d ids", most)
 		}
 		if most := all(2*n, true); most < n || most > n+200 {
-			t.Errorf("it remembers %d ids, of which %d are not settled", most, n)
+			t.Errorf("it remembers %d ids, of which %d are not stable", most, n)
 		}
 	})
 }

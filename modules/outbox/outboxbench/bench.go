@@ -1,5 +1,5 @@
-// Package outboxbench measures the outbox against what the same machine can do in the same
-// run: a figure alone says little about another machine, a ratio does.
+// Package outboxbench measures the outbox, and in the same run what the machine can do without it. A
+// ratio says something about other machines, a single figure says little.
 package outboxbench
 
 import (
@@ -21,8 +21,8 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// Options say what to measure with. The database must be migrated, empty and for this
-// alone; the sink's target as well.
+// Options say what to measure with. The database must be migrated and empty, and it and the sink's
+// target must be used for nothing else.
 type Options struct {
 	DB       *database.DB
 	Sink     relay.Sink
@@ -30,16 +30,16 @@ type Options struct {
 	Events   int           // to drain; 0: 200,000
 	Rate     int           // events a second while latency is measured; 0: 1,000
 	Duration time.Duration // of each measurement of latency and of writers; 0: 10 s
-	Writers  int           // side by side; 0: 16
-	Progress func(string)  // hears what is being measured; may be nil
+	Writers  int           // concurrently; 0: 16
+	Progress func(string)  // is told what is being measured; may be nil
 }
 
 // Report is what was measured.
 type Report struct {
 	Events        int     `json:"events"`
-	DrainPerSec   float64 `json:"drain_per_second"`    // one relay, from a full outbox to an empty one
-	BatchEvents   int     `json:"batch_events"`        // of a batch of the drain, in the mean
-	BarePerSec    float64 `json:"bare_per_second"`     // batches as large from memory through the same sink
+	DrainPerSec   float64 `json:"drain_per_second"`    // by one relay, from a full outbox to an empty one
+	BatchEvents   int     `json:"batch_events"`        // in a batch of the drain, on average
+	BarePerSec    float64 `json:"bare_per_second"`     // batches of that size from memory through the same sink
 	DrainRatio    float64 `json:"drain_ratio"`         // drain ÷ bare
 	LatencyRate   float64 `json:"latency_rate"`        // events a second while latency was measured
 	LatencyP50    float64 `json:"latency_p50_ms"`      // commit → acknowledged
@@ -51,7 +51,7 @@ type Report struct {
 	WALPerAck     float64 `json:"wal_bytes_per_ack"`   // of marking it published; PostgreSQL only
 }
 
-// Run measures. It leaves its events behind.
+// Run measures. It leaves its events in the database and the target.
 func Run(ctx context.Context, opt Options) (Report, error) {
 	opt.Events = cmp.Or(opt.Events, 200_000)
 	opt.Rate = cmp.Or(opt.Rate, 1000)
@@ -92,7 +92,7 @@ type bench struct {
 	report Report
 }
 
-// body is as large as a sign-in's.
+// body is as large as that of a sign-in.
 func body(user uuid.UUID) json.RawMessage {
 	return json.RawMessage(`{"user_id":"` + user.String() + `","occurred_at":"2026-01-02T03:04:05.678901234Z",` +
 		`"sid":"` + uuid.NewString() +
@@ -108,7 +108,7 @@ func event() outbox.Event {
 	}
 }
 
-// relay runs a relay with its sink watched until the returned function is called.
+// relay runs a relay until the returned function is called, and calls watch for each batch.
 func (b *bench) relay(
 	ctx context.Context, watch func(*relay.Batch),
 ) (stop func() error, waker *relay.Waker, err error) {
@@ -141,7 +141,7 @@ func (w watched) Publish(ctx context.Context, b *relay.Batch) error {
 	return err
 }
 
-// writers compares transactions of one plain insert with the same and an event.
+// writers compares transactions of one plain insert with transactions that also add an event.
 func (b *bench) writers(ctx context.Context) error {
 	const create = `CREATE TABLE outbox_bench (id varchar(36) PRIMARY KEY, body text NOT NULL)`
 	if _, err := b.DB.Write(ctx, create); err != nil {
@@ -159,7 +159,7 @@ func (b *bench) writers(ctx context.Context) error {
 	}
 	var plainWAL, withWAL float64
 	var err error
-	// In turns: a machine that others use as well changes from second to second.
+	// Alternately, because the load of a shared machine changes from second to second.
 	for range 2 {
 		tps, wal, e := b.write(ctx, b.Duration/4, plain)
 		b.report.WritersPlain, plainWAL, err = b.report.WritersPlain+tps/2, plainWAL+wal/2, errors.Join(err, e)
@@ -328,7 +328,7 @@ func (b *bench) drain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if b.DB.IsPostgres() { // as in a database that has been running for a while
+	if b.DB.IsPostgres() { // as autovacuum does in a database that has been running for a while
 		if _, err := b.DB.ExecContext(ctx, `ANALYZE`); err != nil {
 			return err
 		}
@@ -346,7 +346,7 @@ func (b *bench) drain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// To ask the table all the time would slow down what is measured.
+	// Polling the table would slow down what is measured.
 	for n.Load() < int64(b.Events) && ctx.Err() == nil {
 		time.Sleep(2 * time.Millisecond)
 	}
@@ -362,32 +362,32 @@ func (b *bench) drain(ctx context.Context) error {
 	return err
 }
 
-// ByPartition are n events like those that are measured with, by partition.
+// ByPartition returns n events like those of the measurements, by partition.
 func ByPartition(n, partitions int) [][]relay.Record {
-	lanes := make([][]relay.Record, partitions)
+	records := make([][]relay.Record, partitions)
 	for i := range n {
 		e := event()
 		p := outbox.Partition(e.Key, partitions)
-		lanes[p] = append(lanes[p], relay.Record{Record: outbox.Record{
+		records[p] = append(records[p], relay.Record{Record: outbox.Record{
 			ID: int64(i), Seq: 1, EventID: uuid.NewString(), Type: e.Type, Key: e.Key, Subject: e.Subject, Source: e.Source,
 			DataSchema: e.DataSchema, Time: e.Time.Format(time.RFC3339Nano), Data: e.Data,
 		}})
 	}
-	return lanes
+	return records
 }
 
-// bare publishes as many events in batches as large from memory: what the sink can do
-// without the database.
+// bare publishes the same number of events in batches of the same size from memory: what the sink
+// can do without the database.
 func (b *bench) bare(ctx context.Context) error {
 	partitions, err := b.Sink.Partitions(ctx)
 	if err != nil {
 		return err
 	}
-	lanes := ByPartition(b.Events, partitions)
+	byPartition := ByPartition(b.Events, partitions)
 	var wg sync.WaitGroup
 	errs := make([]error, partitions)
 	start := time.Now()
-	for p, records := range lanes {
+	for p, records := range byPartition {
 		wg.Go(func() {
 			for chunk := range slices.Chunk(records, b.report.BatchEvents) {
 				batch := &relay.Batch{Partition: p, Records: chunk, Owned: func() bool { return true }}

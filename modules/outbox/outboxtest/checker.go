@@ -1,5 +1,5 @@
-// Package outboxtest proves what the outbox promises: writers log what they did, a reader
-// reads everything the target has, and [Check] compares the two.
+// Package outboxtest checks the promises of the outbox: writers log what they did, a reader reads
+// everything that the target has, and [Check] compares the two.
 package outboxtest
 
 import (
@@ -9,36 +9,36 @@ import (
 	"sync"
 )
 
-// Outcome is what a writer knows of its transaction.
+// Outcome is what a writer knows about its transaction.
 type Outcome int
 
 const (
 	Committed Outcome = iota
-	Unknown           // the commit itself failed: it may have taken place
+	Unknown           // the commit returned an error; it may have succeeded
 	Aborted
 )
 
-// Written is one event a writer tried to write.
+// Written is one event that a writer tried to write.
 type Written struct {
 	ID, Key string
 	Seq     int64
 	Outcome Outcome
 }
 
-// Log collects what writers did. It is safe for concurrent use.
+// Log records what writers did. It is safe for concurrent use.
 type Log struct {
 	mu   sync.Mutex
 	list []Written
 }
 
-// Add notes events.
+// Add records events.
 func (l *Log) Add(w ...Written) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.list = append(l.list, w...)
 }
 
-// All returns what was noted.
+// All returns everything recorded.
 func (l *Log) All() []Written {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -58,30 +58,30 @@ func (l *Log) Committed() int {
 	return n
 }
 
-// Seen is one event as the target has it, in the order of its partition.
+// Seen is one event of the target. The events of a partition are in its order.
 type Seen struct {
 	Partition int
 	ID, Key   string
 	Seq       int64
-	Body      string // all that is promised to be the same in every delivery
+	Body      string // everything that must be the same in every delivery
 	Replay    bool
 }
 
-// Report counts what broke a promise, and says of each kind which came first.
+// Report counts the broken promises, and has the first of each kind.
 type Report struct {
 	Written, Seen int
-	Lost          int // committed, and not there
-	Ghost         int // there, and never committed
-	Duplicate     int // there again without a replay
-	Changed       int // there again with other bytes
-	Inverted      int // a first appearance behind a later event of its key
-	Gapped        int // a first appearance that leaves out an earlier event of its key
-	Moved         int // in another partition than the key's earlier events
+	Lost          int // committed, and missing
+	Ghost         int // present, and never committed
+	Duplicate     int // present again without a replay
+	Changed       int // present again with other bytes
+	Inverted      int // first appears after a later event of its key
+	Gapped        int // first appears before an earlier event of its key
+	Moved         int // in another partition than earlier events of its key
 	First         []string
 }
 
-// Sound reports whether every promise was kept. Duplicates are allowed up to the number
-// given, for faults that may cause them.
+// Sound reports whether every promise was kept. It allows the given number of duplicates, for faults
+// that may cause them.
 func (r Report) Sound(duplicates int) bool {
 	return r.Lost+r.Ghost+r.Changed+r.Inverted+r.Gapped+r.Moved == 0 && r.Duplicate <= duplicates
 }
@@ -92,7 +92,8 @@ func (r Report) String() string {
 		strings.Join(r.First, "; "))
 }
 
-// Check compares. Because the sequence of a key has no gaps, one pass tells everything.
+// Check compares what was written with what was seen. One pass is enough, because the sequence of a
+// key has no gaps.
 func Check(written []Written, seen []Seen) Report {
 	r := Report{Seen: len(seen)}
 	note := func(count *int, format string, args ...any) {

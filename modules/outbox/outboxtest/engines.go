@@ -21,10 +21,10 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// Cluster is a Kafka of the test's own, to be killed.
+// Cluster is a Kafka cluster that a test starts and may kill.
 type Cluster struct {
 	Brokers []string
-	SCRAM   []string // listeners that want a sign-in, when asked for
+	SCRAM   []string // listeners that require authentication, if there are any
 	dir     string
 	script  string
 }
@@ -32,8 +32,8 @@ type Cluster struct {
 // startFast saves a broker that lives for seconds from optimising its code.
 const startFast = "KAFKA_JVM_OPTIONS=-XX:TieredStopAtLevel=1"
 
-// StartKafka starts brokers with deploy/kafka.sh; they end with the test. It skips the test
-// where there is no Kafka to be had, or fails it where the real engines are demanded.
+// StartKafka starts brokers with deploy/kafka.sh, which end with the test. It skips the test where
+// Kafka cannot be had, or fails it where the real engines are demanded.
 func StartKafka(t testing.TB, brokers int, args ...string) *Cluster {
 	t.Helper()
 	c := &Cluster{dir: t.TempDir(), script: filepath.Join(root(t), "deploy", "kafka.sh")}
@@ -73,7 +73,7 @@ func StartKafka(t testing.TB, brokers int, args ...string) *Cluster {
 	return c
 }
 
-// Signal sends a signal to a broker, counted from 1.
+// Signal sends a signal to a broker. The first one is 1.
 func (c *Cluster) Signal(t testing.TB, id int, sig syscall.Signal) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(c.dir, fmt.Sprintf("broker-%d.pid", id)))
@@ -98,7 +98,7 @@ func (c *Cluster) Signal(t testing.TB, id int, sig syscall.Signal) {
 	}
 }
 
-// Restart starts a killed broker again and returns once it serves.
+// Restart starts a killed broker and returns once it serves.
 func (c *Cluster) Restart(t testing.TB, id int) {
 	t.Helper()
 	cmd := exec.Command(c.script, "start-broker", "--dir", c.dir, strconv.Itoa(id))
@@ -124,7 +124,7 @@ func root(t testing.TB) string {
 	}
 }
 
-// Server is a PostgreSQL of the test's own, to be killed.
+// Server is a PostgreSQL server that a test starts and may kill.
 type Server struct {
 	URL  string
 	dir  string
@@ -133,8 +133,8 @@ type Server struct {
 	cred *syscall.SysProcAttr
 }
 
-// StartPostgres makes a new server; it ends with the test. Where there are no binaries of
-// one, the test is skipped, or fails where the real engines are demanded.
+// StartPostgres starts a new server, which ends with the test. It skips the test where there are no
+// binaries of the server, or fails it where the real engines are demanded.
 func StartPostgres(t testing.TB, settings ...string) *Server {
 	t.Helper()
 	s := newServer(t)
@@ -157,7 +157,7 @@ func newServer(t testing.TB) *Server {
 		t.Skip("no server binaries of PostgreSQL")
 	}
 	slices.Sort(found)
-	// Not the test's own folder: the server's user must be able to go there.
+	// Not t.TempDir, which the server's user may not enter.
 	dir, err := os.MkdirTemp("", "authctl-postgres-")
 	if err != nil {
 		t.Fatal(err)
@@ -168,7 +168,7 @@ func newServer(t testing.TB) *Server {
 		_, _ = s.try("pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "stop")
 		_ = os.RemoveAll(dir)
 	})
-	if os.Geteuid() == 0 { // which PostgreSQL refuses to be
+	if os.Geteuid() == 0 { // PostgreSQL refuses to run as root
 		u, err := user.Lookup("postgres")
 		if err != nil {
 			t.Skip("root, and no user postgres to run a server as")
@@ -213,10 +213,10 @@ func (s *Server) Start(t testing.TB) {
 	s.run(t, "pg_ctl", "-D", s.dir, "-l", filepath.Join(filepath.Dir(s.dir), "log"), "-w", "-t", "60", "start")
 }
 
-// Crash stops the server as a power cut would, but for what the system had not written.
+// Crash stops the server as a power failure would, except that the system keeps what it was given.
 func (s *Server) Crash(t testing.TB) {
 	t.Helper()
-	s.run(t, "pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "-t", "180", "stop") // a disk that many share may stall
+	s.run(t, "pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "-t", "180", "stop") // a busy disk may stall
 }
 
 // Promote makes a standby the primary.
@@ -260,15 +260,15 @@ func freePort(t testing.TB) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// Process is a child that a test may stop and kill.
+// Process is a child process that a test may stop and kill.
 type Process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error
 }
 
-// StartProcess runs this test binary again with an environment variable, and returns when it
-// has written its first line. What it writes to stderr is logged.
+// StartProcess runs this test binary again with an environment variable, and returns when that has
+// written its first line. It logs what the process writes to stderr.
 func StartProcess(t testing.TB, env ...string) *Process {
 	t.Helper()
 	p := &Process{cmd: exec.Command(os.Args[0], "-test.run=^$"), done: make(chan struct{})}
@@ -293,13 +293,13 @@ func StartProcess(t testing.TB, env ...string) *Process {
 	return p
 }
 
-// Kill kills with SIGKILL and waits for the end.
+// Kill sends SIGKILL and waits for the end.
 func (p *Process) Kill() {
 	_ = p.cmd.Process.Signal(syscall.SIGKILL)
 	<-p.done
 }
 
-// Signal sends any signal.
+// Signal sends a signal.
 func (p *Process) Signal(t testing.TB, sig syscall.Signal) {
 	t.Helper()
 	if err := p.cmd.Process.Signal(sig); err != nil {
@@ -319,7 +319,7 @@ func (p *Process) Wait() error {
 	return p.err
 }
 
-// KillProcess kills a process of a server of the test's own with SIGKILL.
+// KillProcess sends SIGKILL to a process of a server that the test has started.
 func KillProcess(t testing.TB, pid int) {
 	t.Helper()
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {

@@ -10,8 +10,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// ReadKafka reads a topic from its beginning to what is its end now, with another client
-// than the one that wrote it.
+// ReadKafka reads a topic from its beginning to its present end, with another client than the one
+// that wrote it.
 func ReadKafka(ctx context.Context, brokers []string, topic string, opts ...kgo.Opt) ([]Seen, error) {
 	records, err := ReadRecords(ctx, brokers, topic, opts...)
 	if err != nil {
@@ -28,7 +28,7 @@ func ReadKafka(ctx context.Context, brokers []string, topic string, opts ...kgo.
 	return out, nil
 }
 
-// ReadRecords is [ReadKafka] without the understanding.
+// ReadRecords is [ReadKafka] without parsing.
 func ReadRecords(ctx context.Context, brokers []string, topic string, opts ...kgo.Opt) ([]*kgo.Record, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -108,8 +108,8 @@ func endOffsets(ctx context.Context, brokers []string, topic string, opts ...kgo
 	return out, nil
 }
 
-// ParseRecord understands an event in binary mode. What can differ between deliveries, the
-// record's own time and the mark of a replay, is not part of the body.
+// ParseRecord parses an event in binary mode. The time of the record and the mark of a replay can
+// differ between deliveries, and are not part of the body.
 func ParseRecord(r *kgo.Record) (Seen, error) {
 	s := Seen{Partition: int(r.Partition), Key: string(r.Key)}
 	for _, h := range r.Headers {

@@ -22,22 +22,22 @@ import (
 
 var errAbort = errors.New("abort on purpose")
 
-// Workload writes events of random keys until its context ends: most transactions carry one
-// event, some several, some are aborted, and some stay open for a while.
+// Workload writes events of random keys until its context ends. Most transactions have one event,
+// some have several, some abort, and some stay open for a while.
 type Workload struct {
 	DB      *database.DB
 	Log     *Log
 	Writers int
 	Keys    int
-	Prefix  string        // of the names of keys, for workloads that share a log
-	Limit   int64         // events in all; 0: none
+	Prefix  string        // of the keys, for workloads that share a log
+	Limit   int64         // events in all; 0: no limit
 	Pause   time.Duration // of each writer between transactions
-	Wake    func()        // after each commit; nil: nothing
+	Wake    func()        // called after each commit; may be nil
 
 	written atomic.Int64
 }
 
-// Run returns when all writers have ended. A database that is away is waited for.
+// Run returns when all writers have ended. Writers wait while the database is away.
 func (w *Workload) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for n := range w.Writers {
@@ -58,7 +58,7 @@ func (w *Workload) Run(ctx context.Context) {
 }
 
 func (w *Workload) once(rnd *rand.Rand) {
-	// Not the workload's context: a transaction that was begun should have a clear end.
+	// Not the context of the workload: a transaction that has begun should end in a known way.
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	n := 1
@@ -77,7 +77,7 @@ func (w *Workload) once(rnd *rand.Rand) {
 	}
 	committing := false
 	err := w.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		// One at a time, so that each sequence number can be asked for.
+		// One at a time, to read each sequence number.
 		for i, e := range events {
 			if err := outbox.Add(ctx, tx, e); err != nil {
 				return err
@@ -126,7 +126,7 @@ func ReadFile(path string) ([]Seen, error) {
 	for lines := bufio.NewReader(f); ; {
 		line, err := lines.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
-			return out, nil // a part of a line is not an event
+			return out, nil // a partial line is not an event
 		}
 		if err != nil {
 			return nil, fmt.Errorf("read events: %w", err)
@@ -139,7 +139,7 @@ func ReadFile(path string) ([]Seen, error) {
 	}
 }
 
-// ParseLine understands a line of the file sink.
+// ParseLine parses a line of the file sink.
 func ParseLine(line []byte) (Seen, error) {
 	var e struct {
 		ID, Subject, Sequence, Type, Time, Source string
@@ -147,11 +147,11 @@ func ParseLine(line []byte) (Seen, error) {
 		Data                                      json.RawMessage
 	}
 	if err := json.Unmarshal(line, &e); err != nil {
-		return Seen{}, fmt.Errorf("understand a line of events: %w", err)
+		return Seen{}, fmt.Errorf("parse a line of events: %w", err)
 	}
 	seq, err := strconv.ParseInt(e.Sequence, 10, 64)
 	if err != nil {
-		return Seen{}, fmt.Errorf("understand the sequence of an event: %w", err)
+		return Seen{}, fmt.Errorf("parse the sequence of an event: %w", err)
 	}
 	return Seen{ID: e.ID, Key: e.Subject, Seq: seq, Replay: e.Replay, Body: e.Type + e.Source + e.Time + string(e.Data)},
 		nil

@@ -365,7 +365,7 @@ func lockingTable(t *testing.T, url string, long time.Duration) *outboxtest.Log 
 			if _, err := tx.ExecContext(ctx, `LOCK TABLE outbox_event IN SHARE MODE`); err != nil {
 				return err
 			}
-			testenv.Eventually(t, "relays to take all ids for settled", func() bool {
+			testenv.Eventually(t, "the watermarks to reach the last id", func() bool {
 				st, err := outbox.Status(ctx, db)
 				return err == nil &&
 					!slices.ContainsFunc(st.Shards, func(s outbox.ShardState) bool { return s.Watermark < st.LastID })

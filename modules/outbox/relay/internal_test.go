@@ -25,9 +25,9 @@ func addOne(t *testing.T, ctx context.Context, tx database.IDB, key string) {
 	}
 }
 
-// The bound stays below the id of an open transaction, however many commit behind it, and
-// passes it when that ends, either way.
-func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
+// The stable watermark stays below the id of an open transaction, however many transactions commit
+// after it, and passes it when the transaction ends, either way.
+func TestTheStableWatermarkNeverPassesAnOpenTransaction(t *testing.T) {
 	t.Parallel()
 	for _, end := range []string{"commit", "abort"} {
 		t.Run(end, func(t *testing.T) {
@@ -44,14 +44,14 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 			}
 			outboxtest.AddKeys(t, db, "a", "b")
 			if !step() || s.ID != 2 {
-				t.Fatalf("bound %d, want 2", s.ID)
+				t.Fatalf("the watermark is %d, want 2", s.ID)
 			}
 			open, finish := dbtest.Begin(t, db)
 			addOne(t, t.Context(), open, "slow") // 3
 			outboxtest.AddKeys(t, db, "c", "d")  // 4, 5
 			for range 5 {
 				if step() || s.ID != 2 {
-					t.Fatalf("bound %d while 3 can still appear", s.ID)
+					t.Fatalf("the watermark is %d while 3 can still appear", s.ID)
 				}
 				outboxtest.AddKeys(t, db, "e")
 			}
@@ -62,13 +62,13 @@ func TestSettledBoundNeverPassesAnOpenTransaction(t *testing.T) {
 				step()
 			}
 			if s.ID != 10 {
-				t.Errorf("bound %d after the transaction ended, want 10", s.ID)
+				t.Errorf("the watermark is %d after the transaction ended, want 10", s.ID)
 			}
 		})
 	}
 }
 
-// counting stands for the sinks, whose package imports this one.
+// counting is a sink for tests in this package, which the package of the real sinks imports.
 type counting struct {
 	partitions int
 	seen       chan Record
@@ -116,12 +116,12 @@ func start(t *testing.T, r *Relay) (stop func()) {
 	}
 }
 
-// A bound that is wrong, by whatever defect, makes events late and is counted; it loses none.
-func TestSweepDeliversWhatAWrongBoundHides(t *testing.T) {
+// A watermark that is wrong, by whatever defect, makes events late and is counted. It loses none.
+func TestTheSweepDeliversWhatAWrongWatermarkHides(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		if !db.IsPostgres() {
-			t.Skip("there is no bound on SQLite: ids appear in order")
+			t.Skip("SQLite uses no watermarks: ids appear in order")
 		}
 		if _, err := db.Write(t.Context(), `UPDATE outbox_shard SET low = 1000`); err != nil {
 			t.Fatal(err)
@@ -146,9 +146,9 @@ func TestSweepDeliversWhatAWrongBoundHides(t *testing.T) {
 	})
 }
 
-// With the bound raised, a look for new events does not walk over what was deleted; and the
-// sweep, with everything in order, finds nothing.
-func TestBoundFollowsWhatIsPublished(t *testing.T) {
+// Watermarks rise with what is published, so a fetch does not walk over deleted rows. The sweep finds
+// nothing if everything is in order.
+func TestWatermarksFollowWhatIsPublished(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	reg := prometheus.NewRegistry()
@@ -175,7 +175,7 @@ func TestBoundFollowsWhatIsPublished(t *testing.T) {
 			break
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("pending %d, lowest bound %d; want 0 and 300", st.Pending, low)
+			t.Fatalf("pending %d, lowest watermark %d; want 0 and 300", st.Pending, low)
 		}
 	}
 	stop()

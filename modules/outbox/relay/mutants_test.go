@@ -134,7 +134,7 @@ func TestCheckerFindsAnIDDrawnBeforeTheLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	relay.SweepEvery(r, 2*time.Second) // what the bound hides is late, and not lost
+	relay.SweepEvery(r, 2*time.Second) // what the watermark hides is late, and not lost
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()

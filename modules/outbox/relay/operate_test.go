@@ -51,7 +51,7 @@ func (p *picky) Publish(ctx context.Context, b *relay.Batch) error {
 	return refused
 }
 
-// lines lists key/sequence of what the file has, with * behind a replay.
+// lines lists key/sequence of the events in the file, followed by * if it is a replay.
 func lines(t testing.TB, path string) []string {
 	t.Helper()
 	seen, err := outboxtest.ReadFile(path)

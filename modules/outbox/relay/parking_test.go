@@ -93,7 +93,7 @@ func TestAReplayDoesNotEnqueueWhatIsParkedMeanwhile(t *testing.T) {
 }
 
 // A retry and the parking of an earlier event of the key come at once: each waits for the
-// other to end, and neither for ever.
+// other to end, and neither waits without end.
 func TestRetryAndParkingDoNotDeadlock(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)

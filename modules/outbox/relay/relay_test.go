@@ -41,7 +41,7 @@ func startRelay(t testing.TB, db *database.DB, s relay.Sink, cfg relay.Config, o
 			t.Errorf("the relay ended with: %v", err)
 		}
 		if n := outboxtest.Metric(t, reg, "authctl_outbox_sweep_found_total"); n != 0 {
-			t.Errorf("%v events were below the settled bound", n)
+			t.Errorf("%v events were below the watermark", n)
 		}
 	})
 	t.Cleanup(stop)

@@ -209,42 +209,42 @@ func TestHotStatementsDoNotReadWholeTables(t *testing.T) {
 	}
 }
 
-// The bound of a shard goes up behind what was deleted, but never past what may still be
-// there or come.
-func TestTheBoundPassesOnlyWhatIsDone(t *testing.T) {
+// The watermark of a shard rises past what was deleted, but never past what is pending or may still
+// appear.
+func TestTheWatermarkPassesOnlyWhatIsPublished(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
-		settled int64
-		parked  map[string]int64
-		replay  bool // an operator puts something back while the batch is under way
-		want    int64
+		stable int64
+		parked map[string]int64
+		replay bool // an operator puts something back while the batch is under way
+		want   int64
 	}{
-		"all settled":             {settled: 100, want: 12},
-		"some may still come":     {settled: 11, want: 11},
-		"one waits with its key":  {settled: 100, parked: map[string]int64{"waits": 5}, want: 9}, // 10 did before
-		"something was put back":  {settled: 100, replay: true, want: 3},
-		"nothing is settled yet":  {settled: 0, want: 0},
-		"another key is parked":   {settled: 100, parked: map[string]int64{"other": 5}, want: 12},
-		"the key is parked later": {settled: 100, parked: map[string]int64{"waits": 13}, want: 12},
+		"all stable":              {stable: 100, want: 12},
+		"some may still come":     {stable: 11, want: 11},
+		"one waits with its key":  {stable: 100, parked: map[string]int64{"waits": 5}, want: 9}, // 10 did before
+		"something was put back":  {stable: 100, replay: true, want: 3},
+		"nothing is stable yet":   {stable: 0, want: 0},
+		"another key is parked":   {stable: 100, parked: map[string]int64{"other": 5}, want: 12},
+		"the key is parked later": {stable: 100, parked: map[string]int64{"waits": 13}, want: 12},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			sh := &shard{id: 5, epoch: 1, parked: c.parked}
 			r := &Relay{cfg: Config{}.withDefaults(), partitions: 4, workers: make([]partitionWorker, 4),
 				held: map[int]*shard{5: sh}, now: time.Now}
-			asked, _ := r.fetchRequests([]bool{true, true, true, true})
+			requests, _ := r.fetchRequests([]bool{true, true, true, true})
 			records := []Record{{Record: outbox.Record{ID: 10, Key: "waits"}, shard: 5},
 				{Record: outbox.Record{ID: 11, Key: "k"}, shard: 5}, {Record: outbox.Record{ID: 12, Key: "k"}, shard: 5}}
-			parcels := r.dispatch(asked, records, c.settled)
-			if len(parcels) != 1 || !sh.busy {
-				t.Fatalf("%d parcels, busy: %v", len(parcels), sh.busy)
+			batches := r.dispatch(requests, records, c.stable)
+			if len(batches) != 1 || !sh.busy {
+				t.Fatalf("%d batches, busy: %v", len(batches), sh.busy)
 			}
 			if c.replay {
 				sh.epoch, sh.watermark = 2, 3
 			}
-			r.advance(parcels[0])
+			r.advance(batches[0])
 			if sh.watermark != c.want {
-				t.Errorf("the bound is at %d, want %d", sh.watermark, c.want)
+				t.Errorf("the watermark is at %d, want %d", sh.watermark, c.want)
 			}
 		})
 	}

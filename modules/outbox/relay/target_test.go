@@ -122,7 +122,7 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 			t.Errorf("while a relay runs: %v, want ErrRelaysAlive and its name", err)
 		}
 		stop()
-		// What a clock that was ahead has left behind is no relay.
+		// A row that a clock that was ahead has left is no relay.
 		if _, err := db.Write(t.Context(), `INSERT INTO outbox_relay (id, name, started_ms, until_ms, lease_ms) VALUES (?, 'ahead', 0, ?, 5000)`,
 			uuid.NewString(), time.Now().Add(100*time.Hour).UnixMilli()); err != nil {
 			t.Fatal(err)
@@ -211,7 +211,7 @@ func TestRelayEndsWhenItsTargetIsChanged(t *testing.T) {
 	})
 }
 
-// embedded is an installation in a folder: SQLite and the file beside it.
+// embedded is an installation in a folder: SQLite and the file next to it.
 func embedded(t *testing.T, dir string) *database.DB {
 	t.Helper()
 	db := dbtest.Open(t, "sqlite:"+filepath.Join(dir, "authctl.db"))

@@ -17,11 +17,11 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// Tests that hold a transaction at one point of outbox_add while others go on: what is true
-// between two statements is what the relay's bound relies on.
+// These tests hold a transaction at one point of outbox_add while others go on: the stable watermark
+// relies on what is true between two statements.
 
-// stoppable gives the function a stop before, between and behind its statements, and returns
-// how many those are. [stopped] holds a transaction at one of them.
+// stoppable gives the function a stop before, between and after its statements, and returns how many
+// stops there are. [stopped] holds a transaction at one of them.
 func stoppable(t *testing.T, db *database.DB) int {
 	t.Helper()
 	var text string
@@ -127,7 +127,7 @@ func eachStop(t *testing.T, test func(t *testing.T, db *database.DB, at int)) {
 	}
 }
 
-func TestTheBoundWaitsForWhoeverHasDrawnAnID(t *testing.T) {
+func TestTheStableWatermarkWaitsForATransactionThatHasDrawnAnID(t *testing.T) {
 	eachStop(t, func(t *testing.T, db *database.DB, at int) {
 		outboxtest.AddKeys(t, db, "first")
 		goOn := stopped(t, db, at, "slow")
@@ -140,7 +140,7 @@ func TestTheBoundWaitsForWhoeverHasDrawnAnID(t *testing.T) {
 		}
 		goOn()
 		if id := eventID(t, db, "slow"); id <= s.ID {
-			t.Errorf("the event %d was committed when the bound was at %d", id, s.ID)
+			t.Errorf("the event %d was committed when the watermark was at %d", id, s.ID)
 		}
 	})
 }
@@ -162,9 +162,9 @@ func TestTheShardOfAnEventIsOneOfThoseInUse(t *testing.T) {
 	})
 }
 
-// CREATE INDEX and its like hold the table for as long as they take. Whoever comes meanwhile
-// draws no id, and of one key the order is kept.
-func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
+// CREATE INDEX and similar statements lock the table until they end. A transaction that starts
+// meanwhile draws no id, so the order of a key is kept.
+func TestTheStableWatermarkWaitsForALockedTable(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	outboxtest.AddKeys(t, db, "first")
@@ -189,14 +189,14 @@ func TestTheBoundWaitsBehindALockedTable(t *testing.T) {
 	all.Wait()
 	for i := range 3 {
 		if id := eventID(t, db, fmt.Sprint("k", i)); id <= s.ID {
-			t.Errorf("the event %d was committed when the bound was at %d", id, s.ID)
+			t.Errorf("the event %d was committed when the watermark was at %d", id, s.ID)
 		}
 	}
 }
 
-// What one database server has settled says nothing about another one, which may not have
-// heard of all of it.
-func TestTheBoundIsOfOneServer(t *testing.T) {
+// The stable watermark of one database server says nothing about another one, which may not have
+// received everything.
+func TestTheStableWatermarkIsOfOneServer(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	outboxtest.AddKeys(t, db, "a", "b")
@@ -215,7 +215,7 @@ func TestTheBoundIsOfOneServer(t *testing.T) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); r.stable.Load() != want; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
-				t.Fatalf("after a minute the bound is at %d, want %d", r.stable.Load(), want)
+				t.Fatalf("after a minute the watermark is at %d, want %d", r.stable.Load(), want)
 			}
 		}
 	}

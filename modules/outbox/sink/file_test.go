@@ -117,7 +117,7 @@ func TestFileIsBegunAnewWhenMovedAway(t *testing.T) {
 	}
 	publish(t, s, record("k", 1))
 	if content(t, path) != first {
-		t.Error("a removed file was not begun anew")
+		t.Error("a removed file was not created again")
 	}
 }
 
