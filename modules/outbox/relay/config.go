@@ -7,8 +7,8 @@ import (
 	"github.com/toppira/authctl/platform/config"
 )
 
-// MaxBatchBytes is the most that one batch of a partition holds. It is below max.message.bytes of
-// Kafka, 1 MiB unless somebody lowers it; then batches are sent in halves.
+// MaxBatchBytes limits the size of a batch. It is below max.message.bytes of Kafka, which is 1 MiB
+// unless somebody lowers it; then the relay sends batches in halves.
 const MaxBatchBytes = 768 << 10
 
 // Config is outbox.*.
@@ -18,9 +18,9 @@ type Config struct {
 	Retention time.Duration `config:"outbox.retention" default:"168h" min:"1h" max:"87600h" doc:"How long published events stay in the database, for replay."`
 	Lease     time.Duration `config:"outbox.lease" default:"5s" min:"1s" max:"1m" doc:"How soon other relays take over the work of one that died."`
 
-	// No settings; tests set them. Zero means what is said here.
-	BatchEvents int           // 1000 events in a batch of a partition at most: more made nothing faster
-	Drain       time.Duration // 5s for what was sent when a relay is told to stop: a broker that is well answers sooner
+	// These are not settings, and only tests set them.
+	BatchEvents int           // the most events in a batch; 0: 1000, since more made nothing faster
+	Drain       time.Duration // how long a relay that is told to stop waits for answers; 0: 5 s
 }
 
 func (c Config) withDefaults() Config {
