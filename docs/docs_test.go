@@ -52,7 +52,7 @@ var (
 func pages(t *testing.T) []page {
 	t.Helper()
 	var list []page
-	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "deploy/*.md", "deploy/*/*.md", ".github/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "deploy/*.md", "deploy/*/*.md", ".github/*.md", "verify/*.md", "verify/*/*.md"} {
 		files, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)
@@ -317,7 +317,7 @@ func goFiles(t *testing.T, dir string) []string {
 func TestGoInThePagesIsThatOfTests(t *testing.T) {
 	t.Parallel()
 	var tests string
-	for _, file := range goFiles(t, ".") {
+	for _, file := range append(goFiles(t, "."), goFiles(t, "../verify")...) {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
@@ -331,7 +331,7 @@ func TestGoInThePagesIsThatOfTests(t *testing.T) {
 				continue
 			}
 			if blocks++; !strings.Contains(tests, b.text) {
-				t.Errorf("%s, %s: this is in no test of docs/:\n%s", p.path, b.heading, b.text)
+				t.Errorf("%s, %s: this is in no test of docs/ or verify/:\n%s", p.path, b.heading, b.text)
 			}
 		}
 	}

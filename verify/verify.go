@@ -68,8 +68,7 @@ type Config struct {
 	MaxLag time.Duration
 
 	// Name and Version are how the verifier names itself to the issuer, whose operators see it
-	// in "authctl verifier list". By default the name of the host, and the version of the main
-	// module.
+	// there. By default the name of the host, and the version of the main module.
 	Name, Version string
 
 	// Transport sends the requests, for a private CA or client certificates. By default one

@@ -100,7 +100,7 @@ var libraries = []struct {
 	{"github.com/spf13/cobra", []string{"cmd/authctl"}, nil, "only commands know the command line"},
 	{"github.com/spf13/pflag", []string{"cmd/authctl"}, nil, "only commands know the command line"},
 	{"github.com/spf13/viper", []string{"platform/config"}, nil, "settings come as a struct: see platform/config"},
-	{"github.com/golang-jwt/jwt", []string{"modules/auth/internal/token"}, nil,
+	{"github.com/golang-jwt/jwt", []string{"modules/auth/internal/token"}, []string{"docs"},
 		"its defaults are not strict enough: use the one wrapped verifier"},
 	{"github.com/alicebob/miniredis", nil, []string{"..."}, "it is a stand-in for tests"},
 	{"github.com/anishathalye/porcupine", []string{"modules/auth/internal/session/sessiontest"}, []string{"..."}, "it checks histories in tests"},

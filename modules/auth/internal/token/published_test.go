@@ -51,10 +51,10 @@ var errRevoked = errors.New("revoked")
 // everybody lists the attacks that each careful verifier refuses, or must not refuse. Of the
 // others only who holds the signing key could make any use: being that strict is ours.
 var everybody = []string{
-	"alg none", "alg None", "alg in lower case", "alg of another key", "no kid", "unknown kid", "kid of a path", "kid of SQL", "kid of a URL",
-	"empty kid", "typ JWT", "no typ", "typ of another use", "crit", "enc",
+	"alg none", "alg None", "alg in lower case", "alg of another key", "unknown kid", "kid of a path", "kid of SQL", "kid of a URL",
+	"typ JWT", "no typ", "typ of another use", "crit",
 	"another issuer", "another audience", "other audiences", "one of the audiences", "nbf in the future", "nbf", "no exp", "no iss", "no aud",
-	"an unknown claim", "EXP beside exp", "exp zero", "exp a string", "exp null",
+	"an unknown claim", "EXP beside exp", "exp zero",
 	"empty", "one segment", "two segments", "five segments (JWE)", "only dots", "JSON serialisation", "no signature", "half a signature",
 	"r and s of zero", "another signature", "another payload", "an ASN.1 signature size", "empty header", "header that is not base64",
 }
@@ -131,9 +131,9 @@ func makeVectors(t *testing.T) published {
 		add("ended: "+feed, good, feed, now, want, false)
 	}
 	add("in its last second", good, "none", c.ExpiresAt.Add(-time.Second), nil, false)
-	add("at its end", good, "none", c.ExpiresAt, ErrExpired, false)
+	add("at its end", good, "none", c.ExpiresAt, ErrExpired, true)
 	add("an hour after its end", good, "session", c.ExpiresAt.Add(time.Hour), ErrExpired, false)
-	add("30 seconds before iat", good, "none", c.IssuedAt.Add(-30*time.Second), nil, false)
+	add("30 seconds before iat", good, "none", c.IssuedAt.Add(-30*time.Second), nil, true)
 	add("31 seconds before iat", good, "none", c.IssuedAt.Add(-31*time.Second), ErrNotYetValid, true)
 	table := func(group string, attacks map[string]attack) {
 		for _, name := range slices.Sorted(maps.Keys(attacks)) {
@@ -145,7 +145,7 @@ func makeVectors(t *testing.T) published {
 		}
 	}
 	table("header", headerAttacks(t, es))
-	table("claims", claimAttacks(t, ed))
+	table("claims", claimAttacks(t, es)) // not every library knows EdDSA
 	table("text", textAttacks(t, es))
 	table("disguise", disguises(t, es, ed, rs))
 	return p

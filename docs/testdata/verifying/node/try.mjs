@@ -1,0 +1,31 @@
+// Tries verify.mjs and follow.mjs, which docs/verifying_test.go takes out of the page.
+import { createLocalJWKSet, createRemoteJWKSet } from "jose";
+import { readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { Ended, follow } from "./follow.mjs";
+import { verifier } from "./verify.mjs";
+
+const settings = JSON.parse(process.argv[2]);
+if (settings.vectors) {
+  const all = JSON.parse(readFileSync(settings.vectors, "utf8"));
+  for (const v of all.vectors) {
+    const ended = new Ended();
+    all.feeds[v.feed].revocations.forEach((entry) => ended.add(entry));
+    const check = verifier({
+      issuer: all.issuer, audience: all.audience, keys: createLocalJWKSet(all.keys[v.keys]), ended, now: () => new Date(v.time),
+    });
+    const verdict = await check(v.token).then(() => "accept", () => "refuse");
+    console.log(JSON.stringify({ name: v.name, verdict }));
+  }
+} else {
+  const ended = new Ended();
+  const over = new AbortController();
+  const following = follow(ended, { ...settings, signal: over.signal });
+  const check = verifier({ ...settings, keys: createRemoteJWKSet(new URL(settings.jwks)), ended });
+  for await (const token of createInterface({ input: process.stdin })) {
+    while (ended.lag() > 60_000) await new Promise((resume) => setTimeout(resume, 20));
+    console.log(JSON.stringify({ name: "", verdict: await check(token).then(() => "accept", (e) => `refuse: ${e.message}`) }));
+  }
+  over.abort();
+  await following;
+}

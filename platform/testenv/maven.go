@@ -1,0 +1,22 @@
+package testenv
+
+import (
+	"context"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// MavenJars fetches the artifacts that the pom.xml of a folder pins, with what they need at run
+// time, once for each content of it, and returns the folder whose subfolder jars holds them. It
+// skips or fails as [NodeModules].
+func MavenJars(t testing.TB, dir string) string {
+	t.Helper()
+	mvn := Program(t, "install Maven", "mvn")
+	return installed(t, "java", dir, []string{"pom.xml"}, func(ctx context.Context, into string) *exec.Cmd {
+		cmd := exec.CommandContext(ctx, mvn, "-q", "-B", "-Dstyle.color=never", "dependency:copy-dependencies", //nolint:gosec // for tests
+			"-DoutputDirectory="+filepath.Join(into, "jars"), "-DincludeScope=runtime")
+		cmd.Dir = into
+		return cmd
+	})
+}
