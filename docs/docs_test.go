@@ -869,7 +869,7 @@ func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
 			return err
 		case d.IsDir() && (strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || path == filepath.Join(root, "docs")):
 			return fs.SkipDir
-		case !slices.Contains([]string{".go", ".sql", ".lua", ".yml"}, filepath.Ext(path)):
+		case !slices.Contains([]string{".go", ".sql", ".lua", ".yml", ".conf"}, filepath.Ext(path)) && d.Name() != "Caddyfile":
 			return nil
 		}
 		text, err := os.ReadFile(path)

@@ -43,8 +43,8 @@ type settings struct {
 }
 
 type appSettings struct {
-	Mode    string `config:"app.mode" default:"dev" oneof:"dev,prod" doc:"dev: readable logs, .env is read, a signing secret is made when there is none. prod: JSON logs, an explicit secret is required, TLS to backends is verified."`
-	DataDir string `config:"app.data_dir" default:"./data" doc:"Where everything lives that no server was named for: the SQLite database, the events file, the signing secret. Made with mode 0700."`
+	Mode    string `config:"app.mode" default:"dev" oneof:"dev,prod" doc:"dev: readable logs, .env is read, a missing signing secret is created. prod: JSON logs, a secret is required, TLS to backends is verified."`
+	DataDir string `config:"app.data_dir" default:"./data" doc:"Folder for what is not on a server: the SQLite database, the events file, the signing secret. Created with mode 0700."`
 
 	AutogroupNice int `config:"app.autogroup_nice" default:"5" min:"0" max:"19" doc:"On a Linux that schedules by autogroup, see sched(7): the nice value of the autogroup that serve runs in, so that during a flood of sign-ins a PostgreSQL or Redis on the same machine runs first. Undone when serve stops. 0 leaves it alone; so does a value that somebody else has set, and so does serve with neither server named."`
 }

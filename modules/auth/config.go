@@ -20,14 +20,14 @@ const DefaultIssuer = "http://localhost:8080"
 
 // Config is auth.*.
 type Config struct {
-	RefreshTokenTTL time.Duration    `config:"auth.refresh_token_ttl" default:"120h" min:"1s" max:"8760h" doc:"How long a session lives without being refreshed, and never longer than auth.session_max_age."`
-	SessionMaxAge   time.Duration    `config:"auth.session_max_age" default:"720h" min:"1s" max:"17520h" doc:"How long a session lives at the most, however often it is refreshed."`
-	RefreshGrace    time.Duration    `config:"auth.refresh_grace" default:"10s" min:"0s" max:"60s" doc:"For this long after a refresh, the refresh token it replaced gets the newest one of its session: parallel refreshes, lost answers and late duplicates sign nobody out. Counted from the refresh that replaced it, never extended."`
+	RefreshTokenTTL time.Duration    `config:"auth.refresh_token_ttl" default:"120h" min:"1s" max:"8760h" doc:"How long a session lives without a refresh, but never beyond auth.session_max_age."`
+	SessionMaxAge   time.Duration    `config:"auth.session_max_age" default:"720h" min:"1s" max:"17520h" doc:"Longest life of a session, however often it is refreshed."`
+	RefreshGrace    time.Duration    `config:"auth.refresh_grace" default:"10s" min:"0s" max:"60s" doc:"For this long after a refresh, the replaced refresh token still yields the newest one of its session, so that parallel refreshes, lost answers and late duplicates sign nobody out. The time counts from the refresh that replaced the token and is never extended."`
 	MaxSessions     int              `config:"auth.max_sessions_per_user" default:"50" min:"1" max:"1000" doc:"Most sessions a user may have."`
-	SessionLimit    string           `config:"auth.session_limit" default:"evict-oldest" oneof:"evict-oldest,reject-new" doc:"What happens to one session more: the least recently used one ends, or the sign-in is refused."`
-	UsernameProfile username.Profile `config:"auth.username_profile" default:"ascii" oneof:"ascii,unicode" doc:"Which usernames there may be: ASCII letters, digits and . _ - @ +, with more before the @ of an address, or RFC 8265 UsernameCaseMapped without mixed scripts."`
-	Registration    string           `config:"auth.registration" default:"open" oneof:"open,closed" doc:"Who makes accounts: open lets everybody register; closed refuses every registration, and accounts are made by authctl user create and user import."`
-	Clients         []string         `config:"auth.clients" doc:"Who may call /oauth2/*: id:sha256 pairs, the SHA-256 of the client's secret in hexadecimal after the last colon; the id itself may have colons. Make one with: printf %s \"$SECRET\" | sha256sum"`
+	SessionLimit    string           `config:"auth.session_limit" default:"evict-oldest" oneof:"evict-oldest,reject-new" doc:"What happens at the limit: evict-oldest ends the least recently used session, reject-new refuses the sign-in."`
+	UsernameProfile username.Profile `config:"auth.username_profile" default:"ascii" oneof:"ascii,unicode" doc:"Which usernames are allowed. ascii: letters, digits and . _ - @ +, with more before the @ of an address. unicode: RFC 8265 UsernameCaseMapped without mixed scripts."`
+	Registration    string           `config:"auth.registration" default:"open" oneof:"open,closed" doc:"Who creates accounts. open: everybody may register. closed: every registration is refused, and only authctl user create and user import create accounts."`
+	Clients         []string         `config:"auth.clients" doc:"Clients that may call /oauth2/*, as id:sha256 pairs. After the last colon is the SHA-256 of the client's secret in hexadecimal; the id itself may contain colons. Compute it with: printf %s \"$SECRET\" | sha256sum"`
 
 	Token    token.Config
 	Password password.Config

@@ -26,14 +26,14 @@ import (
 // Config says which Redis to use. With nothing set there is none.
 type Config struct {
 	URL      config.Secret `config:"redis.url" doc:"Redis as one URL: redis://USER:PASSWORD@HOST:PORT/DB, rediss://… with TLS, unix://USER:PASSWORD@/PATH; options such as ?dial_timeout=5s&read_timeout=5s&pool_size=32 may follow. Takes precedence over cache.redis.*; empty with no cache.redis.host means no Redis."`
-	Host     string        `config:"cache.redis.host" doc:"Redis host. Empty means no Redis unless redis.url names one."`
+	Host     string        `config:"cache.redis.host" doc:"Redis host. Empty means no Redis, unless redis.url names one."`
 	Port     int           `config:"cache.redis.port" default:"6379" min:"1" max:"65535" doc:"Redis port."`
 	Password config.Secret `config:"cache.redis.password" doc:"Redis password."`
 	DB       int           `config:"cache.redis.db" default:"0" min:"0" max:"1023" doc:"Redis database number."`
-	TLS      bool          `config:"redis.tls" default:"false" doc:"TLS to cache.redis.host, with its certificate verified. A rediss:// URL says the same by itself."`
-	CAFile   string        `config:"redis.ca_file" doc:"File of PEM certificates to verify Redis by, instead of the system's."`
+	TLS      bool          `config:"redis.tls" default:"false" doc:"Use TLS to cache.redis.host and verify its certificate. A rediss:// URL does the same."`
+	CAFile   string        `config:"redis.ca_file" doc:"PEM file of the authorities that sign Redis' certificate, instead of the system's."`
 
-	AllowPlaintext bool `config:"redis.allow_plaintext" default:"false" doc:"Lets prod mode reach a Redis on another machine without verified TLS. Session data then crosses the network as it is."`
+	AllowPlaintext bool `config:"redis.allow_plaintext" default:"false" doc:"Allow prod mode to use a Redis on another machine without verified TLS. Session data then crosses the network unencrypted."`
 }
 
 // timeout is how long to wait for a connection and for the answer to a command. A Redis that is

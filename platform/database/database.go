@@ -29,16 +29,16 @@ import (
 
 // Config says which database to use. With nothing set it is SQLite in the data folder.
 type Config struct {
-	URL      config.Secret  `config:"database.url" doc:"The database as one URL: postgres://USER:PASSWORD@HOST:PORT/DB?sslmode=… or sqlite:PATH. Stands before db.postgres.*; empty with no db.postgres.host means SQLite in app.data_dir."`
+	URL      config.Secret  `config:"database.url" doc:"The database as one URL: postgres://USER:PASSWORD@HOST:PORT/DB?sslmode=… or sqlite:PATH. Overrides db.postgres.*. If it and db.postgres.host are empty, SQLite in app.data_dir is used."`
 	Postgres PostgresConfig `config:"db.postgres"`
-	MaxConns int            `config:"database.max_conns" default:"0" min:"0" max:"1000" doc:"Most connections this process opens, beside the one by which a relay hears of events. 0 means four a core, at least eight. PostgreSQL's own max_connections bounds it as well."`
+	MaxConns int            `config:"database.max_conns" default:"0" min:"0" max:"1000" doc:"Most connections that this process opens, not counting the one on which a relay listens for events. 0 means four for each core, at least eight. PostgreSQL's own max_connections applies too."`
 }
 
 // PostgresConfig names a PostgreSQL server in parts.
 type PostgresConfig struct {
 	User     string        `config:"user" default:"postgres" doc:"PostgreSQL user."`
 	Password config.Secret `config:"password" doc:"PostgreSQL password."`
-	Host     string        `config:"host" doc:"PostgreSQL host. Empty means no PostgreSQL unless database.url names one."`
+	Host     string        `config:"host" doc:"PostgreSQL host. Empty means no PostgreSQL, unless database.url names one."`
 	Port     int           `config:"port" default:"5432" min:"1" max:"65535" doc:"PostgreSQL port."`
 	DB       string        `config:"db" default:"authctl" doc:"PostgreSQL database."`
 	SSLMode  string        `config:"sslmode" default:"" oneof:",disable,prefer,require,verify-ca,verify-full" doc:"TLS to PostgreSQL: disable, prefer, require, verify-ca or verify-full. Empty means prefer in dev mode and verify-full in prod mode."`

@@ -17,12 +17,12 @@ type Config struct {
 	Port           int      `config:"app.port" default:"8080" min:"0" max:"65535" doc:"Port of the public listener. 0 takes any free port."`
 	Host           string   `config:"app.host" doc:"Address of the public listener. Empty means every interface."`
 	Origins        []string `config:"app.origins" doc:"Browser origins that may call the API and use the refresh cookie, of any scheme: https://app.example.com, http://localhost:3000, capacitor://localhost. Empty allows none."`
-	CORSHeaders    []string `config:"app.cors_headers" doc:"Further request headers that pages of app.origins may send. The API's own pass without being named, and so do those of tracing, caching and request frameworks. X-Acme-* stands for every name that begins so, and * for all."`
+	CORSHeaders    []string `config:"app.cors_headers" doc:"More request headers that pages of app.origins may send. The API's own headers and those of tracing, caching and request frameworks are always allowed. X-Acme-* allows every name that begins with X-Acme-, and * allows all."`
 	HSTSSubdomains bool     `config:"app.hsts_subdomains" doc:"Whether Strict-Transport-Security also binds every subdomain of this host to https."`
-	TrustedProxies []string `config:"app.trusted_proxies" doc:"Addresses or networks (CIDR) of the proxies in front, whose X-Forwarded-For is believed. Empty believes nobody."`
+	TrustedProxies []string `config:"app.trusted_proxies" doc:"Addresses or networks (CIDR) of the proxies in front. Their X-Forwarded-For is trusted. Empty trusts none."`
 
-	ShutdownTimeout time.Duration `config:"app.shutdown_timeout" default:"15s" min:"100ms" max:"10m" doc:"Longest a stop waits for requests under way; then they are cut off."`
-	DrainDelay      time.Duration `config:"app.drain_delay" default:"0s" min:"0s" max:"5m" doc:"How long a stop goes on accepting while /readyz already says 503, for load balancers that look first."`
+	ShutdownTimeout time.Duration `config:"app.shutdown_timeout" default:"15s" min:"100ms" max:"10m" doc:"How long a stopping process waits for requests in progress before it cuts them off."`
+	DrainDelay      time.Duration `config:"app.drain_delay" default:"0s" min:"0s" max:"5m" doc:"How long a stopping process still accepts requests while /readyz already answers 503, so that load balancers notice."`
 
 	HTTP HTTPConfig `config:"app.http"`
 	TLS  TLSConfig  `config:"app.tls"`
@@ -30,9 +30,9 @@ type Config struct {
 
 // HTTPConfig bounds what one connection and one client may cost.
 type HTTPConfig struct {
-	IdleTimeout         time.Duration `config:"idle_timeout" default:"75s" min:"1s" max:"1h" doc:"How long a kept-alive connection may wait for its next request. Keep it above the load balancer's."`
-	RequestTimeout      time.Duration `config:"request_timeout" default:"15s" min:"100ms" max:"5m" doc:"Deadline of the work for one request."`
-	MaxConnectionsPerIP int           `config:"max_connections_per_ip" default:"1024" min:"1" max:"262144" doc:"Most connections at once from one IPv4 address or IPv6 /64; one more ends the one that waits for its client longest. Trusted proxies are not counted."`
+	IdleTimeout         time.Duration `config:"idle_timeout" default:"75s" min:"1s" max:"1h" doc:"How long an idle connection may wait for its next request. Keep it above the load balancer's."`
+	RequestTimeout      time.Duration `config:"request_timeout" default:"15s" min:"100ms" max:"5m" doc:"Longest time to work on one request."`
+	MaxConnectionsPerIP int           `config:"max_connections_per_ip" default:"1024" min:"1" max:"262144" doc:"Most connections at once from one IPv4 address or IPv6 /64. One more closes the connection that has been idle longest. Trusted proxies are not counted."`
 
 	// No settings: nobody gains by other values. Tests set them; zero means what is said here.
 	ReadTimeout    time.Duration // 10s for a request to arrive whole, and for the first byte of a connection: a phone's worst minute takes less
@@ -43,7 +43,7 @@ type HTTPConfig struct {
 
 // TLSConfig makes the listener speak HTTPS itself. The files are read again when they change.
 type TLSConfig struct {
-	CertFile string `config:"cert_file" doc:"PEM file with the certificate chain. Empty serves plain HTTP, for a proxy in front."`
+	CertFile string `config:"cert_file" doc:"PEM file with the certificate chain. Empty means plain HTTP, for use with a proxy in front."`
 	KeyFile  string `config:"key_file" doc:"PEM file with the certificate's private key."`
 }
 

@@ -33,12 +33,12 @@ import (
 
 // Config is log.*.
 type Config struct {
-	Level      string `config:"log.level" default:"info" oneof:"debug,info,warn,error" doc:"The least important records that are kept. The security log is always kept."`
-	Path       string `config:"log.path" doc:"File for the log, made with mode 0600 and turned over by size; empty: stderr alone. With a file, stderr shows everything in dev mode, and warnings and errors in prod mode. SIGHUP opens it again."`
-	MaxSizeMB  int    `config:"log.max_size_mb" default:"100" min:"1" max:"10240" doc:"Size in MiB at which the file is set aside and a new one begun."`
-	MaxBackups int    `config:"log.max_backups" default:"7" min:"0" max:"10000" doc:"Most files set aside that are kept. 0: any number."`
-	MaxAgeDays int    `config:"log.max_age_days" default:"30" min:"0" max:"3650" doc:"Days that a file set aside is kept. 0: for ever."`
-	Compress   bool   `config:"log.compress" default:"true" doc:"Compress files set aside with gzip."`
+	Level      string `config:"log.level" default:"info" oneof:"debug,info,warn,error" doc:"Lowest level that is logged. The security log is always written."`
+	Path       string `config:"log.path" doc:"Log file, created with mode 0600 and rotated by size. Empty means only stderr. With a file, stderr also shows everything in dev mode, and warnings and errors in prod mode. SIGHUP opens the file again."`
+	MaxSizeMB  int    `config:"log.max_size_mb" default:"100" min:"1" max:"10240" doc:"Size in MiB at which the file is rotated."`
+	MaxBackups int    `config:"log.max_backups" default:"7" min:"0" max:"10000" doc:"Most rotated files to keep. 0 keeps any number."`
+	MaxAgeDays int    `config:"log.max_age_days" default:"30" min:"0" max:"3650" doc:"Days to keep a rotated file. 0 sets no limit."`
+	Compress   bool   `config:"log.compress" default:"true" doc:"Compress rotated files with gzip."`
 }
 
 // Options are what the settings alone do not say.

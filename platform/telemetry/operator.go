@@ -21,7 +21,7 @@ import (
 
 // Config says where operators look.
 type Config struct {
-	OperatorAddr string `config:"app.operator_addr" default:"127.0.0.1:9090" doc:"Address of the operator listener: metrics, profiles, readiness in detail. It asks nobody who they are: keep it off public networks. off means none."`
+	OperatorAddr string `config:"app.operator_addr" default:"127.0.0.1:9090" doc:"Address of the operator listener: metrics, profiles, readiness in detail. It has no authentication: keep it off public networks. off means none."`
 }
 
 // Validate reports settings that cannot work.

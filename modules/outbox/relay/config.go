@@ -14,7 +14,7 @@ const MaxBatchBytes = 768 << 10
 // Config is outbox.*.
 type Config struct {
 	Relay     string        `config:"outbox.relay" default:"inline" oneof:"inline,off" doc:"Whether serve relays events itself (inline) or leaves that to processes of authctl relay (off)."`
-	Shards    int           `config:"outbox.shards" default:"96" min:"1" max:"4096" doc:"Into how many parts relays divide the work. A multiple of the topic's number of partitions. A change takes effect once no event is waiting."`
+	Shards    int           `config:"outbox.shards" default:"96" min:"1" max:"4096" doc:"Number of parts into which relays divide the work. It must be a multiple of the topic's partitions. A change takes effect once no event is waiting."`
 	Retention time.Duration `config:"outbox.retention" default:"168h" min:"1h" max:"87600h" doc:"How long published events stay in the database, for replay."`
 	Lease     time.Duration `config:"outbox.lease" default:"5s" min:"1s" max:"1m" doc:"How soon other relays take over the work of one that died."`
 

@@ -19,15 +19,15 @@ import (
 
 // KafkaConfig is kafka.*. With no brokers named, events go to a file.
 type KafkaConfig struct {
-	Brokers []string `config:"kafka.brokers" doc:"Kafka brokers to begin with, host:port. Empty: events go to the file events.ndjson in app.data_dir."`
+	Brokers []string `config:"kafka.brokers" doc:"Kafka brokers to connect to first, host:port. Empty means that events go to the file events.ndjson in app.data_dir."`
 	Topic   string   `config:"kafka.topic" default:"auth.events" doc:"The topic of all events."`
 
 	Partitions  int    `config:"kafka.partitions" default:"16" min:"1" max:"4096" doc:"Partitions of the topic when authctl makes it, with three replicas where there are three brokers. outbox.shards must be a multiple."`
-	Compression string `config:"kafka.compression" default:"lz4" oneof:"none,gzip,snappy,lz4,zstd" doc:"How batches are compressed. Some clusters do not take every kind; zstd needs Kafka 2.1 or newer."`
+	Compression string `config:"kafka.compression" default:"lz4" oneof:"none,gzip,snappy,lz4,zstd" doc:"How batches are compressed. Some clusters do not accept every kind; zstd needs Kafka 2.1 or newer."`
 
 	TLS            TLSConfig  `config:"kafka.tls"`
 	SASL           SASLConfig `config:"kafka.sasl"`
-	AllowPlaintext bool       `config:"kafka.allow_plaintext" default:"false" doc:"Let prod mode talk to Kafka without TLS."`
+	AllowPlaintext bool       `config:"kafka.allow_plaintext" default:"false" doc:"Allow prod mode to use Kafka without TLS."`
 
 	// No settings; tests set them. Zero means what is said here.
 	DialTimeout    time.Duration // 5s for a connection to a broker: one that takes longer is down
@@ -36,8 +36,8 @@ type KafkaConfig struct {
 
 // TLSConfig is kafka.tls.*.
 type TLSConfig struct {
-	Enabled  bool   `config:"enabled" default:"false" doc:"Encrypt the way to Kafka; certificates are verified."`
-	CAFile   string `config:"ca_file" doc:"PEM file of the authorities to trust. Empty: those of the system."`
+	Enabled  bool   `config:"enabled" default:"false" doc:"Use TLS to Kafka and verify its certificates."`
+	CAFile   string `config:"ca_file" doc:"PEM file of the authorities to trust. Empty means the system's."`
 	CertFile string `config:"cert_file" doc:"PEM file of this client's certificate, for mutual TLS."`
 	KeyFile  string `config:"key_file" doc:"PEM file of the key of that certificate."`
 }

@@ -12,14 +12,14 @@ import (
 // Config is auth.password.*: how passwords are hashed, what they may be, and how much of
 // the machine hashing may take.
 type Config struct {
-	Algorithm    string `config:"auth.password.algorithm" default:"bcrypt" oneof:"bcrypt,argon2id" doc:"How new passwords are hashed. Older hashes are upgraded when their owner signs in."`
-	BcryptCost   int    `config:"auth.password.bcrypt_cost" default:"12" min:"4" max:"20" doc:"Rounds of bcrypt as a power of two. Below 10 is refused in prod mode. See: authctl password calibrate."`
-	Argon2Memory int    `config:"auth.password.argon2_memory_mib" default:"46" min:"7" max:"256" doc:"Memory of one argon2id hash in MiB. The process takes up to three times as much for each worker."`
+	Algorithm    string `config:"auth.password.algorithm" default:"bcrypt" oneof:"bcrypt,argon2id" doc:"How new passwords are hashed. Older hashes are upgraded when their owners sign in."`
+	BcryptCost   int    `config:"auth.password.bcrypt_cost" default:"12" min:"4" max:"20" doc:"Rounds of bcrypt as a power of two. Prod mode refuses less than 10. See: authctl password calibrate."`
+	Argon2Memory int    `config:"auth.password.argon2_memory_mib" default:"46" min:"7" max:"256" doc:"Memory of one argon2id hash in MiB. The process uses up to three times as much for each worker."`
 
 	MinLength    int    `config:"auth.password.min_length" default:"8" min:"1" max:"64" doc:"Fewest characters (Unicode code points) of a new password."`
-	BreachedFile string `config:"auth.password.breached_file" doc:"File of SHA-1 hashes of breached passwords, sorted, one a line in hexadecimal, whole or cut to their first 16 digits or more, as published by Have I Been Pwned. Read in place, never loaded."`
+	BreachedFile string `config:"auth.password.breached_file" doc:"Sorted file of SHA-1 hashes of breached passwords, as published by Have I Been Pwned: one a line in hexadecimal, whole or cut to their first 16 digits or more. It is searched on disk and never loaded."`
 
-	Workers int `config:"auth.password.hash_workers" default:"0" min:"0" max:"256" doc:"Hashes computed at once. 0: one for each CPU."`
+	Workers int `config:"auth.password.hash_workers" default:"0" min:"0" max:"256" doc:"Hashes computed at once. 0 means one for each CPU."`
 
 	// No settings; tests set them. Zero means what is said here.
 	Queue     int           // 1024 sign-ins may wait for a worker, and a quarter as many registrations: their memory is small, and QueueWait ends them

@@ -7,9 +7,9 @@ import (
 
 // Config is auth.throttle.*, and the limits.
 type Config struct {
-	Enabled bool `config:"auth.throttle.enabled" default:"true" doc:"Limit failed sign-ins. Off only where something in front does it."`
+	Enabled bool `config:"auth.throttle.enabled" default:"true" doc:"Limit failed sign-ins. Turn it off only if a proxy in front does it."`
 
-	RegisterPerMinute int `config:"auth.throttle.register_per_minute" default:"0" min:"0" max:"1000000" doc:"Registrations a minute from one address; as many at once. 0: no limit of their own. Hashing is bounded anyway, and an office or a school registers from one address."`
+	RegisterPerMinute int `config:"auth.throttle.register_per_minute" default:"0" min:"0" max:"1000000" doc:"Registrations a minute from one address, and as many at once. 0 sets no limit: hashing is bounded anyway, and a whole office or school registers from one address."`
 
 	Limits `config:"-"`
 }

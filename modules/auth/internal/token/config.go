@@ -16,16 +16,16 @@ const MinSecret = 32
 
 // Config is auth.token.* and the lifetime of access tokens.
 type Config struct {
-	Secret          config.Secret `config:"auth.token.secret" doc:"Protects the signing keys at rest and the refresh tokens, and with HS256 signs the access tokens; at least 32 bytes, e.g. from: openssl rand -base64 48. In embedded mode one is made on first start; prod mode demands it."`
-	PreviousSecrets config.Secret `config:"auth.token.previous_secrets" doc:"Further secrets that are still accepted while auth.token.secret is being replaced, separated by commas, or by line breaks where a secret has a comma in it."`
-	Algorithm       string        `config:"auth.token.algorithm" default:"ES256" oneof:"ES256,EdDSA,RS256,HS256" doc:"How access tokens are signed. HS256 is for consumers that already share auth.token.secret: there is no JWKS entry and no key rotation then. New keys are made for this algorithm; a key in use stays in use until it is rotated."`
-	Issuer          string        `config:"auth.token.issuer" default:"http://localhost:8080" doc:"The URL by which this service is known: iss of every access token, issuer of the RFC 8414 metadata, ce_source of every event."`
-	Audience        []string      `config:"auth.token.audience" default:"authctl" doc:"aud of every access token: whom the tokens are for. One audience is a string in the token, several are an array; a token of this service is accepted while one of its audiences is on the list."`
+	Secret          config.Secret `config:"auth.token.secret" doc:"Protects the signing keys at rest and the refresh tokens, and with HS256 signs the access tokens. At least 32 bytes, for example from: openssl rand -base64 48. Dev mode creates one at the first start; prod mode requires one."`
+	PreviousSecrets config.Secret `config:"auth.token.previous_secrets" doc:"Other secrets that are accepted while auth.token.secret is being replaced, separated by commas, or by line breaks if a secret contains a comma."`
+	Algorithm       string        `config:"auth.token.algorithm" default:"ES256" oneof:"ES256,EdDSA,RS256,HS256" doc:"How access tokens are signed. HS256 is for consumers that already share auth.token.secret; it has no JWKS entry and no key rotation. New keys are for this algorithm; the key in use stays until it is rotated."`
+	Issuer          string        `config:"auth.token.issuer" default:"http://localhost:8080" doc:"The URL of this service for its clients: iss of every access token, issuer of the RFC 8414 metadata, ce_source of every event."`
+	Audience        []string      `config:"auth.token.audience" default:"authctl" doc:"aud of every access token: the services that the tokens are for. One audience is a string in the token, several are an array. This service accepts its tokens while one of their audiences is in the list."`
 	ClientID        string        `config:"auth.token.client_id" default:"authctl" doc:"client_id of every access token (RFC 9068): the application people sign in to."`
 	// Untrimmed are secrets as earlier versions took them, with the white space around them. They
 	// are accepted like previous ones.
 	Untrimmed []config.Secret `config:"-"`
-	AccessTTL time.Duration   `config:"auth.access_token_ttl" default:"5h" min:"1s" max:"24h" doc:"How long an access token lives, and never longer than its session."`
+	AccessTTL time.Duration   `config:"auth.access_token_ttl" default:"5h" min:"1s" max:"24h" doc:"How long an access token lives, but never longer than its session."`
 }
 
 // Validate reports what single values cannot show.
