@@ -159,6 +159,31 @@ func TestPagesInABrowser(t *testing.T) {
 	}
 	goesOn("after another site's sign-in")
 
+	// The lines of the documentation, in a tab of their own.
+	page := readFile(t, "../../docs/browsers.md")
+	_, lines, _ := strings.Cut(page, "```js\n")
+	lines, _, found := strings.Cut(lines, "```")
+	if lines = strings.Replace(lines, "https://auth.example.com/api/v1/auth", api+"/api/v1/auth", 1); !found || !strings.Contains(lines, api) {
+		t.Fatal("docs/browsers.md has no lines")
+	}
+	said, third := "", b.tab("app.example.test")
+	third.eval(lines+`
+		const said = [];
+		said.push(await resume());
+		said.push((await signIn('alice', 'wrong')).status);
+		said.push((await signIn('alice', 'correct horse battery staple')).ok);
+		access = access + 'x'; // as if it had expired
+		said.push((await (await call(api + '/me')).json()).username);
+		said.push((await changePassword('correct horse battery staple', 'staple battery horse correct')).ok);
+		said.push(await resume(), (await signOut()).ok, await resume(), document.cookie === '');
+		return said.join(' ');`, &said)
+	if said != "true 401 true alice true true true false true" {
+		t.Errorf("the lines of the documentation: %s", said)
+	}
+	if o := post(app, "alice", `'/login', {...who, password: 'staple battery horse correct'}`); o.Status != 200 {
+		t.Errorf("sign in again: %+v", o)
+	}
+
 	if o := post(second, "alice", `'/logout', {}`); o.Status != 204 {
 		t.Errorf("sign out: %+v", o)
 	}
@@ -203,7 +228,7 @@ addEventListener('load', async () => {
 // openBrowser starts Chromium until the test ends.
 func openBrowser(t *testing.T) *browser {
 	t.Helper()
-	command := testenv.Chromium(t)
+	command := testenv.Program(t, "install the package chromium", "chromium", "chromium-browser", "google-chrome")
 	b := &browser{t: t, tabs: map[string]*tab{}}
 	b.server = httptest.NewTLSServer(http.HandlerFunc(b.steer))
 	t.Cleanup(b.server.Close)

@@ -6,13 +6,10 @@
 //	AUTHCTL_TEST_REDIS     URL of a Redis
 //	AUTHCTL_TEST_KAFKA     brokers, comma-separated
 //	AUTHCTL_TEST_DEMAND    when set, a missing engine fails a test instead of skipping it
-//
-// A browser, Chromium, is looked for among the commands.
 package testenv
 
 import (
 	"os"
-	"os/exec"
 	"testing"
 	"time"
 )
@@ -39,21 +36,6 @@ func Redis(t testing.TB) string { return need(t, "AUTHCTL_TEST_REDIS", "Redis") 
 
 // Kafka returns the brokers of the shared Kafka cluster. Tests make topics of their own.
 func Kafka(t testing.TB) string { return need(t, "AUTHCTL_TEST_KAFKA", "Kafka") }
-
-// Chromium returns the command of a browser. It is looked for on the PATH.
-func Chromium(t testing.TB) string {
-	t.Helper()
-	for _, name := range []string{"chromium", "chromium-browser", "google-chrome"} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	if Demanded() {
-		t.Fatal("a real browser is demanded, and there is no chromium on the PATH")
-	}
-	t.Skip("no browser: install chromium")
-	return ""
-}
 
 // Demanded reports whether the real engines must be there.
 func Demanded() bool { return os.Getenv("AUTHCTL_TEST_DEMAND") != "" }
