@@ -133,27 +133,19 @@ func holder(ctx context.Context, one database.Single) string {
 // authctl by name. Those of superusers are only counted by name: monitoring has them open all
 // the time.
 func alonePostgres(ctx context.Context, one database.Single) error {
-	rows, err := one.QueryContext(ctx, `SELECT coalesce(nullif(a.application_name, ''), 'a program without a name') || ' of role ' || coalesce(a.usename, '?')
+	others, err := database.Collect(ctx, one, "look who uses the database", func(row database.Row) (string, error) {
+		var name string
+		var n int
+		err := row.Scan(&name, &n)
+		return fmt.Sprintf("%s (%d)", name, n), err
+	}, `SELECT coalesce(nullif(a.application_name, ''), 'a program without a name') || ' of role ' || coalesce(a.usename, '?')
 			|| ' from ' || coalesce(host(a.client_addr), 'the same machine'), count(*)
 		FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
 		WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
 			AND (a.application_name LIKE 'authctl%' OR NOT r.rolsuper AND has_table_privilege(r.oid, to_regclass('bun_migrations'), 'SELECT'))
 		GROUP BY 1 ORDER BY 1`)
 	if err != nil {
-		return fmt.Errorf("look who uses the database: %w", err)
-	}
-	defer rows.Close()
-	var others []string
-	for rows.Next() {
-		var name string
-		var n int
-		if err := rows.Scan(&name, &n); err != nil {
-			return fmt.Errorf("look who uses the database: %w", err)
-		}
-		others = append(others, fmt.Sprintf("%s (%d)", name, n))
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("look who uses the database: %w", err)
+		return err
 	}
 	if len(others) > 0 {
 		return fmt.Errorf("%w by %s", ErrInUse, strings.Join(others, ", "))

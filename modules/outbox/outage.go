@@ -34,21 +34,11 @@ func (o Outage) NeedsPerson() bool { return o.Kind != "retry" && o.Kind != "data
 // row can was written by a clock that was ahead.
 func outages(ctx context.Context, db database.IDB) ([]Outage, error) {
 	clock := schema.Now(db)
-	rows, err := db.QueryContext(ctx, `SELECT target, name, kind, error, since_ms, until_ms > `+clock+` AND until_ms <= `+clock+` + ?
-		FROM outbox_trouble ORDER BY since_ms, name`, (schema.OutageHolds + time.Second).Milliseconds())
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var out []Outage
-	for rows.Next() {
-		var o Outage
+	return database.Collect(ctx, db, "list outages", func(row database.Row) (o Outage, err error) {
 		var since int64
-		if err := rows.Scan(&o.Target, &o.Relay, &o.Kind, &o.Error, &since, &o.Lasts); err != nil {
-			return nil, err
-		}
+		err = row.Scan(&o.Target, &o.Relay, &o.Kind, &o.Error, &since, &o.Lasts)
 		o.Since = time.UnixMilli(since).UTC()
-		out = append(out, o)
-	}
-	return out, rows.Err()
+		return o, err
+	}, `SELECT target, name, kind, error, since_ms, until_ms > `+clock+` AND until_ms <= `+clock+` + ?
+		FROM outbox_trouble ORDER BY since_ms, name`, (schema.OutageHolds + time.Second).Milliseconds())
 }

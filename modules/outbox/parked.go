@@ -26,52 +26,27 @@ type ParkedKey struct {
 
 // Parked lists the parked keys, the oldest first.
 func Parked(ctx context.Context, db *database.DB) ([]ParkedKey, error) {
-	rows, err := db.QueryContext(ctx, `SELECT k.key, k.shard, k.event, k.error, k.parked_ms, e.event_id, e.type,
+	return database.Collect(ctx, db, "list parked keys", func(row database.Row) (k ParkedKey, err error) {
+		var ms int64
+		err = row.Scan(&k.Key, &k.Shard, &k.ID, &k.Error, &ms, &k.EventID, &k.Type, &k.Events)
+		k.ParkedAt = time.UnixMilli(ms).UTC()
+		return k, err
+	}, `SELECT k.key, k.shard, k.event, k.error, k.parked_ms, e.event_id, e.type,
 			(SELECT count(*) FROM outbox_dead d WHERE d.key = k.key)
 		FROM outbox_parked_key k JOIN outbox_event e ON e.id = k.event ORDER BY k.parked_ms, k.key`)
-	if err != nil {
-		return nil, fmt.Errorf("list parked keys: %w", err)
-	}
-	defer rows.Close()
-	var out []ParkedKey
-	for rows.Next() {
-		var k ParkedKey
-		var ms int64
-		if err := rows.Scan(&k.Key, &k.Shard, &k.ID, &k.Error, &ms, &k.EventID, &k.Type, &k.Events); err != nil {
-			return nil, fmt.Errorf("list parked keys: %w", err)
-		}
-		k.ParkedAt = time.UnixMilli(ms).UTC()
-		out = append(out, k)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("list parked keys: %w", err)
-	}
-	return out, nil
 }
 
 // ParkedEvents returns the events that wait with a parked key, the refused one first.
 func ParkedEvents(ctx context.Context, db *database.DB, key string) ([]Record, error) {
-	rows, err := db.QueryContext(ctx, `SELECT e.id, d.replay, `+recordColumns+`
+	out, err := database.Collect(ctx, db, "read parked events", func(row database.Row) (r Record, err error) {
+		err = row.Scan(r.fields()...)
+		return r, err
+	}, `SELECT e.id, d.replay, `+recordColumns+`
 		FROM outbox_parked_key k JOIN outbox_dead d ON d.key = k.key JOIN outbox_event e ON e.id = d.id WHERE k.key = ? ORDER BY e.id`, key)
-	if err != nil {
-		return nil, fmt.Errorf("read parked events: %w", err)
-	}
-	defer rows.Close()
-	var out []Record
-	for rows.Next() {
-		var r Record
-		if err := rows.Scan(r.fields()...); err != nil {
-			return nil, fmt.Errorf("read parked events: %w", err)
-		}
-		out = append(out, r)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read parked events: %w", err)
-	}
-	if len(out) == 0 {
+	if err == nil && len(out) == 0 {
 		return nil, ErrNotParked
 	}
-	return out, nil
+	return out, err
 }
 
 // RetryParked has the events of a parked key sent again, the refused one first, and returns how

@@ -48,7 +48,8 @@ func forgetKeys(ctx context.Context, db *database.DB, retention time.Duration) e
 				return err
 			}
 			before := nowMS - retention.Milliseconds()
-			keys, err := column[string](tx.QueryContext(ctx, `SELECT key FROM outbox_finished_key WHERE finished_ms < ? ORDER BY finished_ms LIMIT ?`, before, step))
+			keys, err := database.Collect(ctx, tx, "list finished keys", database.Value[string],
+				`SELECT key FROM outbox_finished_key WHERE finished_ms < ? ORDER BY finished_ms LIMIT ?`, before, step)
 			if n = len(keys); err != nil || n == 0 {
 				return err
 			}

@@ -122,24 +122,11 @@ func (s *idSet) forget(through int64) {
 
 func entries(ctx context.Context, db *database.DB, sel Selection, limit int) ([]Entry, error) {
 	where, args := sel.where()
-	rows, err := db.QueryContext(ctx, `SELECT e.id, coalesce(p.replay, false), `+recordColumns+`,
+	return database.Collect(ctx, db, "read events", func(row database.Row) (e Entry, err error) {
+		err = row.Scan(append(e.fields(), &e.Where)...)
+		return e, err
+	}, `SELECT e.id, coalesce(p.replay, false), `+recordColumns+`,
 			CASE WHEN p.id IS NOT NULL THEN 'pending' WHEN d.id IS NOT NULL THEN 'parked' ELSE 'published' END
 		FROM (SELECT e.* FROM outbox_event e WHERE `+where+` ORDER BY e.id LIMIT ?) e
 		LEFT JOIN outbox_pending p ON p.id = e.id LEFT JOIN outbox_dead d ON d.id = e.id ORDER BY e.id`, append(args, limit)...)
-	if err != nil {
-		return nil, fmt.Errorf("read events: %w", err)
-	}
-	defer rows.Close()
-	var out []Entry
-	for rows.Next() {
-		var e Entry
-		if err := rows.Scan(append(e.fields(), &e.Where)...); err != nil {
-			return nil, fmt.Errorf("read events: %w", err)
-		}
-		out = append(out, e)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read events: %w", err)
-	}
-	return out, nil
 }

@@ -62,28 +62,15 @@ func (t Target) OnKafka() bool { return strings.HasPrefix(t.Name, "kafka:") }
 
 // Targets lists the active target first and then the former ones.
 func Targets(ctx context.Context, db database.IDB) ([]Target, error) {
-	rows, err := db.QueryContext(ctx, `SELECT name, state, coalesce(partitions, 0), identity, since_ms
-		FROM outbox_target ORDER BY state, name`)
-	if err != nil {
-		return nil, fmt.Errorf("read the targets of the outbox: %w", err)
-	}
-	defer rows.Close()
-	var out []Target
-	for rows.Next() {
-		var t Target
+	return database.Collect(ctx, db, "read the targets of the outbox", func(row database.Row) (t Target, err error) {
 		var since int64
-		if err := rows.Scan(&t.Name, &t.State, &t.Partitions, &t.Identity, &since); err != nil {
-			return nil, fmt.Errorf("read the targets of the outbox: %w", err)
-		}
+		err = row.Scan(&t.Name, &t.State, &t.Partitions, &t.Identity, &since)
 		if since > 0 {
 			t.Since = time.UnixMilli(since).UTC()
 		}
-		out = append(out, t)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read the targets of the outbox: %w", err)
-	}
-	return out, nil
+		return t, err
+	}, `SELECT name, state, coalesce(partitions, 0), identity, since_ms
+		FROM outbox_target ORDER BY state, name`)
 }
 
 // AdmitTarget returns the outbox's target if it is the named one, and makes the named one the
@@ -469,12 +456,9 @@ func AcceptPartitions(
 // LivingRelays returns the names of the relays that run.
 func LivingRelays(ctx context.Context, db database.IDB) ([]string, error) {
 	// A clock that was ahead wrote rows that end later than any lease can: see status.
-	names, err := column[string](db.QueryContext(ctx, `SELECT name FROM outbox_relay WHERE until_ms > `+schema.Now(db)+`
-		AND until_ms <= `+schema.Now(db)+` + coalesce(lease_ms, ?) + 1000 ORDER BY name`, schema.LongestLease.Milliseconds()))
-	if err != nil {
-		return nil, fmt.Errorf("list the relays: %w", err)
-	}
-	return names, nil
+	return database.Collect(ctx, db, "list the relays", database.Value[string], `SELECT name FROM outbox_relay
+		WHERE until_ms > `+schema.Now(db)+` AND until_ms <= `+schema.Now(db)+` + coalesce(lease_ms, ?) + 1000 ORDER BY name`,
+		schema.LongestLease.Milliseconds())
 }
 
 // noRelays returns [ErrRelaysAlive] with the names of the relays that run.
@@ -488,21 +472,4 @@ func noRelays(ctx context.Context, db database.IDB, why string) error {
 			ErrRelaysAlive, strings.Join(names, ", "), why)
 	}
 	return nil
-}
-
-// column reads a result of one column.
-func column[T any](rows *sql.Rows, err error) ([]T, error) {
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var out []T
-	for rows.Next() {
-		var v T
-		if err := rows.Scan(&v); err != nil {
-			return nil, err
-		}
-		out = append(out, v)
-	}
-	return out, rows.Err()
 }

@@ -143,22 +143,13 @@ func (s *Store) excess(ctx context.Context, tx database.Tx, start session.Start)
 			return nil, err
 		}
 	}
-	rows, err := tx.QueryContext(ctx, `SELECT id, recorded AND generation = 1 FROM session
+	others, err := database.Collect(ctx, tx, "list the user's sessions", func(row database.Row) (one session.Excess, err error) {
+		err = row.Scan(&one.ID, &one.Tentative)
+		return one, err
+	}, `SELECT id, recorded AND generation = 1 FROM session
 		WHERE user_id = ? AND id <> ? AND stopped_ms IS NULL AND idle_expires_ms > `+s.now()+` ORDER BY last_used_ms, id`,
 		start.UserID, start.ID)
 	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var others []session.Excess
-	for rows.Next() {
-		var one session.Excess
-		if err := rows.Scan(&one.ID, &one.Tentative); err != nil {
-			return nil, err
-		}
-		others = append(others, one)
-	}
-	if err := rows.Err(); err != nil {
 		return nil, err
 	}
 	n := max(0, len(others)+1-start.Max)
@@ -568,24 +559,14 @@ func (s *Store) now() string {
 
 // query reads the live sessions that a condition chooses.
 func (s *Store) query(ctx context.Context, where string, args ...any) ([]session.Session, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT "+columns+" FROM session WHERE stopped_ms IS NULL AND idle_expires_ms > "+s.now()+" AND "+where, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var live []session.Session
-	for rows.Next() {
-		var one session.Session
-		if err := scan(rows, &one); err != nil {
-			return nil, err
-		}
-		live = append(live, one)
-	}
-	return live, rows.Err()
+	return database.Collect(ctx, s.db, "read sessions", func(row database.Row) (one session.Session, err error) {
+		err = scan(row, &one)
+		return one, err
+	}, "SELECT "+columns+" FROM session WHERE stopped_ms IS NULL AND idle_expires_ms > "+s.now()+" AND "+where, args...)
 }
 
 // scan reads what comes before the columns of a session, and these.
-func scan(row interface{ Scan(...any) error }, one *session.Session, before ...any) error {
+func scan(row database.Row, one *session.Session, before ...any) error {
 	var hash []byte
 	var auth, created, used, expires, idle int64
 	err := row.Scan(append(before, &one.ID, &one.UserID, &one.Generation, &hash, &one.Epoch, &one.DeviceName, &one.UserAgent, &one.IP, &one.Recorded,
