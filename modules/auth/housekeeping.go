@@ -22,7 +22,7 @@ const (
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.keys.Run(ctx) })
-	g.Go(func() error { s.followPopulation(ctx); return nil })
+	g.Go(func() error { every(ctx, populationEvery, s.learnPopulation); return nil })
 	g.Go(func() error { every(ctx, housekeepingEvery, s.Housekeep); return nil })
 	g.Go(func() error { every(ctx, forgetEvery, s.forget); return nil })
 	return g.Wait()

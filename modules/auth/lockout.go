@@ -27,7 +27,7 @@ type lockOuts struct {
 	queued sync.WaitGroup // those in the queue or in hand
 	stop   chan struct{}
 	ended  chan struct{}
-	giveUp context.CancelFunc // cancels the one in hand and drops the queue
+	giveUp context.CancelFunc // cancels the one in hand and empties the queue
 }
 
 // maxLockOuts is how many may wait. Each takes several failed sign-ins, so hashing is slower than

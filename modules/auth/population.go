@@ -14,39 +14,23 @@ import (
 // populationEvery is how often the stored hashes are sampled.
 const populationEvery = 10 * time.Minute
 
-// followPopulation tells package password which kinds of hashes are stored, until ctx ends, so that
-// unknown names take as long to refuse as known ones, also where kinds are mixed: after an import,
-// or a raised cost.
-func (s *Service) followPopulation(ctx context.Context) {
-	tick := time.NewTicker(populationEvery)
-	defer tick.Stop()
-	for {
-		if err := s.learnPopulation(ctx); err != nil && !errors.Is(err, context.Canceled) {
-			s.log.Warn("hash_population_not_read", zap.Error(err))
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
-}
-
-func (s *Service) learnPopulation(ctx context.Context) error {
+// learnPopulation tells package password which kinds of hashes are stored, so that unknown names
+// take as long to refuse as known ones, also where kinds are mixed: after an import, or a raised
+// cost.
+func (s *Service) learnPopulation(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	sample, err := sampleHashes(ctx, s.db, password.SampleSize)
-	if err != nil {
-		return err
+	if err == nil {
+		s.passwords.Learn(sample)
+	} else if !errors.Is(err, context.Canceled) {
+		s.log.Warn("hash_population_not_read", zap.Error(err))
 	}
-	s.passwords.Learn(sample)
-	return nil
 }
 
 // sampleHashes returns the password hashes of some n accounts, spread evenly over all. It
-// reads a bounded part of the table, however large that is, and the same part the next time,
-// as far as the table is the same: what it finds must not change by chance, and nodes must
-// find the same.
+// reads a bounded part of a table of any size, and the same part of an unchanged table: the result
+// must not change by chance, or differ between nodes.
 func sampleHashes(ctx context.Context, db *database.DB, n int) ([]string, error) {
 	// SQLite numbers the rows of a table. The accounts are those at n evenly spaced numbers. Each
 	// end is a look-up of its own: SQLite reads the whole table for both in one SELECT.

@@ -130,8 +130,8 @@ func TestAServerLearnsFromAsManyHashesAsItTakes(t *testing.T) {
 		}
 		return "$pbkdf2-sha256$i=5000000,l=32$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"
 	})
-	if err := env.learnPopulation(t.Context()); err != nil {
-		t.Fatal(err)
+	if env.learnPopulation(t.Context()); strings.Contains(env.log.String(), "hash_population_not_read") {
+		t.Fatal(env.log)
 	}
 	// A name of each kind is soon found: the cheap one answers, the dear one takes seconds.
 	for i := range 100 {

@@ -41,7 +41,7 @@ func newBlocklist() *blocklist {
 	})}
 }
 
-// maxTail is how many digits and signs behind a common password make no other one of it. So
+// maxTail is how many digits and signs after a common password do not make it another one. So
 // the list stands for a longer one, with what people add when they are told to add something;
 // it is always the whole password that is compared, never a word within it.
 const maxTail = 4

@@ -57,7 +57,7 @@ func Import(text string) (encoded string, scheme Scheme, err error) {
 	if encodedTwice(encoded, h.digest) {
 		return "", "", errors.New("salt and digest are hexadecimal, or encoded twice, where this form has base64")
 	}
-	// A sign-in of one user must not occupy a worker for a minute. Whoever sets such a cost
+	// A sign-in of one user must not occupy a worker for a minute. Who sets such a cost
 	// for all users has chosen it.
 	if h.bcryptCost > maxImportBcryptCost {
 		return "", "", fmt.Errorf("bcrypt cost %d is more than the %d accepted of a hash made elsewhere", h.bcryptCost, maxImportBcryptCost)
@@ -137,7 +137,7 @@ func directoryPBKDF2(parts []string) (string, error) {
 	return "$pbkdf2" + strings.ToLower(parts[0]) + "$" + parts[1], nil
 }
 
-// springPBKDF2 reads the salt and the digest behind it; the iterations are those of the
+// springPBKDF2 reads the salt and the digest after it; the iterations are those of the
 // encoder, which writes none.
 func springPBKDF2(scheme Scheme, saltSize, iterations int) func([]string) (string, error) {
 	return func(parts []string) (string, error) {

@@ -7,8 +7,7 @@
 // whole are hashed with bcrypt-sha256 instead, and against a plain bcrypt hash they never
 // match.
 //
-// All hashing runs in a [Pool] beside everything else, and the caller must hold no database
-// connection while it waits.
+// All hashing runs in a [Pool], and the caller must hold no database connection while it waits.
 package password
 
 import (
@@ -38,8 +37,8 @@ type Options struct {
 	// Registry takes the metrics; none when nil.
 	Registry prometheus.Registerer
 	// Key decides which kind of hash a missing account seems to have. It must be secret, and
-	// the same on every node and after every start, or a name that changes its behaviour
-	// shows that it is nobody's. Random when empty.
+	// the same on every node and after every start, or a name that changes its behaviour shows that
+	// it has no account. Random when empty.
 	Key []byte
 	// ReserveProcs raises GOMAXPROCS by the number of workers, for a process that also
 	// serves. It lasts as long as the process.
@@ -127,7 +126,7 @@ func (p *Passwords) maker(password []byte) (maker hash, digestSize int) {
 // Result is the outcome of a verification.
 type Result struct {
 	OK bool
-	// Rehash says that the right password should be hashed anew and stored: the algorithm
+	// Rehash says that the right password should be hashed again and stored: the algorithm
 	// is not the one set, its cost is below the setting, or the hash was made elsewhere.
 	Rehash bool
 }

@@ -22,7 +22,7 @@ var ErrOverloaded = fault.New(fault.Unavailable, "overloaded", "Too many sign-in
 // ErrClosed is returned for work handed to a closed pool.
 var ErrClosed = errors.New("hashing pool is closed")
 
-// Pool computes hashes beside everything else the process does.
+// Pool computes hashes without slowing anything else in the process.
 //
 // A password hash takes a core for a tenth of a second, which is a hundred times what any
 // other request takes. Left to goroutines, sixty sign-ins at once starve everything else.
@@ -34,9 +34,9 @@ var ErrClosed = errors.New("hashing pool is closed")
 // for less than half of the longest wait, the oldest is next, as anyone would expect. Beyond
 // that the pool cannot keep up, many who wait will be turned away whatever the order, and
 // the newest is next: someone is then served at once instead of everyone after the longest
-// wait, and a person who arrives during a flood is not behind all of it. Those who have
-// waited too long are turned away without any work done for them. Turning them away late is
-// on purpose: a client that tries again at once would otherwise cost more than it saves.
+// wait, and a person who arrives during a flood does not wait for all of it. Those who have waited
+// too long are refused without any work done for them. Refusing them late is on purpose: a client
+// that tries again at once would otherwise cost more than it saves.
 //
 // Registrations have a queue and a share of their own. While sign-ins wait too, they get one
 // turn in four and no more places than a quarter of the queue; alone they get everything.

@@ -111,7 +111,7 @@ func parseBetterAuth(encoded string) (hash, error) {
 }
 
 // parseFirebaseScrypt reads v=1,n=14,r=8,p=1,ss=SEPARATOR,sk=SIGNERKEY$SALT$DIGEST. Firebase
-// derives a key under the salt with the project's separator behind it and encrypts the
+// derives a key under the salt followed by the project's separator and encrypts the
 // project's signer key with it: the digest is that ciphertext.
 func parseFirebaseScrypt(rest string) (hash, error) {
 	parts, err := split(rest, 3)

@@ -8,8 +8,8 @@ import (
 	"slices"
 )
 
-// parseSaltedSHA reads the base64 of the digest with the salt behind it; the digest is that
-// of the password with the salt behind it. Directories keep passwords so.
+// parseSaltedSHA reads the base64 of digest and salt; the digest is that of password and salt.
+// Directories store passwords so.
 func parseSaltedSHA(scheme Scheme, prefix string) func(string) (hash, error) {
 	size, sum := sha1.Size, func(b []byte) []byte { s := sha1.Sum(b); return s[:] }
 	switch scheme {

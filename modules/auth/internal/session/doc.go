@@ -44,13 +44,12 @@
 // Each window is counted from the rotation of its own token and does not move, whether it is
 // used or others are rotated: a token that leaked is worth nothing more than that many seconds
 // after its owner used it. Within them, requests may be repeated, be late and overtake each
-// other as they like; whoever holds any token of the chain gets the newest one. A call that is
-// sent twice because its answer was lost is recognised by its successor and answers rotated
-// again, window or no window.
+// other: each token of the chain gets the newest one. A call that is sent twice because its answer
+// was lost is recognised by its successor and answers rotated again, also after the window.
 //
 // The way to the newest token is walked outside of the store: the secret of the presented token
-// opens the first link, each token the next. Nobody who reads the store can take a step, and
-// whoever holds a token only those from there on. Links are dropped when their window is over.
+// opens the first link, each token the next. The store alone opens no link, and a token only those
+// after it. Links are deleted after their windows.
 //
 // # Superseded
 //
@@ -77,7 +76,7 @@
 // What this costs: until the first such token arrives, the record still takes the token that
 // it believes to be current, which is in truth an old one. If both arrive, first the old one
 // and then the true one, the chain has forked at one generation, and which branch is the
-// thief's cannot be known: reuse, the session ends. In the other order the old one is one that
+// thief's is unknown: reuse, the session ends. In the other order the old one is one that
 // the record had missed: superseded for a window, reuse after it. So a stolen old token that a
 // fail-over revives is found out when the true holder next refreshes (or the thief does), as it
 // is without a fail-over.
@@ -87,11 +86,11 @@
 // cannot help there: its links open only with the old token, which the holder of the other
 // branch no longer has. That client signs in again.
 //
-// # Beside the release before
+// # Two releases at once
 //
-// Both releases may use the same records at once. The older one reads of a record what it
-// always has, which this one keeps as it was: the previous token and its successor. It answers
-// those two as before, and ends the session for an older token as before.
+// The previous release may use the same records. It reads the previous token and its successor,
+// which this one keeps as they were; it answers those two as before, and ends the session for an
+// older token as before.
 //
 // A fail-over may also lose a session that was just created, whose client signs in again, or
 // the mark of a stopped one. Neither revives what the database has revoked.

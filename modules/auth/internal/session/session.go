@@ -15,7 +15,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// What a [Store] answers beside success. Every other error is a fault of the program.
+// The errors of a [Store]. Every other error is a fault of the program.
 var (
 	ErrNotFound    = errors.New("no such session")                            // unknown, expired or stopped
 	ErrTooMany     = errors.New("the user has as many sessions as allowed")   // with Start.RejectNew

@@ -183,7 +183,7 @@ func (k macKey) mac(t *Token) []byte {
 }
 
 // SealNext encrypts the successor so that only who holds the presented token can read it:
-// the store, and whoever copies the store, cannot.
+// the store cannot, nor can a copy of it.
 func SealNext(presented, next Token) []byte {
 	return sealer(presented).Seal(nil, nil, next.raw[:], presented.raw[:])
 }

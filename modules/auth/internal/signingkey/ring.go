@@ -118,9 +118,9 @@ type keySet struct {
 	longestTTL time.Duration // kept with any that is published
 }
 
-// Open returns a ring for operators, which neither signs nor verifies; it does no I/O. It works
-// also beside running servers, which notice a change within seconds, and with a wrong secret, so
-// that a key can be revoked whose secret is lost. log and now may be nil.
+// Open returns a ring for operators, which neither signs nor verifies; it does no I/O. Running servers
+// notice its changes within seconds. It also works with a wrong secret, so that a key can be revoked
+// whose secret is lost. log and now may be nil.
 func Open(db *database.DB, cfg token.Config, log *zap.Logger, now func() time.Time) *Ring {
 	if log == nil {
 		log = zap.NewNop()
@@ -176,8 +176,8 @@ var errNoActiveKey = errors.New("no key is active")
 // Active returns the key that signs now.
 func (k *Ring) Active() token.Key { return k.current.Load().active }
 
-// Sign signs claims with the active key. Where tokens live longer than is kept with the key,
-// their lifetime is kept first: whoever retires the key trusts it.
+// Sign signs claims with the active key. A lifetime of tokens longer than the one stored with the key
+// is stored first: retiring the key relies on it.
 func (k *Ring) Sign(ctx context.Context, claims token.Claims) (string, error) {
 	set := k.current.Load()
 	if err := k.keepTTL(ctx, set); err != nil {
@@ -370,11 +370,10 @@ func (k *Ring) look(ctx context.Context) (unusable map[string]error, err error) 
 	return k.renew(ctx)
 }
 
-// renew reads the keys into a new copy; the caller has taken its turn. A key that cannot be
-// opened is left out and told of, by its kid; that there is no active one, under "". It is
-// left out on purpose also for verifying, which the public half in the row would do for:
-// whoever can write to the table, but does not know the secret, must not be able to bring in
-// a key.
+// renew reads the keys into a new copy; the caller has taken its turn. A key that cannot be opened is
+// left out and returned by its kid; the lack of an active one, by "". It does not verify either,
+// although its public half is in the row: who can write to the table, but does not know the secret,
+// must not be able to add a key.
 func (k *Ring) renew(ctx context.Context) (unusable map[string]error, err error) {
 	rows, err := readKeys(ctx, k.db)
 	if err != nil {

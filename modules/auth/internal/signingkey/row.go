@@ -13,7 +13,7 @@ import (
 // keyRow is a key as it is stored.
 type keyRow struct {
 	Info
-	public string // its JWK, for whoever reads the table; written, never read back
+	public string // its JWK, for readers of the table; written, never read back
 	sealed []byte
 	// tokenTTL is the longest lifetime that a server gave to tokens of the key. Of a key from
 	// before it was kept, it is the longest that the settings allow.
@@ -35,7 +35,7 @@ func insertKey(ctx context.Context, tx database.IDB, r keyRow) error {
 	return nil
 }
 
-// endKey makes a key retired or revoked; nobody needs its private half again.
+// endKey makes a key retired or revoked and deletes its private half.
 func endKey(ctx context.Context, tx database.IDB, kid string, status Status, stopped time.Time) error {
 	_, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ?, sealed = ? WHERE kid = ?",
 		status, nullTime(stopped), []byte{}, kid)

@@ -19,7 +19,7 @@ import (
 //	"adt_" + base64url( version 2 | id 16 bytes | issued 8 bytes, Unix seconds |
 //	                    owner 16 bytes | MAC 32 bytes )
 //
-// The owner is a [fingerprint] of the account behind the name and of its password: when either
+// The owner is a [fingerprint] of the account with the name and of its password: when either
 // changes, the token is worth nothing. The MAC covers all before it and the canonical name
 // (which the token does not carry), so a token is worth nothing for another name either.
 // Version 1 had no owner and is no longer accepted.

@@ -1,8 +1,8 @@
 // Package throttle decides, before any hashing, whether a sign-in may be tried now.
 //
-// Everybody who guesses passwords must be slowed, and nobody who guesses may thereby keep
-// the owner out. Both follow from one idea: whoever has signed in to the account before
-// travels in a tier of their own, which strangers cannot fill.
+// Guessing must be slowed, and must not keep the owner out. Both follow from one idea: a device or
+// an address that has signed in to the account before has a tier of its own, which strangers
+// cannot fill.
 //
 //	           presents a device token       signed in from this            anyone else
 //	           that we made for the name     address to this account
@@ -23,18 +23,17 @@
 //	prefix    IPv6 /48                     800 failures, then 40 a minute
 //	global    all strangers                2000 failures, then 600 a minute
 //
-// That the account is more patient than the pair is on purpose: one address hammering an
-// account is stopped by the pair's delay, hours before strangers elsewhere feel anything.
+// The account allows more than the pair on purpose: one address that hammers an account is stopped
+// by the pair's delay, hours before strangers elsewhere notice.
 //
 // # What is counted
 //
-// Only failures. A sign-in that succeeds costs nothing, however many there are. But a guess
-// in flight may turn out to be a failure, so [Limiter.Begin] reserves room for it and
-// [Limiter.Failed], [Limiter.Succeeded] or [Limiter.Cancel] ends the reservation: a
-// thousand guesses sent at once are not a thousand guesses. Attempts that find all room
-// reserved, but not used up, wait a little for others to end, since those may succeed.
-// A reservation that never ends, because a process died, becomes a failure after
-// two minutes.
+// Only failures: sign-ins that succeed cost nothing. But an attempt in flight may fail, so
+// [Limiter.Begin] reserves room for it, and [Limiter.Failed], [Limiter.Succeeded] or
+// [Limiter.Cancel] ends the reservation: sending a thousand guesses at once does not help. Attempts
+// that find all room reserved, but not used up, wait a little for others to end, since those may
+// succeed. A reservation that never ends, because a process died, becomes a failure after two
+// minutes.
 //
 // A success in the common tier forgets the failures of the account and of the pair. In the
 // other tiers it forgets those of that tier only, also where they count in the owner's 20:
@@ -42,13 +41,12 @@
 //
 // A streak of n failures is forgotten after n days without another, and beyond 80 failures
 // one guess a day is let through. What known devices have failed is forgotten when their
-// tokens are no longer good. So whoever guesses at an account has 100 guesses, 80 as a
-// stranger and 20 with whatever tokens, addresses and sessions of the owner, and one more a
-// day, however they go about it: NIST SP 800-63B-4 §3.2.2 with a trickle, without which
-// they could shut an owner's new devices out for good.
+// tokens are no longer valid. So an attacker has 100 guesses at an account, 80 as a stranger and 20
+// with tokens, addresses and sessions of the owner, and one more a day: NIST SP 800-63B-4 §3.2.2
+// with a trickle, without which they could lock out an owner's new devices for good.
 //
 // Accounts are named by a keyed hash of the canonical name, whether there is such an account
-// or not. The package never learns which; its answers cannot tell (R01).
+// or not. The package never learns which, so its answers cannot show it (R01).
 //
 // # What a known device is worth to a thief
 //
@@ -59,8 +57,8 @@
 // tokens and addresses that have not failed yet: a thief with a few tokens uses up ten, and
 // the owner's other devices still have their tier.
 //
-// What is known is known to one account with one password: [Limiter.Trusts]. After a change
-// of the password, and to whoever takes a name that was given up, all of it is strange.
+// What is known is known to one account with one password: [Limiter.Trusts]. After a change of the
+// password, and to a new account of the same name, all of it is unknown.
 //
 // # Where the counters live, and what they take
 //
@@ -68,10 +66,9 @@
 // All keys begin with authctl:{throttle}: the hash tag puts them into one slot, because one
 // script reads several of them. Redis' clock is the clock.
 //
-// Every key expires. Strangers only make one by a failure, which pays for a day of it, and
-// the global limit bounds failures, by default to 600 a minute: under the worst flood, for
-// as long as it lasts, that is some 900,000 accounts and as many pairs, about 350 MB. What
-// owners leave behind is a known address for 30 days.
+// Every key expires. Strangers make one only by a failure, which keeps it for a day, and the global
+// limit bounds failures, by default to 600 a minute: the worst flood makes some 900,000 accounts
+// and as many pairs, about 350 MB. Owners leave a known address for 30 days.
 //
 // Without Redis, in this process: a fixed number of entries, some 200 bytes each. When they
 // are used up, those with the fewest failures go first, so that spraying new names cannot

@@ -102,7 +102,7 @@ func (l *Limiter) id(c class, network netip.Prefix, name string) id {
 
 // networks returns what counts as one address, IPv4 /32 or IPv6 /64, and for IPv6 the /48
 // around it. An IPv4 address written as IPv6 is an IPv4 address; a zone is not part of one.
-// The invalid address is an address like any other: whoever cannot be told apart shares it.
+// The invalid address is an address like any other: all clients without one share it.
 func networks(a netip.Addr) (address, prefix netip.Prefix) {
 	a = a.Unmap().WithZone("")
 	switch {

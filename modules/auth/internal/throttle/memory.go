@@ -271,7 +271,7 @@ func (m *memory) put(i id, rec record, failures, life, now int64) {
 	e.elem = m.ranks[e.rank].PushBack(e)
 }
 
-// rank grows with the logarithm of the failures. What a success left behind ranks above
+// rank grows with the logarithm of the failures. What a success has left ranks above
 // noise: it is what keeps an owner from being shut out.
 func rank(rec record, failures int64) int {
 	n := min(bits.Len64(uint64(failures)), 7)

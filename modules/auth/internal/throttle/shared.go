@@ -150,8 +150,7 @@ type once struct{ *redis.Cmd }
 
 func (once) NoRetry() bool { return true }
 
-// run carries out one operation and returns its answer of n numbers, and of a text behind them
-// where one is asked for. The error is [errAway] when the caller must go on without Redis, and
+// run does one operation and returns its answer: n numbers, and then a text if one is asked for. The error is [errAway] when the caller must go on without Redis, and
 // that of ctx when the caller has left.
 func (s *shared) run(ctx context.Context, n int, keys []string, operation string, text *string,
 	args ...any) ([]int64, error) {

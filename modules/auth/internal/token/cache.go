@@ -12,7 +12,7 @@ const cacheShards = 16
 
 // Cache remembers tokens whose text and signature were good, since verifying a signature
 // costs more than all the rest of an authenticated request. It spares that alone: on every
-// use the key is looked up again and the claims are judged again, so that a revoked key, an
+// use the key is looked up again and the claims are validated again, so that a revoked key, an
 // expired token or another audience is refused as if there were no cache. It holds digests
 // and claims, no tokens.
 type Cache struct {

@@ -6,9 +6,9 @@
 //	{"alg":"ES256","kid":"…","typ":"at+jwt"} . {"iss":…,"sub":…,…} . signature
 //
 // [Key.Sign] makes one and [Verifier.Verify] is the only way to accept one. JWT libraries
-// are generous with what they take (golang-jwt's parser takes a token without exp, an
-// unknown crit, any typ, line breaks in the signature), so that the text is read here, by
-// the strictest rules there are, and golang-jwt does what it does well: the signatures.
+// accept too much (golang-jwt's parser takes a token without exp, an unknown crit, any typ, line
+// breaks in the signature), so this package reads the text by the strictest rules and leaves
+// golang-jwt the signatures.
 //
 // What Verify accepts:
 //   - the text: at most 8 KiB, exactly two dots, nothing but base64url in its one canonical
@@ -18,8 +18,8 @@
 //   - the key: known by its kid here and now, used with the one algorithm it was made for.
 //   - the claims: all that [Claims] names, each once, with exact types. Names are compared
 //     with case. Unknown claims are ignored, as RFC 7519 §4 asks: a later release may add one.
-//   - the times: over at exp sharp, so that whoever keeps a denylist may forget an entry at
-//     exp; iat and nbf may lie ahead by the leeway, which is for clocks that disagree.
+//   - the times: not valid from exp on, so that a denylist may forget an entry at exp; iat and nbf
+//     may be ahead by the leeway, which is for clocks that disagree.
 //
 // Private keys rest sealed ([Key.Seal], [Open]) under a key derived from the secret of the
 // service; public ones are published as a JWKS ([MarshalJWKS], RFC 7517).

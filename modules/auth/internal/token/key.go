@@ -42,7 +42,7 @@ func method(algorithm string) jwt.SigningMethod {
 	return nil
 }
 
-// Key signs access tokens with one algorithm, for ever the same. The zero Key signs
+// Key signs access tokens with one algorithm. The zero Key signs
 // nothing. It prints as its name.
 type Key struct {
 	public  PublicKey
@@ -95,7 +95,7 @@ func newKey(algorithm string, private crypto.Signer) (Key, error) {
 
 // SharedKey is the key of HS256: the bytes of the secret as they are, which is what existing
 // consumers verify with. Its kid tells secrets apart while one replaces another; it is
-// derived one-way, and tells whoever sees it no more than any token does.
+// derived one-way, and shows no more than any token does.
 func SharedKey(secret config.Secret) (Key, error) {
 	raw := []byte(secret.Reveal())
 	if len(raw) < MinSecret {

@@ -7,12 +7,11 @@ import (
 	"sync"
 )
 
-// HintAfter is after how many records, none of which could be taken, an import looks at what
-// they are, and stops when it is something else than it was told.
+// HintAfter is the number of refused records, with none accepted, after which an import stops if they
+// look like those of another source.
 const HintAfter = 20
 
-// look is how the export of a system is recognised: by words that all stand in its first
-// records or its heading.
+// look is how the export of a system is recognised: by words in its first records or its heading.
 type look struct {
 	source string // --from; empty: it has none
 	words  *regexp.Regexp
@@ -22,7 +21,7 @@ type look struct {
 
 // The first one that fits is meant.
 var looks = sync.OnceValue(func() []look {
-	// Names of members in JSON are in quotes, those of columns stand alone in a line.
+	// Names of members in JSON are in quotes; those of columns are alone in a line.
 	name := func(names ...string) string {
 		return `(?:"(?:` + strings.Join(names, "|") + `)"\s*:|(?m:^(?:` + strings.Join(names, "|") + `)$))`
 	}
@@ -59,8 +58,8 @@ var looks = sync.OnceValue(func() []look {
 	}
 })
 
-// looksLike says what the text looks like when that is not the source named, and what to do.
-// It is empty when nothing shows.
+// looksLike says which other source the text looks like, and what to do. It is empty when it looks
+// like none.
 func looksLike(source, text string) string {
 	for _, l := range looks() {
 		if l.source == source && l.words.MatchString(text) {
@@ -80,7 +79,7 @@ func looksLike(source, text string) string {
 	return ""
 }
 
-// sample keeps the beginning of the first records, to be looked at.
+// sample keeps the beginning of the first records.
 type sample struct {
 	text    strings.Builder
 	records int
@@ -104,7 +103,7 @@ func (s *sample) add(columns []string, raw rawRecord) {
 	}
 }
 
-// hint is what the records look like when none of them could be taken.
+// hint says what the records look like when none was accepted.
 func (s *sample) hint(source string) string {
 	if s.good || s.records == 0 {
 		return ""

@@ -48,9 +48,8 @@ func (in *Reader) Next() (Record, error) {
 	return rec, nil
 }
 
-// Accept says that a record could be taken: the file is of the source that was named.
+// Accept says that a record is good: the file is of the source that was named.
 func (in *Reader) Accept() { in.sample.good = true }
 
-// Hint says what the file looks like, when none of its records could be taken. It is empty when
-// nothing shows.
+// Hint says what the file looks like when no record was accepted. It may be empty.
 func (in *Reader) Hint() string { return in.sample.hint(in.source.name) }

@@ -23,16 +23,15 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// Record is an account in the words of this package, as another system has it. Nothing of it
-// has been checked yet.
+// Record is an account as its source has it. Nothing of it has been checked yet.
 type Record struct {
 	Line     int64          // where it begins, from 1
 	Number   int64          // from 1, the heading not counted
 	Refused  *fault.Refusal // not nil: it cannot be read, and the other fields say nothing
 	ID       uuid.UUID      // not zero: to be kept
 	SourceID string         // what the source calls it, where that is not kept
-	// Numbered says that SourceID is only unique within one database: that it is the same
-	// proves nothing, that it differs does.
+	// Numbered says that SourceID is unique only within one database: the same one proves nothing, a
+	// different one does.
 	Numbered bool
 	Username string
 	Hash     string // in a form that package password reads; empty: there is none
@@ -40,18 +39,18 @@ type Record struct {
 	Created  time.Time
 	Changed  time.Time // the password
 	Banned   time.Time // disabled until then
-	// Address is that of a mailbox or a telephone, and Confirmed whether its owner had shown
-	// to have it. Nil: the source does not say.
+	// Address is that of a mailbox or a telephone. Confirmed says whether its owner has proved to
+	// have it; nil: the source does not say.
 	Address   string
 	Confirmed *bool
-	// Lost is what protected the account where it comes from and does not here.
+	// Lost are the protections at the source that are not imported.
 	Lost []string
-	// Other says that it is no account, but may tell of a protection in Lost.
+	// Other says that it is no account, but may have a protection in Lost.
 	Other bool
 }
 
-// Kinds of protections that are not carried over. Required actions of Keycloak and kinds of
-// credentials come with their own names.
+// Kinds of protections that are not imported. Keycloak's required actions and kinds of credentials
+// have their own names.
 const (
 	lostOTP          = "otp"
 	lostSecondFactor = "second_factor"
@@ -163,8 +162,7 @@ func (s source) read(columns []string, raw rawRecord) (Record, error) {
 	return s.csv(row{columns, raw.fields})
 }
 
-// decodeObject reads a JSON object. Members that are not known are passed over: exports are full
-// of them.
+// decodeObject reads a JSON object and ignores unknown members, of which exports are full.
 func decodeObject[T any](object []byte) (T, error) {
 	var v T
 	err := json.Unmarshal(object, &v)
@@ -488,7 +486,7 @@ func value(text *string) string {
 	return *text
 }
 
-// djangoOther is what is no user. Second factors and addresses stand in tables of their own.
+// djangoOther reads what is no user: second factors and addresses have tables of their own.
 func djangoOther(model string, confirmed, verified *bool) Record {
 	rec := Record{Other: true}
 	app, name, _ := strings.Cut(strings.ToLower(model), ".")
@@ -646,7 +644,7 @@ func supabaseRow(r row) (Record, error) {
 
 func (u supabase) record() (Record, error) {
 	if u.DeletedAt != "" {
-		return Record{}, fault.Refuse("deleted", "the account was deleted where it comes from")
+		return Record{}, fault.Refuse("deleted", "its source has deleted the account")
 	}
 	rec := Record{Username: cmp.Or(u.Email, u.Phone), Hash: u.EncryptedPassword, Address: cmp.Or(u.Email, u.Phone)}
 	rec.name(u.ID)

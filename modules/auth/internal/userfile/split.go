@@ -84,8 +84,8 @@ type input struct {
 	line int64 // the one that the next byte is on
 }
 
-// guess tells the form by how the input begins. What begins like an object is lines of them,
-// but for sources that write whole documents, and where the object goes on in the next line.
+// guess finds the format by how the input begins. An object begins NDJSON, except for sources that
+// write documents, and when it continues in the next line.
 func (in *input) guess(from source) (string, error) {
 	for {
 		b, err := in.Peek(1)
@@ -114,8 +114,8 @@ func (in *input) guess(from source) (string, error) {
 	}
 }
 
-// beginsDocument reports whether the object that comes next goes on in the next line, or is
-// one around a list of records.
+// beginsDocument reports whether the next object continues in the next line, or contains a list of
+// records.
 func (in *input) beginsDocument(from source) bool {
 	start, _ := in.Peek(MaxRecord)
 	first, _, _ := bytes.Cut(start, []byte{'\n'})
@@ -182,17 +182,16 @@ func (l *lines) next() (rawRecord, error) {
 	return rawRecord{line: line.number, object: line.text}, nil
 }
 
-// table cuts CSV. A field in quotes may hold line breaks. Where a quote is not closed, or
-// what it makes of several lines is no row, only the first of them is refused: the next
-// ones are looked at again by themselves.
+// table cuts CSV. A field in quotes may hold line breaks. When a quote is not closed, or several
+// lines together are no row, only the first line is refused, and the others are read again.
 type table struct {
 	lines
 	separator byte
 	width     int // fields in a row; 0 for any
 }
 
-// separators are what stands between fields: as RFC 4180 has it, as spreadsheets write it
-// where the comma is in numbers, and as mysql --batch does.
+// separators may be between fields: that of RFC 4180, that of spreadsheets where numbers have commas,
+// and those of databases.
 const separators = ",;\t|"
 
 // begin finds out what separates the fields, and reads the heading where there is one.
@@ -388,7 +387,7 @@ func (d *document) next() (rawRecord, error) {
 		if len(d.around) > 0 {
 			inside = d.around[len(d.around)-1]
 		}
-		if inside == '{' { // in an object around records, behind one of its lists
+		if inside == '{' { // in an object around records, after one of its lists
 			if _, err := d.object(); err != nil {
 				return rawRecord{}, err
 			}
@@ -435,9 +434,8 @@ type seen struct {
 	container bool // it has the member that records have not
 }
 
-// object reads up to the bracket that closes the object in which it stands, into d.buf, and
-// takes that from d.around. When one of the lists begins on the way, reading stops inside
-// that, with its bracket in d.around.
+// object reads the rest of the present object into d.buf and removes its bracket from d.around. When
+// one of the lists begins on the way, reading stops inside it, with its bracket in d.around.
 func (d *document) object() (is seen, err error) {
 	d.buf = append(d.buf[:0], '{')
 	is.whole = true

@@ -10,7 +10,7 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// invisibles are the code points, beside white space, that cannot be seen and come with text
+// invisibles are the code points, besides white space, that cannot be seen and come with text
 // that was pasted: zero width spaces, the byte order mark, marks of the writing direction.
 // Joiners (U+200C, U+200D) are not among them: at the end of a word they can belong to it.
 var invisibles = &unicode.RangeTable{R16: []unicode.Range16{

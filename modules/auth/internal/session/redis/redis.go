@@ -46,7 +46,7 @@ var (
 )
 
 // markTTL is how long a stopped session waits for its revocation to be committed, which is
-// tried for ever and takes a moment: it must outlast any outage of the database.
+// retried until it succeeds: it must outlast any outage of the database.
 const markTTL = 30 * 24 * time.Hour
 
 const (
