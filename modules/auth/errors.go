@@ -34,9 +34,11 @@ var (
 // complete.
 func Faults() []*fault.Fault {
 	return []*fault.Fault{
-		ErrValidation, ErrUsernameTaken, ErrRegistrationClosed, ErrInvalidCredentials, ErrWrongPassword, ErrAccountDisabled, ErrTooManyAttempts,
+		ErrValidation, ErrUsernameTaken, ErrRegistrationClosed, ErrInvalidCredentials, ErrWrongPassword, ErrAccountDisabled,
+		ErrTooManyAttempts,
 		ErrTooManySessions, ErrOverloaded, ErrMissingToken, ErrInvalidToken, ErrInvalidRefreshToken, ErrSessionExpired,
-		ErrSessionRevoked, ErrRefreshTokenReused, ErrTwoRefreshTokens, ErrOriginNotAllowed, ErrSessionNotFound, ErrUserNotFound,
+		ErrSessionRevoked, ErrRefreshTokenReused, ErrTwoRefreshTokens, ErrOriginNotAllowed, ErrSessionNotFound,
+		ErrUserNotFound,
 		ErrKeyNotFound, ErrKeyStatus, ErrKeyTooNew, ErrKeyInUse, ErrKeysUnused,
 	}
 }

@@ -139,7 +139,8 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 		case errors.Is(err, io.EOF) && found == 0:
 			return errors.Join(fmt.Errorf("the input has no account %q", name), hintError(in.Hint()))
 		case errors.Is(err, io.EOF), err == nil && found == mostFound:
-			return fmt.Errorf("the password is not that of %q: check that it is typed correctly, and that the source and its hash parameters are right", name)
+			return fmt.Errorf("the password is not that of %q: check how it is typed, and that the source and its hash "+
+				"parameters are right", name)
 		case err != nil:
 			return err
 		case ctx.Err() != nil:

@@ -121,5 +121,5 @@ func (s *Service) isFresh(rec session.Session, presented session.Token) bool {
 }
 
 // errSuperseded ends nothing, and does not ask to try again: that would be reuse.
-var errSuperseded = ErrInvalidRefreshToken.Detail("This refresh token was replaced a moment ago, and its session's newest one " +
-	"can no longer be reached from it. The session goes on with the newest one.")
+var errSuperseded = ErrInvalidRefreshToken.Detail("This refresh token was replaced a moment ago, " +
+	"and the newest one of its session can no longer be reached from it. The session goes on with the newest one.")

@@ -210,8 +210,8 @@ type RecordsLostError struct {
 }
 
 func (e *RecordsLostError) Error() string {
-	return fmt.Sprintf("the session store has lost records of sessions that began before %s, which may be among those to end; "+
-		"their access tokens can live until %s. To end them too, end every session of the user, or of everybody",
+	return fmt.Sprintf("the session store has lost records of sessions that began before %s, which may be among "+
+		"those to end; their access tokens can live until %s. To end them too, end every session of the user, or of everybody",
 		e.Since.UTC().Format(time.RFC3339), e.Until.UTC().Format(time.RFC3339))
 }
 

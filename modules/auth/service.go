@@ -111,7 +111,8 @@ func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 		return nil, err
 	}
 	if s.limiter, err = throttle.New(cfg.Throttle, throttle.Options{
-		Redis: deps.Redis, Secret: cfg.Token.Secret, PreviousSecrets: cfg.Token.Secrets()[1:], Now: s.now, Registry: deps.Registry, Log: s.log,
+		Redis: deps.Redis, Secret: cfg.Token.Secret, PreviousSecrets: cfg.Token.Secrets()[1:], Now: s.now,
+		Registry: deps.Registry, Log: s.log,
 	}); err != nil {
 		return nil, err
 	}

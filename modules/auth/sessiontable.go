@@ -80,7 +80,8 @@ func listBegun(ctx context.Context, db database.IDB, where string, args ...any) 
 		err = row.Scan(&b.sid, &b.userID, &b.epoch, &b.at)
 		return b, err
 	}
-	return database.Collect(ctx, db, "read the sessions", scan, "SELECT "+begunColumns+" FROM begun_session WHERE "+where, args...)
+	const query = "SELECT " + begunColumns + " FROM begun_session WHERE "
+	return database.Collect(ctx, db, "read the sessions", scan, query+where, args...)
 }
 
 // revokeSession stores that a session is revoked and reports whether that is new. The row is kept for
@@ -114,7 +115,8 @@ func purgeSessions(ctx context.Context, db *database.DB, table string, now time.
 	if db.IsPostgres() {
 		expired += " AND expires_at < now()"
 	}
-	res, err := db.Write(ctx, "DELETE FROM "+table+" WHERE sid IN (SELECT sid FROM "+table+" WHERE "+expired+" ORDER BY expires_at LIMIT ?2)", now, limit)
+	some := "SELECT sid FROM " + table + " WHERE " + expired + " ORDER BY expires_at LIMIT ?2"
+	res, err := db.Write(ctx, "DELETE FROM "+table+" WHERE sid IN ("+some+")", now, limit)
 	if err != nil {
 		return 0, fmt.Errorf("purge %s: %w", table, err)
 	}

@@ -115,7 +115,8 @@ func accountsByID(ctx context.Context, db database.IDB, ids []uuid.UUID) (map[uu
 }
 
 func listAccounts(ctx context.Context, db database.IDB, where string, args ...any) ([]account, error) {
-	return database.Collect(ctx, db, "list users", scanAccount, "SELECT "+accountColumns+" FROM users WHERE "+where, args...)
+	const query = "SELECT " + accountColumns + " FROM users WHERE "
+	return database.Collect(ctx, db, "list users", scanAccount, query+where, args...)
 }
 
 // lockAccount reads the account and locks its row until the transaction ends, so that the caller's
@@ -142,8 +143,8 @@ func insertAccount(ctx context.Context, tx database.IDB, a account) error {
 // epoch.
 func raiseEpoch(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID, now time.Time) (int64, error) {
 	epoch := a.epoch + 1
-	_, err := tx.ExecContext(ctx, "UPDATE users SET session_epoch = ?, kept_sid = ?, sessions_ended_at = ?, updated_at = ? WHERE id = ?",
-		epoch, kept, now, now, a.ID)
+	_, err := tx.ExecContext(ctx, `UPDATE users SET session_epoch = ?, kept_sid = ?, sessions_ended_at = ?, updated_at = ?
+		WHERE id = ?`, epoch, kept, now, now, a.ID)
 	if err != nil {
 		return 0, fmt.Errorf("end the sessions of the user: %w", err)
 	}
@@ -151,7 +152,8 @@ func raiseEpoch(ctx context.Context, tx database.IDB, a account, kept uuid.NullU
 }
 
 func updatePassword(ctx context.Context, tx database.IDB, id uuid.UUID, hash string, now time.Time) error {
-	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ?, password_changed_at = ?, updated_at = ? WHERE id = ?", hash, now, now, id)
+	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ?, password_changed_at = ?, updated_at = ? WHERE id = ?",
+		hash, now, now, id)
 	if err != nil {
 		return fmt.Errorf("update password: %w", err)
 	}
@@ -206,5 +208,6 @@ func (s *Service) accountPages(ctx context.Context, fn func([]account) error) er
 // lockAccountsAfter is [lockAccount] for the next active accounts in the order of their ids.
 // Disabled ones have no sessions.
 func lockAccountsAfter(ctx context.Context, tx database.IDB, after uuid.UUID, limit int) ([]account, error) {
-	return listAccounts(ctx, tx, "id > ? AND status = ? ORDER BY id LIMIT ?"+database.ForUpdate(tx), after, StatusActive, limit)
+	const where = "id > ? AND status = ? ORDER BY id LIMIT ?"
+	return listAccounts(ctx, tx, where+database.ForUpdate(tx), after, StatusActive, limit)
 }

@@ -65,8 +65,8 @@ func (k *Ring) Promote(ctx context.Context, kid string, force bool) (Info, error
 			return ErrStatus.Detail(fmt.Sprintf("The key is %s; only a staged key can be promoted.", row.Status))
 		}
 		if at := k.info(row, now).PromotableAt; now.Before(at) && !force {
-			return ErrTooNew.Detail(fmt.Sprintf("Verifiers may hold a key set without it until %s. With --force they refuse its tokens until then.",
-				at.Format(time.RFC3339)))
+			return ErrTooNew.Detail(fmt.Sprintf("Verifiers may hold a key set without it until %s. With --force they "+
+				"refuse its tokens until then.", at.Format(time.RFC3339)))
 		}
 		if _, err := k.open(row); err != nil {
 			return err // no server with this secret could sign
@@ -155,11 +155,12 @@ func (k *Ring) Revoke(ctx context.Context, kid string, force bool) (revoked, suc
 func (k *Ring) checkUnused(row keyRow, now time.Time) error {
 	switch at := k.info(row, now).RetirableAt; {
 	case row.Status == Active:
-		return ErrInUse.Detail("It is the key that signs now. With --force every access token that it signed is refused from now on, " +
-			"their clients must refresh, and verifiers may not know the next key for " + JWKSMaxAge.String() + ".")
+		return ErrInUse.Detail("It is the key that signs now. With --force every access token that it signed is " +
+			"refused from now on, their clients must refresh, and verifiers may not know the next key for " +
+			JWKSMaxAge.String() + ".")
 	case now.Before(at):
-		return ErrInUse.Detail(fmt.Sprintf("Access tokens that it signed can live until %s. With --force they are refused from now on, "+
-			"and their clients must refresh.", at.Format(time.RFC3339)))
+		return ErrInUse.Detail(fmt.Sprintf("Access tokens that it signed can live until %s. With --force they are "+
+			"refused from now on, and their clients must refresh.", at.Format(time.RFC3339)))
 	}
 	return nil
 }
@@ -190,8 +191,8 @@ func (k *Ring) Check(ctx context.Context) error {
 		}
 		problems = append(problems, err)
 		if k.info(r, now).ClockWasAhead {
-			problems = append(problems, fmt.Errorf("the signing key %s has a time in the future, written by a clock that was ahead; "+
-				"correct it with: authctl key promote, or authctl key retire", r.KID))
+			problems = append(problems, fmt.Errorf("the signing key %s has a time in the future, written by a clock "+
+				"that was ahead; correct it with: authctl key promote, or authctl key retire", r.KID))
 		}
 	}
 	return errors.Join(problems...)

@@ -163,8 +163,9 @@ func New(ctx context.Context, db *database.DB, cfg token.Config, log *zap.Logger
 	err = k.refresh(ctx)
 	if active := k.Active(); active.KID() == "" {
 		if errors.Is(err, token.ErrSealed) {
-			return nil, fmt.Errorf("%w: name the old secret in auth.token.previous_secrets (AUTH_TOKEN_PREVIOUS_SECRETS), or, if it is lost, "+
-				"find the active key with: authctl key list, and revoke it with: authctl key revoke KID --force", ErrWrongSecret)
+			return nil, fmt.Errorf("%w: name the old secret in auth.token.previous_secrets "+
+				"(AUTH_TOKEN_PREVIOUS_SECRETS), or, if it is lost, find the active key with: authctl key list, "+
+				"and revoke it with: authctl key revoke KID --force", ErrWrongSecret)
 		}
 		return nil, fmt.Errorf("load the signing keys: %w", err)
 	}

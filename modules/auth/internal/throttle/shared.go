@@ -56,7 +56,8 @@ func (r rules) lua() string {
 	var b strings.Builder
 	b.WriteString("local R = {\n")
 	streak := func(name string, l streakRule) {
-		fmt.Fprintf(&b, "%s = {free = %d, base = %d, longest = %d, max = %d, lock = %d, forget = %d, memory = %d, cleared = %d},\n",
+		fmt.Fprintf(&b, "%s = {free = %d, base = %d, longest = %d, max = %d, lock = %d, forget = %d, memory = %d, "+
+			"cleared = %d},\n",
 			name, l.free, l.base, l.longest, l.max, l.lock, l.forget, l.memory, l.cleared)
 	}
 	bucket := func(name string, l bucketRule) {

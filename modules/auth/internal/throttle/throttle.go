@@ -333,7 +333,8 @@ func (l *Limiter) measure(reg prometheus.Registerer) error {
 	}
 	if l.shared != nil {
 		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "authctl_throttle_redis_up", Help: "1 while limits are shared through Redis, 0 while each process limits by itself.",
+			Name: "authctl_throttle_redis_up", Help: "1 while limits are shared through Redis, 0 while each process " +
+				"limits by itself.",
 		}, func() float64 {
 			if l.shared.up() {
 				return 1

@@ -46,7 +46,8 @@ func (c Config) Validate(report func(path, problem string)) {
 		u.Fragment != "" || u.ForceQuery {
 		report("auth.token.issuer", "must be a URL such as https://auth.example.com, without user, query or fragment")
 	} else if !plainPath(u.EscapedPath()) {
-		report("auth.token.issuer", "has a path that proxies and clients may write in more than one way: use letters, digits and . _ ~ - between single slashes")
+		report("auth.token.issuer", "has a path that proxies and clients may write in more than one way: use letters, "+
+			"digits and . _ ~ - between single slashes")
 	}
 	if problem := audienceProblem(c.Audience); problem != "" {
 		report("auth.token.audience", problem)

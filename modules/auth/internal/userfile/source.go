@@ -218,7 +218,8 @@ func nativeRow(r row) (Record, error) {
 
 func nativeUser(e Exported) (Record, error) {
 	rec := Record{
-		Username: e.Username, Hash: e.PasswordHash, Disabled: e.Status == "disabled", Address: e.Email, Confirmed: e.EmailVerified,
+		Username: e.Username, Hash: e.PasswordHash, Disabled: e.Status == "disabled", Address: e.Email,
+		Confirmed: e.EmailVerified,
 	}
 	if e.Status != "" && e.Status != "active" && !rec.Disabled {
 		return Record{}, fault.Refuse("invalid_status", "the status is neither active nor disabled")
