@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -38,6 +40,36 @@ func tool(t *testing.T, dir string, env []string, name string, args ...string) s
 		t.Fatalf("%s %s: %v\n%s", filepath.Base(name), strings.Join(args, " "), err, out.Bytes())
 	}
 	return out.String()
+}
+
+// schemathesis makes requests of the document, right and wrong ones, alone and in sequences. None of
+// the answers is the server's fault, or has a status, media type, header or member that is not
+// documented; what fits the document is accepted, what does not is refused, and so is who does not
+// identify themselves.
+func TestSchemathesisFindsNothingInTheAnswers(t *testing.T) {
+	t.Parallel()
+	python := testenv.Program(t, "install Python 3", "python3")
+	packages := testenv.PythonPackages(t, tools)
+	pinned, err := filepath.Abs(tools)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := serve(t, t.TempDir(), "AUTH_PASSWORD_BCRYPT_COST=4", "AUTH_THROTTLE_ENABLED=false",
+		"AUTH_CLIENTS=gateway:1ec1c26b50d5d3c58d9583181af8076655fe00756bf7285940ba3670f99fcba0") // of s3cret
+	said := tool(t, t.TempDir(), []string{
+		"PYTHONPATH=" + packages + string(os.PathListSeparator) + pinned, "PYTHONDONTWRITEBYTECODE=1", "SCHEMATHESIS_HOOKS=hooks",
+		"AUTHCTL_URL=" + base,
+	}, python, filepath.Join(packages, "bin/schemathesis"), "--no-color", "--config-file", filepath.Join(pinned, "schemathesis.toml"),
+		"run", document(t), "--url", base, "--generation-deterministic",
+		"--max-examples", "15", "--workers", "2", "--warnings", "off", "--continue-on-failure",
+		"--request-timeout", strconv.Itoa(int(testenv.Patience.Seconds())))
+	ran := regexp.MustCompile(`(?m)^\s*(\d+) generated, \d+ passed`).FindStringSubmatch(said)
+	if ran == nil {
+		t.Fatalf("how many cases ran is not said:\n%s", said)
+	}
+	if n, _ := strconv.Atoi(ran[1]); n < 300 {
+		t.Errorf("only %d cases ran:\n%s", n, said)
+	}
 }
 
 func TestALinterFindsNothingInTheDocument(t *testing.T) {

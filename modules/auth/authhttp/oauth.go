@@ -86,7 +86,7 @@ func (a *api) metadata(context.Context, struct{}) (Metadata, error) {
 // tokenInput is what clients of /oauth2/* send. The hint about the token's type is not needed:
 // the two kinds look different.
 type tokenInput struct {
-	Token  string `form:"token" required:"true" example:"eyJhbGciOiJFUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJhdCtqd3QifQ.e30.c2ln" doc:"An access token or a refresh token."`
+	Token  string `form:"token" required:"true" minLength:"1" example:"eyJhbGciOiJFUzI1NiIsImtpZCI6IjEiLCJ0eXAiOiJhdCtqd3QifQ.e30.c2ln" doc:"An access token or a refresh token."`
 	Hint   string `form:"token_type_hint" example:"access_token" doc:"Ignored; the kind of token is recognized without it."`
 	ID     string `form:"client_id" example:"gateway" doc:"Together with client_secret, instead of HTTP Basic."`
 	Secret string `form:"client_secret" format:"password" example:"s3cret" doc:"Together with client_id, instead of HTTP Basic."`

@@ -37,7 +37,7 @@ type Revocation struct {
 
 type revocationsInput struct {
 	After       string `query:"after" example:"AQ" doc:"The cursor of the previous answer. Without it the answer begins with everything that has ended and could still be accepted."`
-	Wait        string `query:"wait" pattern:"^[0-9]{1,2}$" example:"0" doc:"Seconds to wait if nothing has ended since: 0 to 30, default 0. For events 1 to 30, default 5: an event comes at least that often."`
+	Wait        string `query:"wait" pattern:"^[0-9]{0,2}$" example:"0" doc:"Seconds to wait if nothing has ended since: 0 to 30, default 0. For events 1 to 30, default 5: an event comes at least that often."`
 	Verifier    string `query:"verifier" maxLength:"100" example:"orders-3" doc:"Name of the caller: up to 100 printable ASCII characters. authctl verifier list shows it."`
 	Version     string `query:"version" maxLength:"100" example:"orders 1.4.2" doc:"Version of the caller's program; for people."`
 	Keys        string `query:"keys" example:"lpkJk-MlDxWRkDInAlO2WgoKJQllf958DxvrTfim0kM" doc:"Ids of the signing keys that the caller holds, separated by commas, at most 32. authctl key promote waits until every caller holds the new one."`
