@@ -25,7 +25,7 @@ import (
 
 // Config says which Redis to use. With nothing set there is none.
 type Config struct {
-	URL      config.Secret `config:"redis.url" doc:"Redis as one URL: redis://USER:PASSWORD@HOST:PORT/DB, rediss://… with TLS, unix://USER:PASSWORD@/PATH; options such as ?dial_timeout=5s&read_timeout=5s&pool_size=32 may follow. Takes precedence over cache.redis.*; empty with no cache.redis.host means no Redis."`
+	URL      config.Secret `config:"redis.url" doc:"Redis as one URL: redis://USER:PASSWORD@HOST:PORT/DB, rediss://… with TLS, unix://USER:PASSWORD@/PATH; options such as ?dial_timeout=5s&read_timeout=5s&pool_size=32 may follow. Overrides cache.redis.*. If it and cache.redis.host are empty, there is no Redis."`
 	Host     string        `config:"cache.redis.host" doc:"Redis host. Empty means no Redis, unless redis.url names one."`
 	Port     int           `config:"cache.redis.port" default:"6379" min:"1" max:"65535" doc:"Redis port."`
 	Password config.Secret `config:"cache.redis.password" doc:"Redis password."`

@@ -22,7 +22,7 @@ type KafkaConfig struct {
 	Brokers []string `config:"kafka.brokers" doc:"Kafka brokers to connect to first, host:port. Empty means that events go to the file events.ndjson in app.data_dir."`
 	Topic   string   `config:"kafka.topic" default:"auth.events" doc:"The topic of all events."`
 
-	Partitions  int    `config:"kafka.partitions" default:"16" min:"1" max:"4096" doc:"Partitions of the topic when authctl makes it, with three replicas where there are three brokers. outbox.shards must be a multiple."`
+	Partitions  int    `config:"kafka.partitions" default:"16" min:"1" max:"4096" doc:"Partitions of the topic when authctl creates it, with three replicas if there are three brokers. outbox.shards must be a multiple of it."`
 	Compression string `config:"kafka.compression" default:"lz4" oneof:"none,gzip,snappy,lz4,zstd" doc:"How batches are compressed. Some clusters do not accept every kind; zstd needs Kafka 2.1 or newer."`
 
 	TLS            TLSConfig  `config:"kafka.tls"`
