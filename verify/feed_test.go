@@ -72,6 +72,7 @@ func TestEveryKindOfEndIsRefused(t *testing.T) {
 		i.add(map[string]any{"type": "account", "sub": id(1), "session_epoch": 2})
 		synctest.Wait()
 		want(t, v, token(1, 12, 2), nil)
+		want(t, v, token(1, 11, 2), ErrRevoked)
 		i.add(map[string]any{"type": "account", "sub": id(1), "session_epoch": 4})
 		synctest.Wait()
 		want(t, v, token(1, 12, 2), ErrRevoked)

@@ -1,0 +1,77 @@
+package verify
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// mutant is a mistake that would be easy to make, and the test that has to find it. What it
+// replaces must be there exactly once: code that has moved makes the mutant fail.
+type mutant struct {
+	name, file, old, new, test string
+	always                     bool // and not only with AUTHCTL_CAMPAIGN=long
+}
+
+var mutants = []mutant{
+	{"a snapshot that loses what came meanwhile", "feed.go", "if k.next != nil && problem == nil {", "if false {",
+		"TestACursorThatIsGone", true},
+	{"forgetting too early, by the clock of this machine", "feed.go", "	_, early := v.clock.issuerTime()\n", "	early := v.now()\n",
+		"TestClocksThatDifferByHours", true},
+	{"an unknown key id that fetches each time", "keys.go", "time.Since(k.asked) < unknownEvery", "time.Since(k.asked) < 0",
+		"TestAFloodOfUnknownKeys", true},
+	{"a snapshot without accounts", "feed.go", "		d.addAccount(sub, r.SessionEpoch, kept, r.ExpiresAt)\n", "		_, _ = sub, kept\n",
+		"TestEveryKindOfEndIsRefused", false},
+	{"a token that outlives the memory of its end", "clock.go", "if judged.Before(early) {", "if false {", "TestClocksThatDifferByHours", false},
+	{"ends that are never forgotten", "feed.go", "	list.forget(early, sweepShards)\n", "	_ = early\n", "TestClocksThatDifferByHours", false},
+	{"lag from when an answer came", "clock.go", "asOf.UnixNano()-c.elapsed(asked)", "asOf.UnixNano()-c.elapsed(read)", "TestLagIsNeverTooLow", false},
+	{"a server that stands still is believed", "clock.go", " && asOf.Sub(c.beganAsOf) > clockWindow/2", "", "TestLagIsNeverTooLow", false},
+	{"an older end that replaces a newer one", "denylist.go", "case !known || epoch > now.epoch:", "case !known || epoch != now.epoch:",
+		"TestEveryKindOfEndIsRefused", false},
+	{"old knowledge that goes with its cursor", "feed.go", "	k.next = &denylist{}\n", "	k.list.Store(&denylist{})\n", "TestACursorThatIsGone", false},
+	{"a revoked key that is still in the key set", "denylist.go", "	return revoked\n", "	return revoked && false\n", "TestEveryKindOfEndIsRefused", false},
+	{"redirects that are followed", "verify.go", "return http.ErrUseLastResponse", "return nil", "TestKeysAreKeptThroughAnOutage", false},
+	{"a token without its audience", "token.go", "case !slices.Contains(c.Audience, audience):", "case false:", "TestPublishedVectors", false},
+}
+
+func TestTheSuiteFindsMistakes(t *testing.T) {
+	t.Parallel()
+	for _, m := range mutants {
+		if !m.always && os.Getenv("AUTHCTL_CAMPAIGN") != "long" {
+			continue
+		}
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			file, err := filepath.Abs(m.file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(text), m.old); n != 1 {
+				t.Fatalf("%s has %q %d times", m.file, m.old, n)
+			}
+			dir := t.TempDir()
+			changed, overlay := filepath.Join(dir, m.file), filepath.Join(dir, "overlay.json")
+			if err := os.WriteFile(changed, []byte(strings.Replace(string(text), m.old, m.new, 1)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			plan, err := json.Marshal(map[string]map[string]string{"Replace": {file: changed}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(overlay, plan, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlay, "-vet=off", "-count=1", "-run", "^"+m.test+"$", ".").CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "--- FAIL: "+m.test) {
+				t.Errorf("%s does not find it: %v\n%.2000s", m.test, err, out)
+			}
+		})
+	}
+}
