@@ -38,15 +38,15 @@ func Parked(ctx context.Context, db *database.DB) ([]ParkedKey, error) {
 
 // ParkedEvents returns the events that wait with a parked key, the refused one first.
 func ParkedEvents(ctx context.Context, db *database.DB, key string) ([]Record, error) {
-	out, err := database.Collect(ctx, db, "read parked events", func(row database.Row) (r Record, err error) {
+	list, err := database.Collect(ctx, db, "read parked events", func(row database.Row) (r Record, err error) {
 		err = row.Scan(r.fields()...)
 		return r, err
-	}, `SELECT e.id, d.replay, `+recordColumns+`
-		FROM outbox_parked_key k JOIN outbox_dead d ON d.key = k.key JOIN outbox_event e ON e.id = d.id WHERE k.key = ? ORDER BY e.id`, key)
-	if err == nil && len(out) == 0 {
-		return nil, ErrNotParked
+	}, `SELECT e.id, d.replay, `+recordColumns+` FROM outbox_parked_key k
+		JOIN outbox_dead d ON d.key = k.key JOIN outbox_event e ON e.id = d.id WHERE k.key = ? ORDER BY e.id`, key)
+	if err == nil && len(list) == 0 {
+		err = ErrNotParked
 	}
-	return out, err
+	return list, err
 }
 
 // RetryParked has the events of a parked key sent again, the refused one first, and returns how

@@ -53,15 +53,12 @@ func (st State) Target() *Target {
 }
 
 // Status reads the state of the outbox. It counts, which takes a moment when millions are pending.
-func Status(ctx context.Context, db *database.DB) (State, error) {
-	st, err := status(ctx, db)
-	if err != nil {
-		return State{}, fmt.Errorf("read the state of the outbox: %w", err)
-	}
-	return st, nil
-}
-
-func status(ctx context.Context, db *database.DB) (st State, err error) {
+func Status(ctx context.Context, db *database.DB) (st State, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("read the state of the outbox: %w", err)
+		}
+	}()
 	var nowMS int64
 	err = db.QueryRowContext(ctx, `SELECT `+schema.Now(db)+`, (SELECT count(*) FROM outbox_parked_key), (SELECT count(*) FROM outbox_dead)`).
 		Scan(&nowMS, &st.ParkedKeys, &st.ParkedEvents)
@@ -77,24 +74,11 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 	// clock was set back. A second of tolerance allows for small steps. The query reads the clock
 	// again, because relays may have renewed since the first time.
 	latest := schema.Now(db) + ` + coalesce(r.lease_ms, ?1) + 1000`
-	rows, err := db.QueryContext(ctx, `SELECT s.shard, s.owner, s.epoch, s.until_ms, `+latest+`, s.low,
-			coalesce(p.n, 0), coalesce(e.created_ms, `+schema.Now(db)+`)
-		FROM outbox_shard s
-		LEFT JOIN outbox_relay r ON r.id = s.owner
-		LEFT JOIN (SELECT shard, count(*) AS n, min(id) AS first FROM outbox_pending GROUP BY shard) p ON p.shard = s.shard
-		LEFT JOIN outbox_event e ON e.id = p.first ORDER BY s.shard`, schema.LongestLease.Milliseconds())
-	if err != nil {
-		return st, err
-	}
-	defer rows.Close()
 	owned := map[string]int{}
-	for rows.Next() {
-		var s ShardState
+	st.Shards, err = database.Collect(ctx, db, "read the shards", func(row database.Row) (s ShardState, err error) {
 		var owner *string
 		var until, latest, created int64
-		if err := rows.Scan(&s.Shard, &owner, &s.Epoch, &until, &latest, &s.Watermark, &s.Pending, &created); err != nil {
-			return st, err
-		}
+		err = row.Scan(&s.Shard, &owner, &s.Epoch, &until, &latest, &s.Watermark, &s.Pending, &created)
 		switch {
 		case owner == nil || until <= nowMS:
 		case until > latest:
@@ -108,29 +92,25 @@ func status(ctx context.Context, db *database.DB) (st State, err error) {
 		}
 		st.Pending += s.Pending
 		st.OldestAge = max(st.OldestAge, s.OldestAge)
-		st.Shards = append(st.Shards, s)
-	}
-	if err := rows.Err(); err != nil {
-		return st, err
-	}
-
-	relays, err := db.QueryContext(ctx, `SELECT id, name, started_ms, rate FROM outbox_relay r
-		WHERE until_ms > ?2 AND until_ms <= `+latest+` ORDER BY id`, schema.LongestLease.Milliseconds(), nowMS)
+		return s, err
+	}, `SELECT s.shard, s.owner, s.epoch, s.until_ms, `+latest+`, s.low,
+			coalesce(p.n, 0), coalesce(e.created_ms, `+schema.Now(db)+`)
+		FROM outbox_shard s
+		LEFT JOIN outbox_relay r ON r.id = s.owner
+		LEFT JOIN (SELECT shard, count(*) AS n, min(id) AS first FROM outbox_pending GROUP BY shard) p ON p.shard = s.shard
+		LEFT JOIN outbox_event e ON e.id = p.first ORDER BY s.shard`, schema.LongestLease.Milliseconds())
 	if err != nil {
 		return st, err
 	}
-	defer relays.Close()
-	for relays.Next() {
-		var r RelayState
+	st.Relays, err = database.Collect(ctx, db, "read the relays", func(row database.Row) (r RelayState, err error) {
 		var started int64
-		if err := relays.Scan(&r.ID, &r.Name, &started, &r.Rate); err != nil {
-			return st, err
-		}
+		err = row.Scan(&r.ID, &r.Name, &started, &r.Rate)
 		r.Started, r.Shards = time.UnixMilli(started).UTC(), owned[r.ID]
 		st.Rate += r.Rate
-		st.Relays = append(st.Relays, r)
-	}
-	if err := relays.Err(); err != nil {
+		return r, err
+	}, `SELECT id, name, started_ms, rate FROM outbox_relay r WHERE until_ms > ?2 AND until_ms <= `+latest+` ORDER BY id`,
+		schema.LongestLease.Milliseconds(), nowMS)
+	if err != nil {
 		return st, err
 	}
 	if st.Targets, err = Targets(ctx, db); err != nil {

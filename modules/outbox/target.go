@@ -69,8 +69,7 @@ func Targets(ctx context.Context, db database.IDB) ([]Target, error) {
 			t.Since = time.UnixMilli(since).UTC()
 		}
 		return t, err
-	}, `SELECT name, state, coalesce(partitions, 0), identity, since_ms
-		FROM outbox_target ORDER BY state, name`)
+	}, `SELECT name, state, coalesce(partitions, 0), identity, since_ms FROM outbox_target ORDER BY state, name`)
 }
 
 // AdmitTarget returns the outbox's target if it is the named one, and makes the named one the
@@ -456,9 +455,9 @@ func AcceptPartitions(
 // LivingRelays returns the names of the relays that run.
 func LivingRelays(ctx context.Context, db database.IDB) ([]string, error) {
 	// A clock that was ahead wrote rows that end later than any lease can: see status.
-	return database.Collect(ctx, db, "list the relays", database.Value[string], `SELECT name FROM outbox_relay
-		WHERE until_ms > `+schema.Now(db)+` AND until_ms <= `+schema.Now(db)+` + coalesce(lease_ms, ?) + 1000 ORDER BY name`,
-		schema.LongestLease.Milliseconds())
+	return database.Collect(ctx, db, "list the relays", database.Value[string],
+		`SELECT name FROM outbox_relay WHERE until_ms > `+schema.Now(db)+`
+			AND until_ms <= `+schema.Now(db)+` + coalesce(lease_ms, ?) + 1000 ORDER BY name`, schema.LongestLease.Milliseconds())
 }
 
 // noRelays returns [ErrRelaysAlive] with the names of the relays that run.

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"sync"
 	"time"
 )
 
@@ -30,9 +29,8 @@ func (w partitionWorker) share(idle int) int {
 	return max(w.active, (idle+3)/4)
 }
 
-// fetchLoop fetches pending events of all idle partitions with one statement, and delivers
-// them.
-func (r *Relay) fetchLoop(ctx, deliver context.Context, deliveries *sync.WaitGroup) {
+// fetchLoop fetches pending events of all idle partitions with one statement, and sends them.
+func (r *Relay) fetchLoop(ctx context.Context, send func([]*batch)) {
 	wait := busyPoll
 	for ctx.Err() == nil {
 		batches, err := r.fetch(ctx)
@@ -45,7 +43,7 @@ func (r *Relay) fetchLoop(ctx, deliver context.Context, deliveries *sync.WaitGro
 		default:
 			wait = min(2*wait, idlePoll)
 		}
-		r.send(batches, deliver, ctx.Done(), deliveries)
+		send(batches)
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -59,7 +57,7 @@ func (r *Relay) fetchLoop(ctx, deliver context.Context, deliveries *sync.WaitGro
 
 // fetchAhead is a second reader during a backlog: the database works for one of the two while
 // this process works for the other.
-func (r *Relay) fetchAhead(ctx, deliver context.Context, deliveries *sync.WaitGroup) {
+func (r *Relay) fetchAhead(ctx context.Context, send func([]*batch)) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -67,15 +65,7 @@ func (r *Relay) fetchAhead(ctx, deliver context.Context, deliveries *sync.WaitGr
 		case <-r.more:
 		}
 		batches, _ := r.fetch(ctx) // fetchLoop meets the same error and reports it
-		r.send(batches, deliver, ctx.Done(), deliveries)
-	}
-}
-
-func (r *Relay) send(
-	batches []*batch, deliver context.Context, stopping <-chan struct{}, deliveries *sync.WaitGroup,
-) {
-	for _, b := range batches {
-		deliveries.Go(func() { r.deliver(deliver, stopping, b) })
+		send(batches)
 	}
 }
 

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"maps"
@@ -193,22 +192,11 @@ func (r *Relay) tickTx(
 func (r *Relay) watch(
 	ctx context.Context, tx database.Tx, asked time.Time, nowMS int64,
 ) (living, gone []string, err error) {
-	rows, err := tx.QueryContext(ctx, `SELECT r.id, r.until_ms, coalesce(s.until_ms, 0), coalesce(r.lease_ms, ?1) FROM outbox_relay r
-			LEFT JOIN (SELECT owner, max(until_ms) AS until_ms FROM outbox_shard GROUP BY owner) s ON s.owner = r.id
-		UNION ALL SELECT owner, 0, max(until_ms), ?1 FROM outbox_shard WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_relay) GROUP BY owner
-		ORDER BY 1`, schema.LongestLease.Milliseconds())
-	if err != nil {
-		return nil, nil, err
-	}
-	defer rows.Close()
 	seen := map[string]sighting{}
-	for rows.Next() {
-		var id string
+	_, err = database.Collect(ctx, tx, "read the relays", func(row database.Row) (id string, err error) {
 		var s sighting
 		var lease int64
-		if err := rows.Scan(&id, &s.ends[0], &s.ends[1], &lease); err != nil {
-			return nil, nil, err
-		}
+		err = row.Scan(&id, &s.ends[0], &s.ends[1], &lease)
 		if last, ok := r.seen[id]; ok && last.ends == s.ends {
 			s = last
 		} else {
@@ -223,10 +211,18 @@ func (r *Relay) watch(
 			living = append(living, id)
 		}
 		seen[id] = s
+		return id, err
+	}, `SELECT r.id, r.until_ms, coalesce(s.until_ms, 0), coalesce(r.lease_ms, ?1) FROM outbox_relay r
+			LEFT JOIN (SELECT owner, max(until_ms) AS until_ms FROM outbox_shard GROUP BY owner) s ON s.owner = r.id
+		UNION ALL SELECT owner, 0, max(until_ms), ?1 FROM outbox_shard
+			WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_relay) GROUP BY owner
+		ORDER BY 1`, schema.LongestLease.Milliseconds())
+	if err != nil {
+		return nil, nil, err
 	}
 	delete(seen, r.id)
 	r.seen = seen
-	return living, gone, rows.Err()
+	return living, gone, nil
 }
 
 // overdue reports whether another relay has not renewed for a whole lease, and its shards have not
@@ -253,39 +249,24 @@ func (r *Relay) take(
 	for _, c := range held {
 		mine = append(mine, c.shard)
 	}
-	rows, err := tx.QueryContext(ctx, `SELECT shard, owner IS NOT NULL AND owner <> ?1,
+	free, err := database.Collect(ctx, tx, "find free shards", func(row database.Row) (c claim, err error) {
+		err = row.Scan(&c.shard, &c.expired, &c.void)
+		return c, err
+	}, `SELECT shard, owner IS NOT NULL AND owner <> ?1,
 			owner IS NOT NULL AND owner <> ?1 AND until_ms > `+clock+` FROM outbox_shard
 		WHERE owner IS NULL OR until_ms <= `+clock+` OR owner IN (?5) OR (owner = ?1 AND shard NOT IN (?2))
 		ORDER BY shard % ?3, shard LIMIT ?4`+skip, r.id, database.List(mine), r.partitions, limit, database.List(gone))
-	if err != nil {
+	if err != nil || len(free) == 0 {
 		return nil, err
-	}
-	defer rows.Close()
-	var free []claim
-	for rows.Next() {
-		c := claim{fresh: true}
-		if err := rows.Scan(&c.shard, &c.expired, &c.void); err != nil {
-			return nil, err
-		}
-		free = append(free, c)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	if err := rows.Close(); err != nil {
-		return nil, err
-	}
-	if len(free) == 0 {
-		return nil, nil
 	}
 	found := map[int]claim{}
 	ids := make([]int, len(free))
 	for i, c := range free {
 		ids[i], found[c.shard] = c.shard, c
 	}
-	claims, err := scanClaims(tx.QueryContext(ctx, `UPDATE outbox_shard
+	claims, err := database.Collect(ctx, tx, "take shards", scanClaim, `UPDATE outbox_shard
 		SET owner = ?, epoch = epoch + 1, until_ms = `+clock+` + ? WHERE shard IN (?) RETURNING shard, epoch, low`,
-		r.id, lease, database.List(ids)))
+		r.id, lease, database.List(ids))
 	for i := range claims {
 		c := found[claims[i].shard]
 		claims[i].fresh, claims[i].expired, claims[i].void = true, c.expired, c.void
@@ -309,26 +290,15 @@ func (r *Relay) renew(ctx context.Context, tx database.Tx, held []claim, clock s
 		}
 	}
 	// A relay that has not seen the new epoch must not raise what was lowered with it.
-	return scanClaims(tx.QueryContext(ctx, `UPDATE outbox_shard SET until_ms = `+clock+` + ?,
+	return database.Collect(ctx, tx, "keep shards", scanClaim, `UPDATE outbox_shard SET until_ms = `+clock+` + ?,
 			low = CASE WHEN outbox_shard.epoch = v.epoch AND outbox_shard.low < v.low THEN v.low ELSE outbox_shard.low END
 		FROM `+values+` AS v WHERE outbox_shard.shard = v.shard AND outbox_shard.owner = ?
-		RETURNING outbox_shard.shard, outbox_shard.epoch, outbox_shard.low`, lease, arg, r.id))
+		RETURNING outbox_shard.shard, outbox_shard.epoch, outbox_shard.low`, lease, arg, r.id)
 }
 
-func scanClaims(rows *sql.Rows, err error) ([]claim, error) {
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var out []claim
-	for rows.Next() {
-		var c claim
-		if err := rows.Scan(&c.shard, &c.epoch, &c.watermark); err != nil {
-			return nil, err
-		}
-		out = append(out, c)
-	}
-	return out, rows.Err()
+func scanClaim(row database.Row) (c claim, err error) {
+	err = row.Scan(&c.shard, &c.epoch, &c.watermark)
+	return c, err
 }
 
 // surplus marks the shards that exceed the share as leaving, so that the relay fetches nothing
@@ -492,23 +462,16 @@ func (r *Relay) unowned(ctx context.Context) (n int, err error) {
 }
 
 func parkedKeys(ctx context.Context, tx database.IDB) (map[int]map[string]int64, error) {
-	rows, err := tx.QueryContext(ctx, `SELECT shard, key, event FROM outbox_parked_key`)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
 	out := map[int]map[string]int64{}
-	for rows.Next() {
-		var shard int
+	_, err := database.Collect(ctx, tx, "read the parked keys", func(row database.Row) (shard int, err error) {
 		var key string
 		var event int64
-		if err := rows.Scan(&shard, &key, &event); err != nil {
-			return nil, err
-		}
+		err = row.Scan(&shard, &key, &event)
 		if out[shard] == nil {
 			out[shard] = map[string]int64{}
 		}
 		out[shard][key] = event
-	}
-	return out, rows.Err()
+		return shard, err
+	}, `SELECT shard, key, event FROM outbox_parked_key`)
+	return out, err
 }

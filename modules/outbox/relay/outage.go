@@ -85,7 +85,8 @@ func (o *outages) duration() time.Duration { return o.now().Sub(o.since).Round(t
 func (o *outages) database(err error) {
 	kind := "database"
 	if database.IsForbidden(err) {
-		kind, err = "rights", forbidden(err)
+		kind, err = "rights", fmt.Errorf("this database role may not relay events: run deploy/postgres/grants.sql after "+
+			"each migration; where relays run elsewhere, set OUTBOX_RELAY=off for serve: %w", err)
 	}
 	o.count(kind)
 	o.begin(databaseOutage, kind, err)
@@ -100,11 +101,6 @@ func (o *outages) target(partition int, err error) (kind string) {
 	o.count(kind)
 	o.begin(partition, kind, err)
 	return kind
-}
-
-func forbidden(err error) error {
-	return fmt.Errorf("this database role may not relay events: run deploy/postgres/grants.sql after each migration; "+
-		"where relays run elsewhere, set OUTBOX_RELAY=off for serve: %w", err)
 }
 
 // sinkError tells an error of the sink from one of the database.

@@ -170,8 +170,13 @@ func (r *Relay) Run(ctx context.Context) error {
 
 	inner.Go(func() { r.keepLeases(keep, fail) })
 	inner.Go(func() { r.acknowledge(keep) })
-	outer.Go(func() { r.fetchLoop(ctx, deliver, &deliveries) })
-	outer.Go(func() { r.fetchAhead(ctx, deliver, &deliveries) })
+	send := func(batches []*batch) {
+		for _, b := range batches {
+			deliveries.Go(func() { r.deliver(deliver, ctx.Done(), b) })
+		}
+	}
+	outer.Go(func() { r.fetchLoop(ctx, send) })
+	outer.Go(func() { r.fetchAhead(ctx, send) })
 	outer.Go(func() { r.watchTarget(ctx, fail) })
 	outer.Go(func() { r.sweep(ctx) })
 	outer.Go(func() { r.retain(ctx) })

@@ -61,19 +61,18 @@ func (s *store) close() {
 func (s *store) pendingOf(
 	ctx context.Context, server string, shards []int, watermarks []int64, limit, bytes int,
 ) ([]Record, error) {
-	out, err := s.read(ctx, server, shards, watermarks, limit, bytes)
+	read := s.readSQLite
+	if s.db.IsPostgres() {
+		read = s.readPostgres
+	}
+	out, err := read(ctx, server, shards, watermarks, limit, bytes)
 	if err != nil {
 		return nil, fmt.Errorf("read pending events: %w", err)
 	}
 	return out, nil
 }
 
-func (s *store) read(
-	ctx context.Context, server string, shards []int, watermarks []int64, limit, bytes int,
-) ([]Record, error) {
-	if s.db.IsPostgres() {
-		return s.readPostgres(ctx, server, shards, watermarks, limit, bytes)
-	}
+func (s *store) readSQLite(ctx context.Context, _ string, shards []int, _ []int64, limit, bytes int) ([]Record, error) {
 	rows, err := s.fetch.QueryContext(ctx, schema.JSON(shards), limit, bytes)
 	if err != nil {
 		return nil, err

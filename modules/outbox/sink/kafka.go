@@ -692,14 +692,3 @@ func (e *recordErrors) which(n int) (list []int) {
 	}
 	return list
 }
-
-func pause(ctx context.Context) error {
-	t := time.NewTimer(250 * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}

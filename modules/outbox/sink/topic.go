@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/IBM/sarama"
 
@@ -57,8 +58,10 @@ func (k *Kafka) EnsureTopic(ctx context.Context) (TopicState, error) {
 			st.Created = true
 			return st, err
 		}
-		if err := pause(ctx); err != nil {
-			return TopicState{}, err
+		select {
+		case <-time.After(250 * time.Millisecond):
+		case <-ctx.Done():
+			return TopicState{}, ctx.Err()
 		}
 	}
 }
