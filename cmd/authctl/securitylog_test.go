@@ -32,12 +32,16 @@ type securityEvent struct {
 }
 
 // securityEvents finds, in the code, what goes to the security log: calls of
-// x.security.Info and its like, and of noted, which passes a name on to one.
+// x.security.Info and its like, also where a function passes on a name that it was given.
 func securityEvents(t *testing.T) map[string]securityEvent {
 	t.Helper()
 	events := map[string]securityEvent{}
-	passedOn := securityEvent{}
-	var noted []string
+	type passing struct {
+		event securityEvent
+		at    int // which parameter is the name
+	}
+	passedOn := map[string]passing{} // by the function
+	calls := map[string][]*ast.CallExpr{}
 	for _, top := range []string{"../../modules", "../../platform", "../../cmd"} {
 		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
@@ -61,9 +65,7 @@ func securityEvents(t *testing.T) map[string]securityEvent {
 					if !ok {
 						return true
 					}
-					if method.Sel.Name == "noted" {
-						noted = append(noted, literal(call.Args[0]))
-					}
+					calls[method.Sel.Name] = append(calls[method.Sel.Name], call)
 					if !toSecurityLog(call) {
 						return true
 					}
@@ -79,8 +81,8 @@ func securityEvents(t *testing.T) map[string]securityEvent {
 							maps.Copy(e.fields, former.fields)
 						}
 						events[name] = e
-					} else if fn.Name.Name == "noted" {
-						passedOn = e
+					} else if at := parameter(fn, call.Args[0]); at >= 0 {
+						passedOn[fn.Name.Name] = passing{e, at}
 					} else {
 						t.Errorf("%s: a security event has no constant name", path)
 					}
@@ -93,10 +95,27 @@ func securityEvents(t *testing.T) map[string]securityEvent {
 			t.Fatal(err)
 		}
 	}
-	for _, name := range noted {
-		events[name] = passedOn
+	for function, p := range passedOn {
+		for _, call := range calls[function] {
+			events[literal(call.Args[p.at])] = p.event
+		}
 	}
 	return events
+}
+
+// parameter is the place of an expression among the parameters of a function, or -1.
+func parameter(fn *ast.FuncDecl, e ast.Expr) int {
+	name, ok := e.(*ast.Ident)
+	at := 0
+	for _, field := range fn.Type.Params.List {
+		for _, p := range field.Names {
+			if ok && p.Name == name.Name {
+				return at
+			}
+			at++
+		}
+	}
+	return -1
 }
 
 func literal(e ast.Expr) string {
