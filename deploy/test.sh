@@ -13,7 +13,8 @@ With arguments, such as  ./modules/outbox/... -run Relay,  only those tests run.
           (AUTHCTL_TEST_DEMAND=1 does the same)
 --keep    leave the engines up for the next run; deploy/engines.sh down stops them
 
-Environment: AUTHCTL_CACHE is the folder for Kafka and the linter (default ~/.cache/authctl).
+Environment: AUTHCTL_CACHE is the folder for Kafka, the linter and packages that tests need (default
+~/.cache/authctl).
 EOF
 }
 
