@@ -165,13 +165,20 @@ func newKeyPromote(g *global) *cobra.Command {
 		Use:   "promote KID",
 		Short: "Let a staged key sign",
 		Long: `Let a staged key sign; the present key only verifies from then on. This is refused until every
-verifier has had time to fetch a key set with the new key. --force does not
+verifier has had time to fetch a key set with the new key, and until each one that
+follows /oauth2/revocations (authctl verifier list) says that it holds the key. --force does not
 wait: verifiers with an older set then refuse new tokens until they fetch it again.`,
 		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl key promote",
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onKey(cmd, args[0], func(ctx context.Context, keys *auth.Keys) error {
-				k, err := keys.Promote(ctx, args[0], force)
+			return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+				if _, err := a.ensureSecret(false); err != nil {
+					return err
+				}
+				k, err := auth.PromoteKey(ctx, a.db, auth.OpenKeys(a.db, a.Auth, a.log), args[0], force)
+				if errors.Is(err, auth.ErrKeyNotFound) {
+					return fmt.Errorf("there is no signing key %q; see: authctl key list", args[0])
+				}
 				if err != nil {
 					return err
 				}

@@ -36,6 +36,7 @@ type inspectOptions struct {
 	jws      bool
 	issuer   string
 	audience string
+	verifier asVerifier
 }
 
 func newTokenInspect(g *global) *cobra.Command {
@@ -49,10 +50,15 @@ one verdict. The exit code is 0 only when the verdict is valid.
 Keys come from --jwks, a file or the URL of a JWK set. Otherwise they come from the database of the
 settings, and the verdict also considers whether the session has ended. Refresh tokens
 (art_…) need the database. Use standard input rather than an argument, which others on the machine
-can see.`,
+can see.
+
+--as-verifier URL says what a service says that verifies the token itself: it fetches the metadata
+of the issuer, its keys and, with --client, what has ended. The secret of the client comes from
+--client-secret-file or AUTHCTL_CLIENT_SECRET.`,
 		Example: `  authctl token inspect - <token.txt
   authctl token inspect --jwks http://localhost:8080/.well-known/jwks.json - <token.txt
-  authctl token inspect --jws --jwks keys.json - <message.jws`,
+  authctl token inspect --jws --jwks keys.json - <message.jws
+  authctl token inspect --as-verifier https://auth.example.com --client orders --client-secret-file secret - <token.txt`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text := "-"
@@ -65,13 +71,21 @@ can see.`,
 	cmd.Flags().StringVar(&o.jwks, "jwks", "", "JWK set to verify with: a file or an http(s) URL")
 	cmd.Flags().BoolVar(&o.jws, "jws", false, "verify a bare JWS: only its signature, without rules about claims; needs --jwks")
 	cmd.Flags().StringVar(&o.issuer, "issuer", "", "with --jwks: the issuer that the token must have")
-	cmd.Flags().StringVar(&o.audience, "audience", "", "with --jwks: the audience that the token must have")
+	cmd.Flags().StringVar(&o.audience, "audience", "", "with --jwks or --as-verifier: the audience that the token must have")
+	cmd.Flags().StringVar(&o.verifier.url, "as-verifier", "", "URL of an issuer: what a verifier elsewhere says")
+	cmd.Flags().StringVar(&o.verifier.client, "client", "", "with --as-verifier: the id of a client of auth.clients")
+	cmd.Flags().StringVar(&o.verifier.secretFile, "client-secret-file", "", "with --client: a file with its secret")
+	cmd.MarkFlagsMutuallyExclusive("as-verifier", "jwks")
+	cmd.MarkFlagsMutuallyExclusive("as-verifier", "issuer")
 	return cmd
 }
 
 func (o *inspectOptions) run(cmd *cobra.Command, text string) error {
 	if o.jws && o.jwks == "" {
 		return misuse{errors.New("--jws needs --jwks")}
+	}
+	if o.verifier.url == "" && (o.verifier.client != "" || o.verifier.secretFile != "") {
+		return misuse{errors.New("--client and --client-secret-file go with --as-verifier")}
 	}
 	if text == "-" {
 		line, err := bufio.NewReaderSize(io.LimitReader(cmd.InOrStdin(), 64<<10), 64<<10).ReadString('\n')
@@ -98,6 +112,10 @@ func (o *inspectOptions) run(cmd *cobra.Command, text string) error {
 }
 
 func (o *inspectOptions) inspect(cmd *cobra.Command, text string) (auth.TokenReport, error) {
+	if o.verifier.url != "" {
+		o.verifier.audience = o.audience
+		return o.verifier.inspect(cmd.Context(), text)
+	}
 	if o.jwks != "" {
 		data, err := readKeySet(cmd.Context(), o.jwks)
 		if err != nil {

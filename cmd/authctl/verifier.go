@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/toppira/authctl/modules/auth"
+)
+
+func newVerifier(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "verifier",
+		Short: "See which services verify access tokens themselves",
+		Long: `See which services verify access tokens themselves and follow what has ended
+(GET /oauth2/revocations). Each one names itself and the signing keys that it holds;
+authctl key promote waits until all of them hold the new key.`,
+		Example: "  authctl verifier list",
+	}
+	cmd.AddCommand(newVerifierList(g))
+	return cmd
+}
+
+// verifierReport is a verifier as an operator sees it.
+type verifierReport struct {
+	Name     string    `json:"name"`
+	Version  string    `json:"version"`
+	Client   string    `json:"client"`
+	LastSeen time.Time `json:"last_seen"`
+	LagMS    int64     `json:"lag_ms"` // how old what it was told was then
+	Keys     []string  `json:"keys"`   // null where it does not tell
+}
+
+func newVerifierList(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List the verifiers of the last day",
+		Long: `List the verifiers that were seen in the last day. LAG is how old what a verifier was told was
+when it was told; a verifier that was not seen for long knows nothing newer.`,
+		Example: "  authctl verifier list",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+				list, err := auth.Verifiers(ctx, a.db, 24*time.Hour)
+				if err != nil {
+					return err
+				}
+				reports, rows := make([]verifierReport, len(list)), make([][]string, len(list))
+				for i, v := range list {
+					reports[i] = verifierReport{v.Name, v.Version, v.Client, v.At, v.Lag.Milliseconds(), v.Keys}
+					keys := "not told"
+					if v.Tells {
+						keys = orDash(strings.Join(v.Keys, ","))
+					} else {
+						reports[i].Keys = nil
+					}
+					seen := v.Ago.Round(time.Second).String() + " ago"
+					rows[i] = []string{v.Name, orDash(v.Version), v.Client, seen, v.Lag.Round(time.Millisecond).String(), keys}
+				}
+				if g.output == "json" {
+					return printJSON(cmd.OutOrStdout(), reports)
+				}
+				if len(rows) == 0 {
+					_, err := fmt.Fprintln(cmd.ErrOrStderr(), "no verifier was seen in the last day")
+					return err
+				}
+				return printTable(cmd.OutOrStdout(), []string{"NAME", "VERSION", "CLIENT", "LAST SEEN", "LAG", "KEYS"}, rows)
+			})
+		},
+	}
+}

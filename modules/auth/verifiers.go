@@ -1,0 +1,69 @@
+package auth
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/toppira/authctl/modules/auth/internal/feed"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Verifier is a service that verifies access tokens itself and follows what has ended, as the
+// database knows it.
+type Verifier = feed.Seen
+
+// Verifiers lists those that were seen within a time, by client and name.
+func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Verifier, error) {
+	return feed.Verifiers(ctx, db, within)
+}
+
+// verifierSeen is how lately a verifier was seen that a new key waits for.
+const verifierSeen = time.Minute
+
+// PromoteKey is [Keys.Promote] that also waits for the verifiers: it returns [ErrKeyTooNew] while
+// one that was seen in the last minute says that it does not hold the key, unless force.
+func PromoteKey(ctx context.Context, db *database.DB, keys *Keys, kid string, force bool) (KeyInfo, error) {
+	if !force {
+		list, err := keys.List(ctx)
+		if err != nil {
+			return KeyInfo{}, err
+		}
+		if slices.ContainsFunc(list, func(k KeyInfo) bool { return k.KID == kid && k.Status == KeyStaged }) {
+			if err := heldByAll(ctx, db, kid); err != nil {
+				return KeyInfo{}, err
+			}
+		}
+	}
+	return keys.Promote(ctx, kid, force)
+}
+
+// heldByAll returns [ErrKeyTooNew] while a verifier does not hold a key. Of those that do not say
+// what they hold nothing is known.
+func heldByAll(ctx context.Context, db database.IDB, kid string) error {
+	list, err := Verifiers(ctx, db, verifierSeen)
+	if err != nil {
+		return err
+	}
+	tell, without := 0, []string(nil)
+	for _, v := range list {
+		if !v.Tells {
+			continue
+		}
+		if tell++; !slices.Contains(v.Keys, kid) {
+			without = append(without, fmt.Sprintf("%s (seen %s ago)", v.Name, v.Ago.Round(time.Second)))
+		}
+	}
+	if len(without) == 0 {
+		return nil
+	}
+	const most = 10 // names
+	names := strings.Join(without[:min(most, len(without))], ", ")
+	if len(without) > most {
+		names += fmt.Sprintf(" and %d more", len(without)-most)
+	}
+	return ErrKeyTooNew.Detail(fmt.Sprintf("%d of %d verifiers do not hold it yet: %s. With --force they refuse its tokens until they fetch it.",
+		len(without), tell, names))
+}
