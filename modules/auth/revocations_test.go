@@ -38,7 +38,10 @@ func (env *testEnv) denylist(t testing.TB) *denylist {
 		t.Fatal(err)
 	}
 	t.Cleanup(f.Close)
-	return &denylist{t: t, follow: f, sessions: map[uuid.UUID]time.Time{}, accounts: map[uuid.UUID]accountEnd{}, keys: map[string]time.Time{}}
+	return &denylist{
+		t: t, follow: f,
+		sessions: map[uuid.UUID]time.Time{}, accounts: map[uuid.UUID]accountEnd{}, keys: map[string]time.Time{},
+	}
 }
 
 // catchUp applies what there is.
@@ -137,13 +140,19 @@ var waysToEnd = []wayToEnd{
 		return env.Revoke(context.Background(), victim.RefreshToken)
 	}},
 	{"ended from another session", false, func(env *testEnv, victim, other Tokens, _ string) error {
-		return env.asCaller(other, func(ctx context.Context, caller Caller) error { return env.EndSession(ctx, caller, victim.SessionID) })
+		return env.asCaller(other, func(ctx context.Context, caller Caller) error {
+			return env.EndSession(ctx, caller, victim.SessionID)
+		})
 	}},
 	{"all but the current one", false, func(env *testEnv, _, other Tokens, _ string) error {
-		return env.asCaller(other, func(ctx context.Context, caller Caller) error { return env.EndSessions(ctx, caller, true) })
+		return env.asCaller(other, func(ctx context.Context, caller Caller) error {
+			return env.EndSessions(ctx, caller, true)
+		})
 	}},
 	{"all", true, func(env *testEnv, _, other Tokens, _ string) error {
-		return env.asCaller(other, func(ctx context.Context, caller Caller) error { return env.EndSessions(ctx, caller, false) })
+		return env.asCaller(other, func(ctx context.Context, caller Caller) error {
+			return env.EndSessions(ctx, caller, false)
+		})
 	}},
 	{"password changed", false, func(env *testEnv, _, other Tokens, _ string) error {
 		return env.asCaller(other, func(ctx context.Context, caller Caller) error {
@@ -157,7 +166,9 @@ var waysToEnd = []wayToEnd{
 		})
 	}},
 	{"disabled", true, func(env *testEnv, _, other Tokens, _ string) error {
-		return env.asCaller(other, func(ctx context.Context, caller Caller) error { return env.DisableUser(ctx, caller.User.ID) })
+		return env.asCaller(other, func(ctx context.Context, caller Caller) error {
+			return env.DisableUser(ctx, caller.User.ID)
+		})
 	}},
 	{"deleted by its owner", true, func(env *testEnv, _, other Tokens, _ string) error {
 		return env.asCaller(other, func(ctx context.Context, caller Caller) error {
@@ -165,7 +176,9 @@ var waysToEnd = []wayToEnd{
 		})
 	}},
 	{"deleted by an operator", true, func(env *testEnv, _, other Tokens, _ string) error {
-		return env.asCaller(other, func(ctx context.Context, caller Caller) error { return env.DeleteUser(ctx, caller.User.ID) })
+		return env.asCaller(other, func(ctx context.Context, caller Caller) error {
+			return env.DeleteUser(ctx, caller.User.ID)
+		})
 	}},
 	{"revoked by an operator", false, func(env *testEnv, victim, _ Tokens, _ string) error {
 		_, err := env.RevokeSessions(context.Background(), SessionFilter{ID: uuid.NullUUID{UUID: victim.SessionID, Valid: true}}, nil)

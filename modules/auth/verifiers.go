@@ -64,6 +64,6 @@ func heldByAll(ctx context.Context, db database.IDB, kid string) error {
 	if len(without) > most {
 		names += fmt.Sprintf(" and %d more", len(without)-most)
 	}
-	return ErrKeyTooNew.Detail(fmt.Sprintf("%d of %d verifiers do not hold it yet: %s. With --force they refuse its tokens until they fetch it.",
-		len(without), tell, names))
+	const detail = "%d of %d verifiers do not hold it yet: %s. With --force they refuse its tokens until they fetch it."
+	return ErrKeyTooNew.Detail(fmt.Sprintf(detail, len(without), tell, names))
 }

@@ -61,7 +61,8 @@ func (x *exchange) stream(events Events) {
 	x.carrier.stream(x.waiting, x.status, func(ctx context.Context, w *bufio.Writer, until func(time.Time)) {
 		defer func() {
 			if value := recover(); value != nil {
-				log.Error("stream_panicked", zap.String("request_id", id), zap.Error(panicked{value}), zap.ByteString("stack", debug.Stack()))
+				log.Error("stream_panicked", zap.String("request_id", id), zap.Error(panicked{value}),
+					zap.ByteString("stack", debug.Stack()))
 			}
 		}()
 		events(ctx, func(e Event) error {

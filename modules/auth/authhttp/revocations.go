@@ -82,7 +82,8 @@ func (in revocationsInput) follow(client string) (who auth.Follower, wait time.D
 	}
 	if in.Keys != "" {
 		who.Keys = strings.Split(in.Keys, ",")
-		if len(who.Keys) > mostKeys || slices.ContainsFunc(who.Keys, func(kid string) bool { return !keyID.MatchString(kid) }) {
+		notKey := func(kid string) bool { return !keyID.MatchString(kid) }
+		if len(who.Keys) > mostKeys || slices.ContainsFunc(who.Keys, notKey) {
 			return who, 0, badFollower("keys are at most 32 key ids with commas between them.")
 		}
 	}
@@ -146,9 +147,12 @@ func (a *api) revocations(ctx context.Context, client string, in revocationsInpu
 }
 
 // tellRevocations sends a page an event until somebody has gone or something fails.
-func tellRevocations(ctx context.Context, f *auth.Following, page auth.RevocationPage, wait time.Duration, send func(httpserver.Event) error) {
+func tellRevocations(
+	ctx context.Context, f *auth.Following, page auth.RevocationPage, wait time.Duration, send func(httpserver.Event) error,
+) {
 	for {
-		if err := send(httpserver.Event{Name: "revocations", ID: page.Cursor, Data: page.JSON}); err != nil || ctx.Err() != nil {
+		err := send(httpserver.Event{Name: "revocations", ID: page.Cursor, Data: page.JSON})
+		if err != nil || ctx.Err() != nil {
 			return
 		}
 		next, err := f.Next(ctx, page.Cursor, wait)
@@ -177,7 +181,9 @@ func followFault(err error) error {
 
 // eventFault is the JSON of an error within a stream.
 func eventFault(err error) []byte {
-	problem := httpserver.OAuthProblem{Error: "temporarily_unavailable", Description: "What has ended cannot be told right now."}
+	problem := httpserver.OAuthProblem{
+		Error: "temporarily_unavailable", Description: "The database does not answer: what has ended is not known now.",
+	}
 	if oauth, ok := errors.AsType[*httpserver.OAuthError](followFault(err)); ok {
 		problem = httpserver.OAuthProblem{Error: oauth.Code, Description: oauth.Description}
 	}

@@ -133,6 +133,13 @@ var mutants = []mutant{
 	{"an access token that outlives its session", []replacement{{authDir + "token.go",
 		"end.Before(expires) {", "false && end.Before(expires) {"}},
 		on("sqlite", tokensEndWithTheSession, "AUTH_SESSION_MAX_AGE=4s", "AUTH_REFRESH_TOKEN_TTL=1h")},
+	{"a cursor that takes open transactions for committed", []replacement{{authDir + "internal/feed/position.go",
+		"		p.open = append(p.open, xid)\n", "		_ = xid\n"}}, on("postgres", feedMissesNothing)},
+	{"a snapshot that forgets deleted accounts", []replacement{{authDir + "internal/feed/store.go",
+		"FROM revocation WHERE id > ?1 AND expires_ms", "FROM revocation WHERE (type <> 'account' OR user_id IN (SELECT u.id FROM users u)) AND id > ?1 AND expires_ms"}},
+		on("postgres", feedMissesNothing)},
+	{"a session that ends without a fact", []replacement{{"migrations/sqlite/20261128000800_revocation.tx.up.sql",
+		"AFTER INSERT ON revoked_session", "AFTER UPDATE ON revoked_session"}}, on("sqlite", feedMissesNothing)},
 }
 
 // overlay writes the changed files, and the list by which go build puts them in their place.

@@ -247,7 +247,7 @@ func TestASnapshotIsToldInPages(t *testing.T) {
 		back := follow(t, open(t, db))
 		back.cursor = f.cursor
 		back.ask(0)
-		if len(back.ended) != 9000 {
+		if n := len(back.ended); n != 9000 && n != 9001 { // the one between may be told again
 			t.Errorf("who came back was told %d", len(back.ended))
 		}
 	})

@@ -47,8 +47,8 @@ type store struct {
 	db  *database.DB
 	now func() time.Time
 
-	// process stands for the database where that is a file. Its cursors are good in this process
-	// alone: nobody puts another file in its place meanwhile, which a restart would allow.
+	// process stands for an SQLite database: its cursors are only valid in this process. While
+	// the process runs, nobody can put another file in place of the database.
 	process uint64
 }
 
@@ -56,11 +56,11 @@ func newStore(db *database.DB, now func() time.Time) store {
 	return store{db: db, now: now, process: rand.Uint64()}
 }
 
-// incarnation tells a database from what it was before it was restored, promoted or copied, and
-// from others. Whatever brings transactions back, or takes them from a standby that had not
-// received all, needs a server process of its own, which began at another moment. A dump is
-// restored into another database or another table, or into a table that was emptied, which
-// changes its file. So does VACUUM FULL, which does no harm: followers begin anew.
+// incarnationPostgres tells the database from others, and from itself before it was restored or
+// promoted. A backup is restored, and a standby promoted, under another server process, which
+// started at another time. A dump is restored into another database, into a new table, or into
+// one that was emptied, which changes its file. VACUUM FULL changes the file too: followers then
+// take a new snapshot, and that is all.
 const incarnationPostgres = `concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()),
 	(SELECT oid FROM pg_database WHERE datname = current_database()), 'revocation'::regclass::oid, pg_relation_filenode('revocation'))`
 
@@ -70,7 +70,6 @@ const columnsSQLite = "id, CAST(id AS text) AS xid, type, user_id, sid, session_
 // A statement has one snapshot, so that what it finds is exactly what the snapshot beside it
 // says. The transaction begins before the snapshot is taken: what was answered before now() is
 // in it, which is not true of statement_timestamp() (it moves on between Bind and Execute).
-// Rows from transactions that have not begun were restored from another server.
 const momentPostgres = `(SELECT ` + incarnationPostgres + ` AS incarnation, pg_current_snapshot()::text AS contains,
 	(extract(epoch FROM now()) * 1000000)::bigint AS at)`
 
@@ -79,7 +78,8 @@ func (s store) since(ctx context.Context, p position, limit int) (look, error) {
 	if !s.db.IsPostgres() {
 		return s.askSQLite(ctx, "id >= ?1", limit, int64(p.next))
 	}
-	// LATERAL with OFFSET keeps PostgreSQL from reading the table where an index leads to the row.
+	// LATERAL with OFFSET keeps PostgreSQL from reading the whole table instead of using the index.
+	// Rows of transactions that are yet to come were restored from another server.
 	return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
 		(SELECT `+columnsPostgres+` FROM revocation WHERE revocation.xid >= pg_snapshot_xmax(CAST(CAST(?1 AS text) AS pg_snapshot))
 				AND revocation.xid < pg_snapshot_xmax(pg_current_snapshot()) LIMIT ?2)
@@ -94,14 +94,16 @@ func (s store) moment(ctx context.Context) (look, error) {
 	if !s.db.IsPostgres() {
 		return s.askSQLite(ctx, "false", 1)
 	}
-	return s.ask(ctx, 1, "SELECT m.*, r.* FROM "+momentPostgres+" m LEFT JOIN (SELECT "+columnsPostgres+" FROM revocation WHERE false) r ON true")
+	return s.ask(ctx, 1, "SELECT m.*, r.* FROM "+momentPostgres+
+		" m LEFT JOIN (SELECT "+columnsPostgres+" FROM revocation WHERE false) r ON true")
 }
 
 // page returns the next facts in the order of their ids, of those that have not expired and that
 // since does not contain.
 func (s store) page(ctx context.Context, after int64, since position, limit int) (look, error) {
 	if !s.db.IsPostgres() {
-		return s.askSQLite(ctx, "id > ?1 AND id >= ?2 AND expires_ms > ?3", limit, after, int64(since.next), s.now().UnixMilli())
+		return s.askSQLite(ctx, "id > ?1 AND id >= ?2 AND expires_ms > ?3", limit,
+			after, int64(since.next), s.now().UnixMilli())
 	}
 	return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
 		SELECT `+columnsPostgres+` FROM (SELECT * FROM revocation WHERE revocation.xid >= CAST(CAST(?1 AS text) AS xid8) OFFSET 0) revocation
@@ -187,7 +189,8 @@ func scanRow(rows *sql.Rows, before ...any) (r row, err error) {
 	var f Fact
 	var id, epoch, expires sql.NullInt64
 	var xid, kind, kid sql.NullString
-	if err := rows.Scan(append(before, &id, &xid, &kind, &f.Subject, &f.SessionID, &epoch, &f.KeptSID, &kid, &expires)...); err != nil {
+	into := append(before, &id, &xid, &kind, &f.Subject, &f.SessionID, &epoch, &f.KeptSID, &kid, &expires)
+	if err := rows.Scan(into...); err != nil {
 		return row{}, err
 	}
 	if !id.Valid {
@@ -207,7 +210,8 @@ func scanRow(rows *sql.Rows, before ...any) (r row, err error) {
 
 // purge forgets at most limit facts that expired a while ago.
 func (s store) purge(ctx context.Context, limit int) (int64, error) {
-	res, err := s.db.Write(ctx, "DELETE FROM revocation WHERE id IN (SELECT id FROM revocation WHERE expires_ms < "+nowMS(s.db)+" ORDER BY expires_ms LIMIT ?)", limit)
+	res, err := s.db.Write(ctx, `DELETE FROM revocation WHERE id IN
+		(SELECT id FROM revocation WHERE expires_ms < `+nowMS(s.db)+` ORDER BY expires_ms LIMIT ?)`, limit)
 	if err != nil {
 		return 0, fmt.Errorf("purge what has ended: %w", err)
 	}

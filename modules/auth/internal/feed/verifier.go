@@ -159,13 +159,15 @@ func writeVerifiers(ctx context.Context, db *database.DB, list []entry) error {
 	if err != nil {
 		return fmt.Errorf("encode the verifiers: %w", err)
 	}
-	from := `SELECT value ->> 'client', value ->> 'name', value ->> 'version', value ->> 'keys', ` + nowMS(db) + `, value ->> 'lag_ms' FROM json_each(?) WHERE true`
+	from := `SELECT value ->> 'client', value ->> 'name', value ->> 'version', value ->> 'keys', ` + nowMS(db) + `,
+		value ->> 'lag_ms' FROM json_each(?) WHERE true`
 	if db.IsPostgres() {
 		from = `SELECT client, name, version, keys, ` + nowMS(db) + `, lag_ms FROM
 			json_to_recordset(CAST(CAST(? AS text) AS json)) AS x (client text, name text, version text, keys text, lag_ms bigint)`
 	}
 	_, err = db.Write(ctx, `INSERT INTO verifier (client, name, version, keys, seen_ms, lag_ms) `+from+`
-		ON CONFLICT (client, name) DO UPDATE SET version = excluded.version, keys = excluded.keys, seen_ms = excluded.seen_ms, lag_ms = excluded.lag_ms`, string(text))
+		ON CONFLICT (client, name) DO UPDATE SET version = excluded.version, keys = excluded.keys,
+			seen_ms = excluded.seen_ms, lag_ms = excluded.lag_ms`, string(text))
 	if err != nil {
 		return fmt.Errorf("write the verifiers: %w", err)
 	}
@@ -174,7 +176,8 @@ func writeVerifiers(ctx context.Context, db *database.DB, list []entry) error {
 
 // Verifiers lists those that were seen within a time, by client and name.
 func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Seen, error) {
-	rows, err := db.QueryContext(ctx, `SELECT client, name, version, coalesce(keys, ''), keys IS NOT NULL, seen_ms, `+nowMS(db)+` - seen_ms, lag_ms
+	rows, err := db.QueryContext(ctx, `SELECT client, name, version, coalesce(keys, ''), keys IS NOT NULL,
+			seen_ms, `+nowMS(db)+` - seen_ms, lag_ms
 		FROM verifier WHERE seen_ms > `+nowMS(db)+` - ? ORDER BY client, name`, within.Milliseconds())
 	if err != nil {
 		return nil, fmt.Errorf("read the verifiers: %w", err)
@@ -189,7 +192,8 @@ func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Se
 			return nil, fmt.Errorf("read the verifiers: %w", err)
 		}
 		v.Keys = strings.FieldsFunc(keys, func(r rune) bool { return r == ',' })
-		v.At, v.Ago, v.Lag = time.UnixMilli(at).UTC(), time.Duration(max(0, ago))*time.Millisecond, time.Duration(lag)*time.Millisecond
+		v.At, v.Lag = time.UnixMilli(at).UTC(), time.Duration(lag)*time.Millisecond
+		v.Ago = time.Duration(max(0, ago)) * time.Millisecond
 		list = append(list, v)
 	}
 	if err := rows.Err(); err != nil {

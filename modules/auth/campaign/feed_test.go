@@ -1,0 +1,410 @@
+package campaign
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// follower keeps what /oauth2/revocations tells. It asks one server and moves to the next one
+// when that does not answer.
+type follower struct {
+	cursor string
+	stop   chan struct{}
+	done   sync.WaitGroup
+
+	mu        sync.Mutex
+	servers   []*server
+	known     map[string]time.Time // since when
+	snapshots int
+	err       error
+}
+
+// factOf names a fact; of an account the epoch below which its tokens are over.
+func factOf(kind, id string, epoch int64) string {
+	if kind == "account" {
+		return fmt.Sprintf("account %s %d", id, epoch)
+	}
+	return kind + " " + id
+}
+
+func follow(servers ...*server) *follower {
+	f := &follower{servers: servers, stop: make(chan struct{}), known: map[string]time.Time{}}
+	f.done.Go(func() {
+		for n := 0; ; {
+			select {
+			case <-f.stop:
+				return
+			default:
+			}
+			f.mu.Lock()
+			s := f.servers[n%len(f.servers)]
+			f.mu.Unlock()
+			if err := f.ask(s, 5); err != nil {
+				n++
+				time.Sleep(10 * time.Millisecond) // as a client does
+			}
+		}
+	})
+	return f
+}
+
+func (f *follower) end() error {
+	close(f.stop)
+	f.done.Wait()
+	return f.err
+}
+
+// ask asks once. The error is that the server is of no use now.
+func (f *follower) ask(s *server, wait int) error {
+	a, err := s.call("GET", fmt.Sprintf("/oauth2/revocations?verifier=campaign&wait=%d&after=%s", wait, url.QueryEscape(f.cursor)), "", nil)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch a.Status {
+	case http.StatusOK:
+	case http.StatusGone:
+		f.cursor = "" // what is known stays known
+		return nil
+	case http.StatusServiceUnavailable:
+		return fmt.Errorf("answered %v", a)
+	default:
+		f.err = fmt.Errorf("the feed answered %v: %s", a, a.Body)
+		return f.err
+	}
+	var page struct {
+		Cursor      string
+		Revocations []struct {
+			Type, Sid, Sub, Kid string
+			SessionEpoch        int64 `json:"session_epoch"`
+		}
+	}
+	if err := json.Unmarshal(a.Body, &page); err != nil {
+		f.err = fmt.Errorf("the feed answered no JSON: %w", err)
+		return f.err
+	}
+	if f.cursor == "" {
+		f.snapshots++
+	}
+	f.cursor = page.Cursor
+	for _, one := range page.Revocations {
+		id := map[string]string{"session": one.Sid, "account": one.Sub, "key": one.Kid}[one.Type]
+		if fact := factOf(one.Type, id, one.SessionEpoch); f.known[fact].IsZero() {
+			f.known[fact] = time.Now()
+		}
+	}
+	return nil
+}
+
+// since is when the follower learnt that the session is over, by itself or with its account.
+func (f *follower) since(d *device, user string) time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if at := f.known[factOf("session", d.sid.String(), 0)]; !at.IsZero() {
+		return at
+	}
+	return f.known[factOf("account", user, 1)]
+}
+
+// misses lists what has ended and the follower does not know, by what the service itself goes by.
+func (w *installation) misses(f *follower, deleted []string) (missed []string, all int, err error) {
+	facts, err := w.column(context.Background(), "SELECT 'session ' || CAST(sid AS text) FROM revoked_session")
+	if err != nil {
+		return nil, 0, err
+	}
+	accounts, err := w.column(context.Background(),
+		"SELECT 'account ' || CAST(id AS text) || ' ' || CAST(session_epoch AS text) FROM users WHERE session_epoch > 0")
+	if err != nil {
+		return nil, 0, err
+	}
+	facts = append(facts, accounts...)
+	for _, user := range deleted {
+		facts = append(facts, factOf("account", user, 1), factOf("account", user, 2)) // the end of its sessions and of its row
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, fact := range facts {
+		if f.known[fact].IsZero() {
+			missed = append(missed, fact)
+		}
+	}
+	return missed, len(facts), nil
+}
+
+// victim is a session that is to end.
+type victim struct {
+	ending
+	user          string
+	victim, other *device
+}
+
+// victims makes one session for each way of ending.
+func victims(s *server) (list []victim, err error) {
+	for _, e := range endings {
+		d := s.register()
+		a, err := s.getInTheEnd("/me", d.access)
+		if err != nil {
+			return nil, err
+		}
+		var me struct{ ID string }
+		if err := json.Unmarshal(a.Body, &me); err != nil {
+			return nil, err
+		}
+		list = append(list, victim{e, me.ID, d, s.login(d.name)})
+	}
+	return list, nil
+}
+
+// followed is a campaign in which sessions end and a follower learns of it.
+type followed struct {
+	w       *installation
+	servers []*server
+	f       *follower
+	deleted []string
+	took    []time.Duration
+}
+
+// end ends sessions and waits until the follower knows of each. may says that a server may not
+// be able to end some of them now.
+func (c *followed) end(list []victim, may bool) error {
+	for i, v := range list {
+		a, err := v.do(c.w, c.servers[i%len(c.servers)], v.victim, v.other)
+		begun := time.Now()
+		if may && (err != nil || a.Status == http.StatusServiceUnavailable) {
+			continue
+		}
+		if err != nil || !a.ok() {
+			return fmt.Errorf("%s: %v, %w: %s", v.name, a, err, a.Body)
+		}
+		if v.name == "account deleted" {
+			c.deleted = append(c.deleted, v.user)
+		}
+		for c.f.since(v.victim, v.user).IsZero() {
+			if time.Since(begun) > patience {
+				return fmt.Errorf("%s: the follower does not learn of it", v.name)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		c.took = append(c.took, max(0, c.f.since(v.victim, v.user).Sub(begun)))
+	}
+	return nil
+}
+
+// nothingMissed compares what the follower knows, and what one knows that begins now, with the
+// database.
+func (c *followed) nothingMissed() error {
+	late := &follower{known: map[string]time.Time{}}
+	for range 2 { // the first answer may be of a moment ago
+		if err := late.ask(c.servers[len(c.servers)-1], 1); err != nil {
+			return err
+		}
+	}
+	for name, f := range map[string]*follower{"the follower": c.f, "who begins now": late} {
+		missed, all, err := c.w.misses(f, c.deleted)
+		if err != nil {
+			return err
+		}
+		if len(missed) > 0 {
+			return fmt.Errorf("%s has missed %d of %d: %s", name, len(missed), all, strings.Join(missed[:min(3, len(missed))], ", "))
+		}
+	}
+	return nil
+}
+
+// report tells how long it took.
+func (c *followed) report(t testing.TB) {
+	slices.Sort(c.took)
+	if n := len(c.took); n > 0 {
+		t.Logf("of %d ends 0 were missed; until the follower knew: p50 %v, p99 %v, longest %v; %d snapshots",
+			n, c.took[n/2].Round(time.Millisecond), c.took[n*99/100].Round(time.Millisecond), c.took[n-1].Round(time.Millisecond), c.f.snapshots)
+	}
+}
+
+// lateCommit ends a session in a transaction that stays open while others commit, which the
+// follower is told of meanwhile. No cursor by an order of numbers survives that.
+func (c *followed) lateCommit(between func() error) error {
+	tx, commit := dbtest.Begin(c.w.t, c.w.db)
+	sid := uuid.New()
+	if err := endInDatabase(tx, sid); err != nil {
+		return err
+	}
+	if err := between(); err != nil {
+		return err
+	}
+	if err := commit(true); err != nil {
+		return err
+	}
+	for begun := time.Now(); ; time.Sleep(time.Millisecond) {
+		c.f.mu.Lock()
+		at := c.f.known[factOf("session", sid.String(), 0)]
+		c.f.mu.Unlock()
+		if !at.IsZero() {
+			return nil
+		}
+		if time.Since(begun) > patience/6 {
+			return fmt.Errorf("what committed late was missed")
+		}
+	}
+}
+
+func endInDatabase(tx database.IDB, sid uuid.UUID) error {
+	now := time.Now().UTC()
+	_, err := tx.ExecContext(context.Background(),
+		"INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at) VALUES (?, ?, 'logout', ?, ?)",
+		sid, uuid.New(), now, now.Add(time.Hour))
+	return err
+}
+
+// feedMissesNothing: whichever way a session ends, a follower learns of it, and so does one that
+// begins afterwards, while a foreign transaction is open and others commit late.
+func feedMissesNothing(w *installation) error {
+	servers := []*server{w.serve(), w.serve()}
+	c := &followed{w: w, servers: servers, f: follow(servers...)}
+	for range rounds(1, 20) {
+		list, err := victims(servers[0])
+		if err != nil {
+			return err
+		}
+		if w.db.IsPostgres() {
+			foreign, over := dbtest.Begin(w.t, w.db)
+			if _, err := foreign.ExecContext(context.Background(), "CREATE TEMPORARY TABLE foreign_work (id integer)"); err != nil {
+				return err
+			}
+			err = c.lateCommit(func() error { return c.end(list, false) })
+			if err := over(false); err != nil {
+				return err
+			}
+		} else {
+			err = c.end(list, false)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := c.nothingMissed(); err != nil {
+		return err
+	}
+	c.report(w.t)
+	return c.f.end()
+}
+
+func TestTheFeedMissesNothing(t *testing.T) { eachStore(t, feedMissesNothing) }
+
+// The same while clients refresh, Redis is killed, PostgreSQL is restarted and the server that
+// is followed is killed.
+func TestTheFeedMissesNothingWhateverFails(t *testing.T) {
+	t.Parallel()
+	w := newOnOwnEngines(t)
+	mortal := w.serve()
+	c := &followed{w: w.installation, servers: w.servers, f: follow(mortal, w.servers[1])}
+	load := w.churn(8)
+	for range rounds(1, 10) {
+		var lists [3][]victim
+		for i := range lists {
+			var err error
+			if lists[i], err = victims(w.servers[1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.redis.Kill()
+		if err := c.end(lists[0], true); err != nil {
+			t.Errorf("with Redis away: %v", err)
+		}
+		w.redis.Restart()
+		w.recovers()
+		if err := c.end(lists[1][:len(endings)/2], false); err != nil {
+			t.Error(err)
+		}
+		w.database.Crash(t)
+		w.database.Start(t)
+		w.recovers()
+		if err := c.end(lists[1][len(endings)/2:], false); err != nil {
+			t.Errorf("after a restart of PostgreSQL: %v", err)
+		}
+		mortal.kill()
+		if err := c.end(lists[2], false); err != nil {
+			t.Errorf("after the server was killed: %v", err)
+		}
+		mortal = w.serve()
+		c.f.mu.Lock()
+		c.f.servers = []*server{mortal, w.servers[1]}
+		c.f.mu.Unlock()
+	}
+	load.end()
+	if err := c.nothingMissed(); err != nil {
+		t.Error(err)
+	}
+	c.report(t)
+	if err := c.f.end(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A standby is promoted that has not received the last commits: its transactions have the ids
+// of those that were lost. No cursor of before goes on there.
+func TestAPromotedStandbyIsAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	w := newOnOwnEngines(t)
+	f := &follower{known: map[string]time.Time{}}
+	if err := f.ask(w.servers[0], 0); err != nil {
+		t.Fatal(err)
+	}
+	cursor := f.cursor
+	standby := w.database.Standby(t)
+	standby.Promote(t)
+	u, err := url.Parse(standby.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.wires[0].retarget(u.Host)
+	w.database.Crash(t)
+	w.recovers()
+	a, err := w.servers[1].call("GET", "/oauth2/revocations?after="+url.QueryEscape(cursor), "", nil)
+	if err != nil || a.Status != http.StatusGone || a.Code != "cursor_gone" {
+		t.Errorf("a cursor of the lost primary: %v, %v: %s", a, err, a.Body)
+	}
+}
+
+// The release before writes facts too: it runs on the same database while servers are replaced.
+func TestTheFormerReleaseIsFollowedToo(t *testing.T) {
+	former, err := formerBinary()
+	if err != nil {
+		if testenv.Demanded() {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	eachStore(t, func(w *installation) error {
+		old := *w
+		old.binary = former
+		servers := []*server{w.serve(), old.serve()}
+		c := &followed{w: w, servers: servers[1:], f: follow(servers[0])}
+		list, err := victims(servers[1])
+		if err != nil {
+			return err
+		}
+		if err := c.end(list, false); err != nil {
+			return err
+		}
+		c.servers = servers[:1]
+		if err := c.nothingMissed(); err != nil {
+			return err
+		}
+		return c.f.end()
+	})
+}
