@@ -158,8 +158,11 @@ func TestALateDuplicateGetsTheNewestToken(t *testing.T) { eachStore(t, lateDupli
 func rotationsWithoutEnd(w *installation) error {
 	s := w.serve()
 	d := s.register()
-	oldest := d.refresh
-	for range rounds(300, 2000) {
+	oldest, begun := d.refresh, time.Now()
+	for n := range rounds(300, 2000) {
+		if n >= 200 && time.Since(begun) > 30*time.Second {
+			break // on a slow machine these are enough: the window of the oldest, a minute, must not end
+		}
 		previous := d.refresh
 		d.keep(s.must(s.refresh(d.refresh)))
 		if err := s.expectSame(previous, d.refresh); err != nil {
@@ -232,11 +235,18 @@ func waysAreForgotten(w *installation) error {
 		}
 		users = append(users, d)
 	}
-	eventually(w.t, "the links are gone", func() bool {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		left, err := w.links(users)
-		return err == nil && left == 0
-	})
-	return w.audit([]*server{s}, false, users[0])
+		if err != nil {
+			return err
+		}
+		if left == 0 {
+			return w.audit([]*server{s}, false, users[0])
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%d links are left after %v", left, patience)
+		}
+	}
 }
 
 // links counts what the store has of ways to the newest tokens of the devices.
