@@ -92,9 +92,13 @@ func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 		return nil, err
 	}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.closeStatements())
+		if err == nil {
+			return
 		}
+		if s.passwords != nil {
+			err = errors.Join(err, s.passwords.Close())
+		}
+		err = errors.Join(err, s.closeStatements())
 	}()
 	openKeys := signingkey.New
 	if deps.Looking {

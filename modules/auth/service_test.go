@@ -1,0 +1,50 @@
+package auth
+
+import (
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// A process may try again, so what a start opened before it failed is closed. The test is not
+// parallel: it looks at all goroutines.
+func TestAStartThatFailsLeavesNothingOpen(t *testing.T) {
+	db := dbtest.SQLite(t)
+	// database/sql lists what has to be closed before the database can be.
+	open := func() int {
+		return reflect.ValueOf(db).Elem().FieldByName("pool").Elem().FieldByName("dep").Len()
+	}
+	workers := func() int {
+		stacks := make([]byte, 1<<24)
+		return strings.Count(string(stacks[:runtime.Stack(stacks, true)]), "internal/password.(*Pool).")
+	}
+	before, busy := open(), workers()
+	s, err := New(t.Context(), testConfig(), Deps{DB: db})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if open() == before {
+		t.Fatal("a service has no statements: this test would see nothing")
+	}
+	testenv.Eventually(t, "its workers show", func() bool { return workers() > busy })
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, taken := range []string{"authctl_throttle_refused_total", "authctl_revocation_followers"} {
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: taken, Help: "taken"}))
+		if _, err := New(t.Context(), testConfig(), Deps{DB: db, Registry: registry}); err == nil {
+			t.Fatalf("it starts, although the metric %s is taken", taken)
+		}
+		if n := open(); n != before {
+			t.Errorf("%d statements are left open", n-before)
+		}
+		testenv.Eventually(t, "the workers have ended", func() bool { return workers() == busy })
+	}
+}
