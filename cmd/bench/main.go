@@ -5,6 +5,7 @@
 //	go run ./cmd/bench            everything
 //	go run ./cmd/bench signin     start-up, memory, sign-in and registration beside bare hashing
 //	go run ./cmd/bench session    refresh and me beside a bare handler
+//	go run ./cmd/bench feed       refresh without and with a thousand followers
 //	go run ./cmd/bench flood      what a flood of sign-ins does to everything else
 //	go run ./cmd/bench import     what an import does to sign-ins, on each database
 //	go run ./cmd/bench relay      the relay beside a bare producer
@@ -48,7 +49,7 @@ func main() {
 	flag.IntVar(&o.cost, "cost", 10, "bcrypt cost of the sign-ins measured")
 	flag.IntVar(&o.pairs, "pairs", 2000, "sign-ins of each kind in the timing study")
 	flag.Usage = func() {
-		fmt.Fprint(os.Stderr, "usage: go run ./cmd/bench [flags] [signin] [session] [flood] [import] [relay] [timing]\n\n")
+		fmt.Fprint(os.Stderr, "usage: go run ./cmd/bench [flags] [signin] [session] [feed] [flood] [import] [relay] [timing]\n\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -67,7 +68,7 @@ func run(ctx context.Context, o options, parts []string) error {
 	all := []struct {
 		name string
 		run  func(context.Context, options, *report) error
-	}{{"signin", benchSignIn}, {"session", benchSession}, {"flood", benchFlood}, {"import", benchImport}, {"relay", benchRelay}, {"timing", benchTiming}}
+	}{{"signin", benchSignIn}, {"session", benchSession}, {"feed", benchFeed}, {"flood", benchFlood}, {"import", benchImport}, {"relay", benchRelay}, {"timing", benchTiming}}
 	for _, part := range parts {
 		if !slices.ContainsFunc(all, func(one struct {
 			name string
@@ -75,7 +76,7 @@ func run(ctx context.Context, o options, parts []string) error {
 		}) bool {
 			return one.name == part
 		}) {
-			return fmt.Errorf("there is no part %q: signin, session, flood, import, relay, timing", part)
+			return fmt.Errorf("there is no part %q: signin, session, feed, flood, import, relay, timing", part)
 		}
 	}
 	var r report
