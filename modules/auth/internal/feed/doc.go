@@ -5,32 +5,33 @@
 //
 // The table revocation holds a fact for each session, account or signing key that has ended and
 // whose tokens could still be accepted somewhere. Triggers write them (see the migration): a
-// fact is part of the transaction that ends, whoever runs it. Facts are a set: to apply one
-// twice, or in another order, changes nothing. The one mistake there is, is to miss one.
+// fact is part of the transaction that ends something, whatever program runs it. Facts are a set:
+// applying one twice, or in another order, changes nothing. The only possible mistake is to miss
+// one.
 //
 // # What a reader has seen
 //
-// Neither the order of ids nor that of times is the order in which transactions commit, so that
-// a reader that goes on after the highest it saw misses what commits later. On PostgreSQL each
-// fact carries its transaction's id, and a look at the table comes with the snapshot it was made
-// in, which says of each transaction whether it had committed by then. The next look asks for
-// the facts that this snapshot does not contain: those of the few transactions that were under
-// way, by their ids, and those of all that began later. That is exact. Nothing is missed, nothing
-// repeated and nobody waited for, however long a foreign transaction stays open. SQLite has one
-// writer; there the order of ids will do. A [position] is either.
+// Transactions do not commit in the order of ids or times, so a reader that continues after the
+// highest id it saw misses what commits later. On PostgreSQL each fact carries the id of its
+// transaction, and each look at the table returns the snapshot that it was made in, which says of
+// every transaction whether it had committed. The next look asks for the facts that this snapshot
+// does not contain: those of the few transactions that were open, by their ids, and those of all
+// later ones. That is exact: nothing is missed or repeated, and nobody waits, however long a
+// foreign transaction stays open. SQLite has one writer, so the order of ids is enough. A
+// [position] is either.
 //
 // # Cursors
 //
-// A cursor is a position and says which database it is of: one that was restored, promoted or
-// made anew has given the same transaction ids to others. See [store.incarnation]. What has
-// expired since need not be known any more, so that no cursor gets too old.
+// A cursor is a position, and names the database that it is of: after a restore or a promotion
+// the same transaction ids mean other transactions. See incarnationPostgres. Nobody needs to know
+// of what has expired since, so no cursor gets too old.
 //
 // # One reader
 //
 //	followers ──wait──→ Feed ←──look── one reader ──→ database
 //
-// While anybody follows, one goroutine looks a few times a second, and at once when something
-// ended in this process. What it finds is kept for a while, so that followers are answered from
-// memory; only who begins, or comes with a cursor from before, costs a query, which those who
-// come together share.
+// While somebody follows, one goroutine looks five times a second, and at once when something
+// ended in this process. It keeps what it finds for a while and answers followers from memory.
+// Only a snapshot, or a cursor from before, costs a query, which followers that come at the same
+// time share.
 package feed

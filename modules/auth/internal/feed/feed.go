@@ -17,7 +17,7 @@ import (
 // What a follower may be refused for.
 var (
 	// ErrGone says that the database cannot go on from a cursor: it is another one, or was
-	// restored or promoted. The follower begins anew.
+	// restored or promoted. The follower starts again without one.
 	ErrGone = errors.New("the cursor is of another database, or of one that was restored since")
 	// ErrCursor says that a text is no cursor.
 	ErrCursor = errors.New("not a cursor")
@@ -50,7 +50,7 @@ const (
 	pageSame = lookEvery
 )
 
-// Options are what a [Feed] needs beside the database.
+// Options are what else a [Feed] needs.
 type Options struct {
 	Log      *zap.Logger
 	Registry prometheus.Registerer // nil: no metrics
@@ -126,7 +126,7 @@ func New(db *database.DB, opt Options) (*Feed, error) {
 	return f, f.measure(opt.Registry)
 }
 
-// Close ends the reader, and whoever waits is answered.
+// Close ends the reader, and answers those who wait.
 func (f *Feed) Close() error {
 	f.mu.Lock()
 	f.closed = true
