@@ -83,7 +83,7 @@ func (r revocation) addTo(d *denylist) (known bool, err error) {
 // knowledge is what a verifier knows of what has ended.
 type knowledge struct {
 	list atomic.Pointer[denylist] // what counts
-	mu   sync.Mutex               // of whoever adds, or puts another list in its place
+	mu   sync.Mutex               // held to add, or to put another list in its place
 	next *denylist                // a snapshot that is not whole yet, beside an older list; nil: none
 }
 

@@ -43,7 +43,7 @@ func TestTheDocumentsOfTheSettingsAreUpToDate(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.Equal(have, want.Bytes()) {
-			t.Errorf("%s is out of date; write it anew with: go test ./cmd/authctl -run Documents -update", path)
+			t.Errorf("%s is out of date; write it again with: go test ./cmd/authctl -run Documents -update", path)
 		}
 	}
 }

@@ -17,7 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/telemetry"
 )
 
-var update = flag.Bool("update", false, "write generated files anew")
+var update = flag.Bool("update", false, "write generated files again")
 
 // surface is every route that is served, in the order of the table. The functions are not
 // called.

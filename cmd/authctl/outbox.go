@@ -110,7 +110,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 		return printJSON(w, report)
 	}
 	if o.watch && isTerminal(w) {
-		fmt.Fprint(w, "\x1b[H\x1b[2J") // begin anew at the top
+		fmt.Fprint(w, "\x1b[H\x1b[2J") // clear the screen and begin at the top
 	}
 	rows := [][]string{{"pending", fmt.Sprint(st.Pending)}}
 	if st.Pending > 0 {

@@ -205,8 +205,8 @@ func (o *inspectOptions) print(w io.Writer, r auth.TokenReport) error {
 	return err
 }
 
-// show writes a value on one line; times also as people read them. The value comes from
-// whoever made the token: nothing in it may move the cursor or break the line.
+// show writes a value on one line; times also as people read them. Anybody can make a token:
+// nothing in it may move the cursor or break the line.
 func show(r auth.TokenReport, section, key string, value any) string {
 	text, err := json.Marshal(value)
 	if err != nil {

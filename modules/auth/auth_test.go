@@ -422,7 +422,7 @@ func TestEndingAllSessionsMayKeepTheCallingOne(t *testing.T) {
 		if err := env.EndSessions(t.Context(), env.caller(t, fourth), true); err != nil {
 			t.Fatal(err)
 		}
-		env.over(t, second) // kept once is not kept for ever
+		env.over(t, second) // kept once does not mean kept always
 		fourth = env.live(t, fourth)
 		user := env.caller(t, fourth).User.ID
 		if err := env.EndSessions(t.Context(), env.caller(t, fourth), false); err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "write the golden files again")
 
 // emitted is an event with the attributes that its envelope gets.
 type emitted struct{ Type, Key, Subject, Source, Schema, Time, Data string }

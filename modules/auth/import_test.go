@@ -362,7 +362,7 @@ func TestAnAccountThatComesBackBringsNoTokensBack(t *testing.T) {
 	})
 }
 
-// endless makes records from a fixed number of names, for ever and ever.
+// endless makes records from a fixed number of names, without end.
 type endless struct {
 	names, lines int // how many there are, and how many lines are left
 	next         int

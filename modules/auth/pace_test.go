@@ -69,7 +69,7 @@ func TestAnImportRestsForLongerThanItWorksWhileOthersWrite(t *testing.T) {
 	}
 }
 
-// Whether others write shows in the database itself, whoever they are.
+// The database itself shows whether others write.
 func TestAnImportSeesWhetherOthersWrite(t *testing.T) {
 	t.Parallel()
 	dbtestEach(t, func(t *testing.T, env *testEnv) {

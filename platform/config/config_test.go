@@ -369,7 +369,7 @@ func TestLoadKeepsWhatIsNoSettingAndResetsWhatIs(t *testing.T) {
 	}
 }
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "write the golden files again")
 
 // golden compares with a file of testdata.
 func golden(t *testing.T, name, got string) {

@@ -342,7 +342,7 @@ func again(ctx context.Context, do func() error) error {
 
 // Postgres runs fn with a connection of the pool as pgx has it, for what database/sql cannot
 // do or does at twice the cost. fn must leave it as it was. As with database/sql, it is
-// called anew when its connection turns out to be closed before anything was sent.
+// called again when its connection turns out to be closed before anything was sent.
 func (db *DB) Postgres(ctx context.Context, fn func(*pgx.Conn) error) error {
 	err := db.onPostgres(ctx, fn)
 	for range 2 {

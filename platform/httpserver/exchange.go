@@ -42,7 +42,7 @@ type exchange struct {
 	line [13]zap.Field // room for the log line
 }
 
-// carrier is what an exchange needs of whoever carries it: fasthttp under Fiber, or net/http.
+// carrier is what an exchange needs of the server below it: fasthttp under Fiber, or net/http.
 // What it returns may be kept, but for the body.
 type carrier interface {
 	method() string

@@ -403,7 +403,7 @@ func TestAtTheLimitTheLongestWaitingConnectionMakesRoom(t *testing.T) {
 				case 1: // never finishes
 					c.send(t, "GET /plain HTTP/1.1\r\nHost:")
 				}
-				// The server sees what was sent when it comes to it, and then the wait begins anew.
+				// The server sees what was sent when it comes to it, and then the wait begins again.
 				eventually(t, "the connection to wait", func() bool {
 					since := s.Waiting()
 					return len(since) == i+1 && (i%3 == 2 || slices.Max(since) > counted)

@@ -107,7 +107,7 @@ func routes() []httpserver.Route {
 
 type serveFunc func(testing.TB, httpserver.Config, ...httpserver.Route) *service
 
-// eachWay runs a test of what is the same whoever carries the requests.
+// eachWay runs a test by Fiber and by net/http.
 func eachWay(t *testing.T, test func(*testing.T, serveFunc)) {
 	for name, serve := range map[string]serveFunc{"Fiber": serve, "net_http": serveByNetHTTP} {
 		t.Run(name, func(t *testing.T) {

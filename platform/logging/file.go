@@ -110,7 +110,7 @@ func (l *file) Write(line []byte) (int, error) {
 	return n, errors.Join(err, failed)
 }
 
-// look opens the file anew when its name has come to mean another one, or none.
+// look opens the file again when its name means another file, or none.
 func (l *file) look(every time.Duration) error {
 	if l.f != nil && l.now().Sub(l.looked) < every {
 		return nil

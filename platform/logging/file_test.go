@@ -65,7 +65,7 @@ func TestARenamedFileIsLeftAloneOnceTheLogIsOpenedAgain(t *testing.T) {
 		if err := os.Rename(path, path+".1"); err != nil {
 			t.Fatal(err)
 		}
-		log.Info("two") // whoever renamed it has not said so yet
+		log.Info("two") // the log does not know of the new name yet
 		if begin {
 			if err := os.WriteFile(path, nil, 0o600); err != nil {
 				t.Fatal(err)

@@ -665,7 +665,7 @@ func TestAnUnfitAuthorizationIsNamed(t *testing.T) {
 	})
 }
 
-// Some proxies and clients drop the body of a DELETE: whoever loses it is told of the POST.
+// Some proxies and clients drop the body of a DELETE: the answer then names the POST.
 func TestAnAccountIsDeletedByPostAsWell(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {

@@ -209,7 +209,7 @@ func open(dsn string, conns int) (*database.DB, error) {
 var templates sync.Map // server URL → func() (string, error)
 
 // template migrates one database a server and schema version; tests copy it, which is a
-// tenth of the work of migrating anew.
+// tenth of the work of migrating again.
 func template(server string) (string, error) {
 	once, _ := templates.LoadOrStore(server, sync.OnceValues(func() (string, error) { return makeTemplate(server) }))
 	return once.(func() (string, error))()

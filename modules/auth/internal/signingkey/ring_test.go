@@ -534,7 +534,7 @@ func TestTheSecretIsReplaced(t *testing.T) {
 		if _, err := verifierOf(during).Verify(signed); err != nil {
 			t.Errorf("with the old secret named: %v", err)
 		}
-		// The old servers still run, and must not stumble over what was sealed anew.
+		// The old servers still run, and must not stumble over what was sealed again.
 		if err := before.refresh(t.Context()); err != nil || before.Active().KID() != during.Active().KID() {
 			t.Errorf("an old server: %v", err)
 		}
@@ -545,7 +545,7 @@ func TestTheSecretIsReplaced(t *testing.T) {
 			t.Errorf("with the old secret dropped: %v", err)
 		}
 		if _, ok := after.Public(staged.KID); !ok {
-			t.Error("the staged key was not sealed anew")
+			t.Error("the staged key was not sealed again")
 		}
 	})
 }

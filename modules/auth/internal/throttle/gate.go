@@ -27,7 +27,7 @@ type gates struct {
 type gate struct {
 	waiting int
 	looked  time.Time     // when somebody last did
-	wake    chan struct{} // holds one: whoever takes it looks again
+	wake    chan struct{} // holds one: the goroutine that takes it looks again
 }
 
 // wait calls again, each time an attempt has ended at the id or recheckEvery has passed, until it

@@ -249,7 +249,7 @@ func TestRefusedCharactersAreNamed(t *testing.T) {
 	}
 }
 
-// What surrounds a name does not matter to whoever signs in, and neither does the profile.
+// White space around a name does not matter at sign-in, and neither does the profile.
 func TestLookup(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ typed, want string }{

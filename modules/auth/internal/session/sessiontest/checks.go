@@ -639,7 +639,7 @@ func overIDs(started session.Started) (ids []uuid.UUID) {
 	return ids
 }
 
-// tentativeUntilUsed: whoever has a refresh token has it from a sign-in that committed.
+// tentativeUntilUsed: a refresh token comes only from a sign-in that committed.
 func tentativeUntilUsed(p *probe) {
 	user := uuid.New()
 	used, started := p.begin(user)
