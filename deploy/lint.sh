@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs golangci-lint at a pinned version, built from its released source once for each
-# version of Go. Arguments, such as --fix, go to golangci-lint run.
+# version of Go. Arguments, such as --fix, go to golangci-lint run. It waits while another one runs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,8 +11,8 @@ for attempt in 1 2 3; do
   echo "building golangci-lint $version" >&2
   GOBIN=$bin GOFLAGS='' go install "github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$version" || sleep $((attempt * 3))
 done
-"$bin/golangci-lint" run "$@"
+"$bin/golangci-lint" run --allow-serial-runners "$@"
 if [ $# -eq 0 ]; then
   cd verify # another module, which ./... does not reach
-  "$bin/golangci-lint" run --config ../.golangci.yml
+  "$bin/golangci-lint" run --allow-serial-runners --config ../.golangci.yml
 fi
