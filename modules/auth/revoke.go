@@ -296,7 +296,7 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 				continue // ended with the account's others in the meantime
 			}
 			env := s.newEnvelope(one.UserID)
-			news, err := s.writeRevocation(ctx, tx, one.UserID, one.ID, ReasonEndedByAdmin, env.OccurredAt)
+			news, err := s.writeRevocation(ctx, tx, one.UserID, one.ID, ReasonEndedByAdmin, env.OccurredAt, one.ends)
 			if err != nil {
 				return err
 			}

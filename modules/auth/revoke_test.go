@@ -272,3 +272,46 @@ func TestACommandAnnouncesEndsForTheLifetimeOfTheServers(t *testing.T) {
 		}
 	})
 }
+
+// The settings of a command may give sessions less time than those of the servers do. What a server
+// accepts is found all the same, and its end is kept for as long as its record can be.
+func TestACommandWithAShorterSessionMaxAgeEndsWhatServersAccept(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, env *testEnv) {
+		cfg := env.cfg
+		cfg.SessionMaxAge = time.Nanosecond
+		command := newEnv(t, cfg, env.db, env.redis)
+		_, tokens := env.newUser(t)
+		user := env.caller(t, tokens).User
+		for name, ends := range map[string]struct {
+			filter SessionFilter
+			lost   bool // the store does not know the session
+		}{
+			"by address":    {filter: SessionFilter{UserID: uuid.NullUUID{UUID: user.ID, Valid: true}, IP: netip.MustParsePrefix("192.0.2.0/24")}},
+			"by id":         {},
+			"by id, unseen": {lost: true},
+		} {
+			next := env.signIn(t, user.Username)
+			if name != "by address" {
+				ends.filter.ID = uuid.NullUUID{UUID: next.SessionID, Valid: true}
+			}
+			if ends.lost {
+				if err := env.sessions.Delete(t.Context(), user.ID, next.SessionID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := command.revoke(t, ends.filter); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			env.over(t, next)
+			var kept int
+			if err := env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM revoked_session WHERE sid = ? AND expires_at > ?",
+				next.SessionID, time.Now().Add(env.cfg.SessionMaxAge)).Scan(&kept); err != nil {
+				t.Fatal(err)
+			}
+			if kept != 1 {
+				t.Errorf("%s: its end is forgotten before its record can be", name)
+			}
+		}
+	})
+}

@@ -117,7 +117,7 @@ func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID,
 	}
 	for _, one := range excess {
 		if one.Tentative && !begun[one.ID] {
-			_, err = s.writeRevocation(ctx, tx, userID, one.ID, ReasonEvicted, s.timestamp())
+			_, err = s.writeRevocation(ctx, tx, userID, one.ID, ReasonEvicted, s.timestamp(), time.Time{})
 		} else {
 			announced = append(announced, one.ID)
 			_, err = s.revoke(ctx, tx, userID, one.ID, ReasonEvicted)
@@ -166,9 +166,17 @@ func (s *Service) removeEnded(ctx context.Context, userID uuid.UUID) (bool, erro
 	if err != nil {
 		return false, err
 	}
-	_, ended, err := s.compare(ctx, records)
-	if err != nil || len(ended) == 0 {
+	live, ended, err := s.compare(ctx, records)
+	if err != nil {
 		return false, err
+	}
+	for _, one := range live {
+		if s.tooOld(one.ID) {
+			ended[userID] = append(ended[userID], one.ID)
+		}
+	}
+	if len(ended[userID]) == 0 {
+		return false, nil
 	}
 	return true, s.sessions.Delete(ctx, userID, ended[userID]...)
 }
@@ -236,7 +244,7 @@ func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, gene
 		if _, err := lockAccount(ctx, tx, userID); err != nil {
 			return err
 		}
-		news, err := s.writeRevocation(ctx, tx, userID, sid, ReasonReuse, env.OccurredAt)
+		news, err := s.writeRevocation(ctx, tx, userID, sid, ReasonReuse, env.OccurredAt, time.Time{})
 		if err != nil || !news {
 			return err
 		}
@@ -258,17 +266,29 @@ func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, gene
 // revoke writes the revocation of a session, with its event, and reports whether it is a new one.
 func (s *Service) revoke(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason) (bool, error) {
 	env := s.newEnvelope(userID)
-	news, err := s.writeRevocation(ctx, tx, userID, sid, reason, env.OccurredAt)
+	news, err := s.writeRevocation(ctx, tx, userID, sid, reason, env.OccurredAt, time.Time{})
 	if err != nil || !news {
 		return false, err
 	}
 	return true, s.announceRevoked(ctx, tx, env, sid, reason)
 }
 
+// longestMaxAge is the most that auth.session_max_age can be.
+const longestMaxAge = 17520 * time.Hour
+
 // writeRevocation writes a row that is kept until no token of the session can be presented any more.
+// An operator's command may have another auth.session_max_age than the server that began the session:
+// there ends counts, which is when the session ends whatever is done, or the most that can be set
+// where that is not known (zero).
 func (s *Service) writeRevocation(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason,
-	now time.Time) (bool, error) {
-	return revokeSession(ctx, tx, userID, sid, reason, now, s.sessionTokensEnd(now).Sub(now))
+	now, ends time.Time) (bool, error) {
+	maxAge := s.cfg.SessionMaxAge
+	if reason == ReasonEndedByAdmin {
+		if maxAge = longestMaxAge; !ends.IsZero() {
+			maxAge = ends.Sub(now)
+		}
+	}
+	return revokeSession(ctx, tx, userID, sid, reason, now, s.accessTokensEnd(now.Add(maxAge)).Sub(now))
 }
 
 func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, env envelope, sid uuid.UUID,

@@ -23,7 +23,8 @@ type Session struct {
 	ExpiresAt  time.Time `json:"expires_at"` // unless it is refreshed before
 	Current    bool      `json:"current"`    // the one that asks
 
-	epoch int64 // of the account when it began
+	epoch int64     // of the account when it began
+	ends  time.Time // whatever is done
 }
 
 // SessionFilter selects among the sessions in the store. Zero fields select everything.
@@ -130,12 +131,13 @@ func (s *Service) compare(ctx context.Context,
 			if s.now().Sub(began(r.ID)) > tentativeFor {
 				ended[r.UserID] = append(ended[r.UserID], r.ID)
 			}
-		case !a.sessionState(revoked[r.ID]).live(r.ID, r.Epoch) || s.tooOld(r.ID):
+		case !a.sessionState(revoked[r.ID]).live(r.ID, r.Epoch):
 			ended[r.UserID] = append(ended[r.UserID], r.ID)
 		default:
 			live = append(live, Session{
 				ID: r.ID, UserID: r.UserID, Username: a.Username, DeviceName: r.DeviceName, UserAgent: r.UserAgent, IP: r.IP,
-				CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt, epoch: r.Epoch,
+				CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt,
+				epoch: r.Epoch, ends: r.ExpiresAt,
 			})
 		}
 	}

@@ -26,7 +26,8 @@ func (s *Service) SessionsOf(ctx context.Context, userID uuid.UUID) ([]Session, 
 	if err != nil {
 		return nil, err
 	}
-	return s.live(ctx, records)
+	live, err := s.live(ctx, records)
+	return slices.DeleteFunc(live, func(one Session) bool { return s.tooOld(one.ID) }), err
 }
 
 // EndSession ends one session of the caller. For another user's session it returns
