@@ -31,7 +31,8 @@ migrates itself.`,
 		Example: `  authctl migrate status
   DATABASE_URL=postgres://auth@localhost/auth authctl migrate up`,
 	}
-	run := func(use, short string, open func(*app, context.Context) error, do func(ctx context.Context, a *app, stdout, stderr io.Writer) error) {
+	run := func(use, short string, open func(*app, context.Context) error,
+		do func(ctx context.Context, a *app, stdout, stderr io.Writer) error) {
 		cmd.AddCommand(&cobra.Command{
 			Use: use, Short: short, Args: cobra.NoArgs, Example: "  authctl migrate " + use,
 			RunE: func(cmd *cobra.Command, _ []string) error {
@@ -39,33 +40,35 @@ migrates itself.`,
 			},
 		})
 	}
-	run("up", "Run all pending migrations", (*app).connectDatabase, func(ctx context.Context, a *app, w, stderr io.Writer) error {
-		return g.migrate(w, "applied", "the schema is up to date", func(report func(migrations.State)) ([]migrations.State, error) {
-			list, err := migrations.Up(ctx, a.db, report, waiting(stderr))
-			if len(list) > 0 {
-				a.security.Info("schema_migrated", zap.Strings("migrations", migrationNames(list)))
-			}
-			return list, err
+	run("up", "Run all pending migrations", (*app).connectDatabase,
+		func(ctx context.Context, a *app, w, stderr io.Writer) error {
+			return g.migrate(w, "applied", "the schema is up to date", func(report func(migrations.State)) ([]migrations.State, error) {
+				list, err := migrations.Up(ctx, a.db, report, waiting(stderr))
+				if len(list) > 0 {
+					a.security.Info("schema_migrated", zap.Strings("migrations", migrationNames(list)))
+				}
+				return list, err
+			})
 		})
-	})
-	run("status", "List the migrations and which have run", (*app).connectExistingDatabase, func(ctx context.Context, a *app, w, _ io.Writer) error {
-		list, err := migrations.Status(ctx, a.db)
-		if err != nil {
-			return err
-		}
-		if g.output == "json" {
-			return printJSON(w, list)
-		}
-		var rows [][]string
-		for _, s := range list {
-			state := "waiting"
-			if s.Applied() {
-				state = "applied " + s.AppliedAt.UTC().Format(time.RFC3339)
+	run("status", "List the migrations and which have run", (*app).connectExistingDatabase,
+		func(ctx context.Context, a *app, w, _ io.Writer) error {
+			list, err := migrations.Status(ctx, a.db)
+			if err != nil {
+				return err
 			}
-			rows = append(rows, []string{s.Name, s.Comment, state})
-		}
-		return printTable(w, []string{"MIGRATION", "NAME", "STATE"}, rows)
-	})
+			if g.output == "json" {
+				return printJSON(w, list)
+			}
+			var rows [][]string
+			for _, s := range list {
+				state := "waiting"
+				if s.Applied() {
+					state = "applied " + s.AppliedAt.UTC().Format(time.RFC3339)
+				}
+				rows = append(rows, []string{s.Name, s.Comment, state})
+			}
+			return printTable(w, []string{"MIGRATION", "NAME", "STATE"}, rows)
+		})
 	cmd.AddCommand(newMigrateDown(g), newMigrateNew(g))
 	return cmd
 }
@@ -115,7 +118,8 @@ func (g *global) migrateDown(ctx context.Context, cmd *cobra.Command, a *app, su
 		return inUse(err)
 	}
 	if len(undo) > 0 {
-		if err := sure.ask(cmd, "this undoes "+count(len(undo), "migration", "migrations")+" on "+a.Database.Describe(a.App.DataDir)+" and destroys "+losses(lost)); err != nil {
+		if err := sure.ask(cmd, "this undoes "+count(len(undo), "migration", "migrations")+
+			" on "+a.Database.Describe(a.App.DataDir)+" and destroys "+losses(lost)); err != nil {
 			return err
 		}
 	}
@@ -185,7 +189,8 @@ func newMigrateNew(g *global) *cobra.Command {
 }
 
 // migrate runs migrations and prints a line for each.
-func (g *global) migrate(w io.Writer, done, nothing string, run func(func(migrations.State)) ([]migrations.State, error)) error {
+func (g *global) migrate(w io.Writer, done, nothing string,
+	run func(func(migrations.State)) ([]migrations.State, error)) error {
 	list, err := run(nil)
 	if err != nil {
 		return err
@@ -203,16 +208,19 @@ func (g *global) migrate(w io.Writer, done, nothing string, run func(func(migrat
 }
 
 // withApp runs a command on an app that open has made ready, and closes it.
-func (g *global) withApp(cmd *cobra.Command, open func(*app, context.Context) error, do func(context.Context, *app) error) error {
+func (g *global) withApp(cmd *cobra.Command, open func(*app, context.Context) error,
+	do func(context.Context, *app) error) error {
 	return g.withSettings(cmd, settings{}, open, do)
 }
 
 // withDatabase is withApp for commands that need not know the secret.
-func (g *global) withDatabase(cmd *cobra.Command, open func(*app, context.Context) error, do func(context.Context, *app) error) error {
+func (g *global) withDatabase(cmd *cobra.Command, open func(*app, context.Context) error,
+	do func(context.Context, *app) error) error {
 	return g.withSettings(cmd, settings{keyless: true}, open, do)
 }
 
-func (g *global) withSettings(cmd *cobra.Command, s settings, open func(*app, context.Context) error, do func(context.Context, *app) error) (err error) {
+func (g *global) withSettings(cmd *cobra.Command, s settings, open func(*app, context.Context) error,
+	do func(context.Context, *app) error) (err error) {
 	if err := g.load(&s, nil); err != nil {
 		return err
 	}
@@ -222,7 +230,8 @@ func (g *global) withSettings(cmd *cobra.Command, s settings, open func(*app, co
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
 	// Whatever the command writes into the log says who ran it.
-	a.log = a.log.With(zap.String("operator", operator()), zap.String("command", strings.TrimPrefix(cmd.CommandPath(), "authctl ")))
+	a.log = a.log.With(zap.String("operator", operator()),
+		zap.String("command", strings.TrimPrefix(cmd.CommandPath(), "authctl ")))
 	a.security = logging.Security(a.log)
 	if err := open(a, cmd.Context()); err != nil {
 		return err

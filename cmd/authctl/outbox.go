@@ -31,7 +31,8 @@ other users are not affected.`,
 		Example: `  authctl outbox status --watch
   authctl outbox tail --follow`,
 	}
-	cmd.AddCommand(newOutboxStatus(g), newOutboxTail(g), newOutboxReplay(g), newOutboxParked(g), newOutboxTarget(g), newOutboxTopic(g))
+	cmd.AddCommand(newOutboxStatus(g), newOutboxTail(g), newOutboxReplay(g), newOutboxParked(g), newOutboxTarget(g),
+		newOutboxTopic(g))
 	return cmd
 }
 
@@ -121,7 +122,8 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 		parked = fmt.Sprintf("%s with %s; see: authctl outbox parked list",
 			count(int(st.ParkedKeys), "key", "keys"), count(int(st.ParkedEvents), "event", "events"))
 	}
-	rows = append(rows, []string{"parked", parked}, []string{"rate", fmt.Sprintf("%.1f events/s", st.Rate)}, []string{"last id", fmt.Sprint(st.LastID)})
+	rows = append(rows, []string{"parked", parked}, []string{"rate", fmt.Sprintf("%.1f events/s", st.Rate)},
+		[]string{"last id", fmt.Sprint(st.LastID)})
 	rows = append(rows, []string{"target", describeTarget(st.Target())})
 	rows = append(rows, describeOutages(st)...)
 	rows = append(rows, []string{"relays", fmt.Sprint(len(st.Relays))})
@@ -155,7 +157,8 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 		if s.Pending > 0 {
 			oldest = s.OldestAge.Round(time.Millisecond).String()
 		}
-		rows = append(rows, []string{fmt.Sprint(s.Shard), owner, fmt.Sprint(s.Epoch), left, fmt.Sprint(s.Watermark), fmt.Sprint(s.Pending), oldest})
+		rows = append(rows, []string{fmt.Sprint(s.Shard), owner, fmt.Sprint(s.Epoch), left, fmt.Sprint(s.Watermark),
+			fmt.Sprint(s.Pending), oldest})
 	}
 	return printTable(w, []string{"SHARD", "OWNER", "EPOCH", "LEASE", "WATERMARK", "PENDING", "OLDEST"}, rows)
 }
@@ -366,10 +369,12 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 		sent, err := outbox.Replay(ctx, a.db, sel, false, func(r outbox.ReplayResult) { _ = bar.Set64(r.Matched) })
 		_ = bar.Clear()
 		if sent.Enqueued > 0 {
-			a.security.Info("events_replayed", zap.Int64("events", sent.Enqueued), zap.Int64("from_id", sent.FirstID), zap.Int64("to_id", sent.LastID))
+			a.security.Info("events_replayed", zap.Int64("events", sent.Enqueued), zap.Int64("from_id", sent.FirstID),
+				zap.Int64("to_id", sent.LastID))
 		}
 		if err != nil {
-			return fmt.Errorf("%w; %s enqueued before, and running it again does no harm", err, count(int(sent.Enqueued), "event was", "events were"))
+			return fmt.Errorf("%w; %s enqueued before, and running it again does no harm", err,
+				count(int(sent.Enqueued), "event was", "events were"))
 		}
 		sent.Parked = found.Parked
 		if err := o.print(cmd.OutOrStdout(), sent); err != nil {
@@ -434,7 +439,8 @@ func (o *replayOptions) print(w io.Writer, r outbox.ReplayResult) error {
 		_, err = fmt.Fprintln(w, text)
 	}
 	if err == nil && r.Parked > 0 {
-		_, err = fmt.Fprintf(w, "%s parked and left; see: authctl outbox parked list\n", count(int(r.Parked), "more event is", "more events are"))
+		_, err = fmt.Fprintf(w, "%s parked and left; see: authctl outbox parked list\n",
+			count(int(r.Parked), "more event is", "more events are"))
 	}
 	return err
 }

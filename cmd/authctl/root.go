@@ -137,9 +137,11 @@ environment), and 2 when the command line is wrong.`,
 		return misuse{err}
 	})
 	root.PersistentFlags().StringVar(&g.configFile, "config", "", "settings file (default ./config.yaml if it exists)")
-	root.PersistentFlags().StringArrayVar(&g.set, "set", nil, "a setting as key=value; overrides file and environment; may be repeated; not for secrets")
+	root.PersistentFlags().StringArrayVar(&g.set, "set", nil,
+		"a setting as key=value; overrides file and environment; may be repeated; not for secrets")
 	root.PersistentFlags().StringVarP(&g.output, "output", "o", "table", "format of results: table or json")
-	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"},
+		cobra.ShellCompDirectiveNoFileComp))
 
 	root.AddCommand(
 		newServe(g),

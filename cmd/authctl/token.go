@@ -71,7 +71,8 @@ of the issuer, its keys and, with --client, what has ended. The secret of the cl
 	cmd.Flags().StringVar(&o.jwks, "jwks", "", "JWK set to verify with: a file or an http(s) URL")
 	cmd.Flags().BoolVar(&o.jws, "jws", false, "verify a bare JWS: only its signature, without rules about claims; needs --jwks")
 	cmd.Flags().StringVar(&o.issuer, "issuer", "", "with --jwks: the issuer that the token must have")
-	cmd.Flags().StringVar(&o.audience, "audience", "", "with --jwks or --as-verifier: the audience that the token must have")
+	cmd.Flags().StringVar(&o.audience, "audience", "",
+		"with --jwks or --as-verifier: the audience that the token must have")
 	cmd.Flags().StringVar(&o.verifier.url, "as-verifier", "", "URL of an issuer: what a verifier elsewhere says")
 	cmd.Flags().StringVar(&o.verifier.client, "client", "", "with --as-verifier: the id of a client of auth.clients")
 	cmd.Flags().StringVar(&o.verifier.secretFile, "client-secret-file", "", "with --client: a file with its secret")

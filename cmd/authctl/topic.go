@@ -29,7 +29,8 @@ of its partitions, so choose it once.`,
 }
 
 // withTopic runs a command on the topic; open makes ready what it needs beside Kafka.
-func (g *global) withTopic(cmd *cobra.Command, open func(*app, context.Context) error, do func(ctx context.Context, a *app, kafka *sink.Kafka) error) error {
+func (g *global) withTopic(cmd *cobra.Command, open func(*app, context.Context) error,
+	do func(ctx context.Context, a *app, kafka *sink.Kafka) error) error {
 	return g.withDatabase(cmd, open, func(ctx context.Context, a *app) (err error) {
 		if !a.Kafka.UsesKafka() {
 			return fmt.Errorf("no Kafka is named, so events go to %s: set KAFKA_BROKERS", a.eventsFile())

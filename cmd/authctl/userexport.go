@@ -45,7 +45,8 @@ security log.`,
 	flags.StringVar(&o.file, "file", "", "write to this file, readable only by its owner, instead of standard output")
 	flags.BoolVar(&o.hashes, "with-password-hashes", false, "write the password hashes too")
 	flags.BoolVar(&o.force, "force", false, "write password hashes to a terminal")
-	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{auth.FormatNDJSON, auth.FormatCSV}, cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{auth.FormatNDJSON, auth.FormatCSV},
+		cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 

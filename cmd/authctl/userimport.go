@@ -92,12 +92,15 @@ far it got.`,
 	flags.StringVar(&o.format, "format", auth.FormatAuto, "format of the file: "+strings.Join(formats, ", "))
 	flags.StringVar(&o.errorsFile, "errors", "", "report each refused record to this file, one JSON object a line")
 	flags.StringVar(&o.firebaseHash, "firebase-hash-config", "", "file with the hash parameters of the Firebase project")
-	flags.StringVar(&o.unconfirmed, "unconfirmed", auth.UnconfirmedTake, "what to do with an account that has an unconfirmed address as its name: "+strings.Join(unconfirmedChoices(), ", "))
+	flags.StringVar(&o.unconfirmed, "unconfirmed", auth.UnconfirmedTake,
+		"what to do with an account that has an unconfirmed address as its name: "+strings.Join(unconfirmedChoices(), ", "))
 	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, only report what would happen")
 	flags.StringVar(&o.check, "check", "", "ask for the password of this account, and import only if it is right")
 	o.password.add(cmd)
-	_ = cmd.RegisterFlagCompletionFunc("unconfirmed", cobra.FixedCompletions(unconfirmedChoices(), cobra.ShellCompDirectiveNoFileComp))
-	_ = cmd.RegisterFlagCompletionFunc("from", cobra.FixedCompletions(auth.ImportSources(), cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("unconfirmed",
+		cobra.FixedCompletions(unconfirmedChoices(), cobra.ShellCompDirectiveNoFileComp))
+	_ = cmd.RegisterFlagCompletionFunc("from", cobra.FixedCompletions(auth.ImportSources(),
+		cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("format", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
@@ -266,7 +269,8 @@ func openInput(cmd *cobra.Command, path string) (io.ReadCloser, int64, error) {
 }
 
 // reportRefused returns what takes each refusal, and what ends it.
-func (o *importOptions) reportRefused(stderr io.Writer, bar *progressbar.ProgressBar) (take func(auth.Refusal) error, end func() error, err error) {
+func (o *importOptions) reportRefused(stderr io.Writer, bar *progressbar.ProgressBar) (take func(auth.Refusal) error,
+	end func() error, err error) {
 	if o.errorsFile == "" {
 		return func(r auth.Refusal) error {
 			_ = bar.Clear()
@@ -297,7 +301,8 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 	if o.dryRun {
 		imported = "would be imported"
 	}
-	rows := [][]string{{imported, fmt.Sprint(r.Imported)}, {"already there", fmt.Sprint(r.Present)}, {"refused", fmt.Sprint(r.Refused)}}
+	rows := [][]string{{imported, fmt.Sprint(r.Imported)}, {"already there", fmt.Sprint(r.Present)},
+		{"refused", fmt.Sprint(r.Refused)}}
 	if o.errorsFile != "" && r.Refused > 0 {
 		rows[2][1] += ", see " + o.errorsFile
 	}
@@ -323,7 +328,8 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 	if len(r.Lost) > 0 {
 		rows = append(rows, []string{"", "see docs/import.md"})
 	}
-	return printPairs(w, append(rows, []string{"took", fmt.Sprintf("%s, %.0f a second", time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), r.Rate)}))
+	return printPairs(w, append(rows, []string{"took",
+		fmt.Sprintf("%s, %.0f a second", time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), r.Rate)}))
 }
 
 // kindInWords is a kind of protection, as a person reads it.

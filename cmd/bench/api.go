@@ -44,7 +44,8 @@ func benchSignIn(ctx context.Context, o options, r *report) (err error) {
 			if err != nil {
 				return err
 			}
-			r.rate(fmt.Sprintf("%s, %d connections (shed %d, failed %d)", kind.name, workers, got.shed, got.failed), got.rate, (before+after)/2, "bare bcrypt", 0.9)
+			r.rate(fmt.Sprintf("%s, %d connections (shed %d, failed %d)", kind.name, workers, got.shed, got.failed), got.rate,
+				(before+after)/2, "bare bcrypt", 0.9)
 			before = after
 		}
 	}
@@ -54,7 +55,8 @@ func benchSignIn(ctx context.Context, o options, r *report) (err error) {
 }
 
 func (s *server) register(int) outcome {
-	return s.outcomeOf(s.call("POST", "/api/v1/auth/register", map[string]string{"username": "bench-" + uuid.NewString(), "password": password}))
+	return s.outcomeOf(s.call("POST", "/api/v1/auth/register", map[string]string{"username": "bench-" + uuid.NewString(),
+		"password": password}))
 }
 
 // people are who signs in: many, as a flood has. Few would mostly wait for each other.
@@ -89,11 +91,14 @@ func benchSession(ctx context.Context, o options, r *report) (err error) {
 			goal = 1
 		}
 		got := load(workers, o.duration, func(w int) outcome { return s.refresh(&list[w]) })
-		r.rate(fmt.Sprintf("refresh, %d connections (failed %d)", workers, got.failed), got.rate, bare.rate, "handler + script", 0.6*goal)
-		r.rate(fmt.Sprintf("refresh, %d connections", workers), got.rate, signed.rate, "handler + script + row + signature", 0)
+		r.rate(fmt.Sprintf("refresh, %d connections (failed %d)", workers, got.failed), got.rate, bare.rate,
+			"handler + script", 0.6*goal)
+		r.rate(fmt.Sprintf("refresh, %d connections", workers), got.rate, signed.rate, "handler + script + row + signature",
+			0)
 		r.latency(fmt.Sprintf("refresh p99, %d connections", workers), got.p99, bare.p99, 0)
 		got = load(workers, o.duration, func(w int) outcome { return s.me(list[w]) })
-		r.rate(fmt.Sprintf("me, %d connections (failed %d)", workers, got.failed), got.rate, bare.rate, "handler + script", 0.5*goal)
+		r.rate(fmt.Sprintf("me, %d connections (failed %d)", workers, got.failed), got.rate, bare.rate, "handler + script",
+			0.5*goal)
 		r.latency(fmt.Sprintf("me p99, %d connections", workers), got.p99, bare.p99, 0)
 	}
 	return nil
@@ -102,7 +107,8 @@ func benchSession(ctx context.Context, o options, r *report) (err error) {
 // signIns floods the sign-in with right passwords of the accounts.
 func (s *server) signIns(names []string, workers int, d time.Duration) result {
 	return load(workers, d, func(w int) outcome {
-		return s.outcomeOf(s.call("POST", "/api/v1/auth/login", map[string]string{"username": names[w%len(names)], "password": password}))
+		return s.outcomeOf(s.call("POST", "/api/v1/auth/login", map[string]string{"username": names[w%len(names)],
+			"password": password}))
 	})
 }
 

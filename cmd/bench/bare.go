@@ -60,7 +60,8 @@ redis.call('PEXPIRE', KEYS[1], 60000)
 return h`
 
 // prepareSigned returns what the second path does more. Without PostgreSQL it only signs.
-func prepareSigned(ctx context.Context) (sign func(context.Context, string) ([]byte, error), closeDB func() error, err error) {
+func prepareSigned(ctx context.Context) (sign func(context.Context, string) ([]byte, error), closeDB func() error,
+	err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, err

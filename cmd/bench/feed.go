@@ -68,7 +68,8 @@ func benchFeed(ctx context.Context, o options, r *report) (err error) {
 		if ends {
 			name += ", an end each second"
 		}
-		r.rate(fmt.Sprintf("refresh, %d connections, %s (failed %d)", refreshing, name, got.failed), got.rate, alone.rate, "no followers", 0)
+		r.rate(fmt.Sprintf("refresh, %d connections, %s (failed %d)", refreshing, name, got.failed), got.rate, alone.rate,
+			"no followers", 0)
 		r.latency("refresh p99, "+name, got.p99, alone.p99, 0)
 		r.plain("events, "+name, fmt.Sprintf("%.0f/s", events), "", true)
 	}

@@ -63,7 +63,8 @@ func benchImportOn(ctx context.Context, o options, r *report, where string, extr
 	if err := <-ended; importer.Err() == nil && err != nil {
 		return err
 	}
-	r.rate(fmt.Sprintf("sign-in beside an import, %s (failed %d)", where, loud.failed+loud.shed), loud.rate, quiet.rate, "without", 0.5)
+	r.rate(fmt.Sprintf("sign-in beside an import, %s (failed %d)", where, loud.failed+loud.shed), loud.rate, quiet.rate,
+		"without", 0.5)
 	r.latency("sign-in p50 beside an import, "+where, loud.p50, quiet.p50, 0)
 	r.latency("sign-in p99 beside an import, "+where, loud.p99, quiet.p99, 4*quiet.p99)
 	r.plain("accounts imported beside sign-ins, "+where, fmt.Sprintf("%.0f/s", rate), "", true)
@@ -92,7 +93,8 @@ func (s *server) accounts(ctx context.Context) (n int, err error) {
 			url = "sqlite:" + filepath.Join(s.dir, "authctl.db")
 		}
 	}
-	db, err := database.Open(ctx, database.Config{URL: config.Secret(url), MaxConns: 1}, database.Options{AppName: "authctl-bench"})
+	db, err := database.Open(ctx, database.Config{URL: config.Secret(url), MaxConns: 1},
+		database.Options{AppName: "authctl-bench"})
 	if err != nil {
 		return 0, err
 	}

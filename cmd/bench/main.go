@@ -68,7 +68,8 @@ func run(ctx context.Context, o options, parts []string) error {
 	all := []struct {
 		name string
 		run  func(context.Context, options, *report) error
-	}{{"signin", benchSignIn}, {"session", benchSession}, {"feed", benchFeed}, {"flood", benchFlood}, {"import", benchImport}, {"relay", benchRelay}, {"timing", benchTiming}}
+	}{{"signin", benchSignIn}, {"session", benchSession}, {"feed", benchFeed}, {"flood", benchFlood}, {"import",
+		benchImport}, {"relay", benchRelay}, {"timing", benchTiming}}
 	for _, part := range parts {
 		if !slices.ContainsFunc(all, func(one struct {
 			name string
@@ -106,7 +107,8 @@ type line struct {
 
 // rate adds a throughput beside its bound; goal is the least ratio, 0 for none.
 func (r *report) rate(what string, figure, bound float64, boundName string, goal float64) {
-	l := line{part: r.part, what: what, figure: fmt.Sprintf("%.1f/s", figure), bound: fmt.Sprintf("%s %.1f/s", boundName, bound), ratio: fmt.Sprintf("%.2f", figure/bound)}
+	l := line{part: r.part, what: what, figure: fmt.Sprintf("%.1f/s", figure),
+		bound: fmt.Sprintf("%s %.1f/s", boundName, bound), ratio: fmt.Sprintf("%.2f", figure/bound)}
 	if goal > 0 {
 		l.goal = fmt.Sprintf("≥ %.2f", goal)
 		l.met = met(figure/bound >= goal)

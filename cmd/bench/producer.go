@@ -49,10 +49,12 @@ func bareProducer(ctx context.Context, brokers string, events, batch int) (rate 
 	byPartition := make([][]*sarama.ProducerMessage, partitions)
 	for p, records := range outboxbench.ByPartition(events, partitions) {
 		for _, r := range records {
-			m := &sarama.ProducerMessage{Topic: topic, Partition: int32(p), Key: sarama.StringEncoder(r.Key), Value: sarama.ByteEncoder(r.Data)}
+			m := &sarama.ProducerMessage{Topic: topic, Partition: int32(p), Key: sarama.StringEncoder(r.Key),
+				Value: sarama.ByteEncoder(r.Data)}
 			for _, h := range [][2]string{
 				{"ce_specversion", "1.0"}, {"ce_id", r.EventID}, {"ce_source", r.Source}, {"ce_type", r.Type}, {"ce_time", r.Time},
-				{"ce_subject", r.Subject}, {"ce_dataschema", r.DataSchema}, {"ce_sequence", strconv.FormatInt(r.Seq, 10)}, {"content-type", "application/json"},
+				{"ce_subject", r.Subject}, {"ce_dataschema", r.DataSchema}, {"ce_sequence",
+					strconv.FormatInt(r.Seq, 10)}, {"content-type", "application/json"},
 			} {
 				m.Headers = append(m.Headers, sarama.RecordHeader{Key: []byte(h[0]), Value: []byte(h[1])})
 			}

@@ -68,11 +68,14 @@ func benchRelay(ctx context.Context, o options, r *report) (err error) {
 		r.rate(what, got.DrainPerSec, got.BarePerSec, "same batches from memory", 0.7)
 	}
 	r.plain("drain, absolute goal", fmt.Sprintf("%.0f/s", got.DrainPerSec), "≥ 50000/s", got.DrainPerSec >= 50000)
-	r.plain(fmt.Sprintf("commit → acknowledged p50 at %.0f/s", got.LatencyRate), fmt.Sprintf("%.2f ms", got.LatencyP50), "≤ 5 ms", got.LatencyP50 <= 5)
-	r.plain(fmt.Sprintf("commit → acknowledged p99 at %.0f/s", got.LatencyRate), fmt.Sprintf("%.2f ms", got.LatencyP99), "≤ 25 ms", got.LatencyP99 <= 25)
+	r.plain(fmt.Sprintf("commit → acknowledged p50 at %.0f/s", got.LatencyRate), fmt.Sprintf("%.2f ms", got.LatencyP50),
+		"≤ 5 ms", got.LatencyP50 <= 5)
+	r.plain(fmt.Sprintf("commit → acknowledged p99 at %.0f/s", got.LatencyRate), fmt.Sprintf("%.2f ms", got.LatencyP99),
+		"≤ 25 ms", got.LatencyP99 <= 25)
 	r.rate("transactions with an event", got.WritersOutbox, got.WritersPlain, "bare insert", 0)
 	if got.WALPerEvent > 0 {
-		r.plain("WAL of an event, of its acknowledgement", fmt.Sprintf("%.0f B, %.0f B", got.WALPerEvent, got.WALPerAck), "", false)
+		r.plain("WAL of an event, of its acknowledgement", fmt.Sprintf("%.0f B, %.0f B", got.WALPerEvent, got.WALPerAck),
+			"", false)
 	}
 	return nil
 }
@@ -84,7 +87,8 @@ func benchSink(ctx context.Context, dir string) (relay.Sink, string, error) {
 		to, err := sink.OpenFile(filepath.Join(dir, "events.ndjson"))
 		return to, "a file", err
 	}
-	k, err := sink.OpenKafka(sink.KafkaConfig{Brokers: strings.Split(brokers, ","), Topic: "bench-" + uuid.NewString()}, sink.KafkaOptions{})
+	k, err := sink.OpenKafka(sink.KafkaConfig{Brokers: strings.Split(brokers, ","), Topic: "bench-" + uuid.NewString()},
+		sink.KafkaOptions{})
 	if err != nil {
 		return nil, "", err
 	}

@@ -89,7 +89,8 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 	env := append(os.Environ(),
 		"APP_PORT="+strconv.Itoa(port), "APP_HOST=127.0.0.1", "APP_OPERATOR_ADDR=off", "APP_DATA_DIR="+dir,
 		"APP_HTTP_MAX_CONNECTIONS_PER_IP=4096",
-		"AUTH_TOKEN_SECRET="+uuid.NewString()+uuid.NewString(), // its own, or it would meet an earlier run's counters in Redis
+		// its own, or it would meet an earlier run's counters in Redis
+		"AUTH_TOKEN_SECRET="+uuid.NewString()+uuid.NewString(),
 		"AUTH_PASSWORD_BCRYPT_COST="+strconv.Itoa(o.cost),
 		"AUTH_CLIENTS="+clientID+":"+hex.EncodeToString(digest[:]),
 		"LOG_LEVEL=warn", "APP_MODE=dev", "OUTBOX_RELAY=off",
@@ -143,7 +144,8 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 			return errors.Join(errors.New("authctl did not stop in 20 s"), cmd.Process.Kill())
 		}
 	})
-	s = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), pid: cmd.Process.Pid, client: newClient(), stop: cleanup, dir: dir, env: env}
+	s = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), pid: cmd.Process.Pid, client: newClient(), stop: cleanup,
+		dir: dir, env: env}
 	for {
 		if status, _, err := s.call("GET", "/healthz", nil); err == nil && status == 200 {
 			s.started = time.Since(begin)
@@ -171,7 +173,8 @@ func (s *server) command(ctx context.Context, args ...string) error {
 }
 
 func newClient() *fasthttp.Client {
-	return &fasthttp.Client{MaxConnsPerHost: 4096, ReadTimeout: time.Minute, WriteTimeout: time.Minute, MaxIdemponentCallAttempts: 1}
+	return &fasthttp.Client{MaxConnsPerHost: 4096, ReadTimeout: time.Minute, WriteTimeout: time.Minute,
+		MaxIdemponentCallAttempts: 1}
 }
 
 func freePort() (int, error) {
@@ -184,7 +187,8 @@ func freePort() (int, error) {
 
 // freshDatabase makes an empty database on a PostgreSQL server, and a function to drop it.
 func freshDatabase(ctx context.Context, dsn string) (fresh string, drop func() error, err error) {
-	admin, err := database.Open(ctx, database.Config{URL: config.Secret(dsn), MaxConns: 1}, database.Options{AppName: "authctl-bench"})
+	admin, err := database.Open(ctx, database.Config{URL: config.Secret(dsn), MaxConns: 1},
+		database.Options{AppName: "authctl-bench"})
 	if err != nil {
 		return "", nil, err
 	}
