@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"testing"
 	"time"
 
@@ -314,4 +315,12 @@ func TestACommandWithAShorterSessionMaxAgeEndsWhatServersAccept(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestTheLongestMaxAgeIsThatOfTheSetting(t *testing.T) {
+	t.Parallel()
+	field, _ := reflect.TypeFor[Config]().FieldByName("SessionMaxAge")
+	if most, err := time.ParseDuration(field.Tag.Get("max")); err != nil || most != longestMaxAge {
+		t.Errorf("the setting may be up to %v (%v), and ends are kept for %v", most, err, longestMaxAge)
+	}
 }
