@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
@@ -313,17 +312,11 @@ func (a *app) newRelay(ctx context.Context) (*relay.Relay, error) {
 		return nil, errors.Join(err, to.Close())
 	}
 	a.closers = append(a.closers, to.Close)
-	soon, cancel := context.WithTimeout(ctx, admitTimeout)
-	defer cancel()
-	if err := r.Admit(soon); errors.Is(err, outbox.ErrOtherTarget) {
+	if err := r.Prepare(ctx); errors.Is(err, outbox.ErrOtherTarget) {
 		return nil, err
 	}
 	return r, nil
 }
-
-// admitTimeout is how long a start waits for Kafka to say which cluster it is. One that does
-// not answer is asked again by the relay.
-const admitTimeout = 2 * time.Second
 
 // describeEvents names the place that events go to.
 func (a *app) describeEvents() string {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -132,6 +133,29 @@ func (r *Relay) Admit(ctx context.Context) (err error) {
 	}
 	r.target, err = outbox.AdmitTarget(ctx, r.db, r.sink.Name(), &identity)
 	return err
+}
+
+// Prepare makes the number of shards the one of this relay's settings, where that can be done. It is
+// for the start of a process, before it adds an event: while one waits, the number must stay. It
+// asks the target for a moment at most. Run meets every error again, but for
+// [outbox.ErrOtherTarget] none has to end the process.
+func (r *Relay) Prepare(ctx context.Context) error {
+	soon, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if err := r.Admit(soon); err != nil {
+		if _, ofSink := errors.AsType[sinkError](err); !ofSink {
+			return err
+		}
+		// The target is away. If no relay has ever reached one, none counts on another number.
+		targets, listErr := outbox.Targets(ctx, r.db)
+		reached := slices.ContainsFunc(targets, func(t outbox.Target) bool { return t.Partitions > 0 })
+		if listErr != nil || reached {
+			return errors.Join(err, listErr)
+		}
+	}
+	short, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	return r.adopt(short)
 }
 
 // Run relays until ctx ends. Then it waits for the batches in flight, at most for

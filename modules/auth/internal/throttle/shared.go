@@ -21,6 +21,8 @@ var limitsLua string
 const (
 	// redisTimeout bounds what a slow Redis may add to a sign-in.
 	redisTimeout = 250 * time.Millisecond
+	// commandTimeout bounds an operator's command, which can wait longer than a sign-in.
+	commandTimeout = 5 * time.Second
 	// redisRetry is how long Redis is left alone after it failed: then one sign-in tries
 	// whether it is back.
 	redisRetry = time.Second
@@ -151,14 +153,18 @@ type once struct{ *redis.Cmd }
 
 func (once) NoRetry() bool { return true }
 
-// run does one operation and returns its answer: n numbers, and then a text if one is asked for. The error is [errAway] when the caller must go on without Redis, and
-// that of ctx when the caller has left.
+// run does one operation and returns its answer: n numbers, and then a text if one is asked for. The
+// error is [errAway] when the caller must go on without Redis, and that of ctx when the caller has left.
 func (s *shared) run(ctx context.Context, n int, keys []string, operation string, text *string,
 	args ...any) ([]int64, error) {
 	if !s.usable() {
 		return nil, errAway
 	}
-	bounded, cancel := context.WithTimeout(ctx, s.timeout)
+	timeout := s.timeout
+	if operation == "clear" || operation == "state" { // of commands
+		timeout = commandTimeout
+	}
+	bounded, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	answer, err := s.eval(bounded, "evalsha", s.digest, keys, operation, args)
 	if redis.HasErrorPrefix(err, "NOSCRIPT") { // the first call, or Redis was restarted
