@@ -46,6 +46,7 @@ var arrows = map[string][]string{
 	"modules/auth/internal/username":                    {"platform/fault"},
 
 	"modules/outbox":                 {"modules/outbox/internal/schema", "platform/database"},
+	"modules/outbox/delivery":        {"modules/outbox", "modules/outbox/internal/schema", "platform/config", "platform/database"},
 	"modules/outbox/internal/schema": {"platform/database"},
 	"modules/outbox/relay":           {"modules/outbox", "modules/outbox/internal/schema", "platform/config", "platform/database"},
 	"modules/outbox/sink":            {"modules/outbox", "modules/outbox/relay", "platform/config"},

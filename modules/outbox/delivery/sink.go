@@ -1,0 +1,78 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/toppira/authctl/modules/outbox"
+)
+
+// Sink delivers events to the targets of one kind, such as webhooks.
+type Sink interface {
+	// Deliver makes one attempt to deliver an event to a target, and returns nil once the target has
+	// taken it. It is called for many keys at the same time, and for one event of a key at a time.
+	// It must return soon after ctx ends.
+	//
+	// The error says what happens next. [*Refused]: the target never takes this event. [*Later]: try
+	// again, but not before a given time. [*Gone]: the target takes nothing any more. [ErrNotOwned]:
+	// nothing was sent. [*Dropped]: the event has become pointless. Any other: try again.
+	Deliver(ctx context.Context, t Target, r outbox.Record, attempt Attempt) error
+}
+
+// Target is a target as a sink needs it.
+type Target struct {
+	ID      int
+	Name    string
+	Kind    string   // which sink delivers to it: webhook or mail
+	URL     string   // may be empty
+	Types   []string // patterns of the types of event that it wants, such as auth.Session*
+	Secrets []Secret // newest first
+}
+
+// Secret is a secret of a target. Whoever made it has sealed it; only its sink opens it.
+type Secret struct {
+	Sealed []byte
+	Until  time.Time // when it is no longer used; zero: not known yet
+}
+
+// Attempt is one attempt to deliver an event.
+type Attempt struct {
+	Number int       // counts from 1
+	First  time.Time // of the first attempt that failed; zero: none has
+	// Owned reports whether the event may still be sent. A sink calls it right before it sends, and
+	// returns [ErrNotOwned] on false.
+	Owned func() bool
+}
+
+// ErrNotOwned says that an event was not sent because the lease of its key had ended.
+var ErrNotOwned = errors.New("the lease of the event has ended")
+
+// Refused is the error for an event that the target will never take. Its key is parked.
+type Refused struct{ Err error }
+
+func (e *Refused) Error() string { return "refused for good: " + e.Err.Error() }
+func (e *Refused) Unwrap() error { return e.Err }
+
+// Later is the error of a target that says when to try again.
+type Later struct {
+	After time.Duration // the shortest pause; the pause that grows with each attempt may be longer
+	Err   error
+}
+
+func (e *Later) Error() string { return e.Err.Error() }
+func (e *Later) Unwrap() error { return e.Err }
+
+// Gone is the error of a target that takes nothing any more and says so. The target is paused until
+// an operator resumes it.
+type Gone struct{ Err error }
+
+func (e *Gone) Error() string { return e.Err.Error() }
+func (e *Gone) Unwrap() error { return e.Err }
+
+// Dropped is the error for an event that has become pointless, such as a message that has expired.
+// It counts as done and is counted separately.
+type Dropped struct{ Err error }
+
+func (e *Dropped) Error() string { return "dropped: " + e.Err.Error() }
+func (e *Dropped) Unwrap() error { return e.Err }
