@@ -41,7 +41,7 @@ var arrows = map[string][]string{
 	"modules/auth/internal/session/sql":                 {"modules/auth/internal/session", "platform/config", "platform/database"},
 	"modules/auth/internal/signingkey":                  {"modules/auth/internal/token", "platform/database", "platform/fault", "platform/logging"},
 	"modules/auth/internal/throttle":                    {"platform/cache", "platform/config", "platform/fault"},
-	"modules/auth/internal/token":                       {"platform/config", "platform/fault"},
+	"modules/auth/internal/token":                       {"platform/config", "platform/fault", "platform/seal"},
 	"modules/auth/internal/userfile":                    {"modules/auth/internal/password", "platform/fault"},
 	"modules/auth/internal/username":                    {"platform/fault"},
 
@@ -61,6 +61,7 @@ var arrows = map[string][]string{
 	"platform/openapi":    {"platform/fault", "platform/httpserver"}, // for tests and tools alone
 	"platform/logging":    {"platform/config"},
 	"platform/telemetry":  {"platform/config"},
+	"platform/seal":       {"platform/config"},
 	"platform/tuning":     {},
 
 	"migrations": {"platform/database"},
