@@ -1,0 +1,208 @@
+package contact
+
+import (
+	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"crypto/hkdf"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// EventMessage is the type of a [Message] in the outbox. It goes to [TargetMail] alone.
+const EventMessage = "contact.Message.v1"
+
+// TargetMail is the target that sends messages.
+const TargetMail = "mail"
+
+// Purpose says what a message is for. Each has templates of its own.
+type Purpose string
+
+const (
+	PurposeVerify          Purpose = "verify"            // shows that the address is its owner's
+	PurposeReset           Purpose = "reset"             // sets a new password
+	PurposeNoticePassword  Purpose = "notice_password"   // the password was changed
+	PurposeNoticeContact   Purpose = "notice_contact"    // a contact was added or removed
+	PurposeNoticeFactor    Purpose = "notice_factor"     // a second factor was added or removed
+	PurposeNoticeNewDevice Purpose = "notice_new_device" // somebody signed in on a device that is not known
+	// PurposeNone is sent to nobody: a sink drops it. It is written where a message would be if the
+	// account existed, so that the time of an answer does not tell.
+	PurposeNone Purpose = "none"
+)
+
+// Purposes lists every purpose that is sent.
+func Purposes() []Purpose {
+	return []Purpose{PurposeVerify, PurposeReset, PurposeNoticePassword, PurposeNoticeContact, PurposeNoticeFactor,
+		PurposeNoticeNewDevice}
+}
+
+// Message is what is sent to one address. What does not belong to its purpose is empty.
+type Message struct {
+	Purpose   Purpose   `json:"purpose"`
+	Language  string    `json:"language,omitempty"` // a BCP 47 tag that the person prefers, such as de-AT; empty: not known
+	Recipient string    `json:"recipient,omitempty"`
+	UserID    uuid.UUID `json:"user_id"`
+	Username  string    `json:"username,omitempty"` // as typed
+
+	// Code is what the person types, as it is shown: two groups of four with a hyphen.
+	Code string `json:"code,omitempty"`
+	// LinkToken goes into the fragment of the page: /account/verify or /account/reset by the purpose,
+	// and /account/undo for a notice, where it may be empty.
+	LinkToken string `json:"link_token,omitempty"`
+	// ChallengeID is that of Code and LinkToken; zero for a notice.
+	ChallengeID uuid.UUID `json:"challenge_id,omitzero"`
+	// ExpiresAt is when Code and LinkToken stop working.
+	ExpiresAt time.Time `json:"expires_at,omitzero"`
+
+	// At is when what a notice is about happened, Address the IP address and Device the name of the
+	// device from which it was done. They are empty where that is not known, such as for a command.
+	At      time.Time `json:"at,omitzero"`
+	Address string    `json:"address,omitempty"`
+	Device  string    `json:"device,omitempty"`
+	// Change is what a notice_contact is about: added or removed; and Changed the contact.
+	Change  string `json:"change,omitempty"`
+	Changed string `json:"changed,omitempty"`
+}
+
+// ErrSealed is returned by [Sealer.Open] when no secret opens a message.
+var ErrSealed = errors.New("the message was sealed with another secret")
+
+// Sealer seals messages under a key derived from the service's secret: they hold codes and links.
+type Sealer struct{ keys [][]byte } // the first seals, all open
+
+// NewSealer derives the keys. The first secret is the present one, the others are those it replaces.
+func NewSealer(secrets ...config.Secret) (*Sealer, error) {
+	keys, err := derive("authctl contact message v1", secrets)
+	if err != nil {
+		return nil, err
+	}
+	return &Sealer{keys: keys}, nil
+}
+
+// derive makes a key of each secret.
+func derive(purpose string, secrets []config.Secret) ([][]byte, error) {
+	if len(secrets) == 0 || secrets[0] == "" {
+		return nil, errors.New("contact: no secret")
+	}
+	var keys [][]byte
+	for _, secret := range secrets {
+		key, err := hkdf.Key(sha256.New, []byte(secret.Reveal()), nil, purpose, sha256.Size)
+		if err != nil {
+			return nil, fmt.Errorf("derive a key: %w", err)
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
+
+// sealedMessage is the data of the event.
+type sealedMessage struct {
+	Sealed []byte `json:"sealed"` // a salt of [saltBytes], then AES-256-GCM under a key of the secret and the salt
+}
+
+const saltBytes = 16
+
+// Event makes the event of a message, sealed and bound to the event's id. source is the issuer. All
+// messages to one person have one key, so that they are sent in order.
+func (s *Sealer) Event(m Message, source string) (outbox.Event, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return outbox.Event{}, fmt.Errorf("make an event id: %w", err)
+	}
+	data, err := s.seal(id, m)
+	if err != nil {
+		return outbox.Event{}, err
+	}
+	return outbox.Event{ID: id, Type: EventMessage, Key: messageKey(m), Source: source, Data: data}, nil
+}
+
+// messageKey is the key of the event. Messages to nobody share a few: a key of each would stay in
+// the database.
+func messageKey(m Message) string {
+	if m.Purpose == PurposeNone {
+		return fmt.Sprintf("mail:none:%02x", m.UserID[15])
+	}
+	return "mail:" + m.UserID.String()
+}
+
+func (s *Sealer) seal(id uuid.UUID, m Message) (json.RawMessage, error) {
+	plain, err := json.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode a message: %w", err)
+	}
+	salt := make([]byte, saltBytes)
+	_, _ = rand.Read(salt) // never fails
+	aead, err := messageCipher(s.keys[0], salt)
+	if err != nil {
+		return nil, fmt.Errorf("seal a message: %w", err)
+	}
+	return json.Marshal(sealedMessage{Sealed: aead.Seal(salt, nil, plain, id[:])})
+}
+
+// Open opens the data of an event with this id.
+func (s *Sealer) Open(id uuid.UUID, data []byte) (Message, error) {
+	var sealed sealedMessage
+	if err := json.Unmarshal(data, &sealed); err != nil || len(sealed.Sealed) < saltBytes {
+		return Message{}, fmt.Errorf("open the message %s: it is not a sealed message", id)
+	}
+	for _, key := range s.keys {
+		aead, err := messageCipher(key, sealed.Sealed[:saltBytes])
+		if err != nil {
+			return Message{}, fmt.Errorf("open the message %s: %w", id, err)
+		}
+		plain, err := aead.Open(nil, nil, sealed.Sealed[saltBytes:], id[:])
+		if err != nil {
+			continue
+		}
+		var m Message
+		if err := json.Unmarshal(plain, &m); err != nil {
+			return Message{}, fmt.Errorf("open the message %s: %w", id, err)
+		}
+		return m, nil
+	}
+	return Message{}, fmt.Errorf("open the message %s: %w", id, ErrSealed)
+}
+
+// messageCipher has a key of its own for each salt: one key must not seal without end under random
+// nonces.
+func messageCipher(key, salt []byte) (cipher.AEAD, error) {
+	one, err := hkdf.Key(sha256.New, key, salt, "message", 32)
+	if err != nil {
+		return nil, err
+	}
+	block, err := aes.NewCipher(one)
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewGCMWithRandomNonce(block)
+}
+
+// Wanted reports whether sending the message still makes sense. It does not when it is for nobody,
+// has expired, or its challenge was used or replaced.
+func Wanted(ctx context.Context, db database.IDB, m Message, now time.Time) (bool, error) {
+	if m.Purpose == PurposeNone || !m.ExpiresAt.IsZero() && !now.Before(m.ExpiresAt) {
+		return false, nil
+	}
+	if m.ChallengeID == uuid.Nil {
+		return true, nil
+	}
+	state, err := database.Value[string](db.QueryRowContext(ctx, "SELECT state FROM contact_challenge WHERE id = ?",
+		m.ChallengeID))
+	if database.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the challenge of a message: %w", err)
+	}
+	return state == stateLive, nil
+}
