@@ -73,6 +73,8 @@ type userLoggedIn struct {
 	DeviceName string    `json:"device_name,omitempty"`
 	IP         string    `json:"ip,omitempty"`
 	UserAgent  string    `json:"user_agent,omitempty"`
+	// KnownDevice: the client showed the device token of an earlier sign-in.
+	KnownDevice bool `json:"known_device"`
 }
 
 type passwordChanged struct {

@@ -1,7 +1,9 @@
 package auth
 
 import (
+	"encoding/json"
 	"errors"
+	"slices"
 	"testing"
 )
 
@@ -122,4 +124,102 @@ func TestManySessionsHaveTheGuessesOfOneAccount(t *testing.T) {
 		}
 		s.between(t, "guesses in 30 sessions", compared, 30, 40)
 	})
+}
+
+// knownDevices returns known_device of each UserLoggedIn of an account, in their order.
+func knownDevices(t *testing.T, env *testEnv, user string) (known []bool) {
+	t.Helper()
+	rows, err := env.db.QueryContext(t.Context(),
+		"SELECT data FROM outbox_event WHERE type = ? AND key = ? ORDER BY id", EventUserLoggedIn, user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var text string
+		if err := rows.Scan(&text); err != nil {
+			t.Fatal(err)
+		}
+		var data struct {
+			Known *bool `json:"known_device"`
+		}
+		if err := json.Unmarshal([]byte(text), &data); err != nil || data.Known == nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		known = append(known, *data.Known)
+	}
+	if err := rows.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return known
+}
+
+// The mark of an earlier sign-in makes a device known, and nothing else does: no address, no session,
+// no mark of another account, of a former password, or of a former owner of the name.
+func TestUserLoggedInSaysWhetherTheDeviceIsKnown(t *testing.T) {
+	t.Parallel()
+	const changed = "another quite good password"
+	throttled := func(enabled bool) func(*Config) {
+		return func(c *Config) { c.Throttle.Enabled = enabled }
+	}
+	for name, configure := range map[string]func(*Config){"throttled": throttled(true), "not throttled": throttled(false)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			eachWith(t, configure, func(t *testing.T, env *testEnv) {
+				name, registered := env.newUser(t)
+				_, other := env.newUser(t)
+				user := env.caller(t, registered).User.ID
+				var want []bool
+				signIn := func(password, token string, known bool) Tokens {
+					t.Helper()
+					dev := phone()
+					dev.Token = token
+					tokens, err := env.Login(t.Context(), Credentials{name, password}, dev)
+					if err != nil {
+						t.Fatal(err)
+					}
+					want = append(want, known)
+					return tokens
+				}
+				first := signIn(goodPassword, "", false)
+				signIn(goodPassword, "", false) // the same address as before
+				signIn(goodPassword, registered.Device, true)
+				signIn(goodPassword, first.Device, true)
+				signIn(goodPassword, other.Device, false)
+				signIn(goodPassword, first.Device[:len(first.Device)-1]+"!", false)
+				if _, err := env.Refresh(t.Context(), first.RefreshToken, phone()); err != nil { // no sign-in
+					t.Fatal(err)
+				}
+
+				here := signIn(goodPassword, first.Device, true)
+				here, err := env.ChangePassword(t.Context(), env.caller(t, here), goodPassword, changed, phone())
+				if err != nil {
+					t.Fatal(err)
+				}
+				signIn(changed, first.Device, false)
+				signIn(changed, here.Device, true)
+				if err := env.SetPassword(t.Context(), user, goodPassword); err != nil {
+					t.Fatal(err)
+				}
+				last := signIn(goodPassword, here.Device, false)
+				signIn(goodPassword, last.Device, true)
+				if got := knownDevices(t, env, user.String()); !slices.Equal(got, want) {
+					t.Errorf("known are\n%v, want\n%v", got, want)
+				}
+
+				if err := env.DeleteUser(t.Context(), user); err != nil {
+					t.Fatal(err)
+				}
+				again, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone())
+				if err != nil {
+					t.Fatal(err)
+				}
+				want = nil
+				signIn(goodPassword, last.Device, false)
+				if got := knownDevices(t, env, env.caller(t, again).User.ID.String()); !slices.Equal(got, want) {
+					t.Errorf("the present owner of the name: %v, want %v", got, want)
+				}
+			})
+		})
+	}
 }

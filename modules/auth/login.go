@@ -52,7 +52,7 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 			zap.String("ip", dev.ip()))
 		return Tokens{}, ErrAccountDisabled
 	}
-	sess, refresh, err := s.begin(ctx, a, dev)
+	sess, refresh, err := s.begin(ctx, a, dev, s.limiter.Known(try, a.owner()))
 	if err != nil {
 		s.limiter.Cancel(ctx, ticket)
 		return Tokens{}, err

@@ -129,7 +129,8 @@ func (s *Service) reissue(ctx context.Context, caller Caller, changed account, d
 		}
 		return s.issue(ctx, sess, next)
 	}
-	sess, refresh, err := s.signIn(ctx, changed, dev)
+	// Nothing shows that this is the device of the lost session: a stolen access token looks the same.
+	sess, refresh, err := s.signIn(ctx, changed, dev, false)
 	if errors.Is(err, errConcurrentChange) || errors.Is(err, ErrInvalidCredentials) || errors.Is(err, ErrAccountDisabled) {
 		return Tokens{}, ErrSessionRevoked
 	}

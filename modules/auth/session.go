@@ -22,9 +22,10 @@ const maxAttempts = 8
 
 // begin is [Service.signIn] for a caller who has just shown the password, which stays right: after
 // a concurrent change the sign-in is tried again.
-func (s *Service) begin(ctx context.Context, a account, dev Device) (session.Session, session.Token, error) {
+func (s *Service) begin(ctx context.Context, a account, dev Device,
+	known bool) (session.Session, session.Token, error) {
 	for range maxAttempts {
-		sess, refresh, err := s.signIn(ctx, a, dev)
+		sess, refresh, err := s.signIn(ctx, a, dev, known)
 		if !errors.Is(err, errConcurrentChange) {
 			return sess, refresh, err
 		}
@@ -42,7 +43,8 @@ func (s *Service) begin(ctx context.Context, a account, dev Device) (session.Ses
 
 // signIn begins a session of an account whose owner has shown the password. It returns
 // [errConcurrentChange] when the account's sessions, or this one, were ended meanwhile.
-func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Session, session.Token, error) {
+func (s *Service) signIn(ctx context.Context, a account, dev Device,
+	known bool) (session.Session, session.Token, error) {
 	sess, refresh, excess, err := s.createRecord(ctx, a, dev)
 	if err != nil {
 		return session.Session{}, session.Token{}, err
@@ -81,6 +83,7 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device) (session.Se
 		}
 		return s.announce(ctx, tx, EventUserLoggedIn, env, userLoggedIn{
 			envelope: env, SessionID: sess.ID, DeviceName: sess.DeviceName, IP: sess.IP, UserAgent: sess.UserAgent,
+			KnownDevice: known,
 		})
 	})
 	if err != nil {

@@ -156,6 +156,14 @@ func (l *Limiter) Trusts(t *Ticket, owner string) bool {
 	return owner != "" && t.known == l.known(fingerprint(owner))
 }
 
+// Known reports whether the attempt presents the device token of an earlier sign-in of the owner,
+// with the password that the owner still has, whatever the counters say. A session or a known
+// address is no such proof.
+func (l *Limiter) Known(a Attempt, owner string) bool {
+	d, ok := l.device(a)
+	return ok && owner != "" && d.owner == fingerprint(owner)
+}
+
 // of returns the counter whose room the limit guards, as far as attempts reserve there.
 func (k keys) of(n limit) id {
 	switch n {
