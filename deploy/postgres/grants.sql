@@ -23,7 +23,8 @@ BEGIN
                 AND granted.grantee IN ('authctl_serve'::regrole, 'authctl_relay'::regrole)
         UNION ALL
         SELECT format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, authctl_serve, authctl_relay', name::regproc::oid::regprocedure)
-            FROM unnest(ARRAY['outbox_add', 'outbox_target_is_known',
+            FROM unnest(ARRAY['outbox_add', 'outbox_add_message', 'outbox_deliver', 'outbox_segment_is_idle',
+                'outbox_target_is_known',
                 'revocation_until_ms', 'revocation_of_session', 'revocation_of_account', 'revocation_of_key']) name
     LOOP
         EXECUTE statement;
@@ -41,7 +42,7 @@ GRANT SELECT, DELETE ON revocation TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE, DELETE ON verifier TO authctl_serve;
 
 -- authctl_serve adds events but can neither read nor remove them.
-GRANT EXECUTE ON FUNCTION outbox_add TO authctl_serve;
+GRANT EXECUTE ON FUNCTION outbox_add, outbox_add_message, outbox_deliver TO authctl_serve;
 GRANT SELECT ON outbox_setting TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE ON outbox_key, outbox_finished_key TO authctl_serve;
 GRANT USAGE ON SEQUENCE outbox_event_id TO authctl_serve;
@@ -65,5 +66,9 @@ GRANT SELECT, UPDATE, DELETE ON outbox_finished_key TO authctl_relay;
 GRANT SELECT, INSERT, DELETE ON outbox_pending TO authctl_relay;
 GRANT SELECT, INSERT, UPDATE ON outbox_target TO authctl_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard, outbox_parked_key, outbox_dead, outbox_trouble TO authctl_relay;
+-- The targets besides the log, and what waits for them.
+GRANT SELECT, INSERT, UPDATE ON outbox_subscription TO authctl_relay;
+GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_delivery, outbox_held_key, outbox_deliverer, outbox_delivery_lease TO authctl_relay;
+GRANT SELECT, DELETE ON outbox_message TO authctl_relay;
 
 COMMIT;

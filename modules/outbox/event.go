@@ -38,6 +38,11 @@ type Event struct {
 	DataSchema string          // where its JSON Schema is; may be empty
 	Time       time.Time       // when it happened; zero: now
 	Data       json.RawMessage // a JSON object
+
+	// Target names the one target that gets the event, such as mail. The event is then not in the
+	// log: it has no sequence number, no other target gets it, and it is deleted once it was
+	// delivered. Empty: the log gets it, and every target that wants events of its type.
+	Target string
 }
 
 // Add writes events in the caller's transaction: they exist if it commits. Each gets the next
@@ -45,7 +50,7 @@ type Event struct {
 // in it as possible.
 //
 // Add refuses events that could never be published (see [Event]) with an error that wraps
-// [ErrInvalidEvent]. Wake relays after the commit with [relay.Waker.Wake]; otherwise they find the
+// [ErrInvalidEvent], or [ErrNoTarget] if the target that an event names does not exist. Wake relays after the commit with [relay.Waker.Wake]; otherwise they find the
 // events a little later, when they poll.
 func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	switch tx.(type) {
@@ -62,12 +67,27 @@ func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	}
 	// All transactions must lock keys in the same order.
 	slices.SortStableFunc(ready, func(a, b stored) int { return cmp.Compare(a.Key, b.Key) })
+	var logged, messages []stored
+	for _, s := range ready {
+		if s.Target == "" {
+			logged = append(logged, s)
+		} else {
+			messages = append(messages, s)
+		}
+	}
 	add := addSQLite
 	if database.IsPostgres(tx) {
 		add = addPostgres
 	}
-	if err := add(ctx, tx, ready); err != nil {
-		return fmt.Errorf("outbox.Add: %w", err)
+	if len(logged) > 0 {
+		if err := add(ctx, tx, logged); err != nil {
+			return fmt.Errorf("outbox.Add: %w", err)
+		}
+	}
+	for i := range messages {
+		if err := addMessage(ctx, tx, &messages[i]); err != nil {
+			return fmt.Errorf("outbox.Add: %w", err)
+		}
 	}
 	return nil
 }
@@ -176,6 +196,47 @@ func addPostgres(ctx context.Context, tx database.IDB, events []stored) error {
 		return fmt.Errorf("insert events: %w", err)
 	}
 	return nil
+}
+
+// addMessage writes an event for one target alone.
+func addMessage(ctx context.Context, tx database.IDB, s *stored) error {
+	found := false
+	var err error
+	if database.IsPostgres(tx) {
+		err = tx.QueryRowContext(ctx, `SELECT outbox_add_message(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			s.Target, s.hash, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)).Scan(&found)
+	} else {
+		found, err = addMessageSQLite(ctx, tx, s)
+	}
+	if err != nil {
+		return fmt.Errorf("insert an event for the target %s: %w", s.Target, err)
+	}
+	if !found {
+		return fmt.Errorf("%w that takes events for it alone: %q", ErrNoTarget, s.Target)
+	}
+	return nil
+}
+
+func addMessageSQLite(ctx context.Context, tx database.IDB, s *stored) (bool, error) {
+	var target int
+	err := tx.QueryRowContext(ctx, `SELECT id FROM outbox_subscription WHERE name = ? AND state <> 'removed' AND types = '[]'`,
+		s.Target).Scan(&target)
+	if database.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var id int64
+	err = tx.QueryRowContext(ctx, `INSERT INTO outbox_message (created_ms, event_id, type, key, subject, source, dataschema, time, data)
+		VALUES (`+schema.SQLiteNow+`, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
+		s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)).Scan(&id)
+	if err != nil {
+		return false, err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_delivery (id, target, segment, key) VALUES (?, ?, ?, ?)`,
+		id, target, schema.MessageSegment, s.Key)
+	return err == nil, err
 }
 
 func addSQLite(ctx context.Context, tx database.IDB, events []stored) error {

@@ -11,9 +11,9 @@ import (
 )
 
 // Retain drops published events older than the retention, and the counters of keys that were
-// finished before then (see [Finish]). Pending and parked events stay. Any number of processes may
-// call it at once. It leaves segments that somebody has locked, as a dump does for hours, for the
-// next call, and the error says so.
+// finished before then (see [Finish]). Events that wait for a target, or with a parked key, stay.
+// Any number of processes may call it at once. It leaves segments that somebody has locked, as a
+// dump does for hours, for the next call, and the error says so.
 func Retain(ctx context.Context, db *database.DB, retention time.Duration) error {
 	errs := []error{forgetKeys(ctx, db, retention)}
 	if !db.IsPostgres() {
@@ -71,7 +71,9 @@ func forgetKeys(ctx context.Context, db *database.DB, retention time.Duration) e
 
 func emptySegment(ctx context.Context, db *database.DB, n int, retention time.Duration) error {
 	table := fmt.Sprintf("outbox_event_%02d", n)
-	const idle = `NOT EXISTS (SELECT 1 FROM outbox_pending WHERE segment = ?1) AND NOT EXISTS (SELECT 1 FROM outbox_dead WHERE segment = ?1)`
+	idle := `NOT EXISTS (SELECT 1 FROM outbox_pending WHERE segment = ?1) AND NOT EXISTS (SELECT 1 FROM outbox_dead WHERE segment = ?1)
+		AND NOT EXISTS (SELECT 1 FROM outbox_delivery WHERE segment = ?1
+			AND id BETWEEN (SELECT min(id) FROM ` + table + `) AND (SELECT max(id) FROM ` + table + `))`
 	var newest, writtenMS, nowMS int64
 	err := briefly(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		// Events are in the order of time, except those of transactions that were open together.
@@ -126,7 +128,8 @@ func retainSQLite(ctx context.Context, db *database.DB, retention time.Duration)
 					OR created_ms > `+schema.SQLiteNow+` AND id < (SELECT max(id) FROM outbox_event WHERE created_ms < `+schema.SQLiteNow+` - ?1))
 				AND id < coalesce((SELECT min(id) FROM outbox_pending), 9223372036854775807)
 				AND id NOT IN (SELECT id FROM outbox_dead)
-			ORDER BY id LIMIT 1000)`, retention.Milliseconds())
+				AND NOT EXISTS (SELECT 1 FROM outbox_delivery d WHERE d.id = outbox_event.id AND d.segment <> ?2)
+			ORDER BY id LIMIT 1000)`, retention.Milliseconds(), schema.MessageSegment)
 		if err != nil {
 			return fmt.Errorf("delete old events: %w", err)
 		}

@@ -30,11 +30,8 @@ type Target struct {
 	Secrets []Secret // newest first
 }
 
-// Secret is a secret of a target. Whoever made it has sealed it; only its sink opens it.
-type Secret struct {
-	Sealed []byte
-	Until  time.Time // when it is no longer used; zero: not known yet
-}
+// Secret is a secret of a target.
+type Secret = outbox.Secret
 
 // Attempt is one attempt to deliver an event.
 type Attempt struct {

@@ -18,6 +18,9 @@ const (
 	// Segments is how many segments the ring has.
 	Segments = 16
 
+	// MessageSegment is the segment of a row in outbox_delivery whose event is in outbox_message.
+	MessageSegment = -1
+
 	// LongestLease is the maximum of outbox.lease. It stands for the lease of a relay that does not
 	// say its own.
 	LongestLease = time.Minute
@@ -105,6 +108,15 @@ func NotifyLeases(ctx context.Context, tx database.Tx) error {
 	}
 	_, err := tx.ExecContext(ctx, `SELECT pg_notify(?, 'lease')`, Channel)
 	return err
+}
+
+// DeliveryShards is how many shards a target besides the log has. A writer on PostgreSQL computes the
+// shard in the function outbox_deliver. On SQLite all processes use one file.
+func DeliveryShards(db database.IDB) int {
+	if database.IsPostgres(db) {
+		return 16
+	}
+	return 1
 }
 
 // Rows is an expression for a table of numbers with named columns, which takes the returned

@@ -1,0 +1,333 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+func subscribe(t *testing.T, db *database.DB, name string, types ...string) outbox.Subscription {
+	t.Helper()
+	s, err := outbox.Subscribe(t.Context(), db, outbox.Subscription{
+		Name: name, Kind: outbox.KindWebhook, Types: types, URL: "https://receiver.example/" + name,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// waiting lists what waits for a target, as key/id.
+func waiting(t *testing.T, db *database.DB, target int) string {
+	t.Helper()
+	list, err := database.Collect(t.Context(), db, "list deliveries", database.Value[string],
+		`SELECT key || '/' || id FROM outbox_delivery WHERE target = ? ORDER BY id`, target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(list, " ")
+}
+
+func TestATargetGetsTheEventsThatItWants(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		of := func(kind, key string) outbox.Event {
+			e := outboxtest.Event(key)
+			e.Type = kind
+			return e
+		}
+		outboxtest.Add(t, db, of("auth.SessionEnded.v1", "before"))
+		sessions := subscribe(t, db, "sessions", "auth.Session*", "auth.UserDeleted.v1")
+		all := subscribe(t, db, "all", "*")
+		odd := subscribe(t, db, "odd", "auth.User_eleted.v1", "*.SessionEnded.v2")
+		outboxtest.Add(t, db,
+			of("auth.SessionEnded.v1", "a"), of("auth.UserDeleted.v1", "b"), of("auth.UserDeleted.v2", "c"), of("auth.session.v1", "d"))
+		err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+			return errors.Join(outbox.Add(ctx, tx, outboxtest.Event("aborted")), errors.New("abort"))
+		})
+		if err == nil {
+			t.Fatal("it committed")
+		}
+		for _, want := range []struct {
+			of   outbox.Subscription
+			keys string
+		}{{sessions, "a b"}, {all, "a b c d"}, {odd, ""}} {
+			var keys []string
+			for part := range strings.FieldsSeq(waiting(t, db, want.of.ID)) {
+				keys = append(keys, strings.Split(part, "/")[0])
+			}
+			if got := strings.Join(keys, " "); got != want.keys {
+				t.Errorf("%s gets %q, want %q", want.of.Name, got, want.keys)
+			}
+		}
+	})
+}
+
+func TestATargetIsAddedOnlyIfItCanWork(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		ok := outbox.Subscription{Name: "first", Kind: outbox.KindWebhook, Types: []string{"auth.*"}}
+		for _, c := range []struct {
+			change func(*outbox.Subscription)
+			want   error
+		}{
+			{func(s *outbox.Subscription) {}, nil},
+			{func(s *outbox.Subscription) {}, outbox.ErrTargetExists},
+			{func(s *outbox.Subscription) { s.Name = "mail" }, outbox.ErrTargetExists},
+			{func(s *outbox.Subscription) { s.Name = "Second" }, outbox.ErrInvalidTarget},
+			{func(s *outbox.Subscription) { s.Name = "log" }, outbox.ErrInvalidTarget},
+			{func(s *outbox.Subscription) { s.Name, s.Kind = "second", outbox.KindMail }, outbox.ErrInvalidTarget},
+			{func(s *outbox.Subscription) { s.Name, s.Types = "second", nil }, outbox.ErrInvalidTarget},
+			{func(s *outbox.Subscription) { s.Name, s.Types = "second", []string{"auth.[a]"} }, outbox.ErrInvalidTarget},
+			{func(s *outbox.Subscription) { s.Name, s.Types = "second", []string{"auth%"} }, outbox.ErrInvalidTarget},
+		} {
+			s := ok
+			c.change(&s)
+			if _, err := outbox.Subscribe(t.Context(), db, s); !errors.Is(err, c.want) {
+				t.Errorf("%s %s %v: %v, want %v", s.Kind, s.Name, s.Types, err, c.want)
+			}
+		}
+		for range outbox.MaxWebhooks - 1 {
+			subscribe(t, db, "", "*")
+		}
+		if _, err := outbox.Subscribe(t.Context(), db, outbox.Subscription{Kind: outbox.KindWebhook, Types: []string{"*"}}); !errors.Is(err, outbox.ErrTooManyTargets) {
+			t.Errorf("one more: %v", err)
+		}
+		if _, err := outbox.RemoveTarget(t.Context(), db, "first"); err != nil {
+			t.Fatal(err)
+		}
+		if s := subscribe(t, db, "first", "*"); s.ID != outbox.MaxWebhooks+2 {
+			t.Errorf("the id of the new one is %d: one was used again", s.ID)
+		}
+	})
+}
+
+// A writer may have waited for the key while the target was added: what it then writes comes after an
+// event that the target gets.
+func TestATargetThatGetsAnEventOfAKeyGetsAllLaterOnes(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	first, end := dbtest.Begin(t, db)
+	if err := outbox.Add(t.Context(), first, outboxtest.Event("k")); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+			return outbox.Add(ctx, tx, outboxtest.Event("k"))
+		})
+	}()
+	testenv.Eventually(t, "the second writer waits for the key", func() bool {
+		var n int
+		err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_stat_activity
+			WHERE datname = current_database() AND wait_event_type = 'Lock'`).Scan(&n)
+		return err == nil && n == 1
+	})
+	s := subscribe(t, db, "late", "*")
+	if err := outbox.Add(t.Context(), first, outboxtest.Event("k")); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(end(true), <-done); err != nil {
+		t.Fatal(err)
+	}
+	if got := waiting(t, db, s.ID); got != "k/2 k/3" {
+		t.Errorf("it gets %s, want the second and third event", got)
+	}
+}
+
+func TestRemovingATargetRemovesWhatWaitsForItAndNothingElse(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		gone, stays := subscribe(t, db, "gone", "*"), subscribe(t, db, "stays", "*")
+		outboxtest.AddKeys(t, db, "a", "b")
+		outboxtest.Add(t, db, message("mail:x"))
+		res := make(chan outbox.Removal, 1)
+		remove := func() {
+			r, err := outbox.RemoveTarget(t.Context(), db, "gone")
+			if err != nil {
+				t.Error(err)
+			}
+			res <- r
+		}
+		want := 2
+		if db.IsPostgres() { // a transaction that has read the targets is still open
+			open, end := dbtest.Begin(t, db)
+			if err := outbox.Add(t.Context(), open, outboxtest.Event("raced")); err != nil {
+				t.Fatal(err)
+			}
+			go remove()
+			testenv.Eventually(t, "it waits for nothing else", func() bool {
+				return waiting(t, db, gone.ID) == "" && !existsTarget(t, db, "gone")
+			})
+			if err := end(true); err != nil {
+				t.Fatal(err)
+			}
+			want++
+		} else {
+			go remove()
+		}
+		if r := <-res; r.Deleted != int64(want) || r.Left {
+			t.Errorf("deleted %d, left %v; want %d", r.Deleted, r.Left, want)
+		}
+		outboxtest.AddKeys(t, db, "later")
+		if got := waiting(t, db, gone.ID); got != "" {
+			t.Errorf("left: %s", got)
+		}
+		if got := len(strings.Fields(waiting(t, db, stays.ID))); got != want+1 {
+			t.Errorf("%d wait for the other target, want %d", got, want+1)
+		}
+		var messages, deliver int
+		err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_message`).Scan(&messages)
+		if err != nil || messages != 1 {
+			t.Errorf("%d messages, %v", messages, err)
+		}
+		if _, err := outbox.RemoveTarget(t.Context(), db, "mail"); !errors.Is(err, outbox.ErrBuiltIn) {
+			t.Errorf("mail was removed: %v", err)
+		}
+		if _, err := outbox.RemoveTarget(t.Context(), db, "stays"); err != nil {
+			t.Fatal(err)
+		}
+		if db.IsPostgres() {
+			err := db.QueryRowContext(t.Context(), `SELECT deliver::integer FROM outbox_setting`).Scan(&deliver)
+			if err != nil || deliver != 0 {
+				t.Errorf("without targets writers still look: %v, %v", deliver, err)
+			}
+		}
+	})
+}
+
+// What a transaction adds that outlives even the wait of the command, deliverers delete.
+func TestWhatCameTooLateForARemovedTargetIsDeletedLater(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	gone := subscribe(t, db, "gone", "*")
+	open, end := dbtest.Begin(t, db)
+	if err := outbox.Add(t.Context(), open, outboxtest.Event("raced")); err != nil {
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if r, err := outbox.RemoveTarget(short, db, "gone"); err != nil || !r.Left {
+		t.Errorf("left: %v, %v", r.Left, err)
+	}
+	if err := end(true); err != nil {
+		t.Fatal(err)
+	}
+	if waiting(t, db, gone.ID) == "" {
+		t.Fatal("the transaction added nothing, so this test shows nothing")
+	}
+	if err := outbox.SweepRemoved(t.Context(), db); err != nil {
+		t.Fatal(err)
+	}
+	if got := waiting(t, db, gone.ID); got != "" {
+		t.Errorf("left: %s", got)
+	}
+}
+
+func existsTarget(t *testing.T, db *database.DB, name string) bool {
+	t.Helper()
+	_, err := outbox.FindSubscription(t.Context(), db, name)
+	return !errors.Is(err, outbox.ErrNoTarget)
+}
+
+func message(key string) outbox.Event {
+	e := outboxtest.Event(key)
+	e.Target = "mail"
+	return e
+}
+
+func TestAnEventForOneTargetIsInNoLog(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		hook := subscribe(t, db, "all", "*")
+		outboxtest.Add(t, db, message("mail:a"), outboxtest.Event("a"), message("mail:a"))
+		n := map[string]int{}
+		for name, query := range map[string]string{
+			"events": `SELECT count(*) FROM outbox_event`, "pending": `SELECT count(*) FROM outbox_pending`,
+			"keys": `SELECT count(*) FROM outbox_key`, "messages": `SELECT count(*) FROM outbox_message`,
+			"for mail":    `SELECT count(*) FROM outbox_delivery WHERE target = 1`,
+			"for webhook": fmt.Sprintf(`SELECT count(*) FROM outbox_delivery WHERE target = %d`, hook.ID),
+		} {
+			var rows int
+			if err := db.QueryRowContext(t.Context(), query).Scan(&rows); err != nil {
+				t.Fatal(err)
+			}
+			n[name] = rows
+		}
+		want := map[string]int{"events": 1, "pending": 1, "keys": 1, "messages": 2, "for mail": 2, "for webhook": 1}
+		if fmt.Sprint(n) != fmt.Sprint(want) {
+			t.Errorf("there are %v, want %v", n, want)
+		}
+		for _, name := range []string{"nobody", "all"} { // what gets events of the log cannot be named
+			e := message("mail:a")
+			e.Target = name
+			err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
+			if !errors.Is(err, outbox.ErrNoTarget) {
+				t.Errorf("for %s: %v", name, err)
+			}
+		}
+	})
+}
+
+func TestWhatWaitsForATargetIsKept(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := subscribe(t, db, "slow", "test.*")
+		outboxtest.AddKeys(t, db, "a")
+		other := outboxtest.Event("b")
+		other.Type = "other.Happened.v1"
+		outboxtest.Add(t, db, other)
+		for _, q := range []string{`DELETE FROM outbox_pending`, `UPDATE outbox_event SET created_ms = 0`} {
+			if _, err := db.ExecContext(t.Context(), q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		kept := func() (n int) {
+			t.Helper()
+			if err := outbox.Retain(t.Context(), db, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_event WHERE key = 'a'`).Scan(&n); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		if kept() != 1 {
+			t.Error("an event that a target has not taken was dropped")
+		}
+		// Releases without these targets do not look.
+		drop := `DELETE FROM outbox_event WHERE key = 'a'`
+		if db.IsPostgres() {
+			drop = `TRUNCATE ONLY ` + segmentOf(t, db, "a")
+		}
+		if _, err := db.ExecContext(t.Context(), drop); db.IsPostgres() && err == nil {
+			t.Error("its segment could be emptied")
+		}
+		if kept() != 1 {
+			t.Error("an event that a target has not taken could be dropped")
+		}
+		if _, err := db.ExecContext(t.Context(), `DELETE FROM outbox_delivery WHERE target = ?`, s.ID); err != nil {
+			t.Fatal(err)
+		}
+		if kept() != 0 {
+			t.Error("it stays once it was taken")
+		}
+	})
+}
+
+func segmentOf(t *testing.T, db *database.DB, key string) (table string) {
+	t.Helper()
+	if err := db.QueryRowContext(t.Context(), `SELECT tableoid::regclass::text FROM outbox_event WHERE key = ?`, key).Scan(&table); err != nil {
+		t.Fatal(err)
+	}
+	return table
+}
