@@ -49,6 +49,7 @@ var arrows = map[string][]string{
 		"modules/auth", "modules/outbox",
 		"platform/config", "platform/database", "platform/fault", "platform/logging",
 	},
+	"modules/contact/mail": {"modules/contact", "modules/outbox", "modules/outbox/delivery", "platform/config", "platform/database"},
 
 	"modules/outbox":                 {"modules/outbox/internal/schema", "platform/database"},
 	"modules/outbox/delivery":        {"modules/outbox", "modules/outbox/internal/schema", "platform/config", "platform/database"},
@@ -104,6 +105,7 @@ var libraries = []struct {
 		"Kafka is one kind of sink: use relay.Sink"},
 	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/...", "docs"},
 		"it is the tests' second opinion on Kafka, not the service's client"},
+	{"github.com/wneessen/go-mail", []string{"modules/contact/mail"}, nil, "mail is one kind of target: see modules/contact/mail"},
 	{"github.com/spf13/cobra", []string{"cmd/authctl"}, nil, "only commands know the command line"},
 	{"github.com/spf13/pflag", []string{"cmd/authctl"}, nil, "only commands know the command line"},
 	{"github.com/spf13/viper", []string{"platform/config"}, nil, "settings come as a struct: see platform/config"},

@@ -1,0 +1,124 @@
+package mail
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	netmail "net/mail"
+	"net/url"
+	"strings"
+
+	"github.com/toppira/authctl/platform/config"
+)
+
+// Config is mail.*, and what of contact.* is about mails and their pages.
+type Config struct {
+	URL          config.Secret `config:"mail.url" doc:"The SMTP server as one URL: smtp://USER:PASSWORD@HOST:PORT with STARTTLS (port 587), or smtps://… with TLS from the start (port 465). Its certificate is verified. ?starttls=optional also sends without TLS when the server offers none, but no password. STARTTLS is optional for a host of this machine, too. If empty, each mail becomes a file in the folder mail of app.data_dir."`
+	From         string        `config:"mail.from" doc:"From whom mails are, such as: Example <no-reply@example.com>. Needed with mail.url."`
+	CAFile       string        `config:"mail.ca_file" doc:"Certificates in PEM form that the SMTP server's certificate is verified with, in place of the system's."`
+	PagesURL     string        `config:"contact.pages_url" doc:"Where the pages are that the links in mails lead to: a URL, to which /verify, /reset and /undo are added. If empty, the service's own: /account at auth.token.issuer."`
+	Pages        string        `config:"contact.pages" default:"on" oneof:"on,off" doc:"Whether the service has pages of its own at /account/verify, /account/reset and /account/undo. Turn them off when contact.pages_url names others."`
+	TemplatesDir string        `config:"contact.templates_dir" doc:"A folder with templates for mails that replace the built-in ones file by file, or add languages. authctl mail templates writes the built-in ones."`
+}
+
+// Sends reports whether an SMTP server is named.
+func (c Config) Sends() bool { return c.URL != "" }
+
+// HasPages reports whether the service has pages of its own.
+func (c Config) HasPages() bool { return c.Pages == "on" }
+
+// Validate reports what single values cannot show. It shows nothing of a URL.
+func (c Config) Validate(report func(path, problem string)) {
+	if c.Sends() {
+		if _, err := parseServer(c.URL); err != nil {
+			report("mail.url", err.Error())
+		}
+		if c.From == "" {
+			report("mail.from", "must be set with mail.url: an address that the SMTP server sends for")
+		}
+	}
+	if c.From != "" {
+		if _, err := parseFrom(c.From); err != nil {
+			report("mail.from", err.Error())
+		}
+	}
+	if c.PagesURL != "" {
+		u, err := url.Parse(c.PagesURL)
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" ||
+			u.Fragment != "" || u.ForceQuery {
+			report("contact.pages_url", "must be a URL such as https://www.example.com/account, without user, query or fragment")
+		}
+	}
+}
+
+// pagesURL is what /verify, /reset and /undo are added to.
+func (c Config) pagesURL(issuer string) string {
+	if c.PagesURL != "" {
+		return strings.TrimRight(c.PagesURL, "/")
+	}
+	return strings.TrimRight(issuer, "/") + "/account"
+}
+
+// parseFrom reads mail.from. Where no server is named it may be empty.
+func parseFrom(text string) (*netmail.Address, error) {
+	if text == "" {
+		return &netmail.Address{Name: "authctl", Address: "no-reply@localhost"}, nil
+	}
+	from, err := netmail.ParseAddress(text)
+	if err != nil {
+		return nil, errors.New("must be an address, or a name and an address: Example <no-reply@example.com>")
+	}
+	return from, nil
+}
+
+// server is an SMTP server as mail.url names it.
+type server struct {
+	host, port     string
+	user, password string // empty: without AUTH
+	implicit       bool   // TLS from the start
+	optional       bool   // STARTTLS only if it is offered
+}
+
+// parseServer reads mail.url. Its errors repeat nothing of it, since it holds a password.
+func parseServer(text config.Secret) (server, error) {
+	const form = "must be a URL such as smtp://USER:PASSWORD@mail.example.com:587 or smtps://…:465, without a path; " +
+		"in USER and PASSWORD write each of % / ? # @ : as %25 %2F %3F %23 %40 %3A"
+	u, err := url.Parse(text.Reveal())
+	if err != nil || u.Scheme != "smtp" && u.Scheme != "smtps" || u.Host == "" || u.Path != "" && u.Path != "/" ||
+		u.Fragment != "" || u.Opaque != "" || strings.Count(text.Reveal(), "@") > 1 {
+		return server{}, errors.New(form)
+	}
+	s := server{host: u.Hostname(), port: u.Port(), implicit: u.Scheme == "smtps"}
+	if problem := config.HostProblem(s.host); problem != "" {
+		return server{}, fmt.Errorf("has a host that %s", problem)
+	}
+	if s.port == "" {
+		s.port = "587"
+		if s.implicit {
+			s.port = "465"
+		}
+	}
+	if problem := config.AddressProblem(u.Host, false); u.Port() != "" && problem != "" {
+		return server{}, fmt.Errorf("has an address that %s", problem)
+	}
+	if u.User != nil {
+		s.user = u.User.Username()
+		s.password, _ = u.User.Password()
+		if s.user == "" || s.password == "" {
+			return server{}, errors.New("must have both a user and a password, or neither")
+		}
+	}
+	s.optional = isLoopback(s.host)
+	for name, values := range u.Query() {
+		if name != "starttls" || s.implicit || len(values) != 1 || values[0] != "optional" && values[0] != "required" {
+			return server{}, errors.New("takes one option, with smtp:// alone: ?starttls=required or ?starttls=optional")
+		}
+		s.optional = values[0] == "optional"
+	}
+	return s, nil
+}
+
+func isLoopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}

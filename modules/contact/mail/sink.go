@@ -1,0 +1,238 @@
+package mail
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	netmail "net/mail"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	gomail "github.com/wneessen/go-mail"
+
+	"github.com/toppira/authctl/modules/contact"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/delivery"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Options are what the settings of mail do not say.
+type Options struct {
+	Issuer  string // auth.token.issuer
+	DataDir string // the folder mail in it takes the mails when there is no SMTP server
+	Sealer  *contact.Sealer
+	DB      *database.DB
+	Now     func() time.Time // nil: time.Now
+	// Announce tells that an address does not take mails. It is called before the mail is given up,
+	// and again when it failed. Nil: nobody is told.
+	Announce func(ctx context.Context, m contact.Message, reason string) error
+}
+
+// Mailer makes mails and sends them. It is a delivery.Sink. It is safe for concurrent use.
+type Mailer struct {
+	templates *Templates
+	from      *netmail.Address
+	pages     string
+	service   string
+	sender    sender
+	opt       Options
+}
+
+var _ delivery.Sink = (*Mailer)(nil)
+
+// sender is where mails go.
+type sender interface {
+	send(ctx context.Context, m envelope, owned func() bool, told func(step string)) error
+	describe() string
+	close()
+}
+
+// envelope is a mail as it is sent.
+type envelope struct {
+	from, to string
+	purpose  string
+	at       time.Time
+	text     []byte // RFC 5322
+}
+
+// New tries the templates and makes a Mailer. It connects to nothing yet.
+func New(cfg Config, opt Options) (*Mailer, error) {
+	m := &Mailer{pages: cfg.pagesURL(opt.Issuer), service: serviceName(opt.Issuer), opt: opt}
+	if m.opt.Now == nil {
+		m.opt.Now = time.Now
+	}
+	var err error
+	if m.templates, err = LoadTemplates(cfg.TemplatesDir, m.service); err != nil {
+		return nil, err
+	}
+	if m.from, err = parseFrom(cfg.From); err != nil {
+		return nil, fmt.Errorf("mail.from: %w", err)
+	}
+	if !cfg.Sends() {
+		m.sender = folder{filepath.Join(opt.DataDir, "mail")}
+		return m, nil
+	}
+	if m.sender, err = newSMTPSender(cfg); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// serviceName is what mails call the service: the issuer without its scheme.
+func serviceName(issuer string) string {
+	u, err := url.Parse(issuer)
+	if err != nil {
+		return issuer
+	}
+	return u.Host + strings.TrimRight(u.Path, "/")
+}
+
+// Close ends the connections that are kept for the next mail. Deliveries must have ended.
+func (m *Mailer) Close() error {
+	m.sender.close()
+	return nil
+}
+
+// Describe names the place that mails go to.
+func (m *Mailer) Describe() string { return m.sender.describe() }
+
+// Templates are the templates in use.
+func (m *Mailer) Templates() *Templates { return m.templates }
+
+// Service is what mails call the service.
+func (m *Mailer) Service() string { return m.service }
+
+// Deliver sends the message of an event. It is [delivery.Sink].
+func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record, attempt delivery.Attempt) error {
+	id, err := uuid.Parse(r.EventID)
+	if err != nil {
+		return &delivery.Refused{Err: fmt.Errorf("the event id: %w", err)}
+	}
+	message, err := m.opt.Sealer.Open(id, r.Data)
+	if errors.Is(err, contact.ErrSealed) {
+		return fmt.Errorf("%w: name it in auth.token.previous_secrets", err)
+	}
+	if err != nil {
+		return &delivery.Refused{Err: err}
+	}
+	wanted, err := contact.Wanted(ctx, m.opt.DB, message, m.opt.Now())
+	if err != nil {
+		return err
+	}
+	if !wanted {
+		return &delivery.Dropped{Err: errors.New("the message has expired, was answered or was replaced")}
+	}
+	err = m.attempt(ctx, id, message, r, attempt)
+	if refused, ok := errors.AsType[*delivery.Refused](err); ok && m.opt.Announce != nil {
+		if failed := m.opt.Announce(ctx, message, refused.Err.Error()); failed != nil {
+			return fmt.Errorf("announce that a mail was refused (%w): %w", refused.Err, failed)
+		}
+	}
+	return err
+}
+
+// attempt makes the mail and sends it.
+func (m *Mailer) attempt(ctx context.Context, id uuid.UUID, message contact.Message, r outbox.Record,
+	attempt delivery.Attempt) error {
+	at, err := time.Parse(time.RFC3339, r.Time)
+	if err != nil {
+		return &delivery.Refused{Err: fmt.Errorf("the event's time: %w", err)}
+	}
+	mail, err := m.envelope(id, message, at)
+	if err != nil {
+		return err
+	}
+	return classify(m.sender.send(ctx, mail, attempt.Owned, func(string) {}))
+}
+
+// envelope makes the mail of a message: the same one every time.
+func (m *Mailer) envelope(id uuid.UUID, message contact.Message, at time.Time) (envelope, error) {
+	words, err := m.templates.Make(message.Language, m.data(message, at))
+	if err != nil {
+		return envelope{}, fmt.Errorf("make the mail: %w", err)
+	}
+	to, err := address(message.Recipient)
+	if err != nil {
+		return envelope{}, &delivery.Refused{Err: err}
+	}
+	_, domain, _ := strings.Cut(m.from.Address, "@")
+	text, err := compose(m.from, to, id.String()+"@"+domain, at, words)
+	if err != nil {
+		return envelope{}, err
+	}
+	return envelope{from: m.from.Address, to: to, purpose: string(message.Purpose), at: at, text: text}, nil
+}
+
+// data is what a template hears of a message. at is when the event was written.
+func (m *Mailer) data(message contact.Message, at time.Time) Data {
+	d := Data{
+		Purpose: string(message.Purpose), Service: m.service, Username: message.Username, Code: message.Code,
+		Address: message.Address, Device: deviceName(message.Device), Change: message.Change, Changed: message.Changed,
+	}
+	if !message.At.IsZero() {
+		d.Time = message.At.UTC().Format("2006-01-02 15:04 UTC")
+	}
+	if message.LinkToken != "" {
+		page := "undo"
+		if message.Purpose == contact.PurposeVerify || message.Purpose == contact.PurposeReset {
+			page = string(message.Purpose)
+		}
+		d.Link = m.pages + "/" + page + "#token=" + message.LinkToken
+	}
+	if !message.ExpiresAt.IsZero() {
+		// The event was written a moment after the time that the code counts from.
+		valid := message.ExpiresAt.Sub(at).Round(time.Minute)
+		d.Minutes, d.Hours = int(valid/time.Minute), int(valid.Round(time.Hour)/time.Hour)
+	}
+	return d
+}
+
+// compose writes a mail with a text part and an HTML part. All that varies comes from its arguments.
+func compose(from *netmail.Address, to, id string, at time.Time, words Mail) ([]byte, error) {
+	msg := gomail.NewMsg(gomail.WithNoDefaultUserAgent(), gomail.WithEncoding(gomail.EncodingQP),
+		gomail.WithBoundary("part-"+strings.ReplaceAll(id, "@", "-at-")))
+	msg.FromMailAddress(from)
+	msg.ToMailAddress(&netmail.Address{Address: to})
+	msg.Subject(words.Subject)
+	msg.SetMessageIDWithValue(id)
+	msg.SetDateWithValue(at)
+	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: nobody's absence note answers it
+	msg.SetGenHeader("X-Auto-Response-Suppress", "All")
+	msg.SetBodyString(gomail.TypeTextPlain, words.Text)
+	msg.AddAlternativeString(gomail.TypeTextHTML, words.HTML)
+	var text bytes.Buffer
+	if _, err := msg.WriteTo(&text); err != nil {
+		return nil, fmt.Errorf("write the mail: %w", err)
+	}
+	return text.Bytes(), nil
+}
+
+// Test sends a mail to an address at once, past the outbox, and writes each step to w.
+func (m *Mailer) Test(ctx context.Context, to string, w io.Writer) error {
+	to, err := address(to)
+	if err != nil {
+		return err
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("make an id: %w", err)
+	}
+	_, domain, _ := strings.Cut(m.from.Address, "@")
+	now := m.opt.Now()
+	text, err := compose(m.from, to, id.String()+"@"+domain, now, Mail{
+		Subject: "A test mail of " + m.service,
+		Text:    "This is a test. Mails of " + m.service + " arrive here.\n",
+		HTML:    `<!doctype html><html lang="en"><title>A test mail</title><p>This is a test. Mails arrive here.</p></html>`,
+	})
+	if err != nil {
+		return err
+	}
+	told := func(step string) { fmt.Fprintln(w, step) }
+	return m.sender.send(ctx, envelope{from: m.from.Address, to: to, purpose: "test", at: now, text: text},
+		func() bool { return true }, told)
+}

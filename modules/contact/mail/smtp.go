@@ -1,0 +1,398 @@
+package mail
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	netmail "net/mail"
+	"net/textproto"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/wneessen/go-mail/smtp"
+
+	"github.com/toppira/authctl/modules/outbox/delivery"
+)
+
+// How long to wait for the server, and how connections are used again. A connection is left after
+// some mails because servers limit them.
+const (
+	beginTimeout = 30 * time.Second // connect, greeting, TLS and AUTH together
+	stepTimeout  = 30 * time.Second
+	endTimeout   = 2 * time.Minute // for the answer to the whole mail: giving up early makes duplicates
+	stopTimeout  = 2 * time.Second // the same once the process stops
+	idleTimeout  = 20 * time.Second
+	maxMails     = 100
+	maxConns     = 8
+)
+
+// smtpSender hands mails to an SMTP server, over a few connections.
+type smtpSender struct {
+	server
+	tls   *tls.Config
+	helo  string
+	slots chan struct{} // one for each connection in use
+
+	mu   sync.Mutex
+	idle []*connection // used last: at the end
+}
+
+func newSMTPSender(cfg Config) (*smtpSender, error) {
+	named, err := parseServer(cfg.URL)
+	if err != nil {
+		return nil, fmt.Errorf("mail.url: %w", err)
+	}
+	s := &smtpSender{server: named, helo: "localhost", slots: make(chan struct{}, maxConns),
+		tls: &tls.Config{ServerName: named.host, MinVersion: tls.VersionTLS12}}
+	if cfg.CAFile != "" {
+		pem, err := os.ReadFile(cfg.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("mail.ca_file: %w", err)
+		}
+		s.tls.RootCAs = x509.NewCertPool()
+		if !s.tls.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, errors.New("mail.ca_file: has no certificate in PEM form")
+		}
+	}
+	if name, err := os.Hostname(); err == nil && strings.Contains(name, ".") {
+		s.helo = name
+	}
+	return s, nil
+}
+
+func (s *smtpSender) describe() string { return net.JoinHostPort(s.host, s.port) }
+
+// connection is a conversation with the server that can go on after a mail.
+type connection struct {
+	client *smtp.Client
+	raw    net.Conn // below TLS
+	mails  int
+	expiry *time.Timer // while it is idle
+}
+
+// send hands over one mail. owned is asked right before the mail is on its way; told hears each step.
+func (s *smtpSender) send(ctx context.Context, m envelope, owned func() bool, told func(string)) error {
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	c, err := s.take(ctx, told)
+	if err != nil {
+		return err
+	}
+	if !owned() {
+		s.release(c)
+		return delivery.ErrNotOwned
+	}
+	err = c.hand(ctx, m, owned, told)
+	answer, refused := errors.AsType[*textproto.Error](err)
+	if err == nil || refused && answer.Code != 421 || errors.Is(err, delivery.ErrNotOwned) {
+		s.release(c)
+	} else {
+		_ = c.raw.Close()
+	}
+	return err
+}
+
+// take returns a connection that the server still listens to.
+func (s *smtpSender) take(ctx context.Context, told func(string)) (*connection, error) {
+	for {
+		s.mu.Lock()
+		var c *connection
+		if n := len(s.idle); n > 0 {
+			c, s.idle = s.idle[n-1], s.idle[:n-1]
+		}
+		s.mu.Unlock()
+		if c == nil {
+			return s.dial(ctx, told)
+		}
+		c.expiry.Stop()
+		// The server may have closed it. RSET also clears away a mail that was refused.
+		if err := c.step(ctx, stepTimeout, c.client.Reset); err == nil {
+			return c, nil
+		}
+		_ = c.raw.Close()
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// release keeps a connection for the next mail, for a while.
+func (s *smtpSender) release(c *connection) {
+	if c.mails >= maxMails {
+		c.quit()
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.expiry = time.AfterFunc(idleTimeout, func() {
+		s.mu.Lock()
+		at := slices.Index(s.idle, c)
+		if at >= 0 {
+			s.idle = slices.Delete(s.idle, at, at+1)
+		}
+		s.mu.Unlock()
+		if at >= 0 {
+			c.quit()
+		}
+	})
+	s.idle = append(s.idle, c)
+}
+
+// close ends the connections that are idle.
+func (s *smtpSender) close() {
+	s.mu.Lock()
+	idle := s.idle
+	s.idle = nil
+	s.mu.Unlock()
+	for _, c := range idle {
+		c.expiry.Stop()
+		c.quit()
+	}
+}
+
+func (c *connection) quit() {
+	_ = c.client.UpdateDeadline(stopTimeout)
+	_ = c.client.Quit()
+	_ = c.raw.Close()
+}
+
+// step does one thing with the server, for so long at most and only until ctx ends.
+func (c *connection) step(ctx context.Context, timeout time.Duration, do func() error) error {
+	stop := context.AfterFunc(ctx, func() { _ = c.raw.Close() })
+	defer stop()
+	if err := c.client.UpdateDeadline(timeout); err != nil {
+		return err
+	}
+	err := do()
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// dial connects and says hello, with TLS and AUTH where they belong.
+func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, beginTimeout, fmt.Errorf("the server has not let us begin within %v",
+		beginTimeout))
+	defer cancel()
+	defer func() {
+		if err != nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+	}()
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", s.describe())
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	told("connected to " + raw.RemoteAddr().String())
+	defer func() {
+		if err != nil {
+			_ = raw.Close()
+		}
+	}()
+	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
+	defer stop()
+	talk := raw
+	if s.implicit {
+		encrypted := tls.Client(raw, s.tls)
+		if err := encrypted.HandshakeContext(ctx); err != nil {
+			return nil, fmt.Errorf("TLS: %w", err)
+		}
+		talk = encrypted
+	}
+	client, err := smtp.NewClient(talk, s.host)
+	if err != nil {
+		return nil, &stepError{"greeting", err}
+	}
+	client.SkipSMTPUTF8(true)
+	if err := client.Hello(s.helo); err != nil {
+		return nil, &stepError{"EHLO", err}
+	}
+	told("the server greets as " + client.HelloResponse())
+	if err := s.encrypt(client, told); err != nil {
+		return nil, err
+	}
+	if err := s.authenticate(client, told); err != nil {
+		return nil, err
+	}
+	return &connection{client: client, raw: raw}, nil
+}
+
+// encrypt sees to TLS.
+func (s *smtpSender) encrypt(client *smtp.Client, told func(string)) error {
+	if offered, _ := client.Extension("STARTTLS"); !s.implicit && offered {
+		if err := client.StartTLS(s.tls); err != nil {
+			return &stepError{"STARTTLS", err}
+		}
+	}
+	state, encrypted := client.TLSConnectionState()
+	switch {
+	case encrypted:
+		told(fmt.Sprintf("encrypted with %s, the certificate is good for %s", tls.VersionName(state.Version), s.host))
+	case !s.optional:
+		return errors.New("the server offers no STARTTLS; if mails may go to it unencrypted, add ?starttls=optional to " +
+			"mail.url")
+	default:
+		told("not encrypted: the server offers no STARTTLS")
+	}
+	return nil
+}
+
+// authenticate takes the best mechanism that the server has. A password goes over a connection
+// without TLS only to this machine.
+func (s *smtpSender) authenticate(client *smtp.Client, told func(string)) error {
+	if s.user == "" {
+		return nil
+	}
+	_, encrypted := client.TLSConnectionState()
+	_, list := client.Extension("AUTH")
+	offered := strings.Fields(strings.ToUpper(list))
+	var chosen string
+	var auth smtp.Auth
+	for _, m := range []struct {
+		name  string
+		plain bool // it shows the password to who listens
+		auth  smtp.Auth
+	}{
+		{"SCRAM-SHA-256", false, smtp.ScramSHA256Auth(s.user, s.password)},
+		{"SCRAM-SHA-1", false, smtp.ScramSHA1Auth(s.user, s.password)},
+		{"PLAIN", true, smtp.PlainAuth("", s.user, s.password, s.host, false)},
+		{"LOGIN", true, smtp.LoginAuth(s.user, s.password, s.host, false)},
+	} {
+		if slices.Contains(offered, m.name) && (!m.plain || encrypted || isLoopback(s.host)) {
+			chosen, auth = m.name, m.auth
+			break
+		}
+	}
+	if auth == nil {
+		return fmt.Errorf("AUTH: the server offers none of SCRAM-SHA-256, SCRAM-SHA-1, PLAIN and LOGIN that may be "+
+			"used here (encrypted: %v); it offers: %s", encrypted, strings.Join(offered, " "))
+	}
+	if err := client.Auth(auth); err != nil {
+		return &stepError{"AUTH " + chosen, err}
+	}
+	told("signed in with " + chosen)
+	return nil
+}
+
+// errNoUTF8 refuses an address that the server cannot be told.
+var errNoUTF8 = errors.New("the address is not ASCII and the server does not offer SMTPUTF8")
+
+// stepError is what a server answered, or why it did not.
+type stepError struct {
+	step string // as SMTP names it
+	err  error
+}
+
+func (e *stepError) Error() string { return e.step + ": " + saying(e.err) }
+func (e *stepError) Unwrap() error { return e.err }
+
+// saying is an error in the words of the server, if it said any.
+func saying(err error) string {
+	answer, ok := errors.AsType[*textproto.Error](err)
+	if !ok {
+		return err.Error()
+	}
+	const most = 300
+	words := strings.Join(strings.FieldsFunc(answer.Msg, func(r rune) bool {
+		return unicode.IsSpace(r) || !unicode.IsPrint(r)
+	}), " ")
+	if len(words) > most {
+		words = strings.ToValidUTF8(words[:most], "") + "…"
+	}
+	return fmt.Sprintf("the server answered %d %s", answer.Code, words)
+}
+
+// hand sends one mail.
+func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, told func(string)) error {
+	c.mails++
+	ascii := func(a string) bool { return !strings.ContainsFunc(a, func(r rune) bool { return r > '~' }) }
+	if offered, _ := c.client.Extension("SMTPUTF8"); !ascii(m.from) || !ascii(m.to) {
+		if !offered {
+			return &stepError{"RCPT", errNoUTF8}
+		}
+		c.client.SkipSMTPUTF8(false)
+		defer c.client.SkipSMTPUTF8(true)
+	}
+	if err := c.step(ctx, stepTimeout, func() error { return c.client.Mail(bracket(m.from)) }); err != nil {
+		return &stepError{"MAIL", err}
+	}
+	told("the server accepts the sender " + m.from)
+	if err := c.step(ctx, stepTimeout, func() error { return c.client.Rcpt(bracket(m.to)) }); err != nil {
+		return &stepError{"RCPT", err}
+	}
+	told("the server accepts the recipient " + m.to)
+	if !owned() {
+		return delivery.ErrNotOwned
+	}
+	var data io.WriteCloser
+	err := c.step(ctx, stepTimeout, func() (err error) { data, err = c.client.Data(); return err })
+	if err != nil {
+		return &stepError{"DATA", err}
+	}
+	err = c.step(ctx, stepTimeout, func() error { _, err := data.Write(m.text); return err })
+	if err != nil {
+		return &stepError{"DATA", err}
+	}
+	// From here on the server may have taken the mail. Its answer is worth waiting for even when
+	// the process stops: without it the mail is sent again.
+	if err := c.client.UpdateDeadline(endTimeout); err != nil {
+		return &stepError{"end of DATA", err}
+	}
+	stop := context.AfterFunc(ctx, func() { _ = c.raw.SetDeadline(time.Now().Add(stopTimeout)) })
+	defer stop()
+	if err := data.Close(); err != nil {
+		return &stepError{"end of DATA", err}
+	}
+	if closer, ok := data.(*smtp.DataCloser); ok {
+		told("the server has taken the mail: " + closer.ServerResponse())
+	}
+	return nil
+}
+
+func bracket(address string) string { return "<" + address + ">" }
+
+// classify says what is to become of a mail that was not taken. A server that refuses the recipient
+// or the mail for good is heeded; what it says of the sender or of itself can be put right, so the
+// mail waits.
+func classify(err error) error {
+	step, known := errors.AsType[*stepError](err)
+	if !known || !slices.Contains([]string{"RCPT", "DATA", "end of DATA"}, step.step) {
+		return err
+	}
+	if errors.Is(err, errNoUTF8) {
+		return &delivery.Refused{Err: err}
+	}
+	answer, answered := errors.AsType[*textproto.Error](err)
+	if !answered || answer.Code < 500 {
+		return err
+	}
+	switch answer.Code {
+	case 500, 501, 502, 503, 504, 530, 534, 535, 538: // about the conversation, or who we are
+		if step.step != "RCPT" || answer.Code != 501 { // 501 also says that a recipient is no address
+			return err
+		}
+	}
+	return &delivery.Refused{Err: err}
+}
+
+// address is one that can be told to a server: without a name or a comment.
+func address(text string) (string, error) {
+	a, err := netmail.ParseAddress(text)
+	if err != nil || a.Name != "" {
+		return "", fmt.Errorf("%q is no address", text)
+	}
+	return a.Address, nil
+}

@@ -1,0 +1,429 @@
+package mail
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/mail"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/contact"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/delivery"
+	"github.com/toppira/authctl/platform/config"
+)
+
+const testIssuer = "https://auth.example.com"
+
+func newSealer(t *testing.T) *contact.Sealer {
+	t.Helper()
+	s, err := contact.NewSealer("0123456789abcdef0123456789abcdef")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func newMailer(t *testing.T, cfg Config, opt Options) *Mailer {
+	t.Helper()
+	opt.Issuer = testIssuer
+	if opt.Sealer == nil {
+		opt.Sealer = newSealer(t)
+	}
+	m, err := New(cfg, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+// notice is an event for one recipient, as the outbox has it.
+func notice(t *testing.T, s *contact.Sealer, to string) outbox.Record {
+	t.Helper()
+	e, err := s.Event(contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: to, UserID: uuid.New(),
+		Username: "alice", LinkToken: "act_undo", At: time.Now(), Address: "203.0.113.7",
+		ExpiresAt: time.Now().Add(72 * time.Hour)}, testIssuer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return outbox.Record{EventID: e.ID.String(), Type: e.Type, Key: e.Key, Data: e.Data,
+		Time: time.Now().UTC().Format(time.RFC3339Nano)}
+}
+
+// always is an attempt whose lease goes on.
+func always() delivery.Attempt {
+	return delivery.Attempt{Number: 1, Owned: func() bool { return true }}
+}
+
+// outcome names what is to become of an event after an attempt.
+func outcome(err error) string {
+	var refused *delivery.Refused
+	var dropped *delivery.Dropped
+	switch {
+	case err == nil:
+		return "taken"
+	case errors.As(err, &refused):
+		return "refused"
+	case errors.As(err, &dropped):
+		return "dropped"
+	case errors.Is(err, delivery.ErrNotOwned):
+		return "not owned"
+	}
+	return "again"
+}
+
+func TestWhatAServerAnswersDecidesWhatBecomesOfAMail(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t)
+	var announced []string
+	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "Example <no-reply@example.com>"},
+		Options{Announce: func(_ context.Context, m contact.Message, reason string) error {
+			announced = append(announced, m.Recipient+": "+reason)
+			return nil
+		}})
+	for _, test := range []struct {
+		to    string
+		want  string // of each attempt
+		taken int    // mails that the server has in the end
+	}{
+		{"alice@example.com", "taken", 1},
+		{"rcpt-550@example.com", "refused", 0},
+		{"rcpt-553@example.com", "refused", 0},
+		{"rcpt-501@example.com", "refused", 0},
+		{"rcpt-530@example.com", "again", 0}, // who we are, not who the recipient is
+		{"rcpt-451-once@example.com", "again taken", 1},
+		{"rcpt-452@example.com", "again again", 0},
+		{"rcpt-421@example.com", "again", 0},
+		{"data-554@example.com", "refused", 0},
+		{"data-552@example.com", "refused", 0},
+		{"data-451-once@example.com", "again taken", 1},
+		// The server has it, and the answer is lost: it is sent again, and is known by its Message-ID.
+		{"data-lost-once@example.com", "again taken", 2},
+		{"grüße@example.com", "taken", 1}, // SMTPUTF8
+		{"alice@mail@example.com", "refused", 0},
+		{"bob@example.com", "taken", 1}, // none of this hurts the next one
+	} {
+		r := notice(t, m.opt.Sealer, test.to)
+		var got []string
+		for range strings.Fields(test.want) {
+			got = append(got, outcome(m.Deliver(t.Context(), delivery.Target{}, r, always())))
+		}
+		if strings.Join(got, " ") != test.want {
+			t.Errorf("%s: %s, want %s", test.to, got, test.want)
+		}
+		mails := s.to(test.to)
+		if len(mails) != test.taken {
+			t.Errorf("%s: the server has %d mails, want %d", test.to, len(mails), test.taken)
+		}
+		for _, mail := range mails {
+			if mail.Text != mails[0].Text {
+				t.Errorf("%s: two attempts differ:\n%s\n%s", test.to, mails[0].Text, mail.Text)
+			}
+			if id := mail.message(t).Header.Get("Message-ID"); id != "<"+r.EventID+"@example.com>" {
+				t.Errorf("%s: the Message-ID is %s", test.to, id)
+			}
+			if mail.MailFrom != "no-reply@example.com" {
+				t.Errorf("%s: it is from %s", test.to, mail.MailFrom)
+			}
+		}
+	}
+	if len(announced) != 6 || !strings.Contains(announced[0], "rcpt-550@example.com: RCPT: the server answered 550 5.1.1 no such address") {
+		t.Errorf("announced: %q", announced)
+	}
+}
+
+func TestAMailThatCannotBeAnnouncedAsRefusedIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t)
+	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"},
+		Options{Announce: func(context.Context, contact.Message, string) error { return errors.New("the database is away") }})
+	err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "rcpt-550@example.com"), always())
+	if outcome(err) != "again" {
+		t.Errorf("%v", err)
+	}
+}
+
+// What the server says of the sender, or does before it, is no fault of any recipient.
+func TestAServerThatTakesNothingParksNobody(t *testing.T) {
+	t.Parallel()
+	for name, arguments := range map[string][]string{
+		"refuses the sender":     {"--mail", "550"},
+		"refuses the connection": {"--greeting", "554"},
+		"wants a password":       {"--user", "alice", "--password", "secret"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startSMTP(t, arguments...)
+			m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"},
+				Options{})
+			err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+			if outcome(err) != "again" {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	t.Run("is not there", func(t *testing.T) {
+		t.Parallel()
+		m := newMailer(t, Config{URL: "smtp://127.0.0.1:1", From: "no-reply@example.com"}, Options{})
+		err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+		if outcome(err) != "again" {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+// A server that does not answer holds up nothing after the context has ended.
+func TestASlowServerIsLeftWhenTheContextEnds(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t)
+	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"}, Options{})
+	for _, to := range []string{"rcpt-slow@example.com", "data-slow@example.com"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		owned := 0
+		attempt := delivery.Attempt{Number: 1, Owned: func() bool {
+			if owned++; owned == 1 && strings.HasPrefix(to, "rcpt") || owned == 2 {
+				// The server is asked next, and is silent.
+				time.AfterFunc(50*time.Millisecond, cancel)
+			}
+			return true
+		}}
+		err := m.Deliver(ctx, delivery.Target{}, notice(t, m.opt.Sealer, to), attempt)
+		if outcome(err) != "again" {
+			t.Errorf("%s: %v", to, err)
+		}
+		cancel()
+	}
+	err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+	if err != nil || len(s.to("alice@example.com")) != 1 {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func TestAMailIsNotSentOnceItsLeaseHasEnded(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t)
+	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"}, Options{})
+	for last := range 2 { // asked twice: before the mail begins, and before its content
+		asked := 0
+		attempt := delivery.Attempt{Number: 1, Owned: func() bool { asked++; return asked <= last }}
+		err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), attempt)
+		if outcome(err) != "not owned" || len(s.to("alice@example.com")) != 0 {
+			t.Errorf("lost at %d: %v, %d mails", last, err, len(s.to("alice@example.com")))
+		}
+	}
+}
+
+func TestOneConnectionServesManyMails(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t)
+	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"}, Options{})
+	for i := range 50 {
+		to := fmt.Sprintf("alice%d@example.com", i)
+		if i%10 == 5 {
+			to = fmt.Sprintf("rcpt-550.%d@example.com", i)
+		}
+		_ = m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, to), always())
+	}
+	if s.connected() != 1 || len(s.to("alice49@example.com")) != 1 {
+		t.Errorf("%d connections", s.connected())
+	}
+}
+
+func TestManyMailsGoOverFewConnectionsAndOneBadRecipientHurtsNobody(t *testing.T) {
+	t.Parallel()
+	count := 100
+	if os.Getenv("AUTHCTL_CAMPAIGN") == "long" {
+		count = 10_000
+	}
+	s := startSMTP(t)
+	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"}, Options{})
+	bad := count / 2
+	to := func(i int) string {
+		if i == bad {
+			return "rcpt-550.bad@example.com"
+		}
+		return fmt.Sprintf("user%d@example.com", i)
+	}
+	var all sync.WaitGroup
+	turns := make(chan struct{}, 64)
+	for i := range count {
+		r := notice(t, m.opt.Sealer, to(i))
+		turns <- struct{}{}
+		all.Go(func() {
+			defer func() { <-turns }()
+			want := "taken"
+			if i == bad {
+				want = "refused"
+			}
+			if err := m.Deliver(t.Context(), delivery.Target{}, r, always()); outcome(err) != want {
+				t.Errorf("%s: %v", to(i), err)
+			}
+		})
+	}
+	all.Wait()
+	for i := range count {
+		want := 1
+		if i == bad {
+			want = 0
+		}
+		if got := len(s.to(to(i))); got != want {
+			t.Errorf("%s has %d mails", to(i), got)
+		}
+	}
+	if most := maxConns + count/maxMails; s.connected() > most {
+		t.Errorf("%d connections, at most %d are needed", s.connected(), most)
+	}
+}
+
+func TestTLSAndSigningIn(t *testing.T) {
+	t.Parallel()
+	good, wrong := makeCertificates(t, "localhost"), makeCertificates(t, "mail.example.com")
+	tls := func(c certificates) []string { return []string{"--cert", c.cert, "--key", c.key} }
+	const user, secret = "mailer@example.com", "pa%s/word@1"
+	const account = "mailer%40example.com:pa%25s%2Fword%401@"
+	signsIn := func(more ...string) []string { return append([]string{"--user", user, "--password", secret}, more...) }
+	type try struct {
+		name      string
+		arguments []string
+		url       string // PORT is the server's
+		ca        string
+		problem   string // part of the error; none: the mail arrives
+		tls       bool
+		user      string
+	}
+	byServer := map[string][]try{}
+	for _, test := range []try{
+		{"STARTTLS", tls(good), "smtp://localhost:PORT?starttls=required", good.ca, "", true, ""},
+		{"STARTTLS of a wrong name", tls(wrong), "smtp://localhost:PORT?starttls=required", wrong.ca, "STARTTLS: ", false, ""},
+		{"STARTTLS of an unknown authority", tls(good), "smtp://localhost:PORT?starttls=required", "", "STARTTLS: ", false, ""},
+		{"a wrong name and STARTTLS optional", tls(wrong), "smtp://localhost:PORT?starttls=optional", wrong.ca, "STARTTLS: ", false, ""},
+		{"no STARTTLS", nil, "smtp://localhost:PORT?starttls=required", "", "the server offers no STARTTLS", false, ""},
+		{"no STARTTLS on this machine", nil, "smtp://localhost:PORT", "", "", false, ""},
+		{"TLS from the start", append(tls(good), "--implicit"), "smtps://localhost:PORT", good.ca, "", true, ""},
+		{"TLS from the start of a wrong name", append(tls(wrong), "--implicit"), "smtps://localhost:PORT", wrong.ca, "TLS: ", false, ""},
+		{"PLAIN", signsIn(tls(good)...), "smtp://" + account + "localhost:PORT", good.ca, "", true, user},
+		{"LOGIN", signsIn(append(tls(good), "--mechanism", "LOGIN")...), "smtp://" + account + "localhost:PORT", good.ca, "", true, user},
+		{"SCRAM", signsIn(append(tls(good), "--mechanism", "SCRAM-SHA-256")...), "smtp://" + account + "localhost:PORT", good.ca, "", true, user},
+		{"a wrong password", signsIn(tls(good)...), "smtp://mailer%40example.com:wrong@localhost:PORT", good.ca,
+			"AUTH PLAIN: the server answered 535", false, ""},
+		{"a wrong password by SCRAM", signsIn(append(tls(good), "--mechanism", "SCRAM-SHA-256")...),
+			"smtp://mailer%40example.com:wrong@localhost:PORT", good.ca, "AUTH SCRAM-SHA-256: the server answered 535", false, ""},
+	} {
+		key := strings.Join(test.arguments, " ")
+		byServer[key] = append(byServer[key], test)
+	}
+	for _, tries := range byServer {
+		t.Run(tries[0].name, func(t *testing.T) {
+			t.Parallel()
+			s := startSMTP(t, tries[0].arguments...)
+			for _, test := range tries {
+				to := strings.ReplaceAll(test.name, " ", "-") + "@example.com"
+				url := strings.Replace(test.url, "PORT", fmt.Sprint(s.port), 1)
+				m := newMailer(t, Config{URL: config.Secret(url), From: "no-reply@example.com", CAFile: test.ca}, Options{})
+				err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, to), always())
+				mails := s.to(to)
+				switch {
+				case test.problem == "":
+					if err != nil || len(mails) != 1 || mails[0].TLS != test.tls || mails[0].User != test.user {
+						t.Errorf("%s: %v, %+v", test.name, err, mails)
+					}
+				case outcome(err) != "again" || !strings.Contains(err.Error(), test.problem) || len(mails) > 0:
+					t.Errorf("%s: %v, want %s", test.name, err, test.problem)
+				case strings.Contains(err.Error(), "wrong@") || strings.Contains(err.Error(), secret):
+					t.Errorf("%s: the error shows the password: %v", test.name, err)
+				}
+			}
+		})
+	}
+}
+
+// Nobody on the way sees a password: it is not sent to another machine without TLS. (0.0.0.0 is not
+// known to be this machine.)
+func TestAPasswordIsNotSentWithoutTLS(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t, "--user", "alice", "--password", "secret")
+	m := newMailer(t, Config{URL: config.Secret("smtp://alice:secret@" + s.address("0.0.0.0") + "?starttls=optional"),
+		From: "no-reply@example.com"}, Options{})
+	err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+	if outcome(err) != "again" || !strings.Contains(err.Error(), "the server offers none of") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestATestSaysEachStep(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t)
+	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"}, Options{})
+	var said strings.Builder
+	if err := m.Test(t.Context(), "alice@example.com", &said); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []string{"connected to 127.0.0.1", "greets as mx.example.test", "not encrypted", "accepts the sender no-reply@example.com",
+		"accepts the recipient alice@example.com", "has taken the mail: OK: queued"} {
+		if !strings.Contains(said.String(), step) {
+			t.Errorf("%q is not said:\n%s", step, &said)
+		}
+	}
+	if err := m.Test(t.Context(), "rcpt-550@example.com", &said); err == nil || !strings.Contains(err.Error(), "RCPT: the server answered 550 5.1.1 no such address") {
+		t.Errorf("refused: %v", err)
+	}
+	if err := m.Test(t.Context(), "no address", &said); err == nil {
+		t.Error("no address is no fault")
+	}
+	subject := s.to("alice@example.com")[0].message(t).Header.Get("Subject")
+	if subject != "A test mail of auth.example.com" {
+		t.Errorf("the subject is %s", subject)
+	}
+}
+
+func TestWithoutAServerEachMailIsAFile(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	m := newMailer(t, Config{}, Options{DataDir: dir})
+	r := notice(t, m.opt.Sealer, `"../../x y"@example.com`)
+	for range 2 { // a duplicate is the same file
+		if err := m.Deliver(t.Context(), delivery.Target{}, r, always()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entries, err := os.ReadDir(dir + "/mail")
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("%v, %v", entries, err)
+	}
+	name := entries[0].Name()
+	if !strings.HasSuffix(name, "-notice_password-.._.._x_y@example.com.eml") {
+		t.Errorf("the file is %s", name)
+	}
+	for path, mode := range map[string]os.FileMode{"": 0o700, "/" + name: 0o600} {
+		info, err := os.Stat(dir + "/mail" + path)
+		if err != nil || info.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v", path, info.Mode(), err)
+		}
+	}
+	f, err := os.Open(dir + "/mail/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if read, err := mail.ReadMessage(f); err != nil || read.Header.Get("Auto-Submitted") != "auto-generated" {
+		t.Errorf("%v, %v", read, err)
+	}
+	lost := delivery.Attempt{Owned: func() bool { return false }}
+	if err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "a@example.com"), lost); outcome(err) != "not owned" {
+		t.Error(err)
+	}
+	if entries, _ := os.ReadDir(dir + "/mail"); len(entries) != 1 {
+		t.Errorf("what is left: %v", entries)
+	}
+}

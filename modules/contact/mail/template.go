@@ -1,0 +1,343 @@
+package mail
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	htmltemplate "html/template"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/template"
+	"unicode"
+
+	"golang.org/x/text/language"
+
+	"github.com/toppira/authctl/modules/contact"
+)
+
+//go:embed templates
+var embedded embed.FS
+
+// layoutFile is the frame of every HTML part.
+const layoutFile = "layout.html"
+
+// maxSubject is the longest subject in bytes.
+const maxSubject = 500
+
+// Data is what a template may use. What does not belong to the purpose is empty.
+type Data struct {
+	Purpose  string
+	Language string // that of the template
+	Service  string // the host and path of the issuer
+	Username string
+	Code     string // to type
+	Link     string // of a page; its secret is in the fragment
+	Minutes  int    // for how long code and link work, in whole minutes
+	Hours    int    // the same in whole hours
+	Time     string // of what a notice is about, in UTC
+	Address  string // the IP address it was done from; may be empty
+	Device   string // may be empty
+	Change   string // of notice_contact: added or removed
+	Changed  string // of notice_contact: the address
+
+	Subject string            // in HTML: that of the mail
+	Body    htmltemplate.HTML // in layout.html: the part of the purpose
+}
+
+// Mail is a message in words.
+type Mail struct {
+	Subject string `json:"subject"`
+	Text    string `json:"text"`
+	HTML    string `json:"html"`
+}
+
+// purposeNeeds says what a mail must show to be of use.
+type purposeNeeds struct{ code, link bool }
+
+func needsOf(p contact.Purpose) purposeNeeds {
+	switch p {
+	case contact.PurposeVerify, contact.PurposeReset:
+		return purposeNeeds{code: true, link: true}
+	}
+	return purposeNeeds{link: true}
+}
+
+// Templates are the words of all mails, in every language. They were tried before they are used.
+type Templates struct {
+	layout  *htmltemplate.Template
+	text    map[string]*template.Template     // en/reset
+	html    map[string]*htmltemplate.Template // en/reset
+	tags    []language.Tag                    // English first
+	names   []string                          // the folder of each tag
+	matcher language.Matcher
+}
+
+// LoadTemplates reads the embedded templates and, in place of each of them, the file of the same
+// name in dir, and tries all of them with sample data. A language is a folder named by its tag.
+// An empty dir means that nothing is replaced. service is what mails call the service.
+func LoadTemplates(dir, service string) (*Templates, error) {
+	sources := map[string]source{}
+	base, err := fs.Sub(embedded, "templates")
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded templates: %w", err)
+	}
+	if err := collect(sources, base, func(name string) string { return name }); err != nil {
+		return nil, fmt.Errorf("read the embedded templates: %w", err)
+	}
+	if dir != "" {
+		if err := collect(sources, os.DirFS(dir), func(name string) string { return filepath.Join(dir, name) }); err != nil {
+			return nil, fmt.Errorf("contact.templates_dir: %w", err)
+		}
+	}
+	t := &Templates{text: map[string]*template.Template{}, html: map[string]*htmltemplate.Template{}}
+	if err := errors.Join(t.parse(sources)...); err != nil {
+		return nil, err
+	}
+	if err := errors.Join(t.try(service)...); err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// source is a template before it is parsed. Faults name it by its place.
+type source struct{ place, text string }
+
+// collect reads the templates of a folder. A file that is none is refused, since nobody would use it.
+func collect(into map[string]source, from fs.FS, place func(name string) string) error {
+	return fs.WalkDir(from, ".", func(name string, entry fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case name != "." && strings.HasPrefix(entry.Name(), "."):
+			if entry.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		case entry.IsDir() || strings.HasPrefix(entry.Name(), "README"):
+			return nil
+		}
+		if problem := nameProblem(name); problem != "" {
+			return fmt.Errorf("%s %s", place(name), problem)
+		}
+		text, err := fs.ReadFile(from, name)
+		if err != nil {
+			return fmt.Errorf("read a template: %w", err)
+		}
+		into[name] = source{place(name), strings.ReplaceAll(string(text), "\r\n", "\n")}
+		return nil
+	})
+}
+
+// nameProblem says why no template has this name, or nothing.
+func nameProblem(name string) string {
+	if name == layoutFile {
+		return ""
+	}
+	folder, file, found := strings.Cut(name, "/")
+	if !found {
+		return "is no template: templates are in folders of languages, such as en/reset.txt; only " + layoutFile +
+			" is outside"
+	}
+	if _, err := language.Parse(folder); err != nil {
+		return "is in a folder whose name is no language tag such as en, de or pt-BR"
+	}
+	purpose, ending, _ := strings.Cut(file, ".")
+	if !slices.Contains(contact.Purposes(), contact.Purpose(purpose)) || ending != "txt" && ending != "html" {
+		var names []string
+		for _, p := range contact.Purposes() {
+			names = append(names, string(p))
+		}
+		return "is no template: they are named after what a mail is for, with .txt and .html: " + strings.Join(names, ", ")
+	}
+	return ""
+}
+
+func (t *Templates) parse(sources map[string]source) (faults []error) {
+	folders := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(sources)) {
+		s := sources[name]
+		id, ending := strings.TrimSuffix(name, path.Ext(name)), path.Ext(name)
+		var err error
+		switch {
+		case name == layoutFile:
+			t.layout, err = htmltemplate.New(s.place).Parse(s.text)
+		case ending == ".txt":
+			t.text[id], err = template.New(s.place).Parse(s.text)
+		default:
+			t.html[id], err = htmltemplate.New(s.place).Parse(s.text)
+		}
+		if err != nil {
+			faults = append(faults, templateFault(err))
+		}
+		if folder := path.Dir(name); folder != "." {
+			folders[folder] = true
+		}
+		for _, other := range []string{".txt", ".html"} {
+			if _, both := sources[id+other]; name != layoutFile && !both {
+				faults = append(faults, fmt.Errorf("%s: there is no %s with it: a mail has a text part and an HTML part",
+					s.place, path.Base(id)+other))
+			}
+		}
+	}
+	delete(folders, "en")
+	t.names = append([]string{"en"}, slices.Sorted(maps.Keys(folders))...)
+	for _, name := range t.names {
+		t.tags = append(t.tags, language.Make(name))
+	}
+	t.matcher = language.NewMatcher(t.tags)
+	return faults
+}
+
+// templateFault leaves out what Go says before the file and line.
+func templateFault(err error) error {
+	return errors.New(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "html/template:"), "template: "))
+}
+
+// try makes each mail with sample data. A mail without its code or link would lock its reader out.
+func (t *Templates) try(service string) (faults []error) {
+	for _, id := range slices.Sorted(maps.Keys(t.text)) {
+		folder, purpose := path.Split(id)
+		sample := Sample(contact.Purpose(purpose), service)
+		mail, err := t.make(strings.TrimSuffix(folder, "/"), sample)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		needs := needsOf(contact.Purpose(purpose))
+		for _, part := range []struct{ place, text, link string }{
+			{t.text[id].Name(), mail.Text, sample.Link},
+			{t.html[id].Name(), mail.HTML, htmltemplate.HTMLEscapeString(sample.Link)},
+		} {
+			if needs.code && !strings.Contains(part.text, sample.Code) {
+				faults = append(faults, fmt.Errorf("%s: the mail does not show the code: use {{.Code}}", part.place))
+			}
+			if needs.link && !strings.Contains(part.text, part.link) {
+				faults = append(faults, fmt.Errorf("%s: the mail does not show the link: use {{.Link}}", part.place))
+			}
+		}
+		if strings.Contains(mail.Subject, sample.Code) && needs.code || strings.Contains(mail.Subject, sample.Link) {
+			faults = append(faults, fmt.Errorf("%s: the subject shows the code or the link, and mail servers log subjects",
+				t.text[id].Name()))
+		}
+	}
+	return faults
+}
+
+// Sample is data to try a template with.
+func Sample(p contact.Purpose, service string) Data {
+	d := Data{
+		Purpose: string(p), Service: service, Username: "alice", Link: "https://auth.example.com/account/undo" +
+			"#token=act_SAMPLEsampleSAMPLEsampleSAMPLEsampleSAMPLEs", Minutes: 72 * 60, Hours: 72,
+		Time: "2026-11-29 14:05 UTC", Address: "203.0.113.7", Device: "Firefox on Linux",
+	}
+	switch p {
+	case contact.PurposeVerify:
+		d.Code, d.Link = "SMPL-C0DE", strings.Replace(d.Link, "undo", "verify", 1)
+		d.Hours, d.Minutes = 24, 24*60
+	case contact.PurposeReset:
+		d.Code, d.Link = "SMPL-C0DE", strings.Replace(d.Link, "undo", "reset", 1)
+		d.Hours, d.Minutes = 0, 15
+	case contact.PurposeNoticeContact:
+		d.Change, d.Changed = "added", "alice@example.net"
+	}
+	if needsOf(p).code {
+		d.Time, d.Address, d.Device = "", "", ""
+	}
+	return d
+}
+
+// Languages lists the languages that there are templates in, English first.
+func (t *Templates) Languages() []string { return slices.Clone(t.names) }
+
+// Make makes a mail for a purpose in the language of the data that comes closest to what is asked
+// for, which is a language tag or an Accept-Language header. English is the ground.
+func (t *Templates) Make(preferred string, d Data) (Mail, error) {
+	return t.make(t.choose(preferred, d.Purpose), d)
+}
+
+// choose returns the folder to take a template from.
+func (t *Templates) choose(preferred, purpose string) string {
+	wanted, _, err := language.ParseAcceptLanguage(preferred)
+	if err != nil || len(wanted) == 0 {
+		return t.names[0]
+	}
+	_, at, confidence := t.matcher.Match(wanted...)
+	if _, there := t.text[t.names[at]+"/"+purpose]; confidence == language.No || !there {
+		return t.names[0]
+	}
+	return t.names[at]
+}
+
+func (t *Templates) make(folder string, d Data) (Mail, error) {
+	id := folder + "/" + d.Purpose
+	text, html := t.text[id], t.html[id]
+	if text == nil || html == nil {
+		return Mail{}, fmt.Errorf("there is no template %s", id)
+	}
+	d.Language = folder
+	var whole, body, page bytes.Buffer
+	if err := text.Execute(&whole, d); err != nil {
+		return Mail{}, templateFault(err)
+	}
+	head, rest, _ := strings.Cut(whole.String(), "\n")
+	subject, found := strings.CutPrefix(head, "Subject:")
+	mail := Mail{Subject: strings.TrimSpace(subject), Text: strings.TrimLeft(rest, "\n")}
+	switch {
+	case !found || !strings.HasPrefix(rest, "\n"):
+		return Mail{}, fmt.Errorf("%s:1: the template must begin with a line such as Subject: Your code, and an empty line",
+			text.Name())
+	case mail.Subject == "" || len(mail.Subject) > maxSubject:
+		return Mail{}, fmt.Errorf("%s:1: the subject has %d bytes, it must have 1 to %d", text.Name(), len(mail.Subject),
+			maxSubject)
+	case strings.ContainsFunc(mail.Subject, unicode.IsControl):
+		return Mail{}, fmt.Errorf("%s:1: the subject has a control character or a line break", text.Name())
+	}
+	d.Subject = mail.Subject
+	if err := html.Execute(&body, d); err != nil {
+		return Mail{}, templateFault(err)
+	}
+	d.Body = htmltemplate.HTML(body.String()) //nolint:gosec // a template has just escaped it
+	if err := t.layout.Execute(&page, d); err != nil {
+		return Mail{}, templateFault(err)
+	}
+	mail.HTML = page.String()
+	return mail, nil
+}
+
+// Export writes the embedded templates to a folder, for an operator to change. It overwrites nothing.
+func Export(dir string) (written []string, err error) {
+	base, err := fs.Sub(embedded, "templates")
+	if err != nil {
+		return nil, fmt.Errorf("read the embedded templates: %w", err)
+	}
+	err = fs.WalkDir(base, ".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			return os.MkdirAll(filepath.Join(dir, name), 0o750)
+		}
+		text, err := fs.ReadFile(base, name)
+		if err != nil {
+			return err
+		}
+		to := filepath.Join(dir, name)
+		f, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640) //nolint:gosec // the operator names it
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(text)
+		written = append(written, to)
+		return errors.Join(err, f.Close())
+	})
+	if err != nil {
+		return written, fmt.Errorf("write the templates: %w", err)
+	}
+	return written, nil
+}

@@ -1,0 +1,279 @@
+package mail
+
+import (
+	"net/mail"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/contact"
+)
+
+const service = "auth.example.com"
+
+func loadTemplates(t *testing.T, dir string) *Templates {
+	t.Helper()
+	all, err := LoadTemplates(dir, service)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+// folderOf writes files and returns their folder.
+func folderOf(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+func TestEachPurposeHasAMailInEachLanguage(t *testing.T) {
+	t.Parallel()
+	all := loadTemplates(t, "")
+	if got := all.Languages(); !slices.Equal(got, []string{"en", "de"}) {
+		t.Errorf("the languages are %q", got)
+	}
+	for _, purpose := range contact.Purposes() {
+		subjects := map[string]bool{}
+		for _, lang := range all.Languages() {
+			d := Sample(purpose, service)
+			made, err := all.Make(lang, d)
+			if err != nil {
+				t.Fatal(err)
+			}
+			subjects[made.Subject] = true
+			for part, text := range map[string]string{"text": made.Text, "html": made.HTML} {
+				for what, want := range map[string]string{"code": d.Code, "link": d.Link, "service": service, "time": d.Time,
+					"address": d.Address, "device": d.Device, "changed contact": d.Changed} {
+					if !strings.Contains(text, want) {
+						t.Errorf("%s %s: the %s part has no %s:\n%s", lang, purpose, part, what, text)
+					}
+				}
+				if strings.Contains(text, "<no value>") || strings.Contains(text, "{{") {
+					t.Errorf("%s %s: %s", lang, purpose, text)
+				}
+			}
+			for line := range strings.Lines(made.Text) {
+				if len([]rune(line)) > 80 && !strings.Contains(line, "https://") && !strings.Contains(line, service) {
+					t.Errorf("%s %s: a long line: %s", lang, purpose, line)
+				}
+			}
+			if !strings.Contains(made.HTML, `<html lang="`+lang+`">`) {
+				t.Errorf("%s %s is not marked as such", lang, purpose)
+			}
+			// Nothing is loaded from elsewhere, so nobody learns that a mail was opened.
+			if found := regexp.MustCompile(`(?i)<(img|link|script|iframe)|url\(|@import`).FindString(made.HTML); found != "" {
+				t.Errorf("%s %s loads something: %s", lang, purpose, found)
+			}
+		}
+		if len(subjects) != 2 {
+			t.Errorf("%s has the subjects %v", purpose, subjects)
+		}
+	}
+}
+
+// A notice without a link to undo it, as of a command, says nothing of one.
+func TestANoticeMayHaveNoLinkNoAddressAndNoDevice(t *testing.T) {
+	t.Parallel()
+	all := loadTemplates(t, "")
+	for _, lang := range all.Languages() {
+		d := Sample(contact.PurposeNoticePassword, service)
+		d.Link, d.Address, d.Device = "", "", ""
+		made, err := all.Make(lang, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := made.Text + made.HTML; strings.Contains(text, "72") || strings.Contains(text, "href") ||
+			regexp.MustCompile(`(Address|Adresse|Device|Gerät)(:|</th>)`).MatchString(text) {
+			t.Errorf("%s: %s", lang, text)
+		}
+	}
+}
+
+func TestTheLanguageIsTheOneThatComesClosest(t *testing.T) {
+	t.Parallel()
+	all := loadTemplates(t, folderOf(t, map[string]string{
+		"fr/reset.txt": "Subject: Nouveau mot de passe\n\n{{.Code}} {{.Link}}\n", "fr/reset.html": "{{.Code}} {{.Link}}",
+	}))
+	for preferred, want := range map[string]string{
+		"": "en", "en": "en", "de": "de", "de-AT": "de", "de-CH,de;q=0.9,en;q=0.8": "de", "fr-CA": "fr", "ja": "en",
+		"ja, de;q=0.1": "de", "xx-!!": "en", "en-GB,de": "en", "*": "en",
+	} {
+		if got := all.choose(preferred, "reset"); got != want {
+			t.Errorf("%.40q gets %s, want %s", preferred, got, want)
+		}
+	}
+	if got := all.choose("fr", "verify"); got != "en" {
+		t.Errorf("a purpose that is not there in French comes in %s", got)
+	}
+}
+
+func TestTemplatesAreReplacedFileByFile(t *testing.T) {
+	t.Parallel()
+	all := loadTemplates(t, folderOf(t, map[string]string{
+		"en/reset.txt": "Subject: Ours for {{.Service}}\r\n\r\nours {{.Code}} {{.Link}}", "layout.html": "<title>our frame</title>{{.Body}}",
+		".hidden": "", "README.md": "how we write",
+	}))
+	reset, err := all.Make("en", Sample(contact.PurposeReset, service))
+	if err != nil || reset.Subject != "Ours for "+service || !strings.HasPrefix(reset.Text, "ours SMPL-C0DE https://") ||
+		!strings.HasPrefix(reset.HTML, "<title>our frame</title><p>Hello alice,") {
+		t.Errorf("%+v, %v", reset, err)
+	}
+	german, err := all.Make("de", Sample(contact.PurposeReset, service))
+	if err != nil || !strings.HasPrefix(german.Text, "Guten Tag alice,") || !strings.HasPrefix(german.HTML, "<title>our frame</title>") {
+		t.Errorf("%+v, %v", german, err)
+	}
+}
+
+func TestABrokenTemplateIsRefusedByFileAndLine(t *testing.T) {
+	t.Parallel()
+	const good = "Subject: One\n\n{{.Code}} {{.Link}}"
+	for _, test := range []struct{ name, text, problem string }{
+		{"en/reset.txt", good + "\n{{if}}", "en/reset.txt:4: missing value for if"},
+		{"en/reset.txt", good + "\n{{.Nobody}}", "en/reset.txt:4:2: "},
+		{"en/reset.html", "{{.Code}}\n{{.Link}}\n{{end}}", "en/reset.html:3: unexpected {{end}}"},
+		{"en/reset.html", "{{.Code}} <a href='{{.Link}}", "en/reset.html"},
+		{"layout.html", "\n{{.Body", "layout.html:2: "},
+		{"layout.html", "{{.Subject}}", "en/reset.html: the mail does not show the code"},
+		{"en/reset.txt", "Subject: One\n\n{{.Link}}", "en/reset.txt: the mail does not show the code: use {{.Code}}"},
+		{"en/reset.html", "{{.Code}}", "en/reset.html: the mail does not show the link: use {{.Link}}"},
+		{"de/notice_password.txt", "Subject: One\n\nNichts", "de/notice_password.txt: the mail does not show the link"},
+		{"en/reset.txt", "Subject: {{.Code}}\n\n{{.Code}} {{.Link}}", "en/reset.txt: the subject shows the code"},
+		{"en/reset.txt", "{{.Code}} {{.Link}}", "en/reset.txt:1: the template must begin with a line such as Subject:"},
+		{"en/reset.txt", "Subject:\n\n{{.Code}} {{.Link}}", "en/reset.txt:1: the subject has 0 bytes"},
+		{"en/reset.txt", "Subject: a\u0007b\n\n{{.Code}} {{.Link}}", "en/reset.txt:1: the subject has a control character"},
+		{"en/reset.txt", "Subject: " + strings.Repeat("x", 600) + "\n\n{{.Code}} {{.Link}}", "en/reset.txt:1: the subject has 600 bytes"},
+		{"en/rest.txt", good, "en/rest.txt is no template"},
+		{"en/reset.md", good, "en/reset.md is no template"},
+		{"reset.txt", good, "reset.txt is no template"},
+		{"english!/reset.txt", good, "is in a folder whose name is no language tag"},
+		{"fr/reset.txt", good, "fr/reset.txt: there is no reset.html with it"},
+	} {
+		dir := folderOf(t, map[string]string{test.name: test.text})
+		_, err := LoadTemplates(dir, service)
+		if err == nil || !strings.Contains(err.Error(), test.problem) {
+			t.Errorf("%s %q: %v, want %s", test.name, test.text, err, test.problem)
+		} else if !strings.Contains(test.problem, "en/reset.html: ") && !strings.Contains(err.Error(), filepath.Join(dir, test.name)) {
+			t.Errorf("%s: the file is not named: %v", test.name, err)
+		}
+	}
+	if _, err := LoadTemplates(filepath.Join(t.TempDir(), "missing"), service); err == nil || !strings.Contains(err.Error(), "contact.templates_dir") {
+		t.Errorf("a missing folder: %v", err)
+	}
+}
+
+// What a person or a device calls itself becomes no markup and no header.
+func TestWhatOthersWriteIsEscaped(t *testing.T) {
+	t.Parallel()
+	m := newMailer(t, Config{From: "Größe & Co <no-reply@example.com>"}, Options{DataDir: t.TempDir()})
+	message := contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: "alice@example.com", UserID: uuid.New(),
+		Username: `<script>alert(1)</script>"&`, LinkToken: "act_undo", At: time.Now(), Address: "203.0.113.7",
+		Device: "Call-us at https://evil.example\r\nBcc: eve@example.com", ExpiresAt: time.Now().Add(72 * time.Hour)}
+	made, err := m.templates.Make("", m.data(message, time.Now()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(made.HTML, "<script") || strings.Contains(made.HTML+made.Text, "evil") || !strings.Contains(made.Text, "Call-us\n") {
+		t.Errorf("%s\n%s", made.HTML, made.Text)
+	}
+	mail1, err := m.envelope(uuid.New(), message, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	read, err := mail.ReadMessage(strings.NewReader(string(mail1.text)))
+	if err != nil || read.Header.Get("Bcc") != "" || len(read.Header["From"]) != 1 {
+		t.Errorf("%v, %v", read.Header, err)
+	}
+	if from, err := read.Header.AddressList("From"); err != nil || from[0].Name != "Größe & Co" {
+		t.Errorf("%v, %v", from, err)
+	}
+	for _, to := range []string{"a@example.com\r\nBcc: eve@example.com", "a@example.com, eve@example.com", "Eve <a@example.com>", ""} {
+		message.Recipient = to
+		if mail, err := m.envelope(uuid.New(), message, time.Now()); outcome(err) != "refused" {
+			t.Errorf("%q: %s, %v", to, mail.text, err)
+		}
+	}
+}
+
+// Links come from the settings, and their secret is in the fragment, which no server sees.
+func TestLinksComeFromTheSettings(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ pages, want string }{
+		{"", testIssuer + "/account/"}, {"https://www.example.com/me", "https://www.example.com/me/"},
+		{"https://www.example.com/me/", "https://www.example.com/me/"},
+	} {
+		m := newMailer(t, Config{PagesURL: test.pages}, Options{DataDir: t.TempDir()})
+		for purpose, page := range map[contact.Purpose]string{contact.PurposeVerify: "verify", contact.PurposeReset: "reset",
+			contact.PurposeNoticePassword: "undo", contact.PurposeNoticeNewDevice: "undo"} {
+			d := m.data(contact.Message{Purpose: purpose, LinkToken: "act_secret"}, time.Now())
+			if d.Link != test.want+page+"#token=act_secret" {
+				t.Errorf("%s: %s", purpose, d.Link)
+			}
+		}
+	}
+}
+
+func TestHowLongACodeWorksIsWhatWasPromised(t *testing.T) {
+	t.Parallel()
+	m := newMailer(t, Config{}, Options{DataDir: t.TempDir()})
+	now := time.Now()
+	for valid, want := range map[time.Duration][2]int{15 * time.Minute: {15, 0}, 24 * time.Hour: {1440, 24}, 72 * time.Hour: {4320, 72}} {
+		// The event is written a little after the challenge.
+		d := m.data(contact.Message{Purpose: contact.PurposeReset, ExpiresAt: now.Add(valid - time.Second)}, now)
+		if d.Minutes != want[0] || d.Hours != want[1] {
+			t.Errorf("%v: %d minutes, %d hours", valid, d.Minutes, d.Hours)
+		}
+	}
+}
+
+func TestADeviceIsNamedInWordsOfOurOwn(t *testing.T) {
+	t.Parallel()
+	for agent, want := range map[string]string{
+		"": "",
+		"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0":                                                                  "Firefox, Linux",
+		"Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/143.0.0.0 Safari/537.36 Edg/143.0.0.0":           "Edge, Windows",
+		"Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.0 Mobile/15E148 Safari/604.1": "Safari, iPhone",
+		"Mozilla/5.0 (Linux; Android 15) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/143.0.0.0 Mobile Safari/537.36":                            "Chrome, Android",
+		"curl/8.5.0": "curl", "okhttp/4.12.0": "okhttp", "http://evil.example": "http", "<b>": "", "Firefox http://evil.example": "Firefox",
+	} {
+		if got := deviceName(agent); got != want {
+			t.Errorf("%q is %q, want %q", agent, got, want)
+		}
+	}
+}
+
+func TestExportedTemplatesAreTheBuiltInOnes(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "new")
+	written, err := Export(dir)
+	if err != nil || len(written) != 1+2*2*len(contact.Purposes()) {
+		t.Fatalf("%q, %v", written, err)
+	}
+	one, two := loadTemplates(t, ""), loadTemplates(t, dir)
+	for _, purpose := range contact.Purposes() {
+		for _, lang := range one.Languages() {
+			a, errA := one.Make(lang, Sample(purpose, service))
+			b, errB := two.Make(lang, Sample(purpose, service))
+			if errA != nil || errB != nil || a != b {
+				t.Errorf("%s %s: %v, %v", lang, purpose, errA, errB)
+			}
+		}
+	}
+	if _, err := Export(dir); err == nil {
+		t.Error("files are overwritten")
+	}
+}
