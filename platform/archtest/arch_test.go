@@ -56,6 +56,7 @@ var arrows = map[string][]string{
 	"modules/outbox/internal/schema": {"platform/database"},
 	"modules/outbox/relay":           {"modules/outbox", "modules/outbox/internal/schema", "platform/config", "platform/database"},
 	"modules/outbox/sink":            {"modules/outbox", "modules/outbox/relay", "platform/config"},
+	"modules/outbox/webhook":         {"modules/outbox", "modules/outbox/delivery", "modules/outbox/sink", "platform/config", "platform/seal"},
 	"modules/outbox/outboxbench":     {"modules/outbox", "modules/outbox/relay", "platform/database"},
 
 	"platform/cache":      {"platform/config"},
