@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
@@ -41,4 +42,14 @@ func outages(ctx context.Context, db database.IDB) ([]Outage, error) {
 		return o, err
 	}, `SELECT target, name, kind, error, since_ms, until_ms > `+clock+` AND until_ms <= `+clock+` + ?
 		FROM outbox_trouble ORDER BY since_ms, name`, (schema.OutageHolds + time.Second).Milliseconds())
+}
+
+// ErrorText makes an error fit its column: one line of valid text, not too long.
+func ErrorText(err error) string {
+	const most = 1000 // bytes
+	text := strings.NewReplacer("\x00", "?", "\n", " ").Replace(strings.ToValidUTF8(err.Error(), "?"))
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
 }

@@ -21,7 +21,13 @@ type ParkedKey struct {
 	EventID  string    `json:"event_id"`
 	Type     string    `json:"type"`
 	Error    string    `json:"error"`
-	ParkedAt time.Time `json:"parked_at"`
+	ParkedAt time.Time `json:"parked_at,omitzero"`
+
+	// Of targets besides the log, see [HeldKeys].
+	Target   string    `json:"target,omitempty"`
+	Attempts int       `json:"attempts,omitempty"`
+	FailedAt time.Time `json:"failed_at,omitzero"` // when the first attempt failed
+	NextAt   time.Time `json:"next_at,omitzero"`   // when it is tried again, if it is not parked
 }
 
 // Parked lists the parked keys, the oldest first.

@@ -377,7 +377,7 @@ func sweepTarget(ctx context.Context, db *database.DB, id int) (deleted int64, e
 			if n = len(ids); err != nil || n == 0 {
 				return err
 			}
-			return deleteDeliveries(ctx, tx, id, ids)
+			return DeleteDeliveries(ctx, tx, id, ids)
 		})
 		if err != nil || n == 0 {
 			return deleted, err
@@ -386,8 +386,8 @@ func sweepTarget(ctx context.Context, db *database.DB, id int) (deleted int64, e
 	}
 }
 
-// deleteDeliveries deletes deliveries of a target, and the messages among their events.
-func deleteDeliveries(ctx context.Context, tx database.Tx, target int, ids []int64) error {
+// DeleteDeliveries deletes deliveries of a target, and the messages among their events.
+func DeleteDeliveries(ctx context.Context, tx database.Tx, target int, ids []int64) error {
 	slices.Sort(ids)
 	_, err := tx.ExecContext(ctx, `DELETE FROM outbox_message WHERE id IN
 		(SELECT id FROM outbox_delivery WHERE target = ? AND segment = ? AND id IN (?))`,

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -176,7 +175,6 @@ const (
 	reportEvery  = time.Second      // how soon the database learns of a new outage
 	repeatReport = 10 * time.Second // and how often while it lasts
 	keepReports  = 24 * time.Hour   // of relays that have ended
-	maxErrorText = 1000             // bytes
 )
 
 // reportOutage writes to the database what keeps this relay from publishing, for people who look
@@ -231,17 +229,8 @@ func (r *Relay) writeOutage(ctx context.Context, o outage, holds time.Duration) 
 		VALUES (?, ?, ?, ?, ?, `+clock+` - ?, `+clock+` + ?)
 		ON CONFLICT (relay, target) DO UPDATE SET
 			kind = excluded.kind, error = excluded.error, since_ms = excluded.since_ms, until_ms = excluded.until_ms`,
-		r.id, r.sink.Name(), r.name, o.kind, errorText(o.err), r.now().Sub(o.since).Milliseconds(), holds.Milliseconds())
+		r.id, r.sink.Name(), r.name, o.kind, outbox.ErrorText(o.err), r.now().Sub(o.since).Milliseconds(), holds.Milliseconds())
 	return err
-}
-
-// errorText makes an error fit its column: one line of valid text, not too long.
-func errorText(err error) string {
-	text := strings.NewReplacer("\x00", "?", "\n", " ").Replace(strings.ToValidUTF8(err.Error(), "?"))
-	if len(text) > maxErrorText {
-		text = strings.ToValidUTF8(text[:maxErrorText], "") + "…"
-	}
-	return text
 }
 
 // forgetOutages removes the last reports of relays that ended a while ago, and reports that a

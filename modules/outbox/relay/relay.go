@@ -183,7 +183,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	}
 	defer r.store.close()
 	if r.waker != nil {
-		unsubscribe := r.waker.subscribe(r.poked)
+		unsubscribe := r.waker.Subscribe(r.poked)
 		defer unsubscribe()
 	}
 
@@ -209,6 +209,9 @@ func (r *Relay) Run(ctx context.Context) error {
 		outer.Go(func() {
 			listen(ctx, r.db, func(payload string) {
 				poke(r.poked)
+				if r.waker != nil {
+					r.waker.wakeLocal()
+				}
 				if payload == "lease" {
 					poke(r.leases)
 				}

@@ -46,12 +46,16 @@ func (w *Waker) Wake() {
 	if w == nil {
 		return
 	}
+	w.wakeLocal()
+	poke(w.dirty)
+}
+
+func (w *Waker) wakeLocal() {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, c := range w.local {
 		poke(c)
 	}
-	w.mu.Unlock()
-	poke(w.dirty)
 }
 
 // Close stops the waker.
@@ -60,7 +64,9 @@ func (w *Waker) Close() {
 	w.done.Wait()
 }
 
-func (w *Waker) subscribe(c chan<- struct{}) (unsubscribe func()) {
+// Subscribe has c receive when events may have been committed: by this process, and if a relay runs
+// in it also by others.
+func (w *Waker) Subscribe(c chan<- struct{}) (unsubscribe func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.local = append(w.local, c)

@@ -1,0 +1,239 @@
+package delivery
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/modules/outbox/relay"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Deliverer delivers events to the targets besides the log. Any number of deliverers, in any number
+// of processes, share the work. None waits for the relay of the log, or for another target.
+type Deliverer struct {
+	db    *database.DB
+	sinks map[string]Sink // by kind
+	cfg   Config
+	log   *zap.Logger
+	met   *metrics
+	now   func() time.Time
+	waker *relay.Waker
+
+	id, name string
+	kinds    []string
+
+	until  atomic.Pointer[time.Time] // when all its leases end, by this deliverer's clock
+	server atomic.Pointer[string]    // which database server answered last
+	clock  atomic.Int64              // the database's clock minus this one, in milliseconds
+
+	poked    chan struct{} // something may be waiting
+	leases   chan struct{} // leases may have become free, or can be handed over now
+	draining atomic.Bool
+
+	seen map[string]sighting // of the other deliverers; only keepLeases uses it
+	made map[int]bool        // targets whose rows of leases exist; only keepLeases uses it
+
+	mu      sync.Mutex
+	workers map[int]*worker // by target
+	running sync.WaitGroup  // the workers
+	stop    context.Context // of Run: no attempt begins after it ends
+	abandon context.Context // no attempt goes on after it ends
+	failing bool            // the last attempt to reach the database failed
+}
+
+// Options are what the settings alone do not say.
+type Options struct {
+	Log      *zap.Logger           // nil: none
+	Registry prometheus.Registerer // nil: none
+	Waker    *relay.Waker          // of this process; nil: the deliverer polls
+	Now      func() time.Time      // nil: time.Now
+	Name     string                // for people; "": host and process id
+}
+
+// New makes a deliverer to the targets of the kinds that have a sink here.
+func New(db *database.DB, sinks map[string]Sink, cfg Config, opt Options) (*Deliverer, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("make the id of a deliverer: %w", err)
+	}
+	d := &Deliverer{
+		db: db, sinks: sinks, cfg: cfg.withDefaults(), log: opt.Log, now: opt.Now, waker: opt.Waker,
+		id: id.String(), name: opt.Name, kinds: slices.Sorted(maps.Keys(sinks)),
+		poked: make(chan struct{}, 1), leases: make(chan struct{}, 1),
+		seen: map[string]sighting{}, made: map[int]bool{}, workers: map[int]*worker{},
+	}
+	if d.log == nil {
+		d.log = zap.NewNop()
+	}
+	if d.now == nil {
+		d.now = time.Now
+	}
+	if d.name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			host = "unknown"
+		}
+		d.name = fmt.Sprintf("%s/%d", host, os.Getpid())
+	}
+	d.met, err = newMetrics(opt.Registry)
+	return d, err
+}
+
+// Run delivers until ctx ends. Then it waits for the attempts under way, at most for Config.Drain,
+// releases its leases and returns nil. Nothing else ends it: while the database is away, events wait.
+func (d *Deliverer) Run(ctx context.Context) error {
+	abandon, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	keep, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
+	defer stopKeeping()
+	d.stop, d.abandon = ctx, abandon
+	if d.waker != nil {
+		defer d.waker.Subscribe(d.poked)()
+	}
+	var outer, inner sync.WaitGroup
+	outer.Go(func() { d.spread(ctx) })
+	outer.Go(func() { d.gauge(ctx) })
+	outer.Go(func() { d.sweep(ctx) })
+	inner.Go(func() { d.keepLeases(keep) })
+	<-ctx.Done()
+	d.draining.Store(true)
+	drained := time.AfterFunc(d.cfg.Drain, giveUp)
+	outer.Wait()
+	d.running.Wait()
+	drained.Stop()
+	stopKeeping()
+	inner.Wait()
+	releasing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := d.release(releasing); err != nil {
+		d.log.Warn("leases of targets were not released; others take over when they expire", zap.Error(err))
+	}
+	return nil
+}
+
+// spread wakes the workers of all targets.
+func (d *Deliverer) spread(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-d.poked:
+		}
+		d.mu.Lock()
+		for _, w := range d.workers {
+			poke(w.poked)
+		}
+		d.mu.Unlock()
+	}
+}
+
+// gauge keeps the metrics of what waits up to date. The longer it takes to count, the less often it
+// counts.
+func (d *Deliverer) gauge(ctx context.Context) {
+	for {
+		start := d.now()
+		if list, err := outbox.Deliveries(ctx, d.db); err == nil {
+			d.met.show(list)
+		}
+		if !sleep(ctx, max(gaugeEvery, 50*d.now().Sub(start))) {
+			return
+		}
+	}
+}
+
+// sweep deletes what transactions have added for targets that were removed meanwhile.
+func (d *Deliverer) sweep(ctx context.Context) {
+	for sleep(ctx, sweepEvery) {
+		if err := outbox.SweepRemoved(ctx, d.db); err != nil && ctx.Err() == nil {
+			d.log.Warn("what waits for a removed target was not deleted; trying again later", zap.Error(err))
+		}
+	}
+}
+
+// failed logs an error of the database once until it works again.
+func (d *Deliverer) failed(err error) {
+	if database.IsForbidden(err) {
+		err = fmt.Errorf("this database role may not deliver events: run deploy/postgres/grants.sql after each migration: %w", err)
+	}
+	d.mu.Lock()
+	first := !d.failing
+	d.failing = true
+	d.mu.Unlock()
+	if first {
+		d.log.Error("the deliverer cannot use the database now; events wait in order", zap.Error(err))
+	}
+}
+
+func (d *Deliverer) worked() {
+	d.mu.Lock()
+	before := d.failing
+	d.failing = false
+	d.mu.Unlock()
+	if before {
+		d.log.Info("the deliverer can use the database again")
+	}
+}
+
+// databaseNow is the database's clock as far as it is known, in milliseconds.
+func (d *Deliverer) databaseNow() int64 { return d.now().UnixMilli() + d.clock.Load() }
+
+// serverName is the database server that answered last; empty before any did, and on SQLite.
+func (d *Deliverer) serverName() string {
+	if name := d.server.Load(); name != nil {
+		return *name
+	}
+	return ""
+}
+
+// ownedAt reports whether the leases hold at a moment, by the monotonic clock and by the wall clock:
+// the monotonic one stops while a machine is suspended.
+func (d *Deliverer) ownedAt(t time.Time) bool {
+	until := d.until.Load()
+	return until != nil && t.Before(*until) && t.Round(0).Before(until.Round(0))
+}
+
+func (d *Deliverer) release(ctx context.Context) error {
+	return d.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if err := schema.Bounded(ctx, tx, d.cfg.Lease/2); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `UPDATE outbox_delivery_lease SET owner = NULL, until_ms = 0 WHERE owner = ?`, d.id); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_deliverer WHERE id = ?`, d.id); err != nil {
+			return err
+		}
+		return schema.NotifyLeases(ctx, tx)
+	})
+}
+
+func poke(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// sleep returns false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,539 @@
+package delivery_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap/zaptest"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/delivery"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// receivers is a sink whose targets take what they are told to.
+type receivers struct {
+	answer func(ctx context.Context, target string, r outbox.Record, a delivery.Attempt) error // nil: takes all
+
+	mu       sync.Mutex
+	taken    map[string][]outbox.Record // by target, in order
+	attempts map[string]int             // by target and key
+	now      map[string]int             // under way, by target and key
+	most     map[string]int             // under way at once, by target
+	twice    []string                   // two of a key were under way at once
+}
+
+func newReceivers() *receivers {
+	return &receivers{taken: map[string][]outbox.Record{}, attempts: map[string]int{}, now: map[string]int{}, most: map[string]int{}}
+}
+
+func (s *receivers) Deliver(ctx context.Context, t delivery.Target, r outbox.Record, a delivery.Attempt) error {
+	if !a.Owned() {
+		return delivery.ErrNotOwned
+	}
+	key := t.Name + " " + r.Key
+	s.mu.Lock()
+	s.attempts[key]++
+	if s.now[key]++; s.now[key] > 1 {
+		s.twice = append(s.twice, key)
+	}
+	s.now[t.Name]++
+	s.most[t.Name] = max(s.most[t.Name], s.now[t.Name])
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		s.now[key]--
+		s.now[t.Name]--
+		s.mu.Unlock()
+	}()
+	if s.answer != nil {
+		if err := s.answer(ctx, t.Name, r, a); err != nil {
+			return err
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.taken[t.Name] = append(s.taken[t.Name], r)
+	return nil
+}
+
+// of lists what a target has, as key/sequence, with * for a replay.
+func (s *receivers) of(target string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []string
+	for _, r := range s.taken[target] {
+		text := fmt.Sprintf("%s/%d", r.Key, r.Seq)
+		if r.Replay {
+			text += "*"
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, " ")
+}
+
+func (s *receivers) tried(target, key string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.attempts[target+" "+key]
+}
+
+func (s *receivers) sorted(target string) string {
+	parts := strings.Fields(s.of(target))
+	slices.Sort(parts)
+	return strings.Join(parts, " ")
+}
+
+// quick has failed attempts repeated soon.
+var quick = delivery.Config{Lease: time.Second, Pause: 20 * time.Millisecond}
+
+// start runs a deliverer to webhooks and mail until the returned function is called, or the test ends.
+func start(t testing.TB, db *database.DB, s delivery.Sink, cfg delivery.Config) (stop func(), reg *prometheus.Registry) {
+	t.Helper()
+	reg = prometheus.NewRegistry()
+	d, err := delivery.New(db, map[string]delivery.Sink{"webhook": s, "mail": s}, cfg,
+		delivery.Options{Log: zaptest.NewLogger(t), Registry: reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("the deliverer ended with: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop, reg
+}
+
+func subscribe(t testing.TB, db *database.DB, name string, types ...string) outbox.Subscription {
+	t.Helper()
+	if len(types) == 0 {
+		types = []string{"*"}
+	}
+	s, err := outbox.Subscribe(t.Context(), db, outbox.Subscription{
+		Name: name, Kind: outbox.KindWebhook, Types: types, URL: "https://receiver.example/" + name,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func state(t testing.TB, db *database.DB, name string) outbox.DeliveryState {
+	t.Helper()
+	list, err := outbox.Deliveries(t.Context(), db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range list {
+		if s.Name == name {
+			return s
+		}
+	}
+	t.Fatalf("there is no target %s", name)
+	return outbox.DeliveryState{}
+}
+
+// empty waits until nothing waits for the targets.
+func empty(t testing.TB, db *database.DB, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		testenv.Eventually(t, "nothing waits for "+name, func() bool { return state(t, db, name).Waiting == 0 })
+	}
+}
+
+func TestEachTargetGetsItsEventsInOrder(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		subscribe(t, db, "one")
+		subscribe(t, db, "two", "test.*")
+		subscribe(t, db, "none", "other.*")
+		s := newReceivers()
+		stop, _ := start(t, db, s, quick)
+		for range 3 {
+			outboxtest.AddKeys(t, db, "a", "b", "b")
+			e := outboxtest.Event("mail:a")
+			e.Target = "mail"
+			outboxtest.Add(t, db, e)
+		}
+		empty(t, db, "one", "two", "mail")
+		stop()
+		for _, target := range []string{"one", "two"} {
+			for _, key := range []string{"a", "b"} {
+				var got []string
+				for _, part := range strings.Fields(s.of(target)) {
+					if strings.HasPrefix(part, key+"/") {
+						got = append(got, part)
+					}
+				}
+				want := "a/1 a/2 a/3"
+				if key == "b" {
+					want = "b/1 b/2 b/3 b/4 b/5 b/6"
+				}
+				if strings.Join(got, " ") != want {
+					t.Errorf("%s gets %v, want %s", target, got, want)
+				}
+			}
+		}
+		if got := s.of("mail"); got != "mail:a/0 mail:a/0 mail:a/0" {
+			t.Errorf("mail gets %s", got)
+		}
+		if got := s.of("none"); got != "" {
+			t.Errorf("a target gets what it does not want: %s", got)
+		}
+		if len(s.twice) > 0 {
+			t.Errorf("two events of a key were under way at once: %v", s.twice)
+		}
+		var left int
+		err := db.QueryRowContext(t.Context(), `SELECT (SELECT count(*) FROM outbox_message) + (SELECT count(*) FROM outbox_deliverer)
+			+ (SELECT count(*) FROM outbox_delivery_lease WHERE owner IS NOT NULL)`).Scan(&left)
+		if err != nil || left != 0 {
+			t.Errorf("%d messages, deliverers and leases are left, %v", left, err)
+		}
+	})
+}
+
+func TestAKeyThatFailsHoldsUpItselfAlone(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		subscribe(t, db, "hook")
+		var mu sync.Mutex
+		broken := true
+		s := newReceivers()
+		s.answer = func(_ context.Context, _ string, r outbox.Record, _ delivery.Attempt) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if r.Key == "bad" && broken {
+				return errors.New("not now")
+			}
+			return nil
+		}
+		outboxtest.AddKeys(t, db, "bad", "bad", "good", "good")
+		_, reg := start(t, db, s, quick)
+		testenv.Eventually(t, "the bad key is tried again", func() bool { return s.tried("hook", "bad") >= 4 })
+		outboxtest.AddKeys(t, db, "bad", "good") // arrives while its key waits
+		testenv.Eventually(t, "the good key goes on", func() bool { return s.of("hook") == "good/1 good/2 good/3" })
+		st := state(t, db, "hook")
+		if st.Waiting != 3 || st.HeldKeys != 1 || st.ParkedKeys != 0 || !strings.Contains(st.LastError, "not now") {
+			t.Errorf("state: %+v", st)
+		}
+		mu.Lock()
+		broken = false
+		mu.Unlock()
+		empty(t, db, "hook")
+		if got := s.of("hook"); got != "good/1 good/2 good/3 bad/1 bad/2 bad/3" {
+			t.Errorf("it gets %s", got)
+		}
+		testenv.Eventually(t, "the key is held no longer", func() bool { return state(t, db, "hook").HeldKeys == 0 })
+		outboxtest.AddKeys(t, db, "bad")
+		testenv.Eventually(t, "the next event", func() bool { return strings.HasSuffix(s.of("hook"), "bad/4") })
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		for _, f := range families {
+			seen[f.GetName()] = true
+		}
+		for _, name := range []string{"delivered_total", "failed_total", "latency_seconds", "waiting"} {
+			if !seen["authctl_outbox_target_"+name] {
+				t.Errorf("no metric %s", name)
+			}
+		}
+	})
+}
+
+// A target that hangs has all its attempts under way. No other target waits for one of them.
+func TestATargetThatHangsDelaysNoOther(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		const hanging = 5
+		for i := range hanging {
+			subscribe(t, db, fmt.Sprint("dead-", i))
+		}
+		subscribe(t, db, "living")
+		s := newReceivers()
+		s.answer = func(ctx context.Context, target string, _ outbox.Record, _ delivery.Attempt) error {
+			if target != "living" {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		}
+		cfg := quick
+		cfg.Drain = time.Millisecond
+		stop, _ := start(t, db, s, cfg)
+		var keys []string
+		for i := range 300 {
+			keys = append(keys, fmt.Sprint("k", i))
+		}
+		outboxtest.AddKeys(t, db, keys...)
+		empty(t, db, "living")
+		outboxtest.AddKeys(t, db, keys...)
+		empty(t, db, "living")
+		stop()
+		if st := state(t, db, "dead-0"); st.Waiting != 600 || st.HeldKeys > 0 {
+			t.Errorf("of the one that hangs %d wait and %d keys are held; want 600 and none: nothing is known of them",
+				st.Waiting, st.HeldKeys)
+		}
+	})
+}
+
+func TestManyKeysAreUnderWayAtOnceAndOneEventOfEach(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		subscribe(t, db, "slow")
+		const want = 50
+		s := newReceivers()
+		all := make(chan struct{})
+		s.answer = func(ctx context.Context, _ string, r outbox.Record, _ delivery.Attempt) error {
+			s.mu.Lock()
+			if s.now["slow"] == want && r.Seq == 1 {
+				close(all)
+			}
+			s.mu.Unlock()
+			select {
+			case <-all:
+			case <-ctx.Done():
+			}
+			return ctx.Err()
+		}
+		for i := range want {
+			k := fmt.Sprint("k", i)
+			outboxtest.AddKeys(t, db, k, k)
+		}
+		start(t, db, s, quick)
+		empty(t, db, "slow")
+		if len(s.twice) > 0 || s.most["slow"] != want {
+			t.Errorf("%d under way at once, twice: %v", s.most["slow"], s.twice)
+		}
+	})
+}
+
+func TestARefusedEventParksItsKey(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		hook := subscribe(t, db, "hook")
+		var mu sync.Mutex
+		refuses := true
+		s := newReceivers()
+		s.answer = func(_ context.Context, _ string, r outbox.Record, _ delivery.Attempt) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if refuses && r.Key == "bad" && r.Seq == 1 {
+				return &delivery.Refused{Err: errors.New("too large")}
+			}
+			return nil
+		}
+		outboxtest.AddKeys(t, db, "bad", "bad", "bad", "good")
+		start(t, db, s, quick)
+		parked := func() { // the key is
+			t.Helper()
+			testenv.Eventually(t, "the key is parked", func() bool { return state(t, db, "hook").ParkedKeys == 1 })
+		}
+		parked()
+		list, err := outbox.HeldKeys(t.Context(), db, hook, false)
+		if err != nil || len(list) != 1 || list[0].Key != "bad" || list[0].Events != 3 || list[0].EventID == "" ||
+			!strings.Contains(list[0].Error, "too large") || list[0].Target != "hook" {
+			t.Errorf("parked: %+v, %v", list, err)
+		}
+		if events, err := outbox.HeldEvents(t.Context(), db, hook, "bad"); err != nil || len(events) != 3 || events[0].Seq != 1 {
+			t.Errorf("its events: %v, %v", events, err)
+		}
+		if n, err := outbox.RetryHeld(t.Context(), db, hook, "bad"); err != nil || n != 3 {
+			t.Errorf("retried %d, %v", n, err)
+		}
+		testenv.Eventually(t, "it is tried again", func() bool { return s.tried("hook", "bad") == 2 })
+		parked()
+		if n, err := outbox.DiscardHeld(t.Context(), db, hook, "bad"); err != nil || n != 2 {
+			t.Errorf("discarded, and %d follow, %v", n, err)
+		}
+		empty(t, db, "hook")
+		if got := s.sorted("hook"); got != "bad/2 bad/3 good/1" {
+			t.Errorf("it gets %s", got)
+		}
+		for _, fn := range []func(context.Context, *database.DB, outbox.Subscription, string) (int64, error){outbox.RetryHeld, outbox.DiscardHeld} {
+			if _, err := fn(t.Context(), db, hook, "good"); !errors.Is(err, outbox.ErrNotParked) {
+				t.Errorf("a key that is not parked: %v", err)
+			}
+		}
+		mu.Lock()
+		refuses = false
+		mu.Unlock()
+		res, err := outbox.ReplayTo(t.Context(), db, hook, outbox.Selection{Key: "bad", ToID: 1}, false, nil)
+		if err != nil || res.Matched != 1 || res.Enqueued != 1 {
+			t.Errorf("replay: %+v, %v", res, err)
+		}
+		empty(t, db, "hook")
+		if got := s.of("hook"); !strings.HasSuffix(got, " bad/1*") {
+			t.Errorf("after the replay it has %s", got)
+		}
+	})
+}
+
+// After retry_for the key is parked. Until then the first failure counts, also over a restart.
+func TestAnEventThatIsNeverTakenParksItsKeyInTheEnd(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		subscribe(t, db, "hook")
+		s := newReceivers()
+		s.answer = func(context.Context, string, outbox.Record, delivery.Attempt) error { return errors.New("never") }
+		outboxtest.AddKeys(t, db, "a")
+		stop, _ := start(t, db, s, quick)
+		testenv.Eventually(t, "it is tried", func() bool { return state(t, db, "hook").HeldKeys == 1 })
+		stop()
+		if _, err := db.ExecContext(t.Context(), `UPDATE outbox_held_key SET since_ms = since_ms - 73 * 3600000, next_ms = 0`); err != nil {
+			t.Fatal(err)
+		}
+		start(t, db, s, quick)
+		testenv.Eventually(t, "the key is parked", func() bool { return state(t, db, "hook").ParkedKeys == 1 })
+	})
+}
+
+func TestAFailedAttemptIsRepeatedWhenItsTimeHasCome(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		hook := subscribe(t, db, "hook")
+		s := newReceivers()
+		var firsts []delivery.Attempt
+		s.answer = func(_ context.Context, _ string, r outbox.Record, a delivery.Attempt) error {
+			s.mu.Lock()
+			firsts = append(firsts, a)
+			s.mu.Unlock()
+			return &delivery.Later{After: time.Hour, Err: errors.New("in an hour")}
+		}
+		outboxtest.AddKeys(t, db, "a")
+		before := time.Now()
+		stop, _ := start(t, db, s, quick)
+		testenv.Eventually(t, "it is tried", func() bool { return state(t, db, "hook").HeldKeys == 1 })
+		list, err := outbox.HeldKeys(t.Context(), db, hook, true)
+		if err != nil || len(list) != 1 || list[0].NextAt.Before(before.Add(time.Hour-time.Second)) || !list[0].ParkedAt.IsZero() {
+			t.Errorf("it waits until %+v, %v", list, err)
+		}
+		stop()
+		if n, err := outbox.RetryHeld(t.Context(), db, hook, "a"); err != nil || n != 1 {
+			t.Fatalf("retried %d, %v", n, err)
+		}
+		start(t, db, s, quick)
+		testenv.Eventually(t, "it is tried at once", func() bool { return s.tried("hook", "a") == 2 })
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if firsts[0].Number != 1 || !firsts[0].First.IsZero() || firsts[1].Number != 1 {
+			t.Errorf("attempts: %+v", firsts)
+		}
+	})
+}
+
+func TestATargetThatIsGoneIsPausedUntilSomebodyResumesIt(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		subscribe(t, db, "hook")
+		subscribe(t, db, "other")
+		s := newReceivers()
+		var mu sync.Mutex
+		gone := true
+		s.answer = func(_ context.Context, target string, r outbox.Record, _ delivery.Attempt) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if gone && target == "hook" {
+				return &delivery.Gone{Err: errors.New("it answered 410")}
+			}
+			return nil
+		}
+		outboxtest.AddKeys(t, db, "a", "a")
+		start(t, db, s, quick)
+		testenv.Eventually(t, "the target is paused", func() bool {
+			st := state(t, db, "hook")
+			return !st.Active() && strings.Contains(st.Reason, "410")
+		})
+		outboxtest.AddKeys(t, db, "a")
+		empty(t, db, "other")
+		if st := state(t, db, "hook"); st.Waiting != 3 {
+			t.Errorf("%d wait for it", st.Waiting)
+		}
+		mu.Lock()
+		gone = false
+		mu.Unlock()
+		if err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
+			t.Fatal(err)
+		}
+		empty(t, db, "hook")
+		if got := s.of("hook"); got != "a/1 a/2 a/3" {
+			t.Errorf("it gets %s", got)
+		}
+		if err := outbox.PauseTarget(t.Context(), db, "nobody", ""); !errors.Is(err, outbox.ErrNoTarget) {
+			t.Errorf("a target that does not exist: %v", err)
+		}
+	})
+}
+
+func TestAnEventThatIsDroppedCountsAsDone(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := newReceivers()
+		s.answer = func(_ context.Context, _ string, r outbox.Record, _ delivery.Attempt) error {
+			if r.Subject == "late" {
+				return &delivery.Dropped{Err: errors.New("expired")}
+			}
+			return nil
+		}
+		late, good := outboxtest.Event("mail:a"), outboxtest.Event("mail:a")
+		late.Subject, late.Target, good.Target = "late", "mail", "mail"
+		outboxtest.Add(t, db, late, good)
+		start(t, db, s, quick)
+		empty(t, db, "mail")
+		if got := s.of("mail"); got != "mail:a/0" {
+			t.Errorf("it gets %s", got)
+		}
+	})
+}
+
+// Deliverers share the work, and one that stops hands its share over at once.
+func TestDeliverersShareTheWork(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	subscribe(t, db, "hook")
+	first, second := newReceivers(), newReceivers()
+	stop, _ := start(t, db, first, quick)
+	start(t, db, second, quick)
+	owners := func(want int) {
+		t.Helper()
+		testenv.Eventually(t, fmt.Sprint("leases are shared by ", want), func() bool {
+			var n, unowned int
+			err := db.QueryRowContext(t.Context(), `SELECT count(DISTINCT owner), count(*) FILTER (WHERE owner IS NULL) FROM outbox_delivery_lease`).Scan(&n, &unowned)
+			return err == nil && n == want && unowned == 0
+		})
+	}
+	owners(2)
+	var keys []string
+	for i := range 100 {
+		keys = append(keys, fmt.Sprint("k", i))
+	}
+	outboxtest.AddKeys(t, db, keys...)
+	empty(t, db, "hook")
+	a, b := len(strings.Fields(first.of("hook"))), len(strings.Fields(second.of("hook")))
+	if a+b != 100 || a == 0 || b == 0 {
+		t.Errorf("they delivered %d and %d, want 100 in all", a, b)
+	}
+	stop()
+	owners(1)
+	outboxtest.AddKeys(t, db, keys...)
+	empty(t, db, "hook")
+	if n := len(strings.Fields(second.of("hook"))); n != b+100 {
+		t.Errorf("the one that is left delivered %d, want %d", n, b+100)
+	}
+}

@@ -1,0 +1,407 @@
+package delivery
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// place is one shard of one target.
+type place struct{ target, shard int }
+
+// lease is the right to deliver the events of one place. A new lease of the same place is another
+// value, so that nothing begun under the old one counts under the new one.
+type lease struct {
+	place
+	epoch   int64
+	leaving atomic.Bool // to be handed to another deliverer
+	lost    atomic.Bool // for good
+	flying  atomic.Int32
+}
+
+// sighting is what was last seen of another deliverer: see the same in package relay.
+type sighting struct {
+	ends  [2]int64 // of its row and of its leases, by the database's clock
+	since time.Time
+	lease time.Duration
+	done  bool // its places were taken
+}
+
+func (s sighting) gone(t time.Time) bool { return t.Sub(s.since) >= s.lease }
+
+// keepLeases renews the leases every third of their length.
+func (d *Deliverer) keepLeases(ctx context.Context) {
+	for {
+		wait := d.cfg.Lease / 3
+		if err := d.tick(ctx); err == nil {
+			d.worked()
+		} else if ctx.Err() == nil {
+			d.failed(err)
+			wait = 100 * time.Millisecond
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-d.leases:
+			timer.Stop()
+		case <-timer.C:
+		}
+	}
+}
+
+// tickResult is what the database said.
+type tickResult struct {
+	nowMS    int64
+	server   string
+	targets  []outbox.Subscription // of kinds that have a sink here
+	epochs   map[place]int64       // held now
+	released []place
+	expired  int
+	made     []int // targets whose rows of leases exist now
+}
+
+// tick renews the leases of this deliverer, hands over what others should have, takes what it should
+// have, and reads the targets. It is one transaction, so that no lease is held for a target that was
+// removed or paused without knowing.
+func (d *Deliverer) tick(ctx context.Context) error {
+	asked := d.now() // before the query: the lease in the database begins later, and ends later
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.Lease/2)
+	defer cancel()
+	if !d.ownedAt(asked) {
+		d.dropAll() // others may have owned the places since: what is remembered is out of date
+	}
+	held := d.held()
+	var res tickResult
+	err := d.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
+		res, err = d.tickTx(ctx, tx, asked, held)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("renew the leases of targets: %w", err)
+	}
+	d.apply(asked, held, res)
+	return nil
+}
+
+// held returns the leases of all workers.
+func (d *Deliverer) held() map[place]*lease {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	held := map[place]*lease{}
+	for _, w := range d.workers {
+		for _, l := range w.leases() {
+			held[l.place] = l
+		}
+	}
+	return held
+}
+
+func (d *Deliverer) dropAll() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, w := range d.workers {
+		for _, l := range w.leases() {
+			l.lost.Store(true)
+		}
+		w.assign(w.subscription(), nil, 0)
+	}
+}
+
+func (d *Deliverer) tickTx(
+	ctx context.Context, tx database.Tx, asked time.Time, held map[place]*lease,
+) (res tickResult, err error) {
+	clock, length := schema.Now(tx), d.cfg.Lease.Milliseconds()
+	if err := schema.Bounded(ctx, tx, d.cfg.Lease/2); err != nil {
+		return res, err
+	}
+	err = tx.QueryRowContext(ctx, "SELECT "+clock+", "+schema.ThisServer(tx)).Scan(&res.nowMS, &res.server)
+	if err != nil {
+		return res, err
+	}
+	if prior := d.serverName(); prior != "" && prior != res.server {
+		held = nil // another server: what is remembered may not have happened there
+	}
+	kinds, err := json.Marshal(d.kinds)
+	if err != nil {
+		return res, err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_deliverer (id, name, kinds, started_ms, until_ms, lease_ms)
+		VALUES (?1, ?2, ?3, `+clock+`, `+clock+` + ?4, ?4) ON CONFLICT (id) DO UPDATE SET until_ms = excluded.until_ms`,
+		d.id, d.name, string(kinds), length)
+	if err != nil {
+		return res, err
+	}
+	living, gone, err := d.watch(ctx, tx, asked, res.nowMS)
+	if err != nil {
+		return res, err
+	}
+	_, err = tx.ExecContext(ctx, `DELETE FROM outbox_deliverer WHERE until_ms < `+clock+` - 60000 OR until_ms > `+clock+` AND id IN (?)`,
+		database.List(gone))
+	if err != nil {
+		return res, err
+	}
+	all, err := outbox.Subscriptions(ctx, tx)
+	if err != nil {
+		return res, err
+	}
+	mine := map[place]bool{} // what this deliverer should have
+	for _, s := range all {
+		if d.sinks[s.Kind] == nil {
+			continue
+		}
+		res.targets = append(res.targets, s)
+		if err := d.makeLeases(ctx, tx, s.ID); err != nil {
+			return res, err
+		}
+		res.made = append(res.made, s.ID)
+		able := living[s.Kind]
+		for shard := range schema.DeliveryShards(tx) {
+			if len(able) > 0 && able[(s.ID+shard)%len(able)] == d.id {
+				mine[place{s.ID, shard}] = true
+			}
+		}
+	}
+	if res.epochs, err = d.renew(ctx, tx, held, clock, length); err != nil {
+		return res, err
+	}
+	for p := range res.epochs {
+		l := held[p]
+		l.leaving.Store(!mine[p])
+		if !mine[p] && l.flying.Load() == 0 {
+			res.released = append(res.released, p)
+		}
+	}
+	for _, p := range res.released {
+		_, err := tx.ExecContext(ctx, `UPDATE outbox_delivery_lease SET owner = NULL, until_ms = 0
+			WHERE target = ? AND shard = ? AND owner = ?`, p.target, p.shard, d.id)
+		if err != nil {
+			return res, err
+		}
+		delete(res.epochs, p)
+	}
+	if !d.draining.Load() {
+		if res.expired, err = d.take(ctx, tx, mine, res.epochs, gone, clock, length); err != nil {
+			return res, err
+		}
+	}
+	if len(res.released) > 0 {
+		err = schema.NotifyLeases(ctx, tx)
+	}
+	return res, err
+}
+
+// watch lists the deliverers: those that live, by kind of target and in order, and those that have not
+// renewed for a whole lease, whatever the database's clock says.
+func (d *Deliverer) watch(
+	ctx context.Context, tx database.Tx, asked time.Time, nowMS int64,
+) (living map[string][]string, gone []string, err error) {
+	seen := map[string]sighting{}
+	living = map[string][]string{}
+	_, err = database.Collect(ctx, tx, "read the deliverers", func(row database.Row) (id string, err error) {
+		var s sighting
+		var length int64
+		var text string
+		var kinds []string
+		if err := row.Scan(&id, &text, &s.ends[0], &s.ends[1], &length); err != nil {
+			return id, err
+		}
+		if err := json.Unmarshal([]byte(text), &kinds); err != nil {
+			return id, err
+		}
+		if last, ok := d.seen[id]; ok && last.ends == s.ends {
+			s = last
+		} else {
+			s.since = d.now()
+		}
+		s.lease = time.Duration(length) * time.Millisecond
+		switch {
+		case id != d.id && s.gone(asked):
+			s.done = true
+			gone = append(gone, id)
+		case s.ends[0] > nowMS:
+			for _, kind := range kinds {
+				living[kind] = append(living[kind], id)
+			}
+		}
+		seen[id] = s
+		return id, nil
+	}, `SELECT r.id, r.kinds, r.until_ms, coalesce(l.until_ms, 0), r.lease_ms FROM outbox_deliverer r
+			LEFT JOIN (SELECT owner, max(until_ms) AS until_ms FROM outbox_delivery_lease GROUP BY owner) l ON l.owner = r.id
+		UNION ALL SELECT owner, '[]', 0, max(until_ms), ?1 FROM outbox_delivery_lease
+			WHERE owner IS NOT NULL AND owner NOT IN (SELECT id FROM outbox_deliverer) GROUP BY owner
+		ORDER BY 1`, schema.LongestLease.Milliseconds())
+	if err != nil {
+		return nil, nil, err
+	}
+	delete(seen, d.id)
+	d.seen = seen
+	return living, gone, nil
+}
+
+// makeLeases makes the rows of a target's leases when it is first met.
+func (d *Deliverer) makeLeases(ctx context.Context, tx database.Tx, target int) error {
+	if d.made[target] {
+		return nil
+	}
+	for shard := range schema.DeliveryShards(tx) {
+		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_delivery_lease (target, shard) VALUES (?, ?) ON CONFLICT DO NOTHING`,
+			target, shard)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// renew prolongs the leases that are still this deliverer's.
+func (d *Deliverer) renew(
+	ctx context.Context, tx database.Tx, held map[place]*lease, clock string, length int64,
+) (map[place]int64, error) {
+	epochs := map[place]int64{}
+	if len(held) == 0 {
+		return epochs, nil
+	}
+	if d.db.IsPostgres() { // in the order in which everyone locks several
+		_, err := tx.ExecContext(ctx, `SELECT 1 FROM outbox_delivery_lease WHERE owner = ? ORDER BY target, shard FOR UPDATE`, d.id)
+		if err != nil {
+			return nil, err
+		}
+	}
+	rows := make([][]int64, 0, len(held))
+	for p, l := range held {
+		rows = append(rows, []int64{int64(p.target), int64(p.shard), l.epoch})
+	}
+	values, arg := schema.Rows(tx, rows, "target", "shard", "epoch")
+	_, err := database.Collect(ctx, tx, "keep leases", func(row database.Row) (p place, err error) {
+		var epoch int64
+		err = row.Scan(&p.target, &p.shard, &epoch)
+		epochs[p] = epoch
+		return p, err
+	}, `UPDATE outbox_delivery_lease SET until_ms = `+clock+` + ? FROM `+values+` AS v
+		WHERE outbox_delivery_lease.target = v.target AND outbox_delivery_lease.shard = v.shard
+			AND outbox_delivery_lease.epoch = v.epoch AND outbox_delivery_lease.owner = ?
+		RETURNING outbox_delivery_lease.target, outbox_delivery_lease.shard, outbox_delivery_lease.epoch`, length, arg, d.id)
+	return epochs, err
+}
+
+// take claims what this deliverer should have and nobody holds, and adds it to epochs. It returns how
+// many leases had expired.
+func (d *Deliverer) take(
+	ctx context.Context, tx database.Tx, mine map[place]bool, epochs map[place]int64, gone []string, clock string, length int64,
+) (expired int, err error) {
+	missing := 0
+	for p := range mine {
+		if _, have := epochs[p]; !have {
+			missing++
+		}
+	}
+	if missing == 0 {
+		return 0, nil
+	}
+	skip := ""
+	if d.db.IsPostgres() {
+		skip = " FOR UPDATE SKIP LOCKED"
+	}
+	type free struct {
+		place
+		expired bool
+	}
+	list, err := database.Collect(ctx, tx, "find free leases", func(row database.Row) (f free, err error) {
+		err = row.Scan(&f.target, &f.shard, &f.expired)
+		return f, err
+	}, `SELECT target, shard, owner IS NOT NULL AND owner <> ?1 FROM outbox_delivery_lease
+		WHERE owner IS NULL OR until_ms <= `+clock+` OR owner IN (?2) OR owner = ?1 ORDER BY target, shard`+skip,
+		d.id, database.List(gone))
+	if err != nil {
+		return 0, err
+	}
+	for _, f := range list {
+		if _, have := epochs[f.place]; have || !mine[f.place] {
+			continue
+		}
+		var epoch int64
+		err := tx.QueryRowContext(ctx, `UPDATE outbox_delivery_lease SET owner = ?, epoch = epoch + 1, until_ms = `+clock+` + ?
+			WHERE target = ? AND shard = ? RETURNING epoch`, d.id, length, f.target, f.shard).Scan(&epoch)
+		if err != nil {
+			return 0, fmt.Errorf("take a lease: %w", err)
+		}
+		epochs[f.place] = epoch
+		if f.expired {
+			expired++
+		}
+	}
+	return expired, nil
+}
+
+// apply gives every worker its target and leases.
+func (d *Deliverer) apply(asked time.Time, held map[place]*lease, res tickResult) {
+	if prior := d.serverName(); prior != "" && prior != res.server {
+		d.log.Warn("the database is another server now; reading the leases of targets again")
+	}
+	d.made = map[int]bool{}
+	for _, id := range res.made {
+		d.made[id] = true
+	}
+	d.server.Store(&res.server)
+	d.clock.Store(res.nowMS - d.now().UnixMilli())
+	until := asked.Add(d.cfg.Lease - d.cfg.Lease/10)
+	d.until.Store(&until)
+	next := map[int][]*lease{}
+	lost := 0
+	for p, epoch := range res.epochs {
+		l := held[p]
+		if l == nil || l.epoch != epoch {
+			l = &lease{place: p, epoch: epoch}
+		}
+		next[p.target] = append(next[p.target], l)
+	}
+	for p, l := range held {
+		if epoch, have := res.epochs[p]; !have || epoch != l.epoch {
+			l.lost.Store(true)
+			if !slices.Contains(res.released, p) {
+				lost++
+			}
+		}
+	}
+	if res.expired > 0 {
+		d.log.Info("took over targets of a deliverer that is gone", zap.Int("shards", res.expired))
+	}
+	if lost > 0 {
+		d.log.Warn("lost shards of targets to another deliverer", zap.Int("shards", lost))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	limit := min(maxOfTarget, maxRequests/max(1, len(res.targets)))
+	known := map[int]bool{}
+	for _, s := range res.targets {
+		known[s.ID] = true
+		w := d.workers[s.ID]
+		if w == nil {
+			if len(next[s.ID]) == 0 || d.draining.Load() {
+				continue
+			}
+			w = newWorker(d, s)
+			d.workers[s.ID] = w
+			d.running.Go(w.run)
+		}
+		w.assign(s, next[s.ID], limit)
+	}
+	for id := range maps.Clone(d.workers) {
+		if !known[id] { // removed
+			d.workers[id].quit()
+			delete(d.workers, id)
+		}
+	}
+}

@@ -1,0 +1,70 @@
+package delivery
+
+import (
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/toppira/authctl/modules/outbox"
+)
+
+// metrics are authctl_outbox_target_*, each with the name of the target. The gauges are the same at
+// every deliverer: use the maximum, not the sum.
+type metrics struct {
+	waiting, oldestAge, held, parked, paused *prometheus.GaugeVec
+	delivered, dropped, failed               *prometheus.CounterVec
+	latency                                  *prometheus.HistogramVec
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	gauge := func(name, help string) *prometheus.GaugeVec {
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "authctl_outbox_target_" + name, Help: help}, []string{"target"})
+	}
+	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "authctl_outbox_target_" + name, Help: help},
+			append([]string{"target"}, labels...))
+	}
+	m := &metrics{
+		waiting:   gauge("waiting", "Events that wait for the target."),
+		oldestAge: gauge("oldest_age_seconds", "Age of the oldest event that waits for the target, except those of parked keys."),
+		held:      gauge("held_keys", "Keys whose first event the target did not take, and that are tried again."),
+		parked:    gauge("parked_keys", "Keys of the target that are parked."),
+		paused:    gauge("paused", "1 while the target is paused."),
+		delivered: counter("delivered_total", "Events that the target took from this process."),
+		dropped:   counter("dropped_total", "Events that had become pointless before the target took them."),
+		failed:    counter("failed_total", "Attempts that the target did not take, by kind: retry or refused.", "kind"),
+		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "authctl_outbox_target_latency_seconds", Help: "From the writing of an event to the moment the target took it.",
+			Buckets: []float64{.005, .025, .1, .25, 1, 5, 30, 300, 3600},
+		}, []string{"target"}),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	for _, c := range []prometheus.Collector{
+		m.waiting, m.oldestAge, m.held, m.parked, m.paused, m.delivered, m.dropped, m.failed, m.latency,
+	} {
+		if err := reg.Register(c); err != nil {
+			return nil, fmt.Errorf("register the metrics of targets: %w", err)
+		}
+	}
+	return m, nil
+}
+
+// show replaces what the gauges show, so that a target that was removed is no longer shown.
+func (m *metrics) show(list []outbox.DeliveryState) {
+	for _, g := range []*prometheus.GaugeVec{m.waiting, m.oldestAge, m.held, m.parked, m.paused} {
+		g.Reset()
+	}
+	for _, t := range list {
+		m.waiting.WithLabelValues(t.Name).Set(float64(t.Waiting))
+		m.oldestAge.WithLabelValues(t.Name).Set(t.OldestAge.Seconds())
+		m.held.WithLabelValues(t.Name).Set(float64(t.HeldKeys))
+		m.parked.WithLabelValues(t.Name).Set(float64(t.ParkedKeys))
+		paused := 0.0
+		if !t.Active() {
+			paused = 1
+		}
+		m.paused.WithLabelValues(t.Name).Set(paused)
+	}
+}

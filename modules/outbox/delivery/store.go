@@ -1,0 +1,344 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// errOtherServer says that the database is no longer the server that was read from. The new one may
+// have given the same ids to other events.
+var errOtherServer = errors.New("the database is another server now")
+
+// onServer runs a transaction on the given server and no other.
+func (d *Deliverer) onServer(ctx context.Context, server string, fn func(context.Context, database.Tx) error) error {
+	return d.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		if d.db.IsPostgres() {
+			if err := schema.Bounded(ctx, tx, d.cfg.Lease/2); err != nil {
+				return err
+			}
+			var same bool
+			if err := tx.QueryRowContext(ctx, `SELECT `+schema.ThisServer(tx)+` = ?`, server).Scan(&same); err != nil {
+				return err
+			}
+			if !same {
+				return errOtherServer
+			}
+		}
+		return fn(ctx, tx)
+	})
+}
+
+// eachShard is a table of the first rows of each shard that a query finds. The query names the shard
+// s.shard. On SQLite there is only one shard, and no LATERAL.
+func (d *Deliverer) eachShard(shards []int, query string) (table string, args []any) {
+	if !d.db.IsPostgres() {
+		return "(" + strings.ReplaceAll(query, "s.shard", "0") + ")", nil
+	}
+	rows := make([][]int64, len(shards))
+	for i, shard := range shards {
+		rows[i] = []int64{int64(shard)}
+	}
+	list, arg := schema.Rows(d.db, rows, "shard")
+	return list + " s CROSS JOIN LATERAL (" + query + ")", []any{arg}
+}
+
+// readyRows returns the first rows of each shard that are not held, in the order of ids: at most depth
+// of each. Those whose keys are held meanwhile are marked.
+func (d *Deliverer) readyRows(ctx context.Context, server string, target int, shards []int, depth int) ([]row, error) {
+	table, args := d.eachShard(shards, `SELECT d.id, d.segment, d.replay, d.shard, d.key FROM outbox_delivery d
+		WHERE d.target = ? AND d.shard = s.shard AND NOT d.held ORDER BY d.id LIMIT ?`)
+	args = append(args, target, depth, target)
+	list, err := database.Collect(ctx, d.db, "read what waits for a target", func(from database.Row) (r row, err error) {
+		var on string
+		err = from.Scan(&r.id, &r.segment, &r.replay, &r.shard, &r.key, &r.held, &on)
+		if err == nil && on != server {
+			err = errOtherServer
+		}
+		return r, err
+	}, `SELECT r.id, r.segment, r.replay, r.shard, r.key, k.key IS NOT NULL, (SELECT `+schema.ThisServer(d.db)+`)
+		FROM `+table+` r LEFT JOIN outbox_held_key k ON k.target = ? AND k.key = r.key ORDER BY r.id`, args...)
+	return list, err
+}
+
+// dueKey is a held key whose time has come, with the first of its events: 0 if it has none.
+type dueKey struct {
+	key       string
+	shard     int
+	event, id int64 // the one that was tried last, and the one to try now
+	attempts  int
+	since     int64
+	segment   int
+	replay    bool
+}
+
+func (d *Deliverer) dueKeys(ctx context.Context, server string, target int, shards []int, most int) ([]dueKey, error) {
+	table, args := d.eachShard(shards, `SELECT k.key, k.shard, k.event, k.attempts, k.since_ms, k.next_ms,
+			(SELECT min(d.id) FROM outbox_delivery d WHERE d.target = k.target AND d.key = k.key AND d.held) AS first
+		FROM outbox_held_key k WHERE k.target = ? AND k.shard = s.shard AND k.parked_ms IS NULL AND k.next_ms <= `+schema.Now(d.db)+`
+		ORDER BY k.next_ms LIMIT ?`)
+	args = append(args, target, most, target, most)
+	return database.Collect(ctx, d.db, "read the keys to try again", func(from database.Row) (k dueKey, err error) {
+		var on string
+		err = from.Scan(&k.key, &k.shard, &k.event, &k.attempts, &k.since, &k.id, &k.segment, &k.replay, &on)
+		if err == nil && on != server {
+			err = errOtherServer
+		}
+		return k, err
+	}, `SELECT r.key, r.shard, r.event, r.attempts, coalesce(r.since_ms, 0), coalesce(d.id, 0), coalesce(d.segment, 0),
+			coalesce(d.replay, false), (SELECT `+schema.ThisServer(d.db)+`)
+		FROM `+table+` r LEFT JOIN outbox_delivery d ON d.target = ? AND d.id = r.first ORDER BY r.next_ms LIMIT ?`, args...)
+}
+
+const recordColumns = `e.created_ms, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data`
+
+// records reads the events of attempts.
+func (d *Deliverer) records(ctx context.Context, server string, list []*flight) (map[int64]*outbox.Record, error) {
+	out := make(map[int64]*outbox.Record, len(list))
+	var logged, messages [][]int64
+	replays := map[int64]bool{}
+	for _, f := range list {
+		replays[f.id] = f.replay
+		if f.segment == schema.MessageSegment {
+			messages = append(messages, []int64{f.id})
+		} else {
+			logged = append(logged, []int64{f.id, int64(f.segment)})
+		}
+	}
+	scan := func(from database.Row) (one struct{}, err error) {
+		r := &outbox.Record{}
+		var on string
+		err = from.Scan(&r.ID, &r.Seq, &r.CreatedMS, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema,
+			&r.Time, &r.Data, &on)
+		if err == nil && on != server {
+			err = errOtherServer
+		}
+		r.Replay = replays[r.ID]
+		out[r.ID] = r
+		return one, err
+	}
+	this := "(SELECT " + schema.ThisServer(d.db) + ")"
+	if len(logged) > 0 {
+		table, arg := schema.Rows(d.db, logged, "id", "segment")
+		same := ""
+		if d.db.IsPostgres() {
+			same = " AND e.segment = v.segment"
+		}
+		_, err := database.Collect(ctx, d.db, "read events for a target", scan,
+			`SELECT e.id, e.key_seq, `+recordColumns+`, `+this+` FROM `+table+` v JOIN outbox_event e ON e.id = v.id`+same, arg)
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(messages) > 0 {
+		table, arg := schema.Rows(d.db, messages, "id")
+		_, err := database.Collect(ctx, d.db, "read messages for a target", scan,
+			`SELECT e.id, 0, `+recordColumns+`, `+this+` FROM `+table+` v JOIN outbox_message e ON e.id = v.id`, arg)
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// owned locks the leases among the given ones that are still this deliverer's, of a target that still
+// exists.
+func (d *Deliverer) owned(ctx context.Context, tx database.Tx, list []*lease) (map[*lease]bool, error) {
+	slices.SortFunc(list, func(a, b *lease) int { return a.shard - b.shard })
+	out := map[*lease]bool{}
+	for _, l := range slices.Compact(list) {
+		var one int
+		err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_delivery_lease WHERE target = ? AND shard = ? AND owner = ? AND epoch = ?
+			AND EXISTS (SELECT 1 FROM outbox_subscription s WHERE s.id = target AND s.state <> 'removed')`+database.ForUpdate(tx),
+			l.target, l.shard, d.id, l.epoch).Scan(&one)
+		if database.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		out[l] = true
+	}
+	return out, nil
+}
+
+// setAside marks rows as held whose keys are held.
+func (d *Deliverer) setAside(ctx context.Context, server string, target int, aside map[*lease][]int64) error {
+	if len(aside) == 0 {
+		return nil
+	}
+	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
+		var list []*lease
+		for l := range aside {
+			list = append(list, l)
+		}
+		owned, err := d.owned(ctx, tx, list)
+		if err != nil {
+			return err
+		}
+		var ids []int64
+		for l := range owned {
+			ids = append(ids, aside[l]...)
+		}
+		return markHeld(ctx, tx, target, ids)
+	})
+	if err != nil {
+		return fmt.Errorf("set aside events of keys that wait: %w", err)
+	}
+	return nil
+}
+
+func markHeld(ctx context.Context, tx database.Tx, target int, ids []int64) error {
+	if len(ids) == 0 {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `UPDATE outbox_delivery SET held = true WHERE target = ? AND id IN (?) AND NOT held`,
+		target, database.List(ids))
+	return err
+}
+
+// freeKeys forgets held keys that no event waits with.
+func (d *Deliverer) freeKeys(ctx context.Context, server string, target int, keys []string) error {
+	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
+		return forgetKeys(ctx, tx, target, keys)
+	})
+	if err != nil {
+		return fmt.Errorf("free keys of a target: %w", err)
+	}
+	return nil
+}
+
+func forgetKeys(ctx context.Context, tx database.Tx, target int, keys []string) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `DELETE FROM outbox_held_key WHERE target = ?1 AND key IN (?2) AND parked_ms IS NULL
+		AND NOT EXISTS (SELECT 1 FROM outbox_delivery d WHERE d.target = ?1 AND d.key = outbox_held_key.key AND d.held)`,
+		target, database.List(keys))
+	return err
+}
+
+// outcome is what attempts have shown.
+type outcome struct {
+	target int
+	done   []*flight
+	holds  []hold
+	gone   error // the target says that it is
+}
+
+// hold is an attempt that failed.
+type hold struct {
+	*flight
+	err         error
+	since, next int64
+	park        bool
+	ids         []int64 // what waits with its key
+	saved       bool
+}
+
+// record writes an outcome. It returns how many keys are held by it: not those of leases that were lost
+// meanwhile, which another deliverer decides about.
+func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (held int, err error) {
+	err = d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
+		held = 0
+		if len(out.holds) == 0 && out.gone == nil && d.db.IsPostgres() {
+			// A crash may bring back the row of an event that was delivered, which repeats the event and
+			// loses none. So this need not wait for the disk.
+			if _, err := tx.ExecContext(ctx, `SET LOCAL synchronous_commit = off`); err != nil {
+				return err
+			}
+		}
+		var leases []*lease
+		for _, h := range out.holds {
+			leases = append(leases, h.lease)
+		}
+		for _, f := range out.done {
+			if f.held {
+				leases = append(leases, f.lease)
+			}
+		}
+		owned, err := d.owned(ctx, tx, leases)
+		if err != nil {
+			return err
+		}
+		if err := recordDone(ctx, tx, out, owned); err != nil {
+			return err
+		}
+		for i := range out.holds {
+			h := &out.holds[i]
+			if h.saved = owned[h.lease]; !h.saved {
+				continue
+			}
+			if err := recordHold(ctx, tx, out.target, h); err != nil {
+				return err
+			}
+			held++
+		}
+		if out.gone == nil {
+			return nil
+		}
+		_, err = tx.ExecContext(ctx, `UPDATE outbox_subscription SET state = 'paused', reason = ?, since_ms = `+schema.Now(tx)+`
+			WHERE id = ? AND state = 'active'`, outbox.ErrorText(out.gone), out.target)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("record deliveries: %w", err)
+	}
+	return held, nil
+}
+
+// recordDone deletes what was delivered. Of a held key the next event comes at once; without one the
+// key is held no longer.
+func recordDone(ctx context.Context, tx database.Tx, out *outcome, owned map[*lease]bool) error {
+	var ids []int64
+	var keys []string
+	for _, f := range out.done {
+		ids = append(ids, f.id)
+		if f.held && owned[f.lease] {
+			keys = append(keys, f.key)
+		}
+	}
+	if len(ids) == 0 {
+		return nil
+	}
+	if err := outbox.DeleteDeliveries(ctx, tx, out.target, ids); err != nil {
+		return err
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	slices.Sort(keys)
+	_, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET attempts = 0, since_ms = NULL, next_ms = 0, error = ''
+		WHERE target = ? AND key IN (?) AND parked_ms IS NULL`, out.target, database.List(keys))
+	if err != nil {
+		return err
+	}
+	return forgetKeys(ctx, tx, out.target, keys)
+}
+
+func recordHold(ctx context.Context, tx database.Tx, target int, h *hold) error {
+	// Only what still waits: an operator may have given it up, and the target may have been removed.
+	var one int
+	err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_delivery WHERE target = ? AND id = ?`, target, h.id).Scan(&one)
+	if database.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_held_key AS k (target, key, shard, event, attempts, since_ms, next_ms, parked_ms, error)
+		VALUES (?, ?, ?, ?, ?, ?, ?, CASE WHEN ? THEN `+schema.Now(tx)+` END, ?)
+		ON CONFLICT (target, key) DO UPDATE SET event = excluded.event, attempts = excluded.attempts, since_ms = excluded.since_ms,
+			next_ms = excluded.next_ms, parked_ms = excluded.parked_ms, error = excluded.error`,
+		target, h.key, h.shard, h.id, h.attempts+1, h.since, h.next, h.park, outbox.ErrorText(h.err))
+	if err != nil {
+		return err
+	}
+	return markHeld(ctx, tx, target, h.ids)
+}

@@ -1,0 +1,512 @@
+package delivery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/outbox"
+)
+
+// worker delivers to one target. One goroutine makes all decisions and writes them to the database;
+// attempts run in goroutines of their own and only report. So there is no moment at which two of them
+// decide about one key.
+type worker struct {
+	d       *Deliverer
+	poked   chan struct{}
+	results chan result
+	ended   context.Context // the target was removed, or the deliverer is to stop
+	quit    context.CancelFunc
+
+	mu     sync.Mutex
+	target outbox.Subscription
+	held   map[int]*lease // by shard
+	limit  int            // of attempts under way
+
+	// Only run uses what follows.
+	ready    map[string]*queue // by key: events that can be delivered, in order
+	order    []string          // keys of ready that nothing is under way for, oldest first
+	flying   map[string]*flight
+	retrying int       // of flying
+	depth    int       // how far each shard is read
+	dueAt    time.Time // when to look for keys whose time has come
+	unsaved  []result  // what the database could not be told yet
+	missed   int       // consecutive attempts that failed
+}
+
+// queue is a key's events that are ready, as far as they were read.
+type queue struct {
+	lease *lease
+	rows  []row
+}
+
+// row is a row of outbox_delivery.
+type row struct {
+	id      int64
+	segment int
+	replay  bool
+	shard   int
+	key     string
+	held    bool // its key waits
+}
+
+// flight is one attempt under way.
+type flight struct {
+	row
+	lease    *lease
+	attempts int   // that failed before
+	since    int64 // when the first one failed, by the database's clock; 0: none
+	begun    time.Time
+	created  int64
+}
+
+type result struct {
+	*flight
+	err error
+}
+
+// How many rows of a shard one read returns.
+const (
+	minDepth = 64
+	maxDepth = 4096
+)
+
+func newWorker(d *Deliverer, s outbox.Subscription) *worker {
+	w := &worker{
+		d: d, target: s, poked: make(chan struct{}, 1), results: make(chan result, maxOfTarget),
+		ready: map[string]*queue{}, flying: map[string]*flight{}, depth: minDepth,
+	}
+	w.ended, w.quit = context.WithCancel(d.stop)
+	return w
+}
+
+// assign gives the worker what the last tick found.
+func (w *worker) assign(s outbox.Subscription, list []*lease, limit int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.target, w.limit, w.held = s, limit, map[int]*lease{}
+	for _, l := range list {
+		w.held[l.shard] = l
+	}
+	poke(w.poked)
+}
+
+func (w *worker) leases() []*lease {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Values(w.held))
+}
+
+func (w *worker) subscription() outbox.Subscription {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.target
+}
+
+// assigned returns the leases that are not to be handed over, and the rest of what assign set.
+func (w *worker) assigned() (held map[int]*lease, s outbox.Subscription, limit int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	held = maps.Clone(w.held)
+	maps.DeleteFunc(held, func(_ int, l *lease) bool { return l.leaving.Load() || l.lost.Load() })
+	return held, w.target, w.limit
+}
+
+func (w *worker) run() {
+	for wait := busyPoll; ; {
+		busy := w.once()
+		if w.ended.Err() != nil && len(w.flying) == 0 {
+			return
+		}
+		if wait = min(2*wait, idlePoll); busy {
+			wait = busyPoll
+		}
+		timer := time.NewTimer(wait)
+		stopped := w.ended.Done()
+		if w.ended.Err() != nil {
+			stopped = nil // it waits for attempts alone
+		}
+		select {
+		case r := <-w.results:
+			w.unsaved = append(w.unsaved, r)
+		case <-w.poked:
+		case <-stopped:
+		case <-timer.C:
+			w.dueAt = time.Time{}
+		}
+		timer.Stop()
+	}
+}
+
+// once saves what attempts have reported and begins new ones. It reports whether there was anything
+// to do.
+func (w *worker) once() (busy bool) {
+	for more := true; more; {
+		select {
+		case r := <-w.results:
+			w.unsaved = append(w.unsaved, r)
+		default:
+			more = false
+		}
+	}
+	if len(w.unsaved) > 0 {
+		busy = true
+		if err := w.save(); err != nil {
+			if w.d.abandon.Err() == nil {
+				w.d.failed(err)
+			}
+			if errors.Is(err, errOtherServer) || w.d.abandon.Err() != nil {
+				w.forget()
+			}
+			sleep(w.d.abandon, 100*time.Millisecond)
+			return true
+		}
+	}
+	w.forgetLost()
+	if w.ended.Err() != nil || !w.d.ownedAt(w.d.now()) {
+		return busy
+	}
+	if err := w.begin(&busy); err != nil && w.ended.Err() == nil {
+		w.d.failed(err)
+		sleep(w.ended, 100*time.Millisecond)
+	}
+	return busy
+}
+
+// forget drops what was read from another database server, and results that cannot be saved.
+func (w *worker) forget() {
+	for _, r := range w.unsaved {
+		w.landed(r.flight)
+	}
+	w.unsaved, w.order = nil, nil
+	clear(w.ready)
+	poke(w.d.leases)
+}
+
+// forgetLost drops the events of places that are no longer this deliverer's.
+func (w *worker) forgetLost() {
+	lost := false
+	for key, q := range w.ready {
+		if q.lease.lost.Load() {
+			delete(w.ready, key)
+			lost = true
+		}
+	}
+	if lost {
+		w.order = slices.DeleteFunc(w.order, func(key string) bool { return w.ready[key] == nil })
+	}
+}
+
+// landed says that an attempt is over.
+func (w *worker) landed(f *flight) {
+	delete(w.flying, f.key)
+	if f.held {
+		w.retrying--
+	}
+	if f.lease.flying.Add(-1); f.lease.leaving.Load() {
+		poke(w.d.leases)
+	}
+}
+
+// begin begins as many attempts as the limits allow: at most half of them for keys that were tried
+// before, so that those leave room for the others.
+func (w *worker) begin(busy *bool) error {
+	held, s, limit := w.assigned()
+	if !s.Active() || len(held) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(w.ended, 10*time.Second)
+	defer cancel()
+	var chosen []*flight
+	if free := min(limit/2-w.retrying, limit-len(w.flying)); free > 0 && !w.d.now().Before(w.dueAt) {
+		due, err := w.due(ctx, held, free)
+		if err != nil {
+			return err
+		}
+		chosen = due
+		w.dueAt = w.d.now().Add(busyPoll)
+		if len(due) == free {
+			w.dueAt = time.Time{}
+		}
+	}
+	free := limit - len(w.flying) - len(chosen)
+	if free > 0 && len(w.order) < free {
+		if err := w.read(ctx, held); err != nil {
+			return err
+		}
+	}
+	for free > 0 && len(w.order) > 0 {
+		key := w.order[0]
+		w.order = w.order[1:]
+		q := w.ready[key]
+		if q == nil || w.flying[key] != nil || held[q.lease.shard] != q.lease {
+			continue
+		}
+		chosen = append(chosen, &flight{row: q.rows[0], lease: q.lease})
+		free--
+	}
+	if len(chosen) == 0 {
+		return nil
+	}
+	*busy = true
+	records, err := w.d.records(ctx, w.d.serverName(), chosen)
+	if err != nil {
+		for _, f := range chosen { // in front again
+			if !f.held {
+				w.order = append([]string{f.key}, w.order...)
+			}
+		}
+		return err
+	}
+	for _, f := range chosen {
+		w.send(s, f, records[f.id])
+	}
+	return nil
+}
+
+// send begins one attempt.
+func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
+	f.lease.flying.Add(1)
+	w.flying[f.key] = f
+	if f.held {
+		w.retrying++
+	}
+	if f.lease.leaving.Load() { // the tick may not have seen that it flies
+		w.unsaved = append(w.unsaved, result{f, ErrNotOwned})
+		poke(w.poked)
+		return
+	}
+	if r == nil { // its target was removed
+		w.unsaved = append(w.unsaved, result{f, &Dropped{errors.New("the event is gone")}})
+		poke(w.poked)
+		return
+	}
+	f.begun, f.created = w.d.now(), r.CreatedMS
+	attempt := Attempt{Number: f.attempts + 1, Owned: func() bool {
+		return w.d.ownedAt(w.d.now()) && !f.lease.lost.Load() && w.ended.Err() == nil
+	}}
+	if f.since > 0 {
+		attempt.First = time.UnixMilli(f.since).UTC()
+	}
+	to := Target{ID: s.ID, Name: s.Name, Kind: s.Kind, URL: s.URL, Types: s.Types, Secrets: s.Secrets}
+	go func() {
+		w.results <- result{f, w.attempt(to, *r, attempt)}
+	}()
+}
+
+func (w *worker) attempt(to Target, r outbox.Record, a Attempt) (err error) {
+	ctx, cancel := context.WithTimeout(w.d.abandon, time.Minute)
+	defer cancel()
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the sink panicked: %v", p)
+		}
+	}()
+	return w.d.sinks[to.Kind].Deliver(ctx, to, r, a)
+}
+
+// read fills the queues with events that are ready, and sets those aside whose keys wait.
+func (w *worker) read(ctx context.Context, held map[int]*lease) error {
+	rows, err := w.d.readyRows(ctx, w.d.serverName(), w.subscription().ID, slices.Collect(maps.Keys(held)), w.depth)
+	if err != nil {
+		return err
+	}
+	perShard := map[int]int{}
+	full := false
+	aside := map[*lease][]int64{}
+	ready, order := map[string]*queue{}, []string{}
+	for _, r := range rows {
+		if perShard[r.shard]++; perShard[r.shard] == w.depth {
+			full = true
+		}
+		l := held[r.shard]
+		f := w.flying[r.key]
+		if r.held || f != nil && f.held {
+			aside[l] = append(aside[l], r.id)
+			continue
+		}
+		q := ready[r.key]
+		if q == nil {
+			q = &queue{lease: l}
+			ready[r.key] = q
+			if f == nil {
+				order = append(order, r.key)
+			}
+		}
+		q.rows = append(q.rows, r)
+	}
+	w.ready, w.order = ready, order
+	if full && len(order) < maxOfTarget && w.depth < maxDepth { // much of it is of few keys, or under way
+		w.depth *= 2
+	} else {
+		w.depth = minDepth
+	}
+	return w.d.setAside(ctx, w.d.serverName(), w.subscription().ID, aside)
+}
+
+// due chooses keys that were held and whose time has come.
+func (w *worker) due(ctx context.Context, held map[int]*lease, most int) (out []*flight, err error) {
+	id := w.subscription().ID
+	list, err := w.d.dueKeys(ctx, w.d.serverName(), id, slices.Collect(maps.Keys(held)), most+w.retrying)
+	if err != nil {
+		return nil, err
+	}
+	var empty []string
+	for _, k := range list {
+		switch {
+		case w.flying[k.key] != nil:
+		case k.id == 0:
+			empty = append(empty, k.key)
+		case len(out) < most:
+			f := &flight{row: row{id: k.id, segment: k.segment, replay: k.replay, shard: k.shard, key: k.key, held: true},
+				lease: held[k.shard]}
+			if k.event == k.id {
+				f.attempts, f.since = k.attempts, k.since
+			}
+			out = append(out, f)
+		}
+	}
+	if len(empty) > 0 {
+		err = w.d.freeKeys(ctx, w.d.serverName(), id, empty)
+	}
+	return out, err
+}
+
+// save writes what the attempts have shown, in one transaction, and then decides what comes next.
+func (w *worker) save() error {
+	out := outcome{target: w.subscription().ID}
+	now := w.d.databaseNow()
+	for _, r := range w.unsaved {
+		var refused *Refused
+		var later *Later
+		var gone *Gone
+		var dropped *Dropped
+		switch {
+		case r.err == nil:
+			out.done = append(out.done, r.flight)
+		case errors.As(r.err, &dropped):
+			out.done = append(out.done, r.flight)
+		case errors.Is(r.err, ErrNotOwned), w.d.abandon.Err() != nil:
+			// Nothing is known. It is tried again, here or elsewhere.
+		case errors.As(r.err, &gone):
+			out.gone = gone.Err
+		default:
+			h := hold{flight: r.flight, err: r.err, since: r.since}
+			if h.since == 0 {
+				h.since = now
+			}
+			errors.As(r.err, &later)
+			pause := w.d.pause(r.attempts, later)
+			h.next = now + pause.Milliseconds()
+			h.park = errors.As(r.err, &refused) || h.next-h.since > w.d.cfg.RetryFor.Milliseconds()
+			if q := w.ready[r.key]; q != nil {
+				for _, waits := range q.rows {
+					h.ids = append(h.ids, waits.id)
+				}
+			}
+			if !slices.Contains(h.ids, r.id) {
+				h.ids = append(h.ids, r.id)
+			}
+			out.holds = append(out.holds, h)
+		}
+	}
+	ctx, cancel := context.WithTimeout(w.d.abandon, 10*time.Second)
+	defer cancel()
+	held, err := w.d.record(ctx, w.d.serverName(), &out)
+	if err != nil {
+		return err
+	}
+	unsaved := w.unsaved
+	w.unsaved = nil
+	for _, r := range unsaved {
+		w.landed(r.flight)
+		w.next(r)
+	}
+	for _, h := range out.holds {
+		delete(w.ready, h.key) // set aside, or no longer ours
+	}
+	w.report(unsaved, out, held)
+	return nil
+}
+
+// next puts the key of an attempt that is over back into the order, if it has more that is ready.
+func (w *worker) next(r result) {
+	if r.held {
+		w.dueAt = time.Time{} // what waited behind it comes next
+		return
+	}
+	q := w.ready[r.key]
+	if q == nil {
+		return
+	}
+	var dropped *Dropped
+	if r.err == nil || errors.As(r.err, &dropped) {
+		q.rows = slices.DeleteFunc(q.rows, func(d row) bool { return d.id == r.id })
+	}
+	if len(q.rows) == 0 {
+		delete(w.ready, r.key)
+		return
+	}
+	w.order = append(w.order, r.key)
+}
+
+// report counts and logs what was saved.
+func (w *worker) report(results []result, out outcome, held int) {
+	s := w.subscription()
+	now := w.d.databaseNow()
+	for _, r := range results {
+		var dropped *Dropped
+		var refused *Refused
+		switch {
+		case r.err == nil:
+			w.missed = 0
+			w.d.met.delivered.WithLabelValues(s.Name).Inc()
+			if !r.replay {
+				w.d.met.latency.WithLabelValues(s.Name).Observe(float64(max(0, now-r.created)) / 1000)
+			}
+		case errors.As(r.err, &dropped):
+			w.d.met.dropped.WithLabelValues(s.Name).Inc()
+		case errors.Is(r.err, ErrNotOwned), w.d.abandon.Err() != nil:
+		default:
+			kind := "retry"
+			if errors.As(r.err, &refused) {
+				kind = "refused"
+			}
+			w.d.met.failed.WithLabelValues(s.Name, kind).Inc()
+			if w.missed++; w.missed == 1 || w.missed%1000 == 0 {
+				w.d.log.Warn("a target does not take an event; it is tried again, and its key waits",
+					zap.String("target", s.Name), zap.Int("attempt", r.attempts+1), zap.Int64("id", r.id), zap.Error(r.err))
+			}
+		}
+	}
+	for _, h := range out.holds {
+		if h.park && h.saved {
+			w.d.log.Error("a target did not take an event; its key is parked", zap.String("target", s.Name),
+				zap.String("key", h.key), zap.Int64("id", h.id), zap.Int("attempts", h.attempts+1), zap.Error(h.err))
+		}
+	}
+	if out.gone != nil {
+		w.d.log.Error("a target says that it takes nothing any more; it is paused", zap.String("target", s.Name), zap.Error(out.gone))
+		w.mu.Lock()
+		w.target.State = "paused"
+		w.mu.Unlock()
+	}
+}
+
+// pause is how long to wait after an attempt that failed: it doubles with each, and is spread over half
+// of itself, so that keys that failed together do not come back together.
+func (d *Deliverer) pause(attempts int, later *Later) time.Duration {
+	full := min(d.cfg.Pause<<min(attempts, 20), lastPause)
+	wait := full/2 + rand.N(full/2+1)
+	if later != nil {
+		wait = max(wait, min(later.After, longestAsk))
+	}
+	return wait
+}
