@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -33,9 +34,13 @@ func EventTypes() []string {
 		EventRefreshTokenReuseDetected, EventUserLockedOut, EventUserDisabled, EventUserEnabled, EventUserDeleted}
 }
 
-// SchemaURL is the ce_dataschema of a type: where its JSON Schema is published.
-func SchemaURL(eventType string) string {
-	return "https://github.com/toppira/authctl/blob/main/docs/schemas/" + eventType + ".json"
+// SchemaPath is where JSON Schemas of events are, below the issuer: each with the name of its type,
+// and .json.
+const SchemaPath = "/.well-known/schemas/"
+
+// SchemaURL is the ce_dataschema of a type: where an issuer serves its JSON Schema.
+func SchemaURL(issuer, eventType string) string {
+	return strings.TrimRight(issuer, "/") + SchemaPath + eventType + ".json"
 }
 
 // Reason says why a session ended.
@@ -146,7 +151,7 @@ func (s *Service) event(eventType string, env envelope, data any) (outbox.Event,
 	user := env.UserID.String()
 	return outbox.Event{
 		Type: eventType, Key: user, Subject: user, Source: s.cfg.Token.Issuer,
-		DataSchema: SchemaURL(eventType), Time: env.OccurredAt, Data: body,
+		DataSchema: SchemaURL(s.cfg.Token.Issuer, eventType), Time: env.OccurredAt, Data: body,
 	}, nil
 }
 

@@ -27,7 +27,9 @@ var arrows = map[string][]string{
 	"deploy":      {},                                            // tests of the files beside them, which run the binary
 	"docs":        {"migrations", "modules/...", "platform/..."}, // the examples of the pages, and tests that hold them true
 
-	"modules/auth/authhttp": {"modules/auth", "platform/config", "platform/fault", "platform/httpserver"},
+	"docs/schemas": {}, // files, for the route that serves them
+
+	"modules/auth/authhttp": {"docs/schemas", "modules/auth", "platform/config", "platform/fault", "platform/httpserver"},
 	"modules/auth": {
 		"modules/auth/internal/...", "modules/outbox",
 		"platform/batch", "platform/cache", "platform/config", "platform/database", "platform/fault", "platform/logging",

@@ -55,6 +55,10 @@ func (w *writer) schema(t reflect.Type) (*openapi3.SchemaRef, error) {
 			return nil, err
 		}
 		return (&openapi3.Schema{Type: types("array"), Items: items}).NewRef(), nil
+	case reflect.Map: // any object
+		anything := true
+		return (&openapi3.Schema{Type: types("object"),
+			AdditionalProperties: openapi3.AdditionalProperties{Has: &anything}}).NewRef(), nil
 	case reflect.Struct:
 		return w.component(t)
 	}
@@ -139,6 +143,15 @@ func (w *writer) field(field reflect.StructField) (*openapi3.SchemaRef, error) {
 func example(t reflect.Type) (any, error) {
 	if encodes, ok := httpserver.Encodes(t); ok {
 		return example(encodes)
+	}
+	if t.Kind() == reflect.Map { // what its members are is for the type to say
+		own, ok := reflect.Zero(t).Interface().(interface {
+			Example() (map[string]any, error)
+		})
+		if !ok {
+			return nil, fmt.Errorf("%s has no example", t)
+		}
+		return own.Example()
 	}
 	object := map[string]any{}
 	for i := range t.NumField() {

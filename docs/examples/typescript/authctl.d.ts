@@ -44,6 +44,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/.well-known/schemas/{file}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * The JSON Schema of the data of an event
+         * @description `ce_dataschema` of an event is the URL of its schema here, below the issuer.
+         */
+        get: operations["schema"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/auth/login": {
         parameters: {
             query?: never;
@@ -617,6 +637,10 @@ export interface components {
              */
             service_documentation: string;
         };
+        NotFoundProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "not_found";
+        };
         NotReadyOrUnavailableProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "not_ready" | "unavailable";
@@ -1044,6 +1068,23 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["MalformedRequestProblem"];
+            };
+        };
+        /** @description `not_found`: There is nothing here. */
+        NotFound: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["NotFoundProblem"];
             };
         };
         /** @description `not_ready`: The process cannot do its work right now. `unavailable`: The service cannot do this right now. */
@@ -1505,6 +1546,68 @@ export interface operations {
                 };
             };
             400: components["responses"]["MalformedRequest"];
+            408: components["responses"]["RequestTimeout"];
+            413: components["responses"]["BodyTooLarge"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    schema: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The ETag of the schema that the client has. */
+                "If-None-Match"?: string;
+            };
+            path: {
+                /** @description The type of the event, and .json. */
+                file: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The schema (2020-12). */
+            200: {
+                headers: {
+                    /** @description How long the answer may be cached. */
+                    "Cache-Control": "public, max-age=86400, immutable";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    /** @description Changes with the schema. */
+                    ETag?: string;
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": {
+                        [key: string]: unknown;
+                    };
+                };
+            };
+            /** @description The schema has not changed. */
+            304: {
+                headers: {
+                    /** @description How long the answer may be cached. */
+                    "Cache-Control": "public, max-age=86400, immutable";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    /** @description Changes with the schema. */
+                    ETag?: string;
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["MalformedRequest"];
+            404: components["responses"]["NotFound"];
             408: components["responses"]["RequestTimeout"];
             413: components["responses"]["BodyTooLarge"];
             431: components["responses"]["HeadersTooLarge"];

@@ -342,6 +342,7 @@ func TestEveryRouteIsClosedToWhomTheTableDoesNotName(t *testing.T) {
 		for _, name := range []string{
 			"POST /api/v1/auth/register", "POST /api/v1/auth/login", "POST /api/v1/auth/refresh", "POST /api/v1/auth/logout",
 			"GET /.well-known/jwks.json", "GET /.well-known/oauth-authorization-server",
+			"GET /.well-known/schemas/{file}",
 		} {
 			if !open[name] {
 				t.Errorf("%s is not open to everybody", name)

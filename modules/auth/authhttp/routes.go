@@ -32,7 +32,7 @@ var Groups = [][2]string{
 	{"account", "Registration, sign-in and the account itself"},
 	{"session", "Signed-in devices and their tokens"},
 	{"oauth2", "For the resource servers and gateways of `auth.clients`: RFC 7662 and RFC 7009"},
-	{"discovery", "Server metadata and public keys"},
+	{"discovery", "Server metadata, public keys and the schemas of events"},
 }
 
 // Routes returns the surface.
@@ -114,6 +114,11 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 		},
 		metadata,
 		{
+			Method: "GET", Path: auth.SchemaPath + "{file}", ID: "schema", Group: discovery,
+			Summary: "The JSON Schema of the data of an event", Success: "The schema (2020-12).", Cache: schemaCache,
+			Description: "`ce_dataschema` of an event is the URL of its schema here, below the issuer.",
+			Do:          httpserver.Public(a.schema), Faults: faults(httpserver.ErrNotFound),
+		}, {
 			Method: "POST", Path: "/oauth2/introspect", ID: "introspect", Group: oauth2, OAuth: true,
 			Summary: "Check a token (RFC 7662)", Success: "The state of the token, and its claims if it is active.", Cache: noStore,
 			Description: "For a token that is not live, for whatever reason, the answer is exactly `{\"active\":false}`.",

@@ -103,7 +103,7 @@ func event() outbox.Event {
 	user := uuid.New()
 	return outbox.Event{
 		Type: "auth.UserLoggedIn.v1", Key: user.String(), Subject: user.String(), Source: "https://auth.example.com",
-		DataSchema: "https://github.com/toppira/authctl/blob/main/docs/schemas/auth.UserLoggedIn.v1.json", Time: time.Now(),
+		DataSchema: "https://auth.example.com/.well-known/schemas/auth.UserLoggedIn.v1.json", Time: time.Now(),
 		Data: body(user),
 	}
 }

@@ -116,6 +116,9 @@ func undocumented(at string, value any, schema *openapi3.Schema) (members []stri
 	switch value := value.(type) {
 	case map[string]any:
 		for name, part := range value {
+			if schema.AdditionalProperties.Has != nil && *schema.AdditionalProperties.Has {
+				continue
+			}
 			property := propertyOf(schema, name)
 			if property == nil {
 				members = append(members, at+"."+name)
