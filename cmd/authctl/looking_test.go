@@ -21,7 +21,7 @@ import (
 // they are for. Whatever else there is makes nothing where there is nothing.
 var founders = []string{
 	"authctl serve", "authctl relay", "authctl migrate up", "authctl migrate new", "authctl user create",
-	"authctl user import",
+	"authctl user import", "authctl mail templates",
 }
 
 // lookers are the command lines of all other commands: a new command is among them by itself.
@@ -36,7 +36,8 @@ func lookers(t *testing.T) [][]string {
 		"outbox replay": {"--key", id}, "outbox parked show": {id}, "outbox parked retry": {id},
 		"outbox parked discard": {id, "--yes"},
 		"migrate down":          {"--yes"},
-		"token inspect":         {"eyJhbGciOiJFUzI1NiJ9.e30.AAAA"},
+		"mail preview":          {"reset"}, "mail test": {"alice@example.com"},
+		"token inspect": {"eyJhbGciOiJFUzI1NiJ9.e30.AAAA"},
 	}
 	var lines [][]string
 	var walk func(cmd *cobra.Command)
@@ -97,7 +98,7 @@ func wantAnswer(t *testing.T, line []string, code int, words, want string) {
 	if code == exitMisused {
 		t.Errorf("%s: the test calls it in a wrong way: %s", name, words)
 	}
-	needsNone := []string{"config", "version", "doctor", "password", "token", "health"}
+	needsNone := []string{"config", "version", "doctor", "password", "token", "health", "mail"}
 	if slices.Contains(needsNone, line[0]) || strings.HasPrefix(name, "outbox topic") {
 		return
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/contact/mail"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/cache"
@@ -33,6 +34,7 @@ type settings struct {
 	Auth     auth.Config
 	Outbox   relay.Config
 	Kafka    sink.KafkaConfig
+	Mail     mail.Config
 	Sources  config.Sources
 
 	remarks []config.Remark // what is hardly meant, and no fault

@@ -51,6 +51,7 @@ var arrows = map[string][]string{
 		"modules/auth", "modules/outbox",
 		"platform/config", "platform/database", "platform/fault", "platform/logging",
 	},
+	"modules/contact/page": {"platform/httpserver"},
 	"modules/contact/mail": {"modules/contact", "modules/outbox", "modules/outbox/delivery", "platform/config", "platform/database"},
 
 	"modules/outbox":                 {"modules/outbox/internal/schema", "platform/database"},

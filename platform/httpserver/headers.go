@@ -37,17 +37,29 @@ func (x *exchange) decorate() {
 // pagePolicy is the content security policy of one HTML page: what comes from this server,
 // and of scripts in the page exactly those that are in it now.
 func pagePolicy(page []byte) string {
-	var policy strings.Builder
-	policy.WriteString("default-src 'none'; img-src 'self' data:; font-src 'self'; connect-src 'self'; " +
-		"style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; script-src 'self'")
+	return "default-src 'none'; img-src 'self' data:; font-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'; " +
+		"frame-ancestors 'none'; base-uri 'none'; form-action 'none'; script-src 'self'" + hashesOf(page, "script")
+}
+
+// closedPolicy is that of a page that loads nothing: it runs and looks like what is in it now, and
+// its script talks to this server alone.
+func closedPolicy(page []byte) string {
+	return "default-src 'none'; img-src data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; " +
+		"form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'; style-src" + hashesOf(page, "style") +
+		"; script-src" + hashesOf(page, "script")
+}
+
+// hashesOf are the sources of a policy for what elements without attributes hold.
+func hashesOf(page []byte, element string) string {
+	var sources strings.Builder
 	for rest := page; ; {
-		_, after, found := bytes.Cut(rest, []byte("<script>"))
+		_, after, found := bytes.Cut(rest, []byte("<"+element+">"))
 		if !found {
-			return policy.String()
+			return sources.String()
 		}
-		script, after, _ := bytes.Cut(after, []byte("</script>"))
-		sum := sha256.Sum256(script)
-		policy.WriteString(" 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'")
+		content, after, _ := bytes.Cut(after, []byte("</"+element+">"))
+		sum := sha256.Sum256(content)
+		sources.WriteString(" 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'")
 		rest = after
 	}
 }

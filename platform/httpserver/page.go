@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/http"
+	"net/url"
 	"path"
 	"regexp"
 	"strings"
@@ -38,6 +39,25 @@ func Documentation(below, title string, document []byte) []Route {
 		{Method: http.MethodGet, Path: below + "/", page: redirect("index.html")},
 		{Method: http.MethodGet, Path: below + "/*", page: files.serve},
 	}
+}
+
+// Page is a page for people. in returns it in the language that comes closest to a language tag or
+// an Accept-Language header; the query ?lang= goes before the header. What the page loads, runs and
+// looks like must be within it.
+func Page(path string, in func(preferred string) []byte) Route {
+	return Route{Method: http.MethodGet, Path: path, page: func(x *exchange) error {
+		preferred := x.carrier.header("Accept-Language")
+		if query, err := url.ParseQuery(x.carrier.query()); err == nil && query.Get("lang") != "" {
+			preferred = query.Get("lang")
+		}
+		body := in(preferred)
+		x.carrier.set("Content-Type", "text/html; charset=utf-8")
+		x.carrier.set("Content-Security-Policy", closedPolicy(body))
+		x.carrier.set("Cache-Control", "no-store")
+		x.carrier.add("Vary", "Accept-Language")
+		x.send(http.StatusOK, body)
+		return nil
+	}}
 }
 
 func redirect(to string) func(*exchange) error {

@@ -104,8 +104,12 @@ func (m *Mailer) Describe() string { return m.sender.describe() }
 // Templates are the templates in use.
 func (m *Mailer) Templates() *Templates { return m.templates }
 
-// Service is what mails call the service.
-func (m *Mailer) Service() string { return m.service }
+// Preview makes a mail of sample data, with a link as it would be.
+func (m *Mailer) Preview(p contact.Purpose, preferred string) (Mail, error) {
+	d := Sample(p, m.service)
+	d.Link = strings.Replace(d.Link, samplePages, m.pages, 1)
+	return m.templates.Make(preferred, d)
+}
 
 // Deliver sends the message of an event. It is [delivery.Sink].
 func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record, attempt delivery.Attempt) error {

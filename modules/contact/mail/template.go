@@ -229,10 +229,12 @@ func (t *Templates) try(service string) (faults []error) {
 	return faults
 }
 
+const samplePages = "https://auth.example.com/account"
+
 // Sample is data to try a template with.
 func Sample(p contact.Purpose, service string) Data {
 	d := Data{
-		Purpose: string(p), Service: service, Username: "alice", Link: "https://auth.example.com/account/undo" +
+		Purpose: string(p), Service: service, Username: "alice", Link: samplePages + "/undo" +
 			"#token=act_SAMPLEsampleSAMPLEsampleSAMPLEsampleSAMPLEs", Minutes: 72 * 60, Hours: 72,
 		Time: "2026-11-29 14:05 UTC", Address: "203.0.113.7", Device: "Firefox on Linux",
 	}
