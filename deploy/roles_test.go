@@ -517,3 +517,44 @@ func freePort(t *testing.T) int {
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port
 }
+
+// What the command grants is what the file grants, to the last right, also where there were others.
+func TestTheCommandGrantsWhatTheFileDoes(t *testing.T) {
+	t.Parallel()
+	rights := func(db rolesDatabase) string {
+		var list []byte
+		conn, err := pgx.Connect(t.Context(), db.admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(t.Context())
+		err = conn.QueryRow(t.Context(), `SELECT jsonb_pretty(jsonb_object_agg(name, rights)) FROM (
+			SELECT relname AS name, ARRAY(SELECT a::text FROM unnest(relacl) a ORDER BY 1) AS rights FROM pg_class
+				WHERE relnamespace = 'public'::regnamespace AND relacl IS NOT NULL
+			UNION ALL SELECT proname, ARRAY(SELECT a::text FROM unnest(proacl) a ORDER BY 1) FROM pg_proc
+				WHERE pronamespace = 'public'::regnamespace AND proacl IS NOT NULL) x`).Scan(&list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(list)
+	}
+	byFile, byCommand := newRolesDatabase(t), emptyDatabase(t)
+	run(t, byCommand.admin, read(t, "postgres/roles.sql")+read(t, "postgres/dedicated.sql"))
+	if err := byCommand.command(t, t.TempDir(), "authctl_migrate", "migrate", "grants").Run(); err == nil {
+		t.Error("rights are granted before there are tables")
+	}
+	byCommand.authctl(t, "authctl_migrate", "", "migrate", "up")
+	run(t, byCommand.as("authctl_migrate"), "GRANT SELECT ON users TO authctl_relay")
+	for range 2 {
+		byCommand.authctl(t, "authctl_migrate", "", "migrate", "grants")
+		if file, command := rights(byFile), rights(byCommand); file != command || !strings.Contains(file, "authctl_relay=") {
+			t.Errorf("the file grants\n%s\nand the command\n%s", file, command)
+		}
+	}
+	denied := byCommand.command(t, t.TempDir(), "authctl_serve", "migrate", "grants")
+	var stderr bytes.Buffer
+	denied.Stderr = &stderr
+	if err := denied.Run(); err == nil || !strings.Contains(stderr.String(), "grant the roles their rights: ") {
+		t.Errorf("as authctl_serve: %v, %s", err, &stderr)
+	}
+}

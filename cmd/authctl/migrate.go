@@ -69,8 +69,35 @@ migrates itself.`,
 			}
 			return printTable(w, []string{"MIGRATION", "NAME", "STATE"}, rows)
 		})
-	cmd.AddCommand(newMigrateDown(g), newMigrateNew(g))
+	cmd.AddCommand(newMigrateGrants(g), newMigrateDown(g), newMigrateNew(g))
 	return cmd
+}
+
+func newMigrateGrants(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "grants",
+		Short: "Give the database roles of serve and relay their rights",
+		Long: `Give the database roles authctl_serve and authctl_relay the rights that this release needs, and
+take back all others. Run it after every authctl migrate up, as the same role, before the new
+release serves. It does what deploy/postgres/grants.sql does, in one transaction, so running
+servers notice nothing. deploy/postgres/roles.sql creates the roles, once. If one role does
+everything, there is nothing to grant.`,
+		Example: "  authctl migrate grants",
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withDatabase(cmd, (*app).connectExistingDatabase, func(ctx context.Context, a *app) error {
+				if err := migrations.Grant(ctx, a.db); err != nil {
+					return err
+				}
+				a.security.Info("roles_granted")
+				if g.output == "json" {
+					return printJSON(cmd.OutOrStdout(), map[string]bool{"granted": true})
+				}
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), "authctl_serve and authctl_relay have their rights")
+				return err
+			})
+		},
+	}
 }
 
 // waiting says on w for whom a migration waits.

@@ -74,7 +74,8 @@ var arrows = map[string][]string{
 	"platform/seal":       {"platform/config"},
 	"platform/tuning":     {},
 
-	"migrations": {"platform/database"},
+	"migrations":      {"deploy/postgres", "platform/database"},
+	"deploy/postgres": {}, // the rights of the database roles, which the binary grants
 
 	// Support for tests: imported by tests and by each other, see testSupport.
 	"modules/auth/internal/session/sessiontest": {"modules/auth/internal/session"},
