@@ -13,6 +13,8 @@ for attempt in 1 2 3; do
 done
 "$bin/golangci-lint" run --allow-serial-runners "$@"
 if [ $# -eq 0 ]; then
-  cd verify # another module, which ./... does not reach
-  "$bin/golangci-lint" run --allow-serial-runners --config ../.golangci.yml
+  config=$PWD/.golangci.yml
+  for module in verify deploy/helm; do # which ./... does not reach
+    (cd "$module" && "$bin/golangci-lint" run --allow-serial-runners --config "$config")
+  done
 fi

@@ -87,9 +87,11 @@ tests() {
   go test ${race:+"$race"} -count=1 -shuffle=on -timeout 40m "$@"
 }
 
-# The module verify is another module, which ./... does not reach.
-vet() { go vet ./... && go -C verify vet ./...; }
+# verify and deploy/helm are other modules, which ./... does not reach.
+vet() { go vet ./... && go -C verify vet ./... && go -C deploy/helm vet ./...; }
 verify() { (cd verify && tests ./...); }
+# Without the race detector: nothing there is concurrent, and Kubernetes takes long to compile.
+chart() { go -C deploy/helm test -count=1 -shuffle=on ./...; }
 
 failed=()
 step() { # NAME COMMAND [ARG]...
@@ -114,6 +116,7 @@ else
   step build build
   step lint deploy/lint.sh
   step verify verify
+  step chart chart
   step tests tests ./...
 fi
 

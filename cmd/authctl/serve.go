@@ -238,7 +238,7 @@ func (a *app) warnings() []string {
 		list = append(list, "sign-in limits are counted by this process alone, and forgotten when it stops; name a Redis "+
 			"to keep and share them")
 	}
-	if !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
+	if a.Outbox.Relay == "inline" && !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
 		list = append(list, warnLocalEvents)
 	}
 	if len(a.Auth.Token.Untrimmed) > 0 {

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/toppira/authctl/platform/config"
+)
+
+// chartDecides are the settings that the Helm chart sets itself, from other values.
+var chartDecides = []string{"app.data_dir", "app.host", "app.operator_addr", "outbox.relay"}
+
+// TestTheDocumentsOfTheChartAreUpToDate compares the settings that the schema of the chart's values
+// allows with those that there are.
+func TestTheDocumentsOfTheChartAreUpToDate(t *testing.T) {
+	t.Parallel()
+	const path = "../../deploy/helm/authctl/values.schema.json"
+	have, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var schema map[string]any
+	if err := json.Unmarshal(have, &schema); err != nil {
+		t.Fatal(err)
+	}
+	defs := schema["$defs"].(map[string]any)
+	defs["settings"], defs["secrets"] = settingsSchema(config.Keys(&settings{}))
+	var want bytes.Buffer
+	encoder := json.NewEncoder(&want)
+	encoder.SetEscapeHTML(false)
+	encoder.SetIndent("", "  ")
+	if err := encoder.Encode(schema); err != nil {
+		t.Fatal(err)
+	}
+	if *update {
+		if err := os.WriteFile(path, want.Bytes(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if !bytes.Equal(have, want.Bytes()) {
+		t.Errorf("%s is out of date; write it again with: go test ./cmd/authctl -run Documents -update", path)
+	}
+}
+
+// settingsSchema are the JSON schemas of the settings, nested as in config.yaml, and of the secret
+// ones, each under its whole name. Whether null takes a setting out again is Helm's affair.
+func settingsSchema(keys []config.Key) (plain, secret map[string]any) {
+	object := func() map[string]any {
+		return map[string]any{"type": []string{"object", "null"}, "additionalProperties": false, "properties": map[string]any{}}
+	}
+	plain, secret = object(), object()
+	for _, key := range keys {
+		properties := func(of map[string]any) map[string]any { return of["properties"].(map[string]any) }
+		if key.Secret {
+			properties(secret)[key.Path] = map[string]any{"$ref": "#/$defs/secret", "description": key.Doc}
+			continue
+		}
+		if slices.Contains(chartDecides, key.Path) {
+			continue
+		}
+		at, parts := plain, strings.Split(key.Path, ".")
+		for _, part := range parts[:len(parts)-1] {
+			if properties(at)[part] == nil {
+				properties(at)[part] = object()
+			}
+			at = properties(at)[part].(map[string]any)
+		}
+		properties(at)[parts[len(parts)-1]] = valueSchema(key)
+	}
+	return plain, secret
+}
+
+func valueSchema(key config.Key) map[string]any {
+	schema := map[string]any{"description": key.Doc}
+	limit := func(name, value string) {
+		if n, err := strconv.ParseInt(value, 10, 64); err == nil {
+			schema[name] = n
+		}
+	}
+	switch key.Type {
+	case "true or false":
+		schema["type"] = "boolean"
+	case "whole number":
+		schema["type"] = "integer"
+		limit("minimum", key.Min)
+		limit("maximum", key.Max)
+	case "number":
+		schema["type"] = "number"
+	case "duration":
+		schema["type"], schema["pattern"] = "string", `^([0-9]+(\.[0-9]+)?(h|m|s|ms|us|ns))+$`
+	case "list":
+		schema["type"], schema["items"] = "array", map[string]any{"type": "string"}
+	default:
+		schema["type"] = "string"
+	}
+	if len(key.OneOf) > 0 {
+		schema["enum"] = key.OneOf
+	}
+	return schema
+}
