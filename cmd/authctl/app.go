@@ -213,14 +213,19 @@ func (a *app) openAuth(ctx context.Context) error {
 			}
 		}
 	}
-	a.waker = relay.NewWaker(a.db)
-	a.closers = append(a.closers, func() error { a.waker.Close(); return nil })
+	a.openWaker()
 	deps.Committed = a.waker.Wake
 	if a.auth, err = auth.New(ctx, a.settings.Auth, deps); err != nil {
 		return err
 	}
 	a.closers = append(a.closers, a.auth.Close)
 	return nil
+}
+
+// openWaker makes what tells relays of this process, and of others, that events were committed.
+func (a *app) openWaker() {
+	a.waker = relay.NewWaker(a.db)
+	a.closers = append(a.closers, func() error { a.waker.Close(); return nil })
 }
 
 // checkRedis refuses a Redis that cannot be the right one, and says what is wrong with one that may

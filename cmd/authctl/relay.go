@@ -24,7 +24,7 @@ func newRelay(g *global) *cobra.Command {
 		Use:   "relay",
 		Short: "Run only the relay, which publishes events",
 		Long: `Run only the relay: it reads events from the database and publishes them to Kafka, or to
-./data/events.ndjson if no Kafka is named.
+./data/events.ndjson if no Kafka is named, and to the webhooks of authctl outbox target.
 
 Run as many of these processes as you like, on any machines, also together with servers that
 relay. They divide the work, and when one dies the others take over its share within seconds.
@@ -34,7 +34,7 @@ events wait.
 All of them publish to one target, which the first one records in the database. A relay with
 settings for another target is refused: see authctl outbox target.
 
-It needs the database and Kafka, but neither Redis nor the signing secret. On SIGTERM or Ctrl-C
+It needs the database and Kafka, and for webhooks the signing secret, but no Redis. On SIGTERM or Ctrl-C
 it finishes the batches in flight, releases its leases and stops.`,
 		Example: `  authctl relay
   DATABASE_URL=postgres://auth@localhost/auth KAFKA_BROKERS=localhost:9092 authctl relay`,
@@ -64,7 +64,12 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	if err := a.openDatabase(ctx); err != nil {
 		return err
 	}
+	a.openWaker() // the relay hears of new events for the deliverer as well
 	r, err := a.newRelay(ctx)
+	if err != nil {
+		return err
+	}
+	deliverer, err := a.newDeliverer()
 	if err != nil {
 		return err
 	}
@@ -80,7 +85,10 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	}
 	running.Go(func() error {
 		defer stopBehind()
-		return a.runRelay(front, r)
+		both, until := errgroup.WithContext(front)
+		both.Go(func() error { return a.runRelay(front, r) })
+		both.Go(func() error { return deliverer.Run(until) })
+		return both.Wait()
 	})
 	a.greetRelay(stderr, operator)
 	running.Go(func() error { a.notifyWhile(front); return nil })

@@ -15,6 +15,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
+	"github.com/toppira/authctl/modules/outbox/delivery"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/httpserver"
@@ -90,8 +91,12 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 		return err
 	}
 	var inline *relay.Relay
+	var deliverer *delivery.Deliverer
 	if a.Outbox.Relay == "inline" {
 		if inline, err = a.newRelay(ctx); err != nil {
+			return err
+		}
+		if deliverer, err = a.newDeliverer(); err != nil {
 			return err
 		}
 	}
@@ -108,6 +113,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	defer stopBehind()
 	if inline != nil {
 		running.Go(func() error { a.relayInline(behind, inline); return nil })
+		running.Go(func() error { return deliverer.Run(behind) })
 	}
 	operator, err := a.startOperator(behind, running, readiness, server.Stopping)
 	if err != nil {

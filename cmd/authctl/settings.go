@@ -13,6 +13,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/contact/mail"
+	"github.com/toppira/authctl/modules/outbox/delivery"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/cache"
@@ -33,6 +34,7 @@ type settings struct {
 	Redis    cache.Config
 	Auth     auth.Config
 	Outbox   relay.Config
+	Delivery delivery.Config
 	Kafka    sink.KafkaConfig
 	Mail     mail.Config
 	Sources  config.Sources
