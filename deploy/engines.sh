@@ -148,6 +148,7 @@ install_packages() {
     done
     python3 -m pip --version >/dev/null 2>&1 || want+=(python3-pip)
     command -v javac >/dev/null || want+=(default-jdk-headless)
+    command -v promtool >/dev/null || want+=(prometheus)
   fi
   if [ ${#want[@]} = 0 ] || ! command -v apt-get >/dev/null; then return 0; fi
   is_root || sudo -n true 2>/dev/null || return 0

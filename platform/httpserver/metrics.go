@@ -36,6 +36,9 @@ func newMeters(registry prometheus.Registerer, connections func() float64) (*met
 			Help: "Connections closed: over the limit in all (total), of one address (ip), or out of file descriptors (files); and those that waited for their client longest and made room for others (waiting).",
 		}, []string{"limit"}),
 	}
+	for _, limit := range []string{"total", "ip", "files", "waiting"} { // from the start: the first one is an increase
+		m.refused.WithLabelValues(limit)
+	}
 	for i := range m.statuses {
 		m.statuses[i] = strconv.Itoa(i)
 	}
