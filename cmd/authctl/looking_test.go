@@ -37,6 +37,8 @@ func lookers(t *testing.T) [][]string {
 		"outbox parked discard": {id, "--yes"},
 		"migrate down":          {"--yes"},
 		"mail preview":          {"reset"}, "mail test": {"alice@example.com"},
+		"outbox target add webhook":   {"https://example.com/", "--types", "*"},
+		"outbox target rotate-secret": {"hook"}, "outbox target test": {"hook"},
 		"token inspect": {"eyJhbGciOiJFUzI1NiJ9.e30.AAAA"},
 	}
 	var lines [][]string

@@ -16,6 +16,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/delivery"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
+	"github.com/toppira/authctl/modules/outbox/webhook"
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
@@ -37,6 +38,7 @@ type settings struct {
 	Delivery delivery.Config
 	Kafka    sink.KafkaConfig
 	Mail     mail.Config
+	Webhook  webhook.Config
 	Sources  config.Sources
 
 	remarks []config.Remark // what is hardly meant, and no fault

@@ -23,7 +23,8 @@ file. From then on relays with settings for another target are refused, because 
 would be missing in the right place. Other addresses of the same cluster are the same target.`,
 		Example: "  authctl outbox target show",
 	}
-	cmd.AddCommand(newTargetShow(g), newTargetList(g), newTargetSet(g))
+	cmd.AddCommand(newTargetShow(g), newTargetList(g), newTargetSet(g),
+		newTargetAdd(g), newTargetRotateSecret(g), newTargetTest(g))
 	return cmd
 }
 

@@ -46,6 +46,36 @@ func (s *Seals) Seal(target string, secret config.Secret) []byte {
 	return s.box.Seal([]byte(secret.Reveal()), target)
 }
 
+// overlap is how long a secret signs after it was replaced.
+const overlap = 24 * time.Hour
+
+// maxSecrets limits the signatures of a request.
+const maxSecrets = 4
+
+// ErrTooManySecrets says that too many former secrets of a target still sign.
+var ErrTooManySecrets = fmt.Errorf("%d secrets of the webhook sign already: wait until one ends, or stop the former ones",
+	maxSecrets)
+
+// Rotate returns the secrets of a target with a new one in front. Former ones sign for a day; one that
+// cannot be opened any more is left out.
+func (s *Seals) Rotate(t delivery.Target, now time.Time) (secrets []delivery.Secret, made config.Secret, err error) {
+	made = NewSecret()
+	secrets = []delivery.Secret{{Sealed: s.Seal(t.Name, made)}}
+	for _, one := range t.Secrets {
+		if _, _, err := s.box.Open(one.Sealed, t.Name); err != nil || ended(one, now) {
+			continue
+		}
+		if one.Until.IsZero() {
+			one.Until = now.Add(overlap).UTC().Truncate(time.Second)
+		}
+		secrets = append(secrets, one)
+	}
+	if len(secrets) > maxSecrets {
+		return nil, "", ErrTooManySecrets
+	}
+	return secrets, made, nil
+}
+
 // Reseal returns the secrets of a target sealed under the present secret of the service, and whether
 // that is a change.
 func (s *Seals) Reseal(t delivery.Target) (secrets []delivery.Secret, changed bool, err error) {
@@ -65,7 +95,7 @@ func (s *Seals) Reseal(t delivery.Target) (secrets []delivery.Secret, changed bo
 func openError(t delivery.Target, err error) error {
 	if errors.Is(err, seal.ErrOtherSecret) {
 		err = errors.New("it was sealed with another secret of the service: put that one back, or name it in " +
-			"AUTH_TOKEN_PREVIOUS_SECRETS, or make a new one with: authctl outbox target rotate-secret --drop-old " + t.Name)
+			"AUTH_TOKEN_PREVIOUS_SECRETS, or make a new one with: authctl outbox target rotate-secret " + t.Name)
 	}
 	return fmt.Errorf("open the secret of the webhook %s: %w", t.Name, err)
 }
@@ -74,7 +104,7 @@ func openError(t delivery.Target, err error) error {
 func (s *Seals) keys(t delivery.Target, now time.Time) ([][]byte, error) {
 	var keys [][]byte
 	for _, one := range t.Secrets {
-		if !one.Until.IsZero() && !now.Before(one.Until) {
+		if ended(one, now) {
 			continue
 		}
 		plain, _, err := s.box.Open(one.Sealed, t.Name)
@@ -85,7 +115,7 @@ func (s *Seals) keys(t delivery.Target, now time.Time) ([][]byte, error) {
 		key, err := base64.StdEncoding.DecodeString(encoded)
 		if err != nil || !found || len(key) == 0 {
 			return nil, fmt.Errorf("the secret of the webhook %s is damaged; make a new one with: "+
-				"authctl outbox target rotate-secret --drop-old %s", t.Name, t.Name)
+				"authctl outbox target rotate-secret %s", t.Name, t.Name)
 		}
 		keys = append(keys, key)
 	}
@@ -95,6 +125,9 @@ func (s *Seals) keys(t delivery.Target, now time.Time) ([][]byte, error) {
 	}
 	return keys, nil
 }
+
+// ended reports whether a secret signs no longer.
+func ended(s delivery.Secret, now time.Time) bool { return !s.Until.IsZero() && !now.Before(s.Until) }
 
 // sign returns the value of webhook-signature: a signature with each key.
 func sign(keys [][]byte, id string, at time.Time, body []byte) string {

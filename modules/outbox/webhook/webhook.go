@@ -95,7 +95,7 @@ func (s *Sink) Deliver(ctx context.Context, t delivery.Target, r outbox.Record, 
 	if err != nil {
 		return err
 	}
-	return answer.err()
+	return answer.Err()
 }
 
 // Answer is what came of a request.
@@ -106,8 +106,8 @@ type Answer struct {
 	Took       time.Duration
 }
 
-// err says what an answer means for its event; nil: it is taken.
-func (a Answer) err() error {
+// Err says what an answer means for its event; nil: it is taken.
+func (a Answer) Err() error {
 	switch {
 	case a.Status >= 200 && a.Status <= 299:
 		return nil

@@ -185,6 +185,47 @@ func TestSecretsOfAWebhookAreItsOwnAndSealed(t *testing.T) {
 	}
 }
 
+func TestASecretIsReplacedWithAnOverlap(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_700_000_000, 0).UTC()
+	hook := target(t, "")
+	secrets, made, err := seals(t).Rotate(hook, now)
+	if err != nil || len(secrets) != 2 || !secrets[0].Until.IsZero() || !secrets[1].Until.Equal(now.Add(24*time.Hour)) {
+		t.Fatalf("after a rotation: %+v, %v", secrets, err)
+	}
+	if plain, _, err := seals(t).box.Open(secrets[0].Sealed, "hook"); err != nil || string(plain) != made.Reveal() {
+		t.Errorf("the new secret is not the first: %v", err)
+	}
+	// A second one leaves the end of the first as it is.
+	hook.Secrets = secrets
+	secrets, _, err = seals(t).Rotate(hook, now.Add(time.Hour))
+	if err != nil || len(secrets) != 3 || !secrets[2].Until.Equal(now.Add(24*time.Hour)) {
+		t.Errorf("after another rotation: %+v, %v", secrets, err)
+	}
+	// One that has ended is forgotten.
+	secrets, _, err = seals(t).Rotate(hook, now.Add(25*time.Hour))
+	if err != nil || len(secrets) != 2 {
+		t.Errorf("a day later: %+v, %v", secrets, err)
+	}
+	// So is one that nobody can open.
+	const other = config.Secret("another secret of the service, long enough")
+	stranger, err := NewSeals(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if secrets, _, err = stranger.Rotate(hook, now); err != nil || len(secrets) != 1 {
+		t.Errorf("with another secret of the service: %+v, %v", secrets, err)
+	}
+	for range maxSecrets {
+		if hook.Secrets, _, err = seals(t).Rotate(hook, now); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, ErrTooManySecrets) {
+		t.Errorf("after many rotations: %v", err)
+	}
+}
+
 func TestSecretsAreSealedAgainUnderANewSecretOfTheService(t *testing.T) {
 	t.Parallel()
 	hook := target(t, "")

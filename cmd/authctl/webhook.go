@@ -1,0 +1,410 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/delivery"
+	"github.com/toppira/authctl/modules/outbox/webhook"
+	"github.com/toppira/authctl/platform/config"
+)
+
+// testType is the type of the event of authctl outbox target test. It is in no outbox.
+const testType = "auth.Test.v1"
+
+// newWebhookSink makes what sends to webhooks. It needs the secret of the service.
+func (a *app) newWebhookSink() (*webhook.Sink, error) {
+	seals, err := a.webhookSeals()
+	if err != nil {
+		return nil, err
+	}
+	return webhook.New(a.Webhook, webhook.Options{Prod: a.App.prod(), Version: version(), Seals: seals}), nil
+}
+
+func (a *app) webhookSeals() (*webhook.Seals, error) {
+	if _, err := a.ensureSecret(false); err != nil {
+		return nil, err
+	}
+	return webhook.NewSeals(a.Auth.Token.Secrets()...)
+}
+
+// webhookSink makes the sink for a process that delivers. A process that was not given the secret of the
+// service leaves webhooks to others and returns none.
+func (a *app) webhookSink(ctx context.Context) (delivery.Sink, error) {
+	seals, err := a.webhookSeals()
+	if err != nil {
+		return nil, a.noteWebhooksLeft(ctx, err)
+	}
+	if err := a.resealWebhooks(ctx, seals); err != nil {
+		a.log.Warn("webhook_secrets_not_sealed_again", zap.Error(err))
+	}
+	to := webhook.New(a.Webhook, webhook.Options{Prod: a.App.prod(), Version: version(), Seals: seals})
+	a.closers = append(a.closers, to.Close)
+	return to, nil
+}
+
+func (a *app) noteWebhooksLeft(ctx context.Context, why error) error {
+	list, err := outbox.Subscriptions(ctx, a.db)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(list, func(s outbox.Subscription) bool { return s.Kind == outbox.KindWebhook }) {
+		a.log.Warn("webhooks_left_to_others", zap.Error(why), zap.String("advice", "their secrets are sealed under "+
+			"AUTH_TOKEN_SECRET: set it here, or run a server with OUTBOX_RELAY=inline"))
+	}
+	return nil
+}
+
+// resealWebhooks seals the secrets of webhooks under the present secret of the service, so that former
+// ones can be taken away.
+func (a *app) resealWebhooks(ctx context.Context, seals *webhook.Seals) error {
+	list, err := outbox.Subscriptions(ctx, a.db)
+	if err != nil {
+		return err
+	}
+	for _, s := range list {
+		if s.Kind != outbox.KindWebhook {
+			continue
+		}
+		_, changed, failed := seals.Reseal(asTarget(s))
+		if failed == nil && changed {
+			failed = outbox.ReplaceSecrets(ctx, a.db, s.Name, func(s outbox.Subscription) ([]outbox.Secret, error) {
+				secrets, _, err := seals.Reseal(asTarget(s))
+				return secrets, err
+			})
+		}
+		if failed == nil && changed {
+			a.log.Info("webhook_secret_sealed_again", zap.String("target", s.Name))
+		}
+		err = errors.Join(err, failed)
+	}
+	return err
+}
+
+// asTarget is a subscription as a sink needs it.
+func asTarget(s outbox.Subscription) delivery.Target {
+	return delivery.Target{ID: s.ID, Name: s.Name, Kind: s.Kind, URL: s.URL, Types: s.Types, Secrets: s.Secrets}
+}
+
+func newTargetAdd(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "add",
+		Short: "Send events to a further target",
+		Long: `Send events to a further target, besides Kafka or the file. Each target gets its events
+independently of the others.`,
+		Example: "  authctl outbox target add webhook https://example.com/webhooks --types 'auth.Session*'",
+	}
+	cmd.AddCommand(newTargetAddWebhook(g))
+	return cmd
+}
+
+type addWebhookOptions struct {
+	*global
+	url, name string
+	types     []string
+}
+
+func newTargetAddWebhook(g *global) *cobra.Command {
+	o := &addWebhookOptions{global: g}
+	cmd := &cobra.Command{
+		Use:   "webhook URL",
+		Short: "Send events to a URL, and print the secret to verify them with",
+		Long: `Send events to a URL, and print the secret to verify them with. It is not shown again.
+
+Each event is a POST of a CloudEvent in JSON, signed as Standard Webhooks says. A status from
+200 to 299 acknowledges it; 410 pauses the target. Anything else, and no answer in 10 seconds, is
+tried again for OUTBOX_WEBHOOK_RETRY_FOR. Events of one user arrive in order.
+
+--types takes patterns of event types, separated by commas; * stands for any text. The webhook gets
+the events from now on; authctl outbox replay --target sends earlier ones.
+
+The URL must be https, unless authctl is in dev mode. Requests go to no loopback or private address
+unless OUTBOX_WEBHOOK_ALLOW_PRIVATE is set for the servers.`,
+		Example: `  authctl outbox target add webhook https://example.com/webhooks --types 'auth.Session*'
+  authctl outbox target add webhook https://example.com/all --types '*' --name billing`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.url = args[0]
+			for _, pattern := range o.types {
+				if err := outbox.CheckPattern(pattern); err != nil {
+					return misuse{fmt.Errorf("--types: %w", err)}
+				}
+			}
+			return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+				return o.run(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			})
+		},
+	}
+	cmd.Flags().StringSliceVar(&o.types, "types", nil, "patterns of the event types to send, such as 'auth.Session*'")
+	cmd.Flags().StringVar(&o.name, "name", "", "what to call the target (default: the host of the URL)")
+	_ = cmd.MarkFlagRequired("types")
+	return cmd
+}
+
+func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer) error {
+	if err := webhook.CheckURL(o.url, a.App.prod(), a.Webhook.AllowPrivate); err != nil {
+		return misuse{err}
+	}
+	seals, err := a.webhookSeals()
+	if err != nil {
+		return err
+	}
+	host := hostOf(o.url)
+	names := []string{o.name}
+	if o.name == "" {
+		names = suggestNames(host)
+	}
+	secret := webhook.NewSecret()
+	var added outbox.Subscription
+	for _, name := range names {
+		added, err = outbox.Subscribe(ctx, a.db, outbox.Subscription{Name: name, Kind: outbox.KindWebhook, Types: o.types,
+			URL: o.url, Secrets: []outbox.Secret{{Sealed: seals.Seal(name, secret)}}})
+		if !errors.Is(err, outbox.ErrTargetExists) {
+			break
+		}
+	}
+	if errors.Is(err, outbox.ErrInvalidTarget) {
+		return misuse{err}
+	}
+	if errors.Is(err, outbox.ErrTargetExists) {
+		return fmt.Errorf("%w; choose another one with --name", err)
+	}
+	if err != nil {
+		return err
+	}
+	a.security.Info("target_added", zap.String("target", added.Name), zap.String("host", host),
+		zap.Strings("types", o.types))
+	for _, pattern := range o.types {
+		if strings.HasPrefix(pattern, "auth.") && !matchesAny(pattern, auth.EventTypes()) {
+			fmt.Fprintf(stderr, "no event is of a type like %s: see docs/events.md\n", pattern)
+		}
+	}
+	rows := [][]string{{"target", added.Name}, {"url", added.URL}, {"types", strings.Join(added.Types, ", ")}}
+	err = o.printSecret(w, rows, webhookReport{Name: added.Name, ID: added.ID, URL: added.URL, Types: added.Types,
+		Secret: secret.Reveal()})
+	fmt.Fprintf(stderr, "keep the secret now, it is not shown again; then try: authctl outbox target test %s\n", added.Name)
+	return err
+}
+
+// webhookReport is a webhook whose secret is new.
+type webhookReport struct {
+	Name        string     `json:"name"`
+	ID          int        `json:"id"`
+	URL         string     `json:"url"`
+	Types       []string   `json:"types"`
+	Secret      string     `json:"secret"`
+	FormerUntil *time.Time `json:"former_secret_until,omitempty"`
+}
+
+func (g *global) printSecret(w io.Writer, rows [][]string, r webhookReport) error {
+	if g.output == "json" {
+		return printJSON(w, r)
+	}
+	return printPairs(w, append(rows, []string{"secret", r.Secret}))
+}
+
+// hostOf is the host of a URL that has been checked.
+func hostOf(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return ""
+	}
+	return strings.ToLower(strings.TrimSuffix(u.Hostname(), "."))
+}
+
+// suggestNames makes names of a host, for a target that was given none.
+func suggestNames(host string) []string {
+	host = strings.ReplaceAll(host, ":", "-")
+	host = strings.Trim(host[:min(len(host), 60)], ".-")
+	names := []string{host}
+	for n := 2; n <= outbox.MaxWebhooks+1; n++ {
+		names = append(names, fmt.Sprintf("%s-%d", host, n))
+	}
+	return names
+}
+
+func matchesAny(pattern string, types []string) bool {
+	return slices.ContainsFunc(types, func(one string) bool {
+		match, err := path.Match(pattern, one)
+		return err == nil && match
+	})
+}
+
+// onWebhook runs a command on a webhook.
+func (g *global) onWebhook(cmd *cobra.Command, name string,
+	do func(ctx context.Context, a *app, s outbox.Subscription) error) error {
+	return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+		s, err := outbox.FindSubscription(ctx, a.db, name)
+		if errors.Is(err, outbox.ErrNoTarget) {
+			return fmt.Errorf("%w; see: authctl outbox target list", err)
+		}
+		if err != nil {
+			return err
+		}
+		if s.Kind != outbox.KindWebhook {
+			return fmt.Errorf("the target %s is not a webhook", name)
+		}
+		return do(ctx, a, s)
+	})
+}
+
+func newTargetRotateSecret(g *global) *cobra.Command {
+	var agreed consent
+	dropOld := false
+	cmd := &cobra.Command{
+		Use:   "rotate-secret NAME",
+		Short: "Give a webhook a new secret, and print it",
+		Long: `Give a webhook a new secret, and print it. It is not shown again.
+
+For 24 hours requests are signed with the former secret as well, so the receiver can change to the new
+one at any time. With --drop-old no secret is made: requests are signed with the newest one alone
+from now on.`,
+		Example: `  authctl outbox target rotate-secret example.com
+  authctl outbox target rotate-secret example.com --drop-old`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.onWebhook(cmd, args[0], func(ctx context.Context, a *app, s outbox.Subscription) error {
+				if dropOld {
+					return g.dropOldSecrets(ctx, a, cmd, s, agreed)
+				}
+				return g.rotateSecret(ctx, a, cmd, s)
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&dropOld, "drop-old", false, "make no secret, and stop signing with former ones")
+	agreed.add(cmd)
+	return cmd
+}
+
+func (g *global) rotateSecret(ctx context.Context, a *app, cmd *cobra.Command, s outbox.Subscription) error {
+	seals, err := a.webhookSeals()
+	if err != nil {
+		return err
+	}
+	var made config.Secret
+	var list []outbox.Secret
+	err = outbox.ReplaceSecrets(ctx, a.db, s.Name, func(s outbox.Subscription) (_ []outbox.Secret, err error) {
+		list, made, err = seals.Rotate(asTarget(s), time.Now())
+		return list, err
+	})
+	if errors.Is(err, webhook.ErrTooManySecrets) {
+		return fmt.Errorf("%w; with: authctl outbox target rotate-secret %s --drop-old", err, s.Name)
+	}
+	if err != nil {
+		return err
+	}
+	a.security.Info("target_secret_rotated", zap.String("target", s.Name))
+	report := webhookReport{Name: s.Name, ID: s.ID, URL: s.URL, Types: s.Types, Secret: made.Reveal()}
+	rows := [][]string{{"target", s.Name}}
+	stderr := cmd.ErrOrStderr()
+	if len(list) > 1 {
+		report.FormerUntil = &list[1].Until
+		fmt.Fprintf(stderr, "the former secret signs too until %s\n", moment(list[1].Until))
+	}
+	err = g.printSecret(cmd.OutOrStdout(), rows, report)
+	fmt.Fprintln(stderr, "keep the secret now, it is not shown again")
+	return err
+}
+
+func (g *global) dropOldSecrets(ctx context.Context, a *app, cmd *cobra.Command, s outbox.Subscription,
+	agreed consent) error {
+	if len(s.Secrets) < 2 {
+		return fmt.Errorf("the webhook %s has no former secret", s.Name)
+	}
+	loss := fmt.Sprintf("A receiver that does not have the newest secret of %s will refuse its events", s.Name)
+	if err := agreed.ask(cmd, loss); err != nil {
+		return err
+	}
+	err := outbox.ReplaceSecrets(ctx, a.db, s.Name, func(s outbox.Subscription) ([]outbox.Secret, error) {
+		return s.Secrets[:min(1, len(s.Secrets))], nil
+	})
+	if err != nil {
+		return err
+	}
+	a.security.Warn("target_secret_dropped", zap.String("target", s.Name))
+	if g.output == "json" {
+		return printJSON(cmd.OutOrStdout(), map[string]any{"name": s.Name, "secrets": 1})
+	}
+	_, err = fmt.Fprintf(cmd.OutOrStdout(), "requests to %s are signed with its newest secret alone\n", s.Name)
+	return err
+}
+
+func newTargetTest(g *global) *cobra.Command {
+	return &cobra.Command{
+		Use:   "test NAME",
+		Short: "Send a test event to a webhook now, and print what came back",
+		Long: `Send an event of the type auth.Test.v1 to a webhook now, from this machine, and print what came
+back. It is sent once, whatever types the webhook gets, and also when the target is paused. The exit
+code is 1 when the receiver does not acknowledge it.`,
+		Example: "  authctl outbox target test example.com",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.onWebhook(cmd, args[0], func(ctx context.Context, a *app, s outbox.Subscription) error {
+				return g.testWebhook(ctx, a, cmd.OutOrStdout(), s)
+			})
+		},
+	}
+}
+
+// webhookAnswer is what came of a test.
+type webhookAnswer struct {
+	Name    string `json:"name"`
+	EventID string `json:"event_id"`
+	Address string `json:"address,omitempty"` // that was connected to
+	Status  int    `json:"status,omitempty"`
+	Millis  int64  `json:"ms"`
+	OK      bool   `json:"ok"`
+	Error   string `json:"error,omitempty"`
+}
+
+func (g *global) testWebhook(ctx context.Context, a *app, w io.Writer, s outbox.Subscription) (err error) {
+	to, err := a.newWebhookSink()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, to.Close()) }()
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("make an event id: %w", err)
+	}
+	answer, failed := to.Send(ctx, asTarget(s), outbox.Record{
+		Seq: 1, EventID: id.String(), Type: testType, Key: id.String(), Subject: id.String(), Source: a.Auth.Token.Issuer,
+		Time: time.Now().UTC().Format(time.RFC3339Nano), Data: []byte(`{"text":"a test by an operator"}`),
+	}, nil)
+	if failed == nil {
+		failed = answer.Err()
+	}
+	report := webhookAnswer{Name: s.Name, EventID: id.String(), Address: answer.Address, Status: answer.Status,
+		Millis: answer.Took.Milliseconds(), OK: failed == nil}
+	status := "none"
+	if report.Status > 0 {
+		status = fmt.Sprint(report.Status)
+	}
+	rows := [][]string{{"target", s.Name}, {"event", testType + " " + report.EventID},
+		{"address", cmp.Or(report.Address, "no connection")}, {"status", status},
+		{"time", answer.Took.Round(time.Millisecond).String()}}
+	if failed != nil {
+		report.Error = failed.Error()
+		failed = fmt.Errorf("the event was not acknowledged: %w", failed)
+	}
+	if g.output == "json" {
+		err = printJSON(w, report)
+	} else {
+		err = printPairs(w, rows)
+	}
+	return errors.Join(err, failed)
+}
