@@ -1,19 +1,26 @@
 package main
 
 import (
+	"context"
+
+	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/delivery"
 )
 
 // deliverySinks makes what delivers to the targets besides the log, by kind. A process without the
 // sink of a kind leaves its targets to others.
-func (a *app) deliverySinks() (map[string]delivery.Sink, error) {
-	return map[string]delivery.Sink{}, nil
+func (a *app) deliverySinks(ctx context.Context) (map[string]delivery.Sink, error) {
+	sinks := map[string]delivery.Sink{}
+	if to := a.webhookSink(ctx); to != nil {
+		sinks[outbox.KindWebhook] = to
+	}
+	return sinks, nil
 }
 
 // newDeliverer makes what delivers to the targets besides the log. It shares nothing with the relay but
 // the database. The caller runs it.
-func (a *app) newDeliverer() (*delivery.Deliverer, error) {
-	sinks, err := a.deliverySinks()
+func (a *app) newDeliverer(ctx context.Context) (*delivery.Deliverer, error) {
+	sinks, err := a.deliverySinks(ctx)
 	if err != nil {
 		return nil, err
 	}

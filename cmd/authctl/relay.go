@@ -69,7 +69,7 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	deliverer, err := a.newDeliverer()
+	deliverer, err := a.newDeliverer(ctx)
 	if err != nil {
 		return err
 	}

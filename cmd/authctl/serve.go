@@ -96,7 +96,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 		if inline, err = a.newRelay(ctx); err != nil {
 			return err
 		}
-		if deliverer, err = a.newDeliverer(); err != nil {
+		if deliverer, err = a.newDeliverer(ctx); err != nil {
 			return err
 		}
 	}

@@ -44,29 +44,26 @@ func (a *app) webhookSeals() (*webhook.Seals, error) {
 
 // webhookSink makes the sink for a process that delivers. A process that was not given the secret of the
 // service leaves webhooks to others and returns none.
-func (a *app) webhookSink(ctx context.Context) (delivery.Sink, error) {
+func (a *app) webhookSink(ctx context.Context) delivery.Sink {
 	seals, err := a.webhookSeals()
 	if err != nil {
-		return nil, a.noteWebhooksLeft(ctx, err)
+		a.noteWebhooksLeft(ctx, err)
+		return nil
 	}
 	if err := a.resealWebhooks(ctx, seals); err != nil {
 		a.log.Warn("webhook_secrets_not_sealed_again", zap.Error(err))
 	}
 	to := webhook.New(a.Webhook, webhook.Options{Prod: a.App.prod(), Version: version(), Seals: seals})
 	a.closers = append(a.closers, to.Close)
-	return to, nil
+	return to
 }
 
-func (a *app) noteWebhooksLeft(ctx context.Context, why error) error {
+func (a *app) noteWebhooksLeft(ctx context.Context, why error) {
 	list, err := outbox.Subscriptions(ctx, a.db)
-	if err != nil {
-		return err
-	}
-	if slices.ContainsFunc(list, func(s outbox.Subscription) bool { return s.Kind == outbox.KindWebhook }) {
+	if err != nil || slices.ContainsFunc(list, func(s outbox.Subscription) bool { return s.Kind == outbox.KindWebhook }) {
 		a.log.Warn("webhooks_left_to_others", zap.Error(why), zap.String("advice", "their secrets are sealed under "+
 			"AUTH_TOKEN_SECRET: set it here, or run a server with OUTBOX_RELAY=inline"))
 	}
-	return nil
 }
 
 // resealWebhooks seals the secrets of webhooks under the present secret of the service, so that former
