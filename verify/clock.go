@@ -13,13 +13,18 @@ const Infinite time.Duration = math.MaxInt64
 // that are 100 millionths apart differ by 60 ms.
 const clockWindow = 5 * time.Minute
 
+// answerAge is how long before it was asked the issuer may have looked into its database: it looks
+// five times a second, for all who follow.
+const answerAge = 500 * time.Millisecond
+
 // serverClock is what is known of the issuer's clock, and of how old the knowledge is. The
 // clock of this machine is not believed: offsets are between the issuer's clock and the
 // monotonic one.
 //
 // An answer that is complete up to as_of, asked for at one moment and read at a later one, says
 // that the issuer's clock was not before as_of when it was read, and (the issuer looks into its
-// database when it is asked) not after as_of when it was asked for.
+// database when it is asked) not more than answerAge after as_of when it was asked for. The latter
+// is not true of a page of a snapshot, which is also given to others who ask later.
 type serverClock struct {
 	now  func() time.Time
 	base time.Time // the beginning of the monotonic count
@@ -48,22 +53,39 @@ func newServerClock(now func() time.Time) *serverClock {
 
 func (c *serverClock) elapsed(t time.Time) int64 { return int64(t.Sub(c.base)) }
 
-// answered takes the as_of of an answer that was asked for and read at these moments. Only an
-// answer that was not waited for begins a window, since others bound the clock badly; and only
-// if the issuer's time goes on: a server that stands still must not make the better ones
-// forgotten.
-func (c *serverClock) answered(asked, read, asOf time.Time, waited bool) {
+// measure is what an answer says of the clock.
+type measure struct {
+	asked, read, asOf time.Time
+	page              bool      // it may be older than the question
+	waited            bool      // it came when something had ended, or after a while
+	another           bool      // the first of another database, whose clock is another one
+	complete          time.Time // everything up to then is known now; zero: no news of that
+}
+
+// answered takes what an answer says. Only one that was not waited for begins a window, since others
+// bound the clock badly; and only if the issuer's time goes on: a server that stands still must not
+// make the better ones forgotten.
+func (c *serverClock) answered(m measure) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !waited {
-		c.measured = read
+	atOnce := !m.page && !m.waited
+	if atOnce {
+		c.measured = m.read
 	}
-	if !waited && read.Sub(c.began) > clockWindow && asOf.Sub(c.beganAsOf) > clockWindow/2 {
-		c.prev, c.cur, c.began, c.beganAsOf = c.cur, unbounded, read, asOf
+	switch {
+	case m.another:
+		c.prev, c.cur, c.began, c.beganAsOf = unbounded, unbounded, m.read, m.asOf
+	case atOnce && m.read.Sub(c.began) > clockWindow && m.asOf.Sub(c.beganAsOf) > clockWindow/2:
+		c.prev, c.cur, c.began, c.beganAsOf = c.cur, unbounded, m.read, m.asOf
 	}
-	c.cur.low = max(c.cur.low, asOf.UnixNano()-c.elapsed(read))
-	c.cur.high = min(c.cur.high, asOf.UnixNano()-c.elapsed(asked))
-	c.read = read
+	c.cur.low = max(c.cur.low, m.asOf.UnixNano()-c.elapsed(m.read))
+	if !m.page {
+		c.cur.high = min(c.cur.high, m.asOf.UnixNano()-c.elapsed(m.asked))
+	}
+	c.read = m.read
+	if !m.complete.IsZero() {
+		c.asOf = m.complete
+	}
 }
 
 // wantsMeasure reports that the next answer should not be waited for.
@@ -71,13 +93,6 @@ func (c *serverClock) wantsMeasure() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.now().Sub(c.measured) > clockWindow
-}
-
-// complete says that everything up to asOf is known.
-func (c *serverClock) complete(asOf time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.asOf = asOf
 }
 
 // happened takes the time of an event: the issuer's clock is not before it.
@@ -94,11 +109,12 @@ func (c *serverClock) span(now time.Time) (early, late time.Time, known bool) {
 	if from := max(low, c.eventsUpTo); from != math.MinInt64 {
 		early = time.Unix(0, from+c.elapsed(now))
 	}
-	if low == math.MinInt64 {
+	high := min(c.cur.high, c.prev.high)
+	if low == math.MinInt64 || high == math.MaxInt64 {
 		return early, time.Time{}, false
 	}
 	// A stale answer makes the upper bound too low, which the lower one of a better answer tells.
-	high := max(low, min(c.cur.high, c.prev.high))
+	high = max(low, high+int64(answerAge))
 	// While a machine sleeps its monotonic count may stand still, and its wall clock does not.
 	sinceRead := max(now.Sub(c.read), now.Round(0).Sub(c.read.Round(0)))
 	late = time.Unix(0, high+c.elapsed(c.read)+int64(sinceRead))

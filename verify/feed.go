@@ -136,6 +136,8 @@ type follower struct {
 	grace    time.Duration // beyond it, until a server counts as dead
 	cursor   string        // empty: a snapshot begins
 	whole    bool          // the snapshot is whole
+	another  bool          // the database is another one since the clock was measured
+	paged    bool          // the last answer was a page, or there was none
 	chained  bool          // the last answer had more
 	chainMin time.Time     // the least as_of of the answers since the last one that was complete
 }
@@ -144,6 +146,7 @@ func newFollower(v *Verifier) *follower {
 	third := v.cfg.MaxLag / 3
 	return &follower{
 		v:     v,
+		paged: true,
 		wait:  min(max(third.Truncate(time.Second), time.Second), maxWait),
 		grace: min(max(third, time.Second), 10*time.Second),
 	}
@@ -185,7 +188,7 @@ func (f *follower) follow(ctx context.Context) {
 }
 
 func (f *follower) restart() {
-	f.cursor, f.chained, f.chainMin = "", false, time.Time{}
+	f.cursor, f.chained, f.chainMin, f.another = "", false, time.Time{}, true
 	if f.whole {
 		f.v.known.begin()
 	}
@@ -223,7 +226,7 @@ func (f *follower) step(ctx context.Context, s *server) error {
 			s.base, &statusError{status: http.StatusNotFound})
 	}
 	var wait time.Duration
-	if f.whole && f.cursor != "" && !f.chained && !v.clock.wantsMeasure() {
+	if f.whole && f.cursor != "" && !f.paged && !v.clock.wantsMeasure() {
 		wait = f.wait
 	}
 	asked := v.now()
@@ -237,6 +240,9 @@ func (f *follower) step(ctx context.Context, s *server) error {
 	read := v.now()
 	if err := f.take(ctx, a, asked, read, wait > 0); err != nil {
 		return err
+	}
+	if lag := v.Lag(); !f.paged && lag > v.cfg.MaxLag && len(v.servers) > 1 {
+		return fmt.Errorf("%s is %v behind", s.base, lag.Round(time.Millisecond))
 	}
 	if early := wait/2 - read.Sub(asked); early > 0 && len(a.Revocations) == 0 {
 		// It did not wait. Asking it again at once would never end.
@@ -267,15 +273,20 @@ func (f *follower) take(ctx context.Context, a answer, asked, read time.Time, wa
 		v.metric(MetricUnknownTypes, float64(unknown))
 	}
 	same := a.Cursor == f.cursor
+	f.paged = f.cursor == "" || f.chained || a.More
 	f.cursor, f.chained = a.Cursor, a.More
 	if f.chainMin.IsZero() || a.AsOf.Before(f.chainMin) {
 		f.chainMin = a.AsOf
 	}
-	v.clock.answered(asked, read, a.AsOf, waited)
+	m := measure{asked: asked, read: read, asOf: a.AsOf, page: f.paged, waited: waited, another: f.another && !f.paged}
 	if !a.More {
 		// All answers of a chain together are complete up to the least of their times.
 		v.known.install()
-		v.clock.complete(f.chainMin)
+		m.complete = f.chainMin
+	}
+	v.clock.answered(m)
+	f.another = f.another && f.paged
+	if !a.More {
 		f.whole, f.chainMin = true, time.Time{}
 		v.metric(MetricLag, v.Lag().Seconds())
 	}

@@ -500,6 +500,121 @@ func TestLagIsNeverTooLow(t *testing.T) {
 	})
 }
 
+// A standby is promoted whose clock is behind, or ahead. Its clock is another one from the first
+// answer on: nobody has to wait until the old one is forgotten, and lag is what it was.
+func TestThePromotedStandbyHasAnotherClock(t *testing.T) {
+	t.Parallel()
+	for _, step := range []time.Duration{-40 * time.Second, 40 * time.Second} {
+		t.Run(step.String(), func(t *testing.T) {
+			t.Parallel()
+			following(t, func(i *issuer, _ *Config) {
+				i.page = 1
+				i.endSession(id(3))
+				i.endSession(id(4))
+			}, func(t *testing.T, i *issuer, v *Verifier, m *metrics) {
+				ready(t, v)
+				time.Sleep(time.Minute)
+				i.set(func() { i.skew += step; i.cursors++ })
+				time.Sleep(15 * time.Second)
+				if m.get(MetricSnapshots) != 1 {
+					t.Fatalf("%v new snapshots", m.get(MetricSnapshots))
+				}
+				for range 600 {
+					if lag := v.Lag(); lag > 5*time.Second {
+						t.Fatalf("the lag is %v", lag)
+					}
+					want(t, v, i.token(id(1), id(2), 0), nil)
+					want(t, v, i.token(id(1), id(3), 0), ErrRevoked)
+					time.Sleep(time.Second)
+				}
+			})
+		})
+	}
+}
+
+// behind answers as a server does that is behind its database by a constant.
+func behind(i *issuer, by time.Duration) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != feedPath {
+			i.ServeHTTP(w, r)
+			return
+		}
+		rec := httptest.NewRecorder()
+		i.ServeHTTP(rec, r)
+		var a answer
+		if err := json.Unmarshal(rec.Body.Bytes(), &a); err != nil || rec.Code != http.StatusOK {
+			w.WriteHeader(rec.Code)
+			return
+		}
+		a.AsOf = a.AsOf.Add(-by)
+		i.write(w, http.StatusOK, a)
+	})
+}
+
+// A server that gets behind by a constant is left for one that is not, so that its time is never
+// taken for a clock that was changed.
+func TestAServerThatIsBehindIsLeft(t *testing.T) {
+	t.Parallel()
+	key := newSigner(t, "k", "EdDSA")
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(t, key)
+		way := &direct{hosts: map[string]http.Handler{"one": i, "two": i}}
+		cfg := testConfig(i)
+		cfg.Transport, cfg.Servers = way, []string{"http://one/auth", "http://two/auth"}
+		v := start(t, cfg)
+		ready(t, v)
+		time.Sleep(time.Minute)
+		way.set("one", behind(i, time.Minute))
+		time.Sleep(20 * time.Second)
+		for range 1200 {
+			if lag := v.Lag(); lag > 5*time.Second {
+				t.Fatalf("the lag is %v", lag)
+			}
+			want(t, v, i.token(id(1), id(2), 0), nil)
+			time.Sleep(time.Second)
+		}
+		// With no better one, the knowledge is known to be old.
+		way.set("two", behind(i, time.Minute))
+		time.Sleep(20 * time.Second)
+		for range 200 {
+			if lag := v.Lag(); lag < time.Minute {
+				t.Fatalf("the lag is %v", lag)
+			}
+			time.Sleep(time.Second)
+		}
+	})
+}
+
+// A page of a snapshot may be older than the question. Lag does not rely on it.
+func TestAnOldPageIsNoMeasure(t *testing.T) {
+	t.Parallel()
+	following(t, func(i *issuer, cfg *Config) {
+		i.page = 1
+		i.endSession(id(3))
+		i.endSession(id(4))
+		late := behind(i, 8*time.Second)
+		cfg.Transport.(*direct).set("auth.example.com", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if after := r.URL.Query().Get("after"); r.URL.Path == feedPath && (after == "" || after == "0-1") {
+				late.ServeHTTP(w, r)
+				return
+			}
+			i.ServeHTTP(w, r)
+		}))
+	}, func(t *testing.T, i *issuer, v *Verifier, _ *metrics) {
+		for first := true; ; first = false {
+			v.clock.mu.Lock()
+			asOf := v.clock.asOf
+			v.clock.mu.Unlock()
+			if lag, real := v.Lag(), i.now().Sub(asOf); lag < real && !asOf.IsZero() {
+				t.Fatalf("the lag is %v, and what is known is %v old", lag, real)
+			} else if lag < 5*time.Second && !first {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+}
+
 // While a machine sleeps its monotonic clock may stand still. The wall clock tells.
 func TestAMachineThatSleeps(t *testing.T) {
 	t.Parallel()
@@ -512,9 +627,8 @@ func TestAMachineThatSleeps(t *testing.T) {
 		return now.Round(0).Add(asleep) // no monotonic part: it cannot be compared, and the wall clock is
 	})
 	asOf := now.Add(3 * time.Hour)
-	c.answered(now, now, asOf, false)
-	c.complete(asOf)
-	if lag := c.lag(); lag != 0 {
+	c.answered(measure{asked: now, read: now, asOf: asOf, complete: asOf})
+	if lag := c.lag(); lag != answerAge {
 		t.Errorf("the lag is %v", lag)
 	}
 	asleep = time.Hour

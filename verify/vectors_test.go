@@ -61,8 +61,7 @@ func still(t testing.TB, all vectors, keys, feed json.RawMessage, now time.Time)
 	if _, err := v.known.add(a.Revocations); err != nil {
 		t.Fatal(err)
 	}
-	v.clock.answered(now, now, now, false)
-	v.clock.complete(now)
+	v.clock.answered(measure{asked: now, read: now, asOf: now, complete: now})
 	return v
 }
 

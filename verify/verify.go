@@ -54,7 +54,7 @@ type Config struct {
 	Audience string
 
 	// Servers are base URLs at which the issuer is reached, in place of Issuer. The verifier
-	// moves on to the next one when one fails.
+	// moves on to the next one when one fails, or is behind by more than MaxLag.
 	Servers []string
 
 	// Client lets the verifier follow what has ended. Without it, the verifier checks
@@ -364,8 +364,13 @@ func (v *Verifier) syncState(err error) {
 }
 
 // Lag is how old the knowledge of what has ended is at most: every end that the issuer
-// committed longer ago is known. It is [Infinite] before the first snapshot is whole, and
-// without credentials.
+// committed longer ago is known. It is never below the half second by which an answer of the issuer
+// may be older than the question. It is [Infinite] before the first snapshot is whole, and without
+// credentials.
+//
+// If the clock of the issuer's database is set back while the database stays the same, and there is
+// one server alone, that cannot be told from a server that is behind: for 5 to 10 minutes Lag is
+// too high by as much, until the new time is believed.
 func (v *Verifier) Lag() time.Duration { return v.clock.lag() }
 
 // Ready waits until there are keys and, with credentials, Lag is within MaxLag.
