@@ -14,6 +14,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -22,6 +24,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -251,91 +255,262 @@ func (p program) triesTheVectors(t *testing.T) {
 	readVectors(t).compare(t, p.name, verdicts, nil)
 }
 
+// service is a real one, on SQLite, with a client that verifies tokens.
+type service struct {
+	t         *testing.T
+	dir, base string
+	env       []string
+	jwks      string // what it publishes, by way of something that counts
+	fetched   atomic.Int64
+}
+
+func newService(t *testing.T, env ...string) *service {
+	t.Helper()
+	secret := sha256.Sum256([]byte("s&cret"))
+	s := &service{t: t, dir: t.TempDir(), env: append([]string{
+		"AUTH_CLIENTS=orders:" + hex.EncodeToString(secret[:]), "AUTH_PASSWORD_BCRYPT_COST=4", "AUTH_THROTTLE_ENABLED=false",
+	}, env...)}
+	s.base = serve(t, s.dir, s.env...)
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.fetched.Add(1)
+		res, err := http.Get(s.base + "/.well-known/jwks.json")
+		if err != nil {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		defer res.Body.Close()
+		w.Header().Set("Cache-Control", res.Header.Get("Cache-Control"))
+		_, _ = io.Copy(w, res.Body) // the client may have left
+	}))
+	t.Cleanup(keys.Close)
+	s.jwks = keys.URL
+	return s
+}
+
+// command runs one command of the service and returns the first line of what it prints.
+func (s *service) command(args ...string) string {
+	s.t.Helper()
+	cmd := exec.CommandContext(s.t.Context(), authctl(s.t), args...)
+	cmd.Dir, cmd.Stderr = s.dir, s.t.Output()
+	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.dir}, s.env...)
+	out, err := cmd.Output()
+	if err != nil {
+		s.t.Fatalf("authctl %s: %v", strings.Join(args, " "), err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return strings.TrimSpace(line)
+}
+
+// tokens are what a sign-in and a refresh answer.
+type tokens struct {
+	Access  string `json:"access_token"`
+	Refresh string `json:"refresh_token"`
+}
+
+func (s *service) call(method, path, bearer, body string) (tokens, error) {
+	req, err := http.NewRequestWithContext(s.t.Context(), method, s.base+"/api/v1/auth"+path, strings.NewReader(body))
+	if err != nil {
+		return tokens{}, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if bearer != "" {
+		req.Header.Set("Authorization", "Bearer "+bearer)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return tokens{}, err
+	}
+	defer res.Body.Close()
+	var answer tokens
+	_ = json.NewDecoder(res.Body).Decode(&answer) // a 204 has none
+	if res.StatusCode >= 300 {
+		return tokens{}, fmt.Errorf("%s %s answered %d", method, path, res.StatusCode)
+	}
+	return answer, nil
+}
+
+func (s *service) must(method, path, bearer, body string) tokens {
+	s.t.Helper()
+	answer, err := s.call(method, path, bearer, body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return answer
+}
+
+// verifier is a program that runs, and answers each line with one.
+type verifier struct {
+	name string
+	cmd  *exec.Cmd
+	mu   sync.Mutex
+	in   io.WriteCloser
+	out  *bufio.Reader
+	line func(token string) string
+}
+
+// follows starts the program as a verifier for a service.
+func (p program) follows(s *service) *verifier {
+	s.t.Helper()
+	cmd := p.command(s.t, map[string]string{
+		"issuer": "http://localhost:8080", "audience": "authctl", "jwks": s.jwks,
+		"feed": s.base + "/oauth2/revocations", "id": "orders", "secret": "s&cret", "name": "orders-" + p.name,
+	})
+	return begin(s.t, &verifier{name: p.name, cmd: cmd, line: func(token string) string { return token }})
+}
+
+// inGo is the module verify.
+func inGo(s *service) *verifier {
+	s.t.Helper()
+	probe := filepath.Join(s.t.TempDir(), "probe")
+	build := exec.CommandContext(s.t.Context(), "go", "build", "-o", probe, "./internal/probe")
+	build.Dir = filepath.Join(root, "verify")
+	if out, err := build.CombinedOutput(); err != nil {
+		s.t.Fatalf("%v\n%s", err, out)
+	}
+	cmd := exec.CommandContext(s.t.Context(), probe)
+	cmd.Stderr = s.t.Output()
+	v := begin(s.t, &verifier{name: "go", cmd: cmd, line: func(token string) string { return fmt.Sprintf(`{"token":%q}`, token) }})
+	setup, err := json.Marshal(map[string]any{
+		"issuer": "http://localhost:8080", "audience": "authctl", "servers": []string{s.base}, "client_id": "orders", "secret": "s&cret",
+		"name": "orders-go", "max_lag": 30,
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := fmt.Fprintf(v.in, "%s\n", setup); err != nil {
+		s.t.Fatal(err)
+	}
+	return v
+}
+
+func begin(t *testing.T, v *verifier) *verifier {
+	t.Helper()
+	var err error
+	if v.in, err = v.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := v.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := v.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	v.out = bufio.NewReader(pipe)
+	return v
+}
+
+// check returns "accept", or why a token is refused.
+func (v *verifier) check(token string) (string, error) {
+	list, err := v.checkAll([]string{token})
+	if err != nil {
+		return "", err
+	}
+	return list[0], nil
+}
+
+func (v *verifier) checkAll(tokens []string) ([]string, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var written sync.WaitGroup
+	defer written.Wait()
+	written.Go(func() {
+		for _, token := range tokens {
+			_, _ = fmt.Fprintln(v.in, v.line(token)) // else no answer comes
+		}
+	})
+	var list []string
+	for range tokens {
+		line, err := v.out.ReadBytes('\n')
+		if err != nil {
+			return nil, fmt.Errorf("the verifier in %s does not answer: %w", v.name, err)
+		}
+		var s struct{ Verdict, Reason, Error string }
+		if err := json.Unmarshal(line, &s); err != nil {
+			return nil, fmt.Errorf("%s: %w", line, err)
+		}
+		switch {
+		case s.Reason != "":
+			s.Verdict = "refuse: " + s.Error
+		case s.Verdict == "":
+			s.Verdict = "accept"
+		}
+		list = append(list, s.Verdict)
+	}
+	return list, nil
+}
+
+// end ends the program.
+func (v *verifier) end(t *testing.T) {
+	t.Helper()
+	if err := v.in.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := v.cmd.Wait(); err != nil {
+		t.Errorf("the verifier in %s ended with: %v", v.name, err)
+	}
+}
+
+const credentials = `{"username":"alice","password":"correct horse battery staple"}`
+
 // followsTheService refuses the token of a session that ends, soon after, and no other, of a real
 // service.
 func (p program) followsTheService(t *testing.T) {
 	t.Helper()
-	secret := sha256.Sum256([]byte("s&cret"))
-	dir := t.TempDir()
-	base := serve(t, dir, "AUTH_CLIENTS=orders:"+hex.EncodeToString(secret[:]), "AUTH_PASSWORD_BCRYPT_COST=4")
-	cmd := p.command(t, map[string]string{
-		"issuer": "http://localhost:8080", "audience": "authctl", "jwks": base + "/.well-known/jwks.json",
-		"feed": base + "/oauth2/revocations", "id": "orders", "secret": "s&cret", "name": "orders-" + p.name,
-	})
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	pipe, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	lines := bufio.NewReader(pipe)
-	ask := func(token string) string {
-		t.Helper()
-		if _, err := fmt.Fprintln(in, token); err != nil {
-			t.Fatal(err)
-		}
-		line, err := lines.ReadBytes('\n')
-		if err != nil {
-			t.Fatal(err)
-		}
-		var s said
-		if err := json.Unmarshal(line, &s); err != nil {
-			t.Fatalf("%s: %v", line, err)
-		}
-		return s.Verdict
-	}
-	call := func(method, path, bearer, body string) (token string) {
-		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), method, base+"/api/v1/auth"+path, strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		req.Header.Set("Content-Type", "application/json")
-		if bearer != "" {
-			req.Header.Set("Authorization", "Bearer "+bearer)
-		}
-		res, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer res.Body.Close()
-		var answer struct {
-			AccessToken string `json:"access_token"`
-		}
-		_ = json.NewDecoder(res.Body).Decode(&answer) // a 204 has none
-		if res.StatusCode >= 300 {
-			t.Fatalf("%s %s answered %d", method, path, res.StatusCode)
-		}
-		return answer.AccessToken
-	}
-	const credentials = `{"username":"alice","password":"correct horse battery staple"}`
-	first := call("POST", "/register", "", credentials)
-	second, third := call("POST", "/login", "", credentials), call("POST", "/login", "", credentials)
+	s := newService(t)
+	v := p.follows(s)
+	first := s.must("POST", "/register", "", credentials).Access
+	second, third := s.must("POST", "/login", "", credentials).Access, s.must("POST", "/login", "", credentials).Access
 	all := []string{first, second, third}
 	expect := func(over ...string) {
 		t.Helper()
 		for _, token := range all {
 			ended := slices.Contains(over, token)
-			testenv.Eventually(t, "the verdict on a token", func() bool { return strings.HasPrefix(ask(token), "refuse") == ended })
+			testenv.Eventually(t, "the verdict on a token", func() bool {
+				said, err := v.check(token)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return strings.HasPrefix(said, "refuse") == ended
+			})
 		}
 	}
 	expect()
-	call("POST", "/logout", first, "")
+	s.withstandsAFlood(v, first)
+	s.must("POST", "/logout", first, "")
 	expect(first)
-	call("DELETE", "/sessions?except=current", second, "")
+	s.must("DELETE", "/sessions?except=current", second, "")
 	expect(first, third)
-	call("DELETE", "/me", second, `{"password":"correct horse battery staple"}`)
+	s.must("DELETE", "/me", second, `{"password":"correct horse battery staple"}`)
 	expect(first, second, third)
-	if err := in.Close(); err != nil {
-		t.Fatal(err)
+	v.end(t)
+}
+
+// withstandsAFlood sends tokens with 10,000 made-up key ids, which cost two fetches a minute at most.
+func (s *service) withstandsAFlood(v *verifier, good string) {
+	s.t.Helper()
+	const every = 1000
+	begun, before := time.Now(), s.fetched.Load()
+	var flood []string
+	for n := range 10_000 {
+		header := fmt.Sprintf(`{"alg":"ES256","typ":"at+jwt","kid":"made-up-%d"}`, n)
+		flood = append(flood, base64.RawURLEncoding.EncodeToString([]byte(header))+".e30."+strings.Repeat("A", 86))
+		if n%every == 0 {
+			flood = append(flood, good)
+		}
 	}
-	if err := cmd.Wait(); err != nil {
-		t.Fatal(err)
+	verdicts, err := v.checkAll(flood)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for n, verdict := range verdicts {
+		if strings.HasPrefix(verdict, "refuse") == (flood[n] == good) {
+			s.t.Fatalf("%s, token %d of the flood: %s", v.name, n, verdict)
+		}
+	}
+	minutes := int64(time.Since(begun)/time.Minute) + 1
+	if n := s.fetched.Load() - before; n > 2*minutes {
+		s.t.Errorf("%s fetched the keys %d times in %d minutes", v.name, n, minutes)
 	}
 }
 
@@ -353,18 +528,26 @@ func TestVerifyingInPython(t *testing.T) {
 	p.followsTheService(t)
 }
 
-func TestVerifyingInJava(t *testing.T) {
-	t.Parallel()
+// inJava compiles the examples, once.
+func inJava(t *testing.T) program {
+	t.Helper()
 	const from = "testdata/verifying/java"
 	javac, java := testenv.Program(t, "install a JDK, 17 or newer", "javac"), testenv.Program(t, "install a JDK, 17 or newer", "java")
 	classes := filepath.Join(testenv.MavenJars(t, from), "jars", "*")
 	dir := t.TempDir()
 	copyOut(t, "java", from, dir)
-	compile := exec.CommandContext(t.Context(), javac, "-proc:none", "-cp", classes, "Try.java", "Nimbus.java", "Spring.java")
+	compile := exec.CommandContext(t.Context(), javac, "-proc:none", "-cp", classes,
+		"Try.java", "Nimbus.java", "Spring.java", "Ended.java", "Follow.java")
 	compile.Dir = dir
 	if out, err := compile.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return program{name: "java", dir: dir, args: []string{java, "-cp", dir + string(filepath.ListSeparator) + classes, "Try"}}
+}
+
+func TestVerifyingInJava(t *testing.T) {
+	t.Parallel()
+	p := inJava(t)
 	all := readVectors(t)
 	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(all.Keys["all"]) }))
 	defer keys.Close()
@@ -372,11 +555,7 @@ func TestVerifyingInJava(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*testenv.Patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, java, "-cp", dir+string(filepath.ListSeparator)+classes, "Try", file, keys.URL)
-	cmd.Stderr = t.Output()
-	out, err := cmd.Output()
+	out, err := p.command(t, map[string]string{"vectors": file, "jwks": keys.URL}).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -386,11 +565,111 @@ func TestVerifyingInJava(t *testing.T) {
 		if err := json.Unmarshal(line, &s); err != nil {
 			t.Fatalf("%s: %v", line, err)
 		}
-		verdicts[s.By][s.Name] = s.Verdict
+		verdict, _, _ := strings.Cut(s.Verdict, ":")
+		verdicts[s.By][s.Name] = verdict
 	}
 	for by, said := range verdicts {
 		all.compare(t, by, said, func(header map[string]any, reason string) bool {
-			return reason == "revoked" || header["alg"] == "EdDSA" && reason == ""
+			return header["alg"] == "EdDSA" && reason == ""
 		})
 	}
+	p.followsTheService(t)
+}
+
+// Keys that were published in time take turns every two seconds, while clients refresh and
+// verifiers in four languages check each of their tokens: none is refused. At the end the first
+// key is revoked, and none of them accepts it any more.
+func TestKeysRotateUnderLoad(t *testing.T) {
+	t.Parallel()
+	programs := []program{inNode(t), inPython(t), inJava(t)}
+	s := newService(t)
+	turns, clients := 3, 4
+	if os.Getenv("AUTHCTL_CAMPAIGN") == "long" {
+		turns = 60
+	}
+	var kids []string
+	for range turns {
+		kids = append(kids, s.command("key", "stage"))
+	}
+	first := s.must("POST", "/register", "", credentials)
+	verifiers := []*verifier{inGo(s)}
+	for _, p := range programs {
+		verifiers = append(verifiers, p.follows(s))
+	}
+	for _, v := range verifiers { // it has fetched the keys, which are published by now
+		testenv.Eventually(t, "the verifier in "+v.name+" accepts a token", func() bool {
+			said, err := v.check(first.Access)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return said == "accept"
+		})
+	}
+	var load sync.WaitGroup
+	stop := make(chan struct{})
+	var checks atomic.Int64
+	signed := make([]map[string]bool, clients)
+	for n := range clients {
+		signed[n] = map[string]bool{}
+		mine := s.must("POST", "/login", "", credentials)
+		load.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				answer, err := s.call("POST", "/refresh", "", fmt.Sprintf(`{"refresh_token":%q}`, mine.Refresh))
+				if err != nil {
+					t.Errorf("a refresh: %v", err)
+					return
+				}
+				mine = answer
+				header, _ := base64.RawURLEncoding.DecodeString(strings.Split(mine.Access, ".")[0])
+				var of struct{ KID string }
+				_ = json.Unmarshal(header, &of) // the service made it
+				signed[n][of.KID] = true
+				for _, v := range verifiers {
+					if said, err := v.check(mine.Access); err != nil || said != "accept" {
+						t.Errorf("%s, a token of the key %s: %s, %v", v.name, of.KID, said, err)
+						return
+					}
+					checks.Add(1)
+				}
+			}
+		})
+	}
+	turn := time.NewTicker(2 * time.Second)
+	defer turn.Stop()
+	for _, kid := range kids {
+		<-turn.C
+		s.command("key", "promote", "--force", kid)
+	}
+	<-turn.C
+	close(stop)
+	load.Wait()
+	used := map[string]bool{}
+	for n := range signed {
+		maps.Copy(used, signed[n])
+	}
+	if len(used) < turns {
+		t.Errorf("of %d keys, %d signed something", turns+1, len(used))
+	}
+	header, _ := base64.RawURLEncoding.DecodeString(strings.Split(first.Access, ".")[0])
+	var of struct{ KID string }
+	if err := json.Unmarshal(header, &of); err != nil {
+		t.Fatal(err)
+	}
+	s.command("key", "revoke", "--force", of.KID)
+	for _, v := range verifiers {
+		testenv.Eventually(t, "the verifier in "+v.name+" refuses the revoked key", func() bool {
+			said, err := v.check(first.Access)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return said != "accept"
+		})
+		v.end(t)
+	}
+	t.Logf("%d checks in four languages of tokens by %d keys, none refused", checks.Load(), len(used))
 }

@@ -21,7 +21,7 @@ if (settings.vectors) {
   const ended = new Ended();
   const over = new AbortController();
   const following = follow(ended, { ...settings, signal: over.signal });
-  const check = verifier({ ...settings, keys: createRemoteJWKSet(new URL(settings.jwks)), ended });
+  const check = verifier({ ...settings, keys: createRemoteJWKSet(new URL(settings.jwks), { cacheMaxAge: Infinity }), ended });
   for await (const token of createInterface({ input: process.stdin })) {
     while (ended.lag() > 60_000) await new Promise((resume) => setTimeout(resume, 20));
     console.log(JSON.stringify({ name: "", verdict: await check(token).then(() => "accept", (e) => `refuse: ${e.message}`) }));

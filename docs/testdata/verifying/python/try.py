@@ -1,10 +1,11 @@
-# Tries verify.py and follow.py, which docs/verifying_test.go takes out of the page.
+# Tries verify.py, keys.py and follow.py, which docs/verifying_test.go takes out of the page.
 import datetime, json, sys, threading, time
 
 import jwt
 import jwt.api_jwt
 
 from follow import Ended, follow
+from keys import Keys
 from verify import Verifier
 
 settings = json.loads(sys.argv[1])
@@ -22,7 +23,7 @@ def verdict(check, token):
         return f"refuse: {e}"
 
 
-class Keys:
+class GivenKeys:
     """A key set that is not fetched."""
 
     def __init__(self, keys):
@@ -52,7 +53,7 @@ if "vectors" in settings:
         ended = Ended()
         for entry in vectors["feeds"][v["feed"]]["revocations"]:
             ended.add(entry)
-        verifier = Verifier(vectors["issuer"], vectors["audience"], Keys(vectors["keys"][v["keys"]]), ended)
+        verifier = Verifier(vectors["issuer"], vectors["audience"], GivenKeys(vectors["keys"][v["keys"]]), ended)
         say(verdict(verifier.check, v["token"]).split(":")[0], v["name"])
 else:
     ended, stopped = Ended(), threading.Event()
@@ -60,7 +61,7 @@ else:
         target=follow, args=(ended, settings["feed"], settings["id"], settings["secret"], settings["name"], stopped)
     )
     follower.start()
-    verifier = Verifier(settings["issuer"], settings["audience"], jwt.PyJWKClient(settings["jwks"]), ended)
+    verifier = Verifier(settings["issuer"], settings["audience"], Keys(settings["jwks"]), ended)
     for line in sys.stdin:
         while ended.lag() > 60:
             time.sleep(0.02)
