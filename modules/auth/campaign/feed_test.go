@@ -3,6 +3,7 @@ package campaign
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -170,25 +171,37 @@ func victims(s *server) (list []victim, err error) {
 	return list, nil
 }
 
-// followed is a campaign in which sessions end and a follower learns of it.
+// followed is a campaign in which sessions end, and a follower and perhaps a verifier learn of it.
 type followed struct {
-	w       *installation
-	servers []*server
-	f       *follower
-	deleted []string
-	took    []time.Duration
+	w         *installation
+	servers   []*server
+	f         *follower
+	p         *probe // nil: none
+	deleted   []string
+	over      []string // the access tokens that have ended
+	took      []time.Duration
+	elsewhere []time.Duration // until the verifier refused them
 }
 
 // end ends sessions and waits until the follower knows of each. may says that a server may not
 // be able to end some of them now.
 func (c *followed) end(list []victim, may bool) error {
 	for i, v := range list {
-		a, err := v.do(c.w, c.servers[i%len(c.servers)], v.victim, v.other)
+		asked := 0
+		a, err := untilAvailable(func() (answer, error) {
+			a, err := v.do(c.w, c.servers[i%len(c.servers)], v.victim, v.other)
+			if asked++; may && a.Status == http.StatusServiceUnavailable {
+				return a, errors.New("not now")
+			}
+			return a, err
+		})
 		begun := time.Now()
-		if may && (err != nil || a.Status == http.StatusServiceUnavailable) {
+		if may && err != nil {
 			continue
 		}
-		if err != nil || !a.ok() {
+		// The first time it may have committed without saying so.
+		overAlready := asked > 1 && (a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden)
+		if err != nil || !a.ok() && !overAlready {
 			return fmt.Errorf("%s: %v, %w: %s", v.name, a, err, a.Body)
 		}
 		if v.name == "account deleted" {
@@ -201,6 +214,13 @@ func (c *followed) end(list []victim, may bool) error {
 			time.Sleep(time.Millisecond)
 		}
 		c.took = append(c.took, max(0, c.f.since(v.victim, v.user).Sub(begun)))
+		if c.p == nil {
+			continue
+		}
+		if _, err := c.p.until(v.victim.access, "revoked"); err != nil {
+			return fmt.Errorf("after %s: %w", v.name, err)
+		}
+		c.over, c.elsewhere = append(c.over, v.victim.access), append(c.elsewhere, time.Since(begun))
 	}
 	return nil
 }
@@ -228,10 +248,15 @@ func (c *followed) nothingMissed() error {
 
 // report tells how long it took.
 func (c *followed) report(t testing.TB) {
-	slices.Sort(c.took)
-	if n := len(c.took); n > 0 {
-		t.Logf("of %d ends 0 were missed; until the follower knew: p50 %v, p99 %v, longest %v; %d snapshots",
-			n, c.took[n/2].Round(time.Millisecond), c.took[n*99/100].Round(time.Millisecond), c.took[n-1].Round(time.Millisecond), c.f.snapshots)
+	for who, took := range map[string][]time.Duration{"the follower": c.took, "the verifier": c.elsewhere} {
+		slices.Sort(took)
+		if n := len(took); n > 0 {
+			t.Logf("of %d ends 0 were missed; until %s knew: p50 %v, p99 %v, longest %v; %d snapshots", n, who,
+				took[n/2].Round(time.Millisecond), took[n*99/100].Round(time.Millisecond), took[n-1].Round(time.Millisecond), c.f.snapshots)
+			if long() && took[n*99/100] > time.Second {
+				t.Errorf("p99 is %v", took[n*99/100])
+			}
+		}
 	}
 }
 
@@ -305,15 +330,27 @@ func feedMissesNothing(w *installation) error {
 
 func TestTheFeedMissesNothing(t *testing.T) { eachStore(t, feedMissesNothing) }
 
-// The same while clients refresh, Redis is killed, PostgreSQL is restarted and the server that
-// is followed is killed.
+// The same while 16 clients refresh, Redis is killed, PostgreSQL crashes, the server that is
+// followed is killed, and somebody keeps a transaction open: in the long form for minutes, between
+// crashes. A verifier in a process of its own refuses each ended token too, and those of a revoked
+// key.
 func TestTheFeedMissesNothingWhateverFails(t *testing.T) {
 	t.Parallel()
 	w := newOnOwnEngines(t)
-	mortal := w.serve()
-	c := &followed{w: w.installation, servers: w.servers, f: follow(mortal, w.servers[1])}
-	load := w.churn(8)
-	for range rounds(1, 10) {
+	mortals := []*server{w.serve(), w.serve()}
+	c := &followed{w: w.installation, servers: w.servers, f: follow(mortals...), p: w.newProbe("orders-1", mortals...)}
+	load := w.churn(16)
+	direct := dbtest.Open(t, w.database.URL)
+	foreign := func() (end func(commit bool) error) {
+		tx, end := dbtest.Begin(t, direct)
+		if _, err := tx.ExecContext(t.Context(), "CREATE TEMPORARY TABLE foreign_work (id integer)"); err != nil {
+			t.Fatal(err)
+		}
+		return end
+	}
+	over, opened, longest := foreign(), time.Now(), time.Duration(0)
+	const crashes = 8 // each so many rounds
+	for round := range rounds(1, 40) {
 		var lists [3][]victim
 		for i := range lists {
 			var err error
@@ -330,29 +367,99 @@ func TestTheFeedMissesNothingWhateverFails(t *testing.T) {
 		if err := c.end(lists[1][:len(endings)/2], false); err != nil {
 			t.Error(err)
 		}
-		w.database.Crash(t)
-		w.database.Start(t)
-		w.recovers()
-		if err := c.end(lists[1][len(endings)/2:], false); err != nil {
-			t.Errorf("after a restart of PostgreSQL: %v", err)
+		if !long() || round%crashes == crashes-1 {
+			longest = max(longest, time.Since(opened))
+			w.database.Crash(t)
+			w.database.Start(t)
+			_ = over(false) // it went with its connection
+			w.recovers()
+			over, opened = foreign(), time.Now()
+			if err := c.end(lists[1][len(endings)/2:], false); err != nil {
+				t.Errorf("after a restart of PostgreSQL: %v", err)
+			}
+			if err := c.revokeTheKey(); err != nil {
+				t.Errorf("after its key was revoked: %v", err)
+			}
+			for _, v := range lists[2] { // their access tokens went with the key
+				for _, d := range []*device{v.victim, v.other} {
+					d.keep(w.servers[0].must(w.servers[0].refreshInTheEnd(d.refresh)))
+				}
+			}
+		} else if err := c.end(lists[1][len(endings)/2:], false); err != nil {
+			t.Error(err)
 		}
-		mortal.kill()
+		one := round % len(mortals) // the one that is followed
+		mortals[one].kill()
 		if err := c.end(lists[2], false); err != nil {
 			t.Errorf("after the server was killed: %v", err)
 		}
-		mortal = w.serve()
+		u, err := url.Parse(mortals[one].url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mortals[one] = w.serve("APP_PORT=" + u.Port())
 		c.f.mu.Lock()
-		c.f.servers = []*server{mortal, w.servers[1]}
+		c.f.servers = slices.Clone(mortals)
 		c.f.mu.Unlock()
 	}
 	load.end()
+	for _, err := range load.errs {
+		t.Errorf("under load: %v", err)
+	}
+	if err := over(false); err != nil {
+		t.Errorf("the foreign transaction: %v", err)
+	}
 	if err := c.nothingMissed(); err != nil {
 		t.Error(err)
 	}
+	for n, token := range c.over {
+		if err := c.p.expect(token, "revoked"); err != nil {
+			t.Fatalf("of %d ended tokens, number %d: %v", len(c.over), n, err)
+		}
+	}
+	for _, d := range load.devices {
+		d.keep(w.servers[0].must(w.servers[0].refreshInTheEnd(d.refresh)))
+		if err := c.p.expect(d.access, ""); err != nil {
+			t.Errorf("a session that nobody has ended: %v", err)
+		}
+	}
 	c.report(t)
+	t.Logf("%d refreshes; a foreign transaction was open for %v", load.rotated, max(longest, time.Since(opened)).Round(time.Second))
 	if err := c.f.end(); err != nil {
 		t.Error(err)
 	}
+}
+
+// revokeTheKey puts a new key in the place of the one that signs, which it revokes, and waits until
+// the verifier refuses its tokens.
+func (c *followed) revokeTheKey() error {
+	d := c.servers[0].register()
+	kid, err := kidOf(d.access)
+	if err != nil {
+		return err
+	}
+	next, err := c.w.output("key", "stage")
+	if err != nil {
+		return err
+	}
+	if err := c.w.try("", "key", "promote", "--force", next); err != nil {
+		return err
+	}
+	if err := c.w.try("", "key", "revoke", "--force", kid); err != nil {
+		return err
+	}
+	begun := time.Now()
+	if _, err := c.p.until(d.access, "revoked"); err != nil {
+		return err
+	}
+	c.elsewhere, c.over = append(c.elsewhere, time.Since(begun)), append(c.over, d.access)
+	for newest := kid; newest != next; { // until the servers sign with it
+		d.keep(c.servers[0].must(c.servers[0].refreshInTheEnd(d.refresh)))
+		if newest, err = kidOf(d.access); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // A standby is promoted that has not received the last commits: its transactions have the ids

@@ -331,8 +331,11 @@ const password = "correct horse battery staple"
 // register makes a user with a name of its own, signed in on one device.
 func (s *server) register() *device {
 	s.t.Helper()
-	d := &device{name: "u" + strings.ReplaceAll(uuid.NewString(), "-", "")}
-	d.keep(s.must(s.call("POST", api+"/register", "", fields{"username": d.name, "password": password})))
+	d := &device{}
+	d.keep(s.must(untilAvailable(func() (answer, error) {
+		d.name = "u" + strings.ReplaceAll(uuid.NewString(), "-", "") // the one before may be taken by now
+		return s.call("POST", api+"/register", "", fields{"username": d.name, "password": password})
+	})))
 	return d
 }
 

@@ -3,7 +3,9 @@ package campaign
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -118,6 +120,40 @@ func (w *installation) audit(servers []*server, storeLost bool, devices ...*devi
 				return fmt.Errorf("device %d on server %d, announced as %s: %w", i, n, cmp.Or(reason, "live"), err)
 			}
 		}
+		if reason == "" {
+			continue
+		}
+		if err := w.expectFact(d); err != nil {
+			return fmt.Errorf("device %d, announced as %s: %w", i, reason, err)
+		}
+	}
+	return nil
+}
+
+// expectFact returns an error unless followers of /oauth2/revocations are told that the device's
+// session has ended, by itself or with its account.
+func (w *installation) expectFact(d *device) error {
+	_, payload, _ := strings.Cut(d.access, ".")
+	payload, _, _ = strings.Cut(payload, ".")
+	text, err := base64.RawURLEncoding.DecodeString(payload)
+	if err != nil {
+		return fmt.Errorf("the claims of an access token: %w", err)
+	}
+	var claims struct {
+		Subject uuid.UUID `json:"sub"`
+		Epoch   int64     `json:"session_epoch"`
+	}
+	if err := json.Unmarshal(text, &claims); err != nil {
+		return fmt.Errorf("the claims of an access token: %w", err)
+	}
+	var facts int
+	if err := w.db.QueryRowContext(context.Background(), `SELECT count(*) FROM revocation WHERE type = 'session' AND sid = ? OR
+		type = 'account' AND user_id = ? AND session_epoch > ? AND (kept_sid IS NULL OR kept_sid <> ?)`,
+		d.sid, claims.Subject, claims.Epoch, d.sid).Scan(&facts); err != nil {
+		return fmt.Errorf("read what followers are told: %w", err)
+	}
+	if facts == 0 {
+		return errors.New("followers are not told of its end")
 	}
 	return nil
 }

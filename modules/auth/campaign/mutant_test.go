@@ -139,6 +139,24 @@ var mutants = []mutant{
 	{"a snapshot that forgets deleted accounts", []replacement{{authDir + "internal/feed/store.go",
 		"FROM revocation WHERE id > ?1 AND expires_ms", "FROM revocation WHERE (type <> 'account' OR user_id IN (SELECT u.id FROM users u)) AND id > ?1 AND expires_ms"}},
 		on("postgres", feedMissesNothing)},
+	{"a fact that is written after the commit", []replacement{{authDir + "session.go",
+		"		_, err := s.revoke(ctx, tx, userID, sid, reason)\n		return err\n	})\n", `		_, err := s.revoke(ctx, tx, userID, sid, reason)
+		return err
+	})
+	if err == nil {
+		_, err = s.db.ExecContext(ctx, "UPDATE revoked_session SET reason = reason WHERE sid = ?", sid)
+	}
+`}}, func(t *testing.T, binary string) error {
+		w := newWired(t, binary, "redis")
+		for _, statement := range []string{"DROP TRIGGER revocation_of_session ON revoked_session",
+			"CREATE TRIGGER revocation_of_session AFTER UPDATE ON revoked_session FOR EACH ROW EXECUTE FUNCTION revocation_of_session()"} {
+			if _, err := w.db.ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := w.everyStep(operationNamed("logout"), breakages[0])
+		return err
+	}},
 	{"a session that ends without a fact", []replacement{{"migrations/sqlite/20261128000800_revocation.tx.up.sql",
 		"AFTER INSERT ON revoked_session", "AFTER UPDATE ON revoked_session"}}, on("sqlite", feedMissesNothing)},
 }

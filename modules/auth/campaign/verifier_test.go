@@ -140,7 +140,7 @@ func verifiersKnow(w *installation) error {
 	defer others.Wait()
 	defer stop.Store(true)
 	calm := servers[1]
-	for range 4 {
+	for range rounds(4, 16) {
 		d := calm.register()
 		others.Go(func() {
 			for !stop.Load() {
