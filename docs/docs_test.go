@@ -606,7 +606,7 @@ func metrics(t *testing.T) map[string]bool {
 	return known
 }
 
-var metric = regexp.MustCompile(`\bauthctl_(?:http|outbox|password|throttle|build)_[a-z0-9_]+\b`)
+var metric = regexp.MustCompile(`\bauthctl_(?:http|outbox|password|throttle|build|revocation)_[a-z0-9_]+\b`)
 
 func checkMetrics(t *testing.T, where, text string, known map[string]bool) {
 	t.Helper()
@@ -657,7 +657,7 @@ func TestAlertsAreSoundAndExplained(t *testing.T) {
 	values := regexp.MustCompile(`\{[^}]*\}`)
 	quoted := regexp.MustCompile(`(\w+)(?:=|!=|=~|!~)"([^"]*)"`)
 	var code strings.Builder
-	for _, dir := range []string{"modules/outbox", "modules/outbox/relay", "modules/auth/internal/password", "modules/auth/internal/throttle", "modules/auth/authhttp", "cmd/authctl", "platform/httpserver"} {
+	for _, dir := range []string{"modules/outbox", "modules/outbox/relay", "modules/auth/internal/feed", "modules/auth/internal/password", "modules/auth/internal/throttle", "modules/auth/authhttp", "cmd/authctl", "platform/httpserver"} {
 		code.WriteString(source(t, dir))
 	}
 	var names []string

@@ -85,6 +85,7 @@ type Feed struct {
 	closed    bool
 	followers int
 	reading   bool
+	begun     time.Time     // when the reader began
 	left      time.Time     // when the last follower went
 	changed   chan struct{} // closed when there is news
 	known     bool          // what follows is that of a look
@@ -160,7 +161,7 @@ func (f *Feed) Enter() (leave func(), err error) {
 	}
 	f.followers++
 	if !f.reading {
-		f.reading = true
+		f.reading, f.begun = true, time.Now()
 		f.done.Go(f.read)
 	}
 	return sync.OnceFunc(func() {

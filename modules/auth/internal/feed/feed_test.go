@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/toppira/authctl/modules/auth/internal/feed"
 	"github.com/toppira/authctl/platform/database"
@@ -437,6 +438,50 @@ func TestVerifiersAreWrittenDown(t *testing.T) {
 		}
 		if n, err := f.feed.PurgeVerifiers(t.Context(), 10); err != nil || n != 2 {
 			t.Errorf("purged %d, %v", n, err)
+		}
+	})
+}
+
+// What an alert goes by grows from the first follower on while the database does not answer, and
+// falls when it does again.
+func TestTheLagIsMeasuredFromTheFirstFollowerOn(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		metrics := prometheus.NewRegistry()
+		shared, err := feed.New(db, feed.Options{Registry: metrics})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = shared.Close() })
+		lag := func() float64 {
+			families, err := metrics.Gather()
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, one := range families {
+				if one.GetName() == "authctl_revocation_lag_seconds" {
+					return one.GetMetric()[0].GetGauge().GetValue()
+				}
+			}
+			t.Fatal("there is no such metric")
+			return 0
+		}
+		if now := lag(); now != 0 {
+			t.Errorf("while nobody follows the lag is %v", now)
+		}
+		if _, err := db.ExecContext(t.Context(), "ALTER TABLE revocation RENAME TO away"); err != nil {
+			t.Fatal(err)
+		}
+		f := follow(t, shared)
+		f.leave() // a follower that asks and is refused comes and goes
+		testenv.Eventually(t, "the lag grows", func() bool { return lag() > 1 })
+		if _, err := db.ExecContext(t.Context(), "ALTER TABLE away RENAME TO revocation"); err != nil {
+			t.Fatal(err)
+		}
+		f = follow(t, shared)
+		f.ask(0)
+		if before := lag(); before > 1 {
+			testenv.Eventually(t, "the lag falls", func() bool { return lag() < before })
 		}
 	})
 }

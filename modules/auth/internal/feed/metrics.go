@@ -29,12 +29,15 @@ func (f *Feed) measure(to prometheus.Registerer) error {
 		}, func() float64 { return float64(f.Followers()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "authctl_revocation_lag_seconds",
-			Help: "How long ago this process last looked for what has ended, while somebody follows; else 0.",
+			Help: "How long ago this process last managed to look for what has ended, while somebody follows; else 0.",
 		}, func() float64 {
 			f.mu.Lock()
 			defer f.mu.Unlock()
-			if !f.known || f.followers == 0 {
+			switch {
+			case !f.reading:
 				return 0
+			case !f.known: // not once since the first follower came
+				return time.Since(f.begun).Seconds()
 			}
 			return time.Since(f.lookedAt).Seconds()
 		}),
