@@ -39,6 +39,7 @@ func lookers(t *testing.T) [][]string {
 		"mail preview":          {"reset"}, "mail test": {"alice@example.com"},
 		"outbox target add webhook":   {"https://example.com/", "--types", "*"},
 		"outbox target rotate-secret": {"hook"}, "outbox target test": {"hook"},
+		"outbox target pause": {"hook"}, "outbox target resume": {"hook"}, "outbox target remove": {"hook", "--yes"},
 		"token inspect": {"eyJhbGciOiJFUzI1NiJ9.e30.AAAA"},
 	}
 	var lines [][]string

@@ -68,10 +68,12 @@ Ctrl-C, as JSON one object a line.`,
 	return cmd
 }
 
-// statusReport is the state with the shards only where they are asked for.
+// statusReport is the state with the shards only where they are asked for, and the targets besides the
+// log.
 type statusReport struct {
 	outbox.State
-	Shards []outbox.ShardState `json:"shards,omitempty"`
+	Shards     []outbox.ShardState    `json:"shards,omitempty"`
+	Deliveries []outbox.DeliveryState `json:"deliveries"`
 }
 
 func (o *statusOptions) run(ctx context.Context, a *app, w, stderr io.Writer) error {
@@ -79,6 +81,10 @@ func (o *statusOptions) run(ctx context.Context, a *app, w, stderr io.Writer) er
 	defer tick.Stop()
 	for {
 		st, err := outbox.Status(ctx, a.db)
+		var others []outbox.DeliveryState
+		if err == nil {
+			others, err = a.deliveries(ctx)
+		}
 		switch {
 		case o.watch && ctx.Err() != nil:
 			return nil
@@ -87,7 +93,7 @@ func (o *statusOptions) run(ctx context.Context, a *app, w, stderr io.Writer) er
 		case err != nil:
 			return err
 		default:
-			if err := o.print(w, st); err != nil || !o.watch {
+			if err := o.print(w, st, others); err != nil || !o.watch {
 				return err
 			}
 		}
@@ -99,8 +105,8 @@ func (o *statusOptions) run(ctx context.Context, a *app, w, stderr io.Writer) er
 	}
 }
 
-func (o *statusOptions) print(w io.Writer, st outbox.State) error {
-	report := statusReport{State: st}
+func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.DeliveryState) error {
+	report := statusReport{State: st, Deliveries: append([]outbox.DeliveryState{}, others...)}
 	if o.shards {
 		report.Shards = st.Shards
 	}
@@ -125,6 +131,9 @@ func (o *statusOptions) print(w io.Writer, st outbox.State) error {
 	rows = append(rows, []string{"parked", parked}, []string{"rate", fmt.Sprintf("%.1f events/s", st.Rate)},
 		[]string{"last id", fmt.Sprint(st.LastID)})
 	rows = append(rows, []string{"target", describeTarget(st.Target())})
+	for _, t := range others {
+		rows = append(rows, []string{"target", t.Name + ": " + describeDelivery(t)})
+	}
 	rows = append(rows, describeOutages(st)...)
 	rows = append(rows, []string{"relays", fmt.Sprint(len(st.Relays))})
 	for _, r := range st.Relays {
@@ -298,6 +307,7 @@ func (g *global) printEvent(w io.Writer, e eventReport) error {
 type replayOptions struct {
 	*global
 	selection    outbox.Selection
+	target       chosenTarget
 	since, until string
 	yes          bool
 }
@@ -311,10 +321,13 @@ func newOutboxReplay(g *global) *cobra.Command {
 same bytes, and are marked with the extension attribute replay. An event must match all the flags.
 Without --yes the command only says what would be sent.
 
+--target names a webhook that gets the events, of the types that it wants, instead of the log.
+
 Consumers get events again that they already have. Events that wait or are parked are not
 affected. Running it again does no harm. The exit code is 1 when no event matches.`,
 		Example: `  authctl outbox replay --since 24h
-  authctl outbox replay --from-id 1000 --to-id 2000 --type auth.UserRegistered.v1 --yes`,
+  authctl outbox replay --from-id 1000 --to-id 2000 --type auth.UserRegistered.v1 --yes
+  authctl outbox replay --target log --since 1h`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
@@ -324,8 +337,26 @@ affected. Running it again does no harm. The exit code is 1 when no event matche
 	cmd.Flags().Int64Var(&o.selection.ToID, "to-id", 0, "with this id or an earlier one")
 	cmd.Flags().StringVar(&o.selection.Key, "key", "", "of this key (a user's id)")
 	cmd.Flags().StringVar(&o.selection.Type, "type", "", "of this type")
+	o.target.add(cmd, logTarget, "which target gets them")
 	cmd.Flags().BoolVar(&o.yes, "yes", false, "send the events")
 	return cmd
+}
+
+// replay is [outbox.Replay] to the chosen target.
+func (o *replayOptions) replay(
+	ctx context.Context, a *app, sel outbox.Selection, dryRun bool, progress func(outbox.ReplayResult),
+) (outbox.ReplayResult, error) {
+	if o.target.isLog() {
+		return outbox.Replay(ctx, a.db, sel, dryRun, progress)
+	}
+	s, err := o.target.find(ctx, a)
+	if err != nil {
+		return outbox.ReplayResult{}, err
+	}
+	if len(s.Types) == 0 {
+		return outbox.ReplayResult{}, fmt.Errorf("the target %s gets no events of the log, so none can be sent again", s.Name)
+	}
+	return outbox.ReplayTo(ctx, a.db, s, sel, dryRun, progress)
 }
 
 func (o *replayOptions) run(cmd *cobra.Command) error {
@@ -342,7 +373,7 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 		return misuse{errors.New("say which events: --since, --until, --from-id, --to-id, --key, --type; --from-id 1 means all")}
 	}
 	return o.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-		found, err := outbox.Replay(ctx, a.db, sel, true, nil)
+		found, err := o.replay(ctx, a, sel, true, nil)
 		if err != nil {
 			return err
 		}
@@ -366,11 +397,11 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 		sel.ToID = found.LastID // what was counted, and nothing that comes meanwhile
 		bar := newProgress(cmd.ErrOrStderr(), found.Matched, "replaying", progressbar.OptionShowCount(),
 			progressbar.OptionShowIts(), progressbar.OptionSetItsString("events"))
-		sent, err := outbox.Replay(ctx, a.db, sel, false, func(r outbox.ReplayResult) { _ = bar.Set64(r.Matched) })
+		sent, err := o.replay(ctx, a, sel, false, func(r outbox.ReplayResult) { _ = bar.Set64(r.Matched) })
 		_ = bar.Clear()
 		if sent.Enqueued > 0 {
-			a.security.Info("events_replayed", zap.Int64("events", sent.Enqueued), zap.Int64("from_id", sent.FirstID),
-				zap.Int64("to_id", sent.LastID))
+			a.security.Info("events_replayed", zap.String("target", o.target.name), zap.Int64("events", sent.Enqueued),
+				zap.Int64("from_id", sent.FirstID), zap.Int64("to_id", sent.LastID))
 		}
 		if err != nil {
 			return fmt.Errorf("%w; %s enqueued before, and running it again does no harm", err,
@@ -451,7 +482,10 @@ func newOutboxParked(g *global) *cobra.Command {
 		Short: "Handle events that were refused for good",
 		Long: `Handle events that were refused for good, such as one larger than the topic allows. Such an
 event is parked, and the later ones of its key wait, since they must not overtake
-it. They wait until you decide: retry sends them again, discard gives the refused one up.`,
+it. They wait until you decide: retry sends them again, discard gives the refused one up.
+
+A key is parked for one target, and the others get its events. A webhook's key is also parked when
+an event was not acknowledged for OUTBOX_WEBHOOK_RETRY_FOR.`,
 		Example: "  authctl outbox parked list",
 	}
 	cmd.AddCommand(newParkedList(g), newParkedShow(g), newParkedRetry(g), newParkedDiscard(g))
@@ -459,20 +493,25 @@ it. They wait until you decide: retry sends them again, discard gives the refuse
 }
 
 func newParkedList(g *global) *cobra.Command {
-	return &cobra.Command{
-		Use:     "list",
-		Short:   "List the parked keys, and why they are parked",
-		Example: "  authctl outbox parked list",
-		Args:    cobra.NoArgs,
+	var target chosenTarget
+	all := false
+	cmd := &cobra.Command{
+		Use:   "list",
+		Short: "List the parked keys, and why they are parked",
+		Long: `List the parked keys of all targets, and why they are parked. --all also lists keys of webhooks and
+mail whose first event failed, and that are tried again by themselves.`,
+		Example: `  authctl outbox parked list
+  authctl outbox parked list --target mail --all`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-				list, err := outbox.Parked(ctx, a.db)
+				list, err := target.listParked(ctx, a, all)
 				if err != nil {
 					return err
 				}
 				w := cmd.OutOrStdout()
 				if g.output == "json" {
-					return printJSON(w, append([]outbox.ParkedKey{}, list...)) // none is [] and not null
+					return printJSON(w, list)
 				}
 				if len(list) == 0 {
 					_, err := fmt.Fprintln(w, "no key is parked")
@@ -480,12 +519,15 @@ func newParkedList(g *global) *cobra.Command {
 				}
 				var rows [][]string
 				for _, k := range list {
-					rows = append(rows, []string{k.Key, fmt.Sprint(k.Events), fmt.Sprint(k.ID), k.Type, moment(k.ParkedAt), k.Error})
+					rows = append(rows, parkedRow(k))
 				}
-				return printTable(w, []string{"KEY", "EVENTS", "REFUSED", "TYPE", "SINCE", "ERROR"}, rows)
+				return printTable(w, []string{"KEY", "TARGET", "EVENTS", "REFUSED", "TYPE", "SINCE", "ERROR"}, rows)
 			})
 		},
 	}
+	target.add(cmd, "", "only of this target: log, or a name of authctl outbox target list")
+	cmd.Flags().BoolVar(&all, "all", false, "also keys that are tried again by themselves")
+	return cmd
 }
 
 // onParked runs a command on a parked key.
@@ -505,14 +547,15 @@ func pasteParked(command string) string {
 }
 
 func newParkedShow(g *global) *cobra.Command {
-	return &cobra.Command{
+	var target chosenTarget
+	cmd := &cobra.Command{
 		Use:     "show KEY",
 		Short:   "Show the waiting events of a parked key, the refused one first",
 		Example: pasteParked("authctl outbox parked show"),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
-				list, err := outbox.ParkedEvents(ctx, a.db, args[0])
+				list, err := target.events(ctx, a, args[0])
 				if err != nil {
 					return err
 				}
@@ -526,23 +569,28 @@ func newParkedShow(g *global) *cobra.Command {
 			})
 		},
 	}
+	target.add(cmd, logTarget, "of this target")
+	return cmd
 }
 
 func newParkedRetry(g *global) *cobra.Command {
-	return &cobra.Command{
+	var target chosenTarget
+	cmd := &cobra.Command{
 		Use:   "retry KEY",
 		Short: "Send a parked key's events again, the refused one first",
 		Long: `Send a parked key's events again, the refused one first, after you removed the cause.
-If it is refused again it is parked again.`,
+If it is refused again it is parked again. A key of a webhook or of mail that is tried again by itself
+is tried at once.`,
 		Example: pasteParked("authctl outbox parked retry"),
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
-				n, err := outbox.RetryParked(ctx, a.db, args[0])
+				n, err := target.release(ctx, a, args[0], false)
 				if err != nil {
 					return err
 				}
-				a.security.Info("parked_events_retried", zap.String("key", args[0]), zap.Int64("events", n))
+				a.security.Info("parked_events_retried", zap.String("target", target.name), zap.String("key", args[0]),
+					zap.Int64("events", n))
 				if err := g.printUnparked(cmd.OutOrStdout(), args[0], n, ""); err != nil {
 					return err
 				}
@@ -550,9 +598,12 @@ If it is refused again it is parked again.`,
 			})
 		},
 	}
+	target.add(cmd, logTarget, "of this target")
+	return cmd
 }
 
 func newParkedDiscard(g *global) *cobra.Command {
+	var target chosenTarget
 	yes := false
 	cmd := &cobra.Command{
 		Use:   "discard KEY",
@@ -566,11 +617,12 @@ sequence. outbox replay can still send the event until its retention is over.`,
 				return misuse{errors.New("consumers will never see the event: say --yes if you mean it")}
 			}
 			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
-				n, err := outbox.DiscardParked(ctx, a.db, args[0])
+				n, err := target.release(ctx, a, args[0], true)
 				if err != nil {
 					return err
 				}
-				a.security.Warn("parked_event_discarded", zap.String("key", args[0]), zap.Int64("events", n))
+				a.security.Warn("parked_event_discarded", zap.String("target", target.name), zap.String("key", args[0]),
+					zap.Int64("events", n))
 				if err := g.printUnparked(cmd.OutOrStdout(), args[0], n, "the refused event is given up; "); err != nil || n == 0 {
 					return err
 				}
@@ -578,6 +630,7 @@ sequence. outbox replay can still send the event until its retention is over.`,
 			})
 		},
 	}
+	target.add(cmd, logTarget, "of this target")
 	cmd.Flags().BoolVar(&yes, "yes", false, "discard the event")
 	return cmd
 }

@@ -15,8 +15,9 @@ import (
 func newOutboxTarget(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "target",
-		Short: "Show and change where the outbox publishes",
-		Long: `Show and change where the outbox publishes.
+		Short: "Show and change where events go",
+		Long: `Show and change where events go: to the log, which is Kafka or a file, and to further targets
+such as webhooks. None of them waits for another.
 
 The first relay of a database records its target there: the Kafka cluster and topic, or the
 file. From then on relays with settings for another target are refused, because their events
@@ -24,6 +25,7 @@ would be missing in the right place. Other addresses of the same cluster are the
 		Example: "  authctl outbox target show",
 	}
 	cmd.AddCommand(newTargetShow(g), newTargetList(g), newTargetSet(g),
+		newTargetPause(g), newTargetResume(g), newTargetRemove(g),
 		newTargetAdd(g), newTargetRotateSecret(g), newTargetTest(g))
 	return cmd
 }
@@ -54,12 +56,18 @@ func describeIdentity(t outbox.Target) string {
 
 func newTargetShow(g *global) *cobra.Command {
 	return &cobra.Command{
-		Use:     "show",
-		Short:   "Show where the outbox publishes",
-		Example: "  authctl outbox target show",
-		Args:    cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		Use:   "show [NAME]",
+		Short: "Show the target of the log, or another one",
+		Long: `Show the target of the log, which is Kafka or a file, or of the given name a target besides it, with
+what waits for it.`,
+		Example: `  authctl outbox target show
+  authctl outbox target show mail`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+				if len(args) == 1 && args[0] != logTarget {
+					return g.showDelivery(ctx, a, cmd.OutOrStdout(), args[0])
+				}
 				list, err := outbox.Targets(ctx, a.db)
 				if err != nil {
 					return err
@@ -88,7 +96,7 @@ func newTargetShow(g *global) *cobra.Command {
 func newTargetList(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
-		Short:   "List the present target and earlier ones",
+		Short:   "List all targets, also earlier ones of the log",
 		Example: "  authctl outbox target list",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -97,13 +105,23 @@ func newTargetList(g *global) *cobra.Command {
 				if err != nil {
 					return err
 				}
+				others, err := outbox.Subscriptions(ctx, a.db)
+				if err != nil {
+					return err
+				}
 				w := cmd.OutOrStdout()
 				if g.output == "json" {
-					return printJSON(w, append([]outbox.Target{}, list...)) // none is [] and not null
+					all := []any{}
+					for _, t := range list {
+						all = append(all, reportLog(t))
+					}
+					for _, s := range others {
+						all = append(all, s)
+					}
+					return printJSON(w, all)
 				}
 				if len(list) == 0 {
-					_, err := fmt.Fprintln(w, "the outbox has no target yet: the first relay records its own")
-					return err
+					fmt.Fprintln(w, "the outbox has no target yet for the log: the first relay records its own")
 				}
 				var rows [][]string
 				for _, t := range list {
@@ -116,7 +134,10 @@ func newTargetList(g *global) *cobra.Command {
 					}
 					rows = append(rows, []string{t.Name, t.State, partitions, moment(t.Since), identity})
 				}
-				return printTable(w, []string{"TARGET", "STATE", "PARTITIONS", "SINCE", "IDENTITY"}, rows)
+				for _, s := range others {
+					rows = append(rows, []string{s.Name, s.State, "-", moment(s.Since), describeWants(s)})
+				}
+				return printTable(w, []string{"TARGET", "STATE", "PARTITIONS", "SINCE", "DETAILS"}, rows)
 			})
 		},
 	}
