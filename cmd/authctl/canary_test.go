@@ -77,7 +77,8 @@ func newPlanting(t *testing.T) *planting {
 	f := &planting{t: t, dir: t.TempDir(), secrets: map[string]string{}, outputs: map[string]string{}}
 	digest := sha256.Sum256([]byte(f.plant("client-secret")))
 	f.env = []string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + f.dir, "APP_HOST=127.0.0.1", "APP_PORT=0", "APP_OPERATOR_ADDR=127.0.0.1:0",
+		"PATH=" + os.Getenv("PATH"), "HOME=" + f.dir, "GORACE=" + os.Getenv("GORACE"), "APP_AUTOGROUP_NICE=0",
+		"APP_HOST=127.0.0.1", "APP_PORT=0", "APP_OPERATOR_ADDR=127.0.0.1:0",
 		"LOG_LEVEL=debug", "LOG_PATH=" + filepath.Join(f.dir, "log", "authctl.log"),
 		"AUTH_TOKEN_SECRET=" + f.plant("token-secret"), "AUTH_CLIENTS=client:" + hex.EncodeToString(digest[:]),
 	}

@@ -30,7 +30,17 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"authctl": main, "fetch": fetch})
+	testscript.Main(tests{m}, map[string]func(){"authctl": main, "fetch": fetch})
+}
+
+// tests are the tests, when this program does not run as one of those of the scripts.
+type tests struct{ *testing.M }
+
+func (m tests) Run() int {
+	// With the race detector, a program sleeps for a second before it exits unless told not to.
+	_ = os.Setenv("GORACE", "atexit_sleep_ms=10 "+os.Getenv("GORACE"))
+	_ = os.Setenv("APP_AUTOGROUP_NICE", "0") // it would be that of the whole test run
+	return m.M.Run()
 }
 
 // TestScripts runs the binary, as an operator does, through testdata/script. Each script has
@@ -54,8 +64,37 @@ func TestMain(m *testing.M) {
 //	postgres                         makes a PostgreSQL database, migrated, and names it in DATABASE_URL
 func TestScripts(t *testing.T) {
 	t.Parallel()
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+	scripts := scriptParams(t)
+	scripts.Dir = "testdata/script"
+	testscript.Run(t, scripts)
+}
+
+// TestAnyNumberOfConnectionsIsEnoughForEverything runs one script with each.
+func TestAnyNumberOfConnectionsIsEnoughForEverything(t *testing.T) {
+	t.Parallel()
+	for _, engine := range []string{"SQLite", "PostgreSQL"} {
+		for _, conns := range []string{"1", "2", "1000"} {
+			t.Run(engine+" "+conns, func(t *testing.T) {
+				t.Parallel()
+				scripts := scriptParams(t)
+				scripts.Files = []string{"testdata/max_conns.txtar"}
+				url, down := "", "authctl migrate down --yes"
+				if engine == "PostgreSQL" {
+					url, down = dbtest.PostgresURL(t), down+" --force"
+				}
+				set := scripts.Setup
+				scripts.Setup = func(env *testscript.Env) error {
+					env.Vars = append(env.Vars, "DATABASE_MAX_CONNS="+conns, "DATABASE_URL="+url, "down="+down)
+					return set(env)
+				}
+				testscript.Run(t, scripts)
+			})
+		}
+	}
+}
+
+func scriptParams(t *testing.T) testscript.Params {
+	return testscript.Params{
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
@@ -63,6 +102,7 @@ func TestScripts(t *testing.T) {
 			for name, value := range map[string]string{
 				"APP_HOST": "127.0.0.1", "APP_PORT": "0", "APP_OPERATOR_ADDR": "127.0.0.1:0",
 				"AUTH_PASSWORD_BCRYPT_COST": "4", "token": "",
+				"GORACE": os.Getenv("GORACE"), "APP_AUTOGROUP_NICE": "0",
 				"TEST_REDIS": os.Getenv("AUTHCTL_TEST_REDIS"), "TEST_KAFKA": os.Getenv("AUTHCTL_TEST_KAFKA"),
 				"TEST_TOPIC": "script-" + uuid.NewString(),
 			} {
@@ -100,7 +140,7 @@ func TestScripts(t *testing.T) {
 				ts.Setenv("DATABASE_URL", dbtest.PostgresURL(t))
 			},
 		},
-	})
+	}
 }
 
 // patience is how long a script waits for what should happen soon.
@@ -190,7 +230,7 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	cmd := exec.Command(path, args[1:]...)
 	cmd.Dir = ts.MkAbs(".")
-	for _, variable := range append(strings.Fields(ts.Getenv("pass")), "PATH", "HOME", "TMPDIR") {
+	for _, variable := range append(strings.Fields(ts.Getenv("pass")), "PATH", "HOME", "TMPDIR", "GORACE") {
 		cmd.Env = append(cmd.Env, variable+"="+ts.Getenv(variable))
 	}
 	for _, key := range config.Keys(&settings{}) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -32,12 +33,35 @@ func Each(t *testing.T, test func(t *testing.T, db *database.DB)) {
 // SQLite returns an empty migrated SQLite database in the test's folder.
 func SQLite(t testing.TB) *database.DB {
 	t.Helper()
-	db := Open(t, "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
-	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+	migrated, err := migratedSQLite()
+	if err != nil {
 		t.Fatalf("migrate SQLite: %v", err)
 	}
-	return db
+	file := filepath.Join(t.TempDir(), "test.db")
+	if err := os.WriteFile(file, migrated, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Open(t, "sqlite:"+file)
 }
+
+// migratedSQLite migrates one database for each test binary, and returns its file.
+var migratedSQLite = sync.OnceValues(func() ([]byte, error) {
+	dir, err := os.MkdirTemp("", "authctl-sqlite-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "test.db")
+	db, err := open("sqlite:"+file, 0)
+	if err != nil {
+		return nil, err
+	}
+	_, err = migrations.Up(context.Background(), db, nil)
+	if err := errors.Join(err, db.Close()); err != nil {
+		return nil, err
+	}
+	return os.ReadFile(file) // the last connection has written the log into it
+})
 
 // Postgres returns an empty migrated PostgreSQL database, dropped when the test ends.
 func Postgres(t testing.TB) *database.DB {
