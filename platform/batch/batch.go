@@ -22,7 +22,7 @@ type Config struct {
 
 // Batcher answers single requests by sending many at once. A request that arrives when nothing
 // is in flight is sent at once, alone. Those that arrive meanwhile go together in the next
-// batch. So nothing waits for company, and batches grow with the load. A batch that is stuck
+// batch. So no request waits for others, and batches grow with the load. A batch that is stuck
 // delays others by Linger at most.
 //
 // A batch is sent after all of its requests were made, so its answers are as fresh as if each

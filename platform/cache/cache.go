@@ -36,9 +36,9 @@ type Config struct {
 	AllowPlaintext bool `config:"redis.allow_plaintext" default:"false" doc:"Allow prod mode to use a Redis on another machine without verified TLS. Session data then crosses the network unencrypted."`
 }
 
-// timeout is how long to wait for a connection and for the answer to a command. A Redis that is
-// well answers within milliseconds, and a request that waits for one that is not ends in time to
-// say so. It is no setting; options of redis.url say otherwise where a network needs it.
+// timeout is how long to wait for a connection and for the answer to a command. A healthy Redis
+// answers within milliseconds, and with an unhealthy one a request still ends in time to say so.
+// It is not a setting; options of redis.url override it where a network needs that.
 const timeout = 2 * time.Second
 
 // Prefix begins every key that the service writes. It is what an ACL has to allow.
@@ -69,7 +69,7 @@ func (c Config) Validate(report func(path, problem string)) {
 // settings, whichever of them named the server.
 func (c Config) ValidateProd(report func(path, problem string)) {
 	opt, err := c.options()
-	if !c.Enabled() || err != nil { // Validate has said it
+	if !c.Enabled() || err != nil { // Validate reports it
 		return
 	}
 	if c.refusedInProd(opt) {
@@ -113,13 +113,13 @@ var ErrPlaintext = errors.New("without verified TLS; use rediss:// (or redis.tls
 type Options struct {
 	Prod    bool   // a server on another machine must be reached over verified TLS
 	AppName string // shown in CLIENT LIST
-	Untried bool   // do not see whether it answers: the caller can do its work without
+	Untried bool   // skip the check that it answers: the caller can work without Redis
 }
 
-// Open connects to Redis and tries it. The caller closes the client.
+// Open connects to Redis and checks that it answers. The caller closes the client.
 //
-// Commands are tried again after a broken connection, so a command that changes something
-// must mean the same when it runs twice.
+// The client repeats commands after a broken connection, so a command that changes something
+// must have the same effect when it runs twice.
 func Open(ctx context.Context, cfg Config, o Options) (*redis.Client, error) {
 	opt, err := cfg.options()
 	if err != nil {
@@ -129,7 +129,7 @@ func Open(ctx context.Context, cfg Config, o Options) (*redis.Client, error) {
 		return nil, fmt.Errorf("connect to %s: refused in prod mode: %w", cfg.Describe(), ErrPlaintext)
 	}
 	if o.AppName != "" {
-		// Not as an option: a Redis user who may not name their connection could not connect.
+		// Not as an option: a Redis user without the right to CLIENT SETNAME could not connect.
 		opt.ClientName = ""
 		opt.OnConnect = func(ctx context.Context, conn *redis.Conn) error {
 			var refusal redis.Error
@@ -139,7 +139,7 @@ func Open(ctx context.Context, cfg Config, o Options) (*redis.Client, error) {
 			return nil
 		}
 	}
-	logging.Disable() // it writes lines of its own to stderr; every error also reaches the caller
+	logging.Disable() // the client writes its own lines to stderr; every error also reaches the caller
 	client := redis.NewClient(opt)
 	if o.Untried {
 		return client, nil
@@ -173,7 +173,7 @@ func (c Config) options() (*redis.Options, error) {
 		opt.TLSConfig.RootCAs = roots
 	}
 
-	// Timeouts and sizes in the URL stay as they are; what it does not say is set here.
+	// What the URL says is kept; the rest gets these defaults.
 	setDefault(&opt.PoolSize, max(16, 8*runtime.GOMAXPROCS(0)))
 	setDefault(&opt.MaxActiveConns, opt.PoolSize)
 	setDefault(&opt.DialTimeout, timeout)
@@ -183,27 +183,26 @@ func (c Config) options() (*redis.Options, error) {
 	setDefault(&opt.MaxRetries, 2)
 	setDefault(&opt.MaxRetryBackoff, 100*time.Millisecond)
 	setDefault(&opt.ConnMaxIdleTime, 5*time.Minute)
-	opt.DialerRetries = 1            // MaxRetries is enough; the default would try five times for each of them
-	opt.ContextTimeoutEnabled = true // else a deadline is looked at only between commands
-	opt.PipelinePoolSize = -1        // one pool will do
-	// The default of 32 KiB each way is made for large values. These commands are a few
-	// hundred bytes, and idle memory is counted.
+	opt.DialerRetries = 1            // MaxRetries is enough; the default would dial five times for each
+	opt.ContextTimeoutEnabled = true // otherwise deadlines are checked only between commands
+	opt.PipelinePoolSize = -1        // one pool is enough
+	// The default of 32 KiB each way is for large values. These commands take a few hundred
+	// bytes, and idle memory matters.
 	opt.ReadBufferSize, opt.WriteBufferSize = 4<<10, 4<<10
-	// Two round trips less for each connection.
+	// These save two round trips for each connection.
 	opt.DisableIdentity = true
 	opt.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
 	return opt, nil
 }
 
-// parseURL is the URL as the client itself understands it: nobody else parses it. An error says
-// what is wrong with it and repeats none of it, since what is not understood may be a password.
+// parseURL parses the URL as the client does, and nothing else parses it. An error says what is
+// wrong without quoting the URL, since the part that cannot be parsed may be a password.
 func (c Config) parseURL() (*redis.Options, error) {
 	opt, err := redis.ParseURL(c.URL.Reveal())
 	_, rest, _ := strings.Cut(c.URL.Reveal(), ":")
-	if err != nil || !strings.HasPrefix(rest, "//") { // without the slashes it would be localhost
+	if err != nil || !strings.HasPrefix(rest, "//") { // without the slashes it would mean localhost
 		return nil, errors.New("must be a URL that begins with redis://, rediss:// or unix://, without options that the " +
-			"client does not know; " +
-			"characters such as / ? # % @ in a password are percent-encoded")
+			"client does not know; characters such as / ? # % @ in a password are percent-encoded")
 	}
 	for _, n := range []int{opt.DB, opt.PoolSize, opt.MinIdleConns, opt.MaxIdleConns, opt.MaxActiveConns,
 		opt.MaxConcurrentDials} {

@@ -12,14 +12,13 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Probe does what a sign-in does to Redis: it writes, and it runs a script that writes, in one
-// round trip. A server that answers and takes no writes (a replica, one without memory, disk or
-// replicas of its own) fails it, and so does a node of a cluster, which has only some of the keys.
-// The error is a [Problem].
+// Probe does what a sign-in does to Redis: it writes, and runs a script that writes, in one round
+// trip. It fails on a server that takes no writes (a replica, or one that lacks memory, disk or
+// replicas), and on a node of a cluster, which has only some of the keys. The error is a [Problem].
 func Probe(ctx context.Context, client *redis.Client) error {
 	const script = "redis.call('TIME') return redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])"
 	replies, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for i := range 16 { // keys in slots all over: no node of a cluster has them all
+		for i := range 16 { // keys in so many slots that no node of a cluster has them all
 			p.Set(ctx, Prefix+"ready:{"+strconv.Itoa(i)+"}", 1, tried)
 		}
 		p.Eval(ctx, script, []string{Prefix + "ready"}, tried.Milliseconds())
@@ -38,12 +37,12 @@ func Probe(ctx context.Context, client *redis.Client) error {
 	if !errors.As(err, &reply) {
 		return unreachable(ctx, client.Options(), err)
 	}
-	// A Sentinel knows hardly a command, and a cluster or a replica has many codes for one thing.
+	// A Sentinel knows few commands, and clusters and replicas have several codes for one problem.
 	if p := role(ctx, client); p != nil {
 		p.Err = err
 		return p
 	}
-	// A right that a script misses has no code of its own.
+	// A script that lacks a right gets no code of its own.
 	if c := code(err); c == "NOPERM" || c == "ERR" {
 		if p, _ := Rights(ctx, client); p != nil {
 			p.Err = err
@@ -53,8 +52,8 @@ func Probe(ctx context.Context, client *redis.Client) error {
 	return refusal(err)
 }
 
-// Commands are what the Redis user of the service must be able to run, but for those of every
-// connection (HELLO, AUTH, PING, SELECT). CLIENT SETNAME and INFO are of use and not needed.
+// Commands lists what the Redis user of the service must be able to run, except what every
+// connection uses (HELLO, AUTH, PING, SELECT). CLIENT SETNAME and INFO are useful but not needed.
 func Commands() []string {
 	names := make([]string, 0, len(attempts)+1)
 	for _, a := range attempts {
@@ -95,8 +94,8 @@ var attempts = []struct {
 	{"exec", nil},
 }
 
-// Rights tries every command that is needed, one by one, on keys that expire. It returns what the
-// Redis user lacks, nil for nothing; the error is that of a server that does not answer.
+// Rights tries each command that is needed, on keys that expire. It returns what the Redis user
+// lacks, or nil; an error means that the server does not answer.
 func Rights(ctx context.Context, client *redis.Client) (*Problem, error) {
 	k := Prefix + "doctor:{" + rand.Text() + "}:"
 	denied := func(err error) (bool, error) {
@@ -106,7 +105,7 @@ func Rights(ctx context.Context, client *redis.Client) (*Problem, error) {
 		}
 		return code(err) == "NOPERM", nil
 	}
-	// A command and a key that are denied have one code. A script without keys tells which it is.
+	// A denied command and a denied key have the same code. A script without keys tells them apart.
 	command, err := denied(client.Eval(ctx, "return 1", nil).Err())
 	if err != nil {
 		return nil, fmt.Errorf("try eval: %w", err)
@@ -119,7 +118,7 @@ func Rights(ctx context.Context, client *redis.Client) (*Problem, error) {
 	for _, a := range attempts {
 		var err error
 		switch a.name {
-		case "multi", "exec": // on a connection of its own, which is of no use between the two
+		case "multi", "exec": // on a separate connection, which is unusable between the two
 			conn := client.EphemeralConn()
 			if err = conn.Do(ctx, "multi").Err(); a.name == "exec" {
 				err = conn.Do(ctx, "exec").Err()
@@ -143,10 +142,10 @@ func Rights(ctx context.Context, client *redis.Client) (*Problem, error) {
 		Advice: "let it: ACL SETUSER USER +" + strings.Join(missing, " +")}, nil
 }
 
-// Check looks for settings of the server that make it forget what it must keep, and returns
-// what is wrong with each. The error is [Problem] when it may not look.
+// Check looks for settings of the server that make it lose data, and returns a problem for each.
+// An error means that the settings cannot be read.
 func Check(ctx context.Context, client *redis.Client) ([]*Problem, error) {
-	text, err := client.Info(ctx).Result() // CONFIG GET is what managed servers forbid
+	text, err := client.Info(ctx).Result() // managed servers forbid CONFIG GET
 	if err != nil {
 		return nil, fmt.Errorf("ask Redis for its settings: %w", err)
 	}
@@ -154,12 +153,12 @@ func Check(ctx context.Context, client *redis.Client) ([]*Problem, error) {
 	var found []*Problem
 	if policy := info["maxmemory_policy"]; policy != "" && policy != "noeviction" {
 		found = append(found, &Problem{Found: "maxmemory-policy is " + policy,
-			Advice: "set it to noeviction: under memory pressure Redis else forgets sessions, which signs people out, and " +
+			Advice: "set it to noeviction: otherwise Redis under memory pressure drops sessions, which signs people out, and " +
 				"counters of failed sign-ins"})
 	}
 	if info["aof_enabled"] == "0" {
 		found = append(found, &Problem{Found: "the append-only file is off",
-			Advice: "set appendonly yes: when Redis restarts, who signed in since its last snapshot is else signed out"})
+			Advice: "set appendonly yes: otherwise a restart of Redis signs out everybody who signed in since its last snapshot"})
 	}
 	return found, nil
 }

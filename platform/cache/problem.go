@@ -16,9 +16,9 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// IsUnavailable reports that the command may succeed later, unchanged: Redis is away, overloaded,
-// read-only or too slow, it is not (or no longer) the server that was meant, it refuses us, or the
-// context ended. What is left are replies that blame what is stored, and redis.Nil.
+// IsUnavailable reports that the command may succeed later, unchanged: Redis is down, overloaded,
+// read-only or too slow, it is the wrong server, it refuses us, or the context ended. The rest is
+// redis.Nil and replies that a stored value causes.
 func IsUnavailable(err error) bool {
 	var reply redis.Error
 	if err == nil || !errors.As(err, &reply) {
@@ -27,7 +27,7 @@ func IsUnavailable(err error) bool {
 	return !errors.Is(err, redis.Nil) && code(err) != "WRONGTYPE"
 }
 
-// code is the first word of a reply that is an error: what it is, in one word.
+// code is the first word of an error reply, which says what kind it is.
 func code(err error) string {
 	var reply redis.Error
 	if !errors.As(err, &reply) {
@@ -37,14 +37,14 @@ func code(err error) string {
 	return word
 }
 
-// Problem is what is wrong with the server or with the way to it, and what to do.
+// Problem is what is wrong with the server or the connection to it, and what to do.
 type Problem struct {
 	Found  string
 	Advice string
 	Err    error
 
-	// Setup says that no wait resolves it: another server is named than can be used, or the Redis
-	// user lacks a right.
+	// Setup says that waiting does not help: the settings name a server that cannot be used, or
+	// the Redis user lacks a right.
 	Setup bool
 }
 
@@ -52,8 +52,8 @@ func (p *Problem) Error() string { return p.Found + ": " + p.Advice }
 
 func (p *Problem) Unwrap() error { return p.Err }
 
-// cannotConnect is why no connection could be had. It asks once more, without the number of the
-// database, when that may be what the server does not take.
+// cannotConnect says why connecting failed. If the server may have refused the number of the
+// database, it connects once more without it.
 func cannotConnect(ctx context.Context, opt *redis.Options, err error) *Problem {
 	var reply redis.Error
 	if !errors.As(err, &reply) {
@@ -76,7 +76,7 @@ func cannotConnect(ctx context.Context, opt *redis.Options, err error) *Problem 
 	return refusal(err)
 }
 
-// unreachable is about errors of the network and of TLS.
+// unreachable explains errors of the network and of TLS.
 func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	p := &Problem{Found: err.Error(), Err: err}
 	if cause, ok := errors.AsType[*net.OpError](err); ok {
@@ -94,7 +94,7 @@ func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	case noName && name.IsNotFound:
 		p.Advice = "there is no host of this name: correct " + named
 	case noName:
-		p.Advice = "the name cannot be looked up: see to DNS on this machine, or name an address in " + named
+		p.Advice = "the name cannot be looked up: check DNS on this machine, or name an address in " + named
 	case notTLS, opt.TLSConfig != nil && timedOut && answersPlainly(ctx, opt):
 		p.Advice = "the server does not speak TLS on this port: name its TLS port, or connect without TLS (redis:// " +
 			"instead of rediss://, REDIS_TLS=false)"
@@ -113,24 +113,24 @@ func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	case errors.Is(err, fs.ErrPermission):
 		p.Advice = "this user may not open the socket: let it (unixsocketperm, or the group of Redis)"
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
-		p.Advice = "no network leads there: see to the route or the firewall, or correct " + named
+		p.Advice = "there is no route to it: check the routes and the firewall, or correct " + named
 	case opt.TLSConfig == nil && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)):
 		p.Advice = "it closes the connection: if the port is for TLS, connect with TLS (rediss:// in REDIS_URL, or " +
 			"REDIS_TLS=true)"
 	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET):
-		p.Advice = "it closes the connection: see the log of Redis, and whether something between closes connections"
+		p.Advice = "it closes the connection: read the log of Redis, and check what is between it and this machine"
 	case timedOut:
-		p.Advice = "nothing answers in time: see whether Redis hangs, and whether a firewall drops the packets"
+		p.Advice = "nothing answers in time: check whether Redis hangs, and whether a firewall drops the packets"
 	default:
-		p.Advice = "see whether Redis runs there, or name another one with REDIS_URL"
+		p.Advice = "check that Redis runs there, or name another one with REDIS_URL"
 	}
 	return p
 }
 
-// answersPlainly reports a server that has not answered a TLS handshake because it waits for the
-// end of a line. It is told nothing but PING.
+// answersPlainly reports whether the server speaks Redis without TLS: it did not answer the TLS
+// handshake because it waited for the end of a line. It is sent nothing but PING.
 func answersPlainly(ctx context.Context, opt *redis.Options) bool {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second) // the time was used up by the handshake
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second) // the handshake used up the time
 	defer cancel()
 	conn, err := (&net.Dialer{}).DialContext(ctx, cmp.Or(opt.Network, "tcp"), opt.Addr)
 	if err != nil {
@@ -151,7 +151,7 @@ func write(w io.Writer, text string) error {
 	return err
 }
 
-// refusal is about replies: the code that each begins with says what it is.
+// refusal explains error replies by the code that they begin with.
 func refusal(err error) *Problem {
 	const rights = "give the Redis user the keys " + Prefix + "* and the commands in docs/operations.md; authctl " +
 		"doctor tries each"
@@ -166,13 +166,13 @@ func refusal(err error) *Problem {
 		{"NOPERM", true, rights},
 		{"MOVED ASK CROSSSLOT CLUSTERDOWN TRYAGAIN", true, adviceCluster},
 		{"READONLY MASTERDOWN", false, adviceReplica},
-		{"LOADING", false, "it is reading what it had saved: wait until it has"},
+		{"LOADING", false, "it is loading its data: wait until it has finished"},
 		{"OOM", false, "its memory is full and it takes no writes: raise maxmemory, or find what fills it; sessions and " +
 			"counters expire by themselves"},
-		{"MISCONF", false, "it cannot save to its disk and takes no writes: make room there, and see its log"},
+		{"MISCONF", false, "it cannot save to its disk and takes no writes: make room there, and read its log"},
 		{"NOREPLICAS", false, "fewer replicas are connected than min-replicas-to-write asks for, and it takes no writes: " +
 			"bring them back, or lower the number"},
-		{"BUSY", false, "a script of another client runs for long: SCRIPT KILL ends it"},
+		{"BUSY", false, "a script of another client takes too long: SCRIPT KILL ends it"},
 	} {
 		for known := range strings.FieldsSeq(kind.codes) {
 			if code(err) == known {
@@ -181,11 +181,11 @@ func refusal(err error) *Problem {
 		}
 	}
 	if redis.IsMaxClientsError(err) {
-		return &Problem{Found: err.Error(), Err: err, Advice: "it has as many clients as it takes: raise its maxclients, " +
+		return &Problem{Found: err.Error(), Err: err, Advice: "it has reached its limit of clients: raise its maxclients, " +
 			"or add ?pool_size=16 to REDIS_URL to open fewer"}
 	}
-	// What else there is comes without a code of its own. Scripts report a missing right like this.
-	return &Problem{Found: err.Error(), Err: err, Advice: "see whether it is a Redis, 7 or newer, and " + rights}
+	// Other errors have no code of their own, such as a right that a script lacks.
+	return &Problem{Found: err.Error(), Err: err, Advice: "check that it is Redis 7 or newer, and " + rights}
 }
 
 const (
@@ -194,9 +194,9 @@ const (
 	adviceReplica = "this server is a read-only replica: name the primary, by a name that follows it through fail-overs"
 )
 
-// role says what is wrong with the part that the server plays, as far as it tells.
+// role says why a server of this kind cannot be used, as far as it tells.
 func role(ctx context.Context, client *redis.Client) *Problem {
-	text, _ := client.Info(ctx).Result() // who may not ask for it does not learn the part
+	text, _ := client.Info(ctx).Result() // empty without the right to ask
 	info := parseInfo(text)
 	switch {
 	case info["redis_mode"] == "sentinel":
@@ -210,7 +210,7 @@ func role(ctx context.Context, client *redis.Client) *Problem {
 	return nil
 }
 
-// parseInfo takes the answer of INFO apart.
+// parseInfo parses the answer of INFO.
 func parseInfo(text string) map[string]string {
 	info := make(map[string]string)
 	for line := range strings.Lines(text) {
@@ -221,7 +221,7 @@ func parseInfo(text string) map[string]string {
 	return info
 }
 
-// Describe makes a person's words of an error of Redis: what it is, and what to do.
+// Describe explains an error of Redis to a person: what it is, and what to do.
 func Describe(err error) *Problem {
 	var reply redis.Error
 	if problem, ok := errors.AsType[*Problem](err); ok {
@@ -233,5 +233,5 @@ func Describe(err error) *Problem {
 	return unreachable(context.Background(), &redis.Options{}, err)
 }
 
-// tried is how long what Probe writes stays.
+// tried is how long the keys of Probe last.
 const tried = time.Minute

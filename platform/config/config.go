@@ -1,8 +1,7 @@
 // Package config fills a settings struct from its layers and refuses what it cannot
 // understand.
 //
-// A setting is a struct field with tags; its path and everything else about it stand beside
-// the code that uses it:
+// A setting is a struct field with tags, declared in the package that uses it:
 //
 //	Port int `config:"app.port" default:"8080" min:"1" max:"65535" doc:"Port of the API."`
 //
@@ -11,15 +10,14 @@
 // string)) for rules between settings; it sees the values and names paths the way the
 // struct's own tags do.
 //
-// The layers, each standing above the ones before: defaults from the tags, the YAML file,
-// .env (in dev mode), the environment, flags. The environment name of a setting is its path
-// in capitals with _ for the dots, and an empty variable counts as unset. NAME_FILE names a
-// file that holds a secret. White space around a secret is not part of it, wherever it comes
-// from: an editor, echo and base64 leave a line break at the end of one copy and not of another.
+// The layers, each overriding the ones before: defaults from the tags, the YAML file, .env (in
+// dev mode), the environment, flags. The environment name of a setting is its path in capitals
+// with _ for the dots, and an empty variable counts as unset. NAME_FILE names a file that holds a
+// secret. White space around a secret is not part of it, because editors, echo and base64 may
+// leave a line break at the end of one copy and not of another.
 //
-// Load is strict and patient: an unknown or repeated key, a wrong type, a value out of
-// bounds are refused, and all of them are reported at once, each with the place it came
-// from. No fault repeats the value of a secret.
+// Load refuses an unknown or repeated key, a wrong type and a value out of bounds, and reports
+// all of them at once, each with its source. No fault quotes the value of a secret.
 package config
 
 import (
@@ -45,20 +43,20 @@ type Options struct {
 	Override map[string]string // from flags: path → text. Secrets are refused here
 	Removed  map[string]string // settings of earlier releases: path → what holds now, "it is 5s now"
 
-	// Remark is told what is no fault and yet hardly meant: a variable that looks like one of ours
-	// and is none, a setting that another one overrides. It is called whether the load succeeds or
-	// not, since such a variable is often why it does not. Nil: nobody wants to know.
+	// Remark is called for what is not a fault but probably a mistake: a variable that looks like
+	// one of ours, a setting that another one overrides. It is also called when the load fails,
+	// since such a variable is often the reason. It may be nil.
 	Remark func(Remark)
-	// Trimmed is told of a secret with more white space around it than the one line break at the
-	// end of a file. before is how earlier versions took it.
+	// Trimmed is called for a secret with more white space around it than one line break at the
+	// end of a file. before is the secret as earlier versions read it.
 	Trimmed func(path string, before Secret)
 }
 
 // Fault is one thing wrong with the settings.
 type Fault struct {
-	Path    string `json:"path"`    // of the setting; empty when a whole file is meant
+	Path    string `json:"path"`    // of the setting; empty for a whole file
 	Source  string `json:"source"`  // "config.yaml:12", "environment DB_POSTGRES_PORT", ".env APP_PORT", "flag", "default"
-	Problem string `json:"problem"` // reads on after the path: "must be …"
+	Problem string `json:"problem"` // continues the path: "must be …"
 }
 
 func (f Fault) String() string {
@@ -71,7 +69,7 @@ func (f Fault) String() string {
 	return f.Path + " " + f.Problem + " (" + f.Source + ")"
 }
 
-// Faults are all the things wrong with the settings, never none.
+// Faults lists everything that is wrong with the settings. It is never empty.
 type Faults []Fault
 
 func (f Faults) Error() string {
@@ -86,8 +84,8 @@ func (f Faults) Error() string {
 	return b.String()
 }
 
-// Sources tells for each path where its value came from. A settings struct with a field of
-// this type has it filled by [Load], and [Keys] then tells the source of each value.
+// Sources maps each path to where its value came from. [Load] fills a field of this type in a
+// settings struct, and [Keys] then tells the source of each value.
 type Sources map[string]string
 
 const (
@@ -115,17 +113,17 @@ func Load(target any, opt Options) error {
 	return l.load(target, name, data, opt)
 }
 
-// raw is a value as a layer gives it, before its type is looked at. Viper carries it as an
-// opaque leaf: it decides which layer wins, and never converts.
+// raw is a value as a layer gives it, before it is parsed. To Viper it is an opaque leaf: Viper
+// decides which layer wins, and never converts.
 type raw struct {
 	text    string
 	list    []raw // the elements, when form is formList
 	form    form
 	source  string
-	problem string // why there is no value, although the layer names one
+	problem string // why a value that the layer names could not be read
 }
 
-// form is what the layer itself says of the value's type. Only YAML says anything.
+// form is the type that the layer gives the value. Only YAML has types.
 type form int
 
 const (
@@ -142,7 +140,7 @@ type loader struct {
 	removed map[string]string
 	faults  Faults
 	remarks []Remark
-	broken  bool // the file could not be parsed: what it sets is not known
+	broken  bool // the file could not be parsed, so its settings are unknown
 }
 
 func (l *loader) fault(path, source, format string, args ...any) {
@@ -162,7 +160,7 @@ func (l *loader) load(target any, name string, data []byte, opt Options) error {
 		}()
 	}
 
-	// Filled aside, so that a faulty load changes nothing.
+	// A copy is filled, so that a faulty load changes nothing.
 	dst := reflect.ValueOf(target).Elem()
 	filled := reflect.New(dst.Type()).Elem()
 	filled.Set(dst)
@@ -211,7 +209,7 @@ func (l *loader) load(target any, name string, data []byte, opt Options) error {
 	return nil
 }
 
-// layers stacks the layers in a Viper, whose Get then answers with the raw value that wins.
+// layers stacks the layers in a Viper, whose Get then returns the raw value that wins.
 func (l *loader) layers(name string, data []byte, opt Options) *viper.Viper {
 	v := viper.NewWithOptions(viper.WithDecoderRegistry(strictYAML{l, name}))
 	v.SetConfigType("yaml")
@@ -231,8 +229,8 @@ func (l *loader) layers(name string, data []byte, opt Options) *viper.Viper {
 	if mode.text == modeDev && opt.DotEnv != "" {
 		dotEnv := l.environment(opt.DotEnv+" ", l.readDotEnv(opt.DotEnv))
 		if r, set := dotEnv[modePath]; set && r.text != modeDev {
-			// Read because the mode is dev, it cannot make it another: neither using the
-			// rest of the file nor leaving it out would be what its author meant.
+			// The file is read because the mode is dev, so it cannot change the mode: its author
+			// would expect neither that the rest is used nor that it is ignored.
 			l.fault(modePath, r.source, "may only be dev in a file that is read in dev mode alone; set %s in the environment", l.schema.byPath[modePath].Env)
 		}
 		_ = v.MergeConfigMap(nest(dotEnv))
@@ -244,7 +242,7 @@ func (l *loader) layers(name string, data []byte, opt Options) *viper.Viper {
 	return v
 }
 
-// environment picks the settings out of variables: NAME, and NAME_FILE for a secret.
+// environment finds the settings among variables: NAME, and NAME_FILE for a secret.
 func (l *loader) environment(label string, vars map[string]string) map[string]raw {
 	l.remarkStrangers(strings.TrimSpace(label), vars)
 	layer := map[string]raw{}
@@ -252,7 +250,7 @@ func (l *loader) environment(label string, vars map[string]string) map[string]ra
 		name, file := k.Env, k.Env+"_FILE"
 		text, path := vars[name], vars[file]
 		if l.schema.byEnv[file] {
-			path = "" // a setting of its own that happens to end in _FILE
+			path = "" // another setting that happens to end in _FILE
 		}
 		switch {
 		case path != "" && !k.Secret:
@@ -270,8 +268,8 @@ func (l *loader) environment(label string, vars map[string]string) map[string]ra
 	return layer
 }
 
-// readSecret returns what the file holds, without the line break that editors and echo leave
-// at its end.
+// readSecret returns the content of the file without the line break that editors and echo leave
+// at the end.
 func readSecret(path string) (text, problem string) {
 	data, err := readLimited(path, maxSecret)
 	if err != nil {
@@ -284,8 +282,8 @@ func readSecret(path string) (text, problem string) {
 	return text, ""
 }
 
-// trimSecret leaves out the white space around a secret. ASCII alone: what looks like other
-// white space may be the bytes of a key.
+// trimSecret removes the white space around a secret. Only ASCII: other white space may be the
+// bytes of a key.
 func trimSecret(text string) string { return strings.Trim(text, " \t\r\n\v\f") }
 
 func (l *loader) flags(override map[string]string) map[string]raw {
@@ -345,8 +343,8 @@ func readLimited(path string, limit int64) ([]byte, error) {
 	return data, nil
 }
 
-// plain is an error of a file without the path, which the fault names already (and which,
-// for a secret's file, may be the secret itself, given under the wrong name).
+// plain is the text of a file's error without the path: the fault names it already, and what was
+// given as the path of a secret's file may be the secret itself.
 func plain(err error) string {
 	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		return pathErr.Err.Error()
@@ -365,7 +363,7 @@ func environMap(environ []string) map[string]string {
 	return vars
 }
 
-// nest turns paths into the maps of maps that Viper keeps.
+// nest turns paths into nested maps, as Viper keeps them.
 func nest(flat map[string]raw) map[string]any {
 	root := map[string]any{}
 	for path, r := range flat {
@@ -384,8 +382,8 @@ func nest(flat map[string]raw) map[string]any {
 	return root
 }
 
-// validate calls Validate on the struct that ptr points to and on the structs inside it.
-// prefix is what the config tags above have gathered.
+// validate calls Validate on the struct that ptr points to and on the structs inside it. prefix
+// joins the config tags of the enclosing structs.
 func validate(ptr reflect.Value, prefix string, report func(path, problem string)) {
 	v := ptr.Elem()
 	for i := range v.NumField() {

@@ -18,8 +18,8 @@ const yamlHead = `# Every setting with its default. Keep the groups; remove the 
 `
 
 // WriteYAML writes a settings file that documents every setting of the struct that target
-// points to. It sets none of them: each is commented out at its default, so that a copy of
-// the file does not pin the defaults of today.
+// points to. Each setting is commented out at its default, so that a copy of the file does not
+// pin today's defaults.
 func WriteYAML(w io.Writer, target any) error {
 	s, err := schemaOf(target)
 	if err != nil {

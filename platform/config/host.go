@@ -7,11 +7,10 @@ import (
 	"strings"
 )
 
-// HostProblem says why text is no host that a connection can be made to, or nothing when it is
-// one: an IP address (IPv6 without brackets, a zone allowed) or a DNS name. Every setting that
-// takes a host goes through it, so that what it refuses is refused by authctl config check and
-// not when somebody dials. It reads on after the path of the setting and repeats nothing that
-// could be a password.
+// HostProblem says why text is not a host that a connection can be made to. It is empty for an IP
+// address (IPv6 without brackets, a zone is allowed) or a DNS name. Every setting that takes a
+// host is checked with it, so that authctl config check finds the mistake before anything
+// connects. The text continues the path of the setting and quotes nothing that could be a password.
 func HostProblem(text string) string {
 	switch {
 	case text == "":
@@ -31,7 +30,7 @@ func HostProblem(text string) string {
 	}
 	if ip, err := netip.ParseAddr(text); err == nil {
 		if strings.ContainsFunc(ip.Zone(), func(r rune) bool { return r != '.' && !isLabel(r) }) {
-			return "has a zone that is no name of an interface"
+			return "has a zone that is not the name of an interface"
 		}
 		return ""
 	}
@@ -49,8 +48,8 @@ func HostProblem(text string) string {
 	return nameProblem(text)
 }
 
-// nameProblem looks at a DNS name: RFC 1123, with the underscores that container networks and
-// service discovery use. One dot at the end says that the name is complete.
+// nameProblem checks a DNS name by RFC 1123, also allowing the underscores of container networks
+// and service discovery, and one dot at the end of a fully qualified name.
 func nameProblem(text string) string {
 	name := strings.TrimSuffix(text, ".")
 	if len(name) > 253 {
@@ -60,25 +59,25 @@ func nameProblem(text string) string {
 	for _, label := range labels {
 		switch {
 		case label == "":
-			return "is no DNS name: there is nothing between two of its dots"
+			return "is not a DNS name: there is nothing between two of its dots"
 		case len(label) > 63:
-			return "is no DNS name: " + quote(label) + " is longer than 63 characters"
+			return "is not a DNS name: " + quote(label) + " is longer than 63 characters"
 		case strings.HasPrefix(label, "-"), strings.HasSuffix(label, "-"):
-			return "is no DNS name: " + quote(label) + " begins or ends with a hyphen"
+			return "is not a DNS name: " + quote(label) + " begins or ends with a hyphen"
 		}
 		for _, r := range label {
 			switch {
 			case r > 0x7f:
 				return "must be ASCII; write an international name in its xn-- form"
 			case !isLabel(r):
-				return "is no DNS name: it has the character " + quote(string(r))
+				return "is not a DNS name: it has the character " + quote(string(r))
 			}
 		}
 	}
-	// No top-level domain is a number; such a text is an IPv4 address gone wrong (127.1,
-	// 10.0.0.256, 192.168.001.1), and asking DNS for it could only fail.
+	// No top-level domain is a number. Such a text is a malformed IPv4 address (127.1,
+	// 10.0.0.256, 192.168.001.1), and DNS cannot know it.
 	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" {
-		return "looks like an IPv4 address and is none; write it as in 192.0.2.1"
+		return "looks like an IPv4 address but is not one; write it as in 192.0.2.1"
 	}
 	return ""
 }
@@ -87,8 +86,8 @@ func isLabel(r rune) bool {
 	return r == '-' || r == '_' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
 }
 
-// AddressProblem is [HostProblem] for a host and a port in one, as in localhost:9090 or
-// [::1]:9090. The host may be empty where anyHost says that it means every interface.
+// AddressProblem is [HostProblem] for host and port together, as in localhost:9090 or
+// [::1]:9090. With anyHost the host may be empty, meaning every interface.
 func AddressProblem(text string, anyHost bool) string {
 	if strings.Contains(text, "://") {
 		return "must be host:port, without a scheme"

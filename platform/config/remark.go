@@ -9,21 +9,21 @@ import (
 	"strings"
 )
 
-// Remark is something about the settings that is no fault and yet hardly meant.
+// Remark is something about the settings that is not a fault but probably a mistake.
 type Remark struct {
 	Name   string `json:"name"`   // of the variable, or the path of the setting
 	Source string `json:"source"` // "environment", ".env", or where the setting's value comes from
-	Text   string `json:"text"`   // reads on after the name
-	// Likely tells a slip of the pen, or a setting without effect, from a variable that may well
-	// be another program's.
+	Text   string `json:"text"`   // continues the name
+	// Likely tells a typing error, or a setting without effect, from a variable that may belong
+	// to another program.
 	Likely bool `json:"likely"`
 }
 
 func (r Remark) String() string { return r.Name + " " + r.Text + " (" + r.Source + ")" }
 
-// overridden calls Overridden on the struct that ptr points to and on the structs inside it. A
-// struct tells there which of its settings have no effect because of another one; paths are as
-// for Validate. Only those that somebody set become remarks.
+// overridden calls Overridden on the struct that ptr points to and on the structs inside it.
+// There a struct reports which of its settings another one overrides, with paths as for Validate.
+// Only settings that were set become remarks.
 func overridden(ptr reflect.Value, prefix string, report func(path, by string)) {
 	v := ptr.Elem()
 	for i := range v.NumField() {
@@ -38,9 +38,9 @@ func overridden(ptr reflect.Value, prefix string, report func(path, by string)) 
 	}
 }
 
-// remarkStrangers looks for variables that begin like ours and are none of them. Viper and the
-// environment have no notion of an unknown variable, so a letter in the wrong place would
-// silently mean the default. It is never a fault: other programs have variables, too.
+// remarkStrangers finds variables that begin like a setting and are not one. Without it, a typing
+// error would silently mean the default, since nothing else notices an unknown variable. It is
+// not a fault, because other programs have variables too.
 func (l *loader) remarkStrangers(source string, vars map[string]string) {
 	removed := map[string]string{}
 	for path := range l.removed {
@@ -74,8 +74,8 @@ func (l *loader) remarkStrangers(source string, vars map[string]string) {
 	}
 }
 
-// What container engines set for other containers and Kubernetes for services, and what is
-// plainly for another program.
+// What container engines and Kubernetes set for other containers and services, and what is
+// clearly meant for another program.
 var (
 	linkName    = regexp.MustCompile(`_SERVICE_(HOST|PORT(_.+)?)$|_PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$`)
 	linkValue   = regexp.MustCompile(`^(tcp|udp|sctp)://`)
@@ -87,9 +87,9 @@ func foreign(name, value string) bool {
 	return linkName.MatchString(name) || linkValue.MatchString(value) || foreignName.MatchString(name)
 }
 
-// nearestNames are the names that somebody may have meant who wrote this one: a slip of the
-// keyboard away, or the same words with some left out, as in DB_HOST for DB_POSTGRES_HOST. With
-// more than two there is nothing to suggest.
+// nearestNames returns the names that may have been meant by this one: a typing error away, or
+// with words left out, as in DB_HOST for DB_POSTGRES_HOST. More than two are no help, so then it
+// returns none.
 func nearestNames(name string, names []string) []string {
 	if len(name) > 200 {
 		return nil
@@ -117,13 +117,13 @@ func nearestNames(name string, names []string) []string {
 	return near
 }
 
-// sameWord maps words that people write for others to those others.
+// sameWord maps words that people use to the ones that the settings use.
 var sameWord = map[string]string{
 	"DATABASE": "DB", "NAME": "DB", "CACHE": "REDIS", "PASS": "PASSWORD", "USERNAME": "USER",
 	"HOSTNAME": "HOST", "ADDR": "HOST", "FILE": "PATH", "SSL": "TLS",
 }
 
-// leftOut reports that words are those of a name, in order, with some missing.
+// leftOut reports whether words are those of a name, in order, with some missing.
 func leftOut(words, name []string) bool {
 	canonical := func(word string) string { return cmp.Or(sameWord[word], word) }
 	i := 0

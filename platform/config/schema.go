@@ -15,8 +15,7 @@ import (
 	"unicode/utf8"
 )
 
-// Key describes one setting, for people: config show, the documented config.yaml and the
-// table in the documentation.
+// Key describes one setting for config show, the documented config.yaml and the reference.
 type Key struct {
 	Path    string   `json:"path"`
 	Env     string   `json:"env"`
@@ -32,7 +31,7 @@ type Key struct {
 }
 
 // Keys lists every setting of the struct that target points to, in the order of its fields.
-// It panics when the tags are wrong, which [Check] tells in a test and [Load] at start.
+// It panics when the tags are wrong, which [Check] reports in a test and [Load] at start.
 func Keys(target any) []Key {
 	s, err := schemaOf(target)
 	if err != nil {
@@ -61,9 +60,8 @@ func Check(target any) error {
 	return err
 }
 
-// WithDefaults returns the settings with the defaults of their tags where nothing was set: where
-// a number, a duration or a text is zero and zero is not a value that it may have. It is for
-// structs that were not loaded, as in a test.
+// WithDefaults fills in the defaults of the tags where a number, a duration or a text is zero and
+// may not be zero. It is for structs that were not loaded, as in a test.
 func WithDefaults[T any](settings T) T {
 	s, err := schemaOf(&settings)
 	if err != nil {
@@ -130,7 +128,7 @@ func schemaOf(target any) (*schema, error) {
 	return s, errors.Join(mistakes...)
 }
 
-// isGroup reports a struct that holds settings rather than being one.
+// isGroup reports whether a field is a struct that holds settings, rather than a setting.
 func isGroup(f reflect.StructField) bool {
 	return f.Type.Kind() == reflect.Struct && !isText(f.Type) && f.Tag.Get("config") != "-"
 }
@@ -223,12 +221,12 @@ func (s *schema) add(f reflect.StructField, path string, index []int, mistake fu
 // envName is the name of a setting in the environment.
 func envName(path string) string { return strings.ToUpper(strings.ReplaceAll(path, ".", "_")) }
 
-// fallback is the value when no layer names one. Where the tag gives none it is the zero
-// value, which must be within the limits as well.
+// fallback is the value when no layer names one: the default of the tag, or the zero value, which
+// must also be within the limits.
 func (k *key) fallback() raw { return raw{text: k.Default, source: sourceDefault} }
 
-// parse makes the value, within its limits. The problem reads on after the path and does
-// not repeat a secret.
+// parse parses a value and checks its limits. The problem continues the path and does not quote
+// a secret.
 func (k *key) parse(r raw) (value reflect.Value, problem string) {
 	if r.problem != "" {
 		return value, r.problem
@@ -298,7 +296,7 @@ func (k *key) limits(v reflect.Value) (problem string) {
 	return ""
 }
 
-// repeated refuses an element that a list has twice: one of the two was meant to be another.
+// repeated refuses a list that has an element twice, since one of the two is a mistake.
 func (k *key) repeated(v reflect.Value) (problem string) {
 	if !isList(k.typ) {
 		return ""
@@ -307,7 +305,7 @@ func (k *key) repeated(v reflect.Value) (problem string) {
 	for i := range v.Len() {
 		element := any(show(v.Index(i)))
 		if k.Secret {
-			element = v.Index(i).Interface() // as text they are all the same
+			element = v.Index(i).Interface() // as text all secrets are the same
 		}
 		if at, seen := first[element]; seen {
 			return fmt.Sprintf("(element %d) is the same as element %d", i+1, at+1)
@@ -317,7 +315,7 @@ func (k *key) repeated(v reflect.Value) (problem string) {
 	return ""
 }
 
-// parseScalar makes a value of type t, which is no list.
+// parseScalar parses a value of type t, which is not a list.
 func parseScalar(t reflect.Type, r raw) (v reflect.Value, problem string) {
 	v = reflect.New(t).Elem()
 	if r.form == formList {
@@ -370,7 +368,7 @@ func parseScalar(t reflect.Type, r raw) (v reflect.Value, problem string) {
 			return wrong(" without quotes")
 		}
 		v.SetInt(n)
-	default: // a float: typeName knows no other
+	default: // a float: typeName allows no other type
 		f, err := strconv.ParseFloat(r.text, t.Bits())
 		switch {
 		case err != nil || math.IsNaN(f) || math.IsInf(f, 0):
@@ -388,7 +386,7 @@ func isSecret(t reflect.Type) bool {
 	return t == secret || t.Kind() == reflect.Slice && t.Elem() == secret
 }
 
-// isText reports a type that parses itself.
+// isText reports whether a type parses itself.
 func isText(t reflect.Type) bool {
 	return reflect.PointerTo(t).Implements(reflect.TypeFor[encoding.TextUnmarshaler]())
 }
@@ -401,7 +399,7 @@ func isNumber(t reflect.Type) bool {
 	return !isText(t) && (isInt(t) || t.Kind() == reflect.Float32 || t.Kind() == reflect.Float64)
 }
 
-// typeName is the type in a person's words, or "" for one that cannot be loaded.
+// typeName names the type for people, or is "" for one that cannot be loaded.
 func typeName(t reflect.Type) string {
 	switch {
 	case isSecret(t):
@@ -439,7 +437,7 @@ func less(a, b reflect.Value) bool {
 	return a.Float() < b.Float()
 }
 
-// show is a value as a person would write it; a secret stays hidden.
+// show formats a value as a person would write it; a secret stays hidden.
 func show(v reflect.Value) string {
 	if isList(v.Type()) {
 		texts := make([]string, v.Len())
@@ -476,8 +474,8 @@ func showDuration(d time.Duration) string {
 	return text
 }
 
-// quote shows what somebody wrote, on one line and not at any length. What looks like an
-// address with credentials is left out.
+// quote shows what somebody wrote, on one line and shortened. It leaves out what looks like an
+// address with credentials.
 func quote(text string) string {
 	if strings.Contains(text, "@") {
 		return "what is there"
@@ -489,7 +487,7 @@ func quote(text string) string {
 	return strconv.QuoteToASCII(text)
 }
 
-// oneLine is text from elsewhere, made fit to stand in a fault.
+// oneLine makes text from elsewhere fit for a fault.
 func oneLine(text string) string {
 	return strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
@@ -524,7 +522,7 @@ func meant(word string) string {
 // didYouMean suggests a setting or a group for a path that is neither.
 func (s *schema) didYouMean(path string) string {
 	name := path[strings.LastIndexByte(path, '.')+1:]
-	var known, namesakes []string // namesakes: the right name in another group
+	var known, namesakes []string // namesakes have the right name in another group
 	for _, k := range s.keys {
 		if strings.EqualFold(k.Env, name) {
 			return meant(k.Path)
@@ -547,14 +545,14 @@ func (s *schema) didYouMean(path string) string {
 	return ""
 }
 
-// nearest is the candidate that a slip of the keyboard or of the case could have meant.
+// nearest is the candidate that differs by a typing error or in case.
 func nearest(word string, candidates []string) string {
 	word = strings.ToLower(word)
 	last := word[strings.LastIndexByte(word, '.')+1:]
 	if len(word) > 200 {
 		return ""
 	}
-	best, bestDistance := "", 2+len(last)/3 // one more than is taken for a slip
+	best, bestDistance := "", 2+len(last)/3 // one more than counts as a typing error
 	for _, candidate := range candidates {
 		if d := distance(word, candidate); candidate != "" && d < bestDistance {
 			best, bestDistance = candidate, d

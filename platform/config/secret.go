@@ -7,12 +7,12 @@ import (
 	"fmt"
 )
 
-// Secret is text that must not be seen: however it is printed, logged or encoded, it shows
-// as [redacted]. Only [Secret.Reveal] gives the text, which makes every use easy to find.
+// Secret is text that must not be seen: printed, logged or encoded, it shows as [redacted]. Only
+// [Secret.Reveal] returns the text, which makes every use easy to find.
 //
-// Two places are beyond its reach, and must not hold one: the key of a map that is encoded
-// as JSON, and an unexported field of a struct that is printed whole with fmt, which calls
-// no methods there.
+// It cannot protect two places, which must not hold one: the keys of a map that is encoded as
+// JSON, and an unexported field of a struct that is printed with fmt, which calls no methods
+// there.
 type Secret string
 
 const redacted = "[redacted]"
@@ -20,8 +20,8 @@ const redacted = "[redacted]"
 // Reveal returns the text itself.
 func (s Secret) Reveal() string { return string(s) }
 
-// Fingerprint is a short tag by which people see whether two servers have the same secret. It
-// is no help to whoever wants the secret itself: 32 bits of a slow hash. "" for no secret.
+// Fingerprint is a short tag that shows people whether two servers have the same secret. It does
+// not help to guess the secret: it is 32 bits of a slow hash. It is empty for no secret.
 func (s Secret) Fingerprint() string {
 	if s == "" {
 		return ""
@@ -33,7 +33,7 @@ func (s Secret) Fingerprint() string {
 	return hex.EncodeToString(tag)
 }
 
-// String shows whether there is a secret, never what it is.
+// String shows whether there is a secret, but not the secret.
 func (s Secret) String() string {
 	if s == "" {
 		return ""
@@ -41,7 +41,7 @@ func (s Secret) String() string {
 	return redacted
 }
 
-// Format covers every verb of fmt, %x and %q among them.
+// Format covers every verb of fmt, including %x and %q.
 func (s Secret) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte(s.String())) }
 
 // MarshalText covers encoding/json, YAML and zap's reflection.

@@ -20,27 +20,26 @@ import (
 	"github.com/toppira/authctl/platform/config"
 )
 
-// An address is read by the driver alone: who connects, where to, and whether the server's
-// certificate is verified are decided on what it made of the text, and the text is handed over
-// as it was given. What is checked here is that the text can be read in one way only. A URL
-// whose parts run into each other, as they do when a password has an @ or a / that is not
-// percent-encoded, is refused, and nothing of it is shown.
+// Only the driver parses an address, from the unchanged text, and what it found decides where to
+// connect and whether the server's certificate is verified. The checks here only make sure that
+// the text can be read in one way. A URL whose parts run into each other, because a password has
+// an @ or a / that is not percent-encoded, is refused without showing any of it.
 
 // percentEncode is what to do about a URL that cannot be read.
 const percentEncode = "percent-encode special characters of the user name, the password and the database name: " +
 	"%40 for @, %3A for :, %2F for /, %3F for ?, %23 for #, %5B and %5D for brackets, %20 for a blank, %25 for %"
 
 var (
-	// The parts of a URL that are left when their separators are taken away. RFC 3986, without
-	// what only gets there by mistake.
+	// The parts of a URL between the separators: RFC 3986, without characters that only get there
+	// by mistake.
 	userinfo  = regexp.MustCompile(`^(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*$`)
 	hostPort  = regexp.MustCompile(`^(?:(?:[A-Za-z0-9._~-]|%[0-9A-Fa-f]{2})*|\[[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]+)?\])(?::[0-9]{0,5})?$`)
 	segment   = regexp.MustCompile(`^(?:[A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})*$`)
 	parameter = regexp.MustCompile(`^((?:[A-Za-z0-9._-]|%[0-9A-Fa-f]{2})+)=((?:[A-Za-z0-9._~!$'()*+,;:/-]|%[0-9A-Fa-f]{2})*)$`)
 )
 
-// splitURL checks that a PostgreSQL URL can be read in one way only, and returns the
-// parameters after its question mark, each as it is written. The error shows nothing of it.
+// splitURL checks that a PostgreSQL URL can be read in one way only, and returns the parameters
+// after its question mark as they are written. The error shows nothing of the URL.
 func splitURL(text string) (parameters []string, err error) {
 	_, rest, _ := strings.Cut(text, "://")
 	authority, rest := rest, ""
@@ -75,7 +74,7 @@ func splitURL(text string) (parameters []string, err error) {
 	return parameters, nil
 }
 
-// saidMode is the sslmode that the parameters of a URL name; of several the last counts.
+// saidMode is the sslmode that the parameters of a URL name; the last one counts.
 func saidMode(parameters []string) (mode string) {
 	for _, p := range parameters {
 		name, value, _ := strings.Cut(p, "=")
@@ -98,8 +97,8 @@ type errAddress struct{ path, problem string }
 
 func (e errAddress) Error() string { return e.path + " " + e.problem }
 
-// postgresConfig is what the driver makes of the settings. Where nobody has said what TLS is to
-// be like, prod mode verifies every server.
+// postgresConfig is what the driver makes of the settings. Unless they name an sslmode, prod mode
+// verifies every server.
 func (c Config) postgresConfig(prod bool) (*pgx.ConnConfig, error) {
 	path, text, separator, said := "db.postgres", c.Postgres.keywords(), " ", c.Postgres.SSLMode
 	var parameters []string
@@ -122,13 +121,13 @@ func (c Config) postgresConfig(prod bool) (*pgx.ConnConfig, error) {
 			return nil, errAddress{path, refused(parameters, err)}
 		}
 		if len(unverified(cc)) > 0 {
-			return nil, errAddress{path, "does not verify every server: say what is meant with sslmode"}
+			return nil, errAddress{path, "does not verify every server: set sslmode"}
 		}
 	}
 	return cc, nil
 }
 
-// keywords writes the parts as the driver reads them, whatever characters they have.
+// keywords quotes the parts for the driver, whatever characters they have.
 func (p PostgresConfig) keywords() string {
 	var pairs []string
 	for _, pair := range [][2]string{
@@ -142,7 +141,7 @@ func (p PostgresConfig) keywords() string {
 	return strings.Join(pairs, " ")
 }
 
-// hostProblem says why the host of the parts is none. A path is that of a socket's folder.
+// hostProblem says why the host cannot be used. A path means the folder of a socket.
 func (p PostgresConfig) hostProblem() string {
 	if strings.HasPrefix(p.Host, "/") && !strings.Contains(p.Host, ",") {
 		return ""
@@ -150,7 +149,7 @@ func (p PostgresConfig) hostProblem() string {
 	return config.HostProblem(p.Host)
 }
 
-// refused says why the driver does not take a text, without showing it: a parameter is named,
+// refused says why the driver does not accept a text, without showing it: it names a parameter,
 // but not its value.
 func refused(parameters []string, err error) string {
 	if cause, ok := errors.AsType[*fs.PathError](err); ok {
@@ -159,22 +158,21 @@ func refused(parameters []string, err error) string {
 	for _, p := range parameters {
 		if _, err := pgx.ParseConfig("postgres://h/d?" + p); err != nil {
 			name, _, _ := strings.Cut(p, "=")
-			return "has a value of " + name + " that the driver does not take"
+			return "has a value of " + name + " that the driver does not accept"
 		}
 	}
-	return "is not taken by the driver, together with what the PG… variables and the service file say"
+	return "is not accepted by the driver, together with the PG… variables and the service file"
 }
 
-// Unverified lists the servers that connections may go to without a check that the certificate
-// is theirs. Each is preceded by plain where there is no TLS, else by unverified. A socket of
-// this machine needs none.
+// Unverified lists the servers that connections may go to without a verified certificate. Each is
+// preceded by "plain" without TLS, otherwise by "unverified". A socket of this machine needs none.
 func (c Config) Unverified(prod bool) []string {
 	if !c.UsesPostgres() {
 		return nil
 	}
 	cc, err := c.postgresConfig(prod)
 	if err != nil {
-		return nil // Open says so
+		return nil // Open reports it
 	}
 	return unverified(cc)
 }
@@ -219,7 +217,7 @@ func destinations(cc *pgx.ConnConfig) []destination {
 	return all
 }
 
-// requireTLS12 refuses what is older, of every server.
+// requireTLS12 refuses older versions of TLS, for every server.
 func requireTLS12(cc *pgx.ConnConfig) {
 	for _, to := range destinations(cc) {
 		if to.TLSConfig != nil && to.TLSConfig.MinVersion == 0 {
@@ -228,7 +226,7 @@ func requireTLS12(cc *pgx.ConnConfig) {
 	}
 }
 
-// describePostgres names where connections go to, without credentials.
+// describePostgres names where connections go, without credentials.
 func (c Config) describePostgres() string {
 	cc, err := c.postgresConfig(false)
 	if err != nil {
@@ -250,8 +248,8 @@ func (c Config) sqlitePath(dataDir string) string {
 
 const sqliteScheme = "sqlite:"
 
-// checkSQLite refuses what elsewhere means something that it does not mean here. The path is
-// used as it is written, relative to the working directory unless it begins with a slash.
+// checkSQLite refuses paths that mean something else to other programs. The path is used as it is
+// written, relative to the working directory unless it begins with a slash.
 func checkSQLite(path string) error {
 	problem := ""
 	switch {
@@ -265,7 +263,7 @@ func checkSQLite(path string) error {
 	case strings.HasPrefix(path, "file:"):
 		problem = "has two schemes: write sqlite:PATH"
 	case strings.Contains(path, "?"):
-		problem = "has options, and SQLite takes none here: write the path alone"
+		problem = "has options, which are not supported for SQLite: write the path alone"
 	case strings.HasPrefix(path, "~"), strings.Contains(path, "$"):
 		problem = "has a ~ or a $, which only a shell replaces: write the path in full"
 	case strings.TrimSpace(path) != path:

@@ -14,12 +14,12 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// shortest is how long connecting may take at least, all servers together.
+// shortest is the least time that connecting may take, all servers together.
 const shortest = 5 * time.Second
 
-// patience sees to it that no server that does not answer keeps the next one from being tried,
-// and returns how long it may take to try all. A connect_timeout of the operator's is for each
-// server; else they share the time.
+// patience bounds the time for each server, so that one that does not answer leaves time for the
+// next, and returns how long it may take to try them all. A connect_timeout that the operator set
+// is for each server; otherwise they share the time.
 func patience(ctx context.Context, cc *pgx.ConnConfig) time.Duration {
 	servers := max(1, addresses(ctx, cc))
 	if cc.ConnectTimeout == 0 {
@@ -28,7 +28,7 @@ func patience(ctx context.Context, cc *pgx.ConnConfig) time.Duration {
 	return max(shortest, time.Duration(servers)*cc.ConnectTimeout)
 }
 
-// addresses counts the addresses that the driver will try, of which one host may have several.
+// addresses counts the addresses that the driver will try; a host may have several.
 func addresses(ctx context.Context, cc *pgx.ConnConfig) int {
 	ctx, cancel := context.WithTimeout(ctx, shortest/2)
 	defer cancel()
@@ -40,7 +40,7 @@ func addresses(ctx context.Context, cc *pgx.ConnConfig) int {
 		}
 		list, err := cc.LookupFunc(ctx, to.Host)
 		if err != nil {
-			list = []string{to.Host} // connecting will say so
+			list = []string{to.Host} // connecting will report it
 		}
 		for _, one := range list {
 			found[net.JoinHostPort(one, strconv.Itoa(int(to.Port)))] = true
@@ -49,16 +49,15 @@ func addresses(ctx context.Context, cc *pgx.ConnConfig) int {
 	return len(found)
 }
 
-// prepareConnections makes each connection what the code relies on, whatever ALTER DATABASE or
-// ALTER ROLE … SET says. search_path is left as it is: where the tables are is the operator's
-// word.
+// prepareConnections sets on each connection what the code relies on, overriding ALTER DATABASE
+// and ALTER ROLE … SET. It leaves search_path alone: the operator decides where the tables are.
 func prepareConnections(cc *pgx.ConnConfig, pooler *atomic.Bool) {
-	// Types of arguments and columns are asked for once a connection, and kept. The plan is
-	// not: one made when a table was small would read all of it after an import.
+	// Each connection asks once for the types of arguments and columns, and keeps them. It does
+	// not keep the plan: one made for a small table would read all of it after an import.
 	cc.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
 	cc.StatementCacheCapacity, cc.DescriptionCacheCapacity = 512, 512
-	// These travel with the start of a connection. A pooler knows them and gives each client
-	// its own.
+	// These are sent at the start of a connection. A pooler knows them and keeps them apart for
+	// each client.
 	for name, value := range map[string]string{
 		"client_encoding":             "UTF8",
 		"standard_conforming_strings": "on",
@@ -75,9 +74,9 @@ func prepareConnections(cc *pgx.ConnConfig, pooler *atomic.Bool) {
 		if err := checkServer(conn); err != nil {
 			return err
 		}
-		// These PgBouncer refuses at the start of a connection. Where it hands the connection
-		// on after each transaction, they stay with the server's, which all of its clients have
-		// in common; transactions name their isolation themselves.
+		// PgBouncer refuses these at the start of a connection. If it hands connections on after
+		// each transaction, they apply to connections that its clients share. Transactions name
+		// their isolation themselves.
 		results, err := conn.Exec(ctx, "SET default_transaction_isolation = 'read committed'; SET bytea_output = 'hex'; "+
 			"SET IntervalStyle = 'postgres'; SELECT current_setting('transaction_read_only'), pg_backend_pid()").ReadAll()
 		if err != nil {
@@ -87,12 +86,12 @@ func prepareConnections(cc *pgx.ConnConfig, pooler *atomic.Bool) {
 		if len(last.Rows) != 1 || len(last.Rows[0]) != 2 {
 			return errors.New("set up the connection: an answer that makes no sense")
 		}
-		// A pooler has a number of its own for each client.
+		// A pooler has its own number for each client.
 		if string(last.Rows[0][1]) != strconv.FormatUint(uint64(conn.PID()), 10) {
 			pooler.Store(true)
 		}
-		// After a fail-over the old primary may answer, read-only. Whatever target_session_attrs
-		// says, only a server that takes writes will do.
+		// After a fail-over the old primary may answer, read-only. Only a server that takes writes
+		// can be used, whatever target_session_attrs says.
 		if string(last.Rows[0][0]) != "off" {
 			return pgconn.ErrReadOnlyConnection
 		}
@@ -103,7 +102,7 @@ func prepareConnections(cc *pgx.ConnConfig, pooler *atomic.Bool) {
 // ErrEncoding says that a database cannot hold every name that the service accepts.
 var ErrEncoding = errors.New("the database is not encoded in UTF8")
 
-// checkServer refuses what no setting of a connection can make right.
+// checkServer refuses a server whose properties no setting of a connection can change.
 func checkServer(conn *pgconn.PgConn) error {
 	if have := conn.ParameterStatus("server_encoding"); have != "UTF8" {
 		return fmt.Errorf("%w but in %s: make another with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0", ErrEncoding, have)

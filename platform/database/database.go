@@ -96,8 +96,8 @@ type DB struct {
 	connecting time.Duration // what trying every server once may take
 	pooler     *atomic.Bool  // something hands connections on to other clients
 
-	// On SQLite one writer at a time is the rule; queueing here in order of arrival is fair
-	// and needs no polling, which SQLite's own busy handler is and does. Nil on PostgreSQL.
+	// SQLite has one writer at a time. Queueing here is in order of arrival and without polling,
+	// unlike SQLite's own busy handler. Nil on PostgreSQL.
 	writer chan struct{}
 }
 
@@ -108,7 +108,7 @@ type Options struct {
 	AppName string // shown in pg_stat_activity
 }
 
-// Open connects to the database and tries it. The caller closes it.
+// Open connects to the database and checks that it answers. The caller closes it.
 func Open(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	var db *DB
 	var err error
@@ -135,8 +135,8 @@ func Open(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 	return db, nil
 }
 
-// bound keeps the pool from asking for more connections than the server has for anybody: what it
-// refuses would be a request refused, while a connection of the pool may be free a moment later.
+// bound keeps the pool below the number of connections that the server allows. Each connection
+// that the server refused would fail a request, which could have waited for one of the pool.
 func (db *DB) bound(ctx context.Context) {
 	const query = "SELECT current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer"
 	var most int
@@ -145,8 +145,8 @@ func (db *DB) bound(ctx context.Context) {
 	}
 }
 
-// Exists reports whether there is a database to open: a server is named, or the SQLite file
-// is there. Opening would make the file.
+// Exists reports whether there is a database to open: the settings name a server, or the SQLite
+// file exists. Opening would create the file.
 func (c Config) Exists(dataDir string) bool {
 	if c.UsesPostgres() {
 		return true
@@ -194,8 +194,8 @@ func openSQLite(path string, conns int) (*DB, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the data folder: %w", err)
 	}
-	// SQLite creates its files with the umask's mode; made first, the file and the -wal and
-	// -shm beside it (which copy its mode) are the owner's alone.
+	// SQLite would create its files with the umask's mode. Created here, the file belongs to the
+	// owner alone, and so do its -wal and -shm, which copy the mode.
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("open the database file: %w", err)
@@ -206,7 +206,7 @@ func openSQLite(path string, conns int) (*DB, error) {
 	q := url.Values{
 		"_txlock": {"immediate"}, // a transaction that will write takes the lock at once: no upgrade deadlocks
 		"_pragma": {
-			"busy_timeout(5000)", // other processes: commands beside a running server
+			"busy_timeout(5000)", // for other processes: commands while a server runs
 			"journal_mode(WAL)",
 			"synchronous(FULL)", // an answer given survives a power cut
 			"foreign_keys(1)",
@@ -233,7 +233,7 @@ func newDB(pool *sql.DB, postgres bool) *DB {
 // Close closes the connections.
 func (db *DB) Close() error { return db.pool.Close() }
 
-// PingContext asks the database whether it is there.
+// PingContext checks that the database answers.
 func (db *DB) PingContext(ctx context.Context) error { return db.pool.PingContext(ctx) }
 
 // Conn takes one connection of the pool, for what must happen on the same one. The caller
@@ -243,10 +243,10 @@ func (db *DB) Conn(ctx context.Context) (Conn, error) {
 	return Conn{statements{conn, db.postgres}, conn}, err
 }
 
-// IsPostgres reports the dialect; what is not PostgreSQL is SQLite.
+// IsPostgres reports whether the database is PostgreSQL; otherwise it is SQLite.
 func (db *DB) IsPostgres() bool { return IsPostgres(db) }
 
-// IsPostgres reports the dialect of a database or a transaction.
+// IsPostgres reports whether a database or a transaction is of PostgreSQL; otherwise it is of SQLite.
 func IsPostgres(db IDB) bool { return db.isPostgres() }
 
 // Tx runs fn in a write transaction at READ COMMITTED (PostgreSQL) or BEGIN IMMEDIATE
@@ -254,10 +254,10 @@ func IsPostgres(db IDB) bool { return db.isPostgres() }
 // a statement on db inside a transaction waits for the transaction itself. Nothing slow
 // belongs in fn: no hashing, no Redis, no Kafka.
 //
-// fn is run again when PostgreSQL gave the transaction up for another's sake, a deadlock
-// above all. What it leaves outside the transaction must not depend on an earlier run.
+// fn runs again when PostgreSQL rolled the transaction back in favour of another, as in a
+// deadlock. What it leaves outside the transaction must not depend on an earlier run.
 //
-// An error of the commit itself leaves open whether the transaction took place; callers
+// After an error of the commit itself, it is unknown whether the transaction committed; callers
 // must be safe to run again.
 func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
 	done, err := db.turn(ctx)
@@ -269,7 +269,7 @@ func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error)
 }
 
 func (db *DB) transaction(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
-	// SQLite knows but one level, and its driver no name for it.
+	// SQLite has only one level, and its driver has no name for it.
 	var opt sql.TxOptions
 	if db.postgres {
 		opt.Isolation = sql.LevelReadCommitted
@@ -305,7 +305,7 @@ func (db *DB) Write(ctx context.Context, query string, args ...any) (res sql.Res
 	return res, err
 }
 
-// turn waits until this process may write, and returns what lets the next one.
+// turn waits until this caller may write, and returns the function that lets the next one.
 func (db *DB) turn(ctx context.Context) (done func(), err error) {
 	if db.writer == nil {
 		return func() {}, nil
@@ -318,18 +318,18 @@ func (db *DB) turn(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// attempts is how often a transaction is run that others keep getting in the way of. Each time
-// one of those has committed.
+// attempts is how often a transaction runs that conflicts with others. Each time, one of the
+// others has committed.
 const attempts = 6
 
-// again runs do until no other transaction was in its way, a few times at most.
+// again repeats do while it conflicts with other transactions, up to attempts times.
 func again(ctx context.Context, do func() error) error {
 	for n := 1; ; n++ {
 		err := do()
 		if n == attempts || !isConflict(err) {
 			return err
 		}
-		// At random: two that met must not meet again.
+		// Random, so that two that conflicted do not meet again.
 		pause := time.NewTimer(rand.N(5 * time.Millisecond << n))
 		select {
 		case <-pause.C:
@@ -340,9 +340,9 @@ func again(ctx context.Context, do func() error) error {
 	}
 }
 
-// Postgres runs fn with a connection of the pool as pgx has it, for what database/sql cannot
-// do or does at twice the cost. fn must leave it as it was. As with database/sql, it is
-// called again when its connection turns out to be closed before anything was sent.
+// Postgres runs fn with a pgx connection of the pool, for what database/sql cannot do or does at
+// twice the cost. fn must leave the connection as it was. As with database/sql, fn is called again
+// when the connection turns out to be closed before anything was sent.
 func (db *DB) Postgres(ctx context.Context, fn func(*pgx.Conn) error) error {
 	err := db.onPostgres(ctx, fn)
 	for range 2 {
@@ -354,9 +354,9 @@ func (db *DB) Postgres(ctx context.Context, fn func(*pgx.Conn) error) error {
 	return err
 }
 
-// Prepared is the mode in which pgx runs a statement that every request needs: prepared by name
-// and its plan kept, but through a pooler only its types. A pooler may give each transaction
-// another connection, on which nobody has prepared it.
+// Prepared is the mode in which pgx runs a statement that every request needs: prepared by name,
+// with its plan kept. Through a pooler only its types are kept, since each transaction may get
+// another connection, on which the statement is not prepared.
 func (db *DB) Prepared() pgx.QueryExecMode {
 	if db.pooler != nil && db.pooler.Load() {
 		return pgx.QueryExecModeCacheDescribe
@@ -388,7 +388,7 @@ func ForUpdate(tx IDB) string {
 	return ""
 }
 
-// openError says in one line why a database cannot be opened, and keeps all that is known of it.
+// openError says in one line why a database cannot be opened, and keeps the whole error.
 type openError struct {
 	words string
 	err   error
@@ -397,9 +397,9 @@ type openError struct {
 func (e *openError) Error() string { return e.words }
 func (e *openError) Unwrap() error { return e.err }
 
-// plain makes an error of opening a database readable in one line. That of a connection
-// carries user and database name and a line for each address and each kind of TLS tried; the
-// innermost cause says what a person needs.
+// plain makes an error of opening a database readable in one line. The error of a connection has
+// user and database name and a line for each address and kind of TLS that was tried; the innermost
+// cause tells a person enough.
 func plain(err error) error {
 	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		return cause

@@ -18,7 +18,7 @@ import (
 // IsNotFound reports that a query of one row found none.
 func IsNotFound(err error) bool { return errors.Is(err, sql.ErrNoRows) }
 
-// IsUnique reports that a row was refused because its key is taken.
+// IsUnique reports that a row was refused because its key exists.
 func IsUnique(err error) bool {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
@@ -37,29 +37,29 @@ func IsForbidden(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "42501"
 }
 
-// Classes of SQLSTATE, and single codes, of what has nothing to do with the statement: it may
-// succeed later, unchanged.
+// Classes and single codes of SQLSTATE that are not the statement's fault: it may succeed later,
+// unchanged.
 var unavailable = []string{
 	"08",    // connection exception
 	"53",    // insufficient resources: disk, memory, connections
 	"57",    // operator intervention: shutdown, cancelled, a time-out
-	"58",    // trouble outside of PostgreSQL: input and output
+	"58",    // an error outside of PostgreSQL: input and output
 	"25006", // read-only transaction: a standby
 	"25P03", // idle in transaction for too long
 	"25P04", // in transaction for too long
-	"26000", // a prepared statement that another connection of a pooler has
+	"26000", // a prepared statement of another connection of a pooler
 	"40001", // serialisation failure
-	"40003", // whether the statement completed is not known
+	"40003", // it is unknown whether the statement completed
 	"40P01", // deadlock
 	"55006", // object in use
-	"55P03", // lock not to be had in time
+	"55P03", // lock not available in time
 	"72000", // snapshot too old
 }
 
-// IsUnavailable reports that the database is away, overloaded, read-only, too slow or lets
-// nobody in: the statement may succeed later, unchanged.
+// IsUnavailable reports that the database is down, overloaded, read-only, too slow or refuses
+// connections: the statement may succeed later, unchanged.
 func IsUnavailable(err error) bool {
-	// Whatever a server says to a new connection, a password that was changed among it.
+	// Any refusal of a new connection, such as after the password was changed.
 	var connect *pgconn.ConnectError
 	if errors.As(err, &connect) {
 		return true
@@ -84,8 +84,8 @@ func IsUnavailable(err error) bool {
 		errors.Is(err, context.DeadlineExceeded) || pgconn.SafeToRetry(err)
 }
 
-// isConflict reports that a transaction was rolled back because of others, and that it is worth
-// running again at once.
+// isConflict reports that a transaction was rolled back because of others, and can run again at
+// once.
 func isConflict(err error) bool {
 	var pg *pgconn.PgError
 	return errors.As(err, &pg) && (pg.Code == "40001" || pg.Code == "40P01")

@@ -15,8 +15,8 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// remedies are what a person can do about what PostgreSQL says, by SQLSTATE or the beginning of
-// one. The first that fits counts.
+// remedies say what a person can do about an error of PostgreSQL, by SQLSTATE or the beginning of
+// one. The first match counts.
 var remedies = []struct{ code, remedy string }{
 	{"28P01", "correct the role or its password: DATABASE_URL, or DB_POSTGRES_USER and DB_POSTGRES_PASSWORD; deploy/postgres/roles.sql makes the roles, and \\password gives each its password"},
 	{"28", "let the role in from here with a line in pg_hba.conf, or name another one; deploy/postgres/roles.sql makes the roles"},
@@ -30,23 +30,24 @@ var remedies = []struct{ code, remedy string }{
 	{"25006", "name the primary, or all hosts (postgres://h1,h2/…): the first that takes writes is used"},
 	{"53300", "raise max_connections of the server, or lower DATABASE_MAX_CONNS of each process"},
 	{"53100", "make room on the server's disk"},
-	{"53", "look at the server's log: it has run out of something"},
+	{"53", "read the server's log: it has run out of something"},
 	{"57P03", "wait: the server is starting, stopping or recovering"},
 	{"57014", "look for what blocks it, or raise statement_timeout of the role"},
-	{"57", "try again: the server was stopped or told to stop this"},
+	{"57", "try again: the server was stopped, or somebody cancelled this"},
 	{"55P03", "try again: another program holds the table"},
-	{"42704", "take out of DATABASE_URL what is no parameter of PostgreSQL; through PgBouncer, name it in ignore_startup_parameters"},
-	{"22023", "correct the parameter of DATABASE_URL that PostgreSQL does not take"},
-	{"08P01", "name the parameter in ignore_startup_parameters of PgBouncer, or take it out of DATABASE_URL"},
+	{"42704", "remove from DATABASE_URL what is not a parameter of PostgreSQL; through PgBouncer, name it in " +
+		"ignore_startup_parameters"},
+	{"22023", "correct the parameter of DATABASE_URL that PostgreSQL does not accept"},
+	{"08P01", "name the parameter in ignore_startup_parameters of PgBouncer, or remove it from DATABASE_URL"},
 	{"26000", "let the pooler keep sessions (pool_mode = session), or prepared statements (max_prepared_statements)"},
 }
 
 // migrating is the remedy for a role that may not change the schema.
 const migrating = "migrate as the role that owns the tables, which is authctl_migrate where deploy/postgres/roles.sql was run"
 
-// Remedy says what a person can do about an error of the database, or nothing when the error is
-// none, or tells it itself. toMigrate is what was tried: a role that may not change the schema
-// lacks something else than one that may not use it.
+// Remedy says what a person can do about an error of the database. It is empty if there is no
+// error, or if the error says so itself. toMigrate tells that a migration was tried: a role that
+// may not change the schema needs something else than one that may not use it.
 func Remedy(err error, toMigrate bool) string {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, ErrEncoding) {
 		return ""
@@ -92,7 +93,7 @@ func remedySQLite(code int) string {
 	return ""
 }
 
-// remedyToOpen is for what no server has said.
+// remedyToOpen is for errors that no server has reported.
 func remedyToOpen(err error) string {
 	var dns *net.DNSError
 	var unknown x509.UnknownAuthorityError
@@ -104,15 +105,15 @@ func remedyToOpen(err error) string {
 	case errors.As(err, &file): // before the network's: an errno is both
 		return "let authctl's user write to it, or name another file with DATABASE_URL"
 	case errors.As(err, &dns):
-		return "correct the host in DATABASE_URL or DB_POSTGRES_HOST: its name leads nowhere"
+		return "correct the host in DATABASE_URL or DB_POSTGRES_HOST: its name cannot be resolved"
 	case errors.As(err, &name):
 		return "name the server as its certificate does"
 	case errors.As(err, &unknown), errors.As(err, &certificate):
-		return "name the authority of its certificate with sslrootcert in DATABASE_URL, or say with sslmode what else is meant"
+		return "name the authority of its certificate with sslrootcert in DATABASE_URL, or choose another sslmode"
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &network) && network.Timeout():
-		return "see whether it is reachable from here: nothing answered in time"
+		return "check that it is reachable from here: nothing answered in time"
 	case errors.As(err, &network):
 		return "start it, or name another one with DATABASE_URL"
 	}
-	return "see whether a PostgreSQL server answers there, and offers TLS (ssl = on); without, say sslmode=disable"
+	return "check that a PostgreSQL server answers there, and offers TLS (ssl = on); if it does not, set sslmode=disable"
 }

@@ -14,17 +14,17 @@ import (
 	"github.com/uptrace/bun/schema"
 )
 
-// Single is one connection of the pool for what must all happen on it, migrations above all:
-// they need no second connection, and what they lock in a transaction ends with it, also behind
-// a pooler that gives each transaction another connection.
+// Single is one connection of the pool for work that must happen on one connection, such as
+// migrations. They need no second connection, and what they lock in a transaction is released
+// with it, also behind a pooler that gives each transaction another connection.
 type Single struct {
 	statements
 	bun *bun.DB
 }
 
-// Bun is the connection as Bun's migrator wants it. It is for package migrations alone: Bun
-// writes arguments into the text of a statement. A transaction of Bun's is part of the one of
-// [Single.Tx], outside of which it fails.
+// Bun is the connection for Bun's migrator. Only package migrations may use it, because Bun writes
+// arguments into the text of a statement. A transaction of Bun is part of the one of [Single.Tx],
+// and fails outside of it.
 func (s Single) Bun() *bun.DB { return s.bun }
 
 // Single runs fn with one connection of the pool. It must use no other.
@@ -62,7 +62,7 @@ func (s Single) Tx(ctx context.Context, fn func() error) error {
 	committed := false
 	defer func() {
 		if !committed {
-			// A connection on which this fails is not used again: the drivers see to that.
+			// The drivers do not reuse a connection on which this fails.
 			late, cancel := context.WithTimeout(context.WithoutCancel(ctx), shortest)
 			defer cancel()
 			_, _ = s.ExecContext(late, "ROLLBACK")
@@ -86,7 +86,7 @@ type sessionConn interface {
 	driver.ConnPrepareContext
 }
 
-// lender hands out a connection once. One that breaks is not replaced: what it held is gone.
+// lender hands out a connection once. One that breaks is not replaced, because its locks are gone.
 type lender struct {
 	conn sessionConn
 	lent bool

@@ -12,10 +12,9 @@ import (
 
 // IDB is what statements run on: a [*DB], a [Tx] or a [Conn].
 //
-// In a statement ? is the next argument, or ?1, ?2 the first and the second where one is used
-// more than once. Arguments are bound: they travel beside the text and never become part of
-// it, so no value can change what a statement does. A slice goes where a list stands, as in
-// id IN (?), wrapped in [List].
+// In a statement, ? is the next argument; ?1 and ?2 are the first and the second, where one is
+// used more than once. Arguments are bound: they are sent apart from the text, so no value can
+// change what a statement does. A slice for id IN (?) is wrapped in [List].
 type IDB interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
@@ -29,8 +28,8 @@ type Tx struct {
 	tx *sql.Tx
 }
 
-// StmtContext returns a statement that [DB.PrepareContext] prepared, to run in the
-// transaction, with which it is closed.
+// StmtContext returns a statement of [DB.PrepareContext] that runs in the transaction and is
+// closed with it.
 func (tx Tx) StmtContext(ctx context.Context, stmt *Stmt) *Stmt {
 	if stmt.on == nil {
 		return &Stmt{stmt: tx.tx.StmtContext(ctx, stmt.stmt)}
@@ -54,7 +53,7 @@ type runner interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
 }
 
-// statements writes placeholders as the engine wants them.
+// statements writes placeholders in the form of the engine.
 type statements struct {
 	run      runner
 	postgres bool
@@ -81,8 +80,8 @@ func (s statements) QueryRowContext(ctx context.Context, query string, args ...a
 }
 
 // Stmt is a statement that is parsed once for many uses. Its placeholders are the engine's own,
-// $1 on PostgreSQL and ?1 on SQLite, and it takes no [List] and on SQLite no times. On PostgreSQL
-// each connection prepares it when it first meets it.
+// $1 on PostgreSQL and ?1 on SQLite. It takes no [List], and on SQLite no times. On PostgreSQL each
+// connection prepares it at its first use.
 type Stmt struct {
 	stmt *sql.Stmt // on SQLite
 
@@ -126,7 +125,7 @@ func (s *Stmt) QueryRowContext(ctx context.Context, args ...any) *sql.Row {
 
 func (s *Stmt) prepared(args []any) []any { return append([]any{s.on.Prepared()}, args...) }
 
-// Close lets go of the statement.
+// Close releases the statement.
 func (s *Stmt) Close() error {
 	if s.on == nil {
 		return s.stmt.Close()
@@ -134,8 +133,8 @@ func (s *Stmt) Close() error {
 	return nil
 }
 
-// List is a slice as the argument of x IN (?) or x NOT IN (?). An empty one contains nothing.
-// The text of the statement is the same however long the list is.
+// List makes a slice the argument of x IN (?) or x NOT IN (?). It may be empty. The text of the
+// statement is the same for every length.
 func List[T ~string | ~int | ~int64 | ~[16]byte](values []T) any {
 	if values == nil {
 		values = []T{}
@@ -145,8 +144,8 @@ func List[T ~string | ~int | ~int64 | ~[16]byte](values []T) any {
 
 type list struct{ values any }
 
-// bind numbers the placeholders in the text and readies the arguments for the driver. A text
-// without arguments is left as it is.
+// bind numbers the placeholders in the text and prepares the arguments for the driver. It does not
+// change a text without arguments.
 func bind(postgres bool, query string, args []any) (string, []any) {
 	if len(args) == 0 {
 		return query, nil
@@ -180,7 +179,7 @@ func bind(postgres bool, query string, args []any) (string, []any) {
 	return string(append(text, query[from:]...)), bound
 }
 
-// argument is the n-th from one on; what is not there the engine complains about.
+// argument returns the n-th argument, counted from one. The engine reports one that is missing.
 func argument(args []any, n int) any {
 	if n < 1 || n > len(args) {
 		return nil
@@ -239,7 +238,7 @@ func value(postgres bool, arg any) any {
 		}
 		text, err := json.Marshal(l.values)
 		if err != nil {
-			return l.values // which the driver refuses with its type
+			return l.values // the driver refuses it and names the type
 		}
 		return string(text)
 	}

@@ -10,13 +10,13 @@ import (
 	sqlite3 "modernc.org/sqlite/lib"
 )
 
-// errReadOnly says that the server answers and takes no writes.
+// errReadOnly says that the server answers but takes no writes.
 var errReadOnly = errors.New("it is read-only: a standby, or default_transaction_read_only is on")
 
-// TryWrite reports whether the database takes writes, for readiness: it is cheap, and changes
-// nothing that anybody reads. PostgreSQL is asked, since a server that cannot write for want of
-// disk stops. SQLite does write and commit a page, which is how a full disk shows; that others
-// write just now is as good.
+// TryWrite reports whether the database takes writes, for readiness. It is cheap, and changes
+// nothing that is read. It only asks PostgreSQL, which stops when its disk is full. On SQLite it
+// writes and commits a page, which fails on a full disk; that another process is writing is proof
+// enough.
 func (db *DB) TryWrite(ctx context.Context) error {
 	if db.IsPostgres() {
 		var readOnly string

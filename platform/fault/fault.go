@@ -24,17 +24,17 @@ type Kind int
 const (
 	Internal         Kind = iota // our mistake; never shown in detail
 	Malformed                    // the request cannot be understood
-	Invalid                      // the request is understood, a value in it is not acceptable
-	Unauthenticated              // who is asking is not known
-	Forbidden                    // who is asking is known and may not
+	Invalid                      // a value in the request is not acceptable
+	Unauthenticated              // the caller is not known
+	Forbidden                    // the caller is known and may not do this
 	NotFound                     // there is no such thing, or not for this caller
-	MethodNotAllowed             // the thing exists, this verb on it does not
-	Conflict                     // it contradicts what is already there
+	MethodNotAllowed             // the thing exists, but not with this method
+	Conflict                     // it contradicts what exists
 	TooLarge                     // the body is over the limit
-	Unsupported                  // the media type is not one we take
-	HeadersTooLarge              // the header block is over the limit
+	Unsupported                  // the media type is not supported
+	HeadersTooLarge              // the headers are over the limit
 	TooMany                      // the caller asks too often
-	Unavailable                  // we cannot now; a later try may succeed
+	Unavailable                  // not possible now; a later try may succeed
 )
 
 // Field is one faulty field of a request.

@@ -46,7 +46,7 @@ func Faults() []*fault.Fault {
 const (
 	errorDocs = "https://github.com/toppira/authctl/blob/main/docs/errors.md#" // + code
 	realm     = `realm="authctl"`
-	retryAt   = time.Second // for 429 and 503 where the fault does not say
+	retryAt   = time.Second // for 429 and 503, unless the fault says otherwise
 )
 
 // OAuthError is an error of RFC 6749 §5.2, for routes marked OAuth.
@@ -96,8 +96,8 @@ type panicked struct{ value any }
 
 func (p panicked) Error() string { return fmt.Sprintf("panic: %v", p.value) }
 
-// toFault makes of any error the fault to show for it. shown is false where the error says
-// more than the client may know, and belongs into the log.
+// toFault returns the fault to answer for an error. shown is false if the error says more than
+// the client may know, so that it must be logged.
 func (s *core) toFault(err error) (f *fault.Fault, shown bool) {
 	var router *fiber.Error
 	switch {
@@ -112,7 +112,7 @@ func (s *core) toFault(err error) (f *fault.Fault, shown bool) {
 	return ErrInternal, false
 }
 
-// statusFault is the fault for the bare status that Fiber or a foreign handler gave.
+// statusFault is the fault for a bare status that Fiber gave.
 func statusFault(status int) (f *fault.Fault, shown bool) {
 	for _, f := range Faults() {
 		if Status(f) == status && f != ErrInternal {
@@ -145,7 +145,7 @@ func ProblemOf(f *fault.Fault, instance, requestID string) Problem {
 	}
 }
 
-// answer is the one place where an error becomes an answer.
+// answer is the only place where an error becomes an answer.
 func (x *exchange) answer(err error) {
 	var oauth *OAuthError
 	if errors.As(err, &oauth) {
@@ -192,8 +192,8 @@ func (x *exchange) answer(err error) {
 	x.refuse(status, "application/problem+json", ProblemOf(f, x.askedFor(), x.id))
 }
 
-// noSuchRoute tells a path that there is not from a method that it does not have: the router's
-// word for a method it does not know at a path that it does not know either is not 405.
+// noSuchRoute tells an unknown path from a method that a known path does not have. The router
+// itself does not tell them apart for methods that it does not know.
 func (x *exchange) noSuchRoute(path string) *fault.Fault {
 	if methods := x.allowed(path); methods != "" {
 		x.carrier.set("Allow", methods)
@@ -254,7 +254,7 @@ func describable(text string) string {
 	}, text)
 }
 
-// bearerChallenge is RFC 6750 §3: who sent no token is told nothing but the scheme.
+// bearerChallenge is RFC 6750 §3: a request without a token is told only the scheme.
 func bearerChallenge(authorization string) string {
 	scheme, _, _ := strings.Cut(authorization, " ")
 	if strings.EqualFold(scheme, "Bearer") {
@@ -263,7 +263,7 @@ func bearerChallenge(authorization string) string {
 	return "Bearer " + realm
 }
 
-// seconds is a Retry-After: whole, rounded up, at least one.
+// seconds formats a Retry-After: whole seconds, rounded up, at least one.
 func seconds(d time.Duration) string {
 	if d <= 0 {
 		d = retryAt

@@ -6,19 +6,19 @@ import (
 	"strings"
 )
 
-// Browser is what a request says of the page that sends it, in the headers that no page can
-// write (the forbidden request-headers of the Fetch standard), and the cookies that come along
-// unasked. A function that takes its proof from a cookie has to ask [Browser.From] first:
-// browsers send cookies along with requests of any page.
+// Browser is what a request says about the page that sends it, in headers that no page can set
+// (the forbidden request-headers of the Fetch standard), and its cookies. A function that
+// authenticates by a cookie must ask [Browser.From] first, because browsers send cookies with
+// requests of any page.
 type Browser struct {
 	origins []string // one for each Origin header
 	sites   []string // one for each Sec-Fetch-Site header
-	listed  bool     // there is one Origin, and it is one of app.origins
+	listed  bool     // there is one Origin, and it is in app.origins
 	cookies []string // one for each Cookie header
-	json    bool     // the body is said to be JSON
+	json    bool     // Content-Type is application/json
 }
 
-// browser is what the request of the exchange says.
+// browser returns the Browser of the request.
 func (x *exchange) browser() Browser {
 	return Browser{
 		origins: x.carrier.headers("Origin"), sites: x.carrier.headers("Sec-Fetch-Site"), cookies: x.carrier.headers("Cookie"),
@@ -26,12 +26,12 @@ func (x *exchange) browser() Browser {
 	}
 }
 
-// Sends reports whether a browser sends the request, as far as it says so: a program need not.
+// Sends reports whether the request has headers that show that a browser sent it.
 func (b Browser) Sends() bool { return len(b.origins) > 0 || len(b.sites) > 0 }
 
-// From reports whether a browser sends the request for a page of app.origins or of one of these
-// origins, which are the service's own. Without an Origin, which browsers leave out of some
-// requests to the page's own origin, they have to say that it is such a request.
+// From reports whether a browser sends the request for a page of app.origins, or of one of these
+// origins of the service itself. Browsers leave Origin out of some requests to the page's own
+// origin; Sec-Fetch-Site must then say that it is one.
 func (b Browser) From(own ...string) bool {
 	switch len(b.origins) {
 	case 0:
@@ -42,12 +42,12 @@ func (b Browser) From(own ...string) bool {
 	return false
 }
 
-// JSON reports whether Content-Type says application/json, which a page of another origin
-// cannot send without a preflight.
+// JSON reports whether Content-Type is application/json, which a page of another origin cannot
+// send without a preflight.
 func (b Browser) JSON() bool { return b.json }
 
-// Cookies returns the values of the cookies of exactly this name. A browser sends more than one
-// where they were set for several paths or domains; which is whose cannot be told.
+// Cookies returns the values of the cookies of exactly this name. A browser sends several if they
+// were set for several paths or domains, without telling which is which.
 func (b Browser) Cookies(name string) (values []string) {
 	for _, line := range b.cookies {
 		for pair := range strings.SplitSeq(line, ";") {

@@ -10,9 +10,8 @@ import (
 	"github.com/toppira/authctl/platform/config"
 )
 
-// Config is app.*: where the public listener is, who may call it from a browser, and how
-// much of the process one client may hold. Zero durations and limits mean their defaults;
-// port 0 is any free port.
+// Config is app.*: the address of the public listener, which browser origins may call it, and its
+// limits. Zero durations and limits mean their defaults; port 0 is any free port.
 type Config struct {
 	Port           int      `config:"app.port" default:"8080" min:"0" max:"65535" doc:"Port of the public listener. 0 takes any free port."`
 	Host           string   `config:"app.host" doc:"Address of the public listener. Empty means every interface."`
@@ -34,7 +33,8 @@ type HTTPConfig struct {
 	RequestTimeout      time.Duration `config:"request_timeout" default:"15s" min:"100ms" max:"5m" doc:"Longest time to work on one request."`
 	MaxConnectionsPerIP int           `config:"max_connections_per_ip" default:"1024" min:"1" max:"262144" doc:"Most connections at once from one IPv4 address or IPv6 /64. One more closes the connection that has been idle longest. Trusted proxies are not counted."`
 
-	// No settings: nobody gains by other values. Tests set them; zero means what is said here.
+	// Not settings, because nobody gains by other values. Tests set them; zero means the default
+	// given here.
 	ReadTimeout    time.Duration // 10s for a request to arrive whole, and for the first byte of a connection: a phone's worst minute takes less
 	WriteTimeout   time.Duration // 10s for an answer to be sent: none is larger than a few hundred KiB
 	MaxHeaderBytes int           // 16 KiB of request line and headers, the body's own limit; more is answered 431
@@ -82,7 +82,7 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 }
 
-// parseNetwork reads an address or a CIDR. IPv4-mapped IPv6 counts as the IPv4 it maps.
+// parseNetwork parses an address or a CIDR. IPv4-mapped IPv6 counts as IPv4.
 func parseNetwork(text string) (netip.Prefix, error) {
 	if prefix, err := netip.ParsePrefix(text); err == nil {
 		if addr := prefix.Addr(); addr.Is4In6() && prefix.Bits() >= 96 {

@@ -16,23 +16,23 @@ import (
 // MaxBody is the largest request body in bytes. It is part of the API's contract.
 const MaxBody = 16 << 10
 
-// Options are what the settings alone do not say. Everything may be left out.
+// Options are what the settings do not say. All are optional.
 type Options struct {
 	Log         *zap.Logger
 	Registry    prometheus.Registerer
-	Unavailable func(error) bool // the database, or what else is needed, is away: 503 and not 500
+	Unavailable func(error) bool // reports errors of a backend that is down: 503 instead of 500
 	Now         func() time.Time
-	HTTPS       bool // clients come by https although this listener speaks http: a proxy ends TLS
+	HTTPS       bool // clients use https although this listener speaks http: a proxy terminates TLS
 }
 
-// core is what the answers of a table have in common, whoever carries them.
+// core is what serving by Fiber and by net/http have in common.
 type core struct {
 	cfg         Config
 	log         *zap.Logger
 	now         func() time.Time
 	unavailable func(error) bool
 	trusted     proxies
-	hsts        string   // the header's value; empty where it must not be sent
+	hsts        string   // the header's value; empty if it must not be sent
 	origins     []string // as browsers send them
 	corsHeaders []string // app.cors_headers in lower case
 	metrics     *meters

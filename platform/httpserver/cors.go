@@ -12,16 +12,15 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// Headers that every browser may send and read. Those that routes declare come on top.
+// Headers that pages may send and read, in addition to those that routes declare.
 var (
 	commonHeaders = []string{"Authorization", "Content-Type", "X-Request-Id"}
 	commonShown   = []string{"ETag", "Retry-After", "WWW-Authenticate", "X-Request-Id"}
 )
 
-// passHeaders are request headers that pages send without their author's doing: tracing of
-// browsers, caching, and what frameworks put on every request. They change nothing that this
-// API does, and a preflight that refuses one of them refuses the page. Names are in lower case;
-// one that ends in * stands for every name that begins so.
+// passHeaders are request headers that tracing, caching and frameworks add without the author of
+// the page knowing. This API ignores them, but a preflight that refuses one of them refuses the
+// request. Names are in lower case; one that ends in * means every name that begins like it.
 var passHeaders = []string{
 	"accept", "accept-language", "cache-control", "content-language", "dnt", "if-match", "if-modified-since",
 	"if-none-match", "if-unmodified-since", "pragma", "prefer", "priority", "range", "save-data", "sec-*",
@@ -35,10 +34,9 @@ var passHeaders = []string{
 	"x-instana-*", "x-newrelic-*", "x-ot-span-context", "x-rum-*", "x-trace-id", "x-tracking-id",
 }
 
-// allowOrigin answers CORS by an exact list. What is sent back is the list's own text, never
-// the request's. The answer differs by Origin whether or not the origin is on the list, and
-// says so to caches. Pages of the list may bring their cookies along; what a cookie may do is
-// for the functions that read it to say, see [Browser].
+// allowOrigin answers CORS for the origins on the list. The answer depends on Origin whether or
+// not the origin is on the list, and Vary says so to caches. Pages on the list may send their
+// cookies; what a cookie may do is decided by the functions that read it, see [Browser].
 func (x *exchange) allowOrigin() {
 	origin := x.carrier.header("Origin")
 	if len(x.origins) == 0 && origin == "" {
@@ -73,8 +71,7 @@ func (x *exchange) options() {
 	x.send(http.StatusNoContent, nil)
 }
 
-// passing is the API's own request headers, and of those that the preflight asks for the ones
-// that pass.
+// passing lists the API's own request headers, and those of the preflight that are allowed.
 func (x *exchange) passing() string {
 	names := slices.Clone(x.ownHeaders)
 	for _, line := range x.carrier.headers("Access-Control-Request-Headers") {
@@ -110,8 +107,8 @@ func isToken(text string) bool {
 var webPorts = map[string]string{"http": "80", "https": "443", "ws": "80", "wss": "443"}
 
 // parseOrigin returns an entry of app.origins as browsers send it (RFC 6454 §6.2), or why no
-// browser could send it. Hosts of schemes other than the web's are compared as they are:
-// only who registered the scheme knows what case means there.
+// browser could send it. Hosts of schemes other than the web's are compared as they are, because
+// case may matter there.
 func parseOrigin(text string) (string, error) {
 	switch text {
 	case "":
@@ -127,7 +124,7 @@ func parseOrigin(text string) (string, error) {
 	case !found || !isScheme(scheme):
 		return "", errors.New("is not an origin: scheme, host and port, such as https://app.example.com")
 	case scheme == "file":
-		return "", errors.New("is not what browsers send for local files, which is null, and may be any page")
+		return "", errors.New("is not what browsers send for local files: they send null, which any page can send")
 	case strings.ContainsAny(rest, "/?#\\"):
 		return "", fmt.Errorf("must be scheme, host and port alone, without a path or a slash at the end: %s", originOnly(scheme, rest))
 	case strings.Contains(rest, "@"):
@@ -142,7 +139,7 @@ func parseOrigin(text string) (string, error) {
 	if strings.ContainsFunc(host, func(r rune) bool { return r > '~' }) {
 		ascii, err := idna.New(idna.MapForLookup(), idna.Transitional(false)).ToASCII(host)
 		if err != nil {
-			return "", errors.New("the host is not ASCII, and no name that can be looked up")
+			return "", errors.New("the host is not ASCII, and not a name that can be looked up")
 		}
 		return "", fmt.Errorf("the host is not ASCII; browsers send %s://%s", scheme, ascii+strings.TrimPrefix(rest, host))
 	}
@@ -162,12 +159,12 @@ func isScheme(text string) bool {
 	})
 }
 
-// originOnly is what is meant by an entry that goes on after its host.
+// originOnly is the origin of an entry that continues after its host.
 func originOnly(scheme, rest string) string {
 	return scheme + "://" + rest[:strings.IndexAny(rest, "/?#\\")]
 }
 
-// splitPort takes host[:port] apart. The port comes back as browsers write it.
+// splitPort splits host[:port], with the port as browsers write it.
 func splitPort(text string) (host, port string, err error) {
 	at := strings.LastIndexByte(text, ':')
 	if at < 0 || strings.HasSuffix(text, "]") {
@@ -195,7 +192,7 @@ func originHost(host string, web bool) (string, error) {
 		return "[" + addr.String() + "]", nil
 	}
 	if i := strings.IndexFunc(host, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune("%:<>[]^`{|}\"", r) }); i >= 0 {
-		return "", fmt.Errorf("the host has a character that no host has: %q", host[i:i+1])
+		return "", fmt.Errorf("the host has a character that is not allowed: %q", host[i:i+1])
 	}
 	if !web {
 		if host == "" {
@@ -208,7 +205,7 @@ func originHost(host string, web bool) (string, error) {
 	if slices.Contains(labels, "") {
 		return "", errors.New("names no host")
 	}
-	// What ends in a number is an IPv4 address to browsers, who write it in one way.
+	// To browsers, a host that ends in a number is an IPv4 address, which they write in one way.
 	if last := labels[len(labels)-1]; strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") {
 		if addr, err := netip.ParseAddr(host); err != nil || !addr.Is4() {
 			return "", fmt.Errorf("%q is not an IPv4 address in four decimal parts", host)

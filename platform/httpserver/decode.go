@@ -21,11 +21,11 @@ const maxDepth = 16 // of a JSON body, the object itself included
 
 var errEmptyBody = ErrMalformed.Detail("The body is empty; a JSON object is expected.")
 
-// decodeJSON reads a body into a pointer to a struct, and is the only way to read JSON. It
-// takes UTF-8, one object of at most 16 levels, with the members of the struct by their exact
-// names, each at most once. Errors are faults: 400 malformed_request for what is not such an
-// object, 400 validation_failed naming the field whose value has the wrong type. null is the
-// wrong type for every member; leaving it out is how to say nothing.
+// decodeJSON reads a body into a pointer to a struct, and is the only way to read JSON. It accepts
+// one object in UTF-8, of at most 16 levels, with the members of the struct by their exact names,
+// each at most once. Errors are faults: 400 malformed_request for anything else, and 400
+// validation_failed with the field whose value has the wrong type. null is the wrong type for
+// every member; a client leaves the member out instead.
 func decodeJSON(body []byte, into any) error {
 	switch text := bytes.TrimLeft(body, " \t\r\n"); {
 	case len(text) == 0:
@@ -37,7 +37,7 @@ func decodeJSON(body []byte, into any) error {
 	case text[0] != '{':
 		return ErrMalformed.Detail("The body must be a JSON object.")
 	}
-	// Both are looked for closely only where they may be.
+	// The exact checks for nesting and for null run only if a cheap one says they may be needed.
 	if bytes.Count(body, []byte("{"))+bytes.Count(body, []byte("[")) > maxDepth && tooDeep(body) {
 		return ErrMalformed.Detail("The JSON is nested too deeply.")
 	}
@@ -52,14 +52,14 @@ func decodeJSON(body []byte, into any) error {
 	return nil
 }
 
-// isUTF16 reports whether a body is in another encoding of Unicode than UTF-8: it begins with
-// a byte order mark, or with an ASCII character in more than one byte.
+// isUTF16 reports whether a body is UTF-16 or UTF-32: it begins with a byte order mark, or with an
+// ASCII character in more than one byte.
 func isUTF16(body []byte) bool {
 	return bytes.HasPrefix(body, []byte("\xff\xfe")) || bytes.HasPrefix(body, []byte("\xfe\xff")) ||
 		bytes.IndexByte(body[:min(2, len(body))], 0) >= 0
 }
 
-// jsonFault tells what is wrong with a body in words that hold nothing of its values.
+// jsonFault says what is wrong with a body without quoting its values.
 func jsonFault(body []byte, err error) error {
 	var semantic *json.SemanticError
 	var syntactic *jsontext.SyntacticError
@@ -88,7 +88,7 @@ func jsonFault(body []byte, err error) error {
 	return ErrMalformed.Detail("The body is not valid JSON" + at + ".")
 }
 
-// end is where the first JSON value of a body ends, or beyond the body when it does not.
+// end is the offset at which the first JSON value of a body ends, or the length of the body.
 func end(body []byte) int {
 	decoder := jsontext.NewDecoder(bytes.NewReader(body))
 	if decoder.SkipValue() != nil {
@@ -101,8 +101,8 @@ func wrongType(pointer jsontext.Pointer, detail string) error {
 	return ErrValidation.Field(field(pointer), "wrong_type", detail)
 }
 
-// field names a member as a client would: user.name, scopes.0. Names can be the client's
-// own, so they are cut and made printable.
+// field names a member as a client would: user.name, scopes.0. The client may have chosen the
+// names, so they are shortened and made printable.
 func field(pointer jsontext.Pointer) string {
 	var parts []string
 	for token := range pointer.Tokens() {
@@ -158,7 +158,7 @@ func tooDeep(body []byte) bool {
 	return false
 }
 
-// findNull returns where the first null of a valid body stands.
+// findNull returns the place of the first null in a valid body.
 func findNull(body []byte) (jsontext.Pointer, bool) {
 	decoder := jsontext.NewDecoder(bytes.NewReader(body))
 	for {
@@ -172,8 +172,8 @@ func findNull(body []byte) (jsontext.Pointer, bool) {
 	}
 }
 
-// checkMedia refuses a body of another type, charset or content coding. Parameters other than
-// charset mean nothing here and are passed over.
+// checkMedia refuses a body of another type, charset or content coding. It ignores parameters
+// other than charset.
 func checkMedia(x *exchange, want string) error {
 	if coding := x.carrier.header("Content-Encoding"); coding != "" && !strings.EqualFold(coding, "identity") {
 		x.carrier.set("Accept-Encoding", "identity") // RFC 9110 §15.5.16
@@ -182,7 +182,7 @@ func checkMedia(x *exchange, want string) error {
 	return mediaFault(x, want)
 }
 
-// mediaFault refuses every Content-Type but the one that is wanted.
+// mediaFault refuses every Content-Type except the wanted one.
 func mediaFault(x *exchange, want string) error {
 	got := x.carrier.header("Content-Type")
 	if got == want {
@@ -205,7 +205,7 @@ func mediaFault(x *exchange, want string) error {
 }
 
 // charsets returns the values of charset among the parameters of a media type (RFC 9110
-// §5.6.6). It is lenient: what stands there is the sender's word for what the body shows.
+// §5.6.6). It is lenient, because the body itself shows its encoding.
 func charsets(parameters string) (values []string) {
 	for parameters != "" {
 		var name, value string
@@ -247,10 +247,10 @@ func isUTF8(charset string) bool {
 	return false
 }
 
-// shownName is a name that the client chose, fit for an answer.
+// shownName makes a name that the client chose fit for an answer.
 func shownName(name string) string { return strings.Trim(shown(name), `"`) }
 
-// shown quotes what the client sent in a detail, cut and made printable.
+// shown quotes what the client sent, shortened and made printable.
 func shown(text string) string {
 	return strconv.QuoteToASCII(strings.ToValidUTF8(text[:min(len(text), 64)], ""))
 }

@@ -1,5 +1,5 @@
 // Package httpserver is the public HTTP listener: Fiber for routing, and around it everything
-// that must hold for every answer whatever the handler does.
+// that must hold for every answer, whatever the handler does.
 //
 //	accept      connection limits; more than allowed is refused before a byte is read
 //	frame       fasthttp reads a request; what is ambiguous on the wire is refused

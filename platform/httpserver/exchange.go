@@ -19,21 +19,20 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// exchange is one request and its answer, as far as this package is concerned. It lives from
-// begin to end and is used again afterwards: nothing may keep it.
+// exchange is one request and its answer. It is reused after end, so nothing may keep it.
 type exchange struct {
 	*core
 	carrier carrier
 	start   time.Time
 	id      string     // of the request
-	asked   string     // of what could not be read: its path, empty when even that is not known
+	asked   string     // path of a request that could not be read; empty if unknown
 	unread  bool       // the request could not be read
-	route   *route     // nil until the table named one
+	route   *route     // nil until it is found
 	client  netip.Addr // zero until asked for
 	fields  Form       // of the form in the body, once it was read
 	user    string     // the account's id
 	code    string     // of the fault that was answered
-	cause   error      // what the client is not told
+	cause   error      // not told to the client
 	stack   []byte     // of a panic
 	quiet   bool       // not worth more than a debug line
 	status  int        // of the answer
@@ -42,8 +41,8 @@ type exchange struct {
 	line [13]zap.Field // room for the log line
 }
 
-// carrier is what an exchange needs of the server below it: fasthttp under Fiber, or net/http.
-// What it returns may be kept, but for the body.
+// carrier is what an exchange needs from the server below it: fasthttp under Fiber, or net/http.
+// What it returns may be kept, except the body.
 type carrier interface {
 	method() string
 	path() string // as it was sent, without the query
@@ -57,13 +56,13 @@ type carrier interface {
 	set(name, value string) // a header of the answer
 	add(name, value string)
 	send(status int, body []byte)
-	// stream answers with what write sends, each part of which must be on its way by the time
-	// that it names with until. It may return before write does.
+	// stream answers with what write sends. write sets the deadline of each part with until.
+	// stream may return before write does.
 	stream(ctx context.Context, status int, write func(ctx context.Context, w *bufio.Writer, until func(time.Time)))
-	// wait says that the request waits, for longer than others may take. The context that it
-	// returns also ends when the client has gone, where that is known.
+	// wait says that the request waits for longer than others may take. The returned context also
+	// ends when the client has gone, if that is known.
 	wait(ctx context.Context) (context.Context, context.CancelFunc)
-	trust() // the connection is of somebody known: it counts no longer against its address
+	trust() // the client is known: the connection no longer counts against its address
 	close() // the connection, after the answer
 }
 
@@ -107,9 +106,9 @@ func (p proxies) contain(addr netip.Addr) bool {
 	return false
 }
 
-// client walks X-Forwarded-For from the right while the hop that wrote an entry is trusted.
-// Empty entries are no entries (RFC 9110 §5.6.1). One that is no address ends the walk at the
-// last hop that was known, and is reported as unread.
+// client walks X-Forwarded-For from the right while the hop that wrote an entry is trusted. It
+// ignores empty entries (RFC 9110 §5.6.1). One that is not an address ends the walk at the last
+// known hop, and is reported as unread.
 func (p proxies) client(hop netip.Addr, from carrier) (client netip.Addr, unread bool) {
 	if len(p) == 0 || !p.contain(hop) {
 		return hop, false
@@ -166,25 +165,27 @@ func forwardedAddr(text string) (netip.Addr, bool) {
 	return addr.Unmap().WithZone(""), true
 }
 
-// noteForwarding tells the operator, now and then, where clients cannot be told apart: a proxy
-// writes what cannot be read, or is not among the trusted.
+// noteForwarding tells the operator, now and then, why clients cannot be told apart: a proxy
+// writes entries that cannot be read, or is not trusted.
 func (s *core) noteForwarding(hop netip.Addr, unread bool, from carrier) {
 	const often = time.Hour
 	switch {
 	case unread:
 		if s.unreadForward.due(s.now(), often) {
 			s.log.Warn("forwarded_unread", zap.Stringer("proxy", hop),
-				zap.String("remedy", "an entry of X-Forwarded-For is no address: let each proxy add its client's address, or else all its clients count as one"))
+				zap.String("remedy", "an entry of X-Forwarded-For is not an address: let each proxy add its client's address; "+
+					"otherwise all its clients count as one"))
 		}
 	case !s.trusted.contain(hop) && (hop.IsPrivate() || hop.IsLoopback()) && from.header("X-Forwarded-For") != "":
 		if s.unknownProxy.due(s.now(), often) {
 			s.log.Warn("proxy_not_trusted", zap.Stringer("proxy", hop),
-				zap.String("remedy", "if it is a proxy of yours, add its address to app.trusted_proxies: until then all its clients count as one"))
+				zap.String("remedy", "if it is a proxy of yours, add its address to app.trusted_proxies; until then all its "+
+					"clients count as one"))
 		}
 	}
 }
 
-// reminder says when something that goes on is worth another line in the log.
+// reminder says when a condition that lasts is due another line in the log.
 type reminder struct{ last atomic.Int64 }
 
 func (r *reminder) due(now time.Time, often time.Duration) bool {
@@ -201,8 +202,8 @@ func peer(addr net.Addr) netip.Addr {
 	return tcp.AddrPort().Addr().Unmap().WithZone("")
 }
 
-// askedFor is the path of the request, fit for logs and answers: * where none could be read,
-// which is HTTP's own word for the server as a whole (RFC 9112 §3.2.4).
+// askedFor is the path of the request, fit for logs and answers. It is * if none could be read,
+// which in HTTP means the server as a whole (RFC 9112 §3.2.4).
 func (x *exchange) askedFor() string {
 	if x.unread {
 		return cmp.Or(x.asked, "*")
@@ -210,7 +211,7 @@ func (x *exchange) askedFor() string {
 	return cleanPath(x.carrier.path())
 }
 
-// begin opens an exchange and sets what every answer carries.
+// begin opens an exchange and sets the headers that every answer has.
 func (s *core) begin(c carrier) *exchange {
 	x := s.exchanges.Get().(*exchange)
 	*x = exchange{core: s, carrier: c, start: s.now(), id: requestID(c.header("X-Request-Id"))}
@@ -219,7 +220,7 @@ func (s *core) begin(c carrier) *exchange {
 	return x
 }
 
-// run does what a route of the table is for.
+// run runs the function of a route.
 func (x *exchange) run(r *route) error {
 	x.route = r
 	if r.page != nil {
@@ -230,13 +231,13 @@ func (x *exchange) run(r *route) error {
 		defer cancel()
 		return r.Do.run(ctx, x)
 	}
-	// Nobody says that a client left, so the deadline is what ends the work.
+	// The server does not notice that a client left, so only the deadline ends the work.
 	ctx, cancel := context.WithTimeout(x.base, x.cfg.HTTP.RequestTimeout)
 	defer cancel()
 	return r.Do.run(ctx, x)
 }
 
-// beyondRouter answers methods that Fiber's router knows nothing of.
+// beyondRouter answers methods that Fiber's router does not know.
 func (x *exchange) beyondRouter() {
 	method := x.carrier.method()
 	switch r := x.find(method, x.carrier.path()); {
@@ -251,7 +252,7 @@ func (x *exchange) beyondRouter() {
 	}
 }
 
-// refuseTwice answers [errTwice]. The route is known, unlike for what cannot be read.
+// refuseTwice answers [errTwice]. Unlike for other faults of this kind, the route is known.
 func (x *exchange) refuseTwice() {
 	x.route = x.find(x.carrier.method(), x.carrier.path())
 	x.answer(errTwice)
@@ -337,15 +338,15 @@ func (x *exchange) logRequest(pattern, method string, took time.Duration) {
 	entry.Write(fields...)
 }
 
-// requestID takes the client's id when it is one that can go into a log and a header as it
-// is, so that a call can be followed through several services, and makes one otherwise.
+// requestID returns the client's id if it is fit for a log and a header, so that a call can be
+// followed through several services. Otherwise it makes one.
 func requestID(sent string) string {
 	if plainID(sent) {
 		return sent
 	}
 	var raw [16]byte
 	for i := 0; i < len(raw); i += 8 {
-		n := rand.Uint64() // unique is enough: nobody is let in by guessing one
+		n := rand.Uint64() // it must be unique, but need not be secret
 		for j := range 8 {
 			raw[i+j] = byte(n >> (8 * j))
 		}
@@ -369,8 +370,8 @@ func plainID(id string) bool {
 
 const maxLogged = 256 // bytes of a path in a log line or an answer
 
-// cleanPath is the path as it was sent, without the query, cut to a length that a log can
-// bear; bytes that are not printable ASCII are percent-encoded, which also makes it a URI.
+// cleanPath shortens the path for a log and percent-encodes bytes that are not printable ASCII,
+// which also makes it a URI.
 func cleanPath(path string) string {
 	const digits = "0123456789ABCDEF"
 	var clean []byte
@@ -399,7 +400,7 @@ func cleanPath(path string) string {
 	return cut
 }
 
-// knownMethod is a method as metrics and the log have it.
+// knownMethod is a method as metrics and the log show it.
 func knownMethod(method string) string {
 	switch method {
 	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS":

@@ -37,7 +37,7 @@ func (c fastCarrier) send(status int, body []byte) {
 	c.Response.SetBodyRaw(body)
 }
 
-// stream returns at once: write runs beside, and what it sends waits for the headers.
+// stream returns at once: write runs in another goroutine, and what it sends follows the headers.
 func (c fastCarrier) stream(ctx context.Context, status int, write func(context.Context, *bufio.Writer, func(time.Time))) {
 	conn := c.Conn()
 	c.SetStatusCode(status)
@@ -70,7 +70,7 @@ func (s *Server) serve(fctx *fasthttp.RequestCtx) {
 	defer s.end(fctx, x)
 	readWhole(fctx.Conn())
 	if fault := wireFault(&fctx.Request.Header); fault != nil {
-		x.carrier.close() // where the next request begins is not certain
+		x.carrier.close() // it is not certain where the next request begins
 		if fault == errTwice {
 			x.refuseTwice()
 		} else {
@@ -82,7 +82,7 @@ func (s *Server) serve(fctx *fasthttp.RequestCtx) {
 	case fiber.MethodGet, fiber.MethodHead, fiber.MethodPost, fiber.MethodPut, fiber.MethodPatch, fiber.MethodDelete:
 		s.fiber(fctx)
 	default:
-		// Fiber answers methods that it does not know by itself, and in plain text.
+		// Fiber itself would answer methods that it does not know, in plain text.
 		x.beyondRouter()
 	}
 }
@@ -97,8 +97,8 @@ func (s *Server) unreadable(fctx *fasthttp.RequestCtx, err error) {
 	lingerOnClose(fctx.Conn())
 }
 
-// expectation decides whether the body is worth sending, for clients that ask first
-// (RFC 9110 §10.1.1). Any status but 100 is the final answer, and ours has a body.
+// expectation decides whether a client that asks first should send the body (RFC 9110 §10.1.1).
+// Any status except 100 is the final answer, and ours has a body.
 func (s *Server) expectation(fctx *fasthttp.RequestCtx) int {
 	if fctx.Request.Header.ContentLength() <= MaxBody {
 		return fasthttp.StatusContinue
@@ -113,7 +113,7 @@ func (s *Server) open(fctx *fasthttp.RequestCtx) *exchange {
 	return x
 }
 
-// end closes the exchange, after a panic as well.
+// end closes the exchange, also after a panic.
 func (s *Server) end(fctx *fasthttp.RequestCtx, x *exchange) {
 	if value := recover(); value != nil {
 		fctx.Response.Reset()

@@ -6,7 +6,7 @@ import (
 	"strconv"
 )
 
-// What fasthttp takes, and does not say so afterwards.
+// What fasthttp accepts without a trace.
 var (
 	errBareLF  = errors.New("a line ends without CR")
 	errTrailer = errors.New("malformed trailer of a chunked body")
@@ -14,10 +14,9 @@ var (
 )
 
 // framing follows the bytes of a connection from request to request and finds what fasthttp
-// lets pass without a trace: a request line that ends in a bare LF, and the trailers of a
-// chunked body that two readers may understand differently (RFC 9112 §2.2, §7.1.2). Where the
-// framing itself is ambiguous it stops: [wireFault] or fasthttp refuses such a request, and
-// its connection ends with it.
+// accepts without a trace: a request line that ends in a bare LF, and trailers of a chunked body
+// that two readers may understand differently (RFC 9112 §2.2, §7.1.2). It stops at ambiguous
+// framing: [wireFault] or fasthttp refuses such a request and closes its connection.
 type framing struct {
 	part    framePart
 	skip    int64  // bytes of a body or chunk that are still to come
@@ -26,7 +25,7 @@ type framing struct {
 	line    []byte // the beginning of a line that is spread over several reads
 }
 
-// framePart is where in a request the next byte belongs.
+// framePart is the part of a request to which the next byte belongs.
 type framePart int
 
 const (
@@ -90,7 +89,7 @@ func (f *framing) endOfLine(line []byte) error {
 		if !crlf {
 			return errBareLF
 		}
-		if len(text) > 0 { // empty lines before it are passed over (RFC 9112 §2.2)
+		if len(text) > 0 { // empty lines before it are ignored (RFC 9112 §2.2)
 			f.part, f.length, f.chunked = inHeaders, -1, false
 		}
 	case inHeaders:
@@ -131,10 +130,10 @@ func (f *framing) endOfLine(line []byte) error {
 	return nil
 }
 
-// isControl is what a field's value cannot have (RFC 9110 §5.5).
+// isControl reports characters that the value of a field cannot have (RFC 9110 §5.5).
 func isControl(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }
 
-// header looks for what says where the body ends.
+// header handles the headers that say where the body ends.
 func (f *framing) header(line []byte) {
 	switch line[0] | 0x20 {
 	case 'c':

@@ -23,10 +23,10 @@ import (
 //		Body   endBody                                    // JSON, by the one strict decoder; `body:"optional"` lets it be missing
 //	}
 //
-// In a body, pointers without omitempty are members that must be there.
+// In a body, pointers without omitempty are required members.
 //
-// The output is what becomes the JSON of the answer, or a struct with a field Body and beside
-// it the rest of the answer:
+// The output becomes the JSON of the answer, or is a struct with a field Body and the rest of the
+// answer:
 //
 //	type signedIn struct {
 //		Status int                                        // another than the route's
@@ -36,8 +36,8 @@ import (
 //		Body   tokens
 //	}
 //
-// Of what a function returns beside an error, the cookies alone are sent: a refusal may take one
-// back, and the tag refused:"401" documents with which status it does.
+// Of what a function returns with an error, only the cookies are sent: a refusal may delete one,
+// and the tag refused:"401" documents the status that does.
 //
 // The tags doc, example, format, enum, minLength, maxLength and pattern document a field and
 // check nothing.
@@ -45,7 +45,7 @@ type Function struct {
 	input  input
 	output output
 	scheme *Scheme
-	faults []*fault.Fault // that the identity adds
+	faults []*fault.Fault // added by the identity
 	run    func(context.Context, *exchange) error
 }
 
@@ -58,7 +58,7 @@ func (f Function) Out() reflect.Type { return f.output.of }
 // Scheme is how callers show who they are; nil for everybody.
 func (f Function) Scheme() *Scheme { return f.scheme }
 
-// IdentityFaults are those that the identity may answer with.
+// IdentityFaults are the faults that the identity may answer with.
 func (f Function) IdentityFaults() []*fault.Fault { return f.faults }
 
 // Scheme is how a caller shows who it is, as OpenAPI names it.
@@ -68,10 +68,10 @@ type Scheme struct {
 	Format      string // of a bearer token, for people
 	Description string
 	InForm      bool   // the proof may be in the form instead
-	Cookie      string // the proof is the cookie of this name, and not in Authorization
+	Cookie      string // the proof is the cookie of this name instead of Authorization
 }
 
-// Credentials are what a request brings to show who sends it.
+// Credentials are what a request has to show who sends it.
 type Credentials struct{ x *exchange }
 
 // Authorization is the header's value.
@@ -91,17 +91,17 @@ type Identity[Who any] struct {
 	User   func(Who) string // the account's id for the log; may be nil
 }
 
-// Public is a function that everybody may call.
+// Public makes a function that everybody may call.
 func Public[In, Out any](f func(context.Context, In) (Out, error)) Function {
 	return As(Identity[struct{}]{}, func(ctx context.Context, _ struct{}, in In) (Out, error) { return f(ctx, in) })
 }
 
-// PublicDo is [Public] for a function whose success says nothing.
+// PublicDo is [Public] for a function without an output.
 func PublicDo[In any](f func(context.Context, In) error) Function {
 	return AsDo(Identity[struct{}]{}, func(ctx context.Context, _ struct{}, in In) error { return f(ctx, in) })
 }
 
-// As is a function for those that the identity lets in.
+// As makes a function for callers that the identity accepts.
 func As[Who, In, Out any](id Identity[Who], f func(context.Context, Who, In) (Out, error)) Function {
 	out := outputOf(reflect.TypeFor[Out]())
 	fn := forIdentity(id, func(ctx context.Context, x *exchange, who Who, in In) error {
@@ -116,7 +116,7 @@ func As[Who, In, Out any](id Identity[Who], f func(context.Context, Who, In) (Ou
 	return fn
 }
 
-// AsDo is [As] for a function whose success says nothing.
+// AsDo is [As] for a function without an output.
 func AsDo[Who, In any](id Identity[Who], f func(context.Context, Who, In) error) Function {
 	return forIdentity(id, func(ctx context.Context, x *exchange, who Who, in In) error {
 		if err := f(ctx, who, in); err != nil {

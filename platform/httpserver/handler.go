@@ -12,14 +12,14 @@ import (
 	"time"
 )
 
-// Handler serves routes in a server of the host's own, by net/http. Answers are the same as
-// those of a [Server]: routing, bodies, errors, headers, CORS, the client's address, the log
-// line and the metrics of a request.
+// Handler serves routes in the host's own net/http server. Answers are the same as those of a
+// [Server]: routing, bodies, errors, headers, CORS, the client's address, the log line and the
+// metrics of a request.
 //
-// What happens before a request is read is the host's: timeouts and limits of headers and
-// connections (of the settings only app.http.request_timeout counts), what is taken for HTTP
-// on the wire (net/http accepts folded header lines and bare LF, and answers what it refuses
-// in plain text), and stopping in order: what waits ends with the request's context.
+// The host is responsible for what happens before a request is read: timeouts and limits of
+// headers and connections (the only setting that counts is app.http.request_timeout), parsing
+// (net/http accepts folded header lines and bare LF, and refuses in plain text), and an orderly
+// stop: requests that wait end with their context.
 func Handler(cfg Config, opt Options, routes ...Route) (http.Handler, error) {
 	cfg.TLS = TLSConfig{} // the host's
 	s, err := newCore(cfg, opt, nil)

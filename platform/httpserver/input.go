@@ -13,10 +13,9 @@ import (
 
 // Peer is where a request comes from.
 type Peer struct {
-	// IP is the address of the client: the connection's peer, or where that is a trusted
-	// proxy, the nearest address in X-Forwarded-For that is not one. What stands further left
-	// was written by the client and is never looked at. IPv4-mapped addresses come as IPv4,
-	// without zones.
+	// IP is the address of the client: the connection's peer, or, if that is a trusted proxy, the
+	// nearest address in X-Forwarded-For that is not one. Entries further left come from the
+	// client and are ignored. IPv4-mapped addresses are returned as IPv4, without zones.
 	IP        netip.Addr
 	UserAgent string
 	RequestID string // of the answer's X-Request-Id
@@ -26,7 +25,7 @@ type Peer struct {
 type input struct {
 	of      reflect.Type
 	parts   []part
-	queries []string // the parameters there are, when there are any
+	queries []string // its query parameters
 }
 
 // part is one field of the input, at any depth of embedded structs.
@@ -42,12 +41,12 @@ type part struct {
 
 var peerType, browserType = reflect.TypeFor[Peer](), reflect.TypeFor[Browser]()
 
-// inputOf makes the plan for an input type. It panics on a field that says nothing of where
-// it comes from: that is a mistake in the declaration.
+// inputOf makes the plan for an input type. It panics on a field that does not say where it comes
+// from, which is a mistake in the declaration.
 func inputOf(t reflect.Type) input {
 	in := input{of: t}
 	if t.Kind() != reflect.Struct {
-		panic(fmt.Sprintf("httpserver: the input %s is no struct", t))
+		panic(fmt.Sprintf("httpserver: the input %s is not a struct", t))
 	}
 	for _, field := range reflect.VisibleFields(t) {
 		if field.Anonymous && field.Type != peerType && field.Type != browserType {
@@ -82,7 +81,7 @@ func inputOf(t reflect.Type) input {
 	return in
 }
 
-// requiredOf lists the fields of a body without which it is refused.
+// requiredOf lists the required fields of a body.
 func requiredOf(t reflect.Type) (fields []int) {
 	for i := range t.NumField() {
 		if name, optional := jsonName(t.Field(i)); t.Field(i).Type.Kind() == reflect.Pointer && name != "" && !optional {
@@ -146,7 +145,8 @@ func (in input) read(x *exchange, into reflect.Value) error {
 	return nil
 }
 
-// readQuery is strict: a misspelt parameter must not do what was to be prevented by it.
+// readQuery is strict: a misspelt parameter must not be ignored, because it may have been meant to
+// prevent something.
 func (in input) readQuery(query string, into reflect.Value) error {
 	seen := map[string]bool{}
 	for pair := range strings.SplitSeq(query, "&") {
@@ -178,7 +178,7 @@ func (p part) readBody(x *exchange, field reflect.Value) error {
 	if err != nil {
 		return err
 	}
-	if len(body) == 0 { // whatever its type would have been
+	if len(body) == 0 { // whatever its type
 		if p.optional {
 			return nil
 		}

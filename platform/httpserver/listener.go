@@ -17,8 +17,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// listener accepts within the limits, and knows every connection it gave out, so that a
-// stop can end those that fasthttp would wait for.
+// listener accepts connections within the limits, and tracks them, so that a stop can end those
+// that fasthttp would wait for.
 type listener struct {
 	net.Listener
 	tls     *tls.Config // nil for plain HTTP
@@ -33,12 +33,12 @@ type listener struct {
 	mu      sync.Mutex
 	conns   map[*conn]struct{}
 	clients map[netip.Prefix]map[*conn]struct{} // those that count against perIP
-	empty   chan struct{}                       // closed when the last connection goes, once somebody waits
+	empty   chan struct{}                       // made by wait, closed with the last connection
 	warned  time.Time
 }
 
-// Accept returns the next connection that is within the limits. Being out of file
-// descriptors passes: fasthttp would end the server for it.
+// Accept returns the next connection within the limits. It waits when the process is out of file
+// descriptors, which would make fasthttp end the server.
 func (l *listener) Accept() (net.Conn, error) {
 	for pause := 5 * time.Millisecond; ; {
 		raw, err := l.Listener.Accept()
@@ -63,7 +63,7 @@ func (l *listener) Accept() (net.Conn, error) {
 		limit, longest := l.admit(c)
 		if longest != nil {
 			longest.drop()
-			again, _ := l.admit(c) // the place was made for it, and only this goroutine admits
+			again, _ := l.admit(c) // there is room now, and only this goroutine admits
 			if again == "" {
 				l.refused("waiting")
 			}
@@ -71,8 +71,7 @@ func (l *listener) Accept() (net.Conn, error) {
 			limit = again
 		}
 		if limit != "" {
-			// Not even an answer: what floods is not worth a write, and one that stalls
-			// would hold up everybody.
+			// No answer: a write that stalls would hold up all other connections.
 			_ = raw.Close()
 			l.refused(limit)
 			l.warn("connection limit reached", zap.String("limit", limit), zap.Stringer("client", c.client))
@@ -86,16 +85,15 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends Accept. Connections stay.
+// Close ends Accept. Connections stay open.
 func (l *listener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return l.Listener.Close()
 }
 
-// admit takes a connection in, or names the limit that it is over, and then also, where
-// there is one, the connection that should make room: what waits for its client longest.
-// Whoever holds many connections and says nothing on them can so keep out nobody, not even
-// others at the same address.
+// admit accepts a connection, or names the limit that it exceeds and, if there is one, the
+// connection that should make room: the one that has waited longest for its client. So a client
+// that holds many silent connections keeps nobody out, not even others at the same address.
 func (l *listener) admit(c *conn) (limit string, longest *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -118,8 +116,8 @@ func (l *listener) admit(c *conn) (limit string, longest *conn) {
 	return "", nil
 }
 
-// longestWaiting looks at so many connections at most, in an order of chance, that a flood
-// of new ones does not make accepting slow.
+// longestWaiting looks at a limited number of connections, in random order, so that a flood of new
+// ones does not slow accepting down.
 func longestWaiting(conns map[*conn]struct{}) (longest *conn) {
 	looks, begun := 256, int64(0)
 	for c := range conns {
@@ -133,14 +131,14 @@ func longestWaiting(conns map[*conn]struct{}) (longest *conn) {
 	return longest
 }
 
-// trust no longer counts a connection against its address: who is at the other end is known.
+// trust stops counting a connection against its address, because the client is known.
 func (l *listener) trust(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.uncount(c)
 }
 
-// uncount leaves a connection out of those of its address. The caller holds the lock.
+// uncount removes a connection from those of its address. The caller holds the lock.
 func (l *listener) uncount(c *conn) {
 	if !c.counted {
 		return
@@ -163,7 +161,7 @@ func (l *listener) release(c *conn) {
 	}
 }
 
-// warn keeps a flood from flooding the log as well.
+// warn logs at most one line in ten seconds.
 func (l *listener) warn(message string, fields ...zap.Field) {
 	if now := time.Now(); now.Sub(l.warned) > 10*time.Second {
 		l.warned = now
@@ -177,7 +175,7 @@ func (l *listener) open() int {
 	return len(l.conns)
 }
 
-// wait returns when no connection is left, or with what ended ctx.
+// wait returns when no connection is left, or with the error of ctx.
 func (l *listener) wait(ctx context.Context) error {
 	l.mu.Lock()
 	if len(l.conns) == 0 {
@@ -197,8 +195,8 @@ func (l *listener) wait(ctx context.Context) error {
 	}
 }
 
-// closeSilent closes the connections on which nothing was ever sent, which fasthttp leaves
-// five seconds before it counts them as idle.
+// closeSilent closes connections on which nothing was ever sent, which fasthttp counts as idle
+// only after five seconds.
 func (l *listener) closeSilent(since time.Time) {
 	for _, c := range l.list() {
 		if !c.spoke.Load() && c.since.Before(since) {
@@ -223,8 +221,7 @@ func (l *listener) list() []*conn {
 	return list
 }
 
-// network is what counts as one client: an IPv4 address, or the /64 that an IPv6 user
-// commands alone.
+// network is what counts as one client: an IPv4 address, or the /64 that one IPv6 user has.
 func network(addr netip.Addr) netip.Prefix {
 	if !addr.IsValid() {
 		return netip.Prefix{}
@@ -247,14 +244,14 @@ type conn struct {
 	counted  bool
 	waits    atomic.Int64 // for its client since then, in Unix nanoseconds; 0 while a request is answered
 	spoke    atomic.Bool  // a byte was read
-	linger   atomic.Bool  // an answer was given before everything was read
+	linger   atomic.Bool  // it was answered before everything was read
 	closed   atomic.Bool
 	framing  framing
 	head     [192]byte // the first bytes read since the last request that could be read
 	headLen  int
 }
 
-// secureConn is a conn that fasthttp knows for TLS by the methods of tls.Conn.
+// secureConn is a conn that fasthttp recognises as TLS by the methods of tls.Conn.
 type secureConn struct {
 	*conn
 	*tls.Conn
@@ -263,7 +260,7 @@ type secureConn struct {
 func (c *secureConn) Read(b []byte) (int, error) { return c.conn.Read(b) }
 func (c *secureConn) Close() error               { return c.conn.Close() }
 
-// Read also refuses what fasthttp would take and not say so afterwards: see [framing].
+// Read also refuses what fasthttp would accept without a trace: see [framing].
 func (c *conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 {
@@ -278,9 +275,9 @@ func (c *conn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Close gives the connection up. Closing a socket with unread bytes resets it, which can
-// destroy the answer on its way; where that may be, the client is first told that there is
-// no more to come and is listened to for a moment (RFC 9112 §9.6).
+// Close closes the connection. Closing a socket with unread bytes resets it, which can destroy
+// the answer on its way. Where that may happen, Close first ends its own half and reads for a
+// moment (RFC 9112 §9.6).
 func (c *conn) Close() error {
 	if c.closed.Swap(true) {
 		return nil
@@ -296,7 +293,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// drop ends a connection at once, without any word to the client that could take time.
+// drop closes a connection at once, without sending anything that could take time.
 func (c *conn) drop() {
 	if c.closed.Swap(true) {
 		return
@@ -316,8 +313,8 @@ func lingerOnClose(c net.Conn) {
 	}
 }
 
-// asked is the path of the request that is arriving on a connection, as far as it can be told
-// when the request cannot be read; empty when it cannot. fasthttp has forgotten it by then.
+// asked is the path of a request that could not be read, as far as it is known; empty if it is
+// not. fasthttp no longer has it.
 func asked(c net.Conn) string {
 	one := ours(c)
 	if one == nil {
@@ -341,9 +338,8 @@ func asked(c net.Conn) string {
 	return cleanPath(string(target)) + "..."
 }
 
-// readWhole says that the request on a connection has arrived and is being answered, so that
-// what comes next begins another. Of pipelined requests the second may have begun already;
-// its path is then not known.
+// readWhole says that the request on a connection has arrived and is being answered, so that the
+// next bytes begin another one. If requests are pipelined, the path of the second may be unknown.
 func readWhole(c net.Conn) {
 	if one := ours(c); one != nil {
 		one.headLen = 0

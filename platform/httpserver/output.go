@@ -7,8 +7,7 @@ import (
 	"reflect"
 )
 
-// Encoded is JSON of a T that was encoded before, such as a key set that is the same for
-// everybody.
+// Encoded is JSON of a T that is already encoded, such as a key set that is the same for all.
 type Encoded[T any] []byte
 
 // MarshalJSON returns the bytes as they are.
@@ -26,8 +25,7 @@ func Encodes(t reflect.Type) (reflect.Type, bool) {
 	return encoded.encodes(), true
 }
 
-// OneOrMany is a string in JSON when it holds one, and an array when it holds more, as aud is
-// in RFC 7519.
+// OneOrMany is in JSON a string if it holds one, otherwise an array, like aud in RFC 7519.
 type OneOrMany []string
 
 // MarshalJSON writes a string or an array.
@@ -63,8 +61,8 @@ var (
 	eventsType = reflect.TypeFor[Events]()
 )
 
-// outputOf makes the plan for an output type. It panics on a field of an envelope that says
-// nothing of where it goes.
+// outputOf makes the plan for an output type. It panics on a field of an envelope that does not
+// say where it goes.
 func outputOf(t reflect.Type) output {
 	out := output{of: t, body: wholeIsBody, status: -1, events: -1}
 	if t.Kind() != reflect.Struct || !isEnvelope(t) {

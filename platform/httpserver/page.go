@@ -16,9 +16,9 @@ import (
 	"github.com/valyala/fasthttp"
 )
 
-// Documentation is the routes of a page that shows an OpenAPI document and tries it out, below
-// a path such as /docs/swagger, with the document beside it as doc.json. Everything on the
-// page has a relative address, so that it works behind a path prefix.
+// Documentation makes the routes of a page that shows an OpenAPI document and can try it out,
+// below a path such as /docs/swagger, together with the document as doc.json. All addresses on
+// the page are relative, so that it works behind a path prefix.
 func Documentation(below, title string, document []byte) []Route {
 	sum := sha256.Sum256(document)
 	etag := `"` + hex.EncodeToString(sum[:16]) + `"`
@@ -68,9 +68,9 @@ func redirect(to string) func(*exchange) error {
 	}
 }
 
-// swaggerFiles are the page and its parts. gofiber/swagger serves them to Fiber alone, so it
-// is asked through an application of its own, whoever carries the request; then a file is
-// kept, since it does not change.
+// swaggerFiles are the page and its parts. gofiber/swagger only serves them through Fiber, so
+// they are fetched from a Fiber application made for it. Each file is kept, since it does not
+// change.
 type swaggerFiles struct {
 	handler fasthttp.RequestHandler
 	mu      sync.Mutex
@@ -119,12 +119,12 @@ func (s *swaggerFiles) file(target string) (swaggerFile, error) {
 		file.body = foreignStyle.ReplaceAll(file.body, nil)
 		file.policy = pagePolicy(file.body)
 	}
-	s.kept[target] = file // as many as there are files
+	s.kept[target] = file // only files that exist, so it stays small
 	return file, nil
 }
 
-// foreignStyle is the link to the fonts of another host in the page. Nobody needs to know who
-// reads these documents, and the page's own policy would refuse it with an error.
+// foreignStyle is the page's link to fonts on another host. That host need not know who reads the
+// documentation, and the page's own policy would refuse it with an error.
 var foreignStyle = regexp.MustCompile(`\s*<link href="https://[^>]*>`)
 
 // MatchesETag reports whether If-None-Match (RFC 9110 §13.1.2) names the entity tag.

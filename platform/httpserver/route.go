@@ -12,9 +12,9 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// Route is one line of the surface: what it is called, what it does and all that its
-// documentation says beyond the types of its function. The OpenAPI document is made of it,
-// and both ways of serving follow it.
+// Route declares one endpoint: method and path, its function, and what its documentation says
+// beyond the types of the function. The OpenAPI document is made from it, and both ways of serving
+// use it.
 type Route struct {
 	Method string   // GET also answers HEAD; see AnyMethod
 	Path   string   // /sessions/{id}: whole segments in braces are parameters
@@ -26,28 +26,28 @@ type Route struct {
 	Description string         // CommonMark
 	Status      int            // of success; 0: 200, or 204 for a function that returns nothing
 	Success     string         // what the success means
-	Faults      []*fault.Fault // what the function may refuse; what follows from its parts and its identity comes by itself
+	Faults      []*fault.Fault // of the function; those of its input and its identity are added
 	OAuthFaults []OAuthError   // the same for OAuth routes
 	Accepts     []*Scheme      // identities that the function itself looks for; they may be missing
 	Cache       string         // Cache-Control of a success
-	Instead     string         // of a DELETE with a body, which some proxies drop: the route that does the same
+	Instead     string         // for a DELETE with a body, which some proxies drop: a route that does the same
 
-	OAuth bool // errors are RFC 6749 §5.2 JSON; so are 404 and 405 beside it
-	Quiet bool // logged at debug when it went well: probes
+	OAuth bool // errors are RFC 6749 §5.2 JSON, also 404 and 405 in the same folder
+	Quiet bool // a success is logged at debug: for probes
 	// Waits says that the function may wait for something to happen, for longer than
 	// app.http.request_timeout, and answer with [Events]. Its context ends when the server stops.
 	// The connections of those whom its identity lets in do not count against their address.
 	Waits bool
 
-	// For gateways, which ask whether a request of their own may pass. They ask with its method,
-	// and pass on what they are answered: every method does the same as Method, OPTIONS too, and
-	// no answer of the route has a body. What the client did wrong is 401, whatever it was.
+	// Gateway is for gateways, which ask whether a request that they received may pass. They use
+	// its method and pass the answer on: so every method does the same as Method, also OPTIONS,
+	// no answer of the route has a body, and every mistake of the client is 401.
 	Gateway bool
 
-	page func(*exchange) error // serves files for people, in place of a function; not documented
+	page func(*exchange) error // serves files for people, instead of a function; not documented
 }
 
-// route is a Route as served, with what is the same for every request to it.
+// route is a Route as it is served, with what is the same for all requests to it.
 type route struct {
 	Route
 	segments []string
@@ -73,8 +73,8 @@ var routedMethods = []string{
 	http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
 }
 
-// add takes a route and, for GET, its HEAD into the table. It panics when nobody may call the
-// route or its path is none: such a table is a mistake of whoever wrote it.
+// add adds a route to the table and, for GET, its HEAD. It panics on a route that does nothing,
+// which is a mistake in the declaration.
 func (s *core) add(definition Route) (added []*route) {
 	if definition.Do.run == nil && definition.page == nil {
 		panic(fmt.Sprintf("httpserver: %s %s does nothing", definition.Method, definition.Path))
@@ -102,8 +102,7 @@ func (s *core) add(definition Route) (added []*route) {
 	return added
 }
 
-// appendNames adds to a list in the form of Access-Control-Allow-Headers those that are not
-// on it yet.
+// appendNames adds the names of headers that are not on the list yet.
 func appendNames(list []string, names ...string) []string {
 	for _, name := range names {
 		if !slices.ContainsFunc(list, func(n string) bool { return strings.EqualFold(n, name) }) {
@@ -113,7 +112,7 @@ func appendNames(list []string, names ...string) []string {
 	return list
 }
 
-// find returns the route for a request, nil when there is none.
+// find returns the route for a request, or nil.
 func (s *core) find(method, path string) *route {
 	method = knownMethod(method)
 	segments := strings.Split(path, "/")
@@ -125,8 +124,8 @@ func (s *core) find(method, path string) *route {
 	return nil
 }
 
-// allowed lists the methods of a path in the order of the table, as Allow wants them;
-// nothing when there is no such path.
+// allowed lists the methods of a path in the order of the table, for Allow. It is empty if there is
+// no such path.
 func (s *core) allowed(path string) string {
 	var methods []string
 	segments := strings.Split(path, "/")
@@ -174,7 +173,7 @@ func (r *route) param(name, path string) string {
 	return ""
 }
 
-// speaksOAuth reports whether errors at a path are OAuth's: it is a route's or lies beside one.
+// speaksOAuth reports whether errors at a path are OAuth's: its folder has an OAuth route.
 func (s *core) speaksOAuth(path string) bool {
 	return slices.ContainsFunc(s.oauthDirs, func(dir string) bool { return strings.HasPrefix(path, dir) })
 }

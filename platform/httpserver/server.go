@@ -66,7 +66,7 @@ func New(cfg Config, opt Options) (*Server, error) {
 	return s, nil
 }
 
-// Handle adds routes. All of them are added before [Server.Run].
+// Handle adds routes. It must not be called after [Server.Run].
 func (s *Server) Handle(routes ...Route) {
 	for _, definition := range routes {
 		for _, r := range s.add(definition) {
@@ -80,7 +80,7 @@ func (s *Server) Handle(routes ...Route) {
 	}
 }
 
-// Listen opens the port. Connections wait until [Server.Run]; without a call Run does it.
+// Listen opens the port. Connections wait until [Server.Run], which also opens it if needed.
 func (s *Server) Listen() error {
 	address := net.JoinHostPort(s.cfg.Host, strconv.Itoa(s.cfg.Port))
 	raw, err := net.Listen("tcp", address)
@@ -90,13 +90,13 @@ func (s *Server) Listen() error {
 	case errors.Is(err, syscall.EACCES):
 		return fmt.Errorf("port %d needs privileges: set APP_PORT to a port above 1023", s.cfg.Port)
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
-		return fmt.Errorf("app.host %s is no address of this machine", s.cfg.Host)
+		return fmt.Errorf("app.host %s is not an address of this machine", s.cfg.Host)
 	case err != nil:
 		return fmt.Errorf("listen on %s: %w", address, err)
 	}
 	total := s.cfg.HTTP.MaxConnections
 	if files := maxFiles(); files > 0 {
-		// A quarter stays for databases, logs and connections about to be refused.
+		// A quarter is left for databases, logs and connections about to be refused.
 		total = min(total, max(16, files-max(64, files/4)))
 	}
 	if total < s.cfg.HTTP.MaxConnections {
@@ -118,7 +118,7 @@ func (s *Server) Listen() error {
 	return nil
 }
 
-// Addr is where the server listens, nil before it does.
+// Addr is the address that the server listens on, nil before it does.
 func (s *Server) Addr() net.Addr {
 	if l := s.listener.Load(); l != nil {
 		return l.Addr()
@@ -126,7 +126,7 @@ func (s *Server) Addr() net.Addr {
 	return nil
 }
 
-// Connections is how many are open.
+// Connections is the number of open connections.
 func (s *Server) Connections() int {
 	if l := s.listener.Load(); l != nil {
 		return l.open()
@@ -134,13 +134,13 @@ func (s *Server) Connections() int {
 	return 0
 }
 
-// Stopping reports that a stop has begun: readiness must say so at once.
+// Stopping reports that a stop has begun, which readiness must show at once.
 func (s *Server) Stopping() bool { return s.stopping.Load() }
 
-// Run serves until ctx ends, then stops in order: not ready at once, accepting for the drain
-// delay, then finishing what is under way for at most the shutdown timeout, after which
-// requests are cancelled and their connections closed. It returns nil after a stop, however
-// it went; an error means that the server could not serve.
+// Run serves until ctx ends, then stops in order: it is not ready at once, accepts requests for the
+// drain delay, and finishes those in progress for at most the shutdown timeout, after which it
+// cancels them and closes their connections. After a stop it returns nil; an error means that the
+// server could not serve.
 func (s *Server) Run(ctx context.Context) error {
 	if s.listener.Load() == nil {
 		if err := s.Listen(); err != nil {
@@ -184,8 +184,8 @@ func (s *Server) stop(l *listener) {
 		_ = s.app.ShutdownWithContext(ctx) // closes idle connections until none is left
 	}()
 	for {
-		// Who connected and has not spoken may just be about to: half a second is enough
-		// for that, and a client whose fresh connection closes unread tries again.
+		// A client that has connected may be about to send: half a second is enough for that,
+		// and a client whose new connection closes unread tries again.
 		l.closeSilent(time.Now().Add(-500 * time.Millisecond))
 		tick, done := context.WithTimeout(ctx, 50*time.Millisecond)
 		err := l.wait(tick)
@@ -203,8 +203,8 @@ func (s *Server) stop(l *listener) {
 	s.log.Info("http server stopped", zap.Duration("took", time.Since(begun)))
 }
 
-// cutOff cancels the requests that are still under way. They get a moment to answer that
-// they cannot, then their connections close.
+// cutOff cancels the requests that are still in progress. They get a moment to answer with an
+// error, then their connections close.
 func (s *Server) cutOff(l *listener) {
 	s.log.Warn("requests cut off: app.shutdown_timeout is over", zap.Int("connections", l.open()))
 	s.abort()

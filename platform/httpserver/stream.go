@@ -11,13 +11,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// Events are server-sent events, in place of the body of an answer: a function of a route that
+// Events are server-sent events, instead of the body of an answer: a function of a route that
 // Waits returns them in the field Events of its output. They are made while they are sent; ctx
-// ends when the server stops and, where that is known, when the client has gone. send returns
-// an error when nobody is left to read.
+// ends when the server stops and, if that is known, when the client has gone. send returns an
+// error when the client has gone.
 type Events func(ctx context.Context, send func(Event) error)
 
-// Event is one server-sent event. No field but Data may have line breaks.
+// Event is one server-sent event. Only Data may have line breaks.
 type Event struct {
 	Name string
 	ID   string // empty: none
@@ -54,7 +54,7 @@ func (x *exchange) stream(events Events) {
 		x.carrier.send(x.status, nil)
 		over, cancel := context.WithCancel(x.waiting)
 		cancel()
-		events(over, func(Event) error { return context.Canceled }) // it may have something to give back
+		events(over, func(Event) error { return context.Canceled }) // it may have something to release
 		return
 	}
 	log, id, longest := x.log, x.id, x.cfg.HTTP.WriteTimeout

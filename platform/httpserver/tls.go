@@ -10,8 +10,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// certificate is the listener's certificate, read again when its file changes: renewed ones
-// take effect without a restart.
+// certificate is the listener's certificate. It is read again when its file changes, so that a
+// renewed one takes effect without a restart.
 type certificate struct {
 	cfg TLSConfig
 	log *zap.Logger
@@ -43,8 +43,8 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	if now := time.Now(); now.Sub(c.looked) > 10*time.Second {
 		c.looked = now
 		if info, err := os.Stat(c.cfg.CertFile); err == nil && !info.ModTime().Equal(c.written) {
-			// Certificate and key are two files: between their writes they do not fit, and
-			// the old pair goes on.
+			// Certificate and key are two files, which do not match between their writes; until
+			// they do, the old pair is used.
 			if err := c.read(); err != nil {
 				c.log.Warn("the changed TLS certificate cannot be used", zap.Error(err))
 			}

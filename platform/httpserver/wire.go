@@ -11,17 +11,16 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// onceHeaders can only be meant once: a proxy may have looked at the other one.
+// onceHeaders may occur once: of two, a proxy may have read the other one.
 var (
 	onceHeaders = [...]string{"Authorization", "Content-Type", "Content-Encoding"}
 	errTwice    = ErrMalformed.Detail("A header that may be there once is there twice.")
 )
 
-// wireFault finds what fasthttp lets pass although two readers may understand it
-// differently, which is what request smuggling lives on (RFC 9112 §2.2, §5.2, §6.1): lines
-// that end in a bare LF, folded lines, names with spaces, Content-Length together with
-// Transfer-Encoding, Transfer-Encoding other than chunked, and more than one of what can only
-// be meant once: a proxy may have looked at the other one.
+// wireFault finds what fasthttp accepts although two readers may understand it differently, which
+// makes request smuggling possible (RFC 9112 §2.2, §5.2, §6.1): lines that end in a bare LF, folded
+// lines, names with spaces, Content-Length together with Transfer-Encoding, Transfer-Encoding other
+// than chunked, and more than one of onceHeaders.
 func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 	switch string(header.Protocol()) {
 	case "HTTP/1.1", "HTTP/1.0":
@@ -67,8 +66,8 @@ func wireFault(header *fasthttp.RequestHeader) *fault.Fault {
 	return nil
 }
 
-// readFault says what was wrong with a request that could not be read. The library's text
-// quotes the request and stays inside.
+// readFault says why a request could not be read. The library's own text quotes the request, so
+// it is not shown.
 func readFault(err error) *fault.Fault {
 	var tooSmall *fasthttp.ErrSmallBuffer
 	var network net.Error
@@ -89,7 +88,7 @@ func readFault(err error) *fault.Fault {
 	return ErrMalformed.Detail("The request is not valid HTTP/1.1.")
 }
 
-// isGone reports that nobody is left to read an answer, or that nothing was ever asked.
+// isGone reports that the client has gone, or never sent a request.
 func isGone(err error) bool {
 	var network net.Error
 	return errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)

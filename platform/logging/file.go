@@ -16,20 +16,20 @@ import (
 	"time"
 )
 
-// file is the log file. It is only ever appended to, so that what truncates it (logrotate's
-// copytruncate) leaves no hole, and several processes may write to one. When it has grown to its
-// limit it is renamed and a new one is begun.
+// file is the log file. It is only appended to, so that truncating it (logrotate's copytruncate)
+// leaves no hole, and several processes may write to it. When it reaches its limit, it is renamed
+// and a new one is begun.
 //
-// Lumberjack and timberjack, which would do the turning over, assume that one process alone writes
-// to a file, and that nobody else renames or truncates it.
+// Lumberjack and timberjack, which also rotate files, assume that only one process writes to a file
+// and nobody else renames or truncates it.
 //
-// Others may rename or remove it, too. It is looked for by its name once a second and whenever
-// [file.Reopen] is called, and what is written then goes to the file of that name.
+// Others may also rename or remove it. Once a second, and on [file.Reopen], the file of this name
+// is looked up, and opened if it is another one.
 type file struct {
 	cfg   Config
 	now   func() time.Time
-	limit int64              // bytes at which it is turned over; 0 for never
-	told  func(error)        // is told what failed beside writing
+	limit int64              // bytes at which it is rotated; 0 for never
+	told  func(error)        // is told what failed other than writing
 	end   context.CancelFunc // of tidying
 	ended context.Context
 
@@ -43,7 +43,7 @@ type file struct {
 	looked time.Time
 }
 
-// lookEvery is how often the file is looked for by its name.
+// lookEvery is how often the file is looked up by its name.
 const lookEvery = time.Second
 
 func newFile(cfg Config, now func() time.Time, told func(error)) *file {
@@ -52,13 +52,13 @@ func newFile(cfg Config, now func() time.Time, told func(error)) *file {
 	return l
 }
 
-// open makes the folder and the file if they are missing, the owner's alone. The file that was
-// open stays when this fails.
+// open creates the folder and the file if they are missing, for their owner alone. If it fails,
+// the file that was open stays open.
 func (l *file) open() error {
 	if err := os.MkdirAll(filepath.Dir(l.cfg.Path), 0o700); err != nil {
 		return fmt.Errorf("log.path: make the folder: %w", err)
 	}
-	// A device or a pipe cannot be turned over, and opening a pipe waits for its reader.
+	// A device or a pipe cannot be rotated, and opening a pipe waits for its reader.
 	if info, err := os.Stat(l.cfg.Path); err == nil && !info.Mode().IsRegular() {
 		return fmt.Errorf("log.path: %s is not a file; leave log.path empty to log to stderr", l.cfg.Path)
 	}
@@ -72,8 +72,8 @@ func (l *file) open() error {
 	if err != nil {
 		return fmt.Errorf("log.path: %w", err)
 	}
-	// A file from before may be open to others; one that is not ours to change is its owner's
-	// decision. Files set aside keep the mode.
+	// An existing file may be readable by others. This fails if it belongs to another user, whose
+	// decision it is. Rotated files keep the mode.
 	_ = f.Chmod(0o600)
 	info, err := f.Stat()
 	if err != nil {
@@ -86,21 +86,21 @@ func (l *file) open() error {
 	return nil
 }
 
-// Reopen opens the file of the name, which may be another one by now.
+// Reopen opens the file of this name, which may be another one now.
 func (l *file) Reopen() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.open()
 }
 
-// Write appends a line. When the file of the name cannot be opened it goes to the one that is
-// open, which may be nobody's any more, and the error says so.
+// Write appends a line. If the file of this name cannot be opened, the line goes to the one that is
+// open, which may have been removed, and the error says so.
 func (l *file) Write(line []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	err := l.look(lookEvery)
 	if l.limit > 0 && l.size > 0 && l.size+int64(len(line)) > l.limit {
-		err = errors.Join(err, l.turnOver())
+		err = errors.Join(err, l.rotate())
 	}
 	if l.f == nil {
 		return 0, err
@@ -110,7 +110,7 @@ func (l *file) Write(line []byte) (int, error) {
 	return n, errors.Join(err, failed)
 }
 
-// look opens the file again when its name means another file, or none.
+// look opens the file again if there is another one of this name, or none.
 func (l *file) look(every time.Duration) error {
 	if l.f != nil && l.now().Sub(l.looked) < every {
 		return nil
@@ -124,16 +124,15 @@ func (l *file) look(every time.Duration) error {
 	return nil
 }
 
-// turnOver sets the file aside and begins another one, unless somebody has just done it. A file
-// that cannot be set aside is written on.
-func (l *file) turnOver() error {
+// rotate renames the file and begins another one, unless another process has just done so. A file
+// that cannot be renamed stays in use.
+func (l *file) rotate() error {
 	if err := l.look(0); err != nil || l.size == 0 {
 		return err
 	}
-	aside := l.aside(l.now())
-	if err := os.Rename(l.cfg.Path, aside); err != nil {
-		l.told(fmt.Errorf("set the log file aside: %w", err))
-		l.size = 0 // tried again after as much more
+	if err := os.Rename(l.cfg.Path, l.rotated(l.now())); err != nil {
+		l.told(fmt.Errorf("rotate the log file: %w", err))
+		l.size = 0 // the next try comes after as many bytes again
 		return nil
 	}
 	if err := l.open(); err != nil {
@@ -156,11 +155,11 @@ func (l *file) Close() error {
 }
 
 const (
-	asideTime  = "2006-01-02T15-04-05.000" // UTC, between the name and its extension
-	zipped     = ".gz"
-	unfinished = ".tmp"
+	rotatedTime = "2006-01-02T15-04-05.000" // UTC, between the name and its extension
+	zipped      = ".gz"
+	unfinished  = ".tmp"
 
-	abandoned = time.Minute // after which an unfinished file that has not grown is a dead process's
+	abandoned = time.Minute // an unfinished file that has not grown for so long is of a dead process
 )
 
 func (l *file) split() (dir, name, ext string) {
@@ -169,11 +168,11 @@ func (l *file) split() (dir, name, ext string) {
 	return dir, strings.TrimSuffix(base, ext), ext
 }
 
-// aside is a name for the file set aside, that no file has.
-func (l *file) aside(at time.Time) string {
+// rotated returns an unused name for the rotated file.
+func (l *file) rotated(at time.Time) string {
 	dir, name, ext := l.split()
 	for ; ; at = at.Add(time.Millisecond) {
-		path := filepath.Join(dir, name+"-"+at.UTC().Format(asideTime)+ext)
+		path := filepath.Join(dir, name+"-"+at.UTC().Format(rotatedTime)+ext)
 		_, plain := os.Lstat(path)
 		_, packed := os.Lstat(path + zipped)
 		if errors.Is(plain, fs.ErrNotExist) && errors.Is(packed, fs.ErrNotExist) {
@@ -182,32 +181,32 @@ func (l *file) aside(at time.Time) string {
 	}
 }
 
-// startTidying removes and compresses files set aside, in the background and one at a time.
+// startTidying removes and compresses rotated files in the background, one run at a time.
 func (l *file) startTidying() {
 	l.tidying.Go(func() {
 		l.oneTidies.Lock()
 		defer l.oneTidies.Unlock()
 		if err := l.tidy(); err != nil && l.ended.Err() == nil {
-			l.told(fmt.Errorf("tidy the log files set aside: %w", err))
+			l.told(fmt.Errorf("tidy the rotated log files: %w", err))
 		}
 	})
 }
 
-// tidy removes what is too many or too old and compresses the rest but for the newest one, which
-// another process may still be writing to.
+// tidy removes rotated files that are too many or too old, and compresses the rest except the
+// newest one, which another process may still be writing to.
 func (l *file) tidy() error {
 	dir, name, ext := l.split()
 	entries, err := os.ReadDir(cmp.Or(dir, "."))
 	if err != nil {
 		return err
 	}
-	var times []string // of the files set aside, each once
+	var times []string // of the rotated files, each once
 	packed, plain := map[string]bool{}, map[string]bool{}
 	for _, e := range entries {
 		stem, found := strings.CutPrefix(e.Name(), name+"-")
 		stem, isPacked := strings.CutSuffix(stem, zipped)
 		stem, hasExt := strings.CutSuffix(stem, ext)
-		if _, err := time.Parse(asideTime, stem); !found || !hasExt || err != nil || !e.Type().IsRegular() {
+		if _, err := time.Parse(rotatedTime, stem); !found || !hasExt || err != nil || !e.Type().IsRegular() {
 			continue
 		}
 		if !packed[stem] && !plain[stem] {
@@ -225,7 +224,7 @@ func (l *file) tidy() error {
 	var failed error
 	for i, stem := range times {
 		path := filepath.Join(dir, name+"-"+stem+ext)
-		at, _ := time.Parse(asideTime, stem)
+		at, _ := time.Parse(rotatedTime, stem)
 		switch {
 		case l.cfg.MaxBackups > 0 && i >= l.cfg.MaxBackups, l.cfg.MaxAgeDays > 0 && at.Before(oldest):
 			failed = errors.Join(failed, remove(path), remove(path+zipped))
@@ -236,7 +235,7 @@ func (l *file) tidy() error {
 	return failed
 }
 
-// compress replaces a file by its gzip, whole or not at all.
+// compress replaces a file by its gzip, completely or not at all.
 func (l *file) compress(path string) (err error) {
 	from, err := os.Open(path)
 	if err != nil {
@@ -253,13 +252,13 @@ func (l *file) compress(path string) (err error) {
 	}
 	to, err := os.OpenFile(partial, os.O_CREATE|os.O_EXCL|os.O_WRONLY, info.Mode().Perm())
 	if errors.Is(err, fs.ErrExist) {
-		return nil // another process is at it
+		return nil // another process is compressing it
 	}
 	if err != nil {
 		return err
 	}
 	giveToFolderOwner(to, filepath.Dir(path))
-	defer func() { err = errors.Join(err, remove(partial)) }() // not there any more when all is well
+	defer func() { err = errors.Join(err, remove(partial)) }() // gone already after a success
 	packer := gzip.NewWriter(to)
 	_, err = io.Copy(packer, untilDone{l.ended, from})
 	if err := errors.Join(err, packer.Close(), to.Close()); err != nil {
@@ -271,7 +270,7 @@ func (l *file) compress(path string) (err error) {
 	return remove(path)
 }
 
-// untilDone is a reader that fails once the process is about to end.
+// untilDone is a reader that fails when ctx ends.
 type untilDone struct {
 	ctx context.Context
 	io.Reader

@@ -223,7 +223,7 @@ func everything(t *testing.T, dir string) map[string]string {
 func TestFilesSetAsideAreCompressedAndRemovedByNumberAndAge(t *testing.T) {
 	t.Parallel()
 	day := 24 * time.Hour
-	stem := func(age time.Duration) string { return "a-" + noon.Add(-age).UTC().Format(asideTime) + ".log" }
+	stem := func(age time.Duration) string { return "a-" + noon.Add(-age).UTC().Format(rotatedTime) + ".log" }
 	for name, tc := range map[string]struct {
 		cfg  Config
 		want []string

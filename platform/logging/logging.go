@@ -1,22 +1,21 @@
 // Package logging makes the zap logger of the process.
 //
-// Where records go. Without log.path everything goes to the console, which is stderr. With
-// it, everything goes to the file as JSON, and to the console as well: all of it in dev
-// mode, where somebody watches; warnings and errors in prod mode, so that the journal or
-// the container's log, which is where an operator looks first, shows what is wrong without
-// keeping every record twice.
+// Where records go. Without log.path, everything goes to the console, which is stderr. With it,
+// everything goes to the file as JSON, and to the console too: in dev mode all of it, in prod mode
+// only warnings and errors. So an operator sees problems in the journal or the container's log,
+// and not every record is kept twice.
 //
-// What a record looks like. In prod mode, and in the file always, one JSON object: ts (RFC
-// 3339, UTC, milliseconds), level, logger, msg, then the fields, durations in seconds. In
-// dev mode the console shows words instead.
+// What a record looks like. In prod mode, and always in the file, it is one JSON object: ts (RFC
+// 3339, UTC, milliseconds), level, logger, msg, then the fields, with durations in seconds. In dev
+// mode the console shows plain text instead.
 //
-// One record is one line, whatever is in it: line breaks, terminal escapes, Unicode line
-// separators, controls and text-direction marks are written as escapes, bytes that are not
-// UTF-8 are replaced, and long values are cut with a mark that says how long they were.
+// A record is always one line: line breaks, terminal escapes, Unicode line separators, controls
+// and text-direction marks are escaped, bytes that are not UTF-8 are replaced, and long values are
+// cut with a mark that gives their length.
 //
-// A record that cannot be written is counted and reported on the console, at most once a
-// minute. It never fails or stops the caller; writing is direct, so that a record is out
-// when the call returns and none is lost with the process.
+// A record that cannot be written is counted and reported on the console, at most once a minute.
+// The caller never fails or waits because of it. Nothing is buffered, so that no record is lost
+// with the process.
 package logging
 
 import (
@@ -48,16 +47,16 @@ type Options struct {
 	Level   zap.AtomicLevel  // the caller's, to change the level later; set to Config.Level by New
 	Now     func() time.Time // nil means time.Now
 
-	// Brief is for a command beside the servers: the file has what the console has, is made when
-	// there is something to write, and is left to the servers to turn over.
+	// Brief is for commands: the file gets what the console gets, is created when there is
+	// something to write, and is left to the servers to rotate.
 	Brief bool
 }
 
 // File is the log file, if there is one. The logger must not be used after Close.
 type File struct{ file *file }
 
-// Reopen opens the file by its name again, for whoever has renamed it. The one that was open
-// stays in use when that fails.
+// Reopen opens the file by its name again, after it was renamed. If that fails, the old one stays
+// in use.
 func (f *File) Reopen() error {
 	if f.file == nil {
 		return nil
@@ -73,7 +72,7 @@ func (f *File) Close() error {
 	return f.file.Close()
 }
 
-// New makes the logger. It fails when the file cannot be written.
+// New makes the logger. It fails if the file cannot be opened.
 func New(cfg Config, opt Options) (*zap.Logger, *File, error) {
 	level, err := zapcore.ParseLevel(cfg.Level)
 	if err != nil {
@@ -119,13 +118,13 @@ func New(cfg Config, opt Options) (*zap.Logger, *File, error) {
 	}
 	log := zap.New(&core{AtomicLevel: opt.Level, outputs: outputs},
 		zap.WithClock(clock{opt.Now}),
-		zap.ErrorOutput(zapcore.AddSync(io.Discard))) // the sinks report by themselves
+		zap.ErrorOutput(zapcore.AddSync(io.Discard))) // the sinks report errors
 	return log, closer, nil
 }
 
-// Security returns the security log of l: a child named "security" whose records carry
-// "log":"security" and are kept whatever the level is. In prod mode with a log file, those
-// below a warning are in the file alone, like any other.
+// Security returns the security log of l: a child named "security" whose records have
+// "log":"security" and are written at every level. In prod mode with a log file, records below a
+// warning are only in the file, like all others.
 func Security(l *zap.Logger) *zap.Logger {
 	return l.Named("security").
 		WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return always{c} })).
@@ -140,10 +139,10 @@ func (a always) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Checke
 	return ce.AddCore(e, a)
 }
 
-// sink writes lines to one place, whole or not at all as far as a reader can tell.
+// sink writes lines to one place, and begins a new line after one that was cut off.
 type sink struct {
 	now      func() time.Time
-	complain func(lost int, err error) // nil where there is nobody to tell
+	complain func(lost int, err error) // may be nil
 
 	mu   sync.Mutex
 	w    io.Writer
@@ -152,7 +151,7 @@ type sink struct {
 	told time.Time // when that was
 }
 
-// Between two complaints about a sink that fails.
+// quiet is the time between two complaints about a sink that fails.
 const quiet = time.Minute
 
 func (s *sink) write(line []byte) {
@@ -180,7 +179,8 @@ func (s *sink) write(line []byte) {
 	}
 }
 
-// wantsColour reports a terminal whose user has not asked for plain text (no-color.org).
+// wantsColour reports whether w is a terminal whose user has not asked for plain text
+// (no-color.org).
 func wantsColour(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"

@@ -19,22 +19,22 @@ import (
 
 const (
 	maxValue  = 8 << 10  // bytes kept of one text
-	maxRecord = 64 << 10 // bytes of a line; above, only the plain fields are kept, and shorter
+	maxRecord = 64 << 10 // bytes of a line; a longer one keeps only plain fields, shortened
 	maxShort  = 256      // bytes kept of one text in such a line
 	maxFields = 64       // fields kept in such a line
 )
 
-// core encodes a record for each output, safely for whoever reads lines.
+// core encodes a record for each output, as one line that is safe to read.
 type core struct {
 	zap.AtomicLevel
 	outputs []output
-	context []zap.Field // of With, for a line that has become too long
+	context []zap.Field // of With, for a line that is too long
 }
 
 type output struct {
 	enc   zapcore.Encoder // holds the fields of With, encoded
 	bare  zapcore.Encoder // the same without them
-	plain bool            // the encoders write the message as it is: it must be escaped before
+	plain bool            // the encoders do not escape the message
 	sink  *sink
 	least zapcore.Level
 }
@@ -43,7 +43,7 @@ func newOutput(enc zapcore.Encoder, to *sink) output {
 	return output{enc: enc, bare: enc, sink: to, least: zapcore.DebugLevel}
 }
 
-// With encodes the fields at once, as zap promises: what they point to may change later.
+// With encodes the fields at once, as zap promises, because what they point to may change later.
 func (c *core) With(fields []zap.Field) zapcore.Core {
 	fields = cutFields(fields, maxValue)
 	child := &core{
@@ -57,7 +57,7 @@ func (c *core) With(fields []zap.Field) zapcore.Core {
 	return child
 }
 
-// add keeps all of the fields or, when one of them panics, the plain ones.
+// add keeps all of the fields or, if one of them panics, the plain ones.
 func (out *output) add(fields []zap.Field) {
 	enc := out.enc
 	addTo := func(fields []zap.Field) (err error) {
@@ -80,13 +80,13 @@ func (c *core) Check(e zapcore.Entry, ce *zapcore.CheckedEntry) *zapcore.Checked
 	return ce
 }
 
-func (c *core) Sync() error { return nil } // nothing is held back
+func (c *core) Sync() error { return nil } // nothing is buffered
 
 // Write never fails: see [sink].
 func (c *core) Write(e zapcore.Entry, fields []zap.Field) error {
 	fields = cutFields(fields, maxValue)
 	e.Message, e.LoggerName = cut(e.Message, maxValue), cut(e.LoggerName, maxShort)
-	if e.Stack != "" { // the console encoder would put it on lines of its own
+	if e.Stack != "" { // the console encoder would put it on separate lines
 		fields = append(slices.Clip(fields), zap.String("stack", cut(e.Stack, maxValue)))
 		e.Stack = ""
 	}
@@ -105,7 +105,7 @@ func (out output) write(e zapcore.Entry, context, fields []zap.Field) {
 	line, err := encode(out.enc, e, fields)
 	var short []zap.Field
 	switch {
-	case err != nil: // at least what happened
+	case err != nil: // log the message at least
 		short = []zap.Field{zap.String("log_error", err.Error())}
 	case line.Len() > maxRecord:
 		short = []zap.Field{zap.Int("record_bytes", line.Len())}
@@ -126,7 +126,8 @@ func encode(enc zapcore.Encoder, e zapcore.Entry, fields []zap.Field) (line *buf
 	return enc.EncodeEntry(e, fields)
 }
 
-// recovered turns a panic of a field's own methods into an error: a record costs no request.
+// recovered turns a panic of a field's own methods into an error, so that a record cannot fail a
+// request.
 func recovered(err *error) {
 	if p := recover(); p != nil {
 		*err = fmt.Errorf("a field panics: %s", cut(fmt.Sprint(p), maxShort))
@@ -162,9 +163,9 @@ func consoleEncoder(colour bool) zapcore.Encoder {
 	return zapcore.NewConsoleEncoder(cfg)
 }
 
-// cutFields bounds the texts among the fields; the caller's slice stays as it is. Errors
-// and Stringers become plain text at once: zap would add the verbose form of an error, stack
-// and all, under a second key.
+// cutFields limits the length of texts, without changing the caller's slice. Errors and Stringers
+// become plain text at once, because zap would add the verbose form of an error, with its stack,
+// under a second key.
 func cutFields(fields []zap.Field, most int) []zap.Field {
 	out := fields
 	for i, f := range fields {
@@ -201,7 +202,7 @@ func cutFields(fields []zap.Field, most int) []zap.Field {
 	return out
 }
 
-// call is the text of v, an error or a Stringer, which may be a nil pointer in disguise.
+// call returns the text of v, an error or a Stringer, which may hold a nil pointer.
 func call(v any, text func() string) (s string) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -214,8 +215,8 @@ func call(v any, text func() string) (s string) {
 	return text()
 }
 
-// shorten keeps of each field what fits a line that has become too long: a plain value,
-// cut short, or a mark that there was something.
+// shorten keeps of each field what fits a line that is too long: a plain value, cut short, or a
+// mark that something was left out.
 func shorten(fields []zap.Field) []zap.Field {
 	kept := slices.Clone(cutFields(fields[:min(len(fields), maxFields)], maxShort))
 	for i, f := range kept {
@@ -228,7 +229,7 @@ func shorten(fields []zap.Field) []zap.Field {
 	return kept
 }
 
-// cut bounds a text, at the edge of a character.
+// cut limits the length of a text, between two characters.
 func cut(s string, most int) string {
 	if len(s) <= most {
 		return s
@@ -240,8 +241,8 @@ func cut(s string, most int) string {
 	return s[:end] + "…[" + strconv.Itoa(len(s)) + " bytes]"
 }
 
-// hidden reports what must not reach a reader of lines as it is: it ends a line, drives a
-// terminal, or turns the direction of the text around it.
+// hidden reports characters that must be escaped: they end a line, control a terminal, or change
+// the direction of text.
 func hidden(r rune) bool {
 	if r < utf8.RuneSelf {
 		return r < ' ' || r == '\x7f'
@@ -249,8 +250,8 @@ func hidden(r rune) bool {
 	return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r)
 }
 
-// escape writes what is hidden in s as \n, \u001b and the like. A backslash stays one: the
-// result is for people.
+// escape writes hidden characters as \n, \u001b and the like. It does not escape backslashes, since
+// the result is for people.
 func escape(s string) string {
 	if utf8.ValidString(s) && !bytes.ContainsFunc([]byte(s), hidden) {
 		return s
@@ -271,9 +272,9 @@ func escape(s string) string {
 	return string(b)
 }
 
-// safe escapes what zap and encoding/json let through: in their output it can only stand
-// inside strings, where the escape means the same. ESC is left, since only the colours of
-// the console are left of it; so is the newline that ends the line.
+// safe escapes what zap and encoding/json do not: in their output it can only be inside strings,
+// where the escape means the same. It leaves ESC, which by now is only in the console's colours,
+// and the newline at the end.
 func safe(line []byte) []byte {
 	body := bytes.TrimSuffix(line, []byte{'\n'})
 	if !bytes.ContainsFunc(body, func(r rune) bool { return r != '\x1b' && hidden(r) }) {
@@ -292,7 +293,7 @@ func safe(line []byte) []byte {
 	return append(out, '\n')
 }
 
-// reflected encodes values of types that zap does not know, bounded.
+// reflected encodes values of types that zap does not know, with a limit on their length.
 type reflected struct{ w io.Writer }
 
 func newReflected(w io.Writer) zapcore.ReflectedEncoder { return reflected{w} }

@@ -1,9 +1,9 @@
 // Package openapi writes the OpenAPI 3.1 document of a table of routes. Everything in it comes
-// from the declarations and the types of the functions, so that the document cannot say what
-// the service does not do; what every answer has in common comes from platform/httpserver.
+// from the declarations and the types of the functions, so that the document cannot differ from
+// the service; what all answers have in common comes from platform/httpserver.
 //
-// It is for tests and tools: a program serves the document that was written, and does not
-// carry this package.
+// It is for tests and tools: a program serves the written document and does not contain this
+// package.
 package openapi
 
 import (
@@ -24,7 +24,7 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// Info is what no route says.
+// Info is the part of the document that does not come from routes.
 type Info struct {
 	Title       string
 	Version     string
@@ -36,8 +36,8 @@ type Info struct {
 	Groups      [][2]string // tags and what they group
 }
 
-// Document returns the document as indented JSON. It fails where a declaration leaves out
-// what its readers need.
+// Document returns the document as indented JSON. It fails if a declaration lacks a text that
+// readers need.
 func Document(info Info, routes []httpserver.Route) ([]byte, error) {
 	w := &writer{components: openapi3.NewComponents(), named: map[string]reflect.Type{}, statuses: map[string]int{}}
 	w.components.Schemas, w.components.Headers = openapi3.Schemas{}, openapi3.Headers{}
@@ -76,7 +76,7 @@ func Document(info Info, routes []httpserver.Route) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	// Read again, references are resolved and every rule of the specification is checked.
+	// Loading it resolves references and checks every rule of the specification.
 	read, err := openapi3.NewLoader().LoadFromData(text)
 	if err != nil {
 		return nil, err
@@ -302,7 +302,7 @@ func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
 		for _, f := range faults {
 			codes = append(codes, f.Code)
 		}
-		// What says nothing of this operation alone is said once.
+		// A response that is not specific to this operation is shared.
 		cookies := cookiesOf(r.Do.Out(), strconv.Itoa(status))
 		own := cookies != nil || slices.ContainsFunc(faults, func(f *fault.Fault) bool { return f.Kind == fault.Invalid })
 		if name := w.responseName(status, codes); !own {
@@ -366,9 +366,8 @@ func (w *writer) problems(r httpserver.Route, status int, problem *openapi3.Sche
 	return answer
 }
 
-// narrowed is a schema whose member has one of these values. It is among the components, since
-// generators of clients make a type of each that has a name, and one for each place of one that has
-// none.
+// narrowed is a schema whose member has one of these values. It is a named component, because
+// client generators make one type for a named schema, and a type for each use of an unnamed one.
 func (w *writer) narrowed(name string, schema *openapi3.SchemaRef, member string, values []any) *openapi3.SchemaRef {
 	only := &openapi3.Schema{
 		Type:       types("object"),
@@ -427,7 +426,7 @@ func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error
 	return nil
 }
 
-// gatewayRefusals are statuses and headers alone.
+// gatewayRefusals have only a status and headers.
 func (w *writer) gatewayRefusals(op *openapi3.Operation, r httpserver.Route) {
 	var words []string
 	for _, f := range r.Do.IdentityFaults() {
@@ -442,8 +441,8 @@ func (w *writer) gatewayRefusals(op *openapi3.Operation, r httpserver.Route) {
 	}
 }
 
-// Inherent lists what a route is refused for whatever its function does: by the wire, by its
-// deadline, and by the strict reading of its body and query.
+// Inherent lists the faults that every route of this form can answer, whatever its function does:
+// those of the wire, of its deadline, and of the strict decoding of its body and query.
 func Inherent(r httpserver.Route) []*fault.Fault {
 	list := []*fault.Fault{
 		httpserver.ErrMalformed, httpserver.ErrRequestTimeout, httpserver.ErrBodyTooLarge, httpserver.ErrHeadersTooLarge,
@@ -473,7 +472,7 @@ func InherentOAuth(r httpserver.Route) []httpserver.OAuthError {
 	return list
 }
 
-// problemExample is how the fault is answered at the route.
+// problemExample is the answer of the route for a fault.
 func problemExample(r httpserver.Route, f *fault.Fault) httpserver.Problem {
 	path := r.Path
 	for _, field := range reflect.VisibleFields(r.Do.In()) {
@@ -487,7 +486,7 @@ func problemExample(r httpserver.Route, f *fault.Fault) httpserver.Problem {
 	return httpserver.ProblemOf(f, path, "f3a9c1d27b604e5f8a1b2c3d4e5f6071")
 }
 
-// faultyField names a field that the route has, as the strict reading would.
+// faultyField names a field of the route, as the strict decoder would.
 func faultyField(r httpserver.Route, f *fault.Fault) *fault.Fault {
 	for _, field := range reflect.VisibleFields(r.Do.In()) {
 		if name := field.Tag.Get("query"); name != "" {
@@ -508,7 +507,7 @@ func faultyField(r httpserver.Route, f *fault.Fault) *fault.Fault {
 	return f
 }
 
-// answer is a response with the headers that every one has.
+// answer is a response with the headers that all responses have.
 func (w *writer) answer(description string) *openapi3.Response {
 	headers := openapi3.Headers{}
 	for name := range w.components.Headers {
@@ -517,7 +516,7 @@ func (w *writer) answer(description string) *openapi3.Response {
 	return &openapi3.Response{Description: &description, Headers: headers}
 }
 
-// refusal is a response that says no.
+// refusal is the response for an error.
 func (w *writer) refusal(description string, status int) *openapi3.Response {
 	answer := w.answer(description)
 	answer.Headers["Cache-Control"] = header("Errors are never cached.", &openapi3.Schema{Type: types("string"), Const: "no-store"}, true)

@@ -19,7 +19,7 @@ import (
 	"github.com/toppira/authctl/platform/config"
 )
 
-// Config says where operators look.
+// Config is the setting of the operator listener.
 type Config struct {
 	OperatorAddr string `config:"app.operator_addr" default:"127.0.0.1:9090" doc:"Address of the operator listener: metrics, profiles, readiness in detail. It has no authentication: keep it off public networks. off means none."`
 }
@@ -46,8 +46,9 @@ func (c Config) Loopback() bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// AddrError says that the operator listener's address cannot be had. A developer's second
-// process can do without; in production it must not go unnoticed: the caller chooses.
+// AddrError says that the operator listener's address is not available. A developer's second
+// process can do without the listener; in production the error must not go unnoticed. The caller
+// decides.
 type AddrError struct {
 	Addr  string
 	InUse bool
@@ -63,11 +64,11 @@ func (e *AddrError) Error() string {
 
 func (e *AddrError) Unwrap() error { return e.Err }
 
-// OperatorOptions are what the operator listener shows. Everything may be left out.
+// OperatorOptions are what the operator listener shows. All are optional.
 type OperatorOptions struct {
 	Registry  *prometheus.Registry
 	Readiness *Readiness
-	Stopping  func() bool      // /readyz says 503 from then on
+	Stopping  func() bool      // while true, /readyz answers 503
 	Level     *zap.AtomicLevel // read and set at /log/level
 	Log       *zap.Logger
 }
@@ -78,8 +79,8 @@ type Operator struct {
 	server   *http.Server
 }
 
-// Listen opens the operator listener. With none wanted it returns nil, on which every
-// method does nothing. An address that cannot be had is an [AddrError].
+// Listen opens the operator listener. If it is off, Listen returns nil, on which every method does
+// nothing. If the address is not available, the error is an [AddrError].
 func Listen(cfg Config, opt OperatorOptions) (*Operator, error) {
 	if cfg.disabled() {
 		return nil, nil
@@ -105,7 +106,7 @@ func Listen(cfg Config, opt OperatorOptions) (*Operator, error) {
 	}, nil
 }
 
-// Addr is where it listens; nil when it does not.
+// Addr is the address that it listens on, nil if it does not.
 func (o *Operator) Addr() net.Addr {
 	if o == nil {
 		return nil
@@ -113,7 +114,7 @@ func (o *Operator) Addr() net.Addr {
 	return o.listener.Addr()
 }
 
-// Run serves until ctx ends, and then gives requests under way a second.
+// Run serves until ctx ends, and then waits a second for requests in progress.
 func (o *Operator) Run(ctx context.Context) error {
 	if o == nil {
 		<-ctx.Done()
@@ -205,9 +206,9 @@ func sendJSON(w http.ResponseWriter, status int, body any) {
 	_ = json.NewEncoder(w).Encode(body) // an error means that the client left
 }
 
-// guard keeps a browser on this machine from being used to reach a loopback listener: a page
-// can make the browser call it under a name of its own (DNS rebinding), which shows in Host,
-// and can send requests without reading the answer, which shows in Origin.
+// guard keeps pages from using a browser on this machine to reach a loopback listener. A page can
+// make the browser call it by another name (DNS rebinding), which shows in Host, or send requests
+// without reading the answer, which shows in Origin.
 func guard(cfg Config, next http.Handler) http.Handler {
 	loopback := cfg.Loopback()
 	return http.HandlerFunc(func(w http.ResponseWriter, request *http.Request) {

@@ -8,27 +8,27 @@ import (
 	"time"
 )
 
-// Check is one thing that the process needs.
+// Check checks one backend of the process.
 type Check struct {
 	Name     string // database, session_store, kafka
 	Probe    func(context.Context) error
-	Critical bool // without it the process cannot serve; otherwise it is only reported
+	Critical bool // the process cannot serve without it; otherwise it is only reported
 
-	// Holds is how long the result of a probe that went well holds; a quarter of a second at
-	// least, which is also how long that of another one does.
+	// Holds is how long the result of a successful probe is reused, at least a quarter of a second.
+	// That of a failed one is always reused for a quarter of a second.
 	Holds time.Duration
 }
 
-// Result is how a check went.
+// Result is the result of a check.
 type Result struct {
 	Name     string
 	Critical bool
 	Latency  time.Duration
-	Err      error // its text is for operators alone
+	Err      error // its text is only for operators
 }
 
-// Readiness runs the checks. However often it is asked, each check runs once at a time and
-// at most once in the time that an answer holds.
+// Readiness runs the checks. However often it is asked, each check runs once at a time, and not
+// again while its result holds.
 type Readiness struct {
 	checks []Check
 	probes []probe
@@ -40,12 +40,12 @@ const (
 	holds        = 250 * time.Millisecond
 )
 
-// probe is the state of one check: what came of it last, and whether it runs now.
+// probe is the state of one check: its last result, and whether it is running.
 type probe struct {
 	mu      sync.Mutex
 	result  Result
 	at      time.Time
-	running chan struct{} // closed when the run under way is over; nil between runs
+	running chan struct{} // closed at the end of the current run; nil between runs
 }
 
 // NewReadiness makes a readiness of checks. now may be nil.
@@ -58,9 +58,9 @@ func NewReadiness(now func() time.Time, checks ...Check) *Readiness {
 
 var errSlow = errors.New("no answer in time")
 
-// Report returns how every check stands, in order, and whether all critical ones are well.
-// It takes at most a second: a probe that takes longer has failed, also when it does not
-// heed its context, and is not started again before it returned.
+// Report returns the result of every check, in order, and whether all critical ones succeeded. It
+// takes at most a second: a probe that takes longer has failed, even if it ignores its context,
+// and is not started again before it returns.
 func (r *Readiness) Report(ctx context.Context) (results []Result, ready bool) {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
@@ -78,8 +78,8 @@ func (r *Readiness) Report(ctx context.Context) (results []Result, ready bool) {
 	return results, ready
 }
 
-// start begins a run unless the last result still holds or one is under way, and returns
-// what to wait for: nil when there is nothing to wait for.
+// start begins a run unless the last result still holds or a run is in progress. It returns what
+// to wait for, or nil.
 func (r *Readiness) start(i int) chan struct{} {
 	p, check := &r.probes[i], r.checks[i]
 	p.mu.Lock()
@@ -98,7 +98,7 @@ func (r *Readiness) start(i int) chan struct{} {
 	p.running = done
 	go func() {
 		defer close(done)
-		// Its own deadline and not the asker's: others wait for the same run.
+		// Not the caller's deadline, because others wait for the same run.
 		ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 		defer cancel()
 		begun := r.now()
@@ -117,7 +117,7 @@ func (r *Readiness) await(ctx context.Context, i int, done chan struct{}) Result
 		select {
 		case <-done:
 		case <-ctx.Done():
-			// The time may have gone on an earlier check: this one can be done all the same.
+			// An earlier check may have used up the time, but this one may be done.
 			select {
 			case <-done:
 			default:

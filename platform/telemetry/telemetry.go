@@ -1,6 +1,6 @@
-// Package telemetry is what operators see of a running process: metrics, profiles, and
-// whether each thing it needs is there. All of it is on a listener of its own, which is
-// never the public one and by default cannot be reached from another machine.
+// Package telemetry is what operators see of a running process: metrics, profiles, and the
+// readiness of each backend. It is on a separate listener, which is never the public one and by
+// default cannot be reached from another machine.
 package telemetry
 
 import (
@@ -16,7 +16,7 @@ type Build struct {
 	Commit  string
 }
 
-// NewRegistry makes the process's registry with the metrics that every Go service has.
+// NewRegistry makes the registry of the process, with the usual metrics of a Go service.
 func NewRegistry(build Build) *prometheus.Registry {
 	registry := prometheus.NewRegistry()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{

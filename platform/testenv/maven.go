@@ -9,7 +9,7 @@ import (
 
 // MavenJars fetches the artifacts that the pom.xml of a folder pins, with what they need at run
 // time, once for each content of it, and returns the folder whose subfolder jars holds them. It
-// skips or fails as [NodeModules].
+// skips or fails like [NodeModules].
 func MavenJars(t testing.TB, dir string) string {
 	t.Helper()
 	mvn := Program(t, "install Maven", "mvn")

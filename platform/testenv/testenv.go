@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// Patience is how long a test waits for what is bound to come. It tells what hangs from what is
-// slow, on a machine that is many times as busy as it should be, and measures nothing.
+// Patience is how long a test waits for something that must happen. It tells a hang from a delay
+// on a machine that is many times too busy, and measures nothing.
 const Patience = 3 * time.Minute
 
-// Eventually waits until the condition holds, and fails the test when it does not come to.
+// Eventually waits until the condition holds, and fails the test if it does not.
 func Eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(Patience); !condition(); time.Sleep(5 * time.Millisecond) {
@@ -31,13 +31,13 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 // Postgres returns the URL of the shared PostgreSQL server.
 func Postgres(t testing.TB) string { return need(t, "AUTHCTL_TEST_POSTGRES", "PostgreSQL") }
 
-// Redis returns the URL of the shared Redis server. Tests keep to keys of their own.
+// Redis returns the URL of the shared Redis server. Each test uses its own keys.
 func Redis(t testing.TB) string { return need(t, "AUTHCTL_TEST_REDIS", "Redis") }
 
-// Kafka returns the brokers of the shared Kafka cluster. Tests make topics of their own.
+// Kafka returns the brokers of the shared Kafka cluster. Each test makes its own topics.
 func Kafka(t testing.TB) string { return need(t, "AUTHCTL_TEST_KAFKA", "Kafka") }
 
-// Demanded reports whether the real engines must be there.
+// Demanded reports whether a test must fail instead of being skipped when an engine is missing.
 func Demanded() bool { return os.Getenv("AUTHCTL_TEST_DEMAND") != "" }
 
 func need(t testing.TB, name, engine string) string {

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// Program returns the path of the first of these programs that there is. Without one the test is
-// skipped, and fails where engines are demanded; how says where it comes from.
+// Program returns the path of the first of these programs that is installed. Without one the test
+// is skipped, or fails if engines are demanded; how says how to get it.
 func Program(t testing.TB, how string, names ...string) string {
 	t.Helper()
 	for _, name := range names {
@@ -28,7 +28,7 @@ func Program(t testing.TB, how string, names ...string) string {
 	return ""
 }
 
-// Lacking skips a test that cannot run here, and fails it where engines are demanded.
+// Lacking skips a test that cannot run here, or fails it if engines are demanded.
 func Lacking(t testing.TB, format string, a ...any) {
 	t.Helper()
 	if Demanded() {
@@ -38,8 +38,8 @@ func Lacking(t testing.TB, format string, a ...any) {
 }
 
 // NodeModules installs the packages that the package-lock.json of a folder pins, once for each
-// content of it, and returns the folder that holds node_modules. It skips the test, or fails it where
-// engines are demanded, when npm is not there or the packages cannot be had.
+// content of it, and returns the folder that holds node_modules. Without npm or the packages it
+// skips the test, or fails it if engines are demanded.
 func NodeModules(t testing.TB, dir string) string {
 	t.Helper()
 	npm := Program(t, "it comes with Node.js", "npm")
@@ -65,7 +65,7 @@ func PythonPackages(t testing.TB, dir string) string {
 	})
 }
 
-// retries lets a package client try longer where there is no going on without it.
+// retries lets a package client try longer if the packages are demanded.
 func retries(flag string) string {
 	if Demanded() {
 		return flag + "=5"
@@ -75,8 +75,8 @@ func retries(flag string) string {
 
 var installing sync.Mutex
 
-// installed returns a folder of the cache with what a command has made of the pins, and runs the
-// command when it is not there yet.
+// installed returns a folder of the cache with what a command installs for the pins, and runs the
+// command if the folder does not exist yet.
 func installed(t testing.TB, kind, dir string, pins []string, install func(ctx context.Context, into string) *exec.Cmd) string {
 	t.Helper()
 	installing.Lock()
@@ -105,17 +105,17 @@ func installed(t testing.TB, kind, dir string, pins []string, install func(ctx c
 	}
 	var problem error
 	for attempt := range attempts {
-		time.Sleep(time.Duration(attempt) * 3 * time.Second) // a registry that is busy
+		time.Sleep(time.Duration(attempt) * 3 * time.Second) // the registry may be busy
 		if problem = installOnce(t, cache, at, content, install); problem == nil {
 			return at
 		}
 	}
-	Lacking(t, "the packages of %s cannot be had: %v", dir, problem)
+	Lacking(t, "the packages of %s cannot be installed: %v", dir, problem)
 	return ""
 }
 
-// installOnce makes the folder beside where it belongs, so that what is there is whole. Another
-// process may be as far at the same time.
+// installOnce fills a temporary folder and renames it, so that a folder of the cache is complete.
+// Another process may do the same at the same time.
 func installOnce(t testing.TB, cache, at string, content map[string][]byte, install func(ctx context.Context, into string) *exec.Cmd) error {
 	into, err := os.MkdirTemp(cache, "new-")
 	if err != nil {
@@ -143,7 +143,7 @@ func installOnce(t testing.TB, cache, at string, content map[string][]byte, inst
 	return nil
 }
 
-// cacheDir is where deploy/lint.sh and deploy/kafka.sh keep what they have fetched.
+// cacheDir is the folder in which deploy/lint.sh and deploy/kafka.sh keep their downloads.
 func cacheDir() (string, error) {
 	dir := os.Getenv("AUTHCTL_CACHE")
 	if dir == "" {

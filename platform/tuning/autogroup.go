@@ -12,17 +12,17 @@ import (
 	"time"
 )
 
-// autogroup is where Linux says how much the processes of this one's autogroup count beside those
-// of others: sched(7), "The autogroup feature". It makes a group of what was started from one
-// terminal or by one unit. Nice values compare the threads of one group only.
+// autogroup is the file in which Linux keeps the weight of this process's autogroup against other
+// groups: sched(7), "The autogroup feature". A group is what was started from one terminal or by
+// one unit. Nice values of threads only count within their group.
 const autogroup = "/proc/self/autogroup"
 
-// Renice gives the autogroup of this process a nice value, 1 to 19, which needs no privilege:
-// servers on the same machine that were started elsewhere are then run first. The function
-// returned undoes it.
+// Renice gives the autogroup of this process a nice value, 1 to 19, which needs no privilege.
+// Servers on the same machine that were started elsewhere then run first. The returned function
+// undoes it.
 //
-// It returns nil and does nothing where the kernel makes no autogroups, and where the group's
-// value is not 0: somebody has chosen it. Within a control group it is of no consequence.
+// It does nothing and returns nil if the kernel has no autogroups, or if the value is not 0 because
+// somebody has set it. Within a control group it has no effect.
 func Renice(ctx context.Context, nice int) (restore func() error, err error) {
 	if now, err := groupNice(); err != nil || now != 0 {
 		return nil, err
@@ -40,7 +40,7 @@ func Renice(ctx context.Context, nice int) (restore func() error, err error) {
 	}, nil
 }
 
-// ungrouped is the nice value of what is in no autogroup. It equals none that is set.
+// ungrouped stands for the nice value of a process without an autogroup. No nice value equals it.
 const ungrouped = 20
 
 func groupNice() (int, error) {
@@ -59,8 +59,8 @@ func groupNice() (int, error) {
 	return nice, nil
 }
 
-// setGroupNice writes the value. The kernel lets users do so ten times a second, all of
-// them together, and answers EAGAIN beyond that.
+// setGroupNice writes the value. The kernel allows ten writes a second for all users together,
+// and answers EAGAIN beyond that.
 func setGroupNice(ctx context.Context, nice int) error {
 	for {
 		err := os.WriteFile(autogroup, []byte(strconv.Itoa(nice)), 0)

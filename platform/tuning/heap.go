@@ -7,11 +7,11 @@ import (
 	"runtime"
 )
 
-// RoomyHeap lets the collector run less often until the returned function is called: it
-// waits until the heap has doubled, and that of a quiet server is so small that a busy one
-// would collect a hundred times a second. The array counts as heap but is never touched, so
-// it takes no memory, and next to a large heap it makes no difference. Who has set GOGC or
-// GOMEMLIMIT, which would count it too, knows better.
+// RoomyHeap makes the collector run less often until the returned function is called. The
+// collector waits until the heap has doubled, and the heap of a server is so small that a busy one
+// would collect a hundred times a second. The array counts as heap, but is never touched, so it
+// takes no memory; next to a large heap it makes no difference. It does nothing if GOGC or
+// GOMEMLIMIT is set.
 func RoomyHeap() (release func()) {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return func() {}
