@@ -25,12 +25,12 @@ import (
 	"github.com/toppira/authctl/platform/logging"
 )
 
-// app is the process: what it was told, what it has opened, and in which order it closes.
-// The only wiring there is, is here.
+// app is the process: its settings, what it has opened, and in which order to close it. All
+// wiring is here.
 type app struct {
 	settings
 	log      *zap.Logger
-	security *zap.Logger // of a command
+	security *zap.Logger // only for commands
 	logFile  *logging.File
 	level    zap.AtomicLevel
 	registry *prometheus.Registry
@@ -39,14 +39,14 @@ type app struct {
 	auth     *auth.Service
 	waker    *relay.Waker
 
-	looking   bool                  // nothing is made: no folder, database, schema, secret or key
-	ownSecret bool                  // the secret was made here, not given
-	relayEnd  atomic.Pointer[error] // why the relay inside serve ended before it was told to
+	looking   bool                  // creates nothing: no folder, database, schema, secret or key
+	ownSecret bool                  // the secret was created here, not configured
+	relayEnd  atomic.Pointer[error] // why the relay inside serve ended too early
 	closers   []func() error
 }
 
-// newApp starts the log. Commands that write results keep it quiet: warnings and worse, and the
-// security log, on the terminal and in the file.
+// newApp opens the log. For commands it is quiet: the terminal and the file only get warnings and
+// worse, and the security log.
 func newApp(s settings, stderr io.Writer, quiet bool) (*app, error) {
 	a := &app{settings: s, level: zap.NewAtomicLevel()}
 	cfg := s.Log
@@ -63,8 +63,8 @@ func newApp(s settings, stderr io.Writer, quiet bool) (*app, error) {
 	return a, nil
 }
 
-// onHangup opens the log file again on each hangup, until the func that it returns is called:
-// the log may not be used after that.
+// onHangup opens the log file again on each hangup, until the returned function is called, after
+// which the log must not be used.
 func (a *app) onHangup(hangups <-chan os.Signal) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var listening sync.WaitGroup
@@ -99,8 +99,7 @@ func (a *app) Close() error {
 	return err
 }
 
-// openDatabase connects, and sees to the schema: SQLite is brought up to date on the spot,
-// PostgreSQL must have been.
+// openDatabase connects and checks the schema. It migrates SQLite; PostgreSQL must be migrated.
 func (a *app) openDatabase(ctx context.Context) error {
 	if !a.looking && a.needsDataFolder() {
 		if err := a.makeDataFolder(); err != nil {
@@ -126,15 +125,15 @@ func (a *app) openDatabase(ctx context.Context) error {
 	return err
 }
 
-// existing refuses where there is no installation, and from then on nothing of one is made. All
-// commands are opened this way but for those that begin an installation: serve, relay, migrate up,
-// user create and user import.
+// existing fails if there is no installation, and makes sure that nothing creates one. All commands
+// use it except those that may begin an installation: serve, relay, migrate up, user create and
+// user import.
 func (a *app) existing() error {
 	a.looking = true
 	if a.Database.Exists(a.App.DataDir) {
 		return nil
 	}
-	return fmt.Errorf("there is no %s yet: authctl serve makes it, or name another one with DATABASE_URL",
+	return fmt.Errorf("there is no %s yet: authctl serve creates it, or name another one with DATABASE_URL",
 		a.Database.Describe(a.App.DataDir))
 }
 
@@ -159,8 +158,8 @@ func (a *app) openExistingAuth(ctx context.Context) error {
 	return a.openAuth(ctx)
 }
 
-// openAuthToLook opens the service for a command that changes nothing. Where there is no
-// installation yet, it stands on one of its own that is gone afterwards.
+// openAuthToLook opens the service for a command that changes nothing. If there is no installation
+// yet, it uses a temporary one.
 func (a *app) openAuthToLook(ctx context.Context) error {
 	if a.existing() != nil {
 		dir, err := os.MkdirTemp("", "authctl-*") // mode 0700
@@ -184,7 +183,7 @@ func (a *app) connectDatabase(ctx context.Context) error {
 	return nil
 }
 
-// openAuth opens all that the service stands on, and the service.
+// openAuth opens the service and everything that it needs.
 func (a *app) openAuth(ctx context.Context) error {
 	if err := a.openDatabase(ctx); err != nil {
 		return err
@@ -200,7 +199,7 @@ func (a *app) openAuth(ctx context.Context) error {
 	if a.Redis.Enabled() {
 		a.redis, err = cache.Open(ctx, a.Redis, cache.Options{
 			Prod: a.App.prod(), AppName: "authctl",
-			Untried: a.registry == nil, // an operator must be able to disable an account while Redis is away
+			Untried: a.registry == nil, // an operator must be able to disable an account while Redis is down
 		})
 		if err != nil {
 			return err
@@ -228,8 +227,8 @@ func (a *app) openWaker() {
 	a.closers = append(a.closers, func() error { a.waker.Close(); return nil })
 }
 
-// checkRedis refuses a Redis that cannot be the right one, and says what is wrong with one that may
-// become right: readiness goes on to tell.
+// checkRedis refuses a Redis that can never be used, and logs what is wrong with one that may
+// recover; readiness continues to report it.
 func (a *app) checkRedis(ctx context.Context) error {
 	err := cache.Probe(ctx, a.redis)
 	if problem, ok := errors.AsType[*cache.Problem](err); ok && problem.Setup {
@@ -249,7 +248,7 @@ func (a *app) checkRedis(ctx context.Context) error {
 	return nil
 }
 
-// logRemarks says, once at the start, which settings are hardly meant as they are.
+// logRemarks logs, once at the start, which settings are probably mistakes.
 func (a *app) logRemarks() {
 	for _, r := range a.remarks {
 		level := zap.InfoLevel
@@ -263,7 +262,7 @@ func (a *app) logRemarks() {
 
 func (a *app) eventsFile() string { return filepath.Join(a.App.DataDir, "events.ndjson") }
 
-// openKafka makes the way to Kafka. The caller closes it.
+// openKafka opens the sink to Kafka. The caller closes it.
 func (a *app) openKafka() (*sink.Kafka, error) {
 	opt := sink.KafkaOptions{Prod: a.App.prod(), Log: a.log}
 	if a.registry != nil {
@@ -272,8 +271,7 @@ func (a *app) openKafka() (*sink.Kafka, error) {
 	return sink.OpenKafka(a.Kafka, opt)
 }
 
-// target names the place that these settings say events go to, and its identity where that
-// is known without asking.
+// target names the target of these settings, and its identity if that is known without asking.
 func (a *app) target() (name string, identity *string, err error) {
 	if a.Kafka.UsesKafka() {
 		return a.Kafka.TargetName(), nil, nil
@@ -282,7 +280,7 @@ func (a *app) target() (name string, identity *string, err error) {
 	return name, new(""), err
 }
 
-// openSink opens the place that events go to.
+// openSink opens the sink to the target.
 func (a *app) openSink() (relay.Sink, error) {
 	if a.Kafka.UsesKafka() {
 		return a.openKafka()
@@ -293,10 +291,10 @@ func (a *app) openSink() (relay.Sink, error) {
 	return sink.OpenFile(a.eventsFile())
 }
 
-// newRelay makes a relay into the sink that the settings name, unless the outbox is known to
-// publish elsewhere. The caller runs it.
+// newRelay makes a relay to the target of the settings, unless the outbox has another target. The
+// caller runs it.
 func (a *app) newRelay(ctx context.Context) (*relay.Relay, error) {
-	// Before anything is made there. What else goes wrong is met again by the relay, which waits.
+	// This comes before anything is created there. The relay meets other errors again, and waits.
 	name, identity, err := a.target()
 	if err != nil {
 		return nil, err
@@ -323,7 +321,7 @@ func (a *app) newRelay(ctx context.Context) (*relay.Relay, error) {
 	return r, nil
 }
 
-// describeEvents names the place that events go to.
+// describeEvents names the target for a person.
 func (a *app) describeEvents() string {
 	if a.Kafka.UsesKafka() {
 		return "Kafka " + strings.Join(a.Kafka.Brokers, ",") + " topic " + a.Kafka.Topic
@@ -331,7 +329,7 @@ func (a *app) describeEvents() string {
 	return a.eventsFile()
 }
 
-// describe names, for a person, what the process stands on.
+// describe names, for a person, what the process uses.
 func (a *app) describe() [][2]string {
 	sessions := "in the database"
 	if a.Redis.Enabled() {
@@ -343,7 +341,7 @@ func (a *app) describe() [][2]string {
 	}
 	secret := "as configured"
 	if a.ownSecret {
-		secret = "made here, kept in " + filepath.Join(a.App.DataDir, "secret")
+		secret = "created here, in " + filepath.Join(a.App.DataDir, "secret")
 	}
 	return [][2]string{
 		{"Database", a.Database.Describe(a.App.DataDir)},

@@ -15,7 +15,7 @@ import (
 	"github.com/toppira/authctl/modules/auth"
 )
 
-// asVerifier says of a token what a service says that verifies it without asking: it fetches the
+// asVerifier verifies a token as another service would that verifies tokens itself: it fetches the
 // metadata, the keys and, as a client of auth.clients, what has ended.
 type asVerifier struct {
 	url        string
@@ -89,7 +89,7 @@ func (v asVerifier) inspect(ctx context.Context, text string) (auth.TokenReport,
 	return report, v.apply(ctx, server.Feed, secret, &report)
 }
 
-// apply reads the snapshot of what has ended and holds the token against it.
+// apply reads what has ended and checks the token against it.
 func (v asVerifier) apply(ctx context.Context, feed, secret string, report *auth.TokenReport) error {
 	claim := func(name string) string { return fmt.Sprint(report.Claims[name]) }
 	epoch := int64(0)

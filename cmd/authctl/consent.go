@@ -11,15 +11,15 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// consent is the flag --yes of a command that destroys something, and the question that a
-// terminal is asked without it.
+// consent is the flag --yes of a command that destroys something, and the question on a terminal
+// without it.
 type consent struct{ yes bool }
 
 func (c *consent) add(cmd *cobra.Command) {
 	cmd.Flags().BoolVar(&c.yes, "yes", false, "do not ask for confirmation")
 }
 
-// terminalOf returns the terminal that somebody types on, nil when there is none.
+// terminalOf returns the terminal of standard input, or nil.
 func terminalOf(cmd *cobra.Command) *os.File {
 	if isTerminal(cmd.InOrStdin()) {
 		return cmd.InOrStdin().(*os.File)
@@ -27,8 +27,8 @@ func terminalOf(cmd *cobra.Command) *os.File {
 	return nil
 }
 
-// ask says what will be lost, a sentence without its full stop, and returns nil when that is
-// what somebody wants.
+// ask says what will be lost, a sentence without its full stop, and returns nil if the operator
+// agrees.
 func (c *consent) ask(cmd *cobra.Command, loss string) error {
 	if c.yes {
 		return nil

@@ -49,7 +49,7 @@ Nothing is changed, and each check takes at most five seconds. The exit code is
 	}
 }
 
-// How a check went.
+// The results of a check.
 const (
 	checkOK   = "ok"
 	checkWarn = "warn"
@@ -82,14 +82,14 @@ func failing(found, advice string) finding {
 	return finding{Status: checkFail, Found: found, Advice: advice}
 }
 
-// doctor examines an app whose parts may be missing.
+// doctor checks an app whose parts may be missing.
 type doctor struct {
 	*app
 	findings []finding
 	print    func(finding) error
 
-	schemaFits bool // the database is open, and what reads it can
-	relays     bool // and its role is one that relays alone has
+	schemaFits bool // the database is open and its schema up to date
+	relays     bool // its role is a relay's, which can do nothing else
 }
 
 func (g *global) doctor(ctx context.Context, stdout, stderr io.Writer) (err error) {
@@ -102,14 +102,14 @@ func (g *global) doctor(ctx context.Context, stdout, stderr io.Writer) (err erro
 	if _, misused := errors.AsType[misuse](err); misused || err != nil && !wrong {
 		return err
 	}
-	// Where only a relay runs, what serve needs besides is not missing.
+	// Settings that only serve needs are not missing where only a relay runs.
 	if relay := (settings{keyless: true}); wrong && g.load(&relay, nil) == nil && relay.relaysAlone(ctx) {
 		s, wrong = relay, false
 	}
 	if wrong {
 		var list []finding
 		for _, f := range faults {
-			list = append(list, failing(f.String(), "put it right; everything else is tried once the settings are fine"))
+			list = append(list, failing(f.String(), "correct it; everything else is checked once the settings are right"))
 		}
 		list = append(list, remarkable(s.remarks)...)
 		err = d.report("settings", list...)
@@ -130,8 +130,8 @@ func (g *global) doctor(ctx context.Context, stdout, stderr io.Writer) (err erro
 	return nil
 }
 
-// relaysAlone reports whether the settings name a database with a role that can relay events
-// and not sign people in.
+// relaysAlone reports whether the settings name a database with a role that can relay events but
+// not sign people in.
 func (s settings) relaysAlone(ctx context.Context) bool {
 	if !s.Database.UsesPostgres() {
 		return false
@@ -219,18 +219,18 @@ func (d *doctor) settingsFit(context.Context) []finding {
 	list := []finding{fine("%s mode, %s given", d.App.Mode, count(set, "setting", "settings"))}
 	if !d.Operator.Loopback() {
 		list = append(list, doubtful("the operator listener "+d.Operator.OperatorAddr+" can be reached from other "+
-			"machines, and asks nobody who they are",
+			"machines, and has no authentication",
 			"keep it off public networks, or set APP_OPERATOR_ADDR=127.0.0.1:9090"))
 	}
 	return append(list, remarkable(d.remarks)...)
 }
 
-// remarkable are the settings that are hardly meant as they are.
+// remarkable are the settings that are probably mistakes.
 func remarkable(remarks []config.Remark) []finding {
 	var list []finding
 	for _, r := range remarks {
 		if r.Likely {
-			list = append(list, doubtful(r.String(), "correct its name, or take it out"))
+			list = append(list, doubtful(r.String(), "correct its name, or delete it"))
 		}
 	}
 	return list
@@ -283,7 +283,7 @@ func (d *doctor) logFile(context.Context) []finding {
 	case err == nil:
 		var f *os.File
 		if f, err = os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0); err == nil {
-			err = errors.Join(f.Close(), tryWritingTo(filepath.Dir(path))) // it is turned over there
+			err = errors.Join(f.Close(), tryWritingTo(filepath.Dir(path))) // where it is rotated
 		}
 	case errors.Is(err, fs.ErrNotExist):
 		if err = tryWritingTo(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) {
@@ -340,9 +340,9 @@ func listenAdvice(setting string, err error) string {
 		if setting == "APP_PORT" {
 			setting = "APP_HOST"
 		}
-		return "it is no address of this machine: set " + setting + " to one that is"
+		return "it is not an address of this machine: set " + setting + " to one that is"
 	}
-	return "see to it, or set " + setting + " to another one"
+	return "set " + setting + " to an address that can be listened on"
 }
 
 func openToOthers(info fs.FileInfo) bool { return info.Mode().Perm()&0o077 != 0 }
@@ -365,7 +365,7 @@ func (d *doctor) diskSpace(context.Context) []finding {
 	case !known:
 		return []finding{skipped("the free space cannot be read on this system")}
 	case free < lowest:
-		return []finding{failing(text, "make room: a database that cannot write serves nobody")}
+		return []finding{failing(text, "make room: nobody can sign in when the database cannot write")}
 	case free < low:
 		return []finding{doubtful(text, "make room before it is full")}
 	}
@@ -401,13 +401,13 @@ func (d *doctor) secret(context.Context) []finding {
 	list := []finding{fine("from %s, %d bytes, fingerprint %s: the same on every server", from, len(secret.Reveal()),
 		secret.Fingerprint())}
 	if len(d.Auth.Token.Untrimmed) > 0 {
-		list = append(list, doubtful("there is white space around it, which is left out", adviceWhiteSpace))
+		list = append(list, doubtful("there is white space around it, which is ignored", adviceWhiteSpace))
 	}
 	return list
 }
 
-// strength is the Shannon entropy of the text in bits, as far as it shows in how often each
-// byte comes: little for what repeats itself, nothing about words.
+// strength is the Shannon entropy of the text in bits, by the frequency of each byte. It finds
+// repetition, but not words.
 func strength(text string) float64 {
 	often := map[byte]int{}
 	for i := range len(text) {
@@ -440,19 +440,18 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 	}
 	if err := d.db.TryWrite(ctx); err != nil {
 		return []finding{d.databaseFails(fmt.Errorf("%s takes no writes: %w", name, err),
-			"let authctl's user write to it, and see whether its disk is full")}
+			"let authctl's user write to it, and check that its disk is not full")}
 	}
 	list := []finding{fine("%s, version %s, answers and takes writes, connected in %s", name, version,
 		took.Round(time.Millisecond/10))}
 	if servers := d.Database.Unverified(d.App.prod()); len(servers) > 0 && d.App.prod() {
-		list = append(list, doubtful("somebody in between could read and change what is exchanged: "+strings.Join(servers,
-			", "),
-			"say sslmode=verify-full, or nothing, where the network is not your own"))
+		list = append(list, doubtful("somebody on the network could read and change what is exchanged: "+
+			strings.Join(servers, ", "), "unless the network is your own, set sslmode=verify-full, or do not set sslmode"))
 	}
 	return list
 }
 
-// databaseFails advises what fits the kind of the error, else what is given.
+// databaseFails gives the advice for this kind of error, or the given one.
 func (d *doctor) databaseFails(err error, otherwise string) finding {
 	return failing(err.Error(), cmp.Or(database.Remedy(err, false), otherwise))
 }
@@ -486,12 +485,12 @@ func (d *doctor) clock(ctx context.Context) []finding {
 	if err := d.db.QueryRowContext(ctx, "SELECT clock_timestamp()").Scan(&there); err != nil {
 		return []finding{d.databaseFails(err, "look at the database's log")}
 	}
-	return []finding{judgeClock(there.Sub(before.Add(time.Since(before)/2)), "database")}
+	return []finding{checkClock(there.Sub(before.Add(time.Since(before)/2)), "database")}
 }
 
-// judgeClock says what a difference to another machine's clock means.
-func judgeClock(off time.Duration, whose string) finding {
-	const advice = "synchronise both clocks (NTP): sessions and leases go by them"
+// checkClock says what a difference to another machine's clock means.
+func checkClock(off time.Duration, whose string) finding {
+	const advice = "synchronise both clocks (NTP): sessions and leases depend on them"
 	text := fmt.Sprintf("differs from the %s's by %s", whose, off.Abs().Round(time.Millisecond))
 	switch {
 	case off.Abs() > 30*time.Second:
@@ -586,8 +585,8 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 	return list
 }
 
-// targetFits compares what the settings name with where the outbox publishes. A serve that
-// leaves events to relays need not name it.
+// targetFits compares the target of the settings with the outbox's. A serve that leaves events to
+// relays need not name it.
 func (d *doctor) targetFits(ctx context.Context, identity *string) []finding {
 	name, known, err := d.target()
 	if err != nil {
@@ -640,21 +639,21 @@ func (d *doctor) redisFit(ctx context.Context) []finding {
 	}
 	problems, err := cache.Check(ctx, client)
 	if err != nil {
-		list = append(list, doubtful("its maxmemory-policy and persistence cannot be looked at: "+err.Error(),
-			"let the Redis user run INFO, or see to them yourself"))
+		list = append(list, doubtful("its maxmemory-policy and persistence cannot be checked: "+err.Error(),
+			"let the Redis user run INFO, or check them yourself"))
 	}
 	for _, p := range problems {
 		list = append(list, doubtful(p.Found, p.Advice))
 	}
 	if len(list) == 0 {
-		list = append(list, fine("%s answers, takes writes and keeps what it is given", d.Redis.Describe()))
+		list = append(list, fine("%s answers, takes writes and keeps its data", d.Redis.Describe()))
 	}
 	before := time.Now()
 	there, err := client.Time(ctx).Result()
 	if err != nil {
 		return append(list, failing(err.Error(), cache.Describe(err).Advice))
 	}
-	if f := judgeClock(there.Sub(before.Add(time.Since(before)/2)), "Redis"); f.Status != checkOK {
+	if f := checkClock(there.Sub(before.Add(time.Since(before)/2)), "Redis"); f.Status != checkOK {
 		list = append(list, f)
 	}
 	return list
@@ -682,7 +681,7 @@ func (d *doctor) kafkaFit(ctx context.Context) []finding {
 	}
 	var list []finding
 	if identity, err := kafka.Identity(ctx); err == nil && d.schemaFits && len(d.targetFits(ctx, nil)) == 0 {
-		list = d.targetFits(ctx, &identity) // the outbox's, by name at least: that was looked at before
+		list = d.targetFits(ctx, &identity) // the name was checked before, with the outbox
 	}
 	for _, problem := range d.topicProblems(st) {
 		list = append(list, doubtful("topic "+st.Topic+": "+problem.Found, problem.Advice))
@@ -707,7 +706,7 @@ func (d *doctor) hashing(ctx context.Context) []finding {
 	case took > time.Second:
 		return []finding{doubtful(text+": sign-in is slow", advice)}
 	case took < 20*time.Millisecond:
-		return []finding{doubtful(text+": little against whoever steals the database", advice)}
+		return []finding{doubtful(text+": that hardly protects a stolen database", advice)}
 	}
 	return []finding{fine("%s", text)}
 }

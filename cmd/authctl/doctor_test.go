@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-func TestAClockIsJudgedByHowFarItIsOff(t *testing.T) {
+func TestAClockIsCheckedByHowFarItIsOff(t *testing.T) {
 	t.Parallel()
 	for off, want := range map[time.Duration]string{
 		0: checkOK, 900 * time.Millisecond: checkOK, -900 * time.Millisecond: checkOK,
 		2 * time.Second: checkWarn, -2 * time.Second: checkWarn,
 		time.Minute: checkFail, -time.Hour: checkFail,
 	} {
-		if got := judgeClock(off, "database"); got.Status != want || (want != checkOK) != (got.Advice != "") {
+		if got := checkClock(off, "database"); got.Status != want || (want != checkOK) != (got.Advice != "") {
 			t.Errorf("%s off: %+v, want %s", off, got, want)
 		}
 	}

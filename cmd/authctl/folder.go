@@ -9,14 +9,14 @@ import (
 	"syscall"
 )
 
-// needsDataFolder reports whether something lives there: what no server was named for.
+// needsDataFolder reports whether something is kept there because no server is named for it.
 func (s settings) needsDataFolder() bool {
 	return s.Database.URL == "" && !s.Database.UsesPostgres() || !s.Kafka.UsesKafka() && s.Outbox.Relay == "inline" ||
 		s.Auth.Token.Secret == "" && !s.keyless
 }
 
-// makeDataFolder makes the data folder before anything wants to put a file there, so that what is
-// wrong with it is said once and with what to do.
+// makeDataFolder creates the data folder before anything writes there, so that a problem with it is
+// reported once, with what to do.
 func (s settings) makeDataFolder() error {
 	dir := s.App.DataDir
 	err := os.MkdirAll(dir, 0o700)
@@ -30,7 +30,7 @@ func (s settings) makeDataFolder() error {
 	return nil
 }
 
-// tryWritingTo makes a file in a folder and takes it away again.
+// tryWritingTo creates a file in a folder and removes it.
 func tryWritingTo(dir string) error {
 	probe, err := os.CreateTemp(dir, ".authctl-*")
 	if err != nil {
@@ -39,8 +39,7 @@ func tryWritingTo(dir string) error {
 	return errors.Join(probe.Close(), os.Remove(probe.Name()))
 }
 
-// tryMakingFolder sees whether a folder that is not there could be made, and makes nothing that
-// stays.
+// tryMakingFolder checks whether a missing folder could be created, without creating it.
 func tryMakingFolder(dir string) error {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -53,7 +52,7 @@ func tryMakingFolder(dir string) error {
 		case err == nil && !info.IsDir():
 			return &fs.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
 		case err == nil:
-			if _, err := os.Lstat(dir); err == nil { // a file, or a link that leads nowhere
+			if _, err := os.Lstat(dir); err == nil { // a file, or a dangling link
 				return &fs.PathError{Op: "mkdir", Path: dir, Err: syscall.ENOTDIR}
 			}
 			return tryWritingTo(above)
@@ -72,8 +71,8 @@ func folderProblem(setting, dir string, err error) (found, advice string) {
 	found = err.Error()
 	switch {
 	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EEXIST):
-		return dir + " cannot be a folder: there is a file of that name, or on the way to it", "name another one with " +
-			"" + setting
+		return dir + " cannot be a folder: there is a file of that name, or on the way to it",
+			"name another one with " + setting
 	case errors.Is(err, fs.ErrPermission):
 		return found, fmt.Sprintf("let the user that runs authctl write there (chown, chmod), or name another one with %s",
 			setting)
@@ -82,5 +81,5 @@ func folderProblem(setting, dir string, err error) (found, advice string) {
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return found, "make room there, or name another one with " + setting
 	}
-	return found, "see to the file system of " + dir + ", or name another one with " + setting
+	return found, "check the file system of " + dir + ", or name another one with " + setting
 }

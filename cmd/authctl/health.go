@@ -16,8 +16,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// healthTimeout is how long health waits for the answer: less than container engines give a
-// health check by default, and more than /readyz takes.
+// healthTimeout is how long health waits for the answer: less than the default of container engines
+// for a health check, and more than /readyz takes.
 const healthTimeout = 4 * time.Second
 
 func newHealth(g *global) *cobra.Command {
@@ -39,8 +39,8 @@ is not, does not answer within four seconds, or cannot be found.`,
 	}
 }
 
-// readinessReport is what /readyz answers: the operator listener in detail, the public one in a
-// word or a problem document.
+// readinessReport is the answer of /readyz: in detail from the operator listener, one word or a
+// problem document from the public one.
 type readinessReport struct {
 	Ready    bool   `json:"ready"`
 	Stopping bool   `json:"stopping,omitempty"`
@@ -98,9 +98,9 @@ func (r readinessReport) words() string {
 	return words
 }
 
-// readinessURL is where a process with these settings says whether it is ready.
+// readinessURL is the URL of /readyz of a process with these settings.
 func (s settings) readinessURL() (string, error) {
-	const anyPort = "%s is 0, any free port: name one that can be asked"
+	const anyPort = "%s is 0, any free port: set it to a port"
 	if addr := s.Operator.OperatorAddr; addr != "" && addr != "off" {
 		host, port, err := net.SplitHostPort(addr)
 		if err != nil {
@@ -121,8 +121,8 @@ func (s settings) readinessURL() (string, error) {
 	return scheme + "://" + net.JoinHostPort(reachable(s.HTTP.Host), strconv.Itoa(s.HTTP.Port)) + "/readyz", nil
 }
 
-// reachable is a host by which what listens on host can be reached from this machine: every
-// interface is also the loopback one.
+// reachable is the host by which this machine reaches a listener on host: the loopback address, if
+// it listens on every interface.
 func reachable(host string) string {
 	ip, err := netip.ParseAddr(host)
 	switch {
@@ -143,9 +143,8 @@ func askReadiness(ctx context.Context, url string) (readinessReport, error) {
 		return report, fmt.Errorf("ask %s: %w", url, err)
 	}
 	client := http.Client{Transport: &http.Transport{
-		Proxy: nil, // it is this machine, whatever HTTP_PROXY says
-		// The certificate is for the name by which clients know the service. Nothing is sent that
-		// anybody else must not see.
+		Proxy: nil, // the request stays on this machine, whatever HTTP_PROXY says
+		// The certificate is for the name that clients use. The request holds nothing secret.
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // see above
 	}}
 	response, err := client.Do(request)
@@ -158,9 +157,9 @@ func askReadiness(ctx context.Context, url string) (readinessReport, error) {
 		return report, fmt.Errorf("ask %s: %w", url, err)
 	}
 	if response.StatusCode != http.StatusOK && response.StatusCode != http.StatusServiceUnavailable {
-		return report, fmt.Errorf("%s answers %s: is it authctl that listens there?", url, response.Status)
+		return report, fmt.Errorf("%s answers %s: check that authctl listens there", url, response.Status)
 	}
-	_ = json.Unmarshal(body, &report) // the status says what counts
+	_ = json.Unmarshal(body, &report) // the status decides
 	report.Ready = response.StatusCode == http.StatusOK
 	return report, nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -35,8 +34,8 @@ in the database, sealed under AUTH_TOKEN_SECRET. With HS256 there are none.`,
 	return cmd
 }
 
-// withKeys runs a command on the signing keys. It needs no service, which would not start
-// when the secret of the active key is lost.
+// withKeys runs a command on the signing keys, without the service, which does not start if the
+// secret of the active key is lost.
 func (g *global) withKeys(cmd *cobra.Command, do func(ctx context.Context, keys *auth.Keys) error) error {
 	return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 		if _, err := a.ensureSecret(false); err != nil {
@@ -74,37 +73,24 @@ func newKeyList(g *global) *cobra.Command {
 				}
 				rows := make([][]string, 0, len(list))
 				for _, k := range list {
-					rows = append(
-						rows,
-						[]string{
-							k.KID,
-							k.Algorithm,
-							string(k.Status),
-							moment(k.StagedAt),
-							moment(k.ActiveAt),
-							moment(k.RetiredAt),
-							nextStep(k, time.Now()),
-						},
-					)
+					rows = append(rows, []string{k.KID, k.Algorithm, string(k.Status), moment(k.StagedAt), moment(k.ActiveAt),
+						moment(k.RetiredAt), nextStep(k, time.Now())})
 				}
-				return printTable(
-					cmd.OutOrStdout(),
-					[]string{"KID", "ALGORITHM", "STATUS", "STAGED", "ACTIVE", "RETIRED", "NEXT"},
-					rows,
-				)
+				heading := []string{"KID", "ALGORITHM", "STATUS", "STAGED", "ACTIVE", "RETIRED", "NEXT"}
+				return printTable(cmd.OutOrStdout(), heading, rows)
 			})
 		},
 	}
 }
 
-// notBefore is a moment in whole seconds at which it is past t.
+// notBefore is the first whole second that is not before t.
 func notBefore(t time.Time) string { return moment(t.Add(time.Second - 1).Truncate(time.Second)) }
 
-// nextStep says what can be done with a key, and from when on.
+// nextStep says what can be done with a key, and when.
 func nextStep(k auth.KeyInfo, now time.Time) string {
 	step := func(word string, at time.Time) string {
 		if k.ClockWasAhead {
-			return word + "; its time is yet to come and counts from now once you try"
+			return word + "; its time is in the future, and counts from now once you try"
 		}
 		if now.Before(at) {
 			return word + " from " + notBefore(at)
@@ -134,18 +120,14 @@ not sign before it is promoted.`,
 				if err != nil {
 					return err
 				}
-				return g.printKey(
-					cmd,
-					k,
-					k.KID,
-					fmt.Sprintf("from %s on: authctl key promote %s", notBefore(k.PromotableAt), k.KID),
-				)
+				next := fmt.Sprintf("from %s on: authctl key promote %s", notBefore(k.PromotableAt), k.KID)
+				return g.printKey(cmd, k, k.KID, next)
 			})
 		},
 	}
 }
 
-// printKey reports what a key has become, and what comes next.
+// printKey reports the new state of a key, and the next step.
 func (g *global) printKey(cmd *cobra.Command, k auth.KeyInfo, line, hint string) error {
 	if g.output == "json" {
 		return printJSON(cmd.OutOrStdout(), k)
@@ -182,12 +164,7 @@ wait: verifiers with an older set then refuse new tokens until they fetch it aga
 				if err != nil {
 					return err
 				}
-				return g.printKey(
-					cmd,
-					k,
-					k.KID+" signs now",
-					"retire its predecessor when it can be; see: authctl key list",
-				)
+				return g.printKey(cmd, k, k.KID+" signs now", "retire its predecessor when possible; see: authctl key list")
 			})
 		},
 	}
@@ -240,13 +217,10 @@ It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 				if err != nil {
 					return err
 				}
-				if i := slices.IndexFunc(before, func(k auth.KeyInfo) bool { return k.KID == args[0] && k.Status == auth.KeyRevoked }); i >= 0 {
-					return g.printRevoked(
-						cmd.OutOrStdout(),
-						before[i],
-						auth.KeyInfo{},
-						"is revoked already; nothing changed",
-					)
+				for _, k := range before {
+					if k.KID == args[0] && k.Status == auth.KeyRevoked {
+						return g.printRevoked(cmd.OutOrStdout(), k, auth.KeyInfo{}, "is revoked already; nothing changed")
+					}
 				}
 				k, successor, err := keys.Revoke(ctx, args[0], force || sure.yes)
 				if refusal, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, auth.ErrKeyInUse) &&

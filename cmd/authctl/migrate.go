@@ -36,7 +36,9 @@ migrates itself.`,
 		cmd.AddCommand(&cobra.Command{
 			Use: use, Short: short, Args: cobra.NoArgs, Example: "  authctl migrate " + use,
 			RunE: func(cmd *cobra.Command, _ []string) error {
-				return g.withDatabase(cmd, open, func(ctx context.Context, a *app) error { return do(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr()) })
+				return g.withDatabase(cmd, open, func(ctx context.Context, a *app) error {
+					return do(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
+				})
 			},
 		})
 	}
@@ -100,7 +102,7 @@ everything, there is nothing to grant.`,
 	}
 }
 
-// waiting says on w for whom a migration waits.
+// waiting says on w which process a migration waits for.
 func waiting(w io.Writer) migrations.Option {
 	return migrations.Wait(time.Minute, func(who string) {
 		fmt.Fprintf(w, "waiting for another process that is migrating: %s\n", who)
@@ -136,7 +138,7 @@ func (g *global) migrateDown(ctx context.Context, cmd *cobra.Command, a *app, su
 	}
 	inUse := func(err error) error {
 		if errors.Is(err, migrations.ErrInUse) {
-			return fmt.Errorf("%w: stop what uses it, or say --force", err)
+			return fmt.Errorf("%w: stop what uses it, or use --force", err)
 		}
 		return err
 	}
@@ -234,13 +236,13 @@ func (g *global) migrate(w io.Writer, done, nothing string,
 	return nil
 }
 
-// withApp runs a command on an app that open has made ready, and closes it.
+// withApp runs a command on an app after open, and closes it.
 func (g *global) withApp(cmd *cobra.Command, open func(*app, context.Context) error,
 	do func(context.Context, *app) error) error {
 	return g.withSettings(cmd, settings{}, open, do)
 }
 
-// withDatabase is withApp for commands that need not know the secret.
+// withDatabase is withApp for commands that do not need the secret.
 func (g *global) withDatabase(cmd *cobra.Command, open func(*app, context.Context) error,
 	do func(context.Context, *app) error) error {
 	return g.withSettings(cmd, settings{keyless: true}, open, do)
@@ -256,7 +258,7 @@ func (g *global) withSettings(cmd *cobra.Command, s settings, open func(*app, co
 		return err
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
-	// Whatever the command writes into the log says who ran it.
+	// Each log record of the command says who ran it.
 	a.log = a.log.With(zap.String("operator", operator()),
 		zap.String("command", strings.TrimPrefix(cmd.CommandPath(), "authctl ")))
 	a.security = logging.Security(a.log)
@@ -266,9 +268,9 @@ func (g *global) withSettings(cmd *cobra.Command, s settings, open func(*app, co
 	return do(cmd.Context(), a)
 }
 
-// operator is who runs the process, and who became that by sudo.
+// operator names the user who runs the process, and the one who used sudo.
 func operator() string {
-	name := strconv.Itoa(os.Getuid()) // containers have users without a name
+	name := strconv.Itoa(os.Getuid()) // in containers, users may have no name
 	if u, err := user.Current(); err == nil {
 		name = u.Username
 	}

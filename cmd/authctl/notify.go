@@ -8,9 +8,9 @@ import (
 	"go.uber.org/zap"
 )
 
-// notify tells the service manager how the process is, by the protocol of sd_notify(3): one
-// datagram to the socket that NOTIFY_SOCKET names. Without one there is nobody to tell. A name
-// that begins with @ is in the abstract namespace, as for [net.UnixAddr].
+// notify tells the service manager the state of the process, as sd_notify(3) does: with one
+// datagram to the socket in NOTIFY_SOCKET, if that is set. A name that begins with @ is in the
+// abstract namespace, as for [net.UnixAddr].
 func (a *app) notify(state string) {
 	name := os.Getenv("NOTIFY_SOCKET")
 	if name == "" {
@@ -26,7 +26,8 @@ func (a *app) notify(state string) {
 	}
 }
 
-// notifyWhile says that the process is ready, and that it stops as soon as ctx ends.
+// notifyWhile tells the service manager that the process is ready and, when ctx ends, that it is
+// stopping.
 func (a *app) notifyWhile(ctx context.Context) {
 	a.notify("READY=1")
 	<-ctx.Done()

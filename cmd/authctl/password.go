@@ -26,8 +26,8 @@ func newPasswordCalibrate(g *global) *cobra.Command {
 		Short: "Measure what a hash costs here and suggest settings",
 		Long: `Measure what a password hash costs on this machine and suggest the strongest settings that stay
 within the target, but never less than is safe. A sign-in computes one hash on one core. Slower
-hashes protect a stolen database better and allow fewer sign-ins a
-second. Run it on a machine of the servers, when nothing else runs there.`,
+hashes protect a stolen database better and allow fewer sign-ins a second. Run it on a machine of
+the servers, when nothing else runs there.`,
 		Example: `  authctl password calibrate
   authctl password calibrate --target 500ms -o json`,
 		Args: cobra.NoArgs,
@@ -42,9 +42,13 @@ second. Run it on a machine of the servers, when nothing else runs there.`,
 			if g.output == "json" {
 				return printJSON(cmd.OutOrStdout(), cost)
 			}
-			return printTable(cmd.OutOrStdout(), []string{"ALGORITHM", "SETTINGS", "ONE HASH", "SIGN-INS A SECOND AND CORE"}, [][]string{
-				{"bcrypt", fmt.Sprintf("AUTH_PASSWORD_BCRYPT_COST=%d", cost.BcryptCost), milliseconds(cost.BcryptTakes), perSecond(cost.BcryptTakes)},
-				{"argon2id", fmt.Sprintf("AUTH_PASSWORD_ARGON2_MEMORY_MIB=%d", cost.Argon2Memory), milliseconds(cost.Argon2Takes), perSecond(cost.Argon2Takes)},
+			row := func(algorithm, setting string, value int, takes time.Duration) []string {
+				return []string{algorithm, fmt.Sprintf("%s=%d", setting, value), milliseconds(takes), perSecond(takes)}
+			}
+			heading := []string{"ALGORITHM", "SETTINGS", "ONE HASH", "SIGN-INS A SECOND AND CORE"}
+			return printTable(cmd.OutOrStdout(), heading, [][]string{
+				row("bcrypt", "AUTH_PASSWORD_BCRYPT_COST", cost.BcryptCost, cost.BcryptTakes),
+				row("argon2id", "AUTH_PASSWORD_ARGON2_MEMORY_MIB", cost.Argon2Memory, cost.Argon2Takes),
 			})
 		},
 	}

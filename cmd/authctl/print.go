@@ -43,8 +43,8 @@ func printPairs(w io.Writer, rows [][]string) error {
 	return nil
 }
 
-// stream writes a list that may be long as it comes, in bounded memory: rows of a table, or a
-// JSON array with an element a line.
+// stream writes a list of any length in bounded memory: rows of a table, or a JSON array with an
+// element a line.
 func (g *global) stream(w io.Writer, heading []string, each func(print func(v any, row []string) error) error) error {
 	out := bufio.NewWriter(w)
 	var err error
@@ -60,11 +60,11 @@ func (g *global) stream(w io.Writer, heading []string, each func(print func(v an
 			return err
 		})
 		if before == "[\n" {
-			_, _ = out.WriteString("[") // Flush reports what fails
+			_, _ = out.WriteString("[") // Flush reports the error
 		}
 		_, _ = out.WriteString("\n]\n")
 	} else {
-		// Columns are aligned portion by portion, so that memory stays bounded.
+		// Columns are aligned in portions, so that memory stays bounded.
 		tw := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 		fmt.Fprintln(tw, strings.Join(heading, "\t"))
 		rows := 0
@@ -118,8 +118,7 @@ func isTerminal(w any) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
-// newProgress is a bar on a terminal, and nothing elsewhere. That it cannot be drawn is no failure
-// of what it is about.
+// newProgress is a bar on a terminal, and nothing elsewhere. Errors of drawing it do not matter.
 func newProgress(w io.Writer, total int64, what string, options ...progressbar.Option) *progressbar.ProgressBar {
 	return progressbar.NewOptions64(total, append([]progressbar.Option{progressbar.OptionSetWriter(w),
 		progressbar.OptionSetVisibility(isTerminal(w)), progressbar.OptionSetDescription(what),

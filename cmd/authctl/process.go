@@ -10,13 +10,13 @@ import (
 	"github.com/toppira/authctl/platform/telemetry"
 )
 
-// The OpenAPI document, made of the table of routes. A test fails when it is out of date, and
-// writes it with: go test ./cmd/authctl -run OpenAPI -update
+// The OpenAPI document, made from the table of routes. A test fails when it is out of date; this
+// writes it: go test ./cmd/authctl -run OpenAPI -update
 //
 //go:embed openapi/openapi.json
 var openAPI []byte
 
-// processRoutes are those of the process rather than of a module.
+// processRoutes are the routes of the process, which belong to no module.
 func processRoutes(stopping func() bool, readiness *telemetry.Readiness) []httpserver.Route {
 	routes := []httpserver.Route{{
 		Method: "GET", Path: "/healthz", ID: "healthz", Group: "probes", Quiet: true,
@@ -30,7 +30,7 @@ func processRoutes(stopping func() bool, readiness *telemetry.Readiness) []https
 	return append(routes, httpserver.Documentation("/docs/swagger", "authctl", openAPI)...)
 }
 
-// errNotReady is what /readyz says when it does not say ok.
+// errNotReady is the answer of /readyz when the process is not ready.
 var errNotReady = fault.New(fault.Unavailable, "not_ready", "The process cannot do its work right now")
 
 // Probe is the answer of the probes.

@@ -1,7 +1,7 @@
 package main
 
-// removedSettings are those of earlier releases, each with what holds now. Who still has one is
-// told, since a value that is ignored in silence would be missed.
+// removedSettings are the settings of earlier releases, each with what holds now. They are refused,
+// since somebody who still sets one expects an effect.
 func removedSettings() map[string]string {
 	return map[string]string{
 		"app.http.max_connections":         "it is 16384 now, or what the process may open files for",

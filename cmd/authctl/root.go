@@ -16,20 +16,20 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// Exit codes, the same for every command. Settings that are wrong in the file or the
-// environment are a failure; those given as flags, a misuse.
+// Exit codes, the same for every command. Wrong settings in the file or the environment are a
+// failure; as flags they are a misuse.
 const (
 	exitDone    = 0
 	exitFailed  = 1
 	exitMisused = 2
 )
 
-// misuse is an error in how the command was called: the words, not the work.
+// misuse is an error in the command line.
 type misuse struct{ error }
 
 func (m misuse) Unwrap() error { return m.error }
 
-// silent is a failure that has already said what there is to say.
+// silent is a failure that has already been reported.
 type silent struct{ error }
 
 func (s silent) Unwrap() error { return s.error }
@@ -67,7 +67,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return code
 }
 
-// inWords is an error for a person. Of a refusal it leaves out the code, which is for
+// inWords is the text of an error for a person. For a fault it leaves out the code, which is for
 // programs, and names the faulty fields.
 func inWords(err error) string {
 	refusal, ok := errors.AsType[*fault.Fault](err)
@@ -113,7 +113,7 @@ environment), and 2 when the command line is wrong.`,
 			if !slices.Contains([]string{"table", "json"}, g.output) {
 				return misuse{fmt.Errorf("--output is %q; it takes table or json", g.output)}
 			}
-			// An empty value, such as of a variable that is not set, would choose everything.
+			// An empty value, such as that of an unset variable, would choose everything.
 			var empty error
 			cmd.Flags().Visit(func(f *pflag.Flag) {
 				if f.Value.Type() == "string" && f.Value.String() == "" {
@@ -123,7 +123,7 @@ environment), and 2 when the command line is wrong.`,
 			if empty != nil {
 				return empty
 			}
-			// Flags that exclude each other: cobra would look later, and say it as a failure.
+			// Cobra would check the flags later, and report a failure instead of a misuse.
 			if err := errors.Join(cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups()); err != nil {
 				return misuse{err}
 			}
@@ -167,8 +167,8 @@ environment), and 2 when the command line is wrong.`,
 	return root
 }
 
-// finishDefaults gives cobra's own commands the lines that work when pasted, and makes help
-// refuse a command that does not exist.
+// finishDefaults gives cobra's own commands examples that work when pasted, and makes help refuse a
+// command that does not exist.
 func finishDefaults(root *cobra.Command) {
 	for path, example := range map[string]string{
 		"help":                  "  authctl help user create",
@@ -215,7 +215,7 @@ func everyMisuse(cmd *cobra.Command) {
 			}
 			return nil
 		}
-		if cmd.HasParent() { // a group: asked for nothing, it explains itself and fails
+		if cmd.HasParent() { // a group without a command lists its commands and fails
 			cmd.RunE = func(cmd *cobra.Command, args []string) error {
 				if len(args) == 0 {
 					return misuse{fmt.Errorf("%s needs a command: %s", cmd.CommandPath(), names(cmd))}

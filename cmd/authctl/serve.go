@@ -107,7 +107,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	})...)
 	server.Handle(processRoutes(server.Stopping, readiness)...)
 
-	// What answers requests stops first; what it relies on, when it has finished.
+	// The listener stops first; what it needs stops after it.
 	running, front := errgroup.WithContext(ctx)
 	behind, stopBehind := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopBehind()
@@ -117,7 +117,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	}
 	operator, err := a.startOperator(behind, running, readiness, server.Stopping)
 	if err != nil {
-		stopBehind() // the relay runs already, on what the caller closes next
+		stopBehind() // the relay runs already, and uses what the caller closes next
 		return errors.Join(err, running.Wait())
 	}
 	running.Go(func() error { return a.auth.Run(behind) })
@@ -136,11 +136,11 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	return nil
 }
 
-// checkHashing says so when a hash takes longer here than a request may. It is measured where the
-// settings ask for much alone, since that takes a while itself.
+// checkHashing logs an error if a hash takes longer than a request may. It only measures when the
+// cost is high, since measuring takes as long.
 func (a *app) checkHashing(ctx context.Context) {
 	set := a.Auth.Password
-	if set.Algorithm != "bcrypt" || set.BcryptCost < 15 { // the most that argon2id may be set to takes a second
+	if set.Algorithm != "bcrypt" || set.BcryptCost < 15 { // the most expensive argon2id takes a second
 		return
 	}
 	took, err := auth.HashTime(ctx, a.Auth)
@@ -151,8 +151,8 @@ func (a *app) checkHashing(ctx context.Context) {
 	}
 }
 
-// giveWay lets PostgreSQL and Redis run before this process, should they be on the same
-// machine, until ctx ends: how little hashing counts is not known outside of its autogroup.
+// giveWay lets PostgreSQL and Redis on the same machine run before this process, until ctx ends.
+// The low priority of hashing only counts within this process's autogroup.
 func (a *app) giveWay(ctx context.Context) {
 	if a.App.AutogroupNice == 0 || !a.Database.UsesPostgres() && !a.Redis.Enabled() {
 		return
@@ -168,8 +168,8 @@ func (a *app) giveWay(ctx context.Context) {
 	}
 }
 
-// startOperator runs the operators' listener and returns where it is. In dev mode a port
-// that is taken is no reason not to serve: it happens as soon as there are two of us.
+// startOperator runs the operator listener and returns its address. In dev mode it does without
+// one if the port is taken, as by another serve.
 func (a *app) startOperator(ctx context.Context, running *errgroup.Group, readiness *telemetry.Readiness,
 	stopping func() bool) (string, error) {
 	operator, err := telemetry.Listen(a.Operator, telemetry.OperatorOptions{
@@ -186,8 +186,8 @@ func (a *app) startOperator(ctx context.Context, running *errgroup.Group, readin
 	return operator.Addr().String(), nil
 }
 
-// baseURL is where the endpoints are that the metadata names: at the issuer, unless that is
-// the one nobody has set, which names the default port whatever the real one is.
+// baseURL is the base of the endpoints in the metadata: the issuer, unless that is the default,
+// whose port may not be the real one.
 func (a *app) baseURL(addr net.Addr) string {
 	if a.Auth.Token.Issuer != auth.DefaultIssuer {
 		return a.Auth.Token.Issuer
@@ -233,22 +233,22 @@ Try:
 `, base)
 }
 
-// adviceWhiteSpace is for a secret that earlier versions took with the white space around it.
-const adviceWhiteSpace = "take it out where the secret comes from; what was made with it stays good on servers that " +
-	"have it"
+// adviceWhiteSpace is for a secret that earlier versions used with the white space around it.
+const adviceWhiteSpace = "remove it at the source of the secret; what was made with the white space stays valid on " +
+	"servers that still have it"
 
-// warnings are what these settings cannot give, said once at the start.
+// warnings say, once at the start, what does not work with these settings.
 func (a *app) warnings() []string {
 	var list []string
 	if !a.Redis.Enabled() {
-		list = append(list, "sign-in limits are counted by this process alone, and forgotten when it stops; name a Redis "+
+		list = append(list, "sign-in limits are counted in this process only, and forgotten when it stops; set REDIS_URL "+
 			"to keep and share them")
 	}
 	if a.Outbox.Relay == "inline" && !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
 		list = append(list, warnLocalEvents)
 	}
 	if len(a.Auth.Token.Untrimmed) > 0 {
-		list = append(list, "auth.token.secret has white space around it, which is left out: "+adviceWhiteSpace)
+		list = append(list, "auth.token.secret has white space around it, which is ignored: "+adviceWhiteSpace)
 	}
 	if a.ownSecret && (a.Database.UsesPostgres() || a.Redis.Enabled()) {
 		list = append(list, "the signing secret is this machine's own; other servers on the same database need the same "+
@@ -257,8 +257,8 @@ func (a *app) warnings() []string {
 	return list
 }
 
-// databaseCheck tries what a sign-in does: it writes. On SQLite that is a small commit, and the
-// result holds for a while, since a commit waits for the disk.
+// databaseCheck checks that the database takes writes. On SQLite that is a small commit, whose
+// result holds longer, since a commit waits for the disk.
 func (a *app) databaseCheck() telemetry.Check {
 	check := telemetry.Check{Name: "database", Critical: true, Probe: a.db.TryWrite}
 	if !a.db.IsPostgres() {
@@ -267,7 +267,7 @@ func (a *app) databaseCheck() telemetry.Check {
 	return check
 }
 
-// checks are what the API cannot work without. Kafka is not among them: events wait.
+// checks are the backends that the API needs. Kafka is not one of them, because events can wait.
 func (a *app) checks() []telemetry.Check {
 	checks := []telemetry.Check{a.databaseCheck()}
 	if a.redis != nil {

@@ -28,7 +28,7 @@ that verify access tokens themselves learn of it from the events.`,
 	return cmd
 }
 
-// sessionFlags choose sessions. Those that are given must all be true of a session.
+// sessionFlags choose sessions. A session must match all the given flags.
 type sessionFlags struct {
 	user           userRef
 	id, ip, before string
@@ -42,12 +42,8 @@ func (f *sessionFlags) add(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("user", "user-id", "user-name")
 	cmd.Flags().StringVar(&f.id, "id", "", "the session with this id")
 	cmd.Flags().StringVar(&f.ip, "ip", "", "last used from this address or network (203.0.113.7, 2001:db8::/32)")
-	cmd.Flags().StringVar(
-		&f.before,
-		"before",
-		"",
-		"last used before this time (RFC 3339), or longer ago than this duration (72h)",
-	)
+	cmd.Flags().StringVar(&f.before, "before", "",
+		"last used before this time (RFC 3339), or longer ago than this duration (72h)")
 }
 
 // ofUser reports whether the flags name a user.
@@ -56,7 +52,7 @@ func (f *sessionFlags) ofUser() bool { return f.given("user") || f.user.flagsGiv
 // some reports whether one of the other flags is given.
 func (f *sessionFlags) some() bool { return f.given("id") || f.given("ip") || f.given("before") }
 
-// parse reads the flags but --user, which takes the database.
+// parse reads the flags except --user, which needs the database.
 func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 	var filter auth.SessionFilter
 	if err := f.user.check(); err != nil {
@@ -65,16 +61,14 @@ func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 	if f.id != "" {
 		id, ok := auth.ParseID(f.id)
 		if !ok {
-			return filter, misuse{fmt.Errorf("--id is %q, which is no session id", f.id)}
+			return filter, misuse{fmt.Errorf("--id is %q, which is not a session id", f.id)}
 		}
 		filter.ID = uuid.NullUUID{UUID: id, Valid: true}
 	}
 	if f.ip != "" {
 		network, err := parseNetwork(f.ip)
 		if err != nil {
-			return filter, misuse{
-				fmt.Errorf("--ip is %q; it takes an address or a network such as 203.0.113.0/24", f.ip),
-			}
+			return filter, misuse{fmt.Errorf("--ip is %q; it takes an address or a network such as 203.0.113.0/24", f.ip)}
 		}
 		filter.IP = network
 	}
@@ -82,7 +76,7 @@ func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 	if filter.Before, err = parseMoment("before", f.before, now); err != nil {
 		return filter, err
 	}
-	// Last used before now is everybody's, and the session store may not know them all.
+	// A time that is not in the past means every session, also those that the session store has lost.
 	filter.Everybody = f.before != "" && !filter.Before.Before(now) && f.id == "" && f.ip == "" && !f.ofUser()
 	return filter, nil
 }
@@ -103,8 +97,8 @@ func parseNetwork(text string) (netip.Prefix, error) {
 	return addr.Prefix(addr.BitLen())
 }
 
-// parseMoment reads the time that a flag names: as such, or as how long ago it was. The
-// empty text is the zero time.
+// parseMoment parses a flag that is a time or a duration before now. An empty text is the zero
+// time.
 func parseMoment(flag, text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
@@ -123,11 +117,8 @@ func parseMoment(flag, text string, now time.Time) (time.Time, error) {
 }
 
 // withSessions runs do with the filter that the flags describe.
-func (g *global) withSessions(
-	cmd *cobra.Command,
-	f *sessionFlags,
-	do func(context.Context, *app, auth.SessionFilter) error,
-) error {
+func (g *global) withSessions(cmd *cobra.Command, f *sessionFlags,
+	do func(context.Context, *app, auth.SessionFilter) error) error {
 	filter, err := f.parse(time.Now())
 	if err != nil {
 		return err
@@ -181,7 +172,7 @@ As JSON it is an array with one element a line, written as a stream.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withSessions(cmd, f, func(_ context.Context, a *app, filter auth.SessionFilter) error {
-				filter.Everybody = false // the store's, which are all that can be listed
+				filter.Everybody = false // only sessions in the store can be listed
 				return g.listSessions(cmd, a.auth, filter)
 			})
 		},
@@ -228,12 +219,8 @@ Without --user or --id it says what will end and asks on a terminal; elsewhere i
 	}
 	o.chosen.add(cmd)
 	cmd.Flags().BoolVar(&o.all, "all", false, "every session of every account")
-	cmd.Flags().StringVar(
-		&o.after,
-		"after",
-		"",
-		"with --all: continue after the account with this id, which an interrupted run prints",
-	)
+	cmd.Flags().StringVar(&o.after, "after", "",
+		"with --all: continue after the account with this id, which an interrupted run prints")
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only list the sessions that would end")
 	o.sure.add(cmd)
 	return cmd
@@ -242,10 +229,10 @@ Without --user or --id it says what will end and asks on a terminal; elsewhere i
 func (o *revokeOptions) run(cmd *cobra.Command) error {
 	f := &o.chosen
 	if !o.all && !f.ofUser() && !f.some() {
-		return misuse{errors.New("say whose sessions: --user, --id, --ip, --before, or --all")}
+		return misuse{errors.New("choose sessions with --user, --id, --ip, --before, or --all")}
 	}
 	if o.all && (f.ofUser() || f.some()) {
-		return misuse{errors.New("--all is everybody: it goes with no other choice")}
+		return misuse{errors.New("--all means every session: it cannot be combined with another choice")}
 	}
 	after, isID := auth.ParseID(o.after)
 	if o.after != "" && (!o.all || !isID) {
@@ -255,7 +242,7 @@ func (o *revokeOptions) run(cmd *cobra.Command) error {
 		everybody := o.all || filter.Everybody
 		if o.dryRun {
 			if everybody {
-				fmt.Fprintln(cmd.ErrOrStderr(), "beside these, every session that the store does not know of would end")
+				fmt.Fprintln(cmd.ErrOrStderr(), "every session that the store does not know of would end too")
 			}
 			filter.Everybody = false
 			return o.listSessions(cmd, a.auth, filter)
@@ -275,17 +262,17 @@ func (o *revokeOptions) ask(cmd *cobra.Command, filter auth.SessionFilter) error
 	case filter.Everybody:
 		return o.sure.ask(cmd, "every session of every account ends, and everybody has to sign in again")
 	case !filter.UserID.Valid && !filter.ID.Valid:
-		return o.sure.ask(cmd, "these sessions end, whoever has them (list them with --dry-run)")
+		return o.sure.ask(cmd, "these sessions end, of any account (list them with --dry-run)")
 	}
 	return nil
 }
 
-// revokeReport is what a revocation came to.
+// revokeReport is the result of a revocation.
 type revokeReport struct {
-	// Revoked sessions; of a user's all, those that the session store knew of; missing where
-	// nobody counts them.
+	// Revoked counts sessions; if all of a user ended, those that the session store knew. It is
+	// missing if they were not counted.
 	Revoked *int `json:"revoked,omitempty"`
-	// Accounts of which every session ended.
+	// Accounts counts accounts whose sessions all ended.
 	Accounts int `json:"accounts"`
 }
 
@@ -293,7 +280,7 @@ func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter aut
 	ctx := cmd.Context()
 	whole := filter.UserID.Valid && !o.chosen.some()
 	var known *int
-	if whole { // as far as can be told: they end in any case
+	if whole { // if the store can tell; they end in any case
 		if list, err := svc.SessionsOf(ctx, filter.UserID.UUID); err == nil {
 			known = new(len(list))
 		}
@@ -305,12 +292,8 @@ func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter aut
 	}
 	switch {
 	case err != nil && filter.Everybody:
-		return fmt.Errorf(
-			"every session of %s has ended, and then: %w; go on with: authctl session revoke --all --yes --after %s",
-			count(done.Accounts, "account", "accounts"),
-			err,
-			done.LastAccount,
-		)
+		return fmt.Errorf("every session of %s has ended, and then: %w; go on with: authctl session revoke --all --yes "+
+			"--after %s", count(done.Accounts, "account", "accounts"), err, done.LastAccount)
 	case err != nil:
 		return fmt.Errorf("%s revoked, and then: %w", count(done.Sessions, "session was", "sessions were"), err)
 	case filter.ID.Valid && done.Sessions == 0:
@@ -319,7 +302,7 @@ func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter aut
 			return err
 		}
 		if !ended {
-			return fmt.Errorf("there is no session %s, or it is over", filter.ID.UUID)
+			return fmt.Errorf("there is no live session %s", filter.ID.UUID)
 		}
 	}
 	w := cmd.OutOrStdout()
@@ -329,10 +312,7 @@ func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter aut
 	case filter.Everybody:
 		_, err = fmt.Fprintf(w, "every session of %s has ended\n", count(done.Accounts, "account", "accounts"))
 	case report.Revoked == nil:
-		_, err = fmt.Fprintln(
-			w,
-			"every session of the account has ended; how many, the session store does not tell now",
-		)
+		_, err = fmt.Fprintln(w, "every session of the account has ended; the session store cannot say how many")
 	case whole && *report.Revoked == 0:
 		_, err = fmt.Fprintln(w, "every session of the account has ended; the session store knew of none")
 	case filter.ID.Valid && done.Sessions == 0:

@@ -41,9 +41,9 @@ type settings struct {
 	Webhook  webhook.Config
 	Sources  config.Sources
 
-	remarks []config.Remark // what is hardly meant, and no fault
+	remarks []config.Remark // probably mistakes, but not faults
 
-	// keyless: the command neither signs nor reads tokens, and need not be trusted with the
+	// keyless says that the command neither signs nor reads tokens, so that it does not need the
 	// secret.
 	keyless bool
 }
@@ -63,7 +63,7 @@ func (s settings) Validate(report func(path, problem string)) {
 		return
 	}
 	s.Kafka.ValidateProd(report)
-	if !s.keyless { // nor does such a command need Redis
+	if !s.keyless { // such a command does not need Redis either
 		s.Redis.ValidateProd(report)
 	}
 	if s.Auth.Token.Secret == "" && !s.keyless {
@@ -121,8 +121,8 @@ func (g *global) load(s *settings, flags map[string]string) error {
 	return err
 }
 
-// withRemarks adds to the faults of the settings what may explain them: a variable with a letter
-// in the wrong place is not set under its right name.
+// withRemarks adds to the faults of the settings the remarks that may explain them, such as a
+// variable with a typing error.
 func withRemarks(err error, remarks []config.Remark) error {
 	words := ""
 	for _, r := range remarks {
@@ -140,8 +140,8 @@ func withRemarks(err error, remarks []config.Remark) error {
 var errNoSecret = errors.New("there is no signing secret: set AUTH_TOKEN_SECRET or AUTH_TOKEN_SECRET_FILE to the " +
 	"one that the servers have")
 
-// ensureSecret takes the signing secret of an installation that was given none from its data
-// folder, and makes it there, once, if it may. It reports whether the secret is such a one.
+// ensureSecret reads the signing secret from the data folder if none is configured, and creates it
+// there if it may. It reports whether the secret is from the data folder.
 func (s *settings) ensureSecret(mayMake bool) (own bool, err error) {
 	if s.Auth.Token.Secret != "" {
 		return false, nil
@@ -164,8 +164,8 @@ func (s *settings) ensureSecret(mayMake bool) (own bool, err error) {
 	return true, nil
 }
 
-// makeSecret writes a new secret so that of several processes that start at once, all use
-// the same one: the file appears whole or not at all, and the first one stays.
+// makeSecret creates a secret file. It appears complete or not at all, and the first one stays, so
+// that processes that start at the same time use the same one.
 func makeSecret(path string) ([]byte, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err

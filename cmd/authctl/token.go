@@ -52,8 +52,8 @@ settings, and the verdict also considers whether the session has ended. Refresh 
 (art_…) need the database. Use standard input rather than an argument, which others on the machine
 can see.
 
---as-verifier URL says what a service says that verifies the token itself: it fetches the metadata
-of the issuer, its keys and, with --client, what has ended. The secret of the client comes from
+--as-verifier URL verifies the token as another service would: it fetches the metadata of the
+issuer, its keys and, with --client, what has ended. The secret of the client comes from
 --client-secret-file or AUTHCTL_CLIENT_SECRET.`,
 		Example: `  authctl token inspect - <token.txt
   authctl token inspect --jwks http://localhost:8080/.well-known/jwks.json - <token.txt
@@ -69,7 +69,8 @@ of the issuer, its keys and, with --client, what has ended. The secret of the cl
 		},
 	}
 	cmd.Flags().StringVar(&o.jwks, "jwks", "", "JWK set to verify with: a file or an http(s) URL")
-	cmd.Flags().BoolVar(&o.jws, "jws", false, "verify a bare JWS: only its signature, without rules about claims; needs --jwks")
+	cmd.Flags().BoolVar(&o.jws, "jws", false,
+		"verify a bare JWS: only its signature, without rules about claims; needs --jwks")
 	cmd.Flags().StringVar(&o.issuer, "issuer", "", "with --jwks: the issuer that the token must have")
 	cmd.Flags().StringVar(&o.audience, "audience", "",
 		"with --jwks or --as-verifier: the audience that the token must have")
@@ -135,7 +136,7 @@ func (o *inspectOptions) inspect(cmd *cobra.Command, text string) (auth.TokenRep
 	if err != nil {
 		return auth.TokenReport{}, err
 	}
-	if !s.Database.Exists(s.App.DataDir) { // looking must not make a new installation
+	if !s.Database.Exists(s.App.DataDir) { // inspecting must not create an installation
 		return auth.DecodeToken(text), nil
 	}
 	var report auth.TokenReport
@@ -146,7 +147,7 @@ func (o *inspectOptions) inspect(cmd *cobra.Command, text string) (auth.TokenRep
 	return report, err
 }
 
-// readKeySet gets a JWK set from a file or a URL, bounded in size and time.
+// readKeySet reads a JWK set from a file or a URL, with limits on size and time.
 func readKeySet(ctx context.Context, from string) ([]byte, error) {
 	const limit = 256 << 10
 	var in io.ReadCloser
@@ -206,8 +207,8 @@ func (o *inspectOptions) print(w io.Writer, r auth.TokenReport) error {
 	return err
 }
 
-// show writes a value on one line; times also as people read them. Anybody can make a token:
-// nothing in it may move the cursor or break the line.
+// show formats a value on one line, and times for people too. Anybody can make a token, so nothing
+// in it may move the cursor or break the line.
 func show(r auth.TokenReport, section, key string, value any) string {
 	text, err := json.Marshal(value)
 	if err != nil {

@@ -28,7 +28,7 @@ of its partitions, so choose it once.`,
 	return cmd
 }
 
-// withTopic runs a command on the topic; open makes ready what it needs beside Kafka.
+// withTopic runs a command on the topic; open opens what it needs besides Kafka.
 func (g *global) withTopic(cmd *cobra.Command, open func(*app, context.Context) error,
 	do func(ctx context.Context, a *app, kafka *sink.Kafka) error) error {
 	return g.withDatabase(cmd, open, func(ctx context.Context, a *app) (err error) {
@@ -151,12 +151,12 @@ func newTopicCheck(g *global) *cobra.Command {
 	}
 }
 
-// topicProblems are those of the topic and those of other settings with it.
+// topicProblems are the problems of the topic and of settings that do not fit it.
 func (a *app) topicProblems(st sink.TopicState) []sink.Problem {
 	list := st.Problems
 	if st.Partitions > 0 && a.Outbox.Shards%st.Partitions != 0 {
 		list = append(list, sink.Problem{
-			Found: fmt.Sprintf("it has %d partitions, and outbox.shards (%d) is no multiple of that",
+			Found: fmt.Sprintf("it has %d partitions, and outbox.shards (%d) is not a multiple of that",
 				st.Partitions, a.Outbox.Shards),
 			Advice: fmt.Sprintf("set OUTBOX_SHARDS=%d", (a.Outbox.Shards/st.Partitions+1)*st.Partitions),
 			Blocks: true,
@@ -176,7 +176,7 @@ func (g *global) printTopic(w io.Writer, st sink.TopicState) error {
 	if g.output == "json" {
 		return printJSON(w, st)
 	}
-	kept := "for ever"
+	kept := "forever"
 	if st.RetentionMS >= 0 {
 		kept = (time.Duration(st.RetentionMS) * time.Millisecond).String()
 	}

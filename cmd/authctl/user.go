@@ -34,22 +34,10 @@ change takes effect at once.`,
 		newUserList(g),
 		newUserShow(g),
 		newUserSetPassword(g),
-		newUserChange(
-			g,
-			"disable",
-			"Disable an account and end its sessions",
-			"disabled",
-			auth.StatusDisabled,
-			(*auth.Service).DisableUser,
-		),
-		newUserChange(
-			g,
-			"enable",
-			"Enable a disabled account again",
-			"enabled",
-			auth.StatusActive,
-			(*auth.Service).EnableUser,
-		),
+		newUserChange(g, "disable", "Disable an account and end its sessions", "disabled", auth.StatusDisabled,
+			(*auth.Service).DisableUser),
+		newUserChange(g, "enable", "Enable a disabled account again", "enabled", auth.StatusActive,
+			(*auth.Service).EnableUser),
 		newUserDelete(g),
 		newUserUnlock(g),
 		newUserImport(g),
@@ -58,7 +46,7 @@ change takes effect at once.`,
 	return cmd
 }
 
-// passwordFlags are the ways of giving a password that leave it in no process list.
+// passwordFlags are ways of giving a password that do not show it in the process list.
 type passwordFlags struct {
 	stdin bool
 	file  string
@@ -70,7 +58,7 @@ func (p *passwordFlags) add(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("password-stdin", "password-file")
 }
 
-// read gets a new password from where the flags say, else by asking twice.
+// read reads a new password as the flags say, or asks for it twice.
 func (p *passwordFlags) read(cmd *cobra.Command) (string, error) {
 	if text, given, err := p.given(cmd); given {
 		return text, err
@@ -85,7 +73,7 @@ func (p *passwordFlags) read(cmd *cobra.Command) (string, error) {
 	return typed[0], nil
 }
 
-// readKnown gets a password that exists from where the flags say, else by asking for it.
+// readKnown reads an existing password as the flags say, or asks for it.
 func (p *passwordFlags) readKnown(cmd *cobra.Command, prompt string) (string, error) {
 	if text, given, err := p.given(cmd); given {
 		return text, err
@@ -118,12 +106,11 @@ func (p *passwordFlags) given(cmd *cobra.Command) (text string, given bool, err 
 func askPasswords(cmd *cobra.Command, prompts ...string) ([]string, error) {
 	terminal := terminalOf(cmd)
 	if terminal == nil {
-		return nil, misuse{
-			errors.New("there is no terminal to ask for the password: use --password-stdin or --password-file"),
-		}
+		return nil, misuse{errors.New("there is no terminal to ask for the password: use --password-stdin or " +
+			"--password-file")}
 	}
-	// Reading goes on through an interrupt, with a terminal that shows nothing. Whoever
-	// interrupts gets it back as it was, and nothing has been opened yet.
+	// An interrupt does not end the reading, during which the terminal shows nothing. So it restores
+	// the terminal and exits; nothing has been opened yet.
 	before, err := term.GetState(int(terminal.Fd()))
 	if err != nil {
 		return nil, fmt.Errorf("read the password: %w", err)
@@ -253,37 +240,18 @@ func newUserShow(g *global) *cobra.Command {
 				}
 				rows := [][]string{
 					{"id", u.ID.String()}, {"username", u.Username}, {"status", string(u.Status)},
-					{
-						"created",
-						u.CreatedAt.Format(time.RFC3339),
-					}, {"password changed", u.PasswordChangedAt.Format(time.RFC3339)},
+					{"created", u.CreatedAt.Format(time.RFC3339)},
+					{"password changed", u.PasswordChangedAt.Format(time.RFC3339)},
 					{"failed sign-ins", fmt.Sprint(report.Failures)},
 				}
 				if !report.RefusedUntil.IsZero() {
-					rows = append(
-						rows,
-						[]string{
-							"refused until",
-							report.RefusedUntil.Format(
-								time.RFC3339,
-							) + " from unknown devices; lift it with: authctl user unlock --id " + u.ID.String(),
-						},
-					)
+					rows = append(rows, []string{"refused until", report.RefusedUntil.Format(time.RFC3339) +
+						" from unknown devices; lift it with: authctl user unlock --id " + u.ID.String()})
 				}
 				rows = append(rows, []string{"sessions", fmt.Sprint(len(report.Sessions))})
 				for _, s := range report.Sessions {
-					rows = append(
-						rows,
-						[]string{
-							"  " + s.ID.String(),
-							fmt.Sprintf(
-								"%s, %s, last used %s",
-								orDash(s.DeviceName),
-								orDash(s.IP),
-								s.LastUsedAt.Format(time.RFC3339),
-							),
-						},
-					)
+					rows = append(rows, []string{"  " + s.ID.String(), fmt.Sprintf("%s, %s, last used %s",
+						orDash(s.DeviceName), orDash(s.IP), s.LastUsedAt.Format(time.RFC3339))})
 				}
 				return printPairs(w, rows)
 			})
@@ -318,12 +286,8 @@ func newUserSetPassword(g *global) *cobra.Command {
 	return cmd
 }
 
-func newUserChange(
-	g *global,
-	use, short, done string,
-	status auth.Status,
-	change func(*auth.Service, context.Context, uuid.UUID) error,
-) *cobra.Command {
+func newUserChange(g *global, use, short, done string, status auth.Status,
+	change func(*auth.Service, context.Context, uuid.UUID) error) *cobra.Command {
 	ref := &userRef{}
 	cmd := &cobra.Command{
 		Use: use + " USER", Short: short, Example: "  authctl user " + use + " alice",
@@ -353,7 +317,9 @@ name becomes free. It asks on a terminal; elsewhere it needs --yes.`,
 		Example: "  authctl user delete alice --yes",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				if err := sure.ask(cmd, fmt.Sprintf("the account %s (%s) and its sessions will be gone for good, and its name free for somebody else", u.Username, u.ID)); err != nil {
+				loss := fmt.Sprintf("the account %s (%s) and its sessions will be gone for good, and its name free for "+
+					"somebody else", u.Username, u.ID)
+				if err := sure.ask(cmd, loss); err != nil {
 					return err
 				}
 				if err := a.auth.DeleteUser(ctx, u.ID); err != nil {
@@ -379,9 +345,8 @@ Without Redis the counters are in the serve process and end with it.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
 				if !a.Redis.Enabled() {
-					return errors.New(
-						"without Redis the counters are in the serving process alone: restart it, or wait until they expire",
-					)
+					return errors.New("without Redis the counters are in the serve process: restart it, or wait until they " +
+						"expire")
 				}
 				if err := a.auth.UnlockUser(ctx, u); err != nil {
 					return err
@@ -394,7 +359,7 @@ Without Redis the counters are in the serve process and end with it.`,
 	return cmd
 }
 
-// withUser runs a command on the account that it was told of.
+// withUser runs a command on an account.
 func (g *global) withUser(cmd *cobra.Command, ref *userRef, do func(context.Context, *app, auth.User) error) error {
 	return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
 		u, err := ref.find(ctx, a.auth)
@@ -410,17 +375,15 @@ func (g *global) printDone(cmd *cobra.Command, u auth.User, what string) error {
 	return g.printOutcome(cmd, u, true, what)
 }
 
-// printUnchanged reports that an account was already as the command would make it.
+// printUnchanged reports that an account was already as wanted.
 func (g *global) printUnchanged(cmd *cobra.Command, u auth.User, what string) error {
 	return g.printOutcome(cmd, u, false, what)
 }
 
 func (g *global) printOutcome(cmd *cobra.Command, u auth.User, changed bool, what string) error {
 	if g.output == "json" {
-		return printJSON(
-			cmd.OutOrStdout(),
-			map[string]any{"id": u.ID, "username": u.Username, "done": true, "changed": changed},
-		)
+		return printJSON(cmd.OutOrStdout(),
+			map[string]any{"id": u.ID, "username": u.Username, "done": true, "changed": changed})
 	}
 	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) %s\n", u.Username, u.ID, what)
 	return err

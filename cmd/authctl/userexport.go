@@ -80,7 +80,7 @@ func (o *exportOptions) run(cmd *cobra.Command) error {
 	})
 }
 
-// writePrivately makes a file that only its owner can read, whole or not at all.
+// writePrivately writes a file that only its owner can read, completely or not at all.
 func writePrivately(path string, write func(io.Writer) (int64, error)) (n int64, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*") // mode 0600
 	if err != nil {

@@ -130,7 +130,7 @@ func (o *importOptions) run(cmd *cobra.Command, path string) error {
 	return o.read(cmd, path, opt)
 }
 
-// options are the flags as the import takes them.
+// options are the options of the import that the flags ask for.
 func (o *importOptions) options(path string) (auth.ImportOptions, error) {
 	opt := auth.ImportOptions{From: o.from, Format: o.format, Unconfirmed: o.unconfirmed, DryRun: o.dryRun}
 	for _, choice := range []struct {
@@ -167,7 +167,7 @@ func (o *importOptions) options(path string) (auth.ImportOptions, error) {
 	return opt, nil
 }
 
-// checkPassword asks for one password and looks whether the record takes it.
+// checkPassword asks for one password and verifies it against its record.
 func (o *importOptions) checkPassword(cmd *cobra.Command, path string, opt auth.ImportOptions) error {
 	in, size, err := openInput(cmd, path)
 	if err != nil {
@@ -190,7 +190,7 @@ func (o *importOptions) checkPassword(cmd *cobra.Command, path string, opt auth.
 	})
 }
 
-// read imports, or rehearses it.
+// read imports, or does a dry run.
 func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOptions) (err error) {
 	in, size, err := openInput(cmd, path)
 	if err != nil {
@@ -200,7 +200,7 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 
 	stderr := cmd.ErrOrStderr()
 	bar := newProgress(stderr, size, "importing", progressbar.OptionShowBytes(true), progressbar.OptionSetWidth(24),
-		progressbar.OptionSetSpinnerChangeInterval(0)) // it moves with what is read, by no clock of its own
+		progressbar.OptionSetSpinnerChangeInterval(0)) // it moves with the input, not with time
 	refused, closeErrors, err := o.reportRefused(stderr, bar)
 	if err != nil {
 		return err
@@ -228,7 +228,7 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 		case report.Hint != "":
 			fmt.Fprintln(stderr, report.Hint)
 		case err == nil && found == 0 && o.from == "keycloak":
-			fmt.Fprintln(stderr, "there is no account in it; kc.sh export --dir writes them into files of their own, *-users-*.json")
+			fmt.Fprintln(stderr, "there is no account in it; kc.sh export --dir writes them into separate files, *-users-*.json")
 		case err == nil && found == 0:
 			fmt.Fprintln(stderr, "there is no account in it")
 		}
@@ -240,19 +240,18 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 func (o *importOptions) outcome(report auth.ImportReport, err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("stopped after line %d; run it again to go on: what is there is passed over quickly", report.Line)
+		return fmt.Errorf("stopped after line %d; run it again to go on: it skips existing accounts quickly", report.Line)
 	case errors.Is(err, auth.ErrOtherSource), err != nil && report.Line == 0, err != nil && o.dryRun:
 		return err
 	case err != nil:
-		return fmt.Errorf("%w; what comes before is done: run it again to go on", err)
+		return fmt.Errorf("%w; everything before that is done: run it again to go on", err)
 	case report.Refused > 0:
 		return silent{errors.New("some records were refused")}
 	}
 	return nil
 }
 
-// openInput opens the file, or standard input for -, and tells its size, -1 when that is not
-// known.
+// openInput opens the file, or standard input for -, and returns its size, -1 if unknown.
 func openInput(cmd *cobra.Command, path string) (io.ReadCloser, int64, error) {
 	if path == "-" {
 		return io.NopCloser(cmd.InOrStdin()), -1, nil
@@ -268,7 +267,7 @@ func openInput(cmd *cobra.Command, path string) (io.ReadCloser, int64, error) {
 	return f, info.Size(), nil
 }
 
-// reportRefused returns what takes each refusal, and what ends it.
+// reportRefused returns a function that reports a refusal, and one that ends the report.
 func (o *importOptions) reportRefused(stderr io.Writer, bar *progressbar.ProgressBar) (take func(auth.Refusal) error,
 	end func() error, err error) {
 	if o.errorsFile == "" {
@@ -316,7 +315,8 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 		rows = append(rows, []string{"  " + scheme, fmt.Sprint(r.Schemes[scheme])})
 	}
 	if r.Weak > 0 {
-		rows = append(rows, []string{"weak", fmt.Sprintf("%d are salted SHA, which hardly slows a thief, until their owners sign in", r.Weak)})
+		rows = append(rows, []string{"weak", fmt.Sprintf("%d are salted SHA, which is quickly guessed, until their owners "+
+			"sign in", r.Weak)})
 	}
 	for i, kind := range byCount(r.Lost) {
 		what := ""
@@ -332,7 +332,7 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 		fmt.Sprintf("%s, %.0f a second", time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), r.Rate)}))
 }
 
-// kindInWords is a kind of protection, as a person reads it.
+// kindInWords is a kind of protection, for a person.
 func kindInWords(kind string) string {
 	if action, ok := strings.CutPrefix(kind, "required_action:"); ok {
 		return "required action " + action
@@ -340,7 +340,7 @@ func kindInWords(kind string) string {
 	return strings.ReplaceAll(kind, "_", " ")
 }
 
-// byCount are the names, the most frequent one first.
+// byCount returns the names, the most frequent first.
 func byCount(counts map[string]int64) []string {
 	return slices.SortedFunc(maps.Keys(counts), func(a, b string) int {
 		return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b))

@@ -10,8 +10,8 @@ import (
 	"github.com/toppira/authctl/modules/auth"
 )
 
-// userRef is how a command is told whose account it is about: by a word, which is a username
-// or an id, or by a flag that says which of the two it is.
+// userRef names the account of a command: by a word, which is a username or an id, or by a flag
+// that says which of the two it is.
 type userRef struct {
 	word     string
 	id, name string // the values of the flags
@@ -20,7 +20,7 @@ type userRef struct {
 	changed  func(flag string) bool
 }
 
-// addArgument makes USER, --id and --name the ways to name an account, one of which is needed.
+// addArgument makes the command take USER, --id or --name, exactly one of them.
 func (r *userRef) addArgument(cmd *cobra.Command) {
 	r.addFlags(cmd, "id", "name")
 	cmd.Args = func(_ *cobra.Command, args []string) error {
@@ -34,7 +34,7 @@ func (r *userRef) addArgument(cmd *cobra.Command) {
 	}
 }
 
-// addFlags adds the two flags alone.
+// addFlags adds only the two flags.
 func (r *userRef) addFlags(cmd *cobra.Command, idFlag, nameFlag string) {
 	r.idFlag, r.nameFlag = idFlag, nameFlag
 	cmd.Flags().StringVar(&r.id, idFlag, "", "the account with this id")
@@ -57,7 +57,7 @@ func (r *userRef) check() error {
 		return nil
 	}
 	if _, ok := auth.ParseID(r.id); !ok {
-		return fmt.Errorf("--%s is %q, which is no id", r.idFlag, r.id)
+		return fmt.Errorf("--%s is %q, which is not an id", r.idFlag, r.id)
 	}
 	return nil
 }
@@ -69,7 +69,7 @@ func (r *userRef) find(ctx context.Context, svc *auth.Service) (auth.User, error
 	said := fmt.Sprintf("%q", r.word)
 	switch {
 	case r.changed(r.idFlag):
-		id, _ := auth.ParseID(r.id) // as check has seen
+		id, _ := auth.ParseID(r.id) // check has parsed it
 		said = "with the id " + r.id
 		u, err = svc.FindUserByID(ctx, id)
 	case r.changed(r.nameFlag):
@@ -79,16 +79,8 @@ func (r *userRef) find(ctx context.Context, svc *auth.Service) (auth.User, error
 		u, err = svc.FindUser(ctx, r.word)
 	}
 	if two, ok := errors.AsType[*auth.AmbiguousUser](err); ok {
-		return auth.User{}, misuse{
-			fmt.Errorf(
-				"%q fits two accounts and nothing was done: it is the id of %q, and the username of %s; say --%s or --%s",
-				two.Word,
-				two.ByID.Username,
-				two.ByName.ID,
-				r.idFlag,
-				r.nameFlag,
-			),
-		}
+		return auth.User{}, misuse{fmt.Errorf("%q fits two accounts and nothing was done: it is the id of %q, and the "+
+			"username of %s; use --%s or --%s", two.Word, two.ByID.Username, two.ByName.ID, r.idFlag, r.nameFlag)}
 	}
 	if errors.Is(err, auth.ErrUserNotFound) {
 		return auth.User{}, fmt.Errorf("there is no user %s", said)

@@ -30,8 +30,8 @@ type verifierReport struct {
 	Version  string    `json:"version"`
 	Client   string    `json:"client"`
 	LastSeen time.Time `json:"last_seen"`
-	LagMS    int64     `json:"lag_ms"` // how old what it was told was then
-	Keys     []string  `json:"keys"`   // null where it does not tell
+	LagMS    int64     `json:"lag_ms"` // age of what it was told, at that time
+	Keys     []string  `json:"keys"`   // null if it does not tell
 }
 
 func newVerifierList(g *global) *cobra.Command {
