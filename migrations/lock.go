@@ -11,6 +11,7 @@ import (
 	"github.com/gofrs/flock"
 
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // Option is how [Up], [Down] and [Preview] behave towards others.
@@ -96,9 +97,7 @@ func (o *options) await(ctx context.Context, try func() (bool, error), who func(
 		if first && o.waiting != nil {
 			o.waiting(who())
 		}
-		select {
-		case <-time.After(retryLock):
-		case <-ctx.Done():
+		if !retry.Sleep(ctx, retryLock) {
 			return fmt.Errorf("%w: %s; waited %s", ErrLocked, who(), o.wait)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // FirebaseHash is what Firebase says once for all users of a project.
@@ -385,29 +386,20 @@ func (i *importer) write(ctx context.Context, batch []*pendingUser) error {
 	if i.rehearsal != nil {
 		return i.rehearsal.write(ctx, i.service.db, batch)
 	}
-	const attempts = 4
-	for attempt := 1; ; attempt++ {
+	return retry.Do(ctx, 4, 2*time.Second, database.IsUnavailable, func() error {
 		work, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
 		asked := i.service.now()
 		began := asked
 		err := i.service.transact(work, func(ctx context.Context, tx database.Tx) error {
 			began = i.service.now()
 			return i.service.insertImported(ctx, tx, batch)
 		})
-		cancel()
 		if err == nil {
 			i.pace.wrote(ctx, len(batch), began.Sub(asked), i.service.now().Sub(began))
-			return nil
 		}
-		if attempt == attempts || !database.IsUnavailable(err) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(time.Duration(attempt) * time.Second):
-		}
-	}
+		return err
+	})
 }
 
 // insertImported inserts the accounts that do not exist, with their events, and sets the result of

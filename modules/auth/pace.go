@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // pace is how an import shares the database and the machine with running servers.
@@ -36,7 +37,7 @@ const (
 )
 
 func newPace(db *database.DB, now func() time.Time) *pace {
-	p := &pace{now: now, sleep: sleepFor, batchTime: 20 * time.Millisecond, rests: 2, size: firstBatch, begun: now()}
+	p := &pace{now: now, sleep: func(ctx context.Context, d time.Duration) { retry.Sleep(ctx, d) }, batchTime: 20 * time.Millisecond, rests: 2, size: firstBatch, begun: now()}
 	if db.IsPostgres() { // where nobody waits for the transaction, but all need the machine
 		p.batchTime, p.rests = 100*time.Millisecond, 1
 		last := int64(0)
@@ -70,13 +71,6 @@ func (p *pace) wrote(ctx context.Context, n int, waited, took time.Duration) {
 		p.alone = 0
 	}
 	p.begun = p.now()
-}
-
-func sleepFor(ctx context.Context, d time.Duration) {
-	select {
-	case <-ctx.Done():
-	case <-time.After(d):
-	}
 }
 
 // watchSQLite reports whether others have written during the rest: then PRAGMA data_version changes

@@ -23,6 +23,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/token"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/logging"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // Deps are what the service needs. The caller owns them and closes them after [Service.Close].
@@ -199,15 +200,8 @@ func IsUnavailable(err error) bool {
 // giveWay leaves SQLite to others for as long as it was just kept busy: it has one writer, and those
 // who wait for it poll.
 func (s *Service) giveWay(ctx context.Context, busy time.Duration) error {
-	if s.db.IsPostgres() {
+	if s.db.IsPostgres() || !retry.Sleep(ctx, busy) {
 		return ctx.Err()
 	}
-	pause := time.NewTimer(busy)
-	defer pause.Stop()
-	select {
-	case <-pause.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return nil
 }

@@ -33,6 +33,7 @@ var arrows = map[string][]string{
 	"modules/auth": {
 		"modules/auth/internal/...", "modules/outbox",
 		"platform/batch", "platform/cache", "platform/config", "platform/database", "platform/fault", "platform/logging",
+		"platform/retry",
 	},
 	"modules/auth/campaign":                             {}, // tests of the binary
 	"modules/auth/internal/feed":                        {"platform/database"},
@@ -64,17 +65,18 @@ var arrows = map[string][]string{
 
 	"platform/cache":      {"platform/config"},
 	"platform/config":     {},
-	"platform/database":   {"platform/config"},
+	"platform/database":   {"platform/config", "platform/retry"},
 	"platform/fault":      {},
 	"platform/batch":      {},
 	"platform/httpserver": {"platform/config", "platform/fault"},
 	"platform/openapi":    {"platform/fault", "platform/httpserver"}, // for tests and tools alone
 	"platform/logging":    {"platform/config"},
 	"platform/telemetry":  {"platform/config"},
+	"platform/retry":      {},
 	"platform/seal":       {"platform/config"},
-	"platform/tuning":     {},
+	"platform/tuning":     {"platform/retry"},
 
-	"migrations":      {"deploy/postgres", "platform/database"},
+	"migrations":      {"deploy/postgres", "platform/database", "platform/retry"},
 	"deploy/postgres": {}, // the rights of the database roles, which the binary grants
 
 	// Support for tests: imported by tests and by each other, see testSupport.
@@ -123,7 +125,8 @@ var libraries = []struct {
 	{"github.com/uptrace/bun/driver/", nil, nil, "PostgreSQL is reached through pgx, SQLite through modernc.org/sqlite"},
 	{"github.com/lib/pq", nil, nil, "PostgreSQL is reached through pgx"},
 	{"github.com/mattn/go-sqlite3", nil, nil, "it needs cgo: modernc.org/sqlite does not"},
-	{"math/rand", []string{"modules/auth/internal/feed", "modules/auth/internal/password", "modules/outbox", "modules/outbox/delivery", "platform/database", "platform/httpserver", "cmd/bench"}, []string{"..."},
+	{"math/rand", []string{"modules/auth/internal/feed", "modules/auth/internal/password", "modules/outbox", "modules/outbox/delivery",
+		"platform/httpserver", "platform/retry", "cmd/bench"}, []string{"..."},
 		"secrets come from crypto/rand; this spreads retries and numbers requests"},
 }
 

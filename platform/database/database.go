@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -25,6 +24,7 @@ import (
 	_ "modernc.org/sqlite" // registers the pure-Go driver "sqlite"
 
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // Config says which database to use. With nothing set it is SQLite in the data folder.
@@ -324,20 +324,7 @@ const attempts = 6
 
 // again repeats do while it conflicts with other transactions, up to attempts times.
 func again(ctx context.Context, do func() error) error {
-	for n := 1; ; n++ {
-		err := do()
-		if n == attempts || !isConflict(err) {
-			return err
-		}
-		// Random, so that two that conflicted do not meet again.
-		pause := time.NewTimer(rand.N(5 * time.Millisecond << n))
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-			return err
-		}
-	}
+	return retry.Do(ctx, attempts, 10*time.Millisecond, isConflict, do)
 }
 
 // Postgres runs fn with a pgx connection of the pool, for what database/sql cannot do or does at

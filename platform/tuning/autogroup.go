@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // autogroup is the file in which Linux keeps the weight of this process's autogroup against other
@@ -64,13 +66,8 @@ func groupNice() (int, error) {
 func setGroupNice(ctx context.Context, nice int) error {
 	for {
 		err := os.WriteFile(autogroup, []byte(strconv.Itoa(nice)), 0)
-		if !errors.Is(err, syscall.EAGAIN) {
+		if !errors.Is(err, syscall.EAGAIN) || !retry.Sleep(ctx, 110*time.Millisecond) {
 			return err
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(110 * time.Millisecond):
 		}
 	}
 }
