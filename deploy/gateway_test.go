@@ -161,7 +161,7 @@ func openGateway(t *testing.T, name string) *gateway {
 			t.Fatalf("%s does not name %s", kind.file, published)
 		}
 	}
-	listens := fmt.Sprintf(":%d", freePort(t))
+	listens := fmt.Sprintf(":%d", testenv.FreePort(t))
 	g.addr = "127.0.0.1" + listens
 	config = strings.NewReplacer(":8000", listens, "127.0.0.1:8080", strings.TrimPrefix(api.base, "http://"),
 		"127.0.0.1:9000", g.backend.Listener.Addr().String()).Replace(config)

@@ -148,7 +148,7 @@ func (e exposition) lacks(query string) (missing []string) {
 func TestEveryPanelShowsSomething(t *testing.T) {
 	t.Parallel()
 	db := newRolesDatabase(t)
-	ports := []int{freePort(t), freePort(t), freePort(t)}
+	ports := []int{testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t)}
 	addr := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
 	redis := miniredis.RunT(t)
 	db.start(t, t.TempDir(), "authctl_serve", []string{

@@ -185,7 +185,7 @@ func (l *lockedBuffer) String() string {
 func TestEachDatabaseRoleIsEnoughForItsWork(t *testing.T) {
 	t.Parallel()
 	db := newRolesDatabase(t)
-	api := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	api := fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t))
 	_, port, _ := net.SplitHostPort(api)
 	events := t.TempDir()
 	db.start(t, t.TempDir(), "authctl_serve", []string{"APP_HOST=127.0.0.1", "APP_PORT=" + port}, "serve")
@@ -505,17 +505,6 @@ func eventually(t *testing.T, what string, done func() bool) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-}
-
-// freePort is a port that nobody listens on at this moment.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // What the command grants is what the file grants, to the last right, also where there were others.

@@ -33,7 +33,7 @@ func TestPagesInABrowser(t *testing.T) {
 	b := openBrowser(t)
 	f := newPlanting(t)
 	certificate, key := b.certificate(f.dir)
-	port, pages := freePort(t), b.port()
+	port, pages := testenv.FreePort(t), b.port()
 	api := fmt.Sprintf("https://auth.example.test:%d", port)
 	f.env = append(f.env, fmt.Sprint("APP_PORT=", port), "AUTH_TOKEN_ISSUER="+api, "AUTH_PASSWORD_BCRYPT_COST=4",
 		"APP_TLS_CERT_FILE="+certificate, "APP_TLS_KEY_FILE="+key,

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 func TestTheMetadataNamesThePortThatIsServed(t *testing.T) {
@@ -31,7 +32,7 @@ func TestTheMetadataNamesThePortThatIsServed(t *testing.T) {
 func TestAFailedStartWaitsForTheRelay(t *testing.T) {
 	for range 5 {
 		o := &serveOptions{global: &global{set: []string{
-			"app.data_dir=" + t.TempDir(), fmt.Sprint("app.port=", freePort(t)), "auth.password.bcrypt_cost=4",
+			"app.data_dir=" + t.TempDir(), fmt.Sprint("app.port=", testenv.FreePort(t)), "auth.password.bcrypt_cost=4",
 			"app.operator_addr=203.0.113.1:9", // of no machine: RFC 5737
 		}}}
 		if err := o.run(t.Context(), io.Discard); err == nil || !strings.Contains(err.Error(), "203.0.113.1") {
@@ -43,14 +44,4 @@ func TestAFailedStartWaitsForTheRelay(t *testing.T) {
 			t.Fatalf("the relay still runs:\n%s", stacks)
 		}
 	}
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }

@@ -9,6 +9,7 @@
 package testenv
 
 import (
+	"net"
 	"os"
 	"testing"
 	"time"
@@ -26,6 +27,18 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 			t.Fatalf("waited %v in vain: %s", Patience, what)
 		}
 	}
+}
+
+// FreePort returns a port of 127.0.0.1 that nothing listens on. Another process may take it before
+// the test does.
+func FreePort(t testing.TB) int {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatalf("find a free port: %v", err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port
 }
 
 // Postgres returns the URL of the shared PostgreSQL server.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -151,10 +150,7 @@ func newServer(t testing.TB) *Server {
 		found = append(found, path)
 	}
 	if len(found) == 0 {
-		if testenv.Demanded() {
-			t.Fatal("PostgreSQL's server binaries are demanded, and there are none")
-		}
-		t.Skip("no server binaries of PostgreSQL")
+		testenv.Lacking(t, "no server binaries of PostgreSQL")
 	}
 	slices.Sort(found)
 	// Not t.TempDir, which the server's user may not enter.
@@ -162,7 +158,7 @@ func newServer(t testing.TB) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{dir: filepath.Join(dir, "data"), bin: filepath.Dir(found[len(found)-1]), port: freePort(t)}
+	s := &Server{dir: filepath.Join(dir, "data"), bin: filepath.Dir(found[len(found)-1]), port: testenv.FreePort(t)}
 	s.URL = fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", s.port)
 	t.Cleanup(func() {
 		_, _ = s.try("pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "stop")
@@ -248,16 +244,6 @@ func (s *Server) try(name string, args ...string) (string, error) {
 	err = cmd.Run()
 	text, _ := os.ReadFile(out.Name())
 	return string(text), err
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // Process is a child process that a test may stop and kill.

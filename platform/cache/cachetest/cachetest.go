@@ -47,19 +47,20 @@ func Open(t testing.TB, url string) *redis.Client {
 
 // Server is a redis-server process of one test.
 type Server struct {
-	t    testing.TB
-	dir  string
-	port int
-	args []string
-	kind kind
+	t       testing.TB
+	program string
+	dir     string
+	port    int
+	args    []string
+	kind    kind
 
 	process *os.Process     // nil while it does not run
 	ended   <-chan struct{} // closed when it has ended
 }
 
 // Start runs a redis-server that saves every write before it answers, and ends it with the
-// test. Arguments are added to its command line. Without the binary the test is skipped, or
-// fails where the real engines are demanded (see testenv).
+// test. Arguments are added to its command line. Without the binary the test is skipped, or fails
+// if engines are demanded (see testenv).
 func Start(t testing.TB, args ...string) *Server {
 	t.Helper()
 	return start(t, store, args...)
@@ -110,13 +111,8 @@ const (
 
 func start(t testing.TB, what kind, args ...string) *Server {
 	t.Helper()
-	if _, err := exec.LookPath("redis-server"); err != nil {
-		if testenv.Demanded() {
-			t.Fatal("the real Redis is demanded, and there is no redis-server")
-		}
-		t.Skip("no redis-server")
-	}
-	s := &Server{t: t, dir: t.TempDir(), args: args, kind: what}
+	program := testenv.Program(t, "install Redis", "redis-server")
+	s := &Server{t: t, program: program, dir: t.TempDir(), args: args, kind: what}
 	t.Cleanup(s.Kill)
 	s.Restart()
 	return s
@@ -135,7 +131,7 @@ func (s *Server) Restart() {
 	for range 5 {
 		port := s.port
 		if port == 0 {
-			port = freePort(s.t)
+			port = testenv.FreePort(s.t)
 		}
 		at := strconv.Itoa(port)
 		args := append([]string{"--port", at, "--bind", "127.0.0.1", "--dir", s.dir,
@@ -147,7 +143,7 @@ func (s *Server) Restart() {
 			args[1] = "0"
 			args = append(args, "--tls-port", at)
 		}
-		cmd := exec.Command("redis-server", args...)
+		cmd := exec.Command(s.program, args...)
 		if err := cmd.Start(); err != nil {
 			s.t.Fatalf("start redis-server: %v", err)
 		}
@@ -223,14 +219,4 @@ func (s *Server) answers(ctx context.Context, port int, process *os.Process, end
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("find a free port: %v", err)
-	}
-	defer func() { _ = listener.Close() }()
-	return listener.Addr().(*net.TCPAddr).Port
 }

@@ -20,13 +20,7 @@ import (
 // or fails where the real engines are demanded.
 func PgBouncer(t testing.TB, dsn string) string {
 	t.Helper()
-	program, err := exec.LookPath("pgbouncer")
-	if err != nil {
-		if testenv.Demanded() {
-			t.Fatal("the real PgBouncer is demanded, and there is none")
-		}
-		t.Skip("no pgbouncer")
-	}
+	program := testenv.Program(t, "install PgBouncer", "pgbouncer")
 	u, err := url.Parse(dsn)
 	if err != nil {
 		t.Fatal(err)
@@ -39,7 +33,7 @@ func PgBouncer(t testing.TB, dsn string) string {
 	password, _ := u.User.Password()
 	// Between finding a free port and taking it, another process may be faster.
 	for range 5 {
-		port := freePort(t)
+		port := testenv.FreePort(t)
 		files := map[string]string{
 			"users": fmt.Sprintf("\"%s\" \"%s\"\n", u.User.Username(), password),
 			"ini": fmt.Sprintf(`[databases]
@@ -91,16 +85,6 @@ server_reset_query =
 	}
 	t.Fatal("pgbouncer does not start")
 	return ""
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 // listens waits until somebody takes connections at the port.
