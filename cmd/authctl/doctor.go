@@ -148,7 +148,8 @@ func (s settings) relaysAlone(ctx context.Context) bool {
 
 func isRelayRole(ctx context.Context, db *database.DB) bool {
 	var yes bool
-	err := db.QueryRowContext(ctx, `SELECT has_table_privilege('outbox_pending', 'DELETE') AND NOT has_table_privilege('signing_key', 'SELECT')`).Scan(&yes)
+	err := db.QueryRowContext(ctx, `SELECT has_table_privilege('outbox_pending', 'DELETE') AND
+		NOT has_table_privilege('signing_key', 'SELECT')`).Scan(&yes)
 	return err == nil && yes
 }
 

@@ -44,13 +44,14 @@ migrates itself.`,
 	}
 	run("up", "Run all pending migrations", (*app).connectDatabase,
 		func(ctx context.Context, a *app, w, stderr io.Writer) error {
-			return g.migrate(w, "applied", "the schema is up to date", func(report func(migrations.State)) ([]migrations.State, error) {
-				list, err := migrations.Up(ctx, a.db, report, waiting(stderr))
-				if len(list) > 0 {
-					a.security.Info("schema_migrated", zap.Strings("migrations", migrationNames(list)))
-				}
-				return list, err
-			})
+			list, err := migrations.Up(ctx, a.db, nil, waiting(stderr))
+			if len(list) > 0 {
+				a.security.Info("schema_migrated", zap.Strings("migrations", migrationNames(list)))
+			}
+			if err != nil {
+				return err
+			}
+			return g.printMigrated(w, "applied", "the schema is up to date", list)
 		})
 	run("status", "List the migrations and which have run", (*app).connectExistingDatabase,
 		func(ctx context.Context, a *app, w, _ io.Writer) error {
@@ -152,13 +153,14 @@ func (g *global) migrateDown(ctx context.Context, cmd *cobra.Command, a *app, su
 			return err
 		}
 	}
-	return g.migrate(cmd.OutOrStdout(), "undone", "there is nothing to undo", func(report func(migrations.State)) ([]migrations.State, error) {
-		list, err := migrations.Down(ctx, a.db, report, options...)
-		if len(list) > 0 {
-			a.security.Warn("schema_rolled_back", zap.Strings("migrations", migrationNames(list)))
-		}
-		return list, inUse(err)
-	})
+	list, err := migrations.Down(ctx, a.db, nil, options...)
+	if len(list) > 0 {
+		a.security.Warn("schema_rolled_back", zap.Strings("migrations", migrationNames(list)))
+	}
+	if err != nil {
+		return inUse(err)
+	}
+	return g.printMigrated(cmd.OutOrStdout(), "undone", "there is nothing to undo", list)
 }
 
 // losses lists what a rollback destroys.
@@ -217,13 +219,8 @@ func newMigrateNew(g *global) *cobra.Command {
 	return cmd
 }
 
-// migrate runs migrations and prints a line for each.
-func (g *global) migrate(w io.Writer, done, nothing string,
-	run func(func(migrations.State)) ([]migrations.State, error)) error {
-	list, err := run(nil)
-	if err != nil {
-		return err
-	}
+// printMigrated prints a line for each migration.
+func (g *global) printMigrated(w io.Writer, done, nothing string, list []migrations.State) error {
 	if g.output == "json" {
 		return printJSON(w, list)
 	}

@@ -24,8 +24,9 @@ func processRoutes(stopping func() bool, readiness *telemetry.Readiness) []https
 	}, {
 		Method: "GET", Path: "/readyz", ID: "readyz", Group: "probes", Quiet: true,
 		Summary: "Readiness probe", Success: "The process can do its work.",
-		Description: "503 when the database or the session store is away, or the process is stopping. Kafka does not matter, because events can wait.",
-		Do:          httpserver.Public(readyz(stopping, readiness)), Faults: []*fault.Fault{errNotReady},
+		Description: "503 when the database or the session store is away, or the process is stopping. Kafka does not " +
+			"matter, because events can wait.",
+		Do: httpserver.Public(readyz(stopping, readiness)), Faults: []*fault.Fault{errNotReady},
 	}}
 	return append(routes, httpserver.Documentation("/docs/swagger", "authctl", openAPI)...)
 }

@@ -70,7 +70,8 @@ type probe struct {
 }
 
 func (s *server) probes(list []tokens) []probe {
-	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte(url.QueryEscape(clientID)+":"+url.QueryEscape(clientSecret)))
+	pair := url.QueryEscape(clientID) + ":" + url.QueryEscape(clientSecret)
+	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte(pair))
 	return []probe{
 		{name: "refresh", do: func() outcome { return s.refresh(&list[0]) }},
 		{name: "me", do: func() outcome { return s.me(list[1]) }},

@@ -49,7 +49,8 @@ func main() {
 	flag.IntVar(&o.cost, "cost", 10, "bcrypt cost of the sign-ins measured")
 	flag.IntVar(&o.pairs, "pairs", 2000, "sign-ins of each kind in the timing study")
 	flag.Usage = func() {
-		fmt.Fprint(os.Stderr, "usage: go run ./cmd/bench [flags] [signin] [session] [feed] [flood] [import] [relay] [timing]\n\n")
+		fmt.Fprint(os.Stderr, "usage: go run ./cmd/bench [flags] "+
+			"[signin] [session] [feed] [flood] [import] [relay] [timing]\n\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()

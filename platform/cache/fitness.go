@@ -158,7 +158,8 @@ func Check(ctx context.Context, client *redis.Client) ([]*Problem, error) {
 	}
 	if info["aof_enabled"] == "0" {
 		found = append(found, &Problem{Found: "the append-only file is off",
-			Advice: "set appendonly yes: otherwise a restart of Redis signs out everybody who signed in since its last snapshot"})
+			Advice: "set appendonly yes: otherwise a restart of Redis signs out everybody who signed in since its last " +
+				"snapshot"})
 	}
 	return found, nil
 }

@@ -192,7 +192,8 @@ func (l *loader) load(target any, name string, data []byte, opt Options) error {
 	}
 	overridden(filled.Addr(), "", func(path, by string) {
 		if source := sources[path]; source != sourceDefault && source != "" {
-			l.remarks = append(l.remarks, Remark{Name: path, Source: source, Text: "has no effect: " + by + " overrides it", Likely: true})
+			text := "has no effect: " + by + " overrides it"
+			l.remarks = append(l.remarks, Remark{Name: path, Source: source, Text: text, Likely: true})
 		}
 	})
 	if !l.broken {
@@ -231,7 +232,8 @@ func (l *loader) layers(name string, data []byte, opt Options) *viper.Viper {
 		if r, set := dotEnv[modePath]; set && r.text != modeDev {
 			// The file is read because the mode is dev, so it cannot change the mode: its author
 			// would expect neither that the rest is used nor that it is ignored.
-			l.fault(modePath, r.source, "may only be dev in a file that is read in dev mode alone; set %s in the environment", l.schema.byPath[modePath].Env)
+			l.fault(modePath, r.source, "may only be dev in a file that is read in dev mode alone; set %s in the environment",
+				l.schema.byPath[modePath].Env)
 		}
 		_ = v.MergeConfigMap(nest(dotEnv))
 	}

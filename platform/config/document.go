@@ -127,7 +127,8 @@ func (b *branch) writeYAML(w *bytes.Buffer, depth int) error {
 	for _, line := range wrap(k.Doc, 92-len(indent)) {
 		fmt.Fprintf(w, "%s# %s\n", indent, line)
 	}
-	for _, line := range wrap(strings.Join(append([]string{k.Env}, k.kind(func(s string) string { return s })...), " · "), 92-len(indent)) {
+	facts := append([]string{k.Env}, k.kind(func(s string) string { return s })...)
+	for _, line := range wrap(strings.Join(facts, " · "), 92-len(indent)) {
 		fmt.Fprintf(w, "%s# %s\n", indent, line)
 	}
 	value, err := k.yamlDefault()
@@ -154,7 +155,8 @@ func (b *branch) writeRows(w *bytes.Buffer) {
 	if text := k.defaultText(); text != "" {
 		def = "`" + text + "`"
 	}
-	cells := []string{"`" + k.Path + "`", env, strings.Join(k.kind(func(s string) string { return "`" + s + "`" }), ", "), def, k.Doc}
+	kind := strings.Join(k.kind(func(s string) string { return "`" + s + "`" }), ", ")
+	cells := []string{"`" + k.Path + "`", env, kind, def, k.Doc}
 	for i, cell := range cells {
 		cells[i] = strings.ReplaceAll(cell, "|", `\|`)
 	}

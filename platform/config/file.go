@@ -67,7 +67,8 @@ func (d strictYAML) group(node *yaml.Node, prefix string, found map[string]raw) 
 			shown = join(prefix, quote(name.Value))
 		}
 		if name.Kind != yaml.ScalarNode || name.Tag == "!!merge" || value.Kind == yaml.AliasNode || value.Anchor != "" {
-			d.loader.fault(shown, at, "uses an anchor, an alias, a merge or a composite key of YAML, which are not supported; a value that begins with & or * must be in quotes")
+			d.loader.fault(shown, at, "uses an anchor, an alias, a merge or a composite key of YAML, which are not supported; "+
+				"a value that begins with & or * must be in quotes")
 			continue
 		}
 		if line, seen := first[name.Value]; seen {

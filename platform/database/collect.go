@@ -10,7 +10,8 @@ type Row interface{ Scan(into ...any) error }
 
 // Collect runs a query and returns what scan makes of each row. what is said of every error, such
 // as "list users".
-func Collect[T any](ctx context.Context, db IDB, what string, scan func(Row) (T, error), query string, args ...any) ([]T, error) {
+func Collect[T any](ctx context.Context, db IDB, what string, scan func(Row) (T, error), query string,
+	args ...any) ([]T, error) {
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)

@@ -105,11 +105,13 @@ var ErrEncoding = errors.New("the database is not encoded in UTF8")
 // checkServer refuses a server whose properties no setting of a connection can change.
 func checkServer(conn *pgconn.PgConn) error {
 	if have := conn.ParameterStatus("server_encoding"); have != "UTF8" {
-		return fmt.Errorf("%w but in %s: make another with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0", ErrEncoding, have)
+		return fmt.Errorf("%w but in %s: make another with CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0",
+			ErrEncoding, have)
 	}
 	for name, want := range map[string]string{"client_encoding": "UTF8", "standard_conforming_strings": "on"} {
 		if have := conn.ParameterStatus(name); have != want {
-			return fmt.Errorf("the server keeps %s at %q, and it must be %q: a pooler in between may be set to ignore it", name, have, want)
+			return fmt.Errorf("the server keeps %s at %q, and it must be %q: a pooler in between may be set to ignore it",
+				name, have, want)
 		}
 	}
 	return nil

@@ -138,9 +138,11 @@ func Open(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 // bound keeps the pool below the number of connections that the server allows. Each connection
 // that the server refused would fail a request, which could have waited for one of the pool.
 func (db *DB) bound(ctx context.Context) {
-	const query = "SELECT current_setting('max_connections')::integer - current_setting('superuser_reserved_connections')::integer"
+	const query = "SELECT current_setting('max_connections')::integer - " +
+		"current_setting('superuser_reserved_connections')::integer"
 	var most int
-	if err := db.QueryRowContext(ctx, query).Scan(&most); err == nil && most > 0 && most < db.pool.Stats().MaxOpenConnections {
+	err := db.QueryRowContext(ctx, query).Scan(&most)
+	if err == nil && most > 0 && most < db.pool.Stats().MaxOpenConnections {
 		db.pool.SetMaxOpenConns(most)
 	}
 }
@@ -212,7 +214,8 @@ func openSQLite(path string, conns int) (*DB, error) {
 			"foreign_keys(1)",
 		},
 	}
-	sqldb, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String())
+	address := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}
+	sqldb, err := sql.Open("sqlite", address.String())
 	if err != nil {
 		return nil, fmt.Errorf("open the database file: %w", err)
 	}

@@ -18,12 +18,17 @@ import (
 // remedies say what a person can do about an error of PostgreSQL, by SQLSTATE or the beginning of
 // one. The first match counts.
 var remedies = []struct{ code, remedy string }{
-	{"28P01", "correct the role or its password: DATABASE_URL, or DB_POSTGRES_USER and DB_POSTGRES_PASSWORD; deploy/postgres/roles.sql makes the roles, and \\password gives each its password"},
-	{"28", "let the role in from here with a line in pg_hba.conf, or name another one; deploy/postgres/roles.sql makes the roles"},
-	{"3D000", "make it as a role that may: CREATE DATABASE … ENCODING 'UTF8'; or name another one with DATABASE_URL or DB_POSTGRES_DB"},
-	{"42501", "run deploy/postgres/grants.sql as authctl_migrate, after each authctl migrate up; connecting is granted by roles.sql; " +
+	{"28P01", "correct the role or its password: DATABASE_URL, or DB_POSTGRES_USER and DB_POSTGRES_PASSWORD; " +
+		"deploy/postgres/roles.sql makes the roles, and \\password gives each its password"},
+	{"28", "let the role in from here with a line in pg_hba.conf, or name another one; deploy/postgres/roles.sql makes " +
+		"the roles"},
+	{"3D000", "make it as a role that may: CREATE DATABASE … ENCODING 'UTF8'; or name another one with DATABASE_URL or " +
+		"DB_POSTGRES_DB"},
+	{"42501", "run deploy/postgres/grants.sql as authctl_migrate, after each authctl migrate up; roles.sql grants " +
+		"connecting; " +
 		"a serve that relays needs GRANT authctl_relay TO authctl_serve, or OUTBOX_RELAY=off"},
-	{"42P01", "run: authctl migrate up; if that was done, the tables are in a schema that the role's search_path does not name"},
+	{"42P01", "run: authctl migrate up; if that was done, the tables are in a schema that the role's search_path does " +
+		"not name"},
 	{"42703", "run: authctl migrate up"},
 	{"42883", "run: authctl migrate up"},
 	{"3F000", "correct the search_path of the role or of DATABASE_URL: it names no schema that is there"},
@@ -43,7 +48,8 @@ var remedies = []struct{ code, remedy string }{
 }
 
 // migrating is the remedy for a role that may not change the schema.
-const migrating = "migrate as the role that owns the tables, which is authctl_migrate where deploy/postgres/roles.sql was run"
+const migrating = "migrate as the role that owns the tables, which is authctl_migrate if deploy/postgres/roles.sql " +
+	"was run"
 
 // Remedy says what a person can do about an error of the database. It is empty if there is no
 // error, or if the error says so itself. toMigrate tells that a migration was tried: a role that
@@ -110,7 +116,8 @@ func remedyToOpen(err error) string {
 		return "name the server as its certificate does"
 	case errors.As(err, &unknown), errors.As(err, &certificate):
 		return "name the authority of its certificate with sslrootcert in DATABASE_URL, or choose another sslmode"
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &network) && network.Timeout():
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded),
+		errors.As(err, &network) && network.Timeout():
 		return "check that it is reachable from here: nothing answered in time"
 	case errors.As(err, &network):
 		return "start it, or name another one with DATABASE_URL"

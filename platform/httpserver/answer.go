@@ -106,7 +106,8 @@ func (s *core) toFault(err error) (f *fault.Fault, shown bool) {
 		return f, f.Kind != fault.Internal && (f.Kind != fault.Unavailable || err == error(f))
 	case errors.As(err, &router):
 		return statusFault(router.Code)
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled), s.unavailable != nil && s.unavailable(err):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled),
+		s.unavailable != nil && s.unavailable(err):
 		return ErrUnavailable, false
 	}
 	return ErrInternal, false

@@ -21,8 +21,9 @@ type Browser struct {
 // browser returns the Browser of the request.
 func (x *exchange) browser() Browser {
 	return Browser{
-		origins: x.carrier.headers("Origin"), sites: x.carrier.headers("Sec-Fetch-Site"), cookies: x.carrier.headers("Cookie"),
-		listed: x.originListed(x.carrier.header("Origin")), json: mediaFault(x, "application/json") == nil,
+		origins: x.carrier.headers("Origin"), sites: x.carrier.headers("Sec-Fetch-Site"),
+		listed:  x.originListed(x.carrier.header("Origin")),
+		cookies: x.carrier.headers("Cookie"), json: mediaFault(x, "application/json") == nil,
 	}
 }
 

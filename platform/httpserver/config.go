@@ -35,7 +35,7 @@ type HTTPConfig struct {
 
 	// Not settings, because nobody gains by other values. Tests set them; zero means the default
 	// given here.
-	ReadTimeout    time.Duration // 10s for a request to arrive whole, and for the first byte of a connection: a phone's worst minute takes less
+	ReadTimeout    time.Duration // 10s for a request to arrive, and for the first byte of a connection
 	WriteTimeout   time.Duration // 10s for an answer to be sent: none is larger than a few hundred KiB
 	MaxHeaderBytes int           // 16 KiB of request line and headers, the body's own limit; more is answered 431
 	MaxConnections int           // 16384 at once, some 200 MiB; lowered to what the process may open files for
@@ -61,7 +61,8 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 	for _, name := range c.CORSHeaders {
 		if !isToken(name) {
-			report("app.cors_headers", strconv.Quote(name)+": is not the name of a header, such as X-Tenant, nor the beginning of names, such as X-Acme-*")
+			report("app.cors_headers", strconv.Quote(name)+": is not the name of a header, such as X-Tenant, nor the "+
+				"beginning of names, such as X-Acme-*")
 		}
 	}
 	for _, proxy := range c.TrustedProxies {

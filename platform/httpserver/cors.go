@@ -98,7 +98,8 @@ func passes(list []string, name string) bool {
 // isToken reports whether text is a header's name (RFC 9110 §5.6.2).
 func isToken(text string) bool {
 	return text != "" && !strings.ContainsFunc(text, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("!#$%&'*+-.^_`|~", r))
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' ||
+			strings.ContainsRune("!#$%&'*+-.^_`|~", r))
 	})
 }
 
@@ -126,7 +127,8 @@ func parseOrigin(text string) (string, error) {
 	case scheme == "file":
 		return "", errors.New("is not what browsers send for local files: they send null, which any page can send")
 	case strings.ContainsAny(rest, "/?#\\"):
-		return "", fmt.Errorf("must be scheme, host and port alone, without a path or a slash at the end: %s", originOnly(scheme, rest))
+		return "", fmt.Errorf("must be scheme, host and port alone, without a path or a slash at the end: %s",
+			originOnly(scheme, rest))
 	case strings.Contains(rest, "@"):
 		return "", errors.New("must be scheme, host and port alone, without a user")
 	case strings.Contains(rest, "*"):
@@ -191,7 +193,8 @@ func originHost(host string, web bool) (string, error) {
 		}
 		return "[" + addr.String() + "]", nil
 	}
-	if i := strings.IndexFunc(host, func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune("%:<>[]^`{|}\"", r) }); i >= 0 {
+	isBad := func(r rune) bool { return r <= ' ' || r == 0x7f || strings.ContainsRune("%:<>[]^`{|}\"", r) }
+	if i := strings.IndexFunc(host, isBad); i >= 0 {
 		return "", fmt.Errorf("the host has a character that is not allowed: %q", host[i:i+1])
 	}
 	if !web {

@@ -31,7 +31,8 @@ func decodeJSON(body []byte, into any) error {
 	case len(text) == 0:
 		return errEmptyBody
 	case bytes.HasPrefix(text, []byte("\xef\xbb\xbf")):
-		return ErrMalformed.Detail("The body begins with a byte order mark (EF BB BF), which JSON must not (RFC 8259 §8.1). Send it without.")
+		return ErrMalformed.Detail("The body begins with a byte order mark (EF BB BF), which JSON must not " +
+			"(RFC 8259 §8.1). Send it without.")
 	case isUTF16(text):
 		return ErrMalformed.Detail("The body is UTF-16 or UTF-32; JSON is sent as UTF-8.")
 	case text[0] != '{':

@@ -38,7 +38,8 @@ func (c fastCarrier) send(status int, body []byte) {
 }
 
 // stream returns at once: write runs in another goroutine, and what it sends follows the headers.
-func (c fastCarrier) stream(ctx context.Context, status int, write func(context.Context, *bufio.Writer, func(time.Time))) {
+func (c fastCarrier) stream(ctx context.Context, status int,
+	write func(context.Context, *bufio.Writer, func(time.Time))) {
 	conn := c.Conn()
 	c.SetStatusCode(status)
 	c.Response.ImmediateHeaderFlush = true

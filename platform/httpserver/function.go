@@ -20,7 +20,7 @@ import (
 //		Token  string `form:"token"`                     // of a form, on OAuth routes
 //		Peer   Peer                                       // where the request comes from
 //		Page   Browser                                    // what a browser says of the page that sends it, and all cookies
-//		Body   endBody                                    // JSON, by the one strict decoder; `body:"optional"` lets it be missing
+//		Body   endBody                                    // JSON, strictly decoded; `body:"optional"` lets it be missing
 //	}
 //
 // In a body, pointers without omitempty are required members.

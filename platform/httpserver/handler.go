@@ -124,7 +124,8 @@ func (c *netCarrier) send(status int, body []byte) {
 }
 
 // stream writes until there is no more to send.
-func (c *netCarrier) stream(ctx context.Context, status int, write func(context.Context, *bufio.Writer, func(time.Time))) {
+func (c *netCarrier) stream(ctx context.Context, status int,
+	write func(context.Context, *bufio.Writer, func(time.Time))) {
 	ctx, cancel := c.wait(ctx)
 	defer cancel()
 	control := http.NewResponseController(c.w)

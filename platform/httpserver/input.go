@@ -97,7 +97,8 @@ func jsonName(field reflect.StructField) (name string, optional bool) {
 	if name == "-" || !field.IsExported() {
 		return "", false
 	}
-	return name, slices.Contains(strings.Split(options, ","), "omitempty") || slices.Contains(strings.Split(options, ","), "omitzero")
+	list := strings.Split(options, ",")
+	return name, slices.Contains(list, "omitempty") || slices.Contains(list, "omitzero")
 }
 
 // headers names the request headers that are part of the input.
@@ -161,11 +162,13 @@ func (in input) readQuery(query string, into reflect.Value) error {
 		case errName != nil || errValue != nil:
 			return ErrMalformed.Detail("The query has an escape that is none.")
 		case at < 0:
-			return ErrValidation.Field(shownName(name), "unknown", "is no parameter here; there are: "+strings.Join(in.queries, ", "))
+			return ErrValidation.Field(shownName(name), "unknown",
+				"is not a parameter of this route; its parameters are: "+strings.Join(in.queries, ", "))
 		case seen[name]:
 			return ErrValidation.Field(shownName(name), "twice", "is there twice")
 		case in.parts[at].enum != nil && !slices.Contains(in.parts[at].enum, value):
-			return ErrValidation.Field(shownName(name), "invalid_value", "must be "+strings.Join(in.parts[at].enum, " or ")+", or left out")
+			return ErrValidation.Field(shownName(name), "invalid_value",
+				"must be "+strings.Join(in.parts[at].enum, " or ")+", or left out")
 		}
 		seen[name] = true
 		into.FieldByIndex(in.parts[at].index).SetString(value)
@@ -183,7 +186,8 @@ func (p part) readBody(x *exchange, field reflect.Value) error {
 			return nil
 		}
 		if x.route.Instead != "" {
-			return errEmptyBody.Detail(errEmptyBody.Message + " If a proxy drops the body of a DELETE, " + x.route.Instead + " does the same.")
+			return errEmptyBody.Detail(errEmptyBody.Message + " If a proxy drops the body of a DELETE, " +
+				x.route.Instead + " does the same.")
 		}
 		return errEmptyBody
 	}

@@ -43,7 +43,8 @@ func (l *listener) Accept() (net.Conn, error) {
 	for pause := 5 * time.Millisecond; ; {
 		raw, err := l.Listener.Accept()
 		if err != nil {
-			if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) && !errors.Is(err, syscall.ENOBUFS) && !errors.Is(err, syscall.ENOMEM) {
+			if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) &&
+				!errors.Is(err, syscall.ENOBUFS) && !errors.Is(err, syscall.ENOMEM) {
 				return nil, err
 			}
 			l.refused("files")
@@ -322,7 +323,8 @@ func asked(c net.Conn) string {
 	}
 	line := bytes.TrimLeft(one.head[:one.headLen], "\r\n")
 	method, target, _ := bytes.Cut(line, []byte(" "))
-	if len(method) == 0 || len(method) > 16 || bytes.ContainsFunc(method, func(r rune) bool { return r < 'A' || r > 'Z' }) {
+	isNoLetter := func(r rune) bool { return r < 'A' || r > 'Z' }
+	if len(method) == 0 || len(method) > 16 || bytes.ContainsFunc(method, isNoLetter) {
 		return ""
 	}
 	whole := false

@@ -85,7 +85,8 @@ type swaggerFile struct {
 
 func newSwaggerFiles(below, title string) *swaggerFiles {
 	app := fiber.New(fiber.Config{DisableStartupMessage: true, CaseSensitive: true, StrictRouting: true})
-	app.Get(below+"/*", swagger.New(swagger.Config{Title: title, URL: "doc.json", PersistAuthorization: true, TryItOutEnabled: true}))
+	page := swagger.Config{Title: title, URL: "doc.json", PersistAuthorization: true, TryItOutEnabled: true}
+	app.Get(below+"/*", swagger.New(page))
 	return &swaggerFiles{handler: app.Handler(), kept: map[string]swaggerFile{}}
 }
 

@@ -88,7 +88,8 @@ func (s *core) add(definition Route) (added []*route) {
 	}
 	definition.Status = definition.SuccessStatus()
 	for _, method := range methods {
-		r := &route{Route: definition, segments: strings.Split(definition.Path, "/"), duration: s.metrics.duration.WithLabelValues(definition.Path, method)}
+		r := &route{Route: definition, segments: strings.Split(definition.Path, "/"),
+			duration: s.metrics.duration.WithLabelValues(definition.Path, method)}
 		r.Method = method
 		s.table, added = append(s.table, r), append(added, r)
 	}

@@ -46,7 +46,8 @@ func Document(info Info, routes []httpserver.Route) ([]byte, error) {
 		OpenAPI: "3.1.0",
 		Info: &openapi3.Info{
 			Title: info.Title, Version: info.Version, Summary: info.Summary, Description: info.Description,
-			Contact: &openapi3.Contact{Name: info.Title, URL: info.ContactURL}, License: &openapi3.License{Name: info.License, Identifier: info.License},
+			Contact: &openapi3.Contact{Name: info.Title, URL: info.ContactURL},
+			License: &openapi3.License{Name: info.License, Identifier: info.License},
 		},
 		Servers: openapi3.Servers{{URL: info.Server, Description: "The server of this document."}},
 		Paths:   openapi3.NewPaths(),
@@ -167,7 +168,8 @@ func (w *writer) request(op *openapi3.Operation, r httpserver.Route) error {
 			if err != nil {
 				return err
 			}
-			p := &openapi3.Parameter{Name: name, In: in, Required: in == "path", Description: schema.Value.Description, Schema: schema}
+			p := &openapi3.Parameter{Name: name, In: in, Required: in == "path", Schema: schema,
+				Description: schema.Value.Description}
 			schema.Value.Description = ""
 			op.Parameters = append(op.Parameters, &openapi3.ParameterRef{Value: p})
 		}
@@ -193,22 +195,25 @@ func (w *writer) request(op *openapi3.Operation, r httpserver.Route) error {
 			if err != nil {
 				return err
 			}
-			content := openapi3.Content{"application/json": &openapi3.MediaType{Schema: schema, Examples: named("example", value)}}
-			op.RequestBody = &openapi3.RequestBodyRef{Value: &openapi3.RequestBody{Required: field.Tag.Get("body") != "optional", Content: content}}
+			op.RequestBody = requestBody(field.Tag.Get("body") != "optional", "application/json", schema, value)
 		}
 	}
 	if len(form.Properties) > 0 {
-		content := openapi3.Content{"application/x-www-form-urlencoded": &openapi3.MediaType{Schema: form.NewRef(), Examples: named("example", formExample)}}
-		op.RequestBody = &openapi3.RequestBodyRef{Value: &openapi3.RequestBody{Required: true, Content: content}}
+		op.RequestBody = requestBody(true, "application/x-www-form-urlencoded", form.NewRef(), formExample)
 	}
 	return nil
+}
+
+func requestBody(required bool, media string, schema *openapi3.SchemaRef, example any) *openapi3.RequestBodyRef {
+	content := openapi3.Content{media: &openapi3.MediaType{Schema: schema, Examples: named("example", example)}}
+	return &openapi3.RequestBodyRef{Value: &openapi3.RequestBody{Required: required, Content: content}}
 }
 
 // success describes what the function returns.
 func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 	answer := w.answer(r.Success)
 	if r.Cache != "" {
-		answer.Headers["Cache-Control"] = header("How long the answer may be cached.", &openapi3.Schema{Type: types("string"), Const: r.Cache}, true)
+		answer.Headers["Cache-Control"] = constant("How long the answer may be cached.", r.Cache)
 	}
 	if t := r.Do.Body(); t != nil {
 		schema, err := w.schema(t)
@@ -219,7 +224,9 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 		if err != nil {
 			return err
 		}
-		answer.Content = openapi3.Content{"application/json": &openapi3.MediaType{Schema: schema, Examples: named("example", value)}}
+		answer.Content = openapi3.Content{
+			"application/json": &openapi3.MediaType{Schema: schema, Examples: named("example", value)},
+		}
 		if r.Do.Streams() {
 			answer.Content["text/event-stream"] = &openapi3.MediaType{Schema: (&openapi3.Schema{
 				Type: types("string"), Description: "Server-sent events, with the JSON of one answer each.",
@@ -347,14 +354,15 @@ func componentName(codes []string) string {
 }
 
 // problems is the response for faults of one status, with an example of each.
-func (w *writer) problems(r httpserver.Route, status int, problem *openapi3.SchemaRef, faults []*fault.Fault) *openapi3.Response {
+func (w *writer) problems(r httpserver.Route, status int, problem *openapi3.SchemaRef,
+	faults []*fault.Fault) *openapi3.Response {
 	var codes []any
 	var names, words []string
 	examples := openapi3.Examples{}
 	for _, f := range faults {
 		codes, names = append(codes, f.Code), append(names, f.Code)
 		words = append(words, "`"+f.Code+"`: "+f.Title+".")
-		examples[f.Code] = &openapi3.ExampleRef{Value: &openapi3.Example{Summary: f.Title, Value: plain(problemExample(r, f))}}
+		examples[f.Code] = summarized(f.Title, problemExample(r, f))
 	}
 	answer := w.refusal(strings.Join(words, " "), status)
 	answer.Content = openapi3.Content{"application/problem+json": &openapi3.MediaType{
@@ -380,7 +388,12 @@ func (w *writer) narrowed(name string, schema *openapi3.SchemaRef, member string
 }
 
 func uncompressed() *openapi3.HeaderRef {
-	return header("Sent if the body was compressed, which is not allowed.", &openapi3.Schema{Type: types("string"), Const: "identity"}, false)
+	return header("Sent if the body was compressed, which is not allowed.",
+		&openapi3.Schema{Type: types("string"), Const: "identity"}, false)
+}
+
+func summarized(summary string, example any) *openapi3.ExampleRef {
+	return &openapi3.ExampleRef{Value: &openapi3.Example{Summary: summary, Value: plain(example)}}
 }
 
 func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error {
@@ -404,13 +417,14 @@ func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error
 		for _, e := range list {
 			codes, names = append(codes, e.Code), append(names, e.Code)
 			words = append(words, "`"+e.Code+"`: "+e.Description)
-			examples[e.Code] = &openapi3.ExampleRef{Value: &openapi3.Example{Summary: e.Description, Value: plain(httpserver.OAuthProblem{Error: e.Code, Description: e.Description})}}
+			problem := httpserver.OAuthProblem{Error: e.Code, Description: e.Description}
+			examples[e.Code] = summarized(e.Description, problem)
 		}
 		answer := w.refusal(strings.Join(words, " "), status)
 		if status == http.StatusBadRequest {
 			answer.Headers["Accept-Encoding"] = uncompressed()
 		}
-		answer.Headers["Pragma"] = header("For caches of HTTP/1.0 (RFC 6749 §5.1).", &openapi3.Schema{Type: types("string"), Const: "no-cache"}, true)
+		answer.Headers["Pragma"] = constant("For caches of HTTP/1.0 (RFC 6749 §5.1).", "no-cache")
 		answer.Content = openapi3.Content{"application/json": &openapi3.MediaType{
 			Schema: w.narrowed("OAuth"+componentName(names)+"Problem", schema, "error", codes), Examples: examples,
 		}}
@@ -464,7 +478,8 @@ func Inherent(r httpserver.Route) []*fault.Fault {
 func InherentOAuth(r httpserver.Route) []httpserver.OAuthError {
 	list := slices.Clone(r.OAuthFaults)
 	if r.Do.Scheme() != nil {
-		list = append(list, httpserver.OAuthError{Status: http.StatusUnauthorized, Code: "invalid_client", Description: "The client is not known, or its secret is wrong."})
+		list = append(list, httpserver.OAuthError{Status: http.StatusUnauthorized, Code: "invalid_client",
+			Description: "The client is not known, or its secret is wrong."})
 	}
 	for _, f := range Inherent(r) {
 		list = append(list, httpserver.OAuthErrorOf(f))
@@ -490,7 +505,8 @@ func problemExample(r httpserver.Route, f *fault.Fault) httpserver.Problem {
 func faultyField(r httpserver.Route, f *fault.Fault) *fault.Fault {
 	for _, field := range reflect.VisibleFields(r.Do.In()) {
 		if name := field.Tag.Get("query"); name != "" {
-			return f.Field(name, "invalid_value", "must be "+strings.ReplaceAll(field.Tag.Get("enum"), ",", " or ")+", or left out")
+			values := strings.ReplaceAll(field.Tag.Get("enum"), ",", " or ")
+			return f.Field(name, "invalid_value", "must be "+values+", or left out")
 		}
 		if field.Name != "Body" {
 			continue
@@ -519,13 +535,14 @@ func (w *writer) answer(description string) *openapi3.Response {
 // refusal is the response for an error.
 func (w *writer) refusal(description string, status int) *openapi3.Response {
 	answer := w.answer(description)
-	answer.Headers["Cache-Control"] = header("Errors are never cached.", &openapi3.Schema{Type: types("string"), Const: "no-store"}, true)
+	answer.Headers["Cache-Control"] = constant("Errors are never cached.", "no-store")
 	switch status {
 	case http.StatusUnauthorized:
 		answer.Headers["WWW-Authenticate"] = header("How to authenticate.", &openapi3.Schema{Type: types("string")}, true)
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		least := 1.0
-		answer.Headers["Retry-After"] = header("Seconds to wait before the next try.", &openapi3.Schema{Type: types("integer"), Min: &least}, true)
+		answer.Headers["Retry-After"] = header("Seconds to wait before the next try.",
+			&openapi3.Schema{Type: types("integer"), Min: &least}, true)
 	}
 	return answer
 }
@@ -534,9 +551,11 @@ func (w *writer) refusal(description string, status int) *openapi3.Response {
 func (w *writer) commonHeaders() {
 	text := func() *openapi3.Schema { return &openapi3.Schema{Type: types("string")} }
 	for name, h := range map[string]*openapi3.HeaderRef{
-		"X-Request-Id":              header("The id of the request, also in the server's log. A client may send its own: up to 64 letters, digits and `. _ -`.", &openapi3.Schema{Type: types("string"), Pattern: "^[A-Za-z0-9._-]{1,64}$"}, true),
-		"X-Content-Type-Options":    header("Keeps browsers from guessing the content type.", &openapi3.Schema{Type: types("string"), Const: "nosniff"}, true),
-		"Referrer-Policy":           header("Keeps addresses out of other sites' logs.", &openapi3.Schema{Type: types("string"), Const: "no-referrer"}, true),
+		"X-Request-Id": header("The id of the request, also in the server's log. A client may send its own: up to 64 "+
+			"letters, digits and `. _ -`.",
+			&openapi3.Schema{Type: types("string"), Pattern: "^[A-Za-z0-9._-]{1,64}$"}, true),
+		"X-Content-Type-Options":    constant("Keeps browsers from guessing the content type.", "nosniff"),
+		"Referrer-Policy":           constant("Keeps addresses out of other sites' logs.", "no-referrer"),
 		"Content-Security-Policy":   header("Forbids everything, because an answer is not a page.", text(), true),
 		"Strict-Transport-Security": header("Sent over https.", text(), false),
 		"Vary":                      header("Origin, if pages of other origins may call.", text(), false),
@@ -546,7 +565,13 @@ func (w *writer) commonHeaders() {
 }
 
 func header(description string, schema *openapi3.Schema, required bool) *openapi3.HeaderRef {
-	return &openapi3.HeaderRef{Value: &openapi3.Header{Parameter: openapi3.Parameter{Description: description, Required: required, Schema: schema.NewRef()}}}
+	p := openapi3.Parameter{Description: description, Required: required, Schema: schema.NewRef()}
+	return &openapi3.HeaderRef{Value: &openapi3.Header{Parameter: p}}
+}
+
+// constant is a header that always has this value.
+func constant(description, value string) *openapi3.HeaderRef {
+	return header(description, &openapi3.Schema{Type: types("string"), Const: value}, true)
 }
 
 func types(name string) *openapi3.Types { return &openapi3.Types{name} }

@@ -139,8 +139,9 @@ func (o *Operator) Run(ctx context.Context) error {
 func (opt OperatorOptions) handler() http.Handler {
 	mux := http.NewServeMux()
 	if opt.Registry != nil {
+		bounds := promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 4, Timeout: 10 * time.Second}
 		mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(opt.Registry,
-			promhttp.HandlerFor(opt.Registry, promhttp.HandlerOpts{EnableOpenMetrics: true, MaxRequestsInFlight: 4, Timeout: 10 * time.Second})))
+			promhttp.HandlerFor(opt.Registry, bounds)))
 	}
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
@@ -182,7 +183,8 @@ func (opt OperatorOptions) readyz(w http.ResponseWriter, request *http.Request) 
 		var results []Result
 		results, body.Ready = opt.Readiness.Report(request.Context())
 		for _, r := range results {
-			check := checkReport{Name: r.Name, OK: r.Err == nil, Critical: r.Critical, LatencyMS: float64(r.Latency.Microseconds()) / 1000}
+			check := checkReport{Name: r.Name, OK: r.Err == nil, Critical: r.Critical,
+				LatencyMS: float64(r.Latency.Microseconds()) / 1000}
 			if r.Err != nil {
 				check.Error = r.Err.Error()
 			}

@@ -43,7 +43,8 @@ func Lacking(t testing.TB, format string, a ...any) {
 func NodeModules(t testing.TB, dir string) string {
 	t.Helper()
 	npm := Program(t, "it comes with Node.js", "npm")
-	return installed(t, "node", dir, []string{"package.json", "package-lock.json"}, func(ctx context.Context, into string) *exec.Cmd {
+	pins := []string{"package.json", "package-lock.json"}
+	return installed(t, "node", dir, pins, func(ctx context.Context, into string) *exec.Cmd {
 		cmd := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", //nolint:gosec // for tests
 			"--loglevel=error", retries("--fetch-retries"))
 		cmd.Dir = into
@@ -59,7 +60,8 @@ func PythonPackages(t testing.TB, dir string) string {
 	return installed(t, "python", dir, []string{"requirements.txt"}, func(ctx context.Context, into string) *exec.Cmd {
 		cmd := exec.CommandContext(ctx, python, "-m", "pip", "install", "--quiet", "--no-input", //nolint:gosec // for tests
 			"--disable-pip-version-check",
-			"--no-compile", "--no-deps", retries("--retries"), "--target", into, "--requirement", filepath.Join(into, "requirements.txt"))
+			"--no-compile", "--no-deps", retries("--retries"), "--target", into,
+			"--requirement", filepath.Join(into, "requirements.txt"))
 		cmd.Env = append(os.Environ(), "PIP_ROOT_USER_ACTION=ignore")
 		return cmd
 	})
@@ -73,11 +75,14 @@ func retries(flag string) string {
 	return flag + "=1"
 }
 
+// installer is the command that installs into a folder.
+type installer func(ctx context.Context, into string) *exec.Cmd
+
 var installing sync.Mutex
 
 // installed returns a folder of the cache with what a command installs for the pins, and runs the
 // command if the folder does not exist yet.
-func installed(t testing.TB, kind, dir string, pins []string, install func(ctx context.Context, into string) *exec.Cmd) string {
+func installed(t testing.TB, kind, dir string, pins []string, install installer) string {
 	t.Helper()
 	installing.Lock()
 	defer installing.Unlock()
@@ -116,7 +121,7 @@ func installed(t testing.TB, kind, dir string, pins []string, install func(ctx c
 
 // installOnce fills a temporary folder and renames it, so that a folder of the cache is complete.
 // Another process may do the same at the same time.
-func installOnce(t testing.TB, cache, at string, content map[string][]byte, install func(ctx context.Context, into string) *exec.Cmd) error {
+func installOnce(t testing.TB, cache, at string, content map[string][]byte, install installer) error {
 	into, err := os.MkdirTemp(cache, "new-")
 	if err != nil {
 		return err

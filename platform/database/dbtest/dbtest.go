@@ -133,7 +133,8 @@ func AsUser(t testing.TB, dsn, password string) string {
 	}
 	db := Open(t, dsn)
 	name := "user_" + strings.ReplaceAll(uuid.NewString(), "-", "")
-	if _, err := db.ExecContext(t.Context(), fmt.Sprintf("CREATE ROLE %s LOGIN SUPERUSER PASSWORD '%s'", name, strings.ReplaceAll(password, "'", "''"))); err != nil {
+	create := fmt.Sprintf("CREATE ROLE %s LOGIN SUPERUSER PASSWORD '%s'", name, strings.ReplaceAll(password, "'", "''"))
+	if _, err := db.ExecContext(t.Context(), create); err != nil {
 		t.Fatalf("make a database user: %v", err)
 	}
 	t.Cleanup(func() {
@@ -227,7 +228,8 @@ func OpenLimited(t testing.TB, dsn string, conns int) *database.DB {
 func open(dsn string, conns int) (*database.DB, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	return database.Open(ctx, database.Config{URL: config.Secret(dsn), MaxConns: conns}, database.Options{AppName: "authctl-test"})
+	return database.Open(ctx, database.Config{URL: config.Secret(dsn), MaxConns: conns},
+		database.Options{AppName: "authctl-test"})
 }
 
 var templates sync.Map // server URL → func() (string, error)
