@@ -594,9 +594,13 @@ func metrics(t *testing.T) map[string]bool {
 		for _, m := range direct.FindAllSubmatch(text, -1) {
 			known[string(m[1])] = true
 		}
-		if strings.HasSuffix(file, "outbox/relay/metrics.go") {
-			for _, m := range outbox.FindAllSubmatch(text, -1) {
-				known["authctl_outbox_"+string(m[1])] = true
+		for suffix, prefix := range map[string]string{
+			"outbox/relay/metrics.go": "authctl_outbox_", "outbox/delivery/metrics.go": "authctl_outbox_target_",
+		} {
+			if strings.HasSuffix(file, suffix) {
+				for _, m := range outbox.FindAllSubmatch(text, -1) {
+					known[prefix+string(m[1])] = true
+				}
 			}
 		}
 	}

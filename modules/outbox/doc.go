@@ -38,7 +38,15 @@
 //	outbox_relay        the relays that live, for fair shares and for people
 //	outbox_target       where events go and went, and how many partitions the order relies on
 //	outbox_trouble      the outages of relays, for people who look from other machines
-//	outbox_setting      the number of shards; the length of a segment
+//	outbox_setting      the number of shards; the length of a segment; whether further targets want events
+//
+// and of targets besides the log:
+//
+//	outbox_subscription   what they are; the row of a removed one stays, so that its id is not used again
+//	outbox_delivery       a row while a target has not taken an event
+//	outbox_message        the events for one target alone, until it took them
+//	outbox_held_key       the keys whose first event a target did not take
+//	outbox_deliverer, outbox_delivery_lease   who delivers
 //
 // # Why not a cursor
 //
@@ -63,12 +71,19 @@
 // target was changed ends when it next renews its leases. [SetTarget] changes the target while no
 // relay runs.
 //
+// # Targets besides the log
+//
+// A [Subscription], such as a webhook, gets the events of the types that it wants from package delivery,
+// one by one. Which targets want an event is read in its transaction, once its key is locked, so a target
+// that gets an event of a key gets all later ones. Each has its own rows, leases, pauses and parked keys.
+// [RemoveTarget] deletes what waits for a target, also what open transactions still add.
+//
 // # Retention
 //
 // On PostgreSQL outbox_event is a ring of sixteen partitions by time. The first migration creates
 // all of them, so no writer ever fails for lack of one, even if no relay has run for weeks. Old ones
 // are emptied with TRUNCATE, which waits at most a fifth of a second for the lock of one table, and
-// needs no right to create or drop tables. A segment with pending or parked events stays. On SQLite
+// needs no right to create or drop tables. A segment with events that wait for a target stays. On SQLite
 // old rows are deleted in small steps.
 //
 // The counter of a key stays as long as the key may have events: [Finish] says that it will have
@@ -82,7 +97,9 @@
 // sixteen segments, SELECT and DELETE on outbox_pending and outbox_key, SELECT, UPDATE and DELETE on
 // outbox_finished_key, SELECT and UPDATE on outbox_setting, SELECT and INSERT on outbox_dead, SELECT,
 // INSERT and UPDATE on outbox_parked_key and outbox_target, all rights on outbox_shard, outbox_relay
-// and outbox_trouble, and SELECT on the sequence; it cannot write events. relay/rights_test.go tests
+// and outbox_trouble, and SELECT on the sequence; it cannot write events. For targets besides the log a
+// writer needs EXECUTE of outbox_deliver and outbox_add_message, which run as their owner, and a relay the
+// rights that deploy/postgres/grants.sql names. relay/rights_test.go tests
 // all of this, and has the rights of operators.
 //
 // # What it costs

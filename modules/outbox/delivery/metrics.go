@@ -66,5 +66,11 @@ func (m *metrics) show(list []outbox.DeliveryState) {
 			paused = 1
 		}
 		m.paused.WithLabelValues(t.Name).Set(paused)
+		// So that they are shown before the first delivery.
+		m.delivered.WithLabelValues(t.Name)
+		m.dropped.WithLabelValues(t.Name)
+		m.failed.WithLabelValues(t.Name, "retry")
+		m.failed.WithLabelValues(t.Name, "refused")
+		m.latency.WithLabelValues(t.Name)
 	}
 }
