@@ -217,9 +217,7 @@ authctl outbox replay can send them to a new webhook until OUTBOX_RETENTION is o
 }
 
 func (g *global) removeTarget(ctx context.Context, a *app, w io.Writer, name string) error {
-	waiting, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	res, err := outbox.RemoveTarget(waiting, a.db, name)
+	res, err := outbox.RemoveTarget(ctx, a.db, name, 10*time.Second)
 	if res.State == "removed" {
 		a.security.Warn("target_removed", zap.String("target", name), zap.Int64("events", res.Deleted))
 	}

@@ -280,9 +280,9 @@ type Removal struct {
 }
 
 // RemoveTarget removes a target and everything that waits for it, and nothing else. Transactions that
-// began before may still write a delivery for it: RemoveTarget waits for them as long as ctx lasts, and
-// deliverers look again later.
-func RemoveTarget(ctx context.Context, db *database.DB, name string) (res Removal, err error) {
+// began before may still write a delivery for it: RemoveTarget waits for them, but not longer than the
+// given time, and deliverers look again later.
+func RemoveTarget(ctx context.Context, db *database.DB, name string, wait time.Duration) (res Removal, err error) {
 	err = changeSubscription(ctx, db, name, "remove", func(ctx context.Context, tx database.Tx, s Subscription) error {
 		if s.Kind != KindWebhook {
 			return ErrBuiltIn
@@ -302,9 +302,9 @@ func RemoveTarget(ctx context.Context, db *database.DB, name string) (res Remova
 		return res, fmt.Errorf("delete what waits for the target %s; deliverers go on with it: %w", name, err)
 	}
 	// All writers of now: what they added before they saw the change is committed once they are gone.
-	res.Left, err = writersLeft(ctx, db)
+	res.Left, err = writersLeft(ctx, db, wait)
 	if err == nil {
-		deleted, err = sweepTarget(context.WithoutCancel(ctx), db, res.ID)
+		deleted, err = sweepTarget(ctx, db, res.ID)
 		res.Deleted += deleted
 	}
 	if err != nil {
@@ -315,8 +315,8 @@ func RemoveTarget(ctx context.Context, db *database.DB, name string) (res Remova
 }
 
 // writersLeft waits until every transaction of now that has added an event has ended, and reports
-// whether one was still open when ctx ended.
-func writersLeft(ctx context.Context, db *database.DB) (bool, error) {
+// whether one was still open after the given time.
+func writersLeft(ctx context.Context, db *database.DB, wait time.Duration) (bool, error) {
 	if !db.IsPostgres() {
 		return false, nil // nobody writes at the same time
 	}
@@ -325,20 +325,20 @@ func writersLeft(ctx context.Context, db *database.DB) (bool, error) {
 		return false, err
 	}
 	stable := schema.StableWatermark{DB: db}
-	for {
+	for end := time.Now().Add(wait); ; {
 		if _, err := stable.Advance(ctx, ""); err != nil {
-			if ctx.Err() != nil {
-				return true, nil
-			}
 			return false, err
 		}
 		if stable.ID >= last {
 			return false, nil
 		}
+		if time.Now().After(end) {
+			return true, nil
+		}
 		select {
 		case <-ctx.Done():
-			return true, nil
-		case <-time.After(50 * time.Millisecond):
+			return false, ctx.Err()
+		case <-time.After(min(wait, 50*time.Millisecond)):
 		}
 	}
 }

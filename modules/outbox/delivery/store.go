@@ -36,7 +36,8 @@ func (d *Deliverer) onServer(ctx context.Context, server string, fn func(context
 }
 
 // eachShard is a table of the first rows of each shard that a query finds. The query names the shard
-// s.shard. On SQLite there is only one shard, and no LATERAL.
+// s.shard, and is sorted by all columns of an index: then the planner reads that index in order, also
+// while it does not know how many rows there are. On SQLite there is only one shard, and no LATERAL.
 func (d *Deliverer) eachShard(shards []int, query string) (table string, args []any) {
 	if !d.db.IsPostgres() {
 		return "(" + strings.ReplaceAll(query, "s.shard", "0") + ")", nil
@@ -53,7 +54,7 @@ func (d *Deliverer) eachShard(shards []int, query string) (table string, args []
 // of each. Those whose keys are held meanwhile are marked.
 func (d *Deliverer) readyRows(ctx context.Context, server string, target int, shards []int, depth int) ([]row, error) {
 	table, args := d.eachShard(shards, `SELECT d.id, d.segment, d.replay, d.shard, d.key FROM outbox_delivery d
-		WHERE d.target = ? AND d.shard = s.shard AND NOT d.held ORDER BY d.id LIMIT ?`)
+		WHERE d.target = ? AND d.shard = s.shard AND NOT d.held ORDER BY d.target, d.shard, d.id LIMIT ?`)
 	args = append(args, target, depth, target)
 	list, err := database.Collect(ctx, d.db, "read what waits for a target", func(from database.Row) (r row, err error) {
 		var on string
@@ -81,9 +82,9 @@ type dueKey struct {
 func (d *Deliverer) dueKeys(ctx context.Context, server string, target int, shards []int, most int) ([]dueKey, error) {
 	table, args := d.eachShard(shards, `SELECT k.key, k.shard, k.event, k.attempts, k.since_ms, k.next_ms,
 			(SELECT min(d.id) FROM outbox_delivery d WHERE d.target = k.target AND d.key = k.key AND d.held) AS first
-		FROM outbox_held_key k WHERE k.target = ? AND k.shard = s.shard AND k.parked_ms IS NULL AND k.next_ms <= `+schema.Now(d.db)+`
-		ORDER BY k.next_ms LIMIT ?`)
-	args = append(args, target, most, target, most)
+		FROM outbox_held_key k WHERE k.target = ? AND k.shard = s.shard AND k.parked_ms IS NULL AND k.next_ms <= ?
+		ORDER BY k.target, k.shard, k.next_ms LIMIT ?`)
+	args = append(args, target, d.databaseNow(), most, target, most)
 	return database.Collect(ctx, d.db, "read the keys to try again", func(from database.Row) (k dueKey, err error) {
 		var on string
 		err = from.Scan(&k.key, &k.shard, &k.event, &k.attempts, &k.since, &k.id, &k.segment, &k.replay, &on)
