@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -185,11 +187,16 @@ func (l *lockedBuffer) String() string {
 func TestEachDatabaseRoleIsEnoughForItsWork(t *testing.T) {
 	t.Parallel()
 	db := newRolesDatabase(t)
-	api := fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t))
+	api := fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	_, port, _ := net.SplitHostPort(api)
 	events := t.TempDir()
 	db.start(t, t.TempDir(), "authctl_serve", []string{"APP_HOST=127.0.0.1", "APP_PORT=" + port}, "serve")
-	db.start(t, events, "authctl_relay", nil, "relay")
+	db.start(t, events, "authctl_relay", []string{"OUTBOX_WEBHOOK_ALLOW_PRIVATE=true"}, "relay")
+	var delivered atomic.Int32
+	hook := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { delivered.Add(1) }))
+	t.Cleanup(hook.Close)
+	db.authctl(t, "authctl_relay", "", "outbox", "target", "add", "webhook", hook.URL, "--types", "*", "--name", "hook",
+		"--set", "outbox.webhook.allow_private=true")
 	eventually(t, "the API answers", func() bool {
 		res, err := http.Get("http://" + api + "/readyz")
 		if err != nil {
@@ -234,6 +241,12 @@ func TestEachDatabaseRoleIsEnoughForItsWork(t *testing.T) {
 	db.authctl(t, "authctl_relay", "", "outbox", "tail")
 	db.authctl(t, "authctl_relay", "", "outbox", "replay", "--since", "1h", "--yes")
 	eventually(t, "the relay has published again", func() bool { return published(`"replay":`) })
+	eventually(t, "the webhook has events", func() bool { return delivered.Load() >= 5 })
+	db.authctl(t, "authctl_relay", "", "outbox", "replay", "--target", "hook", "--since", "1h", "--yes")
+	for _, command := range []string{"list", "show hook", "pause hook", "resume hook", "remove hook --yes"} {
+		db.authctl(t, "authctl_relay", "", append([]string{"outbox", "target"}, strings.Fields(command)...)...)
+	}
+	db.authctl(t, "authctl_relay", "", "outbox", "parked", "list", "--all")
 }
 
 // Where only a relay runs there is no secret, no Redis and no right to look at accounts, and
@@ -307,6 +320,9 @@ func TestEachDatabaseRoleIsDeniedWhatIsNotItsWork(t *testing.T) {
 			"DELETE FROM outbox_pending",
 			"UPDATE outbox_shard SET owner = NULL",
 			"UPDATE outbox_setting SET shards = 1",
+			"SELECT * FROM outbox_subscription",
+			"SELECT * FROM outbox_delivery",
+			"SELECT * FROM outbox_message",
 			"DELETE FROM signing_key",
 			"TRUNCATE users",
 			"DELETE FROM bun_migrations",
@@ -330,6 +346,9 @@ func TestEachDatabaseRoleIsDeniedWhatIsNotItsWork(t *testing.T) {
 			"SELECT nextval('outbox_event_id')",
 			"UPDATE outbox_key SET seq = 0",
 			"SELECT outbox_add(0, 0, gen_random_uuid(), '', '', '', '', '', '', '')",
+			"SELECT outbox_add_message('mail', 0, gen_random_uuid(), '', '', '', '', '', '', '')",
+			"SELECT outbox_deliver(1, 1::smallint, 0, '', '')",
+			"INSERT INTO outbox_message DEFAULT VALUES",
 			"DROP TABLE outbox_event",
 			"CREATE TABLE mine ()",
 		},
@@ -505,6 +524,17 @@ func eventually(t *testing.T, what string, done func() bool) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// freePort is a port that nobody listens on at this moment.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
 }
 
 // What the command grants is what the file grants, to the last right, also where there were others.
