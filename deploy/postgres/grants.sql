@@ -25,7 +25,8 @@ BEGIN
         SELECT format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, authctl_serve, authctl_relay', name::regproc::oid::regprocedure)
             FROM unnest(ARRAY['outbox_add', 'outbox_add_message', 'outbox_deliver', 'outbox_segment_is_idle',
                 'outbox_target_is_known',
-                'revocation_until_ms', 'revocation_of_session', 'revocation_of_account', 'revocation_of_key']) name
+                'revocation_until_ms', 'revocation_of_session', 'revocation_of_account', 'revocation_of_key',
+                'contact_end_challenges_of_user', 'contact_end_challenges_of_contact', 'contact_forget_user']) name
     LOOP
         EXECUTE statement;
     END LOOP;
@@ -40,6 +41,7 @@ GRANT SELECT, INSERT, UPDATE ON signing_key TO authctl_serve;
 -- What has ended is written by triggers, which run as the owner of their functions.
 GRANT SELECT, DELETE ON revocation TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE, DELETE ON verifier TO authctl_serve;
+GRANT SELECT, INSERT, UPDATE, DELETE ON contact, contact_challenge, contact_undo TO authctl_serve;
 
 -- authctl_serve adds events but can neither read nor remove them.
 GRANT EXECUTE ON FUNCTION outbox_add, outbox_add_message, outbox_deliver TO authctl_serve;
@@ -70,5 +72,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard, outbox_parke
 GRANT SELECT, INSERT, UPDATE ON outbox_subscription TO authctl_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_delivery, outbox_held_key, outbox_deliverer, outbox_delivery_lease TO authctl_relay;
 GRANT SELECT, DELETE ON outbox_message TO authctl_relay;
+
+-- Whether a message still makes sense.
+GRANT SELECT (id, state) ON contact_challenge TO authctl_relay;
 
 COMMIT;

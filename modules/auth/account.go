@@ -43,6 +43,11 @@ func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check
 		if err := s.announce(ctx, tx, EventUserDeleted, env, userChanged{envelope: env, By: by}); err != nil {
 			return err
 		}
+		if s.hooks.Deleted != nil {
+			if err := s.hooks.Deleted(ctx, tx, userID); err != nil {
+				return err
+			}
+		}
 		// No event follows: every other one is announced under the lock on the account.
 		return outbox.Finish(ctx, tx, userID.String())
 	})

@@ -84,7 +84,7 @@ type userLoggedIn struct {
 
 type passwordChanged struct {
 	envelope
-	By string `json:"by"` // user or admin
+	By string `json:"by"` // user, admin, reset or undo
 }
 
 type sessionRevoked struct {
@@ -130,6 +130,8 @@ type userChanged struct {
 const (
 	byUser  = "user"
 	byAdmin = "admin"
+	byReset = "reset" // who could read what was sent to a verified contact
+	byUndo  = "undo"  // who could read the notice of a change
 )
 
 // announce adds an event to the transaction.

@@ -419,7 +419,16 @@ func (s *Service) insertImported(ctx context.Context, tx database.Tx, batch []*p
 		}
 		events = append(events, made...)
 	}
-	return outbox.Add(ctx, tx, events...)
+	if err := outbox.Add(ctx, tx, events...); err != nil || s.hooks.Imported == nil {
+		return err
+	}
+	var list []ImportedUser
+	for _, n := range batch {
+		if n.imported {
+			list = append(list, ImportedUser{User: n.User, Address: n.origin.address, Confirmed: n.origin.confirmed})
+		}
+	}
+	return s.hooks.Imported(ctx, tx, list)
 }
 
 // importEvents are the events of an imported account.

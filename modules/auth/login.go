@@ -52,6 +52,14 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 			zap.String("ip", dev.ip()))
 		return Tokens{}, ErrAccountDisabled
 	}
+	if s.hooks.Admit != nil {
+		if err := s.hooks.Admit(ctx, a.User); err != nil {
+			s.limiter.Cancel(ctx, ticket)
+			s.security.Warn("sign_in_refused", zap.String("reason", "not_admitted"), zap.Stringer("user_id", a.ID),
+				zap.String("ip", dev.ip()))
+			return Tokens{}, err
+		}
+	}
 	sess, refresh, err := s.begin(ctx, a, dev, s.limiter.Known(try, a.owner()))
 	if err != nil {
 		s.limiter.Cancel(ctx, ticket)

@@ -33,7 +33,7 @@ func (env *testEnv) older(t testing.TB, name string) User {
 		},
 		canonical: strings.ToLower(name), passwordHash: hash,
 	}
-	if err := env.addAccount(t.Context(), a, uuid.NullUUID{}); err != nil {
+	if err := env.addAccount(t.Context(), a, uuid.NullUUID{}, NewContact{}); err != nil {
 		t.Fatal(err)
 	}
 	return a.User

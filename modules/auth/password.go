@@ -2,6 +2,7 @@ package auth
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 
@@ -45,7 +46,7 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 		now account) error {
 		return s.stillProved(ctx, tx, now, a, caller)
 	}
-	changed, err := s.storePassword(ctx, a.ID, hash, kept, byUser, check)
+	changed, err := s.storePassword(ctx, newPassword{userID: a.ID, hash: hash, kept: kept, by: byUser, from: dev}, check)
 	if err != nil {
 		return Tokens{}, err
 	}
@@ -77,30 +78,104 @@ func (s *Service) SetPassword(ctx context.Context, userID uuid.UUID, replacement
 	if err != nil {
 		return err
 	}
-	if _, err := s.storePassword(ctx, userID, hash, uuid.NullUUID{}, byAdmin, nil); err != nil {
+	if _, err := s.storePassword(ctx, newPassword{userID: userID, hash: hash, by: byAdmin}, nil); err != nil {
 		return err
 	}
 	s.security.Info("password_changed", zap.Stringer("user_id", userID), zap.String("by", byAdmin))
 	return nil
 }
 
+// CheckNewPassword returns [ErrValidation] when the password may not be set for the username, which
+// may be empty where nobody must learn it yet.
+func (s *Service) CheckNewPassword(replacement, username string) error {
+	invalid, err := s.checkPassword(ErrValidation, "new_password", replacement, username)
+	if err == nil && len(invalid.Fields) > 0 {
+		err = invalid
+	}
+	return err
+}
+
+// ResetPassword sets a password for somebody who has shown by other means than the present one to be
+// the owner, and ends every session. prove is called in the transaction, with the account locked: it
+// uses up what was shown, and its error undoes everything. Nobody resets the password of a disabled
+// account.
+func (s *Service) ResetPassword(ctx context.Context, userID uuid.UUID, replacement string, dev Device,
+	prove func(ctx context.Context, tx database.Tx) error) error {
+	hash, err := s.passwords.Hash(ctx, replacement)
+	if err != nil {
+		return err
+	}
+	p := newPassword{userID: userID, hash: hash, by: byReset, from: dev, prove: prove}
+	if _, err := s.storePassword(ctx, p, active); err != nil {
+		return err
+	}
+	s.security.Info("password_changed", zap.Stringer("user_id", userID), zap.String("by", byReset),
+		zap.String("ip", dev.ip()))
+	return nil
+}
+
+// ClosePassword ends every session and replaces the password by one that nobody knows: the account
+// opens again when the password is reset. prove is as for [Service.ResetPassword].
+func (s *Service) ClosePassword(ctx context.Context, userID uuid.UUID, dev Device,
+	prove func(ctx context.Context, tx database.Tx) error) error {
+	hash, err := s.passwords.Hash(ctx, rand.Text()+rand.Text())
+	if err != nil {
+		return err
+	}
+	p := newPassword{userID: userID, hash: hash, by: byUndo, from: dev, prove: prove, quiet: true}
+	if _, err := s.storePassword(ctx, p, nil); err != nil {
+		return err
+	}
+	s.security.Info("password_changed", zap.Stringer("user_id", userID), zap.String("by", byUndo),
+		zap.String("ip", dev.ip()))
+	return nil
+}
+
+// active refuses an account that is disabled.
+func active(_ context.Context, _ database.IDB, now account) error {
+	if now.Status != StatusActive {
+		return ErrAccountDisabled
+	}
+	return nil
+}
+
+// newPassword is a password to store.
+type newPassword struct {
+	userID uuid.UUID
+	hash   string
+	kept   uuid.NullUUID // the session that goes on
+	by     string
+	from   Device
+	prove  func(ctx context.Context, tx database.Tx) error // nil: there is nothing to use up
+	quiet  bool                                            // no hook tells of it
+}
+
 // storePassword writes the new hash and ends the sessions, with both events, if check finds
 // nothing against it. It returns the changed account.
-func (s *Service) storePassword(ctx context.Context, userID uuid.UUID, hash string, kept uuid.NullUUID, by string,
-	check checkAccount) (changed account, err error) {
-	env := s.newEnvelope(userID)
-	all := allSessions{userID: userID, kept: kept, reason: ReasonPasswordChange}
+func (s *Service) storePassword(ctx context.Context, p newPassword, check checkAccount) (changed account, err error) {
+	env := s.newEnvelope(p.userID)
+	all := allSessions{userID: p.userID, kept: p.kept, reason: ReasonPasswordChange}
 	err = s.changeAccount(ctx, all, check, func(ctx context.Context, tx database.Tx, a account, end endSessions) error {
-		if err := updatePassword(ctx, tx, a.ID, hash, env.OccurredAt); err != nil {
+		if p.prove != nil {
+			if err := p.prove(ctx, tx); err != nil {
+				return err
+			}
+		}
+		if err := updatePassword(ctx, tx, a.ID, p.hash, env.OccurredAt); err != nil {
 			return err
 		}
-		if err := s.announce(ctx, tx, EventPasswordChanged, env, passwordChanged{envelope: env, By: by}); err != nil {
+		if err := s.announce(ctx, tx, EventPasswordChanged, env, passwordChanged{envelope: env, By: p.by}); err != nil {
 			return err
 		}
 		changed = a
-		changed.passwordHash, changed.PasswordChangedAt = hash, env.OccurredAt
-		changed.epoch, err = end()
-		return err
+		changed.passwordHash, changed.PasswordChangedAt = p.hash, env.OccurredAt
+		if changed.epoch, err = end(); err != nil {
+			return err
+		}
+		if s.hooks.PasswordChanged == nil || p.quiet {
+			return nil
+		}
+		return s.hooks.PasswordChanged(ctx, tx, changed.User, p.from)
 	})
 	return changed, err
 }

@@ -12,8 +12,9 @@ import (
 
 // Register makes an account and signs its owner in. It returns [ErrValidation] with every faulty
 // field, or [ErrUsernameTaken]. Where registration is closed it returns [ErrRegistrationClosed]
-// before it looks at the name, so that the answer says nothing about it.
-func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (Tokens, error) {
+// before it looks at the name, so that the answer says nothing about it. with is the contact that
+// came with it, if any.
+func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, with ...NewContact) (Tokens, error) {
 	if s.cfg.Registration == registrationClosed {
 		s.security.Info("registration_refused", zap.String("reason", "registration_closed"), zap.String("ip", dev.ip()))
 		return Tokens{}, ErrRegistrationClosed
@@ -22,15 +23,26 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (T
 		s.security.Warn("registration_throttled", zap.String("ip", dev.ip()))
 		return Tokens{}, err
 	}
-	a, err := s.newAccount(ctx, cred, dev.Name)
+	contact := NewContact{}
+	if len(with) > 0 {
+		contact = with[0]
+	}
+	a, err := s.newAccount(ctx, cred, dev.Name, contact)
 	if err != nil {
 		return Tokens{}, err
+	}
+	if s.hooks.Waits {
+		if err := s.addAccount(ctx, a, uuid.NullUUID{}, contact); err != nil {
+			return Tokens{}, err
+		}
+		s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.String("ip", dev.ip()))
+		return Tokens{}, s.hooks.Admit(ctx, a.User)
 	}
 	sess, refresh, _, err := s.createRecord(ctx, a, dev) // the first session is never above the limit
 	if err != nil {
 		return Tokens{}, err
 	}
-	if err := s.addAccount(ctx, a, uuid.NullUUID{UUID: sess.ID, Valid: true}); err != nil {
+	if err := s.addAccount(ctx, a, uuid.NullUUID{UUID: sess.ID, Valid: true}, contact); err != nil {
 		s.removeRecords(ctx, a.ID, sess.ID)
 		return Tokens{}, err
 	}
@@ -46,11 +58,12 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device) (T
 // CreateUser makes an account on an operator's behalf, by the rules of [Service.Register], and
 // signs nobody in.
 func (s *Service) CreateUser(ctx context.Context, cred Credentials) (User, error) {
-	a, err := s.newAccount(ctx, cred, "")
+	contact := NewContact{ByAdmin: true}
+	a, err := s.newAccount(ctx, cred, "", contact)
 	if err != nil {
 		return User{}, err
 	}
-	if err := s.addAccount(ctx, a, uuid.NullUUID{}); err != nil {
+	if err := s.addAccount(ctx, a, uuid.NullUUID{}, contact); err != nil {
 		return User{}, err
 	}
 	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.String("by", byAdmin))
@@ -58,7 +71,8 @@ func (s *Service) CreateUser(ctx context.Context, cred Credentials) (User, error
 }
 
 // newAccount validates and hashes; nothing is written yet.
-func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName string) (account, error) {
+func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName string,
+	contact NewContact) (account, error) {
 	canonical, invalid := s.checkUsername(ErrValidation, cred.Username)
 	invalid, err := s.checkPassword(invalid, "password", cred.Password, cred.Username)
 	if err != nil {
@@ -66,6 +80,9 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 	}
 	if r := checkDeviceName(deviceName); r != nil {
 		invalid = invalid.Field("device_name", r.Code, r.Detail)
+	}
+	if s.hooks.CheckNew != nil {
+		invalid = s.hooks.CheckNew(invalid, cred.Username, contact)
 	}
 	if len(invalid.Fields) > 0 {
 		return account{}, invalid
@@ -90,7 +107,7 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 }
 
 // addAccount writes the account with its event.
-func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID) error {
+func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID, contact NewContact) error {
 	env := envelope{UserID: a.ID, OccurredAt: a.CreatedAt}
 	return s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if err := insertAccount(ctx, tx, a); err != nil {
@@ -101,7 +118,11 @@ func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID) 
 				return err
 			}
 		}
-		return s.announce(ctx, tx, EventUserRegistered, env, userRegistered{envelope: env, Username: a.Username,
+		err := s.announce(ctx, tx, EventUserRegistered, env, userRegistered{envelope: env, Username: a.Username,
 			SessionID: sid})
+		if err == nil && s.hooks.Added != nil {
+			err = s.hooks.Added(ctx, tx, a.User, contact)
+		}
+		return err
 	})
 }

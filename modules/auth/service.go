@@ -59,6 +59,7 @@ type Service struct {
 	states     sessionStates
 	clients    map[string][]byte
 	lockOuts   lockOuts
+	hooks      Hooks
 	committed  func()
 	log        *zap.Logger
 	security   *zap.Logger

@@ -81,10 +81,14 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device,
 		if err := s.recordBegun(ctx, tx, begun{sess.ID, a.ID, sess.Epoch, env.OccurredAt}); err != nil {
 			return err
 		}
-		return s.announce(ctx, tx, EventUserLoggedIn, env, userLoggedIn{
+		err = s.announce(ctx, tx, EventUserLoggedIn, env, userLoggedIn{
 			envelope: env, SessionID: sess.ID, DeviceName: sess.DeviceName, IP: sess.IP, UserAgent: sess.UserAgent,
 			KnownDevice: known,
 		})
+		if err == nil && s.hooks.SignedIn != nil {
+			err = s.hooks.SignedIn(ctx, tx, now.User, dev, known)
+		}
+		return err
 	})
 	if err != nil {
 		s.removeRecords(ctx, a.ID, sess.ID)

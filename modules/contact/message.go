@@ -2,13 +2,7 @@ package contact
 
 import (
 	"context"
-	"crypto/aes"
-	"crypto/cipher"
-	"crypto/hkdf"
-	"crypto/rand"
-	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -17,6 +11,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/seal"
 )
 
 // EventMessage is the type of a [Message] in the outbox. It goes to [TargetMail] alone.
@@ -75,42 +70,24 @@ type Message struct {
 }
 
 // ErrSealed is returned by [Sealer.Open] when no secret opens a message.
-var ErrSealed = errors.New("the message was sealed with another secret")
+var ErrSealed = seal.ErrOtherSecret
 
 // Sealer seals messages under a key derived from the service's secret: they hold codes and links.
-type Sealer struct{ keys [][]byte } // the first seals, all open
+type Sealer struct{ box *seal.Box }
 
 // NewSealer derives the keys. The first secret is the present one, the others are those it replaces.
 func NewSealer(secrets ...config.Secret) (*Sealer, error) {
-	keys, err := derive("authctl contact message v1", secrets)
+	box, err := seal.New("authctl contact message v1", secrets...)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("seal messages: %w", err)
 	}
-	return &Sealer{keys: keys}, nil
-}
-
-// derive makes a key of each secret.
-func derive(purpose string, secrets []config.Secret) ([][]byte, error) {
-	if len(secrets) == 0 || secrets[0] == "" {
-		return nil, errors.New("contact: no secret")
-	}
-	var keys [][]byte
-	for _, secret := range secrets {
-		key, err := hkdf.Key(sha256.New, []byte(secret.Reveal()), nil, purpose, sha256.Size)
-		if err != nil {
-			return nil, fmt.Errorf("derive a key: %w", err)
-		}
-		keys = append(keys, key)
-	}
-	return keys, nil
+	return &Sealer{box: box}, nil
 }
 
 // sealedMessage is the data of the event.
 type sealedMessage struct {
-	Sealed []byte `json:"sealed"` // a salt of [saltBytes], then AES-256-GCM under a key of the secret and the salt
+	Sealed []byte `json:"sealed"`
 }
-
-const saltBytes = 16
 
 // Event makes the event of a message, sealed and bound to the event's id. source is the issuer. All
 // messages to one person have one key, so that they are sent in order.
@@ -119,9 +96,13 @@ func (s *Sealer) Event(m Message, source string) (outbox.Event, error) {
 	if err != nil {
 		return outbox.Event{}, fmt.Errorf("make an event id: %w", err)
 	}
-	data, err := s.seal(id, m)
+	plain, err := json.Marshal(m)
 	if err != nil {
-		return outbox.Event{}, err
+		return outbox.Event{}, fmt.Errorf("encode a message: %w", err)
+	}
+	data, err := json.Marshal(sealedMessage{Sealed: s.box.Seal(plain, id.String())})
+	if err != nil {
+		return outbox.Event{}, fmt.Errorf("encode a message: %w", err)
 	}
 	return outbox.Event{ID: id, Type: EventMessage, Key: messageKey(m), Source: source, Data: data}, nil
 }
@@ -135,56 +116,21 @@ func messageKey(m Message) string {
 	return "mail:" + m.UserID.String()
 }
 
-func (s *Sealer) seal(id uuid.UUID, m Message) (json.RawMessage, error) {
-	plain, err := json.Marshal(m)
-	if err != nil {
-		return nil, fmt.Errorf("encode a message: %w", err)
-	}
-	salt := make([]byte, saltBytes)
-	_, _ = rand.Read(salt) // never fails
-	aead, err := messageCipher(s.keys[0], salt)
-	if err != nil {
-		return nil, fmt.Errorf("seal a message: %w", err)
-	}
-	return json.Marshal(sealedMessage{Sealed: aead.Seal(salt, nil, plain, id[:])})
-}
-
 // Open opens the data of an event with this id.
 func (s *Sealer) Open(id uuid.UUID, data []byte) (Message, error) {
 	var sealed sealedMessage
-	if err := json.Unmarshal(data, &sealed); err != nil || len(sealed.Sealed) < saltBytes {
+	if err := json.Unmarshal(data, &sealed); err != nil {
 		return Message{}, fmt.Errorf("open the message %s: it is not a sealed message", id)
 	}
-	for _, key := range s.keys {
-		aead, err := messageCipher(key, sealed.Sealed[:saltBytes])
-		if err != nil {
-			return Message{}, fmt.Errorf("open the message %s: %w", id, err)
-		}
-		plain, err := aead.Open(nil, nil, sealed.Sealed[saltBytes:], id[:])
-		if err != nil {
-			continue
-		}
-		var m Message
-		if err := json.Unmarshal(plain, &m); err != nil {
-			return Message{}, fmt.Errorf("open the message %s: %w", id, err)
-		}
-		return m, nil
-	}
-	return Message{}, fmt.Errorf("open the message %s: %w", id, ErrSealed)
-}
-
-// messageCipher has a key of its own for each salt: one key must not seal without end under random
-// nonces.
-func messageCipher(key, salt []byte) (cipher.AEAD, error) {
-	one, err := hkdf.Key(sha256.New, key, salt, "message", 32)
+	plain, _, err := s.box.Open(sealed.Sealed, id.String())
 	if err != nil {
-		return nil, err
+		return Message{}, fmt.Errorf("open the message %s: %w", id, err)
 	}
-	block, err := aes.NewCipher(one)
-	if err != nil {
-		return nil, err
+	var m Message
+	if err := json.Unmarshal(plain, &m); err != nil {
+		return Message{}, fmt.Errorf("open the message %s: %w", id, err)
 	}
-	return cipher.NewGCMWithRandomNonce(block)
+	return m, nil
 }
 
 // Wanted reports whether sending the message still makes sense. It does not when it is for nobody,

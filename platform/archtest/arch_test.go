@@ -50,7 +50,7 @@ var arrows = map[string][]string{
 
 	"modules/contact": {
 		"modules/auth", "modules/outbox",
-		"platform/config", "platform/database", "platform/fault", "platform/logging",
+		"platform/config", "platform/database", "platform/fault", "platform/logging", "platform/seal",
 	},
 	"modules/contact/page": {"platform/httpserver"},
 	"modules/contact/mail": {"modules/contact", "modules/outbox", "modules/outbox/delivery", "platform/config", "platform/database"},

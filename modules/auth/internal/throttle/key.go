@@ -51,10 +51,15 @@ type keys struct {
 // keysOf costs no I/O and the same for every account.
 func (l *Limiter) keysOf(a Attempt) keys {
 	address, prefix := networks(a.Address)
+	name, lane := a.Account, ""
+	if a.Lane != "" {
+		lane = "\x00" + a.Lane
+		name += lane
+	}
 	k := keys{
 		stranger: a.Stranger,
-		account:  l.id(classAccount, netip.Prefix{}, a.Account),
-		pair:     l.id(classPair, address, a.Account),
+		account:  l.id(classAccount, netip.Prefix{}, name),
+		pair:     l.id(classPair, address, name),
 		address:  l.id(classAddress, address, ""),
 		global:   l.id(classGlobal, netip.Prefix{}, ""),
 	}
@@ -64,9 +69,9 @@ func (l *Limiter) keysOf(a Attempt) keys {
 	switch d, ok := l.device(a); {
 	case a.Stranger:
 	case a.Session != "":
-		k.device, k.known = l.id(classSession, netip.Prefix{}, a.Session), l.known(fingerprint(a.Owner))
+		k.device, k.known = l.id(classSession, netip.Prefix{}, a.Session+lane), l.known(fingerprint(a.Owner))
 	case ok:
-		k.device, k.known = l.id(classDevice, netip.Prefix{}, string(d.id[:])), l.known(d.owner)
+		k.device, k.known = l.id(classDevice, netip.Prefix{}, string(d.id[:])+lane), l.known(d.owner)
 	}
 	return k
 }

@@ -90,6 +90,7 @@ type Attempt struct {
 	Account string     // canonical name, whether there is such an account or not
 	Address netip.Addr // of the client, as the proxies we trust tell it
 	Device  string     // device token it presented; anything, or ""
+	Lane    string     // what is tried, where it has counters of its own; "" is the password
 
 	// Session is the live session in which somebody already signed in is asked for the password
 	// again, and Owner whose it is (see [Limiter.Trusts]). It is a known device of its own.
