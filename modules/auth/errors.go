@@ -14,6 +14,7 @@ var (
 	ErrInvalidCredentials  = fault.New(fault.Unauthenticated, "invalid_credentials", "Username or password is wrong")
 	ErrWrongPassword       = fault.New(fault.Forbidden, "invalid_credentials", "The password is wrong")
 	ErrAccountDisabled     = fault.New(fault.Forbidden, "account_disabled", "The account is disabled")
+	ErrContactUnverified   = fault.New(fault.Forbidden, "contact_unverified", "No contact of the account is verified")
 	ErrTooManyAttempts     = throttle.ErrTooManyAttempts
 	ErrTooManySessions     = fault.New(fault.Forbidden, "too_many_sessions", "The account has as many sessions as it may")
 	ErrOverloaded          = password.ErrOverloaded
@@ -35,7 +36,7 @@ var (
 func Faults() []*fault.Fault {
 	return []*fault.Fault{
 		ErrValidation, ErrUsernameTaken, ErrRegistrationClosed, ErrInvalidCredentials, ErrWrongPassword, ErrAccountDisabled,
-		ErrTooManyAttempts,
+		ErrContactUnverified, ErrTooManyAttempts,
 		ErrTooManySessions, ErrOverloaded, ErrMissingToken, ErrInvalidToken, ErrInvalidRefreshToken, ErrSessionExpired,
 		ErrSessionRevoked, ErrRefreshTokenReused, ErrTwoRefreshTokens, ErrOriginNotAllowed, ErrSessionNotFound,
 		ErrUserNotFound,

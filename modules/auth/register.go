@@ -83,6 +83,8 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 	}
 	if s.hooks.CheckNew != nil {
 		invalid = s.hooks.CheckNew(invalid, cred.Username, contact)
+	} else if contact.Email != "" {
+		invalid = invalid.Field("email", "not_supported", "is not kept here; leave it out")
 	}
 	if len(invalid.Fields) > 0 {
 		return account{}, invalid

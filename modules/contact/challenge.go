@@ -1,8 +1,304 @@
 package contact
 
+import (
+	"bytes"
+	"context"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+)
+
 // The states of a challenge. A live one may have expired.
 const (
 	stateLive  = "live"
 	stateUsed  = "used"
 	stateEnded = "ended" // by another challenge, or a change of the account
 )
+
+const (
+	maxTries   = 5 // of the code of a challenge
+	verifyTTL  = 24 * time.Hour
+	resetTTL   = 15 * time.Minute
+	codeLength = 8  // of an alphabet of 32: 40 bits
+	linkBytes  = 32 // of the secret in a link
+
+	// resendAfter is how long a challenge is the answer to the next request for one: nothing is sent
+	// again meanwhile.
+	resendAfter = time.Minute
+	// How many challenges are sent in [countedFor], to one address over all accounts and for one
+	// account: somebody else may have asked for them.
+	maxPerAddress = 10
+	maxPerUser    = 20
+	countedFor    = 24 * time.Hour
+)
+
+// codeAlphabet has no two characters that are easily taken for each other.
+const codeAlphabet = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
+
+// newCode makes a code as it is shown.
+func newCode() string {
+	raw := make([]byte, codeLength)
+	_, _ = rand.Read(raw) // never fails
+	for i, b := range raw {
+		raw[i] = codeAlphabet[b%byte(len(codeAlphabet))] // 32 divides 256: each is as likely
+	}
+	return string(raw[:codeLength/2]) + "-" + string(raw[codeLength/2:])
+}
+
+// typedCode is a code as its digest is made, however it was typed.
+func typedCode(typed string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '-' || r == ' ' || r > '~' {
+			return -1
+		}
+		return r
+	}, strings.ToUpper(typed[:min(len(typed), 64)]))
+}
+
+// Tokens of links are a prefix and then, in base64url, an id and a secret.
+const (
+	challengePrefix = "alt_"
+	undoPrefix      = "aut_"
+)
+
+func linkToken(prefix string, id uuid.UUID, secret []byte) string {
+	return prefix + base64.RawURLEncoding.EncodeToString(append(id[:len(id):len(id)], secret...))
+}
+
+// parseLink takes a token apart. Its cost is bounded, whatever the input.
+func parseLink(prefix, token string) (id uuid.UUID, secret []byte, ok bool) {
+	text, found := strings.CutPrefix(token, prefix)
+	if !found || len(text) != base64.RawURLEncoding.EncodedLen(len(id)+linkBytes) {
+		return uuid.Nil, nil, false
+	}
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
+	if err != nil || len(raw) != len(id)+linkBytes {
+		return uuid.Nil, nil, false
+	}
+	return uuid.UUID(raw[:len(id)]), raw[len(id):], true
+}
+
+// digests makes what the database keeps of codes, links and addresses. The first key makes them, and
+// any may have made what is compared.
+type digests struct{ keys [][]byte }
+
+func newDigests(secrets []config.Secret) (digests, error) {
+	var d digests
+	for _, secret := range secrets {
+		key, err := hkdf.Key(sha256.New, []byte(secret.Reveal()), nil, "authctl contact digest v1", sha256.Size)
+		if err != nil {
+			return digests{}, fmt.Errorf("derive a key: %w", err)
+		}
+		d.keys = append(d.keys, key)
+	}
+	if len(d.keys) == 0 {
+		return digests{}, errors.New("contact: there is no secret")
+	}
+	return d, nil
+}
+
+// What a digest is of.
+const (
+	digestCode      = "code"
+	digestLink      = "link"
+	digestUndo      = "undo"
+	digestRecipient = "recipient"
+	digestNobody    = "nobody"
+)
+
+// of is the digest of a value that belongs to an id.
+func (d digests) of(what string, id uuid.UUID, value []byte) []byte {
+	return digest(d.keys[0], what, id, value)
+}
+
+func digest(key []byte, what string, id uuid.UUID, value []byte) []byte {
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(what + "\x00"))
+	mac.Write(id[:]) // of fixed length: nothing runs into the value
+	mac.Write(value)
+	return mac.Sum(nil)
+}
+
+// fits reports in constant time whether the digest is that of the value.
+func (d digests) fits(stored []byte, what string, id uuid.UUID, value []byte) bool {
+	fits := false
+	for _, key := range d.keys {
+		fits = hmac.Equal(stored, digest(key, what, id, value)) || fits
+	}
+	return fits
+}
+
+// nobody is the id in whose name a challenge is made when there is no account: always the same for a
+// name or an address, as that of an account would be.
+func (d digests) nobody(typed string) uuid.UUID {
+	raw := d.of(digestNobody, uuid.Nil, []byte(typed))
+	id := uuid.UUID(raw[:16])
+	id[6], id[8] = id[6]&0x0f|0x80, id[8]&0x3f|0x80 // version 8: no account has it
+	return id
+}
+
+// challenge is what is about to be sent.
+type challenge struct {
+	userID   uuid.UUID // of an account, or of nobody
+	username string
+	purpose  Purpose
+	contact  *contactRow // to which it is sent; nil: to nobody
+	language string      // where the contact has none
+	name     string      // what counts in place of an address when it is sent to nobody
+	also     []outbox.Event
+}
+
+// issue makes a challenge and its message, and ends the one before. sent is false when the limits
+// forbid it; the id is then that of the one before, if it is new enough to be the answer. The account
+// is locked. With nobody to send to it does the same work.
+func (s *Service) issue(ctx context.Context, tx database.Tx, c challenge) (id uuid.UUID, sent bool, err error) {
+	now := s.now().UnixMilli()
+	to := contactRow{}
+	recipient := s.digests.of(digestRecipient, uuid.Nil, []byte("\x00"+c.name))
+	if c.contact != nil {
+		to = *c.contact
+		recipient = s.recipient(to.canonical)
+	}
+	if database.IsPostgres(tx) { // SQLite has one writer
+		// Or transactions of several accounts would not see what the others send to the address.
+		_, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock(?)", int64(binary.BigEndian.Uint64(recipient)))
+		if err != nil {
+			return uuid.Nil, false, fmt.Errorf("count what is sent to an address: %w", err)
+		}
+	}
+	var before struct {
+		id        uuid.UUID
+		recipient []byte
+	}
+	err = tx.QueryRowContext(ctx, `SELECT id, recipient FROM contact_challenge WHERE user_id = ? AND purpose = ? AND state = 'live'
+		AND created_ms > ? AND tries < ?`, c.userID, c.purpose, now-resendAfter.Milliseconds(), maxTries).
+		Scan(&before.id, &before.recipient)
+	if err == nil && bytes.Equal(before.recipient, recipient) {
+		return before.id, false, nil
+	}
+	if err != nil && !database.IsNotFound(err) {
+		return uuid.Nil, false, fmt.Errorf("look for a challenge: %w", err)
+	}
+	var forAddress, forUser int
+	err = tx.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM contact_challenge WHERE recipient = ?1 AND created_ms > ?3),
+		(SELECT count(*) FROM contact_challenge WHERE user_id = ?2 AND created_ms > ?3)`, recipient, c.userID,
+		now-countedFor.Milliseconds()).Scan(&forAddress, &forUser)
+	if err != nil {
+		return uuid.Nil, false, fmt.Errorf("count challenges: %w", err)
+	}
+	id = uuid.New()
+	if forAddress >= maxPerAddress || forUser >= maxPerUser {
+		return id, false, nil
+	}
+	_, err = tx.ExecContext(ctx, "UPDATE contact_challenge SET state = 'ended' WHERE user_id = ? AND purpose = ? AND state = 'live'",
+		c.userID, c.purpose)
+	if err != nil {
+		return uuid.Nil, false, fmt.Errorf("end a challenge: %w", err)
+	}
+	ttl := resetTTL
+	if c.purpose == PurposeVerify {
+		ttl = verifyTTL
+	}
+	code, secret := newCode(), make([]byte, linkBytes)
+	_, _ = rand.Read(secret) // never fails
+	// Two requests in the name of nobody are not kept apart by the lock on an account.
+	made, err := tx.ExecContext(ctx, `INSERT INTO contact_challenge (id, user_id, purpose, contact_id, recipient, code_digest, link_digest, state,
+		created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?, ?, 'live', ?, ?) ON CONFLICT DO NOTHING`, id, c.userID, c.purpose,
+		uuid.NullUUID{UUID: to.ID, Valid: c.contact != nil}, recipient, s.digests.of(digestCode, id, []byte(typedCode(code))),
+		s.digests.of(digestLink, id, secret), now, now+ttl.Milliseconds())
+	if err != nil {
+		return uuid.Nil, false, fmt.Errorf("insert a challenge: %w", err)
+	}
+	if n, err := made.RowsAffected(); err != nil || n == 0 {
+		return id, false, err
+	}
+	language := to.language
+	if language == "" {
+		language = c.language
+	}
+	m := Message{Purpose: c.purpose, Language: language, Recipient: to.Address, UserID: c.userID, Username: c.username, Code: code,
+		LinkToken: linkToken(challengePrefix, id, secret), ChallengeID: id,
+		ExpiresAt: time.UnixMilli(now).Add(ttl).UTC()}
+	if c.contact == nil {
+		m = Message{Purpose: PurposeNone, UserID: c.userID}
+	}
+	return id, true, s.send(ctx, tx, c.also, m)
+}
+
+// recipient is the digest by which what is sent to an address is counted.
+func (s *Service) recipient(canonical string) []byte {
+	return s.digests.of(digestRecipient, uuid.Nil, []byte(canonical))
+}
+
+// send adds messages, and events before them, to the transaction.
+func (s *Service) send(ctx context.Context, tx database.Tx, events []outbox.Event, messages ...Message) error {
+	for _, m := range messages {
+		e, err := s.sealer.Event(m, s.auth.Issuer())
+		if err != nil {
+			return err
+		}
+		e.Target = TargetMail
+		events = append(events, e)
+	}
+	return outbox.Add(ctx, tx, events...)
+}
+
+// challengeRow is what is needed of a challenge to compare with it.
+type challengeRow struct {
+	id         uuid.UUID
+	userID     uuid.UUID
+	contactID  uuid.NullUUID
+	codeDigest []byte
+	linkDigest []byte
+}
+
+const challengeColumns = "id, user_id, contact_id, code_digest, link_digest"
+
+func scanChallenge(row database.Row) (c challengeRow, err error) {
+	err = row.Scan(&c.id, &c.userID, &c.contactID, &c.codeDigest, &c.linkDigest)
+	if database.IsNotFound(err) {
+		return challengeRow{}, ErrInvalidCode
+	}
+	if err != nil {
+		return challengeRow{}, fmt.Errorf("read a challenge: %w", err)
+	}
+	return c, nil
+}
+
+// liveChallenge returns a challenge that can still be used, or [ErrInvalidCode].
+func (s *Service) liveChallenge(ctx context.Context, purpose Purpose, id uuid.UUID) (challengeRow, error) {
+	return scanChallenge(s.db.QueryRowContext(ctx, "SELECT "+challengeColumns+` FROM contact_challenge
+		WHERE id = ? AND purpose = ? AND state = 'live' AND expires_ms > ?`, id, purpose, s.now().UnixMilli()))
+}
+
+// countTry counts a try of a code before the code is compared, and returns the challenge. Without
+// tries left it returns [ErrInvalidCode].
+func (s *Service) countTry(ctx context.Context, purpose Purpose, id uuid.UUID) (c challengeRow, err error) {
+	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
+		c, err = scanChallenge(tx.QueryRowContext(ctx, `UPDATE contact_challenge SET tries = tries + 1 WHERE id = ? AND purpose = ?
+			AND state = 'live' AND expires_ms > ? AND tries < ? RETURNING `+challengeColumns, id, purpose, s.now().UnixMilli(), maxTries))
+		return err
+	})
+	return c, err
+}
+
+// use makes a challenge worthless for everybody else, or returns [ErrInvalidCode] when somebody was
+// faster or something has ended it.
+func (s *Service) use(ctx context.Context, tx database.Tx, c challengeRow) error {
+	_, err := scanChallenge(tx.QueryRowContext(ctx, `UPDATE contact_challenge SET state = 'used' WHERE id = ? AND state = 'live'
+		AND expires_ms > ? RETURNING `+challengeColumns, c.id, s.now().UnixMilli()))
+	return err
+}

@@ -1,0 +1,146 @@
+package contact
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// KindEmail is the one kind of contact so far.
+const KindEmail = "email"
+
+// Who has verified a contact.
+const (
+	byChallenge = "challenge"
+	byAdmin     = "admin"
+	byImport    = "import"
+	byUndo      = "undo"
+)
+
+// Contact is an address of an account.
+type Contact struct {
+	ID         uuid.UUID `json:"id"`
+	Kind       string    `json:"kind"`
+	Address    string    `json:"address"`
+	VerifiedAt time.Time `json:"verified_at,omitzero"` // zero: it is not verified
+	CreatedAt  time.Time `json:"created_at"`
+}
+
+// Verified reports whether the address is known to be its owner's.
+func (c Contact) Verified() bool { return !c.VerifiedAt.IsZero() }
+
+// contactRow is the whole row.
+type contactRow struct {
+	Contact
+	userID     uuid.UUID
+	canonical  string
+	language   string
+	verifiedBy string
+}
+
+// maxContacts is how many an account may have.
+const maxContacts = 10
+
+const contactColumns = "id, user_id, kind, address, canonical, language, verified_at, verified_by, created_at"
+
+func scanContact(row database.Row) (contactRow, error) {
+	var c contactRow
+	var verified sql.NullTime
+	var by sql.NullString
+	err := row.Scan(&c.ID, &c.userID, &c.Kind, &c.Address, &c.canonical, &c.language, &verified, &by, &c.CreatedAt)
+	if database.IsNotFound(err) {
+		return contactRow{}, ErrContactNotFound
+	}
+	if err != nil {
+		return contactRow{}, fmt.Errorf("read contact: %w", err)
+	}
+	c.CreatedAt, c.verifiedBy = c.CreatedAt.UTC(), by.String
+	if verified.Valid {
+		c.VerifiedAt = verified.Time.UTC()
+	}
+	return c, nil
+}
+
+// contactsOf lists the contacts of an account, the oldest first.
+func contactsOf(ctx context.Context, db database.IDB, userID uuid.UUID) ([]contactRow, error) {
+	return database.Collect(ctx, db, "list contacts", scanContact,
+		"SELECT "+contactColumns+" FROM contact WHERE user_id = ? ORDER BY created_at, id", userID)
+}
+
+func verifiedOnly(list []contactRow) []contactRow {
+	var verified []contactRow
+	for _, c := range list {
+		if c.Verified() {
+			verified = append(verified, c)
+		}
+	}
+	return verified
+}
+
+// insertContacts inserts those that neither their account has nor, when they are verified, another
+// one, and returns the ids of those inserted.
+func insertContacts(ctx context.Context, tx database.IDB, list []contactRow) (map[uuid.UUID]bool, error) {
+	inserted := make(map[uuid.UUID]bool, len(list))
+	if len(list) == 0 {
+		return inserted, nil
+	}
+	args := make([]any, 0, len(list)*9)
+	for _, c := range list {
+		args = append(args, c.ID, c.userID, c.Kind, c.Address, c.canonical, c.language,
+			sql.NullTime{Time: c.VerifiedAt, Valid: c.Verified()}, sql.NullString{String: c.verifiedBy, Valid: c.Verified()}, c.CreatedAt)
+	}
+	ids, err := database.Collect(ctx, tx, "insert contacts", database.Value[uuid.UUID],
+		"INSERT INTO contact ("+contactColumns+") VALUES "+strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(list))[2:]+
+			" ON CONFLICT DO NOTHING RETURNING id", args...)
+	for _, id := range ids {
+		inserted[id] = true
+	}
+	return inserted, err
+}
+
+// setVerified says that an address is its owner's. It returns [ErrContactTaken] when the address is
+// another account's.
+func setVerified(ctx context.Context, tx database.IDB, c contactRow, by string, now time.Time) error {
+	// The index decides; this says it without ending the transaction.
+	taken, err := database.Value[int](tx.QueryRowContext(ctx, `SELECT count(*) FROM contact WHERE kind = ? AND canonical = ?
+		AND verified_at IS NOT NULL AND id <> ?`, c.Kind, c.canonical, c.ID))
+	if err != nil {
+		return fmt.Errorf("look for a contact: %w", err)
+	}
+	if taken > 0 {
+		return ErrContactTaken
+	}
+	_, err = tx.ExecContext(ctx, "UPDATE contact SET verified_at = ?, verified_by = ? WHERE id = ?", now, by, c.ID)
+	if database.IsUnique(err) {
+		return ErrContactTaken
+	}
+	if err != nil {
+		return fmt.Errorf("verify contact: %w", err)
+	}
+	return nil
+}
+
+func deleteContact(ctx context.Context, tx database.IDB, c contactRow) error {
+	if _, err := tx.ExecContext(ctx, "DELETE FROM contact WHERE id = ?", c.ID); err != nil {
+		return fmt.Errorf("delete contact: %w", err)
+	}
+	return nil
+}
+
+// lockUser locks an account. Its owner may have deleted it meanwhile, which looks like a session that
+// has ended.
+func lockUser(ctx context.Context, tx database.Tx, id uuid.UUID) (auth.User, error) {
+	u, err := auth.LockUser(ctx, tx, id)
+	if errors.Is(err, auth.ErrUserNotFound) {
+		err = auth.ErrSessionRevoked
+	}
+	return u, err
+}

@@ -1,0 +1,793 @@
+package contact
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+)
+
+func TestAddressesHaveOneCanonicalForm(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"Alice@Example.COM": "Alice@example.com alice@example.com", "o'neill+x@example.com": "o'neill+x@example.com o'neill+x@example.com",
+		"straße@bücher.example": "straße@xn--bcher-kva.example strasse@xn--bcher-kva.example", "me@localhost": "me@localhost me@localhost",
+	} {
+		address, canonical, err := parseAddress(text)
+		if err != nil || address+" "+canonical != want {
+			t.Errorf("%s: %s %s, %v", text, address, canonical, err)
+		}
+		if again, same, err := parseAddress(canonical); err != nil || again != canonical || same != canonical {
+			t.Errorf("%s is not its own canonical form: %s %s %v", canonical, again, same, err)
+		}
+	}
+	for _, text := range []string{
+		"", "alice", "@example.com", "alice@", `"al ice"@example.com`, "al ice@example.com", "alice@example", "alice@-.com", "a\nb@example.com",
+		"alice@exa mple.com", "alice@[192.0.2.1]", ".alice@example.com", "al..ice@example.com", "a\x00@example.com", "\xff@example.com",
+		strings.Repeat("a", 65) + "@example.com", "a@" + strings.Repeat("a.", 126) + "com", "alice@example.com.", "<alice@example.com>", "a,b@example.com",
+	} {
+		if _, _, err := parseAddress(text); err == nil {
+			t.Errorf("%q is taken", text)
+		}
+	}
+}
+
+// K5: only a challenge or an operator verifies.
+func TestAContactIsVerifiedByWhatWasSentToIt(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		caller := env.register(t, "")
+		added, id, err := env.Add(ctx, caller.User.ID, NewContact{Email: "Alice@Example.com", Language: "de-AT,de;q=0.9,en;q=0.5"}, phone())
+		if err != nil || added.Verified() || added.Address != "Alice@example.com" {
+			t.Fatalf("%+v, %v", added, err)
+		}
+		m := env.message(t, PurposeVerify)
+		if m.ChallengeID != id || m.Recipient != added.Address || m.Language != "de-AT" || m.Username != caller.User.Username ||
+			m.ExpiresAt.Sub(env.now()) > verifyTTL {
+			t.Errorf("%+v", m)
+		}
+		if _, err := env.Verify(ctx, caller, added.ID, "ABCD-2345", phone()); !errors.Is(err, ErrInvalidCode) {
+			t.Errorf("a wrong code: %v", err)
+		}
+		stranger := env.register(t, "")
+		if _, err := env.Verify(ctx, stranger, added.ID, m.Code, phone()); !errors.Is(err, ErrContactNotFound) {
+			t.Errorf("another account: %v", err)
+		}
+		got, err := env.Verify(ctx, caller, added.ID, strings.ToLower(strings.ReplaceAll(m.Code, "-", " ")), phone())
+		if err != nil || !got.Verified() {
+			t.Fatalf("%+v, %v", got, err)
+		}
+		if _, err := env.Verify(ctx, caller, added.ID, m.Code, phone()); !errors.Is(err, ErrInvalidCode) {
+			t.Errorf("a code worked twice: %v", err)
+		}
+		if _, err := env.VerifyByLink(ctx, m.LinkToken, phone()); !errors.Is(err, ErrInvalidCode) {
+			t.Errorf("the link works after the code: %v", err)
+		}
+		if _, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "alice@EXAMPLE.com"}, phone()); !errors.Is(err, ErrContactExists) {
+			t.Errorf("added again: %v", err)
+		}
+		if err := env.Remove(ctx, caller.User.ID, added.ID, phone()); err != nil {
+			t.Fatal(err)
+		}
+		if err := env.Remove(ctx, caller.User.ID, added.ID, phone()); !errors.Is(err, ErrContactNotFound) {
+			t.Errorf("removed twice: %v", err)
+		}
+		if got := env.events(t, caller.User.ID); got != "UserRegistered contact.Added contact.Verified contact.Removed" {
+			t.Errorf("events: %s", got)
+		}
+	})
+}
+
+// K5: a verified address belongs to one account, also when two verify it at once.
+func TestAVerifiedAddressBelongsToOneAccount(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		var links []string
+		var callers []auth.Caller
+		for range 4 {
+			callers = append(callers, env.register(t, "shared@example.com"))
+			links = append(links, env.message(t, PurposeVerify).LinkToken)
+		}
+		var wait sync.WaitGroup
+		errs := make([]error, len(links))
+		for i, link := range links {
+			server := env.another(t)
+			wait.Go(func() { _, errs[i] = server.VerifyByLink(t.Context(), link, phone()) })
+		}
+		wait.Wait()
+		verified := 0
+		for i, err := range errs {
+			switch {
+			case err == nil:
+				verified++
+			case !errors.Is(err, ErrContactTaken):
+				t.Errorf("%v", err)
+			case env.contacts(t, callers[i].User.ID) != "shared@example.com":
+				t.Errorf("%s", env.contacts(t, callers[i].User.ID))
+			}
+		}
+		if verified != 1 {
+			t.Errorf("%d accounts have the address", verified)
+		}
+	})
+}
+
+// K2 and the schema: one live challenge for an account and a purpose, and none after any change.
+func TestAChangeEndsEveryChallenge(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(t *testing.T, env *testEnv, caller auth.Caller) error{
+		"another challenge": func(t *testing.T, env *testEnv, _ auth.Caller) error {
+			env.clock.advance(2 * resendAfter)
+			_, err := env.Forgot(t.Context(), Forgotten{Email: "alice@example.com"}, phone())
+			return err
+		},
+		"password": func(t *testing.T, env *testEnv, caller auth.Caller) error {
+			_, err := env.accounts.ChangePassword(t.Context(), caller, goodPassword, "a third good password", phone())
+			return err
+		},
+		"password by an operator": func(t *testing.T, env *testEnv, caller auth.Caller) error {
+			return env.accounts.SetPassword(t.Context(), caller.User.ID, "a third good password")
+		},
+		"epoch": func(t *testing.T, env *testEnv, caller auth.Caller) error {
+			return env.accounts.EndSessions(t.Context(), caller, false)
+		},
+		"disabled": func(t *testing.T, env *testEnv, caller auth.Caller) error {
+			return env.accounts.DisableUser(t.Context(), caller.User.ID)
+		},
+		"deleted": func(t *testing.T, env *testEnv, caller auth.Caller) error {
+			return env.accounts.DeleteUser(t.Context(), caller.User.ID)
+		},
+		"contact added": func(t *testing.T, env *testEnv, caller auth.Caller) error {
+			_, _, err := env.Add(t.Context(), caller.User.ID, NewContact{Email: "other@example.com"}, phone())
+			return err
+		},
+		"contact removed": func(t *testing.T, env *testEnv, caller auth.Caller) error {
+			list, err := env.Contacts(t.Context(), caller.User.ID)
+			if err != nil {
+				return err
+			}
+			return env.Remove(t.Context(), caller.User.ID, list[0].ID, phone())
+		},
+		"a statement of the release before": func(t *testing.T, env *testEnv, caller auth.Caller) error {
+			_, err := env.db.Write(t.Context(), "UPDATE users SET session_epoch = session_epoch + 1 WHERE id = ?", caller.User.ID)
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, plain(), func(t *testing.T, env *testEnv) {
+				caller := env.verified(t, "alice@example.com")
+				id, err := env.Forgot(t.Context(), Forgotten{Username: caller.User.Username}, phone())
+				if err != nil {
+					t.Fatal(err)
+				}
+				m := env.message2(t, PurposeReset)
+				if err := change(t, env, caller); err != nil {
+					t.Fatal(err)
+				}
+				for _, p := range []Proof{{ChallengeID: id, Code: m.Code}, {Token: m.LinkToken}} {
+					if err := env.Reset(t.Context(), p, newPassword, phone()); !errors.Is(err, ErrInvalidCode) {
+						t.Errorf("%+v: %v", p, err)
+					}
+				}
+				if wanted, err := Wanted(t.Context(), env.db, m, env.now()); err != nil || wanted {
+					t.Errorf("the message is still wanted: %v %v", wanted, err)
+				}
+				if name != "deleted" && env.canSignIn(t, caller.User, newPassword) {
+					t.Error("the password was reset")
+				}
+			})
+		})
+	}
+}
+
+// message2 is the message of a purpose among those that nobody has read yet.
+func (env *testEnv) message2(t *testing.T, purpose Purpose) Message {
+	t.Helper()
+	for _, m := range env.messages(t) {
+		if m.Purpose == purpose {
+			return m
+		}
+	}
+	t.Fatalf("there is no message %s", purpose)
+	return Message{}
+}
+
+func TestAForgottenPasswordIsReset(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		caller := env.verified(t, "alice@example.com")
+		env.messages(t)
+		if _, err := env.Forgot(ctx, Forgotten{Email: " ALICE@example.com "}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		m := env.message(t, PurposeReset)
+		if m.Recipient != "alice@example.com" || m.ExpiresAt.Sub(env.now()) > resetTTL {
+			t.Errorf("%+v", m)
+		}
+		// Neither a bad password nor one that holds the name uses anything up.
+		for _, bad := range []string{"short", caller.User.Username + "1"} {
+			if err := env.Reset(ctx, Proof{Token: m.LinkToken}, bad, phone()); !errors.Is(err, auth.ErrValidation) {
+				t.Errorf("%s: %v", bad, err)
+			}
+		}
+		if err := env.Reset(ctx, Proof{ChallengeID: m.ChallengeID, Code: m.Code}, newPassword, phone()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := env.accounts.Authenticate(ctx, "x"); err == nil {
+			t.Error("no")
+		}
+		if env.canSignIn(t, caller.User, goodPassword) || !env.canSignIn(t, caller.User, newPassword) {
+			t.Error("the password is not the new one")
+		}
+		if got := env.events(t, caller.User.ID); got != "UserRegistered contact.Added contact.Verified contact.PasswordResetRequested "+
+			"PasswordChanged AllSessionsRevoked UserLoggedIn" {
+			t.Errorf("events: %s", got)
+		}
+		if got := env.sent(t); got != "notice_password alice@example.com" {
+			t.Errorf("messages: %s", got)
+		}
+	})
+}
+
+// K4: of many that show the same code or link at once, on two servers, one resets.
+func TestOneOfManyUsesAChallenge(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		env.verified(t, "alice@example.com")
+		env.messages(t)
+		if _, err := env.Forgot(t.Context(), Forgotten{Email: "alice@example.com"}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		m := env.message(t, PurposeReset)
+		servers := []*testEnv{env, env.another(t)}
+		errs := make([]error, 8)
+		var wait sync.WaitGroup
+		for i := range errs {
+			wait.Go(func() {
+				p := Proof{Token: m.LinkToken}
+				if i < maxTries {
+					p = Proof{ChallengeID: m.ChallengeID, Code: m.Code}
+				}
+				errs[i] = servers[i%2].Reset(t.Context(), p, newPassword+string(rune('a'+i)), phone())
+			})
+		}
+		wait.Wait()
+		won := 0
+		for _, err := range errs {
+			if err == nil {
+				won++
+			} else if !errors.Is(err, ErrInvalidCode) {
+				t.Errorf("%v", err)
+			}
+		}
+		if won != 1 {
+			t.Errorf("%d resets", won)
+		}
+	})
+}
+
+// K3: five tries, each counted before anything is compared, whoever else tries at once.
+func TestACodeHasFiveTries(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		caller := env.verified(t, "alice@example.com")
+		env.messages(t)
+		forgot := func() Message {
+			t.Helper()
+			env.clock.advance(2 * resendAfter)
+			if _, err := env.Forgot(ctx, Forgotten{Email: "alice@example.com"}, phone()); err != nil {
+				t.Fatal(err)
+			}
+			return env.message(t, PurposeReset)
+		}
+		m := forgot()
+		servers := []*testEnv{env, env.another(t)}
+		var wait sync.WaitGroup
+		for i := range 4 * maxTries {
+			wait.Go(func() {
+				err := servers[i%2].Reset(ctx, Proof{ChallengeID: m.ChallengeID, Code: "2222-3333"}, newPassword, phone())
+				if !errors.Is(err, ErrInvalidCode) && !errors.Is(err, auth.ErrTooManyAttempts) && !errors.Is(err, auth.ErrOverloaded) {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+		wait.Wait()
+		tries, err := database.Value[int](env.db.QueryRowContext(ctx, "SELECT tries FROM contact_challenge WHERE id = ?", m.ChallengeID))
+		if err != nil || tries != maxTries {
+			t.Errorf("%d tries were counted, %v", tries, err)
+		}
+		// Another server, whose own limits are fresh, refuses the right code: the tries are used up.
+		err = env.another(t).Reset(ctx, Proof{ChallengeID: m.ChallengeID, Code: m.Code}, newPassword, phone())
+		if !errors.Is(err, ErrInvalidCode) {
+			t.Errorf("the right code after five wrong ones: %v", err)
+		}
+		// The link is not taken from its owner by that.
+		if err := env.Reset(ctx, Proof{Token: m.LinkToken}, newPassword, phone()); err != nil {
+			t.Errorf("the link: %v", err)
+		}
+		if !env.canSignIn(t, caller.User, newPassword) {
+			t.Error("the password is not the new one")
+		}
+	})
+}
+
+// K3: all challenges of an account share one counter, in the lanes of the throttle.
+func TestMoreChallengesGiveNoMoreGuesses(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		env.verified(t, "alice@example.com")
+		env.messages(t)
+		refused := false
+		for range 8 {
+			env.clock.advance(2 * resendAfter)
+			id, err := env.Forgot(t.Context(), Forgotten{Email: "alice@example.com"}, phone())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range maxTries {
+				err := env.Reset(t.Context(), Proof{ChallengeID: id, Code: "2222-3333"}, newPassword, phone())
+				refused = refused || errors.Is(err, auth.ErrTooManyAttempts)
+			}
+		}
+		if !refused {
+			t.Error("forty guesses were not delayed")
+		}
+	})
+}
+
+func TestAChallengeExpires(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		env.verified(t, "alice@example.com")
+		env.messages(t)
+		if _, err := env.Forgot(t.Context(), Forgotten{Email: "alice@example.com"}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		m := env.message(t, PurposeReset)
+		env.clock.advance(resetTTL + time.Millisecond)
+		for _, p := range []Proof{{ChallengeID: m.ChallengeID, Code: m.Code}, {Token: m.LinkToken}} {
+			if err := env.Reset(t.Context(), p, newPassword, phone()); !errors.Is(err, ErrInvalidCode) {
+				t.Errorf("%v", err)
+			}
+		}
+		env.clock.advance(2 * countedFor)
+		env.Housekeep(t.Context())
+		left, err := database.Value[int](env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM contact_challenge"))
+		if err != nil || left != 0 {
+			t.Errorf("%d challenges are left, %v", left, err)
+		}
+	})
+}
+
+// K6: what a request for nobody does, and what is answered to it, is what one for an account does.
+func TestForgotTellsNothing(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		known := env.verified(t, "alice@example.com")
+		unverified := env.register(t, "bob@example.com")
+		disabled := env.verified2(t, "carol@example.com")
+		if err := env.accounts.DisableUser(ctx, disabled.User.ID); err != nil {
+			t.Fatal(err)
+		}
+		env.messages(t)
+		for name, who := range map[string]Forgotten{
+			"known": {Username: known.User.Username}, "unverified": {Username: unverified.User.Username},
+			"disabled": {Username: disabled.User.Username}, "unknown": {Username: "nobody-there"}, "no name": {Username: "\x00"},
+			"unknown address": {Email: "nobody@example.com"}, "unverified address": {Email: "bob@example.com"}, "no address": {Email: "?"},
+		} {
+			before := env.written(t)
+			first, err := env.Forgot(ctx, who, phone())
+			if err != nil || first == uuid.Nil {
+				t.Errorf("%s: %v", name, err)
+				continue
+			}
+			after := env.written(t)
+			if got := after.minus(before); got != (written{challenges: 1, events: got.events, messages: 2 - got.events}) {
+				t.Errorf("%s: wrote %+v", name, got)
+			}
+			again, err := env.Forgot(ctx, who, phone())
+			if err != nil || again != first {
+				t.Errorf("%s: another challenge a moment later: %v", name, err)
+			}
+			if err := env.Reset(ctx, Proof{ChallengeID: first, Code: "2222-3333"}, newPassword, phone()); !errors.Is(err, ErrInvalidCode) {
+				t.Errorf("%s: %v", name, err)
+			}
+			wantMail := name == "known"
+			sent := env.messages(t)
+			mailed := false
+			for _, m := range sent {
+				mailed = mailed || m.Purpose != PurposeNone
+			}
+			if mailed != wantMail {
+				t.Errorf("%s: messages %+v", name, sent)
+			}
+		}
+	})
+}
+
+// verified2 is verified beside messages of others.
+func (env *testEnv) verified2(t *testing.T, email string) auth.Caller {
+	t.Helper()
+	env.messages(t)
+	return env.verified(t, email)
+}
+
+// written counts rows.
+type written struct{ challenges, events, messages int }
+
+func (w written) minus(v written) written {
+	return written{w.challenges - v.challenges, w.events - v.events, w.messages - v.messages}
+}
+
+func (env *testEnv) written(t *testing.T) (w written) {
+	t.Helper()
+	err := env.db.QueryRowContext(t.Context(), `SELECT (SELECT count(*) FROM contact_challenge), (SELECT count(*) FROM outbox_event),
+		(SELECT count(*) FROM outbox_message)`).Scan(&w.challenges, &w.events, &w.messages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// K8: nobody can have more than a bounded number of messages sent to a stranger.
+func TestAnInboxIsNotFlooded(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		// By many accounts that claim the address.
+		for range maxPerAddress + 3 {
+			env.register(t, "victim@example.com")
+		}
+		if got := len(env.messages(t)); got != maxPerAddress {
+			t.Errorf("%d messages to the address", got)
+		}
+		caller := env.register(t, "")
+		if _, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "Victim@example.com"}, phone()); !errors.Is(err, ErrTooManyMessages) {
+			t.Errorf("%v", err)
+		}
+		if got := env.contacts(t, caller.User.ID); got != "" {
+			t.Errorf("the contact was added without a message: %s", got)
+		}
+		// By one account that adds and removes addresses.
+		sent := 0
+		for i := range maxPerUser + 3 {
+			c, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: string(rune('a'+i)) + "@example.com"}, phone())
+			if err != nil {
+				continue
+			}
+			sent++
+			if err := env.Remove(ctx, caller.User.ID, c.ID, phone()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if sent != maxPerUser {
+			t.Errorf("%d messages of one account", sent)
+		}
+		// By many that say they forgot.
+		env.verified2(t, "alice@example.com")
+		env.messages(t)
+		for range maxPerAddress + 3 {
+			env.clock.advance(2 * resendAfter)
+			if _, err := env.Forgot(ctx, Forgotten{Email: "alice@example.com"}, phone()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := len(env.messages(t)); got != maxPerAddress-1 {
+			t.Errorf("%d messages to the owner", got)
+		}
+		env.clock.advance(countedFor)
+		if _, err := env.Forgot(ctx, Forgotten{Email: "alice@example.com"}, phone()); err != nil || len(env.messages(t)) != 1 {
+			t.Errorf("a day later nothing is sent: %v", err)
+		}
+	})
+}
+
+// A thief who has a session and adds an address of theirs loses everything by the notice of it, and
+// none of the notices that they got gives it back.
+func TestUndoSurvivesTheThief(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		caller := env.verified(t, "owner@example.com")
+		list, err := env.Contacts(ctx, caller.User.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		env.messages(t)
+		step := func() { env.clock.advance(time.Second) }
+
+		if _, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "thief@example.com"}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := env.VerifyByLink(ctx, env.message(t, PurposeVerify).LinkToken, phone()); err != nil {
+			t.Fatal(err)
+		}
+		notice := env.message(t, PurposeNoticeContact)
+		if notice.Recipient != "owner@example.com" || notice.Change != "added" || notice.Changed != "thief@example.com" ||
+			notice.Address != "192.0.2.7" {
+			t.Errorf("%+v", notice)
+		}
+		step()
+		if err := env.Remove(ctx, caller.User.ID, list[0].ID, phone()); err != nil {
+			t.Fatal(err)
+		}
+		thiefs := map[string]string{}
+		for _, m := range env.messages(t) {
+			thiefs[m.Recipient] = m.LinkToken
+		}
+		if len(thiefs) != 2 {
+			t.Errorf("the removal was told to %v", thiefs)
+		}
+		step()
+		if _, err := env.accounts.ChangePassword(ctx, caller, goodPassword, newPassword, phone()); err != nil {
+			t.Fatal(err)
+		}
+		last := env.message(t, PurposeNoticePassword)
+		step()
+
+		if err := env.Undo(ctx, notice.LinkToken, phone()); err != nil {
+			t.Fatal(err)
+		}
+		if got := env.contacts(t, caller.User.ID); got != "owner@example.com verified" {
+			t.Errorf("contacts: %s", got)
+		}
+		if env.canSignIn(t, caller.User, newPassword) || env.canSignIn(t, caller.User, goodPassword) {
+			t.Error("the password is not closed")
+		}
+		if _, err := env.accounts.ChangePassword(ctx, caller, newPassword, "a third good password", phone()); err == nil {
+			t.Error("the thief's session goes on")
+		}
+		for _, token := range []string{notice.LinkToken, thiefs["thief@example.com"], last.LinkToken, "aut_x", ""} {
+			if err := env.Undo(ctx, token, phone()); !errors.Is(err, ErrInvalidCode) {
+				t.Errorf("undone again: %v", err)
+			}
+		}
+		if got := env.sent(t); got != "" {
+			t.Errorf("the undoing was told to %s", got)
+		}
+		if _, err := env.Forgot(ctx, Forgotten{Username: caller.User.Username}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		if err := env.Reset(ctx, Proof{Token: env.message(t, PurposeReset).LinkToken}, "a third good password", phone()); err != nil {
+			t.Fatal(err)
+		}
+		if !env.canSignIn(t, caller.User, "a third good password") {
+			t.Error("the owner is not back in")
+		}
+		if got := env.events(t, caller.User.ID); !strings.HasSuffix(got, "PasswordChanged AllSessionsRevoked contact.Removed contact.Added "+
+			"contact.Verified PasswordChanged AllSessionsRevoked contact.PasswordResetRequested PasswordChanged AllSessionsRevoked UserLoggedIn") {
+			t.Errorf("events: %s", got)
+		}
+	})
+}
+
+func TestAnUndoExpires(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		caller := env.verified(t, "owner@example.com")
+		env.messages(t)
+		if err := env.accounts.SetPassword(t.Context(), caller.User.ID, newPassword); err != nil {
+			t.Fatal(err)
+		}
+		m := env.message(t, PurposeNoticePassword)
+		env.clock.advance(undoTTL + time.Millisecond)
+		if err := env.Undo(t.Context(), m.LinkToken, phone()); !errors.Is(err, ErrInvalidCode) {
+			t.Errorf("%v", err)
+		}
+		if !env.canSignIn(t, caller.User, newPassword) {
+			t.Error("something was undone")
+		}
+	})
+}
+
+func TestOneOfManyUndoes(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		caller := env.verified(t, "owner@example.com")
+		env.messages(t)
+		if err := env.accounts.SetPassword(t.Context(), caller.User.ID, newPassword); err != nil {
+			t.Fatal(err)
+		}
+		m := env.message(t, PurposeNoticePassword)
+		servers := []*testEnv{env, env.another(t)}
+		errs := make([]error, 6)
+		var wait sync.WaitGroup
+		for i := range errs {
+			wait.Go(func() { errs[i] = servers[i%2].Undo(t.Context(), m.LinkToken, phone()) })
+		}
+		wait.Wait()
+		won := 0
+		for _, err := range errs {
+			if err == nil {
+				won++
+			} else if !errors.Is(err, ErrInvalidCode) {
+				t.Errorf("%v", err)
+			}
+		}
+		if won != 1 {
+			t.Errorf("undone %d times", won)
+		}
+	})
+}
+
+func TestWhereAVerifiedContactIsRequired(t *testing.T) {
+	t.Parallel()
+	cfg := plain()
+	cfg.Required = requiredVerified
+	each(t, cfg, func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		cred := auth.Credentials{Username: "alice", Password: goodPassword}
+		if _, err := env.accounts.Register(ctx, cred, phone()); !errors.Is(err, auth.ErrValidation) {
+			t.Errorf("without an address: %v", err)
+		}
+		if _, err := env.accounts.Register(ctx, cred, phone(), auth.NewContact{Email: "alice@example.com"}); !errors.Is(err, auth.ErrContactUnverified) {
+			t.Fatalf("%v", err)
+		}
+		m := env.message(t, PurposeVerify)
+		if _, err := env.accounts.Login(ctx, auth.Credentials{Username: "alice", Password: "wrong password"}, phone()); !errors.Is(err, auth.ErrInvalidCredentials) {
+			t.Errorf("a wrong password: %v", err)
+		}
+		if _, err := env.accounts.Login(ctx, cred, phone()); !errors.Is(err, auth.ErrContactUnverified) {
+			t.Errorf("%v", err)
+		}
+		env.clock.advance(2 * resendAfter)
+		if _, err := env.accounts.Login(ctx, cred, phone()); !errors.Is(err, auth.ErrContactUnverified) {
+			t.Errorf("%v", err)
+		}
+		if m = env.message(t, PurposeVerify); m.Recipient != "alice@example.com" {
+			t.Errorf("%+v", m)
+		}
+		c, err := env.VerifyByLink(ctx, m.LinkToken, phone())
+		if err != nil {
+			t.Fatal(err)
+		}
+		tokens, err := env.accounts.Login(ctx, cred, phone())
+		if err != nil {
+			t.Fatal(err)
+		}
+		caller, err := env.accounts.Authenticate(ctx, tokens.AccessToken)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := env.Remove(ctx, caller.User.ID, c.ID, phone()); !errors.Is(err, ErrContactNeeded) {
+			t.Errorf("the last one was removed: %v", err)
+		}
+		// A username that is an address is its own contact, and an operator can do without.
+		_, err = env.accounts.Register(ctx, auth.Credentials{Username: "Bob@example.com", Password: goodPassword}, phone())
+		if m := env.message(t, PurposeVerify); !errors.Is(err, auth.ErrContactUnverified) || m.Recipient != "Bob@example.com" {
+			t.Errorf("%+v, %v", m, err)
+		}
+		u, err := env.accounts.CreateUser(ctx, auth.Credentials{Username: "carol", Password: goodPassword})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if env.canSignIn(t, u, goodPassword) {
+			t.Error("an account without a contact signs in")
+		}
+		added, err := env.AddByOperator(ctx, u.ID, "carol@example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := env.VerifyByOperator(ctx, u.ID, added.ID); err != nil || !env.canSignIn(t, u, goodPassword) {
+			t.Errorf("%v", err)
+		}
+		if err := env.RemoveByOperator(ctx, u.ID, added.ID); err != nil || env.canSignIn(t, u, goodPassword) {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func TestAnImportKeepsWhatTheSourceConfirmed(t *testing.T) {
+	t.Parallel()
+	const hash = "$2a$04$cVxuwSUXjkRhpYNgLKRwOOXkR9HLzYHp/lWtGJGdhPnY3WVjcMWK6"
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		var input strings.Builder
+		for name, rest := range map[string]string{
+			"confirmed": `,"email":"Confirmed@example.com","email_verified":true`, "not": `,"email":"not@example.com","email_verified":false`,
+			"silent": `,"email":"silent@example.com"`, "none": ``, "name@example.com": ``, "taken": `,"email":"taken@example.com","email_verified":true`,
+		} {
+			input.WriteString(`{"username":"` + name + `","password_hash":"` + hash + `"` + rest + "}\n")
+		}
+		env.verified(t, "taken@example.com")
+		report, err := env.accounts.Import(t.Context(), strings.NewReader(input.String()), auth.ImportOptions{From: auth.ImportSources()[0], Format: auth.FormatNDJSON,
+			Refused: func(r auth.Refusal) error { t.Errorf("%+v", r); return nil }})
+		if err != nil || report.Imported != 6 {
+			t.Fatalf("%+v, %v", report, err)
+		}
+		for name, want := range map[string]string{
+			"confirmed": "Confirmed@example.com verified", "not": "not@example.com", "silent": "silent@example.com", "none": "",
+			"name@example.com": "name@example.com", "taken": "taken@example.com",
+		} {
+			u, err := env.accounts.FindUserByName(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := env.contacts(t, u.ID); got != want {
+				t.Errorf("%s has %q, want %q", name, got, want)
+			}
+		}
+	})
+}
+
+func TestANewDeviceIsToldWhereThatIsWanted(t *testing.T) {
+	t.Parallel()
+	cfg := plain()
+	cfg.Notify = notifyNewDevice
+	each(t, cfg, func(t *testing.T, env *testEnv) {
+		caller := env.verified(t, "alice@example.com")
+		env.messages(t)
+		cred := auth.Credentials{Username: caller.User.Username, Password: goodPassword}
+		tokens, err := env.accounts.Login(t.Context(), cred, phone())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m := env.message(t, PurposeNoticeNewDevice); m.Recipient != "alice@example.com" || m.Device != "Firefox/140.0" || m.LinkToken != "" {
+			t.Errorf("%+v", m)
+		}
+		known := phone()
+		known.Token = tokens.Device
+		if _, err := env.accounts.Login(t.Context(), cred, known); err != nil {
+			t.Fatal(err)
+		}
+		if got := env.sent(t); got != "" {
+			t.Errorf("a known device: %s", got)
+		}
+	})
+}
+
+func TestADeletedAccountLeavesNothing(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		caller := env.verified(t, "alice@example.com")
+		if err := env.accounts.SetPassword(t.Context(), caller.User.ID, newPassword); err != nil {
+			t.Fatal(err)
+		}
+		if err := env.accounts.DeleteUser(t.Context(), caller.User.ID); err != nil {
+			t.Fatal(err)
+		}
+		for _, table := range []string{"contact", "contact_challenge", "contact_undo"} {
+			left, err := database.Value[int](env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM "+table))
+			if err != nil || left != 0 {
+				t.Errorf("%d rows of %s are left, %v", left, table, err)
+			}
+		}
+	})
+}
+
+// What is lost with a transaction is lost whole: no message without its challenge, nor the other way
+// round.
+func TestAMessageExistsExactlyWithItsChallenge(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		env := newEnv(t, db, plain(), &clock{now: time.Now()})
+		caller := env.register(t, "")
+		before := env.written(t)
+		broken := errors.New("broken")
+		err := env.transact(t.Context(), func(ctx context.Context, tx database.Tx) error {
+			c := env.newContact(caller.User.ID, "a@example.com", "a@example.com", "")
+			if err := env.insert(ctx, tx, c); err != nil {
+				return err
+			}
+			if _, _, err := env.issue(ctx, tx, challenge{userID: caller.User.ID, purpose: PurposeVerify, contact: &c}); err != nil {
+				return err
+			}
+			return broken
+		})
+		if !errors.Is(err, broken) || env.written(t) != before {
+			t.Errorf("%v: wrote %+v", err, env.written(t).minus(before))
+		}
+	})
+}

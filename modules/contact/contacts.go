@@ -1,0 +1,250 @@
+package contact
+
+import (
+	"context"
+	"errors"
+	"slices"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// Contacts lists the contacts of an account, the oldest first.
+func (s *Service) Contacts(ctx context.Context, userID uuid.UUID) ([]Contact, error) {
+	rows, err := contactsOf(ctx, s.db, userID)
+	list := make([]Contact, len(rows))
+	for i, c := range rows {
+		list[i] = c.Contact
+	}
+	return list, err
+}
+
+// NewContact is an address that an account is to get.
+type NewContact struct {
+	Email    string
+	Language string // that the person prefers, as a browser says it; may be anything
+}
+
+// Add gives an account an address and sends a challenge to it. For an address that the account has,
+// and that is not verified, it sends another one. Whether the address belongs to somebody else is not
+// told. challengeID is what the code is of.
+func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
+	dev auth.Device) (added Contact, challengeID uuid.UUID, err error) {
+	address, canonical, err := parseAddress(n.Email)
+	if r, ok := errors.AsType[*fault.Refusal](err); ok {
+		return Contact{}, uuid.Nil, auth.ErrValidation.Field("email", r.Code, r.Detail)
+	}
+	news := false
+	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
+		u, err := lockUser(ctx, tx, userID)
+		if err != nil {
+			return err
+		}
+		list, err := contactsOf(ctx, tx, userID)
+		if err != nil {
+			return err
+		}
+		c := s.newContact(userID, address, canonical, languageOf(n.Language))
+		news = true
+		for _, one := range list {
+			if one.Kind == c.Kind && one.canonical == canonical {
+				c, news = one, false
+			}
+		}
+		switch {
+		case c.Verified():
+			return ErrContactExists
+		case news && len(list) >= maxContacts:
+			return ErrTooManyContacts
+		case news:
+			if err := s.insert(ctx, tx, c); err != nil {
+				return err
+			}
+		}
+		id, sent, err := s.issue(ctx, tx, challenge{userID: userID, username: u.Username, purpose: PurposeVerify, contact: &c,
+			language: languageOf(n.Language)})
+		if err != nil {
+			return err
+		}
+		if news && !sent { // the address has had its share
+			return ErrTooManyMessages.After(countedFor)
+		}
+		added, challengeID = c.Contact, id
+		return nil
+	})
+	if err == nil && news {
+		s.secure("contact_added", userID, dev, zap.Stringer("contact_id", added.ID))
+	}
+	return added, challengeID, err
+}
+
+// Verify verifies a contact of the caller by the code that was sent to it.
+func (s *Service) Verify(ctx context.Context, caller auth.Caller, contactID uuid.UUID, code string,
+	dev auth.Device) (Contact, error) {
+	id, err := database.Value[uuid.UUID](s.db.QueryRowContext(ctx, `SELECT id FROM contact_challenge WHERE user_id = ? AND purpose = ?
+		AND contact_id = ? AND state = 'live'`, caller.User.ID, PurposeVerify, contactID))
+	if database.IsNotFound(err) {
+		return Contact{}, s.noChallenge(ctx, caller.User.ID, contactID)
+	}
+	if err != nil {
+		return Contact{}, err
+	}
+	c, err := s.guess(ctx, PurposeVerify, id, code, &caller, dev)
+	if err != nil {
+		return Contact{}, err
+	}
+	return s.verify(ctx, c, dev)
+}
+
+// noChallenge says why there is no challenge of a contact.
+func (s *Service) noChallenge(ctx context.Context, userID, contactID uuid.UUID) error {
+	list, err := contactsOf(ctx, s.db, userID)
+	if err != nil {
+		return err
+	}
+	for _, c := range list {
+		if c.ID == contactID {
+			return ErrInvalidCode
+		}
+	}
+	return ErrContactNotFound
+}
+
+// VerifyByLink verifies the contact to which the link was sent.
+func (s *Service) VerifyByLink(ctx context.Context, token string, dev auth.Device) (Contact, error) {
+	c, err := s.followed(ctx, PurposeVerify, token)
+	if err != nil {
+		return Contact{}, err
+	}
+	return s.verify(ctx, c, dev)
+}
+
+// verify uses up a challenge that was met.
+func (s *Service) verify(ctx context.Context, met challengeRow, dev auth.Device) (verified Contact, err error) {
+	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
+		u, err := lockUser(ctx, tx, met.userID)
+		if err != nil {
+			return err
+		}
+		if err := s.use(ctx, tx, met); err != nil {
+			return err
+		}
+		verified, err = s.verifyContact(ctx, tx, u, met.contactID.UUID, byChallenge, dev)
+		return err
+	})
+	if err == nil {
+		s.secure("contact_verified", met.userID, dev, zap.Stringer("contact_id", verified.ID), zap.String("by", byChallenge))
+	}
+	return verified, err
+}
+
+// verifyContact says that a contact of an account, which is locked, is its owner's.
+func (s *Service) verifyContact(ctx context.Context, tx database.Tx, u auth.User, contactID uuid.UUID, by string,
+	dev auth.Device) (Contact, error) {
+	before, c, err := s.contactAmong(ctx, tx, u.ID, contactID)
+	if err != nil || c.Verified() {
+		return c.Contact, err
+	}
+	now := s.timestamp()
+	if err := setVerified(ctx, tx, c, by, now); err != nil {
+		return Contact{}, err
+	}
+	c.VerifiedAt, c.verifiedBy = now, by
+	if err := s.announce(ctx, tx, EventVerified, c, now); err != nil {
+		return Contact{}, err
+	}
+	// Before it was verified it was no contact that anything is told to, nor one to go back to.
+	before = slices.DeleteFunc(before, func(one contactRow) bool { return one.ID == c.ID })
+	return c.Contact, s.notify(ctx, tx, u, before, dev, Message{Purpose: PurposeNoticeContact, Change: "added", Changed: c.Address})
+}
+
+// contactAmong returns the contacts of an account, and one of them.
+func (s *Service) contactAmong(ctx context.Context, tx database.Tx, userID,
+	contactID uuid.UUID) (all []contactRow, one contactRow, err error) {
+	if all, err = contactsOf(ctx, tx, userID); err != nil {
+		return nil, contactRow{}, err
+	}
+	for _, c := range all {
+		if c.ID == contactID {
+			return all, c, nil
+		}
+	}
+	return nil, contactRow{}, ErrContactNotFound
+}
+
+// Remove removes a contact of an account.
+func (s *Service) Remove(ctx context.Context, userID, contactID uuid.UUID, dev auth.Device) error {
+	return s.remove(ctx, userID, contactID, dev, false)
+}
+
+func (s *Service) remove(ctx context.Context, userID, contactID uuid.UUID, dev auth.Device, byOperator bool) error {
+	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
+		u, err := lockUser(ctx, tx, userID)
+		if err != nil {
+			return err
+		}
+		before, c, err := s.contactAmong(ctx, tx, userID, contactID)
+		if err != nil {
+			return err
+		}
+		if !byOperator && s.cfg.Required == requiredVerified && c.Verified() && len(verifiedOnly(before)) == 1 {
+			return ErrContactNeeded
+		}
+		if err := deleteContact(ctx, tx, c); err != nil {
+			return err
+		}
+		if err := s.announce(ctx, tx, EventRemoved, c, s.timestamp()); err != nil || !c.Verified() {
+			return err
+		}
+		return s.notify(ctx, tx, u, before, dev, Message{Purpose: PurposeNoticeContact, Change: "removed", Changed: c.Address})
+	})
+	if err == nil {
+		s.secure("contact_removed", userID, dev, zap.Stringer("contact_id", contactID))
+	}
+	return err
+}
+
+// AddByOperator is [Service.Add] without a message: [Service.VerifyByOperator] or the owner does the
+// rest.
+func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email string) (added Contact, err error) {
+	address, canonical, err := parseAddress(email)
+	if err != nil {
+		return Contact{}, err
+	}
+	c := s.newContact(userID, address, canonical, "")
+	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
+		if _, err := auth.LockUser(ctx, tx, userID); err != nil {
+			return err
+		}
+		return s.insert(ctx, tx, c)
+	})
+	if err == nil {
+		s.secure("contact_added", userID, auth.Device{}, zap.Stringer("contact_id", c.ID), zap.String("by", byAdmin))
+	}
+	return c.Contact, err
+}
+
+// VerifyByOperator says that an address of an account is its owner's.
+func (s *Service) VerifyByOperator(ctx context.Context, userID, contactID uuid.UUID) (verified Contact, err error) {
+	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
+		u, err := auth.LockUser(ctx, tx, userID)
+		if err != nil {
+			return err
+		}
+		verified, err = s.verifyContact(ctx, tx, u, contactID, byAdmin, auth.Device{})
+		return err
+	})
+	if err == nil {
+		s.secure("contact_verified", userID, auth.Device{}, zap.Stringer("contact_id", contactID), zap.String("by", byAdmin))
+	}
+	return verified, err
+}
+
+// RemoveByOperator removes a contact of an account, also the last one that sign-in asks for.
+func (s *Service) RemoveByOperator(ctx context.Context, userID, contactID uuid.UUID) error {
+	return s.remove(ctx, userID, contactID, auth.Device{}, true)
+}

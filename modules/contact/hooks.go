@@ -1,0 +1,192 @@
+package contact
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"golang.org/x/text/language"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/fault"
+)
+
+// hooks are how the module takes part in what happens to accounts.
+func (s *Service) hooks() auth.Hooks {
+	h := auth.Hooks{
+		Waits: s.cfg.Required == requiredVerified, CheckNew: s.checkNew, Added: s.added, Imported: s.imported,
+		PasswordChanged: s.passwordChanged,
+	}
+	if s.cfg.Required == requiredVerified {
+		h.Admit = s.admit
+	}
+	if s.cfg.Notify == notifyNewDevice {
+		h.SignedIn = s.signedIn
+	}
+	return h
+}
+
+// firstAddress is the address that a new account comes with: the one that was given, or the username
+// if it is one.
+func (s *Service) firstAddress(username, given string) (address, canonical string, found bool, err error) {
+	if given != "" {
+		address, canonical, err = parseAddress(given)
+		return address, canonical, true, err
+	}
+	if !s.cfg.FromUsername || !strings.Contains(username, "@") {
+		return "", "", false, nil
+	}
+	address, canonical, err = parseAddress(username)
+	return address, canonical, err == nil, nil
+}
+
+func (s *Service) checkNew(invalid *fault.Fault, username string, given auth.NewContact) *fault.Fault {
+	_, _, found, err := s.firstAddress(username, given.Email)
+	if r, ok := errors.AsType[*fault.Refusal](err); ok {
+		return invalid.Field("email", r.Code, r.Detail)
+	}
+	if !found && !given.ByAdmin && s.cfg.Required != requiredOff {
+		return invalid.Field("email", "required", "must be given")
+	}
+	return invalid
+}
+
+// added gives a new account its contact, and sends the challenge to it.
+func (s *Service) added(ctx context.Context, tx database.Tx, u auth.User, given auth.NewContact) error {
+	address, canonical, found, err := s.firstAddress(u.Username, given.Email)
+	if err != nil || !found {
+		return err
+	}
+	c := s.newContact(u.ID, address, canonical, languageOf(given.Language))
+	if err := s.insert(ctx, tx, c); err != nil || given.ByAdmin {
+		return err
+	}
+	// An address that has had its share of messages gets no more: its owner may be another person.
+	_, _, err = s.issue(ctx, tx, challenge{userID: u.ID, username: u.Username, purpose: PurposeVerify, contact: &c})
+	return err
+}
+
+// newContact is a contact that nobody has verified.
+func (s *Service) newContact(userID uuid.UUID, address, canonical, language string) contactRow {
+	return contactRow{
+		Contact: Contact{ID: uuid.Must(uuid.NewV7()), Kind: KindEmail, Address: address, CreatedAt: s.timestamp()},
+		userID:  userID, canonical: canonical, language: language,
+	}
+}
+
+// insert inserts a contact with its event.
+func (s *Service) insert(ctx context.Context, tx database.Tx, c contactRow) error {
+	inserted, err := insertContacts(ctx, tx, []contactRow{c})
+	if err != nil {
+		return err
+	}
+	if !inserted[c.ID] {
+		return ErrContactExists
+	}
+	return s.announce(ctx, tx, EventAdded, c, s.timestamp())
+}
+
+// imported keeps the addresses of accounts from another system, and whether they were confirmed
+// there. An address that another account has verified comes without that.
+func (s *Service) imported(ctx context.Context, tx database.Tx, list []auth.ImportedUser) error {
+	var rows []contactRow
+	seen := map[string]bool{} // verified ones of this batch
+	for _, u := range list {
+		address, canonical, found, err := s.firstAddress(u.Username, u.Address)
+		if err != nil || !found {
+			continue // such as the number of a telephone
+		}
+		c := s.newContact(u.ID, address, canonical, "")
+		if u.Address != "" && u.Confirmed != nil && *u.Confirmed && !seen[canonical] {
+			c.VerifiedAt, c.verifiedBy, seen[canonical] = c.CreatedAt, byImport, true
+		}
+		rows = append(rows, c)
+	}
+	inserted, err := insertContacts(ctx, tx, rows)
+	if err != nil {
+		return err
+	}
+	var again []contactRow
+	for i := range rows {
+		if !inserted[rows[i].ID] {
+			rows[i].VerifiedAt, rows[i].verifiedBy = Contact{}.VerifiedAt, ""
+			again = append(again, rows[i])
+		}
+	}
+	if _, err := insertContacts(ctx, tx, again); err != nil {
+		return err
+	}
+	events := make([]outbox.Event, len(rows))
+	for i, c := range rows {
+		env := envelope{UserID: c.userID, OccurredAt: c.CreatedAt}
+		events[i], err = event(EventAdded, s.auth.Issuer(), env, contactChanged{envelope: env, ContactID: c.ID, Kind: c.Kind,
+			Address: c.Address, By: c.verifiedBy})
+		if err != nil {
+			return err
+		}
+	}
+	return outbox.Add(ctx, tx, events...)
+}
+
+// admit refuses a person without a verified contact, and sends the challenge again.
+func (s *Service) admit(ctx context.Context, u auth.User) error {
+	list, err := contactsOf(ctx, s.db, u.ID)
+	if err != nil || len(verifiedOnly(list)) > 0 {
+		return err
+	}
+	if len(list) == 0 {
+		return auth.ErrContactUnverified.Detail("The account has no contact; an operator can add one.")
+	}
+	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
+		if _, err := auth.LockUser(ctx, tx, u.ID); err != nil {
+			return err
+		}
+		_, _, err := s.issue(ctx, tx, challenge{userID: u.ID, username: u.Username, purpose: PurposeVerify, contact: &list[0]})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return auth.ErrContactUnverified
+}
+
+func (s *Service) passwordChanged(ctx context.Context, tx database.Tx, u auth.User, dev auth.Device) error {
+	before, err := contactsOf(ctx, tx, u.ID)
+	if err != nil {
+		return err
+	}
+	return s.notify(ctx, tx, u, before, dev, Message{Purpose: PurposeNoticePassword})
+}
+
+func (s *Service) signedIn(ctx context.Context, tx database.Tx, u auth.User, dev auth.Device, known bool) error {
+	if known {
+		return nil
+	}
+	list, err := contactsOf(ctx, tx, u.ID)
+	if err != nil {
+		return err
+	}
+	return s.send(ctx, tx, nil, s.notices(u, list, dev, Message{Purpose: PurposeNoticeNewDevice})...)
+}
+
+// languageOf is the language that a browser says the person prefers, or "".
+func languageOf(header string) string {
+	tags, _, err := language.ParseAcceptLanguage(header[:min(len(header), 200)])
+	if err != nil || len(tags) == 0 || len(tags[0].String()) > 35 {
+		return ""
+	}
+	return tags[0].String()
+}
+
+// secure writes a record of the security log.
+func (s *Service) secure(name string, userID uuid.UUID, dev auth.Device, fields ...zap.Field) {
+	fields = append(fields, zap.Stringer("user_id", userID))
+	if dev.IP.IsValid() {
+		fields = append(fields, zap.String("ip", dev.IP.String()))
+	}
+	s.security.Info(name, fields...)
+}

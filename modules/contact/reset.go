@@ -1,0 +1,187 @@
+package contact
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// Forgotten says whose password was forgotten: one of the two.
+type Forgotten struct {
+	Username string
+	Email    string
+	Language string // that the person prefers, as a browser says it; may be anything
+}
+
+// Forgot sends a code and a link that set a new password to a verified contact: to the address that
+// was given, or to the one of the account that was verified first. The answer is the same, in content
+// and time, when there is no such account or contact: then a challenge is made that nobody can meet.
+func (s *Service) Forgot(ctx context.Context, who Forgotten, dev auth.Device) (challengeID uuid.UUID, err error) {
+	if err := s.auth.CountRequest(ctx, dev.IP); err != nil {
+		return uuid.Nil, err
+	}
+	c := challenge{purpose: PurposeReset, language: languageOf(who.Language)}
+	find := "SELECT " + contactColumns + " FROM contact WHERE user_id = ?1 AND verified_at IS NOT NULL "
+	if who.Email != "" {
+		find += "AND canonical = ?2"
+		c.name = canonicalOf(who.Email)
+		c.userID, err = database.Value[uuid.UUID](s.db.QueryRowContext(ctx,
+			"SELECT user_id FROM contact WHERE kind = ? AND canonical = ? AND verified_at IS NOT NULL", KindEmail, c.name))
+		if database.IsNotFound(err) {
+			c.userID, err = s.digests.nobody(c.name), nil
+		}
+	} else {
+		find += "AND CAST(?2 AS text) IS NOT NULL ORDER BY verified_at, id LIMIT 1"
+		c.name = printable(strings.ToLower(strings.TrimSpace(who.Username)), 255)
+		var u auth.User
+		u, err = s.auth.FindUserByName(ctx, who.Username)
+		c.userID = u.ID
+		if errors.Is(err, auth.ErrUserNotFound) {
+			c.userID, err = s.digests.nobody(c.name), nil
+		}
+	}
+	if err != nil {
+		return uuid.Nil, err
+	}
+	sent := false
+	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
+		u, err := auth.LockUser(ctx, tx, c.userID)
+		if err != nil && !errors.Is(err, auth.ErrUserNotFound) {
+			return err
+		}
+		to, err := scanContact(tx.QueryRowContext(ctx, find, c.userID, c.name))
+		if err != nil && !errors.Is(err, ErrContactNotFound) {
+			return err
+		}
+		c.username, c.contact, c.also = u.Username, nil, nil
+		if err == nil && u.Status == auth.StatusActive {
+			c.contact = &to
+			env := envelope{UserID: u.ID, OccurredAt: s.timestamp()}
+			requested, err := event(EventPasswordResetRequested, s.auth.Issuer(), env, passwordResetRequested{
+				envelope: env, ContactID: to.ID, IP: ipOf(dev), UserAgent: agentOf(dev),
+			})
+			if err != nil {
+				return err
+			}
+			c.also = []outbox.Event{requested}
+		} else if c.also, err = s.forNobody(c.userID); err != nil {
+			return err
+		}
+		challengeID, sent, err = s.issue(ctx, tx, c)
+		return err
+	})
+	if err == nil && sent && c.contact != nil {
+		s.secure("password_reset_requested", c.userID, dev, zap.Stringer("contact_id", c.contact.ID))
+	}
+	return challengeID, err
+}
+
+// canonicalOf is the canonical form of an address that somebody typed, or what no address has.
+func canonicalOf(typed string) string {
+	typed = strings.TrimSpace(typed)
+	if _, canonical, err := parseAddress(typed); err == nil {
+		return canonical
+	}
+	return " " + printable(strings.ToLower(typed), maxAddress)
+}
+
+// forNobody is an event that takes the place of one that is not announced.
+func (s *Service) forNobody(id uuid.UUID) ([]outbox.Event, error) {
+	e, err := s.sealer.Event(Message{Purpose: PurposeNone, UserID: id}, s.auth.Issuer())
+	e.Target = TargetMail
+	return []outbox.Event{e}, err
+}
+
+// Proof shows that somebody can read what was sent to a contact: the code of a challenge, or the link.
+type Proof struct {
+	ChallengeID uuid.UUID
+	Code        string
+	Token       string // of a link; the others are empty then
+}
+
+// Reset sets a new password for the owner of a contact and ends every session. [ErrInvalidCode] does
+// not tell whether the code was wrong, has expired, was used or replaced, or is nobody's.
+func (s *Service) Reset(ctx context.Context, p Proof, replacement string, dev auth.Device) error {
+	// Nobody should lose a try to a password that is too short.
+	if err := s.auth.CheckNewPassword(replacement, ""); err != nil {
+		return err
+	}
+	var met challengeRow
+	var err error
+	if p.Token != "" {
+		met, err = s.followed(ctx, PurposeReset, p.Token)
+	} else {
+		met, err = s.guess(ctx, PurposeReset, p.ChallengeID, p.Code, nil, dev)
+	}
+	if err != nil {
+		return err
+	}
+	u, err := s.auth.FindUserByID(ctx, met.userID)
+	if err == nil {
+		err = s.auth.CheckNewPassword(replacement, u.Username)
+	}
+	if err == nil {
+		err = s.auth.ResetPassword(ctx, met.userID, replacement, dev, func(ctx context.Context, tx database.Tx) error {
+			return s.use(ctx, tx, met)
+		})
+	}
+	if errors.Is(err, auth.ErrUserNotFound) || errors.Is(err, auth.ErrAccountDisabled) {
+		return ErrInvalidCode // its challenges have ended with it
+	}
+	return err
+}
+
+// guess compares a code, within the limits of guessing, and counts it before.
+func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code string, caller *auth.Caller,
+	dev auth.Device) (challengeRow, error) {
+	c, err := s.liveChallenge(ctx, purpose, id)
+	user := c.userID
+	if errors.Is(err, ErrInvalidCode) {
+		user, err = id, nil
+	}
+	if err != nil {
+		return challengeRow{}, err
+	}
+	g, err := s.auth.BeginGuess(ctx, user, caller, dev)
+	if err != nil {
+		return challengeRow{}, err
+	}
+	c, err = s.countTry(ctx, purpose, id)
+	if err != nil && !errors.Is(err, ErrInvalidCode) {
+		g.Cancel(ctx)
+		return challengeRow{}, err
+	}
+	// For a challenge that there is not, something is compared as well.
+	fits := s.digests.fits(c.codeDigest, digestCode, c.id, []byte(typedCode(code)))
+	if err != nil || !fits {
+		g.Wrong(ctx)
+		s.secure("code_wrong", user, dev, zap.String("purpose", string(purpose)))
+		return challengeRow{}, ErrInvalidCode
+	}
+	g.Right(ctx)
+	return c, nil
+}
+
+// followed returns the challenge of a link. Links are not counted: nobody can guess one, and so a
+// stranger who uses up the tries of a code does not take the link from its owner.
+func (s *Service) followed(ctx context.Context, purpose Purpose, token string) (challengeRow, error) {
+	id, secret, ok := parseLink(challengePrefix, token)
+	if !ok {
+		return challengeRow{}, ErrInvalidCode
+	}
+	c, err := s.liveChallenge(ctx, purpose, id)
+	if err != nil {
+		return challengeRow{}, err
+	}
+	if !s.digests.fits(c.linkDigest, digestLink, id, secret) {
+		return challengeRow{}, ErrInvalidCode
+	}
+	return c, nil
+}

@@ -1,0 +1,120 @@
+package contact
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/logging"
+)
+
+// Deps are what the service needs. The caller owns them.
+type Deps struct {
+	DB      *database.DB
+	Auth    *auth.Service   // whose hooks are set
+	Secrets []config.Secret // of the service, the present one first
+	// Committed is called after each transaction that wrote an event. It must not block. It may be
+	// nil.
+	Committed func()
+	Log       *zap.Logger
+	Now       func() time.Time // nil: time.Now
+}
+
+// Service is the module: contacts, challenges, messages. It is safe for concurrent use.
+type Service struct {
+	cfg       Config
+	db        *database.DB
+	auth      *auth.Service
+	sealer    *Sealer
+	digests   digests
+	committed func()
+	log       *zap.Logger
+	security  *zap.Logger
+	now       func() time.Time
+}
+
+// New makes the service and takes part in what happens to the accounts of deps.Auth.
+func New(cfg Config, deps Deps) (*Service, error) {
+	s := &Service{cfg: cfg, db: deps.DB, auth: deps.Auth, committed: deps.Committed, log: deps.Log, now: deps.Now}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.log == nil {
+		s.log = zap.NewNop()
+	}
+	if s.committed == nil {
+		s.committed = func() {}
+	}
+	s.security = logging.Security(s.log)
+	var err error
+	if s.sealer, err = NewSealer(deps.Secrets...); err != nil {
+		return nil, err
+	}
+	if s.digests, err = newDigests(deps.Secrets); err != nil {
+		return nil, err
+	}
+	s.auth.Use(s.hooks())
+	return s, nil
+}
+
+// transact runs fn in a transaction and tells the relay when it has committed.
+func (s *Service) transact(ctx context.Context, fn func(ctx context.Context, tx database.Tx) error) error {
+	if err := s.db.Tx(ctx, fn); err != nil {
+		return err
+	}
+	s.committed()
+	return nil
+}
+
+// timestamp is the present moment as the databases keep it: UTC, whole microseconds.
+func (s *Service) timestamp() time.Time { return s.now().UTC().Truncate(time.Microsecond) }
+
+const (
+	housekeepingEvery = time.Minute
+	purgeBatch        = 500
+)
+
+// Run deletes what has expired, until ctx ends. Any number of processes may run it.
+func (s *Service) Run(ctx context.Context) error {
+	tick := time.NewTicker(housekeepingEvery)
+	defer tick.Stop()
+	for {
+		s.Housekeep(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// Housekeep does once what [Service.Run] does every minute. What fails is logged, and tried again the
+// next time.
+func (s *Service) Housekeep(ctx context.Context) {
+	for table, keep := range map[string]time.Duration{"contact_challenge": 2 * countedFor, "contact_undo": undoTTL} {
+		for {
+			n, err := s.purge(ctx, table, s.now().Add(-keep))
+			if err != nil && !errors.Is(err, context.Canceled) {
+				s.log.Warn("housekeeping_failed", zap.String("what", table), zap.Error(err))
+			}
+			if err != nil || n < purgeBatch {
+				break
+			}
+		}
+	}
+}
+
+func (s *Service) purge(ctx context.Context, table string, before time.Time) (int64, error) {
+	res, err := s.db.Write(ctx, "DELETE FROM "+table+" WHERE id IN (SELECT id FROM "+table+
+		" WHERE created_ms < ? ORDER BY created_ms LIMIT ?)", before.UnixMilli(), purgeBatch)
+	if err != nil {
+		return 0, fmt.Errorf("delete from %s: %w", table, err)
+	}
+	return res.RowsAffected()
+}

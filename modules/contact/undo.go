@@ -1,0 +1,204 @@
+package contact
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// undoTTL is how long a change can be undone.
+const undoTTL = 72 * time.Hour
+
+// notify tells the verified contacts from before a change what has changed, with a link that undoes
+// it. The contact that a change has added does not hear of it, nor could it undo it.
+func (s *Service) notify(ctx context.Context, tx database.Tx, u auth.User, before []contactRow, dev auth.Device,
+	m Message) error {
+	if len(verifiedOnly(before)) == 0 {
+		return nil
+	}
+	now := s.now()
+	id, secret := uuid.New(), make([]byte, linkBytes)
+	_, _ = rand.Read(secret) // never fails
+	kept, err := json.Marshal(keep(before))
+	if err != nil {
+		return fmt.Errorf("encode contacts: %w", err)
+	}
+	_, err = tx.ExecContext(ctx, `INSERT INTO contact_undo (id, user_id, digest, contacts, state, created_ms, expires_ms)
+		VALUES (?, ?, ?, ?, 'live', ?, ?)`, id, u.ID, s.digests.of(digestUndo, id, secret), string(kept), now.UnixMilli(),
+		now.Add(undoTTL).UnixMilli())
+	if err != nil {
+		return fmt.Errorf("insert what a change can be undone to: %w", err)
+	}
+	m.LinkToken, m.ExpiresAt = linkToken(undoPrefix, id, secret), time.UnixMilli(now.Add(undoTTL).UnixMilli()).UTC()
+	return s.send(ctx, tx, nil, s.notices(u, before, dev, m)...)
+}
+
+// notices are a message to each verified contact.
+func (s *Service) notices(u auth.User, before []contactRow, dev auth.Device, m Message) []Message {
+	m.UserID, m.Username, m.At = u.ID, u.Username, s.timestamp()
+	m.Address, m.Device = ipOf(dev), agentOf(dev)
+	verified := verifiedOnly(before)
+	list := make([]Message, len(verified))
+	for i, c := range verified {
+		m.Recipient, m.Language = c.Address, c.language
+		list[i] = m
+	}
+	return list
+}
+
+// keptContact is a contact from before a change.
+type keptContact struct {
+	Contact
+	Canonical string `json:"canonical"`
+	Language  string `json:"language,omitempty"`
+}
+
+func keep(list []contactRow) []keptContact {
+	kept := make([]keptContact, len(list))
+	for i, c := range list {
+		kept[i] = keptContact{Contact: c.Contact, Canonical: c.canonical, Language: c.language}
+	}
+	return kept
+}
+
+// Undo undoes a change by the link of its notice: every session ends, the contacts are again those
+// from before the change, and the password is closed until it is reset through one of them. What was
+// changed after that, by whomever, can no longer be undone by the notices of it: whoever changed it
+// may have got them.
+func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error {
+	id, secret, ok := parseLink(undoPrefix, token)
+	if !ok {
+		return ErrInvalidCode
+	}
+	var userID uuid.UUID
+	var stored []byte
+	err := s.db.QueryRowContext(ctx, "SELECT user_id, digest FROM contact_undo WHERE id = ? AND state = 'live' AND expires_ms > ?",
+		id, s.now().UnixMilli()).Scan(&userID, &stored)
+	if database.IsNotFound(err) || err == nil && !s.digests.fits(stored, digestUndo, id, secret) {
+		return ErrInvalidCode
+	}
+	if err != nil {
+		return fmt.Errorf("read what a change can be undone to: %w", err)
+	}
+	err = s.auth.ClosePassword(ctx, userID, dev, func(ctx context.Context, tx database.Tx) error {
+		return s.undo(ctx, tx, userID, id)
+	})
+	if errors.Is(err, auth.ErrUserNotFound) {
+		return ErrInvalidCode
+	}
+	if err == nil {
+		s.committed()
+		s.secure("change_undone", userID, dev, zap.Stringer("undo_id", id))
+	}
+	return err
+}
+
+// undo uses the link up and restores the contacts, in a transaction that has locked the account.
+func (s *Service) undo(ctx context.Context, tx database.Tx, userID, id uuid.UUID) error {
+	var text string
+	var made int64
+	err := tx.QueryRowContext(ctx, `UPDATE contact_undo SET state = 'used' WHERE id = ? AND user_id = ? AND state = 'live' AND expires_ms > ?
+		RETURNING contacts, created_ms`, id, userID, s.now().UnixMilli()).Scan(&text, &made)
+	if database.IsNotFound(err) {
+		return ErrInvalidCode
+	}
+	if err != nil {
+		return fmt.Errorf("use a link that undoes: %w", err)
+	}
+	_, err = tx.ExecContext(ctx, "UPDATE contact_undo SET state = 'ended' WHERE user_id = ? AND state = 'live' AND created_ms >= ?",
+		userID, made)
+	if err != nil {
+		return fmt.Errorf("end later links that undo: %w", err)
+	}
+	var kept []keptContact
+	if err := json.Unmarshal([]byte(text), &kept); err != nil {
+		return fmt.Errorf("read the contacts from before: %w", err)
+	}
+	return s.restore(ctx, tx, userID, kept)
+}
+
+// restore gives an account the contacts that it had, and takes all others away. An address that is
+// another account's by now comes back without being verified.
+func (s *Service) restore(ctx context.Context, tx database.Tx, userID uuid.UUID, kept []keptContact) error {
+	present, err := contactsOf(ctx, tx, userID)
+	if err != nil {
+		return err
+	}
+	now := s.timestamp()
+	there := map[string]contactRow{}
+	for _, c := range present {
+		there[c.canonical] = c
+	}
+	wanted := map[string]bool{} // whether it was verified
+	for _, k := range kept {
+		wanted[k.Canonical] = k.Verified()
+	}
+	for _, c := range present {
+		if before, found := wanted[c.canonical]; found && (before || !c.Verified()) {
+			continue
+		}
+		delete(there, c.canonical) // also one that was verified since: it comes back as it was
+		if err := deleteContact(ctx, tx, c); err != nil {
+			return err
+		}
+		if err := s.announce(ctx, tx, EventRemoved, c, now); err != nil {
+			return err
+		}
+	}
+	for _, k := range kept {
+		c, found := there[k.Canonical]
+		if !found {
+			c = contactRow{Contact: k.Contact, userID: userID, canonical: k.Canonical, language: k.Language}
+			c.VerifiedAt = time.Time{}
+			if err := s.insert(ctx, tx, c); err != nil {
+				return err
+			}
+		}
+		if c.Verified() == k.Verified() {
+			continue
+		}
+		err := setVerified(ctx, tx, c, byUndo, now)
+		if errors.Is(err, ErrContactTaken) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		c.VerifiedAt, c.verifiedBy = now, byUndo
+		if err := s.announce(ctx, tx, EventVerified, c, now); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func ipOf(dev auth.Device) string {
+	if !dev.IP.IsValid() {
+		return ""
+	}
+	return dev.IP.String()
+}
+
+// agentOf is what the client calls itself.
+func agentOf(dev auth.Device) string { return printable(dev.UserAgent, 300) }
+
+// printable is a text of somebody else's, bounded and without what cannot be shown.
+func printable(text string, most int) string {
+	return strings.ToValidUTF8(strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {
+			return -1
+		}
+		return r
+	}, text[:min(len(text), most)]), "")
+}
