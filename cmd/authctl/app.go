@@ -17,6 +17,7 @@ import (
 
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/contact"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
@@ -37,6 +38,7 @@ type app struct {
 	db       *database.DB
 	redis    *redis.Client
 	auth     *auth.Service
+	contact  *contact.Service
 	waker    *relay.Waker
 
 	looking   bool                  // creates nothing: no folder, database, schema, secret or key
@@ -218,7 +220,9 @@ func (a *app) openAuth(ctx context.Context) error {
 		return err
 	}
 	a.closers = append(a.closers, a.auth.Close)
-	return nil
+	a.contact, err = contact.New(a.Contact, contact.Deps{DB: a.db, Auth: a.auth, Secrets: a.settings.Auth.Token.Secrets(),
+		Committed: a.waker.Wake, Log: a.log})
+	return err
 }
 
 // openWaker makes what tells relays of this process, and of others, that events were committed.

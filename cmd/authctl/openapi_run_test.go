@@ -23,6 +23,8 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
+	"github.com/toppira/authctl/modules/contact"
+	"github.com/toppira/authctl/modules/contact/contacthttp"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/fault"
@@ -56,7 +58,8 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	svc, err := auth.New(t.Context(), cfg, auth.Deps{DB: dbtest.SQLite(t)})
+	db := dbtest.SQLite(t)
+	svc, err := auth.New(t.Context(), cfg, auth.Deps{DB: db})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +68,13 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 			t.Error(err)
 		}
 	})
+	contacts, err := contact.New(contact.Config{FromUsername: true, Required: "off", Notify: "changes"},
+		contact.Deps{DB: db, Auth: svc, Secrets: cfg.Token.Secrets()})
+	if err != nil {
+		t.Fatal(err)
+	}
 	routes := authhttp.Routes(svc, authhttp.Options{Issuer: "https://auth.test"})
+	routes = append(routes, contacthttp.Routes(svc, contacts)...)
 	routes = append(routes, processRoutes(func() bool { return false }, telemetry.NewReadiness(nil))...)
 	return &site{t: t, base: start(t, httpserver.Options{Unavailable: auth.IsUnavailable}, routes...), Document: openapitest.Load(t, openAPI)}
 }
@@ -275,7 +284,7 @@ type failWith struct {
 func TestEveryRefusalOfTheDocumentIsAnsweredSo(t *testing.T) {
 	t.Parallel()
 	faults := map[string]*fault.Fault{} // by status and code
-	for _, f := range slices.Concat(httpserver.Faults(), auth.Faults(), []*fault.Fault{errNotReady}) {
+	for _, f := range slices.Concat(httpserver.Faults(), auth.Faults(), contact.Faults(), []*fault.Fault{errNotReady}) {
 		faults[fmt.Sprint(httpserver.Status(f), f.Code)] = f
 	}
 	document := &site{t: t, Document: openapitest.Load(t, openAPI)}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
+	"github.com/toppira/authctl/modules/contact"
+	"github.com/toppira/authctl/modules/contact/contacthttp"
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/openapi"
@@ -23,6 +25,7 @@ var update = flag.Bool("update", false, "write generated files again")
 // called.
 func surface() []httpserver.Route {
 	routes := authhttp.Routes(nil, authhttp.Options{})
+	routes = append(routes, contacthttp.Routes(nil, nil)...)
 	return append(routes, processRoutes(func() bool { return false }, telemetry.NewReadiness(nil))...)
 }
 
@@ -34,7 +37,7 @@ func TestOpenAPIIsWhatTheTableSays(t *testing.T) {
 			"A body is exactly one JSON object in UTF-8 of at most 16 KiB, with exactly the documented names. " +
 			"Times are RFC 3339 in UTC. Pages of `app.origins` may call everything and send cookies (CORS).",
 		ContactURL: "https://github.com/toppira/authctl", License: "Apache-2.0", Server: "../..",
-		Groups: append(slices.Clone(authhttp.Groups), [2]string{"probes", "For load balancers and orchestrators"}),
+		Groups: append(slices.Concat(authhttp.Groups, contacthttp.Groups), [2]string{"probes", "For load balancers and orchestrators"}),
 	}, surface())
 	if err != nil {
 		t.Fatal(err)
@@ -65,7 +68,7 @@ func loadOpenAPI(t *testing.T) *openapi3.T {
 func clientCodes() []string {
 	commands := []*fault.Fault{auth.ErrKeyNotFound, auth.ErrKeyStatus, auth.ErrKeyTooNew, auth.ErrKeyInUse, auth.ErrKeysUnused}
 	var codes []string
-	for _, f := range slices.Concat(httpserver.Faults(), auth.Faults(), []*fault.Fault{errNotReady}) {
+	for _, f := range slices.Concat(httpserver.Faults(), auth.Faults(), contact.Faults(), []*fault.Fault{errNotReady}) {
 		if !slices.Contains(commands, f) {
 			codes = append(codes, f.Code)
 		}

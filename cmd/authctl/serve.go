@@ -15,6 +15,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
+	"github.com/toppira/authctl/modules/contact/contacthttp"
 	"github.com/toppira/authctl/modules/outbox/delivery"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/cache"
@@ -105,6 +106,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(server.Addr()), SecureCookies: a.https() || a.servesTLS(),
 		PlainCookies: !a.App.prod(),
 	})...)
+	server.Handle(contacthttp.Routes(a.auth, a.contact)...)
 	server.Handle(processRoutes(server.Stopping, readiness)...)
 
 	// The listener stops first; what it needs stops after it.
@@ -121,6 +123,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 		return errors.Join(err, running.Wait())
 	}
 	running.Go(func() error { return a.auth.Run(behind) })
+	running.Go(func() error { return a.contact.Run(behind) })
 	running.Go(func() error { a.giveWay(behind); return nil })
 	running.Go(func() error { a.checkHashing(front); return nil })
 	running.Go(func() error {

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/contact"
 	"github.com/toppira/authctl/modules/contact/mail"
 	"github.com/toppira/authctl/modules/outbox/delivery"
 	"github.com/toppira/authctl/modules/outbox/relay"
@@ -34,6 +35,7 @@ type settings struct {
 	Database database.Config
 	Redis    cache.Config
 	Auth     auth.Config
+	Contact  contact.Config
 	Outbox   relay.Config
 	Delivery delivery.Config
 	Kafka    sink.KafkaConfig

@@ -68,7 +68,7 @@ func event(eventType, issuer string, env envelope, data any) (outbox.Event, erro
 	}
 	user := env.UserID.String()
 	return outbox.Event{Type: eventType, Key: user, Subject: user, Source: issuer,
-		DataSchema: auth.SchemaURL(eventType), Time: env.OccurredAt, Data: body}, nil
+		DataSchema: auth.SchemaURL(issuer, eventType), Time: env.OccurredAt, Data: body}, nil
 }
 
 // Undeliverable is the event of a message that the mail server refuses for good. reason is what the

@@ -53,6 +53,7 @@ var arrows = map[string][]string{
 		"platform/config", "platform/database", "platform/fault", "platform/logging", "platform/seal",
 	},
 	"modules/contact/page": {"platform/httpserver"},
+	"modules/contact/contacthttp": {"modules/auth", "modules/auth/authhttp", "modules/contact", "platform/fault", "platform/httpserver"},
 	"modules/contact/mail": {"modules/contact", "modules/outbox", "modules/outbox/delivery", "platform/config", "platform/database"},
 
 	"modules/outbox":                 {"modules/outbox/internal/schema", "platform/database"},

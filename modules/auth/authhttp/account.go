@@ -14,14 +14,16 @@ import (
 type RegisterRequest struct {
 	Username   *string `json:"username" example:"alice" minLength:"3" maxLength:"255" doc:"Kept as typed, compared without case."`
 	Password   *string `json:"password" example:"correct horse battery staple" format:"password" minLength:"8" maxLength:"256" doc:"Length counts Unicode code points after NFC. The minimum is a setting; 8 is its default."`
+	Email      string  `json:"email,omitempty" example:"alice@example.com" maxLength:"254" doc:"Becomes a contact, and gets a code that verifies it. If absent, a username that is an address may take its place."`
 	DeviceName string  `json:"device_name,omitempty" example:"Alice's phone" maxLength:"100" doc:"Shown in the list of sessions; derived from the user agent if absent."`
 	Transport  string  `json:"transport,omitempty" enum:"body,cookie" doc:"Where the refresh token goes: body (the default), or cookie for pages in a browser, which no script can read."`
 }
 
 type registerInput struct {
 	origin
-	Page httpserver.Browser
-	Body RegisterRequest
+	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"Messages to the email are in the first of these languages that there are templates for."`
+	Page     httpserver.Browser
+	Body     RegisterRequest
 }
 
 func (a *api) register(ctx context.Context, in registerInput) (signedIn, error) {
@@ -30,7 +32,7 @@ func (a *api) register(ctx context.Context, in registerInput) (signedIn, error) 
 		return signedIn{}, err
 	}
 	who := auth.Credentials{Username: *in.Body.Username, Password: *in.Body.Password}
-	t, err := a.svc.Register(ctx, who, in.device(in.Body.DeviceName))
+	t, err := a.svc.Register(ctx, who, in.device(in.Body.DeviceName), auth.NewContact{Email: in.Body.Email, Language: in.Language})
 	if err != nil {
 		return signedIn{}, err
 	}

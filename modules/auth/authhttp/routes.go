@@ -60,14 +60,15 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 			Method: "POST", Path: "/api/v1/auth/register", ID: "register", Group: account,
 			Summary: "Create an account and sign in", Success: "The account is created and this device is signed in.", Status: 201, Cache: noStore,
 			Description: "Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. " +
-				"Passwords have no composition rules; common ones and those that contain the username are refused with the reason.",
-			Do: httpserver.Public(a.register), Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed, auth.ErrOriginNotAllowed), hashing...),
+				"Passwords have no composition rules; common ones and those that contain the username are refused with the reason. " +
+				"Where `contact.required` is `verified`, the account is created and the answer is `contact_unverified`: sign in when the address is verified.",
+			Do: httpserver.Public(a.register), Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed, auth.ErrContactUnverified, auth.ErrOriginNotAllowed), hashing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/login", ID: "login", Group: account,
 			Summary: "Sign in", Success: "This device is signed in.", Cache: noStore,
 			Description: "A wrong password and an unknown name get the same answer. After too many failures, sign-in from unknown devices " +
 				"is delayed; a device that signed in before and sends its `Auth-Device` is not affected.",
-			Do: httpserver.Public(a.login), Faults: append(faults(auth.ErrInvalidCredentials, auth.ErrAccountDisabled, auth.ErrTooManySessions, auth.ErrOriginNotAllowed), hashing...),
+			Do: httpserver.Public(a.login), Faults: append(faults(auth.ErrInvalidCredentials, auth.ErrAccountDisabled, auth.ErrContactUnverified, auth.ErrTooManySessions, auth.ErrOriginNotAllowed), hashing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/refresh", ID: "refresh", Group: session,
 			Summary: "Get new tokens for a refresh token", Success: "New tokens of the same session.", Cache: noStore,

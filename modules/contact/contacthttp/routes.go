@@ -1,0 +1,258 @@
+// Package contacthttp puts modules/contact behind HTTP, as authhttp does modules/auth.
+package contacthttp
+
+import (
+	"context"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/auth/authhttp"
+	"github.com/toppira/authctl/modules/contact"
+	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/httpserver"
+)
+
+// Groups are the tags of the routes, with what they group.
+var Groups = [][2]string{{"contact", "Addresses of an account, and the way back in for who forgot the password"}}
+
+// api holds the functions of the endpoints.
+type api struct{ svc *contact.Service }
+
+// Routes returns the surface.
+func Routes(accounts *auth.Service, svc *contact.Service) []httpserver.Route {
+	a := &api{svc: svc}
+	bearer := authhttp.Bearer(accounts)
+	const group, noStore = "contact", "no-store"
+	guessing := []*fault.Fault{contact.ErrInvalidCode, auth.ErrTooManyAttempts, auth.ErrOverloaded}
+	return []httpserver.Route{
+		{
+			Method: "GET", Path: "/api/v1/auth/contacts", ID: "listContacts", Group: group,
+			Summary: "List my contacts", Success: "The addresses of the account, the oldest first.", Cache: noStore,
+			Do: httpserver.As(bearer, a.list),
+		}, {
+			Method: "POST", Path: "/api/v1/auth/contacts", ID: "addContact", Group: group, Status: 201, Cache: noStore,
+			Summary: "Add an address", Success: "The address is added, and a code and a link were sent to it.",
+			Description: "The code and the link verify the address for 24 hours. For an address that the account has and that is not verified, " +
+				"another code is sent, but not within a minute. Whether an address belongs to somebody else is not told here.",
+			Do: httpserver.As(bearer, a.add), Faults: []*fault.Fault{contact.ErrContactExists, contact.ErrTooManyContacts, contact.ErrTooManyMessages},
+		}, {
+			Method: "DELETE", Path: "/api/v1/auth/contacts/{id}", ID: "removeContact", Group: group,
+			Summary: "Remove an address", Success: "The address is removed.",
+			Do: httpserver.AsDo(bearer, a.remove), Faults: []*fault.Fault{contact.ErrContactNotFound, contact.ErrContactNeeded},
+		}, {
+			Method: "POST", Path: "/api/v1/auth/contacts/{id}/verify", ID: "verifyContact", Group: group, Cache: noStore,
+			Summary: "Verify an address by its code", Success: "The address is verified.",
+			Do:     httpserver.As(bearer, a.verify),
+			Faults: append([]*fault.Fault{contact.ErrContactNotFound, contact.ErrContactTaken}, guessing...),
+		}, {
+			Method: "POST", Path: "/api/v1/auth/contacts/verify", ID: "verifyContactByLink", Group: group, Status: 204,
+			Summary: "Verify an address by its link", Success: "The address is verified.",
+			Description: "For the page that the link leads to, where nobody need be signed in. A GET of that page must not send this.",
+			Do:          httpserver.PublicDo(a.verifyByLink), Faults: []*fault.Fault{contact.ErrInvalidCode, contact.ErrContactTaken},
+		}, {
+			Method: "POST", Path: "/api/v1/auth/password/forgot", ID: "forgotPassword", Group: group, Status: 202, Cache: noStore,
+			Summary: "Ask for a code that resets the password",
+			Success: "If there is such an account with a verified address, a code and a link were sent to it.",
+			Description: "The answer is the same, in content and time, if there is none. By username the code goes to the address that was " +
+				"verified first, by address to that one. The code and the link work for 15 minutes. Within a minute the answer is the same again and nothing is sent.",
+			Do: httpserver.Public(a.forgot), Faults: []*fault.Fault{auth.ErrTooManyAttempts, auth.ErrOverloaded},
+		}, {
+			Method: "POST", Path: "/api/v1/auth/password/reset", ID: "resetPassword", Group: group, Status: 204,
+			Summary: "Set a new password by the code or the link", Success: "The password is set, and every session has ended.",
+			Description: "Either `challenge_id` and `code`, or `token`, which is in the link. A code has five tries. Second factors stay.",
+			Do:          httpserver.PublicDo(a.reset), Faults: guessing,
+		}, {
+			Method: "POST", Path: "/api/v1/auth/undo", ID: "undoChange", Group: group, Status: 204,
+			Summary: "Undo a change by the link of its notice", Success: "Everything is undone.",
+			Description: "Every session ends, the contacts are those from before the change, and nobody can sign in with a password until it is reset. " +
+				"A link works once, for 72 hours, and ends the links of later notices.",
+			Do: httpserver.PublicDo(a.undo), Faults: []*fault.Fault{contact.ErrInvalidCode, auth.ErrOverloaded},
+		},
+	}
+}
+
+// Contact is an address of an account.
+type Contact struct {
+	ID         uuid.UUID `json:"id" example:"0199b7f2-6f40-7000-8000-5b1f6a100c8c"`
+	Kind       string    `json:"kind" example:"email" enum:"email"`
+	Address    string    `json:"address" example:"alice@example.com" doc:"As messages are sent to it: as it was typed before the @, in ASCII and small letters after it."`
+	Verified   bool      `json:"verified" example:"true"`
+	VerifiedAt time.Time `json:"verified_at,omitzero" example:"2026-01-02T15:04:05Z" doc:"Absent if it is not verified."`
+	CreatedAt  time.Time `json:"created_at" example:"2026-01-02T15:04:05Z"`
+}
+
+func contactOf(c contact.Contact) Contact {
+	return Contact{ID: c.ID, Kind: c.Kind, Address: c.Address, Verified: c.Verified(), VerifiedAt: c.VerifiedAt, CreatedAt: c.CreatedAt}
+}
+
+// Contacts are the addresses of an account.
+type Contacts struct {
+	Contacts []Contact `json:"contacts"`
+}
+
+func (a *api) list(ctx context.Context, who auth.Caller, _ struct{}) (Contacts, error) {
+	found, err := a.svc.Contacts(ctx, who.User.ID)
+	list := make([]Contact, len(found))
+	for i, c := range found {
+		list[i] = contactOf(c)
+	}
+	return Contacts{Contacts: list}, err
+}
+
+// NewContact is an address to add.
+type NewContact struct {
+	Email *string `json:"email" example:"alice@example.com" maxLength:"254"`
+}
+
+type addInput struct {
+	Peer     httpserver.Peer
+	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"Messages are in the first of these languages that there are templates for."`
+	Body     NewContact
+}
+
+// AddedContact is an address that was added.
+type AddedContact struct {
+	Contact
+	ChallengeID uuid.UUID `json:"challenge_id" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"Of the code that was sent."`
+}
+
+func (a *api) add(ctx context.Context, who auth.Caller, in addInput) (AddedContact, error) {
+	c, id, err := a.svc.Add(ctx, who.User.ID, contact.NewContact{Email: *in.Body.Email, Language: in.Language}, deviceOf(in.Peer))
+	return AddedContact{Contact: contactOf(c), ChallengeID: id}, err
+}
+
+type contactInput struct {
+	Peer httpserver.Peer
+	ID   string `path:"id" format:"uuid" example:"0199b7f2-6f40-7000-8000-5b1f6a100c8c" doc:"The contact's id, from the list of contacts."`
+}
+
+func (a *api) remove(ctx context.Context, who auth.Caller, in contactInput) error {
+	id, err := idOf(in.ID)
+	if err != nil {
+		return err
+	}
+	return a.svc.Remove(ctx, who.User.ID, id, deviceOf(in.Peer))
+}
+
+// Code is what was sent to an address.
+type Code struct {
+	Code *string `json:"code" example:"7KQM-X2PD" doc:"In capitals or not, with or without the hyphen."`
+}
+
+type verifyInput struct {
+	contactInput
+	Body Code
+}
+
+func (a *api) verify(ctx context.Context, who auth.Caller, in verifyInput) (Contact, error) {
+	id, err := idOf(in.ID)
+	if err != nil {
+		return Contact{}, err
+	}
+	c, err := a.svc.Verify(ctx, who, id, *in.Body.Code, deviceOf(in.Peer))
+	return contactOf(c), err
+}
+
+// LinkToken is the secret of a link.
+type LinkToken struct {
+	Token *string `json:"token" example:"alt_AQ" doc:"What follows token= in the fragment of the link."`
+}
+
+type linkInput struct {
+	Peer httpserver.Peer
+	Body LinkToken
+}
+
+func (a *api) verifyByLink(ctx context.Context, in linkInput) error {
+	_, err := a.svc.VerifyByLink(ctx, *in.Body.Token, deviceOf(in.Peer))
+	return err
+}
+
+// ForgottenPassword says whose password was forgotten.
+type ForgottenPassword struct {
+	Username *string `json:"username,omitempty" example:"alice" doc:"Either this"`
+	Email    *string `json:"email,omitempty" example:"alice@example.com" doc:"or a verified address."`
+}
+
+type forgotInput struct {
+	Peer     httpserver.Peer
+	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"For an address whose language is not known."`
+	Body     ForgottenPassword
+}
+
+// Challenge is a code that may have been sent.
+type Challenge struct {
+	ChallengeID uuid.UUID `json:"challenge_id" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"Send it with the code."`
+}
+
+func (a *api) forgot(ctx context.Context, in forgotInput) (Challenge, error) {
+	who := contact.Forgotten{Language: in.Language}
+	switch b := in.Body; {
+	case b.Username != nil && b.Email != nil:
+		return Challenge{}, auth.ErrValidation.Field("email", "not_alone", "must not be given beside username")
+	case b.Username == nil && (b.Email == nil || *b.Email == ""):
+		return Challenge{}, auth.ErrValidation.Field("username", "required", "must be given, or email")
+	case b.Email != nil:
+		who.Email = *b.Email
+	default:
+		who.Username = *b.Username
+	}
+	id, err := a.svc.Forgot(ctx, who, deviceOf(in.Peer))
+	return Challenge{ChallengeID: id}, err
+}
+
+// PasswordReset is a new password, with what shows whose it is.
+type PasswordReset struct {
+	ChallengeID *string `json:"challenge_id,omitempty" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"From the answer to the request for a code."`
+	Code        *string `json:"code,omitempty" example:"7KQM-X2PD" doc:"In capitals or not, with or without the hyphen."`
+	Token       *string `json:"token,omitempty" example:"alt_AQ" doc:"What follows token= in the fragment of the link; instead of the two others."`
+	NewPassword *string `json:"new_password" example:"staple battery horse correct" format:"password" minLength:"8" maxLength:"256" doc:"The rules of registration apply."`
+}
+
+type resetInput struct {
+	Peer   httpserver.Peer
+	Device string `header:"Auth-Device" example:"adt_AQ" doc:"The token that an earlier sign-in on this device returned. With it, wrong codes of strangers do not delay the owner."`
+	Cookie string `cookie:"authctl_device" example:"adt_AQ" doc:"The same token, as browsers send it."`
+	Body   PasswordReset
+}
+
+func (a *api) reset(ctx context.Context, in resetInput) error {
+	p := contact.Proof{}
+	switch b := in.Body; {
+	case b.Token != nil && (b.ChallengeID != nil || b.Code != nil):
+		return auth.ErrValidation.Field("token", "not_alone", "must not be given beside challenge_id and code")
+	case b.Token != nil:
+		p.Token = *b.Token
+	case b.ChallengeID == nil:
+		return auth.ErrValidation.Field("challenge_id", "required", "must be given with code, or else token")
+	case b.Code == nil:
+		return auth.ErrValidation.Field("code", "required", "must be given with challenge_id, or else token")
+	default:
+		p.ChallengeID, _ = uuid.Parse(*b.ChallengeID) // another text is the id of no challenge, as Nil is
+		p.Code = *b.Code
+	}
+	if in.Body.Token != nil && *in.Body.Token == "" {
+		return contact.ErrInvalidCode
+	}
+	dev := deviceOf(in.Peer)
+	if dev.Token = in.Device; dev.Token == "" {
+		dev.Token = in.Cookie
+	}
+	return a.svc.Reset(ctx, p, *in.Body.NewPassword, dev)
+}
+
+func (a *api) undo(ctx context.Context, in linkInput) error {
+	return a.svc.Undo(ctx, *in.Body.Token, deviceOf(in.Peer))
+}
+
+func idOf(text string) (uuid.UUID, error) {
+	id, err := uuid.Parse(text)
+	if err != nil || text != id.String() {
+		return uuid.Nil, contact.ErrContactNotFound
+	}
+	return id, nil
+}
+
+func deviceOf(p httpserver.Peer) auth.Device { return auth.Device{UserAgent: p.UserAgent, IP: p.IP} }
