@@ -114,13 +114,16 @@ type addInput struct {
 
 // AddedContact is an address that was added.
 type AddedContact struct {
-	Contact
+	ID          uuid.UUID `json:"id" example:"0199b7f2-6f40-7000-8000-5b1f6a100c8c"`
+	Kind        string    `json:"kind" example:"email" enum:"email"`
+	Address     string    `json:"address" example:"alice@example.com"`
+	CreatedAt   time.Time `json:"created_at" example:"2026-01-02T15:04:05Z"`
 	ChallengeID uuid.UUID `json:"challenge_id" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"Of the code that was sent."`
 }
 
 func (a *api) add(ctx context.Context, who auth.Caller, in addInput) (AddedContact, error) {
 	c, id, err := a.svc.Add(ctx, who.User.ID, contact.NewContact{Email: *in.Body.Email, Language: in.Language}, deviceOf(in.Peer))
-	return AddedContact{Contact: contactOf(c), ChallengeID: id}, err
+	return AddedContact{ID: c.ID, Kind: c.Kind, Address: c.Address, CreatedAt: c.CreatedAt, ChallengeID: id}, err
 }
 
 type contactInput struct {
