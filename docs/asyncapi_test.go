@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 
 	"github.com/toppira/authctl/docs/schemas"
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/contact"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -200,7 +202,7 @@ func TestTheAsyncAPIDocumentIsThatOfTheSchemas(t *testing.T) {
 	if !bytes.Equal(got, want) {
 		t.Errorf("%s is not what docs/schemas and events.md say: go test ./docs -run AsyncAPI -update", file)
 	}
-	for _, eventType := range auth.EventTypes() {
+	for _, eventType := range slices.Concat(auth.EventTypes(), contact.EventTypes()) {
 		if !bytes.Contains(want, []byte("    "+eventType+":\n      name: "+eventType)) {
 			t.Errorf("%s has no message", eventType)
 		}

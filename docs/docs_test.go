@@ -26,6 +26,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/contact"
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
@@ -166,7 +167,7 @@ func same(t *testing.T, what string, is, said []string) {
 func TestEveryErrorCodeIsExplained(t *testing.T) {
 	t.Parallel()
 	var codes []string
-	for _, f := range slices.Concat(auth.Faults(), httpserver.Faults()) {
+	for _, f := range slices.Concat(auth.Faults(), contact.Faults(), httpserver.Faults()) {
 		codes = append(codes, f.Code)
 	}
 	p := read(t, "errors.md")
@@ -185,7 +186,7 @@ func TestEveryFieldCodeIsExplained(t *testing.T) {
 	t.Parallel()
 	// Where they are made: the second argument of Field, and the constants of two packages.
 	var codes []string
-	for _, dir := range []string{"modules/auth", "modules/auth/authhttp", "platform/httpserver"} {
+	for _, dir := range []string{"modules/auth", "modules/auth/authhttp", "modules/contact", "modules/contact/contacthttp", "platform/httpserver"} {
 		inspect(t, dir, func(n ast.Node) {
 			call, ok := n.(*ast.CallExpr)
 			if !ok || len(call.Args) != 3 {
@@ -223,6 +224,9 @@ func TestEveryFieldCodeIsExplained(t *testing.T) {
 				codes = append(codes, unquote(t, lit))
 			}
 		})
+	}
+	for _, m := range regexp.MustCompile(`fault\.Refuse\("(\w+)"`).FindAllStringSubmatch(source(t, "modules/contact"), -1) {
+		codes = append(codes, m[1])
 	}
 	same(t, "the code of a field", codes, tableOf(t, "errors.md", "Fields"))
 }
@@ -391,7 +395,7 @@ func TestExamplesOfEventsAreValid(t *testing.T) {
 		}
 		check(p, b, strings.Trim(b.heading, "`"), value)
 	}
-	for _, eventType := range auth.EventTypes() {
+	for _, eventType := range slices.Concat(auth.EventTypes(), contact.EventTypes()) {
 		if !shown[eventType] {
 			t.Errorf("there is no example of %s", eventType)
 		}

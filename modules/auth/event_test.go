@@ -153,6 +153,7 @@ func schemas(t *testing.T) map[string]*jsonschema.Schema {
 func TestEveryTypeOfEventHasASchemaAndNothingElseHas(t *testing.T) {
 	t.Parallel()
 	got := slices.Sorted(maps.Keys(schemas(t)))
+	got = slices.DeleteFunc(got, func(name string) bool { return !strings.HasPrefix(name, "auth.") }) // of other modules
 	if want := slices.Sorted(slices.Values(EventTypes())); !slices.Equal(got, want) {
 		t.Errorf("schemas of\n%q, and there are\n%q", got, want)
 	}

@@ -14,6 +14,9 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
+// byUser is the owner of an account, in the security log.
+const byUser = "user"
+
 // KindEmail is the one kind of contact so far.
 const KindEmail = "email"
 

@@ -77,7 +77,8 @@ func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 		return nil
 	})
 	if err == nil && news {
-		s.secure("contact_added", userID, dev, zap.Stringer("contact_id", added.ID))
+		s.security.Info("contact_added", zap.Stringer("user_id", userID), zap.Stringer("contact_id", added.ID),
+			zap.String("by", byUser), zap.String("ip", ipOf(dev)))
 	}
 	return added, challengeID, err
 }
@@ -137,7 +138,8 @@ func (s *Service) verify(ctx context.Context, met challengeRow, dev auth.Device)
 		return err
 	})
 	if err == nil {
-		s.secure("contact_verified", met.userID, dev, zap.Stringer("contact_id", verified.ID), zap.String("by", byChallenge))
+		s.security.Info("contact_verified", zap.Stringer("user_id", met.userID), zap.Stringer("contact_id", verified.ID),
+			zap.String("by", byChallenge), zap.String("ip", ipOf(dev)))
 	}
 	return verified, err
 }
@@ -203,7 +205,12 @@ func (s *Service) remove(ctx context.Context, userID, contactID uuid.UUID, dev a
 		return s.notify(ctx, tx, u, before, dev, Message{Purpose: PurposeNoticeContact, Change: "removed", Changed: c.Address})
 	})
 	if err == nil {
-		s.secure("contact_removed", userID, dev, zap.Stringer("contact_id", contactID))
+		by := byUser
+		if byOperator {
+			by = byAdmin
+		}
+		s.security.Info("contact_removed", zap.Stringer("user_id", userID), zap.Stringer("contact_id", contactID),
+			zap.String("by", by), zap.String("ip", ipOf(dev)))
 	}
 	return err
 }
@@ -223,7 +230,7 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 		return s.insert(ctx, tx, c)
 	})
 	if err == nil {
-		s.secure("contact_added", userID, auth.Device{}, zap.Stringer("contact_id", c.ID), zap.String("by", byAdmin))
+		s.security.Info("contact_added", zap.Stringer("user_id", userID), zap.Stringer("contact_id", c.ID), zap.String("by", byAdmin))
 	}
 	return c.Contact, err
 }
@@ -239,7 +246,8 @@ func (s *Service) VerifyByOperator(ctx context.Context, userID, contactID uuid.U
 		return err
 	})
 	if err == nil {
-		s.secure("contact_verified", userID, auth.Device{}, zap.Stringer("contact_id", contactID), zap.String("by", byAdmin))
+		s.security.Info("contact_verified", zap.Stringer("user_id", userID), zap.Stringer("contact_id", contactID),
+			zap.String("by", byAdmin))
 	}
 	return verified, err
 }

@@ -6,7 +6,6 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
-	"go.uber.org/zap"
 	"golang.org/x/text/language"
 
 	"github.com/toppira/authctl/modules/auth"
@@ -180,13 +179,4 @@ func languageOf(header string) string {
 		return ""
 	}
 	return tags[0].String()
-}
-
-// secure writes a record of the security log.
-func (s *Service) secure(name string, userID uuid.UUID, dev auth.Device, fields ...zap.Field) {
-	fields = append(fields, zap.Stringer("user_id", userID))
-	if dev.IP.IsValid() {
-		fields = append(fields, zap.String("ip", dev.IP.String()))
-	}
-	s.security.Info(name, fields...)
 }

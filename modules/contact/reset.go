@@ -78,7 +78,8 @@ func (s *Service) Forgot(ctx context.Context, who Forgotten, dev auth.Device) (c
 		return err
 	})
 	if err == nil && sent && c.contact != nil {
-		s.secure("password_reset_requested", c.userID, dev, zap.Stringer("contact_id", c.contact.ID))
+		s.security.Info("password_reset_requested", zap.Stringer("user_id", c.userID), zap.Stringer("contact_id", c.contact.ID),
+			zap.String("ip", ipOf(dev)))
 	}
 	return challengeID, err
 }
@@ -162,7 +163,7 @@ func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code
 	fits := s.digests.fits(c.codeDigest, digestCode, c.id, []byte(typedCode(code)))
 	if err != nil || !fits {
 		g.Wrong(ctx)
-		s.secure("code_wrong", user, dev, zap.String("purpose", string(purpose)))
+		s.security.Warn("code_wrong", zap.Stringer("user_id", user), zap.String("purpose", string(purpose)), zap.String("ip", ipOf(dev)))
 		return challengeRow{}, ErrInvalidCode
 	}
 	g.Right(ctx)

@@ -99,7 +99,7 @@ func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error
 	}
 	if err == nil {
 		s.committed()
-		s.secure("change_undone", userID, dev, zap.Stringer("undo_id", id))
+		s.security.Warn("change_undone", zap.Stringer("user_id", userID), zap.Stringer("undo_id", id), zap.String("ip", ipOf(dev)))
 	}
 	return err
 }
