@@ -64,6 +64,90 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/auth/contacts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List my contacts
+         * @description List my contacts.
+         */
+        get: operations["listContacts"];
+        put?: never;
+        /**
+         * Add an address
+         * @description The code and the link verify the address for 24 hours. For an address that the account has and that is not verified, another code is sent, but not within a minute. Whether an address belongs to somebody else is not told here.
+         */
+        post: operations["addContact"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/auth/contacts/verify": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Verify an address by its link
+         * @description For the page that the link leads to, where nobody need be signed in. A GET of that page must not send this.
+         */
+        post: operations["verifyContactByLink"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/auth/contacts/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Remove an address
+         * @description Remove an address.
+         */
+        delete: operations["removeContact"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/auth/contacts/{id}/verify": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Verify an address by its code
+         * @description Verify an address by its code.
+         */
+        post: operations["verifyContact"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/auth/login": {
         parameters: {
             query?: never;
@@ -168,6 +252,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/auth/password/forgot": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Ask for a code that resets the password
+         * @description The answer is the same, in content and time, if there is none. By username the code goes to the address that was verified first, by address to that one. The code and the link work for 15 minutes. Within a minute the answer is the same again and nothing is sent.
+         */
+        post: operations["forgotPassword"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/auth/password/reset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Set a new password by the code or the link
+         * @description Either `challenge_id` and `code`, or `token`, which is in the link. A code has five tries. Second factors stay.
+         */
+        post: operations["resetPassword"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/auth/refresh": {
         parameters: {
             query?: never;
@@ -199,7 +323,7 @@ export interface paths {
         put?: never;
         /**
          * Create an account and sign in
-         * @description Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. Passwords have no composition rules; common ones and those that contain the username are refused with the reason.
+         * @description Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. Passwords have no composition rules; common ones and those that contain the username are refused with the reason. Where `contact.required` is `verified`, the account is created and the answer is `contact_unverified`: sign in when the address is verified.
          */
         post: operations["register"];
         delete?: never;
@@ -247,6 +371,26 @@ export interface paths {
          * @description Sign one device out.
          */
         delete: operations["endSession"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/auth/undo": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Undo a change by the link of its notice
+         * @description Every session ends, the contacts are those from before the change, and nobody can sign in with a password until it is reset. A link works once, for 72 hours, and ends the links of later notices.
+         */
+        post: operations["undoChange"];
+        delete?: never;
         options?: never;
         head?: never;
         patch?: never;
@@ -376,13 +520,106 @@ export interface paths {
 export type webhooks = Record<string, never>;
 export interface components {
     schemas: {
-        AccountDisabledOrOriginNotAllowedOrTooManySessionsProblem: components["schemas"]["Problem"] & {
+        AccountDisabledOrContactUnverifiedOrOriginNotAllowedOrTooManySessionsProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
-            code?: "account_disabled" | "origin_not_allowed" | "too_many_sessions";
+            code?: "account_disabled" | "contact_unverified" | "origin_not_allowed" | "too_many_sessions";
+        };
+        AddedContact: {
+            /** @example alice@example.com */
+            address: string;
+            /**
+             * Format: uuid
+             * @description Of the code that was sent.
+             * @example 7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1
+             */
+            challenge_id: string;
+            /**
+             * Format: date-time
+             * @example 2026-01-02T15:04:05Z
+             */
+            created_at: string;
+            /**
+             * Format: uuid
+             * @example 0199b7f2-6f40-7000-8000-5b1f6a100c8c
+             */
+            id: string;
+            /**
+             * @example email
+             * @enum {string}
+             */
+            kind: "email";
         };
         BodyTooLargeProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "body_too_large";
+        };
+        Challenge: {
+            /**
+             * Format: uuid
+             * @description Send it with the code.
+             * @example 7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1
+             */
+            challenge_id: string;
+        };
+        Code: {
+            /**
+             * @description In capitals or not, with or without the hyphen.
+             * @example 7KQM-X2PD
+             */
+            code: string;
+        };
+        Contact: {
+            /**
+             * @description As messages are sent to it: as it was typed before the @, in ASCII and small letters after it.
+             * @example alice@example.com
+             */
+            address: string;
+            /**
+             * Format: date-time
+             * @example 2026-01-02T15:04:05Z
+             */
+            created_at: string;
+            /**
+             * Format: uuid
+             * @example 0199b7f2-6f40-7000-8000-5b1f6a100c8c
+             */
+            id: string;
+            /**
+             * @example email
+             * @enum {string}
+             */
+            kind: "email";
+            /** @example true */
+            verified: boolean;
+            /**
+             * Format: date-time
+             * @description Absent if it is not verified.
+             * @example 2026-01-02T15:04:05Z
+             */
+            verified_at: string;
+        };
+        ContactExistsProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "contact_exists";
+        };
+        ContactNeededProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "contact_needed";
+        };
+        ContactNotFoundProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "contact_not_found";
+        };
+        ContactTakenProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "contact_taken";
+        };
+        ContactUnverifiedOrOriginNotAllowedOrRegistrationClosedProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "contact_unverified" | "origin_not_allowed" | "registration_closed";
+        };
+        Contacts: {
+            contacts: components["schemas"]["Contact"][];
         };
         FaultyField: {
             /** @description Stable: required, too_short, too_common, … */
@@ -391,6 +628,18 @@ export interface components {
             detail: string;
             /** @description The name of the field as in the request. */
             field: string;
+        };
+        ForgottenPassword: {
+            /**
+             * @description or a verified address.
+             * @example alice@example.com
+             */
+            email?: string;
+            /**
+             * @description Either this
+             * @example alice
+             */
+            username?: string;
         };
         HeadersTooLargeProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
@@ -451,6 +700,10 @@ export interface components {
             /** @example alice */
             username?: string;
         };
+        InvalidCodeProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "invalid_code";
+        };
         InvalidCredentialsProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "invalid_credentials";
@@ -508,6 +761,13 @@ export interface components {
         };
         KeySet: {
             keys: components["schemas"]["Key"][];
+        };
+        LinkToken: {
+            /**
+             * @description What follows token= in the fragment of the link.
+             * @example alt_AQ
+             */
+            token: string;
         };
         LoginRequest: {
             /**
@@ -637,6 +897,10 @@ export interface components {
              */
             service_documentation: string;
         };
+        NewContact: {
+            /** @example alice@example.com */
+            email: string;
+        };
         NotFoundProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "not_found";
@@ -671,10 +935,6 @@ export interface components {
             /** @enum {string} */
             error?: "temporarily_unavailable";
         };
-        OriginNotAllowedOrRegistrationClosedProblem: components["schemas"]["Problem"] & {
-            /** @enum {string} */
-            code?: "origin_not_allowed" | "registration_closed";
-        };
         OriginNotAllowedProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "origin_not_allowed";
@@ -702,6 +962,30 @@ export interface components {
              * @example correct horse battery staple
              */
             password: string;
+        };
+        PasswordReset: {
+            /**
+             * Format: uuid
+             * @description From the answer to the request for a code.
+             * @example 7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1
+             */
+            challenge_id?: string;
+            /**
+             * @description In capitals or not, with or without the hyphen.
+             * @example 7KQM-X2PD
+             */
+            code?: string;
+            /**
+             * Format: password
+             * @description The rules of registration apply.
+             * @example staple battery horse correct
+             */
+            new_password: string;
+            /**
+             * @description What follows token= in the fragment of the link; instead of the two others.
+             * @example alt_AQ
+             */
+            token?: string;
         };
         Probe: {
             /**
@@ -747,6 +1031,11 @@ export interface components {
              * @example Alice's phone
              */
             device_name?: string;
+            /**
+             * @description Becomes a contact, and gets a code that verifies it. If absent, a username that is an address may take its place.
+             * @example alice@example.com
+             */
+            email?: string;
             /**
              * Format: password
              * @description Length counts Unicode code points after NFC. The minimum is a setting; 8 is its default.
@@ -912,6 +1201,14 @@ export interface components {
             /** @enum {string} */
             code?: "too_many_attempts";
         };
+        TooManyContactsProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "too_many_contacts";
+        };
+        TooManyMessagesProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "too_many_messages";
+        };
         UnavailableProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "unavailable";
@@ -930,8 +1227,8 @@ export interface components {
         };
     };
     responses: {
-        /** @description `account_disabled`: The account is disabled. `origin_not_allowed`: Pages of this origin may not use the cookie. `too_many_sessions`: The account has as many sessions as it may. */
-        AccountDisabledOrOriginNotAllowedOrTooManySessions: {
+        /** @description `account_disabled`: The account is disabled. `contact_unverified`: No contact of the account is verified. `origin_not_allowed`: Pages of this origin may not use the cookie. `too_many_sessions`: The account has as many sessions as it may. */
+        AccountDisabledOrContactUnverifiedOrOriginNotAllowedOrTooManySessions: {
             headers: {
                 /** @description Errors are never cached. */
                 "Cache-Control": "no-store";
@@ -944,7 +1241,7 @@ export interface components {
                 [name: string]: unknown;
             };
             content: {
-                "application/problem+json": components["schemas"]["AccountDisabledOrOriginNotAllowedOrTooManySessionsProblem"];
+                "application/problem+json": components["schemas"]["AccountDisabledOrContactUnverifiedOrOriginNotAllowedOrTooManySessionsProblem"];
             };
         };
         /** @description `body_too_large`: The body is too large. */
@@ -962,6 +1259,91 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["BodyTooLargeProblem"];
+            };
+        };
+        /** @description `contact_exists`: The account has this contact already. */
+        ContactExists: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["ContactExistsProblem"];
+            };
+        };
+        /** @description `contact_needed`: The account needs this contact. */
+        ContactNeeded: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["ContactNeededProblem"];
+            };
+        };
+        /** @description `contact_not_found`: There is no such contact. */
+        ContactNotFound: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["ContactNotFoundProblem"];
+            };
+        };
+        /** @description `contact_taken`: The address belongs to another account. */
+        ContactTaken: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["ContactTakenProblem"];
+            };
+        };
+        /** @description `contact_unverified`: No contact of the account is verified. `origin_not_allowed`: Pages of this origin may not use the cookie. `registration_closed`: Nobody can register here. */
+        ContactUnverifiedOrOriginNotAllowedOrRegistrationClosed: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["ContactUnverifiedOrOriginNotAllowedOrRegistrationClosedProblem"];
             };
         };
         /** @description `headers_too_large`: The headers are too large. */
@@ -996,6 +1378,23 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["InternalErrorProblem"];
+            };
+        };
+        /** @description `invalid_code`: The code or link is not valid. */
+        InvalidCode: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["InvalidCodeProblem"];
             };
         };
         /** @description `invalid_credentials`: Username or password is wrong. */
@@ -1281,23 +1680,6 @@ export interface components {
                 "application/problem+json": components["schemas"]["OriginNotAllowedProblem"];
             };
         };
-        /** @description `origin_not_allowed`: Pages of this origin may not use the cookie. `registration_closed`: Nobody can register here. */
-        OriginNotAllowedOrRegistrationClosed: {
-            headers: {
-                /** @description Errors are never cached. */
-                "Cache-Control": "no-store";
-                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
-                "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
-                Vary: components["headers"]["Vary"];
-                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
-                "X-Request-Id": components["headers"]["X-Request-Id"];
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["OriginNotAllowedOrRegistrationClosedProblem"];
-            };
-        };
         /** @description `overloaded`: Too many sign-ins at once. `unavailable`: The service cannot do this right now. */
         OverloadedOrUnavailable: {
             headers: {
@@ -1368,6 +1750,42 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["TooManyAttemptsProblem"];
+            };
+        };
+        /** @description `too_many_contacts`: The account has as many contacts as it may. */
+        TooManyContacts: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["TooManyContactsProblem"];
+            };
+        };
+        /** @description `too_many_messages`: Too many messages were sent. */
+        TooManyMessages: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                /** @description Seconds to wait before the next try. */
+                "Retry-After": number;
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["TooManyMessagesProblem"];
             };
         };
         /** @description `unavailable`: The service cannot do this right now. */
@@ -1615,6 +2033,255 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
+    listContacts: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The addresses of the account, the oldest first. */
+            200: {
+                headers: {
+                    /** @description How long the answer may be cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Contacts"];
+                };
+            };
+            400: components["responses"]["MalformedRequest"];
+            401: components["responses"]["InvalidTokenOrMissingTokenOrSessionRevoked"];
+            408: components["responses"]["RequestTimeout"];
+            413: components["responses"]["BodyTooLarge"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    addContact: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description Messages are in the first of these languages that there are templates for. */
+                "Accept-Language"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["NewContact"];
+            };
+        };
+        responses: {
+            /** @description The address is added, and a code and a link were sent to it. */
+            201: {
+                headers: {
+                    /** @description How long the answer may be cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AddedContact"];
+                };
+            };
+            /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
+            400: {
+                headers: {
+                    /** @description Errors are never cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
+                };
+            };
+            401: components["responses"]["InvalidTokenOrMissingTokenOrSessionRevoked"];
+            403: components["responses"]["TooManyContacts"];
+            408: components["responses"]["RequestTimeout"];
+            409: components["responses"]["ContactExists"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            429: components["responses"]["TooManyMessages"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    verifyContactByLink: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["LinkToken"];
+            };
+        };
+        responses: {
+            /** @description The address is verified. */
+            204: {
+                headers: {
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
+            400: {
+                headers: {
+                    /** @description Errors are never cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
+                };
+            };
+            403: components["responses"]["InvalidCode"];
+            408: components["responses"]["RequestTimeout"];
+            409: components["responses"]["ContactTaken"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    removeContact: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The contact's id, from the list of contacts. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The address is removed. */
+            204: {
+                headers: {
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["MalformedRequest"];
+            401: components["responses"]["InvalidTokenOrMissingTokenOrSessionRevoked"];
+            404: components["responses"]["ContactNotFound"];
+            408: components["responses"]["RequestTimeout"];
+            409: components["responses"]["ContactNeeded"];
+            413: components["responses"]["BodyTooLarge"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    verifyContact: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description The contact's id, from the list of contacts. */
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["Code"];
+            };
+        };
+        responses: {
+            /** @description The address is verified. */
+            200: {
+                headers: {
+                    /** @description How long the answer may be cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Contact"];
+                };
+            };
+            /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
+            400: {
+                headers: {
+                    /** @description Errors are never cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
+                };
+            };
+            401: components["responses"]["InvalidTokenOrMissingTokenOrSessionRevoked"];
+            403: components["responses"]["InvalidCode"];
+            404: components["responses"]["ContactNotFound"];
+            408: components["responses"]["RequestTimeout"];
+            409: components["responses"]["ContactTaken"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            429: components["responses"]["TooManyAttempts"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["OverloadedOrUnavailable"];
+        };
+    };
     login: {
         parameters: {
             query?: never;
@@ -1673,7 +2340,7 @@ export interface operations {
                 };
             };
             401: components["responses"]["InvalidCredentials"];
-            403: components["responses"]["AccountDisabledOrOriginNotAllowedOrTooManySessions"];
+            403: components["responses"]["AccountDisabledOrContactUnverifiedOrOriginNotAllowedOrTooManySessions"];
             408: components["responses"]["RequestTimeout"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
@@ -1983,6 +2650,124 @@ export interface operations {
             503: components["responses"]["OverloadedOrUnavailable"];
         };
     };
+    forgotPassword: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description For an address whose language is not known. */
+                "Accept-Language"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ForgottenPassword"];
+            };
+        };
+        responses: {
+            /** @description If there is such an account with a verified address, a code and a link were sent to it. */
+            202: {
+                headers: {
+                    /** @description How long the answer may be cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Challenge"];
+                };
+            };
+            /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
+            400: {
+                headers: {
+                    /** @description Errors are never cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
+                };
+            };
+            408: components["responses"]["RequestTimeout"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            429: components["responses"]["TooManyAttempts"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["OverloadedOrUnavailable"];
+        };
+    };
+    resetPassword: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description The token that an earlier sign-in on this device returned. With it, wrong codes of strangers do not delay the owner. */
+                "Auth-Device"?: string;
+            };
+            path?: never;
+            cookie?: {
+                /** @description The same token, as browsers send it. */
+                authctl_device?: string;
+            };
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["PasswordReset"];
+            };
+        };
+        responses: {
+            /** @description The password is set, and every session has ended. */
+            204: {
+                headers: {
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
+            400: {
+                headers: {
+                    /** @description Errors are never cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
+                };
+            };
+            403: components["responses"]["InvalidCode"];
+            408: components["responses"]["RequestTimeout"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            429: components["responses"]["TooManyAttempts"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["OverloadedOrUnavailable"];
+        };
+    };
     refresh: {
         parameters: {
             query?: never;
@@ -2070,6 +2855,8 @@ export interface operations {
             header?: {
                 /** @description The token that an earlier sign-in on this device returned. With it, failures of strangers do not delay the owner. */
                 "Auth-Device"?: string;
+                /** @description Messages to the email are in the first of these languages that there are templates for. */
+                "Accept-Language"?: string;
             };
             path?: never;
             cookie?: {
@@ -2121,7 +2908,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
                 };
             };
-            403: components["responses"]["OriginNotAllowedOrRegistrationClosed"];
+            403: components["responses"]["ContactUnverifiedOrOriginNotAllowedOrRegistrationClosed"];
             408: components["responses"]["RequestTimeout"];
             409: components["responses"]["UsernameTaken"];
             413: components["responses"]["BodyTooLarge"];
@@ -2250,6 +3037,58 @@ export interface operations {
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
+        };
+    };
+    undoChange: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["LinkToken"];
+            };
+        };
+        responses: {
+            /** @description Everything is undone. */
+            204: {
+                headers: {
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
+            400: {
+                headers: {
+                    /** @description Errors are never cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
+                };
+            };
+            403: components["responses"]["InvalidCode"];
+            408: components["responses"]["RequestTimeout"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["OverloadedOrUnavailable"];
         };
     };
     healthz: {
