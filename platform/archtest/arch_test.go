@@ -52,9 +52,9 @@ var arrows = map[string][]string{
 		"modules/auth", "modules/outbox",
 		"platform/config", "platform/database", "platform/fault", "platform/logging", "platform/seal",
 	},
-	"modules/contact/page": {"platform/httpserver"},
+	"modules/contact/page":        {"platform/httpserver"},
 	"modules/contact/contacthttp": {"modules/auth", "modules/auth/authhttp", "modules/contact", "platform/fault", "platform/httpserver"},
-	"modules/contact/mail": {"modules/contact", "modules/outbox", "modules/outbox/delivery", "platform/config", "platform/database"},
+	"modules/contact/mail":        {"modules/contact", "modules/outbox", "modules/outbox/delivery", "platform/config", "platform/database"},
 
 	"modules/outbox":                 {"modules/outbox/internal/schema", "platform/database"},
 	"modules/outbox/delivery":        {"modules/outbox", "modules/outbox/internal/schema", "modules/outbox/relay", "platform/config", "platform/database"},
