@@ -26,6 +26,7 @@ import (
 	"github.com/toppira/authctl/modules/contact"
 	"github.com/toppira/authctl/modules/contact/contacthttp"
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
@@ -39,6 +40,8 @@ type site struct {
 	t    *testing.T
 	base string
 	openapitest.Document
+	contacts *contact.Service
+	db       *database.DB
 }
 
 const (
@@ -76,7 +79,8 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 	routes := authhttp.Routes(svc, authhttp.Options{Issuer: "https://auth.test"})
 	routes = append(routes, contacthttp.Routes(svc, contacts)...)
 	routes = append(routes, processRoutes(func() bool { return false }, telemetry.NewReadiness(nil))...)
-	return &site{t: t, base: start(t, httpserver.Options{Unavailable: auth.IsUnavailable}, routes...), Document: openapitest.Load(t, openAPI)}
+	return &site{t: t, base: start(t, httpserver.Options{Unavailable: auth.IsUnavailable}, routes...), Document: openapitest.Load(t, openAPI),
+		contacts: contacts, db: db}
 }
 
 // call sends a request that must not be the server's fault, and checks the answer against the
@@ -195,6 +199,7 @@ func (s *site) exampleRequest(op operation, who person) (path string, header htt
 	if op.OperationID != "register" { // nobody has the name yet
 		theirs["alice"] = who.name
 	}
+	maps.Copy(theirs, s.withContact(op.OperationID, who))
 	substitute := func(value any) string {
 		text := fmt.Sprint(value)
 		if with, ok := theirs[text]; ok {
@@ -238,6 +243,82 @@ func (s *site) exampleRequest(op operation, who person) (path string, header htt
 		body = text
 	}
 	return path, header, body
+}
+
+// withContact prepares what an operation on contacts needs, and returns what takes the place of the
+// examples.
+func (s *site) withContact(operation string, who person) map[string]string {
+	s.t.Helper()
+	if s.contacts == nil || !slices.Contains([]string{"listContacts", "addContact", "removeContact", "verifyContact", "verifyContactByLink", "forgotPassword",
+		"resetPassword", "undoChange"}, operation) {
+		return nil
+	}
+	const example = "alice@example.com"
+	address := who.name + "@example.com"
+	if operation == "addContact" {
+		return map[string]string{example: address}
+	}
+	claims, _, _ := strings.Cut(strings.SplitN(who.access, ".", 3)[1], "=")
+	text, err := base64.RawURLEncoding.DecodeString(claims)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var caller struct {
+		Subject uuid.UUID `json:"sub"`
+	}
+	if err := json.Unmarshal(text, &caller); err != nil {
+		s.t.Fatal(err)
+	}
+	c, id, err := s.contacts.Add(s.t.Context(), caller.Subject, contact.NewContact{Email: address}, auth.Device{})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if operation != "verifyContact" && operation != "verifyContactByLink" {
+		if _, err := s.contacts.VerifyByOperator(s.t.Context(), caller.Subject, c.ID); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	switch operation {
+	case "resetPassword":
+		if id, err = s.contacts.Forgot(s.t.Context(), contact.Forgotten{Email: address}, auth.Device{}); err != nil {
+			s.t.Fatal(err)
+		}
+	case "undoChange": // another contact is told to the first one
+		other, err := s.contacts.AddByOperator(s.t.Context(), caller.Subject, "other."+address)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if _, err := s.contacts.VerifyByOperator(s.t.Context(), caller.Subject, other.ID); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	m := s.lastMessage(address)
+	return map[string]string{example: address, "0199b7f2-6f40-7000-8000-5b1f6a100c8c": c.ID.String(), "7KQM-X2PD": m.Code, "alt_AQ": m.LinkToken,
+		"aut_AQ": m.LinkToken, "7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1": id.String()}
+}
+
+// lastMessage is the newest one to the address that waits to be sent.
+func (s *site) lastMessage(address string) (newest contact.Message) {
+	s.t.Helper()
+	sealer, err := contact.NewSealer("a secret of the tests that is long enough for everything")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	_, err = database.Collect(s.t.Context(), s.db, "read messages", func(row database.Row) (m contact.Message, err error) {
+		var id uuid.UUID
+		var data []byte
+		if err := row.Scan(&id, &data); err != nil {
+			return m, err
+		}
+		if m, err = sealer.Open(id, data); err == nil && m.Recipient == address {
+			newest = m
+		}
+		return m, err
+	}, "SELECT event_id, data FROM outbox_message ORDER BY id")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return newest
 }
 
 // identify shows who sends a request, as the operation wants it.
@@ -348,7 +429,7 @@ func TestRequestsFromTheDocumentAreAnsweredAsDocumented(t *testing.T) {
 	for _, op := range all.operations() {
 		t.Run(op.OperationID, func(t *testing.T) {
 			t.Parallel()
-			s := &site{t: t, base: all.base, Document: all.Document}
+			s := &site{t: t, base: all.base, Document: all.Document, contacts: all.contacts, db: all.db}
 			seen := map[int]int{}
 			for round := range rounds {
 				g := &generator{Rand: rand.New(rand.NewPCG(uint64(round), 7)), site: s}
@@ -374,7 +455,7 @@ func TestRequestsFromTheDocumentAreAnsweredAsDocumented(t *testing.T) {
 }
 
 func successOf(op operation) int {
-	for _, status := range []int{200, 201, 204} {
+	for _, status := range []int{200, 201, 202, 204} {
 		if op.Responses.Value(strconv.Itoa(status)) != nil {
 			return status
 		}

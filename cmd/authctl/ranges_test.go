@@ -73,7 +73,8 @@ var slow = []end{{"auth.password.bcrypt_cost", "20"}}
 
 // alone are ends at which the service does something else than usual, so that nothing would be
 // learned of the others.
-var alone = []end{{"app.mode", "prod"}, {"auth.registration", "closed"}, {"app.drain_delay", "5m"}, {"outbox.relay", "off"}}
+var alone = []end{{"app.mode", "prod"}, {"auth.registration", "closed"}, {"app.drain_delay", "5m"}, {"outbox.relay", "off"},
+	{"contact.required", "verified"}}
 
 // wanted are the settings that these ends take.
 func wanted(ends ...end) map[string]string {
@@ -215,15 +216,16 @@ func (r ranged) works(t *testing.T) error {
 	base := "http://127.0.0.1:" + found[1] + found[2]
 
 	n := 0
+	closed := r.set["auth.registration"] == "closed" || r.set["contact.required"] == "verified"
 	var last error
 	if !poll(func() bool {
 		n++
-		last = peopleDo(t.Context(), base, fmt.Sprintf("user%d", n), r.set["auth.registration"] == "closed")
+		last = peopleDo(t.Context(), base, fmt.Sprintf("user%d", n), closed)
 		return last == nil
 	}) {
 		return fmt.Errorf("%w\n%s", last, said())
 	}
-	if r.set["kafka.brokers"] == "" && r.set["outbox.relay"] != "off" && r.set["auth.registration"] != "closed" &&
+	if r.set["kafka.brokers"] == "" && r.set["outbox.relay"] != "off" && !closed &&
 		!poll(func() bool {
 			text, _ := os.ReadFile(filepath.Join(r.dir, "data", "events.ndjson"))
 			return bytes.Contains(text, []byte("auth.UserRegistered.v1"))
@@ -270,7 +272,7 @@ func ask(ctx context.Context, url string) int {
 }
 
 // peopleDo does once what people do. Times and limits may be so short that it fails: then it is
-// tried again, and has to work now and then.
+// tried again, and has to work now and then. closed says that registration signs nobody in.
 func peopleDo(ctx context.Context, base, name string, closed bool) error {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	defer client.CloseIdleConnections()
@@ -312,7 +314,7 @@ func peopleDo(ctx context.Context, base, name string, closed bool) error {
 		status = 403
 	}
 	if _, err := call(status, "POST", "/api/v1/auth/register", "", map[string]string{"username": name,
-		"password": password}); err != nil {
+		"password": password, "email": name + "@example.com"}); err != nil {
 		return err
 	}
 	// A stranger's first guess, at a name that is nobody's.

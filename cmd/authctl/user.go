@@ -40,6 +40,7 @@ change takes effect at once.`,
 			(*auth.Service).EnableUser),
 		newUserDelete(g),
 		newUserUnlock(g),
+		newUserContact(g),
 		newUserImport(g),
 		newUserExport(g),
 	)

@@ -9,7 +9,7 @@ type Config struct {
 
 // Values of contact.required and contact.notify.
 const (
-	requiredOff      = "off"
+	requiredRegister = "register"
 	requiredVerified = "verified"
 	notifyNewDevice  = "new_device"
 )

@@ -23,6 +23,14 @@ func (s *Service) Contacts(ctx context.Context, userID uuid.UUID) ([]Contact, er
 	return list, err
 }
 
+// ContactByEmail returns the contact of an account with the address, however it is written, or
+// [ErrContactNotFound].
+func (s *Service) ContactByEmail(ctx context.Context, userID uuid.UUID, email string) (Contact, error) {
+	c, err := scanContact(s.db.QueryRowContext(ctx, "SELECT "+contactColumns+` FROM contact WHERE user_id = ? AND kind = ?
+		AND canonical = ?`, userID, KindEmail, canonicalOf(email)))
+	return c.Contact, err
+}
+
 // NewContact is an address that an account is to get.
 type NewContact struct {
 	Email    string

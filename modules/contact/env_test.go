@@ -50,7 +50,7 @@ func each(t *testing.T, cfg Config, test func(t *testing.T, env *testEnv)) {
 	})
 }
 
-func plain() Config { return Config{FromUsername: true, Required: requiredOff, Notify: "changes"} }
+func plain() Config { return Config{FromUsername: true, Required: "off", Notify: "changes"} }
 
 func newEnv(t *testing.T, db *database.DB, cfg Config, c *clock) *testEnv {
 	t.Helper()

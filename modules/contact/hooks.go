@@ -48,7 +48,7 @@ func (s *Service) checkNew(invalid *fault.Fault, username string, given auth.New
 	if r, ok := errors.AsType[*fault.Refusal](err); ok {
 		return invalid.Field("email", r.Code, r.Detail)
 	}
-	if !found && !given.ByAdmin && s.cfg.Required != requiredOff {
+	if !found && !given.ByAdmin && (s.cfg.Required == requiredRegister || s.cfg.Required == requiredVerified) {
 		return invalid.Field("email", "required", "must be given")
 	}
 	return invalid

@@ -168,6 +168,16 @@ type linkInput struct {
 	Body LinkToken
 }
 
+// UndoToken is the secret of the link in a notice.
+type UndoToken struct {
+	Token *string `json:"token" example:"aut_AQ" doc:"What follows token= in the fragment of the link."`
+}
+
+type undoInput struct {
+	Peer httpserver.Peer
+	Body UndoToken
+}
+
 func (a *api) verifyByLink(ctx context.Context, in linkInput) error {
 	_, err := a.svc.VerifyByLink(ctx, *in.Body.Token, deviceOf(in.Peer))
 	return err
@@ -175,7 +185,7 @@ func (a *api) verifyByLink(ctx context.Context, in linkInput) error {
 
 // ForgottenPassword says whose password was forgotten.
 type ForgottenPassword struct {
-	Username *string `json:"username,omitempty" example:"alice" doc:"Either this"`
+	Username *string `json:"username,omitempty" doc:"Either this"`
 	Email    *string `json:"email,omitempty" example:"alice@example.com" doc:"or a verified address."`
 }
 
@@ -210,7 +220,7 @@ func (a *api) forgot(ctx context.Context, in forgotInput) (Challenge, error) {
 type PasswordReset struct {
 	ChallengeID *string `json:"challenge_id,omitempty" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"From the answer to the request for a code."`
 	Code        *string `json:"code,omitempty" example:"7KQM-X2PD" doc:"In capitals or not, with or without the hyphen."`
-	Token       *string `json:"token,omitempty" example:"alt_AQ" doc:"What follows token= in the fragment of the link; instead of the two others."`
+	Token       *string `json:"token,omitempty" doc:"What follows token= in the fragment of the link; instead of the two others."`
 	NewPassword *string `json:"new_password" example:"staple battery horse correct" format:"password" minLength:"8" maxLength:"256" doc:"The rules of registration apply."`
 }
 
@@ -246,7 +256,7 @@ func (a *api) reset(ctx context.Context, in resetInput) error {
 	return a.svc.Reset(ctx, p, *in.Body.NewPassword, dev)
 }
 
-func (a *api) undo(ctx context.Context, in linkInput) error {
+func (a *api) undo(ctx context.Context, in undoInput) error {
 	return a.svc.Undo(ctx, *in.Body.Token, deviceOf(in.Peer))
 }
 

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/contact"
+)
+
+func newUserContact(g *global) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "contact",
+		Short: "List, add, verify and remove the contacts of an account",
+		Long: `List, add, verify and remove the contacts of an account: the addresses to which a code is sent when
+its owner has forgotten the password. Verify an address only if you know that it is the owner's:
+who reads mail there can set a new password.`,
+		Example: "  authctl user contact list alice",
+	}
+	cmd.AddCommand(newUserContactList(g), newUserContactAdd(g), newUserContactVerify(g), newUserContactRemove(g))
+	return cmd
+}
+
+func newUserContactList(g *global) *cobra.Command {
+	ref := &userRef{}
+	cmd := &cobra.Command{
+		Use: "list USER", Short: "List the contacts of an account", Example: "  authctl user contact list alice -o json",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
+				list, err := a.contact.Contacts(ctx, u.ID)
+				if err != nil {
+					return err
+				}
+				if g.output == "json" {
+					return printJSON(cmd.OutOrStdout(), list)
+				}
+				rows := make([][]string, len(list))
+				for i, c := range list {
+					verified := "no"
+					if c.Verified() {
+						verified = c.VerifiedAt.Format(time.RFC3339)
+					}
+					rows[i] = []string{c.ID.String(), c.Kind, c.Address, verified, c.CreatedAt.Format(time.RFC3339)}
+				}
+				return printTable(cmd.OutOrStdout(), []string{"ID", "KIND", "ADDRESS", "VERIFIED", "ADDED"}, rows)
+			})
+		},
+	}
+	ref.addArgument(cmd)
+	return cmd
+}
+
+// emailFlag is the address that a command is about.
+type emailFlag struct{ address string }
+
+func (e *emailFlag) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&e.address, "email", "", "the address")
+	cobra.CheckErr(cmd.MarkFlagRequired("email"))
+}
+
+// find returns the contact of the account with the address.
+func (e *emailFlag) find(ctx context.Context, a *app, u auth.User) (contact.Contact, error) {
+	c, err := a.contact.ContactByEmail(ctx, u.ID, e.address)
+	if errors.Is(err, contact.ErrContactNotFound) {
+		err = fmt.Errorf("%s has no contact %q", u.Username, e.address)
+	}
+	return c, err
+}
+
+func newUserContactAdd(g *global) *cobra.Command {
+	ref, email, verified := &userRef{}, &emailFlag{}, false
+	cmd := &cobra.Command{
+		Use:   "add USER --email ADDRESS",
+		Short: "Add an address to an account",
+		Long: `Add an address to an account. Nothing is sent there: the owner asks for a code in the application, or
+--verified says that the address is known to be the owner's.`,
+		Example: `  authctl user contact add alice --email alice@example.com
+  authctl user contact add alice --email alice@example.com --verified`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
+				c, err := a.contact.AddByOperator(ctx, u.ID, email.address)
+				if err != nil {
+					return fmt.Errorf("the address %q: %w", email.address, err)
+				}
+				if !verified {
+					return g.printDone(cmd, u, "has the contact "+c.Address+", which is not verified")
+				}
+				if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID); err != nil {
+					return fmt.Errorf("the contact was added, and is not verified: %w", err)
+				}
+				return g.printDone(cmd, u, "has the contact "+c.Address+", which is verified")
+			})
+		},
+	}
+	ref.addArgument(cmd)
+	email.add(cmd)
+	cmd.Flags().BoolVar(&verified, "verified", false, "the address is known to be the owner's")
+	return cmd
+}
+
+func newUserContactVerify(g *global) *cobra.Command {
+	ref, email := &userRef{}, &emailFlag{}
+	cmd := &cobra.Command{
+		Use:   "verify USER --email ADDRESS",
+		Short: "Say that an address is the owner's",
+		Long: `Say that an address is the owner's, without a code. Who reads mail there can set a new password
+from then on. The verified contacts from before are told, with a link that undoes it.`,
+		Example: "  authctl user contact verify alice --email alice@example.com",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
+				c, err := email.find(ctx, a, u)
+				if err != nil {
+					return err
+				}
+				if c.Verified() {
+					return g.printUnchanged(cmd, u, "has the contact "+c.Address+", which is verified already; nothing changed")
+				}
+				if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID); err != nil {
+					return err
+				}
+				return g.printDone(cmd, u, "has the contact "+c.Address+", which is verified")
+			})
+		},
+	}
+	ref.addArgument(cmd)
+	email.add(cmd)
+	return cmd
+}
+
+func newUserContactRemove(g *global) *cobra.Command {
+	ref, email, sure := &userRef{}, &emailFlag{}, &consent{}
+	cmd := &cobra.Command{
+		Use:   "remove USER --email ADDRESS",
+		Short: "Remove an address from an account",
+		Long: `Remove an address from an account. The verified contacts, and this one if it is verified, are told, with a
+link that undoes it. It asks on a terminal; elsewhere it needs --yes.`,
+		Example: "  authctl user contact remove alice --email alice@example.com --yes",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
+				c, err := email.find(ctx, a, u)
+				if err != nil {
+					return err
+				}
+				if err := sure.ask(cmd, fmt.Sprintf("%s (%s) will lose the contact %s, and what is sent there", u.Username, u.ID, c.Address)); err != nil {
+					return err
+				}
+				if err := a.contact.RemoveByOperator(ctx, u.ID, c.ID); err != nil {
+					return err
+				}
+				return g.printDone(cmd, u, "has no contact "+c.Address+" any more")
+			})
+		},
+	}
+	ref.addArgument(cmd)
+	email.add(cmd)
+	sure.add(cmd)
+	return cmd
+}
