@@ -123,10 +123,10 @@ var mutants = []mutant{
 			return nobodyKeepsThemselves(newWired(t, binary, "redis"), operationNamed("end all but the current one"))
 		}},
 	{"a password change that signs in to whatever the account has become", []replacement{{authDir + "password.go",
-		"	sess, refresh, err := s.signIn(ctx, changed, dev)\n", `	if now, err := accountByID(ctx, s.db, caller.User.ID); err == nil {
+		"	sess, refresh, err := s.signIn(ctx, changed, dev, false)\n", `	if now, err := accountByID(ctx, s.db, caller.User.ID); err == nil {
 		changed = now
 	}
-	sess, refresh, err := s.signIn(ctx, changed, dev)
+	sess, refresh, err := s.signIn(ctx, changed, dev, false)
 `}}, func(t *testing.T, binary string) error { return overtakenBeginsNothing(newWired(t, binary, "redis")) }},
 	{"an end that takes new sessions with it", []replacement{{redisDir + "redis.go",
 		"if one.Epoch < epoch && !(keep.Valid", "if !(keep.Valid"}},
@@ -134,6 +134,10 @@ var mutants = []mutant{
 	{"an access token that outlives its session", []replacement{{authDir + "token.go",
 		"end.Before(expires) {", "false && end.Before(expires) {"}},
 		on("sqlite", tokensEndWithTheSession, "AUTH_SESSION_MAX_AGE=4s", "AUTH_REFRESH_TOKEN_TTL=1h")},
+	{"an Origin that is not checked", []replacement{{"platform/httpserver/browser.go",
+		"		return b.listed || b.origins[0] != \"\" && slices.Contains(own, b.origins[0])\n",
+		"		return b.listed || b.origins[0] != \"\" && len(own) > 0 && slices.Contains(b.origins, b.origins[0])\n"}},
+		on("sqlite", foreignPagesGetNothing)},
 	{"a cursor that takes open transactions for committed", []replacement{{authDir + "internal/feed/position.go",
 		"		p.open = append(p.open, xid)\n", "		_ = xid\n"}}, on("postgres", feedMissesNothing)},
 	{"a snapshot that forgets deleted accounts", []replacement{{authDir + "internal/feed/store.go",
