@@ -79,9 +79,9 @@ build() {
 
 tests() {
   # Instrumented, these compute several times slower, and nothing is found in them: the data of
-  # SQLite, C in the form of Go, is outside Go's heap, and bcrypt's cipher belongs to one caller.
+  # SQLite, C in the form of Go, is outside Go's heap, and that of a hash belongs to one caller.
   local race=(-race) package
-  for package in modernc.org/libc modernc.org/sqlite/lib golang.org/x/crypto/blowfish; do
+  for package in modernc.org/libc modernc.org/sqlite/lib golang.org/x/crypto/{blowfish,scrypt}; do
     race+=("-gcflags=$package=-race=false")
   done
   if ! command -v "$(go env CC)" >/dev/null; then
