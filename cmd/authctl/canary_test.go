@@ -53,8 +53,10 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 		if err := client.ConfigSet(t.Context(), "requirepass", password).Err(); err != nil {
 			t.Fatal(err)
 		}
-		f.env = append(f.env, "APP_MODE=prod", "AUTH_TOKEN_ISSUER=https://auth.test", "AUTH_PASSWORD_BCRYPT_COST=10", "AUTH_TOKEN_ALGORITHM=EdDSA",
-			"DATABASE_URL="+dbtest.AsUser(t, open, f.plant("database-password")), "CACHE_REDIS_HOST=127.0.0.1", "CACHE_REDIS_PORT="+server.Port(), "CACHE_REDIS_PASSWORD="+password)
+		f.env = append(f.env, "APP_MODE=prod", "AUTH_TOKEN_ISSUER=https://auth.test", "AUTH_PASSWORD_BCRYPT_COST=10",
+			"AUTH_TOKEN_ALGORITHM=EdDSA",
+			"DATABASE_URL="+dbtest.AsUser(t, open, f.plant("database-password")), "CACHE_REDIS_HOST=127.0.0.1",
+			"CACHE_REDIS_PORT="+server.Port(), "CACHE_REDIS_PASSWORD="+password)
 		f.searchAll(func(add func(place, text string)) {
 			add("the database", dumpPostgres(t, open))
 			add("Redis", dumpRedis(t, cachetest.Open(t, "redis://:"+password+"@127.0.0.1:"+server.Port())))
@@ -126,9 +128,11 @@ func (f *planting) searchAll(store func(add func(place, text string))) {
 
 	// A search that could not find anything proves nothing.
 	for place, known := range map[string]string{
-		"the log file": `"route":"/api/v1/auth/login"`, "events": "auth.UserLoggedIn.v1", "metrics": "authctl_password_hash_seconds",
-		"stacks": "goroutine ", "arguments": "serve", "authctl user list": "user-canary", "authctl config show": "AUTH_TOKEN_SECRET",
-		"the console": "", "authctl.db": "user-canary", "the database": "user-canary", "Redis": "device-canary",
+		"the log file": `"route":"/api/v1/auth/login"`, "events": "auth.UserLoggedIn.v1",
+		"metrics": "authctl_password_hash_seconds",
+		"stacks":  "goroutine ", "arguments": "serve", "authctl user list": "user-canary",
+		"authctl config show": "AUTH_TOKEN_SECRET",
+		"the console":         "", "authctl.db": "user-canary", "the database": "user-canary", "Redis": "device-canary",
 	} {
 		if text, searched := haystack[place]; searched && !strings.Contains(text, known) {
 			t.Errorf("%s is not what it should be: no %q in %d bytes", place, known, len(text))
@@ -151,8 +155,9 @@ func (f *planting) searchAll(store func(add func(place, text string))) {
 // forms are the ways in which a secret may be written.
 func forms(secret string) map[string]string {
 	return map[string]string{
-		"as it is": secret, "in base64": base64.RawStdEncoding.EncodeToString([]byte(secret)), "in hexadecimal": hex.EncodeToString([]byte(secret)),
-		"escaped": url.QueryEscape(secret),
+		"as it is": secret, "in base64": base64.RawStdEncoding.EncodeToString([]byte(secret)),
+		"in hexadecimal": hex.EncodeToString([]byte(secret)),
+		"escaped":        url.QueryEscape(secret),
 	}
 }
 
@@ -307,7 +312,8 @@ func (f *planting) useTheAPI() {
 		`{"username":"user-canary","password":"` + wrong + `","password":"` + wrong + `"}`,
 		`{"username":"user-canary","password":["` + wrong + `"]}`, `{"username":"user-canary","Password":"` + wrong + `"}`,
 		`{"username":"user-canary","password":"` + wrong, wrong, "[" + strings.Repeat("[", 100) + `"` + wrong + `"`,
-		`{"username":"user-canary","password":"` + wrong + "\xff\"}", `{"username":"user-canary","password":"` + wrong + `\u0000"}`,
+		`{"username":"user-canary","password":"` + wrong + "\xff\"}", `{"username":"user-canary","password":"` + wrong +
+			`\u0000"}`,
 		with("username", "user-canary", "password", wrong+strings.Repeat("x", 20_000)),
 	} {
 		for _, path := range []string{login, register, "/api/v1/auth/refresh", "/api/v1/auth/logout"} {
@@ -316,10 +322,13 @@ func (f *planting) useTheAPI() {
 		f.send("DELETE", "/api/v1/auth/me", body, bearer(access))
 		f.send("POST", "/api/v1/auth/password", body, bearer(access))
 	}
-	f.send("POST", login, "username=user-canary&password="+wrong, map[string]string{"Content-Type": "application/x-www-form-urlencoded"})
+	f.send("POST", login, "username=user-canary&password="+wrong,
+		map[string]string{"Content-Type": "application/x-www-form-urlencoded"})
 	for n, header := range []map[string]string{
-		bearer(wrong), bearer(access + "x"), bearer("x." + access), {"Authorization": wrong}, {"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("user-canary:"+wrong))},
-		{"Auth-Device": wrong}, {"Cookie": "authctl_device=" + wrong + "; session=" + refresh}, {"X-Forwarded-For": wrong}, {"Origin": "https://" + wrong},
+		bearer(wrong), bearer(access + "x"), bearer("x." + access), {"Authorization": wrong},
+		{"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("user-canary:"+wrong))},
+		{"Auth-Device": wrong}, {"Cookie": "authctl_device=" + wrong + "; session=" + refresh}, {"X-Forwarded-For": wrong},
+		{"Origin": "https://" + wrong},
 		{"X-Api-Key": wrong},
 	} {
 		f.send("GET", "/api/v1/auth/me?access_token="+access+"&password="+wrong, "", header)
@@ -335,7 +344,8 @@ func (f *planting) useTheAPI() {
 	// The OAuth side.
 	client := map[string]string{"Content-Type": "application/x-www-form-urlencoded",
 		"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("client:"+f.secrets["client-secret"]))}
-	stranger := map[string]string{"Content-Type": "application/x-www-form-urlencoded", "Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("client:"+wrong))}
+	stranger := map[string]string{"Content-Type": "application/x-www-form-urlencoded", "Authorization": "Basic " +
+		base64.StdEncoding.EncodeToString([]byte("client:"+wrong))}
 	for _, path := range []string{"/oauth2/introspect", "/oauth2/revoke"} {
 		f.send("POST", path, "token="+wrong, client)
 		f.send("POST", path, "token="+access+"&token="+refresh, client)
@@ -345,7 +355,8 @@ func (f *planting) useTheAPI() {
 	f.send("POST", "/oauth2/introspect", "token="+refresh, client)
 
 	// And as it is meant.
-	for _, path := range []string{"/api/v1/auth/me", "/api/v1/auth/sessions", "/.well-known/jwks.json", "/.well-known/oauth-authorization-server", "/healthz", "/readyz"} {
+	for _, path := range []string{"/api/v1/auth/me", "/api/v1/auth/sessions", "/.well-known/jwks.json",
+		"/.well-known/oauth-authorization-server", "/healthz", "/readyz"} {
 		if status, body, _ := f.send("GET", path, "", bearer(access)); status != http.StatusOK {
 			f.t.Errorf("%s: %d %s", path, status, body)
 		}
@@ -356,7 +367,8 @@ func (f *planting) useTheAPI() {
 	}
 	access, _ = f.tokens("refreshing", body)
 	f.send("POST", "/api/v1/auth/refresh", with("refresh_token", refresh), nil) // the same again
-	status, body, _ = f.send("POST", "/api/v1/auth/password", with("current_password", password, "new_password", next), bearer(access))
+	status, body, _ = f.send("POST", "/api/v1/auth/password", with("current_password", password, "new_password", next),
+		bearer(access))
 	if status != http.StatusOK {
 		f.t.Fatalf("password: %d %s", status, body)
 	}
@@ -378,7 +390,8 @@ func (f *planting) useTheCookie(name, password string) {
 	}
 	send := func(path, body, origin, cookie string) (status int) {
 		f.t.Helper()
-		status, answer, header := f.send("POST", "/api/v1/auth"+path, body, map[string]string{"Origin": origin, "Cookie": cookie})
+		status, answer, header := f.send("POST", "/api/v1/auth"+path, body,
+			map[string]string{"Origin": origin, "Cookie": cookie})
 		if strings.Contains(answer, "art_") {
 			f.t.Errorf("%s answers with the token: %s", path, answer)
 		}
@@ -390,7 +403,8 @@ func (f *planting) useTheCookie(name, password string) {
 		return status
 	}
 	newest := func() string {
-		status, _, header := f.send("POST", "/api/v1/auth/login", `{"username":"`+name+`","password":"`+password+`","transport":"cookie"}`, map[string]string{"Origin": origin})
+		status, _, header := f.send("POST", "/api/v1/auth/login",
+			`{"username":"`+name+`","password":"`+password+`","transport":"cookie"}`, map[string]string{"Origin": origin})
 		for _, c := range (&http.Response{Header: header}).Cookies() {
 			if strings.HasPrefix(c.Value, "art_") {
 				f.secrets[fmt.Sprint("refresh token in the cookie ", len(f.secrets))] = c.Value
@@ -406,9 +420,12 @@ func (f *planting) useTheCookie(name, password string) {
 		status                     int
 	}{
 		{"/refresh", "{}", "https://evil.example", cookie, 403}, {"/logout", "{}", "null", cookie, 403},
-		{"/refresh", "{}", origin, cookie + "; " + cookie, 400}, {"/refresh", `{"refresh_token":"art_x"}`, origin, cookie, 400},
-		{"/refresh", "{}", origin, cookie + "x", 401}, {"/refresh", "{", origin, cookie, 400}, {"/nowhere", "{}", origin, cookie, 404},
-		{"/refresh?" + cookie[:strings.IndexByte(cookie, '=')], "{}", origin, cookie, 200}, {"/refresh", "{}", origin, cookie, 200},
+		{"/refresh", "{}", origin, cookie + "; " + cookie, 400}, {"/refresh", `{"refresh_token":"art_x"}`, origin, cookie,
+			400},
+		{"/refresh", "{}", origin, cookie + "x", 401}, {"/refresh", "{", origin, cookie, 400},
+		{"/nowhere", "{}", origin, cookie, 404},
+		{"/refresh?" + cookie[:strings.IndexByte(cookie, '=')], "{}", origin, cookie, 200},
+		{"/refresh", "{}", origin, cookie, 200},
 		{"/logout", "{}", origin, cookie, 204}, {"/refresh", "{}", origin, cookie, 401},
 	} {
 		if status := send(one.path, one.body, one.origin, one.cookie); status != one.status {
@@ -430,7 +447,8 @@ func (f *planting) useTheCommands() {
 	f.command(f.secrets["access token of registering"]+"\n", "token", "inspect", "-")
 	f.command(f.secrets["refresh token of registering"]+"\n", "token", "inspect", "-")
 	for _, line := range []string{
-		"config show", "config show -o json", "config check", "doctor", "doctor -o json", "user show made-canary", "session list", "key list",
+		"config show", "config show -o json", "config check", "doctor", "doctor -o json", "user show made-canary",
+		"session list", "key list",
 		"outbox status", "outbox tail", "migrate status", "version", "user export",
 	} {
 		f.command("", strings.Fields(line)...)
@@ -441,8 +459,10 @@ func (f *planting) useTheCommands() {
 func (f *planting) failToReachBackends() {
 	env := f.env
 	defer func() { f.env = env }()
-	away := url.URL{Scheme: "postgres", User: url.UserPassword("auth", f.plant("password of a database that is away")), Host: "127.0.0.1:1", Path: "/auth"}
-	redisAway := url.URL{Scheme: "redis", User: url.UserPassword("auth", f.plant("password of a Redis that is away")), Host: "127.0.0.1:1"}
+	away := url.URL{Scheme: "postgres", User: url.UserPassword("auth", f.plant("password of a database that is away")),
+		Host: "127.0.0.1:1", Path: "/auth"}
+	redisAway := url.URL{Scheme: "redis", User: url.UserPassword("auth", f.plant("password of a Redis that is away")),
+		Host: "127.0.0.1:1"}
 	for _, broken := range [][]string{
 		{"DATABASE_URL=" + away.String()},
 		{"DATABASE_URL=" + away.String() + "?sslmode=" + f.plant("misplaced")},

@@ -52,7 +52,8 @@ func TestTheDocumentsOfTheChartAreUpToDate(t *testing.T) {
 // ones, each under its whole name. Whether null takes a setting out again is Helm's affair.
 func settingsSchema(keys []config.Key) (plain, secret map[string]any) {
 	object := func() map[string]any {
-		return map[string]any{"type": []string{"object", "null"}, "additionalProperties": false, "properties": map[string]any{}}
+		return map[string]any{"type": []string{"object", "null"}, "additionalProperties": false,
+			"properties": map[string]any{}}
 	}
 	plain, secret = object(), object()
 	for _, key := range keys {

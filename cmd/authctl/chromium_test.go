@@ -144,7 +144,8 @@ func TestPagesInABrowser(t *testing.T) {
 		goesOn("after what " + host + " did")
 	}
 	// It was all tried, with the cookie where browsers send it, and refused for what it was.
-	if log := readFile(t, filepath.Join(f.dir, "log", "authctl.log")); strings.Count(log, `"code":"unsupported_media_type"`) < 10 {
+	if log := readFile(t, filepath.Join(f.dir, "log", "authctl.log")); strings.Count(log,
+		`"code":"unsupported_media_type"`) < 10 {
 		t.Errorf("the attacks did not arrive:\n%s", log)
 	}
 
@@ -163,7 +164,8 @@ func TestPagesInABrowser(t *testing.T) {
 	page := readFile(t, "../../docs/browsers.md")
 	_, lines, _ := strings.Cut(page, "```js\n")
 	lines, _, found := strings.Cut(lines, "```")
-	if lines = strings.Replace(lines, "https://auth.example.com/api/v1/auth", api+"/api/v1/auth", 1); !found || !strings.Contains(lines, api) {
+	if lines = strings.Replace(lines, "https://auth.example.com/api/v1/auth", api+"/api/v1/auth", 1); !found ||
+		!strings.Contains(lines, api) {
 		t.Fatal("docs/browsers.md has no lines")
 	}
 	said, third := "", b.tab("app.example.test")
@@ -233,10 +235,14 @@ func openBrowser(t *testing.T) *browser {
 	b.server = httptest.NewTLSServer(http.HandlerFunc(b.steer))
 	t.Cleanup(b.server.Close)
 	b.opener = b.add()
-	cmd := exec.CommandContext(t.Context(), command, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage",
-		"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-default-apps",
-		"--disable-popup-blocking", "--disable-background-timer-throttling", "--disable-backgrounding-occluded-windows", "--disable-renderer-backgrounding",
-		"--ignore-certificate-errors", "--host-resolver-rules=MAP * 127.0.0.1", "--user-data-dir="+filepath.Join(t.TempDir(), "profile"),
+	cmd := exec.CommandContext(t.Context(), command, "--headless=new", "--no-sandbox", "--disable-gpu",
+		"--disable-quic", "--disable-dev-shm-usage",
+		"--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+		"--disable-default-apps",
+		"--disable-popup-blocking", "--disable-background-timer-throttling", "--disable-backgrounding-occluded-windows",
+		"--disable-renderer-backgrounding",
+		"--ignore-certificate-errors", "--host-resolver-rules=MAP * 127.0.0.1",
+		"--user-data-dir="+filepath.Join(t.TempDir(), "profile"),
 		b.address("opener.test", b.opener))
 	var said strings.Builder
 	cmd.Stdout, cmd.Stderr = &said, &said
@@ -275,7 +281,8 @@ func (b *browser) address(host string, page *tab) string {
 func (b *browser) add() *tab {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	page := &tab{b: b, name: strconv.Itoa(len(b.tabs)), loaded: make(chan struct{}, 1), orders: make(chan string), told: make(chan []byte)}
+	page := &tab{b: b, name: strconv.Itoa(len(b.tabs)), loaded: make(chan struct{}, 1), orders: make(chan string),
+		told: make(chan []byte)}
 	b.tabs[page.name] = page
 	return page
 }

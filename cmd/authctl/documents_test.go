@@ -200,7 +200,8 @@ func TestCompletionKnowsEveryCommand(t *testing.T) {
 			return
 		}
 		var stdout, stderr bytes.Buffer
-		run(t.Context(), append([]string{"__complete"}, append(strings.Fields(cmd.CommandPath())[1:], "")...), nil, &stdout, &stderr)
+		run(t.Context(), append([]string{"__complete"}, append(strings.Fields(cmd.CommandPath())[1:], "")...), nil,
+			&stdout, &stderr)
 		for _, sub := range cmd.Commands() {
 			if !sub.Hidden && !strings.Contains(stdout.String(), sub.Name()+"\t") {
 				t.Errorf("%s is not completed with %s", cmd.CommandPath(), sub.Name())

@@ -79,13 +79,15 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 	routes := authhttp.Routes(svc, authhttp.Options{Issuer: "https://auth.test"})
 	routes = append(routes, contacthttp.Routes(svc, contacts)...)
 	routes = append(routes, processRoutes(func() bool { return false }, telemetry.NewReadiness(nil))...)
-	return &site{t: t, base: start(t, httpserver.Options{Unavailable: auth.IsUnavailable}, routes...), Document: openapitest.Load(t, openAPI),
+	return &site{t: t, base: start(t, httpserver.Options{Unavailable: auth.IsUnavailable}, routes...),
+		Document: openapitest.Load(t, openAPI),
 		contacts: contacts, db: db}
 }
 
 // call sends a request that must not be the server's fault, and checks the answer against the
 // operation.
-func (s *site) call(op *openapi3.Operation, method, path string, header http.Header, body []byte) (status int, answer map[string]any) {
+func (s *site) call(op *openapi3.Operation, method, path string, header http.Header, body []byte) (status int,
+	answer map[string]any) {
 	s.t.Helper()
 	status, answer = s.send(op, method, path, header, body)
 	if status >= 500 {
@@ -95,7 +97,8 @@ func (s *site) call(op *openapi3.Operation, method, path string, header http.Hea
 }
 
 // send sends a request and checks the answer against the operation.
-func (s *site) send(op *openapi3.Operation, method, path string, header http.Header, body []byte) (status int, answer map[string]any) {
+func (s *site) send(op *openapi3.Operation, method, path string, header http.Header, body []byte) (status int,
+	answer map[string]any) {
 	s.t.Helper()
 	req, err := http.NewRequestWithContext(s.t.Context(), method, s.base+path, bytes.NewReader(body))
 	if err != nil {
@@ -135,7 +138,8 @@ func (s *site) person(name string) person {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	status, answer := s.call(s.Operation("POST", "/api/v1/auth/register"), "POST", "/api/v1/auth/register", jsonHeader(""), body)
+	status, answer := s.call(s.Operation("POST", "/api/v1/auth/register"), "POST", "/api/v1/auth/register",
+		jsonHeader(""), body)
 	if status != 201 {
 		s.t.Fatalf("register %s: %d %v", name, status, answer)
 	}
@@ -249,7 +253,8 @@ func (s *site) exampleRequest(op operation, who person) (path string, header htt
 // examples.
 func (s *site) withContact(operation string, who person) map[string]string {
 	s.t.Helper()
-	if s.contacts == nil || !slices.Contains([]string{"listContacts", "addContact", "removeContact", "verifyContact", "verifyContactByLink", "forgotPassword",
+	if s.contacts == nil || !slices.Contains([]string{"listContacts", "addContact", "removeContact", "verifyContact",
+		"verifyContactByLink", "forgotPassword",
 		"resetPassword", "undoChange"}, operation) {
 		return nil
 	}
@@ -293,7 +298,8 @@ func (s *site) withContact(operation string, who person) map[string]string {
 		}
 	}
 	m := s.lastMessage(address)
-	return map[string]string{example: address, "0199b7f2-6f40-7000-8000-5b1f6a100c8c": c.ID.String(), "7KQM-X2PD": m.Code, "alt_AQ": m.LinkToken,
+	return map[string]string{example: address, "0199b7f2-6f40-7000-8000-5b1f6a100c8c": c.ID.String(),
+		"7KQM-X2PD": m.Code, "alt_AQ": m.LinkToken,
 		"aut_AQ": m.LinkToken, "7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1": id.String()}
 }
 
@@ -371,20 +377,21 @@ func TestEveryRefusalOfTheDocumentIsAnsweredSo(t *testing.T) {
 	document := &site{t: t, Document: openapitest.Load(t, openAPI)}
 	var routes []httpserver.Route
 	for _, op := range document.operations() {
-		routes = append(routes, httpserver.Route{Method: op.method, Path: op.pattern, Do: httpserver.PublicDo(func(_ context.Context, in failWith) error {
-			f := faults[in.With]
-			if f == nil {
-				return fmt.Errorf("there is no fault %s", in.With)
-			}
-			if f.Kind == fault.Invalid { // with the fields of the example
-				example := op.Responses.Value("400").Value.Content["application/problem+json"].Examples[f.Code].Value.Value.(map[string]any)
-				for _, field := range example["errors"].([]any) {
-					field := field.(map[string]any)
-					f = f.Field(field["field"].(string), field["code"].(string), field["detail"].(string))
+		routes = append(routes, httpserver.Route{Method: op.method, Path: op.pattern,
+			Do: httpserver.PublicDo(func(_ context.Context, in failWith) error {
+				f := faults[in.With]
+				if f == nil {
+					return fmt.Errorf("there is no fault %s", in.With)
 				}
-			}
-			return f
-		})})
+				if f.Kind == fault.Invalid { // with the fields of the example
+					example := op.Responses.Value("400").Value.Content["application/problem+json"].Examples[f.Code].Value.Value.(map[string]any)
+					for _, field := range example["errors"].([]any) {
+						field := field.(map[string]any)
+						f = f.Field(field["field"].(string), field["code"].(string), field["detail"].(string))
+					}
+				}
+				return f
+			})})
 	}
 	httpservertest.Each(t, func(t *testing.T, start httpservertest.Start) {
 		s := &site{t: t, Document: document.Document, base: start(t, httpserver.Options{}, routes...)}
@@ -442,7 +449,8 @@ func TestRequestsFromTheDocumentAreAnsweredAsDocumented(t *testing.T) {
 			if op.RequestBody != nil {
 				want = append(want, 400, 413)
 			}
-			if !slices.ContainsFunc(*op.Security, func(r openapi3.SecurityRequirement) bool { return len(r) == 0 }) && len(*op.Security) > 0 {
+			if !slices.ContainsFunc(*op.Security, func(r openapi3.SecurityRequirement) bool { return len(r) == 0 }) &&
+				len(*op.Security) > 0 {
 				want = append(want, 401)
 			}
 			for _, status := range want {
@@ -490,25 +498,31 @@ func (g *generator) request(op operation, who person, round int) (path string, h
 	for range 1 + g.IntN(2) {
 		switch g.IntN(6) {
 		case 0: // who sends it
-			header.Set("Authorization", g.pick("", "Bearer", "Bearer "+who.refresh, "Bearer "+who.access+"x", "Bearer x.y.z", "Basic "+who.access,
+			header.Set("Authorization", g.pick("", "Bearer", "Bearer "+who.refresh, "Bearer "+who.access+"x", "Bearer x.y.z",
+				"Basic "+who.access,
 				"Basic "+base64.StdEncoding.EncodeToString([]byte(g.text()+":"+g.text())), "Bearer "+who.access))
 		case 1: // the query
-			path += g.pick("?", "?except=current", "?except=other", "?except=current&except=current", "?"+url.QueryEscape(g.text())+"=1", "?%zz")
+			path += g.pick("?", "?except=current", "?except=other", "?except=current&except=current",
+				"?"+url.QueryEscape(g.text())+"=1", "?%zz")
 		case 2: // which thing
 			for _, p := range op.Parameters {
 				if p.Value.In == "path" {
-					path = strings.ReplaceAll(op.pattern, "{"+p.Value.Name+"}", url.PathEscape(g.pick(uuid.NewString(), strings.ToUpper(who.session), "0", who.session+"x", "x"+g.text())))
+					path = strings.ReplaceAll(op.pattern, "{"+p.Value.Name+"}",
+						url.PathEscape(g.pick(uuid.NewString(), strings.ToUpper(who.session), "0", who.session+"x", "x"+g.text())))
 				}
 			}
 		case 3: // what the body is said to be
-			header.Set("Content-Type", g.pick("text/plain", "application/json; charset=utf-8", "application/json; charset=latin1",
+			header.Set("Content-Type", g.pick("text/plain", "application/json; charset=utf-8",
+				"application/json; charset=latin1",
 				"application/x-www-form-urlencoded", "", "application/problem+json"))
 			if g.IntN(4) == 0 {
 				header.Set("Content-Encoding", g.pick("gzip", "identity"))
 			}
 		case 4: // other headers
-			header.Set(g.pick("X-Request-Id", "Auth-Device", "If-None-Match", "Cookie", "Accept", "X-Forwarded-For", "User-Agent"),
-				g.pick("*", "adt_x", "a b", `"x", W/"y"`, "authctl_device=adt_"+strings.Repeat("A", 76), "__Host-authctl="+who.refresh, "application/xml", strings.Repeat("u", 3000)))
+			header.Set(g.pick("X-Request-Id", "Auth-Device", "If-None-Match", "Cookie", "Accept", "X-Forwarded-For",
+				"User-Agent"),
+				g.pick("*", "adt_x", "a b", `"x", W/"y"`, "authctl_device=adt_"+strings.Repeat("A", 76),
+					"__Host-authctl="+who.refresh, "application/xml", strings.Repeat("u", 3000)))
 		case 5: // the body
 			if op.RequestBody != nil {
 				body = g.mutate(body)
@@ -522,7 +536,8 @@ func (g *generator) pick(list ...string) string { return list[g.IntN(len(list))]
 
 // text is a string that somebody may send.
 func (g *generator) text() string {
-	return g.pick("", " ", "a", "alice", "\u00e4\u0438\U0001f600", "\u202e\u2028\x00", strings.Repeat("x", 300), "'; DROP TABLE users; --",
+	return g.pick("", " ", "a", "alice", "\u00e4\u0438\U0001f600", "\u202e\u2028\x00", strings.Repeat("x", 300),
+		"'; DROP TABLE users; --",
 		"null", "0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10", "art_"+strings.Repeat("A", 120), "a\r\nb: c")
 }
 
@@ -530,7 +545,8 @@ func (g *generator) text() string {
 func (g *generator) mutate(body []byte) []byte {
 	var members map[string]any
 	if json.Unmarshal(body, &members) != nil || len(members) == 0 {
-		return []byte(g.pick(string(body)+"&"+string(body), string(body)+"&x=%zz", "token=%ff", "", "{}", string(body)+"&unknown=1"))
+		return []byte(g.pick(string(body)+"&"+string(body), string(body)+"&x=%zz", "token=%ff", "", "{}",
+			string(body)+"&unknown=1"))
 	}
 	name := slices.Sorted(maps.Keys(members))[g.IntN(len(members))]
 	switch g.IntN(8) {

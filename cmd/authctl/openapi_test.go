@@ -37,7 +37,8 @@ func TestOpenAPIIsWhatTheTableSays(t *testing.T) {
 			"A body is exactly one JSON object in UTF-8 of at most 16 KiB, with exactly the documented names. " +
 			"Times are RFC 3339 in UTC. Pages of `app.origins` may call everything and send cookies (CORS).",
 		ContactURL: "https://github.com/toppira/authctl", License: "Apache-2.0", Server: "../..",
-		Groups: append(slices.Concat(authhttp.Groups, contacthttp.Groups), [2]string{"probes", "For load balancers and orchestrators"}),
+		Groups: append(slices.Concat(authhttp.Groups, contacthttp.Groups),
+			[2]string{"probes", "For load balancers and orchestrators"}),
 	}, surface())
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +67,8 @@ func loadOpenAPI(t *testing.T) *openapi3.T {
 // clientCodes lists every code that an answer may carry, in alphabetical order. What an
 // operator may be told about signing keys comes from commands alone.
 func clientCodes() []string {
-	commands := []*fault.Fault{auth.ErrKeyNotFound, auth.ErrKeyStatus, auth.ErrKeyTooNew, auth.ErrKeyInUse, auth.ErrKeysUnused}
+	commands := []*fault.Fault{auth.ErrKeyNotFound, auth.ErrKeyStatus, auth.ErrKeyTooNew, auth.ErrKeyInUse,
+		auth.ErrKeysUnused}
 	var codes []string
 	for _, f := range slices.Concat(httpserver.Faults(), auth.Faults(), contact.Faults(), []*fault.Fault{errNotReady}) {
 		if !slices.Contains(commands, f) {
@@ -128,7 +130,8 @@ func TestLoginIsNotHeldToTheRulesOfRegistration(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"RegisterRequest": "username password", "LoginRequest": "username password", "RefreshRequest": "", "LogoutRequest": "",
+		"RegisterRequest": "username password", "LoginRequest": "username password", "RefreshRequest": "",
+		"LogoutRequest": "",
 		"PasswordProof": "password", "PasswordChange": "current_password new_password", "Sessions": "sessions",
 	} {
 		if got := strings.Join(schemas[name].Value.Required, " "); got != want {

@@ -63,7 +63,8 @@ func TestTheServiceWorksBehindAPathPrefix(t *testing.T) {
 	}
 
 	// Clients find it by RFC 8414 and as others look for it, and everything that it names.
-	for _, place := range []string{proxy.URL + "/.well-known/oauth-authorization-server/auth", issuer + "/.well-known/oauth-authorization-server"} {
+	for _, place := range []string{proxy.URL + "/.well-known/oauth-authorization-server/auth", issuer +
+		"/.well-known/oauth-authorization-server"} {
 		status, text, _ := do("GET", place, "")
 		var metadata map[string]any
 		if err := json.Unmarshal([]byte(text), &metadata); status != 200 || err != nil || metadata["issuer"] != issuer {
@@ -81,7 +82,8 @@ func TestTheServiceWorksBehindAPathPrefix(t *testing.T) {
 	if status, text, _ := do("POST", issuer+"/api/v1/auth/register", who); status != 201 {
 		t.Fatalf("register: %d %s", status, text)
 	}
-	if status, text, _ := do("POST", issuer+"/api/v1/auth/login", who); status != 200 || !strings.Contains(cookies.Load().(string), "authctl_device=adt_") {
+	if status, text, _ := do("POST", issuer+"/api/v1/auth/login", who); status != 200 ||
+		!strings.Contains(cookies.Load().(string), "authctl_device=adt_") {
 		t.Errorf("login: %d %s with the cookies %q", status, text, cookies.Load())
 	}
 	if do("GET", issuer+"/healthz", ""); cookies.Load() != "" {

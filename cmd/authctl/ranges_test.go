@@ -73,7 +73,8 @@ var slow = []end{{"auth.password.bcrypt_cost", "20"}}
 
 // alone are ends at which the service does something else than usual, so that nothing would be
 // learned of the others.
-var alone = []end{{"app.mode", "prod"}, {"auth.registration", "closed"}, {"app.drain_delay", "5m"}, {"outbox.relay", "off"},
+var alone = []end{{"app.mode", "prod"}, {"auth.registration", "closed"}, {"app.drain_delay", "5m"},
+	{"outbox.relay", "off"},
 	{"contact.required", "verified"}}
 
 // wanted are the settings that these ends take.
@@ -159,7 +160,8 @@ func embedded(t *testing.T, ends ...end) error { return newRanged(t, ends).works
 // onServers tries them with PostgreSQL, Redis and Kafka.
 func onServers(t *testing.T, ends ...end) error {
 	r := newRanged(t, ends)
-	r.set["kafka.brokers"], r.set["kafka.topic"], r.set["kafka.partitions"] = testenv.Kafka(t), "ranges-"+uuid.NewString(), "1"
+	r.set["kafka.brokers"], r.set["kafka.topic"], r.set["kafka.partitions"] = testenv.Kafka(t),
+		"ranges-"+uuid.NewString(), "1"
 	r.set["cache.redis.host"], r.set["cache.redis.port"] = "127.0.0.1", cachetest.Start(t, "--databases", "1024").Port()
 	r.env = append(r.env, "DATABASE_URL="+dbtest.PostgresURL(t))
 	return r.works(t)

@@ -181,7 +181,8 @@ func outcome(err error) string {
 		return "0"
 	}
 	if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
-		return map[syscall.Signal]string{syscall.SIGKILL: "KILL", syscall.SIGTERM: "TERM", syscall.SIGINT: "INT", syscall.SIGPIPE: "PIPE"}[status.Signal()]
+		return map[syscall.Signal]string{syscall.SIGKILL: "KILL", syscall.SIGTERM: "TERM", syscall.SIGINT: "INT",
+			syscall.SIGPIPE: "PIPE"}[status.Signal()]
 	}
 	return strconv.Itoa(exit.ExitCode())
 }
@@ -269,7 +270,8 @@ func start(ts *testscript.TestScript, _ bool, args []string) {
 
 func sendSignal(ts *testscript.TestScript, _ bool, args []string) {
 	usage(ts, len(args) == 2, "signal NAME TERM|INT|HUP|KILL")
-	signal, known := map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": os.Interrupt, "HUP": syscall.SIGHUP, "KILL": os.Kill}[args[1]]
+	signal, known := map[string]os.Signal{"TERM": syscall.SIGTERM, "INT": os.Interrupt, "HUP": syscall.SIGHUP,
+		"KILL": os.Kill}[args[1]]
 	usage(ts, known, "signal NAME TERM|INT|HUP|KILL")
 	ts.Check(running(ts, args[0]).cmd.Process.Signal(signal))
 }

@@ -36,7 +36,8 @@ func newTwoAccounts(t *testing.T) *twoAccounts {
 	two.alice, two.another = create("alice"), create("bob")
 	db := two.open()
 	defer db.Close()
-	if _, err := db.Exec("UPDATE users SET username = ?, username_canonical = ? WHERE id = ?", two.alice, two.alice, two.another); err != nil {
+	if _, err := db.Exec("UPDATE users SET username = ?, username_canonical = ? WHERE id = ?", two.alice, two.alice,
+		two.another); err != nil {
 		t.Fatal(err)
 	}
 	return two
@@ -137,7 +138,8 @@ func TestNoCommandTakesAWordThatFitsTwoAccounts(t *testing.T) {
 				t.Error("by id, it has changed the account with the name")
 			}
 
-			for _, wrong := range [][]string{{id + "=alice"}, {id + "="}, append([]string{id + "=" + two.alice}, said...), {id + "=" + two.alice, name + "=alice"}} {
+			for _, wrong := range [][]string{{id + "=alice"}, {id + "="}, append([]string{id + "=" + two.alice}, said...),
+				{id + "=" + two.alice, name + "=alice"}} {
 				if code, _, complaint := command(wrong...); code != exitMisused {
 					t.Errorf("%q: %d %s", wrong, code, complaint)
 				}

@@ -27,7 +27,8 @@ import (
 // is what 2,000 of each can tell from it.
 //
 // Three populations are asked. In the first, all passwords are hashed alike, and a quarter as
-// dear as prod mode allows at the least: differences of everything else stand out. In the second, three schemes are mixed, as
+// dear as prod mode allows at the least: differences of everything else stand out. In the second,
+// three schemes are mixed, as
 // after an import. In the third, attempts are refused before anything is compared.
 func benchTiming(ctx context.Context, o options, r *report) error {
 	o.cost = timingCost
@@ -63,7 +64,8 @@ type state struct {
 	looks map[string]int // of the answers: how often each was seen
 }
 
-func timingStudy(ctx context.Context, o options, r *report, study string, hash func(i int) string, status int, env []string) (err error) {
+func timingStudy(ctx context.Context, o options, r *report, study string, hash func(i int) string, status int,
+	env []string) (err error) {
 	const accounts = 120 // in each state; a multiple of the kinds of hashes
 	states := []*state{{name: "existing"}, {name: "missing"}, {name: "disabled"}}
 	var file strings.Builder
@@ -126,18 +128,21 @@ func timingStudy(ctx context.Context, o options, r *report, study string, hash f
 	for i, a := range states {
 		for _, b := range states[i+1:] {
 			v := auc(b.times, a.times)
-			r.plain(fmt.Sprintf("%s: AUC of %s against %s, %d pairs", study, b.name, a.name, o.pairs), fmt.Sprintf("%.3f", v), "0.47 to 0.53", v >= 0.47 && v <= 0.53)
+			r.plain(fmt.Sprintf("%s: AUC of %s against %s, %d pairs", study, b.name, a.name, o.pairs), fmt.Sprintf("%.3f", v),
+				"0.47 to 0.53", v >= 0.47 && v <= 0.53)
 		}
 	}
 	r.plain(study+": median time of existing, missing, disabled", fmt.Sprintf("%s, %s, %s",
-		short(quantile(slices.Clone(states[0].times), 0.5)), short(quantile(slices.Clone(states[1].times), 0.5)), short(quantile(slices.Clone(states[2].times), 0.5))), "", true)
+		short(quantile(slices.Clone(states[0].times), 0.5)), short(quantile(slices.Clone(states[1].times), 0.5)),
+		short(quantile(slices.Clone(states[2].times), 0.5))), "", true)
 	looks := make(map[string]bool)
 	for _, st := range states {
 		for look := range st.looks {
 			looks[look] = true
 		}
 	}
-	r.plain(study+": different answers, but for what changes with each request", fmt.Sprint(len(looks)), "1", len(looks) == 1)
+	r.plain(study+": different answers, but for what changes with each request", fmt.Sprint(len(looks)), "1",
+		len(looks) == 1)
 	return nil
 }
 
@@ -184,7 +189,8 @@ func mixedHash(i int) string {
 	case 0:
 		return bcryptHash()
 	case 1:
-		return "$argon2id$v=19$m=8192,t=1,p=1$" + raw.EncodeToString(salt) + "$" + raw.EncodeToString(argon2.IDKey([]byte(password), salt, 1, 8192, 1, 32))
+		return "$argon2id$v=19$m=8192,t=1,p=1$" + raw.EncodeToString(salt) + "$" +
+			raw.EncodeToString(argon2.IDKey([]byte(password), salt, 1, 8192, 1, 32))
 	}
 	key, err := pbkdf2.Key(sha256.New, password, salt, 20_000, 32)
 	if err != nil {

@@ -24,8 +24,9 @@ const module = "github.com/toppira/authctl/"
 var arrows = map[string][]string{
 	"cmd/authctl": {"migrations", "modules/...", "platform/..."},
 	"cmd/bench":   {"migrations", "modules/...", "platform/..."},
-	"deploy":      {},                                            // tests of the files beside them, which run the binary
-	"docs":        {"migrations", "modules/...", "platform/..."}, // the examples of the pages, and tests that hold them true
+	"deploy":      {}, // tests of the files beside them, which run the binary
+	// the examples of the pages, and tests that hold them true
+	"docs": {"migrations", "modules/...", "platform/..."},
 
 	"docs/schemas": {}, // files, for the route that serves them
 
@@ -40,29 +41,37 @@ var arrows = map[string][]string{
 	"modules/auth/internal/password":                    {"platform/config", "platform/fault"},
 	"modules/auth/internal/password/blocklist/generate": {},
 	"modules/auth/internal/session":                     {"platform/config", "platform/fault"},
-	"modules/auth/internal/session/redis":               {"modules/auth/internal/session", "platform/cache", "platform/config"},
-	"modules/auth/internal/session/sql":                 {"modules/auth/internal/session", "platform/config", "platform/database"},
-	"modules/auth/internal/signingkey":                  {"modules/auth/internal/token", "platform/database", "platform/fault", "platform/logging"},
-	"modules/auth/internal/throttle":                    {"platform/cache", "platform/config", "platform/fault"},
-	"modules/auth/internal/token":                       {"platform/config", "platform/fault", "platform/seal"},
-	"modules/auth/internal/userfile":                    {"modules/auth/internal/password", "platform/fault"},
-	"modules/auth/internal/username":                    {"platform/fault"},
+	"modules/auth/internal/session/redis": {"modules/auth/internal/session", "platform/cache",
+		"platform/config"},
+	"modules/auth/internal/session/sql": {"modules/auth/internal/session", "platform/config",
+		"platform/database"},
+	"modules/auth/internal/signingkey": {"modules/auth/internal/token", "platform/database",
+		"platform/fault", "platform/logging"},
+	"modules/auth/internal/throttle": {"platform/cache", "platform/config", "platform/fault"},
+	"modules/auth/internal/token":    {"platform/config", "platform/fault", "platform/seal"},
+	"modules/auth/internal/userfile": {"modules/auth/internal/password", "platform/fault"},
+	"modules/auth/internal/username": {"platform/fault"},
 
 	"modules/contact": {
 		"modules/auth", "modules/outbox",
 		"platform/config", "platform/database", "platform/fault", "platform/logging", "platform/seal",
 	},
-	"modules/contact/page":        {"platform/httpserver"},
-	"modules/contact/contacthttp": {"modules/auth", "modules/auth/authhttp", "modules/contact", "platform/fault", "platform/httpserver"},
-	"modules/contact/mail":        {"modules/contact", "modules/outbox", "modules/outbox/delivery", "platform/config", "platform/database"},
+	"modules/contact/page": {"platform/httpserver"},
+	"modules/contact/contacthttp": {"modules/auth", "modules/auth/authhttp", "modules/contact", "platform/fault",
+		"platform/httpserver"},
+	"modules/contact/mail": {"modules/contact", "modules/outbox", "modules/outbox/delivery", "platform/config",
+		"platform/database"},
 
-	"modules/outbox":                 {"modules/outbox/internal/schema", "platform/database"},
-	"modules/outbox/delivery":        {"modules/outbox", "modules/outbox/internal/schema", "modules/outbox/relay", "platform/config", "platform/database"},
+	"modules/outbox": {"modules/outbox/internal/schema", "platform/database"},
+	"modules/outbox/delivery": {"modules/outbox", "modules/outbox/internal/schema", "modules/outbox/relay",
+		"platform/config", "platform/database"},
 	"modules/outbox/internal/schema": {"platform/database"},
-	"modules/outbox/relay":           {"modules/outbox", "modules/outbox/internal/schema", "platform/config", "platform/database"},
-	"modules/outbox/sink":            {"modules/outbox", "modules/outbox/relay", "platform/config"},
-	"modules/outbox/webhook":         {"modules/outbox", "modules/outbox/delivery", "modules/outbox/sink", "platform/config", "platform/seal"},
-	"modules/outbox/outboxbench":     {"modules/outbox", "modules/outbox/relay", "platform/database"},
+	"modules/outbox/relay": {"modules/outbox", "modules/outbox/internal/schema", "platform/config",
+		"platform/database"},
+	"modules/outbox/sink": {"modules/outbox", "modules/outbox/relay", "platform/config"},
+	"modules/outbox/webhook": {"modules/outbox", "modules/outbox/delivery", "modules/outbox/sink",
+		"platform/config", "platform/seal"},
+	"modules/outbox/outboxbench": {"modules/outbox", "modules/outbox/relay", "platform/database"},
 
 	"platform/cache":      {"platform/config"},
 	"platform/config":     {},
@@ -107,26 +116,30 @@ var libraries = []struct {
 		"an endpoint is a declaration and a plain function: see httpserver.Route"},
 	{"github.com/valyala/fasthttp", []string{"platform/httpserver", "cmd/bench"}, nil,
 		"an endpoint is a declaration and a plain function: see httpserver.Route"},
-	{"github.com/getkin/kin-openapi", []string{"platform/openapi/..."}, []string{"cmd/authctl"}, "the binary carries the document, not what makes it"},
+	{"github.com/getkin/kin-openapi", []string{"platform/openapi/..."}, []string{"cmd/authctl"},
+		"the binary carries the document, not what makes it"},
 	{"github.com/swaggo/", nil, nil, "the document is made of the table: see platform/openapi"},
 	{"github.com/IBM/sarama", []string{"modules/outbox/sink", "cmd/bench"}, nil,
 		"Kafka is one kind of sink: use relay.Sink"},
 	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/...", "docs"},
 		"it is the tests' second opinion on Kafka, not the service's client"},
-	{"github.com/wneessen/go-mail", []string{"modules/contact/mail"}, nil, "mail is one kind of target: see modules/contact/mail"},
+	{"github.com/wneessen/go-mail", []string{"modules/contact/mail"}, nil,
+		"mail is one kind of target: see modules/contact/mail"},
 	{"github.com/spf13/cobra", []string{"cmd/authctl"}, nil, "only commands know the command line"},
 	{"github.com/spf13/pflag", []string{"cmd/authctl"}, nil, "only commands know the command line"},
 	{"github.com/spf13/viper", []string{"platform/config"}, nil, "settings come as a struct: see platform/config"},
 	{"github.com/golang-jwt/jwt", []string{"modules/auth/internal/token"}, []string{"docs"},
 		"its defaults are not strict enough: use the one wrapped verifier"},
 	{"github.com/alicebob/miniredis", nil, []string{"..."}, "it is a stand-in for tests"},
-	{"github.com/anishathalye/porcupine", []string{"modules/auth/internal/session/sessiontest"}, []string{"..."}, "it checks histories in tests"},
+	{"github.com/anishathalye/porcupine", []string{"modules/auth/internal/session/sessiontest"}, []string{"..."},
+		"it checks histories in tests"},
 	{"github.com/uptrace/bun", []string{"platform/database", "migrations"}, nil,
 		"it writes arguments into the text of a statement: platform/database binds them; Bun is for its migrator"},
 	{"github.com/uptrace/bun/driver/", nil, nil, "PostgreSQL is reached through pgx, SQLite through modernc.org/sqlite"},
 	{"github.com/lib/pq", nil, nil, "PostgreSQL is reached through pgx"},
 	{"github.com/mattn/go-sqlite3", nil, nil, "it needs cgo: modernc.org/sqlite does not"},
-	{"math/rand", []string{"modules/auth/internal/feed", "modules/auth/internal/password", "modules/outbox", "modules/outbox/delivery",
+	{"math/rand", []string{"modules/auth/internal/feed", "modules/auth/internal/password", "modules/outbox",
+		"modules/outbox/delivery",
 		"platform/httpserver", "platform/retry", "cmd/bench"}, []string{"..."},
 		"secrets come from crypto/rand; this spreads retries and numbers requests"},
 }
@@ -196,7 +209,8 @@ func check(pkgs []pkg, arrows map[string][]string) (problems []string) {
 	seen := map[string]bool{}
 	for _, p := range pkgs {
 		seen[p.ImportPath] = true
-		if slices.Contains([]string{"util", "utils", "common", "helper", "helpers", "misc", "shared"}, path.Base(p.ImportPath)) {
+		if slices.Contains([]string{"util", "utils", "common", "helper", "helpers", "misc", "shared"},
+			path.Base(p.ImportPath)) {
 			bad("%s: name a package for what it provides", p.ImportPath)
 		}
 		allowed, listed := arrows[p.ImportPath]
@@ -226,10 +240,12 @@ func check(pkgs []pkg, arrows map[string][]string) (problems []string) {
 			uses := func(imports []string) bool {
 				return slices.ContainsFunc(imports, func(i string) bool { return strings.HasPrefix(i, lib.prefix) })
 			}
-			if uses(p.Imports) && !withinAny(p.ImportPath, lib.code) && !(testSupport(p.ImportPath) && withinAny(p.ImportPath, lib.tests)) {
+			if uses(p.Imports) && !withinAny(p.ImportPath, lib.code) &&
+				!(testSupport(p.ImportPath) && withinAny(p.ImportPath, lib.tests)) {
 				bad("%s imports %s: %s", p.ImportPath, lib.prefix, lib.why)
 			}
-			if uses(slices.Concat(p.TestImports, p.XTestImports)) && !withinAny(p.ImportPath, slices.Concat(lib.code, lib.tests)) {
+			if uses(slices.Concat(p.TestImports, p.XTestImports)) &&
+				!withinAny(p.ImportPath, slices.Concat(lib.code, lib.tests)) {
 				bad("the tests of %s import %s: %s", p.ImportPath, lib.prefix, lib.why)
 			}
 		}
@@ -298,18 +314,27 @@ func TestCheckFindsEachKindOfFault(t *testing.T) {
 		problem string // part of it; none when empty
 	}{
 		{"downward", pkg{ImportPath: "modules/auth", Imports: []string{"modules/outbox"}}, ""},
-		{"upward", pkg{ImportPath: "modules/outbox", Imports: []string{"modules/auth"}}, "modules/outbox imports modules/auth"},
-		{"upward in a test", pkg{ImportPath: "modules/outbox", XTestImports: []string{"modules/auth"}}, "the tests of modules/outbox import modules/auth"},
-		{"platform knows a module", pkg{ImportPath: "platform/fault", Imports: []string{"modules/outbox"}}, "platform/fault imports modules/outbox"},
-		{"not on its line", pkg{ImportPath: "modules/auth", Imports: []string{"platform/fault"}}, "modules/auth imports platform/fault"},
+		{"upward", pkg{ImportPath: "modules/outbox", Imports: []string{"modules/auth"}},
+			"modules/outbox imports modules/auth"},
+		{"upward in a test", pkg{ImportPath: "modules/outbox", XTestImports: []string{"modules/auth"}},
+			"the tests of modules/outbox import modules/auth"},
+		{"platform knows a module", pkg{ImportPath: "platform/fault", Imports: []string{"modules/outbox"}},
+			"platform/fault imports modules/outbox"},
+		{"not on its line", pkg{ImportPath: "modules/auth", Imports: []string{"platform/fault"}},
+			"modules/auth imports platform/fault"},
 		{"unlisted", pkg{ImportPath: "modules/mail"}, "modules/mail is not on the list"},
 		{"named for nothing", pkg{ImportPath: "platform/util"}, "name a package for what it provides"},
-		{"test support in code", pkg{ImportPath: "modules/auth", Imports: []string{"platform/testenv"}}, "modules/auth imports platform/testenv"},
+		{"test support in code", pkg{ImportPath: "modules/auth", Imports: []string{"platform/testenv"}},
+			"modules/auth imports platform/testenv"},
 		{"test support in tests", pkg{ImportPath: "modules/auth", TestImports: []string{"platform/testenv"}}, ""},
-		{"Fiber in a module", pkg{ImportPath: "modules/auth", Imports: []string{"github.com/gofiber/fiber/v2"}}, "a plain function"},
-		{"Fiber in a command", pkg{ImportPath: "cmd/authctl", Imports: []string{"github.com/gofiber/fiber/v2"}}, "a plain function"},
-		{"Fiber in a test", pkg{ImportPath: "modules/auth", TestImports: []string{"github.com/gofiber/fiber/v2"}}, "a plain function"},
-		{"Sarama in the outbox", pkg{ImportPath: "modules/outbox", TestImports: []string{"github.com/IBM/sarama"}}, "use relay.Sink"},
+		{"Fiber in a module", pkg{ImportPath: "modules/auth", Imports: []string{"github.com/gofiber/fiber/v2"}},
+			"a plain function"},
+		{"Fiber in a command", pkg{ImportPath: "cmd/authctl", Imports: []string{"github.com/gofiber/fiber/v2"}},
+			"a plain function"},
+		{"Fiber in a test", pkg{ImportPath: "modules/auth", TestImports: []string{"github.com/gofiber/fiber/v2"}},
+			"a plain function"},
+		{"Sarama in the outbox", pkg{ImportPath: "modules/outbox", TestImports: []string{"github.com/IBM/sarama"}},
+			"use relay.Sink"},
 		{"weak randomness", pkg{ImportPath: "modules/auth", Imports: []string{"math/rand/v2"}}, "crypto/rand"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

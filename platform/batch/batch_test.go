@@ -250,13 +250,14 @@ func TestAPanicOfALoneQuestionLeavesTheGroupUsable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &backend{turn: make(chan error)}
 		first := true
-		g := New(Config{Linger: linger, Concurrency: 1, MaxBatch: 10, Timeout: timeout}, func(ctx context.Context, questions []int) ([]int, error) {
-			if first {
-				first = false
-				panic("as a test")
-			}
-			return b.ask(ctx, questions)
-		})
+		g := New(Config{Linger: linger, Concurrency: 1, MaxBatch: 10, Timeout: timeout},
+			func(ctx context.Context, questions []int) ([]int, error) {
+				if first {
+					first = false
+					panic("as a test")
+				}
+				return b.ask(ctx, questions)
+			})
 		defer g.Close()
 		func() {
 			defer func() {

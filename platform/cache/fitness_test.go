@@ -42,7 +42,8 @@ func openURL(t *testing.T, url string) (*redis.Client, error) {
 		options = "&"
 	}
 	options += "dial_timeout=10s&read_timeout=10s"
-	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url + options)}, cache.Options{AppName: "authctl"})
+	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url + options)},
+		cache.Options{AppName: "authctl"})
 	if err == nil {
 		t.Cleanup(func() { _ = client.Close() })
 	}

@@ -138,7 +138,8 @@ func TestARemovedSettingIsRefusedWithWhatHoldsNow(t *testing.T) {
 		"db.patience was removed: it is 5s now. Take it out (config.yaml:2)",
 		"db.postgres.old was removed: nobody needs it. Take it out (flag)")
 	var remarks []Remark
-	mustLoad(t, Options{Removed: removed, Environ: []string{"DB_PATIENCE=9s"}, Remark: func(r Remark) { remarks = append(remarks, r) }})
+	mustLoad(t, Options{Removed: removed, Environ: []string{"DB_PATIENCE=9s"},
+		Remark: func(r Remark) { remarks = append(remarks, r) }})
 	want := []Remark{{"DB_PATIENCE", "environment", "was removed: it is 5s now. Take it out", true}}
 	if !slices.Equal(remarks, want) {
 		t.Errorf("remarks are %+v, want %+v", remarks, want)
@@ -155,14 +156,16 @@ func TestWithDefaultsFillsWhatCannotBeZero(t *testing.T) {
 		On      bool          `config:"a.on" default:"true" doc:"x"`
 		Else    int
 	}
-	if got, want := WithDefaults(group{Number: 3}), (group{Timeout: 5 * time.Second, Number: 3, Word: "one"}); got != want {
+	if got, want := WithDefaults(group{Number: 3}), (group{Timeout: 5 * time.Second, Number: 3,
+		Word: "one"}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 }
 
 func TestEachLayerStandsAboveTheOnesBefore(t *testing.T) {
 	t.Parallel()
-	file := write(t, "config.yaml", "app:\n  ttl: 1m\n  port: 1\n  debug: true\n  origins: [a, 'b,c']\ndb:\n  size: 2\n  postgres:\n    host: file\n")
+	file := write(t, "config.yaml",
+		"app:\n  ttl: 1m\n  port: 1\n  debug: true\n  origins: [a, 'b,c']\ndb:\n  size: 2\n  postgres:\n    host: file\n")
 	dotEnv := write(t, ".env", "APP_PORT=2\nAPP_DEBUG=false\nDB_SIZE=3\n")
 	s := mustLoad(t, Options{
 		File: file, DotEnv: dotEnv,
@@ -243,7 +246,8 @@ func TestABadDotEnvIsRefusedWithItsLineAndWithoutItsText(t *testing.T) {
 
 func TestASecretMayBeReadFromAFile(t *testing.T) {
 	t.Parallel()
-	for text, want := range map[string]string{"s3cret": "s3cret", "s3cret\n": "s3cret", "s3cret\r\n": "s3cret", " a b \n\n": "a b"} {
+	for text, want := range map[string]string{"s3cret": "s3cret", "s3cret\n": "s3cret", "s3cret\r\n": "s3cret",
+		" a b \n\n": "a b"} {
 		s := mustLoad(t, Options{Environ: []string{"DB_URL_FILE=" + write(t, "url", text), "DB_POSTGRES_PASSWORD_FILE="}})
 		if s.DB.URL.Reveal() != want {
 			t.Errorf("the secret in %q is %q, want %q", text, s.DB.URL.Reveal(), want)
@@ -310,7 +314,8 @@ func TestTextThatIsNoValueIsRefused(t *testing.T) {
 	if s := mustLoad(t, Options{Environ: []string{"DB_URL=\xff\x00"}}); s.DB.URL.Reveal() != "\xff\x00" {
 		t.Error("a secret need not be text")
 	}
-	if s := mustLoad(t, Options{Environ: []string{"APP_TTL=1h30m", "APP_DEBUG=1", "APP_TTL=2h"}}); s.App.TTL != 90*time.Minute || !s.App.Debug {
+	if s := mustLoad(t, Options{Environ: []string{"APP_TTL=1h30m", "APP_DEBUG=1",
+		"APP_TTL=2h"}}); s.App.TTL != 90*time.Minute || !s.App.Debug {
 		t.Errorf("the values are %+v", s.App)
 	}
 }
@@ -337,7 +342,8 @@ func TestANamedFileMustBeThere(t *testing.T) {
 	t.Parallel()
 	missing := filepath.Join(t.TempDir(), "none.yaml")
 	wantFaults(t, Options{File: missing}, "none.yaml cannot be read: no such file or directory")
-	wantFaults(t, Options{File: write(t, "big.yaml", strings.Repeat("#", maxFile+1))}, "big.yaml cannot be read: it is larger than 1048576 bytes")
+	wantFaults(t, Options{File: write(t, "big.yaml", strings.Repeat("#", maxFile+1))},
+		"big.yaml cannot be read: it is larger than 1048576 bytes")
 }
 
 func TestConfigYAMLInTheWorkingFolderIsReadWhenThere(t *testing.T) {
@@ -438,15 +444,21 @@ func TestKeysDescribeEverySettingAndHideSecrets(t *testing.T) {
 		byPath[k.Path] = k
 		order = append(order, k.Path)
 	}
-	if got, want := strings.Join(order, " "), "app.mode app.port app.origins app.proxies app.bind app.ttl app.debug db.url db.size db.modes db.postgres.host db.postgres.password ratio"; got != want {
+	if got, want := strings.Join(order, " "),
+		"app.mode app.port app.origins app.proxies app.bind app.ttl app.debug db.url db.size db.modes db.postgres.host db.postgres.password ratio"; got != want {
 		t.Errorf("keys are %s, want %s", got, want)
 	}
 	for _, want := range []Key{
-		{Path: "app.ttl", Env: "APP_TTL", Type: "duration", Default: "5h", Doc: "How long.", Min: "1s", Max: "720h", Value: "1h30m", Source: "environment APP_TTL"},
-		{Path: "db.url", Env: "DB_URL", Type: "secret", Doc: "All in one.", Secret: true, Value: "[redacted]", Source: "environment DB_URL"},
-		{Path: "db.postgres.password", Env: "DB_POSTGRES_PASSWORD", Type: "secret", Doc: "Password.", Secret: true, Source: "default"},
-		{Path: "app.mode", Env: "APP_MODE", Type: "text", Default: "dev", Doc: "dev or prod.", OneOf: []string{"dev", "prod"}, Value: "dev", Source: "default"},
-		{Path: "app.origins", Env: "APP_ORIGINS", Type: "list", Doc: "Origins that may call | from a browser.", Value: "a,b", Source: "environment APP_ORIGINS"},
+		{Path: "app.ttl", Env: "APP_TTL", Type: "duration", Default: "5h", Doc: "How long.", Min: "1s", Max: "720h",
+			Value: "1h30m", Source: "environment APP_TTL"},
+		{Path: "db.url", Env: "DB_URL", Type: "secret", Doc: "All in one.", Secret: true, Value: "[redacted]",
+			Source: "environment DB_URL"},
+		{Path: "db.postgres.password", Env: "DB_POSTGRES_PASSWORD", Type: "secret", Doc: "Password.", Secret: true,
+			Source: "default"},
+		{Path: "app.mode", Env: "APP_MODE", Type: "text", Default: "dev", Doc: "dev or prod.",
+			OneOf: []string{"dev", "prod"}, Value: "dev", Source: "default"},
+		{Path: "app.origins", Env: "APP_ORIGINS", Type: "list", Doc: "Origins that may call | from a browser.",
+			Value: "a,b", Source: "environment APP_ORIGINS"},
 	} {
 		if got := byPath[want.Path]; !reflect.DeepEqual(got, want) {
 			t.Errorf("key is %+v, want %+v", got, want)
@@ -506,7 +518,8 @@ func TestCheckFindsMistakesInTags(t *testing.T) {
 		}{},
 	} {
 		for _, err := range []error{Check(target), Load(target, Options{})} {
-			if err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), "setting a_b and a.b", "setting a.b and a_b"), want) {
+			if err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), "setting a_b and a.b", "setting a.b and a_b"),
+				want) {
 				t.Errorf("the mistake is %v, want %q", err, want)
 			}
 		}
@@ -518,7 +531,8 @@ func TestSecretsHideHoweverTheyArePrinted(t *testing.T) {
 	type holder struct{ S Secret }
 	s := Secret("hunter2")
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d"} {
-		for _, v := range []any{s, &s, holder{s}, &holder{s}, []Secret{s}, map[string]Secret{"k": s}, fmt.Errorf("with %v", s)} {
+		for _, v := range []any{s, &s, holder{s}, &holder{s}, []Secret{s}, map[string]Secret{"k": s},
+			fmt.Errorf("with %v", s)} {
 			text := fmt.Sprintf(verb, v)
 			for _, bad := range []string{"hunter2", fmt.Sprintf("%x", "hunter2"), fmt.Sprintf("%X", "hunter2")} {
 				if strings.Contains(text, bad) {

@@ -56,15 +56,24 @@ func TestURLsThatCannotBeReadAreRefusedUnseen(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
 		"postgres://u:pa^ss{1}@h/d", "postgres://u:1/SECRET@h/d", "postgres://u:p@SECRET@h/d", "postgres://u:p@SECRET@h",
-		"postgres://u:p?SECRET@h/d", "postgres://u:1?SECRET=x@h/d", "postgres://u:1?x=SECRET@h/d", "postgres://u:p#SECRET@h/d", "postgres://u:1#SECRET@h/d",
-		"postgres://u:[SECRET]@h/d", "postgres://u:SEC RET@h/d", "postgres://u:SEC%RET@h/d", "postgres://u:SEC%2@h/d", "postgres://u:SECRET%@h/d",
-		"postgres://u:SECRET\n@h/d", "postgres://u:p@h/d\n", " postgres://u:p@h/d", "postgres://u:p@h/d ", "postgres://u:SÉCRET@h/d", `postgres://u:SE\CRET@h/d`, `postgres://u:"SECRET"@h/d`,
-		"postgres://u:SECRET@h:port/d", "postgres://u:p@h:SECRET/d", "postgres://u:p@h:123456/d", "postgres://u:p@h:0/d", "postgres://u:p@h:70000/d",
-		"postgres://u:p@h/d/SECRET", "postgres://u:p@h/d?SECRET", "postgres://u:p@h/d?a=SECRET=b", "postgres://u:p@h/d?a=b&&c=d", "postgres://u:p@h/d?user=u@SECRET",
-		"postgres://u:p@[::1/d", "postgres://u:p@::1/d", "postgres://u:p@[SECRET]/d", "postgres://u:p@[]/d", "postgres://u:p@h1:1:2/d",
-		"postgres://u:p@h/d?sslmode=SECRET", "postgres://u:p@h/d?connect_timeout=SECRET", "postgres://u:p@h/d?connect_timeout=-1", "postgres://u:p@h/d?target_session_attrs=SECRET",
-		"postgres://u:p@h1,h2,h3:1,h4:2/d?port=1,2", "postgres://u:p@h/d?sslrootcert=/no/such/file", "postgres://u:p@h/d?service=SECRET",
-		"POSTGRES://u:SECRET@h/d", "mysql://u:SECRET@h/d", "host=h password=SECRET", "h/d", "postgres:u:SECRET@h/d", "postgres:/u:SECRET@h/d", "file:x.db", "sqlite3:x.db", "SQLITE:x.db",
+		"postgres://u:p?SECRET@h/d", "postgres://u:1?SECRET=x@h/d", "postgres://u:1?x=SECRET@h/d",
+		"postgres://u:p#SECRET@h/d", "postgres://u:1#SECRET@h/d",
+		"postgres://u:[SECRET]@h/d", "postgres://u:SEC RET@h/d", "postgres://u:SEC%RET@h/d", "postgres://u:SEC%2@h/d",
+		"postgres://u:SECRET%@h/d",
+		"postgres://u:SECRET\n@h/d", "postgres://u:p@h/d\n", " postgres://u:p@h/d", "postgres://u:p@h/d ",
+		"postgres://u:SÉCRET@h/d", `postgres://u:SE\CRET@h/d`, `postgres://u:"SECRET"@h/d`,
+		"postgres://u:SECRET@h:port/d", "postgres://u:p@h:SECRET/d", "postgres://u:p@h:123456/d", "postgres://u:p@h:0/d",
+		"postgres://u:p@h:70000/d",
+		"postgres://u:p@h/d/SECRET", "postgres://u:p@h/d?SECRET", "postgres://u:p@h/d?a=SECRET=b",
+		"postgres://u:p@h/d?a=b&&c=d", "postgres://u:p@h/d?user=u@SECRET",
+		"postgres://u:p@[::1/d", "postgres://u:p@::1/d", "postgres://u:p@[SECRET]/d", "postgres://u:p@[]/d",
+		"postgres://u:p@h1:1:2/d",
+		"postgres://u:p@h/d?sslmode=SECRET", "postgres://u:p@h/d?connect_timeout=SECRET",
+		"postgres://u:p@h/d?connect_timeout=-1", "postgres://u:p@h/d?target_session_attrs=SECRET",
+		"postgres://u:p@h1,h2,h3:1,h4:2/d?port=1,2", "postgres://u:p@h/d?sslrootcert=/no/such/file",
+		"postgres://u:p@h/d?service=SECRET",
+		"POSTGRES://u:SECRET@h/d", "mysql://u:SECRET@h/d", "host=h password=SECRET", "h/d", "postgres:u:SECRET@h/d",
+		"postgres:/u:SECRET@h/d", "file:x.db", "sqlite3:x.db", "SQLITE:x.db",
 	} {
 		cfg := database.Config{URL: config.Secret(text)}
 		path, problem := told(cfg)
@@ -82,7 +91,8 @@ func TestURLsThatCannotBeReadAreRefusedUnseen(t *testing.T) {
 				}
 			}
 		}
-		if strings.ContainsAny(text, "^{}@") && strings.Contains(text, "SECRET@") && !strings.Contains(problem, "percent-encode") && strings.HasPrefix(text, "postgres://") {
+		if strings.ContainsAny(text, "^{}@") && strings.Contains(text, "SECRET@") &&
+			!strings.Contains(problem, "percent-encode") && strings.HasPrefix(text, "postgres://") {
 			t.Errorf("%q: it does not say what to do: %s", text, problem)
 		}
 	}
@@ -94,9 +104,11 @@ func TestHostsInPartsAreTakenOrRefused(t *testing.T) {
 		"db.internal": "PostgreSQL db.internal:6000/a'b", "10.0.0.1": "PostgreSQL 10.0.0.1:6000/a'b",
 		"::1": "PostgreSQL [::1]:6000/a'b", "fe80::1%eth0": "PostgreSQL [fe80::1%eth0]:6000/a'b",
 		"/run/postgresql": "PostgreSQL /run/postgresql/a'b",
-		"db:5432":         "", "postgres://db": "", "db/x": "", "a b": "", "u@db": "", "[::1]:5432": "", "[::1]": "", "h1,h2": "",
+		"db:5432":         "", "postgres://db": "", "db/x": "", "a b": "", "u@db": "", "[::1]:5432": "", "[::1]": "",
+		"h1,h2": "",
 	} {
-		cfg := database.Config{Postgres: database.PostgresConfig{Host: host, Port: 6000, DB: "a'b", User: `u\'`, Password: `p'\ @/`}}
+		cfg := database.Config{Postgres: database.PostgresConfig{Host: host, Port: 6000, DB: "a'b", User: `u\'`,
+			Password: `p'\ @/`}}
 		path, problem := told(cfg)
 		if want == "" {
 			if path != "db.postgres.host" || problem == "" {
@@ -128,7 +140,8 @@ func TestProdModeVerifiesEveryServer(t *testing.T) {
 		{name: "IPv6", cfg: database.Config{URL: "postgres://u@[::1]:5433,[::2]:5433/d"}},
 		{name: "host as a parameter", cfg: database.Config{URL: "postgres://u@h1/d?host=h2"}},
 		{name: "direct negotiation", cfg: database.Config{URL: "postgres://u@h/d?sslnegotiation=direct"}},
-		{name: "host from the environment", cfg: database.Config{URL: "postgres:///d"}, env: [2]string{"PGHOST", "db.internal"}},
+		{name: "host from the environment", cfg: database.Config{URL: "postgres:///d"},
+			env: [2]string{"PGHOST", "db.internal"}},
 		{name: "empty in the environment", cfg: database.Config{URL: "postgres://u@h/d"}, env: [2]string{"PGSSLMODE", ""}},
 		{name: "socket and server", cfg: database.Config{URL: "postgres://u@%2Frun,h/d"}},
 		{name: "said", cfg: database.Config{URL: "postgres://u@h1,h2/d?sslmode=verify-full"}},
@@ -139,11 +152,15 @@ func TestProdModeVerifiesEveryServer(t *testing.T) {
 		{name: "encoded", cfg: database.Config{URL: "postgres://u@h/d?ssl%6Dode=disable"}, want: "plain h:5432"},
 		{name: "require is said", cfg: database.Config{URL: "postgres://u@h/d?sslmode=require"}, want: "unverified h:5432"},
 		{name: "ssl", cfg: database.Config{URL: "postgres://u@h/d?ssl=true"}, want: "unverified h:5432"},
-		{name: "said in the environment", cfg: database.Config{URL: "postgres://u@h/d"}, env: [2]string{"PGSSLMODE", "disable"}, want: "plain h:5432"},
-		{name: "the URL beats the environment", cfg: database.Config{URL: "postgres://u@h/d?sslmode=verify-full"}, env: [2]string{"PGSSLMODE", "disable"}},
-		{name: "the setting beats the environment", cfg: database.Config{Postgres: database.PostgresConfig{Host: "h", SSLMode: "require"}},
+		{name: "said in the environment", cfg: database.Config{URL: "postgres://u@h/d"},
+			env: [2]string{"PGSSLMODE", "disable"}, want: "plain h:5432"},
+		{name: "the URL beats the environment", cfg: database.Config{URL: "postgres://u@h/d?sslmode=verify-full"},
+			env: [2]string{"PGSSLMODE", "disable"}},
+		{name: "the setting beats the environment", cfg: database.Config{Postgres: database.PostgresConfig{Host: "h",
+			SSLMode: "require"}},
 			env: [2]string{"PGSSLMODE", "disable"}, want: "unverified h:5432"},
-		{name: "parts, said", cfg: database.Config{Postgres: database.PostgresConfig{Host: "h", DB: "d", SSLMode: "disable"}}, want: "plain h:5432"},
+		{name: "parts, said", cfg: database.Config{Postgres: database.PostgresConfig{Host: "h", DB: "d",
+			SSLMode: "disable"}}, want: "plain h:5432"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.env[0] != "" {
@@ -227,7 +244,8 @@ func TestAConnectTimeoutIsKept(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]time.Duration{
 		"postgres://u@127.0.0.1/d?connect_timeout=17": 17 * time.Second, "postgres://u@127.0.0.1/d": 5 * time.Second,
-		"postgres://u@127.0.0.1:1,127.0.0.1:2/d": 2500 * time.Millisecond, "postgres://u@127.0.0.1:1,127.0.0.1:1/d": 5 * time.Second,
+		"postgres://u@127.0.0.1:1,127.0.0.1:2/d":                   2500 * time.Millisecond,
+		"postgres://u@127.0.0.1:1,127.0.0.1:1/d":                   5 * time.Second,
 		"postgres://u@127.0.0.1:1,127.0.0.1:2/d?connect_timeout=4": 4 * time.Second,
 	} {
 		each, all, err := database.Patience(t.Context(), database.Config{URL: config.Secret(text)})
@@ -240,7 +258,8 @@ func TestAConnectTimeoutIsKept(t *testing.T) {
 func TestSQLitePathsAreMeantOrRefused(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	for _, path := range []string{"x.db", "a b.db", "100%.db", "%20.db", "sub/x.db", "é.db", "a'b.db", "a\"b.db", "a;b.db", "x", ".x.db", "a&b=c.db", "a+b.db", "a#01.db"} {
+	for _, path := range []string{"x.db", "a b.db", "100%.db", "%20.db", "sub/x.db", "é.db", "a'b.db", "a\"b.db",
+		"a;b.db", "x", ".x.db", "a&b=c.db", "a+b.db", "a#01.db"} {
 		text := "sqlite:" + filepath.Join(dir, path)
 		db, err := database.Open(t.Context(), database.Config{URL: config.Secret(text)}, database.Options{})
 		if err != nil {
@@ -258,9 +277,12 @@ func TestSQLitePathsAreMeantOrRefused(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"sqlite:", "sqlite::memory:", "sqlite://:memory:", "sqlite://data/x.db", "sqlite:///data/x.db", "sqlite:////data/x.db", "sqlite:file:x.db", "sqlite:file::memory:",
-		"sqlite:x.db?mode=ro", "sqlite:file:x.db?mode=ro", "sqlite:x.db?", "sqlite:~/x.db", "sqlite:~someone/x.db", "sqlite:$HOME/x.db", "sqlite:${HOME}/x.db",
-		"sqlite: x.db", "sqlite:x.db ", "sqlite:x.db\n", "sqlite:\t", "sqlite:a\x00b", "sqlite:a\nb.db", "sqlite:" + dir, "sqlite:" + dir + "/", "sqlite:.", "sqlite:..", "sqlite:/",
+		"sqlite:", "sqlite::memory:", "sqlite://:memory:", "sqlite://data/x.db", "sqlite:///data/x.db",
+		"sqlite:////data/x.db", "sqlite:file:x.db", "sqlite:file::memory:",
+		"sqlite:x.db?mode=ro", "sqlite:file:x.db?mode=ro", "sqlite:x.db?", "sqlite:~/x.db", "sqlite:~someone/x.db",
+		"sqlite:$HOME/x.db", "sqlite:${HOME}/x.db",
+		"sqlite: x.db", "sqlite:x.db ", "sqlite:x.db\n", "sqlite:\t", "sqlite:a\x00b", "sqlite:a\nb.db", "sqlite:" + dir,
+		"sqlite:" + dir + "/", "sqlite:.", "sqlite:..", "sqlite:/",
 		"sqlite:data/",
 	} {
 		cfg := database.Config{URL: config.Secret(text)}

@@ -95,7 +95,8 @@ func TestErrorsAreToldApart(t *testing.T) {
 			t.Errorf("a key that is taken: %v", err)
 		}
 		var n int
-		if err := db.QueryRowContext(t.Context(), "SELECT n FROM one WHERE n = 2").Scan(&n); !database.IsNotFound(err) || database.IsUnavailable(err) {
+		if err := db.QueryRowContext(t.Context(), "SELECT n FROM one WHERE n = 2").Scan(&n); !database.IsNotFound(err) ||
+			database.IsUnavailable(err) {
 			t.Errorf("a row that is not there: %v", err)
 		}
 		_, err := db.Write(t.Context(), "SELECT nonsense FROM nowhere")
@@ -117,11 +118,13 @@ func TestErrorsAreToldApart(t *testing.T) {
 
 func TestAServerThatIsNotThereIsUnavailable(t *testing.T) {
 	t.Parallel()
-	_, err := database.Open(t.Context(), database.Config{URL: "postgres://someone:s3cret@127.0.0.1:1/nowhere"}, database.Options{})
+	_, err := database.Open(t.Context(), database.Config{URL: "postgres://someone:s3cret@127.0.0.1:1/nowhere"},
+		database.Options{})
 	if err == nil || !database.IsUnavailable(err) {
 		t.Fatalf("got %v", err)
 	}
-	if text := err.Error(); strings.Contains(text, "s3cret") || strings.Contains(text, "\n") || !strings.Contains(text, "127.0.0.1:1/nowhere") {
+	if text := err.Error(); strings.Contains(text, "s3cret") || strings.Contains(text, "\n") ||
+		!strings.Contains(text, "127.0.0.1:1/nowhere") {
 		t.Errorf("it says %q", text)
 	}
 }
@@ -137,7 +140,8 @@ func TestSQLiteFilesAreTheOwnersAlone(t *testing.T) {
 	if _, err := db.Write(t.Context(), "CREATE TABLE one (n integer)"); err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, "authctl.db"): 0o600, filepath.Join(dir, "authctl.db-wal"): 0o600} {
+	for path, want := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, "authctl.db"): 0o600,
+		filepath.Join(dir, "authctl.db-wal"): 0o600} {
 		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != want {
 			t.Errorf("%s: %v, %v", path, info.Mode().Perm(), err)
 		}
@@ -166,10 +170,11 @@ func TestURLsThatCannotBeUsedAreNamed(t *testing.T) {
 func TestDescribeShowsNoCredentials(t *testing.T) {
 	t.Parallel()
 	for want, cfg := range map[string]database.Config{
-		"SQLite data/authctl.db":        {},
-		"SQLite other.db":               {URL: "sqlite:other.db"},
-		"PostgreSQL h:5433/d":           {URL: "postgres://u:s3cret@h:5433/d?sslmode=disable"},
-		"PostgreSQL db.internal:5432/a": {Postgres: database.PostgresConfig{Host: "db.internal", Port: 5432, DB: "a", Password: "s3cret"}},
+		"SQLite data/authctl.db": {},
+		"SQLite other.db":        {URL: "sqlite:other.db"},
+		"PostgreSQL h:5433/d":    {URL: "postgres://u:s3cret@h:5433/d?sslmode=disable"},
+		"PostgreSQL db.internal:5432/a": {Postgres: database.PostgresConfig{Host: "db.internal", Port: 5432, DB: "a",
+			Password: "s3cret"}},
 	} {
 		if got := cfg.Describe("data"); got != want {
 			t.Errorf("described as %q, want %q", got, want)

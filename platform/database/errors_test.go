@@ -22,20 +22,24 @@ func TestEachClassOfSQLSTATEIsJudged(t *testing.T) {
 	for code, want := range map[string]bool{
 		"08000": true, "08006": true, "08P01": true, // connection
 		"53000": true, "53100": true, "53200": true, "53300": true, "53400": true, // disk, memory, connections
-		"57000": true, "57014": true, "57P01": true, "57P02": true, "57P03": true, "57P04": true, "57P05": true, // shutdown, cancelled, idle
+		// shutdown, cancelled, idle
+		"57000": true, "57014": true, "57P01": true, "57P02": true, "57P03": true, "57P04": true, "57P05": true,
 		"58000": true, "58030": true, "58P01": true, // input and output
 		"25006": true, "25P03": true, "25P04": true, "26000": true,
 		"40001": true, "40003": true, "40P01": true, "55006": true, "55P03": true, "72000": true,
 
 		"0A000": false, "0LP01": false, "21000": false, "22001": false, "22021": false, "22P02": false,
 		"23502": false, "23503": false, "23505": false, "23514": false, "25001": false, "25P02": false, "2BP01": false,
-		"28000": false, "3D000": false, "3F000": false, "40002": false, "42501": false, "42601": false, "42703": false, "42P01": false,
+		"28000": false, "3D000": false, "3F000": false, "40002": false, "42501": false, "42601": false, "42703": false,
+		"42P01": false,
 		"54000": false, "55000": false, "P0001": false, "XX000": false, "XX001": false,
 	} {
 		// A code that makes PostgreSQL end the connection only comes with that; as a mere
 		// exception it is told apart just the same.
-		_, err := db.ExecContext(t.Context(), fmt.Sprintf("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '%s'; END $$", code))
-		if err == nil || database.IsUnavailable(err) != want || database.IsUnavailable(fmt.Errorf("wrapped: %w", err)) != want {
+		_, err := db.ExecContext(t.Context(), fmt.Sprintf("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '%s'; END $$",
+			code))
+		if err == nil || database.IsUnavailable(err) != want || database.IsUnavailable(fmt.Errorf("wrapped: %w",
+			err)) != want {
 			t.Errorf("%s: unavailable %v, want %v: %v", code, database.IsUnavailable(err), want, err)
 		}
 	}
@@ -56,7 +60,8 @@ func TestWhatAServerSaysToANewConnectionIsUnavailable(t *testing.T) {
 	user := *u
 	user.User = url.UserPassword("t_nobody", "x")
 	for _, one := range []url.URL{password, name, user} {
-		if _, err := database.Open(t.Context(), database.Config{URL: config.Secret(one.String())}, database.Options{}); !database.IsUnavailable(err) {
+		if _, err := database.Open(t.Context(), database.Config{URL: config.Secret(one.String())},
+			database.Options{}); !database.IsUnavailable(err) {
 			t.Errorf("%s: %v", one.Redacted(), err)
 		}
 	}
@@ -71,7 +76,8 @@ func TestATransactionThatWasInAnothersWayIsRunAgain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			db := dbtest.Postgres(t)
-			for _, statement := range []string{"CREATE TABLE pair (n integer PRIMARY KEY, v integer)", "INSERT INTO pair VALUES (0, 0), (1, 0)"} {
+			for _, statement := range []string{"CREATE TABLE pair (n integer PRIMARY KEY, v integer)",
+				"INSERT INTO pair VALUES (0, 0), (1, 0)"} {
 				if _, err := db.Write(t.Context(), statement); err != nil {
 					t.Fatal(err)
 				}

@@ -79,9 +79,10 @@ func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
 		err    error
 		remedy string
 	}{
-		"wrong password":       {open(as(role, "wrong")), `\password`},
-		"no such role":         {open(as("t_nobody", "x")), "roles.sql"},
-		"no such database":     {open(change(func(u *url.URL, _ url.Values) { u.Path = "/t_not_there" })), "CREATE DATABASE … ENCODING 'UTF8'"},
+		"wrong password": {open(as(role, "wrong")), `\password`},
+		"no such role":   {open(as("t_nobody", "x")), "roles.sql"},
+		"no such database": {open(change(func(u *url.URL, _ url.Values) { u.Path = "/t_not_there" })),
+			"CREATE DATABASE … ENCODING 'UTF8'"},
 		"no grants":            {within(as(role, "right"), "SELECT id FROM users"), "grants.sql"},
 		"no grants to relay":   {within(as(role, "right"), "SELECT shard FROM outbox_shard"), "OUTBOX_RELAY=off"},
 		"no function granted":  {within(as(role, "right"), "SELECT shards FROM outbox_setting"), "grants.sql"},
@@ -114,7 +115,8 @@ func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
 		}
 	}
 	// Who migrates lacks something else.
-	if got := database.Remedy(within(as(role, "right"), "DROP TABLE users"), true); !strings.Contains(got, "owns the tables") {
+	if got := database.Remedy(within(as(role, "right"), "DROP TABLE users"), true); !strings.Contains(got,
+		"owns the tables") {
 		t.Errorf("to migrate: %q", got)
 	}
 }

@@ -16,8 +16,10 @@ import (
 
 // hostile are values that mean something to a server that reads them as part of a statement.
 var hostile = []string{
-	`\'; DROP TABLE kept; --`, `'; DROP TABLE kept; --`, `x","user_id":"V`, `\`, `\\'`, `\'`, `''`, `'`, `"`, `$1`, `?`, `?1`, `?0`, `:x`, `@x`,
-	`$$; DROP TABLE kept; $$`, `/*`, `--`, `*/`, "\u2028", "\u02bc", "\uff07", "a\nb", `E'\x27'`, `U&'\0027'`, "%s%d", "{}", "NULL", "",
+	`\'; DROP TABLE kept; --`, `'; DROP TABLE kept; --`, `x","user_id":"V`, `\`, `\\'`, `\'`, `''`, `'`, `"`, `$1`, `?`,
+	`?1`, `?0`, `:x`, `@x`,
+	`$$; DROP TABLE kept; $$`, `/*`, `--`, `*/`, "\u2028", "\u02bc", "\uff07", "a\nb", `E'\x27'`, `U&'\0027'`, "%s%d",
+	"{}", "NULL", "",
 }
 
 func TestNoValueBecomesPartOfAStatement(t *testing.T) {
@@ -31,12 +33,14 @@ func TestNoValueBecomesPartOfAStatement(t *testing.T) {
 				t.Fatalf("%q: %v", v, err)
 			}
 			var there string
-			if err := db.QueryRowContext(t.Context(), "SELECT v FROM kept WHERE v = ? AND n = ?", v, n).Scan(&there); err != nil || there != v {
+			if err := db.QueryRowContext(t.Context(), "SELECT v FROM kept WHERE v = ? AND n = ?", v,
+				n).Scan(&there); err != nil || there != v {
 				t.Errorf("%q came back as %q, %v", v, there, err)
 			}
 		}
 		var n int
-		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM kept WHERE v IN (?)", database.List(hostile)).Scan(&n); err != nil || n != len(hostile) {
+		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM kept WHERE v IN (?)",
+			database.List(hostile)).Scan(&n); err != nil || n != len(hostile) {
 			t.Errorf("%d of %d are in the list, %v", n, len(hostile), err)
 		}
 	}
@@ -52,7 +56,8 @@ func TestEachConnectionSetsWhatTheCodeReliesOn(t *testing.T) {
 	db := dbtest.Contrary(t)
 	for name, want := range map[string]string{
 		"standard_conforming_strings": "on", "client_encoding": "UTF8", "bytea_output": "hex", "DateStyle": "ISO, MDY",
-		"IntervalStyle": "postgres", "default_transaction_isolation": "read committed", "TimeZone": "Asia/Kathmandu", "search_path": `"$user", public`,
+		"IntervalStyle": "postgres", "default_transaction_isolation": "read committed", "TimeZone": "Asia/Kathmandu",
+		"search_path": `"$user", public`,
 	} {
 		var have string
 		if err := db.QueryRowContext(t.Context(), "SELECT current_setting(?)", name).Scan(&have); err != nil || have != want {
@@ -95,7 +100,9 @@ func TestValuesComeBackAsTheyWent(t *testing.T) {
 		if db.IsPostgres() {
 			blob, stamp = "bytea", "timestamptz"
 		}
-		_, err := db.Write(t.Context(), fmt.Sprintf("CREATE TABLE kinds (id text PRIMARY KEY, b %s, t %s, yes boolean, n bigint, f double precision)", blob, stamp))
+		_, err := db.Write(t.Context(),
+			fmt.Sprintf("CREATE TABLE kinds (id text PRIMARY KEY, b %s, t %s, yes boolean, n bigint, f double precision)",
+				blob, stamp))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,7 +121,8 @@ func TestValuesComeBackAsTheyWent(t *testing.T) {
 			{uuid.New(), nil, nil, false, 0, 0},
 		} {
 			id := want.id.String()
-			if _, err := db.Write(t.Context(), "INSERT INTO kinds (id, b, t, yes, n, f) VALUES (?, ?, ?, ?, ?, ?)", id, want.b, want.t, want.yes, want.n, want.f); err != nil {
+			if _, err := db.Write(t.Context(), "INSERT INTO kinds (id, b, t, yes, n, f) VALUES (?, ?, ?, ?, ?, ?)", id,
+				want.b, want.t, want.yes, want.n, want.f); err != nil {
 				t.Fatal(err)
 			}
 			var got kinds
@@ -124,7 +132,8 @@ func TestValuesComeBackAsTheyWent(t *testing.T) {
 				t.Fatal(err)
 			}
 			times := want.t == nil && got.t == nil || want.t != nil && got.t != nil && want.t.Equal(*got.t)
-			if got.id != want.id || !slices.Equal(got.b, want.b) || null != (want.b == nil) || !times || got.yes != want.yes || got.n != want.n || got.f != want.f {
+			if got.id != want.id || !slices.Equal(got.b, want.b) || null != (want.b == nil) || !times ||
+				got.yes != want.yes || got.n != want.n || got.f != want.f {
 				t.Errorf("%+v came back as %+v", want, got)
 			}
 		}
@@ -152,7 +161,8 @@ func TestTimesOnSQLiteAreWrittenAsBefore(t *testing.T) {
 			t.Fatal(err)
 		}
 		var n int
-		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM moments WHERE CAST(t AS text) = ?", want).Scan(&n); err != nil || n != 1 {
+		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM moments WHERE CAST(t AS text) = ?",
+			want).Scan(&n); err != nil || n != 1 {
 			t.Errorf("%s is not stored as %s: %d, %v", at, want, n, err)
 		}
 	}
@@ -170,7 +180,8 @@ func TestListsStandWhereListsDo(t *testing.T) {
 		}
 		ids := []uuid.UUID{uuid.New(), uuid.New(), uuid.New()}
 		for n, id := range ids {
-			if _, err := db.Write(t.Context(), "INSERT INTO one (id, n, name) VALUES (?, ?, ?)", id, n, fmt.Sprintf("n'%d", n)); err != nil {
+			if _, err := db.Write(t.Context(), "INSERT INTO one (id, n, name) VALUES (?, ?, ?)", id, n,
+				fmt.Sprintf("n'%d", n)); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -188,7 +199,8 @@ func TestListsStandWhereListsDo(t *testing.T) {
 			"name IN (?)  ":   {database.List[string](nil), 0},
 			"name NOT IN (?)": {database.List[string](nil), 3},
 		} {
-			for _, query := range []string{"SELECT count(*) FROM one WHERE " + where, "SELECT count(*) FROM one WHERE " + strings.Replace(where, "?", "?1", 1)} {
+			for _, query := range []string{"SELECT count(*) FROM one WHERE " + where, "SELECT count(*) FROM one WHERE " +
+				strings.Replace(where, "?", "?1", 1)} {
 				var n int
 				if err := db.QueryRowContext(t.Context(), query, c.arg).Scan(&n); err != nil || n != c.want {
 					t.Errorf("%s: %d, %v; want %d", query, n, err, c.want)

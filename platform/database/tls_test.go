@@ -58,7 +58,8 @@ func startPretender(t *testing.T, names ...string) *pretender {
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	p.addr = l.Addr().String()
-	settings := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	settings := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der},
+		PrivateKey: key}}}
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -96,9 +97,11 @@ func TestAFalseServerIsToldNothing(t *testing.T) {
 	t.Parallel()
 	stranger, other := startPretender(t, "127.0.0.1"), startPretender(t, "db.internal")
 	for name, test := range map[string]struct{ url, remedy string }{
-		"unknown authority":        {"postgres://u:p@" + stranger.addr + "/d", "sslrootcert"},
-		"second of two":            {"postgres://u:p@" + other.addr + "," + stranger.addr + "/d", "as its certificate does"}, // of the first
-		"another name":             {"postgres://u:p@" + other.addr + "/d?sslrootcert=" + other.ca, "as its certificate does"},
+		"unknown authority": {"postgres://u:p@" + stranger.addr + "/d", "sslrootcert"},
+		// of the first
+		"second of two": {"postgres://u:p@" + other.addr + "," + stranger.addr + "/d", "as its certificate does"},
+		"another name": {"postgres://u:p@" + other.addr + "/d?sslrootcert=" + other.ca,
+			"as its certificate does"},
 		"sslmode= is nobody's say": {"postgres://u:p@" + stranger.addr + "/d?sslmode=", "sslrootcert"},
 	} {
 		_, err := database.Open(t.Context(), database.Config{URL: config.Secret(test.url)}, database.Options{Prod: true})
@@ -113,7 +116,8 @@ func TestAFalseServerIsToldNothing(t *testing.T) {
 		t.Errorf("they were told something %d times", told)
 	}
 	// The test can tell: with its authority named, the server hears the start of the connection.
-	_, _ = database.Open(t.Context(), database.Config{URL: config.Secret("postgres://u:p@" + stranger.addr + "/d?sslrootcert=" + stranger.ca)},
+	_, _ = database.Open(t.Context(), database.Config{URL: config.Secret("postgres://u:p@" + stranger.addr +
+		"/d?sslrootcert=" + stranger.ca)},
 		database.Options{Prod: true})
 	if stranger.told.Load() == 0 {
 		t.Error("nothing was said to the true server either")

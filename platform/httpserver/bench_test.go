@@ -60,8 +60,10 @@ func BenchmarkJSONPost(b *testing.B) {
 		run(b, app.Server())
 	})
 	b.Run("served", func(b *testing.B) {
-		core := zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(io.Discard), zap.InfoLevel)
-		server, err := httpserver.New(httpserver.Config{Origins: []string{"https://app.example.com"}}, httpserver.Options{Log: zap.New(core)})
+		core := zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), zapcore.AddSync(io.Discard),
+			zap.InfoLevel)
+		server, err := httpserver.New(httpserver.Config{Origins: []string{"https://app.example.com"}},
+			httpserver.Options{Log: zap.New(core)})
 		if err != nil {
 			b.Fatal(err)
 		}

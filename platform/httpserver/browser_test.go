@@ -21,7 +21,8 @@ func TestABrowserSaysWhichPageSends(t *testing.T) {
 	route := httpserver.Route{Method: "POST", Path: "/page", Do: httpserver.Public(func(_ context.Context, in struct {
 		Page httpserver.Browser
 	}) (struct{ Body said }, error) {
-		return struct{ Body said }{said{in.Page.Sends(), in.Page.From("https://auth.example.com", ""), in.Page.JSON(), in.Page.Cookies("token")}}, nil
+		return struct{ Body said }{said{in.Page.Sends(), in.Page.From("https://auth.example.com", ""), in.Page.JSON(),
+			in.Page.Cookies("token")}}, nil
 	})}
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{Origins: []string{"https://app.example.com"}}, route)
@@ -41,7 +42,8 @@ func TestABrowserSaysWhichPageSends(t *testing.T) {
 			{[]string{"Sec-Fetch-Site", "same-site"}, said{Sends: true}},
 			{[]string{"Content-Type", "application/json; charset=utf-8"}, said{JSON: true}},
 			{[]string{"Content-Type", "text/plain; a=application/json"}, said{}},
-			{[]string{"Cookie", "a=b;token=one; tokens=x;\ttoken=t=w=o ; Token=x; token; =token; x token=y"}, said{Cookies: []string{"one", "t=w=o"}}},
+			{[]string{"Cookie", "a=b;token=one; tokens=x;\ttoken=t=w=o ; Token=x; token; =token; x token=y"},
+				said{Cookies: []string{"one", "t=w=o"}}},
 			{[]string{"Cookie", "token=one", "Cookie", "token="}, said{Cookies: []string{"one", ""}}},
 			{[]string{"Cookie", `token="quoted"`}, said{Cookies: []string{`"quoted"`}}},
 		} {
@@ -49,7 +51,8 @@ func TestABrowserSaysWhichPageSends(t *testing.T) {
 			if a := s.do(t, "POST", "/page", "", test.headers...); json.Unmarshal([]byte(a.body), &got) != nil {
 				t.Fatalf("%q: %d %s", test.headers, a.StatusCode, a.body)
 			}
-			if got.Sends != test.want.Sends || got.From != test.want.From || got.JSON != test.want.JSON || !slices.Equal(got.Cookies, test.want.Cookies) {
+			if got.Sends != test.want.Sends || got.From != test.want.From || got.JSON != test.want.JSON ||
+				!slices.Equal(got.Cookies, test.want.Cookies) {
 				t.Errorf("%q: %+v, want %+v", test.headers, got, test.want)
 			}
 		}
@@ -86,7 +89,8 @@ func TestCookiesGoOutWithARefusalAsWell(t *testing.T) {
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{},
 			httpserver.Route{Method: "POST", Path: "/fine", Status: 204, Do: httpserver.Public(cookies(nil))},
-			httpserver.Route{Method: "POST", Path: "/refused", Do: httpserver.Public(cookies(fault.New(fault.Unauthenticated, "invalid_token", "No")))},
+			httpserver.Route{Method: "POST", Path: "/refused", Do: httpserver.Public(cookies(fault.New(fault.Unauthenticated,
+				"invalid_token", "No")))},
 			httpserver.Route{Method: "POST", Path: "/failed", Do: httpserver.Public(cookies(errors.New("broken")))})
 		for path, status := range map[string]int{"/fine": 204, "/refused": 401, "/failed": 500} {
 			a := s.do(t, "POST", path, "")

@@ -22,49 +22,50 @@ func TestABodyIsExactlyOneStrictJSONObject(t *testing.T) {
 			code   string
 			field  string // of validation_failed
 		}{
-			"good":                   {body: `{"name":"x","count":1,"tags":["a"]}`, status: 200},
-			"white space around":     {body: " \r\n\t{\"name\" : \"x\"}\n ", status: 200},
-			"escapes":                {body: `{"name":"\u00e9\ud83d\ude00"}`, status: 200},
-			"escaped name":           {body: `{"n\u0061me":"x"}`, status: 200},
-			"brackets in a string":   {body: `{"name":"` + strings.Repeat(`[{\"`, 40) + `"}`, status: 200},
-			"empty object":           {body: `{}`, status: 200},
-			"empty body":             {body: ``, status: 400, code: "malformed_request"},
-			"white space only":       {body: " \n", status: 400, code: "malformed_request"},
-			"null":                   {body: `null`, status: 400, code: "malformed_request"},
-			"array":                  {body: `[{"name":"x"}]`, status: 400, code: "malformed_request"},
-			"scalar":                 {body: `"name"`, status: 400, code: "malformed_request"},
-			"two objects":            {body: `{"name":"x"}{"name":"y"}`, status: 400, code: "malformed_request"},
-			"something after":        {body: `{"name":"x"} garbage`, status: 400, code: "malformed_request"},
-			"wrong and garbage":      {body: `{"name":1} garbage`, status: 400, code: "malformed_request"},
-			"cut off":                {body: `{"name":"x"`, status: 400, code: "malformed_request"},
-			"byte order mark":        {body: "\ufeff{\"name\":\"x\"}", status: 400, code: "malformed_request"},
-			"UTF-16":                 {body: "{\x00\"\x00a\x00", status: 400, code: "malformed_request"},
-			"invalid UTF-8":          {body: "{\"name\":\"\xff\"}", status: 400, code: "malformed_request"},
-			"overlong UTF-8":         {body: "{\"name\":\"\xc0\xaf\"}", status: 400, code: "malformed_request"},
-			"lone surrogate":         {body: `{"name":"\ud800"}`, status: 400, code: "malformed_request"},
-			"NUL":                    {body: "{\"name\":\"\x00\"}", status: 400, code: "malformed_request"},
-			"single quotes":          {body: `{'name':'x'}`, status: 400, code: "malformed_request"},
-			"comment":                {body: `{"name":"x"/**/}`, status: 400, code: "malformed_request"},
-			"trailing comma":         {body: `{"name":"x",}`, status: 400, code: "malformed_request"},
-			"NaN":                    {body: `{"count":NaN}`, status: 400, code: "malformed_request"},
-			"duplicate":              {body: `{"name":"x","name":"y"}`, status: 400, code: "malformed_request"},
-			"duplicate by escape":    {body: `{"name":"x","n\u0061me":"y"}`, status: 400, code: "malformed_request"},
-			"wrong, then duplicate":  {body: `{"name":1,"name":"y"}`, status: 400, code: "malformed_request"},
-			"unknown":                {body: `{"name":"x","admin":true}`, status: 400, code: "malformed_request"},
-			"other case":             {body: `{"Name":"x"}`, status: 400, code: "malformed_request"},
-			"prototype":              {body: `{"__proto__":{}}`, status: 400, code: "malformed_request"},
-			"sixteen deep":           {body: deep(16), status: 400, code: "validation_failed", field: "tags.0"},
-			"seventeen deep":         {body: deep(17), status: 400, code: "malformed_request"},
-			"thousands deep":         {body: deep(8000), status: 400, code: "malformed_request"},
-			"number for string":      {body: `{"name":1}`, status: 400, code: "validation_failed", field: "name"},
-			"null for string":        {body: `{"name":null}`, status: 400, code: "validation_failed", field: "name"},
-			"null for array":         {body: `{"tags":null}`, status: 400, code: "validation_failed", field: "tags"},
-			"null in array":          {body: `{"tags":["a",null]}`, status: 400, code: "validation_failed", field: "tags.1"},
-			"the word null":          {body: `{"name":"null"}`, status: 200},
-			"object for string":      {body: `{"name":{}}`, status: 400, code: "validation_failed", field: "name"},
-			"string for number":      {body: `{"count":"1"}`, status: 400, code: "validation_failed", field: "count"},
-			"fraction for integer":   {body: `{"count":1.5}`, status: 400, code: "validation_failed", field: "count"},
-			"number beyond an int64": {body: `{"count":9223372036854775808}`, status: 400, code: "validation_failed", field: "count"},
+			"good":                  {body: `{"name":"x","count":1,"tags":["a"]}`, status: 200},
+			"white space around":    {body: " \r\n\t{\"name\" : \"x\"}\n ", status: 200},
+			"escapes":               {body: `{"name":"\u00e9\ud83d\ude00"}`, status: 200},
+			"escaped name":          {body: `{"n\u0061me":"x"}`, status: 200},
+			"brackets in a string":  {body: `{"name":"` + strings.Repeat(`[{\"`, 40) + `"}`, status: 200},
+			"empty object":          {body: `{}`, status: 200},
+			"empty body":            {body: ``, status: 400, code: "malformed_request"},
+			"white space only":      {body: " \n", status: 400, code: "malformed_request"},
+			"null":                  {body: `null`, status: 400, code: "malformed_request"},
+			"array":                 {body: `[{"name":"x"}]`, status: 400, code: "malformed_request"},
+			"scalar":                {body: `"name"`, status: 400, code: "malformed_request"},
+			"two objects":           {body: `{"name":"x"}{"name":"y"}`, status: 400, code: "malformed_request"},
+			"something after":       {body: `{"name":"x"} garbage`, status: 400, code: "malformed_request"},
+			"wrong and garbage":     {body: `{"name":1} garbage`, status: 400, code: "malformed_request"},
+			"cut off":               {body: `{"name":"x"`, status: 400, code: "malformed_request"},
+			"byte order mark":       {body: "\ufeff{\"name\":\"x\"}", status: 400, code: "malformed_request"},
+			"UTF-16":                {body: "{\x00\"\x00a\x00", status: 400, code: "malformed_request"},
+			"invalid UTF-8":         {body: "{\"name\":\"\xff\"}", status: 400, code: "malformed_request"},
+			"overlong UTF-8":        {body: "{\"name\":\"\xc0\xaf\"}", status: 400, code: "malformed_request"},
+			"lone surrogate":        {body: `{"name":"\ud800"}`, status: 400, code: "malformed_request"},
+			"NUL":                   {body: "{\"name\":\"\x00\"}", status: 400, code: "malformed_request"},
+			"single quotes":         {body: `{'name':'x'}`, status: 400, code: "malformed_request"},
+			"comment":               {body: `{"name":"x"/**/}`, status: 400, code: "malformed_request"},
+			"trailing comma":        {body: `{"name":"x",}`, status: 400, code: "malformed_request"},
+			"NaN":                   {body: `{"count":NaN}`, status: 400, code: "malformed_request"},
+			"duplicate":             {body: `{"name":"x","name":"y"}`, status: 400, code: "malformed_request"},
+			"duplicate by escape":   {body: `{"name":"x","n\u0061me":"y"}`, status: 400, code: "malformed_request"},
+			"wrong, then duplicate": {body: `{"name":1,"name":"y"}`, status: 400, code: "malformed_request"},
+			"unknown":               {body: `{"name":"x","admin":true}`, status: 400, code: "malformed_request"},
+			"other case":            {body: `{"Name":"x"}`, status: 400, code: "malformed_request"},
+			"prototype":             {body: `{"__proto__":{}}`, status: 400, code: "malformed_request"},
+			"sixteen deep":          {body: deep(16), status: 400, code: "validation_failed", field: "tags.0"},
+			"seventeen deep":        {body: deep(17), status: 400, code: "malformed_request"},
+			"thousands deep":        {body: deep(8000), status: 400, code: "malformed_request"},
+			"number for string":     {body: `{"name":1}`, status: 400, code: "validation_failed", field: "name"},
+			"null for string":       {body: `{"name":null}`, status: 400, code: "validation_failed", field: "name"},
+			"null for array":        {body: `{"tags":null}`, status: 400, code: "validation_failed", field: "tags"},
+			"null in array":         {body: `{"tags":["a",null]}`, status: 400, code: "validation_failed", field: "tags.1"},
+			"the word null":         {body: `{"name":"null"}`, status: 200},
+			"object for string":     {body: `{"name":{}}`, status: 400, code: "validation_failed", field: "name"},
+			"string for number":     {body: `{"count":"1"}`, status: 400, code: "validation_failed", field: "count"},
+			"fraction for integer":  {body: `{"count":1.5}`, status: 400, code: "validation_failed", field: "count"},
+			"number beyond an int64": {body: `{"count":9223372036854775808}`, status: 400, code: "validation_failed",
+				field: "count"},
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -79,7 +80,8 @@ func TestABodyIsExactlyOneStrictJSONObject(t *testing.T) {
 				if test.field == "" && len(p.Errors) == 0 {
 					return
 				}
-				if len(p.Errors) != 1 || p.Errors[0].Field != test.field || p.Errors[0].Code != "wrong_type" || p.Errors[0].Detail == "" {
+				if len(p.Errors) != 1 || p.Errors[0].Field != test.field || p.Errors[0].Code != "wrong_type" ||
+					p.Errors[0].Detail == "" {
 					t.Errorf("errors %+v, want field %q", p.Errors, test.field)
 				}
 			})
@@ -205,7 +207,8 @@ func TestACompressedBodyIsRefused(t *testing.T) {
 				t.Errorf("Accept-Encoding %q", a.Header.Get("Accept-Encoding"))
 			}
 		}
-		if a := s.do(t, "POST", "/echo", `{"name":"x"}`, "Content-Type", "application/json", "Content-Encoding", "identity"); a.StatusCode != 200 {
+		if a := s.do(t, "POST", "/echo", `{"name":"x"}`, "Content-Type", "application/json", "Content-Encoding",
+			"identity"); a.StatusCode != 200 {
 			t.Errorf("identity: %d %s", a.StatusCode, a.body)
 		}
 	})
@@ -234,18 +237,33 @@ func TestOAuthRoutesAnswerInOAuthsForm(t *testing.T) {
 			want               string
 			header, value      string
 		}{
-			"good":           {"POST", "/oauth/introspect", "token=a%20b&hint=&x=%C3%A9", form, 200, `{"hint":"","token":"a b","x":"é"}`, "", ""},
-			"client":         {"POST", "/oauth/introspect", "token=client", form, 401, `{"error":"invalid_client","error_description":"who 'are' you"}`, "Www-Authenticate", `Basic realm="authctl"`},
-			"twice":          {"POST", "/oauth/introspect", "token=a&token=b", form, 400, `{"error":"invalid_request","error_description":"A parameter was sent twice: 'token'"}`, "Cache-Control", "no-store"},
-			"twice, empty":   {"POST", "/oauth/introspect", "token=a&token=", form, 400, `{"error":"invalid_request","error_description":"A parameter was sent twice: 'token'"}`, "", ""},
-			"bad escape":     {"POST", "/oauth/introspect", "token=%zz", form, 400, `{"error":"invalid_request","error_description":"The body is not a valid form in UTF-8."}`, "", ""},
-			"invalid UTF-8":  {"POST", "/oauth/introspect", "token=%ff", form, 400, `{"error":"invalid_request","error_description":"The body is not a valid form in UTF-8."}`, "", ""},
-			"JSON":           {"POST", "/oauth/introspect", "{}", []string{"Content-Type", "application/json"}, 400, `{"error":"invalid_request","error_description":"Content-Type must be application/x-www-form-urlencoded, not 'application/json'."}`, "", ""},
-			"internal":       {"POST", "/oauth/introspect", "token=break", form, 500, `{"error":"server_error","error_description":"Something went wrong on our side"}`, "", ""},
-			"other method":   {"GET", "/oauth/introspect", "", nil, 405, `{"error":"invalid_request","error_description":"The method does not apply here: Allowed here: POST, OPTIONS."}`, "Allow", "POST, OPTIONS"},
-			"no such path":   {"GET", "/oauth/nowhere", "", nil, 404, `{"error":"invalid_request","error_description":"There is nothing here"}`, "", ""},
-			"too large":      {"POST", "/oauth/introspect", strings.Repeat("x", httpserver.MaxBody+1), form, 413, `{"error":"invalid_request","error_description":"The body is too large"}`, "", ""},
-			"unknown method": {"BREW", "/oauth/introspect", "", nil, 405, `{"error":"invalid_request","error_description":"The method does not apply here: Allowed here: POST, OPTIONS."}`, "Allow", "POST, OPTIONS"},
+			"good": {"POST", "/oauth/introspect", "token=a%20b&hint=&x=%C3%A9", form, 200,
+				`{"hint":"","token":"a b","x":"é"}`, "", ""},
+			"client": {"POST", "/oauth/introspect", "token=client", form, 401,
+				`{"error":"invalid_client","error_description":"who 'are' you"}`, "Www-Authenticate", `Basic realm="authctl"`},
+			"twice": {"POST", "/oauth/introspect", "token=a&token=b", form, 400,
+				`{"error":"invalid_request","error_description":"A parameter was sent twice: 'token'"}`, "Cache-Control",
+				"no-store"},
+			"twice, empty": {"POST", "/oauth/introspect", "token=a&token=", form, 400,
+				`{"error":"invalid_request","error_description":"A parameter was sent twice: 'token'"}`, "", ""},
+			"bad escape": {"POST", "/oauth/introspect", "token=%zz", form, 400,
+				`{"error":"invalid_request","error_description":"The body is not a valid form in UTF-8."}`, "", ""},
+			"invalid UTF-8": {"POST", "/oauth/introspect", "token=%ff", form, 400,
+				`{"error":"invalid_request","error_description":"The body is not a valid form in UTF-8."}`, "", ""},
+			"JSON": {"POST", "/oauth/introspect", "{}", []string{"Content-Type", "application/json"}, 400,
+				`{"error":"invalid_request","error_description":"Content-Type must be application/x-www-form-urlencoded, not 'application/json'."}`, "", ""},
+			"internal": {"POST", "/oauth/introspect", "token=break", form, 500,
+				`{"error":"server_error","error_description":"Something went wrong on our side"}`, "", ""},
+			"other method": {"GET", "/oauth/introspect", "", nil, 405,
+				`{"error":"invalid_request","error_description":"The method does not apply here: Allowed here: POST, OPTIONS."}`,
+				"Allow", "POST, OPTIONS"},
+			"no such path": {"GET", "/oauth/nowhere", "", nil, 404,
+				`{"error":"invalid_request","error_description":"There is nothing here"}`, "", ""},
+			"too large": {"POST", "/oauth/introspect", strings.Repeat("x", httpserver.MaxBody+1), form, 413,
+				`{"error":"invalid_request","error_description":"The body is too large"}`, "", ""},
+			"unknown method": {"BREW", "/oauth/introspect", "", nil, 405,
+				`{"error":"invalid_request","error_description":"The method does not apply here: Allowed here: POST, OPTIONS."}`,
+				"Allow", "POST, OPTIONS"},
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

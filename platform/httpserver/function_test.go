@@ -53,33 +53,41 @@ func TestAFunctionGetsAndGivesEveryPart(t *testing.T) {
 		},
 		User: func(who string) string { return who },
 	}
-	whole := httpserver.Route{Method: "POST", Path: "/all/{id}/end", Cache: "no-store", Do: httpserver.As(someone, func(ctx context.Context, who string, in members) (everything, error) {
-		if _, deadline := ctx.Deadline(); !deadline {
-			t.Error("the work has no deadline")
-		}
-		return everything{Status: 202, Header: in.Header, Cookie: &http.Cookie{Name: "answer", Value: in.Cookie, HttpOnly: true}, Body: map[string]string{
-			"who": who, "id": in.ID, "q": in.Query, "needed": *in.Body.Needed, "free": in.Body.Free, "ip": in.Peer.IP.String(), "agent": in.Peer.UserAgent, "request": in.Peer.RequestID,
-		}}, nil
-	})}
-	optional := httpserver.Route{Method: "POST", Path: "/optional", Do: httpserver.Public(func(_ context.Context, in struct {
-		Body echo `body:"optional"`
-	}) (echo, error) {
-		return in.Body, nil
-	})}
-	lost := httpserver.Route{Method: "DELETE", Path: "/lost", Instead: "POST /lost", Do: httpserver.PublicDo(func(context.Context, echoed) error { return nil })}
+	whole := httpserver.Route{Method: "POST", Path: "/all/{id}/end", Cache: "no-store",
+		Do: httpserver.As(someone, func(ctx context.Context, who string, in members) (everything, error) {
+			if _, deadline := ctx.Deadline(); !deadline {
+				t.Error("the work has no deadline")
+			}
+			return everything{Status: 202, Header: in.Header, Cookie: &http.Cookie{Name: "answer", Value: in.Cookie,
+				HttpOnly: true}, Body: map[string]string{
+				"who": who, "id": in.ID, "q": in.Query, "needed": *in.Body.Needed, "free": in.Body.Free,
+				"ip": in.Peer.IP.String(), "agent": in.Peer.UserAgent, "request": in.Peer.RequestID,
+			}}, nil
+		})}
+	optional := httpserver.Route{Method: "POST", Path: "/optional",
+		Do: httpserver.Public(func(_ context.Context, in struct {
+			Body echo `body:"optional"`
+		}) (echo, error) {
+			return in.Body, nil
+		})}
+	lost := httpserver.Route{Method: "DELETE", Path: "/lost", Instead: "POST /lost",
+		Do: httpserver.PublicDo(func(context.Context, echoed) error { return nil })}
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{}, whole, optional, lost)
-		headers := []string{"Content-Type", "application/json", "Authorization", "Bearer user-7", "X-Own", "own", "Cookie", "other=1; mark=it", "User-Agent", "agent/1", "X-Request-Id", "id-1"}
+		headers := []string{"Content-Type", "application/json", "Authorization", "Bearer user-7", "X-Own", "own", "Cookie",
+			"other=1; mark=it", "User-Agent", "agent/1", "X-Request-Id", "id-1"}
 		a := s.do(t, "POST", "/all/a%2Fb/end?q=c%20d", `{"needed":"","free":"f"}`, headers...)
 		var got map[string]string
 		if err := json.Unmarshal([]byte(a.body), &got); err != nil || a.StatusCode != 202 {
 			t.Fatalf("%d %s", a.StatusCode, a.body)
 		}
-		want := map[string]string{"who": "user-7", "id": "a%2Fb", "q": "c d", "needed": "", "free": "f", "ip": "127.0.0.1", "agent": "agent/1", "request": "id-1"}
+		want := map[string]string{"who": "user-7", "id": "a%2Fb", "q": "c d", "needed": "", "free": "f", "ip": "127.0.0.1",
+			"agent": "agent/1", "request": "id-1"}
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("%v, want %v", got, want)
 		}
-		if a.Header.Get("X-Answer") != "own" || a.Header.Values("X-Unsent") != nil || a.Header.Get("Set-Cookie") != "answer=it; HttpOnly" || a.Header.Get("Cache-Control") != "no-store" {
+		if a.Header.Get("X-Answer") != "own" || a.Header.Values("X-Unsent") != nil ||
+			a.Header.Get("Set-Cookie") != "answer=it; HttpOnly" || a.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("%v", a.Header)
 		}
 		// Who asks is found out before anything else is read.
@@ -95,10 +103,12 @@ func TestAFunctionGetsAndGivesEveryPart(t *testing.T) {
 			t.Errorf("without a body: %d %s", a.StatusCode, a.body)
 		}
 		s.do(t, "POST", "/optional", "{", "Content-Type", "application/json").problem(t, 400, "malformed_request")
-		if p := s.do(t, "DELETE", "/lost", "").problem(t, 400, "malformed_request"); !strings.Contains(p.Detail, "POST /lost does the same") {
+		if p := s.do(t, "DELETE", "/lost", "").problem(t, 400, "malformed_request"); !strings.Contains(p.Detail,
+			"POST /lost does the same") {
 			t.Errorf("%q", p.Detail)
 		}
-		if a := s.do(t, "DELETE", "/lost", "{}", "Content-Type", "application/json"); a.StatusCode != 204 || a.body != "" || a.Header.Get("Content-Type") != "" {
+		if a := s.do(t, "DELETE", "/lost", "{}", "Content-Type", "application/json"); a.StatusCode != 204 ||
+			a.body != "" || a.Header.Get("Content-Type") != "" {
 			t.Errorf("%d %q %v", a.StatusCode, a.body, a.Header)
 		}
 	})
@@ -110,15 +120,17 @@ func TestAQueryIsExactlyWhatIsDeclared(t *testing.T) {
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{})
 		for query, want := range map[string]string{
-			"": "|", "except=current": "current|", "except=none&free=": "none|", "&&free=%C3%A4+b": "|ä b", "free=except": "|except",
+			"": "|", "except=current": "current|", "except=none&free=": "none|", "&&free=%C3%A4+b": "|ä b",
+			"free=except": "|except",
 		} {
 			if a := s.do(t, "GET", "/query?"+query, ""); a.body != `"`+want+`"` {
 				t.Errorf("%q: %d %s", query, a.StatusCode, a.body)
 			}
 		}
 		for query, code := range map[string]string{
-			"expect=current": "unknown", "current": "unknown", "Except=current": "unknown", "except=Current": "invalid_value", "except=": "invalid_value",
-			"except": "invalid_value", "except=current&except=current": "twice", "free=1&x=2": "unknown", "%22%0a=": "unknown",
+			"expect=current": "unknown", "current": "unknown", "Except=current": "unknown", "except=Current": "invalid_value",
+			"except=": "invalid_value",
+			"except":  "invalid_value", "except=current&except=current": "twice", "free=1&x=2": "unknown", "%22%0a=": "unknown",
 		} {
 			p := s.do(t, "GET", "/query?"+query, "").problem(t, 400, "validation_failed")
 			if len(p.Errors) != 1 || p.Errors[0].Code != code || strings.Contains(p.Errors[0].Field, "\n") {
@@ -146,7 +158,12 @@ func TestAMistakenDeclarationPanics(t *testing.T) {
 				return "", nil
 			})
 		},
-		"an input that is no struct": func() { httpserver.Public(func(context.Context, string) (string, error) { return "", nil }) },
+		"an input that is no struct": func() {
+			httpserver.Public(func(context.Context, string) (string, error) {
+				return "",
+					nil
+			})
+		},
 		"an answer's field to nowhere": func() {
 			httpserver.Public(func(context.Context, struct{}) (struct {
 				Body  string
@@ -178,19 +195,23 @@ func TestAMistakenDeclarationPanics(t *testing.T) {
 func TestAHostsServerIsHeldToTheSameRules(t *testing.T) {
 	t.Parallel()
 	s := serveByNetHTTP(t, httpserver.Config{Origins: []string{"https://app.example.com"}})
-	a := s.do(t, "POST", "/echo", `{"name":"`+strings.Repeat("x", httpserver.MaxBody)+`"}`, "Content-Type", "application/json")
+	a := s.do(t, "POST", "/echo", `{"name":"`+strings.Repeat("x", httpserver.MaxBody)+`"}`, "Content-Type",
+		"application/json")
 	if p := a.problem(t, 413, "body_too_large"); p.Instance != "/echo" {
 		t.Errorf("instance %q", p.Instance)
 	}
-	a = s.do(t, "POST", "/oauth/introspect", "token="+strings.Repeat("x", httpserver.MaxBody), "Content-Type", "application/x-www-form-urlencoded")
+	a = s.do(t, "POST", "/oauth/introspect", "token="+strings.Repeat("x", httpserver.MaxBody), "Content-Type",
+		"application/x-www-form-urlencoded")
 	if a.StatusCode != 413 || !strings.Contains(a.body, `"error":"invalid_request"`) {
 		t.Errorf("%d %s", a.StatusCode, a.body)
 	}
-	s.do(t, "GET", "/plain", "", "Authorization", "Bearer a", "Authorization", "Bearer b").problem(t, 400, "malformed_request")
+	s.do(t, "GET", "/plain", "", "Authorization", "Bearer a", "Authorization", "Bearer b").problem(t, 400,
+		"malformed_request")
 	s.do(t, "GET", "//plain", "").problem(t, 404, "not_found")
 	s.do(t, "GET", "/x/../plain", "").problem(t, 404, "not_found")
 	s.do(t, "GET", "/panic", "").problem(t, 500, "internal_error")
-	if a := s.do(t, "OPTIONS", "/things/1", ""); a.StatusCode != 204 || a.Header.Get("Allow") != "GET, HEAD, DELETE, OPTIONS" {
+	if a := s.do(t, "OPTIONS", "/things/1", ""); a.StatusCode != 204 ||
+		a.Header.Get("Allow") != "GET, HEAD, DELETE, OPTIONS" {
 		t.Errorf("OPTIONS: %d %v", a.StatusCode, a.Header)
 	}
 	if a := s.do(t, "GET", "/plain", ""); !slices.Equal(a.TransferEncoding, nil) || a.ContentLength != 7 {

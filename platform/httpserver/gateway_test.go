@@ -65,7 +65,9 @@ func TestAGatewayIsAnsweredWhateverItAsksWith(t *testing.T) {
 				if test.status != 200 && a.Header.Values("Auth-User") != nil {
 					t.Errorf("%s as %q: Auth-User %q", method, test.authorization, a.Header.Values("Auth-User"))
 				}
-				if got := a.Header.Get("Access-Control-Allow-Methods") + a.Header.Get("Access-Control-Expose-Headers"); strings.Contains(got, "DELETE") || strings.Contains(got, "Auth-User") {
+				if got := a.Header.Get("Access-Control-Allow-Methods") +
+					a.Header.Get("Access-Control-Expose-Headers"); strings.Contains(got, "DELETE") ||
+					strings.Contains(got, "Auth-User") {
 					t.Errorf("%s as %q: CORS allows %q", method, test.authorization, got)
 				}
 			}

@@ -69,7 +69,9 @@ func TestThePageOfTheAPIWorks(t *testing.T) {
 			script, _, found := strings.Cut(after, "</script>")
 			sum := sha256.Sum256([]byte(script))
 			policy := a.Header.Get("Content-Security-Policy")
-			if !found || !strings.Contains(policy, "script-src 'self' 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'") || strings.Contains(policy, "unsafe-eval") {
+			if !found || !strings.Contains(policy,
+				"script-src 'self' 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'") ||
+				strings.Contains(policy, "unsafe-eval") {
 				t.Errorf("policy %q for script %q", policy, script)
 			}
 			for _, text := range []string{"onload=", "<script type", `href="http`, `src="http`, `href="//`, `src="//`, "evil"} {
@@ -78,14 +80,16 @@ func TestThePageOfTheAPIWorks(t *testing.T) {
 				}
 			}
 		}
-		if a := s.do(t, "GET", "/docs/swagger-ui.css", ""); a.StatusCode != 200 || len(a.body) < 1000 || !strings.HasPrefix(a.Header.Get("Content-Type"), "text/css") {
+		if a := s.do(t, "GET", "/docs/swagger-ui.css", ""); a.StatusCode != 200 || len(a.body) < 1000 ||
+			!strings.HasPrefix(a.Header.Get("Content-Type"), "text/css") {
 			t.Errorf("style sheet: %d %s, %d bytes", a.StatusCode, a.Header.Get("Content-Type"), len(a.body))
 		}
 		document := s.do(t, "GET", "/docs/doc.json", "")
 		if document.body != `{"openapi":"3.1.0"}` || document.Header.Get("Content-Type") != "application/json" {
 			t.Errorf("document: %d %s", document.StatusCode, document.body)
 		}
-		if a := s.do(t, "GET", "/docs/doc.json", "", "If-None-Match", document.Header.Get("ETag")); a.StatusCode != 304 || a.body != "" {
+		if a := s.do(t, "GET", "/docs/doc.json", "", "If-None-Match", document.Header.Get("ETag")); a.StatusCode != 304 ||
+			a.body != "" {
 			t.Errorf("the same document: %d %s", a.StatusCode, a.body)
 		}
 		s.do(t, "GET", "/docs/missing.js", "").problem(t, 404, "not_found")
@@ -155,10 +159,12 @@ func TestOnlyListedOriginsAreAllowed(t *testing.T) {
 			t.Errorf("preflight: %d %v", a.StatusCode, a.Header)
 		}
 		a = s.do(t, "OPTIONS", "/things/1", "", append(preflight, "Origin", "https://evil.example")...)
-		if a.Header.Get("Access-Control-Allow-Origin") != "" || a.Header.Get("Access-Control-Allow-Methods") != "" || a.Header.Get("Vary") != "Origin" {
+		if a.Header.Get("Access-Control-Allow-Origin") != "" || a.Header.Get("Access-Control-Allow-Methods") != "" ||
+			a.Header.Get("Vary") != "Origin" {
 			t.Errorf("preflight of a stranger: %v", a.Header)
 		}
-		s.do(t, "OPTIONS", "/nowhere", "", append(preflight, "Origin", "https://app.example.com")...).problem(t, 404, "not_found")
+		s.do(t, "OPTIONS", "/nowhere", "", append(preflight, "Origin", "https://app.example.com")...).problem(t, 404,
+			"not_found")
 	})
 }
 
@@ -180,7 +186,8 @@ func TestAPreflightPassesWhatIsAskedFor(t *testing.T) {
 		})}
 		s := serve(t, httpserver.Config{Origins: []string{origin}, CORSHeaders: []string{"X-Tenant", "X-Acme-*"}}, own)
 		shown := s.do(t, "GET", "/own", "", "Origin", origin, "Own-Header", "kept")
-		if shown.Header.Get("Shown-Header") != "kept" || !strings.HasSuffix(shown.Header.Get("Access-Control-Expose-Headers"), ", Shown-Header") {
+		if shown.Header.Get("Shown-Header") != "kept" ||
+			!strings.HasSuffix(shown.Header.Get("Access-Control-Expose-Headers"), ", Shown-Header") {
 			t.Errorf("a header that a route declares: %v", shown.Header)
 		}
 		all := serve(t, httpserver.Config{Origins: []string{origin}, CORSHeaders: []string{"*"}})
@@ -190,7 +197,8 @@ func TestAPreflightPassesWhatIsAskedFor(t *testing.T) {
 				headers = append(headers, "Access-Control-Request-Headers", line)
 			}
 			a := s.do(t, "OPTIONS", "/echo", "", headers...)
-			if a.StatusCode != 204 || a.Header.Get("Access-Control-Allow-Credentials") != "true" || !slices.Contains(a.Header.Values("Vary"), "Access-Control-Request-Headers") {
+			if a.StatusCode != 204 || a.Header.Get("Access-Control-Allow-Credentials") != "true" ||
+				!slices.Contains(a.Header.Values("Vary"), "Access-Control-Request-Headers") {
 				t.Errorf("%q: %d %v", asked, a.StatusCode, a.Header)
 			}
 			for name := range strings.SplitSeq(a.Header.Get("Access-Control-Allow-Headers"), ",") {
@@ -199,9 +207,12 @@ func TestAPreflightPassesWhatIsAskedFor(t *testing.T) {
 			return passed
 		}
 		for _, name := range []string{
-			"authorization", "content-type", "x-request-id", "own-header", "traceparent", "tracestate", "baggage", "sentry-trace",
-			"idempotency-key", "x-requested-with", "x-datadog-trace-id", "x-datadog-sampling-priority", "if-none-match", "cache-control", "pragma",
-			"x-b3-traceid", "b3", "uber-trace-id", "newrelic", "x-csrf-token", "x-tenant", "x-acme-", "x-acme-anything", "X-Requested-With",
+			"authorization", "content-type", "x-request-id", "own-header", "traceparent", "tracestate", "baggage",
+			"sentry-trace",
+			"idempotency-key", "x-requested-with", "x-datadog-trace-id", "x-datadog-sampling-priority", "if-none-match",
+			"cache-control", "pragma",
+			"x-b3-traceid", "b3", "uber-trace-id", "newrelic", "x-csrf-token", "x-tenant", "x-acme-", "x-acme-anything",
+			"X-Requested-With",
 		} {
 			if !slices.Contains(preflight(s, name), strings.ToLower(name)) {
 				t.Errorf("%s does not pass", name)
@@ -228,11 +239,14 @@ func TestAPreflightPassesWhatIsAskedFor(t *testing.T) {
 func TestOriginsAreThoseThatBrowsersSend(t *testing.T) {
 	t.Parallel()
 	for entry, sent := range map[string]string{
-		"capacitor://localhost": "capacitor://localhost", "tauri://localhost": "tauri://localhost", "ionic://localhost": "ionic://localhost",
+		"capacitor://localhost": "capacitor://localhost", "tauri://localhost": "tauri://localhost",
+		"ionic://localhost":                   "ionic://localhost",
 		"chrome-extension://abcdefghijklmnop": "chrome-extension://abcdefghijklmnop", "app://-": "app://-",
 		"safari-web-extension://6E1B0A5C-AB": "safari-web-extension://6E1B0A5C-AB",
-		"HTTPS://App.Example.com:443":        "https://app.example.com", "http://localhost:80": "http://localhost", "http://localhost:443": "http://localhost:443",
-		"https://[2001:DB8:0::1]:8443": "https://[2001:db8::1]:8443", "http://127.0.0.1:03000": "http://127.0.0.1:3000", "Capacitor://localhost:81": "capacitor://localhost:81",
+		"HTTPS://App.Example.com:443":        "https://app.example.com", "http://localhost:80": "http://localhost",
+		"http://localhost:443":         "http://localhost:443",
+		"https://[2001:DB8:0::1]:8443": "https://[2001:db8::1]:8443", "http://127.0.0.1:03000": "http://127.0.0.1:3000",
+		"Capacitor://localhost:81": "capacitor://localhost:81",
 	} {
 		s := serve(t, httpserver.Config{Origins: []string{entry}})
 		if a := s.do(t, "GET", "/plain", "", "Origin", sent); a.Header.Get("Access-Control-Allow-Origin") != sent {
@@ -298,54 +312,62 @@ func TestTheClientsAddressIsTakenFromTrustedProxiesOnly(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		direct := serve(t, httpserver.Config{})
-		behind := serve(t, httpserver.Config{TrustedProxies: []string{"127.0.0.0/8", "10.0.0.0/8", "::ffff:192.168.0.0/112", "fd00::/8"}})
+		behind := serve(t, httpserver.Config{TrustedProxies: []string{"127.0.0.0/8", "10.0.0.0/8",
+			"::ffff:192.168.0.0/112", "fd00::/8"}})
 		for name, test := range map[string]struct {
 			service *service
 			headers []string
 			want    string
 		}{
-			"no proxy, forged":      {direct, []string{"X-Forwarded-For", "1.2.3.4", "X-Real-Ip", "1.2.3.4", "Forwarded", "for=1.2.3.4"}, "127.0.0.1"},
-			"no header":             {behind, nil, "127.0.0.1"},
-			"one hop":               {behind, []string{"X-Forwarded-For", "203.0.113.9"}, "203.0.113.9"},
-			"forged left of it":     {behind, []string{"X-Forwarded-For", "1.1.1.1, 203.0.113.9"}, "203.0.113.9"},
-			"two trusted hops":      {behind, []string{"X-Forwarded-For", "1.1.1.1, 203.0.113.9, 10.1.2.3"}, "203.0.113.9"},
-			"several headers":       {behind, []string{"X-Forwarded-For", "203.0.113.9", "X-Forwarded-For", "10.1.2.3"}, "203.0.113.9"},
-			"forged first header":   {behind, []string{"X-Forwarded-For", "1.1.1.1", "X-Forwarded-For", "203.0.113.9"}, "203.0.113.9"},
-			"all trusted":           {behind, []string{"X-Forwarded-For", "10.9.9.9, 10.1.2.3"}, "10.9.9.9"},
-			"garbage":               {behind, []string{"X-Forwarded-For", "203.0.113.9, unknown"}, "127.0.0.1"},
-			"garbage further left":  {behind, []string{"X-Forwarded-For", "203.0.113.9, unknown, 10.1.2.3"}, "10.1.2.3"},
-			"empty entry":           {behind, []string{"X-Forwarded-For", "203.0.113.9,, 10.1.2.3"}, "203.0.113.9"},
-			"trailing comma":        {behind, []string{"X-Forwarded-For", "203.0.113.9,"}, "203.0.113.9"},
-			"trailing commas":       {behind, []string{"X-Forwarded-For", "203.0.113.9, ,\t, "}, "203.0.113.9"},
-			"leading comma":         {behind, []string{"X-Forwarded-For", ", 203.0.113.9"}, "203.0.113.9"},
-			"commas alone":          {behind, []string{"X-Forwarded-For", ",,"}, "127.0.0.1"},
-			"an empty line between": {behind, []string{"X-Forwarded-For", "203.0.113.9", "X-Forwarded-For", "", "X-Forwarded-For", "10.1.2.3"}, "203.0.113.9"},
-			"blanks around":         {behind, []string{"X-Forwarded-For", "  203.0.113.9 \t,\t10.1.2.3  "}, "203.0.113.9"},
-			"brackets":              {behind, []string{"X-Forwarded-For", "[2001:db8::7]"}, "2001:db8::7"},
-			"brackets and port":     {behind, []string{"X-Forwarded-For", "[2001:db8::7]:4711"}, "2001:db8::7"},
-			"brackets and zone":     {behind, []string{"X-Forwarded-For", "[fe80::7%eth0]:80"}, "fe80::7"},
-			"brackets, mapped":      {behind, []string{"X-Forwarded-For", "[::ffff:203.0.113.9]:80"}, "203.0.113.9"},
-			"brackets around IPv4":  {behind, []string{"X-Forwarded-For", "[203.0.113.9]:80"}, "203.0.113.9"},
-			"trusted in brackets":   {behind, []string{"X-Forwarded-For", "203.0.113.9:1, [fd00::7], [::ffff:10.1.2.3]:443"}, "203.0.113.9"},
-			"IPv4 with port":        {behind, []string{"X-Forwarded-For", "1.2.3.4:5678"}, "1.2.3.4"},
-			"quotes":                {behind, []string{"X-Forwarded-For", "\"[2001:db8::7]:4711\""}, "2001:db8::7"},
-			"open bracket":          {behind, []string{"X-Forwarded-For", "[2001:db8::7"}, "127.0.0.1"},
-			"after the bracket":     {behind, []string{"X-Forwarded-For", "[2001:db8::7]x"}, "127.0.0.1"},
-			"open quote":            {behind, []string{"X-Forwarded-For", "\"203.0.113.9"}, "127.0.0.1"},
-			"port too large":        {behind, []string{"X-Forwarded-For", "203.0.113.9:99999"}, "127.0.0.1"},
-			"port that is none":     {behind, []string{"X-Forwarded-For", "203.0.113.9:http"}, "127.0.0.1"},
-			"leading zeros":         {behind, []string{"X-Forwarded-For", "010.1.2.3"}, "127.0.0.1"},
-			"a name":                {behind, []string{"X-Forwarded-For", "203.0.113.9, client.example"}, "127.0.0.1"},
-			"a socket of nginx":     {behind, []string{"X-Forwarded-For", "203.0.113.9, unix:"}, "127.0.0.1"},
-			"garbage in the middle": {behind, []string{"X-Forwarded-For", "203.0.113.9, _hidden, [fd00::1], 10.1.2.3"}, "fd00::1"},
-			"empty header":          {behind, []string{"X-Forwarded-For", ""}, "127.0.0.1"},
-			"IPv6":                  {behind, []string{"X-Forwarded-For", "2001:db8::1"}, "2001:db8::1"},
-			"IPv6 with zone":        {behind, []string{"X-Forwarded-For", "fe80::1%eth0"}, "fe80::1"},
-			"mapped":                {behind, []string{"X-Forwarded-For", "::ffff:203.0.113.9"}, "203.0.113.9"},
-			"mapped trusted hop":    {behind, []string{"X-Forwarded-For", "203.0.113.9, ::ffff:10.1.2.3"}, "203.0.113.9"},
-			"trusted by mapping":    {behind, []string{"X-Forwarded-For", "203.0.113.9, 192.168.0.7"}, "203.0.113.9"},
-			"with ports":            {behind, []string{"X-Forwarded-For", "203.0.113.9:1234, [fd00::1]:80"}, "203.0.113.9"},
-			"other headers ignored": {behind, []string{"X-Real-Ip", "1.2.3.4", "Forwarded", "for=1.2.3.4", "Cf-Connecting-Ip", "1.2.3.4"}, "127.0.0.1"},
+			"no proxy, forged": {direct, []string{"X-Forwarded-For", "1.2.3.4", "X-Real-Ip", "1.2.3.4", "Forwarded",
+				"for=1.2.3.4"}, "127.0.0.1"},
+			"no header":         {behind, nil, "127.0.0.1"},
+			"one hop":           {behind, []string{"X-Forwarded-For", "203.0.113.9"}, "203.0.113.9"},
+			"forged left of it": {behind, []string{"X-Forwarded-For", "1.1.1.1, 203.0.113.9"}, "203.0.113.9"},
+			"two trusted hops":  {behind, []string{"X-Forwarded-For", "1.1.1.1, 203.0.113.9, 10.1.2.3"}, "203.0.113.9"},
+			"several headers": {behind, []string{"X-Forwarded-For", "203.0.113.9", "X-Forwarded-For", "10.1.2.3"},
+				"203.0.113.9"},
+			"forged first header": {behind, []string{"X-Forwarded-For", "1.1.1.1", "X-Forwarded-For", "203.0.113.9"},
+				"203.0.113.9"},
+			"all trusted":          {behind, []string{"X-Forwarded-For", "10.9.9.9, 10.1.2.3"}, "10.9.9.9"},
+			"garbage":              {behind, []string{"X-Forwarded-For", "203.0.113.9, unknown"}, "127.0.0.1"},
+			"garbage further left": {behind, []string{"X-Forwarded-For", "203.0.113.9, unknown, 10.1.2.3"}, "10.1.2.3"},
+			"empty entry":          {behind, []string{"X-Forwarded-For", "203.0.113.9,, 10.1.2.3"}, "203.0.113.9"},
+			"trailing comma":       {behind, []string{"X-Forwarded-For", "203.0.113.9,"}, "203.0.113.9"},
+			"trailing commas":      {behind, []string{"X-Forwarded-For", "203.0.113.9, ,\t, "}, "203.0.113.9"},
+			"leading comma":        {behind, []string{"X-Forwarded-For", ", 203.0.113.9"}, "203.0.113.9"},
+			"commas alone":         {behind, []string{"X-Forwarded-For", ",,"}, "127.0.0.1"},
+			"an empty line between": {behind, []string{"X-Forwarded-For", "203.0.113.9", "X-Forwarded-For", "",
+				"X-Forwarded-For", "10.1.2.3"}, "203.0.113.9"},
+			"blanks around":        {behind, []string{"X-Forwarded-For", "  203.0.113.9 \t,\t10.1.2.3  "}, "203.0.113.9"},
+			"brackets":             {behind, []string{"X-Forwarded-For", "[2001:db8::7]"}, "2001:db8::7"},
+			"brackets and port":    {behind, []string{"X-Forwarded-For", "[2001:db8::7]:4711"}, "2001:db8::7"},
+			"brackets and zone":    {behind, []string{"X-Forwarded-For", "[fe80::7%eth0]:80"}, "fe80::7"},
+			"brackets, mapped":     {behind, []string{"X-Forwarded-For", "[::ffff:203.0.113.9]:80"}, "203.0.113.9"},
+			"brackets around IPv4": {behind, []string{"X-Forwarded-For", "[203.0.113.9]:80"}, "203.0.113.9"},
+			"trusted in brackets": {behind, []string{"X-Forwarded-For", "203.0.113.9:1, [fd00::7], [::ffff:10.1.2.3]:443"},
+				"203.0.113.9"},
+			"IPv4 with port":    {behind, []string{"X-Forwarded-For", "1.2.3.4:5678"}, "1.2.3.4"},
+			"quotes":            {behind, []string{"X-Forwarded-For", "\"[2001:db8::7]:4711\""}, "2001:db8::7"},
+			"open bracket":      {behind, []string{"X-Forwarded-For", "[2001:db8::7"}, "127.0.0.1"},
+			"after the bracket": {behind, []string{"X-Forwarded-For", "[2001:db8::7]x"}, "127.0.0.1"},
+			"open quote":        {behind, []string{"X-Forwarded-For", "\"203.0.113.9"}, "127.0.0.1"},
+			"port too large":    {behind, []string{"X-Forwarded-For", "203.0.113.9:99999"}, "127.0.0.1"},
+			"port that is none": {behind, []string{"X-Forwarded-For", "203.0.113.9:http"}, "127.0.0.1"},
+			"leading zeros":     {behind, []string{"X-Forwarded-For", "010.1.2.3"}, "127.0.0.1"},
+			"a name":            {behind, []string{"X-Forwarded-For", "203.0.113.9, client.example"}, "127.0.0.1"},
+			"a socket of nginx": {behind, []string{"X-Forwarded-For", "203.0.113.9, unix:"}, "127.0.0.1"},
+			"garbage in the middle": {behind, []string{"X-Forwarded-For", "203.0.113.9, _hidden, [fd00::1], 10.1.2.3"},
+				"fd00::1"},
+			"empty header":       {behind, []string{"X-Forwarded-For", ""}, "127.0.0.1"},
+			"IPv6":               {behind, []string{"X-Forwarded-For", "2001:db8::1"}, "2001:db8::1"},
+			"IPv6 with zone":     {behind, []string{"X-Forwarded-For", "fe80::1%eth0"}, "fe80::1"},
+			"mapped":             {behind, []string{"X-Forwarded-For", "::ffff:203.0.113.9"}, "203.0.113.9"},
+			"mapped trusted hop": {behind, []string{"X-Forwarded-For", "203.0.113.9, ::ffff:10.1.2.3"}, "203.0.113.9"},
+			"trusted by mapping": {behind, []string{"X-Forwarded-For", "203.0.113.9, 192.168.0.7"}, "203.0.113.9"},
+			"with ports":         {behind, []string{"X-Forwarded-For", "203.0.113.9:1234, [fd00::1]:80"}, "203.0.113.9"},
+			"other headers ignored": {behind, []string{"X-Real-Ip", "1.2.3.4", "Forwarded", "for=1.2.3.4", "Cf-Connecting-Ip",
+				"1.2.3.4"}, "127.0.0.1"},
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -367,10 +389,12 @@ func TestTheOperatorIsToldWhereClientsCannotBeToldApart(t *testing.T) {
 			behind.do(t, "GET", "/ip", "", "X-Forwarded-For", "203.0.113.9, secret")
 			behind.do(t, "GET", "/ip", "", "X-Forwarded-For", "203.0.113.9,")
 		}
-		if lines := direct.logs.FilterMessage("proxy_not_trusted").All(); len(lines) != 1 || lines[0].ContextMap()["proxy"] != "127.0.0.1" {
+		if lines := direct.logs.FilterMessage("proxy_not_trusted").All(); len(lines) != 1 ||
+			lines[0].ContextMap()["proxy"] != "127.0.0.1" {
 			t.Errorf("a proxy that is not trusted: %v", lines)
 		}
-		if lines := behind.logs.FilterMessage("forwarded_unread").All(); len(lines) != 1 || strings.Contains(fmt.Sprint(lines[0].ContextMap()), "secret") {
+		if lines := behind.logs.FilterMessage("forwarded_unread").All(); len(lines) != 1 ||
+			strings.Contains(fmt.Sprint(lines[0].ContextMap()), "secret") {
 			t.Errorf("an entry that is no address: %v", lines)
 		}
 	})
@@ -383,14 +407,16 @@ func TestARequestIsOneLineOfTheLogWithoutSecrets(t *testing.T) {
 		s.do(t, "GET", "/me?secret=query", "", "Authorization", "Bearer secret-token", "X-Request-Id", "id-1")
 		s.do(t, "GET", "/healthz", "")
 		s.do(t, "POST", "/echo", `{"name":"secret-body"}`, "Content-Type", "application/json")
-		a, _ := s.raw(t, "GET /nowhere/\xe2\x80\xa8%0a\x80"+strings.Repeat("x", 1000)+"?secret HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+		a, _ := s.raw(t, "GET /nowhere/\xe2\x80\xa8%0a\x80"+strings.Repeat("x",
+			1000)+"?secret HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
 		a.problem(t, 404, "not_found")
 		lines := s.requests(t, 4)
 		if len(lines) != 4 {
 			t.Fatalf("%d lines", len(lines))
 		}
 		me := lines[0].ContextMap()
-		for key, want := range map[string]any{"method": "GET", "route": "/me", "path": "/me", "status": int64(200), "bytes": int64(6), "ip": "127.0.0.1", "request_id": "id-1", "user_id": "user-1"} {
+		for key, want := range map[string]any{"method": "GET", "route": "/me", "path": "/me", "status": int64(200),
+			"bytes": int64(6), "ip": "127.0.0.1", "request_id": "id-1", "user_id": "user-1"} {
 			if me[key] != want {
 				t.Errorf("%s: %v, want %v", key, me[key], want)
 			}
@@ -402,7 +428,8 @@ func TestARequestIsOneLineOfTheLogWithoutSecrets(t *testing.T) {
 			t.Errorf("levels %v, %v", lines[0].Level, lines[1].Level)
 		}
 		path := lines[3].ContextMap()["path"].(string)
-		if !strings.HasPrefix(strings.ToLower(path), "/nowhere/%e2%80%a8%0a%80xxx") || !strings.HasSuffix(path, "x...") || len(path) > 300 {
+		if !strings.HasPrefix(strings.ToLower(path), "/nowhere/%e2%80%a8%0a%80xxx") || !strings.HasSuffix(path, "x...") ||
+			len(path) > 300 {
 			t.Errorf("path %q", path)
 		}
 		for _, line := range lines {

@@ -92,7 +92,8 @@ func TestTrailersAreFoundHoweverTheyArrive(t *testing.T) {
 			t.Errorf("%s, byte by byte: %v", name, err)
 		}
 	}
-	if err := readAll(append([]string{chunks}, strings.Split(strings.Repeat("x", maxChunkLine+1), "")...)...); !errors.Is(err, errTooLong) {
+	if err := readAll(append([]string{chunks}, strings.Split(strings.Repeat("x", maxChunkLine+1),
+		"")...)...); !errors.Is(err, errTooLong) {
 		t.Errorf("a trailer without an end: %v", err)
 	}
 }
@@ -109,7 +110,8 @@ func FuzzFraming(f *testing.F) {
 		if err == nil {
 			err = cut.read(data[at:])
 		}
-		if !errors.Is(err, errTooLong) && !errors.Is(wantErr, errTooLong) && (!errors.Is(err, wantErr) || err == nil && whole.part != cut.part) {
+		if !errors.Is(err, errTooLong) && !errors.Is(wantErr, errTooLong) &&
+			(!errors.Is(err, wantErr) || err == nil && whole.part != cut.part) {
 			t.Fatalf("%v in one, %v in two", wantErr, err)
 		}
 	})
@@ -200,7 +202,8 @@ func FuzzForwardedFor(f *testing.F) {
 }
 
 func FuzzDecodeJSON(f *testing.F) {
-	for _, seed := range []string{`{"name":"x"}`, `{"name":1}`, `{"name":null}`, `{"a":[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]}`, `{"name":"x","name":"y"}`, "{\"name\":\"\xff\"}", `{}{}`} {
+	for _, seed := range []string{`{"name":"x"}`, `{"name":1}`, `{"name":null}`,
+		`{"a":[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]}`, `{"name":"x","name":"y"}`, "{\"name\":\"\xff\"}", `{}{}`} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
@@ -273,7 +276,8 @@ func TestBeingOutOfFilesPasses(t *testing.T) {
 	refused := 0
 	l := &listener{
 		Listener: &starved{failures: 3}, total: 1, perIP: 1, log: zap.NewNop(), closed: make(chan struct{}),
-		refused: func(limit string) { refused++ }, conns: map[*conn]struct{}{}, clients: map[netip.Prefix]map[*conn]struct{}{},
+		refused: func(limit string) { refused++ }, conns: map[*conn]struct{}{},
+		clients: map[netip.Prefix]map[*conn]struct{}{},
 	}
 	if c, err := l.Accept(); err != nil || c == nil || refused != 3 {
 		t.Errorf("%v %v, %d times out of files", c, err, refused)
@@ -309,7 +313,8 @@ func TestAChangedCertificateIsServedWithoutARestart(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for file, block := range map[string]*pem.Block{cfg.CertFile: {Type: "CERTIFICATE", Bytes: der}, cfg.KeyFile: {Type: "PRIVATE KEY", Bytes: private}} {
+		for file, block := range map[string]*pem.Block{cfg.CertFile: {Type: "CERTIFICATE", Bytes: der},
+			cfg.KeyFile: {Type: "PRIVATE KEY", Bytes: private}} {
 			if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -87,13 +87,14 @@ func TestStringsOfARequestOutliveIt(t *testing.T) {
 		Q      string `query:"q"`
 		Peer   httpserver.Peer
 	}
-	s := serve(t, httpserver.Config{}, httpserver.Route{Method: "GET", Path: "/keep/{id}", Do: httpserver.PublicDo(func(_ context.Context, in input) error {
-		mu.Lock()
-		defer mu.Unlock()
-		kept = append(kept, in.ID+" "+in.Device+" "+in.Q+" "+in.Peer.RequestID+" "+in.Peer.UserAgent+" "+in.Mark)
-		kept = append(kept, in.ID, in.Device, in.Q, in.Peer.RequestID, in.Peer.UserAgent, in.Mark)
-		return nil
-	})})
+	s := serve(t, httpserver.Config{}, httpserver.Route{Method: "GET", Path: "/keep/{id}",
+		Do: httpserver.PublicDo(func(_ context.Context, in input) error {
+			mu.Lock()
+			defer mu.Unlock()
+			kept = append(kept, in.ID+" "+in.Device+" "+in.Q+" "+in.Peer.RequestID+" "+in.Peer.UserAgent+" "+in.Mark)
+			kept = append(kept, in.ID, in.Device, in.Q, in.Peer.RequestID, in.Peer.UserAgent, in.Mark)
+			return nil
+		})})
 	c := s.dial(t) // one connection: its buffers are used again and again
 	for i := range 20 {
 		fmt.Fprintf(c, "GET /keep/id%02d?q=query%02d HTTP/1.1\r\nHost: a\r\nX-Device: device%02d\r\nX-Request-Id: request%02d\r\nUser-Agent: agent%02d\r\nCookie: mark=mark%02d\r\n\r\n", i, i, i, i, i, i)
@@ -102,7 +103,8 @@ func TestStringsOfARequestOutliveIt(t *testing.T) {
 	mu.Lock()
 	defer mu.Unlock()
 	for i := range 20 {
-		if all, parts := kept[7*i], strings.Join(kept[7*i+1:7*i+7], " "); all != parts || strings.Count(all, fmt.Sprintf("%02d", i)) != 6 {
+		if all, parts := kept[7*i], strings.Join(kept[7*i+1:7*i+7], " "); all != parts ||
+			strings.Count(all, fmt.Sprintf("%02d", i)) != 6 {
 			t.Errorf("request %d: %q became %q", i, all, parts)
 		}
 	}
@@ -125,11 +127,12 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 func TestAStopFinishesWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
 	entered, release := make(chan struct{}), make(chan struct{})
-	s := serve(t, httpserver.Config{DrainDelay: time.Second}, httpserver.Route{Method: "GET", Path: "/slow", Do: httpserver.Public(func(context.Context, nothing) (string, error) {
-		close(entered)
-		<-release
-		return "finished", nil
-	})})
+	s := serve(t, httpserver.Config{DrainDelay: time.Second}, httpserver.Route{Method: "GET", Path: "/slow",
+		Do: httpserver.Public(func(context.Context, nothing) (string, error) {
+			close(entered)
+			<-release
+			return "finished", nil
+		})})
 	if !eventuallyTrue(s.Ready) || s.Stopping() {
 		t.Error("not ready although it runs")
 	}
@@ -183,7 +186,8 @@ func TestAStopDoesNotWaitForIdleClients(t *testing.T) {
 	t.Parallel()
 	// The timeouts alone would keep each of these far longer, and the silent one would have
 	// to be cut off.
-	s := serve(t, httpserver.Config{ShutdownTimeout: 4 * time.Second, HTTP: httpserver.HTTPConfig{IdleTimeout: time.Hour, ReadTimeout: 5 * time.Minute}})
+	s := serve(t, httpserver.Config{ShutdownTimeout: 4 * time.Second,
+		HTTP: httpserver.HTTPConfig{IdleTimeout: time.Hour, ReadTimeout: 5 * time.Minute}})
 	idle, silent := s.dial(t), s.dial(t)
 	idle.send(t, get("/plain"))
 	idle.receive(t)
@@ -207,13 +211,18 @@ func TestAStopDoesNotWaitForIdleClients(t *testing.T) {
 func TestAStopCutsOffWhatTakesTooLong(t *testing.T) {
 	t.Parallel()
 	heeded, release := make(chan error, 1), make(chan struct{})
-	s := serve(t, httpserver.Config{ShutdownTimeout: 100 * time.Millisecond, HTTP: httpserver.HTTPConfig{RequestTimeout: time.Minute}},
+	s := serve(t, httpserver.Config{ShutdownTimeout: 100 * time.Millisecond,
+		HTTP: httpserver.HTTPConfig{RequestTimeout: time.Minute}},
 		httpserver.Route{Method: "GET", Path: "/heeds", Do: httpserver.PublicDo(func(ctx context.Context, _ nothing) error {
 			<-ctx.Done()
 			heeded <- ctx.Err()
 			return ctx.Err()
 		})},
-		httpserver.Route{Method: "GET", Path: "/stuck", Do: httpserver.PublicDo(func(context.Context, nothing) error { <-release; return nil })})
+		httpserver.Route{Method: "GET", Path: "/stuck", Do: httpserver.PublicDo(func(context.Context,
+			nothing) error {
+			<-release
+			return nil
+		})})
 	defer close(release)
 	heeds, stuck := s.dial(t), s.dial(t)
 	heeds.send(t, get("/heeds"))
@@ -247,7 +256,8 @@ func TestATakenPortIsOneClearLine(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = second.Run(t.Context())
-	if want := "port " + port + " is in use: stop what listens there, or set APP_PORT to another port"; err == nil || err.Error() != want {
+	if want := "port " + port + " is in use: stop what listens there, or set APP_PORT to another port"; err == nil ||
+		err.Error() != want {
 		t.Errorf("error %v", err)
 	}
 	if second.Ready() || second.Addr() != nil {
@@ -346,7 +356,8 @@ func busy(t *testing.T, s *service, started <-chan struct{}, count int) []*clien
 // held is a route that answers when let go.
 func held() (route httpserver.Route, started chan struct{}, let func()) {
 	started, release := make(chan struct{}), make(chan struct{})
-	return httpserver.Route{Method: "GET", Path: "/held", Do: httpserver.Public(func(context.Context, nothing) (string, error) {
+	return httpserver.Route{Method: "GET", Path: "/held", Do: httpserver.Public(func(context.Context, nothing) (string,
+		error) {
 		started <- struct{}{}
 		<-release
 		return "held", nil
@@ -369,7 +380,8 @@ func TestOneAddressMayHoldOnlySoManyConnections(t *testing.T) {
 	again.send(t, get("/plain"))
 	again.receive(t)
 
-	proxy := serve(t, httpserver.Config{TrustedProxies: []string{"127.0.0.1"}, HTTP: httpserver.HTTPConfig{MaxConnectionsPerIP: 3}})
+	proxy := serve(t, httpserver.Config{TrustedProxies: []string{"127.0.0.1"},
+		HTTP: httpserver.HTTPConfig{MaxConnectionsPerIP: 3}})
 	for range 8 { // a proxy carries everybody's connections
 		c := proxy.dial(t)
 		c.send(t, get("/plain"))
@@ -453,7 +465,8 @@ func TestMetricsHaveBoundedLabels(t *testing.T) {
 		t.Fatal(err)
 	}
 	server.Handle(routes()...)
-	for _, target := range []string{"GET /things/1", "GET /things/2", "GET /a", "GET /b", "BREW /a", "MIX /b", "GET /broken"} {
+	for _, target := range []string{"GET /things/1", "GET /things/2", "GET /a", "GET /b", "BREW /a", "MIX /b",
+		"GET /broken"} {
 		method, path, _ := strings.Cut(target, " ")
 		request, _ := http.NewRequest(method, "http://a"+path, nil)
 		if _, err := server.App().Test(request, -1); err != nil {
@@ -533,7 +546,8 @@ func TestTLSIsServedDirectly(t *testing.T) {
 	t.Parallel()
 	cfg, pool := certificate(t, t.TempDir(), 1)
 	s := serve(t, httpserver.Config{TLS: cfg})
-	secure := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}, ForceAttemptHTTP2: true}}
+	secure := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool},
+		ForceAttemptHTTP2: true}}
 	defer secure.CloseIdleConnections()
 	for range 3 {
 		response, err := secure.Get("https://" + s.addr + "/ip")
@@ -561,7 +575,8 @@ func TestTLSIsServedDirectly(t *testing.T) {
 	if got := response.Header.Get("Strict-Transport-Security"); got != "max-age=31536000; includeSubDomains" {
 		t.Errorf("with app.hsts_subdomains: %q", got)
 	}
-	if _, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: pool, MaxVersion: tls.VersionTLS11, MinVersion: tls.VersionTLS10}); err == nil {
+	if _, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: pool, MaxVersion: tls.VersionTLS11,
+		MinVersion: tls.VersionTLS10}); err == nil {
 		t.Error("TLS 1.1 is served")
 	}
 	c, err := tls.Dial("tcp", s.addr, &tls.Config{RootCAs: pool})
@@ -581,18 +596,29 @@ func TestTLSIsServedDirectly(t *testing.T) {
 func TestConfigRefusesWhatWouldNotDoWhatItSays(t *testing.T) {
 	t.Parallel()
 	for origin, words := range map[string]string{ // what the refusal must say; nothing where there must be none
-		"https://app.example.com": "", "http://localhost:3000": "", "http://[::1]:8080": "", "https://xn--bcher-kva.example": "",
-		"HTTPS://app.example.com": "", "https://App.example.com": "", "https://app.example.com:443": "", "http://app.example.com:80": "",
-		"capacitor://localhost": "", "tauri://localhost": "", "chrome-extension://abcdefghijklmnop": "", "moz-extension://c0ffee:1": "",
-		"*": "any page", "null": "any page", "": "empty", "app.example.com": "scheme, host and port", "localhost:3000": "scheme, host and port",
-		"https://app.example.com/": "slash at the end: https://app.example.com", "capacitor://localhost/": "slash at the end: capacitor://localhost",
-		"https://*.example.com": "wildcards", "https://app.example.com/x": "path", "https://app.example.com?": "https://app.example.com",
-		"https://app.example.com#": "https://app.example.com", "https://u@app.example.com": "user", "https://app.example.com:": "port",
+		"https://app.example.com": "", "http://localhost:3000": "", "http://[::1]:8080": "",
+		"https://xn--bcher-kva.example": "",
+		"HTTPS://app.example.com":       "", "https://App.example.com": "", "https://app.example.com:443": "",
+		"http://app.example.com:80": "",
+		"capacitor://localhost":     "", "tauri://localhost": "", "chrome-extension://abcdefghijklmnop": "",
+		"moz-extension://c0ffee:1": "",
+		"*":                        "any page", "null": "any page", "": "empty", "app.example.com": "scheme, host and port",
+		"localhost:3000":           "scheme, host and port",
+		"https://app.example.com/": "slash at the end: https://app.example.com",
+		"capacitor://localhost/":   "slash at the end: capacitor://localhost",
+		"https://*.example.com":    "wildcards", "https://app.example.com/x": "path",
+		"https://app.example.com?": "https://app.example.com",
+		"https://app.example.com#": "https://app.example.com", "https://u@app.example.com": "user",
+		"https://app.example.com:":  "port",
 		"https://app.example.com:x": "port", "https://app.example.com:65536": "port", "https://app.example.com:-1": "port",
-		"file:///x": "null", "file://": "null", "data:text/html,x": "scheme, host and port", "https://": "no host", "capacitor://": "no host",
-		"https://a.example https://b.example": "path", "https://a b": "character", "https://a%20b": "character", "https://[::1": "IPv6", "https://[::1%eth0]": "IPv6",
-		"https://127.1": "IPv4", "https://b\u00fccher.example": "https://xn--bcher-kva.example", "https://B\u00dcCHER.example:8443": "https://xn--bcher-kva.example:8443",
-		"https://\u4f8b\u3048.example": "xn--r8jz45g.example", "https://b%C3%BCcher.example": "character", "h\u00e9://x": "scheme, host and port",
+		"file:///x": "null", "file://": "null", "data:text/html,x": "scheme, host and port", "https://": "no host",
+		"capacitor://":                        "no host",
+		"https://a.example https://b.example": "path", "https://a b": "character", "https://a%20b": "character",
+		"https://[::1": "IPv6", "https://[::1%eth0]": "IPv6",
+		"https://127.1": "IPv4", "https://b\u00fccher.example": "https://xn--bcher-kva.example",
+		"https://B\u00dcCHER.example:8443": "https://xn--bcher-kva.example:8443",
+		"https://\u4f8b\u3048.example":     "xn--r8jz45g.example", "https://b%C3%BCcher.example": "character",
+		"h\u00e9://x": "scheme, host and port",
 	} {
 		got := problems(httpserver.Config{Origins: []string{origin}})
 		switch {
@@ -600,7 +626,8 @@ func TestConfigRefusesWhatWouldNotDoWhatItSays(t *testing.T) {
 			t.Errorf("origin %q: %q, want %q", origin, got, words)
 		}
 	}
-	for name, good := range map[string]bool{"X-Tenant": true, "x-acme-*": true, "*": true, "": false, "X Tenant": false, "X-Tenant:": false, "X-T\u00e9": false} {
+	for name, good := range map[string]bool{"X-Tenant": true, "x-acme-*": true, "*": true, "": false, "X Tenant": false,
+		"X-Tenant:": false, "X-T\u00e9": false} {
 		if got := problems(httpserver.Config{CORSHeaders: []string{name}}); (len(got) == 0) != good {
 			t.Errorf("header %q: %q", name, got)
 		}

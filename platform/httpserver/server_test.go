@@ -80,10 +80,19 @@ func routes() []httpserver.Route {
 		get("/plain", httpserver.Public(func(context.Context, nothing) (string, error) { return "plain", nil })),
 		get("/things/{id}", httpserver.Public(func(_ context.Context, in thing) (string, error) { return in.ID, nil })),
 		{Method: "DELETE", Path: "/things/{id}", Do: httpserver.PublicDo(func(context.Context, thing) error { return nil })},
-		{Method: "POST", Path: "/echo", Do: httpserver.Public(func(_ context.Context, in echoed) (echo, error) { return in.Body, nil })},
+		{Method: "POST", Path: "/echo", Do: httpserver.Public(func(_ context.Context, in echoed) (echo,
+			error) {
+			return in.Body, nil
+		})},
 		get("/ip", httpserver.Public(func(_ context.Context, in origin) (string, error) { return in.Peer.IP.String(), nil })),
-		get("/me", httpserver.As(someone, func(_ context.Context, _ string, in origin) (string, error) { return in.Peer.RequestID, nil })),
-		get("/query", httpserver.Public(func(_ context.Context, in queried) (string, error) { return in.Except + "|" + in.Free, nil })),
+		get("/me", httpserver.As(someone, func(_ context.Context, _ string, in origin) (string,
+			error) {
+			return in.Peer.RequestID, nil
+		})),
+		get("/query", httpserver.Public(func(_ context.Context, in queried) (string, error) {
+			return in.Except + "|" +
+				in.Free, nil
+		})),
 		get("/taken", fails(errTaken.Field("name", "taken", "somebody has it"))),
 		get("/overload", fails(errOverload.After(1500*time.Millisecond))),
 		get("/away", fails(errAway)),
@@ -92,7 +101,8 @@ func routes() []httpserver.Route {
 		get("/denied", fails(fault.New(fault.Unauthenticated, "invalid_token", "No"))),
 		get("/panic", httpserver.PublicDo(func(context.Context, nothing) error { panic("secret panic") })),
 		get("/overload/why", fails(fmt.Errorf("the queue is full: %w", errOverload))),
-		{Method: "POST", Path: "/oauth/introspect", OAuth: true, Do: httpserver.Public(func(_ context.Context, in tokens) (map[string]string, error) {
+		{Method: "POST", Path: "/oauth/introspect", OAuth: true, Do: httpserver.Public(func(_ context.Context,
+			in tokens) (map[string]string, error) {
 			switch in.Token {
 			case "client":
 				return nil, &httpserver.OAuthError{Status: 401, Code: "invalid_client", Description: `who "are" you`}
@@ -101,7 +111,10 @@ func routes() []httpserver.Route {
 			}
 			return map[string]string{"token": in.Token, "hint": in.Hint, "x": in.X}, nil
 		})},
-		{Method: "GET", Path: "/healthz", Quiet: true, Do: httpserver.Public(func(context.Context, nothing) (string, error) { return "ok", nil })},
+		{Method: "GET", Path: "/healthz", Quiet: true, Do: httpserver.Public(func(context.Context, nothing) (string,
+			error) {
+			return "ok", nil
+		})},
 	}
 }
 

@@ -92,7 +92,8 @@ func (s *service) stream(t *testing.T) (events func() string, res *http.Response
 }
 
 // Nothing of what bounds other requests cuts these off.
-var hasty = httpserver.Config{ShutdownTimeout: time.Minute, HTTP: httpserver.HTTPConfig{RequestTimeout: time.Second, WriteTimeout: time.Second}}
+var hasty = httpserver.Config{ShutdownTimeout: time.Minute,
+	HTTP: httpserver.HTTPConfig{RequestTimeout: time.Second, WriteTimeout: time.Second}}
 
 // outlast returns when what hasty bounds would be over.
 func outlast() { <-time.After(1100 * time.Millisecond) }
@@ -103,7 +104,8 @@ func TestEventsComeWhenTheyAreSent(t *testing.T) {
 		more, ended := make(chan string), make(chan error, 1)
 		s := serve(t, hasty, waiting(more, ended))
 		next, res := s.stream(t) // the headers come before any event
-		if res.StatusCode != 200 || res.Header.Get("Content-Type") != "text/event-stream" || res.Header.Get("Cache-Control") != "no-store" {
+		if res.StatusCode != 200 || res.Header.Get("Content-Type") != "text/event-stream" ||
+			res.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("%d %v", res.StatusCode, res.Header)
 		}
 		for _, text := range []string{"one", "two", "three"} {
@@ -139,7 +141,8 @@ func TestAnAnswerThatWaitsIsNotCutOff(t *testing.T) {
 		if a := s.do(t, "GET", "/waiting", "", "Authorization", "x"); a.StatusCode != 200 || a.body != `"late."` {
 			t.Errorf("%d %s", a.StatusCode, a.body)
 		}
-		if a := s.do(t, "HEAD", "/waiting", "", "Authorization", "x", "Accept", "text/event-stream"); a.StatusCode != 200 || a.body != "" {
+		if a := s.do(t, "HEAD", "/waiting", "", "Authorization", "x", "Accept",
+			"text/event-stream"); a.StatusCode != 200 || a.body != "" {
 			t.Errorf("HEAD: %d %q", a.StatusCode, a.body)
 		}
 		if a := s.do(t, "GET", "/waiting", ""); a.StatusCode != 401 {
@@ -174,7 +177,8 @@ func TestWhoWaitsDoesNotCountAgainstItsAddress(t *testing.T) {
 	t.Parallel()
 	more := make(chan string)
 	const most = 3
-	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{MaxConnectionsPerIP: most}}, waiting(more, make(chan error, 16)))
+	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{MaxConnectionsPerIP: most}},
+		waiting(more, make(chan error, 16)))
 	for range 3 * most {
 		s.stream(t)
 	}

@@ -60,7 +60,8 @@ func TestARecordIsOneJSONObject(t *testing.T) {
 	t.Parallel()
 	log, out := open(t, Config{}, Options{})
 	log.Named("relay").With(zap.String("user_id", "u1")).Warn("event parked",
-		zap.Int("attempts", 3), zap.Duration("lag", 1500*time.Millisecond), zap.Time("at", noon), zap.Error(errors.New("too large")))
+		zap.Int("attempts", 3), zap.Duration("lag", 1500*time.Millisecond), zap.Time("at", noon),
+		zap.Error(errors.New("too large")))
 	want := `{"level":"warn","ts":"2026-01-02T11:00:00.345Z","logger":"relay","msg":"event parked","user_id":"u1","attempts":3,"lag":1.5,"at":"2026-01-02T11:00:00.345Z","error":"too large"}` + "\n"
 	if out.String() != want {
 		t.Errorf("the record is\n%swant\n%s", out, want)
@@ -99,7 +100,8 @@ func TestTheSecurityLogPassesWhateverTheLevel(t *testing.T) {
 	t.Parallel()
 	log, out := open(t, Config{Level: "error"}, Options{})
 	log.Info("ordinary")
-	Security(log.With(zap.String("node", "a"))).With(zap.String("user_id", "u1")).Info("session revoked", zap.String("sid", "s1"))
+	Security(log.With(zap.String("node", "a"))).With(zap.String("user_id", "u1")).Info("session revoked",
+		zap.String("sid", "s1"))
 	want := `{"level":"info","ts":"2026-01-02T11:00:00.345Z","logger":"security","msg":"session revoked","node":"a","log":"security","user_id":"u1","sid":"s1"}` + "\n"
 	if out.String() != want {
 		t.Errorf("the log is\n%swant\n%s", out, want)
@@ -148,7 +150,8 @@ func TestTheFileIsTheOwnersAlone(t *testing.T) {
 	}
 	log, _ = open(t, Config{Path: old}, Options{})
 	log.Info("after")
-	for path, want := range map[string]fs.FileMode{dir: fs.ModeDir | 0o700, filepath.Dir(dir): fs.ModeDir | 0o700, filepath.Join(dir, "new.log"): 0o600, old: 0o600} {
+	for path, want := range map[string]fs.FileMode{dir: fs.ModeDir | 0o700, filepath.Dir(dir): fs.ModeDir | 0o700,
+		filepath.Join(dir, "new.log"): 0o600, old: 0o600} {
 		info, err := os.Stat(path)
 		if err != nil {
 			t.Fatal(err)
@@ -224,10 +227,13 @@ var nasty = map[string]string{
 // fieldsOf puts text into a record in every way there is.
 func fieldsOf(text string) []zap.Field {
 	return []zap.Field{
-		zap.String("string", text), zap.String(text, "key"), zap.ByteString("bytes", []byte(text)), zap.Binary("binary", []byte(text)),
-		zap.Error(errors.New(text)), zap.NamedError("wrapped", fmt.Errorf("x: %w", errors.New(text))), zap.Stringer("stringer", stringer(text)),
+		zap.String("string", text), zap.String(text, "key"), zap.ByteString("bytes", []byte(text)),
+		zap.Binary("binary", []byte(text)),
+		zap.Error(errors.New(text)), zap.NamedError("wrapped", fmt.Errorf("x: %w", errors.New(text))),
+		zap.Stringer("stringer", stringer(text)),
 		zap.Any("any", map[string]string{text: text}), zap.Reflect("reflect", struct{ A []string }{[]string{text}}),
-		zap.Strings("strings", []string{text, text}), zap.Errors("errors", []error{errors.New(text)}), zap.Dict("dict", zap.String("in", text)),
+		zap.Strings("strings", []string{text, text}), zap.Errors("errors", []error{errors.New(text)}),
+		zap.Dict("dict", zap.String("in", text)),
 		zap.Any("json", json.RawMessage(`{"a":`+"\n"+`1}`)), zap.Namespace("namespace"), zap.String("inside", text),
 	}
 }
@@ -320,12 +326,14 @@ func TestALineTooLongKeepsItsPlainFields(t *testing.T) {
 	t.Parallel()
 	log, out := open(t, Config{}, Options{})
 	many := make([]string, 100000)
-	Security(log).With(zap.String("user_id", "u1"), zap.Strings("many", many)).Info("huge", zap.Int("n", 7), zap.Strings("more", many))
+	Security(log).With(zap.String("user_id", "u1"), zap.Strings("many", many)).Info("huge", zap.Int("n", 7),
+		zap.Strings("more", many))
 	var record map[string]any
 	if err := json.Unmarshal(out.Bytes(), &record); err != nil {
 		t.Fatal(err)
 	}
-	for key, want := range map[string]any{"log": "security", "user_id": "u1", "many": "[left out]", "more": "[left out]", "n": 7.0, "msg": "huge"} {
+	for key, want := range map[string]any{"log": "security", "user_id": "u1", "many": "[left out]",
+		"more": "[left out]", "n": 7.0, "msg": "huge"} {
 		if record[key] != want {
 			t.Errorf("%s is %v, want %v", key, record[key], want)
 		}
@@ -370,7 +378,8 @@ func TestAFieldThatPanicsCostsNoRecord(t *testing.T) {
 		log, out := open(t, Config{}, Options{Dev: dev})
 		for _, f := range []zap.Field{
 			zap.Stringer("f", bad{}), zap.Error(bad{}), zap.Reflect("f", bad{}), zap.Object("f", bad{}), zap.Inline(bad{}),
-			zap.Error((*pointer)(nil)), zap.Reflect("f", refuses{}), zap.Reflect("f", make(chan int)), zap.Any("f", nil), zap.Error(nil), {Key: "f"},
+			zap.Error((*pointer)(nil)), zap.Reflect("f", refuses{}), zap.Reflect("f", make(chan int)), zap.Any("f", nil),
+			zap.Error(nil), {Key: "f"},
 		} {
 			for _, write := range []func(){
 				func() { log.Info("kept", f, zap.Int("n", 7)) },
@@ -399,10 +408,13 @@ func TestASecretIsNeverShown(t *testing.T) {
 	h := holder{Name: "shown", Secret: secret}
 	h.In.Secrets = []config.Secret{secret}
 	fields := []zap.Field{
-		zap.Any("a", secret), zap.Any("b", &secret), zap.Stringer("c", secret), zap.Reflect("d", secret), zap.Any("e", h), zap.Reflect("f", &h),
+		zap.Any("a", secret), zap.Any("b", &secret), zap.Stringer("c", secret), zap.Reflect("d", secret), zap.Any("e", h),
+		zap.Reflect("f", &h),
 		zap.Any("g", []config.Secret{secret}), zap.Any("h", map[string]config.Secret{"k": secret}),
-		zap.Error(fmt.Errorf("open %v", secret)), zap.NamedError("j", fmt.Errorf("open %q %s %x %+v", secret, secret, secret, h)),
-		zap.String("k", fmt.Sprint(secret, h)), zap.Any("l", fmt.Errorf("%#v", h)), zap.Stringers("m", []fmt.Stringer{secret}),
+		zap.Error(fmt.Errorf("open %v", secret)), zap.NamedError("j",
+			fmt.Errorf("open %q %s %x %+v", secret, secret, secret, h)),
+		zap.String("k", fmt.Sprint(secret, h)), zap.Any("l", fmt.Errorf("%#v", h)),
+		zap.Stringers("m", []fmt.Stringer{secret}),
 	}
 	for _, dev := range []bool{false, true} {
 		path := filepath.Join(t.TempDir(), "a.log")
@@ -442,7 +454,10 @@ func TestALogThatCannotBeWrittenIsReportedNowAndThenAndTornLinesEnd(t *testing.T
 	now := noon
 	var complaints []int
 	f := &flaky{part: -1}
-	s := &sink{w: f, now: func() time.Time { return now }, complain: func(lost int, err error) { complaints = append(complaints, lost) }}
+	s := &sink{w: f, now: func() time.Time { return now }, complain: func(lost int,
+		err error) {
+		complaints = append(complaints, lost)
+	}}
 	s.write([]byte("one\n"))
 	f.part = 2
 	s.write([]byte("two\n"))
@@ -481,7 +496,8 @@ func TestAFileThatFailsIsReportedOnTheConsole(t *testing.T) {
 	}
 	log.Info("lost")
 	log.Info("lost")
-	if got := console.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `"msg":"log records lost","lost":1`) {
+	if got := console.String(); strings.Count(got, "\n") != 1 ||
+		!strings.Contains(got, `"msg":"log records lost","lost":1`) {
 		t.Errorf("the console has %s", got)
 	}
 	if err := file.Close(); err != nil {

@@ -34,7 +34,8 @@ func TestOnlyACriticalCheckDecidesReadiness(t *testing.T) {
 		telemetry.Check{Name: "kafka", Probe: func(context.Context) error { return away }},
 	)
 	results, ready := r.Report(t.Context())
-	if !ready || len(results) != 2 || results[0].Name != "database" || results[0].Err != nil || !errors.Is(results[1].Err, away) {
+	if !ready || len(results) != 2 || results[0].Name != "database" || results[0].Err != nil ||
+		!errors.Is(results[1].Err, away) {
 		t.Errorf("with Kafka away: %v %+v", ready, results)
 	}
 	database.Store(&away)
@@ -57,14 +58,15 @@ func TestAnAnswerHoldsForAsLongAsItsCheckSaysUnlessItIsBad(t *testing.T) {
 	var bad atomic.Bool
 	var probes atomic.Int64
 	now := time.Unix(0, 0)
-	r := telemetry.NewReadiness(func() time.Time { return now }, telemetry.Check{Name: "database", Critical: true, Holds: 3 * time.Second,
-		Probe: func(context.Context) error {
-			probes.Add(1)
-			if bad.Load() {
-				return errors.New("full")
-			}
-			return nil
-		}})
+	r := telemetry.NewReadiness(func() time.Time { return now },
+		telemetry.Check{Name: "database", Critical: true, Holds: 3 * time.Second,
+			Probe: func(context.Context) error {
+				probes.Add(1)
+				if bad.Load() {
+					return errors.New("full")
+				}
+				return nil
+			}})
 	want := func(ready bool, n int64) {
 		t.Helper()
 		if _, got := r.Report(t.Context()); got != ready || probes.Load() != n {
@@ -178,12 +180,14 @@ func TestOperatorsSeeMetricsProfilesAndReadiness(t *testing.T) {
 		Level:    &level,
 	})
 	status, body := o.do(t, "GET", "/metrics", "", nil)
-	for _, want := range []string{`authctl_build_info{commit="abc",go_version="go`, `version="v1.2.3"} 1`, "go_goroutines", "process_open_fds"} {
+	for _, want := range []string{`authctl_build_info{commit="abc",go_version="go`, `version="v1.2.3"} 1`,
+		"go_goroutines", "process_open_fds"} {
 		if status != 200 || !strings.Contains(body, want) {
 			t.Errorf("metrics without %s (%d)", want, status)
 		}
 	}
-	for path, want := range map[string]int{"/debug/pprof/": 200, "/debug/pprof/goroutine?debug=1": 200, "/debug/pprof/cmdline": 404, "/healthz": 200, "/nowhere": 404} {
+	for path, want := range map[string]int{"/debug/pprof/": 200, "/debug/pprof/goroutine?debug=1": 200,
+		"/debug/pprof/cmdline": 404, "/healthz": 200, "/nowhere": 404} {
 		if status, _ := o.do(t, "GET", path, "", nil); status != want {
 			t.Errorf("%s: %d, want %d", path, status, want)
 		}
@@ -197,14 +201,16 @@ func TestOperatorsSeeMetricsProfilesAndReadiness(t *testing.T) {
 		}
 	}
 	status, body = o.do(t, "GET", "/readyz", "", nil)
-	if err := json.Unmarshal([]byte(body), &report); err != nil || status != 200 || !report.Ready || len(report.Checks) != 2 || report.Checks[1].Error != "dial tcp: refused" || !report.Checks[0].OK {
+	if err := json.Unmarshal([]byte(body), &report); err != nil || status != 200 || !report.Ready ||
+		len(report.Checks) != 2 || report.Checks[1].Error != "dial tcp: refused" || !report.Checks[0].OK {
 		t.Errorf("readyz %d %s", status, body)
 	}
 	stopping.Store(true)
 	if status, body := o.do(t, "GET", "/readyz", "", nil); status != 503 || !strings.Contains(body, `"stopping":true`) {
 		t.Errorf("readyz during a stop: %d %s", status, body)
 	}
-	if status, _ := o.do(t, "PUT", "/log/level", `{"level":"debug"}`, nil); status != 200 || level.Level() != zap.DebugLevel {
+	if status, _ := o.do(t, "PUT", "/log/level", `{"level":"debug"}`, nil); status != 200 ||
+		level.Level() != zap.DebugLevel {
 		t.Errorf("log level %v (%d)", level.Level(), status)
 	}
 }
