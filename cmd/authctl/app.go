@@ -24,6 +24,7 @@ import (
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/logging"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // app is the process: its settings, what it has opened, and in which order to close it. All
@@ -35,6 +36,7 @@ type app struct {
 	logFile  *logging.File
 	level    zap.AtomicLevel
 	registry *prometheus.Registry
+	tracer   *tracing.Tracer // of serve; nil when the environment names no collector
 	db       *database.DB
 	redis    *redis.Client
 	auth     *auth.Service

@@ -21,6 +21,7 @@ import (
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
+	"github.com/toppira/authctl/platform/tracing"
 	"github.com/toppira/authctl/platform/tuning"
 )
 
@@ -75,6 +76,10 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
 	defer a.onHangup(hangup)()
 	build := buildInfo()
 	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
+	if a.tracer, err = tracing.Open(ctx, build.Version, a.log); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.tracer.Close)
 	if err := a.openAuth(ctx); err != nil {
 		return err
 	}
@@ -83,7 +88,7 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
 
 // serve runs the listeners, the relay and the housekeeping until ctx ends or one fails.
 func (a *app) serve(ctx context.Context, stderr io.Writer) error {
-	server, err := httpserver.New(a.HTTP, httpserver.Options{Log: a.log, Registry: a.registry,
+	server, err := httpserver.New(a.HTTP, httpserver.Options{Log: a.log, Registry: a.registry, Tracer: a.tracer,
 		Unavailable: auth.IsUnavailable, HTTPS: a.https()})
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 
 	"github.com/toppira/authctl/platform/batch"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // sessionState is what the database, the authority, says of an account and one session of it.
@@ -101,6 +102,8 @@ func prepareSessionStates(ctx context.Context, db *database.DB) (sessionStates, 
 
 // of returns [ErrUserNotFound] when the account is gone.
 func (s sessionStates) of(ctx context.Context, userID, sid uuid.UUID) (sessionState, error) {
+	ctx, span := tracing.Start(ctx, "session check") // the statement may be one of many callers
+	defer span.End()
 	who := subject{userID, sid}
 	var st *sessionState
 	var err error

@@ -34,11 +34,11 @@ var arrows = map[string][]string{
 	"modules/auth": {
 		"modules/auth/internal/...", "modules/outbox",
 		"platform/batch", "platform/cache", "platform/config", "platform/database", "platform/fault", "platform/logging",
-		"platform/retry",
+		"platform/retry", "platform/tracing",
 	},
 	"modules/auth/campaign":                             {}, // tests of the binary
 	"modules/auth/internal/feed":                        {"platform/database"},
-	"modules/auth/internal/password":                    {"platform/config", "platform/fault"},
+	"modules/auth/internal/password":                    {"platform/config", "platform/fault", "platform/tracing"},
 	"modules/auth/internal/password/blocklist/generate": {},
 	"modules/auth/internal/session":                     {"platform/config", "platform/fault"},
 	"modules/auth/internal/session/redis": {"modules/auth/internal/session", "platform/cache",
@@ -73,17 +73,18 @@ var arrows = map[string][]string{
 		"platform/config", "platform/seal"},
 	"modules/outbox/outboxbench": {"modules/outbox", "modules/outbox/relay", "platform/database"},
 
-	"platform/cache":      {"platform/config"},
+	"platform/cache":      {"platform/config", "platform/tracing"},
 	"platform/config":     {},
-	"platform/database":   {"platform/config", "platform/retry"},
+	"platform/database":   {"platform/config", "platform/retry", "platform/tracing"},
 	"platform/fault":      {},
 	"platform/batch":      {},
-	"platform/httpserver": {"platform/config", "platform/fault"},
+	"platform/httpserver": {"platform/config", "platform/fault", "platform/tracing"},
 	"platform/openapi":    {"platform/fault", "platform/httpserver"}, // for tests and tools alone
 	"platform/logging":    {"platform/config"},
 	"platform/telemetry":  {"platform/config"},
 	"platform/retry":      {},
 	"platform/seal":       {"platform/config"},
+	"platform/tracing":    {},
 	"platform/tuning":     {"platform/retry"},
 
 	"migrations":      {"deploy/postgres", "platform/database", "platform/retry"},
@@ -98,6 +99,7 @@ var arrows = map[string][]string{
 	"platform/cache/cachetest":                  {"platform/cache", "platform/config"},
 	"platform/database/dbtest":                  {"migrations", "platform/config", "platform/database"},
 	"platform/testenv":                          {},
+	"platform/tracing/tracingtest":              {},
 }
 
 // testSupport reports whether a package is there for tests alone.
@@ -138,6 +140,7 @@ var libraries = []struct {
 	{"github.com/uptrace/bun/driver/", nil, nil, "PostgreSQL is reached through pgx, SQLite through modernc.org/sqlite"},
 	{"github.com/lib/pq", nil, nil, "PostgreSQL is reached through pgx"},
 	{"github.com/mattn/go-sqlite3", nil, nil, "it needs cgo: modernc.org/sqlite does not"},
+	{"go.opentelemetry.io/", []string{"platform/tracing/..."}, nil, "spans come from the context: use platform/tracing"},
 	{"math/rand", []string{"modules/auth/internal/feed", "modules/auth/internal/password", "modules/outbox",
 		"modules/outbox/delivery",
 		"platform/httpserver", "platform/retry", "cmd/bench"}, []string{"..."},

@@ -141,6 +141,7 @@ func Open(ctx context.Context, cfg Config, o Options) (*redis.Client, error) {
 	}
 	logging.Disable() // the client writes its own lines to stderr; every error also reaches the caller
 	client := redis.NewClient(opt)
+	client.AddHook(spans{})
 	if o.Untried {
 		return client, nil
 	}

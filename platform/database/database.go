@@ -25,6 +25,7 @@ import (
 
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/retry"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // Config says which database to use. With nothing set it is SQLite in the data folder.
@@ -263,6 +264,8 @@ func IsPostgres(db IDB) bool { return db.isPostgres() }
 // After an error of the commit itself, it is unknown whether the transaction committed; callers
 // must be safe to run again.
 func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
+	ctx, span := tracing.Start(ctx, "transaction")
+	defer span.End()
 	done, err := db.turn(ctx)
 	if err != nil {
 		return err
@@ -333,8 +336,10 @@ func again(ctx context.Context, do func() error) error {
 // Postgres runs fn with a pgx connection of the pool, for what database/sql cannot do or does at
 // twice the cost. fn must leave the connection as it was. As with database/sql, fn is called again
 // when the connection turns out to be closed before anything was sent.
-func (db *DB) Postgres(ctx context.Context, fn func(*pgx.Conn) error) error {
-	err := db.onPostgres(ctx, fn)
+func (db *DB) Postgres(ctx context.Context, fn func(*pgx.Conn) error) (err error) {
+	_, span := trace(ctx, true, "")
+	defer func() { traced(span, err) }()
+	err = db.onPostgres(ctx, fn)
 	for range 2 {
 		if !pgconn.SafeToRetry(err) || ctx.Err() != nil {
 			break

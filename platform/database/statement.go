@@ -32,7 +32,7 @@ type Tx struct {
 // closed with it.
 func (tx Tx) StmtContext(ctx context.Context, stmt *Stmt) *Stmt {
 	if stmt.on == nil {
-		return &Stmt{stmt: tx.tx.StmtContext(ctx, stmt.stmt)}
+		return &Stmt{stmt: tx.tx.StmtContext(ctx, stmt.stmt), query: stmt.query}
 	}
 	return &Stmt{on: stmt.on, run: tx.tx, query: stmt.query}
 }
@@ -64,30 +64,39 @@ func (s statements) isPostgres() bool { return s.postgres }
 // ExecContext runs a statement that returns no rows.
 func (s statements) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	query, args = bind(s.postgres, query, args)
-	return s.run.ExecContext(ctx, query, args...)
+	ctx, span := trace(ctx, s.postgres, query)
+	res, err := s.run.ExecContext(ctx, query, args...)
+	traced(span, err)
+	return res, err
 }
 
 // QueryContext runs a query. The caller closes the rows.
 func (s statements) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	query, args = bind(s.postgres, query, args)
-	return s.run.QueryContext(ctx, query, args...)
+	ctx, span := trace(ctx, s.postgres, query)
+	rows, err := s.run.QueryContext(ctx, query, args...)
+	traced(span, err)
+	return rows, err
 }
 
 // QueryRowContext runs a query of at most one row.
 func (s statements) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
 	query, args = bind(s.postgres, query, args)
-	return s.run.QueryRowContext(ctx, query, args...)
+	ctx, span := trace(ctx, s.postgres, query)
+	row := s.run.QueryRowContext(ctx, query, args...)
+	traced(span, row.Err())
+	return row
 }
 
 // Stmt is a statement that is parsed once for many uses. Its placeholders are the engine's own,
 // $1 on PostgreSQL and ?1 on SQLite. It takes no [List], and on SQLite no times. On PostgreSQL each
 // connection prepares it at its first use.
 type Stmt struct {
-	stmt *sql.Stmt // on SQLite
-
-	on    *DB // on PostgreSQL
-	run   runner
 	query string
+	stmt  *sql.Stmt // on SQLite
+
+	on  *DB // on PostgreSQL
+	run runner
 }
 
 // PrepareContext prepares a statement. The caller closes it.
@@ -96,11 +105,13 @@ func (db *DB) PrepareContext(ctx context.Context, query string) (*Stmt, error) {
 		return &Stmt{on: db, run: db.pool, query: query}, nil
 	}
 	stmt, err := db.pool.PrepareContext(ctx, query)
-	return &Stmt{stmt: stmt}, err
+	return &Stmt{stmt: stmt, query: query}, err
 }
 
 // ExecContext runs a statement that returns no rows.
-func (s *Stmt) ExecContext(ctx context.Context, args ...any) (sql.Result, error) {
+func (s *Stmt) ExecContext(ctx context.Context, args ...any) (res sql.Result, err error) {
+	ctx, span := trace(ctx, s.on != nil, s.query)
+	defer func() { traced(span, err) }()
 	if s.on == nil {
 		return s.stmt.ExecContext(ctx, args...)
 	}
@@ -108,7 +119,9 @@ func (s *Stmt) ExecContext(ctx context.Context, args ...any) (sql.Result, error)
 }
 
 // QueryContext runs a query. The caller closes the rows.
-func (s *Stmt) QueryContext(ctx context.Context, args ...any) (*sql.Rows, error) {
+func (s *Stmt) QueryContext(ctx context.Context, args ...any) (rows *sql.Rows, err error) {
+	ctx, span := trace(ctx, s.on != nil, s.query)
+	defer func() { traced(span, err) }()
 	if s.on == nil {
 		return s.stmt.QueryContext(ctx, args...)
 	}
@@ -116,7 +129,9 @@ func (s *Stmt) QueryContext(ctx context.Context, args ...any) (*sql.Rows, error)
 }
 
 // QueryRowContext runs a query of at most one row.
-func (s *Stmt) QueryRowContext(ctx context.Context, args ...any) *sql.Row {
+func (s *Stmt) QueryRowContext(ctx context.Context, args ...any) (row *sql.Row) {
+	ctx, span := trace(ctx, s.on != nil, s.query)
+	defer func() { traced(span, row.Err()) }()
 	if s.on == nil {
 		return s.stmt.QueryRowContext(ctx, args...)
 	}

@@ -11,6 +11,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // MaxBody is the largest request body in bytes. It is part of the API's contract.
@@ -22,6 +24,7 @@ type Options struct {
 	Registry    prometheus.Registerer
 	Unavailable func(error) bool // reports errors of a backend that is down: 503 instead of 500
 	Now         func() time.Time
+	Tracer      *tracing.Tracer
 	HTTPS       bool // clients use https although this listener speaks http: a proxy terminates TLS
 }
 
@@ -36,6 +39,7 @@ type core struct {
 	origins     []string // as browsers send them
 	corsHeaders []string // app.cors_headers in lower case
 	metrics     *meters
+	tracer      *tracing.Tracer
 
 	table        []*route
 	oauthDirs    []string
@@ -62,6 +66,7 @@ func newCore(cfg Config, opt Options, connections func() float64) (*core, error)
 		log:          opt.Log,
 		now:          opt.Now,
 		unavailable:  opt.Unavailable,
+		tracer:       opt.Tracer,
 		hsts:         strictTransport(cfg.TLS.CertFile != "" || opt.HTTPS, cfg.HSTSSubdomains),
 		ownHeaders:   slices.Clone(commonHeaders),
 		shownHeaders: slices.Clone(commonShown),

@@ -17,6 +17,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // exchange is one request and its answer. It is reused after end, so nothing may keep it.
@@ -36,7 +38,8 @@ type exchange struct {
 	stack   []byte     // of a panic
 	quiet   bool       // not worth more than a debug line
 	status  int        // of the answer
-	bytes   int        // of its body
+	span    tracing.Span
+	bytes   int // of its body
 
 	line [13]zap.Field // room for the log line
 }
@@ -229,12 +232,45 @@ func (x *exchange) run(r *route) error {
 	if r.Waits {
 		ctx, cancel := x.carrier.wait(x.waiting)
 		defer cancel()
-		return r.Do.run(ctx, x)
+		return r.Do.run(x.trace(ctx), x)
 	}
 	// The server does not notice that a client left, so only the deadline ends the work.
 	ctx, cancel := context.WithTimeout(x.base, x.cfg.HTTP.RequestTimeout)
 	defer cancel()
-	return r.Do.run(ctx, x)
+	return r.Do.run(x.trace(ctx), x)
+}
+
+// trace begins the span of the request, unless it is one that nobody wants to see.
+func (x *exchange) trace(ctx context.Context) context.Context {
+	if x.tracer == nil || x.route != nil && x.route.Quiet {
+		return ctx
+	}
+	ctx, x.span = x.tracer.Server(ctx, x.carrier.header, knownMethod(x.carrier.method()), x.start)
+	return ctx
+}
+
+// endTrace says what became of the request.
+func (x *exchange) endTrace(pattern, method string, took time.Duration) {
+	if x.tracer != nil && x.span == (tracing.Span{}) { // what asks nobody else begins its span late
+		x.trace(x.base)
+	}
+	if !x.span.Recorded() {
+		return
+	}
+	x.span.Set("http.request.method", method)
+	if x.route != nil {
+		x.span.Rename(method + " " + pattern)
+		x.span.Set("http.route", pattern)
+	}
+	x.span.Set("http.response.status_code", x.status)
+	x.span.Set("authctl.request_id", x.id)
+	if x.code != "" {
+		x.span.Set("error.type", x.code)
+	}
+	if x.status >= http.StatusInternalServerError {
+		x.span.Fail("")
+	}
+	x.span.EndAt(x.start.Add(took))
 }
 
 // beyondRouter answers methods that Fiber's router does not know.
@@ -290,9 +326,10 @@ func (x *exchange) end() {
 	if x.route != nil {
 		pattern = x.route.Path
 		if !x.route.Waits {
-			x.route.duration.Observe(took.Seconds())
+			x.span.Observe(x.route.duration, took.Seconds())
 		}
 	}
+	x.endTrace(pattern, method, took)
 	x.metrics.requests.WithLabelValues(pattern, method, x.metrics.status(x.status)).Inc()
 	x.logRequest(pattern, method, took)
 	x.carrier = nil
@@ -323,6 +360,9 @@ func (x *exchange) logRequest(pattern, method string, took time.Duration) {
 		zap.Stringer("ip", x.clientIP()),
 		zap.String("request_id", x.id),
 	)
+	if id := x.span.TraceID(); id != "" {
+		fields = append(fields, zap.String("trace_id", id))
+	}
 	if x.user != "" {
 		fields = append(fields, zap.String("user_id", x.user))
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // ErrOverloaded says that no worker became free in time. It is decided before any hashing
@@ -80,6 +81,7 @@ const (
 const registrationShare = 4
 
 type job struct {
+	ctx  context.Context // of the request, for its trace alone
 	run  func() error
 	at   time.Time
 	list *list.List    // where it waits, nil when it does not; guarded by Pool.mu
@@ -154,7 +156,7 @@ func (p *Pool) do(ctx context.Context, why purpose, prepare, run func() error) e
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	j := &job{run: run, at: p.now(), near: make(chan struct{}), done: make(chan struct{})}
+	j := &job{ctx: ctx, run: run, at: p.now(), near: make(chan struct{}), done: make(chan struct{})}
 	if err := p.enqueue(j, why); err != nil {
 		return err
 	}
@@ -355,10 +357,13 @@ func (p *Pool) work() {
 			return
 		}
 		start := p.now()
-		p.waited.Observe(start.Sub(j.at).Seconds())
+		tracing.Past(j.ctx, "password hash wait", j.at, start)
+		tracing.Observe(j.ctx, p.waited, start.Sub(j.at).Seconds())
 		j.err = runSafely(j.run)
-		took := p.now().Sub(start)
-		p.took.Observe(took.Seconds())
+		end := p.now()
+		took := end.Sub(start)
+		tracing.Past(j.ctx, "password hash", start, end)
+		tracing.Observe(j.ctx, p.took, took.Seconds())
 		p.mu.Lock()
 		p.busy--
 		p.smooth += (took - p.smooth) / 8

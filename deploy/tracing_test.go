@@ -1,0 +1,192 @@
+package deploy
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/alicebob/miniredis/v2"
+
+	"github.com/toppira/authctl/platform/testenv"
+	"github.com/toppira/authctl/platform/tracing/tracingtest"
+)
+
+// traced sends a request as part of a trace and returns the status.
+func tracedRequest(t *testing.T, method, url, parent, token string, body any) (status int, answer map[string]any) {
+	t.Helper()
+	var payload io.Reader
+	if body != nil {
+		text, err := json.Marshal(body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		payload = bytes.NewReader(text)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), method, url, payload)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("traceparent", parent)
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	_ = json.NewDecoder(res.Body).Decode(&answer)
+	return res.StatusCode, answer
+}
+
+// A trace that begins elsewhere goes through the request to the database, to Redis and to the hashing
+// workers; the log names it, and so do the histograms.
+func TestATraceGoesThroughAServer(t *testing.T) {
+	t.Parallel()
+	for name, env := range map[string]func(*testing.T) []string{
+		"embedded": func(*testing.T) []string { return nil },
+		"postgres and redis": func(t *testing.T) []string {
+			return []string{"DATABASE_URL=" + newRolesDatabase(t).as("authctl_serve"), "OUTBOX_RELAY=off", "REDIS_URL=redis://" + miniredis.RunT(t).Addr()}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			checkTrace(t, name != "embedded", env(t))
+		})
+	}
+}
+
+func checkTrace(t *testing.T, apart bool, env []string) {
+	const (
+		sampled, not = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c"
+		client       = "b7ad6b7169203331"
+		username     = "canary-name"
+		password     = "canary password"
+	)
+	collector := tracingtest.New(t)
+	api, operator := freePort(t), freePort(t)
+	dir := t.TempDir()
+	cmd := exec.CommandContext(t.Context(), binary(t), "serve")
+	cmd.Dir = dir
+	cmd.Env = append([]string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "APP_HOST=127.0.0.1", fmt.Sprintf("APP_PORT=%d", api),
+		fmt.Sprintf("APP_OPERATOR_ADDR=127.0.0.1:%d", operator), "AUTH_PASSWORD_BCRYPT_COST=4",
+		"AUTH_TOKEN_SECRET=" + strings.Repeat("s", 48),
+		"OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.URL, "OTEL_BSP_SCHEDULE_DELAY=50",
+	}, env...)
+	log, _ := launch(t, cmd)
+	base := fmt.Sprintf("http://127.0.0.1:%d", api)
+	eventually(t, "the API answers", func() bool {
+		res, err := http.Get(base + "/readyz")
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		return err == nil && res.StatusCode == http.StatusOK
+	})
+	in := func(trace, flags string) string { return "00-" + trace + "-" + client + "-" + flags }
+	person := map[string]any{"username": username, "password": password}
+	call := func(method, path, parent, token string, body any, want int) map[string]any {
+		t.Helper()
+		status, answer := tracedRequest(t, method, base+path, parent, token, body)
+		if status != want {
+			t.Fatalf("%s %s: %d %v\n%s", method, path, status, answer, log)
+		}
+		return answer
+	}
+	call("POST", "/api/v1/auth/register", in(sampled, "01"), "", person, 201)
+	tokens := call("POST", "/api/v1/auth/login", in(sampled, "01"), "", person, 200)
+	token, _ := tokens["access_token"].(string)
+	call("GET", "/api/v1/auth/me", in(sampled, "01"), token, nil, 200)
+	call("GET", "/nothing/here", in(sampled, "01"), "", nil, 404)
+	call("GET", "/healthz", in(sampled, "01"), "", nil, 200)
+	call("GET", "/api/v1/auth/me", in(not, "00"), token, nil, 200)
+	call("GET", "/api/v1/auth/sessions", in(sampled, "01"), token, nil, 200) // the last one that is recorded
+
+	find := func(name string) (found []tracingtest.Span) {
+		for _, span := range collector.Spans() {
+			if span.Name == name {
+				found = append(found, span)
+			}
+		}
+		return found
+	}
+	testenv.Eventually(t, "the spans have come", func() bool { return len(find("GET /api/v1/auth/sessions")) > 0 })
+	for name, status := range map[string]string{
+		"POST /api/v1/auth/register": "201", "POST /api/v1/auth/login": "200", "GET /api/v1/auth/me": "200", "GET": "404",
+	} {
+		spans := find(name)
+		if len(spans) != 1 || spans[0].Parent != client || spans[0].Attributes["http.response.status_code"] != status ||
+			spans[0].Failed || spans[0].Attributes["http.route"] != strings.TrimPrefix(strings.TrimPrefix(name, spans[0].Attributes["http.request.method"]), " ") {
+			t.Errorf("%s: %+v", name, spans)
+		}
+	}
+	parents := map[string]bool{}
+	for _, span := range collector.Spans() {
+		parents[span.ID] = true
+	}
+	systems := map[string]int{}
+	for _, span := range collector.Spans() {
+		if span.Trace != sampled {
+			if span.Trace == not {
+				t.Errorf("%s is recorded, and its trace is not", span.Name)
+			}
+			continue
+		}
+		if span.Parent != client && !parents[span.Parent] {
+			t.Errorf("%s has a parent that is not there", span.Name)
+		}
+		systems[span.Attributes["db.system.name"]]++
+		for key, value := range span.Attributes {
+			if strings.Contains(value, "canary") || strings.Contains(value, token) {
+				t.Errorf("%s tells %s: %s", span.Name, key, value)
+			}
+		}
+		if span.Ended < span.Begun {
+			t.Errorf("%s ends before it begins", span.Name)
+		}
+	}
+	hashes := len(find("password hash"))
+	if hashes != 2 || len(find("password hash wait")) != 2 || len(find("transaction")) < 2 || len(find("session check")) != 2 {
+		t.Errorf("%d hashes, %d waits, %d transactions, %d session checks", hashes, len(find("password hash wait")),
+			len(find("transaction")), len(find("session check")))
+	}
+	if apart != (systems["redis"] > 3) || apart != (systems["postgresql"] > 5) || apart == (systems["sqlite"] > 5) {
+		t.Errorf("what was asked: %v", systems)
+	}
+	for _, trace := range []string{sampled, not} {
+		if !strings.Contains(log.String(), trace) {
+			t.Errorf("the log does not name the trace %s", trace)
+		}
+	}
+
+	req, err := http.NewRequestWithContext(t.Context(), "GET", fmt.Sprintf("http://127.0.0.1:%d/metrics", operator), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Accept", "application/openmetrics-text; version=1.0.0")
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, histogram := range []string{"authctl_http_request_duration_seconds_bucket", "authctl_password_hash_wait_seconds_bucket", "authctl_password_hash_seconds_bucket"} {
+		found := false
+		for line := range strings.Lines(string(text)) {
+			found = found || strings.HasPrefix(line, histogram) && strings.Contains(line, `# {trace_id="`+sampled+`"}`)
+		}
+		if !found {
+			t.Errorf("%s has no exemplar of the trace", histogram)
+		}
+	}
+}
