@@ -1,0 +1,326 @@
+package deploy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// TestARollingUpdateLosesNoRequest replaces two servers behind nginx one after another, while people
+// sign in, refresh and ask who they are 200 times a second. It does what a cluster does: a new server
+// gets requests once it is ready, an old one is told to stop, and nginx learns a moment later from
+// /readyz that it is leaving. Neither nginx nor the clients try anything twice.
+func TestARollingUpdateLosesNoRequest(t *testing.T) {
+	t.Parallel()
+	nginx := openBalancer(t)
+	db := emptyDatabase(t)
+	db.authctl(t, "postgres", "", "migrate", "up")
+	first, second := startServer(t, db), startServer(t, db)
+	nginx.add(first)
+	nginx.add(second)
+	load := startLoad(t, "http://"+nginx.addr)
+	load.awaitMore(200)
+	for _, old := range []*server{first, second} {
+		nginx.add(startServer(t, db))
+		load.awaitMore(100)
+		if err := old.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-old.ended:
+			if err != nil {
+				t.Errorf("an old server ends with %v:\n%s", err, old.log)
+			}
+		case <-time.After(testenv.Patience):
+			t.Fatalf("an old server does not stop:\n%s", old.log)
+		}
+		load.awaitMore(100)
+	}
+	load.stop()
+	if len(load.failures) > 10 {
+		load.failures = append(load.failures[:10], fmt.Sprintf("and %d more", len(load.failures)-10))
+	}
+	for _, failure := range load.failures {
+		t.Error(failure)
+	}
+	t.Logf("%d requests", load.done.Load())
+}
+
+// server is a serve process with what the chart sets.
+type server struct {
+	cmd   *exec.Cmd
+	addr  string
+	log   *lockedBuffer
+	ended chan error
+}
+
+func startServer(t *testing.T, db rolesDatabase) *server {
+	t.Helper()
+	s := &server{addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), log: &lockedBuffer{}, ended: make(chan error, 1)}
+	s.cmd = db.command(t, t.TempDir(), "postgres", "serve")
+	_, port, _ := strings.Cut(s.addr, ":")
+	s.cmd.Env = append(s.cmd.Env, "APP_HOST=127.0.0.1", "APP_PORT="+port, "APP_TRUSTED_PROXIES=127.0.0.1", "APP_DRAIN_DELAY=5s")
+	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { s.ended <- s.cmd.Wait(); close(s.ended) }()
+	t.Cleanup(func() {
+		_ = s.cmd.Process.Kill()
+		<-s.ended
+	})
+	eventually(t, "a new server is ready", s.isReady)
+	return s
+}
+
+func (s *server) isReady() bool {
+	res, err := http.Get("http://" + s.addr + "/readyz")
+	if err != nil {
+		return false
+	}
+	_ = res.Body.Close()
+	return res.StatusCode == http.StatusOK
+}
+
+// balancer is nginx, and what tells it which servers are ready.
+type balancer struct {
+	t    *testing.T
+	addr string
+	file string
+	dir  string
+	cmd  *exec.Cmd
+
+	mu      sync.Mutex
+	servers []*server
+	inUse   []*server // those that were ready when they were last asked
+}
+
+func openBalancer(t *testing.T) *balancer {
+	t.Helper()
+	dir := t.TempDir()
+	b := &balancer{t: t, addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), dir: dir, file: filepath.Join(dir, "nginx.conf")}
+	b.cmd = gateways["nginx"].command(t, dir, b.file)
+	return b
+}
+
+// add gives nginx one more server, and starts to ask it whether it is ready.
+func (b *balancer) add(s *server) {
+	b.t.Helper()
+	b.mu.Lock()
+	b.servers = append(b.servers, s)
+	first := len(b.servers) == 1
+	b.mu.Unlock()
+	b.ask()
+	if !first {
+		return
+	}
+	log, _ := launch(b.t, b.cmd)
+	stopped, ended := make(chan struct{}), make(chan struct{})
+	b.t.Cleanup(func() { close(stopped); <-ended })
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-time.After(50 * time.Millisecond):
+				b.ask()
+			}
+		}
+	}()
+	eventually(b.t, "nginx listens", func() bool {
+		res, err := http.Get("http://" + b.addr + "/readyz")
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		return err == nil
+	})
+	b.t.Cleanup(func() {
+		if b.t.Failed() {
+			b.t.Logf("nginx says:\n%s", log)
+		}
+	})
+}
+
+// ask asks every server whether it is ready, and tells nginx if that has changed.
+func (b *balancer) ask() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ready := slices.DeleteFunc(slices.Clone(b.servers), func(s *server) bool { return !s.isReady() })
+	if len(ready) > 0 && !slices.Equal(ready, b.inUse) {
+		b.inUse = ready
+		b.configure()
+	}
+}
+
+// configure writes the configuration and lets nginx read it.
+func (b *balancer) configure() {
+	var upstream strings.Builder
+	for _, s := range b.inUse {
+		fmt.Fprintf(&upstream, "server %s max_fails=0;\n", s.addr)
+	}
+	config := gateways["nginx"].wrap(b.dir, fmt.Sprintf(`
+		upstream authctl {
+			%s
+			keepalive 16;
+		}
+		server {
+			listen %s;
+			location / {
+				proxy_pass http://authctl;
+				proxy_http_version 1.1;
+				proxy_set_header Connection "";
+				proxy_set_header Host $host;
+				proxy_set_header X-Forwarded-For $remote_addr;
+				proxy_next_upstream off;
+			}
+		}`, &upstream, b.addr))
+	if err := os.WriteFile(b.file+".new", []byte(config), 0o600); err != nil {
+		b.t.Error(err)
+	}
+	if err := os.Rename(b.file+".new", b.file); err != nil {
+		b.t.Error(err)
+	}
+	if b.cmd.Process != nil {
+		if err := b.cmd.Process.Signal(syscall.SIGHUP); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			b.t.Error(err)
+		}
+	}
+}
+
+// load is people who use the service, 200 requests a second in all, if the machine can.
+type load struct {
+	t    *testing.T
+	base string
+	http http.Client
+	done atomic.Int64
+	stop func()
+
+	mu       sync.Mutex
+	failures []string
+}
+
+func startLoad(t *testing.T, base string) *load {
+	t.Helper()
+	l := &load{t: t, base: base, http: http.Client{
+		// A connection for each request: nginx closes idle ones when it reads its configuration, and
+		// that is not what is tried here.
+		Transport: &http.Transport{DisableKeepAlives: true}, Timeout: testenv.Patience,
+	}}
+	ticks, stopped := make(chan struct{}), make(chan struct{})
+	var running sync.WaitGroup
+	running.Go(func() {
+		defer close(ticks)
+		ticker := time.NewTicker(5 * time.Millisecond)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-ticker.C:
+			}
+			select {
+			case <-stopped:
+				return
+			case ticks <- struct{}{}:
+			}
+		}
+	})
+	for n := range 16 {
+		account := map[string]string{"username": fmt.Sprintf("person-%d", n), "password": "correct horse battery staple"}
+		running.Go(func() { l.person(account, ticks) })
+	}
+	l.stop = sync.OnceFunc(func() { close(stopped); running.Wait() })
+	t.Cleanup(l.stop)
+	return l
+}
+
+// person registers, and then refreshes, looks, and sometimes signs in again.
+func (l *load) person(account map[string]string, ticks <-chan struct{}) {
+	var tokens struct {
+		Access  string `json:"access_token"`
+		Refresh string `json:"refresh_token"`
+	}
+	path := "register"
+	for i := 0; ; i++ {
+		if _, more := <-ticks; !more {
+			return
+		}
+		switch {
+		case tokens.Access == "" || i%20 == 0:
+			if l.call("POST", path, "", account, &tokens) {
+				path = "login"
+			}
+		case i%3 == 0:
+			l.call("POST", "refresh", "", map[string]string{"refresh_token": tokens.Refresh}, &tokens)
+		default:
+			l.call("GET", "me", tokens.Access, nil, nil)
+		}
+	}
+}
+
+func (l *load) call(method, path, token string, body, answer any) bool {
+	err := func() error {
+		var payload io.Reader
+		if body != nil {
+			text, err := json.Marshal(body)
+			if err != nil {
+				return err
+			}
+			payload = bytes.NewReader(text)
+		}
+		req, err := http.NewRequest(method, l.base+"/api/v1/auth/"+path, payload)
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		if token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+		res, err := l.http.Do(req)
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		text, err := io.ReadAll(res.Body)
+		if err != nil {
+			return err
+		}
+		if res.StatusCode/100 != 2 {
+			return fmt.Errorf("%s %.300s", res.Status, text)
+		}
+		if answer != nil {
+			return json.Unmarshal(text, answer)
+		}
+		return nil
+	}()
+	l.done.Add(1)
+	if err != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.failures = append(l.failures, fmt.Sprintf("%s %s: %v", method, path, err))
+	}
+	return err == nil
+}
+
+// awaitMore waits until so many more requests have been answered.
+func (l *load) awaitMore(n int64) {
+	l.t.Helper()
+	want := l.done.Load() + n
+	eventually(l.t, fmt.Sprintf("%d requests are answered", want), func() bool { return l.done.Load() >= want })
+}
