@@ -159,6 +159,7 @@ environment), and 2 when the command line is wrong.`,
 		newDoctor(g),
 		newHealth(g),
 		newVersion(g),
+		newMan(root),
 	)
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()
