@@ -119,13 +119,16 @@ func (s *Stmt) ExecContext(ctx context.Context, args ...any) (res sql.Result, er
 }
 
 // QueryContext runs a query. The caller closes the rows.
-func (s *Stmt) QueryContext(ctx context.Context, args ...any) (rows *sql.Rows, err error) {
+func (s *Stmt) QueryContext(ctx context.Context, args ...any) (*sql.Rows, error) {
 	ctx, span := trace(ctx, s.on != nil, s.query)
-	defer func() { traced(span, err) }()
 	if s.on == nil {
-		return s.stmt.QueryContext(ctx, args...)
+		rows, err := s.stmt.QueryContext(ctx, args...)
+		traced(span, err)
+		return rows, err
 	}
-	return s.run.QueryContext(ctx, s.query, s.prepared(args)...)
+	rows, err := s.run.QueryContext(ctx, s.query, s.prepared(args)...)
+	traced(span, err)
+	return rows, err
 }
 
 // QueryRowContext runs a query of at most one row.
