@@ -444,15 +444,37 @@ func (f *planting) useTheCommands() {
 	if list := f.command("", "user", "list"); !strings.Contains(list, "made-canary") {
 		f.t.Errorf("the commands do not work: %s", list)
 	}
+	f.shown("secret of a webhook", "outbox", "target", "add", "webhook", "https://receiver.invalid/", "--types", "*")
+	f.shown("next secret of a webhook", "outbox", "target", "rotate-secret", "receiver.invalid")
 	f.command(f.secrets["access token of registering"]+"\n", "token", "inspect", "-")
 	f.command(f.secrets["refresh token of registering"]+"\n", "token", "inspect", "-")
 	for _, line := range []string{
 		"config show", "config show -o json", "config check", "doctor", "doctor -o json", "user show made-canary",
 		"session list", "key list",
-		"outbox status", "outbox tail", "migrate status", "version", "user export",
+		"outbox status", "outbox tail", "outbox target list", "outbox target show receiver.invalid",
+		"outbox target test receiver.invalid", "migrate status", "version", "user export",
 	} {
 		f.command("", strings.Fields(line)...)
 	}
+}
+
+// shown runs a command whose result is a new secret of a webhook: nothing else of it may show that.
+func (f *planting) shown(what string, args ...string) {
+	f.t.Helper()
+	var answer struct{ Secret string }
+	var words bytes.Buffer
+	cmd := f.prepare(append(args, "-o", "json")...)
+	cmd.Stderr = &words
+	out, err := cmd.Output()
+	if err == nil {
+		err = json.Unmarshal(out, &answer)
+	}
+	key, decoding := base64.StdEncoding.DecodeString(strings.TrimPrefix(answer.Secret, "whsec_"))
+	if err != nil || decoding != nil || len(key) != 32 {
+		f.t.Fatalf("authctl %s: %v: %s%s", strings.Join(args, " "), err, out, words.String())
+	}
+	f.secrets[what], f.secrets["key in the "+what] = strings.TrimPrefix(answer.Secret, "whsec_"), string(key)
+	f.outputs[strings.Join(args, " ")] = words.String()
 }
 
 // failToReachBackends provokes the errors that come from drivers, which know the passwords.

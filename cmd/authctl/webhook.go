@@ -247,7 +247,7 @@ func (g *global) onWebhook(cmd *cobra.Command, name string,
 	return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 		s, err := outbox.FindSubscription(ctx, a.db, name)
 		if errors.Is(err, outbox.ErrNoTarget) {
-			return fmt.Errorf("%w; see: authctl outbox target list", err)
+			return unknownTarget(name)
 		}
 		if err != nil {
 			return err

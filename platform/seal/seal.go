@@ -58,7 +58,8 @@ func New(purpose string, secrets ...config.Secret) (*Box, error) {
 // Seal encrypts a value. name says whose it is: it opens under the same name alone, so that nobody
 // can put it in the place of another.
 func (b *Box) Seal(plain []byte, name string) []byte {
-	return b.aeads[0].Seal([]byte{version}, nil, plain, []byte(name))
+	sealed := b.aeads[0].Seal(nil, nil, plain, []byte(name))
+	return append([]byte{version}, sealed...)
 }
 
 // Open decrypts what [Box.Seal] made under the same name, with whichever of the secrets fits. reseal
