@@ -18,6 +18,7 @@ import (
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/contact"
+	"github.com/toppira/authctl/modules/contact/mail"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
@@ -335,6 +336,14 @@ func (a *app) describeEvents() string {
 	return a.eventsFile()
 }
 
+// describeMail names the place that mails go to.
+func (a *app) describeMail() string {
+	if name := a.Mail.Server(); name != "" {
+		return "SMTP " + name
+	}
+	return "files in " + mail.Folder(a.App.DataDir)
+}
+
 // describe names, for a person, what the process uses.
 func (a *app) describe() [][2]string {
 	sessions := "in the database"
@@ -345,6 +354,10 @@ func (a *app) describe() [][2]string {
 	if a.Outbox.Relay == "off" {
 		events = "left to processes of: authctl relay"
 	}
+	mails := a.describeMail()
+	if a.Outbox.Relay == "off" {
+		mails = "left to processes of: authctl relay"
+	}
 	secret := "as configured"
 	if a.ownSecret {
 		secret = "created here, in " + filepath.Join(a.App.DataDir, "secret")
@@ -353,6 +366,7 @@ func (a *app) describe() [][2]string {
 		{"Database", a.Database.Describe(a.App.DataDir)},
 		{"Sessions", sessions},
 		{"Events", events},
+		{"Mail", mails},
 		{"Secret", secret},
 	}
 }

@@ -2,7 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/modules/contact"
+	"github.com/toppira/authctl/modules/contact/mail"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/delivery"
 )
@@ -14,7 +19,39 @@ func (a *app) deliverySinks(ctx context.Context) (map[string]delivery.Sink, erro
 	if to := a.webhookSink(ctx); to != nil {
 		sinks[outbox.KindWebhook] = to
 	}
+	mailer, err := a.openMailer()
+	if err != nil {
+		return nil, err
+	}
+	if mailer != nil {
+		sinks[outbox.KindMail] = mailer
+	}
 	return sinks, nil
+}
+
+// openMailer makes what sends mails. There is none without the secret, which a relay may lack:
+// messages are sealed.
+func (a *app) openMailer() (*mail.Mailer, error) {
+	_, err := a.ensureSecret(false)
+	if errors.Is(err, errNoSecret) {
+		a.log.Info("mail_left_to_others", zap.String("hint", "messages are sealed with the signing secret: set "+
+			"AUTH_TOKEN_SECRET to send them here"))
+		return nil, nil //nolint:nilnil // it is no fault
+	}
+	if err != nil {
+		return nil, err
+	}
+	sealer, err := contact.NewSealer(a.Auth.Token.Secrets()...)
+	if err != nil {
+		return nil, err
+	}
+	mailer, err := mail.New(a.Mail, mail.Options{Issuer: a.Auth.Token.Issuer, DataDir: a.App.DataDir, Sealer: sealer, DB: a.db,
+		Committed: a.waker.Wake, Log: a.log})
+	if err != nil {
+		return nil, err
+	}
+	a.closers = append(a.closers, mailer.Close)
+	return mailer, nil
 }
 
 // newDeliverer makes what delivers to the targets besides the log. It shares nothing with the relay but

@@ -34,7 +34,7 @@ events wait.
 All of them publish to one target, which the first one records in the database. A relay with
 settings for another target is refused: see authctl outbox target.
 
-It needs the database and Kafka, and for webhooks the signing secret, but no Redis. On SIGTERM or Ctrl-C
+It needs the database and Kafka, and for webhooks and mails the signing secret, but no Redis. On SIGTERM or Ctrl-C
 it finishes the batches in flight, releases its leases and stops.`,
 		Example: `  authctl relay
   DATABASE_URL=postgres://auth@localhost/auth KAFKA_BROKERS=localhost:9092 authctl relay`,
@@ -111,7 +111,8 @@ func (a *app) greetRelay(w io.Writer, operator string) {
 	}
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintf(tw, "\nauthctl %s is relaying.\n\n", version())
-	fmt.Fprintf(tw, "  Database\t%s\n  Events\t%s\n", a.Database.Describe(a.App.DataDir), a.describeEvents())
+	fmt.Fprintf(tw, "  Database\t%s\n  Events\t%s\n  Mail\t%s\n", a.Database.Describe(a.App.DataDir), a.describeEvents(),
+		a.describeMail())
 	if operator != "" {
 		fmt.Fprintf(tw, "  Operators\thttp://%s/metrics\n", operator)
 	}

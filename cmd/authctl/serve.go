@@ -16,6 +16,8 @@ import (
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/auth/authhttp"
 	"github.com/toppira/authctl/modules/contact/contacthttp"
+	"github.com/toppira/authctl/modules/contact/mail"
+	"github.com/toppira/authctl/modules/contact/page"
 	"github.com/toppira/authctl/modules/outbox/delivery"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/cache"
@@ -112,6 +114,9 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 		PlainCookies: !a.App.prod(),
 	})...)
 	server.Handle(contacthttp.Routes(a.auth, a.contact)...)
+	if a.Mail.HasPages() {
+		server.Handle(page.Routes(mail.ServiceName(a.Auth.Token.Issuer))...)
+	}
 	server.Handle(processRoutes(server.Stopping, readiness)...)
 
 	// The listener stops first; what it needs stops after it.

@@ -17,11 +17,23 @@ type Config struct {
 	From         string        `config:"mail.from" doc:"From whom mails are, such as: Example <no-reply@example.com>. Needed with mail.url."`
 	CAFile       string        `config:"mail.ca_file" doc:"Certificates in PEM form that the SMTP server's certificate is verified with, in place of the system's."`
 	PagesURL     string        `config:"contact.pages_url" doc:"Where the pages are that the links in mails lead to: a URL, to which /verify, /reset and /undo are added. If empty, the service's own: /account at auth.token.issuer."`
+	Pages        string        `config:"contact.pages" default:"on" oneof:"on,off" doc:"Whether the service has pages of its own at /account/verify, /account/reset and /account/undo. Turn them off when contact.pages_url names others."`
 	TemplatesDir string        `config:"contact.templates_dir" doc:"A folder with templates for mails that replace the built-in ones file by file, or add languages. authctl mail templates writes the built-in ones."`
 }
 
 // Sends reports whether an SMTP server is named.
 func (c Config) Sends() bool { return c.URL != "" }
+
+// Server is the address of the SMTP server; empty when none is named.
+func (c Config) Server() string {
+	if s, err := parseServer(c.URL); c.Sends() && err == nil {
+		return net.JoinHostPort(s.host, s.port)
+	}
+	return ""
+}
+
+// HasPages reports whether the service has pages of its own.
+func (c Config) HasPages() bool { return c.Pages == "on" }
 
 // Validate reports what single values cannot show. It shows nothing of a URL.
 func (c Config) Validate(report func(path, problem string)) {

@@ -14,6 +14,9 @@ import (
 // folder keeps mails as files, for where there is no SMTP server.
 type folder struct{ dir string }
 
+// Folder is where mails are kept in a data folder.
+func Folder(dataDir string) string { return filepath.Join(dataDir, "mail") }
+
 func (f folder) describe() string { return f.dir }
 
 func (f folder) close() {}

@@ -48,6 +48,7 @@ type received struct {
 	Text      string
 	User      string
 	TLS       bool
+	UTF8      bool
 }
 
 func startSMTP(t *testing.T, arguments ...string) *smtpServer {

@@ -8,12 +8,12 @@ import (
 	"io"
 	netmail "net/mail"
 	"net/url"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 	gomail "github.com/wneessen/go-mail"
+	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/contact"
 	"github.com/toppira/authctl/modules/outbox"
@@ -27,10 +27,11 @@ type Options struct {
 	DataDir string // the folder mail in it takes the mails when there is no SMTP server
 	Sealer  *contact.Sealer
 	DB      *database.DB
-	Now     func() time.Time // nil: time.Now
-	// Announce tells that an address does not take mails. It is called before the mail is given up,
-	// and again when it failed. Nil: nobody is told.
-	Announce func(ctx context.Context, m contact.Message, reason string) error
+	// Committed is called after each transaction that wrote an event. It must not block. It may be
+	// nil.
+	Committed func()
+	Log       *zap.Logger
+	Now       func() time.Time // nil: time.Now
 }
 
 // Mailer makes mails and sends them. It is a delivery.Sink. It is safe for concurrent use.
@@ -62,9 +63,15 @@ type envelope struct {
 
 // New tries the templates and makes a Mailer. It connects to nothing yet.
 func New(cfg Config, opt Options) (*Mailer, error) {
-	m := &Mailer{pages: cfg.pagesURL(opt.Issuer), service: serviceName(opt.Issuer), opt: opt}
+	m := &Mailer{pages: cfg.pagesURL(opt.Issuer), service: ServiceName(opt.Issuer), opt: opt}
 	if m.opt.Now == nil {
 		m.opt.Now = time.Now
+	}
+	if m.opt.Log == nil {
+		m.opt.Log = zap.NewNop()
+	}
+	if m.opt.Committed == nil {
+		m.opt.Committed = func() {}
 	}
 	var err error
 	if m.templates, err = LoadTemplates(cfg.TemplatesDir, m.service); err != nil {
@@ -74,7 +81,7 @@ func New(cfg Config, opt Options) (*Mailer, error) {
 		return nil, fmt.Errorf("mail.from: %w", err)
 	}
 	if !cfg.Sends() {
-		m.sender = folder{filepath.Join(opt.DataDir, "mail")}
+		m.sender = folder{Folder(opt.DataDir)}
 		return m, nil
 	}
 	if m.sender, err = newSMTPSender(cfg); err != nil {
@@ -83,8 +90,8 @@ func New(cfg Config, opt Options) (*Mailer, error) {
 	return m, nil
 }
 
-// serviceName is what mails call the service: the issuer without its scheme.
-func serviceName(issuer string) string {
+// ServiceName is what mails and pages call the service: the issuer without its scheme.
+func ServiceName(issuer string) string {
 	u, err := url.Parse(issuer)
 	if err != nil {
 		return issuer
@@ -132,12 +139,33 @@ func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record
 		return &delivery.Dropped{Err: errors.New("the message has expired, was answered or was replaced")}
 	}
 	err = m.attempt(ctx, id, message, r, attempt)
-	if refused, ok := errors.AsType[*delivery.Refused](err); ok && m.opt.Announce != nil {
-		if failed := m.opt.Announce(ctx, message, refused.Err.Error()); failed != nil {
+	if refused, ok := errors.AsType[*delivery.Refused](err); ok {
+		if failed := m.announce(ctx, id, message, refused.Err.Error()); failed != nil {
 			return fmt.Errorf("announce that a mail was refused (%w): %w", refused.Err, failed)
 		}
 	}
 	return err
+}
+
+// announce says to everybody that an address does not take mails. If the message is tried again after
+// that, it is the same event, with the same id.
+func (m *Mailer) announce(ctx context.Context, id uuid.UUID, message contact.Message, reason string) error {
+	e, err := contact.Undeliverable(message, m.opt.Issuer, reason, m.opt.Now())
+	if err != nil {
+		return err
+	}
+	e.ID = uuid.NewSHA1(id, []byte(e.Type))
+	err = m.opt.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
+	if database.IsForbidden(err) { // the role authctl_relay sends events and adds none
+		m.opt.Log.Warn("undeliverable_not_announced", zap.Stringer("user_id", message.UserID), zap.String("purpose",
+			string(message.Purpose)), zap.String("reason", reason), zap.String("hint", "this database role may not add events"))
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m.opt.Committed()
+	return nil
 }
 
 // attempt makes the mail and sends it.
@@ -151,7 +179,12 @@ func (m *Mailer) attempt(ctx context.Context, id uuid.UUID, message contact.Mess
 	if err != nil {
 		return err
 	}
-	return classify(m.sender.send(ctx, mail, attempt.Owned, func(string) {}))
+	last := ""
+	if err := m.sender.send(ctx, mail, attempt.Owned, func(step string) { last = step }); err != nil {
+		return classify(err)
+	}
+	m.opt.Log.Info("mail_sent", zap.String("purpose", mail.purpose), zap.Stringer("event_id", id), zap.String("answer", last))
+	return nil
 }
 
 // envelope makes the mail of a message: the same one every time.
@@ -198,8 +231,9 @@ func (m *Mailer) data(message contact.Message, at time.Time) Data {
 
 // compose writes a mail with a text part and an HTML part. All that varies comes from its arguments.
 func compose(from *netmail.Address, to, id string, at time.Time, words Mail) ([]byte, error) {
+	part, _, _ := strings.Cut(id, "@")
 	msg := gomail.NewMsg(gomail.WithNoDefaultUserAgent(), gomail.WithEncoding(gomail.EncodingQP),
-		gomail.WithBoundary("part-"+strings.ReplaceAll(id, "@", "-at-")))
+		gomail.WithBoundary("part-"+part))
 	msg.FromMailAddress(from)
 	msg.ToMailAddress(&netmail.Address{Address: to})
 	msg.Subject(words.Subject)

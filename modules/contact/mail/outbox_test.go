@@ -1,0 +1,192 @@
+package mail
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/toppira/authctl/modules/contact"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/delivery"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// deliver runs a deliverer of mails until the returned function is called, or the test ends.
+func deliver(t *testing.T, db *database.DB, m *Mailer) (stop func()) {
+	t.Helper()
+	d, err := delivery.New(db, map[string]delivery.Sink{outbox.KindMail: m},
+		delivery.Config{Lease: time.Second, Pause: 20 * time.Millisecond}, delivery.Options{Log: zaptest.NewLogger(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("the deliverer ended with: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// queued adds a notice to each address, each of a person of their own.
+func queued(t *testing.T, db *database.DB, s *contact.Sealer, to ...string) {
+	t.Helper()
+	events := make([]outbox.Event, len(to))
+	for i, address := range to {
+		var err error
+		events[i], err = s.Event(contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: address, UserID: uuid.New(),
+			Username: "alice", LinkToken: "act_undo", ExpiresAt: time.Now().Add(72 * time.Hour)}, testIssuer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		events[i].Target = contact.TargetMail
+	}
+	for len(events) > 0 {
+		n := min(len(events), 500)
+		outboxtest.Add(t, db, events[:n]...)
+		events = events[n:]
+	}
+}
+
+// waiting is what waits for the target mail.
+func waiting(t *testing.T, db *database.DB) outbox.DeliveryState {
+	t.Helper()
+	list, err := outbox.Deliveries(t.Context(), db)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range list {
+		if s.Name == contact.TargetMail {
+			return s
+		}
+	}
+	t.Fatal("there is no target mail")
+	return outbox.DeliveryState{}
+}
+
+// One recipient among many whom the server refuses is parked, one it defers gets the mail later, and
+// all others have theirs once.
+func TestOneBadRecipientAmongManyHurtsNobody(t *testing.T) {
+	t.Parallel()
+	count := 100
+	if os.Getenv("AUTHCTL_CAMPAIGN") == "long" {
+		count = 10_000
+	}
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := startSMTP(t)
+		m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"},
+			Options{DB: db})
+		to := make([]string, count)
+		for i := range to {
+			to[i] = fmt.Sprintf("user%d@example.com", i)
+		}
+		const bad, slow = "rcpt-550.bad@example.com", "rcpt-451-once.slow@example.com"
+		to[count/3], to[count/2] = bad, slow
+		queued(t, db, m.opt.Sealer, to...)
+		deliver(t, db, m)
+		testenv.Eventually(t, "all but the parked one are sent", func() bool {
+			w := waiting(t, db)
+			return w.Waiting == 1 && w.ParkedKeys == 1
+		})
+		for _, address := range to {
+			want := 1
+			if address == bad {
+				want = 0
+			}
+			if got := len(s.to(address)); got != want {
+				t.Errorf("%s has %d mails", address, got)
+			}
+		}
+		if most := maxConns + 2*count/maxMails; s.connected() > most {
+			t.Errorf("%d connections, at most %d are needed", s.connected(), most)
+		}
+	})
+}
+
+// Mails wait while there is no server, and are sent when there is one.
+func TestMailsWaitForTheServer(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		none := newMailer(t, Config{URL: "smtp://127.0.0.1:1", From: "no-reply@example.com"}, Options{DB: db})
+		queued(t, db, none.opt.Sealer, "alice@example.com", "bob@example.com")
+		stop := deliver(t, db, none)
+		testenv.Eventually(t, "it was tried", func() bool { return waiting(t, db).HeldKeys == 2 })
+		stop()
+		if w := waiting(t, db); w.ParkedKeys != 0 || w.Waiting != 2 {
+			t.Errorf("%+v", w)
+		}
+		s := startSMTP(t)
+		m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"},
+			Options{DB: db, Sealer: none.opt.Sealer})
+		deliver(t, db, m)
+		testenv.Eventually(t, "both are sent", func() bool { return waiting(t, db).Waiting == 0 })
+		if len(s.to("alice@example.com")) != 1 || len(s.to("bob@example.com")) != 1 {
+			t.Error("they did not arrive once each")
+		}
+	})
+}
+
+// What has expired is not sent late, and does not count as failed.
+func TestAnExpiredMessageIsDropped(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		dir := t.TempDir()
+		m := newMailer(t, Config{}, Options{DB: db, DataDir: dir, Now: func() time.Time { return time.Now().Add(73 * time.Hour) }})
+		queued(t, db, m.opt.Sealer, "alice@example.com")
+		deliver(t, db, m)
+		testenv.Eventually(t, "it is dropped", func() bool { return waiting(t, db).Waiting == 0 })
+		if entries, err := os.ReadDir(dir + "/mail"); !os.IsNotExist(err) {
+			t.Errorf("it was sent: %v", entries)
+		}
+	})
+}
+
+// The database role of a relay may not add events. What the server refuses is parked all the same.
+func TestWithoutTheRightToAnnounceAMailIsParkedAllTheSame(t *testing.T) {
+	t.Parallel()
+	address := dbtest.PostgresURL(t)
+	owner := dbtest.Open(t, address)
+	role, secret := "mail_"+strings.ReplaceAll(uuid.NewString(), "-", ""), uuid.NewString()
+	for _, statement := range []string{"CREATE ROLE " + role + " LOGIN PASSWORD '" + secret + "'",
+		"GRANT SELECT (id, state) ON contact_challenge TO " + role} {
+		if _, err := owner.Write(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		if _, err := owner.Write(context.Background(), "DROP OWNED BY "+role+"; DROP ROLE "+role); err != nil {
+			t.Error(err)
+		}
+	})
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(role, secret)
+	logged, logs := observer.New(zap.WarnLevel)
+	s := startSMTP(t)
+	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"},
+		Options{DB: dbtest.Open(t, u.String()), Log: zap.New(logged)})
+	err = m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "rcpt-550@example.com"), always())
+	if outcome(err) != "refused" || logs.FilterMessage("undeliverable_not_announced").Len() != 1 {
+		t.Errorf("%v, %v", err, logs.All())
+	}
+}
