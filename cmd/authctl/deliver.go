@@ -45,8 +45,8 @@ func (a *app) openMailer() (*mail.Mailer, error) {
 	if err != nil {
 		return nil, err
 	}
-	mailer, err := mail.New(a.Mail, mail.Options{Issuer: a.Auth.Token.Issuer, DataDir: a.App.DataDir, Sealer: sealer, DB: a.db,
-		Committed: a.waker.Wake, Log: a.log})
+	mailer, err := mail.New(a.Mail, mail.Options{Issuer: a.Auth.Token.Issuer, DataDir: a.App.DataDir, Sealer: sealer,
+		DB: a.db, Committed: a.waker.Wake, Log: a.log})
 	if err != nil {
 		return nil, err
 	}

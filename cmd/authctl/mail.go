@@ -128,8 +128,8 @@ func newMailTemplates() *cobra.Command {
 	return &cobra.Command{
 		Use:   "templates DIR",
 		Short: "Write the built-in templates to a folder, to change them",
-		Long: `Write the built-in templates to a folder, to change them. Name the folder in contact.templates_dir, and delete the
-files that you do not change: the built-in ones are used in their place. A folder such as fr with
+		Long: `Write the built-in templates to a folder, to change them. Name the folder in contact.templates_dir, and
+delete the files that you do not change: the built-in ones are used in their place. A folder such as fr with
 .txt and .html files adds a language. No file is overwritten.
 
 serve checks all templates when it starts, and so does authctl mail preview.`,

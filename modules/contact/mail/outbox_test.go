@@ -19,7 +19,6 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/delivery"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
-	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -52,8 +51,8 @@ func queued(t *testing.T, db *database.DB, s *contact.Sealer, to ...string) {
 	events := make([]outbox.Event, len(to))
 	for i, address := range to {
 		var err error
-		events[i], err = s.Event(contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: address, UserID: uuid.New(),
-			Username: "alice", LinkToken: "act_undo", ExpiresAt: time.Now().Add(72 * time.Hour)}, testIssuer)
+		events[i], err = s.Event(contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: address,
+			UserID: uuid.New(), Username: "alice", LinkToken: "act_undo", ExpiresAt: time.Now().Add(72 * time.Hour)}, testIssuer)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,8 +91,7 @@ func TestOneBadRecipientAmongManyHurtsNobody(t *testing.T) {
 	}
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		s := startSMTP(t)
-		m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"},
-			Options{DB: db})
+		m := newMailer(t, s.config(), Options{DB: db})
 		to := make([]string, count)
 		for i := range to {
 			to[i] = fmt.Sprintf("user%d@example.com", i)
@@ -134,8 +132,7 @@ func TestMailsWaitForTheServer(t *testing.T) {
 			t.Errorf("%+v", w)
 		}
 		s := startSMTP(t)
-		m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"},
-			Options{DB: db, Sealer: none.opt.Sealer})
+		m := newMailer(t, s.config(), Options{DB: db, Sealer: none.opt.Sealer})
 		deliver(t, db, m)
 		testenv.Eventually(t, "both are sent", func() bool { return waiting(t, db).Waiting == 0 })
 		if len(s.to("alice@example.com")) != 1 || len(s.to("bob@example.com")) != 1 {
@@ -149,7 +146,8 @@ func TestAnExpiredMessageIsDropped(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		dir := t.TempDir()
-		m := newMailer(t, Config{}, Options{DB: db, DataDir: dir, Now: func() time.Time { return time.Now().Add(73 * time.Hour) }})
+		later := func() time.Time { return time.Now().Add(73 * time.Hour) }
+		m := newMailer(t, Config{}, Options{DB: db, DataDir: dir, Now: later})
 		queued(t, db, m.opt.Sealer, "alice@example.com")
 		deliver(t, db, m)
 		testenv.Eventually(t, "it is dropped", func() bool { return waiting(t, db).Waiting == 0 })
@@ -183,8 +181,7 @@ func TestWithoutTheRightToAnnounceAMailIsParkedAllTheSame(t *testing.T) {
 	u.User = url.UserPassword(role, secret)
 	logged, logs := observer.New(zap.WarnLevel)
 	s := startSMTP(t)
-	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"},
-		Options{DB: dbtest.Open(t, u.String()), Log: zap.New(logged)})
+	m := newMailer(t, s.config(), Options{DB: dbtest.Open(t, u.String()), Log: zap.New(logged)})
 	err = m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "rcpt-550@example.com"), always())
 	if outcome(err) != "refused" || logs.FilterMessage("undeliverable_not_announced").Len() != 1 {
 		t.Errorf("%v, %v", err, logs.All())

@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -149,6 +150,11 @@ func (s *smtpServer) connected() int {
 
 // address is where a client reaches the server.
 func (s *smtpServer) address(host string) string { return fmt.Sprintf("%s:%d", host, s.port) }
+
+// config is for a service on the same machine.
+func (s *smtpServer) config() Config {
+	return Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "Example <no-reply@example.com>"}
+}
 
 // message reads a mail as a reader would.
 func (r received) message(t *testing.T) *mail.Message {

@@ -157,8 +157,9 @@ func (m *Mailer) announce(ctx context.Context, id uuid.UUID, message contact.Mes
 	e.ID = uuid.NewSHA1(id, []byte(e.Type))
 	err = m.opt.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
 	if database.IsForbidden(err) { // the role authctl_relay sends events and adds none
-		m.opt.Log.Warn("undeliverable_not_announced", zap.Stringer("user_id", message.UserID), zap.String("purpose",
-			string(message.Purpose)), zap.String("reason", reason), zap.String("hint", "this database role may not add events"))
+		m.opt.Log.Warn("undeliverable_not_announced", zap.Stringer("user_id", message.UserID),
+			zap.String("purpose", string(message.Purpose)), zap.String("reason", reason),
+			zap.String("hint", "this database role may not add events"))
 		return nil
 	}
 	if err != nil {
@@ -183,7 +184,8 @@ func (m *Mailer) attempt(ctx context.Context, id uuid.UUID, message contact.Mess
 	if err := m.sender.send(ctx, mail, attempt.Owned, func(step string) { last = step }); err != nil {
 		return classify(err)
 	}
-	m.opt.Log.Info("mail_sent", zap.String("purpose", mail.purpose), zap.Stringer("event_id", id), zap.String("answer", last))
+	m.opt.Log.Info("mail_sent", zap.String("purpose", mail.purpose), zap.Stringer("event_id", id),
+		zap.String("answer", last))
 	return nil
 }
 

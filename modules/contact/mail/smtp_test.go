@@ -89,8 +89,7 @@ func outcome(err error) string {
 func TestWhatAServerAnswersDecidesWhatBecomesOfAMail(t *testing.T) {
 	t.Parallel()
 	s := startSMTP(t)
-	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "Example <no-reply@example.com>"},
-		Options{})
+	m := newMailer(t, s.config(), Options{})
 	for _, test := range []struct {
 		to    string
 		want  string // of each attempt
@@ -154,7 +153,7 @@ func TestWhatAServerAnswersDecidesWhatBecomesOfAMail(t *testing.T) {
 func TestAMailThatCannotBeAnnouncedAsRefusedIsTriedAgain(t *testing.T) {
 	t.Parallel()
 	s := startSMTP(t)
-	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"}, Options{})
+	m := newMailer(t, s.config(), Options{})
 	if _, err := m.opt.DB.Write(t.Context(), "ALTER TABLE outbox_event RENAME TO outbox_event_away"); err != nil {
 		t.Fatal(err)
 	}
@@ -175,8 +174,7 @@ func TestAServerThatTakesNothingParksNobody(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := startSMTP(t, arguments...)
-			m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"},
-				Options{})
+			m := newMailer(t, s.config(), Options{})
 			err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
 			if outcome(err) != "again" {
 				t.Errorf("%v", err)
@@ -197,7 +195,7 @@ func TestAServerThatTakesNothingParksNobody(t *testing.T) {
 func TestASlowServerIsLeftWhenTheContextEnds(t *testing.T) {
 	t.Parallel()
 	s := startSMTP(t)
-	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"}, Options{})
+	m := newMailer(t, s.config(), Options{})
 	for _, to := range []string{"rcpt-slow@example.com", "data-slow@example.com"} {
 		ctx, cancel := context.WithCancel(t.Context())
 		owned := 0
@@ -223,7 +221,7 @@ func TestASlowServerIsLeftWhenTheContextEnds(t *testing.T) {
 func TestAMailIsNotSentOnceItsLeaseHasEnded(t *testing.T) {
 	t.Parallel()
 	s := startSMTP(t)
-	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"}, Options{})
+	m := newMailer(t, s.config(), Options{})
 	for last := range 2 { // asked twice: before the mail begins, and before its content
 		asked := 0
 		attempt := delivery.Attempt{Number: 1, Owned: func() bool { asked++; return asked <= last }}
@@ -237,7 +235,7 @@ func TestAMailIsNotSentOnceItsLeaseHasEnded(t *testing.T) {
 func TestOneConnectionServesManyMails(t *testing.T) {
 	t.Parallel()
 	s := startSMTP(t)
-	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"}, Options{})
+	m := newMailer(t, s.config(), Options{})
 	for i := range 50 {
 		to := fmt.Sprintf("alice%d@example.com", i)
 		if i%10 == 5 {
@@ -269,20 +267,28 @@ func TestTLSAndSigningIn(t *testing.T) {
 	byServer := map[string][]try{}
 	for _, test := range []try{
 		{"STARTTLS", tls(good), "smtp://localhost:PORT?starttls=required", good.ca, "", true, ""},
-		{"STARTTLS of a wrong name", tls(wrong), "smtp://localhost:PORT?starttls=required", wrong.ca, "STARTTLS: ", false, ""},
-		{"STARTTLS of an unknown authority", tls(good), "smtp://localhost:PORT?starttls=required", "", "STARTTLS: ", false, ""},
-		{"a wrong name and STARTTLS optional", tls(wrong), "smtp://localhost:PORT?starttls=optional", wrong.ca, "STARTTLS: ", false, ""},
+		{"STARTTLS of a wrong name", tls(wrong), "smtp://localhost:PORT?starttls=required", wrong.ca,
+			"STARTTLS: ", false, ""},
+		{"STARTTLS of an unknown authority", tls(good), "smtp://localhost:PORT?starttls=required", "", "STARTTLS: ",
+			false, ""},
+		{"a wrong name and STARTTLS optional", tls(wrong), "smtp://localhost:PORT?starttls=optional", wrong.ca,
+			"STARTTLS: ", false, ""},
 		{"no STARTTLS", nil, "smtp://localhost:PORT?starttls=required", "", "the server offers no STARTTLS", false, ""},
 		{"no STARTTLS on this machine", nil, "smtp://localhost:PORT", "", "", false, ""},
 		{"TLS from the start", append(tls(good), "--implicit"), "smtps://localhost:PORT", good.ca, "", true, ""},
-		{"TLS from the start of a wrong name", append(tls(wrong), "--implicit"), "smtps://localhost:PORT", wrong.ca, "TLS: ", false, ""},
-		{"PLAIN", signsIn(tls(good)...), "smtp://" + account + "localhost:PORT", good.ca, "", true, user},
-		{"LOGIN", signsIn(append(tls(good), "--mechanism", "LOGIN")...), "smtp://" + account + "localhost:PORT", good.ca, "", true, user},
-		{"SCRAM", signsIn(append(tls(good), "--mechanism", "SCRAM-SHA-256")...), "smtp://" + account + "localhost:PORT", good.ca, "", true, user},
+		{"TLS from the start of a wrong name", append(tls(wrong), "--implicit"), "smtps://localhost:PORT", wrong.ca,
+			"TLS: ", false, ""},
+		{"PLAIN", signsIn(tls(good)...), "smtp://" + account + "localhost:PORT",
+			good.ca, "", true, user},
+		{"LOGIN", signsIn(append(tls(good), "--mechanism", "LOGIN")...), "smtp://" + account + "localhost:PORT",
+			good.ca, "", true, user},
+		{"SCRAM", signsIn(append(tls(good), "--mechanism", "SCRAM-SHA-256")...), "smtp://" + account + "localhost:PORT",
+			good.ca, "", true, user},
 		{"a wrong password", signsIn(tls(good)...), "smtp://mailer%40example.com:wrong@localhost:PORT", good.ca,
 			"AUTH PLAIN: the server answered 535", false, ""},
 		{"a wrong password by SCRAM", signsIn(append(tls(good), "--mechanism", "SCRAM-SHA-256")...),
-			"smtp://mailer%40example.com:wrong@localhost:PORT", good.ca, "AUTH SCRAM-SHA-256: the server answered 535", false, ""},
+			"smtp://mailer%40example.com:wrong@localhost:PORT", good.ca,
+			"AUTH SCRAM-SHA-256: the server answered 535", false, ""},
 	} {
 		key := strings.Join(test.arguments, " ")
 		byServer[key] = append(byServer[key], test)
@@ -328,18 +334,20 @@ func TestAPasswordIsNotSentWithoutTLS(t *testing.T) {
 func TestATestSaysEachStep(t *testing.T) {
 	t.Parallel()
 	s := startSMTP(t)
-	m := newMailer(t, Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "no-reply@example.com"}, Options{})
+	m := newMailer(t, s.config(), Options{})
 	var said strings.Builder
 	if err := m.Test(t.Context(), "alice@example.com", &said); err != nil {
 		t.Fatal(err)
 	}
-	for _, step := range []string{"connected to 127.0.0.1", "greets as mx.example.test", "not encrypted", "accepts the sender no-reply@example.com",
-		"accepts the recipient alice@example.com", "has taken the mail: OK: queued"} {
+	for _, step := range []string{"connected to 127.0.0.1", "greets as mx.example.test", "not encrypted",
+		"accepts the sender no-reply@example.com", "accepts the recipient alice@example.com",
+		"has taken the mail: OK: queued"} {
 		if !strings.Contains(said.String(), step) {
 			t.Errorf("%q is not said:\n%s", step, &said)
 		}
 	}
-	if err := m.Test(t.Context(), "rcpt-550@example.com", &said); err == nil || !strings.Contains(err.Error(), "RCPT: the server answered 550 5.1.1 no such address") {
+	err := m.Test(t.Context(), "rcpt-550@example.com", &said)
+	if err == nil || !strings.Contains(err.Error(), "RCPT: the server answered 550 5.1.1 no such address") {
 		t.Errorf("refused: %v", err)
 	}
 	if err := m.Test(t.Context(), "no address", &said); err == nil {
@@ -384,7 +392,8 @@ func TestWithoutAServerEachMailIsAFile(t *testing.T) {
 		t.Errorf("%v, %v", read, err)
 	}
 	lost := delivery.Attempt{Owned: func() bool { return false }}
-	if err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "a@example.com"), lost); outcome(err) != "not owned" {
+	err = m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "a@example.com"), lost)
+	if outcome(err) != "not owned" {
 		t.Error(err)
 	}
 	if entries, _ := os.ReadDir(dir + "/mail"); len(entries) != 1 {

@@ -125,8 +125,9 @@ func TestTheLanguageIsTheOneThatComesClosest(t *testing.T) {
 func TestTemplatesAreReplacedFileByFile(t *testing.T) {
 	t.Parallel()
 	all := loadTemplates(t, folderOf(t, map[string]string{
-		"en/reset.txt": "Subject: Ours for {{.Service}}\r\n\r\nours {{.Code}} {{.Link}}", "layout.html": "<title>our frame</title>{{.Body}}",
-		".hidden": "", "README.md": "how we write",
+		"en/reset.txt": "Subject: Ours for {{.Service}}\r\n\r\nours {{.Code}} {{.Link}}",
+		"layout.html":  "<title>our frame</title>{{.Body}}",
+		".hidden":      "", "README.md": "how we write",
 	}))
 	reset, err := all.Make("en", Sample(contact.PurposeReset, service))
 	if err != nil || reset.Subject != "Ours for "+service || !strings.HasPrefix(reset.Text, "ours SMPL-C0DE https://") ||
@@ -134,7 +135,8 @@ func TestTemplatesAreReplacedFileByFile(t *testing.T) {
 		t.Errorf("%+v, %v", reset, err)
 	}
 	german, err := all.Make("de", Sample(contact.PurposeReset, service))
-	if err != nil || !strings.HasPrefix(german.Text, "Guten Tag alice,") || !strings.HasPrefix(german.HTML, "<title>our frame</title>") {
+	if err != nil || !strings.HasPrefix(german.Text, "Guten Tag alice,") ||
+		!strings.HasPrefix(german.HTML, "<title>our frame</title>") {
 		t.Errorf("%+v, %v", german, err)
 	}
 }
@@ -156,7 +158,8 @@ func TestABrokenTemplateIsRefusedByFileAndLine(t *testing.T) {
 		{"en/reset.txt", "{{.Code}} {{.Link}}", "en/reset.txt:1: the template must begin with a line such as Subject:"},
 		{"en/reset.txt", "Subject:\n\n{{.Code}} {{.Link}}", "en/reset.txt:1: the subject has 0 bytes"},
 		{"en/reset.txt", "Subject: a\u0007b\n\n{{.Code}} {{.Link}}", "en/reset.txt:1: the subject has a control character"},
-		{"en/reset.txt", "Subject: " + strings.Repeat("x", 600) + "\n\n{{.Code}} {{.Link}}", "en/reset.txt:1: the subject has 600 bytes"},
+		{"en/reset.txt", "Subject: " + strings.Repeat("x", 600) + "\n\n{{.Code}} {{.Link}}",
+			"en/reset.txt:1: the subject has 600 bytes"},
 		{"en/rest.txt", good, "en/rest.txt is no template"},
 		{"en/reset.md", good, "en/reset.md is no template"},
 		{"reset.txt", good, "reset.txt is no template"},
@@ -167,11 +170,13 @@ func TestABrokenTemplateIsRefusedByFileAndLine(t *testing.T) {
 		_, err := LoadTemplates(dir, service)
 		if err == nil || !strings.Contains(err.Error(), test.problem) {
 			t.Errorf("%s %q: %v, want %s", test.name, test.text, err, test.problem)
-		} else if !strings.Contains(test.problem, "en/reset.html: ") && !strings.Contains(err.Error(), filepath.Join(dir, test.name)) {
+		} else if !strings.Contains(test.problem, "en/reset.html: ") &&
+			!strings.Contains(err.Error(), filepath.Join(dir, test.name)) {
 			t.Errorf("%s: the file is not named: %v", test.name, err)
 		}
 	}
-	if _, err := LoadTemplates(filepath.Join(t.TempDir(), "missing"), service); err == nil || !strings.Contains(err.Error(), "contact.templates_dir") {
+	_, err := LoadTemplates(filepath.Join(t.TempDir(), "missing"), service)
+	if err == nil || !strings.Contains(err.Error(), "contact.templates_dir") {
 		t.Errorf("a missing folder: %v", err)
 	}
 }
@@ -187,7 +192,8 @@ func TestWhatOthersWriteIsEscaped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Contains(made.HTML, "<script") || strings.Contains(made.HTML+made.Text, "evil") || !strings.Contains(made.Text, "Call-us\n") {
+	if strings.Contains(made.HTML, "<script") || strings.Contains(made.HTML+made.Text, "evil") ||
+		!strings.Contains(made.Text, "Call-us\n") {
 		t.Errorf("%s\n%s", made.HTML, made.Text)
 	}
 	mail1, err := m.envelope(uuid.New(), message, time.Now())
@@ -201,7 +207,8 @@ func TestWhatOthersWriteIsEscaped(t *testing.T) {
 	if from, err := read.Header.AddressList("From"); err != nil || from[0].Name != "Größe & Co" {
 		t.Errorf("%v, %v", from, err)
 	}
-	for _, to := range []string{"a@example.com\r\nBcc: eve@example.com", "a@example.com, eve@example.com", "Eve <a@example.com>", ""} {
+	for _, to := range []string{"a@example.com\r\nBcc: eve@example.com", "a@example.com, eve@example.com",
+		"Eve <a@example.com>", ""} {
 		message.Recipient = to
 		if mail, err := m.envelope(uuid.New(), message, time.Now()); outcome(err) != "refused" {
 			t.Errorf("%q: %s, %v", to, mail.text, err)
@@ -231,7 +238,8 @@ func TestHowLongACodeWorksIsWhatWasPromised(t *testing.T) {
 	t.Parallel()
 	m := newMailer(t, Config{}, Options{DataDir: t.TempDir()})
 	now := time.Now()
-	for valid, want := range map[time.Duration][2]int{15 * time.Minute: {15, 0}, 24 * time.Hour: {1440, 24}, 72 * time.Hour: {4320, 72}} {
+	for valid, want := range map[time.Duration][2]int{15 * time.Minute: {15, 0}, 24 * time.Hour: {1440, 24},
+		72 * time.Hour: {4320, 72}} {
 		// The event is written a little after the challenge.
 		d := m.data(contact.Message{Purpose: contact.PurposeReset, ExpiresAt: now.Add(valid - time.Second)}, now)
 		if d.Minutes != want[0] || d.Hours != want[1] {
@@ -244,11 +252,15 @@ func TestADeviceIsNamedInWordsOfOurOwn(t *testing.T) {
 	t.Parallel()
 	for agent, want := range map[string]string{
 		"": "",
-		"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0":                                                                  "Firefox, Linux",
-		"Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/143.0.0.0 Safari/537.36 Edg/143.0.0.0":           "Edge, Windows",
-		"Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.0 Mobile/15E148 Safari/604.1": "Safari, iPhone",
-		"Mozilla/5.0 (Linux; Android 15) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/143.0.0.0 Mobile Safari/537.36":                            "Chrome, Android",
-		"curl/8.5.0": "curl", "okhttp/4.12.0": "okhttp", "http://evil.example": "http", "<b>": "", "Firefox http://evil.example": "Firefox",
+		"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0": "Firefox, Linux",
+		"Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/143.0.0.0 " +
+			"Safari/537.36 Edg/143.0.0.0": "Edge, Windows",
+		"Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/18.0 " +
+			"Mobile/15E148 Safari/604.1": "Safari, iPhone",
+		"Mozilla/5.0 (Linux; Android 15) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/143.0.0.0 Mobile " +
+			"Safari/537.36": "Chrome, Android",
+		"curl/8.5.0": "curl", "okhttp/4.12.0": "okhttp", "http://evil.example": "http", "<b>": "",
+		"Firefox http://evil.example": "Firefox",
 	} {
 		if got := deviceName(agent); got != want {
 			t.Errorf("%q is %q, want %q", agent, got, want)

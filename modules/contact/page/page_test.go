@@ -26,7 +26,9 @@ var names = []string{"verify", "reset", "undo"}
 func TestEveryLanguageHasEveryText(t *testing.T) {
 	t.Parallel()
 	for _, w := range all {
-		for _, list := range []struct{ have, want map[string]string }{{w.common, all[0].common}, {w.codes, all[0].codes}} {
+		for _, list := range []struct{ have, want map[string]string }{
+			{w.common, all[0].common}, {w.codes, all[0].codes},
+		} {
 			for key := range list.want {
 				if list.have[key] == "" {
 					t.Errorf("%s has no text for %s", w.tag, key)
@@ -38,7 +40,8 @@ func TestEveryLanguageHasEveryText(t *testing.T) {
 		}
 		for _, name := range names {
 			p, first := w.pages[name], all[0].pages[name]
-			if p.title == "" || p.done == "" || len(p.paragraphs) != len(first.paragraphs) || (p.act == "") != (first.act == "") {
+			if p.title == "" || p.done == "" || len(p.paragraphs) != len(first.paragraphs) ||
+				(p.act == "") != (first.act == "") {
 				t.Errorf("%s lacks texts of %s", w.tag, name)
 			}
 			text := string(render(name, service, w))
@@ -49,13 +52,21 @@ func TestEveryLanguageHasEveryText(t *testing.T) {
 	}
 }
 
+var (
+	strictPolicy = regexp.MustCompile(`^default-src 'none'; img-src data:; connect-src 'self'; frame-ancestors 'none'; ` +
+		`base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'; ` +
+		`style-src 'sha256-\S{44}'; script-src 'sha256-\S{44}'$`)
+	outside = regexp.MustCompile(`\bsrc=|https?://|@import|url\(| style=| on[a-z]+=|innerHTML|\beval\b`)
+)
+
 // What a page loads is in it, and the policy of its answer allows just that.
 func TestAPageAllowsOnlyWhatIsInIt(t *testing.T) {
 	t.Parallel()
 	httpservertest.Each(t, func(t *testing.T, start httpservertest.Start) {
 		base := start(t, httpserver.Options{}, Routes(service)...)
 		for _, name := range names {
-			for query, lang := range map[string]string{"": "de", "?lang=en": "en", "?lang=de-AT": "de", "?lang=": "de", "?lang=%zz": "de"} {
+			for query, lang := range map[string]string{"": "de", "?lang=en": "en", "?lang=de-AT": "de", "?lang=": "de",
+				"?lang=%zz": "de"} {
 				request, err := http.NewRequestWithContext(t.Context(), "GET", base+"/account/"+name+query, nil)
 				if err != nil {
 					t.Fatal(err)
@@ -77,12 +88,10 @@ func TestAPageAllowsOnlyWhatIsInIt(t *testing.T) {
 					}
 				}
 				policy := answer.Header.Get("Content-Security-Policy")
-				if !regexp.MustCompile(`^default-src 'none'; img-src data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; ` +
-					`form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'; style-src 'sha256-\S{44}'; script-src 'sha256-\S{44}'$`).
-					MatchString(policy) {
+				if !strictPolicy.MatchString(policy) {
 					t.Errorf("%s: the policy is %s", name, policy)
 				}
-				if found := regexp.MustCompile(`\bsrc=|https?://|@import|url\(| style=| on[a-z]+=|innerHTML|\beval\b`).Find(text); found != nil {
+				if found := outside.Find(text); found != nil {
 					t.Errorf("%s has %s", name, found)
 				}
 			}
@@ -134,7 +143,8 @@ func TestPagesAreUsable(t *testing.T) {
 		`/api/v1/auth/contacts/verify {"token":"act_secret"}`,
 		`/api/v1/auth/password/forgot {"email":"alice@example.com"}`,
 		`/api/v1/auth/password/forgot {"username":"alice"}`,
-		`/api/v1/auth/password/reset {"challenge_id":"00000000-0000-4000-8000-000000000000","code":"ABCD-EFGH","new_password":"correct horse battery staple"}`,
+		`/api/v1/auth/password/reset {"challenge_id":"00000000-0000-4000-8000-000000000000","code":"ABCD-EFGH",` +
+			`"new_password":"correct horse battery staple"}`,
 		`/api/v1/auth/password/reset {"token":"act_secret","new_password":"correct horse battery staple"}`,
 		`/api/v1/auth/undo {"token":"act_secret"}`,
 	} {

@@ -20,11 +20,12 @@ type pageWords struct {
 var all = []words{{
 	tag: language.English,
 	common: map[string]string{
-		"noscript":   "This page needs JavaScript, which is turned off in this browser.",
-		"ask":        "We send a code to the confirmed address of your account.",
-		"who":        "Username or e-mail address",
-		"send":       "Send the code",
-		"sent":       "If there is such an account, a mail with a code is on its way to it. Keep this page open and enter the code here.",
+		"noscript": "This page needs JavaScript, which is turned off in this browser.",
+		"ask":      "We send a code to the confirmed address of your account.",
+		"who":      "Username or e-mail address",
+		"send":     "Send the code",
+		"sent": "If there is such an account, a mail with a code is on its way to it. Keep this page open and " +
+			"enter the code here.",
 		"code":       "Code from the mail",
 		"password":   "New password",
 		"show":       "Show the password",
@@ -44,11 +45,12 @@ var all = []words{{
 		"new_password.contains_username": "The password is little more than your username. Choose another one.",
 		"new_password.contains_context":  "The password is little more than the name of this service. Choose another one.",
 		"new_password.breached":          "This password is known from a breach elsewhere. Choose another one.",
-		"invalid_code":                   "The code or the link is not right, or it does not work any more. Ask for another one.",
-		"contact_taken":                  "This address belongs to another account.",
-		"too_many_attempts":              "Too many attempts. Wait a while and try again.",
-		"overloaded":                     "The service is busy. Try again in a moment.",
-		"unavailable":                    "The service is not available at the moment. Try again in a moment.",
+		"invalid_code": "The code or the link is not right, or it does not work any more. Ask for " +
+			"another one.",
+		"contact_taken":     "This address belongs to another account.",
+		"too_many_attempts": "Too many attempts. Wait a while and try again.",
+		"overloaded":        "The service is busy. Try again in a moment.",
+		"unavailable":       "The service is not available at the moment. Try again in a moment.",
 	},
 	pages: map[string]pageWords{
 		"verify": {
@@ -65,45 +67,53 @@ var all = []words{{
 			title: "Undo a change",
 			paragraphs: []string{
 				"Somebody has changed your account, and it was not you? Then press the button. " +
-					"It signs out every device, restores the addresses that your account had before, and closes the password until you set a new one.",
+					"It signs out every device, restores the addresses that your account had before, and closes the password " +
+					"until you set a new one.",
 				"If it was you, close this page.",
 			},
-			act:  "Undo and sign out everywhere",
-			done: "The change is undone and every device is signed out. Nobody can sign in with a password until you set a new one.",
+			act: "Undo and sign out everywhere",
+			done: "The change is undone and every device is signed out. Nobody can sign in with a password until you set " +
+				"a new one.",
 		},
 	},
 }, {
 	tag: language.German,
 	common: map[string]string{
-		"noscript":   "Diese Seite braucht JavaScript, das in diesem Browser ausgeschaltet ist.",
-		"ask":        "Wir senden einen Code an die bestätigte Adresse Ihres Kontos.",
-		"who":        "Benutzername oder E-Mail-Adresse",
-		"send":       "Code senden",
-		"sent":       "Wenn es ein solches Konto gibt, ist eine E-Mail mit einem Code dorthin unterwegs. Lassen Sie diese Seite offen und geben Sie den Code hier ein.",
-		"code":       "Code aus der E-Mail",
-		"password":   "Neues Passwort",
-		"show":       "Passwort anzeigen",
-		"signsout":   "Das neue Passwort meldet alle Geräte ab.",
-		"set":        "Passwort festlegen",
-		"again":      "Anderen Code anfordern",
-		"incomplete": "Dieser Link ist unvollständig. Öffnen Sie den Link in der E-Mail noch einmal, oder kopieren Sie ihn ganz in die Adresszeile.",
-		"toreset":    "Neues Passwort festlegen",
+		"noscript": "Diese Seite braucht JavaScript, das in diesem Browser ausgeschaltet ist.",
+		"ask":      "Wir senden einen Code an die bestätigte Adresse Ihres Kontos.",
+		"who":      "Benutzername oder E-Mail-Adresse",
+		"send":     "Code senden",
+		"sent": "Wenn es ein solches Konto gibt, ist eine E-Mail mit einem Code dorthin unterwegs. Lassen Sie " +
+			"diese Seite offen und geben Sie den Code hier ein.",
+		"code":     "Code aus der E-Mail",
+		"password": "Neues Passwort",
+		"show":     "Passwort anzeigen",
+		"signsout": "Das neue Passwort meldet alle Geräte ab.",
+		"set":      "Passwort festlegen",
+		"again":    "Anderen Code anfordern",
+		"incomplete": "Dieser Link ist unvollständig. Öffnen Sie den Link in der E-Mail noch einmal, oder kopieren " +
+			"Sie ihn ganz in die Adresszeile.",
+		"toreset": "Neues Passwort festlegen",
 	},
 	codes: map[string]string{
 		"unreachable": "Der Dienst ist nicht erreichbar. Prüfen Sie Ihre Verbindung und versuchen Sie es noch einmal.",
 		"failed":      "Das hat nicht funktioniert. Versuchen Sie es gleich noch einmal.",
 
-		"new_password.too_short":         "Das Passwort ist zu kurz.",
-		"new_password.too_long":          "Das Passwort ist zu lang.",
-		"new_password.too_common":        "Dieses Passwort probieren Angreifer als eines der ersten aus. Wählen Sie ein anderes.",
+		"new_password.too_short": "Das Passwort ist zu kurz.",
+		"new_password.too_long":  "Das Passwort ist zu lang.",
+		"new_password.too_common": "Dieses Passwort probieren Angreifer als eines der ersten aus. Wählen Sie " +
+			"ein anderes.",
 		"new_password.contains_username": "Das Passwort besteht fast nur aus Ihrem Benutzernamen. Wählen Sie ein anderes.",
-		"new_password.contains_context":  "Das Passwort besteht fast nur aus dem Namen dieses Dienstes. Wählen Sie ein anderes.",
-		"new_password.breached":          "Dieses Passwort ist durch ein Datenleck bekannt geworden. Wählen Sie ein anderes.",
-		"invalid_code":                   "Der Code oder der Link ist nicht richtig oder funktioniert nicht mehr. Fordern Sie einen anderen an.",
-		"contact_taken":                  "Diese Adresse gehört zu einem anderen Konto.",
-		"too_many_attempts":              "Zu viele Versuche. Warten Sie eine Weile und versuchen Sie es noch einmal.",
-		"overloaded":                     "Der Dienst ist ausgelastet. Versuchen Sie es gleich noch einmal.",
-		"unavailable":                    "Der Dienst ist gerade nicht verfügbar. Versuchen Sie es gleich noch einmal.",
+		"new_password.contains_context": "Das Passwort besteht fast nur aus dem Namen dieses Dienstes. Wählen Sie " +
+			"ein anderes.",
+		"new_password.breached": "Dieses Passwort ist durch ein Datenleck bekannt geworden. Wählen Sie ein " +
+			"anderes.",
+		"invalid_code": "Der Code oder der Link ist nicht richtig oder funktioniert nicht mehr. " +
+			"Fordern Sie einen anderen an.",
+		"contact_taken":     "Diese Adresse gehört zu einem anderen Konto.",
+		"too_many_attempts": "Zu viele Versuche. Warten Sie eine Weile und versuchen Sie es noch einmal.",
+		"overloaded":        "Der Dienst ist ausgelastet. Versuchen Sie es gleich noch einmal.",
+		"unavailable":       "Der Dienst ist gerade nicht verfügbar. Versuchen Sie es gleich noch einmal.",
 	},
 	pages: map[string]pageWords{
 		"verify": {
@@ -120,11 +130,13 @@ var all = []words{{
 			title: "Änderung rückgängig machen",
 			paragraphs: []string{
 				"Jemand hat Ihr Konto geändert, und Sie waren es nicht? Dann drücken Sie die Schaltfläche. " +
-					"Das meldet alle Geräte ab, stellt die bisherigen Adressen Ihres Kontos wieder her und sperrt das Passwort, bis Sie ein neues festlegen.",
+					"Das meldet alle Geräte ab, stellt die bisherigen Adressen Ihres Kontos wieder her und sperrt das " +
+					"Passwort, bis Sie ein neues festlegen.",
 				"Wenn Sie es waren, schließen Sie diese Seite.",
 			},
-			act:  "Rückgängig machen und überall abmelden",
-			done: "Die Änderung ist rückgängig gemacht, und alle Geräte sind abgemeldet. Mit einem Passwort kann sich niemand anmelden, bis Sie ein neues festlegen.",
+			act: "Rückgängig machen und überall abmelden",
+			done: "Die Änderung ist rückgängig gemacht, und alle Geräte sind abgemeldet. Mit einem Passwort kann sich " +
+				"niemand anmelden, bis Sie ein neues festlegen.",
 		},
 	},
 }}
