@@ -29,9 +29,13 @@ func (a *app) deliverySinks(ctx context.Context) (map[string]delivery.Sink, erro
 	return sinks, nil
 }
 
-// openMailer makes what sends mails. There is none without the secret, which a relay may lack:
-// messages are sealed.
+// openMailer makes what sends mails. There is none without the secret, which a relay may lack, since
+// messages are sealed. Nor in prod mode without a server: files are for trying.
 func (a *app) openMailer() (*mail.Mailer, error) {
+	if a.App.prod() && !a.Mail.Sends() {
+		a.log.Info("mail_left_to_others", zap.String("hint", "set MAIL_URL and MAIL_FROM to send mails here"))
+		return nil, nil //nolint:nilnil // it is no fault
+	}
 	_, err := a.ensureSecret(false)
 	if errors.Is(err, errNoSecret) {
 		a.log.Info("mail_left_to_others", zap.String("hint", "messages are sealed with the signing secret: set "+

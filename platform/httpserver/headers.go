@@ -37,8 +37,8 @@ func (x *exchange) decorate() {
 // pagePolicy is the content security policy of one HTML page: what comes from this server,
 // and of scripts in the page exactly those that are in it now.
 func pagePolicy(page []byte) string {
-	return "default-src 'none'; img-src 'self' data:; font-src 'self'; connect-src 'self'; style-src 'self' 'unsafe-inline'; " +
-		"frame-ancestors 'none'; base-uri 'none'; form-action 'none'; script-src 'self'" + hashesOf(page, "script")
+	return "default-src 'none'; img-src 'self' data:; font-src 'self'; connect-src 'self'; " +
+		"style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; script-src 'self'" + hashesOf(page, "script")
 }
 
 // closedPolicy is that of a page that loads nothing: it runs and looks like what is in it now, and

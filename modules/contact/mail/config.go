@@ -59,7 +59,7 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 }
 
-// pagesURL is what /verify, /reset and /undo are added to.
+// pagesURL is what /verify, /reset and /undo are added to, for the service of an issuer.
 func (c Config) pagesURL(issuer string) string {
 	if c.PagesURL != "" {
 		return strings.TrimRight(c.PagesURL, "/")

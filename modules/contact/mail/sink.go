@@ -36,10 +36,9 @@ type Options struct {
 
 // Mailer makes mails and sends them. It is a delivery.Sink. It is safe for concurrent use.
 type Mailer struct {
+	cfg       Config
 	templates *Templates
 	from      *netmail.Address
-	pages     string
-	service   string
 	sender    sender
 	opt       Options
 }
@@ -63,7 +62,7 @@ type envelope struct {
 
 // New tries the templates and makes a Mailer. It connects to nothing yet.
 func New(cfg Config, opt Options) (*Mailer, error) {
-	m := &Mailer{pages: cfg.pagesURL(opt.Issuer), service: ServiceName(opt.Issuer), opt: opt}
+	m := &Mailer{cfg: cfg, opt: opt}
 	if m.opt.Now == nil {
 		m.opt.Now = time.Now
 	}
@@ -74,7 +73,7 @@ func New(cfg Config, opt Options) (*Mailer, error) {
 		m.opt.Committed = func() {}
 	}
 	var err error
-	if m.templates, err = LoadTemplates(cfg.TemplatesDir, m.service); err != nil {
+	if m.templates, err = LoadTemplates(cfg.TemplatesDir, ServiceName(opt.Issuer)); err != nil {
 		return nil, err
 	}
 	if m.from, err = parseFrom(cfg.From); err != nil {
@@ -113,8 +112,8 @@ func (m *Mailer) Templates() *Templates { return m.templates }
 
 // Preview makes a mail of sample data, with a link as it would be.
 func (m *Mailer) Preview(p contact.Purpose, preferred string) (Mail, error) {
-	d := Sample(p, m.service)
-	d.Link = strings.Replace(d.Link, samplePages, m.pages, 1)
+	d := Sample(p, ServiceName(m.opt.Issuer))
+	d.Link = strings.Replace(d.Link, samplePages, m.cfg.pagesURL(m.opt.Issuer), 1)
 	return m.templates.Make(preferred, d)
 }
 
@@ -176,7 +175,7 @@ func (m *Mailer) attempt(ctx context.Context, id uuid.UUID, message contact.Mess
 	if err != nil {
 		return &delivery.Refused{Err: fmt.Errorf("the event's time: %w", err)}
 	}
-	mail, err := m.envelope(id, message, at)
+	mail, err := m.envelope(id, message, r.Source, at)
 	if err != nil {
 		return err
 	}
@@ -189,9 +188,10 @@ func (m *Mailer) attempt(ctx context.Context, id uuid.UUID, message contact.Mess
 	return nil
 }
 
-// envelope makes the mail of a message: the same one every time.
-func (m *Mailer) envelope(id uuid.UUID, message contact.Message, at time.Time) (envelope, error) {
-	words, err := m.templates.Make(message.Language, m.data(message, at))
+// envelope makes the mail of a message: the same one every time. The issuer is that of the server that
+// wrote the message: a relay may have been told none.
+func (m *Mailer) envelope(id uuid.UUID, message contact.Message, issuer string, at time.Time) (envelope, error) {
+	words, err := m.templates.Make(message.Language, m.data(message, issuer, at))
 	if err != nil {
 		return envelope{}, fmt.Errorf("make the mail: %w", err)
 	}
@@ -208,9 +208,9 @@ func (m *Mailer) envelope(id uuid.UUID, message contact.Message, at time.Time) (
 }
 
 // data is what a template hears of a message. at is when the event was written.
-func (m *Mailer) data(message contact.Message, at time.Time) Data {
+func (m *Mailer) data(message contact.Message, issuer string, at time.Time) Data {
 	d := Data{
-		Purpose: string(message.Purpose), Service: m.service, Username: message.Username, Code: message.Code,
+		Purpose: string(message.Purpose), Service: ServiceName(issuer), Username: message.Username, Code: message.Code,
 		Address: message.Address, Device: deviceName(message.Device), Change: message.Change, Changed: message.Changed,
 	}
 	if !message.At.IsZero() {
@@ -221,7 +221,7 @@ func (m *Mailer) data(message contact.Message, at time.Time) Data {
 		if message.Purpose == contact.PurposeVerify || message.Purpose == contact.PurposeReset {
 			page = string(message.Purpose)
 		}
-		d.Link = m.pages + "/" + page + "#token=" + message.LinkToken
+		d.Link = m.cfg.pagesURL(issuer) + "/" + page + "#token=" + message.LinkToken
 	}
 	if !message.ExpiresAt.IsZero() {
 		// The event was written a moment after the time that the code counts from.
@@ -265,8 +265,8 @@ func (m *Mailer) Test(ctx context.Context, to string, w io.Writer) error {
 	_, domain, _ := strings.Cut(m.from.Address, "@")
 	now := m.opt.Now()
 	text, err := compose(m.from, to, id.String()+"@"+domain, now, Mail{
-		Subject: "A test mail of " + m.service,
-		Text:    "This is a test. Mails of " + m.service + " arrive here.\n",
+		Subject: "A test mail of " + ServiceName(m.opt.Issuer),
+		Text:    "This is a test. Mails of " + ServiceName(m.opt.Issuer) + " arrive here.\n",
 		HTML:    `<!doctype html><html lang="en"><title>A test mail</title><p>This is a test. Mails arrive here.</p></html>`,
 	})
 	if err != nil {

@@ -60,7 +60,7 @@ func notice(t *testing.T, s *contact.Sealer, to string) outbox.Record {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return outbox.Record{EventID: e.ID.String(), Type: e.Type, Key: e.Key, Data: e.Data,
+	return outbox.Record{EventID: e.ID.String(), Type: e.Type, Key: e.Key, Source: e.Source, Data: e.Data,
 		Time: time.Now().UTC().Format(time.RFC3339Nano)}
 }
 

@@ -188,7 +188,7 @@ func TestWhatOthersWriteIsEscaped(t *testing.T) {
 	message := contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: "alice@example.com", UserID: uuid.New(),
 		Username: `<script>alert(1)</script>"&`, LinkToken: "act_undo", At: time.Now(), Address: "203.0.113.7",
 		Device: "Call-us at https://evil.example\r\nBcc: eve@example.com", ExpiresAt: time.Now().Add(72 * time.Hour)}
-	made, err := m.templates.Make("", m.data(message, time.Now()))
+	made, err := m.templates.Make("", m.data(message, testIssuer, time.Now()))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,7 +196,7 @@ func TestWhatOthersWriteIsEscaped(t *testing.T) {
 		!strings.Contains(made.Text, "Call-us\n") {
 		t.Errorf("%s\n%s", made.HTML, made.Text)
 	}
-	mail1, err := m.envelope(uuid.New(), message, time.Now())
+	mail1, err := m.envelope(uuid.New(), message, testIssuer, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -210,7 +210,7 @@ func TestWhatOthersWriteIsEscaped(t *testing.T) {
 	for _, to := range []string{"a@example.com\r\nBcc: eve@example.com", "a@example.com, eve@example.com",
 		"Eve <a@example.com>", ""} {
 		message.Recipient = to
-		if mail, err := m.envelope(uuid.New(), message, time.Now()); outcome(err) != "refused" {
+		if mail, err := m.envelope(uuid.New(), message, testIssuer, time.Now()); outcome(err) != "refused" {
 			t.Errorf("%q: %s, %v", to, mail.text, err)
 		}
 	}
@@ -226,11 +226,22 @@ func TestLinksComeFromTheSettings(t *testing.T) {
 		m := newMailer(t, Config{PagesURL: test.pages}, Options{DataDir: t.TempDir()})
 		for purpose, page := range map[contact.Purpose]string{contact.PurposeVerify: "verify", contact.PurposeReset: "reset",
 			contact.PurposeNoticePassword: "undo", contact.PurposeNoticeNewDevice: "undo"} {
-			d := m.data(contact.Message{Purpose: purpose, LinkToken: "act_secret"}, time.Now())
+			d := m.data(contact.Message{Purpose: purpose, LinkToken: "act_secret"}, testIssuer, time.Now())
 			if d.Link != test.want+page+"#token=act_secret" {
 				t.Errorf("%s: %s", purpose, d.Link)
 			}
 		}
+	}
+}
+
+// A relay need not know the issuer: that of the server that wrote the message counts.
+func TestALinkIsOfTheServerThatWroteTheMessage(t *testing.T) {
+	t.Parallel()
+	m := newMailer(t, Config{}, Options{DataDir: t.TempDir()})
+	message := contact.Message{Purpose: contact.PurposeReset, LinkToken: "act_secret"}
+	d := m.data(message, "https://id.example.org/auth", time.Now())
+	if d.Link != "https://id.example.org/auth/account/reset#token=act_secret" || d.Service != "id.example.org/auth" {
+		t.Errorf("%+v", d)
 	}
 }
 
@@ -241,7 +252,8 @@ func TestHowLongACodeWorksIsWhatWasPromised(t *testing.T) {
 	for valid, want := range map[time.Duration][2]int{15 * time.Minute: {15, 0}, 24 * time.Hour: {1440, 24},
 		72 * time.Hour: {4320, 72}} {
 		// The event is written a little after the challenge.
-		d := m.data(contact.Message{Purpose: contact.PurposeReset, ExpiresAt: now.Add(valid - time.Second)}, now)
+		message := contact.Message{Purpose: contact.PurposeReset, ExpiresAt: now.Add(valid - time.Second)}
+		d := m.data(message, testIssuer, now)
 		if d.Minutes != want[0] || d.Hours != want[1] {
 			t.Errorf("%v: %d minutes, %d hours", valid, d.Minutes, d.Hours)
 		}
