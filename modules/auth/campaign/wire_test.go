@@ -85,6 +85,9 @@ func (w *wire) connect(client net.Conn) {
 	l := &link{client, to}
 	w.mu.Lock()
 	w.links[l] = struct{}{}
+	if w.target != target { // it was cut before it was there
+		l.close()
+	}
 	w.mu.Unlock()
 	var both sync.WaitGroup
 	both.Go(func() { w.pump(l, to, client, true) })
