@@ -14,7 +14,7 @@ up      starts the engines, or finds them running, and prints the variables that
         artifacts. It uses an engine that an AUTHCTL_TEST_… variable already names. It reports
         engines that it cannot get and leaves them out; with --demand that is a failure, and
         the packages are always installed, for tests that start and kill their own engines, and
-        so are the programs that other tests run: nginx, Caddy, Chromium, npm, pip and a JDK.
+        so are the programs that other tests run: nginx, Caddy, Chromium, npm, pip, a JDK and systemd.
 env     prints the variables again, for:  eval "$(deploy/engines.sh env)"
 status  says which engines run, and where.
 down    stops what up has started in DIR, and removes DIR.
@@ -148,6 +148,7 @@ install_packages() {
     done
     python3 -m pip --version >/dev/null 2>&1 || want+=(python3-pip)
     command -v javac >/dev/null || want+=(default-jdk-headless)
+    command -v systemd-analyze >/dev/null || want+=(systemd)
     command -v promtool >/dev/null || want+=(prometheus)
   fi
   if [ ${#want[@]} = 0 ] || ! command -v apt-get >/dev/null; then return 0; fi

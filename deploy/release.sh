@@ -18,7 +18,5 @@ deploy/manual.sh "$scratch/authctl" dist/authctl-manual.tar.gz
 
 # The chart of a tag names the image of that tag.
 version=$(git describe --tags --exact-match --match 'v*' 2>/dev/null || echo v0.0.0)
-go run helm.sh/helm/v3/cmd/helm@v3.22.0 package deploy/helm/authctl --version "${version#v}" --app-version "${version#v}" \
-  --destination "$scratch"
-mv "$scratch/authctl-${version#v}.tgz" dist/authctl-chart.tgz
+go -C deploy/helm run ./package "${version#v}" "$PWD/dist/authctl-chart.tgz"
 (cd dist && sha256sum authctl-* >SHA256SUMS)

@@ -158,7 +158,12 @@ func printFinding(w io.Writer, f finding) error {
 	if f.Advice != "" {
 		text += " — " + f.Advice
 	}
-	_, err := fmt.Fprintf(w, "%-4s  %-16s  %s\n", f.Status, f.Check, text)
+	const before = 4 + 2 + 16 + 2
+	lines := []string{text}
+	if limit := terminalWidth(w); limit > 0 {
+		lines = wrap(text, limit-before)
+	}
+	_, err := fmt.Fprintf(w, "%-4s  %-16s  %s\n", f.Status, f.Check, strings.Join(lines, "\n"+strings.Repeat(" ", before)))
 	return err
 }
 

@@ -641,6 +641,33 @@ func TestTheAutoscalerFollowsTheHashing(t *testing.T) {
 	}
 }
 
+// What a release packs is the whole chart, the alerts behind the link among it, with its version.
+func TestTheReleasePacksTheChart(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "chart.tgz")
+	if out, err := exec.CommandContext(t.Context(), "go", "run", "./package", "1.2.3", file).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	packed, err := loader.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if packed.Metadata.Version != "1.2.3" || packed.AppVersion() != "1.2.3" || packed.Schema == nil {
+		t.Errorf("%+v", packed.Metadata)
+	}
+	alerts := slices.ContainsFunc(packed.Files, func(f *chart.File) bool {
+		return f.Name == "files/alerts.yml" && bytes.Contains(f.Data, []byte("AuthctlDown"))
+	})
+	if !alerts || len(packed.Templates) < 7 {
+		t.Errorf("it has %d templates and the files %v", len(packed.Templates), packed.Files)
+	}
+	for _, f := range packed.Raw {
+		if strings.HasPrefix(f.Name, "ci/") {
+			t.Errorf("%s is in it", f.Name)
+		}
+	}
+}
+
 // What cannot work is refused before anything is installed, in words that say what to do.
 func TestMistakesAreRefused(t *testing.T) {
 	t.Parallel()

@@ -1,0 +1,107 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"golang.org/x/sys/unix"
+)
+
+// onTerminal runs a command line on a terminal of so many columns and returns what is on the screen.
+func onTerminal(t *testing.T, columns uint16, line ...string) string {
+	t.Helper()
+	screen, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer screen.Close()
+	fd := int(screen.Fd())
+	n, err := unix.IoctlGetInt(fd, unix.TIOCGPTN)
+	if err == nil {
+		err = unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0)
+	}
+	if err == nil {
+		err = unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: 40, Col: columns})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	tty, err := os.OpenFile("/dev/pts/"+strconv.Itoa(n), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan string)
+	go func() {
+		text, _ := io.ReadAll(screen) // ends with an error when nobody has the other side
+		seen <- string(text)
+	}()
+	var stderr bytes.Buffer
+	code := run(t.Context(), line, strings.NewReader(""), tty, &stderr)
+	_ = tty.Close()
+	text := strings.ReplaceAll(<-seen, "\r\n", "\n")
+	if code != exitDone {
+		t.Errorf("%q ends with %d: %s", line, code, &stderr)
+	}
+	return text
+}
+
+func TestNoLineWrapsOnATerminal(t *testing.T) {
+	dir, err := os.MkdirTemp("", "t") // a short name, which is in what is shown
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	t.Chdir(dir)
+	flags := []string{"--set", "app.operator_addr=off", "--set", "auth.password.bcrypt_cost=4", "--set", "app.port=0", "--set",
+		"app.host=127.0.0.1"}
+	server := runInBackground(t, append([]string{"serve"}, flags...)...)
+	base := "http://127.0.0.1:" + server.await(t, `"port": (\d+)`)
+	account, err := json.Marshal(map[string]string{"username": "alice-with-a-long-name@mail.example.com",
+		"password": "correct horse battery staple"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := http.Post(base+"/api/v1/auth/register", "application/json", bytes.NewReader(account))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusCreated {
+		t.Fatal(res.Status)
+	}
+	uuid := regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
+	for _, line := range [][]string{{"user", "list"}, {"session", "list", "--user", "alice-with-a-long-name@mail.example.com"},
+		{"key", "list"}, {"migrate", "status"}, {"outbox", "status", "--shards"}, {"outbox", "target", "list"},
+		{"outbox", "target", "show"}, {"verifier", "list"}, {"config", "show"}, {"doctor"}} {
+		for _, columns := range []uint16{80, 200} {
+			screen := onTerminal(t, columns, append(slices.Clone(line), flags...)...)
+			for row := range strings.Lines(screen) {
+				if width := utf8.RuneCountInString(strings.TrimSuffix(row, "\n")); width > int(columns) {
+					t.Errorf("%q: a line of %d characters on a terminal of %d: %s", line, width, columns, row)
+				}
+			}
+			if strings.Contains(screen, " \n") {
+				t.Errorf("%q: a line ends with blanks: %q", line, screen)
+			}
+			// No colours: the words say it, on a light and on a dark ground.
+			if strings.Contains(screen, "\x1b") {
+				t.Errorf("%q sends escapes: %q", line, screen)
+			}
+			if (line[0] == "user" || line[0] == "session") && (len(uuid.FindAllString(screen, -1)) != 1 ||
+				!strings.Contains(screen, "alice-with-a-long-name@mail.example.com")) {
+				t.Errorf("%q: an id or a name is not whole: %s", line, screen)
+			}
+		}
+	}
+}
