@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -49,8 +50,63 @@ func benchTiming(ctx context.Context, o options, r *report) error {
 			return fmt.Errorf("%s: %w", study.name, err)
 		}
 	}
+	if err := forgotStudy(ctx, o, r); err != nil {
+		return fmt.Errorf("forgotten passwords: %w", err)
+	}
 	return nil
 }
+
+// forgotStudy asks the same of a request for a forgotten password: of an account with a verified
+// address, which gets a code, and of a name that nobody has. Each is asked for once, since a second
+// request within a minute does nothing.
+func forgotStudy(ctx context.Context, o options, r *report) (err error) {
+	states := []*state{{name: "existing"}, {name: "missing"}}
+	var file strings.Builder
+	hash := bcryptHash()
+	for range o.pairs {
+		for _, st := range states {
+			name := "bench-" + uuid.NewString()
+			st.names = append(st.names, name)
+			if st.name == "existing" {
+				fmt.Fprintf(&file, `{"username":%q,"password_hash":%q,"email":"%[1]s@example.com","email_verified":true}`+"\n", name, hash)
+			}
+		}
+	}
+	o.prepare = func(run func(stdin string, args ...string) error) error {
+		return run(file.String(), "user", "import", "-")
+	}
+	s, err := startServer(ctx, o, "AUTH_THROTTLE_ENABLED=false")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.stop()) }()
+	looks := make(map[string]bool)
+	for i := range o.pairs {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		for _, j := range mathrand.Perm(len(states)) { // interleaved: what else goes on meets both alike
+			took, status, look, err := s.post("/api/v1/auth/password/forgot", map[string]string{"username": states[j].names[i]})
+			if err != nil {
+				return err
+			}
+			if status != fasthttp.StatusAccepted {
+				return fmt.Errorf("%s: status %d", states[j].name, status)
+			}
+			states[j].times = append(states[j].times, took)
+			looks[challengeID.ReplaceAllString(look, "ID")] = true
+		}
+	}
+	v := auc(states[1].times, states[0].times)
+	r.plain(fmt.Sprintf("forgotten passwords: AUC of missing against existing, %d pairs", o.pairs), fmt.Sprintf("%.3f", v), "0.47 to 0.53",
+		v >= 0.47 && v <= 0.53)
+	r.plain("forgotten passwords: median time of existing, missing", fmt.Sprintf("%s, %s", short(quantile(slices.Clone(states[0].times), 0.5)),
+		short(quantile(slices.Clone(states[1].times), 0.5))), "", true)
+	r.plain("forgotten passwords: different answers, but for what changes with each request", fmt.Sprint(len(looks)), "1", len(looks) == 1)
+	return nil
+}
+
+var challengeID = regexp.MustCompile(`"challenge_id":"[0-9a-f-]{36}"`)
 
 // timingCost is of bcrypt. What is not hashing differs by some millionths of a second, a row
 // that is read and one that is not; at cost 4 a quiet machine could show that.
@@ -146,16 +202,21 @@ func timingStudy(ctx context.Context, o options, r *report, study string, hash f
 	return nil
 }
 
-// refused tries a wrong password. The look of an answer is its status, its headers and its
-// body without what belongs to the one request.
+// refused tries a wrong password.
 func (s *server) refused(name string) (took time.Duration, status int, look string, err error) {
+	return s.post("/api/v1/auth/login", map[string]string{"username": name, "password": "a wrong password"})
+}
+
+// post sends a request. The look of an answer is its status, its headers and its body without what
+// belongs to the one request.
+func (s *server) post(path string, in any) (took time.Duration, status int, look string, err error) {
 	req, res := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
 	defer fasthttp.ReleaseRequest(req)
 	defer fasthttp.ReleaseResponse(res)
 	req.Header.SetMethod(fasthttp.MethodPost)
-	req.SetRequestURI(s.base + "/api/v1/auth/login")
+	req.SetRequestURI(s.base + path)
 	req.Header.SetContentType("application/json")
-	body, err := json.Marshal(map[string]string{"username": name, "password": "a wrong password"})
+	body, err := json.Marshal(in)
 	if err != nil {
 		return 0, 0, "", err
 	}
