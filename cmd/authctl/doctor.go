@@ -26,6 +26,7 @@ import (
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 func newDoctor(g *global) *cobra.Command {
@@ -34,8 +35,8 @@ func newDoctor(g *global) *cobra.Command {
 		Short: "Check everything the service depends on and say what to do",
 		Long: `Check everything the service depends on with these settings, and say how to correct what is
 wrong: the settings themselves, the data folder, the log, the ports, the secret, the
-database and its schema, the signing keys, the outbox, Redis, Kafka, and what a password hash
-costs here.
+database and its schema, the signing keys, the outbox, Redis, Kafka, what a password hash costs
+here, and the collector of traces if the environment names one.
 
 Each line is ok, warn or fail, or skip if a check is impossible because another one failed.
 Nothing is changed, and each check takes at most five seconds. The exit code is
@@ -201,6 +202,7 @@ func (d *doctor) examine(ctx context.Context, s settings, stderr io.Writer) (err
 		{"redis", d.redisFit},
 		{"kafka", d.kafkaFit},
 		{"password hashing", d.hashing},
+		{"traces", d.traces},
 	} {
 		bounded, cancel := context.WithTimeout(ctx, checkTimeout)
 		list := check.run(bounded)
@@ -697,6 +699,18 @@ func (d *doctor) kafkaFit(ctx context.Context) []finding {
 			"partition", "partitions")))
 	}
 	return list
+}
+
+// traces says nothing where none are sent.
+func (d *doctor) traces(ctx context.Context) []finding {
+	switch on, err := tracing.Probe(ctx); {
+	case !on:
+		return nil
+	case err != nil:
+		return []finding{doubtful("the collector takes no spans: "+err.Error(),
+			"correct the OTEL_EXPORTER_OTLP_* variables, or remove them: requests are answered without a collector too")}
+	}
+	return []finding{fine("the collector takes spans")}
 }
 
 func (d *doctor) hashing(ctx context.Context) []finding {

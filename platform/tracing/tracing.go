@@ -46,11 +46,8 @@ func Open(ctx context.Context, version string, log *zap.Logger) (*Tracer, error)
 	if !named() {
 		return nil, nil
 	}
-	for _, name := range []string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"} {
-		if protocol := os.Getenv(name); protocol != "" && protocol != "http/protobuf" {
-			return nil, fmt.Errorf("%s=%s: spans are sent by http/protobuf alone; remove the variable, and name the "+
-				"collector's port for HTTP, which is 4318 as a rule", name, protocol)
-		}
+	if err := checkProtocol(); err != nil {
+		return nil, err
 	}
 	exporter, err := otlptracehttp.New(ctx)
 	if err != nil {
@@ -74,6 +71,37 @@ func named() bool {
 	exporters := strings.Split(cmp.Or(os.Getenv("OTEL_TRACES_EXPORTER"), "otlp"), ",")
 	return cmp.Or(os.Getenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"), os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT")) != "" &&
 		slices.Contains(exporters, "otlp") && !strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true")
+}
+
+// checkProtocol refuses a protocol that spans are not sent by.
+func checkProtocol() error {
+	for _, name := range []string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"} {
+		if protocol := os.Getenv(name); protocol != "" && protocol != "http/protobuf" {
+			return fmt.Errorf("%s=%s: spans are sent by http/protobuf alone; remove the variable, and name the "+
+				"collector's port for HTTP, which is usually 4318", name, protocol)
+		}
+	}
+	return nil
+}
+
+// Probe sends nothing to the collector that the environment names, to see whether it takes spans. on is
+// false if there is none.
+func Probe(ctx context.Context) (on bool, err error) {
+	if !named() {
+		return false, nil
+	}
+	if err := checkProtocol(); err != nil {
+		return true, err
+	}
+	client := otlptracehttp.NewClient(otlptracehttp.WithRetry(otlptracehttp.RetryConfig{}))
+	if err := client.Start(ctx); err != nil {
+		return true, fmt.Errorf("send spans: %w", err)
+	}
+	if err := client.UploadTraces(ctx, nil); err != nil {
+		err = fmt.Errorf("send spans: %w", err)
+		return true, errors.Join(err, client.Stop(ctx))
+	}
+	return true, client.Stop(ctx)
 }
 
 // Close sends what waits, for a few seconds at most.

@@ -131,3 +131,26 @@ func TestSpansAreSampledByTheirParent(t *testing.T) {
 		t.Errorf("%d roots, %d children, %d of the client's trace", roots, children, ours)
 	}
 }
+
+func TestProbeSaysWhetherACollectorTakesSpans(t *testing.T) {
+	collector := tracingtest.New(t)
+	for _, test := range []struct {
+		endpoint, protocol string
+		on, works          bool
+	}{
+		{"", "", false, true},
+		{collector.URL, "", true, true},
+		{collector.URL, "grpc", true, false},
+		{"http://127.0.0.1:1", "", true, false},
+	} {
+		clear(t)
+		t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", test.endpoint)
+		t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", test.protocol)
+		if on, err := tracing.Probe(t.Context()); on != test.on || (err == nil) != test.works {
+			t.Errorf("%+v: %v, %v", test, on, err)
+		}
+	}
+	if spans := collector.Spans(); len(spans) > 0 {
+		t.Errorf("spans were sent: %v", spans)
+	}
+}
