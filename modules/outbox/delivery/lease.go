@@ -162,9 +162,6 @@ func (d *Deliverer) tickTx(
 			continue
 		}
 		res.targets = append(res.targets, s)
-		if err := d.makeLeases(ctx, tx, s.ID); err != nil {
-			return res, err
-		}
 		res.made = append(res.made, s.ID)
 		able := living[s.Kind]
 		for shard := range schema.DeliveryShards(tx) {
@@ -172,6 +169,9 @@ func (d *Deliverer) tickTx(
 				mine[place{s.ID, shard}] = true
 			}
 		}
+	}
+	if err := d.makeLeases(ctx, tx, res.made); err != nil {
+		return res, err
 	}
 	if res.epochs, err = d.renew(ctx, tx, held, clock, length); err != nil {
 		return res, err
@@ -183,13 +183,19 @@ func (d *Deliverer) tickTx(
 			res.released = append(res.released, p)
 		}
 	}
-	for _, p := range res.released {
-		_, err := tx.ExecContext(ctx, `UPDATE outbox_delivery_lease SET owner = NULL, until_ms = 0
-			WHERE target = ? AND shard = ? AND owner = ?`, p.target, p.shard, d.id)
+	if len(res.released) > 0 {
+		var rows [][]int64
+		for _, p := range res.released {
+			rows = append(rows, []int64{int64(p.target), int64(p.shard)})
+			delete(res.epochs, p)
+		}
+		values, arg := schema.Rows(tx, rows, "target", "shard")
+		_, err := tx.ExecContext(ctx, `UPDATE outbox_delivery_lease SET owner = NULL, until_ms = 0 FROM `+values+` AS v
+			WHERE outbox_delivery_lease.target = v.target AND outbox_delivery_lease.shard = v.shard
+				AND outbox_delivery_lease.owner = ?`, arg, d.id)
 		if err != nil {
 			return res, err
 		}
-		delete(res.epochs, p)
 	}
 	if !d.draining.Load() {
 		if res.expired, err = d.take(ctx, tx, mine, res.epochs, gone, clock, length); err != nil {
@@ -250,19 +256,23 @@ func (d *Deliverer) watch(
 	return living, gone, nil
 }
 
-// makeLeases makes the rows of a target's leases when it is first met.
-func (d *Deliverer) makeLeases(ctx context.Context, tx database.Tx, target int) error {
-	if d.made[target] {
-		return nil
-	}
-	for shard := range schema.DeliveryShards(tx) {
-		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_delivery_lease (target, shard) VALUES (?, ?) ON CONFLICT DO NOTHING`,
-			target, shard)
-		if err != nil {
-			return err
+// makeLeases makes the rows of the leases of targets when they are first met.
+func (d *Deliverer) makeLeases(ctx context.Context, tx database.Tx, targets []int) error {
+	var rows [][]int64
+	for _, target := range targets {
+		for shard := range schema.DeliveryShards(tx) {
+			if !d.made[target] {
+				rows = append(rows, []int64{int64(target), int64(shard)})
+			}
 		}
 	}
-	return nil
+	if len(rows) == 0 {
+		return nil
+	}
+	table, arg := schema.Rows(tx, rows, "target", "shard")
+	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_delivery_lease (target, shard) SELECT target, shard FROM `+table+` AS v
+		WHERE true ON CONFLICT DO NOTHING`, arg)
+	return err
 }
 
 // renew prolongs the leases that are still this deliverer's.
@@ -327,22 +337,29 @@ func (d *Deliverer) take(
 	if err != nil {
 		return 0, err
 	}
+	var rows [][]int64
 	for _, f := range list {
 		if _, have := epochs[f.place]; have || !mine[f.place] {
 			continue
 		}
-		var epoch int64
-		err := tx.QueryRowContext(ctx, `UPDATE outbox_delivery_lease SET owner = ?, epoch = epoch + 1, until_ms = `+clock+` + ?
-			WHERE target = ? AND shard = ? RETURNING epoch`, d.id, length, f.target, f.shard).Scan(&epoch)
-		if err != nil {
-			return 0, fmt.Errorf("take a lease: %w", err)
-		}
-		epochs[f.place] = epoch
+		rows = append(rows, []int64{int64(f.target), int64(f.shard)})
 		if f.expired {
 			expired++
 		}
 	}
-	return expired, nil
+	if len(rows) == 0 {
+		return 0, nil
+	}
+	values, arg := schema.Rows(tx, rows, "target", "shard")
+	_, err = database.Collect(ctx, tx, "take leases", func(row database.Row) (p place, err error) {
+		var epoch int64
+		err = row.Scan(&p.target, &p.shard, &epoch)
+		epochs[p] = epoch
+		return p, err
+	}, `UPDATE outbox_delivery_lease SET owner = ?, epoch = outbox_delivery_lease.epoch + 1, until_ms = `+clock+` + ? FROM `+values+` AS v
+		WHERE outbox_delivery_lease.target = v.target AND outbox_delivery_lease.shard = v.shard
+		RETURNING outbox_delivery_lease.target, outbox_delivery_lease.shard, outbox_delivery_lease.epoch`, d.id, length, arg)
+	return expired, err
 }
 
 // apply gives every worker its target and leases.

@@ -148,25 +148,32 @@ func (d *Deliverer) records(ctx context.Context, server string, list []*flight) 
 	return out, nil
 }
 
-// owned locks the leases among the given ones that are still this deliverer's, of a target that still
-// exists.
-func (d *Deliverer) owned(ctx context.Context, tx database.Tx, list []*lease) (map[*lease]bool, error) {
-	slices.SortFunc(list, func(a, b *lease) int { return a.shard - b.shard })
+// owned locks the leases among the given ones of a target that are still this deliverer's, if the target
+// still exists.
+func (d *Deliverer) owned(ctx context.Context, tx database.Tx, target int, list []*lease) (map[*lease]bool, error) {
 	out := map[*lease]bool{}
-	for _, l := range slices.Compact(list) {
-		var one int
-		err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_delivery_lease WHERE target = ? AND shard = ? AND owner = ? AND epoch = ?
-			AND EXISTS (SELECT 1 FROM outbox_subscription s WHERE s.id = target AND s.state <> 'removed')`+database.ForUpdate(tx),
-			l.target, l.shard, d.id, l.epoch).Scan(&one)
-		if database.IsNotFound(err) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		out[l] = true
+	if len(list) == 0 {
+		return out, nil
 	}
-	return out, nil
+	shards := make([]int, len(list))
+	for i, l := range list {
+		shards[i] = l.shard
+	}
+	epochs := map[int]int64{}
+	_, err := database.Collect(ctx, tx, "lock leases", func(row database.Row) (shard int, err error) {
+		var epoch int64
+		err = row.Scan(&shard, &epoch)
+		epochs[shard] = epoch
+		return shard, err
+	}, `SELECT shard, epoch FROM outbox_delivery_lease WHERE target = ? AND shard IN (?) AND owner = ?
+		AND EXISTS (SELECT 1 FROM outbox_subscription s WHERE s.id = target AND s.state <> 'removed')
+		ORDER BY shard`+database.ForUpdate(tx), target, database.List(shards), d.id)
+	for _, l := range list {
+		if epoch, have := epochs[l.shard]; have && epoch == l.epoch {
+			out[l] = true
+		}
+	}
+	return out, err
 }
 
 // setAside marks rows as held whose keys are held.
@@ -179,7 +186,7 @@ func (d *Deliverer) setAside(ctx context.Context, server string, target int, asi
 		for l := range aside {
 			list = append(list, l)
 		}
-		owned, err := d.owned(ctx, tx, list)
+		owned, err := d.owned(ctx, tx, target, list)
 		if err != nil {
 			return err
 		}
@@ -243,18 +250,43 @@ type hold struct {
 	saved       bool
 }
 
+// taken deletes what was delivered of keys that are not held, on PostgreSQL in one statement, since it
+// comes with every few events. A crash may bring back the row of an event that was delivered, which
+// repeats the event and loses none, so it need not wait for the disk.
+func (d *Deliverer) taken(ctx context.Context, server string, target int, ids []int64) error {
+	slices.Sort(ids)
+	var n int
+	err := d.db.QueryRowContext(ctx, `WITH done AS (
+			DELETE FROM outbox_delivery WHERE target = ? AND id IN (?) AND (SELECT `+schema.ThisServer(d.db)+`) = ?
+				AND (SELECT set_config('synchronous_commit', 'off', true)) = 'off' RETURNING id, segment
+		), messages AS (DELETE FROM outbox_message WHERE id IN (SELECT id FROM done WHERE segment = ?))
+		SELECT count(*) FROM done`, target, database.List(ids), server, schema.MessageSegment).Scan(&n)
+	if err != nil {
+		return fmt.Errorf("record deliveries: %w", err)
+	}
+	if n == len(ids) {
+		return nil
+	}
+	// The target was removed, or this is another server.
+	return d.onServer(ctx, server, func(context.Context, database.Tx) error { return nil })
+}
+
 // record writes an outcome. It returns how many keys are held by it: not those of leases that were lost
 // meanwhile, which another deliverer decides about.
 func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (held int, err error) {
+	waited := slices.ContainsFunc(out.done, func(f *flight) bool { return f.held })
+	if d.db.IsPostgres() && !waited && len(out.holds) == 0 && out.gone == nil {
+		if len(out.done) == 0 {
+			return 0, nil
+		}
+		ids := make([]int64, len(out.done))
+		for i, f := range out.done {
+			ids[i] = f.id
+		}
+		return 0, d.taken(ctx, server, out.target, ids)
+	}
 	err = d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
 		held = 0
-		if len(out.holds) == 0 && out.gone == nil && d.db.IsPostgres() {
-			// A crash may bring back the row of an event that was delivered, which repeats the event and
-			// loses none. So this need not wait for the disk.
-			if _, err := tx.ExecContext(ctx, `SET LOCAL synchronous_commit = off`); err != nil {
-				return err
-			}
-		}
 		var leases []*lease
 		for _, h := range out.holds {
 			leases = append(leases, h.lease)
@@ -264,7 +296,7 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (he
 				leases = append(leases, f.lease)
 			}
 		}
-		owned, err := d.owned(ctx, tx, leases)
+		owned, err := d.owned(ctx, tx, out.target, leases)
 		if err != nil {
 			return err
 		}

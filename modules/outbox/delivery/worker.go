@@ -34,8 +34,10 @@ type worker struct {
 	ready    map[string]*queue // by key: events that can be delivered, in order
 	order    []string          // keys of ready that nothing is under way for, oldest first
 	flying   map[string]*flight
-	retrying int       // of flying
-	depth    int       // how far each shard is read
+	retrying int                      // of flying
+	depth    int                      // how far each shard is read
+	ahead    map[int64]*outbox.Record // events that come soon, read from aheadOn
+	aheadOn  string
 	dueAt    time.Time // when to look for keys whose time has come
 	unsaved  []result  // what the database could not be told yet
 	missed   int       // consecutive attempts that failed
@@ -77,6 +79,9 @@ const (
 	minDepth = 64
 	maxDepth = 4096
 )
+
+// maxAhead is how many events are read before their turn.
+const maxAhead = 128
 
 func newWorker(d *Deliverer, s outbox.Subscription) *worker {
 	w := &worker{
@@ -185,7 +190,7 @@ func (w *worker) forget() {
 	for _, r := range w.unsaved {
 		w.landed(r.flight)
 	}
-	w.unsaved, w.order = nil, nil
+	w.unsaved, w.order, w.ahead = nil, nil, nil
 	clear(w.ready)
 	poke(w.d.leases)
 }
@@ -256,7 +261,7 @@ func (w *worker) begin(busy *bool) error {
 		return nil
 	}
 	*busy = true
-	records, err := w.d.records(ctx, w.d.serverName(), chosen)
+	records, err := w.records(ctx, chosen)
 	if err != nil {
 		for _, f := range chosen { // in front again
 			if !f.held {
@@ -269,6 +274,38 @@ func (w *worker) begin(busy *bool) error {
 		w.send(s, f, records[f.id])
 	}
 	return nil
+}
+
+// records returns the events of attempts. When it must read any it also reads those that come soon.
+func (w *worker) records(ctx context.Context, chosen []*flight) (map[int64]*outbox.Record, error) {
+	server := w.d.serverName()
+	if w.aheadOn != server {
+		w.ahead, w.aheadOn = nil, server
+	}
+	if !slices.ContainsFunc(chosen, func(f *flight) bool { return w.ahead[f.id] == nil }) {
+		return w.ahead, nil
+	}
+	wanted := slices.Clone(chosen)
+	add := func(r row) {
+		if len(wanted) < len(chosen)+maxAhead {
+			wanted = append(wanted, &flight{row: r})
+		}
+	}
+	for _, f := range chosen {
+		if q := w.ready[f.key]; !f.held && q != nil && len(q.rows) > 1 {
+			add(q.rows[1])
+		}
+	}
+	for _, key := range w.order {
+		if q := w.ready[key]; q != nil {
+			add(q.rows[0])
+		}
+	}
+	records, err := w.d.records(ctx, server, wanted)
+	if err == nil {
+		w.ahead = records
+	}
+	return records, err
 }
 
 // send begins one attempt.
