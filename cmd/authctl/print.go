@@ -87,11 +87,12 @@ func printPairsWithin(w io.Writer, limit int, rows [][]string) error {
 	}
 	var wrapped [][]string
 	for _, row := range rows {
-		if len(row) == 1 {
-			wrapped = append(wrapped, row)
+		value := strings.Join(row[1:], "  ")
+		if value == "" { // and no blanks in its place
+			wrapped = append(wrapped, row[:1])
 			continue
 		}
-		for i, line := range wrap(strings.Join(row[1:], "  "), limit-names-2) {
+		for i, line := range wrap(value, limit-names-2) {
 			name := row[0]
 			if i > 0 {
 				name = ""
