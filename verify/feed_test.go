@@ -592,8 +592,9 @@ func TestAnOldPageIsNoMeasure(t *testing.T) {
 		i.page = 1
 		i.endSession(id(3))
 		i.endSession(id(4))
-		late := behind(i, 8*time.Second)
-		cfg.Transport.(*direct).set("auth.example.com", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		late, way := behind(i, 8*time.Second), cfg.Transport.(*direct)
+		way.delay = 200 * time.Millisecond
+		way.set("auth.example.com", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if after := r.URL.Query().Get("after"); r.URL.Path == feedPath && (after == "" || after == "0-1") {
 				late.ServeHTTP(w, r)
 				return
