@@ -35,7 +35,11 @@ func (a *app) newWebhookSink() (*webhook.Sink, error) {
 	return webhook.New(a.Webhook, webhook.Options{Prod: a.App.prod(), Version: version(), Seals: seals}), nil
 }
 
+// webhookSeals needs the secret of the servers. In prod mode they never have the one of a data folder.
 func (a *app) webhookSeals() (*webhook.Seals, error) {
+	if a.App.prod() && a.Auth.Token.Secret == "" {
+		return nil, errNoSecret
+	}
 	if _, err := a.ensureSecret(false); err != nil {
 		return nil, err
 	}
@@ -141,7 +145,7 @@ unless OUTBOX_WEBHOOK_ALLOW_PRIVATE is set for the servers.`,
 					return misuse{fmt.Errorf("--types: %w", err)}
 				}
 			}
-			return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				return o.run(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			})
 		},
@@ -244,7 +248,7 @@ func matchesAny(pattern string, types []string) bool {
 // onWebhook runs a command on a webhook.
 func (g *global) onWebhook(cmd *cobra.Command, name string,
 	do func(ctx context.Context, a *app, s outbox.Subscription) error) error {
-	return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+	return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 		s, err := outbox.FindSubscription(ctx, a.db, name)
 		if errors.Is(err, outbox.ErrNoTarget) {
 			return unknownTarget(name)
