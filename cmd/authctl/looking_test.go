@@ -21,7 +21,7 @@ import (
 // they are for. Whatever else there is makes nothing where there is nothing.
 var founders = []string{
 	"authctl serve", "authctl relay", "authctl migrate up", "authctl migrate new", "authctl user create",
-	"authctl user import", "authctl mail templates",
+	"authctl user import", "authctl man", "authctl mail templates",
 }
 
 // lookers are the command lines of all other commands: a new command is among them by itself.
@@ -31,7 +31,10 @@ func lookers(t *testing.T) [][]string {
 	arguments := map[string][]string{
 		"user show": {"alice"}, "user disable": {"alice"}, "user enable": {"alice"}, "user unlock": {"alice"},
 		"user delete": {"alice", "--yes"}, "user set-password": {"alice", "--password-stdin"},
-		"session list": {"--user", "alice"}, "session revoke": {"--user", "alice", "--yes"},
+		"user contact list": {"alice"}, "user contact add": {"alice", "--email", "alice@example.com"},
+		"user contact verify": {"alice", "--email", "alice@example.com"},
+		"user contact remove": {"alice", "--email", "alice@example.com", "--yes"},
+		"session list":        {"--user", "alice"}, "session revoke": {"--user", "alice", "--yes"},
 		"key promote": {"k"}, "key retire": {"k"}, "key revoke": {"k", "--force"},
 		"outbox replay": {"--key", id}, "outbox parked show": {id}, "outbox parked retry": {id},
 		"outbox parked discard": {id, "--yes"},
