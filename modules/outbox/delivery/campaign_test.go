@@ -179,7 +179,7 @@ type field struct {
 func newField(t *testing.T, db *database.DB, url string) *field {
 	t.Helper()
 	f := &field{db: db, receivers: map[string]*receiver{},
-		job: job{Database: url, File: filepath.Join(t.TempDir(), "events.ndjson"), Lease: time.Second}}
+		job: job{Database: url, File: filepath.Join(t.TempDir(), "events.ndjson"), Lease: 2 * time.Second}}
 	add := func(name string, h http.Handler) {
 		server := httptest.NewServer(h)
 		t.Cleanup(server.Close)

@@ -94,8 +94,8 @@ func (s *receivers) sorted(target string) string {
 	return strings.Join(parts, " ")
 }
 
-// quick has failed attempts repeated soon.
-var quick = delivery.Config{Lease: time.Second, Pause: 20 * time.Millisecond}
+// quick has failed attempts repeated soon. Its lease leaves a busy machine time to renew.
+var quick = delivery.Config{Lease: 3 * time.Second, Pause: 20 * time.Millisecond}
 
 // start runs a deliverer to webhooks and mail until the returned function is called, or the test ends.
 func start(t testing.TB, db *database.DB, s delivery.Sink, cfg delivery.Config) (stop func(), reg *prometheus.Registry) {
