@@ -19,10 +19,11 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// TestTheReadmesFiveMinutesWork pastes the README's lines into a shell, against a service
-// that was started with nothing configured, and looks at what comes back.
-func TestTheReadmesFiveMinutesWork(t *testing.T) {
-	t.Parallel()
+// pasted starts a service with nothing configured, and returns the shell blocks of a section of the
+// README, as they are but for where things are, with a shell beside that service to paste them into.
+// Its curl also tells the status of each answer, on standard error.
+func pasted(t *testing.T, heading string) (blocks []string, shell func(string) (stdout, stderr string, err error)) {
+	t.Helper()
 	curl, err := exec.LookPath("curl")
 	switch {
 	case err == nil:
@@ -32,23 +33,16 @@ func TestTheReadmesFiveMinutesWork(t *testing.T) {
 		t.Skip("no curl")
 	}
 	dir := t.TempDir()
-	base := serve(t, dir)
-
-	// The lines, as they are but for where things are. Their curl also tells the status.
-	var blocks []string
-	for _, b := range read(t, filepath.Join(root, "README.md")).fence {
-		if b.language == "sh" && b.heading == "Five minutes" {
-			blocks = append(blocks, b.text)
-		}
-	}
-	if len(blocks) != 2 {
-		t.Fatalf("%d blocks under Five minutes", len(blocks))
-	}
 	adapt := strings.NewReplacer(
-		"localhost:8080", strings.TrimPrefix(base, "http://"),
+		"localhost:8080", strings.TrimPrefix(serve(t, dir), "http://"),
 		"/tmp/tokens.json", filepath.Join(dir, "tokens.json"),
 		"go run ./cmd/authctl", authctl(t),
 	)
+	for _, b := range read(t, filepath.Join(root, "README.md")).fence {
+		if b.language == "sh" && b.heading == heading {
+			blocks = append(blocks, adapt.Replace(b.text))
+		}
+	}
 	bin := filepath.Join(dir, "bin")
 	if err := os.Mkdir(bin, 0o700); err != nil {
 		t.Fatal(err)
@@ -57,7 +51,7 @@ func TestTheReadmesFiveMinutesWork(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(bin, "curl"), []byte(shim), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	shell := func(script string) (stdout, stderr string, err error) {
+	return blocks, func(script string) (stdout, stderr string, err error) {
 		ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, "sh", "-eu", "-c", script)
@@ -68,23 +62,49 @@ func TestTheReadmesFiveMinutesWork(t *testing.T) {
 		err = cmd.Run()
 		return out.String(), errs.String(), err
 	}
+}
 
-	requests, events, found := strings.Cut(adapt.Replace(blocks[0]), "\n# The events")
-	if !found {
-		t.Fatal("the events are not looked at")
-	}
-	inspect := adapt.Replace(blocks[1])
-	stdout, stderr, err := shell(requests + "\nset +e\n" + inspect + "\necho \"exit=$?\"\n")
-	if err != nil {
-		t.Fatalf("%v\n%s\n%s", err, stdout, stderr)
-	}
-	var got []string
+// statuses returns those that the curl of [pasted] has told.
+func statuses(stderr string) (got []string) {
 	for _, m := range regexp.MustCompile(`(?m)^status=(\d+)$`).FindAllStringSubmatch(stderr, -1) {
 		got = append(got, m[1])
 	}
-	// Register, sign in, me, sessions, refresh, sign out, me.
-	if want := []string{"201", "200", "200", "200", "200", "204", "401"}; !slices.Equal(got, want) {
+	return got
+}
+
+// TestTheReadmesForgottenPasswordWorks pastes the README's lines from a registration to a new password.
+func TestTheReadmesForgottenPasswordWorks(t *testing.T) {
+	t.Parallel()
+	blocks, shell := pasted(t, "A forgotten password")
+	stdout, stderr, err := shell(strings.Join(blocks, "\n"))
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, stdout, stderr)
+	}
+	// Register, contacts, confirm, forgot, reset, sign in.
+	want := []string{"201", "200", "200", "202", "204", "200"}
+	if got := statuses(stderr); !slices.Equal(got, want) {
 		t.Errorf("statuses %q, want %q\n%s\n%s", got, want, stdout, stderr)
+	}
+}
+
+// TestTheReadmesFiveMinutesWork pastes the README's lines, and looks at what comes back.
+func TestTheReadmesFiveMinutesWork(t *testing.T) {
+	t.Parallel()
+	blocks, shell := pasted(t, "Five minutes")
+	if len(blocks) != 2 {
+		t.Fatalf("%d blocks under Five minutes", len(blocks))
+	}
+	requests, events, found := strings.Cut(blocks[0], "\n# The events")
+	if !found {
+		t.Fatal("the events are not looked at")
+	}
+	stdout, stderr, err := shell(requests + "\nset +e\n" + blocks[1] + "\necho \"exit=$?\"\n")
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, stdout, stderr)
+	}
+	// Register, sign in, me, sessions, refresh, sign out, me.
+	if want := []string{"201", "200", "200", "200", "200", "204", "401"}; !slices.Equal(statuses(stderr), want) {
+		t.Errorf("statuses %q, want %q\n%s\n%s", statuses(stderr), want, stdout, stderr)
 	}
 	for _, want := range []string{`"username":"alice"`, `"device_name":"phone"`, `"code":"session_revoked"`, "session revoked", "exit=1"} {
 		if !strings.Contains(stdout, want) {
