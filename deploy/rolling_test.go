@@ -80,9 +80,10 @@ func startServer(t *testing.T, db rolesDatabase) *server {
 		t.Fatal(err)
 	}
 	go func() { s.ended <- s.cmd.Wait(); close(s.ended) }()
+	ended := s.ended
 	t.Cleanup(func() {
 		_ = s.cmd.Process.Kill()
-		<-s.ended
+		<-ended
 	})
 	eventually(t, "a new server is ready", s.isReady)
 	return s
