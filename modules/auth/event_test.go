@@ -70,6 +70,8 @@ func everything(t *testing.T, env *testEnv) []emitted {
 	here = env.signIn(t, name)
 	_, err = env.ChangePassword(t.Context(), env.caller(t, here), goodPassword, "another quite good one", phone())
 	ok(err)
+	ok(env.ResetPassword(t.Context(), user.ID, "another quite good one", phone(), nil))
+	ok(env.ClosePassword(t.Context(), user.ID, phone(), nil))
 	ok(env.SetPassword(t.Context(), user.ID, goodPassword))
 
 	// The account.
