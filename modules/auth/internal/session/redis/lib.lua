@@ -109,3 +109,10 @@ local function keep(r, successor, base, marks, g, presented, sealed, grace, now,
     lose(g - most - PORTION + 1, g - most)
   end
 end
+
+-- The answer that there is no such session. A replica may not have got it yet, so it is given only by a
+-- server that takes writes; this one changes nothing. The key is a sorted set.
+local function gone(key)
+  redis.call('ZREM', key, '')
+  return {'gone'}
+end

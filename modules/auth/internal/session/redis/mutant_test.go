@@ -48,7 +48,7 @@ func TestTheSuiteFindsBrokenScripts(t *testing.T) {
 			"parallel refreshes make one chain"},
 		{"the absolute expiry ignored", "math.min(now + idleTTL, tonumber(r[EXPIRES]))", "now + idleTTL",
 			"absolute expiry never moves"},
-		{"the idle expiry ignored", "if now >= tonumber(r[IDLE]) then return {'gone'} end", "",
+		{"the idle expiry ignored", "if now >= tonumber(r[IDLE]) then return gone(KEYS[2]) end", "",
 			"an expired session is gone"},
 		{"a token ahead refused", "if g > gen or (g == gen", "if (g == gen",
 			"a token ahead of the record is current"},

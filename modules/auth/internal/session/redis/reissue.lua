@@ -4,7 +4,7 @@ local g, hash, grace, idleTTL, reauthenticated, now = tonumber(ARGV[1]), ARGV[2]
 local sealed, base, most = ARGV[7], ARGV[8], tonumber(ARGV[9])
 
 local r = read(KEYS[1])
-if not r[GEN] or r[STOPPED] or now >= tonumber(r[IDLE]) then return {'gone'} end
+if not r[GEN] or r[STOPPED] or now >= tonumber(r[IDLE]) then return gone(KEYS[3]) end
 local gen = tonumber(r[GEN])
 if gen == g and r[HASH] == hash then return {'rotated', r} end -- this very call, sent again
 if gen ~= g - 1 then return {'conflict'} end

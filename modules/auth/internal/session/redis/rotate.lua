@@ -5,10 +5,10 @@ local grace, idleTTL, agent, ip, markTTL = tonumber(ARGV[6]), ARGV[7], ARGV[8], 
 local base, most = ARGV[12], tonumber(ARGV[13])
 
 local r = read(KEYS[1])
-if not r[GEN] then return {'gone'} end
+if not r[GEN] then return gone(KEYS[2]) end
 if r[STOPPED] then return {'reused', r} end
 local now = clock(ARGV[11])
-if now >= tonumber(r[IDLE]) then return {'gone'} end
+if now >= tonumber(r[IDLE]) then return gone(KEYS[2]) end
 local gen = tonumber(r[GEN])
 
 -- The current token, or one ahead of a server that missed rotations before a fail-over.

@@ -198,6 +198,17 @@ func TestAKilledServerIsUnavailableAndComesBackWithItsSessions(t *testing.T) {
 	}
 }
 
+// A replica that has not got a session must not say that it is gone: its person would be signed out.
+func TestAReplicaWithoutTheSessionIsUnavailable(t *testing.T) {
+	t.Parallel()
+	replica := cachetest.Start(t, "--replicaof", "127.0.0.1 1") // whose primary nobody reaches
+	store, codec := New(cachetest.Open(t, replica.URL()), Options{}), newCodec(t)
+	token := codec.Mint(uuid.New(), uuid.New(), 1)
+	if outcome, _, err := rotate(store, codec, token, testGrace); !errors.Is(err, session.ErrUnavailable) {
+		t.Errorf("%v, %v", outcome, err)
+	}
+}
+
 // restart returns when the client has noticed as well: after many failures it looks once a
 // second.
 func restart(t *testing.T, server *cachetest.Server, store *Store) {
