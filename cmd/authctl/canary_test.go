@@ -56,7 +56,8 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 		f.env = append(f.env, "APP_MODE=prod", "AUTH_TOKEN_ISSUER=https://auth.test", "AUTH_PASSWORD_BCRYPT_COST=10",
 			"AUTH_TOKEN_ALGORITHM=EdDSA",
 			"DATABASE_URL="+dbtest.AsUser(t, open, f.plant("database-password")), "CACHE_REDIS_HOST=127.0.0.1",
-			"CACHE_REDIS_PORT="+server.Port(), "CACHE_REDIS_PASSWORD="+password)
+			"CACHE_REDIS_PORT="+server.Port(), "CACHE_REDIS_PASSWORD="+password,
+			"MAIL_URL=smtp://canary:"+f.plant("mail-password")+"@127.0.0.1:1", "MAIL_FROM=no-reply@auth.test")
 		f.searchAll(func(add func(place, text string)) {
 			add("the database", dumpPostgres(t, open))
 			add("Redis", dumpRedis(t, cachetest.Open(t, "redis://:"+password+"@127.0.0.1:"+server.Port())))
@@ -104,6 +105,7 @@ func (f *planting) searchAll(store func(add func(place, text string))) {
 	}
 	server := f.serve()
 	f.useTheAPI()
+	f.useTheMails()
 	f.useTheCommands()
 	f.failToReachBackends()
 
@@ -379,6 +381,85 @@ func (f *planting) useTheAPI() {
 	f.send("GET", "/api/v1/auth/me", "", bearer(access))
 	f.useTheCookie("user-canary", next)
 	f.signIn("signing in once more", login, "user-canary", next) // goes on: something is left to dump
+}
+
+// useTheMails has codes and links sent, and uses them rightly and wrongly. In prod mode nobody takes the
+// mails: they wait.
+func (f *planting) useTheMails() {
+	f.t.Helper()
+	const api = "/api/v1/auth"
+	post := func(want int, path, access string, pairs ...string) string {
+		f.t.Helper()
+		m := map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			m[pairs[i]] = pairs[i+1]
+		}
+		body, _ := json.Marshal(m)
+		status, answer, _ := f.send("POST", api+path, string(body), map[string]string{"Authorization": "Bearer " + access})
+		if status != want {
+			f.t.Fatalf("%s: %d %s", path, status, answer)
+		}
+		return answer
+	}
+	member := func(answer, name string) string {
+		found := regexp.MustCompile(`"` + name + `":"([^"]+)"`).FindStringSubmatch(answer)
+		if found == nil {
+			f.t.Fatalf("no %s in %s", name, answer)
+		}
+		return found[1]
+	}
+	access, _ := f.tokens("registering with an address", post(http.StatusCreated, "/register", "", "username", "mail-canary",
+		"password", f.plant("mail-password-of-the-account"), "email", "mail-canary@example.org"))
+	if slices.Contains(f.env, "APP_MODE=prod") {
+		post(http.StatusAccepted, "/password/forgot", "", "username", "mail-canary")
+		return
+	}
+	_, contacts, _ := f.send("GET", api+"/contacts", "", map[string]string{"Authorization": "Bearer " + access})
+	code, _ := f.mail("verify", 1)
+	contact := "/contacts/" + member(contacts, "id") + "/verify"
+	post(http.StatusForbidden, contact, access, "code", f.plant("wrong-code"))
+	post(http.StatusOK, contact, access, "code", code)
+	challenge := member(post(http.StatusAccepted, "/password/forgot", "", "email", "mail-canary@example.org"), "challenge_id")
+	code, link := f.mail("reset", 1)
+	post(http.StatusForbidden, "/password/reset", "", "challenge_id", challenge, "code", f.plant("wrong-reset-code"),
+		"new_password", f.plant("password-that-is-not-set"))
+	post(http.StatusNoContent, "/password/reset", "", "challenge_id", challenge, "code", code,
+		"new_password", f.plant("reset-password"))
+	post(http.StatusForbidden, "/password/reset", "", "token", link, "new_password", f.plant("late-password"))
+	_, link = f.mail("notice_password", 1)
+	post(http.StatusNoContent, "/undo", "", "token", link)
+	post(http.StatusForbidden, "/undo", "", "token", link)
+}
+
+// mail waits for the nth mail of a purpose, and plants the code and the link's token in it.
+func (f *planting) mail(purpose string, n int) (code, link string) {
+	f.t.Helper()
+	var files []string
+	if !poll(func() bool {
+		files, _ = filepath.Glob(filepath.Join(f.dir, "data", "mail", "*-"+purpose+"-*.eml"))
+		return len(files) >= n
+	}) {
+		f.t.Fatalf("%d mails of %s", len(files), purpose)
+	}
+	slices.Sort(files)
+	text := strings.NewReplacer("=\r\n", "", "=3D", "=").Replace(readFile(f.t, files[n-1]))
+	if found := regexp.MustCompile(`(?m)^ {4}([0-9A-Z]{4}-[0-9A-Z]{4})\r?$`).FindStringSubmatch(text); found != nil {
+		code = found[1]
+		f.secrets["code to "+purpose] = code
+	} else if purpose != "notice_password" {
+		f.t.Fatalf("no code in %s", text)
+	}
+	found := regexp.MustCompile(`#token=([\w-]+)`).FindStringSubmatch(text)
+	if found == nil {
+		f.t.Fatalf("no link in %s", text)
+	}
+	link = found[1]
+	raw, err := base64.RawURLEncoding.DecodeString(link[strings.Index(link, "_")+1:])
+	if err != nil || len(raw) != 48 {
+		f.t.Fatalf("the token %s is not as expected: %v", link, err)
+	}
+	f.secrets["link to "+purpose], f.secrets["secret of the link to "+purpose] = link, string(raw[16:])
+	return code, link
 }
 
 // useTheCookie keeps a refresh token in the cookie, rightly and wrongly.
