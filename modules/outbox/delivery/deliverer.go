@@ -50,7 +50,8 @@ type Deliverer struct {
 	running sync.WaitGroup  // the workers
 	stop    context.Context // of Run: no attempt begins after it ends
 	abandon context.Context // no attempt goes on after it ends
-	failing bool            // the last attempt to reach the database failed
+	failing time.Time       // since when the database cannot be used; zero: it can
+	told    bool            // that was logged
 }
 
 // Options are what the settings alone do not say.
@@ -108,7 +109,9 @@ func (d *Deliverer) Run(ctx context.Context) error {
 	outer.Go(func() { d.sweep(ctx) })
 	inner.Go(func() { d.keepLeases(keep) })
 	<-ctx.Done()
+	d.mu.Lock() // [Deliverer.apply] starts workers under it: none begins once they are waited for
 	d.draining.Store(true)
+	d.mu.Unlock()
 	drained := time.AfterFunc(d.cfg.Drain, giveUp)
 	outer.Wait()
 	d.running.Wait()
@@ -162,14 +165,17 @@ func (d *Deliverer) sweep(ctx context.Context) {
 	}
 }
 
-// failed logs an error of the database once until it works again.
+// failed logs an error of the database once until it works again, unless it may be over in a moment.
 func (d *Deliverer) failed(err error) {
 	if database.IsForbidden(err) {
 		err = fmt.Errorf("this database role may not deliver events: run deploy/postgres/grants.sql after each migration: %w", err)
 	}
 	d.mu.Lock()
-	first := !d.failing
-	d.failing = true
+	if d.failing.IsZero() {
+		d.failing = d.now()
+	}
+	first := !d.told && (database.IsForbidden(err) || d.now().Sub(d.failing) >= time.Second)
+	d.told = d.told || first
 	d.mu.Unlock()
 	if first {
 		d.log.Error("the deliverer cannot use the database now; events wait in order", zap.Error(err))
@@ -178,10 +184,10 @@ func (d *Deliverer) failed(err error) {
 
 func (d *Deliverer) worked() {
 	d.mu.Lock()
-	before := d.failing
-	d.failing = false
+	told := d.told
+	d.failing, d.told = time.Time{}, false
 	d.mu.Unlock()
-	if before {
+	if told {
 		d.log.Info("the deliverer can use the database again")
 	}
 }
