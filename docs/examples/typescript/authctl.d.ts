@@ -55,7 +55,7 @@ export interface paths {
          * The JSON Schema of the data of an event
          * @description `ce_dataschema` of an event is the URL of its schema here, below the issuer.
          */
-        get: operations["schema"];
+        get: operations["getEventSchema"];
         put?: never;
         post?: never;
         delete?: never;
@@ -82,26 +82,6 @@ export interface paths {
          * @description The code and the link verify the address for 24 hours. For an address that the account has and that is not verified, another code is sent, but not within a minute. Whether an address belongs to somebody else is not told here.
          */
         post: operations["addContact"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/v1/auth/contacts/verify": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Verify an address by its link
-         * @description For the page that the link leads to, where nobody need be signed in. A GET of that page must not send this.
-         */
-        post: operations["verifyContactByLink"];
         delete?: never;
         options?: never;
         head?: never;
@@ -396,6 +376,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/auth/verify": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Verify an address by its link
+         * @description For the page that the link leads to, where nobody need be signed in. A GET of that page must not send this.
+         */
+        post: operations["verifyContactByLink"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/healthz": {
         parameters: {
             query?: never;
@@ -635,10 +635,7 @@ export interface components {
              * @example alice@example.com
              */
             email?: string;
-            /**
-             * @description Either this
-             * @example alice
-             */
+            /** @description Either this */
             username?: string;
         };
         HeadersTooLargeProblem: components["schemas"]["Problem"] & {
@@ -981,10 +978,7 @@ export interface components {
              * @example staple battery horse correct
              */
             new_password: string;
-            /**
-             * @description What follows token= in the fragment of the link; instead of the two others.
-             * @example alt_AQ
-             */
+            /** @description What follows token= in the fragment of the link; instead of the two others. */
             token?: string;
         };
         Probe: {
@@ -1212,6 +1206,13 @@ export interface components {
         UnavailableProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "unavailable";
+        };
+        UndoToken: {
+            /**
+             * @description What follows token= in the fragment of the link.
+             * @example aut_AQ
+             */
+            token: string;
         };
         UnsupportedMediaTypeProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
@@ -1971,7 +1972,7 @@ export interface operations {
             503: components["responses"]["Unavailable"];
         };
     };
-    schema: {
+    getEventSchema: {
         parameters: {
             query?: never;
             header?: {
@@ -2125,59 +2126,6 @@ export interface operations {
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
             429: components["responses"]["TooManyMessages"];
-            431: components["responses"]["HeadersTooLarge"];
-            500: components["responses"]["InternalError"];
-            503: components["responses"]["Unavailable"];
-        };
-    };
-    verifyContactByLink: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["LinkToken"];
-            };
-        };
-        responses: {
-            /** @description The address is verified. */
-            204: {
-                headers: {
-                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
-                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
-                    Vary: components["headers"]["Vary"];
-                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
-            400: {
-                headers: {
-                    /** @description Errors are never cached. */
-                    "Cache-Control": "no-store";
-                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
-                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
-                    Vary: components["headers"]["Vary"];
-                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
-                    "X-Request-Id": components["headers"]["X-Request-Id"];
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
-                };
-            };
-            403: components["responses"]["InvalidCode"];
-            408: components["responses"]["RequestTimeout"];
-            409: components["responses"]["ContactTaken"];
-            413: components["responses"]["BodyTooLarge"];
-            415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["Unavailable"];
@@ -3048,7 +2996,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["LinkToken"];
+                "application/json": components["schemas"]["UndoToken"];
             };
         };
         responses: {
@@ -3089,6 +3037,59 @@ export interface operations {
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
             503: components["responses"]["OverloadedOrUnavailable"];
+        };
+    };
+    verifyContactByLink: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["LinkToken"];
+            };
+        };
+        responses: {
+            /** @description The address is verified. */
+            204: {
+                headers: {
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
+            400: {
+                headers: {
+                    /** @description Errors are never cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
+                };
+            };
+            403: components["responses"]["InvalidCode"];
+            408: components["responses"]["RequestTimeout"];
+            409: components["responses"]["ContactTaken"];
+            413: components["responses"]["BodyTooLarge"];
+            415: components["responses"]["UnsupportedMediaType"];
+            431: components["responses"]["HeadersTooLarge"];
+            500: components["responses"]["InternalError"];
+            503: components["responses"]["Unavailable"];
         };
     };
     healthz: {

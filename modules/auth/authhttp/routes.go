@@ -115,7 +115,7 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 		},
 		metadata,
 		{
-			Method: "GET", Path: auth.SchemaPath + "{file}", ID: "schema", Group: discovery,
+			Method: "GET", Path: auth.SchemaPath + "{file}", ID: "getEventSchema", Group: discovery,
 			Summary: "The JSON Schema of the data of an event", Success: "The schema (2020-12).", Cache: schemaCache,
 			Description: "`ce_dataschema` of an event is the URL of its schema here, below the issuer.",
 			Do:          httpserver.Public(a.schema), Faults: faults(httpserver.ErrNotFound),

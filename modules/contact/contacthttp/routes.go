@@ -47,7 +47,7 @@ func Routes(accounts *auth.Service, svc *contact.Service) []httpserver.Route {
 			Do:     httpserver.As(bearer, a.verify),
 			Faults: append([]*fault.Fault{contact.ErrContactNotFound, contact.ErrContactTaken}, guessing...),
 		}, {
-			Method: "POST", Path: "/api/v1/auth/contacts/verify", ID: "verifyContactByLink", Group: group, Status: 204,
+			Method: "POST", Path: "/api/v1/auth/verify", ID: "verifyContactByLink", Group: group, Status: 204,
 			Summary: "Verify an address by its link", Success: "The address is verified.",
 			Description: "For the page that the link leads to, where nobody need be signed in. A GET of that page must not send this.",
 			Do:          httpserver.PublicDo(a.verifyByLink), Faults: []*fault.Fault{contact.ErrInvalidCode, contact.ErrContactTaken},

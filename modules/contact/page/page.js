@@ -84,7 +84,7 @@ on("again", "click", () => {
 });
 
 on("act", "click", async () => {
-  if (await post(page === "verify" ? "contacts/verify" : "undo", { token })) show("done");
+  if (await post(page === "verify" ? "verify" : "undo", { token })) show("done");
 });
 
 function start(fragment) {

@@ -140,7 +140,7 @@ func TestPagesAreUsable(t *testing.T) {
 	}
 	slices.Sort(result.Posts)
 	for _, want := range []string{
-		`/api/v1/auth/contacts/verify {"token":"act_secret"}`,
+		`/api/v1/auth/verify {"token":"act_secret"}`,
 		`/api/v1/auth/password/forgot {"email":"alice@example.com"}`,
 		`/api/v1/auth/password/forgot {"username":"alice"}`,
 		`/api/v1/auth/password/reset {"challenge_id":"00000000-0000-4000-8000-000000000000","code":"ABCD-EFGH",` +
