@@ -3,6 +3,7 @@ package campaign
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"sync"
 	"testing"
@@ -31,7 +32,7 @@ func (h *history) refresh(s *server, client int, token string) (answer, error) {
 	a, err := s.refresh(token)
 	call.End = int64(time.Since(h.begun))
 	switch {
-	case err != nil:
+	case err != nil, a.Status == http.StatusRequestTimeout: // the last: a connection that was opened long before its first use
 		call.Lost = true
 	case a.ok() && a.Replayed:
 		call.Outcome, call.Next = session.Replayed, a.RefreshToken

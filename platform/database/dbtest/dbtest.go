@@ -18,6 +18,7 @@ import (
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -225,11 +226,17 @@ func OpenLimited(t testing.TB, dsn string, conns int) *database.DB {
 	return db
 }
 
-func open(dsn string, conns int) (*database.DB, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+// open tries again for a while: on a busy machine a server may drop a connection before it is open.
+func open(dsn string, conns int) (db *database.DB, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 	defer cancel()
-	return database.Open(ctx, database.Config{URL: config.Secret(dsn), MaxConns: conns},
-		database.Options{AppName: "authctl-test"})
+	for {
+		db, err = database.Open(ctx, database.Config{URL: config.Secret(dsn), MaxConns: conns},
+			database.Options{AppName: "authctl-test"})
+		if err == nil || !database.IsUnavailable(err) || !retry.Sleep(ctx, 100*time.Millisecond) {
+			return db, err
+		}
+	}
 }
 
 var templates sync.Map // server URL → func() (string, error)
