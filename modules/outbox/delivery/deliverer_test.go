@@ -482,6 +482,41 @@ func TestATargetThatIsGoneIsPausedUntilSomebodyResumesIt(t *testing.T) {
 	})
 }
 
+// A late answer is about the target as it was.
+func TestAnAttemptFromBeforeAResumptionPausesNothing(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		subscribe(t, db, "hook")
+		s := newReceivers()
+		under, late := make(chan struct{}, 1), make(chan struct{})
+		s.answer = func(_ context.Context, _ string, r outbox.Record, a delivery.Attempt) error {
+			select {
+			case <-late:
+				return nil
+			default:
+			}
+			if r.Key == "late" {
+				under <- struct{}{}
+				<-late
+			} else {
+				<-under // both are under way
+			}
+			return &delivery.Gone{Err: errors.New("it answered 410")}
+		}
+		outboxtest.AddKeys(t, db, "late", "first")
+		start(t, db, s, quick)
+		testenv.Eventually(t, "the target is paused", func() bool { return !state(t, db, "hook").Active() })
+		if err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
+			t.Fatal(err)
+		}
+		close(late)
+		empty(t, db, "hook")
+		if st := state(t, db, "hook"); !st.Active() {
+			t.Errorf("it is paused again: %s", st.Reason)
+		}
+	})
+}
+
 func TestAnEventThatIsDroppedCountsAsDone(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

@@ -238,6 +238,8 @@ type outcome struct {
 	done   []*flight
 	holds  []hold
 	gone   error // the target says that it is
+	goneMS int64 // since when it had its state when it was asked
+	paused bool  // for that
 }
 
 // hold is an attempt that failed.
@@ -316,8 +318,14 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (he
 		if out.gone == nil {
 			return nil
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE outbox_subscription SET state = 'paused', reason = ?, since_ms = `+schema.Now(tx)+`
-			WHERE id = ? AND state = 'active'`, outbox.ErrorText(out.gone), out.target)
+		// An attempt that began before an operator resumed the target says nothing about it now.
+		res, err := tx.ExecContext(ctx, `UPDATE outbox_subscription SET state = 'paused', reason = ?, since_ms = `+schema.Now(tx)+`
+			WHERE id = ? AND state = 'active' AND since_ms <= ?`, outbox.ErrorText(out.gone), out.target, out.goneMS)
+		if err != nil {
+			return err
+		}
+		n, err := res.RowsAffected()
+		out.paused = n > 0
 		return err
 	})
 	if err != nil {

@@ -66,6 +66,7 @@ type flight struct {
 	attempts int   // that failed before
 	since    int64 // when the first one failed, by the database's clock; 0: none
 	begun    time.Time
+	stateMS  int64 // since when the target had its state when it began
 	created  int64
 }
 
@@ -325,7 +326,7 @@ func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 		poke(w.poked)
 		return
 	}
-	f.begun, f.created = w.d.now(), r.CreatedMS
+	f.begun, f.stateMS, f.created = w.d.now(), s.Since.UnixMilli(), r.CreatedMS
 	attempt := Attempt{Number: f.attempts + 1, Owned: func() bool {
 		return w.d.ownedAt(w.d.now()) && !f.lease.lost.Load() && w.ended.Err() == nil
 	}}
@@ -433,7 +434,9 @@ func (w *worker) save() error {
 		case errors.Is(r.err, ErrNotOwned), w.d.abandon.Err() != nil:
 			// Nothing is known. It is tried again, here or elsewhere.
 		case errors.As(r.err, &gone):
-			out.gone = gone.Err
+			if out.gone == nil || r.stateMS > out.goneMS {
+				out.gone, out.goneMS = gone.Err, r.stateMS
+			}
 		default:
 			h := hold{flight: r.flight, err: r.err, since: r.since}
 			if h.since == 0 {
@@ -529,7 +532,7 @@ func (w *worker) report(results []result, out outcome, held int) {
 				zap.String("key", h.key), zap.Int64("id", h.id), zap.Int("attempts", h.attempts+1), zap.Error(h.err))
 		}
 	}
-	if out.gone != nil {
+	if out.paused {
 		w.d.log.Error("a target says that it takes nothing any more; it is paused", zap.String("target", s.Name), zap.Error(out.gone))
 		w.mu.Lock()
 		w.target.State = "paused"

@@ -36,6 +36,7 @@ const (
 		GRANT SELECT, INSERT, UPDATE ON outbox_parked_key TO ROLE;
 		GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_relay, outbox_shard, outbox_trouble TO ROLE;
 		GRANT SELECT, INSERT, UPDATE ON outbox_target TO ROLE;
+		GRANT SELECT ON outbox_delivery TO ROLE;
 		GRANT SELECT ON SEQUENCE outbox_event_id TO ROLE`
 	operatorRights = `
 		GRANT SELECT ON outbox_event, outbox_trouble TO ROLE;

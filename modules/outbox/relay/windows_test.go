@@ -47,6 +47,11 @@ func stoppable(t *testing.T, db *database.DB) int {
 			stop()
 		}
 	}
+	// A target besides the log: without one, what adds an event for it is not run.
+	if _, err := outbox.Subscribe(t.Context(), db, outbox.Subscription{Name: "hook", Kind: "webhook", Types: []string{"*"},
+		URL: "https://hook.test"}); err != nil {
+		t.Fatal(err)
+	}
 	if stops < 5 {
 		t.Fatalf("only %d stops in:\n%s", stops, out.String())
 	}
