@@ -600,12 +600,21 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 	for range turns {
 		kids = append(kids, s.command("key", "stage"))
 	}
+	testenv.Eventually(t, "the keys are published", func() bool { // the server looks for new ones now and then
+		answer, err := http.Get(s.base + "/.well-known/jwks.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		text, err := io.ReadAll(answer.Body)
+		return err == nil && !slices.ContainsFunc(kids, func(kid string) bool { return !bytes.Contains(text, []byte(kid)) })
+	})
 	first := s.must("POST", "/register", "", credentials)
 	verifiers := []*verifier{inGo(s)}
 	for _, p := range programs {
 		verifiers = append(verifiers, p.follows(s))
 	}
-	for _, v := range verifiers { // it has fetched the keys, which are published by now
+	for _, v := range verifiers { // it has fetched the keys, with those to come
 		testenv.Eventually(t, "the verifier in "+v.name+" accepts a token", func() bool {
 			said, err := v.check(first.Access)
 			if err != nil {
