@@ -64,7 +64,7 @@ var arrows = map[string][]string{
 
 	"modules/outbox": {"modules/outbox/internal/schema", "platform/database"},
 	"modules/outbox/delivery": {"modules/outbox", "modules/outbox/internal/schema", "modules/outbox/relay",
-		"platform/config", "platform/database"},
+		"platform/config", "platform/database", "platform/retry"},
 	"modules/outbox/internal/schema": {"platform/database"},
 	"modules/outbox/relay": {"modules/outbox", "modules/outbox/internal/schema", "platform/config",
 		"platform/database"},
@@ -97,7 +97,7 @@ var arrows = map[string][]string{
 	"platform/httpserver/httpservertest":        {"platform/httpserver"},
 	"platform/openapi/openapitest":              {},
 	"platform/cache/cachetest":                  {"platform/cache", "platform/config"},
-	"platform/database/dbtest":                  {"migrations", "platform/config", "platform/database"},
+	"platform/database/dbtest":                  {"migrations", "platform/config", "platform/database", "platform/retry"},
 	"platform/testenv":                          {},
 	"platform/tracing/tracingtest":              {},
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // Deliverer delivers events to the targets besides the log. Any number of deliverers, in any number
@@ -150,7 +151,7 @@ func (d *Deliverer) gauge(ctx context.Context) {
 		if list, err := outbox.Deliveries(ctx, d.db); err == nil {
 			d.met.show(list)
 		}
-		if !sleep(ctx, max(gaugeEvery, 50*d.now().Sub(start))) {
+		if !retry.Sleep(ctx, max(gaugeEvery, 50*d.now().Sub(start))) {
 			return
 		}
 	}
@@ -158,7 +159,7 @@ func (d *Deliverer) gauge(ctx context.Context) {
 
 // sweep deletes what transactions have added for targets that were removed meanwhile.
 func (d *Deliverer) sweep(ctx context.Context) {
-	for sleep(ctx, sweepEvery) {
+	for retry.Sleep(ctx, sweepEvery) {
 		if err := outbox.SweepRemoved(ctx, d.db); err != nil && ctx.Err() == nil {
 			d.log.Warn("what waits for a removed target was not deleted; trying again later", zap.Error(err))
 		}
@@ -229,17 +230,5 @@ func poke(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
-	}
-}
-
-// sleep returns false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // worker delivers to one target. One goroutine makes all decisions and writes them to the database;
@@ -171,7 +172,7 @@ func (w *worker) once() (busy bool) {
 			if errors.Is(err, errOtherServer) || w.d.abandon.Err() != nil {
 				w.forget()
 			}
-			sleep(w.d.abandon, 100*time.Millisecond)
+			retry.Sleep(w.d.abandon, 100*time.Millisecond)
 			return true
 		}
 	}
@@ -181,7 +182,7 @@ func (w *worker) once() (busy bool) {
 	}
 	if err := w.begin(&busy); err != nil && w.ended.Err() == nil {
 		w.d.failed(err)
-		sleep(w.ended, 100*time.Millisecond)
+		retry.Sleep(w.ended, 100*time.Millisecond)
 	}
 	return busy
 }
