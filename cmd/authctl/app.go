@@ -39,7 +39,7 @@ type app struct {
 	registry *prometheus.Registry
 	tracer   *tracing.Tracer // of serve; nil when the environment names no collector
 	db       *database.DB
-	redis    *redis.Client
+	redis    redis.UniversalClient
 	auth     *auth.Service
 	contact  *contact.Service
 	waker    *relay.Waker
@@ -237,12 +237,14 @@ func (a *app) openWaker() {
 // checkRedis refuses a Redis that can never be used, and logs what is wrong with one that may
 // recover; readiness continues to report it.
 func (a *app) checkRedis(ctx context.Context) error {
-	err := cache.Probe(ctx, a.redis)
-	if problem, ok := errors.AsType[*cache.Problem](err); ok && problem.Setup {
-		return fmt.Errorf("%s cannot be used: %w", a.Redis.Describe(), problem)
+	unfit := cache.Unfit(ctx, a.redis)
+	for _, problem := range unfit {
+		if problem.Setup {
+			return fmt.Errorf("%s cannot be used: %w", a.Redis.Describe(), problem)
+		}
+		a.log.Warn("redis_not_ready", zap.Error(problem))
 	}
-	if err != nil {
-		a.log.Warn("redis_not_ready", zap.Error(err))
+	if len(unfit) > 0 {
 		return nil
 	}
 	found, err := cache.Check(ctx, a.redis)

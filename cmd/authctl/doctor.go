@@ -634,11 +634,13 @@ func (d *doctor) redisFit(ctx context.Context) []finding {
 		return []finding{failing("connect to "+d.Redis.Describe()+": "+problem.Found, problem.Advice)}
 	}
 	d.closers = append(d.closers, client.Close)
-	if err := cache.Probe(ctx, client); err != nil {
-		problem := cache.Describe(err)
-		return []finding{failing(d.Redis.Describe()+": "+problem.Found, problem.Advice)}
-	}
 	var list []finding
+	for _, problem := range cache.Unfit(ctx, client) {
+		list = append(list, failing(d.Redis.Describe()+": "+problem.Found, problem.Advice))
+	}
+	if len(list) > 0 {
+		return list
+	}
 	switch missing, err := cache.Rights(ctx, client); {
 	case err != nil:
 		return []finding{failing(err.Error(), cache.Describe(err).Advice)}
@@ -656,13 +658,20 @@ func (d *doctor) redisFit(ctx context.Context) []finding {
 	if len(list) == 0 {
 		list = append(list, fine("%s answers, takes writes and keeps its data", d.Redis.Describe()))
 	}
-	before := time.Now()
-	there, err := client.Time(ctx).Result()
+	servers, err := cache.Servers(ctx, client)
 	if err != nil {
 		return append(list, failing(err.Error(), cache.Describe(err).Advice))
 	}
-	if f := checkClock(there.Sub(before.Add(time.Since(before)/2)), "Redis"); f.Status != checkOK {
-		list = append(list, f)
+	for _, server := range servers {
+		before := time.Now()
+		there, err := server.Client.Time(ctx).Result()
+		if err != nil {
+			return append(list, failing(err.Error(), cache.Describe(err).Advice))
+		}
+		name := strings.TrimSpace("Redis " + server.Name)
+		if f := checkClock(there.Sub(before.Add(time.Since(before)/2)), name); f.Status != checkOK {
+			list = append(list, f)
+		}
 	}
 	return list
 }

@@ -81,7 +81,7 @@ func siegeConfig(t testing.TB) Config {
 	return cfg
 }
 
-func newSiege(t testing.TB, cfg Config, db *database.DB, rc *redis.Client) *siege {
+func newSiege(t testing.TB, cfg Config, db *database.DB, rc redis.UniversalClient) *siege {
 	t.Helper()
 	s := &siege{&testEnv{db: db, redis: rc, log: &logBuffer{}, cfg: cfg}, prometheus.NewRegistry()}
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), s.log, zap.DebugLevel))

@@ -28,7 +28,7 @@ import (
 type testEnv struct {
 	*Service
 	db    *database.DB
-	redis *redis.Client // nil when sessions are in the database
+	redis redis.UniversalClient // nil when sessions are in the database
 	log   *logBuffer
 	cfg   Config
 }
@@ -80,7 +80,7 @@ func redisClient(t testing.TB) *redis.Client {
 	return client
 }
 
-func newEnv(t testing.TB, cfg Config, db *database.DB, rc *redis.Client) *testEnv {
+func newEnv(t testing.TB, cfg Config, db *database.DB, rc redis.UniversalClient) *testEnv {
 	t.Helper()
 	env := &testEnv{db: db, redis: rc, log: &logBuffer{}, cfg: cfg}
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), env.log, zap.DebugLevel))

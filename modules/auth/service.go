@@ -31,7 +31,7 @@ type Deps struct {
 	DB *database.DB
 	// Redis keeps sessions and the counters of sign-in limits. Nil keeps sessions in the
 	// database and the counters in this process.
-	Redis *redis.Client
+	Redis redis.UniversalClient
 	// Committed is called after each transaction that wrote an event, so that a relay need not wait
 	// for its next poll. It must not block. It may be nil.
 	Committed func()

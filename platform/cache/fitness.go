@@ -6,22 +6,71 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/redis/go-redis/v9"
 )
 
 // Probe does what a sign-in does to Redis: it writes, and runs a script that writes, in one round
 // trip. It fails on a server that takes no writes (a replica, or one that lacks memory, disk or
-// replicas), and on a node of a cluster, which has only some of the keys. The error is a [Problem].
-func Probe(ctx context.Context, client *redis.Client) error {
+// replicas), and on a node of a cluster that was taken for a single server, which has only some of the
+// keys. In a cluster it fails when no node can be used: as long as one can, those are served whose
+// sessions it has. The error is a [Problem].
+func Probe(ctx context.Context, client redis.UniversalClient) error {
+	servers, problems, err := probe(ctx, client)
+	if err != nil {
+		return explain(ctx, &redis.Options{}, err)
+	}
+	if len(problems) == servers {
+		return problems[0]
+	}
+	return nil
+}
+
+// Unfit returns a problem for each server that is of no use now.
+func Unfit(ctx context.Context, client redis.UniversalClient) []*Problem {
+	_, problems, err := probe(ctx, client)
+	if err != nil {
+		return []*Problem{explain(ctx, &redis.Options{}, err)}
+	}
+	return problems
+}
+
+func probe(ctx context.Context, client redis.UniversalClient) (servers int, problems []*Problem, err error) {
+	all, err := Servers(ctx, client)
+	if err != nil {
+		return 0, nil, err
+	}
+	found := make([]*Problem, len(all))
+	var wg sync.WaitGroup
+	for i, server := range all {
+		wg.Go(func() {
+			if found[i] = try(ctx, client, server); found[i] != nil {
+				found[i].Found = server.named(found[i].Found)
+			}
+		})
+	}
+	wg.Wait()
+	return len(all), slices.DeleteFunc(found, func(p *Problem) bool { return p == nil }), nil
+}
+
+func try(ctx context.Context, client redis.UniversalClient, server Server) *Problem {
+	tags := server.tags // in a cluster, of slots that it has
+	if !IsCluster(client) {
+		tags = nil
+		for i := 0; i < len(Tags()); i += 8 { // in so many slots that no node of a cluster has them all
+			tags = append(tags, Tags()[i])
+		}
+	}
 	const script = "redis.call('TIME') return redis.call('SET', KEYS[1], '1', 'PX', ARGV[1])"
 	replies, err := client.Pipelined(ctx, func(p redis.Pipeliner) error {
-		for i := range 16 { // keys in so many slots that no node of a cluster has them all
-			p.Set(ctx, Prefix+"ready:{"+strconv.Itoa(i)+"}", 1, tried)
+		for _, tag := range tags {
+			p.Set(ctx, Prefix+"ready:"+tag, 1, tried)
 		}
-		p.Eval(ctx, script, []string{Prefix + "ready"}, tried.Milliseconds())
+		for _, tag := range tags[:min(1, len(tags))] {
+			p.Eval(ctx, script, []string{Prefix + "ready:" + tag + ":script"}, tried.Milliseconds())
+		}
 		return nil
 	})
 	for _, reply := range replies {
@@ -35,21 +84,29 @@ func Probe(ctx context.Context, client *redis.Client) error {
 	}
 	var reply redis.Error
 	if !errors.As(err, &reply) {
-		return unreachable(ctx, client.Options(), err)
+		return explain(ctx, server.Client.Options(), err)
 	}
 	// A Sentinel knows few commands, and clusters and replicas have several codes for one problem.
-	if p := role(ctx, client); p != nil {
+	if p := role(ctx, server.Client, IsCluster(client)); p != nil {
 		p.Err = err
 		return p
 	}
 	// A script that lacks a right gets no code of its own.
 	if c := code(err); c == "NOPERM" || c == "ERR" {
-		if p, _ := Rights(ctx, client); p != nil {
+		if p, _ := server.rights(ctx, IsCluster(client)); p != nil {
 			p.Err = err
 			return p
 		}
 	}
 	return refusal(err)
+}
+
+// named says of which node of a cluster something is true.
+func (s Server) named(text string) string {
+	if s.Name == "" {
+		return text
+	}
+	return s.Name + ": " + text
 }
 
 // Commands lists what the Redis user of the service must be able to run, except what every
@@ -62,6 +119,9 @@ func Commands() []string {
 	slices.Sort(names)
 	return names
 }
+
+// ClusterCommands lists what the Redis user must be able to run besides where Redis is a cluster.
+func ClusterCommands() []string { return []string{"asking", "cluster|nodes", "cluster|slots"} }
 
 // attempts try each command on keys that begin with k and expire.
 var attempts = []struct {
@@ -95,9 +155,31 @@ var attempts = []struct {
 }
 
 // Rights tries each command that is needed, on keys that expire. It returns what the Redis user
-// lacks, or nil; an error means that the server does not answer.
-func Rights(ctx context.Context, client *redis.Client) (*Problem, error) {
-	k := Prefix + "doctor:{" + rand.Text() + "}:"
+// lacks, or nil; an error means that a server does not answer.
+func Rights(ctx context.Context, client redis.UniversalClient) (*Problem, error) {
+	servers, err := Servers(ctx, client)
+	if err != nil {
+		return nil, err
+	}
+	for _, server := range servers {
+		p, err := server.rights(ctx, IsCluster(client))
+		if err != nil {
+			return nil, err
+		}
+		if p != nil {
+			p.Found = server.named(p.Found)
+			return p, nil
+		}
+	}
+	return nil, nil
+}
+
+func (s Server) rights(ctx context.Context, cluster bool) (*Problem, error) {
+	client := s.Client
+	if len(s.tags) == 0 {
+		return nil, nil // too few slots to have one that is known
+	}
+	k := Prefix + "doctor:" + s.tags[0] + ":" + rand.Text() + ":"
 	denied := func(err error) (bool, error) {
 		var reply redis.Error
 		if err != nil && !errors.As(err, &reply) {
@@ -135,6 +217,22 @@ func Rights(ctx context.Context, client *redis.Client) (*Problem, error) {
 			missing = append(missing, a.name)
 		}
 	}
+	for _, name := range ClusterCommands() {
+		if !cluster {
+			break
+		}
+		var words []any
+		for word := range strings.SplitSeq(name, "|") {
+			words = append(words, word)
+		}
+		no, err := denied(client.Do(ctx, words...).Err())
+		if err != nil {
+			return nil, fmt.Errorf("try %s: %w", name, err)
+		}
+		if no {
+			missing = append(missing, name)
+		}
+	}
 	if len(missing) == 0 {
 		return nil, nil
 	}
@@ -142,15 +240,33 @@ func Rights(ctx context.Context, client *redis.Client) (*Problem, error) {
 		Advice: "let it: ACL SETUSER USER +" + strings.Join(missing, " +")}, nil
 }
 
-// Check looks for settings of the server that make it lose data, and returns a problem for each.
-// An error means that the settings cannot be read.
-func Check(ctx context.Context, client *redis.Client) ([]*Problem, error) {
-	text, err := client.Info(ctx).Result() // managed servers forbid CONFIG GET
+// Check looks for settings of the servers that make them lose data, or not recover, and returns a
+// problem for each. An error means that the settings cannot be read.
+func Check(ctx context.Context, client redis.UniversalClient) ([]*Problem, error) {
+	servers, err := Servers(ctx, client)
 	if err != nil {
-		return nil, fmt.Errorf("ask Redis for its settings: %w", err)
+		return nil, err
 	}
-	info := parseInfo(text)
+	p, watched := client.(*primary)
 	var found []*Problem
+	for _, server := range servers {
+		text, err := server.Client.Info(ctx).Result() // managed servers forbid CONFIG GET
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", server.named("ask Redis for its settings"), err)
+		}
+		for _, problem := range forgetful(parseInfo(text), watched || IsCluster(client)) {
+			problem.Found = server.named(problem.Found)
+			found = append(found, problem)
+		}
+	}
+	if watched {
+		found = append(found, p.sentinels.check(ctx)...)
+	}
+	return found, nil
+}
+
+// forgetful judges what a server tells of itself; replaced says that another one takes its place when it fails.
+func forgetful(info map[string]string, replaced bool) (found []*Problem) {
 	if policy := info["maxmemory_policy"]; policy != "" && policy != "noeviction" {
 		found = append(found, &Problem{Found: "maxmemory-policy is " + policy,
 			Advice: "set it to noeviction: otherwise Redis under memory pressure drops sessions, which signs people out, and " +
@@ -161,5 +277,17 @@ func Check(ctx context.Context, client *redis.Client) ([]*Problem, error) {
 			Advice: "set appendonly yes: otherwise a restart of Redis signs out everybody who signed in since its last " +
 				"snapshot"})
 	}
-	return found, nil
+	if !replaced {
+		return found
+	}
+	if info["connected_slaves"] == "0" {
+		return append(found, &Problem{Found: "no replica is connected",
+			Advice: "run one: without it, nothing takes the place of this server when it fails"})
+	}
+	if _, set := info["min_slaves_good_slaves"]; !set && info["connected_slaves"] != "" {
+		found = append(found, &Problem{Found: "min-replicas-to-write is 0",
+			Advice: "set it to 1: otherwise a primary that is cut off from its replicas goes on taking writes, and a " +
+				"fail-over drops them, which signs people out"})
+	}
+	return found
 }

@@ -65,7 +65,7 @@ func cannotConnect(ctx context.Context, opt *redis.Options, err error) *Problem 
 		client := redis.NewClient(&first)
 		defer func() { _ = client.Close() }()
 		if client.Ping(ctx).Err() == nil {
-			if p := role(ctx, client); p != nil {
+			if p := role(ctx, client, false); p != nil {
 				return p
 			}
 			return &Problem{Found: err.Error(), Setup: true, Err: err,
@@ -164,7 +164,10 @@ func refusal(err error) *Problem {
 			"to what the server has"},
 		{"NOAUTH", true, "the server wants a password: set CACHE_REDIS_PASSWORD, or USER:PASSWORD@ in REDIS_URL"},
 		{"NOPERM", true, rights},
-		{"MOVED ASK CROSSSLOT CLUSTERDOWN TRYAGAIN", true, adviceCluster},
+		{"MOVED ASK CROSSSLOT", true, adviceCluster},
+		{"CLUSTERDOWN", false, "a part of the cluster has no primary, or no node has some of its slots: bring the nodes " +
+			"back, and see redis-cli --cluster check"},
+		{"TRYAGAIN", false, "slots of the cluster are being moved: wait until that is done"},
 		{"READONLY MASTERDOWN", false, adviceReplica},
 		{"LOADING", false, "it is loading its data: wait until it has finished"},
 		{"OOM", false, "its memory is full and it takes no writes: raise maxmemory, or find what fills it; sessions and " +
@@ -189,20 +192,24 @@ func refusal(err error) *Problem {
 }
 
 const (
-	adviceCluster = "this server is a node of a cluster, which authctl cannot use: name a single Redis, or one with " +
-		"replicas and a name that follows the primary"
-	adviceReplica = "this server is a read-only replica: name the primary, by a name that follows it through fail-overs"
+	adviceCluster = "this server is a node of a cluster: set REDIS_CLUSTER=true, or name more nodes with " +
+		"addr=HOST:PORT in REDIS_URL"
+	adviceReplica = "this server is a read-only replica: name the primary, by a name that follows it through " +
+		"fail-overs, or name the Sentinels"
 )
 
-// role says why a server of this kind cannot be used, as far as it tells.
-func role(ctx context.Context, client *redis.Client) *Problem {
+// role says why a server of this kind cannot be used, as far as it tells. In a cluster it has to be a node.
+func role(ctx context.Context, client *redis.Client, cluster bool) *Problem {
 	text, _ := client.Info(ctx).Result() // empty without the right to ask
 	info := parseInfo(text)
 	switch {
 	case info["redis_mode"] == "sentinel":
 		return &Problem{Found: "it is a Sentinel", Setup: true,
-			Advice: "a Sentinel only tells where the primary is: name that (its port is 6379 by default, a Sentinel's 26379)"}
-	case info["redis_mode"] == "cluster" || info["cluster_enabled"] == "1":
+			Advice: "add master_name=NAME to REDIS_URL, and addr=HOST:PORT for each of the other Sentinels"}
+	case cluster && info["redis_mode"] == "standalone":
+		return &Problem{Found: "its cluster mode is off", Setup: true,
+			Advice: "name it alone in REDIS_URL, without addr, and leave REDIS_CLUSTER out"}
+	case !cluster && (info["redis_mode"] == "cluster" || info["cluster_enabled"] == "1"):
 		return &Problem{Found: "its cluster mode is on", Setup: true, Advice: adviceCluster}
 	case info["role"] == "slave":
 		return &Problem{Found: "its role is replica", Advice: adviceReplica}
@@ -222,7 +229,10 @@ func parseInfo(text string) map[string]string {
 }
 
 // Describe explains an error of Redis to a person: what it is, and what to do.
-func Describe(err error) *Problem {
+func Describe(err error) *Problem { return explain(context.Background(), &redis.Options{}, err) }
+
+// explain is Describe for an error of a server with these options.
+func explain(ctx context.Context, opt *redis.Options, err error) *Problem {
 	var reply redis.Error
 	if problem, ok := errors.AsType[*Problem](err); ok {
 		return problem
@@ -230,7 +240,7 @@ func Describe(err error) *Problem {
 	if errors.As(err, &reply) {
 		return refusal(err)
 	}
-	return unreachable(context.Background(), &redis.Options{}, err)
+	return unreachable(ctx, opt, err)
 }
 
 // tried is how long the keys of Probe last.

@@ -34,8 +34,11 @@ import (
 // Shared returns a client of the shared real Redis. Tests keep to keys of their own.
 func Shared(t testing.TB) *redis.Client { t.Helper(); return Open(t, testenv.Redis(t)) }
 
-// Open returns a client of the Redis at a URL, closed when the test ends.
-func Open(t testing.TB, url string) *redis.Client {
+// Open returns a client of the one Redis server at a URL, closed when the test ends.
+func Open(t testing.TB, url string) *redis.Client { t.Helper(); return OpenAny(t, url).(*redis.Client) }
+
+// OpenAny returns a client of what a URL names, closed when the test ends.
+func OpenAny(t testing.TB, url string) redis.UniversalClient {
 	t.Helper()
 	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url)}, cache.Options{AppName: "authctl-test"})
 	if err != nil {

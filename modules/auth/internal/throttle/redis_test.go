@@ -360,7 +360,7 @@ func TestACommandIsNotSentTwice(t *testing.T) {
 			handlers.Go(func() { swallowScripts(client, "127.0.0.1:"+server.Port()) })
 		}
 	})
-	opt := *w.redis.Options()
+	opt := *w.redis.(*redis.Client).Options()
 	opt.Addr = proxy.Addr().String()
 	opt.Dialer = nil
 	through := redisClient(t, &opt)

@@ -33,7 +33,7 @@ var errAway = errors.New("redis is away")
 
 // shared keeps the counters of all processes in Redis.
 type shared struct {
-	client  *redis.Client
+	client  redis.UniversalClient
 	script  string
 	digest  string // by which Redis remembers the script
 	timeout time.Duration
@@ -46,7 +46,7 @@ type shared struct {
 	retryAt time.Time
 }
 
-func newShared(client *redis.Client, r rules, now func() time.Time, log *zap.Logger) *shared {
+func newShared(client redis.UniversalClient, r rules, now func() time.Time, log *zap.Logger) *shared {
 	script := r.lua() + limitsLua
 	return &shared{client: client, script: script, digest: redis.NewScript(script).Hash(), timeout: redisTimeout, now: now,
 		log: log}

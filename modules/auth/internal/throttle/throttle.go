@@ -30,7 +30,7 @@ var ErrNotShared = errors.New("the shared counters of sign-in attempts cannot be
 
 // Options are what New needs besides the settings.
 type Options struct {
-	Redis           *redis.Client         // of platform/cache, which heeds deadlines; nil: the counters are those of this process
+	Redis           redis.UniversalClient // of platform/cache, which heeds deadlines; nil: the counters are those of this process
 	Secret          config.Secret         // AUTH_TOKEN_SECRET; device tokens and counters hang on it
 	PreviousSecrets []config.Secret       // those it replaces: device tokens made under them stay good
 	Now             func() time.Time      // nil: time.Now

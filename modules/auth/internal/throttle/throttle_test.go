@@ -46,7 +46,7 @@ func defaults(t testing.TB) Config {
 type world struct {
 	t      testing.TB
 	clock  *clock
-	redis  *redis.Client // nil: in process
+	redis  redis.UniversalClient // nil: in process
 	secret config.Secret
 }
 
@@ -65,7 +65,7 @@ func onBoth(t *testing.T, test func(t *testing.T, w *world)) {
 func onRedis(t *testing.T) *world { return newWorld(t, cachetest.Shared(t)) }
 
 // A secret of its own gives every test counters of its own.
-func newWorld(t testing.TB, client *redis.Client) *world {
+func newWorld(t testing.TB, client redis.UniversalClient) *world {
 	return &world{t: t, clock: newClock(), redis: client, secret: config.Secret(rand.Text())}
 }
 

@@ -9,12 +9,17 @@
 //	authctl:session:{USER}:index       zset    live session ids by idle expiry
 //	authctl:session:{USER}:reused      set     session ids stopped and not yet committed
 //	authctl:session:memory             hash    since when the store is known to forget nothing
+//	authctl:session:memory:{TAG}       hash    the same of a part of a cluster's slots
 //
 // What decides is done by a script, in one round trip, by the server's clock. Losing any of
 // it signs people out and nothing else. Redis 5 or newer; the server must not evict.
+//
+// While a cluster moves a user's slot, a script that names a key which does not exist is told to try again: until
+// the slot has moved, the store is unavailable to that user.
 package redis
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"errors"
@@ -62,20 +67,22 @@ type Options struct {
 
 // Store is a [session.Store].
 type Store struct {
-	client *goredis.Client
+	client goredis.UniversalClient
 	prefix string
 	skew   func() time.Duration
+	skewed bool // the clock of the store is not that of the servers
 
 	create, rotate, reissue, memory *goredis.Script
 
-	scanning chan struct{} // holds an element while Reused runs
-	cursor   uint64        // where its next call goes on
+	scanning chan struct{}     // holds an element while Reused runs
+	cursors  map[string]uint64 // where its next call goes on, by the server's name
 }
 
 // New returns a store that uses the client, which stays the caller's to close.
-func New(client *goredis.Client, opt Options) *Store {
+func New(client goredis.UniversalClient, opt Options) *Store {
 	s := &Store{
-		client: client, prefix: opt.Prefix, skew: opt.Skew, scanning: make(chan struct{}, 1),
+		client: client, prefix: opt.Prefix, skew: opt.Skew, skewed: opt.Skew != nil,
+		scanning: make(chan struct{}, 1), cursors: make(map[string]uint64),
 		create: goredis.NewScript(libSource + createSource), rotate: goredis.NewScript(libSource + rotateSource), reissue: goredis.NewScript(libSource + reissueSource),
 		memory: goredis.NewScript(libSource + memorySource),
 	}
@@ -256,24 +263,44 @@ func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error)
 	case <-ctx.Done(): // Redis may be slow to answer the one before
 		return nil, fail("look for stopped sessions", ctx.Err())
 	}
+	servers, err := cache.Servers(ctx, s.client)
+	if err != nil {
+		return nil, fail("look for stopped sessions", err)
+	}
 	var marked []session.Marked
-	for range scanSteps {
-		found, next, err := s.client.Scan(ctx, s.cursor, escape(s.prefix)+"{*}:reused", scanCount).Result()
+	for _, server := range servers {
+		some, away := s.reusedOn(ctx, server, limit-len(marked), max(1, scanSteps/len(servers)))
+		marked, err = append(marked, some...), cmp.Or(err, away)
+		if len(marked) >= limit {
+			break
+		}
+	}
+	if err != nil && len(marked) == 0 {
+		return nil, fail("look for stopped sessions", err)
+	}
+	return marked[:min(len(marked), limit)], nil // the rest is found when the scan comes round again
+}
+
+// reusedOn looks at a part of one server's keys, and goes on there in the next call.
+func (s *Store) reusedOn(ctx context.Context, server cache.Server, limit, steps int) ([]session.Marked, error) {
+	var marked []session.Marked
+	for range steps {
+		found, next, err := server.Client.Scan(ctx, s.cursors[server.Name], escape(s.prefix)+"{*}:reused", scanCount).Result()
 		if err != nil {
-			return nil, fail("look for stopped sessions", err)
+			return marked, err
 		}
 		for _, name := range found {
 			some, err := s.markedBy(ctx, name)
 			if err != nil {
-				return nil, fail("look for stopped sessions", err)
+				return marked, err
 			}
 			marked = append(marked, some...)
 		}
-		if s.cursor = next; next == 0 || len(marked) >= limit {
+		if s.cursors[server.Name] = next; next == 0 || len(marked) >= limit {
 			break
 		}
 	}
-	return marked[:min(len(marked), limit)], nil // the rest is found when the scan comes round again
+	return marked, nil
 }
 
 func (s *Store) markedBy(ctx context.Context, marks string) ([]session.Marked, error) {
@@ -347,53 +374,109 @@ const (
 	memoryLong = 25 * time.Hour
 )
 
-// Memory implements [session.Store].
+// Memory implements [session.Store]. In a cluster each node can lose its data alone: the store remembers as
+// little as any part of it does.
 func (s *Store) Memory(ctx context.Context) (session.Memory, error) {
-	reply, err := s.memory.Run(ctx, s.client, []string{s.prefix + "memory"}, s.skew().Milliseconds(),
-		memoryGap.Milliseconds(), memoryLong.Milliseconds(), memoryTTL.Milliseconds()).Slice()
-	if err != nil {
-		return session.Memory{}, fail("ask the session store what it remembers", err)
+	names := []string{s.prefix + "memory"}
+	if cache.IsCluster(s.client) {
+		names = nil
+		for _, tag := range cache.Tags() {
+			names = append(names, s.prefix+"memory:"+tag)
+		}
 	}
-	var d decoder
-	m := session.Memory{Since: d.time(reply[0]), Emptied: d.text(reply[1]) == "1"}
-	if d.err != nil {
-		return session.Memory{}, fail("ask the session store what it remembers", d.err)
+	parts := make([]session.Memory, len(names))
+	var all session.Memory
+	for i, name := range names {
+		var err error
+		if parts[i], err = s.remembers(ctx, name); err != nil {
+			return session.Memory{}, fail("ask the session store what it remembers", err)
+		}
+		if parts[i].Since.After(all.Since) {
+			all.Since = parts[i].Since
+		}
 	}
-	return m, nil
+	for _, part := range parts {
+		if part.Emptied && all.Since.Sub(part.Since) <= memoryLong {
+			all.Emptied = true
+		}
+	}
+	return all, nil
 }
 
-// Walk implements [session.Store].
+func (s *Store) remembers(ctx context.Context, name string) (session.Memory, error) {
+	reply, err := s.memory.Run(ctx, s.client, []string{name}, s.skew().Milliseconds(),
+		memoryGap.Milliseconds(), memoryLong.Milliseconds(), memoryTTL.Milliseconds()).Slice()
+	if err != nil {
+		return session.Memory{}, err
+	}
+	var d decoder
+	return session.Memory{Since: d.time(reply[0]), Emptied: d.text(reply[1]) == "1"}, d.err
+}
+
+// Walk implements [session.Store]. It ends with an error if servers or slots change meanwhile, since a session
+// may then be on none of them when it is looked at.
 func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Session, error] {
 	pattern := escape(s.prefix) + "{*}:s:*"
 	if f.ID.Valid {
 		pattern = escape(s.prefix) + "{*}:s:" + f.ID.UUID.String()
 	}
 	return func(yield func(session.Session, error) bool) {
-		for cursor := uint64(0); ; {
-			names, next, err := s.client.Scan(ctx, cursor, pattern, scanCount).Result()
+		before, err := cache.Layout(ctx, s.client)
+		if err != nil {
+			yield(session.Session{}, fail("walk sessions", err))
+			return
+		}
+		servers, err := cache.Servers(ctx, s.client)
+		if err != nil {
+			yield(session.Session{}, fail("walk sessions", err))
+			return
+		}
+		for _, server := range servers {
+			more, err := s.walkOn(ctx, server.Client, pattern, func(one session.Session) bool {
+				return !f.Match(one) || yield(one, nil)
+			})
 			if err != nil {
 				yield(session.Session{}, fail("walk sessions", err))
+			}
+			if err != nil || !more {
 				return
 			}
-			keys := make([]key, 0, len(names))
-			for _, name := range names {
-				if userID, id, ok := s.parseKey(name); ok {
-					keys = append(keys, key{userID, id})
-				}
+		}
+		after, err := cache.Layout(ctx, s.client)
+		if err == nil && after != before {
+			err = cache.ErrMoved
+		}
+		if err != nil {
+			yield(session.Session{}, fail("walk sessions", err))
+		}
+	}
+}
+
+// walkOn visits the live sessions of one server, until visit returns false.
+func (s *Store) walkOn(ctx context.Context, server *goredis.Client, pattern string,
+	visit func(session.Session) bool) (more bool, err error) {
+	for cursor := uint64(0); ; {
+		names, next, err := server.Scan(ctx, cursor, pattern, scanCount).Result()
+		if err != nil {
+			return false, err
+		}
+		keys := make([]key, 0, len(names))
+		for _, name := range names {
+			if userID, id, ok := s.parseKey(name); ok {
+				keys = append(keys, key{userID, id})
 			}
-			live, err := s.live(ctx, keys)
-			if err != nil {
-				yield(session.Session{}, fail("walk sessions", err))
-				return
+		}
+		live, err := s.live(ctx, keys)
+		if err != nil {
+			return false, err
+		}
+		for _, one := range live {
+			if !visit(one) {
+				return false, nil
 			}
-			for _, one := range live {
-				if f.Match(one) && !yield(one, nil) {
-					return
-				}
-			}
-			if cursor = next; next == 0 {
-				return
-			}
+		}
+		if cursor = next; next == 0 {
+			return true, nil
 		}
 	}
 }
@@ -439,8 +522,13 @@ func (s *Store) live(ctx context.Context, keys []key) ([]session.Session, error)
 	}
 	var clock *goredis.TimeCmd
 	records := make([]*goredis.SliceCmd, len(keys))
+	// In a cluster TIME would be that of any node. There the records' own expiry decides, which is at the same
+	// time by the clock of the node that has them.
+	timed := s.skewed || !cache.IsCluster(s.client)
 	_, err := s.client.Pipelined(ctx, func(p goredis.Pipeliner) error {
-		clock = p.Time(ctx)
+		if timed {
+			clock = p.Time(ctx)
+		}
 		for i, k := range keys {
 			records[i] = p.HMGet(ctx, s.record(k.user, k.session), append(slices.Clone(recordFields), "stopped")...)
 		}
@@ -449,7 +537,10 @@ func (s *Store) live(ctx context.Context, keys []key) ([]session.Session, error)
 	if err != nil {
 		return nil, err
 	}
-	now := clock.Val().Add(s.skew())
+	var now time.Time
+	if timed {
+		now = clock.Val().Add(s.skew())
+	}
 	var live []session.Session
 	for i, k := range keys {
 		fields := records[i].Val()

@@ -14,11 +14,12 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/auth/internal/session/redis"
 	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
+	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-func engine(client *goredis.Client) sessiontest.Open {
+func engine(client goredis.UniversalClient) sessiontest.Open {
 	return func(t testing.TB, skew func() time.Duration) sessiontest.Engine {
 		opt := redis.Options{Prefix: "authctl-test:" + uuid.NewString() + ":", Skew: skew}
 		t.Cleanup(func() { remove(client, opt.Prefix) })
@@ -33,6 +34,12 @@ func engine(client *goredis.Client) sessiontest.Open {
 func TestRedisKeepsTheRules(t *testing.T) {
 	t.Parallel()
 	sessiontest.Run(t, engine(cachetest.Shared(t)))
+}
+
+// A cluster spreads users over its nodes: the rules are the same.
+func TestAClusterKeepsTheRules(t *testing.T) {
+	t.Parallel()
+	sessiontest.Run(t, engine(cachetest.OpenAny(t, cachetest.StartCluster(t).URL())))
 }
 
 // Where there is no Redis, its imitation shows at least that the scripts mean what they say.
@@ -59,10 +66,18 @@ func (r reminded) Forget(ctx context.Context, limit int) (int, error) {
 }
 
 // dump reads every key under a prefix, whatever its type.
-func dump(ctx context.Context, client *goredis.Client, prefix string) (kept [][]byte, err error) {
-	keys, err := client.Keys(ctx, prefix+"*").Result()
+func dump(ctx context.Context, client goredis.UniversalClient, prefix string) (kept [][]byte, err error) {
+	servers, err := cache.Servers(ctx, client)
 	if err != nil {
 		return nil, err
+	}
+	var keys []string
+	for _, server := range servers {
+		some, err := server.Client.Keys(ctx, prefix+"*").Result()
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, some...)
 	}
 	for _, key := range keys {
 		kept = append(kept, []byte(strings.TrimPrefix(key, prefix)))
@@ -96,9 +111,12 @@ func dump(ctx context.Context, client *goredis.Client, prefix string) (kept [][]
 	return kept, nil
 }
 
-func remove(client *goredis.Client, prefix string) {
+func remove(client goredis.UniversalClient, prefix string) {
 	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 	defer cancel()
+	if cache.IsCluster(client) {
+		return // it ends with the test
+	}
 	for scan := client.Scan(ctx, 0, prefix+"*", 1000).Iterator(); scan.Next(ctx); {
 		client.Unlink(ctx, scan.Val())
 	}

@@ -1,0 +1,191 @@
+package redis
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	goredis "github.com/redis/go-redis/v9"
+
+	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/cache/cachetest"
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// walk returns the sessions that a store knows.
+func walk(t *testing.T, store *Store) ([]uuid.UUID, error) {
+	t.Helper()
+	var found []uuid.UUID
+	for one, err := range store.Walk(t.Context(), session.Filter{}) {
+		if err != nil {
+			return found, err
+		}
+		found = append(found, one.ID)
+	}
+	return found, nil
+}
+
+func TestEverySessionOfAClusterIsListedOrTheListSaysThatItIsShort(t *testing.T) {
+	t.Parallel()
+	c := cachetest.StartCluster(t)
+	client := cachetest.OpenAny(t, c.URL())
+	store, codec := New(client, Options{}), newCodec(t)
+	var tokens []session.Token
+	for range 300 {
+		tokens = append(tokens, begin(t, store, codec, uuid.New()))
+	}
+	found, err := walk(t, store)
+	if err != nil || len(found) != len(tokens) {
+		t.Errorf("%d of %d, %v", len(found), len(tokens), err)
+	}
+
+	// While slots move, and after one has moved: a session that went the other way would be missed.
+	slot := client.ClusterKeySlot(t.Context(), store.user(tokens[0].UserID())).Val()
+	var from, to *cachetest.Server
+	for _, node := range c.Primaries {
+		if count, _ := c.Do(node, "cluster", "countkeysinslot", slot).(int64); count > 0 {
+			from = node
+		} else {
+			to = node
+		}
+	}
+	finish := c.Move(slot, from, to)
+	if _, err := walk(t, store); !errors.Is(err, cache.ErrMoved) || !errors.Is(err, session.ErrUnavailable) {
+		t.Errorf("while a slot is being moved: %v", err)
+	}
+	finish()
+	testenv.Eventually(t, "all are listed", func() bool {
+		found, err := walk(t, store)
+		return err == nil && len(found) == len(tokens)
+	})
+	moved, told := false, false
+	for _, err := range store.Walk(t.Context(), session.Filter{}) {
+		if !moved { // in the middle of it
+			c.Move(slot, to, from)()
+			moved = true
+		}
+		told = told || errors.Is(err, cache.ErrMoved)
+	}
+	if !told {
+		t.Error("a list during which slots have moved passes for a whole one")
+	}
+
+	c.Primaries[2].Kill()
+	if _, err := walk(t, store); !errors.Is(err, session.ErrUnavailable) {
+		t.Errorf("without a node: %v", err)
+	}
+}
+
+func TestStoppedSessionsAreFoundOnTheNodesThatAnswer(t *testing.T) {
+	t.Parallel()
+	c := cachetest.StartCluster(t)
+	store, codec := New(cachetest.OpenAny(t, c.URL()), Options{}), newCodec(t)
+	want := 0
+	for i := range 60 {
+		token := begin(t, store, codec, uuid.New())
+		if i%2 == 0 {
+			stop(t, store, codec, token)
+			want++
+		}
+	}
+	found := make(map[uuid.UUID]bool)
+	look := func(limit int) {
+		marked, err := store.Reused(t.Context(), limit)
+		if err != nil || len(marked) > limit {
+			t.Fatalf("%d, %v", len(marked), err)
+		}
+		for _, m := range marked {
+			found[m.Session.ID] = true
+		}
+	}
+	look(1000)
+	if len(found) != want {
+		t.Errorf("%d of %d", len(found), want)
+	}
+	clear(found)
+	c.Primaries[0].Kill()
+	look(1000)
+	if len(found) == 0 || len(found) == want {
+		t.Errorf("%d of %d without a node", len(found), want)
+	}
+}
+
+// The data of one node goes: the store says so, as if all had gone.
+func TestAStoreNoticesWhatOneNodeLoses(t *testing.T) {
+	t.Parallel()
+	c := cachetest.StartCluster(t)
+	store := New(cachetest.OpenAny(t, c.URL()), Options{})
+	remember := func() session.Memory {
+		t.Helper()
+		m, err := store.Memory(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	first := remember()
+	if again := remember(); again != first || !first.Emptied {
+		t.Errorf("%+v, then %+v", first, again)
+	}
+	for _, node := range c.Primaries {
+		before := remember()
+		c.Do(node, "flushall")
+		testenv.Eventually(t, "a millisecond passes", func() bool { return time.Since(before.Since) > 2*time.Millisecond })
+		if after := remember(); !after.Since.After(before.Since) || !after.Emptied {
+			t.Errorf("after a flush: %+v, before %+v", after, before)
+		}
+	}
+	before := remember()
+	c.Do(c.Replicas[1], "cluster", "failover")
+	testenv.Eventually(t, "a replica that takes over is noticed", func() bool {
+		after, err := store.Memory(t.Context())
+		return err == nil && after.Since.After(before.Since)
+	})
+	after := remember()
+	if again := remember(); again != after {
+		t.Errorf("%+v, then %+v", after, again)
+	}
+}
+
+// The same behind Sentinels, and of one server that starts again.
+func TestAStoreNoticesAnotherPrimary(t *testing.T) {
+	t.Parallel()
+	w := cachetest.StartWatched(t)
+	single := cachetest.Start(t)
+	for name, tc := range map[string]struct {
+		client  goredis.UniversalClient
+		replace func()
+	}{
+		"Sentinel": {cachetest.OpenAny(t, w.URL()), w.FailOver},
+		"restart":  {cachetest.OpenAny(t, single.URL()), func() { single.Kill(); single.Restart() }},
+	} {
+		store := New(tc.client, Options{})
+		before, err := store.Memory(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if same, err := store.Memory(t.Context()); err != nil || same != before {
+			t.Errorf("%s: %+v, then %+v, %v", name, before, same, err)
+		}
+		tc.replace()
+		testenv.Eventually(t, name+": another history is noticed", func() bool {
+			after, err := store.Memory(t.Context())
+			return err == nil && after.Since.After(before.Since)
+		})
+	}
+	// A user who may not ask learns nothing, and nothing fails.
+	single = cachetest.Start(t, "--user", "blind", "on", ">secret", "~*", "&*", "+@all", "-info")
+	blind := New(cachetest.OpenAny(t, strings.Replace(single.URL(), "redis://", "redis://blind:secret@", 1)), Options{})
+	before, err := blind.Memory(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	single.Kill()
+	single.Restart()
+	if after, err := blind.Memory(t.Context()); err != nil || after != before {
+		t.Errorf("%+v, then %+v, %v", before, after, err)
+	}
+}

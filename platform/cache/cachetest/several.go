@@ -1,0 +1,218 @@
+package cachetest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/toppira/authctl/platform/testenv"
+)
+
+// slots is how many a cluster has.
+const slots = 16384
+
+// Cluster is a Redis Cluster of one test: three primaries, and for each a replica that takes its place when it
+// fails.
+type Cluster struct {
+	Primaries []*Server // as they are at first
+	Replicas  []*Server // of the primary with the same index
+	t         testing.TB
+}
+
+// StartCluster runs a cluster whose nodes take a primary for failed after about two seconds. Arguments are added
+// to the command line of each. Nothing is saved.
+func StartCluster(t testing.TB, args ...string) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t}
+	node := func() *Server {
+		return Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(testenv.FreePort(t)),
+			"--cluster-node-timeout", "2000", "--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args...)...)
+	}
+	const n = 3
+	for i := range n {
+		one := node()
+		c.Do(one, "cluster", "addslotsrange", i*slots/n, (i+1)*slots/n-1)
+		c.Do(one, "cluster", "set-config-epoch", i+1)
+		c.Primaries = append(c.Primaries, one)
+	}
+	for range n {
+		c.Replicas = append(c.Replicas, node())
+	}
+	for _, one := range c.Nodes()[1:] {
+		c.Do(one, "cluster", "meet", "127.0.0.1", c.Primaries[0].Port(), busPort(c.Primaries[0]))
+	}
+	for i, replica := range c.Replicas {
+		id := fmt.Sprint(c.Do(c.Primaries[i], "cluster", "myid"))
+		testenv.Eventually(t, "the replica knows its primary", func() bool {
+			return strings.Contains(fmt.Sprint(c.Do(replica, "cluster", "nodes")), id)
+		})
+		c.Do(replica, "cluster", "replicate", id)
+	}
+	c.AwaitWhole()
+	return c
+}
+
+func busPort(s *Server) string {
+	for i, arg := range s.args {
+		if arg == "--cluster-port" {
+			return s.args[i+1]
+		}
+	}
+	return ""
+}
+
+// Nodes are those that have been started, whether or not they still run.
+func (c *Cluster) Nodes() []*Server {
+	return append(c.Primaries[:len(c.Primaries):len(c.Primaries)], c.Replicas...)
+}
+
+// AwaitWhole waits until every node that runs finds the cluster whole and its own replication up to date.
+func (c *Cluster) AwaitWhole() {
+	c.t.Helper()
+	testenv.Eventually(c.t, "the cluster is whole", func() bool {
+		running, primaries := 0, 0
+		for _, node := range c.Nodes() {
+			if node.process == nil {
+				continue
+			}
+			running++
+			info := fmt.Sprint(c.Do(node, "cluster", "info"))
+			state := fmt.Sprint(c.Do(node, "info", "replication"))
+			if !strings.Contains(info, "cluster_state:ok") || !strings.Contains(info, "cluster_known_nodes:6") ||
+				strings.Contains(state, "role:slave") && !strings.Contains(state, "master_link_status:up") {
+				return false
+			}
+			if strings.Contains(state, "role:master") {
+				primaries++
+			}
+		}
+		return running > 0 && primaries == len(c.Primaries)
+	})
+}
+
+// URL names the nodes that are primaries at first.
+func (c *Cluster) URL() string {
+	url := c.Primaries[0].URL()
+	separator := "?"
+	for _, node := range c.Primaries[1:] {
+		url += separator + "addr=127.0.0.1:" + node.Port()
+		separator = "&"
+	}
+	return url
+}
+
+// IsPrimary reports whether a node that runs is a primary.
+func (c *Cluster) IsPrimary(node *Server) bool {
+	c.t.Helper()
+	return strings.Contains(fmt.Sprint(c.Do(node, "info", "replication")), "role:master")
+}
+
+// Move begins to move a slot from one primary to another. The function that it returns moves the keys, and ends it.
+func (c *Cluster) Move(slot int64, from, to *Server) (finish func()) {
+	c.t.Helper()
+	c.Do(to, "cluster", "setslot", slot, "importing", c.Do(from, "cluster", "myid"))
+	c.Do(from, "cluster", "setslot", slot, "migrating", c.Do(to, "cluster", "myid"))
+	return func() {
+		c.t.Helper()
+		for {
+			keys, _ := c.Do(from, "cluster", "getkeysinslot", slot, 100).([]any)
+			if len(keys) == 0 {
+				break
+			}
+			c.Do(from, append([]any{"migrate", "127.0.0.1", to.Port(), "", 0, 10000, "keys"}, keys...)...)
+		}
+		for _, node := range []*Server{to, from} { // the others are told by these
+			c.Do(node, "cluster", "setslot", slot, "node", c.Do(to, "cluster", "myid"))
+		}
+	}
+}
+
+// Do runs a command of an administrator on one node.
+func (c *Cluster) Do(node *Server, words ...any) any {
+	c.t.Helper()
+	return administer(c.t, node, words...)
+}
+
+func administer(t testing.TB, server *Server, words ...any) any {
+	t.Helper()
+	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + server.Port(), Protocol: 2})
+	defer func() { _ = client.Close() }()
+	answer, err := client.Do(t.Context(), words...).Result()
+	if err != nil {
+		t.Fatalf("%v: %v", words, err)
+	}
+	return answer
+}
+
+// Watched is a primary with a replica, and three Sentinels that put the replica in its place when it fails.
+type Watched struct {
+	Primary, Replica *Server // as they are at first
+	Sentinels        []*Server
+	t                testing.TB
+}
+
+// WatchedName is what the Sentinels call the primary.
+const WatchedName = "main"
+
+// StartWatched runs a primary that Sentinels take for failed after about a second. Arguments are added to the
+// command line of the primary and of the replica. Nothing is saved.
+func StartWatched(t testing.TB, args ...string) *Watched {
+	t.Helper()
+	args = append([]string{"--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args...)
+	w := &Watched{t: t, Primary: Start(t, args...)}
+	w.Replica = Start(t, append(args, "--replicaof", "127.0.0.1 "+w.Primary.Port())...)
+	testenv.Eventually(t, "the replica follows", func() bool {
+		return strings.Contains(fmt.Sprint(administer(t, w.Replica, "info", "replication")), "master_link_status:up")
+	})
+	for range 3 {
+		conf := filepath.Join(t.TempDir(), "sentinel.conf")
+		text := fmt.Sprintf("sentinel monitor %[1]s 127.0.0.1 %[2]s 2\nsentinel down-after-milliseconds %[1]s 1000\n"+
+			"sentinel failover-timeout %[1]s 4000\n", WatchedName, w.Primary.Port())
+		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.Sentinels = append(w.Sentinels, StartSentinel(t, conf))
+	}
+	for _, one := range w.Sentinels {
+		testenv.Eventually(t, "the Sentinels know each other and the replica", func() bool {
+			known := fmt.Sprint(administer(t, one, "sentinel", "master", WatchedName))
+			return strings.Contains(known, "num-slaves 1") && strings.Contains(known, "num-other-sentinels 2")
+		})
+	}
+	return w
+}
+
+// URL names the Sentinels.
+func (w *Watched) URL() string {
+	url := w.Sentinels[0].URL() + "?master_name=" + WatchedName
+	for _, one := range w.Sentinels[1:] {
+		url += "&addr=127.0.0.1:" + one.Port()
+	}
+	return url
+}
+
+// AwaitPrimary waits until a Sentinel names the server as the primary, and the server is one.
+func (w *Watched) AwaitPrimary(server *Server) {
+	w.t.Helper()
+	for _, one := range w.Sentinels {
+		if one.process == nil {
+			continue
+		}
+		testenv.Eventually(w.t, "a Sentinel names the new primary", func() bool {
+			named := fmt.Sprint(administer(w.t, one, "sentinel", "get-master-addr-by-name", WatchedName))
+			return strings.Contains(named, server.Port())
+		})
+		return
+	}
+}
+
+// FailOver has a Sentinel put the replica in the primary's place while that works.
+func (w *Watched) FailOver() {
+	w.t.Helper()
+	administer(w.t, w.Sentinels[0], "sentinel", "failover", WatchedName)
+}

@@ -1,0 +1,219 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// openCluster makes a client that finds the nodes and their slots by itself.
+func openCluster(o *redis.ClusterOptions, appName string, d dialer) *redis.ClusterClient {
+	if appName != "" {
+		o.ClientName, o.OnConnect = "", named(appName)
+	}
+	o.Dialer = d.dial
+	all := guard{within: 2 * o.ReadTimeout}
+	client := redis.NewClusterClient(o)
+	client.AddHook(all)
+	// The client learns of a fail-over from the answers of nodes. One that has died gives none.
+	client.OnNewNode(func(node *redis.Client) {
+		node.AddHook(guard{lookAgain: func() { client.ReloadState(context.Background()) }})
+	})
+	return client
+}
+
+// lookWithin is how long one server may take to tell which servers there are, before another one is asked.
+const lookWithin = 500 * time.Millisecond
+
+// guard is a hook for servers that others can take the place of: it bounds how long a command may take with
+// all its attempts, and has somebody look for the right server when one fails.
+type guard struct {
+	within    time.Duration // without a bound unless positive
+	lookAgain func()
+}
+
+// DialHook implements redis.Hook.
+func (guard) DialHook(next redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
+}
+
+// ProcessHook implements redis.Hook.
+func (g guard) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if cmd.Name() == "cluster" { // asks which nodes there are
+			ctx, cancel := context.WithTimeout(ctx, lookWithin)
+			defer cancel()
+			return next(ctx, cmd)
+		}
+		ctx, cancel := g.bound(ctx)
+		defer cancel()
+		return g.saw(next(ctx, cmd))
+	}
+}
+
+// ProcessPipelineHook implements redis.Hook.
+func (g guard) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error {
+		ctx, cancel := g.bound(ctx)
+		defer cancel()
+		return g.saw(next(ctx, cmds))
+	}
+}
+
+func (g guard) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	if g.within <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, g.within)
+}
+
+func (g guard) saw(err error) error {
+	var reply redis.Error
+	if g.lookAgain != nil && err != nil && (!errors.As(err, &reply) || code(err) == "READONLY") {
+		g.lookAgain()
+	}
+	return err
+}
+
+// Server is a Redis that takes writes: the one there is, the primary, or a node of a cluster.
+type Server struct {
+	Name   string // of a node of a cluster, host:port; else empty
+	Client *redis.Client
+
+	tags []string // hash tags in braces whose keys the server has
+}
+
+// Servers returns every server that has keys. It sees every node of a cluster that has slots, whether or not
+// it answers.
+func Servers(ctx context.Context, client redis.UniversalClient) ([]Server, error) {
+	cluster, ok := client.(*redis.ClusterClient)
+	if !ok {
+		return []Server{{Client: one(client), tags: Tags()[:1]}}, nil
+	}
+	var mu sync.Mutex
+	var servers []Server
+	err := cluster.ForEachMaster(ctx, func(_ context.Context, node *redis.Client) error {
+		mu.Lock()
+		defer mu.Unlock()
+		servers = append(servers, Server{Name: node.Options().Addr, Client: node})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask the cluster for its nodes: %w", err)
+	}
+	slices.SortFunc(servers, func(a, b Server) int { return strings.Compare(a.Name, b.Name) })
+	for _, tag := range Tags() {
+		owner, err := cluster.MasterForKey(ctx, tag)
+		if err != nil {
+			return nil, fmt.Errorf("ask the cluster for its nodes: %w", err)
+		}
+		for i := range servers {
+			if servers[i].Client == owner {
+				servers[i].tags = append(servers[i].tags, tag)
+			}
+		}
+	}
+	return servers, nil
+}
+
+// one is the client of what is not a cluster.
+func one(client redis.UniversalClient) *redis.Client {
+	if p, ok := client.(*primary); ok {
+		return p.Client
+	}
+	return client.(*redis.Client)
+}
+
+// IsCluster reports whether the keys are spread over several servers.
+func IsCluster(client redis.UniversalClient) bool {
+	_, ok := client.(*redis.ClusterClient)
+	return ok
+}
+
+// ErrMoved says that slots of the cluster, or the servers themselves, changed while all keys were looked at,
+// so that some may have been missed.
+var ErrMoved = errors.New("the servers of Redis, or the slots of its cluster, changed meanwhile, so that some keys may " +
+	"have been missed; try again when a fail-over or a move of slots is over")
+
+// Layout returns a text that says which servers have which keys. While it stays the same, who has asked each of
+// [Servers] for its keys has seen all of them. The error is [ErrMoved] while slots are being moved.
+func Layout(ctx context.Context, client redis.UniversalClient) (string, error) {
+	servers, err := Servers(ctx, client)
+	if err != nil {
+		return "", err
+	}
+	var layout strings.Builder
+	for _, server := range servers {
+		// A server that has started again walks through its keys in another order. Without the right to
+		// ask, that is not known.
+		info, err := server.Client.Info(ctx, "server").Result()
+		if err != nil && IsUnavailable(err) && code(err) == "" {
+			return "", err
+		}
+		fmt.Fprintf(&layout, "%s %s", server.Name, parseInfo(info)["run_id"])
+		if !IsCluster(client) {
+			break
+		}
+		nodes, err := server.Client.ClusterNodes(ctx).Result()
+		if err != nil {
+			return "", fmt.Errorf("ask %s for its slots: %w", server.Name, err)
+		}
+		for line := range strings.Lines(nodes) {
+			// id address flags master ping pong epoch link slots…
+			fields := strings.Fields(line)
+			if len(fields) < 8 || !slices.Contains(strings.Split(fields[2], ","), "myself") {
+				continue
+			}
+			for _, slots := range fields[8:] {
+				if strings.HasPrefix(slots, "[") { // one that is on its way
+					return "", ErrMoved
+				}
+			}
+			fmt.Fprintf(&layout, " %s %s %s", fields[0], fields[2], strings.Join(fields[8:], " "))
+		}
+		layout.WriteString("\n")
+	}
+	return layout.String(), nil
+}
+
+// Tags returns hash tags, in braces, whose slots are spread evenly over the 16,384 of a cluster: a node that has
+// 255 slots in a row has one of them.
+func Tags() []string { return tags() }
+
+const tagWidth = 128 // slots
+
+var tags = sync.OnceValue(func() []string {
+	found := make([]string, 16384/tagWidth)
+	for i, left := 0, len(found); left > 0; i++ {
+		text := strconv.Itoa(i)
+		at := &found[int(crc16(text))%16384/tagWidth]
+		if *at == "" {
+			*at = "{" + text + "}"
+			left--
+		}
+	}
+	return found
+})
+
+// crc16 is CRC-16/XMODEM, by which a cluster finds the slot of a key.
+func crc16(text string) (sum uint16) {
+	for _, c := range []byte(text) {
+		sum ^= uint16(c) << 8
+		for range 8 {
+			if sum&0x8000 != 0 {
+				sum = sum<<1 ^ 0x1021
+			} else {
+				sum <<= 1
+			}
+		}
+	}
+	return sum
+}
