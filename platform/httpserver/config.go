@@ -29,13 +29,13 @@ type Config struct {
 
 // HTTPConfig bounds what one connection and one client may cost.
 type HTTPConfig struct {
-	IdleTimeout         time.Duration `config:"idle_timeout" default:"75s" min:"1s" max:"1h" doc:"How long an idle connection may wait for its next request. Keep it above the load balancer's."`
+	IdleTimeout         time.Duration `config:"idle_timeout" default:"75s" min:"1s" max:"1h" doc:"How long a connection may be idle before its first request and between two. Keep it above the load balancer's."`
 	RequestTimeout      time.Duration `config:"request_timeout" default:"15s" min:"100ms" max:"5m" doc:"Longest time to work on one request."`
 	MaxConnectionsPerIP int           `config:"max_connections_per_ip" default:"1024" min:"1" max:"262144" doc:"Most connections at once from one IPv4 address or IPv6 /64. One more closes the connection that has been idle longest. Trusted proxies are not counted."`
 
 	// Not settings, because nobody gains by other values. Tests set them; zero means the default
 	// given here.
-	ReadTimeout    time.Duration // 10s for a request to arrive, and for the first byte of a connection
+	ReadTimeout    time.Duration // 10s for a request to arrive after its first byte, and for the handshake of TLS
 	WriteTimeout   time.Duration // 10s for an answer to be sent: none is larger than a few hundred KiB
 	MaxHeaderBytes int           // 16 KiB of request line and headers, the body's own limit; more is answered 431
 	MaxConnections int           // 16384 at once, some 200 MiB; lowered to what the process may open files for

@@ -281,7 +281,7 @@ func TestAContextThatEndedBeforeTheStartStopsAtOnce(t *testing.T) {
 func TestSlowClientsAreCutOffWhileOthersAreServed(t *testing.T) {
 	t.Parallel()
 	s := serve(t, httpserver.Config{HTTP: httpserver.HTTPConfig{ReadTimeout: 300 * time.Millisecond}})
-	silent, header, body := s.dial(t), s.dial(t), s.dial(t)
+	spare, header, body := s.dial(t), s.dial(t), s.dial(t)
 	header.send(t, "GET /plain HTTP/1.1\r\nHost: a\r\n")
 	body.send(t, "POST /echo HTTP/1.1\r\n"+lines+"Content-Length: 100\r\n\r\n{")
 	// Bytes that keep coming must not prolong it.
@@ -301,15 +301,53 @@ func TestSlowClientsAreCutOffWhileOthersAreServed(t *testing.T) {
 	if a := s.do(t, "GET", "/plain", ""); a.StatusCode != 200 {
 		t.Errorf("others: %d", a.StatusCode)
 	}
-	for _, c := range []*client{silent, header, body} {
+	cutOff := func(c *client) {
+		t.Helper()
 		if a := c.receive(t); !a.Close {
 			t.Error("the connection stays open")
 		} else {
 			a.problem(t, 408, "request_timeout")
 		}
 	}
+	cutOff(header)
+	cutOff(body)
 	close(stop)
 	<-dripping
+	// A spare connection, as browsers and proxies open them, was silent for as long. It is of use still,
+	// but once its request has begun it has no more time than another.
+	spare.send(t, get("/plain"))
+	if a := spare.receive(t); a.StatusCode != 200 || a.Close {
+		t.Errorf("a spare connection: %d", a.StatusCode)
+	}
+	late := s.dial(t)
+	cutOff(func() *client { c := s.dial(t); c.send(t, "GET"); return c }())
+	late.send(t, "GET /plain HTTP/1.1\r\n")
+	cutOff(late)
+}
+
+// It is not answered: a client that begins a request at that moment would take the answer for its own.
+func TestASpareConnectionEndsWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	tlsConfig, pool := certificate(t, t.TempDir(), 1)
+	for name, cfg := range map[string]httpserver.TLSConfig{"plain": {}, "tls": tlsConfig} {
+		s := serve(t, httpserver.Config{TLS: cfg,
+			HTTP: httpserver.HTTPConfig{ReadTimeout: 200 * time.Millisecond, IdleTimeout: 500 * time.Millisecond}})
+		spare := s.dial(t)
+		if name == "tls" {
+			secure := tls.Client(spare.Conn, &tls.Config{RootCAs: pool, ServerName: "127.0.0.1"})
+			if err := secure.HandshakeContext(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			spare = &client{secure, bufio.NewReader(secure)}
+		}
+		if !spare.closed() {
+			t.Errorf("%s: it was sent something", name)
+		}
+		eventually(t, "no connection", func() bool { return s.Connections() == 0 })
+		if n := s.logs.FilterMessage("request").Len(); n != 0 {
+			t.Errorf("%s: %d requests are logged", name, n)
+		}
+	}
 }
 
 func TestThousandsOfIdleConnectionsDoNotStopTheService(t *testing.T) {

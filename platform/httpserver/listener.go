@@ -24,6 +24,8 @@ type listener struct {
 	tls     *tls.Config // nil for plain HTTP
 	total   int
 	perIP   int
+	idle    time.Duration // for the first byte of a connection
+	read    time.Duration // from then on, for the rest of its first request
 	trusted proxies
 	log     *zap.Logger
 	refused func(limit string)
@@ -262,11 +264,28 @@ func (c *secureConn) Read(b []byte) (int, error) { return c.conn.Read(b) }
 func (c *secureConn) Close() error               { return c.conn.Close() }
 
 // Read also refuses what fasthttp would accept without a trace: see [framing].
+//
+// Browsers and proxies open spare connections and use them later. fasthttp would answer such a
+// connection with 408 when its time is over, and a client that begins a request at that moment takes
+// that for its answer. So a new connection waits as long as one between two requests, and ends as
+// silently. Once a client has begun its request, it has as long as for any other.
 func (c *conn) Read(b []byte) (int, error) {
+	first := !c.spoke.Load()
+	if first {
+		if err := c.Conn.SetReadDeadline(time.Now().Add(c.listener.idle)); err != nil {
+			return 0, io.EOF
+		}
+	}
 	n, err := c.Conn.Read(b)
+	if first && n == 0 && err != nil {
+		return 0, io.EOF // to fasthttp: the client has left without a request
+	}
 	if n > 0 {
-		if !c.spoke.Load() {
+		if first {
 			c.spoke.Store(true)
+			if err := c.Conn.SetReadDeadline(time.Now().Add(c.listener.read)); err != nil {
+				return 0, err
+			}
 		}
 		c.headLen += copy(c.head[c.headLen:], b[:n])
 		if err := c.framing.read(b[:n]); err != nil {

@@ -108,6 +108,8 @@ func (s *Server) Listen() error {
 		tls:      s.tls,
 		total:    total,
 		perIP:    s.cfg.HTTP.MaxConnectionsPerIP,
+		idle:     max(s.cfg.HTTP.IdleTimeout, s.cfg.HTTP.ReadTimeout),
+		read:     s.cfg.HTTP.ReadTimeout,
 		trusted:  s.trusted,
 		log:      s.log,
 		refused:  func(limit string) { s.metrics.refused.WithLabelValues(limit).Inc() },
