@@ -575,15 +575,33 @@ func newParkedShow(g *global) *cobra.Command {
 
 func newParkedRetry(g *global) *cobra.Command {
 	var target chosenTarget
+	all := false
 	cmd := &cobra.Command{
-		Use:   "retry KEY",
+		Use:   "retry (KEY | --all --target NAME)",
 		Short: "Send a parked key's events again, the refused one first",
 		Long: `Send a parked key's events again, the refused one first, after you removed the cause.
 If it is refused again it is parked again. A key of a webhook or of mail that is tried again by itself
-is tried at once.`,
-		Example: pasteParked("authctl outbox parked retry"),
-		Args:    cobra.ExactArgs(1),
+is tried at once. --all sends those of every parked key of a webhook or of mail, for instance after its
+receiver was away for longer than OUTBOX_WEBHOOK_RETRY_FOR.`,
+		Example: pasteParked("authctl outbox parked retry") + `
+  authctl outbox parked retry --all --target mail`,
+		Args: func(_ *cobra.Command, args []string) error {
+			switch {
+			case all && len(args) > 0:
+				return misuse{errors.New("name a key, or --all, not both")}
+			case all && target.isLog():
+				return misuse{errors.New("--all needs --target with the name of a webhook, or mail")}
+			case !all && len(args) != 1:
+				return misuse{errors.New("name one key, or --all with --target")}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if all {
+				return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
+					return target.retryAll(ctx, g, a, cmd.OutOrStdout())
+				})
+			}
 			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
 				n, err := target.release(ctx, a, args[0], false)
 				if err != nil {
@@ -599,6 +617,7 @@ is tried at once.`,
 		},
 	}
 	target.add(cmd, logTarget, "of this target")
+	cmd.Flags().BoolVar(&all, "all", false, "every parked key of the target")
 	return cmd
 }
 

@@ -312,3 +312,23 @@ func (c *chosenTarget) release(ctx context.Context, a *app, key string, discard 
 	}
 	return other(ctx, a.db, s, key)
 }
+
+// retryAll has the events of all parked keys of a target sent.
+func (c *chosenTarget) retryAll(ctx context.Context, g *global, a *app, w io.Writer) error {
+	s, err := c.find(ctx, a)
+	if err != nil {
+		return err
+	}
+	keys, err := outbox.RetryAllHeld(ctx, a.db, s)
+	if keys > 0 {
+		a.security.Info("parked_events_retried", zap.String("target", s.Name), zap.Int64("keys", keys))
+	}
+	if err != nil {
+		return err
+	}
+	if g.output == "json" {
+		return printJSON(w, map[string]any{"target": s.Name, "keys": keys})
+	}
+	_, err = fmt.Fprintf(w, "the events of %s are sent to %s again\n", count(int(keys), "parked key", "parked keys"), s.Name)
+	return err
+}

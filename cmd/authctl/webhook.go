@@ -17,6 +17,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/contact"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/delivery"
 	"github.com/toppira/authctl/modules/outbox/webhook"
@@ -81,10 +82,10 @@ func (a *app) resealWebhooks(ctx context.Context, seals *webhook.Seals) error {
 		if s.Kind != outbox.KindWebhook {
 			continue
 		}
-		_, changed, failed := seals.Reseal(asTarget(s))
+		_, changed, failed := seals.Reseal(asTarget(s), time.Now())
 		if failed == nil && changed {
 			failed = outbox.ReplaceSecrets(ctx, a.db, s.Name, func(s outbox.Subscription) ([]outbox.Secret, error) {
-				secrets, _, err := seals.Reseal(asTarget(s))
+				secrets, _, err := seals.Reseal(asTarget(s), time.Now())
 				return secrets, err
 			})
 		}
@@ -190,8 +191,15 @@ func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer
 	a.security.Info("target_added", zap.String("target", added.Name), zap.String("host", host),
 		zap.Strings("types", o.types))
 	for _, pattern := range o.types {
-		if strings.HasPrefix(pattern, "auth.") && !matchesAny(pattern, auth.EventTypes()) {
+		if !matchesAny(pattern, eventTypes()) {
 			fmt.Fprintf(stderr, "no event is of a type like %s: see docs/events.md\n", pattern)
+		}
+	}
+	if all, err := outbox.Subscriptions(ctx, a.db); err == nil {
+		for _, other := range all {
+			if other.ID != added.ID && other.URL == added.URL {
+				fmt.Fprintf(stderr, "%s has the same URL: an event that both get arrives twice\n", other.Name)
+			}
 		}
 	}
 	rows := [][]string{{"target", added.Name}, {"url", added.URL}, {"types", strings.Join(added.Types, ", ")}}
@@ -236,6 +244,12 @@ func suggestNames(host string) []string {
 		names = append(names, fmt.Sprintf("%s-%d", host, n))
 	}
 	return names
+}
+
+// eventTypes are the types of all events.
+func eventTypes() []string {
+	return append(auth.EventTypes(), contact.EventAdded, contact.EventVerified, contact.EventRemoved,
+		contact.EventPasswordResetRequested, contact.EventUndeliverable)
 }
 
 func matchesAny(pattern string, types []string) bool {

@@ -134,6 +134,38 @@ func RetryHeld(ctx context.Context, db *database.DB, s Subscription, key string)
 	return releaseKey(ctx, db, s, key, false)
 }
 
+// unparked makes a held key as if its first event had not been tried.
+const unparked = `attempts = 0, since_ms = NULL, next_ms = 0, asked_ms = NULL, parked_ms = NULL`
+
+// RetryAllHeld is [RetryHeld] for all parked keys of a target. It returns how many there were.
+func RetryAllHeld(ctx context.Context, db *database.DB, s Subscription) (keys int64, err error) {
+	for shard := range schema.DeliveryShards(db) { // as owners do: the lease, then the keys
+		var n int64
+		err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+			_, err := tx.ExecContext(ctx, `SELECT 1 FROM outbox_delivery_lease WHERE target = ? AND shard = ?`+database.ForUpdate(tx),
+				s.ID, shard)
+			if err != nil {
+				return err
+			}
+			res, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET `+unparked+`
+				WHERE target = ? AND shard = ? AND parked_ms IS NOT NULL`, s.ID, shard)
+			if err != nil {
+				return err
+			}
+			if n, err = res.RowsAffected(); err != nil || n == 0 {
+				return err
+			}
+			return schema.NotifyLeases(ctx, tx)
+		})
+		if err == nil {
+			keys += n
+		} else {
+			return keys, fmt.Errorf("release the parked keys of the target %s: %w", s.Name, err)
+		}
+	}
+	return keys, nil
+}
+
 // DiscardHeld gives up the refused event of a parked key of a target, has the later ones sent, and
 // returns how many. The target sees a gap in the key's sequence. [ReplayTo] can send the event again
 // until the retention drops it, unless it was for this target alone.
@@ -167,8 +199,7 @@ func releaseKey(ctx context.Context, db *database.DB, s Subscription, key string
 				return err
 			}
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE outbox_held_key SET attempts = 0, since_ms = NULL, next_ms = 0, parked_ms = NULL
-			WHERE target = ? AND key = ?`, s.ID, key)
+		_, err = tx.ExecContext(ctx, `UPDATE outbox_held_key SET `+unparked+` WHERE target = ? AND key = ?`, s.ID, key)
 		if err != nil {
 			return err
 		}

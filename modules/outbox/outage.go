@@ -18,18 +18,40 @@ var Kinds = []string{
 	"unexpected", "version",
 }
 
-// Outage is what keeps a relay from publishing, as the relay wrote it to the database.
+// Outage is what keeps a relay from publishing, or a deliverer from delivering, as it wrote it to the
+// database.
 type Outage struct {
-	Target string    `json:"target"`
-	Relay  string    `json:"relay"` // its name
-	Kind   string    `json:"kind"`  // one of [Kinds]
-	Error  string    `json:"error"` // says what to do where a person must act
+	Target string    `json:"target"` // of a deliverer: [DeliveryTargets]
+	Relay  string    `json:"relay"`  // its name
+	Kind   string    `json:"kind"`   // one of [Kinds]
+	Error  string    `json:"error"`  // says what to do where a person must act
 	Since  time.Time `json:"since"`
 	Lasts  bool      `json:"lasts"` // false: the relay has ended, and this was its last report
 }
 
+// DeliveryTargets is what the outages of deliverers are of.
+const DeliveryTargets = "webhooks and mail"
+
 // NeedsPerson reports whether the outage lasts until somebody acts.
 func (o Outage) NeedsPerson() bool { return o.Kind != "retry" && o.Kind != "database" }
+
+// ReportOutage writes what has kept a relay or a deliverer from its work for some time. The report ends
+// with [EndOutage], or is a last one after holds.
+func ReportOutage(ctx context.Context, db *database.DB, id string, o Outage, lasted, holds time.Duration) error {
+	clock := schema.Now(db)
+	_, err := db.Write(ctx, `INSERT INTO outbox_trouble (relay, target, name, kind, error, since_ms, until_ms)
+		VALUES (?, ?, ?, ?, ?, `+clock+` - ?, `+clock+` + ?)
+		ON CONFLICT (relay, target) DO UPDATE SET
+			kind = excluded.kind, error = excluded.error, since_ms = excluded.since_ms, until_ms = excluded.until_ms`,
+		id, o.Target, o.Relay, o.Kind, o.Error, lasted.Milliseconds(), holds.Milliseconds())
+	return err
+}
+
+// EndOutage removes the reports of a relay or a deliverer.
+func EndOutage(ctx context.Context, db *database.DB, id string) error {
+	_, err := db.Write(ctx, `DELETE FROM outbox_trouble WHERE relay = ?`, id)
+	return err
+}
 
 // outages lists what relays have reported, the oldest first. A row that expires later than any
 // row can was written by a clock that was ahead.

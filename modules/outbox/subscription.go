@@ -11,6 +11,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // MaxWebhooks limits the number of webhooks: each costs every event a row.
@@ -246,7 +247,7 @@ func setState(ctx context.Context, db *database.DB, name, verb, state, reason st
 		if err != nil || state != active {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE outbox_held_key SET next_ms = 0 WHERE target = ? AND parked_ms IS NULL`, s.ID)
+		_, err = tx.ExecContext(ctx, `UPDATE outbox_held_key SET next_ms = 0, asked_ms = NULL WHERE target = ? AND parked_ms IS NULL`, s.ID)
 		return err
 	})
 }
@@ -335,10 +336,8 @@ func writersLeft(ctx context.Context, db *database.DB, wait time.Duration) (bool
 		if time.Now().After(end) {
 			return true, nil
 		}
-		select {
-		case <-ctx.Done():
+		if !retry.Sleep(ctx, min(wait, 50*time.Millisecond)) {
 			return false, ctx.Err()
-		case <-time.After(min(wait, 50*time.Millisecond)):
 		}
 	}
 }
@@ -379,10 +378,12 @@ func sweepTarget(ctx context.Context, db *database.DB, id int) (deleted int64, e
 			}
 			return DeleteDeliveries(ctx, tx, id, ids)
 		})
-		if err != nil || n == 0 {
+		if err != nil {
 			return deleted, err
 		}
-		deleted += int64(n)
+		if deleted += int64(n); n < step {
+			return deleted, nil
+		}
 	}
 }
 

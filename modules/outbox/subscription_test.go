@@ -111,6 +111,69 @@ func TestATargetIsAddedOnlyIfItCanWork(t *testing.T) {
 	})
 }
 
+func TestTheLimitOfWebhooksHoldsForCommandsAtTheSameTime(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		for range outbox.MaxWebhooks - 2 {
+			subscribe(t, db, "", "*")
+		}
+		const commands = 6
+		ended := make(chan error, commands)
+		for n := range commands {
+			go func() {
+				_, err := outbox.Subscribe(t.Context(), db, outbox.Subscription{Name: fmt.Sprint("at-once-", n),
+					Kind: outbox.KindWebhook, Types: []string{"*"}})
+				ended <- err
+			}()
+		}
+		added := 0
+		for range commands {
+			if err := <-ended; err == nil {
+				added++
+			} else if !errors.Is(err, outbox.ErrTooManyTargets) {
+				t.Error(err)
+			}
+		}
+		if added != 2 {
+			t.Errorf("%d were added beside %d, want 2", added, outbox.MaxWebhooks-2)
+		}
+	})
+}
+
+// A second command changes nothing: the first reason, and since when, stay.
+func TestATargetIsPausedOnce(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		subscribe(t, db, "hook", "*")
+		find := func() outbox.Subscription {
+			t.Helper()
+			s, err := outbox.FindSubscription(t.Context(), db, "hook")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		if err := outbox.PauseTarget(t.Context(), db, "hook", "it is gone"); err != nil {
+			t.Fatal(err)
+		}
+		first := find()
+		if err := outbox.PauseTarget(t.Context(), db, "hook", "an operator paused it"); err != nil {
+			t.Fatal(err)
+		}
+		if again := find(); again.Active() || again.Reason != "it is gone" || !again.Since.Equal(first.Since) {
+			t.Errorf("paused again: %+v", again)
+		}
+		for range 2 {
+			if err := outbox.ResumeTarget(t.Context(), db, "hook"); err != nil {
+				t.Fatal(err)
+			}
+			if s := find(); !s.Active() || s.Reason != "" {
+				t.Errorf("resumed: %+v", s)
+			}
+		}
+	})
+}
+
 // A writer may have waited for the key while the target was added: what it then writes comes after an
 // event that the target gets.
 func TestATargetThatGetsAnEventOfAKeyGetsAllLaterOnes(t *testing.T) {
@@ -230,6 +293,60 @@ func TestRemovingATargetRemovesWhatWaitsForItAndNothingElse(t *testing.T) {
 			}
 		}
 	})
+}
+
+// removeAll removes a target that has rows in every table, and returns how many are left.
+func removeAll(t *testing.T, db *database.DB) (left int) {
+	t.Helper()
+	gone := subscribe(t, db, "gone", "*")
+	outboxtest.AddKeys(t, db, "a", "b")
+	for _, q := range []string{
+		`UPDATE outbox_delivery SET held = true WHERE key = 'b'`,
+		`INSERT INTO outbox_held_key (target, key, shard, event, attempts, next_ms, error)
+			SELECT target, key, shard, id, 1, 0, '' FROM outbox_delivery WHERE held`,
+		`INSERT INTO outbox_delivery_lease (target, shard) SELECT id, 0 FROM outbox_subscription WHERE name = 'gone'`,
+	} {
+		if _, err := db.ExecContext(t.Context(), q); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := outbox.RemoveTarget(t.Context(), db, "gone", testenv.Patience); err != nil {
+		t.Fatal(err)
+	}
+	for _, table := range []string{"outbox_delivery", "outbox_held_key", "outbox_delivery_lease"} {
+		var n int
+		err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM `+table+` WHERE target = ?`, gone.ID).Scan(&n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left += n
+	}
+	return left
+}
+
+func TestARemovalLeavesNoRows(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		if left := removeAll(t, db); left != 0 {
+			t.Errorf("%d rows are left", left)
+		}
+	})
+}
+
+// The test above finds a removal that forgets any of the tables.
+func TestARemovalThatLeavesRowsIsFound(t *testing.T) {
+	t.Parallel()
+	for _, table := range []string{"outbox_delivery", "outbox_held_key", "outbox_delivery_lease"} {
+		db := dbtest.Postgres(t)
+		_, err := db.ExecContext(t.Context(), `CREATE FUNCTION forgotten() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+			CREATE TRIGGER forgotten BEFORE DELETE ON `+table+` FOR EACH ROW EXECUTE FUNCTION forgotten()`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if removeAll(t, db) == 0 {
+			t.Errorf("%s is forgotten, and nothing was found", table)
+		}
+	}
 }
 
 // What a transaction adds that outlives even the wait of the command, deliverers delete.

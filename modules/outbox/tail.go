@@ -8,6 +8,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // Entry is an event as an operator sees it.
@@ -92,9 +93,7 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 		above = max(above, through)
 		shown.forget(above)
 		// While a transaction stays open, everything after it is read again and again.
-		select {
-		case <-time.After(max(100*time.Millisecond, time.Since(begun))):
-		case <-ctx.Done():
+		if !retry.Sleep(ctx, max(100*time.Millisecond, time.Since(begun))) {
 			return nil
 		}
 		if _, err := stable.Advance(ctx, ""); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {

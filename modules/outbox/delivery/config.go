@@ -17,11 +17,21 @@ const (
 	lastPause  = 5 * time.Minute
 	longestAsk = 24 * time.Hour // how long a target may ask to be left alone
 
+	// outagePauses is for how many first pauses a target must have taken nothing to have been away.
+	outagePauses = 8
+
 	busyPoll = 250 * time.Millisecond
 	idlePoll = time.Second
 
+	shortestLull = 5 * time.Millisecond
+	longestLull  = 100 * time.Millisecond
+
 	gaugeEvery = 5 * time.Second
 	sweepEvery = time.Minute
+	voidEvery  = time.Minute
+
+	repeatReport = 10 * time.Second // of an outage that lasts
+	tellEvery    = time.Minute      // of attempts that fail, in the log
 )
 
 // Config is outbox.webhook.*, and what the deliverer shares with the relay.

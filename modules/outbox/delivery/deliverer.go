@@ -35,16 +35,18 @@ type Deliverer struct {
 	id, name string
 	kinds    []string
 
-	until  atomic.Pointer[time.Time] // when all its leases end, by this deliverer's clock
-	server atomic.Pointer[string]    // which database server answered last
-	clock  atomic.Int64              // the database's clock minus this one, in milliseconds
+	until  schema.Deadline        // of all its leases
+	server atomic.Pointer[string] // which database server answered last
+	clock  atomic.Int64           // the database's clock minus this one, in milliseconds
 
 	poked    chan struct{} // something may be waiting
 	leases   chan struct{} // leases may have become free, or can be handed over now
 	draining atomic.Bool
 
-	seen map[string]sighting // of the other deliverers; only keepLeases uses it
-	made map[int]bool        // targets whose rows of leases exist; only keepLeases uses it
+	seen map[string]schema.Sighting // of the other deliverers; only keepLeases uses it
+	made map[int]bool               // targets whose rows of leases exist; only keepLeases uses it
+
+	reported time.Time // when [outbox.ReportOutage] was last called; zero: none lasts; only keepLeases uses it
 
 	mu      sync.Mutex
 	workers map[int]*worker // by target
@@ -74,7 +76,7 @@ func New(db *database.DB, sinks map[string]Sink, cfg Config, opt Options) (*Deli
 		db: db, sinks: sinks, cfg: cfg.withDefaults(), log: opt.Log, now: opt.Now, waker: opt.Waker,
 		id: id.String(), name: opt.Name, kinds: slices.Sorted(maps.Keys(sinks)),
 		poked: make(chan struct{}, 1), leases: make(chan struct{}, 1),
-		seen: map[string]sighting{}, made: map[int]bool{}, workers: map[int]*worker{},
+		seen: map[string]schema.Sighting{}, made: map[int]bool{}, workers: map[int]*worker{},
 	}
 	if d.log == nil {
 		d.log = zap.NewNop()
@@ -169,7 +171,7 @@ func (d *Deliverer) sweep(ctx context.Context) {
 // failed logs an error of the database once until it works again, unless it may be over in a moment.
 func (d *Deliverer) failed(err error) {
 	if database.IsForbidden(err) {
-		err = fmt.Errorf("this database role may not deliver events: run deploy/postgres/grants.sql after each migration: %w", err)
+		err = lacksRights(err)
 	}
 	d.mu.Lock()
 	if d.failing.IsZero() {
@@ -181,6 +183,34 @@ func (d *Deliverer) failed(err error) {
 	if first {
 		d.log.Error("the deliverer cannot use the database now; events wait in order", zap.Error(err))
 	}
+}
+
+// tellOutage writes to the database, for authctl outbox status and doctor, that this deliverer lacks
+// rights there. An outage of the database itself cannot be written to it.
+func (d *Deliverer) tellOutage(ctx context.Context, cause error) {
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.Lease/2)
+	defer cancel()
+	switch {
+	case cause == nil && !d.reported.IsZero():
+		if outbox.EndOutage(ctx, d.db, d.id) == nil {
+			d.reported = time.Time{}
+		}
+	case database.IsForbidden(cause) && d.now().Sub(d.reported) >= repeatReport:
+		d.mu.Lock()
+		lasted := d.now().Sub(d.failing)
+		d.mu.Unlock()
+		err := outbox.ReportOutage(ctx, d.db, d.id, outbox.Outage{
+			Target: outbox.DeliveryTargets, Relay: d.name, Kind: "rights", Error: outbox.ErrorText(lacksRights(cause)),
+		}, lasted, schema.OutageHolds)
+		if err == nil {
+			d.reported = d.now()
+		}
+	}
+}
+
+// lacksRights says what to do about an error that the database forbids something.
+func lacksRights(err error) error {
+	return fmt.Errorf("this database role may not deliver events: run deploy/postgres/grants.sql after each migration: %w", err)
 }
 
 func (d *Deliverer) worked() {
@@ -202,13 +232,6 @@ func (d *Deliverer) serverName() string {
 		return *name
 	}
 	return ""
-}
-
-// ownedAt reports whether the leases hold at a moment, by the monotonic clock and by the wall clock:
-// the monotonic one stops while a machine is suspended.
-func (d *Deliverer) ownedAt(t time.Time) bool {
-	until := d.until.Load()
-	return until != nil && t.Before(*until) && t.Round(0).Before(until.Round(0))
 }
 
 func (d *Deliverer) release(ctx context.Context) error {

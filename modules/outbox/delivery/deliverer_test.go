@@ -7,11 +7,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/delivery"
@@ -402,6 +405,69 @@ func TestAnEventThatIsNeverTakenParksItsKeyInTheEnd(t *testing.T) {
 		}
 		start(t, db, s, quick)
 		testenv.Eventually(t, "the key is parked", func() bool { return state(t, db, "hook").ParkedKeys == 1 })
+	})
+}
+
+// A receiver that takes every second event fills no log.
+func TestFailuresAreLoggedOnceAMinute(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	subscribe(t, db, "hook")
+	s := newReceivers()
+	s.answer = func(_ context.Context, _ string, r outbox.Record, a delivery.Attempt) error {
+		if a.Number == 1 && r.Seq%2 == 0 {
+			return errors.New("try again")
+		}
+		return nil
+	}
+	logged, logs := observer.New(zap.WarnLevel)
+	d, err := delivery.New(db, map[string]delivery.Sink{"webhook": s}, quick, delivery.Options{Log: zap.New(logged)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- d.Run(ctx) }()
+	outboxtest.AddKeys(t, db, "a", "a", "b", "b", "c", "c", "a", "a")
+	empty(t, db, "hook")
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	n := logs.FilterMessageSnippet("does not take an event").Len()
+	if most := 1 + int(time.Since(begun)/time.Minute); n < 1 || n > most {
+		t.Errorf("%d lines, want at most %d", n, most)
+	}
+}
+
+// A receiver was away for so long that every key is parked.
+func TestAllParkedKeysAreRetriedAtOnce(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		hook := subscribe(t, db, "hook")
+		s := newReceivers()
+		var back atomic.Bool
+		s.answer = func(context.Context, string, outbox.Record, delivery.Attempt) error {
+			if back.Load() {
+				return nil
+			}
+			return &delivery.Refused{Err: errors.New("away for long")}
+		}
+		outboxtest.AddKeys(t, db, "a", "b", "c", "a")
+		start(t, db, s, quick)
+		testenv.Eventually(t, "all are parked", func() bool { return state(t, db, "hook").ParkedKeys == 3 })
+		back.Store(true)
+		if n, err := outbox.RetryAllHeld(t.Context(), db, hook); err != nil || n != 3 {
+			t.Fatalf("retried %d keys, %v", n, err)
+		}
+		empty(t, db, "hook")
+		if got := s.sorted("hook"); got != "a/1 a/2 b/1 c/1" {
+			t.Errorf("it gets %s", got)
+		}
+		if n, err := outbox.RetryAllHeld(t.Context(), db, hook); err != nil || n != 0 {
+			t.Errorf("then %d keys, %v", n, err)
+		}
 	})
 }
 

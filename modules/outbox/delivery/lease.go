@@ -29,26 +29,18 @@ type lease struct {
 	flying  atomic.Int32
 }
 
-// sighting is what was last seen of another deliverer: see the same in package relay.
-type sighting struct {
-	ends  [2]int64 // of its row and of its leases, by the database's clock
-	since time.Time
-	lease time.Duration
-	done  bool // its places were taken
-}
-
-func (s sighting) gone(t time.Time) bool { return t.Sub(s.since) >= s.lease }
-
 // keepLeases renews the leases every third of their length.
 func (d *Deliverer) keepLeases(ctx context.Context) {
 	for {
 		wait := d.cfg.Lease / 3
-		if err := d.tick(ctx); err == nil {
+		err := d.tick(ctx)
+		if err == nil {
 			d.worked()
 		} else if ctx.Err() == nil {
 			d.failed(err)
 			wait = 100 * time.Millisecond
 		}
+		d.tellOutage(ctx, err)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -79,7 +71,7 @@ func (d *Deliverer) tick(ctx context.Context) error {
 	asked := d.now() // before the query: the lease in the database begins later, and ends later
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Lease/2)
 	defer cancel()
-	if !d.ownedAt(asked) {
+	if !d.until.HoldsAt(asked) {
 		d.dropAll() // others may have owned the places since: what is remembered is out of date
 	}
 	held := d.held()
@@ -213,30 +205,29 @@ func (d *Deliverer) tickTx(
 func (d *Deliverer) watch(
 	ctx context.Context, tx database.Tx, asked time.Time, nowMS int64,
 ) (living map[string][]string, gone []string, err error) {
-	seen := map[string]sighting{}
+	seen := map[string]schema.Sighting{}
 	living = map[string][]string{}
 	_, err = database.Collect(ctx, tx, "read the deliverers", func(row database.Row) (id string, err error) {
-		var s sighting
+		var s schema.Sighting
 		var length int64
 		var text string
 		var kinds []string
-		if err := row.Scan(&id, &text, &s.ends[0], &s.ends[1], &length); err != nil {
+		if err := row.Scan(&id, &text, &s.Ends[0], &s.Ends[1], &length); err != nil {
 			return id, err
 		}
 		if err := json.Unmarshal([]byte(text), &kinds); err != nil {
 			return id, err
 		}
-		if last, ok := d.seen[id]; ok && last.ends == s.ends {
+		if last, ok := d.seen[id]; ok && last.Ends == s.Ends {
 			s = last
 		} else {
-			s.since = d.now()
+			s.Since = d.now()
 		}
-		s.lease = time.Duration(length) * time.Millisecond
+		s.Lease = time.Duration(length) * time.Millisecond
 		switch {
-		case id != d.id && s.gone(asked):
-			s.done = true
+		case id != d.id && s.Gone(asked):
 			gone = append(gone, id)
-		case s.ends[0] > nowMS:
+		case s.Ends[0] > nowMS:
 			for _, kind := range kinds {
 				living[kind] = append(living[kind], id)
 			}
@@ -373,8 +364,7 @@ func (d *Deliverer) apply(asked time.Time, held map[place]*lease, res tickResult
 	}
 	d.server.Store(&res.server)
 	d.clock.Store(res.nowMS - d.now().UnixMilli())
-	until := asked.Add(d.cfg.Lease - d.cfg.Lease/10)
-	d.until.Store(&until)
+	d.until.Renew(asked, d.cfg.Lease)
 	next := map[int][]*lease{}
 	lost := 0
 	for p, epoch := range res.epochs {

@@ -97,15 +97,29 @@ func (d *Deliverer) dueKeys(ctx context.Context, server string, target int, shar
 		FROM `+table+` r LEFT JOIN outbox_delivery d ON d.target = ? AND d.id = r.first ORDER BY r.next_ms LIMIT ?`, args...)
 }
 
+// voidPauses ends pauses that are longer than any can be. The database's clock was ahead when they were
+// written, or has been set back since.
+func (d *Deliverer) voidPauses(ctx context.Context, server string, target int, shards []int) error {
+	now := d.databaseNow()
+	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET next_ms = ?, asked_ms = NULL
+			WHERE target = ? AND shard IN (?) AND parked_ms IS NULL AND next_ms > ?`,
+			now, target, database.List(shards), now+(longestAsk+lastPause).Milliseconds())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("end pauses of keys that cannot be right: %w", err)
+	}
+	return nil
+}
+
 const recordColumns = `e.created_ms, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data`
 
-// records reads the events of attempts.
+// records reads the events of attempts. It does not say which are replays.
 func (d *Deliverer) records(ctx context.Context, server string, list []*flight) (map[int64]*outbox.Record, error) {
 	out := make(map[int64]*outbox.Record, len(list))
 	var logged, messages [][]int64
-	replays := map[int64]bool{}
 	for _, f := range list {
-		replays[f.id] = f.replay
 		if f.segment == schema.MessageSegment {
 			messages = append(messages, []int64{f.id})
 		} else {
@@ -120,7 +134,6 @@ func (d *Deliverer) records(ctx context.Context, server string, list []*flight) 
 		if err == nil && on != server {
 			err = errOtherServer
 		}
-		r.Replay = replays[r.ID]
 		out[r.ID] = r
 		return one, err
 	}
@@ -235,11 +248,15 @@ func forgetKeys(ctx context.Context, tx database.Tx, target int, keys []string) 
 // outcome is what attempts have shown.
 type outcome struct {
 	target int
+	now    int64 // by the database's clock
 	done   []*flight
 	holds  []hold
 	gone   error // the target says that it is
 	goneMS int64 // since when it had its state when it was asked
 	paused bool  // for that
+
+	recovered  []*lease // where held keys may come at once: the target takes events again, see comeAtOnce
+	tookBefore int64    // when it last did before; 0: that is not known
 }
 
 // hold is an attempt that failed.
@@ -247,6 +264,7 @@ type hold struct {
 	*flight
 	err         error
 	since, next int64
+	asked       int64 // until when the target asked to be left alone; 0: it did not
 	park        bool
 	ids         []int64 // what waits with its key
 	saved       bool
@@ -277,7 +295,7 @@ func (d *Deliverer) taken(ctx context.Context, server string, target int, ids []
 // meanwhile, which another deliverer decides about.
 func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (held int, err error) {
 	waited := slices.ContainsFunc(out.done, func(f *flight) bool { return f.held })
-	if d.db.IsPostgres() && !waited && len(out.holds) == 0 && out.gone == nil {
+	if d.db.IsPostgres() && !waited && len(out.holds) == 0 && out.gone == nil && out.recovered == nil {
 		if len(out.done) == 0 {
 			return 0, nil
 		}
@@ -289,7 +307,7 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (he
 	}
 	err = d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
 		held = 0
-		var leases []*lease
+		leases := slices.Clone(out.recovered)
 		for _, h := range out.holds {
 			leases = append(leases, h.lease)
 		}
@@ -303,6 +321,9 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (he
 			return err
 		}
 		if err := recordDone(ctx, tx, out, owned); err != nil {
+			return err
+		}
+		if err := comeAtOnce(ctx, tx, out, owned); err != nil {
 			return err
 		}
 		for i := range out.holds {
@@ -363,6 +384,26 @@ func recordDone(ctx context.Context, tx database.Tx, out *outcome, owned map[*le
 	return forgetKeys(ctx, tx, out.target, keys)
 }
 
+// comeAtOnce ends the pauses of keys that were held while the target took nothing: their pauses have
+// grown with its outage, up to lastPause. It does not end those of keys that failed before it last took
+// an event: they failed while others did not, so the next attempt would fail too. Nor what the
+// target asked for. The keys come as fast as any others that are tried again, and not faster: see begin.
+func comeAtOnce(ctx context.Context, tx database.Tx, out *outcome, owned map[*lease]bool) error {
+	var shards []int
+	for _, l := range out.recovered {
+		if owned[l] {
+			shards = append(shards, l.shard)
+		}
+	}
+	if len(shards) == 0 {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET next_ms = CASE WHEN asked_ms > ?1 THEN asked_ms ELSE ?1 END
+		WHERE target = ?2 AND shard IN (?3) AND parked_ms IS NULL AND next_ms > ?1 AND since_ms >= ?4`,
+		out.now, out.target, database.List(shards), out.tookBefore)
+	return err
+}
+
 func recordHold(ctx context.Context, tx database.Tx, target int, h *hold) error {
 	// Only what still waits: an operator may have given it up, and the target may have been removed.
 	var one int
@@ -373,11 +414,11 @@ func recordHold(ctx context.Context, tx database.Tx, target int, h *hold) error 
 	if err != nil {
 		return err
 	}
-	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_held_key AS k (target, key, shard, event, attempts, since_ms, next_ms, parked_ms, error)
-		VALUES (?, ?, ?, ?, ?, ?, ?, CASE WHEN ? THEN `+schema.Now(tx)+` END, ?)
+	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_held_key AS k (target, key, shard, event, attempts, since_ms, next_ms, asked_ms, parked_ms, error)
+		VALUES (?, ?, ?, ?, ?, ?, ?, nullif(CAST(? AS bigint), 0), CASE WHEN ? THEN `+schema.Now(tx)+` END, ?)
 		ON CONFLICT (target, key) DO UPDATE SET event = excluded.event, attempts = excluded.attempts, since_ms = excluded.since_ms,
-			next_ms = excluded.next_ms, parked_ms = excluded.parked_ms, error = excluded.error`,
-		target, h.key, h.shard, h.id, h.attempts+1, h.since, h.next, h.park, outbox.ErrorText(h.err))
+			next_ms = excluded.next_ms, asked_ms = excluded.asked_ms, parked_ms = excluded.parked_ms, error = excluded.error`,
+		target, h.key, h.shard, h.id, h.attempts+1, h.since, h.next, h.asked, h.park, outbox.ErrorText(h.err))
 	if err != nil {
 		return err
 	}

@@ -4,8 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/delivery"
@@ -29,7 +37,7 @@ func TestKeysThatWaitCostTheOthersNothing(t *testing.T) {
 		outboxtest.Add(t, db, events...)
 		for _, q := range []string{
 			`INSERT INTO outbox_held_key (target, key, shard, event, attempts, since_ms, next_ms, error)
-				SELECT target, key, shard, id, 3, 0, 9000000000000, 'away' FROM outbox_delivery`,
+				SELECT target, key, shard, id, 3, 0, ` + inHours(12) + `, 'away' FROM outbox_delivery`,
 			`UPDATE outbox_delivery SET held = true`,
 		} {
 			if _, err := db.ExecContext(t.Context(), q); err != nil {
@@ -54,6 +62,218 @@ func TestKeysThatWaitCostTheOthersNothing(t *testing.T) {
 		}
 		testenv.Eventually(t, "one of them in order", func() bool { return strings.HasSuffix(s.of("hook"), "held-7/1 held-7/2") })
 	})
+}
+
+// After an outage keys need not wait for pauses that have grown with it. Those that failed while others
+// did not, and those that the target asked to hold back, wait as before.
+func TestKeysComeSoonAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		hook := subscribe(t, db, "hook")
+		s := newReceivers()
+		var mu sync.Mutex
+		fails := map[string]error{}
+		set := func(err error, keys ...string) {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, key := range keys {
+				fails[key] = err
+			}
+		}
+		s.answer = func(_ context.Context, _ string, r outbox.Record, _ delivery.Attempt) error {
+			mu.Lock()
+			defer mu.Unlock()
+			return fails[r.Key]
+		}
+		delay := func(key string) {
+			t.Helper()
+			_, err := db.ExecContext(t.Context(), `UPDATE outbox_held_key SET next_ms = `+inHours(12)+` WHERE key = ?`, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		takes := func(key string) {
+			t.Helper()
+			outboxtest.AddKeys(t, db, key)
+			testenv.Eventually(t, key+" is taken", func() bool { return strings.Contains(s.of("hook"), key+"/") })
+		}
+		away := errors.New("away")
+		set(away, "bad", "a", "b")
+		set(&delivery.Later{After: time.Hour, Err: away}, "asks")
+		start(t, db, s, quick)
+		takes("first")
+		outboxtest.AddKeys(t, db, "bad")
+		testenv.Eventually(t, "it fails", func() bool { return s.tried("hook", "bad") > 0 && state(t, db, "hook").HeldKeys == 1 })
+		takes("others")
+		// Now nothing is taken for a while. What waits for long does so because of that.
+		outboxtest.AddKeys(t, db, "a", "b", "asks")
+		testenv.Eventually(t, "they fail for a while", func() bool {
+			return s.tried("hook", "a") > 6 && s.tried("hook", "b") > 6 && state(t, db, "hook").HeldKeys == 4
+		})
+		held := func(key string) bool { // for long, and no attempt is under way
+			list, err := outbox.HeldKeys(t.Context(), db, hook, true)
+			return err == nil && slices.ContainsFunc(list, func(k outbox.ParkedKey) bool {
+				return k.Key == key && k.NextAt.After(time.Now().Add(time.Minute)) && k.Attempts == s.tried("hook", key)
+			})
+		}
+		for _, key := range []string{"a", "b", "bad"} {
+			testenv.Eventually(t, key+" waits for long", func() bool { delay(key); return held(key) })
+		}
+		bad := s.tried("hook", "bad")
+		set(nil, "a", "b", "asks")
+		takes("healed")
+		for _, key := range []string{"a", "b"} {
+			testenv.Eventually(t, key+" comes soon", func() bool { return strings.Contains(s.of("hook"), key+"/") })
+		}
+		if got := s.tried("hook", "bad"); got != bad || !held("bad") {
+			t.Errorf("what failed while others did not is tried %d times more", got-bad)
+		}
+		if got := s.tried("hook", "asks"); got != 1 || !held("asks") {
+			t.Errorf("the target asked to be left alone, and is asked %d times", got)
+		}
+	})
+}
+
+// A target may ask for a pause that is longer than it gets attempts.
+func TestAPauseThatATargetAsksForParksNothing(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		subscribe(t, db, "hook")
+		s := newReceivers()
+		s.answer = func(context.Context, string, outbox.Record, delivery.Attempt) error {
+			return &delivery.Later{After: time.Hour, Err: errors.New("in an hour")}
+		}
+		outboxtest.AddKeys(t, db, "a")
+		cfg := quick
+		cfg.RetryFor = time.Minute
+		start(t, db, s, cfg)
+		testenv.Eventually(t, "it waits", func() bool { st := state(t, db, "hook"); return st.HeldKeys+st.ParkedKeys == 1 })
+		if st := state(t, db, "hook"); st.ParkedKeys != 0 {
+			t.Errorf("it is parked after one attempt: %s", st.LastError)
+		}
+	})
+}
+
+// A target that was removed and added again under its name gets what comes from then on, and nothing that
+// waited for the one before.
+func TestATargetOfTheSameNameIsAnother(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		first := subscribe(t, db, "hook")
+		s := newReceivers()
+		var back atomic.Bool
+		s.answer = func(context.Context, string, outbox.Record, delivery.Attempt) error {
+			if back.Load() {
+				return nil
+			}
+			return &delivery.Gone{Err: errors.New("it answered 410")}
+		}
+		outboxtest.AddKeys(t, db, "a", "b")
+		start(t, db, s, quick)
+		testenv.Eventually(t, "it is paused", func() bool { return !state(t, db, "hook").Active() })
+		if _, err := outbox.RemoveTarget(t.Context(), db, "hook", testenv.Patience); err != nil {
+			t.Fatal(err)
+		}
+		second := subscribe(t, db, "hook")
+		back.Store(true)
+		outboxtest.AddKeys(t, db, "a")
+		testenv.Eventually(t, "it gets the next event", func() bool { return s.of("hook") != "" })
+		empty(t, db, "hook")
+		if got := s.of("hook"); got != "a/2" || second.ID == first.ID {
+			t.Errorf("the target %d gets %s after the target %d", second.ID, got, first.ID)
+		}
+	})
+}
+
+// inHours is a time as tables have it.
+func inHours(n time.Duration) string {
+	return strconv.FormatInt(time.Now().Add(n*time.Hour).UnixMilli(), 10)
+}
+
+// The database's clock was ahead when a key was held, or has been set back since.
+func TestAPauseThatCannotBeRightIsVoid(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		subscribe(t, db, "hook")
+		outboxtest.AddKeys(t, db, "void", "long")
+		for key, next := range map[string]string{"void": inHours(100), "long": inHours(20)} {
+			_, err := db.ExecContext(t.Context(), `INSERT INTO outbox_held_key (target, key, shard, event, attempts, since_ms, next_ms, error)
+				SELECT target, key, shard, id, 1, 0, `+next+`, 'away' FROM outbox_delivery WHERE key = ?`, key)
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := db.ExecContext(t.Context(), `UPDATE outbox_delivery SET held = true`); err != nil {
+			t.Fatal(err)
+		}
+		s := newReceivers()
+		start(t, db, s, quick)
+		testenv.Eventually(t, "it is taken", func() bool { return s.of("hook") == "void/1" })
+		if n := s.tried("hook", "long"); n != 0 {
+			t.Errorf("a pause that can be right is over: %d attempts", n)
+		}
+	})
+}
+
+// An event that was delivered is read again from memory when it is replayed, and is a replay all the same.
+func TestAReplayAtOnceIsAReplay(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		hook := subscribe(t, db, "hook")
+		s := newReceivers()
+		start(t, db, s, quick)
+		outboxtest.AddKeys(t, db, "a")
+		empty(t, db, "hook")
+		if _, err := outbox.ReplayTo(t.Context(), db, hook, outbox.Selection{Key: "a"}, false, nil); err != nil {
+			t.Fatal(err)
+		}
+		empty(t, db, "hook")
+		if got := s.of("hook"); got != "a/1 a/1*" {
+			t.Errorf("it gets %s", got)
+		}
+	})
+}
+
+// A deliverer whose role lacks rights, since grants.sql was not run, says so where operators look.
+func TestMissingRightsAreReported(t *testing.T) {
+	t.Parallel()
+	address := dbtest.PostgresURL(t)
+	owner := dbtest.Open(t, address)
+	role, secret := "delivery_"+strings.ReplaceAll(uuid.NewString(), "-", ""), uuid.NewString()
+	grant := func(statements ...string) {
+		t.Helper()
+		for _, s := range statements {
+			if _, err := owner.Write(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	grant("CREATE ROLE "+role+" LOGIN PASSWORD '"+secret+"'", "GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_trouble TO "+role)
+	t.Cleanup(func() {
+		if _, err := owner.Write(context.Background(), "DROP OWNED BY "+role+"; DROP ROLE "+role); err != nil {
+			t.Error(err)
+		}
+	})
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(role, secret)
+	start(t, dbtest.Open(t, u.String()), newReceivers(), quick)
+	outages := func() []outbox.Outage {
+		st, err := outbox.Status(t.Context(), owner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Outages
+	}
+	testenv.Eventually(t, "the outage is reported", func() bool {
+		list := outages()
+		return len(list) == 1 && list[0].Kind == "rights" && list[0].Lasts && list[0].Target == outbox.DeliveryTargets &&
+			strings.Contains(list[0].Error, "grants.sql")
+	})
+	grant("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO " + role)
+	testenv.Eventually(t, "it ends", func() bool { return len(outages()) == 0 })
 }
 
 // What an attempt shows under a lease that was lost says nothing: another deliverer decides.

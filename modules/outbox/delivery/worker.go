@@ -36,12 +36,18 @@ type worker struct {
 	order    []string          // keys of ready that nothing is under way for, oldest first
 	flying   map[string]*flight
 	retrying int                      // of flying
+	look     lull                     // when to read what is ready
 	depth    int                      // how far each shard is read
 	ahead    map[int64]*outbox.Record // events that come soon, read from aheadOn
 	aheadOn  string
 	dueAt    time.Time // when to look for keys whose time has come
+	voidAt   time.Time // … and for those whose time cannot be right
 	unsaved  []result  // what the database could not be told yet
 	missed   int       // consecutive attempts that failed
+	untold   int       // attempts that failed since a line of the log said so
+	toldAt   time.Time
+	began    int64 // when the worker began, by the database's clock
+	took     int64 // when the target last took an event; 0: not since then
 }
 
 // queue is a key's events that are ready, as far as they were read.
@@ -88,7 +94,7 @@ const maxAhead = 128
 func newWorker(d *Deliverer, s outbox.Subscription) *worker {
 	w := &worker{
 		d: d, target: s, poked: make(chan struct{}, 1), results: make(chan result, maxOfTarget),
-		ready: map[string]*queue{}, flying: map[string]*flight{}, depth: minDepth,
+		ready: map[string]*queue{}, flying: map[string]*flight{}, depth: minDepth, began: d.databaseNow(),
 	}
 	w.ended, w.quit = context.WithCancel(d.stop)
 	return w
@@ -135,7 +141,11 @@ func (w *worker) run() {
 		if wait = min(2*wait, idlePoll); busy {
 			wait = busyPoll
 		}
-		timer := time.NewTimer(wait)
+		pause, all := wait, true
+		if left, put := w.look.left(w.d.now()); put && left < wait {
+			pause, all = left, false
+		}
+		timer := time.NewTimer(pause)
 		stopped := w.ended.Done()
 		if w.ended.Err() != nil {
 			stopped = nil // it waits for attempts alone
@@ -146,7 +156,9 @@ func (w *worker) run() {
 		case <-w.poked:
 		case <-stopped:
 		case <-timer.C:
-			w.dueAt = time.Time{}
+			if all {
+				w.dueAt = time.Time{}
+			}
 		}
 		timer.Stop()
 	}
@@ -155,6 +167,7 @@ func (w *worker) run() {
 // once saves what attempts have reported and begins new ones. It reports whether there was anything
 // to do.
 func (w *worker) once() (busy bool) {
+	w.look.put = false
 	for more := true; more; {
 		select {
 		case r := <-w.results:
@@ -177,7 +190,7 @@ func (w *worker) once() (busy bool) {
 		}
 	}
 	w.forgetLost()
-	if w.ended.Err() != nil || !w.d.ownedAt(w.d.now()) {
+	if w.ended.Err() != nil || !w.d.until.HoldsAt(w.d.now()) {
 		return busy
 	}
 	if err := w.begin(&busy); err != nil && w.ended.Err() == nil {
@@ -231,6 +244,12 @@ func (w *worker) begin(busy *bool) error {
 	}
 	ctx, cancel := context.WithTimeout(w.ended, 10*time.Second)
 	defer cancel()
+	if now := w.d.now(); !now.Before(w.voidAt) {
+		if err := w.d.voidPauses(ctx, w.d.serverName(), s.ID, slices.Collect(maps.Keys(held))); err != nil {
+			return err
+		}
+		w.voidAt = now.Add(voidEvery)
+	}
 	var chosen []*flight
 	if free := min(limit/2-w.retrying, limit-len(w.flying)); free > 0 && !w.d.now().Before(w.dueAt) {
 		due, err := w.due(ctx, held, free)
@@ -244,7 +263,7 @@ func (w *worker) begin(busy *bool) error {
 		}
 	}
 	free := limit - len(w.flying) - len(chosen)
-	if free > 0 && len(w.order) < free {
+	if free > 0 && len(w.order) < free && w.look.due(w.d.now()) {
 		if err := w.read(ctx, held); err != nil {
 			return err
 		}
@@ -327,16 +346,18 @@ func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 		poke(w.poked)
 		return
 	}
+	event := *r
+	event.Replay = f.replay // the record may have been read for a delivery before
 	f.begun, f.stateMS, f.created = w.d.now(), s.Since.UnixMilli(), r.CreatedMS
 	attempt := Attempt{Number: f.attempts + 1, Owned: func() bool {
-		return w.d.ownedAt(w.d.now()) && !f.lease.lost.Load() && w.ended.Err() == nil
+		return w.d.until.HoldsAt(w.d.now()) && !f.lease.lost.Load() && w.ended.Err() == nil
 	}}
 	if f.since > 0 {
 		attempt.First = time.UnixMilli(f.since).UTC()
 	}
 	to := Target{ID: s.ID, Name: s.Name, Kind: s.Kind, URL: s.URL, Types: s.Types, Secrets: s.Secrets}
 	go func() {
-		w.results <- result{f, w.attempt(to, *r, attempt)}
+		w.results <- result{f, w.attempt(to, event, attempt)}
 	}()
 }
 
@@ -357,6 +378,7 @@ func (w *worker) read(ctx context.Context, held map[int]*lease) error {
 	if err != nil {
 		return err
 	}
+	w.look.done(w.d.now(), len(rows) > 0)
 	perShard := map[int]int{}
 	full := false
 	aside := map[*lease][]int64{}
@@ -390,6 +412,30 @@ func (w *worker) read(ctx context.Context, held map[int]*lease) error {
 	return w.d.setAside(ctx, w.d.serverName(), w.subscription().ID, aside)
 }
 
+// lull spaces looks that find nothing. Every event of the log wakes all targets, and most want few of
+// them: the first look comes at once, and those that follow at most every longestLull.
+type lull struct {
+	pause time.Duration
+	next  time.Time
+	put   bool // a look was put off
+}
+
+func (l *lull) due(now time.Time) bool {
+	l.put = now.Before(l.next)
+	return !l.put
+}
+
+func (l *lull) done(now time.Time, found bool) {
+	l.pause = min(max(2*l.pause, shortestLull), longestLull)
+	if found {
+		l.pause = 0
+	}
+	l.next = now.Add(l.pause)
+}
+
+// left is how long a look that was put off waits, if one was.
+func (l *lull) left(now time.Time) (time.Duration, bool) { return max(0, l.next.Sub(now)), l.put }
+
 // due chooses keys that were held and whose time has come.
 func (w *worker) due(ctx context.Context, held map[int]*lease, most int) (out []*flight, err error) {
 	id := w.subscription().ID
@@ -420,8 +466,14 @@ func (w *worker) due(ctx context.Context, held map[int]*lease, most int) (out []
 
 // save writes what the attempts have shown, in one transaction, and then decides what comes next.
 func (w *worker) save() error {
-	out := outcome{target: w.subscription().ID}
 	now := w.d.databaseNow()
+	out := outcome{target: w.subscription().ID, now: now}
+	// While the target takes some, nothing is asked of the database for those that it does not take.
+	if w.missed > 0 && now-max(w.took, w.began) >= (outagePauses*w.d.cfg.Pause).Milliseconds() &&
+		slices.ContainsFunc(w.unsaved, func(r result) bool { return r.err == nil }) {
+		out.recovered, out.tookBefore = w.leases(), w.took
+		w.dueAt = time.Time{}
+	}
 	for _, r := range w.unsaved {
 		var refused *Refused
 		var later *Later
@@ -444,9 +496,13 @@ func (w *worker) save() error {
 				h.since = now
 			}
 			errors.As(r.err, &later)
-			pause := w.d.pause(r.attempts, later)
-			h.next = now + pause.Milliseconds()
-			h.park = errors.As(r.err, &refused) || h.next-h.since > w.d.cfg.RetryFor.Milliseconds()
+			h.next = now + w.d.pause(r.attempts).Milliseconds()
+			if later != nil && later.After > 0 {
+				h.asked = now + min(later.After, longestAsk).Milliseconds()
+				h.next = max(h.next, h.asked)
+			}
+			// Not by the pause: a target that asks for a long one must get another attempt.
+			h.park = errors.As(r.err, &refused) || now-h.since >= w.d.cfg.RetryFor.Milliseconds()
 			if q := w.ready[r.key]; q != nil {
 				for _, waits := range q.rows {
 					h.ids = append(h.ids, waits.id)
@@ -507,7 +563,7 @@ func (w *worker) report(results []result, out outcome, held int) {
 		var refused *Refused
 		switch {
 		case r.err == nil:
-			w.missed = 0
+			w.missed, w.took = 0, now
 			w.d.met.delivered.WithLabelValues(s.Name).Inc()
 			if !r.replay {
 				w.d.met.latency.WithLabelValues(s.Name).Observe(float64(max(0, now-r.created)) / 1000)
@@ -521,9 +577,12 @@ func (w *worker) report(results []result, out outcome, held int) {
 				kind = "refused"
 			}
 			w.d.met.failed.WithLabelValues(s.Name, kind).Inc()
-			if w.missed++; w.missed == 1 || w.missed%1000 == 0 {
-				w.d.log.Warn("a target does not take an event; it is tried again, and its key waits",
-					zap.String("target", s.Name), zap.Int("attempt", r.attempts+1), zap.Int64("id", r.id), zap.Error(r.err))
+			w.missed++
+			w.untold++
+			if w.d.now().Sub(w.toldAt) >= tellEvery {
+				w.d.log.Warn("a target does not take an event; it is tried again, and its key waits", zap.String("target", s.Name),
+					zap.Int("attempt", r.attempts+1), zap.Int64("id", r.id), zap.Int("failed_lately", w.untold), zap.Error(r.err))
+				w.toldAt, w.untold = w.d.now(), 0
 			}
 		}
 	}
@@ -543,11 +602,7 @@ func (w *worker) report(results []result, out outcome, held int) {
 
 // pause is how long to wait after an attempt that failed: it doubles with each, and is spread over half
 // of itself, so that keys that failed together do not come back together.
-func (d *Deliverer) pause(attempts int, later *Later) time.Duration {
+func (d *Deliverer) pause(attempts int) time.Duration {
 	full := min(d.cfg.Pause<<min(attempts, 20), lastPause)
-	wait := full/2 + rand.N(full/2+1)
-	if later != nil {
-		wait = max(wait, min(later.After, longestAsk))
-	}
-	return wait
+	return full/2 + rand.N(full/2+1)
 }

@@ -257,19 +257,29 @@ type Process struct {
 // written its first line. It logs what the process writes to stderr.
 func StartProcess(t testing.TB, env ...string) *Process {
 	t.Helper()
-	p := &Process{cmd: exec.Command(os.Args[0], "-test.run=^$"), done: make(chan struct{})}
-	p.cmd.Env = append(os.Environ(), env...)
-	p.cmd.Stderr = os.Stderr
-	out, err := p.cmd.StdoutPipe()
+	out, in, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = out.Close() })
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Stdout = in
+	p := Start(t, cmd, env...)
+	_ = in.Close()
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		t.Fatalf("the child did not begin: %v", err)
+	}
+	return p
+}
+
+// Start starts a command with further environment variables, and logs what it writes to stderr.
+func Start(t testing.TB, cmd *exec.Cmd, env ...string) *Process {
+	t.Helper()
+	p := &Process{cmd: cmd, done: make(chan struct{})}
+	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.Stderr = os.Stderr
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
-	}
-	lines := bufio.NewReader(out)
-	if _, err := lines.ReadString('\n'); err != nil {
-		t.Fatalf("the child did not begin: %v", err)
 	}
 	go func() {
 		defer close(p.done)

@@ -92,7 +92,7 @@ func (r *Relay) fetch(ctx context.Context) ([]*batch, error) {
 	r.mu.Lock()
 	// Before the fetch, which then sees everything up to the stable watermark.
 	stable, server := r.stable.Load(), r.serverName()
-	if !r.ownedAt(r.now()) {
+	if !r.until.HoldsAt(r.now()) {
 		r.mu.Unlock()
 		return nil, nil
 	}
@@ -267,7 +267,7 @@ func (r *Relay) newBatch(
 		}
 		q.through = b.Records[i].ID
 	}
-	b.Owned = func() bool { return !b.lost() && r.ownedAt(r.now()) }
+	b.Owned = func() bool { return !b.lost() && r.until.HoldsAt(r.now()) }
 	return b
 }
 

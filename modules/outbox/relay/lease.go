@@ -65,19 +65,6 @@ type claim struct {
 	void             bool // … although the lease ends in the future
 }
 
-// sighting is what was last seen of another relay. A relay that lives changes it at least every
-// third of its lease. One that has not changed it for a whole lease, by the clock of this relay,
-// has lost its leases, even if they end in the future by the database's clock, which may have been
-// ahead when the end was written, or may have been set back.
-type sighting struct {
-	ends  [2]int64 // of its row and of its leases, by the database's clock
-	since time.Time
-	lease time.Duration
-	done  bool // its shards were taken
-}
-
-func (s sighting) gone(t time.Time) bool { return t.Sub(s.since) >= s.lease }
-
 // tick renews the leases of this relay, releases what exceeds its share, takes free shards up to
 // its share, and reads what the owner of a shard must know. It is one transaction, so that the
 // relay never holds a lease without having read that.
@@ -87,7 +74,7 @@ func (r *Relay) tick(ctx context.Context) error {
 	defer cancel()
 
 	r.mu.Lock()
-	if !r.ownedAt(asked) {
+	if !r.until.HoldsAt(asked) {
 		// Others may have owned the shards since: what is remembered is out of date.
 		r.dropAll()
 	}
@@ -192,22 +179,22 @@ func (r *Relay) tickTx(
 func (r *Relay) watch(
 	ctx context.Context, tx database.Tx, asked time.Time, nowMS int64,
 ) (living, gone []string, err error) {
-	seen := map[string]sighting{}
+	seen := map[string]schema.Sighting{}
 	_, err = database.Collect(ctx, tx, "read the relays", func(row database.Row) (id string, err error) {
-		var s sighting
+		var s schema.Sighting
 		var lease int64
-		err = row.Scan(&id, &s.ends[0], &s.ends[1], &lease)
-		if last, ok := r.seen[id]; ok && last.ends == s.ends {
+		err = row.Scan(&id, &s.Ends[0], &s.Ends[1], &lease)
+		if last, ok := r.seen[id]; ok && last.Ends == s.Ends {
 			s = last
 		} else {
-			s.since = r.now()
+			s.Since = r.now()
 		}
-		s.lease = time.Duration(lease) * time.Millisecond
+		s.Lease = time.Duration(lease) * time.Millisecond
 		switch {
-		case id != r.id && s.gone(asked):
-			s.done = true
+		case id != r.id && s.Gone(asked):
+			s.Taken = true
 			gone = append(gone, id)
-		case s.ends[0] > nowMS:
+		case s.Ends[0] > nowMS:
 			living = append(living, id)
 		}
 		seen[id] = s
@@ -229,7 +216,7 @@ func (r *Relay) watch(
 // been taken yet.
 func (r *Relay) overdue() bool {
 	for _, s := range r.seen {
-		if !s.done && s.gone(r.now()) {
+		if !s.Taken && s.Gone(r.now()) {
 			return true
 		}
 	}
@@ -378,8 +365,7 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 			gone++
 		}
 	}
-	until := asked.Add(r.cfg.Lease - r.cfg.Lease/10)
-	r.until.Store(&until)
+	r.until.Renew(asked, r.cfg.Lease)
 	partitions := map[int]bool{}
 	for id := range r.held {
 		partitions[id%r.partitions] = true
@@ -422,13 +408,6 @@ func (r *Relay) dropAll() {
 		delete(r.held, id)
 		r.met.lost.Inc()
 	}
-}
-
-// ownedAt reports whether the leases hold at a moment, by the monotonic clock and by the wall clock:
-// the monotonic one stops while a machine is suspended.
-func (r *Relay) ownedAt(t time.Time) bool {
-	until := r.until.Load()
-	return until != nil && t.Before(*until) && t.Round(0).Before(until.Round(0))
 }
 
 // releaseLeases gives up every lease at once, so that others need not wait until it expires.

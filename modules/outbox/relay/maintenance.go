@@ -9,6 +9,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 const (
@@ -22,7 +23,7 @@ const (
 // watchTarget ends the relay when the number of partitions changes, and when another target has
 // taken the name and address of this one.
 func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
-	for sleep(ctx, r.watchEvery) {
+	for retry.Sleep(ctx, r.watchEvery) {
 		if identity, err := r.sink.Identity(ctx); err == nil {
 			if err := outbox.CheckTarget(ctx, r.db, r.sink.Name(), &identity); errors.Is(err, outbox.ErrOtherTarget) {
 				fail(err)
@@ -34,7 +35,7 @@ func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 			continue // publishing meets the same error, and reports it
 		}
 		// A broker that lags may be wrong for a moment.
-		if !sleep(ctx, r.watchEvery/10) {
+		if !retry.Sleep(ctx, r.watchEvery/10) {
 			return
 		}
 		if again, err := r.sink.Partitions(ctx); err == nil && again == n {
@@ -49,7 +50,7 @@ func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 // trackStable keeps the stable watermark up to date.
 func (r *Relay) trackStable(ctx context.Context) {
 	w := schema.StableWatermark{DB: r.db}
-	for wait := stableEvery; sleep(ctx, wait); {
+	for wait := stableEvery; retry.Sleep(ctx, wait); {
 		current, err := w.Advance(ctx, r.serverName())
 		if err != nil {
 			w = schema.StableWatermark{DB: r.db}
@@ -70,7 +71,7 @@ func (r *Relay) trackStable(ctx context.Context) {
 
 // sweep looks for pending events below the watermarks. There must be none.
 func (r *Relay) sweep(ctx context.Context) {
-	for sleep(ctx, r.sweepEvery) {
+	for retry.Sleep(ctx, r.sweepEvery) {
 		r.mu.Lock()
 		asked := make([]claim, 0, len(r.held))
 		for _, sh := range r.held {
@@ -113,7 +114,7 @@ func (r *Relay) retain(ctx context.Context) {
 		if err := forgetOutages(ctx, r.db); err != nil && ctx.Err() == nil {
 			r.log.Warn("old reports of relays that have ended were not dropped; trying again later", zap.Error(err))
 		}
-		if !sleep(ctx, retainEvery) {
+		if !retry.Sleep(ctx, retainEvery) {
 			return
 		}
 	}
@@ -130,7 +131,7 @@ func (r *Relay) gauge(ctx context.Context) {
 			r.met.oldestAge.Set(st.OldestAge.Seconds())
 			r.met.parked.Set(float64(st.ParkedKeys))
 		}
-		if !sleep(ctx, max(gaugeEvery, 50*r.now().Sub(start))) {
+		if !retry.Sleep(ctx, max(gaugeEvery, 50*r.now().Sub(start))) {
 			return
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // transient reports whether the next attempt may well resolve an outage of the kind.
@@ -183,7 +184,7 @@ func (r *Relay) reportOutage(ctx context.Context) {
 	reported := outage{}
 	var last time.Time
 	failed := false
-	for sleep(ctx, reportEvery) {
+	for retry.Sleep(ctx, reportEvery) {
 		worst, any := r.outages.worst()
 		if worst.kind == reported.kind && (!any || r.now().Sub(last) < repeatReport) {
 			continue
@@ -221,16 +222,11 @@ func (r *Relay) writeOutage(ctx context.Context, o outage, holds time.Duration) 
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if o.kind == "" {
-		_, err := r.db.Write(ctx, `DELETE FROM outbox_trouble WHERE relay = ?`, r.id)
-		return err
+		return outbox.EndOutage(ctx, r.db, r.id)
 	}
-	clock := schema.Now(r.db)
-	_, err := r.db.Write(ctx, `INSERT INTO outbox_trouble (relay, target, name, kind, error, since_ms, until_ms)
-		VALUES (?, ?, ?, ?, ?, `+clock+` - ?, `+clock+` + ?)
-		ON CONFLICT (relay, target) DO UPDATE SET
-			kind = excluded.kind, error = excluded.error, since_ms = excluded.since_ms, until_ms = excluded.until_ms`,
-		r.id, r.sink.Name(), r.name, o.kind, outbox.ErrorText(o.err), r.now().Sub(o.since).Milliseconds(), holds.Milliseconds())
-	return err
+	return outbox.ReportOutage(ctx, r.db, r.id, outbox.Outage{
+		Target: r.sink.Name(), Relay: r.name, Kind: o.kind, Error: outbox.ErrorText(o.err),
+	}, r.now().Sub(o.since), holds)
 }
 
 // forgetOutages removes the last reports of relays that ended a while ago, and reports that a

@@ -18,6 +18,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 const (
@@ -46,10 +47,10 @@ type Relay struct {
 	target     outbox.Target // as admitted
 	partitions int
 
-	until  atomic.Pointer[time.Time] // when all its leases end, by this relay's clock
-	server atomic.Pointer[string]    // which database server answered last
-	clock  atomic.Int64              // the database's clock minus this one, in milliseconds
-	stable atomic.Int64              // the stable watermark: see schema.StableWatermark
+	until  schema.Deadline        // of all its leases
+	server atomic.Pointer[string] // which database server answered last
+	clock  atomic.Int64           // the database's clock minus this one, in milliseconds
+	stable atomic.Int64           // the stable watermark: see schema.StableWatermark
 
 	poked   chan struct{} // something may be pending
 	more    chan struct{} // a partition with a backlog is idle
@@ -59,7 +60,7 @@ type Relay struct {
 
 	draining atomic.Bool // it takes no more shards
 
-	seen map[string]sighting // of the other relays; only keepLeases uses it
+	seen map[string]schema.Sighting // of the other relays; only keepLeases uses it
 
 	mu      sync.Mutex
 	held    map[int]*shard
@@ -196,7 +197,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	inner.Go(func() { r.acknowledge(keep) })
 	send := func(batches []*batch) {
 		for _, b := range batches {
-			deliveries.Go(func() { r.deliver(deliver, ctx.Done(), b) })
+			deliveries.Go(func() { r.deliver(deliver, ctx, b) })
 		}
 	}
 	outer.Go(func() { r.fetchLoop(ctx, send) })
@@ -263,7 +264,7 @@ func (r *Relay) open(ctx context.Context) error {
 		} else {
 			r.outages.database(err)
 		}
-		if !sleep(ctx, wait) {
+		if !retry.Sleep(ctx, wait) {
 			return ctx.Err()
 		}
 	}
@@ -381,7 +382,7 @@ func (r *Relay) keepLeases(ctx context.Context, fail func(error)) {
 			return
 		} else if ctx.Err() == nil {
 			r.outages.database(err)
-			if !sleep(ctx, 100*time.Millisecond) {
+			if !retry.Sleep(ctx, 100*time.Millisecond) {
 				return
 			}
 			continue

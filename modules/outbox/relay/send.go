@@ -7,12 +7,14 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // deliver publishes one batch, however long that takes, and marks it published. It gives up
 // only when the leases are lost, when the relay is to stop between two attempts, or when ctx
 // ends.
-func (r *Relay) deliver(ctx context.Context, stopping <-chan struct{}, whole *batch) {
+func (r *Relay) deliver(ctx context.Context, stopping context.Context, whole *batch) {
 	defer r.releaseBatch(whole)
 	rest := []*Batch{&whole.Batch}
 	for len(rest) > 0 {
@@ -68,7 +70,7 @@ func (r *Relay) advance(b *batch) {
 
 // publish tries until the sink has the batch (nil, true), until it refuses it (…, true), or until
 // the relay gives the batch up (nil, false).
-func (r *Relay) publish(ctx context.Context, stopping <-chan struct{}, whole *batch, b *Batch) (*Refused, bool) {
+func (r *Relay) publish(ctx context.Context, stopping context.Context, whole *batch, b *Batch) (*Refused, bool) {
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
 		err := r.sink.Publish(ctx, b)
 		var refused *Refused
@@ -91,7 +93,7 @@ func (r *Relay) publish(ctx context.Context, stopping <-chan struct{}, whole *ba
 				wait = stallRetry
 			}
 		}
-		if whole.lost() || !pause(stopping, wait) {
+		if whole.lost() || !retry.Sleep(stopping, wait) {
 			return nil, false
 		}
 	}
@@ -118,7 +120,7 @@ func (r *Relay) observe(b *Batch) {
 // pauseRefused delays a record that was refused before, with growing pauses, so that nothing is
 // sent and refused in a tight loop, whatever the reason. It returns false when the relay is to
 // stop.
-func (r *Relay) pauseRefused(stopping <-chan struct{}, id int64) bool {
+func (r *Relay) pauseRefused(stopping context.Context, id int64) bool {
 	const remembered = 1000
 	r.mu.Lock()
 	wait := r.refusals[id]
@@ -127,7 +129,7 @@ func (r *Relay) pauseRefused(stopping <-chan struct{}, id int64) bool {
 	}
 	r.refusals[id] = min(max(2*wait, firstRetry), lastRetry)
 	r.mu.Unlock()
-	return wait == 0 || pause(stopping, wait)
+	return wait == 0 || retry.Sleep(stopping, wait)
 }
 
 // park parks the key of a record that the sink refused for good. It returns false when the
@@ -157,7 +159,7 @@ func (r *Relay) park(ctx context.Context, b *batch, rec Record, cause error) boo
 			return true
 		}
 		r.outages.database(err)
-		if b.lost() || !sleep(ctx, idlePoll) {
+		if b.lost() || !retry.Sleep(ctx, idlePoll) {
 			return false
 		}
 	}
@@ -192,7 +194,7 @@ type ack struct {
 }
 
 // markPublished deletes the pending rows of a published batch.
-func (r *Relay) markPublished(ctx context.Context, stopping <-chan struct{}, whole *batch, b *Batch) bool {
+func (r *Relay) markPublished(ctx context.Context, stopping context.Context, whole *batch, b *Batch) bool {
 	for {
 		a := &ack{server: whole.server, records: b.Records, done: make(chan error, 1)}
 		r.mu.Lock()
@@ -209,11 +211,11 @@ func (r *Relay) markPublished(ctx context.Context, stopping <-chan struct{}, who
 			return false
 		}
 		select {
-		case <-stopping:
+		case <-stopping.Done():
 			return false
 		default:
 		}
-		if whole.lost() || !sleep(ctx, firstRetry) {
+		if whole.lost() || !retry.Sleep(ctx, firstRetry) {
 			return false // they will be published again
 		}
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // notifyEvery limits how often one process notifies. A NOTIFY in every business transaction would
@@ -86,7 +87,7 @@ func (w *Waker) notify(ctx context.Context) {
 		}
 		// After an error relays learn of the events when they poll.
 		_, _ = w.db.ExecContext(ctx, `SELECT pg_notify(?, '')`, schema.Channel)
-		if !sleep(ctx, notifyEvery) {
+		if !retry.Sleep(ctx, notifyEvery) {
 			return
 		}
 	}
@@ -99,7 +100,7 @@ func listen(ctx context.Context, db *database.DB, hear func(payload string)) {
 	for ctx.Err() == nil {
 		_ = listenOnce(ctx, db, hear)
 		hear("lease") // a notification may have been missed
-		sleep(ctx, time.Second)
+		retry.Sleep(ctx, time.Second)
 	}
 }
 
@@ -138,20 +139,5 @@ func poke(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
-	}
-}
-
-// sleep returns false when ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool { return pause(ctx.Done(), d) }
-
-// pause returns false when stop was closed first.
-func pause(stop <-chan struct{}, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-stop:
-		return false
 	}
 }

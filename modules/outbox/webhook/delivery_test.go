@@ -232,6 +232,30 @@ func TestAReceiverThatMisbehavesGetsEveryEventInOrder(t *testing.T) {
 	})
 }
 
+// An event that cannot be written as JSON, which no writer can make, waits for a person and holds up
+// nobody else.
+func TestAnEventThatIsNoJSONParksItsKeyAlone(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		k := newTaker(t)
+		subscribe(t, db, receiver(t, k.ServeHTTP))
+		outboxtest.AddKeys(t, db, "damaged", "good")
+		if _, err := db.ExecContext(t.Context(), `UPDATE outbox_event SET data = '{' WHERE key = 'damaged'`); err != nil {
+			t.Fatal(err)
+		}
+		outboxtest.AddKeys(t, db, "damaged", "good")
+		deliver(t, db, open(t, Options{}))
+		testenv.Eventually(t, "the good one goes on", func() bool { return k.has("good") == "1 2" })
+		testenv.Eventually(t, "the damaged one is parked", func() bool {
+			list, err := outbox.Deliveries(t.Context(), db)
+			return err == nil && slices.ContainsFunc(list, func(s outbox.DeliveryState) bool {
+				return s.ParkedKeys == 1 && s.Waiting == 2 && strings.Contains(s.LastError, "JSON")
+			})
+		})
+		k.check(t)
+	})
+}
+
 func TestAReceiverThatIsGonePausesTheTarget(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

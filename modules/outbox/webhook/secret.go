@@ -77,9 +77,13 @@ func (s *Seals) Rotate(t delivery.Target, now time.Time) (secrets []delivery.Sec
 }
 
 // Reseal returns the secrets of a target sealed under the present secret of the service, and whether
-// that is a change.
-func (s *Seals) Reseal(t delivery.Target) (secrets []delivery.Secret, changed bool, err error) {
+// that is a change. Secrets that sign no longer are left out: nobody may be able to open them.
+func (s *Seals) Reseal(t delivery.Target, now time.Time) (secrets []delivery.Secret, changed bool, err error) {
 	for _, one := range t.Secrets {
+		if ended(one, now) {
+			changed = true
+			continue
+		}
 		plain, reseal, err := s.box.Open(one.Sealed, t.Name)
 		if err != nil {
 			return nil, false, openError(t, err)

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -128,7 +129,7 @@ func (s *Sink) Send(ctx context.Context, t delivery.Target, r outbox.Record, own
 	defer func() { a.Took = time.Since(start) }()
 	ctx, cancel := context.WithTimeout(ctx, s.opt.Timeout)
 	defer cancel()
-	req, err := s.request(t, r, owned)
+	req, body, err := s.request(t, r, owned)
 	if err != nil {
 		return a, err
 	}
@@ -145,7 +146,34 @@ func (s *Sink) Send(ctx context.Context, t delivery.Target, r outbox.Record, own
 	defer stop.Stop()
 	_, _ = io.CopyN(io.Discard, answer.Body, maxBody) // the status has said all
 	_ = answer.Body.Close()
+	if a.Err() == nil && body.left.Load() > 0 { // it cannot have the event; the lease may have ended, too
+		return a, errors.New("the receiver acknowledged the event before it was sent")
+	}
 	return a, nil
+}
+
+// Reach connects to the receiver of a target as Send does, and sends nothing.
+func (s *Sink) Reach(ctx context.Context, t delivery.Target) error {
+	ctx, cancel := context.WithTimeout(ctx, s.opt.Timeout)
+	defer cancel()
+	to, err := parseURL(t.URL, s.opt.Prod)
+	if err != nil {
+		return err
+	}
+	port := cmp.Or(to.Port(), map[string]string{"http": "80", "https": "443"}[to.Scheme])
+	conn, err := s.dialer().DialContext(ctx, "tcp", net.JoinHostPort(to.Hostname(), port))
+	if err != nil {
+		return s.explain(ctx, err, nil)
+	}
+	defer conn.Close()
+	if to.Scheme == "https" {
+		secured := s.tls()
+		secured.ServerName = to.Hostname()
+		if err := tls.Client(conn, secured).HandshakeContext(ctx); err != nil {
+			return s.explain(ctx, err, err)
+		}
+	}
+	return nil
 }
 
 // connection is what is seen of the connection of a request. net/http may go on making one after the
@@ -177,22 +205,22 @@ func (c *connection) what() (address string, handshake error) {
 	return c.address, c.handshake
 }
 
-func (s *Sink) request(t delivery.Target, r outbox.Record, owned func() bool) (*http.Request, error) {
+func (s *Sink) request(t delivery.Target, r outbox.Record, owned func() bool) (*http.Request, *eventBody, error) {
 	to, err := parseURL(t.URL, s.opt.Prod)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	line, err := sink.Line(&r)
 	if err != nil {
-		return nil, &delivery.Refused{Err: fmt.Errorf("write the event as JSON: %w", err)}
+		return nil, nil, &delivery.Refused{Err: fmt.Errorf("write the event as JSON: %w", err)}
 	}
 	text := bytes.TrimSuffix(line, []byte("\n"))
 	now := s.opt.Now()
 	keys, err := s.opt.Seals.keys(t, now)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	open := func() io.ReadCloser { return &ownedBody{text: bytes.NewReader(text), owned: owned} }
+	body := &eventBody{text: text, owned: owned}
 	req := &http.Request{
 		Method: http.MethodPost, URL: to, Host: to.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 		Header: http.Header{
@@ -205,28 +233,42 @@ func (s *Sink) request(t delivery.Target, r outbox.Record, owned func() bool) (*
 			// closed before.
 			"Idempotency-Key": {},
 		},
-		Body: open(), GetBody: func() (io.ReadCloser, error) { return open(), nil }, ContentLength: int64(len(text)),
+		Body: body.open(), GetBody: func() (io.ReadCloser, error) { return body.open(), nil }, ContentLength: int64(len(text)),
 	}
-	return req, nil
+	return req, body, nil
 }
 
-// ownedBody is the body of a request that asks, before its first byte leaves, whether it may. When it
-// may not, the receiver gets headers and no event, and the connection closes.
-type ownedBody struct {
-	text  *bytes.Reader
+// eventBody is the body of a request. net/http reads it once for each connection that it tries.
+type eventBody struct {
+	text  []byte
 	owned func() bool
+	left  atomic.Int64 // bytes that were not read by the last connection
+}
+
+func (b *eventBody) open() io.ReadCloser {
+	b.left.Store(int64(len(b.text)))
+	return &ownedReader{of: b, text: bytes.NewReader(b.text)}
+}
+
+// ownedReader asks, before its first byte leaves, whether it may. When it may not, the receiver gets
+// headers and no event, and the connection closes.
+type ownedReader struct {
+	of    *eventBody
+	text  *bytes.Reader
 	asked bool
 }
 
-func (b *ownedBody) Read(p []byte) (int, error) {
-	if !b.asked && b.owned != nil && !b.owned() {
+func (r *ownedReader) Read(p []byte) (int, error) {
+	if !r.asked && r.of.owned != nil && !r.of.owned() {
 		return 0, delivery.ErrNotOwned
 	}
-	b.asked = true
-	return b.text.Read(p)
+	r.asked = true
+	n, err := r.text.Read(p)
+	r.of.left.Store(int64(r.text.Len()))
+	return n, err
 }
 
-func (b *ownedBody) Close() error { return nil }
+func (r *ownedReader) Close() error { return nil }
 
 // transport returns the client. Connections are used for a while and not for longer: a busy one
 // would never close, and never notice that the name has another address.
@@ -241,16 +283,23 @@ func (s *Sink) transport() *http.Transport {
 	}
 	only1 := new(http.Protocols)
 	only1.SetHTTP1(true) // a connection that hangs holds up one request
-	dialer := &net.Dialer{Timeout: dialTimeout, Resolver: s.opt.Resolver, Control: s.control}
 	s.client = &http.Transport{
 		Proxy:       nil, // also in the environment: it would resolve the name again
-		DialContext: dialer.DialContext, Protocols: only1,
-		TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: s.opt.RootCAs},
-		TLSHandshakeTimeout: s.opt.Timeout, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
+		DialContext: s.dialer().DialContext, Protocols: only1, TLSClientConfig: s.tls(),
+		// Later than the request ends, so that a handshake that hangs is said to.
+		TLSHandshakeTimeout: s.opt.Timeout + time.Second, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
 		MaxIdleConns: 4 * maxIdle, MaxIdleConnsPerHost: maxIdle, IdleConnTimeout: idleTimeout,
 	}
 	s.since = time.Now()
 	return s.client
+}
+
+func (s *Sink) dialer() *net.Dialer {
+	return &net.Dialer{Timeout: dialTimeout, Resolver: s.opt.Resolver, Control: s.control}
+}
+
+func (s *Sink) tls() *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: s.opt.RootCAs}
 }
 
 // control is called with the address of every connection, before it is made.

@@ -229,12 +229,12 @@ func TestASecretIsReplacedWithAnOverlap(t *testing.T) {
 func TestSecretsAreSealedAgainUnderANewSecretOfTheService(t *testing.T) {
 	t.Parallel()
 	hook := target(t, "")
-	same, changed, err := seals(t).Reseal(hook)
+	same, changed, err := seals(t).Reseal(hook, time.Now())
 	if err != nil || changed || string(same[0].Sealed) != string(hook.Secrets[0].Sealed) {
 		t.Errorf("under the same secret: changed %v, %v", changed, err)
 	}
 	const next = config.Secret("the next secret of the service, long enough")
-	again, changed, err := seals(t, next).Reseal(hook)
+	again, changed, err := seals(t, next).Reseal(hook, time.Now())
 	if err != nil || !changed {
 		t.Fatalf("under the next secret: changed %v, %v", changed, err)
 	}
@@ -245,6 +245,12 @@ func TestSecretsAreSealedAgainUnderANewSecretOfTheService(t *testing.T) {
 	}
 	if _, err := alone.keys(hook, time.Now()); err != nil {
 		t.Errorf("the next secret alone does not open it: %v", err)
+	}
+	// One that signs no longer and that nobody can open keeps no other from it.
+	hook = target(t, "")
+	hook.Secrets = append(hook.Secrets, delivery.Secret{Sealed: []byte("of a lost secret"), Until: time.Now().Add(-time.Hour)})
+	if again, changed, err := seals(t, next).Reseal(hook, time.Now()); err != nil || !changed || len(again) != 1 {
+		t.Errorf("beside a secret that has ended: %d, changed %v, %v", len(again), changed, err)
 	}
 }
 
@@ -447,6 +453,43 @@ func TestNothingIsSentWithoutTheLease(t *testing.T) {
 	}
 }
 
+// A receiver, or something before it, that answers once it has the headers cannot have the event. The
+// lease may have ended before it was sent.
+func TestWhatWasNotSentIsNotAcknowledged(t *testing.T) {
+	t.Parallel()
+	url := raw(t, func(c net.Conn) {
+		text := ""
+		for b := make([]byte, 1); !strings.HasSuffix(text, "\r\n\r\n"); text += string(b) {
+			if _, err := c.Read(b); err != nil {
+				return
+			}
+		}
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		_, _ = io.Copy(io.Discard, c)
+	})
+	answered := make(chan struct{})
+	attempt := delivery.Attempt{Number: 1, Owned: func() bool { <-answered; return false }}
+	err := open(t, Options{Timeout: testenv.Patience}).Deliver(t.Context(), target(t, url), record("k", 1), attempt)
+	close(answered)
+	if err == nil {
+		t.Error("it is acknowledged")
+	}
+}
+
+func TestAHandshakeThatHangsEndsInTime(t *testing.T) {
+	t.Parallel()
+	url := strings.Replace(raw(t, func(c net.Conn) { _, _ = io.Copy(io.Discard, c) }), "http:", "https:", 1)
+	s := open(t, Options{Timeout: 300 * time.Millisecond})
+	for what, err := range map[string]error{
+		"an attempt": s.Deliver(t.Context(), target(t, url), record("k", 1), first()),
+		"a look":     s.Reach(t.Context(), target(t, url)),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "within 300ms") {
+			t.Errorf("%s ends with %v", what, err)
+		}
+	}
+}
+
 // resolver answers for every name with addresses that it is told, and counts the questions.
 func resolver(t testing.TB, answer func(name string, question int) netip.Addr) *net.Resolver {
 	t.Helper()
@@ -543,9 +586,11 @@ func TestPrivateAddressesAreRefusedUnlessAllowed(t *testing.T) {
 	t.Parallel()
 	url := receiver(t, func(http.ResponseWriter, *http.Request) {})
 	strict := New(Config{}, Options{Seals: seals(t)})
-	err := strict.Deliver(t.Context(), target(t, url), record("k", 1), first())
-	if refused, is := errors.AsType[*AddressError](err); !is || !refused.Remedy {
-		t.Errorf("a loopback address: %v", err)
+	for _, err := range []error{strict.Deliver(t.Context(), target(t, url), record("k", 1), first()),
+		strict.Reach(t.Context(), target(t, url))} {
+		if refused, is := errors.AsType[*AddressError](err); !is || !refused.Remedy {
+			t.Errorf("a loopback address: %v", err)
+		}
 	}
 	if err := open(t, Options{}).Deliver(t.Context(), target(t, url), record("k", 1), first()); err != nil {
 		t.Errorf("with allow_private: %v", err)
@@ -656,7 +701,12 @@ func TestOnlyTheRightCertificateIsAccepted(t *testing.T) {
 			s := open(t, Options{Prod: true, RootCAs: roots, Resolver: resolver(t, func(string, int) netip.Addr {
 				return netip.MustParseAddr("127.0.0.1")
 			})})
-			err = s.Deliver(t.Context(), target(t, "https://receiver.example:"+port+"/"), record("k", 1), first())
+			hook := target(t, "https://receiver.example:"+port+"/")
+			err = s.Reach(t.Context(), hook)
+			if (err == nil) != (test.problem == "") || err != nil && !strings.Contains(err.Error(), test.problem) {
+				t.Errorf("a look ends with %v", err)
+			}
+			err = s.Deliver(t.Context(), hook, record("k", 1), first())
 			switch {
 			case test.problem == "" && (err != nil || received.Load() != 1):
 				t.Errorf("received %d, %v", received.Load(), err)

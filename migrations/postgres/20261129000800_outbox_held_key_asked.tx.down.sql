@@ -1,0 +1,1 @@
+ALTER TABLE outbox_held_key DROP COLUMN asked_ms;
