@@ -35,8 +35,8 @@ func newDoctor(g *global) *cobra.Command {
 		Short: "Check everything the service depends on and say what to do",
 		Long: `Check everything the service depends on with these settings, and say how to correct what is
 wrong: the settings themselves, the data folder, the log, the ports, the secret, the
-database and its schema, the signing keys, the outbox, Redis, Kafka, what a password hash costs
-here, and the collector of traces if the environment names one.
+database and its schema, the signing keys, the outbox, webhooks and mail, Redis, Kafka, what a
+password hash costs here, and the collector of traces if the environment names one.
 
 Each line is ok, warn or fail, or skip if a check is impossible because another one failed.
 Nothing is changed, and each check takes at most five seconds. The exit code is
@@ -199,6 +199,7 @@ func (d *doctor) examine(ctx context.Context, s settings, stderr io.Writer) (err
 		{"clock", d.clock},
 		{"signing keys", d.signingKeys},
 		{"outbox", d.outbox},
+		{"targets", d.targets},
 		{"redis", d.redisFit},
 		{"kafka", d.kafkaFit},
 		{"password hashing", d.hashing},
@@ -383,8 +384,8 @@ func (d *doctor) diskSpace(context.Context) []finding {
 func (d *doctor) secret(context.Context) []finding {
 	const advice = "set AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE, to what this prints: openssl rand -base64 48"
 	secret := d.Auth.Token.Secret
-	if d.keyless {
-		return []finding{skipped("this database role is a relay's, which needs none")}
+	if d.keyless && secret == "" {
+		return []finding{skipped("this database role is a relay's, which needs it for webhooks and mails alone")}
 	}
 	if secret == "" {
 		path := filepath.Join(d.App.DataDir, "secret")

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/webhook"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// reachTimeout is how long doctor tries to connect to a webhook: less than the check may take.
+const reachTimeout = checkTimeout - time.Second
+
+// targets says what keeps webhooks and mail from getting what waits for them.
+func (d *doctor) targets(ctx context.Context) []finding {
+	if !d.schemaFits {
+		return []finding{skipped("the database cannot be read yet")}
+	}
+	all, err := outbox.Deliveries(ctx, d.db)
+	var st outbox.State
+	if err == nil {
+		st, err = outbox.Status(ctx, d.db)
+	}
+	if database.IsForbidden(err) {
+		return []finding{skipped("this database role may not look at them; ask as the relay's or the owner")}
+	}
+	if err != nil {
+		return []finding{failing(err.Error(), "look at the database's log")}
+	}
+	var list []finding
+	var hooks []outbox.Subscription
+	waiting := 0
+	for _, t := range all {
+		waiting += int(t.Waiting)
+		if t.Kind == outbox.KindWebhook {
+			hooks = append(hooks, t.Subscription)
+		}
+		list = append(list, d.targetState(t, len(st.Relays) > 0)...)
+	}
+	list = append(list, d.webhooks(ctx, hooks)...)
+	if len(list) > 0 {
+		return list
+	}
+	waits := "nothing waits"
+	if waiting > 0 {
+		waits = count(waiting, "event waits", "events wait")
+	}
+	return []finding{fine("mail and %s; %s", count(len(hooks), "webhook", "webhooks"), waits)}
+}
+
+// targetState is what the database says of one target. relays says whether any relay runs.
+func (d *doctor) targetState(t outbox.DeliveryState, relays bool) (list []finding) {
+	waits := "nothing waits"
+	if t.Waiting > 0 {
+		waits = count(int(t.Waiting), "event waits", "events wait")
+	}
+	switch {
+	case !t.Active():
+		advice := "authctl outbox target resume " + t.Name
+		if t.Kind == outbox.KindWebhook {
+			advice += ", or authctl outbox target remove " + t.Name
+		}
+		list = append(list, doubtful(fmt.Sprintf("%s is paused since %s, because %s; %s", t.Name, moment(t.Since), t.Reason, waits),
+			advice))
+	case t.Deliverers == 0 && (t.Waiting > 0 || relays && t.Kind == outbox.KindWebhook):
+		advice := "give AUTH_TOKEN_SECRET to a process that relays: authctl relay, or authctl serve with OUTBOX_RELAY=inline"
+		if t.Kind == outbox.KindMail {
+			advice = "set MAIL_URL and MAIL_FROM, and AUTH_TOKEN_SECRET, for a process that relays: authctl relay, or " +
+				"authctl serve with OUTBOX_RELAY=inline"
+		}
+		list = append(list, doubtful(fmt.Sprintf("no process delivers to %s; %s", t.Name, waits), advice))
+	case t.HeldKeys > 0:
+		list = append(list, doubtful(count(int(t.HeldKeys), "key of "+t.Name+" is", "keys of "+t.Name+" are")+" tried again: "+
+			t.LastError, "see: authctl outbox parked list --all --target "+t.Name))
+	}
+	if t.ParkedKeys > 0 {
+		list = append(list, doubtful(count(int(t.ParkedKeys), "key is", "keys are")+" parked for "+t.Name,
+			"see: authctl outbox parked list --target "+t.Name))
+	}
+	return list
+}
+
+// webhooks tries the secrets of webhooks, and from a process that would send to them, their hosts.
+func (d *doctor) webhooks(ctx context.Context, hooks []outbox.Subscription) (list []finding) {
+	if len(hooks) == 0 {
+		return nil
+	}
+	sends := d.Outbox.Relay == "inline" || d.relays
+	seals, err := d.webhookSeals()
+	if err != nil && !sends {
+		return []finding{skipped("the secrets of webhooks cannot be tried without AUTH_TOKEN_SECRET")}
+	}
+	if err != nil {
+		return []finding{doubtful("a process with these settings leaves webhooks to others: "+err.Error(),
+			"their secrets are sealed under it; nothing is to do if another process sends to webhooks")}
+	}
+	for _, s := range hooks {
+		if _, _, err := seals.Reseal(asTarget(s), time.Now()); err != nil {
+			list = append(list, failing(err.Error(), "its events wait until then"))
+		}
+	}
+	if !sends {
+		return list
+	}
+	to := webhook.New(d.Webhook, webhook.Options{Prod: d.App.prod(), Version: version(), Seals: seals, Timeout: reachTimeout})
+	failed := make([]error, len(hooks))
+	var all sync.WaitGroup
+	for i, s := range hooks {
+		if s.Active() {
+			all.Go(func() { failed[i] = to.Reach(ctx, asTarget(s)) })
+		}
+	}
+	all.Wait()
+	for i, err := range failed {
+		if err != nil {
+			list = append(list, doubtful(fmt.Sprintf("%s cannot be reached from here: %v", hooks[i].Name, err),
+				"mend that, or pause it meanwhile: authctl outbox target pause "+hooks[i].Name))
+		}
+	}
+	return list
+}
