@@ -30,7 +30,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(tests{m}, map[string]func(){"authctl": main, "fetch": fetch})
+	testscript.Main(tests{m}, map[string]func(){"authctl": main, "fetch": fetch, "writeevents": writeEvents})
 }
 
 // tests are the tests, when this program does not run as one of those of the scripts.
