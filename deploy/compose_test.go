@@ -21,6 +21,7 @@ import (
 
 type composeFile struct {
 	Services map[string]service
+	Networks map[string]struct{ Internal bool }
 }
 
 type service struct {
@@ -28,6 +29,7 @@ type service struct {
 	Build       string
 	Command     any
 	Environment map[string]string
+	Networks    []string
 	Ports       []string
 	Restart     string
 	Healthcheck map[string]any
@@ -233,6 +235,23 @@ func TestComposeServesWithSettingsThatProductionModeAccepts(t *testing.T) {
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// The secrets of webhooks and what mails say are sealed under the secret of the servers, and receivers are
+// outside of the internal network.
+func TestComposeRelaysCanSendWebhooksAndMails(t *testing.T) {
+	t.Parallel()
+	file, _ := readCompose(t, "../docker-compose.yml")
+	relay, values := file.Services["relay"], map[string]string{"AUTH_TOKEN_SECRET": "s", "AUTH_TOKEN_ISSUER": "https://auth.example.com"}
+	for name, want := range values {
+		if got, served := interpolate(relay.Environment[name], values), interpolate(file.Services["serve"].Environment[name], values); got != want ||
+			served != want {
+			t.Errorf("%s is %q for relays and %q for serve", name, got, served)
+		}
+	}
+	if !slices.ContainsFunc(relay.Networks, func(name string) bool { return !file.Networks[name].Internal }) {
+		t.Errorf("relays reach nothing outside: %q", relay.Networks)
 	}
 }
 

@@ -273,12 +273,12 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 	if err != nil {
 		t.Errorf("where a relay runs: %v\n%s", err, out)
 	}
-	must(out, `skip +secret .*relay`, `skip +signing keys `, `skip +redis .*relay`, `ok +outbox `)
+	must(out, `skip +secret .*relay`, `skip +signing keys `, `skip +redis .*relay`, `ok +outbox `, `ok +targets `)
 	out, err = doctor("authctl_serve")
 	if err != nil {
 		t.Errorf("where serve runs: %v\n%s", err, out)
 	}
-	must(out, `ok +signing keys `, `skip +outbox `)
+	must(out, `ok +signing keys `, `skip +outbox `, `skip +targets .*role`)
 	out, err = doctor("authctl_serve", "OUTBOX_RELAY=inline")
 	if err == nil {
 		t.Errorf("a serve that may not relay and does:\n%s", out)

@@ -93,8 +93,20 @@ func TestUnitsSetOnlyWhatCanBeSet(t *testing.T) {
 		}
 	}
 	for name := range readUnit(t, relayUnit).environment("1") {
-		if strings.HasPrefix(name, "AUTH_") || strings.HasPrefix(name, "CACHE_") {
+		if strings.HasPrefix(name, "AUTH_") && name != "AUTH_TOKEN_SECRET_FILE" || strings.HasPrefix(name, "CACHE_") {
 			t.Errorf("the relay is given %s, which it does not need", name)
+		}
+	}
+}
+
+// The secrets of webhooks and what mails say are sealed under the secret of the servers.
+func TestTheRelayUnitCanSendWebhooksAndMails(t *testing.T) {
+	t.Parallel()
+	serve, relay := readUnit(t, serveUnit), readUnit(t, relayUnit)
+	const credential = "secret:/etc/authctl/secret"
+	for path, u := range map[string]unit{serveUnit: serve, relayUnit: relay} {
+		if !slices.Contains(u["LoadCredential"], credential) || u.environment("1")["AUTH_TOKEN_SECRET_FILE"] != "%d/secret" {
+			t.Errorf("%s is not given %s", path, credential)
 		}
 	}
 }

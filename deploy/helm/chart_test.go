@@ -386,7 +386,10 @@ func TestTheBinaryTakesTheSettings(t *testing.T) {
 					env = append(env, key+"="+value)
 				}
 				cmd := exec.CommandContext(t.Context(), binary, "config", "check")
-				if !strings.HasSuffix(name, "serve") { // it needs no secret, and config check asks for it
+				switch { // config check asks for what only serve needs
+				case strings.HasSuffix(name, "relay"):
+					env = append(env, "REDIS_ALLOW_PLAINTEXT=true")
+				case !strings.HasSuffix(name, "serve"):
 					env = append(env, "AUTH_TOKEN_SECRET="+strings.Repeat("s", 48), "REDIS_ALLOW_PLAINTEXT=true")
 				}
 				cmd.Dir, cmd.Env = dir, env
@@ -451,7 +454,7 @@ func TestEachRoleHasItsOwnSecrets(t *testing.T) {
 	m := renderProfile(t, "standard")
 	for name, want := range map[string][]string{
 		"Deployment -serve": {"AUTH_TOKEN_SECRET_FILE", "CACHE_REDIS_PASSWORD_FILE", "DB_POSTGRES_PASSWORD_FILE"},
-		"Deployment -relay": {"DB_POSTGRES_PASSWORD_FILE", "KAFKA_SASL_PASSWORD_FILE"},
+		"Deployment -relay": {"AUTH_TOKEN_SECRET_FILE", "DB_POSTGRES_PASSWORD_FILE", "KAFKA_SASL_PASSWORD_FILE"},
 		"Job -migrate":      {"DB_POSTGRES_PASSWORD_FILE"},
 	} {
 		for _, c := range containers(m.pods()[name]) {
@@ -475,6 +478,44 @@ func TestEachRoleHasItsOwnSecrets(t *testing.T) {
 	inline := renderProfile(t, "standard", func(v map[string]any) { v["relay"].(map[string]any)["enabled"] = false })
 	if relay := variables(containers(inline.pods()["Deployment -serve"])[0])["OUTBOX_RELAY"]; relay != "inline" {
 		t.Errorf("nobody relays: %q", relay)
+	}
+}
+
+// Relays open the secrets of webhooks and the codes in mails with the secret of serve, and with those that
+// it replaces, unless they are given another one.
+func TestRelaysHaveTheSigningSecret(t *testing.T) {
+	t.Parallel()
+	from := func(m manifests) map[string]string {
+		list := map[string]string{}
+		for _, v := range m.pods()["Deployment -relay"].Spec.Volumes {
+			if v.Projected == nil {
+				continue
+			}
+			for _, s := range v.Projected.Sources {
+				list[s.Secret.Items[0].Path] = s.Secret.Name + "/" + s.Secret.Items[0].Key
+			}
+		}
+		return list
+	}
+	large := from(renderProfile(t, "large"))
+	if large["auth.token.secret"] != "authctl/secret" || large["auth.token.previous_secrets"] != "authctl/previous" {
+		t.Errorf("relays have %v", large)
+	}
+	own := from(renderProfile(t, "large", func(v map[string]any) {
+		v["relay"].(map[string]any)["secrets"].(map[string]any)["auth.token.secret"] = map[string]any{"name": "own", "key": "secret"}
+	}))
+	if own["auth.token.secret"] != "own/secret" || own["database.url"] != large["database.url"] {
+		t.Errorf("relays with a secret of their own have %v", own)
+	}
+	mails := get[networking.NetworkPolicy](t, renderProfile(t, "standard", func(v map[string]any) {
+		v["relay"].(map[string]any)["secrets"].(map[string]any)["mail.url"] = map[string]any{"name": "mail", "key": "url"}
+	}), "NetworkPolicy -relay")
+	var ports []int32
+	for _, p := range mails.Spec.Egress[1].Ports {
+		ports = append(ports, p.Port.IntVal)
+	}
+	if !slices.Contains(ports, 443) || !slices.Contains(ports, 465) || !slices.Contains(ports, 587) {
+		t.Errorf("relays that send mails may reach %v", ports)
 	}
 }
 
@@ -578,7 +619,7 @@ func TestProbesFollowTheSettings(t *testing.T) {
 func TestNetworkPoliciesOpenWhatIsNeeded(t *testing.T) {
 	t.Parallel()
 	m := renderProfile(t, "standard")
-	for name, want := range map[string][]int32{"serve": {53, 53, 5432, 6379}, "relay": {53, 53, 5432, 9093}, "migrate": {53, 53, 5432}} {
+	for name, want := range map[string][]int32{"serve": {53, 53, 5432, 6379}, "relay": {53, 53, 5432, 9093, 443}, "migrate": {53, 53, 5432}} {
 		p := get[networking.NetworkPolicy](t, m, "NetworkPolicy -"+name)
 		var ports []int32
 		for _, rule := range p.Spec.Egress {

@@ -138,15 +138,27 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- end -}}
 {{- end -}}
 
+{{- /* The secret settings of a component, as YAML. Relays send webhooks and mails: the secrets of webhooks
+       and the codes in mails are sealed under the signing secret of serve. */ -}}
+{{- define "authctl.secrets" -}}
+{{- $root := index . 0 -}}{{- $component := index . 1 -}}
+{{- $secrets := deepCopy (index $root.Values $component).secrets -}}
+{{- if eq $component "relay" -}}
+{{- $secrets = merge $secrets (pick $root.Values.serve.secrets "auth.token.secret" "auth.token.previous_secrets") -}}
+{{- end -}}
+{{- toYaml $secrets -}}
+{{- end -}}
+
 {{- /* What the containers of a component share. */ -}}
 {{- define "authctl.container" -}}
 {{- $root := index . 0 -}}{{- $component := index . 1 -}}
 {{- $values := index $root.Values $component -}}
+{{- $secrets := include "authctl.secrets" . | fromYaml -}}
 image: {{ include "authctl.image" $root | quote }}
 imagePullPolicy: {{ $root.Values.image.pullPolicy }}
 env:
   {{- include "authctl.environment" (dict "settings" (include "authctl.settings" . | fromYaml) "prefix" "") | nindent 2 }}
-  {{- range $path, $source := $values.secrets }}
+  {{- range $path, $source := $secrets }}
   - name: {{ $path | replace "." "_" | upper }}_FILE
     value: /run/secrets/authctl/{{ $path }}
   {{- end }}
@@ -161,7 +173,7 @@ securityContext:
   capabilities: {drop: [ALL]}
 volumeMounts:
   - {name: data, mountPath: /data}
-  {{- if $values.secrets }}
+  {{- if $secrets }}
   - {name: secrets, mountPath: /run/secrets/authctl, readOnly: true}
   {{- end }}
   {{- with $root.Values.volumeMounts }}
@@ -215,12 +227,12 @@ volumes:
   - name: data
     emptyDir: {}
   {{- end }}
-  {{- if $values.secrets }}
+  {{- with include "authctl.secrets" . | fromYaml }}
   - name: secrets
     projected:
       defaultMode: 0440
       sources:
-        {{- range $path, $source := $values.secrets }}
+        {{- range $path, $source := . }}
         - secret:
             name: {{ $source.name }}
             items: [{key: {{ $source.key | quote }}, path: {{ $path }}}]
