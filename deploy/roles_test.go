@@ -35,6 +35,9 @@ const insufficientPrivilege = "42501"
 // undefinedFunction is its code for what is there, in a schema that the role may not use.
 const undefinedFunction = "42883"
 
+// addsEvent would add an event for a role that may.
+const addsEvent = "SELECT outbox_add_traced(0, 0, gen_random_uuid(), '', '', '', '', '', '', '', '')"
+
 // rolesDatabase is a database as docker-compose.yml makes it: roles.sql, dedicated.sql, the
 // migrations as authctl_migrate, grants.sql.
 type rolesDatabase struct{ admin string }
@@ -346,7 +349,9 @@ func TestEachDatabaseRoleIsDeniedWhatIsNotItsWork(t *testing.T) {
 			"SELECT nextval('outbox_event_id')",
 			"UPDATE outbox_key SET seq = 0",
 			"SELECT outbox_add(0, 0, gen_random_uuid(), '', '', '', '', '', '', '')",
+			addsEvent,
 			"SELECT outbox_add_message('mail', 0, gen_random_uuid(), '', '', '', '', '', '', '')",
+			"SELECT outbox_add_message_traced('mail', 0, gen_random_uuid(), '', '', '', '', '', '', '', '')",
 			"SELECT outbox_deliver(1, 1::smallint, 0, '', '')",
 			"INSERT INTO outbox_message DEFAULT VALUES",
 			"DROP TABLE outbox_event",
@@ -410,16 +415,17 @@ func TestASharedDatabaseLosesNothing(t *testing.T) {
 				}
 			}
 			for _, role := range []string{other, "authctl_relay"} {
-				err := try(t.Context(), ours.as(role), "SELECT outbox_add(0, 0, gen_random_uuid(), '', '', '', '', '', '', '')")
+				err := try(t.Context(), ours.as(role), addsEvent)
 				if denied, ok := errors.AsType[*pgconn.PgError](err); !ok || denied.Code != insufficientPrivilege && denied.Code != undefinedFunction {
 					t.Errorf("%s may add events: %v", role, err)
 				}
 			}
 			// What a role had been granted of ours, and is not any more, is taken back.
-			run(t, ours.as("authctl_migrate"), "GRANT ALL ON users, outbox_event TO authctl_relay; GRANT EXECUTE ON FUNCTION outbox_add TO PUBLIC")
+			run(t, ours.as("authctl_migrate"), `GRANT ALL ON users, outbox_event TO authctl_relay;
+				GRANT EXECUTE ON FUNCTION outbox_add, outbox_add_traced TO PUBLIC`)
 			run(t, ours.as("authctl_migrate"), read(t, "postgres/grants.sql"))
 			for role, statement := range map[string]string{
-				"authctl_relay": "SELECT * FROM users", other: "SELECT outbox_add(0, 0, gen_random_uuid(), '', '', '', '', '', '', '')",
+				"authctl_relay": "SELECT * FROM users", other: addsEvent,
 			} {
 				err := try(t.Context(), ours.as(role), statement)
 				if denied, ok := errors.AsType[*pgconn.PgError](err); !ok || denied.Code != insufficientPrivilege && denied.Code != undefinedFunction {

@@ -74,11 +74,20 @@ components:
             type: string
             pattern: "^[1-9][0-9]*$"
             description: The place among the events of the user, from 1.
+          ce_generation:
+            type: string
+            pattern: "^[1-9][0-9]*$"
+            description: How often the database had been set back to a backup; absent at 0. Numbers repeat in a higher one.
           ce_dataschema: {type: string, format: uri, description: The URL of the JSON Schema of the data.}
           ce_replay:
             type: string
             const: "true"
             description: On events that an operator sent again.
+          ce_traceparent:
+            type: string
+            pattern: "^00-[0-9a-f]{32}-[0-9a-f]{16}-0[01]$"
+            description: The trace of the request that the event comes from (W3C Trace Context).
+          traceparent: {type: string, description: The same as ce_traceparent.}
           content-type: {type: string, const: application/json}
 `
 

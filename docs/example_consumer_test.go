@@ -25,11 +25,21 @@ import (
 
 // event is the envelope, from the file or the topic.
 type event struct {
-	ID       string          `json:"id"`
-	Type     string          `json:"type"`
-	Subject  string          `json:"subject"`         // the user
-	Sequence int64           `json:"sequence,string"` // counts the user's events from 1
-	Data     json.RawMessage `json:"data"`
+	ID      string `json:"id"`
+	Type    string `json:"type"`
+	Subject string `json:"subject"` // the user
+	place
+	Data json.RawMessage `json:"data"`
+}
+
+// place orders the events of a user.
+type place struct {
+	Generation int64 `json:"generation,string"` // mostly absent, which is 0
+	Sequence   int64 `json:"sequence,string"`   // counts the user's events from 1
+}
+
+func (p place) after(q place) bool {
+	return p.Generation > q.Generation || p.Generation == q.Generation && p.Sequence > q.Sequence
 }
 
 // fromLine reads an event of the file: CloudEvents in structured JSON.
@@ -51,9 +61,14 @@ func fromRecord(r *kgo.Record) (e event, err error) {
 			e.Subject = string(h.Value)
 		case "ce_sequence":
 			e.Sequence, err = strconv.ParseInt(string(h.Value), 10, 64)
+		case "ce_generation":
+			e.Generation, err = strconv.ParseInt(string(h.Value), 10, 64)
+		}
+		if err != nil {
+			return e, err
 		}
 	}
-	return e, err
+	return e, nil
 }
 
 // accounts is the state that a service keeps to verify access tokens itself. In production it is
@@ -68,8 +83,8 @@ type accounts struct {
 
 // status is the state of an account according to the newest event about it.
 type status struct {
-	Active   bool
-	Sequence int64 // of that event
+	Active bool
+	place  // of that event
 }
 
 // allEnded ends access tokens of a lower epoch, except those of one session.
@@ -105,12 +120,12 @@ func (a *accounts) apply(e event) error {
 		}
 	}
 	// The newest event decides the state: an older one must not overwrite it.
-	if e.Sequence > a.status[e.Subject].Sequence {
+	if e.after(a.status[e.Subject].place) {
 		switch e.Type {
 		case "auth.UserRegistered.v1", "auth.UserEnabled.v1":
-			a.status[e.Subject] = status{true, e.Sequence}
+			a.status[e.Subject] = status{true, e.place}
 		case "auth.UserDisabled.v1", "auth.UserDeleted.v1":
-			a.status[e.Subject] = status{false, e.Sequence}
+			a.status[e.Subject] = status{false, e.place}
 		}
 	}
 	a.seen[e.ID] = true
@@ -252,6 +267,32 @@ func TestAConsumerOfTheEventsJudgesAsTheService(t *testing.T) {
 	forgotten.forget(time.Now().Add(24 * time.Hour)) // the longest life that an access token can be given
 	if len(forgotten.ended)+len(forgotten.epoch) > 0 {
 		t.Errorf("not forgotten: %v %v", forgotten.ended, forgotten.epoch)
+	}
+}
+
+// After a restore numbers come again, and only the generation tells which event is newer.
+func TestAConsumerNoticesARestore(t *testing.T) {
+	t.Parallel()
+	of := func(kind string, generation, sequence int64) event {
+		at := place{generation, sequence}
+		return event{ID: fmt.Sprint(kind, at), Type: kind, Subject: "alice", place: at}
+	}
+	list := []event{
+		of("auth.UserRegistered.v1", 0, 1), of("auth.UserDeleted.v1", 0, 9), // the deletion was lost
+		of("auth.UserDisabled.v1", 1, 2), of("auth.UserEnabled.v1", 1, 3), of("auth.UserDisabled.v1", 0, 8),
+	}
+	for _, order := range [][]event{list, backwards(list)} {
+		a := newAccounts()
+		applyAll(t, a, order)
+		if got, want := a.status["alice"], (status{true, place{1, 3}}); got != want {
+			t.Errorf("alice is %+v, want %+v", got, want)
+		}
+	}
+	line, err := fromLine([]byte(`{"sequence":"7","generation":"2"}`))
+	record, recordErr := fromRecord(&kgo.Record{Headers: []kgo.RecordHeader{
+		{Key: "ce_sequence", Value: []byte("7")}, {Key: "ce_generation", Value: []byte("2")}}})
+	if err != nil || recordErr != nil || line.place != (place{2, 7}) || record.place != line.place {
+		t.Errorf("%+v, %v and %+v, %v", line, err, record, recordErr)
 	}
 }
 

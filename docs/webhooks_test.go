@@ -39,17 +39,23 @@ type webhookReceiver struct {
 }
 
 type webhookEvent struct {
-	ID       string          `json:"id"`
-	Type     string          `json:"type"`
-	Subject  string          `json:"subject"`
-	Sequence int64           `json:"sequence,string"`
-	Replay   bool            `json:"replay"`
-	Data     json.RawMessage `json:"data"`
+	ID         string          `json:"id"`
+	Type       string          `json:"type"`
+	Subject    string          `json:"subject"`
+	Sequence   int64           `json:"sequence,string"`
+	Generation int64           `json:"generation,string"` // mostly absent, which is 0
+	Replay     bool            `json:"replay"`
+	Data       json.RawMessage `json:"data"`
 }
 
-// repeated reports whether an event has been handled before. last is the sequence of the last event
-// that was handled for its subject.
-func (e webhookEvent) repeated(last int64) bool { return !e.Replay && e.Sequence <= last }
+// after reports whether an event comes after another one of its subject.
+func (e webhookEvent) after(other webhookEvent) bool {
+	return e.Generation > other.Generation || e.Generation == other.Generation && e.Sequence > other.Sequence
+}
+
+// repeated reports whether an event has been handled before. last is the one of its subject that was
+// handled and comes after all others.
+func (e webhookEvent) repeated(last webhookEvent) bool { return !e.Replay && !e.after(last) }
 
 func (rc *webhookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
@@ -144,7 +150,7 @@ func TestReceivingWebhooksInGo(t *testing.T) {
 	t.Parallel()
 	former, present := webhook.NewSecret(), webhook.NewSecret()
 	now, busy := time.Now(), false
-	last, handled := map[string]int64{}, []string{}
+	last, handled := map[string]webhookEvent{}, []string{}
 	rc := &webhookReceiver{secrets: [][]byte{decoded(t, present)}, now: func() time.Time { return now }}
 	rc.handle = func(_ context.Context, e webhookEvent) error {
 		if busy {
@@ -153,7 +159,9 @@ func TestReceivingWebhooksInGo(t *testing.T) {
 		if e.repeated(last[e.Subject]) {
 			return nil
 		}
-		last[e.Subject] = max(e.Sequence, last[e.Subject])
+		if e.after(last[e.Subject]) {
+			last[e.Subject] = e
+		}
 		handled = append(handled, fmt.Sprint(e.Subject, e.Sequence))
 		return nil
 	}
@@ -182,7 +190,11 @@ func TestReceivingWebhooksInGo(t *testing.T) {
 	again.Replay = true
 	want("a replay", s.send(t, server.URL, again, present), 204)
 	want("of another subject", s.send(t, server.URL, happened("bob", 1), present), 204)
-	if expected := []string{"alice1", "alice2", "alice1", "bob1"}; !slices.Equal(handled, expected) {
+	restored := happened("alice", 1)
+	restored.Generation = 1
+	want("after a restore", s.send(t, server.URL, restored, present), 204)
+	want("what was sent before it", s.send(t, server.URL, happened("alice", 2), present), 204)
+	if expected := []string{"alice1", "alice2", "alice1", "bob1", "alice1"}; !slices.Equal(handled, expected) {
 		t.Errorf("handled %q, want %q", handled, expected)
 	}
 
@@ -246,7 +258,8 @@ func TestReceivingWebhooksInNode(t *testing.T) {
 	}
 	url := lines.Text()
 	s := newSender(t, nil)
-	first := happened("alice", 1)
+	first, restored := happened("alice", 1), happened("alice", 1)
+	restored.Generation = 1
 	for _, test := range []struct {
 		what    string
 		event   outbox.Record
@@ -258,6 +271,8 @@ func TestReceivingWebhooksInNode(t *testing.T) {
 		{"with two signatures", happened("alice", 2), []config.Secret{former, present}, 204},
 		{"with another secret", happened("alice", 3), []config.Secret{former}, 401},
 		{"of another subject", happened("bob", 7), []config.Secret{present}, 204},
+		{"after a restore", restored, []config.Secret{present}, 204},
+		{"what was sent before it", happened("alice", 2), []config.Secret{present}, 204},
 		{"one that fails", happened("trouble", 1), []config.Secret{present}, 503},
 	} {
 		if status := s.send(t, url, test.event, test.secrets...); status != test.status {
@@ -278,7 +293,8 @@ func TestReceivingWebhooksInNode(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Error(err)
 	}
-	if expected := []string{"alice 1 <logout> é", "alice 2 <logout> é", "bob 7 <logout> é"}; !slices.Equal(handled, expected) {
+	expected := []string{"alice 1 <logout> é", "alice 2 <logout> é", "bob 7 <logout> é", "alice 1 <logout> é"}
+	if !slices.Equal(handled, expected) {
 		t.Errorf("handled %q, want %q", handled, expected)
 	}
 }

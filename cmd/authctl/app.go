@@ -37,7 +37,7 @@ type app struct {
 	logFile  *logging.File
 	level    zap.AtomicLevel
 	registry *prometheus.Registry
-	tracer   *tracing.Tracer // of serve; nil when the environment names no collector
+	tracer   *tracing.Tracer // of serve and relay; nil when the environment names no collector
 	db       *database.DB
 	redis    redis.UniversalClient
 	auth     *auth.Service
@@ -228,6 +228,15 @@ func (a *app) openAuth(ctx context.Context) error {
 	return err
 }
 
+// openTracer starts to send spans, if the environment names a collector.
+func (a *app) openTracer(ctx context.Context, version string) (err error) {
+	if a.tracer, err = tracing.Open(ctx, version, a.log); err != nil {
+		return err
+	}
+	a.closers = append(a.closers, a.tracer.Close)
+	return nil
+}
+
 // openWaker makes what tells relays of this process, and of others, that events were committed.
 func (a *app) openWaker() {
 	a.waker = relay.NewWaker(a.db)
@@ -315,7 +324,7 @@ func (a *app) newRelay(ctx context.Context) (*relay.Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	opt := relay.Options{Log: a.log, Waker: a.waker}
+	opt := relay.Options{Log: a.log, Waker: a.waker, Tracer: a.tracer}
 	if a.registry != nil {
 		opt.Registry = a.registry
 	}

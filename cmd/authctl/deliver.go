@@ -67,7 +67,7 @@ func (a *app) newDeliverer(ctx context.Context) (*delivery.Deliverer, error) {
 	}
 	cfg := a.Delivery
 	cfg.Lease = a.Outbox.Lease
-	opt := delivery.Options{Log: a.log, Waker: a.waker}
+	opt := delivery.Options{Log: a.log, Waker: a.waker, Tracer: a.tracer}
 	if a.registry != nil {
 		opt.Registry = a.registry
 	}

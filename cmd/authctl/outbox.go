@@ -216,24 +216,27 @@ func currentOutages(st outbox.State) []sharedOutage {
 
 // eventReport is an event as an operator sees it.
 type eventReport struct {
-	ID         int64           `json:"id"` // the place in the outbox
-	Where      string          `json:"where,omitempty"`
-	EventID    string          `json:"event_id"`
-	Type       string          `json:"type"`
-	Key        string          `json:"key"`
-	Sequence   int64           `json:"sequence"` // of the key
-	Time       string          `json:"time"`
-	Subject    string          `json:"subject,omitempty"`
-	Source     string          `json:"source,omitempty"`
-	DataSchema string          `json:"dataschema,omitempty"`
-	Replay     bool            `json:"replay,omitempty"`
-	Data       json.RawMessage `json:"data"`
+	ID          int64           `json:"id"` // the place in the outbox
+	Where       string          `json:"where,omitempty"`
+	EventID     string          `json:"event_id"`
+	Type        string          `json:"type"`
+	Key         string          `json:"key"`
+	Sequence    int64           `json:"sequence"` // of the key
+	Generation  int64           `json:"generation,omitempty"`
+	Time        string          `json:"time"`
+	Subject     string          `json:"subject,omitempty"`
+	Source      string          `json:"source,omitempty"`
+	DataSchema  string          `json:"dataschema,omitempty"`
+	Replay      bool            `json:"replay,omitempty"`
+	TraceParent string          `json:"traceparent,omitempty"`
+	Data        json.RawMessage `json:"data"`
 }
 
 func reportEvent(r outbox.Record, where string) eventReport {
 	return eventReport{
-		ID: r.ID, Where: where, EventID: r.EventID, Type: r.Type, Key: r.Key, Sequence: r.Seq, Time: r.Time,
-		Subject: r.Subject, Source: r.Source, DataSchema: r.DataSchema, Replay: r.Replay, Data: r.Data,
+		ID: r.ID, Where: where, EventID: r.EventID, Type: r.Type, Key: r.Key, Sequence: r.Seq,
+		Generation: r.Generation, Time: r.Time, Subject: r.Subject, Source: r.Source, DataSchema: r.DataSchema,
+		Replay: r.Replay, TraceParent: r.TraceParent, Data: r.Data,
 	}
 }
 

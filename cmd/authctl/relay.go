@@ -61,6 +61,9 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	defer a.onHangup(hangup)()
 	build := buildInfo()
 	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
+	if err := a.openTracer(ctx, build.Version); err != nil {
+		return err
+	}
 	if err := a.openDatabase(ctx); err != nil {
 		return err
 	}

@@ -23,7 +23,6 @@ import (
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
-	"github.com/toppira/authctl/platform/tracing"
 	"github.com/toppira/authctl/platform/tuning"
 )
 
@@ -78,10 +77,9 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
 	defer a.onHangup(hangup)()
 	build := buildInfo()
 	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
-	if a.tracer, err = tracing.Open(ctx, build.Version, a.log); err != nil {
+	if err := a.openTracer(ctx, build.Version); err != nil {
 		return err
 	}
-	a.closers = append(a.closers, a.tracer.Close)
 	if err := a.openAuth(ctx); err != nil {
 		return err
 	}

@@ -23,8 +23,8 @@ BEGIN
                 AND granted.grantee IN ('authctl_serve'::regrole, 'authctl_relay'::regrole)
         UNION ALL
         SELECT format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, authctl_serve, authctl_relay', name::regproc::oid::regprocedure)
-            FROM unnest(ARRAY['outbox_add', 'outbox_add_message', 'outbox_deliver', 'outbox_segment_is_idle',
-                'outbox_target_is_known',
+            FROM unnest(ARRAY['outbox_add', 'outbox_add_traced', 'outbox_add_message', 'outbox_add_message_traced',
+                'outbox_deliver', 'outbox_segment_is_idle', 'outbox_target_is_known',
                 'revocation_until_ms', 'revocation_of_session', 'revocation_of_account', 'revocation_of_key',
                 'contact_end_challenges_of_user', 'contact_end_challenges_of_contact', 'contact_forget_user']) name
     LOOP
@@ -44,7 +44,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON verifier TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE, DELETE ON contact, contact_challenge, contact_undo TO authctl_serve;
 
 -- authctl_serve adds events but can neither read nor remove them.
-GRANT EXECUTE ON FUNCTION outbox_add, outbox_add_message, outbox_deliver TO authctl_serve;
+GRANT EXECUTE ON FUNCTION outbox_add, outbox_add_traced, outbox_add_message, outbox_add_message_traced, outbox_deliver
+    TO authctl_serve;
 GRANT SELECT ON outbox_setting TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE ON outbox_key, outbox_finished_key TO authctl_serve;
 GRANT USAGE ON SEQUENCE outbox_event_id TO authctl_serve;

@@ -114,7 +114,7 @@ func HeldEvents(ctx context.Context, db *database.DB, s Subscription, key string
 	table, columns := "outbox_event", recordColumns
 	if len(s.Types) == 0 {
 		table = "outbox_message"
-		columns = `e.created_ms, 0, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, '{}'`
+		columns = `e.created_ms, 0, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, '{}', 0, e.traceparent`
 	}
 	list, err := database.Collect(ctx, db, "read the events of a key that waits", func(row database.Row) (r Record, err error) {
 		err = row.Scan(r.fields()...)

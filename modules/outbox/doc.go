@@ -38,7 +38,8 @@
 //	outbox_relay        the relays that live, for fair shares and for people
 //	outbox_target       where events go and went, and how many partitions the order relies on
 //	outbox_trouble      the outages of relays, for people who look from other machines
-//	outbox_setting      the number of shards; the length of a segment; whether further targets want events
+//	outbox_setting      the number of shards; the length of a segment; whether further targets want events; the
+//	                    generation, which every event keeps: how often the database was set back to an older state
 //
 // and of targets besides the log:
 //
@@ -98,7 +99,7 @@
 // outbox_finished_key, SELECT and UPDATE on outbox_setting, SELECT and INSERT on outbox_dead, SELECT,
 // INSERT and UPDATE on outbox_parked_key and outbox_target, all rights on outbox_shard, outbox_relay
 // and outbox_trouble, and SELECT on the sequence; it cannot write events. For targets besides the log a
-// writer needs EXECUTE of outbox_deliver and outbox_add_message, which run as their owner, and a relay the
+// writer needs EXECUTE of outbox_deliver and outbox_add_message_traced, which run as their owner, and a relay the
 // rights that deploy/postgres/grants.sql names. relay/rights_test.go tests
 // all of this, and has the rights of operators.
 //

@@ -15,6 +15,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // MaxEventBytes limits the size of an event, all fields together. A sink must accept an event of
@@ -64,6 +65,7 @@ func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 		if ready[i], err = prepare(e); err != nil {
 			return fmt.Errorf("outbox.Add: event %d, type %q: %w", i, e.Type, err)
 		}
+		ready[i].trace = create(ctx, &ready[i])
 	}
 	// All transactions must lock keys in the same order.
 	slices.SortStableFunc(ready, func(a, b stored) int { return cmp.Compare(a.Key, b.Key) })
@@ -92,6 +94,20 @@ func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	return nil
 }
 
+// create makes the span of an event, if the context's trace is recorded, and returns what the event keeps of
+// its trace.
+func create(ctx context.Context, s *stored) (traceparent string) {
+	ctx, span := tracing.Producer(ctx, "CloudEvents Create")
+	if span.Recorded() {
+		span.Rename("CloudEvents Create " + s.Type)
+		span.Set("cloudevents.event_id", s.ID.String())
+		span.Set("cloudevents.event_source", s.Source)
+		span.Set("cloudevents.event_type", s.Type)
+	}
+	span.End()
+	return tracing.Parent(ctx)
+}
+
 // Finish says that a key will have no more events, because what it stands for no longer exists,
 // such as a deleted account. Call it after [Add], in the transaction that adds the last event. Once
 // the retention has passed, the outbox forgets the key's sequence number; without Finish it never
@@ -113,6 +129,7 @@ func Finish(ctx context.Context, tx database.Tx, key string) error {
 type stored struct {
 	Event
 	time  string
+	trace string // W3C traceparent; empty: of no trace
 	bytes int
 	hash  int32 // not negative; shard and partition are its remainder
 }
@@ -171,27 +188,28 @@ func prepare(e Event) (stored, error) {
 func addPostgres(ctx context.Context, tx database.IDB, events []stored) error {
 	if len(events) == 1 {
 		s := &events[0]
-		_, err := tx.ExecContext(ctx, `SELECT outbox_add(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			s.hash, s.bytes, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data))
+		_, err := tx.ExecContext(ctx, `SELECT outbox_add_traced(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			s.hash, s.bytes, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace)
 		if err != nil {
 			return fmt.Errorf("insert event: %w", err)
 		}
 		return nil
 	}
 	n := len(events)
-	hashes, sizes, ids, texts := make([]int32, n), make([]int32, n), make([]uuid.UUID, n), [7][]string{}
+	hashes, sizes, ids, texts := make([]int32, n), make([]int32, n), make([]uuid.UUID, n), [8][]string{}
 	for i := range events {
 		s := &events[i]
 		hashes[i], sizes[i], ids[i] = s.hash, int32(s.bytes), s.ID
-		for j, text := range []string{s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)} {
+		for j, text := range []string{s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace} {
 			texts[j] = append(texts[j], text)
 		}
 	}
 	// PostgreSQL calls a volatile function after sorting, in the order of the rows.
-	_, err := tx.ExecContext(ctx, `SELECT outbox_add(hash, size, id, type, key, subject, source, dataschema, time, data)
-		FROM unnest(?::integer[], ?::integer[], ?::uuid[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[])
-			WITH ORDINALITY AS e (hash, size, id, type, key, subject, source, dataschema, time, data, n) ORDER BY n`,
-		hashes, sizes, ids, texts[0], texts[1], texts[2], texts[3], texts[4], texts[5], texts[6])
+	_, err := tx.ExecContext(ctx, `SELECT outbox_add_traced(hash, size, id, type, key, subject, source, dataschema, time, data, trace)
+		FROM unnest(?::integer[], ?::integer[], ?::uuid[],
+				?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[])
+			WITH ORDINALITY AS e (hash, size, id, type, key, subject, source, dataschema, time, data, trace, n) ORDER BY n`,
+		hashes, sizes, ids, texts[0], texts[1], texts[2], texts[3], texts[4], texts[5], texts[6], texts[7])
 	if err != nil {
 		return fmt.Errorf("insert events: %w", err)
 	}
@@ -203,8 +221,9 @@ func addMessage(ctx context.Context, tx database.IDB, s *stored) error {
 	found := false
 	var err error
 	if database.IsPostgres(tx) {
-		err = tx.QueryRowContext(ctx, `SELECT outbox_add_message(?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			s.Target, s.hash, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)).Scan(&found)
+		err = tx.QueryRowContext(ctx, `SELECT outbox_add_message_traced(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+			s.Target, s.hash, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace).
+			Scan(&found)
 	} else {
 		found, err = addMessageSQLite(ctx, tx, s)
 	}
@@ -228,9 +247,10 @@ func addMessageSQLite(ctx context.Context, tx database.IDB, s *stored) (bool, er
 		return false, err
 	}
 	var id int64
-	err = tx.QueryRowContext(ctx, `INSERT INTO outbox_message (created_ms, event_id, type, key, subject, source, dataschema, time, data)
-		VALUES (`+schema.SQLiteNow+`, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
-		s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)).Scan(&id)
+	err = tx.QueryRowContext(ctx, `INSERT INTO outbox_message
+			(created_ms, event_id, type, key, subject, source, dataschema, time, data, traceparent)
+		VALUES (`+schema.SQLiteNow+`, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
+		s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace).Scan(&id)
 	if err != nil {
 		return false, err
 	}
@@ -248,9 +268,10 @@ func addSQLite(ctx context.Context, tx database.IDB, events []stored) error {
 		if err != nil {
 			return fmt.Errorf("count the key's events: %w", err)
 		}
-		err = tx.QueryRowContext(ctx, `INSERT INTO outbox_event (created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data)
-			VALUES (`+schema.SQLiteNow+`, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
-			seq, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data)).Scan(&id)
+		err = tx.QueryRowContext(ctx, `INSERT INTO outbox_event
+				(created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data, traceparent)
+			VALUES (`+schema.SQLiteNow+`, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
+			seq, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace).Scan(&id)
 		if err != nil {
 			return fmt.Errorf("insert event: %w", err)
 		}

@@ -14,6 +14,11 @@ type Record struct {
 	Data       []byte // compact JSON
 	Replay     bool   // sent again because an operator asked for it
 
+	// Generation is how often the database had been set back to an older state when the event was
+	// written. Sequence numbers can repeat in a higher one.
+	Generation  int64
+	TraceParent string // of the span that created the event (W3C Trace Context); empty: of no trace
+
 	CreatedMS int64 // when it was written, by the database's clock
 }
 
@@ -23,12 +28,13 @@ func (r *Record) Bytes() int {
 }
 
 // recordColumns are those of an event e, in the order of [Record.fields] after the first two.
-const recordColumns = `e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data`
+const recordColumns = `e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data,
+	e.generation, e.traceparent`
 
 // fields are what a row is scanned into: id, replay, and recordColumns.
 func (r *Record) fields() []any {
 	return []any{
 		&r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time,
-		&r.Data,
+		&r.Data, &r.Generation, &r.TraceParent,
 	}
 }

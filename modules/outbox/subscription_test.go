@@ -188,13 +188,13 @@ func TestTargetsReadTooEarlyAreFound(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	var text string
-	if err := db.QueryRowContext(t.Context(), `SELECT pg_get_functiondef('outbox_add'::regproc)`).Scan(&text); err != nil {
+	if err := db.QueryRowContext(t.Context(), `SELECT pg_get_functiondef('outbox_add_traced'::regproc)`).Scan(&text); err != nil {
 		t.Fatal(err)
 	}
 	const read, before = "    SELECT * INTO STRICT o FROM outbox_setting;\n", "    INSERT INTO outbox_key AS k"
 	early := strings.Replace(strings.Replace(text, read, "", 1), before, read+before, 1)
 	if early == text || strings.Count(early, read) != 1 {
-		t.Fatalf("outbox_add is written otherwise now:\n%s", text)
+		t.Fatalf("outbox_add_traced is written otherwise now:\n%s", text)
 	}
 	if _, err := db.ExecContext(t.Context(), early); err != nil {
 		t.Fatal(err)

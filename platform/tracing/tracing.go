@@ -4,7 +4,8 @@
 //
 // Only a request begins a trace, with [Tracer.Server]. What is done for it adds its spans with [Start]
 // and [Client], which find the trace in the context: there is nothing to pass on, and work
-// outside of a request that is sampled makes no spans.
+// outside of a request that is sampled makes no spans. What is done for it later, and elsewhere, goes on
+// with [Tracer.Continue] from what [Parent] wrote down.
 package tracing
 
 import (
@@ -165,6 +166,12 @@ func Client(ctx context.Context, name string) (context.Context, Span) {
 	return child(ctx, name, trace.SpanKindClient)
 }
 
+// Producer is [Start] for making what another process works on later, such as an event. [Parent] of the
+// returned context goes with it.
+func Producer(ctx context.Context, name string) (context.Context, Span) {
+	return child(ctx, name, trace.SpanKindProducer)
+}
+
 func child(ctx context.Context, name string, kind trace.SpanKind) (context.Context, Span) {
 	parent := trace.SpanFromContext(ctx)
 	if !parent.IsRecording() {
@@ -174,12 +181,40 @@ func child(ctx context.Context, name string, kind trace.SpanKind) (context.Conte
 	return ctx, Span{span}
 }
 
+// Continue begins a span of work for another process in the trace that a traceparent names, long after it
+// was written down by [Parent]. It is a child of the span that was written down, and linked to it as the
+// conventions for messages want it. Without a traceparent, or if that span was not recorded, there is none.
+func (t *Tracer) Continue(ctx context.Context, traceparent, name string) (context.Context, Span) {
+	if t == nil || traceparent == "" {
+		return ctx, Span{}
+	}
+	within := propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent})
+	from := trace.SpanContextFromContext(within)
+	if !from.IsSampled() {
+		return ctx, Span{}
+	}
+	within, span := t.tracer.Start(within, name, trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithLinks(trace.Link{SpanContext: from}))
+	return within, Span{span}
+}
+
 // Past adds a span for what has already happened.
 func Past(ctx context.Context, name string, from, to time.Time) {
 	if parent := trace.SpanFromContext(ctx); parent.IsRecording() {
 		_, span := parent.TracerProvider().Tracer(scope).Start(ctx, name, trace.WithTimestamp(from))
 		span.End(trace.WithTimestamp(to))
 	}
+}
+
+// Parent is the W3C traceparent of the context's span, for what continues the trace later or elsewhere. It
+// is empty outside of a trace. That of a span that is not recorded says so.
+func Parent(ctx context.Context) string {
+	span := trace.SpanContextFromContext(ctx)
+	if !span.IsValid() {
+		return ""
+	}
+	flags := span.TraceFlags() & trace.FlagsSampled
+	return "00-" + span.TraceID().String() + "-" + span.SpanID().String() + "-" + flags.String()
 }
 
 // Recorded reports whether what is said of the span goes anywhere.

@@ -70,7 +70,7 @@ func TestOffNothingIsMade(t *testing.T) {
 		span.Fail("x")
 		span.End()
 		root.EndAt(at)
-		if root.TraceID() != "" || span.Recorded() {
+		if root.TraceID() != "" || span.Recorded() || tracing.Parent(ctx) != "" {
 			t.Error("there is a trace")
 		}
 	}); n > 0 {
@@ -132,6 +132,22 @@ func TestSpansAreSampledByTheirParent(t *testing.T) {
 	}
 }
 
+// What is written down of a span is what its trace goes on with.
+func TestParentIsTheTraceparentOfTheSpan(t *testing.T) {
+	clear(t)
+	const span = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
+	for _, parent := range []string{span + "-01", span + "-00", ""} {
+		if got := tracing.Parent(tracingtest.Within(t.Context(), parent)); got != parent {
+			t.Errorf("the parent is %q, want %q", got, parent)
+		}
+	}
+	// A flag that only later versions define is not passed on.
+	later := tracingtest.Within(t.Context(), span+"-03")
+	if got := tracing.Parent(later); !strings.HasSuffix(got, "-01") {
+		t.Errorf("the parent is %q", got)
+	}
+}
+
 func TestProbeSaysWhetherACollectorTakesSpans(t *testing.T) {
 	collector := tracingtest.New(t)
 	for _, test := range []struct {
@@ -153,4 +169,44 @@ func TestProbeSaysWhetherACollectorTakesSpans(t *testing.T) {
 	if spans := collector.Spans(); len(spans) > 0 {
 		t.Errorf("spans were sent: %v", spans)
 	}
+}
+
+// BenchmarkOff is what each thing costs that would be a span, where no collector is named. The context is as
+// deep as that of a request.
+func BenchmarkOff(b *testing.B) {
+	ctx := b.Context()
+	type key int
+	for i := range 8 {
+		ctx = context.WithValue(ctx, key(i), i)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	b.Run("statement", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			_, span := tracing.Client(ctx, "database")
+			if span.Recorded() {
+				b.Fatal("there is a trace")
+			}
+			span.End()
+		}
+	})
+	b.Run("event", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			ctx, span := tracing.Producer(ctx, "CloudEvents Create")
+			span.End()
+			if span.Recorded() || tracing.Parent(ctx) != "" {
+				b.Fatal("there is a trace")
+			}
+		}
+	})
+	b.Run("request", func(b *testing.B) {
+		var tracer *tracing.Tracer
+		b.ReportAllocs()
+		for b.Loop() {
+			_, span := tracer.Server(ctx, nil, "GET", time.Time{})
+			span.End()
+		}
+	})
 }

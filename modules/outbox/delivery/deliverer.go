@@ -19,6 +19,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/retry"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // Deliverer delivers events to the targets besides the log. Any number of deliverers, in any number
@@ -31,6 +32,8 @@ type Deliverer struct {
 	met   *metrics
 	now   func() time.Time
 	waker *relay.Waker
+
+	tracer *tracing.Tracer
 
 	id, name string
 	kinds    []string
@@ -62,6 +65,7 @@ type Options struct {
 	Log      *zap.Logger           // nil: none
 	Registry prometheus.Registerer // nil: none
 	Waker    *relay.Waker          // of this process; nil: the deliverer polls
+	Tracer   *tracing.Tracer       // nil: none
 	Now      func() time.Time      // nil: time.Now
 	Name     string                // for people; "": host and process id
 }
@@ -74,7 +78,7 @@ func New(db *database.DB, sinks map[string]Sink, cfg Config, opt Options) (*Deli
 	}
 	d := &Deliverer{
 		db: db, sinks: sinks, cfg: cfg.withDefaults(), log: opt.Log, now: opt.Now, waker: opt.Waker,
-		id: id.String(), name: opt.Name, kinds: slices.Sorted(maps.Keys(sinks)),
+		tracer: opt.Tracer, id: id.String(), name: opt.Name, kinds: slices.Sorted(maps.Keys(sinks)),
 		poked: make(chan struct{}, 1), leases: make(chan struct{}, 1),
 		seen: map[string]schema.Sighting{}, made: map[int]bool{}, workers: map[int]*worker{},
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
+	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
 
 // receivers is a sink whose targets take what they are told to.
@@ -101,11 +102,16 @@ func (s *receivers) sorted(target string) string {
 var quick = delivery.Config{Lease: 3 * time.Second, Pause: 20 * time.Millisecond}
 
 // start runs a deliverer to webhooks and mail until the returned function is called, or the test ends.
-func start(t testing.TB, db *database.DB, s delivery.Sink, cfg delivery.Config) (stop func(), reg *prometheus.Registry) {
+func start(
+	t testing.TB, db *database.DB, s delivery.Sink, cfg delivery.Config, options ...func(*delivery.Options),
+) (stop func(), reg *prometheus.Registry) {
 	t.Helper()
 	reg = prometheus.NewRegistry()
-	d, err := delivery.New(db, map[string]delivery.Sink{"webhook": s, "mail": s}, cfg,
-		delivery.Options{Log: zaptest.NewLogger(t), Registry: reg})
+	opt := delivery.Options{Log: zaptest.NewLogger(t), Registry: reg}
+	for _, change := range options {
+		change(&opt)
+	}
+	d, err := delivery.New(db, map[string]delivery.Sink{"webhook": s, "mail": s}, cfg, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -206,6 +212,55 @@ func TestEachTargetGetsItsEventsInOrder(t *testing.T) {
 			+ (SELECT count(*) FROM outbox_delivery_lease WHERE owner IS NOT NULL)`).Scan(&left)
 		if err != nil || left != 0 {
 			t.Errorf("%d messages, deliverers and leases are left, %v", left, err)
+		}
+	})
+}
+
+// Targets besides the log get events with the trace and the generation in which they were written, also when
+// they are sent again.
+func TestATargetGetsTheTraceAndTheGenerationOfAnEvent(t *testing.T) {
+	t.Parallel()
+	const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		one := subscribe(t, db, "one")
+		toMail := outboxtest.Event("mail:a")
+		toMail.Target = "mail"
+		raise := func(to int) {
+			t.Helper()
+			if _, err := db.Write(t.Context(), `UPDATE outbox_setting SET generation = ?`, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		raise(7)
+		err := db.Tx(tracingtest.Within(t.Context(), traceparent), func(ctx context.Context, tx database.Tx) error {
+			return outbox.Add(ctx, tx, outboxtest.Event("a"), toMail)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		raise(8)
+		outboxtest.AddKeys(t, db, "a")
+		s := newReceivers()
+		start(t, db, s, quick)
+		empty(t, db, "one", "mail")
+		if _, err := outbox.ReplayTo(t.Context(), db, one, outbox.Selection{}, false, nil); err != nil {
+			t.Fatal(err)
+		}
+		empty(t, db, "one")
+		got := func(target string) (list []string) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, r := range s.taken[target] {
+				list = append(list, fmt.Sprint(r.Seq, " ", r.Generation, " ", r.TraceParent))
+			}
+			return list
+		}
+		once := []string{"1 7 " + traceparent, "2 8 "}
+		if list := got("one"); !slices.Equal(list, slices.Concat(once, once)) {
+			t.Errorf("one gets %q, want %q twice", list, once)
+		}
+		if list := got("mail"); !slices.Equal(list, []string{"0 0 " + traceparent}) {
+			t.Errorf("mail gets %q", list)
 		}
 	})
 }

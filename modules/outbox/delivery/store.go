@@ -113,7 +113,7 @@ func (d *Deliverer) voidPauses(ctx context.Context, server string, target int, s
 	return nil
 }
 
-const recordColumns = `e.created_ms, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data`
+const recordColumns = `e.created_ms, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, e.data, e.traceparent`
 
 // records reads the events of attempts. It does not say which are replays.
 func (d *Deliverer) records(ctx context.Context, server string, list []*flight) (map[int64]*outbox.Record, error) {
@@ -129,8 +129,8 @@ func (d *Deliverer) records(ctx context.Context, server string, list []*flight) 
 	scan := func(from database.Row) (one struct{}, err error) {
 		r := &outbox.Record{}
 		var on string
-		err = from.Scan(&r.ID, &r.Seq, &r.CreatedMS, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema,
-			&r.Time, &r.Data, &on)
+		err = from.Scan(&r.ID, &r.Seq, &r.Generation, &r.CreatedMS, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source,
+			&r.DataSchema, &r.Time, &r.Data, &r.TraceParent, &on)
 		if err == nil && on != server {
 			err = errOtherServer
 		}
@@ -145,7 +145,7 @@ func (d *Deliverer) records(ctx context.Context, server string, list []*flight) 
 			same = " AND e.segment = v.segment"
 		}
 		_, err := database.Collect(ctx, d.db, "read events for a target", scan,
-			`SELECT e.id, e.key_seq, `+recordColumns+`, `+this+` FROM `+table+` v JOIN outbox_event e ON e.id = v.id`+same, arg)
+			`SELECT e.id, e.key_seq, e.generation, `+recordColumns+`, `+this+` FROM `+table+` v JOIN outbox_event e ON e.id = v.id`+same, arg)
 		if err != nil {
 			return nil, err
 		}
@@ -153,7 +153,7 @@ func (d *Deliverer) records(ctx context.Context, server string, list []*flight) 
 	if len(messages) > 0 {
 		table, arg := schema.Rows(d.db, messages, "id")
 		_, err := database.Collect(ctx, d.db, "read messages for a target", scan,
-			`SELECT e.id, 0, `+recordColumns+`, `+this+` FROM `+table+` v JOIN outbox_message e ON e.id = v.id`, arg)
+			`SELECT e.id, 0, 0, `+recordColumns+`, `+this+` FROM `+table+` v JOIN outbox_message e ON e.id = v.id`, arg)
 		if err != nil {
 			return nil, err
 		}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/retry"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 // worker delivers to one target. One goroutine makes all decisions and writes them to the database;
@@ -364,12 +365,48 @@ func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 func (w *worker) attempt(to Target, r outbox.Record, a Attempt) (err error) {
 	ctx, cancel := context.WithTimeout(w.d.abandon, time.Minute)
 	defer cancel()
+	ctx, span := w.d.tracer.Continue(ctx, r.TraceParent, "send "+to.Name)
+	if span.Recorded() {
+		describe(span, to, r, a)
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the sink panicked: %v", p)
 		}
+		failed(span, err)
+		span.End()
 	}()
 	return w.d.sinks[to.Kind].Deliver(ctx, to, r, a)
+}
+
+// describe says what a span is of, by the semantic conventions for messages.
+func describe(span tracing.Span, to Target, r outbox.Record, a Attempt) {
+	span.Set("messaging.system", to.Kind)
+	span.Set("messaging.destination.name", to.Name)
+	span.Set("messaging.operation.name", "send")
+	span.Set("messaging.operation.type", "send")
+	span.Set("messaging.message.id", r.EventID)
+	span.Set("authctl.attempt", a.Number)
+}
+
+// failed says why an attempt failed, but not in words that come from outside: they may hold an address.
+func failed(span tracing.Span, err error) {
+	var refused *Refused
+	var gone *Gone
+	var dropped *Dropped
+	switch {
+	case err == nil:
+	case errors.As(err, &dropped):
+		span.Set("authctl.outcome", "dropped")
+	case errors.As(err, &refused):
+		span.Fail("refused for good")
+	case errors.As(err, &gone):
+		span.Fail("the target takes nothing any more")
+	case errors.Is(err, ErrNotOwned):
+		span.Fail("not sent: the lease had ended")
+	default:
+		span.Fail("not taken; it is tried again")
+	}
 }
 
 // read fills the queues with events that are ready, and sets those aside whose keys wait.

@@ -65,6 +65,8 @@ type Seen struct {
 	Seq       int64
 	Body      string // everything that must be the same in every delivery
 	Replay    bool
+
+	Trace, Generation string // as they stand there; empty: absent
 }
 
 // Report counts the broken promises, and has the first of each kind.

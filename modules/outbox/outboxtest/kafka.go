@@ -122,6 +122,10 @@ func ParseRecord(r *kgo.Record) (Seen, error) {
 				return s, fmt.Errorf("understand the sequence of an event: %w", err)
 			}
 			s.Seq = seq
+		case "traceparent":
+			s.Trace = string(h.Value)
+		case "ce_generation":
+			s.Generation = string(h.Value)
 		case "ce_replay":
 			s.Replay = string(h.Value) == "true"
 			continue

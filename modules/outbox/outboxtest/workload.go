@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -142,9 +143,10 @@ func ReadFile(path string) ([]Seen, error) {
 // ParseLine parses a line of the file sink.
 func ParseLine(line []byte) (Seen, error) {
 	var e struct {
-		ID, Subject, Sequence, Type, Time, Source string
-		Replay                                    bool
-		Data                                      json.RawMessage
+		ID, Subject, Sequence, Type, Time, Source, DataSchema, Generation, TraceParent string
+
+		Replay bool
+		Data   json.RawMessage
 	}
 	if err := json.Unmarshal(line, &e); err != nil {
 		return Seen{}, fmt.Errorf("parse a line of events: %w", err)
@@ -153,6 +155,7 @@ func ParseLine(line []byte) (Seen, error) {
 	if err != nil {
 		return Seen{}, fmt.Errorf("parse the sequence of an event: %w", err)
 	}
-	return Seen{ID: e.ID, Key: e.Subject, Seq: seq, Replay: e.Replay, Body: e.Type + e.Source + e.Time + string(e.Data)},
-		nil
+	body := []string{e.Type, e.Source, e.Time, e.DataSchema, e.Generation, e.TraceParent, string(e.Data)}
+	return Seen{ID: e.ID, Key: e.Subject, Seq: seq, Replay: e.Replay, Trace: e.TraceParent, Generation: e.Generation,
+		Body: strings.Join(body, "\n")}, nil
 }

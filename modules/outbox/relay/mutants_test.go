@@ -108,8 +108,8 @@ func TestCheckerFindsOrderByTransaction(t *testing.T) {
 
 // drawnFirst is the function that draws the id before its transaction holds the lock by which
 // a relay sees it: everything else is as it should be.
-const drawnFirst = `CREATE OR REPLACE FUNCTION outbox_add(p_hash integer, p_bytes integer, p_event_id uuid, p_type text, p_key text,
-    p_subject text, p_source text, p_dataschema text, p_time text, p_data text) RETURNS void LANGUAGE plpgsql AS $$
+const drawnFirst = `CREATE OR REPLACE FUNCTION outbox_add_traced(p_hash integer, p_bytes integer, p_event_id uuid, p_type text, p_key text,
+    p_subject text, p_source text, p_dataschema text, p_time text, p_data text, p_traceparent text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     n bigint;
     i bigint;

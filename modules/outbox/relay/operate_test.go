@@ -17,6 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
+	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
 
 // picky refuses some records as a broker would; what it takes, the real sink gets.
@@ -201,6 +202,65 @@ func TestReplaySendsTheSameEventsAgain(t *testing.T) {
 		}
 		if len(bodies) != 4 {
 			t.Errorf("there are %d event ids, want 4", len(bodies))
+		}
+	})
+}
+
+// The trace and the generation of an event are those of the moment in which it was written, also when it
+// is sent after it was parked, and when it is sent again.
+func TestAnEventIsSentWithItsTraceAndItsGeneration(t *testing.T) {
+	t.Parallel()
+	const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		raise := func(to int) {
+			t.Helper()
+			if _, err := db.Write(t.Context(), `UPDATE outbox_setting SET generation = ?`, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		within := tracingtest.Within(t.Context(), traceparent)
+		err := db.Tx(within, func(ctx context.Context, tx database.Tx) error {
+			return outbox.Add(ctx, tx, outboxtest.Event("good"), outboxtest.Event("bad"))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		raise(7)
+		outboxtest.AddKeys(t, db, "good")
+		raise(8)
+		real, path := file(t)
+		s := &picky{Sink: real, refuses: func(r relay.Record) bool { return r.Key == "bad" }}
+		startRelay(t, db, s, relay.Config{}, relay.Options{})
+		testenv.Eventually(t, "a parked key", func() bool {
+			st, err := outbox.Status(t.Context(), db)
+			return err == nil && st.Pending == 0 && st.ParkedEvents == 1
+		})
+		s.set(func(relay.Record) bool { return false })
+		if _, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil {
+			t.Fatal(err)
+		}
+		drained(t, db)
+		if _, err := outbox.Replay(t.Context(), db, outbox.Selection{}, false, nil); err != nil {
+			t.Fatal(err)
+		}
+		drained(t, db)
+		seen, err := outboxtest.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{"good/1": traceparent, "bad/1": traceparent, "good/2": " of 7"}
+		times := map[string]int{}
+		for _, s := range seen {
+			name, of := fmt.Sprintf("%s/%d", s.Key, s.Seq), s.Trace
+			if s.Generation != "" {
+				of += " of " + s.Generation
+			}
+			if times[name]++; of != want[name] {
+				t.Errorf("%s, replay %v: %q, want %q", name, s.Replay, of, want[name])
+			}
+		}
+		if fmt.Sprint(times) != "map[bad/1:2 good/1:2 good/2:2]" {
+			t.Errorf("sent %v", times)
 		}
 	})
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/retry"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 const (
@@ -38,6 +39,7 @@ type Relay struct {
 	log                    *zap.Logger
 	met                    *metrics
 	now                    func() time.Time
+	tracer                 *tracing.Tracer
 	waker                  *Waker
 	watchEvery, sweepEvery time.Duration
 
@@ -78,6 +80,7 @@ type Options struct {
 	Log      *zap.Logger           // nil: none
 	Registry prometheus.Registerer // nil: none
 	Waker    *Waker                // of this process; nil: the relay polls
+	Tracer   *tracing.Tracer       // nil: none
 	Now      func() time.Time      // nil: time.Now
 	Name     string                // for people; "": host and process id
 }
@@ -94,7 +97,7 @@ func New(db *database.DB, sink Sink, cfg Config, opt Options) (*Relay, error) {
 	}
 	r := &Relay{
 		db: db, sink: sink, cfg: cfg.withDefaults(), log: opt.Log, met: met, now: opt.Now, waker: opt.Waker,
-		id: id.String(), name: opt.Name, held: map[int]*shard{}, refusals: map[int64]time.Duration{},
+		tracer: opt.Tracer, id: id.String(), name: opt.Name, held: map[int]*shard{}, refusals: map[int64]time.Duration{},
 		watchEvery: watchEvery, sweepEvery: sweepEvery,
 		poked: make(chan struct{}, 1), more: make(chan struct{}, 1),
 		leases: make(chan struct{}, 1), acks: make(chan struct{}, 1),

@@ -70,10 +70,14 @@ func (r *Relay) advance(b *batch) {
 
 // publish tries until the sink has the batch (nil, true), until it refuses it (…, true), or until
 // the relay gives the batch up (nil, false).
-func (r *Relay) publish(ctx context.Context, stopping context.Context, whole *batch, b *Batch) (*Refused, bool) {
+func (r *Relay) publish(ctx context.Context, stopping context.Context, whole *batch, b *Batch) (
+	refused *Refused, ok bool,
+) {
+	attempts, spans := 0, r.traced(ctx, b)
+	defer func() { spans.end(attempts, refused, ok) }()
 	for wait := firstRetry; ; wait = min(2*wait, lastRetry) {
+		attempts++
 		err := r.sink.Publish(ctx, b)
-		var refused *Refused
 		switch {
 		case err == nil:
 			r.outages.resolved(b.Partition)

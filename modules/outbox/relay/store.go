@@ -17,7 +17,7 @@ type store struct {
 }
 
 const fetchSQLite = `SELECT p.shard, e.id, p.replay, e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.subject,
-		e.source, e.dataschema, e.time, e.data
+		e.source, e.dataschema, e.time, e.data, e.generation, e.traceparent
 	FROM json_each(?1) s
 	JOIN outbox_pending p ON p.shard = s.value AND p.id IN (
 		SELECT w.id FROM (
@@ -82,7 +82,7 @@ func (s *store) readSQLite(ctx context.Context, _ string, shards []int, _ []int6
 	for rows.Next() {
 		var r Record
 		err := rows.Scan(&r.shard, &r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject,
-			&r.Source, &r.DataSchema, &r.Time, &r.Data)
+			&r.Source, &r.DataSchema, &r.Time, &r.Data, &r.Generation, &r.TraceParent)
 		if err != nil {
 			return nil, err
 		}

@@ -31,7 +31,8 @@ const fetchPostgres = `SELECT s.shard, p.ids, p.segments, p.replays, p.sizes, p.
 			WHERE shard = s.shard AND id > s.watermark ORDER BY id LIMIT $3) q
 	) p WHERE p.ids IS NOT NULL`
 
-const segmentPostgres = `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data
+const segmentPostgres = `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data,
+		generation, traceparent
 	FROM outbox_event_%02d WHERE id = ANY ((SELECT $1::bigint[])::bigint[]) ORDER BY id`
 
 // A crash may bring back the row of an acknowledged event, which repeats the event and loses none.
@@ -145,7 +146,7 @@ func complete(
 	for i := range rows {
 		ids[i] = rows[i].id
 	}
-	var text []byte // of one record: one allocation instead of five
+	var text []byte // of one record: one allocation instead of six
 	var last Record
 	err := query(ctx, conn, mode, func(v [][]byte) error {
 		if len(rows) == 0 {
@@ -167,6 +168,8 @@ func complete(
 		text = append(text, v[5]...)
 		when := len(text)
 		text = append(text, v[6]...)
+		trace := len(text)
+		text = append(text, v[12]...)
 		all := string(text)
 		// Consecutive events mostly share these.
 		if string(v[7]) != last.Type {
@@ -180,7 +183,8 @@ func complete(
 		}
 		out = append(out, Record{shard: p.shard, at: p.at, Record: outbox.Record{
 			ID: p.id, Replay: p.replay, Seq: number(v[1]), CreatedMS: number(v[2]),
-			EventID: all[:key], Key: all[key:subject], Subject: all[subject:when], Time: all[when:],
+			EventID: all[:key], Key: all[key:subject], Subject: all[subject:when], Time: all[when:trace],
+			TraceParent: all[trace:], Generation: number(v[11]),
 			Type: last.Type, Source: last.Source, DataSchema: last.DataSchema, Data: slices.Clone(v[10]),
 		}})
 		return nil

@@ -66,9 +66,10 @@ func TestPendingEventsAreReadAsTheyWereAdded(t *testing.T) {
 		}
 		for _, r := range got {
 			var want Record
-			err := db.QueryRowContext(t.Context(), `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data FROM outbox_event WHERE id = ?`, r.ID).
+			err := db.QueryRowContext(t.Context(), `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data, generation, traceparent
+				FROM outbox_event WHERE id = ?`, r.ID).
 				Scan(&want.ID, &want.Seq, &want.CreatedMS, &want.EventID, &want.Key, &want.Subject, &want.Time, &want.Type,
-					&want.Source, &want.DataSchema, &want.Data)
+					&want.Source, &want.DataSchema, &want.Data, &want.Generation, &want.TraceParent)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -154,7 +155,7 @@ func TestHotStatementsDoNotReadWholeTables(t *testing.T) {
 	db := dbtest.Postgres(t)
 	for _, q := range []string{
 		`INSERT INTO outbox_pending (shard, segment, bytes, id) SELECT g % 96, 0, 100, g FROM generate_series(1, 50000) g`,
-		`INSERT INTO outbox_event SELECT g, 0, 1, gen_random_uuid(), 0, '', '', '', '', '', '', '{}' FROM generate_series(1, 50000) g`,
+		`INSERT INTO outbox_event SELECT g, 0, 1, gen_random_uuid(), 0, '', '', '', '', '', '', '{}', 0, '' FROM generate_series(1, 50000) g`,
 		`ANALYZE`,
 	} {
 		if _, err := db.ExecContext(t.Context(), q); err != nil {

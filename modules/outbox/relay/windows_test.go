@@ -17,7 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// These tests hold a transaction at one point of outbox_add while others go on: the stable watermark
+// These tests hold a transaction at one point of outbox_add_traced while others go on: the stable watermark
 // relies on what is true between two statements.
 
 // stoppable gives the function a stop before, between and after its statements, and returns how many
@@ -25,12 +25,12 @@ import (
 func stoppable(t *testing.T, db *database.DB) int {
 	t.Helper()
 	var text string
-	if err := db.QueryRowContext(t.Context(), `SELECT pg_get_functiondef('outbox_add'::regproc)`).Scan(&text); err != nil {
+	if err := db.QueryRowContext(t.Context(), `SELECT pg_get_functiondef('outbox_add_traced'::regproc)`).Scan(&text); err != nil {
 		t.Fatal(err)
 	}
 	head, body, found := strings.Cut(text, "\nBEGIN\n")
 	if !found {
-		t.Fatalf("outbox_add is written otherwise now:\n%s", text)
+		t.Fatalf("outbox_add_traced is written otherwise now:\n%s", text)
 	}
 	stops := 0
 	var out strings.Builder
@@ -118,7 +118,7 @@ func eventID(t *testing.T, db *database.DB, key string) (id int64) {
 	return id
 }
 
-// eachStop runs a test at each stop of outbox_add, each in a database of its own.
+// eachStop runs a test at each stop of outbox_add_traced, each in a database of its own.
 func eachStop(t *testing.T, test func(t *testing.T, db *database.DB, at int)) {
 	t.Helper()
 	t.Parallel()

@@ -59,6 +59,8 @@ func content(t *testing.T, path string) string {
 	return string(text)
 }
 
+const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 const first = `{"specversion":"1.0","id":"k-1","source":"https://auth.example","type":"test.Happened.v1","subject":"k",` +
 	`"time":"2026-01-02T03:04:05.5Z","sequence":"1","dataschema":"https://schemas.example/a.json","datacontenttype":"application/json","data":{"a":"<&> ü"}}` + "\n"
 
@@ -68,9 +70,14 @@ func TestFileHasOneStructuredEventALine(t *testing.T) {
 	s := open(t, path)
 	bare := record("k", 2)
 	bare.Subject, bare.DataSchema, bare.Replay = "", "", true
-	publish(t, s, record("k", 1), bare)
+	traced := record("k", 3)
+	traced.TraceParent, traced.Generation = traceparent, 12
+	publish(t, s, record("k", 1), bare, traced)
 	want := first + `{"specversion":"1.0","id":"k-2","source":"https://auth.example","type":"test.Happened.v1",` +
-		`"time":"2026-01-02T03:04:05.5Z","sequence":"2","replay":true,"datacontenttype":"application/json","data":{"a":"<&> ü"}}` + "\n"
+		`"time":"2026-01-02T03:04:05.5Z","sequence":"2","replay":true,"datacontenttype":"application/json","data":{"a":"<&> ü"}}` + "\n" +
+		`{"specversion":"1.0","id":"k-3","source":"https://auth.example","type":"test.Happened.v1","subject":"k",` +
+		`"time":"2026-01-02T03:04:05.5Z","sequence":"3","generation":"12","dataschema":"https://schemas.example/a.json",` +
+		`"traceparent":"` + traceparent + `","datacontenttype":"application/json","data":{"a":"<&> ü"}}` + "\n"
 	if got := content(t, path); got != want {
 		t.Errorf("got  %swant %s", got, want)
 	}

@@ -97,11 +97,14 @@ func TestKafkaHasEventsInBinaryMode(t *testing.T) {
 	ensure(t, k)
 	second := record("k", 2)
 	second.Replay = true
-	b := batch(record("k", 1), second)
+	second.TraceParent, second.Generation = traceparent, 12
+	third := record("k", 3)
+	third.TraceParent, third.Generation = strings.Replace(traceparent, "0af", "1af", 1), 13
+	b := batch(record("k", 1), second, third)
 	b.Partition = 3
 	keep(t, k, b)
 	got, err := outboxtest.ReadRecords(t.Context(), cfg.Brokers, cfg.Topic)
-	if err != nil || len(got) != 2 {
+	if err != nil || len(got) != 3 {
 		t.Fatalf("%d records, %v", len(got), err)
 	}
 	for i, r := range got {
@@ -110,9 +113,16 @@ func TestKafkaHasEventsInBinaryMode(t *testing.T) {
 			headers += h.Key + ": " + string(h.Value) + "\n"
 		}
 		want := fmt.Sprintf("ce_specversion: 1.0\nce_id: k-%d\nce_source: https://auth.example\nce_type: test.Happened.v1\nce_time: 2026-01-02T03:04:05.5Z\n"+
-			"ce_subject: k\nce_sequence: %d\nce_dataschema: https://schemas.example/a.json\n", i+1, i+1)
+			"ce_subject: k\nce_sequence: %d\n", i+1, i+1)
+		if i > 0 {
+			want += fmt.Sprintf("ce_generation: %d\n", 11+i)
+		}
+		want += "ce_dataschema: https://schemas.example/a.json\n"
 		if i == 1 {
 			want += "ce_replay: true\n"
+		}
+		if trace := b.Records[i].TraceParent; trace != "" {
+			want += "ce_traceparent: " + trace + "\ntraceparent: " + trace + "\n"
 		}
 		want += "content-type: application/json\n"
 		if headers != want || string(r.Key) != "k" || string(r.Value) != `{"a":"<&> ü"}` || r.Partition != 3 ||

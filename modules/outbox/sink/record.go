@@ -21,6 +21,9 @@ var (
 	subjectName    = []byte("ce_subject")
 	sequenceName   = []byte("ce_sequence")
 	dataSchemaName = []byte("ce_dataschema")
+	generationName = []byte("ce_generation")
+	ceTraceName    = []byte("ce_traceparent") // CloudEvents extension for distributed tracing
+	traceName      = []byte("traceparent")    // what instrumented Kafka clients read
 )
 
 func header(name, value string) *sarama.RecordHeader {
@@ -33,27 +36,32 @@ func header(name, value string) *sarama.RecordHeader {
 type recordWriter struct {
 	text    []byte
 	records []written
+	traces  []sarama.RecordHeader // two for each record of a trace; it never grows
 
-	source, kind, schema *sarama.RecordHeader
+	source, kind, schema, generation *sarama.RecordHeader
 }
 
 // written is a record with the memory for its headers.
 type written struct {
 	record sarama.Record
 	own    [4]sarama.RecordHeader // id, time, subject, sequence
-	list   [10]*sarama.RecordHeader
+	list   [13]*sarama.RecordHeader
 }
 
 func newWriter(records []relay.Record) *recordWriter {
-	size := 0
+	size, traced := 0, 0
 	for i := range records {
 		r := &records[i]
-		size += len(r.Key) + len(r.EventID) + len(r.Time) + len(r.Subject) + len("9223372036854775807")
+		size += len(r.Key) + len(r.EventID) + len(r.Time) + len(r.Subject) + len("9223372036854775807") + len(r.TraceParent)
+		if r.TraceParent != "" {
+			traced++
+		}
 	}
 	return &recordWriter{
 		text: make([]byte, 0, size), records: make([]written, len(records)),
+		traces: make([]sarama.RecordHeader, 0, 2*traced),
 		source: &sarama.RecordHeader{Key: sourceName}, kind: &sarama.RecordHeader{Key: typeName},
-		schema: &sarama.RecordHeader{Key: dataSchemaName},
+		schema: &sarama.RecordHeader{Key: dataSchemaName}, generation: &sarama.RecordHeader{Key: generationName},
 	}
 }
 
@@ -76,11 +84,20 @@ func (w *recordWriter) record(i int, r *relay.Record) *sarama.Record {
 	begin := len(w.text)
 	w.text = strconv.AppendInt(w.text, r.Seq, 10)
 	add(sequenceName, w.text[begin:len(w.text):len(w.text)])
+	if text := generation(&r.Record); text != "" {
+		list = append(list, shared(&w.generation, text))
+	}
 	if r.DataSchema != "" {
 		list = append(list, shared(&w.schema, r.DataSchema))
 	}
 	if r.Replay {
 		list = append(list, replayHeader)
+	}
+	if r.TraceParent != "" {
+		trace := w.piece(r.TraceParent)
+		w.traces = append(w.traces, sarama.RecordHeader{Key: ceTraceName, Value: trace},
+			sarama.RecordHeader{Key: traceName, Value: trace})
+		list = append(list, &w.traces[len(w.traces)-2], &w.traces[len(w.traces)-1])
 	}
 	list = append(list, contentTypeHeader)
 	to.record = sarama.Record{OffsetDelta: int64(i), Key: w.piece(r.Key), Value: r.Data, Headers: list}

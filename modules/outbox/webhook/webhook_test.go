@@ -94,15 +94,18 @@ func TestARequestIsTheCloudEventWithASignature(t *testing.T) {
 	})
 	now := time.Unix(1_700_000_000, 5)
 	s := open(t, Options{Now: func() time.Time { return now }})
+	const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+	traced := record("k", 7)
+	traced.TraceParent, traced.Generation = traceparent, 3
 	for range 2 {
-		if err := s.Deliver(t.Context(), target(t, url), record("k", 7), first()); err != nil {
+		if err := s.Deliver(t.Context(), target(t, url), traced, first()); err != nil {
 			t.Fatal(err)
 		}
 		now = now.Add(time.Hour)
 	}
 	want := `{"specversion":"1.0","id":"0199b7f2-6f3e-7c1d-9a55-000000000007","source":"https://auth.example",` +
-		`"type":"test.Happened.v1","subject":"k","time":"2026-10-06T09:12:44.031277Z","sequence":"7",` +
-		`"datacontenttype":"application/json","data":{"text":"<&> é","n":7}}`
+		`"type":"test.Happened.v1","subject":"k","time":"2026-10-06T09:12:44.031277Z","sequence":"7","generation":"3",` +
+		`"traceparent":"` + traceparent + `","datacontenttype":"application/json","data":{"text":"<&> é","n":7}}`
 	for i, r := range got {
 		if r.method != "POST" || r.uri != "/hooks?team=a" || r.body != want {
 			t.Errorf("request %d: %s %s %s", i, r.method, r.uri, r.body)
@@ -111,6 +114,7 @@ func TestARequestIsTheCloudEventWithASignature(t *testing.T) {
 			"Content-Type": "application/cloudevents+json; charset=utf-8", "User-Agent": "authctl/1.2.3",
 			"Webhook-Id":        "0199b7f2-6f3e-7c1d-9a55-000000000007",
 			"Webhook-Timestamp": strconv.Itoa(1_700_000_000 + i*3600), "Content-Length": strconv.Itoa(len(want)),
+			"Traceparent":     traceparent,
 			"Idempotency-Key": "", "Accept-Encoding": "", "Authorization": "", "Cookie": "",
 		} {
 			if r.header.Get(name) != value {

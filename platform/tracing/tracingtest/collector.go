@@ -2,16 +2,25 @@
 package tracingtest
 
 import (
+	"cmp"
 	"compress/gzip"
+	"context"
 	"encoding/hex"
 	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"unicode/utf8"
 
-	collector "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdk "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/trace"
 	common "go.opentelemetry.io/proto/otlp/common/v1"
 	wire "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
@@ -26,7 +35,12 @@ type Span struct {
 	Failed             bool
 	Begun, Ended       uint64 // Unix nanoseconds
 	ResourceAttributes map[string]string
-	Links              []string // the traces that it is linked to
+	Links              []string // the spans that it is linked to
+}
+
+// Within is a context within the span of a traceparent, as that of a request.
+func Within(ctx context.Context, traceparent string) context.Context {
+	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent})
 }
 
 // Collector takes what is sent by OTLP over HTTP in protobuf.
@@ -61,6 +75,96 @@ func (c *Collector) Spans() []Span {
 	return append([]Span(nil), c.spans...)
 }
 
+// Consume adds the span of a service of somebody else, which works on what came with a traceparent.
+func (c *Collector) Consume(ctx context.Context, service, name, traceparent string) error {
+	provider := sdk.NewTracerProvider(sdk.WithSyncer(exporter{c}),
+		sdk.WithResource(resource.NewSchemaless(attribute.String("service.name", service))))
+	_, span := provider.Tracer("consumer").Start(Within(ctx, traceparent), name,
+		trace.WithSpanKind(trace.SpanKindConsumer))
+	span.End()
+	return provider.Shutdown(ctx)
+}
+
+// exporter is the SDK's way to a collector of the same process.
+type exporter struct{ c *Collector }
+
+func (e exporter) ExportSpans(_ context.Context, spans []sdk.ReadOnlySpan) error {
+	e.c.mu.Lock()
+	defer e.c.mu.Unlock()
+	for _, s := range spans {
+		span := Span{
+			Name: s.Name(), Trace: s.SpanContext().TraceID().String(), ID: s.SpanContext().SpanID().String(),
+			Kind: wire.Span_SpanKind(s.SpanKind()), Attributes: map[string]string{}, ResourceAttributes: map[string]string{},
+			Begun: uint64(s.StartTime().UnixNano()), Ended: uint64(s.EndTime().UnixNano()),
+		}
+		if s.Parent().IsValid() {
+			span.Parent = s.Parent().SpanID().String()
+		}
+		for _, one := range s.Resource().Attributes() {
+			span.ResourceAttributes[string(one.Key)] = one.Value.AsString()
+		}
+		span.Service = span.ResourceAttributes["service.name"]
+		e.c.spans = append(e.c.spans, span)
+	}
+	return nil
+}
+
+func (exporter) Shutdown(context.Context) error { return nil }
+
+// Tree draws the spans of a trace as lines: each below its parent, in the order in which they began.
+// Those that shown does not name are left out together with what is below them. It returns an error if a
+// span has a parent that is neither there nor the remote one.
+func (c *Collector) Tree(traceID, remote string, shown func(Span) (name string, ok bool)) (string, error) {
+	below := map[string][]Span{}
+	ids := map[string]bool{remote: true}
+	for _, span := range c.Spans() {
+		if span.Trace == traceID {
+			below[span.Parent] = append(below[span.Parent], span)
+			ids[span.ID] = true
+		}
+	}
+	for parent, spans := range below {
+		if !ids[parent] {
+			return "", fmt.Errorf("%s has the parent %q, which is not there", spans[0].Name, parent)
+		}
+		slices.SortFunc(spans, func(a, b Span) int { return cmp.Compare(a.Begun, b.Begun) })
+	}
+	type line struct{ name, about string }
+	var lines []line
+	var draw func(parent, before string, top bool)
+	draw = func(parent, before string, top bool) {
+		var list []Span
+		var names []string
+		for _, span := range below[parent] {
+			if name, ok := shown(span); ok {
+				list, names = append(list, span), append(names, name)
+			}
+		}
+		for i, span := range list {
+			branch, next := before+"├─ ", before+"│  "
+			if i == len(list)-1 {
+				branch, next = before+"└─ ", before+"   "
+			}
+			if top {
+				branch, next = before, before
+			}
+			kind := strings.ToLower(strings.TrimPrefix(span.Kind.String(), "SPAN_KIND_"))
+			lines = append(lines, line{branch + names[i], span.Service + ", " + kind})
+			draw(span.ID, next, false)
+		}
+	}
+	draw(remote, "", true)
+	width := 0
+	for _, l := range lines {
+		width = max(width, utf8.RuneCountInString(l.name))
+	}
+	var out strings.Builder
+	for _, l := range lines {
+		fmt.Fprintf(&out, "%s%s   %s\n", l.name, strings.Repeat(" ", width-utf8.RuneCountInString(l.name)), l.about)
+	}
+	return out.String(), nil
+}
+
 func (c *Collector) take(r *http.Request) error {
 	if r.Method != http.MethodPost || r.URL.Path != "/v1/traces" || r.Header.Get("Content-Type") != "application/x-protobuf" {
 		return fmt.Errorf("is no request of OTLP: %v", r.Header)
@@ -76,7 +180,7 @@ func (c *Collector) take(r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var request collector.ExportTraceServiceRequest
+	var request wire.TracesData // has the form of a request
 	if err := proto.Unmarshal(text, &request); err != nil {
 		return err
 	}
@@ -93,7 +197,7 @@ func (c *Collector) take(r *http.Request) error {
 					Begun: s.GetStartTimeUnixNano(), Ended: s.GetEndTimeUnixNano(), ResourceAttributes: about,
 				}
 				for _, link := range s.GetLinks() {
-					span.Links = append(span.Links, hex.EncodeToString(link.GetTraceId()))
+					span.Links = append(span.Links, hex.EncodeToString(link.GetSpanId()))
 				}
 				c.spans = append(c.spans, span)
 			}
