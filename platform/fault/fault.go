@@ -52,6 +52,8 @@ type Fault struct {
 	Message    string        // this occasion, for a person; may be empty
 	Fields     []Field       // for Invalid
 	RetryAfter time.Duration // for TooMany and Unavailable; 0 lets the transport choose
+	// ChallengeID is of what the client must meet first, such as by a code that was sent; "" for none.
+	ChallengeID string
 }
 
 // New makes a sentinel.
@@ -76,6 +78,13 @@ func (f *Fault) Is(target error) bool {
 func (f *Fault) Detail(message string) *Fault {
 	c := *f
 	c.Message = message
+	return &c
+}
+
+// Challenge returns a copy that tells the client what to meet before it comes back.
+func (f *Fault) Challenge(id string) *Fault {
+	c := *f
+	c.ChallengeID = id
 	return &c
 }
 

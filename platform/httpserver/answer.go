@@ -136,13 +136,15 @@ type Problem struct {
 	Code      string        `json:"code" doc:"For programs. A code never changes its meaning."`
 	RequestID string        `json:"request_id" doc:"The X-Request-Id of the answer: quote it when you ask for help."`
 	Errors    []fault.Field `json:"errors,omitempty" doc:"The invalid fields, for validation_failed."`
+
+	ChallengeID string `json:"challenge_id,omitempty" doc:"For contact_unverified: of the code that was sent."`
 }
 
 // ProblemOf is how a fault is answered.
 func ProblemOf(f *fault.Fault, instance, requestID string) Problem {
 	return Problem{
 		Type: errorDocs + f.Code, Title: f.Title, Status: Status(f), Detail: cmp.Or(f.Message, f.Title+"."),
-		Instance: instance, Code: f.Code, RequestID: requestID, Errors: f.Fields,
+		Instance: instance, Code: f.Code, RequestID: requestID, Errors: f.Fields, ChallengeID: f.ChallengeID,
 	}
 }
 

@@ -33,6 +33,7 @@ import (
 //		Device string       `header:"Auth-Device"`        // not sent when empty
 //		Cookie *http.Cookie `cookie:"device"`             // not sent when nil; with an error as well
 //		Events Events                                     // when not nil, in place of the body
+//		Waits  *waiting     `status:"202" doc:"…"`        // the same, with a status and a type of its own
 //		Body   tokens
 //	}
 //

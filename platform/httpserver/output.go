@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"strconv"
 )
 
 // Encoded is JSON of a T that is already encoded, such as a key set that is the same for all.
@@ -44,6 +45,8 @@ type output struct {
 	headers []outHeader
 	cookies []int // fields of an envelope
 	events  int   // field of an envelope, -1 without one
+	other   int   // field of an envelope that may take the place of the body, -1 without one
+	instead int   // the status then
 }
 
 type outHeader struct {
@@ -64,7 +67,7 @@ var (
 // outputOf makes the plan for an output type. It panics on a field of an envelope that does not
 // say where it goes.
 func outputOf(t reflect.Type) output {
-	out := output{of: t, body: wholeIsBody, status: -1, events: -1}
+	out := output{of: t, body: wholeIsBody, status: -1, events: -1, other: -1}
 	if t.Kind() != reflect.Struct || !isEnvelope(t) {
 		return out
 	}
@@ -82,6 +85,12 @@ func outputOf(t reflect.Type) output {
 			out.body = i
 		case field.Type == eventsType:
 			out.events = i
+		case field.Type.Kind() == reflect.Pointer && field.Tag.Get("status") != "":
+			n, err := strconv.Atoi(field.Tag.Get("status"))
+			if err != nil {
+				panic(fmt.Sprintf("httpserver: the status of %s.%s is no number", t, field.Name))
+			}
+			out.other, out.instead = i, n
 		default:
 			panic(fmt.Sprintf("httpserver: %s.%s has no tag that says where it goes", t, field.Name))
 		}
@@ -143,7 +152,13 @@ func (o output) write(x *exchange, answer reflect.Value) error {
 			return nil
 		}
 	}
-	if o.body >= 0 {
+	if o.other >= 0 && !value.Field(o.other).IsNil() {
+		text, err := json.Marshal(value.Field(o.other).Interface())
+		if err != nil {
+			return fmt.Errorf("encode the answer: %w", err)
+		}
+		status, body = o.instead, text
+	} else if o.body >= 0 {
 		part := value.Field(o.body).Addr().Interface()
 		if encoded, ok := part.(interface{ encoded() []byte }); ok {
 			body = encoded.encoded()

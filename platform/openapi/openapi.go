@@ -252,8 +252,36 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 			maps.Copy(other.Headers, answer.Headers)
 			op.Responses.Set(field.Tag.Get("status"), &openapi3.ResponseRef{Value: other})
 		}
+		for _, field := range reflect.VisibleFields(out) {
+			if status := field.Tag.Get("status"); status != "" && field.Type.Kind() == reflect.Pointer {
+				if err := w.alternative(op, r, status, field); err != nil {
+					return err
+				}
+			}
+		}
 	}
 	op.Responses.Set(strconv.Itoa(r.SuccessStatus()), &openapi3.ResponseRef{Value: answer})
+	return nil
+}
+
+// alternative describes an answer that takes the place of the usual one.
+func (w *writer) alternative(op *openapi3.Operation, r httpserver.Route, status string, field reflect.StructField) error {
+	other := w.answer(field.Tag.Get("doc"))
+	if r.Cache != "" {
+		other.Headers["Cache-Control"] = constant("How long the answer may be cached.", r.Cache)
+	}
+	schema, err := w.schema(field.Type.Elem())
+	if err != nil {
+		return err
+	}
+	value, err := example(field.Type.Elem())
+	if err != nil {
+		return err
+	}
+	other.Content = openapi3.Content{
+		"application/json": &openapi3.MediaType{Schema: schema, Examples: named("example", value)},
+	}
+	op.Responses.Set(status, &openapi3.ResponseRef{Value: other})
 	return nil
 }
 
