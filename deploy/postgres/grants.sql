@@ -25,6 +25,7 @@ BEGIN
         SELECT format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, authctl_serve, authctl_relay', name::regproc::oid::regprocedure)
             FROM unnest(ARRAY['outbox_add', 'outbox_add_traced', 'outbox_add_message', 'outbox_add_message_traced',
                 'outbox_deliver', 'outbox_segment_is_idle', 'outbox_target_is_known',
+                'outbox_add_undeliverable',
                 'revocation_until_ms', 'revocation_of_session', 'revocation_of_account', 'revocation_of_key',
                 'contact_end_challenges_of_user', 'contact_end_challenges_of_contact', 'contact_forget_user']) name
     LOOP
@@ -51,7 +52,7 @@ GRANT SELECT, INSERT, UPDATE ON outbox_key, outbox_finished_key TO authctl_serve
 GRANT USAGE ON SEQUENCE outbox_event_id TO authctl_serve;
 GRANT INSERT ON outbox_event, outbox_pending TO authctl_serve;
 
--- authctl_relay sends events but can neither add nor change them, and has no access to accounts. It
+-- authctl_relay sends events, can change none and add only one kind (see below), and has no access to accounts. It
 -- needs TRUNCATE to empty expired segments.
 GRANT SELECT ON SEQUENCE outbox_event_id TO authctl_relay;
 GRANT SELECT, TRUNCATE ON outbox_event TO authctl_relay;
@@ -74,7 +75,9 @@ GRANT SELECT, INSERT, UPDATE ON outbox_subscription TO authctl_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_delivery, outbox_held_key, outbox_deliverer, outbox_delivery_lease TO authctl_relay;
 GRANT SELECT, DELETE ON outbox_message TO authctl_relay;
 
--- Whether a message still makes sense.
+-- Whether a message still makes sense, and the one event that a relay may add: that a message waiting
+-- for a target cannot be delivered. The function runs as its owner.
 GRANT SELECT (id, state) ON contact_challenge TO authctl_relay;
+GRANT EXECUTE ON FUNCTION outbox_add_undeliverable TO authctl_relay;
 
 COMMIT;

@@ -108,6 +108,26 @@ func create(ctx context.Context, s *stored) (traceparent string) {
 	return tracing.Parent(ctx)
 }
 
+// AddUndeliverable adds the event which says that a message cannot be delivered: its type ends with
+// .Undeliverable and a version. Who delivers needs no right to add other events for that. id is the
+// [Record.ID] of the message; nothing is added when it no longer waits.
+func AddUndeliverable(ctx context.Context, tx database.Tx, id int64, e Event) error {
+	s, err := prepare(e)
+	if err != nil {
+		return fmt.Errorf("outbox.AddUndeliverable: %w", err)
+	}
+	if !database.IsPostgres(tx) {
+		return Add(ctx, tx, e)
+	}
+	s.trace = create(ctx, &s)
+	_, err = tx.ExecContext(ctx, `SELECT outbox_add_undeliverable(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		id, s.hash, s.bytes, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace)
+	if err != nil {
+		return fmt.Errorf("outbox.AddUndeliverable: %w", err)
+	}
+	return nil
+}
+
 // Finish says that a key will have no more events, because what it stands for no longer exists,
 // such as a deleted account. Call it after [Add], in the transaction that adds the last event. Once
 // the retention has passed, the outbox forgets the key's sequence number; without Finish it never

@@ -20,6 +20,13 @@ type Sink interface {
 	Deliver(ctx context.Context, t Target, r outbox.Record, attempt Attempt) error
 }
 
+// Patient is a sink that decides for itself how long it goes on: its events are tried again until it
+// drops them, whatever outbox.webhook.retry_for says.
+type Patient interface {
+	// AttemptTimeout is how long an attempt may take; that of others is a minute.
+	AttemptTimeout() time.Duration
+}
+
 // Target is a target as a sink needs it.
 type Target struct {
 	ID      int
@@ -42,7 +49,8 @@ type Attempt struct {
 	Owned func() bool
 }
 
-// ErrNotOwned says that an event was not sent because the lease of its key had ended.
+// ErrNotOwned says that an event was not sent because the lease of its key had ended, or because there
+// was no way to send it yet. It is no failed attempt.
 var ErrNotOwned = errors.New("the lease of the event has ended")
 
 // Refused is the error for an event that the target will never take. Its key is parked.

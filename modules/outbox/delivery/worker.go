@@ -363,7 +363,11 @@ func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 }
 
 func (w *worker) attempt(to Target, r outbox.Record, a Attempt) (err error) {
-	ctx, cancel := context.WithTimeout(w.d.abandon, time.Minute)
+	sink, timeout := w.d.sinks[to.Kind], time.Minute
+	if p, ok := sink.(Patient); ok {
+		timeout = p.AttemptTimeout()
+	}
+	ctx, cancel := context.WithTimeout(w.d.abandon, timeout)
 	defer cancel()
 	ctx, span := w.d.tracer.Continue(ctx, r.TraceParent, "send "+to.Name)
 	if span.Recorded() {
@@ -376,7 +380,7 @@ func (w *worker) attempt(to Target, r outbox.Record, a Attempt) (err error) {
 		failed(span, err)
 		span.End()
 	}()
-	return w.d.sinks[to.Kind].Deliver(ctx, to, r, a)
+	return sink.Deliver(ctx, to, r, a)
 }
 
 // describe says what a span is of, by the semantic conventions for messages.
@@ -503,8 +507,10 @@ func (w *worker) due(ctx context.Context, held map[int]*lease, most int) (out []
 
 // save writes what the attempts have shown, in one transaction, and then decides what comes next.
 func (w *worker) save() error {
+	target := w.subscription()
+	_, patient := w.d.sinks[target.Kind].(Patient)
 	now := w.d.databaseNow()
-	out := outcome{target: w.subscription().ID, now: now}
+	out := outcome{target: target.ID, now: now}
 	// While the target takes some, nothing is asked of the database for those that it does not take.
 	if w.missed > 0 && now-max(w.took, w.began) >= (outagePauses*w.d.cfg.Pause).Milliseconds() &&
 		slices.ContainsFunc(w.unsaved, func(r result) bool { return r.err == nil }) {
@@ -539,7 +545,7 @@ func (w *worker) save() error {
 				h.next = max(h.next, h.asked)
 			}
 			// Not by the pause: a target that asks for a long one must get another attempt.
-			h.park = errors.As(r.err, &refused) || now-h.since >= w.d.cfg.RetryFor.Milliseconds()
+			h.park = errors.As(r.err, &refused) || !patient && now-h.since >= w.d.cfg.RetryFor.Milliseconds()
 			if q := w.ready[r.key]; q != nil {
 				for _, waits := range q.rows {
 					h.ids = append(h.ids, waits.id)
