@@ -223,8 +223,12 @@ func (a *app) openAuth(ctx context.Context) error {
 		return err
 	}
 	a.closers = append(a.closers, a.auth.Close)
-	a.contact, err = contact.New(a.Contact, contact.Deps{DB: a.db, Auth: a.auth, Secrets: a.settings.Auth.Token.Secrets(),
-		Committed: a.waker.Wake, Log: a.log})
+	contacts := contact.Deps{DB: a.db, Auth: a.auth, Secrets: a.settings.Auth.Token.Secrets(), Committed: a.waker.Wake,
+		Log: a.log}
+	if a.registry != nil {
+		contacts.Registry = a.registry
+	}
+	a.contact, err = contact.New(a.Contact, contacts)
 	return err
 }
 

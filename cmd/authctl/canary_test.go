@@ -25,6 +25,7 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
@@ -63,6 +64,62 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 			add("Redis", dumpRedis(t, cachetest.Open(t, "redis://:"+password+"@127.0.0.1:"+server.Port())))
 		})
 	})
+}
+
+// K7 of contacts: what lets somebody in by mail is in no engine. In dev mode mails become files, from which
+// the test knows the codes and links.
+func TestCodesAndLinksOfMailsAreInNoEngine(t *testing.T) {
+	t.Parallel()
+	testenv.Redis(t)
+	brokers, open := testenv.Kafka(t), dbtest.PostgresURL(t)
+	topic := "canary-" + rand.Text()
+	redisServer := cachetest.Start(t)
+	f := newPlanting(t)
+	f.env = append(f.env, "APP_MODE=dev", "AUTH_PASSWORD_BCRYPT_COST=4", "DATABASE_URL="+open, "CACHE_REDIS_HOST=127.0.0.1",
+		"CACHE_REDIS_PORT="+redisServer.Port(), "KAFKA_BROKERS="+brokers, "KAFKA_TOPIC="+topic, "KAFKA_PARTITIONS=3",
+		"OUTBOX_RELAY=inline")
+	f.command("", "migrate", "up")
+	server := f.serve()
+	f.useTheMails()
+	haystack := map[string]string{}
+	read := func() string {
+		var all strings.Builder
+		records, err := outboxtest.ReadRecords(t.Context(), strings.Split(brokers, ","), topic)
+		if err != nil {
+			return "" // it is not there yet
+		}
+		for _, r := range records {
+			fmt.Fprintf(&all, "%s %s\n", r.Key, r.Value)
+			for _, h := range r.Headers {
+				fmt.Fprintf(&all, "%s %s\n", h.Key, h.Value)
+			}
+		}
+		return all.String()
+	}
+	if !poll(func() bool {
+		haystack["Kafka"] = read()
+		return strings.Contains(haystack["Kafka"], `"by":"undo"`)
+	}) {
+		t.Fatalf("the last event is not in Kafka: %.2000s", haystack["Kafka"])
+	}
+	haystack["the database"] = dumpPostgres(t, open)
+	haystack["Redis"] = dumpRedis(t, cachetest.Open(t, redisServer.URL()))
+	haystack["metrics"] = f.get(f.operator() + "/metrics")
+	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = server.Wait()
+	haystack["the log file"] = readFile(t, filepath.Join(f.dir, "log", "authctl.log"))
+	for place, known := range map[string]string{"Kafka": "contact.Verified.v1", "the database": "mail-canary@example.org",
+		"Redis": "authctl:", "metrics": `authctl_contact_answers_total{outcome="code",purpose="reset"} 1`, "the log file": "mail_sent"} {
+		if !strings.Contains(haystack[place], known) {
+			t.Errorf("%s is not what it should be: no %q in %.2000s", place, known, haystack[place])
+		}
+	}
+	if f.secrets["code to reset"] == "" || f.secrets["secret of the link to notice_password"] == "" {
+		t.Errorf("codes and links are missing among %d secrets", len(f.secrets))
+	}
+	f.searched(haystack)
 }
 
 // planting is where secrets are planted: a folder in which authctl runs, and what is searched.
@@ -143,11 +200,16 @@ func (f *planting) searchAll(store func(add func(place, text string))) {
 	if len(f.secrets) < 12 {
 		t.Errorf("only %d secrets were planted", len(f.secrets))
 	}
+	f.searched(haystack)
+}
+
+// searched fails the test if one of the secrets is in one of the places.
+func (f *planting) searched(haystack map[string]string) {
 	for what, secret := range f.secrets {
 		for form, needle := range forms(secret) {
 			for place, text := range haystack {
 				if strings.Contains(text, needle) {
-					t.Errorf("the %s, %s, stands in %s", what, form, place)
+					f.t.Errorf("the %s, %s, stands in %s", what, form, place)
 				}
 			}
 		}
@@ -445,7 +507,7 @@ func (f *planting) mail(purpose string, n int) (code, link string) {
 	text := strings.NewReplacer("=\r\n", "", "=3D", "=").Replace(readFile(f.t, files[n-1]))
 	if found := regexp.MustCompile(`(?m)^ {4}([0-9A-Z]{4}-[0-9A-Z]{4})\r?$`).FindStringSubmatch(text); found != nil {
 		code = found[1]
-		f.secrets["code to "+purpose] = code
+		f.secrets["code to "+purpose], f.secrets["typed code to "+purpose] = code, strings.ReplaceAll(code, "-", "")
 	} else if purpose != "notice_password" {
 		f.t.Fatalf("no code in %s", text)
 	}

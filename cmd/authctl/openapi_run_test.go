@@ -254,7 +254,7 @@ func (s *site) exampleRequest(op operation, who person) (path string, header htt
 func (s *site) withContact(operation string, who person) map[string]string {
 	s.t.Helper()
 	if s.contacts == nil || !slices.Contains([]string{"listContacts", "addContact", "removeContact", "verifyContact",
-		"verifyContactByLink", "forgotPassword",
+		"verifyChallenge", "forgotPassword",
 		"resetPassword", "undoChange"}, operation) {
 		return nil
 	}
@@ -278,7 +278,7 @@ func (s *site) withContact(operation string, who person) map[string]string {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if operation != "verifyContact" && operation != "verifyContactByLink" {
+	if operation != "verifyContact" && operation != "verifyChallenge" {
 		if _, err := s.contacts.VerifyByOperator(s.t.Context(), caller.Subject, c.ID); err != nil {
 			s.t.Fatal(err)
 		}

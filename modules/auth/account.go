@@ -133,6 +133,16 @@ func (s *Service) FindUserByName(ctx context.Context, name string) (User, error)
 	return a.User, err
 }
 
+// LookupName is the form in which usernames are compared, of one as its owner may type it. Of a text
+// that is no username it is one that no username has.
+func LookupName(typed string) string {
+	if canonical, known := username.Lookup(typed); known {
+		return canonical
+	}
+	typed = username.Trim(typed)
+	return "\x00" + typed[:min(len(typed), 1024)]
+}
+
 // ParseID reads an id of an account or a session in any of its usual spellings: with hyphens
 // or without, in braces, or as a URN.
 func ParseID(text string) (uuid.UUID, bool) {

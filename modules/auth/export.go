@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -43,12 +45,18 @@ func (s *Service) Export(ctx context.Context, w io.Writer, opt ExportOptions) (i
 		if err != nil {
 			return err
 		}
+		var kept map[uuid.UUID][]Address
+		if s.hooks.Addresses != nil {
+			if kept, err = s.hooks.Addresses(ctx, ids); err != nil {
+				return err
+			}
+		}
 		for _, a := range page {
 			e := userfile.Exported{
 				ID: a.ID.String(), Username: a.Username, Status: string(a.Status),
 				CreatedAt: a.CreatedAt.Format(time.RFC3339Nano), PasswordChangedAt: a.PasswordChangedAt.Format(time.RFC3339Nano),
-				Email: from[a.ID].address, EmailVerified: from[a.ID].confirmed,
 			}
+			e.Email, e.EmailVerified, e.Contacts = s.addressOf(from[a.ID], kept[a.ID])
 			if opt.PasswordHashes {
 				e.PasswordHash = a.passwordHash
 			}
@@ -65,4 +73,18 @@ func (s *Service) Export(ctx context.Context, w io.Writer, opt ExportOptions) (i
 	s.security.Info("users_exported", zap.Int64("users", n), zap.Bool("password_hashes", opt.PasswordHashes),
 		zap.String("by", byAdmin))
 	return n, nil
+}
+
+// addressOf is the address of an account that other systems are told, whether it is its owner's, and all
+// of them: of several, the first that is confirmed. Where addresses are kept, that of the system from
+// which the account was imported is forgotten: its owner may have removed it.
+func (s *Service) addressOf(imported origin, kept []Address) (email string, verified *bool, all []Address) {
+	if s.hooks.Addresses == nil || len(kept) == 0 && !strings.Contains(imported.address, "@") { // such as a telephone
+		return imported.address, imported.confirmed, nil
+	}
+	if len(kept) == 0 {
+		return "", nil, nil
+	}
+	first := max(0, slices.IndexFunc(kept, func(a Address) bool { return a.Confirmed }))
+	return kept[first].Address, &kept[first].Confirmed, kept
 }

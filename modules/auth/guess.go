@@ -21,6 +21,19 @@ type Guess struct {
 // laneCodes counts wrong codes apart from wrong passwords: neither delays the other.
 const laneCodes = "codes"
 
+// KnowsDevice reports whether the device has the token of an earlier sign-in to the account, with the
+// password that the account still has. It does the same work for an id that no account has.
+func (s *Service) KnowsDevice(ctx context.Context, userID uuid.UUID, dev Device) (bool, error) {
+	a, err := accountByID(ctx, s.db, userID)
+	if errors.Is(err, ErrUserNotFound) {
+		a, err = account{canonical: "\x00" + userID.String()}, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return s.limiter.Known(throttle.Attempt{Account: a.canonical, Device: dev.Token}, a.owner()), nil
+}
+
 // BeginGuess asks for leave to compare a code of an account, by the limits of sign-in but with
 // counters of their own. It is the same for an id that no account has. caller is who is signed in;
 // nil: nobody is. The error is [ErrTooManyAttempts] or [ErrOverloaded].

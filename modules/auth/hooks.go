@@ -2,9 +2,11 @@ package auth
 
 import (
 	"context"
+	"net/netip"
 
 	"github.com/google/uuid"
 
+	"github.com/toppira/authctl/modules/auth/internal/userfile"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
 )
@@ -14,7 +16,8 @@ import (
 // the change. A nil one is not called.
 type Hooks struct {
 	// Waits says that the sign-in of a new account waits for something: [Service.Register] makes the
-	// account, signs nobody in and returns what Admit does.
+	// account, signs nobody in and returns what Admit does. An error that names a challenge is no
+	// refusal then: the account exists.
 	Waits bool
 	// CheckNew adds to the fault what is wrong with a new account, before anything is hashed.
 	CheckNew func(invalid *fault.Fault, username string, contact NewContact) *fault.Fault
@@ -22,8 +25,11 @@ type Hooks struct {
 	Added func(ctx context.Context, tx database.Tx, u User, contact NewContact) error
 	// Imported is called when accounts have been imported.
 	Imported func(ctx context.Context, tx database.Tx, list []ImportedUser) error
+	// Addresses returns the addresses of accounts, for an export. The first of an account is the one
+	// that other systems are told.
+	Addresses func(ctx context.Context, userIDs []uuid.UUID) (map[uuid.UUID][]Address, error)
 	// Admit returns why a person who has shown the password may not sign in.
-	Admit func(ctx context.Context, u User) error
+	Admit func(ctx context.Context, u User, dev Device) error
 	// SignedIn is called when a session begins. known says that the device is known to the account.
 	SignedIn func(ctx context.Context, tx database.Tx, u User, dev Device, known bool) error
 	// PasswordChanged is called when the password of an account has been changed from a device, or by
@@ -35,17 +41,22 @@ type Hooks struct {
 
 // NewContact is the address that came with a registration.
 type NewContact struct {
-	Email    string // empty: none was given
-	Language string // that the person prefers, as a browser says it; may be anything
-	ByAdmin  bool   // an operator makes the account
+	Email    string     // empty: none was given
+	Language string     // that the person prefers, as a browser says it; may be anything
+	ByAdmin  bool       // an operator makes the account
+	From     netip.Addr // of the client; may be invalid: not known
 }
 
 // ImportedUser is an account from another system, with its address there.
 type ImportedUser struct {
 	User
-	Address   string // empty: there was none
-	Confirmed *bool  // whether its owner had shown to have it; nil: the source does not say
+	Address   string    // empty: there was none
+	Confirmed *bool     // whether its owner had shown to have it; nil: the source does not say
+	Addresses []Address // of an export of our own, which has all of them; Address is then one of them
 }
+
+// Address is an address of an account.
+type Address = userfile.Address
 
 // Use sets the hooks. Call it before anything else uses the service.
 func (s *Service) Use(h Hooks) { s.hooks = h }

@@ -276,6 +276,7 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *fault.Ref
 		source: i.opt.From, sourceID: rec.SourceID, hash: sum[:], created: rec.Created.Truncate(time.Microsecond),
 		address: rec.Address, confirmed: rec.Confirmed,
 	}
+	n.addresses = rec.Addresses
 	if rec.Created.IsZero() {
 		rec.Created = now
 	}
@@ -425,7 +426,8 @@ func (s *Service) insertImported(ctx context.Context, tx database.Tx, batch []*p
 	var list []ImportedUser
 	for _, n := range batch {
 		if n.imported {
-			list = append(list, ImportedUser{User: n.User, Address: n.origin.address, Confirmed: n.origin.confirmed})
+			list = append(list, ImportedUser{User: n.User, Address: n.origin.address, Confirmed: n.origin.confirmed,
+				Addresses: n.addresses})
 		}
 	}
 	return s.hooks.Imported(ctx, tx, list)

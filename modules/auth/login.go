@@ -53,7 +53,7 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		return Tokens{}, ErrAccountDisabled
 	}
 	if s.hooks.Admit != nil {
-		if err := s.hooks.Admit(ctx, a.User); err != nil {
+		if err := s.hooks.Admit(ctx, a.User, dev); err != nil {
 			s.limiter.Cancel(ctx, ticket)
 			s.security.Warn("sign_in_refused", zap.String("reason", "contact_unverified"), zap.Stringer("user_id", a.ID),
 				zap.String("ip", dev.ip()))

@@ -19,6 +19,7 @@ type pendingUser struct {
 	keepID       bool // the record has the id
 	numbered     bool // see record
 	origin       origin
+	addresses    []Address // see ImportedUser
 	lost         []string
 	other        bool // it is no account
 	scheme       password.Scheme

@@ -13,7 +13,8 @@ import (
 // Register makes an account and signs its owner in. It returns [ErrValidation] with every faulty
 // field, or [ErrUsernameTaken]. Where registration is closed it returns [ErrRegistrationClosed]
 // before it looks at the name, so that the answer says nothing about it. with is the contact that
-// came with it, if any.
+// came with it, if any. Where sign-in waits until a contact is verified the account is made, and the
+// error is [ErrContactUnverified] with the challenge that was sent.
 func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, with ...NewContact) (Tokens, error) {
 	if s.cfg.Registration == registrationClosed {
 		s.security.Info("registration_refused", zap.String("reason", "registration_closed"), zap.String("ip", dev.ip()))
@@ -27,6 +28,7 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, wi
 	if len(with) > 0 {
 		contact = with[0]
 	}
+	contact.From = dev.IP
 	a, err := s.newAccount(ctx, cred, dev.Name, contact)
 	if err != nil {
 		return Tokens{}, err
@@ -36,7 +38,7 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, wi
 			return Tokens{}, err
 		}
 		s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.String("ip", dev.ip()))
-		return Tokens{}, s.hooks.Admit(ctx, a.User)
+		return Tokens{}, s.hooks.Admit(ctx, a.User, dev)
 	}
 	sess, refresh, _, err := s.createRecord(ctx, a, dev) // the first session is never above the limit
 	if err != nil {

@@ -34,12 +34,18 @@ func parseAddress(text string) (address, canonical string, err error) {
 	case !utf8.ValidString(text):
 		return "", "", fault.Refuse("invalid_unicode", "is not valid UTF-8")
 	}
+	if strings.TrimSpace(text) != text {
+		return "", "", fault.Refuse("invalid_address", "has white space at its beginning or end")
+	}
 	at := strings.LastIndexByte(text, '@')
 	if at < 1 || at == len(text)-1 {
 		return "", "", fault.Refuse("invalid_address", "must have the form name@example.com")
 	}
 	local, domain := norm.NFC.String(text[:at]), text[at+1:]
 	for _, r := range local {
+		if unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
+			return "", "", fault.Refuse("invalid_address", "has an invisible character before the @")
+		}
 		if strings.ContainsRune(atext, r) || r == '.' || unicode.In(r, unicode.L, unicode.M, unicode.Nd) {
 			continue
 		}
@@ -50,12 +56,31 @@ func parseAddress(text string) (address, canonical string, err error) {
 		return "", "", fault.Refuse("invalid_address", "has a dot before the @ with nothing next to it")
 	}
 	ascii, err := domains.ToASCII(domain)
-	if err != nil || strings.HasSuffix(ascii, ".") || !strings.Contains(ascii, ".") && ascii != "localhost" {
+	if err != nil || strings.HasSuffix(ascii, ".") || !strings.Contains(ascii, ".") && ascii != "localhost" || isNumber(ascii) {
 		return "", "", fault.Refuse("invalid_address", "has no valid domain, such as example.com, after the @")
 	}
-	address, canonical = local+"@"+ascii, norm.NFC.String(cases.Fold().String(local))+"@"+ascii
+	address, canonical = local+"@"+ascii, fold(local)+"@"+ascii
 	if len(local) > maxLocal || len(address) > maxAddress || len(canonical) > maxAddress {
 		return "", "", fault.Refuse("too_long", "must be 254 bytes or fewer, with 64 before the @")
 	}
 	return address, canonical, nil
+}
+
+// fold is the form of a local part that is compared. Folding may leave marks in another order, which
+// makes other letters of them, so it is repeated until nothing changes.
+func fold(local string) string {
+	for {
+		folded := norm.NFC.String(cases.Fold().String(local))
+		if folded == local {
+			return folded
+		}
+		local = folded
+	}
+}
+
+// isNumber reports whether the last label of a domain is a number: no top-level domain is one, and
+// programs take it for an IP address.
+func isNumber(domain string) bool {
+	last := domain[strings.LastIndexByte(domain, '.')+1:]
+	return strings.Trim(last, "0123456789") == ""
 }

@@ -1,7 +1,6 @@
 package contact
 
 import (
-	"bytes"
 	"context"
 	"crypto/hkdf"
 	"crypto/hmac"
@@ -11,11 +10,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
@@ -38,11 +39,17 @@ const (
 	// resendAfter is how long a challenge is the answer to the next request for one: nothing is sent
 	// again meanwhile.
 	resendAfter = time.Minute
-	// How many challenges are sent in [countedFor], to one address over all accounts and for one
-	// account: somebody else may have asked for them.
-	maxPerAddress = 10
-	maxPerUser    = 20
-	countedFor    = 24 * time.Hour
+	// How many challenges are sent in [countedFor]. Somebody else may have asked for them, so those
+	// that strangers ask for are counted by what they asked for, and a network has a part of them:
+	// resets by the username or the address, and codes that verify an address by that address, over
+	// all accounts. Those that are asked for on a device that the account knows are counted by
+	// themselves.
+	maxByStrangers  = 10
+	maxOfOneNetwork = 5
+	maxByOwner      = 10
+	// Only somebody who is signed in, or knows the password, asks for a code that verifies an address.
+	maxToVerify = 20 // of one account
+	countedFor  = 24 * time.Hour
 )
 
 // codeAlphabet has no two characters that are easily taken for each other.
@@ -116,6 +123,8 @@ const (
 	digestLink      = "link"
 	digestUndo      = "undo"
 	digestRecipient = "recipient"
+	digestAsked     = "asked"
+	digestNetwork   = "network"
 	digestNobody    = "nobody"
 )
 
@@ -157,17 +166,33 @@ type challenge struct {
 	purpose  Purpose
 	contact  *contactRow // to which it is sent; nil: to nobody
 	language string      // where the contact has none
-	name     string      // what counts in place of an address when it is sent to nobody
+	asked    string      // what somebody has asked for, by which it is counted
+	owner    bool        // on a device that the account knows
+	from     netip.Addr  // of who asks; may be invalid: not known
 	also     []outbox.Event
 }
 
-// issue makes a challenge and its message, and ends the one before. sent is false when the limits
-// forbid it; the id is then that of the one before, if it is new enough to be the answer. The account
-// is locked. With nobody to send to it does the same work.
-func (s *Service) issue(ctx context.Context, tx database.Tx, c challenge) (id uuid.UUID, sent bool, err error) {
+// toVerify is a challenge that verifies a contact.
+func toVerify(u auth.User, c *contactRow, from netip.Addr) challenge {
+	return challenge{userID: u.ID, username: u.Username, purpose: PurposeVerify, contact: c, from: from,
+		asked: "verify " + c.canonical}
+}
+
+// issue makes a challenge and its message, and ends the one before. outcome says whether it did: if the
+// one before is new enough to be the answer, the id is that one's, and if the limits forbid another,
+// the id is of none. The account is locked. With nobody to send to it does the same work.
+func (s *Service) issue(ctx context.Context, tx database.Tx, c challenge) (id uuid.UUID, outcome string, err error) {
+	if id, outcome, err = s.tryIssue(ctx, tx, c); err != nil {
+		return uuid.Nil, "", err
+	}
+	s.met.requested(c.purpose, outcome)
+	return id, outcome, nil
+}
+
+func (s *Service) tryIssue(ctx context.Context, tx database.Tx, c challenge) (id uuid.UUID, outcome string, err error) {
 	now := s.now().UnixMilli()
-	to := contactRow{}
-	recipient := s.digests.of(digestRecipient, uuid.Nil, []byte("\x00"+c.name))
+	asked := s.digests.of(digestAsked, uuid.Nil, []byte(c.asked))
+	to, recipient := contactRow{}, s.digests.of(digestRecipient, uuid.Nil, []byte("\x00"+c.asked))
 	if c.contact != nil {
 		to = *c.contact
 		recipient = s.recipient(to.canonical)
@@ -176,37 +201,26 @@ func (s *Service) issue(ctx context.Context, tx database.Tx, c challenge) (id uu
 		// Or transactions of several accounts would not see what the others send to the address.
 		_, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock(?)", int64(binary.BigEndian.Uint64(recipient)))
 		if err != nil {
-			return uuid.Nil, false, fmt.Errorf("count what is sent to an address: %w", err)
+			return uuid.Nil, "", fmt.Errorf("count what is sent to an address: %w", err)
 		}
 	}
-	var before struct {
-		id        uuid.UUID
-		recipient []byte
+	id, err = lastChallenge(ctx, tx, c, asked, now-resendAfter.Milliseconds())
+	if err == nil {
+		return id, requestRepeated, nil
 	}
-	err = tx.QueryRowContext(ctx, `SELECT id, recipient FROM contact_challenge WHERE user_id = ? AND purpose = ? AND state = 'live'
-		AND created_ms > ? AND tries < ?`, c.userID, c.purpose, now-resendAfter.Milliseconds(), maxTries).
-		Scan(&before.id, &before.recipient)
-	if err == nil && bytes.Equal(before.recipient, recipient) {
-		return before.id, false, nil
-	}
-	if err != nil && !database.IsNotFound(err) {
-		return uuid.Nil, false, fmt.Errorf("look for a challenge: %w", err)
-	}
-	var forAddress, forUser int
-	err = tx.QueryRowContext(ctx, `SELECT (SELECT count(*) FROM contact_challenge WHERE recipient = ?1 AND created_ms > ?3),
-		(SELECT count(*) FROM contact_challenge WHERE user_id = ?2 AND created_ms > ?3)`, recipient, c.userID,
-		now-countedFor.Milliseconds()).Scan(&forAddress, &forUser)
-	if err != nil {
-		return uuid.Nil, false, fmt.Errorf("count challenges: %w", err)
+	if !database.IsNotFound(err) {
+		return uuid.Nil, "", fmt.Errorf("look for a challenge: %w", err)
 	}
 	id = uuid.New()
-	if forAddress >= maxPerAddress || forUser >= maxPerUser {
-		return id, false, nil
+	network := s.network(c.from)
+	within, err := isWithinLimits(ctx, tx, c, asked, recipient, network, now-countedFor.Milliseconds())
+	if err != nil || !within {
+		return id, requestLimited, err
 	}
 	_, err = tx.ExecContext(ctx, "UPDATE contact_challenge SET state = 'ended' WHERE user_id = ? AND purpose = ? AND state = 'live'",
 		c.userID, c.purpose)
 	if err != nil {
-		return uuid.Nil, false, fmt.Errorf("end a challenge: %w", err)
+		return uuid.Nil, "", fmt.Errorf("end a challenge: %w", err)
 	}
 	ttl := resetTTL
 	if c.purpose == PurposeVerify {
@@ -215,27 +229,76 @@ func (s *Service) issue(ctx context.Context, tx database.Tx, c challenge) (id uu
 	code, secret := newCode(), make([]byte, linkBytes)
 	_, _ = rand.Read(secret) // never fails
 	// Two requests in the name of nobody are not kept apart by the lock on an account.
-	made, err := tx.ExecContext(ctx, `INSERT INTO contact_challenge (id, user_id, purpose, contact_id, recipient, code_digest, link_digest, state,
-		created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?, ?, 'live', ?, ?) ON CONFLICT DO NOTHING`, id, c.userID, c.purpose,
-		uuid.NullUUID{UUID: to.ID, Valid: c.contact != nil}, recipient, s.digests.of(digestCode, id, []byte(typedCode(code))),
-		s.digests.of(digestLink, id, secret), now, now+ttl.Milliseconds())
+	made, err := tx.ExecContext(ctx, `INSERT INTO contact_challenge (id, user_id, purpose, contact_id, recipient, owner, asked, network,
+		code_digest, link_digest, state, created_ms, expires_ms) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 'live', ?, ?) ON CONFLICT DO NOTHING`,
+		id, c.userID, c.purpose, uuid.NullUUID{UUID: to.ID, Valid: c.contact != nil}, recipient, c.owner, asked, network,
+		s.digests.of(digestCode, id, []byte(typedCode(code))), s.digests.of(digestLink, id, secret), now, now+ttl.Milliseconds())
 	if err != nil {
-		return uuid.Nil, false, fmt.Errorf("insert a challenge: %w", err)
+		return uuid.Nil, "", fmt.Errorf("insert a challenge: %w", err)
 	}
 	if n, err := made.RowsAffected(); err != nil || n == 0 {
-		return id, false, err
+		return id, requestNobody, err
 	}
 	language := to.language
 	if language == "" {
 		language = c.language
 	}
-	m := Message{Purpose: c.purpose, Language: language, Recipient: to.Address, UserID: c.userID, Username: c.username, Code: code,
-		LinkToken: linkToken(challengePrefix, id, secret), ChallengeID: id,
+	m := Message{Purpose: c.purpose, Language: language, Recipient: to.Address, ContactID: to.ID, UserID: c.userID,
+		Username: c.username, Code: code, LinkToken: linkToken(challengePrefix, id, secret), ChallengeID: id,
 		ExpiresAt: time.UnixMilli(now).Add(ttl).UTC()}
+	outcome = requestSent
 	if c.contact == nil {
-		m = Message{Purpose: PurposeNone, UserID: c.userID}
+		m, outcome = Message{Purpose: PurposeNone, UserID: c.userID}, requestNobody
 	}
-	return id, true, s.send(ctx, tx, c.also, m)
+	return id, outcome, s.send(ctx, tx, c.also, m)
+}
+
+// lastChallenge returns the challenge that was made for the same request since a moment, or an error
+// for which [database.IsNotFound] is true. It is the answer also after a request by another name has
+// replaced it. Otherwise asking by a username and by an address would tell that both are of one
+// account: for nobody, each has a challenge of its own.
+func lastChallenge(ctx context.Context, tx database.Tx, c challenge, asked []byte, since int64) (uuid.UUID, error) {
+	return database.Value[uuid.UUID](tx.QueryRowContext(ctx, `SELECT c.id FROM contact_challenge c WHERE c.user_id = ?1 AND c.purpose = ?2
+		AND c.asked = ?3 AND c.created_ms > ?4 AND c.tries < ?5 AND (c.state = 'live' OR c.purpose = 'reset' AND c.state = 'ended'
+			AND EXISTS (SELECT 1 FROM contact_challenge n WHERE n.user_id = c.user_id AND n.purpose = c.purpose AND n.id <> c.id
+				AND n.created_ms >= c.created_ms AND n.asked <> c.asked))
+		ORDER BY c.created_ms DESC LIMIT 1`, c.userID, c.purpose, asked, since, maxTries))
+}
+
+// isWithinLimits reports whether one more challenge may be sent.
+func isWithinLimits(ctx context.Context, tx database.Tx, c challenge, asked, recipient, network []byte, since int64) (bool, error) {
+	var byOwner, byStrangers, ofNetwork, toVerify int
+	err := tx.QueryRowContext(ctx, `SELECT
+		(SELECT count(*) FROM contact_challenge WHERE recipient = ?1 AND created_ms > ?5 AND owner),
+		(SELECT count(*) FROM contact_challenge WHERE asked = ?2 AND created_ms > ?5 AND NOT owner),
+		(SELECT count(*) FROM contact_challenge WHERE asked = ?2 AND created_ms > ?5 AND NOT owner AND network = ?3),
+		(SELECT count(*) FROM contact_challenge WHERE user_id = ?4 AND created_ms > ?5 AND purpose = 'verify')`,
+		recipient, asked, network, c.userID, since).Scan(&byOwner, &byStrangers, &ofNetwork, &toVerify)
+	if err != nil {
+		return false, fmt.Errorf("count challenges: %w", err)
+	}
+	switch {
+	case c.purpose == PurposeVerify && toVerify >= maxToVerify:
+		return false, nil
+	case c.owner:
+		return byOwner < maxByOwner, nil
+	}
+	return byStrangers < maxByStrangers && (len(network) == 0 || ofNetwork < maxOfOneNetwork), nil
+}
+
+// network is the digest of the network of an address: an IPv4 address, or an IPv6 /64. It is empty
+// when the address is not known.
+func (s *Service) network(from netip.Addr) []byte {
+	from = from.Unmap().WithZone("")
+	if !from.IsValid() {
+		return []byte{}
+	}
+	bits := from.BitLen()
+	if from.Is6() {
+		bits = 64
+	}
+	prefix, _ := from.Prefix(bits) // the number of bits fits
+	return s.digests.of(digestNetwork, uuid.Nil, []byte(prefix.String()))
 }
 
 // recipient is the digest by which what is sent to an address is counted.
@@ -263,6 +326,7 @@ type challengeRow struct {
 	contactID  uuid.NullUUID
 	codeDigest []byte
 	linkDigest []byte
+	shown      string // what has met it: [metByCode] or [metByLink]
 }
 
 const challengeColumns = "id, user_id, contact_id, code_digest, link_digest"
@@ -285,13 +349,26 @@ func (s *Service) liveChallenge(ctx context.Context, purpose Purpose, id uuid.UU
 }
 
 // countTry counts a try of a code before the code is compared, and returns the challenge. Without
-// tries left it returns [ErrInvalidCode].
+// tries left it returns [ErrInvalidCode]. A challenge that was replaced counts its tries as well: it
+// looks like one of nobody's.
 func (s *Service) countTry(ctx context.Context, purpose Purpose, id uuid.UUID) (c challengeRow, err error) {
-	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
-		c, err = scanChallenge(tx.QueryRowContext(ctx, `UPDATE contact_challenge SET tries = tries + 1 WHERE id = ? AND purpose = ?
-			AND state = 'live' AND expires_ms > ? AND tries < ? RETURNING `+challengeColumns, id, purpose, s.now().UnixMilli(), maxTries))
+	live := false
+	err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		state, err := database.Value[string](tx.QueryRowContext(ctx, `UPDATE contact_challenge SET tries = tries + 1 WHERE id = ?
+			AND purpose = ? AND state <> 'used' AND expires_ms > ? AND tries < ? RETURNING state`, id, purpose, s.now().UnixMilli(), maxTries))
+		if database.IsNotFound(err) {
+			return ErrInvalidCode
+		}
+		if err != nil {
+			return fmt.Errorf("count a try: %w", err)
+		}
+		live = state == stateLive
+		c, err = scanChallenge(tx.QueryRowContext(ctx, "SELECT "+challengeColumns+" FROM contact_challenge WHERE id = ?", id))
 		return err
 	})
+	if err == nil && !live {
+		err = ErrInvalidCode
+	}
 	return c, err
 }
 

@@ -110,23 +110,26 @@ func insertContacts(ctx context.Context, tx database.IDB, list []contactRow) (ma
 }
 
 // setVerified says that an address is its owner's. It returns [ErrContactTaken] when the address is
-// another account's.
-func setVerified(ctx context.Context, tx database.IDB, c contactRow, by string, now time.Time) error {
-	// The index decides; this says it without ending the transaction.
-	taken, err := database.Value[int](tx.QueryRowContext(ctx, `SELECT count(*) FROM contact WHERE kind = ? AND canonical = ?
-		AND verified_at IS NOT NULL AND id <> ?`, c.Kind, c.canonical, c.ID))
-	if err != nil {
-		return fmt.Errorf("look for a contact: %w", err)
-	}
-	if taken > 0 {
-		return ErrContactTaken
-	}
-	_, err = tx.ExecContext(ctx, "UPDATE contact SET verified_at = ?, verified_by = ? WHERE id = ?", now, by, c.ID)
-	if database.IsUnique(err) {
-		return ErrContactTaken
-	}
-	if err != nil {
+// another account's; the transaction can go on.
+func setVerified(ctx context.Context, tx database.IDB, c contactRow, by string, at time.Time) error {
+	const savepoint = "contact_verified"
+	if _, err := tx.ExecContext(ctx, "SAVEPOINT "+savepoint); err != nil {
 		return fmt.Errorf("verify contact: %w", err)
+	}
+	_, err := tx.ExecContext(ctx, "UPDATE contact SET verified_at = ?, verified_by = ? WHERE id = ?", at, by, c.ID)
+	taken := database.IsUnique(err)
+	if err != nil && !taken {
+		return fmt.Errorf("verify contact: %w", err)
+	}
+	end := "RELEASE SAVEPOINT "
+	if taken { // by one that may have committed just now, so only the index can tell
+		end = "ROLLBACK TO SAVEPOINT "
+	}
+	if _, err := tx.ExecContext(ctx, end+savepoint); err != nil {
+		return fmt.Errorf("verify contact: %w", err)
+	}
+	if taken {
+		return ErrContactTaken
 	}
 	return nil
 }

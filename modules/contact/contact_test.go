@@ -1,18 +1,23 @@
 package contact
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/fault"
 )
 
 func TestAddressesHaveOneCanonicalForm(t *testing.T) {
@@ -20,6 +25,9 @@ func TestAddressesHaveOneCanonicalForm(t *testing.T) {
 	for text, want := range map[string]string{
 		"Alice@Example.COM": "Alice@example.com alice@example.com", "o'neill+x@example.com": "o'neill+x@example.com o'neill+x@example.com",
 		"straße@bücher.example": "straße@xn--bcher-kva.example strasse@xn--bcher-kva.example", "me@localhost": "me@localhost me@localhost",
+		"a@BÜCHER.example": "a@xn--bcher-kva.example a@xn--bcher-kva.example", "a@XN--BCHER-KVA.example": "a@xn--bcher-kva.example a@xn--bcher-kva.example",
+		"a@ｅxample。com": "a@example.com a@example.com", "a%b!c@example.com": "a%b!c@example.com a%b!c@example.com",
+		"e\u0301@example.com": "é@example.com é@example.com", "аlice@example.com": "аlice@example.com аlice@example.com", // a Cyrillic letter: another mailbox
 	} {
 		address, canonical, err := parseAddress(text)
 		if err != nil || address+" "+canonical != want {
@@ -33,11 +41,41 @@ func TestAddressesHaveOneCanonicalForm(t *testing.T) {
 		"", "alice", "@example.com", "alice@", `"al ice"@example.com`, "al ice@example.com", "alice@example", "alice@-.com", "a\nb@example.com",
 		"alice@exa mple.com", "alice@[192.0.2.1]", ".alice@example.com", "al..ice@example.com", "a\x00@example.com", "\xff@example.com",
 		strings.Repeat("a", 65) + "@example.com", "a@" + strings.Repeat("a.", 126) + "com", "alice@example.com.", "<alice@example.com>", "a,b@example.com",
+		" alice@example.com", "alice@example.com ", "alice@example.com\r\nBcc: eve@example.com", "alice\r\nBcc: eve@example.com", "a\\b@example.com",
+		"alice(comment)@example.com", "alice@(comment)example.com", "alice@192.0.2.1", "alice@example.123", "alice@[IPv6:2001:db8::1]", "a@b@example.com",
+		"a\u200bb@example.com", "a\u202eb@example.com", "a\u034fb@example.com", "a\ufe0fb@example.com", "\u3164@example.com", "a\u00adb@example.com",
+		"alice@exam\u200bple..com", "alice@xn--a.example", "alice@-example.com", "alice@exa_mple.com", "alice@example.com\x00", "alice@", "\u0301",
+		strings.Repeat("ß", 33) + "@example.com", "a@" + strings.Repeat("ü", 60) + ".example",
 	} {
 		if _, _, err := parseAddress(text); err == nil {
 			t.Errorf("%q is taken", text)
 		}
 	}
+}
+
+// What is taken is its own canonical form, fits into its columns, and can be said to an SMTP server.
+func FuzzAddress(f *testing.F) {
+	for _, text := range []string{"Alice@Example.COM", "straße@bücher.example", "e\u0301@example.com", "ᾳ\u0345@example.com", "a%b!c@x.example",
+		"ǰ\u0323@example.com", "\u0345\u0301@example.com", "İ@example.com", "a@ｅxample。com", `"a b"@example.com`} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		address, canonical, err := parseAddress(text)
+		if err != nil {
+			return
+		}
+		again, same, err := parseAddress(canonical)
+		if err != nil || again != canonical || same != canonical {
+			t.Errorf("%q: %q is not its own canonical form: %q %q %v", text, canonical, again, same, err)
+		}
+		if _, same, err := parseAddress(address); err != nil || same != canonical {
+			t.Errorf("%q: %q has the canonical form %q, %v", text, address, same, err)
+		}
+		if len(address) > maxAddress || len(canonical) > maxAddress || !utf8.ValidString(address) ||
+			strings.ContainsAny(address, " \"<>()[]\\,;:") || strings.ContainsFunc(address, func(r rune) bool { return !unicode.IsGraphic(r) }) {
+			t.Errorf("%q: %q", text, address)
+		}
+	})
 }
 
 // K5: only a challenge or an operator verifies.
@@ -119,6 +157,97 @@ func TestAVerifiedAddressBelongsToOneAccount(t *testing.T) {
 			t.Errorf("%d accounts have the address", verified)
 		}
 	})
+}
+
+// An address that another account has verified while a challenge was pending, in both orders, and one
+// that comes back by an undo after somebody else has verified it.
+func TestAnAddressThatSomebodyElseHasVerifiedMeanwhile(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		first := env.register(t, "shared@example.com")
+		link := env.message(t, PurposeVerify).LinkToken
+		second := env.register(t, "shared@example.com")
+		other := env.message(t, PurposeVerify)
+		if _, err := env.VerifyByCode(ctx, other.ChallengeID, other.Code, phone()); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // the refusal uses nothing up
+			if _, err := env.VerifyByLink(ctx, link, phone()); !errors.Is(err, ErrContactTaken) {
+				t.Errorf("%v", err)
+			}
+		}
+		list, err := env.Contacts(ctx, second.User.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The owner removes it, and is told with a link.
+		if err := env.Remove(ctx, second.User.ID, list[0].ID, phone()); err != nil {
+			t.Fatal(err)
+		}
+		undo := env.message(t, PurposeNoticeContact).LinkToken
+		if _, err := env.VerifyByLink(ctx, link, phone()); err != nil {
+			t.Errorf("after it was given up: %v", err)
+		}
+		if err := env.Undo(ctx, undo, phone()); err != nil {
+			t.Errorf("undo: %v", err)
+		}
+		if got := env.contacts(t, second.User.ID); got != "shared@example.com" {
+			t.Errorf("it came back as %s", got)
+		}
+		if got := env.contacts(t, first.User.ID); got != "shared@example.com verified" {
+			t.Errorf("its new owner has %s", got)
+		}
+	})
+}
+
+// What became of the account decides what an undo can do.
+func TestWhatAnUndoMeets(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		before func(env *testEnv, u auth.User, link string) error
+		want   error
+		after  string
+	}{
+		"deleted":  {func(env *testEnv, u auth.User, _ string) error { return env.accounts.DeleteUser(t.Context(), u.ID) }, ErrInvalidCode, ""},
+		"disabled": {func(env *testEnv, u auth.User, _ string) error { return env.accounts.DisableUser(t.Context(), u.ID) }, nil, "owner@example.com verified"},
+		"enabled again": {func(env *testEnv, u auth.User, _ string) error {
+			return errors.Join(env.accounts.DisableUser(t.Context(), u.ID), env.accounts.EnableUser(t.Context(), u.ID))
+		}, nil, "owner@example.com verified"},
+		"undone":   {func(env *testEnv, _ auth.User, link string) error { return env.Undo(t.Context(), link, phone()) }, ErrInvalidCode, "owner@example.com verified"},
+		"contacts": {func(env *testEnv, u auth.User, _ string) error { return removeAll(t.Context(), env, u) }, nil, "owner@example.com verified"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, plain(), func(t *testing.T, env *testEnv) {
+				caller := env.verified(t, "owner@example.com")
+				if err := env.accounts.SetPassword(t.Context(), caller.User.ID, newPassword); err != nil {
+					t.Fatal(err)
+				}
+				link := env.message2(t, PurposeNoticePassword).LinkToken
+				if err := test.before(env, caller.User, link); err != nil {
+					t.Fatal(err)
+				}
+				if err := env.Undo(t.Context(), link, phone()); !errors.Is(err, test.want) {
+					t.Errorf("%v, want %v", err, test.want)
+				}
+				if got := env.contacts(t, caller.User.ID); got != test.after {
+					t.Errorf("contacts: %s, want %s", got, test.after)
+				}
+				if env.canSignIn(t, caller.User, newPassword) {
+					t.Error("the password is not closed")
+				}
+			})
+		})
+	}
+}
+
+func removeAll(ctx context.Context, env *testEnv, u auth.User) error {
+	list, err := env.Contacts(ctx, u.ID)
+	for _, c := range list {
+		err = errors.Join(err, env.RemoveByOperator(ctx, u.ID, c.ID))
+	}
+	return err
 }
 
 // K2 and the schema: one live challenge for an account and a purpose, and none after any change.
@@ -323,6 +452,45 @@ func TestACodeHasFiveTries(t *testing.T) {
 	})
 }
 
+// K3, K4: two servers that are shown the right code as the last try is left let one in.
+func TestOneOfTwoServersHasTheLastTry(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		env.verified(t, "alice@example.com")
+		env.messages(t)
+		if _, err := env.Forgot(ctx, Forgotten{Email: "alice@example.com"}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		m := env.message(t, PurposeReset)
+		for n := range maxTries - 1 {
+			if err := env.Reset(ctx, Proof{ChallengeID: m.ChallengeID, Code: "2222-3333"}, newPassword, stranger(n)); !errors.Is(err, ErrInvalidCode) {
+				t.Fatal(err)
+			}
+		}
+		var wait sync.WaitGroup
+		errs := make([]error, 4)
+		for i := range errs {
+			server := env.another(t)
+			wait.Go(func() {
+				errs[i] = server.Reset(ctx, Proof{ChallengeID: m.ChallengeID, Code: m.Code}, newPassword, stranger(100+i))
+			})
+		}
+		wait.Wait()
+		won := 0
+		for _, err := range errs {
+			if err == nil {
+				won++
+			} else if !errors.Is(err, ErrInvalidCode) {
+				t.Errorf("%v", err)
+			}
+		}
+		if won != 1 {
+			t.Errorf("%d of four used the last try", won)
+		}
+	})
+}
+
 // K3: all challenges of an account share one counter, in the lanes of the throttle.
 func TestMoreChallengesGiveNoMoreGuesses(t *testing.T) {
 	t.Parallel()
@@ -330,9 +498,9 @@ func TestMoreChallengesGiveNoMoreGuesses(t *testing.T) {
 		env.verified(t, "alice@example.com")
 		env.messages(t)
 		refused := false
-		for range 8 {
+		for n := range 8 {
 			env.clock.advance(2 * resendAfter)
-			id, err := env.Forgot(t.Context(), Forgotten{Email: "alice@example.com"}, phone())
+			id, err := env.Forgot(t.Context(), Forgotten{Email: "alice@example.com"}, stranger(n))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -447,15 +615,28 @@ func TestAnInboxIsNotFlooded(t *testing.T) {
 	t.Parallel()
 	each(t, plain(), func(t *testing.T, env *testEnv) {
 		ctx := t.Context()
-		// By many accounts that claim the address.
-		for range maxPerAddress + 3 {
-			env.register(t, "victim@example.com")
+		// By many accounts that claim the address, from one network and from many.
+		from := func(dev auth.Device, n int) int {
+			for range n {
+				cred := auth.Credentials{Username: "user-" + strings.ReplaceAll(uuid.NewString(), "-", ""), Password: goodPassword}
+				if _, err := env.accounts.Register(ctx, cred, dev, auth.NewContact{Email: "victim@example.com"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return len(env.messages(t))
 		}
-		if got := len(env.messages(t)); got != maxPerAddress {
-			t.Errorf("%d messages to the address", got)
+		if got := from(phone(), maxOfOneNetwork+2); got != maxOfOneNetwork {
+			t.Errorf("%d messages to the address by one network", got)
+		}
+		got := 0
+		for n := range maxByStrangers + 2 {
+			got += from(stranger(n), 1)
+		}
+		if got != maxByStrangers-maxOfOneNetwork {
+			t.Errorf("%d messages to the address by others", got)
 		}
 		caller := env.register(t, "")
-		if _, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "Victim@example.com"}, phone()); !errors.Is(err, ErrTooManyMessages) {
+		if _, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "Victim@example.com"}, stranger(999)); !errors.Is(err, ErrTooManyMessages) {
 			t.Errorf("%v", err)
 		}
 		if got := env.contacts(t, caller.User.ID); got != "" {
@@ -463,7 +644,7 @@ func TestAnInboxIsNotFlooded(t *testing.T) {
 		}
 		// By one account that adds and removes addresses.
 		sent := 0
-		for i := range maxPerUser + 3 {
+		for i := range maxToVerify + 3 {
 			c, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: string(rune('a'+i)) + "@example.com"}, phone())
 			if err != nil {
 				continue
@@ -473,24 +654,291 @@ func TestAnInboxIsNotFlooded(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if sent != maxPerUser {
+		if sent != maxToVerify {
 			t.Errorf("%d messages of one account", sent)
 		}
-		// By many that say they forgot.
+		// By many that say they forgot, one network first.
 		env.verified2(t, "alice@example.com")
 		env.messages(t)
-		for range maxPerAddress + 3 {
+		forgot := func(dev auth.Device) int {
 			env.clock.advance(2 * resendAfter)
-			if _, err := env.Forgot(ctx, Forgotten{Email: "alice@example.com"}, phone()); err != nil {
+			if _, err := env.Forgot(ctx, Forgotten{Email: "alice@example.com"}, dev); err != nil {
+				t.Fatal(err)
+			}
+			return len(env.messages(t))
+		}
+		sent = 0
+		for range maxOfOneNetwork + 2 {
+			sent += forgot(phone())
+		}
+		if sent != maxOfOneNetwork {
+			t.Errorf("%d messages to the owner by one network", sent)
+		}
+		for n := range maxByStrangers + 2 {
+			sent += forgot(stranger(n))
+		}
+		if sent != maxByStrangers {
+			t.Errorf("%d messages to the owner", sent)
+		}
+		env.clock.advance(countedFor)
+		if forgot(phone()) != 1 {
+			t.Error("a day later nothing is sent")
+		}
+	})
+}
+
+// Strangers who use up what they may have sent to an account leave its owner what the owner may have,
+// and notices are never counted.
+func TestStrangersDoNotUseUpTheOwnersMessages(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		caller := env.verified(t, "alice@example.com")
+		tokens, err := env.accounts.Login(ctx, auth.Credentials{Username: caller.User.Username, Password: goodPassword}, phone())
+		if err != nil {
+			t.Fatal(err)
+		}
+		env.messages(t)
+		forgot := func(who Forgotten, dev auth.Device) int {
+			t.Helper()
+			env.clock.advance(2 * resendAfter)
+			if _, err := env.Forgot(ctx, who, dev); err != nil {
+				t.Fatal(err)
+			}
+			return len(env.messages(t))
+		}
+		for n := range 2 * maxByStrangers {
+			forgot(Forgotten{Email: "alice@example.com"}, stranger(n))
+			forgot(Forgotten{Username: caller.User.Username}, stranger(n))
+		}
+		if got := forgot(Forgotten{Email: "alice@example.com"}, phone()); got != 0 {
+			t.Errorf("%d messages on a device that nobody knows", got)
+		}
+		other := stranger(1)
+		other.Token = "adt_" + strings.Repeat("A", 110)
+		if got := forgot(Forgotten{Email: "alice@example.com"}, other); got != 0 {
+			t.Errorf("%d messages with a token that is none", got)
+		}
+		known := phone()
+		known.Token = tokens.Device
+		for range maxByOwner {
+			if got := forgot(Forgotten{Email: "alice@example.com"}, known); got != 1 {
+				t.Fatalf("%d messages on a known device", got)
+			}
+		}
+		if got := forgot(Forgotten{Email: "alice@example.com"}, known); got != 0 {
+			t.Errorf("%d messages beyond the owner's own", got)
+		}
+		// The owner's address can still be another one, and notices come.
+		if _, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "second@example.com"}, known); err != nil {
+			t.Errorf("another address: %v", err)
+		}
+		env.messages(t)
+		if err := env.accounts.SetPassword(ctx, caller.User.ID, newPassword); err != nil {
+			t.Fatal(err)
+		}
+		if got := env.sent(t); got != "notice_password alice@example.com" {
+			t.Errorf("the change was told to: %s", got)
+		}
+		// The token was for the former password.
+		if got := forgot(Forgotten{Email: "alice@example.com"}, known); got != 0 {
+			t.Errorf("%d messages with the token of a former password", got)
+		}
+	})
+}
+
+// K6: that a username and an address are of one account shows in nothing that is answered: each way of
+// asking has a challenge of its own, as for nobody.
+func TestTwoWaysOfAskingDoNotShowThatTheyMeanOneAccount(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		caller := env.verified(t, "alice@example.com")
+		ask := func(who Forgotten) uuid.UUID {
+			t.Helper()
+			id, err := env.Forgot(t.Context(), who, phone())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return id
+		}
+		answers := func(name, email string) string {
+			t.Helper()
+			seen := map[uuid.UUID]string{}
+			var pattern []string
+			note := func(id uuid.UUID) uuid.UUID {
+				if seen[id] == "" {
+					seen[id] = string(rune('a' + len(seen)))
+				}
+				pattern = append(pattern, seen[id])
+				return id
+			}
+			first := note(ask(Forgotten{Username: name}))
+			note(ask(Forgotten{Email: email}))
+			note(ask(Forgotten{Username: strings.ToUpper(name)}))
+			note(ask(Forgotten{Email: strings.ToUpper(email)}))
+			for range maxTries { // of the one that another one has replaced
+				if err := env.Reset(t.Context(), Proof{ChallengeID: first, Code: "2222-3333"}, newPassword, phone()); !errors.Is(err, ErrInvalidCode) {
+					t.Errorf("%v", err)
+				}
+			}
+			note(ask(Forgotten{Username: name}))
+			return strings.Join(pattern, " ")
+		}
+		got, want := answers(caller.User.Username, "alice@example.com"), answers("nobody-there", "nobody@example.com")
+		if got != want || want != "a b a b c" {
+			t.Errorf("an account: %s, nobody: %s", got, want)
+		}
+	})
+}
+
+// A username in the form of an address is found when it is typed as an address, unless the address is
+// somebody else's: then it is that one's alone.
+func TestAUsernameThatIsAnAddressIsFoundAsOne(t *testing.T) {
+	t.Parallel()
+	cfg := plain()
+	cfg.FromUsername = false
+	each(t, cfg, func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		_, err := env.accounts.Register(ctx, auth.Credentials{Username: "name@example.com", Password: goodPassword}, phone(),
+			auth.NewContact{Email: "inbox@example.com"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := env.VerifyByLink(ctx, env.message(t, PurposeVerify).LinkToken, phone()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := env.Forgot(ctx, Forgotten{Email: "Name@Example.com"}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		if got := env.sent(t); got != "reset inbox@example.com" {
+			t.Errorf("sent: %s", got)
+		}
+		env.verified(t, "name@example.com") // of another account
+		env.clock.advance(2 * resendAfter)
+		if _, err := env.Forgot(ctx, Forgotten{Email: "Name@Example.com"}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		if got := env.sent(t); got != "reset name@example.com" {
+			t.Errorf("sent: %s", got)
+		}
+	})
+}
+
+// A thief's address gets no link that undoes what the owner does about it.
+func TestAnAddressThatWasJustAddedCannotUndo(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		caller := env.verified(t, "owner@example.com")
+		env.clock.advance(time.Second)
+		added, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "thief@example.com"}, phone())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := env.VerifyByLink(ctx, env.message2(t, PurposeVerify).LinkToken, phone()); err != nil {
+			t.Fatal(err)
+		}
+		links := func() string {
+			var list []string
+			for _, m := range env.messages(t) {
+				word := m.Recipient
+				if m.LinkToken != "" {
+					word += " can undo"
+				}
+				list = append(list, word)
+			}
+			return strings.Join(list, ", ")
+		}
+		if got := links(); got != "owner@example.com can undo" {
+			t.Errorf("the addition was told to: %s", got)
+		}
+		if err := env.accounts.SetPassword(ctx, caller.User.ID, newPassword); err != nil {
+			t.Fatal(err)
+		}
+		if got := links(); got != "owner@example.com can undo, thief@example.com" {
+			t.Errorf("the new password was told to: %s", got)
+		}
+		// When the addition can no longer be undone, both are alike.
+		env.clock.advance(undoTTL)
+		if err := env.RemoveByOperator(ctx, caller.User.ID, added.ID); err != nil {
+			t.Fatal(err)
+		}
+		if got := links(); got != "owner@example.com can undo, thief@example.com can undo" {
+			t.Errorf("the removal was told to: %s", got)
+		}
+	})
+}
+
+// One address that takes no messages holds up no other of the same person.
+func TestEachAddressOfAPersonHasItsOwnOrder(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		caller := env.verified(t, "one@example.com")
+		added, err := env.AddByOperator(t.Context(), caller.User.ID, "two@example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := env.VerifyByOperator(t.Context(), caller.User.ID, added.ID); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := env.accounts.SetPassword(t.Context(), caller.User.ID, newPassword); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if got := len(env.messages(t)); got != maxPerAddress-1 {
-			t.Errorf("%d messages to the owner", got)
+		keys, err := database.Collect(t.Context(), env.db, "list keys", database.Value[string], "SELECT DISTINCT key FROM outbox_message")
+		if err != nil || len(keys) != 2 {
+			t.Errorf("the keys of two addresses are %q, %v", keys, err)
 		}
-		env.clock.advance(countedFor)
-		if _, err := env.Forgot(ctx, Forgotten{Email: "alice@example.com"}, phone()); err != nil || len(env.messages(t)) != 1 {
-			t.Errorf("a day later nothing is sent: %v", err)
+	})
+}
+
+// The metrics tell what became of requests and answers.
+func TestTheMetricsTellWhatBecameOfChallenges(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		env.verified(t, "alice@example.com")
+		ask := func(email string, dev auth.Device) (id uuid.UUID) {
+			id, err := env.Forgot(ctx, Forgotten{Email: email}, dev)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return id
+		}
+		ask("nobody@example.com", phone())
+		id := ask("alice@example.com", phone())
+		ask("alice@example.com", phone())
+		_ = env.Reset(ctx, Proof{ChallengeID: id, Code: "2222-3333"}, newPassword, phone())
+		_ = env.Reset(ctx, Proof{ChallengeID: uuid.New(), Code: "2222-3333"}, newPassword, phone())
+		_ = env.Reset(ctx, Proof{Token: "alt_x"}, newPassword, phone())
+		m := env.message2(t, PurposeReset)
+		if err := env.Reset(ctx, Proof{ChallengeID: id, Code: m.Code}, newPassword, phone()); err != nil {
+			t.Fatal(err)
+		}
+		if err := env.Undo(ctx, env.message(t, PurposeNoticePassword).LinkToken, phone()); err != nil {
+			t.Fatal(err)
+		}
+		_ = env.Undo(ctx, "aut_x", phone())
+		env.clock.advance(2 * resendAfter)
+		ask("alice@example.com", phone())
+		env.clock.advance(resetTTL)
+		for range 2 {
+			env.Housekeep(ctx)
+		}
+		for n := range 2 * maxByStrangers {
+			env.clock.advance(2 * resendAfter)
+			ask("alice@example.com", stranger(n))
+		}
+		for name, want := range map[string]string{
+			"authctl_contact_requests_total": "reset limited=12, reset nobody=1, reset repeated=1, reset sent=10, verify sent=1",
+			"authctl_contact_answers_total": "reset code=1, reset invalid_code=1, reset invalid_link=1, reset wrong_code=1, undo invalid_link=1, " +
+				"undo link=1, verify link=1",
+			"authctl_contact_expired_total": "reset=1",
+		} {
+			if got := env.counted(t, name); got != want {
+				t.Errorf("%s: %s", name, got)
+			}
 		}
 	})
 }
@@ -633,24 +1081,36 @@ func TestWhereAVerifiedContactIsRequired(t *testing.T) {
 		if _, err := env.accounts.Register(ctx, cred, phone()); !errors.Is(err, auth.ErrValidation) {
 			t.Errorf("without an address: %v", err)
 		}
-		if _, err := env.accounts.Register(ctx, cred, phone(), auth.NewContact{Email: "alice@example.com"}); !errors.Is(err, auth.ErrContactUnverified) {
-			t.Fatalf("%v", err)
+		challengeOf := func(err error) string {
+			t.Helper()
+			f, ok := errors.AsType[*fault.Fault](err)
+			if !ok || !errors.Is(err, auth.ErrContactUnverified) {
+				t.Fatalf("%v", err)
+			}
+			return f.ChallengeID
 		}
+		_, err := env.accounts.Register(ctx, cred, phone(), auth.NewContact{Email: "alice@example.com"})
 		m := env.message(t, PurposeVerify)
+		if got := challengeOf(err); got != m.ChallengeID.String() {
+			t.Errorf("the challenge is %s, sent was %s", got, m.ChallengeID)
+		}
 		if _, err := env.accounts.Login(ctx, auth.Credentials{Username: "alice", Password: "wrong password"}, phone()); !errors.Is(err, auth.ErrInvalidCredentials) {
 			t.Errorf("a wrong password: %v", err)
 		}
-		if _, err := env.accounts.Login(ctx, cred, phone()); !errors.Is(err, auth.ErrContactUnverified) {
-			t.Errorf("%v", err)
+		_, err = env.accounts.Login(ctx, cred, phone())
+		if got := challengeOf(err); got != m.ChallengeID.String() {
+			t.Errorf("a moment later the challenge is %s", got)
 		}
 		env.clock.advance(2 * resendAfter)
-		if _, err := env.accounts.Login(ctx, cred, phone()); !errors.Is(err, auth.ErrContactUnverified) {
-			t.Errorf("%v", err)
+		_, err = env.accounts.Login(ctx, cred, phone())
+		before := m
+		if m = env.message(t, PurposeVerify); m.Recipient != "alice@example.com" || challengeOf(err) != m.ChallengeID.String() {
+			t.Errorf("%+v, %v", m, err)
 		}
-		if m = env.message(t, PurposeVerify); m.Recipient != "alice@example.com" {
-			t.Errorf("%+v", m)
+		if _, err := env.VerifyByCode(ctx, before.ChallengeID, before.Code, phone()); !errors.Is(err, ErrInvalidCode) {
+			t.Errorf("a code that was replaced: %v", err)
 		}
-		c, err := env.VerifyByLink(ctx, m.LinkToken, phone())
+		c, err := env.VerifyByCode(ctx, m.ChallengeID, m.Code, phone())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -722,6 +1182,66 @@ func TestAnImportKeepsWhatTheSourceConfirmed(t *testing.T) {
 	})
 }
 
+// What is exported is imported elsewhere with all contacts, in their order, and with which are verified;
+// what an owner has removed does not come back.
+func TestContactsSurviveAnExport(t *testing.T) {
+	t.Parallel()
+	for _, format := range []string{auth.FormatNDJSON, auth.FormatCSV} {
+		t.Run(format, func(t *testing.T) {
+			t.Parallel()
+			each(t, plain(), func(t *testing.T, env *testEnv) {
+				ctx := t.Context()
+				alice := env.register(t, "old@example.com")
+				for _, email := range []string{"Alice+1@Bücher.example", "o'neill%x@example.com"} {
+					if _, err := env.AddByOperator(ctx, alice.User.ID, email); err != nil {
+						t.Fatal(err)
+					}
+				}
+				list, err := env.Contacts(ctx, alice.User.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := env.VerifyByOperator(ctx, alice.User.ID, list[1].ID); err != nil {
+					t.Fatal(err)
+				}
+				var file bytes.Buffer
+				first := `{"username":"imported","password_hash":"$2a$04$cVxuwSUXjkRhpYNgLKRwOOXkR9HLzYHp/lWtGJGdhPnY3WVjcMWK6",` +
+					`"email":"gone@example.com","email_verified":true}`
+				options := auth.ImportOptions{From: auth.ImportSources()[0], Format: auth.FormatAuto}
+				if _, err := env.accounts.Import(ctx, strings.NewReader(first), options); err != nil {
+					t.Fatal(err)
+				}
+				imported, err := env.accounts.FindUserByName(ctx, "imported")
+				if err != nil {
+					t.Fatal(err)
+				}
+				removed, err := env.ContactByEmail(ctx, imported.ID, "gone@example.com")
+				if err != nil || !removed.Verified() {
+					t.Fatalf("%+v, %v", removed, err)
+				}
+				if err := env.Remove(ctx, imported.ID, removed.ID, phone()); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := env.accounts.Export(ctx, &file, auth.ExportOptions{Format: format, PasswordHashes: true}); err != nil {
+					t.Fatal(err)
+				}
+				other := newEnv(t, dbtest.SQLite(t), plain(), env.clock)
+				report, err := other.accounts.Import(ctx, &file, options)
+				if err != nil || report.Imported != 2 || report.Refused != 0 {
+					t.Fatalf("%+v, %v\n%s", report, err, &file)
+				}
+				want := "old@example.com, Alice+1@xn--bcher-kva.example verified, o'neill%x@example.com"
+				if got := other.contacts(t, alice.User.ID); got != want {
+					t.Errorf("%s, want %s", got, want)
+				}
+				if got := other.contacts(t, imported.ID); got != "" {
+					t.Errorf("what was removed is back: %s", got)
+				}
+			})
+		})
+	}
+}
+
 func TestANewDeviceIsToldWhereThatIsWanted(t *testing.T) {
 	t.Parallel()
 	cfg := plain()
@@ -781,7 +1301,7 @@ func TestAMessageExistsExactlyWithItsChallenge(t *testing.T) {
 			if err := env.insert(ctx, tx, c); err != nil {
 				return err
 			}
-			if _, _, err := env.issue(ctx, tx, challenge{userID: caller.User.ID, purpose: PurposeVerify, contact: &c}); err != nil {
+			if _, _, err := env.issue(ctx, tx, toVerify(caller.User, &c, netip.Addr{})); err != nil {
 				return err
 			}
 			return broken

@@ -73,12 +73,13 @@ func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 				return err
 			}
 		}
-		id, sent, err := s.issue(ctx, tx, challenge{userID: userID, username: u.Username, purpose: PurposeVerify, contact: &c,
-			language: languageOf(n.Language)})
+		next := toVerify(u, &c, dev.IP)
+		next.language = languageOf(n.Language)
+		id, outcome, err := s.issue(ctx, tx, next)
 		if err != nil {
 			return err
 		}
-		if news && !sent { // the address has had its share
+		if outcome == requestLimited {
 			return ErrTooManyMessages.After(countedFor)
 		}
 		added, challengeID = c.Contact, id
@@ -97,6 +98,7 @@ func (s *Service) Verify(ctx context.Context, caller auth.Caller, contactID uuid
 	id, err := database.Value[uuid.UUID](s.db.QueryRowContext(ctx, `SELECT id FROM contact_challenge WHERE user_id = ? AND purpose = ?
 		AND contact_id = ? AND state = 'live'`, caller.User.ID, PurposeVerify, contactID))
 	if database.IsNotFound(err) {
+		s.met.answered(PurposeVerify, invalidCode)
 		return Contact{}, s.noChallenge(ctx, caller.User.ID, contactID)
 	}
 	if err != nil {
@@ -123,6 +125,16 @@ func (s *Service) noChallenge(ctx context.Context, userID, contactID uuid.UUID) 
 	return ErrContactNotFound
 }
 
+// VerifyByCode verifies the contact to which the code of a challenge was sent. Nobody need be signed in:
+// whoever has the code can read what is sent there, as with the link.
+func (s *Service) VerifyByCode(ctx context.Context, challengeID uuid.UUID, code string, dev auth.Device) (Contact, error) {
+	c, err := s.guess(ctx, PurposeVerify, challengeID, code, nil, dev)
+	if err != nil {
+		return Contact{}, err
+	}
+	return s.verify(ctx, c, dev)
+}
+
 // VerifyByLink verifies the contact to which the link was sent.
 func (s *Service) VerifyByLink(ctx context.Context, token string, dev auth.Device) (Contact, error) {
 	c, err := s.followed(ctx, PurposeVerify, token)
@@ -135,7 +147,10 @@ func (s *Service) VerifyByLink(ctx context.Context, token string, dev auth.Devic
 // verify uses up a challenge that was met.
 func (s *Service) verify(ctx context.Context, met challengeRow, dev auth.Device) (verified Contact, err error) {
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		u, err := lockUser(ctx, tx, met.userID)
+		u, err := auth.LockUser(ctx, tx, met.userID)
+		if errors.Is(err, auth.ErrUserNotFound) {
+			err = ErrInvalidCode // its challenges are gone with it
+		}
 		if err != nil {
 			return err
 		}
@@ -145,6 +160,7 @@ func (s *Service) verify(ctx context.Context, met challengeRow, dev auth.Device)
 		verified, err = s.verifyContact(ctx, tx, u, met.contactID.UUID, byChallenge, dev)
 		return err
 	})
+	s.metBy(PurposeVerify, met, err)
 	if err == nil {
 		s.security.Info("contact_verified", zap.Stringer("user_id", met.userID), zap.Stringer("contact_id", verified.ID),
 			zap.String("by", byChallenge), zap.String("ip", ipOf(dev)))
@@ -234,6 +250,13 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := auth.LockUser(ctx, tx, userID); err != nil {
 			return err
+		}
+		list, err := contactsOf(ctx, tx, userID)
+		if err != nil {
+			return err
+		}
+		if len(list) >= maxContacts && !slices.ContainsFunc(list, func(c contactRow) bool { return c.canonical == canonical }) {
+			return ErrTooManyContacts
 		}
 		return s.insert(ctx, tx, c)
 	})

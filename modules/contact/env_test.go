@@ -2,13 +2,16 @@ package contact
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/platform/config"
@@ -21,6 +24,7 @@ type testEnv struct {
 	*Service
 	accounts *auth.Service
 	clock    *clock
+	metrics  *prometheus.Registry
 	read     int // messages that were read
 }
 
@@ -68,11 +72,12 @@ func newEnv(t *testing.T, db *database.DB, cfg Config, c *clock) *testEnv {
 			t.Error(err)
 		}
 	})
-	s, err := New(cfg, Deps{DB: db, Auth: accounts, Secrets: []config.Secret{testSecret}, Now: c.Now})
+	metrics := prometheus.NewRegistry()
+	s, err := New(cfg, Deps{DB: db, Auth: accounts, Secrets: []config.Secret{testSecret}, Registry: metrics, Now: c.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &testEnv{Service: s, accounts: accounts, clock: c}
+	return &testEnv{Service: s, accounts: accounts, clock: c, metrics: metrics}
 }
 
 // another is a second server on the same database.
@@ -88,6 +93,41 @@ const (
 
 func phone() auth.Device {
 	return auth.Device{UserAgent: "Firefox/140.0", IP: netip.MustParseAddr("192.0.2.7")}
+}
+
+// stranger is a device in a network of its own.
+func stranger(n int) auth.Device {
+	return auth.Device{UserAgent: "curl/8.5.0", IP: netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)})}
+}
+
+// counted are the values of a counter that are not zero, as "purpose outcome=n".
+func (env *testEnv) counted(t *testing.T, name string) string {
+	t.Helper()
+	families, err := env.metrics.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var words []string
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			var labels []string
+			for _, l := range []string{"purpose", "outcome"} {
+				for _, pair := range m.GetLabel() {
+					if pair.GetName() == l {
+						labels = append(labels, pair.GetValue())
+					}
+				}
+			}
+			if n := m.GetCounter().GetValue(); n > 0 {
+				words = append(words, fmt.Sprintf("%s=%v", strings.Join(labels, " "), n))
+			}
+		}
+	}
+	slices.Sort(words)
+	return strings.Join(words, ", ")
 }
 
 // register makes an account and returns who is signed in.
@@ -198,7 +238,7 @@ func (env *testEnv) canSignIn(t *testing.T, u auth.User, password string) bool {
 	return err == nil
 }
 
-// isLive reports whether the caller's session goes on.
+// contacts are the addresses of an account, and which are verified.
 func (env *testEnv) contacts(t *testing.T, userID uuid.UUID) string {
 	t.Helper()
 	list, err := env.Contacts(t.Context(), userID)

@@ -18,7 +18,7 @@ import (
 func (s *Service) hooks() auth.Hooks {
 	h := auth.Hooks{
 		Waits: s.cfg.Required == requiredVerified, CheckNew: s.checkNew, Added: s.added, Imported: s.imported,
-		PasswordChanged: s.passwordChanged,
+		Addresses: s.addresses, PasswordChanged: s.passwordChanged,
 	}
 	if s.cfg.Required == requiredVerified {
 		h.Admit = s.admit
@@ -65,7 +65,7 @@ func (s *Service) added(ctx context.Context, tx database.Tx, u auth.User, given 
 		return err
 	}
 	// An address that has had its share of messages gets no more: its owner may be another person.
-	_, _, err = s.issue(ctx, tx, challenge{userID: u.ID, username: u.Username, purpose: PurposeVerify, contact: &c})
+	_, _, err = s.issue(ctx, tx, toVerify(u, &c, given.From))
 	return err
 }
 
@@ -94,16 +94,30 @@ func (s *Service) insert(ctx context.Context, tx database.Tx, c contactRow) erro
 func (s *Service) imported(ctx context.Context, tx database.Tx, list []auth.ImportedUser) error {
 	var rows []contactRow
 	seen := map[string]bool{} // verified ones of this batch
-	for _, u := range list {
-		address, canonical, found, err := s.firstAddress(u.Username, u.Address)
+	add := func(u auth.ImportedUser, given string, confirmed bool) {
+		address, canonical, found, err := s.firstAddress(u.Username, given)
 		if err != nil || !found {
-			continue // such as the number of a telephone
+			return // such as the number of a telephone
 		}
 		c := s.newContact(u.ID, address, canonical, "")
-		if u.Address != "" && u.Confirmed != nil && *u.Confirmed && !seen[canonical] {
+		for _, other := range rows[max(0, len(rows)-maxContacts):] {
+			if other.userID == u.ID && other.canonical == canonical {
+				return
+			}
+		}
+		if confirmed && !seen[canonical] {
 			c.VerifiedAt, c.verifiedBy, seen[canonical] = c.CreatedAt, byImport, true
 		}
 		rows = append(rows, c)
+	}
+	for _, u := range list {
+		// An export of ours has all addresses, in their order.
+		for _, a := range u.Addresses[:min(len(u.Addresses), maxContacts)] {
+			add(u, a.Address, a.Confirmed)
+		}
+		if len(u.Addresses) == 0 {
+			add(u, u.Address, u.Address != "" && u.Confirmed != nil && *u.Confirmed)
+		}
 	}
 	inserted, err := insertContacts(ctx, tx, rows)
 	if err != nil {
@@ -132,25 +146,46 @@ func (s *Service) imported(ctx context.Context, tx database.Tx, list []auth.Impo
 }
 
 // admit refuses a person without a verified contact, and sends the challenge again.
-func (s *Service) admit(ctx context.Context, u auth.User) error {
+func (s *Service) admit(ctx context.Context, u auth.User, dev auth.Device) error {
 	list, err := contactsOf(ctx, s.db, u.ID)
 	if err != nil || len(verifiedOnly(list)) > 0 {
 		return err
 	}
-	if len(list) == 0 {
-		return auth.ErrContactUnverified.Detail("The account has no contact; an operator can add one.")
-	}
+	var refusal error
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if _, err := auth.LockUser(ctx, tx, u.ID); err != nil {
 			return err
 		}
-		_, _, err := s.issue(ctx, tx, challenge{userID: u.ID, username: u.Username, purpose: PurposeVerify, contact: &list[0]})
+		list, err := contactsOf(ctx, tx, u.ID)
+		switch {
+		case err != nil:
+			return err
+		case len(verifiedOnly(list)) > 0: // just now
+			refusal = nil
+			return nil
+		case len(list) == 0:
+			refusal = auth.ErrContactUnverified.Detail("The account has no contact; an operator can add one.")
+			return nil
+		}
+		id, _, err := s.issue(ctx, tx, toVerify(u, &list[0], dev.IP))
+		refusal = auth.ErrContactUnverified.Challenge(id.String())
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return auth.ErrContactUnverified
+	return refusal
+}
+
+// addresses are those of accounts, for an export.
+func (s *Service) addresses(ctx context.Context, userIDs []uuid.UUID) (map[uuid.UUID][]auth.Address, error) {
+	rows, err := database.Collect(ctx, s.db, "list contacts", scanContact,
+		"SELECT "+contactColumns+" FROM contact WHERE user_id IN (?) ORDER BY created_at, id", database.List(userIDs))
+	found := make(map[uuid.UUID][]auth.Address, len(userIDs))
+	for _, c := range rows {
+		found[c.userID] = append(found[c.userID], auth.Address{Address: c.Address, Confirmed: c.Verified()})
+	}
+	return found, err
 }
 
 func (s *Service) passwordChanged(ctx context.Context, tx database.Tx, u auth.User, dev auth.Device) error {
@@ -169,7 +204,8 @@ func (s *Service) signedIn(ctx context.Context, tx database.Tx, u auth.User, dev
 	if err != nil {
 		return err
 	}
-	return s.send(ctx, tx, nil, s.notices(u, list, dev, Message{Purpose: PurposeNoticeNewDevice})...)
+	m := Message{Purpose: PurposeNoticeNewDevice, ExpiresAt: s.timestamp().Add(undoTTL)} // news no more after that
+	return s.send(ctx, tx, nil, s.notices(u, list, dev, m)...)
 }
 
 // languageOf is the language that a browser says the person prefers, or "".

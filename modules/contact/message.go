@@ -28,7 +28,6 @@ const (
 	PurposeReset           Purpose = "reset"             // sets a new password
 	PurposeNoticePassword  Purpose = "notice_password"   // the password was changed
 	PurposeNoticeContact   Purpose = "notice_contact"    // a contact was added or removed
-	PurposeNoticeFactor    Purpose = "notice_factor"     // a second factor was added or removed
 	PurposeNoticeNewDevice Purpose = "notice_new_device" // somebody signed in on a device that is not known
 	// PurposeNone is sent to nobody: a sink drops it. It is written where a message would be if the
 	// account existed, so that the time of an answer does not tell.
@@ -37,8 +36,7 @@ const (
 
 // Purposes lists every purpose that is sent.
 func Purposes() []Purpose {
-	return []Purpose{PurposeVerify, PurposeReset, PurposeNoticePassword, PurposeNoticeContact, PurposeNoticeFactor,
-		PurposeNoticeNewDevice}
+	return []Purpose{PurposeVerify, PurposeReset, PurposeNoticePassword, PurposeNoticeContact, PurposeNoticeNewDevice}
 }
 
 // Message is what is sent to one address. What does not belong to its purpose is empty.
@@ -46,6 +44,7 @@ type Message struct {
 	Purpose   Purpose   `json:"purpose"`
 	Language  string    `json:"language,omitempty"` // a BCP 47 tag that the person prefers, such as de-AT; empty: not known
 	Recipient string    `json:"recipient,omitempty"`
+	ContactID uuid.UUID `json:"contact_id,omitzero"` // of the recipient
 	UserID    uuid.UUID `json:"user_id"`
 	Username  string    `json:"username,omitempty"` // as typed
 
@@ -56,7 +55,7 @@ type Message struct {
 	LinkToken string `json:"link_token,omitempty"`
 	// ChallengeID is that of Code and LinkToken; zero for a notice.
 	ChallengeID uuid.UUID `json:"challenge_id,omitzero"`
-	// ExpiresAt is when Code and LinkToken stop working.
+	// ExpiresAt is when Code and LinkToken stop working, and after which nothing is sent.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
 
 	// At is when what a notice is about happened, Address the IP address and Device the name of the
@@ -90,7 +89,8 @@ type sealedMessage struct {
 }
 
 // Event makes the event of a message, sealed and bound to the event's id. source is the issuer. All
-// messages to one person have one key, so that they are sent in order.
+// messages to one address of a person have one key: they are sent in order, and an address that takes
+// none holds up no other.
 func (s *Sealer) Event(m Message, source string) (outbox.Event, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -113,7 +113,7 @@ func messageKey(m Message) string {
 	if m.Purpose == PurposeNone {
 		return fmt.Sprintf("mail:none:%02x", m.UserID[15])
 	}
-	return "mail:" + m.UserID.String()
+	return "mail:" + m.UserID.String() + ":" + m.ContactID.String()
 }
 
 // Open opens the data of an event with this id.

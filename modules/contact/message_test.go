@@ -32,14 +32,14 @@ func TestAMessageIsSealedToItsEvent(t *testing.T) {
 	t.Parallel()
 	s := newTestSealer(t, testSecret)
 	m := Message{
-		Purpose: PurposeReset, Language: "de", Recipient: "alice@example.com", UserID: uuid.New(), Username: "alice",
+		Purpose: PurposeReset, Language: "de", Recipient: "alice@example.com", UserID: uuid.New(), ContactID: uuid.New(), Username: "alice",
 		Code: "ABCD-EFGH", LinkToken: "act_link", ChallengeID: uuid.New(), ExpiresAt: time.Now().UTC().Truncate(time.Second),
 	}
 	e, err := s.Event(m, "https://auth.example.com")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if e.Type != EventMessage || e.Key != "mail:"+m.UserID.String() {
+	if e.Type != EventMessage || e.Key != "mail:"+m.UserID.String()+":"+m.ContactID.String() {
 		t.Errorf("the event is %s of %s", e.Type, e.Key)
 	}
 	got, err := s.Open(e.ID, e.Data)

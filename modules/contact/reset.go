@@ -3,6 +3,7 @@ package contact
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/google/uuid"
@@ -27,36 +28,21 @@ func (s *Service) Forgot(ctx context.Context, who Forgotten, dev auth.Device) (c
 	if err := s.auth.CountRequest(ctx, dev.IP); err != nil {
 		return uuid.Nil, err
 	}
-	c := challenge{purpose: PurposeReset, language: languageOf(who.Language)}
-	find := "SELECT " + contactColumns + " FROM contact WHERE user_id = ?1 AND verified_at IS NOT NULL "
-	if who.Email != "" {
-		find += "AND canonical = ?2"
-		c.name = canonicalOf(who.Email)
-		c.userID, err = database.Value[uuid.UUID](s.db.QueryRowContext(ctx,
-			"SELECT user_id FROM contact WHERE kind = ? AND canonical = ? AND verified_at IS NOT NULL", KindEmail, c.name))
-		if database.IsNotFound(err) {
-			c.userID, err = s.digests.nobody(c.name), nil
-		}
-	} else {
-		find += "AND CAST(?2 AS text) IS NOT NULL ORDER BY verified_at, id LIMIT 1"
-		c.name = printable(strings.ToLower(strings.TrimSpace(who.Username)), 255)
-		var u auth.User
-		u, err = s.auth.FindUserByName(ctx, who.Username)
-		c.userID = u.ID
-		if errors.Is(err, auth.ErrUserNotFound) {
-			c.userID, err = s.digests.nobody(c.name), nil
-		}
-	}
+	c := challenge{purpose: PurposeReset, language: languageOf(who.Language), from: dev.IP}
+	find, by, err := s.forgetful(ctx, who, &c)
 	if err != nil {
 		return uuid.Nil, err
 	}
-	sent := false
+	if c.owner, err = s.auth.KnowsDevice(ctx, c.userID, dev); err != nil {
+		return uuid.Nil, err
+	}
+	outcome := ""
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		u, err := auth.LockUser(ctx, tx, c.userID)
 		if err != nil && !errors.Is(err, auth.ErrUserNotFound) {
 			return err
 		}
-		to, err := scanContact(tx.QueryRowContext(ctx, find, c.userID, c.name))
+		to, err := scanContact(tx.QueryRowContext(ctx, find, c.userID, by))
 		if err != nil && !errors.Is(err, ErrContactNotFound) {
 			return err
 		}
@@ -74,14 +60,50 @@ func (s *Service) Forgot(ctx context.Context, who Forgotten, dev auth.Device) (c
 		} else if c.also, err = s.forNobody(c.userID); err != nil {
 			return err
 		}
-		challengeID, sent, err = s.issue(ctx, tx, c)
+		challengeID, outcome, err = s.issue(ctx, tx, c)
 		return err
 	})
-	if err == nil && sent && c.contact != nil {
+	if err == nil && outcome == requestSent {
 		s.security.Info("password_reset_requested", zap.Stringer("user_id", c.userID), zap.Stringer("contact_id", c.contact.ID),
 			zap.String("ip", ipOf(dev)))
 	}
 	return challengeID, err
+}
+
+// forgetful finds out whose password was forgotten. find reads the contact to which the code goes, with
+// the account and by as arguments. A username in the form of an address is found by the address too,
+// unless somebody has verified that. Everything is looked for whatever is found.
+func (s *Service) forgetful(ctx context.Context, who Forgotten, c *challenge) (find, by string, err error) {
+	find = "SELECT " + contactColumns + " FROM contact WHERE user_id = ?1 AND verified_at IS NOT NULL "
+	const (
+		first  = "AND CAST(?2 AS text) IS NOT NULL ORDER BY verified_at, id LIMIT 1"
+		exact  = "AND canonical = ?2"
+		byMail = "SELECT user_id FROM contact WHERE kind = ? AND canonical = ? AND verified_at IS NOT NULL"
+	)
+	typed, order := who.Username, first
+	if who.Email != "" {
+		typed = who.Email
+	}
+	u, err := s.auth.FindUserByName(ctx, typed)
+	if err != nil && !errors.Is(err, auth.ErrUserNotFound) {
+		return "", "", err
+	}
+	c.userID, c.asked = u.ID, "username "+auth.LookupName(typed)
+	if who.Email != "" {
+		by = canonicalOf(who.Email)
+		c.asked = "email " + by
+		id, err := database.Value[uuid.UUID](s.db.QueryRowContext(ctx, byMail, KindEmail, by))
+		switch {
+		case err == nil:
+			c.userID, order = id, exact
+		case !database.IsNotFound(err):
+			return "", "", fmt.Errorf("look for a contact: %w", err)
+		}
+	}
+	if c.userID == uuid.Nil {
+		c.userID = s.digests.nobody(c.asked)
+	}
+	return find + order, by, nil
 }
 
 // canonicalOf is the canonical form of an address that somebody typed, or what no address has.
@@ -134,9 +156,24 @@ func (s *Service) Reset(ctx context.Context, p Proof, replacement string, dev au
 		})
 	}
 	if errors.Is(err, auth.ErrUserNotFound) || errors.Is(err, auth.ErrAccountDisabled) {
-		return ErrInvalidCode // its challenges have ended with it
+		err = ErrInvalidCode // its challenges have ended with it
 	}
+	s.metBy(PurposeReset, met, err)
 	return err
+}
+
+// metBy counts a code or link that was right.
+func (s *Service) metBy(purpose Purpose, met challengeRow, err error) {
+	switch {
+	case err == nil:
+		s.met.answered(purpose, met.shown)
+	case errors.Is(err, ErrContactTaken):
+		s.met.answered(purpose, metButTaken)
+	case errors.Is(err, ErrInvalidCode) && met.shown == metByLink: // somebody was faster
+		s.met.answered(purpose, invalidLink)
+	case errors.Is(err, ErrInvalidCode):
+		s.met.answered(purpose, invalidCode)
+	}
 }
 
 // guess compares a code, within the limits of guessing, and counts it before.
@@ -151,6 +188,9 @@ func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code
 		return challengeRow{}, err
 	}
 	g, err := s.auth.BeginGuess(ctx, user, caller, dev)
+	if errors.Is(err, auth.ErrTooManyAttempts) {
+		s.met.answered(purpose, notCompared)
+	}
 	if err != nil {
 		return challengeRow{}, err
 	}
@@ -163,10 +203,16 @@ func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code
 	fits := s.digests.fits(c.codeDigest, digestCode, c.id, []byte(typedCode(code)))
 	if err != nil || !fits {
 		g.Wrong(ctx)
+		outcome := wrongCode
+		if err != nil {
+			outcome = invalidCode
+		}
+		s.met.answered(purpose, outcome)
 		s.security.Warn("code_wrong", zap.Stringer("user_id", user), zap.String("purpose", string(purpose)), zap.String("ip", ipOf(dev)))
 		return challengeRow{}, ErrInvalidCode
 	}
 	g.Right(ctx)
+	c.shown = metByCode
 	return c, nil
 }
 
@@ -175,14 +221,19 @@ func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code
 func (s *Service) followed(ctx context.Context, purpose Purpose, token string) (challengeRow, error) {
 	id, secret, ok := parseLink(challengePrefix, token)
 	if !ok {
+		s.met.answered(purpose, invalidLink)
 		return challengeRow{}, ErrInvalidCode
 	}
 	c, err := s.liveChallenge(ctx, purpose, id)
+	if err == nil && !s.digests.fits(c.linkDigest, digestLink, id, secret) {
+		err = ErrInvalidCode
+	}
+	if errors.Is(err, ErrInvalidCode) {
+		s.met.answered(purpose, invalidLink)
+	}
 	if err != nil {
 		return challengeRow{}, err
 	}
-	if !s.digests.fits(c.linkDigest, digestLink, id, secret) {
-		return challengeRow{}, ErrInvalidCode
-	}
+	c.shown = metByLink
 	return c, nil
 }

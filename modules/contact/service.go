@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth"
@@ -22,6 +23,7 @@ type Deps struct {
 	// Committed is called after each transaction that wrote an event. It must not block. It may be
 	// nil.
 	Committed func()
+	Registry  prometheus.Registerer // nil: no metrics
 	Log       *zap.Logger
 	Now       func() time.Time // nil: time.Now
 }
@@ -33,6 +35,7 @@ type Service struct {
 	auth      *auth.Service
 	sealer    *Sealer
 	digests   digests
+	met       *metrics
 	committed func()
 	log       *zap.Logger
 	security  *zap.Logger
@@ -57,6 +60,9 @@ func New(cfg Config, deps Deps) (*Service, error) {
 		return nil, err
 	}
 	if s.digests, err = newDigests(deps.Secrets); err != nil {
+		return nil, err
+	}
+	if s.met, err = newMetrics(deps.Registry); err != nil {
 		return nil, err
 	}
 	s.auth.Use(s.hooks())
@@ -97,6 +103,9 @@ func (s *Service) Run(ctx context.Context) error {
 // Housekeep does once what [Service.Run] does every minute. What fails is logged, and tried again the
 // next time.
 func (s *Service) Housekeep(ctx context.Context) {
+	if err := s.endExpired(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		s.log.Warn("housekeeping_failed", zap.String("what", "contact_challenge"), zap.Error(err))
+	}
 	for table, keep := range map[string]time.Duration{"contact_challenge": 2 * countedFor, "contact_undo": undoTTL} {
 		for {
 			n, err := s.purge(ctx, table, s.now().Add(-keep))
@@ -106,6 +115,32 @@ func (s *Service) Housekeep(ctx context.Context) {
 			if err != nil || n < purgeBatch {
 				break
 			}
+		}
+	}
+}
+
+// endExpired marks challenges that have expired, so that each is counted once by all processes
+// together. They are worthless before.
+func (s *Service) endExpired(ctx context.Context) error {
+	for {
+		var list []string
+		err := s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
+			list, err = database.Collect(ctx, tx, "end expired challenges", database.Value[string],
+				`UPDATE contact_challenge SET state = 'ended' WHERE state = 'live' AND id IN (SELECT id FROM contact_challenge
+				WHERE state = 'live' AND expires_ms <= ? LIMIT ?) RETURNING CASE WHEN contact_id IS NULL THEN '' ELSE purpose END`,
+				s.now().UnixMilli(), purgeBatch)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, purpose := range list {
+			if purpose != "" { // not nobody's
+				s.met.expired.WithLabelValues(purpose).Inc()
+			}
+		}
+		if len(list) < purgeBatch {
+			return nil
 		}
 	}
 }

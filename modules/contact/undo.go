@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -17,11 +18,17 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// undoTTL is how long a change can be undone.
-const undoTTL = 72 * time.Hour
+// undoTTL is how long a change can be undone, and LongestLife how long a message can make sense.
+const (
+	undoTTL     = 72 * time.Hour
+	LongestLife = undoTTL
+)
 
 // notify tells the verified contacts from before a change what has changed, with a link that undoes
-// it. The contact that a change has added does not hear of it, nor could it undo it.
+// it. The contact that a change has added does not hear of it, nor could it undo it. A contact that
+// was verified within the time in which that could be undone hears of later changes without a link,
+// unless there is no older one: a thief who has added an address must not undo what the owner does
+// about it.
 func (s *Service) notify(ctx context.Context, tx database.Tx, u auth.User, before []contactRow, dev auth.Device,
 	m Message) error {
 	if len(verifiedOnly(before)) == 0 {
@@ -51,10 +58,21 @@ func (s *Service) notices(u auth.User, before []contactRow, dev auth.Device, m M
 	verified := verifiedOnly(before)
 	list := make([]Message, len(verified))
 	for i, c := range verified {
-		m.Recipient, m.Language = c.Address, c.language
 		list[i] = m
+		list[i].Recipient, list[i].ContactID, list[i].Language = c.Address, c.ID, c.language
+		if !mayUndo(c, verified, s.now()) {
+			list[i].LinkToken = ""
+		}
 	}
 	return list
+}
+
+// mayUndo reports whether a contact, which is one of the verified ones, gets links that undo changes.
+func mayUndo(c contactRow, verified []contactRow, now time.Time) bool {
+	if !c.VerifiedAt.After(now.Add(-undoTTL)) {
+		return true
+	}
+	return !slices.ContainsFunc(verified, func(other contactRow) bool { return other.VerifiedAt.Before(c.VerifiedAt) })
 }
 
 // keptContact is a contact from before a change.
@@ -79,6 +97,7 @@ func keep(list []contactRow) []keptContact {
 func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error {
 	id, secret, ok := parseLink(undoPrefix, token)
 	if !ok {
+		s.met.answered(purposeUndo, invalidLink)
 		return ErrInvalidCode
 	}
 	var userID uuid.UUID
@@ -86,6 +105,7 @@ func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error
 	err := s.db.QueryRowContext(ctx, "SELECT user_id, digest FROM contact_undo WHERE id = ? AND state = 'live' AND expires_ms > ?",
 		id, s.now().UnixMilli()).Scan(&userID, &stored)
 	if database.IsNotFound(err) || err == nil && !s.digests.fits(stored, digestUndo, id, secret) {
+		s.met.answered(purposeUndo, invalidLink)
 		return ErrInvalidCode
 	}
 	if err != nil {
@@ -98,6 +118,7 @@ func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error
 		return ErrInvalidCode
 	}
 	if err == nil {
+		s.met.answered(purposeUndo, metByLink)
 		s.committed()
 		s.security.Warn("change_undone", zap.Stringer("user_id", userID), zap.Stringer("undo_id", id), zap.String("ip", ipOf(dev)))
 	}
@@ -168,14 +189,15 @@ func (s *Service) restore(ctx context.Context, tx database.Tx, userID uuid.UUID,
 		if c.Verified() == k.Verified() {
 			continue
 		}
-		err := setVerified(ctx, tx, c, byUndo, now)
+		// Since when it was verified before: the order of contacts means something (see notify).
+		err := setVerified(ctx, tx, c, byUndo, k.VerifiedAt)
 		if errors.Is(err, ErrContactTaken) {
 			continue
 		}
 		if err != nil {
 			return err
 		}
-		c.VerifiedAt, c.verifiedBy = now, byUndo
+		c.VerifiedAt, c.verifiedBy = k.VerifiedAt, byUndo
 		if err := s.announce(ctx, tx, EventVerified, c, now); err != nil {
 			return err
 		}

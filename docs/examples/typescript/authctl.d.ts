@@ -139,7 +139,7 @@ export interface paths {
         put?: never;
         /**
          * Sign in
-         * @description A wrong password and an unknown name get the same answer. After too many failures, sign-in from unknown devices is delayed; a device that signed in before and sends its `Auth-Device` is not affected.
+         * @description A wrong password and an unknown name get the same answer. After too many failures, sign-in from unknown devices is delayed; a device that signed in before and sends its `Auth-Device` is not affected. The answer `contact_unverified` has the `challenge_id` of the code that was sent: send both to `/api/v1/auth/verify`, then sign in again.
          */
         post: operations["login"];
         delete?: never;
@@ -303,7 +303,7 @@ export interface paths {
         put?: never;
         /**
          * Create an account and sign in
-         * @description Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. Passwords have no composition rules; common ones and those that contain the username are refused with the reason. Where `contact.required` is `verified`, the account is created and the answer is `contact_unverified`: sign in when the address is verified.
+         * @description Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. Passwords have no composition rules; common ones and those that contain the username are refused with the reason. Where `contact.required` is `verified`, the answer is 202 and has no tokens: send the code to `/api/v1/auth/verify`, then sign in.
          */
         post: operations["register"];
         delete?: never;
@@ -386,10 +386,10 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Verify an address by its link
-         * @description For the page that the link leads to, where nobody need be signed in. A GET of that page must not send this.
+         * Verify an address by the code or the link
+         * @description Either `challenge_id` and `code`, or `token`, which is in the link. Nobody need be signed in: this is also for who cannot sign in before. A code has five tries. A GET of the page that the link leads to must not send this.
          */
-        post: operations["verifyContactByLink"];
+        post: operations["verifyChallenge"];
         delete?: never;
         options?: never;
         head?: never;
@@ -561,6 +561,21 @@ export interface components {
              */
             challenge_id: string;
         };
+        ChallengeAnswer: {
+            /**
+             * Format: uuid
+             * @description From the answer that told of the code.
+             * @example 7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1
+             */
+            challenge_id?: string;
+            /**
+             * @description In capitals or not, with or without the hyphen.
+             * @example 7KQM-X2PD
+             */
+            code?: string;
+            /** @description What follows token= in the fragment of the link; instead of the two others. */
+            token?: string;
+        };
         Code: {
             /**
              * @description In capitals or not, with or without the hyphen.
@@ -596,7 +611,7 @@ export interface components {
              * @description Absent if it is not verified.
              * @example 2026-01-02T15:04:05Z
              */
-            verified_at: string;
+            verified_at?: string;
         };
         ContactExistsProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
@@ -613,10 +628,6 @@ export interface components {
         ContactTakenProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "contact_taken";
-        };
-        ContactUnverifiedOrOriginNotAllowedOrRegistrationClosedProblem: components["schemas"]["Problem"] & {
-            /** @enum {string} */
-            code?: "contact_unverified" | "origin_not_allowed" | "registration_closed";
         };
         Contacts: {
             contacts: components["schemas"]["Contact"][];
@@ -758,13 +769,6 @@ export interface components {
         };
         KeySet: {
             keys: components["schemas"]["Key"][];
-        };
-        LinkToken: {
-            /**
-             * @description What follows token= in the fragment of the link.
-             * @example alt_AQ
-             */
-            token: string;
         };
         LoginRequest: {
             /**
@@ -932,6 +936,10 @@ export interface components {
             /** @enum {string} */
             error?: "temporarily_unavailable";
         };
+        OriginNotAllowedOrRegistrationClosedProblem: components["schemas"]["Problem"] & {
+            /** @enum {string} */
+            code?: "origin_not_allowed" | "registration_closed";
+        };
         OriginNotAllowedProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "origin_not_allowed";
@@ -989,6 +997,8 @@ export interface components {
             status: "ok";
         };
         Problem: {
+            /** @description For contact_unverified: of the code that was sent. */
+            challenge_id?: string;
             /** @description For programs. A code never changes its meaning. */
             code: string;
             /** @description What happened this time, for people; otherwise the title. */
@@ -1226,6 +1236,14 @@ export interface components {
             /** @enum {string} */
             code?: "username_taken";
         };
+        Verification: {
+            /**
+             * Format: uuid
+             * @description Send it with the code to /api/v1/auth/verify.
+             * @example 7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1
+             */
+            challenge_id: string;
+        };
     };
     responses: {
         /** @description `account_disabled`: The account is disabled. `contact_unverified`: No contact of the account is verified. `origin_not_allowed`: Pages of this origin may not use the cookie. `too_many_sessions`: The account has as many sessions as it may. */
@@ -1328,23 +1346,6 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["ContactTakenProblem"];
-            };
-        };
-        /** @description `contact_unverified`: No contact of the account is verified. `origin_not_allowed`: Pages of this origin may not use the cookie. `registration_closed`: Nobody can register here. */
-        ContactUnverifiedOrOriginNotAllowedOrRegistrationClosed: {
-            headers: {
-                /** @description Errors are never cached. */
-                "Cache-Control": "no-store";
-                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
-                "Referrer-Policy": components["headers"]["Referrer-Policy"];
-                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
-                Vary: components["headers"]["Vary"];
-                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
-                "X-Request-Id": components["headers"]["X-Request-Id"];
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["ContactUnverifiedOrOriginNotAllowedOrRegistrationClosedProblem"];
             };
         };
         /** @description `headers_too_large`: The headers are too large. */
@@ -1679,6 +1680,23 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["OriginNotAllowedProblem"];
+            };
+        };
+        /** @description `origin_not_allowed`: Pages of this origin may not use the cookie. `registration_closed`: Nobody can register here. */
+        OriginNotAllowedOrRegistrationClosed: {
+            headers: {
+                /** @description Errors are never cached. */
+                "Cache-Control": "no-store";
+                "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                Vary: components["headers"]["Vary"];
+                "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                "X-Request-Id": components["headers"]["X-Request-Id"];
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["OriginNotAllowedOrRegistrationClosedProblem"];
             };
         };
         /** @description `overloaded`: Too many sign-ins at once. `unavailable`: The service cannot do this right now. */
@@ -2602,11 +2620,16 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
+                /** @description The token that an earlier sign-in on this device returned. With it, what strangers do neither delays the owner nor uses up the owner's messages. */
+                "Auth-Device"?: string;
                 /** @description For an address whose language is not known. */
                 "Accept-Language"?: string;
             };
             path?: never;
-            cookie?: never;
+            cookie?: {
+                /** @description The same token, as browsers send it. */
+                authctl_device?: string;
+            };
         };
         requestBody: {
             content: {
@@ -2661,7 +2684,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description The token that an earlier sign-in on this device returned. With it, wrong codes of strangers do not delay the owner. */
+                /** @description The token that an earlier sign-in on this device returned. With it, what strangers do neither delays the owner nor uses up the owner's messages. */
                 "Auth-Device"?: string;
             };
             path?: never;
@@ -2839,6 +2862,23 @@ export interface operations {
                     "application/json": components["schemas"]["Tokens"];
                 };
             };
+            /** @description The account is created, and nobody is signed in: where contact.required is verified, sign-in waits until the address is verified. A code and a link were sent to it. */
+            202: {
+                headers: {
+                    /** @description How long the answer may be cached. */
+                    "Cache-Control": "no-store";
+                    "Content-Security-Policy": components["headers"]["Content-Security-Policy"];
+                    "Referrer-Policy": components["headers"]["Referrer-Policy"];
+                    "Strict-Transport-Security": components["headers"]["Strict-Transport-Security"];
+                    Vary: components["headers"]["Vary"];
+                    "X-Content-Type-Options": components["headers"]["X-Content-Type-Options"];
+                    "X-Request-Id": components["headers"]["X-Request-Id"];
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Verification"];
+                };
+            };
             /** @description `malformed_request`: The request cannot be understood. `validation_failed`: Some fields are not acceptable. */
             400: {
                 headers: {
@@ -2856,7 +2896,7 @@ export interface operations {
                     "application/problem+json": components["schemas"]["MalformedRequestOrValidationFailedProblem"];
                 };
             };
-            403: components["responses"]["ContactUnverifiedOrOriginNotAllowedOrRegistrationClosed"];
+            403: components["responses"]["OriginNotAllowedOrRegistrationClosed"];
             408: components["responses"]["RequestTimeout"];
             409: components["responses"]["UsernameTaken"];
             413: components["responses"]["BodyTooLarge"];
@@ -3039,16 +3079,22 @@ export interface operations {
             503: components["responses"]["OverloadedOrUnavailable"];
         };
     };
-    verifyContactByLink: {
+    verifyChallenge: {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description The token that an earlier sign-in on this device returned. With it, what strangers do neither delays the owner nor uses up the owner's messages. */
+                "Auth-Device"?: string;
+            };
             path?: never;
-            cookie?: never;
+            cookie?: {
+                /** @description The same token, as browsers send it. */
+                authctl_device?: string;
+            };
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["LinkToken"];
+                "application/json": components["schemas"]["ChallengeAnswer"];
             };
         };
         responses: {
@@ -3087,9 +3133,10 @@ export interface operations {
             409: components["responses"]["ContactTaken"];
             413: components["responses"]["BodyTooLarge"];
             415: components["responses"]["UnsupportedMediaType"];
+            429: components["responses"]["TooManyAttempts"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
-            503: components["responses"]["Unavailable"];
+            503: components["responses"]["OverloadedOrUnavailable"];
         };
     };
     healthz: {

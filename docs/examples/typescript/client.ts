@@ -8,6 +8,8 @@ const account = { username: `typescript-${Date.now()}`, password: "correct horse
 
 const registered = await api.POST("/api/v1/auth/register", { body: { ...account, device_name: "example" } });
 if (registered.error) throw new Error(registered.error.code);
+// Where sign-in waits for a verified address, the answer has the id of the code that was sent instead of tokens.
+if ("challenge_id" in registered.data) throw new Error(`verify ${registered.data.challenge_id} first`);
 
 const refreshed = await api.POST("/api/v1/auth/refresh", { body: { refresh_token: registered.data.refresh_token } });
 if (refreshed.error) throw new Error(refreshed.error.code);

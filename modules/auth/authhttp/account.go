@@ -2,11 +2,14 @@ package authhttp
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"time"
 
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
@@ -26,17 +29,35 @@ type registerInput struct {
 	Body     RegisterRequest
 }
 
-func (a *api) register(ctx context.Context, in registerInput) (signedIn, error) {
+// Verification is a code that was sent to an address.
+type Verification struct {
+	ChallengeID string `json:"challenge_id" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"Send it with the code to /api/v1/auth/verify."`
+}
+
+// registered is the answer to a registration.
+type registered struct {
+	Device  string        `header:"Auth-Device" example:"adt_AQ" doc:"Send it with the next sign-in from this device."`
+	Cookie  *http.Cookie  `cookie:"authctl_device" doc:"The same token for browsers on the same site."`
+	Refresh *http.Cookie  `cookie:"__Host-authctl" doc:"The refresh token, if it is kept in the cookie."`
+	Waits   *Verification `status:"202" doc:"The account is created, and nobody is signed in: where contact.required is verified, sign-in waits until the address is verified. A code and a link were sent to it."`
+	Body    Tokens
+}
+
+func (a *api) register(ctx context.Context, in registerInput) (registered, error) {
 	cookie, err := a.pages.wanted(in.Body.Transport, in.Page)
 	if err != nil {
-		return signedIn{}, err
+		return registered{}, err
 	}
 	who := auth.Credentials{Username: *in.Body.Username, Password: *in.Body.Password}
 	t, err := a.svc.Register(ctx, who, in.device(in.Body.DeviceName), auth.NewContact{Email: in.Body.Email, Language: in.Language})
-	if err != nil {
-		return signedIn{}, err
+	if waits, ok := errors.AsType[*fault.Fault](err); ok && waits.ChallengeID != "" {
+		return registered{Waits: &Verification{ChallengeID: waits.ChallengeID}}, nil
 	}
-	return a.signedIn(t, cookie), nil
+	if err != nil {
+		return registered{}, err
+	}
+	answer := a.signedIn(t, cookie)
+	return registered{Device: answer.Device, Cookie: answer.Cookie, Refresh: answer.Refresh, Body: answer.Body}, nil
 }
 
 // LoginRequest is who wants to sign in. Its values have no form: accounts that were brought

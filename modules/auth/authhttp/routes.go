@@ -61,13 +61,14 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 			Summary: "Create an account and sign in", Success: "The account is created and this device is signed in.", Status: 201, Cache: noStore,
 			Description: "Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. " +
 				"Passwords have no composition rules; common ones and those that contain the username are refused with the reason. " +
-				"Where `contact.required` is `verified`, the account is created and the answer is `contact_unverified`: sign in when the address is verified.",
-			Do: httpserver.Public(a.register), Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed, auth.ErrContactUnverified, auth.ErrOriginNotAllowed), hashing...),
+				"Where `contact.required` is `verified`, the answer is 202 and has no tokens: send the code to `/api/v1/auth/verify`, then sign in.",
+			Do: httpserver.Public(a.register), Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed, auth.ErrOriginNotAllowed), hashing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/login", ID: "login", Group: account,
 			Summary: "Sign in", Success: "This device is signed in.", Cache: noStore,
 			Description: "A wrong password and an unknown name get the same answer. After too many failures, sign-in from unknown devices " +
-				"is delayed; a device that signed in before and sends its `Auth-Device` is not affected.",
+				"is delayed; a device that signed in before and sends its `Auth-Device` is not affected. The answer `contact_unverified` " +
+				"has the `challenge_id` of the code that was sent: send both to `/api/v1/auth/verify`, then sign in again.",
 			Do: httpserver.Public(a.login), Faults: append(faults(auth.ErrInvalidCredentials, auth.ErrAccountDisabled, auth.ErrContactUnverified, auth.ErrTooManySessions, auth.ErrOriginNotAllowed), hashing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/refresh", ID: "refresh", Group: session,

@@ -2,6 +2,7 @@
 package contacthttp
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -47,10 +48,11 @@ func Routes(accounts *auth.Service, svc *contact.Service) []httpserver.Route {
 			Do:     httpserver.As(bearer, a.verify),
 			Faults: append([]*fault.Fault{contact.ErrContactNotFound, contact.ErrContactTaken}, guessing...),
 		}, {
-			Method: "POST", Path: "/api/v1/auth/verify", ID: "verifyContactByLink", Group: group, Status: 204,
-			Summary: "Verify an address by its link", Success: "The address is verified.",
-			Description: "For the page that the link leads to, where nobody need be signed in. A GET of that page must not send this.",
-			Do:          httpserver.PublicDo(a.verifyByLink), Faults: []*fault.Fault{contact.ErrInvalidCode, contact.ErrContactTaken},
+			Method: "POST", Path: "/api/v1/auth/verify", ID: "verifyChallenge", Group: group, Status: 204,
+			Summary: "Verify an address by the code or the link", Success: "The address is verified.",
+			Description: "Either `challenge_id` and `code`, or `token`, which is in the link. Nobody need be signed in: this is also for who cannot " +
+				"sign in before. A code has five tries. A GET of the page that the link leads to must not send this.",
+			Do: httpserver.PublicDo(a.verifyChallenge), Faults: append([]*fault.Fault{contact.ErrContactTaken}, guessing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/password/forgot", ID: "forgotPassword", Group: group, Status: 202, Cache: noStore,
 			Summary: "Ask for a code that resets the password",
@@ -158,14 +160,47 @@ func (a *api) verify(ctx context.Context, who auth.Caller, in verifyInput) (Cont
 	return contactOf(c), err
 }
 
-// LinkToken is the secret of a link.
-type LinkToken struct {
-	Token *string `json:"token" example:"alt_AQ" doc:"What follows token= in the fragment of the link."`
+// origin is who answers or asks for a challenge.
+type origin struct {
+	Peer   httpserver.Peer
+	Device string `header:"Auth-Device" example:"adt_AQ" doc:"The token that an earlier sign-in on this device returned. With it, what strangers do neither delays the owner nor uses up the owner's messages."`
+	Cookie string `cookie:"authctl_device" example:"adt_AQ" doc:"The same token, as browsers send it."`
 }
 
-type linkInput struct {
-	Peer httpserver.Peer
-	Body LinkToken
+func (o origin) device() auth.Device {
+	d := deviceOf(o.Peer)
+	d.Token = cmp.Or(o.Device, o.Cookie)
+	return d
+}
+
+// ChallengeAnswer shows that somebody can read what was sent to an address.
+type ChallengeAnswer struct {
+	ChallengeID *string `json:"challenge_id,omitempty" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"From the answer that told of the code."`
+	Code        *string `json:"code,omitempty" example:"7KQM-X2PD" doc:"In capitals or not, with or without the hyphen."`
+	Token       *string `json:"token,omitempty" doc:"What follows token= in the fragment of the link; instead of the two others."`
+}
+
+// proof is what the answer shows, or what is wrong with it.
+func (c ChallengeAnswer) proof() (contact.Proof, error) {
+	switch {
+	case c.Token != nil && (c.ChallengeID != nil || c.Code != nil):
+		return contact.Proof{}, auth.ErrValidation.Field("token", "not_alone", "must not be given beside challenge_id and code")
+	case c.Token != nil && *c.Token == "":
+		return contact.Proof{}, contact.ErrInvalidCode
+	case c.Token != nil:
+		return contact.Proof{Token: *c.Token}, nil
+	case c.ChallengeID == nil:
+		return contact.Proof{}, auth.ErrValidation.Field("challenge_id", "required", "must be given with code, or else token")
+	case c.Code == nil:
+		return contact.Proof{}, auth.ErrValidation.Field("code", "required", "must be given with challenge_id, or else token")
+	}
+	id, _ := uuid.Parse(*c.ChallengeID) // another text is the id of no challenge, as Nil is
+	return contact.Proof{ChallengeID: id, Code: *c.Code}, nil
+}
+
+type verifyChallengeInput struct {
+	origin
+	Body ChallengeAnswer
 }
 
 // UndoToken is the secret of the link in a notice.
@@ -178,8 +213,16 @@ type undoInput struct {
 	Body UndoToken
 }
 
-func (a *api) verifyByLink(ctx context.Context, in linkInput) error {
-	_, err := a.svc.VerifyByLink(ctx, *in.Body.Token, deviceOf(in.Peer))
+func (a *api) verifyChallenge(ctx context.Context, in verifyChallengeInput) error {
+	p, err := in.Body.proof()
+	if err != nil {
+		return err
+	}
+	if p.Token != "" {
+		_, err = a.svc.VerifyByLink(ctx, p.Token, in.device())
+	} else {
+		_, err = a.svc.VerifyByCode(ctx, p.ChallengeID, p.Code, in.device())
+	}
 	return err
 }
 
@@ -190,7 +233,7 @@ type ForgottenPassword struct {
 }
 
 type forgotInput struct {
-	Peer     httpserver.Peer
+	origin
 	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"For an address whose language is not known."`
 	Body     ForgottenPassword
 }
@@ -212,7 +255,7 @@ func (a *api) forgot(ctx context.Context, in forgotInput) (Challenge, error) {
 	default:
 		who.Username = *b.Username
 	}
-	id, err := a.svc.Forgot(ctx, who, deviceOf(in.Peer))
+	id, err := a.svc.Forgot(ctx, who, in.device())
 	return Challenge{ChallengeID: id}, err
 }
 
@@ -225,35 +268,16 @@ type PasswordReset struct {
 }
 
 type resetInput struct {
-	Peer   httpserver.Peer
-	Device string `header:"Auth-Device" example:"adt_AQ" doc:"The token that an earlier sign-in on this device returned. With it, wrong codes of strangers do not delay the owner."`
-	Cookie string `cookie:"authctl_device" example:"adt_AQ" doc:"The same token, as browsers send it."`
-	Body   PasswordReset
+	origin
+	Body PasswordReset
 }
 
 func (a *api) reset(ctx context.Context, in resetInput) error {
-	p := contact.Proof{}
-	switch b := in.Body; {
-	case b.Token != nil && (b.ChallengeID != nil || b.Code != nil):
-		return auth.ErrValidation.Field("token", "not_alone", "must not be given beside challenge_id and code")
-	case b.Token != nil:
-		p.Token = *b.Token
-	case b.ChallengeID == nil:
-		return auth.ErrValidation.Field("challenge_id", "required", "must be given with code, or else token")
-	case b.Code == nil:
-		return auth.ErrValidation.Field("code", "required", "must be given with challenge_id, or else token")
-	default:
-		p.ChallengeID, _ = uuid.Parse(*b.ChallengeID) // another text is the id of no challenge, as Nil is
-		p.Code = *b.Code
+	p, err := ChallengeAnswer{in.Body.ChallengeID, in.Body.Code, in.Body.Token}.proof()
+	if err != nil {
+		return err
 	}
-	if in.Body.Token != nil && *in.Body.Token == "" {
-		return contact.ErrInvalidCode
-	}
-	dev := deviceOf(in.Peer)
-	if dev.Token = in.Device; dev.Token == "" {
-		dev.Token = in.Cookie
-	}
-	return a.svc.Reset(ctx, p, *in.Body.NewPassword, dev)
+	return a.svc.Reset(ctx, p, *in.Body.NewPassword, in.device())
 }
 
 func (a *api) undo(ctx context.Context, in undoInput) error {

@@ -7,6 +7,9 @@ import (
 	netmail "net/mail"
 	"net/url"
 	"strings"
+	"unicode"
+
+	"golang.org/x/net/idna"
 
 	"github.com/toppira/authctl/platform/config"
 )
@@ -55,6 +58,8 @@ func (c Config) Validate(report func(path, problem string)) {
 		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" ||
 			u.Fragment != "" || u.ForceQuery {
 			report("contact.pages_url", "must be a URL such as https://www.example.com/account, without user, query or fragment")
+		} else if problem := config.HostProblem(u.Hostname()); problem != "" {
+			report("contact.pages_url", "has a host that "+problem)
 		}
 	}
 }
@@ -76,7 +81,26 @@ func parseFrom(text string) (*netmail.Address, error) {
 	if err != nil {
 		return nil, errors.New("must be an address, or a name and an address: Example <no-reply@example.com>")
 	}
+	if strings.ContainsFunc(text, unicode.IsControl) {
+		return nil, errors.New("has a control character or a line break")
+	}
+	at := strings.LastIndexByte(from.Address, '@')
+	domain, err := idna.Lookup.ToASCII(from.Address[at+1:])
+	if err != nil {
+		return nil, errors.New("has no valid domain after the @")
+	}
+	from.Address = from.Address[:at+1] + domain
+	if strings.ContainsAny(from.Address[:at], " \t\"\\(),:;<>@[]") {
+		return nil, errors.New("must have no quotes before the @")
+	}
+	if !isASCII(from.Address) {
+		return nil, errors.New("must have only ASCII before the @: few servers send for others")
+	}
 	return from, nil
+}
+
+func isASCII(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r > unicode.MaxASCII })
 }
 
 // server is an SMTP server as mail.url names it.

@@ -53,6 +53,17 @@ func TestSettingsThatCannotWorkAreRefused(t *testing.T) {
 		{Config{PagesURL: "https://www.example.com/?a=b"}, "contact.pages_url"},
 		{Config{PagesURL: "https://www.example.com/#a"}, "contact.pages_url"},
 		{Config{PagesURL: "javascript:alert(1)"}, "contact.pages_url"},
+		{Config{PagesURL: "https://bücher.example/account"}, "contact.pages_url"},
+		{Config{PagesURL: "https://two hosts/account"}, "contact.pages_url"},
+		{Config{PagesURL: "HTTPS://www.example.com:8443/account/"}, ""},
+		{Config{From: "Größe & Co <no-reply@bücher.example>"}, ""},
+		{Config{From: "grüße@example.com"}, "mail.from"},
+		{Config{From: "a@example.com\r\nBcc: eve@example.com"}, "mail.from"},
+		{Config{From: "\"a\r\n b\" <a@example.com>"}, "mail.from"},
+		{Config{From: "a@example.com, b@example.com"}, "mail.from"},
+		{Config{From: "a@exam ple.com"}, "mail.from"},
+		{Config{From: "\"a b\"@example.com"}, "mail.from"},
+		{Config{From: "\"a@b\"@example.com"}, "mail.from"},
 	} {
 		var faults []string
 		test.cfg.Validate(func(path, _ string) { faults = append(faults, path) })

@@ -50,8 +50,8 @@ func (f folder) send(_ context.Context, m envelope, owned func() bool, told func
 	return nil
 }
 
-// fileName begins with the time, so that names sort by it. Of the recipient it keeps what is plain
-// in every file system.
+// fileName begins with the time, so that names sort by it, and with the end of the message's id, so that
+// no other message has it. Of the recipient it keeps what is plain in every file system.
 func (m envelope) fileName() string {
 	plain := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@.+_-", r) {
@@ -63,5 +63,5 @@ func (m envelope) fileName() string {
 	if len(plain) > most {
 		plain = plain[:most]
 	}
-	return fmt.Sprintf("%s-%s-%s.eml", m.at.UTC().Format("20060102T150405.000Z"), m.purpose, plain)
+	return fmt.Sprintf("%s-%x-%s-%s.eml", m.at.UTC().Format("20060102T150405.000Z"), m.id[12:], m.purpose, plain)
 }

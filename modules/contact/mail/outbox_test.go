@@ -157,18 +157,23 @@ func TestAnExpiredMessageIsDropped(t *testing.T) {
 	})
 }
 
-// The database role of a relay may not add events. What the server refuses is parked all the same.
-func TestWithoutTheRightToAnnounceAMailIsParkedAllTheSame(t *testing.T) {
+// A relay whose role may do nothing but deliver says that an address takes no mails, and can say nothing
+// else. Without the right to that, which an operator may have forgotten to grant, the mail is parked all
+// the same.
+func TestARelayCanAnnounceARefusedMailAndNothingElse(t *testing.T) {
 	t.Parallel()
 	address := dbtest.PostgresURL(t)
 	owner := dbtest.Open(t, address)
 	role, secret := "mail_"+strings.ReplaceAll(uuid.NewString(), "-", ""), uuid.NewString()
-	for _, statement := range []string{"CREATE ROLE " + role + " LOGIN PASSWORD '" + secret + "'",
-		"GRANT SELECT (id, state) ON contact_challenge TO " + role} {
-		if _, err := owner.Write(t.Context(), statement); err != nil {
+	run := func(statement string) {
+		t.Helper()
+		if _, err := owner.Write(t.Context(), strings.ReplaceAll(statement, "WHO", role)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	run("CREATE ROLE WHO LOGIN PASSWORD '" + secret + "'")
+	run("GRANT SELECT (id, state) ON contact_challenge TO WHO")
+	run("REVOKE EXECUTE ON FUNCTION outbox_add_undeliverable, outbox_add, outbox_add_message FROM PUBLIC")
 	t.Cleanup(func() {
 		if _, err := owner.Write(context.Background(), "DROP OWNED BY "+role+"; DROP ROLE "+role); err != nil {
 			t.Error(err)
@@ -179,11 +184,116 @@ func TestWithoutTheRightToAnnounceAMailIsParkedAllTheSame(t *testing.T) {
 		t.Fatal(err)
 	}
 	u.User = url.UserPassword(role, secret)
+	relay := dbtest.Open(t, u.String())
 	logged, logs := observer.New(zap.WarnLevel)
 	s := startSMTP(t)
-	m := newMailer(t, s.config(), Options{DB: dbtest.Open(t, u.String()), Log: zap.New(logged)})
-	err = m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "rcpt-550@example.com"), always())
-	if outcome(err) != "refused" || logs.FilterMessage("undeliverable_not_announced").Len() != 1 {
-		t.Errorf("%v, %v", err, logs.All())
+	m := newMailer(t, s.config(), Options{DB: relay, Log: zap.New(logged)})
+	queued(t, owner, m.opt.Sealer, "rcpt-550@example.com")
+	r := outbox.Record{}
+	err = owner.QueryRowContext(t.Context(), "SELECT id, event_id, type, key, source, time, data FROM outbox_message").
+		Scan(&r.ID, &r.EventID, &r.Type, &r.Key, &r.Source, &r.Time, &r.Data)
+	if err != nil {
+		t.Fatal(err)
 	}
+	announced := func() string {
+		t.Helper()
+		list, err := database.Collect(t.Context(), owner, "read events", database.Value[string], "SELECT type || ' ' || data FROM outbox_event")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(list, "\n")
+	}
+	err = m.Deliver(t.Context(), delivery.Target{}, r, always())
+	if outcome(err) != "refused" || logs.FilterMessage("undeliverable_not_announced").Len() != 1 || announced() != "" {
+		t.Errorf("without the right: %v, %v, %s", err, logs.All(), announced())
+	}
+	run("GRANT EXECUTE ON FUNCTION outbox_add_undeliverable TO WHO")
+	err = m.Deliver(t.Context(), delivery.Target{}, r, always())
+	if got := announced(); outcome(err) != "refused" || !strings.HasPrefix(got, contact.EventUndeliverable+" ") ||
+		!strings.Contains(got, `"address":"rcpt-550@example.com"`) {
+		t.Errorf("with the right: %v, %s", err, got)
+	}
+	before := announced()
+	add := func(id int64, e outbox.Event) error {
+		return relay.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.AddUndeliverable(ctx, tx, id, e) })
+	}
+	e := outboxtest.Event("x")
+	if err := add(r.ID, e); err != nil {
+		t.Error(err)
+	}
+	e.Type = contact.EventUndeliverable
+	if err := add(r.ID+1, e); err != nil { // of no message that waits
+		t.Error(err)
+	}
+	err = relay.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
+	if !database.IsForbidden(err) {
+		t.Errorf("a relay adds an event: %v", err)
+	}
+	if announced() != before {
+		t.Errorf("a relay has added: %s", announced())
+	}
+}
+
+// The address that a server refuses is parked; the same person's other address gets its mails.
+func TestADeadAddressHoldsUpNoOtherOfThePerson(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := startSMTP(t)
+		m := newMailer(t, s.config(), Options{DB: db})
+		person := uuid.New()
+		var events []outbox.Event
+		for _, to := range []string{"rcpt-550.old@example.com", "new@example.com", "rcpt-550.old@example.com", "new@example.com"} {
+			e, err := m.opt.Sealer.Event(contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: to, UserID: person,
+				ContactID: uuid.NewSHA1(person, []byte(to)), Username: "alice"}, testIssuer)
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.Target = contact.TargetMail
+			events = append(events, e)
+		}
+		// One of the release before, whose key was the person alone.
+		again, err := m.opt.Sealer.Event(contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: "new@example.com", UserID: person,
+			Username: "alice"}, testIssuer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again.Target, again.Key = contact.TargetMail, "mail:"+person.String()
+		outboxtest.Add(t, db, append(events, again)...)
+		deliver(t, db, m)
+		testenv.Eventually(t, "all but those to the dead address are sent", func() bool {
+			w := waiting(t, db)
+			return w.Waiting == 2 && w.ParkedKeys == 1
+		})
+		if got := len(s.to("new@example.com")); got != 3 {
+			t.Errorf("%d mails to the other address", got)
+		}
+	})
+}
+
+// Mails wait for a server that is away longer than outbox.webhook.retry_for: what parks is a refusal.
+func TestMailsAreNotParkedForBeingLate(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		m := newMailer(t, Config{URL: "smtp://127.0.0.1:1", From: "no-reply@example.com"}, Options{DB: db})
+		queued(t, db, m.opt.Sealer, "alice@example.com")
+		d, err := delivery.New(db, map[string]delivery.Sink{outbox.KindMail: m},
+			delivery.Config{Lease: time.Second, Pause: time.Millisecond, RetryFor: time.Nanosecond}, delivery.Options{Log: zaptest.NewLogger(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- d.Run(ctx) }()
+		testenv.Eventually(t, "it was tried again", func() bool {
+			n, err := database.Value[int](db.QueryRowContext(t.Context(), "SELECT coalesce(max(attempts), 0) FROM outbox_held_key"))
+			return err == nil && n >= 3
+		})
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		if w := waiting(t, db); w.ParkedKeys != 0 || w.Waiting != 1 {
+			t.Errorf("%+v", w)
+		}
+	})
 }

@@ -33,6 +33,7 @@ type smtpServer struct {
 	port  int
 	stdin io.Writer
 	asked chan int
+	waits chan struct{} // it keeps a mail waiting
 
 	mu          sync.Mutex
 	mails       []received
@@ -44,6 +45,7 @@ type received struct {
 	Port      int
 	Asked     int
 	Connected bool
+	Waits     bool
 	MailFrom  string `json:"mail_from"`
 	To        string
 	Text      string
@@ -70,7 +72,7 @@ func startSMTP(t *testing.T, arguments ...string) *smtpServer {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	s, ready, ended := &smtpServer{t: t, stdin: stdin, asked: make(chan int, 1)}, make(chan int, 1), make(chan struct{})
+	s, ready, ended := &smtpServer{t: t, stdin: stdin, asked: make(chan int, 1), waits: make(chan struct{}, 10)}, make(chan int, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
 		s.read(stdout, ready)
@@ -103,6 +105,8 @@ func (s *smtpServer) read(from io.Reader, ready chan<- int) {
 			ready <- r.Port
 		case r.Asked != 0:
 			s.asked <- r.Asked
+		case r.Waits:
+			s.waits <- struct{}{}
 		case r.Connected:
 			s.mu.Lock()
 			s.connections++
@@ -125,6 +129,14 @@ func (s *smtpServer) hear() {
 	case <-s.asked:
 	case <-time.After(testenv.Patience):
 		s.t.Fatal("the SMTP server says nothing")
+	}
+}
+
+// release lets those go on whom the server keeps waiting.
+func (s *smtpServer) release() {
+	s.t.Helper()
+	if _, err := fmt.Fprintln(s.stdin, "release"); err != nil {
+		s.t.Fatal(err)
 	}
 }
 

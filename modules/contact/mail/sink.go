@@ -43,7 +43,10 @@ type Mailer struct {
 	opt       Options
 }
 
-var _ delivery.Sink = (*Mailer)(nil)
+var (
+	_ delivery.Sink    = (*Mailer)(nil)
+	_ delivery.Patient = (*Mailer)(nil)
+)
 
 // sender is where mails go.
 type sender interface {
@@ -54,6 +57,7 @@ type sender interface {
 
 // envelope is a mail as it is sent.
 type envelope struct {
+	id       uuid.UUID
 	from, to string
 	purpose  string
 	at       time.Time
@@ -117,6 +121,10 @@ func (m *Mailer) Preview(p contact.Purpose, preferred string) (Mail, error) {
 	return m.templates.Make(preferred, d)
 }
 
+// AttemptTimeout is [delivery.Patient]: a server that looks at mails before it takes them may need long,
+// and messages expire, so none is tried for ever.
+func (m *Mailer) AttemptTimeout() time.Duration { return attemptTimeout }
+
 // Deliver sends the message of an event. It is [delivery.Sink].
 func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record, attempt delivery.Attempt) error {
 	id, err := uuid.Parse(r.EventID)
@@ -125,6 +133,10 @@ func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record
 	}
 	message, err := m.opt.Sealer.Open(id, r.Data)
 	if errors.Is(err, contact.ErrSealed) {
+		// When it expires is sealed too.
+		if at, bad := time.Parse(time.RFC3339, r.Time); bad == nil && m.opt.Now().After(at.Add(contact.LongestLife)) {
+			return &delivery.Dropped{Err: fmt.Errorf("the message has expired: %w", err)}
+		}
 		return fmt.Errorf("%w: name it in auth.token.previous_secrets", err)
 	}
 	if err != nil {
@@ -139,7 +151,7 @@ func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record
 	}
 	err = m.attempt(ctx, id, message, r, attempt)
 	if refused, ok := errors.AsType[*delivery.Refused](err); ok {
-		if failed := m.announce(ctx, id, message, refused.Err.Error()); failed != nil {
+		if failed := m.announce(ctx, id, r.ID, message, refused.Err.Error()); failed != nil {
 			return fmt.Errorf("announce that a mail was refused (%w): %w", refused.Err, failed)
 		}
 	}
@@ -148,17 +160,17 @@ func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record
 
 // announce says to everybody that an address does not take mails. If the message is tried again after
 // that, it is the same event, with the same id.
-func (m *Mailer) announce(ctx context.Context, id uuid.UUID, message contact.Message, reason string) error {
+func (m *Mailer) announce(ctx context.Context, id uuid.UUID, row int64, message contact.Message, reason string) error {
 	e, err := contact.Undeliverable(message, m.opt.Issuer, reason, m.opt.Now())
 	if err != nil {
 		return err
 	}
 	e.ID = uuid.NewSHA1(id, []byte(e.Type))
-	err = m.opt.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
-	if database.IsForbidden(err) { // the role authctl_relay sends events and adds none
+	err = m.opt.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.AddUndeliverable(ctx, tx, row, e) })
+	if database.IsForbidden(err) { // grants.sql was not run after the migration
 		m.opt.Log.Warn("undeliverable_not_announced", zap.Stringer("user_id", message.UserID),
 			zap.String("purpose", string(message.Purpose)), zap.String("reason", reason),
-			zap.String("hint", "this database role may not add events"))
+			zap.String("hint", "run deploy/postgres/grants.sql: this database role may not say that a message is undeliverable"))
 		return nil
 	}
 	if err != nil {
@@ -204,7 +216,7 @@ func (m *Mailer) envelope(id uuid.UUID, message contact.Message, issuer string, 
 	if err != nil {
 		return envelope{}, err
 	}
-	return envelope{from: m.from.Address, to: to, purpose: string(message.Purpose), at: at, text: text}, nil
+	return envelope{id: id, from: m.from.Address, to: to, purpose: string(message.Purpose), at: at, text: text}, nil
 }
 
 // data is what a template hears of a message. at is when the event was written.
@@ -273,6 +285,6 @@ func (m *Mailer) Test(ctx context.Context, to string, w io.Writer) error {
 		return err
 	}
 	told := func(step string) { fmt.Fprintln(w, step) }
-	return m.sender.send(ctx, envelope{from: m.from.Address, to: to, purpose: "test", at: now, text: text},
+	return m.sender.send(ctx, envelope{id: id, from: m.from.Address, to: to, purpose: "test", at: now, text: text},
 		func() bool { return true }, told)
 }

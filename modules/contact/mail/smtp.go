@@ -11,9 +11,11 @@ import (
 	netmail "net/mail"
 	"net/textproto"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -32,6 +34,14 @@ const (
 	idleTimeout  = 20 * time.Second
 	maxMails     = 100
 	maxConns     = 8
+	maxAnswer    = 256 << 10 // bytes at a step, the handshake of TLS included
+)
+
+// attemptTimeout bounds an attempt up to the moment when the whole mail was sent, and slotTimeout the
+// wait for one of the connections in it.
+const (
+	attemptTimeout = 2 * time.Minute
+	slotTimeout    = time.Minute
 )
 
 // smtpSender hands mails to an SMTP server, over a few connections.
@@ -74,6 +84,7 @@ func (s *smtpSender) describe() string { return net.JoinHostPort(s.host, s.port)
 type connection struct {
 	client *smtp.Client
 	raw    net.Conn // below TLS
+	bounds *bounded // the same
 	mails  int
 	expiry *time.Timer // while it is idle
 }
@@ -83,6 +94,8 @@ func (s *smtpSender) send(ctx context.Context, m envelope, owned func() bool, to
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
+	case <-time.After(slotTimeout): // the server is slow: others have had all connections
+		return delivery.ErrNotOwned
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -175,6 +188,7 @@ func (c *connection) step(ctx context.Context, timeout time.Duration, do func() 
 	if err := c.client.UpdateDeadline(timeout); err != nil {
 		return err
 	}
+	c.bounds.left.Store(maxAnswer)
 	err := do()
 	if err != nil && ctx.Err() != nil {
 		return ctx.Err()
@@ -197,6 +211,8 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	told("connected to " + raw.RemoteAddr().String())
+	bounds := &bounded{Conn: raw}
+	bounds.left.Store(maxAnswer)
 	defer func() {
 		if err != nil {
 			_ = raw.Close()
@@ -204,9 +220,9 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 	}()
 	stop := context.AfterFunc(ctx, func() { _ = raw.Close() })
 	defer stop()
-	talk := raw
+	var talk net.Conn = bounds
 	if s.implicit {
-		encrypted := tls.Client(raw, s.tls)
+		encrypted := tls.Client(bounds, s.tls)
 		if err := encrypted.HandshakeContext(ctx); err != nil {
 			return nil, fmt.Errorf("TLS: %w", err)
 		}
@@ -227,8 +243,25 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 	if err := s.authenticate(client, told); err != nil {
 		return nil, err
 	}
-	return &connection{client: client, raw: raw}, nil
+	return &connection{client: client, raw: raw, bounds: bounds}, nil
 }
+
+// bounded is a connection from which no more than so many bytes are read at a step: a server that
+// never ends its line would fill the memory.
+type bounded struct {
+	net.Conn
+	left atomic.Int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	n, err := b.Conn.Read(p)
+	if b.left.Add(-int64(n)) < 0 && err == nil {
+		err = errTooLong
+	}
+	return n, err
+}
+
+var errTooLong = errors.New("the server's answer does not end")
 
 // encrypt sees to TLS.
 func (s *smtpSender) encrypt(client *smtp.Client, told func(string)) error {
@@ -299,27 +332,30 @@ type stepError struct {
 func (e *stepError) Error() string { return e.step + ": " + saying(e.err) }
 func (e *stepError) Unwrap() error { return e.err }
 
-// saying is an error in the words of the server, if it said any.
+// saying is an error in the words of the server, if it said any: on one line, and bounded.
 func saying(err error) string {
 	answer, ok := errors.AsType[*textproto.Error](err)
 	if !ok {
-		return err.Error()
+		return plain(err.Error())
 	}
+	return fmt.Sprintf("the server answered %d %s", answer.Code, plain(answer.Msg))
+}
+
+func plain(text string) string {
 	const most = 300
-	words := strings.Join(strings.FieldsFunc(answer.Msg, func(r rune) bool {
+	words := strings.Join(strings.FieldsFunc(text[:min(len(text), 4*most)], func(r rune) bool {
 		return unicode.IsSpace(r) || !unicode.IsPrint(r)
 	}), " ")
 	if len(words) > most {
 		words = strings.ToValidUTF8(words[:most], "") + "…"
 	}
-	return fmt.Sprintf("the server answered %d %s", answer.Code, words)
+	return words
 }
 
 // hand sends one mail.
 func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, told func(string)) error {
 	c.mails++
-	ascii := func(a string) bool { return !strings.ContainsFunc(a, func(r rune) bool { return r > '~' }) }
-	if offered, _ := c.client.Extension("SMTPUTF8"); !ascii(m.from) || !ascii(m.to) {
+	if offered, _ := c.client.Extension("SMTPUTF8"); !isASCII(m.to) { // the sender is ASCII
 		if !offered {
 			return &stepError{"RCPT", errNoUTF8}
 		}
@@ -346,12 +382,18 @@ func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, to
 	if err != nil {
 		return &stepError{"DATA", err}
 	}
-	// From here on the server may have taken the mail. Its answer is worth waiting for even when
-	// the process stops: without it the mail is sent again.
+	// From here on the server may have taken the mail. Its answer is worth waiting for, also when the
+	// attempt has taken its time, and for a moment when the process stops: without it the mail is sent
+	// again.
 	if err := c.client.UpdateDeadline(endTimeout); err != nil {
 		return &stepError{"end of DATA", err}
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.raw.SetDeadline(time.Now().Add(stopTimeout)) })
+	c.bounds.left.Store(maxAnswer)
+	stop := context.AfterFunc(ctx, func() {
+		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			_ = c.raw.SetDeadline(time.Now().Add(stopTimeout))
+		}
+	})
 	defer stop()
 	if err := data.Close(); err != nil {
 		return &stepError{"end of DATA", err}
@@ -363,6 +405,10 @@ func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, to
 }
 
 func bracket(address string) string { return "<" + address + ">" }
+
+// policy is the beginning of an answer about security or policy (RFC 3463 §3.8): that the server does
+// not relay for us, or does not like our address. It would say the same of every recipient.
+var policy = regexp.MustCompile(`^5\.7\.\d`)
 
 // classify says what is to become of a mail that was not taken. A server that refuses the recipient
 // or the mail for good is heeded; what it says of the sender or of itself can be put right, so the
@@ -377,6 +423,9 @@ func classify(err error) error {
 	}
 	answer, answered := errors.AsType[*textproto.Error](err)
 	if !answered || answer.Code < 500 {
+		return err
+	}
+	if policy.MatchString(answer.Msg) {
 		return err
 	}
 	switch answer.Code {

@@ -1,14 +1,18 @@
 package mail
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/mail"
 	"os"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/google/uuid"
 
@@ -17,6 +21,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/delivery"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 const testIssuer = "https://auth.example.com"
@@ -100,6 +105,8 @@ func TestWhatAServerAnswersDecidesWhatBecomesOfAMail(t *testing.T) {
 		{"rcpt-553@example.com", "refused", 0},
 		{"rcpt-501@example.com", "refused", 0},
 		{"rcpt-530@example.com", "again", 0}, // who we are, not who the recipient is
+		{"rcpt-policy@example.com", "again", 0},
+		{"data-policy@example.com", "again", 0},
 		{"rcpt-451-once@example.com", "again taken", 1},
 		{"rcpt-452@example.com", "again again", 0},
 		{"rcpt-421@example.com", "again", 0},
@@ -377,6 +384,23 @@ func TestWithoutAServerEachMailIsAFile(t *testing.T) {
 	if !strings.HasSuffix(name, "-notice_password-.._.._x_y@example.com.eml") {
 		t.Errorf("the file is %s", name)
 	}
+	// Another message of the same moment, whose recipient looks the same in a name, is another file.
+	other := notice(t, m.opt.Sealer, `"../../x?y"@example.com`)
+	other.Time = r.Time
+	if err := m.Deliver(t.Context(), delivery.Target{}, other, always()); err != nil {
+		t.Fatal(err)
+	}
+	if entries, err := os.ReadDir(dir + "/mail"); err != nil || len(entries) != 2 {
+		t.Errorf("two messages are %v, %v", entries, err)
+	} else {
+		for _, e := range entries {
+			if e.Name() != name {
+				if err := os.Remove(dir + "/mail/" + e.Name()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
 	for path, mode := range map[string]os.FileMode{"": 0o700, "/" + name: 0o600} {
 		info, err := os.Stat(dir + "/mail" + path)
 		if err != nil || info.Mode().Perm() != mode {
@@ -398,5 +422,134 @@ func TestWithoutAServerEachMailIsAFile(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(dir + "/mail"); len(entries) != 1 {
 		t.Errorf("what is left: %v", entries)
+	}
+}
+
+// hostile is a server that is none: it answers every line with what it is given, and the last answer
+// again and again.
+func hostile(t *testing.T, answers ...string) Config {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				lines := bufio.NewReader(c)
+				for i := 0; ; i++ {
+					if _, err := io.WriteString(c, answers[min(i, len(answers)-1)]); err != nil {
+						return
+					}
+					if _, err := lines.ReadString('\n'); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return Config{URL: config.Secret("smtp://" + l.Addr().String()), From: "no-reply@example.com"}
+}
+
+// A server that says nothing useful costs neither a mail nor memory: the mail waits.
+func TestAServerThatTalksNonsenseIsLeft(t *testing.T) {
+	t.Parallel()
+	const hello, endless = "220 hello\r\n", 8 << 20
+	for name, answers := range map[string][]string{
+		"no SMTP":             {"HTTP/1.1 400 Bad Request\r\n\r\n"},
+		"a line without end":  {strings.Repeat("2", endless)},
+		"lines without end":   {strings.Repeat("220-hello\r\n", endless/12)},
+		"an answer half":      {hello, "250-mx\r\n250-"},
+		"another code":        {hello, "250 mx\r\n", "354 go on\r\n"},
+		"two codes":           {hello, "250-mx\r\n550 no\r\n"},
+		"a code of one digit": {hello, "2 mx\r\n"},
+		"NUL and escapes":     {hello, "250 mx\r\n", "550 \x00\x1b[31m\u202e\r\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMailer(t, hostile(t, answers...), Options{})
+			ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
+			defer cancel()
+			if name == "an answer half" { // then it is silent
+				ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
+				defer cancel()
+			}
+			err := m.Deliver(ctx, delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+			if got := outcome(err); got != "again" {
+				t.Errorf("%s, %v", got, err)
+			}
+			if err != nil && (len(err.Error()) > 1000 || strings.ContainsFunc(err.Error(), unicode.IsControl)) {
+				t.Errorf("the error is %.200q", err)
+			}
+		})
+	}
+}
+
+// A server that looks at a mail for long, after it has all of it, is waited for: to give up would send
+// the mail again. Only the end of the process ends the wait.
+func TestTheAnswerToAWholeMailIsWaitedFor(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t)
+	m := newMailer(t, s.config(), Options{})
+	ctx := timedOut{t.Context(), make(chan struct{})}
+	done := make(chan error, 1)
+	r := notice(t, m.opt.Sealer, "data-wait.alice@example.com")
+	go func() { done <- m.Deliver(ctx, delivery.Target{}, r, always()) }()
+	select {
+	case <-s.waits:
+	case err := <-done:
+		t.Fatalf("the server was not asked: %v", err)
+	case <-time.After(testenv.Patience):
+		t.Fatal("the server has not got the mail")
+	}
+	close(ctx.done)
+	s.hear() // it goes on
+	s.release()
+	if err := <-done; err != nil || len(s.to("data-wait.alice@example.com")) != 1 {
+		t.Errorf("%v", err)
+	}
+}
+
+// timedOut is a context whose deadline passes when the test says so.
+type timedOut struct {
+	context.Context
+	done chan struct{}
+}
+
+func (c timedOut) Done() <-chan struct{} { return c.done }
+
+func (c timedOut) Err() error {
+	select {
+	case <-c.done:
+		return context.DeadlineExceeded
+	default:
+		return nil
+	}
+}
+
+// A message that no secret of this process opens waits for a process that has the secret, and not
+// longer than it can make sense.
+func TestAMessageUnderAnotherSecretWaitsWhileItMakesSense(t *testing.T) {
+	t.Parallel()
+	other, err := contact.NewSealer("another secret of at least 32 characters")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	m := newMailer(t, Config{}, Options{DataDir: t.TempDir(), Now: func() time.Time { return now }})
+	r := notice(t, other, "alice@example.com")
+	if err := m.Deliver(t.Context(), delivery.Target{}, r, always()); outcome(err) != "again" ||
+		!strings.Contains(err.Error(), "auth.token.previous_secrets") {
+		t.Errorf("%v", err)
+	}
+	now = now.Add(contact.LongestLife + time.Second)
+	if err := m.Deliver(t.Context(), delivery.Target{}, r, always()); outcome(err) != "dropped" {
+		t.Errorf("%v", err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"text/template"
 	"unicode"
+	"unicode/utf8"
 
 	"golang.org/x/text/language"
 
@@ -108,30 +109,82 @@ func LoadTemplates(dir, service string) (*Templates, error) {
 // source is a template before it is parsed. Faults name it by its place.
 type source struct{ place, text string }
 
-// collect reads the templates of a folder. A file that is none is refused, since nobody would use it.
+// maxTemplate is the largest template in bytes. Mail programs cut off a mail of 100 KiB.
+const maxTemplate = 64 << 10
+
+// collect reads the templates of a folder, and of the folders in it. A file that is none is refused,
+// since nobody would use it. Links are followed: where Kubernetes mounts a ConfigMap, each folder is one.
 func collect(into map[string]source, from fs.FS, place func(name string) string) error {
-	return fs.WalkDir(from, ".", func(name string, entry fs.DirEntry, err error) error {
+	return collectFolder(into, from, ".", place)
+}
+
+func collectFolder(into map[string]source, from fs.FS, folder string, place func(name string) string) error {
+	list, err := fs.ReadDir(from, folder)
+	if err != nil {
+		return fmt.Errorf("read the folder of templates: %w", err)
+	}
+	for _, entry := range list {
+		name := path.Join(folder, entry.Name())
+		if strings.HasPrefix(entry.Name(), ".") || strings.HasPrefix(entry.Name(), "README") {
+			continue
+		}
+		info, err := fs.Stat(from, name)
+		if err != nil {
+			return fmt.Errorf("read a template: %w", err)
+		}
 		switch {
-		case err != nil:
-			return err
-		case name != "." && strings.HasPrefix(entry.Name(), "."):
-			if entry.IsDir() {
-				return fs.SkipDir
+		case info.IsDir() && folder == ".":
+			if problem := folderProblem(name); problem != "" {
+				return fmt.Errorf("%s %s", place(name), problem)
 			}
-			return nil
-		case entry.IsDir() || strings.HasPrefix(entry.Name(), "README"):
-			return nil
+			if err := collectFolder(into, from, name, place); err != nil {
+				return err
+			}
+			continue
+		case !info.Mode().IsRegular():
+			return fmt.Errorf("%s is no file", place(name))
 		}
 		if problem := nameProblem(name); problem != "" {
 			return fmt.Errorf("%s %s", place(name), problem)
+		}
+		if info.Size() > maxTemplate {
+			return fmt.Errorf("%s has %d bytes, a template has %d at most", place(name), info.Size(), maxTemplate)
 		}
 		text, err := fs.ReadFile(from, name)
 		if err != nil {
 			return fmt.Errorf("read a template: %w", err)
 		}
+		if problem := textProblem(text); problem != "" {
+			return fmt.Errorf("%s %s", place(name), problem)
+		}
 		into[name] = source{place(name), strings.ReplaceAll(string(text), "\r\n", "\n")}
-		return nil
-	})
+	}
+	return nil
+}
+
+// textProblem says why a text can be no part of a mail, or nothing.
+func textProblem(text []byte) string {
+	switch {
+	case bytes.HasPrefix(text, []byte("\ufeff")):
+		return "begins with a byte order mark: save it as UTF-8 without one"
+	case !utf8.Valid(text):
+		return "is not UTF-8"
+	case bytes.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && !strings.ContainsRune("\r\n\t", r) }):
+		return "has a control character"
+	}
+	return ""
+}
+
+// folderProblem says why no templates are in a folder of this name, or nothing.
+func folderProblem(name string) string {
+	tag, err := language.Parse(name)
+	if err != nil {
+		return "is a folder whose name is no language tag such as en, de or pt-BR"
+	}
+	if tag.String() != name {
+		return fmt.Sprintf("is a folder that must be named %s", tag)
+	}
+	return ""
 }
 
 // nameProblem says why no template has this name, or nothing.
@@ -139,13 +192,10 @@ func nameProblem(name string) string {
 	if name == layoutFile {
 		return ""
 	}
-	folder, file, found := strings.Cut(name, "/")
+	_, file, found := strings.Cut(name, "/")
 	if !found {
 		return "is no template: templates are in folders of languages, such as en/reset.txt; only " + layoutFile +
 			" is outside"
-	}
-	if _, err := language.Parse(folder); err != nil {
-		return "is in a folder whose name is no language tag such as en, de or pt-BR"
 	}
 	purpose, ending, _ := strings.Cut(file, ".")
 	if !slices.Contains(contact.Purposes(), contact.Purpose(purpose)) || ending != "txt" && ending != "html" {
@@ -199,34 +249,60 @@ func templateFault(err error) error {
 	return errors.New(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "html/template:"), "template: "))
 }
 
-// try makes each mail with sample data. A mail without its code or link would lock its reader out.
+// try makes each mail with sample data, with and without what may be missing, so that every branch of a
+// template runs. A mail without its code or link would lock its reader out.
 func (t *Templates) try(service string) (faults []error) {
 	for _, id := range slices.Sorted(maps.Keys(t.text)) {
 		folder, purpose := path.Split(id)
-		sample := Sample(contact.Purpose(purpose), service)
-		mail, err := t.make(strings.TrimSuffix(folder, "/"), sample)
-		if err != nil {
-			faults = append(faults, err)
-			continue
-		}
-		needs := needsOf(contact.Purpose(purpose))
-		for _, part := range []struct{ place, text, link string }{
-			{t.text[id].Name(), mail.Text, sample.Link},
-			{t.html[id].Name(), mail.HTML, htmltemplate.HTMLEscapeString(sample.Link)},
-		} {
-			if needs.code && !strings.Contains(part.text, sample.Code) {
-				faults = append(faults, fmt.Errorf("%s: the mail does not show the code: use {{.Code}}", part.place))
+		for _, sample := range samples(contact.Purpose(purpose), service) {
+			if problems := t.tryOne(strings.TrimSuffix(folder, "/"), id, sample); problems != nil {
+				faults = append(faults, problems...)
+				break // the others say the same
 			}
-			if needs.link && !strings.Contains(part.text, part.link) {
-				faults = append(faults, fmt.Errorf("%s: the mail does not show the link: use {{.Link}}", part.place))
-			}
-		}
-		if strings.Contains(mail.Subject, sample.Code) && needs.code || strings.Contains(mail.Subject, sample.Link) {
-			faults = append(faults, fmt.Errorf("%s: the subject shows the code or the link, and mail servers log subjects",
-				t.text[id].Name()))
 		}
 	}
 	return faults
+}
+
+func (t *Templates) tryOne(folder, id string, sample Data) (faults []error) {
+	mail, err := t.make(folder, sample)
+	if err != nil {
+		return []error{err}
+	}
+	needs := needsOf(contact.Purpose(sample.Purpose))
+	for _, part := range []struct{ place, text, link string }{
+		{t.text[id].Name(), mail.Text, sample.Link},
+		{t.html[id].Name(), mail.HTML, htmltemplate.HTMLEscapeString(sample.Link)},
+	} {
+		if needs.code && !strings.Contains(part.text, sample.Code) {
+			faults = append(faults, fmt.Errorf("%s: the mail does not show the code: use {{.Code}}", part.place))
+		}
+		if needs.link && !strings.Contains(part.text, part.link) {
+			faults = append(faults, fmt.Errorf("%s: the mail does not show the link: use {{.Link}}", part.place))
+		}
+	}
+	if needs.code && strings.Contains(mail.Subject, sample.Code) || sample.Link != "" && strings.Contains(mail.Subject, sample.Link) {
+		faults = append(faults, fmt.Errorf("%s: the subject shows the code or the link, and mail servers log subjects",
+			t.text[id].Name()))
+	}
+	return faults
+}
+
+// samples are the forms that the data of a mail can have.
+func samples(p contact.Purpose, service string) []Data {
+	full := Sample(p, service)
+	bare := full
+	bare.Address, bare.Device = "", ""
+	list := []Data{full, bare}
+	if !needsOf(p).code { // a notice
+		bare.Link, bare.Minutes, bare.Hours = "", 0, 0
+		list = append(list, bare)
+		if full.Change != "" {
+			full.Change = "removed"
+			list = append(list, full)
+		}
+	}
+	return list
 }
 
 const samplePages = "https://auth.example.com/account"

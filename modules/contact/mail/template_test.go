@@ -141,6 +141,23 @@ func TestTemplatesAreReplacedFileByFile(t *testing.T) {
 	}
 }
 
+// Kubernetes mounts a ConfigMap as links to a hidden folder, for folders in it as well.
+func TestTemplatesAreFoundBehindLinks(t *testing.T) {
+	t.Parallel()
+	dir := folderOf(t, map[string]string{
+		"..2026/en/reset.txt": "Subject: Ours\n\n{{.Code}} {{.Link}}", "..2026/layout.html": "<title>our frame</title>{{.Body}}",
+	})
+	for name, to := range map[string]string{"..data": "..2026", "en": "..data/en", "layout.html": "..data/layout.html"} {
+		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reset, err := loadTemplates(t, dir).Make("en", Sample(contact.PurposeReset, service))
+	if err != nil || reset.Subject != "Ours" || !strings.HasPrefix(reset.HTML, "<title>our frame") {
+		t.Errorf("%+v, %v", reset, err)
+	}
+}
+
 func TestABrokenTemplateIsRefusedByFileAndLine(t *testing.T) {
 	t.Parallel()
 	const good = "Subject: One\n\n{{.Code}} {{.Link}}"
@@ -157,23 +174,48 @@ func TestABrokenTemplateIsRefusedByFileAndLine(t *testing.T) {
 		{"en/reset.txt", "Subject: {{.Code}}\n\n{{.Code}} {{.Link}}", "en/reset.txt: the subject shows the code"},
 		{"en/reset.txt", "{{.Code}} {{.Link}}", "en/reset.txt:1: the template must begin with a line such as Subject:"},
 		{"en/reset.txt", "Subject:\n\n{{.Code}} {{.Link}}", "en/reset.txt:1: the subject has 0 bytes"},
-		{"en/reset.txt", "Subject: a\u0007b\n\n{{.Code}} {{.Link}}", "en/reset.txt:1: the subject has a control character"},
+		{"en/reset.txt", "Subject: a\u0007b\n\n{{.Code}} {{.Link}}", "en/reset.txt has a control character"},
 		{"en/reset.txt", "Subject: " + strings.Repeat("x", 600) + "\n\n{{.Code}} {{.Link}}",
 			"en/reset.txt:1: the subject has 600 bytes"},
 		{"en/rest.txt", good, "en/rest.txt is no template"},
 		{"en/reset.md", good, "en/reset.md is no template"},
 		{"reset.txt", good, "reset.txt is no template"},
-		{"english!/reset.txt", good, "is in a folder whose name is no language tag"},
+		{"fr/reset.txt/x", good, "is no file"},
+		{"en/reset.html", "{{.Code}} {{.Link}}\xff", "en/reset.html is not UTF-8"},
+		{"en/reset.txt", good + "\x00", "en/reset.txt has a control character"},
+		{"en/reset.txt", "\ufeff" + good, "en/reset.txt begins with a byte order mark"},
+		{"en/reset.txt", good + strings.Repeat("x", maxTemplate), "en/reset.txt has 65"},
+		{"en/reset.txt", "", "en/reset.txt:1: the template must begin with a line such as Subject:"},
+		// In a branch that only some mails take.
+		{"en/notice_password.txt", good + "{{if not .Device}}{{.Devise}}{{end}}", "en/notice_password.txt:3:"},
+		{"en/notice_contact.html", `{{.Link}}{{if eq .Change "removed"}}{{.Chance}}{{end}}`, "en/notice_contact.html:1:"},
+		{"en/notice_password.txt", "Subject: One\n\n{{if .Address}}{{.Link}}{{end}}", "en/notice_password.txt: the mail does not show the link"},
 		{"fr/reset.txt", good, "fr/reset.txt: there is no reset.html with it"},
 	} {
 		dir := folderOf(t, map[string]string{test.name: test.text})
 		_, err := LoadTemplates(dir, service)
 		if err == nil || !strings.Contains(err.Error(), test.problem) {
 			t.Errorf("%s %q: %v, want %s", test.name, test.text, err, test.problem)
-		} else if !strings.Contains(test.problem, "en/reset.html: ") &&
+		} else if test.name != "fr/reset.txt/x" && !strings.Contains(test.problem, "en/reset.html: ") &&
 			!strings.Contains(err.Error(), filepath.Join(dir, test.name)) {
 			t.Errorf("%s: the file is not named: %v", test.name, err)
 		}
+	}
+	for name, problem := range map[string]string{
+		"english!/reset.txt": "english! is a folder whose name is no language tag", "EN/reset.txt": "EN is a folder that must be named en",
+		"pt-br/reset.txt": "pt-br is a folder that must be named pt-BR", "en/old/reset.txt": "en/old is no file",
+	} {
+		dir := folderOf(t, map[string]string{name: good})
+		if _, err := LoadTemplates(dir, service); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, problem)) {
+			t.Errorf("%s: %v, want %s", name, err, problem)
+		}
+	}
+	dangling := folderOf(t, map[string]string{"en/README": ""})
+	if err := os.Symlink("nowhere", filepath.Join(dangling, "en", "reset.txt")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := LoadTemplates(dangling, service); err == nil || !strings.Contains(err.Error(), "reset.txt") {
+		t.Errorf("a link to nowhere: %v", err)
 	}
 	_, err := LoadTemplates(filepath.Join(t.TempDir(), "missing"), service)
 	if err == nil || !strings.Contains(err.Error(), "contact.templates_dir") {

@@ -38,7 +38,7 @@ async function post(path, body) {
   let problem = { code: "unreachable" };
   try {
     const answer = await fetch("../api/v1/auth/" + path, {
-      method: "POST", credentials: "omit", cache: "no-store", redirect: "error", referrerPolicy: "no-referrer",
+      method: "POST", credentials: "same-origin", cache: "no-store", redirect: "error", referrerPolicy: "no-referrer",
       headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
     });
     const text = await answer.text();

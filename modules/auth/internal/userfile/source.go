@@ -43,6 +43,7 @@ type Record struct {
 	// have it; nil: the source does not say.
 	Address   string
 	Confirmed *bool
+	Addresses []Address // all of them, where the source has more than one; Address is then one of them
 	// Lost are the protections at the source that are not imported.
 	Lost []string
 	// Other says that it is no account, but may have a protection in Lost.
@@ -188,7 +189,15 @@ type Exported struct {
 	PasswordChangedAt string `json:"password_changed_at,omitempty"`
 	Email             string `json:"email,omitempty"`
 	EmailVerified     *bool  `json:"email_verified,omitempty"`
-	PasswordHash      string `json:"password_hash,omitempty"`
+	// Contacts are all addresses, of which Email is one.
+	Contacts     []Address `json:"contacts,omitempty"`
+	PasswordHash string    `json:"password_hash,omitempty"`
+}
+
+// Address is an address of an account.
+type Address struct {
+	Address   string `json:"address"`
+	Confirmed bool   `json:"verified"`
 }
 
 func nativeObject(object []byte) (Record, error) {
@@ -209,17 +218,21 @@ func nativeRow(r row) (Record, error) {
 	if err != nil {
 		return Record{}, err
 	}
+	var contacts []Address
+	if text := r.get("contacts"); text != "" && json.Unmarshal([]byte(text), &contacts) != nil {
+		return Record{}, fault.Refuse("malformed", "the contacts are no JSON array of addresses")
+	}
 	return nativeUser(Exported{
 		ID: r.get("id"), Username: r.get("username"), Status: r.get("status"),
 		CreatedAt: r.get("created_at"), PasswordChangedAt: r.get("password_changed_at"),
-		Email: r.get("email"), EmailVerified: verified, PasswordHash: r.get("password_hash"),
+		Email: r.get("email"), EmailVerified: verified, Contacts: contacts, PasswordHash: r.get("password_hash"),
 	})
 }
 
 func nativeUser(e Exported) (Record, error) {
 	rec := Record{
 		Username: e.Username, Hash: e.PasswordHash, Disabled: e.Status == "disabled", Address: e.Email,
-		Confirmed: e.EmailVerified,
+		Confirmed: e.EmailVerified, Addresses: e.Contacts,
 	}
 	if e.Status != "" && e.Status != "active" && !rec.Disabled {
 		return Record{}, fault.Refuse("invalid_status", "the status is neither active nor disabled")

@@ -15,7 +15,7 @@ func WriteNDJSON(w io.Writer) (write func(Exported) error, flush func() error) {
 
 func WriteCSV(w io.Writer, hashes bool) (write func(Exported) error, flush func() error) {
 	columns := []string{"id", "username", "status", "created_at", "password_changed_at", "email", "email_verified",
-		"password_hash"}
+		"contacts", "password_hash"}
 	if !hashes {
 		columns = columns[:len(columns)-1]
 	}
@@ -24,7 +24,15 @@ func WriteCSV(w io.Writer, hashes bool) (write func(Exported) error, flush func(
 		if e.EmailVerified != nil {
 			verified = strconv.FormatBool(*e.EmailVerified)
 		}
-		row := []string{e.ID, e.Username, e.Status, e.CreatedAt, e.PasswordChangedAt, e.Email, verified, e.PasswordHash}
+		contacts := ""
+		if len(e.Contacts) > 0 {
+			text, err := json.Marshal(e.Contacts)
+			if err != nil {
+				return err
+			}
+			contacts = string(text)
+		}
+		row := []string{e.ID, e.Username, e.Status, e.CreatedAt, e.PasswordChangedAt, e.Email, verified, contacts, e.PasswordHash}
 		return writeRow(w, row[:len(columns)])
 	}
 	first := writeRow(w, columns)

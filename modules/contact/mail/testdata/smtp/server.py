@@ -33,6 +33,7 @@ parser.add_argument("--greeting", type=int, default=220)
 parser.add_argument("--without", default="", help="an extension that is not offered")
 args = parser.parse_args()
 seen = set()
+released = asyncio.Event()
 
 
 def tell(**what):
@@ -65,6 +66,8 @@ class Handler:
         code = fault(address, "rcpt")
         if code == "slow":
             await asyncio.sleep(3600)
+        if code == "policy":
+            return "550 5.7.1 relaying denied"
         if code:
             return f"{code} 5.1.1 no such address" if code[0] == "5" else f"{code} 4.7.1 greylisted"
         envelope.rcpt_tos.append(address)
@@ -75,7 +78,12 @@ class Handler:
         code = fault(to, "data")
         if code == "slow":
             await asyncio.sleep(3600)
-        if code and code != "lost":
+        if code == "wait":  # for the test to say so
+            tell(waits=True)
+            await released.wait()
+        if code == "policy":
+            return "554 5.7.1 your address is on a list"
+        if code and code not in ("lost", "wait"):
             return f"{code} not taken"
         tell(mail_from=envelope.mail_from, to=to, text=envelope.content.decode("utf-8", "replace"),
              user=session.auth_data.login.decode() if session.authenticated and hasattr(session.auth_data, "login") else
@@ -150,6 +158,9 @@ async def main():
     tell(port=server.sockets[0].getsockname()[1])
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):  # until the test ends
+        if line == "release\n":
+            released.set()
+            continue
         tell(asked=int(line))  # whatever happened before is said
     os._exit(0)
 
