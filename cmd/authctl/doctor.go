@@ -713,7 +713,7 @@ func (d *doctor) kafkaFit(ctx context.Context) []finding {
 
 // traces says nothing where none are sent.
 func (d *doctor) traces(ctx context.Context) []finding {
-	switch on, err := tracing.Probe(ctx); {
+	switch on, err := tracing.Probe(ctx, version()); {
 	case !on:
 		return nil
 	case err != nil:

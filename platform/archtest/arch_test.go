@@ -84,7 +84,7 @@ var arrows = map[string][]string{
 	"platform/telemetry":  {"platform/config"},
 	"platform/retry":      {},
 	"platform/seal":       {"platform/config"},
-	"platform/tracing":    {},
+	"platform/tracing":    {"platform/retry"},
 	"platform/tuning":     {"platform/retry"},
 
 	"migrations":      {"deploy/postgres", "platform/database", "platform/retry"},
@@ -289,6 +289,28 @@ func list(t *testing.T) []pkg {
 			}
 		}
 		pkgs = append(pkgs, p)
+	}
+}
+
+// platform/tracing has a client of its own for collectors, since the published one brings gRPC and its gateway:
+// 95 packages of the binary that nobody calls.
+func TestTheBinaryHasNoGRPC(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "./cmd/authctl")
+	cmd.Dir = "../.."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	deps := strings.Fields(string(out))
+	if !slices.Contains(deps, "go.opentelemetry.io/otel/exporters/otlp/otlptrace") {
+		t.Error("the list is not that of the binary")
+	}
+	for _, dep := range deps {
+		if strings.HasPrefix(dep, "google.golang.org/grpc") || strings.HasPrefix(dep, "github.com/grpc-ecosystem/") ||
+			strings.HasPrefix(dep, "google.golang.org/genproto") {
+			t.Errorf("the binary has %s", dep)
+		}
 	}
 }
 

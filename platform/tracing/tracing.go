@@ -24,7 +24,7 @@ import (
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
-	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace"
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
@@ -50,7 +50,11 @@ func Open(ctx context.Context, version string, log *zap.Logger) (*Tracer, error)
 	if err := checkProtocol(); err != nil {
 		return nil, err
 	}
-	exporter, err := otlptracehttp.New(ctx)
+	client, err := newCollector(version, os.Getenv)
+	if err != nil {
+		return nil, err
+	}
+	exporter, err := otlptrace.New(ctx, client)
 	if err != nil {
 		return nil, fmt.Errorf("send spans: %w", err)
 	}
@@ -76,31 +80,29 @@ func named() bool {
 
 // checkProtocol refuses a protocol that spans are not sent by.
 func checkProtocol() error {
-	for _, name := range []string{"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"} {
-		if protocol := os.Getenv(name); protocol != "" && protocol != "http/protobuf" {
-			return fmt.Errorf("%s=%s: spans are sent by http/protobuf alone; remove the variable, and name the "+
-				"collector's port for HTTP, which is usually 4318", name, protocol)
-		}
+	if name, protocol := exporterEnv(os.Getenv).get("PROTOCOL"); protocol != "" && protocol != "http/protobuf" {
+		return fmt.Errorf("%s=%s: spans are sent by http/protobuf alone; remove the variable, and name the "+
+			"collector's port for HTTP, which is usually 4318", name, protocol)
 	}
 	return nil
 }
 
 // Probe sends nothing to the collector that the environment names, to see whether it takes spans. on is
 // false if there is none.
-func Probe(ctx context.Context) (on bool, err error) {
+func Probe(ctx context.Context, version string) (on bool, err error) {
 	if !named() {
 		return false, nil
 	}
 	if err := checkProtocol(); err != nil {
 		return true, err
 	}
-	client := otlptracehttp.NewClient(otlptracehttp.WithRetry(otlptracehttp.RetryConfig{}))
-	if err := client.Start(ctx); err != nil {
-		return true, fmt.Errorf("send spans: %w", err)
+	client, err := newCollector(version, os.Getenv)
+	if err != nil {
+		return true, err
 	}
+	client.tries = 1
 	if err := client.UploadTraces(ctx, nil); err != nil {
-		err = fmt.Errorf("send spans: %w", err)
-		return true, errors.Join(err, client.Stop(ctx))
+		return true, errors.Join(fmt.Errorf("send spans: %w", err), client.Stop(ctx))
 	}
 	return true, client.Stop(ctx)
 }

@@ -162,7 +162,7 @@ func TestProbeSaysWhetherACollectorTakesSpans(t *testing.T) {
 		clear(t)
 		t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", test.endpoint)
 		t.Setenv("OTEL_EXPORTER_OTLP_PROTOCOL", test.protocol)
-		if on, err := tracing.Probe(t.Context()); on != test.on || (err == nil) != test.works {
+		if on, err := tracing.Probe(t.Context(), "1"); on != test.on || (err == nil) != test.works {
 			t.Errorf("%+v: %v, %v", test, on, err)
 		}
 	}
