@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -220,5 +221,56 @@ func TestServeRefusesARedisThatCannotBeTheRightOne(t *testing.T) {
 		if code != exitFailed || !regexp.MustCompile(`(?m)^fail +redis .*— .*`+regexp.QuoteMeta(advice)).MatchString(out.String()) && !strings.Contains(out.String(), tc.want) {
 			t.Errorf("%s: doctor exits %d: %s", name, code, &out)
 		}
+	}
+}
+
+// Redis may be several servers. Everything works, and goes on when one fails.
+func TestTheServiceRunsOnSentinelsAndOnACluster(t *testing.T) {
+	cluster, watched := cachetest.StartCluster(t), cachetest.StartWatched(t)
+	for _, tc := range []struct {
+		name, url string
+		fail      func()
+	}{
+		{"cluster", cluster.URL(), cluster.Primaries[0].Kill},
+		{"Sentinel", watched.URL(), watched.Primary.Kill},
+	} {
+		t.Setenv("REDIS_URL", tc.url)
+		a, _ := serveOn(t, "auth.throttle.register_per_minute=100")
+		var tokens []map[string]any
+		for i := range 12 {
+			tokens = append(tokens, a.want(201, "POST", "/api/v1/auth/register", "", map[string]string{
+				"username": fmt.Sprint("alice", i), "password": goodPassword}))
+		}
+		for line, want := range map[string]string{
+			"session list -o json":          `"id"`,
+			"session revoke --user alice11": "ended",
+			"user unlock alice1":            "",
+			"doctor":                        "append-only file is off",
+		} {
+			var out bytes.Buffer
+			if code := run(t.Context(), strings.Fields(line), strings.NewReader(""), &out, &out); code != exitDone ||
+				!strings.Contains(out.String(), want) {
+				t.Errorf("%s: %s: exit %d: %s", tc.name, line, code, &out)
+			}
+			if n := strings.Count(out.String(), `"device_name"`); strings.Contains(line, "list") && n != len(tokens) {
+				t.Errorf("%s: %d of %d sessions are listed", tc.name, n, len(tokens))
+			}
+		}
+		tc.fail()
+		for i, token := range tokens[:11] {
+			if !poll(func() bool {
+				status, after, answer := a.call("POST", "/api/v1/auth/refresh", "", map[string]any{"refresh_token": token["refresh_token"]})
+				if status != 200 && (status != 503 || after == "") {
+					t.Fatalf("%s: refresh %d is answered %d %v", tc.name, i, status, answer)
+				}
+				return status == 200
+			}) {
+				t.Errorf("%s: refresh %d is not answered", tc.name, i)
+			}
+		}
+		if !poll(func() bool { status, _, _ := a.call("GET", "/readyz", "", nil); return status == 200 }) {
+			t.Errorf("%s: not ready", tc.name)
+		}
+		a.want(401, "POST", "/api/v1/auth/refresh", "", map[string]any{"refresh_token": tokens[11]["refresh_token"]})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -284,7 +285,8 @@ func forgetful(info map[string]string, replaced bool) (found []*Problem) {
 		return append(found, &Problem{Found: "no replica is connected",
 			Advice: "run one: without it, nothing takes the place of this server when it fails"})
 	}
-	if _, set := info["min_slaves_good_slaves"]; !set && info["connected_slaves"] != "" {
+	_, set := info["min_slaves_good_slaves"]
+	if n, _ := strconv.Atoi(info["connected_slaves"]); n > 1 && !set { // with one, its failure would stop all writes
 		found = append(found, &Problem{Found: "min-replicas-to-write is 0",
 			Advice: "set it to 1: otherwise a primary that is cut off from its replicas goes on taking writes, and a " +
 				"fail-over drops them, which signs people out"})

@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -47,22 +50,29 @@ func openPrimary(o *redis.FailoverOptions, appName string, d dialer) *primary {
 		opt.ClientName, opt.OnConnect = "", named(appName)
 	}
 	p := &primary{Client: redis.NewClient(opt), sentinels: s}
-	p.AddHook(guard{within: 2 * o.ReadTimeout, lookAgain: s.wake})
+	p.AddHook(guard{within: 2 * o.ReadTimeout, lookAgain: s.doubt})
 	go s.watch()
 	return p
 }
 
-// sentinels knows the primary. It asks all Sentinels twice a second, and at once when the primary fails. When
-// they agree on another one, it closes the connections to the former one: that may hang, or answer as a replica.
+// sentinels knows the primary. It asks all Sentinels four times a second, when a connection is made, and when there
+// is reason to doubt the primary. When there is another one, it closes the connections to the former one: that may
+// hang, or answer as a replica, or wake up and take writes that will be lost.
 type sentinels struct {
 	name   string
-	all    []sentinel
+	all    []*sentinel
 	dialer dialer
 
 	hurry   chan struct{}
 	closing context.Context
 	cancel  context.CancelFunc
 	ended   chan struct{}
+
+	doubted atomic.Int64 // when a command last failed, in nanoseconds
+
+	asking  sync.Mutex // held by the one who asks
+	asked   time.Time  // when the latest answer was asked for
+	unknown error      // that there was none
 
 	mu    sync.Mutex
 	known string // address of the primary; empty before the first answer
@@ -72,6 +82,7 @@ type sentinels struct {
 type sentinel struct {
 	address string
 	client  *redis.SentinelClient
+	late    atomic.Bool // it did not answer when it was asked last: the others are not kept waiting for it
 }
 
 func newSentinels(o *redis.FailoverOptions, d dialer) *sentinels {
@@ -83,7 +94,7 @@ func newSentinels(o *redis.FailoverOptions, d dialer) *sentinels {
 			ClientName: o.ClientName, Protocol: o.Protocol, Dialer: d.dial, PoolSize: 4, MaxRetries: -1,
 			DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout}
 		frugal(opt)
-		s.all = append(s.all, sentinel{address, redis.NewSentinelClient(opt)})
+		s.all = append(s.all, &sentinel{address: address, client: redis.NewSentinelClient(opt)})
 	}
 	return s
 }
@@ -98,12 +109,10 @@ func (s *sentinels) close() {
 
 func (s *sentinels) watch() {
 	defer close(s.ended)
-	tick := time.NewTicker(lookWithin)
+	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	for {
-		if address, err := s.ask(s.closing); err == nil {
-			s.follow(address)
-		}
+		_, _ = s.now(s.closing)
 		select {
 		case <-s.closing.Done():
 			return
@@ -113,12 +122,37 @@ func (s *sentinels) watch() {
 	}
 }
 
-// wake has the Sentinels asked at once.
-func (s *sentinels) wake() {
+const (
+	// lookEvery is how long a primary that was replaced while it works may go on being used.
+	lookEvery = 250 * time.Millisecond
+	// slow is an answer after which a server may not be the primary any more: it may have been stopped for a while.
+	slow = 200 * time.Millisecond
+)
+
+// doubt has the Sentinels asked at once, and before any further answer of the primary is believed.
+func (s *sentinels) doubt() {
+	s.doubted.Store(time.Now().UnixNano())
 	select {
 	case s.hurry <- struct{}{}:
 	default:
 	}
+}
+
+// now asks for the primary, follows it, and returns its address. Those who ask at the same time share an answer
+// that was asked for after each of them came.
+func (s *sentinels) now(ctx context.Context) (string, error) {
+	came := time.Now()
+	s.asking.Lock()
+	defer s.asking.Unlock()
+	if s.asked.After(came) {
+		return s.primary(), s.unknown
+	}
+	s.asked = time.Now()
+	var address string
+	if address, s.unknown = s.ask(ctx); s.unknown == nil {
+		s.follow(address)
+	}
+	return address, s.unknown
 }
 
 // follow takes the address for that of the primary, and drops the connections to any other.
@@ -140,46 +174,71 @@ func (s *sentinels) follow(address string) {
 	}
 }
 
-// ask returns the address that most Sentinels name, of those that answer in time: as soon as more than half of
-// all agree, or when each has answered. Their errors are a [Problem].
+// answer is what one Sentinel says.
+type answer struct {
+	sentinel string
+	address  string // of the primary; empty if it does not say
+	epoch    int64  // grows with each fail-over
+	err      error
+}
+
+// ask returns the address that the Sentinels name, of those that answer in time. After a fail-over they learn of
+// it one by one: the newest epoch counts, and if several have it, or none tells it, what most of them say. Their
+// errors are a [Problem].
 func (s *sentinels) ask(ctx context.Context) (string, error) {
-	type answer struct {
-		sentinel, address string
-		err               error
-	}
 	answers := make(chan answer, len(s.all))
+	awaited := make(map[string]bool)
 	for _, one := range s.all {
+		awaited[one.address] = !one.late.Load()
 		go func() {
-			bounded, cancel := context.WithTimeout(ctx, lookWithin)
-			defer cancel()
-			parts, err := one.client.GetMasterAddrByName(bounded, s.name).Result()
-			a := answer{sentinel: one.address, err: err}
-			if err == nil && len(parts) == 2 {
-				a.address = net.JoinHostPort(parts[0], parts[1])
-			}
+			a := s.askOne(ctx, one)
+			one.late.Store(a.address == "")
 			answers <- a
 		}()
 	}
 	votes := make(map[string]int)
-	var best string
+	epochs := make(map[string]int64)
 	var problem *Problem
 	for range s.all {
 		a := <-answers
+		delete(awaited, a.sentinel)
 		if a.address == "" {
 			problem = cmp.Or(problem, s.problem(a.sentinel, a.err))
-			continue
+		} else {
+			votes[a.address]++
+			epochs[a.address] = max(epochs[a.address], a.epoch)
 		}
-		votes[a.address]++
-		if n := votes[a.address]; 2*n > len(s.all) {
-			return a.address, nil
-		} else if n > votes[best] || n == votes[best] && a.address == s.primary() {
-			best = a.address
+		if len(votes) > 0 && !slices.Contains(slices.Collect(maps.Values(awaited)), true) {
+			break // the rest did not answer the last time
+		}
+	}
+	best, known := "", s.primary()
+	for address := range votes {
+		if best == "" || cmp.Or(cmp.Compare(epochs[address], epochs[best]), cmp.Compare(votes[address], votes[best])) > 0 ||
+			epochs[address] == epochs[best] && votes[address] == votes[best] && address == known {
+			best = address
 		}
 	}
 	if best == "" {
 		return "", problem
 	}
 	return best, nil
+}
+
+func (s *sentinels) askOne(ctx context.Context, one *sentinel) answer {
+	ctx, cancel := context.WithTimeout(ctx, lookWithin)
+	defer cancel()
+	a := answer{sentinel: one.address}
+	// The epoch comes first: that of an older answer does no harm. A user need not have the right to ask for it.
+	state, err := one.client.Master(ctx, s.name).Result()
+	if err == nil {
+		a.epoch, _ = strconv.ParseInt(state["config-epoch"], 10, 64)
+	}
+	var parts []string
+	if parts, a.err = one.client.GetMasterAddrByName(ctx, s.name).Result(); a.err == nil && len(parts) == 2 {
+		a.address = net.JoinHostPort(parts[0], parts[1])
+	}
+	return a
 }
 
 func (s *sentinels) problem(sentinel string, err error) *Problem {
@@ -191,7 +250,8 @@ func (s *sentinels) problem(sentinel string, err error) *Problem {
 	case errors.As(err, &reply):
 		p.Found, p.Err = fmt.Sprintf("the Sentinel %s: %v", sentinel, err), err
 		p.Advice = "REDIS_URL with a master_name must name Sentinels (their port is 26379 by default), and USER:PASSWORD@ " +
-			"is theirs; the user needs +sentinel|get-master-addr-by-name"
+			"is theirs; the user needs " +
+			"+sentinel|get-master-addr-by-name"
 	default:
 		p = unreachable(context.Background(), &redis.Options{TLSConfig: s.dialer.tls}, err)
 		p.Found = "the Sentinel " + sentinel + ": " + p.Found
@@ -209,13 +269,12 @@ func (s *sentinels) primary() string {
 func (s *sentinels) dial(ctx context.Context, network, _ string) (net.Conn, error) {
 	ctx, cancel := s.dialer.bound(ctx)
 	defer cancel()
-	address := s.primary()
-	if address == "" {
-		var err error
-		if address, err = s.ask(ctx); err != nil {
+	verified := time.Now()
+	address, err := s.now(ctx)
+	if err != nil {
+		if address = s.primary(); address == "" {
 			return nil, err
 		}
-		s.follow(address)
 	}
 	raw, err := s.dialer.connect(ctx, network, address)
 	if err != nil {
@@ -227,6 +286,7 @@ func (s *sentinels) dial(ctx context.Context, network, _ string) (net.Conn, erro
 		return nil, fmt.Errorf("connected to %s by %T", address, raw)
 	}
 	conn := &primaryConn{TCPConn: tcp, address: address, sentinels: s}
+	conn.verified.Store(verified.UnixNano())
 	s.mu.Lock()
 	s.conns[conn] = struct{}{}
 	replaced := s.known != address
@@ -244,17 +304,30 @@ type primaryConn struct {
 	address   string
 	sentinels *sentinels
 	dropped   atomic.Bool
+	wrote     atomic.Int64 // nanoseconds, as the next
+	verified  atomic.Int64 // when the Sentinels said that this is the primary, unless it is doubted since
 }
 
 // Read implements net.Conn. A connection that is dropped meanwhile has ended, which the client takes for a
-// reason to try again.
+// reason to try again. An answer that may be that of a former primary is one only if the Sentinels say so.
 func (c *primaryConn) Read(b []byte) (int, error) {
 	n, err := c.TCPConn.Read(b)
+	now, verified := time.Now(), c.verified.Load()
+	if n > 0 && (now.UnixNano()-max(c.wrote.Load(), verified) > int64(slow) || verified < c.sentinels.doubted.Load()) {
+		ctx, cancel := context.WithTimeout(c.sentinels.closing, lookWithin)
+		address, unknown := c.sentinels.now(ctx)
+		cancel()
+		if unknown == nil && address != c.address {
+			return 0, io.EOF
+		}
+		c.verified.Store(now.UnixNano())
+	}
 	return n, c.end(err)
 }
 
 // Write implements net.Conn.
 func (c *primaryConn) Write(b []byte) (int, error) {
+	c.wrote.Store(time.Now().UnixNano())
 	n, err := c.TCPConn.Write(b)
 	return n, c.end(err)
 }

@@ -196,7 +196,7 @@ func (w *Watched) URL() string {
 	return url
 }
 
-// AwaitPrimary waits until a Sentinel names the server as the primary, and the server is one.
+// AwaitPrimary waits until every Sentinel that runs names the server as the primary.
 func (w *Watched) AwaitPrimary(server *Server) {
 	w.t.Helper()
 	for _, one := range w.Sentinels {
@@ -207,7 +207,6 @@ func (w *Watched) AwaitPrimary(server *Server) {
 			named := fmt.Sprint(administer(w.t, one, "sentinel", "get-master-addr-by-name", WatchedName))
 			return strings.Contains(named, server.Port())
 		})
-		return
 	}
 }
 
