@@ -272,6 +272,13 @@ type Store interface {
 	// server, to know.
 	Memory(ctx context.Context) (Memory, error)
 
+	// Count returns how many records there are, also of sessions that are marked or have expired.
+	Count(ctx context.Context) (int, error)
+
+	// Clear forgets every session of every user, marked ones too. It calls progress after each
+	// portion with how many records are gone; some may count twice. Run again, it does the rest.
+	Clear(ctx context.Context, progress func(gone int)) error
+
 	// Walk yields the live sessions of all users that match, in no order, in bounded memory.
 	// A session that is used meanwhile may come twice. The first error ends it.
 	Walk(ctx context.Context, f Filter) iter.Seq2[Session, error]

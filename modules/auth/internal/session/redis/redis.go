@@ -413,70 +413,106 @@ func (s *Store) remembers(ctx context.Context, name string) (session.Memory, err
 	return session.Memory{Since: d.time(reply[0]), Emptied: d.text(reply[1]) == "1"}, d.err
 }
 
-// Walk implements [session.Store]. It ends with an error if servers or slots change meanwhile, since a session
-// may then be on none of them when it is looked at.
-func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Session, error] {
-	pattern := escape(s.prefix) + "{*}:s:*"
-	if f.ID.Valid {
-		pattern = escape(s.prefix) + "{*}:s:" + f.ID.UUID.String()
+// Count implements [session.Store].
+func (s *Store) Count(ctx context.Context) (n int, err error) {
+	err = s.scan(ctx, "{*}:s:*", func(names []string) error {
+		n += len(names)
+		return nil
+	})
+	if err != nil {
+		return 0, fail("count sessions", err)
 	}
-	return func(yield func(session.Session, error) bool) {
-		before, err := cache.Layout(ctx, s.client)
-		if err != nil {
-			yield(session.Session{}, fail("walk sessions", err))
-			return
-		}
-		servers, err := cache.Servers(ctx, s.client)
-		if err != nil {
-			yield(session.Session{}, fail("walk sessions", err))
-			return
-		}
-		for _, server := range servers {
-			more, err := s.walkOn(ctx, server.Client, pattern, func(one session.Session) bool {
-				return !f.Match(one) || yield(one, nil)
-			})
-			if err != nil {
-				yield(session.Session{}, fail("walk sessions", err))
-			}
-			if err != nil || !more {
-				return
-			}
-		}
-		after, err := cache.Layout(ctx, s.client)
-		if err == nil && after != before {
-			err = cache.ErrMoved
-		}
-		if err != nil {
-			yield(session.Session{}, fail("walk sessions", err))
-		}
-	}
+	return n, nil
 }
 
-// walkOn visits the live sessions of one server, until visit returns false.
-func (s *Store) walkOn(ctx context.Context, server *goredis.Client, pattern string,
-	visit func(session.Session) bool) (more bool, err error) {
-	for cursor := uint64(0); ; {
-		names, next, err := server.Scan(ctx, cursor, pattern, scanCount).Result()
+// Clear implements [session.Store]. What the store remembers goes as well: it was emptied.
+func (s *Store) Clear(ctx context.Context, progress func(gone int)) error {
+	gone := 0
+	err := s.scan(ctx, "*", func(names []string) error {
+		_, err := s.client.Pipelined(ctx, func(p goredis.Pipeliner) error {
+			for _, name := range names {
+				p.Del(ctx, name) // one by one: they are in many slots
+			}
+			return nil
+		})
 		if err != nil {
-			return false, err
+			return err
 		}
-		keys := make([]key, 0, len(names))
 		for _, name := range names {
-			if userID, id, ok := s.parseKey(name); ok {
-				keys = append(keys, key{userID, id})
+			if strings.Contains(name, "}:s:") {
+				gone++
 			}
 		}
-		live, err := s.live(ctx, keys)
-		if err != nil {
-			return false, err
-		}
-		for _, one := range live {
-			if !visit(one) {
-				return false, nil
+		progress(gone)
+		return nil
+	})
+	if err != nil {
+		return fail("clear sessions", err)
+	}
+	return nil
+}
+
+// scan passes the names of the keys that match, after the prefix, some hundred at a time. It passes
+// every key that is there all the while, and may pass one twice. It ends with an error if servers or slots
+// change meanwhile, since a key may then be on none of them when it is looked for.
+func (s *Store) scan(ctx context.Context, pattern string, do func(names []string) error) error {
+	before, err := cache.Layout(ctx, s.client)
+	if err != nil {
+		return err
+	}
+	servers, err := cache.Servers(ctx, s.client)
+	if err != nil {
+		return err
+	}
+	for _, server := range servers {
+		for cursor := uint64(0); ; {
+			names, next, err := server.Client.Scan(ctx, cursor, escape(s.prefix)+pattern, scanCount).Result()
+			if err != nil {
+				return err
+			}
+			if err := do(names); err != nil {
+				return err
+			}
+			if cursor = next; next == 0 {
+				break
 			}
 		}
-		if cursor = next; next == 0 {
-			return true, nil
+	}
+	after, err := cache.Layout(ctx, s.client)
+	if err == nil && after != before {
+		err = cache.ErrMoved
+	}
+	return err
+}
+
+// Walk implements [session.Store]. It ends with an error if servers or slots change meanwhile.
+func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Session, error] {
+	pattern := "{*}:s:*"
+	if f.ID.Valid {
+		pattern = "{*}:s:" + f.ID.UUID.String()
+	}
+	return func(yield func(session.Session, error) bool) {
+		enough := errors.New("enough")
+		err := s.scan(ctx, pattern, func(names []string) error {
+			keys := make([]key, 0, len(names))
+			for _, name := range names {
+				if userID, id, ok := s.parseKey(name); ok {
+					keys = append(keys, key{userID, id})
+				}
+			}
+			live, err := s.live(ctx, keys)
+			if err != nil {
+				return err
+			}
+			for _, one := range live {
+				if f.Match(one) && !yield(one, nil) {
+					return enough
+				}
+			}
+			return nil
+		})
+		if err != nil && !errors.Is(err, enough) {
+			yield(session.Session{}, fail("walk sessions", err))
 		}
 	}
 }

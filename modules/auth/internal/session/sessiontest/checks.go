@@ -55,6 +55,7 @@ func Checks() []Check {
 		{"the list begins with the newest use", listOrder},
 		{"a walk finds what the filter chooses", walkFilters},
 		{"purge removes what is expired and nothing else", purgeRemovesExpired},
+		{"clear forgets everything", clearForgets},
 		{"nothing kept can be used", nothingKeptIsUsable},
 		{"an ended context is unavailable", endedContext},
 		{"parallel refreshes make one chain", parallelRefreshes},
@@ -813,6 +814,49 @@ func purgeRemovesExpired(p *probe) {
 	p.equal("purged when there is nothing left", purge(100), 0)
 	p.answers("the stopped one", stopped, session.Reused)
 	p.rotate(live)
+}
+
+func clearForgets(p *probe) {
+	const many = 1203 // more than a portion
+	var some []session.Token
+	for i := range many {
+		token, _ := p.begin(uuid.New())
+		if i%400 == 0 {
+			some = append(some, p.rotate(token))
+		}
+	}
+	some = append(some, p.stopped(uuid.New()))
+	n, err := p.Store.Count(p.ctx)
+	p.must(err)
+	p.equal("counted", n, many+1)
+
+	// Whoever runs it is stopped after a portion, and it is run again.
+	ctx, stop := context.WithCancel(p.ctx)
+	defer stop()
+	err = p.Peer.Clear(ctx, func(int) { stop() })
+	if err != nil && !errors.Is(err, session.ErrUnavailable) {
+		p.failf("an interrupted clear: %w", err)
+	}
+	gone := 0
+	p.must(p.Store.Clear(p.ctx, func(n int) { gone = n }))
+	if gone > many+1 {
+		p.failf("%d records are gone, of %d", gone, many+1)
+	}
+	for _, token := range some {
+		p.answers("a token of a session of before", token, session.Gone)
+	}
+	n, err = p.Store.Count(p.ctx)
+	p.must(err)
+	p.equal("counted afterwards", n, 0)
+	p.equal("walked", len(p.walk(session.Filter{})), 0)
+	p.equal("marked", len(p.marked()), 0)
+	kept, err := p.Dump(p.ctx)
+	p.must(err)
+	p.equal("keys and values that are kept", len(kept), 0)
+	p.must(p.Store.Clear(p.ctx, func(int) {}))
+
+	token, _ := p.begin(uuid.New())
+	p.rotate(token)
 }
 
 // nothingKeptIsUsable looks at everything the engine keeps for a secret in any of its forms,

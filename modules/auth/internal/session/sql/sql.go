@@ -524,6 +524,38 @@ func (s *Store) Missing(ctx context.Context, refs []session.Ref) ([]session.Ref,
 // Memory implements [session.Store]. What the database has lost is not known to have been.
 func (s *Store) Memory(context.Context) (session.Memory, error) { return session.Memory{}, nil }
 
+// Count implements [session.Store].
+func (s *Store) Count(ctx context.Context) (n int, err error) {
+	if err := s.db.QueryRowContext(ctx, "SELECT count(*) FROM session").Scan(&n); err != nil {
+		return 0, fail("count sessions", err)
+	}
+	return n, nil
+}
+
+const clearPage = 1000
+
+// Clear implements [session.Store]. It goes through the ids in their order: what was deleted is not
+// passed again.
+func (s *Store) Clear(ctx context.Context, progress func(gone int)) error {
+	gone := 0
+	for after := uuid.Nil; ; {
+		page, err := database.Collect(ctx, s.db, "read sessions", database.Value[uuid.UUID],
+			"SELECT id FROM session WHERE id > ? ORDER BY id LIMIT ?", after, clearPage)
+		if err != nil {
+			return fail("clear sessions", err)
+		}
+		if len(page) == 0 {
+			return nil
+		}
+		last := page[len(page)-1]
+		if _, err := s.db.Write(ctx, "DELETE FROM session WHERE id > ? AND id <= ?", after, last); err != nil {
+			return fail("clear sessions", err)
+		}
+		after, gone = last, gone+len(page)
+		progress(gone)
+	}
+}
+
 const walkPage = 500
 
 // Walk implements [session.Store].
