@@ -162,6 +162,7 @@ func (f *follower) follow(ctx context.Context) {
 				// The database cannot continue from where we are. The next question begins a snapshot.
 				f.restart()
 				f.v.metric(MetricSnapshots, 1)
+				f.v.keys.renew(ctx)
 				err = f.step(ctx, s)
 			}
 			return err

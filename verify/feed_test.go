@@ -181,6 +181,26 @@ func TestACursorThatIsGone(t *testing.T) {
 	})
 }
 
+// Restored from a backup of before the key was made: nothing says that it was revoked, and it is gone
+// from the key set, which could be kept for an hour.
+func TestKeysAreFetchedWhenTheCursorIsGone(t *testing.T) {
+	t.Parallel()
+	next := newSigner(t, "second", "EdDSA")
+	following(t, func(i *issuer, _ *Config) { i.maxAge = 3600 }, func(t *testing.T, i *issuer, v *Verifier, _ *metrics) {
+		ready(t, v)
+		before := i.token(id(1), id(10), 5)
+		want(t, v, before, nil)
+		fetches := i.count(jwksPath)
+		i.set(func() { i.cursors, i.keys = i.cursors+1, []signer{next} })
+		time.Sleep(2 * time.Second) // of this test's own time
+		want(t, v, before, ErrUnknownKey)
+		want(t, v, i.token(id(1), id(11), 5), nil)
+		if n := i.count(jwksPath) - fetches; n > 2 {
+			t.Errorf("%d fetches", n)
+		}
+	})
+}
+
 // Whatever a server answers in place of the feed, the next one is asked, and nothing is missed.
 func TestABrokenServerIsLeft(t *testing.T) {
 	t.Parallel()

@@ -99,6 +99,30 @@ func (k *keyring) ask() chan struct{} {
 	return k.flight
 }
 
+// renew fetches the keys at once and waits for that, but not for long: the database of the issuer is
+// another one than before, and keys may be gone of which nothing says that they were revoked.
+func (k *keyring) renew(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, firstWait)
+	defer cancel()
+	for own := false; !own && ctx.Err() == nil; {
+		k.mu.Lock()
+		// A fetch that is under way may have asked before.
+		if own = k.flight == nil; own && !k.closed {
+			k.flight = make(chan struct{})
+			k.wake <- struct{}{} // has room, as in ask
+		}
+		flight, closed := k.flight, k.closed
+		k.mu.Unlock()
+		if closed {
+			return
+		}
+		select {
+		case <-flight:
+		case <-ctx.Done():
+		}
+	}
+}
+
 // landed ends the fetch that is under way.
 func (k *keyring) landed(closed bool) {
 	k.mu.Lock()

@@ -35,6 +35,8 @@ var mutants = []mutant{
 	{"an older end that replaces a newer one", "denylist.go", "case !known || epoch > now.epoch:", "case !known || epoch != now.epoch:",
 		"TestEveryKindOfEndIsRefused", false},
 	{"old knowledge that goes with its cursor", "feed.go", "	k.next = &denylist{}\n", "	k.list.Store(&denylist{})\n", "TestACursorThatIsGone", false},
+	{"keys of before the issuer's database was restored", "feed.go", "				f.v.keys.renew(ctx)\n", "",
+		"TestKeysAreFetchedWhenTheCursorIsGone", false},
 	{"a revoked key that is still in the key set", "denylist.go", "	return revoked\n", "	return revoked && false\n", "TestEveryKindOfEndIsRefused", false},
 	{"redirects that are followed", "verify.go", "return http.ErrUseLastResponse", "return nil", "TestKeysAreKeptThroughAnOutage", false},
 	{"a token without its audience", "token.go", "case !slices.Contains(c.Audience, audience):", "case false:", "TestPublishedVectors", false},
