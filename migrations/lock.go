@@ -38,6 +38,21 @@ var ErrLocked = errors.New("another process is migrating this database")
 // ErrInUse says that others use the database, and which.
 var ErrInUse = errors.New("the database is in use")
 
+// leaving is how long the session of a process that has ended may still be seen.
+const leaving = 2 * time.Second
+
+// Unused returns [ErrInUse] when others use the database, and waits for one that migrates.
+func Unused(ctx context.Context, db *database.DB) error {
+	soon, cancel := context.WithTimeout(ctx, leaving)
+	defer cancel()
+	for {
+		err := locked(ctx, db, []Option{Alone()}, func(database.Single) error { return nil })
+		if !errors.Is(err, ErrInUse) || !retry.Sleep(soon, 2*retryLock) {
+			return err
+		}
+	}
+}
+
 // lockKey is an arbitrary number that no other program should use for an advisory lock.
 const lockKey = 0x6175746863746c // "authctl"
 
@@ -130,7 +145,7 @@ func holder(ctx context.Context, one database.Single) string {
 
 // alonePostgres looks for sessions of others that may use the tables: of a role that may, or of
 // authctl by name. Those of superusers are only counted by name: monitoring has them open all
-// the time.
+// the time. What kind a session of another role is may be hidden from ours; its name is not.
 func alonePostgres(ctx context.Context, one database.Single) error {
 	others, err := database.Collect(ctx, one, "look who uses the database", func(row database.Row) (string, error) {
 		var name string
@@ -140,7 +155,7 @@ func alonePostgres(ctx context.Context, one database.Single) error {
 	}, `SELECT coalesce(nullif(a.application_name, ''), 'a program without a name') || ' of role ' || coalesce(a.usename, '?')
 			|| ' from ' || coalesce(host(a.client_addr), 'the same machine'), count(*)
 		FROM pg_stat_activity a JOIN pg_roles r ON r.oid = a.usesysid
-		WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend'
+		WHERE a.datname = current_database() AND a.pid <> pg_backend_pid() AND coalesce(a.backend_type, 'client backend') = 'client backend'
 			AND (a.application_name LIKE 'authctl%' OR NOT r.rolsuper AND has_table_privilege(r.oid, to_regclass('bun_migrations'), 'SELECT'))
 		GROUP BY 1 ORDER BY 1`)
 	if err != nil {

@@ -341,6 +341,14 @@ func TestWhatIsInUseIsNotUndone(t *testing.T) {
 				separator = "&"
 			}
 			other := dbtest.Open(t, user+separator+"application_name="+program)
+			// One that owns the tables need not see everything of other roles.
+			owner := dbtest.OpenLimited(t, dbtest.AsReader(t, dsn, "bun_migrations"), 1)
+			if err := migrations.Unused(t.Context(), owner); !errors.Is(err, migrations.ErrInUse) || !strings.Contains(err.Error(), program) {
+				t.Errorf("%s, looked for by a role: %v", name, err)
+			}
+			if err := owner.Close(); err != nil {
+				t.Fatal(err)
+			}
 			if _, err := migrations.Down(t.Context(), db, nil, migrations.Alone()); !errors.Is(err, migrations.ErrInUse) || !strings.Contains(err.Error(), program) {
 				t.Errorf("%s: %v", name, err)
 			}

@@ -193,12 +193,17 @@ func (a *app) openAuth(ctx context.Context) error {
 	if err := a.openDatabase(ctx); err != nil {
 		return err
 	}
+	if a.registry != nil { // only serve has one
+		if err := a.checkFence(ctx); err != nil {
+			return err
+		}
+	}
 	var err error
 	if a.ownSecret, err = a.ensureSecret(!a.looking); err != nil {
 		return err
 	}
 	deps := auth.Deps{DB: a.db, Log: a.log, Looking: a.looking}
-	if a.registry != nil { // only serve has one
+	if a.registry != nil {
 		deps.Registry, deps.Serving = a.registry, true
 	}
 	if a.Redis.Enabled() {

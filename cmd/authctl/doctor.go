@@ -479,7 +479,7 @@ func (d *doctor) schema(ctx context.Context) []finding {
 	}
 	d.schemaFits = true
 	d.relays = d.db.IsPostgres() && isRelayRole(ctx, d.db)
-	return []finding{fine("up to date")}
+	return append([]finding{fine("up to date")}, d.fenceFindings(ctx)...)
 }
 
 func (d *doctor) clock(ctx context.Context) []finding {
@@ -624,9 +624,6 @@ func (d *doctor) targetFits(ctx context.Context, identity *string) []finding {
 func (d *doctor) redisFit(ctx context.Context) []finding {
 	if d.relays {
 		return []finding{skipped("this database role is a relay's, which needs none")}
-	}
-	if !d.Redis.Enabled() && d.Database.UsesPostgres() {
-		return []finding{fine("none is named: sessions and the counters of sign-in limits are in the database")}
 	}
 	if !d.Redis.Enabled() {
 		return []finding{fine("none is named: sessions are in the database, sign-in limits are counted by each process " +

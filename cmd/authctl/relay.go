@@ -67,6 +67,9 @@ func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
 	if err := a.openDatabase(ctx); err != nil {
 		return err
 	}
+	if err := a.checkFence(ctx); err != nil {
+		return err
+	}
 	a.openWaker() // the relay hears of new events for the deliverer as well
 	r, err := a.newRelay(ctx)
 	if err != nil {

@@ -35,6 +35,8 @@ END $$;
 
 -- Both refuse an older schema, so both read which migrations have run.
 GRANT SELECT ON bun_migrations TO authctl_serve, authctl_relay;
+-- Neither starts after a backup was restored and its fence was interrupted.
+GRANT SELECT ON restore_fence TO authctl_serve, authctl_relay;
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON users, begun_session, revoked_session, session TO authctl_serve;
 GRANT SELECT, INSERT ON user_origin TO authctl_serve; -- deleted with its user
@@ -42,8 +44,6 @@ GRANT SELECT, INSERT, UPDATE ON signing_key TO authctl_serve;
 -- What has ended is written by triggers, which run as the owner of their functions.
 GRANT SELECT, DELETE ON revocation TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE, DELETE ON verifier TO authctl_serve;
--- The counters of failed sign-ins, where there is no Redis.
-GRANT SELECT, INSERT, UPDATE, DELETE ON throttle_counter TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE, DELETE ON contact, contact_challenge, contact_undo TO authctl_serve;
 
 -- authctl_serve adds events but can neither read nor remove them.

@@ -14,8 +14,8 @@ type Record struct {
 	Data       []byte // compact JSON
 	Replay     bool   // sent again because an operator asked for it
 
-	// Generation is how often the database had been set back to an older state when the event was
-	// written. Sequence numbers can repeat in a higher one.
+	// Generation is that of the database when the event was written: it rises each time the database was
+	// set back to an older state ([RaiseGeneration]). Sequence numbers can repeat in a higher one.
 	Generation  int64
 	TraceParent string // of the span that created the event (W3C Trace Context); empty: of no trace
 

@@ -19,7 +19,8 @@ import (
 // verbs are the files of modules/auth that hold what callers ask for. Each reads downward: what
 // two of them share belongs in a file named for a thing, such as session.go or user.go.
 var verbs = []string{
-	"account.go", "authenticate.go", "calibrate.go", "export.go", "housekeeping.go", "import.go", "inspect.go",
+	"account.go", "authenticate.go", "calibrate.go", "export.go", "fence.go", "housekeeping.go", "import.go",
+	"inspect.go",
 	"introspect.go",
 	"login.go", "logout.go", "password.go", "refresh.go", "register.go", "revocations.go", "revoke.go", "sessions.go",
 }

@@ -270,6 +270,19 @@ func TestADatabaseThatIsAnotherOneSaysSo(t *testing.T) {
 	})
 	f.cursor = ""
 	f.ask(0)
+	// As a backup whose rows alone were put back, under the same server and in the same files.
+	const fence = "INSERT INTO restore_fence (generation, epoch, began_ms) VALUES (1, 1, 1)"
+	for _, statement := range []string{"DELETE FROM revocation", fence, "UPDATE restore_fence SET done_ms = 2"} {
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testenv.Eventually(t, "the cursor is gone after a fence", func() bool {
+		_, err := f.feed.Next(t.Context(), f.cursor, 0)
+		return errors.Is(err, feed.ErrGone)
+	})
+	f.cursor = ""
+	f.ask(0)
 	other := follow(t, open(t, dbtest.Postgres(t)))
 	if _, err := other.feed.Next(t.Context(), f.cursor, 0); !errors.Is(err, feed.ErrGone) {
 		t.Errorf("a cursor of another database: %v", err)

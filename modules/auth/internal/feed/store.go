@@ -60,9 +60,11 @@ func newStore(db *database.DB, now func() time.Time) store {
 // promoted. A backup is restored, and a standby promoted, under another server process, which
 // started at another time. A dump is restored into another database, into a new table, or into
 // one that was emptied, which changes its file. VACUUM FULL changes the file too: followers then
-// take a new snapshot, and that is all.
+// take a new snapshot, and that is all. Rows that were put back in some other way are known by the
+// restore fence that follows.
 const incarnationPostgres = `concat_ws(' ', extract(epoch FROM pg_postmaster_start_time()),
-	(SELECT oid FROM pg_database WHERE datname = current_database()), 'revocation'::regclass::oid, pg_relation_filenode('revocation'))`
+	(SELECT oid FROM pg_database WHERE datname = current_database()), 'revocation'::regclass::oid, pg_relation_filenode('revocation'),
+	(SELECT max(generation) FROM restore_fence WHERE done_ms IS NOT NULL))`
 
 const columnsPostgres = "id, xid::text AS xid, type, user_id, sid, session_epoch, kept_sid, kid, expires_ms"
 const columnsSQLite = "id, CAST(id AS text) AS xid, type, user_id, sid, session_epoch, kept_sid, kid, expires_ms"

@@ -33,6 +33,26 @@ func (k *Ring) List(ctx context.Context) ([]Info, error) {
 	return list, nil
 }
 
+// Published returns the keys whose tokens are accepted, oldest first. With HS256 they are those of an
+// algorithm that was used before.
+func (k *Ring) Published(ctx context.Context) ([]Info, error) {
+	rows, err := readKeys(ctx, k.db)
+	if err != nil {
+		return nil, err
+	}
+	now, err := k.moment(ctx, k.db)
+	if err != nil {
+		return nil, err
+	}
+	var list []Info
+	for _, r := range rows {
+		if r.published() {
+			list = append(list, k.info(r, now))
+		}
+	}
+	return list, nil
+}
+
 // Stage makes a key of the configured algorithm and publishes it. It signs nothing yet.
 func (k *Ring) Stage(ctx context.Context) (Info, error) {
 	if err := k.correct(ctx); err != nil {
@@ -151,6 +171,50 @@ func (k *Ring) Revoke(ctx context.Context, kid string, force bool) (revoked, suc
 	return revoked, successor, nil
 }
 
+// Replace revokes every published key and lets a new one sign, in one transaction in which also runs as
+// well: no access token that was signed before is accepted afterwards. successor is the new key; with
+// HS256, where the secret signs, there is none.
+func (k *Ring) Replace(ctx context.Context, also func(ctx context.Context, tx database.Tx) error) (revoked []Info,
+	successor Info, err error) {
+	var next keyRow
+	if !k.shared() {
+		if next, err = k.generate(Active); err != nil { // before the transaction: it may take time
+			return nil, Info{}, err
+		}
+	}
+	err = k.exclusively(ctx, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
+		revoked = nil
+		for _, row := range rows {
+			if !row.published() {
+				continue
+			}
+			stopped := row.RetiredAt
+			if row.Status == Active {
+				stopped = now
+			}
+			if err := endKey(ctx, tx, row.KID, Revoked, stopped); err != nil {
+				return err
+			}
+			row.Status, row.RetiredAt = Revoked, stopped
+			revoked = append(revoked, row.Info)
+		}
+		if !k.shared() {
+			next.StagedAt, next.ActiveAt = now, now
+			if err := insertKey(ctx, tx, next); err != nil {
+				return err
+			}
+		}
+		return also(ctx, tx)
+	})
+	if err != nil {
+		return nil, Info{}, err
+	}
+	for _, one := range revoked {
+		k.security.Info("signing_key_revoked", zap.String("kid", one.KID), zap.String("by", "admin"))
+	}
+	return revoked, next.Info, nil
+}
+
 // checkUnused refuses a key whose tokens can live.
 func (k *Ring) checkUnused(row keyRow, now time.Time) error {
 	switch at := k.info(row, now).RetirableAt; {
@@ -238,7 +302,30 @@ type changeKeys func(ctx context.Context, tx database.Tx, rows []keyRow, now tim
 // the security log and returns what the key has become.
 func (k *Ring) change(ctx context.Context, event, kid string, fn changeKeys) (Info, error) {
 	var info Info
-	err := k.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+	err := k.exclusively(ctx, func(ctx context.Context, tx database.Tx, rows []keyRow, now time.Time) error {
+		if err := fn(ctx, tx, rows, now); err != nil {
+			return err
+		}
+		rows, err := readKeys(ctx, tx)
+		if err != nil {
+			return err
+		}
+		row, err := findKey(rows, kid)
+		info = k.info(row, now)
+		return err
+	})
+	if err != nil {
+		return Info{}, err
+	}
+	k.security.Info(event, zap.String("kid", kid), zap.String("by", "admin"))
+	// Other servers notice by themselves, and so does this one when it cannot read the keys now.
+	_, _ = k.lookBriefly(ctx)
+	return info, nil
+}
+
+// exclusively runs fn in a transaction that excludes every other change of keys.
+func (k *Ring) exclusively(ctx context.Context, fn changeKeys) error {
+	return k.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		if database.IsPostgres(tx) {
 			// Readers go on; SQLite's transaction holds the whole database anyway.
 			if _, err := tx.ExecContext(ctx, "LOCK TABLE signing_key IN SHARE ROW EXCLUSIVE MODE"); err != nil {
@@ -253,23 +340,8 @@ func (k *Ring) change(ctx context.Context, event, kid string, fn changeKeys) (In
 		if err != nil {
 			return err
 		}
-		if err := fn(ctx, tx, rows, now); err != nil {
-			return err
-		}
-		if rows, err = readKeys(ctx, tx); err != nil {
-			return err
-		}
-		row, err := findKey(rows, kid)
-		info = k.info(row, now)
-		return err
+		return fn(ctx, tx, rows, now)
 	})
-	if err != nil {
-		return Info{}, err
-	}
-	k.security.Info(event, zap.String("kid", kid), zap.String("by", "admin"))
-	// Other servers notice by themselves, and so does this one when it cannot read the keys now.
-	_, _ = k.lookBriefly(ctx)
-	return info, nil
 }
 
 // activate puts the key in the place of the active one, if there is one.

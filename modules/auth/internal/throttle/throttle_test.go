@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,7 +15,6 @@ import (
 
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/config"
-	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/fault"
 )
 
@@ -44,93 +42,45 @@ func defaults(t testing.TB) Config {
 }
 
 // world is one set of counters and the clock they go by. Its nodes share what processes
-// share through the store, and each has connections of its own.
+// share through the store.
 type world struct {
-	t        testing.TB
-	clock    *clock
-	redis    redis.UniversalClient
-	postgres string // the URL of a database; without this and Redis the counters are in process
-	secret   config.Secret
+	t      testing.TB
+	clock  *clock
+	redis  redis.UniversalClient // nil: in process
+	secret config.Secret
 }
 
-// onEach runs the test with the counters in this process, in Redis and in PostgreSQL.
-func onEach(t *testing.T, test func(t *testing.T, w *world)) {
+// onBoth runs the test with the counters in this process and in Redis.
+func onBoth(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Run("memory", func(t *testing.T) {
 		t.Parallel()
-		test(t, newWorld(t))
+		test(t, newWorld(t, nil))
 	})
 	t.Run("redis", func(t *testing.T) {
 		t.Parallel()
 		test(t, onRedis(t))
 	})
-	t.Run("postgres", func(t *testing.T) {
-		t.Parallel()
-		test(t, onPostgres(t))
-	})
 }
 
-func onRedis(t *testing.T) *world { return onRedisAt(t, cachetest.Shared(t)) }
-
-func onRedisAt(t testing.TB, client redis.UniversalClient) *world {
-	w := newWorld(t)
-	w.redis = client
-	return w
-}
-
-func onPostgres(t *testing.T) *world { return onPostgresAt(t, dbtest.PostgresURL(t)) }
-
-func onPostgresAt(t testing.TB, url string) *world {
-	w := newWorld(t)
-	w.postgres = url
-	return w
-}
+func onRedis(t *testing.T) *world { return newWorld(t, cachetest.Shared(t)) }
 
 // A secret of its own gives every test counters of its own.
-func newWorld(t testing.TB) *world {
-	return &world{t: t, clock: newClock(), secret: config.Secret(rand.Text())}
-}
-
-// fewer is the number of steps that a campaign takes: n, or that part of them which suffices in
-// PostgreSQL, where each takes longer.
-func (w *world) fewer(n, part int) int {
-	if w.postgres != "" && os.Getenv("AUTHCTL_CAMPAIGN") != "long" {
-		return n / part
-	}
-	return n
+func newWorld(t testing.TB, client redis.UniversalClient) *world {
+	return &world{t: t, clock: newClock(), redis: client, secret: config.Secret(rand.Text())}
 }
 
 func (w *world) node(cfg Config) *Limiter {
 	w.t.Helper()
-	return w.nodeWith(cfg, Options{})
-}
-
-func (w *world) nodeWith(cfg Config, opt Options) *Limiter {
-	w.t.Helper()
-	opt.Secret, opt.Now, opt.Redis = w.secret, w.clock.now, w.redis
-	if w.postgres != "" {
-		opt.DB = dbtest.Open(w.t, w.postgres)
-	}
-	// On a machine that does much else.
-	cfg.PostgresTimeout = time.Minute
-	l, err := New(cfg, opt)
+	l, err := New(cfg, Options{Secret: w.secret, Now: w.clock.now, Redis: w.redis})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(l.Close)
-	switch counters := l.shared.(type) {
-	case *shared:
-		counters.clock, counters.timeout = w.clock.now, time.Minute
-	case *postgres:
-		counters.clock = w.clock.now
+	if w.redis != nil {
+		l.shared.clock, l.shared.timeout = w.clock.now, time.Minute // of a machine that does much else
 	}
 	l.gates.patience = 50 * time.Millisecond
 	return l
 }
-
-// inRedis and inPostgres are the shared counters of a limiter.
-func inRedis(l *Limiter) *shared { return l.shared.(*shared) }
-
-func inPostgres(l *Limiter) *postgres { return l.shared.(*postgres) }
 
 // guess tries a wrong password and reports whether it was let through to be compared.
 func guess(t testing.TB, l *Limiter, a Attempt) bool {
@@ -187,7 +137,7 @@ func name(n int) string { return fmt.Sprintf("user%05d", n) }
 
 func TestDelaysBeginAfterTheFreeFailuresAndDouble(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for n := range 5 {
 			if !guess(t, l, a) {
@@ -213,7 +163,7 @@ func TestDelaysBeginAfterTheFreeFailuresAndDouble(t *testing.T) {
 
 func TestSuccessForgetsTheStreak(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for range 20 {
 			for range 4 {
@@ -228,7 +178,7 @@ func TestSuccessForgetsTheStreak(t *testing.T) {
 
 func TestGuessesSentAtOnceAreNotMoreGuesses(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		passed := make([]*Ticket, 1000)
 		var wg sync.WaitGroup
@@ -256,7 +206,7 @@ func TestGuessesSentAtOnceAreNotMoreGuesses(t *testing.T) {
 
 func TestGuessesAtOnceFromOneAddressAreNotMoreGuesses(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		var through atomic.Int64
 		var wg sync.WaitGroup
@@ -276,12 +226,12 @@ func TestGuessesAtOnceFromOneAddressAreNotMoreGuesses(t *testing.T) {
 
 func TestRightPasswordsAreNeverLimitedHoweverManyAtOnce(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		// Nobody has to come back, and those who wait are called, not left to look by themselves.
 		l.gates.patience, l.gates.recheckEvery = time.Minute, time.Hour
 		var wg sync.WaitGroup
-		for range w.fewer(300, 3) {
+		for range 300 {
 			wg.Go(func() {
 				ticket, err := l.Begin(context.Background(), Attempt{Account: "alice", Address: address(1)})
 				if err != nil {
@@ -292,7 +242,7 @@ func TestRightPasswordsAreNeverLimitedHoweverManyAtOnce(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		for n := range w.fewer(500, 10) {
+		for n := range 500 {
 			signIn(t, l, Attempt{Account: name(n), Address: address(1)})
 		}
 	})
@@ -300,9 +250,9 @@ func TestRightPasswordsAreNeverLimitedHoweverManyAtOnce(t *testing.T) {
 
 func TestACancelledAttemptIsNoFailure(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
-		for range w.fewer(300, 5) {
+		for range 300 {
 			ticket, err := l.Begin(t.Context(), a)
 			if err != nil {
 				t.Fatalf("refused though nothing has failed: %v", err)
@@ -314,7 +264,7 @@ func TestACancelledAttemptIsNoFailure(t *testing.T) {
 
 func TestATicketEndsOnce(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for range 5 {
 			ticket, err := l.Begin(t.Context(), a)
@@ -333,7 +283,7 @@ func TestATicketEndsOnce(t *testing.T) {
 
 func TestAnAttemptThatNeverEndsBecomesAFailure(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for range 5 {
 			if _, err := l.Begin(t.Context(), a); err != nil {
@@ -355,7 +305,7 @@ func TestAnAttemptThatNeverEndsBecomesAFailure(t *testing.T) {
 
 func TestThresholdsAreToldOnce(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l, told := w.node(defaults(t)), []int{}
 		for n := 1; n <= 105; n++ {
 			a := Attempt{Account: "alice", Address: address(n)}
@@ -382,7 +332,7 @@ func TestThresholdsAreToldOnce(t *testing.T) {
 
 func TestAThresholdOfOneAddressIsToldWhetherItIsKnownOrNot(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		remember(t, l, "known", address(1))
 		for _, account := range []string{"known", "unknown"} {
@@ -405,7 +355,7 @@ func TestAThresholdOfOneAddressIsToldWhetherItIsKnownOrNot(t *testing.T) {
 
 func TestAStreakIsForgottenAfterADayForEachFailure(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for range 10 {
 			for range 4 {
@@ -427,7 +377,7 @@ func TestAStreakIsForgottenAfterADayForEachFailure(t *testing.T) {
 
 func TestUnlockClearsEveryLane(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		stolen := remember(t, l, "alice", address(1))
 		for n := range 60 { // device, pair and account in turn
@@ -460,7 +410,7 @@ func TestUnlockClearsEveryLane(t *testing.T) {
 
 func TestRegistrationsAreOnlyLimitedWhenAskedFor(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		for range 1000 {
 			if err := l.Register(t.Context(), address(1)); err != nil {
@@ -490,7 +440,7 @@ func TestRegistrationsAreOnlyLimitedWhenAskedFor(t *testing.T) {
 
 func TestSwitchedOffItRefusesNothing(t *testing.T) {
 	t.Parallel()
-	onEach(t, func(t *testing.T, w *world) {
+	onBoth(t, func(t *testing.T, w *world) {
 		cfg := defaults(t)
 		cfg.Enabled = false
 		l, a := w.node(cfg), Attempt{Account: "alice", Address: address(1)}
