@@ -243,11 +243,12 @@ func TestComposeServesWithSettingsThatProductionModeAccepts(t *testing.T) {
 func TestComposeRelaysCanSendWebhooksAndMails(t *testing.T) {
 	t.Parallel()
 	file, _ := readCompose(t, "../docker-compose.yml")
-	relay, values := file.Services["relay"], map[string]string{"AUTH_TOKEN_SECRET": "s", "AUTH_TOKEN_ISSUER": "https://auth.example.com"}
+	relay, serve := file.Services["relay"], file.Services["serve"]
+	values := map[string]string{"AUTH_TOKEN_SECRET": "s", "AUTH_TOKEN_ISSUER": "https://auth.example.com"}
 	for name, want := range values {
-		if got, served := interpolate(relay.Environment[name], values), interpolate(file.Services["serve"].Environment[name], values); got != want ||
-			served != want {
-			t.Errorf("%s is %q for relays and %q for serve", name, got, served)
+		relays, serves := interpolate(relay.Environment[name], values), interpolate(serve.Environment[name], values)
+		if relays != want || serves != want {
+			t.Errorf("%s is %q for relays and %q for serve", name, relays, serves)
 		}
 	}
 	if !slices.ContainsFunc(relay.Networks, func(name string) bool { return !file.Networks[name].Internal }) {

@@ -83,7 +83,7 @@ func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 	relays := []*outboxtest.Process{f.relay(), f.relay()}
 	writers := []*outboxtest.Process{f.writer(), f.writer()}
 
-	f.progress(300)
+	f.progress(150)
 	if n := duplicates(f.readKafka()) + duplicates(f.mail.all()) + duplicates(f.hooks["calm"].all()) +
 		duplicates(f.hooks["restless"].all()); n != 0 {
 		t.Errorf("%d duplicates without a fault", n)
@@ -94,21 +94,27 @@ func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 	kill := func(n int) {
 		relays[n].Kill()
 		faults++
-		f.progress(100) // the other one takes over
+		f.progress(50) // the other one takes over
 		relays[n] = f.relay()
+		testenv.Eventually(t, "two relays share the work", func() bool {
+			var owners int
+			err := db.QueryRowContext(t.Context(), `SELECT count(DISTINCT owner) FROM outbox_delivery_lease
+				WHERE until_ms > extract(epoch FROM clock_timestamp()) * 1000`).Scan(&owners)
+			return err == nil && owners == 2
+		})
 	}
 	for end := time.Now().Add(campaignTime(t)); faults == 0 || time.Now().Before(end); {
 		kill(0)
 		kafka.Signal(t, 1, syscall.SIGKILL)
-		f.calmProgress(200) // it waits for no other target
+		f.calmProgress(100) // it waits for no other target
 		kafka.Restart(t, 1)
 		faults++
-		f.progress(100)
+		f.progress(50)
 		kill(1)
 		postgres.Crash(t)
 		postgres.Start(t)
 		faults++
-		f.progress(100)
+		f.progress(50)
 	}
 	f.faulty.Store(false)
 	var events, mails []outboxtest.Written
@@ -236,7 +242,7 @@ func writeEvents() {
 			return err
 		}
 		events, mails := &outboxtest.Log{}, &outboxtest.Log{}
-		w := outboxtest.Workload{DB: db, Log: events, Writers: 2, Keys: 30, Pause: 15 * time.Millisecond}
+		w := outboxtest.Workload{DB: db, Log: events, Writers: 2, Keys: 30, Pause: 30 * time.Millisecond}
 		var all sync.WaitGroup
 		all.Go(func() { w.Run(ctx) })
 		all.Go(func() { writeMails(ctx, db, sealer, mails) })
@@ -295,7 +301,7 @@ func writeMails(ctx context.Context, db *database.DB, sealer *contact.Sealer, lo
 		}
 		select {
 		case <-ctx.Done():
-		case <-time.After(30 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }

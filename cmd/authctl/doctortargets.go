@@ -63,8 +63,8 @@ func (d *doctor) targetState(t outbox.DeliveryState, relays bool) (list []findin
 		if t.Kind == outbox.KindWebhook {
 			advice += ", or authctl outbox target remove " + t.Name
 		}
-		list = append(list, doubtful(fmt.Sprintf("%s is paused since %s, because %s; %s", t.Name, moment(t.Since), t.Reason, waits),
-			advice))
+		found := fmt.Sprintf("%s is paused since %s, because %s; %s", t.Name, moment(t.Since), t.Reason, waits)
+		list = append(list, doubtful(found, advice))
 	case t.Deliverers == 0 && (t.Waiting > 0 || relays && t.Kind == outbox.KindWebhook):
 		advice := "give AUTH_TOKEN_SECRET to a process that relays: authctl relay, or authctl serve with OUTBOX_RELAY=inline"
 		if t.Kind == outbox.KindMail {
@@ -73,8 +73,9 @@ func (d *doctor) targetState(t outbox.DeliveryState, relays bool) (list []findin
 		}
 		list = append(list, doubtful(fmt.Sprintf("no process delivers to %s; %s", t.Name, waits), advice))
 	case t.HeldKeys > 0:
-		list = append(list, doubtful(count(int(t.HeldKeys), "key of "+t.Name+" is", "keys of "+t.Name+" are")+" tried again: "+
-			t.LastError, "see: authctl outbox parked list --all --target "+t.Name))
+		keys := count(int(t.HeldKeys), "key of "+t.Name+" is", "keys of "+t.Name+" are")
+		list = append(list, doubtful(keys+" tried again: "+t.LastError,
+			"see: authctl outbox parked list --all --target "+t.Name))
 	}
 	if t.ParkedKeys > 0 {
 		list = append(list, doubtful(count(int(t.ParkedKeys), "key is", "keys are")+" parked for "+t.Name,
@@ -105,7 +106,8 @@ func (d *doctor) webhooks(ctx context.Context, hooks []outbox.Subscription) (lis
 	if !sends {
 		return list
 	}
-	to := webhook.New(d.Webhook, webhook.Options{Prod: d.App.prod(), Version: version(), Seals: seals, Timeout: reachTimeout})
+	to := webhook.New(d.Webhook, webhook.Options{Prod: d.App.prod(), Version: version(), Seals: seals,
+		Timeout: reachTimeout})
 	failed := make([]error, len(hooks))
 	var all sync.WaitGroup
 	for i, s := range hooks {

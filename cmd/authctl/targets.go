@@ -329,6 +329,7 @@ func (c *chosenTarget) retryAll(ctx context.Context, g *global, a *app, w io.Wri
 	if g.output == "json" {
 		return printJSON(w, map[string]any{"target": s.Name, "keys": keys})
 	}
-	_, err = fmt.Fprintf(w, "the events of %s are sent to %s again\n", count(int(keys), "parked key", "parked keys"), s.Name)
+	_, err = fmt.Fprintf(w, "the events of %s are sent to %s again\n", count(int(keys), "parked key", "parked keys"),
+		s.Name)
 	return err
 }

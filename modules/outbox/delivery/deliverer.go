@@ -214,7 +214,8 @@ func (d *Deliverer) tellOutage(ctx context.Context, cause error) {
 
 // lacksRights says what to do about an error that the database forbids something.
 func lacksRights(err error) error {
-	return fmt.Errorf("this database role may not deliver events: run deploy/postgres/grants.sql after each migration: %w", err)
+	return fmt.Errorf("this database role may not deliver events: run deploy/postgres/grants.sql after each "+
+		"migration: %w", err)
 }
 
 func (d *Deliverer) worked() {

@@ -25,7 +25,9 @@
 //
 // Rows of held keys leave the index of ready rows, so ten thousand keys that wait cost the others
 // nothing: each row is set aside once. The key itself has a row in outbox_held_key, with the first
-// failure and the next attempt, which survive a change of the owner.
+// failure and the next attempt, which survive a change of the owner. When a target that took nothing for
+// a while takes an event, the keys that failed meanwhile are tried at once: their pauses have grown with
+// the outage.
 //
 // # Order
 //

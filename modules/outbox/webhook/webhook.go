@@ -233,7 +233,8 @@ func (s *Sink) request(t delivery.Target, r outbox.Record, owned func() bool) (*
 			// closed before.
 			"Idempotency-Key": {},
 		},
-		Body: body.open(), GetBody: func() (io.ReadCloser, error) { return body.open(), nil }, ContentLength: int64(len(text)),
+		Body: body.open(), GetBody: func() (io.ReadCloser, error) { return body.open(), nil },
+		ContentLength: int64(len(text)),
 	}
 	if r.TraceParent != "" { // that of the event and not of an attempt: every delivery has the same
 		req.Header["Traceparent"] = []string{r.TraceParent}
