@@ -625,6 +625,9 @@ func (d *doctor) redisFit(ctx context.Context) []finding {
 	if d.relays {
 		return []finding{skipped("this database role is a relay's, which needs none")}
 	}
+	if !d.Redis.Enabled() && d.Database.UsesPostgres() {
+		return []finding{fine("none is named: sessions and the counters of sign-in limits are in the database")}
+	}
 	if !d.Redis.Enabled() {
 		return []finding{fine("none is named: sessions are in the database, sign-in limits are counted by each process " +
 			"alone")}

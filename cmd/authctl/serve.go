@@ -251,9 +251,9 @@ const adviceWhiteSpace = "remove it at the source of the secret; what was made w
 // warnings say, once at the start, what does not work with these settings.
 func (a *app) warnings() []string {
 	var list []string
-	if !a.Redis.Enabled() {
-		list = append(list, "sign-in limits are counted in this process only, and forgotten when it stops; set REDIS_URL "+
-			"to keep and share them")
+	if !a.Redis.Enabled() && !a.Database.UsesPostgres() {
+		list = append(list, "sign-in limits are counted in this process only, and forgotten when it stops; PostgreSQL or "+
+			"Redis keeps and shares them")
 	}
 	if a.Outbox.Relay == "inline" && !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
 		list = append(list, warnLocalEvents)

@@ -340,14 +340,14 @@ func newUserUnlock(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "unlock USER",
 		Short: "Clear the failed sign-ins that delay an account",
-		Long: `Clear the failed sign-ins that delay an account. With Redis it takes effect on every server.
-Without Redis the counters are in the serve process and end with it.`,
+		Long: `Clear the failed sign-ins that delay an account, on every server. With SQLite and without Redis
+the counters are in the serve process and end with it.`,
 		Example: "  authctl user unlock alice",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				if !a.Redis.Enabled() {
-					return errors.New("without Redis the counters are in the serve process: restart it, or wait until they " +
-						"expire")
+				if !a.Redis.Enabled() && !a.db.IsPostgres() {
+					return errors.New("with SQLite and without Redis the counters are in the serve process: restart it, or " +
+						"wait until they expire")
 				}
 				if err := a.auth.UnlockUser(ctx, u); err != nil {
 					return err

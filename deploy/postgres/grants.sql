@@ -44,6 +44,8 @@ GRANT SELECT, INSERT, UPDATE ON signing_key TO authctl_serve;
 -- What has ended is written by triggers, which run as the owner of their functions.
 GRANT SELECT, DELETE ON revocation TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE, DELETE ON verifier TO authctl_serve;
+-- The counters of failed sign-ins, where there is no Redis.
+GRANT SELECT, INSERT, UPDATE, DELETE ON throttle_counter TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE, DELETE ON contact, contact_challenge, contact_undo TO authctl_serve;
 
 -- authctl_serve adds events but can neither read nor remove them.

@@ -7,6 +7,8 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/toppira/authctl/modules/auth/internal/throttle"
 )
 
 // How often what has expired is deleted, and how much of it at a time: so little that no request
@@ -57,6 +59,7 @@ func (s *Service) Housekeep(ctx context.Context) {
 	}
 	s.drain(ctx, "expired_revocations", func(ctx context.Context) (int64, error) { return s.feed.Purge(ctx, purgeBatch) })
 	s.drain(ctx, "verifiers", func(ctx context.Context) (int64, error) { return s.feed.PurgeVerifiers(ctx, purgeBatch) })
+	s.drain(ctx, "sign_in_counters", func(ctx context.Context) (int64, error) { return throttle.Purge(ctx, s.db, purgeBatch) })
 	s.drain(ctx, "expired_sessions", func(ctx context.Context) (int64, error) {
 		n, err := s.sessions.Purge(ctx, purgeBatch)
 		return int64(n), err

@@ -29,8 +29,8 @@ import (
 // Deps are what the service needs. The caller owns them and closes them after [Service.Close].
 type Deps struct {
 	DB *database.DB
-	// Redis keeps sessions and the counters of sign-in limits. Nil keeps sessions in the
-	// database and the counters in this process.
+	// Redis keeps sessions and the counters of sign-in limits. Nil keeps both in the database, but with
+	// SQLite the counters are in this process.
 	Redis redis.UniversalClient
 	// Committed is called after each transaction that wrote an event, so that a relay need not wait
 	// for its next poll. It must not block. It may be nil.
@@ -117,7 +117,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 		return nil, err
 	}
 	if s.limiter, err = throttle.New(cfg.Throttle, throttle.Options{
-		Redis: deps.Redis, Secret: cfg.Token.Secret, PreviousSecrets: cfg.Token.Secrets()[1:], Now: s.now,
+		Redis: deps.Redis, DB: deps.DB, Secret: cfg.Token.Secret, PreviousSecrets: cfg.Token.Secrets()[1:], Now: s.now,
 		Registry: deps.Registry, Log: s.log,
 	}); err != nil {
 		return nil, err
@@ -157,6 +157,7 @@ func (s *Service) openSessions(ctx context.Context, deps Deps) error {
 func (s *Service) Close() error {
 	err := s.passwords.Close()
 	s.stopLockOuts()
+	s.limiter.Close()
 	return errors.Join(err, s.feed.Close(), s.closeStatements())
 }
 

@@ -13,13 +13,13 @@ import (
 
 func TestManyAddressesGuessingAtOneAccount(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		phone := remember(t, l, "alice", address(100_001))
 		remember(t, l, "alice", address(100_002))
 		guesses := 0
 		// A guess from a fresh address every 15 s for two days and more: 12,000 addresses.
-		for n := range 12_000 {
+		for n := range w.fewer(12_000, 12) {
 			if guess(t, l, Attempt{Account: "alice", Address: address(n)}) {
 				guesses++
 			}
@@ -43,7 +43,7 @@ func TestManyAddressesGuessingAtOneAccount(t *testing.T) {
 func TestPausingDoesNotBuyMoreThanOneGuessADay(t *testing.T) {
 	t.Parallel()
 	for _, streak := range []int{1, 4, 19, 50, 99, 1000} { // guesses between two pauses
-		w := newWorld(t, nil)
+		w := newWorld(t)
 		l, start := w.node(defaults(t)), w.clock.now()
 		days := func() int { return int(w.clock.now().Sub(start) / (24 * time.Hour)) }
 		guesses := 0
@@ -66,13 +66,13 @@ func TestPausingDoesNotBuyMoreThanOneGuessADay(t *testing.T) {
 
 func TestOneAddressSprayingManyAccounts(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		// Alice shares the address with the attacker: one NAT.
 		phone := remember(t, l, "alice", address(1))
 		remember(t, l, "bob", address(1))
 		guesses := 0
-		for n := range 10_000 { // 100 a second
+		for n := range w.fewer(10_000, 10) { // 100 a second
 			if guess(t, l, Attempt{Account: name(n), Address: address(1)}) {
 				guesses++
 			}
@@ -90,12 +90,14 @@ func TestOneAddressSprayingManyAccounts(t *testing.T) {
 
 func TestManyAddressesSprayingOnePassword(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
-		l := w.node(defaults(t))
+	onEach(t, func(t *testing.T, w *world) {
+		cfg := defaults(t)
+		cfg.GlobalBurst = w.fewer(2000, 10)
+		l := w.node(cfg)
 		phone := remember(t, l, "alice", address(100_001))
 		remember(t, l, "bob", address(100_002))
 		guesses := 0
-		for n := range 10_000 { // 1,000 a second, no address and no account twice
+		for n := range w.fewer(10_000, 10) { // 1,000 a second, no address and no account twice
 			if guess(t, l, Attempt{Account: name(n), Address: address(n)}) {
 				guesses++
 			}
@@ -105,8 +107,8 @@ func TestManyAddressesSprayingOnePassword(t *testing.T) {
 			}
 			w.clock.advance(time.Millisecond)
 		}
-		if want := 2000 + 10*600/60; guesses < 2000 || guesses > want {
-			t.Fatalf("%d guesses in 10 s, want 2000 to %d", guesses, want)
+		if want := cfg.GlobalBurst + 10*600/60; guesses < cfg.GlobalBurst || guesses > want {
+			t.Fatalf("%d guesses in 10 s, want %d to %d", guesses, cfg.GlobalBurst, want)
 		}
 		// Strangers wait for moments, not for good.
 		for n := 20_000; guess(t, l, Attempt{Account: name(n), Address: address(n)}); n++ {
@@ -119,9 +121,9 @@ func TestManyAddressesSprayingOnePassword(t *testing.T) {
 
 func TestRotatingIPv6AddressesInsideA64IsOneAddress(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l, guesses := w.node(defaults(t)), 0
-		for n := range 2000 {
+		for n := range w.fewer(2000, 5) {
 			if guess(t, l, Attempt{Account: name(n), Address: v6(0, n)}) {
 				guesses++
 			}
@@ -137,15 +139,17 @@ func TestRotatingIPv6AddressesInsideA64IsOneAddress(t *testing.T) {
 
 func TestRotatingThe64sOfA48IsLimitedTogether(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
-		l, guesses := w.node(defaults(t)), 0
-		for n := range 2000 {
+	onEach(t, func(t *testing.T, w *world) {
+		cfg := defaults(t)
+		cfg.PrefixBurst = w.fewer(800, 8)
+		l, guesses := w.node(cfg), 0
+		for n := range w.fewer(2000, 8) {
 			if guess(t, l, Attempt{Account: name(n), Address: v6(n, 0)}) {
 				guesses++
 			}
 		}
-		if guesses != 800 {
-			t.Fatalf("%d guesses, want 800", guesses)
+		if guesses != cfg.PrefixBurst {
+			t.Fatalf("%d guesses, want %d", guesses, cfg.PrefixBurst)
 		}
 		if !guess(t, l, Attempt{Account: "alice", Address: netip.MustParseAddr("2001:db8:ffff::1")}) {
 			t.Fatal("another /48 pays for its neighbour")
@@ -160,9 +164,9 @@ func v6(network, host int) netip.Addr {
 
 func TestOneAddressCannotSlowStrangersElsewhere(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
-		for range 3600 { // an hour, a guess a second
+		for range w.fewer(3600, 6) { // an hour, a guess a second
 			guess(t, l, Attempt{Account: "alice", Address: address(1)})
 			w.clock.advance(time.Second)
 		}
@@ -173,7 +177,16 @@ func TestOneAddressCannotSlowStrangersElsewhere(t *testing.T) {
 
 func TestNodesThatShareARedisShareEveryLimit(t *testing.T) {
 	t.Parallel()
-	w := onRedis(t)
+	nodesShareEveryLimit(t, onRedis(t))
+}
+
+func TestNodesThatShareAPostgresShareEveryLimit(t *testing.T) {
+	t.Parallel()
+	nodesShareEveryLimit(t, onPostgres(t))
+}
+
+func nodesShareEveryLimit(t *testing.T, w *world) {
+	t.Helper()
 	nodes, guesses := []*Limiter{w.node(defaults(t)), w.node(defaults(t)), w.node(defaults(t))}, 0
 	for n := range 100 {
 		if guess(t, nodes[n%3], Attempt{Account: "alice", Address: address(n)}) {
@@ -191,7 +204,7 @@ func TestNodesThatShareARedisShareEveryLimit(t *testing.T) {
 
 func TestAnAddressSharedWithTheOwnerGivesAFewGuesses(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		phone := remember(t, l, "alice", address(1))
 		guesses := 0
@@ -212,7 +225,7 @@ func TestAnAddressSharedWithTheOwnerGivesAFewGuesses(t *testing.T) {
 
 func TestAStolenDeviceTokenGivesAFewGuesses(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		stolen := remember(t, l, "alice", address(1))
 		for n := range 20 { // strangers have used up what strangers have
@@ -243,8 +256,8 @@ func TestAStolenDeviceTokenGivesAFewGuesses(t *testing.T) {
 func TestAnyHoardOfKnownDevicesHasTheGuessesOfOneAccount(t *testing.T) {
 	t.Parallel()
 	for _, tokens := range []int{8, 200} {
-		const days = 40
-		onBoth(t, func(t *testing.T, w *world) {
+		onEach(t, func(t *testing.T, w *world) {
+			days := w.fewer(40, 20)
 			l := w.node(defaults(t))
 			hoard := make([]Attempt, tokens+tokens/4)
 			for n := range hoard {
@@ -286,7 +299,7 @@ func TestAnyHoardOfKnownDevicesHasTheGuessesOfOneAccount(t *testing.T) {
 
 func TestAHoardUsedAtOnceHasNoMoreGuesses(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		var through atomic.Int64
 		var wg sync.WaitGroup
@@ -309,16 +322,16 @@ func TestAHoardUsedAtOnceHasNoMoreGuesses(t *testing.T) {
 
 func TestASessionIsAKnownDeviceOfItsOwn(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
-		for n := range 300 { // strangers have shut the front door
+		for n := range w.fewer(300, 4) { // strangers have shut the front door
 			guess(t, l, Attempt{Account: "alice", Address: address(n)})
 		}
 		ask := func(session int) Attempt {
 			return Attempt{Account: "alice", Address: address(1000 + session), Session: name(session), Owner: ownerOf("alice")}
 		}
 		guesses := 0
-		for session := range 50 {
+		for session := range w.fewer(50, 2) {
 			for range 20 {
 				if guess(t, l, ask(session)) {
 					guesses++
@@ -338,7 +351,7 @@ func TestASessionIsAKnownDeviceOfItsOwn(t *testing.T) {
 // is worth nothing now, neither to help the present owner's thief nor to harm the owner.
 func TestWhatWasKnownToAFormerOwnerIsWorthNothing(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		var hoard []Attempt
 		for n := range 40 {
@@ -387,7 +400,7 @@ func TestWhatWasKnownToAFormerOwnerIsWorthNothing(t *testing.T) {
 // A clock that was ahead by years wrote to the counters, and was corrected.
 func TestAClockThatWasAheadStopsNobodyAndFreesNobody(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		const ahead = 5 * 365 * 24 * time.Hour
 		w.clock.advance(ahead)
@@ -428,7 +441,7 @@ func TestAClockThatWasAheadStopsNobodyAndFreesNobody(t *testing.T) {
 
 func TestADeviceTokenIsWorthNothingElsewhere(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		phone := remember(t, l, "alice", address(1))
 		for account, want := range map[string]bool{"alice": true, "bob": false} {
@@ -446,7 +459,7 @@ func TestADeviceTokenIsWorthNothingElsewhere(t *testing.T) {
 
 func TestAKnownAddressIsForgottenAfterThirtyDays(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		remember(t, l, "alice", address(1))
 		for _, want := range []bool{true, false} {
@@ -465,7 +478,7 @@ func TestAKnownAddressIsForgottenAfterThirtyDays(t *testing.T) {
 
 func TestWhetherThereIsSuchAnAccountChangesNothing(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		// The package is never told; here the same campaign at two names must meet the same.
 		l := w.node(defaults(t))
 		for n := range 200 {

@@ -30,13 +30,15 @@ type Limits struct {
 	PrefixBurst      int // the same for an IPv6 /48, which often belongs to one customer
 	PrefixPerMinute  int
 	GlobalBurst      int // failures of all unknown devices together
-	GlobalPerMinute  int // also bounds the memory that throttling takes in Redis
+	GlobalPerMinute  int // also bounds the memory that throttling takes in Redis, or the space in PostgreSQL
 
 	Forget   time.Duration // a streak of failures is forgotten when none was added for this long times its length
 	Remember time.Duration // how long an address that signed in to an account is known to it
 	Device   time.Duration // how long a device token marks a known device
 
-	MemoryEntries int // counters kept in the process, some 200 bytes each, where there is no Redis or it is away
+	PostgresTimeout time.Duration // how long counters in PostgreSQL may hold up a sign-in
+
+	MemoryEntries int // counters kept in the process, some 200 bytes each, where there are no shared ones or they are away
 }
 
 func (l Limits) withDefaults() Limits {
@@ -56,6 +58,7 @@ func (l Limits) withDefaults() Limits {
 	l.Forget = cmp.Or(l.Forget, 24*time.Hour)
 	l.Remember = cmp.Or(l.Remember, 30*24*time.Hour)
 	l.Device = cmp.Or(l.Device, 180*24*time.Hour)
+	l.PostgresTimeout = cmp.Or(l.PostgresTimeout, 250*time.Millisecond)
 	l.MemoryEntries = cmp.Or(l.MemoryEntries, 100_000)
 	return l
 }

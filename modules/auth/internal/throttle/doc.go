@@ -66,15 +66,23 @@
 // All keys begin with authctl:{throttle}: the hash tag puts them into one slot, because one
 // script reads several of them. Redis' clock is the clock.
 //
-// Every key expires. Strangers make one only by a failure, which keeps it for a day, and the global
+// Else in PostgreSQL, in the table throttle_counter, by its clock. A refusal is one query that locks
+// and writes nothing. What changes counters is decided by this process under one lock that all
+// processes share, in two round trips more; attempts that come at the same time go together. It takes
+// at most two connections of each process. Nothing waits for the disk, so a crash
+// forgets the last second; a standby that is promoted knows what it had received.
+//
+// Every counter expires. Strangers make one only by a failure, which keeps it for a day, and the global
 // limit bounds failures, by default to 600 a minute: the worst flood makes some 900,000 accounts
-// and as many pairs, about 350 MB. Owners leave a known address for 30 days.
+// and as many pairs, about 350 MB in Redis and PGSIZE in PostgreSQL. Owners leave a known address for 30
+// days.
 //
-// Without Redis, in this process: a fixed number of entries, some 200 bytes each. When they
+// On SQLite, in this process: a fixed number of entries, some 200 bytes each. When they
 // are used up, those with the fewest failures go first, so that spraying new names cannot
-// push out the count of an account under attack.
+// push out the count of an account under attack. SQLite has one writer, who waits for the disk: counters
+// there would make each wrong password wait its turn to write, twice.
 //
-// When Redis is away or slow, each process goes on with its own counters, which have followed
-// what this process saw, and returns to Redis by itself. Limits are then per process, so n
+// When the shared counters are away or slow, each process goes on with its own, which have followed
+// what this process saw, and returns to the shared ones by itself. Limits are then per process, so n
 // processes give n times as many guesses at most; device tokens work all the same.
 package throttle

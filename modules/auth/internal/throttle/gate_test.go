@@ -7,13 +7,11 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/toppira/authctl/platform/cache/cachetest"
 )
 
 func TestAWaitingAttemptNoticesTheEndOfAnotherProcess(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, cachetest.Shared(t))
+	w := onRedis(t)
 	here, there := w.node(defaults(t)), w.node(defaults(t))
 	here.gates.patience, here.gates.recheckEvery = time.Minute, time.Millisecond
 	a := Attempt{Account: "alice", Address: address(1)}
@@ -37,7 +35,7 @@ func TestAWaitingAttemptNoticesTheEndOfAnotherProcess(t *testing.T) {
 
 func TestThoseWhoWaitHearAtOnceThatADelayHasBegun(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	w := newWorld(t)
 	l := w.node(defaults(t))
 	l.gates.patience, l.gates.recheckEvery = time.Minute, time.Hour
 	a := Attempt{Account: "alice", Address: address(1)}

@@ -8,7 +8,7 @@ import (
 	"net/netip"
 )
 
-// id names a counter: a keyed hash of what is counted, so that a dump of Redis or of memory
+// id names a counter: a keyed hash of what is counted, so that a dump of a store or of memory
 // shows neither names nor addresses. The zero id names nothing.
 type id [16]byte
 

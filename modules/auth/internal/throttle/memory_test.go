@@ -7,7 +7,7 @@ import (
 
 func TestMemoryIsBounded(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	w := newWorld(t)
 	cfg := defaults(t)
 	cfg.MemoryEntries = 1000
 	cfg.GlobalBurst = 1_000_000
@@ -30,7 +30,7 @@ func TestMemoryIsBounded(t *testing.T) {
 
 func TestSprayingCannotFlushWhatMatters(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	w := newWorld(t)
 	cfg := defaults(t)
 	cfg.MemoryEntries = 1000
 	cfg.GlobalBurst = 1_000_000
@@ -59,7 +59,7 @@ func TestSprayingCannotFlushWhatMatters(t *testing.T) {
 
 func TestWhatHasExpiredGoesFirst(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	w := newWorld(t)
 	cfg := defaults(t)
 	cfg.MemoryEntries = 1000
 	l := w.node(cfg)
@@ -75,7 +75,7 @@ func TestWhatHasExpiredGoesFirst(t *testing.T) {
 
 func TestAnOwnerLeavesNothingButWhatIsKnown(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, nil)
+	w := newWorld(t)
 	l := w.node(defaults(t))
 	for n := range 100 {
 		signIn(t, l, Attempt{Account: name(n), Address: address(1)})

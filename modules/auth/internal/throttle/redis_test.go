@@ -25,29 +25,42 @@ import (
 // moment before it would by the test's.
 func TestBothLanguagesGiveTheSameAnswers(t *testing.T) {
 	t.Parallel()
+	cfg, answers := tight(t), map[string]int{}
+	for seed := range uint64(6) {
+		w := onRedis(t)
+		sharedAsLocal(t, w, w.node(cfg), rand.New(rand.NewPCG(seed, 1)), 4000, answers)
+	}
+	everyAnswer(t, answers, 5)
+}
+
+// tight are limits that everything meets soon.
+func tight(t *testing.T) Config {
+	t.Helper()
 	cfg := defaults(t)
 	cfg.AccountFree, cfg.PairFree, cfg.DeviceFree, cfg.MaxFailures = 4, 3, 2, 9
 	cfg.BaseDelay, cfg.MaxDelay, cfg.Lock = 10*time.Second, 80*time.Second, 600*time.Second
 	cfg.AddressBurst, cfg.AddressPerMinute, cfg.PrefixBurst, cfg.PrefixPerMinute = 4, 1, 6, 2
 	cfg.GlobalBurst, cfg.GlobalPerMinute, cfg.RegisterPerMinute = 9, 3, 6
 	cfg.Forget, cfg.Remember, cfg.Device = 10*time.Minute, time.Hour, 2*time.Hour
-	answers := map[string]int{}
-	for seed := range uint64(6) {
-		w := onRedis(t)
-		bothLanguages(t, w, w.node(cfg), rand.New(rand.NewPCG(seed, 1)), 4000, answers)
-	}
+	return cfg
+}
+
+// everyAnswer checks that each kind of answer was given, so often at least.
+func everyAnswer(t *testing.T, answers map[string]int, least int) {
+	t.Helper()
 	want := []string{"finish", "crossed", "take", "state", "let through: device", "let through: pair", "let through: common", "global"}
 	for _, limit := range []string{"pair", "account", "address", "prefix"} {
 		want = append(want, limit, limit+" in flight")
 	}
 	for _, answer := range want {
-		if answers[answer] < 5 {
+		if answers[answer] < least {
 			t.Errorf("seen %d times: %s", answers[answer], answer)
 		}
 	}
 }
 
-func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, answers map[string]int) {
+// sharedAsLocal does the same to the shared counters and to those in memory.
+func sharedAsLocal(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, answers map[string]int) {
 	t.Helper()
 	type open struct {
 		k     keys
@@ -72,13 +85,13 @@ func bothLanguages(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 		}
 		a.Stranger = r.IntN(12) == 0
 		k := l.keysOf(a)
-		check := func(what string, inRedis, inMemory any, err error) {
+		check := func(what string, shared, local any, err error) {
 			t.Helper()
 			if err != nil {
 				t.Fatalf("step %d: %s: %v", step, what, err)
 			}
-			if inRedis != inMemory {
-				t.Fatalf("step %d: %s: %+v in Redis, %+v in memory", step, what, inRedis, inMemory)
+			if shared != local {
+				t.Fatalf("step %d: %s: %+v shared, %+v in memory", step, what, shared, local)
 			}
 			answers[what]++
 		}
@@ -139,7 +152,7 @@ func TestNoNameOrAddressIsInRedisAndEveryKeyExpires(t *testing.T) {
 	t.Parallel()
 	server := cachetest.Start(t)
 	client := cachetest.Open(t, server.URL())
-	l := newWorld(t, client).node(defaults(t))
+	l := onRedisAt(t, client).node(defaults(t))
 	phone := remember(t, l, "planted-name", address(1))
 	for n := range 200 {
 		guess(t, l, Attempt{Account: "planted-name", Address: address(n / 7), Device: phone})
@@ -181,7 +194,7 @@ func TestRedisClockIsTheClock(t *testing.T) {
 		w.clock.advance(time.Duration(hours) * time.Hour)
 		l, frozen := w.node(defaults(t)), w.clock.now()
 		l.now = func() time.Time { return frozen }
-		l.shared.clock = nil
+		inRedis(l).clock = nil
 		for n := range 4 {
 			if passed, want := guess(t, l, Attempt{Account: "alice", Address: address(1)}), 4*hours+n < 5; passed != want {
 				t.Fatalf("node %d, guess %d: let through %t, want %t", hours, n+1, passed, want)
@@ -202,14 +215,14 @@ func TestRedisClockIsTheClock(t *testing.T) {
 func redisWorld(t *testing.T) (*world, *Limiter, *cachetest.Server, *observer.ObservedLogs, *prometheus.Registry) {
 	t.Helper()
 	server := cachetest.Start(t)
-	w := newWorld(t, cachetest.Open(t, server.URL()))
+	w := onRedisAt(t, cachetest.Open(t, server.URL()))
 	core, logs := observer.New(zap.InfoLevel)
 	registry := prometheus.NewRegistry()
 	l, err := New(defaults(t), Options{Redis: w.redis, Secret: w.secret, Now: w.clock.now, Log: zap.New(core), Registry: registry})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.shared.clock, l.shared.timeout, l.gates.patience = w.clock.now, time.Minute, 50*time.Millisecond
+	inRedis(l).clock, inRedis(l).timeout, l.gates.patience = w.clock.now, time.Minute, 50*time.Millisecond
 	return w, l, server, logs, registry
 }
 
@@ -248,7 +261,7 @@ func TestWithRedisAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 	}
 
 	server.Restart()
-	w.clock.advance(redisRetry)
+	w.clock.advance(retryAway)
 	signIn(t, l, Attempt{Account: "alice", Address: address(400), Device: phone})
 	if got := metric(t, registry, "authctl_throttle_redis_up", ""); got != 1 {
 		t.Errorf("redis_up is %v after it came back", got)
@@ -269,7 +282,7 @@ func TestASilentRedisHoldsUpOneSignInASecond(t *testing.T) {
 	t.Parallel()
 	w, l, server, _, _ := redisWorld(t)
 	signIn(t, l, Attempt{Account: "alice", Address: address(1)})
-	l.shared.timeout = redisTimeout
+	inRedis(l).timeout = redisTimeout
 	server.Pause()
 	defer server.Resume()
 	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience) // far beyond the bound, far below for ever
@@ -285,8 +298,8 @@ func TestASilentRedisHoldsUpOneSignInASecond(t *testing.T) {
 		t.Fatal("a silent Redis holds up sign-ins")
 	}
 	server.Resume()
-	l.shared.timeout = time.Minute
-	w.clock.advance(redisRetry)
+	inRedis(l).timeout = time.Minute
+	w.clock.advance(retryAway)
 	signIn(t, l, Attempt{Account: "alice", Address: address(1)})
 	if !l.shared.up() {
 		t.Fatal("not back though Redis answers")
@@ -364,7 +377,7 @@ func TestACommandIsNotSentTwice(t *testing.T) {
 	opt.Addr = proxy.Addr().String()
 	opt.Dialer = nil
 	through := redisClient(t, &opt)
-	l.shared.client = through
+	inRedis(l).client = through
 	if _, err := l.Begin(t.Context(), Attempt{Account: "bob", Address: address(1)}); err != nil {
 		t.Fatal(err)
 	}

@@ -2,8 +2,8 @@ package throttle
 
 import "time"
 
-// The rules, in Go for counters in this process. limits.lua says the same for counters in
-// Redis; a test runs both side by side and compares every answer. All times are Unix
+// The rules, in Go for counters in this process and in PostgreSQL. limits.lua says the same for
+// counters in Redis; a test runs both side by side and compares every answer. All times are Unix
 // milliseconds and all arithmetic is in whole numbers below 2^53, so that it is the same in
 // both languages.
 

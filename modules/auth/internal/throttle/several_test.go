@@ -15,7 +15,7 @@ func TestLimitsOutliveANodeOfTheirCluster(t *testing.T) {
 	t.Parallel()
 	c := cachetest.StartCluster(t)
 	client := cachetest.OpenAny(t, c.URL())
-	w := newWorld(t, client)
+	w := onRedisAt(t, client)
 	one, other := w.node(defaults(t)), w.node(defaults(t))
 	free := 0
 	for guess(t, one, Attempt{Account: "alice", Address: address(1)}) {

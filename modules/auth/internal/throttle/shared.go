@@ -3,10 +3,8 @@ package throttle
 import (
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -23,13 +21,7 @@ const (
 	redisTimeout = 250 * time.Millisecond
 	// commandTimeout bounds an operator's command, which can wait longer than a sign-in.
 	commandTimeout = 5 * time.Second
-	// redisRetry is how long Redis is left alone after it failed: then one sign-in tries
-	// whether it is back.
-	redisRetry = time.Second
 )
-
-// errAway says that Redis cannot be asked now and the caller must go on without.
-var errAway = errors.New("redis is away")
 
 // shared keeps the counters of all processes in Redis.
 type shared struct {
@@ -37,19 +29,14 @@ type shared struct {
 	script  string
 	digest  string // by which Redis remembers the script
 	timeout time.Duration
-	now     func() time.Time
-	log     *zap.Logger
 	clock   func() time.Time // instead of Redis' own; nil but in tests
-
-	mu      sync.Mutex
-	away    bool
-	retryAt time.Time
+	reach
 }
 
 func newShared(client redis.UniversalClient, r rules, now func() time.Time, log *zap.Logger) *shared {
 	script := r.lua() + limitsLua
-	return &shared{client: client, script: script, digest: redis.NewScript(script).Hash(), timeout: redisTimeout, now: now,
-		log: log}
+	return &shared{client: client, script: script, digest: redis.NewScript(script).Hash(), timeout: redisTimeout,
+		reach: reach{engine: "redis", now: now, log: log}}
 }
 
 // lua writes the settings as the table R that limits.lua reads. They are part of the script
@@ -220,41 +207,6 @@ func (s *shared) eval(ctx context.Context, verb, script string, keys []string, o
 	return cmd.Slice()
 }
 
-// usable reports whether Redis is to be asked. While it is away that is one caller a second.
-func (s *shared) usable() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.away {
-		return true
-	}
-	now := s.now()
-	if now.Before(s.retryAt) {
-		return false
-	}
-	s.retryAt = now.Add(redisRetry)
-	return true
-}
+func (s *shared) metric() string { return "authctl_throttle_redis_up" }
 
-// note remembers whether Redis answered and logs when that changes.
-func (s *shared) note(err error) {
-	s.mu.Lock()
-	changed := s.away != (err != nil)
-	s.away = err != nil
-	if s.away {
-		s.retryAt = s.now().Add(redisRetry)
-	}
-	s.mu.Unlock()
-	switch {
-	case changed && err != nil:
-		s.log.Warn("throttle_redis_away", zap.Error(err),
-			zap.String("consequence", "sign-ins are limited in each process by itself"))
-	case changed:
-		s.log.Info("throttle_redis_back")
-	}
-}
-
-func (s *shared) up() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !s.away
-}
+func (s *shared) close() {}

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
 )
 
@@ -24,13 +25,16 @@ var ErrTooManyAttempts = fault.New(fault.TooMany, "too_many_attempts", "Too many
 // nothing has failed yet: it is the service that is busy, not the client that is suspect.
 var ErrCrowded = errors.New("too many attempts of this kind are in flight")
 
-// ErrNotShared is returned by [Limiter.Unlock] and [Limiter.State] when Redis is away: what
-// they would do or tell here would not hold for the other processes.
+// ErrNotShared is returned by [Limiter.Unlock] and [Limiter.State] when the shared counters are away:
+// what they would do or tell here would not hold for the other processes.
 var ErrNotShared = errors.New("the shared counters of sign-in attempts cannot be reached")
 
 // Options are what New needs besides the settings.
 type Options struct {
-	Redis           redis.UniversalClient // of platform/cache, which heeds deadlines; nil: the counters are those of this process
+	// Redis, of platform/cache, which heeds deadlines, has the counters of all processes. Without it DB has
+	// them if it is PostgreSQL. Otherwise they are those of this process.
+	Redis           redis.UniversalClient
+	DB              *database.DB
 	Secret          config.Secret         // AUTH_TOKEN_SECRET; device tokens and counters hang on it
 	PreviousSecrets []config.Secret       // those it replaces: device tokens made under them stay good
 	Now             func() time.Time      // nil: time.Now
@@ -38,14 +42,14 @@ type Options struct {
 	Log             *zap.Logger           // nil: silent
 }
 
-// Limiter limits failed sign-ins. It is safe for concurrent use and needs no closing.
+// Limiter limits failed sign-ins. It is safe for concurrent use.
 type Limiter struct {
 	cfg        Config
 	now        func() time.Time
 	nameKey    []byte
 	deviceKeys [][]byte // the first makes tokens, all are accepted
 	local      *memory
-	shared     *shared // nil without Redis
+	shared     store // nil: there are only the counters of this process
 	gates      gates
 
 	refused  *prometheus.CounterVec
@@ -53,8 +57,21 @@ type Limiter struct {
 	lockout  prometheus.Counter
 }
 
-// New makes a limiter. It does not ask Redis anything yet: a Redis that is away is no
-// reason not to start.
+// store keeps the counters of all processes. The error of begin, finish and take is [errAway] when the
+// caller must go on without, and that of ctx when the caller has left.
+type store interface {
+	begin(ctx context.Context, k keys) (verdict, error)
+	finish(ctx context.Context, k keys, in tier, how outcome, known, owner id) (result, error)
+	take(ctx context.Context, i id) (time.Duration, error)
+	clear(ctx context.Context, k keys) error
+	state(ctx context.Context, k keys) (failures int64, wait time.Duration, err error)
+	up() bool
+	metric() string // of up
+	close()
+}
+
+// New makes a limiter. It does not ask for shared counters yet: that they are away is no reason not
+// to start.
 func New(cfg Config, opt Options) (*Limiter, error) {
 	if opt.Now == nil {
 		opt.Now = time.Now
@@ -79,10 +96,20 @@ func New(cfg Config, opt Options) (*Limiter, error) {
 		l.deviceKeys = append(l.deviceKeys, key)
 	}
 	l.local = newMemory(cfg.rules(), cfg.MemoryEntries, opt.Now)
-	if opt.Redis != nil {
+	switch {
+	case opt.Redis != nil:
 		l.shared = newShared(opt.Redis, cfg.rules(), opt.Now, opt.Log)
+	case opt.DB != nil && opt.DB.IsPostgres():
+		l.shared = newPostgres(opt.DB, cfg.rules(), cfg.PostgresTimeout, opt.Now, opt.Log)
 	}
 	return l, l.measure(opt.Registry)
+}
+
+// Close waits for what is being asked of the shared counters, for a moment at most.
+func (l *Limiter) Close() {
+	if l.shared != nil {
+		l.shared.close()
+	}
 }
 
 // Attempt is one try to sign in.
@@ -113,7 +140,7 @@ type Ticket struct {
 // [ErrTooManyAttempts] with the time after which to come back.
 //
 // When all room is taken by attempts in flight Begin waits for some to end, at most three
-// seconds and no longer than ctx. Redis adds a quarter of a second at most.
+// seconds and no longer than ctx. The shared counters add a quarter of a second at most.
 func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 	t := &Ticket{attempt: a}
 	if !l.cfg.Enabled {
@@ -229,7 +256,7 @@ func (l *Limiter) finish(ctx context.Context, t *Ticket, how outcome, owner stri
 		return result{}
 	}
 	next := l.known(fingerprint(owner))
-	// The counters in this process follow all that it sees, to be of use when Redis goes.
+	// The counters in this process follow all that it sees, to be of use when the shared ones go.
 	s := l.local.finish(t.keys, t.tier, how, t.known, next)
 	if l.shared != nil {
 		// Ended even when the caller has left; the time it takes is bounded all the same.
@@ -286,7 +313,7 @@ type State struct {
 	RefusedUntil time.Time // zero: not refused
 }
 
-// State tells what unknown devices meet at the account. Without Redis it only knows of this
+// State tells what unknown devices meet at the account. Without shared counters it only knows of this
 // process.
 func (l *Limiter) State(ctx context.Context, account string) (State, error) {
 	k := keys{account: l.id(classAccount, netip.Prefix{}, account)}
@@ -342,8 +369,8 @@ func (l *Limiter) measure(reg prometheus.Registerer) error {
 	}
 	if l.shared != nil {
 		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: "authctl_throttle_redis_up", Help: "1 while limits are shared through Redis, 0 while each process " +
-				"limits by itself.",
+			Name: l.shared.metric(), Help: "1 while limits are shared with other " +
+				"processes, 0 while each process limits by itself.",
 		}, func() float64 {
 			if l.shared.up() {
 				return 1

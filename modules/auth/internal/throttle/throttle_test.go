@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/fault"
 )
 
@@ -42,45 +44,93 @@ func defaults(t testing.TB) Config {
 }
 
 // world is one set of counters and the clock they go by. Its nodes share what processes
-// share through the store.
+// share through the store, and each has connections of its own.
 type world struct {
-	t      testing.TB
-	clock  *clock
-	redis  redis.UniversalClient // nil: in process
-	secret config.Secret
+	t        testing.TB
+	clock    *clock
+	redis    redis.UniversalClient
+	postgres string // the URL of a database; without this and Redis the counters are in process
+	secret   config.Secret
 }
 
-// onBoth runs the test with the counters in this process and in Redis.
-func onBoth(t *testing.T, test func(t *testing.T, w *world)) {
+// onEach runs the test with the counters in this process, in Redis and in PostgreSQL.
+func onEach(t *testing.T, test func(t *testing.T, w *world)) {
 	t.Run("memory", func(t *testing.T) {
 		t.Parallel()
-		test(t, newWorld(t, nil))
+		test(t, newWorld(t))
 	})
 	t.Run("redis", func(t *testing.T) {
 		t.Parallel()
 		test(t, onRedis(t))
 	})
+	t.Run("postgres", func(t *testing.T) {
+		t.Parallel()
+		test(t, onPostgres(t))
+	})
 }
 
-func onRedis(t *testing.T) *world { return newWorld(t, cachetest.Shared(t)) }
+func onRedis(t *testing.T) *world { return onRedisAt(t, cachetest.Shared(t)) }
+
+func onRedisAt(t testing.TB, client redis.UniversalClient) *world {
+	w := newWorld(t)
+	w.redis = client
+	return w
+}
+
+func onPostgres(t *testing.T) *world { return onPostgresAt(t, dbtest.PostgresURL(t)) }
+
+func onPostgresAt(t testing.TB, url string) *world {
+	w := newWorld(t)
+	w.postgres = url
+	return w
+}
 
 // A secret of its own gives every test counters of its own.
-func newWorld(t testing.TB, client redis.UniversalClient) *world {
-	return &world{t: t, clock: newClock(), redis: client, secret: config.Secret(rand.Text())}
+func newWorld(t testing.TB) *world {
+	return &world{t: t, clock: newClock(), secret: config.Secret(rand.Text())}
+}
+
+// fewer is the number of steps that a campaign takes: n, or that part of them which suffices in
+// PostgreSQL, where each takes longer.
+func (w *world) fewer(n, part int) int {
+	if w.postgres != "" && os.Getenv("AUTHCTL_CAMPAIGN") != "long" {
+		return n / part
+	}
+	return n
 }
 
 func (w *world) node(cfg Config) *Limiter {
 	w.t.Helper()
-	l, err := New(cfg, Options{Secret: w.secret, Now: w.clock.now, Redis: w.redis})
+	return w.nodeWith(cfg, Options{})
+}
+
+func (w *world) nodeWith(cfg Config, opt Options) *Limiter {
+	w.t.Helper()
+	opt.Secret, opt.Now, opt.Redis = w.secret, w.clock.now, w.redis
+	if w.postgres != "" {
+		opt.DB = dbtest.Open(w.t, w.postgres)
+	}
+	// On a machine that does much else.
+	cfg.PostgresTimeout = time.Minute
+	l, err := New(cfg, opt)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if w.redis != nil {
-		l.shared.clock, l.shared.timeout = w.clock.now, time.Minute // of a machine that does much else
+	w.t.Cleanup(l.Close)
+	switch counters := l.shared.(type) {
+	case *shared:
+		counters.clock, counters.timeout = w.clock.now, time.Minute
+	case *postgres:
+		counters.clock = w.clock.now
 	}
 	l.gates.patience = 50 * time.Millisecond
 	return l
 }
+
+// inRedis and inPostgres are the shared counters of a limiter.
+func inRedis(l *Limiter) *shared { return l.shared.(*shared) }
+
+func inPostgres(l *Limiter) *postgres { return l.shared.(*postgres) }
 
 // guess tries a wrong password and reports whether it was let through to be compared.
 func guess(t testing.TB, l *Limiter, a Attempt) bool {
@@ -137,7 +187,7 @@ func name(n int) string { return fmt.Sprintf("user%05d", n) }
 
 func TestDelaysBeginAfterTheFreeFailuresAndDouble(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for n := range 5 {
 			if !guess(t, l, a) {
@@ -163,7 +213,7 @@ func TestDelaysBeginAfterTheFreeFailuresAndDouble(t *testing.T) {
 
 func TestSuccessForgetsTheStreak(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for range 20 {
 			for range 4 {
@@ -178,7 +228,7 @@ func TestSuccessForgetsTheStreak(t *testing.T) {
 
 func TestGuessesSentAtOnceAreNotMoreGuesses(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		passed := make([]*Ticket, 1000)
 		var wg sync.WaitGroup
@@ -206,7 +256,7 @@ func TestGuessesSentAtOnceAreNotMoreGuesses(t *testing.T) {
 
 func TestGuessesAtOnceFromOneAddressAreNotMoreGuesses(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		var through atomic.Int64
 		var wg sync.WaitGroup
@@ -226,12 +276,12 @@ func TestGuessesAtOnceFromOneAddressAreNotMoreGuesses(t *testing.T) {
 
 func TestRightPasswordsAreNeverLimitedHoweverManyAtOnce(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		// Nobody has to come back, and those who wait are called, not left to look by themselves.
 		l.gates.patience, l.gates.recheckEvery = time.Minute, time.Hour
 		var wg sync.WaitGroup
-		for range 300 {
+		for range w.fewer(300, 3) {
 			wg.Go(func() {
 				ticket, err := l.Begin(context.Background(), Attempt{Account: "alice", Address: address(1)})
 				if err != nil {
@@ -242,7 +292,7 @@ func TestRightPasswordsAreNeverLimitedHoweverManyAtOnce(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		for n := range 500 {
+		for n := range w.fewer(500, 10) {
 			signIn(t, l, Attempt{Account: name(n), Address: address(1)})
 		}
 	})
@@ -250,9 +300,9 @@ func TestRightPasswordsAreNeverLimitedHoweverManyAtOnce(t *testing.T) {
 
 func TestACancelledAttemptIsNoFailure(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
-		for range 300 {
+		for range w.fewer(300, 5) {
 			ticket, err := l.Begin(t.Context(), a)
 			if err != nil {
 				t.Fatalf("refused though nothing has failed: %v", err)
@@ -264,7 +314,7 @@ func TestACancelledAttemptIsNoFailure(t *testing.T) {
 
 func TestATicketEndsOnce(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for range 5 {
 			ticket, err := l.Begin(t.Context(), a)
@@ -283,7 +333,7 @@ func TestATicketEndsOnce(t *testing.T) {
 
 func TestAnAttemptThatNeverEndsBecomesAFailure(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for range 5 {
 			if _, err := l.Begin(t.Context(), a); err != nil {
@@ -305,7 +355,7 @@ func TestAnAttemptThatNeverEndsBecomesAFailure(t *testing.T) {
 
 func TestThresholdsAreToldOnce(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l, told := w.node(defaults(t)), []int{}
 		for n := 1; n <= 105; n++ {
 			a := Attempt{Account: "alice", Address: address(n)}
@@ -332,7 +382,7 @@ func TestThresholdsAreToldOnce(t *testing.T) {
 
 func TestAThresholdOfOneAddressIsToldWhetherItIsKnownOrNot(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		remember(t, l, "known", address(1))
 		for _, account := range []string{"known", "unknown"} {
@@ -355,7 +405,7 @@ func TestAThresholdOfOneAddressIsToldWhetherItIsKnownOrNot(t *testing.T) {
 
 func TestAStreakIsForgottenAfterADayForEachFailure(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l, a := w.node(defaults(t)), Attempt{Account: "alice", Address: address(1)}
 		for range 10 {
 			for range 4 {
@@ -377,7 +427,7 @@ func TestAStreakIsForgottenAfterADayForEachFailure(t *testing.T) {
 
 func TestUnlockClearsEveryLane(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		stolen := remember(t, l, "alice", address(1))
 		for n := range 60 { // device, pair and account in turn
@@ -410,7 +460,7 @@ func TestUnlockClearsEveryLane(t *testing.T) {
 
 func TestRegistrationsAreOnlyLimitedWhenAskedFor(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		for range 1000 {
 			if err := l.Register(t.Context(), address(1)); err != nil {
@@ -440,7 +490,7 @@ func TestRegistrationsAreOnlyLimitedWhenAskedFor(t *testing.T) {
 
 func TestSwitchedOffItRefusesNothing(t *testing.T) {
 	t.Parallel()
-	onBoth(t, func(t *testing.T, w *world) {
+	onEach(t, func(t *testing.T, w *world) {
 		cfg := defaults(t)
 		cfg.Enabled = false
 		l, a := w.node(cfg), Attempt{Account: "alice", Address: address(1)}

@@ -1,0 +1,381 @@
+package throttle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
+
+	"github.com/toppira/authctl/platform/batch"
+	"github.com/toppira/authctl/platform/database"
+)
+
+const (
+	// lockClass sets our advisory lock apart from others.
+	lockClass = 0x6c696d69 // "limi"
+	// lockIdle is how long a process that stops in the middle of a change may keep the others out.
+	lockIdle = 5 * time.Second
+)
+
+// postgres keeps the counters of all processes in the database. The rules are those of this program, as
+// they are for the counters of one process, so that no migration is needed to change them.
+//
+// What is asked at the same time goes together. First it is decided without a lock by what is there. What
+// changes nothing, which every refusal is, is answered with that. The rest is decided again under
+// one lock that all processes share, as they share the one thread of Redis, and written before the lock
+// is given up. So no two processes give the same room away, and no order of locks can be wrong.
+//
+// Each process has at most two connections in use for it, however many sign in. The lock is held for one
+// round trip. Nothing waits for the disk: a crash may forget what was counted in the last
+// second.
+type postgres struct {
+	db      *database.DB
+	rules   rules
+	timeout time.Duration
+	clock   func() time.Time // instead of the database's own; nil but in tests
+	batch   *batch.Batcher[operation, answer]
+	reach
+}
+
+// operation is one question about counters.
+type operation struct {
+	ids    []id // that it may read and write, besides the counters of the owners of pairs
+	looks  bool // it may change nothing, and is then answered without the lock
+	decide func(decision) answer
+}
+
+// answer has what one kind of operation answers.
+type answer struct {
+	verdict  verdict
+	result   result
+	wait     time.Duration
+	failures int64
+}
+
+func newPostgres(db *database.DB, r rules, timeout time.Duration, now func() time.Time, log *zap.Logger) *postgres {
+	p := &postgres{db: db, rules: r, timeout: timeout, reach: reach{engine: "postgres", now: now, log: log}}
+	p.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 2, MaxBatch: 64, Timeout: timeout}, p.ask)
+	return p
+}
+
+func (p *postgres) begin(ctx context.Context, k keys) (verdict, error) {
+	a, err := p.do(ctx, operation{k.ids(k.known), true, func(d decision) answer { return answer{verdict: d.begin(k)} }})
+	return a.verdict, err
+}
+
+func (p *postgres) finish(ctx context.Context, k keys, in tier, how outcome, known, owner id) (result, error) {
+	a, err := p.do(ctx, operation{k.ids(known, owner), false, func(d decision) answer {
+		return answer{result: d.finish(k, in, how, known, owner)}
+	}})
+	return a.result, err
+}
+
+func (p *postgres) take(ctx context.Context, i id) (time.Duration, error) {
+	a, err := p.do(ctx, operation{[]id{i}, true, func(d decision) answer { return answer{wait: d.take(i)} }})
+	return a.wait, err
+}
+
+func (p *postgres) clear(ctx context.Context, k keys) error {
+	_, err := p.command(ctx, operation{[]id{k.account}, false, func(d decision) answer {
+		d.clear(k)
+		return answer{}
+	}})
+	return err
+}
+
+func (p *postgres) state(ctx context.Context, k keys) (failures int64, wait time.Duration, err error) {
+	a, err := p.command(ctx, operation{[]id{k.account}, true, func(d decision) answer {
+		failures, wait := d.state(k)
+		return answer{failures: failures, wait: wait}
+	}})
+	return a.failures, a.wait, err
+}
+
+// ids are the counters that the attempt has, and others.
+func (k keys) ids(others ...id) []id {
+	all := append([]id{k.account, k.pair, k.device, k.address, k.prefix, k.global}, others...)
+	n := 0
+	for _, i := range all {
+		if i != (id{}) {
+			all[n] = i
+			n++
+		}
+	}
+	return all[:n]
+}
+
+// do asks for an attempt. The error is [errAway] when the caller must go on without the database, and
+// that of ctx when the caller has left.
+func (p *postgres) do(ctx context.Context, op operation) (answer, error) {
+	if !p.usable() {
+		return answer{}, errAway
+	}
+	bounded, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	a, err := p.batch.Do(bounded, op)
+	if err != nil && ctx.Err() != nil {
+		return answer{}, ctx.Err() // says nothing about the database
+	}
+	if errors.Is(err, batch.ErrClosed) {
+		return answer{}, errAway
+	}
+	p.note(err)
+	if err != nil {
+		return answer{}, errAway
+	}
+	return a, nil
+}
+
+// command asks for an operator, who can wait longer than a sign-in.
+func (p *postgres) command(ctx context.Context, op operation) (answer, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	answers, err := p.ask(ctx, []operation{op})
+	if err != nil {
+		return answer{}, err
+	}
+	return answers[0], nil
+}
+
+func (p *postgres) metric() string { return "authctl_throttle_postgres_up" }
+
+func (p *postgres) close() { p.batch.Close() }
+
+// ask answers operations in one round trip, or in three when some of them change something.
+func (p *postgres) ask(ctx context.Context, asked []operation) ([]answer, error) {
+	answers := make([]answer, len(asked))
+	err := p.db.Postgres(ctx, func(conn *pgx.Conn) error {
+		rest, err := p.look(ctx, conn, asked, answers)
+		if err == nil && len(rest) > 0 {
+			err = p.change(ctx, conn, asked, rest, answers)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("ask the counters of sign-ins: %w", err)
+	}
+	return answers, nil
+}
+
+// look answers what changes nothing, and returns the numbers of the operations that are left.
+func (p *postgres) look(ctx context.Context, conn *pgx.Conn, asked []operation, answers []answer) ([]int, error) {
+	var looking, rest []int
+	for n, op := range asked {
+		if op.looks {
+			looking = append(looking, n)
+		} else {
+			rest = append(rest, n)
+		}
+	}
+	if len(looking) == 0 {
+		return rest, nil
+	}
+	b := &pgx.Batch{}
+	read := p.read(b, asked, looking)
+	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+		return nil, err
+	}
+	for _, n := range looking {
+		alone := *read
+		alone.written = make(map[id]kept) // nobody else has what it would change
+		answers[n] = asked[n].decide(p.decision(&alone))
+		if len(alone.written) > 0 {
+			rest = append(rest, n)
+		}
+		if alone.unread {
+			return nil, errUnread
+		}
+	}
+	return rest, nil
+}
+
+// change answers operations one after the other, with nobody else in between.
+func (p *postgres) change(ctx context.Context, conn *pgx.Conn, asked []operation, which []int, answers []answer) (err error) {
+	defer func() {
+		if err != nil && !conn.IsClosed() && conn.PgConn().TxStatus() != 'I' {
+			_, failed := conn.Exec(ctx, "ROLLBACK")
+			err = errors.Join(err, failed)
+		}
+	}()
+	b := &pgx.Batch{}
+	b.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
+	wait := int64(0) // without a limit
+	if deadline, ok := ctx.Deadline(); ok {
+		wait = max(1, time.Until(deadline).Milliseconds()*4/5) // which leaves the connection good
+	}
+	b.Queue(`SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', $1::bigint::text, true),
+		set_config('idle_in_transaction_session_timeout', $2::bigint::text, true)`, wait, lockIdle.Milliseconds())
+	// What follows sees what was committed before the lock was given up: each statement looks afresh.
+	b.Queue("SELECT pg_advisory_xact_lock($1, 'throttle_counter'::regclass::oid::integer)", lockClass)
+	t := p.read(b, asked, which)
+	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+		return err
+	}
+	for _, n := range which {
+		answers[n] = asked[n].decide(p.decision(t))
+	}
+	if t.unread {
+		return errUnread
+	}
+	b = &pgx.Batch{}
+	t.write(b)
+	b.Queue("COMMIT")
+	return conn.SendBatch(ctx, b).Close()
+}
+
+func (p *postgres) decision(t *table) decision {
+	now := t.now
+	if p.clock != nil {
+		now = p.clock().UnixMilli()
+	}
+	return decision{p.rules, t, now}
+}
+
+// errUnread says that an operation needed a counter that it had not named: a mistake in this package.
+var errUnread = errors.New("a decision needs a counter that was not read")
+
+// table is the counters that a batch is about.
+type table struct {
+	now     int64 // by the database's clock
+	read    map[id]record
+	written map[id]kept
+	unread  bool // a counter was asked for that is not here
+}
+
+// kept is a record and for how long it is kept; 0: not at all.
+type kept struct {
+	rec  record
+	life int64
+}
+
+func (t *table) get(i id) record {
+	if w, ok := t.written[i]; ok {
+		return w.rec
+	}
+	rec, ok := t.read[i]
+	t.unread = t.unread || !ok
+	return rec
+}
+
+func (t *table) put(i id, rec record, _, life int64) {
+	if life <= 0 {
+		rec, life = record{}, 0
+	}
+	t.written[i] = kept{rec, life}
+}
+
+// The LIMITs leave PostgreSQL no choice but to look each counter up, even with statistics from when the
+// table was small.
+const readCounters = `WITH named AS MATERIALIZED (SELECT c.* FROM unnest($1::bytea[]) AS q (id)
+		CROSS JOIN LATERAL (SELECT * FROM throttle_counter WHERE id = q.id LIMIT 1) c)
+	SELECT id, failed, pending, at_ms, until_ms, mark_ms, owner, counted FROM named
+	UNION ALL SELECT c.id, c.failed, c.pending, c.at_ms, c.until_ms, c.mark_ms, c.owner, c.counted
+		FROM (SELECT DISTINCT owner FROM named WHERE owner IS NOT NULL) q
+		CROSS JOIN LATERAL (SELECT * FROM throttle_counter WHERE id = q.owner LIMIT 1) c`
+
+// read queues the reading of what the operations may read. The table is filled when the batch
+// has run.
+func (p *postgres) read(b *pgx.Batch, asked []operation, which []int) *table {
+	t := &table{read: make(map[id]record), written: make(map[id]kept)}
+	var ids [][]byte
+	for _, n := range which {
+		for _, i := range asked[n].ids {
+			if _, ok := t.read[i]; !ok {
+				t.read[i] = record{}
+				ids = append(ids, i[:])
+			}
+		}
+	}
+	b.Queue("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint").QueryRow(func(row pgx.Row) error {
+		return row.Scan(&t.now)
+	})
+	b.Queue(readCounters, ids).Query(func(rows pgx.Rows) error {
+		var i, owner []byte
+		var owners []id
+		var rec record
+		into := []any{&i, &rec.failed, &rec.pending, &rec.at, &rec.until, &rec.mark, &owner, &rec.counted}
+		_, err := pgx.ForEachRow(rows, into, func() error {
+			if len(i) != len(id{}) || owner != nil && len(owner) != len(id{}) {
+				return fmt.Errorf("a counter has a name of %d bytes and an owner of %d", len(i), len(owner))
+			}
+			rec.owner = id{}
+			if owner != nil {
+				rec.owner = id(owner)
+				owners = append(owners, rec.owner)
+			}
+			t.read[id(i)] = rec
+			return nil
+		})
+		for _, owner := range owners {
+			if _, ok := t.read[owner]; !ok {
+				t.read[owner] = record{} // it has none
+			}
+		}
+		return err
+	})
+	return t
+}
+
+const writeCounters = `INSERT INTO throttle_counter (id, failed, pending, at_ms, until_ms, mark_ms, owner, counted, expires_hour)
+	SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bigint[], $9::integer[])
+	ON CONFLICT (id) DO UPDATE SET failed = excluded.failed, pending = excluded.pending, at_ms = excluded.at_ms,
+		until_ms = excluded.until_ms, mark_ms = excluded.mark_ms, owner = excluded.owner, counted = excluded.counted,
+		expires_hour = excluded.expires_hour`
+
+// write queues the writing of what has changed.
+func (t *table) write(b *pgx.Batch) {
+	var ids, owners, gone [][]byte
+	var numbers [6][]int64
+	var expires []int32
+	for i, w := range t.written {
+		switch {
+		case w.life > 0:
+			ids = append(ids, i[:])
+			for n, number := range []int64{w.rec.failed, w.rec.pending, w.rec.at, w.rec.until, w.rec.mark, w.rec.counted} {
+				numbers[n] = append(numbers[n], number)
+			}
+			var owner []byte
+			if w.rec.owner != (id{}) {
+				owner = w.rec.owner[:]
+			}
+			owners = append(owners, owner)
+			expires = append(expires, int32((w.rec.at+w.life)/time.Hour.Milliseconds()+1))
+		case t.read[i] != (record{}):
+			gone = append(gone, i[:])
+		}
+	}
+	if len(ids) > 0 {
+		b.Queue(writeCounters, ids, numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], owners, numbers[5], expires)
+	}
+	if len(gone) > 0 {
+		b.Queue("DELETE FROM throttle_counter WHERE id = ANY ($1::bytea[])", gone)
+	}
+}
+
+// Purge deletes counters that have expired from the database, at most limit of them, and returns how many.
+// It also deletes those that a clock which was ahead has written to be kept for years. On SQLite there are
+// none.
+func Purge(ctx context.Context, db *database.DB, limit int) (purged int64, err error) {
+	if !db.IsPostgres() {
+		return 0, nil
+	}
+	for _, which := range []string{"<= %s ORDER BY expires_hour", "> %s + 17520 ORDER BY expires_hour DESC"} { // two years
+		// One that is being changed is left alone, and so nobody waits. The ORDER BY makes PostgreSQL use the index.
+		query := fmt.Sprintf("DELETE FROM throttle_counter WHERE ctid = ANY (ARRAY (SELECT ctid FROM throttle_counter "+
+			"WHERE expires_hour "+which+" LIMIT ? FOR UPDATE SKIP LOCKED))",
+			"(SELECT floor(extract(epoch FROM now()) / 3600)::integer)")
+		res, err := db.Write(ctx, query, int64(limit)-purged)
+		if err != nil {
+			return 0, fmt.Errorf("purge the counters of sign-ins: %w", err)
+		}
+		n, err := res.RowsAffected()
+		if err != nil {
+			return 0, fmt.Errorf("purge the counters of sign-ins: %w", err)
+		}
+		purged += n
+	}
+	return purged, nil
+}
