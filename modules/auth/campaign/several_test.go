@@ -281,7 +281,12 @@ func TestNobodyIsSignedOutWhenSentinelsReplaceThePrimary(t *testing.T) {
 					primary.Kill()
 					r.AwaitPrimary(replica)
 					primary.Restart()
-				default:
+				default: // as docs/operations.md has it, to lose nothing
+					old := cachetest.Open(t, primary.URL())
+					if err := old.ConfigSet(t.Context(), "min-replicas-to-write", "1").Err(); err != nil {
+						t.Fatal(err)
+					}
+					defer old.ConfigSet(t.Context(), "min-replicas-to-write", "0")
 					eventually(t, "a Sentinel begins", func() bool {
 						return cachetest.Open(t, r.Sentinels[0].URL()).Do(t.Context(), "sentinel", "failover",
 							cachetest.WatchedName).Err() == nil
