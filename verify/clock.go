@@ -36,7 +36,7 @@ type serverClock struct {
 	cur, prev  bounds
 	read       time.Time // when the last answer was read
 	asOf       time.Time // of the newest complete knowledge; zero: there is none
-	eventsUpTo int64     // offset: a lower bound from events
+	eventsUpTo int64     // offset: the newest time of an event
 }
 
 // bounds are of the issuer's time less the monotonic count, in nanoseconds.
@@ -95,7 +95,8 @@ func (c *serverClock) wantsMeasure() bool {
 	return c.now().Sub(c.measured) > clockWindow
 }
 
-// happened takes the time of an event: the issuer's clock is not before it.
+// happened takes the time of an event. It bounds what may be forgotten where no answer tells the
+// time, and nothing else: the server that wrote it may have a wrong clock.
 func (c *serverClock) happened(at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -106,8 +107,8 @@ func (c *serverClock) happened(at time.Time) {
 // from answers; early is zero where nothing at all is known.
 func (c *serverClock) span(now time.Time) (early, late time.Time, known bool) {
 	low := max(c.cur.low, c.prev.low)
-	if from := max(low, c.eventsUpTo); from != math.MinInt64 {
-		early = time.Unix(0, from+c.elapsed(now))
+	if low != math.MinInt64 {
+		early = time.Unix(0, low+c.elapsed(now))
 	}
 	high := min(c.cur.high, c.prev.high)
 	if low == math.MinInt64 || high == math.MaxInt64 {
@@ -122,7 +123,7 @@ func (c *serverClock) span(now time.Time) (early, late time.Time, known bool) {
 }
 
 // issuerTime is the moment by which tokens are judged: that of this machine's clock, unless it
-// is certainly wrong.
+// is certainly wrong. What has expired by early may be forgotten.
 func (c *serverClock) issuerTime() (now, early time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -135,6 +136,11 @@ func (c *serverClock) issuerTime() (now, early time.Time) {
 	// What was forgotten had expired by the early bound: no token may be judged by an earlier one.
 	if judged.Before(early) {
 		judged = early
+	}
+	if early.IsZero() && c.eventsUpTo != math.MinInt64 {
+		if early = time.Unix(0, c.eventsUpTo+c.elapsed(now)); early.After(now) {
+			early = now
+		}
 	}
 	return judged, early
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -80,6 +81,86 @@ func TestEventsEndSessions(t *testing.T) {
 				t.Errorf("%s: %+v", text, e)
 			}
 		}
+	})
+}
+
+// Events come late, repeatedly and in any order, before, in and after the snapshot of the feed.
+// What is known in the end is the same.
+func TestEventsInAnyOrder(t *testing.T) {
+	t.Parallel()
+	following(t, func(i *issuer, _ *Config) {
+		i.page = 1
+		for n := range 5 {
+			i.endSession(id(50 + n))
+		}
+		i.add(map[string]any{"type": "account", "sub": id(1), "session_epoch": 2, "kept_sid": id(12)})
+	}, func(t *testing.T, i *issuer, v *Verifier, _ *metrics) {
+		text := func(d time.Duration) string { return i.now().Add(d).UTC().Format(time.RFC3339Nano) }
+		all := func(epoch int, kept string) Event {
+			return Event{Type: "auth.AllSessionsRevoked.v1", Data: fmt.Appendf(nil,
+				`{"user_id":%q,"session_epoch":%d,"kept_sid":%q,"occurred_at":%q,"expires_at":%q}`, id(1), epoch, kept, text(0), text(5*time.Hour))}
+		}
+		events := []Event{all(1, id(11)), all(2, id(12)), all(3, id(13)), all(3, id(13))}
+		for n := range 4 {
+			events = append(events, Event{Type: "auth.SessionRevoked.v1", Data: fmt.Appendf(nil,
+				`{"user_id":%q,"sid":%q,"occurred_at":%q,"expires_at":%q}`, id(2), id(20+n/2), text(-time.Hour), text(time.Duration(4+n)*time.Hour))})
+		}
+		for round := range 30 {
+			rand.Shuffle(len(events), func(a, b int) { events[a], events[b] = events[b], events[a] })
+			for _, e := range events {
+				if err := v.Apply(e); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Duration(round%3) * time.Millisecond)
+			}
+			if round == 10 {
+				i.set(func() { i.cursors++ }) // a new snapshot, which knows of no end but the first
+				time.Sleep(10 * time.Second)
+			}
+		}
+		ready(t, v)
+		for sid, reason := range map[int]error{11: ErrRevoked, 12: ErrRevoked, 13: nil, 14: ErrRevoked} {
+			want(t, v, i.token(id(1), id(sid), 2), reason)
+		}
+		want(t, v, i.token(id(1), id(14), 3), nil)
+		for sid, reason := range map[int]error{20: ErrRevoked, 21: ErrRevoked, 22: nil} {
+			want(t, v, i.token(id(2), id(sid), 0), reason)
+		}
+		want(t, v, i.token(id(3), id(52), 0), ErrRevoked)
+	})
+}
+
+// A server whose clock is wrong for a moment writes an event of tomorrow. Good tokens stay good, and
+// nothing is forgotten before its time.
+func TestAnEventOfAWrongClock(t *testing.T) {
+	t.Parallel()
+	key := newSigner(t, "k", "EdDSA")
+	synctest.Test(t, func(t *testing.T) {
+		i := newIssuer(t, key)
+		v := start(t, plain(i))
+		end := func(sid string, at time.Time) {
+			t.Helper()
+			text := func(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+			err := v.Apply(Event{Type: "auth.SessionRevoked.v1", Data: fmt.Appendf(nil, `{"user_id":%q,"sid":%q,"occurred_at":%q,"expires_at":%q}`,
+				id(1), sid, text(at), text(time.Now().Add(5*time.Hour)))})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		live, over := i.token(id(1), id(10), 0), i.token(id(1), id(11), 0)
+		end(id(11), time.Now())
+		end(id(12), time.Now().Add(24*time.Hour))
+		for range 4 {
+			for n := range denyShards { // each looks for what can be forgotten
+				end(id(1000+n), time.Now())
+			}
+			want(t, v, live, nil)
+			want(t, v, over, ErrRevoked)
+			time.Sleep(time.Hour)
+		}
+		time.Sleep(2 * time.Hour)
+		want(t, v, live, ErrExpired)
+		want(t, v, over, ErrExpired)
 	})
 }
 

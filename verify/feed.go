@@ -295,7 +295,7 @@ func (f *follower) take(ctx context.Context, a answer, asked, read time.Time, wa
 	_, early := v.clock.issuerTime()
 	list.forget(early, sweepShards)
 	v.metric(MetricEntries, float64(list.len()))
-	if a.More && same && len(a.Revocations) == 0 {
+	if same && (a.More || len(a.Revocations) > 0) { // asking it again at once would never end
 		return errors.New("read revocations: an answer that leads nowhere")
 	}
 	return ctx.Err()

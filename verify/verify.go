@@ -368,9 +368,8 @@ func (v *Verifier) syncState(err error) {
 // may be older than the question. It is [Infinite] before the first snapshot is whole, and without
 // credentials.
 //
-// If the clock of the issuer's database is set back while the database stays the same, and there is
-// one server alone, that cannot be told from a server that is behind: for 5 to 10 minutes Lag is
-// too high by as much, until the new time is believed.
+// If the clock of the issuer's database is set back by more than a second, Lag is too high by as
+// much until the issuer notices, with the next answer. It then asks for a new snapshot.
 func (v *Verifier) Lag() time.Duration { return v.clock.lag() }
 
 // Ready waits until there are keys and, with credentials, Lag is within MaxLag.
