@@ -9,8 +9,9 @@ import (
 
 // What a follower of the revocations may be refused for.
 var (
-	// ErrCursorGone says that the database cannot go on from the cursor of a follower, since it
-	// is another one or was restored or promoted. The follower begins without one.
+	// ErrCursorGone says that the database cannot go on from the cursor of a follower: it is
+	// another one, was restored or promoted, or its clock was set back. The follower begins
+	// without one.
 	ErrCursorGone = feed.ErrGone
 	// ErrNotACursor says that a text is no cursor.
 	ErrNotACursor = feed.ErrCursor

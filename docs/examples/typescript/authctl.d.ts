@@ -1507,7 +1507,7 @@ export interface components {
                 "application/problem+json": components["schemas"]["NotReadyOrUnavailableProblem"];
             };
         };
-        /** @description `cursor_gone`: The database cannot continue from this cursor: it is another one, or was restarted, restored or promoted since. Start again without after. */
+        /** @description `cursor_gone`: The database cannot continue from this cursor: it is another one, was restarted, restored or promoted, or its clock was set back. Start again without after. */
         OAuthCursorGone410: {
             headers: {
                 /** @description Errors are never cached. */

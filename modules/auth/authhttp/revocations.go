@@ -63,7 +63,7 @@ var keyID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 // The faults of the feed. After crowded the caller had better try another server.
 var (
 	errCursorGone = httpserver.OAuthError{Status: http.StatusGone, Code: "cursor_gone",
-		Description: "The database cannot continue from this cursor: it is another one, or was restarted, restored or promoted since. Start again without after.",
+		Description: "The database cannot continue from this cursor: it is another one, was restarted, restored or promoted, or its clock was set back. Start again without after.",
 	}
 	errCrowded = httpserver.OAuthError{Status: http.StatusServiceUnavailable, Code: "temporarily_unavailable",
 		Description: "This server has reached its limit of followers. Try another server.", RetryAfter: 5 * time.Second,
@@ -95,7 +95,7 @@ func (in revocationsInput) follow(client string) (who auth.Follower, wait time.D
 	}
 	n, err := strconv.ParseUint(in.Wait, 10, 16)
 	wait = time.Duration(n) * time.Second
-	if err != nil || wait > maxWait || wait == 0 && in.streams() {
+	if err != nil || len(in.Wait) > 2 || wait > maxWait || wait == 0 && in.streams() {
 		return who, 0, badFollower("wait is a whole number of seconds from 0 to 30, for events from 1.")
 	}
 	return who, wait, nil
@@ -105,14 +105,33 @@ func printable(text string) bool {
 	return len(text) <= maxName && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// streams reports whether the caller wants server-sent events, which it has to name.
+// streams reports whether the caller wants server-sent events: Accept names them, and does not name
+// JSON with a higher quality.
 func (in revocationsInput) streams() bool {
-	for one := range strings.SplitSeq(in.Accept, ",") {
-		if media, _, _ := strings.Cut(one, ";"); strings.EqualFold(strings.TrimSpace(media), "text/event-stream") {
-			return true
+	events := quality(in.Accept, "text/event-stream")
+	return events > 0 && events >= quality(in.Accept, "application/json")
+}
+
+// quality is that of a media type in Accept (RFC 9110 §12.5.1); 0 if it is not named.
+func quality(accept, media string) float64 {
+	for one := range strings.SplitSeq(accept, ",") {
+		name, parameters, _ := strings.Cut(one, ";")
+		if !strings.EqualFold(strings.TrimSpace(name), media) {
+			continue
 		}
+		for parameter := range strings.SplitSeq(parameters, ";") {
+			name, value, _ := strings.Cut(strings.TrimSpace(parameter), "=")
+			if strings.EqualFold(name, "q") {
+				q, err := strconv.ParseFloat(value, 64)
+				if err != nil {
+					return 0
+				}
+				return q
+			}
+		}
+		return 1
 	}
-	return false
+	return 0
 }
 
 // revocations tells what has ended.
@@ -156,6 +175,9 @@ func tellRevocations(
 			return
 		}
 		next, err := f.Next(ctx, page.Cursor, wait)
+		if ctx.Err() != nil && err != nil {
+			return // a stop is no outage
+		}
 		if err != nil {
 			_ = send(httpserver.Event{Name: "error", Data: eventFault(err)})
 			return

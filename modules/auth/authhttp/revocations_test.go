@@ -60,6 +60,9 @@ func TestAFollowerThatAsksWronglyIsTold(t *testing.T) {
 	s := newSite(t, httpservertest.Fiber)
 	for query, want := range map[string]string{
 		"?wait=31": "invalid_request", "?wait=-1": "invalid_request", "?wait=x": "invalid_request", "?wait=1.5": "invalid_request",
+		"?wait=030": "invalid_request", "?wait=%2B1": "invalid_request", "?wait=1_0": "invalid_request", "?wait=%D9%A3": "invalid_request",
+		"?wait=18446744073709551617": "invalid_request", "?wait=1&wait=1": "invalid_request", "?wait=%201": "invalid_request",
+		"?after=" + strings.Repeat("A", 9000): "invalid_request", "?after=AQ%3D%3D": "invalid_request", "?after=%D9%A3": "invalid_request",
 		"?after=!": "invalid_request", "?after=AQ": "invalid_request", "?after=AgAA": "cursor_gone", "?since=1": "invalid_request",
 		"?verifier=" + strings.Repeat("x", 101): "invalid_request", "?verifier=%0A": "invalid_request", "?version=%C3%A4": "invalid_request",
 		"?keys=a%20b": "invalid_request", "?keys=" + strings.Repeat("a,", 32) + "a": "invalid_request",
@@ -86,6 +89,22 @@ func TestAFollowerThatAsksWronglyIsTold(t *testing.T) {
 	}
 }
 
+func TestWhoAcceptsEventsGetsThem(t *testing.T) {
+	t.Parallel()
+	for accept, want := range map[string]bool{
+		"text/event-stream": true, "Text/Event-Stream": true, " text/event-stream ; charset=utf-8": true, "text/event-stream;q=0.001": true,
+		"*/*, text/event-stream": true, "application/json, text/event-stream": true, "application/json;q=0.5,text/event-stream": true,
+		"": false, "*/*": false, "text/*": false, "application/json": false, "text/event-stream-x": false, "x/text/event-stream": false,
+		"text/event-stream;q=0": false, "text/event-stream; q=0.000": false, "text/event-stream;Q=0": false, "text/event-stream;q=x": false,
+		"text/event-stream;q=NaN": false, "text/event-stream;q=-1": false,
+		"application/json, text/event-stream;q=0.9": false, "text/event-stream;q=0.2, application/json;q=0.3": false,
+	} {
+		if got := (revocationsInput{Accept: accept}).streams(); got != want {
+			t.Errorf("%q: %v", accept, got)
+		}
+	}
+}
+
 // events reads a stream of server-sent events.
 type events struct {
 	t     *testing.T
@@ -109,7 +128,9 @@ func (s *site) events(query, lastID string) events {
 		s.t.Fatal(err)
 	}
 	s.t.Cleanup(func() { _ = res.Body.Close() })
-	return events{s.t, res, bufio.NewScanner(res.Body)}
+	lines := bufio.NewScanner(res.Body)
+	lines.Buffer(nil, 4<<20)
+	return events{s.t, res, lines}
 }
 
 // next returns the fields of the next event and its data.

@@ -60,6 +60,12 @@ func fiberWith(cfg httpserver.Config) Start {
 	}
 }
 
+// NetHTTP serves by [httpserver.Handler].
+func NetHTTP(t testing.TB, opt httpserver.Options, routes ...httpserver.Route) (base string) {
+	t.Helper()
+	return netHTTPWith(httpserver.Config{})(t, opt, routes...)
+}
+
 // netHTTPWith serves by [httpserver.Handler].
 func netHTTPWith(cfg httpserver.Config) Start {
 	return func(t testing.TB, opt httpserver.Options, routes ...httpserver.Route) (base string) {

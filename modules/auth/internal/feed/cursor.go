@@ -68,7 +68,10 @@ func decodeCursor(text string) (c cursor, err error) {
 		return c, errNoCursor
 	}
 	c.asOf = int64(asOf)
-	if c.seen, b, err = readPosition(b); err != nil || len(b) == 0 {
+	if c.seen, b, err = readPosition(b); err == nil && c.seen.next == 0 {
+		err = errNoCursor // each look has seen something
+	}
+	if err != nil || len(b) == 0 {
 		return c, err
 	}
 	c.paging = true
@@ -102,14 +105,14 @@ func readPosition(b []byte) (p position, rest []byte, err error) {
 	if p.next, b, err = readUvarint(b); err != nil {
 		return p, nil, err
 	}
-	if n, b, err = readUvarint(b); err != nil || n > mostOpen {
+	if n, b, err = readUvarint(b); err != nil || n > mostOpen || p.next != 0 && !isTransaction(p.next) {
 		return p, nil, errNoCursor
 	}
 	p.open = make([]uint64, n)
 	above := p.next
 	for i := len(p.open) - 1; i >= 0; i-- {
 		var less uint64
-		if less, b, err = readUvarint(b); err != nil || less == 0 || less > above {
+		if less, b, err = readUvarint(b); err != nil || less == 0 || less > above || !isTransaction(above-less) {
 			return p, nil, errNoCursor
 		}
 		above -= less
@@ -117,6 +120,10 @@ func readPosition(b []byte) (p position, rest []byte, err error) {
 	}
 	return p, b, nil
 }
+
+// isTransaction reports whether PostgreSQL may have given out the id, of which it counts 32 bits
+// without 0. It refuses to read others.
+func isTransaction(xid uint64) bool { return uint32(xid) != 0 }
 
 func readUvarint(b []byte) (uint64, []byte, error) {
 	v, n := binary.Uvarint(b)

@@ -24,7 +24,9 @@
 //
 // A cursor is a position, and names the database that it is of: after a restore or a promotion
 // the same transaction ids mean other transactions. See incarnationPostgres. Nobody needs to know
-// of what has expired since, so no cursor gets too old.
+// of what has expired since, so no cursor gets too old. It also says when it was made, by the
+// database's clock. If that is in the future by a later look, the clock was set back, and the
+// follower has forgotten by a time that is still to come. Such a cursor is gone, too.
 //
 // # One reader
 //

@@ -16,9 +16,9 @@ import (
 
 // What a follower may be refused for.
 var (
-	// ErrGone says that the database cannot go on from a cursor: it is another one, or was
-	// restored or promoted. The follower starts again without one.
-	ErrGone = errors.New("the cursor is of another database, or of one that was restored since")
+	// ErrGone says that the database cannot go on from a cursor: it is another one, was restored
+	// or promoted, or its clock was set back. The follower starts again without one.
+	ErrGone = errors.New("the cursor is of another database, or of one that was restored or whose clock was set back since")
 	// ErrCursor says that a text is no cursor.
 	ErrCursor = errors.New("not a cursor")
 	// ErrCrowded says that this process has as many followers as it takes.
@@ -39,6 +39,8 @@ const (
 	// linger is how long the reader goes on when the last follower has gone: those that poll come
 	// back.
 	linger = 10 * time.Second
+	// clockSlack is by how much the database's clock may be set back before cursors are gone.
+	clockSlack = time.Second
 	// pageSize is how many facts an answer holds at the most.
 	pageSize = 1000
 	// memory is how many facts the reader keeps.
@@ -229,7 +231,9 @@ func (f *Feed) next(ctx context.Context, after string, wait time.Duration) (page
 			if err := f.fresh(ctx, time.Now()); err != nil {
 				return Page{}, "", err
 			}
-			looked, c.asOf = true, 0 // its clock is not what matters
+			// A look that was made later has an earlier time only if the clock was set back. What the
+			// follower forgot by the time before may count again, and is in a new snapshot.
+			looked, c.asOf = true, c.asOf-clockSlack.Microseconds()
 			continue
 		case isEarlier:
 			far, err := f.reach(ctx, c)
@@ -267,7 +271,7 @@ const (
 	hasNothing verdict = iota // nothing has ended since
 	hasNews
 	isGone    // of another incarnation
-	isAhead   // of what this process has seen
+	isAhead   // of what this process has seen, or of the clock
 	isEarlier // than what this process remembers
 )
 

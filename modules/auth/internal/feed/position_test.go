@@ -39,7 +39,7 @@ func TestACursorComesBackAsItWas(t *testing.T) {
 	}
 	for _, c := range []cursor{
 		{incarnation: 7, seen: position{next: 1}},
-		{incarnation: 1<<64 - 1, seen: position{next: 1 << 62, open: []uint64{0, 5, 1<<62 - 1}}},
+		{incarnation: 1<<64 - 1, seen: position{next: 1<<62 + 7, open: []uint64{1, 5, 1<<62 + 6}}},
 		{incarnation: 7, seen: position{next: 9}, paging: true, after: 1000, asOf: 1, since: position{next: 3, open: []uint64{2}}},
 		{incarnation: 7, seen: position{next: 9}, paging: true},
 	} {
