@@ -21,6 +21,7 @@ type asVerifier struct {
 	url        string
 	client     string // id; empty: what has ended is not known
 	secretFile string
+	issuer     string // empty: url
 	audience   string
 }
 
@@ -67,9 +68,12 @@ func (v asVerifier) inspect(ctx context.Context, text string) (auth.TokenReport,
 	if err := fetchJSON(ctx, place, "", "", &server); err != nil {
 		return auth.TokenReport{}, fmt.Errorf("fetch the metadata: %w", err)
 	}
-	data, err := readKeySet(ctx, server.JWKSURI)
+	if err := v.check(server); err != nil {
+		return auth.TokenReport{}, fmt.Errorf("the metadata at %s: %w", place, err)
+	}
+	data, err := fetchBody(ctx, server.JWKSURI, "", "", maxKeySet)
 	if err != nil {
-		return auth.TokenReport{}, err
+		return auth.TokenReport{}, fmt.Errorf("fetch the JWK set: %w", err)
 	}
 	keys, err := auth.ParseKeySet(data)
 	if err != nil {
@@ -89,6 +93,29 @@ func (v asVerifier) inspect(ctx context.Context, text string) (auth.TokenReport,
 	return report, v.apply(ctx, server.Feed, secret, &report)
 }
 
+// check refuses metadata that a verifier refuses (RFC 8414 §3.3): of another issuer, or with
+// endpoints that are not URLs of one.
+func (v asVerifier) check(server authorizationServer) error {
+	switch named := strings.TrimRight(v.url, "/"); {
+	case server.Issuer == "" || server.JWKSURI == "":
+		return errors.New("there is no issuer or no jwks_uri")
+	case v.issuer != "" && server.Issuer != v.issuer:
+		return fmt.Errorf("the issuer is %q, not %q", server.Issuer, v.issuer)
+	case v.issuer == "" && strings.TrimRight(server.Issuer, "/") != named:
+		return fmt.Errorf("the issuer is %q, not %q; if that URL is one of its servers, add --issuer %q",
+			server.Issuer, named, server.Issuer)
+	}
+	for name, endpoint := range map[string]string{"jwks_uri": server.JWKSURI, "revocation_feed_endpoint": server.Feed} {
+		u, err := url.Parse(endpoint)
+		if endpoint == "" || err == nil && u.Host != "" && u.User == nil && u.Fragment == "" &&
+			(u.Scheme == "https" || u.Scheme == "http" && strings.HasPrefix(v.url, "http:")) {
+			continue
+		}
+		return fmt.Errorf("%s is %q, which is not the URL of an endpoint", name, endpoint)
+	}
+	return nil
+}
+
 // apply reads what has ended and checks the token against it.
 func (v asVerifier) apply(ctx context.Context, feed, secret string, report *auth.TokenReport) error {
 	claim := func(name string) string { return fmt.Sprint(report.Claims[name]) }
@@ -99,20 +126,36 @@ func (v asVerifier) apply(ctx context.Context, feed, secret string, report *auth
 			return fmt.Errorf("read session_epoch: %w", err)
 		}
 	}
+	from, err := url.Parse(feed)
+	if err != nil {
+		return err // it was parsed before
+	}
+	query := from.Query()
 	over, kept, highest := "", "", int64(0)
-	for next := feed; ; {
+	for {
 		var page revocations
-		if err := fetchJSON(ctx, next, v.client, secret, &page); err != nil {
+		if err := fetchJSON(ctx, from.String(), v.client, secret, &page); err != nil {
 			return fmt.Errorf("fetch what has ended: %w", err)
 		}
+		if page.Cursor == "" || page.AsOf.IsZero() || page.More && page.Cursor == query.Get("after") {
+			return fmt.Errorf("fetch what has ended: %s answered something that does not tell it", from)
+		}
 		for _, one := range page.Revocations {
-			switch {
-			case one.Type == "session" && one.SessionID == claim("sid"):
-				over = "session revoked"
-			case one.Type == "key" && one.KeyID == fmt.Sprint(report.Header["kid"]):
-				over = "signing key revoked"
-			case one.Type == "account" && one.Subject == claim("sub") && one.SessionEpoch > highest:
-				highest, kept = one.SessionEpoch, one.KeptSID
+			switch one.Type {
+			case "session":
+				if one.SessionID == claim("sid") {
+					over = "session revoked"
+				}
+			case "key":
+				if one.KeyID == fmt.Sprint(report.Header["kid"]) {
+					over = "signing key revoked"
+				}
+			case "account":
+				if one.Subject == claim("sub") && one.SessionEpoch > highest {
+					highest, kept = one.SessionEpoch, one.KeptSID
+				}
+			default:
+				return fmt.Errorf("fetch what has ended: an end of the unknown type %q; use a newer authctl", one.Type)
 			}
 		}
 		if !page.More {
@@ -127,7 +170,8 @@ func (v asVerifier) apply(ctx context.Context, feed, secret string, report *auth
 			}
 			return nil
 		}
-		next = feed + "?after=" + url.QueryEscape(page.Cursor)
+		query.Set("after", page.Cursor)
+		from.RawQuery = query.Encode()
 	}
 }
 
@@ -159,26 +203,48 @@ func metadataURL(issuer string) (string, error) {
 	return u.Scheme + "://" + u.Host + "/.well-known/oauth-authorization-server" + path, nil
 }
 
-// fetchJSON gets JSON of a bounded size, as a client where it has an id.
-func fetchJSON(ctx context.Context, from, client, secret string, into any) error {
-	const limit = 4 << 20
+// direct follows no redirects, which could lead credentials elsewhere. Verifiers do not either.
+var direct = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+
+// fetchBody gets a body of at most limit bytes, as a client where it has an id.
+func fetchBody(ctx context.Context, from, client, secret string, limit int64) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if client != "" {
 		req.SetBasicAuth(url.QueryEscape(client), url.QueryEscape(secret))
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := direct.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	switch place := res.Header.Get("Location"); {
+	case res.StatusCode == http.StatusOK:
+	case place != "":
+		return nil, fmt.Errorf("%s answered %d and leads to %q; redirects are not followed: name the URL that it leads to",
+			from, res.StatusCode, place)
+	default:
+		return nil, fmt.Errorf("%s answered %d %s", from, res.StatusCode, http.StatusText(res.StatusCode))
+	}
+	data, err := io.ReadAll(io.LimitReader(res.Body, limit+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("read the answer of %s: %w", from, err)
+	case int64(len(data)) > limit:
+		return nil, fmt.Errorf("the answer of %s is larger than %d KiB", from, limit>>10)
+	}
+	return data, nil
+}
+
+// fetchJSON gets one JSON document.
+func fetchJSON(ctx context.Context, from, client, secret string, into any) error {
+	data, err := fetchBody(ctx, from, client, secret, 4<<20)
 	if err != nil {
 		return err
 	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("%s answered %s", from, res.Status)
-	}
-	decoder := json.NewDecoder(io.LimitReader(res.Body, limit))
-	if err := decoder.Decode(into); err != nil {
+	if err := json.Unmarshal(data, into); err != nil {
 		return fmt.Errorf("%s answered no JSON: %w", from, err)
 	}
 	return nil

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -60,11 +61,21 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if remedy := database.Remedy(err, strings.HasPrefix(cmd.CommandPath(), "authctl migrate")); remedy != "" {
 		words += "; " + remedy
 	}
-	fmt.Fprintf(stderr, "authctl: %s\n", words)
+	fmt.Fprintf(stderr, "authctl: %s\n", harmless(words))
 	if misused {
 		fmt.Fprintf(stderr, "Run '%s --help' for how to use it.\n", cmd.CommandPath())
 	}
 	return code
+}
+
+// harmless replaces what would control a terminal: an error may quote what somebody else wrote.
+func harmless(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, text)
 }
 
 // inWords is the text of an error for a person. For a fault it leaves out the code, which is for

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net/http"
 	"os"
 	"slices"
 	"strconv"
@@ -53,8 +52,9 @@ settings, and the verdict also considers whether the session has ended. Refresh 
 can see.
 
 --as-verifier URL verifies the token as another service would: it fetches the metadata of the
-issuer, its keys and, with --client, what has ended. The secret of the client comes from
---client-secret-file or AUTHCTL_CLIENT_SECRET.`,
+issuer, its keys and, with --client, what has ended. If URL is not the issuer but one of its
+servers, name the issuer with --issuer. The secret of the client comes from --client-secret-file or
+AUTHCTL_CLIENT_SECRET.`,
 		Example: `  authctl token inspect - <token.txt
   authctl token inspect --jwks http://localhost:8080/.well-known/jwks.json - <token.txt
   authctl token inspect --jws --jwks keys.json - <message.jws
@@ -71,14 +71,14 @@ issuer, its keys and, with --client, what has ended. The secret of the client co
 	cmd.Flags().StringVar(&o.jwks, "jwks", "", "JWK set to verify with: a file or an http(s) URL")
 	cmd.Flags().BoolVar(&o.jws, "jws", false,
 		"verify a bare JWS: only its signature, without rules about claims; needs --jwks")
-	cmd.Flags().StringVar(&o.issuer, "issuer", "", "with --jwks: the issuer that the token must have")
+	cmd.Flags().StringVar(&o.issuer, "issuer", "",
+		"the issuer that the token must have; with --as-verifier if URL is only one of its servers")
 	cmd.Flags().StringVar(&o.audience, "audience", "",
 		"with --jwks or --as-verifier: the audience that the token must have")
 	cmd.Flags().StringVar(&o.verifier.url, "as-verifier", "", "URL of an issuer: what a verifier elsewhere says")
 	cmd.Flags().StringVar(&o.verifier.client, "client", "", "with --as-verifier: the id of a client of auth.clients")
 	cmd.Flags().StringVar(&o.verifier.secretFile, "client-secret-file", "", "with --client: a file with its secret")
 	cmd.MarkFlagsMutuallyExclusive("as-verifier", "jwks")
-	cmd.MarkFlagsMutuallyExclusive("as-verifier", "issuer")
 	return cmd
 }
 
@@ -115,7 +115,7 @@ func (o *inspectOptions) run(cmd *cobra.Command, text string) error {
 
 func (o *inspectOptions) inspect(cmd *cobra.Command, text string) (auth.TokenReport, error) {
 	if o.verifier.url != "" {
-		o.verifier.audience = o.audience
+		o.verifier.issuer, o.verifier.audience = o.issuer, o.audience
 		return o.verifier.inspect(cmd.Context(), text)
 	}
 	if o.jwks != "" {
@@ -147,39 +147,31 @@ func (o *inspectOptions) inspect(cmd *cobra.Command, text string) (auth.TokenRep
 	return report, err
 }
 
+// maxKeySet bounds a JWK set.
+const maxKeySet = 256 << 10
+
 // readKeySet reads a JWK set from a file or a URL, with limits on size and time.
 func readKeySet(ctx context.Context, from string) ([]byte, error) {
-	const limit = 256 << 10
-	var in io.ReadCloser
 	if strings.HasPrefix(from, "http://") || strings.HasPrefix(from, "https://") {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+		data, err := fetchBody(ctx, from, "", "", maxKeySet)
 		if err != nil {
 			return nil, fmt.Errorf("fetch the JWK set: %w", err)
 		}
-		res, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return nil, fmt.Errorf("fetch the JWK set: %w", err)
-		}
-		if res.StatusCode != http.StatusOK {
-			return nil, errors.Join(fmt.Errorf("fetch the JWK set: %s answered %s", from, res.Status), res.Body.Close())
-		}
-		in = res.Body
-	} else {
-		f, err := os.Open(from)
-		if err != nil {
-			return nil, fmt.Errorf("read the JWK set: %w", err)
-		}
-		in = f
+		return data, nil
 	}
-	defer in.Close()
-	data, err := io.ReadAll(io.LimitReader(in, limit+1))
+	in, err := os.Open(from)
 	if err != nil {
 		return nil, fmt.Errorf("read the JWK set: %w", err)
 	}
-	if len(data) > limit {
-		return nil, fmt.Errorf("read the JWK set: %s is larger than 256 KiB", from)
+	defer in.Close()
+	data, err := io.ReadAll(io.LimitReader(in, maxKeySet+1))
+	if err != nil {
+		return nil, fmt.Errorf("read the JWK set: %w", err)
+	}
+	if len(data) > maxKeySet {
+		return nil, fmt.Errorf("read the JWK set: %s is larger than %d KiB", from, maxKeySet>>10)
 	}
 	return data, nil
 }

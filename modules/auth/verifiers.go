@@ -47,13 +47,20 @@ func heldByAll(ctx context.Context, db database.IDB, kid string) error {
 	if err != nil {
 		return err
 	}
-	tell, without := 0, []string(nil)
+	tell, without, named := 0, []string(nil), map[string]int{}
+	for _, v := range list {
+		named[v.Name]++
+	}
 	for _, v := range list {
 		if !v.Tells {
 			continue
 		}
 		if tell++; !slices.Contains(v.Keys, kid) {
-			without = append(without, fmt.Sprintf("%s (seen %s ago)", v.Name, v.Ago.Round(time.Second)))
+			name := v.Name
+			if named[name] > 1 {
+				name += " of " + v.Client
+			}
+			without = append(without, fmt.Sprintf("%s (seen %s ago)", name, v.Ago.Round(time.Second)))
 		}
 	}
 	if len(without) == 0 {

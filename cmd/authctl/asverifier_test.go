@@ -1,0 +1,114 @@
+package main
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/toppira/authctl/modules/auth"
+)
+
+// says starts a server that answers everything with a text, in which BASE is its own URL.
+func says(t *testing.T, text string) (base string) {
+	t.Helper()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch text {
+		case "elsewhere":
+			w.Header().Set("Location", "http://evil/")
+			w.WriteHeader(http.StatusFound)
+		case "away":
+			w.WriteHeader(http.StatusServiceUnavailable)
+		default:
+			_, _ = io.WriteString(w, strings.ReplaceAll(text, "BASE", "http://"+r.Host)) // the command may have gone
+		}
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// What a server says is not believed further than a verifier would: no other issuer, no files of
+// this machine, no redirects.
+func TestAVerifierBelievesNoMetadata(t *testing.T) {
+	t.Parallel()
+	const noEndpoint = "not the URL of an endpoint"
+	for text, want := range map[string]string{
+		"": "answered no JSON", "<!doctype html>": "answered no JSON", "[]": "answered no JSON",
+		`{"issuer":"BASE","jwks_u`:                "answered no JSON",
+		`{"issuer":"BASE","jwks_uri":"BASE/k"} x`: "answered no JSON",
+		"{}":                "no issuer or no jwks_uri",
+		`{"issuer":"BASE"}`: "no issuer or no jwks_uri",
+		`{"issuer":"http://evil","jwks_uri":"http://evil/k"}`:                  `add --issuer "http://evil"`,
+		`{"issuer":"BASE.evil","jwks_uri":"BASE/k"}`:                           "add --issuer",
+		`{"issuer":"BASE","jwks_uri":"/etc/hostname"}`:                         noEndpoint,
+		`{"issuer":"BASE","jwks_uri":"file:///etc/hostname"}`:                  noEndpoint,
+		`{"issuer":"BASE","jwks_uri":"http://a:b@evil/k"}`:                     noEndpoint,
+		`{"issuer":"BASE","jwks_uri":"BASE/k","revocation_feed_endpoint":"x"}`: noEndpoint,
+		"elsewhere": "redirects are not followed", "away": "answered 503 Service Unavailable",
+		strings.Repeat(" ", 5<<20): "larger than 4096 KiB",
+	} {
+		report, err := asVerifier{url: says(t, text) + "/"}.inspect(t.Context(), "x.y.z")
+		if err == nil || !strings.Contains(err.Error(), want) || report.Valid {
+			t.Errorf("%.80s: %+v, %v; want %s", text, report, err, want)
+		}
+	}
+	base := says(t, `{"issuer":"BASE","jwks_uri":"BASE/k"}`)
+	_, err := asVerifier{url: base, issuer: "http://named"}.inspect(t.Context(), "x.y.z")
+	if err == nil || !strings.Contains(err.Error(), `not "http://named"`) {
+		t.Errorf("another issuer than the one named: %v", err)
+	}
+}
+
+// A verifier that uses https sends nothing in the clear.
+func TestAVerifierStaysWithHTTPS(t *testing.T) {
+	t.Parallel()
+	v := asVerifier{url: "https://auth.example.com"}
+	server := authorizationServer{Issuer: v.url, JWKSURI: v.url + "/k", Feed: v.url + "/f"}
+	if err := v.check(server); err != nil {
+		t.Error(err)
+	}
+	server.Feed = "http://auth.example.com/f"
+	if err := v.check(server); err == nil {
+		t.Error("the credentials would be sent in the clear")
+	}
+}
+
+// An answer that does not tell what has ended does not say that nothing has.
+func TestAnAnswerThatTellsNothingIsNone(t *testing.T) {
+	t.Parallel()
+	const at = `"as_of":"2026-01-02T15:04:05Z"`
+	for text, want := range map[string]string{
+		`{}`: "does not tell it", `{"error":"x"}`: "does not tell it", `[]`: "answered no JSON",
+		`{"cursor":"a","revocations":[]}`:                                      "does not tell it",
+		`{` + at + `,"revocations":[]}`:                                        "does not tell it",
+		`{"cursor":"a","more":true,` + at + `}`:                                "does not tell it", // and leads nowhere
+		`{"cursor":"a",` + at + `,"revocations":[{"type":"planet"}]}`:          "unknown type",
+		`{"cursor":"a",` + at + `,"revocations":[{"type":"session","sid":"1"}`: "answered no JSON",
+		`{"cursor":"a",` + at + `,"revocations":[]}`:                           "",
+	} {
+		report := auth.TokenReport{Valid: true, Verdict: "valid", Claims: map[string]any{"sid": "s", "sub": "u"}}
+		err := asVerifier{client: "orders"}.apply(t.Context(), says(t, text)+"/feed?realm=one", "secret", &report)
+		switch {
+		case want == "" && (err != nil || !strings.Contains(report.Verdict, "2026-01-02")):
+			t.Errorf("%s: %v, %s", text, err, report.Verdict)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%s: %v; want %s", text, err, want)
+		}
+	}
+}
+
+// The secret of the client goes to the feed and nowhere else.
+func TestCredentialsAreNotSentElsewhere(t *testing.T) {
+	t.Parallel()
+	var told atomic.Int32
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { told.Add(1) }))
+	defer elsewhere.Close()
+	feed := httptest.NewServer(http.RedirectHandler(elsewhere.URL, http.StatusTemporaryRedirect))
+	defer feed.Close()
+	err := asVerifier{client: "orders"}.apply(t.Context(), feed.URL, "secret", &auth.TokenReport{})
+	if err == nil || told.Load() > 0 {
+		t.Errorf("%v, and another place was asked %d times", err, told.Load())
+	}
+}
