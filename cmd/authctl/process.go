@@ -3,12 +3,41 @@ package main
 import (
 	"context"
 	_ "embed"
+	"errors"
+	"io"
 	"strings"
 
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
 	"github.com/toppira/authctl/platform/telemetry"
+	"github.com/toppira/authctl/platform/tuning"
 )
+
+// untilStopped runs a process that goes on until it is told to stop. It sets up the log, which a
+// hangup opens again, metrics and traces, and closes what run has opened.
+func untilStopped(
+	ctx context.Context, stderr io.Writer, load func() (settings, error), run func(a *app) error,
+) (err error) {
+	ignoreBrokenPipes()
+	hangup := hangups()
+	defer tuning.RoomyHeap()()
+	s, err := load()
+	if err != nil {
+		return err
+	}
+	a, err := newApp(s, stderr, false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.Close()) }()
+	defer a.onHangup(hangup)()
+	build := buildInfo()
+	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
+	if err := a.openTracer(ctx, build.Version); err != nil {
+		return err
+	}
+	return run(a)
+}
 
 // The OpenAPI document, made from the table of routes. A test fails when it is out of date; this
 // writes it: go test ./cmd/authctl -run OpenAPI -update

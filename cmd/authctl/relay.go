@@ -16,7 +16,6 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/telemetry"
-	"github.com/toppira/authctl/platform/tuning"
 )
 
 func newRelay(g *global) *cobra.Command {
@@ -45,25 +44,17 @@ it finishes the batches in flight, releases its leases and stops.`,
 	}
 }
 
-func (g *global) relay(ctx context.Context, stderr io.Writer) (err error) {
-	ignoreBrokenPipes()
-	hangup := hangups()
-	defer tuning.RoomyHeap()()
-	s := settings{keyless: true}
-	if err := g.load(&s, nil); err != nil {
-		return err
+func (g *global) relay(ctx context.Context, stderr io.Writer) error {
+	load := func() (settings, error) {
+		s := settings{keyless: true}
+		err := g.load(&s, nil)
+		return s, err
 	}
-	a, err := newApp(s, stderr, false)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, a.Close()) }()
-	defer a.onHangup(hangup)()
-	build := buildInfo()
-	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
-	if err := a.openTracer(ctx, build.Version); err != nil {
-		return err
-	}
+	return untilStopped(ctx, stderr, load, func(a *app) error { return a.relay(ctx, stderr) })
+}
+
+// relay runs the relay and the deliverer until ctx ends or one fails.
+func (a *app) relay(ctx context.Context, stderr io.Writer) error {
 	if err := a.openDatabase(ctx); err != nil {
 		return err
 	}

@@ -57,33 +57,20 @@ progress, releases its share of the relay and exits with 0. A second signal stop
 	return cmd
 }
 
-func (o *serveOptions) run(ctx context.Context, stderr io.Writer) (err error) {
-	ignoreBrokenPipes()
-	hangup := hangups()
-	defer tuning.RoomyHeap()()
-	flags := map[string]string{}
-	if o.port != "" {
-		flags["app.port"] = o.port
+func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
+	load := func() (settings, error) {
+		flags := map[string]string{}
+		if o.port != "" {
+			flags["app.port"] = o.port
+		}
+		return o.loadSettings(flags)
 	}
-	s, err := o.loadSettings(flags)
-	if err != nil {
-		return err
-	}
-	a, err := newApp(s, stderr, false)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, a.Close()) }()
-	defer a.onHangup(hangup)()
-	build := buildInfo()
-	a.registry = telemetry.NewRegistry(telemetry.Build{Version: build.Version, Commit: build.Revision})
-	if err := a.openTracer(ctx, build.Version); err != nil {
-		return err
-	}
-	if err := a.openAuth(ctx); err != nil {
-		return err
-	}
-	return a.serve(ctx, stderr)
+	return untilStopped(ctx, stderr, load, func(a *app) error {
+		if err := a.openAuth(ctx); err != nil {
+			return err
+		}
+		return a.serve(ctx, stderr)
+	})
 }
 
 // serve runs the listeners, the relay and the housekeeping until ctx ends or one fails.
