@@ -194,16 +194,18 @@ func (f *Fence) next(ctx context.Context, db database.IDB) (fenceMark, error) {
 	if database.IsPostgres(db) {
 		now = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 	}
-	var ms, epoch, generation int64
-	err = db.QueryRowContext(ctx, "SELECT "+now+`,
-		(SELECT coalesce(max(session_epoch), 0) FROM users),
-		(SELECT max(g) FROM (SELECT generation AS g FROM outbox_setting UNION ALL SELECT generation FROM restore_fence) q)`).
-		Scan(&ms, &epoch, &generation)
+	var ms, epoch, last int64
+	err = db.QueryRowContext(ctx, "SELECT "+now+`, (SELECT coalesce(max(session_epoch), 0) FROM users),
+		(SELECT coalesce(max(generation), 0) FROM restore_fence)`).Scan(&ms, &epoch, &last)
 	if err != nil {
 		return fenceMark{}, fmt.Errorf("prepare the fence: %w", err)
 	}
+	generation, err := outbox.Generation(ctx, db)
+	if err != nil {
+		return fenceMark{}, err
+	}
 	return fenceMark{
-		generation: max(ms/1000, generation+1), epoch: max(ms, epoch+1), began: time.UnixMilli(ms).UTC(),
+		generation: max(ms/1000, generation+1, last+1), epoch: max(ms, epoch+1), began: time.UnixMilli(ms).UTC(),
 	}, nil
 }
 
