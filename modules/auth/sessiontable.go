@@ -111,12 +111,12 @@ func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, 
 // token that can live, by this server's clock and by the database's: a clock that is ahead must not
 // revive a revoked session.
 func purgeSessions(ctx context.Context, db *database.DB, table string, now time.Time, limit int) (int64, error) {
-	expired := "expires_at < ?1"
-	if db.IsPostgres() {
-		expired += " AND expires_at < now()"
+	query := "DELETE FROM %[1]s WHERE sid IN (SELECT sid FROM %[1]s WHERE expires_at < ?1 ORDER BY expires_at LIMIT ?2)"
+	if db.IsPostgres() { // which would join, and read the whole table for it
+		query = "DELETE FROM %[1]s WHERE sid = ANY (ARRAY(SELECT sid FROM %[1]s WHERE expires_at < ?1 AND expires_at < now() " +
+			"ORDER BY expires_at LIMIT ?2))"
 	}
-	some := "SELECT sid FROM " + table + " WHERE " + expired + " ORDER BY expires_at LIMIT ?2"
-	res, err := db.Write(ctx, "DELETE FROM "+table+" WHERE sid IN ("+some+")", now, limit)
+	res, err := db.Write(ctx, fmt.Sprintf(query, table), now, limit)
 	if err != nil {
 		return 0, fmt.Errorf("purge %s: %w", table, err)
 	}

@@ -16,3 +16,6 @@ func (s *idSet) Remembered() int { return len(s.bits) * 64 }
 func TailInto(ctx context.Context, db *database.DB, opt TailOptions, shown *Shown, fn func(Entry) error) error {
 	return tail(ctx, db, opt, shown, fn)
 }
+
+// IdleSegment is the condition that no event of a segment waits.
+func IdleSegment(table string) string { return idleSegment(table) }

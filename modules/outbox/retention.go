@@ -71,9 +71,7 @@ func forgetKeys(ctx context.Context, db *database.DB, retention time.Duration) e
 
 func emptySegment(ctx context.Context, db *database.DB, n int, retention time.Duration) error {
 	table := fmt.Sprintf("outbox_event_%02d", n)
-	idle := `NOT EXISTS (SELECT 1 FROM outbox_pending WHERE segment = ?1) AND NOT EXISTS (SELECT 1 FROM outbox_dead WHERE segment = ?1)
-		AND NOT EXISTS (SELECT 1 FROM outbox_delivery WHERE segment = ?1
-			AND id BETWEEN (SELECT min(id) FROM ` + table + `) AND (SELECT max(id) FROM ` + table + `))`
+	idle := idleSegment(table)
 	var newest, writtenMS, nowMS int64
 	err := briefly(ctx, db, func(ctx context.Context, tx database.Tx) error {
 		// Events are in the order of time, except those of transactions that were open together.
@@ -97,15 +95,27 @@ func emptySegment(ctx context.Context, db *database.DB, n int, retention time.Du
 		if _, err := tx.ExecContext(ctx, `LOCK TABLE ONLY `+table+` IN ACCESS EXCLUSIVE MODE`); err != nil {
 			return err
 		}
-		// With the lock no replay can put anything back, so this check is final.
+		// With the lock no replay can put anything back, so this check is final. It is the only one that
+		// looks at every pending event, whatever its shard.
 		var same bool
-		err := tx.QueryRowContext(ctx, `SELECT (SELECT max(id) FROM `+table+`) = ?2 AND `+idle, n, newest).Scan(&same)
+		err := tx.QueryRowContext(ctx, `SELECT (SELECT max(id) FROM `+table+`) = ?2 AND `+idle+`
+			AND NOT EXISTS (SELECT 1 FROM outbox_pending WHERE segment = ?1)`, n, newest).Scan(&same)
 		if err != nil || !same {
 			return err
 		}
 		_, err = tx.ExecContext(ctx, `TRUNCATE ONLY `+table)
 		return err
 	})
+}
+
+// idleSegment is the condition that no event of a segment waits. It goes by the ids of the segment, so
+// that a backlog in another one is not read.
+func idleSegment(table string) string {
+	ids := `BETWEEN (SELECT min(id) FROM ` + table + `) AND (SELECT max(id) FROM ` + table + `)`
+	return `NOT EXISTS (SELECT 1 FROM outbox_shard s CROSS JOIN LATERAL (SELECT 1 FROM outbox_pending p
+			WHERE p.shard = s.shard AND p.segment = ?1 AND p.id ` + ids + ` LIMIT 1) waits)
+		AND NOT EXISTS (SELECT 1 FROM outbox_dead WHERE segment = ?1 AND id ` + ids + `)
+		AND NOT EXISTS (SELECT 1 FROM outbox_delivery WHERE segment = ?1 AND id ` + ids + `)`
 }
 
 // briefly runs a transaction that waits only briefly for locks: everyone else queues after a

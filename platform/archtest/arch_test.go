@@ -36,6 +36,8 @@ var arrows = map[string][]string{
 		"platform/batch", "platform/cache", "platform/config", "platform/database", "platform/fault", "platform/logging",
 		"platform/retry", "platform/tracing",
 	},
+	"modules/auth/authbench": {"modules/auth/internal/session/...", "platform/cache", "platform/config",
+		"platform/database"}, // fills an installation, for cmd/bench
 	"modules/auth/campaign":                             {}, // tests of the binary
 	"modules/auth/internal/feed":                        {"platform/database"},
 	"modules/auth/internal/password":                    {"platform/config", "platform/fault", "platform/tracing"},

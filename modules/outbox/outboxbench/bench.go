@@ -44,6 +44,10 @@ type Report struct {
 	LatencyRate   float64 `json:"latency_rate"`        // events a second while latency was measured
 	LatencyP50    float64 `json:"latency_p50_ms"`      // commit → acknowledged
 	LatencyP99    float64 `json:"latency_p99_ms"`      //
+	CommitP50     float64 `json:"commit_p50_ms"`       // a transaction of one plain insert at that rate
+	CommitP99     float64 `json:"commit_p99_ms"`       //
+	ProduceP50    float64 `json:"produce_p50_ms"`      // one record through the same sink until it is acknowledged
+	ProduceP99    float64 `json:"produce_p99_ms"`      //
 	WritersPlain  float64 `json:"writers_plain_tps"`   // transactions of one plain insert of an event's size
 	WritersOutbox float64 `json:"writers_outbox_tps"`  // the same insert and an event
 	WriterRatio   float64 `json:"writer_ratio"`        //
@@ -67,6 +71,7 @@ func Run(ctx context.Context, opt Options) (Report, error) {
 	}{
 		{"writers with and without an event", b.writers},
 		{"latency", b.latency},
+		{"bare commits and bare sends, one by one", b.steps},
 		{"draining", b.drain},
 		{"the sink alone", b.bare},
 	} {
@@ -93,16 +98,17 @@ type bench struct {
 }
 
 // body is as large as that of a sign-in.
-func body(user uuid.UUID) json.RawMessage {
-	return json.RawMessage(`{"user_id":"` + user.String() + `","occurred_at":"2026-01-02T03:04:05.678901234Z",` +
+func body(user string) json.RawMessage {
+	return json.RawMessage(`{"user_id":"` + user + `","occurred_at":"2026-01-02T03:04:05.678901234Z",` +
 		`"sid":"` + uuid.NewString() +
 		`","device_name":"Firefox on Linux","ip":"192.0.2.1","user_agent":"Mozilla/5.0 (X11; Linux x86_64; rv:130.0) Gecko/20100101 Firefox/130.0"}`)
 }
 
-func event() outbox.Event {
-	user := uuid.New()
+func event() outbox.Event { return eventOf(uuid.NewString()) }
+
+func eventOf(user string) outbox.Event {
 	return outbox.Event{
-		Type: "auth.UserLoggedIn.v1", Key: user.String(), Subject: user.String(), Source: "https://auth.example.com",
+		Type: "auth.UserLoggedIn.v1", Key: user, Subject: user, Source: "https://auth.example.com",
 		DataSchema: "https://auth.example.com/.well-known/schemas/auth.UserLoggedIn.v1.json", Time: time.Now(),
 		Data: body(user),
 	}
@@ -293,10 +299,77 @@ func (b *bench) latency(ctx context.Context) error {
 	if len(all) == 0 {
 		return errors.New("nothing was written")
 	}
-	slices.Sort(all)
-	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-	b.report.LatencyP50, b.report.LatencyP99 = ms(all[len(all)/2]), ms(all[len(all)*99/100])
+	b.report.LatencyP50, b.report.LatencyP99 = percentiles(all)
 	return nil
+}
+
+// steps measures what every event has to wait for: a commit, at the rate of the events, and a record
+// that is sent on its own.
+func (b *bench) steps(ctx context.Context) error {
+	var mu sync.Mutex
+	var commits, sends []time.Duration
+	var failed error
+	var group sync.WaitGroup
+	var next atomic.Int64
+	d := b.Duration / 2
+	start := time.Now()
+	for range b.Writers {
+		group.Go(func() {
+			for ctx.Err() == nil {
+				due := start.Add(time.Duration(next.Add(1)) * time.Second / time.Duration(b.Rate))
+				if due.Sub(start) > d {
+					return
+				}
+				time.Sleep(time.Until(due))
+				e := event()
+				begin := time.Now()
+				err := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+					_, err := tx.ExecContext(ctx, `INSERT INTO outbox_bench (id, body) VALUES (?, ?)`, uuid.NewString(), string(e.Data))
+					return err
+				})
+				took := time.Since(begin)
+				mu.Lock()
+				commits, failed = append(commits, took), errors.Join(failed, err)
+				mu.Unlock()
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	group.Wait()
+	if failed != nil {
+		return failed
+	}
+	partitions, err := b.Sink.Partitions(ctx)
+	if err != nil {
+		return err
+	}
+	for begun := time.Now(); time.Since(begun) < d && ctx.Err() == nil; time.Sleep(time.Second / time.Duration(b.Rate)) {
+		for p, records := range ByPartition(1, partitions) {
+			if len(records) == 0 {
+				continue
+			}
+			begin := time.Now()
+			if err := b.Sink.Publish(ctx, &relay.Batch{Partition: p, Records: records, Owned: func() bool { return true }}); err != nil {
+				return err
+			}
+			sends = append(sends, time.Since(begin))
+		}
+	}
+	if len(commits) == 0 || len(sends) == 0 {
+		return errors.New("nothing was written")
+	}
+	b.report.CommitP50, b.report.CommitP99 = percentiles(commits)
+	b.report.ProduceP50, b.report.ProduceP99 = percentiles(sends)
+	return ctx.Err()
+}
+
+// percentiles sorts the list, and returns milliseconds.
+func percentiles(list []time.Duration) (p50, p99 float64) {
+	slices.Sort(list)
+	ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+	return ms(list[len(list)/2]), ms(list[len(list)*99/100])
 }
 
 // drain fills the outbox and empties it with one relay.

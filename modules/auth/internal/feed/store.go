@@ -80,14 +80,16 @@ func (s store) since(ctx context.Context, p position, limit int) (look, error) {
 	if !s.db.IsPostgres() {
 		return s.askSQLite(ctx, "id >= ?1", limit, int64(p.next))
 	}
-	// LATERAL with OFFSET keeps PostgreSQL from reading the whole table instead of using the index.
-	// Rows of transactions that are yet to come were restored from another server.
+	// What is sorted by the index is read by it, whatever PostgreSQL thinks of how many rows there are: after
+	// a mass revocation many are of one transaction. Rows of transactions that are yet to come were
+	// restored from another server.
 	return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
 		(SELECT `+columnsPostgres+` FROM revocation WHERE revocation.xid >= pg_snapshot_xmax(CAST(CAST(?1 AS text) AS pg_snapshot))
-				AND revocation.xid < pg_snapshot_xmax(pg_current_snapshot()) LIMIT ?2)
+				AND revocation.xid < pg_snapshot_xmax(pg_current_snapshot()) ORDER BY revocation.xid LIMIT ?2)
 		UNION ALL
 		(SELECT q.* FROM pg_snapshot_xip(CAST(CAST(?1 AS text) AS pg_snapshot)) o (xid)
-			CROSS JOIN LATERAL (SELECT `+columnsPostgres+` FROM revocation WHERE revocation.xid = o.xid OFFSET 0) q LIMIT ?2)
+			CROSS JOIN LATERAL (SELECT `+columnsPostgres+` FROM revocation WHERE revocation.xid >= o.xid AND revocation.xid <= o.xid
+				ORDER BY revocation.xid LIMIT ?2) q LIMIT ?2)
 		) r ON true`, p.snapshot(), limit+1)
 }
 
@@ -212,8 +214,12 @@ func scanRow(rows *sql.Rows, before ...any) (r row, err error) {
 
 // purge forgets at most limit facts that expired a while ago.
 func (s store) purge(ctx context.Context, limit int) (int64, error) {
-	res, err := s.db.Write(ctx, `DELETE FROM revocation WHERE id IN
-		(SELECT id FROM revocation WHERE expires_ms < `+nowMS(s.db)+` ORDER BY expires_ms LIMIT ?)`, limit)
+	some := `SELECT id FROM revocation WHERE expires_ms < ` + nowMS(s.db) + ` ORDER BY expires_ms LIMIT ?`
+	query := `DELETE FROM revocation WHERE id IN (` + some + `)`
+	if s.db.IsPostgres() { // which would join, and read the whole table for it
+		query = `DELETE FROM revocation WHERE id = ANY (ARRAY(` + some + `))`
+	}
+	res, err := s.db.Write(ctx, query, limit)
 	if err != nil {
 		return 0, fmt.Errorf("purge what has ended: %w", err)
 	}
