@@ -13,6 +13,7 @@ type result struct {
 	shed     int64   // answers that said "later"
 	failed   int64   // anything else
 	p50, p99 time.Duration
+	took     []time.Duration // of each success
 }
 
 // outcome of one call.
@@ -55,7 +56,7 @@ func load(workers int, d time.Duration, do func(worker int) outcome) result {
 	group.Wait()
 	took := time.Since(begin)
 	r := result{rate: float64(len(all)) / took.Seconds(), shed: shed.Load(), failed: failed.Load()}
-	r.p50, r.p99 = quantile(all, 0.5), quantile(all, 0.99)
+	r.p50, r.p99, r.took = quantile(all, 0.5), quantile(all, 0.99), all
 	return r
 }
 

@@ -10,6 +10,8 @@
 //	go run ./cmd/bench import     what an import does to sign-ins, on each database
 //	go run ./cmd/bench relay      the relay beside a bare producer
 //	go run ./cmd/bench timing     whether the time of a refused sign-in tells why
+//	go run ./cmd/bench growth     everything with ten million accounts; only when it is named
+//	go run ./cmd/bench soak       half an hour with faults; only when it is named
 //
 // It starts its own servers, on loopback, against the PostgreSQL and Redis named by
 // AUTHCTL_TEST_POSTGRES and AUTHCTL_TEST_REDIS (./deploy/test.sh starts them), and embedded
@@ -33,6 +35,12 @@ type options struct {
 	duration time.Duration // of each measurement
 	cost     int           // bcrypt
 	pairs    int           // of the timing study
+	size     float64       // accounts of the largest step of growth
+	soak     time.Duration // how long it takes
+	picture  string        // folder for the pictures of growth and soak; "": none
+	slowDisk time.Duration // by how much longer PostgreSQL's flushes take
+	slowCPU  int           // percent of each core that is left; 0: all of it
+	diskEnv  []string      // of a PostgreSQL whose disk is slow
 
 	// prepare runs before the server starts, on its database; run calls authctl there.
 	prepare func(run func(stdin string, args ...string) error) error
@@ -44,17 +52,35 @@ func main() {
 	if len(os.Args) == 2 && os.Args[1] == bareCommand {
 		os.Exit(exit(runBare(ctx)))
 	}
+	if len(os.Args) == 3 && os.Args[1] == burnerCommand {
+		os.Exit(exit(runBurner(os.Args[2])))
+	}
 	var o options
 	flag.DurationVar(&o.duration, "duration", 5*time.Second, "how long each measurement takes")
 	flag.IntVar(&o.cost, "cost", 10, "bcrypt cost of the sign-ins measured")
 	flag.IntVar(&o.pairs, "pairs", 2000, "sign-ins of each kind in the timing study")
+	flag.Float64Var(&o.size, "size", 1e7, "accounts of the largest step of growth")
+	flag.DurationVar(&o.soak, "for", 30*time.Minute, "how long soak takes")
+	flag.StringVar(&o.picture, "picture", "", "folder in which growth and soak leave a picture of what they measured")
+	flag.DurationVar(&o.slowDisk, "slow-disk", 0, "how much longer each flush takes of a PostgreSQL that is started for the run")
+	flag.IntVar(&o.slowCPU, "slow-cpu", 0, "percent of each core that is left to everything on this machine; needs root")
 	flag.Usage = func() {
 		fmt.Fprint(os.Stderr, "usage: go run ./cmd/bench [flags] "+
-			"[signin] [session] [feed] [flood] [import] [relay] [timing]\n\n")
+			"[signin] [session] [feed] [flood] [import] [relay] [timing] [growth] [soak]\n\n")
 		flag.PrintDefaults()
 	}
-	flag.Parse()
-	os.Exit(exit(run(ctx, o, flag.Args())))
+	os.Exit(exit(run(ctx, o, parts(os.Args[1:]))))
+}
+
+// parts reads flags, which may come before and after the names of parts.
+func parts(args []string) (names []string) {
+	for {
+		_ = flag.CommandLine.Parse(args) // which exits when it fails
+		if args = flag.Args(); len(args) == 0 {
+			return names
+		}
+		names, args = append(names, args[0]), args[1:]
+	}
 }
 
 func exit(err error) int {
@@ -65,25 +91,30 @@ func exit(err error) int {
 	return 0
 }
 
-func run(ctx context.Context, o options, parts []string) error {
-	all := []struct {
-		name string
-		run  func(context.Context, options, *report) error
-	}{{"signin", benchSignIn}, {"session", benchSession}, {"feed", benchFeed}, {"flood", benchFlood}, {"import",
-		benchImport}, {"relay", benchRelay}, {"timing", benchTiming}}
-	for _, part := range parts {
-		if !slices.ContainsFunc(all, func(one struct {
-			name string
-			run  func(context.Context, options, *report) error
-		}) bool {
-			return one.name == part
-		}) {
-			return fmt.Errorf("there is no part %q: signin, session, feed, flood, import, relay, timing", part)
+func run(ctx context.Context, o options, parts []string) (err error) {
+	type part struct {
+		name  string
+		run   func(context.Context, options, *report) error
+		named bool // it runs only when it is named
+	}
+	all := []part{
+		{"signin", benchSignIn, false}, {"session", benchSession, false}, {"feed", benchFeed, false},
+		{"flood", benchFlood, false}, {"import", benchImport, false}, {"relay", benchRelay, false},
+		{"timing", benchTiming, false}, {"growth", benchGrowth, true}, {"soak", benchSoak, true},
+	}
+	for _, name := range parts {
+		if !slices.ContainsFunc(all, func(one part) bool { return one.name == name }) {
+			return fmt.Errorf("there is no part %q: signin, session, feed, flood, import, relay, timing, growth, soak", name)
 		}
 	}
+	restore, err := slowMachine(&o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, restore()) }()
 	var r report
 	for _, part := range all {
-		if len(parts) > 0 && !slices.Contains(parts, part.name) {
+		if len(parts) > 0 && !slices.Contains(parts, part.name) || len(parts) == 0 && part.named {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "measuring %s …\n", part.name)
@@ -127,6 +158,26 @@ func (r *report) latency(what string, figure, unloaded, goal time.Duration) {
 		l.goal, l.met = "≤ "+short(goal), met(figure <= goal)
 	}
 	r.lines = append(r.lines, l)
+}
+
+// within adds a latency in milliseconds beside its bound. It is met when it is at most that many times
+// the bound, or short enough in itself.
+func (r *report) within(what string, figure, bound float64, boundName string, times, enough float64) {
+	l := line{part: r.part, what: what, figure: fmt.Sprintf("%.2f ms", figure), bound: fmt.Sprintf("%s %.2f ms", boundName, bound),
+		goal: fmt.Sprintf("≤ %.1f × or ≤ %.0f ms", times, enough), met: met(figure <= max(times*bound, enough))}
+	if bound > 0 {
+		l.ratio = fmt.Sprintf("%.1f", figure/bound)
+	}
+	r.lines = append(r.lines, l)
+}
+
+// underLoad adds a latency beside the same one without load: it is met when it is at most that many
+// times as long, and not too long in itself.
+func (r *report) underLoad(what string, figure, unloaded time.Duration, times float64, most time.Duration) {
+	r.latency(what, figure, unloaded, most)
+	l := &r.lines[len(r.lines)-1]
+	l.goal = fmt.Sprintf("≤ %.0f × and ≤ %s", times, short(most))
+	l.met = met(figure <= most && float64(figure) <= times*float64(unloaded))
 }
 
 // plain adds a figure with no bound to measure beside it.

@@ -1,0 +1,276 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Engines that a part of the benchmark starts for itself, on loopback, because it fills them, stops
+// them or makes them slow. Each has a folder of its own, which goes with it.
+
+// postgres is a server of PostgreSQL.
+type postgres struct {
+	url  string
+	dir  string // with data and log
+	bin  string
+	cred *syscall.SysProcAttr
+	env  []string // of the server
+}
+
+// startPostgres makes a new server. settings are lines of postgresql.conf, env is added to its
+// environment.
+func startPostgres(env []string, settings ...string) (p *postgres, err error) {
+	found, _ := filepath.Glob("/usr/lib/postgresql/*/bin/pg_ctl")
+	if path, err := exec.LookPath("pg_ctl"); err == nil && len(found) == 0 {
+		found = append(found, path)
+	}
+	if len(found) == 0 {
+		return nil, errors.New("PostgreSQL's server programs are needed: install the package postgresql")
+	}
+	slices.Sort(found)
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "authctl-bench-postgres-")
+	if err != nil {
+		return nil, err
+	}
+	p = &postgres{dir: dir, bin: filepath.Dir(found[len(found)-1]), env: env,
+		url: fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", port)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.remove())
+		}
+	}()
+	p.cred = ownGroup(nil)
+	if os.Geteuid() == 0 { // PostgreSQL refuses to run as root
+		u, err := user.Lookup("postgres")
+		if err != nil {
+			return nil, fmt.Errorf("PostgreSQL refuses to run as root: %w", err)
+		}
+		uid, _ := strconv.Atoi(u.Uid)
+		gid, _ := strconv.Atoi(u.Gid)
+		p.cred = ownGroup(&syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)})
+		if err := os.Chown(dir, uid, gid); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.run("initdb", "-D", p.data(), "-U", "postgres", "-A", "trust", "-N", "--no-sync", "-E", "UTF8",
+		"--locale=C"); err != nil {
+		return nil, err
+	}
+	lines := append([]string{fmt.Sprintf("port = %d", port), "listen_addresses = '127.0.0.1'",
+		"unix_socket_directories = ''", "max_connections = 200"}, settings...)
+	f, err := os.OpenFile(filepath.Join(p.data(), "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.WriteString(strings.Join(lines, "\n") + "\n")
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	return p, p.start()
+}
+
+// ownGroup keeps Ctrl-C at the terminal from reaching the process: the benchmark stops it in its turn.
+func ownGroup(cred *syscall.Credential) *syscall.SysProcAttr {
+	return &syscall.SysProcAttr{Setpgid: true, Credential: cred}
+}
+
+func (p *postgres) data() string { return filepath.Join(p.dir, "data") }
+
+func (p *postgres) start() error {
+	return p.run("pg_ctl", "-D", p.data(), "-l", filepath.Join(p.dir, "log"), "-w", "-t", "60", "start")
+}
+
+// stop ends the server, as an operator does (fast) or a crash (immediate).
+func (p *postgres) stop(mode string) error {
+	return p.run("pg_ctl", "-D", p.data(), "-m", mode, "-w", "-t", "120", "stop")
+}
+
+// remove ends the server and deletes its folder.
+func (p *postgres) remove() error {
+	if _, err := os.Stat(filepath.Join(p.data(), "postmaster.pid")); err == nil {
+		_ = p.stop("immediate") // nothing of it is kept
+	}
+	return os.RemoveAll(p.dir)
+}
+
+func (p *postgres) run(name string, args ...string) error {
+	cmd := exec.Command(filepath.Join(p.bin, name), args...)
+	cmd.Dir, cmd.SysProcAttr = p.dir, p.cred
+	cmd.Env = append(os.Environ(), p.env...)
+	// Not a pipe: the server that pg_ctl starts would keep it open.
+	out, err := os.CreateTemp("", "authctl-bench-out-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(out.Name())
+	defer out.Close()
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Run(); err != nil {
+		text, _ := os.ReadFile(out.Name())
+		log, _ := os.ReadFile(filepath.Join(p.dir, "log"))
+		return fmt.Errorf("%s: %w: %s%s", name, err, text, log[max(0, len(log)-2000):])
+	}
+	return nil
+}
+
+// redisServer is a server of Redis.
+type redisServer struct {
+	url, addr string
+	dir       string
+	conf      string
+	cmd       *exec.Cmd
+}
+
+// startRedis makes a new server. settings are lines of redis.conf.
+func startRedis(settings ...string) (r *redisServer, err error) {
+	if _, err := exec.LookPath("redis-server"); err != nil {
+		return nil, fmt.Errorf("the server of Redis is needed: install the package redis-server: %w", err)
+	}
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "authctl-bench-redis-")
+	if err != nil {
+		return nil, err
+	}
+	r = &redisServer{dir: dir, conf: filepath.Join(dir, "redis.conf"), addr: fmt.Sprintf("127.0.0.1:%d", port)}
+	r.url = "redis://" + r.addr + "/0"
+	lines := append([]string{"bind 127.0.0.1", fmt.Sprintf("port %d", port), "dir " + dir, `save ""`,
+		"maxmemory-policy noeviction"}, settings...)
+	if err := os.WriteFile(r.conf, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		return nil, errors.Join(err, r.remove())
+	}
+	if err := r.start(); err != nil {
+		return nil, errors.Join(err, r.remove())
+	}
+	return r, nil
+}
+
+// start returns when the server answers that it has loaded what it had.
+func (r *redisServer) start() error {
+	log, err := os.OpenFile(filepath.Join(r.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	r.cmd = exec.Command("redis-server", r.conf)
+	r.cmd.Stdout, r.cmd.Stderr, r.cmd.SysProcAttr = log, log, ownGroup(nil)
+	if err := r.cmd.Start(); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		if r.answers() {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			text, _ := os.ReadFile(filepath.Join(r.dir, "log"))
+			return fmt.Errorf("Redis does not answer: %s", text)
+		}
+	}
+}
+
+func (r *redisServer) answers() bool {
+	conn, err := net.DialTimeout("tcp", r.addr, time.Second)
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	_, _ = conn.Write([]byte("PING\r\n"))
+	line, err := bufio.NewReader(conn).ReadString('\n')
+	return err == nil && strings.HasPrefix(line, "+PONG")
+}
+
+func (r *redisServer) kill() {
+	if r.cmd != nil && r.cmd.Process != nil {
+		_ = r.cmd.Process.Kill()
+		_ = r.cmd.Wait()
+		r.cmd = nil
+	}
+}
+
+func (r *redisServer) remove() error {
+	r.kill()
+	return os.RemoveAll(r.dir)
+}
+
+// kafkaBroker is one broker that deploy/kafka.sh runs.
+type kafkaBroker struct {
+	brokers string
+	dir     string
+	script  string
+}
+
+func startKafka(ctx context.Context) (k *kafkaBroker, err error) {
+	script, err := filepath.Abs(filepath.Join("deploy", "kafka.sh"))
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(script); err != nil {
+		return nil, fmt.Errorf("run the benchmark at the root of the repository: %w", err)
+	}
+	dir, err := os.MkdirTemp("", "authctl-bench-kafka-")
+	if err != nil {
+		return nil, err
+	}
+	k = &kafkaBroker{dir: dir, script: script}
+	cmd := exec.CommandContext(ctx, script, "start", "--dir", dir, "--set", "broker.session.timeout.ms=4000",
+		"--set", "broker.heartbeat.interval.ms=500")
+	cmd.SysProcAttr = ownGroup(nil)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start Kafka: %w: %s", err, stderr.String()), k.remove())
+	}
+	k.brokers = strings.TrimPrefix(strings.TrimSpace(string(out)), "BROKERS=")
+	return k, nil
+}
+
+// stop kills the broker; start-broker brings it back with what it had.
+func (k *kafkaBroker) stop() error {
+	text, err := os.ReadFile(filepath.Join(k.dir, "broker-1.pid"))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return err
+	}
+	return syscall.Kill(pid, syscall.SIGKILL)
+}
+
+func (k *kafkaBroker) start() error {
+	cmd := exec.Command(k.script, "start-broker", "--dir", k.dir, "1")
+	cmd.SysProcAttr = ownGroup(nil)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("start the broker again: %w: %s", err, out)
+	}
+	return nil
+}
+
+func (k *kafkaBroker) remove() error {
+	cmd := exec.Command(k.script, "stop", "--dir", k.dir)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("stop Kafka: %w: %s", err, out)
+	}
+	return errors.Join(err, os.RemoveAll(k.dir))
+}

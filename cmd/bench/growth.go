@@ -1,0 +1,811 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/crypto/bcrypt"
+	"golang.org/x/sys/unix"
+
+	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/modules/auth/authbench"
+	"github.com/toppira/authctl/modules/outbox/outboxbench"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+)
+
+const (
+	growthLimit  = 1.2
+	growthCost   = 4 // of bcrypt, whose time is taken off in any case
+	growthRounds = 10
+	growthProbes = 1000
+	// What an account of the largest step takes with everything that comes with it, measured: bytes of
+	// disk, of Redis' memory, and time to load and measure.
+	diskPerAccount   = 3200
+	memoryPerAccount = 650
+)
+
+// amounts is how much there is of each kind.
+type amounts struct{ accounts, sessions, revocations, events int }
+
+// share is what comes with so many accounts.
+func share(accounts int) amounts {
+	return amounts{accounts, accounts / 2, accounts / 10, accounts / 2}
+}
+
+func (a amounts) String() string {
+	var list []string
+	for _, one := range []struct {
+		n    int
+		what string
+	}{{a.accounts, "accounts"}, {a.sessions, "sessions"}, {a.revocations, "revocations"}, {a.events, "events waiting"}} {
+		if one.n > 0 {
+			list = append(list, grouped(one.n)+" "+one.what)
+		}
+	}
+	return strings.Join(list, ", ")
+}
+
+// grouped writes a number with commas.
+func grouped(n int) string {
+	text := strconv.Itoa(n)
+	for i := len(text) - 3; i > 0; i -= 3 {
+		text = text[:i] + "," + text[i:]
+	}
+	return text
+}
+
+// point is one thing to measure.
+type point struct {
+	name    string
+	a       amounts
+	onTop   bool // of the database and the records of Redis that earlier points of the largest step left
+	leaves  bool // what it loaded, for the last point
+	records bool // of sessions in the database are measured as well
+	final   bool // it is judged
+}
+
+// growthPoints are a curve of everything together, each kind on its own, and the end of the curve,
+// which goes on with what is loaded.
+func growthPoints(size int) []point {
+	var points []point
+	for _, n := range []int{1, 1_000, 100_000} {
+		if n < size {
+			points = append(points, point{name: "all, " + grouped(n), a: share(n)})
+		}
+	}
+	all := share(size)
+	return append(points,
+		point{name: "revocations", a: amounts{revocations: all.revocations}, final: true},
+		point{name: "backlog", a: amounts{events: all.events}, final: true},
+		point{name: "sessions", a: amounts{sessions: all.sessions}, final: true, leaves: true, records: true},
+		point{name: "accounts", a: amounts{accounts: all.accounts}, final: true, leaves: true},
+		point{name: "all, " + grouped(size), a: all, final: true, onTop: true},
+	)
+}
+
+// growth is a run.
+type growth struct {
+	o      options
+	r      *report
+	pg     *postgres
+	loader *authbench.Loader
+	secret string
+	dir    string
+	curve  []curvePoint
+	missed int
+
+	// What earlier points left for the last one.
+	kept *side
+}
+
+type curvePoint struct {
+	size    int
+	name    string
+	figures []judged
+}
+
+// benchGrowth measures requests and the relay at two installations in turns: one that is empty but for
+// the accounts that ask, and one that is filled.
+func benchGrowth(ctx context.Context, o options, r *report) (err error) {
+	size := int(o.size)
+	if size < 10 || size > 50_000_000 {
+		return fmt.Errorf("--size is the number of accounts of the largest step, 10 to 5e7: %g is not", o.size)
+	}
+	if err := enough(size); err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "  %s, each on its own and together; it takes some %s, %.1f GB of disk below %s and %.1f GB of memory, "+
+		"and leaves nothing\n", share(size), growthTime(size, o.duration).Round(time.Minute), float64(size)*diskPerAccount/1e9+2,
+		os.TempDir(), float64(size)*memoryPerAccount/1e9+2)
+	g := &growth{o: o, r: r, secret: uuid.NewString() + uuid.NewString()}
+	if g.dir, err = os.MkdirTemp("", "authctl-bench-growth-"); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(g.dir)) }()
+	whole, err := authbench.New(g.secret, growthCost, size, growthProbes)
+	if err != nil {
+		return err
+	}
+	g.pg, err = startPostgres(o.diskEnv, "shared_buffers = 1GB", "max_wal_size = 4GB", "checkpoint_timeout = 15min",
+		"maintenance_work_mem = 512MB")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, g.pg.remove()) }()
+	defer func() {
+		if g.kept != nil {
+			err = errors.Join(err, g.kept.close())
+		}
+	}()
+	for _, p := range growthPoints(size) {
+		fmt.Fprintf(os.Stderr, "  %s: %s\n", p.name, p.a)
+		if g.loader = whole; !p.final {
+			if g.loader, err = authbench.New(g.secret, growthCost, p.a.accounts, growthProbes); err != nil {
+				return err
+			}
+		}
+		if err := g.measure(ctx, p); err != nil {
+			return errors.Join(fmt.Errorf("%s: %w", p.name, err), g.show())
+		}
+	}
+	if err := g.show(); err != nil {
+		return err
+	}
+	if g.missed > 0 {
+		return fmt.Errorf("%d figures are above %.1f × those of the empty installation", g.missed, growthLimit)
+	}
+	return nil
+}
+
+// growthTime is about how long a run takes.
+func growthTime(size int, d time.Duration) time.Duration {
+	points := time.Duration(len(growthPoints(size)) + 1)
+	return points*(14*d+15*time.Second) + time.Duration(size)*90*time.Microsecond
+}
+
+// enough refuses what the machine has no room for.
+func enough(size int) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(os.TempDir(), &st); err != nil {
+		return fmt.Errorf("look at the free disk: %w", err)
+	}
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return fmt.Errorf("look at the free memory: %w", err)
+	}
+	free := 0
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "MemAvailable:"); ok {
+			free, _ = strconv.Atoi(strings.Fields(rest)[0])
+		}
+	}
+	return fits(size, float64(st.Bavail)*float64(st.Bsize), float64(free)*1024)
+}
+
+func fits(size int, disk, memory float64) error {
+	needDisk, needMemory := float64(size)*diskPerAccount+2e9, float64(size)*memoryPerAccount+2e9
+	if needDisk > disk || needMemory > memory {
+		return fmt.Errorf("--size %g needs %.1f GB of disk and %.1f GB of memory, and there are %.1f and %.1f: choose a smaller one",
+			float64(size), needDisk/1e9, needMemory/1e9, disk/1e9, memory/1e9)
+	}
+	return nil
+}
+
+// side is one of the two installations.
+type side struct {
+	name   string
+	url    string
+	drop   func() error
+	db     *database.DB
+	redis  *redisServer
+	probes []authbench.Probe
+	serve  *process
+	server *server
+	access []string // tokens of the probes that need one
+	relay  *outboxbench.Flow
+}
+
+func (s *side) close() error {
+	var errs []error
+	if s.relay != nil {
+		errs = append(errs, s.relay.Stop())
+	}
+	if s.serve != nil {
+		errs = append(errs, s.serve.stop())
+	}
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	if s.drop != nil {
+		errs = append(errs, s.drop())
+	}
+	if s.redis != nil {
+		errs = append(errs, s.redis.remove())
+	}
+	s.relay, s.serve, s.db, s.drop, s.redis = nil, nil, nil, nil, nil
+	return errors.Join(errs...)
+}
+
+// fresh makes an installation with a migrated database and, unless it is given one, an empty Redis.
+func (g *growth) fresh(ctx context.Context, name string) (s *side, err error) {
+	s = &side{name: name, probes: g.loader.Probes()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if s.url, s.drop, err = freshDatabase(ctx, g.pg.url); err != nil {
+		return nil, err
+	}
+	s.db, err = database.Open(ctx, database.Config{URL: config.Secret(s.url)}, database.Options{AppName: "authctl-bench"})
+	if err != nil {
+		return nil, err
+	}
+	if _, err = migrations.Up(ctx, s.db, nil); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// progress prints how loading goes, every few seconds.
+func progress() func(what string, done, of int) {
+	var table string
+	var begun, told time.Time
+	return func(what string, done, of int) {
+		if what != table {
+			table, begun, told = what, time.Now(), time.Now()
+		}
+		if took := time.Since(begun).Seconds(); done < of && time.Since(told) > 5*time.Second {
+			told = time.Now()
+			rate := float64(done) / took
+			fmt.Fprintf(os.Stderr, "    %s: %s of %s, %.0f rows a second, %.0f s left\n", what, grouped(done), grouped(of), rate,
+				float64(of-done)/rate)
+		}
+	}
+}
+
+// load fills an installation that has the probes alone, or only what is missing of it.
+func (g *growth) load(ctx context.Context, s *side, a, has amounts) error {
+	tell := progress()
+	l := g.loader.On(s.db, tell)
+	steps := []struct {
+		needed bool
+		run    func() error
+	}{
+		{a.accounts > 0 && has.accounts == 0, func() error { return l.Accounts(ctx) }},
+		{a.accounts == 0, func() error { return l.ProbesAlone(ctx) }},
+		{a.accounts > 0 && a.sessions == 0, func() error { return l.BegunSessions(ctx, 0) }},
+		{a.revocations > 0, func() error { return l.Revocations(ctx, a.revocations) }},
+		// The last point has those of the one before, which has no sessions but the probes'.
+		{a.sessions > 0, func() error {
+			if _, err := s.db.ExecContext(ctx, "TRUNCATE begun_session, session"); err != nil {
+				return err
+			}
+			return l.BegunSessions(ctx, a.sessions)
+		}},
+		{a.sessions > 0, func() error { return l.SessionsInDatabase(ctx, a.sessions) }},
+		{a.sessions == 0 && has.accounts == 0, func() error { return l.SessionsInDatabase(ctx, 0) }},
+		{s.redis == nil, func() (err error) {
+			if s.redis, err = startRedis("appendonly no"); err != nil {
+				return err
+			}
+			return l.SessionsInRedis(ctx, s.redis.url, a.sessions)
+		}},
+		{true, func() error {
+			return outboxbench.Fill(ctx, s.db, outboxbench.Backlog{Events: a.events, Keys: a.accounts,
+				Have: has.accounts, Progress: tell,
+				Key: func(i int) string { return g.loader.AccountID(i).String() }})
+		}},
+		{true, func() error {
+			for _, q := range []string{"VACUUM (ANALYZE)", "CHECKPOINT"} { // as autovacuum has done after years
+				if _, err := s.db.ExecContext(ctx, q); err != nil {
+					return fmt.Errorf("%s: %w", q, err)
+				}
+			}
+			return nil
+		}},
+	}
+	for _, step := range steps {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if step.needed {
+			if err := step.run(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// measure measures one point.
+func (g *growth) measure(ctx context.Context, p point) (err error) {
+	empty, err := g.fresh(ctx, "empty")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, empty.close()) }()
+	var full *side
+	var has amounts
+	if p.onTop && g.kept != nil {
+		full, g.kept = g.kept, nil
+		has.accounts = p.a.accounts
+	} else if full, err = g.fresh(ctx, "filled"); err != nil {
+		return err
+	}
+	defer func() {
+		if full != nil {
+			err = errors.Join(err, full.close())
+		}
+	}()
+	begun := time.Now()
+	if err := g.load(ctx, empty, amounts{}, amounts{}); err != nil {
+		return err
+	}
+	if err := g.load(ctx, full, p.a, has); err != nil {
+		return err
+	}
+	var size float64
+	if err := full.db.QueryRowContext(ctx, "SELECT pg_database_size(current_database()) / 1e9").Scan(&size); err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "    loaded in %s, %.1f GB\n", time.Since(begun).Round(time.Second), size)
+
+	figures, err := g.requests(ctx, p.name, empty, full, true)
+	if err != nil {
+		return err
+	}
+	if p.records {
+		of, err := g.requests(ctx, p.name+" in PostgreSQL", empty, full, false)
+		if err != nil {
+			return err
+		}
+		g.report(p, p.name+" in PostgreSQL", of)
+	}
+	flow, err := g.flow(ctx, empty, full)
+	if err != nil {
+		return err
+	}
+	figures = append(figures, flow...)
+	drained, err := g.drain(ctx, empty, full, p.a.events > 0)
+	if err != nil {
+		return err
+	}
+	g.report(p, p.name, append(figures, drained...))
+	if strings.HasPrefix(p.name, "all") {
+		g.curve = append(g.curve, curvePoint{p.a.accounts, p.name, figures})
+	}
+	if p.leaves {
+		return g.keep(ctx, full, &full)
+	}
+	return nil
+}
+
+// keep leaves what a point has loaded for the last one: the records in Redis of the one, the database
+// of the other.
+func (g *growth) keep(_ context.Context, s *side, owner **side) error {
+	if g.kept == nil { // the sessions
+		g.kept = &side{redis: s.redis, probes: s.probes}
+		s.redis = nil
+		return nil
+	}
+	g.kept.name, g.kept.url, g.kept.drop, g.kept.db = s.name, s.url, s.drop, s.db
+	*owner = nil
+	return s.redis.remove()
+}
+
+// operation is one kind of request.
+type operation struct {
+	name string
+	do   func(s *side, worker, n int) outcome
+}
+
+// Which probes an operation is done for. Those that sign in get more and more sessions.
+const (
+	signInsOf, refreshesOf, readsOf, listsOf = 0, growthProbes / 4, growthProbes / 2, growthProbes * 3 / 4
+	perGroup                                 = growthProbes / 4
+)
+
+var operations = []operation{
+	{"sign-in", func(s *side, w, n int) outcome {
+		name := s.probes[signInsOf+(2*n+w)%perGroup].Username
+		return s.server.outcomeOf(s.server.call("POST", "/api/v1/auth/login", map[string]string{"username": name,
+			"password": authbench.Password}))
+	}},
+	{"register", func(s *side, w, _ int) outcome { return s.server.register(w) }},
+	{"refresh", func(s *side, w, n int) outcome {
+		p := &s.probes[refreshesOf+(2*n+w)%perGroup]
+		t := tokens{Refresh: p.Refresh}
+		out := s.server.refresh(&t)
+		if out == done {
+			p.Refresh = t.Refresh
+		}
+		return out
+	}},
+	{"me", func(s *side, w, n int) outcome {
+		return s.server.me(tokens{Access: s.access[(2*n+w)%perGroup]})
+	}},
+	{"session list", func(s *side, w, n int) outcome {
+		return s.server.outcomeOf(s.server.call("GET", "/api/v1/auth/sessions", nil, "Authorization",
+			"Bearer "+s.access[perGroup+(2*n+w)%perGroup]))
+	}},
+}
+
+// requests measures them at both installations in turns, with records in Redis or in the database.
+func (g *growth) requests(ctx context.Context, name string, empty, full *side, inRedis bool) (figures []judged, err error) {
+	sides := []*side{empty, full}
+	redisTokens := make([][]authbench.Probe, len(sides))
+	for i, s := range sides {
+		if redisTokens[i] = s.probes; !inRedis {
+			s.probes = g.loader.Probes()
+		}
+		if err := g.startServe(ctx, s, inRedis); err != nil {
+			return nil, err
+		}
+	}
+	list := make([]paired, len(operations))
+	for i, op := range operations {
+		list[i].name = op.name
+	}
+	slice := g.o.duration / growthRounds
+	failed := 0
+	var hashes []time.Duration
+	for round := range growthRounds + 1 { // the first one warms up
+		if round > 0 {
+			hashes = append(hashes, hashOnce(20)...)
+		}
+		for i, op := range operations {
+			for turn := range sides {
+				s := sides[(round+turn)%2]
+				var n [2]int
+				got := load(2, slice, func(w int) outcome {
+					n[w]++
+					return op.do(s, w, round*100_003+n[w])
+				})
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+				failed += int(got.failed + got.shed)
+				switch {
+				case round == 0:
+				case s == empty:
+					list[i].empty = append(list[i].empty, got.took)
+				default:
+					list[i].loaded = append(list[i].loaded, got.took)
+				}
+			}
+		}
+	}
+	hash := quantile(hashes, 0.5)
+	for i := range list {
+		if list[i].name == "sign-in" {
+			list[i].name, list[i].less = "sign-in less the hash", [2]time.Duration{hash, hash}
+		}
+		figures = append(figures, list[i].judge(0.5, growthLimit), list[i].judge(0.99, growthLimit))
+	}
+	if failed > 0 {
+		return nil, fmt.Errorf("%d requests failed at %s: %s %s", failed, name, empty.serve.output, full.serve.output)
+	}
+	facts, err := full.snapshot()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := empty.snapshot(); err != nil {
+		return nil, err
+	}
+	if facts > 0 {
+		fmt.Fprintf(os.Stderr, "    %s facts in the snapshot of /oauth2/revocations\n", grouped(facts))
+	}
+	memory := [2]float64{}
+	for i, s := range sides {
+		u, _ := s.serve.usage()
+		memory[i] = u.memory
+	}
+	figures = append(figures, mebibytes("memory of serve", memory[0], memory[1]))
+	for i, s := range sides {
+		if err := s.serve.stop(); err != nil {
+			return nil, err
+		}
+		if s.serve = nil; !inRedis {
+			s.probes = redisTokens[i]
+		}
+	}
+	return figures, nil
+}
+
+// mebibytes compares memory; a Duration carries it, a MiB as a second.
+func mebibytes(what string, empty, full float64) judged {
+	j := judged{what: what, empty: time.Duration(empty * 1e9), loaded: time.Duration(full * 1e9), moved: 1}
+	j.ratio, j.met = verdict(full, empty, 1, growthLimit)
+	return j
+}
+
+func hashOnce(n int) (took []time.Duration) {
+	hash, err := bcrypt.GenerateFromPassword([]byte(authbench.Password), growthCost)
+	for range n {
+		begin := time.Now()
+		if err == nil {
+			err = bcrypt.CompareHashAndPassword(hash, []byte(authbench.Password))
+		}
+		took = append(took, time.Since(begin))
+	}
+	if err != nil {
+		panic(err) // the password is short and the cost allowed
+	}
+	return took
+}
+
+func (g *growth) startServe(ctx context.Context, s *side, inRedis bool) (err error) {
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	env := append(clientOf(), "APP_PORT="+strconv.Itoa(port), "APP_HOST=127.0.0.1", "DATABASE_URL="+s.url,
+		"APP_HTTP_MAX_CONNECTIONS_PER_IP=4096", "AUTH_TOKEN_SECRET="+g.secret, "LOG_LEVEL=warn", "APP_MODE=dev",
+		"AUTH_PASSWORD_BCRYPT_COST="+strconv.Itoa(growthCost), "OUTBOX_RELAY=off", "REDIS_URL=")
+	if inRedis {
+		env = append(env, "REDIS_URL="+s.redis.url)
+	}
+	if s.serve, err = newProcess(g.dir, "serve, "+s.name, env, "serve"); err != nil {
+		return err
+	}
+	s.serve.ready = "http://127.0.0.1:" + strconv.Itoa(port) + "/healthz"
+	if err := s.serve.start(ctx); err != nil {
+		return err
+	}
+	s.server = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), client: newClient()}
+	s.access = s.access[:0]
+	for i := readsOf; i < growthProbes; i++ {
+		t := tokens{Refresh: s.probes[i].Refresh}
+		status, body, err := s.server.call("POST", "/api/v1/auth/refresh", map[string]string{"refresh_token": t.Refresh})
+		if err != nil || status != 200 {
+			return fmt.Errorf("a session that was loaded is not refreshed: %d %s %w", status, body, err)
+		}
+		if err := json.Unmarshal(body, &t); err != nil {
+			return err
+		}
+		s.probes[i].Refresh = t.Refresh
+		s.access = append(s.access, t.Access)
+	}
+	return nil
+}
+
+// snapshot reads everything that has ended, as a follower that begins.
+func (s *side) snapshot() (facts int, err error) {
+	for cursor := ""; ; {
+		path := "/oauth2/revocations"
+		if cursor != "" {
+			path += "?after=" + url.QueryEscape(cursor)
+		}
+		status, body, err := s.server.call("GET", path, nil, "Authorization", basicAuth())
+		if err != nil || status != 200 {
+			return 0, fmt.Errorf("read what has ended: %d %s %w", status, body, err)
+		}
+		var page struct {
+			Cursor      string            `json:"cursor"`
+			More        bool              `json:"more"`
+			Revocations []json.RawMessage `json:"revocations"`
+		}
+		if err := json.Unmarshal(body, &page); err != nil {
+			return 0, err
+		}
+		facts += len(page.Revocations)
+		if !page.More {
+			return facts, nil
+		}
+		cursor = page.Cursor
+	}
+}
+
+// flow measures the relay at both installations in turns.
+func (g *growth) flow(ctx context.Context, empty, full *side) (figures []judged, err error) {
+	sides := []*side{empty, full}
+	for _, s := range sides {
+		if s.relay, err = outboxbench.StartFlow(ctx, s.db); err != nil {
+			return nil, err
+		}
+	}
+	const rate = 250
+	list := paired{name: "relay"}
+	slice := 2 * g.o.duration / growthRounds
+	for round := range growthRounds + 1 {
+		for turn := range sides {
+			s := sides[(round+turn)%2]
+			took, err := s.relay.Measure(ctx, slice, rate)
+			if err != nil {
+				return nil, fmt.Errorf("the relay of the installation that is %s: %w", s.name, err)
+			}
+			switch {
+			case round == 0:
+			case s == empty:
+				list.empty = append(list.empty, took)
+			default:
+				list.loaded = append(list.loaded, took)
+			}
+		}
+	}
+	for _, s := range sides {
+		if err := s.relay.Stop(); err != nil {
+			return nil, err
+		}
+		s.relay = nil
+	}
+	return []judged{list.judge(0.5, growthLimit), list.judge(0.99, growthLimit)}, nil
+}
+
+// drain lets authctl relay publish what waits to a file, and compares its memory.
+func (g *growth) drain(ctx context.Context, empty, full *side, judge bool) (figures []judged, err error) {
+	memory := [2]float64{}
+	for i, s := range []*side{empty, full} {
+		var waiting int
+		if err := s.db.QueryRowContext(ctx, "SELECT count(*) FROM outbox_pending").Scan(&waiting); err != nil {
+			return nil, err
+		}
+		dir := filepath.Join(g.dir, s.name)
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		relay, err := newProcess(dir, "relay, "+s.name, []string{"DATABASE_URL=" + s.url, "LOG_LEVEL=warn", "APP_MODE=dev",
+			"AUTH_TOKEN_SECRET=" + g.secret, "KAFKA_BROKERS="}, "relay")
+		if err != nil {
+			return nil, err
+		}
+		begin := time.Now()
+		if err := relay.start(ctx); err != nil {
+			return nil, err
+		}
+		err = untilPublished(ctx, s.db)
+		took := time.Since(begin)
+		u, _ := relay.usage()
+		memory[i] = u.peak
+		if err := errors.Join(err, relay.stop(), os.RemoveAll(dir)); err != nil {
+			return nil, err
+		}
+		if s == full && waiting > 10_000 {
+			fmt.Fprintf(os.Stderr, "    %s events published in %s, %.0f a second\n", grouped(waiting), took.Round(time.Second),
+				float64(waiting)/took.Seconds())
+		}
+	}
+	return []judged{mebibytes("memory of relay, peak", memory[0], memory[1])}, nil
+}
+
+// untilPublished waits until no event of the log waits.
+func untilPublished(ctx context.Context, db *database.DB) error {
+	for {
+		var some bool
+		if err := db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM outbox_pending)`).Scan(&some); err != nil || !some {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+}
+
+// report adds the figures of a point.
+func (g *growth) report(p point, name string, figures []judged) {
+	for _, j := range figures {
+		show := short
+		if strings.HasPrefix(j.what, "memory") {
+			show = func(d time.Duration) string { return fmt.Sprintf("%.0f MiB", d.Seconds()) }
+		}
+		l := line{part: g.r.part, what: name + ": " + j.what, figure: show(j.loaded), bound: "empty " + show(j.empty),
+			ratio: fmt.Sprintf("%.2f", j.ratio)}
+		if p.final {
+			l.goal, l.met = fmt.Sprintf("≤ %.1f", growthLimit), j.met
+			if j.met == "MISSED" {
+				g.missed++
+			}
+		}
+		g.r.lines = append(g.r.lines, l)
+	}
+}
+
+// show prints the curve and draws it.
+func (g *growth) show() error {
+	if len(g.curve) == 0 {
+		return nil
+	}
+	fmt.Printf("Filled ÷ empty, measured in turns, as everything grows together:\n\n%s\n", g.table())
+	if g.o.picture == "" {
+		return nil
+	}
+	return g.chart().write(filepath.Join(g.o.picture, "growth.svg"))
+}
+
+func (g *growth) table() string {
+	var b bytes.Buffer
+	w := tabwriter.NewWriter(&b, 0, 4, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprint(w, "\t")
+	for _, c := range g.curve {
+		fmt.Fprintf(w, "%s\t", grouped(c.size))
+	}
+	fmt.Fprint(w, "\n")
+	for i, j := range g.curve[0].figures {
+		fmt.Fprintf(w, "%s\t", j.what)
+		for _, c := range g.curve {
+			fmt.Fprintf(w, "%.2f\t", c.figures[i].ratio)
+		}
+		fmt.Fprint(w, "\n")
+	}
+	_ = w.Flush() // to memory
+	return b.String()
+}
+
+// chart draws latencies of both installations over the size.
+func (g *growth) chart() chart {
+	c := chart{title: "As the work grows", note: "accounts; half as many sessions and events, a tenth of revocations",
+		columns: 2, xFrom: 0, xTo: 1}
+	last := g.curve[len(g.curve)-1].size
+	c.xTo = log10(last)
+	for _, p := range g.curve {
+		c.ticks = append(c.ticks, tick{log10(p.size), power(p.size)})
+	}
+	for i := 0; i+1 < len(g.curve[0].figures); {
+		name, isP50 := strings.CutSuffix(g.curve[0].figures[i].what, " p50")
+		if !isP50 {
+			i++
+			continue
+		}
+		p := panel{title: name, unit: "ms"}
+		for k, q := range []string{"p50", "p99"} {
+			filled, empty := plotLine{name: q, color: k}, plotLine{color: k, dashed: true}
+			if k == 1 {
+				empty.name = "empty"
+			}
+			for _, at := range g.curve {
+				x := log10(at.size)
+				filled.points = append(filled.points, [2]float64{x, at.figures[i+k].loaded.Seconds() * 1000})
+				empty.points = append(empty.points, [2]float64{x, at.figures[i+k].empty.Seconds() * 1000})
+			}
+			p.lines = append(p.lines, filled, empty)
+		}
+		c.panels = append(c.panels, p)
+		i += 2
+	}
+	return c
+}
+
+// power writes a power of ten as such.
+func power(n int) string {
+	if text := strconv.Itoa(n); n >= 1000 && strings.Trim(text[1:], "0") == "" && slices.Contains([]byte("123456789"), text[0]) {
+		exponent := strconv.Itoa(len(text) - 1)
+		if text[0] == '1' {
+			return "10^" + exponent
+		}
+		return text[:1] + "·10^" + exponent
+	}
+	return strconv.Itoa(n)
+}
+
+func log10(n int) float64 { return math.Log10(float64(max(1, n))) }
+
+// clientOf are settings that let the benchmark ask at /oauth2/*.
+func clientOf() []string {
+	digest := sha256.Sum256([]byte(clientSecret))
+	return []string{"AUTH_CLIENTS=" + clientID + ":" + hex.EncodeToString(digest[:])}
+}
+
+func basicAuth() string {
+	pair := url.QueryEscape(clientID) + ":" + url.QueryEscape(clientSecret)
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(pair))
+}

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// process is an authctl serve or authctl relay whose use of the machine is looked at.
+type process struct {
+	name     string
+	args     []string
+	env      []string
+	dir      string
+	operator string // host:port of its metrics
+	ready    string // URL that answers once it works
+
+	mu     sync.Mutex
+	cmd    *exec.Cmd
+	exited chan error
+	output *tail
+}
+
+// tail keeps the end of what a process writes.
+type tail struct {
+	mu   sync.Mutex
+	text []byte
+}
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, p...)
+	t.text = t.text[max(0, len(t.text)-16<<10):]
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(bytes.Clone(t.text))
+}
+
+// newProcess says what to run. env is added to the environment of the benchmark, of which nothing that
+// names an engine is passed on.
+func newProcess(dir, name string, env []string, args ...string) (*process, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	p := &process{name: name, args: args, dir: dir, operator: fmt.Sprintf("127.0.0.1:%d", port), output: &tail{}}
+	p.ready = "http://" + p.operator + "/metrics"
+	for _, v := range os.Environ() {
+		if name, _, _ := strings.Cut(v, "="); !strings.HasPrefix(name, "AUTHCTL_") {
+			p.env = append(p.env, v)
+		}
+	}
+	p.env = append(append(p.env, env...), "APP_DATA_DIR="+dir, "APP_OPERATOR_ADDR="+p.operator)
+	return p, nil
+}
+
+// start returns when the process answers.
+func (p *process) start(ctx context.Context) error {
+	path, err := binary()
+	if err != nil {
+		return err
+	}
+	cmd := exec.Command(path, p.args...)
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = p.env, p.dir, p.output, p.output, ownGroup(nil)
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }() // received by stop or kill
+	p.mu.Lock()
+	p.cmd, p.exited = cmd, exited
+	p.mu.Unlock()
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		if _, err := get(p.ready); err == nil {
+			return nil
+		}
+		select {
+		case err := <-exited:
+			exited <- err
+			return fmt.Errorf("%s ended: %w: %s", p.name, err, p.output)
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s does not answer: %s", p.name, p.output)
+		}
+	}
+}
+
+// stop ends the process as an operator does.
+func (p *process) stop() error {
+	p.mu.Lock()
+	cmd, exited := p.cmd, p.exited
+	p.cmd = nil
+	p.mu.Unlock()
+	if cmd == nil {
+		return nil
+	}
+	_ = cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-exited:
+		if err != nil {
+			return fmt.Errorf("%s: %w: %s", p.name, err, p.output)
+		}
+		return nil
+	case <-time.After(20 * time.Second):
+		return errors.Join(fmt.Errorf("%s does not stop within 20 s: %s", p.name, p.output), cmd.Process.Kill())
+	}
+}
+
+func (p *process) kill() {
+	p.mu.Lock()
+	cmd, exited := p.cmd, p.exited
+	p.cmd = nil
+	p.mu.Unlock()
+	if cmd != nil {
+		_ = cmd.Process.Kill()
+		<-exited
+	}
+}
+
+// usage is what a process takes of the machine.
+type usage struct {
+	memory, peak float64 // MiB resident
+	descriptors  float64
+	goroutines   float64
+}
+
+// usage reads it; false: the process does not run.
+func (p *process) usage() (u usage, running bool) {
+	p.mu.Lock()
+	cmd := p.cmd
+	p.mu.Unlock()
+	if cmd == nil {
+		return usage{}, false
+	}
+	u.memory, u.peak = (&server{pid: cmd.Process.Pid}).memory()
+	files, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(cmd.Process.Pid), "fd"))
+	if err != nil || u.memory == 0 {
+		return usage{}, false
+	}
+	u.descriptors = float64(len(files))
+	text, err := get("http://" + p.operator + "/metrics")
+	if err != nil {
+		return usage{}, false
+	}
+	u.goroutines = metric(text, "go_goroutines")
+	return u, true
+}
+
+// metric returns the value of a metric without labels in the text form of Prometheus, 0 if it has none.
+func metric(text, name string) float64 {
+	for line := range strings.Lines(text) {
+		if key, value, _ := strings.Cut(strings.TrimSpace(line), " "); key == name {
+			v, _ := strconv.ParseFloat(value, 64)
+			return v
+		}
+	}
+	return 0
+}
+
+var slowClient = http.Client{Timeout: 10 * time.Second}
+
+func get(url string) (string, error) {
+	res, err := slowClient.Get(url)
+	if err != nil {
+		return "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err == nil && res.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s answers %s", url, res.Status)
+	}
+	return string(body), err
+}

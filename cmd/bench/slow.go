@@ -1,0 +1,163 @@
+package main
+
+import (
+	"bufio"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// What stands for a slower machine.
+//
+// A slow disk: each fsync and fdatasync of PostgreSQL, which is started for the run, takes longer by a
+// time, by a library that is compiled for it. So commits wait longer and share flushes, as on such a
+// disk; reading and writing without a flush is as fast as before.
+//
+// Slow cores: a process takes a part of each core at real-time priority, in turns of a fraction of a
+// millisecond. Everything else on the machine, whatever its priority, has what is left.
+
+//go:embed slowdisk/slowdisk.c
+var slowDiskSource string
+
+// slowDisk returns what to add to the environment of a PostgreSQL whose flushes take longer by d, and a
+// function that removes the library.
+func slowDisk(d time.Duration) (env []string, remove func() error, err error) {
+	dir, err := os.MkdirTemp("", "authctl-bench-disk-")
+	if err != nil {
+		return nil, nil, err
+	}
+	remove = func() error { return os.RemoveAll(dir) }
+	source, library := filepath.Join(dir, "slowdisk.c"), filepath.Join(dir, "slowdisk.so")
+	err = os.WriteFile(source, []byte(slowDiskSource), 0o644)
+	if err == nil {
+		if out, e := exec.Command("cc", "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl").CombinedOutput(); e != nil {
+			err = fmt.Errorf("compile the library that stands for a slow disk: %w: %s", e, out)
+		}
+	}
+	if err == nil {
+		err = os.Chmod(dir, 0o755) // PostgreSQL may run as another user
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, remove())
+	}
+	return []string{"LD_PRELOAD=" + library, fmt.Sprintf("AUTHCTL_SLOW_DISK_US=%d", d.Microseconds())}, remove, nil
+}
+
+// burnerCommand makes this program take a part of each core, in percent: see [slowCPU].
+const burnerCommand = "burner"
+
+// burnFor is the length of a burner's turn and the pause after it together: so short that what is measured
+// in milliseconds runs evenly slower, and does not stop and go.
+const burnFor = 500 * time.Microsecond
+
+// slowCPU leaves everything on the machine a part of each core, in percent, until undo is called.
+func slowCPU(percent int) (undo func() error, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self, burnerCommand, strconv.Itoa(percent))
+	cmd.Stderr, cmd.SysProcAttr = os.Stderr, ownGroup(nil)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	in, err := cmd.StdinPipe() // it ends with this process
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	undo = func() error { return errors.Join(in.Close(), cmd.Wait()) }
+	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
+		return nil, errors.Join(errors.New("--slow-cpu needs the right to use real-time priority, as root has"), undo())
+	}
+	return undo, nil
+}
+
+// runBurner takes its turn on each core before anything else does, and then pauses, until its input ends.
+func runBurner(left string) error {
+	percent, err := strconv.Atoi(left)
+	if err != nil || percent < 10 || percent > 100 {
+		return fmt.Errorf("--slow-cpu is the percentage of each core that is left, 10 to 100: %q is not", left)
+	}
+	burn := burnFor * time.Duration(100-percent) / 100
+	ready := make(chan error, runtime.NumCPU())
+	runtime.GOMAXPROCS(runtime.NumCPU() + 1)
+	for core := range runtime.NumCPU() {
+		go func() { // for the life of the process
+			runtime.LockOSThread()
+			var one unix.CPUSet
+			one.Set(core)
+			first := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
+			err := errors.Join(unix.SchedSetaffinity(0, &one), unix.SchedSetAttr(0, &first, 0))
+			if ready <- err; err != nil {
+				return
+			}
+			pause := unix.NsecToTimespec((burnFor - burn).Nanoseconds())
+			for {
+				for begin := time.Now(); time.Since(begin) < burn; {
+				}
+				_ = unix.Nanosleep(&pause, nil)
+			}
+		}()
+	}
+	for range runtime.NumCPU() {
+		if err := <-ready; err != nil {
+			return err
+		}
+	}
+	fmt.Println("burning")
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// slowMachine makes the machine of a run as slow as the options say. A PostgreSQL with a slow disk is named
+// in the environment, where the parts look for one.
+func slowMachine(o *options) (undo func() error, err error) {
+	var undos []func() error
+	undo = func() error {
+		var errs []error
+		for i := len(undos) - 1; i >= 0; i-- {
+			errs = append(errs, undos[i]())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo())
+		}
+	}()
+	if o.slowCPU > 0 {
+		restore, err := slowCPU(o.slowCPU)
+		if err != nil {
+			return nil, err
+		}
+		undos = append(undos, restore)
+	}
+	if o.slowDisk <= 0 {
+		return undo, nil
+	}
+	env, remove, err := slowDisk(o.slowDisk)
+	if err != nil {
+		return nil, err
+	}
+	undos = append(undos, remove)
+	o.diskEnv = env
+	pg, err := startPostgres(o.diskEnv)
+	if err != nil {
+		return nil, err
+	}
+	undos = append(undos, pg.remove)
+	return undo, os.Setenv("AUTHCTL_TEST_POSTGRES", pg.url)
+}

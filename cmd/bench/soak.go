@@ -1,0 +1,555 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/toppira/authctl/migrations"
+	"github.com/toppira/authctl/platform/cache"
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+)
+
+const (
+	soakPart    = 0.6 // of the full rate
+	soakPeople  = 64
+	soakRetain  = 7 * time.Minute // until what has ended is forgotten, with the settings of the run
+	soakSamples = 300             // in the whole run, about
+	soakSettle  = 10 * time.Second
+)
+
+// soak is a run.
+type soak struct {
+	o      options
+	began  time.Time
+	pg     *postgres
+	redis  *redisServer
+	kafka  *kafkaBroker
+	serve  *process
+	relay  *process
+	db     *database.DB
+	server *server
+	names  []string
+
+	mu      sync.Mutex
+	series  map[string][][2]float64 // seconds since began, value
+	faults  []fault
+	current string // the fault that lasts
+
+	counts [4]atomic.Int64 // of operations, by outcome of soakOutcome
+	wrongs map[string]int  // what failed without a fault, and how often
+}
+
+// fault is a time in which operations may fail.
+type fault struct {
+	name     string
+	from, to float64
+}
+
+// benchSoak runs serve and relay for a while at part of their full rate, with faults, and asks whether
+// anything grows that should not.
+func benchSoak(ctx context.Context, o options, r *report) (err error) {
+	if o.soak < time.Minute {
+		return fmt.Errorf("--for is at least a minute: %s is not", o.soak)
+	}
+	s := &soak{o: o, series: map[string][][2]float64{}, wrongs: map[string]int{}}
+	dir, err := os.MkdirTemp("", "authctl-bench-soak-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.open(ctx, dir); err != nil {
+		return err
+	}
+	full := s.load(ctx, 0, max(10*time.Second, o.soak/60))
+	rate := full * soakPart
+	fmt.Fprintf(os.Stderr, "  at most %.0f requests a second; %.0f of them for %s\n", full, rate, o.soak)
+	for i := range s.counts {
+		s.counts[i].Store(0)
+	}
+	clear(s.wrongs)
+
+	s.began = time.Now()
+	running, stop := context.WithCancel(ctx)
+	defer stop()
+	var group sync.WaitGroup
+	group.Go(func() { s.sample(running) })
+	var failed error
+	group.Go(func() { failed = s.breakThings(running) })
+	s.load(ctx, rate, o.soak)
+	stop()
+	group.Wait()
+	if err := errors.Join(ctx.Err(), failed); err != nil {
+		return err
+	}
+	return s.judge(r, rate)
+}
+
+// open starts the engines and the two processes, and makes the accounts.
+func (s *soak) open(ctx context.Context, dir string) (err error) {
+	if s.kafka, err = startKafka(ctx); err != nil {
+		return err
+	}
+	// As on a server: a commit is on disk when it is answered, and Redis loses a second at the most.
+	if s.pg, err = startPostgres(s.o.diskEnv); err != nil {
+		return err
+	}
+	if s.redis, err = startRedis("appendonly yes", "appendfsync everysec"); err != nil {
+		return err
+	}
+	s.db, err = database.Open(ctx, database.Config{URL: config.Secret(s.pg.url), MaxConns: 2},
+		database.Options{AppName: "authctl-bench"})
+	if err != nil {
+		return err
+	}
+	if _, err := migrations.Up(ctx, s.db, nil); err != nil {
+		return err
+	}
+	port, err := freePort()
+	if err != nil {
+		return err
+	}
+	env := []string{
+		"DATABASE_URL=" + s.pg.url, "REDIS_URL=" + s.redis.url, "KAFKA_BROKERS=" + s.kafka.brokers, "LOG_LEVEL=warn",
+		"APP_MODE=dev", "AUTH_TOKEN_SECRET=" + uuid.NewString() + uuid.NewString(),
+		// What has ended is forgotten soon, so that what is kept of it stops growing within the run.
+		"AUTH_ACCESS_TOKEN_TTL=1m", "AUTH_SESSION_MAX_AGE=4m", "AUTH_REFRESH_TOKEN_TTL=2m",
+	}
+	s.relay, err = newProcess(filepath.Join(dir, "relay"), "relay", env, "relay")
+	if err != nil {
+		return err
+	}
+	s.serve, err = newProcess(filepath.Join(dir, "serve"), "serve", append(env, "APP_PORT="+strconv.Itoa(port),
+		"APP_HOST=127.0.0.1", "APP_HTTP_MAX_CONNECTIONS_PER_IP=4096", "OUTBOX_RELAY=off",
+		"AUTH_PASSWORD_BCRYPT_COST="+strconv.Itoa(s.o.cost)), "serve")
+	if err != nil {
+		return err
+	}
+	s.serve.ready = "http://127.0.0.1:" + strconv.Itoa(port) + "/healthz"
+	for _, p := range []*process{s.serve, s.relay} {
+		if err := os.MkdirAll(p.dir, 0o700); err != nil {
+			return err
+		}
+		if err := p.start(ctx); err != nil {
+			return err
+		}
+	}
+	s.server = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), client: newClient()}
+	s.server.client.ReadTimeout, s.server.client.WriteTimeout = 15*time.Second, 15*time.Second
+	s.names, _, err = s.server.users(soakPeople)
+	return err
+}
+
+func (s *soak) close() error {
+	var errs []error
+	for _, p := range []*process{s.serve, s.relay} {
+		if p != nil {
+			errs = append(errs, p.stop())
+		}
+	}
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	if s.redis != nil {
+		errs = append(errs, s.redis.remove())
+	}
+	if s.pg != nil {
+		errs = append(errs, s.pg.remove())
+	}
+	if s.kafka != nil {
+		errs = append(errs, s.kafka.remove())
+	}
+	return errors.Join(errs...)
+}
+
+// seconds since the run began.
+func (s *soak) seconds() float64 { return time.Since(s.began).Seconds() }
+
+// soakOutcome is what became of an operation.
+type soakOutcome int
+
+const (
+	soakDone   soakOutcome = iota
+	soakLater              // 503 or 429, which clients must expect
+	soakFault              // it failed while a fault lasted
+	soakFailed             // it failed without one
+)
+
+// person is a client: it signs in, uses its session for a while, and signs out.
+type person struct {
+	name  string
+	t     tokens
+	used  int
+	doubt bool // an answer was lost, or the store may have lost the session: it may have to sign in again
+}
+
+// requestsOfSession is how many requests a session is used for.
+const requestsOfSession = 120
+
+// load lets people work for a while, at a rate in all or, at 0, as fast as they can. It returns the
+// rate of what was done.
+func (s *soak) load(ctx context.Context, rate float64, d time.Duration) float64 {
+	var next, finished atomic.Int64
+	begin := time.Now()
+	var group sync.WaitGroup
+	for i := range soakPeople {
+		group.Go(func() {
+			p := &person{name: s.names[i], used: rand.IntN(requestsOfSession)}
+			for ctx.Err() == nil && time.Since(begin) < d {
+				if rate > 0 {
+					due := begin.Add(time.Duration(float64(next.Add(1)) / rate * float64(time.Second)))
+					if due.Sub(begin) > d {
+						return
+					}
+					select {
+					case <-ctx.Done():
+						return
+					case <-time.After(time.Until(due)):
+					}
+				}
+				if s.count(s.step(p)) == soakDone {
+					finished.Add(1)
+				}
+			}
+		})
+	}
+	group.Wait()
+	return float64(finished.Load()) / time.Since(begin).Seconds()
+}
+
+// count keeps what an operation came to.
+func (s *soak) count(what string, status int, err error, doubt bool) soakOutcome {
+	out := outcomeIn(status, err, doubt, s.inFault())
+	s.counts[out].Add(1)
+	if out == soakFailed {
+		s.mu.Lock()
+		if err != nil {
+			s.wrongs[what+": "+err.Error()]++
+		} else {
+			s.wrongs[fmt.Sprintf("%s: %d", what, status)]++
+		}
+		s.mu.Unlock()
+	}
+	return out
+}
+
+// outcomeIn says what an answer is worth. doubt: the client must expect to have lost its session.
+func outcomeIn(status int, err error, doubt, inFault bool) soakOutcome {
+	switch {
+	case err == nil && status >= 200 && status < 300:
+		return soakDone
+	case err == nil && (status == 503 || status == 429):
+		return soakLater
+	case err == nil && status == 401 && doubt, inFault:
+		return soakFault
+	}
+	return soakFailed
+}
+
+func (s *soak) inFault() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.current != ""
+}
+
+// step is the next request of a person.
+func (s *soak) step(p *person) (what string, status int, err error, doubt bool) {
+	doubt = p.doubt
+	var body []byte
+	switch {
+	case p.t.Refresh == "":
+		what = "sign-in"
+		status, body, err = s.server.call("POST", "/api/v1/auth/login", map[string]string{"username": p.name, "password": password})
+		if err == nil && status == 200 {
+			p.t = tokens{}
+			err = json.Unmarshal(body, &p.t)
+			p.doubt = false
+		}
+	case p.used >= requestsOfSession:
+		what = "sign-out"
+		status, _, err = s.server.call("POST", "/api/v1/auth/logout", map[string]string{"refresh_token": p.t.Refresh})
+		p.t, p.used = tokens{}, 0
+	case p.used%10 == 3 || p.used%10 == 6 || p.used%10 == 9:
+		what = "refresh"
+		status, body, err = s.server.call("POST", "/api/v1/auth/refresh", map[string]string{"refresh_token": p.t.Refresh})
+		if err == nil && status == 200 {
+			err = json.Unmarshal(body, &p.t)
+		}
+	case p.used%10 == 5:
+		what = "session list"
+		status, _, err = s.server.call("GET", "/api/v1/auth/sessions", nil, "Authorization", "Bearer "+p.t.Access)
+	default:
+		what = "me"
+		status, _, err = s.server.call("GET", "/api/v1/auth/me", nil, "Authorization", "Bearer "+p.t.Access)
+	}
+	if err != nil || status == 503 || s.inFault() && status >= 400 {
+		p.doubt = true // what it asked for may have been done
+	}
+	if p.used++; status == 401 {
+		p.t, p.used = tokens{}, 0
+	}
+	return what, status, err, doubt
+}
+
+// breakThings does each fault in its turn.
+func (s *soak) breakThings(ctx context.Context) error {
+	d := s.o.soak
+	away := min(time.Minute, d/20)
+	for _, f := range []struct {
+		at   float64
+		name string
+		do   func() error
+	}{
+		{0.45, "Kafka", func() error {
+			if err := s.kafka.stop(); err != nil {
+				return err
+			}
+			rest(ctx, away)
+			return s.kafka.start()
+		}},
+		{0.55, "Redis", func() error {
+			s.redis.kill()
+			rest(ctx, min(5*time.Second, away))
+			return s.redis.start()
+		}},
+		{0.65, "PostgreSQL", func() error {
+			if err := s.pg.stop("fast"); err != nil {
+				return err
+			}
+			rest(ctx, min(5*time.Second, away))
+			return s.pg.start()
+		}},
+		{0.73, "relay", func() error {
+			s.relay.kill()
+			rest(ctx, min(5*time.Second, away))
+			return s.relay.start(ctx)
+		}},
+	} {
+		if !rest(ctx, time.Duration(f.at*float64(d))-time.Since(s.began)) {
+			return nil
+		}
+		s.mu.Lock()
+		s.current = f.name
+		from := s.seconds()
+		s.mu.Unlock()
+		fmt.Fprintf(os.Stderr, "  %4.0f s: %s stops\n", from, f.name)
+		err := f.do()
+		settled := s.settle(ctx)
+		s.mu.Lock()
+		s.current = ""
+		s.faults = append(s.faults, fault{f.name, from, s.seconds()})
+		s.mu.Unlock()
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		if ctx.Err() == nil && !settled {
+			return fmt.Errorf("%s is back, and events still wait after two minutes", f.name)
+		}
+		fmt.Fprintf(os.Stderr, "  %4.0f s: everything works again\n", s.seconds())
+	}
+	return nil
+}
+
+// settle returns when serve answers and nothing waits, and a while more.
+func (s *soak) settle(ctx context.Context) bool {
+	for deadline := time.Now().Add(2 * time.Minute); ; {
+		waiting, err := s.backlog(ctx)
+		if _, ready := get(strings.TrimSuffix(s.serve.ready, "healthz") + "readyz"); err == nil && ready == nil && waiting < 1000 {
+			return rest(ctx, min(soakSettle, s.o.soak/40))
+		}
+		if time.Now().After(deadline) || !rest(ctx, 200*time.Millisecond) {
+			return false
+		}
+	}
+}
+
+func rest(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+func (s *soak) backlog(ctx context.Context) (n int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	err = s.db.QueryRowContext(ctx, "SELECT count(*) FROM outbox_pending").Scan(&n)
+	return n, err
+}
+
+// The series that are judged, and what of growth is not worth a word: pages of a table, a few
+// descriptors.
+var soakSeries = []struct {
+	name, title, unit string
+	limit, some       float64
+	late              bool // flat only once what has ended is forgotten
+}{
+	{"memory serve", "memory", "MiB", 1.15, 8, false},
+	{"memory relay", "memory", "MiB", 1.15, 8, false},
+	{"descriptors serve", "descriptors", "", 1.1, 8, false},
+	{"descriptors relay", "descriptors", "", 1.1, 8, false},
+	{"goroutines serve", "goroutines", "", 1.1, 10, false},
+	{"goroutines relay", "goroutines", "", 1.1, 10, false},
+	{"keys", "keys in Redis", "", 1.1, 200, true},
+	{"tables", "tables but the log", "MiB", 1.15, 4, true},
+	{"log", "log, bytes an event", "", 1.15, 50, true},
+	{"backlog", "events waiting", "", 1.5, 100, false},
+}
+
+// sample reads the series until ctx ends.
+func (s *soak) sample(ctx context.Context) {
+	every := max(time.Second, s.o.soak/soakSamples)
+	var keys func(context.Context) (float64, error)
+	closeKeys := func() error { return nil }
+	if client, err := cache.Open(ctx, cache.Config{URL: config.Secret(s.redis.url)}, cache.Options{}); err == nil {
+		closeKeys = client.Close
+		keys = func(ctx context.Context) (float64, error) {
+			n, err := client.DBSize(ctx).Result()
+			return float64(n), err
+		}
+	}
+	defer func() { _ = closeKeys() }()
+	for rest(ctx, every) {
+		at := s.seconds()
+		add := func(name string, v float64) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.series[name] = append(s.series[name], [2]float64{at, v})
+		}
+		for _, p := range []*process{s.serve, s.relay} {
+			if u, running := p.usage(); running {
+				add("memory "+p.name, u.memory)
+				add("descriptors "+p.name, u.descriptors)
+				add("goroutines "+p.name, u.goroutines)
+			}
+		}
+		if keys != nil {
+			short, cancel := context.WithTimeout(ctx, 2*time.Second)
+			if n, err := keys(short); err == nil {
+				add("keys", n)
+			}
+			cancel()
+		}
+		short, cancel := context.WithTimeout(ctx, 5*time.Second)
+		var tables, log, events, backlog float64
+		err := s.db.QueryRowContext(short, `SELECT
+			coalesce(sum(pg_total_relation_size(oid)) FILTER (WHERE relname NOT LIKE 'outbox\_event%'), 0)::float8,
+			coalesce(sum(pg_total_relation_size(oid)) FILTER (WHERE relname LIKE 'outbox\_event%'), 0)::float8,
+			(SELECT last_value FROM outbox_event_id)::float8, (SELECT count(*) FROM outbox_pending)::float8
+			FROM pg_class WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace`).Scan(&tables, &log, &events, &backlog)
+		cancel()
+		if err == nil {
+			add("tables", tables/(1<<20))
+			add("log", log/max(1, events))
+			add("backlog", backlog)
+		}
+		add("requests", float64(s.counts[soakDone].Load()))
+	}
+}
+
+// windows are the faults, for [slopeOf].
+func (s *soak) windows() [][2]float64 {
+	var list [][2]float64
+	for _, f := range s.faults {
+		list = append(list, [2]float64{f.from, f.to})
+	}
+	return list
+}
+
+// judge adds the verdicts to the report, prints the series and draws them.
+func (s *soak) judge(r *report, rate float64) error {
+	total := s.o.soak.Seconds()
+	bad := 0
+	fmt.Printf("%.0f requests a second for %s; faults:", rate, s.o.soak)
+	for _, f := range s.faults {
+		fmt.Printf(" %s %.0f–%.0f s;", f.name, f.from, f.to)
+	}
+	fmt.Print("\n\n")
+	for _, one := range soakSeries {
+		from := total / 10 // until caches and pools are warm
+		met := ""
+		if one.late {
+			// What has ended is kept for a while, and then so much goes as comes.
+			if from = max(from, soakRetain.Seconds()); total-from < 2*soakRetain.Seconds() {
+				met = fmt.Sprintf("not judged: --for %s is too short, the first of it is kept for %s", s.o.soak, soakRetain)
+				from = total / 10
+			}
+		}
+		sl := slopeOf(s.series[one.name], from, s.windows())
+		if met == "" {
+			if met = "met"; !sl.flat(one.limit, one.some) {
+				met = "MISSED"
+				bad++
+			}
+		}
+		r.lines = append(r.lines, line{part: r.part, what: one.name, figure: "last third " + brief(sl.last), bound: "first third " + brief(sl.first),
+			ratio: fmt.Sprintf("%.2f", sl.ratio), goal: fmt.Sprintf("≤ %.2f", one.limit), met: met})
+		fmt.Printf("%-18s %s %s to %s\n", one.name, spark(s.series[one.name], 60), brief(sl.first), brief(sl.last))
+	}
+	fmt.Println()
+	for i, what := range []string{"requests done", "answered 503 or 429", "failed during a fault", "failed without one"} {
+		l := line{part: r.part, what: what, figure: grouped(int(s.counts[i].Load()))}
+		if soakOutcome(i) == soakFailed {
+			l.goal, l.met = "0", met(s.counts[i].Load() == 0)
+			if s.counts[i].Load() > 0 {
+				bad++
+			}
+		}
+		r.lines = append(r.lines, l)
+	}
+	reasons := slices.SortedFunc(maps.Keys(s.wrongs), func(a, b string) int { return cmp.Compare(s.wrongs[b], s.wrongs[a]) })
+	for _, reason := range reasons[:min(10, len(reasons))] {
+		fmt.Printf("%6d × %s\n", s.wrongs[reason], reason)
+	}
+	if s.o.picture != "" {
+		if err := s.chart().write(filepath.Join(s.o.picture, "soak.svg")); err != nil {
+			return err
+		}
+	}
+	if bad > 0 {
+		return fmt.Errorf("%d of the series grow, or requests failed without a fault", bad)
+	}
+	return nil
+}
+
+func (s *soak) chart() chart {
+	minutes := s.o.soak.Minutes()
+	c := chart{title: fmt.Sprintf("%s at 60 %% of the full rate", s.o.soak), columns: 1, xTo: s.o.soak.Seconds(),
+		note: "minutes; shaded: Kafka, Redis, PostgreSQL away, relay killed"}
+	for _, part := range []float64{0, 0.25, 0.5, 0.75, 1} {
+		c.ticks = append(c.ticks, tick{part * c.xTo, brief(part * minutes)})
+	}
+	byTitle := map[string]int{}
+	for _, one := range soakSeries {
+		l := plotLine{points: s.series[one.name]}
+		if _, process, found := strings.Cut(one.name, " "); found {
+			l.name = process
+		}
+		if i, there := byTitle[one.title]; there {
+			l.color = 1
+			c.panels[i].lines = append(c.panels[i].lines, l)
+			continue
+		}
+		byTitle[one.title] = len(c.panels)
+		c.panels = append(c.panels, panel{title: one.title, unit: one.unit, lines: []plotLine{l}, bands: s.windows()})
+	}
+	return c
+}
