@@ -73,6 +73,18 @@ func TestEverySessionOfAClusterIsListedOrTheListSaysThatItIsShort(t *testing.T) 
 		t.Error("a list during which slots have moved passes for a whole one")
 	}
 
+	if n, err := store.Count(t.Context()); err != nil || n != len(tokens) {
+		t.Errorf("%d of %d are counted, %v", n, len(tokens), err)
+	}
+	if err := store.Clear(t.Context(), func(int) {}); err != nil {
+		t.Error(err)
+	}
+	for _, node := range c.Primaries {
+		if n, _ := c.Do(node, "dbsize").(int64); n != 0 {
+			t.Errorf("%d keys are left on a node", n)
+		}
+	}
+
 	c.Primaries[2].Kill()
 	if _, err := walk(t, store); !errors.Is(err, session.ErrUnavailable) {
 		t.Errorf("without a node: %v", err)
