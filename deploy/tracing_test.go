@@ -12,7 +12,9 @@ import (
 	"testing"
 
 	"github.com/alicebob/miniredis/v2"
+	"github.com/google/uuid"
 
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/testenv"
 	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
@@ -60,6 +62,112 @@ func TestATraceGoesThroughAServer(t *testing.T) {
 			t.Parallel()
 			checkTrace(t, name != "embedded", env(t))
 		})
+	}
+}
+
+// A trace that begins elsewhere goes through the request, the database and the event to the relay, which is
+// another process, to the record of Kafka, and from there to whoever consumes it. docs/operations.md shows it.
+func TestATraceGoesFromTheRequestToTheConsumer(t *testing.T) {
+	t.Parallel()
+	const (
+		trace, client = "2af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+		parent        = "00-" + trace + "-" + client + "-01"
+	)
+	db, brokers := newRolesDatabase(t), testenv.Kafka(t)
+	topic := "trace-" + uuid.NewString()
+	collector := tracingtest.New(t)
+	start := func(role, service string, env []string, args ...string) (log *lockedBuffer, stop func()) {
+		cmd := db.command(t, t.TempDir(), role, args...)
+		cmd.Env = append(cmd.Env, "KAFKA_BROKERS="+brokers, "KAFKA_TOPIC="+topic, "OTEL_SERVICE_NAME="+service,
+			"OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "OTEL_EXPORTER_OTLP_COMPRESSION=gzip", "OTEL_BSP_SCHEDULE_DELAY=50")
+		cmd.Env = append(cmd.Env, env...)
+		return launch(t, cmd)
+	}
+	port := freePort(t)
+	log, _ := start("authctl_serve", "authctl", []string{"APP_HOST=127.0.0.1", fmt.Sprintf("APP_PORT=%d", port),
+		"REDIS_URL=redis://" + miniredis.RunT(t).Addr()}, "serve")
+	relayLog, stopRelay := start("authctl_relay", "authctl-relay", nil, "relay")
+	base := fmt.Sprintf("http://127.0.0.1:%d", port)
+	eventually(t, "the API answers", func() bool {
+		res, err := http.Get(base + "/readyz")
+		if err == nil {
+			_ = res.Body.Close()
+		}
+		return err == nil && res.StatusCode == http.StatusOK
+	})
+	status, answer := tracedRequest(t, "POST", base+"/api/v1/auth/register", parent, "",
+		map[string]any{"username": "alice", "password": "correct horse battery staple"})
+	if status != http.StatusCreated {
+		t.Fatalf("register: %d %v\n%s", status, answer, log)
+	}
+	// The consumer goes on with the trace from the headers of the record.
+	headers := map[string]string{}
+	testenv.Eventually(t, "the record is there", func() bool {
+		records, err := outboxtest.ReadRecords(t.Context(), strings.Split(brokers, ","), topic)
+		for _, r := range records {
+			for _, h := range r.Headers {
+				headers[h.Key] = string(h.Value)
+			}
+		}
+		return err == nil && len(records) > 0
+	})
+	if headers["traceparent"] == "" || headers["traceparent"] != headers["ce_traceparent"] {
+		t.Fatalf("the record has the headers %v\n%s", headers, relayLog)
+	}
+	if err := collector.Consume(t.Context(), "shop", "CloudEvents Process "+headers["ce_type"], headers["traceparent"]); err != nil {
+		t.Fatal(err)
+	}
+	stopRelay() // which sends the last spans
+	var added tracingtest.Span
+	shown := func(s tracingtest.Span) (string, bool) {
+		query := s.Attributes["db.query.text"]
+		switch {
+		case strings.Contains(query, "outbox_add_traced("):
+			added = s
+			return s.Name + " outbox_add_traced", true
+		case strings.HasPrefix(s.Name, "send "):
+			return strings.Replace(s.Name, topic, "auth.events", 1), true
+		}
+		return s.Name, s.Attributes["db.system.name"] == "" && s.Name != "password hash wait"
+	}
+	var tree string
+	testenv.Eventually(t, "all spans have come", func() bool {
+		var err error
+		tree, err = collector.Tree(trace, client, shown)
+		return err == nil && strings.Contains(tree, "send ") && strings.Contains(tree, "POST ")
+	})
+	t.Log("\n" + tree)
+	var create, send tracingtest.Span
+	for _, s := range collector.Spans() {
+		switch {
+		case strings.HasPrefix(s.Name, "CloudEvents Create "):
+			create = s
+		case strings.HasPrefix(s.Name, "send "):
+			send = s
+		}
+	}
+	if headers["traceparent"] != "00-"+trace+"-"+create.ID+"-01" {
+		t.Errorf("the record has the traceparent %s, and the span of the event is %s", headers["traceparent"], create.ID)
+	}
+	if create.Attributes["cloudevents.event_id"] != headers["ce_id"] || create.Attributes["cloudevents.event_type"] != headers["ce_type"] {
+		t.Errorf("the span of the event says %v", create.Attributes)
+	}
+	if send.Parent != create.ID || len(send.Links) != 1 || send.Links[0] != create.ID || send.Failed {
+		t.Errorf("the span of sending is %+v, and should be linked to %s", send, create.ID)
+	}
+	for key, want := range map[string]string{
+		"messaging.system": "kafka", "messaging.destination.name": topic, "messaging.operation.type": "send",
+		"messaging.message.id": headers["ce_id"], "messaging.batch.message_count": "1",
+	} {
+		if send.Attributes[key] != want {
+			t.Errorf("%s of sending is %q, want %q", key, send.Attributes[key], want)
+		}
+	}
+	if send.Begun < added.Begun {
+		t.Error("the event is sent before it is added")
+	}
+	if page := read(t, "../docs/operations.md"); !strings.Contains(page, "```text\n"+tree+"```\n") {
+		t.Errorf("docs/operations.md shows another trace than:\n%s", tree)
 	}
 }
 
