@@ -889,8 +889,9 @@ func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Settings of PgBouncer and Envoy, which the code need not name.
+	// Settings of PgBouncer, Envoy and PostgreSQL, which the code need not name.
 	others := []string{
+		"remote_write", "archive_command", "pg_restore",
 		"max_prepared_statements", "ext_authz", "http_service", "path_prefix", "allowed_headers",
 		"allowed_upstream_headers", "failure_mode_allow", "status_on_error",
 	}

@@ -74,7 +74,7 @@
 //
 // Every counter expires. Strangers make one only by a failure, which keeps it for a day, and the global
 // limit bounds failures, by default to 600 a minute: the worst flood makes some 900,000 accounts
-// and as many pairs, about 350 MB in Redis and PGSIZE in PostgreSQL. Owners leave a known address for 30
+// and as many pairs, about 350 MB in Redis and 450 MB in PostgreSQL. Owners leave a known address for 30
 // days.
 //
 // On SQLite, in this process: a fixed number of entries, some 200 bytes each. When they

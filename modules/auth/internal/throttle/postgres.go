@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/platform/batch"
@@ -140,7 +141,12 @@ func (p *postgres) command(ctx context.Context, op operation) (answer, error) {
 	return answers[0], nil
 }
 
-func (p *postgres) metric() string { return "authctl_throttle_postgres_up" }
+func (p *postgres) gauge() prometheus.GaugeOpts {
+	return prometheus.GaugeOpts{
+		Name: "authctl_throttle_postgres_up", Help: "1 while limits are shared through PostgreSQL, 0 while each " +
+			"process limits by itself.",
+	}
+}
 
 func (p *postgres) close() { p.batch.Close() }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
@@ -207,6 +208,11 @@ func (s *shared) eval(ctx context.Context, verb, script string, keys []string, o
 	return cmd.Slice()
 }
 
-func (s *shared) metric() string { return "authctl_throttle_redis_up" }
+func (s *shared) gauge() prometheus.GaugeOpts {
+	return prometheus.GaugeOpts{
+		Name: "authctl_throttle_redis_up", Help: "1 while limits are shared through Redis, 0 while each process " +
+			"limits by itself.",
+	}
+}
 
 func (s *shared) close() {}

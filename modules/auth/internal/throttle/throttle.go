@@ -66,7 +66,7 @@ type store interface {
 	clear(ctx context.Context, k keys) error
 	state(ctx context.Context, k keys) (failures int64, wait time.Duration, err error)
 	up() bool
-	metric() string // of up
+	gauge() prometheus.GaugeOpts // of up
 	close()
 }
 
@@ -368,10 +368,7 @@ func (l *Limiter) measure(reg prometheus.Registerer) error {
 		}, func() float64 { _, n := l.local.stats(); return float64(n) }),
 	}
 	if l.shared != nil {
-		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-			Name: l.shared.metric(), Help: "1 while limits are shared with other " +
-				"processes, 0 while each process limits by itself.",
-		}, func() float64 {
+		collectors = append(collectors, prometheus.NewGaugeFunc(l.shared.gauge(), func() float64 {
 			if l.shared.up() {
 				return 1
 			}
