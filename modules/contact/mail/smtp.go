@@ -50,6 +50,7 @@ type smtpSender struct {
 	tls   *tls.Config
 	helo  string
 	slots chan struct{} // one for each connection in use
+	stop  time.Duration // stopTimeout, but in a test
 
 	mu   sync.Mutex
 	idle []*connection // used last: at the end
@@ -60,7 +61,7 @@ func newSMTPSender(cfg Config) (*smtpSender, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mail.url: %w", err)
 	}
-	s := &smtpSender{server: named, helo: "localhost", slots: make(chan struct{}, maxConns),
+	s := &smtpSender{server: named, helo: "localhost", slots: make(chan struct{}, maxConns), stop: stopTimeout,
 		tls: &tls.Config{ServerName: named.host, MinVersion: tls.VersionTLS12}}
 	if cfg.CAFile != "" {
 		pem, err := os.ReadFile(cfg.CAFile)
@@ -85,6 +86,7 @@ type connection struct {
 	client *smtp.Client
 	raw    net.Conn // below TLS
 	bounds *bounded // the same
+	stop   time.Duration
 	mails  int
 	expiry *time.Timer // while it is idle
 }
@@ -243,7 +245,7 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 	if err := s.authenticate(client, told); err != nil {
 		return nil, err
 	}
-	return &connection{client: client, raw: raw, bounds: bounds}, nil
+	return &connection{client: client, raw: raw, bounds: bounds, stop: s.stop}, nil
 }
 
 // bounded is a connection from which no more than so many bytes are read at a step: a server that
@@ -391,7 +393,7 @@ func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, to
 	c.bounds.left.Store(maxAnswer)
 	stop := context.AfterFunc(ctx, func() {
 		if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			_ = c.raw.SetDeadline(time.Now().Add(stopTimeout))
+			_ = c.raw.SetDeadline(time.Now().Add(c.stop))
 		}
 	})
 	defer stop()

@@ -497,6 +497,7 @@ func TestTheAnswerToAWholeMailIsWaitedFor(t *testing.T) {
 	t.Parallel()
 	s := startSMTP(t)
 	m := newMailer(t, s.config(), Options{})
+	m.sender.(*smtpSender).stop = 0
 	ctx := timedOut{t.Context(), make(chan struct{})}
 	done := make(chan error, 1)
 	r := notice(t, m.opt.Sealer, "data-wait.alice@example.com")
