@@ -161,10 +161,10 @@ launch() { # ID: starts a broker without waiting for it
 }
 
 await() { # ID: returns once a broker serves
-  local deadline=$((SECONDS + 90))
+  local deadline=$((SECONDS + 180)) # a busy machine takes its time
   until awk '/^--- start/ { up = 0 } /Kafka Server started/ { up = 1 } END { exit !up }' "$dir/broker-$1.log"; do
     broker "$1" >/dev/null || { tail -n 15 "$dir/broker-$1.log" >&2; die "broker $1 ended: see $dir/broker-$1.log"; }
-    [ $SECONDS -lt $deadline ] || die "broker $1 does not serve after 90 s: see $dir/broker-$1.log"
+    [ $SECONDS -lt $deadline ] || die "broker $1 does not serve after 180 s: see $dir/broker-$1.log"
     sleep 0.2
   done
 }

@@ -346,12 +346,13 @@ func (f *targetField) drained() {
 	})
 }
 
-func (f *targetField) readKafka() []outboxtest.Seen {
+func (f *targetField) readKafka() (seen []outboxtest.Seen) {
 	f.t.Helper()
-	seen, err := outboxtest.ReadKafka(f.t.Context(), f.kafka.Brokers, campaignTopic)
-	if err != nil {
-		f.t.Fatal(err)
-	}
+	testenv.Eventually(f.t, "the topic can be read", func() bool { // a broker that has just come elects leaders
+		var err error
+		seen, err = outboxtest.ReadKafka(f.t.Context(), f.kafka.Brokers, campaignTopic)
+		return err == nil
+	})
 	return seen
 }
 
