@@ -357,13 +357,15 @@ type verifier struct {
 	line func(token string) string
 }
 
-// follows starts the program as a verifier for a service.
-func (p program) follows(s *service) *verifier {
+// follows starts the program as a verifier for a service. More settings replace the usual ones.
+func (p program) follows(s *service, more map[string]string) *verifier {
 	s.t.Helper()
-	cmd := p.command(s.t, map[string]string{
+	settings := map[string]string{
 		"issuer": "http://localhost:8080", "audience": "authctl", "jwks": s.jwks,
 		"feed": s.base + "/oauth2/revocations", "id": "orders", "secret": "s&cret", "name": "orders-" + p.name,
-	})
+	}
+	maps.Copy(settings, more)
+	cmd := p.command(s.t, settings)
 	return begin(s.t, &verifier{name: p.name, cmd: cmd, line: func(token string) string { return token }})
 }
 
@@ -467,7 +469,7 @@ const credentials = `{"username":"alice","password":"correct horse battery stapl
 func (p program) followsTheService(t *testing.T) {
 	t.Helper()
 	s := newService(t)
-	v := p.follows(s)
+	v := p.follows(s, nil)
 	first := s.must("POST", "/register", "", credentials).Access
 	second, third := s.must("POST", "/login", "", credentials).Access, s.must("POST", "/login", "", credentials).Access
 	all := []string{first, second, third}
@@ -612,7 +614,7 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 	first := s.must("POST", "/register", "", credentials)
 	verifiers := []*verifier{inGo(s)}
 	for _, p := range programs {
-		verifiers = append(verifiers, p.follows(s))
+		verifiers = append(verifiers, p.follows(s, nil))
 	}
 	for _, v := range verifiers { // it has fetched the keys, with those to come
 		testenv.Eventually(t, "the verifier in "+v.name+" accepts a token", func() bool {

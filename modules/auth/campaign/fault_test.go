@@ -329,47 +329,63 @@ func follows(t *testing.T, replica *redis.Client) bool {
 // churn refreshes one chain for each device, one request after the other, over both servers,
 // until it is stopped: whatever breaks meanwhile, no refresh says that a session is over. A
 // request without a proper answer is sent again with the same token.
+//
+// A token that is sent again after the grace window counts as used twice (sessions may have been
+// stolen), and its client has to sign in. That is right exactly if the window has passed since the
+// token was replaced, which was not before it was first sent.
 type churn struct {
 	devices []*device
 	stop    chan struct{}
 	done    sync.WaitGroup
 	mu      sync.Mutex
 	rotated int
-	late    int // sign-ins since a lost answer was not asked for again within the window
+	late    []string // sign-ins since a token was not answered within the window, and how it was spent
 	errs    []error
 }
 
 func (w *onOwnEngines) churn(n int) *churn {
-	const window = time.Minute // AUTH_REFRESH_GRACE, after which a lost answer is not given again
+	const window = time.Minute // AUTH_REFRESH_GRACE
 	c := &churn{stop: make(chan struct{})}
+	var servers []*server
+	for _, s := range w.servers { // a client that waits longer than the window loses its session
+		client := &http.Client{Transport: s.http.Transport, Timeout: window / 6}
+		servers = append(servers, &server{t: w.t, url: s.url, http: client})
+	}
 	for i := range n {
 		d := w.servers[0].register()
 		c.devices = append(c.devices, d)
 		c.done.Go(func() {
-			answered := time.Now()
+			first, lost, later := time.Time{}, 0, 0 // of the present token
 			for round := i; ; round++ {
 				select {
 				case <-c.stop:
 					return
 				default:
 				}
-				a, err := w.servers[round%2].refresh(d.refresh)
-				if err == nil && a.Code == "refresh_token_reused" && time.Since(answered) > window {
+				if first.IsZero() {
+					first = time.Now()
+				}
+				a, err := servers[round%2].refresh(d.refresh)
+				if silence := time.Since(first); err == nil && a.Code == "refresh_token_reused" && silence > window {
 					if a, err = w.servers[round%2].signInEventually(d.name); err == nil && a.ok() {
 						c.mu.Lock()
-						c.late++
+						c.late = append(c.late, fmt.Sprintf("after %v, %d requests without an answer and %d answered 503",
+							silence.Round(time.Second), lost, later))
 						c.mu.Unlock()
 					}
 				}
 				c.mu.Lock()
 				switch {
 				case err != nil:
+					lost++
 				case a.ok():
 					d.keep(a)
-					answered = time.Now()
+					first, lost, later = time.Time{}, 0, 0
 					c.rotated++
-				case a.Status != http.StatusServiceUnavailable:
-					c.errs = append(c.errs, fmt.Errorf("refresh answered %v: %s", a, a.Body))
+				case a.Status == http.StatusServiceUnavailable:
+					later++
+				default:
+					c.errs = append(c.errs, fmt.Errorf("refresh answered %v: %s; the token was first sent %v ago", a, a.Body, time.Since(first)))
 					c.mu.Unlock()
 					return // it will not be answered otherwise
 				}

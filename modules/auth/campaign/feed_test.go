@@ -430,7 +430,8 @@ func TestTheFeedMissesNothingWhateverFails(t *testing.T) {
 			t.Errorf("a session that nobody has ended: %v", err)
 		}
 	}
-	t.Logf("%d refreshes, %d sign-ins after more than a minute without an answer; a foreign transaction was open for %v", load.rotated, load.late, max(longest, time.Since(opened)).Round(time.Second))
+	t.Logf("%d refreshes, sign-ins since a window had passed: %q; a foreign transaction was open for %v", load.rotated, load.late,
+		max(longest, time.Since(opened)).Round(time.Second))
 	if err := c.f.end(); err != nil {
 		t.Error(err)
 	}

@@ -1,7 +1,8 @@
-// Tries verify.mjs and follow.mjs, which docs/verifying_test.go takes out of the page.
+// Tries verify.mjs, follow.mjs and events.mjs, which docs/verifying_test.go takes out of the page.
 import { createLocalJWKSet, createRemoteJWKSet } from "jose";
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
+import { followEvents } from "./events.mjs";
 import { Ended, follow } from "./follow.mjs";
 import { verifier } from "./verify.mjs";
 
@@ -20,7 +21,9 @@ if (settings.vectors) {
 } else {
   const ended = new Ended();
   const over = new AbortController();
-  const following = follow(ended, { ...settings, signal: over.signal });
+  const following = settings.silence
+    ? followEvents(ended, { ...settings, silence: Number(settings.silence), signal: over.signal })
+    : follow(ended, { ...settings, signal: over.signal });
   const check = verifier({ ...settings, keys: createRemoteJWKSet(new URL(settings.jwks), { cacheMaxAge: Infinity }), ended });
   for await (const token of createInterface({ input: process.stdin })) {
     while (ended.lag() > 60_000) await new Promise((resume) => setTimeout(resume, 20));
