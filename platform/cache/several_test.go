@@ -454,3 +454,38 @@ func TestProdModeConnectsToNoAnnouncedServerElsewhereWithoutTLS(t *testing.T) {
 		cfg.ValidateProd(func(path, problem string) { t.Errorf("%s: %s %s", name, path, problem) })
 	}
 }
+
+func TestAnnouncedServersAreVerifiedByTheNameInTheSettings(t *testing.T) {
+	t.Parallel()
+	// The cluster announces its node by the address, for which it has no certificate.
+	node, caFile := cachetest.StartNamedTLS(t, "localhost", "--cluster-enabled", "yes", "--cluster-port",
+		fmt.Sprint(testenv.FreePort(t)), "--cluster-announce-ip", "127.0.0.1")
+	admin, err := cache.Open(t.Context(), cache.Config{URL: config.Secret("rediss://localhost:" + node.Port()),
+		CAFile: caFile}, cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = admin.Close() })
+	do(t, admin, "CLUSTER ADDSLOTSRANGE 0 16383")
+	testenv.Eventually(t, "the cluster works", func() bool {
+		return strings.Contains(admin.ClusterInfo(t.Context()).Val(), "cluster_state:ok")
+	})
+	for name, tc := range map[string]struct {
+		host, caFile string
+		works        bool
+	}{
+		"its name":          {"localhost", caFile, true},
+		"its address":       {"127.0.0.1", caFile, false},
+		"another authority": {"localhost", "", false},
+	} {
+		cfg := cache.Config{URL: config.Secret("rediss://" + tc.host + ":" + node.Port()), Cluster: true, CAFile: tc.caFile}
+		client, err := cache.Open(t.Context(), cfg, cache.Options{Prod: true})
+		if err == nil {
+			err = client.Set(t.Context(), "authctl:key", 1, 0).Err()
+			_ = client.Close()
+		}
+		if (err == nil) != tc.works {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

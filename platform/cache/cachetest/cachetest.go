@@ -78,13 +78,25 @@ func StartSentinel(t testing.TB, conf string) *Server {
 // StartTLS runs a redis-server that speaks nothing but TLS, with a certificate that nobody trusts.
 func StartTLS(t testing.TB) *Server {
 	t.Helper()
+	server, _ := startTLS(t, &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})
+	return server
+}
+
+// StartNamedTLS runs a redis-server that speaks nothing but TLS, with a certificate for a host name alone, and
+// returns the file to trust. Arguments are added to its command line.
+func StartNamedTLS(t testing.TB, host string, args ...string) (server *Server, caFile string) {
+	t.Helper()
+	return startTLS(t, &x509.Certificate{DNSNames: []string{host}, IsCA: true, BasicConstraintsValid: true}, args...)
+}
+
+func startTLS(t testing.TB, template *x509.Certificate, args ...string) (server *Server, certFile string) {
+	t.Helper()
 	dir := t.TempDir()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(24 * time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	template.SerialNumber, template.NotAfter = big.NewInt(1), time.Now().Add(24*time.Hour)
 	cert, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		t.Fatal(err)
@@ -99,8 +111,9 @@ func StartTLS(t testing.TB) *Server {
 			t.Fatal(err)
 		}
 	}
-	return start(t, secured, "--tls-cert-file", filepath.Join(dir, "cert.pem"), "--tls-key-file", filepath.Join(dir,
-		"key.pem"), "--tls-auth-clients", "no")
+	certFile = filepath.Join(dir, "cert.pem")
+	return start(t, secured, append([]string{"--tls-cert-file", certFile, "--tls-key-file", filepath.Join(dir, "key.pem"),
+		"--tls-auth-clients", "no"}, args...)...), certFile
 }
 
 // kind is what a redis-server is.
