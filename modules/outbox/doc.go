@@ -39,7 +39,7 @@
 //	outbox_target       where events go and went, and how many partitions the order relies on
 //	outbox_trouble      the outages of relays, for people who look from other machines
 //	outbox_setting      the number of shards; the length of a segment; whether further targets want events; the
-//	                    generation, which every event keeps: how often the database was set back to an older state
+//	                    generation, which every event keeps: it rises when the database is set back to an older state
 //
 // and of targets besides the log:
 //

@@ -37,6 +37,7 @@ func tracer(t *testing.T) (*tracing.Tracer, *tracingtest.Collector) {
 	collector := tracingtest.New(t)
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
+	t.Setenv("OTEL_TRACES_SAMPLER", "always_on") // the event decides, not this
 	tracer, err := tracing.Open(t.Context(), "test", zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
