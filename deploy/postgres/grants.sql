@@ -56,8 +56,8 @@ GRANT SELECT, INSERT, UPDATE ON outbox_key, outbox_finished_key TO authctl_serve
 GRANT USAGE ON SEQUENCE outbox_event_id TO authctl_serve;
 GRANT INSERT ON outbox_event, outbox_pending TO authctl_serve;
 
--- authctl_relay sends events, can change none and add only one kind (see below), and has no access to accounts. It
--- needs TRUNCATE to empty expired segments.
+-- authctl_relay sends events, can change none and add only one kind (see below), and has no access to
+-- accounts. It needs TRUNCATE to empty expired segments.
 GRANT SELECT ON SEQUENCE outbox_event_id TO authctl_relay;
 GRANT SELECT, TRUNCATE ON outbox_event TO authctl_relay;
 DO $$
