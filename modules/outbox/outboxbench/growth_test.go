@@ -8,6 +8,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxbench"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // A backlog is what relays and commands find in an outbox: it stays while others are published past it.
@@ -45,6 +46,10 @@ func TestABacklogStaysWhileOthersArePublished(t *testing.T) {
 	if err != nil || len(took) < 20 {
 		t.Errorf("%d events were published, %v", len(took), err)
 	}
+	testenv.Eventually(t, "what was published waits no longer", func() bool { // Stop hardly waits for that
+		st, err := outbox.Status(t.Context(), db)
+		return err == nil && st.Pending <= 300
+	})
 	if err := f.Stop(); err != nil {
 		t.Error(err)
 	}
