@@ -5,6 +5,7 @@ import (
 	"html"
 	"math"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -13,11 +14,12 @@ import (
 // that it can be read on a page of any colour, and its letters are large enough on a screen of 320
 // pixels.
 type chart struct {
-	title, note string
-	columns     int
-	ticks       []tick // of the horizontal axis
-	xFrom, xTo  float64
-	panels      []panel
+	title   string
+	notes   []string // lines below
+	columns int
+	ticks   []tick // of the horizontal axis
+	xTo     float64
+	panels  []panel
 }
 
 type tick struct {
@@ -28,6 +30,7 @@ type tick struct {
 type panel struct {
 	title string
 	unit  string
+	log   bool // the vertical axis is logarithmic
 	lines []plotLine
 	bands [][2]float64 // that are shaded
 }
@@ -70,6 +73,9 @@ func brief(v float64) string {
 	case v >= 1e4:
 		return strconv.FormatFloat(v/1e3, 'g', 3, 64) + "k"
 	}
+	if v >= 100 {
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	}
 	return strconv.FormatFloat(v, 'g', 3, 64)
 }
 
@@ -78,7 +84,8 @@ func (c chart) svg() string {
 	var b strings.Builder
 	columns := max(1, c.columns)
 	rows := (len(c.panels) + columns - 1) / columns
-	const head, foot, left, right, above, below = 26.0, 24.0, 32.0, 8.0, 30.0, 16.0
+	const head, left, right, above, below = 26.0, 32.0, 10.0, 38.0, 18.0
+	foot := 10 + 14*float64(len(c.notes))
 	row := above + panelHeight + below
 	height := head + float64(rows)*row + foot
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %g %g" width="%g" height="%g" role="img" aria-label="%s" `+
@@ -92,49 +99,49 @@ func (c chart) svg() string {
 		y0 := head + float64(i/columns)*row + above
 		c.panel(&b, p, x0, y0, width-left-right)
 	}
-	fmt.Fprintf(&b, `<text x="10" y="%g" fill="#57606a">%s</text>`+"\n", height-9, html.EscapeString(c.note))
+	for i, note := range c.notes {
+		fmt.Fprintf(&b, `<text x="10" y="%g" fill="#57606a">%s</text>`+"\n", height-foot+14*float64(i+1)-2, html.EscapeString(note))
+	}
 	b.WriteString("</svg>\n")
 	return b.String()
 }
 
 func (c chart) panel(b *strings.Builder, p panel, x0, y0, width float64) {
-	most := 0.0
-	for _, l := range p.lines {
-		for _, at := range l.points {
-			most = max(most, at[1])
-		}
-	}
-	top := niceTop(most)
-	x := func(v float64) float64 { return x0 + width*(v-c.xFrom)/max(1e-9, c.xTo-c.xFrom) }
-	y := func(v float64) float64 { return y0 + panelHeight*(1-v/top) }
+	x := func(v float64) float64 { return x0 + width*v/max(1e-9, c.xTo) }
+	scale, marks := p.scale()
+	y := func(v float64) float64 { return y0 + panelHeight*(1-scale(v)) }
 	name := p.title
 	if p.unit != "" {
 		name += ", " + p.unit
 	}
-	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" font-weight="600">%s</text>`+"\n", x0-22, y0-18, html.EscapeString(name))
+	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" font-weight="600">%s</text>`+"\n", x0-22, y0-24, html.EscapeString(name))
 	legend := x0 - 22
 	for _, l := range p.lines {
 		if l.name == "" {
 			continue
 		}
-		fmt.Fprintf(b, `<path d="M%.1f %.1fh14" stroke="%s" stroke-width="2"%s/>`, legend, y0-9, palette[l.color], dash(l.dashed))
-		fmt.Fprintf(b, `<text x="%.1f" y="%.1f">%s</text>`+"\n", legend+17, y0-5, html.EscapeString(l.name))
+		fmt.Fprintf(b, `<path d="M%.1f %.1fh14" stroke="%s" stroke-width="2"%s/>`, legend, y0-14, palette[l.color], dash(l.dashed))
+		fmt.Fprintf(b, `<text x="%.1f" y="%.1f">%s</text>`+"\n", legend+17, y0-10, html.EscapeString(l.name))
 		legend += 17 + 6.2*float64(len(l.name)) + 8
 	}
 	for _, band := range p.bands {
-		from, to := max(band[0], c.xFrom), min(band[1], c.xTo)
+		from, to := max(band[0], 0), min(band[1], c.xTo)
 		if to > from {
 			fmt.Fprintf(b, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="#f1e05a" fill-opacity="0.35"/>`+"\n",
 				x(from), y0, max(1, x(to)-x(from)), panelHeight)
 		}
 	}
-	for _, v := range []float64{0, top / 2, top} {
+	for _, v := range marks {
 		fmt.Fprintf(b, `<path d="M%.1f %.1fh%.1f" stroke="#d0d7de"/><text x="%.1f" y="%.1f" text-anchor="end" fill="#57606a">%s</text>`+"\n",
 			x0, y(v), width, x0-3, y(v)+4, brief(v))
 	}
-	for _, t := range c.ticks {
-		fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="middle" fill="#57606a">%s</text>`+"\n", x(t.at), y0+panelHeight+13,
-			superscript(t.label))
+	shown := math.Inf(1)
+	for _, t := range slices.Backward(c.ticks) { // the last one in any case, the others where they have room
+		if at := x(t.at); shown-at > 24 {
+			fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="middle" fill="#57606a">%s</text>`+"\n", at, y0+panelHeight+13,
+				superscript(t.label))
+			shown = at
+		}
 	}
 	for _, l := range p.lines {
 		if len(l.points) == 0 {
@@ -152,6 +159,28 @@ func (c chart) panel(b *strings.Builder, p panel, x0, y0, width float64) {
 			b.WriteString("\n")
 		}
 	}
+}
+
+// scale maps values to the height of the panel, 0 to 1, and returns where lines are drawn across.
+func (p panel) scale() (scale func(float64) float64, marks []float64) {
+	least, most := math.Inf(1), 0.0
+	for _, l := range p.lines {
+		for _, at := range l.points {
+			if most = max(most, at[1]); at[1] > 0 {
+				least = min(least, at[1])
+			}
+		}
+	}
+	if !p.log || most <= 0 {
+		top := niceTop(most)
+		return func(v float64) float64 { return v / top }, []float64{0, top / 2, top}
+	}
+	from, to := math.Floor(math.Log10(least)+1e-9), math.Ceil(math.Log10(most)-1e-9)
+	to = max(to, from+1)
+	for e := from; e <= to; e++ {
+		marks = append(marks, math.Pow(10, e))
+	}
+	return func(v float64) float64 { return (math.Log10(max(v, math.Pow(10, from))) - from) / (to - from) }, marks
 }
 
 func b2i(yes bool) int {

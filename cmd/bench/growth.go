@@ -753,8 +753,8 @@ func (g *growth) table() string {
 
 // chart draws latencies of both installations over the size.
 func (g *growth) chart() chart {
-	c := chart{title: "As the work grows", note: "accounts; half as many sessions and events, a tenth of revocations",
-		columns: 2, xFrom: 0, xTo: 1}
+	c := chart{title: "As the work grows", columns: 2,
+		notes: []string{"by accounts, with half as many sessions and events that", "wait, and a tenth as many revocations"}}
 	last := g.curve[len(g.curve)-1].size
 	c.xTo = log10(last)
 	for _, p := range g.curve {
@@ -766,7 +766,7 @@ func (g *growth) chart() chart {
 			i++
 			continue
 		}
-		p := panel{title: name, unit: "ms"}
+		p := panel{title: name, unit: "ms", log: true}
 		for k, q := range []string{"p50", "p99"} {
 			filled, empty := plotLine{name: q, color: k}, plotLine{color: k, dashed: true}
 			if k == 1 {

@@ -533,7 +533,7 @@ func (s *soak) judge(r *report, rate float64) error {
 func (s *soak) chart() chart {
 	minutes := s.o.soak.Minutes()
 	c := chart{title: fmt.Sprintf("%s at 60 %% of the full rate", s.o.soak), columns: 1, xTo: s.o.soak.Seconds(),
-		note: "minutes; shaded: Kafka, Redis, PostgreSQL away, relay killed"}
+		notes: []string{"by minutes; shaded: Kafka, Redis and PostgreSQL are", "stopped, the relay is killed"}}
 	for _, part := range []float64{0, 0.25, 0.5, 0.75, 1} {
 		c.ticks = append(c.ticks, tick{part * c.xTo, brief(part * minutes)})
 	}

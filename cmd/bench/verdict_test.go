@@ -155,9 +155,9 @@ func TestWhatDoesNotFitIsRefused(t *testing.T) {
 
 func TestAPictureIsWellFormedAndInItsFrame(t *testing.T) {
 	t.Parallel()
-	c := chart{title: "a < b & c", note: "10^3", columns: 2, xTo: 7, ticks: []tick{{0, "1"}, {7, "10^7"}}}
-	for range 3 {
-		c.panels = append(c.panels, panel{title: "p", unit: "ms", bands: [][2]float64{{-5, 1}, {6, 900}}, lines: []plotLine{
+	c := chart{title: "a < b & c", notes: []string{"10^3"}, columns: 2, xTo: 7, ticks: []tick{{0, "1"}, {7, "10^7"}}}
+	for i := range 3 {
+		c.panels = append(c.panels, panel{title: "p", unit: "ms", log: i == 1, bands: [][2]float64{{-5, 1}, {6, 900}}, lines: []plotLine{
 			{name: "p50", points: [][2]float64{{0, 0}, {7, 123456}}}, {name: "none"},
 		}})
 	}
