@@ -59,7 +59,9 @@ func (s *Service) Housekeep(ctx context.Context) {
 	}
 	s.drain(ctx, "expired_revocations", func(ctx context.Context) (int64, error) { return s.feed.Purge(ctx, purgeBatch) })
 	s.drain(ctx, "verifiers", func(ctx context.Context) (int64, error) { return s.feed.PurgeVerifiers(ctx, purgeBatch) })
-	s.drain(ctx, "sign_in_counters", func(ctx context.Context) (int64, error) { return throttle.Purge(ctx, s.db, purgeBatch) })
+	s.drain(ctx, "sign_in_counters", func(ctx context.Context) (int64, error) {
+		return throttle.Purge(ctx, s.db, purgeBatch)
+	})
 	s.drain(ctx, "expired_sessions", func(ctx context.Context) (int64, error) {
 		n, err := s.sessions.Purge(ctx, purgeBatch)
 		return int64(n), err

@@ -437,8 +437,10 @@ func TestACodeHasFiveTries(t *testing.T) {
 		if err != nil || tries != maxTries {
 			t.Errorf("%d tries were counted, %v", tries, err)
 		}
-		// Another server, whose own limits are fresh, refuses the right code: the tries are used up.
-		err = env.another(t).Reset(ctx, Proof{ChallengeID: m.ChallengeID, Code: m.Code}, newPassword, phone())
+		// An address whose limits are fresh, on another server, is refused with the right code: the tries are used up.
+		elsewhere := phone()
+		elsewhere.IP = netip.MustParseAddr("198.51.100.77")
+		err = env.another(t).Reset(ctx, Proof{ChallengeID: m.ChallengeID, Code: m.Code}, newPassword, elsewhere)
 		if !errors.Is(err, ErrInvalidCode) {
 			t.Errorf("the right code after five wrong ones: %v", err)
 		}

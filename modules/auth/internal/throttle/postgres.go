@@ -199,7 +199,8 @@ func (p *postgres) look(ctx context.Context, conn *pgx.Conn, asked []operation, 
 }
 
 // change answers operations one after the other, with nobody else in between.
-func (p *postgres) change(ctx context.Context, conn *pgx.Conn, asked []operation, which []int, answers []answer) (err error) {
+func (p *postgres) change(ctx context.Context, conn *pgx.Conn, asked []operation, which []int,
+	answers []answer) (err error) {
 	defer func() {
 		if err != nil && !conn.IsClosed() && conn.PgConn().TxStatus() != 'I' {
 			_, failed := conn.Exec(ctx, "ROLLBACK")
