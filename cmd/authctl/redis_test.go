@@ -241,12 +241,13 @@ func TestTheServiceRunsOnSentinelsAndOnACluster(t *testing.T) {
 			tokens = append(tokens, a.want(201, "POST", "/api/v1/auth/register", "", map[string]string{
 				"username": fmt.Sprint("alice", i), "password": goodPassword}))
 		}
-		for line, want := range map[string]string{
-			"session list -o json":          `"id"`,
-			"session revoke --user alice11": "ended",
-			"user unlock alice1":            "",
-			"doctor":                        "append-only file is off",
+		for _, command := range [][2]string{
+			{"session list -o json", `"id"`},
+			{"session revoke --user alice11", "ended"},
+			{"user unlock alice1", ""},
+			{"doctor", "append-only file is off"},
 		} {
+			line, want := command[0], command[1]
 			var out bytes.Buffer
 			if code := run(t.Context(), strings.Fields(line), strings.NewReader(""), &out, &out); code != exitDone ||
 				!strings.Contains(out.String(), want) {
