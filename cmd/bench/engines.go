@@ -50,9 +50,10 @@ func startPostgres(env []string, settings ...string) (p *postgres, err error) {
 	}
 	p = &postgres{dir: dir, bin: filepath.Dir(found[len(found)-1]), env: env,
 		url: fmt.Sprintf("postgres://postgres@127.0.0.1:%d/postgres?sslmode=disable", port)}
+	made := p // what is returned with an error is nil
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, p.remove())
+			err = errors.Join(err, made.remove())
 		}
 	}()
 	p.cred = ownGroup(nil)

@@ -246,9 +246,10 @@ func (s *side) close() error {
 // fresh makes an installation with a migrated database and, unless it is given one, an empty Redis.
 func (g *growth) fresh(ctx context.Context, name string) (s *side, err error) {
 	s = &side{name: name, probes: g.loader.Probes()}
+	made := s // what is returned with an error is nil
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.close())
+			err = errors.Join(err, made.close())
 		}
 	}()
 	if s.url, s.drop, err = freshDatabase(ctx, g.pg.url); err != nil {

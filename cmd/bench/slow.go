@@ -133,9 +133,10 @@ func slowMachine(o *options) (undo func() error, err error) {
 		}
 		return errors.Join(errs...)
 	}
+	back := undo // what is returned with an error is nil
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, undo())
+			err = errors.Join(err, back())
 		}
 	}()
 	if o.slowCPU > 0 {
