@@ -182,7 +182,7 @@ func (r *redisServer) start() error {
 		}
 		if time.Now().After(deadline) {
 			text, _ := os.ReadFile(filepath.Join(r.dir, "log"))
-			return fmt.Errorf("Redis does not answer: %s", text)
+			return fmt.Errorf("the Redis of this run does not answer: %s", text)
 		}
 	}
 }
