@@ -218,16 +218,22 @@ func (r ranged) works(t *testing.T) error {
 	base := "http://127.0.0.1:" + found[1] + found[2]
 
 	n := 0
-	closed := r.set["auth.registration"] == "closed" || r.set["contact.required"] == "verified"
+	registered := http.StatusCreated
+	switch {
+	case r.set["auth.registration"] == "closed":
+		registered = http.StatusForbidden
+	case r.set["contact.required"] == "verified":
+		registered = http.StatusAccepted
+	}
 	var last error
 	if !poll(func() bool {
 		n++
-		last = peopleDo(t.Context(), base, fmt.Sprintf("user%d", n), closed)
+		last = peopleDo(t.Context(), base, fmt.Sprintf("user%d", n), registered)
 		return last == nil
 	}) {
 		return fmt.Errorf("%w\n%s", last, said())
 	}
-	if r.set["kafka.brokers"] == "" && r.set["outbox.relay"] != "off" && !closed &&
+	if r.set["kafka.brokers"] == "" && r.set["outbox.relay"] != "off" && registered != http.StatusForbidden &&
 		!poll(func() bool {
 			text, _ := os.ReadFile(filepath.Join(r.dir, "data", "events.ndjson"))
 			return bytes.Contains(text, []byte("auth.UserRegistered.v1"))
@@ -274,8 +280,9 @@ func ask(ctx context.Context, url string) int {
 }
 
 // peopleDo does once what people do. Times and limits may be so short that it fails: then it is
-// tried again, and has to work now and then. closed says that registration signs nobody in.
-func peopleDo(ctx context.Context, base, name string, closed bool) error {
+// tried again, and has to work now and then. registered is the status of a registration; one other than
+// 201 signs nobody in.
+func peopleDo(ctx context.Context, base, name string, registered int) error {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	defer client.CloseIdleConnections()
 	call := func(want int, method, path, token string, body any) (map[string]any, error) {
@@ -311,17 +318,13 @@ func peopleDo(ctx context.Context, base, name string, closed bool) error {
 		return answer, json.Unmarshal(text, &answer)
 	}
 	password := strings.Repeat("correct horse battery ", 4)
-	status := 201
-	if closed {
-		status = 403
-	}
-	if _, err := call(status, "POST", "/api/v1/auth/register", "", map[string]string{"username": name,
+	if _, err := call(registered, "POST", "/api/v1/auth/register", "", map[string]string{"username": name,
 		"password": password, "email": name + "@example.com"}); err != nil {
 		return err
 	}
 	// A stranger's first guess, at a name that is nobody's.
 	if _, err := call(401, "POST", "/api/v1/auth/login", "", map[string]string{"username": "nobody." + name,
-		"password": password}); err != nil || closed {
+		"password": password}); err != nil || registered != http.StatusCreated {
 		return err
 	}
 	signed, err := call(200, "POST", "/api/v1/auth/login", "", map[string]string{"username": name, "password": password})

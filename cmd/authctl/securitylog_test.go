@@ -40,7 +40,7 @@ func securityEvents(t *testing.T) map[string]securityEvent {
 		event securityEvent
 		at    int // which parameter is the name
 	}
-	passedOn := map[string]passing{} // by the function
+	passedOn := map[string]passing{} // by the folder and the function
 	calls := map[string][]*ast.CallExpr{}
 	for _, top := range []string{"../../modules", "../../platform", "../../cmd"} {
 		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
@@ -65,7 +65,8 @@ func securityEvents(t *testing.T) map[string]securityEvent {
 					if !ok {
 						return true
 					}
-					calls[method.Sel.Name] = append(calls[method.Sel.Name], call)
+					function := filepath.Dir(path) + "." + method.Sel.Name
+					calls[function] = append(calls[function], call)
 					if !toSecurityLog(call) {
 						return true
 					}
@@ -82,7 +83,7 @@ func securityEvents(t *testing.T) map[string]securityEvent {
 						}
 						events[name] = e
 					} else if at := parameter(fn, call.Args[0]); at >= 0 {
-						passedOn[fn.Name.Name] = passing{e, at}
+						passedOn[filepath.Dir(path)+"."+fn.Name.Name] = passing{e, at}
 					} else {
 						t.Errorf("%s: a security event has no constant name", path)
 					}
