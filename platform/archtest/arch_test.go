@@ -57,7 +57,7 @@ var arrows = map[string][]string{
 
 	"modules/contact": {
 		"modules/auth", "modules/outbox",
-		"platform/config", "platform/database", "platform/fault", "platform/logging", "platform/seal",
+		"platform/config", "platform/database", "platform/fault", "platform/logging", "platform/retry", "platform/seal",
 	},
 	"modules/contact/page": {"platform/httpserver"},
 	"modules/contact/contacthttp": {"modules/auth", "modules/auth/authhttp", "modules/contact", "platform/fault",

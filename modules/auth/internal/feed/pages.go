@@ -35,7 +35,7 @@ func (f *Feed) shared(ctx context.Context, text string, c cursor, good time.Dura
 	one := f.pages.list[text]
 	if one == nil || time.Since(one.at) > good {
 		one = &shared{ready: make(chan struct{}), at: time.Now()}
-		f.pages.keep(text, one)
+		f.pages.keep(text, one, pageKept)
 		f.done.Go(func() {
 			defer close(one.ready)
 			one.page, one.err = f.readPage(f.ctx, c)
@@ -53,18 +53,13 @@ func (f *Feed) shared(ctx context.Context, text string, c cursor, good time.Dura
 	}
 }
 
-// keep remembers a page. The caller holds the lock.
-func (p *pages) keep(text string, one *shared) {
-	if len(p.list) >= maxShared {
-		for other, old := range p.list {
-			if time.Since(old.at) > pageKept {
-				delete(p.list, other)
-			}
-		}
+// keep remembers a page for a while. The caller holds the lock.
+func (p *pages) keep(text string, one *shared, kept time.Duration) {
+	if p.list[text] == nil && len(p.list) >= maxShared {
+		return
 	}
-	if len(p.list) < maxShared {
-		p.list[text] = one
-	}
+	p.list[text] = one
+	time.AfterFunc(kept, func() { p.drop(text, one) })
 }
 
 func (p *pages) drop(text string, one *shared) {
