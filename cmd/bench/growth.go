@@ -35,8 +35,8 @@ const (
 	growthCost   = 4 // of bcrypt, whose time is taken off in any case
 	growthRounds = 10
 	growthProbes = 1000
-	// What an account of the largest step takes with everything that comes with it, measured: bytes of
-	// disk, of Redis' memory, and time to load and measure.
+	// What an account of the largest step takes with everything that comes with it, at the most: bytes of
+	// disk and of Redis' memory.
 	diskPerAccount   = 3200
 	memoryPerAccount = 650
 )
