@@ -505,7 +505,8 @@ func (s *soak) judge(r *report, rate float64) error {
 				bad++
 			}
 		}
-		r.lines = append(r.lines, line{part: r.part, what: one.name, figure: "last third " + brief(sl.last), bound: "first third " + brief(sl.first),
+		r.lines = append(r.lines, line{part: r.part, what: one.name, figure: "last third " + brief(sl.last),
+			bound: "first third " + brief(sl.first),
 			ratio: fmt.Sprintf("%.2f", sl.ratio), goal: fmt.Sprintf("≤ %.2f", one.limit), met: met})
 		fmt.Printf("%-18s %s %s to %s\n", one.name, spark(s.series[one.name], 60), brief(sl.first), brief(sl.last))
 	}

@@ -266,7 +266,8 @@ func lastChallenge(ctx context.Context, tx database.Tx, c challenge, asked []byt
 }
 
 // isWithinLimits reports whether one more challenge may be sent.
-func isWithinLimits(ctx context.Context, tx database.Tx, c challenge, asked, recipient, network []byte, since int64) (bool, error) {
+func isWithinLimits(ctx context.Context, tx database.Tx, c challenge, asked, recipient, network []byte,
+	since int64) (bool, error) {
 	var byOwner, byStrangers, ofNetwork, toVerify int
 	err := tx.QueryRowContext(ctx, `SELECT
 		(SELECT count(*) FROM contact_challenge WHERE recipient = ?1 AND created_ms > ?5 AND owner),

@@ -127,7 +127,8 @@ func (s *Service) noChallenge(ctx context.Context, userID, contactID uuid.UUID) 
 
 // VerifyByCode verifies the contact to which the code of a challenge was sent. Nobody need be signed in:
 // whoever has the code can read what is sent there, as with the link.
-func (s *Service) VerifyByCode(ctx context.Context, challengeID uuid.UUID, code string, dev auth.Device) (Contact, error) {
+func (s *Service) VerifyByCode(ctx context.Context, challengeID uuid.UUID, code string,
+	dev auth.Device) (Contact, error) {
 	c, err := s.guess(ctx, PurposeVerify, challengeID, code, nil, dev)
 	if err != nil {
 		return Contact{}, err

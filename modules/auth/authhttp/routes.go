@@ -62,7 +62,8 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 			Description: "Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. " +
 				"Passwords have no composition rules; common ones and those that contain the username are refused with the reason. " +
 				"Where `contact.required` is `verified`, the answer is 202 and has no tokens: send the code to `/api/v1/auth/verify`, then sign in.",
-			Do: httpserver.Public(a.register), Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed, auth.ErrOriginNotAllowed), hashing...),
+			Do:     httpserver.Public(a.register),
+			Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed, auth.ErrOriginNotAllowed), hashing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/login", ID: "login", Group: account,
 			Summary: "Sign in", Success: "This device is signed in.", Cache: noStore,
