@@ -1,5 +1,5 @@
-// Package deploy tests the files beside it: the compose files against the settings that the
-// binary has, and the database roles with the binary at work.
+// Package deploy tests the files of this folder: the compose files against the binary's settings,
+// and the database roles with the running binary.
 package deploy
 
 import (
@@ -37,6 +37,7 @@ type service struct {
 	CapDrop     []string `yaml:"cap_drop"`
 	Privileged  bool
 	SecurityOpt []string `yaml:"security_opt"`
+	StopGrace   string   `yaml:"stop_grace_period"`
 }
 
 // ours reports whether the service runs authctl.
@@ -93,7 +94,7 @@ func TestComposeHasNoCredentialOfItsOwn(t *testing.T) {
 	var empty []string
 	for line := range strings.Lines(read(t, "../.env.example")) {
 		if name, value, found := strings.Cut(strings.TrimSpace(line), "="); found && !strings.HasPrefix(name, "#") {
-			if name == "AUTH_TOKEN_ISSUER" { // no secret, and nothing that could be made up
+			if name == "AUTH_TOKEN_ISSUER" { // secrets have no value, and nothing that somebody could guess
 				continue
 			}
 			if value != "" {
@@ -121,7 +122,7 @@ func TestComposeServicesAreConfined(t *testing.T) {
 		if s.Restart == "" {
 			t.Errorf("%s does not say whether it is started again", name)
 		}
-		if s.Restart != "no" && !s.ours() && s.Healthcheck == nil { // ours have one in the image
+		if s.Restart != "no" && !s.ours() && s.Healthcheck == nil { // our own services have one in the image
 			t.Errorf("%s has no health check", name)
 		}
 		for _, port := range s.Ports {
@@ -135,7 +136,7 @@ func TestComposeServicesAreConfined(t *testing.T) {
 func TestImagesArePinnedAndTheSameEverywhere(t *testing.T) {
 	t.Parallel()
 	exact := regexp.MustCompile(`^[a-z/]+:[0-9]+\.[0-9]+(\.[0-9]+)?$`)
-	images := map[string]string{} // by name without the version
+	images := map[string]string{} // image name to version
 	for _, path := range []string{"../docker-compose.yml", "engines.yml"} {
 		file, _ := readCompose(t, path)
 		for name, s := range file.Services {
@@ -152,7 +153,8 @@ func TestImagesArePinnedAndTheSameEverywhere(t *testing.T) {
 			images[image] = s.Image
 		}
 	}
-	pom := regexp.MustCompile(`<artifactId>kafka_[^<]*</artifactId>\s*<version>([^<]*)<`).FindStringSubmatch(read(t, "kafka/pom.xml"))
+	pom := regexp.MustCompile(`<artifactId>kafka_[^<]*</artifactId>\s*<version>([^<]*)<`).FindStringSubmatch(read(t,
+		"kafka/pom.xml"))
 	if pom == nil || images["apache/kafka"] != "apache/kafka:"+pom[1] {
 		t.Errorf("the image is %s, the Maven artifacts are %q", images["apache/kafka"], pom)
 	}
@@ -163,7 +165,7 @@ func TestTheImageIsBuiltWithAFittingGo(t *testing.T) {
 	wanted := regexp.MustCompile(`(?m)^go ([0-9.]+)$`).FindStringSubmatch(read(t, "../go.mod"))
 	used := regexp.MustCompile(`golang:([0-9.]+)`).FindStringSubmatch(read(t, "../Dockerfile"))
 	if wanted == nil || used == nil {
-		t.Fatal("go.mod or Dockerfile names no version of Go")
+		t.Fatal("go.mod or Dockerfile has no version of Go")
 	}
 	if version.Compare("go"+used[1], "go"+wanted[1]) < 0 {
 		t.Errorf("Dockerfile builds with Go %s, go.mod wants %s", used[1], wanted[1])
@@ -211,12 +213,12 @@ func TestTheImageAsksAuthctlWhetherItIsReady(t *testing.T) {
 		t.Error("the health check of the image is not authctl health, which follows the settings")
 	}
 	if strings.Contains(text, "wget") || strings.Contains(text, "busybox") {
-		t.Error("the image has another program beside authctl")
+		t.Error("the image has another program than authctl")
 	}
 	file, _ := readCompose(t, "../docker-compose.yml")
 	for name, s := range file.Services {
 		if s.ours() && s.Healthcheck != nil {
-			t.Errorf("%s has a health check of its own: that of the image follows the settings", name)
+			t.Errorf("%s has its own health check, but only that of the image follows the settings", name)
 		}
 	}
 }
@@ -225,7 +227,8 @@ func TestComposeServesWithSettingsThatProductionModeAccepts(t *testing.T) {
 	t.Parallel()
 	file, _ := readCompose(t, "../docker-compose.yml")
 	secrets := map[string]string{
-		"AUTH_TOKEN_ISSUER": "https://auth.example.com", "AUTH_TOKEN_SECRET": strings.Repeat("s", 64), "DB_SERVE_PASSWORD": "p", "CACHE_REDIS_PASSWORD": "p",
+		"AUTH_TOKEN_ISSUER": "https://auth.example.com", "AUTH_TOKEN_SECRET": strings.Repeat("s",
+			64), "DB_SERVE_PASSWORD": "p", "CACHE_REDIS_PASSWORD": "p",
 	}
 	cmd := exec.CommandContext(t.Context(), binary(t), "config", "check")
 	cmd.Dir = t.TempDir()
@@ -238,8 +241,8 @@ func TestComposeServesWithSettingsThatProductionModeAccepts(t *testing.T) {
 	}
 }
 
-// The secrets of webhooks and what mails say are sealed under the secret of the servers, and receivers are
-// outside of the internal network.
+// The secrets of webhooks and the contents of mails are sealed with the servers' secret, and
+// receivers are outside of the internal network.
 func TestComposeRelaysCanSendWebhooksAndMails(t *testing.T) {
 	t.Parallel()
 	file, _ := readCompose(t, "../docker-compose.yml")
@@ -266,7 +269,7 @@ func interpolate(text string, values map[string]string) string {
 	})
 }
 
-// scratch is a folder for the life of the test binary.
+// scratch is a folder that exists while the test binary runs.
 var scratch string
 
 func TestMain(m *testing.M) {

@@ -88,7 +88,7 @@ compose() {
 
 containers() {
   command -v docker >/dev/null || return 1
-  # That the client is installed proves nothing, and it may hang on a dead socket.
+  # An installed client proves nothing, and it may hang on a dead socket.
   local limit=() wanted=() port
   if command -v timeout >/dev/null; then limit=(timeout 20); fi
   ${limit[@]+"${limit[@]}"} docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1 || return 1

@@ -23,29 +23,29 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// gateway is a published configuration, run between a client and a backend.
+// gateway is a published configuration. The test runs it between a client and a backend.
 type gateway struct {
 	t       *testing.T
 	addr    string
 	backend *witness
-	stop    func() // ends authctl
+	stop    func() // stops authctl
 	live    string // an access token
-	dead    string // one whose session has ended
+	dead    string // an access token of an ended session
 	who     map[string]string
 }
 
-// gateways are the published configurations, and how each program is started with one.
+// gateways are the published configurations, and how to start each program with one.
 var gateways = map[string]struct {
 	file    string
 	wrap    func(dir, config string) string // what the file is part of
 	command func(t *testing.T, dir, file string) *exec.Cmd
-	away    int // the status while the check cannot be asked
+	away    int // the status while authctl cannot be reached
 }{
 	"nginx": {
 		file: "gateway/nginx.conf",
 		wrap: func(dir, config string) string {
 			user := ""
-			if os.Geteuid() == 0 { // the workers would not be allowed into the folder
+			if os.Geteuid() == 0 { // the workers could not enter the folder
 				user = "user root;"
 			}
 			var temporary strings.Builder
@@ -74,18 +74,18 @@ var gateways = map[string]struct {
 	},
 }
 
-// witness is a backend that remembers what reached it.
+// witness is a backend that records the requests that reach it.
 type witness struct {
 	*httptest.Server
 	mu   sync.Mutex
 	seen []*http.Request
-	body []byte // of the last one
+	body []byte // of the last request
 }
 
 func newWitness(t *testing.T) *witness {
 	w := &witness{}
 	w.Server = httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body) // and the trailers
+		body, err := io.ReadAll(r.Body) // including trailers
 		if err != nil {
 			t.Errorf("the backend reads %s %s: %v", r.Method, r.URL, err)
 		}
@@ -97,7 +97,7 @@ func newWitness(t *testing.T) *witness {
 	return w
 }
 
-// taken returns what has reached the backend since the last call.
+// taken returns the requests that have reached the backend since the last call.
 func (w *witness) taken() []*http.Request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -106,7 +106,7 @@ func (w *witness) taken() []*http.Request {
 	return seen
 }
 
-// launch starts a process and returns what ends it, which the end of the test does as well.
+// launch starts a process and returns a function that ends it. The end of the test calls that too.
 func launch(t *testing.T, cmd *exec.Cmd) (log *lockedBuffer, stop func()) {
 	t.Helper()
 	log = &lockedBuffer{}
@@ -118,7 +118,7 @@ func launch(t *testing.T, cmd *exec.Cmd) (log *lockedBuffer, stop func()) {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			t.Error(err)
 		}
-		_ = cmd.Wait() // its own way of saying that it was told to
+		_ = cmd.Wait() // the exit code with which it confirms the signal
 	})
 	t.Cleanup(stop)
 	return log, stop
@@ -128,12 +128,13 @@ func openGateway(t *testing.T, name string) *gateway {
 	t.Helper()
 	kind := gateways[name]
 	dir := t.TempDir()
-	kind.command(t, dir, "") // is it there
+	kind.command(t, dir, "") // does it accept connections
 	g := &gateway{t: t, backend: newWitness(t)}
 
 	serve := exec.Command(binary(t), "serve")
 	serve.Dir = dir
-	serve.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "APP_HOST=127.0.0.1", "APP_PORT=0", "APP_OPERATOR_ADDR=off",
+	serve.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "APP_HOST=127.0.0.1", "APP_PORT=0",
+		"APP_OPERATOR_ADDR=off",
 		"APP_TRUSTED_PROXIES=127.0.0.1", "AUTH_PASSWORD_BCRYPT_COST=4"}
 	log, stop := launch(t, serve)
 	g.stop = stop
@@ -185,7 +186,7 @@ func openGateway(t *testing.T, name string) *gateway {
 	return g
 }
 
-// send writes a request as it is and returns the status of the answer.
+// send writes a request unchanged and returns the status of the answer.
 func (g *gateway) send(method, token, body string, lines ...string) *http.Response {
 	g.t.Helper()
 	conn, err := net.Dial("tcp", g.addr)
@@ -214,12 +215,13 @@ func (g *gateway) send(method, token, body string, lines ...string) *http.Respon
 	return res
 }
 
-// plainName is a header's name as those backends have it that make a variable of it.
+// plainName is a header's name in backends that turn headers into variables.
 func plainName(name string) string {
 	return regexp.MustCompile(`[^a-z0-9]`).ReplaceAllString(strings.ToLower(name), "-")
 }
 
-// mustKnow checks that the request names the caller once, and nobody else by any spelling.
+// mustKnow checks that the request names the caller exactly once, and nobody else under any
+// spelling.
 func (g *gateway) mustKnow(r *http.Request, what string) {
 	g.t.Helper()
 	told := map[string]int{}
@@ -232,19 +234,19 @@ func (g *gateway) mustKnow(r *http.Request, what string) {
 			for _, value := range values {
 				told[plain]++
 				if plainName(name) != strings.ToLower(name) || value != g.who[plain] {
-					g.t.Errorf("%s: the backend is told %s: %s", what, name, value)
+					g.t.Errorf("%s: the backend gets %s: %s", what, name, value)
 				}
 			}
 		}
 	}
 	for name := range g.who {
 		if told[name] != 1 {
-			g.t.Errorf("%s: the backend is told %s %d times", what, name, told[name])
+			g.t.Errorf("%s: the backend gets %s %d times", what, name, told[name])
 		}
 	}
 }
 
-// forgeries are what a client may try, to be taken for somebody else.
+// forgeries are what clients may try in order to pass for somebody else.
 var forgeries = [][]string{
 	{"Auth-User: victim"}, {"auth-user: victim"}, {"AUTH-USER: victim"}, {"aUtH-uSeR:victim"}, {"Auth-User:"},
 	{"Auth-User: victim", "Auth-User: victim"}, {"Auth-User: victim", "auth-user: other"}, {"Auth-User: victim,victim"},
@@ -252,7 +254,8 @@ var forgeries = [][]string{
 	{"Auth_User: victim", "Auth-User: victim", "AUTH-USER: victim"},
 	{"Auth-Session: 0199b7f2-6f3f-7000-8000-5b1f6a100c8c"}, {"auth_session: victim"},
 	{"Auth-Username: root"}, {"AUTH_USERNAME: root"}, {"Auth-Username: root", "Auth_Username: root"},
-	{"Auth-User : victim"}, {"Auth-User\t: victim"}, {"X-Other: a", " Auth-User: victim"}, {"X-Other: a", "\tAuth-User: victim"},
+	{"Auth-User : victim"}, {"Auth-User\t: victim"}, {"X-Other: a", " Auth-User: victim"}, {"X-Other: a",
+		"\tAuth-User: victim"},
 	{"Auth.User: victim"}, {"Auth~User: victim"}, {"Auth!User: victim"},
 	{"Connection: Auth-User"}, {"Connection: close, Auth-User, Auth-Session, Auth-Username", "Auth-User: victim"},
 	{"Connection: Auth_User", "Auth_User: victim"}, {"Connection: Authorization"},
@@ -268,7 +271,7 @@ func TestGatewaysTellTheBackendWhoCallsAndNothingElse(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			g := openGateway(t, name)
-			large := strings.Repeat("0123456789abcdef", 30_000) // more than authctl itself would take
+			large := strings.Repeat("0123456789abcdef", 30_000) // more than authctl itself accepts
 			for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND"} {
 				what := []string{"Content-Type: multipart/form-data; boundary=x", "Content-Encoding: br"}
 				body := ""
@@ -279,11 +282,13 @@ func TestGatewaysTellTheBackendWhoCallsAndNothingElse(t *testing.T) {
 					t.Errorf("%s: %s", method, res.Status)
 				}
 				reached := g.backend.taken()
-				if len(reached) != 1 || reached[0].Method != method || reached[0].RequestURI != "/orders?x=%20" || !bytes.Equal(g.backend.body, []byte(body)) {
+				if len(reached) != 1 || reached[0].Method != method || reached[0].RequestURI != "/orders?x=%20" ||
+					!bytes.Equal(g.backend.body, []byte(body)) {
 					t.Fatalf("%s: %d requests reached the backend: %v", method, len(reached), reached)
 				}
 				g.mustKnow(reached[0], method)
-				for why, token := range map[string]string{"nobody": "", "an ended session": g.dead, "nonsense": "x.y.z", "a changed token": g.live + "x"} {
+				for why, token := range map[string]string{"nobody": "", "an ended session": g.dead,
+					"nonsense": "x.y.z", "a changed token": g.live + "x"} {
 					res := g.send(method, token, "", what...)
 					if res.StatusCode != 401 || !strings.HasPrefix(res.Header.Get("WWW-Authenticate"), "Bearer") {
 						t.Errorf("%s by %s: %s %v", method, why, res.Status, res.Header)
@@ -297,7 +302,7 @@ func TestGatewaysTellTheBackendWhoCallsAndNothingElse(t *testing.T) {
 					reached := g.backend.taken()
 					switch {
 					case token != g.live && len(reached) > 0:
-						t.Errorf("%s: the backend is reached", what)
+						t.Errorf("%s: the request reached the backend", what)
 					case res.StatusCode == 200 && len(reached) == 1:
 						g.mustKnow(reached[0], what)
 					case res.StatusCode/100 != 4 || len(reached) > 0:
@@ -305,19 +310,20 @@ func TestGatewaysTellTheBackendWhoCallsAndNothingElse(t *testing.T) {
 					}
 				}
 			}
-			g.send("POST", g.live, "1\r\nx\r\n0\r\nAuth-User: victim\r\n\r\n", "Transfer-Encoding: chunked", "Trailer: Auth-User")
+			g.send("POST", g.live, "1\r\nx\r\n0\r\nAuth-User: victim\r\n\r\n", "Transfer-Encoding: chunked",
+				"Trailer: Auth-User")
 			for _, r := range g.backend.taken() {
 				g.mustKnow(r, "a trailer")
 			}
 			if reached := g.backend.taken(); len(reached) > 0 {
-				t.Errorf("the backend is reached by %d requests too many", len(reached))
+				t.Errorf("%d requests too many reached the backend", len(reached))
 			}
 			g.stop()
 			if res := g.send("GET", g.live, ""); res.StatusCode != kind.away {
-				t.Errorf("with authctl away: %s", res.Status)
+				t.Errorf("without authctl: %s", res.Status)
 			}
 			if reached := g.backend.taken(); len(reached) > 0 {
-				t.Error("with authctl away the backend is reached")
+				t.Error("without authctl a request reached the backend")
 			}
 		})
 	}

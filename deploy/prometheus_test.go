@@ -19,8 +19,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// promtool runs Prometheus's own tests of the rules: each alert with series that make it fire, and with
-// others that do not.
+// promtool runs Prometheus's own rule tests: each alert has series that make it fire, and others
+// that do not.
 func TestEachAlertFiresAndDoesNotFire(t *testing.T) {
 	t.Parallel()
 	var rules struct {
@@ -54,7 +54,7 @@ func TestEachAlertFiresAndDoesNotFire(t *testing.T) {
 	for _, group := range rules.Groups {
 		for _, rule := range group.Rules {
 			if !fires[rule.Alert] || !silent[rule.Alert] {
-				t.Errorf("alerts_test.yml has no series that make %s fire, or none that do not", rule.Alert)
+				t.Errorf("alerts_test.yml lacks series that make %s fire, or series that do not", rule.Alert)
 			}
 		}
 	}
@@ -68,7 +68,7 @@ func TestEachAlertFiresAndDoesNotFire(t *testing.T) {
 	}
 }
 
-// exposition is what a process shows of itself: by metric, the values of each label.
+// exposition is what a process exports: the values of each label, by metric.
 type exposition map[string]map[string][]string
 
 var (
@@ -79,7 +79,7 @@ var (
 	grouped = regexp.MustCompile(`by \(([^)]*)\)`)
 )
 
-// scrape reads the metrics of a process once it shows them.
+// scrape reads the metrics of a process once they are available.
 func scrape(t *testing.T, addr string) exposition {
 	t.Helper()
 	var text string
@@ -105,9 +105,9 @@ func scrape(t *testing.T, addr string) exposition {
 	return shown
 }
 
-// lacks lists what a query asks for and the process does not show.
+// lacks lists what a query uses and the process does not export.
 func (e exposition) lacks(query string) (missing []string) {
-	scraped := []string{"job", "instance"} // Prometheus adds them
+	scraped := []string{"job", "instance"} // labels that Prometheus adds
 	known := slices.Clone(scraped)
 	for _, m := range chosen.FindAllStringSubmatch(query, -1) {
 		labels, ok := e[m[1]]
@@ -125,7 +125,7 @@ func (e exposition) lacks(query string) (missing []string) {
 				missing = append(missing, m[1]+"{"+name+"}")
 				continue
 			}
-			if name == "status" { // of answers that nobody was given yet
+			if name == "status" { // labels of answers that have not occurred yet
 				continue
 			}
 			fits := regexp.MustCompile("^(?:" + value + ")$")
@@ -144,15 +144,17 @@ func (e exposition) lacks(query string) (missing []string) {
 	return missing
 }
 
-// Every panel of the dashboards is of metrics, labels and routes that serve and relay really show.
+// Every panel of the dashboards uses metrics, labels and routes that serve and relay export.
 func TestEveryPanelShowsSomething(t *testing.T) {
 	t.Parallel()
 	db := newRolesDatabase(t)
-	ports := []int{testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t)}
+	ports := []int{testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t), testenv.FreePort(t),
+		testenv.FreePort(t)}
 	addr := func(i int) string { return fmt.Sprintf("127.0.0.1:%d", ports[i]) }
 	redis := miniredis.RunT(t)
 	db.start(t, t.TempDir(), "authctl_serve", []string{
-		"APP_HOST=127.0.0.1", fmt.Sprintf("APP_PORT=%d", ports[0]), "APP_OPERATOR_ADDR=" + addr(1), "REDIS_URL=redis://" + redis.Addr(),
+		"APP_HOST=127.0.0.1", fmt.Sprintf("APP_PORT=%d",
+			ports[0]), "APP_OPERATOR_ADDR=" + addr(1), "REDIS_URL=redis://" + redis.Addr(),
 	}, "serve")
 	db.start(t, t.TempDir(), "authctl_relay", []string{"APP_OPERATOR_ADDR=" + addr(2)}, "relay")
 	db.start(t, t.TempDir(), "authctl_serve", []string{
@@ -167,7 +169,7 @@ func TestEveryPanelShowsSomething(t *testing.T) {
 		}
 		return err == nil && res.StatusCode == http.StatusOK
 	})
-	// A series of requests begins with the first answer.
+	// The series of requests begin with the first answer.
 	person := map[string]any{"username": "alice", "password": "a quite good password"}
 	tokens := c.call("POST", "/api/v1/auth/register", "", person, 201)
 	c.call("POST", "/api/v1/auth/login", "", person, 200)
@@ -175,12 +177,13 @@ func TestEveryPanelShowsSomething(t *testing.T) {
 	c.call("POST", "/oauth2/introspect", "", nil, 401)
 
 	relay := scrape(t, addr(2))
-	eventually(t, "the relay shows how many relays there are", func() bool {
+	eventually(t, "the relay shows how many relays there are, and its targets", func() bool {
 		relay = scrape(t, addr(2))
-		return relay["authctl_outbox_relays"] != nil
+		return relay["authctl_outbox_relays"] != nil && relay["authctl_outbox_target_held_keys"] != nil &&
+			relay["authctl_outbox_target_latency_seconds_bucket"] != nil
 	})
 	serve := scrape(t, addr(1))
-	for name, labels := range scrape(t, addr(4)) { // what only a server without Redis shows
+	for name, labels := range scrape(t, addr(4)) { // metrics of a server without Redis alone
 		if serve[name] == nil {
 			serve[name] = labels
 		}
@@ -218,20 +221,21 @@ func TestEveryPanelShowsSomething(t *testing.T) {
 			ids[panel.ID] = true
 			for _, target := range panel.Targets {
 				if !chosen.MatchString(target.Expr) {
-					t.Errorf("%s, %s: no metric is chosen by %s", file, panel.Title, target.Expr)
+					t.Errorf("%s, %s: %s selects no metric", file, panel.Title, target.Expr)
 				}
 				for _, missing := range from.lacks(target.Expr) {
-					t.Errorf("%s, %s: nobody shows %s", file, panel.Title, missing)
+					t.Errorf("%s, %s: no process exports %s", file, panel.Title, missing)
 				}
 			}
 		}
 	}
 	for _, wrong := range []string{
-		`authctl_nothing{job="x"}`, `authctl_http_requests_total{colour="red"}`, `sum by (colour) (authctl_http_requests_total{job="x"})`,
+		`authctl_nothing{job="x"}`, `authctl_http_requests_total{colour="red"}`,
+		`sum by (colour) (authctl_http_requests_total{job="x"})`,
 		`authctl_http_request_duration_seconds_bucket{route="/api/v2/auth/login"}`,
 	} {
 		if len(serve.lacks(wrong)) == 0 {
-			t.Errorf("%s is taken for good", wrong)
+			t.Errorf("%s is accepted", wrong)
 		}
 	}
 }

@@ -29,13 +29,13 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// insufficientPrivilege is PostgreSQL's code for: permission denied.
+// insufficientPrivilege is PostgreSQL's code for "permission denied".
 const insufficientPrivilege = "42501"
 
-// undefinedFunction is its code for what is there, in a schema that the role may not use.
+// undefinedFunction is PostgreSQL's code for a function in a schema that the role may not use.
 const undefinedFunction = "42883"
 
-// addsEvent would add an event for a role that may.
+// addsEvent adds an event, for a role that may.
 const addsEvent = "SELECT outbox_add_traced(0, 0, gen_random_uuid(), '', '', '', '', '', '', '', '')"
 
 // rolesDatabase is a database as docker-compose.yml makes it: roles.sql, dedicated.sql, the
@@ -49,8 +49,8 @@ func newRolesDatabase(t *testing.T) rolesDatabase {
 	return db
 }
 
-// install runs the files as the administrator, migrates and grants. Each changes nothing when it
-// is run again.
+// install runs the files as the administrator, migrates and grants. Running it again changes
+// nothing.
 func (db rolesDatabase) install(t *testing.T, files ...string) {
 	t.Helper()
 	for _, file := range append(files, files...) {
@@ -87,7 +87,7 @@ func emptyDatabase(t *testing.T) rolesDatabase {
 	return rolesDatabase{u.String()}
 }
 
-// as is the URL under which a session has a role's rights and no other, whoever signs in.
+// as returns the URL for a session with this role's rights alone, whichever user signs in.
 func (db rolesDatabase) as(role string) string {
 	u, err := url.Parse(db.admin)
 	if err != nil {
@@ -99,12 +99,12 @@ func (db rolesDatabase) as(role string) string {
 	return u.String()
 }
 
-// within is the database for sessions whose tables are in a schema.
+// within is the database for sessions that use the tables of a schema.
 func (db rolesDatabase) within(schema string) rolesDatabase {
 	return rolesDatabase{db.admin + "&search_path=" + schema}
 }
 
-// run sends statements as they are, several at once.
+// run sends statements unchanged, several at once.
 func run(t *testing.T, database, sql string) {
 	t.Helper()
 	if err := try(t.Context(), database, sql); err != nil {
@@ -125,7 +125,7 @@ func try(ctx context.Context, database, sql string) error {
 // command prepares authctl as one of the roles.
 func (db rolesDatabase) command(t *testing.T, dir, role string, args ...string) *exec.Cmd {
 	t.Helper()
-	// The test's own context ends before its clean-up, which is to end processes well.
+	// The test's own context ends before its clean-up, which must end processes properly.
 	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), binary(t), args...)
 	cmd.Dir = dir
 	cmd.Env = []string{
@@ -148,8 +148,8 @@ func (db rolesDatabase) authctl(t *testing.T, role, stdin string, args ...string
 	return strings.TrimSpace(stdout.String())
 }
 
-// start runs a command until the test ends, which must end it well and must not have been
-// denied anything meanwhile.
+// start runs a command until the test ends. The command must then end well, and must not have been
+// denied anything.
 func (db rolesDatabase) start(t *testing.T, dir, role string, env []string, args ...string) {
 	t.Helper()
 	cmd := db.command(t, dir, role, args...)
@@ -164,7 +164,8 @@ func (db rolesDatabase) start(t *testing.T, dir, role string, env []string, args
 		late := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
 		defer late.Stop()
 		err := cmd.Wait()
-		if text := log.String(); err != nil || strings.Contains(text, "permission denied") || strings.Contains(text, insufficientPrivilege) {
+		if text := log.String(); err != nil || strings.Contains(text, "permission denied") ||
+			strings.Contains(text, insufficientPrivilege) {
 			t.Errorf("authctl %s as %s: %v\n%s", strings.Join(args, " "), role, err, text)
 		}
 	})
@@ -190,7 +191,7 @@ func (l *lockedBuffer) String() string {
 func TestEachDatabaseRoleIsEnoughForItsWork(t *testing.T) {
 	t.Parallel()
 	db := newRolesDatabase(t)
-	api := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	api := fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t))
 	_, port, _ := net.SplitHostPort(api)
 	events := t.TempDir()
 	db.start(t, t.TempDir(), "authctl_serve", []string{"APP_HOST=127.0.0.1", "APP_PORT=" + port}, "serve")
@@ -213,7 +214,8 @@ func TestEachDatabaseRoleIsEnoughForItsWork(t *testing.T) {
 	person := client{t, "http://" + api + "/api/v1/auth"}
 	credentials := map[string]any{"username": "alice", "password": "correct horse battery staple"}
 	tokens := person.call("POST", "/register", "", credentials, http.StatusCreated)
-	tokens = person.call("POST", "/refresh", "", map[string]any{"refresh_token": tokens["refresh_token"]}, http.StatusOK)
+	tokens = person.call("POST", "/refresh", "", map[string]any{"refresh_token": tokens["refresh_token"]},
+		http.StatusOK)
 	person.call("POST", "/login", "", map[string]any{"username": "alice", "password": "wrong"}, http.StatusUnauthorized)
 	other := person.call("POST", "/login", "", credentials, http.StatusOK)
 	access := tokens["access_token"].(string)
@@ -223,14 +225,16 @@ func TestEachDatabaseRoleIsEnoughForItsWork(t *testing.T) {
 	tokens = person.call("POST", "/password", access, map[string]any{
 		"current_password": credentials["password"], "new_password": "battery staple horse correct"}, http.StatusOK)
 	access = tokens["access_token"].(string)
-	person.call("DELETE", "/me", access, map[string]any{"password": "battery staple horse correct"}, http.StatusNoContent)
+	person.call("DELETE", "/me", access, map[string]any{"password": "battery staple horse correct"},
+		http.StatusNoContent)
 
-	// And an operator.
+	// And everything an operator can do.
 	db.authctl(t, "authctl_serve", "correct horse battery staple", "user", "create", "bob", "--password-stdin")
 	db.authctl(t, "authctl_serve", "", "user", "list")
 	db.authctl(t, "authctl_serve", "", "user", "disable", "bob")
 	db.authctl(t, "authctl_serve", "", "user", "enable", "bob")
-	person.call("POST", "/login", "", map[string]any{"username": "bob", "password": "correct horse battery staple"}, http.StatusOK)
+	person.call("POST", "/login", "", map[string]any{"username": "bob", "password": "correct horse battery staple"},
+		http.StatusOK)
 	db.authctl(t, "authctl_serve", "", "session", "revoke", "--user", "bob")
 	kid := db.authctl(t, "authctl_serve", "", "key", "stage")
 	db.authctl(t, "authctl_serve", "", "key", "promote", kid, "--force")
@@ -252,8 +256,8 @@ func TestEachDatabaseRoleIsEnoughForItsWork(t *testing.T) {
 	db.authctl(t, "authctl_relay", "", "outbox", "parked", "list", "--all")
 }
 
-// Where only a relay runs there is no secret, no Redis and no right to look at accounts, and
-// nothing is wrong with that. A serve that relays needs both roles, and is told so.
+// A host that only runs a relay has no secret, no Redis and no right to read accounts, and doctor
+// finds nothing wrong with that. A serve that relays needs both roles, and doctor says so.
 func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 	t.Parallel()
 	db := newRolesDatabase(t)
@@ -272,7 +276,8 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 			}
 		}
 	}
-	out, err := doctor("authctl_relay", "AUTH_TOKEN_SECRET=", "APP_MODE=prod", "AUTH_PASSWORD_BCRYPT_COST=10", "REDIS_URL=redis://127.0.0.1:1", "OUTBOX_RELAY=inline")
+	out, err := doctor("authctl_relay", "AUTH_TOKEN_SECRET=", "APP_MODE=prod", "AUTH_PASSWORD_BCRYPT_COST=10",
+		"REDIS_URL=redis://127.0.0.1:1", "OUTBOX_RELAY=inline")
 	if err != nil {
 		t.Errorf("where a relay runs: %v\n%s", err, out)
 	}
@@ -284,7 +289,7 @@ func TestDoctorKnowsWhatEachRoleIsFor(t *testing.T) {
 	must(out, `ok +signing keys `, `skip +outbox `, `skip +targets .*role`)
 	out, err = doctor("authctl_serve", "OUTBOX_RELAY=inline")
 	if err == nil {
-		t.Errorf("a serve that may not relay and does:\n%s", out)
+		t.Errorf("a serve that relays without the right:\n%s", out)
 	}
 	must(out, `fail +outbox .*OUTBOX_RELAY=off.*GRANT authctl_relay TO authctl_serve`)
 	out, err = doctor("authctl_serve", "AUTH_TOKEN_SECRET=", "APP_MODE=prod", "AUTH_PASSWORD_BCRYPT_COST=10")
@@ -300,14 +305,16 @@ func TestARelayMayDivideTheWorkAnew(t *testing.T) {
 	dir := t.TempDir()
 	db.start(t, dir, "authctl_relay", []string{"OUTBOX_SHARDS=24"}, "relay")
 	eventually(t, "the relay has divided the work into 24", func() bool {
-		return try(t.Context(), db.admin, `SELECT 1 / (count(*) = 24)::int FROM outbox_shard WHERE owner IS NOT NULL`) == nil
+		return try(t.Context(), db.admin,
+			`SELECT 1 / (count(*) = 24)::int FROM outbox_shard WHERE owner IS NOT NULL`) == nil
 	})
 }
 
 func TestARelayMayEmptyASegment(t *testing.T) {
 	t.Parallel()
 	db := newRolesDatabase(t)
-	run(t, db.as("authctl_relay"), `BEGIN; LOCK TABLE ONLY outbox_event_03 IN ACCESS EXCLUSIVE MODE; TRUNCATE ONLY outbox_event_03; COMMIT`)
+	run(t, db.as("authctl_relay"),
+		`BEGIN; LOCK TABLE ONLY outbox_event_03 IN ACCESS EXCLUSIVE MODE; TRUNCATE ONLY outbox_event_03; COMMIT`)
 }
 
 func TestEachDatabaseRoleIsDeniedWhatIsNotItsWork(t *testing.T) {
@@ -376,8 +383,8 @@ func TestEachDatabaseRoleIsDeniedWhatIsNotItsWork(t *testing.T) {
 }
 
 // Other programs in the same database notice nothing of roles.sql and grants.sql, whether they
-// share the schema too or have their own: their tables, functions and roles, and what they owe
-// to everybody's rights, stay as they are.
+// share the schema or have their own: their tables, functions and roles stay as they are, and so
+// does what they may do through rights granted to everybody.
 func TestASharedDatabaseLosesNothing(t *testing.T) {
 	t.Parallel()
 	for _, schema := range []string{"public", "authctl"} {
@@ -388,11 +395,13 @@ func TestASharedDatabaseLosesNothing(t *testing.T) {
 			run(t, db.admin, "CREATE ROLE "+other)
 			t.Cleanup(func() {
 				ctx := context.WithoutCancel(t.Context())
-				if err := errors.Join(try(ctx, db.admin, "DROP OWNED BY "+other), try(ctx, db.admin, "DROP ROLE "+other)); err != nil {
+				if err := errors.Join(try(ctx, db.admin, "DROP OWNED BY "+other),
+					try(ctx, db.admin, "DROP ROLE "+other)); err != nil {
 					t.Error(err)
 				}
 			})
-			run(t, db.admin, `CREATE TABLE shop_order (id integer); CREATE VIEW shop_view AS SELECT * FROM shop_order; CREATE SEQUENCE shop_number;
+			run(t, db.admin,
+				`CREATE TABLE shop_order (id integer); CREATE VIEW shop_view AS SELECT * FROM shop_order; CREATE SEQUENCE shop_number;
 				CREATE FUNCTION shop_total() RETURNS bigint LANGUAGE sql AS 'SELECT count(*) FROM shop_view';
 				CREATE SCHEMA reports; CREATE TABLE reports.sums (id integer); GRANT USAGE ON SCHEMA reports TO PUBLIC;
 				GRANT SELECT ON shop_view, reports.sums TO PUBLIC; GRANT USAGE ON SEQUENCE shop_number TO PUBLIC; GRANT INSERT ON shop_order TO `+other+`;
@@ -402,8 +411,10 @@ func TestASharedDatabaseLosesNothing(t *testing.T) {
 			}
 			ours := db.within(schema)
 			work := []string{
-				"SELECT * FROM shop_view", "SELECT nextval('shop_number')", "SELECT shop_total()", "INSERT INTO shop_order VALUES (1)",
-				"SELECT * FROM reports.sums", "INSERT INTO theirs VALUES (1)", "CREATE TEMPORARY TABLE mine (id integer)",
+				"SELECT * FROM shop_view", "SELECT nextval('shop_number')", "SELECT shop_total()",
+				"INSERT INTO shop_order VALUES (1)",
+				"SELECT * FROM reports.sums", "INSERT INTO theirs VALUES (1)",
+				"CREATE TEMPORARY TABLE mine (id integer)",
 				"DO $$ BEGIN IF NOT has_database_privilege(current_user, current_database(), 'CONNECT') THEN RAISE 'no connection'; END IF; END $$",
 			}
 			for when, change := range []func(){func() {}, func() { ours.install(t, "postgres/roles.sql") }} {
@@ -416,11 +427,12 @@ func TestASharedDatabaseLosesNothing(t *testing.T) {
 			}
 			for _, role := range []string{other, "authctl_relay"} {
 				err := try(t.Context(), ours.as(role), addsEvent)
-				if denied, ok := errors.AsType[*pgconn.PgError](err); !ok || denied.Code != insufficientPrivilege && denied.Code != undefinedFunction {
+				if denied, ok := errors.AsType[*pgconn.PgError](err); !ok || denied.Code != insufficientPrivilege &&
+					denied.Code != undefinedFunction {
 					t.Errorf("%s may add events: %v", role, err)
 				}
 			}
-			// What a role had been granted of ours, and is not any more, is taken back.
+			// Rights that a role no longer needs are revoked.
 			run(t, ours.as("authctl_migrate"), `GRANT ALL ON users, outbox_event TO authctl_relay;
 				GRANT EXECUTE ON FUNCTION outbox_add, outbox_add_traced TO PUBLIC`)
 			run(t, ours.as("authctl_migrate"), read(t, "postgres/grants.sql"))
@@ -428,17 +440,20 @@ func TestASharedDatabaseLosesNothing(t *testing.T) {
 				"authctl_relay": "SELECT * FROM users", other: addsEvent,
 			} {
 				err := try(t.Context(), ours.as(role), statement)
-				if denied, ok := errors.AsType[*pgconn.PgError](err); !ok || denied.Code != insufficientPrivilege && denied.Code != undefinedFunction {
-					t.Errorf("%s still may %s: %v", role, statement, err)
+				if denied, ok := errors.AsType[*pgconn.PgError](err); !ok || denied.Code != insufficientPrivilege &&
+					denied.Code != undefinedFunction {
+					t.Errorf("%s may still %s: %v", role, statement, err)
 				}
 			}
-			ours.authctl(t, "authctl_serve", "correct horse battery staple", "user", "create", "alice", "--password-stdin")
+			ours.authctl(t, "authctl_serve", "correct horse battery staple", "user", "create", "alice",
+				"--password-stdin")
 			ours.authctl(t, "authctl_relay", "", "outbox", "status")
 		})
 	}
 }
 
-// No function that a migration adds is everybody's, as PostgreSQL makes it.
+// PostgreSQL lets everybody call a new function; the grants revoke that for each function of a
+// migration.
 func TestGrantsCloseEveryFunction(t *testing.T) {
 	t.Parallel()
 	db := newRolesDatabase(t)
@@ -450,7 +465,7 @@ func TestGrantsCloseEveryFunction(t *testing.T) {
 	}
 }
 
-// A table that a migration adds must be in grants.sql, or stand here as nobody's but the owner's.
+// A table that a migration adds must be in grants.sql, or be listed here as the owner's alone.
 func TestGrantsNameEveryTable(t *testing.T) {
 	t.Parallel()
 	db := newRolesDatabase(t)
@@ -480,7 +495,7 @@ type client struct {
 	base string
 }
 
-// call sends one request and returns the answer, which must have the status.
+// call sends a request, checks the status, and returns the answer.
 func (c client) call(method, path, token string, body map[string]any, status int) map[string]any {
 	c.t.Helper()
 	var payload io.Reader
@@ -532,18 +547,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// freePort is a port that nobody listens on at this moment.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-// What the command grants is what the file grants, to the last right, also where there were others.
+// The command grants exactly what the file grants, also where other rights existed before.
 func TestTheCommandGrantsWhatTheFileDoes(t *testing.T) {
 	t.Parallel()
 	rights := func(db rolesDatabase) string {
@@ -566,13 +570,14 @@ func TestTheCommandGrantsWhatTheFileDoes(t *testing.T) {
 	byFile, byCommand := newRolesDatabase(t), emptyDatabase(t)
 	run(t, byCommand.admin, read(t, "postgres/roles.sql")+read(t, "postgres/dedicated.sql"))
 	if err := byCommand.command(t, t.TempDir(), "authctl_migrate", "migrate", "grants").Run(); err == nil {
-		t.Error("rights are granted before there are tables")
+		t.Error("rights were granted before the tables existed")
 	}
 	byCommand.authctl(t, "authctl_migrate", "", "migrate", "up")
 	run(t, byCommand.as("authctl_migrate"), "GRANT SELECT ON users TO authctl_relay")
 	for range 2 {
 		byCommand.authctl(t, "authctl_migrate", "", "migrate", "grants")
-		if file, command := rights(byFile), rights(byCommand); file != command || !strings.Contains(file, "authctl_relay=") {
+		if file, command := rights(byFile), rights(byCommand); file != command ||
+			!strings.Contains(file, "authctl_relay=") {
 			t.Errorf("the file grants\n%s\nand the command\n%s", file, command)
 		}
 	}

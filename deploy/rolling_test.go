@@ -21,10 +21,10 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// TestARollingUpdateLosesNoRequest replaces two servers behind nginx one after another, while people
-// sign in, refresh and ask who they are 200 times a second. It does what a cluster does: a new server
-// gets requests once it is ready, an old one is told to stop, and nginx learns a moment later from
-// /readyz that it is leaving. Neither nginx nor the clients try anything twice.
+// TestARollingUpdateLosesNoRequest replaces two servers behind nginx one after the other, while
+// people sign in, refresh and call /me 200 times a second. It does what a cluster does: a new
+// server gets requests once it is ready; an old one is told to stop, and nginx learns a moment
+// later from /readyz that it is leaving. Neither nginx nor the clients retry anything.
 func TestARollingUpdateLosesNoRequest(t *testing.T) {
 	t.Parallel()
 	nginx := openBalancer(t)
@@ -71,10 +71,11 @@ type server struct {
 
 func startServer(t *testing.T, db rolesDatabase) *server {
 	t.Helper()
-	s := &server{addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), log: &lockedBuffer{}, ended: make(chan error, 1)}
+	s := &server{addr: fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t)), log: &lockedBuffer{}, ended: make(chan error, 1)}
 	s.cmd = db.command(t, t.TempDir(), "postgres", "serve")
 	_, port, _ := strings.Cut(s.addr, ":")
-	s.cmd.Env = append(s.cmd.Env, "APP_HOST=127.0.0.1", "APP_PORT="+port, "APP_TRUSTED_PROXIES=127.0.0.1", "APP_DRAIN_DELAY=5s")
+	s.cmd.Env = append(s.cmd.Env, "APP_HOST=127.0.0.1", "APP_PORT="+port, "APP_TRUSTED_PROXIES=127.0.0.1",
+		"APP_DRAIN_DELAY=5s")
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -98,7 +99,7 @@ func (s *server) isReady() bool {
 	return res.StatusCode == http.StatusOK
 }
 
-// balancer is nginx, and what tells it which servers are ready.
+// balancer is nginx, and the loop that tells it which servers are ready.
 type balancer struct {
 	t    *testing.T
 	addr string
@@ -108,18 +109,19 @@ type balancer struct {
 
 	mu      sync.Mutex
 	servers []*server
-	inUse   []*server // those that were ready when they were last asked
+	inUse   []*server // servers that were ready at the last check
 }
 
 func openBalancer(t *testing.T) *balancer {
 	t.Helper()
 	dir := t.TempDir()
-	b := &balancer{t: t, addr: fmt.Sprintf("127.0.0.1:%d", freePort(t)), dir: dir, file: filepath.Join(dir, "nginx.conf")}
+	b := &balancer{t: t, addr: fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t)), dir: dir,
+		file: filepath.Join(dir, "nginx.conf")}
 	b.cmd = gateways["nginx"].command(t, dir, b.file)
 	return b
 }
 
-// add gives nginx one more server, and starts to ask it whether it is ready.
+// add gives nginx one more server, and begins to check whether it is ready.
 func (b *balancer) add(s *server) {
 	b.t.Helper()
 	b.mu.Lock()
@@ -158,7 +160,7 @@ func (b *balancer) add(s *server) {
 	})
 }
 
-// ask asks every server whether it is ready, and tells nginx if that has changed.
+// ask checks every server, and reconfigures nginx when the answer has changed.
 func (b *balancer) ask() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -169,7 +171,7 @@ func (b *balancer) ask() {
 	}
 }
 
-// configure writes the configuration and lets nginx read it.
+// configure writes the configuration and makes nginx read it.
 func (b *balancer) configure() {
 	var upstream strings.Builder
 	for _, s := range b.inUse {
@@ -204,7 +206,7 @@ func (b *balancer) configure() {
 	}
 }
 
-// load is people who use the service, 200 requests a second in all, if the machine can.
+// load is people who use the service, 200 requests a second in all if the machine is fast enough.
 type load struct {
 	t    *testing.T
 	base string
@@ -219,8 +221,8 @@ type load struct {
 func startLoad(t *testing.T, base string) *load {
 	t.Helper()
 	l := &load{t: t, base: base, http: http.Client{
-		// A connection for each request: nginx closes idle ones when it reads its configuration, and
-		// that is not what is tried here.
+		// One connection for each request, because nginx closes idle ones when it reads its
+		// configuration, which is not under test here.
 		Transport: &http.Transport{DisableKeepAlives: true}, Timeout: testenv.Patience,
 	}}
 	ticks, stopped := make(chan struct{}), make(chan struct{})
@@ -243,7 +245,8 @@ func startLoad(t *testing.T, base string) *load {
 		}
 	})
 	for n := range 16 {
-		account := map[string]string{"username": fmt.Sprintf("person-%d", n), "password": "correct horse battery staple"}
+		account := map[string]string{"username": fmt.Sprintf("person-%d", n),
+			"password": "correct horse battery staple"}
 		running.Go(func() { l.person(account, ticks) })
 	}
 	l.stop = sync.OnceFunc(func() { close(stopped); running.Wait() })
@@ -251,7 +254,7 @@ func startLoad(t *testing.T, base string) *load {
 	return l
 }
 
-// person registers, and then refreshes, looks, and sometimes signs in again.
+// person registers, and then refreshes, calls /me, and sometimes signs in again.
 func (l *load) person(account map[string]string, ticks <-chan struct{}) {
 	var tokens struct {
 		Access  string `json:"access_token"`
@@ -319,7 +322,7 @@ func (l *load) call(method, path, token string, body, answer any) bool {
 	return err == nil
 }
 
-// awaitMore waits until so many more requests have been answered.
+// awaitMore waits until n more requests have been answered.
 func (l *load) awaitMore(n int64) {
 	l.t.Helper()
 	want := l.done.Load() + n

@@ -3,6 +3,7 @@ package deploy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/url"
@@ -23,7 +24,7 @@ const (
 	relayUnit = "systemd/authctl-relay@.service"
 )
 
-// unit is a unit file: what each of its settings is set to, in order.
+// unit is a unit file: the values of each setting, in order.
 type unit map[string][]string
 
 func readUnit(t *testing.T, path string) unit {
@@ -38,7 +39,7 @@ func readUnit(t *testing.T, path string) unit {
 	return u
 }
 
-// environment is what the unit sets, for the instance of that name.
+// environment is what the unit sets for the named instance.
 func (u unit) environment(instance string) map[string]string {
 	env := map[string]string{}
 	for _, entry := range u["Environment"] {
@@ -54,13 +55,32 @@ func TestUnitsSurviveADatabaseThatComesLate(t *testing.T) {
 		u := readUnit(t, path)
 		for name, want := range map[string]string{
 			"Type": "notify", "Restart": "on-failure", "RestartSec": "2", "StartLimitIntervalSec": "0",
-			"RestartPreventExitStatus": "2",
-			"ExecStart":                "/usr/local/bin/authctl " + command + " --config /etc/authctl/config.yaml",
-			"ExecReload":               "/bin/kill -HUP $MAINPID",
+			"ExecStart":  "/usr/local/bin/authctl " + command + " --config /etc/authctl/config.yaml",
+			"ExecReload": "/bin/kill -HUP $MAINPID",
 		} {
 			if !slices.Equal(u[name], []string{want}) {
 				t.Errorf("%s: %s is %q, want %q", path, name, u[name], want)
 			}
+		}
+		// A Go program that panics exits with 2, as one that is misused does.
+		if no := u["RestartPreventExitStatus"]; no != nil {
+			t.Errorf("%s: after exit status %q it is not started again", path, no)
+		}
+	}
+}
+
+// A relay that stops waits for the answers to what it has sent. Without them it would be sent
+// twice.
+func TestRelaysAreGivenTheTimeThatAnswersMayTake(t *testing.T) {
+	t.Parallel()
+	const longest = 2*time.Minute + 10*time.Second // the answer to a mail, and the time to record it
+	compose, _ := readCompose(t, "../docker-compose.yml")
+	for where, text := range map[string]string{
+		relayUnit:            readUnit(t, relayUnit)["TimeoutStopSec"][0] + "s",
+		"docker-compose.yml": compose.Services["relay"].StopGrace,
+	} {
+		if grace, err := time.ParseDuration(text); err != nil || grace < longest {
+			t.Errorf("%s: a relay that stops is killed after %q, but may need %v: %v", where, text, longest, err)
 		}
 	}
 }
@@ -72,13 +92,13 @@ func TestUnitsMeetOnNoPort(t *testing.T) {
 	for _, env := range []map[string]string{serve.environment(""), relay.environment("1"), relay.environment("2")} {
 		for _, name := range []string{"APP_OPERATOR_ADDR", "APP_DATA_DIR"} {
 			if env[name] == "" || seen[env[name]] {
-				t.Errorf("%s=%s, which another unit has as well", name, env[name])
+				t.Errorf("%s=%s, as in another unit", name, env[name])
 			}
 			seen[env[name]] = true
 		}
 	}
 	if serve.environment("")["OUTBOX_RELAY"] != "off" {
-		t.Error("the API relays although there are relays")
+		t.Error("the API relays although relays exist")
 	}
 }
 
@@ -94,19 +114,20 @@ func TestUnitsSetOnlyWhatCanBeSet(t *testing.T) {
 	}
 	for name := range readUnit(t, relayUnit).environment("1") {
 		if strings.HasPrefix(name, "AUTH_") && name != "AUTH_TOKEN_SECRET_FILE" || strings.HasPrefix(name, "CACHE_") {
-			t.Errorf("the relay is given %s, which it does not need", name)
+			t.Errorf("the relay gets %s, which it does not need", name)
 		}
 	}
 }
 
-// The secrets of webhooks and what mails say are sealed under the secret of the servers.
+// The secrets of webhooks and the contents of mails are sealed with the servers' secret.
 func TestTheRelayUnitCanSendWebhooksAndMails(t *testing.T) {
 	t.Parallel()
 	serve, relay := readUnit(t, serveUnit), readUnit(t, relayUnit)
 	const credential = "secret:/etc/authctl/secret"
 	for path, u := range map[string]unit{serveUnit: serve, relayUnit: relay} {
-		if !slices.Contains(u["LoadCredential"], credential) || u.environment("1")["AUTH_TOKEN_SECRET_FILE"] != "%d/secret" {
-			t.Errorf("%s is not given %s", path, credential)
+		if !slices.Contains(u["LoadCredential"], credential) ||
+			u.environment("1")["AUTH_TOKEN_SECRET_FILE"] != "%d/secret" {
+			t.Errorf("%s does not get %s", path, credential)
 		}
 	}
 }
@@ -116,18 +137,19 @@ func TestSystemdTakesTheUnits(t *testing.T) {
 	verify, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		if testenv.Demanded() {
-			t.Fatal("systemd-analyze is demanded, and not here")
+			t.Fatal("systemd-analyze is demanded, but not installed")
 		}
 		t.Skip("no systemd-analyze")
 	}
 	dir := t.TempDir()
 	for path, name := range map[string]string{serveUnit: "authctl.service", relayUnit: "authctl-relay@1.service"} {
 		text := strings.ReplaceAll(read(t, path), "/usr/local/bin/authctl",
-			binary(t)) // it looks whether the program is there
+			binary(t)) // systemd checks that the program exists
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.CommandContext(t.Context(), verify, "verify", "--man=no", filepath.Join(dir, name)).CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), verify, "verify", "--man=no",
+			filepath.Join(dir, name)).CombinedOutput()
 		if ours := regexp.MustCompile(`(?m)^.*authctl.*$`).FindAllString(string(out), -1); err != nil || len(ours) > 0 {
 			t.Errorf("%s: %v\n%s", path, err, out)
 		}
@@ -147,14 +169,16 @@ func TestADatabaseThatComesLateIsServedFromThen(t *testing.T) {
 		}
 		u.Host = late.addr
 		dir := t.TempDir()
-		socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
+		socket, err := net.ListenUnixgram("unixgram",
+			&net.UnixAddr{Name: filepath.Join(dir, "notify"), Net: "unixgram"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer socket.Close()
 		env := []string{"NOTIFY_SOCKET=" + filepath.Join(dir, "notify"), "DATABASE_URL=" + u.String(),
 			"AUTH_TOKEN_SECRET=" + strings.Repeat("0123456789abcdef", 3),
-			"AUTH_TOKEN_ISSUER=https://auth.example.com", "APP_PORT=0", "APP_HOST=127.0.0.1", "KAFKA_BROKERS=127.0.0.1:1",
+			"AUTH_TOKEN_ISSUER=https://auth.example.com", "APP_PORT=0", "APP_HOST=127.0.0.1",
+			"KAFKA_BROKERS=127.0.0.1:1",
 			"KAFKA_ALLOW_PLAINTEXT=true"}
 		for name, value := range readUnit(t, path).environment("1") {
 			switch name {
@@ -188,7 +212,7 @@ func TestADatabaseThatComesLateIsServedFromThen(t *testing.T) {
 					t.Errorf("%v ended with %v, which systemd would not start again:\n%s", args, err, said)
 				}
 			case <-time.After(testenv.Patience):
-				t.Fatalf("%v waits for a database that is not there:\n%s", args, said)
+				t.Fatalf("%v does not end without a database:\n%s", args, said)
 			}
 		}
 		late.start()
@@ -208,7 +232,7 @@ func TestADatabaseThatComesLateIsServedFromThen(t *testing.T) {
 	}
 }
 
-// lateServer passes connections on to a server while it is started.
+// lateServer passes connections on to a server once it is started.
 type lateServer struct {
 	t        *testing.T
 	addr, to string
@@ -221,9 +245,8 @@ func newLateServer(t *testing.T, server string) *lateServer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &lateServer{t: t, addr: "127.0.0.1:0", to: u.Host}
+	l := &lateServer{t: t, addr: fmt.Sprint("127.0.0.1:", testenv.FreePort(t)), to: u.Host}
 	l.start()
-	l.addr = l.listener.Addr().String()
 	t.Cleanup(l.stop)
 	return l
 }

@@ -78,8 +78,9 @@ build() {
 }
 
 tests() {
-  # Instrumented, these compute several times slower, and nothing is found in them: the data of
-  # SQLite, C in the form of Go, is outside Go's heap, and that of a hash belongs to one caller.
+  # With the race detector these are several times slower, and it finds nothing in them: the
+  # data of SQLite, which is C translated to Go, is outside of Go's heap, and that of a hash
+  # belongs to one caller.
   local race=(-race) package
   for package in modernc.org/libc modernc.org/sqlite/lib golang.org/x/crypto/{blowfish,scrypt}; do
     race+=("-gcflags=$package=-race=false")

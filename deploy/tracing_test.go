@@ -2,14 +2,17 @@ package deploy
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/alicebob/miniredis/v2"
 	"github.com/google/uuid"
@@ -48,14 +51,15 @@ func tracedRequest(t *testing.T, method, url, parent, token string, body any) (s
 	return res.StatusCode, answer
 }
 
-// A trace that begins elsewhere goes through the request to the database, to Redis and to the hashing
-// workers; the log names it, and so do the histograms.
+// A trace that begins elsewhere continues through the request to the database, to Redis and to the
+// hashing workers. The log and the histograms name it.
 func TestATraceGoesThroughAServer(t *testing.T) {
 	t.Parallel()
 	for name, env := range map[string]func(*testing.T) []string{
 		"embedded": func(*testing.T) []string { return nil },
 		"postgres and redis": func(t *testing.T) []string {
-			return []string{"DATABASE_URL=" + newRolesDatabase(t).as("authctl_serve"), "OUTBOX_RELAY=off", "REDIS_URL=redis://" + miniredis.RunT(t).Addr()}
+			return []string{"DATABASE_URL=" + newRolesDatabase(t).as("authctl_serve"), "OUTBOX_RELAY=off",
+				"REDIS_URL=redis://" + miniredis.RunT(t).Addr()}
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -65,8 +69,8 @@ func TestATraceGoesThroughAServer(t *testing.T) {
 	}
 }
 
-// A trace that begins elsewhere goes through the request, the database and the event to the relay, which is
-// another process, to the record of Kafka, and from there to whoever consumes it. docs/operations.md shows it.
+// A trace that begins elsewhere continues through the request, the database and the event to the
+// relay in another process, to the Kafka record, and to the consumer. docs/operations.md shows it.
 func TestATraceGoesFromTheRequestToTheConsumer(t *testing.T) {
 	t.Parallel()
 	const (
@@ -79,11 +83,12 @@ func TestATraceGoesFromTheRequestToTheConsumer(t *testing.T) {
 	start := func(role, service string, env []string, args ...string) (log *lockedBuffer, stop func()) {
 		cmd := db.command(t, t.TempDir(), role, args...)
 		cmd.Env = append(cmd.Env, "KAFKA_BROKERS="+brokers, "KAFKA_TOPIC="+topic, "OTEL_SERVICE_NAME="+service,
-			"OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "OTEL_EXPORTER_OTLP_COMPRESSION=gzip", "OTEL_BSP_SCHEDULE_DELAY=50")
+			"OTEL_EXPORTER_OTLP_ENDPOINT="+collector.URL, "OTEL_EXPORTER_OTLP_COMPRESSION=gzip",
+			"OTEL_BSP_SCHEDULE_DELAY=50")
 		cmd.Env = append(cmd.Env, env...)
 		return launch(t, cmd)
 	}
-	port := freePort(t)
+	port := testenv.FreePort(t)
 	log, _ := start("authctl_serve", "authctl", []string{"APP_HOST=127.0.0.1", fmt.Sprintf("APP_PORT=%d", port),
 		"REDIS_URL=redis://" + miniredis.RunT(t).Addr()}, "serve")
 	relayLog, stopRelay := start("authctl_relay", "authctl-relay", nil, "relay")
@@ -100,7 +105,7 @@ func TestATraceGoesFromTheRequestToTheConsumer(t *testing.T) {
 	if status != http.StatusCreated {
 		t.Fatalf("register: %d %v\n%s", status, answer, log)
 	}
-	// The consumer goes on with the trace from the headers of the record.
+	// The consumer continues the trace from the headers of the record.
 	headers := map[string]string{}
 	testenv.Eventually(t, "the record is there", func() bool {
 		records, err := outboxtest.ReadRecords(t.Context(), strings.Split(brokers, ","), topic)
@@ -114,10 +119,11 @@ func TestATraceGoesFromTheRequestToTheConsumer(t *testing.T) {
 	if headers["traceparent"] == "" || headers["traceparent"] != headers["ce_traceparent"] {
 		t.Fatalf("the record has the headers %v\n%s", headers, relayLog)
 	}
-	if err := collector.Consume(t.Context(), "shop", "CloudEvents Process "+headers["ce_type"], headers["traceparent"]); err != nil {
+	if err := collector.Consume(t.Context(), "shop", "CloudEvents Process "+headers["ce_type"],
+		headers["traceparent"]); err != nil {
 		t.Fatal(err)
 	}
-	stopRelay() // which sends the last spans
+	stopRelay() // the stop sends the last spans
 	var added tracingtest.Span
 	shown := func(s tracingtest.Span) (string, bool) {
 		query := s.Attributes["db.query.text"]
@@ -133,7 +139,7 @@ func TestATraceGoesFromTheRequestToTheConsumer(t *testing.T) {
 	var tree string
 	testenv.Eventually(t, "all spans have come", func() bool {
 		var err error
-		tree, err = collector.Tree(trace, client, shown)
+		tree, err = drawn(collector, trace, client, shown)
 		return err == nil && strings.Contains(tree, "send ") && strings.Contains(tree, "POST ")
 	})
 	t.Log("\n" + tree)
@@ -147,13 +153,14 @@ func TestATraceGoesFromTheRequestToTheConsumer(t *testing.T) {
 		}
 	}
 	if headers["traceparent"] != "00-"+trace+"-"+create.ID+"-01" {
-		t.Errorf("the record has the traceparent %s, and the span of the event is %s", headers["traceparent"], create.ID)
+		t.Errorf("the record has the traceparent %s, want the event span's, %s", headers["traceparent"], create.ID)
 	}
-	if create.Attributes["cloudevents.event_id"] != headers["ce_id"] || create.Attributes["cloudevents.event_type"] != headers["ce_type"] {
+	if create.Attributes["cloudevents.event_id"] != headers["ce_id"] ||
+		create.Attributes["cloudevents.event_type"] != headers["ce_type"] {
 		t.Errorf("the span of the event says %v", create.Attributes)
 	}
 	if send.Parent != create.ID || len(send.Links) != 1 || send.Links[0] != create.ID || send.Failed {
-		t.Errorf("the span of sending is %+v, and should be linked to %s", send, create.ID)
+		t.Errorf("the span of sending is %+v, want a link to %s", send, create.ID)
 	}
 	for key, want := range map[string]string{
 		"messaging.system": "kafka", "messaging.destination.name": topic, "messaging.operation.type": "send",
@@ -164,10 +171,10 @@ func TestATraceGoesFromTheRequestToTheConsumer(t *testing.T) {
 		}
 	}
 	if send.Begun < added.Begun {
-		t.Error("the event is sent before it is added")
+		t.Error("the event was sent before it was added")
 	}
 	if page := read(t, "../docs/operations.md"); !strings.Contains(page, "```text\n"+tree+"```\n") {
-		t.Errorf("docs/operations.md shows another trace than:\n%s", tree)
+		t.Errorf("docs/operations.md does not show this trace:\n%s", tree)
 	}
 }
 
@@ -179,7 +186,7 @@ func checkTrace(t *testing.T, apart bool, env []string) {
 		password     = "canary password"
 	)
 	collector := tracingtest.New(t)
-	api, operator := freePort(t), freePort(t)
+	api, operator := testenv.FreePort(t), testenv.FreePort(t)
 	dir := t.TempDir()
 	cmd := exec.CommandContext(t.Context(), binary(t), "serve")
 	cmd.Dir = dir
@@ -227,11 +234,14 @@ func checkTrace(t *testing.T, apart bool, env []string) {
 	}
 	testenv.Eventually(t, "the spans have come", func() bool { return len(find("GET /api/v1/auth/sessions")) > 0 })
 	for name, status := range map[string]string{
-		"POST /api/v1/auth/register": "201", "POST /api/v1/auth/login": "200", "GET /api/v1/auth/me": "200", "GET": "404",
+		"POST /api/v1/auth/register": "201", "POST /api/v1/auth/login": "200", "GET /api/v1/auth/me": "200",
+		"GET": "404",
 	} {
 		spans := find(name)
 		if len(spans) != 1 || spans[0].Parent != client || spans[0].Attributes["http.response.status_code"] != status ||
-			spans[0].Failed || spans[0].Attributes["http.route"] != strings.TrimPrefix(strings.TrimPrefix(name, spans[0].Attributes["http.request.method"]), " ") {
+			spans[0].Failed ||
+			spans[0].Attributes["http.route"] != strings.TrimPrefix(strings.TrimPrefix(name,
+				spans[0].Attributes["http.request.method"]), " ") {
 			t.Errorf("%s: %+v", name, spans)
 		}
 	}
@@ -243,17 +253,17 @@ func checkTrace(t *testing.T, apart bool, env []string) {
 	for _, span := range collector.Spans() {
 		if span.Trace != sampled {
 			if span.Trace == not {
-				t.Errorf("%s is recorded, and its trace is not", span.Name)
+				t.Errorf("%s is recorded, but its trace is not", span.Name)
 			}
 			continue
 		}
 		if span.Parent != client && !parents[span.Parent] {
-			t.Errorf("%s has a parent that is not there", span.Name)
+			t.Errorf("%s has an unknown parent", span.Name)
 		}
 		systems[span.Attributes["db.system.name"]]++
 		for key, value := range span.Attributes {
 			if strings.Contains(value, "canary") || strings.Contains(value, token) {
-				t.Errorf("%s tells %s: %s", span.Name, key, value)
+				t.Errorf("%s reveals %s: %s", span.Name, key, value)
 			}
 		}
 		if span.Ended < span.Begun {
@@ -261,12 +271,13 @@ func checkTrace(t *testing.T, apart bool, env []string) {
 		}
 	}
 	hashes := len(find("password hash"))
-	if hashes != 2 || len(find("password hash wait")) != 2 || len(find("transaction")) < 2 || len(find("session check")) != 2 {
+	if hashes != 2 || len(find("password hash wait")) != 2 || len(find("transaction")) < 2 ||
+		len(find("session check")) != 2 {
 		t.Errorf("%d hashes, %d waits, %d transactions, %d session checks", hashes, len(find("password hash wait")),
 			len(find("transaction")), len(find("session check")))
 	}
 	if apart != (systems["redis"] > 3) || apart != (systems["postgresql"] > 5) || apart == (systems["sqlite"] > 5) {
-		t.Errorf("what was asked: %v", systems)
+		t.Errorf("the operations were %v", systems)
 	}
 	for _, trace := range []string{sampled, not} {
 		if !strings.Contains(log.String(), trace) {
@@ -274,7 +285,8 @@ func checkTrace(t *testing.T, apart bool, env []string) {
 		}
 	}
 
-	req, err := http.NewRequestWithContext(t.Context(), "GET", fmt.Sprintf("http://127.0.0.1:%d/metrics", operator), nil)
+	req, err := http.NewRequestWithContext(t.Context(), "GET", fmt.Sprintf("http://127.0.0.1:%d/metrics", operator),
+		nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -288,7 +300,8 @@ func checkTrace(t *testing.T, apart bool, env []string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, histogram := range []string{"authctl_http_request_duration_seconds_bucket", "authctl_password_hash_wait_seconds_bucket", "authctl_password_hash_seconds_bucket"} {
+	for _, histogram := range []string{"authctl_http_request_duration_seconds_bucket",
+		"authctl_password_hash_wait_seconds_bucket", "authctl_password_hash_seconds_bucket"} {
 		found := false
 		for line := range strings.Lines(string(text)) {
 			found = found || strings.HasPrefix(line, histogram) && strings.Contains(line, `# {trace_id="`+sampled+`"}`)
@@ -297,4 +310,60 @@ func checkTrace(t *testing.T, apart bool, env []string) {
 			t.Errorf("%s has no exemplar of the trace", histogram)
 		}
 	}
+}
+
+// drawn shows the spans of a trace as lines: each below its parent, in the order in which they
+// began. Spans that shown does not name are left out with everything below them. It returns an
+// error if a span's parent is neither in the trace nor the remote one.
+func drawn(
+	c *tracingtest.Collector, traceID, remote string, shown func(tracingtest.Span) (name string, ok bool),
+) (string, error) {
+	below := map[string][]tracingtest.Span{}
+	ids := map[string]bool{remote: true}
+	for _, span := range c.Spans() {
+		if span.Trace == traceID {
+			below[span.Parent] = append(below[span.Parent], span)
+			ids[span.ID] = true
+		}
+	}
+	for parent, spans := range below {
+		if !ids[parent] {
+			return "", fmt.Errorf("%s has the parent %q, which is not there", spans[0].Name, parent)
+		}
+		slices.SortFunc(spans, func(a, b tracingtest.Span) int { return cmp.Compare(a.Begun, b.Begun) })
+	}
+	type line struct{ name, about string }
+	var lines []line
+	var draw func(parent, before string, top bool)
+	draw = func(parent, before string, top bool) {
+		var list []tracingtest.Span
+		var names []string
+		for _, span := range below[parent] {
+			if name, ok := shown(span); ok {
+				list, names = append(list, span), append(names, name)
+			}
+		}
+		for i, span := range list {
+			branch, next := before+"├─ ", before+"│  "
+			if i == len(list)-1 {
+				branch, next = before+"└─ ", before+"   "
+			}
+			if top {
+				branch, next = before, before
+			}
+			kind := strings.ToLower(strings.TrimPrefix(span.Kind.String(), "SPAN_KIND_"))
+			lines = append(lines, line{branch + names[i], span.Service + ", " + kind})
+			draw(span.ID, next, false)
+		}
+	}
+	draw(remote, "", true)
+	width := 0
+	for _, l := range lines {
+		width = max(width, utf8.RuneCountInString(l.name))
+	}
+	var out strings.Builder
+	for _, l := range lines {
+		fmt.Fprintf(&out, "%s%s   %s\n", l.name, strings.Repeat(" ", width-utf8.RuneCountInString(l.name)), l.about)
+	}
+	return out.String(), nil
 }

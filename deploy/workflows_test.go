@@ -12,8 +12,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// workflow is the part of GitHub's workflows that these use. deploy/lint.sh has actionlint check what
-// their words mean.
+// workflow is the part of GitHub's workflow format that ours use. deploy/lint.sh has actionlint
+// check the rest.
 type workflow struct {
 	Name        string
 	On          any
@@ -50,7 +50,7 @@ func readWorkflow(t *testing.T, path string) workflow {
 	return w
 }
 
-// runs is everything that the steps of a job run.
+// runs is all the shell that the steps of a job run.
 func (j job) runs() string {
 	text := ""
 	for _, s := range j.Steps {
@@ -82,7 +82,7 @@ func TestWorkflowsAreSound(t *testing.T) {
 		}
 		for name, j := range w.Jobs {
 			if j.Timeout == 0 || j.RunsOn == "" || j.Permissions["contents"] == "" {
-				t.Errorf("%s: %s has no end, no machine or no permissions", file, name)
+				t.Errorf("%s: %s has no timeout, no machine or no permissions", file, name)
 			}
 			for _, s := range j.Steps {
 				if (s.Uses == "") == (s.Run == "") {
@@ -93,7 +93,7 @@ func TestWorkflowsAreSound(t *testing.T) {
 						t.Errorf("%s: %s runs %s: %v", file, name, m[1], err)
 					}
 				}
-				// What comes from outside is a variable of the shell, never part of the script.
+				// Values from outside reach a script as shell variables, never as part of its text.
 				if strings.Contains(s.Run, "${{") {
 					t.Errorf("%s: %s writes an expression into a script: %s", file, name, s.Run)
 				}
@@ -110,7 +110,8 @@ func TestAReleaseSaysHowItWasBuilt(t *testing.T) {
 		if j.Needs != "test" || !strings.Contains(jobs["test"].runs(), ".ci/run") {
 			t.Errorf("%s does not wait for the tests", name)
 		}
-		if !j.uses("actions/attest-build-provenance") || j.Permissions["id-token"] != "write" || j.Permissions["attestations"] != "write" {
+		if !j.uses("actions/attest-build-provenance") || j.Permissions["id-token"] != "write" ||
+			j.Permissions["attestations"] != "write" {
 			t.Errorf("%s does not say how it was built", name)
 		}
 	}
@@ -118,7 +119,8 @@ func TestAReleaseSaysHowItWasBuilt(t *testing.T) {
 		t.Errorf("the tests may %v", jobs["test"].Permissions)
 	}
 	image := jobs["image"].runs()
-	for _, want := range []string{"--platform linux/amd64,linux/arm64", "--provenance mode=max", "--sbom true", `sign --yes --recursive "$IMAGE@$DIGEST"`} {
+	for _, want := range []string{"--platform linux/amd64,linux/arm64", "--provenance mode=max", "--sbom true",
+		`sign --yes --recursive "$IMAGE@$DIGEST"`} {
 		if !strings.Contains(image, want) {
 			t.Errorf("the image is made without %s", want)
 		}
@@ -128,13 +130,15 @@ func TestAReleaseSaysHowItWasBuilt(t *testing.T) {
 func TestTheImageIsForEveryPlatformAndSaysWhatItIs(t *testing.T) {
 	t.Parallel()
 	text := read(t, "../Dockerfile")
-	for _, want := range []string{"FROM --platform=$BUILDPLATFORM golang:", "GOOS=$TARGETOS GOARCH=$TARGETARCH deploy/build.sh"} {
+	for _, want := range []string{"FROM --platform=$BUILDPLATFORM golang:",
+		"GOOS=$TARGETOS GOARCH=$TARGETARCH deploy/build.sh"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("Dockerfile lacks %s", want)
 		}
 	}
 	_, last, _ := strings.Cut(text, "\nFROM gcr.io/distroless")
-	for _, label := range []string{"title", "description", "source", "documentation", "licenses", "version", "revision"} {
+	for _, label := range []string{"title", "description", "source", "documentation", "licenses", "version",
+		"revision"} {
 		if !regexp.MustCompile(`org\.opencontainers\.image\.` + label + `="[^"]+"`).MatchString(last) {
 			t.Errorf("the image has no label %s", label)
 		}

@@ -12,9 +12,9 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// A person registers, confirms the address, forgets the password twice and undoes a change, by the mails and
-// the pages of their links, in Chromium. Before each step a mail scanner has fetched and rendered every
-// link of the mail, and has changed nothing.
+// A person registers, confirms the address, forgets the password twice and undoes a change, by the
+// mails and the pages of their links, in Chromium. Before each step a mail scanner fetches and
+// renders every link of the mail, which must change nothing.
 func TestAPersonGetsBackInByTheMailsAndTheirPages(t *testing.T) {
 	t.Parallel()
 	node := testenv.Program(t, "install Node.js", "node")
@@ -24,15 +24,15 @@ func TestAPersonGetsBackInByTheMailsAndTheirPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Beside node_modules, where it looks for what it imports.
+	// In the folder of node_modules, where Node.js looks for imports.
 	at := filepath.Join(modules, fmt.Sprintf("account-%d.mjs", os.Getpid()))
 	if err := os.WriteFile(at, script, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	defer os.Remove(at)
-	address, dir := freeAddress(t), t.TempDir()
+	address, dir := fmt.Sprint("127.0.0.1:", testenv.FreePort(t)), t.TempDir()
 	_, port, _ := strings.Cut(address, ":")
-	base := serve(t, dir, "AUTH_PASSWORD_BCRYPT_COST=4", "APP_PORT="+port, "AUTH_TOKEN_ISSUER=http://"+address)
+	base := serve(t, dir, "APP_PORT="+port, "AUTH_TOKEN_ISSUER=http://"+address)
 	said := tool(t, t.TempDir(), []string{"PATIENCE_MS=" + strconv.FormatInt(testenv.Patience.Milliseconds(), 10)},
 		node, at, base, chromium, filepath.Join(dir, "data", "mail"))
 	var result struct{ Problems, Scanned []string }

@@ -91,7 +91,7 @@ components:
           content-type: {type: string, const: application/json}
 `
 
-// asyncapi makes the document of the schemas, and of the examples in events.md.
+// asyncapi makes the document from the schemas and from the examples in events.md.
 func asyncapi(t *testing.T) []byte {
 	t.Helper()
 	var document yaml.Node
@@ -108,7 +108,7 @@ func asyncapi(t *testing.T) []byte {
 	all := at(t, document.Content[0], "components", "messages")
 	for _, schema := range schemas.All() {
 		payload := fromJSON(t, string(schema.Text))
-		drop(payload, "$schema") // AsyncAPI has its own dialect, which has all that is used here
+		drop(payload, "$schema") // AsyncAPI has its own dialect, which covers all that we use
 		drop(payload, "title")
 		summary := drop(payload, "description")
 		add(t, here, schema.Type, map[string]string{"$ref": "#/components/messages/" + schema.Type})
@@ -132,7 +132,7 @@ func asyncapi(t *testing.T) []byte {
 	return out.Bytes()
 }
 
-// fromJSON is JSON as YAML writes it.
+// fromJSON turns JSON into YAML nodes.
 func fromJSON(t *testing.T, text string) *yaml.Node {
 	t.Helper()
 	var node yaml.Node
@@ -150,7 +150,7 @@ func fromJSON(t *testing.T, text string) *yaml.Node {
 	return node.Content[0]
 }
 
-// at is a member of a mapping, or of one within it.
+// at returns a member of a mapping, or of a nested one.
 func at(t *testing.T, node *yaml.Node, path ...string) *yaml.Node {
 	t.Helper()
 	for _, name := range path {
@@ -163,7 +163,7 @@ func at(t *testing.T, node *yaml.Node, path ...string) *yaml.Node {
 	return node
 }
 
-// index is where a mapping has a key; -1 if it has not.
+// index is the position of a key in a mapping, or -1.
 func index(mapping *yaml.Node, key string) int {
 	for i := 0; i < len(mapping.Content); i += 2 {
 		if mapping.Content[i].Value == key {
@@ -218,8 +218,8 @@ func TestTheAsyncAPIDocumentIsThatOfTheSchemas(t *testing.T) {
 	}
 }
 
-// The published parser of AsyncAPI finds neither errors nor warnings in the document, and would find
-// some. It does not look at examples: TestExamplesOfEventsAreValid does.
+// The published parser of AsyncAPI finds neither errors nor warnings in the document, and does find
+// planted ones. TestExamplesOfEventsAreValid checks the examples, which the parser ignores.
 func TestTheAsyncAPIParserAcceptsTheDocument(t *testing.T) {
 	t.Parallel()
 	const pins = "testdata/asyncapi"
@@ -241,12 +241,12 @@ func TestTheAsyncAPIParserAcceptsTheDocument(t *testing.T) {
 	}
 	for good, bad := range map[string]string{
 		"action: send\n":                   "action: publish\n",                // a word of AsyncAPI 2
-		"type: boolean\n":                  "type: truth\n",                    // no JSON Schema
-		"messages/auth.UserLoggedIn.v1'\n": "messages/auth.UserLoggedIn.v2'\n", // nothing there
+		"type: boolean\n":                  "type: truth\n",                    // not a JSON Schema
+		"messages/auth.UserLoggedIn.v1'\n": "messages/auth.UserLoggedIn.v2'\n", // a reference to nothing
 	} {
 		worse := bytes.Replace(text, []byte(good), []byte(bad), 1)
 		if out, err := validate(worse); bytes.Equal(worse, text) || err == nil {
-			t.Errorf("%q in place of %q is not found: %s", bad, good, out)
+			t.Errorf("the parser accepts %q in place of %q: %s", bad, good, out)
 		}
 	}
 }

@@ -11,9 +11,10 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// The clients in docs/examples are made of the document, compiled, and run against the binary.
+// The clients in docs/examples are generated from the document, compiled, and run against the
+// binary.
 
-// example copies an example into a folder of the test, where generated code is put beside it.
+// example copies an example into the test's folder, for the generated code to join it there.
 func example(t *testing.T, language string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -23,7 +24,7 @@ func example(t *testing.T, language string) string {
 	return dir
 }
 
-// saysWhatItShould checks what an example has printed.
+// saysWhatItShould checks the output of an example.
 func saysWhatItShould(t *testing.T, said string) {
 	t.Helper()
 	if !regexp.MustCompile(`(?mi)^signed in: example \S+ true\r?$`).MatchString(said) ||
@@ -51,8 +52,12 @@ func TestATypeScriptClientIsMadeOfTheDocument(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if have, err := os.ReadFile(published); err != nil || string(have) != string(types) {
-		t.Errorf("docs/%s is out of date (%v); go test ./docs -run TypeScript -update writes it", published, err)
+	have, err := os.ReadFile(published)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(have) != string(types) {
+		t.Errorf("docs/%s is out of date; go test ./docs -run TypeScript -update writes it", published)
 	}
 	tool(t, dir, nil, node, "node_modules/typescript/bin/tsc")
 	saysWhatItShould(t, tool(t, dir, []string{"AUTHCTL_URL=" + serve(t, t.TempDir())}, node, "client.js"))
@@ -70,9 +75,8 @@ func TestAGoClientIsMadeOfTheDocument(t *testing.T) {
 	saysWhatItShould(t, tool(t, dir, append(offline, "AUTHCTL_URL="+serve(t, t.TempDir())), "go", "run", "."))
 }
 
-// harmless is what openapi-generator warns of although nothing comes of it: version 3.1, a server
-// address that is relative to the document, a parameter that has the name of a word of Python's, and
-// parts of a schema that have no name.
+// harmless matches harmless warnings of openapi-generator: version 3.1, a server address relative
+// to the document, a parameter named like a Python keyword, and unnamed parts of a schema.
 var harmless = regexp.MustCompile(`OpenAPI 3.1 support is still in beta|server URL \[http://../..\]|Except \(reserved word\)|schema name: null`)
 
 func TestAPythonClientIsMadeOfTheDocument(t *testing.T) {
@@ -85,9 +89,10 @@ func TestAPythonClientIsMadeOfTheDocument(t *testing.T) {
 		"generate", "-g", "python", "--package-name", "authctl_client", "-i", document(t), "-o", "generated")
 	for line := range strings.Lines(said) {
 		if strings.Contains(line, " ERROR ") || strings.Contains(line, " WARN ") && !harmless.MatchString(line) {
-			t.Errorf("the generator has found: %s", line)
+			t.Errorf("the generator warns: %s", line)
 		}
 	}
 	path := "PYTHONPATH=" + filepath.Join(dir, "generated") + string(os.PathListSeparator) + packages
-	saysWhatItShould(t, tool(t, dir, []string{path, "AUTHCTL_URL=" + serve(t, t.TempDir())}, python, "-W", "error", "client.py"))
+	saysWhatItShould(t, tool(t, dir, []string{path, "AUTHCTL_URL=" + serve(t, t.TempDir())}, python, "-W", "error",
+		"client.py"))
 }

@@ -1,5 +1,5 @@
-// Package docs_test holds the pages true: their examples run, and the codes, commands,
-// settings, metrics, files and tests that they name exist.
+// Package docs_test checks the pages: their examples run, and the codes, commands, settings,
+// metrics, files and tests that they name exist.
 package docs_test
 
 import (
@@ -30,11 +30,11 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-const root = ".." // of the module
+const root = ".." // the root of the module
 
 // page is a Markdown file.
 type page struct {
-	path  string // from the root
+	path  string // relative to the root
 	text  string
 	prose string  // without the fenced blocks
 	fence []block // in order
@@ -49,11 +49,12 @@ var (
 	spans    = regexp.MustCompile("`([^`\n]+)`")
 )
 
-// pages are all of the repository, the README among them.
+// pages are all Markdown pages of the repository, including the README.
 func pages(t *testing.T) []page {
 	t.Helper()
 	var list []page
-	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "deploy/*.md", "deploy/*/*.md", ".github/*.md", "verify/*.md", "verify/*/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "deploy/*.md", "deploy/*/*.md",
+		".github/*.md", "verify/*.md", "verify/*/*.md"} {
 		files, err := filepath.Glob(filepath.Join(root, pattern))
 		if err != nil {
 			t.Fatal(err)
@@ -97,7 +98,7 @@ func (p page) headings() []string {
 	return list
 }
 
-// anchor is what GitHub makes of a heading.
+// anchor is the anchor that GitHub makes from a heading.
 func anchor(heading string) string {
 	return strings.Map(func(r rune) rune {
 		switch {
@@ -143,7 +144,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 }
 
-// same compares what there is with what the pages say.
+// same compares what exists with what the pages explain.
 func same(t *testing.T, what string, is, said []string) {
 	t.Helper()
 	slices.Sort(is)
@@ -156,7 +157,7 @@ func same(t *testing.T, what string, is, said []string) {
 	}
 	for i, one := range said {
 		if !slices.Contains(is, one) {
-			t.Errorf("%s %s is explained, and there is no such", what, one)
+			t.Errorf("%s %s is explained, but does not exist", what, one)
 		}
 		if i > 0 && said[i-1] == one {
 			t.Errorf("%s %s is explained twice", what, one)
@@ -175,8 +176,9 @@ func TestEveryErrorCodeIsExplained(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^### (\S+)$`).FindAllStringSubmatch(p.prose, -1) {
 		explained = append(explained, m[1])
 	}
-	// Faults that are no module's: of the process, by their source.
-	for _, m := range regexp.MustCompile(`fault\.New\(fault\.\w+, "(\w+)"`).FindAllStringSubmatch(source(t, "cmd/authctl"), -1) {
+	// Faults of the process itself, which belong to no module, by their source.
+	for _, m := range regexp.MustCompile(`fault\.New\(fault\.\w+, "(\w+)"`).FindAllStringSubmatch(source(t,
+		"cmd/authctl"), -1) {
 		codes = append(codes, m[1])
 	}
 	same(t, "the code", codes, explained)
@@ -184,9 +186,10 @@ func TestEveryErrorCodeIsExplained(t *testing.T) {
 
 func TestEveryFieldCodeIsExplained(t *testing.T) {
 	t.Parallel()
-	// Where they are made: the second argument of Field, and the constants of two packages.
+	// Field codes are the second argument of Field, and the constants of two packages.
 	var codes []string
-	for _, dir := range []string{"modules/auth", "modules/auth/authhttp", "modules/contact", "modules/contact/contacthttp", "platform/httpserver"} {
+	for _, dir := range []string{"modules/auth", "modules/auth/authhttp", "modules/contact",
+		"modules/contact/contacthttp", "platform/httpserver"} {
 		inspect(t, dir, func(n ast.Node) {
 			call, ok := n.(*ast.CallExpr)
 			if !ok || len(call.Args) != 3 {
@@ -225,7 +228,8 @@ func TestEveryFieldCodeIsExplained(t *testing.T) {
 			}
 		})
 	}
-	for _, m := range regexp.MustCompile(`fault\.Refuse\("(\w+)"`).FindAllStringSubmatch(source(t, "modules/contact"), -1) {
+	for _, m := range regexp.MustCompile(`fault\.Refuse\("(\w+)"`).FindAllStringSubmatch(source(t, "modules/contact"),
+		-1) {
 		codes = append(codes, m[1])
 	}
 	same(t, "the code of a field", codes, tableOf(t, "errors.md", "Fields"))
@@ -317,7 +321,7 @@ func goFiles(t *testing.T, dir string) []string {
 	return list
 }
 
-// Go in the pages is an excerpt of a test beside them, so that it compiles and runs.
+// Go code in the pages is an excerpt of a test in the same folder, so it compiles and runs.
 func TestGoInThePagesIsThatOfTests(t *testing.T) {
 	t.Parallel()
 	var tests string
@@ -402,7 +406,7 @@ func TestExamplesOfEventsAreValid(t *testing.T) {
 	}
 }
 
-// scratch is for what the tests build; [TestMain] removes it.
+// scratch is a folder for what the tests build; [TestMain] removes it.
 var scratch string
 
 func TestMain(m *testing.M) {
@@ -435,7 +439,7 @@ func authctl(t *testing.T) string {
 	return binary
 }
 
-// helps returns the help of a command, once.
+// helps returns the help of a command, from a cache.
 type helps struct {
 	mu    sync.Mutex
 	known map[string]string
@@ -457,8 +461,9 @@ func (h *helps) of(t *testing.T, words ...string) (string, bool) {
 		}
 		h.known[key] = text
 	}
-	// Help that is asked of a word that is no command is that of its parent.
-	return text, strings.Contains(text, "\n  authctl"+prefixed(words)+" ") || strings.Contains(text, "\n  authctl"+prefixed(words)+"\n") || len(words) == 0
+	// For an unknown word, cobra prints the help of the parent.
+	return text, strings.Contains(text, "\n  authctl"+prefixed(words)+" ") ||
+		strings.Contains(text, "\n  authctl"+prefixed(words)+"\n") || len(words) == 0
 }
 
 func prefixed(words []string) string {
@@ -468,7 +473,7 @@ func prefixed(words []string) string {
 	return " " + strings.Join(words, " ")
 }
 
-// Every command line in the pages is of a command that exists, with flags that it has.
+// Every command line in the pages names a command that exists, and flags that it has.
 func TestCommandsInThePagesExist(t *testing.T) {
 	t.Parallel()
 	cache := helps{known: map[string]string{}}
@@ -488,10 +493,16 @@ func TestCommandsInThePagesExist(t *testing.T) {
 			if line, _, _ = strings.Cut(line, " #"); !strings.Contains(line, "authctl ") {
 				continue
 			}
-			for part := range strings.FieldsFuncSeq(line, func(r rune) bool { return r == '|' || r == ';' || r == '&' || r == '(' || r == ')' }) {
+			for part := range strings.FieldsFuncSeq(line, func(r rune) bool {
+				return r == '|' || r == ';' || r == '&' || r == '(' || r == ')'
+			}) {
 				fields := strings.Fields(part)
-				i := slices.IndexFunc(fields, func(f string) bool { return f == "authctl" || strings.HasSuffix(f, "/authctl") })
-				if i < 0 || i+1 == len(fields) || slices.Contains(fields[:i], "build") || slices.Contains(fields[:i], "test") || slices.Contains(fields[:i], "install") || slices.Contains(fields[:i], "FROM") {
+				i := slices.IndexFunc(fields, func(f string) bool {
+					return f == "authctl" || strings.HasSuffix(f, "/authctl")
+				})
+				if i < 0 || i+1 == len(fields) || slices.Contains(fields[:i], "build") ||
+					slices.Contains(fields[:i], "test") || slices.Contains(fields[:i], "install") ||
+					slices.Contains(fields[:i], "FROM") {
 					continue
 				}
 				var words, flags []string
@@ -516,8 +527,10 @@ func TestCommandsInThePagesExist(t *testing.T) {
 					continue
 				}
 				help, _ := cache.of(t, words...)
-				if strings.Contains(help, "Available Commands:") && len(fields) > i+1+len(words) && word.MatchString(fields[i+1+len(words)]) && len(words) > 0 {
-					t.Errorf("%s: authctl %s has no command %s", p.path, strings.Join(words, " "), fields[i+1+len(words)])
+				if strings.Contains(help, "Available Commands:") && len(fields) > i+1+len(words) &&
+					word.MatchString(fields[i+1+len(words)]) && len(words) > 0 {
+					t.Errorf("%s: authctl %s has no command %s", p.path, strings.Join(words, " "),
+						fields[i+1+len(words)])
 				}
 				for _, f := range flags {
 					if !regexp.MustCompile(`(^|[\s,])` + regexp.QuoteMeta(f) + `([\s,=[]|$)`).MatchString(help) {
@@ -554,8 +567,9 @@ func TestSettingsInThePagesExist(t *testing.T) {
 	}
 	setting := regexp.MustCompile(`^(app|auth|cache|database|db|kafka|log|outbox|redis)(\.[a-z0-9_]+)+$`)
 	variable := regexp.MustCompile(`\b(APP|AUTH|CACHE|DATABASE|DB|KAFKA|LOG|OUTBOX|REDIS)_[A-Z0-9_]+\b`)
-	// Not settings: the topic's default name, those of docker-compose.yml and of files.
-	others := []string{"auth.events", "DB_MIGRATE_PASSWORD", "DB_SERVE_PASSWORD", "DB_RELAY_PASSWORD", "auth.md", "outbox.md"}
+	// Not settings: the default name of the topic, and names from docker-compose.yml and of files.
+	others := []string{"auth.events", "DB_MIGRATE_PASSWORD", "DB_SERVE_PASSWORD", "DB_RELAY_PASSWORD", "auth.md",
+		"outbox.md"}
 	check := func(p page, name string) {
 		if !known[name] && !slices.Contains(others, name) {
 			t.Errorf("%s: there is no setting %s", p.path, name)
@@ -581,7 +595,7 @@ func TestSettingsInThePagesExist(t *testing.T) {
 	}
 }
 
-// metrics are the names of all that the code registers.
+// metrics are the names that the code registers.
 func metrics(t *testing.T) map[string]bool {
 	t.Helper()
 	known := map[string]bool{}
@@ -614,7 +628,7 @@ func metrics(t *testing.T) map[string]bool {
 	return known
 }
 
-var metric = regexp.MustCompile(`\bauthctl_(?:http|outbox|password|throttle|build|revocation)_[a-z0-9_]+\b`)
+var metric = regexp.MustCompile(`\bauthctl_(?:http|outbox|password|throttle|build|revocation|redis)_[a-z0-9_]+\b`)
 
 func checkMetrics(t *testing.T, where, text string, known map[string]bool) {
 	t.Helper()
@@ -637,7 +651,7 @@ func TestMetricsInThePagesExist(t *testing.T) {
 	}
 }
 
-// Each alert is of metrics that exist, with labels that they have, and is explained.
+// Each alert uses metrics that exist, with labels that they have, and is explained.
 func TestAlertsAreSoundAndExplained(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(filepath.Join(root, "deploy/prometheus/alerts.yml"))
@@ -665,7 +679,9 @@ func TestAlertsAreSoundAndExplained(t *testing.T) {
 	values := regexp.MustCompile(`\{[^}]*\}`)
 	quoted := regexp.MustCompile(`(\w+)(?:=|!=|=~|!~)"([^"]*)"`)
 	var code strings.Builder
-	for _, dir := range []string{"modules/outbox", "modules/outbox/relay", "modules/auth/internal/feed", "modules/auth/internal/password", "modules/auth/internal/throttle", "modules/auth/authhttp", "cmd/authctl", "platform/httpserver"} {
+	for _, dir := range []string{"modules/outbox", "modules/outbox/relay", "modules/auth/internal/feed",
+		"modules/auth/internal/password", "modules/auth/internal/throttle", "modules/auth/authhttp", "cmd/authctl",
+		"platform/httpserver"} {
 		code.WriteString(source(t, dir))
 	}
 	var names []string
@@ -680,7 +696,7 @@ func TestAlertsAreSoundAndExplained(t *testing.T) {
 				t.Errorf("%s has no severity or no summary", r.Alert)
 			}
 			if want := "https://github.com/toppira/authctl/blob/main/docs/operations.md#" + strings.ToLower(r.Alert); r.Annotations["runbook_url"] != want {
-				t.Errorf("%s: the runbook is at %s", r.Alert, want)
+				t.Errorf("%s: the runbook is %s", r.Alert, want)
 			}
 			for _, labels := range values.FindAllString(r.Expr, -1) {
 				for _, m := range quoted.FindAllStringSubmatch(labels, -1) {
@@ -705,7 +721,7 @@ func TestAlertsAreSoundAndExplained(t *testing.T) {
 	same(t, "the alert", names, explained)
 }
 
-// tests are the names of every test and fuzz target, and of every script.
+// tests are the names of all tests, fuzz targets and scripts.
 func tests(t *testing.T) map[string]bool {
 	t.Helper()
 	known := map[string]bool{}
@@ -770,7 +786,7 @@ func TestTheConformanceTableHolds(t *testing.T) {
 	for _, row := range rows[1:] {
 		switch {
 		case !id.MatchString(row[0]) || seen[row[0]]:
-			t.Errorf("%q is no id, or is there twice", row[0])
+			t.Errorf("%q is no id, or occurs twice", row[0])
 		case row[1] != "1" && row[1] != "2" && row[1] != "3":
 			t.Errorf("%s has the level %q", row[0], row[1])
 		case !slices.Contains([]string{"met", "partly", "not yet", "operator", "n/a"}, row[2]):
@@ -790,11 +806,11 @@ func TestTheConformanceTableHolds(t *testing.T) {
 	}
 }
 
-// What looks like a file of the repository in a code span is one.
+// A code span that looks like a file of the repository names an existing one.
 func TestFilesNamedInThePagesExist(t *testing.T) {
 	t.Parallel()
 	path := regexp.MustCompile(`^(?:\./)?(?:cmd|deploy|docs|migrations|modules|platform|\.ci|\.github)/[\w./*-]+$`)
-	// Made by running, not kept.
+	// Files that exist only after a run.
 	made := regexp.MustCompile(`^docs/decisions/NNN-|^docs/swagger`)
 	found := 0
 	for _, p := range pages(t) {
@@ -840,14 +856,14 @@ func TestEveryTableHasItsOwnerInThePages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	is := []string{"bun_migrations", "bun_migration_locks"} // Bun makes these by itself
+	is := []string{"bun_migrations", "bun_migration_locks"} // Bun makes these itself
 	for _, file := range files {
 		text, err := os.ReadFile(file)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, m := range regexp.MustCompile(`(?m)^CREATE TABLE (\w+) \(`).FindAllSubmatch(text, -1) {
-			// SQLite changes a table by making it under another name first.
+			// SQLite changes a table by making a copy under another name.
 			if !strings.Contains(string(text), "ALTER TABLE "+string(m[1])+" RENAME TO ") {
 				is = append(is, string(m[1]))
 			}
@@ -864,8 +880,7 @@ func TestEveryTableHasItsOwnerInThePages(t *testing.T) {
 	same(t, "the table", is, said)
 }
 
-// Whatever a page calls by a name with underscores, such as a column, a claim or the name of
-// a record in the log, is called so in the code.
+// A name with underscores in a page, such as a column, a claim or a log record, occurs in the code.
 func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
 	t.Parallel()
 	name := regexp.MustCompile(`^[a-z][a-z0-9]*(_[a-z0-9]+)+$`)
@@ -875,9 +890,11 @@ func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && (strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || path == filepath.Join(root, "docs")):
+		case d.IsDir() &&
+			(strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || path == filepath.Join(root, "docs")):
 			return fs.SkipDir
-		case !slices.Contains([]string{".go", ".sql", ".lua", ".yml", ".conf"}, filepath.Ext(path)) && d.Name() != "Caddyfile":
+		case !slices.Contains([]string{".go", ".sql", ".lua", ".yml", ".conf"}, filepath.Ext(path)) &&
+			d.Name() != "Caddyfile":
 			return nil
 		}
 		text, err := os.ReadFile(path)
@@ -892,6 +909,8 @@ func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
 	// Settings of PgBouncer, Envoy and PostgreSQL, which the code need not name.
 	others := []string{
 		"remote_write", "archive_command", "pg_restore",
+		"archive_timeout", "failed_count", "pg_archivecleanup", "pg_stat_archiver", "recovery_target_time",
+		"recovery_target_timeline",
 		"max_prepared_statements", "ext_authz", "http_service", "path_prefix", "allowed_headers",
 		"allowed_upstream_headers", "failure_mode_allow", "status_on_error",
 	}
@@ -902,7 +921,7 @@ func TestNamesInThePagesAreThoseOfTheCode(t *testing.T) {
 				continue
 			}
 			if found++; !words[m[1]] && !words["authctl_outbox_"+m[1]] && !metric.MatchString(m[1]) {
-				t.Errorf("%s: nothing in the code is called %s", p.path, m[1])
+				t.Errorf("%s: the code has no %s", p.path, m[1])
 			}
 		}
 	}

@@ -180,8 +180,8 @@ func claimsOf(t *testing.T, token string) (c claims) {
 	return c
 }
 
-// A verifier that follows the events refuses exactly the tokens that the service refuses,
-// however often and in whatever order it gets them.
+// A verifier that follows the events refuses exactly the tokens that the service refuses, whatever
+// the order and number of deliveries.
 func TestAConsumerOfTheEventsJudgesAsTheService(t *testing.T) {
 	t.Parallel()
 	s := openShop(t)
@@ -203,16 +203,27 @@ func TestAConsumerOfTheEventsJudgesAsTheService(t *testing.T) {
 	a1 := add(token(201, "/api/v1/auth/register", "", credentials("alice", good)))
 	a2 := add(token(200, "/api/v1/auth/login", "", credentials("alice", good)))
 	a3 := add(token(200, "/api/v1/auth/login", "", credentials("alice", good)))
-	s.must(204, "DELETE", session(a2), a1, "")                                                                                    // 4: one session of three
-	add(token(200, "/api/v1/auth/password", a3, fmt.Sprintf(`{"current_password":%q,"new_password":"quite another one"}`, good))) // 5, 6: all but a3's
-	a4 := add(token(200, "/api/v1/auth/login", "", credentials("alice", "quite another one")))                                    // 7
-	s.must(204, "DELETE", "/api/v1/auth/sessions?except=current", a4, "")                                                         // 8: a3's too
-	add(token(200, "/api/v1/auth/login", "", credentials("alice", "quite another one")))                                          // 9
-	b1 := add(token(201, "/api/v1/auth/register", "", credentials("robert", good)))                                               // 10
-	add(token(200, "/api/v1/auth/login", "", credentials("robert", good)))                                                        // 11
-	c1 := add(token(201, "/api/v1/auth/register", "", credentials("carol", good)))                                                // 12
-	s.must(204, "POST", "/api/v1/auth/logout", b1, "")                                                                            // 13
-	s.must(204, "DELETE", "/api/v1/auth/me", c1, fmt.Sprintf(`{"password":%q}`, good))                                            // 14, 15
+	// 4: one of three sessions
+	s.must(204, "DELETE", session(a2), a1, "")
+	// 5, 6: all but a3's
+	add(token(200, "/api/v1/auth/password", a3,
+		fmt.Sprintf(`{"current_password":%q,"new_password":"quite another one"}`, good)))
+	// 7
+	a4 := add(token(200, "/api/v1/auth/login", "", credentials("alice", "quite another one")))
+	// 8: a3's too
+	s.must(204, "DELETE", "/api/v1/auth/sessions?except=current", a4, "")
+	// 9
+	add(token(200, "/api/v1/auth/login", "", credentials("alice", "quite another one")))
+	// 10
+	b1 := add(token(201, "/api/v1/auth/register", "", credentials("robert", good)))
+	// 11
+	add(token(200, "/api/v1/auth/login", "", credentials("robert", good)))
+	// 12
+	c1 := add(token(201, "/api/v1/auth/register", "", credentials("carol", good)))
+	// 13
+	s.must(204, "POST", "/api/v1/auth/logout", b1, "")
+	// 14, 15
+	s.must(204, "DELETE", "/api/v1/auth/me", c1, fmt.Sprintf(`{"password":%q}`, good))
 	var list []event
 	for _, line := range s.lines(15) {
 		e, err := fromLine([]byte(line))
@@ -228,7 +239,7 @@ func TestAConsumerOfTheEventsJudgesAsTheService(t *testing.T) {
 		c := claimsOf(t, token)
 		code, _ := s.do("GET", "/api/v1/auth/me", token, "")
 		if accepts := want.accepts(c.Subject, c.Session, c.SessionEpoch); accepts != (code == 200) {
-			t.Errorf("token %d: the service answers %d, and the consumer accepts it: %v", i+1, code, accepts)
+			t.Errorf("token %d: the service answers %d, but accepted by the consumer is %v", i+1, code, accepts)
 		}
 	}
 	var active []bool
@@ -266,11 +277,12 @@ func TestAConsumerOfTheEventsJudgesAsTheService(t *testing.T) {
 	applyAll(t, forgotten, list)
 	forgotten.forget(time.Now().Add(24 * time.Hour)) // the longest life that an access token can be given
 	if len(forgotten.ended)+len(forgotten.epoch) > 0 {
-		t.Errorf("not forgotten: %v %v", forgotten.ended, forgotten.epoch)
+		t.Errorf("the consumer did not forget %v %v", forgotten.ended, forgotten.epoch)
 	}
 }
 
-// After a restore numbers come again, and only the generation tells which event is newer.
+// After a restore, sequence numbers occur again, and only the generation tells which event is
+// newer.
 func TestAConsumerNoticesARestore(t *testing.T) {
 	t.Parallel()
 	of := func(kind string, generation, sequence int64) event {
@@ -317,7 +329,8 @@ func throughKafka(t *testing.T, lines []string) []event {
 	brokers := strings.Split(testenv.Kafka(t), ",")
 	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
 	defer cancel()
-	kafka, err := sink.OpenKafka(sink.KafkaConfig{Brokers: brokers, Topic: "docs-" + uuid.NewString(), Partitions: 1}, sink.KafkaOptions{})
+	kafka, err := sink.OpenKafka(sink.KafkaConfig{Brokers: brokers, Topic: "docs-" + uuid.NewString(), Partitions: 1},
+		sink.KafkaOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +355,7 @@ func throughKafka(t *testing.T, lines []string) []event {
 			Source: r.Source, DataSchema: r.DataSchema, Time: r.Time, Data: r.Data,
 		}})
 	}
-	for { // a new topic takes a moment to have a leader
+	for { // a new topic needs a moment to get a leader
 		if err = kafka.Publish(ctx, batch); err == nil {
 			break
 		}

@@ -32,7 +32,7 @@ import (
 )
 
 // settings are those of the shop and of the parts that it mounts. config.Load fills them; a host
-// with its own loader can fill the structs itself.
+// with its own loader can fill the structs itself: every field, since zero values are not the defaults.
 type settings struct {
 	DataDir  string `config:"shop.data_dir" default:"./data" doc:"Where the shop keeps its files."`
 	Database database.Config
@@ -157,7 +157,7 @@ func mux(cfg httpserver.Config, log *zap.Logger, routes []httpserver.Route) (htt
 	return mux, nil
 }
 
-// shop is a running monolith on SQLite, with hashing that costs little.
+// shop is a running monolith on SQLite, with cheap hashing.
 type shop struct {
 	t    *testing.T
 	base string
@@ -212,7 +212,7 @@ func (s *shop) do(method, path, token, body string) (int, map[string]any) {
 	}
 	defer res.Body.Close()
 	var answer map[string]any
-	_ = json.NewDecoder(res.Body).Decode(&answer) // there need be none
+	_ = json.NewDecoder(res.Body).Decode(&answer) // not every answer has a body
 	return res.StatusCode, answer
 }
 
@@ -226,7 +226,7 @@ func (s *shop) must(status int, method, path, token, body string) map[string]any
 	return answer
 }
 
-// lines waits until so many events are in the file, and returns them.
+// lines waits for n events in the file, and returns them.
 func (s *shop) lines(n int) []string {
 	s.t.Helper()
 	for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(10 * time.Millisecond) {
@@ -263,7 +263,7 @@ func TestTheModuleIsMountedInAnotherMonolith(t *testing.T) {
 	}
 }
 
-// The same table in a server of the host's own, and in a document of the host's own.
+// The host serves the same table with its own server, and documents it in its own document.
 func TestTheTableIsServedByTheHost(t *testing.T) {
 	t.Parallel()
 	var cfg settings

@@ -14,10 +14,10 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// tools is the folder that pins what the OpenAPI document is tried with.
+// tools is the folder that pins the tools for the OpenAPI document.
 const tools = "testdata/openapi"
 
-// document is the OpenAPI document, as other programs are given it.
+// document is the OpenAPI document as other programs get it.
 func document(t *testing.T) string {
 	t.Helper()
 	path, err := filepath.Abs(filepath.Join(root, "cmd/authctl/openapi/openapi.json"))
@@ -27,7 +27,7 @@ func document(t *testing.T) string {
 	return path
 }
 
-// tool runs a program in a folder and returns what it says. One that fails, fails the test.
+// tool runs a program in a folder and returns its output. A failure fails the test.
 func tool(t *testing.T, dir string, env []string, name string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*testenv.Patience)
@@ -42,10 +42,9 @@ func tool(t *testing.T, dir string, env []string, name string, args ...string) s
 	return out.String()
 }
 
-// schemathesis makes requests of the document, right and wrong ones, alone and in sequences. None of
-// the answers is the server's fault, or has a status, media type, header or member that is not
-// documented; what fits the document is accepted, what does not is refused, and so is who does not
-// identify themselves.
+// schemathesis makes requests from the document, right and wrong ones, alone and in sequences. No
+// answer is a 5xx, or has an undocumented status, media type, header or member. Requests that fit
+// the document are accepted; those that do not, or lack credentials, are refused.
 func TestSchemathesisFindsNothingInTheAnswers(t *testing.T) {
 	t.Parallel()
 	python := testenv.Program(t, "install Python 3", "python3")
@@ -54,10 +53,11 @@ func TestSchemathesisFindsNothingInTheAnswers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	base := serve(t, t.TempDir(), "AUTH_PASSWORD_BCRYPT_COST=4", "AUTH_THROTTLE_ENABLED=false",
-		"AUTH_CLIENTS=gateway:1ec1c26b50d5d3c58d9583181af8076655fe00756bf7285940ba3670f99fcba0") // of s3cret
+	base := serve(t, t.TempDir(), "AUTH_THROTTLE_ENABLED=false",
+		"AUTH_CLIENTS=gateway:1ec1c26b50d5d3c58d9583181af8076655fe00756bf7285940ba3670f99fcba0") // the hash of s3cret
 	said := tool(t, t.TempDir(), []string{
-		"PYTHONPATH=" + packages + string(os.PathListSeparator) + pinned, "PYTHONDONTWRITEBYTECODE=1", "SCHEMATHESIS_HOOKS=hooks",
+		"PYTHONPATH=" + packages + string(os.PathListSeparator) + pinned, "PYTHONDONTWRITEBYTECODE=1",
+		"SCHEMATHESIS_HOOKS=hooks",
 		"AUTHCTL_URL=" + base,
 	}, python, filepath.Join(packages, "bin/schemathesis"), "--no-color", "--config-file", filepath.Join(pinned, "schemathesis.toml"),
 		"run", document(t), "--url", base, "--generation-deterministic",
@@ -65,7 +65,7 @@ func TestSchemathesisFindsNothingInTheAnswers(t *testing.T) {
 		"--request-timeout", strconv.Itoa(int(testenv.Patience.Seconds())))
 	ran := regexp.MustCompile(`(?m)^\s*(\d+) generated, \d+ passed`).FindStringSubmatch(said)
 	if ran == nil {
-		t.Fatalf("how many cases ran is not said:\n%s", said)
+		t.Fatalf("schemathesis does not say how many cases ran:\n%s", said)
 	}
 	if n, _ := strconv.Atoi(ran[1]); n < 300 {
 		t.Errorf("only %d cases ran:\n%s", n, said)
@@ -88,16 +88,17 @@ func TestALinterFindsNothingInTheDocument(t *testing.T) {
 	if out, err := lint(document(t)); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	// It would find something.
+	// The linter does find planted errors.
 	text, err := os.ReadFile(document(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	worse := filepath.Join(t.TempDir(), "openapi.json")
-	if err := os.WriteFile(worse, bytes.Replace(text, []byte(`"operationId": "me"`), []byte(`"operationId": "login"`), 1), 0o600); err != nil {
+	if err := os.WriteFile(worse,
+		bytes.Replace(text, []byte(`"operationId": "me"`), []byte(`"operationId": "login"`), 1), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := lint(worse); err == nil || !strings.Contains(out, "operation-operationId-unique") {
-		t.Errorf("an operation that has the name of another is not found: %v\n%s", err, out)
+		t.Errorf("the linter accepts two operations of one name: %v\n%s", err, out)
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// The page of the API, used in a browser: at the service, and behind a proxy that has mounted the
-// service at a path and takes the path off.
+// The page of the API works in a browser: at the service, and behind a proxy that mounts the
+// service at a path and removes the path.
 func TestThePageOfTheAPIWorksInABrowser(t *testing.T) {
 	t.Parallel()
 	node := testenv.Program(t, "install Node.js", "node")
@@ -27,15 +27,16 @@ func TestThePageOfTheAPIWorksInABrowser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Beside node_modules, where it looks for what it imports.
+	// In the folder of node_modules, where Node.js looks for imports.
 	at := filepath.Join(modules, fmt.Sprintf("page-%d.mjs", os.Getpid()))
 	if err := os.WriteFile(at, script, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	defer os.Remove(at)
 
-	proxy := "http://" + freeAddress(t)
-	base := serve(t, t.TempDir(), "AUTH_PASSWORD_BCRYPT_COST=4", "AUTH_TOKEN_ISSUER="+proxy+"/auth", "APP_TRUSTED_PROXIES=127.0.0.1")
+	proxy := fmt.Sprint("http://127.0.0.1:", testenv.FreePort(t))
+	base := serve(t, t.TempDir(), "AUTH_TOKEN_ISSUER="+proxy+"/auth",
+		"APP_TRUSTED_PROXIES=127.0.0.1")
 	mountAt(t, nginx, strings.TrimPrefix(proxy, "http://"), base)
 	for _, page := range []string{base, proxy + "/auth"} {
 		env := []string{"PATIENCE_MS=" + strconv.FormatInt(testenv.Patience.Milliseconds(), 10)}
@@ -57,12 +58,12 @@ func TestThePageOfTheAPIWorksInABrowser(t *testing.T) {
 	}
 }
 
-// mountAt runs an nginx that has a service at /auth.
+// mountAt runs an nginx that serves a service at /auth.
 func mountAt(t *testing.T, nginx, address, base string) {
 	t.Helper()
 	dir := t.TempDir()
 	user, temporary := "", ""
-	if os.Geteuid() == 0 { // the workers would not be allowed into the folder
+	if os.Geteuid() == 0 { // the workers could not enter the folder
 		user = "user root;"
 	}
 	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
@@ -92,15 +93,4 @@ func mountAt(t *testing.T, nginx, address, base string) {
 		}
 		return err == nil
 	})
-}
-
-// freeAddress is one where nobody listens at this moment.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }

@@ -19,9 +19,9 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// pasted starts a service with nothing configured, and returns the shell blocks of a section of the
-// README, as they are but for where things are, with a shell beside that service to paste them into.
-// Its curl also tells the status of each answer, on standard error.
+// pasted starts a service with nothing configured. It returns the shell blocks of a section of the
+// README, adapted to this service, and a shell to paste them into. The shell's curl also prints the
+// status of each answer on standard error.
 func pasted(t *testing.T, heading string) (blocks []string, shell func(string) (stdout, stderr string, err error)) {
 	t.Helper()
 	curl, err := exec.LookPath("curl")
@@ -64,7 +64,7 @@ func pasted(t *testing.T, heading string) (blocks []string, shell func(string) (
 	}
 }
 
-// statuses returns those that the curl of [pasted] has told.
+// statuses returns the statuses that the curl of [pasted] has printed.
 func statuses(stderr string) (got []string) {
 	for _, m := range regexp.MustCompile(`(?m)^status=(\d+)$`).FindAllStringSubmatch(stderr, -1) {
 		got = append(got, m[1])
@@ -72,7 +72,8 @@ func statuses(stderr string) (got []string) {
 	return got
 }
 
-// TestTheReadmesForgottenPasswordWorks pastes the README's lines from a registration to a new password.
+// TestTheReadmesForgottenPasswordWorks pastes the README's lines from a registration to a new
+// password.
 func TestTheReadmesForgottenPasswordWorks(t *testing.T) {
 	t.Parallel()
 	blocks, shell := pasted(t, "A forgotten password")
@@ -87,7 +88,7 @@ func TestTheReadmesForgottenPasswordWorks(t *testing.T) {
 	}
 }
 
-// TestTheReadmesFiveMinutesWork pastes the README's lines, and looks at what comes back.
+// TestTheReadmesFiveMinutesWork pastes the README's lines, and checks the answers.
 func TestTheReadmesFiveMinutesWork(t *testing.T) {
 	t.Parallel()
 	blocks, shell := pasted(t, "Five minutes")
@@ -96,7 +97,7 @@ func TestTheReadmesFiveMinutesWork(t *testing.T) {
 	}
 	requests, events, found := strings.Cut(blocks[0], "\n# The events")
 	if !found {
-		t.Fatal("the events are not looked at")
+		t.Fatal("the section does not show the events")
 	}
 	stdout, stderr, err := shell(requests + "\nset +e\n" + blocks[1] + "\necho \"exit=$?\"\n")
 	if err != nil {
@@ -106,16 +107,18 @@ func TestTheReadmesFiveMinutesWork(t *testing.T) {
 	if want := []string{"201", "200", "200", "200", "200", "204", "401"}; !slices.Equal(statuses(stderr), want) {
 		t.Errorf("statuses %q, want %q\n%s\n%s", statuses(stderr), want, stdout, stderr)
 	}
-	for _, want := range []string{`"username":"alice"`, `"device_name":"phone"`, `"code":"session_revoked"`, "session revoked", "exit=1"} {
+	for _, want := range []string{`"username":"alice"`, `"device_name":"phone"`, `"code":"session_revoked"`,
+		"session revoked", "exit=1"} {
 		if !strings.Contains(stdout, want) {
-			t.Errorf("nothing says %s:\n%s", want, stdout)
+			t.Errorf("no output has %s:\n%s", want, stdout)
 		}
 	}
 
-	// Events come within moments.
+	// Events arrive within moments.
 	for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(50 * time.Millisecond) {
 		stdout, stderr, err = shell("# The events" + events)
-		if err == nil && strings.Contains(stdout, "auth.UserRegistered.v1") && strings.Contains(stdout, "auth.SessionRevoked.v1") {
+		if err == nil && strings.Contains(stdout, "auth.UserRegistered.v1") &&
+			strings.Contains(stdout, "auth.SessionRevoked.v1") {
 			break
 		}
 		if time.Now().After(deadline) {
@@ -124,13 +127,15 @@ func TestTheReadmesFiveMinutesWork(t *testing.T) {
 	}
 }
 
-// serve starts the binary with nothing configured but its ports and what is given, and returns its
-// address.
+// serve starts the binary with its ports, a cheap hash and the given settings, and returns its address.
+// A hash of the default cost, at its low priority, takes longer than a request may beside the compilers
+// and generators of other tests.
 func serve(t *testing.T, dir string, env ...string) string {
 	t.Helper()
 	cmd := exec.Command(authctl(t), "serve")
 	cmd.Dir = dir
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "APP_HOST=127.0.0.1", "APP_PORT=0", "APP_OPERATOR_ADDR=127.0.0.1:0"}
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "APP_HOST=127.0.0.1", "APP_PORT=0",
+		"APP_OPERATOR_ADDR=127.0.0.1:0", "AUTH_PASSWORD_BCRYPT_COST=4"}
 	cmd.Env = append(cmd.Env, env...)
 	read, write := io.Pipe()
 	cmd.Stderr = write
@@ -143,6 +148,28 @@ func serve(t *testing.T, dir string, env ...string) string {
 		_ = write.Close()
 		ended <- err
 	}()
+	port := regexp.MustCompile(`"port": ?(\d+)`)
+	address := make(chan string, 1)
+	var log bytes.Buffer
+	logged := make(chan struct{})
+	go func() { // reads to the end, or the process would block
+		defer close(logged)
+		buf, told := make([]byte, 4096), false
+		for {
+			n, err := read.Read(buf)
+			log.Write(buf[:n])
+			if m := port.FindSubmatch(log.Bytes()); m != nil && !told {
+				address <- "http://127.0.0.1:" + string(m[1])
+				told = true
+			}
+			if err != nil {
+				if !told {
+					close(address)
+				}
+				return
+			}
+		}
+	}()
 	t.Cleanup(func() {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			t.Error(err)
@@ -150,28 +177,11 @@ func serve(t *testing.T, dir string, env ...string) string {
 		if err := <-ended; err != nil {
 			t.Errorf("serve ended with: %v", err)
 		}
-	})
-	port := regexp.MustCompile(`"port": ?(\d+)`)
-	address := make(chan string, 1)
-	go func() { // reads to the end, or the process would be held up
-		var all bytes.Buffer
-		buf, told := make([]byte, 4096), false
-		for {
-			n, err := read.Read(buf)
-			all.Write(buf[:n])
-			if m := port.FindSubmatch(all.Bytes()); m != nil && !told {
-				address <- "http://127.0.0.1:" + string(m[1])
-				told = true
-			}
-			if err != nil {
-				if !told {
-					t.Logf("serve:\n%s", &all)
-					close(address)
-				}
-				return
-			}
+		<-logged
+		if t.Failed() {
+			t.Logf("serve:\n%s", &log)
 		}
-	}()
+	})
 	base, ok := <-address
 	if !ok {
 		t.Fatal("serve did not start")

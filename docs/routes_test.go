@@ -41,9 +41,10 @@ func TestTheReadmeHasTheRoutesOfTheDocument(t *testing.T) {
 			var words []string
 			for _, scheme := range o.Security {
 				for name := range scheme {
-					word := map[string]string{"bearer": "access token", "client": "client", "cookie": "refresh token"}[strings.ToLower(name)]
+					word := map[string]string{"bearer": "access token", "client": "client",
+						"cookie": "refresh token"}[strings.ToLower(name)]
 					if word == "" {
-						t.Errorf("%s %s: the table has no word for %s", method, path, name)
+						t.Errorf("%s %s: the table has no name for %s", method, path, name)
 					}
 					words = append(words, word)
 				}
@@ -53,7 +54,7 @@ func TestTheReadmeHasTheRoutesOfTheDocument(t *testing.T) {
 		}
 	}
 	slices.SortFunc(rows, func(a, b string) int {
-		path := func(row string) string { return strings.Fields(row)[2] }
+		path := func(row string) string { return strings.Trim(strings.Fields(row)[2], "`") }
 		return cmp.Or(strings.Compare(path(a), path(b)), strings.Compare(a, b))
 	})
 	want := "| Route | Who | What |\n|---|---|---|\n" + strings.Join(rows, "")
@@ -67,13 +68,13 @@ func TestTheReadmeHasTheRoutesOfTheDocument(t *testing.T) {
 	have, tail, closed := strings.Cut(rest, "<!-- /routes -->")
 	switch {
 	case !found || !closed:
-		t.Fatal("the README has no place for the routes")
+		t.Fatal("the README has no <!-- routes --> marks")
 	case have == want:
 	case *update:
 		if err := os.WriteFile(readme, []byte(head+"-update -->\n"+want+"<!-- /routes -->"+tail), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	default:
-		t.Errorf("the table of routes is not the document's; go test ./docs -run Routes -update writes it:\n%s", want)
+		t.Errorf("the table of routes differs from the document; go test ./docs -run Routes -update:\n%s", want)
 	}
 }

@@ -1,6 +1,8 @@
 package docs_test
 
 import (
+	"compress/gzip"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -12,16 +14,24 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// between is on the way from a follower to the feed, and can disturb it.
+// between is a proxy between a follower and the feed. It can disturb the connection.
 type between struct {
 	*httptest.Server
 
 	mu     sync.Mutex
-	silent bool     // answer, and say nothing any more
-	gone   bool     // send a cursor that is gone, once
-	asked  []string // Last-Event-ID of each question; none: "-"
-	left   int      // questions that were given up in silence
+	silent bool     // answer, and then stay silent
+	gone   bool     // send an expired cursor, once
+	asked  []string // Last-Event-ID of each request; "-" without one
+	left   int      // silent requests that the follower gave up
 }
+
+// compressing compresses an answer as the directive encode of Caddy 2.6 does: it holds events back.
+type compressing struct {
+	http.ResponseWriter
+	into io.Writer
+}
+
+func (c compressing) Write(p []byte) (int, error) { return c.into.Write(p) }
 
 func newBetween(t *testing.T, base string) *between {
 	t.Helper()
@@ -57,7 +67,13 @@ func newBetween(t *testing.T, base string) *between {
 			b.mu.Unlock()
 			return
 		case gone:
-			r.Header.Set("Last-Event-ID", "AgAA") // of another version
+			r.Header.Set("Last-Event-ID", "AgAA") // a cursor of another version
+		}
+		if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+			w.Header().Set("Content-Encoding", "gzip")
+			into := gzip.NewWriter(w)
+			defer into.Close()
+			w = compressing{w, into}
 		}
 		proxy.ServeHTTP(w, r)
 	}))
@@ -65,7 +81,7 @@ func newBetween(t *testing.T, base string) *between {
 	return b
 }
 
-// cut ends all connections. change is done before.
+// cut ends all connections, after it has called change.
 func (b *between) cut(change func()) {
 	b.mu.Lock()
 	change()
@@ -73,7 +89,8 @@ func (b *between) cut(change func()) {
 	b.CloseClientConnections()
 }
 
-// count returns how many questions were asked, since which one, with and without a cursor.
+// count returns how many requests since the given one came with and without a cursor, and the
+// total.
 func (b *between) count(since int) (all, with, without int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -87,8 +104,8 @@ func (b *between) count(since int) (all, with, without int) {
 	return len(b.asked), with, without
 }
 
-// The follower by server-sent events goes on where it was after its connection was cut, leaves one
-// that is silent, and takes a new snapshot when its cursor is gone.
+// After a cut connection, the follower by server-sent events continues where it was. It leaves a
+// silent connection, and takes a new snapshot when its cursor has expired.
 func TestFollowingByEventsInNode(t *testing.T) {
 	t.Parallel()
 	p := inNode(t)
@@ -124,7 +141,7 @@ func TestFollowingByEventsInNode(t *testing.T) {
 	way.cut(func() {})
 	end(1)
 	if _, with, without := way.count(before); with == 0 || without != 0 {
-		t.Errorf("after a cut it asked %d times with a cursor and %d times without", with, without)
+		t.Errorf("after a cut it sent %d requests with a cursor and %d without", with, without)
 	}
 
 	way.cut(func() { way.silent = true })
@@ -137,7 +154,7 @@ func TestFollowingByEventsInNode(t *testing.T) {
 	way.cut(func() { way.silent = false })
 	end(2)
 	if _, with, without := way.count(before); with == 0 || without != 0 {
-		t.Errorf("after the silence it asked %d times with a cursor and %d times without", with, without)
+		t.Errorf("after the silence it sent %d requests with a cursor and %d without", with, without)
 	}
 
 	before, _, _ = way.count(0)

@@ -56,7 +56,7 @@ func checkToken(text, issuer, audience string, keys jwt.Keyfunc, now func() time
 
 const vectorsFile = "../verify/testdata/vectors.json"
 
-// vectors are what every verifier is tried on; see verify/testdata/README.md.
+// vectors are the tests for every verifier; see verify/testdata/README.md.
 type vectors struct {
 	Issuer   string                     `json:"issuer"`
 	Audience string                     `json:"audience"`
@@ -85,15 +85,16 @@ func readVectors(t *testing.T) vectors {
 	return all
 }
 
-// compare holds what a verifier said, by the names of the vectors, against what is right. except
-// names what it is known not to do.
-func (all vectors) compare(t *testing.T, who string, said map[string]string, except func(header map[string]any, reason string) bool) {
+// compare checks a verifier's answers, by the names of the vectors, against the right ones. except
+// lists what the verifier is known not to check.
+func (all vectors) compare(t *testing.T, who string, said map[string]string,
+	except func(header map[string]any, reason string) bool) {
 	t.Helper()
 	compared := 0
 	for _, v := range all.Vectors {
 		text, _ := base64.RawURLEncoding.DecodeString(strings.Split(v.Token, ".")[0])
 		var header map[string]any
-		_ = json.Unmarshal(text, &header) // of some it is none
+		_ = json.Unmarshal(text, &header) // some vectors are not tokens of this kind
 		if v.Strict || except != nil && except(header, v.Reason) {
 			continue
 		}
@@ -114,7 +115,9 @@ func TestVerifyingInGo(t *testing.T) {
 	for _, v := range all.Vectors {
 		keys := keyfunc(t, all.Keys[v.Keys])
 		said[v.Name] = "accept"
-		if _, err := checkToken(v.Token, all.Issuer, all.Audience, keys, func() time.Time { return v.Time }); err != nil {
+		if _, err := checkToken(v.Token, all.Issuer, all.Audience, keys, func() time.Time {
+			return v.Time
+		}); err != nil {
 			said[v.Name] = "refuse"
 		}
 	}
@@ -144,7 +147,8 @@ func keyfunc(t *testing.T, jwks []byte) jwt.Keyfunc {
 	for _, k := range set.Keys {
 		switch k.Kty {
 		case "EC":
-			point, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), slices.Concat([]byte{4}, decode(k.X), decode(k.Y)))
+			point, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(),
+				slices.Concat([]byte{4}, decode(k.X), decode(k.Y)))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -152,7 +156,8 @@ func keyfunc(t *testing.T, jwks []byte) jwt.Keyfunc {
 		case "OKP":
 			keys[k.KID] = ed25519.PublicKey(decode(k.X))
 		case "RSA":
-			keys[k.KID] = &rsa.PublicKey{N: new(big.Int).SetBytes(decode(k.N)), E: int(new(big.Int).SetBytes(decode(k.E)).Int64())}
+			keys[k.KID] = &rsa.PublicKey{N: new(big.Int).SetBytes(decode(k.N)),
+				E: int(new(big.Int).SetBytes(decode(k.E)).Int64())}
 		}
 	}
 	return func(token *jwt.Token) (any, error) {
@@ -163,15 +168,15 @@ func keyfunc(t *testing.T, jwks []byte) jwt.Keyfunc {
 	}
 }
 
-// program is an example of the page in a language, with what tries it.
+// program is an example of the page in one language, with the harness that drives it.
 type program struct {
 	name string
-	dir  string   // holds all of its files
-	args []string // the command, but for what it is to do
+	dir  string   // the folder of its files
+	args []string // the command, without the arguments that say what to do
 	env  []string
 }
 
-// copyOut puts the files of the page in a language, and those of a folder, into another folder.
+// copyOut copies the files of the page in one language, and those of a folder, into another folder.
 func copyOut(t *testing.T, language, from, into string) {
 	t.Helper()
 	for _, b := range read(t, "verifying.md").fence {
@@ -200,11 +205,12 @@ func inNode(t *testing.T) program {
 	const from = "testdata/verifying/node"
 	node := testenv.Program(t, "install Node.js 20 or newer", "node")
 	dir := t.TempDir()
-	if err := os.Symlink(filepath.Join(testenv.NodeModules(t, from), "node_modules"), filepath.Join(dir, "node_modules")); err != nil {
+	if err := os.Symlink(filepath.Join(testenv.NodeModules(t, from), "node_modules"),
+		filepath.Join(dir, "node_modules")); err != nil {
 		t.Fatal(err)
 	}
 	copyOut(t, "js", from, dir)
-	return program{name: "node", dir: dir, args: []string{node, "try.mjs"}}
+	return program{name: "node", dir: dir, args: []string{node, "--expose-gc", "try.mjs"}}
 }
 
 func inPython(t *testing.T) program {
@@ -217,7 +223,7 @@ func inPython(t *testing.T) program {
 	return program{name: "python", dir: dir, args: []string{python, "try.py"}, env: []string{"PYTHONPATH=" + packages}}
 }
 
-// command runs it with settings in JSON.
+// command prepares a run with settings in JSON.
 func (p program) command(t *testing.T, settings map[string]string) *exec.Cmd {
 	t.Helper()
 	text, err := json.Marshal(settings)
@@ -231,7 +237,7 @@ func (p program) command(t *testing.T, settings map[string]string) *exec.Cmd {
 	return cmd
 }
 
-// said is a line of what a program says.
+// said is a line of a program's output.
 type said struct{ Name, Verdict, By string }
 
 func (p program) triesTheVectors(t *testing.T) {
@@ -260,7 +266,7 @@ type service struct {
 	t         *testing.T
 	dir, base string
 	env       []string
-	jwks      string // what it publishes, by way of something that counts
+	jwks      string // a counting proxy of the key set that it publishes
 	fetched   atomic.Int64
 }
 
@@ -268,7 +274,8 @@ func newService(t *testing.T, env ...string) *service {
 	t.Helper()
 	secret := sha256.Sum256([]byte("s&cret"))
 	s := &service{t: t, dir: t.TempDir(), env: append([]string{
-		"AUTH_CLIENTS=orders:" + hex.EncodeToString(secret[:]), "AUTH_PASSWORD_BCRYPT_COST=4", "AUTH_THROTTLE_ENABLED=false",
+		"AUTH_CLIENTS=orders:" + hex.EncodeToString(secret[:]), "AUTH_PASSWORD_BCRYPT_COST=4",
+		"AUTH_THROTTLE_ENABLED=false",
 	}, env...)}
 	s.base = serve(t, s.dir, s.env...)
 	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -280,14 +287,14 @@ func newService(t *testing.T, env ...string) *service {
 		}
 		defer res.Body.Close()
 		w.Header().Set("Cache-Control", res.Header.Get("Cache-Control"))
-		_, _ = io.Copy(w, res.Body) // the client may have left
+		_, _ = io.Copy(w, res.Body) // the client may have closed the connection
 	}))
 	t.Cleanup(keys.Close)
 	s.jwks = keys.URL
 	return s
 }
 
-// command runs one command of the service and returns the first line of what it prints.
+// command runs a command of the service and returns the first line of its output.
 func (s *service) command(args ...string) string {
 	s.t.Helper()
 	cmd := exec.CommandContext(s.t.Context(), authctl(s.t), args...)
@@ -301,13 +308,13 @@ func (s *service) command(args ...string) string {
 	return strings.TrimSpace(line)
 }
 
-// tokens are what a sign-in and a refresh answer.
+// tokens are the answer to a sign-in or a refresh.
 type tokens struct {
 	Access  string `json:"access_token"`
 	Refresh string `json:"refresh_token"`
 }
 
-// errNotNow is the answer of a service on a machine that is busy.
+// errNotNow is the answer of a service on an overloaded machine.
 var errNotNow = errors.New("answered 503")
 
 func (s *service) call(method, path, bearer, body string) (tokens, error) {
@@ -325,7 +332,7 @@ func (s *service) call(method, path, bearer, body string) (tokens, error) {
 	}
 	defer res.Body.Close()
 	var answer tokens
-	_ = json.NewDecoder(res.Body).Decode(&answer) // a 204 has none
+	_ = json.NewDecoder(res.Body).Decode(&answer) // a 204 has no body
 	switch {
 	case res.StatusCode == http.StatusServiceUnavailable:
 		return tokens{}, errNotNow
@@ -347,7 +354,7 @@ func (s *service) must(method, path, bearer, body string) (answer tokens) {
 	return answer
 }
 
-// verifier is a program that runs, and answers each line with one.
+// verifier is a running program that answers each line with a line.
 type verifier struct {
 	name string
 	cmd  *exec.Cmd
@@ -357,7 +364,7 @@ type verifier struct {
 	line func(token string) string
 }
 
-// follows starts the program as a verifier for a service. More settings replace the usual ones.
+// follows starts the program as a verifier of a service. more replaces usual settings.
 func (p program) follows(s *service, more map[string]string) *verifier {
 	s.t.Helper()
 	settings := map[string]string{
@@ -380,10 +387,13 @@ func inGo(s *service) *verifier {
 	}
 	cmd := exec.CommandContext(s.t.Context(), probe)
 	cmd.Stderr = s.t.Output()
-	v := begin(s.t, &verifier{name: "go", cmd: cmd, line: func(token string) string { return fmt.Sprintf(`{"token":%q}`, token) }})
+	v := begin(s.t, &verifier{name: "go", cmd: cmd, line: func(token string) string {
+		return fmt.Sprintf(`{"token":%q}`, token)
+	}})
 	setup, err := json.Marshal(map[string]any{
-		"issuer": "http://localhost:8080", "audience": "authctl", "servers": []string{s.base}, "client_id": "orders", "secret": "s&cret",
-		"name": "orders-go", "max_lag": 30,
+		"issuer": "http://localhost:8080", "audience": "authctl", "servers": []string{s.base}, "client_id": "orders",
+		"secret": "s&cret",
+		"name":   "orders-go", "max_lag": 30,
 	})
 	if err != nil {
 		s.t.Fatal(err)
@@ -427,7 +437,7 @@ func (v *verifier) checkAll(tokens []string) ([]string, error) {
 	defer written.Wait()
 	written.Go(func() {
 		for _, token := range tokens {
-			_, _ = fmt.Fprintln(v.in, v.line(token)) // else no answer comes
+			_, _ = fmt.Fprintln(v.in, v.line(token)) // otherwise no answer comes
 		}
 	})
 	var list []string
@@ -464,8 +474,8 @@ func (v *verifier) end(t *testing.T) {
 
 const credentials = `{"username":"alice","password":"correct horse battery staple"}`
 
-// followsTheService refuses the token of a session that ends, soon after, and no other, of a real
-// service.
+// followsTheService checks, against a real service, that a verifier soon refuses the token of an
+// ended session and no other.
 func (p program) followsTheService(t *testing.T) {
 	t.Helper()
 	s := newService(t)
@@ -497,7 +507,8 @@ func (p program) followsTheService(t *testing.T) {
 	v.end(t)
 }
 
-// withstandsAFlood sends tokens with 10,000 made-up key ids, which cost two fetches a minute at most.
+// withstandsAFlood sends tokens with 10,000 made-up key ids, which may cause at most two fetches a
+// minute.
 func (s *service) withstandsAFlood(v *verifier, good string) {
 	s.t.Helper()
 	const every = 1000
@@ -543,7 +554,8 @@ func TestVerifyingInPython(t *testing.T) {
 func inJava(t *testing.T) program {
 	t.Helper()
 	const from = "testdata/verifying/java"
-	javac, java := testenv.Program(t, "install a JDK, 17 or newer", "javac"), testenv.Program(t, "install a JDK, 17 or newer", "java")
+	javac, java := testenv.Program(t, "install a JDK, 17 or newer", "javac"), testenv.Program(t,
+		"install a JDK, 17 or newer", "java")
 	classes := filepath.Join(testenv.MavenJars(t, from), "jars", "*")
 	dir := t.TempDir()
 	copyOut(t, "java", from, dir)
@@ -553,14 +565,17 @@ func inJava(t *testing.T) program {
 	if out, err := compile.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	return program{name: "java", dir: dir, args: []string{java, "-cp", dir + string(filepath.ListSeparator) + classes, "Try"}}
+	return program{name: "java", dir: dir,
+		args: []string{java, "-cp", dir + string(filepath.ListSeparator) + classes, "Try"}}
 }
 
 func TestVerifyingInJava(t *testing.T) {
 	t.Parallel()
 	p := inJava(t)
 	all := readVectors(t)
-	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(all.Keys["all"]) }))
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(all.Keys["all"])
+	}))
 	defer keys.Close()
 	file, err := filepath.Abs(vectorsFile)
 	if err != nil {
@@ -588,8 +603,8 @@ func TestVerifyingInJava(t *testing.T) {
 }
 
 // Keys that were published in time take turns every two seconds, while clients refresh and
-// verifiers in four languages check each of their tokens: none is refused. At the end the first
-// key is revoked, and none of them accepts it any more.
+// verifiers in four languages check each of their tokens. No token is refused. At the end the first
+// key is revoked, and all verifiers refuse it.
 func TestKeysRotateUnderLoad(t *testing.T) {
 	t.Parallel()
 	programs := []program{inNode(t), inPython(t), inJava(t)}
@@ -602,21 +617,23 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 	for range turns {
 		kids = append(kids, s.command("key", "stage"))
 	}
-	testenv.Eventually(t, "the keys are published", func() bool { // the server looks for new ones now and then
+	testenv.Eventually(t, "the keys are published", func() bool { // the server looks for new keys from time to time
 		answer, err := http.Get(s.base + "/.well-known/jwks.json")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer answer.Body.Close()
 		text, err := io.ReadAll(answer.Body)
-		return err == nil && !slices.ContainsFunc(kids, func(kid string) bool { return !bytes.Contains(text, []byte(kid)) })
+		return err == nil && !slices.ContainsFunc(kids, func(kid string) bool {
+			return !bytes.Contains(text, []byte(kid))
+		})
 	})
 	first := s.must("POST", "/register", "", credentials)
 	verifiers := []*verifier{inGo(s)}
 	for _, p := range programs {
 		verifiers = append(verifiers, p.follows(s, nil))
 	}
-	for _, v := range verifiers { // it has fetched the keys, with those to come
+	for _, v := range verifiers { // the verifier has fetched the keys, including the coming ones
 		testenv.Eventually(t, "the verifier in "+v.name+" accepts a token", func() bool {
 			said, err := v.check(first.Access)
 			if err != nil {
@@ -641,7 +658,7 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 				}
 				answer, err := s.call("POST", "/refresh", "", fmt.Sprintf(`{"refresh_token":%q}`, mine.Refresh))
 				if errors.Is(err, errNotNow) {
-					time.Sleep(20 * time.Millisecond) // as a client does that is told to wait
+					time.Sleep(20 * time.Millisecond) // as a client does when told to wait
 					continue
 				}
 				if err != nil {
@@ -651,7 +668,7 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 				mine = answer
 				header, _ := base64.RawURLEncoding.DecodeString(strings.Split(mine.Access, ".")[0])
 				var of struct{ KID string }
-				_ = json.Unmarshal(header, &of) // the service made it
+				_ = json.Unmarshal(header, &of) // the service has just made it
 				signed[n][of.KID] = true
 				for _, v := range verifiers {
 					if said, err := v.check(mine.Access); err != nil || said != "accept" {
@@ -676,7 +693,7 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 	for n := range signed {
 		maps.Copy(used, signed[n])
 	}
-	if len(used) <= turns/2 { // a busy machine may be slower than the turns
+	if len(used) <= turns/2 { // on a busy machine the test may be slower than the turns
 		t.Errorf("of %d keys, %d signed something", turns+1, len(used))
 	}
 	header, _ := base64.RawURLEncoding.DecodeString(strings.Split(first.Access, ".")[0])

@@ -119,7 +119,7 @@ func newSender(t *testing.T, now func() time.Time) sender {
 // send delivers an event, signed with the secrets, and returns the status of the answer.
 func (s sender) send(t *testing.T, url string, r outbox.Record, secrets ...config.Secret) int {
 	t.Helper()
-	to := delivery.Target{Name: "hook", Kind: webhook.Kind, URL: url}
+	to := delivery.Target{Name: "hook", Kind: outbox.KindWebhook, URL: url}
 	for _, secret := range secrets {
 		to.Secrets = append(to.Secrets, delivery.Secret{Sealed: s.seals.Seal("hook", secret)})
 	}
@@ -133,7 +133,8 @@ func (s sender) send(t *testing.T, url string, r outbox.Record, secrets ...confi
 func happened(subject string, sequence int64) outbox.Record {
 	return outbox.Record{
 		Seq: sequence, EventID: uuid.NewString(), Type: "auth.SessionRevoked.v1", Key: subject, Subject: subject,
-		Source: "https://auth.example.com", Time: "2026-10-06T09:12:44.031277Z", Data: []byte(`{"reason":"<logout> é"}`),
+		Source: "https://auth.example.com", Time: "2026-10-06T09:12:44.031277Z",
+		Data: []byte(`{"reason":"<logout> é"}`),
 	}
 }
 
@@ -198,7 +199,7 @@ func TestReceivingWebhooksInGo(t *testing.T) {
 		t.Errorf("handled %q, want %q", handled, expected)
 	}
 
-	// What was changed on its way is not genuine.
+	// A changed request is not genuine.
 	header := http.Header{}
 	header.Set("webhook-id", "1")
 	header.Set("webhook-timestamp", strconv.FormatInt(now.Unix(), 10))
@@ -220,7 +221,8 @@ func TestReceivingWebhooksInNode(t *testing.T) {
 	const from = "testdata/webhooks/node"
 	node := testenv.Program(t, "install Node.js 20 or newer", "node")
 	dir := t.TempDir()
-	if err := os.Symlink(filepath.Join(testenv.NodeModules(t, from), "node_modules"), filepath.Join(dir, "node_modules")); err != nil {
+	if err := os.Symlink(filepath.Join(testenv.NodeModules(t, from), "node_modules"),
+		filepath.Join(dir, "node_modules")); err != nil {
 		t.Fatal(err)
 	}
 	found := false
@@ -283,7 +285,7 @@ func TestReceivingWebhooksInNode(t *testing.T) {
 	if status := old.send(t, url, happened("alice", 3), present); status != 401 {
 		t.Errorf("an old request: %d", status)
 	}
-	if err := in.Close(); err != nil { // ends it
+	if err := in.Close(); err != nil { // ends the receiver
 		t.Fatal(err)
 	}
 	var handled []string

@@ -75,7 +75,8 @@ func locked(ctx context.Context, db *database.DB, list []Option, fn func(one dat
 		return one.Tx(ctx, func() error {
 			// A role may be bounded so that no request holds anything up. This takes its time, but
 			// must not keep everybody else waiting behind a table that it does not get.
-			for _, setting := range []string{"statement_timeout = 0", "idle_in_transaction_session_timeout = 0", "lock_timeout = '10s'"} {
+			for _, setting := range []string{"statement_timeout = 0", "idle_in_transaction_session_timeout = 0",
+				"lock_timeout = '10s'"} {
 				if _, err := one.ExecContext(ctx, "SET LOCAL "+setting); err != nil {
 					return fmt.Errorf("prepare to migrate: %w", err)
 				}
@@ -169,7 +170,8 @@ func alonePostgres(ctx context.Context, one database.Single) error {
 
 func (o *options) lockedSQLite(ctx context.Context, one database.Single, fn func(one database.Single) error) error {
 	var path string
-	if err := one.QueryRowContext(ctx, "SELECT file FROM pragma_database_list WHERE name = 'main'").Scan(&path); err != nil {
+	if err := one.QueryRowContext(ctx,
+		"SELECT file FROM pragma_database_list WHERE name = 'main'").Scan(&path); err != nil {
 		return fmt.Errorf("take the migration lock: %w", err)
 	}
 	// Each change is a transaction anyway; this one also keeps earlier releases waiting, and
@@ -187,7 +189,8 @@ func (o *options) lockedSQLite(ctx context.Context, one database.Single, fn func
 		return err
 	}
 	defer func() { _ = file.Unlock() }()
-	_ = os.WriteFile(name, fmt.Appendf(nil, "%d, since %s\n", os.Getpid(), time.Now().UTC().Format(time.RFC3339)), 0o600)
+	_ = os.WriteFile(name, fmt.Appendf(nil, "%d, since %s\n", os.Getpid(), time.Now().UTC().Format(time.RFC3339)),
+		0o600)
 	defer func() { _ = os.Truncate(name, 0) }()
 	if o.alone {
 		if err := aloneSQLite(ctx, one); err != nil {

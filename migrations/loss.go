@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/toppira/authctl/platform/database"
 )
@@ -101,16 +102,7 @@ func measure(ctx context.Context, db database.IDB) (extent, error) {
 	return found, nil
 }
 
-func quote(name string) string {
-	quoted := `"`
-	for _, r := range name {
-		if r == '"' {
-			quoted += `"`
-		}
-		quoted += string(r)
-	}
-	return quoted + `"`
-}
+func quote(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
 // without lists what is here and not there, by table and column.
 func (e extent) without(there extent) []Loss {
@@ -129,6 +121,7 @@ func (e extent) without(there extent) []Loss {
 			}
 		}
 	}
-	slices.SortFunc(lost, func(a, b Loss) int { return cmp.Or(cmp.Compare(a.Table, b.Table), cmp.Compare(a.Column, b.Column)) })
+	slices.SortFunc(lost,
+		func(a, b Loss) int { return cmp.Or(cmp.Compare(a.Table, b.Table), cmp.Compare(a.Column, b.Column)) })
 	return lost
 }

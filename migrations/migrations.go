@@ -7,6 +7,7 @@
 package migrations
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -16,6 +17,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"github.com/uptrace/bun"
@@ -30,19 +32,23 @@ var files embed.FS
 // ErrBehind is returned by [Check] when migrations are waiting.
 var ErrBehind = errors.New("the database schema is behind")
 
+// ErrNewer is returned by [Down] and [Preview] when a newer release has migrated the database.
+var ErrNewer = errors.New("a newer release has migrated the database")
+
 // State is one migration and whether it has run.
 type State struct {
 	Name      string    `json:"name"`
 	Comment   string    `json:"comment"`
 	Group     int64     `json:"group,omitempty"` // migrations that ran together roll back together
 	AppliedAt time.Time `json:"applied_at,omitzero"`
+	Newer     bool      `json:"newer,omitempty"` // of a newer release: this binary does not have it
 }
 
 // Applied reports whether the migration has run.
 func (s State) Applied() bool { return s.Group != 0 }
 
-// Status lists every migration, oldest first. It changes nothing: on a database without a
-// migration table all are pending.
+// Status lists every migration, oldest first, and those that a newer release has run. It changes
+// nothing: on a database without a migration table all are pending.
 func Status(ctx context.Context, db *database.DB) (list []State, err error) {
 	err = db.Single(ctx, func(one database.Single) error {
 		m, err := migrator(one, nil)
@@ -65,14 +71,29 @@ func Status(ctx context.Context, db *database.DB) (list []State, err error) {
 		if err != nil {
 			return fmt.Errorf("read the migration table: %w", err)
 		}
-		list = states(found)
-		return nil
+		newer, err := newer(ctx, m)
+		list = append(states(found), newer...)
+		return err
 	})
 	return list, err
 }
 
+// newer lists the migrations that have run and that this binary does not have.
+func newer(ctx context.Context, m *migrate.Migrator) ([]State, error) {
+	missing, err := m.MissingMigrations(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read the migration table: %w", err)
+	}
+	list := states(missing)
+	for i := range list {
+		list[i].Newer = true
+	}
+	slices.SortFunc(list, func(a, b State) int { return cmp.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
 // Check returns nil when the schema is what this binary expects, else an error that wraps
-// [ErrBehind] and says how many migrations are waiting.
+// [ErrBehind] and says how many migrations are waiting, or [ErrTriggersOff].
 func Check(ctx context.Context, db *database.DB) error {
 	list, err := Status(ctx, db)
 	if err != nil {
@@ -85,9 +106,9 @@ func Check(ctx context.Context, db *database.DB) error {
 		}
 	}
 	if waiting > 0 {
-		return fmt.Errorf("%w: %d of %d migrations have not run", ErrBehind, waiting, len(list))
+		return fmt.Errorf("%w by %d of %d migrations", ErrBehind, waiting, len(list))
 	}
-	return nil
+	return checkTriggers(ctx, db)
 }
 
 // Up runs what is pending, all of it or nothing, under a lock that any number of processes may
@@ -117,7 +138,8 @@ func Up(ctx context.Context, db *database.DB, report func(State), options ...Opt
 }
 
 // Down rolls back the last group, all of it or nothing, under the same lock, and returns what it
-// undid.
+// undid. While the last group is of a newer release it returns [ErrNewer]: the group before it is
+// not what somebody means who wants to undo the last one.
 func Down(ctx context.Context, db *database.DB, report func(State), options ...Option) ([]State, error) {
 	var undone []State
 	err := locked(ctx, db, options, func(one database.Single) (err error) {
@@ -139,6 +161,14 @@ func rollBack(ctx context.Context, one database.Single, report func(State)) ([]S
 	if err != nil || !exists {
 		return nil, err
 	}
+	unknown, err := newer(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	if len(unknown) > 0 {
+		return nil, fmt.Errorf("%w (%s, applied %s): undo that first, with the binary of that release", ErrNewer,
+			unknown[len(unknown)-1].Name, unknown[len(unknown)-1].AppliedAt.UTC().Format(time.RFC3339))
+	}
 	group, err := m.Rollback(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("migrate: %w", err)
@@ -158,12 +188,14 @@ func New(dir, name string, now time.Time) ([]string, error) {
 			return nil, fmt.Errorf("%s is not the migrations folder: %w", dir, err)
 		}
 		for _, way := range []string{"up", "down"} {
-			path := filepath.Join(dir, sub, fmt.Sprintf("%s_%s.tx.%s.sql", now.UTC().Format("20060102150405"), name, way))
+			path := filepath.Join(dir, sub, fmt.Sprintf("%s_%s.tx.%s.sql", now.UTC().Format("20060102150405"), name,
+				way))
 			f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
 			if err != nil {
 				return made, fmt.Errorf("write the migration: %w", err)
 			}
-			if _, err := fmt.Fprintf(f, "-- %s: %s, %s. Old and new code must both work on the result.\n", name, sub, way); err != nil {
+			if _, err := fmt.Fprintf(f, "-- %s: %s, %s. Old and new code must both work on the result.\n", name, sub,
+				way); err != nil {
 				_ = f.Close()
 				return made, fmt.Errorf("write the migration: %w", err)
 			}
@@ -199,12 +231,14 @@ func migrator(one database.Single, report func(State)) (*migrate.Migrator, error
 	// Bun marks a migration applied before it runs unless told otherwise.
 	options := []migrate.MigratorOption{migrate.WithMarkAppliedOnSuccess(true)}
 	if report != nil {
-		options = append(options, migrate.BeforeMigration(func(_ context.Context, _ bun.IConn, one *migrate.Migration) error {
+		options = append(options, migrate.BeforeMigration(func(
+			_ context.Context, _ bun.IConn, one *migrate.Migration,
+		) error {
 			report(state(*one))
 			return nil
 		}))
 	}
-	return migrate.NewMigrator(one.Bun(), all, options...), nil
+	return migrate.NewMigrator(database.Bun(one), all, options...), nil
 }
 
 func discover(db database.IDB) (*migrate.Migrations, error) {

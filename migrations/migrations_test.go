@@ -35,7 +35,7 @@ func TestBothDialectsHaveTheSameMigrationsBothWays(t *testing.T) {
 				way = ".tx.down.sql"
 			}
 			stem, _, found := strings.Cut(e.Name(), ".tx.")
-			if !found { // only those run in a transaction
+			if !found { // only those with .tx run in a transaction
 				t.Errorf("%s/%s is not named NAME.tx.up.sql or NAME.tx.down.sql", dialect, e.Name())
 			}
 			if _, err := os.Stat(filepath.Join(dialect, stem+way)); err != nil {
@@ -59,10 +59,10 @@ func TestDownUndoesWhatUpDid(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if len(undone) != len(before) { // they ran together
+		if len(undone) != len(before) { // all migrations ran as one group
 			t.Errorf("undone %d of %d", len(undone), len(before))
 		}
-		if err := migrations.Check(t.Context(), db); err == nil || !strings.Contains(err.Error(), "have not run") {
+		if err := migrations.Check(t.Context(), db); err == nil || !strings.Contains(err.Error(), "behind by") {
 			t.Errorf("a database without a schema: %v", err)
 		}
 		if left := applied(t, db); len(left) != 0 {
@@ -73,6 +73,61 @@ func TestDownUndoesWhatUpDid(t *testing.T) {
 		}
 		if none, err := migrations.Up(t.Context(), db, nil); err != nil || len(none) != 0 {
 			t.Errorf("with nothing to do: %d, %v", len(none), err)
+		}
+	})
+}
+
+func TestTriggersThatDoNotRunAreNoticed(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	for _, c := range []struct{ off, on, says string }{
+		{"ALTER TABLE users DISABLE TRIGGER ALL", "ALTER TABLE users ENABLE TRIGGER ALL",
+			"ALTER TABLE users ENABLE TRIGGER revocation_of_account_ended"},
+		{"ALTER TABLE revoked_session ENABLE REPLICA TRIGGER revocation_of_session",
+			"ALTER TABLE revoked_session ENABLE ALWAYS TRIGGER revocation_of_session", "revocation_of_session"},
+	} {
+		if _, err := db.ExecContext(t.Context(), c.off); err != nil {
+			t.Fatal(err)
+		}
+		if err := migrations.Check(t.Context(), db); !errors.Is(err, migrations.ErrTriggersOff) ||
+			!strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v", c.off, err)
+		}
+		if _, err := db.ExecContext(t.Context(), c.on); err != nil {
+			t.Fatal(err)
+		}
+		if err := migrations.Check(t.Context(), db); err != nil {
+			t.Errorf("%s: %v", c.on, err)
+		}
+	}
+}
+
+func TestWhatANewerReleaseMigratedIsShownAndNothingBelowItUndone(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		const name = "29991231000000"
+		if _, err := db.ExecContext(t.Context(), `INSERT INTO bun_migrations (name, group_id, migrated_at)
+			SELECT ?, max(group_id) + 1, max(migrated_at) FROM bun_migrations`, name); err != nil {
+			t.Fatal(err)
+		}
+		if err := migrations.Check(t.Context(), db); err != nil {
+			t.Errorf("an older release must work: %v", err)
+		}
+		list, err := migrations.Status(t.Context(), db)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if last := list[len(list)-1]; last.Name != name || !last.Newer || !last.Applied() {
+			t.Errorf("the status ends with %+v", last)
+		}
+		if _, _, err := migrations.Preview(t.Context(), db); !errors.Is(err, migrations.ErrNewer) {
+			t.Errorf("a preview: %v", err)
+		}
+		if undone, err := migrations.Down(t.Context(), db, nil); !errors.Is(err, migrations.ErrNewer) || len(undone) > 0 {
+			t.Errorf("undone %v: %v", undone, err)
+		}
+		if err := migrations.Check(t.Context(), db); err != nil {
+			t.Errorf("the schema has changed: %v", err)
 		}
 	})
 }
@@ -112,14 +167,16 @@ func TestAMigrationThatFailsIsNotMarkedApplied(t *testing.T) {
 		if _, err := migrations.Down(t.Context(), db, nil); err != nil {
 			t.Fatal(err)
 		}
-		// The second one meets a table that is in its way.
+		// The second migration meets a table that is in its way.
 		if _, err := db.Write(t.Context(), "CREATE TABLE users (id text)"); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := migrations.Up(t.Context(), db, nil); err == nil {
 			t.Fatal("it did not fail")
 		}
-		if got := applied(t, db); slices.ContainsFunc(got, func(name string) bool { return strings.HasSuffix(name, "0200") }) {
+		if got := applied(t, db); slices.ContainsFunc(got, func(name string) bool {
+			return strings.HasSuffix(name, "0200")
+		}) {
 			t.Errorf("applied: %v", got)
 		}
 		if _, err := db.Write(t.Context(), "DROP TABLE users"); err != nil {
@@ -157,8 +214,8 @@ func TestOneConnectionIsEnoughToMigrate(t *testing.T) {
 	})
 }
 
-// Where a process migrates for a long time, or one of a former release has left its lock behind
-// in a pooler's connection, the others say so instead of waiting without a word.
+// A second process does not wait silently for a long migration, or for a lock that an older release
+// has left in a pooler's connection: it says who holds the lock.
 func TestWhoMigratesIsNamed(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -168,7 +225,8 @@ func TestWhoMigratesIsNamed(t *testing.T) {
 	}
 	defer holding.Close()
 	var pid int
-	if err := holding.QueryRowContext(t.Context(), "SELECT pg_backend_pid() FROM (SELECT pg_advisory_lock(?)) q", 0x6175746863746c).Scan(&pid); err != nil {
+	if err := holding.QueryRowContext(t.Context(), "SELECT pg_backend_pid() FROM (SELECT pg_advisory_lock(?)) q",
+		0x6175746863746c).Scan(&pid); err != nil {
 		t.Fatal(err)
 	}
 	var told string
@@ -176,7 +234,8 @@ func TestWhoMigratesIsNamed(t *testing.T) {
 	if !errors.Is(err, migrations.ErrLocked) {
 		t.Fatalf("got %v", err)
 	}
-	for _, want := range []string{fmt.Sprintf("process %d", pid), "authctl-test", fmt.Sprintf("pg_terminate_backend(%d)", pid)} {
+	for _, want := range []string{fmt.Sprintf("process %d", pid), "authctl-test",
+		fmt.Sprintf("pg_terminate_backend(%d)", pid)} {
 		if !strings.Contains(err.Error(), want) || !strings.Contains(told, want) {
 			t.Errorf("%q and %q do not say %q", err, told, want)
 		}
@@ -197,13 +256,16 @@ func TestWhoMigratesSQLiteIsNamed(t *testing.T) {
 	var once sync.Once
 	ended := make(chan error, 1)
 	go func() {
-		_, err := migrations.Up(context.WithoutCancel(t.Context()), db, func(migrations.State) { once.Do(func() { close(inside); <-goOn }) })
+		_, err := migrations.Up(context.WithoutCancel(t.Context()), db, func(migrations.State) {
+			once.Do(func() { close(inside); <-goOn })
+		})
 		ended <- err
 	}()
 	<-inside
 	other := dbtest.Open(t, "sqlite:"+path)
 	_, err := migrations.Up(t.Context(), other, nil, migrations.Wait(100*time.Millisecond, nil))
-	if !errors.Is(err, migrations.ErrLocked) || !strings.Contains(err.Error(), fmt.Sprintf("process %d, since", os.Getpid())) {
+	if !errors.Is(err, migrations.ErrLocked) ||
+		!strings.Contains(err.Error(), fmt.Sprintf("process %d, since", os.Getpid())) {
 		t.Errorf("got %v", err)
 	}
 	close(goOn)
@@ -215,7 +277,7 @@ func TestWhoMigratesSQLiteIsNamed(t *testing.T) {
 	}
 }
 
-// A pooler that hands the connection on after each transaction keeps no lock of ours.
+// Through a pooler that hands over its connections after each transaction, no lock of ours is left.
 func TestMigrationsThroughAPooler(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.PostgresURL(t)
@@ -235,9 +297,10 @@ func TestMigrationsThroughAPooler(t *testing.T) {
 		all.Wait()
 	}
 	var locks int
-	if err := dbtest.Open(t, dsn).QueryRowContext(t.Context(), `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
+	if err := dbtest.Open(t, dsn).QueryRowContext(t.Context(),
+		`SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'
 		AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&locks); err != nil || locks != 0 {
-		t.Errorf("%d locks are left, %v", locks, err)
+		t.Errorf("%d locks remain, %v", locks, err)
 	}
 }
 
@@ -247,7 +310,8 @@ func TestWhatARollbackWouldDestroyIsCounted(t *testing.T) {
 		user := "INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at) VALUES (?, ?, ?, 'x', ?, ?, ?)"
 		for n := range 3 {
 			now := time.Now()
-			if _, err := db.Write(t.Context(), user, uuid.New(), fmt.Sprint("u", n), fmt.Sprint("u", n), now, now, now); err != nil {
+			if _, err := db.Write(t.Context(), user, uuid.New(), fmt.Sprint("u", n), fmt.Sprint("u", n), now, now,
+				now); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -258,8 +322,11 @@ func TestWhatARollbackWouldDestroyIsCounted(t *testing.T) {
 		if len(undone) != len(applied(t, db)) {
 			t.Errorf("it would undo %v", undone)
 		}
-		if !slices.Contains(lost, migrations.Loss{Table: "users", Rows: 3}) || !slices.ContainsFunc(lost, func(l migrations.Loss) bool { return l.Table == "outbox_shard" && l.Rows > 1 }) {
-			t.Errorf("lost would be %v", lost)
+		if !slices.Contains(lost, migrations.Loss{Table: "users", Rows: 3}) ||
+			!slices.ContainsFunc(lost, func(l migrations.Loss) bool {
+				return l.Table == "outbox_shard" && l.Rows > 1
+			}) {
+			t.Errorf("it would destroy %v", lost)
 		}
 		var n int
 		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM users").Scan(&n); err != nil || n != 3 {
@@ -271,13 +338,14 @@ func TestWhatARollbackWouldDestroyIsCounted(t *testing.T) {
 	})
 }
 
-// A column that goes takes what is in it.
+// Removing a column destroys its contents.
 func TestAColumnThatGoesIsCounted(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		// As if the latest one had been run by itself.
+		// As if the latest migration had been run alone.
 		var last string
-		if err := db.QueryRowContext(t.Context(), "SELECT max(name) FROM bun_migrations WHERE name = '20261128000700'").Scan(&last); err != nil {
+		if err := db.QueryRowContext(t.Context(),
+			"SELECT max(name) FROM bun_migrations WHERE name = '20261128000700'").Scan(&last); err != nil {
 			t.Fatal(err)
 		}
 		for _, statement := range []string{
@@ -295,7 +363,7 @@ func TestAColumnThatGoesIsCounted(t *testing.T) {
 			t.Fatalf("%v, %v", undone, err)
 		}
 		if !slices.Contains(lost, migrations.Loss{Table: "session", Column: "links", Rows: 1}) {
-			t.Errorf("lost would be %v", lost)
+			t.Errorf("it would destroy %v", lost)
 		}
 	})
 }
@@ -341,23 +409,25 @@ func TestWhatIsInUseIsNotUndone(t *testing.T) {
 				separator = "&"
 			}
 			other := dbtest.Open(t, user+separator+"application_name="+program)
-			// One that owns the tables need not see everything of other roles.
+			// A role that owns the tables need not see everything about other roles.
 			owner := dbtest.OpenLimited(t, dbtest.AsReader(t, dsn, "bun_migrations"), 1)
-			if err := migrations.Unused(t.Context(), owner); !errors.Is(err, migrations.ErrInUse) || !strings.Contains(err.Error(), program) {
+			if err := migrations.Unused(t.Context(), owner); !errors.Is(err, migrations.ErrInUse) ||
+				!strings.Contains(err.Error(), program) {
 				t.Errorf("%s, looked for by a role: %v", name, err)
 			}
 			if err := owner.Close(); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := migrations.Down(t.Context(), db, nil, migrations.Alone()); !errors.Is(err, migrations.ErrInUse) || !strings.Contains(err.Error(), program) {
+			if _, err := migrations.Down(t.Context(), db, nil,
+				migrations.Alone()); !errors.Is(err, migrations.ErrInUse) || !strings.Contains(err.Error(), program) {
 				t.Errorf("%s: %v", name, err)
 			}
 			if err := other.Close(); err != nil {
 				t.Fatal(err)
 			}
 		}
-		// A program that has nothing to do with the tables does not count; sessions end a moment
-		// after they are closed.
+		// A program that does not use the tables does not count. Sessions end a moment after they
+		// are closed.
 		_ = dbtest.Open(t, dsn+"&application_name=psql")
 		testenv.Eventually(t, "the database is free", func() bool {
 			undone, err := migrations.Down(t.Context(), db, nil, migrations.Alone())
@@ -405,7 +475,7 @@ func TestNewWritesAllFourFiles(t *testing.T) {
 		}
 	}
 	if _, err := migrations.New(dir, "add_last_sign_in", at); err == nil {
-		t.Error("it writes over what is there")
+		t.Error("it overwrites an existing file")
 	}
 	for _, name := range []string{"", "Add", "add-it", "../x"} {
 		if _, err := migrations.New(dir, name, at); err == nil {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// newBench makes a verifier that knows of many ends, and a good token.
+// newBench makes a verifier that knows many ends, and a good token.
 func newBench(tb testing.TB, algorithm string, ends int) (*Verifier, string, signer) {
 	tb.Helper()
 	key := newSigner(tb, "k", algorithm)
@@ -39,8 +39,9 @@ func fill(d *denylist, ends int) {
 	}
 }
 
-// Check beside the bare verification of its ECDSA signature, which is its bound. Both are
-// measured in turns in one run, and the medians compared: a busy machine stops either.
+// BenchmarkCheck compares Check with the bare verification of its ECDSA signature, which is the
+// bound. Both are measured in turns in one run and their medians compared, because a busy machine
+// slows down both.
 func BenchmarkCheck(b *testing.B) {
 	v, token, key := newBench(b, "ES256", 100_000)
 	c, err := split(token)
@@ -69,7 +70,7 @@ func BenchmarkCheck(b *testing.B) {
 	b.ReportMetric(float64(check.Nanoseconds()), "ns/check")
 }
 
-// heap is what lives.
+// heap is the size of the live heap.
 func heap() uint64 {
 	var m runtime.MemStats
 	runtime.GC()

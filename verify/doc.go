@@ -20,7 +20,7 @@
 //
 // With the credentials of a client, a [Verifier] follows the issuer's feed of revocations: the
 // whole of it at start, then every end within a second of its commit. It remembers an end until
-// the last token that it concerns has expired by the clock of the issuer. [Verifier.Lag] tells
+// the last token that it concerns has expired by both clocks of the issuer. [Verifier.Lag] tells
 // how old its knowledge is; beyond [Config.MaxLag] the [Policy] decides.
 //
 // It asks by long polling and not by server-sent events: each answer is whole or it is an
@@ -38,5 +38,6 @@
 // Verifier that is never closed goes on until the process ends.
 //
 // The clock of the machine need not be right. Knowledge is counted by the monotonic clock, and
-// with the feed the times of tokens are judged within what is known of the issuer's clock.
+// with the feed the times of tokens are judged within what is known of the issuer's two clocks, that of
+// the server and that of its database.
 package verify

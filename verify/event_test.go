@@ -22,8 +22,10 @@ func TestEventsEndSessions(t *testing.T) {
 		now := func(d time.Duration) string { return time.Now().Add(d).UTC().Format(time.RFC3339Nano) }
 		apply := func(kind, data string) {
 			t.Helper()
-			// A consumer of Kafka has the type in a header; one of the file has the whole in JSON.
-			for _, e := range []Event{{Type: kind, Source: testIssuer, Data: []byte(data)}, {Type: kind, Data: []byte(data)}} {
+			// A consumer of Kafka finds the type in a header; a consumer of the file has all of it
+			// in JSON.
+			for _, e := range []Event{{Type: kind, Source: testIssuer, Data: []byte(data)},
+				{Type: kind, Data: []byte(data)}} {
 				if err := v.Apply(e); err != nil {
 					t.Errorf("%s: %v", kind, err)
 				}
@@ -38,7 +40,8 @@ func TestEventsEndSessions(t *testing.T) {
 		token := func(sub, sid, epoch int) string { return i.token(id(sub), id(sid), epoch) }
 		want(t, v, token(1, 10, 0), nil)
 
-		session := fmt.Sprintf(`{"user_id":%q,"sid":%q,"reason":"logout","occurred_at":%q,"expires_at":%q}`, id(1), id(10), now(0), now(5*time.Hour))
+		session := fmt.Sprintf(`{"user_id":%q,"sid":%q,"reason":"logout","occurred_at":%q,"expires_at":%q}`, id(1),
+			id(10), now(0), now(5*time.Hour))
 		apply("auth.SessionRevoked.v1", session)
 		want(t, v, token(1, 10, 0), ErrRevoked)
 		want(t, v, token(1, 11, 0), nil)
@@ -56,21 +59,27 @@ func TestEventsEndSessions(t *testing.T) {
 			t.Errorf("%v unknown types", n)
 		}
 
-		// They are forgotten by the time of events, and a token that would need them has expired.
+		// Ends are forgotten by the time of events, once every token that they could refuse has
+		// expired.
 		time.Sleep(6 * time.Hour)
 		for n := range denyShards {
-			apply("auth.SessionRevoked.v1", fmt.Sprintf(`{"user_id":%q,"sid":%q,"occurred_at":%q,"expires_at":%q}`, id(1), id(1000+n), now(0), now(5*time.Hour)))
+			apply("auth.SessionRevoked.v1",
+				fmt.Sprintf(`{"user_id":%q,"sid":%q,"occurred_at":%q,"expires_at":%q}`, id(1), id(1000+n), now(0),
+					now(5*time.Hour)))
 		}
 		if n := v.known.list.Load().len(); n != denyShards {
-			t.Errorf("%d ends are known; want %d", n, denyShards)
+			t.Errorf("%d known ends; want %d", n, denyShards)
 		}
 
 		for name, e := range map[string]Event{
 			"another issuer": {Type: "auth.SessionRevoked.v1", Source: "https://evil.example", Data: []byte(session)},
 			"not JSON":       {Type: "auth.SessionRevoked.v1", Data: []byte("x")},
-			"no sid":         {Type: "auth.SessionRevoked.v1", Data: []byte(strings.Replace(session, `"sid"`, `"x"`, 1))},
-			"no user":        {Type: "auth.AllSessionsRevoked.v1", Data: []byte(strings.Replace(all, `"user_id"`, `"x"`, 1))},
-			"no expiry":      {Type: "auth.AllSessionsRevoked.v1", Data: []byte(strings.Replace(all, `"expires_at"`, `"x"`, 1))},
+			"no sid": {Type: "auth.SessionRevoked.v1",
+				Data: []byte(strings.Replace(session, `"sid"`, `"x"`, 1))},
+			"no user": {Type: "auth.AllSessionsRevoked.v1",
+				Data: []byte(strings.Replace(all, `"user_id"`, `"x"`, 1))},
+			"no expiry": {Type: "auth.AllSessionsRevoked.v1",
+				Data: []byte(strings.Replace(all, `"expires_at"`, `"x"`, 1))},
 		} {
 			if err := v.Apply(e); err == nil {
 				t.Errorf("%s: applied", name)
@@ -84,8 +93,8 @@ func TestEventsEndSessions(t *testing.T) {
 	})
 }
 
-// Events come late, repeatedly and in any order, before, in and after the snapshot of the feed.
-// What is known in the end is the same.
+// Events come late, repeatedly and in any order: before, during and after the snapshot of the feed.
+// The verifier always ends up with the same knowledge.
 func TestEventsInAnyOrder(t *testing.T) {
 	t.Parallel()
 	following(t, func(i *issuer, _ *Config) {
@@ -98,12 +107,14 @@ func TestEventsInAnyOrder(t *testing.T) {
 		text := func(d time.Duration) string { return i.now().Add(d).UTC().Format(time.RFC3339Nano) }
 		all := func(epoch int, kept string) Event {
 			return Event{Type: "auth.AllSessionsRevoked.v1", Data: fmt.Appendf(nil,
-				`{"user_id":%q,"session_epoch":%d,"kept_sid":%q,"occurred_at":%q,"expires_at":%q}`, id(1), epoch, kept, text(0), text(5*time.Hour))}
+				`{"user_id":%q,"session_epoch":%d,"kept_sid":%q,"occurred_at":%q,"expires_at":%q}`, id(1), epoch,
+				kept, text(0), text(5*time.Hour))}
 		}
 		events := []Event{all(1, id(11)), all(2, id(12)), all(3, id(13)), all(3, id(13))}
 		for n := range 4 {
 			events = append(events, Event{Type: "auth.SessionRevoked.v1", Data: fmt.Appendf(nil,
-				`{"user_id":%q,"sid":%q,"occurred_at":%q,"expires_at":%q}`, id(2), id(20+n/2), text(-time.Hour), text(time.Duration(4+n)*time.Hour))})
+				`{"user_id":%q,"sid":%q,"occurred_at":%q,"expires_at":%q}`, id(2), id(20+
+					n/2), text(-time.Hour), text(time.Duration(4+n)*time.Hour))})
 		}
 		for round := range 30 {
 			rand.Shuffle(len(events), func(a, b int) { events[a], events[b] = events[b], events[a] })
@@ -114,7 +125,7 @@ func TestEventsInAnyOrder(t *testing.T) {
 				time.Sleep(time.Duration(round%3) * time.Millisecond)
 			}
 			if round == 10 {
-				i.set(func() { i.cursors++ }) // a new snapshot, which knows of no end but the first
+				i.set(func() { i.cursors++ }) // a new snapshot, which knows only the first end
 				time.Sleep(10 * time.Second)
 			}
 		}
@@ -130,8 +141,8 @@ func TestEventsInAnyOrder(t *testing.T) {
 	})
 }
 
-// A server whose clock is wrong for a moment writes an event of tomorrow. Good tokens stay good, and
-// nothing is forgotten before its time.
+// A server whose clock is wrong for a moment writes an event of tomorrow. Good tokens stay good,
+// and nothing is forgotten early.
 func TestAnEventOfAWrongClock(t *testing.T) {
 	t.Parallel()
 	key := newSigner(t, "k", "EdDSA")
@@ -141,8 +152,9 @@ func TestAnEventOfAWrongClock(t *testing.T) {
 		end := func(sid string, at time.Time) {
 			t.Helper()
 			text := func(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
-			err := v.Apply(Event{Type: "auth.SessionRevoked.v1", Data: fmt.Appendf(nil, `{"user_id":%q,"sid":%q,"occurred_at":%q,"expires_at":%q}`,
-				id(1), sid, text(at), text(time.Now().Add(5*time.Hour)))})
+			err := v.Apply(Event{Type: "auth.SessionRevoked.v1",
+				Data: fmt.Appendf(nil, `{"user_id":%q,"sid":%q,"occurred_at":%q,"expires_at":%q}`,
+					id(1), sid, text(at), text(time.Now().Add(5*time.Hour)))})
 			if err != nil {
 				t.Error(err)
 			}
@@ -151,7 +163,7 @@ func TestAnEventOfAWrongClock(t *testing.T) {
 		end(id(11), time.Now())
 		end(id(12), time.Now().Add(24*time.Hour))
 		for range 4 {
-			for n := range denyShards { // each looks for what can be forgotten
+			for n := range denyShards { // each call checks what can be forgotten
 				end(id(1000+n), time.Now())
 			}
 			want(t, v, live, nil)
@@ -204,7 +216,8 @@ func TestASecretIsNeverPrinted(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
-	for _, got := range []string{fmt.Sprintf("%v %+v %#v %s %q %x", cfg, cfg, cfg, cfg.Client, cfg.Client, cfg.Client), fmt.Sprint(&cfg.Client), log.String(), string(text)} {
+	for _, got := range []string{fmt.Sprintf("%v %+v %#v %s %q %x", cfg, cfg, cfg, cfg.Client, cfg.Client,
+		cfg.Client), fmt.Sprint(&cfg.Client), log.String(), string(text)} {
 		if strings.Contains(got, "pl4nt3d") || strings.Contains(got, fmt.Sprintf("%x", "pl4nt3d")) {
 			t.Error(got)
 		}

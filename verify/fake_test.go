@@ -93,7 +93,7 @@ func (s signer) header() string {
 	return `{"alg":"` + s.algorithm + `","kid":"` + s.kid + `","typ":"at+jwt"}`
 }
 
-// id makes a UUID of a number.
+// id makes a UUID from a number.
 func id(n int) string { return fmt.Sprintf("018f3c5e-7b6a-7000-8000-%012x", n) }
 
 const (
@@ -101,8 +101,8 @@ const (
 	testAudience = "orders"
 )
 
-// issuer is authctl as its clients see it: metadata, keys, the feed and introspection. What it
-// does wrong a test tells it.
+// issuer is authctl as its clients see it: metadata, keys, the feed and introspection. Tests tell
+// it what to do wrong.
 type issuer struct {
 	t      testing.TB
 	issuer string
@@ -110,16 +110,17 @@ type issuer struct {
 
 	mu        sync.Mutex
 	skew      time.Duration // of its clock
+	ahead     time.Duration // its database's clock, of its own
 	keys      []signer
 	maxAge    int
-	facts     []map[string]any // everything that ended, oldest first
-	changed   chan struct{}    // closed when there is more
-	cursors   int              // the generation of its cursors: others are gone
-	page      int              // facts in an answer
+	facts     []map[string]any // all ended sessions, accounts and keys, oldest first
+	changed   chan struct{}    // closed when there are more
+	cursors   int              // the generation of its cursors; older ones are invalid
+	page      int              // facts per answer
 	inactive  map[string]bool  // tokens that introspection does not know
 	asked     map[string]int   // requests, by path
 	questions []map[string]string
-	// disturb, if set, may answer a request in place of the issuer.
+	// disturb, if set, may answer a request instead of the issuer.
 	disturb func(w http.ResponseWriter, r *http.Request) bool
 }
 
@@ -190,7 +191,8 @@ func (i *issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case metadataPath:
 		i.write(w, http.StatusOK, map[string]any{
 			"issuer": i.issuer, "jwks_uri": i.base + "/.well-known/jwks.json",
-			"introspection_endpoint": i.base + "/oauth2/introspect", "revocation_feed_endpoint": i.base + "/oauth2/revocations",
+			"introspection_endpoint":   i.base + "/oauth2/introspect",
+			"revocation_feed_endpoint": i.base + "/oauth2/revocations",
 		})
 	case jwksPath:
 		i.mu.Lock()
@@ -229,7 +231,7 @@ func (i *issuer) write(w http.ResponseWriter, status int, body any) {
 	_, _ = w.Write(text)
 }
 
-// feed answers as the wire says. A cursor is the number of facts that its owner has.
+// feed answers as the API does. A cursor is the number of facts that its owner has.
 func (i *issuer) feed(w http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	seconds, _ := strconv.Atoi(query.Get("wait"))
@@ -267,7 +269,8 @@ func (i *issuer) feed(w http.ResponseWriter, r *http.Request) {
 		}
 		to := min(from+i.page, len(i.facts))
 		body := map[string]any{
-			"cursor": fmt.Sprintf("%d-%d", i.cursors, to), "as_of": i.now().UTC(), "more": to < len(i.facts),
+			"cursor": fmt.Sprintf("%d-%d", i.cursors, to), "as_of": i.now().Add(i.ahead).UTC(),
+			"server_time": i.now().UTC(), "more": to < len(i.facts),
 			"revocations": append([]map[string]any{}, i.facts[from:to]...),
 		}
 		i.mu.Unlock()
@@ -276,7 +279,7 @@ func (i *issuer) feed(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// pause makes a handler slow.
+// pause delays a handler.
 func pause(r *http.Request, d time.Duration) {
 	select {
 	case <-time.After(d):
@@ -284,8 +287,8 @@ func pause(r *http.Request, d time.Duration) {
 	}
 }
 
-// direct is a transport that needs no network: it calls the handler of a host. So a test can
-// run in a bubble of its own time (testing/synctest).
+// direct is a transport without a network: it calls the handler of a host, so that a test can run
+// in a bubble with its own time (testing/synctest).
 type direct struct {
 	mu    sync.Mutex
 	hosts map[string]http.Handler // a nil handler refuses connections
@@ -305,7 +308,7 @@ func (d *direct) RoundTrip(req *http.Request) (*http.Response, error) {
 	if h == nil {
 		return nil, errors.New("connection refused")
 	}
-	// A server gets the form from the body.
+	// A server reads the form from the body.
 	in := req.Clone(req.Context())
 	in.RequestURI = req.URL.RequestURI()
 	if in.Body == nil {
@@ -358,7 +361,7 @@ func (m *metrics) get(name string) float64 {
 	return m.sum[name]
 }
 
-// testConfig is that of a verifier which reaches the issuer without a network.
+// testConfig is the configuration of a verifier that reaches the issuer without a network.
 func testConfig(i *issuer) Config {
 	return Config{
 		Issuer: i.issuer, Audience: testAudience, Client: Client{ID: "orders", Secret: "s&cret"}, Name: "orders-1",
@@ -386,7 +389,7 @@ func want(t testing.TB, v *Verifier, token string, reason error) {
 	}
 }
 
-// eventually waits for what is bound to come, in the time of the test.
+// eventually waits, in the test's time, for what must happen.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(3 * time.Minute); !condition(); time.Sleep(5 * time.Millisecond) {

@@ -35,6 +35,7 @@ const (
 type answer struct {
 	Cursor      string       `json:"cursor"`
 	AsOf        time.Time    `json:"as_of"`
+	ServerTime  time.Time    `json:"server_time"` // zero: a release that does not say
 	More        bool         `json:"more"`
 	Revocations []revocation `json:"revocations"`
 }
@@ -173,13 +174,14 @@ func (f *follower) follow(ctx context.Context) {
 		f.v.syncState(err)
 		if err == nil {
 			if failing {
-				f.v.log.Info("revocations are followed again")
+				f.v.log.Info("revocations_followed_again")
 			}
 			retry, failing = feedRetry, false
 			continue
 		}
 		if !failing {
-			f.v.log.Warn("revocations cannot be followed; what is known stays in use", "error", err.Error(), "lag", f.v.Lag())
+			f.v.log.Warn("revocations_not_followed", "error", err.Error(), "lag", f.v.Lag(),
+				"hint", "what is known stays in use")
 		}
 		failing = true
 		f.v.metric(MetricFeedErrors, 1)
@@ -190,6 +192,7 @@ func (f *follower) follow(ctx context.Context) {
 
 func (f *follower) restart() {
 	f.cursor, f.chained, f.chainMin, f.another = "", false, time.Time{}, true
+	f.v.clock.doubt()
 	if f.whole {
 		f.v.known.begin()
 	}
@@ -279,7 +282,10 @@ func (f *follower) take(ctx context.Context, a answer, asked, read time.Time, wa
 	if f.chainMin.IsZero() || a.AsOf.Before(f.chainMin) {
 		f.chainMin = a.AsOf
 	}
-	m := measure{asked: asked, read: read, asOf: a.AsOf, page: f.paged, waited: waited, another: f.another && !f.paged}
+	m := measure{
+		asked: asked, read: read, asOf: a.AsOf, server: a.ServerTime,
+		page: f.paged, waited: waited, another: f.another && !f.paged,
+	}
 	if !a.More {
 		// All answers of a chain together are complete up to the least of their times.
 		v.known.install()
@@ -324,6 +330,7 @@ func (f *follower) ask(ctx context.Context, feed string, wait time.Duration) (an
 		query.Set("wait", strconv.Itoa(int(wait/time.Second)))
 	}
 	query.Set("verifier", v.cfg.Name)
+	query.Set("instance", v.instance)
 	query.Set("version", v.cfg.Version)
 	if kids := v.keys.kids(); len(kids) > 0 {
 		query.Set("keys", strings.Join(kids[:min(len(kids), maxNamedKeys)], ","))
@@ -353,7 +360,7 @@ func (f *follower) ask(ctx context.Context, feed string, wait time.Duration) (an
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return answer{}, fmt.Errorf("read the answer of %s: something after its end", feed)
 	}
-	if a.Cursor == "" || len(a.Cursor) > maxCursor || !sane(a.AsOf) {
+	if a.Cursor == "" || len(a.Cursor) > maxCursor || !sane(a.AsOf) || !a.ServerTime.IsZero() && !sane(a.ServerTime) {
 		return answer{}, fmt.Errorf("read the answer of %s: no cursor or no as_of", feed)
 	}
 	return a, nil

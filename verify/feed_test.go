@@ -24,8 +24,9 @@ func ready(t testing.TB, v *Verifier) {
 	}
 }
 
-// following runs a test with an issuer and a verifier that follows it, in a time of its own.
-func following(t *testing.T, change func(i *issuer, cfg *Config), f func(t *testing.T, i *issuer, v *Verifier, m *metrics)) {
+// following runs a test with an issuer and a verifier that follows it, in its own time.
+func following(t *testing.T, change func(i *issuer, cfg *Config),
+	f func(t *testing.T, i *issuer, v *Verifier, m *metrics)) {
 	t.Helper()
 	key := newSigner(t, "first", "EdDSA")
 	synctest.Test(t, func(t *testing.T) {
@@ -59,7 +60,7 @@ func TestEveryKindOfEndIsRefused(t *testing.T) {
 		want(t, v, token(1, 10, 0), ErrRevoked)
 		want(t, v, token(1, 11, 0), nil)
 
-		// A changed password: all but one session.
+		// A changed password ends all sessions but one.
 		i.add(map[string]any{"type": "account", "sub": id(1), "session_epoch": 3, "kept_sid": id(12)})
 		synctest.Wait()
 		want(t, v, token(1, 11, 0), ErrRevoked)
@@ -68,7 +69,7 @@ func TestEveryKindOfEndIsRefused(t *testing.T) {
 		want(t, v, token(1, 13, 3), nil)
 		want(t, v, token(2, 11, 0), nil)
 
-		// An older one that comes late changes nothing, a newer one ends the kept session too.
+		// An older end that comes late changes nothing; a newer one ends the kept session too.
 		i.add(map[string]any{"type": "account", "sub": id(1), "session_epoch": 2})
 		synctest.Wait()
 		want(t, v, token(1, 12, 2), nil)
@@ -79,7 +80,7 @@ func TestEveryKindOfEndIsRefused(t *testing.T) {
 		want(t, v, token(1, 13, 3), ErrRevoked)
 		want(t, v, token(1, 14, 4), nil)
 
-		// A revoked key is refused although the key set still has it.
+		// A revoked key is refused although it is still in the key set.
 		i.add(map[string]any{"type": "key", "kid": "second"})
 		synctest.Wait()
 		want(t, v, i.tokenOf(second, id(5), id(50), 0, time.Hour), ErrRevoked)
@@ -90,7 +91,8 @@ func TestEveryKindOfEndIsRefused(t *testing.T) {
 	})
 }
 
-// It names itself and the keys it holds, so that an operator knows when a new key is everywhere.
+// The verifier states its name and the keys that it holds, so that an operator knows when all
+// verifiers have a new key.
 func TestAVerifierNamesItself(t *testing.T) {
 	t.Parallel()
 	following(t, func(_ *issuer, cfg *Config) { cfg.Name, cfg.Version = "orders\n1", "v1.2.3" },
@@ -103,9 +105,20 @@ func TestAVerifierNamesItself(t *testing.T) {
 			if last["verifier"] != "orders?1" || last["version"] != "v1.2.3" || last["keys"] != "first" {
 				t.Errorf("%v", last)
 			}
-			// An idle verifier asks once in a third of MaxLag.
+			// All requests of a verifier have the same instance, which no other verifier has.
+			another, err := New(v.cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			another.Close()
+			if one := i.questions[0]["instance"]; one == "" || one != last["instance"] || one != v.instance ||
+				one == another.instance {
+				t.Errorf("the instances are %q and %q, that of another verifier is %q", one, last["instance"],
+					another.instance)
+			}
+			// An idle verifier sends a request every third of MaxLag.
 			if n := len(i.questions); n > 25 {
-				t.Errorf("%d questions in a minute", n)
+				t.Errorf("%d requests in a minute", n)
 			}
 		})
 }
@@ -126,7 +139,8 @@ func TestASnapshotOfManyPages(t *testing.T) {
 	})
 }
 
-// A cursor that is gone: a new snapshot is read, and until it is whole the old knowledge counts.
+// The cursor is no longer valid, so a new snapshot is read. Until it is complete, the old knowledge
+// counts.
 func TestACursorThatIsGone(t *testing.T) {
 	t.Parallel()
 	following(t, func(i *issuer, _ *Config) {
@@ -138,8 +152,8 @@ func TestACursorThatIsGone(t *testing.T) {
 		want(t, v, i.token(id(1), id(20), 5), ErrRevoked)
 		want(t, v, i.token(id(2), id(10), 0), ErrRevoked)
 
-		// Restored from a backup: the account is at an older epoch. The second page of the
-		// snapshot takes its time.
+		// After a restore from a backup the account is at an older epoch. The second page of the
+		// snapshot is slow.
 		pages := 0
 		i.set(func() {
 			i.cursors++
@@ -161,9 +175,10 @@ func TestACursorThatIsGone(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		want(t, v, i.token(id(1), id(20), 5), ErrRevoked)
 		want(t, v, i.token(id(2), id(10), 0), ErrRevoked)
-		// What an event says in the meantime is in the new list too.
+		// An event that comes meanwhile is in the new list too.
 		if err := v.Apply(Event{Type: "auth.SessionRevoked.v1", Data: fmt.Appendf(nil,
-			`{"user_id":%q,"sid":%q,"occurred_at":%q,"expires_at":%q}`, id(7), id(70), time.Now().Format(time.RFC3339), time.Now().Add(time.Hour).Format(time.RFC3339))}); err != nil {
+			`{"user_id":%q,"sid":%q,"occurred_at":%q,"expires_at":%q}`, id(7), id(70),
+			time.Now().Format(time.RFC3339), time.Now().Add(time.Hour).Format(time.RFC3339))}); err != nil {
 			t.Fatal(err)
 		}
 		want(t, v, i.token(id(7), id(70), 0), ErrRevoked)
@@ -181,18 +196,20 @@ func TestACursorThatIsGone(t *testing.T) {
 	})
 }
 
-// Restored from a backup of before the key was made: nothing says that it was revoked, and it is gone
-// from the key set, which could be kept for an hour.
+// The restored backup is older than the key. No fact says that the key was revoked, and it is
+// missing from the key set, which could be cached for an hour.
 func TestKeysAreFetchedWhenTheCursorIsGone(t *testing.T) {
 	t.Parallel()
 	next := newSigner(t, "second", "EdDSA")
-	following(t, func(i *issuer, _ *Config) { i.maxAge = 3600 }, func(t *testing.T, i *issuer, v *Verifier, _ *metrics) {
+	following(t, func(i *issuer, _ *Config) {
+		i.maxAge = 3600
+	}, func(t *testing.T, i *issuer, v *Verifier, _ *metrics) {
 		ready(t, v)
 		before := i.token(id(1), id(10), 5)
 		want(t, v, before, nil)
 		fetches := i.count(jwksPath)
 		i.set(func() { i.cursors, i.keys = i.cursors+1, []signer{next} })
-		time.Sleep(2 * time.Second) // of this test's own time
+		time.Sleep(2 * time.Second) // in this test's own time
 		want(t, v, before, ErrUnknownKey)
 		want(t, v, i.token(id(1), id(11), 5), nil)
 		if n := i.count(jwksPath) - fetches; n > 2 {
@@ -201,7 +218,7 @@ func TestKeysAreFetchedWhenTheCursorIsGone(t *testing.T) {
 	})
 }
 
-// Whatever a server answers in place of the feed, the next one is asked, and nothing is missed.
+// Whatever a server answers instead of the feed, the next server is asked and nothing is missed.
 func TestABrokenServerIsLeft(t *testing.T) {
 	t.Parallel()
 	write := func(text string) func(http.ResponseWriter, *http.Request) {
@@ -234,7 +251,7 @@ func TestABrokenServerIsLeft(t *testing.T) {
 			t.Parallel()
 			following(t, func(i *issuer, cfg *Config) {
 				cfg.Servers = []string{"http://one.internal:8080", "http://two.internal:8080"}
-				// Behind the proxy the service has no path, and its place for the metadata is the root's.
+				// Behind the proxy the service has no path, so its metadata is at the root.
 				serve := func(broken bool) http.Handler {
 					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 						if r.URL.Path == "/oauth2/revocations" && broken && i.count("break") > 0 {
@@ -253,7 +270,9 @@ func TestABrokenServerIsLeft(t *testing.T) {
 				network.set("auth.example.com", nil)
 				network.set("one.internal:8080", serve(true))
 				network.set("two.internal:8080", serve(false))
-				network.set("evil.example", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("a redirect was followed") }))
+				network.set("evil.example", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+					t.Error("a redirect was followed")
+				}))
 			}, func(t *testing.T, i *issuer, v *Verifier, _ *metrics) {
 				ready(t, v)
 				i.set(func() { i.asked["break"] = 1 })
@@ -273,7 +292,7 @@ func TestABrokenServerIsLeft(t *testing.T) {
 	}
 }
 
-// With the issuer away, the policy decides; with it back, all is as before.
+// Without the issuer the policy decides. When the issuer is back, everything is as before.
 func TestPoliciesWhileTheIssuerIsAway(t *testing.T) {
 	t.Parallel()
 	for policy, reason := range map[Policy]error{Refuse: ErrStale, Accept: nil, Introspect: ErrStale} {
@@ -294,7 +313,7 @@ func TestPoliciesWhileTheIssuerIsAway(t *testing.T) {
 						t.Errorf("after an hour the lag is %v", lag)
 					}
 					want(t, v, i.token(id(5), id(6), 0), reason)
-					want(t, v, i.token(id(5), id(1), 0), ErrRevoked) // what is known stays in use
+					want(t, v, i.token(id(5), id(1), 0), ErrRevoked) // existing knowledge stays in use
 					if reason != nil {
 						_, err := v.Check(t.Context(), i.token(id(5), id(6), 0))
 						if !Unknowable(err) || !strings.Contains(err.Error(), "refused") {
@@ -317,8 +336,8 @@ func TestPoliciesWhileTheIssuerIsAway(t *testing.T) {
 	}
 }
 
-// Only the feed is away: each token is asked about, once for all who ask at the same time, and
-// by few at once.
+// Only the feed is down. Each token is introspected once for all concurrent callers, with few
+// requests at once.
 func TestIntrospectionInPlaceOfTheFeed(t *testing.T) {
 	t.Parallel()
 	busy, most := 0, 0
@@ -351,7 +370,7 @@ func TestIntrospectionInPlaceOfTheFeed(t *testing.T) {
 		}
 		wg.Wait()
 		if n := i.count(askPath); n != 2 {
-			t.Errorf("%d questions about two tokens", n)
+			t.Errorf("%d requests about two tokens", n)
 		}
 		for n := range 300 {
 			token := i.token(id(1), id(100+n), 0)
@@ -359,10 +378,10 @@ func TestIntrospectionInPlaceOfTheFeed(t *testing.T) {
 		}
 		wg.Wait()
 		if most > maxIntrospections || most < 2 {
-			t.Errorf("%d questions at once", most)
+			t.Errorf("%d requests at once", most)
 		}
 
-		// Far too many: some are not asked about, and none waits for long.
+		// With far too many tokens some are not introspected, and no caller waits for long.
 		was := time.Now()
 		unknown := 0
 		var mu sync.Mutex
@@ -380,15 +399,15 @@ func TestIntrospectionInPlaceOfTheFeed(t *testing.T) {
 		}
 		wg.Wait()
 		if waited := time.Since(was); unknown == 0 || unknown == 3000 || waited > introspectTimeout+time.Second {
-			t.Errorf("%d of 3,000 could not be asked about, in %v", unknown, waited)
+			t.Errorf("%d of 3,000 were not introspected, in %v", unknown, waited)
 		}
-		// An answer that is none is no yes.
+		// An invalid answer does not mean yes.
 		i.set(func() {
 			i.disturb = func(w http.ResponseWriter, r *http.Request) bool { _, _ = w.Write([]byte("{}")); return true }
 		})
 		want(t, v, live, ErrStale)
 		if m.get(MetricIntrospectErr) == 0 {
-			t.Error("it was not counted")
+			t.Error("the fault was not counted")
 		}
 	})
 }
@@ -407,7 +426,7 @@ func TestACallerThatLeaves(t *testing.T) {
 	})
 }
 
-// Missing an entry is the only fault, so that one which this version cannot read is counted.
+// The only harm is a missed entry, so entries that this version cannot read are counted.
 func TestTypesOfTheFuture(t *testing.T) {
 	t.Parallel()
 	following(t, nil, func(t *testing.T, i *issuer, v *Verifier, m *metrics) {
@@ -422,15 +441,15 @@ func TestTypesOfTheFuture(t *testing.T) {
 	})
 }
 
-// The clocks of the verifier and of the issuer differ by hours. The lag is what it is, good
-// tokens are good, ended ones are refused for as long as they live, and expired ones after.
+// The clocks of the verifier and the issuer differ by hours. The lag is still right, good tokens
+// are good, ended ones are refused as long as they live, and expired ones after that.
 func TestClocksThatDifferByHours(t *testing.T) {
 	t.Parallel()
 	for _, skew := range []time.Duration{-3 * time.Hour, -20 * time.Second, 0, 20 * time.Second, 3 * time.Hour} {
 		t.Run(skew.String(), func(t *testing.T) {
 			t.Parallel()
 			following(t, func(i *issuer, cfg *Config) {
-				i.skew = 24 * time.Hour // so that nothing is by the clock of the test
+				i.skew = 24 * time.Hour // so that the test's clock decides nothing
 				cfg.Now = func() time.Time { return time.Now().Add(i.skew + skew) }
 			}, func(t *testing.T, i *issuer, v *Verifier, m *metrics) {
 				ready(t, v)
@@ -449,19 +468,100 @@ func TestClocksThatDifferByHours(t *testing.T) {
 				want(t, v, live, ErrExpired)
 				want(t, v, over, ErrExpired)
 				if n := m.get(MetricEntries); n != 0 {
-					t.Errorf("%v entries are not forgotten", n)
+					t.Errorf("%v entries were not forgotten", n)
 				}
 			})
 		})
 	}
 }
 
-// A server whose answers take long to come, or that is behind its database, makes the knowledge
-// old. Lag never says that it is younger than it is.
+// The clock of the issuer's database is wrong, and servers issue tokens by their own. Nothing is forgotten
+// or refused because of it: not while it is wrong, nor when it has been corrected.
+func TestADatabaseWhoseClockIsWrong(t *testing.T) {
+	t.Parallel()
+	for _, wrong := range []time.Duration{-3 * time.Hour, -2 * time.Minute, 2 * time.Minute, 3 * time.Hour} {
+		for name, skew := range map[string]time.Duration{"": 0, " and another clock here": -10 * time.Second} {
+			t.Run(wrong.String()+name, func(t *testing.T) {
+				t.Parallel()
+				following(t, func(i *issuer, cfg *Config) {
+					i.skew = 24 * time.Hour
+					cfg.Now = func() time.Time { return time.Now().Add(i.skew + skew) }
+				}, func(t *testing.T, i *issuer, v *Verifier, m *metrics) {
+					ready(t, v)
+					over := i.tokenOf(i.keys[0], id(1), id(3), 0, 3*time.Hour)
+					i.add(map[string]any{"type": "session", "sid": id(3), "expires_at": i.now().Add(3 * time.Hour)})
+					check := func() {
+						t.Helper()
+						for range 58 {
+							time.Sleep(time.Minute)
+							want(t, v, i.token(id(1), id(2), 0), nil)
+							want(t, v, over, ErrRevoked)
+							if lag := v.Lag(); lag > 5*time.Second {
+								t.Fatalf("the lag is %v", lag)
+							}
+						}
+					}
+					check()
+					for _, ahead := range []time.Duration{wrong, 0} {
+						i.set(func() {
+							if ahead < i.ahead { // which the issuer notices
+								i.cursors++
+							}
+							i.ahead = ahead
+						})
+						check()
+					}
+					time.Sleep(10 * time.Minute)
+					want(t, v, over, ErrExpired)
+					time.Sleep(10 * time.Minute)
+					if n := m.get(MetricEntries); n != 0 {
+						t.Errorf("%v entries were not forgotten", n)
+					}
+				})
+			})
+		}
+	}
+}
+
+// All clocks of the issuer were ahead, so that ends were forgotten whose tokens live when the clocks are
+// right again. The snapshot tells of them once more.
+func TestWhatAWrongClockMadeForgottenComesBack(t *testing.T) {
+	t.Parallel()
+	following(t, func(i *issuer, cfg *Config) {
+		i.skew = 24 * time.Hour
+		cfg.Now = func() time.Time { return time.Now().Add(24 * time.Hour) }
+	}, func(t *testing.T, i *issuer, v *Verifier, m *metrics) {
+		ready(t, v)
+		var over []string
+		for n := range 64 { // of every part of the list
+			over = append(over, i.tokenOf(i.keys[0], id(1), id(n+2), 0, 3*time.Hour))
+			i.add(map[string]any{"type": "session", "sid": id(n + 2), "expires_at": i.now().Add(3 * time.Hour)})
+		}
+		time.Sleep(time.Minute)
+		i.set(func() { i.skew += 10 * time.Hour })
+		for n := 0; m.get(MetricEntries) > 0; n++ {
+			if time.Sleep(time.Minute); n == 60 {
+				t.Fatal("nothing is forgotten")
+			}
+		}
+		i.set(func() { i.skew -= 10 * time.Hour; i.cursors++ })
+		time.Sleep(time.Minute)
+		for range 20 {
+			for _, one := range over {
+				want(t, v, one, ErrRevoked)
+			}
+			want(t, v, i.token(id(1), id(1), 0), nil)
+			time.Sleep(time.Minute)
+		}
+	})
+}
+
+// The knowledge is old when a server's answers are slow, or the server is behind its database. Lag
+// never says that it is younger than it is.
 func TestLagIsNeverTooLow(t *testing.T) {
 	t.Parallel()
 	for name, change := range map[string]func(i *issuer, cfg *Config){
-		"a slow way": func(_ *issuer, cfg *Config) { cfg.Transport.(*direct).delay = 1500 * time.Millisecond },
+		"a slow network": func(_ *issuer, cfg *Config) { cfg.Transport.(*direct).delay = 1500 * time.Millisecond },
 		"slow answers": func(i *issuer, _ *Config) {
 			i.disturb = func(w http.ResponseWriter, r *http.Request) bool {
 				if r.URL.Path != feedPath {
@@ -477,7 +577,7 @@ func TestLagIsNeverTooLow(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			var newest time.Time // what the last answer that was read is complete up to
+			var newest time.Time // the time up to which the last answer is complete
 			following(t, func(i *issuer, cfg *Config) {
 				i.skew = 7 * time.Hour
 				change(i, cfg)
@@ -489,7 +589,7 @@ func TestLagIsNeverTooLow(t *testing.T) {
 					newest = v.clock.asOf
 					v.clock.mu.Unlock()
 					if lag, real := v.Lag(), i.now().Sub(newest); lag < real || lag > real+3*time.Second {
-						t.Fatalf("the lag is %v, and what is known is %v old", lag, real)
+						t.Fatalf("the lag is %v, but the knowledge is %v old", lag, real)
 					}
 				}
 			})
@@ -520,8 +620,9 @@ func TestLagIsNeverTooLow(t *testing.T) {
 	})
 }
 
-// A standby is promoted whose clock is behind, or ahead. Its clock is another one from the first
-// answer on: nobody has to wait until the old one is forgotten, and lag is what it was.
+// A promoted standby has a clock that is behind or ahead. From its first answer on, its clock
+// counts as a new one: callers need not wait until the old one is forgotten, and the lag stays
+// right.
 func TestThePromotedStandbyHasAnotherClock(t *testing.T) {
 	t.Parallel()
 	for _, step := range []time.Duration{-40 * time.Second, 40 * time.Second} {
@@ -552,7 +653,7 @@ func TestThePromotedStandbyHasAnotherClock(t *testing.T) {
 	}
 }
 
-// behind answers as a server does that is behind its database by a constant.
+// behind answers as a server that is a constant time behind its database.
 func behind(i *issuer, by time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != feedPath {
@@ -571,8 +672,8 @@ func behind(i *issuer, by time.Duration) http.Handler {
 	})
 }
 
-// A server that gets behind by a constant is left for one that is not, so that its time is never
-// taken for a clock that was changed.
+// A verifier leaves a server that falls behind by a constant time for one that is up to date, and
+// never takes its time for a changed clock.
 func TestAServerThatIsBehindIsLeft(t *testing.T) {
 	t.Parallel()
 	key := newSigner(t, "k", "EdDSA")
@@ -593,7 +694,7 @@ func TestAServerThatIsBehindIsLeft(t *testing.T) {
 			want(t, v, i.token(id(1), id(2), 0), nil)
 			time.Sleep(time.Second)
 		}
-		// With no better one, the knowledge is known to be old.
+		// Without a better server, the verifier knows that its knowledge is old.
 		way.set("two", behind(i, time.Minute))
 		time.Sleep(20 * time.Second)
 		for range 200 {
@@ -605,7 +706,7 @@ func TestAServerThatIsBehindIsLeft(t *testing.T) {
 	})
 }
 
-// A page of a snapshot may be older than the question. Lag does not rely on it.
+// A page of a snapshot may be older than the request, so Lag does not rely on it.
 func TestAnOldPageIsNoMeasure(t *testing.T) {
 	t.Parallel()
 	following(t, func(i *issuer, cfg *Config) {
@@ -627,7 +728,7 @@ func TestAnOldPageIsNoMeasure(t *testing.T) {
 			asOf := v.clock.asOf
 			v.clock.mu.Unlock()
 			if lag, real := v.Lag(), i.now().Sub(asOf); lag < real && !asOf.IsZero() {
-				t.Fatalf("the lag is %v, and what is known is %v old", lag, real)
+				t.Fatalf("the lag is %v, but the knowledge is %v old", lag, real)
 			} else if lag < 5*time.Second && !first {
 				return
 			}
@@ -636,7 +737,7 @@ func TestAnOldPageIsNoMeasure(t *testing.T) {
 	})
 }
 
-// While a machine sleeps its monotonic clock may stand still. The wall clock tells.
+// While a machine sleeps, its monotonic clock may stop. The wall clock shows the time.
 func TestAMachineThatSleeps(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -645,7 +746,7 @@ func TestAMachineThatSleeps(t *testing.T) {
 		if asleep == 0 {
 			return now
 		}
-		return now.Round(0).Add(asleep) // no monotonic part: it cannot be compared, and the wall clock is
+		return now.Round(0).Add(asleep) // without a monotonic part the wall clocks are compared
 	})
 	asOf := now.Add(3 * time.Hour)
 	c.answered(measure{asked: now, read: now, asOf: asOf, complete: asOf})
@@ -660,8 +761,10 @@ func TestAMachineThatSleeps(t *testing.T) {
 
 func TestCloseEndsEverything(t *testing.T) {
 	t.Parallel()
-	// A bubble that ends with a goroutine left fails.
-	following(t, func(_ *issuer, cfg *Config) { cfg.Stale = Introspect }, func(t *testing.T, i *issuer, v *Verifier, _ *metrics) {
+	// A bubble fails if it ends with a goroutine left.
+	following(t, func(_ *issuer, cfg *Config) {
+		cfg.Stale = Introspect
+	}, func(t *testing.T, i *issuer, v *Verifier, _ *metrics) {
 		ready(t, v)
 		v.Close()
 		asked := i.count(feedPath) + i.count(jwksPath)
@@ -675,8 +778,8 @@ func TestCloseEndsEverything(t *testing.T) {
 	})
 }
 
-// The same over real sockets: a server that is killed in the middle of a poll, half answers,
-// and the move to another.
+// The same over real sockets: a server that is killed during a poll, half answers, and the move to
+// another server.
 func TestAKilledServerIsLeft(t *testing.T) {
 	t.Parallel()
 	i := newIssuer(t, newSigner(t, "k", "EdDSA"))

@@ -45,7 +45,8 @@ type problem struct {
 
 var (
 	noToken   = &problem{http.StatusUnauthorized, "", "This needs an access token: Authorization: Bearer."}
-	badHeader = &problem{http.StatusBadRequest, "invalid_request", "There is more than one Authorization header, or it holds no token."}
+	badHeader = &problem{http.StatusBadRequest, "invalid_request", "There is more than one Authorization header, or " +
+		"it holds no token."}
 )
 
 // bearer takes the token out of the one Authorization header (RFC 6750 §2.1).
@@ -69,7 +70,8 @@ func bearer(h http.Header) (string, *problem) {
 
 func problemOf(err error) *problem {
 	if Unknowable(err) {
-		return &problem{http.StatusServiceUnavailable, "temporarily_unavailable", "It cannot be known at the moment whether the access token is good. Try again."}
+		return &problem{http.StatusServiceUnavailable, "temporarily_unavailable",
+			"It cannot be known at the moment whether the access token is good. Try again."}
 	}
 	description := "The access token is not valid."
 	switch {

@@ -24,7 +24,7 @@ func TestTheMiddlewareAnswersAsRFC6750Asks(t *testing.T) {
 			_, _ = fmt.Fprint(w, claims.Subject, ok)
 		}))
 		if _, ok := FromContext(t.Context()); ok {
-			t.Error("claims in a context that has none")
+			t.Error("claims in a context without any")
 		}
 		time.Sleep(2 * time.Second)
 		bearer := func(token string) http.Header { return http.Header{"Authorization": {"Bearer " + token}} }
@@ -33,16 +33,21 @@ func TestTheMiddlewareAnswersAsRFC6750Asks(t *testing.T) {
 			status int
 			want   string // WWW-Authenticate
 		}{
-			"good":             {bearer(good), 200, ""},
-			"lower case":       {http.Header{"Authorization": {"bearer  " + good}}, 200, ""},
-			"none":             {http.Header{}, 401, "Bearer"},
-			"Basic":            {http.Header{"Authorization": {"Basic YTpi"}}, 401, "Bearer"},
-			"two":              {http.Header{"Authorization": {"Bearer " + good, "Bearer " + good}}, 400, `Bearer error="invalid_request"`},
-			"no token":         {http.Header{"Authorization": {"Bearer"}}, 400, `Bearer error="invalid_request"`},
-			"garbage":          {bearer("x"), 401, `Bearer error="invalid_token", error_description="The access token is not valid."`},
-			"hostile":          {bearer("\"\x00é" + strings.Repeat("x", 100_000)), 401, `Bearer error="invalid_token", error_description="The access token is not valid."`},
-			"expired":          {bearer(short), 401, `Bearer error="invalid_token", error_description="The access token has expired."`},
-			"ended":            {bearer(i.token(id(1), id(3), 0)), 401, `Bearer error="invalid_token", error_description="The session of the access token has ended."`},
+			"good":       {bearer(good), 200, ""},
+			"lower case": {http.Header{"Authorization": {"bearer  " + good}}, 200, ""},
+			"none":       {http.Header{}, 401, "Bearer"},
+			"Basic":      {http.Header{"Authorization": {"Basic YTpi"}}, 401, "Bearer"},
+			"two": {http.Header{"Authorization": {"Bearer " + good, "Bearer " + good}}, 400,
+				`Bearer error="invalid_request"`},
+			"no token": {http.Header{"Authorization": {"Bearer"}}, 400, `Bearer error="invalid_request"`},
+			"garbage": {bearer("x"), 401,
+				`Bearer error="invalid_token", error_description="The access token is not valid."`},
+			"hostile": {bearer("\"\x00é" + strings.Repeat("x", 100_000)), 401,
+				`Bearer error="invalid_token", error_description="The access token is not valid."`},
+			"expired": {bearer(short), 401,
+				`Bearer error="invalid_token", error_description="The access token has expired."`},
+			"ended": {bearer(i.token(id(1), id(3), 0)), 401,
+				`Bearer error="invalid_token", error_description="The session of the access token has ended."`},
 			"in a cookie":      {http.Header{"Cookie": {"access_token=" + good}}, 401, "Bearer"},
 			"with another one": {bearer(good + ", Basic x"), 401, `Bearer error="invalid_token"`},
 		} {

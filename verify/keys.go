@@ -18,7 +18,8 @@ const (
 	defaultMaxAge = 5 * time.Minute
 	longestMaxAge = time.Hour
 	keyRetryFirst = 500 * time.Millisecond
-	keyRetryLast  = 30 * time.Second
+	keyRetryNone  = 2 * time.Second  // the longest pause while there are no keys, and no token can be judged
+	keyRetryLast  = 30 * time.Second // while those at hand are used
 )
 
 // keyring holds the issuer's keys and keeps them fresh. Looking one up takes no lock.
@@ -151,7 +152,11 @@ func (v *Verifier) keepKeys(ctx context.Context) {
 			wait, retry = jitter(age*3/4), keyRetryFirst
 		} else {
 			etag = ""
-			wait, retry = jitter(retry), min(2*retry, keyRetryLast)
+			last := keyRetryLast
+			if k.set.Load() == nil {
+				last = keyRetryNone
+			}
+			wait, retry = jitter(retry), min(2*retry, last)
 		}
 		v.keyState(err)
 		k.landed(false)
@@ -190,10 +195,10 @@ func (v *Verifier) keyState(err error) {
 	case err != nil:
 		v.metric(MetricKeyErrors, 1)
 		if before == nil {
-			v.log.Warn("the keys of the issuer cannot be fetched; those at hand stay in use", "error", err.Error())
+			v.log.Warn("issuer_keys_not_fetched", "error", err.Error(), "hint", "those at hand stay in use")
 		}
 	case before != nil && !first:
-		v.log.Info("the keys of the issuer are fetched again")
+		v.log.Info("issuer_keys_fetched_again")
 	}
 }
 
@@ -234,7 +239,8 @@ func (v *Verifier) fetchKeys(ctx context.Context, s *server, etag *string) (time
 		return 0, fmt.Errorf("read the keys of %s: %w", meta.JWKS, err)
 	}
 	if len(set) == 0 {
-		return 0, fmt.Errorf("%s has no key for ES256, EdDSA or RS256 (with HS256 there are none, and tokens cannot be verified here)", meta.JWKS)
+		return 0, fmt.Errorf("%s has no key for ES256, EdDSA or RS256 (with HS256 there are none, and tokens cannot "+
+			"be verified here)", meta.JWKS)
 	}
 	v.keys.set.Store(&set)
 	*etag = got.header.Get("ETag")

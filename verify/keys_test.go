@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// plain makes a verifier of signatures and claims alone.
+// plain makes a verifier that only checks signatures and claims.
 func plain(i *issuer) Config {
 	cfg := testConfig(i)
 	cfg.Client, cfg.Stale = Client{}, Accept
@@ -31,8 +31,10 @@ func TestEachAlgorithmIsVerified(t *testing.T) {
 				t.Fatalf("%s: %v", key.algorithm, err)
 			}
 			now := time.Now().UTC().Truncate(time.Second)
-			if c.Subject != id(1) || c.SessionID != id(2) || c.ID != id(999) || c.SessionEpoch != 7 || c.ClientID != "web" ||
-				!c.IssuedAt.Equal(now) || !c.AuthTime.Equal(now) || !c.ExpiresAt.Equal(now.Add(time.Hour)) || !c.NotBefore.IsZero() ||
+			if c.Subject != id(1) || c.SessionID != id(2) || c.ID != id(999) || c.SessionEpoch != 7 ||
+				c.ClientID != "web" ||
+				!c.IssuedAt.Equal(now) || !c.AuthTime.Equal(now) || !c.ExpiresAt.Equal(now.Add(time.Hour)) ||
+				!c.NotBefore.IsZero() ||
 				len(c.Audience) != 1 || c.Audience[0] != testAudience || c.Issuer != testIssuer {
 				t.Errorf("%s: %+v", key.algorithm, c)
 			}
@@ -48,7 +50,7 @@ func TestEachAlgorithmIsVerified(t *testing.T) {
 	})
 }
 
-// RFC 8414 §3.1 puts the path of the issuer behind the well-known one.
+// RFC 8414 §3.1 puts the path of the issuer after the well-known one.
 func TestWhereTheMetadataIs(t *testing.T) {
 	t.Parallel()
 	for base, want := range map[string]string{
@@ -70,7 +72,7 @@ func TestMetadataOfAnotherIssuerIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		i := newIssuer(t, key)
 		cfg := plain(i)
-		cfg.Issuer = testIssuer + "/" // found at the same place, and another issuer
+		cfg.Issuer = testIssuer + "/" // the same place, but another issuer
 		v := start(t, cfg)
 		_, err := v.Check(t.Context(), i.token(id(1), id(2), 1))
 		if !errors.Is(err, ErrNoKeys) || !Unknowable(err) || !strings.Contains(err.Error(), "is of the issuer") {
@@ -87,7 +89,8 @@ func TestEndpointsOnOtherServers(t *testing.T) {
 	for _, c := range []struct{ issuer, base, endpoint, want string }{
 		{"https://a.example", "", "https://a.example/oauth2/x", "https://a.example/oauth2/x"},
 		{"https://a.example", "http://10.0.0.1:8080", "https://a.example/oauth2/x", "http://10.0.0.1:8080/oauth2/x"},
-		{"https://a.example/auth", "http://10.0.0.1:8080", "https://a.example/auth/oauth2/x", "http://10.0.0.1:8080/oauth2/x"},
+		{"https://a.example/auth", "http://10.0.0.1:8080", "https://a.example/auth/oauth2/x",
+			"http://10.0.0.1:8080/oauth2/x"},
 		{"https://a.example/auth", "https://b.example/auth/", "https://a.example/auth/x", "https://b.example/auth/x"},
 		{"https://a.example", "https://b.example", "https://keys.example/k", "https://keys.example/k"},
 		{"https://a.example", "", "", ""},
@@ -111,8 +114,8 @@ func TestEndpointsOnOtherServers(t *testing.T) {
 	}
 }
 
-// 10,000 keys that do not exist cost the issuer two requests a minute, and a token whose key is
-// known nothing.
+// 10,000 unknown key ids cost the issuer two requests a minute, and do not delay tokens with a
+// known key.
 func TestAFloodOfUnknownKeys(t *testing.T) {
 	t.Parallel()
 	known, flooder := newSigner(t, "known", "EdDSA"), newSigner(t, "x", "EdDSA")
@@ -148,12 +151,12 @@ func TestAFloodOfUnknownKeys(t *testing.T) {
 			}
 		}
 		if fetched := i.count(jwksPath) - before; n < 10_000 || fetched < 4 {
-			t.Errorf("%d unknown keys, %d fetches: the test shows too little", n, fetched)
+			t.Errorf("%d unknown keys and %d fetches are too few for this test", n, fetched)
 		}
 	})
 }
 
-// While a fetch for an unknown key hangs, tokens of known keys do not wait for it.
+// While a fetch for an unknown key hangs, tokens with known keys do not wait for it.
 func TestAKnownKeyNeverWaits(t *testing.T) {
 	t.Parallel()
 	known, other := newSigner(t, "known", "EdDSA"), newSigner(t, "other", "EdDSA")
@@ -173,16 +176,16 @@ func TestAKnownKeyNeverWaits(t *testing.T) {
 		was := time.Now()
 		want(t, v, good, nil)
 		if waited := time.Since(was); waited != 0 {
-			t.Errorf("it waited %v", waited)
+			t.Errorf("the known key waited %v", waited)
 		}
 		wg.Wait()
 		if waited := time.Since(was); waited > firstWait {
-			t.Errorf("the unknown one waited %v", waited)
+			t.Errorf("the unknown key waited %v", waited)
 		}
 	})
 }
 
-// A new key is found when the first token that it signed comes.
+// A new key is found when the first token with it comes.
 func TestANewKeyIsFoundAtOnce(t *testing.T) {
 	t.Parallel()
 	first, second := newSigner(t, "first", "EdDSA"), newSigner(t, "second", "ES256")
@@ -203,8 +206,8 @@ func TestANewKeyIsFoundAtOnce(t *testing.T) {
 	})
 }
 
-// Keys that are published for their max-age before they sign, as authctl does it, are there in
-// time: nothing is refused, however often they change.
+// authctl publishes keys for their max-age before they sign, so verifiers have them in time and
+// refuse nothing, however often the keys change.
 func TestRotationEveryTwoSeconds(t *testing.T) {
 	t.Parallel()
 	var keys []signer
@@ -219,7 +222,7 @@ func TestRotationEveryTwoSeconds(t *testing.T) {
 			t.Fatal(err)
 		}
 		for n := 1; n < len(keys)-1; n++ {
-			// The one that signs, and the next one; the last one stays for its tokens.
+			// The signing key and the next one; the last one stays for its tokens.
 			i.set(func() { i.keys = keys[n-1 : n+2] })
 			for range 20 {
 				want(t, v, i.tokenOf(keys[n], id(1), id(2), 1, time.Hour), nil)
@@ -261,7 +264,9 @@ func TestKeysAreKeptThroughAnOutage(t *testing.T) {
 				cfg := plain(i)
 				cfg.Metric = m.add
 				evil := 0
-				cfg.Transport.(*direct).set("evil.example", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { evil++ }))
+				cfg.Transport.(*direct).set("evil.example", http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+					evil++
+				}))
 				v := start(t, cfg)
 				want(t, v, i.token(id(1), id(2), 1), nil)
 				i.set(func() {
@@ -286,7 +291,7 @@ func TestKeysAreKeptThroughAnOutage(t *testing.T) {
 	}
 }
 
-// Before the keys were ever had, a token cannot be judged. That is no refusal.
+// Before the first fetch of the keys a token cannot be judged, which is not a refusal.
 func TestAnIssuerThatIsAwayAtTheStart(t *testing.T) {
 	t.Parallel()
 	key := newSigner(t, "k", "EdDSA")
@@ -300,8 +305,9 @@ func TestAnIssuerThatIsAwayAtTheStart(t *testing.T) {
 		if !errors.Is(err, ErrNoKeys) || !Unknowable(err) {
 			t.Errorf("%v", err)
 		}
+		time.Sleep(10 * time.Minute)
 		network.set("auth.example.com", i)
-		time.Sleep(time.Minute)
+		time.Sleep(3 * time.Second) // nothing works without keys: they are not waited for longer
 		want(t, v, i.token(id(1), id(2), 1), nil)
 	})
 }
@@ -317,14 +323,16 @@ func TestKeysThatAreNotTaken(t *testing.T) {
 		members string
 		taken   bool
 	}{
-		"EC":                    {ec, true},
-		"EC for ES256":          {ec + `,"alg":"ES256","use":"sig","key_ops":["verify"],"x5c":["MIIB"]`, true},
-		"EC for HS256":          {ec + `,"alg":"HS256"`, false},
-		"EC for encryption":     {ec + `,"use":"enc"`, false},
-		"EC, use not a string":  {ec + `,"use":["sig"]`, false},
-		"EC off the curve":      {strings.Replace(ec, "f83O", "g83O", 1), false},
-		"EC with a short x":     {strings.Replace(ec, "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "f83OJ3D2xF1B", 1), false},
-		"EC at infinity":        {`"kty":"EC","crv":"P-256","x":"` + strings.Repeat("A", 43) + `","y":"` + strings.Repeat("A", 43) + `"`, false},
+		"EC":                   {ec, true},
+		"EC for ES256":         {ec + `,"alg":"ES256","use":"sig","key_ops":["verify"],"x5c":["MIIB"]`, true},
+		"EC for HS256":         {ec + `,"alg":"HS256"`, false},
+		"EC for encryption":    {ec + `,"use":"enc"`, false},
+		"EC, use not a string": {ec + `,"use":["sig"]`, false},
+		"EC off the curve":     {strings.Replace(ec, "f83O", "g83O", 1), false},
+		"EC with a short x": {strings.Replace(ec, "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "f83OJ3D2xF1B",
+			1), false},
+		"EC at infinity": {`"kty":"EC","crv":"P-256","x":"` + strings.Repeat("A", 43) + `","y":"` +
+			strings.Repeat("A", 43) + `"`, false},
 		"EC without y":          {strings.Split(ec, `,"y"`)[0], false},
 		"EC with padding":       {strings.Replace(ec, "RVEU", "RVEU=", 1), false},
 		"EC with a newline":     {strings.Replace(ec, "RVEU", `RVE\nU`, 1), false},
@@ -352,7 +360,7 @@ func TestKeysThatAreNotTaken(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, taken := set["k"]; taken != c.taken {
-			t.Errorf("%s: taken %v; want %v", name, taken, c.taken)
+			t.Errorf("%s: accepted %v; want %v", name, taken, c.taken)
 		}
 	}
 	const key = `{"kid":"k",` + okp + `}`
@@ -379,7 +387,7 @@ func TestKeysThatAreNotTaken(t *testing.T) {
 	}
 	set, err := parseJWKS([]byte(`{"keys":[1,null,"x",[],{` + okp + `},{"kid":"a/b",` + okp + `},` + key + `],"x":1}`))
 	if err != nil || len(set) != 1 {
-		t.Errorf("beside what is no key: %v, %v", set.kids(), err)
+		t.Errorf("next to what is no key: %v, %v", set.kids(), err)
 	}
 }
 

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Not parallel: it looks at the heap of the whole process.
+// Not parallel, because it measures the heap of the whole process.
 func TestAHundredThousandEndsFitInto16MiB(t *testing.T) {
 	before := heap()
 	d := &denylist{}
@@ -17,11 +17,11 @@ func TestAHundredThousandEndsFitInto16MiB(t *testing.T) {
 	if n := d.len(); n != 100_000 {
 		t.Errorf("%d ends", n)
 	}
-	// What is forgotten leaves room for what comes.
+	// Forgotten ends make room for new ones.
 	for range 20 {
 		d.forget(time.Now().Add(6*time.Hour), denyShards)
 		if n := d.len(); n != 0 {
-			t.Fatalf("%d ends are left", n)
+			t.Fatalf("%d ends remain", n)
 		}
 		fill(d, 100_000)
 	}

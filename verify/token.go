@@ -198,8 +198,8 @@ func parseClaims(payload []byte) (Claims, error) {
 	return c, nil
 }
 
-// judge does everything that depends on who verifies, and when.
-func (c Claims) judge(issuer, audience string, now time.Time) error {
+// check does everything that depends on who verifies, and when.
+func (c Claims) check(issuer, audience string, now time.Time) error {
 	switch {
 	case c.Issuer != issuer:
 		return refuse(ErrIssuer, "")

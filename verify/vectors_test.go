@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// vectors are published for verifiers in any language: testdata/README.md explains them.
+// vectors are published for verifiers in any language; see testdata/README.md.
 type vectors struct {
 	Issuer   string                     `json:"issuer"`
 	Audience string                     `json:"audience"`
@@ -46,7 +46,8 @@ func still(t testing.TB, all vectors, keys, feed json.RawMessage, now time.Time)
 		t.Fatal(err)
 	}
 	v := &Verifier{
-		cfg:  Config{Issuer: all.Issuer, Audience: all.Audience, Client: Client{"orders", "secret"}, MaxLag: time.Second},
+		cfg: Config{Issuer: all.Issuer, Audience: all.Audience, Client: Client{"orders", "secret"},
+			MaxLag: time.Second},
 		now:  func() time.Time { return now },
 		keys: newKeyring(), known: newKnowledge(), synced: make(chan struct{}), ctx: t.Context(),
 	}
@@ -68,8 +69,10 @@ func still(t testing.TB, all vectors, keys, feed json.RawMessage, now time.Time)
 func TestPublishedVectors(t *testing.T) {
 	t.Parallel()
 	reasons := map[string]error{
-		"malformed": ErrMalformed, "type": ErrType, "unknown_key": ErrUnknownKey, "algorithm": ErrAlgorithm, "signature": ErrSignature,
-		"claims": ErrClaims, "issuer": ErrIssuer, "audience": ErrAudience, "not_yet_valid": ErrNotYetValid, "expired": ErrExpired,
+		"malformed": ErrMalformed, "type": ErrType, "unknown_key": ErrUnknownKey, "algorithm": ErrAlgorithm,
+		"signature": ErrSignature,
+		"claims":    ErrClaims, "issuer": ErrIssuer, "audience": ErrAudience, "not_yet_valid": ErrNotYetValid,
+		"expired": ErrExpired,
 		"revoked": ErrRevoked,
 	}
 	all := readVectors(t)
@@ -88,7 +91,7 @@ func TestPublishedVectors(t *testing.T) {
 	}
 }
 
-// What is accepted is the one text there is of it.
+// Each token has only one accepted text.
 func FuzzCheck(f *testing.F) {
 	all := readVectors(f)
 	v := still(f, all, all.Keys["all"], all.Feeds["session"], all.Vectors[0].Time)
@@ -108,17 +111,19 @@ func FuzzCheck(f *testing.F) {
 			t.Fatal(err)
 		}
 		if again := encode(parts.header) + "." + encode(parts.payload) + "." + encode(parts.signature); again != token || claims.Subject == "" {
-			t.Errorf("%q was accepted, and is %q", token, again)
+			t.Errorf("%q was accepted, but its canonical text is %q", token, again)
 		}
 	})
 }
 
-// Behind a signature, where FuzzCheck does not get. The reader takes nothing that encoding/json
-// does not take.
+// The JSON reader, which FuzzCheck cannot reach without a signature. It accepts nothing that
+// encoding/json refuses.
 func FuzzReadObject(f *testing.F) {
 	for _, text := range []string{
-		`{}`, `{"a":[1,-0,1.5e+3,true,false,null,"\u00e9\ud83d\ude00é😀"],"b":{"c":{}}}`, `{"a":"\ud800"}`, "{\"a\":\"\xff\"}", `{"a":1,"\u0061":2}`,
-		`{"exp":01}`, ` { "a" : 1 } `, `{"a":1}x`, `{"a":"` + "\x01" + `"}`, `{"a":.5}`, `{"a":1.}`, `{"a":-}`, `{"a":tru}`, `{"":"\/\b\f\n\r\t\"\\"}`,
+		`{}`, `{"a":[1,-0,1.5e+3,true,false,null,"\u00e9\ud83d\ude00é😀"],"b":{"c":{}}}`, `{"a":"\ud800"}`,
+		"{\"a\":\"\xff\"}", `{"a":1,"\u0061":2}`,
+		`{"exp":01}`, ` { "a" : 1 } `, `{"a":1}x`, `{"a":"` + "\x01" + `"}`, `{"a":.5}`, `{"a":1.}`, `{"a":-}`,
+		`{"a":tru}`, `{"":"\/\b\f\n\r\t\"\\"}`,
 	} {
 		f.Add([]byte(text))
 	}
@@ -138,7 +143,7 @@ func FuzzReadObject(f *testing.F) {
 		}
 		var want map[string]any
 		if err := json.Unmarshal(data, &want); err != nil {
-			t.Fatalf("%q was read, and is not JSON: %v", data, err)
+			t.Fatalf("%q was read, but is not JSON: %v", data, err)
 		}
 		if len(want) != len(got) {
 			t.Errorf("%q: %v and %v", data, got, want)

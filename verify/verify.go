@@ -3,6 +3,7 @@ package verify
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -68,7 +69,8 @@ type Config struct {
 	MaxLag time.Duration
 
 	// Name and Version are how the verifier names itself to the issuer, whose operators see it
-	// there. By default the name of the host, and the version of the main module.
+	// there. By default the name of the host, and the version of the main module. Several may share
+	// a name: New makes a random instance id for each, which is sent too.
 	Name, Version string
 
 	// Transport sends the requests, for a private CA or client certificates. By default one
@@ -109,11 +111,12 @@ const (
 
 // Verifier checks access tokens. It is made by [New] and safe for concurrent use.
 type Verifier struct {
-	cfg     Config
-	now     func() time.Time
-	log     *slog.Logger
-	http    *http.Client
-	servers []*server
+	cfg      Config
+	instance string // tells this verifier apart from others of the same name
+	now      func() time.Time
+	log      *slog.Logger
+	http     *http.Client
+	servers  []*server
 
 	keys  *keyring
 	known *knowledge
@@ -136,7 +139,10 @@ func New(cfg Config) (*Verifier, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
-	v := &Verifier{cfg: cfg, now: cfg.Now, log: cfg.Log, keys: newKeyring(), known: newKnowledge(), synced: make(chan struct{})}
+	v := &Verifier{
+		cfg: cfg, instance: rand.Text()[:12], now: cfg.Now, log: cfg.Log, keys: newKeyring(), known: newKnowledge(),
+		synced: make(chan struct{}),
+	}
 	if v.log == nil {
 		v.log = slog.New(slog.DiscardHandler)
 	}
@@ -282,7 +288,7 @@ func (v *Verifier) check(ctx context.Context, token string) (Claims, error) {
 		return Claims{}, refuse(ErrClaims, err.Error())
 	}
 	now, _ := v.clock.issuerTime()
-	if err := claims.judge(v.cfg.Issuer, v.cfg.Audience, now); err != nil {
+	if err := claims.check(v.cfg.Issuer, v.cfg.Audience, now); err != nil {
 		return Claims{}, err
 	}
 	return claims, v.live(ctx, token, h.kid, claims)

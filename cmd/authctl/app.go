@@ -5,14 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/migrations"
@@ -25,6 +26,7 @@ import (
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/logging"
+	"github.com/toppira/authctl/platform/telemetry"
 	"github.com/toppira/authctl/platform/tracing"
 )
 
@@ -36,13 +38,16 @@ type app struct {
 	security *zap.Logger // only for commands
 	logFile  *logging.File
 	level    zap.AtomicLevel
-	registry *prometheus.Registry
-	tracer   *tracing.Tracer // of serve and relay; nil when the environment names no collector
+	registry telemetry.Registry // nil in commands
+	tracer   *tracing.Tracer    // of serve and relay; nil when the environment names no collector
 	db       *database.DB
-	redis    redis.UniversalClient
+	relayDB  *database.DB // db, or in a serve that relays the part of its connections that requests cannot take
+	redis    cache.Client
 	auth     *auth.Service
 	contact  *contact.Service
 	waker    *relay.Waker
+
+	answerWithin time.Duration // how long one statement of a command may take; 0 is any time
 
 	looking   bool                  // creates nothing: no folder, database, schema, secret or key
 	ownSecret bool                  // the secret was created here, not configured
@@ -115,17 +120,15 @@ func (a *app) openDatabase(ctx context.Context) error {
 		return err
 	}
 	if !a.db.IsPostgres() && !a.looking {
-		if _, err := migrations.Up(ctx, a.db, nil); err != nil {
-			return err
-		}
-		return nil
+		_, err := migrations.Up(ctx, a.db, nil)
+		return err
 	}
 	err := migrations.Check(ctx, a.db)
-	if errors.Is(err, migrations.ErrBehind) && !a.db.IsPostgres() {
-		return fmt.Errorf("%w; run: authctl migrate up, or start authctl serve, which does it", err)
-	}
 	if errors.Is(err, migrations.ErrBehind) {
-		return fmt.Errorf("%w; run: authctl migrate up", err)
+		err = fmt.Errorf("%w; run: authctl migrate up", err)
+		if !a.db.IsPostgres() {
+			err = fmt.Errorf("%w, or start authctl serve, which does it", err)
+		}
 	}
 	return err
 }
@@ -163,6 +166,20 @@ func (a *app) openExistingAuth(ctx context.Context) error {
 	return a.openAuth(ctx)
 }
 
+// openAuthToBegin opens the service for a command that may make the first account. Its event gets the number of shards
+// of these settings, which could not change while the event waits. A role that may not set the number leaves that
+// to the relays, and so does a command that others get ahead of.
+func (a *app) openAuthToBegin(ctx context.Context) error {
+	if err := a.openAuth(ctx); err != nil {
+		return err
+	}
+	err := relay.PrepareFirst(ctx, a.db, a.Outbox)
+	if err != nil && !database.IsForbidden(err) && !database.IsUnavailable(err) && !errors.Is(err, outbox.ErrShards) {
+		return fmt.Errorf("prepare the outbox: %w", err)
+	}
+	return nil
+}
+
 // openAuthToLook opens the service for a command that changes nothing. If there is no installation
 // yet, it uses a temporary one.
 func (a *app) openAuthToLook(ctx context.Context) error {
@@ -179,11 +196,11 @@ func (a *app) openAuthToLook(ctx context.Context) error {
 
 func (a *app) connectDatabase(ctx context.Context) error {
 	db, err := database.Open(ctx, a.Database, database.Options{DataDir: a.App.DataDir, Prod: a.App.prod(),
-		AppName: "authctl"})
+		AppName: "authctl", AnswerWithin: a.answerWithin})
 	if err != nil {
 		return err
 	}
-	a.db = db
+	a.db, a.relayDB = db, db
 	a.closers = append(a.closers, db.Close)
 	return nil
 }
@@ -202,10 +219,7 @@ func (a *app) openAuth(ctx context.Context) error {
 	if a.ownSecret, err = a.ensureSecret(!a.looking); err != nil {
 		return err
 	}
-	deps := auth.Deps{DB: a.db, Log: a.log, Looking: a.looking}
-	if a.registry != nil {
-		deps.Registry, deps.Serving = a.registry, true
-	}
+	deps := auth.Deps{DB: a.db, Log: a.log, Looking: a.looking, Registry: a.registry, Serving: a.registry != nil}
 	if a.Redis.Enabled() {
 		a.redis, err = cache.Open(ctx, a.Redis, cache.Options{
 			Prod: a.App.prod(), AppName: "authctl",
@@ -220,6 +234,15 @@ func (a *app) openAuth(ctx context.Context) error {
 			if err := a.checkRedis(ctx); err != nil {
 				return err
 			}
+			if err := a.registry.Register(redisAway(a.redis)); err != nil {
+				return fmt.Errorf("register the metric of Redis: %w", err)
+			}
+		}
+	}
+	if a.registry != nil && a.Outbox.Relay == "inline" {
+		// Writers hold their connections until the disk answers, and requests until they are done.
+		if a.relayDB = a.db.Split(); a.relayDB != a.db {
+			a.closers = append(a.closers, a.relayDB.Close)
 		}
 	}
 	a.openWaker()
@@ -228,12 +251,8 @@ func (a *app) openAuth(ctx context.Context) error {
 		return err
 	}
 	a.closers = append(a.closers, a.auth.Close)
-	contacts := contact.Deps{DB: a.db, Auth: a.auth, Secrets: a.settings.Auth.Token.Secrets(), Committed: a.waker.Wake,
-		Log: a.log}
-	if a.registry != nil {
-		contacts.Registry = a.registry
-	}
-	a.contact, err = contact.New(a.Contact, contacts)
+	a.contact, err = contact.New(a.Contact, contact.Deps{DB: a.db, Auth: a.auth,
+		Secrets: a.settings.Auth.Token.Secrets(), Committed: a.waker.Wake, Log: a.log, Registry: a.registry})
 	return err
 }
 
@@ -248,7 +267,7 @@ func (a *app) openTracer(ctx context.Context, version string) (err error) {
 
 // openWaker makes what tells relays of this process, and of others, that events were committed.
 func (a *app) openWaker() {
-	a.waker = relay.NewWaker(a.db)
+	a.waker = relay.NewWaker(a.relayDB)
 	a.closers = append(a.closers, func() error { a.waker.Close(); return nil })
 }
 
@@ -270,9 +289,22 @@ func (a *app) checkRedis(ctx context.Context) error {
 		a.log.Info("redis_settings_unknown", zap.Error(err))
 	}
 	for _, problem := range found {
-		a.log.Warn("redis_may_forget", zap.String("found", problem.Found), zap.String("advice", problem.Advice))
+		a.log.Warn("redis_may_forget", zap.String("problem", problem.Found), zap.String("hint", problem.Advice))
 	}
 	return nil
+}
+
+// redisAway counts the servers of Redis that cannot be used, when it is asked: nobody needs to ask for /readyz, which
+// says no more than whether there is one that can.
+func redisAway(client cache.Client) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "authctl_redis_servers_away",
+		Help: "Redis servers that have keys and cannot be used: nodes of a cluster, or the only one.",
+	}, func() float64 {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		return float64(cache.Away(ctx, client))
+	})
 }
 
 // logRemarks logs, once at the start, which settings are probably mistakes.
@@ -282,8 +314,8 @@ func (a *app) logRemarks() {
 		if r.Likely {
 			level = zap.WarnLevel
 		}
-		a.log.Log(level, "setting_ignored", zap.String("name", r.Name), zap.String("problem", r.Text), zap.String("source",
-			r.Source))
+		a.log.Log(level, "setting_ignored", zap.String("name", r.Name), zap.String("problem", r.Text),
+			zap.String("source", r.Source))
 	}
 }
 
@@ -291,11 +323,7 @@ func (a *app) eventsFile() string { return filepath.Join(a.App.DataDir, "events.
 
 // openKafka opens the sink to Kafka. The caller closes it.
 func (a *app) openKafka() (*sink.Kafka, error) {
-	opt := sink.KafkaOptions{Prod: a.App.prod(), Log: a.log}
-	if a.registry != nil {
-		opt.Registry = a.registry
-	}
-	return sink.OpenKafka(a.Kafka, opt)
+	return sink.OpenKafka(a.Kafka, sink.KafkaOptions{Prod: a.App.prod(), Log: a.log, Registry: a.registry})
 }
 
 // target names the target of these settings, and its identity if that is known without asking.
@@ -326,18 +354,15 @@ func (a *app) newRelay(ctx context.Context) (*relay.Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := outbox.AdmitTarget(ctx, a.db, name, identity); errors.Is(err, outbox.ErrOtherTarget) {
+	if _, err := outbox.AdmitTarget(ctx, a.relayDB, name, identity); errors.Is(err, outbox.ErrOtherTarget) {
 		return nil, err
 	}
 	to, err := a.openSink()
 	if err != nil {
 		return nil, err
 	}
-	opt := relay.Options{Log: a.log, Waker: a.waker, Tracer: a.tracer}
-	if a.registry != nil {
-		opt.Registry = a.registry
-	}
-	r, err := relay.New(a.db, to, a.Outbox, opt)
+	r, err := relay.New(a.relayDB, to, a.Outbox,
+		relay.Options{Log: a.log, Waker: a.waker, Tracer: a.tracer, Registry: a.registry})
 	if err != nil {
 		return nil, errors.Join(err, to.Close())
 	}
@@ -389,6 +414,15 @@ func (a *app) describe() [][2]string {
 		{"Mail", mails},
 		{"Secret", secret},
 	}
+}
+
+// mount is the path at which a proxy serves the service: that of the issuer.
+func (s settings) mount() string {
+	u, err := url.Parse(s.Auth.Token.Issuer)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimRight(u.EscapedPath(), "/")
 }
 
 // https reports whether clients reach the service by https, by this process or a proxy.

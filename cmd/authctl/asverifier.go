@@ -197,7 +197,8 @@ func (v asVerifier) secret() (string, error) {
 func metadataURL(issuer string) (string, error) {
 	u, err := url.Parse(issuer)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
-		return "", fmt.Errorf("--as-verifier is %q; it takes the URL of the issuer, such as https://auth.example.com", issuer)
+		return "", fmt.Errorf("--as-verifier is %q; it takes the URL of the issuer, such as https://auth.example.com",
+			issuer)
 	}
 	path := strings.TrimRight(u.EscapedPath(), "/")
 	return u.Scheme + "://" + u.Host + "/.well-known/oauth-authorization-server" + path, nil
@@ -223,8 +224,8 @@ func fetchBody(ctx context.Context, from, client, secret string, limit int64) ([
 	switch place := res.Header.Get("Location"); {
 	case res.StatusCode == http.StatusOK:
 	case place != "":
-		return nil, fmt.Errorf("%s answered %d and leads to %q; redirects are not followed: name the URL that it leads to",
-			from, res.StatusCode, place)
+		return nil, fmt.Errorf("%s answered %d and leads to %q; redirects are not followed: name the URL that it "+
+			"leads to", from, res.StatusCode, place)
 	default:
 		return nil, fmt.Errorf("%s answered %d %s", from, res.StatusCode, http.StatusText(res.StatusCode))
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/toppira/authctl/modules/auth"
 )
 
-// says starts a server that answers everything with a text, in which BASE is its own URL.
+// says starts a server that gives every request the same answer. BASE in the text is its own URL.
 func says(t *testing.T, text string) (base string) {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -29,8 +29,8 @@ func says(t *testing.T, text string) (base string) {
 	return server.URL
 }
 
-// What a server says is not believed further than a verifier would: no other issuer, no files of
-// this machine, no redirects.
+// The command trusts the metadata of a server no more than a verifier would: it takes no other
+// issuer, reads no files of this machine and follows no redirects.
 func TestAVerifierBelievesNoMetadata(t *testing.T) {
 	t.Parallel()
 	const noEndpoint = "not the URL of an endpoint"
@@ -75,7 +75,7 @@ func TestAVerifierStaysWithHTTPS(t *testing.T) {
 	}
 }
 
-// An answer that does not tell what has ended does not say that nothing has.
+// An answer that does not say what has ended must not be read as "nothing has ended".
 func TestAnAnswerThatTellsNothingIsNone(t *testing.T) {
 	t.Parallel()
 	const at = `"as_of":"2026-01-02T15:04:05Z"`
@@ -83,7 +83,7 @@ func TestAnAnswerThatTellsNothingIsNone(t *testing.T) {
 		`{}`: "does not tell it", `{"error":"x"}`: "does not tell it", `[]`: "answered no JSON",
 		`{"cursor":"a","revocations":[]}`:                                      "does not tell it",
 		`{` + at + `,"revocations":[]}`:                                        "does not tell it",
-		`{"cursor":"a","more":true,` + at + `}`:                                "does not tell it", // and leads nowhere
+		`{"cursor":"a","more":true,` + at + `}`:                                "does not tell it", // and no next page
 		`{"cursor":"a",` + at + `,"revocations":[{"type":"planet"}]}`:          "unknown type",
 		`{"cursor":"a",` + at + `,"revocations":[{"type":"session","sid":"1"}`: "answered no JSON",
 		`{"cursor":"a",` + at + `,"revocations":[]}`:                           "",
@@ -109,6 +109,6 @@ func TestCredentialsAreNotSentElsewhere(t *testing.T) {
 	defer feed.Close()
 	err := asVerifier{client: "orders"}.apply(t.Context(), feed.URL, "secret", &auth.TokenReport{})
 	if err == nil || told.Load() > 0 {
-		t.Errorf("%v, and another place was asked %d times", err, told.Load())
+		t.Errorf("%v, and another server was asked %d times", err, told.Load())
 	}
 }

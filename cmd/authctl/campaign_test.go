@@ -49,7 +49,7 @@ func campaignTime(t *testing.T) time.Duration {
 	t.Helper()
 	switch text := os.Getenv("AUTHCTL_CAMPAIGN"); text {
 	case "":
-		return 0 // each fault once
+		return 0 // enough for each fault to happen once
 	case "long":
 		return 5 * time.Minute
 	default:
@@ -61,9 +61,9 @@ func campaignTime(t *testing.T) time.Duration {
 	}
 }
 
-// Kafka, three webhooks, one of which never answers, and a mail server get what two processes write,
-// from two relays. Then the relays, Kafka and PostgreSQL are killed in turn while one receiver and the
-// mail server misbehave in every way that they can.
+// Two processes write, and two relays send: to Kafka, to three webhooks, one of which never
+// answers, and to a mail server. Then the relays, Kafka and PostgreSQL are killed in turn, while
+// one receiver and the mail server misbehave in every way that they can.
 func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 	t.Parallel()
 	kafka, postgres := outboxtest.StartKafka(t, 1), outboxtest.StartPostgres(t)
@@ -94,19 +94,25 @@ func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 	kill := func(n int) {
 		relays[n].Kill()
 		faults++
-		f.progress(50) // the other one takes over
+		f.progress(50)   // the other relay takes over
+		var killed int64 // not too late: the leases of the killed relay end within 2 s
+		err := db.QueryRowContext(t.Context(),
+			`SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint`).Scan(&killed)
+		if err != nil {
+			t.Fatal(err)
+		}
 		relays[n] = f.relay()
 		testenv.Eventually(t, "two relays share the work", func() bool {
 			var owners int
 			err := db.QueryRowContext(t.Context(), `SELECT count(DISTINCT owner) FROM outbox_delivery_lease
-				WHERE until_ms > extract(epoch FROM clock_timestamp()) * 1000`).Scan(&owners)
+				WHERE until_ms > ?`, killed+2000).Scan(&owners)
 			return err == nil && owners == 2
 		})
 	}
 	for end := time.Now().Add(campaignTime(t)); faults == 0 || time.Now().Before(end); {
 		kill(0)
 		kafka.Signal(t, 1, syscall.SIGKILL)
-		f.calmProgress(100) // it waits for no other target
+		f.calmProgress(100) // a dead log holds up no other target
 		kafka.Restart(t, 1)
 		faults++
 		f.progress(50)
@@ -132,7 +138,8 @@ func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 		"kafka": outboxtest.Check(events, f.readKafka()), "calm": outboxtest.Check(events, f.hooks["calm"].all()),
 		"restless": outboxtest.Check(events, f.hooks["restless"].all()), "mail": outboxtest.Check(mails, f.mail.all()),
 	} {
-		// What was under way at a kill, and what a crash of PostgreSQL had not written yet.
+		// Duplicates come from what was in flight at a kill, and from what PostgreSQL had not
+		// written when it crashed.
 		most := 2000 * faults
 		if !r.Sound(most) || r.Written == 0 {
 			t.Errorf("%s after %d faults: %s", name, faults, r)
@@ -141,7 +148,7 @@ func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 	}
 	for name, hook := range f.hooks {
 		if hook.forged.Load() > 0 {
-			t.Errorf("%s got %d requests with a wrong signature", name, hook.forged.Load())
+			t.Errorf("%s got %d requests with wrong signatures", name, hook.forged.Load())
 		}
 	}
 	var written int64
@@ -154,7 +161,7 @@ func TestEveryTargetGetsEveryEventInOrder(t *testing.T) {
 	}
 	for _, s := range list {
 		if s.Name == "dead" && s.Waiting != written || s.Name != "dead" && s.Waiting != 0 || s.ParkedKeys > 0 {
-			t.Errorf("of %d events %d wait for %s, and %d of its keys are parked", written, s.Waiting, s.Name, s.ParkedKeys)
+			t.Errorf("%s: %d of %d events wait, %d keys are parked", s.Name, s.Waiting, written, s.ParkedKeys)
 		}
 	}
 }
@@ -178,8 +185,8 @@ type targetField struct {
 	kafka  *outboxtest.Cluster
 	hooks  map[string]*campaignHook
 	mail   *mailbox
-	faulty atomic.Bool // restless and the mail server misbehave
-	files  []string    // of the writers: what they did
+	faulty atomic.Bool // makes the restless receiver and the mail server misbehave
+	files  []string    // what each writer did
 }
 
 const campaignTopic = "campaign"
@@ -212,7 +219,7 @@ func (f *targetField) writer() *outboxtest.Process {
 	return f.start("writeevents", []string{path})
 }
 
-// written is what a writer that has ended did.
+// written reads what a writer did, once it has ended.
 func (f *targetField) written(n int) (events, mails []outboxtest.Written) {
 	f.t.Helper()
 	text, err := os.ReadFile(f.files[n])
@@ -259,8 +266,8 @@ func writeEvents() {
 	}
 }
 
-// writeMails writes mails to ten people. A mail is to KEY.N@example.com, the person and how manieth
-// mail of the person it is: mails have no sequence of their own.
+// writeMails writes mails to ten people. Mails have no sequence number, so the address carries it:
+// KEY.N@example.com gets the Nth mail to the person KEY.
 func writeMails(ctx context.Context, db *database.DB, sealer *contact.Sealer, log *outboxtest.Log) {
 	for ctx.Err() == nil {
 		w := outboxtest.Written{Key: fmt.Sprintf("person-%d", rand.IntN(10))}
@@ -274,8 +281,10 @@ func writeMails(ctx context.Context, db *database.DB, sealer *contact.Sealer, lo
 				return err
 			}
 			e, err := sealer.Event(contact.Message{Purpose: contact.PurposeNoticePassword,
-				Recipient: fmt.Sprintf("%s.%d@example.com", w.Key, w.Seq), UserID: uuid.NewSHA1(uuid.Nil, []byte(w.Key)),
-				Username: w.Key, LinkToken: "act_undo", ExpiresAt: time.Now().Add(72 * time.Hour)}, "https://auth.example")
+				Recipient: fmt.Sprintf("%s.%d@example.com", w.Key, w.Seq), UserID: uuid.NewSHA1(uuid.Nil,
+					[]byte(w.Key)),
+				Username: w.Key, LinkToken: "act_undo",
+				ExpiresAt: time.Now().Add(72 * time.Hour)}, "https://auth.example")
 			if err != nil {
 				return err
 			}
@@ -306,7 +315,7 @@ func writeMails(ctx context.Context, db *database.DB, sealer *contact.Sealer, lo
 	}
 }
 
-// progress waits until every living target has that many more events.
+// progress waits until every living target has at least n more events, a tenth of that for mails.
 func (f *targetField) progress(n int) {
 	f.t.Helper()
 	f.calmProgress(n)
@@ -331,7 +340,7 @@ func (f *targetField) calmProgress(n int) {
 	testenv.Eventually(f.t, "calm goes on", func() bool { return len(f.hooks["calm"].all()) >= want })
 }
 
-// drained waits until nothing waits for a target that lives.
+// drained waits until nothing is waiting for a living target.
 func (f *targetField) drained() {
 	f.t.Helper()
 	testenv.Eventually(f.t, "nothing waits for the log", func() bool {
@@ -348,7 +357,7 @@ func (f *targetField) drained() {
 
 func (f *targetField) readKafka() (seen []outboxtest.Seen) {
 	f.t.Helper()
-	testenv.Eventually(f.t, "the topic can be read", func() bool { // a broker that has just come elects leaders
+	testenv.Eventually(f.t, "the topic can be read", func() bool { // a new broker still elects leaders
 		var err error
 		seen, err = outboxtest.ReadKafka(f.t.Context(), f.kafka.Brokers, campaignTopic)
 		return err == nil
@@ -356,7 +365,7 @@ func (f *targetField) readKafka() (seen []outboxtest.Seen) {
 	return seen
 }
 
-// campaignHook is a receiver: what it has taken is what it holds.
+// campaignHook is a receiver that keeps what it accepts.
 type campaignHook struct {
 	name   string
 	key    []byte
@@ -382,9 +391,10 @@ func (f *targetField) addHook(name string) {
 	h := &campaignHook{name: name, key: key, faulty: &f.faulty}
 	server := httptest.NewServer(h)
 	f.t.Cleanup(server.Close)
-	f.t.Cleanup(server.CloseClientConnections) // before it: requests that hang
-	_, err = outbox.Subscribe(f.t.Context(), f.db, outbox.Subscription{Name: name, Kind: outbox.KindWebhook, URL: server.URL,
-		Types: []string{"*"}, Secrets: []outbox.Secret{{Sealed: seals.Seal(name, secret)}}})
+	f.t.Cleanup(server.CloseClientConnections) // locked only now, because some requests hang
+	_, err = outbox.Subscribe(f.t.Context(), f.db,
+		outbox.Subscription{Name: name, Kind: outbox.KindWebhook, URL: server.URL,
+			Types: []string{"*"}, Secrets: []outbox.Secret{{Sealed: seals.Seal(name, secret)}}})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -394,7 +404,7 @@ func (f *targetField) addHook(name string) {
 func (h *campaignHook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
-		return // the relay was killed, or has lost its lease
+		return // the relay was killed or lost its lease
 	}
 	if h.name == "dead" {
 		<-r.Context().Done()
@@ -418,7 +428,7 @@ func (h *campaignHook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusInternalServerError)
 			return
 		case n%40 == 11:
-			panic(http.ErrAbortHandler) // closes early
+			panic(http.ErrAbortHandler) // closes the connection early
 		case n%40 == 21:
 			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(http.StatusTooManyRequests)
@@ -436,7 +446,7 @@ func (h *campaignHook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.seen = append(h.seen, seen)
 	h.mu.Unlock()
 	if loses {
-		panic(http.ErrAbortHandler) // takes it, and its answer is lost
+		panic(http.ErrAbortHandler) // accepts the event, but the answer is lost
 	}
 }
 
@@ -446,7 +456,7 @@ func (h *campaignHook) all() []outboxtest.Seen {
 	return slices.Clone(h.seen)
 }
 
-// mailbox is an SMTP server that keeps what it takes, as outboxtest sees it.
+// mailbox is an SMTP server. It keeps the mails that it accepts in the form that outboxtest checks.
 type mailbox struct {
 	t       *testing.T
 	address string
@@ -487,7 +497,7 @@ func startMailbox(t *testing.T, faulty *atomic.Bool) *mailbox {
 	return m
 }
 
-// converse speaks as much of RFC 5321 as a client needs to hand over mails.
+// converse speaks the part of RFC 5321 that a client needs to hand over mails.
 func (m *mailbox) converse(c net.Conn) {
 	lines := textproto.NewReader(bufio.NewReader(c))
 	say := func(line string) bool { _, err := io.WriteString(c, line+"\r\n"); return err == nil }
@@ -523,7 +533,7 @@ func (m *mailbox) converse(c net.Conn) {
 	}
 }
 
-// take takes a mail or not, and reports whether the conversation goes on.
+// take accepts a mail or refuses it, and reports whether the conversation goes on.
 func (m *mailbox) take(to string, text []byte, say func(string) bool) bool {
 	n := int64(-1)
 	if m.faulty.Load() {
@@ -533,7 +543,7 @@ func (m *mailbox) take(to string, text []byte, say func(string) bool) bool {
 	case 1:
 		return say("451 try again later")
 	case 11:
-		return false // closes early
+		return false // closes the connection early
 	}
 	mail, err := netmail.ReadMessage(bytes.NewReader(text))
 	if err != nil {
@@ -552,7 +562,7 @@ func (m *mailbox) take(to string, text []byte, say func(string) bool) bool {
 	m.seen = append(m.seen, outboxtest.Seen{ID: id, Key: key, Seq: seq, Body: string(text)})
 	m.mu.Unlock()
 	if n == 21 {
-		return false // takes it, and its answer is lost
+		return false // accepts the mail, but the answer is lost
 	}
 	return say("250 taken")
 }

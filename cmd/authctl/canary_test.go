@@ -31,8 +31,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// TestPlantedSecretsAppearNowhere gives the binary secrets of every kind that occur nowhere
-// else, has it do everything it does, and looks for them in everything that it leaves behind.
+// TestPlantedSecretsAppearNowhere gives the binary unique secrets of every kind, makes it do
+// everything that it can do, and searches everything that it leaves for them.
 func TestPlantedSecretsAppearNowhere(t *testing.T) {
 	t.Parallel()
 	t.Run("dev", func(t *testing.T) {
@@ -40,7 +40,8 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 		f := newPlanting(t)
 		f.env = append(f.env, "APP_MODE=dev", "AUTH_PASSWORD_BCRYPT_COST=4")
 		f.searchAll(func(add func(place, text string)) {
-			add("authctl.db", readFile(t, filepath.Join(f.dir, "data", "authctl.db"))) // the server has folded the -wal into it
+			// the server has folded the -wal into it
+			add("authctl.db", readFile(t, filepath.Join(f.dir, "data", "authctl.db")))
 		})
 	})
 	t.Run("prod", func(t *testing.T) {
@@ -55,6 +56,7 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.env = append(f.env, "APP_MODE=prod", "AUTH_TOKEN_ISSUER=https://auth.test", "AUTH_PASSWORD_BCRYPT_COST=10",
+			"APP_HTTP_REQUEST_TIMEOUT=2m", // the hash waits for the compilers of other tests
 			"AUTH_TOKEN_ALGORITHM=EdDSA",
 			"DATABASE_URL="+dbtest.AsUser(t, open, f.plant("database-password")), "CACHE_REDIS_HOST=127.0.0.1",
 			"CACHE_REDIS_PORT="+server.Port(), "CACHE_REDIS_PASSWORD="+password,
@@ -66,8 +68,8 @@ func TestPlantedSecretsAppearNowhere(t *testing.T) {
 	})
 }
 
-// K7 of contacts: what lets somebody in by mail is in no engine. In dev mode mails become files, from which
-// the test knows the codes and links.
+// K7 of contacts: codes and links that let somebody in by mail are stored in no engine. In dev mode
+// mails become files, and the test reads the codes and links from those.
 func TestCodesAndLinksOfMailsAreInNoEngine(t *testing.T) {
 	t.Parallel()
 	testenv.Redis(t)
@@ -75,7 +77,8 @@ func TestCodesAndLinksOfMailsAreInNoEngine(t *testing.T) {
 	topic := "canary-" + rand.Text()
 	redisServer := cachetest.Start(t)
 	f := newPlanting(t)
-	f.env = append(f.env, "APP_MODE=dev", "AUTH_PASSWORD_BCRYPT_COST=4", "DATABASE_URL="+open, "CACHE_REDIS_HOST=127.0.0.1",
+	f.env = append(f.env, "APP_MODE=dev", "AUTH_PASSWORD_BCRYPT_COST=4", "DATABASE_URL="+open,
+		"CACHE_REDIS_HOST=127.0.0.1",
 		"CACHE_REDIS_PORT="+redisServer.Port(), "KAFKA_BROKERS="+brokers, "KAFKA_TOPIC="+topic, "KAFKA_PARTITIONS=3",
 		"OUTBOX_RELAY=inline")
 	f.command("", "migrate", "up")
@@ -86,7 +89,7 @@ func TestCodesAndLinksOfMailsAreInNoEngine(t *testing.T) {
 		var all strings.Builder
 		records, err := outboxtest.ReadRecords(t.Context(), strings.Split(brokers, ","), topic)
 		if err != nil {
-			return "" // it is not there yet
+			return "" // the file is not there yet
 		}
 		for _, r := range records {
 			fmt.Fprintf(&all, "%s %s\n", r.Key, r.Value)
@@ -110,10 +113,12 @@ func TestCodesAndLinksOfMailsAreInNoEngine(t *testing.T) {
 	}
 	_ = server.Wait()
 	haystack["the log file"] = readFile(t, filepath.Join(f.dir, "log", "authctl.log"))
-	for place, known := range map[string]string{"Kafka": "contact.Verified.v1", "the database": "mail-canary@example.org",
-		"Redis": "authctl:", "metrics": `authctl_contact_answers_total{outcome="code",purpose="reset"} 1`, "the log file": "mail_sent"} {
+	for place, known := range map[string]string{"Kafka": "contact.Verified.v1",
+		"the database": "mail-canary@example.org",
+		"Redis":        "authctl:", "metrics": `authctl_contact_answers_total{outcome="code",purpose="reset"} 1`,
+		"the log file": "mail_sent"} {
 		if !strings.Contains(haystack[place], known) {
-			t.Errorf("%s is not what it should be: no %q in %.2000s", place, known, haystack[place])
+			t.Errorf("the search of %s is wrong: no %q in %.2000s", place, known, haystack[place])
 		}
 	}
 	if f.secrets["code to reset"] == "" || f.secrets["secret of the link to notice_password"] == "" {
@@ -122,15 +127,16 @@ func TestCodesAndLinksOfMailsAreInNoEngine(t *testing.T) {
 	f.searched(haystack)
 }
 
-// planting is where secrets are planted: a folder in which authctl runs, and what is searched.
+// planting is a folder in which authctl runs, with the secrets planted there and the places to
+// search.
 type planting struct {
 	t       *testing.T
 	dir     string
 	env     []string
 	base    string
 	device  string            // token of a known device
-	secrets map[string]string // by what they are
-	outputs map[string]string // of commands
+	secrets map[string]string // keyed by what the secret is
+	outputs map[string]string // the output of commands
 }
 
 func newPlanting(t *testing.T) *planting {
@@ -153,8 +159,8 @@ func (f *planting) plant(what string) string {
 	return f.secrets[what]
 }
 
-// searchAll lets the binary do everything, and looks for the secrets in what store adds and
-// everywhere else.
+// searchAll makes the binary do everything, and searches what store adds and all other places for
+// the secrets.
 func (f *planting) searchAll(store func(add func(place, text string))) {
 	t := f.t
 	if slices.Contains(f.env, "APP_MODE=prod") {
@@ -172,7 +178,7 @@ func (f *planting) searchAll(store func(add func(place, text string))) {
 		"readiness": f.get(f.operator() + "/readyz"),
 		"stacks":    f.get(f.operator() + "/debug/pprof/goroutine?debug=2"),
 	}
-	// Stopped, everything is written out, and the log is whole.
+	// After the stop everything has been written, so the log is complete.
 	if err := server.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -185,7 +191,7 @@ func (f *planting) searchAll(store func(add func(place, text string))) {
 	}
 	store(func(place, text string) { haystack[place] = text })
 
-	// A search that could not find anything proves nothing.
+	// A search that cannot find anything proves nothing.
 	for place, known := range map[string]string{
 		"the log file": `"route":"/api/v1/auth/login"`, "events": "auth.UserLoggedIn.v1",
 		"metrics": "authctl_password_hash_seconds",
@@ -194,7 +200,7 @@ func (f *planting) searchAll(store func(add func(place, text string))) {
 		"the console":         "", "authctl.db": "user-canary", "the database": "user-canary", "Redis": "device-canary",
 	} {
 		if text, searched := haystack[place]; searched && !strings.Contains(text, known) {
-			t.Errorf("%s is not what it should be: no %q in %d bytes", place, known, len(text))
+			t.Errorf("the search of %s is wrong: no %q in %d bytes", place, known, len(text))
 		}
 	}
 	if len(f.secrets) < 12 {
@@ -203,13 +209,13 @@ func (f *planting) searchAll(store func(add func(place, text string))) {
 	f.searched(haystack)
 }
 
-// searched fails the test if one of the secrets is in one of the places.
+// searched fails the test if any place contains a secret.
 func (f *planting) searched(haystack map[string]string) {
 	for what, secret := range f.secrets {
 		for form, needle := range forms(secret) {
 			for place, text := range haystack {
 				if strings.Contains(text, needle) {
-					f.t.Errorf("the %s, %s, stands in %s", what, form, place)
+					f.t.Errorf("the %s, %s, is in %s", what, form, place)
 				}
 			}
 		}
@@ -225,7 +231,7 @@ func forms(secret string) map[string]string {
 	}
 }
 
-// serve starts the server and waits until it says where it is.
+// serve starts the server and waits until it says its address.
 func (f *planting) serve() *exec.Cmd {
 	t := f.t
 	cmd := f.prepare("serve")
@@ -319,7 +325,7 @@ func (f *planting) send(method, target, body string, header map[string]string) (
 	return response.StatusCode, string(text), response.Header
 }
 
-// signIn registers or signs in, and plants the tokens that come of it.
+// signIn registers or signs in, and plants the tokens of the answer.
 func (f *planting) signIn(what, path, name, password string) (access, refresh string) {
 	f.t.Helper()
 	body, err := json.Marshal(map[string]string{"username": name, "password": password, "device_name": "device-canary"})
@@ -345,7 +351,7 @@ func (f *planting) tokens(what, answer string) (access, refresh string) {
 		f.t.Fatalf("%s: no tokens in %s", what, answer)
 	}
 	f.secrets["access token of "+what], f.secrets["refresh token of "+what] = t.Access, t.Refresh
-	// Its secret part by itself: 32 bytes before the MAC of 16.
+	// The secret part alone: the 32 bytes before the MAC of 16.
 	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(t.Refresh, "art_"))
 	if err != nil || len(raw) < 64 {
 		f.t.Fatalf("%s: the refresh token is not as expected: %v", what, err)
@@ -354,7 +360,7 @@ func (f *planting) tokens(what, answer string) (access, refresh string) {
 	return t.Access, t.Refresh
 }
 
-// useTheAPI calls everything, rightly and wrongly.
+// useTheAPI calls every route, rightly and wrongly.
 func (f *planting) useTheAPI() {
 	const login, register = "/api/v1/auth/login", "/api/v1/auth/register"
 	password, next, wrong := f.plant("password"), f.plant("next-password"), f.plant("wrong-password")
@@ -370,11 +376,12 @@ func (f *planting) useTheAPI() {
 		return string(text)
 	}
 
-	// Passwords and tokens in every place where a careless client may put them.
+	// Passwords and tokens go everywhere that a careless client may put them.
 	for _, body := range []string{
 		with("username", "user-canary", "password", wrong), with("username", "nobody-canary", "password", wrong),
 		`{"username":"user-canary","password":"` + wrong + `","password":"` + wrong + `"}`,
-		`{"username":"user-canary","password":["` + wrong + `"]}`, `{"username":"user-canary","Password":"` + wrong + `"}`,
+		`{"username":"user-canary","password":["` + wrong + `"]}`,
+		`{"username":"user-canary","Password":"` + wrong + `"}`,
 		`{"username":"user-canary","password":"` + wrong, wrong, "[" + strings.Repeat("[", 100) + `"` + wrong + `"`,
 		`{"username":"user-canary","password":"` + wrong + "\xff\"}", `{"username":"user-canary","password":"` + wrong +
 			`\u0000"}`,
@@ -391,12 +398,13 @@ func (f *planting) useTheAPI() {
 	for n, header := range []map[string]string{
 		bearer(wrong), bearer(access + "x"), bearer("x." + access), {"Authorization": wrong},
 		{"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("user-canary:"+wrong))},
-		{"Auth-Device": wrong}, {"Cookie": "authctl_device=" + wrong + "; session=" + refresh}, {"X-Forwarded-For": wrong},
+		{"Auth-Device": wrong}, {"Cookie": "authctl_device=" + wrong + "; session=" +
+			refresh}, {"X-Forwarded-For": wrong},
 		{"Origin": "https://" + wrong},
 		{"X-Api-Key": wrong},
 	} {
 		f.send("GET", "/api/v1/auth/me?access_token="+access+"&password="+wrong, "", header)
-		// Each time another name: an account that is guessed at is soon not compared with at all.
+		// A new name each time: after a few guesses the service refuses a name without comparing.
 		name := fmt.Sprint("nobody-canary-", n)
 		f.send("POST", login, with("username", name, "password", wrong), header)
 	}
@@ -405,7 +413,7 @@ func (f *planting) useTheAPI() {
 		f.send("POST", "/api/v1/auth/logout", with("refresh_token", text), nil)
 	}
 
-	// The OAuth side.
+	// The OAuth routes.
 	client := map[string]string{"Content-Type": "application/x-www-form-urlencoded",
 		"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte("client:"+f.secrets["client-secret"]))}
 	stranger := map[string]string{"Content-Type": "application/x-www-form-urlencoded", "Authorization": "Basic " +
@@ -418,7 +426,7 @@ func (f *planting) useTheAPI() {
 	f.send("POST", "/oauth2/introspect", "token="+access, client)
 	f.send("POST", "/oauth2/introspect", "token="+refresh, client)
 
-	// And as it is meant.
+	// Now the way that it is meant.
 	for _, path := range []string{"/api/v1/auth/me", "/api/v1/auth/sessions", "/.well-known/jwks.json",
 		"/.well-known/oauth-authorization-server", "/healthz", "/readyz"} {
 		if status, body, _ := f.send("GET", path, "", bearer(access)); status != http.StatusOK {
@@ -430,23 +438,23 @@ func (f *planting) useTheAPI() {
 		f.t.Fatalf("refresh: %d %s", status, body)
 	}
 	access, _ = f.tokens("refreshing", body)
-	f.send("POST", "/api/v1/auth/refresh", with("refresh_token", refresh), nil) // the same again
+	f.send("POST", "/api/v1/auth/refresh", with("refresh_token", refresh), nil) // once more, to see a replay
 	status, body, _ = f.send("POST", "/api/v1/auth/password", with("current_password", password, "new_password", next),
 		bearer(access))
 	if status != http.StatusOK {
 		f.t.Fatalf("password: %d %s", status, body)
 	}
 	access, refresh = f.tokens("changing the password", body)
-	f.send("GET", "/api/v1/auth/me", "", bearer(second)) // it has ended
+	f.send("GET", "/api/v1/auth/me", "", bearer(second)) // its session has ended
 	f.send("POST", "/api/v1/auth/register", with("username", "weak-canary", "password", "weak-canary"), nil)
 	f.send("POST", "/oauth2/revoke", "token="+refresh, client)
 	f.send("GET", "/api/v1/auth/me", "", bearer(access))
 	f.useTheCookie("user-canary", next)
-	f.signIn("signing in once more", login, "user-canary", next) // goes on: something is left to dump
+	f.signIn("signing in once more", login, "user-canary", next) // a live session for the dump
 }
 
-// useTheMails has codes and links sent, and uses them rightly and wrongly. In prod mode nobody takes the
-// mails: they wait.
+// useTheMails requests codes and links, and uses them rightly and wrongly. In prod mode no server
+// accepts the mails, so they wait.
 func (f *planting) useTheMails() {
 	f.t.Helper()
 	const api = "/api/v1/auth"
@@ -457,7 +465,8 @@ func (f *planting) useTheMails() {
 			m[pairs[i]] = pairs[i+1]
 		}
 		body, _ := json.Marshal(m)
-		status, answer, _ := f.send("POST", api+path, string(body), map[string]string{"Authorization": "Bearer " + access})
+		status, answer, _ := f.send("POST", api+path, string(body),
+			map[string]string{"Authorization": "Bearer " + access})
 		if status != want {
 			f.t.Fatalf("%s: %d %s", path, status, answer)
 		}
@@ -470,8 +479,9 @@ func (f *planting) useTheMails() {
 		}
 		return found[1]
 	}
-	access, _ := f.tokens("registering with an address", post(http.StatusCreated, "/register", "", "username", "mail-canary",
-		"password", f.plant("mail-password-of-the-account"), "email", "mail-canary@example.org"))
+	access, _ := f.tokens("registering with an address",
+		post(http.StatusCreated, "/register", "", "username", "mail-canary",
+			"password", f.plant("mail-password-of-the-account"), "email", "mail-canary@example.org"))
 	if slices.Contains(f.env, "APP_MODE=prod") {
 		post(http.StatusAccepted, "/password/forgot", "", "username", "mail-canary")
 		return
@@ -481,7 +491,8 @@ func (f *planting) useTheMails() {
 	contact := "/contacts/" + member(contacts, "id") + "/verify"
 	post(http.StatusForbidden, contact, access, "code", f.plant("wrong-code"))
 	post(http.StatusOK, contact, access, "code", code)
-	challenge := member(post(http.StatusAccepted, "/password/forgot", "", "email", "mail-canary@example.org"), "challenge_id")
+	challenge := member(post(http.StatusAccepted, "/password/forgot", "", "email", "mail-canary@example.org"),
+		"challenge_id")
 	code, link := f.mail("reset", 1)
 	post(http.StatusForbidden, "/password/reset", "", "challenge_id", challenge, "code", f.plant("wrong-reset-code"),
 		"new_password", f.plant("password-that-is-not-set"))
@@ -524,7 +535,7 @@ func (f *planting) mail(purpose string, n int) (code, link string) {
 	return code, link
 }
 
-// useTheCookie keeps a refresh token in the cookie, rightly and wrongly.
+// useTheCookie keeps a refresh token in the cookie, and sends it rightly and wrongly.
 func (f *planting) useTheCookie(name, password string) {
 	f.t.Helper()
 	origin, cookie := "http://localhost:8080", ""
@@ -536,7 +547,7 @@ func (f *planting) useTheCookie(name, password string) {
 		status, answer, header := f.send("POST", "/api/v1/auth"+path, body,
 			map[string]string{"Origin": origin, "Cookie": cookie})
 		if strings.Contains(answer, "art_") {
-			f.t.Errorf("%s answers with the token: %s", path, answer)
+			f.t.Errorf("%s puts the token into the answer: %s", path, answer)
 		}
 		for _, c := range (&http.Response{Header: header}).Cookies() {
 			if strings.HasPrefix(c.Value, "art_") {
@@ -547,7 +558,8 @@ func (f *planting) useTheCookie(name, password string) {
 	}
 	newest := func() string {
 		status, _, header := f.send("POST", "/api/v1/auth/login",
-			`{"username":"`+name+`","password":"`+password+`","transport":"cookie"}`, map[string]string{"Origin": origin})
+			`{"username":"`+name+`","password":"`+password+`","transport":"cookie"}`,
+			map[string]string{"Origin": origin})
 		for _, c := range (&http.Response{Header: header}).Cookies() {
 			if strings.HasPrefix(c.Value, "art_") {
 				f.secrets[fmt.Sprint("refresh token in the cookie ", len(f.secrets))] = c.Value
@@ -563,7 +575,8 @@ func (f *planting) useTheCookie(name, password string) {
 		status                     int
 	}{
 		{"/refresh", "{}", "https://evil.example", cookie, 403}, {"/logout", "{}", "null", cookie, 403},
-		{"/refresh", "{}", origin, cookie + "; " + cookie, 400}, {"/refresh", `{"refresh_token":"art_x"}`, origin, cookie,
+		{"/refresh", "{}", origin, cookie + "; " + cookie, 400}, {"/refresh", `{"refresh_token":"art_x"}`, origin,
+			cookie,
 			400},
 		{"/refresh", "{}", origin, cookie + "x", 401}, {"/refresh", "{", origin, cookie, 400},
 		{"/nowhere", "{}", origin, cookie, 404},
@@ -578,7 +591,7 @@ func (f *planting) useTheCookie(name, password string) {
 	f.send("GET", "/api/v1/auth/me", "", map[string]string{"Cookie": newest()})
 }
 
-// useTheCommands runs those that handle secrets or show what there is.
+// useTheCommands runs those that handle secrets or show state.
 func (f *planting) useTheCommands() {
 	operators, changed := f.plant("operators-password"), f.plant("changed-password")
 	f.command(operators+"\n", "user", "create", "made-canary", "--password-stdin")
@@ -601,7 +614,8 @@ func (f *planting) useTheCommands() {
 	}
 }
 
-// shown runs a command whose result is a new secret of a webhook: nothing else of it may show that.
+// shown runs a command that prints a new secret of a webhook. Nothing else in its output may
+// contain the secret.
 func (f *planting) shown(what string, args ...string) {
 	f.t.Helper()
 	var answer struct{ Secret string }
@@ -620,7 +634,7 @@ func (f *planting) shown(what string, args ...string) {
 	f.outputs[strings.Join(args, " ")] = words.String()
 }
 
-// failToReachBackends provokes the errors that come from drivers, which know the passwords.
+// failToReachBackends provokes errors of drivers, which know the passwords.
 func (f *planting) failToReachBackends() {
 	env := f.env
 	defer func() { f.env = env }()
@@ -639,9 +653,10 @@ func (f *planting) failToReachBackends() {
 		{"AUTH_TOKEN_SECRET=", "AUTH_TOKEN_SECRET_FILE=/nowhere/" + "file"},
 	} {
 		f.env = append(slices.Clone(env), broken...)
-		for _, args := range [][]string{{"serve"}, {"doctor"}, {"config", "check"}, {"config", "show"}, {"user", "list"}} {
+		for _, args := range [][]string{{"serve"}, {"doctor"}, {"config", "check"}, {"config", "show"},
+			{"user", "list"}} {
 			if args[0] == "serve" && strings.HasPrefix(broken[0], "REDIS_URL=redis") {
-				continue // it waits for a Redis that may come back
+				continue // serve waits for a Redis that may come back
 			}
 			if out := f.command("", args...); out == "" {
 				f.t.Errorf("authctl %s says nothing with %s", args[0], strings.SplitN(broken[0], "=", 2)[0])
@@ -663,7 +678,8 @@ func readFile(t testing.TB, path string) string {
 func dumpPostgres(t testing.TB, dsn string) string {
 	t.Helper()
 	db := dbtest.Open(t, dsn)
-	rows, err := db.QueryContext(t.Context(), "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'")
+	rows, err := db.QueryContext(t.Context(),
+		"SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,11 +12,11 @@ import (
 	"github.com/toppira/authctl/platform/config"
 )
 
-// chartDecides are the settings that the Helm chart sets itself, from other values.
+// chartDecides are the settings that the Helm chart derives from other values.
 var chartDecides = []string{"app.data_dir", "app.host", "app.operator_addr", "outbox.relay"}
 
-// TestTheDocumentsOfTheChartAreUpToDate compares the settings that the schema of the chart's values
-// allows with those that there are.
+// TestTheDocumentsOfTheChartAreUpToDate compares the settings in the schema of the chart's values
+// with the settings of the binary.
 func TestTheDocumentsOfTheChartAreUpToDate(t *testing.T) {
 	t.Parallel()
 	const path = "../../deploy/helm/authctl/values.schema.json"
@@ -48,8 +48,8 @@ func TestTheDocumentsOfTheChartAreUpToDate(t *testing.T) {
 	}
 }
 
-// settingsSchema are the JSON schemas of the settings, nested as in config.yaml, and of the secret
-// ones, each under its whole name. Whether null takes a setting out again is Helm's affair.
+// settingsSchema returns JSON schemas: of the settings, nested as in config.yaml, and of the secret
+// settings, each under its full name. Helm itself handles null, which unsets a value.
 func settingsSchema(keys []config.Key) (plain, secret map[string]any) {
 	object := func() map[string]any {
 		return map[string]any{"type": []string{"object", "null"}, "additionalProperties": false,

@@ -64,7 +64,8 @@ func TestPagesInABrowser(t *testing.T) {
 	}
 	post := func(tab *tab, name, call string) (o outcome) {
 		t.Helper()
-		tab.eval(as(name, "const r = await post("+call+"); return {Status: r.status, Text: r.text, Cookies: document.cookie, Body: "+
+		tab.eval(as(name, "const r = await post("+call+
+			"); return {Status: r.status, Text: r.text, Cookies: document.cookie, Body: "+
 			"{SessionID: r.body.session_id, Code: r.body.code, RefreshToken: r.body.refresh_token}};"), &o)
 		if strings.Contains(o.Text, "art_") || o.Cookies != "" {
 			t.Errorf("%s sees the refresh token: %s, cookies %q", call, o.Text, o.Cookies)
@@ -86,7 +87,8 @@ func TestPagesInABrowser(t *testing.T) {
 	app.reload()
 	goesOn("loaded again")
 
-	// Two tabs refresh at once, again and again, and whatever stays in the cookie is good.
+	// Two tabs refresh at once, again and again. Whichever token ends up in the cookie must be
+	// good.
 	second := b.tab("app.example.test")
 	const burst = `const all = await Promise.all(Array.from({length: 8}, () => post('/refresh', {}))); return all.map(r => r.status + ' ' + r.body.session_id);`
 	for range 5 {
@@ -103,11 +105,11 @@ func TestPagesInABrowser(t *testing.T) {
 				t.Errorf("of two tabs one hears %s", got)
 			}
 		}
-		goesOn("after two tabs")
+		goesOn("after two tabs refreshed")
 	}
 
-	// An attacker's page does whatever a page can do without being asked first, and what it
-	// cannot. It reads nothing and changes nothing.
+	// An attacker's page tries everything: what a page may do without a preflight, and what it may
+	// not. It must read nothing and change nothing.
 	for _, host := range []string{"evil.example.test", "evil.other.test"} {
 		evil := b.tab(host)
 		for _, target := range []string{"/refresh", "/logout", "/login", "/sessions", "/me"} {
@@ -127,7 +129,7 @@ func TestPagesInABrowser(t *testing.T) {
 					}
 				}
 			}
-			// Forms, in a window of their own and in a frame.
+			// Forms, in a window and in a frame.
 			evil.eval(as("mallory", fmt.Sprintf(`
 				const w = window.open('about:blank', 'victim'); if (!w) throw 'no window';
 				const frame = document.createElement('iframe'); frame.name = 'frame'; document.body.append(frame);
@@ -143,14 +145,15 @@ func TestPagesInABrowser(t *testing.T) {
 		}
 		goesOn("after what " + host + " did")
 	}
-	// It was all tried, with the cookie where browsers send it, and refused for what it was.
+	// All attacks arrived, with the cookie where browsers send it, and the service refused each for
+	// the right reason.
 	if log := readFile(t, filepath.Join(f.dir, "log", "authctl.log")); strings.Count(log,
 		`"code":"unsupported_media_type"`) < 10 {
 		t.Errorf("the attacks did not arrive:\n%s", log)
 	}
 
-	// Browsers keep the cookie from pages of another site, listed or not. (A sign-in there
-	// begins a session whose token goes nowhere.)
+	// Browsers do not send the cookie from pages of another site, listed or not. A sign-in there
+	// begins a session, but its token is lost.
 	other := b.tab("app.other.test")
 	if o := post(other, "alice", `'/login', who`); o.Status != 200 {
 		t.Errorf("another site's sign-in: %+v", o)
@@ -160,7 +163,7 @@ func TestPagesInABrowser(t *testing.T) {
 	}
 	goesOn("after another site's sign-in")
 
-	// The lines of the documentation, in a tab of their own.
+	// The lines from the documentation, in a new tab.
 	page := readFile(t, "../../docs/browsers.md")
 	_, lines, _ := strings.Cut(page, "```js\n")
 	lines, _, found := strings.Cut(lines, "```")
@@ -194,12 +197,12 @@ func TestPagesInABrowser(t *testing.T) {
 	}
 }
 
-// browser is a Chromium that is steered from here: each page asks what to do next, does it, and
-// tells what came of it.
+// browser is a Chromium that the test drives: each page asks what to do next, does it, and reports
+// the result.
 type browser struct {
 	t      *testing.T
 	server *httptest.Server // of the pages
-	opener *tab             // opens the others
+	opener *tab             // the one that opens the others
 	mu     sync.Mutex
 	tabs   map[string]*tab
 }
@@ -208,7 +211,7 @@ type browser struct {
 type tab struct {
 	b      *browser
 	name   string
-	loaded chan struct{} // the page asks for orders
+	loaded chan struct{} // set once the page asks for orders
 	orders chan string
 	told   chan []byte
 }
@@ -287,7 +290,7 @@ func (b *browser) add() *tab {
 	return page
 }
 
-// tab opens a page of a host. Another tab opens it and has no hold of it.
+// tab opens a page of a host. The opener keeps no reference to it.
 func (b *browser) tab(host string) *tab {
 	b.t.Helper()
 	page := b.add()
@@ -300,8 +303,7 @@ func (b *browser) tab(host string) *tab {
 	return page
 }
 
-// reload loads the page again. What it is told to do next, the new one does: the old one no
-// longer asks.
+// reload loads the page again. The new page takes the next order, since the old one no longer asks.
 func (p *tab) reload() {
 	p.b.t.Helper()
 	select {
@@ -350,14 +352,14 @@ func (b *browser) steer(w http.ResponseWriter, r *http.Request) {
 		_, _ = w.Write([]byte(steered))
 	case "/next":
 		select {
-		case page.loaded <- struct{}{}: // it runs
+		case page.loaded <- struct{}{}: // the script runs
 		default:
 		}
 		select {
 		case order := <-page.orders:
 			_, _ = w.Write([]byte(order))
 		case <-r.Context().Done():
-		case <-time.After(time.Second): // so that one that is gone is noticed
+		case <-time.After(time.Second): // so that a closed page is noticed
 		}
 	case "/told":
 		var text json.RawMessage

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/tracing"
 )
 
 func newConfig(g *global) *cobra.Command {
@@ -24,19 +25,32 @@ config.yaml, then .env in dev mode, then the environment, then flags. Secrets ar
 
 func newConfigCheck(g *global) *cobra.Command {
 	return &cobra.Command{
-		Use:     "check",
-		Short:   "Report everything that is wrong with the settings",
+		Use:   "check",
+		Short: "Report everything that is wrong with the settings",
+		Long: `Report everything that is wrong with the settings, each fault with its place. Once the
+settings themselves are right, the files that they name are read too: certificates, keys,
+templates of mails, breached passwords. No server is asked; authctl doctor does that.`,
 		Example: "  authctl config check",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := g.loadSettings(nil)
+			if err == nil {
+				faults := config.CheckFiles(&s)
+				if problem := tracing.Check(); problem != nil {
+					faults = append(faults, config.Fault{Source: "environment", Problem: problem.Error()})
+				}
+				if len(faults) > 0 {
+					err = faults
+				}
+			}
 			if g.output == "json" {
-				var faults config.Faults
-				if err != nil && !errors.As(err, &faults) {
+				faults, ok := errors.AsType[config.Faults](err)
+				if err != nil && !ok {
 					return err
 				}
-				if err := printJSON(cmd.OutOrStdout(), map[string]any{"ok": err == nil, "faults": faults,
-					"remarks": append([]config.Remark{}, s.remarks...)}); err != nil {
+				if err := printJSON(cmd.OutOrStdout(),
+					map[string]any{"ok": err == nil, "faults": append(config.Faults{}, faults...),
+						"remarks": append([]config.Remark{}, s.remarks...)}); err != nil {
 					return err
 				}
 				if err != nil {
@@ -64,21 +78,18 @@ func newConfigShow(g *global) *cobra.Command {
 		Use:     "show",
 		Short:   "Show every setting, its value and its source",
 		Example: "  authctl config show",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := g.loadSettings(nil)
 			if err != nil {
 				return err
 			}
 			keys := config.Keys(&s)
-			if g.output == "json" {
-				return printJSON(cmd.OutOrStdout(), keys)
-			}
 			var rows [][]string
 			for _, k := range keys {
 				rows = append(rows, []string{k.Path, k.Value, k.Source})
 			}
-			return printTable(cmd.OutOrStdout(), []string{"SETTING", "VALUE", "FROM"}, rows)
+			return g.table(cmd.OutOrStdout(), keys, []string{"SETTING", "VALUE", "FROM"}, rows)
 		},
 	}
 }

@@ -18,7 +18,7 @@ func newUserContact(g *global) *cobra.Command {
 		Short: "List, add, verify and remove the contacts of an account",
 		Long: `List, add, verify and remove the contacts of an account: the addresses to which a code is sent when
 its owner has forgotten the password. Verify an address only if you know that it is the owner's:
-who reads mail there can set a new password.`,
+anybody who reads mail there can set a new password.`,
 		Example: "  authctl user contact list alice",
 	}
 	cmd.AddCommand(newUserContactList(g), newUserContactAdd(g), newUserContactVerify(g), newUserContactRemove(g))
@@ -28,15 +28,13 @@ who reads mail there can set a new password.`,
 func newUserContactList(g *global) *cobra.Command {
 	ref := &userRef{}
 	cmd := &cobra.Command{
-		Use: "list USER", Short: "List the contacts of an account", Example: "  authctl user contact list alice -o json",
+		Use: "list USER", Short: "List the contacts of an account",
+		Example: "  authctl user contact list alice -o json",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
 				list, err := a.contact.Contacts(ctx, u.ID)
 				if err != nil {
 					return err
-				}
-				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), list)
 				}
 				rows := make([][]string, len(list))
 				for i, c := range list {
@@ -46,7 +44,7 @@ func newUserContactList(g *global) *cobra.Command {
 					}
 					rows[i] = []string{c.ID.String(), c.Kind, c.Address, verified, c.CreatedAt.Format(time.RFC3339)}
 				}
-				return printTable(cmd.OutOrStdout(), []string{"ID", "KIND", "ADDRESS", "VERIFIED", "ADDED"}, rows)
+				return g.table(cmd.OutOrStdout(), list, []string{"ID", "KIND", "ADDRESS", "VERIFIED", "ADDED"}, rows)
 			})
 		},
 	}
@@ -90,7 +88,8 @@ func newUserContactAdd(g *global) *cobra.Command {
 					return g.printDone(cmd, u, "has the contact "+c.Address+", which is not verified")
 				}
 				if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID); err != nil {
-					return fmt.Errorf("the contact was added, and is not verified: %w", err)
+					return advised{fmt.Errorf("the contact was added, and then: %w; verify it with: authctl user "+
+						"contact verify --id %s --email %s", err, u.ID, email.address)}
 				}
 				return g.printDone(cmd, u, "has the contact "+c.Address+", which is verified")
 			})
@@ -107,8 +106,8 @@ func newUserContactVerify(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify USER --email ADDRESS",
 		Short: "Say that an address is the owner's",
-		Long: `Say that an address is the owner's, without a code. Who reads mail there can set a new password
-from then on. The verified contacts from before are told, with a link that undoes it.`,
+		Long: `Say that an address is the owner's, without a code. Anybody who reads mail there can set a new
+password from then on. The contacts that were verified before get a notice with a link that undoes it.`,
 		Example: "  authctl user contact verify alice --email alice@example.com",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
@@ -117,7 +116,8 @@ from then on. The verified contacts from before are told, with a link that undoe
 					return err
 				}
 				if c.Verified() {
-					return g.printUnchanged(cmd, u, "has the contact "+c.Address+", which is verified already; nothing changed")
+					return g.printUnchanged(cmd, u,
+						"has the contact "+c.Address+", which is verified already; nothing changed")
 				}
 				if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID); err != nil {
 					return err
@@ -136,8 +136,8 @@ func newUserContactRemove(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "remove USER --email ADDRESS",
 		Short: "Remove an address from an account",
-		Long: `Remove an address from an account. The verified contacts, and this one if it is verified, are told, with a
-link that undoes it. It asks on a terminal; elsewhere it needs --yes.`,
+		Long: `Remove an address from an account. The verified contacts, including this one if it is verified, get a
+notice with a link that undoes the removal. It asks on a terminal; elsewhere it needs --yes.`,
 		Example: "  authctl user contact remove alice --email alice@example.com --yes",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
@@ -145,7 +145,8 @@ link that undoes it. It asks on a terminal; elsewhere it needs --yes.`,
 				if err != nil {
 					return err
 				}
-				if err := sure.ask(cmd, fmt.Sprintf("%s (%s) will lose the contact %s, and what is sent there", u.Username, u.ID, c.Address)); err != nil {
+				if err := sure.ask(cmd, fmt.Sprintf("%s (%s) will lose the contact %s, and what is sent there",
+					u.Username, u.ID, c.Address)); err != nil {
 					return err
 				}
 				if err := a.contact.RemoveByOperator(ctx, u.ID, c.ID); err != nil {

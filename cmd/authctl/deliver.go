@@ -49,8 +49,8 @@ func (a *app) openMailer() (*mail.Mailer, error) {
 	if err != nil {
 		return nil, err
 	}
-	mailer, err := mail.New(a.Mail, mail.Options{Issuer: a.Auth.Token.Issuer, DataDir: a.App.DataDir, Sealer: sealer,
-		DB: a.db, Committed: a.waker.Wake, Log: a.log})
+	mailer, err := mail.New(a.Mail, mail.Options{Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(),
+		DataDir: a.App.DataDir, Sealer: sealer, DB: a.relayDB, Committed: a.waker.Wake, Log: a.log})
 	if err != nil {
 		return nil, err
 	}
@@ -67,9 +67,6 @@ func (a *app) newDeliverer(ctx context.Context) (*delivery.Deliverer, error) {
 	}
 	cfg := a.Delivery
 	cfg.Lease = a.Outbox.Lease
-	opt := delivery.Options{Log: a.log, Waker: a.waker, Tracer: a.tracer}
-	if a.registry != nil {
-		opt.Registry = a.registry
-	}
-	return delivery.New(a.db, sinks, cfg, opt)
+	return delivery.New(a.relayDB, sinks, cfg,
+		delivery.Options{Log: a.log, Waker: a.waker, Tracer: a.tracer, Registry: a.registry})
 }

@@ -43,7 +43,7 @@ Nothing is changed, and each check takes at most five seconds. The exit code is
 1 when something failed.`,
 		Example: `  authctl doctor
   APP_MODE=prod authctl doctor --config /etc/authctl/config.yaml -o json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.doctor(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
@@ -110,7 +110,8 @@ func (g *global) doctor(ctx context.Context, stdout, stderr io.Writer) (err erro
 	if wrong {
 		var list []finding
 		for _, f := range faults {
-			list = append(list, failing(f.String(), "correct it; everything else is checked once the settings are right"))
+			list = append(list,
+				failing(f.String(), "correct it; everything else is checked once the settings are right"))
 		}
 		list = append(list, remarkable(s.remarks)...)
 		err = d.report("settings", list...)
@@ -164,7 +165,8 @@ func printFinding(w io.Writer, f finding) error {
 	if limit := terminalWidth(w); limit > 0 {
 		lines = wrap(text, limit-before)
 	}
-	_, err := fmt.Fprintf(w, "%-4s  %-16s  %s\n", f.Status, f.Check, strings.Join(lines, "\n"+strings.Repeat(" ", before)))
+	_, err := fmt.Fprintf(w, "%-4s  %-16s  %s\n", f.Status, f.Check,
+		strings.Join(lines, "\n"+strings.Repeat(" ", before)))
 	return err
 }
 
@@ -231,6 +233,11 @@ func (d *doctor) settingsFit(context.Context) []finding {
 			"machines, and has no authentication",
 			"keep it off public networks, or set APP_OPERATOR_ADDR=127.0.0.1:9090"))
 	}
+	for _, f := range config.CheckFiles(&d.settings) {
+		if f.Path != "app.data_dir" && f.Path != "log.path" { // they have checks of their own
+			list = append(list, failing(f.String(), "correct the file, or the setting"))
+		}
+	}
 	return append(list, remarkable(d.remarks)...)
 }
 
@@ -273,8 +280,8 @@ func (d *doctor) dataFolder(context.Context) []finding {
 	}
 	for _, e := range entries {
 		if info, err := e.Info(); err == nil && openToOthers(info) {
-			list = append(list, failing(filepath.Join(dir, e.Name())+" can be read by others", "chmod 600 "+filepath.Join(dir,
-				e.Name())))
+			list = append(list, failing(filepath.Join(dir, e.Name())+" can be read by others", "chmod 600 "+
+				filepath.Join(dir, e.Name())))
 		}
 	}
 	return list
@@ -288,7 +295,8 @@ func (d *doctor) logFile(context.Context) []finding {
 	info, err := os.Stat(path)
 	switch {
 	case err == nil && !info.Mode().IsRegular():
-		return []finding{failing(path+" is not a file", "name a file with LOG_PATH, or leave it empty to log to stderr")}
+		return []finding{failing(path+" is not a file", "name a file with LOG_PATH, or leave it empty to log "+
+			"to stderr")}
 	case err == nil:
 		var f *os.File
 		if f, err = os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0); err == nil {
@@ -369,7 +377,7 @@ func (d *doctor) diskSpace(context.Context) []finding {
 		dir = filepath.Dir(dir)
 	}
 	free, known := freeSpace(dir)
-	text := fmt.Sprintf("%.1f GiB free for %s", float64(free)/(1<<30), d.App.DataDir)
+	text := fmt.Sprintf("%.1f GiB free for %s", gib(free), d.App.DataDir)
 	switch {
 	case !known:
 		return []finding{skipped("the free space cannot be read on this system")}
@@ -439,12 +447,13 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 		return []finding{d.databaseFails(err, "name another one with DATABASE_URL")}
 	}
 	took := time.Since(begun)
-	query := "SELECT sqlite_version()"
+	query := "SELECT sqlite_version(), false"
 	if d.db.IsPostgres() {
-		query = "SELECT current_setting('server_version')"
+		query = "SELECT current_setting('server_version'), current_setting('synchronous_commit') = 'off'"
 	}
 	var version string
-	if err := d.db.QueryRowContext(ctx, query).Scan(&version); err != nil {
+	var forgets bool
+	if err := d.db.QueryRowContext(ctx, query).Scan(&version, &forgets); err != nil {
 		return []finding{d.databaseFails(err, "look at the database's log")}
 	}
 	if err := d.db.TryWrite(ctx); err != nil {
@@ -453,9 +462,15 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 	}
 	list := []finding{fine("%s, version %s, answers and takes writes, connected in %s", name, version,
 		took.Round(time.Millisecond/10))}
+	if forgets {
+		list = append(list,
+			doubtful("synchronous_commit is off: a crash of PostgreSQL can forget changes that were answered, such "+
+				"as the end of a session", "set it on for authctl's user: ALTER ROLE … SET synchronous_commit = on"))
+	}
 	if servers := d.Database.Unverified(d.App.prod()); len(servers) > 0 && d.App.prod() {
 		list = append(list, doubtful("somebody on the network could read and change what is exchanged: "+
-			strings.Join(servers, ", "), "unless the network is your own, set sslmode=verify-full, or do not set sslmode"))
+			strings.Join(servers, ", "), "unless the network is your own, set sslmode=verify-full, or do not "+
+			"set sslmode"))
 	}
 	return list
 }
@@ -474,12 +489,19 @@ func (d *doctor) schema(ctx context.Context) []finding {
 		return []finding{fine("%s; the next start runs them", err)}
 	case errors.Is(err, migrations.ErrBehind):
 		return []finding{failing(err.Error(), "run: authctl migrate up")}
+	case errors.Is(err, migrations.ErrTriggersOff):
+		return []finding{failing(err.Error(), "until then the revocation feed misses what ends: end the sessions "+
+			"of everybody afterwards, with: authctl session revoke --before 0s")}
 	case err != nil:
 		return []finding{d.databaseFails(err, "let authctl's user read the table bun_migrations")}
 	}
 	d.schemaFits = true
 	d.relays = d.db.IsPostgres() && isRelayRole(ctx, d.db)
-	return append([]finding{fine("up to date")}, d.fenceFindings(ctx)...)
+	found := fine("up to date")
+	if list, err := migrations.Status(ctx, d.db); err == nil && list[len(list)-1].Newer {
+		found = fine("up to date; a newer release has migrated it further")
+	}
+	return append([]finding{found}, d.fenceFindings(ctx)...)
 }
 
 func (d *doctor) clock(ctx context.Context) []finding {
@@ -522,8 +544,8 @@ func (d *doctor) signingKeys(ctx context.Context) []finding {
 	keys := auth.OpenKeys(d.db, d.Auth, d.log)
 	switch err := keys.Check(ctx); {
 	case errors.Is(err, auth.ErrWrongSecret):
-		return []finding{failing(err.Error(), "name the old secret in AUTH_TOKEN_PREVIOUS_SECRETS; if it is lost: authctl "+
-			"key list, authctl key revoke KID --force")}
+		return []finding{failing(err.Error(), "name the old secret in AUTH_TOKEN_PREVIOUS_SECRETS; if it is lost: "+
+			"authctl key list, authctl key revoke KID --force")}
 	case database.IsForbidden(err):
 		return []finding{skipped("this database role may not read them; ask as the one that serves")}
 	case err != nil:
@@ -569,7 +591,8 @@ func (d *doctor) outbox(ctx context.Context) []finding {
 	if st.LeasesAhead > 0 {
 		list = append(list, doubtful(count(st.LeasesAhead, "lease ends", "leases end")+" later than possible: the "+
 			"database's clock was ahead when a relay wrote it, or has been set back since",
-			"keep that clock synchronised (NTP); a relay that runs takes the work over within a lease, a minute at most"))
+			"keep that clock synchronised (NTP); a relay that runs takes the work over within a lease, a "+
+				"minute at most"))
 	}
 	outages := currentOutages(st)
 	for _, o := range outages {
@@ -613,8 +636,8 @@ func (d *doctor) targetFits(ctx context.Context, identity *string) []finding {
 		return []finding{doubtful(err.Error(), "serve is fine with it, since OUTBOX_RELAY is off; a relay with these "+
 			"settings is refused")}
 	case errors.Is(err, outbox.ErrOtherTarget):
-		return []finding{failing(err.Error(), "until then serve does not start with these settings, and neither does a "+
-			"relay")}
+		return []finding{failing(err.Error(), "until then serve does not start with these settings, and "+
+			"neither does a relay")}
 	case err != nil:
 		return []finding{failing(err.Error(), "look at the database's log")}
 	}
@@ -629,8 +652,8 @@ func (d *doctor) redisFit(ctx context.Context) []finding {
 		return []finding{fine("none is named: sessions and the counters of sign-in limits are in the database")}
 	}
 	if !d.Redis.Enabled() {
-		return []finding{fine("none is named: sessions are in the database, sign-in limits are counted by each process " +
-			"alone")}
+		return []finding{fine("none is named: sessions are in the database, sign-in limits are counted by each " +
+			"process alone")}
 	}
 	client, err := cache.Open(ctx, d.Redis, cache.Options{Prod: d.App.prod(), AppName: "authctl"})
 	if err != nil {
@@ -698,7 +721,8 @@ func (d *doctor) kafkaFit(ctx context.Context) []finding {
 		return []finding{failing(stalled.Error(), "events wait until then")}
 	}
 	if err != nil {
-		return []finding{failing(err.Error(), "start it, or name other brokers with KAFKA_BROKERS; events wait meanwhile")}
+		advice, found := kafkaAway{err}.words()
+		return []finding{failing(found.Error(), advice+"; events wait meanwhile")}
 	}
 	var list []finding
 	if identity, err := kafka.Identity(ctx); err == nil && d.schemaFits && len(d.targetFits(ctx, nil)) == 0 {
@@ -708,8 +732,8 @@ func (d *doctor) kafkaFit(ctx context.Context) []finding {
 		list = append(list, doubtful("topic "+st.Topic+": "+problem.Found, problem.Advice))
 	}
 	if len(list) == 0 {
-		list = append(list, fine("%s, topic %s with %s", strings.Join(d.Kafka.Brokers, ","), st.Topic, count(st.Partitions,
-			"partition", "partitions")))
+		list = append(list, fine("%s, topic %s with %s", strings.Join(d.Kafka.Brokers, ","), st.Topic,
+			count(st.Partitions, "partition", "partitions")))
 	}
 	return list
 }
@@ -721,7 +745,8 @@ func (d *doctor) traces(ctx context.Context) []finding {
 		return nil
 	case err != nil:
 		return []finding{doubtful("the collector takes no spans: "+err.Error(),
-			"correct the OTEL_EXPORTER_OTLP_* variables, or remove them: requests are answered without a collector too")}
+			"correct the OTEL_EXPORTER_OTLP_* variables, or remove them: requests are answered without a "+
+				"collector too")}
 	}
 	return []finding{fine("the collector takes spans")}
 }
@@ -733,9 +758,14 @@ func (d *doctor) hashing(ctx context.Context) []finding {
 		return []finding{skipped("it could not be measured in time: " + err.Error())}
 	}
 	text := fmt.Sprintf("one %s takes about %s here", d.Auth.Password.Algorithm, milliseconds(took))
+	need, memory, tooMuch := hashMemory(d.Auth)
 	switch {
 	case took > d.HTTP.HTTP.RequestTimeout:
-		return []finding{failing(text+", longer than a request may (app.http.request_timeout): nobody can sign in", advice)}
+		return []finding{failing(text+", longer than a request may (app.http.request_timeout): nobody can sign in",
+			advice)}
+	case tooMuch:
+		return []finding{doubtful(fmt.Sprintf("%s, and during a flood of sign-ins hashing takes up to %.1f GiB of the "+
+			"%.1f GiB of memory: the kernel may kill serve", text, gib(need), gib(memory)), hashMemoryHint)}
 	case took > time.Second:
 		return []finding{doubtful(text+": sign-in is slow", advice)}
 	case took < 20*time.Millisecond:
@@ -743,3 +773,6 @@ func (d *doctor) hashing(ctx context.Context) []finding {
 	}
 	return []finding{fine("%s", text)}
 }
+
+// gib is a number of bytes in GiB.
+func gib(bytes uint64) float64 { return float64(bytes) / (1 << 30) }

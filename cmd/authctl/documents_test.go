@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"errors"
-	"io"
 	"os"
 	"regexp"
 	"strings"
@@ -24,16 +23,16 @@ func TestTheTagsOfTheSettingsAreSound(t *testing.T) {
 
 func TestTheDocumentsOfTheSettingsAreUpToDate(t *testing.T) {
 	t.Parallel()
-	for path, write := range map[string]func(io.Writer, any) error{
-		"../../config.yaml":           config.WriteYAML,
-		"../../docs/configuration.md": config.WriteMarkdown,
+	for path, write := range map[string]func(any) ([]byte, error){
+		"../../config.yaml":           config.YAML,
+		"../../docs/configuration.md": config.Markdown,
 	} {
-		var want bytes.Buffer
-		if err := write(&want, &settings{}); err != nil {
+		want, err := write(&settings{})
+		if err != nil {
 			t.Fatal(err)
 		}
 		if *update {
-			if err := os.WriteFile(path, want.Bytes(), 0o644); err != nil {
+			if err := os.WriteFile(path, want, 0o644); err != nil {
 				t.Fatal(err)
 			}
 			continue
@@ -42,7 +41,7 @@ func TestTheDocumentsOfTheSettingsAreUpToDate(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(have, want.Bytes()) {
+		if !bytes.Equal(have, want) {
 			t.Errorf("%s is out of date; write it again with: go test ./cmd/authctl -run Documents -update", path)
 		}
 	}
@@ -52,7 +51,7 @@ func TestNoSettingIsCalledRemoved(t *testing.T) {
 	t.Parallel()
 	for _, key := range config.Keys(&settings{}) {
 		if now := removedSettings()[key.Path]; now != "" {
-			t.Errorf("%s is a setting, and those who have it are told that %s", key.Path, now)
+			t.Errorf("%s is a setting, and the list of removed ones says of it: %s", key.Path, now)
 		}
 	}
 }
@@ -84,8 +83,7 @@ func everyCommand(cmd *cobra.Command, fn func(*cobra.Command)) {
 	}
 }
 
-// authctl session revoke --user "$USER_ID" must not be for everybody when there is no such
-// variable.
+// authctl session revoke --user "$USER_ID" must not mean all users when the variable is unset.
 func TestAFlagWithoutAValueIsAMisuse(t *testing.T) {
 	t.Parallel()
 	everyCommand(newRoot(), func(cmd *cobra.Command) {
@@ -110,7 +108,8 @@ func TestEveryHelpPageTeaches(t *testing.T) {
 	everyCommand(newRoot(), func(cmd *cobra.Command) {
 		path := strings.Fields(cmd.CommandPath())[1:]
 		var stdout, stderr bytes.Buffer
-		if code := run(t.Context(), append(path, "--help"), nil, &stdout, &stderr); code != exitDone || stderr.Len() > 0 {
+		if code := run(t.Context(), append(path, "--help"), nil, &stdout, &stderr); code != exitDone ||
+			stderr.Len() > 0 {
 			t.Errorf("%v --help: exit code %d, %s", path, code, &stderr)
 		}
 		page := stdout.String()
@@ -135,8 +134,8 @@ func TestEveryHelpPageTeaches(t *testing.T) {
 	})
 }
 
-// Each line of an example must be one that the command line takes, down to the names of its
-// flags and the number of its arguments.
+// Each line of an example must parse, including the names of its flags and the number of its
+// arguments.
 func TestEveryExampleIsALineThatWorks(t *testing.T) {
 	t.Parallel()
 	everyCommand(newRoot(), func(cmd *cobra.Command) {
@@ -159,7 +158,7 @@ func TestEveryExampleIsALineThatWorks(t *testing.T) {
 					continue
 				}
 				args := target.Flags().Args()
-				if strings.Contains(line, "xargs") { // which adds one
+				if strings.Contains(line, "xargs") { // xargs adds an argument
 					if err := target.ValidateArgs(append(args, "one")); err == nil {
 						continue
 					}
@@ -170,7 +169,7 @@ func TestEveryExampleIsALineThatWorks(t *testing.T) {
 					}
 				}
 				if target.HasSubCommands() && target.HasParent() && target.Name() != "completion" {
-					t.Errorf("%s: it stops at a group", line)
+					t.Errorf("%s: it names a group, not a command", line)
 				}
 			}
 		}
@@ -182,7 +181,7 @@ var (
 	quoted     = regexp.MustCompile(`'[^']*'|"[^"]*"`)
 )
 
-// authctlCalls are the words behind each authctl of a shell line.
+// authctlCalls returns the words after each authctl of a shell line.
 func authctlCalls(line string) (calls [][]string) {
 	line = quoted.ReplaceAllString(line, "quoted")
 	for part := range strings.SplitSeq(separators.ReplaceAllString(line, "|"), "|") {

@@ -74,8 +74,8 @@ func folderProblem(setting, dir string, err error) (found, advice string) {
 		return dir + " cannot be a folder: there is a file of that name, or on the way to it",
 			"name another one with " + setting
 	case errors.Is(err, fs.ErrPermission):
-		return found, fmt.Sprintf("let the user that runs authctl write there (chown, chmod), or name another one with %s",
-			setting)
+		return found, fmt.Sprintf("let the user that runs authctl write there (chown, chmod), or name another "+
+			"one with %s", setting)
 	case errors.Is(err, syscall.EROFS):
 		return found, fmt.Sprintf("name one on a file system that can be written to with %s, such as a volume", setting)
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):

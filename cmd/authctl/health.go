@@ -32,7 +32,7 @@ It asks /readyz of the operator listener (app.operator_addr) or, if that is off,
 one (app.host, app.port, app.tls). The exit code is 0 when the process is ready and 1 when it
 is not, does not answer within four seconds, or cannot be found.`,
 		Example: "  authctl health",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.health(cmd.Context(), cmd.OutOrStdout())
 		},
@@ -66,13 +66,8 @@ func (g *global) health(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if g.output == "json" {
-		err = printJSON(w, report)
-	} else {
-		_, err = fmt.Fprintln(w, report.words())
-	}
-	if err != nil {
-		return fmt.Errorf("write the result: %w", err)
+	if err := g.tell(w, report, report.words()); err != nil {
+		return err
 	}
 	if !report.Ready {
 		return silent{errors.New("not ready")}

@@ -54,7 +54,7 @@ func TestHealthAsksWhereTheSettingsSay(t *testing.T) {
 	}
 }
 
-// background runs a command line until the test ends it, and gives what it writes.
+// background runs a command line until the test ends it, and returns its output.
 type background struct {
 	mu  sync.Mutex
 	out bytes.Buffer
@@ -86,7 +86,7 @@ func runInBackground(t *testing.T, line ...string) *background {
 		case code := <-b.ended:
 			b.ended <- code
 		case <-time.After(patience):
-			t.Error("it does not end")
+			t.Error("the command does not end")
 		}
 	})
 	return b
@@ -154,12 +154,12 @@ func TestTheServiceManagerIsToldOfTheStartAndTheStop(t *testing.T) {
 			_ = socket.SetReadDeadline(time.Now().Add(patience))
 			n, err := socket.Read(buffer)
 			if err != nil || string(buffer[:n]) != want {
-				t.Fatalf("%s: the service manager hears %q, %v; want %s; it said:\n%s", command, buffer[:n], err, want, process)
+				t.Fatalf("%s: the service manager gets %q, %v; want %s:\n%s", command, buffer[:n], err, want, process)
 			}
 			process.stop() // after READY
 		}
 	}
-	// A manager that is gone stops nobody.
+	// A missing service manager prevents neither start nor stop.
 	t.Setenv("NOTIFY_SOCKET", filepath.Join(t.TempDir(), "gone"))
 	process := runInBackground(t, "serve", "--set", "app.port=0", "--set", "app.host=127.0.0.1", "--set",
 		"app.operator_addr=off")

@@ -61,23 +61,20 @@ func newKeyList(g *global) *cobra.Command {
 		Use:     "list",
 		Short:   "List every key, past and present, and the possible next steps",
 		Example: "  authctl key list",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withKeys(cmd, func(ctx context.Context, keys *auth.Keys) error {
 				list, err := keys.List(ctx)
 				if err != nil {
 					return err
 				}
-				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), list)
-				}
 				rows := make([][]string, 0, len(list))
 				for _, k := range list {
-					rows = append(rows, []string{k.KID, k.Algorithm, string(k.Status), moment(k.StagedAt), moment(k.ActiveAt),
-						moment(k.RetiredAt), nextStep(k, time.Now())})
+					rows = append(rows, []string{k.KID, k.Algorithm, string(k.Status), moment(k.StagedAt),
+						moment(k.ActiveAt), moment(k.RetiredAt), nextStep(k, time.Now())})
 				}
 				heading := []string{"KID", "ALGORITHM", "STATUS", "STAGED", "ACTIVE", "RETIRED", "NEXT"}
-				return printTable(cmd.OutOrStdout(), heading, rows)
+				return g.table(cmd.OutOrStdout(), list, heading, rows)
 			})
 		},
 	}
@@ -113,12 +110,12 @@ func newKeyStage(g *global) *cobra.Command {
 		Long: `Create a key of the configured algorithm, publish it in the JWK set and print its kid. It does
 not sign before it is promoted.`,
 		Example: "  authctl key stage",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withKeys(cmd, func(ctx context.Context, keys *auth.Keys) error {
 				k, err := keys.Stage(ctx)
-				if err != nil {
-					return err
+				if err != nil { // done twice, there would be two
+					return maybeDone(err, "look at authctl key list before you run it again")
 				}
 				next := fmt.Sprintf("from %s on: authctl key promote %s", notBefore(k.PromotableAt), k.KID)
 				return g.printKey(cmd, k, k.KID, next)
@@ -129,16 +126,11 @@ not sign before it is promoted.`,
 
 // printKey reports the new state of a key, and the next step.
 func (g *global) printKey(cmd *cobra.Command, k auth.KeyInfo, line, hint string) error {
-	if g.output == "json" {
-		return printJSON(cmd.OutOrStdout(), k)
-	}
-	if _, err := fmt.Fprintln(cmd.OutOrStdout(), line); err != nil {
-		return err
-	}
-	if hint != "" {
+	err := g.tell(cmd.OutOrStdout(), k, line)
+	if err == nil && hint != "" && g.output != "json" {
 		fmt.Fprintln(cmd.ErrOrStderr(), "next, "+hint)
 	}
-	return nil
+	return err
 }
 
 func newKeyPromote(g *global) *cobra.Command {
@@ -150,8 +142,9 @@ func newKeyPromote(g *global) *cobra.Command {
 verifier has had time to fetch a key set with the new key, and until each one that
 follows /oauth2/revocations (authctl verifier list) says that it holds the key. --force does not
 wait: verifiers with an older set then refuse new tokens until they fetch it again.`,
-		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl key promote",
-		Args:    cobra.ExactArgs(1),
+		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl " +
+			"key promote",
+		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				if _, err := a.ensureSecret(false); err != nil {
@@ -164,7 +157,8 @@ wait: verifiers with an older set then refuse new tokens until they fetch it aga
 				if err != nil {
 					return err
 				}
-				return g.printKey(cmd, k, k.KID+" signs now", "retire its predecessor when possible; see: authctl key list")
+				return g.printKey(cmd, k, k.KID+" signs now", "retire its predecessor when possible; see: authctl "+
+					"key list")
 			})
 		},
 	}
@@ -181,8 +175,9 @@ func newKeyRetire(g *global) *cobra.Command {
 access tokens that the key signed can be live: servers record with the key how long its
 tokens live, so the settings of this command do not matter. --force does not wait: those tokens are
 refused from then on, and their clients must refresh.`,
-		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"retiring\").kid' | xargs -n1 authctl key retire",
-		Args:    cobra.ExactArgs(1),
+		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"retiring\").kid' | xargs -n1 authctl " +
+			"key retire",
+		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onKey(cmd, args[0], func(ctx context.Context, keys *auth.Keys) error {
 				k, err := keys.Retire(ctx, args[0], force)
@@ -205,12 +200,12 @@ func newKeyRevoke(g *global) *cobra.Command {
 		Long: `Remove any key from the JWK set at once and destroy its private half: every access token it
 signed is refused from then on, and clients must refresh. If it is the key that signs,
 the staged key that was published first replaces it, or else a new key. If its
-tokens can be live, the command asks on a terminal and needs --yes elsewhere; --force does the
-same here.
+tokens can be live, the command asks on a terminal and needs --yes or --force elsewhere.
 
 It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
-		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl key revoke",
-		Args:    cobra.ExactArgs(1),
+		Example: "  authctl key list -o json | jq -r '.[] | select(.status==\"staged\").kid' | xargs -n1 authctl " +
+			"key revoke",
+		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onKey(cmd, args[0], func(ctx context.Context, keys *auth.Keys) error {
 				before, err := keys.List(ctx)
@@ -219,7 +214,8 @@ It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 				}
 				for _, k := range before {
 					if k.KID == args[0] && k.Status == auth.KeyRevoked {
-						return g.printRevoked(cmd.OutOrStdout(), k, auth.KeyInfo{}, "is revoked already; nothing changed")
+						return g.printRevoked(cmd.OutOrStdout(), k, auth.KeyInfo{},
+							"is revoked already; nothing changed")
 					}
 				}
 				k, successor, err := keys.Revoke(ctx, args[0], force || sure.yes)
@@ -243,17 +239,10 @@ It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 }
 
 func (g *global) printRevoked(w io.Writer, k, successor auth.KeyInfo, what string) error {
-	if g.output == "json" {
-		report := map[string]auth.KeyInfo{"revoked": k}
-		if successor.KID != "" {
-			report["successor"] = successor
-		}
-		return printJSON(w, report)
-	}
-	line := k.KID + " " + what
+	report, line := map[string]auth.KeyInfo{"revoked": k}, k.KID+" "+what
 	if successor.KID != "" {
+		report["successor"] = successor
 		line += "; " + successor.KID + " signs now"
 	}
-	_, err := fmt.Fprintln(w, line)
-	return err
+	return g.tell(w, report, line)
 }

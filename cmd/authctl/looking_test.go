@@ -17,14 +17,15 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// founders are the commands that may begin an installation, or write files because that is what
-// they are for. Whatever else there is makes nothing where there is nothing.
+// founders are the commands that may begin an installation, or whose purpose is to write files. No
+// other command may create anything where there is nothing.
 var founders = []string{
 	"authctl serve", "authctl relay", "authctl migrate up", "authctl migrate new", "authctl user create",
 	"authctl user import", "authctl man", "authctl mail templates",
 }
 
-// lookers are the command lines of all other commands: a new command is among them by itself.
+// lookers are the command lines of all other commands, found in the tree, so that new commands are
+// included.
 func lookers(t *testing.T) [][]string {
 	t.Helper()
 	const id = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -59,7 +60,7 @@ func lookers(t *testing.T) [][]string {
 		words := strings.Fields(path)[1:]
 		var args []string
 		for _, argument := range arguments[strings.Join(words, " ")] {
-			// A flag that the command does not have, or not any more, would be all that is tried.
+			// An unknown flag would end the command before it does anything.
 			if name, isFlag := strings.CutPrefix(argument, "--"); isFlag && cmd.Flags().Lookup(name) == nil {
 				continue
 			}
@@ -81,7 +82,7 @@ func look(t *testing.T, line []string) (code int, words string) {
 	return code, out.String()
 }
 
-// below lists what is in a folder, without what SQLite keeps beside an open database.
+// below lists what is in a folder, without SQLite's -wal and -shm files.
 func below(t *testing.T, dir string) []string {
 	t.Helper()
 	var names []string
@@ -102,14 +103,14 @@ func wantAnswer(t *testing.T, line []string, code int, words, want string) {
 	t.Helper()
 	name := strings.Join(line, " ")
 	if code == exitMisused {
-		t.Errorf("%s: the test calls it in a wrong way: %s", name, words)
+		t.Errorf("%s: the test calls it wrongly: %s", name, words)
 	}
 	needsNone := []string{"config", "version", "doctor", "password", "token", "health", "mail"}
 	if slices.Contains(needsNone, line[0]) || strings.HasPrefix(name, "outbox topic") {
 		return
 	}
 	if code != exitFailed || !strings.Contains(words, want) {
-		t.Errorf("%s: exit %d, %q; want 1 and words with %q", name, code, words, want)
+		t.Errorf("%s: exit %d, %q; want 1 and a text with %q", name, code, words, want)
 	}
 }
 
@@ -134,7 +135,7 @@ func TestWhoLooksIntoADatabaseMakesNeitherSecretNorKey(t *testing.T) {
 	before := below(t, dir)
 	for _, line := range lookers(t) {
 		if line[0] == "migrate" && line[1] == "down" {
-			continue // is asked to take the tables away
+			continue // it would remove the tables
 		}
 		code, words := look(t, line)
 		if after := below(t, dir); !slices.Equal(after, before) {
@@ -182,7 +183,7 @@ func countKeys(t *testing.T, driver, source string) (n int) {
 	return n
 }
 
-// With the secret, looking works on what is there, also before a server has made a key.
+// With the secret these commands work on what is there, even before a server has made a key.
 func TestWhoLooksWithTheSecretSeesWhatIsThere(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)

@@ -42,7 +42,7 @@ func (g *global) newMailer() (settings, *mail.Mailer, error) {
 	if err := g.load(&s, nil); err != nil {
 		return s, nil, err
 	}
-	m, err := mail.New(s.Mail, mail.Options{Issuer: s.Auth.Token.Issuer, DataDir: s.App.DataDir})
+	m, err := mail.New(s.Mail, mail.Options{Issuer: s.Auth.Token.Issuer, BaseURL: s.baseURL(), DataDir: s.App.DataDir})
 	return s, m, err
 }
 
@@ -59,11 +59,12 @@ The templates are those that serve would use: the built-in ones, and those in
 contact.templates_dir. All of them are checked first.`,
 		Example: `  authctl mail preview reset --lang de
   authctl mail preview verify --html > verify.html`,
-		Args:              cobra.ExactArgs(1),
+		Args:              oneArgument,
 		ValidArgsFunction: cobra.FixedCompletions(purposeNames(), cobra.ShellCompDirectiveNoFileComp),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !slices.Contains(purposeNames(), args[0]) {
-				return misuse{fmt.Errorf("there is no mail for %q; there are: %s", args[0], strings.Join(purposeNames(), ", "))}
+				return misuse{fmt.Errorf("there is no mail for %q; there are: %s", args[0],
+					strings.Join(purposeNames(), ", "))}
 			}
 			_, m, err := g.newMailer()
 			if err != nil {
@@ -71,7 +72,8 @@ contact.templates_dir. All of them are checked first.`,
 			}
 			languages := m.Templates().Languages()
 			if cmd.Flags().Changed("lang") && !slices.Contains(languages, lang) {
-				return misuse{fmt.Errorf("there are no templates in %q; there are: %s", lang, strings.Join(languages, ", "))}
+				return misuse{fmt.Errorf("there are no templates in %q; there are: %s", lang,
+					strings.Join(languages, ", "))}
 			}
 			made, err := m.Preview(contact.Purpose(args[0]), lang)
 			if err != nil {
@@ -106,7 +108,7 @@ func newMailTest(g *global) *cobra.Command {
 		Long: `Send a test mail to an address through the server of mail.url, at once and past the outbox, and show each
 step. If the server refuses, its words are shown and the exit code is 1.`,
 		Example: `  authctl mail test you@example.com`,
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			s, m, err := g.newMailer()
 			if err != nil {
@@ -134,7 +136,7 @@ delete the files that you do not change: the built-in ones are used in their pla
 
 serve checks all templates when it starts, and so does authctl mail preview.`,
 		Example: `  authctl mail templates ./templates`,
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			written, err := mail.Export(args[0])
 			for _, name := range written {

@@ -16,7 +16,7 @@ func newMan(root *cobra.Command) *cobra.Command {
 		Short:   "Write the manual pages of all commands into a folder",
 		Example: "  authctl man /usr/local/share/man/man1",
 		Hidden:  true,
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArgument,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := os.MkdirAll(args[0], 0o755); err != nil { //nolint:gosec // for everybody to read
 				return fmt.Errorf("make the folder: %w", err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,7 +35,7 @@ migrates itself.`,
 	run := func(use, short string, open func(*app, context.Context) error,
 		do func(ctx context.Context, a *app, stdout, stderr io.Writer) error) {
 		cmd.AddCommand(&cobra.Command{
-			Use: use, Short: short, Args: cobra.NoArgs, Example: "  authctl migrate " + use,
+			Use: use, Short: short, Args: noArguments, Example: "  authctl migrate " + use,
 			RunE: func(cmd *cobra.Command, _ []string) error {
 				return g.withDatabase(cmd, open, func(ctx context.Context, a *app) error {
 					return do(ctx, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
@@ -59,18 +60,18 @@ migrates itself.`,
 			if err != nil {
 				return err
 			}
-			if g.output == "json" {
-				return printJSON(w, list)
-			}
 			var rows [][]string
 			for _, s := range list {
 				state := "waiting"
 				if s.Applied() {
 					state = "applied " + s.AppliedAt.UTC().Format(time.RFC3339)
 				}
+				if s.Newer {
+					s.Comment = "of a newer release"
+				}
 				rows = append(rows, []string{s.Name, s.Comment, state})
 			}
-			return printTable(w, []string{"MIGRATION", "NAME", "STATE"}, rows)
+			return g.table(w, list, []string{"MIGRATION", "NAME", "STATE"}, rows)
 		})
 	cmd.AddCommand(newMigrateGrants(g), newMigrateDown(g), newMigrateNew(g))
 	return cmd
@@ -86,18 +87,17 @@ release serves. It does what deploy/postgres/grants.sql does, in one transaction
 servers notice nothing. deploy/postgres/roles.sql creates the roles, once. If one role does
 everything, there is nothing to grant.`,
 		Example: "  authctl migrate grants",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).connectExistingDatabase, func(ctx context.Context, a *app) error {
-				if err := migrations.Grant(ctx, a.db); err != nil {
+				if err := migrations.Grant(ctx, a.db); errors.Is(err, migrations.ErrBehind) {
+					return fmt.Errorf("%w; run: authctl migrate up", err)
+				} else if err != nil {
 					return err
 				}
 				a.security.Info("roles_granted")
-				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), map[string]bool{"granted": true})
-				}
-				_, err := fmt.Fprintln(cmd.OutOrStdout(), "authctl_serve and authctl_relay have their rights")
-				return err
+				return g.tell(cmd.OutOrStdout(), map[string]bool{"granted": true},
+					"authctl_serve and authctl_relay have their rights")
 			})
 		},
 	}
@@ -118,9 +118,10 @@ func newMigrateDown(g *global) *cobra.Command {
 		Long: `Undo the migrations of the last run. This drops the tables that they created with all the data
 in them; the first ones created the accounts. So it says what would be lost, asks on a terminal,
 needs --yes elsewhere, and does nothing while servers, relays or others use the database. Make a
-backup first. Servers of the release that made the schema cannot run afterwards.`,
+backup first. Servers of the release that made the schema cannot run afterwards. If the last run was
+that of a newer release, use its binary: this one refuses.`,
 		Example: "  authctl migrate status\n  authctl migrate down",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).connectExistingDatabase, func(ctx context.Context, a *app) error {
 				return g.migrateDown(ctx, cmd, a, &sure, force)
@@ -157,8 +158,8 @@ func (g *global) migrateDown(ctx context.Context, cmd *cobra.Command, a *app, su
 	if len(list) > 0 {
 		a.security.Warn("schema_rolled_back", zap.Strings("migrations", migrationNames(list)))
 	}
-	if err != nil {
-		return inUse(err)
+	if err != nil { // done twice, it would undo what was migrated before as well
+		return maybeDone(inUse(err), "look at authctl migrate status before you run it again")
 	}
 	return g.printMigrated(cmd.OutOrStdout(), "undone", "there is nothing to undo", list)
 }
@@ -200,19 +201,13 @@ func newMigrateNew(g *global) *cobra.Command {
 		Use:     "new NAME",
 		Short:   "Write the empty files of a new migration, for both dialects",
 		Example: "  authctl migrate new add_last_sign_in",
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			made, err := migrations.New(dir, args[0], time.Now())
 			if err != nil {
 				return err
 			}
-			if g.output == "json" {
-				return printJSON(cmd.OutOrStdout(), made)
-			}
-			for _, path := range made {
-				fmt.Fprintln(cmd.OutOrStdout(), path)
-			}
-			return nil
+			return g.tell(cmd.OutOrStdout(), made, strings.Join(made, "\n"))
 		},
 	}
 	cmd.Flags().StringVar(&dir, "dir", dir, "the migrations folder of the source tree")
@@ -256,14 +251,26 @@ func (g *global) withSettings(cmd *cobra.Command, s settings, open func(*app, co
 	}
 	defer func() { err = errors.Join(err, a.Close()) }()
 	// Each log record of the command says who ran it.
-	a.log = a.log.With(zap.String("operator", operator()),
-		zap.String("command", strings.TrimPrefix(cmd.CommandPath(), "authctl ")))
+	command := strings.TrimPrefix(cmd.CommandPath(), "authctl ")
+	a.log = a.log.With(zap.String("operator", operator()), zap.String("command", command))
+	if !slices.Contains(longRunning, command) {
+		a.answerWithin = statementTimeout
+	}
 	a.security = logging.Security(a.log)
 	if err := open(a, cmd.Context()); err != nil {
 		return err
 	}
 	return do(cmd.Context(), a)
 }
+
+// statementTimeout is how long a command waits for the answer to one statement. Such a statement takes
+// milliseconds, unless somebody holds a lock that it needs, or the process that runs it hangs.
+const statementTimeout = time.Minute
+
+// longRunning are commands with statements that take long on a large database. They wait as long as the server answers
+// anybody.
+var longRunning = []string{"migrate up", "migrate down", "migrate grants", "restore fence", "user import",
+	"user export", "outbox replay", "outbox tail", "outbox status"}
 
 // operator names the user who runs the process, and the one who used sudo.
 func operator() string {

@@ -35,7 +35,8 @@ import (
 	"github.com/toppira/authctl/platform/telemetry"
 )
 
-// site is the served surface on a fresh database, held against the document that is served.
+// site is the service on a fresh database. Its answers are checked against the document that it
+// serves.
 type site struct {
 	t    *testing.T
 	base string
@@ -47,7 +48,7 @@ type site struct {
 const (
 	somePassword = "correct horse battery staple"
 	someClient   = "gateway"
-	someSecret   = "s3cret" // of the document's example
+	someSecret   = "s3cret" // as in the document's example
 )
 
 func newSite(t *testing.T, start httpservertest.Start) *site {
@@ -84,8 +85,7 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 		contacts: contacts, db: db}
 }
 
-// call sends a request that must not be the server's fault, and checks the answer against the
-// operation.
+// call sends a request, and checks the answer against the operation. A 5xx fails the test.
 func (s *site) call(op *openapi3.Operation, method, path string, header http.Header, body []byte) (status int,
 	answer map[string]any) {
 	s.t.Helper()
@@ -117,7 +117,7 @@ func (s *site) send(op *openapi3.Operation, method, path string, header http.Hea
 	for _, problem := range s.Check(op, method, res, text) {
 		s.t.Errorf("%s %s %v %.300q: %s", method, path, header, body, problem)
 	}
-	_ = json.Unmarshal(text, &answer) // there need be none
+	_ = json.Unmarshal(text, &answer) // not every answer has a body
 	return res.StatusCode, answer
 }
 
@@ -129,7 +129,7 @@ func jsonHeader(access string) http.Header {
 	return h
 }
 
-// person is somebody who is signed in.
+// person is a signed-in user.
 type person struct{ name, access, refresh, session string }
 
 func (s *site) person(name string) person {
@@ -147,7 +147,7 @@ func (s *site) person(name string) person {
 	return person{name, text("access_token"), text("refresh_token"), text("session_id")}
 }
 
-// operations lists what is documented, in order.
+// operations lists the documented operations in order.
 func (s *site) operations() (list []operation) {
 	for _, pattern := range slices.Sorted(maps.Keys(s.Paths.Map())) {
 		for _, method := range slices.Sorted(maps.Keys(s.Paths.Value(pattern).Operations())) {
@@ -162,9 +162,8 @@ type operation struct {
 	method, pattern string
 }
 
-// Every example of a request is sent, with the tokens of somebody who is signed in where the
-// example has tokens, and must succeed; what comes back has the members of the example of the
-// answer.
+// Every example of a request is sent, with real tokens in place of those in the example, and must
+// succeed. The answer has the members of the example of the answer.
 func TestEveryExampleOfTheDocumentIsRun(t *testing.T) {
 	t.Parallel()
 	httpservertest.Each(t, func(t *testing.T, start httpservertest.Start) {
@@ -183,8 +182,9 @@ func TestEveryExampleOfTheDocumentIsRun(t *testing.T) {
 			if content == nil {
 				continue
 			}
-			if got, want := shape(answer), shape(content.Examples["example"].Value.Value); !reflect.DeepEqual(got, want) {
-				t.Errorf("%s %s answers with the members %v, the example has %v", op.method, path, got, want)
+			if got, want := shape(answer), shape(content.Examples["example"].Value.Value); !reflect.DeepEqual(got,
+				want) {
+				t.Errorf("%s %s answers with the members %v, want those of the example: %v", op.method, path, got, want)
 			}
 		}
 		if ran < 15 {
@@ -193,7 +193,7 @@ func TestEveryExampleOfTheDocumentIsRun(t *testing.T) {
 	})
 }
 
-// exampleRequest is the example of an operation, sent by somebody.
+// exampleRequest is the example of an operation, as a person would send it.
 func (s *site) exampleRequest(op operation, who person) (path string, header http.Header, body []byte) {
 	s.t.Helper()
 	theirs := map[string]string{
@@ -249,8 +249,8 @@ func (s *site) exampleRequest(op operation, who person) (path string, header htt
 	return path, header, body
 }
 
-// withContact prepares what an operation on contacts needs, and returns what takes the place of the
-// examples.
+// withContact prepares what an operation on contacts needs. It returns replacements for values of
+// the example.
 func (s *site) withContact(operation string, who person) map[string]string {
 	s.t.Helper()
 	if s.contacts == nil || !slices.Contains([]string{"listContacts", "addContact", "removeContact", "verifyContact",
@@ -288,7 +288,7 @@ func (s *site) withContact(operation string, who person) map[string]string {
 		if id, err = s.contacts.Forgot(s.t.Context(), contact.Forgotten{Email: address}, auth.Device{}); err != nil {
 			s.t.Fatal(err)
 		}
-	case "undoChange": // another contact is told to the first one
+	case "undoChange": // the first contact is told of another one
 		other, err := s.contacts.AddByOperator(s.t.Context(), caller.Subject, "other."+address)
 		if err != nil {
 			s.t.Fatal(err)
@@ -303,31 +303,32 @@ func (s *site) withContact(operation string, who person) map[string]string {
 		"aut_AQ": m.LinkToken, "7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1": id.String()}
 }
 
-// lastMessage is the newest one to the address that waits to be sent.
+// lastMessage returns the newest unsent message to an address.
 func (s *site) lastMessage(address string) (newest contact.Message) {
 	s.t.Helper()
 	sealer, err := contact.NewSealer("a secret of the tests that is long enough for everything")
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	_, err = database.Collect(s.t.Context(), s.db, "read messages", func(row database.Row) (m contact.Message, err error) {
-		var id uuid.UUID
-		var data []byte
-		if err := row.Scan(&id, &data); err != nil {
+	_, err = database.Collect(s.t.Context(), s.db, "read messages",
+		func(row database.Row) (m contact.Message, err error) {
+			var id uuid.UUID
+			var data []byte
+			if err := row.Scan(&id, &data); err != nil {
+				return m, err
+			}
+			if m, err = sealer.Open(id, data); err == nil && m.Recipient == address {
+				newest = m
+			}
 			return m, err
-		}
-		if m, err = sealer.Open(id, data); err == nil && m.Recipient == address {
-			newest = m
-		}
-		return m, err
-	}, "SELECT event_id, data FROM outbox_message ORDER BY id")
+		}, "SELECT event_id, data FROM outbox_message ORDER BY id")
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return newest
 }
 
-// identify shows who sends a request, as the operation wants it.
+// identify adds the credentials that the operation requires.
 func (s *site) identify(op operation, header http.Header, who person) {
 	for _, requirement := range *op.Security {
 		for name := range requirement {
@@ -336,15 +337,16 @@ func (s *site) identify(op operation, header http.Header, who person) {
 			case scheme.Scheme == "bearer":
 				header.Set("Authorization", "Bearer "+who.access)
 			case scheme.Scheme == "basic":
-				header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(someClient+":"+someSecret)))
+				header.Set("Authorization", "Basic "+
+					base64.StdEncoding.EncodeToString([]byte(someClient+":"+someSecret)))
 			default:
-				s.t.Errorf("%s wants %s, which this test cannot show", op.OperationID, scheme.Scheme)
+				s.t.Errorf("%s requires %s, which this test does not have", op.OperationID, scheme.Scheme)
 			}
 		}
 	}
 }
 
-// shape is which members a value has, at any depth.
+// shape returns the names of a value's members, at any depth.
 func shape(value any) any {
 	switch value := value.(type) {
 	case map[string]any:
@@ -362,12 +364,12 @@ func shape(value any) any {
 	return nil
 }
 
-// failWith is the input of functions that fail as they are told.
+// failWith is the input of functions that fail with a given fault.
 type failWith struct {
 	With string `header:"Fail-With"`
 }
 
-// Every example of a refusal is what the server makes of the fault at that place.
+// The server answers each fault with exactly the documented example.
 func TestEveryRefusalOfTheDocumentIsAnsweredSo(t *testing.T) {
 	t.Parallel()
 	faults := map[string]*fault.Fault{} // by status and code
@@ -407,7 +409,7 @@ func TestEveryRefusalOfTheDocumentIsAnsweredSo(t *testing.T) {
 					want := example.Value.Value.(map[string]any)
 					header := http.Header{"Fail-With": {status + code}, "X-Request-Id": {want["request_id"].(string)}}
 					_, got := s.send(op.Operation, op.method, path, header, nil)
-					if response.Ref != "" { // said once for several places
+					if response.Ref != "" { // several places share one description
 						got["instance"] = want["instance"]
 					}
 					if !reflect.DeepEqual(got, want) {
@@ -423,9 +425,8 @@ func TestEveryRefusalOfTheDocumentIsAnsweredSo(t *testing.T) {
 	})
 }
 
-// Requests made of the document, right and wrong in every part, with and without identity, are
-// answered as documented: nothing is the server's fault, and no status, media type, header or
-// member is missing from the document.
+// Generated requests, right and wrong in every part, with and without credentials, get documented
+// answers: no 5xx, and no undocumented status, media type, header or member.
 func TestRequestsFromTheDocumentAreAnsweredAsDocumented(t *testing.T) {
 	t.Parallel()
 	rounds := 25
@@ -471,14 +472,13 @@ func successOf(op operation) int {
 	return 0
 }
 
-// generator makes requests out of the document.
+// generator makes requests from the document.
 type generator struct {
 	*rand.Rand
 	*site
 }
 
-// request makes the round's request for an operation. The first rounds make sure that what
-// must be seen is.
+// request makes a request for an operation. The first rounds cover the cases that must occur.
 func (g *generator) request(op operation, who person, round int) (path string, header http.Header, body []byte) {
 	path, header, body = g.exampleRequest(op, who)
 	if op.OperationID == "register" {
@@ -497,21 +497,23 @@ func (g *generator) request(op operation, who person, round int) (path string, h
 	}
 	for range 1 + g.IntN(2) {
 		switch g.IntN(6) {
-		case 0: // who sends it
-			header.Set("Authorization", g.pick("", "Bearer", "Bearer "+who.refresh, "Bearer "+who.access+"x", "Bearer x.y.z",
-				"Basic "+who.access,
-				"Basic "+base64.StdEncoding.EncodeToString([]byte(g.text()+":"+g.text())), "Bearer "+who.access))
+		case 0: // credentials
+			header.Set("Authorization",
+				g.pick("", "Bearer", "Bearer "+who.refresh, "Bearer "+who.access+"x", "Bearer x.y.z",
+					"Basic "+who.access,
+					"Basic "+base64.StdEncoding.EncodeToString([]byte(g.text()+":"+g.text())), "Bearer "+who.access))
 		case 1: // the query
 			path += g.pick("?", "?except=current", "?except=other", "?except=current&except=current",
 				"?"+url.QueryEscape(g.text())+"=1", "?%zz")
-		case 2: // which thing
+		case 2: // path parameters
 			for _, p := range op.Parameters {
 				if p.Value.In == "path" {
 					path = strings.ReplaceAll(op.pattern, "{"+p.Value.Name+"}",
-						url.PathEscape(g.pick(uuid.NewString(), strings.ToUpper(who.session), "0", who.session+"x", "x"+g.text())))
+						url.PathEscape(g.pick(uuid.NewString(), strings.ToUpper(who.session), "0", who.session+"x",
+							"x"+g.text())))
 				}
 			}
-		case 3: // what the body is said to be
+		case 3: // the content type
 			header.Set("Content-Type", g.pick("text/plain", "application/json; charset=utf-8",
 				"application/json; charset=latin1",
 				"application/x-www-form-urlencoded", "", "application/problem+json"))
@@ -534,14 +536,14 @@ func (g *generator) request(op operation, who person, round int) (path string, h
 
 func (g *generator) pick(list ...string) string { return list[g.IntN(len(list))] }
 
-// text is a string that somebody may send.
+// text returns a string that a client may send.
 func (g *generator) text() string {
 	return g.pick("", " ", "a", "alice", "\u00e4\u0438\U0001f600", "\u202e\u2028\x00", strings.Repeat("x", 300),
 		"'; DROP TABLE users; --",
 		"null", "0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10", "art_"+strings.Repeat("A", 120), "a\r\nb: c")
 }
 
-// mutate spoils a body in one of the ways in which clients do.
+// mutate spoils a body as faulty clients do.
 func (g *generator) mutate(body []byte) []byte {
 	var members map[string]any
 	if json.Unmarshal(body, &members) != nil || len(members) == 0 {

@@ -21,8 +21,7 @@ import (
 
 var update = flag.Bool("update", false, "write generated files again")
 
-// surface is every route that is served, in the order of the table. The functions are not
-// called.
+// surface is every route that is served, in the order of the table. No test calls its functions.
 func surface() []httpserver.Route {
 	routes := authhttp.Routes(nil, authhttp.Options{})
 	routes = append(routes, contacthttp.Routes(nil, nil)...)
@@ -64,8 +63,8 @@ func loadOpenAPI(t *testing.T) *openapi3.T {
 	return document
 }
 
-// clientCodes lists every code that an answer may carry, in alphabetical order. What an
-// operator may be told about signing keys comes from commands alone.
+// clientCodes lists every code that an answer may carry, in alphabetical order. Only commands
+// answer with the codes for signing keys.
 func clientCodes() []string {
 	commands := []*fault.Fault{auth.ErrKeyNotFound, auth.ErrKeyStatus, auth.ErrKeyTooNew, auth.ErrKeyInUse,
 		auth.ErrKeysUnused}
@@ -79,8 +78,7 @@ func clientCodes() []string {
 	return slices.Compact(codes)
 }
 
-// What the document says of errors is what the modules can answer with, and the other way
-// round.
+// The document names exactly the codes that the modules can answer with.
 func TestOpenAPINamesTheCodesThatThereAre(t *testing.T) {
 	t.Parallel()
 	document := loadOpenAPI(t)
@@ -94,15 +92,17 @@ func TestOpenAPINamesTheCodesThatThereAre(t *testing.T) {
 				}
 				for code, example := range content.Examples {
 					if value := example.Value.Value.(map[string]any); value["code"] != code {
-						t.Errorf("%s %s: the example of %s in %s has the code %s", method, path, code, status, value["code"])
+						t.Errorf("%s %s: the example of %s in %s has the code %s", method, path, code, status,
+							value["code"])
 					}
 					named[code] = true
 				}
 			}
 		}
 	}
-	// Of routes that there are not, and of programs that mount the module.
-	for _, code := range []string{"not_found", "method_not_allowed", "unauthenticated", "forbidden", "too_many_requests"} {
+	// Codes of routes that do not exist, and of programs that mount the module.
+	for _, code := range []string{"not_found", "method_not_allowed", "unauthenticated", "forbidden",
+		"too_many_requests"} {
 		named[code] = true
 	}
 	for _, code := range clientCodes() {
@@ -116,7 +116,7 @@ func TestOpenAPINamesTheCodesThatThereAre(t *testing.T) {
 	}
 }
 
-// What accounts that were brought from another system may have, login must take.
+// Imported accounts may break today's rules for names and passwords, and login must accept them.
 func TestLoginIsNotHeldToTheRulesOfRegistration(t *testing.T) {
 	t.Parallel()
 	schemas := loadOpenAPI(t).Components.Schemas

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"time"
 
@@ -52,7 +53,7 @@ func newOutboxStatus(g *global) *cobra.Command {
 Ctrl-C, as JSON one object a line.`,
 		Example: `  authctl outbox status
   authctl outbox status --watch --every 1s`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if o.every < 100*time.Millisecond {
 				return misuse{fmt.Errorf("--every is %s; it takes 100ms or more", o.every)}
@@ -112,11 +113,11 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 	}
 	if o.output == "json" {
 		if o.watch {
-			return json.NewEncoder(w).Encode(report)
+			return printJSONLine(w, report)
 		}
 		return printJSON(w, report)
 	}
-	if o.watch && isTerminal(w) {
+	if o.watch && isTerminal(w) && os.Getenv("TERM") != "dumb" {
 		fmt.Fprint(w, "\x1b[H\x1b[2J") // clear the screen and begin at the top
 	}
 	rows := [][]string{{"pending", fmt.Sprint(st.Pending)}}
@@ -143,8 +144,10 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 	if err := printPairs(w, rows); err != nil {
 		return err
 	}
-	if st.Pending > 0 && len(st.Relays) == 0 && !slices.ContainsFunc(st.Outages, func(o outbox.Outage) bool { return o.Lasts }) {
-		fmt.Fprintln(w, "events wait and nobody relays them: start authctl relay, or authctl serve with OUTBOX_RELAY=inline")
+	if st.Pending > 0 && len(st.Relays) == 0 &&
+		!slices.ContainsFunc(st.Outages, func(o outbox.Outage) bool { return o.Lasts }) {
+		fmt.Fprintln(w, "events wait and nobody relays them: start authctl relay, or authctl serve with "+
+			"OUTBOX_RELAY=inline")
 	}
 	if !o.shards {
 		return nil
@@ -183,7 +186,8 @@ func describeOutages(st outbox.State) [][]string {
 		if !o.Lasts {
 			who += ", which has ended"
 		}
-		rows = append(rows, []string{"outage", fmt.Sprintf("%s since %s: %s (%s)", o.Kind, moment(o.Since), o.Error, who)})
+		rows = append(rows,
+			[]string{"outage", fmt.Sprintf("%s since %s: %s (%s)", o.Kind, moment(o.Since), o.Error, who)})
 	}
 	return rows
 }
@@ -246,7 +250,7 @@ func (e eventReport) line() string {
 	if e.Replay {
 		where += " again"
 	}
-	return fmt.Sprintf("%-8d %-24s %-9s %-33s %s #%d %s", e.ID, e.Time, where, e.Type, e.Key, e.Sequence, e.Data)
+	return fmt.Sprintf("%-8d %-27s %-9s %-33s %s #%d %s", e.ID, e.Time, where, e.Type, e.Key, e.Sequence, e.Data)
 }
 
 func newOutboxTail(g *global) *cobra.Command {
@@ -258,7 +262,7 @@ func newOutboxTail(g *global) *cobra.Command {
 As JSON it is one object a line.`,
 		Example: `  authctl outbox tail --follow
   authctl outbox tail --type auth.UserLoggedIn.v1 --last 100 -o json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if opt.Last < 0 || opt.From < 0 {
 				return misuse{errors.New("--last and --from take no negative numbers")}
@@ -266,7 +270,8 @@ As JSON it is one object a line.`,
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				out := bufio.NewWriter(cmd.OutOrStdout())
 				if opt.From > 0 {
-					if err := a.noteGone(ctx, cmd.ErrOrStderr(), func(id int64, _ time.Time) bool { return opt.From < id }); err != nil {
+					concerns := func(id int64, _ time.Time) bool { return opt.From < id }
+					if err := a.noteGone(ctx, cmd.ErrOrStderr(), concerns); err != nil {
 						return err
 					}
 				}
@@ -284,7 +289,11 @@ As JSON it is one object a line.`,
 				if err == nil && shown == 0 && !opt.Follow && (opt.Last > 0 || opt.From > 0) {
 					fmt.Fprintln(cmd.ErrOrStderr(), "there is no such event")
 				}
-				return errors.Join(err, out.Flush())
+				if err != nil {
+					_ = out.Flush()
+					return err
+				}
+				return out.Flush()
 			})
 		},
 	}
@@ -299,11 +308,9 @@ As JSON it is one object a line.`,
 
 func (g *global) printEvent(w io.Writer, e eventReport) error {
 	if g.output == "json" {
-		enc := json.NewEncoder(w)
-		enc.SetEscapeHTML(false)
-		return enc.Encode(e)
+		return printJSONLine(w, e)
 	}
-	_, err := fmt.Fprintln(w, e.line())
+	_, err := fmt.Fprintln(w, harmless(e.line()))
 	return err
 }
 
@@ -331,10 +338,11 @@ affected. Running it again does no harm. The exit code is 1 when no event matche
 		Example: `  authctl outbox replay --since 24h
   authctl outbox replay --from-id 1000 --to-id 2000 --type auth.UserRegistered.v1 --yes
   authctl outbox replay --target log --since 1h`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
-	cmd.Flags().StringVar(&o.since, "since", "", "written at or after this time (RFC 3339), or within this duration (24h)")
+	cmd.Flags().StringVar(&o.since, "since", "", "written at or after this time (RFC 3339), or within this "+
+		"duration (24h)")
 	cmd.Flags().StringVar(&o.until, "until", "", "written before this time, or longer ago than this duration")
 	cmd.Flags().Int64Var(&o.selection.FromID, "from-id", 0, "with this id or a later one")
 	cmd.Flags().Int64Var(&o.selection.ToID, "to-id", 0, "with this id or an earlier one")
@@ -357,7 +365,8 @@ func (o *replayOptions) replay(
 		return outbox.ReplayResult{}, err
 	}
 	if len(s.Types) == 0 {
-		return outbox.ReplayResult{}, fmt.Errorf("the target %s gets no events of the log, so none can be sent again", s.Name)
+		return outbox.ReplayResult{}, fmt.Errorf("the target %s gets no events of the log, so none can be sent again",
+			s.Name)
 	}
 	return outbox.ReplayTo(ctx, a.db, s, sel, dryRun, progress)
 }
@@ -372,8 +381,18 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 	if sel.To, err = parseMoment("until", o.until, now); err != nil {
 		return err
 	}
-	if sel == (outbox.Selection{}) {
-		return misuse{errors.New("say which events: --since, --until, --from-id, --to-id, --key, --type; --from-id 1 means all")}
+	given := cmd.Flags().Changed
+	switch {
+	case given("from-id") && sel.FromID < 1, given("to-id") && sel.ToID < 1:
+		return misuse{errors.New("ids begin with 1")}
+	case given("from-id") && given("to-id") && sel.FromID > sel.ToID:
+		return misuse{fmt.Errorf("--from-id %d is after --to-id %d, so no event is between them", sel.FromID, sel.ToID)}
+	case !sel.From.IsZero() && !sel.To.IsZero() && !sel.From.Before(sel.To):
+		return misuse{fmt.Errorf("--since %s is not before --until %s, so no event is between them", moment(sel.From),
+			moment(sel.To))}
+	case sel == (outbox.Selection{}):
+		return misuse{errors.New("say which events: --since, --until, --from-id, --to-id, --key, --type; --from-id 1 " +
+			"means all")}
 	}
 	return o.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 		found, err := o.replay(ctx, a, sel, true, nil)
@@ -414,6 +433,7 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 		if err := o.print(cmd.OutOrStdout(), sent); err != nil {
 			return err
 		}
+		a.notePaused(ctx, cmd.ErrOrStderr(), o.target.name)
 		return a.noteNoRelay(ctx, cmd.ErrOrStderr())
 	})
 }
@@ -429,7 +449,7 @@ func (o *replayOptions) nothingChosen(w io.Writer, r outbox.ReplayResult) error 
 		return fmt.Errorf("no event is chosen that can be sent again: %s parked; see: authctl outbox parked list",
 			count(int(r.Parked), "event is", "events are"))
 	}
-	return errors.New("no event is chosen: none that is kept is like that")
+	return errors.New("no kept event matches all the flags")
 }
 
 // noteGone says where what is kept begins, if that matters.
@@ -446,7 +466,8 @@ func (a *app) noteGone(ctx context.Context, w io.Writer, matters func(id int64, 
 func (a *app) noteNoRelay(ctx context.Context, w io.Writer) error {
 	relays, err := outbox.LivingRelays(ctx, a.db)
 	if err == nil && len(relays) == 0 {
-		fmt.Fprintln(w, "no relay runs: what waits is sent once authctl relay does, or authctl serve with OUTBOX_RELAY=inline")
+		fmt.Fprintln(w, "no relay runs: what waits is sent once authctl relay does, or authctl serve with "+
+			"OUTBOX_RELAY=inline")
 	}
 	return err
 }
@@ -464,7 +485,8 @@ func (o *replayOptions) print(w io.Writer, r outbox.ReplayResult) error {
 	var err error
 	switch events := count(int(r.Matched), "event", "events"); {
 	case !o.yes:
-		_, err = fmt.Fprintf(w, "%s would be sent again, ids %d to %d; send them with --yes\n", events, r.FirstID, r.LastID)
+		_, err = fmt.Fprintf(w, "%s would be sent again, ids %d to %d; send them with --yes\n", events, r.FirstID,
+			r.LastID)
 	default:
 		text := fmt.Sprintf("%d of %s, ids %d to %d, will be sent again", r.Enqueued, events, r.FirstID, r.LastID)
 		if r.Enqueued < r.Matched {
@@ -501,11 +523,11 @@ func newParkedList(g *global) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the parked keys, and why they are parked",
-		Long: `List the parked keys of all targets, and why they are parked. --all also lists keys of webhooks and
-mail whose first event failed, and that are tried again by themselves.`,
+		Long: `List the parked keys of all targets, and why they are parked. --all also lists the held keys of webhooks
+and mail, which are tried again by themselves.`,
 		Example: `  authctl outbox parked list
   authctl outbox parked list --target mail --all`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				list, err := target.listParked(ctx, a, all)
@@ -513,18 +535,14 @@ mail whose first event failed, and that are tried again by themselves.`,
 					return err
 				}
 				w := cmd.OutOrStdout()
-				if g.output == "json" {
-					return printJSON(w, list)
-				}
 				if len(list) == 0 {
-					_, err := fmt.Fprintln(w, "no key is parked")
-					return err
+					return g.tell(w, list, "no key is parked")
 				}
 				var rows [][]string
 				for _, k := range list {
 					rows = append(rows, parkedRow(k))
 				}
-				return printTable(w, []string{"KEY", "TARGET", "EVENTS", "REFUSED", "TYPE", "SINCE", "ERROR"}, rows)
+				return g.table(w, list, []string{"KEY", "TARGET", "EVENTS", "REFUSED", "TYPE", "SINCE", "ERROR"}, rows)
 			})
 		},
 	}
@@ -555,7 +573,7 @@ func newParkedShow(g *global) *cobra.Command {
 		Use:     "show KEY",
 		Short:   "Show the waiting events of a parked key, the refused one first",
 		Example: pasteParked("authctl outbox parked show"),
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
 				list, err := target.events(ctx, a, args[0])
@@ -602,20 +620,17 @@ receiver was away for longer than OUTBOX_WEBHOOK_RETRY_FOR.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if all {
 				return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-					return target.retryAll(ctx, g, a, cmd.OutOrStdout())
+					return target.retryAll(ctx, g, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
 				})
 			}
 			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
-				n, err := target.release(ctx, a, args[0], false)
+				n, err := target.retry(ctx, a, args[0])
 				if err != nil {
 					return err
 				}
 				a.security.Info("parked_events_retried", zap.String("target", target.name), zap.String("key", args[0]),
 					zap.Int64("events", n))
-				if err := g.printUnparked(cmd.OutOrStdout(), args[0], n, ""); err != nil {
-					return err
-				}
-				return a.noteNoRelay(ctx, cmd.ErrOrStderr())
+				return g.tellUnparked(ctx, a, cmd, target, args[0], n, "")
 			})
 		},
 	}
@@ -626,41 +641,56 @@ receiver was away for longer than OUTBOX_WEBHOOK_RETRY_FOR.`,
 
 func newParkedDiscard(g *global) *cobra.Command {
 	var target chosenTarget
-	yes := false
+	yes, event := false, int64(0)
 	cmd := &cobra.Command{
 		Use:   "discard KEY",
 		Short: "Give a refused event up and send the later ones of its key",
 		Long: `Give a refused event up and send the later ones of its key. Consumers see a gap in the key's
-sequence. outbox replay can still send the event until its retention is over.`,
+sequence. outbox replay can still send the event until its retention is over.
+
+The argument is a key and not an event, because only one event of a key can be given up: the first,
+which outbox parked list names under REFUSED. Nobody has refused the later ones yet, and they may
+not overtake it. If one of them is refused too, the key is parked again, and you decide again.
+In a script give --event as well: run twice, it then gives up no second event.`,
 		Example: pasteParked("authctl outbox parked discard --yes"),
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !yes {
 				return misuse{errors.New("consumers will never see the event: say --yes if you mean it")}
 			}
+			if cmd.Flags().Changed("event") && event < 1 { // 0 would mean whichever is refused
+				return misuse{errors.New("--event is the id of an event, which is 1 or more")}
+			}
 			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
-				n, err := target.release(ctx, a, args[0], true)
-				if err != nil {
-					return err
+				n, err := target.discard(ctx, a, args[0], event)
+				if errors.Is(err, outbox.ErrOtherRefused) {
+					return fmt.Errorf("event %d of the key %q is not the refused one, and nothing was done; see: "+
+						"authctl outbox parked list", event, args[0])
+				}
+				if err != nil { // done twice, it would give up the key's next event if that is refused as well
+					return maybeDone(err, "look at authctl outbox parked list before you run it again")
 				}
 				a.security.Warn("parked_event_discarded", zap.String("target", target.name), zap.String("key", args[0]),
 					zap.Int64("events", n))
-				if err := g.printUnparked(cmd.OutOrStdout(), args[0], n, "the refused event is given up; "); err != nil || n == 0 {
-					return err
-				}
-				return a.noteNoRelay(ctx, cmd.ErrOrStderr())
+				return g.tellUnparked(ctx, a, cmd, target, args[0], n, "the refused event is given up; ")
 			})
 		},
 	}
 	target.add(cmd, logTarget, "of this target")
 	cmd.Flags().BoolVar(&yes, "yes", false, "discard the event")
+	cmd.Flags().Int64Var(&event, "event", 0, "only if this is the refused event, by its id under REFUSED")
 	return cmd
 }
 
-func (g *global) printUnparked(w io.Writer, key string, n int64, first string) error {
-	if g.output == "json" {
-		return printJSON(w, map[string]any{"key": key, "enqueued": n})
+// tellUnparked says that n events of a key will be sent, and what keeps them from it.
+func (g *global) tellUnparked(
+	ctx context.Context, a *app, cmd *cobra.Command, target chosenTarget, key string, n int64, first string,
+) error {
+	err := g.tell(cmd.OutOrStdout(), map[string]any{"key": key, "enqueued": n},
+		fmt.Sprintf("%s%s of %s will be sent", first, count(int(n), "event", "events"), key))
+	if err != nil || n == 0 {
+		return err
 	}
-	_, err := fmt.Fprintf(w, "%s%s of %s will be sent\n", first, count(int(n), "event", "events"), key)
-	return err
+	a.notePaused(ctx, cmd.ErrOrStderr(), target.name)
+	return a.noteNoRelay(ctx, cmd.ErrOrStderr())
 }

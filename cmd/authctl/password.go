@@ -30,7 +30,7 @@ hashes protect a stolen database better and allow fewer sign-ins a second. Run i
 the servers, when nothing else runs there.`,
 		Example: `  authctl password calibrate
   authctl password calibrate --target 500ms -o json`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if target < 10*time.Millisecond || target > 10*time.Second {
 				return misuse{fmt.Errorf("--target is %s; it takes 10ms to 10s", target)}
@@ -39,14 +39,11 @@ the servers, when nothing else runs there.`,
 			if err != nil {
 				return err
 			}
-			if g.output == "json" {
-				return printJSON(cmd.OutOrStdout(), cost)
-			}
 			row := func(algorithm, setting string, value int, takes time.Duration) []string {
 				return []string{algorithm, fmt.Sprintf("%s=%d", setting, value), milliseconds(takes), perSecond(takes)}
 			}
 			heading := []string{"ALGORITHM", "SETTINGS", "ONE HASH", "SIGN-INS A SECOND AND CORE"}
-			return printTable(cmd.OutOrStdout(), heading, [][]string{
+			return g.table(cmd.OutOrStdout(), cost, heading, [][]string{
 				row("bcrypt", "AUTH_PASSWORD_BCRYPT_COST", cost.BcryptCost, cost.BcryptTakes),
 				row("argon2id", "AUTH_PASSWORD_ARGON2_MEMORY_MIB", cost.Argon2Memory, cost.Argon2Takes),
 			})

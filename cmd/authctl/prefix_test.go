@@ -14,12 +14,12 @@ import (
 	"testing"
 )
 
-// A proxy mounts the service at a path and takes the path off before it asks the service.
-// Then the issuer's path is all that the service knows of it.
+// A proxy mounts the service at a path, and removes the path before it passes requests on. The
+// service knows the path from its issuer alone.
 func TestTheServiceWorksBehindAPathPrefix(t *testing.T) {
 	t.Parallel()
 	f := newPlanting(t)
-	var cookies atomic.Value // that came with the last request
+	var cookies atomic.Value // set by the last request
 	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		cookies.Store(r.Header.Get("Cookie"))
 		target, err := url.Parse(f.base)
@@ -27,7 +27,7 @@ func TestTheServiceWorksBehindAPathPrefix(t *testing.T) {
 			t.Error(err)
 		}
 		forward := http.Handler(&httputil.ReverseProxy{Rewrite: func(p *httputil.ProxyRequest) { p.SetURL(target) }})
-		// RFC 8414's place for the metadata lies outside of the mount.
+		// RFC 8414 puts the metadata outside of the mount.
 		if !strings.HasPrefix(r.URL.Path, "/.well-known/") {
 			forward = http.StripPrefix("/auth", forward)
 		}
@@ -62,7 +62,8 @@ func TestTheServiceWorksBehindAPathPrefix(t *testing.T) {
 		return res.StatusCode, string(data), res.Request.URL
 	}
 
-	// Clients find it by RFC 8414 and as others look for it, and everything that it names.
+	// Clients find the metadata at the place of RFC 8414 and at the older one, and then everything
+	// that it names.
 	for _, place := range []string{proxy.URL + "/.well-known/oauth-authorization-server/auth", issuer +
 		"/.well-known/oauth-authorization-server"} {
 		status, text, _ := do("GET", place, "")
@@ -70,14 +71,24 @@ func TestTheServiceWorksBehindAPathPrefix(t *testing.T) {
 		if err := json.Unmarshal([]byte(text), &metadata); status != 200 || err != nil || metadata["issuer"] != issuer {
 			t.Fatalf("%s: %d %s", place, status, text)
 		}
-		for name, want := range map[string]int{"jwks_uri": 200, "introspection_endpoint": 405, "revocation_endpoint": 405} {
+		for name, want := range map[string]int{"jwks_uri": 200, "introspection_endpoint": 405,
+			"revocation_endpoint": 405} {
 			if status, text, _ := do("GET", metadata[name].(string), ""); status != want {
 				t.Errorf("%s %s: %d %s", name, metadata[name], status, text)
 			}
 		}
 	}
 
-	// A browser brings the device's cookie along to where it counts, and only there.
+	// A proxy that forwards the path as it is is told what it misses.
+	for path, named := range map[string]bool{"/auth/api/v1/auth/me": true, "/auth/oauth2/introspect": true,
+		"/authority": false, "/auth/nothing": false} {
+		if status, text, _ := do("GET", f.base+path, ""); status != 404 ||
+			strings.Contains(text, "must take /auth off the path") != named {
+			t.Errorf("%s without the proxy: %d %s", path, status, text)
+		}
+	}
+
+	// A browser sends the device's cookie to the routes that need it, and to no others.
 	const who = `{"username":"alice","password":"correct horse battery staple"}`
 	if status, text, _ := do("POST", issuer+"/api/v1/auth/register", who); status != 201 {
 		t.Fatalf("register: %d %s", status, text)

@@ -2,29 +2,107 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
+	"github.com/rivo/uniseg"
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 )
 
 // printJSON writes one indented JSON document.
 func printJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
+	text, err := encodeJSON(v, "  ")
+	if err == nil {
+		_, err = w.Write(text)
+	}
+	if err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	return nil
+}
+
+// printJSONLine writes a JSON document on one line.
+func printJSONLine(w io.Writer, v any) error {
+	text, err := encodeJSON(v, "")
+	if err == nil {
+		_, err = w.Write(text)
+	}
+	return err
+}
+
+// encodeJSON is a JSON document and a line break. What would control a terminal is escaped: a member
+// may be what somebody else wrote.
+func encodeJSON(v any, indent string) ([]byte, error) {
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
+	enc.SetIndent("", indent)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	if !bytes.ContainsFunc(text.Bytes(), controls) { // nearly always
+		return text.Bytes(), nil
+	}
+	var escaped bytes.Buffer
+	for _, r := range text.String() { // outside of strings there are none
+		if controls(r) {
+			fmt.Fprintf(&escaped, `\u%04x`, r)
+		} else {
+			escaped.WriteRune(r)
+		}
+	}
+	return escaped.Bytes(), nil
+}
+
+// controls tells the characters that control a terminal or the order of what it shows, except line
+// breaks and tabs.
+func controls(r rune) bool {
+	return r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r))
+}
+
+// harmless replaces what would control a terminal: a text may quote what somebody else wrote.
+func harmless(text string) string {
+	return strings.Map(func(r rune) rune {
+		if controls(r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, text)
+}
+
+// tell writes a result: a line for a person, or v as JSON.
+func (g *global) tell(w io.Writer, v any, line string) error {
+	if g.output == "json" {
+		return printJSON(w, v)
+	}
+	if _, err := fmt.Fprintln(w, line); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	return nil
+}
+
+// table writes a result: rows under a heading, or v as JSON.
+func (g *global) table(w io.Writer, v any, heading []string, rows [][]string) error {
+	if g.output == "json" {
+		return printJSON(w, v)
+	}
+	return printTable(w, heading, rows)
+}
+
+// pairs writes a result: names and values, or v as JSON.
+func (g *global) pairs(w io.Writer, v any, rows [][]string) error {
+	if g.output == "json" {
+		return printJSON(w, v)
+	}
+	return printPairs(w, rows)
 }
 
 // printTable writes rows under a heading, columns aligned. On a terminal that is too narrow for
@@ -55,20 +133,36 @@ func printTableWithin(w io.Writer, limit int, heading []string, rows [][]string)
 }
 
 func tableWidth(rows [][]string) int {
+	columns := columnWidths(rows)
+	sum := 2 * (len(columns) - 1)
+	for _, width := range columns {
+		sum += width
+	}
+	return sum
+}
+
+func columnWidths(rows [][]string) []int {
 	var columns []int
 	for _, row := range rows {
 		for n, cell := range row {
 			if n == len(columns) {
 				columns = append(columns, 0)
 			}
-			columns[n] = max(columns[n], utf8.RuneCountInString(cell))
+			columns[n] = max(columns[n], width(cell))
 		}
 	}
-	sum := 2 * (len(columns) - 1)
-	for _, width := range columns {
-		sum += width
+	return columns
+}
+
+// width is how many columns of a terminal a text takes: two for a wide character, none for one that
+// combines with the one before.
+func width(text string) int {
+	for i := range len(text) {
+		if text[i] >= utf8.RuneSelf {
+			return uniseg.StringWidth(text)
+		}
 	}
-	return sum
+	return len(text)
 }
 
 // printPairs writes names and values, aligned. On a terminal long values go on in the next line,
@@ -83,15 +177,11 @@ func printPairsWithin(w io.Writer, limit int, rows [][]string) error {
 	}
 	names := 0
 	for _, row := range rows {
-		names = max(names, utf8.RuneCountInString(row[0]))
+		names = max(names, width(row[0]))
 	}
 	var wrapped [][]string
 	for _, row := range rows {
 		value := strings.Join(row[1:], "  ")
-		if value == "" { // and no blanks in its place
-			wrapped = append(wrapped, row[:1])
-			continue
-		}
 		for i, line := range wrap(value, limit-names-2) {
 			name := row[0]
 			if i > 0 {
@@ -103,10 +193,10 @@ func printPairsWithin(w io.Writer, limit int, rows [][]string) error {
 	return printAligned(w, wrapped)
 }
 
-// wrap breaks a text between words into lines of at most so many characters. A longer word stays
-// whole, so that it can be copied.
-func wrap(text string, width int) []string {
-	if width < 20 {
+// wrap breaks a text between words into lines of at most so many columns. A longer word stays whole,
+// so that it can be copied.
+func wrap(text string, limit int) []string {
+	if limit < 20 {
 		return []string{text}
 	}
 	var lines []string
@@ -115,7 +205,7 @@ func wrap(text string, width int) []string {
 		switch {
 		case line == "":
 			line = word
-		case utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) <= width:
+		case width(line)+1+width(word) <= limit:
 			line += " " + word
 		default:
 			lines = append(lines, line)
@@ -125,12 +215,27 @@ func wrap(text string, width int) []string {
 	return append(lines, line)
 }
 
+// printAligned writes rows with their columns under each other. Each row is one line, whatever is in it.
 func printAligned(w io.Writer, rows [][]string) error {
-	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	for _, row := range rows {
-		fmt.Fprintln(tw, strings.Join(row, "\t"))
+		for n, cell := range row {
+			row[n] = strings.NewReplacer("\n", " ", "\t", " ").Replace(harmless(cell))
+		}
 	}
-	if err := tw.Flush(); err != nil {
+	columns := columnWidths(rows)
+	out := bufio.NewWriter(w)
+	for _, row := range rows {
+		blanks := 0 // before the next cell that is not empty
+		for n, cell := range row {
+			if cell != "" {
+				_, _ = out.WriteString(strings.Repeat(" ", blanks) + cell)
+				blanks = 0
+			}
+			blanks += columns[n] - width(cell) + 2
+		}
+		_ = out.WriteByte('\n')
+	}
+	if err := out.Flush(); err != nil {
 		return fmt.Errorf("write the result: %w", err)
 	}
 	return nil
@@ -144,11 +249,11 @@ func (g *global) stream(w io.Writer, heading []string, each func(print func(v an
 	if g.output == "json" {
 		before := "[\n"
 		err = each(func(v any, _ []string) error {
-			text, err := json.Marshal(v)
+			text, err := encodeJSON(v, "")
 			if err != nil {
 				return err
 			}
-			_, err = out.WriteString(before + string(text))
+			_, err = out.WriteString(before + string(bytes.TrimSuffix(text, []byte("\n"))))
 			before = ",\n"
 			return err
 		})
@@ -156,12 +261,18 @@ func (g *global) stream(w io.Writer, heading []string, each func(print func(v an
 			_, _ = out.WriteString("[") // Flush reports the error
 		}
 		_, _ = out.WriteString("\n]\n")
-	} else if limit := terminalWidth(w); limit > 0 {
+	} else {
+		// Columns are aligned in portions, so that memory stays bounded. A program gets one heading.
+		limit := terminalWidth(w)
+		portions := 0
 		var rows [][]string
 		portion := func() error {
-			err := printTableWithin(out, limit, heading, rows)
-			rows = nil
-			return err
+			of := rows
+			rows, portions = nil, portions+1
+			if limit == 0 && portions > 1 {
+				return printAligned(out, of)
+			}
+			return printTableWithin(out, limit, heading, of)
 		}
 		err = each(func(_ any, row []string) error {
 			if rows = append(rows, row); len(rows) == 1000 {
@@ -169,24 +280,15 @@ func (g *global) stream(w io.Writer, heading []string, each func(print func(v an
 			}
 			return nil
 		})
-		err = errors.Join(err, portion())
-	} else {
-		// Columns are aligned in portions, so that memory stays bounded.
-		tw := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-		fmt.Fprintln(tw, strings.Join(heading, "\t"))
-		rows := 0
-		err = each(func(_ any, row []string) error {
-			if rows++; rows%1000 == 0 {
-				if err := tw.Flush(); err != nil {
-					return err
-				}
-			}
-			_, err := fmt.Fprintln(tw, strings.Join(row, "\t"))
-			return err
-		})
-		err = errors.Join(err, tw.Flush())
+		if err == nil && (portions == 0 || len(rows) > 0) {
+			err = portion()
+		}
 	}
-	return errors.Join(err, out.Flush())
+	if err != nil {
+		_ = out.Flush()
+		return err
+	}
+	return out.Flush()
 }
 
 // moment is a time, or - for none.
@@ -220,9 +322,18 @@ func orDash(s string) string {
 	return s
 }
 
-func isTerminal(w any) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+func isTerminal(stream any) bool {
+	f := fileOf(stream)
+	return f != nil && term.IsTerminal(int(f.Fd()))
+}
+
+// fileOf returns the file that a stream is, or nil.
+func fileOf(stream any) *os.File {
+	if o, ok := stream.(*output); ok {
+		stream = o.Writer
+	}
+	f, _ := stream.(*os.File)
+	return f
 }
 
 // terminalWidth is how many characters fit into a line of the terminal that w is, and 0 for anything
@@ -231,7 +342,7 @@ func terminalWidth(w any) int {
 	if !isTerminal(w) {
 		return 0
 	}
-	width, _, err := term.GetSize(int(w.(*os.File).Fd()))
+	width, _, err := term.GetSize(int(fileOf(w).Fd()))
 	if err != nil {
 		return 0
 	}

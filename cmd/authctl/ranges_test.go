@@ -26,13 +26,13 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// end is a setting at one end of its range, or at another value that it has to work with.
+// end is a setting at one end of its range, or at another value that has to work.
 type end struct{ path, value string }
 
 func (e end) String() string { return e.path + "=" + e.value }
 
-// ends are all of them: both ends of each range, one where 0 means something else, and each word
-// where there is a choice. They come from the settings, so that a new one is among them.
+// ends returns all of them: both ends of each range, 1 where 0 means something special, and each
+// word of a choice. They come from the settings' tags, so that new settings are included.
 func ends() []end {
 	var all []end
 	for _, key := range config.Keys(&settings{}) {
@@ -49,8 +49,8 @@ func ends() []end {
 	return all
 }
 
-// along are the settings that have to move along with one at its end, since a rule between
-// settings refuses it alone.
+// along are other settings that an end needs, because a rule between settings refuses the end
+// alone.
 var along = map[end]map[string]string{
 	{"app.mode", "prod"}: {"auth.token.issuer": "https://auth.example.com",
 		"auth.password.bcrypt_cost": "10"},
@@ -61,23 +61,23 @@ var along = map[end]map[string]string{
 	{"kafka.sasl.mechanism", "scram-sha-512"}:  {"kafka.sasl.user": "u"},
 }
 
-// named are the settings that say where something is, or what is asked of somebody else's server:
-// their values are taken, and the test has no server there. On a busy machine, a service that lets
-// all others run first would not run.
+// named are settings that name a place or describe a foreign server. Their values are only loaded,
+// since the test has no server there. With app.autogroup_nice at its end, the service would not get
+// to run on a busy machine.
 var named = []string{"app.port", "db.postgres.port", "cache.redis.port", "db.postgres.sslmode",
 	"kafka.sasl.mechanism", "kafka.partitions", "app.autogroup_nice"}
 
-// slow are ends at which one hash takes longer than a test may. What becomes of them is in
-// testdata/script/slow_hash.txtar.
+// slow are ends at which one hash takes too long for a test. testdata/script/slow_hash.txtar tests
+// them.
 var slow = []end{{"auth.password.bcrypt_cost", "20"}}
 
-// alone are ends at which the service does something else than usual, so that nothing would be
-// learned of the others.
+// alone are ends that change what the service does so much that other ends could not be tested with
+// them.
 var alone = []end{{"app.mode", "prod"}, {"auth.registration", "closed"}, {"app.drain_delay", "5m"},
 	{"outbox.relay", "off"},
 	{"contact.required", "verified"}}
 
-// wanted are the settings that these ends take.
+// wanted are the settings for these ends.
 func wanted(ends ...end) map[string]string {
 	set := map[string]string{}
 	for _, e := range ends {
@@ -87,8 +87,8 @@ func wanted(ends ...end) map[string]string {
 	return set
 }
 
-// groups puts ends together that can be tried in one start: no two want one setting at different
-// values.
+// groups puts ends together that one start can test: no two of a group need different values of one
+// setting.
 func groups(ends []end) (all [][]end) {
 	var lone [][]end
 	for _, e := range ends {
@@ -113,9 +113,10 @@ func groups(ends []end) (all [][]end) {
 	return append(all, lone...)
 }
 
-// TestTheServiceWorksAtBothEndsOfEverySetting starts the binary with many settings at an end and
+// TestTheServiceWorksAtBothEndsOfEverySetting starts the binary with many settings at an end, and
 // does what people do: somebody registers, a stranger guesses, the owner signs in, refreshes and
-// looks; the event arrives; the service stops in order. When it fails, each end is tried by itself.
+// asks for /me; the event arrives; the service stops in order. When a group fails, each of its ends
+// is tried alone.
 func TestTheServiceWorksAtBothEndsOfEverySetting(t *testing.T) {
 	t.Parallel()
 	var tried []end
@@ -133,9 +134,10 @@ func TestTheServiceWorksAtBothEndsOfEverySetting(t *testing.T) {
 		if len(group) == 1 {
 			name = group[0].String()
 		}
-		for place, start := range map[string]func(*testing.T, ...end) error{"embedded": embedded, "on servers": onServers} {
+		for place, start := range map[string]func(*testing.T, ...end) error{"embedded": embedded,
+			"on servers": onServers} {
 			if place == "on servers" && group[0] == (end{"app.mode", "prod"}) {
-				continue // it refuses servers without TLS
+				continue // prod mode refuses servers without TLS
 			}
 			t.Run(name+" "+place, func(t *testing.T) {
 				t.Parallel()
@@ -146,7 +148,7 @@ func TestTheServiceWorksAtBothEndsOfEverySetting(t *testing.T) {
 				t.Errorf("together: %v", together)
 				for _, e := range group {
 					if err := start(t, e); err != nil {
-						t.Errorf("%s by itself: %v", e, err)
+						t.Errorf("%s alone: %v", e, err)
 					}
 				}
 			})
@@ -180,7 +182,8 @@ func newRanged(t *testing.T, ends []end) ranged {
 		"app.data_dir": "data", "app.autogroup_nice": "0",
 	}
 	maps.Copy(set, wanted(ends...))
-	return ranged{dir: t.TempDir(), set: set, env: []string{"AUTH_TOKEN_SECRET=0123456789abcdefghijklmnopqrstuvwxyzABCD"}}
+	return ranged{dir: t.TempDir(), set: set,
+		env: []string{"AUTH_TOKEN_SECRET=0123456789abcdefghijklmnopqrstuvwxyzABCD"}}
 }
 
 func (r ranged) works(t *testing.T) error {
@@ -189,7 +192,7 @@ func (r ranged) works(t *testing.T) error {
 	for _, path := range slices.Sorted(maps.Keys(r.set)) {
 		line = append(line, "--set", path+"="+r.set[path])
 	}
-	// The log tells the port, and in dev mode the console does whatever the level is.
+	// The log says the port. In dev mode the console says it at every log level.
 	log := filepath.Join(r.dir, "authctl.log")
 	line = append(line, "--set", "log.path="+log)
 	program, err := exec.LookPath("authctl")
@@ -242,11 +245,11 @@ func (r ranged) works(t *testing.T) error {
 	}
 	want := "0"
 	_ = cmd.Process.Signal(syscall.SIGTERM)
-	if r.set["app.drain_delay"] == "5m" { // in which it still serves; a second signal cuts it short
+	if r.set["app.drain_delay"] == "5m" { // it still serves during the drain; a second signal ends that
 		if !poll(func() bool {
 			return ask(t.Context(), base+"/readyz") == 503 && ask(t.Context(), base+"/healthz") == 200
 		}) {
-			return fmt.Errorf("it does not serve while it drains:\n%s", said())
+			return fmt.Errorf("it does not serve during the drain:\n%s", said())
 		}
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		want = "TERM"
@@ -265,6 +268,81 @@ func (r ranged) works(t *testing.T) error {
 	return nil
 }
 
+// TestARelayWorksAtBothEndsOfItsSettings makes an account with a command, before anything has served, and has a
+// relay of its own publish the event, with the same settings.
+func TestARelayWorksAtBothEndsOfItsSettings(t *testing.T) {
+	t.Parallel()
+	var tried []end
+	for _, e := range ends() {
+		if strings.HasPrefix(e.path, "outbox.") && e.path != "outbox.relay" || e.path == "database.max_conns" ||
+			e.path == "app.shutdown_timeout" {
+			tried = append(tried, e)
+		}
+	}
+	for i, group := range groups(tried) {
+		t.Run(fmt.Sprintf("group %d", i+1), func(t *testing.T) {
+			t.Parallel()
+			r := newRanged(t, group)
+			r.env = append(r.env, "DATABASE_URL="+dbtest.PostgresURL(t))
+			if err := r.relays(t); err != nil {
+				t.Errorf("%v: %v", group, err)
+			}
+		})
+	}
+}
+
+func (r ranged) relays(t *testing.T) error {
+	t.Helper()
+	program, err := exec.LookPath("authctl")
+	if err != nil {
+		return err
+	}
+	command := func(words ...string) *exec.Cmd {
+		for _, path := range slices.Sorted(maps.Keys(r.set)) {
+			words = append(words, "--set", path+"="+r.set[path])
+		}
+		cmd := exec.CommandContext(t.Context(), program, words...)
+		cmd.Dir, cmd.Env = r.dir, append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + r.dir,
+			"GORACE=" + os.Getenv("GORACE")}, r.env...)
+		cmd.Stdin = strings.NewReader("correct horse battery staple\n")
+		return cmd
+	}
+	if out, err := command("user", "create", "alice", "--password-stdin").CombinedOutput(); err != nil {
+		return fmt.Errorf("make an account: %w\n%s", err, out)
+	}
+	relay := command("relay")
+	var console background
+	relay.Stderr = &console
+	if err := relay.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- relay.Wait() }()
+	defer func() { _ = relay.Process.Kill() }()
+	if !poll(func() bool {
+		text, _ := os.ReadFile(filepath.Join(r.dir, "data", "events.ndjson"))
+		return bytes.Contains(text, []byte("auth.UserRegistered.v1")) || len(ended) > 0
+	}) || len(ended) > 0 {
+		return fmt.Errorf("no event arrives:\n%s", console.String())
+	}
+	for _, words := range [][]string{{"outbox", "status", "--shards"}, {"outbox", "tail"},
+		{"outbox", "replay", "--from-id", "1", "--yes"}, {"session", "revoke", "--all", "--yes"}} {
+		if out, err := command(words...).CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", strings.Join(words, " "), err, out)
+		}
+	}
+	_ = relay.Process.Signal(syscall.SIGTERM)
+	select {
+	case err := <-ended:
+		if got := outcome(err); got != "0" {
+			return fmt.Errorf("it ends with %s:\n%s", got, console.String())
+		}
+	case <-time.After(testenv.Patience):
+		return fmt.Errorf("it does not end:\n%s", console.String())
+	}
+	return nil
+}
+
 // ask returns the status of an answer, 0 for none.
 func ask(ctx context.Context, url string) int {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
@@ -279,9 +357,9 @@ func ask(ctx context.Context, url string) int {
 	return response.StatusCode
 }
 
-// peopleDo does once what people do. Times and limits may be so short that it fails: then it is
-// tried again, and has to work now and then. registered is the status of a registration; one other than
-// 201 signs nobody in.
+// peopleDo does what people do, once. With very short times and low limits it may fail; then it is
+// repeated until it works. registered is the expected status of a registration; without a 201
+// nobody signs in.
 func peopleDo(ctx context.Context, base, name string, registered int) error {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	defer client.CloseIdleConnections()
@@ -322,12 +400,13 @@ func peopleDo(ctx context.Context, base, name string, registered int) error {
 		"password": password, "email": name + "@example.com"}); err != nil {
 		return err
 	}
-	// A stranger's first guess, at a name that is nobody's.
+	// A stranger guesses first, at a name without an account.
 	if _, err := call(401, "POST", "/api/v1/auth/login", "", map[string]string{"username": "nobody." + name,
 		"password": password}); err != nil || registered != http.StatusCreated {
 		return err
 	}
-	signed, err := call(200, "POST", "/api/v1/auth/login", "", map[string]string{"username": name, "password": password})
+	signed, err := call(200, "POST", "/api/v1/auth/login", "",
+		map[string]string{"username": name, "password": password})
 	if err != nil {
 		return err
 	}

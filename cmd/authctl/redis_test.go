@@ -23,8 +23,8 @@ type api struct {
 	base string
 }
 
-// call sends a request and returns status and body. It is given as long as it takes: what is
-// counted is the answer.
+// call sends a request and returns status and body. It has no timeout, because only the answer
+// matters.
 func (a api) call(method, path, token string, body any) (status int, retryAfter string, answer map[string]any) {
 	a.t.Helper()
 	var text io.Reader
@@ -69,7 +69,7 @@ func (a api) want(status int, method, path, token string, body any) map[string]a
 func serveOn(t *testing.T, set ...string) (api, *background) {
 	t.Helper()
 	t.Chdir(t.TempDir())
-	t.Setenv("AUTH_PASSWORD_BCRYPT_COST", "4") // for commands, too
+	t.Setenv("AUTH_PASSWORD_BCRYPT_COST", "4") // for commands as well
 	line := []string{"serve", "--port", "0", "--set", "app.host=127.0.0.1", "--set", "app.operator_addr=127.0.0.1:0"}
 	for _, pair := range set {
 		line = append(line, "--set", pair)
@@ -83,7 +83,8 @@ func TestTheServiceNeedsOfRedisWhatIsDocumented(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rights := regexp.MustCompile(`ACL SETUSER authctl on >PASSWORD resetchannels ((?s).*?)\n` + "```").FindSubmatch(text)
+	rights := regexp.MustCompile(`ACL SETUSER authctl on >PASSWORD resetchannels ((?s).*?)\n` +
+		"```").FindSubmatch(text)
 	if rights == nil {
 		t.Fatal("docs/operations.md does not say which rights a Redis user needs")
 	}
@@ -128,8 +129,9 @@ func TestTheServiceNeedsOfRedisWhatIsDocumented(t *testing.T) {
 	}
 	said.stop()
 	for line := range strings.Lines(said.String()) {
-		if strings.Contains(line, "NOPERM") && !strings.Contains(line, "redis_settings_unknown") || strings.Contains(line,
-			"throttle_redis_away") {
+		if strings.Contains(line, "NOPERM") && !strings.Contains(line, "redis_settings_unknown") ||
+			strings.Contains(line,
+				"throttle_redis_away") {
 			t.Errorf("something was denied: %s", line)
 		}
 	}
@@ -155,7 +157,7 @@ func TestARedisThatTakesNoWritesIsNotReadyAndNobodysMistake(t *testing.T) {
 		"too few replicas": {[]any{"CONFIG", "SET", "min-replicas-to-write", "1"}, []any{"CONFIG", "SET",
 			"min-replicas-to-write", "0"}},
 		"no memory": {[]any{"CONFIG", "SET", "maxmemory", "1"}, []any{"CONFIG", "SET", "maxmemory", "0"}},
-		// Of a primary that is away, so that it keeps its data.
+		// The primary is stopped and keeps its data.
 		"a replica": {[]any{"REPLICAOF", "127.0.0.1", "1"}, []any{"REPLICAOF", "NO", "ONE"}},
 		"no rights": {[]any{"ACL", "SETUSER", "default", "-time"}, []any{"ACL", "SETUSER", "default", "+time"}},
 		"no keys": {[]any{"ACL", "SETUSER", "default", "resetkeys", "~x"}, []any{"ACL", "SETUSER", "default",
@@ -178,17 +180,18 @@ func TestARedisThatTakesNoWritesIsNotReadyAndNobodysMistake(t *testing.T) {
 		} {
 			status, after, answer := a.call("POST", request.path, "", request.body)
 			if name == "no memory" && status/100 == 2 {
-				continue // a script that has begun by deleting may go on to write
+				continue // a script that has begun to write may go on
 			}
 			if status != 503 || after == "" {
-				t.Errorf("%s: %s is answered %d, Retry-After %q: %v", name, what, status, after, answer)
+				t.Errorf("%s: %s answers %d, Retry-After %q: %v", name, what, status, after, answer)
 			}
 		}
 		do(t, admin, change.off)
 		if !poll(func() bool { status, _, _ := a.call("GET", "/readyz", "", nil); return status == 200 }) {
 			t.Fatalf("%s: not ready again", name)
 		}
-		signed = a.want(200, "POST", "/api/v1/auth/refresh", "", map[string]any{"refresh_token": signed["refresh_token"]})
+		signed = a.want(200, "POST", "/api/v1/auth/refresh", "",
+			map[string]any{"refresh_token": signed["refresh_token"]})
 	}
 }
 
@@ -211,20 +214,23 @@ func TestServeRefusesARedisThatCannotBeTheRightOne(t *testing.T) {
 	} {
 		t.Setenv("REDIS_URL", tc.url)
 		var out bytes.Buffer
-		code := run(t.Context(), []string{"serve", "--port", "0", "--set", "app.operator_addr=off"}, nil, io.Discard, &out)
+		code := run(t.Context(), []string{"serve", "--port", "0", "--set", "app.operator_addr=off"}, nil, io.Discard,
+			&out)
 		if code != exitFailed || !strings.Contains(out.String(), tc.want) {
 			t.Errorf("%s: exit %d: %s", name, code, &out)
 		}
 		out.Reset()
 		code = run(t.Context(), []string{"doctor", "--set", "auth.password.bcrypt_cost=4"}, nil, &out, io.Discard)
 		advice := tc.want[strings.Index(tc.want, ": ")+2:]
-		if code != exitFailed || !regexp.MustCompile(`(?m)^fail +redis .*— .*`+regexp.QuoteMeta(advice)).MatchString(out.String()) && !strings.Contains(out.String(), tc.want) {
+		if code != exitFailed ||
+			!regexp.MustCompile(`(?m)^fail +redis .*— .*`+regexp.QuoteMeta(advice)).MatchString(out.String()) &&
+				!strings.Contains(out.String(), tc.want) {
 			t.Errorf("%s: doctor exits %d: %s", name, code, &out)
 		}
 	}
 }
 
-// Redis may be several servers. Everything works, and goes on when one fails.
+// Everything works with several Redis servers, and goes on when one of them fails.
 func TestTheServiceRunsOnSentinelsAndOnACluster(t *testing.T) {
 	cluster, watched := cachetest.StartCluster(t), cachetest.StartWatched(t)
 	for _, tc := range []struct {
@@ -260,18 +266,108 @@ func TestTheServiceRunsOnSentinelsAndOnACluster(t *testing.T) {
 		tc.fail()
 		for i, token := range tokens[:11] {
 			if !poll(func() bool {
-				status, after, answer := a.call("POST", "/api/v1/auth/refresh", "", map[string]any{"refresh_token": token["refresh_token"]})
+				status, after, answer := a.call("POST", "/api/v1/auth/refresh", "",
+					map[string]any{"refresh_token": token["refresh_token"]})
 				if status != 200 && (status != 503 || after == "") {
-					t.Fatalf("%s: refresh %d is answered %d %v", tc.name, i, status, answer)
+					t.Fatalf("%s: refresh %d answers %d %v", tc.name, i, status, answer)
 				}
 				return status == 200
 			}) {
-				t.Errorf("%s: refresh %d is not answered", tc.name, i)
+				t.Errorf("%s: refresh %d has no answer", tc.name, i)
 			}
 		}
 		if !poll(func() bool { status, _, _ := a.call("GET", "/readyz", "", nil); return status == 200 }) {
 			t.Errorf("%s: not ready", tc.name)
 		}
 		a.want(401, "POST", "/api/v1/auth/refresh", "", map[string]any{"refresh_token": tokens[11]["refresh_token"]})
+	}
+}
+
+// One node of a cluster is down and has no replica. Commands that only need the database work.
+// Those that need every session say that they cannot see them all. Ended sessions stay ended.
+func TestCommandsWhileAPartOfTheClusterIsAway(t *testing.T) {
+	cluster := cachetest.StartCluster(t, "--cluster-require-full-coverage", "no", "--cluster-allow-reads-when-down",
+		"yes")
+	t.Setenv("REDIS_URL", cluster.URL())
+	a, _ := serveOn(t, "auth.throttle.register_per_minute=100")
+	var tokens []map[string]any
+	for i := range 12 {
+		tokens = append(tokens, a.want(201, "POST", "/api/v1/auth/register", "", map[string]string{
+			"username": fmt.Sprint("alice", i), "password": goodPassword}))
+	}
+	command := func(line string) (code int, out string) {
+		var all bytes.Buffer
+		code = run(t.Context(), strings.Fields(line), strings.NewReader(""), &all, &all)
+		return code, all.String()
+	}
+	cluster.Replicas[0].Kill()
+	cluster.Primaries[0].Kill()
+	node := "127.0.0.1:" + cluster.Primaries[0].Port()
+
+	unknown := 0
+	for i := range tokens {
+		code, out := command(fmt.Sprint("user show alice", i))
+		if !strings.Contains(out, "password changed") {
+			t.Errorf("what the database knows of alice%d is not shown: %s", i, out)
+		}
+		if code == exitFailed && strings.Contains(out, node) &&
+			regexp.MustCompile(`sessions +unknown`).MatchString(out) {
+			unknown++
+		} else if code != exitDone && !strings.Contains(out, "unknown") { // the counters may be lost too
+			t.Errorf("show alice%d: exit %d: %s", i, code, out)
+		}
+	}
+	if unknown == 0 {
+		t.Error("no account has its sessions on the lost node")
+	}
+
+	ended := []string{"user disable alice0"}
+	for i := 1; i < 11; i++ { // including accounts with sessions on the lost node
+		ended = append(ended, fmt.Sprint("session revoke --user alice", i))
+	}
+	for _, line := range ended {
+		if code, out := command(line); code != exitDone {
+			t.Errorf("%s: exit %d: %s", line, code, out)
+		}
+	}
+	for i, token := range tokens[:11] {
+		if status, _, answer := a.call("GET", "/api/v1/auth/me", token["access_token"].(string), nil); status != 401 {
+			t.Errorf("the session of alice%d goes on: %d %v", i, status, answer)
+		}
+	}
+	a.want(200, "GET", "/api/v1/auth/me", tokens[11]["access_token"].(string), nil)
+	for line, want := range map[string]struct {
+		code int
+		text string
+	}{
+		"session list":                        {exitFailed, node},
+		"session revoke --ip 127.0.0.1 --yes": {exitFailed, node},
+		"doctor":                              {exitFailed, node},
+		"outbox status":                       {exitDone, ""},
+		"key stage":                           {exitDone, ""},
+		"session revoke --all --yes":          {exitDone, "ended"},
+	} {
+		if code, out := command(line); code != want.code || !strings.Contains(out, want.text) {
+			t.Errorf("%s: exit %d, want %d and %q: %s", line, code, want.code, want.text, out)
+		}
+	}
+	a.want(401, "GET", "/api/v1/auth/me", tokens[11]["access_token"].(string), nil)
+	a.want(200, "GET", "/readyz", "", nil)
+	cluster.Primaries[0].Restart()
+	if !poll(func() bool { code, _ := command("session list"); return code == exitDone }) {
+		t.Error("sessions are not listed when the node is back")
+	}
+	// Sessions that come back with the node stay ended.
+	for i, token := range tokens {
+		body := map[string]any{"refresh_token": token["refresh_token"]}
+		if !poll(func() bool {
+			status, _, answer := a.call("POST", "/api/v1/auth/refresh", "", body)
+			if status != 401 && status != 503 {
+				t.Fatalf("refresh %d answers %d %v", i, status, answer)
+			}
+			return status == 401
+		}) {
+			t.Errorf("refresh %d is not refused", i)
+		}
 	}
 }

@@ -37,7 +37,7 @@ It needs the database and Kafka, and for webhooks and mails the signing secret, 
 it finishes the batches in flight, releases its leases and stops.`,
 		Example: `  authctl relay
   DATABASE_URL=postgres://auth@localhost/auth KAFKA_BROKERS=localhost:9092 authctl relay`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.relay(cmd.Context(), cmd.ErrOrStderr())
 		},
@@ -61,7 +61,7 @@ func (a *app) relay(ctx context.Context, stderr io.Writer) error {
 	if err := a.checkFence(ctx); err != nil {
 		return err
 	}
-	a.openWaker() // the relay hears of new events for the deliverer as well
+	a.openWaker() // new events wake the relay and the deliverer
 	r, err := a.newRelay(ctx)
 	if err != nil {
 		return err
@@ -100,25 +100,20 @@ func (a *app) greetRelay(w io.Writer, operator string) {
 	a.log.Info("relaying", zap.String("to", a.describeEvents()), zap.String("operator_addr", operator),
 		zap.String("version", version()))
 	a.logRemarks()
-	if !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
-		a.log.Warn(warnLocalEvents)
-	}
+	a.warnLocalEvents()
 	if a.App.prod() {
 		return
 	}
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
 	fmt.Fprintf(tw, "\nauthctl %s is relaying.\n\n", version())
-	fmt.Fprintf(tw, "  Database\t%s\n  Events\t%s\n  Mail\t%s\n", a.Database.Describe(a.App.DataDir), a.describeEvents(),
-		a.describeMail())
+	fmt.Fprintf(tw, "  Database\t%s\n  Events\t%s\n  Mail\t%s\n", a.Database.Describe(a.App.DataDir),
+		a.describeEvents(), a.describeMail())
 	if operator != "" {
 		fmt.Fprintf(tw, "  Operators\thttp://%s/metrics\n", operator)
 	}
 	fmt.Fprint(tw, "\n")
 	_ = tw.Flush()
 }
-
-const warnLocalEvents = "events go to a file of this machine; relays on other machines would write some of them to " +
-	"theirs: name a Kafka"
 
 // relayInline runs the relay inside serve. What ends it is for a person to resolve, and no
 // reason to stop signing people in: events wait in the database meanwhile.
@@ -129,8 +124,8 @@ func (a *app) relayInline(ctx context.Context, r *relay.Relay) {
 	}
 	a.relayEnd.Store(&err)
 	a.log.Error("relay_ended", zap.Error(err),
-		zap.String("hint", "sign-in goes on and events wait in the database; do what the error says, then restart this "+
-			"process"))
+		zap.String("hint", "sign-in goes on and events wait in the database; do what the error says, then "+
+			"restart this process"))
 }
 
 // runRelay runs the relay. In dev mode it makes the topic first, so that naming a broker is
@@ -159,7 +154,7 @@ func (a *app) makeTopic(ctx context.Context) (err error) {
 	if err := outbox.CheckTarget(ctx, a.db, kafka.Name(), &identity); err != nil {
 		return err
 	}
-	st, err := kafka.EnsureTopic(ctx)
+	st, err := a.ensureTopic(ctx, kafka)
 	if err == nil && st.Created {
 		a.log.Info("topic_made", zap.String("topic", st.Topic), zap.Int("partitions", st.Partitions))
 	}

@@ -39,7 +39,8 @@ func removedSettings() map[string]string {
 		"outbox.batch_events":              "it is 1000 now",
 		"outbox.drain_timeout":             "it is 5s now",
 		"redis.dial_timeout":               "it is 2s now, or what redis.url ends with: ?dial_timeout=5s",
-		"redis.max_conns":                  "it is eight a core and at least 16 now, or what redis.url ends with: ?pool_size=64",
-		"redis.timeout":                    "it is 2s now, or what redis.url ends with: ?read_timeout=5s",
+		"redis.max_conns": "it is eight a core and at least 16 now, or what redis.url ends with: " +
+			"?pool_size=64",
+		"redis.timeout": "it is 2s now, or what redis.url ends with: ?read_timeout=5s",
 	}
 }

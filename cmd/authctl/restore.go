@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -63,7 +64,7 @@ With HS256, where AUTH_TOKEN_SECRET signs, give every server a new secret as wel
 If Redis is away the fence does nothing. Where its data is lost anyway, --without-redis goes on
 without it: sessions that it may still hold are refused.`,
 		Example: "  authctl restore fence --dry-run\n  authctl restore fence",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.withApp(cmd, (*app).connectExistingDatabase, func(ctx context.Context, a *app) error {
 				return o.run(ctx, cmd, a)
@@ -119,15 +120,16 @@ func (o *fenceOptions) run(ctx context.Context, cmd *cobra.Command, a *app) erro
 	}
 	begun := false
 	bars := fenceBars{w: cmd.ErrOrStderr(), plan: plan}
-	done, err := f.Run(ctx, func(ctx context.Context) error { return o.unused(ctx, a) }, func(step auth.FenceStep, n int) {
+	unused := func(ctx context.Context) error { return o.unused(ctx, a) }
+	done, err := f.Run(ctx, unused, func(step auth.FenceStep, n int) {
 		begun = true
 		bars.show(step, n)
 	})
 	bars.finish()
 	if err != nil {
 		if begun || !plan.Interrupted.IsZero() {
-			fmt.Fprintln(cmd.ErrOrStderr(), "the fence has begun and is not finished, and serve and relay refuse to start; "+
-				"run authctl restore fence again")
+			fmt.Fprintln(cmd.ErrOrStderr(), "the fence has begun and is not finished, and serve and relay refuse "+
+				"to start; run authctl restore fence again")
 		}
 		return err
 	}
@@ -145,7 +147,8 @@ func (o *fenceOptions) run(ctx context.Context, cmd *cobra.Command, a *app) erro
 			"AUTH_TOKEN_SECRET, without the old one in AUTH_TOKEN_PREVIOUS_SECRETS; then start serve and relay")
 		return nil
 	}
-	fmt.Fprintln(cmd.ErrOrStderr(), "next, start serve and relay, and decide about accounts that changed after the backup")
+	fmt.Fprintln(cmd.ErrOrStderr(), "next, start serve and relay, and decide about accounts that changed after "+
+		"the backup")
 	return nil
 }
 
@@ -216,6 +219,7 @@ func (o *fenceOptions) report(a *app, plan auth.FencePlan) fenceReport {
 	for _, v := range plan.Verifiers {
 		r.Verifiers = append(r.Verifiers, v.Name)
 	}
+	r.Verifiers = slices.Compact(r.Verifiers) // of several processes with one name
 	return r
 }
 
@@ -239,11 +243,12 @@ func (r fenceReport) describe(w io.Writer, a *app) error {
 		add("leaves %s as it is; sessions that it may hold are refused", a.Redis.Describe())
 	}
 	if len(r.RevokedKeys) > 0 {
-		add("revokes %s: %s", count(len(r.RevokedKeys), "signing key", "signing keys"), strings.Join(r.RevokedKeys, ", "))
+		add("revokes %s: %s", count(len(r.RevokedKeys), "signing key", "signing keys"),
+			strings.Join(r.RevokedKeys, ", "))
 	}
 	if r.shared {
-		add("cannot replace AUTH_TOKEN_SECRET, which signs: services that verify with it accept old access tokens until " +
-			"it is another one")
+		add("cannot replace AUTH_TOKEN_SECRET, which signs: services that verify with it accept old access " +
+			"tokens until it is another one")
 	} else {
 		add("makes a new key that signs")
 	}
@@ -270,8 +275,8 @@ func (b *fenceBars) show(step auth.FenceStep, n int) {
 		b.finish()
 		total := map[auth.FenceStep]int{auth.FenceRecords: b.plan.Records, auth.FenceRows: b.plan.Rows,
 			auth.FenceAccounts: b.plan.Accounts}[step]
-		what := map[auth.FenceStep]string{auth.FenceRecords: "sessions in Redis", auth.FenceRows: "sessions in the database",
-			auth.FenceAccounts: "accounts"}[step]
+		what := map[auth.FenceStep]string{auth.FenceRecords: "sessions in Redis",
+			auth.FenceRows: "sessions in the database", auth.FenceAccounts: "accounts"}[step]
 		if b.step = step; total == 0 || what == "" {
 			return
 		}
@@ -294,8 +299,8 @@ func (b *fenceBars) finish() {
 func (a *app) checkFence(ctx context.Context) error {
 	began, err := auth.FenceInterrupted(ctx, a.db)
 	if err == nil && !began.IsZero() {
-		err = fmt.Errorf("a backup was restored, and the fence that began at %s is not finished; run: authctl restore fence",
-			moment(began))
+		err = fmt.Errorf("a backup was restored, and the fence that began at %s is not finished; run: authctl "+
+			"restore fence", moment(began))
 	}
 	return err
 }

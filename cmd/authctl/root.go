@@ -8,7 +8,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -38,11 +37,15 @@ func (s silent) Unwrap() error { return s.error }
 // run executes one command line and returns the exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := newRoot()
+	out := &output{Writer: stdout}
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
+	root.SetOut(out)
 	root.SetErr(stderr)
 	cmd, err := root.ExecuteContextC(ctx)
+	if err == nil && out.failed != nil {
+		err = fmt.Errorf("write the result: %w", out.failed)
+	}
 	if err == nil {
 		return exitDone
 	}
@@ -55,11 +58,20 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return code
 	}
 	words := inWords(err)
-	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+	stopped, uncertain := ctx.Err() != nil && errors.Is(err, context.Canceled), database.IsUncertain(err)
+	_, told := errors.AsType[advised](err)
+	switch {
+	case told: // it says how to go on
+	case stopped && uncertain:
+		words = "stopped"
+	case stopped:
 		words = "stopped before it was done"
 	}
 	if remedy := database.Remedy(err, strings.HasPrefix(cmd.CommandPath(), "authctl migrate")); remedy != "" {
 		words += "; " + remedy
+	}
+	if uncertain && !told {
+		words += "; it may or may not have been done: run it again"
 	}
 	fmt.Fprintf(stderr, "authctl: %s\n", harmless(words))
 	if misused {
@@ -68,14 +80,24 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return code
 }
 
-// harmless replaces what would control a terminal: an error may quote what somebody else wrote.
-func harmless(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r != '\n' && r != '\t' && (unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r)) {
-			return unicode.ReplacementChar
-		}
-		return r
-	}, text)
+// advised is a failure whose text says what to do about a change that may have been made.
+type advised struct{ error }
+
+func (a advised) Unwrap() error { return a.error }
+
+// output is standard output. It remembers that something could not be written, so that a command
+// whose result was lost fails, also where nobody looked at the error, as in cobra's help.
+type output struct {
+	io.Writer
+	failed error
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	n, err := o.Writer.Write(p)
+	if o.failed == nil {
+		o.failed = err
+	}
+	return n, err
 }
 
 // inWords is the text of an error for a person. For a fault it leaves out the code, which is for
@@ -119,7 +141,7 @@ environment), and 2 when the command line is wrong.`,
   authctl token inspect --help`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Args:          cobra.NoArgs,
+		Args:          noArguments,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if !slices.Contains([]string{"table", "json"}, g.output) {
 				return misuse{fmt.Errorf("--output is %q; it takes table or json", g.output)}
@@ -177,7 +199,25 @@ environment), and 2 when the command line is wrong.`,
 	root.InitDefaultCompletionCmd()
 	finishDefaults(root)
 	everyMisuse(root)
+	everyFlagOnce(root)
+	completeFiles(root)
 	return root
+}
+
+// completeFiles lets shells complete arguments as files only for commands that take a file or a folder.
+func completeFiles(cmd *cobra.Command) {
+	if cmd.ValidArgsFunction == nil && cmd.RunE != nil && !takesPath(cmd.Use) {
+		cmd.ValidArgsFunction = cobra.NoFileCompletions
+	}
+	for _, sub := range cmd.Commands() {
+		completeFiles(sub)
+	}
+}
+
+// takesPath reports whether the usage line of a command names a file or a folder.
+func takesPath(use string) bool {
+	return slices.ContainsFunc([]string{"FILE", "FOLDER", "DIR"},
+		func(word string) bool { return strings.Contains(use, word) })
 }
 
 // finishDefaults gives cobra's own commands examples that work when pasted, and makes help refuse a
@@ -218,29 +258,78 @@ func everyMisuse(cmd *cobra.Command) {
 		}
 	}
 	if cmd.HasSubCommands() && cmd.RunE == nil && cmd.Run == nil {
-		cmd.Args = nil
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return misuse{fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0], suggestion(cmd, args[0]))}
+			switch {
+			case len(args) > 0:
+				return misuse{fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0],
+					suggestion(cmd, args[0]))}
+			case cmd.HasParent(): // a group without a command lists its commands and fails
+				return misuse{fmt.Errorf("%s needs a command: %s", cmd.CommandPath(), names(cmd))}
 			}
-			if err := cmd.Help(); err != nil {
-				return err
-			}
-			return nil
-		}
-		if cmd.HasParent() { // a group without a command lists its commands and fails
-			cmd.RunE = func(cmd *cobra.Command, args []string) error {
-				if len(args) == 0 {
-					return misuse{fmt.Errorf("%s needs a command: %s", cmd.CommandPath(), names(cmd))}
-				}
-				return misuse{fmt.Errorf("%s has no command %q%s", cmd.CommandPath(), args[0], suggestion(cmd, args[0]))}
-			}
+			return cmd.Help()
 		}
 		cmd.Args = cobra.ArbitraryArgs
 	}
 	for _, sub := range cmd.Commands() {
 		everyMisuse(sub)
 	}
+}
+
+// everyFlagOnce makes it a misuse to give a flag of a command two values: the first one would be
+// ignored, and it may name what somebody wants to end. The flags of all commands are left out, since
+// an alias may give them, and so are those that collect values.
+func everyFlagOnce(cmd *cobra.Command) {
+	cmd.LocalNonPersistentFlags().VisitAll(func(f *pflag.Flag) {
+		if _, collects := f.Value.(pflag.SliceValue); !collects && f.Value.Type() != "bool" {
+			f.Value = &once{Value: f.Value}
+		}
+	})
+	for _, sub := range cmd.Commands() {
+		everyFlagOnce(sub)
+	}
+}
+
+// once is the value of a flag that takes one.
+type once struct {
+	pflag.Value
+	given bool
+}
+
+func (o *once) Set(text string) error {
+	if o.given {
+		return errors.New("it was given before, and takes one value")
+	}
+	o.given = true
+	return o.Value.Set(text)
+}
+
+// noArguments, oneArgument and oneArgumentOrNone say what a command takes, as its usage line has it;
+// cobra's own checks say numbers, and take a superfluous argument for a subcommand.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fmt.Errorf("%s takes no argument, and %q is one", cmd.CommandPath(), args[0])
+	}
+	return nil
+}
+
+func oneArgument(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return fmt.Errorf("%s needs %s", cmd.CommandPath(), argumentOf(cmd))
+	}
+	return oneArgumentOrNone(cmd, args)
+}
+
+func oneArgumentOrNone(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return fmt.Errorf("%s takes one argument, %s, and got %d", cmd.CommandPath(), argumentOf(cmd), len(args))
+	}
+	return nil
+}
+
+// argumentOf is what the usage line says after the name of the command.
+func argumentOf(cmd *cobra.Command) string {
+	_, argument, _ := strings.Cut(cmd.Use, " ")
+	return argument
 }
 
 func names(cmd *cobra.Command) string {

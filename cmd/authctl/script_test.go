@@ -33,13 +33,13 @@ func TestMain(m *testing.M) {
 	testscript.Main(tests{m}, map[string]func(){"authctl": main, "fetch": fetch, "writeevents": writeEvents})
 }
 
-// tests are the tests, when this program does not run as one of those of the scripts.
+// tests runs the tests, unless this process is a program of a script.
 type tests struct{ *testing.M }
 
 func (m tests) Run() int {
-	// With the race detector, a program sleeps for a second before it exits unless told not to.
+	// With the race detector a program sleeps for a second before it exits, unless told not to.
 	_ = os.Setenv("GORACE", "atexit_sleep_ms=10 "+os.Getenv("GORACE"))
-	_ = os.Setenv("APP_AUTOGROUP_NICE", "0") // it would be that of the whole test run
+	_ = os.Setenv("APP_AUTOGROUP_NICE", "0") // its coverage would count for the whole test run
 	return m.M.Run()
 }
 
@@ -119,7 +119,8 @@ func scriptParams(t *testing.T) testscript.Params {
 			case "kafka":
 				return os.Getenv("AUTHCTL_TEST_KAFKA") != "" || testenv.Demanded(), nil
 			case "mounts": // a file system of its own, in a namespace
-				return exec.Command("unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=1m none /tmp").Run() == nil, nil
+				return exec.Command("unshare", "-rm", "sh", "-c",
+					"mount -t tmpfs -o size=1m none /tmp").Run() == nil, nil
 			case "root":
 				return os.Geteuid() == 0, nil
 			}
@@ -143,10 +144,10 @@ func scriptParams(t *testing.T) testscript.Params {
 	}
 }
 
-// patience is how long a script waits for what should happen soon.
+// patience is how long a script waits for something.
 const patience = testenv.Patience
 
-// poll asks until the answer is yes.
+// poll repeats a question until the answer is yes.
 func poll(reached func() bool) bool {
 	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
 		if reached() {
@@ -282,10 +283,10 @@ func ended(ts *testscript.TestScript, _ bool, args []string) {
 	select {
 	case <-p.done:
 	case <-time.After(patience):
-		ts.Fatalf("%s goes on; it said:\n%s", args[0], ts.ReadFile(args[0]+".err"))
+		ts.Fatalf("%s has not ended; output:\n%s", args[0], ts.ReadFile(args[0]+".err"))
 	}
 	if got := outcome(p.err); got != args[1] {
-		ts.Fatalf("%s ended with %s, want %s; it said:\n%s", args[0], got, args[1], ts.ReadFile(args[0]+".err"))
+		ts.Fatalf("%s ended with %s, want %s; output:\n%s", args[0], got, args[1], ts.ReadFile(args[0]+".err"))
 	}
 }
 
@@ -338,7 +339,7 @@ func request(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// fetch is a program of the scripts.
+// fetch is a program that the scripts call.
 func fetch() {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -361,7 +362,7 @@ func fetch() {
 func field(ts *testscript.TestScript, _ bool, args []string) {
 	usage(ts, len(args) == 2, "field PATH VAR")
 	var value any
-	// The first of several documents, where there is one a line.
+	// Of several documents, one on each line, the first counts.
 	ts.Check(json.NewDecoder(strings.NewReader(ts.ReadFile("stdout"))).Decode(&value))
 	for name := range strings.SplitSeq(args[0], ".") {
 		switch v := value.(type) {
@@ -415,7 +416,8 @@ func changeSQLite(ts *testscript.TestScript, _ bool, args []string) {
 	usage(ts, len(args) == 2, "sql DATABASE STATEMENT")
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	db, err := database.Open(ctx, database.Config{URL: config.Secret("sqlite:" + ts.MkAbs(args[0]))}, database.Options{})
+	db, err := database.Open(ctx, database.Config{URL: config.Secret("sqlite:" + ts.MkAbs(args[0]))},
+		database.Options{})
 	ts.Check(err)
 	defer db.Close()
 	_, err = db.Write(ctx, args[1])

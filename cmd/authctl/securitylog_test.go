@@ -25,22 +25,22 @@ import (
 	"unicode/utf8"
 )
 
-// securityEvent is a record of the security log as the code writes it.
+// securityEvent is a record of the security log, as the code writes it.
 type securityEvent struct {
 	level  string
 	fields map[string]bool
 }
 
-// securityEvents finds, in the code, what goes to the security log: calls of
-// x.security.Info and its like, also where a function passes on a name that it was given.
+// securityEvents finds the records in the code: calls of x.security.Info and the like, also in
+// functions that pass on a name that they were given.
 func securityEvents(t *testing.T) map[string]securityEvent {
 	t.Helper()
 	events := map[string]securityEvent{}
 	type passing struct {
 		event securityEvent
-		at    int // which parameter is the name
+		at    int // the index of the parameter with the name
 	}
-	passedOn := map[string]passing{} // by the folder and the function
+	passedOn := map[string]passing{} // keyed by folder and function
 	calls := map[string][]*ast.CallExpr{}
 	for _, top := range []string{"../../modules", "../../platform", "../../cmd"} {
 		err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
@@ -71,7 +71,7 @@ func securityEvents(t *testing.T) map[string]securityEvent {
 						return true
 					}
 					e := securityEvent{strings.ToLower(method.Sel.Name), map[string]bool{}}
-					// Fields that come as a slice are gathered all over the function.
+					// Fields in a slice are collected from the whole function.
 					scope := ast.Node(call)
 					if call.Ellipsis.IsValid() {
 						scope = fn
@@ -104,7 +104,7 @@ func securityEvents(t *testing.T) map[string]securityEvent {
 	return events
 }
 
-// parameter is the place of an expression among the parameters of a function, or -1.
+// parameter is the index of an expression among the parameters of a function, or -1.
 func parameter(fn *ast.FuncDecl, e ast.Expr) int {
 	name, ok := e.(*ast.Ident)
 	at := 0
@@ -136,8 +136,7 @@ func toSecurityLog(call *ast.CallExpr) bool {
 	return ok && to.Sel.Name == "security"
 }
 
-// zapFields adds the names of the fields that are made in scope, but for those of records
-// other than this one.
+// zapFields adds the names of the fields made in scope, except those of other records.
 func zapFields(scope ast.Node, record *ast.CallExpr, names map[string]bool) {
 	ast.Inspect(scope, func(n ast.Node) bool {
 		call, ok := n.(*ast.CallExpr)
@@ -195,16 +194,17 @@ func TestEverySecurityEventIsDocumented(t *testing.T) {
 	}
 	for name := range written {
 		if coded[name] == "" {
-			t.Errorf("docs/security-log.md has %s, the code has not", name)
+			t.Errorf("docs/security-log.md has %s, the code does not", name)
 		}
 	}
 }
 
-// Whatever is in a request, it is one line of the log, and so is each security event.
+// A request makes one line of the log whatever it contains, and so does each security event.
 func TestARequestIsOneLineOfTheLogWhateverIsInIt(t *testing.T) {
 	t.Parallel()
 	f := newPlanting(t)
-	f.env = append(f.env, "APP_MODE=prod", "AUTH_TOKEN_ISSUER=https://auth.test", "AUTH_PASSWORD_BCRYPT_COST=10")
+	f.env = append(f.env, "APP_MODE=prod", "AUTH_TOKEN_ISSUER=https://auth.test", "AUTH_PASSWORD_BCRYPT_COST=10",
+		"APP_HTTP_REQUEST_TIMEOUT=2m") // the hash waits for the compilers of other tests
 	server := f.serve()
 	requests := 0
 	send := func(method, path, body string, header map[string]string) {
@@ -213,7 +213,8 @@ func TestARequestIsOneLineOfTheLogWhateverIsInIt(t *testing.T) {
 	}
 	const forged = `{"level":"info","msg":"forged"}`
 	for _, nasty := range []string{
-		"a\r\n" + forged, "b\n" + forged + "\n", "c\x1b[2J\x1b]0;title\x07", "d\u2028" + forged + "\u2029", "e\u0085\u202e" + forged,
+		"a\r\n" + forged, "b\n" + forged + "\n", "c\x1b[2J\x1b]0;title\x07", "d\u2028" + forged + "\u2029",
+		"e\u0085\u202e" + forged,
 		"f\x00\x7f\b", `g"` + "\\\",\"msg\":\"forged", strings.Repeat("h\n", 3000), "i\ufeff\u200f\U000e0001",
 	} {
 		text, err := json.Marshal(nasty)
@@ -222,15 +223,18 @@ func TestARequestIsOneLineOfTheLogWhateverIsInIt(t *testing.T) {
 		}
 		for _, path := range []string{"login", "register"} {
 			send("POST", "/api/v1/auth/"+path, `{"username":`+string(text)+`,"password":"not the password"}`, nil)
-			send("POST", "/api/v1/auth/"+path, `{"username":"alice","password":`+string(text)+`,"device_name":`+string(text)+`}`, nil)
+			send("POST", "/api/v1/auth/"+path, `{"username":"alice","password":`+string(text)+`,"device_name":`+
+				string(text)+`}`, nil)
 		}
 		send("POST", "/api/v1/auth/"+url.PathEscape(nasty), nasty, nil)
 		send("GET", "/api/v1/auth/sessions/"+url.PathEscape(nasty)+"?q="+url.QueryEscape(nasty), "", nil)
 		send("POST", "/oauth2/introspect", "token="+url.QueryEscape(nasty), map[string]string{
-			"Content-Type": "application/x-www-form-urlencoded", "Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte(nasty+":x")),
+			"Content-Type":  "application/x-www-form-urlencoded",
+			"Authorization": "Basic " + base64.StdEncoding.EncodeToString([]byte(nasty+":x")),
 		})
-		// What a client library would not send, byte by byte.
-		for _, line := range []string{"GET /" + nasty + " HTTP/1.1\r\n", "GET / HTTP/1.1\r\nUser-Agent: " + nasty + "\r\n", "GET / HTTP/1.1\r\nX-Request-Id: " + nasty + "\r\n", nasty + " / HTTP/1.1\r\n"} {
+		// Bytes that a client library would refuse to send.
+		for _, line := range []string{"GET /" + nasty + " HTTP/1.1\r\n", "GET / HTTP/1.1\r\nUser-Agent: " + nasty +
+			"\r\n", "GET / HTTP/1.1\r\nX-Request-Id: " + nasty + "\r\n", nasty + " / HTTP/1.1\r\n"} {
 			requests += f.sendRaw(line + "Host: localhost\r\nConnection: close\r\n\r\n")
 		}
 	}
@@ -253,9 +257,10 @@ func TestARequestIsOneLineOfTheLogWhateverIsInIt(t *testing.T) {
 			t.Fatalf("not a record: %v: %.300q", err, line)
 		}
 		if i := strings.IndexFunc(strings.TrimSuffix(line, "\n"), func(r rune) bool {
-			return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r) || r == utf8.RuneError
+			return unicode.IsControl(r) || r == '\u2028' || r == '\u2029' || unicode.Is(unicode.Bidi_Control, r) ||
+				r == utf8.RuneError
 		}); i >= 0 {
-			t.Errorf("a record holds what drives terminals and readers: %.300q", line[max(0, i-20):])
+			t.Errorf("a record has control characters: %.300q", line[max(0, i-20):])
 		}
 		if len(line) > 70_000 {
 			t.Errorf("a record has %d bytes", len(line))
@@ -273,7 +278,7 @@ func TestARequestIsOneLineOfTheLogWhateverIsInIt(t *testing.T) {
 	}
 }
 
-// sendRaw sends bytes as they are, and returns how many answers came.
+// sendRaw sends bytes unchanged, and returns the number of answers.
 func (f *planting) sendRaw(request string) int {
 	f.t.Helper()
 	conn, err := net.DialTimeout("tcp", strings.TrimPrefix(f.base, "http://"), patience)
@@ -284,7 +289,7 @@ func (f *planting) sendRaw(request string) int {
 	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		f.t.Fatal(err)
 	}
-	_, _ = io.WriteString(conn, request) // it may be refused before it has arrived whole
+	_, _ = io.WriteString(conn, request) // the server may refuse it before all of it has arrived
 	answer, _ := io.ReadAll(conn)
 	return strings.Count(string(answer), "HTTP/1.1 ")
 }

@@ -48,7 +48,7 @@ progress, releases its share of the relay and exits with 0. A second signal stop
 		Example: `  authctl serve
   authctl serve --port 8081
   DATABASE_URL=postgres://auth@localhost/auth REDIS_URL=redis://localhost authctl serve`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return o.run(cmd.Context(), cmd.ErrOrStderr())
 		},
@@ -63,7 +63,11 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 		if o.port != "" {
 			flags["app.port"] = o.port
 		}
-		return o.loadSettings(flags)
+		s, err := o.loadSettings(flags)
+		if err == nil {
+			err = s.checkServed()
+		}
+		return s, err
 	}
 	return untilStopped(ctx, stderr, load, func(a *app) error {
 		if err := a.openAuth(ctx); err != nil {
@@ -76,13 +80,14 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 // serve runs the listeners, the relay and the housekeeping until ctx ends or one fails.
 func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	server, err := httpserver.New(a.HTTP, httpserver.Options{Log: a.log, Registry: a.registry, Tracer: a.tracer,
-		Unavailable: auth.IsUnavailable, HTTPS: a.https()})
+		Unavailable: auth.IsUnavailable, HTTPS: a.https(), Mount: a.mount()})
 	if err != nil {
 		return err
 	}
 	if err := server.Listen(); err != nil {
 		return err
 	}
+	a.HTTP.Port = server.Addr().(*net.TCPAddr).Port // where it was 0
 	var inline *relay.Relay
 	var deliverer *delivery.Deliverer
 	if a.Outbox.Relay == "inline" {
@@ -95,7 +100,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	}
 	readiness := telemetry.NewReadiness(nil, a.checks()...)
 	server.Handle(authhttp.Routes(a.auth, authhttp.Options{
-		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(server.Addr()), SecureCookies: a.https() || a.servesTLS(),
+		Issuer: a.Auth.Token.Issuer, BaseURL: a.baseURL(), SecureCookies: a.https() || a.servesTLS(),
 		PlainCookies: !a.App.prod(),
 	})...)
 	server.Handle(contacthttp.Routes(a.auth, a.contact)...)
@@ -134,18 +139,33 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	return nil
 }
 
-// checkHashing logs an error if a hash takes longer than a request may. It only measures when the
-// cost is high, since measuring takes as long.
+const hashMemoryHint = "lower auth.password.hash_workers or auth.password.argon2_memory_mib, or give it more memory"
+
+// hashMemory compares what hashing takes during a flood of sign-ins with what this process may use.
+func hashMemory(cfg auth.Config) (need, memory uint64, tooMuch bool) {
+	need = cfg.Password.HashMemory(cfg.Password.Workers)
+	memory, known := tuning.Memory()
+	return need, memory, known && need > memory
+}
+
+// checkHashing logs an error if a hash takes longer than a request may. It only measures when that
+// could be, since measuring costs a few hashes. It also warns of too little memory for the workers.
 func (a *app) checkHashing(ctx context.Context) {
 	set := a.Auth.Password
-	if set.Algorithm != "bcrypt" || set.BcryptCost < 15 { // the most expensive argon2id takes a second
+	if need, memory, tooMuch := hashMemory(a.Auth); tooMuch {
+		a.log.Warn("hashing_exceeds_memory", zap.Uint64("needed_bytes", need), zap.Uint64("memory_bytes", memory),
+			zap.String("hint", hashMemoryHint))
+	}
+	const cheap = 5 * time.Second // what bcrypt below a cost of 15 and any argon2id stay below
+	if (set.Algorithm != "bcrypt" || set.BcryptCost < 15) && a.HTTP.HTTP.RequestTimeout >= cheap {
 		return
 	}
 	took, err := auth.HashTime(ctx, a.Auth)
 	if err == nil && took > a.HTTP.HTTP.RequestTimeout {
-		a.log.Error("hashing_too_slow", zap.Duration("one_takes", took), zap.Duration("request_timeout",
+		a.log.Error("hashing_too_slow", zap.Duration("took", took), zap.Duration("request_timeout",
 			a.HTTP.HTTP.RequestTimeout),
-			zap.String("advice", "nobody can sign in: lower the cost of hashing; see: authctl password calibrate"))
+			zap.String("hint", "nobody can sign in: lower the cost of hashing (see: authctl password "+
+				"calibrate), or raise app.http.request_timeout"))
 	}
 }
 
@@ -184,17 +204,17 @@ func (a *app) startOperator(ctx context.Context, running *errgroup.Group, readin
 	return operator.Addr().String(), nil
 }
 
-// baseURL is the base of the endpoints in the metadata: the issuer, unless that is the default,
-// whose port may not be the real one.
-func (a *app) baseURL(addr net.Addr) string {
-	if a.Auth.Token.Issuer != auth.DefaultIssuer {
-		return a.Auth.Token.Issuer
+// baseURL is the base of the endpoints in the metadata and of the links in mails: the issuer,
+// unless that is the default, whose port may not be the real one.
+func (s settings) baseURL() string {
+	if s.Auth.Token.Issuer != auth.DefaultIssuer || s.HTTP.Port == 0 {
+		return s.Auth.Token.Issuer
 	}
 	scheme := "http"
-	if a.servesTLS() {
+	if s.servesTLS() {
 		scheme = "https"
 	}
-	return fmt.Sprintf("%s://localhost:%d", scheme, addr.(*net.TCPAddr).Port)
+	return fmt.Sprintf("%s://localhost:%d", scheme, s.HTTP.Port)
 }
 
 // servesTLS reports whether the public listener itself speaks https.
@@ -203,12 +223,10 @@ func (s settings) servesTLS() bool { return s.HTTP.TLS.CertFile != "" }
 // greet says, in dev mode, what runs where and what to try.
 func (a *app) greet(w io.Writer, addr net.Addr, operator string) {
 	port := addr.(*net.TCPAddr).Port
-	a.log.Info("serving", zap.Int("port", port), zap.String("operator_addr", operator), zap.String("version", version()),
-		zap.String("secret_fingerprint", a.Auth.Token.Secret.Fingerprint()))
+	a.log.Info("serving", zap.Int("port", port), zap.String("operator_addr", operator),
+		zap.String("version", version()), zap.String("secret_fingerprint", a.Auth.Token.Secret.Fingerprint()))
 	a.logRemarks()
-	for _, warning := range a.warnings() {
-		a.log.Warn(warning)
-	}
+	a.warn()
 	if a.App.prod() {
 		return
 	}
@@ -235,24 +253,39 @@ Try:
 const adviceWhiteSpace = "remove it at the source of the secret; what was made with the white space stays valid on " +
 	"servers that still have it"
 
-// warnings say, once at the start, what does not work with these settings.
-func (a *app) warnings() []string {
-	var list []string
+// warn logs, once at the start, what does not work with these settings.
+func (a *app) warn() {
 	if !a.Redis.Enabled() && !a.Database.UsesPostgres() {
-		list = append(list, "sign-in limits are counted in this process only, and forgotten when it stops; PostgreSQL or "+
-			"Redis keeps and shares them")
+		a.log.Warn("throttle_kept_in_memory",
+			zap.String("hint", "sign-in limits are counted in this process only, and forgotten when it stops; "+
+				"PostgreSQL or Redis keeps and shares them"))
 	}
-	if a.Outbox.Relay == "inline" && !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
-		list = append(list, warnLocalEvents)
+	if a.Outbox.Relay == "inline" {
+		a.warnLocalEvents()
+	}
+	if !a.Mail.HasPages() && a.Mail.PagesURL == "" {
+		a.log.Warn("mail_pages_left_to_others", zap.String("url", a.Mail.PagesAt(a.baseURL())),
+			zap.String("hint", "links in mails lead to this url, where another program must have the pages: "+
+				"contact.pages is off and contact.pages_url is empty"))
 	}
 	if len(a.Auth.Token.Untrimmed) > 0 {
-		list = append(list, "auth.token.secret has white space around it, which is ignored: "+adviceWhiteSpace)
+		a.log.Warn("secret_trimmed",
+			zap.String("hint", "auth.token.secret has white space around it, which is ignored: "+adviceWhiteSpace))
 	}
 	if a.ownSecret && (a.Database.UsesPostgres() || a.Redis.Enabled()) {
-		list = append(list, "the signing secret is this machine's own; other servers on the same database need the same "+
-			"AUTH_TOKEN_SECRET")
+		a.log.Warn("secret_not_shared",
+			zap.String("hint", "the signing secret is this machine's own; other servers on the same database need "+
+				"the same AUTH_TOKEN_SECRET"))
 	}
-	return list
+}
+
+// warnLocalEvents logs that a relay of this process writes events to a file, while relays elsewhere may have others.
+func (a *app) warnLocalEvents() {
+	if !a.Kafka.UsesKafka() && a.Database.UsesPostgres() {
+		a.log.Warn("events_written_to_file",
+			zap.String("hint", "events go to a file of this machine; relays on other machines would write some of "+
+				"them to theirs: name a Kafka"))
+	}
 }
 
 // databaseCheck checks that the database takes writes. On SQLite that is a small commit, whose

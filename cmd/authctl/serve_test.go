@@ -1,14 +1,24 @@
 package main
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
 	"fmt"
 	"io"
-	"net"
+	"net/http"
+	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 
+	"github.com/google/uuid"
+
 	"github.com/toppira/authctl/modules/auth"
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
@@ -19,21 +29,21 @@ func TestTheMetadataNamesThePortThatIsServed(t *testing.T) {
 		{auth.DefaultIssuer, "cert.pem", "https://localhost:8081"},
 		{"https://auth.example.com", "", "https://auth.example.com"},
 	} {
-		a := &app{}
-		a.Auth.Token.Issuer, a.HTTP.TLS.CertFile = test.issuer, test.certificate
-		if got := a.baseURL(&net.TCPAddr{Port: 8081}); got != test.want {
+		var s settings
+		s.Auth.Token.Issuer, s.HTTP.TLS.CertFile, s.HTTP.Port = test.issuer, test.certificate, 8081
+		if got := s.baseURL(); got != test.want {
 			t.Errorf("%+v: %s", test, got)
 		}
 	}
 }
 
-// When the last of what serve starts cannot start, what runs already has ended before that is
-// closed which it runs on.
+// When the last part of serve cannot start, the parts that run must end before the database that
+// they use is closed.
 func TestAFailedStartWaitsForTheRelay(t *testing.T) {
 	for range 5 {
 		o := &serveOptions{global: &global{set: []string{
 			"app.data_dir=" + t.TempDir(), fmt.Sprint("app.port=", testenv.FreePort(t)), "auth.password.bcrypt_cost=4",
-			"app.operator_addr=203.0.113.1:9", // of no machine: RFC 5737
+			"app.operator_addr=203.0.113.1:9", // belongs to no machine: RFC 5737
 		}}}
 		if err := o.run(t.Context(), io.Discard); err == nil || !strings.Contains(err.Error(), "203.0.113.1") {
 			t.Fatalf("it ended with: %v", err)
@@ -44,4 +54,72 @@ func TestAFailedStartWaitsForTheRelay(t *testing.T) {
 			t.Fatalf("the relay still runs:\n%s", stacks)
 		}
 	}
+}
+
+// The requests of serve hold every connection that they may have, and wait. Its relay publishes meanwhile.
+func TestTheRelayOfServeDoesNotWaitForTheConnectionsOfRequests(t *testing.T) {
+	for _, conns := range []int{2, 4} {
+		dsn := dbtest.PostgresURL(t)
+		t.Setenv("DATABASE_URL", dsn)
+		a, _ := serveOn(t, fmt.Sprint("database.max_conns=", conns), "app.http.request_timeout=60s",
+			"auth.password.hash_workers=12") // each looks its account up
+		a.want(201, "POST", "/api/v1/auth/register", "",
+			map[string]string{"username": "alice", "password": goodPassword})
+		db := dbtest.Open(t, dsn)
+		tx, end := dbtest.Begin(t, db)
+		if _, err := tx.ExecContext(t.Context(), "LOCK TABLE users IN ACCESS EXCLUSIVE MODE"); err != nil {
+			t.Fatal(err)
+		}
+		wait := holdConnections(t, a)
+		testenv.Eventually(t, "requests hold their connections", func() bool {
+			var n int
+			err := db.QueryRowContext(t.Context(),
+				`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+				AND application_name = 'authctl' AND wait_event_type = 'Lock'`).Scan(&n)
+			return err == nil && n >= conns-1
+		})
+		for range 5 { // one connection may have been free at first
+			e := outbox.Event{ID: uuid.Must(uuid.NewV7()), Type: "test.Happened.v1", Key: "k",
+				Source: "https://auth.example",
+				Data:   json.RawMessage(`{}`)}
+			err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			testenv.Eventually(t, "the event is published", func() bool {
+				log, err := os.ReadFile("data/events.ndjson")
+				return err == nil && bytes.Contains(log, []byte(e.ID.String()))
+			})
+		}
+		if err := end(false); err != nil {
+			t.Fatal(err)
+		}
+		wait()
+	}
+}
+
+// holdConnections sends sign-ins until the function that it returns is called.
+func holdConnections(t *testing.T, a api) (wait func()) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	for range 12 {
+		all.Go(func() {
+			for ctx.Err() == nil {
+				request, err := http.NewRequestWithContext(ctx, http.MethodPost, a.base+"/api/v1/auth/login",
+					strings.NewReader(`{"username":"alice","password":"`+goodPassword+`"}`))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				request.Header.Set("Content-Type", "application/json")
+				if response, err := http.DefaultClient.Do(request); err == nil {
+					_ = response.Body.Close()
+				}
+			}
+		})
+	}
+	wait = func() { stop(); all.Wait() }
+	t.Cleanup(wait)
+	return wait
 }

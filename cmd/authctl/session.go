@@ -68,7 +68,8 @@ func (f *sessionFlags) parse(now time.Time) (auth.SessionFilter, error) {
 	if f.ip != "" {
 		network, err := parseNetwork(f.ip)
 		if err != nil {
-			return filter, misuse{fmt.Errorf("--ip is %q; it takes an address or a network such as 203.0.113.0/24", f.ip)}
+			return filter, misuse{fmt.Errorf("--ip is %q; it takes an address or a network such as 203.0.113.0/24",
+				f.ip)}
 		}
 		filter.IP = network
 	}
@@ -152,7 +153,8 @@ var sessionHeading = []string{"ID", "USER", "DEVICE", "IP", "LAST USED", "EXPIRE
 
 func describeSession(s auth.Session) (sessionReport, []string) {
 	return sessionReport{
-			ID: s.ID, UserID: s.UserID, Username: s.Username, DeviceName: s.DeviceName, UserAgent: s.UserAgent, IP: s.IP,
+			ID: s.ID, UserID: s.UserID, Username: s.Username, DeviceName: s.DeviceName, UserAgent: s.UserAgent,
+			IP:        s.IP,
 			CreatedAt: s.CreatedAt, LastUsedAt: s.LastUsedAt, ExpiresAt: s.ExpiresAt,
 		}, []string{
 			s.ID.String(), s.Username, orDash(s.DeviceName), orDash(s.IP),
@@ -169,7 +171,7 @@ func newSessionList(g *global) *cobra.Command {
 As JSON it is an array with one element a line, written as a stream.`,
 		Example: `  authctl session list --user alice
   authctl session list --before 720h -o json | head`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withSessions(cmd, f, func(_ context.Context, a *app, filter auth.SessionFilter) error {
 				filter.Everybody = false // only sessions in the store can be listed
@@ -214,7 +216,7 @@ Without --user or --id it says what will end and asks on a terminal; elsewhere i
 		Example: `  authctl session revoke --user alice
   authctl session revoke --ip 203.0.113.0/24 --dry-run
   authctl session revoke --before 2160h --yes`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	o.chosen.add(cmd)
@@ -285,15 +287,17 @@ func (o *revokeOptions) revoke(cmd *cobra.Command, svc *auth.Service, filter aut
 			known = new(len(list))
 		}
 	}
-	done, err := svc.RevokeSessions(ctx, filter, nil)
+	done, err := svc.RevokeSessions(ctx, filter)
 	report := revokeReport{Revoked: known, Accounts: done.Accounts}
 	if !whole && !filter.Everybody {
 		report.Revoked = &done.Sessions
 	}
 	switch {
-	case err != nil && filter.Everybody:
-		return fmt.Errorf("every session of %s has ended, and then: %w; go on with: authctl session revoke --all --yes "+
-			"--after %s", count(done.Accounts, "account", "accounts"), err, done.LastAccount)
+	case err != nil && filter.Everybody && done.Accounts > 0:
+		return advised{fmt.Errorf("every session of %s has ended, and then: %w; go on with: authctl session revoke "+
+			"--all --yes --after %s", count(done.Accounts, "account", "accounts"), err, done.LastAccount)}
+	case err != nil && done.Sessions == 0:
+		return err
 	case err != nil:
 		return fmt.Errorf("%s revoked, and then: %w", count(done.Sessions, "session was", "sessions were"), err)
 	case filter.ID.Valid && done.Sessions == 0:

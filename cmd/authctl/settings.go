@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/toppira/authctl/modules/auth"
@@ -59,6 +62,20 @@ type appSettings struct {
 
 func (a appSettings) prod() bool { return a.Mode == "prod" }
 
+// CheckFiles reports a data folder that is a file. A missing one is created.
+func (s settings) CheckFiles(report func(path, problem string)) {
+	if problem := config.FolderProblem(s.App.DataDir); problem != "" && s.needsDataFolder() {
+		report("app.data_dir", "cannot be used: "+problem)
+	}
+}
+
+// Validate reports a data folder that would be made somewhere else than was meant.
+func (a appSettings) Validate(report func(path, problem string)) {
+	if problem := config.PathProblem(a.DataDir); problem != "" {
+		report("app.data_dir", problem)
+	}
+}
+
 // Validate reports what a mode does not allow.
 func (s settings) Validate(report func(path, problem string)) {
 	if !s.App.prod() {
@@ -76,9 +93,39 @@ func (s settings) Validate(report func(path, problem string)) {
 		report("auth.token.issuer", "must be set in prod mode: AUTH_TOKEN_ISSUER, the URL by which clients know this "+
 			"service, such as https://auth.example.com")
 	}
+	if s.samePort() && !s.keyless { // dev mode does without the listener for operators
+		report("app.operator_addr", "is the address of the public listener, too; one of them needs another port")
+	}
 	if s.Auth.Password.BcryptCost < 10 {
 		report("auth.password.bcrypt_cost", "must be 10 or more in prod mode")
 	}
+}
+
+// samePort reports whether the two listeners could not run at the same time.
+func (s settings) samePort() bool {
+	host, port, err := net.SplitHostPort(s.Operator.OperatorAddr)
+	every := func(host string) bool {
+		ip := net.ParseIP(host)
+		return host == "" || ip != nil && ip.IsUnspecified()
+	}
+	return err == nil && s.HTTP.Port != 0 && port == strconv.Itoa(s.HTTP.Port) &&
+		(every(host) || every(s.HTTP.Host) || host == s.HTTP.Host)
+}
+
+// checkServed reports all files at once that serve could not use. Where it does not relay, it opens
+// nothing for Kafka and mails.
+func (s *settings) checkServed() error {
+	faults := config.CheckFiles(s)
+	if s.Outbox.Relay == "off" {
+		faults = slices.DeleteFunc(faults, func(f config.Fault) bool {
+			return strings.HasPrefix(f.Path, "kafka.") || strings.HasPrefix(f.Path, "mail.") ||
+				f.Path == "contact.templates_dir"
+		})
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	return faults
 }
 
 // loadSettings reads every layer. flags are settings given as flags of the command.
@@ -97,9 +144,7 @@ func (g *global) load(s *settings, flags map[string]string) error {
 		}
 		override[path] = value
 	}
-	for path, value := range flags {
-		override[path] = value
-	}
+	maps.Copy(override, flags)
 	var remarks []config.Remark
 	var untrimmed []config.Secret
 	err := config.Load(s, config.Options{

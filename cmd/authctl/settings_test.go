@@ -11,7 +11,7 @@ import (
 )
 
 // TestEveryHostIsCheckedBeforeItIsDialled finds the settings that take a host by their names and
-// gives each the same texts, so that a new one cannot be forgotten.
+// tries the same texts with each, so that new settings are included.
 func TestEveryHostIsCheckedBeforeItIsDialled(t *testing.T) {
 	t.Parallel()
 	takesHost := regexp.MustCompile(`(^|[._])(host|addr|address|brokers|server_name|server)$`)
@@ -53,12 +53,12 @@ func TestEveryHostIsCheckedBeforeItIsDialled(t *testing.T) {
 		}
 	}
 	if found < 5 {
-		t.Errorf("%d settings take a host", found)
+		t.Errorf("only %d settings take a host", found)
 	}
 }
 
-// TestEverySecretLosesTheWhiteSpaceAroundIt holds for each setting that is a secret, also for one
-// that comes later.
+// TestEverySecretLosesTheWhiteSpaceAroundIt tries each setting that is a secret, including new
+// ones.
 func TestEverySecretLosesTheWhiteSpaceAroundIt(t *testing.T) {
 	t.Parallel()
 	load := func(key config.Key, text string) []string {
@@ -69,7 +69,7 @@ func TestEverySecretLosesTheWhiteSpaceAroundIt(t *testing.T) {
 		}
 		var seen []string
 		for _, entry := range []string{key.Env + "=" + text, key.Env + "_FILE=" + path} {
-			// Other settings may be missing then; what counts is the secret as it comes in.
+			// Other settings may be missing; only the secret counts here.
 			_ = config.Load(&s, config.Options{File: os.DevNull, Environ: []string{entry},
 				Trimmed: func(path string, before config.Secret) { seen = append(seen, path) }})
 		}
@@ -80,7 +80,7 @@ func TestEverySecretLosesTheWhiteSpaceAroundIt(t *testing.T) {
 			continue
 		}
 		if seen := load(key, "0123456789abcdef0123456789abcdef \n"); !slices.Equal(seen, []string{key.Path, key.Path}) {
-			t.Errorf("%s: trimmed %v, want it from the environment and from its file", key.Path, seen)
+			t.Errorf("%s: trimmed %v, want both the variable and the file trimmed", key.Path, seen)
 		}
 	}
 }

@@ -62,7 +62,7 @@ func newTargetShow(g *global) *cobra.Command {
 what waits for it.`,
 		Example: `  authctl outbox target show
   authctl outbox target show mail`,
-		Args: cobra.MaximumNArgs(1),
+		Args: oneArgumentOrNone,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				if len(args) == 1 && args[0] != logTarget {
@@ -77,9 +77,6 @@ what waits for it.`,
 					return errors.New("the outbox has no target yet: the first relay records its own; " +
 						"or name it now with: authctl outbox target set")
 				}
-				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), t)
-				}
 				rows := [][]string{{"target", t.Name}, {"partitions", "not reached yet"}, {"since", moment(t.Since)}}
 				if t.Partitions > 0 {
 					rows[1][1] = fmt.Sprint(t.Partitions)
@@ -87,7 +84,7 @@ what waits for it.`,
 				if t.Identity != "" {
 					rows = append(rows, []string{"identity", describeIdentity(*t)})
 				}
-				return printPairs(cmd.OutOrStdout(), rows)
+				return g.pairs(cmd.OutOrStdout(), t, rows)
 			})
 		},
 	}
@@ -96,9 +93,9 @@ what waits for it.`,
 func newTargetList(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:     "list",
-		Short:   "List all targets, also earlier ones of the log",
+		Short:   "List all targets, including former ones of the log",
 		Example: "  authctl outbox target list",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				list, err := outbox.Targets(ctx, a.db)
@@ -155,7 +152,7 @@ again; authctl outbox replay does that.
 It is refused while relays run: stop them, change the target, and start them with the new
 settings. Without --yes it says what would happen, changes nothing and exits with 2.`,
 		Example: `  KAFKA_BROKERS=localhost:9092 authctl outbox target set --yes`,
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				return g.setTarget(ctx, a, cmd.OutOrStdout(), yes)
@@ -209,10 +206,7 @@ func (a *app) askTarget(ctx context.Context) (t outbox.Target, err error) {
 	if t.Identity, err = kafka.Identity(ctx); err == nil {
 		t.Partitions, err = kafka.Partitions(ctx)
 	}
-	if err != nil {
-		return t, fmt.Errorf("ask %s: %w", t, err)
-	}
-	return t, nil
+	return t, a.kafkaInWords(askedKafka(err))
 }
 
 // makeTarget makes a file that is to be the target, or says now that it cannot be.
@@ -253,7 +247,8 @@ func (g *global) printTargetChange(w io.Writer, c outbox.TargetChange, done bool
 	text += fmt.Sprintf("  %s %s there\n", count(int(c.Waiting), "event that waits", "events that wait"), goes)
 	text += "  events that were published before are not sent there; authctl outbox replay does that\n"
 	if c.Parked > 0 {
-		text += fmt.Sprintf("  %s parked; see: authctl outbox parked list\n", count(int(c.Parked), "key stays", "keys stay"))
+		text += fmt.Sprintf("  %s parked; see: authctl outbox parked list\n",
+			count(int(c.Parked), "key stays", "keys stay"))
 	}
 	if done {
 		text += "start the relays with these settings\n"

@@ -37,6 +37,10 @@ func (c *chosenTarget) find(ctx context.Context, a *app) (outbox.Subscription, e
 }
 
 func unknownTarget(name string) error {
+	if name == logTarget {
+		return errors.New("the log, which is Kafka or the file, cannot be paused, removed or tested like a webhook; " +
+			"to publish nothing for a while, stop the relays: events wait")
+	}
 	return fmt.Errorf("there is no target %q; see: authctl outbox target list", name)
 }
 
@@ -48,6 +52,25 @@ func (a *app) deliveries(ctx context.Context) ([]outbox.DeliveryState, error) {
 		return nil, nil
 	}
 	return list, err
+}
+
+// notePaused says that a target gets nothing of what was just put back for it.
+func (a *app) notePaused(ctx context.Context, w io.Writer, name string) {
+	if name == logTarget {
+		return
+	}
+	if s, err := outbox.FindSubscription(ctx, a.db, name); err == nil && !s.Active() {
+		fmt.Fprintf(w, "%s is paused: its events wait until: authctl outbox target resume %s\n", name, name)
+	}
+}
+
+// maybeDone adds to the error of a change that may have been made what to do, where running the command again is
+// not enough.
+func maybeDone(err error, look string) error {
+	if !database.IsUncertain(err) {
+		return err
+	}
+	return advised{fmt.Errorf("%w; it may or may not have been done: %s", err, look)}
 }
 
 // describeDelivery says on one line what waits for a target.
@@ -66,13 +89,15 @@ func describeDelivery(t outbox.DeliveryState) string {
 		parts = append(parts, count(int(t.HeldKeys), "key is", "keys are")+" tried again: "+t.LastError)
 	}
 	if t.ParkedKeys > 0 {
-		parts = append(parts, count(int(t.ParkedKeys), "key is", "keys are")+" parked; see: authctl outbox parked list --target "+t.Name)
+		parts = append(parts, count(int(t.ParkedKeys), "key is", "keys are")+
+			" parked; see: authctl outbox parked list --target "+t.Name)
 	}
 	if t.Reason != "" && !t.Active() {
 		parts = append(parts, "paused because "+t.Reason)
 	}
 	if t.Waiting > 0 && t.Active() && t.Deliverers == 0 {
-		parts = append(parts, "nobody delivers: start authctl relay, or authctl serve with OUTBOX_RELAY=inline, with the signing secret")
+		parts = append(parts, "nobody delivers: start authctl relay, or authctl serve with OUTBOX_RELAY=inline, with "+
+			"the signing secret")
 	}
 	return strings.Join(parts, ", ")
 }
@@ -109,16 +134,14 @@ func (g *global) showDelivery(ctx context.Context, a *app, w io.Writer, name str
 		if t.Name != name {
 			continue
 		}
-		if g.output == "json" {
-			return printJSON(w, t)
-		}
 		rows := [][]string{
-			{"target", t.Name}, {"kind", t.Kind}, {"state", t.State + " since " + moment(t.Since)}, {"types", orDash(strings.Join(t.Types, ", "))},
+			{"target", t.Name}, {"kind", t.Kind}, {"state", t.State + " since " + moment(t.Since)},
+			{"types", orDash(strings.Join(t.Types, ", "))},
 		}
 		if t.URL != "" {
 			rows = append(rows, []string{"url", t.URL})
 		}
-		return printPairs(w, append(rows, []string{"waiting", describeDelivery(t)}))
+		return g.pairs(w, t, append(rows, []string{"waiting", describeDelivery(t)}))
 	}
 	return unknownTarget(name)
 }
@@ -135,16 +158,13 @@ func (g *global) onTarget(cmd *cobra.Command, name string, do func(ctx context.C
 }
 
 func (g *global) printTarget(w io.Writer, name, state, text string) error {
-	if g.output == "json" {
-		return printJSON(w, map[string]any{"name": name, "state": state})
-	}
-	_, err := fmt.Fprintln(w, text)
-	return err
+	return g.tell(w, map[string]any{"name": name, "state": state}, text)
 }
 
 // pasteTarget is an example that works when pasted: for each target that can be removed.
 func pasteTarget(command string) string {
-	return "  authctl outbox target list -o json | jq -r '.[] | select(.kind == \"webhook\").name' | xargs -n1 " + command
+	return "  authctl outbox target list -o json | jq -r '.[] | select(.kind == \"webhook\").name' | xargs -n1 " +
+		command
 }
 
 func newTargetPause(g *global) *cobra.Command {
@@ -154,14 +174,15 @@ func newTargetPause(g *global) *cobra.Command {
 		Long: `Send nothing to a target until authctl outbox target resume. Its events wait, and are kept as
 long as it is paused, also past OUTBOX_RETENTION. Attempts under way end.`,
 		Example: "  authctl outbox target pause mail",
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onTarget(cmd, args[0], func(ctx context.Context, a *app) error {
 				if err := outbox.PauseTarget(ctx, a.db, args[0], "an operator paused it"); err != nil {
 					return err
 				}
 				a.security.Info("target_paused", zap.String("target", args[0]))
-				return g.printTarget(cmd.OutOrStdout(), args[0], "paused", "nothing is sent to "+args[0]+" until it is resumed; its events wait")
+				return g.printTarget(cmd.OutOrStdout(), args[0], "paused", "nothing is sent to "+args[0]+
+					" until it is resumed; its events wait")
 			})
 		},
 	}
@@ -174,7 +195,7 @@ func newTargetResume(g *global) *cobra.Command {
 		Long: `Send to a paused target again, in order, beginning with what waits. Keys whose events failed
 before are tried at once.`,
 		Example: "  authctl outbox target resume mail",
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onTarget(cmd, args[0], func(ctx context.Context, a *app) error {
 				if err := outbox.ResumeTarget(ctx, a.db, args[0]); err != nil {
@@ -195,7 +216,7 @@ func newTargetRemove(g *global) *cobra.Command {
 		Long: `Remove a webhook and what waits for it. The events themselves stay: other targets get them, and
 authctl outbox replay can send them to a new webhook until OUTBOX_RETENTION is over.`,
 		Example: pasteTarget("authctl outbox target remove --yes"),
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onTarget(cmd, args[0], func(ctx context.Context, a *app) error {
 				s, err := outbox.FindSubscription(ctx, a.db, args[0])
@@ -205,7 +226,8 @@ authctl outbox replay can send them to a new webhook until OUTBOX_RETENTION is o
 				if s.Kind != outbox.KindWebhook {
 					return fmt.Errorf("%w: authctl outbox target pause %s", outbox.ErrBuiltIn, s.Name)
 				}
-				if err := agreed.ask(cmd, fmt.Sprintf("events that wait for %s will not be sent to it", s.Name)); err != nil {
+				if err := agreed.ask(cmd, fmt.Sprintf("events that wait for %s will not be sent to it",
+					s.Name)); err != nil {
 					return err
 				}
 				return g.removeTarget(ctx, a, cmd.OutOrStdout(), s.Name)
@@ -221,18 +243,17 @@ func (g *global) removeTarget(ctx context.Context, a *app, w io.Writer, name str
 	if res.State == "removed" {
 		a.security.Warn("target_removed", zap.String("target", name), zap.Int64("events", res.Deleted))
 	}
+	if err != nil && res.State == "removed" {
+		return advised{err} // it says who does the rest
+	}
 	if err != nil {
 		return err
-	}
-	if g.output == "json" {
-		return printJSON(w, res)
 	}
 	text := fmt.Sprintf("%s is removed, and %s that waited for it", name, count(int(res.Deleted), "event", "events"))
 	if res.Left {
 		text += "; a transaction from before is still open, and relays delete what it adds"
 	}
-	_, err = fmt.Fprintln(w, text)
-	return err
+	return g.tell(w, res, text)
 }
 
 // listParked lists the parked keys of the log and of the other targets, or of one.
@@ -297,24 +318,32 @@ func (c *chosenTarget) events(ctx context.Context, a *app, key string) ([]outbox
 	return outbox.HeldEvents(ctx, a.db, s, key)
 }
 
-// release has the events of a parked key sent, without the refused one if it is discarded.
-func (c *chosenTarget) release(ctx context.Context, a *app, key string, discard bool) (int64, error) {
-	log, other := outbox.RetryParked, outbox.RetryHeld
-	if discard {
-		log, other = outbox.DiscardParked, outbox.DiscardHeld
-	}
+// retry has the events of a parked key sent.
+func (c *chosenTarget) retry(ctx context.Context, a *app, key string) (int64, error) {
 	if c.isLog() {
-		return log(ctx, a.db, key)
+		return outbox.RetryParked(ctx, a.db, key)
 	}
 	s, err := c.find(ctx, a)
 	if err != nil {
 		return 0, err
 	}
-	return other(ctx, a.db, s, key)
+	return outbox.RetryHeld(ctx, a.db, s, key)
+}
+
+// discard gives up the refused event of a parked key, or only the one of that id, and has the others sent.
+func (c *chosenTarget) discard(ctx context.Context, a *app, key string, event int64) (int64, error) {
+	if c.isLog() {
+		return outbox.DiscardParked(ctx, a.db, key, event)
+	}
+	s, err := c.find(ctx, a)
+	if err != nil {
+		return 0, err
+	}
+	return outbox.DiscardHeld(ctx, a.db, s, key, event)
 }
 
 // retryAll has the events of all parked keys of a target sent.
-func (c *chosenTarget) retryAll(ctx context.Context, g *global, a *app, w io.Writer) error {
+func (c *chosenTarget) retryAll(ctx context.Context, g *global, a *app, w, stderr io.Writer) error {
 	s, err := c.find(ctx, a)
 	if err != nil {
 		return err
@@ -326,10 +355,9 @@ func (c *chosenTarget) retryAll(ctx context.Context, g *global, a *app, w io.Wri
 	if err != nil {
 		return err
 	}
-	if g.output == "json" {
-		return printJSON(w, map[string]any{"target": s.Name, "keys": keys})
+	if keys > 0 {
+		a.notePaused(ctx, stderr, s.Name)
 	}
-	_, err = fmt.Fprintf(w, "the events of %s are sent to %s again\n", count(int(keys), "parked key", "parked keys"),
-		s.Name)
-	return err
+	line := fmt.Sprintf("the events of %s are sent to %s again", count(int(keys), "parked key", "parked keys"), s.Name)
+	return g.tell(w, map[string]any{"target": s.Name, "keys": keys}, line)
 }

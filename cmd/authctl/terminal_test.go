@@ -43,7 +43,7 @@ func onTerminal(t *testing.T, columns uint16, line ...string) string {
 	}
 	seen := make(chan string)
 	go func() {
-		text, _ := io.ReadAll(screen) // ends with an error when nobody has the other side
+		text, _ := io.ReadAll(screen) // ends with an error when the other side is closed
 		seen <- string(text)
 	}()
 	var stderr bytes.Buffer
@@ -57,13 +57,14 @@ func onTerminal(t *testing.T, columns uint16, line ...string) string {
 }
 
 func TestNoLineWrapsOnATerminal(t *testing.T) {
-	dir, err := os.MkdirTemp("", "t") // a short name, which is in what is shown
+	dir, err := os.MkdirTemp("", "t") // a short name, because the output has it
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	t.Chdir(dir)
-	flags := []string{"--set", "app.operator_addr=off", "--set", "auth.password.bcrypt_cost=4", "--set", "app.port=0", "--set",
+	flags := []string{"--set", "app.operator_addr=off", "--set", "auth.password.bcrypt_cost=4", "--set", "app.port=0",
+		"--set",
 		"app.host=127.0.0.1"}
 	server := runInBackground(t, append([]string{"serve"}, flags...)...)
 	base := "http://127.0.0.1:" + server.await(t, `"port": (\d+)`)
@@ -81,7 +82,8 @@ func TestNoLineWrapsOnATerminal(t *testing.T) {
 		t.Fatal(res.Status)
 	}
 	uuid := regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
-	for _, line := range [][]string{{"user", "list"}, {"session", "list", "--user", "alice-with-a-long-name@mail.example.com"},
+	for _, line := range [][]string{{"user", "list"},
+		{"session", "list", "--user", "alice-with-a-long-name@mail.example.com"},
 		{"key", "list"}, {"migrate", "status"}, {"outbox", "status", "--shards"}, {"outbox", "target", "list"},
 		{"outbox", "target", "show"}, {"verifier", "list"}, {"config", "show"}, {"doctor"}} {
 		for _, columns := range []uint16{80, 200} {
@@ -94,9 +96,9 @@ func TestNoLineWrapsOnATerminal(t *testing.T) {
 			if strings.Contains(screen, " \n") {
 				t.Errorf("%q: a line ends with blanks: %q", line, screen)
 			}
-			// No colours: the words say it, on a light and on a dark ground.
+			// Words alone carry the meaning, on light and dark backgrounds.
 			if strings.Contains(screen, "\x1b") {
-				t.Errorf("%q sends escapes: %q", line, screen)
+				t.Errorf("%q prints escape sequences: %q", line, screen)
 			}
 			if (line[0] == "user" || line[0] == "session") && (len(uuid.FindAllString(screen, -1)) != 1 ||
 				!strings.Contains(screen, "alice-with-a-long-name@mail.example.com")) {

@@ -59,7 +59,7 @@ AUTHCTL_CLIENT_SECRET.`,
   authctl token inspect --jwks http://localhost:8080/.well-known/jwks.json - <token.txt
   authctl token inspect --jws --jwks keys.json - <message.jws
   authctl token inspect --as-verifier https://auth.example.com --client orders --client-secret-file secret - <token.txt`,
-		Args: cobra.MaximumNArgs(1),
+		Args: oneArgumentOrNone,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text := "-"
 			if len(args) == 1 {

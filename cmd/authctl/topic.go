@@ -43,18 +43,34 @@ func (g *global) withTopic(cmd *cobra.Command, open func(*app, context.Context) 
 		ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 		defer cancel()
 		err = do(ctx, a, kafka)
-		if away, ok := errors.AsType[kafkaAway](err); ok {
-			return fmt.Errorf("ask Kafka at %s about the topic %q: %w; start it, or name other brokers with KAFKA_BROKERS",
-				strings.Join(a.Kafka.Brokers, ","), a.Kafka.Topic, away.error)
-		}
-		return err
+		return a.kafkaInWords(err)
 	})
+}
+
+// kafkaInWords adds to an error of reaching Kafka what was asked, and what to do.
+func (a *app) kafkaInWords(err error) error {
+	away, ok := errors.AsType[kafkaAway](err)
+	if !ok {
+		return err
+	}
+	advice, found := away.words()
+	return fmt.Errorf("ask Kafka at %s about the topic %q: %w; %s", strings.Join(a.Kafka.Brokers, ","), a.Kafka.Topic,
+		found, advice)
 }
 
 // kafkaAway is an error of reaching Kafka that does not say what to do.
 type kafkaAway struct{ error }
 
 func (e kafkaAway) Unwrap() error { return e.error }
+
+// words are what to do, and the error.
+func (e kafkaAway) words() (advice string, found error) {
+	if errors.Is(e.error, context.DeadlineExceeded) {
+		return "check whether they hang, and whether a firewall drops the packets, or name other brokers with " +
+			"KAFKA_BROKERS", errors.New("no broker has answered in time")
+	}
+	return "start it, or name other brokers with KAFKA_BROKERS", e.error
+}
 
 func askedKafka(err error) error {
 	if _, says := errors.AsType[*relay.Stalled](err); err == nil || says {
@@ -80,7 +96,7 @@ that was published so far, --accept-partitions N makes relays use the new number
 The exit code is 1 when nothing can be published to the topic; other problems are
 only listed.`,
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic ensure",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			open := kafkaAlone
 			switch {
@@ -90,7 +106,7 @@ only listed.`,
 				open = (*app).openExistingDatabase
 			}
 			return g.withTopic(cmd, open, func(ctx context.Context, a *app, kafka *sink.Kafka) error {
-				st, err := kafka.EnsureTopic(ctx)
+				st, err := a.ensureTopic(ctx, kafka)
 				if err != nil {
 					return askedKafka(err)
 				}
@@ -131,7 +147,7 @@ func newTopicCheck(g *global) *cobra.Command {
 		Use:     "check",
 		Short:   "Report what is wrong with the topic; the exit code is 1 if anything is",
 		Example: "  KAFKA_BROKERS=localhost:9092 authctl outbox topic check",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withTopic(cmd, kafkaAlone, func(ctx context.Context, a *app, kafka *sink.Kafka) error {
 				st, err := kafka.CheckTopic(ctx)
@@ -149,6 +165,23 @@ func newTopicCheck(g *global) *cobra.Command {
 			})
 		},
 	}
+}
+
+// ensureTopic creates the topic if it does not exist, but not one that the number of shards would not fit:
+// Kafka never lowers a number of partitions.
+func (a *app) ensureTopic(ctx context.Context, kafka *sink.Kafka) (sink.TopicState, error) {
+	st, err := kafka.CheckTopic(ctx)
+	if stalled, ok := errors.AsType[*relay.Stalled](err); !ok || stalled.Kind != "topic" {
+		return st, err
+	}
+	if shards, partitions := a.Outbox.Shards, a.Kafka.Partitions; shards%partitions != 0 {
+		return st, &relay.Stalled{Kind: "shards",
+			Err: fmt.Errorf("the topic %q does not exist, and is not created with the %d partitions of "+
+				"kafka.partitions: outbox.shards is %d, which is no multiple of that. Set OUTBOX_SHARDS=%d, or "+
+				"KAFKA_PARTITIONS to a divisor of %d", a.Kafka.Topic, partitions, shards,
+				(shards/partitions+1)*partitions, shards)}
+	}
+	return kafka.EnsureTopic(ctx)
 }
 
 // topicProblems are the problems of the topic and of settings that do not fit it.
@@ -173,9 +206,6 @@ func (a *app) topicProblems(st sink.TopicState) []sink.Problem {
 }
 
 func (g *global) printTopic(w io.Writer, st sink.TopicState) error {
-	if g.output == "json" {
-		return printJSON(w, st)
-	}
 	kept := "forever"
 	if st.RetentionMS >= 0 {
 		kept = (time.Duration(st.RetentionMS) * time.Millisecond).String()
@@ -192,5 +222,5 @@ func (g *global) printTopic(w io.Writer, st sink.TopicState) error {
 	for _, problem := range st.Problems {
 		rows = append(rows, []string{"problem", problem.String()})
 	}
-	return printPairs(w, rows)
+	return g.pairs(w, st, rows)
 }

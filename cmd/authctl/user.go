@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -167,7 +168,7 @@ func newUserCreate(g *global) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return g.withApp(cmd, (*app).openAuth, func(ctx context.Context, a *app) error {
+			return g.withApp(cmd, (*app).openAuthToBegin, func(ctx context.Context, a *app) error {
 				if len(args) == 1 {
 					name = args[0]
 				}
@@ -175,11 +176,7 @@ func newUserCreate(g *global) *cobra.Command {
 				if err != nil {
 					return err
 				}
-				if g.output == "json" {
-					return printJSON(cmd.OutOrStdout(), u)
-				}
-				_, err = fmt.Fprintln(cmd.OutOrStdout(), u.ID)
-				return err
+				return g.tell(cmd.OutOrStdout(), u, u.ID.String())
 			})
 		},
 	}
@@ -194,7 +191,7 @@ func newUserList(g *global) *cobra.Command {
 		Short:   "List every account, oldest first",
 		Long:    `List every account, oldest first. As JSON it is an array with one element a line, written as a stream.`,
 		Example: "  authctl user list -o json | head",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
 				return g.stream(cmd.OutOrStdout(), userHeading, func(print func(v any, row []string) error) error {
@@ -214,9 +211,9 @@ func userRow(u auth.User) []string {
 // userReport is what show tells of an account.
 type userReport struct {
 	auth.User
-	Sessions     []auth.Session `json:"sessions"`
-	Failures     int            `json:"failed_sign_ins"`
-	RefusedUntil time.Time      `json:"refused_until,omitzero"` // sign-in from unknown devices
+	Sessions     []auth.Session `json:"sessions"`                  // null: unknown
+	Failures     *int           `json:"failed_sign_ins,omitempty"` // nil: only serve knows them, or unknown
+	RefusedUntil time.Time      `json:"refused_until,omitzero"`    // sign-in from unknown devices
 }
 
 func newUserShow(g *global) *cobra.Command {
@@ -228,33 +225,39 @@ func newUserShow(g *global) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
 				report := userReport{User: u}
-				var err error
-				if report.Sessions, err = a.auth.SessionsOf(ctx, u.ID); err != nil {
-					return err
+				// What the database knows is shown even if sessions or counters cannot be read.
+				list, errSessions := a.auth.SessionsOf(ctx, u.ID)
+				sessions := "unknown"
+				if errSessions == nil {
+					report.Sessions, sessions = list, fmt.Sprint(len(list))
 				}
-				if report.Failures, report.RefusedUntil, err = a.auth.SignInState(ctx, u); err != nil {
-					return err
+				failures := "only the serve process knows them, with SQLite and without Redis"
+				var errState error
+				if !a.countersInServe() {
+					n, until, err := a.auth.SignInState(ctx, u)
+					if failures, errState = fmt.Sprint(n), err; err != nil {
+						failures = "unknown"
+					} else {
+						report.Failures, report.RefusedUntil = &n, until
+					}
 				}
-				w := cmd.OutOrStdout()
-				if g.output == "json" {
-					return printJSON(w, report)
-				}
+				missing := cmp.Or(errSessions, errState)
 				rows := [][]string{
 					{"id", u.ID.String()}, {"username", u.Username}, {"status", string(u.Status)},
 					{"created", u.CreatedAt.Format(time.RFC3339)},
 					{"password changed", u.PasswordChangedAt.Format(time.RFC3339)},
-					{"failed sign-ins", fmt.Sprint(report.Failures)},
+					{"failed sign-ins", failures},
 				}
 				if !report.RefusedUntil.IsZero() {
 					rows = append(rows, []string{"refused until", report.RefusedUntil.Format(time.RFC3339) +
 						" from unknown devices; lift it with: authctl user unlock --id " + u.ID.String()})
 				}
-				rows = append(rows, []string{"sessions", fmt.Sprint(len(report.Sessions))})
+				rows = append(rows, []string{"sessions", sessions})
 				for _, s := range report.Sessions {
 					rows = append(rows, []string{"  " + s.ID.String(), fmt.Sprintf("%s, %s, last used %s",
 						orDash(s.DeviceName), orDash(s.IP), s.LastUsedAt.Format(time.RFC3339))})
 				}
-				return printPairs(w, rows)
+				return errors.Join(g.pairs(cmd.OutOrStdout(), report, rows), missing)
 			})
 		},
 	}
@@ -318,8 +321,8 @@ name becomes free. It asks on a terminal; elsewhere it needs --yes.`,
 		Example: "  authctl user delete alice --yes",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				loss := fmt.Sprintf("the account %s (%s) and its sessions will be gone for good, and its name free for "+
-					"somebody else", u.Username, u.ID)
+				loss := fmt.Sprintf("the account %s (%s) and its sessions will be gone for good, and its name "+
+					"free for somebody else", u.Username, u.ID)
 				if err := sure.ask(cmd, loss); err != nil {
 					return err
 				}
@@ -345,9 +348,9 @@ the counters are in the serve process and end with it.`,
 		Example: "  authctl user unlock alice",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				if !a.Redis.Enabled() && !a.db.IsPostgres() {
-					return errors.New("with SQLite and without Redis the counters are in the serve process: restart it, or " +
-						"wait until they expire")
+				if a.countersInServe() {
+					return errors.New("with SQLite and without Redis the counters are in the serve process: " +
+						"restart it, or wait until they expire")
 				}
 				if err := a.auth.UnlockUser(ctx, u); err != nil {
 					return err
@@ -358,6 +361,11 @@ the counters are in the serve process and end with it.`,
 	}
 	ref.addArgument(cmd)
 	return cmd
+}
+
+// countersInServe tells whether failed sign-ins are counted where no command can see them.
+func (a *app) countersInServe() bool {
+	return !a.Redis.Enabled() && !a.db.IsPostgres()
 }
 
 // withUser runs a command on an account.
@@ -382,10 +390,6 @@ func (g *global) printUnchanged(cmd *cobra.Command, u auth.User, what string) er
 }
 
 func (g *global) printOutcome(cmd *cobra.Command, u auth.User, changed bool, what string) error {
-	if g.output == "json" {
-		return printJSON(cmd.OutOrStdout(),
-			map[string]any{"id": u.ID, "username": u.Username, "done": true, "changed": changed})
-	}
-	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s (%s) %s\n", u.Username, u.ID, what)
-	return err
+	report := map[string]any{"id": u.ID, "username": u.Username, "done": true, "changed": changed}
+	return g.tell(cmd.OutOrStdout(), report, fmt.Sprintf("%s (%s) %s", u.Username, u.ID, what))
 }

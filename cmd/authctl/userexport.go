@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/toppira/authctl/modules/auth"
 )
@@ -37,7 +37,7 @@ owner can read, and a terminal gets them only with --force. Every export is reco
 security log.`,
 		Example: `  authctl user export --format csv > users.csv
   authctl user export --with-password-hashes --file users.ndjson`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.run(cmd) },
 	}
 	flags := cmd.Flags()
@@ -55,29 +55,53 @@ func (o *exportOptions) run(cmd *cobra.Command) error {
 		return misuse{fmt.Errorf("--format is %q; it takes ndjson or csv", o.format)}
 	}
 	stdout := cmd.OutOrStdout()
-	if f, ok := stdout.(*os.File); ok && o.file == "" && o.hashes && !o.force && term.IsTerminal(int(f.Fd())) {
+	if o.file == "" && o.hashes && !o.force && isTerminal(stdout) {
 		return misuse{errors.New("password hashes do not belong on a screen: use --file, or --force if you mean it")}
+	}
+	file, err := replaceable(o.file)
+	if err != nil {
+		return err
 	}
 	return o.withApp(cmd, (*app).openExistingAuth, func(ctx context.Context, a *app) error {
 		write := func(w io.Writer) (int64, error) {
 			out := bufio.NewWriter(w)
 			n, err := a.auth.Export(ctx, out, auth.ExportOptions{Format: o.format, PasswordHashes: o.hashes})
-			return n, errors.Join(err, out.Flush())
+			if err != nil {
+				return n, err
+			}
+			return n, out.Flush()
 		}
 		if o.file == "" {
 			_, err := write(stdout)
 			return err
 		}
-		n, err := writePrivately(o.file, write)
+		n, err := writePrivately(file, write)
 		if err != nil {
 			return err
 		}
-		if o.output == "json" {
-			return printJSON(stdout, map[string]any{"exported": n, "file": o.file})
-		}
-		_, err = fmt.Fprintf(stdout, "%d accounts are in %s\n", n, o.file)
-		return err
+		return o.tell(stdout, map[string]any{"exported": n, "file": o.file},
+			fmt.Sprintf("%d accounts are in %s", n, o.file))
 	})
+}
+
+// replaceable returns the file that a path leads to. A device or a folder is refused: what replaces
+// it would be gone, or in its place for every program.
+func replaceable(path string) (string, error) {
+	info, err := os.Stat(path)
+	switch {
+	case path == "" || errors.Is(err, fs.ErrNotExist):
+		return path, nil
+	case err != nil:
+		return "", fmt.Errorf("write the export: %w", err)
+	case !info.Mode().IsRegular():
+		return "", misuse{fmt.Errorf("--file %s is not a file; without --file the export goes to standard output",
+			path)}
+	}
+	path, err = filepath.EvalSymlinks(path)
+	if err != nil {
+		return "", fmt.Errorf("write the export: %w", err)
+	}
+	return path, nil
 }
 
 // writePrivately writes a file that only its owner can read, completely or not at all.

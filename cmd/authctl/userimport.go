@@ -68,8 +68,9 @@ again, and a second run changes nothing. If a name belongs to somebody else, the
 is refused.
 
 The report counts the protections that accounts lose, such as second factors and
-required actions, by kind. --unconfirmed decides about accounts with
-an unconfirmed address as their name.
+required actions, by kind. It counts existing accounts that the source has disabled since, or
+whose password it has changed, and names the columns or members of a native FILE that are not
+read. --unconfirmed decides about accounts with an unconfirmed address as their name.
 
 Each refused record is reported with its line and the reason, to --errors or else
 to standard error, and the import goes on. The exit code is 0 when none was refused and 1
@@ -83,7 +84,7 @@ far it got.`,
   authctl user import --from django auth_user.json
   authctl user import --from auth0 hashes.ndjson
   psql "$SUPABASE" -c 'COPY (SELECT * FROM auth.users) TO STDOUT CSV HEADER' | authctl user import --from supabase -`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, args[0]) },
 	}
 	formats := []string{auth.FormatAuto, auth.FormatNDJSON, auth.FormatJSON, auth.FormatCSV}
@@ -91,9 +92,11 @@ far it got.`,
 	flags.StringVar(&o.from, "from", "native", "source of the file: "+strings.Join(auth.ImportSources(), ", "))
 	flags.StringVar(&o.format, "format", auth.FormatAuto, "format of the file: "+strings.Join(formats, ", "))
 	flags.StringVar(&o.errorsFile, "errors", "", "report each refused record to this file, one JSON object a line")
-	flags.StringVar(&o.firebaseHash, "firebase-hash-config", "", "file with the hash parameters of the Firebase project")
+	flags.StringVar(&o.firebaseHash, "firebase-hash-config", "",
+		"file with the hash parameters of the Firebase project")
 	flags.StringVar(&o.unconfirmed, "unconfirmed", auth.UnconfirmedTake,
-		"what to do with an account that has an unconfirmed address as its name: "+strings.Join(unconfirmedChoices(), ", "))
+		"what to do with an account that has an unconfirmed address as its name: "+
+			strings.Join(unconfirmedChoices(), ", "))
 	flags.BoolVar(&o.dryRun, "dry-run", false, "write nothing, only report what would happen")
 	flags.StringVar(&o.check, "check", "", "ask for the password of this account, and import only if it is right")
 	o.password.add(cmd)
@@ -142,7 +145,8 @@ func (o *importOptions) options(path string) (auth.ImportOptions, error) {
 		{"--unconfirmed", o.unconfirmed, unconfirmedChoices()},
 	} {
 		if !slices.Contains(choice.values, choice.value) {
-			return opt, misuse{fmt.Errorf("%s is %q; it takes %s", choice.flag, choice.value, strings.Join(choice.values, ", "))}
+			return opt, misuse{fmt.Errorf("%s is %q; it takes %s", choice.flag, choice.value,
+				strings.Join(choice.values, ", "))}
 		}
 	}
 	if (o.from == "firebase") != (o.firebaseHash != "") {
@@ -201,16 +205,21 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 	stderr := cmd.ErrOrStderr()
 	bar := newProgress(stderr, size, "importing", progressbar.OptionShowBytes(true), progressbar.OptionSetWidth(24),
 		progressbar.OptionSetSpinnerChangeInterval(0)) // it moves with the input, not with time
-	refused, closeErrors, err := o.reportRefused(stderr, bar)
+	refused, closeErrors, err := o.reportRefused(stderr, bar, path)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeErrors()) }()
+	said := everyMinute(time.Now)
 	opt.Refused, opt.Progress = refused, func(r auth.ImportReport) {
-		bar.Describe(fmt.Sprintf("%d imported, %d there, %d refused", r.Imported, r.Present, r.Refused))
+		so := fmt.Sprintf("%d imported, %d there, %d refused", r.Imported, r.Present, r.Refused)
+		bar.Describe(so)
+		if !isTerminal(stderr) && said() {
+			fmt.Fprintf(stderr, "line %d: %s so far\n", r.Line, so)
+		}
 	}
 
-	open := (*app).openAuth
+	open := (*app).openAuthToBegin
 	if o.dryRun {
 		open = (*app).openAuthToLook
 	}
@@ -228,7 +237,8 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 		case report.Hint != "":
 			fmt.Fprintln(stderr, report.Hint)
 		case err == nil && found == 0 && o.from == "keycloak":
-			fmt.Fprintln(stderr, "there is no account in it; kc.sh export --dir writes them into separate files, *-users-*.json")
+			fmt.Fprintln(stderr, "there is no account in it; kc.sh export --dir writes them into separate files, "+
+				"*-users-*.json")
 		case err == nil && found == 0:
 			fmt.Fprintln(stderr, "there is no account in it")
 		}
@@ -236,15 +246,28 @@ func (o *importOptions) read(cmd *cobra.Command, path string, opt auth.ImportOpt
 	})
 }
 
+// everyMinute returns a function that is true once a minute.
+func everyMinute(now func() time.Time) func() bool {
+	last := now()
+	return func() bool {
+		if now().Sub(last) < time.Minute {
+			return false
+		}
+		last = now()
+		return true
+	}
+}
+
 // outcome is the error with which the command ends.
 func (o *importOptions) outcome(report auth.ImportReport, err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("stopped after line %d; run it again to go on: it skips existing accounts quickly", report.Line)
+		return fmt.Errorf("stopped after line %d; run it again to go on: it skips existing accounts quickly",
+			report.Line)
 	case errors.Is(err, auth.ErrOtherSource), err != nil && report.Line == 0, err != nil && o.dryRun:
 		return err
 	case err != nil:
-		return fmt.Errorf("%w; everything before that is done: run it again to go on", err)
+		return fmt.Errorf("%w; everything before that is done, and another run skips it", err)
 	case report.Refused > 0:
 		return silent{errors.New("some records were refused")}
 	}
@@ -268,14 +291,17 @@ func openInput(cmd *cobra.Command, path string) (io.ReadCloser, int64, error) {
 }
 
 // reportRefused returns a function that reports a refusal, and one that ends the report.
-func (o *importOptions) reportRefused(stderr io.Writer, bar *progressbar.ProgressBar) (take func(auth.Refusal) error,
-	end func() error, err error) {
+func (o *importOptions) reportRefused(stderr io.Writer, bar *progressbar.ProgressBar, input string) (
+	take func(auth.Refusal) error, end func() error, err error) {
 	if o.errorsFile == "" {
 		return func(r auth.Refusal) error {
 			_ = bar.Clear()
 			_, err := fmt.Fprintf(stderr, "line %d: %s: %s\n", r.Line, r.Code, r.Detail)
 			return err
 		}, func() error { return nil }, nil
+	}
+	if sameFile(o.errorsFile, input) {
+		return nil, nil, misuse{fmt.Errorf("--errors %s is FILE itself, which it would overwrite", o.errorsFile)}
 	}
 	f, err := os.OpenFile(o.errorsFile, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -292,10 +318,14 @@ func (o *importOptions) reportRefused(stderr io.Writer, bar *progressbar.Progres
 	}, nil
 }
 
+// sameFile reports whether two paths lead to one file, also through a link.
+func sameFile(a, b string) bool {
+	one, errOne := os.Stat(a)
+	other, errOther := os.Stat(b)
+	return errOne == nil && errOther == nil && os.SameFile(one, other)
+}
+
 func (o *importOptions) print(w io.Writer, r importResult) error {
-	if o.output == "json" {
-		return printJSON(w, r)
-	}
 	imported := "imported"
 	if o.dryRun {
 		imported = "would be imported"
@@ -315,8 +345,9 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 		rows = append(rows, []string{"  " + scheme, fmt.Sprint(r.Schemes[scheme])})
 	}
 	if r.Weak > 0 {
-		rows = append(rows, []string{"weak", fmt.Sprintf("%d are salted SHA, which is quickly guessed, until their owners "+
-			"sign in", r.Weak)})
+		rows = append(rows,
+			[]string{"weak", fmt.Sprintf("%d are salted SHA, which is quickly guessed, until their owners sign in",
+				r.Weak)})
 	}
 	for i, kind := range byCount(r.Lost) {
 		what := ""
@@ -325,11 +356,31 @@ func (o *importOptions) print(w io.Writer, r importResult) error {
 		}
 		rows = append(rows, []string{what, fmt.Sprintf("%d %s", r.Lost[kind], kindInWords(kind))})
 	}
-	if len(r.Lost) > 0 {
+	for i, kind := range byCount(r.Differs) {
+		what := ""
+		if i == 0 {
+			what = "left as it is"
+		}
+		rows = append(rows, []string{what, fmt.Sprintf("%d of those already there: %s", r.Differs[kind],
+			differenceInWords(kind))})
+	}
+	if len(r.Unread) > 0 {
+		rows = append(rows, []string{"not read", strings.Join(r.Unread, ", ")})
+	}
+	if len(r.Lost)+len(r.Differs)+len(r.Unread) > 0 {
 		rows = append(rows, []string{"", "see docs/import.md"})
 	}
-	return printPairs(w, append(rows, []string{"took",
-		fmt.Sprintf("%s, %.0f a second", time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond), r.Rate)}))
+	return o.pairs(w, r, append(rows, []string{"took",
+		fmt.Sprintf("%s, %.0f a second", time.Duration(r.Seconds*float64(time.Second)).Round(time.Millisecond),
+			r.Rate)}))
+}
+
+// differenceInWords says what is different in the file.
+func differenceInWords(kind string) string {
+	if kind == "disabled" {
+		return "disabled in the file, active here"
+	}
+	return "another " + kind + " in the file"
 }
 
 // kindInWords is a kind of protection, for a person.

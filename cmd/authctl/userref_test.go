@@ -12,8 +12,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// twoAccounts is an installation in which alice's id is the username of another account, as
-// it could be once.
+// twoAccounts is an installation in which another account has alice's id as its username. Older
+// releases allowed that.
 type twoAccounts struct {
 	t              *testing.T
 	dir            string
@@ -53,7 +53,7 @@ func (two *twoAccounts) open() *sql.DB {
 	return db
 }
 
-// run runs a command that has no terminal.
+// run runs a command without a terminal.
 func (two *twoAccounts) run(args ...string) (code int, stdout, stderr string) {
 	var out, complaint bytes.Buffer
 	args = append(args, "--set", "app.data_dir="+two.dir, "--set", "auth.password.bcrypt_cost=4")
@@ -61,7 +61,7 @@ func (two *twoAccounts) run(args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), complaint.String()
 }
 
-// row is all there is of an account.
+// row is everything stored about an account.
 func (two *twoAccounts) row(id string) string {
 	db := two.open()
 	defer db.Close()
@@ -78,8 +78,8 @@ func (two *twoAccounts) row(id string) string {
 	return fmt.Sprint(status, hash, epoch, err)
 }
 
-// No command guesses whose account it is about, those to come included: whatever takes USER
-// or --user is found here.
+// No command guesses which account is meant. Every command that takes USER or --user is found here,
+// including new ones.
 func TestNoCommandTakesAWordThatFitsTwoAccounts(t *testing.T) {
 	t.Parallel()
 	found := 0
@@ -114,14 +114,14 @@ func TestNoCommandTakesAWordThatFitsTwoAccounts(t *testing.T) {
 			}
 			for _, want := range []string{`"alice"`, two.alice, two.another, id, name} {
 				if !strings.Contains(complaint, want) {
-					t.Errorf("it names no %s: %s", want, complaint)
+					t.Errorf("it does not name %s: %s", want, complaint)
 				}
 			}
 			if two.row(two.alice) != alice || two.row(two.another) != another {
 				t.Error("it has changed an account")
 			}
 
-			// Unlocking needs Redis, which it says once it knows whom.
+			// unlock needs Redis, and says so once it knows the account
 			if code, _, complaint := command(name + "=" + two.alice); code != exitDone &&
 				!strings.Contains(complaint, "Redis") {
 				t.Errorf("by name: %d %s", code, complaint)
@@ -138,7 +138,8 @@ func TestNoCommandTakesAWordThatFitsTwoAccounts(t *testing.T) {
 				t.Error("by id, it has changed the account with the name")
 			}
 
-			for _, wrong := range [][]string{{id + "=alice"}, {id + "="}, append([]string{id + "=" + two.alice}, said...),
+			for _, wrong := range [][]string{{id + "=alice"}, {id + "="},
+				append([]string{id + "=" + two.alice}, said...),
 				{id + "=" + two.alice, name + "=alice"}} {
 				if code, _, complaint := command(wrong...); code != exitMisused {
 					t.Errorf("%q: %d %s", wrong, code, complaint)

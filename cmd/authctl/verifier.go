@@ -27,6 +27,7 @@ authctl key promote waits until all of them hold the new key.`,
 // verifierReport is a verifier as an operator sees it.
 type verifierReport struct {
 	Name     string    `json:"name"`
+	Instance string    `json:"instance"` // one process of that name; its address if it did not say
 	Version  string    `json:"version"`
 	Client   string    `json:"client"`
 	LastSeen time.Time `json:"last_seen"`
@@ -38,10 +39,11 @@ func newVerifierList(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the verifiers of the last day",
-		Long: `List the verifiers that were seen in the last day. LAG is how old what a verifier was told was
-when it was told; a verifier that was not seen for long knows nothing newer.`,
+		Long: `List the verifiers that were seen in the last day. LAG is how old the knowledge of a verifier was
+at its last request; one that was not seen for long knows nothing newer. Several processes may
+have the same name: INSTANCE tells them apart. It is random, or the address of one that sends none.`,
 		Example: "  authctl verifier list",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 				list, err := auth.Verifiers(ctx, a.db, 24*time.Hour)
@@ -50,7 +52,8 @@ when it was told; a verifier that was not seen for long knows nothing newer.`,
 				}
 				reports, rows := make([]verifierReport, len(list)), make([][]string, len(list))
 				for i, v := range list {
-					reports[i] = verifierReport{v.Name, v.Version, v.Client, v.At, v.Lag.Milliseconds(), v.Keys}
+					reports[i] = verifierReport{v.Name, v.Instance, v.Version, v.Client, v.At, v.Lag.Milliseconds(),
+						v.Keys}
 					keys := "not told"
 					if v.Tells {
 						keys = orDash(strings.Join(v.Keys, ","))
@@ -58,7 +61,8 @@ when it was told; a verifier that was not seen for long knows nothing newer.`,
 						reports[i].Keys = nil
 					}
 					seen := v.Ago.Round(time.Second).String() + " ago"
-					rows[i] = []string{v.Name, orDash(v.Version), v.Client, seen, v.Lag.Round(time.Millisecond).String(), keys}
+					lag := v.Lag.Round(time.Millisecond).String()
+					rows[i] = []string{v.Name, orDash(v.Instance), orDash(v.Version), v.Client, seen, lag, keys}
 				}
 				if g.output == "json" {
 					return printJSON(cmd.OutOrStdout(), reports)
@@ -67,7 +71,8 @@ when it was told; a verifier that was not seen for long knows nothing newer.`,
 					_, err := fmt.Fprintln(cmd.ErrOrStderr(), "no verifier was seen in the last day")
 					return err
 				}
-				return printTable(cmd.OutOrStdout(), []string{"NAME", "VERSION", "CLIENT", "LAST SEEN", "LAG", "KEYS"}, rows)
+				return printTable(cmd.OutOrStdout(), []string{"NAME", "INSTANCE", "VERSION", "CLIENT", "LAST SEEN",
+					"LAG", "KEYS"}, rows)
 			})
 		},
 	}

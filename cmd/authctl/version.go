@@ -48,7 +48,7 @@ func newVersion(g *global) *cobra.Command {
 		Use:     "version",
 		Short:   "Show the version of this build",
 		Example: "  authctl version -o json",
-		Args:    cobra.NoArgs,
+		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			b := buildInfo()
 			if g.output == "json" {

@@ -27,13 +27,9 @@ import (
 // testType is the type of the event of authctl outbox target test. It is in no outbox.
 const testType = "auth.Test.v1"
 
-// newWebhookSink makes what sends to webhooks. It needs the secret of the service.
-func (a *app) newWebhookSink() (*webhook.Sink, error) {
-	seals, err := a.webhookSeals()
-	if err != nil {
-		return nil, err
-	}
-	return webhook.New(a.Webhook, webhook.Options{Prod: a.App.prod(), Version: version(), Seals: seals}), nil
+// newWebhookSink makes what sends to webhooks.
+func (a *app) newWebhookSink(seals *webhook.Seals) *webhook.Sink {
+	return webhook.New(a.Webhook, webhook.Options{Prod: a.App.prod(), Version: version(), Seals: seals})
 }
 
 // webhookSeals needs the secret of the servers. In prod mode they never have the one of a data folder.
@@ -58,15 +54,16 @@ func (a *app) webhookSink(ctx context.Context) delivery.Sink {
 	if err := a.resealWebhooks(ctx, seals); err != nil {
 		a.log.Warn("webhook_secrets_not_sealed_again", zap.Error(err))
 	}
-	to := webhook.New(a.Webhook, webhook.Options{Prod: a.App.prod(), Version: version(), Seals: seals})
+	to := a.newWebhookSink(seals)
 	a.closers = append(a.closers, to.Close)
 	return to
 }
 
 func (a *app) noteWebhooksLeft(ctx context.Context, why error) {
 	list, err := outbox.Subscriptions(ctx, a.db)
-	if err != nil || slices.ContainsFunc(list, func(s outbox.Subscription) bool { return s.Kind == outbox.KindWebhook }) {
-		a.log.Warn("webhooks_left_to_others", zap.Error(why), zap.String("advice", "their secrets are sealed under "+
+	if err != nil ||
+		slices.ContainsFunc(list, func(s outbox.Subscription) bool { return s.Kind == outbox.KindWebhook }) {
+		a.log.Warn("webhooks_left_to_others", zap.Error(why), zap.String("hint", "their secrets are sealed under "+
 			"AUTH_TOKEN_SECRET: set it here, or run a server with OUTBOX_RELAY=inline"))
 	}
 }
@@ -138,7 +135,7 @@ The URL must be https, unless authctl is in dev mode. Requests go to no loopback
 unless OUTBOX_WEBHOOK_ALLOW_PRIVATE is set for the servers.`,
 		Example: `  authctl outbox target add webhook https://example.com/webhooks --types 'auth.Session*'
   authctl outbox target add webhook https://example.com/all --types '*' --name billing`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.url = args[0]
 			for _, pattern := range o.types {
@@ -173,8 +170,9 @@ func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer
 	secret := webhook.NewSecret()
 	var added outbox.Subscription
 	for _, name := range names {
-		added, err = outbox.Subscribe(ctx, a.db, outbox.Subscription{Name: name, Kind: outbox.KindWebhook, Types: o.types,
-			URL: o.url, Secrets: []outbox.Secret{{Sealed: seals.Seal(name, secret)}}})
+		added, err = outbox.Subscribe(ctx, a.db,
+			outbox.Subscription{Name: name, Kind: outbox.KindWebhook, Types: o.types,
+				URL: o.url, Secrets: []outbox.Secret{{Sealed: seals.Seal(name, secret)}}})
 		if !errors.Is(err, outbox.ErrTargetExists) {
 			break
 		}
@@ -185,8 +183,9 @@ func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer
 	if errors.Is(err, outbox.ErrTargetExists) {
 		return fmt.Errorf("%w; choose another one with --name", err)
 	}
-	if err != nil {
-		return err
+	if err != nil { // done twice, there may be two of the same URL
+		return maybeDone(err, "look at authctl outbox target list before you run it again; if it is there, get a "+
+			"secret with authctl outbox target rotate-secret")
 	}
 	a.security.Info("target_added", zap.String("target", added.Name), zap.String("host", host),
 		zap.Strings("types", o.types))
@@ -205,7 +204,8 @@ func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer
 	rows := [][]string{{"target", added.Name}, {"url", added.URL}, {"types", strings.Join(added.Types, ", ")}}
 	err = o.printSecret(w, rows, webhookReport{Name: added.Name, ID: added.ID, URL: added.URL, Types: added.Types,
 		Secret: secret.Reveal()})
-	fmt.Fprintf(stderr, "keep the secret now, it is not shown again; then try: authctl outbox target test %s\n", added.Name)
+	fmt.Fprintf(stderr, "keep the secret now, it is not shown again; then try: authctl outbox target test %s\n",
+		added.Name)
 	return err
 }
 
@@ -220,10 +220,7 @@ type webhookReport struct {
 }
 
 func (g *global) printSecret(w io.Writer, rows [][]string, r webhookReport) error {
-	if g.output == "json" {
-		return printJSON(w, r)
-	}
-	return printPairs(w, append(rows, []string{"secret", r.Secret}))
+	return g.pairs(w, r, append(rows, []string{"secret", r.Secret}))
 }
 
 // hostOf is the host of a URL that has been checked.
@@ -248,8 +245,7 @@ func suggestNames(host string) []string {
 
 // eventTypes are the types of all events.
 func eventTypes() []string {
-	return append(auth.EventTypes(), contact.EventAdded, contact.EventVerified, contact.EventRemoved,
-		contact.EventPasswordResetRequested, contact.EventUndeliverable)
+	return slices.Concat(auth.EventTypes(), contact.EventTypes())
 }
 
 func matchesAny(pattern string, types []string) bool {
@@ -290,7 +286,7 @@ one at any time. With --drop-old no secret is made: requests are signed with the
 from now on.`,
 		Example: `  authctl outbox target rotate-secret example.com
   authctl outbox target rotate-secret example.com --drop-old`,
-		Args: cobra.ExactArgs(1),
+		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onWebhook(cmd, args[0], func(ctx context.Context, a *app, s outbox.Subscription) error {
 				if dropOld {
@@ -320,7 +316,7 @@ func (g *global) rotateSecret(ctx context.Context, a *app, cmd *cobra.Command, s
 		return fmt.Errorf("%w; with: authctl outbox target rotate-secret %s --drop-old", err, s.Name)
 	}
 	if err != nil {
-		return err
+		return maybeDone(err, "run it again, since nobody has the new secret then")
 	}
 	a.security.Info("target_secret_rotated", zap.String("target", s.Name))
 	report := webhookReport{Name: s.Name, ID: s.ID, URL: s.URL, Types: s.Types, Secret: made.Reveal()}
@@ -351,11 +347,8 @@ func (g *global) dropOldSecrets(ctx context.Context, a *app, cmd *cobra.Command,
 		return err
 	}
 	a.security.Warn("target_secret_dropped", zap.String("target", s.Name))
-	if g.output == "json" {
-		return printJSON(cmd.OutOrStdout(), map[string]any{"name": s.Name, "secrets": 1})
-	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "requests to %s are signed with its newest secret alone\n", s.Name)
-	return err
+	return g.tell(cmd.OutOrStdout(), map[string]any{"name": s.Name, "secrets": 1},
+		fmt.Sprintf("requests to %s are signed with its newest secret alone", s.Name))
 }
 
 func newTargetTest(g *global) *cobra.Command {
@@ -366,7 +359,7 @@ func newTargetTest(g *global) *cobra.Command {
 back. It is sent once, whatever types the webhook gets, and also when the target is paused. The exit
 code is 1 when the receiver does not acknowledge it.`,
 		Example: "  authctl outbox target test example.com",
-		Args:    cobra.ExactArgs(1),
+		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.onWebhook(cmd, args[0], func(ctx context.Context, a *app, s outbox.Subscription) error {
 				return g.testWebhook(ctx, a, cmd.OutOrStdout(), s)
@@ -387,18 +380,20 @@ type webhookAnswer struct {
 }
 
 func (g *global) testWebhook(ctx context.Context, a *app, w io.Writer, s outbox.Subscription) (err error) {
-	to, err := a.newWebhookSink()
+	seals, err := a.webhookSeals()
 	if err != nil {
 		return err
 	}
+	to := a.newWebhookSink(seals)
 	defer func() { err = errors.Join(err, to.Close()) }()
 	id, err := uuid.NewV7()
 	if err != nil {
 		return fmt.Errorf("make an event id: %w", err)
 	}
 	answer, failed := to.Send(ctx, asTarget(s), outbox.Record{
-		Seq: 1, EventID: id.String(), Type: testType, Key: id.String(), Subject: id.String(), Source: a.Auth.Token.Issuer,
-		Time: time.Now().UTC().Format(time.RFC3339Nano), Data: []byte(`{"text":"a test by an operator"}`),
+		Seq: 1, EventID: id.String(), Type: testType, Key: id.String(), Subject: id.String(),
+		Source: a.Auth.Token.Issuer,
+		Time:   time.Now().UTC().Format(time.RFC3339Nano), Data: []byte(`{"text":"a test by an operator"}`),
 	}, nil)
 	if failed == nil {
 		failed = answer.Err()
@@ -416,10 +411,5 @@ func (g *global) testWebhook(ctx context.Context, a *app, w io.Writer, s outbox.
 		report.Error = failed.Error()
 		failed = fmt.Errorf("the event was not acknowledged: %w", failed)
 	}
-	if g.output == "json" {
-		err = printJSON(w, report)
-	} else {
-		err = printPairs(w, rows)
-	}
-	return errors.Join(err, failed)
+	return errors.Join(g.pairs(w, report, rows), failed)
 }

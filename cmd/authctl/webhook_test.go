@@ -20,17 +20,18 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// hookReceiver keeps the events that it gets, and with how many of its secrets each was signed.
+// hookReceiver keeps the events that it gets, each with the number of its secrets that signed the
+// event.
 type hookReceiver struct {
 	mu      sync.Mutex
 	secrets []string
 	events  []hookEvent
-	status  int // to answer with; 0: 204
+	status  int // the status of its answers; 0 means 204
 }
 
 type hookEvent struct {
 	Type, Subject, Sequence string
-	Signatures              int // with secrets that are known
+	Signatures              int // the secrets that it knows
 }
 
 func (h *hookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -60,7 +61,7 @@ func (h *hookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// of lists the events of a type, with the number of good signatures of each.
+// of returns the events of a type, each with its number of good signatures.
 func (h *hookReceiver) of(eventType string) (signatures []int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -95,10 +96,12 @@ func answerOf(t *testing.T, wantCode int, line ...string) (answer struct {
 	return answer
 }
 
-// From registering to a verified event at a webhook, through every change of the secrets.
+// The whole way from a registration to a verified event at a webhook, with every change of secrets.
 func TestEventsReachAWebhook(t *testing.T) {
 	for name, url := range map[string]func(*testing.T) string{
-		"sqlite": func(*testing.T) string { return "" }, "postgres": func(t *testing.T) string { return dbtest.PostgresURL(t) },
+		"sqlite": func(*testing.T) string {
+			return ""
+		}, "postgres": func(t *testing.T) string { return dbtest.PostgresURL(t) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Chdir(t.TempDir())
@@ -119,7 +122,8 @@ func TestEventsReachAWebhook(t *testing.T) {
 			port := served.await(t, `"port": (\d+)`)
 			register := func(name string) {
 				t.Helper()
-				res, err := http.Post("http://127.0.0.1:"+port+"/api/v1/auth/register", "application/json", //nolint:noctx,gosec // in a test
+				res, err := http.Post("http://127.0.0.1:"+port+"/api/v1/auth/register",
+					"application/json", //nolint:noctx,gosec // in a test
 					strings.NewReader(`{"username":"`+name+`","password":"correct horse battery staple"}`))
 				if err != nil {
 					t.Fatal(err)
@@ -129,7 +133,8 @@ func TestEventsReachAWebhook(t *testing.T) {
 					t.Fatalf("registering answers %d", res.StatusCode)
 				}
 			}
-			// registers waits until the webhook has that many registrations, with so many good signatures.
+			// registers waits until the webhook has n registrations with the given number of good
+			// signatures.
 			registers := func(name string, signatures ...int) {
 				t.Helper()
 				register(name)
@@ -137,8 +142,9 @@ func TestEventsReachAWebhook(t *testing.T) {
 					return slices.Equal(h.of("auth.UserRegistered.v1"), signatures)
 				})
 			}
-			register("before") // it was not there yet
-			h.learn(answerOf(t, 0, "outbox", "target", "add", "webhook", server.URL, "--types", "auth.UserR*", "--name", "hook").Secret)
+			register("before") // it did not exist yet
+			h.learn(answerOf(t, 0, "outbox", "target", "add", "webhook", server.URL, "--types", "auth.UserR*",
+				"--name", "hook").Secret)
 			tried := answerOf(t, 0, "outbox", "target", "test", "hook")
 			if got := h.of("auth.Test.v1"); !slices.Equal(got, []int{1}) || !tried.OK || tried.Status != 200 ||
 				tried.Address != server.Listener.Addr().String() {
@@ -146,7 +152,7 @@ func TestEventsReachAWebhook(t *testing.T) {
 			}
 			registers("alice", 1)
 
-			// A new secret signs together with the former one, and then alone.
+			// After a rotation both secrets sign, later the new one alone.
 			h.learn(answerOf(t, 0, "outbox", "target", "rotate-secret", "hook").Secret)
 			testenv.Eventually(t, "two signatures", func() bool {
 				answerOf(t, 0, "outbox", "target", "test", "hook")
@@ -157,8 +163,9 @@ func TestEventsReachAWebhook(t *testing.T) {
 			<-served.ended
 			served.ended <- 0
 
-			// A relay without the secret of the service leaves the webhook to others. One with a new secret
-			// that knows the former one delivers, and seals the secrets again.
+			// A relay without the secret of the service leaves the webhook to other relays. With a
+			// new secret, a relay that knows the former one delivers, and seals the webhook's
+			// secrets again.
 			t.Setenv("OUTBOX_RELAY", "off")
 			served = runInBackground(t, "serve")
 			port = served.await(t, `"port": (\d+)`)
@@ -190,7 +197,8 @@ func TestEventsReachAWebhook(t *testing.T) {
 			h.mu.Lock()
 			h.status = http.StatusTeapot
 			h.mu.Unlock()
-			if tried := answerOf(t, 1, "outbox", "target", "test", "hook"); tried.OK || tried.Status != 418 || !strings.Contains(tried.Error, "418") {
+			if tried := answerOf(t, 1, "outbox", "target", "test", "hook"); tried.OK || tried.Status != 418 ||
+				!strings.Contains(tried.Error, "418") {
 				t.Errorf("a receiver that refuses: %+v", tried)
 			}
 		})

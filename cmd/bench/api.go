@@ -11,7 +11,7 @@ import (
 	"github.com/google/uuid"
 )
 
-// benchSignIn measures what starts with a password beside bare hashing.
+// benchSignIn measures what starts with a password, together with bare hashing.
 func benchSignIn(ctx context.Context, o options, r *report) (err error) {
 	s, err := startServer(ctx, o)
 	if err != nil {
@@ -19,8 +19,8 @@ func benchSignIn(ctx context.Context, o options, r *report) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
 	r.plain("cold start", short(s.started), "≤ 50 ms", s.started <= 50*time.Millisecond)
-	time.Sleep(time.Second) // what start-up left to the collector
-	idle, _ := s.memory()
+	time.Sleep(time.Second) // garbage of the start-up is not collected yet
+	idle, _ := s.process.memory()
 	r.plain("memory, idle", fmt.Sprintf("%.0f MiB", idle), "≤ 40 MiB", idle <= 40)
 
 	names, _, err := s.users(people)
@@ -40,66 +40,90 @@ func benchSignIn(ctx context.Context, o options, r *report) (err error) {
 			{"register", func() result { return load(workers, o.duration, s.register) }},
 		} {
 			got := kind.load()
-			after, err := bareHashing(o.cost, o.duration/2) // the machine is not equally fast all the time
+			after, err := bareHashing(o.cost, o.duration/2) // the machine's speed varies
 			if err != nil {
 				return err
 			}
-			r.rate(fmt.Sprintf("%s, %d connections (shed %d, failed %d)", kind.name, workers, got.shed, got.failed), got.rate,
-				(before+after)/2, "bare bcrypt", 0.9)
+			r.rate(fmt.Sprintf("%s, %d connections (shed %d, failed %d)", kind.name, workers, got.shed, got.failed),
+				got.rate, (before+after)/2, "bare bcrypt", 0.9)
+			r.steady(apart(before, after))
 			before = after
 		}
 	}
-	_, peak := s.memory()
+	_, peak := s.process.memory()
 	r.plain("memory, peak at 512 sign-ins", fmt.Sprintf("%.0f MiB", peak), "≤ 128 MiB", peak <= 128)
 	return nil
 }
 
 func (s *server) register(int) outcome {
-	return s.outcomeOf(s.call("POST", "/api/v1/auth/register", map[string]string{"username": "bench-" + uuid.NewString(),
-		"password": password}))
+	return s.outcomeOf(s.call("POST", "/api/v1/auth/register",
+		map[string]string{"username": "bench-" + uuid.NewString(), "password": password}))
 }
 
-// people are who signs in: many, as a flood has. Few would mostly wait for each other.
+// people are the accounts that sign in: many, as in a flood. Few would mostly wait for each other.
 const people = 256
 
-// benchSession measures the hot paths of a session beside a bare handler.
+// sessionTurns is how often each load of benchSession takes its turn, since the machine's speed
+// varies.
+const sessionTurns = 4
+
+// benchSession measures the hot paths of a session together with a bare handler, and with another
+// authctl if one is named.
 func benchSession(ctx context.Context, o options, r *report) (err error) {
 	if os.Getenv("AUTHCTL_TEST_REDIS") == "" {
-		fmt.Fprintln(os.Stderr, "no Redis: refresh and me have no bound to stand beside")
+		fmt.Fprintln(os.Stderr, "no Redis: refresh and me have no bound")
 		return nil
 	}
-	s, err := startServer(ctx, o)
+	bare, err := startBare(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.stop()) }()
-	_, list, err := s.users(64)
-	if err != nil {
-		return err
+	defer func() { err = errors.Join(err, bare.stop()) }()
+	type installation struct {
+		*server
+		list []tokens
 	}
+	var installations []installation
+	binaries := []string{o.binary}
+	if o.beside != "" {
+		binaries = append(binaries, o.beside)
+	}
+	for _, path := range binaries {
+		o.binary = path
+		s, err := startServer(ctx, o)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.stop()) }()
+		_, list, err := s.users(64)
+		if err != nil {
+			return err
+		}
+		installations = append(installations, installation{s, list})
+	}
+	const script, signature = "handler + script", "handler + script + row + signature"
 	for _, workers := range []int{1, 16, 64} {
-		bare, err := bareHandler(ctx, barePath, workers, o.duration)
-		if err != nil {
-			return err
+		var handler, signed []result
+		refresh, me := make([][]result, len(installations)), make([][]result, len(installations))
+		for range sessionTurns {
+			slice := o.duration / 2
+			handler = append(handler, bare.bareHandler(barePath, workers, slice))
+			signed = append(signed, bare.bareHandler(bareSignedPath, workers, slice))
+			for i, at := range installations {
+				refresh[i] = append(refresh[i],
+					load(workers, slice, func(w int) outcome { return at.refresh(&at.list[w]) }))
+			}
+			for i, at := range installations {
+				me[i] = append(me[i], load(workers, slice, func(w int) outcome { return at.me(at.list[w]) }))
+			}
 		}
-		signed, err := bareHandler(ctx, bareSignedPath, workers, o.duration)
-		if err != nil {
-			return err
+		r.turns(fmt.Sprintf("refresh, %d connections", workers), refresh[0], handler, script, 0)
+		r.turns(fmt.Sprintf("refresh, %d connections", workers), refresh[0], signed, signature, 0.9)
+		r.turns(fmt.Sprintf("me, %d connections", workers), me[0], handler, script, 0.8)
+		if o.beside != "" {
+			r.turns(fmt.Sprintf("refresh, %d connections", workers), refresh[0], refresh[1], "the other", 0.98)
+			r.turns(fmt.Sprintf("me, %d connections", workers), me[0], me[1], "the other", 0.98)
 		}
-		goal := 0.0
-		if workers == 16 {
-			goal = 1
-		}
-		got := load(workers, o.duration, func(w int) outcome { return s.refresh(&list[w]) })
-		r.rate(fmt.Sprintf("refresh, %d connections (failed %d)", workers, got.failed), got.rate, bare.rate,
-			"handler + script", 0.6*goal)
-		r.rate(fmt.Sprintf("refresh, %d connections", workers), got.rate, signed.rate, "handler + script + row + signature",
-			0)
-		r.latency(fmt.Sprintf("refresh p99, %d connections", workers), got.p99, bare.p99, 0)
-		got = load(workers, o.duration, func(w int) outcome { return s.me(list[w]) })
-		r.rate(fmt.Sprintf("me, %d connections (failed %d)", workers, got.failed), got.rate, bare.rate, "handler + script",
-			0.5*goal)
-		r.latency(fmt.Sprintf("me p99, %d connections", workers), got.p99, bare.p99, 0)
 	}
 	return nil
 }

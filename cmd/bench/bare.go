@@ -24,8 +24,8 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// bareHashing is how many bcrypt verifications a second the machine does when it does
-// nothing else: the bound of sign-in and registration.
+// bareHashing is how many bcrypt verifications a second the machine does without other work: the
+// bound of sign-in and registration.
 func bareHashing(cost int, d time.Duration) (float64, error) {
 	hash, err := bcrypt.GenerateFromPassword([]byte(password), cost)
 	if err != nil {
@@ -40,9 +40,9 @@ func bareHashing(cost int, d time.Duration) (float64, error) {
 	return r.rate, nil
 }
 
-// bareCommand makes this program the bare server: Fiber, JSON in and out, one Redis script;
-// at the second path also one row of PostgreSQL by its key and one ES256 signature, which is
-// what a refresh cannot do without.
+// bareCommand makes this program the bare server: Fiber, JSON in and out, one Redis script. The
+// second path adds one row of PostgreSQL by its key and one ES256 signature, which a refresh cannot
+// do without.
 const (
 	bareCommand    = "bare-server"
 	barePath       = "/"
@@ -59,7 +59,7 @@ redis.call('HSET', KEYS[1], 'h', ARGV[1], 'p', h or '')
 redis.call('PEXPIRE', KEYS[1], 60000)
 return h`
 
-// prepareSigned returns what the second path does more. Without PostgreSQL it only signs.
+// prepareSigned returns what the second path does in addition. Without PostgreSQL it only signs.
 func prepareSigned(ctx context.Context) (sign func(context.Context, string) ([]byte, error), closeDB func() error,
 	err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -69,7 +69,8 @@ func prepareSigned(ctx context.Context) (sign func(context.Context, string) ([]b
 	look := func(context.Context) error { return nil }
 	closeDB = func() error { return nil }
 	if dsn := os.Getenv("AUTHCTL_TEST_POSTGRES"); dsn != "" {
-		db, err := database.Open(ctx, database.Config{URL: config.Secret(dsn)}, database.Options{AppName: "authctl-bench"})
+		db, err := database.Open(ctx, database.Config{URL: config.Secret(dsn)},
+			database.Options{AppName: "authctl-bench"})
 		if err != nil {
 			return nil, nil, err
 		}
@@ -149,44 +150,51 @@ func runBare(ctx context.Context) (err error) {
 	}
 }
 
-// bareHandler measures a path of the bare server at a number of connections.
-func bareHandler(ctx context.Context, path string, workers int, d time.Duration) (result, error) {
+// startBare runs the bare server until stop is called.
+func startBare(ctx context.Context) (*server, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return result{}, err
+		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, self, bareCommand)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return result{}, err
+		return nil, err
 	}
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
-		return result{}, err
+		return nil, err
+	}
+	stop := func() error {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		return cmd.Wait()
 	}
 	addr, err := bufio.NewReader(out).ReadString('\n')
-	s := &server{base: "http://" + strings.TrimSpace(addr), client: newClient()}
-	var r result
-	if err == nil {
-		for range 200 { // until it listens
-			if status, _, err := s.call("POST", path, map[string]string{"token": "warm"}); err == nil && status == 200 {
-				break
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-		keys := make([]map[string]string, workers)
-		for i := range keys {
-			keys[i] = map[string]string{"token": fmt.Sprintf("%032d", i)}
-		}
-		r = load(workers, d, func(w int) outcome {
-			status, _, err := s.call("POST", path, keys[w])
-			if err != nil || status != 200 {
-				return wrong
-			}
-			return done
-		})
+	if err != nil {
+		return nil, errors.Join(err, stop())
 	}
-	_ = cmd.Process.Signal(syscall.SIGTERM)
-	return r, errors.Join(err, cmd.Wait())
+	s := &server{base: "http://" + strings.TrimSpace(addr), client: newClient(), stop: stop}
+	for range 200 { // until it listens
+		if status, _, err := s.call("POST", barePath, map[string]string{"token": "warm"}); err == nil && status == 200 {
+			return s, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil, errors.Join(errors.New("the bare server does not answer"), stop())
+}
+
+// bareHandler measures a path of the bare server at a number of connections.
+func (s *server) bareHandler(path string, workers int, d time.Duration) result {
+	keys := make([]map[string]string, workers)
+	for i := range keys {
+		keys[i] = map[string]string{"token": fmt.Sprintf("%032d", i)}
+	}
+	return load(workers, d, func(w int) outcome {
+		status, _, err := s.call("POST", path, keys[w])
+		if err != nil || status != 200 {
+			return wrong
+		}
+		return done
+	})
 }

@@ -42,7 +42,7 @@ type plotLine struct {
 	points [][2]float64
 }
 
-// palette is told apart by people who see colours differently, and by its brightness.
+// palette has colours that people with other colour vision can tell apart, also by brightness.
 var palette = []string{"#0550ae", "#bc4c00", "#57606a"}
 
 const (
@@ -51,7 +51,7 @@ const (
 	letters     = 11.0
 )
 
-// niceTop is the round number at or above a value at which an axis ends.
+// niceTop is the round number at or above a value, where an axis ends.
 func niceTop(v float64) float64 {
 	if v <= 0 || math.IsNaN(v) || math.IsInf(v, 0) {
 		return 1
@@ -136,7 +136,7 @@ func (c chart) panel(b *strings.Builder, p panel, x0, y0, width float64) {
 			x0, y(v), width, x0-3, y(v)+4, brief(v))
 	}
 	shown := math.Inf(1)
-	for _, t := range slices.Backward(c.ticks) { // the last one in any case, the others where they have room
+	for _, t := range slices.Backward(c.ticks) { // the last one always, the others where they have room
 		if at := x(t.at); shown-at > 24 {
 			fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="middle" fill="#57606a">%s</text>`+"\n", at, y0+panelHeight+13,
 				superscript(t.label))
@@ -161,7 +161,7 @@ func (c chart) panel(b *strings.Builder, p panel, x0, y0, width float64) {
 	}
 }
 
-// scale maps values to the height of the panel, 0 to 1, and returns where lines are drawn across.
+// scale maps values to the height of the panel, 0 to 1, and returns where grid lines are.
 func (p panel) scale() (scale func(float64) float64, marks []float64) {
 	least, most := math.Inf(1), 0.0
 	for _, l := range p.lines {

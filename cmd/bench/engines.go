@@ -17,8 +17,8 @@ import (
 	"time"
 )
 
-// Engines that a part of the benchmark starts for itself, on loopback, because it fills them, stops
-// them or makes them slow. Each has a folder of its own, which goes with it.
+// Engines that a part of the benchmark starts on loopback, because it fills them, stops them or
+// makes them slow. Each has its own folder, which is deleted with it.
 
 // postgres is a server of PostgreSQL.
 type postgres struct {
@@ -86,7 +86,7 @@ func startPostgres(env []string, settings ...string) (p *postgres, err error) {
 	return p, p.start()
 }
 
-// ownGroup keeps Ctrl-C at the terminal from reaching the process: the benchmark stops it in its turn.
+// ownGroup keeps Ctrl-C at the terminal from the process: the benchmark stops it when it ends.
 func ownGroup(cred *syscall.Credential) *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Credential: cred}
 }
@@ -105,7 +105,7 @@ func (p *postgres) stop(mode string) error {
 // remove ends the server and deletes its folder.
 func (p *postgres) remove() error {
 	if _, err := os.Stat(filepath.Join(p.data(), "postmaster.pid")); err == nil {
-		_ = p.stop("immediate") // nothing of it is kept
+		_ = p.stop("immediate") // its data is deleted anyway
 	}
 	return os.RemoveAll(p.dir)
 }
@@ -164,7 +164,7 @@ func startRedis(settings ...string) (r *redisServer, err error) {
 	return r, nil
 }
 
-// start returns when the server answers that it has loaded what it had.
+// start returns when the server has loaded its data and answers.
 func (r *redisServer) start() error {
 	log, err := os.OpenFile(filepath.Join(r.dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -219,7 +219,7 @@ type kafkaBroker struct {
 	script  string
 }
 
-// startFast saves a broker that is measured only as a part of everything from optimising its code.
+// startFast keeps the JVM of a broker from optimising its code, since only the whole is measured.
 const startFast = "KAFKA_JVM_OPTIONS=-XX:TieredStopAtLevel=1"
 
 func startKafka(ctx context.Context) (k *kafkaBroker, err error) {
@@ -248,7 +248,7 @@ func startKafka(ctx context.Context) (k *kafkaBroker, err error) {
 	return k, nil
 }
 
-// stop kills the broker; start-broker brings it back with what it had.
+// stop kills the broker; start-broker restarts it with its data.
 func (k *kafkaBroker) stop() error {
 	text, err := os.ReadFile(filepath.Join(k.dir, "broker-1.pid"))
 	if err != nil {

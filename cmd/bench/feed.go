@@ -16,11 +16,11 @@ const (
 	followers       = 1000
 	refreshing      = 16
 	endedEvery      = time.Second
-	eventsOfAnother = 30 * time.Second // the longest that a follower may wait for its first event
+	eventsOfAnother = 30 * time.Second // the longest wait of a follower for its first event
 )
 
 // benchFeed measures refreshes without followers of /oauth2/revocations, with a thousand that wait,
-// and with a thousand that are told each second of sessions that end.
+// and with a thousand that hear of ended sessions every second.
 func benchFeed(ctx context.Context, o options, r *report) (err error) {
 	s, err := startServer(ctx, o)
 	if err != nil {
@@ -43,8 +43,9 @@ func benchFeed(ctx context.Context, o options, r *report) (err error) {
 				case <-ended:
 					return
 				case <-tick.C:
-					t := &list[refreshing] // who has no other sessions
-					_, _, _ = s.call("DELETE", "/api/v1/auth/sessions?except=current", nil, "Authorization", "Bearer "+t.Access)
+					t := &list[refreshing] // with no other sessions
+					_, _, _ = s.call("DELETE", "/api/v1/auth/sessions?except=current", nil, "Authorization",
+						"Bearer "+t.Access)
 				}
 			}
 		})
@@ -68,16 +69,16 @@ func benchFeed(ctx context.Context, o options, r *report) (err error) {
 		if ends {
 			name += ", an end each second"
 		}
-		r.rate(fmt.Sprintf("refresh, %d connections, %s (failed %d)", refreshing, name, got.failed), got.rate, alone.rate,
-			"no followers", 0)
+		r.rate(fmt.Sprintf("refresh, %d connections, %s (failed %d)", refreshing, name, got.failed), got.rate,
+			alone.rate, "no followers", 0)
 		r.latency("refresh p99, "+name, got.p99, alone.p99, 0)
 		r.plain("events, "+name, fmt.Sprintf("%.0f/s", events), "", true)
 	}
 	return nil
 }
 
-// follow lets so many follow until ctx ends, and counts the events that they are sent. It returns
-// when each has been sent the first.
+// follow runs n followers until ctx ends, and counts the events that they get. It returns once each
+// has got its first one.
 func (s *server) follow(ctx context.Context, n int) (told *atomic.Int64, err error) {
 	told = new(atomic.Int64)
 	client := http.Client{Transport: &http.Transport{
@@ -100,7 +101,7 @@ func (s *server) follow(ctx context.Context, n int) (told *atomic.Int64, err err
 				return nil, err
 			}
 		case <-late:
-			return nil, errors.New("the followers are not sent anything")
+			return nil, errors.New("the followers get nothing")
 		}
 	}
 	return told, nil

@@ -1,98 +1,195 @@
 package main
 
 import (
+	"bytes"
 	"context"
-	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
+	"os"
+	"os/exec"
+	"slices"
 	"sync"
 	"time"
 )
 
-// benchFlood measures what everything else feels of a flood of sign-ins. Flood and bare
-// hashing take turns, since the machine is not equally fast all the time.
+// benchFlood measures how a flood of sign-ins affects everything else. Flood, bare hashing and
+// requests without a flood take turns, since the machine's speed varies.
 func benchFlood(ctx context.Context, o options, r *report) (err error) {
 	s, err := startServer(ctx, o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
-	// Those who are probed take no part: sign-ins beyond the limit end their oldest session.
+	// The probes' accounts do not sign in here: sign-ins beyond the limit would evict their
+	// sessions.
 	const apart = 3
 	names, list, err := s.users(apart + people)
 	if err != nil {
 		return err
 	}
 	const turns = 4
+	floods := []flooding{{workers: 64}, {workers: 512}}
 	quiet := s.probes(list)
-	probeAll(quiet, turns*o.duration)
-	for _, workers := range []int{64, 512} {
-		loud := s.probes(list)
-		var signIns, hashing float64
-		var shed, failed int64
-		for range turns {
-			bare, err := bareHashing(o.cost, o.duration/2)
-			if err != nil {
+	for range turns {
+		for i := range floods {
+			if err := s.flood(ctx, o, &floods[i], names[apart:], list, quiet); err != nil {
 				return err
 			}
-			var flood result
-			var group sync.WaitGroup
-			group.Go(func() { flood = s.signIns(names[apart:], workers, o.duration+time.Second) })
-			time.Sleep(500 * time.Millisecond) // until the flood is there
-			probeAll(loud, o.duration)
-			group.Wait()
-			hashing += bare / turns
-			signIns += flood.rate / turns
-			shed += flood.shed
-			failed += flood.failed
-		}
-		r.rate(fmt.Sprintf("sign-in, %d connections (shed %d, failed %d)", workers, shed, failed), signIns, hashing,
-			"bare bcrypt", 0.9)
-		for i, p := range loud {
-			r.latency(fmt.Sprintf("%s p50 under %d sign-ins (failed %d)", p.name, workers, p.failed), quantile(p.took, 0.5),
-				quantile(quiet[i].took, 0.5), 0)
-			r.underLoad(fmt.Sprintf("%s p99 under %d sign-ins", p.name, workers), quantile(p.took, 0.99),
-				quantile(quiet[i].took, 0.99), 2, 10*time.Millisecond)
 		}
 	}
-	_, peak := s.memory()
+	for _, f := range floods {
+		r.rate(fmt.Sprintf("sign-in, %d connections (shed %d, failed %d)", f.workers, f.shed, f.failed),
+			mean(f.signIns), mean(f.hashing), "bare bcrypt", 0.9)
+		r.steady(slices.Max(f.hashing) / slices.Min(f.hashing))
+		for i, p := range f.loud {
+			for _, q := range []float64{0.5, 0.99} {
+				unloaded := quantile(slices.Concat(quiet[i].took...), q)
+				took := quantile(slices.Concat(p.took...), q)
+				if q == 0.5 {
+					r.latency(fmt.Sprintf("%s p50 under %d sign-ins (failed %d)", p.name, f.workers, p.failed), took,
+						unloaded, 0)
+					continue
+				}
+				r.underLoad(fmt.Sprintf("%s p99 under %d sign-ins", p.name, f.workers), took, unloaded, 2,
+					10*time.Millisecond)
+				r.steady(quiet[i].moved(q))
+			}
+		}
+	}
+	_, peak := s.process.memory()
 	r.plain("memory, peak at 512 sign-ins", fmt.Sprintf("%.0f MiB", peak), "≤ 128 MiB", peak <= 128)
 	return nil
 }
 
-// probe is something that must not suffer.
+// flooding is what was measured at a number of connections, by turn.
+type flooding struct {
+	workers          int
+	signIns, hashing []float64 // a second
+	shed, failed     int64
+	loud             []probe
+}
+
+// flood takes one turn: bare hashing, the probes alone, the probes during a flood.
+func (s *server) flood(ctx context.Context, o options, f *flooding, names []string, list []tokens,
+	quiet []probe) error {
+	if f.loud == nil {
+		f.loud = s.probes(list)
+	}
+	bare, err := bareHashing(o.cost, o.duration/2)
+	if err != nil {
+		return err
+	}
+	probeAll(quiet, o.duration)
+	var come floodResult
+	var failed error
+	var group sync.WaitGroup
+	group.Go(func() {
+		come, failed = runFlood(ctx, floodOrder{s.base, names, f.workers, o.duration + time.Second})
+	})
+	time.Sleep(500 * time.Millisecond) // until the flood has begun
+	probeAll(f.loud, o.duration)
+	group.Wait()
+	f.hashing, f.signIns = append(f.hashing, bare), append(f.signIns, come.Rate)
+	f.shed, f.failed = f.shed+come.Shed, f.failed+come.Failed
+	return failed
+}
+
+func mean(list []float64) (m float64) {
+	for _, v := range list {
+		m += v / float64(len(list))
+	}
+	return m
+}
+
+// floodCommand makes this program the clients of a flood. They are separate from the probes, so
+// that a probe waits for the server, not for five hundred clients in its own process.
+const floodCommand = "flood-clients"
+
+type floodOrder struct {
+	Base     string
+	Names    []string
+	Workers  int
+	Duration time.Duration
+}
+
+type floodResult struct {
+	Rate         float64
+	Shed, Failed int64
+}
+
+// runFlood returns when the flood has ended.
+func runFlood(ctx context.Context, order floodOrder) (got floodResult, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return got, err
+	}
+	text, err := json.Marshal(order)
+	if err != nil {
+		return got, err
+	}
+	cmd := exec.CommandContext(ctx, self, floodCommand)
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(text), os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return got, fmt.Errorf("flood: %w", err)
+	}
+	return got, json.Unmarshal(out, &got)
+}
+
+func floodClients(in io.Reader, out io.Writer) error {
+	var order floodOrder
+	if err := json.NewDecoder(in).Decode(&order); err != nil {
+		return err
+	}
+	s := &server{base: order.Base, client: newClient()}
+	got := s.signIns(order.Names, order.Workers, order.Duration)
+	return json.NewEncoder(out).Encode(floodResult{got.rate, got.shed, got.failed})
+}
+
+// probe is a request that must not suffer.
 type probe struct {
 	name   string
 	do     func() outcome
-	took   []time.Duration
+	took   [][]time.Duration // by turn
 	failed int
 }
 
+// moved is how much a quantile differs between the two halves of the turns.
+func (p probe) moved(q float64) float64 {
+	half := len(p.took) / 2
+	at := func(turns [][]time.Duration) float64 { return float64(quantile(slices.Concat(turns...), q)) }
+	return apart(at(p.took[:half]), at(p.took[half:]))
+}
+
 func (s *server) probes(list []tokens) []probe {
-	pair := url.QueryEscape(clientID) + ":" + url.QueryEscape(clientSecret)
-	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte(pair))
 	return []probe{
 		{name: "refresh", do: func() outcome { return s.refresh(&list[0]) }},
 		{name: "me", do: func() outcome { return s.me(list[1]) }},
 		{name: "jwks", do: func() outcome { return s.outcomeOf(s.call("GET", "/.well-known/jwks.json", nil)) }},
 		{name: "introspect", do: func() outcome {
 			return s.outcomeOf(s.call("POST", "/oauth2/introspect", "token="+url.QueryEscape(list[2].Access),
-				"Authorization", basic, "Content-Type", "application/x-www-form-urlencoded"))
+				"Authorization", basicAuth(), "Content-Type", "application/x-www-form-urlencoded"))
 		}},
 		{name: "healthz", do: func() outcome { return s.outcomeOf(s.call("GET", "/healthz", nil)) }},
 	}
 }
 
-// probeAll tries one after the other, each thirty times a second or so: what is measured is
-// their latency. What they and their client take of the machine, sign-ins do not have.
+// probeAll is a turn of the probes: it tries them one after the other, each some thirty times a
+// second, and measures their latency. They and their client take CPU time from the sign-ins.
 func probeAll(probes []probe, d time.Duration) {
+	for i := range probes {
+		probes[i].took = append(probes[i].took, nil)
+	}
 	for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(30 * time.Millisecond) {
 		for i := range probes {
 			p := &probes[i]
+			turn := &p.took[len(p.took)-1]
 			start := time.Now()
 			if p.do() == done {
-				p.took = append(p.took, time.Since(start))
+				*turn = append(*turn, time.Since(start))
 			} else {
 				p.failed++
 			}

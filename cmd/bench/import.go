@@ -14,7 +14,7 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// benchImport measures what sign-ins feel of an import beside them.
+// benchImport measures sign-ins during an import.
 func benchImport(ctx context.Context, o options, r *report) error {
 	if os.Getenv("AUTHCTL_TEST_POSTGRES") != "" {
 		if err := benchImportOn(ctx, o, r, "PostgreSQL"); err != nil {
@@ -24,7 +24,7 @@ func benchImport(ctx context.Context, o options, r *report) error {
 	return benchImportOn(ctx, o, r, "embedded", "DATABASE_URL=", "REDIS_URL=")
 }
 
-// importing is how many sign in at once: as many as keep hashing busy and wait for little.
+// importing is how many sign in at once: enough to keep hashing busy with little waiting.
 const importing = 16
 
 func benchImportOn(ctx context.Context, o options, r *report, where string, extra ...string) (err error) {
@@ -38,16 +38,16 @@ func benchImportOn(ctx context.Context, o options, r *report, where string, extr
 		return err
 	}
 	quiet := s.signIns(names, importing, 2*o.duration)
-	// It is read until the sign-ins beside it have been measured.
+	// The import's input lasts until the sign-ins have been measured.
 	const accounts = 1_000_000
-	if err := writeAccounts(filepath.Join(s.dir, "users.ndjson"), accounts); err != nil {
+	if err := writeAccounts(filepath.Join(s.process.dir, "users.ndjson"), accounts); err != nil {
 		return err
 	}
 	importer, stop := context.WithCancel(ctx)
 	defer stop()
 	ended := make(chan error, 1)
-	go func() { ended <- s.command(importer, "user", "import", "users.ndjson") }()
-	time.Sleep(time.Second) // until it is under way
+	go func() { ended <- s.process.command(importer, "", "user", "import", "users.ndjson") }()
+	time.Sleep(time.Second) // until the import is running
 	begin := time.Now()
 	before, err := s.accounts(ctx)
 	if err != nil {
@@ -63,11 +63,11 @@ func benchImportOn(ctx context.Context, o options, r *report, where string, extr
 	if err := <-ended; importer.Err() == nil && err != nil {
 		return err
 	}
-	r.rate(fmt.Sprintf("sign-in beside an import, %s (failed %d)", where, loud.failed+loud.shed), loud.rate, quiet.rate,
+	r.rate(fmt.Sprintf("sign-in during an import, %s (failed %d)", where, loud.failed+loud.shed), loud.rate, quiet.rate,
 		"without", 0.5)
-	r.latency("sign-in p50 beside an import, "+where, loud.p50, quiet.p50, 0)
-	r.latency("sign-in p99 beside an import, "+where, loud.p99, quiet.p99, 4*quiet.p99)
-	r.plain("accounts imported beside sign-ins, "+where, fmt.Sprintf("%.0f/s", rate), "", true)
+	r.latency("sign-in p50 during an import, "+where, loud.p50, quiet.p50, 0)
+	r.latency("sign-in p99 during an import, "+where, loud.p99, quiet.p99, 4*quiet.p99)
+	r.plain("accounts imported during sign-ins, "+where, fmt.Sprintf("%.0f/s", rate), "", true)
 	return nil
 }
 
@@ -83,14 +83,14 @@ func writeAccounts(path string, n int) error {
 	return errors.Join(out.Flush(), f.Close())
 }
 
-// accounts counts those that are in the database of the server.
+// accounts counts the accounts in the server's database.
 func (s *server) accounts(ctx context.Context) (n int, err error) {
-	url := "sqlite:" + filepath.Join(s.dir, "authctl.db")
-	for _, setting := range s.env { // the last one counts
+	url := "sqlite:" + filepath.Join(s.process.dir, "authctl.db")
+	for _, setting := range s.process.env { // the last setting counts
 		if value, ok := strings.CutPrefix(setting, "DATABASE_URL="); ok && value != "" {
 			url = value
 		} else if ok {
-			url = "sqlite:" + filepath.Join(s.dir, "authctl.db")
+			url = "sqlite:" + filepath.Join(s.process.dir, "authctl.db")
 		}
 	}
 	db, err := database.Open(ctx, database.Config{URL: config.Secret(url), MaxConns: 1},

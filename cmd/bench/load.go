@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// result is what a load came to.
+// result is the result of a load.
 type result struct {
 	rate     float64 // successes a second
 	shed     int64   // answers that said "later"
@@ -25,8 +25,8 @@ const (
 	wrong
 )
 
-// load runs do on that many workers, each its own number, for the duration. Latencies are
-// those of the calls that succeeded.
+// load runs do on n workers, with their numbers, for the duration. Latencies are those of the
+// successful calls.
 func load(workers int, d time.Duration, do func(worker int) outcome) result {
 	var mu sync.Mutex
 	var all []time.Duration

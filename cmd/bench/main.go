@@ -1,14 +1,14 @@
-// Command bench measures authctl, and prints every figure beside a bound that it takes in the
-// same run: a bare hash, a bare handler with one Redis script. Absolute figures tell about
-// the machine; the ratios travel.
+// Command bench measures authctl, and prints every figure with a bound from the
+// same run: a bare hash, a bare handler with one Redis script. Absolute figures depend on
+// the machine; the ratios carry over to others.
 //
 //	go run ./cmd/bench            everything
-//	go run ./cmd/bench signin     start-up, memory, sign-in and registration beside bare hashing
-//	go run ./cmd/bench session    refresh and me beside a bare handler
+//	go run ./cmd/bench signin     start-up, memory, sign-in and registration, and bare hashing
+//	go run ./cmd/bench session    refresh and me, and a bare handler
 //	go run ./cmd/bench feed       refresh without and with a thousand followers
 //	go run ./cmd/bench flood      what a flood of sign-ins does to everything else
 //	go run ./cmd/bench import     what an import does to sign-ins, on each database
-//	go run ./cmd/bench relay      the relay beside a bare producer
+//	go run ./cmd/bench relay      the relay and a bare producer
 //	go run ./cmd/bench timing     whether the time of a refused sign-in tells why
 //	go run ./cmd/bench growth     everything with ten million accounts; only when it is named
 //	go run ./cmd/bench soak       half an hour with faults; only when it is named
@@ -40,10 +40,10 @@ type options struct {
 	picture  string        // folder for the pictures of growth and soak; "": none
 	slowDisk time.Duration // by how much longer PostgreSQL's flushes take
 	slowCPU  int           // percent of each core that is left; 0: all of it
+	binary   string        // authctl to measure; "": built from this tree
+	beside   string        // another one that session measures in turns; "": none
 	diskEnv  []string      // of a PostgreSQL whose disk is slow
-
-	// prepare runs before the server starts, on its database; run calls authctl there.
-	prepare func(run func(stdin string, args ...string) error) error
+	users    string        // what is imported before the server starts
 }
 
 func main() {
@@ -51,6 +51,9 @@ func main() {
 	defer stop()
 	if len(os.Args) == 2 && os.Args[1] == bareCommand {
 		os.Exit(exit(runBare(ctx)))
+	}
+	if len(os.Args) == 2 && os.Args[1] == floodCommand {
+		os.Exit(exit(floodClients(os.Stdin, os.Stdout)))
 	}
 	if len(os.Args) == 3 && os.Args[1] == burnerCommand {
 		os.Exit(exit(runBurner(os.Args[2])))
@@ -62,8 +65,13 @@ func main() {
 	flag.Float64Var(&o.size, "size", 1e7, "accounts of the largest step of growth")
 	flag.DurationVar(&o.soak, "for", 30*time.Minute, "how long soak takes")
 	flag.StringVar(&o.picture, "picture", "", "folder in which growth and soak leave a picture of what they measured")
-	flag.DurationVar(&o.slowDisk, "slow-disk", 0, "how much longer each flush takes of a PostgreSQL that is started for the run")
-	flag.IntVar(&o.slowCPU, "slow-cpu", 0, "percent of each core that is left to everything on this machine; needs root")
+	flag.StringVar(&o.binary, "binary", "", "authctl that signin, session, feed, flood and timing measure, "+
+		"if not the one built from this tree")
+	flag.StringVar(&o.beside, "beside", "", "another authctl that session measures in turns, as a bound of 0.98")
+	flag.DurationVar(&o.slowDisk, "slow-disk", 0, "how much longer each flush takes of a PostgreSQL that is started "+
+		"for the run")
+	flag.IntVar(&o.slowCPU, "slow-cpu", 0, "percent of each core that is left to everything on this machine; "+
+		"needs root")
 	flag.Usage = func() {
 		fmt.Fprint(os.Stderr, "usage: go run ./cmd/bench [flags] "+
 			"[signin] [session] [feed] [flood] [import] [relay] [timing] [growth] [soak]\n\n")
@@ -104,7 +112,8 @@ func run(ctx context.Context, o options, parts []string) (err error) {
 	}
 	for _, name := range parts {
 		if !slices.ContainsFunc(all, func(one part) bool { return one.name == name }) {
-			return fmt.Errorf("there is no part %q: signin, session, feed, flood, import, relay, timing, growth, soak", name)
+			return fmt.Errorf("there is no part %q: signin, session, feed, flood, import, relay, timing, growth, soak",
+				name)
 		}
 	}
 	restore, err := slowMachine(&o)
@@ -137,7 +146,7 @@ type line struct {
 	met                                    string
 }
 
-// rate adds a throughput beside its bound; goal is the least ratio, 0 for none.
+// rate adds a throughput with its bound; goal is the lowest ratio, 0 for none.
 func (r *report) rate(what string, figure, bound float64, boundName string, goal float64) {
 	l := line{part: r.part, what: what, figure: fmt.Sprintf("%.1f/s", figure),
 		bound: fmt.Sprintf("%s %.1f/s", boundName, bound), ratio: fmt.Sprintf("%.2f", figure/bound)}
@@ -148,7 +157,29 @@ func (r *report) rate(what string, figure, bound float64, boundName string, goal
 	r.lines = append(r.lines, l)
 }
 
-// latency adds a latency beside the same one without load; goal is the longest, 0 for none.
+// turns adds throughputs that were measured in turns with their bound; goal is the lowest ratio, 0
+// for none. There is no verdict if the bound moved by more than a fifth between the halves of the
+// run.
+func (r *report) turns(what string, figures, bounds []result, boundName string, goal float64) {
+	mean := func(list []result) (rate float64) {
+		for _, one := range list {
+			rate += one.rate / float64(len(list))
+		}
+		return rate
+	}
+	failed := int64(0)
+	for _, one := range slices.Concat(figures, bounds) {
+		failed += one.failed
+	}
+	half := len(bounds) / 2
+	moved := apart(mean(bounds[:half]), mean(bounds[half:]))
+	r.rate(fmt.Sprintf("%s (failed %d)", what, failed), mean(figures), mean(bounds), boundName, goal)
+	if goal > 0 && moved > movedMost {
+		r.lines[len(r.lines)-1].met = fmt.Sprintf("not judged: the bound moved by %.0f %%", 100*(moved-1))
+	}
+}
+
+// latency adds a latency together with that without load; goal is the longest, 0 for none.
 func (r *report) latency(what string, figure, unloaded, goal time.Duration) {
 	l := line{part: r.part, what: what, figure: short(figure)}
 	if unloaded > 0 {
@@ -160,19 +191,20 @@ func (r *report) latency(what string, figure, unloaded, goal time.Duration) {
 	r.lines = append(r.lines, l)
 }
 
-// within adds a latency in milliseconds beside its bound. It is met when it is at most that many times
-// the bound, or short enough in itself.
+// within adds a latency in milliseconds with its bound. The goal is met if it is at most that many
+// times the bound, or short enough in itself.
 func (r *report) within(what string, figure, bound float64, boundName string, times, enough float64) {
-	l := line{part: r.part, what: what, figure: fmt.Sprintf("%.2f ms", figure), bound: fmt.Sprintf("%s %.2f ms", boundName, bound),
-		goal: fmt.Sprintf("≤ %.1f × or ≤ %.0f ms", times, enough), met: met(figure <= max(times*bound, enough))}
+	l := line{part: r.part, what: what, figure: fmt.Sprintf("%.2f ms", figure),
+		bound: fmt.Sprintf("%s %.2f ms", boundName, bound),
+		goal:  fmt.Sprintf("≤ %.1f × or ≤ %.0f ms", times, enough), met: met(figure <= max(times*bound, enough))}
 	if bound > 0 {
 		l.ratio = fmt.Sprintf("%.1f", figure/bound)
 	}
 	r.lines = append(r.lines, l)
 }
 
-// underLoad adds a latency beside the same one without load: it is met when it is at most that many
-// times as long, and not too long in itself.
+// underLoad adds a latency together with that without load. The goal is met if it is at most that
+// many times as long, and not too long in itself.
 func (r *report) underLoad(what string, figure, unloaded time.Duration, times float64, most time.Duration) {
 	r.latency(what, figure, unloaded, most)
 	l := &r.lines[len(r.lines)-1]
@@ -180,7 +212,17 @@ func (r *report) underLoad(what string, figure, unloaded time.Duration, times fl
 	l.met = met(figure <= most && float64(figure) <= times*float64(unloaded))
 }
 
-// plain adds a figure with no bound to measure beside it.
+// steady adds to the last line by what factor its bound differed between the halves of the run, or
+// between turns. There is no verdict if it moved by more than a fifth.
+func (r *report) steady(moved float64) {
+	l := &r.lines[len(r.lines)-1]
+	l.bound += fmt.Sprintf(", moved %.0f %%", 100*(moved-1))
+	if l.met != "" && moved > movedMost {
+		l.met = "not judged"
+	}
+}
+
+// plain adds a figure without a bound.
 func (r *report) plain(what, figure, goal string, ok bool) {
 	l := line{part: r.part, what: what, figure: figure, goal: goal}
 	if goal != "" {

@@ -17,9 +17,10 @@ import (
 	"time"
 )
 
-// process is an authctl serve or authctl relay whose use of the machine is looked at.
+// process is an authctl serve or authctl relay, in its own process as in production.
 type process struct {
 	name     string
+	path     string // of the binary
 	args     []string
 	env      []string
 	dir      string
@@ -29,10 +30,10 @@ type process struct {
 	mu     sync.Mutex
 	cmd    *exec.Cmd
 	exited chan error
-	output *tail
+	output tail
 }
 
-// tail keeps the end of what a process writes.
+// tail keeps the end of a process's output.
 type tail struct {
 	mu   sync.Mutex
 	text []byte
@@ -52,14 +53,18 @@ func (t *tail) String() string {
 	return string(bytes.Clone(t.text))
 }
 
-// newProcess says what to run. env is added to the environment of the benchmark, of which nothing that
-// names an engine is passed on.
+// newProcess says what to run. env is added to the environment of the benchmark, without the
+// variables that name engines.
 func newProcess(dir, name string, env []string, args ...string) (*process, error) {
+	path, err := binary()
+	if err != nil {
+		return nil, err
+	}
 	port, err := freePort()
 	if err != nil {
 		return nil, err
 	}
-	p := &process{name: name, args: args, dir: dir, operator: fmt.Sprintf("127.0.0.1:%d", port), output: &tail{}}
+	p := &process{name: name, path: path, args: args, dir: dir, operator: fmt.Sprintf("127.0.0.1:%d", port)}
 	p.ready = "http://" + p.operator + "/metrics"
 	for _, v := range os.Environ() {
 		if name, _, _ := strings.Cut(v, "="); !strings.HasPrefix(name, "AUTHCTL_") {
@@ -70,14 +75,10 @@ func newProcess(dir, name string, env []string, args ...string) (*process, error
 	return p, nil
 }
 
-// start returns when the process answers.
-func (p *process) start(ctx context.Context) error {
-	path, err := binary()
-	if err != nil {
-		return err
-	}
-	cmd := exec.Command(path, p.args...)
-	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = p.env, p.dir, p.output, p.output, ownGroup(nil)
+// launch starts the process, and does not wait until it answers.
+func (p *process) launch() error {
+	cmd := exec.Command(p.path, p.args...)
+	cmd.Env, cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = p.env, p.dir, &p.output, &p.output, ownGroup(nil)
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -86,20 +87,28 @@ func (p *process) start(ctx context.Context) error {
 	p.mu.Lock()
 	p.cmd, p.exited = cmd, exited
 	p.mu.Unlock()
+	return nil
+}
+
+// start returns once the process answers.
+func (p *process) start(ctx context.Context) error {
+	if err := p.launch(); err != nil {
+		return err
+	}
 	for deadline := time.Now().Add(30 * time.Second); ; {
 		if _, err := get(p.ready); err == nil {
 			return nil
 		}
 		select {
-		case err := <-exited:
-			exited <- err
-			return fmt.Errorf("%s ended: %w: %s", p.name, err, p.output)
+		case err := <-p.exited:
+			p.exited <- err
+			return fmt.Errorf("%s ended: %w: %s", p.name, err, &p.output)
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-time.After(20 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%s does not answer: %s", p.name, p.output)
+			return fmt.Errorf("%s does not answer: %s", p.name, &p.output)
 		}
 	}
 }
@@ -117,11 +126,11 @@ func (p *process) stop() error {
 	select {
 	case err := <-exited:
 		if err != nil {
-			return fmt.Errorf("%s: %w: %s", p.name, err, p.output)
+			return fmt.Errorf("%s: %w: %s", p.name, err, &p.output)
 		}
 		return nil
 	case <-time.After(20 * time.Second):
-		return errors.Join(fmt.Errorf("%s does not stop within 20 s: %s", p.name, p.output), cmd.Process.Kill())
+		return errors.Join(fmt.Errorf("%s does not stop within 20 s: %s", p.name, &p.output), cmd.Process.Kill())
 	}
 }
 
@@ -136,23 +145,46 @@ func (p *process) kill() {
 	}
 }
 
-// usage is what a process takes of the machine.
+// usage is what a process uses of the machine.
 type usage struct {
 	memory, peak float64 // MiB resident
 	descriptors  float64
 	goroutines   float64
 }
 
-// usage reads it; false: the process does not run.
-func (p *process) usage() (u usage, running bool) {
+// proc is the folder of the process in /proc, or "" if it does not run.
+func (p *process) proc() string {
 	p.mu.Lock()
-	cmd := p.cmd
-	p.mu.Unlock()
-	if cmd == nil {
-		return usage{}, false
+	defer p.mu.Unlock()
+	if p.cmd == nil {
+		return ""
 	}
-	u.memory, u.peak = (&server{pid: cmd.Process.Pid}).memory()
-	files, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(cmd.Process.Pid), "fd"))
+	return filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid))
+}
+
+// memory returns resident and peak resident memory in MiB.
+func (p *process) memory() (now, peak float64) {
+	data, err := os.ReadFile(filepath.Join(p.proc(), "status"))
+	if err != nil {
+		return 0, 0
+	}
+	for line := range strings.SplitSeq(string(data), "\n") {
+		name, value, _ := strings.Cut(line, ":")
+		kb, _ := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 64)
+		switch name {
+		case "VmRSS":
+			now = kb / 1024
+		case "VmHWM":
+			peak = kb / 1024
+		}
+	}
+	return now, peak
+}
+
+// usage reads it; false means that the process does not run.
+func (p *process) usage() (u usage, running bool) {
+	u.memory, u.peak = p.memory()
+	files, err := os.ReadDir(filepath.Join(p.proc(), "fd"))
 	if err != nil || u.memory == 0 {
 		return usage{}, false
 	}

@@ -16,9 +16,9 @@ import (
 	"github.com/toppira/authctl/modules/outbox/sink"
 )
 
-// bareProducer is how many events a second the producer of Sarama sends, with the guarantees
-// that the relay gives (idempotent, acknowledged by all) and in batches as large, from memory:
-// what somebody would have who did without an outbox.
+// bareProducer is how many events a second Sarama's producer sends from memory, with the guarantees
+// that the relay gives (idempotent, acknowledged by all) and batches of the same size: what
+// somebody would have without an outbox.
 func bareProducer(ctx context.Context, brokers string, events, batch int) (rate float64, err error) {
 	topic := "bench-" + uuid.NewString()
 	k, err := sink.OpenKafka(sink.KafkaConfig{Brokers: strings.Split(brokers, ","), Topic: topic}, sink.KafkaOptions{})
@@ -52,7 +52,8 @@ func bareProducer(ctx context.Context, brokers string, events, batch int) (rate 
 			m := &sarama.ProducerMessage{Topic: topic, Partition: int32(p), Key: sarama.StringEncoder(r.Key),
 				Value: sarama.ByteEncoder(r.Data)}
 			for _, h := range [][2]string{
-				{"ce_specversion", "1.0"}, {"ce_id", r.EventID}, {"ce_source", r.Source}, {"ce_type", r.Type}, {"ce_time", r.Time},
+				{"ce_specversion", "1.0"}, {"ce_id", r.EventID}, {"ce_source", r.Source}, {"ce_type", r.Type},
+				{"ce_time", r.Time},
 				{"ce_subject", r.Subject}, {"ce_dataschema", r.DataSchema}, {"ce_sequence",
 					strconv.FormatInt(r.Seq, 10)}, {"content-type", "application/json"},
 			} {

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/url"
 	"os"
@@ -32,15 +34,13 @@ const (
 	password     = "a password of the benchmark"
 )
 
-// server is an authctl under test: a process of its own, as in production.
+// server is an authctl under test in its own process, as in production.
 type server struct {
 	base    string
-	pid     int
-	started time.Duration // from exec to the first answer
 	client  *fasthttp.Client
+	process *process      // nil for one that another part of the run has started
+	started time.Duration // from exec to the first answer
 	stop    func() error
-	dir     string
-	env     []string
 }
 
 // binary builds authctl once.
@@ -58,9 +58,17 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
+// authctl returns the binary to measure.
+func (o options) authctl() (string, error) {
+	if o.binary != "" {
+		return o.binary, nil
+	}
+	return binary()
+}
+
 // startServer runs authctl serve on a fresh database. extra are environment variables.
 func startServer(ctx context.Context, o options, extra ...string) (s *server, err error) {
-	path, err := binary()
+	path, err := o.authctl()
 	if err != nil {
 		return nil, err
 	}
@@ -85,16 +93,11 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 	if err != nil {
 		return nil, err
 	}
-	digest := sha256.Sum256([]byte(clientSecret))
-	env := append(os.Environ(),
-		"APP_PORT="+strconv.Itoa(port), "APP_HOST=127.0.0.1", "APP_OPERATOR_ADDR=off", "APP_DATA_DIR="+dir,
-		"APP_HTTP_MAX_CONNECTIONS_PER_IP=4096",
-		// its own, or it would meet an earlier run's counters in Redis
-		"AUTH_TOKEN_SECRET="+uuid.NewString()+uuid.NewString(),
-		"AUTH_PASSWORD_BCRYPT_COST="+strconv.Itoa(o.cost),
-		"AUTH_CLIENTS="+clientID+":"+hex.EncodeToString(digest[:]),
-		"LOG_LEVEL=warn", "APP_MODE=dev", "OUTBOX_RELAY=off",
-	)
+	env := append(os.Environ(), "APP_OPERATOR_ADDR=off", "APP_DATA_DIR="+dir,
+		// its own secret, or it would find an earlier run's counters in Redis
+		"AUTH_TOKEN_SECRET="+uuid.NewString()+uuid.NewString())
+	env = append(env, serveSettings(port, o.cost)...)
+	p := &process{name: "serve", path: path, args: []string{"serve"}, dir: dir}
 	if dsn := os.Getenv("AUTHCTL_TEST_POSTGRES"); dsn != "" {
 		fresh, drop, err := freshDatabase(ctx, dsn)
 		if err != nil {
@@ -102,70 +105,58 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 		}
 		cleanups = append(cleanups, drop)
 		env = append(env, "DATABASE_URL="+fresh)
-		migrate := exec.CommandContext(ctx, path, "migrate", "up")
-		migrate.Env, migrate.Dir = env, dir
-		if out, err := migrate.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("migrate: %w\n%s", err, out)
+		p.env = env
+		if err := p.command(ctx, "", "migrate", "up"); err != nil {
+			return nil, err
 		}
 	}
 	if dsn := os.Getenv("AUTHCTL_TEST_REDIS"); dsn != "" {
 		env = append(env, "REDIS_URL="+dsn)
 	}
-	env = append(env, extra...)
-	if o.prepare != nil {
-		err := o.prepare(func(stdin string, args ...string) error {
-			cmd := exec.CommandContext(ctx, path, args...)
-			cmd.Env, cmd.Dir, cmd.Stdin = env, dir, strings.NewReader(stdin)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("authctl %s: %w\n%s", args[0], err, out)
-			}
-			return nil
-		})
-		if err != nil {
+	p.env = append(env, extra...)
+	if o.users != "" {
+		if err := p.command(ctx, o.users, "user", "import", "-"); err != nil {
 			return nil, err
 		}
 	}
-	cmd := exec.Command(path, "serve")
-	cmd.Env, cmd.Dir = env, dir
-	var output bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &output, &output
 	begin := time.Now()
-	if err := cmd.Start(); err != nil {
+	if err := p.launch(); err != nil {
 		return nil, err
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }() // received by stop
-	cleanups = append(cleanups, func() error {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case err := <-exited:
-			return err
-		case <-time.After(20 * time.Second):
-			return errors.Join(errors.New("authctl did not stop in 20 s"), cmd.Process.Kill())
-		}
-	})
-	s = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), pid: cmd.Process.Pid, client: newClient(), stop: cleanup,
-		dir: dir, env: env}
+	cleanups = append(cleanups, p.stop)
+	s = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), client: newClient(), process: p, stop: cleanup}
 	for {
 		if status, _, err := s.call("GET", "/healthz", nil); err == nil && status == 200 {
 			s.started = time.Since(begin)
 			return s, nil
 		}
 		if time.Since(begin) > 15*time.Second || ctx.Err() != nil {
-			return nil, fmt.Errorf("authctl did not start: %s", output.String())
+			return nil, fmt.Errorf("authctl did not start: %s", &p.output)
 		}
 		time.Sleep(time.Millisecond)
 	}
 }
 
-// command runs another authctl beside the server, with the settings of that.
-func (s *server) command(ctx context.Context, args ...string) error {
-	path, err := binary()
-	if err != nil {
-		return err
+// serveSettings are those of every serve of the benchmark.
+func serveSettings(port, cost int) []string {
+	digest := sha256.Sum256([]byte(clientSecret))
+	return []string{
+		"APP_PORT=" + strconv.Itoa(port), "APP_HOST=127.0.0.1", "APP_HTTP_MAX_CONNECTIONS_PER_IP=4096", "APP_MODE=dev",
+		"LOG_LEVEL=warn", "OUTBOX_RELAY=off", "AUTH_PASSWORD_BCRYPT_COST=" + strconv.Itoa(cost),
+		"AUTH_CLIENTS=" + clientID + ":" + hex.EncodeToString(digest[:]),
 	}
-	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Env, cmd.Dir = s.env, s.dir
+}
+
+// basicAuth is how that client introduces itself.
+func basicAuth() string {
+	pair := url.QueryEscape(clientID) + ":" + url.QueryEscape(clientSecret)
+	return "Basic " + base64.StdEncoding.EncodeToString([]byte(pair))
+}
+
+// command runs another authctl with the settings of the process.
+func (p *process) command(ctx context.Context, stdin string, args ...string) error {
+	cmd := exec.CommandContext(ctx, p.path, args...)
+	cmd.Env, cmd.Dir, cmd.Stdin = p.env, p.dir, strings.NewReader(stdin)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("authctl %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
@@ -177,12 +168,21 @@ func newClient() *fasthttp.Client {
 		MaxIdemponentCallAttempts: 1}
 }
 
+// freePort returns a port that nothing listens on. It lies below the range from which systems give a port to whoever
+// connects: a program that starts later would find such a one taken.
 func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	const first, last = 10240, 19999
+	for {
+		port := first + rand.IntN(last-first+1)
+		l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if errors.Is(err, syscall.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		return port, l.Close()
 	}
-	return l.Addr().(*net.TCPAddr).Port, l.Close()
 }
 
 // freshDatabase makes an empty database on a PostgreSQL server, and a function to drop it.
@@ -208,7 +208,16 @@ func freshDatabase(ctx context.Context, dsn string) (fresh string, drop func() e
 }
 
 // call sends one request and returns status and body.
-func (s *server) call(method, path string, body any, headers ...string) (int, []byte, error) {
+func (s *server) call(method, path string, body any, headers ...string) (status int, answer []byte, err error) {
+	err = s.exchange(method, path, body, headers, func(res *fasthttp.Response, _ time.Duration) {
+		status, answer = res.StatusCode(), bytes.Clone(res.Body())
+	})
+	return status, answer, err
+}
+
+// exchange sends one request and passes the answer, which is valid until read returns, with the time that it took.
+func (s *server) exchange(method, path string, body any, headers []string,
+	read func(res *fasthttp.Response, took time.Duration)) error {
 	req, res := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
 	defer fasthttp.ReleaseRequest(req)
 	defer fasthttp.ReleaseResponse(res)
@@ -224,15 +233,17 @@ func (s *server) call(method, path string, body any, headers ...string) (int, []
 	default:
 		data, err := json.Marshal(body)
 		if err != nil {
-			return 0, nil, err
+			return err
 		}
 		req.Header.SetContentType("application/json")
 		req.SetBody(data)
 	}
+	start := time.Now()
 	if err := s.client.Do(req, res); err != nil {
-		return 0, nil, err
+		return err
 	}
-	return res.StatusCode(), bytes.Clone(res.Body()), nil
+	read(res, time.Since(start))
+	return nil
 }
 
 type tokens struct {
@@ -259,7 +270,7 @@ func (s *server) users(n int) ([]string, []tokens, error) {
 	slots := make(chan struct{}, 4)
 	for i := range n {
 		names[i] = "bench-" + uuid.NewString()
-		go func() { // each sends once, all are received below
+		go func() { // each sends once, and all are received below
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			var err error
@@ -272,23 +283,4 @@ func (s *server) users(n int) ([]string, []tokens, error) {
 		err = errors.Join(err, <-errs)
 	}
 	return names, list, err
-}
-
-// memory returns resident and peak resident memory in MiB.
-func (s *server) memory() (now, peak float64) {
-	data, err := os.ReadFile("/proc/" + strconv.Itoa(s.pid) + "/status")
-	if err != nil {
-		return 0, 0
-	}
-	for line := range strings.SplitSeq(string(data), "\n") {
-		name, value, _ := strings.Cut(line, ":")
-		kb, _ := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 64)
-		switch name {
-		case "VmRSS":
-			now = kb / 1024
-		case "VmHWM":
-			peak = kb / 1024
-		}
-	}
-	return now, peak
 }

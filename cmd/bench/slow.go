@@ -16,19 +16,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What stands for a slower machine.
+// Simulations of a slower machine.
 //
-// A slow disk: each fsync and fdatasync of PostgreSQL, which is started for the run, takes longer by a
-// time, by a library that is compiled for it. So commits wait longer and share flushes, as on such a
-// disk; reading and writing without a flush is as fast as before.
+// A slow disk: a library that is compiled for the run makes each fsync and fdatasync of the run's
+// PostgreSQL longer. So commits wait longer and share flushes, as on such a
+// disk; reading, and writing without a flush, is as fast as before.
 //
 // Slow cores: a process takes a part of each core at real-time priority, in turns of a fraction of a
-// millisecond. Everything else on the machine, whatever its priority, has what is left.
+// millisecond. Everything else on the machine, whatever its priority, shares the rest.
 
 //go:embed slowdisk/slowdisk.c
 var slowDiskSource string
 
-// slowDisk returns what to add to the environment of a PostgreSQL whose flushes take longer by d, and a
+// slowDisk returns the environment variables of a PostgreSQL whose flushes take d longer, and a
 // function that removes the library.
 func slowDisk(d time.Duration) (env []string, remove func() error, err error) {
 	dir, err := os.MkdirTemp("", "authctl-bench-disk-")
@@ -39,8 +39,9 @@ func slowDisk(d time.Duration) (env []string, remove func() error, err error) {
 	source, library := filepath.Join(dir, "slowdisk.c"), filepath.Join(dir, "slowdisk.so")
 	err = os.WriteFile(source, []byte(slowDiskSource), 0o644)
 	if err == nil {
-		if out, e := exec.Command("cc", "-shared", "-fPIC", "-O2", "-o", library, source, "-ldl").CombinedOutput(); e != nil {
-			err = fmt.Errorf("compile the library that stands for a slow disk: %w: %s", e, out)
+		if out, e := exec.Command("cc", "-shared", "-fPIC", "-O2", "-o", library, source,
+			"-ldl").CombinedOutput(); e != nil {
+			err = fmt.Errorf("compile the library that simulates a slow disk: %w: %s", e, out)
 		}
 	}
 	if err == nil {
@@ -55,8 +56,8 @@ func slowDisk(d time.Duration) (env []string, remove func() error, err error) {
 // burnerCommand makes this program take a part of each core, in percent: see [slowCPU].
 const burnerCommand = "burner"
 
-// burnFor is the length of a burner's turn and the pause after it together: so short that what is measured
-// in milliseconds runs evenly slower, and does not stop and go.
+// burnFor is the length of a burner's turn including its pause: so short that work of some
+// milliseconds becomes evenly slower instead of stopping and going.
 const burnFor = 500 * time.Microsecond
 
 // slowCPU leaves everything on the machine a part of each core, in percent, until undo is called.

@@ -23,13 +23,14 @@ import (
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 const (
 	soakPart    = 0.6 // of the full rate
 	soakPeople  = 64
-	soakRetain  = 7 * time.Minute // until what has ended is forgotten, with the settings of the run
-	soakSamples = 300             // in the whole run, about
+	soakRetain  = 7 * time.Minute // until ended sessions are forgotten, with the settings of the run
+	soakSamples = 300             // in the whole run, roughly
 	soakSettle  = 10 * time.Second
 )
 
@@ -49,7 +50,7 @@ type soak struct {
 	mu      sync.Mutex
 	series  map[string][][2]float64 // seconds since began, value
 	faults  []fault
-	current string // the fault that lasts
+	current string // the current fault
 
 	counts [4]atomic.Int64 // of operations, by outcome of soakOutcome
 	wrongs map[string]int  // what failed without a fault, and how often
@@ -61,7 +62,7 @@ type fault struct {
 	from, to float64
 }
 
-// benchSoak runs serve and relay for a while at part of their full rate, with faults, and asks whether
+// benchSoak runs serve and relay for a while at part of their full rate, with faults, and checks whether
 // anything grows that should not.
 func benchSoak(ctx context.Context, o options, r *report) (err error) {
 	if o.soak < time.Minute {
@@ -128,16 +129,15 @@ func (s *soak) open(ctx context.Context, dir string) (err error) {
 	env := []string{
 		"DATABASE_URL=" + s.pg.url, "REDIS_URL=" + s.redis.url, "KAFKA_BROKERS=" + s.kafka.brokers, "LOG_LEVEL=warn",
 		"APP_MODE=dev", "AUTH_TOKEN_SECRET=" + uuid.NewString() + uuid.NewString(),
-		// What has ended is forgotten soon, so that what is kept of it stops growing within the run.
+		// Ended sessions are forgotten soon, so that their rows stop growing within the run.
 		"AUTH_ACCESS_TOKEN_TTL=1m", "AUTH_SESSION_MAX_AGE=4m", "AUTH_REFRESH_TOKEN_TTL=2m",
 	}
 	s.relay, err = newProcess(filepath.Join(dir, "relay"), "relay", env, "relay")
 	if err != nil {
 		return err
 	}
-	s.serve, err = newProcess(filepath.Join(dir, "serve"), "serve", append(env, "APP_PORT="+strconv.Itoa(port),
-		"APP_HOST=127.0.0.1", "APP_HTTP_MAX_CONNECTIONS_PER_IP=4096", "OUTBOX_RELAY=off",
-		"AUTH_PASSWORD_BCRYPT_COST="+strconv.Itoa(s.o.cost)), "serve")
+	s.serve, err = newProcess(filepath.Join(dir, "serve"), "serve", append(env, serveSettings(port, s.o.cost)...),
+		"serve")
 	if err != nil {
 		return err
 	}
@@ -178,16 +178,16 @@ func (s *soak) close() error {
 	return errors.Join(errs...)
 }
 
-// seconds since the run began.
+// seconds is the time since the run began.
 func (s *soak) seconds() float64 { return time.Since(s.began).Seconds() }
 
-// soakOutcome is what became of an operation.
+// soakOutcome is the outcome of an operation.
 type soakOutcome int
 
 const (
 	soakDone   soakOutcome = iota
 	soakLater              // 503 or 429, which clients must expect
-	soakFault              // it failed while a fault lasted
+	soakFault              // it failed during a fault
 	soakFailed             // it failed without one
 )
 
@@ -196,14 +196,14 @@ type person struct {
 	name  string
 	t     tokens
 	used  int
-	doubt bool // an answer was lost, or the store may have lost the session: it may have to sign in again
+	doubt bool // an answer was lost, or the store may have lost the session: the person may have to sign in again
 }
 
 // requestsOfSession is how many requests a session is used for.
 const requestsOfSession = 120
 
-// load lets people work for a while, at a rate in all or, at 0, as fast as they can. It returns the
-// rate of what was done.
+// load makes people work for a while, at a total rate or, if it is 0, as fast as they can. It
+// returns the rate of the successful operations.
 func (s *soak) load(ctx context.Context, rate float64, d time.Duration) float64 {
 	var next, finished atomic.Int64
 	begin := time.Now()
@@ -233,7 +233,7 @@ func (s *soak) load(ctx context.Context, rate float64, d time.Duration) float64 
 	return float64(finished.Load()) / time.Since(begin).Seconds()
 }
 
-// count keeps what an operation came to.
+// count counts the outcome of an operation.
 func (s *soak) count(what string, status int, err error, doubt bool) soakOutcome {
 	out := outcomeIn(status, err, doubt, s.inFault())
 	s.counts[out].Add(1)
@@ -249,7 +249,8 @@ func (s *soak) count(what string, status int, err error, doubt bool) soakOutcome
 	return out
 }
 
-// outcomeIn says what an answer is worth. doubt: the client must expect to have lost its session.
+// outcomeIn is the outcome of an answer. doubt means that the client must expect to have lost its
+// session.
 func outcomeIn(status int, err error, doubt, inFault bool) soakOutcome {
 	switch {
 	case err == nil && status >= 200 && status < 300:
@@ -275,7 +276,8 @@ func (s *soak) step(p *person) (what string, status int, err error, doubt bool) 
 	switch {
 	case p.t.Refresh == "":
 		what = "sign-in"
-		status, body, err = s.server.call("POST", "/api/v1/auth/login", map[string]string{"username": p.name, "password": password})
+		status, body, err = s.server.call("POST", "/api/v1/auth/login",
+			map[string]string{"username": p.name, "password": password})
 		if err == nil && status == 200 {
 			p.t = tokens{}
 			err = json.Unmarshal(body, &p.t)
@@ -287,7 +289,8 @@ func (s *soak) step(p *person) (what string, status int, err error, doubt bool) 
 		p.t, p.used = tokens{}, 0
 	case p.used%10 == 3 || p.used%10 == 6 || p.used%10 == 9:
 		what = "refresh"
-		status, body, err = s.server.call("POST", "/api/v1/auth/refresh", map[string]string{"refresh_token": p.t.Refresh})
+		status, body, err = s.server.call("POST", "/api/v1/auth/refresh",
+			map[string]string{"refresh_token": p.t.Refresh})
 		if err == nil && status == 200 {
 			err = json.Unmarshal(body, &p.t)
 		}
@@ -299,7 +302,7 @@ func (s *soak) step(p *person) (what string, status int, err error, doubt bool) 
 		status, _, err = s.server.call("GET", "/api/v1/auth/me", nil, "Authorization", "Bearer "+p.t.Access)
 	}
 	if err != nil || status == 503 || s.inFault() && status >= 400 {
-		p.doubt = true // what it asked for may have been done
+		p.doubt = true // the request may have been carried out
 	}
 	if p.used++; status == 401 {
 		p.t, p.used = tokens{}, 0
@@ -307,7 +310,7 @@ func (s *soak) step(p *person) (what string, status int, err error, doubt bool) 
 	return what, status, err, doubt
 }
 
-// breakThings does each fault in its turn.
+// breakThings causes each fault in turn.
 func (s *soak) breakThings(ctx context.Context) error {
 	d := s.o.soak
 	away := min(time.Minute, d/20)
@@ -320,28 +323,28 @@ func (s *soak) breakThings(ctx context.Context) error {
 			if err := s.kafka.stop(); err != nil {
 				return err
 			}
-			rest(ctx, away)
+			retry.Sleep(ctx, away)
 			return s.kafka.start()
 		}},
 		{0.55, "Redis", func() error {
 			s.redis.kill()
-			rest(ctx, min(5*time.Second, away))
+			retry.Sleep(ctx, min(5*time.Second, away))
 			return s.redis.start()
 		}},
 		{0.65, "PostgreSQL", func() error {
 			if err := s.pg.stop("fast"); err != nil {
 				return err
 			}
-			rest(ctx, min(5*time.Second, away))
+			retry.Sleep(ctx, min(5*time.Second, away))
 			return s.pg.start()
 		}},
 		{0.73, "relay", func() error {
 			s.relay.kill()
-			rest(ctx, min(5*time.Second, away))
+			retry.Sleep(ctx, min(5*time.Second, away))
 			return s.relay.start(ctx)
 		}},
 	} {
-		if !rest(ctx, time.Duration(f.at*float64(d))-time.Since(s.began)) {
+		if !retry.Sleep(ctx, time.Duration(f.at*float64(d))-time.Since(s.began)) {
 			return nil
 		}
 		s.mu.Lock()
@@ -366,25 +369,17 @@ func (s *soak) breakThings(ctx context.Context) error {
 	return nil
 }
 
-// settle returns when serve answers and nothing waits, and a while more.
+// settle returns a while after serve answers and no event waits.
 func (s *soak) settle(ctx context.Context) bool {
 	for deadline := time.Now().Add(2 * time.Minute); ; {
 		waiting, err := s.backlog(ctx)
-		if _, ready := get(strings.TrimSuffix(s.serve.ready, "healthz") + "readyz"); err == nil && ready == nil && waiting < 1000 {
-			return rest(ctx, min(soakSettle, s.o.soak/40))
+		if _, ready := get(strings.TrimSuffix(s.serve.ready, "healthz") + "readyz"); err == nil && ready == nil &&
+			waiting < 1000 {
+			return retry.Sleep(ctx, min(soakSettle, s.o.soak/40))
 		}
-		if time.Now().After(deadline) || !rest(ctx, 200*time.Millisecond) {
+		if time.Now().After(deadline) || !retry.Sleep(ctx, 200*time.Millisecond) {
 			return false
 		}
-	}
-}
-
-func rest(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
 	}
 }
 
@@ -395,12 +390,11 @@ func (s *soak) backlog(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-// The series that are judged, and what of growth is not worth a word: pages of a table, a few
-// descriptors.
+// The judged series, and how much growth is negligible: pages of a table, a few descriptors.
 var soakSeries = []struct {
 	name, title, unit string
 	limit, some       float64
-	late              bool // flat only once what has ended is forgotten
+	late              bool // flat only once ended sessions are forgotten
 }{
 	{"memory serve", "memory", "MiB", 1.15, 8, false},
 	{"memory relay", "memory", "MiB", 1.15, 8, false},
@@ -422,12 +416,11 @@ func (s *soak) sample(ctx context.Context) {
 	if client, err := cache.Open(ctx, cache.Config{URL: config.Secret(s.redis.url)}, cache.Options{}); err == nil {
 		closeKeys = client.Close
 		keys = func(ctx context.Context) (float64, error) {
-			n, err := client.DBSize(ctx).Result()
-			return float64(n), err
+			return client.Do(ctx, "dbsize").Float64()
 		}
 	}
 	defer func() { _ = closeKeys() }()
-	for rest(ctx, every) {
+	for retry.Sleep(ctx, every) {
 		at := s.seconds()
 		add := func(name string, v float64) {
 			s.mu.Lock()
@@ -474,6 +467,21 @@ func (s *soak) windows() [][2]float64 {
 	return list
 }
 
+// ofOneProcess cuts a series to one process: a restarted relay is young, and what the former one
+// has accumulated is gone with it.
+func (s *soak) ofOneProcess(name string) [][2]float64 {
+	points := s.series[name]
+	if !strings.HasSuffix(name, " relay") {
+		return points
+	}
+	for _, f := range s.faults {
+		if f.name == "relay" {
+			points = slices.DeleteFunc(slices.Clone(points), func(p [2]float64) bool { return p[0] >= f.from })
+		}
+	}
+	return points
+}
+
 // judge adds the verdicts to the report, prints the series and draws them.
 func (s *soak) judge(r *report, rate float64) error {
 	total := s.o.soak.Seconds()
@@ -487,13 +495,14 @@ func (s *soak) judge(r *report, rate float64) error {
 		from := total / 10 // until caches and pools are warm
 		met := ""
 		if one.late {
-			// What has ended is kept for a while, and then so much goes as comes.
+			// Ended sessions are kept for a while; after that as many go as come.
 			if from = max(from, soakRetain.Seconds()); total-from < 2*soakRetain.Seconds() {
-				met = fmt.Sprintf("not judged: --for %s is too short, the first of it is kept for %s", s.o.soak, soakRetain)
+				met = fmt.Sprintf("not judged: --for %s is too short, since everything is kept for %s", s.o.soak,
+					soakRetain)
 				from = total / 10
 			}
 		}
-		sl := slopeOf(s.series[one.name], from, s.windows())
+		sl := slopeOf(s.ofOneProcess(one.name), from, s.windows())
 		if met == "" {
 			switch {
 			case sl.seen < 3:
@@ -512,11 +521,12 @@ func (s *soak) judge(r *report, rate float64) error {
 	}
 	fmt.Println()
 	const faults = 4
-	r.plain("faults that were over in time", strconv.Itoa(len(s.faults)), strconv.Itoa(faults), len(s.faults) == faults)
+	r.plain("faults that ended in time", strconv.Itoa(len(s.faults)), strconv.Itoa(faults), len(s.faults) == faults)
 	if len(s.faults) < faults {
 		bad++
 	}
-	for i, what := range []string{"requests done", "answered 503 or 429", "failed during a fault", "failed without one"} {
+	for i, what := range []string{"requests done", "answered 503 or 429", "failed during a fault",
+		"failed without one"} {
 		l := line{part: r.part, what: what, figure: grouped(int(s.counts[i].Load()))}
 		if soakOutcome(i) == soakFailed {
 			l.goal, l.met = "0", met(s.counts[i].Load() == 0)
@@ -526,7 +536,8 @@ func (s *soak) judge(r *report, rate float64) error {
 		}
 		r.lines = append(r.lines, l)
 	}
-	reasons := slices.SortedFunc(maps.Keys(s.wrongs), func(a, b string) int { return cmp.Compare(s.wrongs[b], s.wrongs[a]) })
+	reasons := slices.SortedFunc(maps.Keys(s.wrongs),
+		func(a, b string) int { return cmp.Compare(s.wrongs[b], s.wrongs[a]) })
 	for _, reason := range reasons[:min(10, len(reasons))] {
 		fmt.Printf("%6d × %s\n", s.wrongs[reason], reason)
 	}
@@ -536,7 +547,7 @@ func (s *soak) judge(r *report, rate float64) error {
 		}
 	}
 	if bad > 0 {
-		return fmt.Errorf("%d of the goals are missed", bad)
+		return fmt.Errorf("%d goals are missed", bad)
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
@@ -22,226 +21,217 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// benchTiming asks whether a refused sign-in tells what the account is: whether there is one,
-// whether it is disabled. It compares what is answered, and the time it takes: the chance that
-// an answer of one state takes longer than one of another. 0.5 is no difference; 0.47 to 0.53
-// is what 2,000 of each can tell from it.
+// benchTiming checks whether a refused sign-in tells whether the account exists or is disabled. It
+// compares the content of the answers, and their time: the chance that
+// an answer for one state takes longer than one for another. 0.5 is no difference; with 2,000 of each,
+// 0.47 to 0.53 cannot be distinguished from it.
 //
-// Three populations are asked. In the first, all passwords are hashed alike, and a quarter as
-// dear as prod mode allows at the least: differences of everything else stand out. In the second,
-// three schemes are mixed, as
-// after an import. In the third, attempts are refused before anything is compared.
+// It measures three populations. In the first, all passwords have the same hash, of a quarter of the
+// least cost in prod mode, so that other differences show. In the second, three schemes are mixed, as
+// after an import. In the third, attempts are refused before anything is compared. Then it does the
+// same for a forgotten password.
 func benchTiming(ctx context.Context, o options, r *report) error {
 	o.cost = timingCost
 	alike := func(int) string { return bcryptHash() }
-	for _, study := range []struct {
-		name   string
-		hash   func(i int) string
-		status int
-		env    []string
-	}{
-		{"one scheme", alike, 401, []string{"AUTH_THROTTLE_ENABLED=false"}},
-		{"mixed schemes", mixedHash, 401, []string{"AUTH_THROTTLE_ENABLED=false"}},
-		// With a failure at each account, more than one address may make, everything is closed to it
-		// but for one attempt in six seconds.
-		{"throttled", alike, fasthttp.StatusTooManyRequests, nil},
+	for _, st := range []study{
+		signInStudy("one scheme", alike), signInStudy("mixed schemes", mixedHash), throttledStudy(alike),
+		forgotStudy(o.pairs),
 	} {
-		if err := timingStudy(ctx, o, r, study.name, study.hash, study.status, study.env); err != nil {
-			return fmt.Errorf("%s: %w", study.name, err)
+		if err := st.run(ctx, o, r); err != nil {
+			return fmt.Errorf("%s: %w", st.name, err)
 		}
-	}
-	if err := forgotStudy(ctx, o, r); err != nil {
-		return fmt.Errorf("forgotten passwords: %w", err)
 	}
 	return nil
 }
 
-// forgotStudy asks the same of a request for a forgotten password: of an account with a verified
-// address, which gets a code, and of a name that nobody has. Each is asked for once, since a second
-// request within a minute does nothing.
-func forgotStudy(ctx context.Context, o options, r *report) (err error) {
-	states := []*state{{name: "existing"}, {name: "missing"}}
+// timingCost is the cost of bcrypt. The other work, such as reading a row or finding none, differs
+// by some microseconds; at cost 4 a quiet machine could show that.
+const timingCost = 8
+
+// study compares the answers about accounts of several states.
+type study struct {
+	name    string
+	states  []*state
+	users   string   // the accounts, as an import reads them
+	env     []string // of the server
+	status  int      // of the answers
+	prepare func(s *server) error
+	ask     func(s *server, st *state, i int) (reply, error) // sends the i-th request about a state
+}
+
+// state is a state of accounts, with the times of the answers about them.
+type state struct {
+	name  string
+	names []string
+	times []time.Duration
+}
+
+func (st *state) anyName() string { return st.names[mathrand.IntN(len(st.names))] }
+
+// signInStudy tries wrong passwords, at a new name each time where the account is missing.
+func signInStudy(name string, hash func(i int) string) study {
+	const accounts = 120 // in each state; a multiple of the kinds of hashes
+	st := study{
+		name: name, states: []*state{{name: "existing"}, {name: "missing"}, {name: "disabled"}},
+		env: []string{"AUTH_THROTTLE_ENABLED=false"}, status: fasthttp.StatusUnauthorized,
+		prepare: func(*server) error {
+			time.Sleep(time.Second) // until the server knows the kinds of hashes
+			return nil
+		},
+		ask: func(s *server, st *state, _ int) (reply, error) {
+			if st.name == "missing" {
+				return s.refused("bench-" + uuid.NewString())
+			}
+			return s.refused(st.anyName())
+		},
+	}
 	var file strings.Builder
-	hash := bcryptHash()
-	for range o.pairs {
-		for _, st := range states {
-			name := "bench-" + uuid.NewString()
-			st.names = append(st.names, name)
-			if st.name == "existing" {
-				fmt.Fprintf(&file, `{"username":%q,"password_hash":%q,"email":"%[1]s@example.com","email_verified":true}`+"\n", name, hash)
+	status := map[string]string{"existing": "active", "disabled": "disabled"}
+	for i := range accounts {
+		for _, of := range st.states {
+			username := "bench-" + uuid.NewString()
+			of.names = append(of.names, username)
+			if of.name != "missing" {
+				fmt.Fprintf(&file, `{"username":%q,"password_hash":%q,"status":%q}`+"\n", username, hash(i), status[of.name])
 			}
 		}
 	}
-	o.prepare = func(run func(stdin string, args ...string) error) error {
-		return run(file.String(), "user", "import", "-")
+	st.users = file.String()
+	return st
+}
+
+// throttledStudy tries wrong passwords at accounts that have one failure more than an address may have, so that
+// all but one attempt in six seconds are refused.
+func throttledStudy(hash func(i int) string) study {
+	st := signInStudy("throttled", hash)
+	st.env, st.status = nil, fasthttp.StatusTooManyRequests
+	st.prepare = func(s *server) error {
+		for _, of := range st.states {
+			for _, name := range of.names {
+				if _, err := s.refused(name); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
 	}
-	s, err := startServer(ctx, o, "AUTH_THROTTLE_ENABLED=false")
+	st.ask = func(s *server, st *state, _ int) (reply, error) {
+		for {
+			got, err := s.refused(st.anyName())
+			if err != nil || got.status != fasthttp.StatusUnauthorized {
+				return got, err
+			}
+		}
+	}
+	return st
+}
+
+// forgotStudy asks for a code: for an account with a verified address, which gets one, and for an
+// unknown name. Each name has one request, since a second one within a minute does nothing.
+func forgotStudy(pairs int) study {
+	st := study{
+		name: "forgotten passwords", states: []*state{{name: "existing"}, {name: "missing"}},
+		env: []string{"AUTH_THROTTLE_ENABLED=false"}, status: fasthttp.StatusAccepted,
+		prepare: func(*server) error { return nil },
+		ask: func(s *server, st *state, i int) (reply, error) {
+			return s.post("/api/v1/auth/password/forgot", map[string]string{"username": st.names[i]})
+		},
+	}
+	var file strings.Builder
+	hash := bcryptHash()
+	for range pairs {
+		for _, of := range st.states {
+			username := "bench-" + uuid.NewString()
+			of.names = append(of.names, username)
+			if of.name == "existing" {
+				fmt.Fprintf(&file, `{"username":%q,"password_hash":%q,"email":"%[1]s@example.com","email_verified":true}`+"\n", username, hash)
+			}
+		}
+	}
+	st.users = file.String()
+	return st
+}
+
+func (st study) run(ctx context.Context, o options, r *report) (err error) {
+	o.users = st.users
+	s, err := startServer(ctx, o, st.env...)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.stop()) }()
+	if err := st.prepare(s); err != nil {
+		return err
+	}
 	looks := make(map[string]bool)
 	for i := range o.pairs {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		for _, j := range mathrand.Perm(len(states)) { // interleaved: what else goes on meets both alike
-			took, status, look, err := s.post("/api/v1/auth/password/forgot", map[string]string{"username": states[j].names[i]})
+		for _, j := range mathrand.Perm(len(st.states)) { // interleaved, so that other work affects all alike
+			of := st.states[j]
+			got, err := st.ask(s, of, i)
 			if err != nil {
 				return err
 			}
-			if status != fasthttp.StatusAccepted {
-				return fmt.Errorf("%s: status %d", states[j].name, status)
+			if got.status != st.status {
+				return fmt.Errorf("%s: status %d, want %d", of.name, got.status, st.status)
 			}
-			states[j].times = append(states[j].times, took)
-			looks[challengeID.ReplaceAllString(look, "ID")] = true
+			of.times = append(of.times, got.took)
+			looks[got.look] = true
 		}
 	}
-	v := auc(states[1].times, states[0].times)
-	r.plain(fmt.Sprintf("forgotten passwords: AUC of missing against existing, %d pairs", o.pairs), fmt.Sprintf("%.3f", v), "0.47 to 0.53",
-		v >= 0.47 && v <= 0.53)
-	r.plain("forgotten passwords: median time of existing, missing", fmt.Sprintf("%s, %s", short(quantile(slices.Clone(states[0].times), 0.5)),
-		short(quantile(slices.Clone(states[1].times), 0.5))), "", true)
-	r.plain("forgotten passwords: different answers, but for what changes with each request", fmt.Sprint(len(looks)), "1", len(looks) == 1)
-	return nil
-}
-
-var challengeID = regexp.MustCompile(`"challenge_id":"[0-9a-f-]{36}"`)
-
-// timingCost is of bcrypt. What is not hashing differs by some millionths of a second, a row
-// that is read and one that is not; at cost 4 a quiet machine could show that.
-const timingCost = 8
-
-// state is what an account may be, and what was answered about it.
-type state struct {
-	name  string
-	names []string // of the accounts; for missing ones as many as there are attempts, or a few
-	times []time.Duration
-	looks map[string]int // of the answers: how often each was seen
-}
-
-func timingStudy(ctx context.Context, o options, r *report, study string, hash func(i int) string, status int,
-	env []string) (err error) {
-	const accounts = 120 // in each state; a multiple of the kinds of hashes
-	states := []*state{{name: "existing"}, {name: "missing"}, {name: "disabled"}}
-	var file strings.Builder
-	for i := range accounts {
-		for _, st := range states {
-			name := "bench-" + uuid.NewString()
-			st.names = append(st.names, name)
-			if st.name == "missing" {
-				continue
-			}
-			status := map[string]string{"existing": "active", "disabled": "disabled"}[st.name]
-			fmt.Fprintf(&file, `{"username":%q,"password_hash":%q,"status":%q}`+"\n", name, hash(i), status)
-		}
-	}
-	o.prepare = func(run func(stdin string, args ...string) error) error {
-		return run(file.String(), "user", "import", "-")
-	}
-	s, err := startServer(ctx, o, env...)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, s.stop()) }()
-	time.Sleep(time.Second) // until the server has looked at how passwords are hashed
-	if status == fasthttp.StatusTooManyRequests {
-		for _, st := range states {
-			for _, name := range st.names {
-				if _, _, _, err := s.refused(name); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	for _, st := range states {
-		st.looks = make(map[string]int)
-	}
-	for range o.pairs {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		for _, i := range mathrand.Perm(len(states)) { // interleaved: what else goes on meets all alike
-			st := states[i]
-			name := st.names[mathrand.IntN(len(st.names))]
-			if st.name == "missing" && status != fasthttp.StatusTooManyRequests {
-				name = "bench-" + uuid.NewString()
-			}
-			took, got, look, err := s.refused(name)
-			if err != nil {
-				return err
-			}
-			if got == fasthttp.StatusUnauthorized && status == fasthttp.StatusTooManyRequests {
-				continue
-			}
-			if got != status {
-				return fmt.Errorf("%s: status %d, want %d", st.name, got, status)
-			}
-			st.times = append(st.times, took)
-			st.looks[look]++
-		}
-	}
-	for i, a := range states {
-		for _, b := range states[i+1:] {
+	var names, medians []string
+	for i, a := range st.states {
+		for _, b := range st.states[i+1:] {
 			v := auc(b.times, a.times)
-			r.plain(fmt.Sprintf("%s: AUC of %s against %s, %d pairs", study, b.name, a.name, o.pairs), fmt.Sprintf("%.3f", v),
-				"0.47 to 0.53", v >= 0.47 && v <= 0.53)
+			r.plain(fmt.Sprintf("%s: AUC of %s against %s, %d pairs", st.name, b.name, a.name, o.pairs),
+				fmt.Sprintf("%.3f", v), "0.47 to 0.53", v >= 0.47 && v <= 0.53)
 		}
+		names = append(names, a.name)
+		medians = append(medians, short(quantile(slices.Clone(a.times), 0.5)))
 	}
-	r.plain(study+": median time of existing, missing, disabled", fmt.Sprintf("%s, %s, %s",
-		short(quantile(slices.Clone(states[0].times), 0.5)), short(quantile(slices.Clone(states[1].times), 0.5)),
-		short(quantile(slices.Clone(states[2].times), 0.5))), "", true)
-	looks := make(map[string]bool)
-	for _, st := range states {
-		for look := range st.looks {
-			looks[look] = true
-		}
-	}
-	r.plain(study+": different answers, but for what changes with each request", fmt.Sprint(len(looks)), "1",
+	r.plain(st.name+": median time of "+strings.Join(names, ", "), strings.Join(medians, ", "), "", true)
+	r.plain(st.name+": different answers, but for what changes with each request", fmt.Sprint(len(looks)), "1",
 		len(looks) == 1)
 	return nil
 }
 
+// reply is an answer. Its look is its status, headers and body, without the parts that differ with
+// each request.
+type reply struct {
+	took   time.Duration
+	status int
+	look   string
+}
+
 // refused tries a wrong password.
-func (s *server) refused(name string) (took time.Duration, status int, look string, err error) {
+func (s *server) refused(name string) (reply, error) {
 	return s.post("/api/v1/auth/login", map[string]string{"username": name, "password": "a wrong password"})
 }
 
-// post sends a request. The look of an answer is its status, its headers and its body without what
-// belongs to the one request.
-func (s *server) post(path string, in any) (took time.Duration, status int, look string, err error) {
-	req, res := fasthttp.AcquireRequest(), fasthttp.AcquireResponse()
-	defer fasthttp.ReleaseRequest(req)
-	defer fasthttp.ReleaseResponse(res)
-	req.Header.SetMethod(fasthttp.MethodPost)
-	req.SetRequestURI(s.base + path)
-	req.Header.SetContentType("application/json")
-	body, err := json.Marshal(in)
-	if err != nil {
-		return 0, 0, "", err
-	}
-	req.SetBody(body)
-	start := time.Now()
-	err = s.client.Do(req, res)
-	took = time.Since(start)
-	if err != nil {
-		return 0, 0, "", err
-	}
-	var lines []string
-	for key, value := range res.Header.All() {
-		line := string(key) + ": " + string(value)
-		switch string(key) {
-		case fasthttp.HeaderDate, "X-Request-Id", fasthttp.HeaderRetryAfter:
-			line = string(key)
+var challengeID = regexp.MustCompile(`"challenge_id":"[0-9a-f-]{36}"`)
+
+func (s *server) post(path string, in any) (got reply, err error) {
+	err = s.exchange(fasthttp.MethodPost, path, in, nil, func(res *fasthttp.Response, took time.Duration) {
+		var lines []string
+		for key, value := range res.Header.All() {
+			line := string(key) + ": " + string(value)
+			switch string(key) {
+			case fasthttp.HeaderDate, "X-Request-Id", fasthttp.HeaderRetryAfter:
+				line = string(key)
+			}
+			lines = append(lines, line)
 		}
-		lines = append(lines, line)
-	}
-	slices.Sort(lines)
-	shape := bytes.ReplaceAll(res.Body(), res.Header.Peek("X-Request-Id"), []byte("ID"))
-	return took, res.StatusCode(), fmt.Sprintf("%d\n%s\n\n%s", res.StatusCode(), strings.Join(lines, "\n"), shape), nil
+		slices.Sort(lines)
+		shape := bytes.ReplaceAll(res.Body(), res.Header.Peek("X-Request-Id"), []byte("ID"))
+		shape = challengeID.ReplaceAll(shape, []byte("ID"))
+		got = reply{took, res.StatusCode(),
+			fmt.Sprintf("%d\n%s\n\n%s", res.StatusCode(), strings.Join(lines, "\n"), shape)}
+	})
+	return got, err
 }
 
-// mixedHash is of one of three schemes in turn; which is which shows by its time.
+// mixedHash makes a hash of one of three schemes in turn, which differ in their time.
 func mixedHash(i int) string {
 	salt := make([]byte, 16)
 	_, _ = rand.Read(salt) // never fails

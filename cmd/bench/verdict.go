@@ -6,28 +6,28 @@ import (
 	"time"
 )
 
-// paired are latencies of one operation, measured in turns at two installations, by turn.
+// paired are latencies of one operation on two installations, measured in turns, by turn.
 type paired struct {
 	name          string
 	empty, loaded [][]time.Duration
-	less          [2]time.Duration // what both take of it that is not of interest: a hash; p50 and p99
+	less          [2]time.Duration // to subtract from p50 and p99, such as the time of a hash
 }
 
-// judged is what a pair of measurements says.
+// judged is the verdict on a pair of measurements.
 type judged struct {
 	what          string
 	empty, loaded time.Duration
 	ratio         float64
-	moved         float64 // the larger one of the empty installation's halves by the smaller one
+	moved         float64 // the ratio of the empty installation's halves, at least 1
 	met           string
 }
 
-// movedMost is how far the bound may move within a run before a ratio to it says nothing.
+// movedMost is how far the bound may move within a run before a ratio to it means nothing.
 const movedMost = 1.2
 
 // judge compares a quantile. The turns of the empty installation are the bound: when its first half and
 // its second differ by more than a fifth, the machine was not the same throughout.
-func (p paired) judge(q float64, limit float64) judged {
+func (p paired) judge(q float64) judged {
 	at := func(turns [][]time.Duration) time.Duration { return quantile(slices.Concat(turns...), q) }
 	less := p.less[0]
 	if q > 0.5 {
@@ -39,11 +39,11 @@ func (p paired) judge(q float64, limit float64) judged {
 		what: fmt.Sprintf("%s p%.0f", p.name, 100*q), empty: at(p.empty) - less, loaded: at(p.loaded) - less,
 		moved: apart(float64(first), float64(second)),
 	}
-	j.ratio, j.met = verdict(float64(j.loaded), float64(j.empty), j.moved, limit)
+	j.ratio, j.met = verdict(float64(j.loaded), float64(j.empty), j.moved, growthLimit)
 	return j
 }
 
-// apart is how many times the larger one of two figures is as large as the smaller one.
+// apart is the ratio of the larger of two figures to the smaller one.
 func apart(a, b float64) float64 {
 	if a <= 0 || b <= 0 {
 		return 1e9
@@ -68,19 +68,20 @@ func verdict(figure, bound, moved, limit float64) (ratio float64, met string) {
 	return ratio, "MISSED"
 }
 
-// slope judges a series by the means of its first and last third, without what lies in windows. A
-// series that falls is flat.
+// slope judges a series by the means of its first and last third, without the points in windows. A
+// falling series counts as flat.
 type slope struct {
 	first, last float64
 	ratio       float64
-	seen        int // points in the third that has fewer
+	seen        int // points in the third with fewer
 }
 
 // slopeOf returns the slope of the points after from.
 func slopeOf(points [][2]float64, from float64, windows [][2]float64) slope {
 	var kept [][2]float64
 	for _, p := range points {
-		if p[0] >= from && !slices.ContainsFunc(windows, func(w [2]float64) bool { return p[0] >= w[0] && p[0] <= w[1] }) {
+		if p[0] >= from &&
+			!slices.ContainsFunc(windows, func(w [2]float64) bool { return p[0] >= w[0] && p[0] <= w[1] }) {
 			kept = append(kept, p)
 		}
 	}
@@ -114,8 +115,8 @@ func slopeOf(points [][2]float64, from float64, windows [][2]float64) slope {
 	return s
 }
 
-// flat reports whether the last third is at most limit times the first, or above it by no more than
-// some absolute amount that is not worth a word. What was hardly seen in a third is not.
+// flat reports whether the last third is at most limit times the first, or exceeds it by no more
+// than a negligible absolute amount. A series with too few points in a third is not flat.
 func (s slope) flat(limit, some float64) bool {
 	return s.seen >= 3 && (s.ratio <= limit || s.last-s.first <= some)
 }

@@ -1,5 +1,5 @@
-// Package helm tests the chart beside it with Helm's own library, the types of Kubernetes, and the
-// settings that the binary has.
+// Package helm tests the chart with Helm's own library, the types of Kubernetes, and the settings of the
+// binary.
 package helm
 
 import (
@@ -39,10 +39,11 @@ import (
 	core "k8s.io/api/core/v1"
 	networking "k8s.io/api/networking/v1"
 	policy "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"sigs.k8s.io/yaml"
 )
 
-// manifests are what the chart renders, by kind and name.
+// manifests are the rendered objects, by kind and name.
 type manifests map[string]any
 
 var profiles = []string{"small", "standard", "large"}
@@ -62,13 +63,15 @@ func values(t *testing.T, profile string) map[string]any {
 	return v
 }
 
-// render does what helm install does before it asks the cluster.
-func render(v map[string]any) (map[string]string, error) {
+// render does what helm install does before it contacts the cluster.
+func render(v map[string]any) (map[string]string, error) { return renderAs("identity", v) }
+
+func renderAs(name string, v map[string]any) (map[string]string, error) {
 	c, err := load()
 	if err != nil {
 		return nil, err
 	}
-	release := chartutil.ReleaseOptions{Name: "identity", Namespace: "identity", IsInstall: true}
+	release := chartutil.ReleaseOptions{Name: name, Namespace: "identity", IsInstall: true}
 	all, err := chartutil.ToRenderValues(c, v, release, chartutil.DefaultCapabilities)
 	if err != nil {
 		return nil, err
@@ -90,7 +93,8 @@ var empty = map[string]func() any{
 
 var separator = regexp.MustCompile(`(?m)^---\s*$`)
 
-// renderProfile decodes strictly: a field that Kubernetes does not know, or knows twice, is an error.
+// renderProfile decodes strictly: a field that Kubernetes does not know, or that occurs twice, is
+// an error.
 func renderProfile(t *testing.T, profile string, change ...func(map[string]any)) manifests {
 	t.Helper()
 	v := values(t, profile)
@@ -120,7 +124,7 @@ func renderProfile(t *testing.T, profile string, change ...func(map[string]any))
 			}
 			make, known := empty[what.APIVersion+" "+what.Kind]
 			if !known {
-				t.Fatalf("%s, %s: nobody checks %s %s", profile, name, what.APIVersion, what.Kind)
+				t.Fatalf("%s, %s: no test knows %s %s", profile, name, what.APIVersion, what.Kind)
 			}
 			object := make()
 			if err := yaml.UnmarshalStrict([]byte(document), object); err != nil {
@@ -128,7 +132,7 @@ func renderProfile(t *testing.T, profile string, change ...func(map[string]any))
 			}
 			key := what.Kind + " " + strings.TrimPrefix(what.Metadata.Name, "identity-authctl")
 			if list[key] != nil {
-				t.Errorf("%s: %s is there twice", profile, key)
+				t.Errorf("%s: %s occurs twice", profile, key)
 			}
 			list[key] = object
 		}
@@ -145,7 +149,7 @@ func get[T any](t *testing.T, m manifests, key string) T {
 	return *object
 }
 
-// pods are the templates of the pods, by the name of what makes them.
+// pods returns the pod templates, by the name of their owner.
 func (m manifests) pods() map[string]core.PodTemplateSpec {
 	list := map[string]core.PodTemplateSpec{}
 	for key, object := range m {
@@ -168,7 +172,7 @@ func TestHelmFindsNothingToSay(t *testing.T) {
 	for _, profile := range profiles {
 		linter := lint.All("authctl", values(t, profile), "identity", true)
 		for _, message := range linter.Messages {
-			// Only a chart in a gallery needs a picture.
+			// Only charts in a gallery need an icon.
 			if message.Severity > support.InfoSev || !strings.Contains(message.Error(), "icon is recommended") {
 				t.Errorf("%s: %s", profile, message)
 			}
@@ -205,7 +209,7 @@ func TestPodsAreConfined(t *testing.T) {
 				t.Errorf("%s, %s: it has a token for the API server", profile, name)
 			}
 			if yes := spec.EnableServiceLinks; yes == nil || *yes {
-				t.Errorf("%s, %s: other services set its variables", profile, name)
+				t.Errorf("%s, %s: enableServiceLinks is on", profile, name)
 			}
 			if s := spec.SecurityContext; s == nil || s.RunAsNonRoot == nil || !*s.RunAsNonRoot || *s.RunAsUser == 0 ||
 				s.SeccompProfile.Type != core.SeccompProfileTypeRuntimeDefault {
@@ -214,7 +218,8 @@ func TestPodsAreConfined(t *testing.T) {
 			for _, c := range containers(pod) {
 				s := c.SecurityContext
 				if s == nil || !*s.ReadOnlyRootFilesystem || *s.AllowPrivilegeEscalation ||
-					!slices.Equal(s.Capabilities.Drop, []core.Capability{"ALL"}) || s.Capabilities.Add != nil || s.Privileged != nil {
+					!slices.Equal(s.Capabilities.Drop, []core.Capability{"ALL"}) || s.Capabilities.Add != nil ||
+					s.Privileged != nil {
 					t.Errorf("%s, %s: the security context of %s is %+v", profile, name, c.Name, s)
 				}
 				if c.Resources.Limits.Memory().IsZero() || c.Resources.Requests.Cpu().IsZero() {
@@ -225,7 +230,22 @@ func TestPodsAreConfined(t *testing.T) {
 	}
 }
 
-// Each selector must find exactly the pods that it is for.
+// OpenShift gives each namespace a range of users, and refuses a pod that names another one.
+func TestTheClusterMayChooseTheUser(t *testing.T) {
+	t.Parallel()
+	for _, profile := range profiles {
+		m := renderProfile(t, profile, func(v map[string]any) { v["user"] = nil })
+		for name, pod := range m.pods() {
+			s := pod.Spec.SecurityContext
+			if s.RunAsUser != nil || s.RunAsGroup != nil || s.FSGroup != nil || s.RunAsNonRoot == nil ||
+				!*s.RunAsNonRoot {
+				t.Errorf("%s, %s: the security context is %+v", profile, name, s)
+			}
+		}
+	}
+}
+
+// Each selector must match exactly the intended pods.
 func TestSelectorsFindTheirPods(t *testing.T) {
 	t.Parallel()
 	for _, profile := range profiles {
@@ -257,7 +277,10 @@ func TestSelectorsFindTheirPods(t *testing.T) {
 			case *policy.PodDisruptionBudget:
 				labels = o.Spec.Selector.MatchLabels
 				if o.Spec.MaxUnavailable == nil || o.Spec.MinAvailable != nil {
-					t.Errorf("%s: %s forbids nothing, or blocks the only pod", profile, key)
+					t.Errorf("%s: %s must set maxUnavailable alone", profile, key)
+				}
+				if p := o.Spec.UnhealthyPodEvictionPolicy; p == nil || *p != policy.AlwaysAllow {
+					t.Errorf("%s: %s blocks a node whose pods are not ready", profile, key)
 				}
 			case *networking.NetworkPolicy:
 				labels = o.Spec.PodSelector.MatchLabels
@@ -276,7 +299,7 @@ func TestSelectorsFindTheirPods(t *testing.T) {
 	}
 }
 
-// variables are what the container sets, the files of secrets among them.
+// variables are the ones that the container sets, including files of secrets.
 func variables(c core.Container) map[string]string {
 	list := map[string]string{}
 	for _, v := range c.Env {
@@ -285,7 +308,8 @@ func variables(c core.Container) map[string]string {
 	return list
 }
 
-// environmentNames are the variables of the settings, from the page that a test compares with them.
+// environmentNames are the variables of the settings, from the page that another test compares with
+// them.
 func environmentNames(t *testing.T) map[string]bool {
 	t.Helper()
 	page, err := os.ReadFile("../../docs/configuration.md")
@@ -319,7 +343,8 @@ func TestTheChartSetsOnlyWhatCanBeSet(t *testing.T) {
 					if !known[v.Name] && !strings.HasPrefix(v.Name, "OTEL_") {
 						t.Errorf("%s, %s: %s sets %s, which is no setting", profile, name, c.Name, v.Name)
 					}
-					if strings.Contains(v.Name, "PASSWORD") && !strings.HasSuffix(v.Name, "_FILE") && !strings.HasPrefix(v.Name, "AUTH_PASSWORD_") {
+					if strings.Contains(v.Name, "PASSWORD") && !strings.HasSuffix(v.Name, "_FILE") &&
+						!strings.HasPrefix(v.Name, "AUTH_PASSWORD_") {
 						t.Errorf("%s, %s: %s is written out", profile, name, v.Name)
 					}
 				}
@@ -343,7 +368,7 @@ var build = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
-	log.SetOutput(io.Discard) // Helm remarks that the chart has a link to the alerts
+	log.SetOutput(io.Discard) // Helm remarks that the link to the alerts leads out of the chart
 	code := m.Run()
 	if file, err := build(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(file))
@@ -351,8 +376,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// The binary itself reads what each container is given, in prod mode, with nothing left out but what
-// is on a volume.
+// The binary itself reads the environment and arguments of each container in prod mode. Files on
+// volumes are left out.
 func TestTheBinaryTakesTheSettings(t *testing.T) {
 	t.Parallel()
 	binary, err := build()
@@ -375,7 +400,8 @@ func TestTheBinaryTakesTheSettings(t *testing.T) {
 					}
 					if path, secret := strings.CutPrefix(value, "/run/secrets/authctl/"); secret {
 						value = filepath.Join(dir, path)
-						text := map[string]string{"database.url": "postgres://u:p@db.svc/authctl", "redis.url": "rediss://:p@redis.svc:6380"}[path]
+						text := map[string]string{"database.url": "postgres://u:p@db.svc/authctl",
+							"redis.url": "rediss://:p@redis.svc:6380"}[path]
 						if text == "" {
 							text = strings.Repeat("0123456789abcdef", 3)
 						}
@@ -386,7 +412,7 @@ func TestTheBinaryTakesTheSettings(t *testing.T) {
 					env = append(env, key+"="+value)
 				}
 				cmd := exec.CommandContext(t.Context(), binary, "config", "check")
-				switch { // config check asks for what only serve needs
+				switch { // config check also requires what only serve needs
 				case strings.HasSuffix(name, "relay"):
 					env = append(env, "REDIS_ALLOW_PLAINTEXT=true")
 				case !strings.HasSuffix(name, "serve"):
@@ -397,7 +423,7 @@ func TestTheBinaryTakesTheSettings(t *testing.T) {
 				if err != nil || !bytes.HasPrefix(out, []byte("the settings are fine")) {
 					t.Errorf("%s, %s, %s: %v\n%s", profile, name, c.Name, err, out)
 				}
-				// And it is a command of the binary.
+				// The command must exist too.
 				help := exec.CommandContext(t.Context(), binary, append(slices.Clone(c.Args), "--help")...)
 				if out, err := help.CombinedOutput(); err != nil {
 					t.Errorf("%s, %s: %q: %v\n%s", profile, name, c.Args, err, out)
@@ -407,7 +433,7 @@ func TestTheBinaryTakesTheSettings(t *testing.T) {
 	}
 }
 
-// makeCertificate makes tls.crt and tls.key, and an authority ca.crt, in a folder.
+// makeCertificate writes tls.crt, tls.key and an authority ca.crt into a folder.
 func makeCertificate(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -468,21 +494,21 @@ func TestEachRoleHasItsOwnSecrets(t *testing.T) {
 			slices.Sort(files)
 			_, component, _ := strings.Cut(name, "-")
 			if !slices.Equal(files, want) || env["DB_POSTGRES_USER"] != "authctl_"+component {
-				t.Errorf("%s, %s: it is %s with %q, want %q", name, c.Name, env["DB_POSTGRES_USER"], files, want)
+				t.Errorf("%s, %s: role %s with %q, want %q", name, c.Name, env["DB_POSTGRES_USER"], files, want)
 			}
 		}
 	}
 	if relay := variables(containers(m.pods()["Deployment -serve"])[0])["OUTBOX_RELAY"]; relay != "off" {
-		t.Errorf("serve relays (%q) although there are relays", relay)
+		t.Errorf("serve relays (%q) although relays exist", relay)
 	}
 	inline := renderProfile(t, "standard", func(v map[string]any) { v["relay"].(map[string]any)["enabled"] = false })
 	if relay := variables(containers(inline.pods()["Deployment -serve"])[0])["OUTBOX_RELAY"]; relay != "inline" {
-		t.Errorf("nobody relays: %q", relay)
+		t.Errorf("nothing relays: %q", relay)
 	}
 }
 
-// Relays open the secrets of webhooks and the codes in mails with the secret of serve, and with those that
-// it replaces, unless they are given another one.
+// Relays open the secrets of webhooks and the codes in mails with serve's secret and its
+// predecessors, unless they have a secret of their own.
 func TestRelaysHaveTheSigningSecret(t *testing.T) {
 	t.Parallel()
 	from := func(m manifests) map[string]string {
@@ -499,23 +525,25 @@ func TestRelaysHaveTheSigningSecret(t *testing.T) {
 	}
 	large := from(renderProfile(t, "large"))
 	if large["auth.token.secret"] != "authctl/secret" || large["auth.token.previous_secrets"] != "authctl/previous" {
-		t.Errorf("relays have %v", large)
+		t.Errorf("relays get %v", large)
 	}
 	own := from(renderProfile(t, "large", func(v map[string]any) {
-		v["relay"].(map[string]any)["secrets"].(map[string]any)["auth.token.secret"] = map[string]any{"name": "own", "key": "secret"}
+		v["relay"].(map[string]any)["secrets"].(map[string]any)["auth.token.secret"] = map[string]any{"name": "own",
+			"key": "secret"}
 	}))
 	if own["auth.token.secret"] != "own/secret" || own["database.url"] != large["database.url"] {
-		t.Errorf("relays with a secret of their own have %v", own)
+		t.Errorf("relays with a secret of their own get %v", own)
 	}
 	mails := get[networking.NetworkPolicy](t, renderProfile(t, "standard", func(v map[string]any) {
-		v["relay"].(map[string]any)["secrets"].(map[string]any)["mail.url"] = map[string]any{"name": "mail", "key": "url"}
+		v["relay"].(map[string]any)["secrets"].(map[string]any)["mail.url"] = map[string]any{"name": "mail",
+			"key": "url"}
 	}), "NetworkPolicy -relay")
 	var ports []int32
 	for _, p := range mails.Spec.Egress[1].Ports {
 		ports = append(ports, p.Port.IntVal)
 	}
 	if !slices.Contains(ports, 443) || !slices.Contains(ports, 465) || !slices.Contains(ports, 587) {
-		t.Errorf("relays that send mails may reach %v", ports)
+		t.Errorf("relays that send mails can reach %v", ports)
 	}
 }
 
@@ -523,11 +551,12 @@ func TestTheSchemaComesBeforeTheServers(t *testing.T) {
 	t.Parallel()
 	for _, profile := range profiles {
 		job := get[batch.Job](t, renderProfile(t, profile), "Job -migrate")
-		if job.Annotations["helm.sh/hook"] != "pre-install,pre-upgrade" || job.Spec.Template.Spec.RestartPolicy != core.RestartPolicyNever {
+		if job.Annotations["helm.sh/hook"] != "pre-install,pre-upgrade" ||
+			job.Spec.Template.Spec.RestartPolicy != core.RestartPolicyNever {
 			t.Errorf("%s: %v", profile, job.Annotations)
 		}
 		var commands []string
-		for _, c := range containers(job.Spec.Template) { // one after another: all but the last are init containers
+		for _, c := range containers(job.Spec.Template) { // in order: all but the last are init containers
 			commands = append(commands, strings.Join(c.Args, " "))
 		}
 		want := []string{"migrate up", "migrate grants"}
@@ -539,6 +568,9 @@ func TestTheSchemaComesBeforeTheServers(t *testing.T) {
 		}
 	}
 }
+
+// answers is how many seconds a relay may wait for answers to what it has sent.
+const answers = 130
 
 func TestStoppingLosesNoRequest(t *testing.T) {
 	t.Parallel()
@@ -560,11 +592,21 @@ func TestStoppingLosesNoRequest(t *testing.T) {
 			}
 		}
 		if grace := time.Duration(*serve.Spec.Template.Spec.TerminationGracePeriodSeconds) * time.Second; grace <= drain+shutdown+time.Second {
-			t.Errorf("%s: killed after %s, and may need %s", profile, grace, drain+shutdown)
+			t.Errorf("%s: the pod is killed after %s, but may need %s", profile, grace, drain+shutdown)
+		}
+		relay := get[apps.Deployment](t, renderProfile(t, profile), "Deployment -relay")
+		if grace := *relay.Spec.Template.Spec.TerminationGracePeriodSeconds; grace < answers {
+			t.Errorf("%s: a relay is killed after %d s, but its answers may take %d s", profile, grace, answers)
 		}
 		if (serve.Spec.Replicas == nil) != (profile == "large") {
 			t.Errorf("%s: the Deployment and the autoscaler disagree about replicas", profile)
 		}
+	}
+	inline := get[apps.Deployment](t, renderProfile(t, "standard", func(v map[string]any) {
+		v["relay"].(map[string]any)["enabled"] = false
+	}), "Deployment -serve")
+	if grace := *inline.Spec.Template.Spec.TerminationGracePeriodSeconds; grace < 20+answers {
+		t.Errorf("a serve that relays is killed after only %d s", grace)
 	}
 	// Durations as people write them.
 	for drain, want := range map[string]int64{"0s": 25, "1m30s": 115, "500ms": 26, "1h0.5m": 3655, "2m0s": 145} {
@@ -601,15 +643,18 @@ func TestProbesFollowTheSettings(t *testing.T) {
 				t.Errorf("%s, %s: the operator listener is at %s, want %s", profile, name, addr, wantAddr)
 			}
 			if name == "relay" {
-				asks := c.ReadinessProbe.Exec != nil && slices.Equal(c.ReadinessProbe.Exec.Command, []string{"/usr/local/bin/authctl", "health"})
-				if asks != (want.operator == 0) || want.operator != 0 && c.ReadinessProbe.HTTPGet.Port.StrVal != "operator" {
+				asks := c.ReadinessProbe.Exec != nil &&
+					slices.Equal(c.ReadinessProbe.Exec.Command, []string{"/usr/local/bin/authctl", "health"})
+				if asks != (want.operator == 0) || want.operator != 0 &&
+					c.ReadinessProbe.HTTPGet.Port.StrVal != "operator" {
 					t.Errorf("%s: the readiness of relay is %+v", profile, c.ReadinessProbe.ProbeHandler)
 				}
 				continue
 			}
 			for path, probe := range map[string]*core.Probe{"/readyz": c.ReadinessProbe, "/healthz": c.LivenessProbe} {
 				if get := probe.HTTPGet; get.Path != path || get.Port.StrVal != "http" || get.Scheme != want.scheme {
-					t.Errorf("%s: a probe asks %s %s of %s, want %s %s", profile, get.Scheme, get.Path, get.Port.StrVal, want.scheme, path)
+					t.Errorf("%s: a probe asks %s %s of %s, want %s %s", profile, get.Scheme, get.Path,
+						get.Port.StrVal, want.scheme, path)
 				}
 			}
 		}
@@ -619,7 +664,10 @@ func TestProbesFollowTheSettings(t *testing.T) {
 func TestNetworkPoliciesOpenWhatIsNeeded(t *testing.T) {
 	t.Parallel()
 	m := renderProfile(t, "standard")
-	for name, want := range map[string][]int32{"serve": {53, 53, 5432, 6379}, "relay": {53, 53, 5432, 9093, 443}, "migrate": {53, 53, 5432}} {
+	for name, want := range map[string][]int32{
+		"serve": {53, 53, 5353, 5353, 5432, 6379}, "relay": {53, 53, 5353, 5353, 5432, 9093, 443},
+		"migrate": {53, 53, 5353, 5353, 5432},
+	} {
 		p := get[networking.NetworkPolicy](t, m, "NetworkPolicy -"+name)
 		var ports []int32
 		for _, rule := range p.Spec.Egress {
@@ -635,7 +683,7 @@ func TestNetworkPoliciesOpenWhatIsNeeded(t *testing.T) {
 		}
 		for _, rule := range p.Spec.Ingress {
 			if rule.Ports[0].Port.StrVal == "operator" && len(rule.From) == 0 {
-				t.Errorf("%s: everybody may call the operator listener", name)
+				t.Errorf("%s: any pod may call the operator listener", name)
 			}
 		}
 		if opens := map[string]int{"serve": 2, "relay": 1, "migrate": 0}[name]; len(p.Spec.Ingress) != opens {
@@ -667,14 +715,16 @@ func TestPrometheusHasTheAlertsOfTheRepository(t *testing.T) {
 		}
 	}
 	endpoint := monitor.Endpoints[0]
-	if endpoint.Port != service.Spec.Ports[0].Name || endpoint.RelabelConfigs[0].TargetLabel != "job" || *endpoint.RelabelConfigs[0].Replacement != "authctl" {
-		t.Errorf("Prometheus asks %+v", endpoint)
+	if endpoint.Port != service.Spec.Ports[0].Name || endpoint.RelabelConfigs[0].TargetLabel != "job" ||
+		*endpoint.RelabelConfigs[0].Replacement != "authctl" {
+		t.Errorf("Prometheus scrapes %+v", endpoint)
 	}
 }
 
 func TestTheAutoscalerFollowsTheHashing(t *testing.T) {
 	t.Parallel()
-	scaler := get[autoscaling.HorizontalPodAutoscaler](t, renderProfile(t, "large"), "HorizontalPodAutoscaler -serve").Spec
+	scaler := get[autoscaling.HorizontalPodAutoscaler](t, renderProfile(t, "large"),
+		"HorizontalPodAutoscaler -serve").Spec
 	metric := scaler.Metrics[0].Pods
 	if scaler.ScaleTargetRef.Name != "identity-authctl-serve" || metric.Metric.Name != "authctl_waiting_sign_ins" ||
 		metric.Target.AverageValue.Value() != 4 || *scaler.MinReplicas != 6 || scaler.MaxReplicas != 60 {
@@ -682,11 +732,90 @@ func TestTheAutoscalerFollowsTheHashing(t *testing.T) {
 	}
 }
 
-// What a release packs is the whole chart, the alerts behind the link among it, with its version.
+// The chart's names are valid in a cluster for every release name that Helm allows.
+func TestEveryReleaseNameMakesNamesThatAClusterTakes(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("a1-", 17) + "zz" // 53 characters, the longest that Helm allows
+	for release, want := range map[string]string{
+		"identity": "identity-authctl", "authctl": "authctl", "my.authctl.eu": "my-authctl-eu",
+		"team.identity": "team-identity-authctl",
+		"2nd":           "authctl-2nd", "2.authctl": "authctl-2-authctl", long: strings.TrimSuffix(long[:50], "-"),
+	} {
+		if err := chartutil.ValidateReleaseName(release); err != nil {
+			t.Fatalf("%s: %v", release, err)
+		}
+		files, err := renderAs(release, values(t, "large"))
+		if err != nil {
+			t.Fatalf("%s: %v", release, err)
+		}
+		names := 0
+		for file, text := range files {
+			for _, document := range separator.Split(text, -1) {
+				var object struct {
+					Kind     string
+					Metadata struct {
+						Name   string
+						Labels map[string]string
+					}
+				}
+				if filepath.Ext(file) != ".yaml" || yaml.Unmarshal([]byte(document), &object) != nil ||
+					object.Kind == "" {
+					continue
+				}
+				names++
+				name := object.Metadata.Name
+				if found := validation.IsDNS1035Label(name); len(found) > 0 || !strings.HasPrefix(name, want) {
+					t.Errorf("%s: the %s %s: %v", release, object.Kind, name, found)
+				}
+				for key, value := range object.Metadata.Labels {
+					if found := validation.IsValidLabelValue(value); len(found) > 0 {
+						t.Errorf("%s: the label %s of the %s: %v", release, key, object.Kind, found)
+					}
+				}
+			}
+		}
+		if names < 9 {
+			t.Errorf("%s: %d objects", release, names)
+		}
+	}
+}
+
+// An upgrade must not change a Deployment's selector, nor the labels that it selects.
+func TestSelectorsDoNotDependOnTheVersion(t *testing.T) {
+	t.Parallel()
+	selectors := func(change ...func(map[string]any)) (all []map[string]string) {
+		m := renderProfile(t, "standard", change...)
+		for _, name := range []string{"serve", "relay"} {
+			all = append(all, get[apps.Deployment](t, m, "Deployment -"+name).Spec.Selector.MatchLabels)
+		}
+		return all
+	}
+	changed := selectors(func(v map[string]any) {
+		v["image"] = map[string]any{"tag": "9.9.9"}
+		v["podLabels"] = map[string]any{"team": "identity"}
+		v["operator"] = map[string]any{"port": 9191}
+	})
+	if before := selectors(); !reflect.DeepEqual(before, changed) || len(before[0]) != 3 {
+		t.Errorf("%v became %v", before, changed)
+	}
+	c, err := load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for key, value := range selectors()[0] {
+		if strings.Contains(value, c.Metadata.Version) {
+			t.Errorf("the selector %s has the version", key)
+		}
+	}
+}
+
+// A release packs the whole chart with its version, including the alerts, which are a link in the
+// repository.
 func TestTheReleasePacksTheChart(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "chart.tgz")
-	if out, err := exec.CommandContext(t.Context(), "go", "run", "./package", "1.2.3", file).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(t.Context(), "go", "run", "./package", "1.2.3",
+		file).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	packed, err := loader.Load(file)
@@ -709,7 +838,7 @@ func TestTheReleasePacksTheChart(t *testing.T) {
 	}
 }
 
-// What cannot work is refused before anything is installed, in words that say what to do.
+// Values that cannot work are refused before the installation, with a message that says what to do.
 func TestMistakesAreRefused(t *testing.T) {
 	t.Parallel()
 	at := func(v map[string]any, path ...string) map[string]any {
@@ -722,33 +851,54 @@ func TestMistakesAreRefused(t *testing.T) {
 		return v
 	}
 	for want, change := range map[string]func(map[string]any){
-		"app/drain_dealy":                    func(v map[string]any) { at(v, "settings", "app")["drain_dealy"] = "5s" },
-		"settings/auth/password/bcrypt_cost": func(v map[string]any) { at(v, "settings", "auth", "password")["bcrypt_cost"] = 40 },
-		"settings/app/data_dir":              func(v map[string]any) { at(v, "settings", "app")["data_dir"] = "/x" },
-		"settings/redis/url":                 func(v map[string]any) { at(v, "settings", "redis")["url"] = "redis://x" },
+		"app/drain_dealy": func(v map[string]any) { at(v, "settings", "app")["drain_dealy"] = "5s" },
+		"settings/auth/password/bcrypt_cost": func(v map[string]any) {
+			at(v, "settings", "auth", "password")["bcrypt_cost"] = 40
+		},
+		"settings/app/data_dir": func(v map[string]any) { at(v, "settings", "app")["data_dir"] = "/x" },
+		"settings/redis/url": func(v map[string]any) {
+			at(v, "settings", "redis")["url"] = "redis://x"
+		},
 		"serve/secrets/auth.token.sercet": func(v map[string]any) {
 			at(v, "serve", "secrets")["auth.token.sercet"] = map[string]any{"name": "a", "key": "b"}
 		},
-		"serve/secrets/auth.token.secret": func(v map[string]any) { at(v, "serve", "secrets")["auth.token.secret"] = "written out" },
-		"/env/0/name":                     func(v map[string]any) { v["env"] = []any{map[string]any{"name": "APP_PORT", "value": "1"}} },
-		"replica":                         func(v map[string]any) { at(v, "serve")["replica"] = 3 },
-		"serve has no signing secret":     func(v map[string]any) { delete(at(v, "serve", "secrets"), "auth.token.secret") },
-		"serve has no database":           func(v map[string]any) { delete(at(v, "settings"), "db") },
-		"set settings.auth.token.issuer":  func(v map[string]any) { delete(at(v, "settings"), "auth") },
-		"would cut off requests":          func(v map[string]any) { at(v, "settings", "app")["shutdown_timeout"] = "14s" },
-		"would be lost with its pod":      func(v map[string]any) { delete(at(v, "settings"), "kafka") },
+		"serve/secrets/auth.token.secret": func(v map[string]any) {
+			at(v, "serve", "secrets")["auth.token.secret"] = "written out"
+		},
+		"/env/0/name": func(v map[string]any) {
+			v["env"] = []any{map[string]any{"name": "APP_PORT", "value": "1"}}
+		},
+		"replica": func(v map[string]any) { at(v, "serve")["replica"] = 3 },
+		"serve has no signing secret": func(v map[string]any) {
+			delete(at(v, "serve", "secrets"), "auth.token.secret")
+		},
+		"serve has no database":          func(v map[string]any) { delete(at(v, "settings"), "db") },
+		"set settings.auth.token.issuer": func(v map[string]any) { delete(at(v, "settings"), "auth") },
+		"would cut off requests": func(v map[string]any) {
+			at(v, "settings", "app")["shutdown_timeout"] = "14s"
+		},
+		"would be lost with its pod": func(v map[string]any) { delete(at(v, "settings"), "kafka") },
 		"set relay.replicas to 1": func(v map[string]any) {
 			delete(at(v, "settings"), "kafka")
 			at(v, "relay")["existingClaim"] = "x"
 		},
-		"operator.serviceMonitor needs operator.exposed": func(v map[string]any) { at(v, "operator")["exposed"] = false },
+		"app.port and operator.port are both 9090": func(v map[string]any) { at(v, "settings", "app")["port"] = 9090 },
+		"podLabels has app.kubernetes.io/component": func(v map[string]any) {
+			at(v, "podLabels")["app.kubernetes.io/component"] = "x"
+		},
+		"minReplicas is above maxReplicas": func(v map[string]any) {
+			at(v, "serve")["autoscaling"] = map[string]any{"enabled": true, "minReplicas": 11}
+		},
+		"operator.serviceMonitor needs operator.exposed": func(v map[string]any) {
+			at(v, "operator")["exposed"] = false
+		},
 	} {
 		v := values(t, "standard")
 		change(v)
 		_, err := render(v)
 		place := strings.ReplaceAll(want, "/", ".*")
 		if err == nil || !regexp.MustCompile(`(?s)`+place).MatchString(err.Error()) {
-			t.Errorf("want words about %s: %v", want, err)
+			t.Errorf("want a message about %s: %v", want, err)
 		}
 		if errors.Is(err, os.ErrNotExist) {
 			t.Fatal(err)

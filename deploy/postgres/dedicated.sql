@@ -1,4 +1,4 @@
--- Locks everybody except the three roles of roles.sql out of a database that belongs to authctl
+-- Locks all but the three roles of roles.sql out of a database that belongs to authctl
 -- alone. Run it once, after roles.sql, as the database's owner. In a shared database it would lock
 -- out the other programs.
 --

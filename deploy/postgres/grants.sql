@@ -27,6 +27,7 @@ BEGIN
                 'outbox_deliver', 'outbox_segment_is_idle', 'outbox_target_is_known',
                 'outbox_add_undeliverable',
                 'revocation_until_ms', 'revocation_of_session', 'revocation_of_account', 'revocation_of_key',
+                'revocation_at_commit',
                 'contact_end_challenges_of_user', 'contact_end_challenges_of_contact', 'contact_forget_user']) name
     LOOP
         EXECUTE statement;
@@ -41,7 +42,7 @@ GRANT SELECT ON restore_fence TO authctl_serve, authctl_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON users, begun_session, revoked_session, session TO authctl_serve;
 GRANT SELECT, INSERT ON user_origin TO authctl_serve; -- deleted with its user
 GRANT SELECT, INSERT, UPDATE ON signing_key TO authctl_serve;
--- What has ended is written by triggers, which run as the owner of their functions.
+-- Triggers write what has ended; they run as the owner of their functions.
 GRANT SELECT, DELETE ON revocation TO authctl_serve;
 GRANT SELECT, INSERT, UPDATE, DELETE ON verifier TO authctl_serve;
 -- The counters of failed sign-ins, where there is no Redis.
@@ -79,8 +80,8 @@ GRANT SELECT, INSERT, UPDATE ON outbox_subscription TO authctl_relay;
 GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_delivery, outbox_held_key, outbox_deliverer, outbox_delivery_lease TO authctl_relay;
 GRANT SELECT, DELETE ON outbox_message TO authctl_relay;
 
--- Whether a message still makes sense, and the one event that a relay may add: that a message waiting
--- for a target cannot be delivered. The function runs as its owner.
+-- A relay checks whether a message should still be sent. It may add one kind of event, that a message
+-- waiting for a target cannot be delivered. The function runs as its owner.
 GRANT SELECT (id, state) ON contact_challenge TO authctl_relay;
 GRANT EXECUTE ON FUNCTION outbox_add_undeliverable TO authctl_relay;
 

@@ -4,7 +4,7 @@ set -eu
 psql="psql --no-psqlrc --quiet --set=ON_ERROR_STOP=1 --username=$POSTGRES_USER --dbname=$POSTGRES_DB"
 $psql --file=/authctl/roles.sql
 $psql --file=/authctl/dedicated.sql
-# In the environment, because every process can read arguments.
+# Passwords come by the environment, because every process can read arguments.
 $psql <<'EOF'
 \getenv migrate DB_MIGRATE_PASSWORD
 \getenv serve DB_SERVE_PASSWORD

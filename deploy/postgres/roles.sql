@@ -1,4 +1,4 @@
--- Creates the three database roles of authctl, each with only the rights that it needs:
+-- Creates the three database roles of authctl:
 --
 --   authctl_migrate  owns the tables: authctl migrate
 --   authctl_serve    accounts, sessions, keys, and adding events: authctl serve, user, session, key, token

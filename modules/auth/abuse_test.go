@@ -15,30 +15,30 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// Each campaign is what attackers do, against the service as it runs: real hashes, real
-// counters. The limits that protect the whole service are lowered so that a campaign reaches
-// them in seconds; those that protect an account are the defaults, but for delays that no
-// campaign outlasts. How they double, package throttle shows with a clock that can be moved.
+// Each campaign does what attackers do, against the real service: real hashes, real counters. The
+// limits that protect the whole service are lowered, so that a campaign reaches them in seconds.
+// Those that protect an account are the defaults, except for delays too long to wait for; package
+// throttle tests how they double, with a clock that it can move.
 const (
-	siegeGlobal  = 300 // failures of all strangers
+	siegeGlobal  = 300 // failures of all strangers together
 	siegeAddress = 60  // of one address
 	siegePrefix  = 150 // of an IPv6 /48
-	leak         = 5   // one a minute leaks out of these, and no campaign takes that long
+	leak         = 5   // these refill by one a minute, and no campaign takes that long
 )
 
-// attempts is how many an attack makes: ten thousand where campaigns are long. Every limit is reached
-// within the first few hundred.
+// attempts is how many guesses an attack makes: ten thousand in long campaigns. Every limit is
+// reached within the first few hundred.
 func attempts() int {
 	if os.Getenv("AUTHCTL_CAMPAIGN") == "long" {
 		return 10_000
@@ -64,7 +64,7 @@ func underSiege(t *testing.T, test func(t *testing.T, s *siege)) {
 	})
 }
 
-// siegeConfig has a secret of its own: the counters in Redis hang on it.
+// siegeConfig uses its own secret, because the secret is part of the counters' keys in Redis.
 func siegeConfig(t testing.TB) Config {
 	t.Helper()
 	cfg := testConfig()
@@ -74,15 +74,15 @@ func siegeConfig(t testing.TB) Config {
 	secret := make([]byte, 32)
 	_, _ = rand.Read(secret)
 	cfg.Token.Secret = config.Secret(hex.EncodeToString(secret))
-	cfg.Throttle.BaseDelay, cfg.Throttle.MaxDelay = time.Hour, time.Hour // longer than a campaign takes, anywhere
+	cfg.Throttle.BaseDelay, cfg.Throttle.MaxDelay = time.Hour, time.Hour // longer than any campaign takes
 	cfg.Throttle.GlobalBurst, cfg.Throttle.GlobalPerMinute = siegeGlobal, 1
 	cfg.Throttle.AddressBurst, cfg.Throttle.AddressPerMinute = siegeAddress, 1
 	cfg.Throttle.PrefixBurst, cfg.Throttle.PrefixPerMinute = siegePrefix, 1
-	cfg.Throttle.PostgresTimeout = time.Minute // of a machine that does much else
+	cfg.Throttle.PostgresTimeout = time.Minute // for a busy machine
 	return cfg
 }
 
-func newSiege(t testing.TB, cfg Config, db *database.DB, rc redis.UniversalClient) *siege {
+func newSiege(t testing.TB, cfg Config, db *database.DB, rc cache.Client) *siege {
 	t.Helper()
 	s := &siege{&testEnv{db: db, redis: rc, log: &logBuffer{}, cfg: cfg}, prometheus.NewRegistry()}
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), s.log, zap.DebugLevel))
@@ -98,7 +98,7 @@ func newSiege(t testing.TB, cfg Config, db *database.DB, rc redis.UniversalClien
 	return s
 }
 
-// hashed is how many hashes were computed.
+// hashed is the number of computed hashes.
 func (s *siege) hashed(t testing.TB) int {
 	t.Helper()
 	families, err := s.hashes.Gather()
@@ -110,11 +110,11 @@ func (s *siege) hashed(t testing.TB) int {
 			return int(f.GetMetric()[0].GetHistogram().GetSampleCount())
 		}
 	}
-	t.Fatal("nobody counts hashes")
+	t.Fatal("no metric counts hashes")
 	return 0
 }
 
-// guess tries a wrong password and reports whether it was let through to be compared.
+// guess tries a wrong password and reports whether the service compared it.
 func (s *siege) guess(t testing.TB, name string, from netip.Addr) bool {
 	t.Helper()
 	_, err := s.Login(t.Context(), Credentials{name, "not the password"}, Device{IP: from})
@@ -125,40 +125,42 @@ func (s *siege) guess(t testing.TB, name string, from netip.Addr) bool {
 		t.Fatalf("a guess at %s: %v", name, err)
 	}
 	if f, ok := errors.AsType[*fault.Fault](err); !ok || f.RetryAfter <= 0 {
-		t.Fatalf("a refusal says not when to come back: %v", err)
+		t.Fatalf("a refusal does not say when to try again: %v", err)
 	}
 	return false
 }
 
-// victim is somebody who goes on signing in from the devices that they have.
+// victim is an owner who goes on signing in from known devices.
 type victim struct {
 	name   string
 	id     uuid.UUID
-	device string     // token of the phone, which travels
-	home   netip.Addr // where the old browser is, which keeps no token
+	device string     // token of the phone, which changes its address
+	home   netip.Addr // address of the old browser, which keeps no token
 	seen   int
 }
 
 func (s *siege) newVictim(t testing.TB) *victim {
 	t.Helper()
-	v := &victim{name: "victim-" + strings.ReplaceAll(uuid.NewString(), "-", ""), home: netip.AddrFrom4([4]byte{198, 51, 100, byte(len(t.Name()))})}
+	v := &victim{name: "victim-" + strings.ReplaceAll(uuid.NewString(), "-", ""),
+		home: netip.AddrFrom4([4]byte{198, 51, 100, byte(len(t.Name()))})}
 	tokens, err := s.Register(t.Context(), Credentials{v.name, goodPassword}, Device{IP: v.home})
 	if err != nil {
 		t.Fatal(err)
 	}
-	v.id, v.device = s.caller(t, tokens).User.ID, tokens.Device
+	v.id, v.device = s.caller(t, tokens).User.ID, tokens.DeviceToken
 	return v
 }
 
-// signsIn from an address never seen, with the token, and from home, with none.
+// signsIn signs in from a new address with the token, and from home without one.
 func (v *victim) signsIn(t testing.TB, s *siege) {
 	t.Helper()
 	v.seen++
-	tokens, err := s.Login(t.Context(), Credentials{v.name, goodPassword}, Device{IP: netip.AddrFrom4([4]byte{203, 0, 113, byte(v.seen)}), Token: v.device})
+	tokens, err := s.Login(t.Context(), Credentials{v.name, goodPassword},
+		Device{IP: netip.AddrFrom4([4]byte{203, 0, 113, byte(v.seen)}), Token: v.device})
 	if err != nil {
 		t.Fatalf("the owner's phone: %v", err)
 	}
-	v.device = tokens.Device
+	v.device = tokens.DeviceToken
 	if _, err := s.Login(t.Context(), Credentials{v.name, goodPassword}, Device{IP: v.home}); err != nil {
 		t.Fatalf("the owner at home: %v", err)
 	}
@@ -166,9 +168,9 @@ func (v *victim) signsIn(t testing.TB, s *siege) {
 
 func bot(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)}) }
 
-// between checks a count against what the limits let through. When Redis did not answer in
-// time, on a machine that is very busy, the limits were meanwhile those of each process, as
-// package throttle promises: with two of them as much again may have come through.
+// between checks a count against the limits. When Redis did not answer in time on a very busy
+// machine, each process used its own limits meanwhile, as package throttle promises, so with two
+// processes twice as many may have passed.
 func (s *siege) between(t testing.TB, what string, n, low, high int) {
 	t.Helper()
 	if strings.Contains(s.log.String(), "throttle_redis_away") {
@@ -197,9 +199,9 @@ func TestOnePasswordFromTenThousandAddresses(t *testing.T) {
 				own += 2
 			}
 		}
-		s.between(t, "guesses let through", guesses, siegeGlobal, siegeGlobal+leak)
+		s.between(t, "guesses compared", guesses, siegeGlobal, siegeGlobal+leak)
 		if got := s.hashed(t) - before; got != guesses+own {
-			t.Errorf("%d hashes for %d guesses and %d sign-ins of the owner: refused guesses cost hashes", got, guesses, own)
+			t.Errorf("%d hashes for %d guesses and %d sign-ins: refused guesses cost hashes", got, guesses, own)
 		}
 	})
 }
@@ -214,7 +216,7 @@ func TestTenThousandNamesFromOneAddress(t *testing.T) {
 			if n == 5 {
 				name = v.name
 			}
-			if s.guess(t, name, v.home) { // the attacker is behind the victim's own router
+			if s.guess(t, name, v.home) { // the attacker shares the victim's router
 				guesses++
 			}
 			if each := attempts() / 10; n%each == each-1 {
@@ -222,12 +224,12 @@ func TestTenThousandNamesFromOneAddress(t *testing.T) {
 				own += 2
 			}
 		}
-		s.between(t, "guesses let through", guesses, siegeAddress, siegeAddress+leak+1) // one in the victim's own lane
+		s.between(t, "guesses let through", guesses, siegeAddress, siegeAddress+leak+1) // one in the victim's own tier
 		if got := s.hashed(t) - before; got != guesses+own {
 			t.Errorf("%d hashes for %d guesses and %d sign-ins of the owner", got, guesses, own)
 		}
 		if !s.guess(t, "nobody-else", bot(1)) {
-			t.Error("another address pays for it")
+			t.Error("another address is refused too")
 		}
 	})
 }
@@ -249,17 +251,17 @@ func TestOneAccountFromTenThousandAddresses(t *testing.T) {
 				own += 2
 			}
 		}
-		// From the twentieth on there is a delay.
+		// From the twentieth guess on there is a delay.
 		s.between(t, "guesses let through", guesses, 20, 20)
-		s.between(t, "guesses let through at a name that does not exist", missing, 20, 20)
+		s.between(t, "guesses compared at a name that does not exist", missing, 20, 20)
 		if got := s.hashed(t) - before; got != guesses+missing+own {
 			t.Errorf("%d hashes for %d guesses and %d sign-ins of the owner", got, guesses+missing, own)
 		}
 		s.expectLockOuts(t, v, 1)
 
-		// Strangers are refused, with the right password as with a wrong one, until an
-		// operator forgets what they did.
-		if _, err := s.Login(t.Context(), Credentials{v.name, goodPassword}, Device{IP: bot(1 << 20)}); !errors.Is(err, ErrTooManyAttempts) {
+		// Strangers are refused with the right password too, until an operator unlocks the account.
+		if _, err := s.Login(t.Context(), Credentials{v.name, goodPassword},
+			Device{IP: bot(1 << 20)}); !errors.Is(err, ErrTooManyAttempts) {
 			t.Errorf("a new device of the owner: %v", err)
 		}
 		u, err := s.FindUser(t.Context(), v.name)
@@ -278,7 +280,7 @@ func TestOneAccountFromTenThousandAddresses(t *testing.T) {
 	})
 }
 
-// expectLockOuts counts the announcements: there are none of accounts that do not exist.
+// expectLockOuts counts the announced lock-outs. Names without an account have none.
 func (s *siege) expectLockOuts(t testing.TB, v *victim, want int) {
 	t.Helper()
 	s.lockOuts.queued.Wait()
@@ -286,7 +288,8 @@ func (s *siege) expectLockOuts(t testing.TB, v *victim, want int) {
 		return len(slices.DeleteFunc(list, func(e told) bool { return e.Type != EventUserLockedOut }))
 	}
 	var all int
-	if err := s.db.QueryRowContext(t.Context(), "SELECT count(*) FROM outbox_event WHERE type = ?", EventUserLockedOut).Scan(&all); err != nil {
+	if err := s.db.QueryRowContext(t.Context(), "SELECT count(*) FROM outbox_event WHERE type = ?",
+		EventUserLockedOut).Scan(&all); err != nil {
 		t.Fatal(err)
 	}
 	if got := of(s.events(t, v.id)); got != want || all != want {
@@ -298,7 +301,7 @@ func TestALockOutIsAnnouncedOnceForEachThreshold(t *testing.T) {
 	t.Parallel()
 	underSiege(t, func(t *testing.T, s *siege) {
 		v := s.newVictim(t)
-		for range 30 { // five from one address: closed to it
+		for range 30 { // five from one address: that address is locked out
 			s.guess(t, v.name, bot(1))
 		}
 		s.expectLockOuts(t, v, 1)
@@ -306,11 +309,11 @@ func TestALockOutIsAnnouncedOnceForEachThreshold(t *testing.T) {
 			s.guess(t, v.name, bot(2+n))
 		}
 		s.expectLockOuts(t, v, 1)
-		for n := range 30 { // 20 in all: closed to all strangers
+		for n := range 30 { // 20 in all: all strangers are locked out
 			s.guess(t, v.name, bot(100+n))
 		}
 		s.expectLockOuts(t, v, 2)
-		for n := range 30 { // and a name that does not exist
+		for n := range 30 { // the same at a name that does not exist
 			s.guess(t, "nobody-at-all", bot(n))
 		}
 		s.expectLockOuts(t, v, 2)
@@ -323,23 +326,24 @@ func TestRotatingIPv6AddressesGainsNothing(t *testing.T) {
 	underSiege(t, func(t *testing.T, s *siege) {
 		v := s.newVictim(t)
 		v6 := func(network, host int) netip.Addr {
-			return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0xab, 0xcd, byte(network >> 8), byte(network), 14: byte(host >> 8), 15: byte(host)})
+			return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 0xab, 0xcd, byte(network >> 8), byte(network),
+				14: byte(host >> 8), 15: byte(host)})
 		}
 		guesses := 0
-		for n := range 2000 { // a host's own /64
+		for n := range 2000 { // one host's own /64
 			if s.guess(t, fmt.Sprint("nobody-", n), v6(0, n)) {
 				guesses++
 			}
 		}
 		s.between(t, "guesses from one /64", guesses, siegeAddress, siegeAddress+leak)
-		for n := range 2000 { // all of a customer's /48
+		for n := range 2000 { // the whole /48 of a customer
 			if s.guess(t, fmt.Sprint("somebody-", n), v6(1+n, n)) {
 				guesses++
 			}
 		}
 		s.between(t, "guesses from one /48", guesses, siegePrefix, siegePrefix+2*leak)
 		v.signsIn(t, s)
-		// An IPv4 address in IPv6 clothes is one address.
+		// An IPv4-mapped IPv6 address counts as the IPv4 address.
 		mapped := 0
 		for range 50 {
 			if s.guess(t, v.name, netip.MustParseAddr("::ffff:10.9.9.9")) {
@@ -363,13 +367,13 @@ func TestTwoServersOnPostgresAloneShareTheLimits(t *testing.T) {
 	twoServersShareTheLimits(t, nil)
 }
 
-func twoServersShareTheLimits(t *testing.T, rc redis.UniversalClient) {
+func twoServersShareTheLimits(t *testing.T, rc cache.Client) {
 	t.Helper()
 	cfg, url := siegeConfig(t), dbtest.PostgresURL(t)
 	servers := []*siege{newSiege(t, cfg, dbtest.Open(t, url), rc), newSiege(t, cfg, dbtest.Open(t, url), rc)}
 	v := servers[0].newVictim(t)
 	before := servers[0].hashed(t) + servers[1].hashed(t)
-	// All at once: what is in flight counts too.
+	// All guesses run at once, because attempts in flight count too.
 	var let atomic.Int64
 	var group errgroup.Group
 	group.SetLimit(32)
@@ -405,13 +409,13 @@ func twoServersShareTheLimits(t *testing.T, rc redis.UniversalClient) {
 		t.Fatal(err)
 	}
 	if !servers[1].guess(t, v.name, bot(9999)) {
-		t.Error("unlocked on one server, closed on the other")
+		t.Error("unlocked on one server, locked on the other")
 	}
 	servers[1].lockOuts.queued.Wait()
 	servers[0].expectLockOuts(t, v, 1)
 }
 
-// Existing, missing and disabled accounts are refused alike, before and after the limit.
+// Existing, missing and disabled accounts get the same refusals, before and after the limit.
 func TestARefusalDoesNotTellWhatTheAccountIs(t *testing.T) {
 	t.Parallel()
 	underSiege(t, func(t *testing.T, s *siege) {
@@ -419,7 +423,8 @@ func TestARefusalDoesNotTellWhatTheAccountIs(t *testing.T) {
 		if err := s.DisableUser(t.Context(), disabled.id); err != nil {
 			t.Fatal(err)
 		}
-		names := []string{active.name, disabled.name, "nobody-at-all", "impossible name", "\xff\xfe", strings.Repeat("x", 10_000)}
+		names := []string{active.name, disabled.name, "nobody-at-all", "impossible name", "\xff\xfe",
+			strings.Repeat("x", 10_000)}
 		for n := range 8 {
 			var first error
 			for i, name := range names {
@@ -428,7 +433,7 @@ func TestARefusalDoesNotTellWhatTheAccountIs(t *testing.T) {
 				if !ok {
 					t.Fatalf("%.20q: %v", name, err)
 				}
-				f = f.After(0) // it counts seconds, and may have gone to the next one
+				f = f.After(0) // Retry-After counts seconds, and the next one may have begun
 				if i == 0 {
 					first = f
 				}
@@ -443,7 +448,7 @@ func TestARefusalDoesNotTellWhatTheAccountIs(t *testing.T) {
 	})
 }
 
-// Whatever is typed costs one hash, and only what is set matches.
+// Any typed password costs one hash, and only the real one matches.
 func TestALongPasswordCostsOneHashAndIsNotCutOff(t *testing.T) {
 	t.Parallel()
 	underSiege(t, func(t *testing.T, s *siege) {
@@ -458,7 +463,8 @@ func TestALongPasswordCostsOneHashAndIsNotCutOff(t *testing.T) {
 		before := s.hashed(t)
 		tries := []Credentials{
 			{name, long[:72]}, {name, long + " "}, {name, strings.Repeat(long, 70)}, {name, "long pass\x00"},
-			{other, strings.Repeat("7", 73)}, {other, strings.Repeat("7", 14_000)}, {other, strings.Repeat("7", 71)}, {other, strings.Repeat("7", 72) + "\x00"},
+			{other, strings.Repeat("7", 73)}, {other, strings.Repeat("7", 14_000)}, {other,
+				strings.Repeat("7", 71)}, {other, strings.Repeat("7", 72) + "\x00"},
 		}
 		for n, cred := range tries {
 			if _, err := s.Login(t.Context(), cred, Device{IP: bot(n)}); !errors.Is(err, ErrInvalidCredentials) {
@@ -476,7 +482,7 @@ func TestALongPasswordCostsOneHashAndIsNotCutOff(t *testing.T) {
 	})
 }
 
-// give72Bytes gives the account a password of 72 bytes: the most that plain bcrypt takes.
+// give72Bytes gives the account a password of 72 bytes, the most that plain bcrypt accepts.
 func (s *siege) give72Bytes(t testing.TB, name string) error {
 	u, err := s.FindUser(t.Context(), name)
 	if err != nil {

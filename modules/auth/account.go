@@ -33,7 +33,9 @@ func (s *Service) DeleteUser(ctx context.Context, userID uuid.UUID) error {
 func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check checkAccount) error {
 	env := s.newEnvelope(userID)
 	all := allSessions{userID: userID, reason: ReasonDeleted}
-	err := s.changeAccount(ctx, all, check, func(ctx context.Context, tx database.Tx, _ account, end endSessions) error {
+	err := s.changeAccount(ctx, all, check, func(
+		ctx context.Context, tx database.Tx, _ account, end endSessions,
+	) error {
 		if _, err := end(); err != nil {
 			return err
 		}
@@ -136,11 +138,8 @@ func (s *Service) FindUserByName(ctx context.Context, name string) (User, error)
 // LookupName is the form in which usernames are compared, of one as its owner may type it. Of a text
 // that is no username it is one that no username has.
 func LookupName(typed string) string {
-	if canonical, known := username.Lookup(typed); known {
-		return canonical
-	}
-	typed = username.Trim(typed)
-	return "\x00" + typed[:min(len(typed), 1024)]
+	canonical, _ := lookup(typed)
+	return canonical
 }
 
 // ParseID reads an id of an account or a session in any of its usual spellings: with hyphens

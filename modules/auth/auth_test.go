@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/testenv"
 )
@@ -86,7 +88,8 @@ func TestRegisterNamesEveryFaultyField(t *testing.T) {
 		for _, field := range f.Fields {
 			fields = append(fields, field.Field+" "+field.Code)
 		}
-		if want := []string{"username too_short", "password too_short", "device_name too_long"}; !slices.Equal(fields, want) {
+		if want := []string{"username too_short", "password too_short",
+			"device_name too_long"}; !slices.Equal(fields, want) {
 			t.Errorf("got %v, want %v", fields, want)
 		}
 	})
@@ -96,7 +99,8 @@ func TestLoginAnswersTheSameForAMissingNameAndAWrongPassword(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
 		name, _ := env.newUser(t)
-		for _, cred := range []Credentials{{name, "not the password"}, {"nobody-" + uuid.NewString(), goodPassword}, {"", ""}, {"no such form of name!", "x"}} {
+		for _, cred := range []Credentials{{name, "not the password"}, {"nobody-" + uuid.NewString(), goodPassword},
+			{"", ""}, {"no such form of name!", "x"}} {
 			if _, err := env.Login(t.Context(), cred, phone()); err != error(ErrInvalidCredentials) {
 				t.Errorf("%q: got %v", cred.Username, err)
 			}
@@ -114,7 +118,8 @@ func TestLoginBeginsASessionOfItsOwn(t *testing.T) {
 		}
 		caller := env.caller(t, second)
 		list := env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn")
-		if got := list[1].Data; got["sid"] != second.SessionID.String() || got["ip"] != "192.0.2.7" || got["device_name"] != "Firefox on Linux" {
+		if got := list[1].Data; got["sid"] != second.SessionID.String() || got["ip"] != "192.0.2.7" ||
+			got["device_name"] != "Firefox on Linux" {
 			t.Errorf("the event says %v", got)
 		}
 		env.live(t, first)
@@ -130,22 +135,25 @@ func TestADisabledAccountIsToldOnlyToWhoKnowsThePassword(t *testing.T) {
 		if err := env.DisableUser(t.Context(), user.ID); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.Login(t.Context(), Credentials{name, "wrong password"}, phone()); err != error(ErrInvalidCredentials) {
+		if _, err := env.Login(t.Context(), Credentials{name, "wrong password"},
+			phone()); err != error(ErrInvalidCredentials) {
 			t.Errorf("wrong password: %v", err)
 		}
-		if _, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrAccountDisabled) {
+		if _, err := env.Login(t.Context(), Credentials{name, goodPassword},
+			phone()); !errors.Is(err, ErrAccountDisabled) {
 			t.Errorf("right password: %v", err)
 		}
 		env.over(t, tokens)
 		if err := env.EnableUser(t.Context(), user.ID); err != nil {
 			t.Fatal(err)
 		}
-		env.over(t, tokens) // what ended stays ended
+		env.over(t, tokens) // ended sessions stay ended
 		env.live(t, env.signIn(t, name))
 		if err := env.EnableUser(t.Context(), user.ID); err != nil {
 			t.Fatal(err)
 		}
-		env.expectEvents(t, user.ID, "UserRegistered", "UserDisabled", "AllSessionsRevoked", "UserEnabled", "UserLoggedIn")
+		env.expectEvents(t, user.ID, "UserRegistered", "UserDisabled", "AllSessionsRevoked", "UserEnabled",
+			"UserLoggedIn")
 	})
 }
 
@@ -171,7 +179,7 @@ func TestRefreshReplacesTheTokenAndReplaysItsSuccessor(t *testing.T) {
 	})
 }
 
-// A request is sent again, or overtaken, while its client has long gone on.
+// A client sends a request twice, or an older request arrives after the client has moved on.
 func TestALateDuplicateGetsTheNewestToken(t *testing.T) {
 	t.Parallel()
 	for _, grace := range []time.Duration{30 * time.Second, time.Minute} {
@@ -190,7 +198,8 @@ func TestALateDuplicateGetsTheNewestToken(t *testing.T) {
 					if err != nil {
 						t.Fatalf("token %d: %v", i, err)
 					}
-					if again.RefreshToken != newest.RefreshToken || !again.Replayed || again.SessionID != first.SessionID {
+					if again.RefreshToken != newest.RefreshToken || !again.Replayed ||
+						again.SessionID != first.SessionID {
 						t.Errorf("token %d does not get the newest", i)
 					}
 					env.caller(t, again)
@@ -202,7 +211,8 @@ func TestALateDuplicateGetsTheNewestToken(t *testing.T) {
 	}
 }
 
-// More are turned in the window than lead to the newest: the oldest is refused, and ends nothing.
+// More rotations happened in the grace window than the record has links for: the oldest token is
+// refused, and ends nothing.
 func TestATokenThatIsTooOldForTheChainEndsNothing(t *testing.T) {
 	t.Parallel()
 	eachWith(t, func(c *Config) { c.RefreshGrace = time.Minute }, func(t *testing.T, env *testEnv) {
@@ -216,18 +226,19 @@ func TestATokenThatIsTooOldForTheChainEndsNothing(t *testing.T) {
 			}
 		}
 		_, err := env.Refresh(t.Context(), first.RefreshToken, phone())
-		if refused, ok := errors.AsType[*fault.Fault](err); !ok || refused.Code != "invalid_refresh_token" || refused.Message == "" {
+		if refused, ok := errors.AsType[*fault.Fault](err); !ok || refused.Code != "invalid_refresh_token" ||
+			refused.Message == "" {
 			t.Errorf("the first token: %v", err)
 		}
-		if IsWorthless(err) { // then a browser would lose the newest one, which another tab may have put in its place
-			t.Error("a refusal that ends nothing has the token be forgotten")
+		if IsWorthless(err) { // or a browser would drop the newest token, which another tab may have put in its place
+			t.Error("a refusal that ends nothing tells the client to forget the token")
 		}
 		if _, live, err := env.Introspect(t.Context(), first.RefreshToken); err != nil || live {
 			t.Errorf("introspection of the first token: %v, %v", live, err)
 		}
 		newest = env.live(t, newest)
 		env.expectEvents(t, user, "UserRegistered")
-		if err := env.LogoutRefresh(t.Context(), first.RefreshToken); err != nil { // who signs out wants to be signed out
+		if err := env.LogoutRefresh(t.Context(), first.RefreshToken); err != nil { // this works with old tokens too
 			t.Error(err)
 		}
 		env.over(t, newest)
@@ -250,7 +261,8 @@ func TestAReplacedTokenEndsTheSessionAndIsAnnounced(t *testing.T) {
 		env.over(t, third)
 		env.live(t, other)
 		user := env.caller(t, other).User.ID
-		list := env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "RefreshTokenReuseDetected", "SessionRevoked")
+		list := env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "RefreshTokenReuseDetected",
+			"SessionRevoked")
 		if got := list[2].Data; got["sid"] != first.SessionID.String() || got["generation"] != 1.0 {
 			t.Errorf("the event says %v", got)
 		}
@@ -278,8 +290,8 @@ func TestReuseThatCouldNotBeAnnouncedIsAnnouncedByHousekeeping(t *testing.T) {
 		_, first := env.newUser(t)
 		user := env.caller(t, first).User.ID
 		second := env.live(t, first)
-		// The server dies between stopping the session in the store and the transaction: the
-		// store is told what a refresh would tell it, and nothing follows.
+		// The server dies after it has stopped the session in the store and before the transaction.
+		// The test stops the session as a refresh would, and does nothing more.
 		presented, err := env.codec.Parse(first.RefreshToken)
 		if err != nil {
 			t.Fatal(err)
@@ -291,7 +303,7 @@ func TestReuseThatCouldNotBeAnnouncedIsAnnouncedByHousekeeping(t *testing.T) {
 		}
 		env.expectEvents(t, user, "UserRegistered")
 		if _, err := env.Refresh(t.Context(), second.RefreshToken, phone()); !errors.Is(err, ErrRefreshTokenReused) {
-			t.Errorf("the stopped session goes on: %v", err)
+			t.Errorf("the stopped session still works: %v", err)
 		}
 		env.expectEvents(t, user, "UserRegistered", "RefreshTokenReuseDetected", "SessionRevoked")
 
@@ -308,7 +320,7 @@ func TestReuseThatCouldNotBeAnnouncedIsAnnouncedByHousekeeping(t *testing.T) {
 		}
 		deadline := time.Now().Add(testenv.Patience)
 		for len(env.events(t, otherUser)) < 3 && time.Now().Before(deadline) {
-			env.another(t).Housekeep(t.Context()) // on Redis a round looks at a part of the keys
+			env.another(t).Housekeep(t.Context()) // on Redis a round covers only part of the keys
 		}
 		env.expectEvents(t, otherUser, "UserRegistered", "RefreshTokenReuseDetected", "SessionRevoked")
 	})
@@ -382,7 +394,8 @@ func TestSessionsAreListedAndEndedByTheirOwnerAlone(t *testing.T) {
 			t.Fatalf("%d sessions", len(list))
 		}
 		for _, one := range list {
-			if one.Current != (one.ID == first.SessionID) || one.DeviceName != "Firefox on Linux" || one.IP != "192.0.2.7" {
+			if one.Current != (one.ID == first.SessionID) || one.DeviceName != "Firefox on Linux" ||
+				one.IP != "192.0.2.7" {
 				t.Errorf("listed as %+v", one)
 			}
 		}
@@ -422,19 +435,20 @@ func TestEndingAllSessionsMayKeepTheCallingOne(t *testing.T) {
 		if err := env.EndSessions(t.Context(), env.caller(t, fourth), true); err != nil {
 			t.Fatal(err)
 		}
-		env.over(t, second) // kept once does not mean kept always
+		env.over(t, second) // keeping it once does not keep it always
 		fourth = env.live(t, fourth)
 		user := env.caller(t, fourth).User.ID
 		if err := env.EndSessions(t.Context(), env.caller(t, fourth), false); err != nil {
 			t.Fatal(err)
 		}
 		env.over(t, fourth)
-		list := env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "UserLoggedIn", "AllSessionsRevoked", "UserLoggedIn", "AllSessionsRevoked", "AllSessionsRevoked")
+		list := env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "UserLoggedIn", "AllSessionsRevoked",
+			"UserLoggedIn", "AllSessionsRevoked", "AllSessionsRevoked")
 		if got := list[3].Data; got["kept_sid"] != second.SessionID.String() || got["session_epoch"] != 1.0 {
 			t.Errorf("the event says %v", got)
 		}
 		if got, there := list[6].Data["kept_sid"]; there {
-			t.Errorf("nothing was kept, the event says %v", got)
+			t.Errorf("no session was kept, but the event says %v", got)
 		}
 	})
 }
@@ -446,10 +460,12 @@ func TestChangingThePasswordKeepsTheCallingSessionAlone(t *testing.T) {
 		second := env.signIn(t, name)
 		caller := env.caller(t, first)
 		const replacement = "an even better password"
-		if _, err := env.ChangePassword(t.Context(), caller, "wrong password", replacement, phone()); !errors.Is(err, ErrWrongPassword) {
+		if _, err := env.ChangePassword(t.Context(), caller, "wrong password", replacement,
+			phone()); !errors.Is(err, ErrWrongPassword) {
 			t.Errorf("wrong password: %v", err)
 		}
-		if _, err := env.ChangePassword(t.Context(), caller, goodPassword, "short", phone()); !errors.Is(err, ErrValidation) {
+		if _, err := env.ChangePassword(t.Context(), caller, goodPassword, "short",
+			phone()); !errors.Is(err, ErrValidation) {
 			t.Errorf("bad password: %v", err)
 		}
 		env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn")
@@ -458,11 +474,11 @@ func TestChangingThePasswordKeepsTheCallingSessionAlone(t *testing.T) {
 			t.Fatal(err)
 		}
 		if after.SessionID != first.SessionID || after.RefreshToken == first.RefreshToken {
-			t.Error("the calling session did not go on with new tokens")
+			t.Error("the calling session got no new tokens")
 		}
 		env.over(t, second)
 		env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn", "PasswordChanged", "AllSessionsRevoked")
-		// The answer was lost: the client still has the old refresh token.
+		// The answer was lost, so the client still has the old refresh token.
 		lost, err := env.Refresh(t.Context(), first.RefreshToken, phone())
 		if err != nil {
 			t.Fatalf("the former refresh token within the window: %v", err)
@@ -471,7 +487,8 @@ func TestChangingThePasswordKeepsTheCallingSessionAlone(t *testing.T) {
 			t.Error("the former refresh token did not get the new one")
 		}
 		env.live(t, after)
-		if _, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+		if _, err := env.Login(t.Context(), Credentials{name, goodPassword},
+			phone()); !errors.Is(err, ErrInvalidCredentials) {
 			t.Errorf("the old password: %v", err)
 		}
 		if _, err := env.Login(t.Context(), Credentials{name, replacement}, phone()); err != nil {
@@ -494,9 +511,10 @@ func TestDeletingAnAccountEndsEverythingAndFreesTheName(t *testing.T) {
 		env.over(t, tokens)
 		env.expectEvents(t, caller.User.ID, "UserRegistered", "AllSessionsRevoked", "UserDeleted")
 		if err := env.LogoutRefresh(t.Context(), tokens.RefreshToken); err != nil {
-			t.Errorf("sign out of an account that is gone: %v", err)
+			t.Errorf("sign out of a deleted account: %v", err)
 		}
-		if _, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+		if _, err := env.Login(t.Context(), Credentials{name, goodPassword},
+			phone()); !errors.Is(err, ErrInvalidCredentials) {
 			t.Errorf("sign in: %v", err)
 		}
 		again, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone())
@@ -504,12 +522,12 @@ func TestDeletingAnAccountEndsEverythingAndFreesTheName(t *testing.T) {
 			t.Fatal(err)
 		}
 		if env.caller(t, again).User.ID == caller.User.ID {
-			t.Error("the id was used again")
+			t.Error("the id was reused")
 		}
 	})
 }
 
-// What is kept to count an account's events goes with the account, a retention later.
+// The counter of a deleted account's events is deleted after the retention.
 func TestADeletedAccountIsCountedNoMore(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
@@ -547,7 +565,8 @@ func TestTheOldestSessionGivesWay(t *testing.T) {
 		env.over(t, second)
 		env.live(t, first)
 		env.live(t, third)
-		list := env.expectEvents(t, env.caller(t, third).User.ID, "UserRegistered", "UserLoggedIn", "SessionRevoked", "UserLoggedIn")
+		list := env.expectEvents(t, env.caller(t, third).User.ID, "UserRegistered", "UserLoggedIn", "SessionRevoked",
+			"UserLoggedIn")
 		if got := list[2].Data; got["reason"] != "evicted" || got["sid"] != second.SessionID.String() {
 			t.Errorf("the event says %v", got)
 		}
@@ -558,7 +577,8 @@ func TestAtTheLimitASignInMayBeRefused(t *testing.T) {
 	t.Parallel()
 	eachWith(t, func(c *Config) { c.MaxSessions, c.SessionLimit = 1, "reject-new" }, func(t *testing.T, env *testEnv) {
 		name, tokens := env.newUser(t)
-		if _, err := env.Login(t.Context(), Credentials{name, goodPassword}, phone()); !errors.Is(err, ErrTooManySessions) {
+		if _, err := env.Login(t.Context(), Credentials{name, goodPassword},
+			phone()); !errors.Is(err, ErrTooManySessions) {
 			t.Errorf("got %v", err)
 		}
 		env.live(t, tokens)
@@ -571,7 +591,7 @@ func TestASessionRecordLeftInTheStoreIsRefusedAfterItsEnd(t *testing.T) {
 		name, first := env.newUser(t)
 		second := env.signIn(t, name)
 		user := env.caller(t, first).User.ID
-		// The store was away when the sessions ended: only the database knows.
+		// The store was down when the sessions ended, so only the database knows.
 		if err := env.commitRevocation(t.Context(), user, first.SessionID, ReasonLogout); err != nil {
 			t.Fatal(err)
 		}
@@ -590,6 +610,79 @@ func TestASessionRecordLeftInTheStoreIsRefusedAfterItsEnd(t *testing.T) {
 	})
 }
 
+func TestTheLongestDeviceNameIsKeptWhole(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		longest := strings.Repeat("\U0001F4F1", 100) // of four bytes each
+		dev := phone()
+		dev.Name = longest
+		if _, err := env.Login(t.Context(), Credentials{Username: name, Password: goodPassword}, dev); err != nil {
+			t.Fatal(err)
+		}
+		list, err := env.Sessions(t.Context(), env.caller(t, first))
+		if err != nil || !slices.ContainsFunc(list, func(one Session) bool { return one.DeviceName == longest }) {
+			t.Errorf("%+v, %v", list, err)
+		}
+	})
+}
+
+func TestASessionThatEndedWithAllOthersDoesNotEndAgain(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		caller := env.caller(t, first)
+		if err := env.EndSessions(t.Context(), caller, false); err != nil {
+			t.Fatal(err)
+		}
+		if err := env.LogoutRefresh(t.Context(), first.RefreshToken); err != nil { // as apps do that are refused
+			t.Fatal(err)
+		}
+		if err := env.Revoke(t.Context(), first.RefreshToken); err != nil {
+			t.Fatal(err)
+		}
+		// Redis was away when it ended, and a token of its record is used again.
+		if err := env.announceReuse(t.Context(), caller.User.ID, first.SessionID, 1, "", ""); err != nil {
+			t.Fatal(err)
+		}
+		second := env.signIn(t, name)
+		if err := env.LogoutRefresh(t.Context(), second.RefreshToken); err != nil {
+			t.Fatal(err)
+		}
+		env.over(t, second)
+		env.expectEvents(t, caller.User.ID, "UserRegistered", "AllSessionsRevoked", "UserLoggedIn", "SessionRevoked")
+	})
+}
+
+// Another sign-in may have found the session as one above the limit, just before all of the account ended.
+func TestASessionThatEndedWithAllOthersIsNotEvicted(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		second := env.signIn(t, name)
+		caller := env.caller(t, second)
+		if err := env.EndSessions(t.Context(), caller, true); err != nil { // all but the second
+			t.Fatal(err)
+		}
+		err := env.transact(t.Context(), func(ctx context.Context, tx database.Tx) error {
+			a, err := lockAccount(ctx, tx, caller.User.ID)
+			if err != nil {
+				return err
+			}
+			evicted, err := env.evict(ctx, tx, a,
+				[]session.Excess{{ID: first.SessionID, Tentative: true}, {ID: second.SessionID}})
+			if len(evicted) != 1 || evicted[0] != second.SessionID {
+				t.Errorf("announced %v", evicted)
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		env.expectEvents(t, caller.User.ID, "UserRegistered", "UserLoggedIn", "AllSessionsRevoked", "SessionRevoked")
+	})
+}
+
 func TestLongPasswordsCountInFull(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
@@ -598,7 +691,8 @@ func TestLongPasswordsCountInFull(t *testing.T) {
 		if _, err := env.Register(t.Context(), Credentials{name, long + "x"}, phone()); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.Login(t.Context(), Credentials{name, long + "y"}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+		if _, err := env.Login(t.Context(), Credentials{name, long + "y"},
+			phone()); !errors.Is(err, ErrInvalidCredentials) {
 			t.Errorf("another last character: %v", err)
 		}
 		if _, err := env.Login(t.Context(), Credentials{name, long + "x"}, phone()); err != nil {
@@ -654,16 +748,17 @@ func TestIntrospectionTellsOnlyOfLiveTokens(t *testing.T) {
 	})
 }
 
-// PostgreSQL reads somebody's row for a name that is nobody's, to take as long.
+// For a name without an account, PostgreSQL reads some other row, to take the same time.
 func TestANameThatIsNobodysIsNobody(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
 		names := []string{}
-		for range 3 { // the oldest is the one that is read
+		for range 3 { // the query reads the oldest account
 			name, _ := env.newUser(t)
 			names = append(names, name)
 		}
-		if _, err := env.Login(t.Context(), Credentials{"nobody-at-all", goodPassword}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+		if _, err := env.Login(t.Context(), Credentials{"nobody-at-all", goodPassword},
+			phone()); !errors.Is(err, ErrInvalidCredentials) {
 			t.Errorf("with the password of the others: %v", err)
 		}
 		for _, name := range names {

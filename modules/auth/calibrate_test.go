@@ -12,7 +12,7 @@ func TestWhatAHashCostsIsKnownWithoutComputingIt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A thousand times as much: computed, it would take a minute.
+	// A thousand times as much work: computing it would take a minute.
 	most, err := HashTime(t.Context(), Config{Password: password.Config{Algorithm: "bcrypt", BcryptCost: 20}})
 	if err != nil || most < 100*least {
 		t.Errorf("%s and %s, %v", least, most, err)

@@ -39,5 +39,6 @@ func (s *Service) identify(ctx context.Context, access string) (Caller, error) {
 	if err != nil {
 		return Caller{}, fmt.Errorf("authenticate: %w", err)
 	}
-	return Caller{User: st.user, SessionID: claims.SessionID, ExpiresAt: claims.ExpiresAt, claims: claims, state: st}, nil
+	return Caller{User: st.user, SessionID: claims.SessionID, ExpiresAt: claims.ExpiresAt, claims: claims,
+		state: st}, nil
 }

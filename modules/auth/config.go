@@ -67,8 +67,8 @@ func parseClient(text string) (id string, hash []byte, err error) {
 	}
 	hash, err = hex.DecodeString(text[at+1:])
 	if err != nil || len(hash) != sha256.Size {
-		return "", nil, errors.New("is not id:sha256-hex-of-secret: 64 hexadecimal digits must follow the last colon, " +
-			"the SHA-256 of the secret and not the secret")
+		return "", nil, errors.New("is not id:sha256-hex-of-secret: 64 hexadecimal digits must follow the " +
+			"last colon, the SHA-256 of the secret and not the secret")
 	}
 	return id, hash, nil
 }

@@ -11,15 +11,16 @@ import (
 	"github.com/toppira/authctl/platform/config"
 )
 
-// What deployments may have set already keeps working, and so do the times of a few seconds
-// with which they try it out.
+// Existing settings of deployments keep working, and so do the few seconds with which people try
+// them out.
 func TestLifetimesOfSessionsAreTakenAsSet(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		environ       []string
 		idle, maximum time.Duration
 	}{
-		"seconds":                       {[]string{"AUTH_REFRESH_TOKEN_TTL=1s", "AUTH_SESSION_MAX_AGE=2s"}, time.Second, 2 * time.Second},
+		"seconds": {[]string{"AUTH_REFRESH_TOKEN_TTL=1s", "AUTH_SESSION_MAX_AGE=2s"},
+			time.Second, 2 * time.Second},
 		"an idle time above the oldest": {[]string{"AUTH_REFRESH_TOKEN_TTL=8760h"}, 8760 * time.Hour, 720 * time.Hour},
 		"an age below the idle time":    {[]string{"AUTH_SESSION_MAX_AGE=1h"}, 120 * time.Hour, time.Hour},
 	} {
@@ -38,12 +39,14 @@ func TestLifetimesOfSessionsAreTakenAsSet(t *testing.T) {
 
 func TestASessionEndsByItsAgeWhateverTheIdleTime(t *testing.T) {
 	t.Parallel()
-	eachWith(t, func(cfg *Config) { cfg.RefreshTokenTTL, cfg.SessionMaxAge = 120*time.Hour, time.Hour }, func(t *testing.T, env *testEnv) {
+	eachWith(t, func(cfg *Config) {
+		cfg.RefreshTokenTTL, cfg.SessionMaxAge = 120*time.Hour, time.Hour
+	}, func(t *testing.T, env *testEnv) {
 		_, tokens := env.newUser(t)
 		next := env.live(t, tokens)
 		for _, end := range []time.Time{tokens.RefreshTokenExpiresAt, next.RefreshTokenExpiresAt} {
 			if end.After(time.Now().Add(time.Hour + time.Minute)) {
-				t.Errorf("a session of one hour is said to last until %v", end)
+				t.Errorf("a session of one hour claims to last until %v", end)
 			}
 		}
 	})
@@ -82,8 +85,10 @@ func TestClientsAreIDsAndHashes(t *testing.T) {
 	t.Parallel()
 	const hash = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 	for text, id := range map[string]string{
-		"gateway:" + hash: "gateway", "https://api.example:8443/x:" + hash: "https://api.example:8443/x", "a:b:" + strings.ToUpper(hash): "a:b", "with blanks:" + hash: "with blanks",
-		"": "", hash: "", ":" + hash: "", "gateway:": "", "gateway:secret": "", "gateway:" + hash[1:]: "", "gateway:" + hash + "0": "", "gateway:" + hash + ":": "",
+		"gateway:" + hash: "gateway", "https://api.example:8443/x:" + hash: "https://api.example:8443/x",
+		"a:b:" + strings.ToUpper(hash): "a:b", "with blanks:" + hash: "with blanks",
+		"": "", hash: "", ":" + hash: "", "gateway:": "", "gateway:secret": "", "gateway:" + hash[1:]: "",
+		"gateway:" + hash + "0": "", "gateway:" + hash + ":": "",
 		"g\u00e4teway:" + hash: "", "gate\x00way:" + hash: "",
 	} {
 		got, digest, err := parseClient(text)
@@ -96,10 +101,13 @@ func TestClientsAreIDsAndHashes(t *testing.T) {
 func TestSeveralAudiencesAreAList(t *testing.T) {
 	t.Parallel()
 	for setting, want := range map[string]string{
-		"orders": `"orders"`, "orders,billing": `["orders","billing"]`, " orders , https://api.example/x ": `["orders","https://api.example/x"]`,
+		"orders": `"orders"`, "orders,billing": `["orders","billing"]`,
+		" orders , https://api.example/x ": `["orders","https://api.example/x"]`,
 	} {
 		var cfg Config
-		if err := config.Load(&cfg, config.Options{Environ: []string{"AUTH_TOKEN_AUDIENCE=" + setting, "AUTH_TOKEN_SECRET=" + testSecret}}); err != nil {
+		if err := config.Load(&cfg,
+			config.Options{Environ: []string{"AUTH_TOKEN_AUDIENCE=" + setting, "AUTH_TOKEN_SECRET=" +
+				testSecret}}); err != nil {
 			t.Fatal(err)
 		}
 		eachWith(t, func(c *Config) { c.Token.Audience = cfg.Token.Audience }, func(t *testing.T, env *testEnv) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/url"
-	"time"
 
 	"go.uber.org/zap"
 
@@ -24,14 +23,21 @@ type Credentials struct {
 // was looked up: it was known to another one of that name, or before the password changed.
 var errNotTrusted = errors.New("the device is not known to this account")
 
+// admit asks the limiter whether an attempt may be made. Attempts that are refused together are told to come
+// back at different times.
+func (s *Service) admit(ctx context.Context, try throttle.Attempt) (*throttle.Ticket, error) {
+	ticket, err := s.limiter.Begin(ctx, try)
+	if errors.Is(err, throttle.ErrCrowded) {
+		return nil, s.passwords.Overloaded()
+	}
+	return ticket, err
+}
+
 // attempt checks a password as [Service.verify] does, after it has asked the limiter. When there is
 // no error, the caller ends the ticket.
 func (s *Service) attempt(ctx context.Context, try throttle.Attempt, a *account, password string,
 	find func() (found bool, err error)) (*throttle.Ticket, bool, error) {
-	ticket, err := s.limiter.Begin(ctx, try)
-	if errors.Is(err, throttle.ErrCrowded) {
-		err = ErrOverloaded.After(time.Second)
-	}
+	ticket, err := s.admit(ctx, try)
 	if err != nil {
 		return nil, false, err
 	}
@@ -131,6 +137,16 @@ func (s *Service) stillProved(ctx context.Context, tx database.IDB, now, checked
 	return nil
 }
 
+// lookup returns the canonical form of a name as its owner may type it. Of a text that no account can
+// have as its name it returns one that no name has.
+func lookup(typed string) (canonical string, known bool) {
+	if canonical, known = username.Lookup(typed); known {
+		return canonical, true
+	}
+	typed = username.Trim(typed)
+	return "\x00" + typed[:min(len(typed), 1024)], false
+}
+
 // checkUsername returns the canonical form, or the fault with one more field.
 func (s *Service) checkUsername(invalid *fault.Fault, name string) (string, *fault.Fault) {
 	canonical, err := username.Canonical(s.cfg.UsernameProfile, name)
@@ -147,6 +163,15 @@ func (s *Service) checkPassword(invalid *fault.Fault, field, typed, username str
 		return invalid.Field(field, r.Code, r.Detail), nil
 	}
 	return invalid, err
+}
+
+// refusePassword returns [ErrValidation] when the password is not acceptable.
+func (s *Service) refusePassword(field, typed, username string) error {
+	invalid, err := s.checkPassword(ErrValidation, field, typed, username)
+	if err == nil && len(invalid.Fields) > 0 {
+		return invalid
+	}
+	return err
 }
 
 // issuerWords are the parts of the issuer that no password should be made of.

@@ -17,7 +17,7 @@ type Device struct {
 	Name      string     // what the client calls the device; may be empty
 	UserAgent string     // the User-Agent header; may be anything
 	IP        netip.Addr // may be invalid: not known
-	Token     string     // Tokens.Device of an earlier sign-in
+	Token     string     // Tokens.DeviceToken of an earlier sign-in
 }
 
 // DeviceTTL is how long the token of a device marks it as known.
@@ -36,16 +36,28 @@ func checkDeviceName(name string) *fault.Refusal {
 		return fault.Refuse("invalid_unicode", "is not valid UTF-8")
 	case utf8.RuneCountInString(name) > maxDeviceName:
 		return fault.Refuse("too_long", "must be 100 characters or fewer")
-	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+	case strings.ContainsFunc(name, func(r rune) bool { return !mayName(r) }):
 		return fault.Refuse("invalid_characters", "holds a character that cannot be shown")
 	}
 	return nil
 }
 
+// mayName reports whether the name of a device may have a character: one that can be seen, a space of any
+// script, or one of the two joiners, which words of Persian and Hindi and many emoji need.
+func mayName(r rune) bool { return unicode.IsPrint(r) || unicode.Is(unicode.Zs, r) || isJoiner(r) }
+
+func isJoiner(r rune) bool { return r == '\u200c' || r == '\u200d' }
+
 // clean returns the device ready to be stored and shown: named, printable, bounded.
 func (d Device) clean() Device {
 	d.UserAgent = printable(d.UserAgent, maxUserAgent)
-	if d.Name = strings.TrimSpace(d.Name); d.Name == "" {
+	d.Name = strings.TrimSpace(strings.Map(func(r rune) rune {
+		if unicode.Is(unicode.Zs, r) {
+			return ' '
+		}
+		return r
+	}, d.Name))
+	if strings.TrimFunc(d.Name, isJoiner) == "" {
 		d.Name = nameOf(d.UserAgent)
 	}
 	return d

@@ -25,4 +25,15 @@
 //	sign the access token
 //
 // See package session for the state machine of the rotation.
+//
+// # Where to look
+//
+// A file named for what a caller asks for (login.go, refresh.go, password.go) holds that alone, and
+// no such file uses another one. What they share is in files named for things. Five are about sessions:
+//
+//	session.go       begins, revokes and ends sessions, with their events
+//	sessionstate.go  asks the database whether a session is live, for every request
+//	sessiontable.go  the rows of sessions that have begun or were revoked
+//	sessionlist.go   finds records in the session store, and leaves out those that have ended
+//	sessions.go      what owners ask for: list their sessions, end one or all
 package auth

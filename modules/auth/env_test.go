@@ -19,37 +19,38 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/password"
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// testEnv is a service on real backends, and what a test may want to reach behind it.
+// testEnv is a service on real backends, with what tests may need to reach past it.
 type testEnv struct {
 	*Service
 	db    *database.DB
-	redis redis.UniversalClient // nil when sessions are in the database
+	redis cache.Client // nil when sessions are in the database
 	log   *logBuffer
 	cfg   Config
 }
 
 const testSecret = "a secret of the tests that is long enough for everything"
 
-// testConfig hashes as cheaply as can be: what is tested here is not the hash.
+// testConfig uses the cheapest hashes, since hashing is not under test.
 func testConfig() Config {
 	return Config{
 		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: 10 * time.Second,
 		MaxSessions: 50, SessionLimit: "evict-oldest", UsernameProfile: "ascii",
 		Token: token.Config{
-			Secret: testSecret, Algorithm: token.ES256, Issuer: "https://auth.test", Audience: []string{"test"}, ClientID: "test", AccessTTL: 5 * time.Hour,
+			Secret: testSecret, Algorithm: token.ES256, Issuer: "https://auth.test", Audience: []string{"test"},
+			ClientID: "test", AccessTTL: 5 * time.Hour,
 		},
 		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Workers: 2, QueueWait: time.Minute},
 		Throttle: throttle.Config{},
 	}
 }
 
-// each runs the test on every combination of backends: SQLite, PostgreSQL, PostgreSQL with
-// Redis.
+// each runs the test on every combination of backends: SQLite, PostgreSQL, PostgreSQL with Redis.
 func each(t *testing.T, test func(t *testing.T, env *testEnv)) {
 	t.Helper()
 	eachWith(t, func(*Config) {}, test)
@@ -67,8 +68,7 @@ func eachWith(t *testing.T, set func(*Config), test func(t *testing.T, env *test
 	})
 }
 
-// redisClient connects to the shared Redis. User ids are new in each test, so that tests do
-// not meet.
+// redisClient connects to the shared Redis. Each test has new user ids, so tests do not interfere.
 func redisClient(t testing.TB) *redis.Client {
 	t.Helper()
 	opt, err := redis.ParseURL(testenv.Redis(t))
@@ -80,7 +80,7 @@ func redisClient(t testing.TB) *redis.Client {
 	return client
 }
 
-func newEnv(t testing.TB, cfg Config, db *database.DB, rc redis.UniversalClient) *testEnv {
+func newEnv(t testing.TB, cfg Config, db *database.DB, rc cache.Client) *testEnv {
 	t.Helper()
 	env := &testEnv{db: db, redis: rc, log: &logBuffer{}, cfg: cfg}
 	log := zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), env.log, zap.DebugLevel))
@@ -125,10 +125,11 @@ func (b *logBuffer) String() string {
 const goodPassword = "a quite good password"
 
 func phone() Device {
-	return Device{UserAgent: "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", IP: netip.MustParseAddr("192.0.2.7")}
+	return Device{UserAgent: "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
+		IP: netip.MustParseAddr("192.0.2.7")}
 }
 
-// newUser registers an account under a name of its own.
+// newUser registers an account with a unique name.
 func (env *testEnv) newUser(t testing.TB) (name string, tokens Tokens) {
 	t.Helper()
 	name = "user-" + strings.ReplaceAll(uuid.NewString(), "-", "")
@@ -159,7 +160,7 @@ func (env *testEnv) caller(t testing.TB, tokens Tokens) Caller {
 
 func (env *testEnv) revoke(t testing.TB, f SessionFilter) error {
 	t.Helper()
-	_, err := env.RevokeSessions(t.Context(), f, nil)
+	_, err := env.RevokeSessions(t.Context(), f)
 	return err
 }
 
@@ -187,17 +188,18 @@ func (env *testEnv) over(t testing.TB, tokens Tokens) {
 	}
 }
 
-// told is an event as it lies in the outbox.
+// told is an event in the outbox.
 type told struct {
 	Type string
 	Seq  int64
 	Data map[string]any
 }
 
-// events returns what was announced of a user, in order.
+// events returns the announced events about a user, in order.
 func (env *testEnv) events(t testing.TB, userID uuid.UUID) []told {
 	t.Helper()
-	rows, err := env.db.QueryContext(context.Background(), "SELECT type, key_seq, data FROM outbox_event WHERE key = ? ORDER BY id", userID.String())
+	rows, err := env.db.QueryContext(context.Background(),
+		"SELECT type, key_seq, data FROM outbox_event WHERE key = ? ORDER BY id", userID.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +222,7 @@ func (env *testEnv) events(t testing.TB, userID uuid.UUID) []told {
 	return list
 }
 
-// expectEvents compares the types of what was announced, without the auth. and the .v1.
+// expectEvents compares the types of the announced events, without the auth. and the .v1.
 func (env *testEnv) expectEvents(t testing.TB, userID uuid.UUID, want ...string) []told {
 	t.Helper()
 	list := env.events(t, userID)

@@ -21,11 +21,11 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files again")
 
-// emitted is an event with the attributes that its envelope gets.
+// emitted is an event with the attributes of its envelope.
 type emitted struct{ Type, Key, Subject, Source, Schema, Time, Data string }
 
-// everything does whatever there is that emits events, and returns them all. The limit of
-// sessions is three and the grace window is shut.
+// everything does everything that emits events, and returns all of them. The limit of sessions is
+// three, and there is no grace window.
 func everything(t *testing.T, env *testEnv) []emitted {
 	t.Helper()
 	ok := func(err error) {
@@ -37,14 +37,14 @@ func everything(t *testing.T, env *testEnv) []emitted {
 	name, first := env.newUser(t)
 	user := env.caller(t, first).User
 
-	// Sessions, one by one.
+	// Single sessions.
 	nameless, err := env.Login(t.Context(), Credentials{name, goodPassword}, Device{})
 	ok(err)
 	named, err := env.Login(t.Context(), Credentials{name, goodPassword}, Device{Name: "Alice's phone", IP: phone().IP})
 	ok(err)
 	known := phone()
-	known.Token = named.Device
-	_, err = env.Login(t.Context(), Credentials{name, goodPassword}, known) // the first one gives way
+	known.Token = named.DeviceToken
+	_, err = env.Login(t.Context(), Credentials{name, goodPassword}, known) // evicts the first session
 	ok(err)
 	ok(env.LogoutRefresh(t.Context(), nameless.RefreshToken))
 	here := env.signIn(t, name)
@@ -63,7 +63,7 @@ func everything(t *testing.T, env *testEnv) []emitted {
 		t.Fatalf("a token used twice by nobody known: %v", err)
 	}
 
-	// Sessions, all at once.
+	// All sessions at once.
 	here = env.signIn(t, name)
 	ok(env.EndSessions(t.Context(), env.caller(t, here), true))
 	ok(env.revoke(t, SessionFilter{UserID: uuid.NullUUID{UUID: user.ID, Valid: true}}))
@@ -77,7 +77,7 @@ func everything(t *testing.T, env *testEnv) []emitted {
 	// The account.
 	ok(env.DisableUser(t.Context(), user.ID))
 	ok(env.EnableUser(t.Context(), user.ID))
-	for _, dev := range []Device{phone(), {}} { // an address that is known to the account, and none
+	for _, dev := range []Device{phone(), {}} { // from an address that the account knows, and from none
 		for range 50 {
 			_, err := env.Login(t.Context(), Credentials{name, "not the password"}, dev)
 			if errors.Is(err, ErrTooManyAttempts) {
@@ -88,22 +88,25 @@ func everything(t *testing.T, env *testEnv) []emitted {
 			}
 		}
 	}
-	env.lockOuts.queued.Wait() // they are announced behind the answers
+	env.lockOuts.queued.Wait() // they are announced after the answers
 	ok(env.DeleteUser(t.Context(), user.ID))
 	_, leaver := env.newUser(t)
 	ok(env.DeleteOwn(t.Context(), env.caller(t, leaver), goodPassword, phone()))
-	_, err = env.CreateUser(t.Context(), Credentials{"user-" + strings.ReplaceAll(uuid.NewString(), "-", ""), goodPassword})
+	_, err = env.CreateUser(t.Context(),
+		Credentials{"user-" + strings.ReplaceAll(uuid.NewString(), "-", ""), goodPassword})
 	ok(err)
 	hash, err := env.passwords.Hash(t.Context(), goodPassword)
 	ok(err)
-	report, err := env.Import(t.Context(), strings.NewReader(fmt.Sprintf(`{"username":"user-%s","status":"disabled","password_hash":%q}`,
-		strings.ReplaceAll(uuid.NewString(), "-", ""), hash)), ImportOptions{From: "native", Format: FormatNDJSON})
+	report, err := env.Import(t.Context(),
+		strings.NewReader(fmt.Sprintf(`{"username":"user-%s","status":"disabled","password_hash":%q}`,
+			strings.ReplaceAll(uuid.NewString(), "-", ""), hash)), ImportOptions{From: "native", Format: FormatNDJSON})
 	ok(err)
 	if report.Imported != 1 {
 		t.Fatalf("import: %+v", report)
 	}
 
-	rows, err := env.db.QueryContext(t.Context(), "SELECT type, key, subject, source, dataschema, time, data FROM outbox_event ORDER BY id")
+	rows, err := env.db.QueryContext(t.Context(),
+		"SELECT type, key, subject, source, dataschema, time, data FROM outbox_event ORDER BY id")
 	ok(err)
 	defer rows.Close()
 	var list []emitted
@@ -136,7 +139,7 @@ func schemas(t *testing.T) map[string]*jsonschema.Schema {
 		}
 		eventType := strings.TrimSuffix(filepath.Base(path), ".json")
 		if id, has := doc.(map[string]any)["$id"]; has {
-			t.Errorf("%s calls itself %v, whoever serves it", path, id)
+			t.Errorf("%s has the id %v, whoever serves it", path, id)
 		}
 		if err := compiler.AddResource(SchemaURL("https://auth.test", eventType), doc); err != nil {
 			t.Fatalf("%s: %v", path, err)
@@ -155,14 +158,15 @@ func schemas(t *testing.T) map[string]*jsonschema.Schema {
 func TestEveryTypeOfEventHasASchemaAndNothingElseHas(t *testing.T) {
 	t.Parallel()
 	got := slices.Sorted(maps.Keys(schemas(t)))
-	got = slices.DeleteFunc(got, func(name string) bool { return !strings.HasPrefix(name, "auth.") }) // of other modules
+	// of other modules
+	got = slices.DeleteFunc(got, func(name string) bool { return !strings.HasPrefix(name, "auth.") })
 	if want := slices.Sorted(slices.Values(EventTypes())); !slices.Equal(got, want) {
-		t.Errorf("schemas of\n%q, and there are\n%q", got, want)
+		t.Errorf("schemas exist for\n%q, and EventTypes lists\n%q: list a new type there, or delete its schema", got, want)
 	}
 }
 
-// What consumers get is what the schemas say: nothing else, nothing less, and every value of
-// every list in them does occur.
+// Consumers get what the schemas say: nothing else, nothing less, and every value of every list in
+// them occurs.
 func TestEventsAreWhatTheirSchemasSay(t *testing.T) {
 	t.Parallel()
 	compiled := schemas(t)
@@ -200,7 +204,8 @@ func TestEventsAreWhatTheirSchemasSay(t *testing.T) {
 					said[e.Type+" "+name][text] = true
 				}
 			}
-			want := emitted{e.Type, data["user_id"].(string), data["user_id"].(string), env.cfg.Token.Issuer, SchemaURL(env.cfg.Token.Issuer, e.Type), data["occurred_at"].(string), e.Data}
+			want := emitted{e.Type, data["user_id"].(string), data["user_id"].(string), env.cfg.Token.Issuer,
+				SchemaURL(env.cfg.Token.Issuer, e.Type), data["occurred_at"].(string), e.Data}
 			if e != want {
 				t.Errorf("the envelope is\n%+v, want\n%+v", e, want)
 			}
@@ -208,7 +213,8 @@ func TestEventsAreWhatTheirSchemasSay(t *testing.T) {
 				from, err1 := time.Parse(time.RFC3339, data["occurred_at"].(string))
 				to, err2 := time.Parse(time.RFC3339, until.(string))
 				if lasts := to.Sub(from); err1 != nil || err2 != nil || lasts < env.cfg.Token.AccessTTL {
-					t.Errorf("%s: a denylist may forget after %s, and access tokens live %s", e.Type, lasts, env.cfg.Token.AccessTTL)
+					t.Errorf("%s: a denylist may forget after %s, but access tokens live %s", e.Type, lasts,
+						env.cfg.Token.AccessTTL)
 				}
 			}
 			if shape := normalised(t, e.Data); !slices.Contains(shapes[e.Type], shape) {
@@ -235,10 +241,10 @@ var (
 	anID   = regexp.MustCompile(`[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`)
 	aTime  = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
 	aName  = regexp.MustCompile(`user-[0-9a-f]{32}`)
-	anyKey = `"session_epoch":` // counts what the test did before
+	anyKey = `"session_epoch":` // numbers of what the test did before
 )
 
-// normalised is the data with ids, times and names that are the same in every run.
+// normalised is the data with ids, times and names that are the same in each run.
 func normalised(t *testing.T, data string) string {
 	t.Helper()
 	data = anID.ReplaceAllString(data, "00000000-0000-7000-8000-000000000000")
@@ -252,8 +258,8 @@ func normalised(t *testing.T, data string) string {
 	return out.String()
 }
 
-// golden compares the forms that the data of a type takes with the ones on file. It is what
-// consumers have been reading: a difference is a change of the contract.
+// golden compares the forms of a type's data with the stored ones. Consumers read the stored ones,
+// so a difference is a change of the contract.
 func golden(t *testing.T, path string, shapes []string) {
 	t.Helper()
 	got := "[" + strings.Join(shapes, ",\n") + "]\n"

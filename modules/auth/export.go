@@ -54,7 +54,8 @@ func (s *Service) Export(ctx context.Context, w io.Writer, opt ExportOptions) (i
 		for _, a := range page {
 			e := userfile.Exported{
 				ID: a.ID.String(), Username: a.Username, Status: string(a.Status),
-				CreatedAt: a.CreatedAt.Format(time.RFC3339Nano), PasswordChangedAt: a.PasswordChangedAt.Format(time.RFC3339Nano),
+				CreatedAt:         a.CreatedAt.Format(time.RFC3339Nano),
+				PasswordChangedAt: a.PasswordChangedAt.Format(time.RFC3339Nano),
 			}
 			e.Email, e.EmailVerified, e.Contacts = s.addressOf(from[a.ID], kept[a.ID])
 			if opt.PasswordHashes {

@@ -20,13 +20,12 @@ import (
 	"github.com/toppira/authctl/platform/logging"
 )
 
-// Fence makes a database that was restored from a backup safe to serve: nothing that was issued before,
-// also after the backup was made, is accepted once it has run (docs/decisions/023). It is for a command
-// while no server runs.
+// Fence makes a database that was restored from a backup safe to serve: once it has run, nothing that was
+// issued earlier is accepted, whether before or after the backup was made (docs/decisions/023). It is for a
+// command while no server runs.
 //
-// It consists of steps that do no harm when they are done again, and the last one, a transaction, makes
-// it count. A fence that was interrupted is known to the database from its first step on, and running it
-// again finishes it.
+// Its steps can be repeated without harm, and the last one, a transaction, makes it count. The database
+// knows from the first step on that a fence has begun; running an interrupted one again finishes it.
 type Fence struct {
 	db       *database.DB
 	keys     *signingkey.Ring
@@ -36,12 +35,10 @@ type Fence struct {
 	security *zap.Logger
 }
 
-// OpenFence needs the database, and Redis where sessions are there. [Fence.Close] ends it.
+// OpenFence needs the database, and Redis if it holds the sessions. The caller closes the fence.
 func OpenFence(ctx context.Context, cfg Config, deps Deps) (*Fence, error) {
 	f := &Fence{db: deps.DB, log: deps.Log}
-	if f.log == nil {
-		f.log = zap.NewNop()
-	}
+	f.log = cmp.Or(f.log, zap.NewNop())
 	f.security = logging.Security(f.log)
 	f.keys = signingkey.Open(deps.DB, cfg.Token, f.log, nil)
 	if deps.Redis != nil {
@@ -57,12 +54,12 @@ func (f *Fence) Close() error { return f.rows.Close() }
 
 // FencePlan says what a fence is about to do.
 type FencePlan struct {
-	Interrupted    time.Time // when a fence began that did not finish, and that this one finishes; zero: none
+	Interrupted    time.Time // when the interrupted fence began that this one finishes; zero: none
 	LastDone       time.Time // when the last one finished; zero: never
 	Accounts       int
 	Rows           int       // sessions in the database
 	Records        int       // sessions in Redis
-	Keys           []KeyInfo // that are published
+	Keys           []KeyInfo // the published ones
 	Verifiers      []Verifier
 	FromGeneration int64
 	ToGeneration   int64
@@ -119,12 +116,12 @@ const (
 type Fenced struct {
 	Generation int64
 	Revoked    []KeyInfo
-	Key        KeyInfo // that signs now; none with HS256
+	Key        KeyInfo // the one that signs now; none with HS256
 }
 
-// Run fences, or finishes the fence that was interrupted. unused returns an error while others use the
+// Run fences, or finishes the interrupted fence. unused returns an error while others use the
 // database: it is called when new servers already refuse to start, and again before the last step.
-// progress is called when a step has begun and after each portion of it, with how much of it is done.
+// progress is called when a step begins and after each portion of it, with the amount done.
 func (f *Fence) Run(ctx context.Context, unused func(context.Context) error, progress func(FenceStep, int)) (Fenced,
 	error) {
 	mark, err := f.begin(ctx)
@@ -137,7 +134,8 @@ func (f *Fence) Run(ctx context.Context, unused func(context.Context) error, pro
 		}
 		return Fenced{}, err
 	}
-	f.security.Warn("restore_fence_begun", zap.Int64("generation", mark.generation), zap.Bool("again", mark.interrupted))
+	f.security.Warn("restore_fence_begun", zap.Int64("generation", mark.generation),
+		zap.Bool("again", mark.interrupted))
 	progress(FenceBegun, 0)
 	if f.records != nil {
 		if err := f.clear(ctx, f.records, FenceRecords, progress); err != nil {
@@ -180,11 +178,11 @@ type fenceMark struct {
 	interrupted bool // the row was there before
 }
 
-// next returns the fence that was interrupted, or the one that may begin now.
+// next returns the interrupted fence, or the one that may begin now.
 //
-// Epoch and generation are times, in milliseconds (as the epochs of imported accounts are) and seconds,
-// since a number that counts would come again: the database has forgotten the fences, the ends and the
-// events of after the backup. They are above all that it knows as well, whatever its clock says.
+// Epoch and generation are times, in milliseconds (like the epochs of imported accounts) and in seconds. A
+// counter would repeat numbers, since the database has forgotten the fences, ends and
+// events after the backup. Both are also above all that the database knows, whatever its clock says.
 func (f *Fence) next(ctx context.Context, db database.IDB) (fenceMark, error) {
 	mark, err := interruptedFence(ctx, db)
 	if err != nil || mark.interrupted {
@@ -225,7 +223,7 @@ func (f *Fence) begin(ctx context.Context) (mark fenceMark, err error) {
 	return mark, nil
 }
 
-// withdraw takes back that a fence has begun, which has done nothing yet.
+// withdraw deletes the row of a fence that has begun and done nothing yet.
 func (f *Fence) withdraw(ctx context.Context, mark fenceMark) error {
 	ctx, cancel := detached(ctx)
 	defer cancel()
@@ -250,7 +248,7 @@ func (f *Fence) finish(ctx context.Context, tx database.IDB, mark fenceMark) err
 // fenceBatch is how many accounts change in one transaction.
 const fenceBatch = 2000
 
-// raiseEpochs raises the epoch of every account, disabled ones too, in the order of their ids.
+// raiseEpochs raises the epoch of every account, even disabled ones, in the order of their ids.
 func (f *Fence) raiseEpochs(ctx context.Context, mark fenceMark, progress func(done int)) error {
 	progress(0)
 	for after, done := uuid.Nil, 0; ; {
@@ -271,10 +269,10 @@ func (f *Fence) raiseEpochs(ctx context.Context, mark fenceMark, progress func(d
 	}
 }
 
-// raiseEpochsBetween raises the epochs of accounts that have a lower one. Triggers end what the accounts
-// were sent to set a new password. They also tell the followers of /oauth2/revocations about each
-// account; that is taken back, since the end of all keys tells the same, and a million facts would fill
-// the memory of followers.
+// raiseEpochsBetween raises the epochs of accounts that have a lower one. Triggers end the codes and links
+// that were sent to set a new password. They also add a fact for the followers of /oauth2/revocations for
+// each account; these are deleted again, since the end of all keys says the same, and a million facts would
+// fill the memory of followers.
 func raiseEpochsBetween(ctx context.Context, tx database.IDB, after, last uuid.UUID, epoch int64, now time.Time) error {
 	var before int64
 	told := "xid = pg_current_xact_id() AND id > ?"

@@ -6,17 +6,16 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/redis/go-redis/v9"
-
 	"github.com/toppira/authctl/modules/auth/internal/token"
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// eachAlone is [each] with a Redis of the test's own: a fence empties it.
+// eachAlone is [each] with a Redis of the test's own, because a fence empties it.
 func eachAlone(t *testing.T, test func(t *testing.T, env *testEnv)) {
 	t.Helper()
 	t.Parallel()
@@ -32,8 +31,9 @@ func eachAlone(t *testing.T, test func(t *testing.T, env *testEnv)) {
 // alone says that nobody else uses the database.
 func alone(context.Context) error { return nil }
 
-// openFence opens a fence on the backends of the test, with another Redis than its servers have or none.
-func (env *testEnv) openFence(t testing.TB, rc redis.UniversalClient) *Fence {
+// openFence opens a fence on the test's backends, with another Redis than the servers', or with
+// none.
+func (env *testEnv) openFence(t testing.TB, rc cache.Client) *Fence {
 	t.Helper()
 	f, err := OpenFence(t.Context(), env.cfg, Deps{DB: env.db, Redis: rc})
 	if err != nil {
@@ -52,7 +52,7 @@ func (env *testEnv) fence(t testing.TB) Fenced {
 	return done
 }
 
-// refused fails the test unless both tokens are refused by a server that starts now.
+// refused fails the test unless a newly started server refuses both tokens.
 func (env *testEnv) refused(t testing.TB, what string, tokens Tokens) {
 	t.Helper()
 	server := env.another(t)
@@ -85,7 +85,7 @@ func TestAFenceEndsWhatWasIssued(t *testing.T) {
 		name, first := env.newUser(t)
 		second := env.signIn(t, name)
 		id := env.caller(t, second).User.ID
-		if err := env.EndSessions(t.Context(), env.caller(t, second), true); err != nil { // keeps one
+		if err := env.EndSessions(t.Context(), env.caller(t, second), true); err != nil { // keeps one session
 			t.Fatal(err)
 		}
 		_, disabled := env.newUser(t)
@@ -104,12 +104,13 @@ func TestAFenceEndsWhatWasIssued(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if plan.Accounts != 2 || plan.Rows+plan.Records < 1 || len(plan.Keys) != 2 || plan.FromGeneration >= plan.ToGeneration ||
+		if plan.Accounts != 2 || plan.Rows+plan.Records < 1 || len(plan.Keys) != 2 ||
+			plan.FromGeneration >= plan.ToGeneration ||
 			!plan.Interrupted.IsZero() || !plan.LastDone.IsZero() {
 			t.Errorf("the plan: %+v", plan)
 		}
 		if _, err := env.Authenticate(t.Context(), second.AccessToken); err != nil {
-			t.Errorf("planning has ended something: %v", err)
+			t.Errorf("planning has ended a session: %v", err)
 		}
 
 		done := env.fence(t)
@@ -122,7 +123,7 @@ func TestAFenceEndsWhatWasIssued(t *testing.T) {
 		}
 		server := env.another(t)
 		if active := server.keys.Active().KID(); active != done.Key.KID || active == key {
-			t.Errorf("%s signs, after %s; the fence says %s", active, key, done.Key.KID)
+			t.Errorf("%s signs after %s, but the fence says %s", active, key, done.Key.KID)
 		}
 		for what, query := range map[string]string{
 			"sessions":                     "SELECT count(*) FROM session",
@@ -145,30 +146,32 @@ func TestAFenceEndsWhatWasIssued(t *testing.T) {
 			}
 		}
 		if env.redis != nil {
-			if left := env.redis.Keys(t.Context(), "authctl:session:*").Val(); len(left) > 0 {
+			if left, _ := env.redis.Do(t.Context(), "keys", "authctl:session:*").Slice(); len(left) > 0 {
 				t.Errorf("left in Redis: %q", left)
 			}
 		}
 
-		// Life goes on, with the password of before, and what is announced is of the new generation.
+		// Afterwards everything works with the old password, and new events have the new
+		// generation.
 		again := server.signIn(t, name)
 		server.live(t, again)
 		n := env.number(t, "SELECT generation FROM outbox_event WHERE key = ? ORDER BY id DESC LIMIT 1", id.String())
 		if n != done.Generation {
-			t.Errorf("an event is of the generation %d, after a fence for %d", n, done.Generation)
+			t.Errorf("an event has generation %d, after a fence for %d", n, done.Generation)
 		}
 
-		// Once more ends what was issued since, and has a higher generation and another key.
+		// A second fence ends what was issued since the first, and has a higher generation and
+		// another key.
 		next := env.fence(t)
-		env.refused(t, "of between two fences", again)
+		env.refused(t, "from between two fences", again)
 		if next.Generation <= done.Generation || next.Key.KID == done.Key.KID {
 			t.Errorf("%+v after %+v", next, done)
 		}
 	})
 }
 
-// What the database has forgotten comes back with higher numbers than it knows: sessions that Redis
-// has kept, and epochs and generations of fences in a future that was undone.
+// What the database has forgotten comes back with higher numbers than it knows: sessions in Redis,
+// and the epochs and generations of fences that a later restore has undone.
 func TestAFenceIsAboveWhatTheDatabaseHasForgotten(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t, testConfig(), dbtest.Postgres(t), cachetest.Open(t, cachetest.Start(t).URL()))
@@ -183,17 +186,17 @@ func TestAFenceIsAboveWhatTheDatabaseHasForgotten(t *testing.T) {
 	env.change(t, "UPDATE users SET session_epoch = 0, kept_sid = NULL WHERE id = ?", id) // the backup
 	env.live(t, tokens)
 
-	// Redis is said to be lost, and is not.
+	// The operator says that Redis is lost, but it is not.
 	first, err := env.openFence(t, nil).Run(t.Context(), alone, func(FenceStep, int) {})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if env.redis.DBSize(t.Context()).Val() == 0 {
+	if size, _ := env.redis.Do(t.Context(), "dbsize").Int(); size == 0 {
 		t.Fatal("Redis was emptied")
 	}
 	env.refused(t, "that Redis has kept", tokens)
 
-	// Of the same backup once more.
+	// The same backup once more.
 	kept := env.another(t).signIn(t, name)
 	env.change(t, "UPDATE users SET session_epoch = 0 WHERE id = ?", id)
 	env.change(t, "DELETE FROM restore_fence")
@@ -206,10 +209,10 @@ func TestAFenceIsAboveWhatTheDatabaseHasForgotten(t *testing.T) {
 	if second.Generation <= first.Generation {
 		t.Errorf("the generation %d after %d", second.Generation, first.Generation)
 	}
-	env.refused(t, "of after the first fence", kept)
+	env.refused(t, "from after the first fence", kept)
 }
 
-// testClockMovesOn waits until the database's clock is in another second than when a generation was
+// testClockMovesOn waits until the database's clock has left the second in which a generation was
 // chosen.
 func testClockMovesOn(t *testing.T, env *testEnv, second int64) {
 	t.Helper()
@@ -218,7 +221,7 @@ func testClockMovesOn(t *testing.T, env *testEnv, second int64) {
 	})
 }
 
-// errStopped stands for kill -9: nothing that the fence does later happens.
+// errStopped stands in for kill -9: the fence does nothing after it.
 var errStopped = errors.New("stopped")
 
 // Wherever a fence is killed, the database knows, and running it again finishes it.
@@ -238,7 +241,7 @@ func TestAnInterruptedFenceIsFinished(t *testing.T) {
 				return calls >= stop
 			}
 			_, err := env.openFence(t, env.redis).Run(ctx, func(context.Context) error {
-				if checks++; checks > 1 && at() { // the first is before it begins
+				if checks++; checks > 1 && at() { // the first step is before it begins
 					return errStopped
 				}
 				return nil
@@ -253,7 +256,7 @@ func TestAnInterruptedFenceIsFinished(t *testing.T) {
 			}
 			began, err := FenceInterrupted(t.Context(), env.db)
 			if err != nil || began.IsZero() {
-				t.Fatalf("stopped at %d, and the database does not know: %v, %v", stop, began, err)
+				t.Fatalf("stopped at step %d, but the database does not know: %v, %v", stop, began, err)
 			}
 			f := env.openFence(t, env.redis)
 			plan, err := f.Plan(t.Context())
@@ -262,21 +265,22 @@ func TestAnInterruptedFenceIsFinished(t *testing.T) {
 			}
 			done, err := f.Run(t.Context(), alone, func(FenceStep, int) {})
 			if err != nil || done.Generation != plan.ToGeneration {
-				t.Fatalf("stopped at %d, and then: %+v, %v; planned %d", stop, done, err, plan.ToGeneration)
+				t.Fatalf("stopped at step %d, then: %+v, %v; planned %d", stop, done, err, plan.ToGeneration)
 			}
 			if began, err := FenceInterrupted(t.Context(), env.db); err != nil || !began.IsZero() {
 				t.Errorf("still interrupted: %v, %v", began, err)
 			}
 			env.refused(t, "of a stopped fence", first)
 			env.refused(t, "of a stopped fence", second)
-			if n := env.number(t, "SELECT count(*) FROM users WHERE session_epoch < (SELECT max(epoch) FROM restore_fence)"); n > 0 {
+			if n := env.number(t,
+				"SELECT count(*) FROM users WHERE session_epoch < (SELECT max(epoch) FROM restore_fence)"); n > 0 {
 				t.Errorf("%d accounts have an older epoch", n)
 			}
 		}
 	})
 }
 
-// The last step counts, or it does not: there is no new key without a new generation.
+// The last step happens as a whole: there is no new key without a new generation.
 func TestAFenceThatIsNotAloneDoesNotCount(t *testing.T) {
 	eachAlone(t, func(t *testing.T, env *testEnv) {
 		_, tokens := env.newUser(t)
@@ -289,13 +293,13 @@ func TestAFenceThatIsNotAloneDoesNotCount(t *testing.T) {
 			t.Fatalf("with others: %v", err)
 		}
 		if n := env.number(t, "SELECT count(*) FROM restore_fence"); n != 0 {
-			t.Error("a refused fence is left as begun")
+			t.Error("a refused fence is recorded as begun")
 		}
 		env.live(t, tokens)
 
 		key, looked := env.keys.Active().KID(), 0
 		_, err = f.Run(t.Context(), func(context.Context) error {
-			if looked++; looked == 2 { // somebody has come meanwhile
+			if looked++; looked == 2 { // somebody has connected meanwhile
 				return inUse
 			}
 			return nil
@@ -311,7 +315,7 @@ func TestAFenceThatIsNotAloneDoesNotCount(t *testing.T) {
 	})
 }
 
-// With HS256 the secret signs, which only the operator can replace. The service itself refuses the
+// With HS256 the secret signs, and only the operator can replace it. The service itself refuses old
 // tokens by the epochs of their accounts.
 func TestAFenceWithTheSharedSecret(t *testing.T) {
 	t.Parallel()
@@ -330,7 +334,7 @@ func TestAFenceWithTheSharedSecret(t *testing.T) {
 	})
 }
 
-// More accounts than change at once.
+// More accounts than one step changes.
 func TestAFenceOfManyAccounts(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -360,7 +364,7 @@ func TestAFenceOfManyAccounts(t *testing.T) {
 			t.Errorf("%d different epochs", n)
 		}
 		if n := env.number(t, "SELECT count(*) FROM revocation WHERE type = 'account'"); n != 0 {
-			t.Errorf("followers are told of %d accounts", n)
+			t.Errorf("the feed has %d accounts", n)
 		}
 		if n, err := outbox.Generation(t.Context(), db); err != nil || n == 0 {
 			t.Errorf("the generation: %d, %v", n, err)

@@ -13,8 +13,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// What a request costs must not depend on how many accounts and sessions there are: no statement of a
-// request, of the background work or of a follower reads a whole table. PostgreSQL counts who does.
+// The cost of a request must not depend on the number of accounts and sessions: no statement of a
+// request, of background work or of a follower reads a whole table. PostgreSQL counts such reads.
 func TestNoRequestReadsAWholeTable(t *testing.T) {
 	t.Parallel()
 	const crowd, probes = 20_000, 20
@@ -34,21 +34,23 @@ func TestNoRequestReadsAWholeTable(t *testing.T) {
 	}
 	for table, n := range wholeReads(t, counter) {
 		if n > before[table] {
-			t.Errorf("%s was read as a whole, %d times", table, n-before[table])
+			t.Errorf("%s was read completely, %d times", table, n-before[table])
 		}
 	}
 	for _, expired := range []string{
-		"begun_session WHERE expires_at < now()", "revocation WHERE expires_ms = 1", "session WHERE idle_expires_ms = 1",
+		"begun_session WHERE expires_at < now()", "revocation WHERE expires_ms = 1",
+		"session WHERE idle_expires_ms = 1",
 	} {
 		var left bool
 		err := counter.QueryRowContext(t.Context(), "SELECT EXISTS (SELECT 1 FROM "+expired+")").Scan(&left)
 		if err != nil || left {
-			t.Errorf("%s: some are left: %v", expired, err)
+			t.Errorf("%s: some remain: %v", expired, err)
 		}
 	}
 }
 
-// fillWithACrowd also lets some of it expire, more than housekeeping takes at once, but no probe.
+// fillWithACrowd also lets rows expire, more than housekeeping deletes at once, but none of the
+// probes.
 func fillWithACrowd(t *testing.T, dsn string, l *authbench.Loader, crowd int) {
 	t.Helper()
 	db := dbtest.Open(t, dsn)
@@ -77,8 +79,8 @@ func fillWithACrowd(t *testing.T, dsn string, l *authbench.Loader, crowd int) {
 	}
 }
 
-// wholeReads counts, for each table that grows, how often all of it was read. A connection tells what it
-// did when it ends, so it waits until the others have.
+// wholeReads counts the full scans of each growing table. A connection reports its numbers when it
+// ends, so the function waits until the others have ended.
 func wholeReads(t *testing.T, db *database.DB) map[string]int {
 	t.Helper()
 	testenv.Eventually(t, "no other connection to the database is left", func() bool {
@@ -94,7 +96,8 @@ func wholeReads(t *testing.T, db *database.DB) map[string]int {
 		counts[table] = n
 		return n, err
 	}
-	_, err := database.Collect(t.Context(), db, "read statistics", count, `SELECT relname, seq_scan FROM pg_stat_user_tables
+	_, err := database.Collect(t.Context(), db, "read statistics", count,
+		`SELECT relname, seq_scan FROM pg_stat_user_tables
 		WHERE relname IN ('users', 'session', 'begun_session', 'revoked_session', 'revocation')`)
 	if err != nil || len(counts) != 5 {
 		t.Fatalf("%v, %v", counts, err)
@@ -114,7 +117,7 @@ func useEverything(t *testing.T, env *testEnv, l *authbench.Loader) {
 		}
 		refreshed, err := env.Refresh(ctx, p.Refresh, phone())
 		if err != nil {
-			t.Fatalf("a session that was loaded is not refreshed: %v", err)
+			t.Fatalf("a loaded session is not refreshed: %v", err)
 		}
 		caller := env.caller(t, refreshed)
 		list, err := env.Sessions(ctx, caller)

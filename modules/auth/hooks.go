@@ -25,6 +25,8 @@ type Hooks struct {
 	Added func(ctx context.Context, tx database.Tx, u User, contact NewContact) error
 	// Imported is called when accounts have been imported.
 	Imported func(ctx context.Context, tx database.Tx, list []ImportedUser) error
+	// NotImported returns the kinds of addresses that Imported would leave out, for the report.
+	NotImported func(u ImportedUser) []string
 	// Addresses returns the addresses of accounts, for an export. The first of an account is the one
 	// that other systems are told.
 	Addresses func(ctx context.Context, userIDs []uuid.UUID) (map[uuid.UUID][]Address, error)

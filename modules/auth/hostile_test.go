@@ -11,14 +11,15 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// hostile is text that some server, set up in some way, reads as more than a value.
+// hostile is text that some server, in some configuration, reads as more than a value.
 var hostile = []string{
 	`\'; DROP TABLE session; DROP TABLE users; --`, `'; DELETE FROM users; --`, `\' OR 1=1 --`, `a\`, `a\\'`,
-	`x","user_id":"00000000-0000-4000-8000-000000000000`, `x\","user_id":\"V`, `$1 ?1 ?0 ? :x @x`, `$$; DELETE FROM users; $$`,
+	`x","user_id":"00000000-0000-4000-8000-000000000000`, `x\","user_id":\"V`, `$1 ?1 ?0 ? :x @x`,
+	`$$; DELETE FROM users; $$`,
 	`U&'\0027'; DELETE FROM users`, "\uff07; DELETE FROM users; --", "\u02bc; DELETE FROM users",
 }
 
-// Whatever a stranger chooses stays a value, whatever the database's own settings are.
+// Text from a stranger stays a value, whatever the database's settings.
 func TestNothingThatAStrangerChoosesBecomesPartOfAStatement(t *testing.T) {
 	t.Parallel()
 	for _, profile := range []string{"ascii", "unicode"} {
@@ -40,13 +41,14 @@ func TestNothingThatAStrangerChoosesBecomesPartOfAStatement(t *testing.T) {
 	}
 }
 
-// strange puts a text wherever a client or a foreign file may, and looks at what came of it.
+// strange puts a text wherever a client or a foreign file may put one, and checks the result.
 func strange(t *testing.T, env *testEnv, text string) {
 	t.Helper()
 	expected := func(what string, err error) {
 		t.Helper()
 		var refused *fault.Fault
-		if err != nil && (!errors.As(err, &refused) || refused.Kind == fault.Internal || refused.Kind == fault.Unavailable) {
+		if err != nil &&
+			(!errors.As(err, &refused) || refused.Kind == fault.Internal || refused.Kind == fault.Unavailable) {
 			t.Errorf("%s with %q: %v", what, text, err)
 		}
 	}
@@ -104,13 +106,14 @@ func strange(t *testing.T, env *testEnv, text string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := json.Marshal(map[string]string{"username": text, "password_hash": "$2a$04$Sl/ptLIEoS6FRRYGpQPnPu1wq7v5VHy5sJEd2WNaPVhLYYXDkGpmS"})
+	again, err := json.Marshal(map[string]string{"username": text,
+		"password_hash": "$2a$04$Sl/ptLIEoS6FRRYGpQPnPu1wq7v5VHy5sJEd2WNaPVhLYYXDkGpmS"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	env.importText(t, string(row)+"\n"+string(again)+"\n", "native")
 
-	// All tables are there, with those who were.
+	// All tables and their rows still exist.
 	user, err := env.FindUser(ctx, name)
 	if err != nil || user.ID != caller.User.ID {
 		t.Fatalf("after %q the account is %v, %v", text, user.ID, err)
@@ -119,14 +122,15 @@ func strange(t *testing.T, env *testEnv, text string) {
 		if e.Data["user_id"] != user.ID.String() {
 			t.Errorf("after %q an event of %s is about %v", text, user.ID, e.Data["user_id"])
 		}
-		if agent, ok := e.Data["user_agent"]; e.Type == "auth.UserLoggedIn.v1" && (!ok || agent != text && agent != phone().UserAgent) {
+		if agent, ok := e.Data["user_agent"]; e.Type == "auth.UserLoggedIn.v1" &&
+			(!ok || agent != text && agent != phone().UserAgent) {
 			t.Errorf("%q is in the event as %v", text, agent)
 		}
 	}
 }
 
-// A role or a database may make every transaction serializable by default; ours say what they
-// are, and nobody is turned away for it.
+// A role or a database may make every transaction serializable by default. Our transactions set
+// their own level, so no request fails because of that.
 func TestIsolationIsNotTheDatabasesToChoose(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t, testConfig(), dbtest.Contrary(t), nil)

@@ -52,13 +52,16 @@ func (s *Service) Housekeep(ctx context.Context) {
 	if _, err := s.sessions.Memory(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		s.log.Warn("housekeeping_failed", zap.String("what", "session_memory"), zap.Error(err))
 	}
-	for what, table := range map[string]string{"revoked_sessions": "revoked_session", "begun_sessions": "begun_session"} {
+	for what, table := range map[string]string{"revoked_sessions": "revoked_session",
+		"begun_sessions": "begun_session"} {
 		s.drain(ctx, what, func(ctx context.Context) (int64, error) {
 			return purgeSessions(ctx, s.db, table, s.timestamp(), purgeBatch)
 		})
 	}
-	s.drain(ctx, "expired_revocations", func(ctx context.Context) (int64, error) { return s.feed.Purge(ctx, purgeBatch) })
-	s.drain(ctx, "verifiers", func(ctx context.Context) (int64, error) { return s.feed.PurgeVerifiers(ctx, purgeBatch) })
+	s.drain(ctx, "expired_revocations",
+		func(ctx context.Context) (int64, error) { return s.feed.Purge(ctx, purgeBatch) })
+	s.drain(ctx, "verifiers",
+		func(ctx context.Context) (int64, error) { return s.feed.PurgeVerifiers(ctx, purgeBatch) })
 	s.drain(ctx, "sign_in_counters", func(ctx context.Context) (int64, error) {
 		return throttle.Purge(ctx, s.db, purgeBatch)
 	})

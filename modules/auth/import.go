@@ -78,9 +78,14 @@ type ImportReport struct {
 	Schemes  map[string]int64 `json:"schemes"`      // how the passwords of those imported are hashed
 	Weak     int64            `json:"weak"`         // of those, hashed too cheaply to slow a thief
 	Disabled int64            `json:"disabled"`     // of those imported
-	// Lost counts, by kind, the protections that were not imported: second factors, required
-	// actions, unconfirmed addresses.
+	// Lost counts, by kind, what was not imported: second factors, required actions, addresses that cannot
+	// be contacts. An unconfirmed address as a name counts as well.
 	Lost map[string]int64 `json:"not_carried_over"`
+	// Differs counts, by kind, in what those present differ from their accounts, which stay as they are: the
+	// source has changed them since they were imported.
+	Differs map[string]int64 `json:"left_as_is"`
+	// Unread names members or columns that our own form does not have.
+	Unread []string `json:"not_read"`
 	// Hint says what the input looks like when all of it was refused.
 	Hint string `json:"hint,omitempty"`
 }
@@ -99,7 +104,8 @@ var ErrOtherSource = errors.New("none of the first records can be imported")
 // A record that cannot be imported is refused with its reason, and the next one is read. When ctx
 // ends, what was read is still written, and the error is that of ctx.
 func (s *Service) Import(ctx context.Context, r io.Reader, opt ImportOptions) (ImportReport, error) {
-	report := ImportReport{Schemes: map[string]int64{}, Lost: map[string]int64{}}
+	report := ImportReport{Schemes: map[string]int64{}, Lost: map[string]int64{}, Differs: map[string]int64{},
+		Unread: []string{}}
 	in, err := userfile.Open(r, opt.From, opt.Format, opt.Firebase)
 	if err != nil {
 		return report, err
@@ -112,6 +118,7 @@ func (s *Service) Import(ctx context.Context, r io.Reader, opt ImportOptions) (I
 	}
 	i.pace = newPace(s.db, s.now)
 	err = i.all(ctx, in)
+	report.Unread = append(report.Unread, in.Unread()...)
 	if i.rehearsal != nil {
 		return report, errors.Join(err, i.rehearsal.close())
 	}
@@ -140,8 +147,8 @@ func (s *Service) CheckImport(ctx context.Context, r io.Reader, opt ImportOption
 		case errors.Is(err, io.EOF) && found == 0:
 			return errors.Join(fmt.Errorf("the input has no account %q", name), hintError(in.Hint()))
 		case errors.Is(err, io.EOF), err == nil && found == mostFound:
-			return fmt.Errorf("the password is not that of %q: check how it is typed, and that the source and its hash "+
-				"parameters are right", name)
+			return fmt.Errorf("the password is not that of %q: check how it is typed, and that the source and "+
+				"its hash parameters are right", name)
 		case err != nil:
 			return err
 		case ctx.Err() != nil:
@@ -239,7 +246,8 @@ func (i *importer) check(rec userfile.Record) *pendingUser {
 func lostKinds(list []string) []string {
 	kinds := make([]string, 0, len(list))
 	for _, kind := range list {
-		if len(kind) > 64 || strings.ContainsFunc(kind, func(r rune) bool { return !strings.ContainsRune(kindLetters, r) }) {
+		if len(kind) > 64 ||
+			strings.ContainsFunc(kind, func(r rune) bool { return !strings.ContainsRune(kindLetters, r) }) {
 			kind = "something_else"
 		}
 		kinds = append(kinds, kind)
@@ -298,6 +306,9 @@ func (i *importer) becomeAccount(n *pendingUser, rec userfile.Record) *fault.Ref
 	// An account with the id of a deleted one must not revive its tokens: none was issued under an
 	// epoch as high as this.
 	n.epoch = now.UnixMilli()
+	if s.hooks.NotImported != nil {
+		n.lost = lostKinds(append(n.lost, s.hooks.NotImported(n.asImported())...))
+	}
 	return i.unconfirmed(n)
 }
 
@@ -366,6 +377,9 @@ func (i *importer) count(n *pendingUser) error {
 		}
 	default:
 		report.Present++
+		for _, kind := range n.differs {
+			report.Differs[kind]++
+		}
 		return nil
 	}
 	const mostKinds = 100
@@ -426,8 +440,7 @@ func (s *Service) insertImported(ctx context.Context, tx database.Tx, batch []*p
 	var list []ImportedUser
 	for _, n := range batch {
 		if n.imported {
-			list = append(list, ImportedUser{User: n.User, Address: n.origin.address, Confirmed: n.origin.confirmed,
-				Addresses: n.addresses})
+			list = append(list, n.asImported())
 		}
 	}
 	return s.hooks.Imported(ctx, tx, list)

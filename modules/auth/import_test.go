@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -20,7 +22,7 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// importing collects what an import says.
+// importing collects the output of an import.
 type importing struct {
 	ImportReport
 	err     error
@@ -29,7 +31,8 @@ type importing struct {
 
 func (env *testEnv) importing(ctx context.Context, r io.Reader, from, format string) importing {
 	var i importing
-	opt := ImportOptions{From: from, Format: format, Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil }}
+	opt := ImportOptions{From: from, Format: format,
+		Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil }}
 	if from == "firebase" {
 		text, err := os.ReadFile("internal/userfile/testdata/firebase-hash.txt")
 		if err != nil {
@@ -52,7 +55,7 @@ func (env *testEnv) importText(t testing.TB, text, from string) importing {
 	return i
 }
 
-// importFile imports a file of the system that its name begins with, or of another one.
+// importFile imports a file from the system that its name begins with, or from another one.
 func (env *testEnv) importFile(t testing.TB, name string, system ...string) importing {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("internal/userfile/testdata", name))
@@ -69,11 +72,12 @@ func (env *testEnv) importFile(t testing.TB, name string, system ...string) impo
 func (i importing) expect(t testing.TB, imported, present, refused int64) {
 	t.Helper()
 	if i.Imported != imported || i.Present != present || i.Refused != refused || int64(len(i.refused)) != refused {
-		t.Errorf("%d imported, %d there, %d refused %v; want %d, %d, %d", i.Imported, i.Present, i.Refused, i.refused, imported, present, refused)
+		t.Errorf("%d imported, %d exist, %d refused %v; want %d, %d, %d", i.Imported, i.Present, i.Refused, i.refused,
+			imported, present, refused)
 	}
 }
 
-// codes are what was refused: line and code of each.
+// codes lists the refusals: line and code of each.
 func (i importing) codes() string {
 	var list []string
 	for _, r := range i.refused {
@@ -82,43 +86,64 @@ func (i importing) codes() string {
 	return strings.Join(list, "; ")
 }
 
-// Each file is as its system writes it. The hashes of Django are made by Django, those of the
-// native file by passlib; Firebase's is the test vector that Google publishes.
+// Each file is as its system writes it. Django made its hashes, passlib those of the native file,
+// and Firebase's is Google's published test vector.
 func TestImportReadsWhatOtherSystemsExport(t *testing.T) {
 	t.Parallel()
 	for _, file := range []struct {
-		name, from        string // from: what the name begins with
+		name, from        string // the source, which begins the name
 		imported, refused int64
 		codes             string
 		active, disabled  []string
 		password          string
 	}{
-		{name: "native.ndjson", imported: 13, active: []string{"native.bcrypt-2a", "native.bcrypt-2b", "native.bcrypt-2y", "native.bcrypt-sha256",
-			"native.argon2id", "native.argon2i", "native.scrypt", "native.pbkdf2-sha1", "native.pbkdf2-sha256", "native.pbkdf2-sha512",
-			"native.ssha", "native.ssha256", "native.ssha512"}},
+		{name: "native.ndjson", imported: 13,
+			active: []string{"native.bcrypt-2a", "native.bcrypt-2b", "native.bcrypt-2y", "native.bcrypt-sha256",
+				"native.argon2id", "native.argon2i", "native.scrypt", "native.pbkdf2-sha1", "native.pbkdf2-sha256",
+				"native.pbkdf2-sha512",
+				"native.ssha", "native.ssha256", "native.ssha512"}},
 		{name: "spring.ndjson", from: "native", imported: 8, refused: 5,
 			codes: "1 hash_refused; 2 hash_refused; 3 hash_refused; 8 hash_refused; 13 hash_refused",
-			active: []string{"spring.argon2", "spring.argon2@SpringSecurity_v5_8", "spring.bcrypt", "spring.ldap", "spring.pbkdf2",
+			active: []string{"spring.argon2", "spring.argon2@SpringSecurity_v5_8", "spring.bcrypt", "spring.ldap",
+				"spring.pbkdf2",
 				"spring.pbkdf2@SpringSecurity_v5_8", "spring.scrypt", "spring.scrypt@SpringSecurity_v5_8"}},
-		{name: "node.ndjson", from: "native", imported: 5,
-			active: []string{"node.argon2id", "node.argon2i", "node.bcrypt", "node.better-auth", "node.better-auth-wide"}},
+		{name: "node.ndjson", from: "native", imported: 7,
+			active: []string{"node.argon2id", "node.argon2i", "node.bcrypt", "node.bcryptjs", "node.node-rs-argon2",
+				"node.better-auth", "node.better-auth-wide"}},
+		{name: "php.ndjson", from: "native", imported: 5,
+			active: []string{"php.default", "php.argon2id", "php.argon2i", "php.sodium", "php.wordpress"}},
+		{name: "passlib.ndjson", from: "native", imported: 10,
+			active: []string{"argon2-cffi.argon2id", "argon2-cffi.argon2i", "passlib.argon2", "passlib.ldap_pbkdf2_sha1",
+				"passlib.ldap_pbkdf2_sha256", "passlib.ldap_pbkdf2_sha512", "passlib.ldap_salted_sha1",
+				"passlib.ldap_salted_sha256", "passlib.ldap_salted_sha512", "passlib.atlassian_pbkdf2_sha1"}},
 		{name: "werkzeug.ndjson", from: "native", imported: 4,
 			active: []string{"werkzeug.scrypt", "werkzeug.pbkdf2", "werkzeug.pbkdf2-sha1", "werkzeug.pbkdf2-sha512"}},
-		{name: "aspnet.ndjson", from: "native", imported: 3, active: []string{"aspnet.v2", "aspnet.v3-core3", "aspnet.v3-net7"}},
+		{name: "aspnet.ndjson", from: "native", imported: 3,
+			active: []string{"aspnet.v2", "aspnet.v3-core3", "aspnet.v3-net7"}},
 		{name: "wordpress.ndjson", from: "native", imported: 2, active: []string{"wordpress.6.8", "wordpress.plugin"}},
 		{name: "native.csv", imported: 2, active: []string{"csv.alice"}, disabled: []string{"csv.bob"}},
-		{name: "keycloak.json", imported: 4, refused: 1, codes: "117 no_password", active: []string{"kc.pbkdf2", "kc.pbkdf2-sha512", "kc.argon2"}, disabled: []string{"kc.pbkdf2-sha256"}},
+		{name: "keycloak.json", imported: 4, refused: 1, codes: "117 no_password",
+			active: []string{"kc.pbkdf2", "kc.pbkdf2-sha512", "kc.argon2"}, disabled: []string{"kc.pbkdf2-sha256"}},
 		{name: "keycloak-realms.json", from: "keycloak", imported: 13,
-			active: []string{"kc26.default", "kc26.pbkdf2", "kc26.pbkdf2-sha256", "kc26.pbkdf2-sha512", "kc26.bcrypt", "kc26.argon2-plugin",
+			active: []string{"kc26.default", "kc26.pbkdf2", "kc26.pbkdf2-sha256", "kc26.pbkdf2-sha512", "kc26.bcrypt",
+				"kc26.argon2-plugin",
 				"kc26.staff", "kc26.factors", "kc26.confirmed@example.com"}, disabled: []string{"kc26.off"}},
-		{name: "zitadel.json", imported: 3, refused: 1, codes: "48 no_password", active: []string{"zitadel.first", "zitadel.otp", "zitadel.unverified@example.com"}},
-		{name: "django-custom.json", from: "django", imported: 2, active: []string{"customer@example.com"}, disabled: []string{"inactive@example.com"}},
-		{name: "firebase.json", imported: 1, refused: 1, codes: "13 no_password", active: []string{"firebase@example.com"}, password: "user1password"},
+		{name: "zitadel.json", imported: 3, refused: 1, codes: "48 no_password",
+			active: []string{"zitadel.first", "zitadel.otp", "zitadel.unverified@example.com"}},
+		{name: "django-custom.json", from: "django", imported: 2, active: []string{"customer@example.com"},
+			disabled: []string{"inactive@example.com"}},
+		{name: "firebase.json", imported: 1, refused: 1, codes: "13 no_password",
+			active: []string{"firebase@example.com"}, password: "user1password"},
+		{name: "firebase-npm.json", from: "firebase", imported: 1, active: []string{"firebase.npm@example.com"}},
 		{name: "firebase.csv", imported: 1, active: []string{"firebase.csv@example.com"}, password: "user1password"},
-		{name: "django.json", imported: 6, refused: 1, codes: "104 no_password", active: []string{"dj.pbkdf2", "dj.pbkdf2sha1", "dj.argon2", "dj.bcryptsha256", "dj.bcrypt", "dj.scrypt"}},
+		{name: "django.json", imported: 6, refused: 1, codes: "104 no_password",
+			active: []string{"dj.pbkdf2", "dj.pbkdf2sha1", "dj.argon2", "dj.bcryptsha256", "dj.bcrypt", "dj.scrypt"}},
 		{name: "django.csv", imported: 2, active: []string{"djcsv.active"}, disabled: []string{"djcsv.inactive"}},
-		{name: "auth0.ndjson", imported: 3, active: []string{"auth0@example.com", "auth0.named", "auth0.identifier@example.com"}},
-		{name: "supabase.csv", imported: 4, refused: 1, codes: "5 deleted", active: []string{"supabase@example.com", "forgiven@example.com", "15550100"}, disabled: []string{"banned@example.com"}},
+		{name: "auth0.ndjson", imported: 3,
+			active: []string{"auth0@example.com", "auth0.named", "auth0.identifier@example.com"}},
+		{name: "supabase.csv", imported: 4, refused: 1, codes: "5 deleted",
+			active: []string{"supabase@example.com", "forgiven@example.com",
+				"15550100"}, disabled: []string{"banned@example.com"}},
 	} {
 		t.Run(file.name, func(t *testing.T) {
 			t.Parallel()
@@ -137,8 +162,9 @@ func TestImportReadsWhatOtherSystemsExport(t *testing.T) {
 					env.importedSignsIn(t, name, password)
 				}
 				for _, name := range file.disabled {
-					if _, err := env.Login(t.Context(), Credentials{name, password}, phone()); !errors.Is(err, ErrAccountDisabled) {
-						t.Errorf("%s, disabled where it comes from: %v", name, err)
+					if _, err := env.Login(t.Context(), Credentials{name, password},
+						phone()); !errors.Is(err, ErrAccountDisabled) {
+						t.Errorf("%s, disabled at its source: %v", name, err)
 					}
 					u, err := env.FindUser(t.Context(), name)
 					if err != nil {
@@ -158,10 +184,11 @@ func dbtestEach(t *testing.T, test func(t *testing.T, env *testEnv)) {
 	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, newEnv(t, testConfig(), dbtest.Postgres(t), nil)) })
 }
 
-// importedSignsIn signs the user in and sees the hash upgraded by it.
+// importedSignsIn signs the user in and checks that this upgrades the hash.
 func (env *testEnv) importedSignsIn(t testing.TB, name, password string) {
 	t.Helper()
-	if _, err := env.Login(t.Context(), Credentials{name, "another " + password}, phone()); !errors.Is(err, ErrInvalidCredentials) {
+	if _, err := env.Login(t.Context(), Credentials{name, "another " + password},
+		phone()); !errors.Is(err, ErrInvalidCredentials) {
 		t.Errorf("%s with a wrong password: %v", name, err)
 	}
 	tokens, err := env.Login(t.Context(), Credentials{name, password}, phone())
@@ -175,7 +202,7 @@ func (env *testEnv) importedSignsIn(t testing.TB, name, password string) {
 		t.Fatal(err)
 	}
 	if !strings.HasPrefix(a.passwordHash, "$2") && !strings.HasPrefix(a.passwordHash, "$bcrypt-sha256$v=2") {
-		t.Errorf("%s signed in, and the hash is still %.12s…", name, a.passwordHash)
+		t.Errorf("%s signed in, but the hash is still %.12s…", name, a.passwordHash)
 	}
 	env.expectEvents(t, a.ID, "UserRegistered", "UserLoggedIn")
 }
@@ -188,14 +215,15 @@ func TestImportKeepsWhatTheRecordSays(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := fmt.Sprint(u.Username, " ", u.CreatedAt.Format("2006-01-02T15:04:05.000000Z07:00"), " ", u.PasswordChangedAt.Format("2006-01-02"))
+		got := fmt.Sprint(u.Username, " ", u.CreatedAt.Format("2006-01-02T15:04:05.000000Z07:00"), " ",
+			u.PasswordChangedAt.Format("2006-01-02"))
 		if want := "Native.bcrypt-2a 2021-03-04T05:06:07.123456Z 2022-03-04"; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	})
 }
 
-// hashOf is some hash that can be imported; they are not verified here.
+// hashOf is a hash that can be imported; the tests do not verify it.
 const importHash = "$2b$04$z5SzGiEQ3UVhTU1nXKtPSuEFozW7QnU0/j85AHYW19LdfomQ01msu"
 
 // oneRecord is a line of native NDJSON.
@@ -225,7 +253,8 @@ func TestImportRefusesWithAReasonAndGoesOn(t *testing.T) {
 			{"{\"username\":\"bad\xff\",\"password_hash\":\"x\"}", "invalid_unicode"},
 			{`{"password_hash":"` + importHash + `"}`, "no_username"},
 			{`{"username":"ab","password_hash":"` + importHash + `"}`, "username_too_short"},
-			{`{"username":"` + strings.Repeat("a", 256) + `","password_hash":"` + importHash + `"}`, "username_too_long"},
+			{`{"username":"` + strings.Repeat("a", 256) + `","password_hash":"` + importHash + `"}`,
+				"username_too_long"},
 			{`{"username":"semi;colon","password_hash":"` + importHash + `"}`, "username_invalid_characters"},
 			{`{"username":"nul\u0000byte","password_hash":"` + importHash + `"}`, "username_invalid_characters"},
 			{`{"username":"nohash"}`, "no_password"},
@@ -234,13 +263,16 @@ func TestImportRefusesWithAReasonAndGoesOn(t *testing.T) {
 			{bomb("$2a$31$DhjONM1yKUkJMOx/W7/pv.ZlK2eGPl1vQRP0RaJD5N5TBUoVQAmMS"), "hash_refused"},
 			{bomb("$argon2id$v=19$m=4194304,t=1,p=1$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"), "hash_refused"},
 			{bomb("$pbkdf2-sha256$i=99999999,l=32$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"), "hash_refused"},
-			{bomb("$scrypt$ln=24,r=8,p=16$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"), "hash_refused"},
+			{bomb("$scrypt$ln=24,r=8,p=16$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"),
+				"hash_refused"},
 			{bomb("{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g="), "hash_refused"},
 			{`{"id":"7","username":"badid","password_hash":"` + importHash + `"}`, "invalid_id"},
-			{`{"id":"00000000-0000-0000-0000-000000000000","username":"nilid","password_hash":"` + importHash + `"}`, "invalid_id"},
+			{`{"id":"00000000-0000-0000-0000-000000000000","username":"nilid","password_hash":"` + importHash + `"}`,
+				"invalid_id"},
 			{`{"username":"status","status":"deleted","password_hash":"` + importHash + `"}`, "invalid_status"},
 			{`{"username":"when","created_at":"yesterday","password_hash":"` + importHash + `"}`, "invalid_time"},
-			{`{"username":"future","created_at":"9024-01-01T00:00:00Z","password_hash":"` + importHash + `"}`, "invalid_time"},
+			{`{"username":"future","created_at":"9024-01-01T00:00:00Z","password_hash":"` + importHash + `"}`,
+				"invalid_time"},
 			{`{"username":"big","note":"` + strings.Repeat("x", userfile.MaxRecord) + `"}`, "too_long"},
 			{strings.TrimSpace(oneRecord(other, "OWNER")), "username_taken"},
 			{strings.TrimSpace(oneRecord(id, "somebody")), "id_taken"},
@@ -254,7 +286,8 @@ func TestImportRefusesWithAReasonAndGoesOn(t *testing.T) {
 		text.WriteString("\n  \n" + oneRecord("", "after-all") + strings.TrimSpace(oneRecord("", "the-last")))
 		got := env.importing(t.Context(), strings.NewReader("\xef\xbb\xbf"+text.String()), "native", FormatNDJSON)
 		if got.err != nil || got.Imported != 2 || got.codes() != strings.Join(want, "; ") {
-			t.Errorf("%v, %d imported, refused\n got %s\nwant %s", got.err, got.Imported, got.codes(), strings.Join(want, "; "))
+			t.Errorf("%v, %d imported, refused\n got %s\nwant %s", got.err, got.Imported, got.codes(),
+				strings.Join(want, "; "))
 		}
 		for _, r := range got.refused {
 			if r.Record != r.Line || strings.ContainsAny(r.Detail, "$\xff") || strings.Contains(r.Detail, "W6ph5") {
@@ -268,7 +301,8 @@ func TestImportFindsTheSameAccountTwiceInOneFile(t *testing.T) {
 	t.Parallel()
 	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		id := uuid.NewString()
-		text := oneRecord(id, "Alice") + oneRecord(id, "alice") + oneRecord("", "ALICE") + oneRecord(uuid.NewString(), "alice") + oneRecord(id, "bob")
+		text := oneRecord(id, "Alice") + oneRecord(id, "alice") + oneRecord("", "ALICE") + oneRecord(uuid.NewString(),
+			"alice") + oneRecord(id, "bob")
 		got := env.importText(t, text, "native")
 		got.expect(t, 1, 2, 2)
 		if codes := got.codes(); codes != "4 username_taken; 5 id_taken" {
@@ -276,6 +310,78 @@ func TestImportFindsTheSameAccountTwiceInOneFile(t *testing.T) {
 		}
 		env.expectEvents(t, uuid.MustParse(id), "UserRegistered")
 	})
+}
+
+// What the source has changed since is not applied, so it must not be passed over in silence.
+func TestImportCountsWhatTheSourceHasChangedSince(t *testing.T) {
+	t.Parallel()
+	const (
+		changed = "$2b$04$DhjONM1yKUkJMOx/W7/pv.ZlK2eGPl1vQRP0RaJD5N5TBUoVQAmMS"
+		foreign = "$pbkdf2-sha256$1000$9F6rNaY0Zqy11pozRohRSg$TTQI73AH.MAt7xO7OGXxLyGqTlppwwLTXO9Lrn0xc0g"
+	)
+	dbtestEach(t, func(t *testing.T, env *testEnv) {
+		first := oneRecord("", "same.here") + oneRecord(uuid.NewString(), "disabled.there") +
+			oneRecord(uuid.NewString(), "changed.there") +
+			strings.Replace(oneRecord("", "signed.in"), importHash, foreign, 1)
+		env.importText(t, first, "native").expect(t, 4, 0, 0)
+		if _, err := env.Login(t.Context(), Credentials{"signed.in", goodPassword}, phone()); err != nil {
+			t.Fatal(err) // its hash is another one now, but its source has changed nothing
+		}
+		var later strings.Builder
+		for line := range strings.Lines(first) {
+			switch {
+			case strings.Contains(line, "disabled.there"):
+				line = strings.Replace(line, `"username"`, `"status":"disabled","username"`, 1)
+			case strings.Contains(line, "changed.there"):
+				line = strings.Replace(line, importHash, changed, 1)
+			}
+			later.WriteString(line)
+		}
+		want := map[string]int64{"disabled": 1, "password": 1}
+		rehearsed, err := env.Import(t.Context(), strings.NewReader(later.String()),
+			ImportOptions{From: "native", DryRun: true})
+		if err != nil || !maps.Equal(rehearsed.Differs, want) {
+			t.Errorf("a dry run counts %v (%v), want %v", rehearsed.Differs, err, want)
+		}
+		got := env.importText(t, later.String(), "native")
+		got.expect(t, 0, 4, 0)
+		if !maps.Equal(got.Differs, want) {
+			t.Errorf("the import counts %v, want %v", got.Differs, want)
+		}
+		u, err := env.FindUser(t.Context(), "disabled.there")
+		if err != nil || u.Status != StatusActive {
+			t.Errorf("the account is %s (%v)", u.Status, err)
+		}
+		if again := env.importText(t, first, "native"); len(again.Differs) != 0 {
+			t.Errorf("the first file differs by %v", again.Differs)
+		}
+	})
+}
+
+// A column that nobody reads may be what disabled the account or asked for a second factor.
+func TestImportNamesWhatItDoesNotRead(t *testing.T) {
+	t.Parallel()
+	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
+	for name, test := range map[string]struct {
+		text string
+		want []string
+	}{
+		"objects": {`{"username":"first","password_hash":"` + importHash + `","enabled":false,"mfa":{"a":1},"none":null}` + "\n" +
+			`{"username":"second","password_hash":"` + importHash + `","locked":1,"enabled":true,"\u001b[31mred":1}`,
+			[]string{"enabled", "locked", "mfa"}},
+		"a table": {"Username,PASSWORD_HASH,Enabled,empty,email\nthird," + importHash + ",f,NULL,a@example.com\n",
+			[]string{"enabled"}},
+		"nothing": {oneRecord(uuid.NewString(), "fourth"), nil},
+	} {
+		got := env.importText(t, test.text, "native")
+		if !slices.Equal(got.Unread, test.want) || got.Imported == 0 {
+			t.Errorf("%s: %d imported, not read %q, want %q", name, got.Imported, got.Unread, test.want)
+		}
+	}
+	// A file of another system has much that is not for us; docs/import.md says what is read of it.
+	if got := env.importFile(t, "keycloak.json"); len(got.Unread) != 0 {
+		t.Errorf("of Keycloak: %q", got.Unread)
+	}
 }
 
 func TestImportThatWasBrokenOffGoesOnWhenItIsRunAgain(t *testing.T) {
@@ -291,7 +397,8 @@ func TestImportThatWasBrokenOffGoesOnWhenItIsRunAgain(t *testing.T) {
 		first.ImportReport, first.err = env.Import(ctx, strings.NewReader(text.String()), ImportOptions{
 			From: "native", Format: FormatAuto, Progress: func(ImportReport) { stop() },
 		})
-		if !errors.Is(first.err, context.Canceled) || first.Imported < 1 || first.Imported >= all || first.Line != first.Imported {
+		if !errors.Is(first.err, context.Canceled) || first.Imported < 1 || first.Imported >= all ||
+			first.Line != first.Imported {
 			t.Fatalf("broken off: %+v, %v", first.ImportReport, first.err)
 		}
 		env.importText(t, text.String(), "native").expect(t, all-first.Imported, first.Imported, 0)
@@ -301,11 +408,12 @@ func TestImportThatWasBrokenOffGoesOnWhenItIsRunAgain(t *testing.T) {
 	})
 }
 
-// countEvents expects so many events in all, and each of its own account.
+// countEvents expects that many events, each for another account.
 func (env *testEnv) countEvents(t testing.TB, want int) {
 	t.Helper()
 	var events, keys int
-	err := env.db.QueryRowContext(t.Context(), "SELECT count(*), count(DISTINCT key) FROM outbox_event").Scan(&events, &keys)
+	err := env.db.QueryRowContext(t.Context(),
+		"SELECT count(*), count(DISTINCT key) FROM outbox_event").Scan(&events, &keys)
 	if err != nil || events != want || keys != want {
 		t.Errorf("%d events of %d accounts (%v), want %d", events, keys, err, want)
 	}
@@ -357,17 +465,17 @@ func TestAnAccountThatComesBackBringsNoTokensBack(t *testing.T) {
 			t.Errorf("an access token of the deleted account: %v", err)
 		}
 		if _, err := env.Refresh(t.Context(), old.RefreshToken, phone()); err == nil {
-			t.Error("a refresh token of the deleted account is good for the new one")
+			t.Error("a refresh token of the deleted account works for the new one")
 		}
 	})
 }
 
-// endless makes records from a fixed number of names, without end.
+// endless makes records from a fixed number of names, as many as wanted.
 type endless struct {
-	names, lines int // how many there are, and how many lines are left
+	names, lines int // the number of names, and of remaining lines
 	next         int
 	buf          bytes.Buffer
-	at           map[int]func() // what to do when so many lines are left
+	at           map[int]func() // what to do when that many lines remain
 }
 
 func (e *endless) Read(p []byte) (int, error) {
@@ -402,11 +510,12 @@ func TestImportOfAnyLengthTakesBoundedMemory(t *testing.T) { // not parallel: it
 	const lines = 30_000
 	in := &endless{names: 5000, lines: lines, at: map[int]func(){lines - 10_000: heap(&early), 1: heap(&late)}}
 	refused := 0
-	report, err := env.Import(t.Context(), in, ImportOptions{From: "native", Format: FormatAuto, Refused: func(Refusal) error { refused++; return nil }})
+	report, err := env.Import(t.Context(), in,
+		ImportOptions{From: "native", Format: FormatAuto, Refused: func(Refusal) error { refused++; return nil }})
 	if err != nil || report.Imported != 5000 || report.Present != lines-5000 || refused != lines/10 {
 		t.Fatalf("%+v, %d refused, %v", report, refused, err)
 	}
-	if late > early+2<<20 { // a hundred bytes for each line
+	if late > early+2<<20 { // a hundred bytes per line
 		t.Errorf("the heap grew from %d to %d MiB in %d lines", early>>20, late>>20, lines-10_000)
 	}
 	t.Logf("heap %d KiB after 10,000 lines, %d KiB after %d", early>>10, late>>10, lines)
@@ -424,7 +533,8 @@ func TestALineWithoutEndTakesBoundedMemory(t *testing.T) { // not parallel: it l
 			var before, after runtime.MemStats
 			runtime.GC()
 			runtime.ReadMemStats(&before)
-			in := io.MultiReader(strings.NewReader(test.start), io.LimitReader(repeat('x'), 8<<20), strings.NewReader(test.end))
+			in := io.MultiReader(strings.NewReader(test.start), io.LimitReader(repeat('x'), 8<<20),
+				strings.NewReader(test.end))
 			got := env.importing(t.Context(), in, test.from, FormatAuto)
 			runtime.ReadMemStats(&after)
 			if grown := after.TotalAlloc - before.TotalAlloc; grown > 4<<20 {
@@ -468,7 +578,7 @@ func TestImportSaysWhatIsWrongWithTheInputAsAWhole(t *testing.T) {
 			}
 		})
 	}
-	// What came before the fault is kept.
+	// Records before the fault are kept.
 	if _, err := env.FindUser(t.Context(), "alice"); err != nil {
 		t.Error(err)
 	}
@@ -482,7 +592,8 @@ func TestAStrayQuoteCostsOneLineOfACSV(t *testing.T) {
 	text := "username,password_hash\r\n" + row("first") + row(`str"ay`) + row("second") + row("third") + row(`"another`) + row("fourth") +
 		"too,many,fields\n" + "\"of two\nlines\"," + importHash + "\n" + row("fifth") + row(`"open`)
 	got := env.importText(t, text, "native")
-	if got.Imported != 5 || got.codes() != "3 malformed; 6 malformed; 8 malformed; 9 username_invalid_characters; 12 malformed" {
+	if got.Imported != 5 ||
+		got.codes() != "3 malformed; 6 malformed; 8 malformed; 9 username_invalid_characters; 12 malformed" {
 		t.Errorf("%d imported, refused %s", got.Imported, got.codes())
 	}
 }
@@ -511,10 +622,12 @@ func TestWhatIsExportedCanBeImportedElsewhere(t *testing.T) {
 			to.importedSignsIn(t, "native.argon2i", goodPassword)
 			to.live(t, to.signIn(t, strings.ToUpper(name)))
 			copied, err := to.FindUser(t.Context(), u.ID.String())
-			if err != nil || copied.Username != u.Username || !copied.CreatedAt.Equal(u.CreatedAt) || !copied.PasswordChangedAt.Equal(u.PasswordChangedAt) {
+			if err != nil || copied.Username != u.Username || !copied.CreatedAt.Equal(u.CreatedAt) ||
+				!copied.PasswordChangedAt.Equal(u.PasswordChangedAt) {
 				t.Errorf("got %+v, %v, want %+v", copied, err, u)
 			}
-			if _, err := to.Login(t.Context(), Credentials{closed, goodPassword}, phone()); !errors.Is(err, ErrAccountDisabled) {
+			if _, err := to.Login(t.Context(), Credentials{closed, goodPassword},
+				phone()); !errors.Is(err, ErrAccountDisabled) {
 				t.Errorf("an account exported while disabled: %v", err)
 			}
 			if _, err := to.Refresh(t.Context(), tokens.RefreshToken, phone()); err == nil {
@@ -533,7 +646,8 @@ func TestExportHasHashesOnlyWhenAskedFor(t *testing.T) {
 		if _, err := env.Export(t.Context(), &file, ExportOptions{Format: format}); err != nil {
 			t.Fatal(err)
 		}
-		if text := file.String(); strings.ContainsAny(text, "${") && strings.Contains(text, "$2") || strings.Contains(text, "password_hash") {
+		if text := file.String(); strings.ContainsAny(text, "${") && strings.Contains(text, "$2") ||
+			strings.Contains(text, "password_hash") {
 			t.Errorf("%s", text)
 		}
 	}
@@ -544,7 +658,8 @@ func TestExportHasHashesOnlyWhenAskedFor(t *testing.T) {
 
 func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
 	env := newEnv(f, testConfig(), dbtest.SQLite(f), nil)
-	for _, name := range []string{"native.ndjson", "keycloak.json", "auth0.ndjson", "django.json", "supabase.csv", "firebase.json"} {
+	for _, name := range []string{"native.ndjson", "keycloak.json", "auth0.ndjson", "django.json", "supabase.csv",
+		"firebase.json"} {
 		text, err := os.ReadFile("internal/userfile/testdata/" + name)
 		if err != nil {
 			f.Fatal(err)
@@ -564,7 +679,8 @@ func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
 				if err != nil {
 					break
 				}
-				if n := i.check(rec); n.refused == nil && !n.other && (n.ID == uuid.Nil || n.canonical == "" || n.passwordHash == "") {
+				if n := i.check(rec); n.refused == nil && !n.other &&
+					(n.ID == uuid.Nil || n.canonical == "" || n.passwordHash == "") {
 					t.Errorf("%s: accepted %+v", name, n)
 				}
 			}
@@ -572,8 +688,8 @@ func FuzzNoRecordIsTooStrangeToJudge(f *testing.F) {
 	})
 }
 
-// Each of several sign-ins at once finds the old hash and renews it. The one that comes
-// second must not take the first one's for a changed password.
+// Several sign-ins at once find the old hash, and each renews it. The second must not mistake the
+// first one's new hash for a changed password.
 func TestParallelSignInsOfAnImportedUserAllSucceed(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
@@ -594,7 +710,7 @@ func TestParallelSignInsOfAnImportedUserAllSucceed(t *testing.T) {
 	})
 }
 
-// The same for the password that is asked again within a session.
+// The same where a session asks for the password again.
 func TestARenewedHashIsNoChangedPassword(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
@@ -605,18 +721,19 @@ func TestARenewedHashIsNoChangedPassword(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.db.Write(t.Context(), "UPDATE users SET password_hash = ? WHERE id = ?", importHash, checked.ID); err != nil {
+		if _, err := env.db.Write(t.Context(), "UPDATE users SET password_hash = ? WHERE id = ?", importHash,
+			checked.ID); err != nil {
 			t.Fatal(err)
 		}
 		now, err := accountByID(t.Context(), env.db, checked.ID)
 		if err != nil || now.passwordHash == checked.passwordHash || !now.samePassword(checked) {
-			t.Errorf("a renewed hash counts as a change (%v)", err)
+			t.Errorf("a renewed hash counts as a changed password (%v)", err)
 		}
 		if err := env.SetPassword(t.Context(), checked.ID, "another quite good password"); err != nil {
 			t.Fatal(err)
 		}
 		if now, err = accountByID(t.Context(), env.db, checked.ID); err != nil || now.samePassword(checked) {
-			t.Errorf("another password counts as none (%v)", err)
+			t.Errorf("a changed password counts as unchanged (%v)", err)
 		}
 	})
 }

@@ -127,7 +127,8 @@ func (s *Service) inspectRefresh(ctx context.Context, text string) (TokenReport,
 	case !rec.Accepts(t):
 		r.Verdict = fmt.Sprintf("replaced: the session is at generation %d", rec.Generation)
 	default:
-		r.Valid, r.Verdict = true, "valid until "+rec.IdleExpiresAt.Format(time.RFC3339)+", unless it is refreshed before"
+		r.Valid, r.Verdict = true, "valid until "+rec.IdleExpiresAt.Format(time.RFC3339)+
+			", unless it is refreshed before"
 	}
 	return r, nil
 }

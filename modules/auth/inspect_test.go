@@ -2,7 +2,7 @@ package auth
 
 import "testing"
 
-// However a session was ended, both of its tokens are said to be of a revoked one.
+// However a session was ended, the inspection says of both its tokens that the session was revoked.
 func TestInspectionSaysWhyATokenOfAnEndedSessionIsRefused(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(t *testing.T, env *testEnv, name string, tokens Tokens) error{
@@ -13,7 +13,8 @@ func TestInspectionSaysWhyATokenOfAnEndedSessionIsRefused(t *testing.T) {
 			return env.EndSessions(t.Context(), env.caller(t, tokens), false)
 		},
 		"password change": func(t *testing.T, env *testEnv, name string, _ Tokens) error {
-			_, err := env.ChangePassword(t.Context(), env.caller(t, env.signIn(t, name)), goodPassword, "another good password", phone())
+			_, err := env.ChangePassword(t.Context(), env.caller(t, env.signIn(t, name)), goodPassword,
+				"another good password", phone())
 			return err
 		},
 		"disable": func(t *testing.T, env *testEnv, _ string, tokens Tokens) error {
@@ -33,7 +34,8 @@ func TestInspectionSaysWhyATokenOfAnEndedSessionIsRefused(t *testing.T) {
 					t.Fatal(err)
 				}
 				for _, text := range []string{tokens.AccessToken, tokens.RefreshToken} {
-					if r, err := env.InspectToken(t.Context(), text); err != nil || r.Valid || r.Verdict != "session revoked" {
+					if r, err := env.InspectToken(t.Context(), text); err != nil || r.Valid ||
+						r.Verdict != "session revoked" {
 						t.Errorf("of an ended session: %+v, %v", r, err)
 					}
 				}

@@ -16,7 +16,7 @@ import (
 
 // Introspection is what RFC 7662 §2.2 says of a live token.
 type Introspection struct {
-	TokenType string // "access_token" or "refresh_token"
+	Use       string // "access_token" or "refresh_token"
 	Subject   uuid.UUID
 	Username  string
 	ClientID  string
@@ -71,7 +71,8 @@ func (s *Service) Introspect(ctx context.Context, text string) (Introspection, b
 	}
 	c := caller.claims
 	return Introspection{
-		TokenType: "access_token", Subject: c.Subject, Username: caller.User.Username, ClientID: c.ClientID, Issuer: c.Issuer,
+		Use: "access_token", Subject: c.Subject, Username: caller.User.Username, ClientID: c.ClientID,
+		Issuer:   c.Issuer,
 		Audience: c.Audience, ID: c.ID, SessionID: c.SessionID, IssuedAt: c.IssuedAt, ExpiresAt: c.ExpiresAt,
 		AuthTime: c.AuthTime,
 	}, true, nil
@@ -100,7 +101,7 @@ func (s *Service) introspectRefresh(ctx context.Context, text string) (Introspec
 		return Introspection{}, false, nil
 	}
 	return Introspection{
-		TokenType: "refresh_token", Subject: rec.UserID, Username: st.user.Username, ClientID: s.cfg.Token.ClientID,
+		Use: "refresh_token", Subject: rec.UserID, Username: st.user.Username, ClientID: s.cfg.Token.ClientID,
 		Issuer: s.cfg.Token.Issuer, SessionID: rec.ID, IssuedAt: rec.LastUsedAt, ExpiresAt: rec.IdleExpiresAt,
 		AuthTime: rec.AuthTime,
 	}, true, nil

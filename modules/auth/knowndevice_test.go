@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// collect signs in n times and returns the tokens that were left with the devices.
+// collect signs in n times and returns the tokens that the devices got.
 func (s *siege) collect(t *testing.T, name, password string, n int) (hoard []string) {
 	t.Helper()
 	for i := range n {
@@ -15,13 +15,13 @@ func (s *siege) collect(t *testing.T, name, password string, n int) (hoard []str
 		if err != nil {
 			t.Fatal(err)
 		}
-		hoard = append(hoard, tokens.Device)
+		hoard = append(hoard, tokens.DeviceToken)
 	}
 	return hoard
 }
 
-// spend guesses five times with each token, from where it was collected, and returns how many
-// guesses were compared.
+// spend guesses five times with each token, from the address where it was collected, and returns
+// how many guesses were compared.
 func (s *siege) spend(t *testing.T, name string, hoard []string) (compared int) {
 	t.Helper()
 	for i, token := range hoard {
@@ -43,7 +43,8 @@ func TestAHoardOfDeviceTokensHasTheGuessesOfOneAccount(t *testing.T) {
 	underSiege(t, func(t *testing.T, s *siege) {
 		v := s.newVictim(t)
 		hoard := s.collect(t, v.name, goodPassword, 60)
-		// Twenty of known devices and addresses, twenty of strangers before an hour's delay.
+		// Twenty from known devices and addresses, and twenty from strangers before a delay of an
+		// hour.
 		s.between(t, "guesses with 60 tokens", s.spend(t, v.name, hoard), 30, 40)
 	})
 }
@@ -59,12 +60,12 @@ func TestAChangedPasswordMakesKnownDevicesStrangers(t *testing.T) {
 			t.Fatal(err)
 		}
 		tokens, err = s.ChangePassword(t.Context(), s.caller(t, tokens), goodPassword, changed, Device{IP: v.home})
-		if err != nil || tokens.Device == "" {
-			t.Fatalf("the device that changed the password has the mark %q, %v", tokens.Device, err)
+		if err != nil || tokens.DeviceToken == "" {
+			t.Fatalf("the device that changed the password has the mark %q, %v", tokens.DeviceToken, err)
 		}
 		s.between(t, "guesses with what was known under the former password", s.spend(t, v.name, hoard), 15, 20)
-		// Strangers are shut out now; the device that changed the password is not one.
-		for _, dev := range []Device{{IP: bot(1 << 20), Token: tokens.Device}, {IP: v.home}} {
+		// Strangers are locked out now, but the device that changed the password is not a stranger.
+		for _, dev := range []Device{{IP: bot(1 << 20), Token: tokens.DeviceToken}, {IP: v.home}} {
 			if _, err := s.Login(t.Context(), Credentials{v.name, changed}, dev); err != nil {
 				t.Errorf("the owner: %v", err)
 			}
@@ -72,7 +73,8 @@ func TestAChangedPasswordMakesKnownDevicesStrangers(t *testing.T) {
 		if err := s.SetPassword(t.Context(), v.id, goodPassword); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Login(t.Context(), Credentials{v.name, goodPassword}, Device{IP: v.home}); !errors.Is(err, ErrTooManyAttempts) {
+		if _, err := s.Login(t.Context(), Credentials{v.name, goodPassword},
+			Device{IP: v.home}); !errors.Is(err, ErrTooManyAttempts) {
 			t.Errorf("an address known under the former password: %v", err)
 		}
 	})
@@ -91,13 +93,14 @@ func TestANameThatWasGivenUpTakesNothingAlong(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.between(t, "guesses with what was known to the former owner", s.spend(t, former.name, hoard), 15, 20)
-		if _, err := s.Login(t.Context(), Credentials{former.name, goodPassword}, Device{IP: bot(1 << 21), Token: tokens.Device}); err != nil {
+		if _, err := s.Login(t.Context(), Credentials{former.name, goodPassword},
+			Device{IP: bot(1 << 21), Token: tokens.DeviceToken}); err != nil {
 			t.Errorf("the present owner's device: %v", err)
 		}
 	})
 }
 
-// Whoever holds sessions of an account guesses its password with no more tries than anybody.
+// An attacker with many sessions of an account gets no more guesses at its password than anybody.
 func TestManySessionsHaveTheGuessesOfOneAccount(t *testing.T) {
 	t.Parallel()
 	underSiege(t, func(t *testing.T, s *siege) {
@@ -113,7 +116,8 @@ func TestManySessionsHaveTheGuessesOfOneAccount(t *testing.T) {
 		compared := 0
 		for i, caller := range callers {
 			for range 10 {
-				_, err := s.ChangePassword(t.Context(), caller, "not the password", "another quite good password", Device{IP: bot(1000 + i)})
+				_, err := s.ChangePassword(t.Context(), caller, "not the password", "another quite good password",
+					Device{IP: bot(1000 + i)})
 				switch {
 				case errors.Is(err, ErrWrongPassword):
 					compared++
@@ -126,7 +130,7 @@ func TestManySessionsHaveTheGuessesOfOneAccount(t *testing.T) {
 	})
 }
 
-// knownDevices returns known_device of each UserLoggedIn of an account, in their order.
+// knownDevices returns known_device of each UserLoggedIn event of an account, in order.
 func knownDevices(t *testing.T, env *testEnv, user string) (known []bool) {
 	t.Helper()
 	rows, err := env.db.QueryContext(t.Context(),
@@ -154,15 +158,16 @@ func knownDevices(t *testing.T, env *testEnv, user string) (known []bool) {
 	return known
 }
 
-// The mark of an earlier sign-in makes a device known, and nothing else does: no address, no session,
-// no mark of another account, of a former password, or of a former owner of the name.
+// Only the token of an earlier sign-in makes a device known: an address does not, nor a session,
+// nor a token of another account, of a former password, or of a former owner of the name.
 func TestUserLoggedInSaysWhetherTheDeviceIsKnown(t *testing.T) {
 	t.Parallel()
 	const changed = "another quite good password"
 	throttled := func(enabled bool) func(*Config) {
 		return func(c *Config) { c.Throttle.Enabled = enabled }
 	}
-	for name, configure := range map[string]func(*Config){"throttled": throttled(true), "not throttled": throttled(false)} {
+	for name, configure := range map[string]func(*Config){"throttled": throttled(true),
+		"not throttled": throttled(false)} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			eachWith(t, configure, func(t *testing.T, env *testEnv) {
@@ -183,28 +188,28 @@ func TestUserLoggedInSaysWhetherTheDeviceIsKnown(t *testing.T) {
 				}
 				first := signIn(goodPassword, "", false)
 				signIn(goodPassword, "", false) // the same address as before
-				signIn(goodPassword, registered.Device, true)
-				signIn(goodPassword, first.Device, true)
-				signIn(goodPassword, other.Device, false)
-				signIn(goodPassword, first.Device[:len(first.Device)-1]+"!", false)
+				signIn(goodPassword, registered.DeviceToken, true)
+				signIn(goodPassword, first.DeviceToken, true)
+				signIn(goodPassword, other.DeviceToken, false)
+				signIn(goodPassword, first.DeviceToken[:len(first.DeviceToken)-1]+"!", false)
 				if _, err := env.Refresh(t.Context(), first.RefreshToken, phone()); err != nil { // no sign-in
 					t.Fatal(err)
 				}
 
-				here := signIn(goodPassword, first.Device, true)
+				here := signIn(goodPassword, first.DeviceToken, true)
 				here, err := env.ChangePassword(t.Context(), env.caller(t, here), goodPassword, changed, phone())
 				if err != nil {
 					t.Fatal(err)
 				}
-				signIn(changed, first.Device, false)
-				signIn(changed, here.Device, true)
+				signIn(changed, first.DeviceToken, false)
+				signIn(changed, here.DeviceToken, true)
 				if err := env.SetPassword(t.Context(), user, goodPassword); err != nil {
 					t.Fatal(err)
 				}
-				last := signIn(goodPassword, here.Device, false)
-				signIn(goodPassword, last.Device, true)
+				last := signIn(goodPassword, here.DeviceToken, false)
+				signIn(goodPassword, last.DeviceToken, true)
 				if got := knownDevices(t, env, user.String()); !slices.Equal(got, want) {
-					t.Errorf("known are\n%v, want\n%v", got, want)
+					t.Errorf("known_device is\n%v, want\n%v", got, want)
 				}
 
 				if err := env.DeleteUser(t.Context(), user); err != nil {
@@ -215,7 +220,7 @@ func TestUserLoggedInSaysWhetherTheDeviceIsKnown(t *testing.T) {
 					t.Fatal(err)
 				}
 				want = nil
-				signIn(goodPassword, last.Device, false)
+				signIn(goodPassword, last.DeviceToken, false)
 				if got := knownDevices(t, env, env.caller(t, again).User.ID.String()); !slices.Equal(got, want) {
 					t.Errorf("the present owner of the name: %v, want %v", got, want)
 				}

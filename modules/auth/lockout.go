@@ -91,9 +91,10 @@ func (s *Service) announceLockOut(ctx context.Context, l lockOut) {
 		if _, err := lockAccount(ctx, tx, l.user); err != nil {
 			return err
 		}
-		return s.announce(ctx, tx, EventUserLockedOut, env, userLockedOut{envelope: env, IP: l.ip, RetryAfter: l.until.UTC()})
+		return s.announce(ctx, tx, EventUserLockedOut, env,
+			userLockedOut{envelope: env, IP: l.ip, RetryAfter: l.until.UTC()})
 	})
 	if err != nil && !errors.Is(err, ErrUserNotFound) {
-		s.log.Error("lock_out_not_announced", zap.Stringer("user_id", l.user), zap.Error(err))
+		s.log.Error("lock_outs_not_announced", zap.Stringer("user_id", l.user), zap.Error(err))
 	}
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// A database that hangs costs the end of a process the time of one announcement, not of all
-// that are queued.
+// When the database hangs, the end of a process waits for one announcement, not for all queued
+// ones.
 func TestClosingDoesNotWaitForEveryLockOut(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -50,15 +50,15 @@ func TestClosingDoesNotWaitForEveryLockOut(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-		case <-time.After(testenv.Patience): // one after the other they would take twenty minutes
-			t.Error("it goes on announcing")
+		case <-time.After(testenv.Patience): // one after the other, they would take twenty minutes
+			t.Error("it continues to announce")
 		}
 		close(release)
 		if err := <-held; err != nil {
 			t.Error(err)
 		}
 		if said := env.log.String(); !strings.Contains(said, "lock_outs_not_announced") {
-			t.Errorf("nothing tells that some are missing: %s", said)
+			t.Errorf("the log does not say that some are missing: %s", said)
 		}
 	})
 }

@@ -8,7 +8,6 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
-	"github.com/toppira/authctl/modules/auth/internal/username"
 )
 
 // Login signs a person in on a device. An unknown name, a wrong password and a disabled account
@@ -19,13 +18,9 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		return Tokens{}, ErrValidation.Field("device_name", r.Code, r.Detail)
 	}
 	// A name that cannot exist is treated like one that does not.
-	canonical, known := username.Lookup(cred.Username)
-	if !known {
-		typed := username.Trim(cred.Username)
-		canonical = "\x00" + typed[:min(len(typed), 1024)]
-	}
+	canonical, known := lookup(cred.Username)
 	var a account
-	try := throttle.Attempt{Account: canonical, Address: dev.IP, Device: dev.Token}
+	try := throttle.Attempt{Account: canonical, Address: dev.IP, DeviceToken: dev.Token}
 	ticket, ok, err := s.attempt(ctx, try, &a, cred.Password, func() (found bool, err error) {
 		if known {
 			a, err = accountByName(ctx, s.db, canonical)
@@ -55,10 +50,15 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 	if s.hooks.Admit != nil {
 		if err := s.hooks.Admit(ctx, a.User, dev); err != nil {
 			s.limiter.Cancel(ctx, ticket)
-			s.security.Warn("sign_in_refused", zap.String("reason", "contact_unverified"), zap.Stringer("user_id", a.ID),
-				zap.String("ip", dev.ip()))
+			s.security.Warn("sign_in_refused", zap.String("reason", "contact_unverified"),
+				zap.Stringer("user_id", a.ID), zap.String("ip", dev.ip()))
 			return Tokens{}, err
 		}
+	}
+	issuer, err := s.issuer(ctx)
+	if err != nil {
+		s.limiter.Cancel(ctx, ticket)
+		return Tokens{}, err
 	}
 	sess, refresh, err := s.begin(ctx, a, dev, s.limiter.Known(try, a.owner()))
 	if err != nil {
@@ -66,9 +66,10 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		return Tokens{}, err
 	}
 	device := s.limiter.Succeeded(ctx, ticket, a.owner())
-	s.security.Info("signed_in", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID), zap.String("ip", dev.ip()))
-	t, err := s.issue(ctx, sess, refresh)
-	t.Device = device
+	s.security.Info("signed_in", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID),
+		zap.String("ip", dev.ip()))
+	t, err := issuer.issue(sess, refresh)
+	t.DeviceToken = device
 	return t, err
 }
 

@@ -13,7 +13,7 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// older makes an account under a name that registering refuses today.
+// older makes an account with a name that registering refuses today.
 func (env *testEnv) older(t testing.TB, name string) User {
 	t.Helper()
 	id := newID()
@@ -39,7 +39,7 @@ func (env *testEnv) older(t testing.TB, name string) User {
 	return a.User
 }
 
-// usernameProblem returns the code of what is wrong with the username.
+// usernameProblem returns the code of the problem with the username.
 func usernameProblem(err error) string {
 	if f, ok := errors.AsType[*fault.Fault](err); ok && errors.Is(err, ErrValidation) {
 		for _, field := range f.Fields {
@@ -57,7 +57,8 @@ func TestNoAccountGetsANameOfTheFormOfAnID(t *testing.T) {
 		_, tokens := env.newUser(t)
 		id := env.caller(t, tokens).User.ID.String()
 		bare := strings.ReplaceAll(id, "-", "")
-		for _, name := range []string{id, strings.ToUpper(id), bare, "{" + id + "}", "urn:uuid:" + id, "<" + id + ">", uuid.NewString(), "０" + bare[1:]} {
+		for _, name := range []string{id, strings.ToUpper(id), bare, "{" + id + "}", "urn:uuid:" + id, "<" + id + ">",
+			uuid.NewString(), "０" + bare[1:]} {
 			if _, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone()); usernameProblem(
 				err,
 			) != "looks_like_id" {
@@ -84,7 +85,7 @@ func TestAWordThatFitsTwoAccountsFindsNeither(t *testing.T) {
 	each(t, func(t *testing.T, env *testEnv) {
 		name, tokens := env.newUser(t)
 		alice := env.caller(t, tokens).User
-		bob := env.older(t, strings.ToUpper(alice.ID.String())) // as it was possible once
+		bob := env.older(t, strings.ToUpper(alice.ID.String())) // as an older release allowed
 		bare := env.older(t, strings.ReplaceAll(alice.ID.String(), "-", ""))
 
 		for _, word := range []string{alice.ID.String(), bob.Username, " " + bare.Username} {
@@ -96,14 +97,16 @@ func TestAWordThatFitsTwoAccountsFindsNeither(t *testing.T) {
 			}
 		}
 		for word, want := range map[string]User{
-			name: alice, strings.ToUpper(name) + "\u00a0": alice, "{" + alice.ID.String() + "}": alice, "urn:uuid:" + alice.ID.String(): alice,
-			bob.ID.String(): bob, bare.ID.String(): bare,
+			name: alice, strings.ToUpper(name) + "\u00a0": alice, "{" + alice.ID.String() + "}": alice,
+			"urn:uuid:" + alice.ID.String(): alice,
+			bob.ID.String():                 bob, bare.ID.String(): bare,
 		} {
 			if u, err := env.FindUser(t.Context(), word); err != nil || u.ID != want.ID {
 				t.Errorf("%s: %+v, %v", word, u, err)
 			}
 		}
-		for _, word := range []string{"<" + alice.ID.String() + ">", "x" + alice.ID.String() + "y", uuid.NewString(), "nobody", ""} {
+		for _, word := range []string{"<" + alice.ID.String() + ">", "x" + alice.ID.String() + "y", uuid.NewString(),
+			"nobody", ""} {
 			if u, err := env.FindUser(t.Context(), word); !errors.Is(err, ErrUserNotFound) {
 				t.Errorf("%q: %+v, %v", word, u, err)
 			}
@@ -115,7 +118,7 @@ func TestAWordThatFitsTwoAccountsFindsNeither(t *testing.T) {
 			t.Errorf("by name: %+v, %v", u, err)
 		}
 
-		// The name goes on working for its owner, and is nobody's once its owner has gone.
+		// The name keeps working for its owner, and belongs to nobody once the owner is deleted.
 		env.signIn(t, bob.Username)
 		if _, _, err := env.SignInState(t.Context(), bob); err != nil {
 			t.Error(err)
@@ -133,17 +136,18 @@ func TestSignInIgnoresWhatSurroundsAName(t *testing.T) {
 	t.Parallel()
 	underSiege(t, func(t *testing.T, s *siege) {
 		v := s.newVictim(t)
-		for _, typed := range []string{v.name + " ", "\t" + v.name, v.name + "\r\n", "\u00a0" + v.name + "\u200b", "\ufeff" + v.name, "\u202a" + strings.ToUpper(v.name) + "\u202c"} {
+		for _, typed := range []string{v.name + " ", "\t" + v.name, v.name + "\r\n", "\u00a0" + v.name + "\u200b",
+			"\ufeff" + v.name, "\u202a" + strings.ToUpper(v.name) + "\u202c"} {
 			if _, err := s.Login(t.Context(), Credentials{typed, goodPassword}, Device{IP: v.home}); err != nil {
 				t.Errorf("signing in as %q: %v", typed, err)
 			}
 		}
-		// What fails counts against the account, however the name was typed.
+		// Failures count against the account, however the name was typed.
 		for i, typed := range []string{v.name, v.name + " ", " " + v.name, v.name + "\u00a0"} {
 			s.guess(t, typed, bot(1))
 			if failures, _, err := s.SignInState(t.Context(), User{ID: v.id, Username: v.name}); err != nil ||
 				failures != i+1 {
-				t.Errorf("after %d guesses %d count: %v", i+1, failures, err)
+				t.Errorf("after %d guesses, %d count: %v", i+1, failures, err)
 			}
 		}
 	})
@@ -161,8 +165,8 @@ func TestRegisterNamesWhatSurroundsAName(t *testing.T) {
 	})
 }
 
-// What may be in a name arrives in the database, in the events and back as it was typed,
-// whatever it means to SQL, JSON or CSV.
+// Characters of a name arrive unchanged in the database, the events and the answers, whatever they
+// mean to SQL, JSON or CSV.
 func TestNamesArriveAsTheyWereTyped(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
@@ -170,7 +174,8 @@ func TestNamesArriveAsTheyWereTyped(t *testing.T) {
 		long := strings.Repeat("a", 255-len(run)) + run
 		for _, name := range []string{
 			run[:3], long, // both ends of the length
-			"O'Neill+" + run + "@Example.com", "!#$%&'*+-/=?^_`{|}~" + run + "@example.com", "?0?" + run + "{1}@x.example",
+			"O'Neill+" + run + "@Example.com", "!#$%&'*+-/=?^_`{|}~" + run + "@example.com",
+			"?0?" + run + "{1}@x.example",
 			"=1+1" + run + "@x.example", "-x" + run, "--yes" + run, "'--" + run + "@x.example",
 		} {
 			tokens, err := env.Register(t.Context(), Credentials{name, goodPassword}, phone())
@@ -198,16 +203,17 @@ func TestNamesArriveAsTheyWereTyped(t *testing.T) {
 			}
 		}
 		var names []string
-		if err := env.Users(t.Context(), func(u User) error { names = append(names, u.Username); return nil }); err != nil {
+		if err := env.Users(t.Context(),
+			func(u User) error { names = append(names, u.Username); return nil }); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Contains(names, "O'Neill+"+run+"@Example.com") {
-			t.Errorf("listed are %q", names)
+			t.Errorf("the list has %q", names)
 		}
 	})
 }
 
-// Width and case never make two people of one name, whichever profile.
+// Names that differ in width or case are one name, in every profile.
 func TestOneNameIsOneAccountInEveryProfile(t *testing.T) {
 	t.Parallel()
 	for _, profile := range []username.Profile{"ascii", "unicode"} {
@@ -215,14 +221,15 @@ func TestOneNameIsOneAccountInEveryProfile(t *testing.T) {
 			eachWith(t, func(cfg *Config) { cfg.UsernameProfile = profile }, func(t *testing.T, env *testEnv) {
 				env.signInAs(t, "wide", "ｗｉｄｅ", "ＷＩＤＥ", "Wide ")
 				_, err := env.Register(t.Context(), Credentials{"ＷＩＤＥ", goodPassword}, phone())
-				want := map[username.Profile]string{"ascii": "invalid_characters", "unicode": fmt.Sprint(error(ErrUsernameTaken))}[profile]
+				want := map[username.Profile]string{"ascii": "invalid_characters",
+					"unicode": fmt.Sprint(error(ErrUsernameTaken))}[profile]
 				if usernameProblem(err) != want {
 					t.Errorf("registering the wide form: %v", err)
 				}
 			})
 		})
 	}
-	// A profile that was narrowed shuts nobody out.
+	// After a profile was narrowed, existing accounts can still sign in.
 	eachWith(t, func(cfg *Config) { cfg.UsernameProfile = "unicode" }, func(t *testing.T, env *testEnv) {
 		if _, err := env.Register(t.Context(), Credentials{"josé@example.com", goodPassword}, phone()); err != nil {
 			t.Fatal(err)
@@ -243,8 +250,8 @@ func (env *testEnv) signInAs(t testing.TB, name string, others ...string) {
 	}
 }
 
-// Where registration is closed, no answer tells whether there is an account of the name, and
-// none costs more than another.
+// Where registration is closed, no answer reveals whether a name has an account, and all cost the
+// same.
 func TestClosedRegistrationTellsNothingOfNames(t *testing.T) {
 	t.Parallel()
 	underSiege(t, func(t *testing.T, s *siege) {
@@ -254,9 +261,11 @@ func TestClosedRegistrationTellsNothingOfNames(t *testing.T) {
 		before := closed.hashed(t)
 		for range 100 { // more than an address may register
 			for _, cred := range []Credentials{
-				{v.name, goodPassword}, {v.name, "short"}, {"nobody-" + uuid.NewString(), goodPassword}, {"no name!", goodPassword}, {"", ""},
+				{v.name, goodPassword}, {v.name, "short"}, {"nobody-" + uuid.NewString(), goodPassword}, {"no name!",
+					goodPassword}, {"", ""},
 			} {
-				if _, err := closed.Register(t.Context(), cred, Device{IP: bot(1), Name: strings.Repeat("x", 200)}); err != error(
+				if _, err := closed.Register(t.Context(), cred,
+					Device{IP: bot(1), Name: strings.Repeat("x", 200)}); err != error(
 					ErrRegistrationClosed,
 				) {
 					t.Fatalf("registering as %q: %v", cred.Username, err)
@@ -267,7 +276,7 @@ func TestClosedRegistrationTellsNothingOfNames(t *testing.T) {
 			t.Errorf("%d hashes were computed", n-before)
 		}
 
-		// Operators make accounts, and who has one signs in.
+		// Operators create accounts, and existing users sign in.
 		name := "made-" + uuid.NewString()
 		if _, err := closed.CreateUser(t.Context(), Credentials{name, goodPassword}); err != nil {
 			t.Error(err)

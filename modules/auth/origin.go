@@ -35,8 +35,8 @@ func insertOrigins(ctx context.Context, tx database.IDB, batch []*pendingUser) e
 	for _, n := range batch {
 		o := n.origin
 		created := sql.NullTime{Time: o.created, Valid: !o.created.IsZero()}
-		args = append(args, n.ID, o.source, o.sourceID, o.hash, created, o.address, o.confirmed, strings.Join(n.lost, ","),
-			n.UpdatedAt)
+		args = append(args, n.ID, o.source, o.sourceID, o.hash, created, o.address, o.confirmed,
+			strings.Join(n.lost, ","), n.UpdatedAt)
 	}
 	_, err := tx.ExecContext(ctx, `INSERT INTO user_origin (user_id, source, source_id, hash_sha256, created_at, address, address_confirmed,
 		not_carried_over, imported_at) VALUES `+strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(batch))[2:], args...)
@@ -51,6 +51,7 @@ type owner struct {
 	id                  uuid.UUID
 	username, canonical string
 	hash                string
+	status              Status
 	created             time.Time
 	origin              *origin // nil: registered here, or imported by a release that stored none
 }
@@ -73,10 +74,13 @@ func ownersOf(ctx context.Context, db database.IDB, batch []*pendingUser) (owner
 		ids, names = append(ids, n.ID), append(names, n.canonical)
 	}
 	// Two branches rather than an OR, for which a planner may read the whole table.
-	const columns = `SELECT u.id, u.username, u.username_canonical, u.password_hash, u.created_at, o.source, o.source_id, o.hash_sha256, o.created_at
+	const columns = `
+		SELECT u.id, u.username, u.username_canonical, u.password_hash, u.status, u.created_at, o.source, o.source_id,
+			o.hash_sha256, o.created_at
 		FROM users u LEFT JOIN user_origin o ON o.user_id = u.id WHERE `
 	list, err := database.Collect(ctx, db, "look for users", scanOwner,
-		columns+"u.id IN (?1) UNION ALL "+columns+"u.username_canonical IN (?2)", database.List(ids), database.List(names))
+		columns+"u.id IN (?1) UNION ALL "+columns+"u.username_canonical IN (?2)", database.List(ids),
+		database.List(names))
 	for _, o := range list {
 		found.byID[o.id], found.byName[o.canonical] = o, o
 	}
@@ -88,15 +92,24 @@ func scanOwner(row database.Row) (*owner, error) {
 	var source, sourceID sql.NullString
 	var hash []byte
 	var created sql.NullTime
-	err := row.Scan(&o.id, &o.username, &o.canonical, &o.hash, &o.created, &source, &sourceID, &hash, &created)
+	err := row.Scan(&o.id, &o.username, &o.canonical, &o.hash, &o.status, &o.created, &source, &sourceID, &hash,
+		&created)
 	if source.Valid {
 		o.origin = &origin{source: source.String, sourceID: sourceID.String, hash: hash, created: created.Time}
 	}
 	return &o, err
 }
 
-// refusal says why an account that exists keeps the record from being imported. Nil: it is the
-// record's own, or nobody has its id or its name.
+// check refuses the record if an account that exists keeps it from being imported. If it is the record's own
+// account, it sets in what they differ.
+func (o owners) check(n *pendingUser) {
+	n.refused, n.differs = o.refusal(n), nil
+	if named := o.byName[n.canonical]; named != nil && n.refused == nil {
+		n.differs = n.differences(*named)
+	}
+}
+
+// refusal is nil if the account is the record's own, or nobody has its id or its name.
 func (o owners) refusal(n *pendingUser) *fault.Refusal {
 	named := o.byName[n.canonical]
 	if named == nil {
@@ -160,6 +173,24 @@ func (n *pendingUser) is(o owner) likeness {
 		return samePerson
 	}
 	return nothingTells
+}
+
+// In what a record may differ from its account: its source has changed it since the last import.
+const (
+	differsDisabled = "disabled" // there, and not here
+	differsPassword = "password" // also changed here, but not the same
+)
+
+// differences compares the record with its own account.
+func (n *pendingUser) differences(o owner) (differs []string) {
+	if n.Status == StatusDisabled && o.status == StatusActive {
+		differs = append(differs, differsDisabled)
+	}
+	sum := sha256.Sum256([]byte(o.hash))
+	if !bytes.Equal(sum[:], n.origin.hash) && (o.origin == nil || !bytes.Equal(o.origin.hash, n.origin.hash)) {
+		differs = append(differs, differsPassword)
+	}
+	return differs
 }
 
 // addresses returns the addresses of imported accounts, and whether they were confirmed.

@@ -48,9 +48,11 @@ func TestAnotherPersonOfTheSameNameIsRefusedAndTheSameOneIsThere(t *testing.T) {
 		{"no id any more, the same hash", line(id, "maria", importHash, ""), line("", "maria", importHash, ""), there},
 		{"no id, another hash", line("", "Maria", importHash, ""), line("", "maria", otherHash, ""), taken},
 		{"the same time", line("", "maria", importHash, early), line("", "maria", otherHash, early), there},
-		{"the same time and another spelling", line("", "Maria", importHash, early), line("", "maria", otherHash, early), taken},
+		{"the same time and another spelling", line("", "Maria", importHash, early),
+			line("", "maria", otherHash, early), taken},
 		{"another time", line("", "Maria", importHash, early), line("", "maria", otherHash, late), taken},
-		{"another time and the same hash", line("", "Maria", importHash, early), line("", "maria", importHash, late), taken},
+		{"another time and the same hash", line("", "Maria", importHash, early), line("", "maria", importHash, late),
+			taken},
 		{"a time where there was none", line("", "maria", importHash, ""), line("", "maria", importHash, late), there},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -78,13 +80,16 @@ func TestAnotherPersonOfTheSameNameIsRefusedAndTheSameOneIsThere(t *testing.T) {
 								t.Fatal(err)
 							}
 						}
-						if dry := env.rehearse(t, test.second); dry.Present+dry.Refused != 1 || dry.Refused != map[string]int64{there: 0, taken: 1}[test.want] {
+						if dry := env.rehearse(t, test.second); dry.Present+dry.Refused != 1 ||
+							dry.Refused != map[string]int64{there: 0, taken: 1}[test.want] {
 							t.Errorf("rehearsed: %+v %s", dry.ImportReport, dry.codes())
 						}
 						got = env.importText(t, test.second, "native")
 					}
-					if test.want == there && (got.Present != 1 || got.Refused != 0) || test.want == taken && (got.Refused != 1 || got.refused[0].Code != "username_taken") {
-						t.Errorf("%s: %d imported, %d there, refused %s; want %s", how, got.Imported, got.Present, got.codes(), test.want)
+					if test.want == there && (got.Present != 1 || got.Refused != 0) || test.want == taken &&
+						(got.Refused != 1 || got.refused[0].Code != "username_taken") {
+						t.Errorf("%s: %d imported, %d exist, refused %s; want %s", how, got.Imported, got.Present,
+							got.codes(), test.want)
 					}
 				})
 			}
@@ -92,7 +97,7 @@ func TestAnotherPersonOfTheSameNameIsRefusedAndTheSameOneIsThere(t *testing.T) {
 	}
 }
 
-// eachNamed is dbtestEach as a test of its own, for tests that have several.
+// eachNamed runs dbtestEach as a subtest, for tests that have several.
 func eachNamed(t *testing.T, name string, test func(t *testing.T, env *testEnv)) {
 	t.Helper()
 	t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) { t.Parallel(); dbtestEach(t, test) })
@@ -102,7 +107,8 @@ func (env *testEnv) rehearse(t testing.TB, text string) importing {
 	t.Helper()
 	var i importing
 	i.ImportReport, i.err = env.Import(t.Context(), strings.NewReader(text), ImportOptions{
-		From: "native", Format: FormatAuto, DryRun: true, Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil },
+		From: "native", Format: FormatAuto, DryRun: true,
+		Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil },
 	})
 	if i.err != nil {
 		t.Fatalf("rehearse: %v", i.err)
@@ -115,21 +121,23 @@ func TestANameThatSomebodyRegisteredHereIsTaken(t *testing.T) {
 	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		name, _ := env.newUser(t)
 		for _, text := range []string{
-			line("", strings.ToUpper(name), importHash, ""), line("", name, importHash, "2020-01-02T03:04:05Z"), line(uuid.NewString(), name, importHash, ""),
+			line("", strings.ToUpper(name), importHash, ""), line("", name, importHash,
+				"2020-01-02T03:04:05Z"), line(uuid.NewString(), name, importHash, ""),
 		} {
 			got := env.importText(t, text, "native")
 			if got.codes() != "1 username_taken" {
 				t.Errorf("%s: refused %q", text, got.codes())
 			}
-			if nothing := strings.Contains(got.refused[0].Detail, "does not show"); nothing != (text == line("", strings.ToUpper(name), importHash, "")) {
+			if nothing := strings.Contains(got.refused[0].Detail, "does not show"); nothing != (text == line("",
+				strings.ToUpper(name), importHash, "")) {
 				t.Errorf("%s: %s", text, got.refused[0].Detail)
 			}
 		}
 	})
 }
 
-// Those of the same name whose system numbers its accounts are told apart by their numbers,
-// and numbers of two systems prove nothing.
+// Where a system numbers its accounts, the numbers tell people of one name apart; numbers of two
+// different systems prove nothing.
 func TestNumbersOfASourceTellPeopleApart(t *testing.T) {
 	t.Parallel()
 	user := func(pk int, name, hash, joined string) string {
@@ -139,32 +147,40 @@ func TestNumbersOfASourceTellPeopleApart(t *testing.T) {
 	firebase := func(id, hash string) string {
 		return `{"users":[{"localId":"` + id + `","email":"maria@example.com","passwordHash":"` + hash + `","salt":"42xEC+ixf3L2lw=="}]}`
 	}
-	// Of the right length, and nobody's.
+	// Of the right length, but nobody's.
 	digest := func(first string) string { return first + strings.Repeat("z9", 42) + "w==" }
 	for _, test := range []struct {
 		name, from, first, second, want string
 	}{
-		{"another number", "django", user(1, "Maria", importHash, joined), user(2, "maria", importHash, joined), "1 username_taken"},
-		{"the same number and time, password changed there", "django", user(1, "maria", importHash, joined), user(1, "maria", otherHash, joined), ""},
-		{"the same number of another system", "django", user(1, "admin", importHash, joined), user(1, "admin", otherHash, "2021-01-02T03:04:05Z"), "1 username_taken"},
-		{"the same id of Firebase, password changed there", "firebase", firebase("Xk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("A")), firebase("Xk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("B")), ""},
-		{"another id of Firebase", "firebase", firebase("Xk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("A")), firebase("Yk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("A")), "1 username_taken"},
+		{"another number", "django", user(1, "Maria", importHash, joined), user(2, "maria", importHash, joined),
+			"1 username_taken"},
+		{"the same number and time, password changed there", "django", user(1, "maria", importHash, joined),
+			user(1, "maria", otherHash, joined), ""},
+		{"the same number of another system", "django", user(1, "admin", importHash, joined),
+			user(1, "admin", otherHash, "2021-01-02T03:04:05Z"), "1 username_taken"},
+		{"the same id of Firebase, password changed there", "firebase",
+			firebase("Xk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("A")), firebase("Xk2pQ9dD0bTtZq3yYw1hVvNn5mL2",
+				digest("B")), ""},
+		{"another id of Firebase", "firebase", firebase("Xk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("A")),
+			firebase("Yk2pQ9dD0bTtZq3yYw1hVvNn5mL2", digest("A")), "1 username_taken"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			dbtestEach(t, func(t *testing.T, env *testEnv) {
-				if got := env.importing(t.Context(), strings.NewReader(test.first), test.from, FormatAuto); got.Imported != 1 {
+				if got := env.importing(t.Context(), strings.NewReader(test.first), test.from,
+					FormatAuto); got.Imported != 1 {
 					t.Fatalf("the first: %v, %s", got.err, got.codes())
 				}
-				if got := env.importing(t.Context(), strings.NewReader(test.second), test.from, FormatAuto); got.err != nil || got.codes() != test.want {
-					t.Errorf("%v, %d there, refused %q, want %q", got.err, got.Present, got.codes(), test.want)
+				if got := env.importing(t.Context(), strings.NewReader(test.second), test.from,
+					FormatAuto); got.err != nil || got.codes() != test.want {
+					t.Errorf("%v, %d exist, refused %q, want %q", got.err, got.Present, got.codes(), test.want)
 				}
 			})
 		})
 	}
 }
 
-// Whoever comes first has the name, and the other one hears of it: an owner is never lost.
+// The first gets the name, and the other is told: no owner is ever lost.
 func TestAnImportRacesWithRegistrations(t *testing.T) {
 	t.Parallel()
 	dbtestEach(t, func(t *testing.T, env *testEnv) {
@@ -177,7 +193,8 @@ func TestAnImportRacesWithRegistrations(t *testing.T) {
 		var group sync.WaitGroup
 		for i := range registered {
 			group.Go(func() {
-				_, registered[i] = env.Register(t.Context(), Credentials{fmt.Sprintf("racer-%02d", i), goodPassword}, phone())
+				_, registered[i] = env.Register(t.Context(), Credentials{fmt.Sprintf("racer-%02d", i), goodPassword},
+					phone())
 			})
 		}
 		var got importing
@@ -192,7 +209,8 @@ func TestAnImportRacesWithRegistrations(t *testing.T) {
 		}
 		for i, err := range registered {
 			if taken[int64(i+1)] != (err == nil) || err != nil && !errors.Is(err, ErrUsernameTaken) {
-				t.Errorf("racer %d: register says %v, the import that it is taken: %v", i, err, taken[int64(i+1)])
+				t.Errorf("racer %d: register returns %v; the import says that the name is taken: %v", i, err,
+					taken[int64(i+1)])
 			}
 		}
 		env.countEvents(t, all)
@@ -212,8 +230,9 @@ func TestTheOriginGoesWithTheAccount(t *testing.T) {
 			t.Fatal(err)
 		}
 		var left int
-		if err := env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM user_origin").Scan(&left); err != nil || left != 0 {
-			t.Errorf("%d origins are left of a deleted account (%v)", left, err)
+		if err := env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM user_origin").Scan(&left); err != nil ||
+			left != 0 {
+			t.Errorf("%d origins of a deleted account remain (%v)", left, err)
 		}
 		env.importText(t, text, "native").expect(t, 1, 0, 0)
 	})
@@ -225,30 +244,37 @@ func TestWhatProtectedAnAccountIsCountedAndKept(t *testing.T) {
 		file, from string
 		lost       map[string]int64
 		disabled   int64
-		kept       map[string]string // not_carried_over of the row, by canonical name
+		kept       map[string]string // not_carried_over of each row, by canonical name
 	}{
-		{"keycloak-realms.json", "keycloak", map[string]int64{"required_action:UPDATE_PASSWORD": 1, "required_action:VERIFY_EMAIL": 1,
-			"required_action:CONFIGURE_TOTP": 1, "otp": 1, "webauthn": 1, "unconfirmed_address": 1}, 1,
-			map[string]string{"kc26.factors": "otp,webauthn", "kc26.must-change": "required_action:UPDATE_PASSWORD", "kc26.default": ""}},
-		{"zitadel.json", "zitadel", map[string]int64{"otp": 1, "unconfirmed_address": 1}, 0, map[string]string{"zitadel.otp": "otp"}},
+		{"keycloak-realms.json", "keycloak",
+			map[string]int64{"required_action:UPDATE_PASSWORD": 1, "required_action:VERIFY_EMAIL": 1,
+				"required_action:CONFIGURE_TOTP": 1, "otp": 1, "webauthn": 1, "unconfirmed_address": 1}, 1,
+			map[string]string{"kc26.factors": "otp,webauthn", "kc26.must-change": "required_action:UPDATE_PASSWORD",
+				"kc26.default": ""}},
+		{"zitadel.json", "zitadel", map[string]int64{"otp": 1, "unconfirmed_address": 1}, 0,
+			map[string]string{"zitadel.otp": "otp"}},
 		{"django-custom.json", "django", map[string]int64{"otp": 1}, 1, nil},
-		{"firebase-factors.json", "firebase", map[string]int64{"second_factor": 1, "unconfirmed_address": 1}, 1, map[string]string{"mfa@example.com": "second_factor,unconfirmed_address"}},
+		{"firebase-factors.json", "firebase", map[string]int64{"second_factor": 1, "unconfirmed_address": 1}, 1,
+			map[string]string{"mfa@example.com": "second_factor,unconfirmed_address"}},
 		{"auth0-factors.ndjson", "auth0", map[string]int64{"second_factor": 2, "unconfirmed_address": 1}, 1, nil},
-		{"supabase-factors.csv", "supabase", map[string]int64{"otp": 1, "unconfirmed_address": 1}, 0, map[string]string{"otp@example.com": "otp"}},
+		{"supabase-factors.csv", "supabase", map[string]int64{"otp": 1, "unconfirmed_address": 1}, 0,
+			map[string]string{"otp@example.com": "otp"}},
 	} {
 		t.Run(test.file, func(t *testing.T) {
 			t.Parallel()
 			dbtestEach(t, func(t *testing.T, env *testEnv) {
 				got := env.importFile(t, test.file, test.from)
 				if !maps.Equal(got.Lost, test.lost) || got.Disabled != test.disabled {
-					t.Errorf("not carried over %v, %d disabled; want %v, %d", got.Lost, got.Disabled, test.lost, test.disabled)
+					t.Errorf("not carried over %v, %d disabled; want %v, %d", got.Lost, got.Disabled, test.lost,
+						test.disabled)
 				}
 				for name, want := range test.kept {
 					var kept string
-					err := env.db.QueryRowContext(t.Context(), `SELECT not_carried_over FROM user_origin JOIN users ON users.id = user_id
+					err := env.db.QueryRowContext(t.Context(),
+						`SELECT not_carried_over FROM user_origin JOIN users ON users.id = user_id
 						WHERE username_canonical = ?`, name).Scan(&kept)
 					if err != nil || kept != want {
-						t.Errorf("%s: kept %q (%v), want %q", name, kept, err, want)
+						t.Errorf("%s: recorded %q (%v), want %q", name, kept, err, want)
 					}
 				}
 			})
@@ -265,15 +291,18 @@ func TestAnUnconfirmedAddressAsANameIsTakenDisabledOrSkipped(t *testing.T) {
 `
 	for choice, want := range map[string]string{
 		"": "4 imported, 0 disabled, refused ", UnconfirmedTake: "4 imported, 0 disabled, refused ",
-		UnconfirmedDisable: "4 imported, 1 disabled, refused ", UnconfirmedSkip: "3 imported, 0 disabled, refused 1 unconfirmed_address",
+		UnconfirmedDisable: "4 imported, 1 disabled, refused ",
+		UnconfirmedSkip:    "3 imported, 0 disabled, refused 1 unconfirmed_address",
 	} {
 		eachNamed(t, "choice "+choice, func(t *testing.T, env *testEnv) {
 			for _, dry := range []bool{true, false} {
 				var i importing
 				i.ImportReport, i.err = env.Import(t.Context(), strings.NewReader(text), ImportOptions{
-					From: "native", Unconfirmed: choice, DryRun: dry, Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil },
+					From: "native", Unconfirmed: choice, DryRun: dry,
+					Refused: func(r Refusal) error { i.refused = append(i.refused, r); return nil },
 				})
-				if got := fmt.Sprintf("%d imported, %d disabled, refused %s", i.Imported, i.Disabled, i.codes()); i.err != nil || got != want {
+				if got := fmt.Sprintf("%d imported, %d disabled, refused %s", i.Imported, i.Disabled,
+					i.codes()); i.err != nil || got != want {
 					t.Errorf("%q: %s, %v; want %s", choice, got, i.err, want)
 				}
 			}
@@ -297,13 +326,15 @@ func TestAnUnconfirmedAddressAsANameIsTakenDisabledOrSkipped(t *testing.T) {
 			if err := rows.Err(); err != nil {
 				t.Fatal(err)
 			}
-			if confirmed["known@example.com"] != "true" || confirmed["named@example.com"] != "false" || confirmed["silent@example.com"] != "unknown" {
-				t.Errorf("kept of the addresses: %v", confirmed)
+			if confirmed["known@example.com"] != "true" || confirmed["named@example.com"] != "false" ||
+				confirmed["silent@example.com"] != "unknown" {
+				t.Errorf("recorded of the addresses: %v", confirmed)
 			}
 			if choice != UnconfirmedDisable {
 				return
 			}
-			if _, err := env.Login(t.Context(), Credentials{"un@example.com", goodPassword}, phone()); !errors.Is(err, ErrAccountDisabled) {
+			if _, err := env.Login(t.Context(), Credentials{"un@example.com", goodPassword},
+				phone()); !errors.Is(err, ErrAccountDisabled) {
 				t.Errorf("the unconfirmed one signs in: %v", err)
 			}
 		})
@@ -313,15 +344,18 @@ func TestAnUnconfirmedAddressAsANameIsTakenDisabledOrSkipped(t *testing.T) {
 func TestAConfirmedAddressSurvivesAnExport(t *testing.T) {
 	t.Parallel()
 	dbtestEach(t, func(t *testing.T, env *testEnv) {
-		env.importText(t, `{"username":"maria","email":"m@example.com","email_verified":true,"password_hash":"`+importHash+`"}`, "native").expect(t, 1, 0, 0)
+		env.importText(t, `{"username":"maria","email":"m@example.com","email_verified":true,"password_hash":"`+
+			importHash+`"}`, "native").expect(t, 1, 0, 0)
 		for _, format := range []string{FormatNDJSON, FormatCSV} {
 			var file, again bytes.Buffer
-			if _, err := env.Export(t.Context(), &file, ExportOptions{Format: format, PasswordHashes: true}); err != nil {
+			if _, err := env.Export(t.Context(), &file,
+				ExportOptions{Format: format, PasswordHashes: true}); err != nil {
 				t.Fatal(err)
 			}
 			to := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 			to.importText(t, file.String(), "native").expect(t, 1, 0, 0)
-			if _, err := to.Export(t.Context(), &again, ExportOptions{Format: format, PasswordHashes: true}); err != nil {
+			if _, err := to.Export(t.Context(), &again,
+				ExportOptions{Format: format, PasswordHashes: true}); err != nil {
 				t.Fatal(err)
 			}
 			if again.String() != file.String() || !strings.Contains(file.String(), "m@example.com") {
@@ -331,27 +365,32 @@ func TestAConfirmedAddressSurvivesAnExport(t *testing.T) {
 	})
 }
 
-// What a real PostgreSQL writes of rows without values, under the words for them that are
-// common, and what MySQL does.
+// What a real PostgreSQL writes for missing values, with the usual words for them, and what MySQL
+// writes.
 func TestWordsForNoValueAreNone(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
-	if _, err := db.Write(t.Context(), `CREATE TABLE foreign_user (id uuid, email text, phone text, encrypted_password text, created_at timestamptz,
+	if _, err := db.Write(t.Context(),
+		`CREATE TABLE foreign_user (id uuid, email text, phone text, encrypted_password text, created_at timestamptz,
 		banned_until timestamptz, deleted_at timestamptz, email_confirmed_at timestamptz, phone_confirmed_at timestamptz)`); err != nil {
 		t.Fatal(err)
 	}
 	for _, row := range [][]any{
-		{uuid.New(), "first@example.com", nil, importHash}, {uuid.New(), nil, "15550100", importHash}, {uuid.New(), nil, nil, importHash},
+		{uuid.New(), "first@example.com", nil, importHash}, {uuid.New(), nil, "15550100", importHash}, {uuid.New(),
+			nil, nil, importHash},
 		{nil, "NULL", nil, importHash}, {nil, "without-password@example.com", nil, nil},
 	} {
-		if _, err := db.Write(t.Context(), "INSERT INTO foreign_user (id, email, phone, encrypted_password) VALUES (?, ?, ?, ?)", row...); err != nil {
+		if _, err := db.Write(t.Context(),
+			"INSERT INTO foreign_user (id, email, phone, encrypted_password) VALUES (?, ?, ?, ?)", row...); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for i, copyOption := range []string{"", ", NULL 'NULL'", `, NULL '\N'`, ", NULL 'null'", ", NULL '(null)'", ", NULL 'NULL', DELIMITER ';'", `, NULL '\N', DELIMITER E'\t'`} {
+	for i, copyOption := range []string{"", ", NULL 'NULL'", `, NULL '\N'`, ", NULL 'null'", ", NULL '(null)'",
+		", NULL 'NULL', DELIMITER ';'", `, NULL '\N', DELIMITER E'\t'`} {
 		var file bytes.Buffer
 		err := db.Postgres(t.Context(), func(conn *pgx.Conn) error {
-			_, err := conn.PgConn().CopyTo(t.Context(), &file, "COPY foreign_user TO STDOUT (FORMAT csv, HEADER"+copyOption+")")
+			_, err := conn.PgConn().CopyTo(t.Context(), &file, "COPY foreign_user TO STDOUT (FORMAT csv, HEADER"+
+				copyOption+")")
 			return err
 		})
 		if err != nil {
@@ -359,8 +398,8 @@ func TestWordsForNoValueAreNone(t *testing.T) {
 		}
 		eachNamed(t, fmt.Sprint("option ", i), func(t *testing.T, env *testEnv) {
 			got := env.importText(t, file.String(), "supabase")
-			// PostgreSQL puts quotes around a text that would be taken for no value: somebody is
-			// called so. Without them there is no telling, and the line is refused.
+			// PostgreSQL quotes a text that equals the word for no value, so a person can have that
+			// name. Without quotes nobody can tell, and the line is refused.
 			want, imported := "4 no_username; 5 no_username; 6 no_password", int64(2)
 			if strings.Contains(copyOption, "'NULL'") {
 				want, imported = "4 no_username; 6 no_password", 3
@@ -392,7 +431,8 @@ func TestWordsForNoValueAreNone(t *testing.T) {
 func TestANameThatIsAWordForNoValueSurvivesAnExport(t *testing.T) {
 	t.Parallel()
 	from := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
-	from.importText(t, line("", "NULL", importHash, "")+line("", "o|neill", importHash, "")+line("", "plain", importHash, ""), "native")
+	from.importText(t, line("", "NULL", importHash, "")+line("", "o|neill", importHash, "")+
+		line("", "plain", importHash, ""), "native")
 	u, err := from.FindUser(t.Context(), "null")
 	if err != nil {
 		t.Fatal(err)
@@ -435,16 +475,19 @@ func TestARehearsalReportsEverythingAndWritesNothing(t *testing.T) {
 	t.Parallel()
 	dbtestEach(t, func(t *testing.T, env *testEnv) {
 		env.importText(t, line("", "there", importHash, ""), "native").expect(t, 1, 0, 0)
-		text := line("", "there", importHash, "") + line("", "There", otherHash, "") + line("", "twice", importHash, "") + line("", "Twice", otherHash, "") +
+		text := line("", "there", importHash, "") + line("", "There", otherHash, "") + line("", "twice", importHash,
+			"") + line("", "Twice", otherHash, "") +
 			line("", "twice", importHash, "") + "{}\n" + line("", "new", importHash, "")
 		dry := env.rehearse(t, text)
-		if again := env.rehearse(t, text); dry.Imported != 2 || dry.Present != 2 || dry.codes() != "2 username_taken; 4 username_taken; 6 no_username" ||
+		if again := env.rehearse(t, text); dry.Imported != 2 || dry.Present != 2 ||
+			dry.codes() != "2 username_taken; 4 username_taken; 6 no_username" ||
 			again.Imported != dry.Imported || again.codes() != dry.codes() {
 			t.Errorf("%+v, refused %s", dry.ImportReport, dry.codes())
 		}
 		env.countEvents(t, 1)
 		real := env.importText(t, text, "native")
-		if real.Imported != dry.Imported || real.Present != dry.Present || real.codes() != dry.codes() || !maps.Equal(real.Schemes, dry.Schemes) {
+		if real.Imported != dry.Imported || real.Present != dry.Present || real.codes() != dry.codes() ||
+			!maps.Equal(real.Schemes, dry.Schemes) {
 			t.Errorf("rehearsed %+v %s, done %+v %s", dry.ImportReport, dry.codes(), real.ImportReport, real.codes())
 		}
 		env.countEvents(t, 3)
@@ -462,7 +505,7 @@ func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The key of another project: of the right form, and wrong for everybody.
+	// The key of another project has the right form, but fails for everybody.
 	wrong := strings.Replace(string(good), "jxspr8Ki0RYycVU8zykbdLGj", "kxspr8Ki0RYycVU8zykbdLGj", 1)
 	for _, test := range []struct{ name, parameters, account, password, want string }{
 		{"right", string(good), "Firebase@example.com", "user1password", ""},
@@ -476,14 +519,17 @@ func TestOnePasswordIsCheckedBeforeAnythingIsWritten(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = env.CheckImport(t.Context(), bytes.NewReader(users), ImportOptions{From: "firebase", Firebase: hash}, test.account, test.password)
+		err = env.CheckImport(t.Context(), bytes.NewReader(users), ImportOptions{From: "firebase", Firebase: hash},
+			test.account, test.password)
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", test.name, err, test.want)
 		}
 	}
-	// Several people whose names are one here: the password of each is that of the name.
-	text := line("", "Maria", importHash, "") + "nonsense\n" + line("", "maria", "$2b$04$iPK9tlcf2K/EOVt6YjSEVeveAGQzQqemW1TrjMptKKQgVbIARQ2iO", "")
-	if err := env.CheckImport(t.Context(), strings.NewReader(text), ImportOptions{From: "native"}, "MARIA", goodPassword); err != nil {
+	// Several people whose names are one here: the name has the password of each.
+	text := line("", "Maria", importHash, "") + "nonsense\n" + line("", "maria",
+		"$2b$04$iPK9tlcf2K/EOVt6YjSEVeveAGQzQqemW1TrjMptKKQgVbIARQ2iO", "")
+	if err := env.CheckImport(t.Context(), strings.NewReader(text), ImportOptions{From: "native"}, "MARIA",
+		goodPassword); err != nil {
 		t.Error(err)
 	}
 	if n, err := env.Export(t.Context(), &bytes.Buffer{}, ExportOptions{Format: FormatNDJSON}); n != 0 || err != nil {
@@ -508,10 +554,12 @@ func TestHashParametersOfFirebaseThatCannotBeAreRefused(t *testing.T) {
 		}
 	}
 	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
-	// A hash that is not as long as the key was made with another one.
-	got := env.importText(t, `{"users":[{"localId":"x","email":"a@example.com","passwordHash":"`+strings.Repeat("z9", 20)+`","salt":"42xEC+ixf3L2lw=="},
+	// A hash with another length than the key was made with another key.
+	got := env.importText(t, `{"users":[{"localId":"x","email":"a@example.com","passwordHash":"`+
+		strings.Repeat("z9", 20)+`","salt":"42xEC+ixf3L2lw=="},
 		{"localId":"y","email":"b@example.com","passwordHash":"fakeHash:salt=fakeSalt:password=secret","salt":"fakeSalt"}]}`, "firebase")
-	if got.codes() != "1 hash_refused; 2 hash_refused" || !strings.Contains(got.refused[0].Detail, "signer key") || !strings.Contains(got.refused[1].Detail, "emulator") {
+	if got.codes() != "1 hash_refused; 2 hash_refused" || !strings.Contains(got.refused[0].Detail, "signer key") ||
+		!strings.Contains(got.refused[1].Detail, "emulator") {
 		t.Errorf("%v", got.refused)
 	}
 }
@@ -520,8 +568,10 @@ func TestAnImportThatIsToldTheWrongSourceSaysTheRightOne(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	files := map[string]string{
-		"native.ndjson": "native", "keycloak.json": "keycloak", "keycloak-realms.json": "keycloak", "django.json": "django", "django-custom.json": "django",
-		"auth0.ndjson": "auth0", "firebase.json": "firebase", "zitadel.json": "zitadel", "firebase.csv": "firebase", "django.csv": "django", "supabase.csv": "supabase",
+		"native.ndjson": "native", "keycloak.json": "keycloak", "keycloak-realms.json": "keycloak",
+		"django.json": "django", "django-custom.json": "django",
+		"auth0.ndjson": "auth0", "firebase.json": "firebase", "zitadel.json": "zitadel", "firebase.csv": "firebase",
+		"django.csv": "django", "supabase.csv": "supabase",
 	}
 	for file, is := range files {
 		text, err := os.ReadFile(filepath.Join("internal/userfile/testdata", file))
@@ -537,7 +587,8 @@ func TestAnImportThatIsToldTheWrongSourceSaysTheRightOne(t *testing.T) {
 			if got.err != nil {
 				said = got.err.Error()
 			}
-			noSuchForm := strings.Contains(said, "writes no CSV") || strings.Contains(said, "lacks the column") || strings.Contains(said, "without a heading")
+			noSuchForm := strings.Contains(said, "writes no CSV") || strings.Contains(said, "lacks the column") ||
+				strings.Contains(said, "without a heading")
 			if !strings.Contains(said, "--from "+is) && !noSuchForm || got.Imported > 0 {
 				t.Errorf("%s as %s: %d imported, %q", file, from, got.Imported, said)
 			}
@@ -556,10 +607,11 @@ func TestAnImportOfSomethingElseStopsAfterTwentyRecords(t *testing.T) {
 		text.WriteString(user(i))
 	}
 	got := env.importing(t.Context(), strings.NewReader(text.String()), "native", FormatAuto)
-	if !errors.Is(got.err, ErrOtherSource) || !strings.Contains(got.err.Error(), "--from auth0") || got.Refused != userfile.HintAfter || len(got.refused) != userfile.HintAfter {
+	if !errors.Is(got.err, ErrOtherSource) || !strings.Contains(got.err.Error(), "--from auth0") ||
+		got.Refused != userfile.HintAfter || len(got.refused) != userfile.HintAfter {
 		t.Errorf("%v, %d refused", got.err, got.Refused)
 	}
-	// What is of the right source is never stopped by records that are bad.
+	// Bad records from the right source never stop an import.
 	text.Reset()
 	for i := range 3 * userfile.HintAfter {
 		fmt.Fprintf(&text, `{"id":%q,"username":"x","password_hash":%q}`+"\n", uuid.NewString(), importHash)
@@ -584,13 +636,17 @@ func TestACSVSaysWhatItLacks(t *testing.T) {
 		{"id,username,encrypted_password,email\n", "native", "--from supabase", ""},
 	} {
 		got := env.importing(t.Context(), strings.NewReader(test.text), test.from, FormatCSV)
-		if got.err == nil || !strings.Contains(got.err.Error(), test.want) || test.not != "" && strings.Contains(got.err.Error(), test.not) {
+		if got.err == nil || !strings.Contains(got.err.Error(), test.want) || test.not != "" &&
+			strings.Contains(got.err.Error(), test.not) {
 			t.Errorf("%q: %v, want %q", test.text, got.err, test.want)
 		}
 	}
-	for _, separated := range []string{"username;password_hash;id\nsemi;" + importHash + ";\n", "username\tpassword_hash\ntab\t" + importHash + "\n",
-		"sep=;\nusername;password_hash\nexcel;" + importHash + "\n", "username|password_hash\npipe|" + importHash + "\n"} {
-		if got := env.importing(t.Context(), strings.NewReader(separated), "native", FormatAuto); got.err != nil || got.Imported != 1 {
+	for _, separated := range []string{"username;password_hash;id\nsemi;" + importHash + ";\n",
+		"username\tpassword_hash\ntab\t" + importHash + "\n",
+		"sep=;\nusername;password_hash\nexcel;" + importHash + "\n",
+		"username|password_hash\npipe|" + importHash + "\n"} {
+		if got := env.importing(t.Context(), strings.NewReader(separated), "native", FormatAuto); got.err != nil ||
+			got.Imported != 1 {
 			t.Errorf("%q: %v, %s", separated, got.err, got.codes())
 		}
 	}
@@ -612,12 +668,13 @@ func TestADocumentOfOneObjectInManyLinesIsRead(t *testing.T) {
 	env.importText(t, "{\n\"users\":["+line("", "wrapped-too", importHash, "")+`]}`, "native").expect(t, 1, 0, 0)
 }
 
-// The records of a realm of any size are found, and realms without any are passed over.
+// The records of a realm of any size are found, and realms without users are skipped.
 func TestARealmWithoutUsersIsNoUser(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	big := `{"id":"r","realm":"empty","clients":["` + strings.Repeat("x", 2*userfile.MaxRecord) + `"]}`
 	user := `{"username":"kc.one","enabled":true,"credentials":[{"type":"password","secretData":"{\"value\":\"` + importHash + `\",\"salt\":\"\"}","credentialData":"{\"hashIterations\":4,\"algorithm\":\"bcrypt\"}"}]}`
-	got := env.importText(t, `[`+big+`,{"realm":"small"},{"realm":"shop","users":[`+user+`],"clients":[{"users":[{}]}]},{"realm":"none","users":[]}]`, "keycloak")
+	got := env.importText(t, `[`+big+`,{"realm":"small"},{"realm":"shop","users":[`+user+
+		`],"clients":[{"users":[{}]}]},{"realm":"none","users":[]}]`, "keycloak")
 	got.expect(t, 1, 0, 0)
 }

@@ -37,7 +37,8 @@ const (
 )
 
 func newPace(db *database.DB, now func() time.Time) *pace {
-	p := &pace{now: now, sleep: func(ctx context.Context, d time.Duration) { retry.Sleep(ctx, d) }, batchTime: 20 * time.Millisecond, rests: 2, size: firstBatch, begun: now()}
+	p := &pace{now: now, sleep: func(ctx context.Context, d time.Duration) { retry.Sleep(ctx, d) },
+		batchTime: 20 * time.Millisecond, rests: 2, size: firstBatch, begun: now()}
 	if db.IsPostgres() { // where nobody waits for the transaction, but all need the machine
 		p.batchTime, p.rests = 100*time.Millisecond, 1
 		last := int64(0)

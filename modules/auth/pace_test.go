@@ -9,33 +9,35 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// An import gives the others their turn: between two batches it works on nothing for longer
-// than it worked, and what it takes at once is bounded by time, not by a number.
+// An import leaves time for others: between two batches it pauses for longer than it worked, and a
+// batch is bounded by time, not by a number of records.
 func TestAnImportRestsForLongerThanItWorksWhileOthersWrite(t *testing.T) {
 	t.Parallel()
 	clock := time.Unix(1_700_000_000, 0)
 	var rested time.Duration
 	others := true
 	p := &pace{
-		now: func() time.Time { return clock }, size: firstBatch, begun: clock, batchTime: 20 * time.Millisecond, rests: 2,
+		now: func() time.Time {
+			return clock
+		}, size: firstBatch, begun: clock, batchTime: 20 * time.Millisecond, rests: 2,
 		sleep: func(_ context.Context, d time.Duration) { rested += d; clock = clock.Add(d) },
 	}
 	p.watch = func(_ context.Context, rest func()) bool { rest(); return others }
-	// write takes a millisecond for each record, or a fixed time.
+	// write takes a millisecond per record, or a fixed time.
 	write := func(each time.Duration) (work time.Duration) {
 		work = time.Duration(p.batch()) * each
-		const waited = time.Second // for its turn, which is no work
+		const waited = time.Second // waiting for its turn is no work
 		clock = clock.Add(waited + work)
 		rested = 0
 		p.wrote(t.Context(), p.batch(), waited, work)
 		if rested > 2*work {
-			t.Errorf("it worked for %s and rested for %s", work, rested)
+			t.Errorf("it worked for %s and paused for %s", work, rested)
 		}
 		return work
 	}
 	for range 10 {
 		if work := write(time.Millisecond); rested < 2*work {
-			t.Errorf("it worked for %s and rested for %s", work, rested)
+			t.Errorf("it worked for %s and paused for %s", work, rested)
 		}
 	}
 	if p.batch() != leastBatch {
@@ -56,16 +58,16 @@ func TestAnImportRestsForLongerThanItWorksWhileOthersWrite(t *testing.T) {
 	others = false
 	for range aloneAfter {
 		if work := write(100 * time.Microsecond); rested < 2*work {
-			t.Errorf("it rested for %s although others wrote a moment ago", rested)
+			t.Errorf("it paused for %s although others wrote a moment ago", rested)
 		}
 	}
 	if work := write(100 * time.Microsecond); rested > work/4 {
-		t.Errorf("alone, it worked for %s and rested for %s", work, rested)
+		t.Errorf("alone, it worked for %s and paused for %s", work, rested)
 	}
 	others = true
 	write(100 * time.Microsecond)
 	if work := write(100 * time.Microsecond); rested < 2*work {
-		t.Errorf("with others again, it worked for %s and rested for %s", work, rested)
+		t.Errorf("with others again, it worked for %s and paused for %s", work, rested)
 	}
 }
 
@@ -76,22 +78,24 @@ func TestAnImportSeesWhetherOthersWrite(t *testing.T) {
 		p := newPace(env.db, time.Now)
 		write := func(db *database.DB, i int) {
 			t.Helper()
-			if _, err := db.Write(t.Context(), "INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at) VALUES (?, ?, ?, 'x', ?, ?, ?)",
-				fmt.Sprintf("00000000-0000-4000-8000-%012d", i), fmt.Sprint("u", i), fmt.Sprint("u", i), time.Now(), time.Now(), time.Now()); err != nil {
+			if _, err := db.Write(t.Context(),
+				"INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at) VALUES (?, ?, ?, 'x', ?, ?, ?)",
+				fmt.Sprintf("00000000-0000-4000-8000-%012d", i), fmt.Sprint("u", i), fmt.Sprint("u",
+					i), time.Now(), time.Now(), time.Now()); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for i := range 3 {
-			write(env.db, 2*i) // its own batch
+			write(env.db, 2*i) // the import's own batch
 			if !p.watch(t.Context(), func() { write(env.db, 2*i+1) }) {
-				t.Error("another one's write is not seen")
+				t.Error("the write of another connection is not noticed")
 			}
 		}
-		// PostgreSQL counts for all its databases, and other tests write too; SQLite's file
-		// is this test's own.
+		// PostgreSQL counts for all of its databases, and other tests write too. SQLite's file
+		// belongs to this test alone.
 		write(env.db, 100)
 		if others := p.watch(t.Context(), func() {}); others && !env.db.IsPostgres() {
-			t.Error("its own batch counts as somebody else's")
+			t.Error("its own batch counts as a write of others")
 		}
 	})
 }

@@ -20,12 +20,8 @@ import (
 // window.
 func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, replacement string,
 	dev Device) (Tokens, error) {
-	invalid, err := s.checkPassword(ErrValidation, "new_password", replacement, caller.User.Username)
-	if err != nil {
+	if err := s.refusePassword("new_password", replacement, caller.User.Username); err != nil {
 		return Tokens{}, err
-	}
-	if len(invalid.Fields) > 0 {
-		return Tokens{}, invalid
 	}
 	// Without the store there are no new tokens, and "try again later" would be wrong once the
 	// password is changed.
@@ -41,23 +37,27 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 	if err != nil {
 		return Tokens{}, err
 	}
+	issuer, err := s.issuer(ctx)
+	if err != nil {
+		return Tokens{}, err
+	}
 	kept := uuid.NullUUID{UUID: caller.SessionID, Valid: true}
-	check := func(ctx context.Context, tx database.IDB,
-		now account) error {
+	check := func(ctx context.Context, tx database.IDB, now account) error {
 		return s.stillProved(ctx, tx, now, a, caller)
 	}
-	changed, err := s.storePassword(ctx, newPassword{userID: a.ID, hash: hash, kept: kept, by: byUser, from: dev}, check)
+	changed, err := s.storePassword(ctx, newPassword{userID: a.ID, hash: hash, kept: kept, by: byUser, from: dev},
+		check)
 	if err != nil {
 		return Tokens{}, err
 	}
 	s.security.Info("password_changed", zap.Stringer("user_id", a.ID), zap.String("by", byUser),
 		zap.String("ip", dev.ip()))
-	t, err := s.reissue(ctx, caller, changed, dev)
+	t, err := s.reissue(ctx, issuer, caller, changed, dev)
 	if err != nil {
 		return Tokens{}, fmt.Errorf("the password was changed, new tokens were not made: %w", err)
 	}
 	// The device token that it had was for the former password.
-	t.Device = s.limiter.Remember(ctx, changed.canonical, changed.owner(), dev.IP)
+	t.DeviceToken = s.limiter.Remember(ctx, changed.canonical, changed.owner(), dev.IP)
 	return t, nil
 }
 
@@ -67,12 +67,8 @@ func (s *Service) SetPassword(ctx context.Context, userID uuid.UUID, replacement
 	if err != nil {
 		return err
 	}
-	invalid, err := s.checkPassword(ErrValidation, "password", replacement, a.Username)
-	if err != nil {
+	if err := s.refusePassword("password", replacement, a.Username); err != nil {
 		return err
-	}
-	if len(invalid.Fields) > 0 {
-		return invalid
 	}
 	hash, err := s.passwords.Hash(ctx, replacement)
 	if err != nil {
@@ -88,11 +84,7 @@ func (s *Service) SetPassword(ctx context.Context, userID uuid.UUID, replacement
 // CheckNewPassword returns [ErrValidation] when the password may not be set for the username, which
 // may be empty where nobody must learn it yet.
 func (s *Service) CheckNewPassword(replacement, username string) error {
-	invalid, err := s.checkPassword(ErrValidation, "new_password", replacement, username)
-	if err == nil && len(invalid.Fields) > 0 {
-		err = invalid
-	}
-	return err
+	return s.refusePassword("new_password", replacement, username)
 }
 
 // ResetPassword sets a password for somebody who has shown by other means than the present one to be
@@ -182,7 +174,8 @@ func (s *Service) storePassword(ctx context.Context, p newPassword, check checkA
 
 // reissue gives the caller's session new tokens. When the store has lost its record, a new session
 // takes its place, unless the account has changed since: then the session has ended.
-func (s *Service) reissue(ctx context.Context, caller Caller, changed account, dev Device) (Tokens, error) {
+func (s *Service) reissue(ctx context.Context, issuer issuer, caller Caller, changed account,
+	dev Device) (Tokens, error) {
 	for range 3 { // a refresh of the session may be faster
 		rec, err := s.sessions.Get(ctx, caller.User.ID, caller.SessionID)
 		if errors.Is(err, session.ErrNotFound) {
@@ -194,7 +187,8 @@ func (s *Service) reissue(ctx context.Context, caller Caller, changed account, d
 		next := s.codec.Mint(rec.UserID, rec.ID, rec.Generation+1)
 		sess, err := s.sessions.Reissue(ctx, session.Reissue{
 			UserID: rec.UserID, SessionID: rec.ID, Generation: next.Generation(), Hash: next.Hash(),
-			Sealed: s.codec.SealReissued(next), Grace: s.cfg.RefreshGrace, IdleTTL: s.cfg.RefreshTokenTTL, Reauthenticated: true,
+			Sealed: s.codec.SealReissued(next), Grace: s.cfg.RefreshGrace, IdleTTL: s.cfg.RefreshTokenTTL,
+			Reauthenticated: true,
 		})
 		if errors.Is(err, session.ErrConflict) || errors.Is(err, session.ErrNotFound) {
 			continue
@@ -202,15 +196,16 @@ func (s *Service) reissue(ctx context.Context, caller Caller, changed account, d
 		if err != nil {
 			return Tokens{}, err
 		}
-		return s.issue(ctx, sess, next)
+		return issuer.issue(sess, next)
 	}
 	// Nothing shows that this is the device of the lost session: a stolen access token looks the same.
 	sess, refresh, err := s.signIn(ctx, changed, dev, false)
-	if errors.Is(err, errConcurrentChange) || errors.Is(err, ErrInvalidCredentials) || errors.Is(err, ErrAccountDisabled) {
+	if errors.Is(err, errConcurrentChange) || errors.Is(err, ErrInvalidCredentials) ||
+		errors.Is(err, ErrAccountDisabled) {
 		return Tokens{}, ErrSessionRevoked
 	}
 	if err != nil {
 		return Tokens{}, err
 	}
-	return s.issue(ctx, sess, refresh)
+	return issuer.issue(sess, refresh)
 }

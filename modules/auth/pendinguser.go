@@ -21,7 +21,8 @@ type pendingUser struct {
 	origin       origin
 	addresses    []Address // see ImportedUser
 	lost         []string
-	other        bool // it is no account
+	differs      []string // in what the record differs from its account, which stays as it is
+	other        bool     // it is no account
 	scheme       password.Scheme
 	imported     bool
 	refused      *fault.Refusal
@@ -55,9 +56,10 @@ func insertAbsent(ctx context.Context, tx database.IDB, batch []*pendingUser) er
 		return err
 	}
 	for _, n := range others {
-		n.refused = owners.refusal(n)
+		owners.check(n)
 		if n.refused == nil && owners.byName[n.canonical] == nil {
-			n.refused = fault.Refuse("conflict", "an account with this name was deleted during the import; run it again")
+			n.refused = fault.Refuse("conflict",
+				"an account with this name was deleted during the import; run it again")
 		}
 	}
 	return nil
@@ -87,4 +89,8 @@ func insertUsers(ctx context.Context, tx database.IDB, batch []*pendingUser) (ma
 		inserted[r.id] = r.canonical
 	}
 	return inserted, err
+}
+
+func (n *pendingUser) asImported() ImportedUser {
+	return ImportedUser{User: n.User, Address: n.origin.address, Confirmed: n.origin.confirmed, Addresses: n.addresses}
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// PgBouncer in transaction mode gives each statement another connection, on which nobody has
-// prepared anything.
+// PgBouncer in transaction mode gives each statement another connection, without any prepared
+// statements.
 func TestSignInsAndSessionsThroughAPooler(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t, testConfig(), dbtest.Open(t, dbtest.PgBouncer(t, dbtest.PostgresURL(t))), nil)

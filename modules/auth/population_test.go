@@ -14,7 +14,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// populate writes accounts whose hashes tell their place, in the order of their making.
+// populate writes accounts in the order of their creation. Their hashes show their position.
 func (env *testEnv) populate(t testing.TB, n int, hash func(i int) string) {
 	t.Helper()
 	for start := 0; start < n; start += 1000 {
@@ -26,7 +26,8 @@ func (env *testEnv) populate(t testing.TB, n int, hash func(i int) string) {
 			now := time.Now().UTC()
 			args = append(args, id, id, id, hash(i), now, now, now)
 		}
-		_, err := env.db.Write(t.Context(), `INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,
+		_, err := env.db.Write(t.Context(),
+			`INSERT INTO users (id, username, username_canonical, password_hash, status, session_epoch,
 			created_at, updated_at, password_changed_at) VALUES `+strings.Join(values, ", "), args...)
 		if err != nil {
 			t.Fatal(err)
@@ -52,7 +53,8 @@ func TestTheSampleOfHashesIsEvenBoundedAndStable(t *testing.T) {
 		if got := count(sample()); len(got) != 3 {
 			t.Errorf("of three accounts: %v", got)
 		}
-		// A quarter was imported long after the others, and stands together in the table.
+		// A quarter of them was imported much later, so their rows are next to each other in the
+		// table.
 		const all = 12_000
 		env.populate(t, all, func(i int) string {
 			if i >= all*3/4 {
@@ -70,11 +72,11 @@ func TestTheSampleOfHashesIsEvenBoundedAndStable(t *testing.T) {
 				imported++
 			}
 		}
-		if imported < 30 || imported > 70 { // 50; five standard deviations and more
-			t.Errorf("%d of 200 are of the imported quarter", imported)
+		if imported < 30 || imported > 70 { // the mean is 50; the bounds are more than five standard deviations away
+			t.Errorf("%d of 200 come from the imported quarter", imported)
 		}
 		if again := sample(); strings.Join(again, "\n") != strings.Join(got, "\n") {
-			t.Error("the same table has another sample")
+			t.Error("the second sample of the same table differs")
 		}
 	})
 }
@@ -87,15 +89,17 @@ func count(list []string) map[string]int {
 	return n
 }
 
-// An imported population whose hashes are dear must make missing names as dear, or time
-// tells them apart.
+// If imported accounts have expensive hashes, missing names must become as expensive, or the time
+// reveals them.
 func TestAServerLearnsTheKindsOfHashesThatAccountsHave(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
 	slow := "$pbkdf2-sha256$i=5000000,l=32$OcfYm7NWCiGkVKoVIiQEwA$1iksvPI71QBofTyWeHqg15+tVo4QMOw0yEMew6vz95U"
 	env.populate(t, 10, func(int) string { return slow })
 	verify := func() error {
-		_, err := env.passwords.Verify(tight(t), "nobody", "password", func() (string, bool, error) { return "", false, nil })
+		_, err := env.passwords.Verify(tight(t), "nobody", "password", func() (string, bool, error) {
+			return "", false, nil
+		})
 		return err
 	}
 	for deadline := time.Now().Add(testenv.Patience); verify() != nil; {
@@ -108,10 +112,10 @@ func TestAServerLearnsTheKindsOfHashesThatAccountsHave(t *testing.T) {
 	go func() { ended <- env.Run(ctx) }()
 	for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(10 * time.Millisecond) {
 		if verify() != nil {
-			break // it would take longer than that
+			break // an expensive hash would take longer than that
 		}
 		if time.Now().After(deadline) {
-			t.Fatal("missing names are still as cheap as before the import")
+			t.Fatal("missing names still cost what they did before the import")
 		}
 	}
 	stop()
@@ -120,7 +124,7 @@ func TestAServerLearnsTheKindsOfHashesThatAccountsHave(t *testing.T) {
 	}
 }
 
-// A sample of a thousand would see every twelfth of these accounts and take all for cheap.
+// A sample of a thousand would contain every twelfth account, and take all for cheap.
 func TestAServerLearnsFromAsManyHashesAsItTakes(t *testing.T) {
 	t.Parallel()
 	env := newEnv(t, testConfig(), dbtest.SQLite(t), nil)
@@ -133,9 +137,11 @@ func TestAServerLearnsFromAsManyHashesAsItTakes(t *testing.T) {
 	if env.learnPopulation(t.Context()); strings.Contains(env.log.String(), "hash_population_not_read") {
 		t.Fatal(env.log)
 	}
-	// A name of each kind is soon found: the cheap one answers, the dear one takes seconds.
+	// Names of both kinds are soon found: the cheap ones answer, the expensive ones take seconds.
 	for i := range 100 {
-		_, err := env.passwords.Verify(tight(t), fmt.Sprint("nobody-", i), "password", func() (string, bool, error) { return "", false, nil })
+		_, err := env.passwords.Verify(tight(t), fmt.Sprint("nobody-", i), "password", func() (string, bool, error) {
+			return "", false, nil
+		})
 		if errors.Is(err, context.DeadlineExceeded) {
 			return
 		}
@@ -143,10 +149,10 @@ func TestAServerLearnsFromAsManyHashesAsItTakes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	t.Error("no missing name is as dear as eleven twelfths of the accounts")
+	t.Error("no missing name is as expensive as eleven twelfths of the accounts")
 }
 
-// tight leaves time for a cheap hash and not for a dear one.
+// tight leaves enough time for a cheap hash, but not for an expensive one.
 func tight(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	t.Cleanup(cancel)

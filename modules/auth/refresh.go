@@ -53,6 +53,10 @@ func (s *Service) refresh(ctx context.Context, text string, dev Device, shared b
 		return Tokens{}, ErrInvalidRefreshToken
 	}
 	userID, sid := presented.UserID(), presented.SessionID()
+	issuer, err := s.issuer(ctx)
+	if err != nil {
+		return Tokens{}, err
+	}
 	st, err := s.states.of(ctx, userID, sid)
 	switch {
 	case errors.Is(err, ErrUserNotFound):
@@ -65,8 +69,9 @@ func (s *Service) refresh(ctx context.Context, text string, dev Device, shared b
 		return Tokens{}, ErrSessionExpired
 	}
 	if shared {
-		if rec, err := s.sessions.Get(ctx, userID, sid); err == nil && s.isFresh(rec, presented) && st.live(sid, rec.Epoch) {
-			return s.issue(ctx, rec, presented)
+		if rec, err := s.sessions.Get(ctx, userID, sid); err == nil && s.isFresh(rec, presented) &&
+			st.live(sid, rec.Epoch) {
+			return issuer.issue(rec, presented)
 		} else if err != nil && !errors.Is(err, session.ErrNotFound) {
 			return Tokens{}, err
 		}
@@ -108,7 +113,7 @@ func (s *Service) refresh(ctx context.Context, text string, dev Device, shared b
 			return Tokens{}, fmt.Errorf("open the successor: %w", err)
 		}
 	}
-	t, err := s.issue(ctx, got.Session, next)
+	t, err := issuer.issue(got.Session, next)
 	t.Replayed = got.Outcome == session.Replayed
 	return t, err
 }
@@ -117,7 +122,8 @@ func (s *Service) refresh(ctx context.Context, text string, dev Device, shared b
 // than the grace window ago. The store's clock is not this server's, so the age may be negative.
 func (s *Service) isFresh(rec session.Session, presented session.Token) bool {
 	age := s.now().Sub(rec.LastUsedAt).Abs()
-	return rec.Generation > 1 && rec.Generation == presented.Generation() && rec.Accepts(presented) && age < s.cfg.RefreshGrace
+	return rec.Generation > 1 && rec.Generation == presented.Generation() && rec.Accepts(presented) &&
+		age < s.cfg.RefreshGrace
 }
 
 // errSuperseded ends nothing, and does not ask to try again: that would be reuse.

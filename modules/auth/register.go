@@ -40,6 +40,10 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, wi
 		s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.String("ip", dev.ip()))
 		return Tokens{}, s.hooks.Admit(ctx, a.User, dev)
 	}
+	issuer, err := s.issuer(ctx)
+	if err != nil {
+		return Tokens{}, err
+	}
 	sess, refresh, _, err := s.createRecord(ctx, a, dev) // the first session is never above the limit
 	if err != nil {
 		return Tokens{}, err
@@ -50,9 +54,9 @@ func (s *Service) Register(ctx context.Context, cred Credentials, dev Device, wi
 	}
 	s.security.Info("user_registered", zap.Stringer("user_id", a.ID), zap.Stringer("sid", sess.ID),
 		zap.String("ip", dev.ip()))
-	t, err := s.issue(ctx, sess, refresh)
+	t, err := issuer.issue(sess, refresh)
 	if err == nil {
-		t.Device = s.limiter.Remember(ctx, a.canonical, a.owner(), dev.IP)
+		t.DeviceToken = s.limiter.Remember(ctx, a.canonical, a.owner(), dev.IP)
 	}
 	return t, err
 }

@@ -48,7 +48,7 @@ func (r *rehearsal) write(ctx context.Context, real *database.DB, batch []*pendi
 	}
 	var absent []*pendingUser
 	for _, n := range batch {
-		n.refused = there.refusal(n)
+		there.check(n)
 		if n.refused == nil && there.byName[n.canonical] == nil {
 			absent = append(absent, n)
 		}

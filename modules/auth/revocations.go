@@ -27,10 +27,11 @@ type RevocationPage = feed.Page
 
 // Follower is who verifies access tokens without asking, as it names itself.
 type Follower struct {
-	Client  string   // of auth.clients
-	Name    string   // empty: it does not say
-	Version string   //
-	Keys    []string // the ids of the signing keys that it holds; nil: it does not say
+	Client   string   // of auth.clients
+	Name     string   // empty: it does not say
+	Instance string   // tells processes of the same name apart
+	Version  string   //
+	Keys     []string // the ids of the signing keys that it holds; nil: it does not say
 }
 
 // Following is a follower that asks what has ended. [Following.Close] ends it.
@@ -48,7 +49,8 @@ func (s *Service) FollowRevocations(who Follower) (*Following, error) {
 		return nil, err
 	}
 	return &Following{s.feed, feed.Verifier{
-		Client: who.Client, Name: who.Name, Version: who.Version, Keys: who.Keys, Tells: who.Keys != nil,
+		Client: who.Client, Name: who.Name, Instance: who.Instance, Version: who.Version,
+		Keys: who.Keys, Tells: who.Keys != nil,
 	}, leave}, nil
 }
 

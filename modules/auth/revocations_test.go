@@ -4,17 +4,19 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/auth/internal/token"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// denylist is what a verifier elsewhere makes of the revocations.
+// denylist is what a verifier keeps of the revocations.
 type denylist struct {
 	t      testing.TB
 	follow *Following
@@ -44,7 +46,7 @@ func (env *testEnv) denylist(t testing.TB) *denylist {
 	}
 }
 
-// catchUp applies what there is.
+// catchUp applies all new facts.
 func (d *denylist) catchUp() {
 	d.t.Helper()
 	for more := true; more; {
@@ -81,7 +83,7 @@ func (d *denylist) catchUp() {
 	}
 }
 
-// refuses reports whether a token is over, and until when that is remembered.
+// refuses reports whether the denylist refuses a token, and until when it is remembered.
 func (d *denylist) refuses(access string) (until time.Time, over bool) {
 	d.t.Helper()
 	decoded, err := token.Inspect(access)
@@ -117,11 +119,11 @@ func (d *denylist) learns(access string) {
 	}
 	report := TokenReport{Claims: decoded.Claims}
 	if exp, ok := report.Time("exp"); !ok || until.Before(exp.Add(token.DefaultLeeway)) {
-		d.t.Errorf("forgotten at %v, and the token lives until %v", until, exp)
+		d.t.Errorf("forgotten at %v, but the token lives until %v", until, exp)
 	}
 }
 
-// wayToEnd ends the victim, and the other session of the account too where all says so.
+// wayToEnd ends the victim, and if all is set the account's other session too.
 type wayToEnd struct {
 	name string
 	all  bool
@@ -181,17 +183,18 @@ var waysToEnd = []wayToEnd{
 		})
 	}},
 	{"revoked by an operator", false, func(env *testEnv, victim, _ Tokens, _ string) error {
-		_, err := env.RevokeSessions(context.Background(), SessionFilter{ID: uuid.NullUUID{UUID: victim.SessionID, Valid: true}}, nil)
+		_, err := env.RevokeSessions(context.Background(),
+			SessionFilter{ID: uuid.NullUUID{UUID: victim.SessionID, Valid: true}})
 		return err
 	}},
 	{"all revoked by an operator", true, func(env *testEnv, _, other Tokens, _ string) error {
 		return env.asCaller(other, func(ctx context.Context, caller Caller) error {
-			_, err := env.RevokeSessions(ctx, SessionFilter{UserID: uuid.NullUUID{UUID: caller.User.ID, Valid: true}}, nil)
+			_, err := env.RevokeSessions(ctx, SessionFilter{UserID: uuid.NullUUID{UUID: caller.User.ID, Valid: true}})
 			return err
 		})
 	}},
 	{"everybody's revoked by an operator", true, func(env *testEnv, _, _ Tokens, _ string) error {
-		_, err := env.RevokeSessions(context.Background(), SessionFilter{Everybody: true}, nil)
+		_, err := env.RevokeSessions(context.Background(), SessionFilter{Everybody: true})
 		return err
 	}},
 	{"a refresh token used again", false, func(env *testEnv, victim, _ Tokens, _ string) error {
@@ -205,8 +208,8 @@ var waysToEnd = []wayToEnd{
 		}
 		return nil
 	}},
-	{"pushed out by newer ones", false, func(env *testEnv, _, other Tokens, name string) error {
-		// The victim is the least recently used one of two.
+	{"evicted by newer sessions", false, func(env *testEnv, _, other Tokens, name string) error {
+		// The victim is the least recently used of two sessions.
 		other, err := env.Refresh(context.Background(), other.RefreshToken, phone())
 		if err != nil {
 			return err
@@ -230,8 +233,8 @@ func (env *testEnv) asCaller(tokens Tokens, do func(context.Context, Caller) err
 	return do(context.Background(), caller)
 }
 
-// Whatever ends a session, those who follow learn of it, and of nothing else; and so do those
-// who begin to follow afterwards.
+// However a session ends, followers learn of it and of nothing else, and so do those that begin to
+// follow afterwards.
 func TestEveryEndIsTold(t *testing.T) {
 	t.Parallel()
 	set := func(cfg *Config) { cfg.MaxSessions, cfg.RefreshGrace = 2, 0 }
@@ -250,11 +253,11 @@ func TestEveryEndIsTold(t *testing.T) {
 			d.learns(victim.AccessToken)
 			ended[way.name] = victim.AccessToken
 			if _, over := d.refuses(other.AccessToken); over != way.all {
-				t.Errorf("%s: the account's other session is over: %v", way.name, over)
+				t.Errorf("%s: the account's other session has ended: %v", way.name, over)
 			}
 			if way.name != "everybody's revoked by an operator" {
 				if _, over := d.refuses(bystander.AccessToken); over {
-					t.Errorf("%s: somebody else's session is over", way.name)
+					t.Errorf("%s: another account's session has ended", way.name)
 				}
 			} else {
 				living = nil
@@ -270,7 +273,7 @@ func TestEveryEndIsTold(t *testing.T) {
 		}
 		for _, access := range living {
 			if _, over := late.refuses(access); over {
-				t.Error("a live session is over for who begins to follow")
+				t.Error("a new follower takes a live session for ended")
 			}
 		}
 	})
@@ -282,7 +285,7 @@ func TestTheEndOfAKeyIsTold(t *testing.T) {
 		d := env.denylist(t)
 		d.catchUp()
 		_, tokens := env.newUser(t)
-		keys := env.keys // which this server signs with
+		keys := env.keys // this server signs with it
 		list, err := keys.List(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -294,7 +297,8 @@ func TestTheEndOfAKeyIsTold(t *testing.T) {
 		if until, _ := d.refuses(tokens.AccessToken); time.Until(until) < 20*24*time.Hour {
 			t.Errorf("a stolen key is forgotten at %v", until)
 		}
-		// Taken away by force, its tokens are refused here, and so they are elsewhere.
+		// After a revocation by force, its tokens are refused here, so they are refused elsewhere
+		// too.
 		staged, err := keys.Stage(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -302,7 +306,7 @@ func TestTheEndOfAKeyIsTold(t *testing.T) {
 		_, next := env.newUser(t)
 		d.catchUp()
 		if _, over := d.refuses(next.AccessToken); over {
-			t.Error("a token of the key that follows is refused")
+			t.Error("a token of the next key is refused")
 		}
 		list, err = keys.List(t.Context())
 		if err != nil {
@@ -322,8 +326,8 @@ func TestTheEndOfAKeyIsTold(t *testing.T) {
 	})
 }
 
-// A fact is kept for as long as any server's tokens live, whatever the settings of the one that
-// ends, and where the shared secret signs for as long as they can.
+// A fact is kept as long as the tokens of any server live, whatever the settings of the server that
+// ends the session. With a shared secret, that is the longest possible lifetime.
 func TestAFactOutlivesTheTokensOfEveryServer(t *testing.T) {
 	t.Parallel()
 	for _, algorithm := range []string{token.ES256, token.HS256} {
@@ -332,7 +336,7 @@ func TestAFactOutlivesTheTokensOfEveryServer(t *testing.T) {
 			long := testConfig()
 			long.Token.AccessTTL, long.Token.Algorithm = 20*time.Hour, algorithm
 			db := dbtest.SQLite(t)
-			former := newEnv(t, testConfig(), db, nil) // which has signed with a key
+			former := newEnv(t, testConfig(), db, nil) // a server that has signed with a key
 			former.newUser(t)
 			generous := newEnv(t, long, db, nil)
 			_, tokens := generous.newUser(t)
@@ -342,5 +346,94 @@ func TestAFactOutlivesTheTokensOfEveryServer(t *testing.T) {
 			}
 			d.learns(tokens.AccessToken)
 		})
+	}
+}
+
+// heldStore holds the answer of a rotation until it is told to go on.
+type heldStore struct {
+	session.Store
+	reached, release chan struct{}
+}
+
+func (h heldStore) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
+	got, err := h.Store.Rotate(ctx, r)
+	close(h.reached)
+	<-h.release
+	return got, err
+}
+
+// The session ends while a refresh of it is between the check of the session and its access token. Whatever
+// becomes of the signing keys meanwhile, and however long it takes, the fact outlives the token.
+func TestAFactOutlivesATokenThatIsBeingIssued(t *testing.T) {
+	t.Parallel()
+	meanwhile := map[string]func(t *testing.T, env *testEnv){
+		"nothing": func(*testing.T, *testEnv) {},
+		"another key signs": func(t *testing.T, env *testEnv) {
+			list, err := env.keys.List(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, _, err := env.keys.Revoke(t.Context(), list[0].KID, true); err != nil {
+				t.Fatal(err)
+			}
+			// Followers know that the former key is revoked. What the new one signs counts.
+			if _, err := env.db.ExecContext(t.Context(), "DELETE FROM revocation"); err != nil {
+				t.Fatal(err)
+			}
+		},
+		"hours pass": func(_ *testing.T, env *testEnv) { // the process was stopped, or its machine slept
+			env.now = func() time.Time { return time.Now().Add(3 * time.Hour) }
+		},
+	}
+	for name, change := range meanwhile {
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) {
+			t.Parallel()
+			each(t, func(t *testing.T, env *testEnv) {
+				_, tokens := env.newUser(t)
+				// A server whose tokens live longer than those of others, and which has signed none yet.
+				env.cfg.Token.AccessTTL = 20 * time.Hour
+				generous := env.another(t)
+				held := heldStore{generous.sessions, make(chan struct{}), make(chan struct{})}
+				generous.sessions = held
+				var got Tokens
+				var err error
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					got, err = generous.Refresh(t.Context(), tokens.RefreshToken, phone())
+				}()
+				<-held.reached
+				change(t, generous)
+				if err := env.LogoutRefresh(t.Context(), tokens.RefreshToken); err != nil {
+					t.Fatal(err)
+				}
+				close(held.release)
+				<-done
+				if err != nil {
+					t.Fatal(err)
+				}
+				env.denylist(t).learns(got.AccessToken)
+			})
+		})
+	}
+}
+
+func TestNoTokenIsIssuedBeforeItsOwnerSignedIn(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 1, 2, 15, 4, 5, 0, time.UTC)
+	for name, c := range map[string]struct{ signedIn, now, want time.Duration }{
+		"the same second":             {900 * time.Millisecond, 950 * time.Millisecond, 0},
+		"the next second":             {1100 * time.Millisecond, 1200 * time.Millisecond, time.Second},
+		"an earlier sign-in":          {-time.Hour, 2 * time.Second, 0},
+		"another clock is ahead":      {time.Hour, 1200 * time.Millisecond, time.Second},
+		"the process was stopped":     {time.Hour, time.Hour, 0},
+		"the second turns meanwhile":  {-time.Minute, 1200 * time.Millisecond, 0},
+		"the own clock was set back":  {2 * time.Second, -time.Hour, 0},
+		"a busy machine took seconds": {4 * time.Second, 5 * time.Second, 4 * time.Second},
+	} {
+		i := issuer{at: at, s: &Service{now: func() time.Time { return at.Add(c.now) }}}
+		if got := i.issuedAt(session.Session{AuthTime: at.Add(c.signedIn)}).Sub(at); got != c.want {
+			t.Errorf("%s: issued %v after the issuer was made, want %v", name, got, c.want)
+		}
 	}
 }

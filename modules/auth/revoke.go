@@ -57,14 +57,11 @@ const revokeBatch = 100
 // selected from the store; when it has lost sessions that the filter may select, the error is a
 // [RecordsLostError].
 //
-// It works in batches until it is done, ctx ends or an error comes, and calls progress, which may be
-// nil, after each. What it returns has ended, also with an error.
-func (s *Service) RevokeSessions(ctx context.Context, f SessionFilter, progress func(Revoked)) (Revoked, error) {
-	if progress == nil {
-		progress = func(Revoked) {}
-	}
+// It works in batches until it is done, ctx ends or an error comes. What it returns has ended, also with
+// an error.
+func (s *Service) RevokeSessions(ctx context.Context, f SessionFilter) (Revoked, error) {
 	if f.Everybody {
-		done, err := s.revokeEverybody(ctx, f.AfterAccount, progress)
+		done, err := s.revokeEverybody(ctx, f.AfterAccount)
 		if done.Accounts > 0 {
 			s.security.Info("all_sessions_ended", zap.Int("accounts", done.Accounts),
 				zap.String("reason", string(ReasonEndedByAdmin)))
@@ -80,11 +77,11 @@ func (s *Service) RevokeSessions(ctx context.Context, f SessionFilter, progress 
 		}
 		return Revoked{Accounts: 1, LastAccount: f.UserID.UUID}, nil
 	}
-	return s.revokeFound(ctx, f, progress)
+	return s.revokeFound(ctx, f)
 }
 
 // revokeEverybody raises the epoch of every account that can have sessions, ordered by id.
-func (s *Service) revokeEverybody(ctx context.Context, after uuid.UUID, progress func(Revoked)) (Revoked, error) {
+func (s *Service) revokeEverybody(ctx context.Context, after uuid.UUID) (Revoked, error) {
 	done := Revoked{LastAccount: after}
 	for {
 		begun := time.Now()
@@ -109,7 +106,6 @@ func (s *Service) revokeEverybody(ctx context.Context, after uuid.UUID, progress
 		}
 		done.Accounts += len(list)
 		done.LastAccount = list[len(list)-1].ID
-		progress(done)
 		if err := s.giveWay(ctx, time.Since(begun)); err != nil {
 			return done, err
 		}
@@ -151,7 +147,7 @@ func (s *Service) removeEndedRecords(ctx context.Context) {
 }
 
 // revokeFound ends the sessions that the filter selects from the store.
-func (s *Service) revokeFound(ctx context.Context, f SessionFilter, progress func(Revoked)) (done Revoked, err error) {
+func (s *Service) revokeFound(ctx context.Context, f SessionFilter) (done Revoked, err error) {
 	portion := make([]Session, 0, revokeBatch)
 	end := func() error {
 		begun := time.Now()
@@ -161,7 +157,6 @@ func (s *Service) revokeFound(ctx context.Context, f SessionFilter, progress fun
 		}
 		portion = portion[:0]
 		done.Sessions += n
-		progress(done)
 		return s.giveWay(ctx, time.Since(begun))
 	}
 	err = s.FindSessions(ctx, f, func(one Session) error {
@@ -211,7 +206,8 @@ type RecordsLostError struct {
 
 func (e *RecordsLostError) Error() string {
 	return fmt.Sprintf("the session store has lost records of sessions that began before %s, which may be among "+
-		"those to end; their access tokens can live until %s. To end them too, end every session of the user, or of everybody",
+		"those to end; their access tokens can live until %s. To end them too, end every session of the user, or of "+
+		"everybody",
 		e.Since.UTC().Format(time.RFC3339), e.Until.UTC().Format(time.RFC3339))
 }
 

@@ -17,10 +17,11 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// withLostRecords runs the test with a Redis of its own, which lose empties.
+// withLostRecords runs the test with its own Redis, which lose empties.
 func withLostRecords(t *testing.T, test func(t *testing.T, env *testEnv, lose func())) {
 	t.Helper()
-	for name, open := range map[string]func(testing.TB) *database.DB{"sqlite": dbtest.SQLite, "postgres": dbtest.Postgres} {
+	for name, open := range map[string]func(testing.TB) *database.DB{"sqlite": dbtest.SQLite,
+		"postgres": dbtest.Postgres} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			client := cachetest.Open(t, cachetest.Start(t).URL())
@@ -54,7 +55,7 @@ func TestEverybodyIsEverybodyWhateverTheStoreHasLost(t *testing.T) {
 		}
 		ids := []uuid.UUID{env.caller(t, known).User.ID, env.caller(t, other).User.ID, idle.ID}
 
-		done, err := env.RevokeSessions(t.Context(), SessionFilter{Everybody: true}, nil)
+		done, err := env.RevokeSessions(t.Context(), SessionFilter{Everybody: true})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -66,13 +67,14 @@ func TestEverybodyIsEverybodyWhateverTheStoreHasLost(t *testing.T) {
 		}
 		env.expectEvents(t, ids[0], "UserRegistered", "UserLoggedIn", "AllSessionsRevoked")
 		env.expectEvents(t, ids[1], "UserRegistered", "AllSessionsRevoked")
-		env.expectEvents(t, closedID, "UserRegistered", "UserDisabled", "AllSessionsRevoked") // that of the disabling
+		// the one of the disabling
+		env.expectEvents(t, closedID, "UserRegistered", "UserDisabled", "AllSessionsRevoked")
 		for _, id := range ids {
 			if records, err := env.sessions.List(t.Context(), id); err != nil || len(records) != 0 {
-				t.Errorf("%d records are left in the store: %v", len(records), err)
+				t.Errorf("%d records remain in the store: %v", len(records), err)
 			}
 		}
-		env.live(t, env.signIn(t, name)) // it ends what was, and closes nothing
+		env.live(t, env.signIn(t, name)) // it ends existing sessions and locks nobody out
 	})
 }
 
@@ -85,17 +87,21 @@ func TestARevocationOfEverybodyGoesOnWhereItWasBrokenOff(t *testing.T) {
 			all = append(all, tokens)
 		}
 		for i := range 2 * revokeBatch {
-			if _, err := env.db.Write(t.Context(), `INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at)
+			if _, err := env.db.Write(t.Context(),
+				`INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at)
 				VALUES (?, ?, ?, '', ?, ?, ?)`, uuid.New(), uuid.NewString(), uuid.NewString(), time.Now(), time.Now(), time.Now()); err != nil {
 				t.Fatalf("account %d: %v", i, err)
 			}
 		}
 		ctx, stop := context.WithCancel(t.Context())
-		first, err := env.RevokeSessions(ctx, SessionFilter{Everybody: true}, func(Revoked) { stop() })
+		env.committed = stop
+		first, err := env.RevokeSessions(ctx, SessionFilter{Everybody: true})
+		env.committed = func() {}
 		if !errors.Is(err, context.Canceled) || first.Accounts != revokeBatch {
 			t.Fatalf("broken off after %+v: %v", first, err)
 		}
-		second, err := env.RevokeSessions(t.Context(), SessionFilter{Everybody: true, AfterAccount: first.LastAccount}, nil)
+		second, err := env.RevokeSessions(t.Context(),
+			SessionFilter{Everybody: true, AfterAccount: first.LastAccount})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -103,7 +109,8 @@ func TestARevocationOfEverybodyGoesOnWhereItWasBrokenOff(t *testing.T) {
 			t.Errorf("ended the sessions of %d accounts", n)
 		}
 		var twice int
-		if err := env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM users WHERE session_epoch <> 1").Scan(&twice); err != nil || twice != 0 {
+		if err := env.db.QueryRowContext(t.Context(),
+			"SELECT count(*) FROM users WHERE session_epoch <> 1").Scan(&twice); err != nil || twice != 0 {
 			t.Errorf("%d accounts were not ended just once: %v", twice, err)
 		}
 		for _, tokens := range all {
@@ -116,7 +123,7 @@ func TestSessionsAreRevokedByWhereTheyWereUsed(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
 		network := netip.MustParsePrefix("2001:db8:77::/48")
-		if env.redis != nil { // which other tests share
+		if env.redis != nil { // a network that other tests use too
 			network = netip.PrefixFrom(netip.AddrFrom16(uuid.New()), 128)
 		}
 		there := Device{UserAgent: "there", IP: network.Addr()}
@@ -139,7 +146,7 @@ func TestSessionsAreRevokedByWhereTheyWereUsed(t *testing.T) {
 		if env.redis == nil {
 			filter.Before = time.Now().Add(time.Hour)
 		}
-		done, err := env.RevokeSessions(t.Context(), filter, nil)
+		done, err := env.RevokeSessions(t.Context(), filter)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -158,10 +165,10 @@ func TestSessionsAreRevokedByWhereTheyWereUsed(t *testing.T) {
 		if ended != revokeBatch/2-1 {
 			t.Errorf("%d ends of sessions were announced", ended)
 		}
-		if done, err = env.RevokeSessions(t.Context(), filter, nil); err != nil || done != (Revoked{}) {
+		if done, err = env.RevokeSessions(t.Context(), filter); err != nil || done != (Revoked{}) {
 			t.Errorf("once more: ended %+v: %v", done, err)
 		}
-		one, err := env.RevokeSessions(t.Context(), SessionFilter{UserID: uuid.NullUUID{UUID: id, Valid: true}}, nil)
+		one, err := env.RevokeSessions(t.Context(), SessionFilter{UserID: uuid.NullUUID{UUID: id, Valid: true}})
 		if err != nil || one.Accounts != 1 || one.Sessions != 0 {
 			t.Errorf("all of a user: ended %+v: %v", one, err)
 		}
@@ -169,8 +176,8 @@ func TestSessionsAreRevokedByWhereTheyWereUsed(t *testing.T) {
 	})
 }
 
-// What the store has lost cannot be chosen by where it was used; that is said, and not passed
-// over. What is named ends all the same.
+// A filter by use cannot find sessions whose records are lost. The command says so instead of
+// passing over them. Sessions named by id end all the same.
 func TestARevocationSaysWhenTheStoreHasLostWhatItMayMean(t *testing.T) {
 	t.Parallel()
 	withLostRecords(t, func(t *testing.T, env *testEnv, lose func()) {
@@ -178,7 +185,7 @@ func TestARevocationSaysWhenTheStoreHasLostWhatItMayMean(t *testing.T) {
 		here := SessionFilter{IP: netip.MustParsePrefix("192.0.2.7/32")}
 		elsewhere := SessionFilter{IP: netip.MustParsePrefix("203.0.113.0/24")}
 		env.Housekeep(t.Context())
-		if done, err := env.RevokeSessions(t.Context(), elsewhere, nil); err != nil || done.Sessions != 0 {
+		if done, err := env.RevokeSessions(t.Context(), elsewhere); err != nil || done.Sessions != 0 {
 			t.Errorf("nothing was lost: %+v, %v", done, err)
 		}
 		user := env.caller(t, kept).User.ID
@@ -190,30 +197,33 @@ func TestARevocationSaysWhenTheStoreHasLostWhatItMayMean(t *testing.T) {
 		for what, filter := range map[string]SessionFilter{"address": elsewhere, "time": {Before: between},
 			"user and address": {UserID: uuid.NullUUID{UUID: user, Valid: true}, IP: elsewhere.IP},
 			"id and address":   {ID: uuid.NullUUID{UUID: lost.SessionID, Valid: true}, IP: elsewhere.IP}} {
-			done, err := env.RevokeSessions(t.Context(), filter, nil)
+			done, err := env.RevokeSessions(t.Context(), filter)
 			if e, ok := errors.AsType[*RecordsLostError](err); !ok || done.Sessions != 0 || e.Until.Before(time.Now()) {
 				t.Errorf("chosen by %s: %+v, %v", what, done, err)
 			}
 		}
 		for what, filter := range map[string]SessionFilter{"a time before any token": {Before: time.Now().Add(-6 * time.Hour)},
 			"another user": {UserID: uuid.NullUUID{UUID: uuid.New(), Valid: true}, IP: elsewhere.IP}} {
-			if done, err := env.RevokeSessions(t.Context(), filter, nil); err != nil || done.Sessions != 0 {
+			if done, err := env.RevokeSessions(t.Context(), filter); err != nil || done.Sessions != 0 {
 				t.Errorf("chosen by %s: %+v, %v", what, done, err)
 			}
 		}
-		done, err := env.RevokeSessions(t.Context(), here, nil)
+		done, err := env.RevokeSessions(t.Context(), here)
 		if _, ok := errors.AsType[*RecordsLostError](err); !ok || done.Sessions != 1 {
 			t.Errorf("chosen by the address: %+v, %v", done, err)
 		}
 		env.over(t, known)
 
-		if done, err = env.RevokeSessions(t.Context(), SessionFilter{ID: uuid.NullUUID{UUID: named.SessionID, Valid: true}}, nil); err != nil || done.Sessions != 1 {
+		if done, err = env.RevokeSessions(t.Context(),
+			SessionFilter{ID: uuid.NullUUID{UUID: named.SessionID, Valid: true}}); err != nil ||
+			done.Sessions != 1 {
 			t.Errorf("named: %+v, %v", done, err)
 		}
 		env.over(t, named)
 		env.caller(t, lost)
-		env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "UserLoggedIn", "UserLoggedIn", "SessionRevoked", "SessionRevoked")
-		if done, err = env.RevokeSessions(t.Context(), SessionFilter{UserID: uuid.NullUUID{UUID: user, Valid: true}}, nil); err != nil || done.Accounts != 1 {
+		env.expectEvents(t, user, "UserRegistered", "UserLoggedIn", "UserLoggedIn", "UserLoggedIn", "SessionRevoked",
+			"SessionRevoked")
+		if done, err = env.RevokeSessions(t.Context(), SessionFilter{UserID: uuid.NullUUID{UUID: user, Valid: true}}); err != nil || done.Accounts != 1 {
 			t.Errorf("all of the user: %+v, %v", done, err)
 		}
 		env.over(t, lost)
@@ -221,7 +231,8 @@ func TestARevocationSaysWhenTheStoreHasLostWhatItMayMean(t *testing.T) {
 	})
 }
 
-// A session whose record is lost still has access tokens: its owner ends it from another one.
+// A session whose record is lost still has access tokens. Its owner can end it from another
+// session.
 func TestASessionThatTheStoreHasLostCanBeEndedByItsOwner(t *testing.T) {
 	t.Parallel()
 	withLostRecords(t, func(t *testing.T, env *testEnv, lose func()) {
@@ -229,7 +240,8 @@ func TestASessionThatTheStoreHasLostCanBeEndedByItsOwner(t *testing.T) {
 		lose()
 		here := env.caller(t, env.signIn(t, name))
 		_, other := env.newUser(t)
-		if err := env.EndSession(t.Context(), env.caller(t, other), lost.SessionID); !errors.Is(err, ErrSessionNotFound) {
+		if err := env.EndSession(t.Context(), env.caller(t, other),
+			lost.SessionID); !errors.Is(err, ErrSessionNotFound) {
 			t.Errorf("by somebody else: %v", err)
 		}
 		env.caller(t, lost)
@@ -244,8 +256,8 @@ func TestASessionThatTheStoreHasLostCanBeEndedByItsOwner(t *testing.T) {
 	})
 }
 
-// What a command announces as over is remembered until the tokens of every server have
-// expired, not only those that this command would have made.
+// An announced end is remembered until the tokens of every server have expired, not only those with
+// the command's own settings.
 func TestACommandAnnouncesEndsForTheLifetimeOfTheServers(t *testing.T) {
 	t.Parallel()
 	eachWith(t, func(cfg *Config) { cfg.Token.AccessTTL = 10 * time.Hour }, func(t *testing.T, env *testEnv) {
@@ -263,7 +275,7 @@ func TestACommandAnnouncesEndsForTheLifetimeOfTheServers(t *testing.T) {
 			until, err := time.Parse(time.RFC3339, fmt.Sprint(e.Data["expires_at"]))
 			if err != nil || until.Before(tokens.AccessTokenExpiresAt) {
 				t.Errorf(
-					"%s may be forgotten at %v, %v; the token lives until %v",
+					"%s may be forgotten at %v, %v, but the token lives until %v",
 					e.Type,
 					until,
 					err,
@@ -274,8 +286,8 @@ func TestACommandAnnouncesEndsForTheLifetimeOfTheServers(t *testing.T) {
 	})
 }
 
-// The settings of a command may give sessions less time than those of the servers do. What a server
-// accepts is found all the same, and its end is kept for as long as its record can be.
+// The command's settings may give sessions a shorter life than the servers' do. The command finds
+// what a server still accepts, and keeps its end as long as its record can exist.
 func TestACommandWithAShorterSessionMaxAgeEndsWhatServersAccept(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
@@ -288,7 +300,8 @@ func TestACommandWithAShorterSessionMaxAgeEndsWhatServersAccept(t *testing.T) {
 			filter SessionFilter
 			lost   bool // the store does not know the session
 		}{
-			"by address":    {filter: SessionFilter{UserID: uuid.NullUUID{UUID: user.ID, Valid: true}, IP: netip.MustParsePrefix("192.0.2.0/24")}},
+			"by address": {filter: SessionFilter{UserID: uuid.NullUUID{UUID: user.ID, Valid: true},
+				IP: netip.MustParsePrefix("192.0.2.0/24")}},
 			"by id":         {},
 			"by id, unseen": {lost: true},
 		} {
@@ -306,12 +319,13 @@ func TestACommandWithAShorterSessionMaxAgeEndsWhatServersAccept(t *testing.T) {
 			}
 			env.over(t, next)
 			var kept int
-			if err := env.db.QueryRowContext(t.Context(), "SELECT count(*) FROM revoked_session WHERE sid = ? AND expires_at > ?",
+			if err := env.db.QueryRowContext(t.Context(),
+				"SELECT count(*) FROM revoked_session WHERE sid = ? AND expires_at > ?",
 				next.SessionID, time.Now().Add(env.cfg.SessionMaxAge)).Scan(&kept); err != nil {
 				t.Fatal(err)
 			}
 			if kept != 1 {
-				t.Errorf("%s: its end is forgotten before its record can be", name)
+				t.Errorf("%s: its end is forgotten before its record expires", name)
 			}
 		}
 	})
@@ -321,6 +335,6 @@ func TestTheLongestMaxAgeIsThatOfTheSetting(t *testing.T) {
 	t.Parallel()
 	field, _ := reflect.TypeFor[Config]().FieldByName("SessionMaxAge")
 	if most, err := time.ParseDuration(field.Tag.Get("max")); err != nil || most != longestMaxAge {
-		t.Errorf("the setting may be up to %v (%v), and ends are kept for %v", most, err, longestMaxAge)
+		t.Errorf("the setting may be up to %v (%v), but ends are kept for %v", most, err, longestMaxAge)
 	}
 }

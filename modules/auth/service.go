@@ -1,6 +1,7 @@
 package auth
 
 import (
+	"cmp"
 	"context"
 	"crypto/hkdf"
 	"crypto/sha256"
@@ -10,7 +11,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/feed"
@@ -21,6 +21,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/signingkey"
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
 	"github.com/toppira/authctl/modules/auth/internal/token"
+	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/logging"
 	"github.com/toppira/authctl/platform/retry"
@@ -31,7 +32,7 @@ type Deps struct {
 	DB *database.DB
 	// Redis keeps sessions and the counters of sign-in limits. Nil keeps both in the database, but with
 	// SQLite the counters are in this process.
-	Redis redis.UniversalClient
+	Redis cache.Client
 	// Committed is called after each transaction that wrote an event, so that a relay need not wait
 	// for its next poll. It must not block. It may be nil.
 	Committed func()
@@ -76,9 +77,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (_ *Service, err error) {
 	if s.now == nil {
 		s.now = time.Now
 	}
-	if s.log == nil {
-		s.log = zap.NewNop()
-	}
+	s.log = cmp.Or(s.log, zap.NewNop())
 	if s.committed == nil {
 		s.committed = func() {}
 	}

@@ -12,11 +12,11 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// A process may try again, so what a start opened before it failed is closed. The test is not
-// parallel: it looks at all goroutines.
+// A process may retry a failed start, so the failed one must close what it opened. The test is not
+// parallel, because it counts all goroutines.
 func TestAStartThatFailsLeavesNothingOpen(t *testing.T) {
 	db := dbtest.SQLite(t)
-	// database/sql lists what has to be closed before the database can be.
+	// database/sql lists the statements that are still open.
 	open := func() int {
 		return reflect.ValueOf(db).Elem().FieldByName("pool").Elem().FieldByName("dep").Len()
 	}
@@ -30,9 +30,9 @@ func TestAStartThatFailsLeavesNothingOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	if open() == before {
-		t.Fatal("a service has no statements: this test would see nothing")
+		t.Fatal("a service has no statements, so this test cannot fail")
 	}
-	testenv.Eventually(t, "its workers show", func() bool { return workers() > busy })
+	testenv.Eventually(t, "its workers are running", func() bool { return workers() > busy })
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -40,10 +40,10 @@ func TestAStartThatFailsLeavesNothingOpen(t *testing.T) {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: taken, Help: "taken"}))
 		if _, err := New(t.Context(), testConfig(), Deps{DB: db, Registry: registry}); err == nil {
-			t.Fatalf("it starts, although the metric %s is taken", taken)
+			t.Fatalf("it starts although the metric %s is taken", taken)
 		}
 		if n := open(); n != before {
-			t.Errorf("%d statements are left open", n-before)
+			t.Errorf("%d statements remain open", n-before)
 		}
 		testenv.Eventually(t, "the workers have ended", func() bool { return workers() == busy })
 	}

@@ -75,7 +75,7 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device,
 		if revoked[sess.ID] {
 			return errConcurrentChange
 		}
-		if evicted, err = s.evict(ctx, tx, a.ID, excess); err != nil {
+		if evicted, err = s.evict(ctx, tx, now, excess); err != nil {
 			return err
 		}
 		if err := s.recordBegun(ctx, tx, begun{sess.ID, a.ID, sess.Epoch, env.OccurredAt}); err != nil {
@@ -98,42 +98,44 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device,
 		s.logEnd(a.ID, sid, ReasonEvicted)
 	}
 	if len(excess) > 0 {
-		sids := make([]uuid.UUID, len(excess))
-		for i, one := range excess {
-			sids[i] = one.ID
-		}
-		s.removeRecords(ctx, a.ID, sids...)
+		s.removeRecords(ctx, a.ID, idsOf(excess)...)
 	}
 	return sess, refresh, nil
 }
 
 // evict revokes sessions above the limit, and returns those whose end was announced. The sign-in
 // of a tentative one may still be running, or have died: it is kept from beginning, and since its
-// beginning was never announced, its end is not either.
-func (s *Service) evict(ctx context.Context, tx database.IDB, userID uuid.UUID,
+// beginning was never announced, its end is not either. One that ended with all others of the account,
+// which is locked, since it was found does not end again.
+func (s *Service) evict(ctx context.Context, tx database.IDB, a account,
 	excess []session.Excess) (announced []uuid.UUID, err error) {
-	var tentative []uuid.UUID
-	for _, one := range excess {
-		if one.Tentative {
-			tentative = append(tentative, one.ID)
-		}
-	}
-	begun, err := begunAmong(ctx, tx, tentative)
+	begun, err := begunAmong(ctx, tx, idsOf(excess))
 	if err != nil {
 		return nil, err
 	}
 	for _, one := range excess {
-		if one.Tentative && !begun[one.ID] {
-			_, err = s.writeRevocation(ctx, tx, userID, one.ID, ReasonEvicted, s.timestamp(), time.Time{})
-		} else {
+		b, known := begun[one.ID]
+		switch {
+		case known && a.hasEnded(b):
+		case one.Tentative && !known:
+			_, err = s.writeRevocation(ctx, tx, a.ID, one.ID, ReasonEvicted, s.timestamp(), time.Time{})
+		default:
 			announced = append(announced, one.ID)
-			_, err = s.revoke(ctx, tx, userID, one.ID, ReasonEvicted)
+			err = s.revoke(ctx, tx, a.ID, one.ID, ReasonEvicted)
 		}
 		if err != nil {
 			return nil, err
 		}
 	}
 	return announced, nil
+}
+
+func idsOf(excess []session.Excess) []uuid.UUID {
+	sids := make([]uuid.UUID, len(excess))
+	for i, one := range excess {
+		sids[i] = one.ID
+	}
+	return sids
 }
 
 // createRecord writes the record of a session that has not begun yet, and returns the sessions
@@ -226,14 +228,18 @@ func (s *Service) logEnd(userID, sid uuid.UUID, reason Reason) {
 		zap.String("reason", string(reason)))
 }
 
-// commitRevocation revokes a session in a transaction of its own.
+// commitRevocation revokes a session in a transaction of its own, unless it ended with all others of
+// its account: that was announced.
 func (s *Service) commitRevocation(ctx context.Context, userID, sid uuid.UUID, reason Reason) error {
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		if _, err := lockAccount(ctx, tx, userID); err != nil {
+		a, err := lockAccount(ctx, tx, userID)
+		if err != nil {
 			return err
 		}
-		_, err := s.revoke(ctx, tx, userID, sid, reason)
-		return err
+		if ended, err := endedBefore(ctx, tx, a, sid); err != nil || ended {
+			return err
+		}
+		return s.revoke(ctx, tx, userID, sid, reason)
 	})
 	if errors.Is(err, ErrUserNotFound) {
 		return nil
@@ -241,14 +247,33 @@ func (s *Service) commitRevocation(ctx context.Context, userID, sid uuid.UUID, r
 	return err
 }
 
-// announceReuse revokes a session whose token was used twice, and then removes the marked record.
+// endedBefore reports whether a session ended with all others of its account, which is locked.
+func endedBefore(ctx context.Context, tx database.IDB, a account, sid uuid.UUID) (bool, error) {
+	b, err := begunSession(ctx, tx, sid)
+	if errors.Is(err, ErrSessionNotFound) {
+		return false, nil
+	}
+	return err == nil && a.hasEnded(b), err
+}
+
+// hasEnded reports whether a session ended when the epoch of its account was raised.
+func (a account) hasEnded(b begun) bool {
+	return b.epoch < a.epoch && !(a.keptSID.Valid && a.keptSID.UUID == b.sid)
+}
+
+// announceReuse revokes a session whose token was used twice, unless it ended with all others, and then
+// removes the marked record.
 func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, generation uint32, ip,
 	userAgent string) error {
 	ctx, cancel := detached(ctx)
 	defer cancel()
 	env := s.newEnvelope(userID)
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
-		if _, err := lockAccount(ctx, tx, userID); err != nil {
+		a, err := lockAccount(ctx, tx, userID)
+		if err != nil {
+			return err
+		}
+		if ended, err := endedBefore(ctx, tx, a, sid); err != nil || ended {
 			return err
 		}
 		news, err := s.writeRevocation(ctx, tx, userID, sid, ReasonReuse, env.OccurredAt, time.Time{})
@@ -270,14 +295,14 @@ func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, gene
 	return nil
 }
 
-// revoke writes the revocation of a session, with its event, and reports whether it is a new one.
-func (s *Service) revoke(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason) (bool, error) {
+// revoke writes the revocation of a session, with its event if it is a new one.
+func (s *Service) revoke(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason) error {
 	env := s.newEnvelope(userID)
 	news, err := s.writeRevocation(ctx, tx, userID, sid, reason, env.OccurredAt, time.Time{})
 	if err != nil || !news {
-		return false, err
+		return err
 	}
-	return true, s.announceRevoked(ctx, tx, env, sid, reason)
+	return s.announceRevoked(ctx, tx, env, sid, reason)
 }
 
 // longestMaxAge is the most that auth.session_max_age can be.
@@ -377,7 +402,8 @@ func (s *Service) raise(ctx context.Context, tx database.IDB, a account, kept uu
 		return 0, outbox.Event{}, err
 	}
 	e, err := s.event(EventAllSessionsRevoked, env, allSessionsRevoked{
-		envelope: env, Reason: reason, SessionEpoch: epoch, KeptSessionID: kept, ExpiresAt: s.accessTokensEnd(env.OccurredAt),
+		envelope: env, Reason: reason, SessionEpoch: epoch, KeptSessionID: kept,
+		ExpiresAt: s.accessTokensEnd(env.OccurredAt),
 	})
 	return epoch, e, err
 }
@@ -408,7 +434,8 @@ func (s *Service) removeRecords(ctx context.Context, userID uuid.UUID, sids ...u
 	ctx, cancel := withShortTimeout(ctx)
 	defer cancel()
 	if err := s.sessions.Delete(ctx, userID, sids...); err != nil {
-		s.log.Warn("session_record_left", zap.Stringer("user_id", userID), zap.Int("sessions", len(sids)), zap.Error(err))
+		s.log.Warn("session_records_left", zap.Stringer("user_id", userID), zap.Int("sessions", len(sids)),
+			zap.Error(err))
 	}
 }
 

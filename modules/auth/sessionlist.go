@@ -125,9 +125,10 @@ func (s *Service) compare(ctx context.Context,
 	live, ended = make([]Session, 0, len(records)), make(map[uuid.UUID][]uuid.UUID)
 	for _, r := range records {
 		a, found := accounts[r.UserID]
+		_, announced := begun[r.ID]
 		switch {
 		case !found:
-		case r.Tentative() && !begun[r.ID]: // its sign-in is still running, or has died
+		case r.Tentative() && !announced: // its sign-in is still running, or has died
 			if s.now().Sub(began(r.ID)) > tentativeFor {
 				ended[r.UserID] = append(ended[r.UserID], r.ID)
 			}
@@ -135,7 +136,8 @@ func (s *Service) compare(ctx context.Context,
 			ended[r.UserID] = append(ended[r.UserID], r.ID)
 		default:
 			live = append(live, Session{
-				ID: r.ID, UserID: r.UserID, Username: a.Username, DeviceName: r.DeviceName, UserAgent: r.UserAgent, IP: r.IP,
+				ID: r.ID, UserID: r.UserID, Username: a.Username, DeviceName: r.DeviceName, UserAgent: r.UserAgent,
+				IP:        r.IP,
 				CreatedAt: r.CreatedAt, LastUsedAt: r.LastUsedAt, ExpiresAt: r.IdleExpiresAt,
 				epoch: r.Epoch, ends: r.ExpiresAt,
 			})

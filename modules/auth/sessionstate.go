@@ -89,8 +89,8 @@ const sessionStateSQLite = `SELECT 1, ` + sessionStateColumns +
 func prepareSessionStates(ctx context.Context, db *database.DB) (sessionStates, error) {
 	s := sessionStates{db: db}
 	if db.IsPostgres() {
-		s.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 4, MaxBatch: 256, Timeout: detachTimeout},
-			s.askPostgres)
+		s.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 4, MaxBatch: 256,
+			Timeout: detachTimeout}, s.askPostgres)
 		return s, nil
 	}
 	var err error

@@ -8,8 +8,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// Questions of concurrent requests go to PostgreSQL together: each must get its own answer,
-// whatever the others in the round are about.
+// The session checks of concurrent requests go to PostgreSQL together. Each must get its own
+// answer, whatever the others ask.
 func TestEachQuestionIsAnsweredForItself(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
@@ -40,7 +40,7 @@ func TestEachQuestionIsAnsweredForItself(t *testing.T) {
 				group.Go(func() {
 					st, err := env.states.of(t.Context(), q.who.userID, q.who.sid)
 					if err == nil && st.user.ID != q.who.userID {
-						t.Errorf("asked about user %s, was told of %s", q.who.userID, st.user.ID)
+						t.Errorf("asked about user %s, got %s", q.who.userID, st.user.ID)
 					}
 					if err == nil && st.revoked {
 						err = ErrSessionRevoked

@@ -33,23 +33,27 @@ func (s *Service) recordBegun(ctx context.Context, tx database.IDB, b begun) err
 	return nil
 }
 
-// begunAmong returns which of the sessions have begun.
-func begunAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
-	return sidsIn(ctx, db, "begun_session", sids)
+// begunAmong returns those of the sessions that have begun and were not revoked by name.
+func begunAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]begun, error) {
+	found := make(map[uuid.UUID]begun)
+	if len(sids) == 0 {
+		return found, nil
+	}
+	list, err := listBegun(ctx, db, "sid IN (?)", database.List(sids))
+	for _, b := range list {
+		found[b.sid] = b
+	}
+	return found, err
 }
 
 // revokedAmong returns which of the sessions are revoked.
 func revokedAmong(ctx context.Context, db database.IDB, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
-	return sidsIn(ctx, db, "revoked_session", sids)
-}
-
-func sidsIn(ctx context.Context, db database.IDB, table string, sids []uuid.UUID) (map[uuid.UUID]bool, error) {
 	found := make(map[uuid.UUID]bool)
 	if len(sids) == 0 {
 		return found, nil
 	}
-	list, err := database.Collect(ctx, db, "read "+table, database.Value[uuid.UUID],
-		"SELECT sid FROM "+table+" WHERE sid IN (?)", database.List(sids))
+	list, err := database.Collect(ctx, db, "read the revoked sessions", database.Value[uuid.UUID],
+		"SELECT sid FROM revoked_session WHERE sid IN (?)", database.List(sids))
 	for _, sid := range list {
 		found[sid] = true
 	}
@@ -90,7 +94,8 @@ func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, 
 	kept time.Duration) (bool, error) {
 	expires, args := "?5", []any{sid, userID, reason, now, now.Add(kept)}
 	if database.IsPostgres(tx) {
-		expires, args = "GREATEST(CAST(?5 AS timestamptz), now() + make_interval(secs => ?6))", append(args, kept.Seconds())
+		expires, args = "GREATEST(CAST(?5 AS timestamptz), now() + make_interval(secs => ?6))",
+			append(args, kept.Seconds())
 	}
 	res, err := tx.ExecContext(ctx, `INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at)
 		VALUES (?1, ?2, ?3, ?4, `+expires+`) ON CONFLICT (sid) DO NOTHING`, args...)
@@ -113,8 +118,8 @@ func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, 
 func purgeSessions(ctx context.Context, db *database.DB, table string, now time.Time, limit int) (int64, error) {
 	query := "DELETE FROM %[1]s WHERE sid IN (SELECT sid FROM %[1]s WHERE expires_at < ?1 ORDER BY expires_at LIMIT ?2)"
 	if db.IsPostgres() { // which would join, and read the whole table for it
-		query = "DELETE FROM %[1]s WHERE sid = ANY (ARRAY(SELECT sid FROM %[1]s WHERE expires_at < ?1 AND expires_at < now() " +
-			"ORDER BY expires_at LIMIT ?2))"
+		query = "DELETE FROM %[1]s WHERE sid = ANY (ARRAY(SELECT sid FROM %[1]s WHERE expires_at < ?1 " +
+			"AND expires_at < now() ORDER BY expires_at LIMIT ?2))"
 	}
 	res, err := db.Write(ctx, fmt.Sprintf(query, table), now, limit)
 	if err != nil {

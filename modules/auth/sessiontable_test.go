@@ -11,8 +11,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 )
 
-// expectAnnouncedEnds fails the test when the end of a session was announced that was not
-// announced to have begun.
+// expectAnnouncedEnds fails the test if the end of a session was announced whose beginning was not.
 func (env *testEnv) expectAnnouncedEnds(t *testing.T, userID uuid.UUID) (ends int) {
 	t.Helper()
 	begun := make(map[any]bool)
@@ -22,14 +21,14 @@ func (env *testEnv) expectAnnouncedEnds(t *testing.T, userID uuid.UUID) (ends in
 			begun[e.Data["sid"]] = true
 		case EventSessionRevoked, EventRefreshTokenReuseDetected:
 			if ends++; !begun[e.Data["sid"]] {
-				t.Errorf("event %d, %s, is of session %v, which has not begun", i, e.Type, e.Data["sid"])
+				t.Errorf("event %d, %s, belongs to session %v, which has not begun", i, e.Type, e.Data["sid"])
 			}
 		}
 	}
 	return ends
 }
 
-// Sign-ins at once push each other out before they have begun.
+// Parallel sign-ins evict each other's sessions before these have begun.
 func TestNobodyIsToldOfTheEndOfASessionThatNeverBegan(t *testing.T) {
 	t.Parallel()
 	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, env *testEnv) {
@@ -49,13 +48,13 @@ func TestNobodyIsToldOfTheEndOfASessionThatNeverBegan(t *testing.T) {
 			all.Wait()
 		}
 		if ends := env.expectAnnouncedEnds(t, user); ends != 1+rounds*many-2 {
-			t.Errorf("%d ends were announced, of %d sessions of which 2 live", ends, 1+rounds*many)
+			t.Errorf("%d ends were announced; of %d sessions 2 are live", ends, 1+rounds*many)
 		}
 	})
 }
 
-// A server dies between the record of a session and its transaction: nobody has a token of it,
-// nobody was told that it began, and nobody sees it.
+// A server dies between a session's record and its transaction: nobody has a token of the session,
+// nobody was told of it, and nobody sees it.
 func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 	t.Parallel()
 	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, env *testEnv) {
@@ -79,7 +78,7 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 				got = append(got, one.ID)
 			}
 			if fmt.Sprint(got) != fmt.Sprint(want) {
-				t.Errorf("listed are %v, want %v", got, want)
+				t.Errorf("the list has %v, want %v", got, want)
 			}
 		}
 		first := died()
@@ -87,12 +86,12 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 		if err := env.EndSession(t.Context(), caller, first.ID); err != ErrSessionNotFound {
 			t.Errorf("ending it: %v", err)
 		}
-		done, err := env.RevokeSessions(t.Context(), SessionFilter{ID: uuid.NullUUID{UUID: first.ID, Valid: true}}, nil)
+		done, err := env.RevokeSessions(t.Context(), SessionFilter{ID: uuid.NullUUID{UUID: first.ID, Valid: true}})
 		if err != nil || done.Sessions != 0 {
 			t.Errorf("revoking it: %+v, %v", done, err)
 		}
 
-		// The live one was used later: the other has to go, and is kept from beginning.
+		// The live session was used later, so the other is evicted and can no longer begin.
 		tokens = env.live(t, tokens)
 		second := env.signIn(t, name)
 		listed(second.SessionID, tokens.SessionID)
@@ -102,7 +101,7 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 			t.Errorf("it may still begin: %v", err)
 		}
 
-		// Long after, it takes nobody's place.
+		// Much later, it takes no place.
 		third := died()
 		env.Service.now = func() time.Time { return time.Now().Add(tentativeFor + time.Minute) }
 		if _, err := env.removeEnded(t.Context(), caller.User.ID); err != nil {
@@ -115,7 +114,7 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 		}
 		for _, r := range records {
 			if r.ID == third.ID {
-				t.Error("its record is left")
+				t.Error("its record remains")
 			}
 		}
 		env.live(t, tokens)
@@ -124,7 +123,7 @@ func TestASessionWhoseSignInDiedIsSeenByNobody(t *testing.T) {
 	})
 }
 
-// A session whose token was used has begun, whatever became of the row that says so.
+// A session whose token was used has begun, even if the row that says so is missing.
 func TestASessionOfTheReleaseBeforeHasBegun(t *testing.T) {
 	t.Parallel()
 	eachWith(t, func(c *Config) { c.MaxSessions = 2 }, func(t *testing.T, env *testEnv) {

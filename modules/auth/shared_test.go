@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Answers to several windows of a browser may come in any order, and the last one stays: within
-// a window there is one token that it can be.
+// Answers to several windows of a browser may arrive in any order, and the last one stays in the
+// cookie. So all answers within a grace window must have the same token.
 func TestASharedTokenIsReplacedOnceInAWindow(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {
@@ -36,11 +36,11 @@ func TestASharedTokenIsReplacedOnceInAWindow(t *testing.T) {
 				t.Errorf("the replaced token does not lead to the fresh one: %+v", late)
 			}
 			if left := time.Until(same.RefreshTokenExpiresAt) - same.RefreshExpiresIn; left.Abs() > time.Minute {
-				t.Errorf("it expires %v from when it says", left)
+				t.Errorf("its expiry is off by %v", left)
 			}
 		}
 		if third := env.live(t, second); third.RefreshToken == second.RefreshToken {
-			t.Error("who keeps a token alone does not get a new one")
+			t.Error("a client that does not share its token gets no new one")
 		}
 
 		_, first = env.newUser(t)
@@ -57,7 +57,8 @@ func TestASharedTokenIsReplacedOnceInAWindow(t *testing.T) {
 		if err := env.EndSessions(t.Context(), user, false); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.RefreshShared(t.Context(), third.RefreshToken, phone()); !errors.Is(err, ErrSessionRevoked) || !IsWorthless(err) {
+		if _, err := env.RefreshShared(t.Context(), third.RefreshToken,
+			phone()); !errors.Is(err, ErrSessionRevoked) || !IsWorthless(err) {
 			t.Errorf("a fresh token of an ended session: %v", err)
 		}
 	})

@@ -96,11 +96,6 @@ func accountByID(ctx context.Context, db database.IDB, id uuid.UUID) (account, e
 	return scanAccount(db.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id = ?", id))
 }
 
-// accountsAfter returns the next accounts in the order of their ids, at most limit.
-func accountsAfter(ctx context.Context, db database.IDB, after uuid.UUID, limit int) ([]account, error) {
-	return listAccounts(ctx, db, "id > ? ORDER BY id LIMIT ?", after, limit)
-}
-
 // accountsByID returns those of the accounts that exist.
 func accountsByID(ctx context.Context, db database.IDB, ids []uuid.UUID) (map[uuid.UUID]account, error) {
 	found := make(map[uuid.UUID]account, len(ids))
@@ -122,8 +117,8 @@ func listAccounts(ctx context.Context, db database.IDB, where string, args ...an
 // lockAccount reads the account and locks its row until the transaction ends, so that the caller's
 // decision still holds at the commit.
 func lockAccount(ctx context.Context, tx database.IDB, id uuid.UUID) (account, error) {
-	return scanAccount(tx.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id = ?"+database.ForUpdate(tx),
-		id))
+	return scanAccount(tx.QueryRowContext(ctx, "SELECT "+accountColumns+" FROM users WHERE id = ?"+
+		database.ForUpdate(tx), id))
 }
 
 func insertAccount(ctx context.Context, tx database.IDB, a account) error {
@@ -152,8 +147,8 @@ func raiseEpoch(ctx context.Context, tx database.IDB, a account, kept uuid.NullU
 }
 
 func updatePassword(ctx context.Context, tx database.IDB, id uuid.UUID, hash string, now time.Time) error {
-	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ?, password_changed_at = ?, updated_at = ? WHERE id = ?",
-		hash, now, now, id)
+	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ?, password_changed_at = ?, updated_at = ? "+
+		"WHERE id = ?", hash, now, now, id)
 	if err != nil {
 		return fmt.Errorf("update password: %w", err)
 	}
@@ -162,7 +157,8 @@ func updatePassword(ctx context.Context, tx database.IDB, id uuid.UUID, hash str
 
 // rehash stores the same password under the present settings, unless it changed meanwhile.
 func rehash(ctx context.Context, tx database.IDB, id uuid.UUID, old, hash string) error {
-	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?", hash, id, old)
+	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?", hash, id,
+		old)
 	if err != nil {
 		return fmt.Errorf("store the renewed hash: %w", err)
 	}
@@ -188,7 +184,7 @@ func deleteAccount(ctx context.Context, tx database.IDB, id uuid.UUID) error {
 func (s *Service) accountPages(ctx context.Context, fn func([]account) error) error {
 	const page = 500
 	for after := uuid.Nil; ; {
-		list, err := accountsAfter(ctx, s.db, after, page)
+		list, err := listAccounts(ctx, s.db, "id > ? ORDER BY id LIMIT ?", after, page)
 		if err != nil {
 			return err
 		}

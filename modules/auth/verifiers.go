@@ -15,7 +15,7 @@ import (
 // database knows it.
 type Verifier = feed.Seen
 
-// Verifiers lists those that were seen within a time, by client and name.
+// Verifiers lists those that were seen within a time, by client, name and instance.
 func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Verifier, error) {
 	return feed.Verifiers(ctx, db, within)
 }
@@ -40,37 +40,55 @@ func PromoteKey(ctx context.Context, db *database.DB, keys *Keys, kid string, fo
 	return keys.Promote(ctx, kid, force)
 }
 
-// heldByAll returns [ErrKeyTooNew] while a verifier does not hold a key. Of those that do not say
-// what they hold nothing is known.
+// heldByAll returns [ErrKeyTooNew] while a verifier does not hold a key, or may not since its client has
+// more verifiers than are remembered. Of those that do not say what they hold nothing is known.
 func heldByAll(ctx context.Context, db database.IDB, kid string) error {
 	list, err := Verifiers(ctx, db, verifierSeen)
 	if err != nil {
 		return err
 	}
-	tell, without, named := 0, []string(nil), map[string]int{}
+	type named struct{ client, name string }
+	clients, names, ofClient := map[string]map[string]bool{}, map[named]int{}, map[string]int{}
 	for _, v := range list {
-		named[v.Name]++
+		if clients[v.Name] == nil {
+			clients[v.Name] = map[string]bool{}
+		}
+		clients[v.Name][v.Client] = true
+		names[named{v.Client, v.Name}]++
+		ofClient[v.Client]++
 	}
+	tell, without := 0, []string(nil)
 	for _, v := range list {
 		if !v.Tells {
 			continue
 		}
 		if tell++; !slices.Contains(v.Keys, kid) {
 			name := v.Name
-			if named[name] > 1 {
+			if names[named{v.Client, v.Name}] > 1 {
+				name += "/" + v.Instance
+			}
+			if len(clients[v.Name]) > 1 {
 				name += " of " + v.Client
 			}
 			without = append(without, fmt.Sprintf("%s (seen %s ago)", name, v.Ago.Round(time.Second)))
 		}
 	}
-	if len(without) == 0 {
-		return nil
+	if len(without) > 0 {
+		const most = 10 // names
+		text := strings.Join(without[:min(most, len(without))], ", ")
+		if len(without) > most {
+			text += fmt.Sprintf(" and %d more", len(without)-most)
+		}
+		const detail = "%d of %d verifiers do not hold it yet: %s. With --force they refuse its tokens until they " +
+			"fetch it."
+		return ErrKeyTooNew.Detail(fmt.Sprintf(detail, len(without), tell, text))
 	}
-	const most = 10 // names
-	names := strings.Join(without[:min(most, len(without))], ", ")
-	if len(without) > most {
-		names += fmt.Sprintf(" and %d more", len(without)-most)
+	for client, n := range ofClient {
+		if n >= feed.MostOfClient {
+			const detail = "Only %d verifiers of the client %s are remembered, and there are as many: others may not " +
+				"hold it yet. With --force they refuse its tokens until they fetch it."
+			return ErrKeyTooNew.Detail(fmt.Sprintf(detail, n, client))
+		}
 	}
-	const detail = "%d of %d verifiers do not hold it yet: %s. With --force they refuse its tokens until they fetch it."
-	return ErrKeyTooNew.Detail(fmt.Sprintf(detail, len(without), tell, names))
+	return nil
 }

@@ -18,10 +18,10 @@ const (
 	maxLocal   = 64
 )
 
-// domains maps the domain of an address to its ASCII form in small letters, RFC 5891.
+// domains maps the domain of an address to its ASCII form in lower case, RFC 5891.
 var domains = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(true), idna.VerifyDNSLength(true))
 
-// atext is what RFC 5322 §3.2.3 allows in a word beside letters and digits.
+// atext is what RFC 5322 §3.2.3 allows in a word besides letters and digits.
 const atext = "!#$%&'*+-/=?^_`{|}~"
 
 // parseAddress returns an e-mail address as messages are sent to it, and the canonical form by which
@@ -50,13 +50,15 @@ func parseAddress(text string) (address, canonical string, err error) {
 			continue
 		}
 		return "", "", fault.Refuse("invalid_address",
-			"has a character before the @ that is not a letter, a digit or one of . "+atext+" (quotes and spaces are not supported)")
+			"has a character before the @ that is not a letter, a digit or one of . "+atext+
+				" (quotes and spaces are not supported)")
 	}
 	if strings.HasPrefix(local, ".") || strings.HasSuffix(local, ".") || strings.Contains(local, "..") {
 		return "", "", fault.Refuse("invalid_address", "has a dot before the @ with nothing next to it")
 	}
 	ascii, err := domains.ToASCII(domain)
-	if err != nil || strings.HasSuffix(ascii, ".") || !strings.Contains(ascii, ".") && ascii != "localhost" || isNumber(ascii) {
+	if err != nil || strings.HasSuffix(ascii, ".") || !strings.Contains(ascii, ".") && ascii != "localhost" ||
+		isNumber(ascii) {
 		return "", "", fault.Refuse("invalid_address", "has no valid domain, such as example.com, after the @")
 	}
 	address, canonical = local+"@"+ascii, fold(local)+"@"+ascii
@@ -66,8 +68,8 @@ func parseAddress(text string) (address, canonical string, err error) {
 	return address, canonical, nil
 }
 
-// fold is the form of a local part that is compared. Folding may leave marks in another order, which
-// makes other letters of them, so it is repeated until nothing changes.
+// fold is the form of a local part that is compared. Folding may change the order of combining marks, and
+// with it the composed letters, so it is repeated until nothing changes.
 func fold(local string) string {
 	for {
 		folded := norm.NFC.String(cases.Fold().String(local))

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +21,7 @@ const byUser = "user"
 // KindEmail is the one kind of contact so far.
 const KindEmail = "email"
 
-// Who has verified a contact.
+// How a contact was verified.
 const (
 	byChallenge = "challenge"
 	byAdmin     = "admin"
@@ -79,17 +80,11 @@ func contactsOf(ctx context.Context, db database.IDB, userID uuid.UUID) ([]conta
 }
 
 func verifiedOnly(list []contactRow) []contactRow {
-	var verified []contactRow
-	for _, c := range list {
-		if c.Verified() {
-			verified = append(verified, c)
-		}
-	}
-	return verified
+	return slices.DeleteFunc(slices.Clone(list), func(c contactRow) bool { return !c.Verified() })
 }
 
-// insertContacts inserts those that neither their account has nor, when they are verified, another
-// one, and returns the ids of those inserted.
+// insertContacts inserts contacts, except those that their account has already and verified ones that
+// another account has. It returns the ids of those inserted.
 func insertContacts(ctx context.Context, tx database.IDB, list []contactRow) (map[uuid.UUID]bool, error) {
 	inserted := make(map[uuid.UUID]bool, len(list))
 	if len(list) == 0 {
@@ -98,10 +93,12 @@ func insertContacts(ctx context.Context, tx database.IDB, list []contactRow) (ma
 	args := make([]any, 0, len(list)*9)
 	for _, c := range list {
 		args = append(args, c.ID, c.userID, c.Kind, c.Address, c.canonical, c.language,
-			sql.NullTime{Time: c.VerifiedAt, Valid: c.Verified()}, sql.NullString{String: c.verifiedBy, Valid: c.Verified()}, c.CreatedAt)
+			sql.NullTime{Time: c.VerifiedAt, Valid: c.Verified()},
+			sql.NullString{String: c.verifiedBy, Valid: c.Verified()}, c.CreatedAt)
 	}
 	ids, err := database.Collect(ctx, tx, "insert contacts", database.Value[uuid.UUID],
-		"INSERT INTO contact ("+contactColumns+") VALUES "+strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(list))[2:]+
+		"INSERT INTO contact ("+contactColumns+") VALUES "+
+			strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(list))[2:]+
 			" ON CONFLICT DO NOTHING RETURNING id", args...)
 	for _, id := range ids {
 		inserted[id] = true
@@ -109,7 +106,7 @@ func insertContacts(ctx context.Context, tx database.IDB, list []contactRow) (ma
 	return inserted, err
 }
 
-// setVerified says that an address is its owner's. It returns [ErrContactTaken] when the address is
+// setVerified marks an address as its owner's. It returns [ErrContactTaken] if the address is
 // another account's; the transaction can go on.
 func setVerified(ctx context.Context, tx database.IDB, c contactRow, by string, at time.Time) error {
 	const savepoint = "contact_verified"
@@ -134,15 +131,7 @@ func setVerified(ctx context.Context, tx database.IDB, c contactRow, by string, 
 	return nil
 }
 
-func deleteContact(ctx context.Context, tx database.IDB, c contactRow) error {
-	if _, err := tx.ExecContext(ctx, "DELETE FROM contact WHERE id = ?", c.ID); err != nil {
-		return fmt.Errorf("delete contact: %w", err)
-	}
-	return nil
-}
-
-// lockUser locks an account. Its owner may have deleted it meanwhile, which looks like a session that
-// has ended.
+// lockUser locks an account. If its owner has deleted it meanwhile, the error is that of an ended session.
 func lockUser(ctx context.Context, tx database.Tx, id uuid.UUID) (auth.User, error) {
 	u, err := auth.LockUser(ctx, tx, id)
 	if errors.Is(err, auth.ErrUserNotFound) {

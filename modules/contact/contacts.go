@@ -37,9 +37,10 @@ type NewContact struct {
 	Language string // that the person prefers, as a browser says it; may be anything
 }
 
-// Add gives an account an address and sends a challenge to it. For an address that the account has,
-// and that is not verified, it sends another one. Whether the address belongs to somebody else is not
-// told. challengeID is what the code is of.
+// Add gives an account an address and sends a challenge to it. If the account has the address already,
+// unverified, it sends another challenge, to the address as it is written now: to its mail server, alice and
+// Alice may be two mailboxes. It does not tell whether the address belongs to somebody else.
+// challengeID is the id of the challenge.
 func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 	dev auth.Device) (added Contact, challengeID uuid.UUID, err error) {
 	address, canonical, err := parseAddress(n.Email)
@@ -57,16 +58,24 @@ func (s *Service) Add(ctx context.Context, userID uuid.UUID, n NewContact,
 			return err
 		}
 		c := s.newContact(userID, address, canonical, languageOf(n.Language))
+		has := len(list)
 		news = true
 		for _, one := range list {
-			if one.Kind == c.Kind && one.canonical == canonical {
+			switch {
+			case one.Kind != c.Kind || one.canonical != canonical:
+			case one.Verified():
+				return ErrContactExists
+			case one.Address == address:
 				c, news = one, false
+			default:
+				if err := s.drop(ctx, tx, one); err != nil {
+					return err
+				}
+				has--
 			}
 		}
 		switch {
-		case c.Verified():
-			return ErrContactExists
-		case news && len(list) >= maxContacts:
+		case news && has >= maxContacts:
 			return ErrTooManyContacts
 		case news:
 			if err := s.insert(ctx, tx, c); err != nil {
@@ -111,22 +120,20 @@ func (s *Service) Verify(ctx context.Context, caller auth.Caller, contactID uuid
 	return s.verify(ctx, c, dev)
 }
 
-// noChallenge says why there is no challenge of a contact.
+// noChallenge says why a contact has no challenge.
 func (s *Service) noChallenge(ctx context.Context, userID, contactID uuid.UUID) error {
 	list, err := contactsOf(ctx, s.db, userID)
 	if err != nil {
 		return err
 	}
-	for _, c := range list {
-		if c.ID == contactID {
-			return ErrInvalidCode
-		}
+	if slices.ContainsFunc(list, func(c contactRow) bool { return c.ID == contactID }) {
+		return ErrInvalidCode
 	}
 	return ErrContactNotFound
 }
 
-// VerifyByCode verifies the contact to which the code of a challenge was sent. Nobody need be signed in:
-// whoever has the code can read what is sent there, as with the link.
+// VerifyByCode verifies the contact to which the code of a challenge was sent. The person need not be
+// signed in: the code shows that they can read what is sent there, as the link does.
 func (s *Service) VerifyByCode(ctx context.Context, challengeID uuid.UUID, code string,
 	dev auth.Device) (Contact, error) {
 	c, err := s.guess(ctx, PurposeVerify, challengeID, code, nil, dev)
@@ -163,13 +170,13 @@ func (s *Service) verify(ctx context.Context, met challengeRow, dev auth.Device)
 	})
 	s.metBy(PurposeVerify, met, err)
 	if err == nil {
-		s.security.Info("contact_verified", zap.Stringer("user_id", met.userID), zap.Stringer("contact_id", verified.ID),
-			zap.String("by", byChallenge), zap.String("ip", ipOf(dev)))
+		s.security.Info("contact_verified", zap.Stringer("user_id", met.userID),
+			zap.Stringer("contact_id", verified.ID), zap.String("by", byChallenge), zap.String("ip", ipOf(dev)))
 	}
 	return verified, err
 }
 
-// verifyContact says that a contact of an account, which is locked, is its owner's.
+// verifyContact marks a contact of a locked account as its owner's.
 func (s *Service) verifyContact(ctx context.Context, tx database.Tx, u auth.User, contactID uuid.UUID, by string,
 	dev auth.Device) (Contact, error) {
 	before, c, err := s.contactAmong(ctx, tx, u.ID, contactID)
@@ -184,9 +191,10 @@ func (s *Service) verifyContact(ctx context.Context, tx database.Tx, u auth.User
 	if err := s.announce(ctx, tx, EventVerified, c, now); err != nil {
 		return Contact{}, err
 	}
-	// Before it was verified it was no contact that anything is told to, nor one to go back to.
+	// Before it was verified it got no notices, and no change could be undone through it.
 	before = slices.DeleteFunc(before, func(one contactRow) bool { return one.ID == c.ID })
-	return c.Contact, s.notify(ctx, tx, u, before, dev, Message{Purpose: PurposeNoticeContact, Change: "added", Changed: c.Address})
+	return c.Contact, s.notify(ctx, tx, u, before, dev,
+		Message{Purpose: PurposeNoticeContact, Change: "added", Changed: c.Address})
 }
 
 // contactAmong returns the contacts of an account, and one of them.
@@ -221,13 +229,11 @@ func (s *Service) remove(ctx context.Context, userID, contactID uuid.UUID, dev a
 		if !byOperator && s.cfg.Required == requiredVerified && c.Verified() && len(verifiedOnly(before)) == 1 {
 			return ErrContactNeeded
 		}
-		if err := deleteContact(ctx, tx, c); err != nil {
+		if err := s.drop(ctx, tx, c); err != nil || !c.Verified() {
 			return err
 		}
-		if err := s.announce(ctx, tx, EventRemoved, c, s.timestamp()); err != nil || !c.Verified() {
-			return err
-		}
-		return s.notify(ctx, tx, u, before, dev, Message{Purpose: PurposeNoticeContact, Change: "removed", Changed: c.Address})
+		return s.notify(ctx, tx, u, before, dev,
+			Message{Purpose: PurposeNoticeContact, Change: "removed", Changed: c.Address})
 	})
 	if err == nil {
 		by := byUser
@@ -256,18 +262,20 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 		if err != nil {
 			return err
 		}
-		if len(list) >= maxContacts && !slices.ContainsFunc(list, func(c contactRow) bool { return c.canonical == canonical }) {
+		if len(list) >= maxContacts &&
+			!slices.ContainsFunc(list, func(c contactRow) bool { return c.canonical == canonical }) {
 			return ErrTooManyContacts
 		}
 		return s.insert(ctx, tx, c)
 	})
 	if err == nil {
-		s.security.Info("contact_added", zap.Stringer("user_id", userID), zap.Stringer("contact_id", c.ID), zap.String("by", byAdmin))
+		s.security.Info("contact_added", zap.Stringer("user_id", userID), zap.Stringer("contact_id", c.ID),
+			zap.String("by", byAdmin))
 	}
 	return c.Contact, err
 }
 
-// VerifyByOperator says that an address of an account is its owner's.
+// VerifyByOperator marks an address of an account as its owner's.
 func (s *Service) VerifyByOperator(ctx context.Context, userID, contactID uuid.UUID) (verified Contact, err error) {
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		u, err := auth.LockUser(ctx, tx, userID)
@@ -284,7 +292,7 @@ func (s *Service) VerifyByOperator(ctx context.Context, userID, contactID uuid.U
 	return verified, err
 }
 
-// RemoveByOperator removes a contact of an account, also the last one that sign-in asks for.
+// RemoveByOperator removes a contact of an account, even the last one that sign-in needs.
 func (s *Service) RemoveByOperator(ctx context.Context, userID, contactID uuid.UUID) error {
 	return s.remove(ctx, userID, contactID, auth.Device{}, true)
 }

@@ -33,7 +33,7 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 
 func (b *logBuffer) Sync() error { return nil }
 
-// dump is every value of every table, as text.
+// dump returns every value of every table as text.
 func (env *testEnv) dump(t *testing.T) string {
 	t.Helper()
 	tables := "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
@@ -79,12 +79,14 @@ func (env *testEnv) dump(t *testing.T) string {
 	return out.String()
 }
 
-// K7: nothing in the database or the log lets anybody in: codes and links are there in no form.
+// K7: nothing in the database or the log lets anybody in. Codes and links are in neither, in any
+// form.
 func TestADumpHoldsNoCodeAndNoLink(t *testing.T) {
 	t.Parallel()
 	each(t, plain(), func(t *testing.T, env *testEnv) {
 		log := &logBuffer{}
-		env.log = zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), log, zap.DebugLevel))
+		env.log = zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()), log,
+			zap.DebugLevel))
 		env.security = env.log
 		caller := env.register(t, "alice@example.com")
 		messages := env.messages(t)
@@ -99,14 +101,16 @@ func TestADumpHoldsNoCodeAndNoLink(t *testing.T) {
 			t.Fatal(err)
 		}
 		messages = append(messages, env.messages(t)...)
-		for _, m := range messages { // also wrongly
-			_ = env.Reset(t.Context(), Proof{ChallengeID: m.ChallengeID, Code: m.Code}, "a third good password", phone())
+		for _, m := range messages { // wrongly as well
+			_ = env.Reset(t.Context(), Proof{ChallengeID: m.ChallengeID, Code: m.Code}, "a third good password",
+				phone())
 			_ = env.Undo(t.Context(), m.LinkToken+"x", phone())
 		}
 		haystack := env.dump(t) + log.buf.String()
-		for _, known := range []string{"alice@example.com", "code_wrong", "contact.Verified.v1", verify.ChallengeID.String()} {
+		for _, known := range []string{"alice@example.com", "code_wrong", "contact.Verified.v1",
+			verify.ChallengeID.String()} {
 			if !strings.Contains(haystack, known) {
-				t.Errorf("the dump is not what it should be: no %s", known)
+				t.Errorf("the dump is incomplete: no %s", known)
 			}
 		}
 		if len(messages) != 3 {
@@ -120,14 +124,16 @@ func TestADumpHoldsNoCodeAndNoLink(t *testing.T) {
 			if len(secret) == 0 {
 				t.Errorf("%s has no link: %q", m.Purpose, m.LinkToken)
 			}
-			for what, text := range map[string]string{"code": m.Code, "typed code": typedCode(m.Code), "link": m.LinkToken, "secret": string(secret)} {
+			for what, text := range map[string]string{"code": m.Code, "typed code": typedCode(m.Code),
+				"link": m.LinkToken, "secret": string(secret)} {
 				if text == "" {
 					continue
 				}
-				for _, form := range []string{text, base64.StdEncoding.EncodeToString([]byte(text)), base64.RawURLEncoding.EncodeToString([]byte(text)),
+				for _, form := range []string{text, base64.StdEncoding.EncodeToString([]byte(text)),
+					base64.RawURLEncoding.EncodeToString([]byte(text)),
 					hex.EncodeToString([]byte(text))} {
 					if strings.Contains(haystack, form) {
-						t.Errorf("the %s of %s is there as %s", what, m.Purpose, form)
+						t.Errorf("the dump has the %s of %s as %s", what, m.Purpose, form)
 					}
 				}
 			}
@@ -135,7 +141,7 @@ func TestADumpHoldsNoCodeAndNoLink(t *testing.T) {
 	})
 }
 
-// What consumers get is what the schemas say, and every type that there is does occur.
+// Consumers get what the schemas say, and every type occurs.
 func TestEventsAreWhatTheirSchemasSay(t *testing.T) {
 	t.Parallel()
 	compiler := jsonschema.NewCompiler()
@@ -174,7 +180,8 @@ func TestEventsAreWhatTheirSchemasSay(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		bounced, err := Undeliverable(Message{Purpose: PurposeReset, UserID: caller.User.ID, Recipient: "alice@example.com"}, "https://auth.test",
+		bounced, err := Undeliverable(Message{Purpose: PurposeReset, UserID: caller.User.ID,
+			Recipient: "alice@example.com"}, "https://auth.test",
 			"550 no such user", env.now())
 		if err != nil {
 			t.Fatal(err)

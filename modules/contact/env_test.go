@@ -19,7 +19,7 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// testEnv is a service with accounts on a real database, and what a test may want to reach behind it.
+// testEnv is a service with accounts on a real database, with what tests may need to reach past it.
 type testEnv struct {
 	*Service
 	accounts *auth.Service
@@ -73,7 +73,8 @@ func newEnv(t *testing.T, db *database.DB, cfg Config, c *clock) *testEnv {
 		}
 	})
 	metrics := prometheus.NewRegistry()
-	s, err := New(cfg, Deps{DB: db, Auth: accounts, Secrets: []config.Secret{testSecret}, Registry: metrics, Now: c.Now})
+	s, err := New(cfg, Deps{DB: db, Auth: accounts, Secrets: []config.Secret{testSecret}, Registry: metrics,
+		Now: c.Now})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,12 +96,12 @@ func phone() auth.Device {
 	return auth.Device{UserAgent: "Firefox/140.0", IP: netip.MustParseAddr("192.0.2.7")}
 }
 
-// stranger is a device in a network of its own.
+// stranger is a device in its own network.
 func stranger(n int) auth.Device {
 	return auth.Device{UserAgent: "curl/8.5.0", IP: netip.AddrFrom4([4]byte{198, 51, byte(n >> 8), byte(n)})}
 }
 
-// counted are the values of a counter that are not zero, as "purpose outcome=n".
+// counted returns the values of a counter that are not zero, as "purpose outcome=n".
 func (env *testEnv) counted(t *testing.T, name string) string {
 	t.Helper()
 	families, err := env.metrics.Gather()
@@ -130,7 +131,7 @@ func (env *testEnv) counted(t *testing.T, name string) string {
 	return strings.Join(words, ", ")
 }
 
-// register makes an account and returns who is signed in.
+// register makes an account and returns its tokens.
 func (env *testEnv) register(t *testing.T, email string) auth.Caller {
 	t.Helper()
 	name := "user-" + strings.ReplaceAll(uuid.NewString(), "-", "")
@@ -157,7 +158,7 @@ func (env *testEnv) verified(t *testing.T, email string) auth.Caller {
 	return caller
 }
 
-// messages are those that nobody has read yet, in order.
+// messages returns the unread messages in order.
 func (env *testEnv) messages(t *testing.T) []Message {
 	t.Helper()
 	rows, err := env.db.QueryContext(t.Context(), "SELECT event_id, data FROM outbox_message ORDER BY id")
@@ -186,7 +187,7 @@ func (env *testEnv) messages(t *testing.T) []Message {
 	return news
 }
 
-// message is the one message that nobody has read yet.
+// message returns the one unread message.
 func (env *testEnv) message(t *testing.T, purpose Purpose) Message {
 	t.Helper()
 	list := env.messages(t)
@@ -196,7 +197,7 @@ func (env *testEnv) message(t *testing.T, purpose Purpose) Message {
 	return list[0]
 }
 
-// sent are the purposes and recipients of the messages that nobody has read yet.
+// sent returns the purposes and recipients of the unread messages.
 func (env *testEnv) sent(t *testing.T) string {
 	t.Helper()
 	var words []string
@@ -206,10 +207,11 @@ func (env *testEnv) sent(t *testing.T) string {
 	return strings.Join(words, ", ")
 }
 
-// events are the types of what was announced of the user, without auth. and .v1.
+// events returns the types of the announced events about the user, without auth. and .v1.
 func (env *testEnv) events(t *testing.T, userID uuid.UUID) string {
 	t.Helper()
-	rows, err := env.db.QueryContext(t.Context(), "SELECT type, data FROM outbox_event WHERE key = ? ORDER BY key_seq", userID.String())
+	rows, err := env.db.QueryContext(t.Context(),
+		"SELECT type, data FROM outbox_event WHERE key = ? ORDER BY key_seq", userID.String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +240,7 @@ func (env *testEnv) canSignIn(t *testing.T, u auth.User, password string) bool {
 	return err == nil
 }
 
-// contacts are the addresses of an account, and which are verified.
+// contacts lists the addresses of an account, and which are verified.
 func (env *testEnv) contacts(t *testing.T, userID uuid.UUID) string {
 	t.Helper()
 	list, err := env.Contacts(t.Context(), userID)

@@ -5,7 +5,7 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// What a caller may be told. The codes are stable; docs/errors.md explains each.
+// Errors that a client may see. The codes are stable; docs/errors.md explains each.
 var (
 	ErrContactNotFound = fault.New(fault.NotFound, "contact_not_found", "There is no such contact")
 	ErrContactExists   = fault.New(fault.Conflict, "contact_exists", "The account has this contact already")
@@ -16,8 +16,7 @@ var (
 	ErrInvalidCode     = fault.New(fault.Forbidden, "invalid_code", "The code or link is not valid")
 )
 
-// Faults lists every fault of this module, for the documentation and the tests that hold it
-// complete.
+// Faults lists every fault of this module, for the documentation and the tests that keep it complete.
 func Faults() []*fault.Fault {
 	return []*fault.Fault{ErrContactNotFound, ErrContactExists, ErrContactTaken, ErrContactNeeded, ErrTooManyContacts,
 		ErrTooManyMessages, ErrInvalidCode, auth.ErrContactUnverified}

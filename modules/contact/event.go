@@ -40,7 +40,7 @@ type contactChanged struct {
 	ContactID uuid.UUID `json:"contact_id"`
 	Kind      string    `json:"kind"`
 	Address   string    `json:"address"`
-	// By is who verified it: challenge, admin, import or undo. Of Added it is there if the contact was
+	// By is how it was verified: challenge, admin, import or undo. Added has it if the contact was
 	// verified when it was added.
 	By string `json:"verified_by,omitempty"`
 }
@@ -71,8 +71,8 @@ func event(eventType, issuer string, env envelope, data any) (outbox.Event, erro
 		DataSchema: auth.SchemaURL(issuer, eventType), Time: env.OccurredAt, Data: body}, nil
 }
 
-// Undeliverable is the event of a message that the mail server refuses for good. reason is what the
-// server says.
+// Undeliverable makes the event of a message that the mail server refuses for good. reason is the
+// server's answer.
 func Undeliverable(m Message, issuer, reason string, now time.Time) (outbox.Event, error) {
 	env := envelope{UserID: m.UserID, OccurredAt: now.UTC().Truncate(time.Microsecond)}
 	return event(EventUndeliverable, issuer, env, undeliverable{envelope: env, Address: m.Recipient,

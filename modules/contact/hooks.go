@@ -3,6 +3,7 @@ package contact
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/google/uuid"
@@ -14,11 +15,11 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// hooks are how the module takes part in what happens to accounts.
+// hooks are what the module does when something happens to accounts.
 func (s *Service) hooks() auth.Hooks {
 	h := auth.Hooks{
 		Waits: s.cfg.Required == requiredVerified, CheckNew: s.checkNew, Added: s.added, Imported: s.imported,
-		Addresses: s.addresses, PasswordChanged: s.passwordChanged,
+		NotImported: notImported, Addresses: s.addresses, PasswordChanged: s.passwordChanged,
 	}
 	if s.cfg.Required == requiredVerified {
 		h.Admit = s.admit
@@ -64,7 +65,7 @@ func (s *Service) added(ctx context.Context, tx database.Tx, u auth.User, given 
 	if err := s.insert(ctx, tx, c); err != nil || given.ByAdmin {
 		return err
 	}
-	// An address that has had its share of messages gets no more: its owner may be another person.
+	// An address at its limit gets no more messages: its owner may be another person.
 	_, _, err = s.issue(ctx, tx, toVerify(u, &c, given.From))
 	return err
 }
@@ -89,15 +90,23 @@ func (s *Service) insert(ctx context.Context, tx database.Tx, c contactRow) erro
 	return s.announce(ctx, tx, EventAdded, c, s.timestamp())
 }
 
-// imported keeps the addresses of accounts from another system, and whether they were confirmed
-// there. An address that another account has verified comes without that.
+// drop deletes a contact with its event.
+func (s *Service) drop(ctx context.Context, tx database.Tx, c contactRow) error {
+	if _, err := tx.ExecContext(ctx, "DELETE FROM contact WHERE id = ?", c.ID); err != nil {
+		return fmt.Errorf("delete contact: %w", err)
+	}
+	return s.announce(ctx, tx, EventRemoved, c, s.timestamp())
+}
+
+// imported stores the addresses of accounts from another system, and whether they were confirmed
+// there. An address that another account has verified is stored unverified.
 func (s *Service) imported(ctx context.Context, tx database.Tx, list []auth.ImportedUser) error {
 	var rows []contactRow
 	seen := map[string]bool{} // verified ones of this batch
 	add := func(u auth.ImportedUser, given string, confirmed bool) {
 		address, canonical, found, err := s.firstAddress(u.Username, given)
 		if err != nil || !found {
-			return // such as the number of a telephone
+			return // such as a telephone number
 		}
 		c := s.newContact(u.ID, address, canonical, "")
 		for _, other := range rows[max(0, len(rows)-maxContacts):] {
@@ -136,8 +145,8 @@ func (s *Service) imported(ctx context.Context, tx database.Tx, list []auth.Impo
 	events := make([]outbox.Event, len(rows))
 	for i, c := range rows {
 		env := envelope{UserID: c.userID, OccurredAt: c.CreatedAt}
-		events[i], err = event(EventAdded, s.auth.Issuer(), env, contactChanged{envelope: env, ContactID: c.ID, Kind: c.Kind,
-			Address: c.Address, By: c.verifiedBy})
+		events[i], err = event(EventAdded, s.auth.Issuer(), env,
+			contactChanged{envelope: env, ContactID: c.ID, Kind: c.Kind, Address: c.Address, By: c.verifiedBy})
 		if err != nil {
 			return err
 		}
@@ -145,7 +154,25 @@ func (s *Service) imported(ctx context.Context, tx database.Tx, list []auth.Impo
 	return outbox.Add(ctx, tx, events...)
 }
 
-// admit refuses a person without a verified contact, and sends the challenge again.
+// notImported are the kinds of addresses that [Service.imported] leaves out. A name that only looks like an
+// address is none.
+func notImported(u auth.ImportedUser) (kinds []string) {
+	given := u.Addresses
+	if len(given) == 0 && u.Address != "" {
+		given = []auth.Address{{Address: u.Address}}
+	}
+	if len(given) > maxContacts {
+		kinds, given = append(kinds, "too_many_addresses"), given[:maxContacts]
+	}
+	for _, a := range given {
+		if _, _, err := parseAddress(a.Address); err != nil {
+			kinds = append(kinds, "refused_address")
+		}
+	}
+	return kinds
+}
+
+// admit refuses sign-in to an account without a verified contact, and sends the challenge again.
 func (s *Service) admit(ctx context.Context, u auth.User, dev auth.Device) error {
 	list, err := contactsOf(ctx, s.db, u.ID)
 	if err != nil || len(verifiedOnly(list)) > 0 {
@@ -204,15 +231,33 @@ func (s *Service) signedIn(ctx context.Context, tx database.Tx, u auth.User, dev
 	if err != nil {
 		return err
 	}
-	m := Message{Purpose: PurposeNoticeNewDevice, ExpiresAt: s.timestamp().Add(undoTTL)} // news no more after that
+	m := Message{Purpose: PurposeNoticeNewDevice, ExpiresAt: s.timestamp().Add(undoTTL)} // no longer news after that
 	return s.send(ctx, tx, nil, s.notices(u, list, dev, m)...)
 }
 
-// languageOf is the language that a browser says the person prefers, or "".
+// Bounds of the languages that are kept: how much of a header is read, how many of them, and how long each
+// may be.
+const (
+	maxHeader    = 200
+	maxLanguages = 5
+	maxLanguage  = 35
+)
+
+// languageOf lists the languages that a browser says the person prefers, the most preferred first, with
+// commas between them. There may be no templates for the first one.
 func languageOf(header string) string {
-	tags, _, err := language.ParseAcceptLanguage(header[:min(len(header), 200)])
-	if err != nil || len(tags) == 0 || len(tags[0].String()) > 35 {
+	if len(header) > maxHeader { // without the element that is cut
+		header = header[:max(0, strings.LastIndexByte(header[:maxHeader], ','))]
+	}
+	tags, _, err := language.ParseAcceptLanguage(header)
+	if err != nil {
 		return ""
 	}
-	return tags[0].String()
+	var list []string
+	for _, tag := range tags[:min(len(tags), maxLanguages)] {
+		if text := tag.String(); len(text) <= maxLanguage {
+			list = append(list, text)
+		}
+	}
+	return strings.Join(list, ",")
 }

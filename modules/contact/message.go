@@ -39,10 +39,10 @@ func Purposes() []Purpose {
 	return []Purpose{PurposeVerify, PurposeReset, PurposeNoticePassword, PurposeNoticeContact, PurposeNoticeNewDevice}
 }
 
-// Message is what is sent to one address. What does not belong to its purpose is empty.
+// Message is what is sent to one address. Fields that do not belong to its purpose are empty.
 type Message struct {
 	Purpose   Purpose   `json:"purpose"`
-	Language  string    `json:"language,omitempty"` // a BCP 47 tag that the person prefers, such as de-AT; empty: not known
+	Language  string    `json:"language,omitempty"` // BCP 47 tags that the person prefers, such as de-AT,en; empty: not known
 	Recipient string    `json:"recipient,omitempty"`
 	ContactID uuid.UUID `json:"contact_id,omitzero"` // of the recipient
 	UserID    uuid.UUID `json:"user_id"`
@@ -58,12 +58,12 @@ type Message struct {
 	// ExpiresAt is when Code and LinkToken stop working, and after which nothing is sent.
 	ExpiresAt time.Time `json:"expires_at,omitzero"`
 
-	// At is when what a notice is about happened, Address the IP address and Device the name of the
-	// device from which it was done. They are empty where that is not known, such as for a command.
+	// At is when the change that a notice is about happened, Address the IP address and Device the name
+	// of the device that made it. They are empty if not known, such as for a command.
 	At      time.Time `json:"at,omitzero"`
 	Address string    `json:"address,omitempty"`
 	Device  string    `json:"device,omitempty"`
-	// Change is what a notice_contact is about: added or removed; and Changed the contact.
+	// Change is what a notice_contact is about: added or removed. Changed is the contact.
 	Change  string `json:"change,omitempty"`
 	Changed string `json:"changed,omitempty"`
 }
@@ -71,10 +71,10 @@ type Message struct {
 // ErrSealed is returned by [Sealer.Open] when no secret opens a message.
 var ErrSealed = seal.ErrOtherSecret
 
-// Sealer seals messages under a key derived from the service's secret: they hold codes and links.
+// Sealer seals messages, which hold codes and links, under a key derived from the service's secret.
 type Sealer struct{ box *seal.Box }
 
-// NewSealer derives the keys. The first secret is the present one, the others are those it replaces.
+// NewSealer derives the keys. The first secret is the current one, the others are those it replaces.
 func NewSealer(secrets ...config.Secret) (*Sealer, error) {
 	box, err := seal.New("authctl contact message v1", secrets...)
 	if err != nil {
@@ -90,7 +90,7 @@ type sealedMessage struct {
 
 // Event makes the event of a message, sealed and bound to the event's id. source is the issuer. All
 // messages to one address of a person have one key: they are sent in order, and an address that takes
-// none holds up no other.
+// none does not delay the others.
 func (s *Sealer) Event(m Message, source string) (outbox.Event, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -107,7 +107,7 @@ func (s *Sealer) Event(m Message, source string) (outbox.Event, error) {
 	return outbox.Event{ID: id, Type: EventMessage, Key: messageKey(m), Source: source, Data: data}, nil
 }
 
-// messageKey is the key of the event. Messages to nobody share a few: a key of each would stay in
+// messageKey is the key of the event. Messages to nobody share a few keys, since keys stay in
 // the database.
 func messageKey(m Message) string {
 	if m.Purpose == PurposeNone {
@@ -133,8 +133,8 @@ func (s *Sealer) Open(id uuid.UUID, data []byte) (Message, error) {
 	return m, nil
 }
 
-// Wanted reports whether sending the message still makes sense. It does not when it is for nobody,
-// has expired, or its challenge was used or replaced.
+// Wanted reports whether the message should still be sent: not if it is for nobody, has expired, or its
+// challenge was used or replaced.
 func Wanted(ctx context.Context, db database.IDB, m Message, now time.Time) (bool, error) {
 	if m.Purpose == PurposeNone || !m.ExpiresAt.IsZero() && !now.Before(m.ExpiresAt) {
 		return false, nil

@@ -32,8 +32,10 @@ func TestAMessageIsSealedToItsEvent(t *testing.T) {
 	t.Parallel()
 	s := newTestSealer(t, testSecret)
 	m := Message{
-		Purpose: PurposeReset, Language: "de", Recipient: "alice@example.com", UserID: uuid.New(), ContactID: uuid.New(), Username: "alice",
-		Code: "ABCD-EFGH", LinkToken: "act_link", ChallengeID: uuid.New(), ExpiresAt: time.Now().UTC().Truncate(time.Second),
+		Purpose: PurposeReset, Language: "de", Recipient: "alice@example.com", UserID: uuid.New(),
+		ContactID: uuid.New(), Username: "alice",
+		Code: "ABCD-EFGH", LinkToken: "act_link", ChallengeID: uuid.New(),
+		ExpiresAt: time.Now().UTC().Truncate(time.Second),
 	}
 	e, err := s.Event(m, "https://auth.example.com")
 	if err != nil {
@@ -65,7 +67,8 @@ func TestAMessageIsSealedToItsEvent(t *testing.T) {
 	if err != nil || bytes.Equal(again.Data, e.Data) {
 		t.Errorf("two messages are sealed alike: %v", err)
 	}
-	for _, data := range []string{``, `{}`, `{"sealed":"AAAA"}`, strings.Replace(string(e.Data), `"sealed":"`, `"sealed":"AAAA`, 1)} {
+	for _, data := range []string{``, `{}`, `{"sealed":"AAAA"}`,
+		strings.Replace(string(e.Data), `"sealed":"`, `"sealed":"AAAA`, 1)} {
 		if _, err := s.Open(e.ID, []byte(data)); err == nil {
 			t.Errorf("%q opens", data)
 		}

@@ -6,15 +6,15 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// What becomes of a request for a challenge.
+// Outcomes of a request for a challenge.
 const (
 	requestSent     = "sent"
 	requestNobody   = "nobody"   // there is nobody to send it to
-	requestRepeated = "repeated" // the challenge of a moment ago is the answer
+	requestRepeated = "repeated" // the answer is a recent challenge
 	requestLimited  = "limited"  // the limits forbid another message
 )
 
-// What becomes of an attempt to meet a challenge, or to undo a change.
+// Outcomes of an attempt to meet a challenge, or to undo a change.
 const (
 	metByCode   = "code"
 	metByLink   = "link"
@@ -28,7 +28,7 @@ const (
 // purposeUndo is no purpose of a challenge: the answers to notices are counted under it.
 const purposeUndo Purpose = "undo"
 
-// metrics count what happens to challenges. No label tells of a person.
+// metrics counts what happens to challenges. No label identifies a person.
 type metrics struct {
 	requests, answers, expired *prometheus.CounterVec
 }
@@ -38,10 +38,10 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "authctl_contact_" + name, Help: help}, labels)
 	}
 	m := &metrics{
-		requests: counter("requests_total", "Requests for a code and link, by purpose and by what became of them.",
-			"purpose", "outcome"),
-		answers: counter("answers_total", "Codes and links that were shown, by purpose and by what became of them.",
-			"purpose", "outcome"),
+		requests: counter("requests_total", "Requests for a code and link, by purpose and outcome.", "purpose",
+			"outcome"),
+		answers: counter("answers_total", "Codes and links that were entered, by purpose and outcome.", "purpose",
+			"outcome"),
 		expired: counter("expired_total", "Codes and links that nobody used, by purpose.", "purpose"),
 	}
 	// So that they are shown before the first one.

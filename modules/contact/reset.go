@@ -16,21 +16,21 @@ import (
 	"github.com/toppira/authctl/platform/retry"
 )
 
-// Forgotten says whose password was forgotten: one of the two.
+// Forgotten says whose password was forgotten, by the username or the address.
 type Forgotten struct {
 	Username string
 	Email    string
 	Language string // that the person prefers, as a browser says it; may be anything
 }
 
-// Forgot sends a code and a link that set a new password to a verified contact: to the address that
-// was given, or to the one of the account that was verified first. The answer is the same, in content
-// and time, when there is no such account or contact: then a challenge is made that nobody can meet.
+// Forgot sends a code and a link that set a new password to a verified contact: to the given address, or
+// to the first verified one of the account. The answer is the same, in content
+// and time, if there is no such account or contact: then nobody can meet the challenge.
 func (s *Service) Forgot(ctx context.Context, who Forgotten, dev auth.Device) (challengeID uuid.UUID, err error) {
 	if err := s.auth.CountRequest(ctx, dev.IP); err != nil {
 		return uuid.Nil, err
 	}
-	// The work is the same and takes as long within some tenths of a millisecond, which could be measured.
+	// The work is the same, but its time differs by some tenths of a millisecond, which could be measured.
 	defer inSteps(ctx, time.Now())
 	c := challenge{purpose: PurposeReset, language: languageOf(who.Language), from: dev.IP}
 	find, by, err := s.forgetful(ctx, who, &c)
@@ -68,8 +68,8 @@ func (s *Service) Forgot(ctx context.Context, who Forgotten, dev auth.Device) (c
 		return err
 	})
 	if err == nil && outcome == requestSent {
-		s.security.Info("password_reset_requested", zap.Stringer("user_id", c.userID), zap.Stringer("contact_id", c.contact.ID),
-			zap.String("ip", ipOf(dev)))
+		s.security.Info("password_reset_requested", zap.Stringer("user_id", c.userID),
+			zap.Stringer("contact_id", c.contact.ID), zap.String("ip", ipOf(dev)))
 	}
 	return challengeID, err
 }
@@ -85,7 +85,7 @@ func inSteps(ctx context.Context, since time.Time) {
 
 // forgetful finds out whose password was forgotten. find reads the contact to which the code goes, with
 // the account and by as arguments. A username in the form of an address is found by the address too,
-// unless somebody has verified that. Everything is looked for whatever is found.
+// unless somebody has verified that. All look-ups are made whatever the earlier ones find.
 func (s *Service) forgetful(ctx context.Context, who Forgotten, c *challenge) (find, by string, err error) {
 	find = "SELECT " + contactColumns + " FROM contact WHERE user_id = ?1 AND verified_at IS NOT NULL "
 	const (
@@ -119,7 +119,7 @@ func (s *Service) forgetful(ctx context.Context, who Forgotten, c *challenge) (f
 	return find + order, by, nil
 }
 
-// canonicalOf is the canonical form of an address that somebody typed, or what no address has.
+// canonicalOf is the canonical form of a typed address, or a text that is no address.
 func canonicalOf(typed string) string {
 	typed = strings.TrimSpace(typed)
 	if _, canonical, err := parseAddress(typed); err == nil {
@@ -189,7 +189,7 @@ func (s *Service) metBy(purpose Purpose, met challengeRow, err error) {
 	}
 }
 
-// guess compares a code, within the limits of guessing, and counts it before.
+// guess counts a try of a code and compares the code, within the limits of guessing.
 func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code string, caller *auth.Caller,
 	dev auth.Device) (challengeRow, error) {
 	c, err := s.liveChallenge(ctx, purpose, id)
@@ -212,7 +212,7 @@ func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code
 		g.Cancel(ctx)
 		return challengeRow{}, err
 	}
-	// For a challenge that there is not, something is compared as well.
+	// Without a challenge the same comparison is made.
 	fits := s.digests.fits(c.codeDigest, digestCode, c.id, []byte(typedCode(code)))
 	if err != nil || !fits {
 		g.Wrong(ctx)
@@ -221,7 +221,8 @@ func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code
 			outcome = invalidCode
 		}
 		s.met.answered(purpose, outcome)
-		s.security.Warn("code_wrong", zap.Stringer("user_id", user), zap.String("purpose", string(purpose)), zap.String("ip", ipOf(dev)))
+		s.security.Warn("code_wrong", zap.Stringer("user_id", user), zap.String("purpose", string(purpose)),
+			zap.String("ip", ipOf(dev)))
 		return challengeRow{}, ErrInvalidCode
 	}
 	g.Right(ctx)
@@ -229,7 +230,7 @@ func (s *Service) guess(ctx context.Context, purpose Purpose, id uuid.UUID, code
 	return c, nil
 }
 
-// followed returns the challenge of a link. Links are not counted: nobody can guess one, and so a
+// followed returns the challenge of a link. Links are not counted, since nobody can guess one; so a
 // stranger who uses up the tries of a code does not take the link from its owner.
 func (s *Service) followed(ctx context.Context, purpose Purpose, token string) (challengeRow, error) {
 	id, secret, ok := parseLink(challengePrefix, token)

@@ -1,6 +1,7 @@
 package contact
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,7 +20,7 @@ import (
 type Deps struct {
 	DB      *database.DB
 	Auth    *auth.Service   // whose hooks are set
-	Secrets []config.Secret // of the service, the present one first
+	Secrets []config.Secret // of the service, the current one first
 	// Committed is called after each transaction that wrote an event. It must not block. It may be
 	// nil.
 	Committed func()
@@ -42,15 +43,13 @@ type Service struct {
 	now       func() time.Time
 }
 
-// New makes the service and takes part in what happens to the accounts of deps.Auth.
+// New makes the service and sets its hooks in deps.Auth.
 func New(cfg Config, deps Deps) (*Service, error) {
 	s := &Service{cfg: cfg, db: deps.DB, auth: deps.Auth, committed: deps.Committed, log: deps.Log, now: deps.Now}
 	if s.now == nil {
 		s.now = time.Now
 	}
-	if s.log == nil {
-		s.log = zap.NewNop()
-	}
+	s.log = cmp.Or(s.log, zap.NewNop())
 	if s.committed == nil {
 		s.committed = func() {}
 	}
@@ -100,7 +99,7 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 }
 
-// Housekeep does once what [Service.Run] does every minute. What fails is logged, and tried again the
+// Housekeep does once what [Service.Run] does every minute. Failures are logged, and tried again the
 // next time.
 func (s *Service) Housekeep(ctx context.Context) {
 	if err := s.endExpired(ctx); err != nil && !errors.Is(err, context.Canceled) {
@@ -108,7 +107,7 @@ func (s *Service) Housekeep(ctx context.Context) {
 	}
 	for table, keep := range map[string]time.Duration{"contact_challenge": 2 * countedFor, "contact_undo": undoTTL} {
 		for {
-			n, err := s.purge(ctx, table, s.now().Add(-keep))
+			n, err := s.purge(ctx, table, keep)
 			if err != nil && !errors.Is(err, context.Canceled) {
 				s.log.Warn("housekeeping_failed", zap.String("what", table), zap.Error(err))
 			}
@@ -119,8 +118,8 @@ func (s *Service) Housekeep(ctx context.Context) {
 	}
 }
 
-// endExpired marks challenges that have expired, so that each is counted once by all processes
-// together. They are worthless before.
+// endExpired marks challenges that have expired, so that all processes together count each once. They
+// stop working when they expire, not only when they are marked.
 func (s *Service) endExpired(ctx context.Context) error {
 	for {
 		var list []string
@@ -145,9 +144,16 @@ func (s *Service) endExpired(ctx context.Context) error {
 	}
 }
 
-func (s *Service) purge(ctx context.Context, table string, before time.Time) (int64, error) {
+// purge deletes what is too old by this server's clock and by the database's: a server whose clock is ahead
+// must not take the links that undo changes from their owners.
+func (s *Service) purge(ctx context.Context, table string, keep time.Duration) (int64, error) {
+	old, args := "created_ms < ?", []any{s.now().Add(-keep).UnixMilli()}
+	if s.db.IsPostgres() {
+		old, args = old+" AND created_ms < (extract(epoch FROM now()) * 1000)::bigint - ?",
+			append(args, keep.Milliseconds())
+	}
 	res, err := s.db.Write(ctx, "DELETE FROM "+table+" WHERE id IN (SELECT id FROM "+table+
-		" WHERE created_ms < ? ORDER BY created_ms LIMIT ?)", before.UnixMilli(), purgeBatch)
+		" WHERE "+old+" ORDER BY created_ms LIMIT ?)", append(args, purgeBatch)...)
 	if err != nil {
 		return 0, fmt.Errorf("delete from %s: %w", table, err)
 	}

@@ -24,11 +24,10 @@ const (
 	LongestLife = undoTTL
 )
 
-// notify tells the verified contacts from before a change what has changed, with a link that undoes
-// it. The contact that a change has added does not hear of it, nor could it undo it. A contact that
-// was verified within the time in which that could be undone hears of later changes without a link,
-// unless there is no older one: a thief who has added an address must not undo what the owner does
-// about it.
+// notify sends the verified contacts from before a change a notice of it, with a link that undoes
+// it. A contact that the change has added gets none, and cannot undo it. As long as the verification of
+// a contact can be undone, the contact gets notices of later changes without a link, unless there is no
+// older contact: a thief who has added an address must not undo what the owner does about it.
 func (s *Service) notify(ctx context.Context, tx database.Tx, u auth.User, before []contactRow, dev auth.Device,
 	m Message) error {
 	if len(verifiedOnly(before)) == 0 {
@@ -51,7 +50,7 @@ func (s *Service) notify(ctx context.Context, tx database.Tx, u auth.User, befor
 	return s.send(ctx, tx, nil, s.notices(u, before, dev, m)...)
 }
 
-// notices are a message to each verified contact.
+// notices makes a message to each verified contact.
 func (s *Service) notices(u auth.User, before []contactRow, dev auth.Device, m Message) []Message {
 	m.UserID, m.Username, m.At = u.ID, u.Username, s.timestamp()
 	m.Address, m.Device = ipOf(dev), agentOf(dev)
@@ -91,9 +90,8 @@ func keep(list []contactRow) []keptContact {
 }
 
 // Undo undoes a change by the link of its notice: every session ends, the contacts are again those
-// from before the change, and the password is closed until it is reset through one of them. What was
-// changed after that, by whomever, can no longer be undone by the notices of it: whoever changed it
-// may have got them.
+// from before the change, and the password is closed until it is reset through one of them. The links of
+// later notices end, since the person who made the change may have got those notices.
 func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error {
 	id, secret, ok := parseLink(undoPrefix, token)
 	if !ok {
@@ -102,8 +100,8 @@ func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error
 	}
 	var userID uuid.UUID
 	var stored []byte
-	err := s.db.QueryRowContext(ctx, "SELECT user_id, digest FROM contact_undo WHERE id = ? AND state = 'live' AND expires_ms > ?",
-		id, s.now().UnixMilli()).Scan(&userID, &stored)
+	err := s.db.QueryRowContext(ctx, "SELECT user_id, digest FROM contact_undo WHERE id = ? AND state = 'live' "+
+		"AND expires_ms > ?", id, s.now().UnixMilli()).Scan(&userID, &stored)
 	if database.IsNotFound(err) || err == nil && !s.digests.fits(stored, digestUndo, id, secret) {
 		s.met.answered(purposeUndo, invalidLink)
 		return ErrInvalidCode
@@ -120,7 +118,8 @@ func (s *Service) Undo(ctx context.Context, token string, dev auth.Device) error
 	if err == nil {
 		s.met.answered(purposeUndo, metByLink)
 		s.committed()
-		s.security.Warn("change_undone", zap.Stringer("user_id", userID), zap.Stringer("undo_id", id), zap.String("ip", ipOf(dev)))
+		s.security.Warn("change_undone", zap.Stringer("user_id", userID), zap.Stringer("undo_id", id),
+			zap.String("ip", ipOf(dev)))
 	}
 	return err
 }
@@ -137,8 +136,8 @@ func (s *Service) undo(ctx context.Context, tx database.Tx, userID, id uuid.UUID
 	if err != nil {
 		return fmt.Errorf("use a link that undoes: %w", err)
 	}
-	_, err = tx.ExecContext(ctx, "UPDATE contact_undo SET state = 'ended' WHERE user_id = ? AND state = 'live' AND created_ms >= ?",
-		userID, made)
+	_, err = tx.ExecContext(ctx, "UPDATE contact_undo SET state = 'ended' WHERE user_id = ? AND state = 'live' "+
+		"AND created_ms >= ?", userID, made)
 	if err != nil {
 		return fmt.Errorf("end later links that undo: %w", err)
 	}
@@ -149,8 +148,8 @@ func (s *Service) undo(ctx context.Context, tx database.Tx, userID, id uuid.UUID
 	return s.restore(ctx, tx, userID, kept)
 }
 
-// restore gives an account the contacts that it had, and takes all others away. An address that is
-// another account's by now comes back without being verified.
+// restore gives an account its former contacts, and removes all others. An address that is
+// another account's by now comes back unverified.
 func (s *Service) restore(ctx context.Context, tx database.Tx, userID uuid.UUID, kept []keptContact) error {
 	present, err := contactsOf(ctx, tx, userID)
 	if err != nil {
@@ -169,11 +168,8 @@ func (s *Service) restore(ctx context.Context, tx database.Tx, userID uuid.UUID,
 		if before, found := wanted[c.canonical]; found && (before || !c.Verified()) {
 			continue
 		}
-		delete(there, c.canonical) // also one that was verified since: it comes back as it was
-		if err := deleteContact(ctx, tx, c); err != nil {
-			return err
-		}
-		if err := s.announce(ctx, tx, EventRemoved, c, now); err != nil {
+		delete(there, c.canonical) // also if it was verified since: it comes back unverified
+		if err := s.drop(ctx, tx, c); err != nil {
 			return err
 		}
 	}
@@ -189,7 +185,7 @@ func (s *Service) restore(ctx context.Context, tx database.Tx, userID uuid.UUID,
 		if c.Verified() == k.Verified() {
 			continue
 		}
-		// Since when it was verified before: the order of contacts means something (see notify).
+		// With the time of its verification: the order of contacts matters (see notify).
 		err := setVerified(ctx, tx, c, byUndo, k.VerifiedAt)
 		if errors.Is(err, ErrContactTaken) {
 			continue
@@ -215,7 +211,7 @@ func ipOf(dev auth.Device) string {
 // agentOf is what the client calls itself.
 func agentOf(dev auth.Device) string { return printable(dev.UserAgent, 300) }
 
-// printable is a text of somebody else's, bounded and without what cannot be shown.
+// printable makes a foreign text safe to show: bounded, and without characters that are not printable.
 func printable(text string, most int) string {
 	return strings.ToValidUTF8(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) || r == unicode.ReplacementChar {

@@ -85,9 +85,12 @@ func (t *DeliveryState) count(ctx context.Context, db *database.DB) error {
 // HeldKeys lists the keys of a target that wait because it did not take their first event: the parked
 // ones, and with all also those that are tried again.
 func HeldKeys(ctx context.Context, db *database.DB, s Subscription, all bool) ([]ParkedKey, error) {
-	return database.Collect(ctx, db, "list the keys that wait for a target", func(row database.Row) (k ParkedKey, err error) {
+	return database.Collect(ctx, db, "list the keys that wait for a target", func(
+		row database.Row,
+	) (k ParkedKey, err error) {
 		var parked, since, next int64
-		err = row.Scan(&k.Key, &k.Shard, &k.ID, &k.Error, &parked, &since, &next, &k.Attempts, &k.EventID, &k.Type, &k.Events)
+		err = row.Scan(&k.Key, &k.Shard, &k.ID, &k.Error, &parked, &since, &next, &k.Attempts, &k.EventID, &k.Type,
+			&k.Events)
 		if parked > 0 {
 			k.ParkedAt = time.UnixMilli(parked).UTC()
 		} else {
@@ -116,7 +119,9 @@ func HeldEvents(ctx context.Context, db *database.DB, s Subscription, key string
 		table = "outbox_message"
 		columns = `e.created_ms, 0, e.event_id, e.type, e.key, e.subject, e.source, e.dataschema, e.time, '{}', 0, e.traceparent`
 	}
-	list, err := database.Collect(ctx, db, "read the events of a key that waits", func(row database.Row) (r Record, err error) {
+	list, err := database.Collect(ctx, db, "read the events of a key that waits", func(
+		row database.Row,
+	) (r Record, err error) {
 		err = row.Scan(r.fields()...)
 		return r, err
 	}, `SELECT e.id, d.replay, `+columns+` FROM outbox_held_key k
@@ -131,7 +136,7 @@ func HeldEvents(ctx context.Context, db *database.DB, s Subscription, key string
 // RetryHeld has the events of a key of a target sent again now, the refused one first, and returns how
 // many. If the target does not take it, it is tried again as if for the first time.
 func RetryHeld(ctx context.Context, db *database.DB, s Subscription, key string) (int64, error) {
-	return releaseKey(ctx, db, s, key, false)
+	return releaseKey(ctx, db, s, key, false, 0)
 }
 
 // unparked makes a held key as if its first event had not been tried.
@@ -167,13 +172,15 @@ func RetryAllHeld(ctx context.Context, db *database.DB, s Subscription) (keys in
 }
 
 // DiscardHeld gives up the refused event of a parked key of a target, has the later ones sent, and
-// returns how many. The target sees a gap in the key's sequence. [ReplayTo] can send the event again
-// until the retention drops it, unless it was for this target alone.
-func DiscardHeld(ctx context.Context, db *database.DB, s Subscription, key string) (int64, error) {
-	return releaseKey(ctx, db, s, key, true)
+// returns how many. event is as for [DiscardParked]. The target sees a gap in the key's sequence.
+// [ReplayTo] can send the event again until the retention drops it, unless it was for this target alone.
+func DiscardHeld(ctx context.Context, db *database.DB, s Subscription, key string, event int64) (int64, error) {
+	return releaseKey(ctx, db, s, key, true, event)
 }
 
-func releaseKey(ctx context.Context, db *database.DB, s Subscription, key string, discard bool) (n int64, err error) {
+func releaseKey(
+	ctx context.Context, db *database.DB, s Subscription, key string, discard bool, only int64,
+) (n int64, err error) {
 	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		// The lease of the shard first, as its owner does, and then the key.
 		var shard, one int
@@ -194,6 +201,9 @@ func releaseKey(ctx context.Context, db *database.DB, s Subscription, key string
 		if err != nil {
 			return err
 		}
+		if only != 0 && only != event {
+			return ErrOtherRefused
+		}
 		if discard { // it is not under way, since its key is parked
 			if err := DeleteDeliveries(ctx, tx, s.ID, []int64{event}); err != nil {
 				return err
@@ -209,7 +219,7 @@ func releaseKey(ctx context.Context, db *database.DB, s Subscription, key string
 		}
 		return schema.NotifyLeases(ctx, tx)
 	})
-	if err != nil && !errors.Is(err, ErrNotParked) {
+	if err != nil && !errors.Is(err, ErrNotParked) && !errors.Is(err, ErrOtherRefused) {
 		return 0, fmt.Errorf("release a key of the target %s: %w", s.Name, err)
 	}
 	return n, err
@@ -224,27 +234,15 @@ func ReplayTo(
 			return res, fmt.Errorf("replay: %w", err)
 		}
 	}
-	for {
-		var step ReplayResult
-		err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
-			step, err = replayToStep(ctx, tx, s, sel, dryRun)
-			return err
-		})
-		if err != nil {
-			return res, fmt.Errorf("replay to the target %s: %w", s.Name, err)
-		}
-		if step.Matched == 0 {
-			return res, nil
-		}
-		if res.Matched == 0 {
-			res.FirstID = step.FirstID
-		}
-		res.Matched, res.Enqueued, res.LastID = res.Matched+step.Matched, res.Enqueued+step.Enqueued, step.LastID
-		if progress != nil {
-			progress(res)
-		}
-		sel.FromID = step.LastID + 1
+	err = res.add(ctx, db, sel, progress, func(
+		ctx context.Context, tx database.Tx, sel Selection,
+	) (ReplayResult, error) {
+		return replayToStep(ctx, tx, s, sel, dryRun)
+	})
+	if err != nil {
+		return res, fmt.Errorf("replay to the target %s: %w", s.Name, err)
 	}
+	return res, nil
 }
 
 func replayToStep(

@@ -51,8 +51,8 @@ type Event struct {
 // in it as possible.
 //
 // Add refuses events that could never be published (see [Event]) with an error that wraps
-// [ErrInvalidEvent], or [ErrNoTarget] if the target that an event names does not exist. Wake relays after the commit with [relay.Waker.Wake]; otherwise they find the
-// events a little later, when they poll.
+// [ErrInvalidEvent], or [ErrNoTarget] if the target that an event names does not exist. Wake relays after
+// the commit with [relay.Waker.Wake]; otherwise they find the events a little later, when they poll.
 func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	switch tx.(type) {
 	case database.Tx:
@@ -220,7 +220,8 @@ func addPostgres(ctx context.Context, tx database.IDB, events []stored) error {
 	for i := range events {
 		s := &events[i]
 		hashes[i], sizes[i], ids[i] = s.hash, int32(s.bytes), s.ID
-		for j, text := range []string{s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace} {
+		for j, text := range []string{s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data),
+			s.trace} {
 			texts[j] = append(texts[j], text)
 		}
 	}
@@ -291,7 +292,8 @@ func addSQLite(ctx context.Context, tx database.IDB, events []stored) error {
 		err = tx.QueryRowContext(ctx, `INSERT INTO outbox_event
 				(created_ms, key_seq, event_id, type, key, subject, source, dataschema, time, data, traceparent)
 			VALUES (`+schema.SQLiteNow+`, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id`,
-			seq, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace).Scan(&id)
+			seq, s.ID.String(), s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data),
+			s.trace).Scan(&id)
 		if err != nil {
 			return fmt.Errorf("insert event: %w", err)
 		}

@@ -25,13 +25,15 @@ func TestAddKeepsWhatWasGiven(t *testing.T) {
 		at := time.Date(2026, 1, 2, 3, 4, 5, 678_901_234, time.FixedZone("", 3600))
 		e := outbox.Event{
 			ID: uuid.Must(uuid.NewV7()), Type: "t.v1", Key: "O'Brien?0 \\ ключ", Subject: "s", Source: "/x",
-			DataSchema: "https://x/y", Time: at, Data: json.RawMessage("{\"a\" : [1,\n 2], \"q\": \"it's ? \\\\ \\u0000 ü\"}"),
+			DataSchema: "https://x/y", Time: at,
+			Data: json.RawMessage("{\"a\" : [1,\n 2], \"q\": \"it's ? \\\\ \\u0000 ü\"}"),
 		}
 		outboxtest.Add(t, db, e)
 		var id, kind, key, subject, source, schema, when, data string
 		var seq, row, created, bytes int64
 		var shard int
-		err := db.QueryRowContext(t.Context(), `SELECT e.id, event_id, type, key, subject, source, dataschema, time, data, key_seq, created_ms, p.shard, p.bytes
+		err := db.QueryRowContext(t.Context(),
+			`SELECT e.id, event_id, type, key, subject, source, dataschema, time, data, key_seq, created_ms, p.shard, p.bytes
 			FROM outbox_event e JOIN outbox_pending p ON p.id = e.id`).Scan(&row, &id, &kind, &key, &subject, &source, &schema, &when, &data, &seq, &created, &shard, &bytes)
 		if err != nil {
 			t.Fatal(err)
@@ -85,8 +87,8 @@ func TestAddLeavesNothingBehindAnAbortedTransaction(t *testing.T) {
 	})
 }
 
-// Writers of the same keys, some of which give up: what is left is gapless, in the order of
-// the ids, and nobody deadlocks although the keys come in any order.
+// Writers add events of the same keys, and some roll back. The rest is without gaps and in the
+// order of the ids, and no writer deadlocks although the keys come in any order.
 func TestAddCountsEachKeyWithoutGapsUnderConcurrency(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -95,7 +97,8 @@ func TestAddCountsEachKeyWithoutGapsUnderConcurrency(t *testing.T) {
 		for w := range 8 {
 			wg.Go(func() {
 				for i := range 25 {
-					keys := []outbox.Event{outboxtest.Event("a"), outboxtest.Event("b"), outboxtest.Event("c"), outboxtest.Event("a")}
+					keys := []outbox.Event{outboxtest.Event("a"), outboxtest.Event("b"), outboxtest.Event("c"),
+						outboxtest.Event("a")}
 					if w%2 == 0 {
 						slices.Reverse(keys)
 					}
@@ -130,7 +133,7 @@ func TestAddCountsEachKeyWithoutGapsUnderConcurrency(t *testing.T) {
 	})
 }
 
-// sequences lists key:key_seq of all events, by key, each in the order of ids.
+// sequences lists key:key_seq of all events by key, in the order of ids.
 func sequences(t *testing.T, db *database.DB) string {
 	t.Helper()
 	rows, err := db.QueryContext(t.Context(), `SELECT key, key_seq FROM outbox_event ORDER BY key, id`)
@@ -181,7 +184,7 @@ func TestAddRefusesWhatCouldNeverBePublished(t *testing.T) {
 		}
 	}
 	if err := outbox.Add(t.Context(), db, outboxtest.Event("k")); err == nil {
-		t.Error("an event outside a transaction was taken")
+		t.Error("an event outside a transaction was accepted")
 	}
 }
 
@@ -197,14 +200,15 @@ func TestAddTakesManyEventsAtOnceInTheirOrder(t *testing.T) {
 		outboxtest.Add(t, db, events...)
 		outboxtest.Add(t, db) // none
 		var n, wrong int
-		err := db.QueryRowContext(t.Context(), `SELECT count(*), count(CASE WHEN subject <> CAST(key_seq AS text) OR key_seq <> id THEN 1 END) FROM outbox_event`).Scan(&n, &wrong)
+		err := db.QueryRowContext(t.Context(),
+			`SELECT count(*), count(CASE WHEN subject <> CAST(key_seq AS text) OR key_seq <> id THEN 1 END) FROM outbox_event`).Scan(&n, &wrong)
 		if err != nil || n != 257 || wrong != 0 {
 			t.Errorf("%d events, %d out of order, %v", n, wrong, err)
 		}
 	})
 }
 
-// A full-sized event still fits: the limit is what it says.
+// An event of exactly the maximum size fits.
 func TestAddTakesTheLargestEvent(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -214,7 +218,7 @@ func TestAddTakesTheLargestEvent(t *testing.T) {
 	})
 }
 
-// The vectors of org.apache.kafka.common.utils.UtilsTest, without their sign bit.
+// The vectors of org.apache.kafka.common.utils.UtilsTest, without the sign bit.
 func TestPartitionIsThatOfTheJavaClient(t *testing.T) {
 	t.Parallel()
 	const n = 1 << 30
@@ -228,8 +232,8 @@ func TestPartitionIsThatOfTheJavaClient(t *testing.T) {
 	}
 }
 
-// Two transactions that each read before they write: SQLite's own protection against a key
-// counted twice is the write lock taken at the beginning, and it is what Add relies on.
+// Two transactions each read before they write. On SQLite, Add relies on the write lock at the
+// start of a transaction, which keeps a key from being counted twice.
 func TestAddNeedsNoRetryOnSQLite(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
@@ -252,7 +256,8 @@ func TestAddNeedsNoRetryOnSQLite(t *testing.T) {
 	}
 	wg.Wait()
 	var seq int
-	if err := db.QueryRowContext(t.Context(), `SELECT seq FROM outbox_key WHERE key = 'k'`).Scan(&seq); err != nil || seq != 160 {
+	if err := db.QueryRowContext(t.Context(), `SELECT seq FROM outbox_key WHERE key = 'k'`).Scan(&seq); err != nil ||
+		seq != 160 {
 		t.Errorf("counted %d, %v; want 160", seq, err)
 	}
 }

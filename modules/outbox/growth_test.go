@@ -10,8 +10,8 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// Sixteen times in ten minutes a relay asks whether a segment can be emptied: it must not read a backlog
-// of millions, which waits in another one, each time.
+// A relay asks sixteen times in ten minutes whether a segment can be emptied. It must not read a
+// backlog of millions in another segment each time.
 func TestWhetherASegmentIsIdleIsAskedWithoutReadingTheBacklog(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -29,7 +29,8 @@ func TestWhetherASegmentIsIdleIsAskedWithoutReadingTheBacklog(t *testing.T) {
 	for n, want := range []bool{true, true, false, false} {
 		table := []string{"outbox_event_00", "outbox_event_01", "outbox_event_02", "outbox_event_03"}[n]
 		var idle bool
-		if err := db.QueryRowContext(t.Context(), "SELECT "+outbox.IdleSegment(table), n).Scan(&idle); err != nil || idle != want {
+		if err := db.QueryRowContext(t.Context(), "SELECT "+outbox.IdleSegment(table), n).Scan(&idle); err != nil ||
+			idle != want {
 			t.Errorf("segment %d is idle: %v, want %v: %v", n, idle, want, err)
 		}
 		err := db.Postgres(t.Context(), func(conn *pgx.Conn) error {
@@ -40,7 +41,8 @@ func TestWhetherASegmentIsIdleIsAskedWithoutReadingTheBacklog(t *testing.T) {
 			}
 			lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
 			if plan := strings.Join(lines, "\n"); err == nil &&
-				(strings.Contains(plan, "Seq Scan on outbox_pending") || strings.Contains(plan, "Seq Scan on outbox_d")) {
+				(strings.Contains(plan, "Seq Scan on outbox_pending") ||
+					strings.Contains(plan, "Seq Scan on outbox_d")) {
 				t.Errorf("segment %d:\n%s", n, plan)
 			}
 			return err

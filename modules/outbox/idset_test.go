@@ -22,6 +22,6 @@ func TestAnIDSetForgets(t *testing.T) {
 	}
 	s.forget(20_000)
 	if len(s.bits) != 0 {
-		t.Errorf("%d words are left", len(s.bits))
+		t.Errorf("%d words remain", len(s.bits))
 	}
 }

@@ -12,6 +12,9 @@ import (
 // ErrNotParked says that a key is not parked.
 var ErrNotParked = errors.New("the key is not parked")
 
+// ErrOtherRefused says that the refused event of a key is not the one that was named.
+var ErrOtherRefused = errors.New("another event of the key is refused now")
+
 // ParkedKey is a key whose events are not sent because one of them was refused.
 type ParkedKey struct {
 	Key      string    `json:"key"`
@@ -58,21 +61,25 @@ func ParkedEvents(ctx context.Context, db *database.DB, key string) ([]Record, e
 // RetryParked has the events of a parked key sent again, the refused one first, and returns how
 // many. If the refused one is refused again, the key is parked again.
 func RetryParked(ctx context.Context, db *database.DB, key string) (int64, error) {
-	return unpark(ctx, db, key, false)
+	return unpark(ctx, db, key, false, 0)
 }
 
 // DiscardParked gives up the refused event of a key, has the later ones sent, and returns how
-// many. Consumers see a gap in the key's sequence. Until the retention drops the event, [Replay]
+// many. When event is not 0 and the refused event is another one, nothing is done: [ErrOtherRefused].
+// Consumers see a gap in the key's sequence. Until the retention drops the event, [Replay]
 // can still send it.
-func DiscardParked(ctx context.Context, db *database.DB, key string) (int64, error) {
-	return unpark(ctx, db, key, true)
+func DiscardParked(ctx context.Context, db *database.DB, key string, event int64) (int64, error) {
+	return unpark(ctx, db, key, true, event)
 }
 
-func unpark(ctx context.Context, db *database.DB, key string, discard bool) (n int64, err error) {
+func unpark(ctx context.Context, db *database.DB, key string, discard bool, only int64) (n int64, err error) {
 	err = db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
 		shard, event, err := lockParked(ctx, tx, key)
 		if err != nil {
 			return err
+		}
+		if only != 0 && only != event {
+			return ErrOtherRefused
 		}
 		if discard {
 			if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_dead WHERE id = ?`, event); err != nil {
@@ -108,7 +115,7 @@ func unpark(ctx context.Context, db *database.DB, key string, discard bool) (n i
 		_, err = tx.ExecContext(ctx, `DELETE FROM outbox_parked_key WHERE key = ?`, key)
 		return err
 	})
-	if err != nil && !errors.Is(err, ErrNotParked) {
+	if err != nil && !errors.Is(err, ErrNotParked) && !errors.Is(err, ErrOtherRefused) {
 		return 0, fmt.Errorf("unpark a key: %w", err)
 	}
 	return n, err

@@ -34,7 +34,8 @@ const recordColumns = `e.created_ms, e.key_seq, e.event_id, e.type, e.key, e.sub
 // fields are what a row is scanned into: id, replay, and recordColumns.
 func (r *Record) fields() []any {
 	return []any{
-		&r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema, &r.Time,
+		&r.ID, &r.Replay, &r.CreatedMS, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema,
+		&r.Time,
 		&r.Data, &r.Generation, &r.TraceParent,
 	}
 }

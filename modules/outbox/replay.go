@@ -72,39 +72,49 @@ type ReplayResult struct {
 // that is pending already.
 func Replay(
 	ctx context.Context, db *database.DB, sel Selection, dryRun bool, progress func(ReplayResult),
-) (ReplayResult, error) {
-	var res ReplayResult
+) (res ReplayResult, err error) {
 	if sel.ToID == 0 { // not the events written while this runs
-		last, err := schema.LastID(ctx, db)
-		if err != nil {
+		if sel.ToID, err = schema.LastID(ctx, db); err != nil {
 			return res, fmt.Errorf("replay: %w", err)
 		}
-		sel.ToID = last
 	}
 	where, args := sel.where()
-	err := db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_event e JOIN outbox_dead d ON d.id = e.id
+	err = db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_event e JOIN outbox_dead d ON d.id = e.id
 		WHERE `+where, args...).Scan(&res.Parked)
 	if err != nil {
 		return res, fmt.Errorf("replay: count the parked events: %w", err)
 	}
+	err = res.add(ctx, db, sel, progress, func(
+		ctx context.Context, tx database.Tx, sel Selection,
+	) (ReplayResult, error) {
+		return replayStep(ctx, tx, sel, dryRun)
+	})
+	if err != nil {
+		return res, fmt.Errorf("replay: %w", err)
+	}
+	return res, nil
+}
+
+// add runs the steps of a replay, each in a transaction, until one finds no event.
+func (r *ReplayResult) add(
+	ctx context.Context, db *database.DB, sel Selection, progress func(ReplayResult),
+	do func(context.Context, database.Tx, Selection) (ReplayResult, error),
+) error {
 	for {
 		var step ReplayResult
 		err := db.Tx(ctx, func(ctx context.Context, tx database.Tx) (err error) {
-			step, err = replayStep(ctx, tx, sel, dryRun)
+			step, err = do(ctx, tx, sel)
 			return err
 		})
-		if err != nil {
-			return res, fmt.Errorf("replay: %w", err)
+		if err != nil || step.Matched == 0 {
+			return err
 		}
-		if step.Matched == 0 {
-			return res, nil
+		if r.Matched == 0 {
+			r.FirstID = step.FirstID
 		}
-		if res.Matched == 0 {
-			res.FirstID = step.FirstID
-		}
-		res.Matched, res.Enqueued, res.LastID = res.Matched+step.Matched, res.Enqueued+step.Enqueued, step.LastID
+		r.Matched, r.Enqueued, r.LastID = r.Matched+step.Matched, r.Enqueued+step.Enqueued, step.LastID
 		if progress != nil {
-			progress(res)
+			progress(*r)
 		}
 		sel.FromID = step.LastID + 1
 	}
@@ -120,34 +130,26 @@ func replayStep(ctx context.Context, tx database.Tx, sel Selection, dryRun bool)
 		return res, err
 	}
 	where, args := sel.where()
-	rows, err := tx.QueryContext(ctx, `SELECT e.id, `+segment+`, e.key, octet_length(e.data) + octet_length(e.subject)
+	firsts := map[int]int64{} // the lowest id of each shard
+	events, err := database.Collect(ctx, tx, "choose events", func(row database.Row) ([]int64, error) {
+		var id, segment, bytes int64
+		var key string
+		err := row.Scan(&id, &segment, &key, &bytes)
+		shard := Partition(key, shards)
+		if _, ok := firsts[shard]; !ok {
+			firsts[shard] = id
+		}
+		return []int64{int64(shard), id, frameBytes + bytes + 2*int64(len(key)), segment}, err
+	}, `SELECT e.id, `+segment+`, e.key, octet_length(e.data) + octet_length(e.subject)
 			+ octet_length(e.source) + octet_length(e.dataschema) + octet_length(e.type)
 		FROM outbox_event e WHERE `+where+` AND NOT EXISTS (SELECT 1 FROM outbox_dead d WHERE d.id = e.id)
 		ORDER BY e.id LIMIT 1000`, args...)
-	if err != nil {
+	if err != nil || len(events) == 0 {
 		return res, err
 	}
-	defer rows.Close()
-	firsts := map[int]int64{} // the lowest id of each shard
-	var events [][]int64
-	for rows.Next() {
-		var id, segment, bytes int64
-		var key string
-		if err := rows.Scan(&id, &segment, &key, &bytes); err != nil {
-			return res, err
-		}
-		if res.Matched == 0 {
-			res.FirstID = id
-		}
-		res.Matched, res.LastID = res.Matched+1, id
-		shard := Partition(key, shards)
-		if first, ok := firsts[shard]; !ok || id < first {
-			firsts[shard] = id
-		}
-		events = append(events, []int64{int64(shard), id, frameBytes + bytes + 2*int64(len(key)), segment})
-	}
-	if err := rows.Err(); err != nil || dryRun || len(events) == 0 {
-		return res, err
+	res = ReplayResult{Matched: int64(len(events)), FirstID: events[0][1], LastID: events[len(events)-1][1]}
+	if dryRun {
+		return res, nil
 	}
 	if err := lowerWatermarks(ctx, tx, firsts); err != nil {
 		return res, err

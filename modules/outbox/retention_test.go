@@ -13,7 +13,7 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// published adds an event of each key, as one that was published so long ago.
+// published adds an event of each key, as published the given time ago.
 func published(t *testing.T, db *database.DB, key string, age time.Duration) {
 	t.Helper()
 	outboxtest.AddKeys(t, db, key)
@@ -48,7 +48,8 @@ func keys(t *testing.T, db *database.DB) string {
 	return strings.Join(out, " ")
 }
 
-// A dump reads one segment for hours, or VACUUM FULL rewrites it: the others are emptied.
+// A dump reads one segment for hours, or VACUUM FULL rewrites it. The other segments are still
+// emptied.
 func TestRetentionPassesOverALockedSegment(t *testing.T) {
 	t.Parallel()
 	for _, mode := range []string{"ACCESS SHARE", "ACCESS EXCLUSIVE"} {
@@ -89,8 +90,8 @@ func passOverALockedSegment(t *testing.T, mode string) {
 	}
 }
 
-// An event whose time has not come yet was written by a clock that was ahead. It goes when the
-// events after it are old, and keeps nothing else.
+// An event from the future was written while a clock was ahead. It is deleted when the events after
+// it are old, and holds up no other event.
 func TestRetentionIsNotStoppedByAnEventFromTheFuture(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -117,11 +118,12 @@ func TestRetentionIsNotStoppedByAnEventFromTheFuture(t *testing.T) {
 		published(t, db, "future", -years)
 		published(t, db, "future2", -years)
 		apart()
-		retain("future future2") // nothing tells how old they are
+		retain("future future2") // nothing says how old they are
 		published(t, db, "young", 0)
 		apart()
 		retain("future future2 young")
-		if _, err := db.Write(t.Context(), `UPDATE outbox_event SET created_ms = created_ms - 172800000 WHERE key = 'young'`); err != nil {
+		if _, err := db.Write(t.Context(),
+			`UPDATE outbox_event SET created_ms = created_ms - 172800000 WHERE key = 'young'`); err != nil {
 			t.Fatal(err)
 		}
 		published(t, db, "new", 0)
@@ -148,10 +150,11 @@ func finish(t *testing.T, db *database.DB, keys ...string) {
 	}
 }
 
-// counters lists key:seq, followed by * if the key is marked as finished.
+// counters lists key:seq, with * if the key is marked as finished.
 func counters(t *testing.T, db *database.DB) string {
 	t.Helper()
-	rows, err := db.QueryContext(t.Context(), `SELECT k.key, k.seq, f.key IS NOT NULL FROM outbox_key k LEFT JOIN outbox_finished_key f ON f.key = k.key ORDER BY k.key`)
+	rows, err := db.QueryContext(t.Context(),
+		`SELECT k.key, k.seq, f.key IS NOT NULL FROM outbox_key k LEFT JOIN outbox_finished_key f ON f.key = k.key ORDER BY k.key`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +179,7 @@ func counters(t *testing.T, db *database.DB) string {
 	return strings.Join(out, " ")
 }
 
-// What is finished is forgotten a retention later, and only if it had no event since.
+// A finished key is forgotten one retention later, unless it has had an event since.
 func TestFinishedKeysAreForgottenAfterTheRetention(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -191,7 +194,8 @@ func TestFinishedKeysAreForgottenAfterTheRetention(t *testing.T) {
 		}
 		later := func(d time.Duration) {
 			t.Helper()
-			if _, err := db.Write(t.Context(), `UPDATE outbox_finished_key SET finished_ms = finished_ms - ?`, d.Milliseconds()); err != nil {
+			if _, err := db.Write(t.Context(), `UPDATE outbox_finished_key SET finished_ms = finished_ms - ?`,
+				d.Milliseconds()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -221,13 +225,14 @@ func TestFinishedKeysAreForgottenAfterTheRetention(t *testing.T) {
 		later(2 * time.Hour)
 		retain("lives:3")
 		var marks int
-		if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_finished_key`).Scan(&marks); err != nil || marks != 0 {
-			t.Errorf("%d marks are left, %v", marks, err)
+		if err := db.QueryRowContext(t.Context(),
+			`SELECT count(*) FROM outbox_finished_key`).Scan(&marks); err != nil || marks != 0 {
+			t.Errorf("%d marks remain, %v", marks, err)
 		}
 	})
 }
 
-// An event of a finished key is on its way when its time is over: the counter stays.
+// An event of a finished key is being added when the retention ends: the counter stays.
 func TestAKeyThatIsBeingCountedIsNotForgotten(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)

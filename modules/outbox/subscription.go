@@ -29,7 +29,7 @@ var (
 	// ErrTargetExists says that another target has the name.
 	ErrTargetExists = errors.New("there is a target of this name already")
 	// ErrTooManyTargets says that [MaxWebhooks] is reached.
-	ErrTooManyTargets = fmt.Errorf("there are %d webhooks, which is the most: remove one first", MaxWebhooks)
+	ErrTooManyTargets = fmt.Errorf("there are %d webhooks, the most allowed: remove one first", MaxWebhooks)
 	// ErrInvalidTarget says what is wrong with a target that is to be added.
 	ErrInvalidTarget = errors.New("invalid target")
 	// ErrBuiltIn says that a target belongs to every installation.
@@ -72,8 +72,8 @@ func CheckPattern(pattern string) error {
 	}
 	for _, r := range pattern {
 		if !strings.ContainsRune("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-_*", r) {
-			return fmt.Errorf("%w: the pattern %q has a %q; letters, digits, dots, hyphens, underscores and * are allowed, "+
-				"as in auth.Session*", ErrInvalidTarget, pattern, r)
+			return fmt.Errorf("%w: the pattern %q has a %q; letters, digits, dots, hyphens, underscores and * are "+
+				"allowed, as in auth.Session*", ErrInvalidTarget, pattern, r)
 		}
 	}
 	return nil
@@ -185,8 +185,8 @@ func (s Subscription) check() error {
 		}
 	}
 	if len(s.Name) > 64 || strings.Trim(s.Name, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" {
-		return fmt.Errorf("%w: the name %q is not one of at most 64 small letters, digits, dots, hyphens and underscores",
-			ErrInvalidTarget, s.Name)
+		return fmt.Errorf("%w: the name %q is not one of at most 64 small letters, digits, dots, hyphens and "+
+			"underscores", ErrInvalidTarget, s.Name)
 	}
 	if s.Name == "kafka" || s.Name == "file" || s.Name == "log" {
 		return fmt.Errorf("%w: the name %q means the log", ErrInvalidTarget, s.Name)
@@ -212,7 +212,9 @@ func subscriptionsChanged(ctx context.Context, tx database.Tx) error {
 func ReplaceSecrets(
 	ctx context.Context, db *database.DB, name string, change func(Subscription) ([]Secret, error),
 ) error {
-	return changeSubscription(ctx, db, name, "change the secrets of", func(ctx context.Context, tx database.Tx, s Subscription) error {
+	return changeSubscription(ctx, db, name, "change the secrets of", func(
+		ctx context.Context, tx database.Tx, s Subscription,
+	) error {
 		list, err := change(s)
 		if err != nil {
 			return err
@@ -232,7 +234,7 @@ func PauseTarget(ctx context.Context, db *database.DB, name, reason string) erro
 }
 
 // ResumeTarget starts deliveries again, in order, beginning with what waits. Keys that were to be
-// tried later are tried at once.
+// tried later are tried at once, as if for the first time: the pause counts for none of them.
 func ResumeTarget(ctx context.Context, db *database.DB, name string) error {
 	return setState(ctx, db, name, "resume", active, "")
 }
@@ -247,7 +249,7 @@ func setState(ctx context.Context, db *database.DB, name, verb, state, reason st
 		if err != nil || state != active {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, `UPDATE outbox_held_key SET next_ms = 0, asked_ms = NULL WHERE target = ? AND parked_ms IS NULL`, s.ID)
+		_, err = tx.ExecContext(ctx, `UPDATE outbox_held_key SET `+unparked+` WHERE target = ? AND parked_ms IS NULL`, s.ID)
 		return err
 	})
 }
@@ -300,7 +302,8 @@ func RemoveTarget(ctx context.Context, db *database.DB, name string, wait time.D
 	deleted, err := sweepTarget(ctx, db, res.ID)
 	res.Deleted = deleted
 	if err != nil {
-		return res, fmt.Errorf("delete what waits for the target %s; deliverers go on with it: %w", name, err)
+		return res, fmt.Errorf("the target %s is removed, but some of what waited for it is not deleted yet; "+
+			"deliverers delete it within minutes: %w", name, err)
 	}
 	// All writers of now: what they added before they saw the change is committed once they are gone.
 	res.Left, err = writersLeft(ctx, db, wait)
@@ -309,8 +312,8 @@ func RemoveTarget(ctx context.Context, db *database.DB, name string, wait time.D
 		res.Deleted += deleted
 	}
 	if err != nil {
-		return res, fmt.Errorf("wait for transactions that may have added to the target %s; deliverers delete it: %w",
-			name, err)
+		return res, fmt.Errorf("the target %s is removed, but transactions from before may have added to it; "+
+			"deliverers delete that within minutes: %w", name, err)
 	}
 	return res, nil
 }

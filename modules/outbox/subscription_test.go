@@ -26,7 +26,7 @@ func subscribe(t *testing.T, db *database.DB, name string, types ...string) outb
 	return s
 }
 
-// waiting lists what waits for a target, as key/id.
+// waiting lists the events that wait for a target, as key/id.
 func waiting(t *testing.T, db *database.DB, target int) string {
 	t.Helper()
 	list, err := database.Collect(t.Context(), db, "list deliveries", database.Value[string],
@@ -50,7 +50,8 @@ func TestATargetGetsTheEventsThatItWants(t *testing.T) {
 		all := subscribe(t, db, "all", "*")
 		odd := subscribe(t, db, "odd", "auth.User_eleted.v1", "*.SessionEnded.v2")
 		outboxtest.Add(t, db,
-			of("auth.SessionEnded.v1", "a"), of("auth.UserDeleted.v1", "b"), of("auth.UserDeleted.v2", "c"), of("auth.session.v1", "d"))
+			of("auth.SessionEnded.v1", "a"), of("auth.UserDeleted.v1", "b"), of("auth.UserDeleted.v2",
+				"c"), of("auth.session.v1", "d"))
 		err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 			return errors.Join(outbox.Add(ctx, tx, outboxtest.Event("aborted")), errors.New("abort"))
 		})
@@ -87,7 +88,9 @@ func TestATargetIsAddedOnlyIfItCanWork(t *testing.T) {
 			{func(s *outbox.Subscription) { s.Name = "log" }, outbox.ErrInvalidTarget},
 			{func(s *outbox.Subscription) { s.Name, s.Kind = "second", outbox.KindMail }, outbox.ErrInvalidTarget},
 			{func(s *outbox.Subscription) { s.Name, s.Types = "second", nil }, outbox.ErrInvalidTarget},
-			{func(s *outbox.Subscription) { s.Name, s.Types = "second", []string{"auth.[a]"} }, outbox.ErrInvalidTarget},
+			{func(s *outbox.Subscription) {
+				s.Name, s.Types = "second", []string{"auth.[a]"}
+			}, outbox.ErrInvalidTarget},
 			{func(s *outbox.Subscription) { s.Name, s.Types = "second", []string{"auth%"} }, outbox.ErrInvalidTarget},
 		} {
 			s := ok
@@ -99,14 +102,16 @@ func TestATargetIsAddedOnlyIfItCanWork(t *testing.T) {
 		for range outbox.MaxWebhooks - 1 {
 			subscribe(t, db, "", "*")
 		}
-		if _, err := outbox.Subscribe(t.Context(), db, outbox.Subscription{Kind: outbox.KindWebhook, Types: []string{"*"}}); !errors.Is(err, outbox.ErrTooManyTargets) {
+		if _, err := outbox.Subscribe(t.Context(), db,
+			outbox.Subscription{Kind: outbox.KindWebhook,
+				Types: []string{"*"}}); !errors.Is(err, outbox.ErrTooManyTargets) {
 			t.Errorf("one more: %v", err)
 		}
 		if _, err := outbox.RemoveTarget(t.Context(), db, "first", testenv.Patience); err != nil {
 			t.Fatal(err)
 		}
 		if s := subscribe(t, db, "first", "*"); s.ID != outbox.MaxWebhooks+2 {
-			t.Errorf("the id of the new one is %d: one was used again", s.ID)
+			t.Errorf("the id of the new target is %d: an id was reused", s.ID)
 		}
 	})
 }
@@ -135,12 +140,12 @@ func TestTheLimitOfWebhooksHoldsForCommandsAtTheSameTime(t *testing.T) {
 			}
 		}
 		if added != 2 {
-			t.Errorf("%d were added beside %d, want 2", added, outbox.MaxWebhooks-2)
+			t.Errorf("%d were added to %d, want 2", added, outbox.MaxWebhooks-2)
 		}
 	})
 }
 
-// A second command changes nothing: the first reason, and since when, stay.
+// A second command changes nothing: the first reason and its time stay.
 func TestATargetIsPausedOnce(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -174,38 +179,39 @@ func TestATargetIsPausedOnce(t *testing.T) {
 	})
 }
 
-// A writer may have waited for the key while the target was added: what it then writes comes after an
-// event that the target gets.
+// A writer may wait for the key while the target is added. Its event comes after an event that the
+// target gets, so the target must get it too.
 func TestATargetThatGetsAnEventOfAKeyGetsAllLaterOnes(t *testing.T) {
 	t.Parallel()
 	if got := addedMeanwhile(t, dbtest.Postgres(t)); got != "k/2 k/3" {
-		t.Errorf("it gets %s, want the second and third event", got)
+		t.Errorf("the target gets %s, want the second and third event", got)
 	}
 }
 
-// The test above finds a function that reads the targets before it has the key.
+// The test above finds a function that reads the targets before it holds the key.
 func TestTargetsReadTooEarlyAreFound(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	var text string
-	if err := db.QueryRowContext(t.Context(), `SELECT pg_get_functiondef('outbox_add_traced'::regproc)`).Scan(&text); err != nil {
+	if err := db.QueryRowContext(t.Context(),
+		`SELECT pg_get_functiondef('outbox_add_traced'::regproc)`).Scan(&text); err != nil {
 		t.Fatal(err)
 	}
 	const read, before = "    SELECT * INTO STRICT o FROM outbox_setting;\n", "    INSERT INTO outbox_key AS k"
 	early := strings.Replace(strings.Replace(text, read, "", 1), before, read+before, 1)
 	if early == text || strings.Count(early, read) != 1 {
-		t.Fatalf("outbox_add_traced is written otherwise now:\n%s", text)
+		t.Fatalf("outbox_add_traced has changed:\n%s", text)
 	}
 	if _, err := db.ExecContext(t.Context(), early); err != nil {
 		t.Fatal(err)
 	}
 	if got := addedMeanwhile(t, db); got != "k/2" {
-		t.Errorf("it gets %s: the mistake was not found", got)
+		t.Errorf("the target gets %s: the mistake was not found", got)
 	}
 }
 
-// addedMeanwhile adds a target while one writer has a key and another waits for it, and returns what
-// the target gets.
+// addedMeanwhile adds a target while one writer holds a key and another waits for it, and returns
+// what the target gets.
 func addedMeanwhile(t *testing.T, db *database.DB) string {
 	t.Helper()
 	first, end := dbtest.Begin(t, db)
@@ -255,7 +261,7 @@ func TestRemovingATargetRemovesWhatWaitsForItAndNothingElse(t *testing.T) {
 				t.Fatal(err)
 			}
 			go remove()
-			testenv.Eventually(t, "it waits for nothing else", func() bool {
+			testenv.Eventually(t, "only that is waited for", func() bool {
 				return waiting(t, db, gone.ID) == "" && !existsTarget(t, db, "gone")
 			})
 			if err := end(true); err != nil {
@@ -280,7 +286,8 @@ func TestRemovingATargetRemovesWhatWaitsForItAndNothingElse(t *testing.T) {
 		if err != nil || messages != 1 {
 			t.Errorf("%d messages, %v", messages, err)
 		}
-		if _, err := outbox.RemoveTarget(t.Context(), db, "mail", testenv.Patience); !errors.Is(err, outbox.ErrBuiltIn) {
+		if _, err := outbox.RemoveTarget(t.Context(), db, "mail",
+			testenv.Patience); !errors.Is(err, outbox.ErrBuiltIn) {
 			t.Errorf("mail was removed: %v", err)
 		}
 		if _, err := outbox.RemoveTarget(t.Context(), db, "stays", testenv.Patience); err != nil {
@@ -289,13 +296,13 @@ func TestRemovingATargetRemovesWhatWaitsForItAndNothingElse(t *testing.T) {
 		if db.IsPostgres() {
 			err := db.QueryRowContext(t.Context(), `SELECT deliver::integer FROM outbox_setting`).Scan(&deliver)
 			if err != nil || deliver != 0 {
-				t.Errorf("without targets writers still look: %v, %v", deliver, err)
+				t.Errorf("without targets writers still read them: %v, %v", deliver, err)
 			}
 		}
 	})
 }
 
-// removeAll removes a target that has rows in every table, and returns how many are left.
+// removeAll removes a target that has rows in every table, and returns how many remain.
 func removeAll(t *testing.T, db *database.DB) (left int) {
 	t.Helper()
 	gone := subscribe(t, db, "gone", "*")
@@ -328,28 +335,29 @@ func TestARemovalLeavesNoRows(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		if left := removeAll(t, db); left != 0 {
-			t.Errorf("%d rows are left", left)
+			t.Errorf("%d rows remain", left)
 		}
 	})
 }
 
-// The test above finds a removal that forgets any of the tables.
+// The test above finds a removal that leaves out any of the tables.
 func TestARemovalThatLeavesRowsIsFound(t *testing.T) {
 	t.Parallel()
 	for _, table := range []string{"outbox_delivery", "outbox_held_key", "outbox_delivery_lease"} {
 		db := dbtest.Postgres(t)
-		_, err := db.ExecContext(t.Context(), `CREATE FUNCTION forgotten() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+		_, err := db.ExecContext(t.Context(),
+			`CREATE FUNCTION forgotten() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 			CREATE TRIGGER forgotten BEFORE DELETE ON `+table+` FOR EACH ROW EXECUTE FUNCTION forgotten()`)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if removeAll(t, db) == 0 {
-			t.Errorf("%s is forgotten, and nothing was found", table)
+			t.Errorf("%s is left out, but the test finds nothing", table)
 		}
 	}
 }
 
-// What a transaction adds that outlives even the wait of the command, deliverers delete.
+// Rows of a transaction that is open for longer than the command waits are deleted by deliverers.
 func TestWhatCameTooLateForARemovedTargetIsDeletedLater(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -409,7 +417,7 @@ func TestAnEventForOneTargetIsInNoLog(t *testing.T) {
 		if fmt.Sprint(n) != fmt.Sprint(want) {
 			t.Errorf("there are %v, want %v", n, want)
 		}
-		for _, name := range []string{"nobody", "all"} { // what gets events of the log cannot be named
+		for _, name := range []string{"nobody", "all"} { // targets that get events of the log cannot be named
 			e := message("mail:a")
 			e.Target = name
 			err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
@@ -438,7 +446,8 @@ func TestWhatWaitsForATargetIsKept(t *testing.T) {
 			if err := outbox.Retain(t.Context(), db, time.Hour); err != nil {
 				t.Fatal(err)
 			}
-			if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_event WHERE key = 'a'`).Scan(&n); err != nil {
+			if err := db.QueryRowContext(t.Context(),
+				`SELECT count(*) FROM outbox_event WHERE key = 'a'`).Scan(&n); err != nil {
 				t.Fatal(err)
 			}
 			return n
@@ -446,7 +455,7 @@ func TestWhatWaitsForATargetIsKept(t *testing.T) {
 		if kept() != 1 {
 			t.Error("an event that a target has not taken was dropped")
 		}
-		// Releases without these targets do not look.
+		// Releases without these targets do not check.
 		drop := `DELETE FROM outbox_event WHERE key = 'a'`
 		if db.IsPostgres() {
 			drop = `TRUNCATE ONLY ` + segmentOf(t, db, "a")
@@ -461,14 +470,15 @@ func TestWhatWaitsForATargetIsKept(t *testing.T) {
 			t.Fatal(err)
 		}
 		if kept() != 0 {
-			t.Error("it stays once it was taken")
+			t.Error("the event stays after it was delivered")
 		}
 	})
 }
 
 func segmentOf(t *testing.T, db *database.DB, key string) (table string) {
 	t.Helper()
-	if err := db.QueryRowContext(t.Context(), `SELECT tableoid::regclass::text FROM outbox_event WHERE key = ?`, key).Scan(&table); err != nil {
+	if err := db.QueryRowContext(t.Context(), `SELECT tableoid::regclass::text FROM outbox_event WHERE key = ?`,
+		key).Scan(&table); err != nil {
 		t.Fatal(err)
 	}
 	return table

@@ -11,8 +11,8 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// Whoever tails all there is does not keep all there is in memory, whether it goes on with
-// new events or not, and though a transaction has been open since the middle of it.
+// A tail of everything does not keep everything in memory, whether it follows new events or not,
+// and although a transaction has been open since the middle.
 func TestTailRemembersLittle(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -25,20 +25,20 @@ func TestTailRemembersLittle(t *testing.T) {
 			}
 			outboxtest.AddKeys(t, db, keys...)
 		}
-		// all tails until it has seen so many events, and returns how many ids it remembered
-		// at most.
+		// all tails until it has seen n events, and returns how many ids it remembered at most.
 		all := func(want int, follow bool) (most int) {
 			t.Helper()
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			shown, seen := &outbox.Shown{}, 0
-			err := outbox.TailInto(ctx, db, outbox.TailOptions{From: 1, Follow: follow}, shown, func(outbox.Entry) error {
-				most = max(most, shown.Remembered())
-				if seen++; seen == want && follow {
-					cancel()
-				}
-				return nil
-			})
+			err := outbox.TailInto(ctx, db, outbox.TailOptions{From: 1, Follow: follow}, shown,
+				func(outbox.Entry) error {
+					most = max(most, shown.Remembered())
+					if seen++; seen == want && follow {
+						cancel()
+					}
+					return nil
+				})
 			if err != nil || seen != want {
 				t.Fatalf("seen %d of %d, %v", seen, want, err)
 			}
@@ -47,13 +47,13 @@ func TestTailRemembersLittle(t *testing.T) {
 		write("a")
 		for _, follow := range []bool{false, true} {
 			if most := all(n, follow); most != 0 {
-				t.Errorf("follow=%v: it remembers %d ids, all of which are stable", follow, most)
+				t.Errorf("follow=%v: it remembers %d ids, although all are stable", follow, most)
 			}
 		}
 		if !db.IsPostgres() {
 			return
 		}
-		// A relay has come as far as this, and then somebody begins and does not end.
+		// A relay has come this far, and then a transaction begins and stays open.
 		if _, err := db.ExecContext(t.Context(), `UPDATE outbox_shard SET low = ?`, n); err != nil {
 			t.Fatal(err)
 		}

@@ -313,7 +313,8 @@ func SetTarget(ctx context.Context, db *database.DB, to Target, shards int) (cha
 }
 
 func wrapSetTarget(err error) error {
-	if err == nil || errors.Is(err, ErrRelaysAlive) || errors.Is(err, ErrPartitionsChanged) || errors.Is(err, ErrShards) {
+	if err == nil || errors.Is(err, ErrRelaysAlive) || errors.Is(err, ErrPartitionsChanged) ||
+		errors.Is(err, ErrShards) {
 		return err
 	}
 	return fmt.Errorf("change the target of the outbox: %w", err)
@@ -416,8 +417,9 @@ func fits(t Target, shards int) error {
 // Repartitioned is the error for a target that no longer has the recorded number of partitions.
 func Repartitioned(now Target, pinned int) error {
 	return fmt.Errorf("%w: %s has %d partitions, and events were published to it with %d. Keys would move to other "+
-		"partitions, where their new events could overtake old ones. Nothing is lost: events wait. Once consumers have "+
-		"read everything published so far, accept the new number with: authctl outbox topic ensure --accept-partitions %d",
+		"partitions, where their new events could overtake old ones. Nothing is lost: events wait. Once "+
+		"consumers have read everything published so far, accept the new number with: authctl outbox topic ensure "+
+		"--accept-partitions %d",
 		ErrPartitionsChanged, now, now.Partitions, pinned, now.Partitions)
 }
 
@@ -467,8 +469,8 @@ func noRelays(ctx context.Context, db database.IDB, why string) error {
 		return err
 	}
 	if len(names) > 0 {
-		return fmt.Errorf("%w: %s. Stop them first (a server that relays as well: restart it with OUTBOX_RELAY=off); %s",
-			ErrRelaysAlive, strings.Join(names, ", "), why)
+		return fmt.Errorf("%w: %s. Stop them first (a server that relays as well: restart it with "+
+			"OUTBOX_RELAY=off); %s", ErrRelaysAlive, strings.Join(names, ", "), why)
 	}
 	return nil
 }

@@ -35,13 +35,13 @@ func raiseGeneration(t *testing.T, db *database.DB, to int) {
 	}
 }
 
-// traced is what an event says of its trace and generation.
+// traced formats the trace and the generation of an event.
 func traced(r outbox.Record) string {
 	return strings.TrimSpace(fmt.Sprintf("%s/%d %d %s", r.Key, r.Seq, r.Generation, r.TraceParent))
 }
 
-// An event keeps the trace and the generation in which it was written, whoever reads it and whatever
-// comes later. Releases that know nothing of a generation write it as well.
+// An event keeps its original trace and generation, whoever reads it and whatever happens later.
+// Older releases, which do not know generations, write the generation too.
 func TestAnEventKeepsItsTraceAndItsGeneration(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -84,8 +84,10 @@ func TestAnEventKeepsItsTraceAndItsGeneration(t *testing.T) {
 		if db.IsPostgres() {
 			segment, column = "segment, ", "segment, "
 		}
-		park("outbox_parked_key", `(key, shard, event, error, parked_ms) SELECT key, 0, id, 'no', 0 FROM outbox_event WHERE key = 'one'`)
-		park("outbox_dead", `(id, key, `+segment+`bytes, replay) SELECT id, key, `+column+`0, false FROM outbox_event WHERE key = 'one'`)
+		park("outbox_parked_key",
+			`(key, shard, event, error, parked_ms) SELECT key, 0, id, 'no', 0 FROM outbox_event WHERE key = 'one'`)
+		park("outbox_dead", `(id, key, `+segment+`bytes, replay) SELECT id, key, `+column+
+			`0, false FROM outbox_event WHERE key = 'one'`)
 		list, err := outbox.ParkedEvents(t.Context(), db, "one")
 		if err != nil || len(list) != 1 || traced(list[0]) != want[1] {
 			t.Errorf("parked is %v, %v", list, err)
@@ -95,8 +97,9 @@ func TestAnEventKeepsItsTraceAndItsGeneration(t *testing.T) {
 			key    string
 			want   string
 		}{{hook, "some", want[2]}, {outbox.Subscription{ID: 1, Name: "mail"}, "mail:a", "mail:a/0 0 " + notRecorded}} {
-			park("outbox_held_key", fmt.Sprintf(`(target, key, shard, event, attempts, next_ms, error) VALUES (%d, '%s', 0, 1, 1, 0, 'no')`,
-				of.target.ID, of.key))
+			park("outbox_held_key",
+				fmt.Sprintf(`(target, key, shard, event, attempts, next_ms, error) VALUES (%d, '%s', 0, 1, 1, 0, 'no')`,
+					of.target.ID, of.key))
 			list, err := outbox.HeldEvents(t.Context(), db, of.target, of.key)
 			if err != nil || len(list) == 0 || traced(list[0]) != of.want {
 				t.Errorf("held of %s is %v, %v", of.target.Name, list, err)

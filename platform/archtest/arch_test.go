@@ -1,6 +1,6 @@
-// Package archtest holds the module to its architecture: which package may import which, and
-// which library is used where. The lists below are the architecture; a package that is not on
-// them fails, so that somebody decides where it stands.
+// Package archtest checks the architecture: which package may import which, and which library is
+// used where. The lists below are the architecture. A package that is not on them fails the test,
+// so that somebody decides where it belongs.
 package archtest
 
 import (
@@ -18,29 +18,32 @@ import (
 
 const module = "github.com/toppira/authctl/"
 
-// arrows lists every package and what of the module its code may import. A name that ends in
-// /... stands for itself and all below it. Arrows point down:
-// cmd → modules/auth/authhttp → modules/auth → modules/outbox → platform.
+// arrows lists every package with the packages of this module that its code may import. A name that
+// ends in /... means the package and all below it. Arrows point down: cmd → modules/auth/authhttp →
+// modules/auth → modules/outbox → platform.
 var arrows = map[string][]string{
 	"cmd/authctl": {"migrations", "modules/...", "platform/..."},
 	"cmd/bench":   {"migrations", "modules/...", "platform/..."},
-	"deploy":      {}, // tests of the files beside them, which run the binary
-	// the examples of the pages, and tests that hold them true
+	"deploy":      {}, // tests of the files in this folder, which run the binary
+	// the examples of the pages, and tests of the pages
 	"docs": {"migrations", "modules/...", "platform/..."},
 
 	"docs/schemas": {}, // files, for the route that serves them
 
-	"modules/auth/authhttp": {"docs/schemas", "modules/auth", "platform/config", "platform/fault", "platform/httpserver"},
+	"modules/auth/authhttp": {"docs/schemas", "modules/auth", "platform/config", "platform/fault",
+		"platform/httpserver"},
 	"modules/auth": {
 		"modules/auth/internal/...", "modules/outbox",
-		"platform/batch", "platform/cache", "platform/config", "platform/database", "platform/fault", "platform/logging",
+		"platform/batch", "platform/cache", "platform/config", "platform/database", "platform/fault",
+		"platform/logging",
 		"platform/retry", "platform/tracing",
 	},
 	"modules/auth/authbench": {"modules/auth/internal/session/...", "platform/cache", "platform/config",
 		"platform/database"}, // fills an installation, for cmd/bench
-	"modules/auth/campaign":                             {}, // tests of the binary
-	"modules/auth/internal/feed":                        {"platform/database"},
-	"modules/auth/internal/password":                    {"platform/config", "platform/fault", "platform/tracing"},
+	"modules/auth/campaign":      {}, // tests of the binary
+	"modules/auth/internal/feed": {"platform/database"},
+	"modules/auth/internal/password": {"platform/config", "platform/fault", "platform/tracing",
+		"platform/tuning"},
 	"modules/auth/internal/password/blocklist/generate": {},
 	"modules/auth/internal/session":                     {"platform/config", "platform/fault"},
 	"modules/auth/internal/session/redis": {"modules/auth/internal/session", "platform/cache",
@@ -74,7 +77,8 @@ var arrows = map[string][]string{
 	"modules/outbox/sink": {"modules/outbox", "modules/outbox/relay", "platform/config"},
 	"modules/outbox/webhook": {"modules/outbox", "modules/outbox/delivery", "modules/outbox/sink",
 		"platform/config", "platform/seal"},
-	"modules/outbox/outboxbench": {"modules/outbox", "modules/outbox/relay", "platform/database"},
+	"modules/outbox/outboxbench": {"modules/outbox", "modules/outbox/relay", "platform/database",
+		"platform/retry"},
 
 	"platform/cache":      {"platform/config", "platform/tracing"},
 	"platform/config":     {},
@@ -82,7 +86,7 @@ var arrows = map[string][]string{
 	"platform/fault":      {},
 	"platform/batch":      {},
 	"platform/httpserver": {"platform/config", "platform/fault", "platform/tracing"},
-	"platform/openapi":    {"platform/fault", "platform/httpserver"}, // for tests and tools alone
+	"platform/openapi":    {"platform/fault", "platform/httpserver"}, // for tests and tools only
 	"platform/logging":    {"platform/config"},
 	"platform/telemetry":  {"platform/config"},
 	"platform/retry":      {},
@@ -100,18 +104,19 @@ var arrows = map[string][]string{
 	"platform/httpserver/httpservertest":        {"platform/httpserver"},
 	"platform/openapi/openapitest":              {},
 	"platform/cache/cachetest":                  {"platform/cache", "platform/config"},
-	"platform/database/dbtest":                  {"migrations", "platform/config", "platform/database", "platform/retry"},
-	"platform/testenv":                          {},
-	"platform/tracing/tracingtest":              {},
+	"platform/database/dbtest": {"migrations", "platform/config", "platform/database",
+		"platform/retry"},
+	"platform/testenv":             {},
+	"platform/tracing/tracingtest": {},
 }
 
-// testSupport reports whether a package is there for tests alone.
+// testSupport reports whether a package exists for tests only.
 func testSupport(pkg string) bool {
 	return pkg == "platform/testenv" || strings.HasSuffix(path.Base(pkg), "test")
 }
 
-// libraries lists what is used in few places on purpose, and where. No place at all: it is
-// not to be used. The code of tests may go further where the second list says so.
+// libraries lists libraries that may only be used in a few places, and those places. Without a
+// place the library is forbidden. Tests may use it where the second list says so.
 var libraries = []struct {
 	prefix      string
 	code, tests []string
@@ -126,7 +131,8 @@ var libraries = []struct {
 	{"github.com/swaggo/", nil, nil, "the document is made of the table: see platform/openapi"},
 	{"github.com/IBM/sarama", []string{"modules/outbox/sink", "cmd/bench"}, nil,
 		"Kafka is one kind of sink: use relay.Sink"},
-	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"}, []string{"modules/outbox/...", "cmd/...", "docs"},
+	{"github.com/twmb/franz-go", []string{"modules/outbox/outboxtest"},
+		[]string{"modules/outbox/...", "cmd/...", "docs"},
 		"it is the tests' second opinion on Kafka, not the service's client"},
 	{"github.com/wneessen/go-mail", []string{"modules/contact/mail"}, nil,
 		"mail is one kind of target: see modules/contact/mail"},
@@ -140,17 +146,22 @@ var libraries = []struct {
 		"it checks histories in tests"},
 	{"github.com/uptrace/bun", []string{"platform/database", "migrations"}, nil,
 		"it writes arguments into the text of a statement: platform/database binds them; Bun is for its migrator"},
-	{"github.com/uptrace/bun/driver/", nil, nil, "PostgreSQL is reached through pgx, SQLite through modernc.org/sqlite"},
+	{"github.com/redis/go-redis", []string{"platform/cache", "modules/auth/internal/session/redis",
+		"modules/auth/internal/throttle", "cmd/bench"}, []string{"..."},
+		"Redis keeps sessions and counters: each store hides how"},
+	{"github.com/uptrace/bun/driver/", nil, nil,
+		"PostgreSQL is reached through pgx, SQLite through modernc.org/sqlite"},
 	{"github.com/lib/pq", nil, nil, "PostgreSQL is reached through pgx"},
 	{"github.com/mattn/go-sqlite3", nil, nil, "it needs cgo: modernc.org/sqlite does not"},
-	{"go.opentelemetry.io/", []string{"platform/tracing/..."}, nil, "spans come from the context: use platform/tracing"},
+	{"go.opentelemetry.io/", []string{"platform/tracing/..."}, nil,
+		"spans come from the context: use platform/tracing"},
 	{"math/rand", []string{"modules/auth/internal/feed", "modules/auth/internal/password", "modules/outbox",
 		"modules/outbox/delivery",
 		"platform/httpserver", "platform/retry", "cmd/bench"}, []string{"..."},
 		"secrets come from crypto/rand; this spreads retries and numbers requests"},
 }
 
-// pkg is what go list says of a package, its paths shortened to within the module.
+// pkg is what go list says about a package, with paths relative to the module.
 type pkg struct {
 	ImportPath                         string
 	Imports, TestImports, XTestImports []string
@@ -163,7 +174,7 @@ func TestEveryPackageImportsOnlyWhatTheArchitectureAllows(t *testing.T) {
 	}
 }
 
-// The rules hold whatever somebody adds to the lists.
+// The rules hold whatever the lists say.
 func TestTheListsKeepTheArrowsPointingDown(t *testing.T) {
 	t.Parallel()
 	for from, targets := range arrows {
@@ -186,8 +197,9 @@ func upward(from, to string) bool {
 	case "cmd", "docs":
 		return false
 	case "modules":
-		// Of the modules auth knows outbox, and contact knows both; nobody knows contact.
-		crosses := strings.HasPrefix(to, "modules/") && !within(to, strings.Join(strings.Split(from, "/")[:2], "/")+"/...")
+		// Of the modules, auth may use outbox, contact may use both, and nothing uses contact.
+		crosses := strings.HasPrefix(to, "modules/") &&
+			!within(to, strings.Join(strings.Split(from, "/")[:2], "/")+"/...")
 		allowed := within(from, "modules/auth/...") && to == "modules/outbox" ||
 			within(from, "modules/contact/...") && (within(to, "modules/outbox/...") || within(to, "modules/auth/..."))
 		return strings.HasPrefix(to, "cmd/") || crosses && !allowed
@@ -196,7 +208,7 @@ func upward(from, to string) bool {
 	}
 }
 
-// within reports whether a package is meant by a pattern: its name, or a name and /... .
+// within reports whether a pattern matches a package: by its name, or by a name and /... .
 func within(name, pattern string) bool {
 	parent, all := strings.CutSuffix(pattern, "...")
 	if !all {
@@ -209,7 +221,7 @@ func withinAny(name string, patterns []string) bool {
 	return slices.ContainsFunc(patterns, func(p string) bool { return within(name, p) })
 }
 
-// check returns what is wrong, one sentence each.
+// check returns the faults, one sentence each.
 func check(pkgs []pkg, arrows map[string][]string) (problems []string) {
 	bad := func(format string, a ...any) { problems = append(problems, fmt.Sprintf(format, a...)) }
 	seen := map[string]bool{}
@@ -235,7 +247,7 @@ func check(pkgs []pkg, arrows map[string][]string) (problems []string) {
 		for _, to := range slices.Concat(p.TestImports, p.XTestImports) {
 			if slices.ContainsFunc(pkgs, func(q pkg) bool { return q.ImportPath == to }) {
 				ok := to == p.ImportPath || to == "migrations" || testSupport(to) || withinAny(to, allowed)
-				// A test may look at what its package is made of, one arrow further down.
+				// Tests may import what their package's imports import.
 				ok = ok || !upward(p.ImportPath, to)
 				if !ok {
 					bad("the tests of %s import %s: arrows point down there too", p.ImportPath, to)
@@ -295,8 +307,8 @@ func list(t *testing.T) []pkg {
 	}
 }
 
-// platform/tracing has a client of its own for collectors, since the published one brings gRPC and its gateway:
-// 95 packages of the binary that nobody calls.
+// platform/tracing has its own client for collectors, since the published one brings gRPC and its
+// gateway: 95 unused packages in the binary.
 func TestTheBinaryHasNoGRPC(t *testing.T) {
 	t.Parallel()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps", "./cmd/authctl")
@@ -317,7 +329,7 @@ func TestTheBinaryHasNoGRPC(t *testing.T) {
 	}
 }
 
-// A check that cannot fail is none.
+// A check that cannot fail shows nothing.
 func TestCheckFindsEachKindOfFault(t *testing.T) {
 	t.Parallel()
 	list := map[string][]string{
@@ -339,7 +351,7 @@ func TestCheckFindsEachKindOfFault(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		changed pkg
-		problem string // part of it; none when empty
+		problem string // part of the fault; empty for none
 	}{
 		{"downward", pkg{ImportPath: "modules/auth", Imports: []string{"modules/outbox"}}, ""},
 		{"upward", pkg{ImportPath: "modules/outbox", Imports: []string{"modules/auth"}},

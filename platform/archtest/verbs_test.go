@@ -16,8 +16,9 @@ import (
 	"testing"
 )
 
-// verbs are the files of modules/auth that hold what callers ask for. Each reads downward: what
-// two of them share belongs in a file named for a thing, such as session.go or user.go.
+// verbs are the files of modules/auth with the operations for callers. Nothing else uses what they
+// declare: what two of them share belongs in a file named for a thing, such as session.go or
+// user.go.
 var verbs = []string{
 	"account.go", "authenticate.go", "calibrate.go", "export.go", "fence.go", "housekeeping.go", "import.go",
 	"inspect.go",
@@ -72,14 +73,15 @@ func TestReachingIntoAVerbIsFound(t *testing.T) {
 			all[name] = text
 		}
 		problems, err := intoVerbs(all, nil)
-		if got := strings.Join(problems, "\n"); err != nil || !strings.Contains(got, test.problem) || test.problem == "" &&
-			got != "" {
+		if got := strings.Join(problems, "\n"); err != nil || !strings.Contains(got, test.problem) ||
+			test.problem == "" &&
+				got != "" {
 			t.Errorf("%s: %q, %v, want %q", test.text, got, err, test.problem)
 		}
 	}
 }
 
-// intoVerbs says which of the files of a package uses what another one, a verb, declares.
+// intoVerbs lists the uses of what a verb declares in the package's other files.
 func intoVerbs(files map[string]string, imports types.Importer) (problems []string, err error) {
 	set := token.NewFileSet()
 	var parsed []*ast.File
@@ -99,28 +101,36 @@ func intoVerbs(files map[string]string, imports types.Importer) (problems []stri
 	for ident, object := range info.Uses {
 		user, owner := set.Position(ident.Pos()).Filename, set.Position(object.Pos()).Filename
 		if object.Pkg() == pkg && user != owner && slices.Contains(verbs, owner) {
-			problems = append(problems, fmt.Sprintf("%s uses %s of %s: what a verb declares is its own; what it shares belongs in a file named for a thing",
-				user, object.Name(), owner))
+			problems = append(problems,
+				fmt.Sprintf("%s uses %s of %s: what a verb declares is its own; what it shares belongs in a file named for a thing",
+					user, object.Name(), owner))
 		}
 	}
 	slices.Sort(problems)
 	return slices.Compact(problems), nil
 }
 
-// exports imports what a package imports, from the files that the compiler has left.
+// exports imports the package's dependencies from the compiler's export files.
 func exports(t *testing.T, pkg string) types.Importer {
+	t.Helper()
+	files := compiled(t, pkg)
+	return importer.ForCompiler(token.NewFileSet(), "gc", func(path string) (io.ReadCloser, error) {
+		return os.Open(files[path])
+	})
+}
+
+// compiled returns the compiler's files of a package and all that it imports, by their import paths.
+func compiled(t *testing.T, pkg string) map[string]string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "go", "list", "-export", "-deps", "-f", "{{.ImportPath}} {{.Export}}", pkg)
 	out, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("go list -export: %v", err)
 	}
-	compiled := map[string]string{}
+	files := map[string]string{}
 	for line := range strings.Lines(string(out)) {
 		name, file, _ := strings.Cut(strings.TrimSpace(line), " ")
-		compiled[name] = file
+		files[name] = file
 	}
-	return importer.ForCompiler(token.NewFileSet(), "gc", func(path string) (io.ReadCloser, error) {
-		return os.Open(compiled[path])
-	})
+	return files
 }

@@ -15,9 +15,9 @@ const (
 	timeout = time.Second
 )
 
-// backend doubles numbers, and waits for a turn where there is to be one.
+// backend doubles numbers. It waits for a turn if the test wants turns.
 type backend struct {
-	turn chan error // nil: answers at once; else each round waits for what it is to return
+	turn chan error // nil answers at once; otherwise each round waits for what it has to return
 
 	mu     sync.Mutex
 	rounds [][]int
@@ -71,7 +71,7 @@ func inTurns(t *testing.T, test func(t *testing.T, b *backend, g *Batcher[int, i
 	})
 }
 
-// one is a question put in the background.
+// one is a question asked in the background.
 type one struct {
 	answer int
 	err    error
@@ -81,7 +81,7 @@ type one struct {
 
 func put(ctx context.Context, g *Batcher[int, int], q int) *one {
 	o := &one{done: make(chan struct{})}
-	go func() { // waited for by who looks at the answer
+	go func() { // the reader of the answer waits for it
 		begin := time.Now()
 		o.answer, o.err = g.Do(ctx, q)
 		o.took = time.Since(begin)
@@ -153,7 +153,7 @@ func TestAStuckRoundHoldsNobodyUpForLong(t *testing.T) {
 		fourth := put(t.Context(), g, 4)
 		time.Sleep(linger)
 		synctest.Wait()
-		b.expect(t, []int{1}, []int{2}, []int{3}) // three rounds are the most
+		b.expect(t, []int{1}, []int{2}, []int{3}) // there are at most three rounds
 		b.turn <- nil
 		time.Sleep(linger)
 		synctest.Wait()
@@ -167,7 +167,8 @@ func TestAStuckRoundHoldsNobodyUpForLong(t *testing.T) {
 	})
 }
 
-// After a slow round there is one again, with all that comes: else they would stay small.
+// After a slow round there is only one round again, with all questions. Otherwise rounds would stay
+// small.
 func TestRoundsGrowAgainAfterASlowOne(t *testing.T) {
 	t.Parallel()
 	inTurns(t, func(t *testing.T, b *backend, g *Batcher[int, int]) {
@@ -177,7 +178,7 @@ func TestRoundsGrowAgainAfterASlowOne(t *testing.T) {
 		synctest.Wait()
 		put(t.Context(), g, 3)
 		put(t.Context(), g, 4)
-		b.turn <- nil // whichever of the two ends: the other is still under way
+		b.turn <- nil // whichever of the two ends, the other is still running
 		synctest.Wait()
 		b.expect(t, []int{1}, []int{2})
 		b.turn <- nil
@@ -230,7 +231,7 @@ func TestACallerWhoGivesUpIsNotAskedFor(t *testing.T) {
 	})
 }
 
-// A question that is asked alone is its caller's own: however it ends, others go on.
+// A question that is asked alone belongs to its caller: however it ends, the others go on.
 func TestAQuestionAskedAloneEndsWithItsCaller(t *testing.T) {
 	t.Parallel()
 	inTurns(t, func(t *testing.T, b *backend, g *Batcher[int, int]) {
@@ -262,7 +263,7 @@ func TestAPanicOfALoneQuestionLeavesTheGroupUsable(t *testing.T) {
 		func() {
 			defer func() {
 				if recover() == nil {
-					t.Error("it went no further")
+					t.Error("the panic was swallowed")
 				}
 			}()
 			_, _ = g.Do(t.Context(), 1)

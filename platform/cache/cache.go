@@ -1,9 +1,9 @@
-// Package cache opens the one Redis of the service and holds what its users share: how to
-// connect, what an error means, whether the server is fit to keep state.
+// Package cache opens the one Redis of the service. It knows how to
+// connect, what an error means, and whether a server is fit to keep state.
 //
-// Redis is one server, or a primary that Sentinels watch, or a cluster. What differs stays in this
-// package: its users get a [redis.UniversalClient], keep the keys of a script in one slot, and ask
-// [Servers] where they have to see every key.
+// Redis is one server, or a primary that Sentinels watch, or a cluster. This package hides the
+// difference: its users get a [Client], keep the keys of a script in one slot, and call
+// [Servers] if they have to see every key.
 package cache
 
 import (
@@ -37,11 +37,11 @@ type Config struct {
 }
 
 // timeout is how long to wait for a connection and for the answer to a command. A healthy Redis
-// answers within milliseconds, and with an unhealthy one a request still ends in time to say so.
+// answers within milliseconds, and with an unhealthy one a request still gets its 503 in time.
 // It is not a setting; options of redis.url override it where a network needs that.
 const timeout = 2 * time.Second
 
-// Prefix begins every key that the service writes. It is what an ACL has to allow.
+// Prefix begins every key that the service writes. An ACL has to allow it.
 const Prefix = "authctl:"
 
 // Enabled reports whether the settings name a Redis.
@@ -50,7 +50,7 @@ func (c Config) Enabled() bool { return c.URL != "" || c.Host != "" }
 // Validate reports settings that cannot work.
 func (c Config) Validate(report func(path, problem string)) {
 	if c.URL != "" {
-		if _, err := c.parseURL(); err != nil {
+		if _, err := parseURL(c); err != nil {
 			report("redis.url", err.Error())
 		}
 	} else if c.Host != "" {
@@ -68,25 +68,25 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 }
 
-// ValidateProd reports what prod mode does not allow. What counts is what the client made of the
-// settings, whichever of them named the servers. Servers that these name are checked when they are
-// connected to.
+// ValidateProd reports what prod mode does not allow. It checks what the client made of the
+// settings, whichever of them named the servers. Servers that these announce are checked when a connection
+// is made.
 func (c Config) ValidateProd(report func(path, problem string)) {
-	t, err := c.target()
+	t, err := targetOf(c)
 	if !c.Enabled() || err != nil { // Validate reports it
 		return
 	}
-	if c.refusedInProd(t) {
+	if t.refusedInProd(c) {
 		path := "cache.redis.host"
 		if c.URL != "" {
 			path = "redis.url"
 		}
-		report(path, "must be reached over TLS with a verified certificate in prod mode: rediss:// or redis.tls; or set "+
-			"redis.allow_plaintext")
+		report(path, "must be reached over TLS with a verified certificate in prod mode: rediss:// or "+
+			"redis.tls; or set redis.allow_plaintext")
 	}
 }
 
-func (c Config) refusedInProd(t target) bool {
+func (t target) refusedInProd(c Config) bool {
 	return !c.AllowPlaintext && !t.local() && !t.verified()
 }
 
@@ -103,34 +103,54 @@ func (c Config) Overridden(report func(path, by string)) {
 
 // Describe names the servers for a person, without credentials.
 func (c Config) Describe() string {
-	t, err := c.target()
+	t, err := targetOf(c)
 	if err != nil {
 		return "Redis"
 	}
 	return t.String()
 }
 
-// ErrPlaintext refuses a server that prod mode must not use as it is configured.
+// ErrPlaintext is the refusal of a server that prod mode must not use as it is configured.
 var ErrPlaintext = errors.New("without verified TLS; use rediss:// (or redis.tls), or set redis.allow_plaintext")
 
-// Options are what the settings alone do not say.
+// Options are what [Open] needs besides the settings.
 type Options struct {
 	Prod    bool   // a server on another machine must be reached over verified TLS
 	AppName string // shown in CLIENT LIST
-	Untried bool   // skip the check that it answers: the caller can work without Redis
+	Untried bool   // do not check that it answers: the caller can work without Redis
+}
+
+// Client sends commands to Redis. It is a [redis.Client], a [redis.ClusterClient] or a client that follows
+// Sentinels, and lists the methods of them that the service uses.
+//
+// Those types contain an instance of a generic type. Each package that refers to them compiles some 1,500
+// methods of it, which takes two seconds. So nothing that this package exports refers to them: no field, not
+// even an unexported one, no signature of a method, and no body that is small enough to be inlined.
+type Client interface {
+	redis.Scripter
+	Pipelined(ctx context.Context, fn func(redis.Pipeliner) error) ([]redis.Cmder, error)
+	TxPipelined(ctx context.Context, fn func(redis.Pipeliner) error) ([]redis.Cmder, error)
+	Process(ctx context.Context, cmd redis.Cmder) error
+	Do(ctx context.Context, words ...any) *redis.Cmd
+	HMGet(ctx context.Context, key string, fields ...string) *redis.SliceCmd
+	SMembers(ctx context.Context, key string) *redis.StringSliceCmd
+	ZRange(ctx context.Context, key string, start, stop int64) *redis.StringSliceCmd
+	Ping(ctx context.Context) *redis.StatusCmd
+	AddHook(redis.Hook)
+	Close() error
 }
 
 // Open connects to Redis and checks that it answers: the server, the primary that the Sentinels
 // know, or any node of the cluster. The caller closes the client.
 //
 // The client repeats commands after a broken connection, so a command that changes something
-// must have the same effect when it runs twice. It reads from no replica, and follows fail-overs.
-func Open(ctx context.Context, cfg Config, o Options) (redis.UniversalClient, error) {
-	t, err := cfg.target()
+// must have the same effect when it runs twice. It follows fail-overs and never reads from a replica.
+func Open(ctx context.Context, cfg Config, o Options) (Client, error) {
+	t, err := targetOf(cfg)
 	if err != nil {
 		return nil, err
 	}
-	if o.Prod && cfg.refusedInProd(t) {
+	if o.Prod && t.refusedInProd(cfg) {
 		return nil, fmt.Errorf("connect to %s: refused in prod mode: %w", t, ErrPlaintext)
 	}
 	logging.Disable() // the client writes its own lines to stderr; every error also reaches the caller
@@ -148,8 +168,8 @@ func Open(ctx context.Context, cfg Config, o Options) (redis.UniversalClient, er
 	return client, nil
 }
 
-// named sets the name of a connection that CLIENT LIST shows. It is not an option of the client: a Redis user
-// without the right to CLIENT SETNAME could not connect.
+// named sets the name of a connection that CLIENT LIST shows. It does not use the client's option for it,
+// with which a Redis user without the right to CLIENT SETNAME could not connect.
 func named(name string) func(ctx context.Context, conn *redis.Conn) error {
 	if name == "" {
 		return nil
@@ -175,5 +195,5 @@ func readCAs(path string) (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// address is what the parts name.
+// address is the address in cache.redis.host and cache.redis.port.
 func (c Config) address() string { return net.JoinHostPort(c.Host, strconv.Itoa(c.Port)) }

@@ -45,7 +45,7 @@ func TestOpenUsesThePartsAsItUsesTheURL(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if err := client.Set(t.Context(), name, "1", 0).Err(); err != nil {
+		if err := client.Do(t.Context(), "set", name, "1").Err(); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		_ = client.Close()
@@ -127,17 +127,18 @@ func TestProdModeRefusesUnverifiedServersElsewhere(t *testing.T) {
 func TestAURLIsTakenAsTheClientUnderstandsItOrRefused(t *testing.T) {
 	t.Parallel()
 	for url, good := range map[string]bool{
-		"redis://redis":                                 true,
-		"redis://redis:6379/15":                         true,
-		"redis://:p%2Fss@redis":                         true,
-		"redis://[::1]:6379/0":                          true,
-		"redis://[fe80::1%25eth0]":                      true,
-		"redis://localhost.?protocol=2":                 true,
-		"rediss://redis?skip_verify=true":               true,
-		"unix:///run/redis.sock?db=3":                   true,
-		"redis:///3":                                    true, // localhost
-		"REDIS://redis":                                 true,
-		"redis://u:1/hunter2@redis":                     false, // everything after the slash is a database to a parser
+		"redis://redis":                   true,
+		"redis://redis:6379/15":           true,
+		"redis://:p%2Fss@redis":           true,
+		"redis://[::1]:6379/0":            true,
+		"redis://[fe80::1%25eth0]":        true,
+		"redis://localhost.?protocol=2":   true,
+		"rediss://redis?skip_verify=true": true,
+		"unix:///run/redis.sock?db=3":     true,
+		"redis:///3":                      true, // localhost
+		"REDIS://redis":                   true,
+		// a parser takes everything after the slash for a database
+		"redis://u:1/hunter2@redis":                     false,
 		"redis://u:p?hunter2@redis":                     false,
 		"redis://u:p#hunter2@redis":                     false,
 		"redis://u:p@hunter2@redis:x":                   false,
@@ -158,7 +159,7 @@ func TestAURLIsTakenAsTheClientUnderstandsItOrRefused(t *testing.T) {
 		"redis://n1:1?addr=n2:1&addr=[::1]:1":           true,
 		"redis://:hunter2@n1?addr=n2:1&max_redirects=3": true,
 		"redis://n1/0?addr=n2:1":                        true,
-		"redis://n1/1?addr=n2:1":                        false, // the parser of a cluster passes over it
+		"redis://n1/1?addr=n2:1":                        false, // the parser of a cluster ignores it
 		"redis://n1?addr=n2:1&db=1":                     false,
 		"redis://n1:1?addr=n1:1":                        false,
 		"redis://n1:1?addr=n2:1,n3:1":                   false,
@@ -232,12 +233,13 @@ func TestValidateNamesTheSetting(t *testing.T) {
 func TestUnavailableIsWhatMayWorkLater(t *testing.T) {
 	t.Parallel()
 	server := miniredis.RunT(t)
-	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret("redis://" + server.Addr())}, cache.Options{})
+	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret("redis://" + server.Addr())},
+		cache.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = client.Close() })
-	get := func(ctx context.Context) error { return client.Get(ctx, "key").Err() }
+	get := func(ctx context.Context) error { return client.Do(ctx, "get", "key").Err() }
 
 	if err := get(t.Context()); !errors.Is(err, redis.Nil) || cache.IsUnavailable(err) {
 		t.Errorf("a missing key: %v", err)
@@ -247,7 +249,8 @@ func TestUnavailableIsWhatMayWorkLater(t *testing.T) {
 		"BUSY no", "NOREPLICAS no", "MASTERDOWN no",
 		"MOVED 1 127.0.0.1:1", "ASK 1 127.0.0.1:1", "CROSSSLOT no", "CLUSTERDOWN no", "TRYAGAIN no", "EXECABORT no",
 		"UNKILLABLE no", "NOSCRIPT no",
-		"ERR max number of clients reached", "ERR unknown command", "ERR The user executing the script can't run this " +
+		"ERR max number of clients reached", "ERR unknown command",
+		"ERR The user executing the script can't run this " +
 			"command", "ERR DB index is out of range",
 	} {
 		server.SetError(reply)
@@ -280,7 +283,7 @@ func TestADeadlineEndsACommandToASilentServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = listener.Close() }) // accepts in the kernel, never answers
+	t.Cleanup(func() { _ = listener.Close() }) // the kernel accepts, and nothing answers
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	_, err = cache.Open(ctx, cache.Config{URL: config.Secret("redis://" + listener.Addr().String())}, cache.Options{})

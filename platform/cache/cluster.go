@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,27 +22,25 @@ func openCluster(o *redis.ClusterOptions, appName string, d dialer) *redis.Clust
 	all := guard{within: 2 * o.ReadTimeout}
 	client := redis.NewClusterClient(o)
 	client.AddHook(all)
-	// The client learns of a fail-over from the answers of nodes. One that has died gives none.
+	// The client learns of a fail-over from the answers of nodes. A dead node gives none.
 	client.OnNewNode(func(node *redis.Client) {
 		node.AddHook(guard{lookAgain: func() { client.ReloadState(context.Background()) }})
 	})
 	return client
 }
 
-// lookWithin is how long one server may take to tell which servers there are, before another one is asked.
+// lookWithin is how long one server may take to list the servers, before another one is asked.
 const lookWithin = 500 * time.Millisecond
 
-// guard is a hook for servers that others can take the place of: it bounds how long a command may take with
-// all its attempts, and has somebody look for the right server when one fails.
+// guard is a hook for servers that can be replaced: it bounds how long a command may take with
+// all its attempts, and calls lookAgain when one fails.
 type guard struct {
 	within    time.Duration // without a bound unless positive
 	lookAgain func()
 }
 
 // DialHook implements redis.Hook.
-func (guard) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
-}
+func (guard) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 // ProcessHook implements redis.Hook.
 func (g guard) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
@@ -53,7 +50,7 @@ func (g guard) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 			defer cancel()
 			return next(ctx, cmd)
 		}
-		ctx, cancel := g.bound(ctx)
+		ctx, cancel := within(ctx, g.within)
 		defer cancel()
 		return g.saw(next(ctx, cmd))
 	}
@@ -62,17 +59,18 @@ func (g guard) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 // ProcessPipelineHook implements redis.Hook.
 func (g guard) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return func(ctx context.Context, cmds []redis.Cmder) error {
-		ctx, cancel := g.bound(ctx)
+		ctx, cancel := within(ctx, g.within)
 		defer cancel()
 		return g.saw(next(ctx, cmds))
 	}
 }
 
-func (g guard) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if g.within <= 0 {
+// within adds a deadline if the time is positive.
+func within(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
+	if d <= 0 {
 		return ctx, func() {}
 	}
-	return context.WithTimeout(ctx, g.within)
+	return context.WithTimeout(ctx, d)
 }
 
 func (g guard) saw(err error) error {
@@ -83,17 +81,17 @@ func (g guard) saw(err error) error {
 	return err
 }
 
-// Server is a Redis that takes writes: the one there is, the primary, or a node of a cluster.
+// Server is a Redis that takes writes: the only server, the primary, or a node of a cluster.
 type Server struct {
 	Name   string // of a node of a cluster, host:port; else empty
-	Client *redis.Client
+	Client redis.Cmdable
 
 	tags []string // hash tags in braces whose keys the server has
 }
 
-// Servers returns every server that has keys. It sees every node of a cluster that has slots, whether or not
-// it answers.
-func Servers(ctx context.Context, client redis.UniversalClient) ([]Server, error) {
+// Servers returns every server that has keys. In a cluster these are all nodes with slots, whether or not
+// they answer.
+func Servers(ctx context.Context, client Client) ([]Server, error) {
 	cluster, ok := client.(*redis.ClusterClient)
 	if !ok {
 		return []Server{{Client: one(client), tags: Tags()[:1]}}, nil
@@ -124,36 +122,42 @@ func Servers(ctx context.Context, client redis.UniversalClient) ([]Server, error
 	return servers, nil
 }
 
-// one is the client of what is not a cluster.
-func one(client redis.UniversalClient) *redis.Client {
+// one is the client of a server outside a cluster.
+func one(client Client) *redis.Client {
 	if p, ok := client.(*primary); ok {
-		return p.Client
+		client = p.Client
 	}
 	return client.(*redis.Client)
 }
 
+// options are the options of one server.
+func options(s Server) *redis.Options { return s.Client.(*redis.Client).Options() }
+
 // IsCluster reports whether the keys are spread over several servers.
-func IsCluster(client redis.UniversalClient) bool {
+//
+//go:noinline // see [Client]
+func IsCluster(client Client) bool {
 	_, ok := client.(*redis.ClusterClient)
 	return ok
 }
 
-// ErrMoved says that slots of the cluster, or the servers themselves, changed while all keys were looked at,
-// so that some may have been missed.
-var ErrMoved = errors.New("the servers of Redis, or the slots of its cluster, changed meanwhile, so that some keys may " +
-	"have been missed; try again when a fail-over or a move of slots is over")
+// ErrMoved says that slots of the cluster, or the servers themselves, changed during a walk through all keys,
+// so that it may have missed some.
+var ErrMoved = errors.New("the servers of Redis, or the slots of its cluster, changed meanwhile, so that some " +
+	"keys may have been missed; try again when a fail-over or a move of slots is over")
 
-// Layout returns a text that says which servers have which keys. While it stays the same, who has asked each of
-// [Servers] for its keys has seen all of them. The error is [ErrMoved] while slots are being moved.
-func Layout(ctx context.Context, client redis.UniversalClient) (string, error) {
+// Layout returns a text that says which servers have which keys. If it is the same before and after a walk
+// through the keys of all [Servers], the walk has seen every key. The error is [ErrMoved] while slots are
+// being moved.
+func Layout(ctx context.Context, client Client) (string, error) {
 	servers, err := Servers(ctx, client)
 	if err != nil {
 		return "", err
 	}
 	var layout strings.Builder
 	for _, server := range servers {
-		// A server that has started again walks through its keys in another order. Without the right to
-		// ask, that is not known.
+		// A restarted server walks through its keys in another order. Without the right to use INFO a restart
+		// is not noticed.
 		info, err := server.Client.Info(ctx, "server").Result()
 		if err != nil && IsUnavailable(err) && code(err) == "" {
 			return "", err
@@ -173,7 +177,7 @@ func Layout(ctx context.Context, client redis.UniversalClient) (string, error) {
 				continue
 			}
 			for _, slots := range fields[8:] {
-				if strings.HasPrefix(slots, "[") { // one that is on its way
+				if strings.HasPrefix(slots, "[") { // one that is being moved
 					return "", ErrMoved
 				}
 			}
@@ -184,8 +188,8 @@ func Layout(ctx context.Context, client redis.UniversalClient) (string, error) {
 	return layout.String(), nil
 }
 
-// Tags returns hash tags, in braces, whose slots are spread evenly over the 16,384 of a cluster: a node that has
-// 255 slots in a row has one of them.
+// Tags returns hash tags, in braces, whose slots are spread evenly over the 16,384 of a cluster: any 255 slots in a
+// row contain the slot of one of them.
 func Tags() []string { return tags() }
 
 const tagWidth = 128 // slots
@@ -203,7 +207,7 @@ var tags = sync.OnceValue(func() []string {
 	return found
 })
 
-// crc16 is CRC-16/XMODEM, by which a cluster finds the slot of a key.
+// crc16 is CRC-16/XMODEM, from which a cluster computes the slot of a key.
 func crc16(text string) (sum uint16) {
 	for _, c := range []byte(text) {
 		sum ^= uint16(c) << 8

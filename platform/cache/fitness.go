@@ -15,10 +15,10 @@ import (
 
 // Probe does what a sign-in does to Redis: it writes, and runs a script that writes, in one round
 // trip. It fails on a server that takes no writes (a replica, or one that lacks memory, disk or
-// replicas), and on a node of a cluster that was taken for a single server, which has only some of the
-// keys. In a cluster it fails when no node can be used: as long as one can, those are served whose
+// replicas), and on a node of a cluster that was configured as a single server, which has only some of the
+// keys. In a cluster it fails only when no node can be used: any usable node serves the users whose
 // sessions it has. The error is a [Problem].
-func Probe(ctx context.Context, client redis.UniversalClient) error {
+func Probe(ctx context.Context, client Client) error {
 	servers, problems, err := probe(ctx, client)
 	if err != nil {
 		return explain(ctx, &redis.Options{}, err)
@@ -29,8 +29,8 @@ func Probe(ctx context.Context, client redis.UniversalClient) error {
 	return nil
 }
 
-// Unfit returns a problem for each server that is of no use now.
-func Unfit(ctx context.Context, client redis.UniversalClient) []*Problem {
+// Unfit returns a problem for each server that cannot be used now.
+func Unfit(ctx context.Context, client Client) []*Problem {
 	_, problems, err := probe(ctx, client)
 	if err != nil {
 		return []*Problem{explain(ctx, &redis.Options{}, err)}
@@ -38,7 +38,10 @@ func Unfit(ctx context.Context, client redis.UniversalClient) []*Problem {
 	return problems
 }
 
-func probe(ctx context.Context, client redis.UniversalClient) (servers int, problems []*Problem, err error) {
+// Away returns how many servers that have keys are of no use now. If not even their list can be had, that is one.
+func Away(ctx context.Context, client Client) int { return len(Unfit(ctx, client)) }
+
+func probe(ctx context.Context, client Client) (servers int, problems []*Problem, err error) {
 	all, err := Servers(ctx, client)
 	if err != nil {
 		return 0, nil, err
@@ -56,7 +59,7 @@ func probe(ctx context.Context, client redis.UniversalClient) (servers int, prob
 	return len(all), slices.DeleteFunc(found, func(p *Problem) bool { return p == nil }), nil
 }
 
-func try(ctx context.Context, client redis.UniversalClient, server Server) *Problem {
+func try(ctx context.Context, client Client, server Server) *Problem {
 	tags := server.tags // in a cluster, of slots that it has
 	if !IsCluster(client) {
 		tags = nil
@@ -83,9 +86,8 @@ func try(ctx context.Context, client redis.UniversalClient, server Server) *Prob
 	if err == nil {
 		return nil
 	}
-	var reply redis.Error
-	if !errors.As(err, &reply) {
-		return explain(ctx, server.Client.Options(), err)
+	if _, ok := errors.AsType[redis.Error](err); !ok {
+		return explain(ctx, options(server), err)
 	}
 	// A Sentinel knows few commands, and clusters and replicas have several codes for one problem.
 	if p := role(ctx, server.Client, IsCluster(client)); p != nil {
@@ -102,7 +104,7 @@ func try(ctx context.Context, client redis.UniversalClient, server Server) *Prob
 	return refusal(err)
 }
 
-// named says of which node of a cluster something is true.
+// named puts the name of the node of a cluster before a text.
 func (s Server) named(text string) string {
 	if s.Name == "" {
 		return text
@@ -121,7 +123,7 @@ func Commands() []string {
 	return names
 }
 
-// ClusterCommands lists what the Redis user must be able to run besides where Redis is a cluster.
+// ClusterCommands lists what the Redis user of a cluster must be able to run as well.
 func ClusterCommands() []string { return []string{"asking", "cluster|nodes", "cluster|slots"} }
 
 // attempts try each command on keys that begin with k and expire.
@@ -157,7 +159,7 @@ var attempts = []struct {
 
 // Rights tries each command that is needed, on keys that expire. It returns what the Redis user
 // lacks, or nil; an error means that a server does not answer.
-func Rights(ctx context.Context, client redis.UniversalClient) (*Problem, error) {
+func Rights(ctx context.Context, client Client) (*Problem, error) {
 	servers, err := Servers(ctx, client)
 	if err != nil {
 		return nil, err
@@ -176,9 +178,9 @@ func Rights(ctx context.Context, client redis.UniversalClient) (*Problem, error)
 }
 
 func (s Server) rights(ctx context.Context, cluster bool) (*Problem, error) {
-	client := s.Client
+	client := s.Client.(*redis.Client)
 	if len(s.tags) == 0 {
-		return nil, nil // too few slots to have one that is known
+		return nil, nil // too few slots to have one of a known tag
 	}
 	k := Prefix + "doctor:" + s.tags[0] + ":" + rand.Text() + ":"
 	denied := func(err error) (bool, error) {
@@ -243,7 +245,7 @@ func (s Server) rights(ctx context.Context, cluster bool) (*Problem, error) {
 
 // Check looks for settings of the servers that make them lose data, or not recover, and returns a
 // problem for each. An error means that the settings cannot be read.
-func Check(ctx context.Context, client redis.UniversalClient) ([]*Problem, error) {
+func Check(ctx context.Context, client Client) ([]*Problem, error) {
 	servers, err := Servers(ctx, client)
 	if err != nil {
 		return nil, err
@@ -266,17 +268,17 @@ func Check(ctx context.Context, client redis.UniversalClient) ([]*Problem, error
 	return found, nil
 }
 
-// forgetful judges what a server tells of itself; replaced says that another one takes its place when it fails.
+// forgetful checks the INFO of a server; replaced says that another server replaces it when it fails.
 func forgetful(info map[string]string, replaced bool) (found []*Problem) {
 	if policy := info["maxmemory_policy"]; policy != "" && policy != "noeviction" {
 		found = append(found, &Problem{Found: "maxmemory-policy is " + policy,
-			Advice: "set it to noeviction: otherwise Redis under memory pressure drops sessions, which signs people out, and " +
-				"counters of failed sign-ins"})
+			Advice: "set it to noeviction: otherwise Redis under memory pressure drops sessions, which signs people " +
+				"out, and counters of failed sign-ins"})
 	}
 	if info["aof_enabled"] == "0" {
 		found = append(found, &Problem{Found: "the append-only file is off",
-			Advice: "set appendonly yes: otherwise a restart of Redis signs out everybody who signed in since its last " +
-				"snapshot"})
+			Advice: "set appendonly yes: otherwise a restart of Redis signs out everybody who signed in since " +
+				"its last snapshot"})
 	}
 	if !replaced {
 		return found

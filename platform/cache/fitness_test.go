@@ -21,8 +21,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// do runs commands of an administrator, given as lines.
-func do(t *testing.T, client redis.UniversalClient, lines ...string) {
+// do runs commands of an administrator, one per line.
+func do(t *testing.T, client cache.Client, lines ...string) {
 	t.Helper()
 	for _, line := range lines {
 		var words []any
@@ -36,7 +36,7 @@ func do(t *testing.T, client redis.UniversalClient, lines ...string) {
 }
 
 // openURL opens a Redis as the service does.
-func openURL(t *testing.T, url string) (redis.UniversalClient, error) {
+func openURL(t *testing.T, url string) (cache.Client, error) {
 	t.Helper()
 	options := "?"
 	if strings.Contains(url, "?") {
@@ -51,11 +51,11 @@ func openURL(t *testing.T, url string) (redis.UniversalClient, error) {
 	return client, err
 }
 
-// situations are servers that answer and are of no use, or not now.
+// situations are servers that answer but cannot be used, or not right now.
 var situations = map[string]struct {
 	make  func(t *testing.T) (url string)
-	found string // what is said of it
-	todo  string // and what to do
+	found string // what the finding says
+	todo  string // and its advice
 	setup bool
 }{
 	"a node of a cluster": {clusterNode, "its cluster mode is on", "set REDIS_CLUSTER=true", true},
@@ -101,7 +101,7 @@ var situations = map[string]struct {
 		"may not run", "+hset", true},
 }
 
-// restricted starts a server with a user of those rights, and returns the URL of that user.
+// restricted starts a server with a user of those rights, and returns that user's URL.
 func restricted(t *testing.T, rights string) string {
 	t.Helper()
 	server := cachetest.Start(t)
@@ -116,7 +116,8 @@ func clusterNode(t *testing.T) string {
 	for i, slots := range []string{"0 8191", "8192 16383"} {
 		node := cachetest.Start(t, "--cluster-enabled", "yes", "--cluster-node-timeout", "60000",
 			"--cluster-port", strconv.Itoa(ports[i]))
-		do(t, cachetest.Open(t, node.URL()), "CLUSTER ADDSLOTSRANGE "+slots, fmt.Sprintf("CLUSTER SET-CONFIG-EPOCH %d", i+1))
+		do(t, cachetest.Open(t, node.URL()), "CLUSTER ADDSLOTSRANGE "+slots,
+			fmt.Sprintf("CLUSTER SET-CONFIG-EPOCH %d", i+1))
 		nodes = append(nodes, node)
 	}
 	client := cachetest.Open(t, nodes[0].URL())
@@ -142,30 +143,32 @@ func TestAServerThatIsOfNoUseIsToldOfWithWhatToDo(t *testing.T) {
 			}
 			if !strings.Contains(problem.Found, s.found) || !strings.Contains(problem.Advice, s.todo) ||
 				problem.Setup != s.setup {
-				t.Errorf("found %q, advice %q, setup %v", problem.Found, problem.Advice, problem.Setup)
+				t.Errorf("finding %q, advice %q, setup %v", problem.Found, problem.Advice, problem.Setup)
 			}
 			if !cache.IsUnavailable(err) {
-				t.Errorf("%v would be a mistake of ours", err)
+				t.Errorf("%v counts as our own defect", err)
 			}
 			if client == nil {
 				return
 			}
-			// What the service does there is refused for now, and never a mistake of ours: some of
-			// it may work, on some nodes of a cluster.
+			// The service's calls there are refused for now, and never count as our own defect.
+			// Some may work, on some nodes of a cluster.
 			for i := range 50 {
 				key := fmt.Sprintf("authctl:{%d}", i)
 				for what, err := range map[string]error{
-					"a write": client.HSet(t.Context(), key, "f", "1").Err(),
-					"a script": client.Eval(t.Context(), "redis.call('TIME') redis.call('PEXPIRE', KEYS[1], 60000) return "+
-						"redis.call('HMGET', KEYS[1], 'f')",
+					"a write": client.Do(t.Context(), "hset", key, "f", "1").Err(),
+					"a script": client.Eval(t.Context(),
+						"redis.call('TIME') redis.call('PEXPIRE', KEYS[1], 60000) return "+
+							"redis.call('HMGET', KEYS[1], 'f')",
 						[]string{key}).Err(),
 					"a transaction": func() error {
-						_, err := client.TxPipelined(t.Context(), func(p redis.Pipeliner) error { p.Del(t.Context(), key); return nil })
+						_, err := client.TxPipelined(t.Context(),
+							func(p redis.Pipeliner) error { p.Del(t.Context(), key); return nil })
 						return err
 					}(),
 				} {
 					if err != nil && !cache.IsUnavailable(err) {
-						t.Fatalf("%s: %v would be a mistake of ours", what, err)
+						t.Fatalf("%s: %v counts as our own defect", what, err)
 					}
 				}
 			}
@@ -198,11 +201,12 @@ func TestAServerThatIsFitPassesTheProbe(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, found, err)
 		}
 	}
-	// What was written for the trial goes by itself.
+	// What the probe has written expires by itself.
 	client := cachetest.Open(t, server.URL())
 	keys := client.Keys(t.Context(), "*").Val()
 	for _, key := range keys {
-		if ttl := client.TTL(t.Context(), key).Val(); ttl <= 0 || ttl > time.Minute || !strings.HasPrefix(key, cache.Prefix) {
+		if ttl := client.TTL(t.Context(), key).Val(); ttl <= 0 || ttl > time.Minute ||
+			!strings.HasPrefix(key, cache.Prefix) {
 			t.Errorf("%s stays for %v", key, ttl)
 		}
 	}
@@ -218,7 +222,8 @@ func documentedRights(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rights := regexp.MustCompile(`ACL SETUSER authctl on >PASSWORD resetchannels ((?s).*?)\n` + "```").FindSubmatch(text)
+	rights := regexp.MustCompile(`ACL SETUSER authctl on >PASSWORD resetchannels ((?s).*?)\n` +
+		"```").FindSubmatch(text)
 	if rights == nil {
 		t.Fatal("docs/operations.md does not say which rights a Redis user needs")
 	}
@@ -239,8 +244,8 @@ func TestTheDocumentedRightsAreThoseThatAreTried(t *testing.T) {
 	}
 }
 
-// TestEveryCommandOfAScriptIsTried reads the scripts of the modules: a command that they begin to
-// use has to be asked for.
+// TestEveryCommandOfAScriptIsTried reads the modules' scripts: a new command in them needs a right
+// that the documentation grants and the probe checks.
 func TestEveryCommandOfAScriptIsTried(t *testing.T) {
 	t.Parallel()
 	call := regexp.MustCompile(`redis\.p?call\('([A-Za-z]+)'`)
@@ -256,11 +261,11 @@ func TestEveryCommandOfAScriptIsTried(t *testing.T) {
 		for _, m := range call.FindAllSubmatch(text, -1) {
 			found++
 			name := strings.ToLower(string(m[1]))
-			if name == "info" { // of which the script does without
+			if name == "info" { // the script works without it
 				continue
 			}
 			if !slices.Contains(cache.Commands(), name) {
-				t.Errorf("%s uses %s, which the Redis user is not asked to be allowed", path, name)
+				t.Errorf("%s uses %s, which the documented rights do not allow", path, name)
 			}
 		}
 		return nil
@@ -285,7 +290,7 @@ func TestCheckTellsOfAServerThatForgets(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := cache.Check(t.Context(), blind); err == nil {
-		t.Error("a user who may not run INFO is told that all is well")
+		t.Error("without the right to run INFO the check finds no fault")
 	}
 }
 
@@ -310,14 +315,15 @@ func TestAServerThatCannotBeConnectedToIsToldOfByItsKind(t *testing.T) {
 	} {
 		_, err := openURL(t, tc.url)
 		problem := cache.Describe(err)
-		if err == nil || !strings.Contains(problem.Advice, tc.advice) || !strings.Contains(err.Error(), problem.Advice) {
+		if err == nil || !strings.Contains(problem.Advice, tc.advice) ||
+			!strings.Contains(err.Error(), problem.Advice) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err != nil && strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("%s shows the password: %v", name, err)
 		}
 	}
-	// Silence.
+	// A silent server.
 	server.Pause()
 	defer server.Resume()
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)

@@ -16,8 +16,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// IsUnavailable reports that the command may succeed later, unchanged: Redis is down, overloaded,
-// read-only or too slow, it is the wrong server, it refuses us, or the context ended. The rest is
+// IsUnavailable reports whether the command may succeed later, unchanged: Redis is down, overloaded,
+// read-only or too slow, it is the wrong server, it refuses us, or the context ended. The other errors are
 // redis.Nil and replies that a stored value causes.
 func IsUnavailable(err error) bool {
 	var reply redis.Error
@@ -29,15 +29,15 @@ func IsUnavailable(err error) bool {
 
 // code is the first word of an error reply, which says what kind it is.
 func code(err error) string {
-	var reply redis.Error
-	if !errors.As(err, &reply) {
+	reply, ok := errors.AsType[redis.Error](err)
+	if !ok {
 		return ""
 	}
 	word, _, _ := strings.Cut(reply.Error(), " ")
 	return word
 }
 
-// Problem is what is wrong with the server or the connection to it, and what to do.
+// Problem says what is wrong with the server or the connection to it, and what to do.
 type Problem struct {
 	Found  string
 	Advice string
@@ -55,8 +55,7 @@ func (p *Problem) Unwrap() error { return p.Err }
 // cannotConnect says why connecting failed. If the server may have refused the number of the
 // database, it connects once more without it.
 func cannotConnect(ctx context.Context, opt *redis.Options, err error) *Problem {
-	var reply redis.Error
-	if !errors.As(err, &reply) {
+	if _, ok := errors.AsType[redis.Error](err); !ok {
 		return unreachable(ctx, opt, err)
 	}
 	if opt.DB > 0 && code(err) == "ERR" {
@@ -69,8 +68,8 @@ func cannotConnect(ctx context.Context, opt *redis.Options, err error) *Problem 
 				return p
 			}
 			return &Problem{Found: err.Error(), Setup: true, Err: err,
-				Advice: "the server has no database of this number: set CACHE_REDIS_DB, or the number at the end of REDIS_URL, " +
-					"to one that it has"}
+				Advice: "the server has no database of this number: set CACHE_REDIS_DB, or the number at the end of " +
+					"REDIS_URL, to one that it has"}
 		}
 	}
 	return refusal(err)
@@ -80,7 +79,7 @@ func cannotConnect(ctx context.Context, opt *redis.Options, err error) *Problem 
 func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	p := &Problem{Found: err.Error(), Err: err}
 	if cause, ok := errors.AsType[*net.OpError](err); ok {
-		p.Found = cause.Error() // without what the client adds
+		p.Found = cause.Error() // without the client's words
 	}
 	const named = "CACHE_REDIS_HOST or REDIS_URL"
 	name, noName := errors.AsType[*net.DNSError](err)
@@ -101,11 +100,11 @@ func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	case wrongName:
 		p.Advice = "connect by a name that is in the server's certificate: correct " + named
 	case unverified:
-		p.Advice = "the server's certificate is not trusted: name the file of its authority in REDIS_CA_FILE, or renew " +
-			"the certificate if it has expired"
+		p.Advice = "the server's certificate is not trusted: name the file of its authority in REDIS_CA_FILE, " +
+			"or renew the certificate if it has expired"
 	case alert:
-		p.Advice = "the server ends the TLS handshake: it may want a certificate of the client (tls-auth-clients), which " +
-			"authctl does not have, or another version of TLS"
+		p.Advice = "the server ends the TLS handshake: it may want a certificate of the client " +
+			"(tls-auth-clients), which authctl does not have, or another version of TLS"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		p.Advice = "nothing listens there: start Redis, or name another one with REDIS_URL"
 	case errors.Is(err, fs.ErrNotExist):
@@ -127,8 +126,8 @@ func unreachable(ctx context.Context, opt *redis.Options, err error) *Problem {
 	return p
 }
 
-// answersPlainly reports whether the server speaks Redis without TLS: it did not answer the TLS
-// handshake because it waited for the end of a line. It is sent nothing but PING.
+// answersPlainly reports whether the server speaks Redis without TLS: then it did not answer the TLS
+// handshake because it waited for the end of a line. It gets only a PING.
 func answersPlainly(ctx context.Context, opt *redis.Options) bool {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second) // the handshake used up the time
 	defer cancel()
@@ -160,21 +159,21 @@ func refusal(err error) *Problem {
 		setup  bool
 		advice string
 	}{
-		{"WRONGPASS", true, "the user or the password is wrong: set CACHE_REDIS_PASSWORD, or USER:PASSWORD@ in REDIS_URL, " +
-			"to what the server has"},
+		{"WRONGPASS", true, "the user or the password is wrong: set CACHE_REDIS_PASSWORD, or USER:PASSWORD@ in " +
+			"REDIS_URL, to what the server has"},
 		{"NOAUTH", true, "the server wants a password: set CACHE_REDIS_PASSWORD, or USER:PASSWORD@ in REDIS_URL"},
 		{"NOPERM", true, rights},
 		{"MOVED ASK CROSSSLOT", true, adviceCluster},
-		{"CLUSTERDOWN", false, "a part of the cluster has no primary, or no node has some of its slots: bring the nodes " +
-			"back, and see redis-cli --cluster check"},
+		{"CLUSTERDOWN", false, "a part of the cluster has no primary, or no node has some of its slots: bring " +
+			"the nodes back, and see redis-cli --cluster check"},
 		{"TRYAGAIN", false, "slots of the cluster are being moved: wait until that is done"},
 		{"READONLY MASTERDOWN", false, adviceReplica},
 		{"LOADING", false, "it is loading its data: wait until it has finished"},
-		{"OOM", false, "its memory is full and it takes no writes: raise maxmemory, or find what fills it; sessions and " +
-			"counters expire by themselves"},
+		{"OOM", false, "its memory is full and it takes no writes: raise maxmemory, or find what fills it; " +
+			"sessions and counters expire by themselves"},
 		{"MISCONF", false, "it cannot save to its disk and takes no writes: make room there, and read its log"},
-		{"NOREPLICAS", false, "fewer replicas are connected than min-replicas-to-write asks for, and it takes no writes: " +
-			"bring them back, or lower the number"},
+		{"NOREPLICAS", false, "fewer replicas are connected than min-replicas-to-write asks for, and it takes no " +
+			"writes: bring them back, or lower the number"},
 		{"BUSY", false, "a script of another client takes too long: SCRIPT KILL ends it"},
 	} {
 		for known := range strings.FieldsSeq(kind.codes) {
@@ -184,8 +183,8 @@ func refusal(err error) *Problem {
 		}
 	}
 	if redis.IsMaxClientsError(err) {
-		return &Problem{Found: err.Error(), Err: err, Advice: "it has reached its limit of clients: raise its maxclients, " +
-			"or add ?pool_size=16 to REDIS_URL to open fewer"}
+		return &Problem{Found: err.Error(), Err: err, Advice: "it has reached its limit of clients: raise its " +
+			"maxclients, or add ?pool_size=16 to REDIS_URL to open fewer"}
 	}
 	// Other errors have no code of their own, such as a right that a script lacks.
 	return &Problem{Found: err.Error(), Err: err, Advice: "check that it is Redis 7 or newer, and " + rights}
@@ -198,8 +197,8 @@ const (
 		"fail-overs, or name the Sentinels"
 )
 
-// role says why a server of this kind cannot be used, as far as it tells. In a cluster it has to be a node.
-func role(ctx context.Context, client *redis.Client, cluster bool) *Problem {
+// role says why the server's role forbids its use, as far as INFO tells. cluster: it must be a node.
+func role(ctx context.Context, client redis.Cmdable, cluster bool) *Problem {
 	text, _ := client.Info(ctx).Result() // empty without the right to ask
 	info := parseInfo(text)
 	switch {
@@ -229,6 +228,8 @@ func parseInfo(text string) map[string]string {
 }
 
 // Describe explains an error of Redis to a person: what it is, and what to do.
+//
+//go:noinline // see [Client]
 func Describe(err error) *Problem { return explain(context.Background(), &redis.Options{}, err) }
 
 // explain is Describe for an error of a server with these options.

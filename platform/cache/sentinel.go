@@ -19,14 +19,14 @@ import (
 
 // primary is a client of the server that the Sentinels call the primary.
 //
-// It is not the failover client of go-redis, which stays with one Sentinel: while that one hangs, no
-// connection is made, and one that is cut off from the others would lead to a primary that was replaced.
+// It is not the failover client of go-redis, which stays with one Sentinel: while that one hangs, it makes
+// no connection, and a Sentinel that is cut off from the others would lead it to a replaced primary.
 type primary struct {
-	*redis.Client
+	Client
 	sentinels *sentinels
 }
 
-// Close ends the watch, too.
+// Close also ends the watch.
 func (p *primary) Close() error {
 	err := p.Client.Close()
 	p.sentinels.close()
@@ -40,8 +40,9 @@ func openPrimary(o *redis.FailoverOptions, appName string, d dialer) *primary {
 		Username: o.Username, Password: o.Password, DB: o.DB,
 		MaxRetries: o.MaxRetries, MinRetryBackoff: o.MinRetryBackoff, MaxRetryBackoff: o.MaxRetryBackoff,
 		DialTimeout: o.DialTimeout, ReadTimeout: o.ReadTimeout, WriteTimeout: o.WriteTimeout,
-		PoolFIFO: o.PoolFIFO, PoolSize: o.PoolSize, PoolTimeout: o.PoolTimeout, MaxConcurrentDials: o.MaxConcurrentDials,
-		MinIdleConns: o.MinIdleConns, MaxIdleConns: o.MaxIdleConns, MaxActiveConns: o.MaxActiveConns,
+		PoolFIFO: o.PoolFIFO, PoolSize: o.PoolSize, PoolTimeout: o.PoolTimeout,
+		MaxConcurrentDials: o.MaxConcurrentDials, MinIdleConns: o.MinIdleConns, MaxIdleConns: o.MaxIdleConns,
+		MaxActiveConns:  o.MaxActiveConns,
 		ConnMaxIdleTime: o.ConnMaxIdleTime, ConnMaxLifetime: o.ConnMaxLifetime,
 		ConnMaxLifetimeJitter: o.ConnMaxLifetimeJitter,
 	}
@@ -49,14 +50,14 @@ func openPrimary(o *redis.FailoverOptions, appName string, d dialer) *primary {
 	if appName != "" {
 		opt.ClientName, opt.OnConnect = "", named(appName)
 	}
-	p := &primary{Client: redis.NewClient(opt), sentinels: s}
-	p.AddHook(guard{within: 2 * o.ReadTimeout, lookAgain: s.doubt})
+	client := redis.NewClient(opt)
+	client.AddHook(guard{within: 2 * o.ReadTimeout, lookAgain: s.doubt})
 	go s.watch()
-	return p
+	return &primary{Client: client, sentinels: s}
 }
 
-// sentinels knows the primary. It asks all Sentinels four times a second, when a connection is made, and when there
-// is reason to doubt the primary. When there is another one, it closes the connections to the former one: that may
+// sentinels knows the primary. It asks all Sentinels four times a second, when a connection is made, and when
+// the primary is doubted. When there is a new primary, it closes the connections to the former one, which may
 // hang, or answer as a replica, or wake up and take writes that will be lost.
 type sentinels struct {
 	name   string
@@ -70,9 +71,9 @@ type sentinels struct {
 
 	doubted atomic.Int64 // when a command last failed, in nanoseconds
 
-	asking  sync.Mutex // held by the one who asks
-	asked   time.Time  // when the latest answer was asked for
-	unknown error      // that there was none
+	asking  sync.Mutex // held while the Sentinels are asked
+	asked   time.Time  // when they were asked last
+	unknown error      // why they did not answer then
 
 	mu    sync.Mutex
 	known string // address of the primary; empty before the first answer
@@ -82,7 +83,7 @@ type sentinels struct {
 type sentinel struct {
 	address string
 	client  *redis.SentinelClient
-	late    atomic.Bool // it did not answer when it was asked last: the others are not kept waiting for it
+	late    atomic.Bool // it did not answer the last time, so the next answer does not wait for it
 }
 
 func newSentinels(o *redis.FailoverOptions, d dialer) *sentinels {
@@ -123,13 +124,13 @@ func (s *sentinels) watch() {
 }
 
 const (
-	// lookEvery is how long a primary that was replaced while it works may go on being used.
+	// lookEvery is how long a replaced primary that still works may be used.
 	lookEvery = 250 * time.Millisecond
-	// slow is an answer after which a server may not be the primary any more: it may have been stopped for a while.
+	// slow is how late an answer must be to be checked: the server may have been suspended and replaced meanwhile.
 	slow = 200 * time.Millisecond
 )
 
-// doubt has the Sentinels asked at once, and before any further answer of the primary is believed.
+// doubt makes the watch ask the Sentinels at once. No answer of the primary is trusted before they answer.
 func (s *sentinels) doubt() {
 	s.doubted.Store(time.Now().UnixNano())
 	select {
@@ -138,8 +139,8 @@ func (s *sentinels) doubt() {
 	}
 }
 
-// now asks for the primary, follows it, and returns its address. Those who ask at the same time share an answer
-// that was asked for after each of them came.
+// now asks for the primary, follows it, and returns its address. Concurrent callers share an answer, if the
+// Sentinels were asked after each of them called.
 func (s *sentinels) now(ctx context.Context) (string, error) {
 	came := time.Now()
 	s.asking.Lock()
@@ -155,7 +156,7 @@ func (s *sentinels) now(ctx context.Context) (string, error) {
 	return address, s.unknown
 }
 
-// follow takes the address for that of the primary, and drops the connections to any other.
+// follow uses the address as that of the primary, and drops the connections to any other.
 func (s *sentinels) follow(address string) {
 	var former []*primaryConn
 	s.mu.Lock()
@@ -174,10 +175,10 @@ func (s *sentinels) follow(address string) {
 	}
 }
 
-// answer is what one Sentinel says.
+// answer is the answer of one Sentinel.
 type answer struct {
 	sentinel string
-	address  string // of the primary; empty if it does not say
+	address  string // of the primary; empty: not known
 	epoch    int64  // grows with each fail-over
 	err      error
 }
@@ -214,7 +215,8 @@ func (s *sentinels) ask(ctx context.Context) (string, error) {
 	}
 	best, known := "", s.primary()
 	for address := range votes {
-		if best == "" || cmp.Or(cmp.Compare(epochs[address], epochs[best]), cmp.Compare(votes[address], votes[best])) > 0 ||
+		if best == "" ||
+			cmp.Or(cmp.Compare(epochs[address], epochs[best]), cmp.Compare(votes[address], votes[best])) > 0 ||
 			epochs[address] == epochs[best] && votes[address] == votes[best] && address == known {
 			best = address
 		}
@@ -249,8 +251,8 @@ func (s *sentinels) problem(sentinel string, err error) *Problem {
 	case err == nil || errors.Is(err, redis.Nil): // which must not pass for a missing key
 	case errors.As(err, &reply):
 		p.Found, p.Err = fmt.Sprintf("the Sentinel %s: %v", sentinel, err), err
-		p.Advice = "REDIS_URL with a master_name must name Sentinels (their port is 26379 by default), and USER:PASSWORD@ " +
-			"is theirs; the user needs " +
+		p.Advice = "REDIS_URL with a master_name must name Sentinels (their port is 26379 by default), and " +
+			"USER:PASSWORD@ is theirs; the user needs " +
 			"+sentinel|get-master-addr-by-name"
 	default:
 		p = unreachable(context.Background(), &redis.Options{TLSConfig: s.dialer.tls}, err)
@@ -265,9 +267,9 @@ func (s *sentinels) primary() string {
 	return s.known
 }
 
-// dial connects to the primary. While no Sentinel answers it is the one that was known last.
+// dial connects to the primary. While no Sentinel answers, it uses the last known one.
 func (s *sentinels) dial(ctx context.Context, network, _ string) (net.Conn, error) {
-	ctx, cancel := s.dialer.bound(ctx)
+	ctx, cancel := within(ctx, s.dialer.within)
 	defer cancel()
 	verified := time.Now()
 	address, err := s.now(ctx)
@@ -293,23 +295,27 @@ func (s *sentinels) dial(ctx context.Context, network, _ string) (net.Conn, erro
 	s.mu.Unlock()
 	if replaced {
 		_ = conn.Close()
-		return nil, io.EOF // so that it is tried again
+		return nil, io.EOF // so that the client tries again
 	}
-	return s.dialer.secure(ctx, conn, address)
+	secured, err := s.dialer.secure(ctx, conn, address)
+	if err != nil {
+		return nil, fmt.Errorf("the primary %s: %w", address, err)
+	}
+	return secured, nil
 }
 
-// primaryConn is a connection to what was the primary when it was made.
+// primaryConn is a connection to the server that was the primary when it was made.
 type primaryConn struct {
 	*net.TCPConn
 	address   string
 	sentinels *sentinels
 	dropped   atomic.Bool
-	wrote     atomic.Int64 // nanoseconds, as the next
-	verified  atomic.Int64 // when the Sentinels said that this is the primary, unless it is doubted since
+	wrote     atomic.Int64 // in nanoseconds, like the next
+	verified  atomic.Int64 // when the Sentinels last said that this is the primary
 }
 
-// Read implements net.Conn. A connection that is dropped meanwhile has ended, which the client takes for a
-// reason to try again. An answer that may be that of a former primary is one only if the Sentinels say so.
+// Read implements net.Conn. If the connection was dropped meanwhile it returns io.EOF, so that the client tries
+// again. An answer that may come from a former primary is returned only if the Sentinels confirm the primary.
 func (c *primaryConn) Read(b []byte) (int, error) {
 	n, err := c.TCPConn.Read(b)
 	now, verified := time.Now(), c.verified.Load()
@@ -351,7 +357,8 @@ func (c *primaryConn) end(err error) error {
 func (s *sentinels) check(ctx context.Context) (found []*Problem) {
 	if len(s.all) < 3 {
 		found = append(found, &Problem{Found: fmt.Sprintf("REDIS_URL names %d Sentinels", len(s.all)), Advice: "run " +
-			"at least three, and name each with addr=HOST:PORT: while none of those named answers, nobody learns of a new primary"})
+			"at least three, and name each with addr=HOST:PORT: while none of those named answers, nobody learns of " +
+			"a new primary"})
 	}
 	for _, one := range s.all {
 		bounded, cancel := context.WithTimeout(ctx, attempt)

@@ -34,7 +34,8 @@ func TestOneSettingMeansOneKindOfRedis(t *testing.T) {
 		}
 	}
 	for url, want := range map[string]string{
-		"redis://u:p@h:1": "Redis Cluster h:1", "redis://h/1": "Redis", "redis://h:1?addr=i:2": "Redis Cluster h:1, i:2",
+		"redis://u:p@h:1": "Redis Cluster h:1", "redis://h/1": "Redis",
+		"redis://h:1?addr=i:2":      "Redis Cluster h:1, i:2",
 		"redis://h:1?master_name=m": "Redis", "unix:///h": "Redis",
 	} {
 		cfg := cache.Config{URL: config.Secret(url), Cluster: true}
@@ -52,14 +53,14 @@ func TestOneSettingMeansOneKindOfRedis(t *testing.T) {
 }
 
 // eachTag writes once to a part of every server's keys, and returns the errors.
-func eachTag(ctx context.Context, client redis.UniversalClient) []error {
+func eachTag(ctx context.Context, client cache.Client) []error {
 	var mu sync.Mutex
 	var errs []error
 	var wg sync.WaitGroup
 	for part := range slices.Chunk(cache.Tags(), 16) {
 		wg.Go(func() {
 			for _, tag := range part {
-				err := client.Set(ctx, cache.Prefix+tag, 1, time.Hour).Err()
+				err := client.Do(ctx, "set", cache.Prefix+tag, 1, "ex", 3600).Err()
 				mu.Lock()
 				if err != nil {
 					errs = append(errs, err)
@@ -72,15 +73,15 @@ func eachTag(ctx context.Context, client redis.UniversalClient) []error {
 	return errs
 }
 
-// recovers writes until everything can be written, and fails the test for an error that would be a mistake of
-// ours.
-func recovers(t *testing.T, client redis.UniversalClient) {
+// recovers waits until all keys can be written. An error that counts as our own defect fails the
+// test.
+func recovers(t *testing.T, client cache.Client) {
 	t.Helper()
 	testenv.Eventually(t, "everything can be written", func() bool {
 		errs := eachTag(t.Context(), client)
 		for _, err := range errs {
 			if !cache.IsUnavailable(err) {
-				t.Fatalf("%v would be a mistake of ours", err)
+				t.Fatalf("%v counts as our own defect", err)
 			}
 		}
 		return len(errs) == 0
@@ -91,13 +92,13 @@ func TestAClusterIsUsedAsAWhole(t *testing.T) {
 	t.Parallel()
 	c := cachetest.StartCluster(t)
 	for name, cfg := range map[string]cache.Config{
-		"three nodes":         {URL: config.Secret(c.URL())},
-		"one node":            {URL: config.Secret(c.Primaries[1].URL()), Cluster: true},
-		"a replica":           {URL: config.Secret(c.Replicas[1].URL()), Cluster: true},
-		"one that is away":    {URL: config.Secret(c.Primaries[2].URL() + "?addr=127.0.0.1:1")},
-		"the first is away":   {URL: config.Secret("redis://127.0.0.1:1?addr=127.0.0.1:" + c.Primaries[2].Port())},
-		"without a URL":       {Host: "127.0.0.1", Port: atoi(t, c.Replicas[0].Port()), Cluster: true},
-		"with longer waiting": {URL: config.Secret(c.URL() + "&read_timeout=0&dial_timeout=5s&protocol=2")},
+		"three nodes":            {URL: config.Secret(c.URL())},
+		"one node":               {URL: config.Secret(c.Primaries[1].URL()), Cluster: true},
+		"a replica":              {URL: config.Secret(c.Replicas[1].URL()), Cluster: true},
+		"one node is down":       {URL: config.Secret(c.Primaries[2].URL() + "?addr=127.0.0.1:1")},
+		"the first node is down": {URL: config.Secret("redis://127.0.0.1:1?addr=127.0.0.1:" + c.Primaries[2].Port())},
+		"without a URL":          {Host: "127.0.0.1", Port: atoi(t, c.Replicas[0].Port()), Cluster: true},
+		"with longer waiting":    {URL: config.Secret(c.URL() + "&read_timeout=0&dial_timeout=5s&protocol=2")},
 	} {
 		client, err := cache.Open(t.Context(), cfg, cache.Options{AppName: "authctl", Prod: true})
 		if err != nil {
@@ -123,7 +124,7 @@ func TestAClusterIsUsedAsAWhole(t *testing.T) {
 	}
 	client := cachetest.OpenAny(t, c.URL())
 	for _, tag := range cache.Tags() {
-		slot := int(client.ClusterKeySlot(t.Context(), cache.Prefix+tag+"x").Val())
+		slot, _ := client.Do(t.Context(), "cluster", "keyslot", cache.Prefix+tag+"x").Int()
 		if want := slices.Index(cache.Tags(), tag); slot/128 != want {
 			t.Fatalf("%s is in slot %d, not of part %d", tag, slot, want)
 		}
@@ -144,7 +145,8 @@ func TestAClusterIsUsedAsAWhole(t *testing.T) {
 	}
 }
 
-// each reports whether n problems have this text; the append-only file is off on each node.
+// each reports whether n problems have this text, which says that the append-only file is off on
+// each node.
 func each(found []*cache.Problem, n int, text string) bool {
 	have, aof := 0, 0
 	for _, p := range found {
@@ -210,7 +212,7 @@ func TestTheDocumentedRightsAreEnoughInACluster(t *testing.T) {
 		": the Redis user may not run TIME, ASKING") {
 		t.Errorf("%v, %v", missing, err)
 	}
-	// One of the three is of no use. The others are.
+	// One of the three nodes does not work, the others do.
 	if unfit := cache.Unfit(t.Context(), client); len(unfit) != 1 || !unfit[0].Setup ||
 		!strings.Contains(unfit[0].Found, "127.0.0.1:"+c.Primaries[1].Port()) {
 		t.Errorf("%v", unfit)
@@ -229,9 +231,15 @@ func TestAClusterLosesANode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if n := cache.Away(t.Context(), client); n != 0 {
+		t.Errorf("%d servers are down", n)
+	}
 	c.Primaries[0].Kill()
+	if n := cache.Away(t.Context(), client); n != 1 && !c.IsPrimary(c.Replicas[0]) {
+		t.Errorf("%d servers are down, but not the killed one", n)
+	}
 	if _, err := cache.Layout(t.Context(), client); err == nil {
-		t.Error("the layout is told without the node that was killed")
+		t.Error("the layout lacks the killed node")
 	}
 	recovers(t, client)
 	if !c.IsPrimary(c.Replicas[0]) {
@@ -242,7 +250,7 @@ func TestAClusterLosesANode(t *testing.T) {
 		return err == nil && after != before
 	})
 
-	// One that hangs holds up no command beyond its time.
+	// A node that hangs delays no command beyond its timeout.
 	c.Primaries[1].Pause()
 	testenv.Eventually(t, "a command fails, or the replica has been promoted", func() bool {
 		ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
@@ -259,12 +267,12 @@ func TestAClusterLosesANode(t *testing.T) {
 	testenv.Eventually(t, "the former primary follows", func() bool { return !c.IsPrimary(c.Primaries[1]) })
 	recovers(t, client)
 
-	// Without a replica there is a part that nobody serves, and the rest refuses too.
+	// Without a replica one part has no node, and the cluster refuses commands to the others too.
 	c.Replicas[0].Kill()
 	testenv.Eventually(t, "the cluster is down", func() bool {
 		for _, err := range eachTag(t.Context(), client) {
 			if !cache.IsUnavailable(err) {
-				t.Fatalf("%v would be a mistake of ours", err)
+				t.Fatalf("%v counts as our own defect", err)
 			}
 			if redis.IsClusterDownError(err) {
 				return true
@@ -278,10 +286,37 @@ func TestAClusterLosesANode(t *testing.T) {
 	if !slices.ContainsFunc(cache.Unfit(t.Context(), client), func(p *cache.Problem) bool {
 		return strings.Contains(p.Advice, "bring the nodes back")
 	}) {
-		t.Error("nothing says that a part of the cluster is away")
+		t.Error("nothing says that a part of the cluster is down")
+	}
+	if n := cache.Away(t.Context(), client); n == 0 {
+		t.Error("no server counts as down, but a part of the cluster is")
 	}
 	c.Replicas[0].Restart()
 	recovers(t, client)
+	testenv.Eventually(t, "no server is down", func() bool { return cache.Away(t.Context(), client) == 0 })
+}
+
+// With TLS everything is as without: a node is lost, its replica is verified and takes its place.
+func TestAClusterOverTLSLosesANode(t *testing.T) {
+	t.Parallel()
+	c, url, caFile := cachetest.StartClusterTLS(t, "localhost")
+	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url), CAFile: caFile}, cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	recovers(t, client)
+	c.Primaries[0].Kill()
+	if errs := eachTag(t.Context(), client); len(errs) == 0 && !c.IsPrimary(c.Replicas[0]) {
+		t.Error("the killed node still answers")
+	}
+	recovers(t, client)
+	if !c.IsPrimary(c.Replicas[0]) {
+		t.Error("the replica has not been promoted")
+	}
+	if n := cache.Away(t.Context(), client); n != 0 {
+		t.Errorf("%d servers are down", n)
+	}
 }
 
 func TestSlotsMoveUnderCommands(t *testing.T) {
@@ -291,18 +326,21 @@ func TestSlotsMoveUnderCommands(t *testing.T) {
 	recovers(t, client)
 	source, target := c.Primaries[0], c.Primaries[1]
 	tag := cache.Tags()[0]
-	slot := client.ClusterKeySlot(t.Context(), tag).Val()
+	slot, err := client.Do(t.Context(), "cluster", "keyslot", tag).Int64()
+	if err != nil {
+		t.Fatal(err)
+	}
 	before, err := cache.Layout(t.Context(), client)
 	if err != nil {
 		t.Fatal(err)
 	}
 	finish := c.Move(slot, source, target)
 	if _, err := cache.Layout(t.Context(), client); !errors.Is(err, cache.ErrMoved) {
-		t.Errorf("the layout while a slot is being moved: %v", err)
+		t.Errorf("the layout while a slot moves: %v", err)
 	}
-	// Its key is still there, then on the other node, which is asked.
+	// The slot's key is first on one node, then on the other, which the client asks.
 	for range 2 {
-		if got, err := client.Get(t.Context(), cache.Prefix+tag).Result(); err != nil || got != "1" {
+		if got, err := client.Do(t.Context(), "get", cache.Prefix+tag).Text(); err != nil || got != "1" {
 			t.Errorf("%q, %v", got, err)
 		}
 		_, err := client.TxPipelined(t.Context(), func(p redis.Pipeliner) error {
@@ -314,10 +352,10 @@ func TestSlotsMoveUnderCommands(t *testing.T) {
 		}
 		c.Do(source, "migrate", "127.0.0.1", target.Port(), cache.Prefix+tag, 0, 10000)
 	}
-	// A script with keys of which some are not there has to wait.
+	// A script must wait if some of its keys have moved already.
 	err = client.Eval(t.Context(), "return 1", []string{cache.Prefix + tag, cache.Prefix + tag + "none"}).Err()
 	if !redis.IsTryAgainError(err) || !cache.IsUnavailable(err) || cache.Describe(err).Setup {
-		t.Errorf("a script in a slot that is being moved: %v", err)
+		t.Errorf("a script in a moving slot: %v", err)
 	}
 	finish()
 	recovers(t, client)
@@ -331,7 +369,7 @@ func TestSentinelsLeadToThePrimary(t *testing.T) {
 	t.Parallel()
 	w := cachetest.StartWatched(t)
 	client := cachetest.OpenAny(t, w.URL())
-	if err := client.Set(t.Context(), "authctl:key", "kept", 0).Err(); err != nil {
+	if err := client.Do(t.Context(), "set", "authctl:key", "kept").Err(); err != nil {
 		t.Fatal(err)
 	}
 	if found, err := cache.Check(t.Context(), client); err != nil || len(found) != 1 { // no file
@@ -340,7 +378,7 @@ func TestSentinelsLeadToThePrimary(t *testing.T) {
 	testenv.Eventually(t, "the replica has it", func() bool {
 		return cachetest.Open(t, w.Replica.URL()).Get(t.Context(), "authctl:key").Val() == "kept"
 	})
-	// One Sentinel that hangs is not waited for.
+	// The client does not wait for one Sentinel that hangs.
 	w.Sentinels[0].Pause()
 	fresh := cachetest.OpenAny(t, w.URL())
 	recovers(t, fresh)
@@ -349,23 +387,24 @@ func TestSentinelsLeadToThePrimary(t *testing.T) {
 	w.Primary.Pause()
 	recovers(t, client)
 	w.AwaitPrimary(w.Replica)
-	if got, err := client.Get(t.Context(), "authctl:key").Result(); err != nil || got != "kept" {
+	if got, err := client.Do(t.Context(), "get", "authctl:key").Text(); err != nil || got != "kept" {
 		t.Errorf("%q, %v", got, err)
 	}
-	// The former one comes back as a replica: nothing is read there, while it still thinks otherwise.
+	// The former primary comes back as a replica. Nothing is read from it while it still takes
+	// itself for the primary.
 	w.Primary.Resume()
-	if err := client.Set(t.Context(), "authctl:key", "new", 0).Err(); err != nil {
+	if err := client.Do(t.Context(), "set", "authctl:key", "new").Err(); err != nil {
 		t.Error(err)
 	}
 	former := cachetest.Open(t, w.Primary.URL())
 	testenv.Eventually(t, "the former primary follows", func() bool {
-		if got, err := client.Get(t.Context(), "authctl:key").Result(); err != nil || got != "new" {
+		if got, err := client.Do(t.Context(), "get", "authctl:key").Text(); err != nil || got != "new" {
 			t.Fatalf("%q, %v", got, err)
 		}
 		return strings.Contains(former.Info(t.Context(), "replication").Val(), "master_link_status:up")
 	})
-	// Back again, this time with both of them up: connections to the one that is a replica now are dropped,
-	// also those that only read.
+	// And back, with both servers running: connections to the one that is now a replica are
+	// dropped, even those that only read.
 	testenv.Eventually(t, "the Sentinels are ready to do it again", func() bool {
 		_, err := cachetest.Open(t, w.Sentinels[1].URL()).Do(t.Context(), "sentinel", "failover",
 			cachetest.WatchedName).Result()
@@ -374,11 +413,11 @@ func TestSentinelsLeadToThePrimary(t *testing.T) {
 	w.AwaitPrimary(w.Primary)
 	testenv.Eventually(t, "nothing is connected to the replica but the primary and the Sentinels", func() bool {
 		list := cachetest.Open(t, w.Replica.URL()).ClientList(t.Context()).Val()
-		return strings.Count(list, "name=authctl-test") == 1 // the client that asks
+		return strings.Count(list, "name=authctl-test") == 1 // except this client itself
 	})
 	recovers(t, client)
 
-	// Without any Sentinel, the primary that is known is used.
+	// Without any Sentinel the client keeps using the primary that it knows.
 	for _, one := range w.Sentinels {
 		one.Kill()
 	}
@@ -401,18 +440,20 @@ func TestSettingsThatNameTheWrongKindSayWhichIsRight(t *testing.T) {
 		cluster bool
 		want    string
 	}{
-		"a single server for a cluster":   {single.URL(), true, "its cluster mode is off"},
-		"two single servers":              {single.URL() + "?addr=127.0.0.1:1", false, "its cluster mode is off"},
-		"a Sentinel for a cluster":        {w.Sentinels[0].URL(), true, "add master_name=NAME"},
-		"a single server for a Sentinel":  {single.URL() + "?master_name=main", false, "must name Sentinels"},
-		"another name":                    {strings.Replace(w.URL(), "=main", "=x", 1), false, "no primary of the name x"},
+		"a single server for a cluster":  {single.URL(), true, "its cluster mode is off"},
+		"two single servers":             {single.URL() + "?addr=127.0.0.1:1", false, "its cluster mode is off"},
+		"a Sentinel for a cluster":       {w.Sentinels[0].URL(), true, "add master_name=NAME"},
+		"a single server for a Sentinel": {single.URL() + "?master_name=main", false, "must name Sentinels"},
+		"another name": {strings.Replace(w.URL(), "=main", "=x", 1), false,
+			"no primary of the name x"},
 		"a cluster without slots":         {slotless.URL(), true, "redis-cli --cluster create"},
 		"a password that the primary has": {w.URL(), false, "password=PASSWORD in REDIS_URL"},
 		"nothing where a cluster was":     {"redis://127.0.0.1:1?addr=127.0.0.1:2", false, "nothing listens there"},
 		"nothing where Sentinels were":    {"redis://127.0.0.1:1?master_name=main", false, "nothing listens there"},
 		"a node by itself":                {c.Primaries[0].URL(), false, "set REDIS_CLUSTER=true"},
 	} {
-		client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(tc.url), Cluster: tc.cluster}, cache.Options{})
+		client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(tc.url), Cluster: tc.cluster},
+			cache.Options{})
 		if err == nil {
 			err = cache.Probe(t.Context(), client)
 			_ = client.Close()
@@ -423,15 +464,15 @@ func TestSettingsThatNameTheWrongKindSayWhichIsRight(t *testing.T) {
 		}
 	}
 	right := cachetest.OpenAny(t, w.URL()+"&password=right")
-	if err := right.Set(t.Context(), "authctl:key", 1, 0).Err(); err != nil {
+	if err := right.Do(t.Context(), "set", "authctl:key", 1).Err(); err != nil {
 		t.Error(err)
 	}
 }
 
-// What a cluster and Sentinels announce need not be where the settings point to.
+// The servers that a cluster or Sentinels announce may be elsewhere than the settings say.
 func TestProdModeConnectsToNoAnnouncedServerElsewhereWithoutTLS(t *testing.T) {
 	t.Parallel()
-	const elsewhere = "192.0.2.1" // for documentation: no such server
+	const elsewhere = "192.0.2.1" // an address for documentation: no such server
 	node := cachetest.Start(t, "--cluster-enabled", "yes", "--cluster-port", fmt.Sprint(testenv.FreePort(t)),
 		"--cluster-announce-ip", elsewhere)
 	do(t, cachetest.Open(t, node.URL()), "CLUSTER ADDSLOTSRANGE 0 16383")
@@ -455,9 +496,74 @@ func TestProdModeConnectsToNoAnnouncedServerElsewhereWithoutTLS(t *testing.T) {
 	}
 }
 
+// secured is a primary that Sentinels announce by its address, with TLS everywhere.
+type secured struct {
+	primary, sentinel *cachetest.Server
+	caFile            string // of both servers
+}
+
+// newSecured makes one. The server and the Sentinel have certificates for these names.
+func newSecured(t *testing.T, server, sentinel string) *secured {
+	t.Helper()
+	var s secured
+	var serverCA string
+	s.primary, serverCA = cachetest.StartNamedTLS(t, server)
+	conf := filepath.Join(t.TempDir(), "sentinel.conf")
+	text := fmt.Sprintf("sentinel monitor %s 127.0.0.1 %s 1\n", cachetest.WatchedName, s.primary.Port())
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.sentinel, s.caFile = cachetest.StartSentinelTLS(t, conf, sentinel, serverCA)
+	return &s
+}
+
+// try writes a key through the Sentinel at this host.
+func (s *secured) try(t *testing.T, host, caFile string) error {
+	t.Helper()
+	url := "rediss://" + host + ":" + s.sentinel.Port() + "?master_name=" + cachetest.WatchedName
+	cfg := cache.Config{URL: config.Secret(url), CAFile: caFile}
+	client, err := cache.Open(t.Context(), cfg, cache.Options{Prod: true})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = client.Close() }()
+	return client.Do(t.Context(), "set", "authctl:key", 1).Err()
+}
+
+func TestSentinelsAndTheirPrimaryAreVerified(t *testing.T) {
+	t.Parallel()
+	right, wrong := newSecured(t, "localhost", "localhost"), newSecured(t, "redis.example", "localhost")
+	if err := right.try(t, "localhost", right.caFile); err != nil {
+		t.Errorf("the right names: %v", err)
+	}
+	for name, tc := range map[string]struct {
+		s            *secured
+		host, caFile string
+		want         []string
+	}{
+		"a Sentinel by its address": {right, "127.0.0.1", right.caFile,
+			[]string{"the Sentinel 127.0.0.1:" + right.sentinel.Port(), "a name that is in the server's certificate"}},
+		"an authority that is not named": {right, "localhost", wrong.caFile,
+			[]string{"the Sentinel localhost:" + right.sentinel.Port(), "REDIS_CA_FILE"}},
+		"a primary with another name": {wrong, "localhost", wrong.caFile,
+			[]string{"the primary 127.0.0.1:" + wrong.primary.Port(), "a name that is in the server's certificate"}},
+	} {
+		err := tc.s.try(t, tc.host, tc.caFile)
+		if _, ok := errors.AsType[*cache.Problem](err); !ok {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		for _, want := range tc.want {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %v does not say %q", name, err, want)
+			}
+		}
+	}
+}
+
 func TestAnnouncedServersAreVerifiedByTheNameInTheSettings(t *testing.T) {
 	t.Parallel()
-	// The cluster announces its node by the address, for which it has no certificate.
+	// The cluster announces its node by an address that is not in the node's certificate.
 	node, caFile := cachetest.StartNamedTLS(t, "localhost", "--cluster-enabled", "yes", "--cluster-port",
 		fmt.Sprint(testenv.FreePort(t)), "--cluster-announce-ip", "127.0.0.1")
 	admin, err := cache.Open(t.Context(), cache.Config{URL: config.Secret("rediss://localhost:" + node.Port()),
@@ -468,7 +574,8 @@ func TestAnnouncedServersAreVerifiedByTheNameInTheSettings(t *testing.T) {
 	t.Cleanup(func() { _ = admin.Close() })
 	do(t, admin, "CLUSTER ADDSLOTSRANGE 0 16383")
 	testenv.Eventually(t, "the cluster works", func() bool {
-		return strings.Contains(admin.ClusterInfo(t.Context()).Val(), "cluster_state:ok")
+		info, _ := admin.Do(t.Context(), "cluster", "info").Text()
+		return strings.Contains(info, "cluster_state:ok")
 	})
 	for name, tc := range map[string]struct {
 		host, caFile string
@@ -478,10 +585,11 @@ func TestAnnouncedServersAreVerifiedByTheNameInTheSettings(t *testing.T) {
 		"its address":       {"127.0.0.1", caFile, false},
 		"another authority": {"localhost", "", false},
 	} {
-		cfg := cache.Config{URL: config.Secret("rediss://" + tc.host + ":" + node.Port()), Cluster: true, CAFile: tc.caFile}
+		cfg := cache.Config{URL: config.Secret("rediss://" + tc.host + ":" + node.Port()), Cluster: true,
+			CAFile: tc.caFile}
 		client, err := cache.Open(t.Context(), cfg, cache.Options{Prod: true})
 		if err == nil {
-			err = client.Set(t.Context(), "authctl:key", 1, 0).Err()
+			err = client.Do(t.Context(), "set", "authctl:key", 1).Err()
 			_ = client.Close()
 		}
 		if (err == nil) != tc.works {

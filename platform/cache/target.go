@@ -19,21 +19,21 @@ import (
 	"github.com/toppira/authctl/platform/config"
 )
 
-// target is what the settings name: one of the three.
+// target is what the settings name; one of the three fields is set.
 type target struct {
 	single   *redis.Options
 	sentinel *redis.FailoverOptions // a primary, by the Sentinels that watch it
 	cluster  *redis.ClusterOptions
 }
 
-// attempt is how long one attempt may take where another server may answer the next one. All of them
+// attempt is how long one attempt may take if another server may answer the next one. All attempts
 // together take no longer than [timeout].
 const attempt = timeout / 2
 
-func (c Config) target() (target, error) {
-	t, err := c.parts(), error(nil)
+func targetOf(c Config) (target, error) {
+	t, err := parts(c), error(nil)
 	if c.URL != "" {
-		if t, err = c.parseURL(); err != nil {
+		if t, err = parseURL(c); err != nil {
 			return target{}, errors.New("redis.url " + err.Error())
 		}
 	}
@@ -49,24 +49,25 @@ func (c Config) target() (target, error) {
 	return t, nil
 }
 
-// parts is what the settings say without a URL.
-func (c Config) parts() (t target) {
+// parts is the target of the settings without a URL.
+func parts(c Config) (t target) {
 	var secured *tls.Config
 	if c.TLS {
 		secured = &tls.Config{ServerName: c.Host, MinVersion: tls.VersionTLS12}
 	}
 	if c.Cluster {
-		t.cluster = &redis.ClusterOptions{Addrs: []string{c.address()}, Password: c.Password.Reveal(), TLSConfig: secured}
+		t.cluster = &redis.ClusterOptions{Addrs: []string{c.address()}, Password: c.Password.Reveal(),
+			TLSConfig: secured}
 	} else {
 		t.single = &redis.Options{Addr: c.address(), Password: c.Password.Reveal(), DB: c.DB, TLSConfig: secured}
 	}
 	return t
 }
 
-// parseURL parses the URL as the client does, and nothing else decides what it means: the client has a
-// parser for each kind of target, and each refuses the options of the others. An error says what is wrong
-// without quoting the URL, since the part that cannot be parsed may be a password.
-func (c Config) parseURL() (t target, err error) {
+// parseURL parses the URL with the client's own parsers: there is one for each kind of target, and each
+// refuses the options of the others. An error says what is wrong without quoting the URL, since the part
+// that cannot be parsed may be a password.
+func parseURL(c Config) (t target, err error) {
 	text := c.URL.Reveal()
 	// Without the slashes it would mean localhost.
 	if _, rest, _ := strings.Cut(text, ":"); !strings.HasPrefix(rest, "//") {
@@ -92,10 +93,10 @@ func (c Config) parseURL() (t target, err error) {
 }
 
 var errURL = errors.New("must be a URL that begins with redis://, rediss:// or unix://, without options that the " +
-	"client does not know; characters such as / ? # % @ in a password are percent-encoded; more nodes of a cluster, and more " +
-	"Sentinels with a master_name, follow as addr=HOST:PORT")
+	"client does not know; characters such as / ? # % @ in a password are percent-encoded; more nodes of a cluster, " +
+	"and more Sentinels with a master_name, follow as addr=HOST:PORT")
 
-// check refuses what the client takes and would not do, or would do otherwise than the words say.
+// check refuses URLs that the client accepts but would ignore in part, or read in another way.
 func (t target) check(text string) error {
 	var numbers []int
 	switch {
@@ -113,7 +114,8 @@ func (t target) check(text string) error {
 		}
 	default:
 		o := t.cluster
-		numbers = []int{o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns, o.MaxConcurrentDials, o.MaxRedirects}
+		numbers = []int{o.PoolSize, o.MinIdleConns, o.MaxIdleConns, o.MaxActiveConns, o.MaxConcurrentDials,
+			o.MaxRedirects}
 		if o.ReadOnly || o.RouteByLatency || o.RouteRandomly {
 			return errReplicas
 		}
@@ -135,7 +137,7 @@ func (t target) check(text string) error {
 	if t.single != nil {
 		return nil
 	}
-	// The parsers of several servers take localhost for a missing host, and that of a cluster passes over a database.
+	// The parsers for several servers use localhost if the host is missing, and that for a cluster ignores a database.
 	u, err := url.Parse(text) // as they do
 	if err != nil || u.Host == "" {
 		return errors.New("does not name the first host, so that localhost would be one of the servers")
@@ -146,10 +148,11 @@ func (t target) check(text string) error {
 	return nil
 }
 
-var errReplicas = errors.New("asks for answers of replicas, which may be behind: authctl reads from the primary alone, " +
-	"so leave out read_only, replica_only, route_by_latency, route_randomly and use_disconnected_replicas")
+var errReplicas = errors.New("asks for answers of replicas, which may be behind: authctl reads from the " +
+	"primary alone, so leave out read_only, replica_only, route_by_latency, route_randomly and " +
+	"use_disconnected_replicas")
 
-// inRange refuses numbers at which the client panics, or takes another one.
+// inRange refuses numbers at which the client panics, or that it replaces.
 func inRange(numbers []int) error {
 	for _, n := range numbers {
 		if n < 0 || n > 1<<16 {
@@ -159,7 +162,7 @@ func inRange(numbers []int) error {
 	return nil
 }
 
-// setDefaults keeps what the URL says, and gives the rest values that suit small commands.
+// setDefaults gives options that the URL does not set values that suit small commands.
 func (t target) setDefaults() {
 	switch {
 	case t.single != nil:
@@ -194,11 +197,11 @@ func (t target) setDefaults() {
 	}
 }
 
-// bufferSize is that of a connection, each way. The default of 32 KiB is for large values. These commands
-// take a few hundred bytes, and idle memory matters.
+// bufferSize is the size of a connection's buffer, in each direction. The default of 32 KiB is for large
+// values. These commands take a few hundred bytes, and idle memory matters.
 const bufferSize = 4 << 10
 
-// frugal leaves out what the commands of this service do not need.
+// frugal turns off what the commands of this service do not need.
 func frugal(o *redis.Options) {
 	o.DialerRetries = 1            // MaxRetries is enough; the default would dial five times for each
 	o.ContextTimeoutEnabled = true // otherwise deadlines are checked only between commands
@@ -281,7 +284,7 @@ func isLocal(address string) bool {
 
 // open makes the client, which connects when it is used. With refuse, it does not connect to servers on
 // other machines without verified TLS.
-func (t target) open(o Options, refuse bool) redis.UniversalClient {
+func (t target) open(o Options, refuse bool) Client {
 	d := dialer{tls: t.tls(), refuse: refuse && !t.verified()}
 	d.host, _, _ = net.SplitHostPort(t.addresses()[0]) // of a socket it is not used
 	switch {
@@ -298,8 +301,7 @@ func (t target) open(o Options, refuse bool) redis.UniversalClient {
 	return openCluster(t.cluster, o.AppName, d)
 }
 
-// dialer connects to servers that the settings do not name, but others do: nodes that a cluster announces, and
-// the primary that Sentinels know.
+// dialer connects to announced servers: the nodes of a cluster, and the primary that Sentinels name.
 type dialer struct {
 	tls    *tls.Config
 	host   string        // the first in the settings
@@ -315,8 +317,9 @@ func (d dialer) connect(ctx context.Context, network, address string) (net.Conn,
 	return (&net.Dialer{}).DialContext(ctx, network, address)
 }
 
-// secure begins TLS where it is used. A server that is announced by its name needs a certificate for it. One
-// that is announced by its address alone needs a certificate for the first host of the settings.
+// secure begins TLS if it is used. A server that is announced by its name needs a certificate for that name.
+// One that is announced by its address needs a certificate for the first host of the settings, or for its
+// address if that host is an address too.
 func (d dialer) secure(ctx context.Context, conn net.Conn, address string) (net.Conn, error) {
 	if d.tls == nil {
 		return conn, nil
@@ -342,7 +345,7 @@ func (d dialer) secure(ctx context.Context, conn net.Conn, address string) (net.
 }
 
 func (d dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
-	ctx, cancel := d.bound(ctx)
+	ctx, cancel := within(ctx, d.within) // the pool of connections also dials without a deadline
 	defer cancel()
 	conn, err := d.connect(ctx, network, address)
 	if err != nil {
@@ -351,16 +354,8 @@ func (d dialer) dial(ctx context.Context, network, address string) (net.Conn, er
 	return d.secure(ctx, conn, address)
 }
 
-// bound is for the pool of connections, which also dials without a deadline.
-func (d dialer) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	if d.within <= 0 {
-		return ctx, func() {}
-	}
-	return context.WithTimeout(ctx, d.within)
-}
-
 // try reports why the servers cannot be used, or nil if they answer.
-func (t target) try(ctx context.Context, client redis.UniversalClient) *Problem {
+func (t target) try(ctx context.Context, client Client) *Problem {
 	if t.cluster != nil {
 		return t.tryCluster(ctx, client)
 	}
@@ -379,7 +374,7 @@ func (t target) try(ctx context.Context, client redis.UniversalClient) *Problem 
 	return p
 }
 
-func (t target) tryCluster(ctx context.Context, client redis.UniversalClient) *Problem {
+func (t target) tryCluster(ctx context.Context, client Client) *Problem {
 	servers, err := Servers(ctx, client)
 	if err != nil {
 		return t.noCluster(ctx, err)
@@ -391,14 +386,14 @@ func (t target) tryCluster(ctx context.Context, client redis.UniversalClient) *P
 		if err == nil {
 			return nil
 		}
-		problem = explain(ctx, server.Client.Options(), err)
+		problem = explain(ctx, options(server), err)
 		problem.Found = server.named(problem.Found)
 	}
 	return problem
 }
 
-// noCluster explains why none of the nodes that are named tells of the others: those that answer may be something
-// else.
+// noCluster explains why none of the named nodes lists the others: those that answer may not be nodes of a
+// cluster.
 func (t target) noCluster(ctx context.Context, err error) *Problem {
 	for _, address := range t.cluster.Addrs {
 		opt := &redis.Options{Addr: address, TLSConfig: t.tls(), Username: t.cluster.Username,

@@ -3,7 +3,6 @@ package cache
 import (
 	"context"
 	"errors"
-	"net"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -11,14 +10,11 @@ import (
 	"github.com/toppira/authctl/platform/tracing"
 )
 
-// spans is the hook that makes a span of each command that is part of a trace. Keys and values are not in
-// it.
+// spans is the hook that makes a span for each command in a trace, without keys and values.
 type spans struct{}
 
 // DialHook implements redis.Hook.
-func (spans) DialHook(next redis.DialHook) redis.DialHook {
-	return func(ctx context.Context, network, addr string) (net.Conn, error) { return next(ctx, network, addr) }
-}
+func (spans) DialHook(next redis.DialHook) redis.DialHook { return next }
 
 // ProcessHook implements redis.Hook.
 func (spans) ProcessHook(next redis.ProcessHook) redis.ProcessHook {

@@ -8,13 +8,14 @@
 // A struct field with a config tag prefixes the paths of its children; one without, embedded
 // or not, is transparent. A struct may have a method Validate(report func(path, problem
 // string)) for rules between settings; it sees the values and names paths the way the
-// struct's own tags do.
+// struct's own tags do. A method CheckFiles of the same form opens the files that settings name
+// (see [CheckFiles]).
 //
 // The layers, each overriding the ones before: defaults from the tags, the YAML file, .env (in
 // dev mode), the environment, flags. The environment name of a setting is its path in capitals
 // with _ for the dots, and an empty variable counts as unset. NAME_FILE names a file that holds a
 // secret. White space around a secret is not part of it, because editors, echo and base64 may
-// leave a line break at the end of one copy and not of another.
+// leave a line break at the end of one copy and not of another; neither is a byte order mark.
 //
 // Load refuses an unknown or repeated key, a wrong type and a value out of bounds, and reports
 // all of them at once, each with its source. No fault quotes the value of a secret.
@@ -178,6 +179,10 @@ func (l *loader) load(target any, name string, data []byte, opt Options) error {
 			if r.text != before && opt.Trimmed != nil {
 				opt.Trimmed(k.Path, Secret(before))
 			}
+			if isQuoted(r.text) { // possible in a secret, but more likely a mistake
+				l.remarks = append(l.remarks, Remark{Name: k.Path, Source: r.source, Likely: true,
+					Text: "has quotes around it, which are part of the secret; remove them if they are not meant"})
+			}
 		}
 		value, problem := k.parse(r)
 		if problem != "" {
@@ -190,14 +195,14 @@ func (l *loader) load(target any, name string, data []byte, opt Options) error {
 	if l.schema.sources != nil {
 		filled.FieldByIndex(l.schema.sources).Set(reflect.ValueOf(sources))
 	}
-	overridden(filled.Addr(), "", func(path, by string) {
+	overridden(filled.Addr(), func(path, by string) {
 		if source := sources[path]; source != sourceDefault && source != "" {
 			text := "has no effect: " + by + " overrides it"
 			l.remarks = append(l.remarks, Remark{Name: path, Source: source, Text: text, Likely: true})
 		}
 	})
 	if !l.broken {
-		validate(filled.Addr(), "", func(path, problem string) {
+		validate(filled.Addr(), func(path, problem string) {
 			if !faulty[path] {
 				l.fault(path, sources[path], "%s", problem)
 			}
@@ -232,8 +237,8 @@ func (l *loader) layers(name string, data []byte, opt Options) *viper.Viper {
 		if r, set := dotEnv[modePath]; set && r.text != modeDev {
 			// The file is read because the mode is dev, so it cannot change the mode: its author
 			// would expect neither that the rest is used nor that it is ignored.
-			l.fault(modePath, r.source, "may only be dev in a file that is read in dev mode alone; set %s in the environment",
-				l.schema.byPath[modePath].Env)
+			l.fault(modePath, r.source, "may only be dev in a file that is read in dev mode alone; set %s in the "+
+				"environment", l.schema.byPath[modePath].Env)
 		}
 		_ = v.MergeConfigMap(nest(dotEnv))
 	}
@@ -258,7 +263,8 @@ func (l *loader) environment(label string, vars map[string]string) map[string]ra
 		case path != "" && !k.Secret:
 			l.fault(k.Path, label+file, "is not a secret, and only secrets are read from a file; set %s", name)
 		case path != "" && text != "":
-			layer[k.Path] = raw{source: label + file, problem: fmt.Sprintf("is set by %s and by %s; keep one", name, file)}
+			layer[k.Path] = raw{source: label + file,
+				problem: fmt.Sprintf("is set by %s and by %s; keep one", name, file)}
 		case path != "":
 			r := raw{source: label + file}
 			r.text, r.problem = readSecret(path)
@@ -284,9 +290,13 @@ func readSecret(path string) (text, problem string) {
 	return text, ""
 }
 
-// trimSecret removes the white space around a secret. Only ASCII: other white space may be the
-// bytes of a key.
-func trimSecret(text string) string { return strings.Trim(text, " \t\r\n\v\f") }
+// trimSecret removes the white space around a secret, and the byte order mark that some editors and
+// shells put at the beginning of a file. Only ASCII white space: other may be the bytes of a key.
+func trimSecret(text string) string {
+	return strings.Trim(strings.TrimPrefix(text, byteOrderMark), " \t\r\n\v\f")
+}
+
+const byteOrderMark = "\ufeff"
 
 func (l *loader) flags(override map[string]string) map[string]raw {
 	layer := map[string]raw{}
@@ -384,22 +394,46 @@ func nest(flat map[string]raw) map[string]any {
 	return root
 }
 
-// validate calls Validate on the struct that ptr points to and on the structs inside it. prefix
-// joins the config tags of the enclosing structs.
-func validate(ptr reflect.Value, prefix string, report func(path, problem string)) {
+// validate calls Validate on the struct that ptr points to and on the structs inside it.
+func validate(ptr reflect.Value, report func(path, problem string)) {
+	type validator interface {
+		Validate(report func(path, problem string))
+	}
+	each(ptr, "", report, validator.Validate)
+}
+
+// each calls a method of the structs inside the one that ptr points to, and of that one, if they have it. prefix joins
+// the config tags of the enclosing structs, and is part of the paths that report gets.
+func each[T any](
+	ptr reflect.Value, prefix string, report func(path, text string), method func(T, func(path, text string)),
+) {
 	v := ptr.Elem()
 	for i := range v.NumField() {
-		f := v.Type().Field(i)
-		if !isGroup(f) || !f.IsExported() {
-			continue
+		if f := v.Type().Field(i); isGroup(f) && f.IsExported() {
+			each(v.Field(i).Addr(), join(prefix, f.Tag.Get("config")), report, method)
 		}
-		validate(v.Field(i).Addr(), join(prefix, f.Tag.Get("config")), report)
 	}
-	if s, ok := ptr.Interface().(interface {
-		Validate(report func(path, problem string))
-	}); ok {
-		s.Validate(func(path, problem string) { report(join(prefix, path), problem) })
+	if s, ok := ptr.Interface().(T); ok {
+		method(s, func(path, text string) { report(join(prefix, path), text) })
 	}
+}
+
+// CheckFiles opens the files that the settings name, which Load does not do: it may run where
+// they are not. target points to a loaded struct. A struct inside it may have a method
+// CheckFiles(report func(path, problem string)), with paths as for Validate.
+func CheckFiles(target any) Faults {
+	sources := map[string]string{}
+	for _, k := range Keys(target) {
+		sources[k.Path] = k.Source
+	}
+	var faults Faults
+	type checker interface {
+		CheckFiles(report func(path, problem string))
+	}
+	each(reflect.ValueOf(target), "", func(path, problem string) {
+		faults = append(faults, Fault{Path: path, Source: sources[path], Problem: problem})
+	}, checker.CheckFiles)
+	return faults
 }
 
 func join(prefix, path string) string {

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// settings has one of everything that a settings struct may have.
+// settings has one field of each kind that a settings struct may have.
 type settings struct {
 	App     appSettings
 	DB      dbSettings `config:"db"`
@@ -57,7 +57,7 @@ func (d *dbSettings) Validate(report func(path, problem string)) {
 	}
 }
 
-// write makes a file in a folder of the test's own and returns its path.
+// write writes a file into the test's own folder and returns its path.
 func write(t testing.TB, name, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -79,7 +79,7 @@ func mustLoad(t *testing.T, opt Options) *settings {
 	return s
 }
 
-// faultsOf loads and returns the faults as text, folders left out.
+// faultsOf loads and returns the faults as text, without folders.
 func faultsOf(t *testing.T, opt Options) string {
 	t.Helper()
 	if opt.File == "" {
@@ -150,7 +150,7 @@ func TestWithDefaultsFillsWhatCannotBeZero(t *testing.T) {
 	t.Parallel()
 	type group struct {
 		Timeout time.Duration `config:"a.timeout" default:"5s" min:"1s" doc:"x"`
-		Grace   time.Duration `config:"a.grace" default:"5s" min:"0s" doc:"x"` // may be zero
+		Grace   time.Duration `config:"a.grace" default:"5s" min:"0s" doc:"x"` // 0 is allowed
 		Number  int           `config:"a.number" default:"7" min:"1" doc:"x"`
 		Word    string        `config:"a.word" default:"one" oneof:"one,two" doc:"x"`
 		On      bool          `config:"a.on" default:"true" doc:"x"`
@@ -179,7 +179,8 @@ func TestEachLayerStandsAboveTheOnesBefore(t *testing.T) {
 		t.Errorf("origins are %q, want %q", s.App.Origins, want)
 	}
 	want := map[string]string{
-		"app.mode": "default", "app.ttl": file + ":2", "app.debug": dotEnv + " APP_DEBUG", "db.size": "environment DB_SIZE",
+		"app.mode": "default", "app.ttl": file + ":2", "app.debug": dotEnv + " APP_DEBUG",
+		"db.size":  "environment DB_SIZE",
 		"app.port": "flag", "db.postgres.host": file + ":9", "app.origins": file + ":5",
 	}
 	for path, source := range want {
@@ -193,7 +194,8 @@ func TestListsAreCommaSeparatedOutsideYAML(t *testing.T) {
 	t.Parallel()
 	for _, opt := range []Options{
 		{Environ: []string{"APP_ORIGINS= https://a.example , https://b.example,", "APP_PROXIES=10.0.0.0/8"}},
-		{File: write(t, "config.yaml", "app:\n  origins: https://a.example,https://b.example\n  proxies: [10.0.0.0/8]\n")},
+		{File: write(t, "config.yaml",
+			"app:\n  origins: https://a.example,https://b.example\n  proxies: [10.0.0.0/8]\n")},
 	} {
 		s := mustLoad(t, opt)
 		if want := []string{"https://a.example", "https://b.example"}; !reflect.DeepEqual(s.App.Origins, want) {
@@ -215,9 +217,11 @@ func TestDotEnvIsReadInDevModeOnly(t *testing.T) {
 	}{
 		{"dev by default", Options{}, 2},
 		{"prod in the environment", Options{Environ: []string{"APP_MODE=prod"}}, 8080},
-		{"prod by flag", Options{Environ: []string{"APP_MODE=dev"}, Override: map[string]string{"app.mode": "prod"}}, 8080},
+		{"prod by flag", Options{Environ: []string{"APP_MODE=dev"}, Override: map[string]string{"app.mode": "prod"}},
+			8080},
 		{"prod in the file", Options{File: write(t, "config.yaml", "app: {mode: prod}")}, 8080},
-		{"dev above prod", Options{File: write(t, "config.yaml", "app: {mode: prod}"), Environ: []string{"APP_MODE=dev"}}, 2},
+		{"dev above prod",
+			Options{File: write(t, "config.yaml", "app: {mode: prod}"), Environ: []string{"APP_MODE=dev"}}, 2},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -244,11 +248,36 @@ func TestABadDotEnvIsRefusedWithItsLineAndWithoutItsText(t *testing.T) {
 	wantFaults(t, Options{DotEnv: t.TempDir() + "/."}, ". cannot be read: is a directory")
 }
 
+func TestADollarInADotEnvIsNotLost(t *testing.T) {
+	t.Parallel()
+	const lost = " refers with $ to a variable that the file does not set, so nothing would be in its place; in single " +
+		"quotes a $ stays as it is"
+	for text, want := range map[string]string{
+		"DB_POSTGRES_HOST=$HOME/x\n":         "db.postgres.host" + lost + " (.env DB_POSTGRES_HOST)",
+		"DB_POSTGRES_HOST=\"${HUNTER2}x\"\n": "db.postgres.host" + lost + " (.env DB_POSTGRES_HOST)",
+		"DB_URL=pa$HUNTER2\n":                "db.url" + lost + " (.env DB_URL)",
+		"DB_URL_FILE=$HOME/x\n": "db.url" + lost + " (.env DB_URL_FILE)\n" +
+			"db.url cannot be read from its file: no such file or directory (.env DB_URL_FILE)",
+	} {
+		wantFaults(t, Options{DotEnv: write(t, ".env", text)}, want)
+	}
+	for text, want := range map[string]string{
+		"DB_POSTGRES_HOST='a$HOME'\n": "a$HOME", "DB_POSTGRES_HOST=a$b\n": "a$b", "DB_POSTGRES_HOST=a$\n": "a$",
+		"DB_POSTGRES_HOST=\"a\\$HOME\"\n": "a$HOME", "A=b\nDB_POSTGRES_HOST=${A}c\n": "bc",
+		"OTHER=$HOME\nDB_POSTGRES_HOST=h\n": "h",
+	} {
+		if got := mustLoad(t, Options{DotEnv: write(t, ".env", text)}).DB.Postgres.Host; got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestASecretMayBeReadFromAFile(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{"s3cret": "s3cret", "s3cret\n": "s3cret", "s3cret\r\n": "s3cret",
 		" a b \n\n": "a b"} {
-		s := mustLoad(t, Options{Environ: []string{"DB_URL_FILE=" + write(t, "url", text), "DB_POSTGRES_PASSWORD_FILE="}})
+		s := mustLoad(t,
+			Options{Environ: []string{"DB_URL_FILE=" + write(t, "url", text), "DB_POSTGRES_PASSWORD_FILE="}})
 		if s.DB.URL.Reveal() != want {
 			t.Errorf("the secret in %q is %q, want %q", text, s.DB.URL.Reveal(), want)
 		}
@@ -279,7 +308,7 @@ func TestASecretsFileIsRefusedWhenItCannotBeMeant(t *testing.T) {
 	// NAME in .env and NAME_FILE above it is an override like any other.
 	s := mustLoad(t, Options{DotEnv: write(t, ".env", "DB_URL=low"), Environ: []string{"DB_URL_FILE=" + secret}})
 	if s.DB.URL.Reveal() != "hunter2" {
-		t.Error("the environment did not stand above .env")
+		t.Error("the environment did not override .env")
 	}
 }
 
@@ -320,6 +349,82 @@ func TestTextThatIsNoValueIsRefused(t *testing.T) {
 	}
 }
 
+func TestSyntaxOfAnotherPlaceIsRefused(t *testing.T) {
+	t.Parallel()
+	brackets := " is a list in brackets, which only the settings file may have, without quotes around it; elsewhere " +
+		"write the elements with commas between them, without brackets and quotes"
+	quotes := " has quotes around it, which would be part of the value; remove them"
+	control := " has a line break or another control character"
+	blank := " has white space at its beginning or its end"
+	for env, want := range map[string]string{
+		`APP_ORIGINS=["a","b"]`:    "app.origins" + brackets,
+		`APP_ORIGINS= [a, b] `:     "app.origins" + brackets,
+		`APP_ORIGINS=[]`:           "app.origins" + brackets,
+		`APP_ORIGINS="a,b"`:        "app.origins" + quotes,
+		`APP_ORIGINS="a","b"`:      "app.origins" + quotes,
+		`APP_PORT="8080"`:          "app.port" + quotes,
+		`APP_TTL='5h'`:             "app.ttl" + quotes,
+		`DB_POSTGRES_HOST="h"`:     "db.postgres.host" + quotes,
+		"APP_ORIGINS=a\nb":         "app.origins (element 1)" + control,
+		"DB_POSTGRES_HOST=h\r":     "db.postgres.host" + control,
+		"DB_POSTGRES_HOST=h ":      "db.postgres.host" + blank,
+		"DB_POSTGRES_HOST=\u00a0h": "db.postgres.host" + blank,
+	} {
+		name, _, _ := strings.Cut(env, "=")
+		wantFaults(t, Options{Environ: []string{env}}, want+" (environment "+name+")")
+	}
+	for text, want := range map[string]string{
+		"app:\n  origins: '[\"a\"]'\n":             "app.origins" + brackets,
+		"app:\n  origins: ['']\n":                  "app.origins (element 1) is empty",
+		"app:\n  origins: [\"a\\nb\"]\n":           "app.origins (element 1)" + control,
+		"db:\n  postgres: {host: '\"h\"'}\n":       "db.postgres.host" + quotes,
+		"db:\n  postgres:\n    host: |\n      h\n": "db.postgres.host" + control,
+		"db:\n  postgres:\n    host: \" h\"\n":     "db.postgres.host" + blank,
+	} {
+		got := faultsOf(t, Options{File: write(t, "config.yaml", text)})
+		if !strings.HasPrefix(got, want+" (config.yaml:") {
+			t.Errorf("%q: the fault is %s, want %s", text, got, want)
+		}
+	}
+	s := mustLoad(t, Options{Environ: []string{"APP_ORIGINS=[::1]:1,[::1]:2", `DB_POSTGRES_HOST="a" <b>`}})
+	if want := []string{"[::1]:1", "[::1]:2"}; !reflect.DeepEqual(s.App.Origins, want) ||
+		s.DB.Postgres.Host != `"a" <b>` {
+		t.Errorf("the values are %q and %q", s.App.Origins, s.DB.Postgres.Host)
+	}
+}
+
+func TestQuotesAroundASecretAreKeptAndRemarked(t *testing.T) {
+	t.Parallel()
+	var remarks []Remark
+	s := mustLoad(t, Options{Environ: []string{`DB_URL="hunter2"`},
+		Remark: func(r Remark) { remarks = append(remarks, r) }})
+	if s.DB.URL.Reveal() != `"hunter2"` {
+		t.Errorf("the secret is %q", s.DB.URL.Reveal())
+	}
+	want := []Remark{{Name: "db.url", Source: "environment DB_URL", Likely: true,
+		Text: "has quotes around it, which are part of the secret; remove them if they are not meant"}}
+	if !reflect.DeepEqual(remarks, want) {
+		t.Errorf("remarks are %+v, want %+v", remarks, want)
+	}
+}
+
+func TestAByteOrderMarkIsNoPartOfAFile(t *testing.T) {
+	t.Parallel()
+	var before []Secret
+	s := mustLoad(t, Options{
+		File:    write(t, "config.yaml", "\ufeffapp:\r\n  port: 1\r\n"),
+		DotEnv:  write(t, ".env", "\ufeffDB_SIZE=3\r\nDB_POSTGRES_HOST=h\r\n"),
+		Environ: []string{"DB_URL_FILE=" + write(t, "url", "\ufeffhunter2\r\n")},
+		Trimmed: func(_ string, secret Secret) { before = append(before, secret) },
+	})
+	if s.App.Port != 1 || s.DB.Size != 3 || s.DB.Postgres.Host != "h" || s.DB.URL.Reveal() != "hunter2" {
+		t.Errorf("the settings are %+v, and the secret %q", s, s.DB.URL.Reveal())
+	}
+	if len(before) != 1 || before[0].Reveal() != "\ufeffhunter2" {
+		t.Errorf("%d secrets are told as earlier versions read them", len(before))
+	}
+}
+
 func TestFlagsMustNameASettingThatIsNoSecret(t *testing.T) {
 	t.Parallel()
 	wantFaults(t, Options{Override: map[string]string{"app.prot": "1", "db.url": "hunter2", "app.port": "x"}},
@@ -333,7 +438,7 @@ func TestRulesBetweenSettingsAreReportedWithTheSourceOfTheSetting(t *testing.T) 
 	wantFaults(t, Options{Environ: []string{"APP_MODE=prod", "APP_DEBUG=true", "DB_POSTGRES_PASSWORD=hunter2"}},
 		"app.debug must be false in prod mode (environment APP_DEBUG)",
 		"db.postgres.host is needed with a password")
-	// A setting that is faulty already is not judged again.
+	// A setting that already has a fault is not checked again.
 	wantFaults(t, Options{Environ: []string{"DB_POSTGRES_HOST=\xff", "DB_POSTGRES_PASSWORD=hunter2"}},
 		"db.postgres.host must be valid UTF-8 (environment DB_POSTGRES_HOST)")
 }
@@ -395,8 +500,8 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// Each file breaks one rule; what is said of it stands beside it. Where a secret is meant,
-// hunter2 is written.
+// Each file breaks one rule; the file next to it has the expected fault. hunter2 stands for a
+// secret.
 func TestEveryRuleHasAFileThatBreaksIt(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("testdata/*.bad.yml")
@@ -409,7 +514,7 @@ func TestEveryRuleHasAFileThatBreaksIt(t *testing.T) {
 			got := faultsOf(t, Options{File: file})
 			golden(t, strings.TrimSuffix(filepath.Base(file), ".bad.yml")+".faults", got)
 			if strings.Contains(got, "hunter2") {
-				t.Errorf("the faults tell a secret: %s", got)
+				t.Errorf("the faults reveal a secret: %s", got)
 			}
 		})
 	}
@@ -436,7 +541,7 @@ func TestKeysDescribeEverySettingAndHideSecrets(t *testing.T) {
 		t.Fatal(err)
 	}
 	if strings.Contains(string(text), "hunter2") {
-		t.Errorf("the keys tell a secret: %s", text)
+		t.Errorf("the keys reveal a secret: %s", text)
 	}
 	byPath := map[string]Key{}
 	var order []string
@@ -518,8 +623,9 @@ func TestCheckFindsMistakesInTags(t *testing.T) {
 		}{},
 	} {
 		for _, err := range []error{Check(target), Load(target, Options{})} {
-			if err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), "setting a_b and a.b", "setting a.b and a_b"),
-				want) {
+			if err == nil ||
+				!strings.Contains(strings.ReplaceAll(err.Error(), "setting a_b and a.b", "setting a.b and a_b"),
+					want) {
 				t.Errorf("the mistake is %v, want %q", err, want)
 			}
 		}
@@ -536,12 +642,12 @@ func TestSecretsHideHoweverTheyArePrinted(t *testing.T) {
 			text := fmt.Sprintf(verb, v)
 			for _, bad := range []string{"hunter2", fmt.Sprintf("%x", "hunter2"), fmt.Sprintf("%X", "hunter2")} {
 				if strings.Contains(text, bad) {
-					t.Errorf("%s of %T tells it: %s", verb, v, text)
+					t.Errorf("%s of %T reveals it: %s", verb, v, text)
 				}
 			}
 		}
 	}
 	if text, err := json.Marshal(holder{s}); err != nil || strings.Contains(string(text), "hunter2") {
-		t.Errorf("JSON tells it: %s, %v", text, err)
+		t.Errorf("JSON reveals it: %s, %v", text, err)
 	}
 }

@@ -3,7 +3,6 @@ package config
 import (
 	"bytes"
 	"fmt"
-	"io"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -17,34 +16,31 @@ const yamlHead = `# Every setting with its default. Keep the groups; remove the 
 # names a file that holds one.
 `
 
-// WriteYAML writes a settings file that documents every setting of the struct that target
+// YAML returns a settings file that documents every setting of the struct that target
 // points to. Each setting is commented out at its default, so that a copy of the file does not
 // pin today's defaults.
-func WriteYAML(w io.Writer, target any) error {
+func YAML(target any) ([]byte, error) {
 	s, err := schemaOf(target)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var b bytes.Buffer
 	b.WriteString(yamlHead)
 	for _, top := range s.tree() {
 		b.WriteByte('\n')
 		if err := top.writeYAML(&b, 0); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	if _, err := w.Write(b.Bytes()); err != nil {
-		return fmt.Errorf("write the settings file: %w", err)
-	}
-	return nil
+	return b.Bytes(), nil
 }
 
-// WriteMarkdown writes the reference of every setting of the struct that target points to:
+// Markdown returns the reference of every setting of the struct that target points to:
 // how settings are given, and a table for each group at the top.
-func WriteMarkdown(w io.Writer, target any) error {
+func Markdown(target any) ([]byte, error) {
 	s, err := schemaOf(target)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var b bytes.Buffer
 	b.WriteString(markdownHead)
@@ -53,10 +49,7 @@ func WriteMarkdown(w io.Writer, target any) error {
 		b.WriteString("| Setting | Environment | Type | Default | Meaning |\n|---|---|---|---|---|\n")
 		top.writeRows(&b)
 	}
-	if _, err := w.Write(b.Bytes()); err != nil {
-		return fmt.Errorf("write the reference of settings: %w", err)
-	}
-	return nil
+	return b.Bytes(), nil
 }
 
 const markdownHead = `# Configuration
@@ -65,15 +58,15 @@ Settings come from these layers; later ones override earlier ones:
 
 1. the defaults below;
 2. the settings file: the file in ` + "`--config`" + `, or ` + "`config.yaml`" + ` in the working folder if it exists;
-3. ` + "`.env`" + ` in the working folder, only in dev mode (` + "`NAME=value`" + ` lines; single quotes keep a ` + "`$`" + ` literally);
+3. ` + "`.env`" + ` in the working folder, only in dev mode (` + "`NAME=value`" + ` lines; ` + "`$NAME`" + ` is an earlier line's value, except in single quotes);
 4. the environment;
 5. flags.
 
 The environment name of a setting is its path in capitals with ` + "`_`" + ` for the dots. An empty variable counts as unset, and so does a name without a value in the file.
 
-A secret may be in a file that ` + "`NAME_FILE`" + ` names; one line break at its end is dropped. ` + "`NAME`" + ` and ` + "`NAME_FILE`" + ` together are refused, and so is ` + "`NAME_FILE`" + ` for a setting that is not a secret.
+A secret may be in a file that ` + "`NAME_FILE`" + ` names. White space around a secret is no part of it, nor is a byte order mark at its beginning. ` + "`NAME`" + ` and ` + "`NAME_FILE`" + ` together are refused, and so is ` + "`NAME_FILE`" + ` for a setting that is not a secret.
 
-Durations have a unit: ` + "`300ms`, `90s`, `15m`, `720h`" + `. Lists are separated by commas; in the file they may be YAML lists.
+Durations have a unit: ` + "`300ms`, `90s`, `15m`, `720h`" + `. Lists are separated by commas, without brackets and quotes; in the file they may be YAML lists. Quotes around a value of the environment, and white space at an end of one, are refused, except for secrets.
 
 Settings are checked at start, and all errors are reported together: unknown or repeated names, wrong types, values that are not allowed.
 `

@@ -1,7 +1,6 @@
 package config
 
 import (
-	"bytes"
 	"errors"
 	"reflect"
 	"regexp"
@@ -10,7 +9,7 @@ import (
 	"unicode/utf8"
 )
 
-// documented has the defaults that are hard to write down in YAML.
+// documented has defaults that are hard to write in YAML.
 type documented struct {
 	settings
 	Colon  string   `config:"odd.colon" default:"a: b #c" doc:"Needs quotes."`
@@ -22,18 +21,19 @@ type documented struct {
 
 func TestDocumentsNameEverySettingTheSameWayEveryTime(t *testing.T) {
 	t.Parallel()
-	var yml, md bytes.Buffer
+	var yml, md []byte
 	for range 2 {
-		yml.Reset()
-		md.Reset()
-		if err := errors.Join(WriteYAML(&yml, &documented{}), WriteMarkdown(&md, &documented{})); err != nil {
+		var errYAML, errMarkdown error
+		yml, errYAML = YAML(&documented{})
+		md, errMarkdown = Markdown(&documented{})
+		if err := errors.Join(errYAML, errMarkdown); err != nil {
 			t.Fatal(err)
 		}
-		golden(t, "documented.yaml", yml.String())
-		golden(t, "documented.md", md.String())
+		golden(t, "documented.yaml", string(yml))
+		golden(t, "documented.md", string(md))
 	}
 	for _, k := range Keys(&documented{}) {
-		for name, text := range map[string]string{"YAML": yml.String(), "Markdown": md.String()} {
+		for name, text := range map[string]string{"YAML": string(yml), "Markdown": string(md)} {
 			if !strings.Contains(text, k.Env) {
 				t.Errorf("%s lacks %s", name, k.Path)
 			}
@@ -43,8 +43,8 @@ func TestDocumentsNameEverySettingTheSameWayEveryTime(t *testing.T) {
 
 func TestTheDocumentedFileLoadsAsTheDefaults(t *testing.T) {
 	t.Parallel()
-	var b bytes.Buffer
-	if err := WriteYAML(&b, &documented{}); err != nil {
+	written, err := YAML(&documented{})
+	if err != nil {
 		t.Fatal(err)
 	}
 	load := func(text string) *documented {
@@ -55,12 +55,12 @@ func TestTheDocumentedFileLoadsAsTheDefaults(t *testing.T) {
 		}
 		return d
 	}
-	defaults, asWritten := load(""), load(b.String())
+	defaults, asWritten := load(""), load(string(written))
 	if !reflect.DeepEqual(asWritten, defaults) {
 		t.Errorf("the documented file gives %+v, want %+v", asWritten, defaults)
 	}
-	// With every # in front of a name taken away, each setting comes from the file.
-	every := load(regexp.MustCompile(`(?m)^( *)#(\w)`).ReplaceAllString(b.String(), "$1$2"))
+	// Without the # before each name, all settings come from the file.
+	every := load(regexp.MustCompile(`(?m)^( *)#(\w)`).ReplaceAllString(string(written), "$1$2"))
 	for path, source := range every.Sources {
 		if source == sourceDefault {
 			t.Errorf("%s is not in the documented file", path)
@@ -74,8 +74,8 @@ func TestTheDocumentedFileLoadsAsTheDefaults(t *testing.T) {
 	}
 }
 
-// FuzzFile: a file is refused with faults or gives settings within their limits, never a
-// panic, and never the text of a secret.
+// FuzzFile: a file either has faults or gives settings within their limits. It never causes a
+// panic, and no fault quotes a secret.
 func FuzzFile(f *testing.F) {
 	f.Add("app:\n  port: 8080\n  origins: [a, b]\ndb: {url: hunter2, postgres: {host: x}}\n")
 	f.Add("app:\n  port: &a 1\n  ttl: *a\n<<: {}\n? [x]\n: !y z\n---\n")
@@ -93,17 +93,17 @@ func FuzzFile(f *testing.F) {
 		}
 		if err != nil {
 			if msg := err.Error(); !utf8.ValidString(msg) || strings.Count(msg, "\n") > len(l.faults) {
-				t.Errorf("the faults do not keep to their lines: %q", msg)
+				t.Errorf("a fault has more than one line: %q", msg)
 			}
 			return
 		}
 		if s.App.Port < 1 || s.App.Port > 65535 || s.App.TTL < 1 || s.Ratio < 0 || s.Ratio > 1 {
-			t.Errorf("settings out of their limits: %+v", s)
+			t.Errorf("settings outside their limits: %+v", s)
 		}
 	})
 }
 
-// FuzzDotEnv: a file is refused with a line that it has, or understood.
+// FuzzDotEnv: a file is accepted, or refused with one of its line numbers.
 func FuzzDotEnv(f *testing.F) {
 	f.Add("A=1\nexport B='x y'\n# c\nC=\"$A\\n\"\n")
 	f.Add("A='\n\nB\n")

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -67,8 +69,8 @@ func (d strictYAML) group(node *yaml.Node, prefix string, found map[string]raw) 
 			shown = join(prefix, quote(name.Value))
 		}
 		if name.Kind != yaml.ScalarNode || name.Tag == "!!merge" || value.Kind == yaml.AliasNode || value.Anchor != "" {
-			d.loader.fault(shown, at, "uses an anchor, an alias, a merge or a composite key of YAML, which are not supported; "+
-				"a value that begins with & or * must be in quotes")
+			d.loader.fault(shown, at, "uses an anchor, an alias, a merge or a composite key of YAML, which are not "+
+				"supported; a value that begins with & or * must be in quotes")
 			continue
 		}
 		if line, seen := first[name.Value]; seen {
@@ -167,6 +169,7 @@ func (l *loader) readDotEnv(path string) map[string]string {
 		l.fault("", path, "cannot be read: %s", plain(err))
 		return nil
 	}
+	data = bytes.TrimPrefix(data, []byte(byteOrderMark))
 	vars, err := godotenv.UnmarshalBytes(data)
 	if err != nil {
 		// Its words quote the file from the mistake on, secrets and all; the line is found
@@ -174,7 +177,36 @@ func (l *loader) readDotEnv(path string) map[string]string {
 		l.fault("", path+":"+strconv.Itoa(dotEnvLine(data)), "cannot be understood as NAME=value")
 		return nil
 	}
+	l.faultLostDollars(path, data, vars)
 	return vars
+}
+
+// dotEnvReference is how a value of a .env file refers to an earlier variable of the file. A
+// backslash in front takes the meaning away.
+var dotEnvReference = regexp.MustCompile(`(\\)?\$\(?\{?([A-Z0-9_]+)`)
+
+// faultLostDollars finds values from which the parser took something: it replaces $NAME by nothing
+// where the file has no NAME, as in a password with a dollar or for a variable of the environment.
+func (l *loader) faultLostDollars(path string, data []byte, vars map[string]string) {
+	const mark = "\x01" // not a dollar, so that the parser keeps it
+	kept, err := godotenv.UnmarshalBytes(bytes.ReplaceAll(data, []byte("$"), []byte(mark)))
+	if err != nil {
+		return
+	}
+	for _, k := range l.schema.keys {
+		for _, name := range []string{k.Env, k.Env + "_FILE"} {
+			text := strings.ReplaceAll(kept[name], mark, "$")
+			lost := text != vars[name] &&
+				slices.ContainsFunc(dotEnvReference.FindAllStringSubmatch(text, -1), func(found []string) bool {
+					_, set := vars[found[2]]
+					return found[1] == "" && !set
+				})
+			if lost { // the name after the dollar may be part of a secret
+				l.fault(k.Path, path+" "+name, "refers with $ to a variable that the file does not set, so nothing "+
+					"would be in its place; in single quotes a $ stays as it is")
+			}
+		}
+	}
 }
 
 // dotEnvLine finds the line of a .env file from which on it cannot be parsed: the one after

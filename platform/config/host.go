@@ -3,6 +3,7 @@ package config
 import (
 	"net"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"strings"
 )
@@ -84,6 +85,14 @@ func nameProblem(text string) string {
 
 func isLabel(r rune) bool {
 	return r == '-' || r == '_' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
+}
+
+// URLHostProblem is [HostProblem] for the host of a URL and its port, if it has one.
+func URLHostProblem(u *url.URL) string {
+	if u.Port() == "" && !strings.HasSuffix(u.Host, ":") {
+		return HostProblem(u.Hostname())
+	}
+	return AddressProblem(u.Host, false)
 }
 
 // AddressProblem is [HostProblem] for host and port together, as in localhost:9090 or

@@ -9,14 +9,15 @@ import (
 func TestAHostIsAnAddressOrANameAndNothingElse(t *testing.T) {
 	t.Parallel()
 	for _, good := range []string{
-		"localhost", "redis", "my_redis", "db-1.example.com", "db.example.com.", "DB.Example.COM", "xn--bcher-kva.example",
+		"localhost", "redis", "my_redis", "db-1.example.com", "db.example.com.", "DB.Example.COM",
+		"xn--bcher-kva.example",
 		"127.0.0.1", "0.0.0.0", "::1", "::", "fe80::1%eth0", "2001:db8::7", "::ffff:192.0.2.1", "1password", "a1.2b",
 		strings.Repeat("a", 63) + ".example",
 	} {
 		if problem := HostProblem(good); problem != "" {
 			t.Errorf("%q %s", good, problem)
 		}
-		// What is taken can stand in an address.
+		// An accepted host can be part of an address.
 		if host, _, err := net.SplitHostPort(net.JoinHostPort(good, "1")); err != nil || host != good {
 			t.Errorf("%q does not survive in an address: %q, %v", good, host, err)
 		}
@@ -78,8 +79,10 @@ func TestAHostIsAnAddressOrANameAndNothingElse(t *testing.T) {
 func TestAnAddressIsAHostAndAPort(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"127.0.0.1:9090": "", "localhost:0": "", "[::1]:9090": "", "[fe80::1%eth0]:9090": "", ":9090": "", "kafka:65535": "",
-		"9090": "must be host:port", "kafka": "must be host:port", "::1:9090": "must be host:port", "": "must be host:port",
+		"127.0.0.1:9090": "", "localhost:0": "", "[::1]:9090": "", "[fe80::1%eth0]:9090": "", ":9090": "",
+		"kafka:65535": "",
+		"9090":        "must be host:port", "kafka": "must be host:port", "::1:9090": "must be host:port",
+		"":       "must be host:port",
 		"kafka:": "port", "kafka:http": "port", "kafka:65536": "port", "kafka:-1": "port", "kafka:+1": "port",
 		"kafka:09":          "port",
 		"http://kafka:9092": "scheme", "[[::1]]:9090": "must be host:port", "kafka :9092": "white space",
@@ -92,11 +95,11 @@ func TestAnAddressIsAHostAndAPort(t *testing.T) {
 		}
 	}
 	if AddressProblem(":9092", false) == "" {
-		t.Error("an address to dial without a host is taken")
+		t.Error("an address to dial without a host is accepted")
 	}
 }
 
-// FuzzHost: whatever is taken can be dialled as it is, and what is refused stays on one line.
+// FuzzHost: an accepted host can be dialled unchanged, and a refusal stays on one line.
 func FuzzHost(f *testing.F) {
 	for _, seed := range []string{"redis", "[::1]", "a:1", "x@y", "1.2.3.4", "é", "fe80::1%x y"} {
 		f.Add(seed)
@@ -109,8 +112,9 @@ func FuzzHost(f *testing.F) {
 		if problem != "" {
 			return
 		}
-		if host, port, err := net.SplitHostPort(net.JoinHostPort(text, "1")); err != nil || host != text || port != "1" {
-			t.Errorf("%q is taken and becomes %q", text, host)
+		if host, port, err := net.SplitHostPort(net.JoinHostPort(text, "1")); err != nil || host != text ||
+			port != "1" {
+			t.Errorf("%q is accepted, but becomes %q", text, host)
 		}
 	})
 }

@@ -24,18 +24,11 @@ func (r Remark) String() string { return r.Name + " " + r.Text + " (" + r.Source
 // overridden calls Overridden on the struct that ptr points to and on the structs inside it.
 // There a struct reports which of its settings another one overrides, with paths as for Validate.
 // Only settings that were set become remarks.
-func overridden(ptr reflect.Value, prefix string, report func(path, by string)) {
-	v := ptr.Elem()
-	for i := range v.NumField() {
-		if f := v.Type().Field(i); isGroup(f) && f.IsExported() {
-			overridden(v.Field(i).Addr(), join(prefix, f.Tag.Get("config")), report)
-		}
-	}
-	if s, ok := ptr.Interface().(interface {
+func overridden(ptr reflect.Value, report func(path, by string)) {
+	type overrider interface {
 		Overridden(report func(path, by string))
-	}); ok {
-		s.Overridden(func(path, by string) { report(join(prefix, path), by) })
 	}
+	each(ptr, "", report, overrider.Overridden)
 }
 
 // remarkStrangers finds variables that begin like a setting and are not one. Without it, a typing

@@ -231,6 +231,9 @@ func (k *key) parse(r raw) (value reflect.Value, problem string) {
 	if r.problem != "" {
 		return value, r.problem
 	}
+	if problem := k.shapeProblem(r); problem != "" {
+		return value, problem
+	}
 	value, problem = k.parseAny(r)
 	switch {
 	case problem == "":
@@ -240,6 +243,27 @@ func (k *key) parse(r raw) (value reflect.Value, problem string) {
 		return value, "must be text; put it in quotes, or in " + k.Env + "_FILE"
 	}
 	return value, problem
+}
+
+// shapeProblem says why text cannot be meant as it is: a list in the syntax of JSON, or quotes that
+// docker --env-file and the like do not remove. Each would otherwise be part of a value. A secret
+// may be any text.
+func (k *key) shapeProblem(r raw) (problem string) {
+	text := strings.TrimSpace(r.text)
+	switch {
+	case r.form == formList || r.source == sourceDefault || k.Secret && !isList(k.typ):
+		return ""
+	case isList(k.typ) && strings.HasPrefix(text, "[") && strings.HasSuffix(text, "]"):
+		return "is a list in brackets, which only the settings file may have, without quotes around it; elsewhere " +
+			"write the elements with commas between them, without brackets and quotes"
+	case isQuoted(text):
+		return "has quotes around it, which would be part of the value; remove them"
+	}
+	return ""
+}
+
+func isQuoted(text string) bool {
+	return len(text) > 1 && (text[0] == '"' || text[0] == '\'') && text[len(text)-1] == text[0]
 }
 
 func (k *key) parseAny(r raw) (value reflect.Value, problem string) {
@@ -259,6 +283,9 @@ func (k *key) parseAny(r raw) (value reflect.Value, problem string) {
 	}
 	list := reflect.MakeSlice(k.typ, 0, len(elements))
 	for i, element := range elements {
+		if element.text == "" {
+			return value, fmt.Sprintf("(element %d) is empty", i+1)
+		}
 		v, problem := parseScalar(k.typ.Elem(), element)
 		if problem != "" {
 			return value, fmt.Sprintf("(element %d) %s", i+1, problem)
@@ -342,8 +369,8 @@ func parseScalar(t reflect.Type, r raw) (v reflect.Value, problem string) {
 		if r.form != formText && r.form != formString {
 			return v, "must be text; put " + quote(r.text) + " in quotes"
 		}
-		if !utf8.ValidString(r.text) && !isSecret(t) {
-			return v, "must be valid UTF-8"
+		if problem := textProblem(r.text); problem != "" && !isSecret(t) {
+			return v, problem
 		}
 		v.SetString(r.text)
 	case t.Kind() == reflect.Bool:
@@ -379,6 +406,20 @@ func parseScalar(t reflect.Type, r raw) (v reflect.Value, problem string) {
 		v.SetFloat(f)
 	}
 	return v, ""
+}
+
+// textProblem says why no setting has such a text: names, addresses, paths and URLs that end in a
+// blank or a line break come from a file that was read as a whole, and match nothing.
+func textProblem(text string) string {
+	switch {
+	case !utf8.ValidString(text):
+		return "must be valid UTF-8"
+	case strings.ContainsFunc(text, unicode.IsControl):
+		return "has a line break or another control character"
+	case strings.TrimSpace(text) != text:
+		return "has white space at its beginning or its end"
+	}
+	return ""
 }
 
 func isSecret(t reflect.Type) bool {

@@ -67,7 +67,8 @@ func splitURL(text string) (parameters []string, err error) {
 	}
 	for one := range strings.SplitSeq(query, "&") {
 		if !parameter.MatchString(one) {
-			return nil, errors.New("has something after its question mark that is not NAME=VALUE&NAME=VALUE: " + percentEncode)
+			return nil, errors.New("has something after its question mark that is not NAME=VALUE&NAME=VALUE: " +
+				percentEncode)
 		}
 		parameters = append(parameters, one)
 	}
@@ -131,7 +132,8 @@ func (c Config) postgresConfig(prod bool) (*pgx.ConnConfig, error) {
 func (p PostgresConfig) keywords() string {
 	var pairs []string
 	for _, pair := range [][2]string{
-		{"host", p.Host}, {"port", strconv.Itoa(cmp.Or(p.Port, 5432))}, {"user", p.User}, {"password", p.Password.Reveal()},
+		{"host", p.Host}, {"port", strconv.Itoa(cmp.Or(p.Port, 5432))}, {"user", p.User},
+		{"password", p.Password.Reveal()},
 		{"dbname", p.DB}, {"sslmode", p.SSLMode},
 	} {
 		if pair[1] != "" {
@@ -264,8 +266,8 @@ func checkSQLite(path string) error {
 		problem = "has two schemes: write sqlite:PATH"
 	case strings.Contains(path, "?"):
 		problem = "has options, which are not supported for SQLite: write the path alone"
-	case strings.HasPrefix(path, "~"), strings.Contains(path, "$"):
-		problem = "has a ~ or a $, which only a shell replaces: write the path in full"
+	case config.PathProblem(path) != "":
+		problem = config.PathProblem(path)
 	case strings.TrimSpace(path) != path:
 		problem = "has white space around its path"
 	case strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f || r == '\uFFFD' }):

@@ -3,6 +3,7 @@ package database_test
 import (
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,9 +13,10 @@ import (
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
-// told returns what the settings are refused with, "" when they are taken.
+// told returns the refusal of the settings, "" if they are accepted.
 func told(cfg database.Config) (path, problem string) {
 	cfg.Validate(func(p, text string) { path, problem = p, text })
 	return path, problem
@@ -51,18 +53,20 @@ func TestURLsThatCanBeReadInOneWayOnlyAreTaken(t *testing.T) {
 	}
 }
 
-// Of a URL that can be read in more ways than one nothing is shown, and nobody is asked.
+// When a URL can be read in several ways, no part of it is shown and no server is contacted.
 func TestURLsThatCannotBeReadAreRefusedUnseen(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
-		"postgres://u:pa^ss{1}@h/d", "postgres://u:1/SECRET@h/d", "postgres://u:p@SECRET@h/d", "postgres://u:p@SECRET@h",
+		"postgres://u:pa^ss{1}@h/d", "postgres://u:1/SECRET@h/d", "postgres://u:p@SECRET@h/d",
+		"postgres://u:p@SECRET@h",
 		"postgres://u:p?SECRET@h/d", "postgres://u:1?SECRET=x@h/d", "postgres://u:1?x=SECRET@h/d",
 		"postgres://u:p#SECRET@h/d", "postgres://u:1#SECRET@h/d",
 		"postgres://u:[SECRET]@h/d", "postgres://u:SEC RET@h/d", "postgres://u:SEC%RET@h/d", "postgres://u:SEC%2@h/d",
 		"postgres://u:SECRET%@h/d",
 		"postgres://u:SECRET\n@h/d", "postgres://u:p@h/d\n", " postgres://u:p@h/d", "postgres://u:p@h/d ",
 		"postgres://u:SÉCRET@h/d", `postgres://u:SE\CRET@h/d`, `postgres://u:"SECRET"@h/d`,
-		"postgres://u:SECRET@h:port/d", "postgres://u:p@h:SECRET/d", "postgres://u:p@h:123456/d", "postgres://u:p@h:0/d",
+		"postgres://u:SECRET@h:port/d", "postgres://u:p@h:SECRET/d", "postgres://u:p@h:123456/d",
+		"postgres://u:p@h:0/d",
 		"postgres://u:p@h:70000/d",
 		"postgres://u:p@h/d/SECRET", "postgres://u:p@h/d?SECRET", "postgres://u:p@h/d?a=SECRET=b",
 		"postgres://u:p@h/d?a=b&&c=d", "postgres://u:p@h/d?user=u@SECRET",
@@ -84,7 +88,8 @@ func TestURLsThatCannotBeReadAreRefusedUnseen(t *testing.T) {
 		if err == nil || database.IsUnavailable(err) {
 			t.Errorf("%q was opened: %v", text, err)
 		}
-		for _, shown := range []string{problem, fmt.Sprint(err), cfg.Describe("data"), fmt.Sprintf("%v %+v", cfg, cfg)} {
+		for _, shown := range []string{problem, fmt.Sprint(err), cfg.Describe("data"),
+			fmt.Sprintf("%v %+v", cfg, cfg)} {
 			for _, part := range []string{"SECRET", "SÉCRET", "SEC", "pa^ss", "CRET", "RET"} {
 				if strings.Contains(shown, part) {
 					t.Errorf("%q: %q is shown in %q", text, part, shown)
@@ -122,37 +127,41 @@ func TestHostsInPartsAreTakenOrRefused(t *testing.T) {
 	}
 }
 
-// In prod mode every server is verified, unless somebody has said what else is meant.
+// In prod mode every server is verified, unless the settings explicitly say otherwise.
 func TestProdModeVerifiesEveryServer(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		cfg  database.Config
 		env  [2]string
-		want string // "" when all is verified
+		want string // "" when all servers are verified
 	}{
 		{name: "nothing said", cfg: database.Config{URL: "postgres://u@h/d"}},
 		{name: "empty", cfg: database.Config{URL: "postgres://u@h/d?sslmode="}},
 		{name: "empty after another", cfg: database.Config{URL: "postgres://u@h/d?sslmode=disable&sslmode="}},
 		{name: "question mark alone", cfg: database.Config{URL: "postgres://u@h/d?"}},
 		{name: "no path", cfg: database.Config{URL: "postgres://u@h"}},
-		{name: "other parameters", cfg: database.Config{URL: "postgres://u:p%20q@h/d?options=-c%20statement_timeout%3D9s&connect_timeout=2"}},
+		{name: "other parameters",
+			cfg: database.Config{URL: "postgres://u:p%20q@h/d?options=-c%20statement_timeout%3D9s&connect_timeout=2"}},
 		{name: "several", cfg: database.Config{URL: "postgres://u@h1:5433,h2/d"}},
 		{name: "IPv6", cfg: database.Config{URL: "postgres://u@[::1]:5433,[::2]:5433/d"}},
 		{name: "host as a parameter", cfg: database.Config{URL: "postgres://u@h1/d?host=h2"}},
 		{name: "direct negotiation", cfg: database.Config{URL: "postgres://u@h/d?sslnegotiation=direct"}},
 		{name: "host from the environment", cfg: database.Config{URL: "postgres:///d"},
 			env: [2]string{"PGHOST", "db.internal"}},
-		{name: "empty in the environment", cfg: database.Config{URL: "postgres://u@h/d"}, env: [2]string{"PGSSLMODE", ""}},
+		{name: "empty in the environment", cfg: database.Config{URL: "postgres://u@h/d"},
+			env: [2]string{"PGSSLMODE", ""}},
 		{name: "socket and server", cfg: database.Config{URL: "postgres://u@%2Frun,h/d"}},
 		{name: "said", cfg: database.Config{URL: "postgres://u@h1,h2/d?sslmode=verify-full"}},
 		{name: "socket", cfg: database.Config{URL: "postgres://u@/d?host=/run"}},
 		{name: "parts", cfg: database.Config{Postgres: database.PostgresConfig{Host: "h1", DB: "d"}}},
 
-		{name: "plain is said", cfg: database.Config{URL: "postgres://u@h/d?sslmode=disable"}, want: "plain h:5432"},
+		{name: "disable in the URL", cfg: database.Config{URL: "postgres://u@h/d?sslmode=disable"},
+			want: "plain h:5432"},
 		{name: "encoded", cfg: database.Config{URL: "postgres://u@h/d?ssl%6Dode=disable"}, want: "plain h:5432"},
-		{name: "require is said", cfg: database.Config{URL: "postgres://u@h/d?sslmode=require"}, want: "unverified h:5432"},
+		{name: "require in the URL", cfg: database.Config{URL: "postgres://u@h/d?sslmode=require"},
+			want: "unverified h:5432"},
 		{name: "ssl", cfg: database.Config{URL: "postgres://u@h/d?ssl=true"}, want: "unverified h:5432"},
-		{name: "said in the environment", cfg: database.Config{URL: "postgres://u@h/d"},
+		{name: "require in the environment", cfg: database.Config{URL: "postgres://u@h/d"},
 			env: [2]string{"PGSSLMODE", "disable"}, want: "plain h:5432"},
 		{name: "the URL beats the environment", cfg: database.Config{URL: "postgres://u@h/d?sslmode=verify-full"},
 			env: [2]string{"PGSSLMODE", "disable"}},
@@ -177,7 +186,7 @@ func TestProdModeVerifiesEveryServer(t *testing.T) {
 	}
 }
 
-// What a service file says of TLS cannot be told from what is only the default.
+// The TLS setting in a service file cannot be told from the default.
 func TestAServiceFileIsNoWordAboutTLS(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "service")
 	if err := os.WriteFile(file, []byte("[s]\nhost=evil.example\nsslmode=prefer\n"), 0o600); err != nil {
@@ -196,7 +205,7 @@ func TestAServiceFileIsNoWordAboutTLS(t *testing.T) {
 	}
 }
 
-// A parameter reaches the server as it was meant, whatever else is decided about the URL.
+// A parameter reaches the server unchanged, whatever else happens to the URL.
 func TestParametersKeepTheirBlanks(t *testing.T) {
 	t.Parallel()
 	base := dbtest.PostgresURL(t)
@@ -207,13 +216,14 @@ func TestParametersKeepTheirBlanks(t *testing.T) {
 	db := dbtest.Open(t, base+separator+"options=-c%20a.note%3Da%5C%20b+c&search_path=public,%20pg_catalog")
 	for name, want := range map[string]string{"a.note": "a b+c", "search_path": "public, pg_catalog"} {
 		var have string
-		if err := db.QueryRowContext(t.Context(), "SELECT current_setting(?)", name).Scan(&have); err != nil || have != want {
+		if err := db.QueryRowContext(t.Context(), "SELECT current_setting(?)", name).Scan(&have); err != nil ||
+			have != want {
 			t.Errorf("%s is %q, %v; want %q", name, have, err, want)
 		}
 	}
 }
 
-// silent is a server that takes connections and says nothing.
+// silent is a server that accepts connections and sends nothing.
 func silent(t *testing.T) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -250,7 +260,7 @@ func TestAConnectTimeoutIsKept(t *testing.T) {
 	} {
 		each, all, err := database.Patience(t.Context(), database.Config{URL: config.Secret(text)})
 		if err != nil || each != want || all < each {
-			t.Errorf("%s: %s for each and %s in all, %v; want %s", text, each, all, err, want)
+			t.Errorf("%s: %s per server and %s in all, %v; want %s", text, each, all, err, want)
 		}
 	}
 }
@@ -273,7 +283,7 @@ func TestSQLitePathsAreMeantOrRefused(t *testing.T) {
 			t.Error(err)
 		}
 		if info, err := os.Stat(filepath.Join(dir, path)); err != nil || info.Size() == 0 {
-			t.Errorf("%s is not where it was meant to be: %v", path, err)
+			t.Errorf("%s is in another place: %v", path, err)
 		}
 	}
 	for _, text := range []string{
@@ -281,7 +291,8 @@ func TestSQLitePathsAreMeantOrRefused(t *testing.T) {
 		"sqlite:////data/x.db", "sqlite:file:x.db", "sqlite:file::memory:",
 		"sqlite:x.db?mode=ro", "sqlite:file:x.db?mode=ro", "sqlite:x.db?", "sqlite:~/x.db", "sqlite:~someone/x.db",
 		"sqlite:$HOME/x.db", "sqlite:${HOME}/x.db",
-		"sqlite: x.db", "sqlite:x.db ", "sqlite:x.db\n", "sqlite:\t", "sqlite:a\x00b", "sqlite:a\nb.db", "sqlite:" + dir,
+		"sqlite: x.db", "sqlite:x.db ", "sqlite:x.db\n", "sqlite:\t", "sqlite:a\x00b", "sqlite:a\nb.db",
+		"sqlite:" + dir,
 		"sqlite:" + dir + "/", "sqlite:.", "sqlite:..", "sqlite:/",
 		"sqlite:data/",
 	} {
@@ -296,7 +307,28 @@ func TestSQLitePathsAreMeantOrRefused(t *testing.T) {
 	}
 	for _, made := range []string{"data", "~", "file:x.db", ":memory:"} {
 		if _, err := os.Lstat(made); err == nil {
-			t.Errorf("%s was made", made)
+			t.Errorf("%s was created", made)
 		}
+	}
+}
+
+// One of two servers is away and the other is a standby: what is said is of both, and so is the advice.
+func TestTheErrorOfSeveralServersIsOfAllOfThem(t *testing.T) {
+	t.Parallel()
+	u, err := url.Parse(dbtest.PostgresURL(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := fmt.Sprint("127.0.0.1:", testenv.FreePort(t))
+	standby := u.Host
+	u.Host = closed + "," + standby
+	u.RawQuery += "&default_transaction_read_only=on"
+	_, err = database.Open(t.Context(), database.Config{URL: config.Secret(u.String())}, database.Options{})
+	if err == nil || !strings.Contains(err.Error(), "dial tcp "+closed+": connect: connection refused; "+standby+
+		" takes no writes") {
+		t.Errorf("the error is: %v", err)
+	}
+	if got := database.Remedy(err, false); !strings.Contains(got, "promote a standby") {
+		t.Errorf("the remedy is: %s", got)
 	}
 }

@@ -9,7 +9,7 @@ import (
 type Row interface{ Scan(into ...any) error }
 
 // Collect runs a query and returns what scan makes of each row. what is said of every error, such
-// as "list users".
+// as "list users". Without rows the list is empty and not nil, which JSON writes as [] and not as null.
 func Collect[T any](ctx context.Context, db IDB, what string, scan func(Row) (T, error), query string,
 	args ...any) ([]T, error) {
 	rows, err := db.QueryContext(ctx, query, args...)
@@ -17,7 +17,7 @@ func Collect[T any](ctx context.Context, db IDB, what string, scan func(Row) (T,
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	defer rows.Close()
-	var list []T
+	list := []T{}
 	for rows.Next() {
 		one, err := scan(rows)
 		if err != nil {

@@ -18,8 +18,8 @@ func TestCollectReadsEveryRowAndSaysWhatFailed(t *testing.T) {
 			t.Errorf("%v, %v", list, err)
 		}
 		list, err = database.Collect(t.Context(), db, "list words", database.Value[string], query+" LIMIT ?", 0)
-		if len(list) != 0 || err != nil {
-			t.Errorf("of no rows: %v, %v", list, err)
+		if list == nil || len(list) != 0 || err != nil {
+			t.Errorf("of no rows: %#v, %v", list, err)
 		}
 		for what, query := range map[string]string{"no query": "SELEC 1", "no number": "SELECT 'one'"} {
 			if list, err := database.Collect(t.Context(), db, "list numbers", database.Value[int], query); err == nil ||

@@ -76,9 +76,11 @@ func prepareConnections(cc *pgx.ConnConfig, pooler *atomic.Bool) {
 		}
 		// PgBouncer refuses these at the start of a connection. If it hands connections on after
 		// each transaction, they apply to connections that its clients share. Transactions name
-		// their isolation themselves.
-		results, err := conn.Exec(ctx, "SET default_transaction_isolation = 'read committed'; SET bytea_output = 'hex'; "+
-			"SET IntervalStyle = 'postgres'; SELECT current_setting('transaction_read_only'), pg_backend_pid()").ReadAll()
+		// their isolation themselves. Statements here are short, but with millions of rows the planner thinks them
+		// long enough to compile, which takes more time than all the rest of them, again at each execution.
+		results, err := conn.Exec(ctx, "SET default_transaction_isolation = 'read committed'; "+
+			"SET bytea_output = 'hex'; SET IntervalStyle = 'postgres'; SET jit = off; "+
+			"SELECT current_setting('transaction_read_only'), pg_backend_pid()").ReadAll()
 		if err != nil {
 			return fmt.Errorf("set up the connection: %w", err)
 		}
@@ -93,11 +95,17 @@ func prepareConnections(cc *pgx.ConnConfig, pooler *atomic.Bool) {
 		// After a fail-over the old primary may answer, read-only. Only a server that takes writes
 		// can be used, whatever target_session_attrs says.
 		if string(last.Rows[0][0]) != "off" {
-			return pgconn.ErrReadOnlyConnection
+			return &readOnlyError{conn.Conn().RemoteAddr().String()}
 		}
 		return nil
 	}
 }
+
+// readOnlyError says that a server takes no writes, as a standby does.
+type readOnlyError struct{ server string }
+
+func (e *readOnlyError) Error() string { return e.server + " takes no writes" }
+func (e *readOnlyError) Unwrap() error { return pgconn.ErrReadOnlyConnection }
 
 // ErrEncoding says that a database cannot hold every name that the service accepts.
 var ErrEncoding = errors.New("the database is not encoded in UTF8")
@@ -110,8 +118,8 @@ func checkServer(conn *pgconn.PgConn) error {
 	}
 	for name, want := range map[string]string{"client_encoding": "UTF8", "standard_conforming_strings": "on"} {
 		if have := conn.ParameterStatus(name); have != want {
-			return fmt.Errorf("the server keeps %s at %q, and it must be %q: a pooler in between may be set to ignore it",
-				name, have, want)
+			return fmt.Errorf("the server keeps %s at %q, and it must be %q: a pooler in between may be set to "+
+				"ignore it", name, have, want)
 		}
 	}
 	return nil

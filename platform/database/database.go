@@ -4,16 +4,19 @@
 package database
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -32,7 +35,7 @@ import (
 type Config struct {
 	URL      config.Secret  `config:"database.url" doc:"The database as one URL: postgres://USER:PASSWORD@HOST:PORT/DB?sslmode=… or sqlite:PATH. Overrides db.postgres.*. If it and db.postgres.host are empty, SQLite in app.data_dir is used."`
 	Postgres PostgresConfig `config:"db.postgres"`
-	MaxConns int            `config:"database.max_conns" default:"0" min:"0" max:"1000" doc:"Most connections that this process opens, not counting the one on which a relay listens for events. 0 means four for each core, at least eight. PostgreSQL's own max_connections applies too."`
+	MaxConns int            `config:"database.max_conns" default:"0" min:"0" max:"1000" doc:"Most connections that this process opens, not counting the one on which a relay listens for events. 0 means four for each core, at least eight. A serve that relays keeps a quarter of them, one to eight, for its relay. PostgreSQL's own max_connections applies too."`
 }
 
 // PostgresConfig names a PostgreSQL server in parts.
@@ -60,6 +63,32 @@ func (c Config) Validate(report func(path, problem string)) {
 			report(fault.path, fault.problem)
 		}
 	}
+}
+
+// CheckFiles reports a file that SQLite cannot use.
+func (c Config) CheckFiles(report func(path, problem string)) {
+	if !strings.HasPrefix(c.URL.Reveal(), sqliteScheme) {
+		return
+	}
+	path := c.sqlitePath("")
+	if problem := config.FolderProblem(filepath.Dir(path)); problem != "" {
+		report("database.url", "cannot be used: "+problem)
+	} else if isForeign(path) {
+		report("database.url", "names a file that is no SQLite database")
+	}
+}
+
+// isForeign reports whether a file has content that does not begin like a database.
+func isForeign(path string) bool {
+	const magic = "SQLite format 3\x00"
+	f, err := os.Open(path)
+	if err != nil {
+		return false // missing: it is created
+	}
+	defer f.Close()
+	head := make([]byte, len(magic))
+	n, err := io.ReadFull(f, head)
+	return (err == nil || errors.Is(err, io.ErrUnexpectedEOF)) && string(head[:n]) != magic
 }
 
 // check returns an [errAddress] where the settings name no database that can be used.
@@ -94,8 +123,10 @@ type DB struct {
 	statements
 	pool *sql.DB
 
-	connecting time.Duration // what trying every server once may take
-	pooler     *atomic.Bool  // something hands connections on to other clients
+	connecting time.Duration   // what trying every server once may take
+	pooler     *atomic.Bool    // something hands connections on to other clients
+	connect    *pgx.ConnConfig // nil on SQLite
+	watch      *watch          // of its connections; nil on SQLite
 
 	// SQLite has one writer at a time. Queueing here is in order of arrival and without polling,
 	// unlike SQLite's own busy handler. Nil on PostgreSQL.
@@ -107,6 +138,10 @@ type Options struct {
 	DataDir string // where SQLite lives when nothing is named; made with mode 0700
 	Prod    bool   // TLS is verified unless the settings say otherwise
 	AppName string // shown in pg_stat_activity
+
+	// AnswerWithin is how long PostgreSQL may take for the answer to a statement. 0 means any time, as long as it
+	// answers new connections.
+	AnswerWithin time.Duration
 }
 
 // Open connects to the database and checks that it answers. The caller closes it.
@@ -172,25 +207,46 @@ func openPostgres(ctx context.Context, cfg Config, opt Options) (*DB, error) {
 		return nil, err
 	}
 	requireTLS12(cc)
+	cc.DialFunc = dialer().DialContext
 	var pooler atomic.Bool
 	prepareConnections(cc, &pooler)
 	if cc.RuntimeParams["application_name"] == "" {
 		cc.RuntimeParams["application_name"] = opt.AppName
 	}
 	wait := patience(ctx, cc)
+	watch := watchConnections(cc, opt.AnswerWithin)
+	db := newDB(openPool(cc, connections(cfg.MaxConns)), true)
+	db.connecting, db.pooler, db.connect, db.watch = wait, &pooler, cc, watch
+	return db, nil
+}
+
+func openPool(cc *pgx.ConnConfig, conns int) *sql.DB {
 	pool := stdlib.OpenDB(*cc)
-	conns := cfg.MaxConns
-	if conns == 0 {
-		conns = max(8, 4*runtime.GOMAXPROCS(0))
-	}
 	pool.SetMaxOpenConns(conns)
 	pool.SetMaxIdleConns(conns)
 	pool.SetConnMaxIdleTime(5 * time.Minute)
 	pool.SetConnMaxLifetime(30 * time.Minute)
-	db := newDB(pool, true)
-	db.connecting, db.pooler = wait, &pooler
-	return db, nil
+	return pool
 }
+
+// Split takes a quarter of the connections that db may open, one to eight, for another DB on the same database.
+// Its users never wait for those of db. Where there is only one connection, and with SQLite, it returns db itself.
+// Call it before db is used by others. The caller closes both.
+func (db *DB) Split() *DB {
+	conns := db.pool.Stats().MaxOpenConnections
+	if !db.postgres || conns < 2 {
+		return db
+	}
+	part := min(max(conns/4, 1), 8)
+	db.pool.SetMaxOpenConns(conns - part)
+	db.pool.SetMaxIdleConns(conns - part)
+	other := newDB(openPool(db.connect, part), true)
+	other.connecting, other.pooler, other.connect, other.watch = db.connecting, db.pooler, db.connect, db.watch
+	return other
+}
+
+// connections is the size of the pool, as set or for this machine.
+func connections(set int) int { return cmp.Or(set, max(8, 4*runtime.GOMAXPROCS(0))) }
 
 func openSQLite(path string, conns int) (*DB, error) {
 	dir := filepath.Dir(path)
@@ -220,11 +276,8 @@ func openSQLite(path string, conns int) (*DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the database file: %w", err)
 	}
-	if conns == 0 {
-		conns = max(8, 4*runtime.GOMAXPROCS(0))
-	}
-	sqldb.SetMaxOpenConns(conns)
-	sqldb.SetMaxIdleConns(conns)
+	sqldb.SetMaxOpenConns(connections(conns))
+	sqldb.SetMaxIdleConns(connections(conns))
 	db := newDB(sqldb, false)
 	db.writer, db.connecting = make(chan struct{}, 1), shortest
 	return db, nil
@@ -261,8 +314,8 @@ func IsPostgres(db IDB) bool { return db.isPostgres() }
 // fn runs again when PostgreSQL rolled the transaction back in favour of another, as in a
 // deadlock. What it leaves outside the transaction must not depend on an earlier run.
 //
-// After an error of the commit itself, it is unknown whether the transaction committed; callers
-// must be safe to run again.
+// After an error of the commit itself, it may be unknown whether the transaction committed
+// ([IsUncertain]); callers must be safe to run again.
 func (db *DB) Tx(ctx context.Context, fn func(ctx context.Context, tx Tx) error) error {
 	ctx, span := tracing.Start(ctx, "transaction")
 	defer span.End()
@@ -291,10 +344,25 @@ func (db *DB) transaction(ctx context.Context, fn func(ctx context.Context, tx T
 		}
 	}()
 	if err := fn(ctx, Tx{statements{tx, db.postgres}, tx}); err != nil {
-		return err
+		return stopped(ctx, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return err // nothing is committed, and everybody knows
 	}
 	returned = true
-	return tx.Commit()
+	if err = tx.Commit(); db.postgres { // the answer of SQLite cannot get lost
+		err = uncertain(err)
+	}
+	return err
+}
+
+// ExecContext runs a statement that returns no rows, outside of a transaction.
+func (db *DB) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	res, err := db.statements.ExecContext(ctx, query, args...)
+	if err != nil && db.postgres && !unsent(err) {
+		err = uncertain(err)
+	}
+	return res, err
 }
 
 // Write runs one writing statement outside a transaction, queued as [DB.Tx] is.
@@ -383,6 +451,36 @@ func ForUpdate(tx IDB) string {
 	return ""
 }
 
+// attemptsOf says, for each server that was tried, why it cannot be used. If one server alone is named, or all have
+// the same reason, it is nil.
+func attemptsOf(err error) (tried []string) {
+	failed, ok := errors.AsType[*pgconn.ConnectError](err)
+	if !ok || !slices.ContainsFunc(failed.Config.Fallbacks, func(f *pgconn.FallbackConfig) bool {
+		return f.Host != failed.Config.Host || f.Port != failed.Config.Port
+	}) {
+		return nil
+	}
+	all, ok := failed.Unwrap().(interface{ Unwrap() []error })
+	if !ok {
+		return nil
+	}
+	for _, one := range all.Unwrap() {
+		said := strings.Join(strings.Fields(one.Error()), " ") // begins with the server
+		if cause, ok := errors.AsType[*net.OpError](one); ok {
+			said = cause.Error() // which names the server as well
+		} else if cause, ok := errors.AsType[*readOnlyError](one); ok {
+			said = cause.Error()
+		}
+		if !slices.Contains(tried, said) { // with and without TLS
+			tried = append(tried, said)
+		}
+	}
+	if len(tried) < 2 {
+		return nil
+	}
+	return tried
+}
+
 // openError says in one line why a database cannot be opened, and keeps the whole error.
 type openError struct {
 	words string
@@ -394,8 +492,14 @@ func (e *openError) Unwrap() error { return e.err }
 
 // plain makes an error of opening a database readable in one line. The error of a connection has
 // user and database name and a line for each address and kind of TLS that was tried; the innermost
-// cause tells a person enough.
+// cause of each tells a person enough.
 func plain(err error) error {
+	if tried := attemptsOf(err); len(tried) > 1 {
+		return errors.New(strings.Join(tried, "; "))
+	}
+	if cause, ok := errors.AsType[*readOnlyError](err); ok {
+		return cause
+	}
 	if cause, ok := errors.AsType[*fs.PathError](err); ok {
 		return cause
 	}

@@ -34,7 +34,8 @@ func TestWritersTakeTurnsAndLoseNothing(t *testing.T) {
 				for range each {
 					err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 						var n int
-						if err := tx.QueryRowContext(ctx, "SELECT n FROM counter"+database.ForUpdate(tx)).Scan(&n); err != nil {
+						if err := tx.QueryRowContext(ctx, "SELECT n FROM counter"+
+							database.ForUpdate(tx)).Scan(&n); err != nil {
 							return err
 						}
 						_, err := tx.ExecContext(ctx, "UPDATE counter SET n = ?", n+1)
@@ -81,6 +82,24 @@ func TestATransactionThatFailsLeavesNothing(t *testing.T) {
 	})
 }
 
+func TestATransactionWhoseContextHasEndedSaysSo(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		ctx, cancel := context.WithCancel(t.Context())
+		err := db.Tx(ctx, func(_ context.Context, tx database.Tx) error {
+			cancel()
+			for { // it is rolled back by itself
+				if _, err := tx.ExecContext(t.Context(), "SELECT 1"); err != nil {
+					return err
+				}
+			}
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("the error is %v", err)
+		}
+	})
+}
+
 func TestErrorsAreToldApart(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -92,12 +111,13 @@ func TestErrorsAreToldApart(t *testing.T) {
 			t.Fatal(err)
 		}
 		if err := insert(); !database.IsUnique(err) || database.IsUnavailable(err) || database.IsNotFound(err) {
-			t.Errorf("a key that is taken: %v", err)
+			t.Errorf("a duplicate key: %v", err)
 		}
 		var n int
-		if err := db.QueryRowContext(t.Context(), "SELECT n FROM one WHERE n = 2").Scan(&n); !database.IsNotFound(err) ||
+		if err := db.QueryRowContext(t.Context(),
+			"SELECT n FROM one WHERE n = 2").Scan(&n); !database.IsNotFound(err) ||
 			database.IsUnavailable(err) {
-			t.Errorf("a row that is not there: %v", err)
+			t.Errorf("a missing row: %v", err)
 		}
 		_, err := db.Write(t.Context(), "SELECT nonsense FROM nowhere")
 		if err == nil || database.IsUnavailable(err) || database.IsUnique(err) || database.IsForbidden(err) {
@@ -158,7 +178,7 @@ func TestURLsThatCannotBeUsedAreNamed(t *testing.T) {
 		database.Config{URL: text}.Validate(func(path, problem string) {
 			told = true
 			if path != "database.url" || strings.Contains(problem, "//h") {
-				t.Errorf("%s: told %q of %q", text.Reveal(), problem, path)
+				t.Errorf("%s: got %q for %q", text.Reveal(), problem, path)
 			}
 		})
 		if told == fine {
@@ -205,11 +225,11 @@ func TestAConnectionFoundClosedIsReplaced(t *testing.T) {
 		return err
 	})
 	if err == nil || calls != 1 {
-		t.Errorf("what the server refused was sent %d times: %v", calls, err)
+		t.Errorf("the refused statement was sent %d times: %v", calls, err)
 	}
 }
 
-// A server has only so many connections. Asking for more would be a request refused.
+// A server allows only so many connections. Opening more would fail a request.
 func TestThePoolAsksForNoMoreThanTheServerHas(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.PostgresURL(t)
@@ -222,5 +242,34 @@ func TestThePoolAsksForNoMoreThanTheServerHas(t *testing.T) {
 		if got := dbtest.OpenLimited(t, dsn, limit).MaxConns(); got > want || got < want-10 {
 			t.Errorf("with %d allowed there are %d, want %d", limit, got, want)
 		}
+	}
+}
+
+// However few connections may be opened, those of both parts together are not more, and neither has none.
+func TestAPartOfTheConnectionsIsNotAddedToThem(t *testing.T) {
+	t.Parallel()
+	dsn := dbtest.PostgresURL(t)
+	for conns, want := range map[int]int{1: 1, 2: 1, 3: 1, 8: 2, 40: 8} {
+		db := dbtest.OpenLimited(t, dsn, conns)
+		allowed := db.MaxConns()
+		part := db.Split()
+		if conns == 1 {
+			if part != db {
+				t.Error("one connection was divided")
+			}
+			continue
+		}
+		t.Cleanup(func() { _ = part.Close() })
+		if part.MaxConns() != want || db.MaxConns() != allowed-want {
+			t.Errorf("of %d connections %d are apart and %d are left, want %d apart", allowed, part.MaxConns(),
+				db.MaxConns(), want)
+		}
+		if _, err := part.ExecContext(t.Context(), "SELECT 1"); err != nil {
+			t.Error(err)
+		}
+	}
+	sqlite := dbtest.Open(t, "sqlite:"+filepath.Join(t.TempDir(), "x.db"))
+	if sqlite.Split() != sqlite {
+		t.Error("SQLite has one writer, whose turn all must share")
 	}
 }

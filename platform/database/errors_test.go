@@ -14,8 +14,8 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// Each class of SQLSTATE that the service can meet: what may pass is unavailable, and what
-// says that a statement is wrong is not.
+// Every class of SQLSTATE that the service can get: transient ones count as unavailable, and those
+// of a wrong statement do not.
 func TestEachClassOfSQLSTATEIsJudged(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -34,10 +34,11 @@ func TestEachClassOfSQLSTATEIsJudged(t *testing.T) {
 		"42P01": false,
 		"54000": false, "55000": false, "P0001": false, "XX000": false, "XX001": false,
 	} {
-		// A code that makes PostgreSQL end the connection only comes with that; as a mere
-		// exception it is told apart just the same.
-		_, err := db.ExecContext(t.Context(), fmt.Sprintf("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '%s'; END $$",
-			code))
+		// PostgreSQL ends the connection with some of these codes. As a plain exception the code is
+		// classified the same.
+		_, err := db.ExecContext(t.Context(),
+			fmt.Sprintf("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '%s'; END $$",
+				code))
 		if err == nil || database.IsUnavailable(err) != want || database.IsUnavailable(fmt.Errorf("wrapped: %w",
 			err)) != want {
 			t.Errorf("%s: unavailable %v, want %v: %v", code, database.IsUnavailable(err), want, err)
@@ -45,7 +46,7 @@ func TestEachClassOfSQLSTATEIsJudged(t *testing.T) {
 	}
 }
 
-// Whatever keeps a new connection from being made: nobody can be served for the moment.
+// Any error of a new connection means that the service is unavailable for the moment.
 func TestWhatAServerSaysToANewConnectionIsUnavailable(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.PostgresURL(t)
@@ -82,7 +83,7 @@ func TestATransactionThatWasInAnothersWayIsRunAgain(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			// Both have one row before either asks for the other's.
+			// Both hold one row before either asks for the other's.
 			var met, all sync.WaitGroup
 			met.Add(2)
 			runs := [2]int{}
@@ -98,7 +99,8 @@ func TestATransactionThatWasInAnothersWayIsRunAgain(t *testing.T) {
 							return err
 						}
 						for step := range 2 {
-							if _, err := tx.ExecContext(ctx, "UPDATE pair SET v = v + 1 WHERE n = ?", (i+step)%2); err != nil {
+							if _, err := tx.ExecContext(ctx, "UPDATE pair SET v = v + 1 WHERE n = ?",
+								(i+step)%2); err != nil {
 								return fmt.Errorf("step %d: %w", step, err)
 							}
 							if step == 0 && runs[i] == 1 {
@@ -119,7 +121,7 @@ func TestATransactionThatWasInAnothersWayIsRunAgain(t *testing.T) {
 				t.Errorf("the sum is %d, %v", sum, err)
 			}
 			if runs[0]+runs[1] < 3 {
-				t.Errorf("nothing was run again: %v", runs)
+				t.Errorf("no transaction was repeated: %v", runs)
 			}
 		})
 	}
@@ -150,7 +152,7 @@ func TestATransactionIsNotRunAgainForEver(t *testing.T) {
 	}
 }
 
-// A server that ends a transaction which was idle for too long is no fault of the request's.
+// When the server ends an idle transaction, that is no fault of the request.
 func TestATransactionThatTheServerEndsIsUnavailable(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -190,7 +192,7 @@ func TestATransactionThatTheServerEndsIsUnavailable(t *testing.T) {
 		t.Errorf("terminated: %v", err)
 	}
 	if _, err := db.ExecContext(t.Context(), "SELECT 1"); err != nil {
-		t.Errorf("the next one: %v", err)
+		t.Errorf("the next transaction: %v", err)
 	}
 	if strings.Contains(fmt.Sprint(err), "%!") {
 		t.Error(err)

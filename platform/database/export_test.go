@@ -2,10 +2,11 @@ package database
 
 import (
 	"context"
+	"net"
 	"time"
 )
 
-// Patience is how long connecting waits for each server, and for all.
+// Patience is how long connecting waits for each server, and for all servers.
 func Patience(ctx context.Context, c Config) (each, all time.Duration, err error) {
 	cc, err := c.postgresConfig(false)
 	if err != nil {
@@ -15,5 +16,13 @@ func Patience(ctx context.Context, c Config) (each, all time.Duration, err error
 	return cc.ConnectTimeout, all, nil
 }
 
-// MaxConns is how many connections the pool opens at most.
+// MaxConns is the maximum number of connections of the pool.
 func (db *DB) MaxConns() int { return db.pool.Stats().MaxOpenConnections }
+
+// Watch sets the times after which a server is tried and given up, for connections that are not in use.
+func (db *DB) Watch(silence, trial, within time.Duration) {
+	db.watch.silence, db.watch.trial, db.watch.within = silence, trial, within
+}
+
+// Unwatched is the connection that is watched.
+func Unwatched(conn net.Conn) net.Conn { return conn.(*watched).Conn }

@@ -11,8 +11,8 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// Through a pooler that gives each transaction another connection everything goes on working:
-// what is prepared, what a transaction sets and how it is isolated.
+// Everything works through a pooler that gives each transaction another connection: prepared
+// statements, the settings of a transaction and its isolation.
 func TestAPoolerMayHandConnectionsOn(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.PostgresURL(t)
@@ -25,7 +25,7 @@ func TestAPoolerMayHandConnectionsOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stmt.Close()
-	// Two at once take two connections, which are then handed on in turn.
+	// Two queries at once take two connections, which the pooler then hands out in turn.
 	var ends []func(bool) error
 	for range 2 {
 		tx, end := dbtest.Begin(t, db)
@@ -55,7 +55,8 @@ func TestAPoolerMayHandConnectionsOn(t *testing.T) {
 					}
 					var pid int
 					var isolation, strings, encoding string
-					err := tx.QueryRowContext(ctx, `SELECT pg_backend_pid(), current_setting('transaction_isolation'), current_setting('standard_conforming_strings'),
+					err := tx.QueryRowContext(ctx,
+						`SELECT pg_backend_pid(), current_setting('transaction_isolation'), current_setting('standard_conforming_strings'),
 						current_setting('client_encoding') WHERE ?::integer = ?`, i, i).Scan(&pid, &isolation, &strings, &encoding)
 					if err != nil || isolation != "read committed" || strings != "on" || encoding != "UTF8" {
 						t.Errorf("%s, %s, %s, %v", isolation, strings, encoding, err)
@@ -69,7 +70,8 @@ func TestAPoolerMayHandConnectionsOn(t *testing.T) {
 					t.Error(err)
 				}
 				err = db.Postgres(t.Context(), func(conn *pgx.Conn) error {
-					return conn.QueryRow(t.Context(), "SELECT $1::bigint[] IS NOT NULL", db.Prepared(), []int64{1}).Scan(new(bool))
+					return conn.QueryRow(t.Context(), "SELECT $1::bigint[] IS NOT NULL", db.Prepared(),
+						[]int64{1}).Scan(new(bool))
 				})
 				if err != nil {
 					t.Error(err)
@@ -79,6 +81,6 @@ func TestAPoolerMayHandConnectionsOn(t *testing.T) {
 	}
 	all.Wait()
 	if len(backends) < 2 {
-		t.Errorf("only %d connections were handed on", len(backends))
+		t.Errorf("only %d connections were handed out", len(backends))
 	}
 }

@@ -20,15 +20,15 @@ import (
 var remedies = []struct{ code, remedy string }{
 	{"28P01", "correct the role or its password: DATABASE_URL, or DB_POSTGRES_USER and DB_POSTGRES_PASSWORD; " +
 		"deploy/postgres/roles.sql makes the roles, and \\password gives each its password"},
-	{"28", "let the role in from here with a line in pg_hba.conf, or name another one; deploy/postgres/roles.sql makes " +
-		"the roles"},
-	{"3D000", "make it as a role that may: CREATE DATABASE … ENCODING 'UTF8'; or name another one with DATABASE_URL or " +
-		"DB_POSTGRES_DB"},
+	{"28", "let the role in from here with a line in pg_hba.conf, or name another one; " +
+		"deploy/postgres/roles.sql makes the roles"},
+	{"3D000", "make it as a role that may: CREATE DATABASE … ENCODING 'UTF8'; or name another one with " +
+		"DATABASE_URL or DB_POSTGRES_DB"},
 	{"42501", "run deploy/postgres/grants.sql as authctl_migrate, after each authctl migrate up; roles.sql grants " +
 		"connecting; " +
 		"a serve that relays needs GRANT authctl_relay TO authctl_serve, or OUTBOX_RELAY=off"},
-	{"42P01", "run: authctl migrate up; if that was done, the tables are in a schema that the role's search_path does " +
-		"not name"},
+	{"42P01", "run: authctl migrate up; if that was done, the tables are in a schema that the role's " +
+		"search_path does not name"},
 	{"42703", "run: authctl migrate up"},
 	{"42883", "run: authctl migrate up"},
 	{"3F000", "correct the search_path of the role or of DATABASE_URL: it names no schema that is there"},
@@ -47,9 +47,20 @@ var remedies = []struct{ code, remedy string }{
 	{"26000", "let the pooler keep sessions (pool_mode = session), or prepared statements (max_prepared_statements)"},
 }
 
-// migrating is the remedy for a role that may not change the schema.
-const migrating = "migrate as the role that owns the tables, which is authctl_migrate if deploy/postgres/roles.sql " +
-	"was run"
+// migrating are the remedies for statements of authctl migrate where they are not the usual ones.
+var migrating = map[string]string{
+	"42501": "migrate as the role that owns the tables, which is authctl_migrate if " +
+		"deploy/postgres/roles.sql was run",
+	"42704": "create the roles first, with deploy/postgres/roles.sql; " +
+		"if one role does everything, grant nothing",
+	"42P07": notOurs,
+	"42701": notOurs,
+	"42710": notOurs,
+	"42723": notOurs,
+}
+
+const notOurs = "the table bun_migrations does not say that authctl made it: name an empty database, or put " +
+	"that table back from the backup that the others are from"
 
 // Remedy says what a person can do about an error of the database. It is empty if there is no
 // error, or if the error says so itself. toMigrate tells that a migration was tried: a role that
@@ -60,9 +71,15 @@ func Remedy(err error, toMigrate bool) string {
 	}
 	var pg *pgconn.PgError
 	var lite *sqlite.Error
+	_, opening := errors.AsType[*openError](err)
+	silent, _ := errors.AsType[*errSilent](err)
 	switch {
-	case errors.As(err, &pg) && toMigrate && pg.Code == "42501":
-		return migrating
+	case silent != nil && silent.alive:
+		return "look in pg_stat_activity for what blocks it, such as a transaction that was left open"
+	case silent != nil:
+		return "look at the server and its machine: it hangs, or was paused"
+	case errors.As(err, &pg) && toMigrate && !opening && migrating[pg.Code] != "":
+		return migrating[pg.Code]
 	case pg != nil:
 		for _, r := range remedies {
 			if strings.HasPrefix(pg.Code, r.code) {
@@ -70,12 +87,14 @@ func Remedy(err error, toMigrate bool) string {
 			}
 		}
 		return ""
+	case errors.Is(err, pgconn.ErrReadOnlyConnection) && len(attemptsOf(err)) > 1:
+		return "wait for the fail-over, or promote a standby: none of these servers takes writes"
 	case errors.Is(err, pgconn.ErrReadOnlyConnection):
 		return Remedy(&pgconn.PgError{Code: "25006"}, toMigrate)
 	case errors.As(err, &lite):
 		return remedySQLite(lite.Code() & 0xff)
 	}
-	if _, opening := errors.AsType[*openError](err); !opening {
+	if !opening {
 		return ""
 	}
 	return remedyToOpen(err)
@@ -122,5 +141,6 @@ func remedyToOpen(err error) string {
 	case errors.As(err, &network):
 		return "start it, or name another one with DATABASE_URL"
 	}
-	return "check that a PostgreSQL server answers there, and offers TLS (ssl = on); if it does not, set sslmode=disable"
+	return "check that a PostgreSQL server answers there, and offers TLS (ssl = on); if it does not, set " +
+		"sslmode=disable"
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// Each way of not reaching or not being let do something has the remedy that fits it.
+// Every error of reaching the server or of missing rights has a fitting remedy.
 func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
 	t.Parallel()
 	dsn := dbtest.PostgresURL(t)
@@ -58,7 +58,8 @@ func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
 	}
 	_ = closed.Close()
 	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "text.db"), []byte(strings.Repeat("no database", 100)), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "text.db"), []byte(strings.Repeat("no database", 100)),
+		0o600); err != nil {
 		t.Fatal(err)
 	}
 
@@ -110,13 +111,24 @@ func TestEachKindOfErrorHasItsRemedy(t *testing.T) {
 		if name != "nothing" && test.err == nil {
 			t.Errorf("%s: there is no error", name)
 		}
-		if got := database.Remedy(test.err, false); test.remedy == "" && got != "" || !strings.Contains(got, test.remedy) {
+		if got := database.Remedy(test.err, false); test.remedy == "" && got != "" ||
+			!strings.Contains(got, test.remedy) {
 			t.Errorf("%s: %v: the remedy is %q, want %q", name, test.err, got, test.remedy)
 		}
 	}
-	// Who migrates lacks something else.
-	if got := database.Remedy(within(as(role, "right"), "DROP TABLE users"), true); !strings.Contains(got,
-		"owns the tables") {
-		t.Errorf("to migrate: %q", got)
+	// A migration needs another remedy.
+	for name, test := range map[string]struct {
+		err    error
+		remedy string
+	}{
+		"another's tables":  {within(as(role, "right"), "DROP TABLE users"), "owns the tables"},
+		"no roles":          {within(dsn, "GRANT SELECT ON users TO t_no_such_role"), "roles.sql"},
+		"another's table":   {within(dsn, "CREATE TABLE users (id int)"), "empty database"},
+		"another's column":  {within(dsn, "ALTER TABLE users ADD COLUMN id int"), "empty database"},
+		"unknown parameter": {open(query("pool_max_conns", "3")), "not a parameter of PostgreSQL"},
+	} {
+		if got := database.Remedy(test.err, true); !strings.Contains(got, test.remedy) {
+			t.Errorf("to migrate, %s: %v: the remedy is %q, want %q", name, test.err, got, test.remedy)
+		}
 	}
 }

@@ -17,15 +17,20 @@ import (
 // Single is one connection of the pool for work that must happen on one connection, such as
 // migrations. They need no second connection, and what they lock in a transaction is released
 // with it, also behind a pooler that gives each transaction another connection.
-type Single struct {
-	statements
-	bun *bun.DB
-}
+type Single struct{ statements }
 
-// Bun is the connection for Bun's migrator. Only package migrations may use it, because Bun writes
+// Bun returns the connection for Bun's migrator. Only package migrations may use it, because Bun writes
 // arguments into the text of a statement. A transaction of Bun is part of the one of [Single.Tx],
 // and fails outside of it.
-func (s Single) Bun() *bun.DB { return s.bun }
+//
+// It is not a method: every package that uses a [DB] would compile generic types of Bun.
+func Bun(one Single) *bun.DB {
+	var d schema.Dialect = sqlitedialect.New()
+	if one.postgres {
+		d = pgdialect.New()
+	}
+	return bun.NewDB(one.run.(*sql.DB), d)
+}
 
 // Single runs fn with one connection of the pool. It must use no other.
 func (db *DB) Single(ctx context.Context, fn func(one Single) error) error {
@@ -41,11 +46,7 @@ func (db *DB) Single(ctx context.Context, fn func(one Single) error) error {
 		pool := sql.OpenDB(&lender{conn: c})
 		defer func() { err = errors.Join(err, pool.Close()) }()
 		pool.SetMaxOpenConns(1)
-		var d schema.Dialect = sqlitedialect.New()
-		if db.postgres {
-			d = pgdialect.New()
-		}
-		return fn(Single{statements{pool, db.postgres}, bun.NewDB(pool, d)})
+		return fn(Single{statements{pool, db.postgres}})
 	})
 	return errors.Join(err, conn.Close())
 }
@@ -69,9 +70,12 @@ func (s Single) Tx(ctx context.Context, fn func() error) error {
 		}
 	}()
 	if err := fn(); err != nil {
-		return err
+		return stopped(ctx, err)
 	}
 	if _, err := s.ExecContext(ctx, "COMMIT"); err != nil {
+		if s.postgres {
+			return uncertain(err)
+		}
 		return err
 	}
 	committed = true
@@ -92,11 +96,13 @@ type lender struct {
 	lent bool
 }
 
+var errLost = errors.New("the connection to the database was lost")
+
 func (l *lender) Driver() driver.Driver { return nil }
 
 func (l *lender) Connect(context.Context) (driver.Conn, error) {
 	if l.lent {
-		return nil, errors.New("the connection to the database was lost")
+		return nil, errLost
 	}
 	l.lent = true
 	return lent{l.conn}, nil

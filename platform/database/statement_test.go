@@ -14,7 +14,7 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// hostile are values that mean something to a server that reads them as part of a statement.
+// hostile are values that change a statement if the server reads them as part of it.
 var hostile = []string{
 	`\'; DROP TABLE kept; --`, `'; DROP TABLE kept; --`, `x","user_id":"V`, `\`, `\\'`, `\'`, `''`, `'`, `"`, `$1`, `?`,
 	`?1`, `?0`, `:x`, `@x`,
@@ -57,10 +57,11 @@ func TestEachConnectionSetsWhatTheCodeReliesOn(t *testing.T) {
 	for name, want := range map[string]string{
 		"standard_conforming_strings": "on", "client_encoding": "UTF8", "bytea_output": "hex", "DateStyle": "ISO, MDY",
 		"IntervalStyle": "postgres", "default_transaction_isolation": "read committed", "TimeZone": "Asia/Kathmandu",
-		"search_path": `"$user", public`,
+		"search_path": `"$user", public`, "jit": "off",
 	} {
 		var have string
-		if err := db.QueryRowContext(t.Context(), "SELECT current_setting(?)", name).Scan(&have); err != nil || have != want {
+		if err := db.QueryRowContext(t.Context(), "SELECT current_setting(?)", name).Scan(&have); err != nil ||
+			have != want {
 			t.Errorf("%s is %q, %v; want %q", name, have, err, want)
 		}
 	}
@@ -86,7 +87,8 @@ func TestADatabaseThatCannotHoldUTF8IsRefused(t *testing.T) {
 			t.Parallel()
 			dsn := dbtest.EmptyURL(t, "ENCODING '"+encoding+"' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
 			_, err := database.Open(t.Context(), database.Config{URL: dsn}, database.Options{})
-			if err == nil || !strings.Contains(err.Error(), encoding) || !strings.Contains(err.Error(), "ENCODING 'UTF8'") {
+			if err == nil || !strings.Contains(err.Error(), encoding) ||
+				!strings.Contains(err.Error(), "ENCODING 'UTF8'") {
 				t.Errorf("opened with %v", err)
 			}
 		})
@@ -145,7 +147,7 @@ func TestValuesComeBackAsTheyWent(t *testing.T) {
 	})
 }
 
-// What the previous release wrote with Bun must be found by what is bound now.
+// Statements with bound values must find rows that the previous release wrote with Bun.
 func TestTimesOnSQLiteAreWrittenAsBefore(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
@@ -199,8 +201,9 @@ func TestListsStandWhereListsDo(t *testing.T) {
 			"name IN (?)  ":   {database.List[string](nil), 0},
 			"name NOT IN (?)": {database.List[string](nil), 3},
 		} {
-			for _, query := range []string{"SELECT count(*) FROM one WHERE " + where, "SELECT count(*) FROM one WHERE " +
-				strings.Replace(where, "?", "?1", 1)} {
+			for _, query := range []string{"SELECT count(*) FROM one WHERE " + where,
+				"SELECT count(*) FROM one WHERE " +
+					strings.Replace(where, "?", "?1", 1)} {
 				var n int
 				if err := db.QueryRowContext(t.Context(), query, c.arg).Scan(&n); err != nil || n != c.want {
 					t.Errorf("%s: %d, %v; want %d", query, n, err, c.want)
@@ -233,7 +236,7 @@ func TestPlaceholdersAreOnlyWhereTheyAre(t *testing.T) {
 		} {
 			var n int
 			if err := db.QueryRowContext(t.Context(), query, args...).Scan(&n); err == nil {
-				t.Errorf("%s with %v was run", query, args)
+				t.Errorf("%s with %v was executed", query, args)
 			}
 		}
 	})

@@ -21,8 +21,8 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// pretender is a server that offers TLS as PostgreSQL does, with a certificate for the names,
-// and counts those who go on to tell it anything.
+// pretender is a server that offers TLS as PostgreSQL does, with a certificate for the names, and
+// counts the clients that send anything after the handshake.
 type pretender struct {
 	addr string
 	ca   string // the file of the authority that signed its certificate
@@ -78,7 +78,7 @@ func (p *pretender) serve(conn net.Conn, settings *tls.Config) {
 	if _, err := io.ReadFull(conn, request); err != nil {
 		return
 	}
-	if request[4] != 0x04 || request[5] != 0xd2 { // the start of a connection in plain text
+	if request[4] != 0x04 || request[5] != 0xd2 { // the start of an unencrypted connection
 		p.told.Add(1)
 		return
 	}
@@ -91,20 +91,21 @@ func (p *pretender) serve(conn net.Conn, settings *tls.Config) {
 	}
 }
 
-// In prod mode nobody whose certificate is another's hears so much as the name of the user, at
-// whichever place of the list.
+// In prod mode a server with a wrong certificate does not even get the user's name, whatever its
+// place in the list.
 func TestAFalseServerIsToldNothing(t *testing.T) {
 	t.Parallel()
 	stranger, other := startPretender(t, "127.0.0.1"), startPretender(t, "db.internal")
 	for name, test := range map[string]struct{ url, remedy string }{
 		"unknown authority": {"postgres://u:p@" + stranger.addr + "/d", "sslrootcert"},
-		// of the first
+		// of the first server
 		"second of two": {"postgres://u:p@" + other.addr + "," + stranger.addr + "/d", "as its certificate does"},
 		"another name": {"postgres://u:p@" + other.addr + "/d?sslrootcert=" + other.ca,
 			"as its certificate does"},
-		"sslmode= is nobody's say": {"postgres://u:p@" + stranger.addr + "/d?sslmode=", "sslrootcert"},
+		"an empty sslmode=": {"postgres://u:p@" + stranger.addr + "/d?sslmode=", "sslrootcert"},
 	} {
-		_, err := database.Open(t.Context(), database.Config{URL: config.Secret(test.url)}, database.Options{Prod: true})
+		_, err := database.Open(t.Context(), database.Config{URL: config.Secret(test.url)},
+			database.Options{Prod: true})
 		if err == nil {
 			t.Errorf("%s: it was opened", name)
 		}
@@ -113,13 +114,13 @@ func TestAFalseServerIsToldNothing(t *testing.T) {
 		}
 	}
 	if told := stranger.told.Load() + other.told.Load(); told != 0 {
-		t.Errorf("they were told something %d times", told)
+		t.Errorf("the servers got something %d times", told)
 	}
-	// The test can tell: with its authority named, the server hears the start of the connection.
+	// The test can fail: once its authority is named, the server gets the start of the connection.
 	_, _ = database.Open(t.Context(), database.Config{URL: config.Secret("postgres://u:p@" + stranger.addr +
 		"/d?sslrootcert=" + stranger.ca)},
 		database.Options{Prod: true})
 	if stranger.told.Load() == 0 {
-		t.Error("nothing was said to the true server either")
+		t.Error("the right server got nothing either")
 	}
 }

@@ -20,7 +20,8 @@ var errReadOnly = errors.New("it is read-only: a standby, or default_transaction
 func (db *DB) TryWrite(ctx context.Context) error {
 	if db.IsPostgres() {
 		var readOnly string
-		if err := db.QueryRowContext(ctx, "SELECT current_setting('transaction_read_only')").Scan(&readOnly); err != nil {
+		if err := db.QueryRowContext(ctx,
+			"SELECT current_setting('transaction_read_only')").Scan(&readOnly); err != nil {
 			return err
 		}
 		if readOnly == "on" {
@@ -37,8 +38,7 @@ func (db *DB) TryWrite(ctx context.Context) error {
 	if bounded.Err() != nil {
 		return ctx.Err()
 	}
-	var lite *sqlite.Error
-	if errors.As(err, &lite) && lite.Code()&0xff == sqlite3.SQLITE_BUSY {
+	if lite, ok := errors.AsType[*sqlite.Error](err); ok && lite.Code()&0xff == sqlite3.SQLITE_BUSY {
 		return nil
 	}
 	if err != nil {

@@ -16,7 +16,7 @@ func TestTryWriteChangesNothingAndSucceedsWhileOthersWrite(t *testing.T) {
 		if err := db.TryWrite(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		// A long import holds the lock of the writer.
+		// A long import holds the writer's lock.
 		err := db.Tx(t.Context(), func(context.Context, database.Tx) error { return db.TryWrite(t.Context()) })
 		if err != nil {
 			t.Errorf("while others write: %v", err)
@@ -37,7 +37,7 @@ func TestTryWriteFindsAServerThatTakesNoWrites(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	// As a primary that has become a standby looks on a connection from before.
+	// What an old connection sees of a primary that has become a standby.
 	if _, err := db.ExecContext(t.Context(), "SET default_transaction_read_only = on"); err != nil {
 		t.Fatal(err)
 	}

@@ -38,7 +38,8 @@ var (
 // the tests that hold it complete.
 func Faults() []*fault.Fault {
 	return []*fault.Fault{
-		ErrMalformed, ErrValidation, ErrUnauthenticated, ErrForbidden, ErrNotFound, ErrMethodNotAllowed, ErrRequestTimeout,
+		ErrMalformed, ErrValidation, ErrUnauthenticated, ErrForbidden, ErrNotFound, ErrMethodNotAllowed,
+		ErrRequestTimeout,
 		ErrBodyTooLarge, ErrUnsupportedMedia, ErrHeadersTooLarge, ErrTooMany, ErrUnavailable, ErrInternal,
 	}
 }
@@ -150,8 +151,7 @@ func ProblemOf(f *fault.Fault, instance, requestID string) Problem {
 
 // answer is the only place where an error becomes an answer.
 func (x *exchange) answer(err error) {
-	var oauth *OAuthError
-	if errors.As(err, &oauth) {
+	if oauth, ok := errors.AsType[*OAuthError](err); ok {
 		x.code = oauth.Code
 		x.answerOAuth(oauth)
 		return
@@ -183,7 +183,7 @@ func (x *exchange) answer(err error) {
 	}
 	switch status {
 	case http.StatusUnauthorized:
-		x.carrier.set("WWW-Authenticate", bearerChallenge(x.carrier.header("Authorization")))
+		x.carrier.set("WWW-Authenticate", x.bearerChallenge())
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		x.carrier.set("Retry-After", seconds(f.RetryAfter))
 	}
@@ -205,6 +205,9 @@ func (x *exchange) noSuchRoute(path string) *fault.Fault {
 	if bare := strings.TrimRight(path, "/"); bare != path && x.allowed(bare) != "" {
 		return ErrNotFound.Detail("There is nothing here. The path has no slash at its end.")
 	}
+	if rest, mounted := strings.CutPrefix(path, x.mount); x.mount != "" && mounted && x.allowed(rest) != "" {
+		return ErrNotFound.Detail("There is nothing here. The proxy in front must take " + x.mount + " off the path.")
+	}
 	return ErrNotFound
 }
 
@@ -213,6 +216,13 @@ func OAuthErrorOf(f *fault.Fault) OAuthError {
 	e := OAuthError{Status: Status(f), Code: "invalid_request", Description: f.Title, RetryAfter: f.RetryAfter}
 	if f.Message != "" {
 		e.Description += ": " + f.Message
+	}
+	for i, field := range f.Fields { // RFC 6749 has no member for them
+		separator := ", "
+		if i == 0 {
+			separator = ": "
+		}
+		e.Description += separator + field.Field + " " + field.Detail
 	}
 	switch f.Kind {
 	case fault.Internal:
@@ -257,10 +267,11 @@ func describable(text string) string {
 	}, text)
 }
 
-// bearerChallenge is RFC 6750 §3: a request without a token is told only the scheme.
-func bearerChallenge(authorization string) string {
-	scheme, _, _ := strings.Cut(authorization, " ")
-	if strings.EqualFold(scheme, "Bearer") {
+// bearerChallenge is RFC 6750 §3: the error is for a token that was sent to a route that takes one. Clients
+// send theirs to others as well, such as sign-in, where another token would not help.
+func (x *exchange) bearerChallenge() string {
+	sent := strings.Fields(x.carrier.header("Authorization"))
+	if len(sent) > 1 && strings.EqualFold(sent[0], "Bearer") && x.route != nil && x.route.takesBearer() {
 		return "Bearer " + realm + `, error="invalid_token"`
 	}
 	return "Bearer " + realm

@@ -14,7 +14,7 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// pipeline is a connection on which n requests arrive, one a read, and answers are dropped.
+// pipeline is a connection on which n requests arrive, one per read. Answers are dropped.
 type pipeline struct {
 	request []byte
 	left    int
@@ -38,8 +38,8 @@ func (*pipeline) SetWriteDeadline(time.Time) error { return nil }
 const post = "POST /echo HTTP/1.1\r\nHost: localhost:8080\r\nUser-Agent: bench\r\nAccept: */*\r\nContent-Type: application/json\r\nContent-Length: 36\r\n\r\n" +
 	`{"name":"somebody","tags":["a","b"]}`
 
-// BenchmarkJSONPost is the cost of a JSON POST without the network: through Fiber alone with
-// its own parser, which is the bound, and through everything this package does.
+// BenchmarkJSONPost measures a JSON POST without the network: through Fiber alone with its own
+// parser, which is the bound, and through this package.
 func BenchmarkJSONPost(b *testing.B) {
 	run := func(b *testing.B, server *fasthttp.Server) {
 		b.ReportAllocs()

@@ -32,7 +32,8 @@ func TestABrowserSaysWhichPageSends(t *testing.T) {
 		}{
 			{nil, said{}},
 			{[]string{"Origin", "https://auth.example.com"}, said{Sends: true, From: true}},
-			{[]string{"Origin", "https://app.example.com", "Sec-Fetch-Site", "cross-site"}, said{Sends: true, From: true}},
+			{[]string{"Origin", "https://app.example.com", "Sec-Fetch-Site", "cross-site"},
+				said{Sends: true, From: true}},
 			{[]string{"Origin", "https://evil.example", "Sec-Fetch-Site", "same-origin"}, said{Sends: true}},
 			{[]string{"Origin", ""}, said{Sends: true}},
 			{[]string{"Origin", "", "Sec-Fetch-Site", "same-origin"}, said{Sends: true}},
@@ -63,9 +64,12 @@ func TestTheOriginOfAURLIsWhatBrowsersSend(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"https://auth.example.com": "https://auth.example.com", "https://auth.example.com/": "https://auth.example.com",
-		"https://Auth.Example.com:443/auth?x#y": "https://auth.example.com", "http://localhost:8080": "http://localhost:8080",
-		"http://[::1]:80/": "http://[::1]", "https://user@auth.example.com": "https://auth.example.com",
-		"": "", "auth.example.com": "", "https://": "", "mailto:a@b": "", "https://%zz": "",
+		"https://Auth.Example.com:443/auth?x#y": "https://auth.example.com",
+		"http://localhost:8080":                 "http://localhost:8080",
+		"http://[::1]:80/":                      "http://[::1]",
+		"https://user@auth.example.com":         "https://auth.example.com",
+		"":                                      "", "auth.example.com": "", "https://": "", "mailto:a@b": "",
+		"https://%zz": "",
 	} {
 		if got := httpserver.OriginOf(text); got != want {
 			t.Errorf("%s: %q, want %q", text, got, want)
@@ -73,7 +77,7 @@ func TestTheOriginOfAURLIsWhatBrowsersSend(t *testing.T) {
 	}
 }
 
-// A refusal may take a cookie back, and says nothing else of what the function returned.
+// A refusal may delete a cookie, but has nothing else of the function's answer.
 func TestCookiesGoOutWithARefusalAsWell(t *testing.T) {
 	t.Parallel()
 	type answer struct {
@@ -89,12 +93,14 @@ func TestCookiesGoOutWithARefusalAsWell(t *testing.T) {
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{},
 			httpserver.Route{Method: "POST", Path: "/fine", Status: 204, Do: httpserver.Public(cookies(nil))},
-			httpserver.Route{Method: "POST", Path: "/refused", Do: httpserver.Public(cookies(fault.New(fault.Unauthenticated,
-				"invalid_token", "No")))},
+			httpserver.Route{Method: "POST", Path: "/refused",
+				Do: httpserver.Public(cookies(fault.New(fault.Unauthenticated,
+					"invalid_token", "No")))},
 			httpserver.Route{Method: "POST", Path: "/failed", Do: httpserver.Public(cookies(errors.New("broken")))})
 		for path, status := range map[string]int{"/fine": 204, "/refused": 401, "/failed": 500} {
 			a := s.do(t, "POST", path, "")
-			if a.StatusCode != status || !slices.Equal(a.Header.Values("Set-Cookie"), []string{"one=; Max-Age=0", "two=2"}) {
+			if a.StatusCode != status ||
+				!slices.Equal(a.Header.Values("Set-Cookie"), []string{"one=; Max-Age=0", "two=2"}) {
 				t.Errorf("%s: %d %v", path, a.StatusCode, a.Header)
 			}
 			if got := a.Header.Get("X-Answer"); (got == "x") != (status == 204) {

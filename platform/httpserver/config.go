@@ -2,6 +2,7 @@ package httpserver
 
 import (
 	"cmp"
+	"crypto/tls"
 	"net/netip"
 	"os"
 	"strconv"
@@ -80,6 +81,16 @@ func (c Config) Validate(report func(path, problem string)) {
 		if _, err := os.Stat(file); err != nil {
 			report(path, "cannot be read")
 		}
+	}
+}
+
+// CheckFiles reports a certificate that the listener could not use.
+func (c Config) CheckFiles(report func(path, problem string)) {
+	if c.TLS.CertFile == "" {
+		return
+	}
+	if _, err := tls.LoadX509KeyPair(c.TLS.CertFile, c.TLS.KeyFile); err != nil {
+		report("app.tls.cert_file", "cannot be used with app.tls.key_file: "+err.Error())
 	}
 }
 

@@ -1,6 +1,7 @@
 package httpserver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,10 @@ type Options struct {
 	Now         func() time.Time
 	Tracer      *tracing.Tracer
 	HTTPS       bool // clients use https although this listener speaks http: a proxy terminates TLS
+
+	// Mount is the path that a proxy takes off every request, without a slash at its end. Where one
+	// does not, the answer says so.
+	Mount string
 }
 
 // core is what serving by Fiber and by net/http have in common.
@@ -35,6 +40,7 @@ type core struct {
 	now         func() time.Time
 	unavailable func(error) bool
 	trusted     proxies
+	mount       string
 	hsts        string   // the header's value; empty if it must not be sent
 	origins     []string // as browsers send them
 	corsHeaders []string // app.cors_headers in lower case
@@ -67,14 +73,13 @@ func newCore(cfg Config, opt Options, connections func() float64) (*core, error)
 		now:          opt.Now,
 		unavailable:  opt.Unavailable,
 		tracer:       opt.Tracer,
+		mount:        opt.Mount,
 		hsts:         strictTransport(cfg.TLS.CertFile != "" || opt.HTTPS, cfg.HSTSSubdomains),
 		ownHeaders:   slices.Clone(commonHeaders),
 		shownHeaders: slices.Clone(commonShown),
 		exchanges:    sync.Pool{New: func() any { return new(exchange) }},
 	}
-	if s.log == nil {
-		s.log = zap.NewNop()
-	}
+	s.log = cmp.Or(s.log, zap.NewNop())
 	if s.now == nil {
 		s.now = time.Now
 	}

@@ -56,6 +56,10 @@ func (x *exchange) originListed(origin string) bool {
 
 // options answers OPTIONS for every path of the table, and with it CORS preflights.
 func (x *exchange) options() {
+	if x.carrier.path() == "*" { // the server as a whole (RFC 9110 §9.3.7)
+		x.send(http.StatusNoContent, nil)
+		return
+	}
 	methods := x.allowed(x.carrier.path())
 	if methods == "" {
 		x.answer(ErrNotFound)
@@ -143,7 +147,8 @@ func parseOrigin(text string) (string, error) {
 		if err != nil {
 			return "", errors.New("the host is not ASCII, and not a name that can be looked up")
 		}
-		return "", fmt.Errorf("the host is not ASCII; browsers send %s://%s", scheme, ascii+strings.TrimPrefix(rest, host))
+		return "", fmt.Errorf("the host is not ASCII; browsers send %s://%s", scheme,
+			ascii+strings.TrimPrefix(rest, host))
 	}
 	ownPort, web := webPorts[scheme]
 	if host, err = originHost(host, web); err != nil {
@@ -189,7 +194,8 @@ func originHost(host string, web bool) (string, error) {
 		}
 		if addr.Is4In6() {
 			part := addr.As16()
-			return fmt.Sprintf("[::ffff:%x:%x]", uint16(part[12])<<8|uint16(part[13]), uint16(part[14])<<8|uint16(part[15])), nil
+			return fmt.Sprintf("[::ffff:%x:%x]", uint16(part[12])<<8|uint16(part[13]),
+				uint16(part[14])<<8|uint16(part[15])), nil
 		}
 		return "[" + addr.String() + "]", nil
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -86,7 +87,17 @@ func jsonFault(body []byte, err error) error {
 	case len(after) > 0:
 		return ErrMalformed.Detail("The body goes on after its JSON object.")
 	}
+	if syntactic != nil && isEscapedSurrogate(body, syntactic.ByteOffset) {
+		at += ": an escaped surrogate lacks its other half"
+	}
 	return ErrMalformed.Detail("The body is not valid JSON" + at + ".")
+}
+
+// isEscapedSurrogate reports whether a surrogate is escaped at an offset (RFC 8259 §7, §8.2).
+func isEscapedSurrogate(body []byte, offset int64) bool {
+	const begin = `\ud`
+	rest := body[min(max(offset, 0), int64(len(body))):]
+	return bytes.EqualFold(rest[:min(len(begin), len(rest))], []byte(begin))
 }
 
 // end is the offset at which the first JSON value of a body ends, or the length of the body.
@@ -105,11 +116,7 @@ func wrongType(pointer jsontext.Pointer, detail string) error {
 // field names a member as a client would: user.name, scopes.0. The client may have chosen the
 // names, so they are shortened and made printable.
 func field(pointer jsontext.Pointer) string {
-	var parts []string
-	for token := range pointer.Tokens() {
-		parts = append(parts, token)
-	}
-	name := strings.Join(parts, ".")
+	name := strings.Join(slices.Collect(pointer.Tokens()), ".")
 	if len(name) > 64 {
 		name = name[:64]
 	}

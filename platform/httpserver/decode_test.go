@@ -59,11 +59,12 @@ func TestABodyIsExactlyOneStrictJSONObject(t *testing.T) {
 			"number for string":     {body: `{"name":1}`, status: 400, code: "validation_failed", field: "name"},
 			"null for string":       {body: `{"name":null}`, status: 400, code: "validation_failed", field: "name"},
 			"null for array":        {body: `{"tags":null}`, status: 400, code: "validation_failed", field: "tags"},
-			"null in array":         {body: `{"tags":["a",null]}`, status: 400, code: "validation_failed", field: "tags.1"},
-			"the word null":         {body: `{"name":"null"}`, status: 200},
-			"object for string":     {body: `{"name":{}}`, status: 400, code: "validation_failed", field: "name"},
-			"string for number":     {body: `{"count":"1"}`, status: 400, code: "validation_failed", field: "count"},
-			"fraction for integer":  {body: `{"count":1.5}`, status: 400, code: "validation_failed", field: "count"},
+			"null in array": {body: `{"tags":["a",null]}`, status: 400, code: "validation_failed",
+				field: "tags.1"},
+			"the word null":        {body: `{"name":"null"}`, status: 200},
+			"object for string":    {body: `{"name":{}}`, status: 400, code: "validation_failed", field: "name"},
+			"string for number":    {body: `{"count":"1"}`, status: 400, code: "validation_failed", field: "count"},
+			"fraction for integer": {body: `{"count":1.5}`, status: 400, code: "validation_failed", field: "count"},
 			"number beyond an int64": {body: `{"count":9223372036854775808}`, status: 400, code: "validation_failed",
 				field: "count"},
 		} {
@@ -93,7 +94,7 @@ func TestOnlyPlainJSONIsTaken(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{})
-		for media, words := range map[string]string{ // of the refusal; nothing where there must be none
+		for media, words := range map[string]string{ // part of the refusal; empty where there must be none
 			"application/json":                                 "",
 			"Application/JSON":                                 "",
 			"application/json; charset=utf-8":                  "",
@@ -140,14 +141,15 @@ func TestOnlyPlainJSONIsTaken(t *testing.T) {
 				}
 				continue
 			}
-			if p := a.problem(t, 415, "unsupported_media_type"); !strings.Contains(p.Detail, words) || len(p.Detail) > 300 {
+			if p := a.problem(t, 415, "unsupported_media_type"); !strings.Contains(p.Detail, words) ||
+				len(p.Detail) > 300 {
 				t.Errorf("%q: %q, want %q", media, p.Detail, words)
 			}
 		}
 	})
 }
 
-// What is wrong with a body is said in words that name it.
+// A refusal of a body says what is wrong.
 func TestARefusedBodyIsToldWhatIsWrong(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, serve serveFunc) {
@@ -172,10 +174,13 @@ func TestARefusedBodyIsToldWhatIsWrong(t *testing.T) {
 			`{"nam":"x"}`:                   "not known here: nam",
 			`{"name":"x","name":"y"}`:       "twice: name",
 			"{\"name\":\"" + "a\tb" + "\"}": "not valid JSON at byte",
+			`{"name":"a\ud800b"}`:           "at byte 10: an escaped surrogate lacks its other half",
+			`{"name":"\UD800"}`:             "not valid JSON at byte",
+			`{"name":"\uDC00\ud800"}`:       "an escaped surrogate lacks its other half",
 		} {
 			for _, media := range []string{"application/json", ""} {
 				if media == "" && body != "" {
-					continue // then the media type is what is wrong
+					continue // then the media type is wrong
 				}
 				a := s.do(t, "POST", "/echo", body, "Content-Type", media)
 				if p := a.problem(t, 400, "malformed_request"); !strings.Contains(p.Detail, words) {
@@ -183,8 +188,9 @@ func TestARefusedBodyIsToldWhatIsWrong(t *testing.T) {
 				}
 			}
 		}
-		if p := s.do(t, "GET", "/plain/", "").problem(t, 404, "not_found"); !strings.Contains(p.Detail, "slash at its end") {
-			t.Errorf("a slash too many: %q", p.Detail)
+		if p := s.do(t, "GET", "/plain/", "").problem(t, 404,
+			"not_found"); !strings.Contains(p.Detail, "slash at its end") {
+			t.Errorf("a trailing slash: %q", p.Detail)
 		}
 		if p := s.do(t, "PUT", "/echo", "").problem(t, 405, "method_not_allowed"); !strings.Contains(p.Detail, "POST") {
 			t.Errorf("another method: %q", p.Detail)
@@ -201,7 +207,8 @@ func TestACompressedBodyIsRefused(t *testing.T) {
 		_, _ = w.Write([]byte(`{"name":"x"}`))
 		_ = w.Close()
 		for _, coding := range []string{"gzip", "br", "identity, gzip"} {
-			a := s.do(t, "POST", "/echo", packed.String(), "Content-Type", "application/json", "Content-Encoding", coding)
+			a := s.do(t, "POST", "/echo", packed.String(), "Content-Type", "application/json", "Content-Encoding",
+				coding)
 			a.problem(t, 415, "unsupported_media_type")
 			if a.Header.Get("Accept-Encoding") != "identity" {
 				t.Errorf("Accept-Encoding %q", a.Header.Get("Accept-Encoding"))
@@ -218,11 +225,24 @@ func TestDetailsOfARefusedBodyAreShortAndPrintable(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{})
-		a := s.do(t, "POST", "/echo", `{"`+strings.Repeat(`\u2028<\u001b`, 200)+`":1}`, "Content-Type", "application/json")
-		if p := a.problem(t, 400, "malformed_request"); len(p.Detail) > 400 || strings.ContainsAny(p.Detail, "\u2028\x1b") {
+		a := s.do(t, "POST", "/echo", `{"`+strings.Repeat(`\u2028<\u001b`, 200)+`":1}`, "Content-Type",
+			"application/json")
+		if p := a.problem(t, 400, "malformed_request"); len(p.Detail) > 400 ||
+			strings.ContainsAny(p.Detail, "\u2028\x1b") {
 			t.Errorf("detail %q", p.Detail)
 		}
 	})
+}
+
+// RFC 6749 has no member for single fields, so the description names them.
+func TestAnOAuthErrorNamesTheFields(t *testing.T) {
+	t.Parallel()
+	e := httpserver.OAuthErrorOf(httpserver.ErrValidation.Field("limit", "unknown", "is not a parameter of this route").
+		Field("wait", "twice", "is there twice"))
+	const want = "Some fields are not acceptable: limit is not a parameter of this route, wait is there twice"
+	if e.Description != want {
+		t.Errorf("%q", e.Description)
+	}
 }
 
 func TestOAuthRoutesAnswerInOAuthsForm(t *testing.T) {
@@ -240,9 +260,11 @@ func TestOAuthRoutesAnswerInOAuthsForm(t *testing.T) {
 			"good": {"POST", "/oauth/introspect", "token=a%20b&hint=&x=%C3%A9", form, 200,
 				`{"hint":"","token":"a b","x":"é"}`, "", ""},
 			"client": {"POST", "/oauth/introspect", "token=client", form, 401,
-				`{"error":"invalid_client","error_description":"who 'are' you"}`, "Www-Authenticate", `Basic realm="authctl"`},
+				`{"error":"invalid_client","error_description":"who 'are' you"}`, "Www-Authenticate",
+				`Basic realm="authctl"`},
 			"twice": {"POST", "/oauth/introspect", "token=a&token=b", form, 400,
-				`{"error":"invalid_request","error_description":"A parameter was sent twice: 'token'"}`, "Cache-Control",
+				`{"error":"invalid_request","error_description":"A parameter was sent twice: 'token'"}`,
+				"Cache-Control",
 				"no-store"},
 			"twice, empty": {"POST", "/oauth/introspect", "token=a&token=", form, 400,
 				`{"error":"invalid_request","error_description":"A parameter was sent twice: 'token'"}`, "", ""},
@@ -268,7 +290,8 @@ func TestOAuthRoutesAnswerInOAuthsForm(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				a := s.do(t, test.method, test.path, test.body, test.headers...)
-				if a.StatusCode != test.status || a.body != test.want || a.Header.Get("Content-Type") != "application/json" {
+				if a.StatusCode != test.status || a.body != test.want ||
+					a.Header.Get("Content-Type") != "application/json" {
 					t.Errorf("%d %s %s", a.StatusCode, a.Header.Get("Content-Type"), a.body)
 				}
 				if test.header != "" && a.Header.Get(test.header) != test.value {

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -74,6 +75,9 @@ func (x *exchange) peer() Peer {
 	return Peer{IP: x.clientIP(), UserAgent: x.carrier.header("User-Agent"), RequestID: x.id}
 }
 
+// combined is the value of a header that may be a list: several lines of it are one value (RFC 9110 §5.3).
+func (x *exchange) combined(name string) string { return strings.Join(x.carrier.headers(name), ", ") }
+
 // clientIP is [Peer.IP].
 func (x *exchange) clientIP() netip.Addr {
 	if !x.client.IsValid() {
@@ -101,12 +105,7 @@ func (x *exchange) form() (Form, error) {
 type proxies []netip.Prefix
 
 func (p proxies) contain(addr netip.Addr) bool {
-	for _, prefix := range p {
-		if prefix.Contains(addr) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(p, func(network netip.Prefix) bool { return network.Contains(addr) })
 }
 
 // client walks X-Forwarded-For from the right while the hop that wrote an entry is trusted. It
@@ -176,14 +175,14 @@ func (s *core) noteForwarding(hop netip.Addr, unread bool, from carrier) {
 	case unread:
 		if s.unreadForward.due(s.now(), often) {
 			s.log.Warn("forwarded_unread", zap.Stringer("proxy", hop),
-				zap.String("remedy", "an entry of X-Forwarded-For is not an address: let each proxy add its client's address; "+
-					"otherwise all its clients count as one"))
+				zap.String("hint", "an entry of X-Forwarded-For is not an address: let each proxy add its client's "+
+					"address; otherwise all its clients count as one"))
 		}
 	case !s.trusted.contain(hop) && (hop.IsPrivate() || hop.IsLoopback()) && from.header("X-Forwarded-For") != "":
 		if s.unknownProxy.due(s.now(), often) {
 			s.log.Warn("proxy_not_trusted", zap.Stringer("proxy", hop),
-				zap.String("remedy", "if it is a proxy of yours, add its address to app.trusted_proxies; until then all its "+
-					"clients count as one"))
+				zap.String("hint", "if it is a proxy of yours, add its address to app.trusted_proxies; until then "+
+					"all its clients count as one"))
 		}
 	}
 }

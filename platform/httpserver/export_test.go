@@ -1,15 +1,19 @@
 package httpserver
 
-import "github.com/gofiber/fiber/v2"
+import (
+	"slices"
 
-// App is Fiber's application, for what is measured or called without a socket.
+	"github.com/gofiber/fiber/v2"
+)
+
+// App is Fiber's application, for calls and measurements without a socket.
 func (s *Server) App() *fiber.App { return s.app }
 
-// Ready tells a test that requests are served and no stop has begun.
+// Ready reports whether requests are served and no stop has begun.
 func (s *Server) Ready() bool { return s.running.Load() && !s.stopping.Load() }
 
-// Waiting tells a test since when each connection waits for its client, in Unix nanoseconds,
-// but for those whose request is being answered.
+// Waiting returns since when each connection has waited for its client, in Unix nanoseconds, except
+// for those whose request is being answered.
 func (s *Server) Waiting() (since []int64) {
 	l := s.listener.Load()
 	l.mu.Lock()
@@ -20,4 +24,9 @@ func (s *Server) Waiting() (since []int64) {
 		}
 	}
 	return since
+}
+
+// ReadAhead reports whether a byte of the next request was read while one waits.
+func (s *Server) ReadAhead() bool {
+	return slices.ContainsFunc(s.listener.Load().list(), func(c *conn) bool { return c.hasAhead.Load() })
 }

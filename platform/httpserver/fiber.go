@@ -12,49 +12,65 @@ import (
 )
 
 // fastCarrier carries an exchange with fasthttp, on whose contexts Fiber works.
-type fastCarrier struct{ *fasthttp.RequestCtx }
+type fastCarrier struct{ ctx *fasthttp.RequestCtx }
 
-func (c fastCarrier) method() string            { return string(c.Method()) }
-func (c fastCarrier) path() string              { return string(c.URI().PathOriginal()) }
-func (c fastCarrier) query() string             { return string(c.URI().QueryString()) }
-func (c fastCarrier) header(name string) string { return string(c.Request.Header.Peek(name)) }
-func (c fastCarrier) cookie(name string) string { return string(c.Request.Header.Cookie(name)) }
-func (c fastCarrier) body() ([]byte, error)     { return c.Request.Body(), nil }
-func (c fastCarrier) remote() netip.Addr        { return peer(c.RemoteAddr()) }
-func (c fastCarrier) set(name, value string)    { c.Response.Header.Set(name, value) }
-func (c fastCarrier) add(name, value string)    { c.Response.Header.Add(name, value) }
-func (c fastCarrier) close()                    { c.SetConnectionClose() }
+func (c fastCarrier) method() string            { return string(c.ctx.Method()) }
+func (c fastCarrier) path() string              { return string(c.ctx.URI().PathOriginal()) }
+func (c fastCarrier) query() string             { return string(c.ctx.URI().QueryString()) }
+func (c fastCarrier) header(name string) string { return string(c.ctx.Request.Header.Peek(name)) }
+func (c fastCarrier) cookie(name string) string { return string(c.ctx.Request.Header.Cookie(name)) }
+func (c fastCarrier) body() ([]byte, error)     { return c.ctx.Request.Body(), nil }
+func (c fastCarrier) remote() netip.Addr        { return peer(c.ctx.RemoteAddr()) }
+func (c fastCarrier) set(name, value string)    { c.ctx.Response.Header.Set(name, value) }
+func (c fastCarrier) add(name, value string)    { c.ctx.Response.Header.Add(name, value) }
+func (c fastCarrier) close()                    { c.ctx.SetConnectionClose() }
 
 func (c fastCarrier) headers(name string) (values []string) {
-	for _, value := range c.Request.Header.PeekAll(name) {
+	for _, value := range c.ctx.Request.Header.PeekAll(name) {
 		values = append(values, string(value))
 	}
 	return values
 }
 
 func (c fastCarrier) send(status int, body []byte) {
-	c.SetStatusCode(status)
-	c.Response.SetBodyRaw(body)
+	c.ctx.SetStatusCode(status)
+	c.ctx.Response.SetBodyRaw(body)
 }
 
 // stream returns at once: write runs in another goroutine, and what it sends follows the headers.
 func (c fastCarrier) stream(ctx context.Context, status int,
 	write func(context.Context, *bufio.Writer, func(time.Time))) {
-	conn := c.Conn()
-	c.SetStatusCode(status)
-	c.Response.ImmediateHeaderFlush = true
-	c.Response.SetBodyStreamWriter(func(w *bufio.Writer) {
+	conn := c.ctx.Conn()
+	over := func() {}
+	if one := ours(conn); one != nil && one.watched != nil {
+		watched := one.watched
+		watched.kept, ctx = true, watched.ctx
+		over = func() { one.unwatch(watched) }
+	}
+	c.ctx.SetStatusCode(status)
+	c.ctx.Response.ImmediateHeaderFlush = true
+	c.ctx.Response.SetBodyStreamWriter(func(w *bufio.Writer) {
+		defer over() // before fasthttp may read again
 		write(ctx, w, func(deadline time.Time) { _ = conn.SetWriteDeadline(deadline) })
 	})
 }
 
-// wait returns the context as it is, since streams outlast the request.
+// wait watches for the client to go.
 func (c fastCarrier) wait(ctx context.Context) (context.Context, context.CancelFunc) {
-	return ctx, func() {}
+	one := ours(c.ctx.Conn())
+	if one == nil {
+		return ctx, func() {}
+	}
+	w := one.watch(ctx)
+	return w.ctx, func() {
+		if !w.kept { // streams outlast the request
+			one.unwatch(w)
+		}
+	}
 }
 
 func (c fastCarrier) trust() {
-	if one := ours(c.Conn()); one != nil {
+	if one := ours(c.ctx.Conn()); one != nil {
 		one.listener.trust(one)
 	}
 }

@@ -13,14 +13,14 @@ import (
 // The input is a struct. Its tags say where each part comes from:
 //
 //	type endInput struct {
-//		ID     string `path:"id" format:"uuid" doc:"The session's id."`
-//		Except string `query:"except" enum:"current"`   // a query parameter that is not declared is refused
-//		Device string `header:"Auth-Device"`
-//		Mark   string `cookie:"device"`
-//		Token  string `form:"token"`                     // of a form, on OAuth routes
-//		Peer   Peer                                       // where the request comes from
-//		Page   Browser                                    // what a browser says of the page that sends it, and all cookies
-//		Body   endBody                                    // JSON, strictly decoded; `body:"optional"` lets it be missing
+//		ID     string  `path:"id" format:"uuid" doc:"The session's id."`
+//		Except string  `query:"except" enum:"current"` // a query parameter that is not declared is refused
+//		Known  string  `header:"Auth-Device"`
+//		Mark   string  `cookie:"device"`
+//		Token  string  `form:"token"` // of a form, on OAuth routes
+//		Peer   Peer                   // where the request comes from
+//		Page   Browser                // what a browser says of the page that sends it, and all cookies
+//		Body   endBody                // JSON, strictly decoded; `body:"optional"` lets it be missing
 //	}
 //
 // In a body, pointers without omitempty are required members.
@@ -29,11 +29,11 @@ import (
 // answer:
 //
 //	type signedIn struct {
-//		Status int                                        // another than the route's
-//		Device string       `header:"Auth-Device"`        // not sent when empty
-//		Cookie *http.Cookie `cookie:"device"`             // not sent when nil; with an error as well
-//		Events Events                                     // when not nil, in place of the body
-//		Waits  *waiting     `status:"202" doc:"…"`        // the same, with a status and a type of its own
+//		Status int                                  // another than the route's
+//		Known  string       `header:"Auth-Device"`  // not sent when empty
+//		Cookie *http.Cookie `cookie:"device"`       // not sent when nil; with an error as well
+//		Events Events                               // when not nil, in place of the body
+//		Waits  *waiting     `status:"202" doc:"…"`  // the same, with a status and a type of its own
 //		Body   tokens
 //	}
 //
@@ -130,7 +130,9 @@ func AsDo[Who, In any](id Identity[Who], f func(context.Context, Who, In) error)
 
 func forIdentity[Who, In any](id Identity[Who], do func(context.Context, *exchange, Who, In) error) Function {
 	plan := inputOf(reflect.TypeFor[In]())
-	return Function{input: plan, scheme: id.Scheme, faults: id.Faults, run: func(ctx context.Context, x *exchange) error {
+	return Function{input: plan, scheme: id.Scheme, faults: id.Faults, run: func(
+		ctx context.Context, x *exchange,
+	) error {
 		var who Who
 		if id.Of != nil {
 			var err error

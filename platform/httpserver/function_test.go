@@ -13,7 +13,7 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// members are everything that an input may have.
+// members are all parts that an input may have.
 type members struct {
 	shared
 	ID    string `path:"id"`
@@ -74,14 +74,16 @@ func TestAFunctionGetsAndGivesEveryPart(t *testing.T) {
 		Do: httpserver.PublicDo(func(context.Context, echoed) error { return nil })}
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{}, whole, optional, lost)
-		headers := []string{"Content-Type", "application/json", "Authorization", "Bearer user-7", "X-Own", "own", "Cookie",
+		headers := []string{"Content-Type", "application/json", "Authorization", "Bearer user-7", "X-Own", "own",
+			"Cookie",
 			"other=1; mark=it", "User-Agent", "agent/1", "X-Request-Id", "id-1"}
 		a := s.do(t, "POST", "/all/a%2Fb/end?q=c%20d", `{"needed":"","free":"f"}`, headers...)
 		var got map[string]string
 		if err := json.Unmarshal([]byte(a.body), &got); err != nil || a.StatusCode != 202 {
 			t.Fatalf("%d %s", a.StatusCode, a.body)
 		}
-		want := map[string]string{"who": "user-7", "id": "a%2Fb", "q": "c d", "needed": "", "free": "f", "ip": "127.0.0.1",
+		want := map[string]string{"who": "user-7", "id": "a%2Fb", "q": "c d", "needed": "", "free": "f",
+			"ip":    "127.0.0.1",
 			"agent": "agent/1", "request": "id-1"}
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Errorf("%v, want %v", got, want)
@@ -90,13 +92,17 @@ func TestAFunctionGetsAndGivesEveryPart(t *testing.T) {
 			a.Header.Get("Set-Cookie") != "answer=it; HttpOnly" || a.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("%v", a.Header)
 		}
-		// Who asks is found out before anything else is read.
+		a = s.do(t, "POST", "/all/x/end", `{"needed":""}`, append(headers, "X-Own", "twice")...)
+		if got := a.Header.Get("X-Answer"); got != "own, twice" {
+			t.Errorf("two lines of a header are %q", got)
+		}
+		// The caller is identified before anything else is read.
 		s.do(t, "POST", "/all/x/end?nonsense", "nonsense").problem(t, 401, "invalid_token")
 		p := s.do(t, "POST", "/all/x/end", `{}`, headers...).problem(t, 400, "validation_failed")
 		if len(p.Errors) != 1 || p.Errors[0].Field != "needed" || p.Errors[0].Code != "required" {
 			t.Errorf("%+v", p.Errors)
 		}
-		if line := s.requests(t, 3)[2].ContextMap(); line["user_id"] != "user-7" || line["route"] != "/all/{id}/end" {
+		if line := s.requests(t, 4)[3].ContextMap(); line["user_id"] != "user-7" || line["route"] != "/all/{id}/end" {
 			t.Errorf("line %v", line)
 		}
 		if a := s.do(t, "POST", "/optional", ""); a.StatusCode != 200 || a.body != `{"name":""}` {
@@ -114,7 +120,7 @@ func TestAFunctionGetsAndGivesEveryPart(t *testing.T) {
 	})
 }
 
-// A misspelt parameter must not do what was to be prevented by it.
+// A misspelt parameter must not cause what it should have prevented.
 func TestAQueryIsExactlyWhatIsDeclared(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, serve serveFunc) {
@@ -128,9 +134,11 @@ func TestAQueryIsExactlyWhatIsDeclared(t *testing.T) {
 			}
 		}
 		for query, code := range map[string]string{
-			"expect=current": "unknown", "current": "unknown", "Except=current": "unknown", "except=Current": "invalid_value",
-			"except=": "invalid_value",
-			"except":  "invalid_value", "except=current&except=current": "twice", "free=1&x=2": "unknown", "%22%0a=": "unknown",
+			"expect=current": "unknown", "current": "unknown", "Except=current": "unknown",
+			"except=Current": "invalid_value",
+			"except=":        "invalid_value",
+			"except":         "invalid_value", "except=current&except=current": "twice", "free=1&x=2": "unknown",
+			"%22%0a=": "unknown",
 		} {
 			p := s.do(t, "GET", "/query?"+query, "").problem(t, 400, "validation_failed")
 			if len(p.Errors) != 1 || p.Errors[0].Code != code || strings.Contains(p.Errors[0].Field, "\n") {
@@ -144,7 +152,7 @@ func TestAQueryIsExactlyWhatIsDeclared(t *testing.T) {
 	})
 }
 
-// A declaration that cannot be meant does not wait for the first request.
+// A faulty declaration panics at once, not at the first request.
 func TestAMistakenDeclarationPanics(t *testing.T) {
 	t.Parallel()
 	for name, declare := range map[string]func(){
@@ -183,7 +191,7 @@ func TestAMistakenDeclarationPanics(t *testing.T) {
 		func() {
 			defer func() {
 				if recover() == nil {
-					t.Errorf("%s is taken", name)
+					t.Errorf("%s is accepted", name)
 				}
 			}()
 			declare()
@@ -191,7 +199,7 @@ func TestAMistakenDeclarationPanics(t *testing.T) {
 	}
 }
 
-// What net/http reads is bounded and unambiguous as well, as far as it goes.
+// What net/http reads is limited and checked for ambiguity too, as far as possible.
 func TestAHostsServerIsHeldToTheSameRules(t *testing.T) {
 	t.Parallel()
 	s := serveByNetHTTP(t, httpserver.Config{Origins: []string{"https://app.example.com"}})
@@ -218,6 +226,6 @@ func TestAHostsServerIsHeldToTheSameRules(t *testing.T) {
 		t.Errorf("length %d %v", a.ContentLength, a.TransferEncoding)
 	}
 	if _, err := httpserver.Handler(httpserver.Config{Origins: []string{"*"}}, httpserver.Options{}); err == nil {
-		t.Error("settings that cannot work are taken")
+		t.Error("settings that cannot work are accepted")
 	}
 }

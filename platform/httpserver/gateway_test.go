@@ -9,10 +9,10 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// anyMethods are those that a gateway may ask with.
+// anyMethods are the methods with which a gateway may ask.
 var anyMethods = []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "get"}
 
-// A gateway asks with the method, the body and the headers of the request that it asks about.
+// A gateway's request has the method, the body and the headers of the request that it asks about.
 func TestAGatewayIsAnsweredWhateverItAsksWith(t *testing.T) {
 	t.Parallel()
 	someone := httpserver.Identity[string]{
@@ -36,7 +36,9 @@ func TestAGatewayIsAnsweredWhateverItAsksWith(t *testing.T) {
 		User string `header:"Auth-User"`
 	}
 	check := httpserver.Route{Method: "GET", Path: "/oauth2/check", OAuth: true, Gateway: true, Cache: "no-store",
-		Do: httpserver.As(someone, func(_ context.Context, who string, _ struct{}) (told, error) { return told{who}, nil })}
+		Do: httpserver.As(someone, func(_ context.Context, who string, _ struct{}) (told, error) {
+			return told{who}, nil
+		})}
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{Origins: []string{"https://app.example"}}, check)
 		for _, method := range anyMethods {
@@ -52,7 +54,7 @@ func TestAGatewayIsAnsweredWhateverItAsksWith(t *testing.T) {
 				{"Bearer broken", 500, "Retry-After", ""},
 			} {
 				body := "<not even JSON>"
-				if method == "TRACE" { // has none
+				if method == "TRACE" { // HEAD has none
 					body = ""
 				}
 				a := s.do(t, method, "/oauth2/check?any=%zz", body, "Authorization", test.authorization,
@@ -72,7 +74,7 @@ func TestAGatewayIsAnsweredWhateverItAsksWith(t *testing.T) {
 				}
 			}
 		}
-		// Of two headers nobody knows which one the gateway looked at.
+		// With two headers nobody knows which one the gateway has checked.
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/oauth2/check", nil)
 		if err != nil {
 			t.Fatal(err)
@@ -89,7 +91,7 @@ func TestAGatewayIsAnsweredWhateverItAsksWith(t *testing.T) {
 		if lines := s.requests(t, 1); lines[0].ContextMap()["route"] != "/oauth2/check" {
 			t.Errorf("%v", lines[0].ContextMap())
 		}
-		// Elsewhere everything is as it was.
+		// Other routes behave as usual.
 		s.do(t, "PROPFIND", "/plain", "").problem(t, 405, "method_not_allowed")
 		if a := s.do(t, "OPTIONS", "/plain", ""); a.StatusCode != 204 || a.Header.Get("Allow") != "GET, HEAD, OPTIONS" {
 			t.Errorf("OPTIONS elsewhere: %d %v", a.StatusCode, a.Header)

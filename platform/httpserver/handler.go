@@ -131,7 +131,8 @@ func (c *netCarrier) stream(ctx context.Context, status int,
 	control := http.NewResponseController(c.w)
 	c.w.WriteHeader(status)
 	_ = control.Flush()
-	write(ctx, bufio.NewWriter(flusher{c.w, control}), func(deadline time.Time) { _ = control.SetWriteDeadline(deadline) })
+	write(ctx, bufio.NewWriter(flusher{c.w, control}),
+		func(deadline time.Time) { _ = control.SetWriteDeadline(deadline) })
 }
 
 // flusher hands on what is written at once.

@@ -38,14 +38,16 @@ func (x *exchange) decorate() {
 // and of scripts in the page exactly those that are in it now.
 func pagePolicy(page []byte) string {
 	return "default-src 'none'; img-src 'self' data:; font-src 'self'; connect-src 'self'; " +
-		"style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; script-src 'self'" + hashesOf(page, "script")
+		"style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; " +
+		"script-src 'self'" + hashesOf(page, "script")
 }
 
 // closedPolicy is that of a page that loads nothing: it runs and looks like what is in it now, and
 // its script talks to this server alone.
 func closedPolicy(page []byte) string {
 	return "default-src 'none'; img-src data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; " +
-		"form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'; style-src" + hashesOf(page, "style") +
+		"form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'; style-src" +
+		hashesOf(page, "style") +
 		"; script-src" + hashesOf(page, "script")
 }
 

@@ -23,7 +23,7 @@ func TestEveryAnswerCarriesTheSecurityHeaders(t *testing.T) {
 			"X-Content-Type-Options":    "nosniff",
 			"Referrer-Policy":           "no-referrer",
 			"Content-Security-Policy":   "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-			"Strict-Transport-Security": "", // plain HTTP must not carry it
+			"Strict-Transport-Security": "", // must be absent over plain HTTP
 			"Server":                    "",
 		} {
 			if got := a.Header.Get(header); got != want {
@@ -57,13 +57,13 @@ func TestThePageOfTheAPIWorks(t *testing.T) {
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{})
 		for path, to := range map[string]string{"/docs": "docs/index.html", "/docs/": "index.html"} {
-			// Nobody may choose the links of others.
+			// No client may choose the links that others get.
 			a := s.do(t, "GET", path, "", "X-Forwarded-Prefix", "//evil.example")
 			if a.StatusCode != 301 || a.Header.Get("Location") != to {
 				t.Errorf("%s: %d to %q", path, a.StatusCode, a.Header.Get("Location"))
 			}
 		}
-		for range 2 { // the second time it is kept
+		for range 2 { // the second time it comes from the cache
 			a := s.do(t, "GET", "/docs/index.html", "", "X-Forwarded-Prefix", "//evil.example")
 			_, after, _ := strings.Cut(a.body, "<script>")
 			script, _, found := strings.Cut(after, "</script>")
@@ -74,7 +74,8 @@ func TestThePageOfTheAPIWorks(t *testing.T) {
 				strings.Contains(policy, "unsafe-eval") {
 				t.Errorf("policy %q for script %q", policy, script)
 			}
-			for _, text := range []string{"onload=", "<script type", `href="http`, `src="http`, `href="//`, `src="//`, "evil"} {
+			for _, text := range []string{"onload=", "<script type", `href="http`, `src="http`, `href="//`, `src="//`,
+				"evil"} {
 				if strings.Contains(a.body, text) {
 					t.Errorf("the page has %s, which its policy does not allow", text)
 				}
@@ -88,9 +89,11 @@ func TestThePageOfTheAPIWorks(t *testing.T) {
 		if document.body != `{"openapi":"3.1.0"}` || document.Header.Get("Content-Type") != "application/json" {
 			t.Errorf("document: %d %s", document.StatusCode, document.body)
 		}
-		if a := s.do(t, "GET", "/docs/doc.json", "", "If-None-Match", document.Header.Get("ETag")); a.StatusCode != 304 ||
-			a.body != "" {
-			t.Errorf("the same document: %d %s", a.StatusCode, a.body)
+		for _, lines := range [][]string{{"If-None-Match", document.Header.Get("ETag")},
+			{"If-None-Match", `"older"`, "If-None-Match", "W/" + document.Header.Get("ETag")}} {
+			if a := s.do(t, "GET", "/docs/doc.json", "", lines...); a.StatusCode != 304 || a.body != "" {
+				t.Errorf("the same document, %q: %d %s", lines, a.StatusCode, a.body)
+			}
 		}
 		s.do(t, "GET", "/docs/missing.js", "").problem(t, 404, "not_found")
 		s.do(t, "GET", "/docs/../../etc/passwd", "").problem(t, 404, "not_found")
@@ -141,7 +144,8 @@ func TestOnlyListedOriginsAreAllowed(t *testing.T) {
 				if expose := a.Header.Get("Access-Control-Expose-Headers"); allowed != (expose == "ETag, Retry-After, WWW-Authenticate, X-Request-Id") {
 					t.Errorf("expose %q", expose)
 				}
-				if got := a.Header.Get("Access-Control-Allow-Credentials"); allowed != (got == "true") || !allowed && got != "" {
+				if got := a.Header.Get("Access-Control-Allow-Credentials"); allowed != (got == "true") || !allowed &&
+					got != "" {
 					t.Errorf("%s from %q: credentials %q", path, origin, got)
 				}
 			}
@@ -151,7 +155,8 @@ func TestOnlyListedOriginsAreAllowed(t *testing.T) {
 			t.Errorf("two origins: %q", got)
 		}
 
-		preflight := []string{"Access-Control-Request-Method", "DELETE", "Access-Control-Request-Headers", "authorization"}
+		preflight := []string{"Access-Control-Request-Method", "DELETE", "Access-Control-Request-Headers",
+			"authorization"}
 		a := s.do(t, "OPTIONS", "/things/1", "", append(preflight, "Origin", "https://app.example.com")...)
 		if a.StatusCode != 204 || a.Header.Get("Access-Control-Allow-Methods") != "GET, HEAD, DELETE, OPTIONS" ||
 			!strings.Contains(a.Header.Get("Access-Control-Allow-Headers"), "Authorization") ||
@@ -168,7 +173,7 @@ func TestOnlyListedOriginsAreAllowed(t *testing.T) {
 	})
 }
 
-// What a page sends without its author's doing must not cost it the answer.
+// Headers that a browser adds to a page's request by itself must not prevent the answer.
 func TestAPreflightPassesWhatIsAskedFor(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, serve serveFunc) {
@@ -225,7 +230,8 @@ func TestAPreflightPassesWhatIsAskedFor(t *testing.T) {
 			}
 		}
 		always := preflight(s)
-		for _, name := range []string{"x-tenants", "x-tenant x", "cookie", "x-forwarded-for", "x-acm", "*", "", "bad(name"} {
+		for _, name := range []string{"x-tenants", "x-tenant x", "cookie", "x-forwarded-for", "x-acm", "*", "",
+			"bad(name"} {
 			if got := preflight(s, name); !slices.Equal(got, always) {
 				t.Errorf("%q passes: %q", name, got)
 			}
@@ -269,17 +275,29 @@ func TestWithoutOriginsNoneIsAllowed(t *testing.T) {
 func TestUnauthenticatedAnswersSayHowToAuthenticate(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, serve serveFunc) {
-		s := serve(t, httpserver.Config{})
-		for authorization, want := range map[string]string{
-			"":                 `Bearer realm="authctl"`,
-			"Basic dTpw":       `Bearer realm="authctl"`,
-			"Bearer something": `Bearer realm="authctl", error="invalid_token"`,
-			"bearer something": `Bearer realm="authctl", error="invalid_token"`,
+		bearer := &httpserver.Scheme{Name: "bearer", HTTP: "bearer"}
+		refused := httpserver.Identity[string]{Scheme: bearer,
+			Of: func(context.Context, httpserver.Credentials) (string, error) { return "", errNobody }}
+		s := serve(t, httpserver.Config{},
+			httpserver.Route{Method: "GET", Path: "/own", Do: httpserver.AsDo(refused,
+				func(context.Context, string, nothing) error { return nil })},
+			httpserver.Route{Method: "GET", Path: "/either", Accepts: []*httpserver.Scheme{bearer}, Do: httpserver.PublicDo(
+				func(context.Context, nothing) error { return errNobody })})
+		for authorization, sent := range map[string]bool{
+			"": false, "Basic dTpw": false, "Bearer": false, "Bearer ": false, "Bearer something": true,
+			"bearer something": true, "Bearer\tsomething": true,
 		} {
-			a := s.do(t, "GET", "/denied", "", "Authorization", authorization)
-			a.problem(t, 401, "invalid_token")
-			if got := a.Header.Get("WWW-Authenticate"); got != want {
-				t.Errorf("%q: %q", authorization, got)
+			// The last one takes no token, as sign-in does: the error is not about the token.
+			for path, takes := range map[string]bool{"/own": true, "/either": true, "/denied": false} {
+				a := s.do(t, "GET", path, "", "Authorization", authorization)
+				a.problem(t, 401, "invalid_token")
+				want := `Bearer realm="authctl"`
+				if sent && takes {
+					want += `, error="invalid_token"`
+				}
+				if got := a.Header.Get("WWW-Authenticate"); got != want {
+					t.Errorf("%s with %q: %q", path, authorization, got)
+				}
 			}
 		}
 	})
@@ -339,13 +357,15 @@ func TestTheClientsAddressIsTakenFromTrustedProxiesOnly(t *testing.T) {
 			"commas alone":         {behind, []string{"X-Forwarded-For", ",,"}, "127.0.0.1"},
 			"an empty line between": {behind, []string{"X-Forwarded-For", "203.0.113.9", "X-Forwarded-For", "",
 				"X-Forwarded-For", "10.1.2.3"}, "203.0.113.9"},
-			"blanks around":        {behind, []string{"X-Forwarded-For", "  203.0.113.9 \t,\t10.1.2.3  "}, "203.0.113.9"},
+			"blanks around": {behind, []string{"X-Forwarded-For", "  203.0.113.9 \t,\t10.1.2.3  "},
+				"203.0.113.9"},
 			"brackets":             {behind, []string{"X-Forwarded-For", "[2001:db8::7]"}, "2001:db8::7"},
 			"brackets and port":    {behind, []string{"X-Forwarded-For", "[2001:db8::7]:4711"}, "2001:db8::7"},
 			"brackets and zone":    {behind, []string{"X-Forwarded-For", "[fe80::7%eth0]:80"}, "fe80::7"},
 			"brackets, mapped":     {behind, []string{"X-Forwarded-For", "[::ffff:203.0.113.9]:80"}, "203.0.113.9"},
 			"brackets around IPv4": {behind, []string{"X-Forwarded-For", "[203.0.113.9]:80"}, "203.0.113.9"},
-			"trusted in brackets": {behind, []string{"X-Forwarded-For", "203.0.113.9:1, [fd00::7], [::ffff:10.1.2.3]:443"},
+			"trusted in brackets": {behind,
+				[]string{"X-Forwarded-For", "203.0.113.9:1, [fd00::7], [::ffff:10.1.2.3]:443"},
 				"203.0.113.9"},
 			"IPv4 with port":    {behind, []string{"X-Forwarded-For", "1.2.3.4:5678"}, "1.2.3.4"},
 			"quotes":            {behind, []string{"X-Forwarded-For", "\"[2001:db8::7]:4711\""}, "2001:db8::7"},
@@ -365,13 +385,16 @@ func TestTheClientsAddressIsTakenFromTrustedProxiesOnly(t *testing.T) {
 			"mapped":             {behind, []string{"X-Forwarded-For", "::ffff:203.0.113.9"}, "203.0.113.9"},
 			"mapped trusted hop": {behind, []string{"X-Forwarded-For", "203.0.113.9, ::ffff:10.1.2.3"}, "203.0.113.9"},
 			"trusted by mapping": {behind, []string{"X-Forwarded-For", "203.0.113.9, 192.168.0.7"}, "203.0.113.9"},
-			"with ports":         {behind, []string{"X-Forwarded-For", "203.0.113.9:1234, [fd00::1]:80"}, "203.0.113.9"},
-			"other headers ignored": {behind, []string{"X-Real-Ip", "1.2.3.4", "Forwarded", "for=1.2.3.4", "Cf-Connecting-Ip",
-				"1.2.3.4"}, "127.0.0.1"},
+			"with ports": {behind, []string{"X-Forwarded-For", "203.0.113.9:1234, [fd00::1]:80"},
+				"203.0.113.9"},
+			"other headers ignored": {behind,
+				[]string{"X-Real-Ip", "1.2.3.4", "Forwarded", "for=1.2.3.4", "Cf-Connecting-Ip",
+					"1.2.3.4"}, "127.0.0.1"},
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
-				if got := strings.Trim(test.service.do(t, "GET", "/ip", "", test.headers...).body, `"`); got != test.want {
+				if got := strings.Trim(test.service.do(t, "GET", "/ip", "", test.headers...).body,
+					`"`); got != test.want {
 					t.Errorf("%s, want %s", got, test.want)
 				}
 			})
@@ -379,11 +402,12 @@ func TestTheClientsAddressIsTakenFromTrustedProxiesOnly(t *testing.T) {
 	})
 }
 
-// Clients that cannot be told apart are limited together: the operator is told, once.
+// When clients cannot be told apart they are limited together, and the operator is told once.
 func TestTheOperatorIsToldWhereClientsCannotBeToldApart(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, serve serveFunc) {
-		direct, behind := serve(t, httpserver.Config{}), serve(t, httpserver.Config{TrustedProxies: []string{"127.0.0.0/8"}})
+		direct, behind := serve(t, httpserver.Config{}), serve(t,
+			httpserver.Config{TrustedProxies: []string{"127.0.0.0/8"}})
 		for range 3 {
 			direct.do(t, "GET", "/ip", "", "X-Forwarded-For", "203.0.113.9")
 			behind.do(t, "GET", "/ip", "", "X-Forwarded-For", "203.0.113.9, secret")
@@ -428,7 +452,8 @@ func TestARequestIsOneLineOfTheLogWithoutSecrets(t *testing.T) {
 			t.Errorf("levels %v, %v", lines[0].Level, lines[1].Level)
 		}
 		path := lines[3].ContextMap()["path"].(string)
-		if !strings.HasPrefix(strings.ToLower(path), "/nowhere/%e2%80%a8%0a%80xxx") || !strings.HasSuffix(path, "x...") ||
+		if !strings.HasPrefix(strings.ToLower(path), "/nowhere/%e2%80%a8%0a%80xxx") ||
+			!strings.HasSuffix(path, "x...") ||
 			len(path) > 300 {
 			t.Errorf("path %q", path)
 		}

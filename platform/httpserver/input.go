@@ -84,7 +84,8 @@ func inputOf(t reflect.Type) input {
 // requiredOf lists the required fields of a body.
 func requiredOf(t reflect.Type) (fields []int) {
 	for i := range t.NumField() {
-		if name, optional := jsonName(t.Field(i)); t.Field(i).Type.Kind() == reflect.Pointer && name != "" && !optional {
+		if name, optional := jsonName(t.Field(i)); t.Field(i).Type.Kind() == reflect.Pointer && name != "" &&
+			!optional {
 			fields = append(fields, i)
 		}
 	}
@@ -124,7 +125,7 @@ func (in input) read(x *exchange, into reflect.Value) error {
 		case "path":
 			field.SetString(x.route.param(p.name, x.carrier.path()))
 		case "header":
-			field.SetString(x.carrier.header(p.name))
+			field.SetString(x.combined(p.name))
 		case "cookie":
 			field.SetString(x.carrier.cookie(p.name))
 		case "peer":

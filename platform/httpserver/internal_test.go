@@ -25,7 +25,7 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// packets is a connection whose reads come in the pieces given.
+// packets is a connection whose reads return the given pieces.
 type packets struct {
 	net.Conn
 	pieces []string
@@ -100,7 +100,7 @@ func TestTrailersAreFoundHoweverTheyArrive(t *testing.T) {
 	}
 }
 
-// Whatever arrives, how it is cut into reads changes nothing.
+// The way in which bytes are cut into reads makes no difference.
 func FuzzFraming(f *testing.F) {
 	f.Add([]byte("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\n\r\n"), 7)
 	f.Add([]byte("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\n\n\n\nGET / HTTP/1.1\n"), 60)
@@ -119,8 +119,8 @@ func FuzzFraming(f *testing.F) {
 	})
 }
 
-// What the rest of the package relies on: every fault has a code and a status of its own
-// that statusFault finds again.
+// Every fault has a code and a status that statusFault maps back to it. The rest of the package
+// relies on that.
 func TestStatusesAndFaultsAgree(t *testing.T) {
 	t.Parallel()
 	codes := map[string]bool{}
@@ -152,7 +152,7 @@ func FuzzWireFaultLeavesNothingAmbiguous(f *testing.F) {
 		if header.Read(bufio.NewReaderSize(strings.NewReader(text), 16<<10)) != nil || wireFault(&header) != nil {
 			return
 		}
-		// Read as net/http's own rules would: lines by CRLF, names without white space.
+		// The rules of net/http: lines end with CRLF, and names have no white space.
 		length, encoding := 0, 0
 		for _, line := range strings.Split(strings.TrimSuffix(string(header.RawHeaders()), "\r\n"), "\r\n") {
 			if line == "" {
@@ -193,7 +193,7 @@ func FuzzForwardedFor(f *testing.F) {
 		header.Add("X-Forwarded-For", value)
 		header.Add("X-Forwarded-For", "192.0.2.7, 10.1.1.1")
 		if got, _ := trusted.client(hop, fastCarrier{&fctx}); got.String() != "192.0.2.7" {
-			t.Fatalf("client %s: what stands left of an untrusted hop was believed", got)
+			t.Fatalf("client %s: an address left of an untrusted hop was believed", got)
 		}
 		header.Del("X-Forwarded-For")
 		header.Add("X-Forwarded-For", value)
@@ -257,7 +257,7 @@ func FuzzCleanPath(f *testing.F) {
 	})
 }
 
-// starved is a listener out of file descriptors for its first accepts.
+// starved is a listener without file descriptors for its first accepts.
 type starved struct {
 	net.Listener
 	failures int

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -31,7 +32,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// client is a connection that the test writes and reads by itself.
+// client is a connection that the test writes to and reads from itself.
 type client struct {
 	net.Conn
 	reader *bufio.Reader
@@ -68,7 +69,7 @@ func (c *client) receive(t testing.TB) answer {
 	return answer{response, string(text)}
 }
 
-// closed waits for the other end to close, and reports whether nothing came before.
+// closed waits for the other end to close, and reports whether nothing came before that.
 func (c *client) closed() bool {
 	n, _ := io.Copy(io.Discard, c.reader)
 	return n == 0
@@ -95,7 +96,7 @@ func TestStringsOfARequestOutliveIt(t *testing.T) {
 			kept = append(kept, in.ID, in.Device, in.Q, in.Peer.RequestID, in.Peer.UserAgent, in.Mark)
 			return nil
 		})})
-	c := s.dial(t) // one connection: its buffers are used again and again
+	c := s.dial(t) // all on one connection, which reuses its buffers
 	for i := range 20 {
 		fmt.Fprintf(c, "GET /keep/id%02d?q=query%02d HTTP/1.1\r\nHost: a\r\nX-Device: device%02d\r\nX-Request-Id: request%02d\r\nUser-Agent: agent%02d\r\nCookie: mark=mark%02d\r\n\r\n", i, i, i, i, i, i)
 		c.receive(t)
@@ -114,7 +115,8 @@ func TestPipelinedRequestsAreAnsweredInOrder(t *testing.T) {
 	t.Parallel()
 	s := serve(t, httpserver.Config{})
 	c := s.dial(t)
-	c.send(t, get("/things/1")+"POST /echo HTTP/1.1\r\n"+lines+"Content-Length: 12\r\n\r\n{\"name\":\"x\"}"+get("/nowhere")+get("/things/2"))
+	c.send(t, get("/things/1")+"POST /echo HTTP/1.1\r\n"+lines+"Content-Length: 12\r\n\r\n{\"name\":\"x\"}"+
+		get("/nowhere")+get("/things/2"))
 	for _, want := range []string{`"1"`, `{"name":"x"}`, "", `"2"`} {
 		if a := c.receive(t); want == "" {
 			a.problem(t, 404, "not_found")
@@ -148,7 +150,8 @@ func TestAStopFinishesWhatIsUnderWay(t *testing.T) {
 	if s.Ready() {
 		t.Error("still ready")
 	}
-	// The drain delay: load balancers still send, and are told to go elsewhere next.
+	// During the drain delay load balancers still send requests, and the answers tell them to
+	// leave.
 	kept.send(t, get("/plain"))
 	if late := kept.receive(t); late.StatusCode != 200 || !late.Close {
 		t.Errorf("during the drain delay: %d, close %v", late.StatusCode, late.Close)
@@ -184,8 +187,8 @@ func eventuallyTrue(reached func() bool) bool {
 
 func TestAStopDoesNotWaitForIdleClients(t *testing.T) {
 	t.Parallel()
-	// The timeouts alone would keep each of these far longer, and the silent one would have
-	// to be cut off.
+	// The timeouts alone would keep each of these for much longer, and the silent one would be cut
+	// off.
 	s := serve(t, httpserver.Config{ShutdownTimeout: 4 * time.Second,
 		HTTP: httpserver.HTTPConfig{IdleTimeout: time.Hour, ReadTimeout: 5 * time.Minute}})
 	idle, silent := s.dial(t), s.dial(t)
@@ -201,9 +204,9 @@ func TestAStopDoesNotWaitForIdleClients(t *testing.T) {
 		t.Error("an idle client was sent something")
 	}
 	if n := s.Connections(); n != 0 {
-		t.Errorf("%d connections left", n)
+		t.Errorf("%d connections remain", n)
 	}
-	if s.logs.FilterMessage("requests cut off: app.shutdown_timeout is over").Len() > 0 {
+	if s.logs.FilterMessage("requests_cut_off").Len() > 0 {
 		t.Error("idle clients used up the shutdown timeout")
 	}
 }
@@ -213,11 +216,12 @@ func TestAStopCutsOffWhatTakesTooLong(t *testing.T) {
 	heeded, release := make(chan error, 1), make(chan struct{})
 	s := serve(t, httpserver.Config{ShutdownTimeout: 100 * time.Millisecond,
 		HTTP: httpserver.HTTPConfig{RequestTimeout: time.Minute}},
-		httpserver.Route{Method: "GET", Path: "/heeds", Do: httpserver.PublicDo(func(ctx context.Context, _ nothing) error {
-			<-ctx.Done()
-			heeded <- ctx.Err()
-			return ctx.Err()
-		})},
+		httpserver.Route{Method: "GET", Path: "/heeds",
+			Do: httpserver.PublicDo(func(ctx context.Context, _ nothing) error {
+				<-ctx.Done()
+				heeded <- ctx.Err()
+				return ctx.Err()
+			})},
 		httpserver.Route{Method: "GET", Path: "/stuck", Do: httpserver.PublicDo(func(context.Context,
 			nothing) error {
 			<-release
@@ -284,7 +288,7 @@ func TestSlowClientsAreCutOffWhileOthersAreServed(t *testing.T) {
 	spare, header, body := s.dial(t), s.dial(t), s.dial(t)
 	header.send(t, "GET /plain HTTP/1.1\r\nHost: a\r\n")
 	body.send(t, "POST /echo HTTP/1.1\r\n"+lines+"Content-Length: 100\r\n\r\n{")
-	// Bytes that keep coming must not prolong it.
+	// Arriving bytes must not extend the time.
 	stop, dripping := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(dripping)
@@ -313,8 +317,8 @@ func TestSlowClientsAreCutOffWhileOthersAreServed(t *testing.T) {
 	cutOff(body)
 	close(stop)
 	<-dripping
-	// A spare connection, as browsers and proxies open them, was silent for as long. It is of use still,
-	// but once its request has begun it has no more time than another.
+	// A spare connection, as browsers and proxies open them, was silent for the same time. It still
+	// works, but once its request has begun, it has no more time than others.
 	spare.send(t, get("/plain"))
 	if a := spare.receive(t); a.StatusCode != 200 || a.Close {
 		t.Errorf("a spare connection: %d", a.StatusCode)
@@ -325,7 +329,8 @@ func TestSlowClientsAreCutOffWhileOthersAreServed(t *testing.T) {
 	cutOff(late)
 }
 
-// It is not answered: a client that begins a request at that moment would take the answer for its own.
+// The end has no answer: a client that begins a request at that moment would take the answer for
+// its own.
 func TestASpareConnectionEndsWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	tlsConfig, pool := certificate(t, t.TempDir(), 1)
@@ -365,7 +370,7 @@ func TestThousandsOfIdleConnectionsDoNotStopTheService(t *testing.T) {
 		if err != nil {
 			t.Skipf("this machine allows %d connections to a process: %v", len(idle), err)
 		}
-		if len(idle)%2 == 0 { // half of them in the middle of a header
+		if len(idle)%2 == 0 { // half of them stop in the middle of a header
 			_, _ = io.WriteString(c, "GET /plain HTTP/1.1\r\nHost:")
 		}
 		idle = append(idle, c)
@@ -378,7 +383,7 @@ func TestThousandsOfIdleConnectionsDoNotStopTheService(t *testing.T) {
 	}
 }
 
-// busy opens connections on which a request is being answered until the test lets it go.
+// busy opens connections on which a request is being answered until the test releases it.
 func busy(t *testing.T, s *service, started <-chan struct{}, count int) []*client {
 	t.Helper()
 	var clients []*client
@@ -391,7 +396,7 @@ func busy(t *testing.T, s *service, started <-chan struct{}, count int) []*clien
 	return clients
 }
 
-// held is a route that answers when let go.
+// held is a route that answers when released.
 func held() (route httpserver.Route, started chan struct{}, let func()) {
 	started, release := make(chan struct{}), make(chan struct{})
 	return httpserver.Route{Method: "GET", Path: "/held", Do: httpserver.Public(func(context.Context, nothing) (string,
@@ -420,15 +425,15 @@ func TestOneAddressMayHoldOnlySoManyConnections(t *testing.T) {
 
 	proxy := serve(t, httpserver.Config{TrustedProxies: []string{"127.0.0.1"},
 		HTTP: httpserver.HTTPConfig{MaxConnectionsPerIP: 3}})
-	for range 8 { // a proxy carries everybody's connections
+	for range 8 { // a proxy carries the connections of many clients
 		c := proxy.dial(t)
 		c.send(t, get("/plain"))
 		c.receive(t)
 	}
 }
 
-// Connections on which nobody speaks, or somebody never finishes, keep out nobody else at
-// the same address: it may be that of a school, or of a proxy that the settings do not name.
+// Connections without a request, or with one that never ends, keep nobody else out at the same
+// address, which may be that of a school or of a proxy missing from the settings.
 func TestAtTheLimitTheLongestWaitingConnectionMakesRoom(t *testing.T) {
 	t.Parallel()
 	for name, limits := range map[string]httpserver.HTTPConfig{
@@ -440,20 +445,21 @@ func TestAtTheLimitTheLongestWaitingConnectionMakesRoom(t *testing.T) {
 			route, started, let := held()
 			s := serve(t, httpserver.Config{HTTP: limits}, route)
 			t.Cleanup(let)
-			answered := busy(t, s, started, 1)[0] // the oldest of all, but at work
+			answered := busy(t, s, started, 1)[0] // the oldest, but in use
 			var waiting []*client
 			for i := range 15 {
 				c := s.dial(t)
 				eventually(t, "the connection to be counted", func() bool { return len(s.Waiting()) == i+1 })
 				counted := slices.Max(s.Waiting())
 				switch i % 3 {
-				case 0: // answered, kept
+				case 0: // answered, and kept open
 					c.send(t, get("/plain"))
 					c.receive(t)
 				case 1: // never finishes
 					c.send(t, "GET /plain HTTP/1.1\r\nHost:")
 				}
-				// The server sees what was sent when it comes to it, and then the wait begins again.
+				// The server reads what was sent when its turn comes, and then the wait begins
+				// again.
 				eventually(t, "the connection to wait", func() bool {
 					since := s.Waiting()
 					return len(since) == i+1 && (i%3 == 2 || slices.Max(since) > counted)
@@ -470,12 +476,12 @@ func TestAtTheLimitTheLongestWaitingConnectionMakesRoom(t *testing.T) {
 					t.Errorf("connection %d did not make room", i)
 				}
 			}
-			last := waiting[len(waiting)-3] // answered and kept, younger than others
+			last := waiting[len(waiting)-3] // answered and kept, but newer than others
 			last.send(t, get("/plain"))
 			last.receive(t)
 			let()
 			if a := answered.receive(t); a.body != `"held"` {
-				t.Errorf("the request under way was answered %q", a.body)
+				t.Errorf("the answer to the request in flight is %q", a.body)
 			}
 			if n := s.Connections(); n != 16 {
 				t.Errorf("%d connections, the limit is 16", n)
@@ -628,19 +634,30 @@ func TestTLSIsServedDirectly(t *testing.T) {
 	if err != nil || response.StatusCode != 400 {
 		t.Errorf("a bare LF under TLS: %v %v", response, err)
 	}
-	s.dial(t) // a client that never begins its handshake does not hold up the stop
+	plain, err := http.Post("http://"+s.addr+"/plain", "application/json", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Body.Close()
+	var problem httpserver.Problem
+	if err := json.NewDecoder(plain.Body).Decode(&problem); err != nil || plain.StatusCode != 400 ||
+		!strings.Contains(problem.Detail, "https://") || problem.RequestID != plain.Header.Get("X-Request-Id") {
+		t.Errorf("plain HTTP is answered %d %+v: %v", plain.StatusCode, problem, err)
+	}
+	s.dial(t) // a client that never begins its handshake does not delay the stop
 }
 
 func TestConfigRefusesWhatWouldNotDoWhatItSays(t *testing.T) {
 	t.Parallel()
-	for origin, words := range map[string]string{ // what the refusal must say; nothing where there must be none
+	for origin, words := range map[string]string{ // part of the refusal; empty where there must be none
 		"https://app.example.com": "", "http://localhost:3000": "", "http://[::1]:8080": "",
 		"https://xn--bcher-kva.example": "",
 		"HTTPS://app.example.com":       "", "https://App.example.com": "", "https://app.example.com:443": "",
 		"http://app.example.com:80": "",
 		"capacitor://localhost":     "", "tauri://localhost": "", "chrome-extension://abcdefghijklmnop": "",
 		"moz-extension://c0ffee:1": "",
-		"*":                        "any page", "null": "any page", "": "empty", "app.example.com": "scheme, host and port",
+		"*":                        "any page", "null": "any page", "": "empty",
+		"app.example.com":          "scheme, host and port",
 		"localhost:3000":           "scheme, host and port",
 		"https://app.example.com/": "slash at the end: https://app.example.com",
 		"capacitor://localhost/":   "slash at the end: capacitor://localhost",
@@ -648,8 +665,10 @@ func TestConfigRefusesWhatWouldNotDoWhatItSays(t *testing.T) {
 		"https://app.example.com?": "https://app.example.com",
 		"https://app.example.com#": "https://app.example.com", "https://u@app.example.com": "user",
 		"https://app.example.com:":  "port",
-		"https://app.example.com:x": "port", "https://app.example.com:65536": "port", "https://app.example.com:-1": "port",
-		"file:///x": "null", "file://": "null", "data:text/html,x": "scheme, host and port", "https://": "no host",
+		"https://app.example.com:x": "port", "https://app.example.com:65536": "port",
+		"https://app.example.com:-1": "port",
+		"file:///x":                  "null", "file://": "null", "data:text/html,x": "scheme, host and port",
+		"https://":                            "no host",
 		"capacitor://":                        "no host",
 		"https://a.example https://b.example": "path", "https://a b": "character", "https://a%20b": "character",
 		"https://[::1": "IPv6", "https://[::1%eth0]": "IPv6",
@@ -682,7 +701,7 @@ func TestConfigRefusesWhatWouldNotDoWhatItSays(t *testing.T) {
 		t.Errorf("TLS: %q", got)
 	}
 	if _, err := httpserver.New(httpserver.Config{Origins: []string{"*"}}, httpserver.Options{}); err == nil {
-		t.Error("New takes what Validate refuses")
+		t.Error("New accepts what Validate refuses")
 	}
 }
 

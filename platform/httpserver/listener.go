@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -50,7 +54,9 @@ func (l *listener) Accept() (net.Conn, error) {
 				return nil, err
 			}
 			l.refused("files")
-			l.warn("no more files can be opened; connections wait", zap.Error(err))
+			l.warn("files_exhausted", zap.Error(err),
+				zap.String("hint", "the process may not open more files, and connections wait: raise its limit "+
+					"(LimitNOFILE)"))
 			select {
 			case <-time.After(pause):
 			case <-l.closed:
@@ -70,14 +76,14 @@ func (l *listener) Accept() (net.Conn, error) {
 			if again == "" {
 				l.refused("waiting")
 			}
-			l.warn("connection limit reached", zap.String("limit", limit), zap.Stringer("client", c.client))
+			l.warn("connections_refused", zap.String("limit", limit), zap.Stringer("network", c.client))
 			limit = again
 		}
 		if limit != "" {
 			// No answer: a write that stalls would hold up all other connections.
 			_ = raw.Close()
 			l.refused(limit)
-			l.warn("connection limit reached", zap.String("limit", limit), zap.Stringer("client", c.client))
+			l.warn("connections_refused", zap.String("limit", limit), zap.Stringer("network", c.client))
 			continue
 		}
 		if l.tls != nil {
@@ -217,11 +223,7 @@ func (l *listener) closeAll() {
 func (l *listener) list() []*conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	list := make([]*conn, 0, len(l.conns))
-	for c := range l.conns {
-		list = append(list, c)
-	}
-	return list
+	return slices.Collect(maps.Keys(l.conns))
 }
 
 // network is what counts as one client: an IPv4 address, or the /64 that one IPv6 user has.
@@ -252,6 +254,9 @@ type conn struct {
 	framing  framing
 	head     [192]byte // the first bytes read since the last request that could be read
 	headLen  int
+	watched  *watch  // while a request waits
+	ahead    [1]byte // what it read, if hasAhead
+	hasAhead atomic.Bool
 }
 
 // secureConn is a conn that fasthttp recognises as TLS by the methods of tls.Conn.
@@ -276,8 +281,12 @@ func (c *conn) Read(b []byte) (int, error) {
 			return 0, io.EOF
 		}
 	}
-	n, err := c.Conn.Read(b)
+	n, err := c.readOn(b)
 	if first && n == 0 && err != nil {
+		if plain, ok := errors.AsType[tls.RecordHeaderError](err); ok && plain.Conn != nil &&
+			isHTTP(plain.RecordHeader) {
+			answerPlain(plain.Conn)
+		}
 		return 0, io.EOF // to fasthttp: the client has left without a request
 	}
 	if n > 0 {
@@ -293,6 +302,41 @@ func (c *conn) Read(b []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// isHTTP reports whether what came in place of a TLS record begins a request of HTTP.
+func isHTTP(head [5]byte) bool {
+	for _, method := range []string{"GET /", "HEAD ", "POST ", "PUT /", "DELET", "OPTIO", "PATCH"} {
+		if string(head[:]) == method {
+			return true
+		}
+	}
+	return false
+}
+
+// answerPlain answers plain HTTP on a connection that should have begun with TLS. It does not read
+// the request, which may hold a password.
+func answerPlain(raw net.Conn) {
+	id := requestID("")
+	problem := ProblemOf(ErrMalformed.Detail("This port takes https alone: the URL must begin with https://."), "*", id)
+	body, err := json.Marshal(problem)
+	if err != nil || raw.SetDeadline(time.Now().Add(time.Second)) != nil {
+		return
+	}
+	_, _ = fmt.Fprintf(raw, "HTTP/1.1 400 Bad Request\r\n"+
+		"Content-Type: application/problem+json\r\nX-Request-Id: %s\r\nCache-Control: no-store\r\n"+
+		"Connection: close\r\nContent-Length: %d\r\n\r\n%s", id, len(body), body)
+	if half, ok := raw.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
+		_, _ = io.CopyN(io.Discard, raw, 64<<10) // see Close
+	}
+}
+
+// readOn reads what a watch has left.
+func (c *conn) readOn(b []byte) (int, error) {
+	if len(b) > 0 && c.hasAhead.CompareAndSwap(true, false) {
+		return copy(b, c.ahead[:]), nil
+	}
+	return c.Conn.Read(b)
 }
 
 // Close closes the connection. Closing a socket with unread bytes resets it, which can destroy

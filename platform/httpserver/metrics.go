@@ -33,8 +33,9 @@ func newMeters(registry prometheus.Registerer, connections func() float64) (*met
 		}),
 		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "authctl_http_connections_refused_total",
-			Help: "Connections closed: over the limit in all (total), of one address (ip), or out of file descriptors " +
-				"(files); and those that waited for their client longest and made room for others (waiting).",
+			Help: "Connections closed: over the limit in all (total), of one address (ip), or out of file " +
+				"descriptors (files); and those that waited for their client longest and made room for others " +
+				"(waiting).",
 		}, []string{"limit"}),
 	}
 	for _, limit := range []string{"total", "ip", "files", "waiting"} { // from the start: the first one is an increase

@@ -27,7 +27,7 @@ func Documentation(below, title string, document []byte) []Route {
 		{Method: http.MethodGet, Path: below + "/doc.json", page: func(x *exchange) error {
 			x.carrier.set("Cache-Control", "no-cache")
 			x.carrier.set("ETag", etag)
-			if MatchesETag(x.carrier.header("If-None-Match"), etag) {
+			if MatchesETag(x.combined("If-None-Match"), etag) {
 				x.send(http.StatusNotModified, nil)
 				return nil
 			}
@@ -46,7 +46,7 @@ func Documentation(below, title string, document []byte) []Route {
 // looks like must be within it.
 func Page(path string, in func(preferred string) []byte) Route {
 	return Route{Method: http.MethodGet, Path: path, page: func(x *exchange) error {
-		preferred := x.carrier.header("Accept-Language")
+		preferred := x.combined("Accept-Language")
 		if query, err := url.ParseQuery(x.carrier.query()); err == nil && query.Get("lang") != "" {
 			preferred = query.Get("lang")
 		}
@@ -115,7 +115,8 @@ func (s *swaggerFiles) file(target string) (swaggerFile, error) {
 	if fctx.Response.StatusCode() != http.StatusOK {
 		return swaggerFile{}, ErrNotFound
 	}
-	file := swaggerFile{contentType: string(fctx.Response.Header.ContentType()), body: bytes.Clone(fctx.Response.Body())}
+	file := swaggerFile{contentType: string(fctx.Response.Header.ContentType()),
+		body: bytes.Clone(fctx.Response.Body())}
 	if strings.HasPrefix(file.contentType, "text/html") {
 		file.body = foreignStyle.ReplaceAll(file.body, nil)
 		file.policy = pagePolicy(file.body)

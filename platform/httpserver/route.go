@@ -57,6 +57,13 @@ type route struct {
 // Documented reports whether programs call the route, rather than people.
 func (r Route) Documented() bool { return r.page == nil }
 
+// takesBearer reports whether a bearer token may show who calls.
+func (r Route) takesBearer() bool {
+	return slices.ContainsFunc(append([]*Scheme{r.Do.Scheme()}, r.Accepts...), func(s *Scheme) bool {
+		return s != nil && strings.EqualFold(s.HTTP, "bearer")
+	})
+}
+
 // SuccessStatus is the status of a success.
 func (r Route) SuccessStatus() int {
 	switch {

@@ -100,8 +100,8 @@ func (s *Server) Listen() error {
 		total = min(total, max(16, files-max(64, files/4)))
 	}
 	if total < s.cfg.HTTP.MaxConnections {
-		s.log.Warn("fewer connections than usual: the process may not open more files",
-			zap.Int("connections", total), zap.Int("files", maxFiles()))
+		s.log.Warn("connection_limit_lowered", zap.Int("connections", total), zap.Int("files", maxFiles()),
+			zap.String("hint", "the process may open too few files: raise its limit (LimitNOFILE)"))
 	}
 	s.listener.Store(&listener{
 		Listener: raw,
@@ -202,13 +202,14 @@ func (s *Server) stop(l *listener) {
 	}
 	cancel()
 	<-idle
-	s.log.Info("http server stopped", zap.Duration("took", time.Since(begun)))
+	s.log.Info("http_server_stopped", zap.Duration("took", time.Since(begun)))
 }
 
 // cutOff cancels the requests that are still in progress. They get a moment to answer with an
 // error, then their connections close.
 func (s *Server) cutOff(l *listener) {
-	s.log.Warn("requests cut off: app.shutdown_timeout is over", zap.Int("connections", l.open()))
+	s.log.Warn("requests_cut_off", zap.Int("connections", l.open()),
+		zap.String("hint", "app.shutdown_timeout is over"))
 	s.abort()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()

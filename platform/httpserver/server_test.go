@@ -24,7 +24,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// service is a server under test, running on a free port of the loopback.
+// service is a server under test, on a free port of the loopback.
 type service struct {
 	*httpserver.Server
 	url  string
@@ -79,12 +79,16 @@ func routes() []httpserver.Route {
 	return []httpserver.Route{
 		get("/plain", httpserver.Public(func(context.Context, nothing) (string, error) { return "plain", nil })),
 		get("/things/{id}", httpserver.Public(func(_ context.Context, in thing) (string, error) { return in.ID, nil })),
-		{Method: "DELETE", Path: "/things/{id}", Do: httpserver.PublicDo(func(context.Context, thing) error { return nil })},
+		{Method: "DELETE", Path: "/things/{id}", Do: httpserver.PublicDo(func(context.Context, thing) error {
+			return nil
+		})},
 		{Method: "POST", Path: "/echo", Do: httpserver.Public(func(_ context.Context, in echoed) (echo,
 			error) {
 			return in.Body, nil
 		})},
-		get("/ip", httpserver.Public(func(_ context.Context, in origin) (string, error) { return in.Peer.IP.String(), nil })),
+		get("/ip", httpserver.Public(func(_ context.Context, in origin) (string, error) {
+			return in.Peer.IP.String(), nil
+		})),
 		get("/me", httpserver.As(someone, func(_ context.Context, _ string, in origin) (string,
 			error) {
 			return in.Peer.RequestID, nil
@@ -97,7 +101,11 @@ func routes() []httpserver.Route {
 		get("/overload", fails(errOverload.After(1500*time.Millisecond))),
 		get("/away", fails(errAway)),
 		get("/broken", fails(errors.New("secret cause"))),
-		get("/late", httpserver.PublicDo(func(ctx context.Context, _ nothing) error { <-ctx.Done(); return ctx.Err() })),
+		get("/late", httpserver.PublicDo(func(ctx context.Context,
+			_ nothing) error {
+			<-ctx.Done()
+			return ctx.Err()
+		})),
 		get("/denied", fails(fault.New(fault.Unauthenticated, "invalid_token", "No"))),
 		get("/panic", httpserver.PublicDo(func(context.Context, nothing) error { panic("secret panic") })),
 		get("/overload/why", fails(fmt.Errorf("the queue is full: %w", errOverload))),
@@ -120,7 +128,7 @@ func routes() []httpserver.Route {
 
 type serveFunc func(testing.TB, httpserver.Config, ...httpserver.Route) *service
 
-// eachWay runs a test by Fiber and by net/http.
+// eachWay runs a test with Fiber and with net/http.
 func eachWay(t *testing.T, test func(*testing.T, serveFunc)) {
 	for name, serve := range map[string]serveFunc{"Fiber": serve, "net_http": serveByNetHTTP} {
 		t.Run(name, func(t *testing.T) {
@@ -130,7 +138,7 @@ func eachWay(t *testing.T, test func(*testing.T, serveFunc)) {
 	}
 }
 
-// serveByNetHTTP serves the routes in a server of net/http's.
+// serveByNetHTTP serves the routes with a server of net/http.
 func serveByNetHTTP(t testing.TB, cfg httpserver.Config, more ...httpserver.Route) *service {
 	t.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
@@ -213,7 +221,7 @@ type problem struct {
 	Errors                              []fault.Field
 }
 
-// problem checks that an answer is a complete problem document and returns it.
+// problem checks that an answer is a complete problem document, and returns it.
 func (a answer) problem(t testing.TB, status int, code string) problem {
 	t.Helper()
 	var p problem
@@ -233,7 +241,7 @@ func (a answer) problem(t testing.TB, status int, code string) problem {
 		t.Errorf("request id %q in the body, %q in the header", p.RequestID, id)
 	}
 	if p.Instance == "" {
-		t.Error("the problem does not say where it was met")
+		t.Error("the problem has no instance")
 	}
 	if a.Header.Get("Cache-Control") != "no-store" {
 		t.Errorf("an error may be cached: %q", a.Header.Get("Cache-Control"))
@@ -292,7 +300,7 @@ func TestAnInternalErrorIsLoggedAndNotShown(t *testing.T) {
 				t.Errorf("%s shows its cause: %s", path, a.body)
 			}
 		}
-		s.do(t, "GET", "/plain", "") // the process is still there
+		s.do(t, "GET", "/plain", "") // the process survives
 		lines := s.requests(t, 3)
 		for i, cause := range []string{"secret cause", "panic: secret panic"} {
 			if lines[i].Level != zapcore.ErrorLevel || lines[i].ContextMap()["error"] != cause {
@@ -317,7 +325,7 @@ func TestTheCauseOfAnUnavailableAnswerIsLogged(t *testing.T) {
 			level zapcore.Level
 			cause any
 		}{
-			{zapcore.InfoLevel, nil}, // shed on purpose, as documented
+			{zapcore.InfoLevel, nil}, // refused on purpose, as documented
 			{zapcore.WarnLevel, "the queue is full: overloaded: Too much at once"},
 			{zapcore.WarnLevel, "the database is away"},
 		} {
@@ -328,7 +336,7 @@ func TestTheCauseOfAnUnavailableAnswerIsLogged(t *testing.T) {
 	})
 }
 
-// requests waits for n log lines of requests: they are written after the answer was sent.
+// requests waits for n log lines of requests, which are written after their answers.
 func (s *service) requests(t testing.TB, n int) []observer.LoggedEntry {
 	t.Helper()
 	eventually(t, "the log lines", func() bool { return s.logs.FilterMessage("request").Len() >= n })
@@ -344,8 +352,8 @@ func eventually(t testing.TB, what string, reached func() bool) {
 	}
 }
 
-// raw sends bytes as they are and returns the first answer, and whether the connection was
-// closed after it.
+// raw sends bytes unchanged. It returns the first answer, and whether the connection was closed
+// after it.
 func (s *service) raw(t testing.TB, request string) (a answer, closed bool) {
 	t.Helper()
 	c, err := net.Dial("tcp", s.addr)

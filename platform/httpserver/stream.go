@@ -43,9 +43,13 @@ func (e Event) write(w *bufio.Writer) error {
 
 // stream answers with events. The exchange may end before they do.
 func (x *exchange) stream(events Events) {
+	// no-transform (RFC 9111 §5.2.2.6): proxies that compress answers, such as Caddy, would hold events
+	// back until a block is full.
+	cache := "no-transform"
 	if x.route.Cache != "" {
-		x.carrier.set("Cache-Control", x.route.Cache)
+		cache = x.route.Cache + ", " + cache
 	}
+	x.carrier.set("Cache-Control", cache)
 	x.carrier.set("Content-Type", "text/event-stream")
 	x.carrier.set("X-Accel-Buffering", "no") // nginx hands them on as they come
 	x.carrier.close()

@@ -46,7 +46,8 @@ func (c *certificate) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			// Certificate and key are two files, which do not match between their writes; until
 			// they do, the old pair is used.
 			if err := c.read(); err != nil {
-				c.log.Warn("the changed TLS certificate cannot be used", zap.Error(err))
+				c.log.Warn("tls_certificate_unusable", zap.Error(err),
+					zap.String("hint", "the one before stays in use: app.tls must name a certificate and its key"))
 			}
 		}
 	}

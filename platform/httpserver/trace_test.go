@@ -17,7 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
 
-// Each request is one span of its client's trace, named by its pattern and not by its path.
+// Each request is one span of its client's trace, named by its pattern, not by its path.
 func TestEachRequestIsASpan(t *testing.T) {
 	collector := tracingtest.New(t)
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
@@ -45,7 +45,8 @@ func TestEachRequestIsASpan(t *testing.T) {
 			httpserver.Route{Method: "POST", Path: "/things/{id}/end", Do: httpserver.PublicDo(inside)},
 			httpserver.Route{Method: "GET", Path: "/probe", Quiet: true, Do: httpserver.PublicDo(
 				func(ctx context.Context, _ struct{}) error { return inside(ctx, input{}) })})
-		for _, request := range []string{"GET /probe", "POST /things/canary/end", "POST /things/panics/end", "GET /canary", "BREW /things/canary/end"} {
+		for _, request := range []string{"GET /probe", "POST /things/canary/end", "POST /things/panics/end",
+			"GET /canary", "BREW /things/canary/end"} {
 			method, path, _ := strings.Cut(request, " ")
 			req, err := http.NewRequestWithContext(t.Context(), method, base+path, nil)
 			if err != nil {
@@ -67,7 +68,8 @@ func TestEachRequestIsASpan(t *testing.T) {
 			return spans
 		}
 		want := map[string]int{
-			"POST /things/{id}/end 204": 1, "POST /things/{id}/end 500 failed": 1, "GET 404": 1, "OTHER 405": 1, "inside ": 2,
+			"POST /things/{id}/end 204": 1, "POST /things/{id}/end 500 failed": 1, "GET 404": 1, "OTHER 405": 1,
+			"inside ": 2,
 		}
 		testenv.Eventually(t, "the spans have come", func() bool { return len(ours()) >= 6 })
 		got := map[string]int{}
@@ -78,7 +80,7 @@ func TestEachRequestIsASpan(t *testing.T) {
 			}
 			got[name]++
 			if strings.Contains(fmt.Sprint(span.Attributes), "canary") {
-				t.Errorf("%s tells the path: %v", name, span.Attributes)
+				t.Errorf("%s reveals the path: %v", name, span.Attributes)
 			}
 			if (span.Name == "inside") == (span.Parent == "b7ad6b7169203331") {
 				t.Errorf("the parent of %s is %s", name, span.Parent)

@@ -83,8 +83,8 @@ func readFault(err error) *fault.Fault {
 	case errors.Is(err, errBareLF):
 		return ErrMalformed.Detail("A line of the request does not end in CRLF.")
 	case errors.Is(err, errTrailer):
-		return ErrMalformed.Detail("A trailer of the chunked body is not as HTTP/1.1 has it: a name, a colon and a value in " +
-			"one line that ends in CRLF.")
+		return ErrMalformed.Detail("A trailer of the chunked body is not as HTTP/1.1 has it: a name, a colon and a " +
+			"value in one line that ends in CRLF.")
 	}
 	return ErrMalformed.Detail("The request is not valid HTTP/1.1.")
 }

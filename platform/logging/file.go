@@ -58,9 +58,8 @@ func (l *file) open() error {
 	if err := os.MkdirAll(filepath.Dir(l.cfg.Path), 0o700); err != nil {
 		return fmt.Errorf("log.path: make the folder: %w", err)
 	}
-	// A device or a pipe cannot be rotated, and opening a pipe waits for its reader.
-	if info, err := os.Stat(l.cfg.Path); err == nil && !info.Mode().IsRegular() {
-		return fmt.Errorf("log.path: %s is not a file; leave log.path empty to log to stderr", l.cfg.Path)
+	if err := notAFile(l.cfg.Path); err != nil {
+		return fmt.Errorf("log.path: %w", err)
 	}
 	f, err := os.OpenFile(l.cfg.Path, os.O_CREATE|os.O_EXCL|os.O_APPEND|os.O_WRONLY, 0o600)
 	switch {

@@ -17,13 +17,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// handClock is moved by the test alone, and read by the goroutine that tidies as well.
+// handClock is a clock that only the test moves. The goroutine that tidies up reads it too.
 type handClock struct{ passed atomic.Int64 }
 
 func (c *handClock) now() time.Time          { return noon.Add(time.Duration(c.passed.Load())) }
 func (c *handClock) advance(d time.Duration) { c.passed.Add(int64(d)) }
 
-// openLog makes a logger into a file and returns it with the clock it goes by.
+// openLog opens a log file and returns the logger with its clock.
 func openLog(t *testing.T, cfg Config, opt Options) (*zap.Logger, *File, *handClock) {
 	t.Helper()
 	now := &handClock{}
@@ -39,7 +39,7 @@ func openLog(t *testing.T, cfg Config, opt Options) (*zap.Logger, *File, *handCl
 	return log, file, now
 }
 
-// wantMessages checks which records a file has, and that it has nothing else.
+// wantMessages checks that a file has exactly these records.
 func wantMessages(t *testing.T, path string, want ...string) {
 	t.Helper()
 	var have []string
@@ -65,7 +65,7 @@ func TestARenamedFileIsLeftAloneOnceTheLogIsOpenedAgain(t *testing.T) {
 		if err := os.Rename(path, path+".1"); err != nil {
 			t.Fatal(err)
 		}
-		log.Info("two") // the log does not know of the new name yet
+		log.Info("two") // the log does not know the new name yet
 		if begin {
 			if err := os.WriteFile(path, nil, 0o600); err != nil {
 				t.Fatal(err)
@@ -103,7 +103,7 @@ func TestARenamedOrRemovedFileIsNoticedWithinASecond(t *testing.T) {
 func TestATruncatedFileGoesOnAtItsBeginning(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "a.log")
-	// Also the file that the log itself has begun after a turn.
+	// Also the file that the log has begun after a rotation.
 	for _, turned := range []bool{false, true} {
 		log, _, now := openLog(t, Config{Path: path, MaxSizeMB: 1}, Options{})
 		if turned {
@@ -117,14 +117,14 @@ func TestATruncatedFileGoesOnAtItsBeginning(t *testing.T) {
 		}
 		log.Info("after")
 		wantMessages(t, path, "after")
-		// Its size counts from there: it is not turned over for what is gone.
+		// The size counts from there: truncated bytes do not cause a rotation.
 		before, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "a-*"))
 		now.advance(lookEvery)
 		for range 100 {
 			log.Info("fill", zap.String("fill", strings.Repeat("x", 5000)))
 		}
 		if after, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "a-*")); len(after) != len(before) {
-			t.Errorf("turned over at half its size: %v", after)
+			t.Errorf("rotated at half its size: %v", after)
 		}
 	}
 }
@@ -142,7 +142,7 @@ func TestAReopenThatFailsLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := file.Reopen(); err == nil {
-		t.Error("a folder was taken as a log")
+		t.Error("a folder was accepted as a log")
 	}
 	log.Info("two")
 	wantMessages(t, path+".1", "one", "two")
@@ -189,11 +189,11 @@ func TestTwoProcessesMayWriteToOneFileAndTurnItOver(t *testing.T) {
 		}
 	}
 	if len(seen) != 2*each {
-		t.Errorf("%d records of %d are left", len(seen), 2*each)
+		t.Errorf("%d of %d records remain", len(seen), 2*each)
 	}
 }
 
-// everything reads every file of a folder, unpacked, by its name.
+// everything reads every file of a folder, decompressed, by name.
 func everything(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	entries, err := os.ReadDir(dir)
@@ -262,7 +262,7 @@ func TestFilesSetAsideAreCompressedAndRemovedByNumberAndAge(t *testing.T) {
 			}
 		}
 		if len(texts) != len(want) {
-			t.Errorf("%s: %v are left, want %v", name, texts, want)
+			t.Errorf("%s: %v remain, want %v", name, texts, want)
 		}
 	}
 }
@@ -300,11 +300,11 @@ func TestACommandsRecordsReachTheFileAndNothingElseMakesOne(t *testing.T) {
 	Security(log).Info("disabled")
 	wantMessages(t, path, "disabled")
 
-	// A file that cannot be had does not stop the command: the console has the record.
+	// A file that cannot be opened does not stop the command, and the console has the record.
 	var console bytes.Buffer
 	log, _, _ = openLog(t, Config{Path: t.TempDir(), Level: "warn"}, Options{Brief: true, Console: &console})
 	Security(log).Info("disabled")
-	if text := console.String(); !strings.Contains(text, "disabled") || !strings.Contains(text, "log records lost") {
+	if text := console.String(); !strings.Contains(text, "disabled") || !strings.Contains(text, "log_records_lost") {
 		t.Errorf("the console has %s", text)
 	}
 }

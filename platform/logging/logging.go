@@ -22,12 +22,16 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/term"
+
+	"github.com/toppira/authctl/platform/config"
 )
 
 // Config is log.*.
@@ -38,6 +42,36 @@ type Config struct {
 	MaxBackups int    `config:"log.max_backups" default:"7" min:"0" max:"10000" doc:"Most rotated files to keep. 0 keeps any number."`
 	MaxAgeDays int    `config:"log.max_age_days" default:"30" min:"0" max:"3650" doc:"Days to keep a rotated file. 0 sets no limit."`
 	Compress   bool   `config:"log.compress" default:"true" doc:"Compress rotated files with gzip."`
+}
+
+// Validate reports settings that cannot work.
+func (c Config) Validate(report func(path, problem string)) {
+	if problem := config.PathProblem(c.Path); problem != "" {
+		report("log.path", problem)
+	}
+}
+
+// CheckFiles reports a log file that cannot be one. A missing one is created, with its folder.
+func (c Config) CheckFiles(report func(path, problem string)) {
+	if c.Path == "" {
+		return
+	}
+	if problem := config.FolderProblem(filepath.Dir(c.Path)); problem != "" {
+		report("log.path", "cannot be used: "+problem)
+	} else if err := notAFile(c.Path); err != nil {
+		report("log.path", "cannot be used: "+err.Error())
+	}
+}
+
+// notAFile refuses a folder, a device and a pipe. The last two cannot be rotated, and opening a
+// pipe waits for its reader. /dev/stdout may lead to a file, and rotating would rename the link.
+func notAFile(path string) error {
+	info, err := os.Stat(path)
+	full, _ := filepath.Abs(path)
+	if strings.HasPrefix(full, "/dev/") || strings.HasPrefix(full, "/proc/") || err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a file; leave log.path empty to log to stderr", path)
+	}
+	return nil
 }
 
 // Options are what the settings alone do not say.
@@ -101,7 +135,7 @@ func New(cfg Config, opt Options) (*zap.Logger, *File, error) {
 			e := zapcore.Entry{Level: zapcore.ErrorLevel, Time: opt.Now(), Message: message}
 			console.write(e, nil, append(fields, zap.String("file", cfg.Path)))
 		}
-		closer.file = newFile(cfg, opt.Now, func(err error) { say("log file not in order", zap.Error(err)) })
+		closer.file = newFile(cfg, opt.Now, func(err error) { say("log_file_not_rotated", zap.Error(err)) })
 		if opt.Brief {
 			closer.file.limit = 0
 		} else {
@@ -113,7 +147,7 @@ func New(cfg Config, opt Options) (*zap.Logger, *File, error) {
 		if !opt.Dev && !opt.Brief {
 			outputs[0].least = zapcore.WarnLevel
 		}
-		complain := func(lost int, err error) { say("log records lost", zap.Int("lost", lost), zap.Error(err)) }
+		complain := func(lost int, err error) { say("log_records_lost", zap.Int("lost", lost), zap.Error(err)) }
 		outputs = append(outputs, newOutput(jsonEncoder(), &sink{w: closer.file, now: opt.Now, complain: complain}))
 	}
 	log := zap.New(&core{AtomicLevel: opt.Level, outputs: outputs},
@@ -122,11 +156,11 @@ func New(cfg Config, opt Options) (*zap.Logger, *File, error) {
 	return log, closer, nil
 }
 
-// Security returns the security log of l: a child named "security" whose records have
+// Security returns the security log of a log: a child named "security" whose records have
 // "log":"security" and are written at every level. In prod mode with a log file, records below a
 // warning are only in the file, like all others.
-func Security(l *zap.Logger) *zap.Logger {
-	return l.Named("security").
+func Security(log *zap.Logger) *zap.Logger {
+	return log.Named("security").
 		WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return always{c} })).
 		With(zap.String("log", "security"))
 }

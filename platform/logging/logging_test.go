@@ -26,7 +26,7 @@ var noon = time.Date(2026, 1, 2, 12, 0, 0, 345678901, time.FixedZone("", 3600))
 
 func clockAtNoon() time.Time { return noon }
 
-// open makes a logger on a buffer, and a file when cfg names one.
+// open makes a logger to a buffer, and to a file if cfg names one.
 func open(t testing.TB, cfg Config, opt Options) (*zap.Logger, *bytes.Buffer) {
 	t.Helper()
 	var console bytes.Buffer
@@ -92,7 +92,7 @@ func TestTheLevelCanChangeWhileRunning(t *testing.T) {
 		t.Errorf("the log is\n%s", got)
 	}
 	if _, _, err := New(Config{Level: "loud"}, Options{}); err == nil {
-		t.Error("an unknown level was taken")
+		t.Error("an unknown level was accepted")
 	}
 }
 
@@ -126,7 +126,8 @@ func TestWithAFileTheConsoleKeepsWhatAnOperatorLooksForFirst(t *testing.T) {
 		log.Info("info")
 		log.Warn("warn")
 		Security(log).Info("security info")
-		for name, want := range map[string]bool{`"msg":"info"`: true, `"msg":"warn"`: true, `"msg":"security info"`: true} {
+		for name, want := range map[string]bool{`"msg":"info"`: true, `"msg":"warn"`: true,
+			`"msg":"security info"`: true} {
 			if got := strings.Contains(read(t, path), name); got != want {
 				t.Errorf("dev %v: the file has %s: %v, want %v", dev, name, got, want)
 			}
@@ -176,9 +177,15 @@ func TestAPathThatCannotBeALogIsRefusedAtStart(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{dir, fifo, "/dev/null", filepath.Join(file, "x.log")} {
+	f, err := os.Open(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	toFile := fmt.Sprintf("/proc/self/fd/%d", f.Fd()) // as /dev/stdout is when it leads to a file
+	for _, path := range []string{dir, fifo, "/dev/null", toFile, filepath.Join(file, "x.log")} {
 		if _, _, err := New(Config{Path: path}, Options{Console: &bytes.Buffer{}}); err == nil {
-			t.Errorf("%s was taken as a log", path)
+			t.Errorf("%s was accepted as a log", path)
 		}
 	}
 }
@@ -207,7 +214,7 @@ func TestTheFileTurnsOverBySizeAndEveryRecordIsKept(t *testing.T) {
 	}
 }
 
-// nasty is what people put into usernames to write lines of their own into a log.
+// nasty is text that people put into usernames to forge lines of a log.
 var nasty = map[string]string{
 	"CR LF":            "a\r\n{\"level\":\"info\",\"msg\":\"forged\"}\r\nb",
 	"ESC":              "a\x1b[2J\x1b]0;title\ab",
@@ -224,7 +231,7 @@ var nasty = map[string]string{
 	"nothing but 0xff": strings.Repeat("\xff", 1<<16),
 }
 
-// fieldsOf puts text into a record in every way there is.
+// fieldsOf puts text into a record in every possible way.
 func fieldsOf(text string) []zap.Field {
 	return []zap.Field{
 		zap.String("string", text), zap.String(text, "key"), zap.ByteString("bytes", []byte(text)),
@@ -242,10 +249,10 @@ type stringer string
 
 func (s stringer) String() string { return string(s) }
 
-// unsafe is told apart from [hidden], which it judges.
+// unsafe is independent of [hidden], which it checks.
 var unsafe = regexp.MustCompile(`[\x00-\x1f\x7f-\x{9f}\x{61c}\x{200e}\x{200f}\x{2028}-\x{202e}\x{2066}-\x{2069}]`)
 
-// wantOneLine checks a record as a reader of lines would find it.
+// wantOneLine checks that a record is one line for every reader.
 func wantOneLine(t *testing.T, dev bool, line string) {
 	t.Helper()
 	if strings.Count(line, "\n") != 1 || !strings.HasSuffix(line, "\n") {
@@ -377,8 +384,10 @@ func TestAFieldThatPanicsCostsNoRecord(t *testing.T) {
 	for _, dev := range []bool{false, true} {
 		log, out := open(t, Config{}, Options{Dev: dev})
 		for _, f := range []zap.Field{
-			zap.Stringer("f", bad{}), zap.Error(bad{}), zap.Reflect("f", bad{}), zap.Object("f", bad{}), zap.Inline(bad{}),
-			zap.Error((*pointer)(nil)), zap.Reflect("f", refuses{}), zap.Reflect("f", make(chan int)), zap.Any("f", nil),
+			zap.Stringer("f", bad{}), zap.Error(bad{}), zap.Reflect("f", bad{}), zap.Object("f",
+				bad{}), zap.Inline(bad{}),
+			zap.Error((*pointer)(nil)), zap.Reflect("f", refuses{}), zap.Reflect("f", make(chan int)), zap.Any("f",
+				nil),
 			zap.Error(nil), {Key: "f"},
 		} {
 			for _, write := range []func(){
@@ -408,7 +417,8 @@ func TestASecretIsNeverShown(t *testing.T) {
 	h := holder{Name: "shown", Secret: secret}
 	h.In.Secrets = []config.Secret{secret}
 	fields := []zap.Field{
-		zap.Any("a", secret), zap.Any("b", &secret), zap.Stringer("c", secret), zap.Reflect("d", secret), zap.Any("e", h),
+		zap.Any("a", secret), zap.Any("b", &secret), zap.Stringer("c", secret), zap.Reflect("d", secret), zap.Any("e",
+			h),
 		zap.Reflect("f", &h),
 		zap.Any("g", []config.Secret{secret}), zap.Any("h", map[string]config.Secret{"k": secret}),
 		zap.Error(fmt.Errorf("open %v", secret)), zap.NamedError("j",
@@ -426,7 +436,7 @@ func TestASecretIsNeverShown(t *testing.T) {
 		Security(log).Warn("security", fields...)
 		for _, text := range []string{out.String(), read(t, path)} {
 			if strings.Contains(text, canary) || strings.Contains(text, fmt.Sprintf("%x", canary)) {
-				t.Errorf("the secret shows: %s", text)
+				t.Errorf("the log reveals the secret: %s", text)
 			}
 			if !strings.Contains(text, "redacted") || strings.Count(text, "\n") != 5 {
 				t.Errorf("the log is %s", text)
@@ -435,7 +445,7 @@ func TestASecretIsNeverShown(t *testing.T) {
 	}
 }
 
-// flaky fails when told to, after writing part of the line.
+// flaky fails when told to, after it has written part of the line.
 type flaky struct {
 	bytes.Buffer
 	part int // bytes written before the failure; -1 writes all
@@ -488,16 +498,16 @@ func TestAFileThatFailsIsReportedOnTheConsole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file.file.tidying.Wait() // of the start
+	file.file.tidying.Wait() // the record of the start
 	now = now.Add(lookEvery)
-	// The folder becomes a file: not even root can write the log now.
+	// A file takes the place of the folder, so that even root cannot write the log.
 	if err := errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	log.Info("lost")
 	log.Info("lost")
 	if got := console.String(); strings.Count(got, "\n") != 1 ||
-		!strings.Contains(got, `"msg":"log records lost","lost":1`) {
+		!strings.Contains(got, `"msg":"log_records_lost","lost":1`) {
 		t.Errorf("the console has %s", got)
 	}
 	if err := file.Close(); err != nil {
@@ -607,7 +617,8 @@ func BenchmarkRecord(b *testing.B) {
 	log, _ := open(b, Config{}, Options{Console: discard{}})
 	b.ReportAllocs()
 	for b.Loop() {
-		log.Info("request", zap.String("method", "POST"), zap.String("path", "/api/v1/auth/login"), zap.Int("status", 200),
+		log.Info("request", zap.String("method", "POST"), zap.String("path", "/api/v1/auth/login"),
+			zap.Int("status", 200),
 			zap.Duration("took", time.Millisecond), zap.String("request_id", "0198f0a2"), zap.String("ip", "192.0.2.1"))
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openTerminal returns the near end of a new pseudo-terminal.
+// openTerminal returns the master end of a new pseudo-terminal.
 func openTerminal(t *testing.T) *os.File {
 	t.Helper()
 	far, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)

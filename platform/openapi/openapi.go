@@ -101,7 +101,8 @@ type writer struct {
 }
 
 func (w *writer) operation(r httpserver.Route) (*openapi3.Operation, error) {
-	for what, text := range map[string]string{"ID": r.ID, "Group": r.Group, "Summary": r.Summary, "Success": r.Success} {
+	for what, text := range map[string]string{"ID": r.ID, "Group": r.Group, "Summary": r.Summary,
+		"Success": r.Success} {
 		if text == "" {
 			return nil, fmt.Errorf("has no %s", what)
 		}
@@ -190,7 +191,8 @@ func (w *writer) request(op *openapi3.Operation, r httpserver.Route) error {
 				return err
 			}
 			closed := false
-			w.components.Schemas[nameOf(field.Type)].Value.AdditionalProperties = openapi3.AdditionalProperties{Has: &closed}
+			body := w.components.Schemas[nameOf(field.Type)].Value
+			body.AdditionalProperties = openapi3.AdditionalProperties{Has: &closed}
 			value, err := example(field.Type)
 			if err != nil {
 				return err
@@ -211,27 +213,14 @@ func requestBody(required bool, media string, schema *openapi3.SchemaRef, exampl
 
 // success describes what the function returns.
 func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
-	answer := w.answer(r.Success)
-	if r.Cache != "" {
-		answer.Headers["Cache-Control"] = constant("How long the answer may be cached.", r.Cache)
+	answer, err := w.returned(r, r.Success, r.Do.Body())
+	if err != nil {
+		return err
 	}
-	if t := r.Do.Body(); t != nil {
-		schema, err := w.schema(t)
-		if err != nil {
-			return err
-		}
-		value, err := example(t)
-		if err != nil {
-			return err
-		}
-		answer.Content = openapi3.Content{
-			"application/json": &openapi3.MediaType{Schema: schema, Examples: named("example", value)},
-		}
-		if r.Do.Streams() {
-			answer.Content["text/event-stream"] = &openapi3.MediaType{Schema: (&openapi3.Schema{
-				Type: types("string"), Description: "Server-sent events, with the JSON of one answer each.",
-			}).NewRef()}
-		}
+	if answer.Content != nil && r.Do.Streams() {
+		answer.Content["text/event-stream"] = &openapi3.MediaType{Schema: (&openapi3.Schema{
+			Type: types("string"), Description: "Server-sent events, with the JSON of one answer each.",
+		}).NewRef()}
 	}
 	if out := r.Do.Out(); out != nil && out.Kind() == reflect.Struct {
 		if cookies := cookiesOf(out, ""); cookies != nil {
@@ -243,7 +232,8 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 				if err != nil {
 					return err
 				}
-				answer.Headers[name] = header(schema.Value.Description, schema.Value, field.Tag.Get("required") == "true")
+				answer.Headers[name] = header(schema.Value.Description, schema.Value,
+					field.Tag.Get("required") == "true")
 				schema.Value.Description = ""
 			}
 		}
@@ -254,9 +244,11 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 		}
 		for _, field := range reflect.VisibleFields(out) {
 			if status := field.Tag.Get("status"); status != "" && field.Type.Kind() == reflect.Pointer {
-				if err := w.alternative(op, r, status, field); err != nil {
+				other, err := w.returned(r, field.Tag.Get("doc"), field.Type.Elem())
+				if err != nil {
 					return err
 				}
+				op.Responses.Set(status, &openapi3.ResponseRef{Value: other})
 			}
 		}
 	}
@@ -264,25 +256,24 @@ func (w *writer) success(op *openapi3.Operation, r httpserver.Route) error {
 	return nil
 }
 
-// alternative describes an answer that takes the place of the usual one.
-func (w *writer) alternative(op *openapi3.Operation, r httpserver.Route, status string, field reflect.StructField) error {
-	other := w.answer(field.Tag.Get("doc"))
+// returned is a success with the JSON of a type; nil: without a body.
+func (w *writer) returned(r httpserver.Route, description string, t reflect.Type) (*openapi3.Response, error) {
+	answer := w.answer(description)
 	if r.Cache != "" {
-		other.Headers["Cache-Control"] = constant("How long the answer may be cached.", r.Cache)
+		answer.Headers["Cache-Control"] = constant("How long the answer may be cached.", r.Cache)
 	}
-	schema, err := w.schema(field.Type.Elem())
+	if t == nil {
+		return answer, nil
+	}
+	schema, err := w.schema(t)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	value, err := example(field.Type.Elem())
-	if err != nil {
-		return err
-	}
-	other.Content = openapi3.Content{
+	value, err := example(t)
+	answer.Content = openapi3.Content{
 		"application/json": &openapi3.MediaType{Schema: schema, Examples: named("example", value)},
 	}
-	op.Responses.Set(status, &openapi3.ResponseRef{Value: other})
-	return nil
+	return answer, err
 }
 
 // cookiesOf describes the cookies of an output, or those that a refusal of this status takes
@@ -339,7 +330,8 @@ func (w *writer) refusals(op *openapi3.Operation, r httpserver.Route) error {
 		}
 		// A response that is not specific to this operation is shared.
 		cookies := cookiesOf(r.Do.Out(), strconv.Itoa(status))
-		own := cookies != nil || slices.ContainsFunc(faults, func(f *fault.Fault) bool { return f.Kind == fault.Invalid })
+		own := cookies != nil ||
+			slices.ContainsFunc(faults, func(f *fault.Fault) bool { return f.Kind == fault.Invalid })
 		if name := w.responseName(status, codes); !own {
 			if w.components.Responses[name] == nil {
 				w.components.Responses[name] = &openapi3.ResponseRef{Value: w.problems(r, status, problem, faults)}
@@ -431,7 +423,8 @@ func (w *writer) oauthRefusals(op *openapi3.Operation, r httpserver.Route) error
 	}
 	byStatus := map[int][]httpserver.OAuthError{}
 	for _, e := range InherentOAuth(r) {
-		if !slices.ContainsFunc(byStatus[e.Status], func(known httpserver.OAuthError) bool { return known.Code == e.Code }) {
+		if !slices.ContainsFunc(byStatus[e.Status],
+			func(known httpserver.OAuthError) bool { return known.Code == e.Code }) {
 			byStatus[e.Status] = append(byStatus[e.Status], e)
 		}
 	}
@@ -487,7 +480,8 @@ func (w *writer) gatewayRefusals(op *openapi3.Operation, r httpserver.Route) {
 // those of the wire, of its deadline, and of the strict decoding of its body and query.
 func Inherent(r httpserver.Route) []*fault.Fault {
 	list := []*fault.Fault{
-		httpserver.ErrMalformed, httpserver.ErrRequestTimeout, httpserver.ErrBodyTooLarge, httpserver.ErrHeadersTooLarge,
+		httpserver.ErrMalformed, httpserver.ErrRequestTimeout, httpserver.ErrBodyTooLarge,
+		httpserver.ErrHeadersTooLarge,
 		httpserver.ErrUnavailable, httpserver.ErrInternal,
 	}
 	for _, field := range reflect.VisibleFields(r.Do.In()) {
@@ -566,7 +560,8 @@ func (w *writer) refusal(description string, status int) *openapi3.Response {
 	answer.Headers["Cache-Control"] = constant("Errors are never cached.", "no-store")
 	switch status {
 	case http.StatusUnauthorized:
-		answer.Headers["WWW-Authenticate"] = header("How to authenticate.", &openapi3.Schema{Type: types("string")}, true)
+		answer.Headers["WWW-Authenticate"] = header("How to authenticate.", &openapi3.Schema{Type: types("string")},
+			true)
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		least := 1.0
 		answer.Headers["Retry-After"] = header("Seconds to wait before the next try.",

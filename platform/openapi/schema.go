@@ -92,7 +92,8 @@ func (w *writer) component(t reflect.Type) (*openapi3.SchemaRef, error) {
 				return nil, fmt.Errorf("%s.%s: %w", t, field.Name, err)
 			}
 			object.Properties[member] = schema
-			if list := strings.Split(options, ","); !slices.Contains(list, "omitempty") && !slices.Contains(list, "omitzero") {
+			if list := strings.Split(options, ","); !slices.Contains(list, "omitempty") &&
+				!slices.Contains(list, "omitzero") {
 				object.Required = append(object.Required, member)
 			}
 		}

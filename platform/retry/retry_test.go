@@ -16,7 +16,7 @@ var errBusy, errBroken = errors.New("busy"), errors.New("broken")
 func TestDo(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
-		answers []error // of each attempt; the last one goes on
+		answers []error // of each attempt; the last one repeats
 		want    error
 		runs    int
 	}{
@@ -66,7 +66,7 @@ func TestAPauseEndsWithItsContext(t *testing.T) {
 		defer cancel()
 		begun := time.Now()
 		if retry.Sleep(ctx, time.Hour) || time.Since(begun) != time.Second {
-			t.Errorf("it went on for %v", time.Since(begun))
+			t.Errorf("it continued for %v", time.Since(begun))
 		}
 		runs := 0
 		err := retry.Do(ctx, 5, time.Hour, func(error) bool { return true }, func() error { runs++; return errBusy })

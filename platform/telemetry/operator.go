@@ -1,10 +1,12 @@
 package telemetry
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log"
 	"net"
 	"net/http"
 	"net/http/pprof"
@@ -12,7 +14,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.uber.org/zap"
 
@@ -66,7 +67,7 @@ func (e *AddrError) Unwrap() error { return e.Err }
 
 // OperatorOptions are what the operator listener shows. All are optional.
 type OperatorOptions struct {
-	Registry  *prometheus.Registry
+	Registry  Registry
 	Readiness *Readiness
 	Stopping  func() bool      // while true, /readyz answers 503
 	Level     *zap.AtomicLevel // read and set at /log/level
@@ -89,9 +90,7 @@ func Listen(cfg Config, opt OperatorOptions) (*Operator, error) {
 	if err != nil {
 		return nil, &AddrError{Addr: cfg.OperatorAddr, InUse: errors.Is(err, syscall.EADDRINUSE), Err: err}
 	}
-	if opt.Log == nil {
-		opt.Log = zap.NewNop()
-	}
+	opt.Log = cmp.Or(opt.Log, zap.NewNop())
 	return &Operator{
 		listener: listener,
 		server: &http.Server{
@@ -101,9 +100,17 @@ func Listen(cfg Config, opt OperatorOptions) (*Operator, error) {
 			WriteTimeout:      2 * time.Minute, // a profile records for as long as it is asked to
 			IdleTimeout:       time.Minute,
 			MaxHeaderBytes:    16 << 10,
-			ErrorLog:          zap.NewStdLog(opt.Log.WithOptions(zap.IncreaseLevel(zap.ErrorLevel))),
+			ErrorLog:          log.New(complaints{opt.Log}, "", 0),
 		},
 	}, nil
+}
+
+// complaints logs what net/http says of a connection or handler that failed.
+type complaints struct{ log *zap.Logger }
+
+func (c complaints) Write(text []byte) (int, error) {
+	c.log.Error("operator_http_failed", zap.String("error", strings.TrimSpace(string(text))))
+	return len(text), nil
 }
 
 // Addr is the address that it listens on, nil if it does not.

@@ -121,7 +121,8 @@ func (r *Readiness) await(ctx context.Context, i int, done chan struct{}) Result
 			select {
 			case <-done:
 			default:
-				return Result{Name: r.checks[i].Name, Critical: r.checks[i].Critical, Latency: probeTimeout, Err: errSlow}
+				return Result{Name: r.checks[i].Name, Critical: r.checks[i].Critical, Latency: probeTimeout,
+					Err: errSlow}
 			}
 		}
 	}

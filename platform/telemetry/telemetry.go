@@ -16,6 +16,12 @@ type Build struct {
 	Commit  string
 }
 
+// Registry takes metrics and shows them.
+type Registry interface {
+	prometheus.Registerer
+	prometheus.Gatherer
+}
+
 // NewRegistry makes the registry of the process, with the usual metrics of a Go service.
 func NewRegistry(build Build) *prometheus.Registry {
 	registry := prometheus.NewRegistry()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/toppira/authctl/platform/telemetry"
 )
@@ -40,7 +42,7 @@ func TestOnlyACriticalCheckDecidesReadiness(t *testing.T) {
 	}
 	database.Store(&away)
 	if _, ready := r.Report(t.Context()); !ready {
-		t.Error("an answer does not hold at all")
+		t.Error("an answer is not kept at all")
 	}
 	now = now.Add(251 * time.Millisecond)
 	if _, ready := r.Report(t.Context()); ready {
@@ -80,7 +82,7 @@ func TestAnAnswerHoldsForAsLongAsItsCheckSaysUnlessItIsBad(t *testing.T) {
 	now = now.Add(2 * time.Millisecond)
 	want(false, 2)
 	bad.Store(false)
-	now = now.Add(251 * time.Millisecond) // what is wrong is looked at again soon
+	now = now.Add(251 * time.Millisecond) // a bad answer is checked again soon
 	want(true, 3)
 }
 
@@ -88,11 +90,12 @@ func TestManyAskersShareOneProbe(t *testing.T) {
 	t.Parallel()
 	var runs atomic.Int32
 	release := make(chan struct{})
-	r := telemetry.NewReadiness(nil, telemetry.Check{Name: "database", Critical: true, Probe: func(context.Context) error {
-		runs.Add(1)
-		<-release
-		return nil
-	}})
+	r := telemetry.NewReadiness(nil,
+		telemetry.Check{Name: "database", Critical: true, Probe: func(context.Context) error {
+			runs.Add(1)
+			<-release
+			return nil
+		}})
 	var askers sync.WaitGroup
 	for range 50 {
 		askers.Go(func() {
@@ -175,7 +178,9 @@ func TestOperatorsSeeMetricsProfilesAndReadiness(t *testing.T) {
 		Registry: telemetry.NewRegistry(telemetry.Build{Version: "v1.2.3", Commit: "abc"}),
 		Readiness: telemetry.NewReadiness(nil,
 			telemetry.Check{Name: "database", Critical: true, Probe: ok},
-			telemetry.Check{Name: "kafka", Probe: func(context.Context) error { return errors.New("dial tcp: refused") }}),
+			telemetry.Check{Name: "kafka", Probe: func(context.Context) error {
+				return errors.New("dial tcp: refused")
+			}}),
 		Stopping: stopping.Load,
 		Level:    &level,
 	})
@@ -212,6 +217,20 @@ func TestOperatorsSeeMetricsProfilesAndReadiness(t *testing.T) {
 	if status, _ := o.do(t, "PUT", "/log/level", `{"level":"debug"}`, nil); status != 200 ||
 		level.Level() != zap.DebugLevel {
 		t.Errorf("log level %v (%d)", level.Level(), status)
+	}
+}
+
+func TestAPanicOfTheOperatorListenerIsLogged(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zap.InfoLevel)
+	o := start(t, telemetry.OperatorOptions{Log: zap.New(core), Stopping: func() bool { panic("boom") }})
+	if response, err := http.Get("http://" + o.Addr().String() + "/readyz"); err == nil {
+		_ = response.Body.Close()
+		t.Errorf("a panic answered %s", response.Status)
+	}
+	lines := logs.FilterMessage("operator_http_failed").All()
+	if len(lines) != 1 || !strings.Contains(fmt.Sprint(lines[0].ContextMap()["error"]), "boom") {
+		t.Errorf("the log has %v", logs.All())
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Program returns the path of the first of these programs that is installed. Without one the test
+// Program returns the path of the first of these programs that is installed. Without any the test
 // is skipped, or fails if engines are demanded; how says how to get it.
 func Program(t testing.TB, how string, names ...string) string {
 	t.Helper()
@@ -45,7 +45,8 @@ func NodeModules(t testing.TB, dir string) string {
 	npm := Program(t, "it comes with Node.js", "npm")
 	pins := []string{"package.json", "package-lock.json"}
 	return installed(t, "node", dir, pins, func(ctx context.Context, into string) *exec.Cmd {
-		cmd := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", //nolint:gosec // for tests
+		cmd := exec.CommandContext(ctx, npm, "ci", "--ignore-scripts", "--no-audit", //nolint:gosec // for tests
+			"--no-fund",
 			"--loglevel=error", retries("--fetch-retries"))
 		cmd.Dir = into
 		return cmd
@@ -53,12 +54,14 @@ func NodeModules(t testing.TB, dir string) string {
 }
 
 // PythonPackages installs the packages that the requirements.txt of a folder pins, once for each
-// content of it, and returns the folder to name in PYTHONPATH. It skips or fails as [NodeModules].
+// content of it, and returns the folder to name in PYTHONPATH. It skips or fails like
+// [NodeModules].
 func PythonPackages(t testing.TB, dir string) string {
 	t.Helper()
 	python := Program(t, "install Python 3", "python3")
 	return installed(t, "python", dir, []string{"requirements.txt"}, func(ctx context.Context, into string) *exec.Cmd {
-		cmd := exec.CommandContext(ctx, python, "-m", "pip", "install", "--quiet", "--no-input", //nolint:gosec // for tests
+		cmd := exec.CommandContext(ctx, python, "-m", "pip", "install", "--quiet", //nolint:gosec // for tests
+			"--no-input",
 			"--disable-pip-version-check",
 			"--no-compile", "--no-deps", retries("--retries"), "--target", into,
 			"--requirement", filepath.Join(into, "requirements.txt"))
@@ -67,7 +70,7 @@ func PythonPackages(t testing.TB, dir string) string {
 	})
 }
 
-// retries lets a package client try longer if the packages are demanded.
+// retries makes a package client try longer if the packages are demanded.
 func retries(flag string) string {
 	if Demanded() {
 		return flag + "=5"
@@ -80,7 +83,7 @@ type installer func(ctx context.Context, into string) *exec.Cmd
 
 var installing sync.Mutex
 
-// installed returns a folder of the cache with what a command installs for the pins, and runs the
+// installed returns a folder of the cache with what a command installs for the pins. It runs the
 // command if the folder does not exist yet.
 func installed(t testing.TB, kind, dir string, pins []string, install installer) string {
 	t.Helper()

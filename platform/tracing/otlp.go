@@ -36,7 +36,7 @@ const (
 )
 
 // collector sends spans by OTLP over HTTP, in protobuf. It implements otlptrace.Client. The published
-// client does the same, and links the binary with gRPC: 95 packages that nobody calls.
+// client does the same, but adds gRPC to the binary: 95 packages that nothing calls.
 type collector struct {
 	url     string
 	header  http.Header
@@ -49,8 +49,8 @@ type collector struct {
 	stop    context.CancelFunc
 }
 
-// newCollector reads the standard variables. OTEL_EXPORTER_OTLP_INSECURE is not one of them: over HTTP the
-// scheme of the endpoint says it.
+// newCollector reads the standard variables. It ignores OTEL_EXPORTER_OTLP_INSECURE: over HTTP the
+// scheme of the endpoint decides.
 func newCollector(version string, getenv func(string) string) (*collector, error) {
 	env := exporterEnv(getenv)
 	c := &collector{header: http.Header{}, timeout: 10 * time.Second, tries: attempts}
@@ -73,7 +73,7 @@ func newCollector(version string, getenv func(string) string) (*collector, error
 		c.gzip = true
 		c.header.Set("Content-Encoding", "gzip")
 	default:
-		return nil, fmt.Errorf("%s=%s: spans are compressed by gzip or not at all (none)", name, value)
+		return nil, fmt.Errorf("%s=%s: must be gzip or none", name, value)
 	}
 	if name, value := env.get("TIMEOUT"); value != "" {
 		ms, err := strconv.Atoi(value)
@@ -91,10 +91,10 @@ func newCollector(version string, getenv func(string) string) (*collector, error
 	return c, nil
 }
 
-// exporterEnv looks variables up.
+// exporterEnv looks up variables.
 type exporterEnv func(string) string
 
-// get is a variable for traces, or else the one for all signals.
+// get returns the variable for traces, or else the one for all signals.
 func (env exporterEnv) get(what string) (name, value string) {
 	for _, prefix := range []string{"OTEL_EXPORTER_OTLP_TRACES_", "OTEL_EXPORTER_OTLP_"} {
 		if value = strings.TrimSpace(env(prefix + what)); value != "" {
@@ -104,12 +104,12 @@ func (env exporterEnv) get(what string) (name, value string) {
 	return "OTEL_EXPORTER_OTLP_" + what, ""
 }
 
-// endpoint is where to send spans. The endpoint of all signals is the base of that of traces.
+// endpoint is the URL to which spans are sent. The endpoint of all signals is the base of that of traces.
 func (env exporterEnv) endpoint() (string, error) {
 	name, value := env.get("ENDPOINT")
 	to, err := url.Parse(value)
 	if err != nil || to.Scheme != "http" && to.Scheme != "https" || to.Host == "" {
-		return "", fmt.Errorf("%s is no URL of http or https: write it like http://collector:4318", name)
+		return "", fmt.Errorf("%s is not a URL of http or https: write it like http://collector:4318", name)
 	}
 	if name == "OTEL_EXPORTER_OTLP_ENDPOINT" {
 		to = to.JoinPath("v1", "traces")
@@ -119,7 +119,7 @@ func (env exporterEnv) endpoint() (string, error) {
 	return to.String(), nil
 }
 
-// tls is what certificates are checked with and which one is shown.
+// tls has the authorities that verify the collector and the certificate of this process.
 func (env exporterEnv) tls() (*tls.Config, error) {
 	out := &tls.Config{MinVersion: tls.VersionTLS12}
 	if name, file := env.get("CERTIFICATE"); file != "" {
@@ -165,18 +165,18 @@ func readHeaders(into http.Header, text string) error {
 	return nil
 }
 
-// Start implements otlptrace.Client. It does nothing: a collector that is away may come later.
+// Start implements otlptrace.Client. It does nothing, since a collector may become reachable later.
 func (c *collector) Start(context.Context) error { return nil }
 
-// Stop implements otlptrace.Client. It ends what is being sent.
+// Stop implements otlptrace.Client. It ends requests in progress.
 func (c *collector) Stop(context.Context) error {
 	c.stop()
 	c.client.CloseIdleConnections()
 	return nil
 }
 
-// UploadTraces implements otlptrace.Client. It sends again what the collector could not take for the moment,
-// until ctx ends.
+// UploadTraces implements otlptrace.Client. If the collector cannot take the spans at the moment, it sends
+// them again, until ctx ends.
 func (c *collector) UploadTraces(ctx context.Context, spans []*wire.ResourceSpans) error {
 	// The message has the same form as a request of the trace service.
 	body, err := proto.Marshal(&wire.TracesData{ResourceSpans: spans})
@@ -208,7 +208,7 @@ func compressed(body []byte) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// laterError is an error that may be over later.
+// laterError is a temporary error.
 type laterError struct {
 	error
 	after time.Duration // what the collector asks for
@@ -236,7 +236,7 @@ func (c *collector) post(ctx context.Context, body []byte) error {
 	text, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
 	switch code := answer.StatusCode; {
 	case code >= 200 && code <= 299 && err != nil:
-		return nil // it has the spans, and what it wanted to say of them is lost
+		return nil // it has the spans; its remarks are lost
 	case code >= 200 && code <= 299:
 		return partly(answer.Header, text)
 	case code == http.StatusTooManyRequests, code == http.StatusBadGateway, code == http.StatusServiceUnavailable,
@@ -257,7 +257,7 @@ func refusal(answer *http.Response, text []byte) error {
 	return fmt.Errorf("the collector answered %d", answer.StatusCode)
 }
 
-// partly returns an error if the collector took only some spans, and what it warns of.
+// partly returns an error if the collector took only some of the spans, or warns.
 func partly(header http.Header, text []byte) error {
 	if !isProtobuf(header) {
 		return nil
@@ -284,7 +284,7 @@ type field struct {
 	text   []byte
 }
 
-// fields are those of a message, by number. Of one that is no message they are what could be read.
+// fields are the fields of a message, by number. Of an invalid message they are what could be read.
 func fields(text []byte) map[protowire.Number]field {
 	out := map[protowire.Number]field{}
 	for len(text) > 0 {

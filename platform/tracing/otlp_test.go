@@ -25,7 +25,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// environment looks variables up in "NAME=value" texts.
+// environment looks up variables in "NAME=value" texts.
 func environment(vars ...string) func(string) string {
 	return func(name string) string {
 		for _, one := range vars {
@@ -52,7 +52,7 @@ const (
 	forTraces = "OTEL_EXPORTER_OTLP_TRACES_"
 )
 
-// spans are those of one batch.
+// spans are the spans of one batch.
 func spans(name string) []*wire.ResourceSpans {
 	return []*wire.ResourceSpans{{ScopeSpans: []*wire.ScopeSpans{{Spans: []*wire.Span{{Name: name}}}}}}
 }
@@ -73,7 +73,7 @@ type seen struct {
 	body         []byte
 }
 
-// answering is a collector that gives the answers one after another, the last one again and again.
+// answering is a collector that gives the answers in turn, and repeats the last one.
 func answering(t *testing.T, answers ...func(http.ResponseWriter)) (url string, requests func() []seen) {
 	t.Helper()
 	var mu sync.Mutex
@@ -111,7 +111,7 @@ var fine = answer(200, protobuf, nil)
 func TestSpansAreSentAsTheVariablesSay(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
-		name, path string // of the endpoint
+		name, path string // below the endpoint
 		vars       []string
 		wantPath   string
 		gzip       bool
@@ -197,7 +197,8 @@ func TestVariablesThatCannotBeMeantAreRefused(t *testing.T) {
 	}
 }
 
-// What a collector cannot take for the moment comes again, unchanged, and not before it asks for it.
+// Spans that a collector cannot accept at the moment are sent again unchanged, but not before the
+// time that it asks for.
 func TestSpansAreSentAgainUntilTheyAreTaken(t *testing.T) {
 	t.Parallel()
 	busy := func(w http.ResponseWriter) {
@@ -211,7 +212,7 @@ func TestSpansAreSentAgainUntilTheyAreTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	if took := time.Since(begun); took < time.Second {
-		t.Errorf("it came again after %s", took)
+		t.Errorf("the second attempt came after %s", took)
 	}
 	if got := requests(); len(got) != 2 || !bytes.Equal(got[0].body, got[1].body) || len(got[1].body) == 0 {
 		t.Errorf("the requests are %v", got)
@@ -243,15 +244,18 @@ func TestACollectorsReasonsAreTold(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		answer func(http.ResponseWriter)
-		want   string // empty: no error
+		want   string // empty for no error
 	}{
-		"an answer without a body":    {fine, ""},
-		"nothing rejected":            {answer(200, protobuf, partial(0, "")), ""},
-		"some rejected":               {answer(200, protobuf, partial(3, "too \x1b old")), `rejected 3 spans: "too \x1b old"`},
-		"a warning":                   {answer(200, protobuf+"; charset=x", partial(0, "soon full")), `warns: "soon full"`},
-		"no protobuf":                 {answer(200, "text/html", partial(3, "x")), ""},
-		"a message cut off":           {answer(200, protobuf, partial(3, "xxxxxxxxxxxx")[:5]), ""},
-		"a refusal":                   {answer(401, protobuf, message(16, "who are you")), `answered 401: "who are you"`},
+		"an answer without a body": {fine, ""},
+		"nothing rejected":         {answer(200, protobuf, partial(0, "")), ""},
+		"some rejected": {answer(200, protobuf, partial(3, "too \x1b old")),
+			`rejected 3 spans: "too \x1b old"`},
+		"a warning": {answer(200, protobuf+"; charset=x", partial(0, "soon full")),
+			`warns: "soon full"`},
+		"no protobuf":       {answer(200, "text/html", partial(3, "x")), ""},
+		"a message cut off": {answer(200, protobuf, partial(3, "xxxxxxxxxxxx")[:5]), ""},
+		"a refusal": {answer(401, protobuf, message(16, "who are you")),
+			`answered 401: "who are you"`},
 		"a refusal that is no status": {answer(400, "text/html", []byte("<html>")), "answered 400"},
 	} {
 		url, _ := answering(t, test.answer)
@@ -279,7 +283,7 @@ func TestSendingEnds(t *testing.T) {
 	}
 }
 
-// Both sides show a certificate, and the collector's is checked.
+// Both sides show a certificate, and the client checks the collector's.
 func TestSpansGoByTLS(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -304,7 +308,8 @@ func TestSpansGoByTLS(t *testing.T) {
 		t.Fatal(err)
 	}
 	ca, pair := write("ca.pem", "CERTIFICATE", server.Certificate().Raw), write("key.pem", "PRIVATE KEY", key)
-	to, shown := forAll+"ENDPOINT="+server.URL, []string{forAll + "CLIENT_CERTIFICATE=" + ca, forAll + "CLIENT_KEY=" + pair}
+	to, shown := forAll+"ENDPOINT="+server.URL, []string{forAll + "CLIENT_CERTIFICATE=" + ca, forAll + "CLIENT_KEY=" +
+		pair}
 	for name, test := range map[string]struct {
 		vars []string
 		ok   bool

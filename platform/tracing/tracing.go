@@ -1,11 +1,11 @@
 // Package tracing makes OpenTelemetry spans and sends them to a collector by OTLP. The standard OTEL_*
-// variables configure it, and without an endpoint in them it is off: then nothing is made, and
-// the functions of this package do no more than look at the context.
+// variables configure it. Without an endpoint it is off: then it makes no spans, and
+// its functions only look at the context.
 //
-// Only a request begins a trace, with [Tracer.Server]. What is done for it adds its spans with [Start]
-// and [Client], which find the trace in the context: there is nothing to pass on, and work
-// outside of a request that is sampled makes no spans. What is done for it later, and elsewhere, goes on
-// with [Tracer.Continue] from what [Parent] wrote down.
+// Only a request begins a trace, with [Tracer.Server]. Its work adds spans with [Start]
+// and [Client], which find the trace in the context; work outside a sampled request makes no spans.
+// Work that is done later or elsewhere continues the trace with [Tracer.Continue], from the traceparent
+// that [Parent] returned.
 package tracing
 
 import (
@@ -35,7 +35,7 @@ import (
 // scope names this instrumentation in spans.
 const scope = "github.com/toppira/authctl"
 
-// Tracer begins traces. Nil is one that begins none.
+// Tracer begins traces. A nil Tracer begins none.
 type Tracer struct {
 	provider *sdk.TracerProvider
 	tracer   trace.Tracer
@@ -47,10 +47,7 @@ func Open(ctx context.Context, version string, log *zap.Logger) (*Tracer, error)
 	if !named() {
 		return nil, nil
 	}
-	if err := checkProtocol(); err != nil {
-		return nil, err
-	}
-	client, err := newCollector(version, os.Getenv)
+	client, err := configured(version)
 	if err != nil {
 		return nil, err
 	}
@@ -59,15 +56,17 @@ func Open(ctx context.Context, version string, log *zap.Logger) (*Tracer, error)
 		return nil, fmt.Errorf("send spans: %w", err)
 	}
 	what, err := resource.New(ctx,
-		resource.WithAttributes(attribute.String("service.name", "authctl"), attribute.String("service.version", version)),
+		resource.WithAttributes(attribute.String("service.name", "authctl"),
+			attribute.String("service.version", version)),
 		resource.WithHost(), resource.WithTelemetrySDK(),
-		resource.WithFromEnv()) // OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES have the last word
+		resource.WithFromEnv()) // last: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override the others
 	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
 		return nil, errors.Join(fmt.Errorf("describe this process to the collector: %w", err), exporter.Shutdown(ctx))
 	}
-	otel.SetLogger(logr.Discard()) // it writes lines of its own to stderr
+	otel.SetLogger(logr.Discard()) // it would write to stderr
 	otel.SetErrorHandler(&complaints{log: log})
-	provider := sdk.NewTracerProvider(sdk.WithBatcher(exporter), sdk.WithResource(what)) // the sampler is OTEL_TRACES_SAMPLER
+	// The sampler is OTEL_TRACES_SAMPLER.
+	provider := sdk.NewTracerProvider(sdk.WithBatcher(exporter), sdk.WithResource(what))
 	return &Tracer{provider: provider, tracer: provider.Tracer(scope)}, nil
 }
 
@@ -78,25 +77,43 @@ func named() bool {
 		slices.Contains(exporters, "otlp") && !strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true")
 }
 
-// checkProtocol refuses a protocol that spans are not sent by.
+// Check reports what is wrong with the variables that name a collector. It does not connect.
+func Check() error {
+	if !named() {
+		return nil
+	}
+	client, err := configured("")
+	if err != nil {
+		return err
+	}
+	client.stop()
+	return nil
+}
+
+// configured makes a client of the collector that the environment names.
+func configured(version string) (*collector, error) {
+	if err := checkProtocol(); err != nil {
+		return nil, err
+	}
+	return newCollector(version, os.Getenv)
+}
+
+// checkProtocol refuses protocols that are not supported.
 func checkProtocol() error {
 	if name, protocol := exporterEnv(os.Getenv).get("PROTOCOL"); protocol != "" && protocol != "http/protobuf" {
-		return fmt.Errorf("%s=%s: spans are sent by http/protobuf alone; remove the variable, and name the "+
+		return fmt.Errorf("%s=%s: only http/protobuf is supported; remove the variable, and name the "+
 			"collector's port for HTTP, which is usually 4318", name, protocol)
 	}
 	return nil
 }
 
-// Probe sends nothing to the collector that the environment names, to see whether it takes spans. on is
-// false if there is none.
+// Probe sends an empty request to the collector that the environment names, to see whether it takes spans.
+// on is false if it names none.
 func Probe(ctx context.Context, version string) (on bool, err error) {
 	if !named() {
 		return false, nil
 	}
-	if err := checkProtocol(); err != nil {
-		return true, err
-	}
-	client, err := newCollector(version, os.Getenv)
+	client, err := configured(version)
 	if err != nil {
 		return true, err
 	}
@@ -107,7 +124,7 @@ func Probe(ctx context.Context, version string) (on bool, err error) {
 	return true, client.Stop(ctx)
 }
 
-// Close sends what waits, for a few seconds at most.
+// Close sends the waiting spans, for a few seconds at most.
 func (t *Tracer) Close() error {
 	if t == nil {
 		return nil
@@ -120,7 +137,7 @@ func (t *Tracer) Close() error {
 	return nil
 }
 
-// complaints puts errors of the exporter into the log, now and then.
+// complaints logs errors of the exporter, at most once a minute.
 type complaints struct {
 	log  *zap.Logger
 	mu   sync.Mutex
@@ -137,12 +154,14 @@ func (c *complaints) Handle(err error) {
 	}
 }
 
-// Span is a piece of work in a trace. The zero one is of no trace, and does nothing.
+// Span is a piece of work in a trace. The zero Span belongs to no trace and does nothing.
 type Span struct{ span trace.Span }
 
-// Server begins the span of a request, which began at the time, in the trace that its headers name (W3C
+// Server begins the span of a request, which began at the given time, in the trace of its headers (W3C
 // Trace Context), or in a new one. A nil tracer returns ctx and the zero span.
-func (t *Tracer) Server(ctx context.Context, header func(string) string, name string, at time.Time) (context.Context, Span) {
+func (t *Tracer) Server(
+	ctx context.Context, header func(string) string, name string, at time.Time,
+) (context.Context, Span) {
 	if t == nil {
 		return ctx, Span{}
 	}
@@ -158,18 +177,18 @@ func (c carrier) Get(name string) string { return c(name) }
 func (carrier) Set(string, string)       {}
 func (carrier) Keys() []string           { return nil }
 
-// Start begins a span within the one of the context, if that is recorded.
+// Start begins a child of the context's span, if that is recorded.
 func Start(ctx context.Context, name string) (context.Context, Span) {
 	return child(ctx, name, trace.SpanKindInternal)
 }
 
-// Client is [Start] for what another process is asked.
+// Client is [Start] for a request to another process.
 func Client(ctx context.Context, name string) (context.Context, Span) {
 	return child(ctx, name, trace.SpanKindClient)
 }
 
-// Producer is [Start] for making what another process works on later, such as an event. [Parent] of the
-// returned context goes with it.
+// Producer is [Start] for making something that another process works on later, such as an event. Pass
+// [Parent] of the returned context along with it.
 func Producer(ctx context.Context, name string) (context.Context, Span) {
 	return child(ctx, name, trace.SpanKindProducer)
 }
@@ -183,9 +202,9 @@ func child(ctx context.Context, name string, kind trace.SpanKind) (context.Conte
 	return ctx, Span{span}
 }
 
-// Continue begins a span of work for another process in the trace that a traceparent names, long after it
-// was written down by [Parent]. It is a child of the span that was written down, and linked to it as the
-// conventions for messages want it. Without a traceparent, or if that span was not recorded, there is none.
+// Continue begins a span in the trace of a traceparent that [Parent] returned earlier, such as for sending
+// an event. It is a child of the traceparent's span, and linked to it as the conventions for messages want
+// it. Without a traceparent, or if its span was not recorded, it returns the zero span.
 func (t *Tracer) Continue(ctx context.Context, traceparent, name string) (context.Context, Span) {
 	if t == nil || traceparent == "" {
 		return ctx, Span{}
@@ -208,8 +227,8 @@ func Past(ctx context.Context, name string, from, to time.Time) {
 	}
 }
 
-// Parent is the W3C traceparent of the context's span, for what continues the trace later or elsewhere. It
-// is empty outside of a trace. That of a span that is not recorded says so.
+// Parent is the W3C traceparent of the context's span, to continue the trace later or elsewhere. It
+// is empty outside a trace. If the span is not recorded, the traceparent says so.
 func Parent(ctx context.Context) string {
 	span := trace.SpanContextFromContext(ctx)
 	if !span.IsValid() {
@@ -219,17 +238,17 @@ func Parent(ctx context.Context) string {
 	return "00-" + span.TraceID().String() + "-" + span.SpanID().String() + "-" + flags.String()
 }
 
-// Recorded reports whether what is said of the span goes anywhere.
+// Recorded reports whether the span is recorded, so that its attributes matter.
 func (s Span) Recorded() bool { return s.span != nil && s.span.IsRecording() }
 
-// Rename gives the span the name by which it is found.
+// Rename changes the span's name.
 func (s Span) Rename(name string) {
 	if s.span != nil {
 		s.span.SetName(name)
 	}
 }
 
-// Set says something of the span, by the semantic conventions. A value is a string or an int.
+// Set sets an attribute, by the semantic conventions. A value is a string or an int.
 func (s Span) Set(key string, value any) {
 	if !s.Recorded() {
 		return
@@ -242,7 +261,7 @@ func (s Span) Set(key string, value any) {
 	}
 }
 
-// Fail says that the work failed. The text must not hold a value of a statement or a request.
+// Fail marks the work as failed. The text must not hold a value of a statement or a request.
 func (s Span) Fail(why string) {
 	if s.Recorded() {
 		s.span.SetStatus(codes.Error, why)
@@ -263,7 +282,7 @@ func (s Span) EndAt(at time.Time) {
 	}
 }
 
-// TraceID is the trace's, for the log; empty for the zero span.
+// TraceID is the id of the trace, for the log; empty for the zero span.
 func (s Span) TraceID() string {
 	if s.span == nil || !s.span.SpanContext().HasTraceID() {
 		return ""
@@ -271,12 +290,12 @@ func (s Span) TraceID() string {
 	return s.span.SpanContext().TraceID().String()
 }
 
-// Observe observes a value, with the trace of the context as its exemplar if that is recorded.
+// Observe observes a value, with the context's trace as its exemplar if that is recorded.
 func Observe(ctx context.Context, to prometheus.Observer, value float64) {
 	Span{trace.SpanFromContext(ctx)}.Observe(to, value)
 }
 
-// Observe is the function of that name for the span's own trace.
+// Observe is the function [Observe] with the span's own trace.
 func (s Span) Observe(to prometheus.Observer, value float64) {
 	if with, can := to.(prometheus.ExemplarObserver); can && s.Recorded() {
 		with.ObserveWithExemplar(value, prometheus.Labels{"trace_id": s.TraceID()})

@@ -13,7 +13,7 @@ import (
 	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
 
-// clear takes the variables of this process's own environment away.
+// clear unsets the variables of this process's own environment.
 func clear(t *testing.T) {
 	t.Helper()
 	for _, name := range []string{
@@ -47,7 +47,8 @@ func TestWithoutAnEndpointThereIsNoTracer(t *testing.T) {
 				t.Setenv(name, value)
 			}
 			tracer, err := tracing.Open(t.Context(), "1", zap.NewNop())
-			if (tracer != nil) != test.on || (err != nil) != (test.error != "") || err != nil && !strings.Contains(err.Error(), test.error) {
+			if (tracer != nil) != test.on || (err != nil) != (test.error != "") || err != nil &&
+				!strings.Contains(err.Error(), test.error) {
 				t.Errorf("tracer %v, %v", tracer, err)
 			}
 			if err := tracer.Close(); err != nil {
@@ -88,7 +89,8 @@ func TestSpansAreSampledByTheirParent(t *testing.T) {
 		t.Fatal(err)
 	}
 	const sampled, not = "0af7651916cd43dd8448eb211c80319c", "1af7651916cd43dd8448eb211c80319c"
-	for _, parent := range []string{"00-" + sampled + "-b7ad6b7169203331-01", "00-" + not + "-b7ad6b7169203331-00", "", "nonsense"} {
+	for _, parent := range []string{"00-" + sampled + "-b7ad6b7169203331-01", "00-" + not + "-b7ad6b7169203331-00",
+		"", "nonsense"} {
 		ctx, root := tracer.Server(t.Context(), func(name string) string {
 			if name == "traceparent" {
 				return parent
@@ -110,7 +112,7 @@ func TestSpansAreSampledByTheirParent(t *testing.T) {
 	testenv.Eventually(t, "the spans have come", func() bool { return len(collector.Spans()) >= 9 })
 	for _, span := range collector.Spans() {
 		if span.Trace == not {
-			t.Errorf("%s is recorded, and its parent is not", span.Name)
+			t.Errorf("%s is recorded, but its parent is not", span.Name)
 		}
 		if span.Trace == sampled {
 			ours++
@@ -123,7 +125,8 @@ func TestSpansAreSampledByTheirParent(t *testing.T) {
 		default:
 			roots++
 		}
-		if a := span.ResourceAttributes; a["service.name"] != "authctl" || a["service.version"] != "1.2.3" || a["deployment.environment.name"] != "test" {
+		if a := span.ResourceAttributes; a["service.name"] != "authctl" || a["service.version"] != "1.2.3" ||
+			a["deployment.environment.name"] != "test" {
 			t.Errorf("the resource is %v", a)
 		}
 	}
@@ -132,7 +135,7 @@ func TestSpansAreSampledByTheirParent(t *testing.T) {
 	}
 }
 
-// What is written down of a span is what its trace goes on with.
+// The recorded parent of a span is the traceparent with which its trace continues.
 func TestParentIsTheTraceparentOfTheSpan(t *testing.T) {
 	clear(t)
 	const span = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331"
@@ -141,7 +144,7 @@ func TestParentIsTheTraceparentOfTheSpan(t *testing.T) {
 			t.Errorf("the parent is %q, want %q", got, parent)
 		}
 	}
-	// A flag that only later versions define is not passed on.
+	// A flag of later versions is not passed on.
 	later := tracingtest.Within(t.Context(), span+"-03")
 	if got := tracing.Parent(later); !strings.HasSuffix(got, "-01") {
 		t.Errorf("the parent is %q", got)
@@ -171,8 +174,8 @@ func TestProbeSaysWhetherACollectorTakesSpans(t *testing.T) {
 	}
 }
 
-// BenchmarkOff is what each thing costs that would be a span, where no collector is named. The context is as
-// deep as that of a request.
+// BenchmarkOff measures the cost of each call that would make a span, where no collector is
+// configured. The context is as deep as a request's.
 func BenchmarkOff(b *testing.B) {
 	ctx := b.Context()
 	type key int

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestMain runs the tests in an autogroup of their own: they must not change that of the person
-// who runs them.
+// TestMain runs the tests in their own autogroup: they must not change that of the person who runs
+// them.
 func TestMain(m *testing.M) {
 	const child = "TUNING_TEST_IN_ITS_OWN_AUTOGROUP"
 	if os.Getenv(child) != "" {
@@ -27,7 +27,7 @@ func TestAnAutogroupIsRenicedUntilItIsRestored(t *testing.T) {
 	ctx := t.Context()
 	if nice, err := groupNice(); nice == ungrouped && err == nil {
 		if restore, err := Renice(ctx, 5); restore != nil || err != nil {
-			t.Fatalf("a kernel that does not group: it did something, or failed: %v", err)
+			t.Fatalf("without autogroups it changed something, or failed: %v", err)
 		}
 		return
 	}
@@ -45,9 +45,9 @@ func TestAnAutogroupIsRenicedUntilItIsRestored(t *testing.T) {
 	}
 	want(5, "reniced")
 	if again, err := Renice(ctx, 7); again != nil || err != nil {
-		t.Fatalf("what somebody has chosen was changed: %v", err)
+		t.Fatalf("a nice value that somebody has set was changed: %v", err)
 	}
-	want(5, "asked to renice it once more")
+	want(5, "it offers to renice again")
 	if err := restore(); err != nil {
 		t.Fatal(err)
 	}
@@ -62,5 +62,5 @@ func TestAnAutogroupIsRenicedUntilItIsRestored(t *testing.T) {
 	if err := restore(); err != nil {
 		t.Fatal(err)
 	}
-	want(9, "restored after somebody chose another")
+	want(9, "restored although somebody has set another value")
 }

@@ -1,5 +1,5 @@
 // Makes each flush to the disk take longer by the microseconds in AUTHCTL_SLOW_DISK_US. It is loaded
-// into PostgreSQL by LD_PRELOAD. What was written is on the disk when the flush returns, as always.
+// into PostgreSQL by LD_PRELOAD. The data is on the disk when the flush returns, as always.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

@@ -26,7 +26,8 @@ func run(ctx context.Context, base string) error {
 		return err
 	}
 	name, password, device := fmt.Sprintf("go-%d", time.Now().UnixNano()), "correct horse battery staple", "example"
-	registered, err := api.RegisterWithResponse(ctx, nil, RegisterRequest{Username: name, Password: password, DeviceName: &device})
+	registered, err := api.RegisterWithResponse(ctx, nil,
+		RegisterRequest{Username: name, Password: password, DeviceName: &device})
 	if err != nil {
 		return err
 	}

@@ -79,7 +79,7 @@ export interface paths {
         put?: never;
         /**
          * Add an address
-         * @description The code and the link verify the address for 24 hours. For an address that the account has and that is not verified, another code is sent, but not within a minute. Whether an address belongs to somebody else is not told here.
+         * @description The code and the link verify the address for 24 hours. If the account has the address already, unverified, another code is sent, but not within a minute. If it is written with other capitals now, it replaces the former one, under another id. The answer does not tell whether the address belongs to somebody else.
          */
         post: operations["addContact"];
         delete?: never;
@@ -118,8 +118,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Verify an address by its code
-         * @description Verify an address by its code.
+         * Verify an address with its code
+         * @description Verify an address with its code.
          */
         post: operations["verifyContact"];
         delete?: never;
@@ -243,7 +243,7 @@ export interface paths {
         put?: never;
         /**
          * Ask for a code that resets the password
-         * @description The answer is the same, in content and time, if there is none. By username the code goes to the address that was verified first, by address to that one. The code and the link work for 15 minutes. Within a minute the answer is the same again and nothing is sent.
+         * @description The answer is the same, in content and time, if there is none. With a username the code goes to the address that was verified first, with an address to that one. The code and the link work for 15 minutes. A second request within a minute gets the same answer, and nothing is sent.
          */
         post: operations["forgotPassword"];
         delete?: never;
@@ -262,7 +262,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Set a new password by the code or the link
+         * Set a new password with the code or the link
          * @description Either `challenge_id` and `code`, or `token`, which is in the link. A code has five tries. Second factors stay.
          */
         post: operations["resetPassword"];
@@ -366,7 +366,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Undo a change by the link of its notice
+         * Undo a change with the link of its notice
          * @description Every session ends, the contacts are those from before the change, and nobody can sign in with a password until it is reset. A link works once, for 72 hours, and ends the links of later notices.
          */
         post: operations["undoChange"];
@@ -386,8 +386,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Verify an address by the code or the link
-         * @description Either `challenge_id` and `code`, or `token`, which is in the link. Nobody need be signed in: this is also for who cannot sign in before. A code has five tries. A GET of the page that the link leads to must not send this.
+         * Verify an address with the code or the link
+         * @description Either `challenge_id` and `code`, or `token`, which is in the link. No access token is needed, since some accounts can sign in only afterwards. A code has five tries. A GET of the page that the link leads to must not send this.
          */
         post: operations["verifyChallenge"];
         delete?: never;
@@ -564,7 +564,7 @@ export interface components {
         ChallengeAnswer: {
             /**
              * Format: uuid
-             * @description From the answer that told of the code.
+             * @description From the answer that announced the code.
              * @example 7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1
              */
             challenge_id?: string;
@@ -585,7 +585,7 @@ export interface components {
         };
         Contact: {
             /**
-             * @description As messages are sent to it: as it was typed before the @, in ASCII and small letters after it.
+             * @description As messages are sent to it: as typed before the @, in ASCII and lower case after it.
              * @example alice@example.com
              */
             address: string;
@@ -642,11 +642,11 @@ export interface components {
         };
         ForgottenPassword: {
             /**
-             * @description or a verified address.
+             * @description A verified address, in place of username.
              * @example alice@example.com
              */
             email?: string;
-            /** @description Either this */
+            /** @description Give either the username or email. */
             username?: string;
         };
         HeadersTooLargeProblem: components["schemas"]["Problem"] & {
@@ -701,10 +701,17 @@ export interface components {
              */
             sub?: string;
             /**
+             * @description Only for an access token (RFC 6749 §5.1): a resource server takes no others.
+             * @example Bearer
+             * @enum {string}
+             */
+            token_type?: "Bearer";
+            /**
+             * @description Which of the two it is.
              * @example access_token
              * @enum {string}
              */
-            token_type?: "access_token" | "refresh_token";
+            token_use?: "access_token" | "refresh_token";
             /** @example alice */
             username?: string;
         };
@@ -1116,6 +1123,12 @@ export interface components {
              */
             more: boolean;
             revocations: components["schemas"]["Revocation"][];
+            /**
+             * Format: date-time
+             * @description The same moment by the clock of the server, by which it issues tokens.
+             * @example 2026-01-02T15:04:05.123456Z
+             */
+            server_time: string;
         };
         Session: {
             /**
@@ -2091,7 +2104,7 @@ export interface operations {
         parameters: {
             query?: never;
             header?: {
-                /** @description Messages are in the first of these languages that there are templates for. */
+                /** @description Messages are in the first of these languages that has templates. */
                 "Accept-Language"?: string;
             };
             path?: never;
@@ -3346,6 +3359,8 @@ export interface operations {
                 wait?: string;
                 /** @description Name of the caller: up to 100 printable ASCII characters. authctl verifier list shows it. */
                 verifier?: string;
+                /** @description Random text that the caller's process makes when it starts: up to 64 printable ASCII characters. Processes of the same name then count one by one. Without it they do by their addresses. */
+                instance?: string;
                 /** @description Version of the caller's program; for people. */
                 version?: string;
                 /** @description Ids of the signing keys that the caller holds, separated by commas, at most 32. authctl key promote waits until every caller holds the new one. */

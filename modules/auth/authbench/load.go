@@ -21,16 +21,16 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// Password is that of every account.
+// Password is the password of every account.
 const Password = "a password of the benchmark"
 
-// What the default settings say of sessions.
+// Values of the default settings for sessions.
 const (
 	sessionMaxAge = 720 * time.Hour
 	idleTTL       = 120 * time.Hour
 )
 
-// How far back rows reach: accounts for years, sessions for less than they live.
+// How far back rows reach: accounts for years, sessions for less than their lifetime.
 const (
 	accountsSince = 2 * 365 * 24 * time.Hour
 	sessionsSince = 20 * 24 * time.Hour
@@ -43,8 +43,8 @@ type Probe struct {
 	Refresh  string // the current refresh token of its session
 }
 
-// Loader fills one installation. Its methods can be called in any order, each once; what they write of
-// the crowd depends on their numbers alone.
+// Loader fills one installation. Its methods can be called in any order, each once. The rows of the
+// crowd depend only on their numbers.
 type Loader struct {
 	db      *database.DB
 	crowd   int // accounts
@@ -56,8 +56,8 @@ type Loader struct {
 	loading func(what string, done, of int)
 }
 
-// New makes a loader for installations whose servers have the signing secret, with a crowd of so many
-// accounts and so many probes. [Loader.On] says which database.
+// New makes a loader for installations whose servers have this signing secret, with a crowd of
+// accounts accounts and some probes. [Loader.On] selects the database.
 func New(secret string, cost, crowd, probes int) (*Loader, error) {
 	codec, err := session.NewCodec(config.Secret(secret))
 	if err != nil {
@@ -73,16 +73,17 @@ func New(secret string, cost, crowd, probes int) (*Loader, error) {
 		sid := l.place(kindProbeSession, p, 2*p+1, 2*probes, sessionsSince)
 		token := l.codec.Mint(id, sid, 1)
 		l.tokens = append(l.tokens, token)
-		l.probes = append(l.probes, Probe{ID: id, Username: fmt.Sprintf("probe-%d@example.com", p), Refresh: token.Encode()})
+		l.probes = append(l.probes,
+			Probe{ID: id, Username: fmt.Sprintf("probe-%d@example.com", p), Refresh: token.Encode()})
 	}
 	return l, nil
 }
 
-// Probes returns the accounts that requests are made for.
+// Probes returns the accounts for measured requests.
 func (l *Loader) Probes() []Probe { return slices.Clone(l.probes) }
 
-// On is a loader of the crowd, and of the probes with the tokens that they had at first, for a migrated
-// PostgreSQL database. progress is told how many rows of a table are written.
+// On is a loader of the crowd, and of the probes with their original tokens, for a migrated
+// PostgreSQL database. progress gets the number of written rows of a table.
 func (l *Loader) On(db *database.DB, progress func(what string, done, of int)) *Loader {
 	other := *l
 	other.db, other.loading = db, progress
@@ -97,8 +98,8 @@ const (
 	kindProbeSession
 )
 
-// place makes the id of the i-th of a kind: a UUIDv7 of the time at step of steps in what is past, and
-// the same one for the same arguments.
+// place makes the id of the i-th row of a kind: a UUIDv7 from the past, at step of steps. The same
+// arguments give the same id.
 func (l *Loader) place(kind byte, i, step, steps int, since time.Duration) uuid.UUID {
 	past := since.Milliseconds() * int64(max(1, steps)-step) / int64(max(1, steps))
 	return v7(l.now.Add(-time.Duration(past)*time.Millisecond), uint64(kind)<<56|uint64(i))
@@ -121,13 +122,13 @@ func mix(n uint64) uint64 {
 	return n ^ n>>31
 }
 
-// AccountID is the id of an account of the crowd. From the number of accounts on, it is that of one that
-// is not there.
+// AccountID is the id of an account of the crowd. From the number of accounts on, it is the id of a
+// missing one.
 func (l *Loader) AccountID(i int) uuid.UUID {
 	return l.place(kindAccount, i, i%l.crowd, l.crowd, accountsSince)
 }
 
-// order goes through a crowd of n and the probes in the order of their ids.
+// order calls fn for a crowd of n and the probes in the order of their ids.
 func (l *Loader) order(n int) (next func() (i int, probe, more bool)) {
 	i, p, probes := 0, 0, len(l.probes)
 	return func() (int, bool, bool) {
@@ -143,7 +144,7 @@ func (l *Loader) order(n int) (next func() (i int, probe, more bool)) {
 	}
 }
 
-// fill copies a crowd of n and the probes into a table. A row that is nil is left out.
+// fill copies a crowd of n and the probes into a table. It leaves nil rows out.
 func (l *Loader) fill(ctx context.Context, table string, columns []string, n int,
 	row func(i int, probe bool) []any) error {
 	next := l.order(n)
@@ -181,7 +182,7 @@ func (l *Loader) copy(ctx context.Context, table string, columns []string, next 
 // Accounts writes the accounts of the crowd and the probes.
 func (l *Loader) Accounts(ctx context.Context) error { return l.accounts(ctx, l.crowd) }
 
-// ProbesAlone writes the accounts of the probes, and what the database knows of their sessions.
+// ProbesAlone writes the accounts of the probes, and the database's rows about their sessions.
 func (l *Loader) ProbesAlone(ctx context.Context) error {
 	if err := l.accounts(ctx, 0); err != nil {
 		return err
@@ -198,7 +199,7 @@ func (l *Loader) accounts(ctx context.Context, n int) error {
 		if probe {
 			id, name = l.probes[i].ID, l.probes[i].Username
 		} else {
-			// In no order, as names are.
+			// In random order, as names are.
 			name = fmt.Sprintf("%013x-%d@example.com", mix(uint64(i))>>12, i)
 		}
 		at := time.Unix(id.Time().UnixTime())
@@ -206,7 +207,7 @@ func (l *Loader) accounts(ctx context.Context, n int) error {
 	})
 }
 
-// start is the session of a probe, or the i-th of n sessions: one of each account in turn.
+// start is the session of a probe, or the i-th of n sessions. The accounts take turns.
 func (l *Loader) start(i, n int, probe bool) session.Start {
 	if probe {
 		t := l.tokens[i]
@@ -224,7 +225,7 @@ func start(t session.Token) session.Start {
 	}
 }
 
-// BegunSessions writes what the database knows of n sessions and those of the probes, wherever their
+// BegunSessions writes the database's rows about n sessions and those of the probes, wherever their
 // records are.
 func (l *Loader) BegunSessions(ctx context.Context, n int) error {
 	columns := []string{"sid", "user_id", "epoch", "began_at", "expires_at"}
@@ -235,7 +236,7 @@ func (l *Loader) BegunSessions(ctx context.Context, n int) error {
 	})
 }
 
-// ids are those of a session and its account, without the token.
+// ids returns the ids of a session and its account, without the token.
 func (l *Loader) ids(i, n int, probe bool) [2]uuid.UUID {
 	if probe {
 		return [2]uuid.UUID{l.tokens[i].SessionID(), l.tokens[i].UserID()}
@@ -314,7 +315,7 @@ func (l *Loader) SessionsInRedis(ctx context.Context, url string, n int) (err er
 	return ctx.Err()
 }
 
-// Revocations writes n sessions that have ended, and what the triggers make of them.
+// Revocations writes n ended sessions, and the rows that the triggers would add.
 func (l *Loader) Revocations(ctx context.Context, n int) error {
 	columns := []string{"sid", "user_id", "reason", "revoked_at", "expires_at"}
 	return l.fill(ctx, "revoked_session", columns, n, func(i int, probe bool) []any {

@@ -26,7 +26,7 @@ func loader(t *testing.T, crowd, probes int) *Loader {
 	return l
 }
 
-// Ids must be different, sort by what they stand for, and have the form that the service makes.
+// Ids must be distinct, sort in the order of their rows, and have the form that the service makes.
 func TestIdsAreDistinctAndInOrder(t *testing.T) {
 	t.Parallel()
 	l := loader(t, 500, 20)
@@ -71,7 +71,7 @@ func loaderAgain(t *testing.T, l *Loader) *Loader {
 	return again
 }
 
-// A session that was loaded is one that the store itself could have written: its token refreshes it.
+// The store itself could have written a loaded session: its token refreshes it.
 func TestALoadedSessionRefreshes(t *testing.T) {
 	t.Parallel()
 	refresh := func(t *testing.T, store session.Store, l *Loader) {
@@ -127,7 +127,7 @@ func TestALoadedSessionRefreshes(t *testing.T) {
 	})
 }
 
-// What is filled must be what it says, with the facts of what has ended.
+// The filled tables hold the stated numbers, with the facts about ended sessions.
 func TestTheCrowdIsThere(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -160,6 +160,6 @@ func TestTheCrowdIsThere(t *testing.T) {
 		}
 	}
 	if want := []string{"users", "begun_session", "revoked_session"}; !slices.Equal(told, want) {
-		t.Errorf("told of %v, want %v", told, want)
+		t.Errorf("the feed has %v, want %v", told, want)
 	}
 }

@@ -36,11 +36,11 @@ type Verification struct {
 
 // registered is the answer to a registration.
 type registered struct {
-	Device  string        `header:"Auth-Device" example:"adt_AQ" doc:"Send it with the next sign-in from this device."`
-	Cookie  *http.Cookie  `cookie:"authctl_device" doc:"The same token for browsers on the same site."`
-	Refresh *http.Cookie  `cookie:"__Host-authctl" doc:"The refresh token, if it is kept in the cookie."`
-	Waits   *Verification `status:"202" doc:"The account is created, and nobody is signed in: where contact.required is verified, sign-in waits until the address is verified. A code and a link were sent to it."`
-	Body    Tokens
+	DeviceToken string        `header:"Auth-Device" example:"adt_AQ" doc:"Send it with the next sign-in from this device."`
+	Cookie      *http.Cookie  `cookie:"authctl_device" doc:"The same token for browsers on the same site."`
+	Refresh     *http.Cookie  `cookie:"__Host-authctl" doc:"The refresh token, if it is kept in the cookie."`
+	Waits       *Verification `status:"202" doc:"The account is created, and nobody is signed in: where contact.required is verified, sign-in waits until the address is verified. A code and a link were sent to it."`
+	Body        Tokens
 }
 
 func (a *api) register(ctx context.Context, in registerInput) (registered, error) {
@@ -49,7 +49,8 @@ func (a *api) register(ctx context.Context, in registerInput) (registered, error
 		return registered{}, err
 	}
 	who := auth.Credentials{Username: *in.Body.Username, Password: *in.Body.Password}
-	t, err := a.svc.Register(ctx, who, in.device(in.Body.DeviceName), auth.NewContact{Email: in.Body.Email, Language: in.Language})
+	t, err := a.svc.Register(ctx, who, in.device(in.Body.DeviceName),
+		auth.NewContact{Email: in.Body.Email, Language: in.Language})
 	if waits, ok := errors.AsType[*fault.Fault](err); ok && waits.ChallengeID != "" {
 		return registered{Waits: &Verification{ChallengeID: waits.ChallengeID}}, nil
 	}
@@ -57,7 +58,9 @@ func (a *api) register(ctx context.Context, in registerInput) (registered, error
 		return registered{}, err
 	}
 	answer := a.signedIn(t, cookie)
-	return registered{Device: answer.Device, Cookie: answer.Cookie, Refresh: answer.Refresh, Body: answer.Body}, nil
+	return registered{
+		DeviceToken: answer.DeviceToken, Cookie: answer.Cookie, Refresh: answer.Refresh, Body: answer.Body,
+	}, nil
 }
 
 // LoginRequest is who wants to sign in. Its values have no form: accounts that were brought

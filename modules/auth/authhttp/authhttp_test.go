@@ -38,36 +38,39 @@ const (
 	clientSecret = "s3cret/with+signs"
 )
 
-// site is the whole surface on a fresh database.
+// site is all routes on a fresh database.
 type site struct {
 	t     *testing.T
 	start httpservertest.Start
 	base  string
 	svc   *auth.Service
 	db    *database.DB
-	doc   openapitest.Document // what every answer is held against
+	doc   openapitest.Document // every answer is checked against it
 }
 
-// eachWay runs a test of the surface in each way of serving it.
+// eachWay runs a test in each way of serving the routes.
 func eachWay(t *testing.T, test func(t *testing.T, newSite func(*testing.T) *site)) {
 	t.Helper()
-	httpservertest.EachWith(t, httpserver.Config{Origins: []string{listed, nativeApp}}, func(t *testing.T, start httpservertest.Start) {
-		test(t, func(t *testing.T) *site { return newSite(t, start) })
-	})
+	httpservertest.EachWith(t, httpserver.Config{Origins: []string{listed, nativeApp}},
+		func(t *testing.T, start httpservertest.Start) {
+			test(t, func(t *testing.T) *site { return newSite(t, start) })
+		})
 }
 
 func newSite(t *testing.T, start httpservertest.Start) *site {
 	t.Helper()
 	digest := sha256.Sum256([]byte(clientSecret))
 	cfg := auth.Config{
-		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: 10 * time.Second, MaxSessions: 50,
+		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: 10 * time.Second,
+		MaxSessions:  50,
 		SessionLimit: "evict-oldest", UsernameProfile: "ascii",
-		Clients: []string{"gateway:" + hex.EncodeToString(digest[:]), "https://api.example:8443/x:" + hex.EncodeToString(digest[:]), "100%+:" + hex.EncodeToString(digest[:])},
+		Clients: []string{"gateway:" + hex.EncodeToString(digest[:]), "https://api.example:8443/x:" +
+			hex.EncodeToString(digest[:]), "100%+:" + hex.EncodeToString(digest[:])},
 		Token: token.Config{
 			Secret: "a secret of the tests that is long enough for everything", Algorithm: token.ES256,
 			Issuer: issuer, Audience: []string{"test"}, ClientID: "test", AccessTTL: time.Hour,
 		},
-		Throttle: throttle.Config{Limits: throttle.Limits{Device: 2 * time.Hour}},
+		Throttle: throttle.Config{Limits: throttle.Limits{DeviceTTL: 2 * time.Hour}},
 		Password: password.Config{Algorithm: "bcrypt", BcryptCost: 4, MinLength: 8, Workers: 2, QueueWait: time.Minute},
 	}
 	db := dbtest.SQLite(t)
@@ -85,7 +88,7 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 	return s
 }
 
-// mount serves the surface with these options from now on.
+// mount serves the routes with these options from now on.
 func (s *site) mount(opt Options) {
 	s.t.Helper()
 	routes := Routes(s.svc, opt)
@@ -93,7 +96,7 @@ func (s *site) mount(opt Options) {
 	s.doc = documentOf(s.t, opt, routes)
 }
 
-// documents are those that were made already, by their options.
+// documents caches the documents by their options.
 var documents sync.Map
 
 func documentOf(t *testing.T, opt Options, routes []httpserver.Route) openapitest.Document {
@@ -101,7 +104,8 @@ func documentOf(t *testing.T, opt Options, routes []httpserver.Route) openapites
 	if known, ok := documents.Load(opt); ok {
 		return known.(openapitest.Document)
 	}
-	text, err := openapi.Document(openapi.Info{Title: "test", Version: "1", ContactURL: issuer, License: "Apache-2.0", Server: "/", Groups: Groups}, routes)
+	text, err := openapi.Document(openapi.Info{Title: "test", Version: "1", ContactURL: issuer, License: "Apache-2.0",
+		Server: "/", Groups: Groups}, routes)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +114,7 @@ func documentOf(t *testing.T, opt Options, routes []httpserver.Route) openapites
 	return document
 }
 
-// answer is what came back, its body read as JSON where it is some.
+// answer is an answer, with its body parsed if it is JSON.
 type answer struct {
 	*http.Response
 	text string
@@ -195,11 +199,13 @@ func TestTokensAreAnsweredAsTheContractSays(t *testing.T) {
 			names = append(names, name)
 		}
 		slices.Sort(names)
-		want := []string{"access_token", "access_token_expires_at", "expires_in", "refresh_token", "refresh_token_expires_at", "session_id", "token_type"}
+		want := []string{"access_token", "access_token_expires_at", "expires_in", "refresh_token",
+			"refresh_token_expires_at", "session_id", "token_type"}
 		if !slices.Equal(names, want) {
 			t.Errorf("members %v, want %v", names, want)
 		}
-		if a.Header.Get("Cache-Control") != "no-store" || a.str("token_type") != "Bearer" || a.json["expires_in"] != 3600.0 {
+		if a.Header.Get("Cache-Control") != "no-store" || a.str("token_type") != "Bearer" ||
+			a.json["expires_in"] != 3600.0 {
 			t.Errorf("%v %s", a.Header, a.text)
 		}
 		for _, name := range []string{"access_token_expires_at", "refresh_token_expires_at"} {
@@ -218,19 +224,23 @@ func TestTheWholeLifeOfASession(t *testing.T) {
 	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {
 		s := newSite(t)
 		name, first := s.register()
-		login := s.do("POST", "/api/v1/auth/login", map[string]string{"username": name, "password": goodPassword, "device_name": "Alice's phone"})
+		login := s.do("POST", "/api/v1/auth/login",
+			map[string]string{"username": name, "password": goodPassword, "device_name": "Alice's phone"})
 		s.expect(login, 200, "")
 		me := s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(login))
 		s.expect(me, 200, "")
-		if me.str("username") != name || me.str("session_id") != login.str("session_id") || me.Header.Get("Cache-Control") != "no-store" {
+		if me.str("username") != name || me.str("session_id") != login.str("session_id") ||
+			me.Header.Get("Cache-Control") != "no-store" {
 			t.Errorf("me: %s", me.text)
 		}
 
-		refreshed := s.do("POST", "/api/v1/auth/refresh", map[string]string{"refresh_token": login.str("refresh_token")})
+		refreshed := s.do("POST", "/api/v1/auth/refresh",
+			map[string]string{"refresh_token": login.str("refresh_token")})
 		s.expect(refreshed, 200, "")
 		replayed := s.do("POST", "/api/v1/auth/refresh", map[string]string{"refresh_token": login.str("refresh_token")})
 		s.expect(replayed, 200, "")
-		if refreshed.Header.Get("Auth-Refresh-Replayed") != "" || replayed.Header.Get("Auth-Refresh-Replayed") != "true" ||
+		if refreshed.Header.Get("Auth-Refresh-Replayed") != "" ||
+			replayed.Header.Get("Auth-Refresh-Replayed") != "true" ||
 			replayed.str("refresh_token") != refreshed.str("refresh_token") {
 			t.Errorf("replay: %v", replayed.Header)
 		}
@@ -248,41 +258,58 @@ func TestTheWholeLifeOfASession(t *testing.T) {
 				t.Errorf("session %v", one)
 			}
 		}
-		s.expect(s.do("DELETE", "/api/v1/auth/sessions/"+first.str("session_id"), nil, "Authorization", bearerOf(refreshed)), 204, "")
+		s.expect(s.do("DELETE", "/api/v1/auth/sessions/"+first.str("session_id"), nil, "Authorization",
+			bearerOf(refreshed)), 204, "")
 		s.expect(s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(first)), 401, "session_revoked")
-		s.expect(s.do("DELETE", "/api/v1/auth/sessions/"+first.str("session_id"), nil, "Authorization", bearerOf(refreshed)), 404, "session_not_found")
-		s.expect(s.do("DELETE", "/api/v1/auth/sessions/not-an-id", nil, "Authorization", bearerOf(refreshed)), 404, "session_not_found")
-		for _, query := range []string{"except=nobody", "expect=current", "except=", "except=current&except=current", "current"} {
-			s.expect(s.do("DELETE", "/api/v1/auth/sessions?"+query, nil, "Authorization", bearerOf(refreshed)), 400, "validation_failed")
+		s.expect(s.do("DELETE", "/api/v1/auth/sessions/"+first.str("session_id"), nil, "Authorization",
+			bearerOf(refreshed)), 404, "session_not_found")
+		s.expect(s.do("DELETE", "/api/v1/auth/sessions/not-an-id", nil, "Authorization", bearerOf(refreshed)), 404,
+			"session_not_found")
+		for _, query := range []string{"except=nobody", "expect=current", "except=", "except=current&except=current",
+			"current"} {
+			s.expect(s.do("DELETE", "/api/v1/auth/sessions?"+query, nil, "Authorization", bearerOf(refreshed)), 400,
+				"validation_failed")
 		}
-		s.expect(s.do("DELETE", "/api/v1/auth/sessions?except=current", nil, "Authorization", bearerOf(refreshed)), 204, "")
+		s.expect(s.do("DELETE", "/api/v1/auth/sessions?except=current", nil, "Authorization", bearerOf(refreshed)),
+			204, "")
 		s.expect(s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(refreshed)), 200, "")
 
-		changed := s.do("POST", "/api/v1/auth/password", map[string]string{"current_password": goodPassword, "new_password": "another good password"}, "Authorization", bearerOf(refreshed))
+		changed := s.do("POST", "/api/v1/auth/password",
+			map[string]string{"current_password": goodPassword,
+				"new_password": "another good password"}, "Authorization", bearerOf(refreshed))
 		s.expect(changed, 200, "")
 		if changed.str("session_id") != login.str("session_id") {
 			t.Error("the session did not go on")
 		}
-		s.expect(s.do("POST", "/api/v1/auth/password", map[string]string{"current_password": goodPassword, "new_password": "yet another good password"}, "Authorization", bearerOf(changed)), 403, "invalid_credentials")
+		s.expect(s.do("POST", "/api/v1/auth/password",
+			map[string]string{"current_password": goodPassword,
+				"new_password": "yet another good password"}, "Authorization", bearerOf(changed)), 403, "invalid_credentials")
 
 		for range 2 {
-			s.expect(s.do("POST", "/api/v1/auth/logout", map[string]string{"refresh_token": changed.str("refresh_token")}), 204, "")
+			s.expect(s.do("POST", "/api/v1/auth/logout",
+				map[string]string{"refresh_token": changed.str("refresh_token")}), 204, "")
 			s.expect(s.do("POST", "/api/v1/auth/logout", nil, "Authorization", bearerOf(changed)), 204, "")
 		}
-		s.expect(s.do("POST", "/api/v1/auth/refresh", map[string]string{"refresh_token": changed.str("refresh_token")}), 401, "session_revoked")
+		s.expect(s.do("POST", "/api/v1/auth/refresh",
+			map[string]string{"refresh_token": changed.str("refresh_token")}), 401, "session_revoked")
 		s.expect(s.do("POST", "/api/v1/auth/logout", nil), 401, "missing_token")
-		s.expect(s.do("POST", "/api/v1/auth/logout", map[string]string{"refresh_token": "art_x"}), 401, "invalid_refresh_token")
+		s.expect(s.do("POST", "/api/v1/auth/logout", map[string]string{"refresh_token": "art_x"}), 401,
+			"invalid_refresh_token")
 
-		again := s.do("POST", "/api/v1/auth/login", map[string]string{"username": name, "password": "another good password"})
-		s.expect(s.do("DELETE", "/api/v1/auth/me", map[string]string{"password": goodPassword}, "Authorization", bearerOf(again)), 403, "invalid_credentials")
-		s.expect(s.do("DELETE", "/api/v1/auth/me", map[string]string{"password": "another good password"}, "Authorization", bearerOf(again)), 204, "")
+		again := s.do("POST", "/api/v1/auth/login",
+			map[string]string{"username": name, "password": "another good password"})
+		s.expect(s.do("DELETE", "/api/v1/auth/me", map[string]string{"password": goodPassword}, "Authorization",
+			bearerOf(again)), 403, "invalid_credentials")
+		s.expect(s.do("DELETE", "/api/v1/auth/me", map[string]string{"password": "another good password"},
+			"Authorization", bearerOf(again)), 204, "")
 		s.expect(s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(again)), 401, "session_revoked")
-		s.expect(s.do("POST", "/api/v1/auth/login", map[string]string{"username": name, "password": "another good password"}), 401, "invalid_credentials")
+		s.expect(s.do("POST", "/api/v1/auth/login",
+			map[string]string{"username": name, "password": "another good password"}), 401, "invalid_credentials")
 	})
 }
 
-// TestEveryRouteIsClosedToWhomTheTableDoesNotName goes through the table: a route that is
-// for somebody is closed to everybody else.
+// TestEveryRouteIsClosedToWhomTheTableDoesNotName goes through the table of routes: a route for
+// some callers is closed to all others.
 func TestEveryRouteIsClosedToWhomTheTableDoesNotName(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {
@@ -313,22 +340,26 @@ func TestEveryRouteIsClosedToWhomTheTableDoesNotName(t *testing.T) {
 				if got := a.Header.Get("WWW-Authenticate"); !strings.Contains(got, `error="invalid_token"`) {
 					t.Errorf("%s %s: WWW-Authenticate %q", r.Method, path, got)
 				}
-				refused(s.do(r.Method, path, nil, "Authorization", "Basic "+tokens.str("access_token")), "missing_token")
+				refused(s.do(r.Method, path, nil, "Authorization", "Basic "+tokens.str("access_token")),
+					"missing_token")
 				refused(s.do(r.Method, path+"?access_token="+tokens.str("access_token"), nil), "missing_token")
 			case scheme.Name == "client":
-				// Credentials that are wrong; those that are missing or misplaced have a test below.
+				// Wrong credentials. A test below covers missing and misplaced ones.
 				for _, credentials := range []string{"", "gateway:wrong", "nobody:" + clientSecret} {
 					headers := []string{"Content-Type", "application/x-www-form-urlencoded"}
 					if credentials != "" {
-						headers = append(headers, "Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(credentials)))
+						headers = append(headers, "Authorization", "Basic "+
+							base64.StdEncoding.EncodeToString([]byte(credentials)))
 					}
 					a := s.do(r.Method, path, "token=x", headers...)
-					if a.StatusCode != 401 || a.str("error") != "invalid_client" || !strings.HasPrefix(a.Header.Get("WWW-Authenticate"), "Basic") {
-						t.Errorf("%s %s as %q: %d %s %s", r.Method, path, credentials, a.StatusCode, a.text, a.Header.Get("WWW-Authenticate"))
+					if a.StatusCode != 401 || a.str("error") != "invalid_client" ||
+						!strings.HasPrefix(a.Header.Get("WWW-Authenticate"), "Basic") {
+						t.Errorf("%s %s as %q: %d %s %s", r.Method, path, credentials, a.StatusCode, a.text,
+							a.Header.Get("WWW-Authenticate"))
 					}
 				}
 			default:
-				t.Errorf("%s %s is for %s, whom this test does not know", r.Method, path, scheme.Name)
+				t.Errorf("%s %s is for %s, which this test does not know", r.Method, path, scheme.Name)
 			}
 			if r.Gateway { // has every method
 				continue
@@ -338,9 +369,10 @@ func TestEveryRouteIsClosedToWhomTheTableDoesNotName(t *testing.T) {
 				t.Errorf("PATCH %s: %d, Allow %q", path, wrong.StatusCode, wrong.Header.Get("Allow"))
 			}
 		}
-		// Who adds to this list lets everybody in.
+		// An entry here opens a route to everybody.
 		for _, name := range []string{
-			"POST /api/v1/auth/register", "POST /api/v1/auth/login", "POST /api/v1/auth/refresh", "POST /api/v1/auth/logout",
+			"POST /api/v1/auth/register", "POST /api/v1/auth/login", "POST /api/v1/auth/refresh",
+			"POST /api/v1/auth/logout",
 			"GET /.well-known/jwks.json", "GET /.well-known/oauth-authorization-server",
 			"GET /.well-known/schemas/{file}",
 		} {
@@ -396,8 +428,8 @@ func TestFaultsAreProblems(t *testing.T) {
 	})
 }
 
-// A member that is missing is the caller's mistake and named as one; an empty password is a
-// wrong one like any other.
+// A missing member is the client's mistake, and the answer names it. An empty password is just a
+// wrong password.
 func TestAMissingMemberIsNamed(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {
@@ -429,9 +461,11 @@ func TestAMissingMemberIsNamed(t *testing.T) {
 				t.Errorf("%s %s: %v, want %v", c.path, c.body, fields, c.fields)
 			}
 		}
-		s.expect(s.do("POST", "/api/v1/auth/login", `{"username":"`+name+`","password":""}`), 401, "invalid_credentials")
+		s.expect(s.do("POST", "/api/v1/auth/login", `{"username":"`+name+`","password":""}`), 401,
+			"invalid_credentials")
 		s.expect(s.do("POST", "/api/v1/auth/login", `{"username":"","password":""}`), 401, "invalid_credentials")
-		s.expect(s.do("DELETE", "/api/v1/auth/me", `{"password":""}`, "Authorization", bearerOf(a)), 403, "invalid_credentials")
+		s.expect(s.do("DELETE", "/api/v1/auth/me", `{"password":""}`, "Authorization", bearerOf(a)), 403,
+			"invalid_credentials")
 		s.expect(s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(a)), 200, "")
 	})
 }
@@ -446,7 +480,8 @@ func TestWhoKnowsTheDeviceIsTold(t *testing.T) {
 			t.Fatal("no Auth-Device")
 		}
 		cookies := a.Cookies()
-		if len(cookies) != 1 || cookies[0].Value != mark || !cookies[0].HttpOnly || !cookies[0].Secure || cookies[0].SameSite != http.SameSiteStrictMode {
+		if len(cookies) != 1 || cookies[0].Value != mark || !cookies[0].HttpOnly || !cookies[0].Secure ||
+			cookies[0].SameSite != http.SameSiteStrictMode {
 			t.Errorf("cookie %v", cookies)
 		}
 	})
@@ -469,7 +504,8 @@ func TestJWKSCanBeRevalidated(t *testing.T) {
 			t.Error("the private key is published")
 		}
 		for _, header := range []string{etag, "W/" + etag, `"other", ` + etag, "*"} {
-			if again := s.do("GET", "/.well-known/jwks.json", nil, "If-None-Match", header); again.StatusCode != 304 || again.text != "" {
+			if again := s.do("GET", "/.well-known/jwks.json", nil, "If-None-Match",
+				header); again.StatusCode != 304 || again.text != "" {
 				t.Errorf("If-None-Match %s: %d %s", header, again.StatusCode, again.text)
 			}
 		}
@@ -504,7 +540,8 @@ func TestMetadataNamesTheEndpointsWhereTheyAre(t *testing.T) {
 		a := s.do("GET", "/.well-known/oauth-authorization-server", nil)
 		for name, want := range map[string]string{
 			"issuer": issuer, "jwks_uri": "http://localhost:21000/.well-known/jwks.json",
-			"introspection_endpoint": "http://localhost:21000/oauth2/introspect", "revocation_endpoint": "http://localhost:21000/oauth2/revoke",
+			"introspection_endpoint": "http://localhost:21000/oauth2/introspect",
+			"revocation_endpoint":    "http://localhost:21000/oauth2/revoke",
 		} {
 			if a.str(name) != want {
 				t.Errorf("%s: %s, want %s", name, a.str(name), want)
@@ -524,7 +561,9 @@ func TestIntrospectionAndRevocation(t *testing.T) {
 		}
 		for _, kind := range []string{"access_token", "refresh_token"} {
 			a := call("/oauth2/introspect", "token="+tokens.str(kind))
-			if a.json["active"] != true || a.str("username") != name || a.str("sid") != tokens.str("session_id") || a.str("token_type") != kind || a.Header.Get("Cache-Control") != "no-store" {
+			if a.json["active"] != true || a.str("username") != name || a.str("sid") != tokens.str("session_id") ||
+				a.str("token_use") != kind || (a.str("token_type") == "Bearer") != (kind == "access_token") ||
+				a.Header.Get("Cache-Control") != "no-store" {
 				t.Errorf("%s: %s", kind, a.text)
 			}
 		}
@@ -537,7 +576,8 @@ func TestIntrospectionAndRevocation(t *testing.T) {
 			t.Errorf("nonsense: %s", a.text)
 		}
 		for range 2 {
-			if a := call("/oauth2/revoke", "token="+tokens.str("refresh_token")+"&token_type_hint=refresh_token"); a.StatusCode != 200 || a.text != "" {
+			if a := call("/oauth2/revoke", "token="+tokens.str("refresh_token")+
+				"&token_type_hint=refresh_token"); a.StatusCode != 200 || a.text != "" {
 				t.Errorf("revoke: %d %s", a.StatusCode, a.text)
 			}
 		}
@@ -573,38 +613,46 @@ func TestClientsAuthenticateInEitherWay(t *testing.T) {
 			status              int
 			words               string // of the refusal
 		}{
-			"basic":                   {basic("gateway:" + clientSecret), "", 200, ""},
-			"basic, encoded":          {basic("gateway:" + url.QueryEscape(clientSecret)), "", 200, ""},
-			"basic in another case":   {"bAsIc  " + basic("gateway:" + clientSecret)[6:], "", 200, ""},
-			"a URI, raw":              {basic(uri + ":" + clientSecret), "", 200, ""},
-			"a URI, encoded":          {basic(url.QueryEscape(uri) + ":" + url.QueryEscape(clientSecret)), "", 200, ""},
-			"a URI, half encoded":     {basic(url.QueryEscape(uri) + ":" + clientSecret), "", 200, ""},
-			"an id like an escape":    {basic(odd + ":" + clientSecret), "", 200, ""},
-			"the same, encoded":       {basic(url.QueryEscape(odd) + ":" + clientSecret), "", 200, ""},
-			"in the form":             {"", form("client_id", "gateway", "client_secret", clientSecret), 200, ""},
-			"a URI in the form":       {"", form("client_id", uri, "client_secret", clientSecret), 200, ""},
-			"basic, and the id":       {basic("gateway:" + clientSecret), form("client_id", "gateway"), 200, ""},
-			"a URI, and the id":       {basic(url.QueryEscape(uri) + ":" + clientSecret), form("client_id", uri), 200, ""},
-			"both":                    {basic("gateway:" + clientSecret), form("client_id", "gateway", "client_secret", clientSecret), 400, "authenticates twice"},
-			"both, bearer":            {"Bearer " + tokens.str("access_token"), form("client_id", "gateway", "client_secret", clientSecret), 400, "authenticates twice"},
-			"basic, and another id":   {basic("gateway:" + clientSecret), form("client_id", uri), 400, "another client"},
-			"nothing":                 {"", "", 401, "authentication is missing"},
-			"bearer":                  {"Bearer " + tokens.str("access_token"), "", 401, "no other scheme than Basic"},
-			"no base64":               {"Basic gateway:" + clientSecret, "", 401, "base64 of id:secret"},
-			"no colon":                {basic("gateway"), "", 401, "base64 of id:secret"},
-			"an assertion":            {"", form("client_id", "gateway", "client_assertion_type", "urn:x", "client_assertion", "a.b.c"), 401, "assertions are not supported"},
-			"no secret":               {"", form("client_id", "gateway"), 401, "client_secret is missing"},
-			"no id":                   {"", form("client_secret", clientSecret), 401, "client_id is missing"},
-			"wrong secret":            {basic("gateway:wrong"), "", 401, "not known, or its secret is wrong"},
-			"wrong secret in form":    {"", form("client_id", "gateway", "client_secret", "wrong"), 401, "not known, or its secret is wrong"},
-			"unknown client":          {basic("nobody:" + clientSecret), "", 401, "not known, or its secret is wrong"},
-			"empty secret":            {basic("gateway:"), "", 401, "not known, or its secret is wrong"},
-			"the hash for the secret": {basic("gateway:" + hex.EncodeToString(sha256.New().Sum([]byte(clientSecret)))), "", 401, "not known, or its secret is wrong"},
-			"part of an id":           {basic("https:" + clientSecret), "", 401, "not known, or its secret is wrong"},
-			"colons alone":            {basic(strings.Repeat(":", 5000)), "", 401, "not known, or its secret is wrong"},
+			"basic":                 {basic("gateway:" + clientSecret), "", 200, ""},
+			"basic, encoded":        {basic("gateway:" + url.QueryEscape(clientSecret)), "", 200, ""},
+			"basic in another case": {"bAsIc  " + basic("gateway:" + clientSecret)[6:], "", 200, ""},
+			"a URI, raw":            {basic(uri + ":" + clientSecret), "", 200, ""},
+			"a URI, encoded":        {basic(url.QueryEscape(uri) + ":" + url.QueryEscape(clientSecret)), "", 200, ""},
+			"a URI, half encoded":   {basic(url.QueryEscape(uri) + ":" + clientSecret), "", 200, ""},
+			"an id like an escape":  {basic(odd + ":" + clientSecret), "", 200, ""},
+			"the same, encoded":     {basic(url.QueryEscape(odd) + ":" + clientSecret), "", 200, ""},
+			"in the form":           {"", form("client_id", "gateway", "client_secret", clientSecret), 200, ""},
+			"a URI in the form":     {"", form("client_id", uri, "client_secret", clientSecret), 200, ""},
+			"basic, and the id":     {basic("gateway:" + clientSecret), form("client_id", "gateway"), 200, ""},
+			"a URI, and the id": {basic(url.QueryEscape(uri) + ":" + clientSecret), form("client_id", uri), 200,
+				""},
+			"both": {basic("gateway:" + clientSecret),
+				form("client_id", "gateway", "client_secret", clientSecret), 400, "authenticates twice"},
+			"both, bearer": {"Bearer " + tokens.str("access_token"),
+				form("client_id", "gateway", "client_secret", clientSecret), 400, "authenticates twice"},
+			"basic, and another id": {basic("gateway:" + clientSecret), form("client_id", uri), 400,
+				"another client"},
+			"nothing":   {"", "", 401, "authentication is missing"},
+			"bearer":    {"Bearer " + tokens.str("access_token"), "", 401, "no other scheme than Basic"},
+			"no base64": {"Basic gateway:" + clientSecret, "", 401, "base64 of id:secret"},
+			"no colon":  {basic("gateway"), "", 401, "base64 of id:secret"},
+			"an assertion": {"",
+				form("client_id", "gateway", "client_assertion_type", "urn:x", "client_assertion",
+					"a.b.c"), 401, "assertions are not supported"},
+			"no secret":    {"", form("client_id", "gateway"), 401, "client_secret is missing"},
+			"no id":        {"", form("client_secret", clientSecret), 401, "client_id is missing"},
+			"wrong secret": {basic("gateway:wrong"), "", 401, "not known, or its secret is wrong"},
+			"wrong secret in form": {"", form("client_id", "gateway", "client_secret", "wrong"), 401,
+				"not known, or its secret is wrong"},
+			"unknown client": {basic("nobody:" + clientSecret), "", 401, "not known, or its secret is wrong"},
+			"empty secret":   {basic("gateway:"), "", 401, "not known, or its secret is wrong"},
+			"the hash for the secret": {basic("gateway:" +
+				hex.EncodeToString(sha256.New().Sum([]byte(clientSecret)))), "", 401, "not known, or its secret is wrong"},
+			"part of an id": {basic("https:" + clientSecret), "", 401, "not known, or its secret is wrong"},
+			"colons alone":  {basic(strings.Repeat(":", 5000)), "", 401, "not known, or its secret is wrong"},
 		} {
 			for _, path := range []string{"/oauth2/introspect", "/oauth2/revoke"} {
-				// Of an unknown token, so that the session goes on.
+				// An unknown token, so that the session stays.
 				headers := []string{"Content-Type", "application/x-www-form-urlencoded"}
 				if test.authorization != "" {
 					headers = append(headers, "Authorization", test.authorization)
@@ -615,7 +663,9 @@ func TestClientsAuthenticateInEitherWay(t *testing.T) {
 					t.Errorf("%s at %s: %d %s", name, path, a.StatusCode, a.text)
 				case test.status != 200 && !strings.Contains(a.str("error_description"), test.words):
 					t.Errorf("%s at %s: %s, want %q", name, path, a.text, test.words)
-				case test.status == 401 && (a.str("error") != "invalid_client" || !strings.HasPrefix(a.Header.Get("WWW-Authenticate"), "Basic ")),
+				case test.status == 401 &&
+					(a.str("error") != "invalid_client" ||
+						!strings.HasPrefix(a.Header.Get("WWW-Authenticate"), "Basic ")),
 					test.status == 400 && a.str("error") != "invalid_request":
 					t.Errorf("%s at %s: %s %v", name, path, a.text, a.Header)
 				}
@@ -628,7 +678,7 @@ func TestClientsAuthenticateInEitherWay(t *testing.T) {
 	})
 }
 
-// Whoever sends something else than a token is told what it looks like.
+// The answer to a malformed token says what the client seems to have sent.
 func TestAnUnfitAuthorizationIsNamed(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {
@@ -654,11 +704,13 @@ func TestAnUnfitAuthorizationIsNamed(t *testing.T) {
 		} {
 			a := s.do("GET", "/api/v1/auth/me", nil, "Authorization", header)
 			s.expect(a, 401, want[0])
-			if !strings.Contains(a.str("detail"), want[1]) || strings.Contains(a.text, access) || strings.Contains(a.text, refresh) {
+			if !strings.Contains(a.str("detail"), want[1]) || strings.Contains(a.text, access) ||
+				strings.Contains(a.text, refresh) {
 				t.Errorf("%.20q: %s, want %q", header, a.text, want[1])
 			}
 		}
-		for _, header := range []string{"Bearer " + access, "bearer  " + access, "BEARER\t" + access, " Bearer " + access + " "} {
+		for _, header := range []string{"Bearer " + access, "bearer  " + access, "BEARER\t" + access, " Bearer " +
+			access + " "} {
 			if a := s.do("GET", "/api/v1/auth/me", nil, "Authorization", header); a.StatusCode != 200 {
 				t.Errorf("%.10q: %d %s", header, a.StatusCode, a.text)
 			}
@@ -666,7 +718,7 @@ func TestAnUnfitAuthorizationIsNamed(t *testing.T) {
 	})
 }
 
-// Some proxies and clients drop the body of a DELETE: the answer then names the POST.
+// Some proxies and clients drop the body of a DELETE. The answer then points to the POST.
 func TestAnAccountIsDeletedByPostAsWell(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {
@@ -677,27 +729,36 @@ func TestAnAccountIsDeletedByPostAsWell(t *testing.T) {
 		if !strings.Contains(lost.str("detail"), "POST /api/v1/auth/me/delete") {
 			t.Errorf("%s", lost.text)
 		}
-		s.expect(s.do("POST", "/api/v1/auth/me/delete", nil, "Authorization", bearerOf(tokens)), 400, "malformed_request")
-		s.expect(s.do("POST", "/api/v1/auth/me/delete", map[string]string{"password": "wrong"}, "Authorization", bearerOf(tokens)), 403, "invalid_credentials")
-		s.expect(s.do("POST", "/api/v1/auth/me/delete", map[string]string{"password": goodPassword}), 401, "missing_token")
-		s.expect(s.do("POST", "/api/v1/auth/me/delete", map[string]string{"password": goodPassword}, "Authorization", bearerOf(tokens)), 204, "")
-		s.expect(s.do("POST", "/api/v1/auth/login", map[string]string{"username": name, "password": goodPassword}), 401, "invalid_credentials")
+		s.expect(s.do("POST", "/api/v1/auth/me/delete", nil, "Authorization", bearerOf(tokens)), 400,
+			"malformed_request")
+		s.expect(s.do("POST", "/api/v1/auth/me/delete", map[string]string{"password": "wrong"}, "Authorization",
+			bearerOf(tokens)), 403, "invalid_credentials")
+		s.expect(s.do("POST", "/api/v1/auth/me/delete", map[string]string{"password": goodPassword}), 401,
+			"missing_token")
+		s.expect(s.do("POST", "/api/v1/auth/me/delete", map[string]string{"password": goodPassword}, "Authorization",
+			bearerOf(tokens)), 204, "")
+		s.expect(s.do("POST", "/api/v1/auth/login", map[string]string{"username": name, "password": goodPassword}),
+			401, "invalid_credentials")
 	})
 }
 
-// With an issuer below a path, that path is where a proxy has mounted the service.
+// With a path in the issuer, a proxy has mounted the service at that path.
 func TestTheIssuersPathIsWhereBrowsersAndClientsLook(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {
 		s := newSite(t)
-		for suffix, mount := range map[string]string{"": "", "/": "", "/auth": "/auth", "/auth/": "/auth", "/realms/one": "/realms/one"} {
+		for suffix, mount := range map[string]string{"": "", "/": "", "/auth": "/auth", "/auth/": "/auth",
+			"/realms/one": "/realms/one"} {
 			s.mount(Options{Issuer: issuer + suffix})
 			_, a := s.register()
-			if cookies := a.Cookies(); len(cookies) != 1 || cookies[0].Path != mount+"/api/v1/auth/" || cookies[0].MaxAge != 7200 {
+			if cookies := a.Cookies(); len(cookies) != 1 || cookies[0].Path != mount+"/api/v1/auth/" ||
+				cookies[0].MaxAge != 7200 {
 				t.Errorf("issuer %s: cookies %v", suffix, cookies)
 			}
-			for _, place := range []string{"/.well-known/oauth-authorization-server", "/.well-known/oauth-authorization-server" + mount} {
-				if a := s.do("GET", place, nil); a.str("issuer") != issuer+suffix || a.str("jwks_uri") != issuer+mount+"/.well-known/jwks.json" {
+			for _, place := range []string{"/.well-known/oauth-authorization-server",
+				"/.well-known/oauth-authorization-server" + mount} {
+				if a := s.do("GET", place, nil); a.str("issuer") != issuer+suffix ||
+					a.str("jwks_uri") != issuer+mount+"/.well-known/jwks.json" {
 					t.Errorf("%s of issuer %s: %d %s", place, suffix, a.StatusCode, a.text)
 				}
 			}
@@ -708,8 +769,8 @@ func TestTheIssuersPathIsWhereBrowsersAndClientsLook(t *testing.T) {
 	})
 }
 
-// TestWhatRequestsLeftBehindIsTheirOwn would fail if strings that are views of Fiber's
-// buffers were kept: other requests overwrite them.
+// TestWhatRequestsLeftBehindIsTheirOwn fails if a string that is a view of Fiber's buffers is kept,
+// because later requests overwrite it.
 func TestWhatRequestsLeftBehindIsTheirOwn(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, newSite func(*testing.T) *site) {
@@ -720,7 +781,8 @@ func TestWhatRequestsLeftBehindIsTheirOwn(t *testing.T) {
 		for i := range n {
 			all.Go(func() {
 				tokens[i] = s.do("POST", "/api/v1/auth/register", map[string]string{
-					"username": fmt.Sprintf("owner-%02d-%s", i, uuid.NewString()), "password": goodPassword, "device_name": fmt.Sprintf("device %02d", i),
+					"username": fmt.Sprintf("owner-%02d-%s", i,
+						uuid.NewString()), "password": goodPassword, "device_name": fmt.Sprintf("device %02d", i),
 				}, "User-Agent", fmt.Sprintf("agent-%02d/1.0", i))
 			})
 		}
@@ -729,11 +791,13 @@ func TestWhatRequestsLeftBehindIsTheirOwn(t *testing.T) {
 			s.expect(a, 201, "")
 			list := s.do("GET", "/api/v1/auth/sessions", nil, "Authorization", bearerOf(a))
 			one := list.json["sessions"].([]any)[0].(map[string]any)
-			if one["device_name"] != fmt.Sprintf("device %02d", i) || one["user_agent"] != fmt.Sprintf("agent-%02d/1.0", i) {
-				t.Errorf("session %d is described as %v", i, one)
+			if one["device_name"] != fmt.Sprintf("device %02d", i) ||
+				one["user_agent"] != fmt.Sprintf("agent-%02d/1.0", i) {
+				t.Errorf("session %d has the description %v", i, one)
 			}
-			if me := s.do("GET", "/api/v1/auth/me", nil, "Authorization", bearerOf(a)); !strings.HasPrefix(me.str("username"), fmt.Sprintf("owner-%02d-", i)) {
-				t.Errorf("account %d is called %s", i, me.str("username"))
+			if me := s.do("GET", "/api/v1/auth/me", nil, "Authorization",
+				bearerOf(a)); !strings.HasPrefix(me.str("username"), fmt.Sprintf("owner-%02d-", i)) {
+				t.Errorf("account %d has the name %s", i, me.str("username"))
 			}
 		}
 	})

@@ -28,8 +28,9 @@ const (
 
 var cookieScheme = &httpserver.Scheme{
 	Name: "cookie", Cookie: secureCookie,
-	Description: "The refresh token of a sign-in with `\"transport\": \"cookie\"`. The request must have an empty object as its body, of the type " +
-		"`application/json`, and an `Origin` that is the issuer's or one of `app.origins`. Over plain http, in dev mode, the cookie is named `authctl`.",
+	Description: "The refresh token of a sign-in with `\"transport\": \"cookie\"`. The request must have an empty " +
+		"object as its body, of the type `application/json`, and an `Origin` that is the issuer's or one of " +
+		"`app.origins`. Over plain http, in dev mode, the cookie is named `authctl`.",
 }
 
 // pages takes the cookie from the pages that may use it.
@@ -62,8 +63,8 @@ func (p pages) admit(b httpserver.Browser) error {
 	if b.From(p.own...) {
 		return nil
 	}
-	return auth.ErrOriginNotAllowed.Detail("The cookie is for pages of the service's own origin and those of app.origins, " +
-		"and the request does not come from one, as far as Origin and Sec-Fetch-Site tell.")
+	return auth.ErrOriginNotAllowed.Detail("The cookie is for pages of the service's own origin and those of " +
+		"app.origins, and the request does not come from one, as far as Origin and Sec-Fetch-Site tell.")
 }
 
 // wanted reports whether a sign-in asks for the cookie, and refuses who cannot have it.
@@ -74,7 +75,8 @@ func (p pages) wanted(transport string, b httpserver.Browser) (bool, error) {
 	case transport != inCookie:
 		return false, auth.ErrValidation.Field("transport", "invalid_value", "must be body or cookie, or left out")
 	case p.name == "":
-		return false, auth.ErrValidation.Field("transport", "needs_https", "can be cookie only where browsers come by https")
+		return false, auth.ErrValidation.Field("transport", "needs_https",
+			"can be cookie only where browsers come by https")
 	case b.Sends(): // else nobody is tricked: a program signs itself in
 		return true, p.admit(b)
 	}
@@ -87,7 +89,8 @@ func (p pages) presented(body *string, b httpserver.Browser) (token string, from
 	cookies := p.cookies(b)
 	switch {
 	case body != nil && len(cookies) > 0:
-		return "", false, auth.ErrTwoRefreshTokens.Detail("There is one in the body and one in a cookie. Send an empty object to use the cookie.")
+		return "", false, auth.ErrTwoRefreshTokens.Detail("There is one in the body and one in a cookie. Send an " +
+			"empty object to use the cookie.")
 	case len(cookies) > 1:
 		return "", false, auth.ErrTwoRefreshTokens.Detail("There are several cookies of the name " + p.name + ".")
 	case body != nil:
@@ -99,7 +102,8 @@ func (p pages) presented(body *string, b httpserver.Browser) (token string, from
 		return "", false, err
 	}
 	if len(cookies) == 0 {
-		return "", false, auth.ErrInvalidRefreshToken.Detail("There is no refresh token in the body, and no cookie came along.")
+		return "", false, auth.ErrInvalidRefreshToken.Detail("There is no refresh token in the body, and no cookie " +
+			"came along.")
 	}
 	return cookies[0], true, nil
 }

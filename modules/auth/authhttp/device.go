@@ -15,15 +15,15 @@ const deviceCookie = "authctl_device"
 
 // origin is where a sign-in comes from.
 type origin struct {
-	Peer   httpserver.Peer
-	Device string `header:"Auth-Device" example:"adt_AQ" doc:"The token that an earlier sign-in on this device returned. With it, failures of strangers do not delay the owner."`
-	Cookie string `cookie:"authctl_device" example:"adt_AQ" doc:"The same token, as browsers send it."`
+	Peer        httpserver.Peer
+	DeviceToken string `header:"Auth-Device" example:"adt_AQ" doc:"The token that an earlier sign-in on this device returned. With it, failures of strangers do not delay the owner."`
+	Cookie      string `cookie:"authctl_device" example:"adt_AQ" doc:"The same token, as browsers send it."`
 }
 
 // device is what the request tells of where it comes from.
 func (o origin) device(name string) auth.Device {
 	d := deviceOf(o.Peer)
-	d.Name, d.Token = name, cmp.Or(o.Device, o.Cookie)
+	d.Name, d.Token = name, cmp.Or(o.DeviceToken, o.Cookie)
 	return d
 }
 
@@ -31,21 +31,22 @@ func deviceOf(p httpserver.Peer) auth.Device { return auth.Device{UserAgent: p.U
 
 // signedIn is the answer to a sign-in.
 type signedIn struct {
-	Device  string       `header:"Auth-Device" example:"adt_AQ" doc:"Send it with the next sign-in from this device."`
-	Cookie  *http.Cookie `cookie:"authctl_device" doc:"The same token for browsers on the same site."`
-	Refresh *http.Cookie `cookie:"__Host-authctl" doc:"The refresh token, if it is kept in the cookie."`
-	Body    Tokens
+	DeviceToken string       `header:"Auth-Device" example:"adt_AQ" doc:"Send it with the next sign-in from this device."`
+	Cookie      *http.Cookie `cookie:"authctl_device" doc:"The same token for browsers on the same site."`
+	Refresh     *http.Cookie `cookie:"__Host-authctl" doc:"The refresh token, if it is kept in the cookie."`
+	Body        Tokens
 }
 
 // signedIn is the answer with these tokens, and the refresh token in the cookie or in the body.
 func (a *api) signedIn(t auth.Tokens, cookie bool) signedIn {
-	answer := signedIn{Device: t.Device, Body: tokensOf(t)}
+	answer := signedIn{DeviceToken: t.DeviceToken, Body: tokensOf(t)}
 	if cookie {
 		answer.Refresh, answer.Body.RefreshToken = a.keep(t), ""
 	}
-	if t.Device != "" {
+	if t.DeviceToken != "" {
 		answer.Cookie = &http.Cookie{ //nolint:gosec // Secure is what the issuer's scheme says
-			Name: deviceCookie, Value: t.Device, Path: a.opt.mount() + "/api/v1/auth/", MaxAge: int(a.svc.DeviceTTL() / time.Second),
+			Name: deviceCookie, Value: t.DeviceToken, Path: a.opt.mount() + "/api/v1/auth/",
+			MaxAge:   int(a.svc.DeviceTTL() / time.Second),
 			HttpOnly: true, Secure: a.opt.SecureCookies, SameSite: http.SameSiteStrictMode,
 		}
 	}

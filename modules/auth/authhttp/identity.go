@@ -36,8 +36,9 @@ func (a *api) client() httpserver.Identity[string] {
 	return httpserver.Identity[string]{
 		Scheme: &httpserver.Scheme{
 			Name: "client", HTTP: "basic", InForm: true,
-			Description: "The id and secret of a client of `auth.clients` (`client_secret_basic`), form-encoded or not. " +
-				"They may be sent as `client_id` and `client_secret` in the form instead (`client_secret_post`), but not both ways at once.",
+			Description: "The id and secret of a client of `auth.clients` (`client_secret_basic`), form-encoded " +
+				"or not. They may be sent as `client_id` and `client_secret` in the form instead " +
+				"(`client_secret_post`), but not both ways at once.",
 		},
 		Of: func(_ context.Context, c httpserver.Credentials) (string, error) {
 			return a.authenticateClient(c)
@@ -46,8 +47,8 @@ func (a *api) client() httpserver.Identity[string] {
 }
 
 // bearerToken takes the token out of the Authorization header (RFC 6750 §2.1). Tokens in the
-// query or in a form are not taken: they end up in logs. Whoever sent something else is told
-// what it looks like.
+// query or in a form are not taken: they end up in logs. The refusal of anything else says what it looks
+// like.
 func bearerToken(header string) (string, error) {
 	header = strings.Trim(header, " \t")
 	scheme, token, found := header, "", false
@@ -63,7 +64,8 @@ func bearerToken(header string) (string, error) {
 	case strings.EqualFold(scheme, "Bearer"):
 		return token, plausible(token)
 	case strings.EqualFold(strings.TrimRight(scheme, ":="), "Bearer"):
-		return missing("Between Bearer and the token there must be a space and nothing else: Authorization: Bearer TOKEN.")
+		return missing("Between Bearer and the token there must be a space and nothing else: Authorization: " +
+			"Bearer TOKEN.")
 	case strings.EqualFold(scheme, "Basic"):
 		return missing("This takes an access token, as Authorization: Bearer TOKEN, and not HTTP Basic.")
 	case !found && (strings.Count(header, ".") == 2 || auth.IsRefreshToken(header)):
@@ -94,10 +96,12 @@ func (a *api) authenticateClient(c httpserver.Credentials) (id string, err error
 	}
 	const how = "HTTP Basic (client_secret_basic), or client_id and client_secret in the form (client_secret_post)"
 	refused := func(description string) (string, error) {
-		return "", &httpserver.OAuthError{Status: http.StatusUnauthorized, Code: "invalid_client", Description: description}
+		return "", &httpserver.OAuthError{Status: http.StatusUnauthorized, Code: "invalid_client",
+			Description: description}
 	}
 	confused := func(description string) (string, error) {
-		return "", &httpserver.OAuthError{Status: http.StatusBadRequest, Code: "invalid_request", Description: description}
+		return "", &httpserver.OAuthError{Status: http.StatusBadRequest, Code: "invalid_request",
+			Description: description}
 	}
 	header := c.Authorization()
 	scheme, encoded, _ := strings.Cut(header, " ")

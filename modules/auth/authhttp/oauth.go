@@ -100,7 +100,8 @@ var errNoToken = httpserver.OAuthError{
 // Introspection is RFC 7662 §2.2. A token that is not live has active and nothing else.
 type Introspection struct {
 	Active    bool                 `json:"active" example:"true"`
-	TokenType string               `json:"token_type,omitempty" enum:"access_token,refresh_token" example:"access_token"`
+	TokenType string               `json:"token_type,omitempty" enum:"Bearer" example:"Bearer" doc:"Only for an access token (RFC 6749 §5.1): a resource server takes no others."`
+	TokenUse  string               `json:"token_use,omitempty" enum:"access_token,refresh_token" example:"access_token" doc:"Which of the two it is."`
 	Subject   string               `json:"sub,omitempty" format:"uuid" example:"0199b7f2-6f3e-7c1d-9a55-0c8c5b1f6a10"`
 	Username  string               `json:"username,omitempty" example:"alice"`
 	ClientID  string               `json:"client_id,omitempty" example:"authctl"`
@@ -122,12 +123,12 @@ func (a *api) introspect(ctx context.Context, _ string, in tokenInput) (Introspe
 		return Introspection{}, err
 	}
 	answer := Introspection{
-		Active: true, TokenType: t.TokenType, Subject: t.Subject.String(), Username: t.Username, ClientID: t.ClientID,
+		Active: true, TokenUse: t.Use, Subject: t.Subject.String(), Username: t.Username, ClientID: t.ClientID,
 		Issuer: t.Issuer, Audience: t.Audience, SessionID: t.SessionID.String(),
 		IssuedAt: t.IssuedAt.Unix(), ExpiresAt: t.ExpiresAt.Unix(), AuthTime: t.AuthTime.Unix(),
 	}
 	if t.ID != uuid.Nil {
-		answer.ID = t.ID.String()
+		answer.TokenType, answer.ID = "Bearer", t.ID.String()
 	}
 	return answer, nil
 }

@@ -20,6 +20,7 @@ import (
 type Revocations struct {
 	Cursor      string       `json:"cursor" example:"AQ" doc:"Send it as after to continue from here."`
 	AsOf        string       `json:"as_of" format:"date-time" example:"2026-01-02T15:04:05.123456Z" doc:"This answer and the earlier ones contain everything that had ended by this time, by the clock of the database."`
+	ServerTime  string       `json:"server_time" format:"date-time" example:"2026-01-02T15:04:05.123456Z" doc:"The same moment by the clock of the server, by which it issues tokens."`
 	More        bool         `json:"more" example:"false" doc:"Another page is ready: ask at once. The list is incomplete until the last page."`
 	Revocations []Revocation `json:"revocations"`
 }
@@ -39,9 +40,11 @@ type revocationsInput struct {
 	After       string `query:"after" example:"AQ" doc:"The cursor of the previous answer. Without it the answer begins with everything that has ended and could still be accepted."`
 	Wait        string `query:"wait" pattern:"^[0-9]{0,2}$" example:"0" doc:"Seconds to wait if nothing has ended since: 0 to 30, default 0. For events 1 to 30, default 5: an event comes at least that often."`
 	Verifier    string `query:"verifier" maxLength:"100" example:"orders-3" doc:"Name of the caller: up to 100 printable ASCII characters. authctl verifier list shows it."`
+	Instance    string `query:"instance" maxLength:"64" example:"K7Q2W5XJ3M4N" doc:"Random text that the caller's process makes when it starts: up to 64 printable ASCII characters. Processes of the same name then count one by one. Without it they do by their addresses."`
 	Version     string `query:"version" maxLength:"100" example:"orders 1.4.2" doc:"Version of the caller's program; for people."`
 	Keys        string `query:"keys" example:"lpkJk-MlDxWRkDInAlO2WgoKJQllf958DxvrTfim0kM" doc:"Ids of the signing keys that the caller holds, separated by commas, at most 32. authctl key promote waits until every caller holds the new one."`
 	Accept      string `header:"Accept"`
+	Peer        httpserver.Peer
 	LastEventID string `header:"Last-Event-ID" example:"AQ" doc:"The same as after, as clients of server-sent events send it when they reconnect."`
 }
 
@@ -55,7 +58,9 @@ const (
 	maxWait    = 30 * time.Second
 	eventsWait = 5 * time.Second
 	mostKeys   = 32
-	maxName    = 100
+
+	maxName     = 100
+	maxInstance = 64
 )
 
 var keyID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
@@ -63,7 +68,8 @@ var keyID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
 // The faults of the feed. After crowded the caller had better try another server.
 var (
 	errCursorGone = httpserver.OAuthError{Status: http.StatusGone, Code: "cursor_gone",
-		Description: "The database cannot continue from this cursor: it is another one, was restarted, restored or promoted, or its clock was set back. Start again without after.",
+		Description: "The database cannot continue from this cursor: it is another one, was restarted, restored or " +
+			"promoted, or its clock was set back. Start again without after.",
 	}
 	errCrowded = httpserver.OAuthError{Status: http.StatusServiceUnavailable, Code: "temporarily_unavailable",
 		Description: "This server has reached its limit of followers. Try another server.", RetryAfter: 5 * time.Second,
@@ -76,9 +82,13 @@ func badFollower(description string) error {
 
 // follow reads what a follower asks for.
 func (in revocationsInput) follow(client string) (who auth.Follower, wait time.Duration, err error) {
-	who = auth.Follower{Client: client, Name: in.Verifier, Version: in.Version}
-	if !printable(in.Verifier) || !printable(in.Version) {
-		return who, 0, badFollower("verifier and version are at most 100 printable ASCII characters.")
+	who = auth.Follower{Client: client, Name: in.Verifier, Instance: in.Instance, Version: in.Version}
+	if !printable(in.Verifier, maxName) || !printable(in.Version, maxName) || !printable(in.Instance, maxInstance) {
+		return who, 0, badFollower("verifier and version are at most 100 printable ASCII characters, and instance at " +
+			"most 64.")
+	}
+	if who.Instance == "" && in.Peer.IP.IsValid() {
+		who.Instance = in.Peer.IP.String()
 	}
 	if in.Keys != "" {
 		who.Keys = strings.Split(in.Keys, ",")
@@ -101,8 +111,8 @@ func (in revocationsInput) follow(client string) (who auth.Follower, wait time.D
 	return who, wait, nil
 }
 
-func printable(text string) bool {
-	return len(text) <= maxName && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
+func printable(text string, most int) bool {
+	return len(text) <= most && !strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 // streams reports whether the caller wants server-sent events: Accept names them, and does not name
@@ -167,7 +177,8 @@ func (a *api) revocations(ctx context.Context, client string, in revocationsInpu
 
 // tellRevocations sends a page an event until somebody has gone or something fails.
 func tellRevocations(
-	ctx context.Context, f *auth.Following, page auth.RevocationPage, wait time.Duration, send func(httpserver.Event) error,
+	ctx context.Context, f *auth.Following, page auth.RevocationPage, wait time.Duration,
+	send func(httpserver.Event) error,
 ) {
 	for {
 		err := send(httpserver.Event{Name: "revocations", ID: page.Cursor, Data: page.JSON})

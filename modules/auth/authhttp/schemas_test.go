@@ -34,25 +34,28 @@ func TestEveryTypeOfEventHasItsSchemaServed(t *testing.T) {
 			}
 		}
 		for _, name := range []string{
-			"auth.UserLoggedIn.v2.json", "auth.UserLoggedIn.v1", "auth.UserLoggedIn.v1.JSON", "schemas.go", ".json", "..%2Fevents.md",
+			"auth.UserLoggedIn.v2.json", "auth.UserLoggedIn.v1", "auth.UserLoggedIn.v1.JSON", "schemas.go", ".json",
+			"..%2Fevents.md",
 			"auth.UserLoggedIn.v1.json/", "%00",
 		} {
 			a := s.do("GET", "/.well-known/schemas/"+name, nil)
-			if a.StatusCode != 404 || a.str("code") != "not_found" || a.Header.Get("Content-Type") != "application/problem+json" {
+			if a.StatusCode != 404 || a.str("code") != "not_found" ||
+				a.Header.Get("Content-Type") != "application/problem+json" {
 				t.Errorf("%s: %d %v %s", name, a.StatusCode, a.Header, a.text)
 			}
 		}
 	})
 }
 
-// With an issuer below a path a proxy has mounted the service there: what an event names is then
-// what the service has behind that path.
+// With a path in the issuer, a proxy has mounted the service there. The schema that an event names
+// is then the one that the service has under that path.
 func TestWhatEventsNameIsTheirSchema(t *testing.T) {
 	t.Parallel()
 	for _, mount := range []string{"", "/", "/auth", "/auth/", "/realms/one"} {
 		for _, schema := range schemas.All() {
 			below := issuer + strings.TrimRight(mount, "/")
-			if url := auth.SchemaURL(issuer+mount, schema.Type); url != below+"/.well-known/schemas/"+schema.Type+".json" {
+			if url := auth.SchemaURL(issuer+mount,
+				schema.Type); url != below+"/.well-known/schemas/"+schema.Type+".json" {
 				t.Errorf("issuer %s: %s", issuer+mount, url)
 			}
 		}

@@ -19,8 +19,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// Somebody has all of Redis and all of the database. Nothing in it lets them in, and none of
-// the secrets that people and clients hold is in it.
+// An attacker has all of Redis and all of the database. Nothing in them lets the attacker in, or is
+// a secret of a person or a client.
 func TestADumpOfEverythingLetsNobodyIn(t *testing.T) {
 	t.Parallel()
 	for _, store := range stores {
@@ -43,13 +43,14 @@ func aDumpLetsNobodyIn(t *testing.T, binary, store string) error {
 		own := cachetest.Start(t)
 		client = cachetest.Open(t, own.URL())
 		databasePassword = "database-password-of-the-campaign"
-		w = installationOn(t, binary, dbtest.AsUser(t, dbtest.PostgresURL(t), databasePassword), own.URL(), "AUTH_THROTTLE_ENABLED=true", "OUTBOX_RELAY=inline")
+		w = installationOn(t, binary, dbtest.AsUser(t, dbtest.PostgresURL(t), databasePassword), own.URL(),
+			"AUTH_THROTTLE_ENABLED=true", "OUTBOX_RELAY=inline")
 	default:
 		w = newInstallation(t, binary, store, "AUTH_THROTTLE_ENABLED=true")
 	}
 	s := w.serve()
 
-	// Everything that makes the service write something down.
+	// Everything that makes the service store something.
 	d := s.register()
 	other := s.login(d.name)
 	secrets := []string{password, newPassword, tokenSecret, clientSecret}
@@ -64,8 +65,9 @@ func aDumpLetsNobodyIn(t *testing.T, binary, store string) error {
 	rotated := d.refresh
 	keep(s.must(s.refresh(d.refresh)))
 	keep(s.must(s.refresh(d.refresh)))
-	keep(s.must(s.refresh(rotated))) // there are links to the newest
-	keep(s.must(s.call("POST", api+"/password", d.access, fields{"current_password": password, "new_password": newPassword})))
+	keep(s.must(s.refresh(rotated))) // creates links to the newest token
+	keep(s.must(s.call("POST", api+"/password", d.access,
+		fields{"current_password": password, "new_password": newPassword})))
 	keep(s.must(s.refresh(d.refresh)))
 	_, _ = s.call("POST", api+"/login", "", fields{"username": d.name, "password": "a wrong one, mistyped"})
 	secrets = append(secrets, "a wrong one, mistyped")
@@ -103,14 +105,14 @@ func (w *installation) dump(client *redis.Client) ([]string, error) {
 			values = append(values, key)
 			raw, err := client.Dump(ctx, key).Result()
 			if errors.Is(err, redis.Nil) {
-				continue // it expired since it was listed: a counter of the throttle lives for a moment only
+				continue // it has expired since the listing: counters of the throttle live only for a moment
 			}
 			if err != nil {
 				return nil, err
 			}
 			values = append(values, raw)
 			switch kind := client.Type(ctx, key).Val(); kind {
-			case "none": // expired just now; its dump is kept
+			case "none": // expired just now, but its dump is kept
 			case "string":
 				values = append(values, client.Get(ctx, key).Val())
 			case "hash":
@@ -122,7 +124,7 @@ func (w *installation) dump(client *redis.Client) ([]string, error) {
 			case "zset":
 				values = append(values, client.ZRange(ctx, key, 0, -1).Val()...)
 			default:
-				return nil, fmt.Errorf("%s is a %s, which this does not read", key, kind)
+				return nil, fmt.Errorf("%s is a %s, which this test cannot read", key, kind)
 			}
 		}
 	}
@@ -184,7 +186,7 @@ func (w *installation) column(ctx context.Context, query string) ([]string, erro
 	return list, rows.Err()
 }
 
-// find returns the value that holds a secret in any of the spellings that one would think of.
+// find returns the value that holds a secret in any likely spelling.
 func find(dump []string, secret string) string {
 	if secret == "" {
 		return ""
@@ -192,7 +194,7 @@ func find(dump []string, secret string) string {
 	spellings := []string{secret, hex.EncodeToString([]byte(secret)), base64.StdEncoding.EncodeToString([]byte(secret))}
 	if body, ok := strings.CutPrefix(secret, "art_"); ok {
 		raw, _ := base64.RawURLEncoding.DecodeString(body)
-		// Of a token, the random part is the secret; ids and generation are not.
+		// The random part of a token is its secret; ids and generation are not.
 		random := raw[38:70]
 		spellings = append(spellings, body, string(raw), string(random), hex.EncodeToString(random),
 			base64.RawURLEncoding.EncodeToString(random), base64.RawStdEncoding.EncodeToString(random))
@@ -209,8 +211,8 @@ func find(dump []string, secret string) string {
 
 var words = regexp.MustCompile(`[A-Za-z0-9_+/=.$-]{8,}`)
 
-// tryAsCredentials tries every value of the dump, the words in it, and each of them encoded as
-// a credential may be, wherever a credential is taken.
+// tryAsCredentials tries every value of the dump, its words, and every encoding of them wherever
+// the service accepts a credential.
 func (s *server) tryAsCredentials(name string, dump []string) (int, error) {
 	candidates := map[string]bool{}
 	for _, value := range dump {
@@ -222,7 +224,8 @@ func (s *server) tryAsCredentials(name string, dump []string) (int, error) {
 			if decoded, err := hex.DecodeString(piece); err == nil {
 				raw = decoded
 			}
-			for _, form := range []string{piece, hex.EncodeToString(raw), base64.StdEncoding.EncodeToString(raw), base64.RawURLEncoding.EncodeToString(raw)} {
+			for _, form := range []string{piece, hex.EncodeToString(raw), base64.StdEncoding.EncodeToString(raw),
+				base64.RawURLEncoding.EncodeToString(raw)} {
 				candidates[strings.ToValidUTF8(form, "")] = true
 			}
 		}
@@ -231,7 +234,7 @@ func (s *server) tryAsCredentials(name string, dump []string) (int, error) {
 	for c := range candidates {
 		list = append(list, c)
 	}
-	if !long() && len(list) > 1500 { // in no order: another part each time
+	if !long() && len(list) > 1500 { // in random order, so that each run covers another part
 		list = list[:1500]
 	}
 	next := make(chan string)
@@ -272,12 +275,13 @@ func (s *server) tryAsCredential(name, c string) error {
 			return fmt.Errorf("%.20q as an access token: %v, %v", header, a, err)
 		}
 		there := &server{t: s.t, url: s.url, http: s.http, clientSecret: header}
-		if a, err := there.call("POST", "/oauth2/introspect", "", url.Values{"token": {"x"}}); err != nil || a.Status != http.StatusUnauthorized {
+		if a, err := there.call("POST", "/oauth2/introspect", "", url.Values{"token": {"x"}}); err != nil ||
+			a.Status != http.StatusUnauthorized {
 			return fmt.Errorf("%.20q as a client's secret: %v, %v", header, a, err)
 		}
 	}
 	if len(c) <= 256 {
-		// Wrong passwords are throttled, which is a refusal too.
+		// Wrong passwords are throttled, and that is a refusal too.
 		if a, err := s.call("POST", api+"/login", "", fields{"username": name, "password": c}); err != nil || a.ok() {
 			return fmt.Errorf("%.20q as the password: %v, %v", c, a, err)
 		}

@@ -10,12 +10,12 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
 )
 
-// ending is one of the ways in which a session ends. The victim is the session that ends, the
-// other one is of the same user.
+// ending is one of the ways in which a session ends. victim is the session that ends; other belongs
+// to the same user.
 type ending struct {
 	name string
 	do   func(w *installation, s *server, victim, other *device) (answer, error)
-	all  bool // ends the other one as well
+	all  bool // whether it ends the other one too
 }
 
 const newPassword = "another horse, another battery"
@@ -37,7 +37,8 @@ var endings = []ending{
 		return s.call("DELETE", api+"/sessions", other.access, nil)
 	}, true},
 	{"password changed in another session", func(_ *installation, s *server, _, other *device) (answer, error) {
-		a, err := s.call("POST", api+"/password", other.access, fields{"current_password": password, "new_password": newPassword})
+		a, err := s.call("POST", api+"/password", other.access,
+			fields{"current_password": password, "new_password": newPassword})
 		if err == nil && a.ok() {
 			other.keep(a)
 		}
@@ -54,9 +55,9 @@ var endings = []ending{
 	}, true},
 }
 
-// endsHold: refreshes race with what ends their session. When the end has answered, no refresh
-// that starts later succeeds, on either server, and no access token of the session is taken,
-// the ones that the racing refreshes have just handed out included.
+// endsHold: refreshes race with the end of their session. Once the end is answered, no refresh that
+// starts later succeeds on either server, and no access token of the session is accepted, not even
+// one that a racing refresh has just returned.
 func endsHold(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(len(endings), 30*len(endings)) {
@@ -82,7 +83,7 @@ func endHolds(w *installation, servers []*server, e ending) error {
 			return h.end(i, func() error {
 				a, err := e.do(w, servers[i%2], before, other)
 				if err == nil && !a.ok() {
-					err = fmt.Errorf("the end was answered %v: %s", a, a.Body)
+					err = fmt.Errorf("the answer to the end: %v: %s", a, a.Body)
 				}
 				return err
 			})
@@ -100,7 +101,7 @@ func endHolds(w *installation, servers []*server, e ending) error {
 	if err != nil {
 		return err
 	}
-	// What comes now starts after the answer.
+	// The following requests start after the answer.
 	for _, d := range handedOut {
 		for n, s := range servers {
 			if err := s.expectOver(d); err != nil {

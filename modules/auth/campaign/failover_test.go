@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,18 +20,24 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// withStandby is an installation without Redis on a PostgreSQL with a streaming standby. Its settings
-// name both servers. Events go to a file.
+// withStandby is an installation without Redis on a PostgreSQL with a streaming standby. Its
+// settings name both servers. Events go to a file.
 type withStandby struct {
 	*onOwnEngines
 	standby *outboxtest.Server
 	log     string
 }
 
-// newWithStandby makes one. parameters are of the database's URL.
+// newWithStandby makes one. parameters are appended to the database's URL.
 func newWithStandby(t *testing.T, parameters string) *withStandby {
 	t.Helper()
-	w := &withStandby{onOwnEngines: &onOwnEngines{database: outboxtest.StartPostgres(t, "fsync = off", "wal_level = replica")}}
+	return withStandbyOf(t, outboxtest.StartPostgres(t, "fsync = off", "wal_level = replica"), "sslmode=disable"+
+		parameters)
+}
+
+func withStandbyOf(t *testing.T, primary *outboxtest.Server, parameters string) *withStandby {
+	t.Helper()
+	w := &withStandby{onOwnEngines: &onOwnEngines{database: primary}}
 	w.standby = w.database.Standby(t)
 	host := func(s *outboxtest.Server) string {
 		u, err := url.Parse(s.URL)
@@ -39,7 +46,7 @@ func newWithStandby(t *testing.T, parameters string) *withStandby {
 		}
 		return u.Host
 	}
-	both := fmt.Sprintf("postgres://postgres@%s,%s/postgres?sslmode=disable%s", host(w.database), host(w.standby), parameters)
+	both := fmt.Sprintf("postgres://postgres@%s,%s/postgres?%s", host(w.database), host(w.standby), parameters)
 	data := t.TempDir()
 	w.log = filepath.Join(data, "events.ndjson")
 	w.wired = &wired{installation: migratedInstallation(t, genuine(t), both, "",
@@ -48,7 +55,7 @@ func newWithStandby(t *testing.T, parameters string) *withStandby {
 	return w
 }
 
-// synchronous makes the primary wait for the standby before it says that something has committed.
+// synchronous makes the primary wait for the standby before it confirms a commit.
 func (w *withStandby) synchronous() {
 	w.t.Helper()
 	admin := dbtest.Open(w.t, w.database.URL)
@@ -59,12 +66,13 @@ func (w *withStandby) synchronous() {
 	}
 	eventually(w.t, "the standby to be synchronous", func() bool {
 		var n int
-		err := admin.QueryRowContext(w.t.Context(), "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'").Scan(&n)
+		err := admin.QueryRowContext(w.t.Context(),
+			"SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'").Scan(&n)
 		return err == nil && n == 1
 	})
 }
 
-// behind waits until the standby has everything, and lets it receive nothing more.
+// behind waits until the standby has received everything, and then cuts it off from the primary.
 func (w *withStandby) behind() {
 	w.t.Helper()
 	primary := dbtest.Open(w.t, w.database.URL)
@@ -73,13 +81,16 @@ func (w *withStandby) behind() {
 		w.t.Fatal(err)
 	}
 	count := func(condition string, args ...any) (n int) {
-		err := primary.QueryRowContext(w.t.Context(), "SELECT count(*) FROM pg_stat_replication WHERE "+condition, args...).Scan(&n)
+		err := primary.QueryRowContext(w.t.Context(), "SELECT count(*) FROM pg_stat_replication WHERE "+condition,
+			args...).Scan(&n)
 		if err != nil {
 			w.t.Fatal(err)
 		}
 		return n
 	}
-	eventually(w.t, "the standby has what was committed", func() bool { return count("flush_lsn >= ?::pg_lsn", position) == 1 })
+	eventually(w.t, "the standby has all commits", func() bool {
+		return count("flush_lsn >= ?::pg_lsn", position) == 1
+	})
 	standby, err := pgx.Connect(w.t.Context(), w.standby.URL)
 	if err != nil {
 		w.t.Fatal(err)
@@ -90,7 +101,7 @@ func (w *withStandby) behind() {
 			w.t.Fatal(err)
 		}
 	}
-	eventually(w.t, "the standby receives nothing more", func() bool { return count("true") == 0 })
+	eventually(w.t, "the standby is cut off", func() bool { return count("true") == 0 })
 }
 
 // failOver kills the primary and promotes the standby. No server is restarted and no setting changed.
@@ -102,7 +113,7 @@ func (w *withStandby) failOver() {
 	eventually(w.t, "the database is found", func() bool { return w.db.PingContext(w.t.Context()) == nil })
 }
 
-// published waits until no event waits, and returns what is in the file.
+// published waits until all events are published, and returns what is in the file.
 func (w *withStandby) published() []outboxtest.Seen {
 	w.t.Helper()
 	eventually(w.t, "every event is published", func() bool {
@@ -116,7 +127,7 @@ func (w *withStandby) published() []outboxtest.Seen {
 	return list
 }
 
-// stored returns the events of the outbox: what identifies one, by its place among those of its user.
+// stored returns the identity of each event in the outbox, keyed by user and sequence.
 func (w *withStandby) stored() map[string]string {
 	w.t.Helper()
 	rows, err := w.db.QueryContext(w.t.Context(), "SELECT key, key_seq, event_id::text FROM outbox_event")
@@ -139,16 +150,16 @@ func (w *withStandby) stored() map[string]string {
 	return all
 }
 
-// people register, sign in on a second device and end the session on the first, one after the other,
-// until they are stopped. What they were told is kept.
+// people register, sign in on a second device and end the session on the first, one after the
+// other, until they are stopped. They record the answers.
 type people struct {
 	stop chan struct{}
 	done sync.WaitGroup
 
 	mu    sync.Mutex
-	live  []*device // of sessions that nobody has ended
-	ended []*device // of sessions whose end was answered
-	later int       // requests that were refused for now
+	live  []*device // with sessions that nobody has ended
+	ended []*device // with sessions whose end was confirmed
+	later int       // requests that were told to come back later
 	errs  []error
 }
 
@@ -163,7 +174,7 @@ func (w *withStandby) people(n int) *people {
 				default:
 				}
 				if !p.visit(w.servers[round%2], w.servers[(round+1)%2]) {
-					time.Sleep(10 * time.Millisecond) // as a client does that is told to wait
+					time.Sleep(10 * time.Millisecond) // as a client does when told to wait
 				}
 			}
 		})
@@ -171,7 +182,7 @@ func (w *withStandby) people(n int) *people {
 	return p
 }
 
-// visit is what one person does, until something is refused.
+// visit is what one person does. It stops at the first refusal.
 func (p *people) visit(here, there *server) bool {
 	name := "u" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	who := fields{"username": name, "password": password}
@@ -193,7 +204,7 @@ func (p *people) visit(here, there *server) bool {
 	return ok
 }
 
-// told reports whether it was done. The only other answer is: not now.
+// told reports whether a request succeeded. The only other allowed answer is "not now".
 func (p *people) told(a answer, err error) (answer, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -216,7 +227,7 @@ func (p *people) keep(list *[]*device, d *device) {
 	*list = append(*list, d)
 }
 
-// progress waits until n more have ended a session.
+// progress waits until n more people have ended a session.
 func (p *people) progress(t testing.TB, n int) {
 	t.Helper()
 	count := func() int { p.mu.Lock(); defer p.mu.Unlock(); return len(p.ended) }
@@ -229,9 +240,9 @@ func (p *people) end() {
 	p.done.Wait()
 }
 
-// The primary is killed under load and a synchronous standby promoted. The servers find it by themselves,
-// say "not now" meanwhile and nothing worse, and nothing that was answered is lost: no account, no
-// session, no end of one, no event.
+// The primary is killed under load and a synchronous standby promoted. The servers find it by
+// themselves and answer nothing worse than "not now" meanwhile. Nothing that was confirmed is lost:
+// no account, no session, no end of a session, no event.
 func TestAFailOverToASynchronousStandbyLosesNothing(t *testing.T) {
 	t.Parallel()
 	for round := range rounds(1, 10) {
@@ -246,7 +257,8 @@ func TestAFailOverToASynchronousStandbyLosesNothing(t *testing.T) {
 			p.progress(t, 15)
 			c.end()
 			p.end()
-			t.Logf("%d sessions live, %d ended, %d refreshes, %d times: not now", len(p.live), len(p.ended), c.rotated, p.later)
+			t.Logf("%d sessions live, %d ended, %d refreshes, %d times told to wait", len(p.live), len(p.ended),
+				c.rotated, p.later)
 			for _, err := range slices.Concat(c.errs, p.errs) {
 				t.Error(err)
 			}
@@ -263,8 +275,47 @@ func TestAFailOverToASynchronousStandbyLosesNothing(t *testing.T) {
 	}
 }
 
-// everythingIsInTheLog checks the file against the outbox: the same events under the same ids, and the
-// events of each user in order and without a gap.
+// Both servers speak TLS, and their certificate is verified. Every connection to the new primary is encrypted.
+func TestAFailOverOverTLS(t *testing.T) {
+	t.Parallel()
+	primary := outboxtest.StartPostgres(t, "fsync = off", "wal_level = replica")
+	primary.Shell(t, `openssl req -new -x509 -days 1 -nodes -subj /CN=db -addext subjectAltName=IP:127.0.0.1 \
+		-out "$PGDATA/server.crt" -keyout "$PGDATA/server.key"
+		chmod 600 "$PGDATA/server.key"
+		psql "$ADMIN_URL" --command="ALTER SYSTEM SET ssl = on" --command='SELECT pg_reload_conf()'`)
+	text, err := os.ReadFile(filepath.Join(primary.Folder(), "data", "server.crt"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	authority := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(authority, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := withStandbyOf(t, primary, "sslmode=verify-full&target_session_attrs=read-write&sslrootcert="+authority)
+	w.synchronous()
+	c := w.churn(4)
+	c.progress(t, 50)
+	w.failOver()
+	c.progress(t, 50)
+	c.end()
+	for _, err := range c.errs {
+		t.Error(err)
+	}
+	for _, d := range c.devices {
+		if err := w.audit(w.servers, false, d); err != nil {
+			t.Error(err)
+		}
+	}
+	var all, secure int
+	err = dbtest.Open(t, w.standby.URL).QueryRowContext(t.Context(), `SELECT count(*), count(*) FILTER (WHERE ssl)
+		FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name = 'authctl'`).Scan(&all, &secure)
+	if err != nil || all == 0 || secure != all {
+		t.Errorf("%d of %d connections are encrypted: %v", secure, all, err)
+	}
+}
+
+// everythingIsInTheLog checks the file against the outbox: it has the same events with the same
+// ids, and the events of each user in order and without a gap.
 func (w *withStandby) everythingIsInTheLog(p *people) {
 	w.t.Helper()
 	seen := map[string]string{}
@@ -273,8 +324,8 @@ func (w *withStandby) everythingIsInTheLog(p *people) {
 	for _, e := range w.published() {
 		place := fmt.Sprint(e.Key, " ", e.Seq)
 		if id, again := seen[place]; again {
-			if id != e.ID { // at least once: but the same one
-				w.t.Errorf("event %s is two: %s and %s", place, id, e.ID)
+			if id != e.ID { // delivered at least once, but always the same event
+				w.t.Errorf("two events have the id %s: %s and %s", place, id, e.ID)
 			}
 			continue
 		}
@@ -295,14 +346,14 @@ func (w *withStandby) everythingIsInTheLog(p *people) {
 	}
 	for _, d := range p.ended {
 		if !strings.Contains(text, d.name) || !strings.Contains(text, d.sid.String()) {
-			w.t.Errorf("the log knows nothing of %s", d.name)
+			w.t.Errorf("the log lacks %s", d.name)
 		}
 	}
 }
 
-// The primary is killed and a standby promoted that has not received the last commits, as may be without
-// synchronous replication. This is what operations.md says is lost, and what it tells the operator to do
-// makes good.
+// The primary is killed, and a standby is promoted that lacks the last commits, which can happen
+// without synchronous replication. What operations.md says is lost is lost, and what it tells the
+// operator to do repairs that.
 func TestAFailOverToAStandbyThatIsBehind(t *testing.T) {
 	t.Parallel()
 	w := newWithStandby(t, "&target_session_attrs=read-write")
@@ -312,7 +363,7 @@ func TestAFailOverToAStandbyThatIsBehind(t *testing.T) {
 	w.published()
 	w.behind()
 
-	// All of this is answered, and published.
+	// All of this is confirmed and published.
 	late := w.servers[0].register()
 	w.servers[0].must(w.servers[0].call("POST", api+"/logout", victim.access, nil))
 	if err := w.servers[1].expectOver(victim); err != nil {
@@ -326,7 +377,7 @@ func TestAFailOverToAStandbyThatIsBehind(t *testing.T) {
 		t.Error(err)
 	}
 
-	// An account is gone, and with it its session.
+	// An account is lost with its session.
 	for _, s := range w.servers {
 		a, err := s.getInTheEnd("/me", late.access)
 		if err != nil || a.Status != http.StatusUnauthorized {
@@ -336,17 +387,18 @@ func TestAFailOverToAStandbyThatIsBehind(t *testing.T) {
 	if a, err := w.servers[0].signInEventually(late.name); err != nil || a.Status != http.StatusUnauthorized {
 		t.Errorf("an account that was lost: %v, %v", a, err)
 	}
-	// A session that had ended lives again.
+	// An ended session is live again.
 	if a, err := w.servers[0].getInTheEnd("/me", victim.access); err != nil || !a.ok() {
 		t.Errorf("a session whose end was lost: %v, %v", a, err)
 	}
-	// Nobody else is signed out: a refresh token that was handed out meanwhile is ahead of its record.
+	// Nobody else is signed out: a refresh token from just before the fail-over is newer than its
+	// record.
 	for _, d := range append(c.devices, bystander) {
 		if err := w.audit(w.servers, false, d); err != nil {
 			t.Error(err)
 		}
 	}
-	// The log has events that the database does not know.
+	// The log has events that the database lacks.
 	stored, unknown := w.stored(), map[string]string{}
 	for _, e := range ahead {
 		if place := fmt.Sprint(e.Key, " ", e.Seq); stored[place] != e.ID {
@@ -354,9 +406,9 @@ func TestAFailOverToAStandbyThatIsBehind(t *testing.T) {
 		}
 	}
 	if len(unknown) != 2 {
-		t.Errorf("unknown to the new primary are %v, want a registration and an end", unknown)
+		t.Errorf("the new primary lacks %v, want a registration and an end", unknown)
 	}
-	// The operator ends every session. The next event of the victim has the number of the lost one.
+	// The operator ends every session. The victim's next event has the sequence of the lost one.
 	w.command("session", "revoke", "--all", "--yes")
 	for _, s := range w.servers {
 		if err := s.expectOver(victim); err != nil {
@@ -370,6 +422,6 @@ func TestAFailOverToAStandbyThatIsBehind(t *testing.T) {
 		}
 	}
 	if again != 1 {
-		t.Errorf("%d events have the number of one that was lost, want 1", again)
+		t.Errorf("%d events have the sequence of a lost one, want 1", again)
 	}
 }

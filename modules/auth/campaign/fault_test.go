@@ -14,8 +14,8 @@ import (
 	"github.com/toppira/authctl/platform/cache/cachetest"
 )
 
-// onOwnEngines is an installation whose engines may be killed: two servers, with wires to a
-// PostgreSQL and a Redis of the test's own.
+// onOwnEngines is an installation whose engines may be killed: two servers, connected through wires
+// to a PostgreSQL and a Redis of the test's own.
 type onOwnEngines struct {
 	*wired
 	servers  []*server
@@ -36,25 +36,24 @@ func newOnOwnEngines(t *testing.T, settings ...string) *onOwnEngines {
 	return w
 }
 
-// expectUnavailable returns an error unless the request is refused for now, as the contract
-// has it.
+// expectUnavailable returns an error unless the request is refused for now, as the contract says.
 func (s *server) expectUnavailable(what string, a answer, err error) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", what, err)
 	}
 	if a.Status != http.StatusServiceUnavailable || a.Code != "unavailable" || a.RetryAfter == "" {
-		return fmt.Errorf("%s: answered %v with Retry-After %q: %s", what, a, a.RetryAfter, a.Body)
+		return fmt.Errorf("%s: the answer is %v with Retry-After %q: %s", what, a, a.RetryAfter, a.Body)
 	}
 	return nil
 }
 
-// population is one user for each way in which a session can be over, and one whose is not.
+// population has a user for each way in which a session can end, and one whose session is live.
 type population struct {
 	live *device
 	over []*device
 }
 
-// populate makes users and ends the sessions of all but one.
+// populate makes the users, and ends the sessions of all but one.
 func (w *onOwnEngines) populate() *population {
 	w.t.Helper()
 	s := w.servers[0]
@@ -62,8 +61,14 @@ func (w *onOwnEngines) populate() *population {
 	for _, e := range endings {
 		victim := s.register()
 		other := s.login(victim.name)
-		a, err := e.do(w.installation, w.servers[1], victim, other)
-		s.must(a, err)
+		tries := 0
+		a, err := untilAvailable(func() (answer, error) {
+			tries++
+			return e.do(w.installation, w.servers[1], victim, other)
+		})
+		if tries == 1 || err != nil || a.Status != http.StatusUnauthorized { // an earlier attempt may have ended it
+			s.must(a, err)
+		}
 		p.over = append(p.over, victim)
 	}
 	reused := s.register()
@@ -72,7 +77,7 @@ func (w *onOwnEngines) populate() *population {
 	return p
 }
 
-// holds returns what of the population is not as it was left.
+// holds checks that ended sessions are still ended, and that the live one is live.
 func (w *onOwnEngines) holds(p *population, storeLost bool) error {
 	for _, d := range p.over {
 		if err := w.audit(w.servers, storeLost, d); err != nil {
@@ -87,18 +92,19 @@ func (w *onOwnEngines) holds(p *population, storeLost bool) error {
 	return w.audit(w.servers, storeLost, p.live)
 }
 
-// recovers waits until both servers serve again, by themselves.
+// recovers waits until both servers work again by themselves.
 func (w *onOwnEngines) recovers() {
 	w.t.Helper()
 	for _, s := range w.servers {
 		eventually(w.t, "the server recovers", func() bool {
-			a, err := s.call("POST", api+"/register", "", fields{"username": fmt.Sprintf("probe%d", time.Now().UnixNano()), "password": password})
+			a, err := s.call("POST", api+"/register", "",
+				fields{"username": fmt.Sprintf("probe%d", time.Now().UnixNano()), "password": password})
 			return err == nil && a.ok()
 		})
 	}
 }
 
-// whileRedisIsAway asks for everything that can be asked for.
+// whileRedisIsAway tries all operations without Redis.
 func (w *onOwnEngines) whileRedisIsAway(p *population) error {
 	s := w.servers[0]
 	a, err := s.refresh(p.live.refresh)
@@ -109,8 +115,9 @@ func (w *onOwnEngines) whileRedisIsAway(p *population) error {
 	if err := s.expectUnavailable("sign-in", a, err); err != nil {
 		return err
 	}
-	// Nor is a password changed that no new tokens could be given for.
-	a, err = s.call("POST", api+"/password", p.live.access, fields{"current_password": password, "new_password": newPassword})
+	// A password change needs new tokens, so it is refused too.
+	a, err = s.call("POST", api+"/password", p.live.access,
+		fields{"current_password": password, "new_password": newPassword})
 	if err := s.expectUnavailable("password change", a, err); err != nil {
 		return err
 	}
@@ -125,8 +132,8 @@ func (w *onOwnEngines) whileRedisIsAway(p *population) error {
 	if err != nil || !a.ok() {
 		return fmt.Errorf("GET /me, which needs the database alone: %v, %v", a, err)
 	}
-	// What is over stays so. Where the end was of all sessions, a refresh cannot know without
-	// the record which they were; it is refused all the same.
+	// Ended sessions stay ended. After the end of all sessions a refresh cannot tell without the
+	// record whether its session is one of them, so it is refused as well.
 	for _, d := range p.over {
 		if a, err := s.refresh(d.refresh); err != nil || !a.refused() {
 			return fmt.Errorf("refresh of an ended session: %v, %v", a, err)
@@ -149,18 +156,20 @@ func (w *onOwnEngines) endedWhileRedisIsAway(doomed []*device) error {
 			return s.call("DELETE", api+"/me", d.access, fields{"password": password})
 		},
 		func(s *server, d *device) (answer, error) {
-			return answer{Status: http.StatusOK}, w.try("another pass phrase\n", "user", "set-password", d.name, "--password-stdin")
+			return answer{Status: http.StatusOK}, w.try("another pass phrase\n", "user", "set-password", d.name,
+				"--password-stdin")
 		},
 	} {
 		a, err := end(w.servers[1], doomed[i])
-		if i == 3 && err != nil { // a command may say that it cannot, before it did anything
+		if i == 3 && err != nil { // a command may refuse before it has done anything
 			continue
 		}
 		if err != nil || !a.ok() {
 			return fmt.Errorf("end %d, with Redis away: %v, %v: %s", i, a, err, a.Body)
 		}
 		for _, s := range w.servers {
-			if a, err := s.call("GET", api+"/me", doomed[i].access, nil); err != nil || a.Status != http.StatusUnauthorized {
+			if a, err := s.call("GET", api+"/me", doomed[i].access, nil); err != nil ||
+				a.Status != http.StatusUnauthorized {
 				return fmt.Errorf("GET /me after end %d: %v, %v", i, a, err)
 			}
 			if a, err := s.refresh(doomed[i].refresh); err != nil || !a.refused() {
@@ -177,15 +186,19 @@ func TestRedisAway(t *testing.T) {
 		name  string
 		begin func(w *onOwnEngines)
 		end   func(w *onOwnEngines)
-		lost  bool // the sessions' records are gone
+		lost  bool // whether the sessions' records are gone
 	}{
-		{"killed and back with its data", func(w *onOwnEngines) { w.redis.Kill() }, func(w *onOwnEngines) { w.redis.Restart() }, false},
+		{"killed and back with its data", func(w *onOwnEngines) {
+			w.redis.Kill()
+		}, func(w *onOwnEngines) { w.redis.Restart() }, false},
 		{"killed and back empty", func(w *onOwnEngines) { w.redis.Kill() }, func(w *onOwnEngines) {
 			w.redis = cachetest.Start(w.t)
 			w.toRedis.retarget("127.0.0.1:" + w.redis.Port())
 		}, true},
 		{"paused", func(w *onOwnEngines) { w.redis.Pause() }, func(w *onOwnEngines) { w.redis.Resume() }, false},
-		{"silent", func(w *onOwnEngines) { w.toRedis.faulty(func(message) verdict { return hold }) }, func(w *onOwnEngines) { w.toRedis.release() }, false},
+		{"silent", func(w *onOwnEngines) {
+			w.toRedis.faulty(func(message) verdict { return hold })
+		}, func(w *onOwnEngines) { w.toRedis.release() }, false},
 	} {
 		t.Run(strings.ReplaceAll(fault.name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
@@ -238,7 +251,7 @@ func TestRedisFlushed(t *testing.T) {
 	if err := w.servers[0].expectCode(p.live.refresh, "session_expired"); err != nil {
 		t.Error(err)
 	}
-	// Nothing was revoked: nobody is told so.
+	// Nothing was revoked, so no answer says so.
 	if err := w.expectEvents(p.live); err != nil {
 		t.Error(err)
 	}
@@ -248,7 +261,7 @@ func TestRedisFlushed(t *testing.T) {
 	}
 }
 
-// A replica takes over that has missed the last writes: rotations, ends, a sign-in, a mark.
+// A replica takes over that lacks the last writes: rotations, ends, a sign-in, a mark.
 func TestRedisFailsOverToAReplicaThatIsBehind(t *testing.T) {
 	t.Parallel()
 	w := newOnOwnEngines(t)
@@ -263,7 +276,7 @@ func TestRedisFailsOverToAReplicaThatIsBehind(t *testing.T) {
 		reused.keep(s.must(strict.refresh(reused.refresh)))
 	}
 	eventually(t, "the replica follows", func() bool { return follows(t, follower) })
-	if err := follower.ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil { // from here on it misses everything
+	if err := follower.ReplicaOf(t.Context(), "NO", "ONE").Err(); err != nil { // from here on it misses every write
 		t.Fatal(err)
 	}
 
@@ -300,8 +313,8 @@ func TestRedisFailsOverToAReplicaThatIsBehind(t *testing.T) {
 	if err := w.audit(w.servers, true, late); err != nil {
 		t.Errorf("a sign-in that the replica has missed: %v", err)
 	}
-	// An old token that the fail-over revived may be a late duplicate, as long as the window in
-	// which its owner came back is open. Then it is found out.
+	// A token that the fail-over has revived may be a late duplicate as long as the grace window
+	// since the owner's return is open. After that, it counts as reuse.
 	if err := s.expectCode(revived, "invalid_refresh_token"); err != nil {
 		t.Error(err)
 	}
@@ -316,7 +329,7 @@ func TestRedisFailsOverToAReplicaThatIsBehind(t *testing.T) {
 	}
 }
 
-// follows reports whether a replica has all that its primary has written.
+// follows reports whether a replica has everything that its primary has written.
 func follows(t *testing.T, replica *redis.Client) bool {
 	info, err := replica.Info(t.Context(), "replication").Result()
 	if err != nil || !strings.Contains(info, "master_link_status:up") {
@@ -326,20 +339,20 @@ func follows(t *testing.T, replica *redis.Client) bool {
 	return err == nil && len(keys) >= 5*2 && !strings.Contains(info, "master_sync_in_progress:1")
 }
 
-// churn refreshes one chain for each device, one request after the other, over both servers,
-// until it is stopped: whatever breaks meanwhile, no refresh says that a session is over. A
-// request without a proper answer is sent again with the same token.
+// churn refreshes one chain per device, one request after the other, on both servers in turn, until
+// it is stopped. Whatever breaks meanwhile, no refresh may say that a session has ended. A request
+// without a proper answer is sent again with the same token.
 //
-// A token that is sent again after the grace window counts as used twice (sessions may have been
-// stolen), and its client has to sign in. That is right exactly if the window has passed since the
-// token was replaced, which was not before it was first sent.
+// A token that is sent again after the grace window counts as reuse (sessions may have been
+// stolen), and its client has to sign in. That is right only if the window has passed since the
+// rotation, which cannot be earlier than the first request with the token.
 type churn struct {
 	devices []*device
 	stop    chan struct{}
 	done    sync.WaitGroup
 	mu      sync.Mutex
 	rotated int
-	late    []string // sign-ins since a token was not answered within the window, and how it was spent
+	late    []string // sign-ins after a token had no answer within the window, and what happened in that time
 	errs    []error
 }
 
@@ -355,7 +368,7 @@ func (w *onOwnEngines) churn(n int) *churn {
 		d := w.servers[0].register()
 		c.devices = append(c.devices, d)
 		c.done.Go(func() {
-			first, lost, later := time.Time{}, 0, 0 // of the present token
+			first, lost, later := time.Time{}, 0, 0 // of the current token
 			for round := i; ; round++ {
 				select {
 				case <-c.stop:
@@ -369,8 +382,9 @@ func (w *onOwnEngines) churn(n int) *churn {
 				if silence := time.Since(first); err == nil && a.Code == "refresh_token_reused" && silence > window {
 					if a, err = w.servers[round%2].signInEventually(d.name); err == nil && a.ok() {
 						c.mu.Lock()
-						c.late = append(c.late, fmt.Sprintf("after %v, %d requests without an answer and %d answered 503",
-							silence.Round(time.Second), lost, later))
+						c.late = append(c.late,
+							fmt.Sprintf("after %v, %d requests without an answer and %d answered 503",
+								silence.Round(time.Second), lost, later))
 						c.mu.Unlock()
 					}
 				}
@@ -385,13 +399,15 @@ func (w *onOwnEngines) churn(n int) *churn {
 				case a.Status == http.StatusServiceUnavailable:
 					later++
 				default:
-					c.errs = append(c.errs, fmt.Errorf("refresh answered %v: %s; the token was first sent %v ago", a, a.Body, time.Since(first)))
+					c.errs = append(c.errs,
+						fmt.Errorf("refresh answered %v: %s; the token was first sent %v ago", a, a.Body,
+							time.Since(first)))
 					c.mu.Unlock()
-					return // it will not be answered otherwise
+					return // another attempt would get the same answer
 				}
 				c.mu.Unlock()
 				if err != nil || !a.ok() {
-					time.Sleep(10 * time.Millisecond) // as a client does that is told to wait
+					time.Sleep(10 * time.Millisecond) // as a client does when told to wait
 				}
 			}
 		})
@@ -399,7 +415,7 @@ func (w *onOwnEngines) churn(n int) *churn {
 	return c
 }
 
-// progress waits until n more refreshes have gone well.
+// progress waits until n more refreshes have succeeded.
 func (c *churn) progress(t testing.TB, n int) {
 	t.Helper()
 	c.mu.Lock()
@@ -413,7 +429,7 @@ func (c *churn) end() {
 	c.done.Wait()
 }
 
-// Engines crash and come back, freeze and go on, lose every connection, all under load.
+// Under load, engines crash and come back, freeze and continue, and lose every connection.
 func TestEnginesCrashUnderRefreshes(t *testing.T) {
 	t.Parallel()
 	w := newOnOwnEngines(t)
@@ -461,8 +477,8 @@ func TestEnginesCrashUnderRefreshes(t *testing.T) {
 	t.Logf("%d refreshes", c.rotated)
 }
 
-// The database crashes at each step of an end, from the commit's first message on: what was
-// answered holds, and what was not is whole or not at all.
+// The database crashes at each step of an end, from the commit's first message on. A confirmed end
+// holds, and an unconfirmed one has happened completely or not at all.
 func TestDatabaseCrashesAtEachStepOfAnEnd(t *testing.T) {
 	t.Parallel()
 	w := newOnOwnEngines(t)

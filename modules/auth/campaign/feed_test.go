@@ -20,8 +20,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// follower keeps what /oauth2/revocations tells. It asks one server and moves to the next one
-// when that does not answer.
+// follower keeps what /oauth2/revocations tells it. It asks one server, and moves to the next when
+// that one does not answer.
 type follower struct {
 	cursor string
 	stop   chan struct{}
@@ -29,12 +29,12 @@ type follower struct {
 
 	mu        sync.Mutex
 	servers   []*server
-	known     map[string]time.Time // since when
+	known     map[string]time.Time // when it learnt of each
 	snapshots int
 	err       error
 }
 
-// factOf names a fact; of an account the epoch below which its tokens are over.
+// factOf names a fact. For an account it includes the epoch below which its tokens are void.
 func factOf(kind, id string, epoch int64) string {
 	if kind == "account" {
 		return fmt.Sprintf("account %s %d", id, epoch)
@@ -69,9 +69,10 @@ func (f *follower) end() error {
 	return f.err
 }
 
-// ask asks once. The error is that the server is of no use now.
+// ask asks once. It returns an error if the server cannot be used right now.
 func (f *follower) ask(s *server, wait int) error {
-	a, err := s.call("GET", fmt.Sprintf("/oauth2/revocations?verifier=campaign&wait=%d&after=%s", wait, url.QueryEscape(f.cursor)), "", nil)
+	a, err := s.call("GET",
+		fmt.Sprintf("/oauth2/revocations?verifier=campaign&wait=%d&after=%s", wait, url.QueryEscape(f.cursor)), "", nil)
 	if err != nil {
 		return err
 	}
@@ -80,12 +81,12 @@ func (f *follower) ask(s *server, wait int) error {
 	switch a.Status {
 	case http.StatusOK:
 	case http.StatusGone:
-		f.cursor = "" // what is known stays known
+		f.cursor = "" // known facts keep their time
 		return nil
 	case http.StatusServiceUnavailable:
 		return fmt.Errorf("answered %v", a)
 	default:
-		f.err = fmt.Errorf("the feed answered %v: %s", a, a.Body)
+		f.err = fmt.Errorf("the answer of the feed: %v: %s", a, a.Body)
 		return f.err
 	}
 	var page struct {
@@ -96,7 +97,7 @@ func (f *follower) ask(s *server, wait int) error {
 		}
 	}
 	if err := json.Unmarshal(a.Body, &page); err != nil {
-		f.err = fmt.Errorf("the feed answered no JSON: %w", err)
+		f.err = fmt.Errorf("the answer of the feed is not JSON: %w", err)
 		return f.err
 	}
 	if f.cursor == "" {
@@ -112,7 +113,7 @@ func (f *follower) ask(s *server, wait int) error {
 	return nil
 }
 
-// since is when the follower learnt that the session is over, by itself or with its account.
+// since is when the follower learnt that the session has ended, by itself or with its account.
 func (f *follower) since(d *device, user string) time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -122,7 +123,7 @@ func (f *follower) since(d *device, user string) time.Time {
 	return f.known[factOf("account", user, 1)]
 }
 
-// misses lists what has ended and the follower does not know, by what the service itself goes by.
+// misses lists facts in the service's own tables that the follower does not know.
 func (w *installation) misses(f *follower, deleted []string) (missed []string, all int, err error) {
 	facts, err := w.column(context.Background(), "SELECT 'session ' || CAST(sid AS text) FROM revoked_session")
 	if err != nil {
@@ -135,7 +136,8 @@ func (w *installation) misses(f *follower, deleted []string) (missed []string, a
 	}
 	facts = append(facts, accounts...)
 	for _, user := range deleted {
-		facts = append(facts, factOf("account", user, 1), factOf("account", user, 2)) // the end of its sessions and of its row
+		// the end of its sessions, and the end of its row
+		facts = append(facts, factOf("account", user, 1), factOf("account", user, 2))
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -147,14 +149,14 @@ func (w *installation) misses(f *follower, deleted []string) (missed []string, a
 	return missed, len(facts), nil
 }
 
-// victim is a session that is to end.
+// victim is a session that will be ended.
 type victim struct {
 	ending
 	user          string
 	victim, other *device
 }
 
-// victims makes one session for each way of ending.
+// victims makes a session for each way of ending one.
 func victims(s *server) (list []victim, err error) {
 	for _, e := range endings {
 		d := s.register()
@@ -178,13 +180,13 @@ type followed struct {
 	f         *follower
 	p         *probe // nil: none
 	deleted   []string
-	over      []string // the access tokens that have ended
+	over      []string // access tokens of ended sessions
 	took      []time.Duration
-	elsewhere []time.Duration // until the verifier refused them
+	elsewhere []time.Duration // how long until the verifier refused each
 }
 
-// end ends sessions and waits until the follower knows of each. may says that a server may not
-// be able to end some of them now.
+// end ends sessions and waits until the follower knows of each. may says that servers may be unable
+// to end some of them right now.
 func (c *followed) end(list []victim, may bool) error {
 	for i, v := range list {
 		asked := 0
@@ -199,7 +201,7 @@ func (c *followed) end(list []victim, may bool) error {
 		if may && err != nil {
 			continue
 		}
-		// The first time it may have committed without saying so.
+		// The first attempt may have committed without an answer.
 		overAlready := asked > 1 && (a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden)
 		if err != nil || !a.ok() && !overAlready {
 			return fmt.Errorf("%s: %v, %w: %s", v.name, a, err, a.Body)
@@ -225,34 +227,36 @@ func (c *followed) end(list []victim, may bool) error {
 	return nil
 }
 
-// nothingMissed compares what the follower knows, and what one knows that begins now, with the
+// nothingMissed compares what the follower knows, and what a new follower is told, with the
 // database.
 func (c *followed) nothingMissed() error {
 	late := &follower{known: map[string]time.Time{}}
-	for range 2 { // the first answer may be of a moment ago
+	for range 2 { // the first answer may be slightly old
 		if err := late.ask(c.servers[len(c.servers)-1], 1); err != nil {
 			return err
 		}
 	}
-	for name, f := range map[string]*follower{"the follower": c.f, "who begins now": late} {
+	for name, f := range map[string]*follower{"the follower": c.f, "a new follower": late} {
 		missed, all, err := c.w.misses(f, c.deleted)
 		if err != nil {
 			return err
 		}
 		if len(missed) > 0 {
-			return fmt.Errorf("%s has missed %d of %d: %s", name, len(missed), all, strings.Join(missed[:min(3, len(missed))], ", "))
+			return fmt.Errorf("%s has missed %d of %d: %s", name, len(missed), all,
+				strings.Join(missed[:min(3, len(missed))], ", "))
 		}
 	}
 	return nil
 }
 
-// report tells how long it took.
+// report logs how long it took.
 func (c *followed) report(t testing.TB) {
 	for who, took := range map[string][]time.Duration{"the follower": c.took, "the verifier": c.elsewhere} {
 		slices.Sort(took)
 		if n := len(took); n > 0 {
 			t.Logf("of %d ends 0 were missed; until %s knew: p50 %v, p99 %v, longest %v; %d snapshots", n, who,
-				took[n/2].Round(time.Millisecond), took[n*99/100].Round(time.Millisecond), took[n-1].Round(time.Millisecond), c.f.snapshots)
+				took[n/2].Round(time.Millisecond), took[n*99/100].Round(time.Millisecond),
+				took[n-1].Round(time.Millisecond), c.f.snapshots)
 			if long() && took[n*99/100] > time.Second {
 				t.Errorf("p99 is %v", took[n*99/100])
 			}
@@ -260,8 +264,8 @@ func (c *followed) report(t testing.TB) {
 	}
 }
 
-// lateCommit ends a session in a transaction that stays open while others commit, which the
-// follower is told of meanwhile. No cursor by an order of numbers survives that.
+// lateCommit ends a session in a transaction that stays open while others commit and the follower
+// is told of them. A cursor that follows a sequence of ids would miss it.
 func (c *followed) lateCommit(between func() error) error {
 	tx, commit := dbtest.Begin(c.w.t, c.w.db)
 	sid := uuid.New()
@@ -282,7 +286,7 @@ func (c *followed) lateCommit(between func() error) error {
 			return nil
 		}
 		if time.Since(begun) > patience/6 {
-			return fmt.Errorf("what committed late was missed")
+			return fmt.Errorf("the late commit was missed")
 		}
 	}
 }
@@ -295,8 +299,9 @@ func endInDatabase(tx database.IDB, sid uuid.UUID) error {
 	return err
 }
 
-// feedMissesNothing: whichever way a session ends, a follower learns of it, and so does one that
-// begins afterwards, while a foreign transaction is open and others commit late.
+// feedMissesNothing: a follower learns of every end, however the session ends, and so does a
+// follower that begins afterwards. Meanwhile a foreign transaction stays open and others commit
+// late.
 func feedMissesNothing(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	c := &followed{w: w, servers: servers, f: follow(servers...)}
@@ -307,7 +312,8 @@ func feedMissesNothing(w *installation) error {
 		}
 		if w.db.IsPostgres() {
 			foreign, over := dbtest.Begin(w.t, w.db)
-			if _, err := foreign.ExecContext(context.Background(), "CREATE TEMPORARY TABLE foreign_work (id integer)"); err != nil {
+			if _, err := foreign.ExecContext(context.Background(),
+				"CREATE TEMPORARY TABLE foreign_work (id integer)"); err != nil {
 				return err
 			}
 			err = c.lateCommit(func() error { return c.end(list, false) })
@@ -330,23 +336,23 @@ func feedMissesNothing(w *installation) error {
 
 func TestTheFeedMissesNothing(t *testing.T) { eachStore(t, feedMissesNothing) }
 
-// The same while 16 clients refresh, Redis is killed, PostgreSQL crashes, the server that is
-// followed is killed, and somebody keeps a transaction open: in the long form for minutes, between
-// crashes. A verifier in a process of its own refuses each ended token too, and those of a revoked
-// key.
+// The same while 16 clients refresh, Redis is killed, PostgreSQL crashes, the followed server is
+// killed, and a foreign transaction stays open (in the long form for minutes, between crashes). A
+// verifier in its own process refuses each ended token too, and those of a revoked key.
 func TestTheFeedMissesNothingWhateverFails(t *testing.T) {
 	t.Parallel()
 	w := newOnOwnEngines(t)
-	// Those that are followed are reached through wires, so that their addresses stay.
+	// The follower reaches its servers through wires, so that their addresses stay the same.
 	mortals, addresses := []*server{w.serve(), w.serve()}, []*server(nil)
 	for _, s := range mortals {
-		// As any follower must, it leaves one that is silent: in place of a server that was killed,
-		// another program of this machine may have its port.
+		// Like any follower, it must give up on a silent server: another program of this machine
+		// may have got the port of a killed server.
 		client := &http.Client{Transport: s.http.Transport, Timeout: patience / 6}
 		addresses = append(addresses, &server{t: t, url: w.through(s.url), http: client})
 	}
 	wires := w.wires[len(w.wires)-len(mortals):]
-	c := &followed{w: w.installation, servers: w.servers, f: follow(addresses...), p: w.newProbe("orders-1", addresses...)}
+	c := &followed{w: w.installation, servers: w.servers, f: follow(addresses...),
+		p: w.newProbe("orders-1", addresses...)}
 	defer c.report(t)
 	load := w.churn(16)
 	direct := dbtest.Open(t, w.database.URL)
@@ -358,7 +364,7 @@ func TestTheFeedMissesNothingWhateverFails(t *testing.T) {
 		return end
 	}
 	over, opened, longest := foreign(), time.Now(), time.Duration(0)
-	const crashes = 8 // each so many rounds
+	const crashes = 8 // one in so many rounds
 	for round := range rounds(1, 40) {
 		if deadline, ok := t.Deadline(); ok && time.Until(deadline) < patience {
 			t.Logf("no time is left after %d rounds", round)
@@ -384,7 +390,7 @@ func TestTheFeedMissesNothingWhateverFails(t *testing.T) {
 			longest = max(longest, time.Since(opened))
 			w.database.Crash(t)
 			w.database.Start(t)
-			_ = over(false) // it went with its connection
+			_ = over(false) // it was lost with its connection
 			w.recovers()
 			over, opened = foreign(), time.Now()
 			if err := c.end(lists[1][len(endings)/2:], false); err != nil {
@@ -393,7 +399,7 @@ func TestTheFeedMissesNothingWhateverFails(t *testing.T) {
 			if err := c.revokeTheKey(); err != nil {
 				t.Errorf("after its key was revoked: %v", err)
 			}
-			for _, v := range lists[2] { // their access tokens went with the key
+			for _, v := range lists[2] { // their access tokens were void with the key
 				for _, d := range []*device{v.victim, v.other} {
 					d.keep(w.servers[0].must(w.servers[0].refreshInTheEnd(d.refresh)))
 				}
@@ -401,7 +407,7 @@ func TestTheFeedMissesNothingWhateverFails(t *testing.T) {
 		} else if err := c.end(lists[1][len(endings)/2:], false); err != nil {
 			t.Error(err)
 		}
-		one := round % len(mortals) // the one that is followed
+		one := round % len(mortals) // the followed server
 		mortals[one].kill()
 		if err := c.end(lists[2], false); err != nil {
 			t.Errorf("after the server was killed: %v", err)
@@ -430,15 +436,16 @@ func TestTheFeedMissesNothingWhateverFails(t *testing.T) {
 			t.Errorf("a session that nobody has ended: %v", err)
 		}
 	}
-	t.Logf("%d refreshes, sign-ins since a window had passed: %q; a foreign transaction was open for %v", load.rotated, load.late,
+	t.Logf("%d refreshes, sign-ins since a window had passed: %q; a foreign transaction was open for %v",
+		load.rotated, load.late,
 		max(longest, time.Since(opened)).Round(time.Second))
 	if err := c.f.end(); err != nil {
 		t.Error(err)
 	}
 }
 
-// revokeTheKey puts a new key in the place of the one that signs, which it revokes, and waits until
-// the verifier refuses its tokens.
+// revokeTheKey replaces the signing key by a new one, revokes it, and waits until the verifier
+// refuses its tokens.
 func (c *followed) revokeTheKey() error {
 	d := c.servers[0].register()
 	kid, err := kidOf(d.access)
@@ -469,8 +476,8 @@ func (c *followed) revokeTheKey() error {
 	return nil
 }
 
-// A standby is promoted that has not received the last commits: its transactions have the ids
-// of those that were lost. No cursor of before goes on there.
+// A standby is promoted that lacks the last commits, so its transactions reuse the ids of the lost
+// ones. No older cursor is valid there.
 func TestAPromotedStandbyIsAnotherDatabase(t *testing.T) {
 	t.Parallel()
 	w := newOnOwnEngines(t)
@@ -494,7 +501,7 @@ func TestAPromotedStandbyIsAnotherDatabase(t *testing.T) {
 	}
 }
 
-// The release before writes facts too: it runs on the same database while servers are replaced.
+// The previous release writes facts too: it runs on the same database while servers are replaced.
 func TestTheFormerReleaseIsFollowedToo(t *testing.T) {
 	former, err := formerBinary()
 	if err != nil {

@@ -27,8 +27,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// patience is the longest that anything may take. Nothing is measured against it: it tells a
-// server that hangs from one that is slow.
+// patience is the longest that anything may take. It measures nothing: it only tells a server that
+// hangs from a slow one.
 const patience = testenv.Patience
 
 const (
@@ -37,18 +37,18 @@ const (
 	clientSecret = "campaign-client-secret"
 )
 
-// installation is one installation: a database, perhaps a Redis, and any number of servers on them.
+// installation is a database, perhaps a Redis, and any number of servers on them.
 type installation struct {
 	t      *testing.T
 	binary string
 	env    []string
 
 	redisURL string
-	db       *database.DB // past the servers, for reading what they wrote
-	spare    []*device    // signed in before something broke
+	db       *database.DB // reads what the servers wrote, without them
+	spare    []*device    // signed in before anything broke
 }
 
-// stores are the ways to keep sessions. Each promise is shown on all of them.
+// stores are the ways to keep sessions. Every promise is tested on each.
 var stores = []string{"redis", "postgres", "sqlite"}
 
 // eachStore runs a scenario on every kind of installation.
@@ -65,7 +65,7 @@ func eachStore(t *testing.T, scenario func(w *installation) error, settings ...s
 	}
 }
 
-// genuine returns the binary that is examined. The others are mutants.
+// genuine returns the binary under test. The others are mutants.
 func genuine(t *testing.T) string {
 	t.Helper()
 	binary, err := builtBinary()
@@ -75,7 +75,8 @@ func genuine(t *testing.T) string {
 	return binary
 }
 
-// newInstallation makes an installation on the shared engines. Settings are NAME=value and come last.
+// newInstallation makes an installation on the shared engines. settings are NAME=value and override
+// others.
 func newInstallation(t *testing.T, binary, store string, settings ...string) *installation {
 	t.Helper()
 	switch store {
@@ -88,13 +89,14 @@ func newInstallation(t *testing.T, binary, store string, settings ...string) *in
 	return installationOn(t, binary, "sqlite:"+filepath.Join(t.TempDir(), "authctl.db"), "", settings...)
 }
 
-// installationOn makes an installation on engines of the test's own. The database is migrated
-// already, or SQLite.
+// installationOn makes an installation on engines of the test's own. The database is SQLite, or has
+// been migrated.
 func installationOn(t *testing.T, binary, databaseURL, redisURL string, settings ...string) *installation {
 	t.Helper()
 	hash := sha256.Sum256([]byte(clientSecret))
 	env := []string{
-		"APP_MODE=dev", "APP_HOST=127.0.0.1", "APP_PORT=0", "APP_OPERATOR_ADDR=off", "APP_DATA_DIR=" + t.TempDir(), "LOG_LEVEL=warn",
+		"APP_MODE=dev", "APP_HOST=127.0.0.1", "APP_PORT=0", "APP_OPERATOR_ADDR=off", "APP_DATA_DIR=" + t.TempDir(),
+		"LOG_LEVEL=warn",
 		"DATABASE_URL=" + databaseURL, "OUTBOX_RELAY=off",
 		"AUTH_TOKEN_SECRET=" + tokenSecret, "AUTH_CLIENTS=" + clientID + ":" + hex.EncodeToString(hash[:]),
 		"AUTH_PASSWORD_BCRYPT_COST=4", "AUTH_THROTTLE_ENABLED=false", "AUTH_REFRESH_GRACE=60s",
@@ -104,7 +106,7 @@ func installationOn(t *testing.T, binary, databaseURL, redisURL string, settings
 	}
 	w := &installation{t: t, binary: binary, redisURL: redisURL, env: append(env, settings...)}
 	if strings.HasPrefix(databaseURL, "sqlite:") {
-		w.command("migrate", "up") // so that two servers need not do it at once
+		w.command("migrate", "up") // so that two servers need not migrate at once
 	}
 	w.db = dbtest.Open(t, databaseURL)
 	return w
@@ -126,7 +128,7 @@ func (w *installation) command(args ...string) {
 	}
 }
 
-// try runs one command with something to read on its standard input.
+// try runs a command with the given standard input.
 func (w *installation) try(stdin string, args ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
@@ -144,7 +146,7 @@ type server struct {
 	url  string
 	http *http.Client
 
-	clientSecret string // of the client that introspects, when not the right one
+	clientSecret string // a client other than the right one, for introspection
 
 	process *exec.Cmd
 	ended   chan struct{} // closed when it has ended
@@ -168,7 +170,7 @@ func (w *installation) serve(settings ...string) *server {
 	w.t.Cleanup(func() {
 		s.kill()
 		if w.t.Failed() {
-			w.t.Logf("what the server at %s said last:\n%s", s.url, s.log.String())
+			w.t.Logf("the last output of the server at %s:\n%s", s.url, s.log.String())
 		}
 	})
 	up := make(chan string, 1)
@@ -185,9 +187,9 @@ func (w *installation) serve(settings ...string) *server {
 	select {
 	case s.url = <-up:
 	case <-s.ended:
-		w.t.Fatalf("the server does not start:\n%s", s.log.String())
+		w.t.Fatalf("the server did not start:\n%s", s.log.String())
 	case <-time.After(patience):
-		w.t.Fatalf("the server is not up:\n%s", s.log.String())
+		w.t.Fatalf("the server does not answer:\n%s", s.log.String())
 	}
 	s.http = &http.Client{
 		Transport: &http.Transport{MaxIdleConnsPerHost: 256},
@@ -197,13 +199,13 @@ func (w *installation) serve(settings ...string) *server {
 	return s
 }
 
-// kill ends the server as kill -9 does, and returns when it is gone.
+// kill ends the server as kill -9 does, and returns once it has ended.
 func (s *server) kill() {
 	_ = s.process.Process.Kill()
 	<-s.ended
 }
 
-// lastLines keeps the end of a log.
+// lastLines keeps the last lines of a log.
 type lastLines struct {
 	mu    sync.Mutex
 	lines []string
@@ -223,7 +225,7 @@ func (l *lastLines) String() string {
 	return strings.Join(l.lines, "\n")
 }
 
-// answer is what came back over HTTP.
+// answer is an answer over HTTP.
 type answer struct {
 	Status     int    `json:"-"`
 	Code       string `json:"-"` // of a problem
@@ -231,7 +233,7 @@ type answer struct {
 	RetryAfter string `json:"-"`
 	Body       []byte `json:"-"`
 
-	Device                string    `json:"-"` // what marks a known device
+	Device                string    `json:"-"` // the token of a known device
 	AccessToken           string    `json:"access_token"`
 	RefreshToken          string    `json:"refresh_token"`
 	SessionID             uuid.UUID `json:"session_id"`
@@ -243,21 +245,21 @@ func (a answer) String() string {
 	return strings.TrimSpace(fmt.Sprintf("%d %s", a.Status, a.Code))
 }
 
-// ok reports whether the server did what it was asked.
+// ok reports whether the request succeeded.
 func (a answer) ok() bool { return a.Status >= 200 && a.Status < 300 }
 
-// proper reports whether the answer is one that the contract knows: success, or a problem that
-// is not a fault of the program.
+// proper reports whether the contract knows the answer: success, or a problem that is not a defect
+// of the program.
 func (a answer) proper() bool {
 	return a.ok() || a.Code != "" && a.Status != http.StatusInternalServerError
 }
 
-// refused reports whether the answer is no, for good or for now.
+// refused reports whether the answer is a refusal, for good or for now.
 func (a answer) refused() bool {
 	return a.Status == http.StatusUnauthorized || a.Status == http.StatusServiceUnavailable
 }
 
-// call sends one request; a body that is not url.Values goes as JSON. The error is that no
+// call sends one request; a body other than url.Values is sent as JSON. It returns an error if no
 // answer came.
 func (s *server) call(method, path, bearer string, body any) (answer, error) {
 	var content io.Reader
@@ -290,7 +292,8 @@ func (s *server) call(method, path, bearer string, body any) (answer, error) {
 		return answer{}, err
 	}
 	defer res.Body.Close()
-	a := answer{Status: res.StatusCode, Replayed: res.Header.Get("Auth-Refresh-Replayed") == "true", RetryAfter: res.Header.Get("Retry-After"), Device: res.Header.Get("Auth-Device")}
+	a := answer{Status: res.StatusCode, Replayed: res.Header.Get("Auth-Refresh-Replayed") == "true",
+		RetryAfter: res.Header.Get("Retry-After"), Device: res.Header.Get("Auth-Device")}
 	if a.Body, err = io.ReadAll(res.Body); err != nil {
 		return answer{}, err
 	}
@@ -304,7 +307,7 @@ func (s *server) call(method, path, bearer string, body any) (answer, error) {
 	}
 	var problem struct{ Code, Error string }
 	if err := json.Unmarshal(a.Body, &problem); err == nil {
-		a.Code = problem.Code + problem.Error // the latter from /oauth2/
+		a.Code = problem.Code + problem.Error // the latter for /oauth2/
 	}
 	return a, nil
 }
@@ -313,7 +316,7 @@ const api = "/api/v1/auth"
 
 type fields map[string]string
 
-// device is what a client keeps of one session.
+// device is what a client stores of one session.
 type device struct {
 	name    string // of the user
 	access  string
@@ -321,25 +324,25 @@ type device struct {
 	sid     uuid.UUID
 }
 
-// keep takes the new tokens out of an answer.
+// keep stores the new tokens of an answer.
 func (d *device) keep(a answer) {
 	d.access, d.refresh, d.sid = a.AccessToken, a.RefreshToken, a.SessionID
 }
 
 const password = "correct horse battery staple"
 
-// register makes a user with a name of its own, signed in on one device.
+// register makes a user with a unique name, signed in on one device.
 func (s *server) register() *device {
 	s.t.Helper()
 	d := &device{}
 	d.keep(s.must(untilAvailable(func() (answer, error) {
-		d.name = "u" + strings.ReplaceAll(uuid.NewString(), "-", "") // the one before may be taken by now
+		d.name = "u" + strings.ReplaceAll(uuid.NewString(), "-", "") // an earlier attempt may have taken the name
 		return s.call("POST", api+"/register", "", fields{"username": d.name, "password": password})
 	})))
 	return d
 }
 
-// login signs the user in on one more device.
+// login signs the user in on another device.
 func (s *server) login(name string) *device {
 	s.t.Helper()
 	d := &device{name: name}
@@ -347,14 +350,14 @@ func (s *server) login(name string) *device {
 	return d
 }
 
-// signInEventually signs in, again where this machine hashes too slowly for what is asked of it.
+// signInEventually signs in, and tries again where this machine hashes too slowly.
 func (s *server) signInEventually(name string) (answer, error) {
 	return untilAvailable(func() (answer, error) {
 		return s.call("POST", api+"/login", "", fields{"username": name, "password": password})
 	})
 }
 
-// must ends the test unless the call did what it should: it is not what is being examined.
+// must ends the test unless the request, which is not under test, succeeded.
 func (s *server) must(a answer, err error) answer {
 	s.t.Helper()
 	if err != nil {
@@ -366,8 +369,8 @@ func (s *server) must(a answer, err error) answer {
 	return a
 }
 
-// reuse ends the device's session: it presents a token that was replaced where there is no
-// window, and returns it.
+// reuse ends the device's session by reuse: it presents a replaced token without a grace window,
+// and returns that token.
 func (w *installation) reuse(s *server, d *device) (replaced string) {
 	w.t.Helper()
 	strict := w.serve("AUTH_REFRESH_GRACE=0s")
@@ -386,8 +389,8 @@ func (s *server) refresh(token string) (answer, error) {
 	return s.call("POST", api+"/refresh", "", fields{"refresh_token": token})
 }
 
-// untilAvailable sends a request again while the answer is "not now", as a client does: a busy
-// machine, or an engine that has just come back, is not what is being examined.
+// untilAvailable repeats a request while the answer is "not now", as a client does. A busy machine
+// or an engine that has just come back is not under test.
 func untilAvailable(send func() (answer, error)) (answer, error) {
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		a, err := send()
@@ -397,17 +400,17 @@ func untilAvailable(send func() (answer, error)) (answer, error) {
 	}
 }
 
-// refreshInTheEnd is refresh, sent until there is an answer.
+// refreshInTheEnd repeats a refresh until there is an answer.
 func (s *server) refreshInTheEnd(token string) (answer, error) {
 	return untilAvailable(func() (answer, error) { return s.refresh(token) })
 }
 
-// getInTheEnd asks for something with an access token, until there is an answer.
+// getInTheEnd repeats a GET with an access token until there is an answer.
 func (s *server) getInTheEnd(path, access string) (answer, error) {
 	return untilAvailable(func() (answer, error) { return s.call("GET", api+path, access, nil) })
 }
 
-// active asks an introspection whether a token of either kind is live.
+// active asks the introspection whether a token of either kind is live.
 func (s *server) active(token string) (bool, error) {
 	a, err := untilAvailable(func() (answer, error) {
 		return s.call("POST", "/oauth2/introspect", "", url.Values{"token": {token}})
@@ -422,7 +425,7 @@ func (s *server) active(token string) (bool, error) {
 	return body.Active, nil
 }
 
-// eventually waits until a condition holds that is on its way.
+// eventually waits until a condition holds.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !condition(); {

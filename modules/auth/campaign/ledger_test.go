@@ -17,7 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// event is what the outbox has of an event.
+// event is a row of the outbox.
 type event struct {
 	Type string
 	Data struct {
@@ -27,9 +27,9 @@ type event struct {
 	}
 }
 
-// events returns what was announced about a user, in order.
+// events returns the announced events about a user, in order.
 func (w *installation) events(name string) (list []event, err error) {
-	// Our own connections break when the database does.
+	// Our own connections break together with the database.
 	for deadline := time.Now().Add(patience); ; {
 		if list, err = w.readEvents(name); !database.IsUnavailable(err) || time.Now().After(deadline) {
 			return list, err
@@ -41,8 +41,10 @@ func (w *installation) readEvents(name string) ([]event, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	var key string
-	// The name of a deleted user is left in the first event alone.
-	err := w.db.QueryRowContext(ctx, "SELECT key FROM outbox_event WHERE type = 'auth.UserRegistered.v1' AND data LIKE ?", "%\""+name+"\"%").Scan(&key)
+	// Only the first event has the name of a deleted user.
+	err := w.db.QueryRowContext(ctx,
+		"SELECT key FROM outbox_event WHERE type = 'auth.UserRegistered.v1' AND data LIKE ?",
+		"%\""+name+"\"%").Scan(&key)
 	if err != nil {
 		return nil, fmt.Errorf("find the events of %s: %w", name, err)
 	}
@@ -66,9 +68,9 @@ func (w *installation) readEvents(name string) ([]event, error) {
 	return list, rows.Err()
 }
 
-// ledger is what somebody who only reads the events knows of a user's sessions: which began,
-// and why each that is over is over.
-type ledger map[uuid.UUID]string // the reason; empty while it lives
+// ledger is what a reader of the events alone knows about a user's sessions: which began, and why
+// each has ended.
+type ledger map[uuid.UUID]string // the reason; empty while the session is live
 
 func (w *installation) ledger(name string) (ledger, error) {
 	list, err := w.events(name)
@@ -77,8 +79,9 @@ func (w *installation) ledger(name string) (ledger, error) {
 	}
 	l := ledger{}
 	for _, e := range list {
-		if _, begun := l[e.Data.SessionID]; !begun && (e.Type == "auth.SessionRevoked.v1" || e.Type == "auth.RefreshTokenReuseDetected.v1") {
-			return nil, fmt.Errorf("%s is of session %s, which was never announced", e.Type, e.Data.SessionID)
+		if _, begun := l[e.Data.SessionID]; !begun &&
+			(e.Type == "auth.SessionRevoked.v1" || e.Type == "auth.RefreshTokenReuseDetected.v1") {
+			return nil, fmt.Errorf("%s belongs to session %s, which was never announced", e.Type, e.Data.SessionID)
 		}
 		switch strings.TrimSuffix(strings.TrimPrefix(e.Type, "auth."), ".v1") {
 		case "UserRegistered", "UserLoggedIn":
@@ -96,9 +99,9 @@ func (w *installation) ledger(name string) (ledger, error) {
 	return l, nil
 }
 
-// audit compares what was announced about the devices of one user with what the servers do:
-// a session is refused everywhere, with every token, if and only if its end was announced.
-// Where the store has lost its data, live sessions can only be asked for by access token.
+// audit compares the announcements about the devices of one user with what the servers do: a
+// session is refused everywhere, with every token, if and only if its end was announced. Where the
+// store has lost its data, live sessions can only be checked by access token.
 func (w *installation) audit(servers []*server, storeLost bool, devices ...*device) error {
 	l, err := w.ledger(devices[0].name)
 	if err != nil {
@@ -117,14 +120,14 @@ func (w *installation) audit(servers []*server, storeLost bool, devices ...*devi
 				err = s.expectOver(d)
 			}
 			if err != nil {
-				return fmt.Errorf("device %d on server %d, announced as %s: %w", i, n, cmp.Or(reason, "live"), err)
+				return fmt.Errorf("device %d on server %d, announced as %q: %w", i, n, cmp.Or(reason, "live"), err)
 			}
 		}
 		if reason == "" {
 			continue
 		}
 		if err := w.expectFact(d); err != nil {
-			return fmt.Errorf("device %d, announced as %s: %w", i, reason, err)
+			return fmt.Errorf("device %d, announced as %q: %w", i, reason, err)
 		}
 	}
 	return nil
@@ -147,10 +150,11 @@ func (w *installation) expectFact(d *device) error {
 		return fmt.Errorf("the claims of an access token: %w", err)
 	}
 	var facts int
-	if err := w.db.QueryRowContext(context.Background(), `SELECT count(*) FROM revocation WHERE type = 'session' AND sid = ? OR
+	if err := w.db.QueryRowContext(context.Background(),
+		`SELECT count(*) FROM revocation WHERE type = 'session' AND sid = ? OR
 		type = 'account' AND user_id = ? AND session_epoch > ? AND (kept_sid IS NULL OR kept_sid <> ?)`,
 		d.sid, claims.Subject, claims.Epoch, d.sid).Scan(&facts); err != nil {
-		return fmt.Errorf("read what followers are told: %w", err)
+		return fmt.Errorf("read the feed: %w", err)
 	}
 	if facts == 0 {
 		return errors.New("followers are not told of its end")
@@ -158,7 +162,7 @@ func (w *installation) expectFact(d *device) error {
 	return nil
 }
 
-// expectOver returns what is still taken of a session that has ended.
+// expectOver returns an error if any token of an ended session is still accepted.
 func (s *server) expectOver(d *device) error {
 	for _, token := range []string{d.access, d.refresh} {
 		live, err := s.active(token)
@@ -188,8 +192,8 @@ func (s *server) expectOver(d *device) error {
 	return nil
 }
 
-// expectLive returns what is refused of a session that nobody ended. It uses the session:
-// afterwards the device holds new tokens.
+// expectLive returns an error if any token of a live session is refused. It uses the session, so
+// the device holds new tokens afterwards.
 func (s *server) expectLive(d *device, storeLost bool) error {
 	a, err := s.getInTheEnd("/me", d.access)
 	if err != nil {
@@ -223,7 +227,7 @@ func (s *server) expectLive(d *device, storeLost bool) error {
 	return nil
 }
 
-// sessions lists what the user's device sees.
+// sessions lists the sessions that the user's device sees.
 func (s *server) sessions(d *device) ([]uuid.UUID, error) {
 	a, err := s.getInTheEnd("/sessions", d.access)
 	if err != nil {
@@ -244,7 +248,7 @@ func (s *server) sessions(d *device) ([]uuid.UUID, error) {
 	return ids, nil
 }
 
-// clock reads the time of the engine that keeps the sessions' windows, in milliseconds.
+// clock reads the clock, in milliseconds, of the engine that measures the sessions' grace windows.
 func (w *installation) clock() int64 {
 	w.t.Helper()
 	query := "SELECT CAST(unixepoch('subsec') * 1000 AS integer)"
@@ -258,14 +262,14 @@ func (w *installation) clock() int64 {
 	return ms
 }
 
-// after waits until the engine's clock has moved on by d since now.
+// after waits until the engine's clock has advanced by d.
 func (w *installation) after(d time.Duration) {
 	w.t.Helper()
 	begun := w.clock()
 	eventually(w.t, "the engine's clock moves on", func() bool { return w.clock() > begun+d.Milliseconds() })
 }
 
-// expectEvents returns an error unless just these types were announced about the device's user
+// expectEvents returns an error unless exactly these types were announced about the device's user
 // after the sign-ins.
 func (w *installation) expectEvents(d *device, types ...string) error {
 	list, err := w.events(d.name)

@@ -8,7 +8,7 @@ import (
 	"github.com/toppira/authctl/platform/cache/cachetest"
 )
 
-// expectSame returns what is wrong with the answer to a token that was rotated before.
+// expectSame returns an error unless a replaced token gets the same successor again.
 func (s *server) expectSame(token, successor string) error {
 	a, err := s.refresh(token)
 	switch {
@@ -28,18 +28,18 @@ func (s *server) expectSame(token, successor string) error {
 func (s *server) expectCode(token, code string) error {
 	a, err := s.refresh(token)
 	if err == nil && a.Code != code {
-		err = fmt.Errorf("refresh answered %v, want %s", a, code)
+		err = fmt.Errorf("the refresh got %v, want %s", a, code)
 	}
 	return err
 }
 
-// A client whose answer was lost asks again.
+// A client that has lost an answer asks again.
 func lostAnswersAreGivenAgain(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	d := servers[0].register()
 	for round := range rounds(5, 200) {
 		token := d.refresh
-		// The server has answered, and nobody hears it.
+		// The server answers, but the answer is lost.
 		if err := servers[round%2].swallow(token); err != nil {
 			return err
 		}
@@ -62,8 +62,8 @@ func TestALostAnswerIsGivenAgain(t *testing.T) { eachStore(t, lostAnswersAreGive
 
 const shortWindow = time.Second
 
-// After the window, who presents the old token is not known to be its owner: the session ends,
-// announced, for both.
+// After the grace window, nobody can tell whether the old token comes from the owner: the session
+// ends for both parties, and the end is announced.
 func theWindowCloses(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	d, bystander := servers[0].register(), servers[1].register()
@@ -93,7 +93,7 @@ func TestTheWindowCloses(t *testing.T) {
 	eachStore(t, theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())
 }
 
-// The window is counted from the rotation: to use it does not hold it open.
+// The window begins at the rotation, and replays do not extend it.
 func theWindowDoesNotSlide(w *installation) error {
 	s := w.serve()
 	d := s.register()
@@ -115,9 +115,11 @@ func theWindowDoesNotSlide(w *installation) error {
 		case again.ok() && again.RefreshToken != a.RefreshToken:
 			return fmt.Errorf("another successor")
 		case again.ok() && outside:
-			return fmt.Errorf("replayed %d ms after the rotation, a window of %v and %d replays later", asked-rotated, window, replays)
+			return fmt.Errorf("replayed %d ms after the rotation, a window of %v and %d replays later", asked-rotated,
+				window, replays)
 		case !again.ok() && inside:
-			return fmt.Errorf("refused %d ms after the rotation, within a window of %v: %v", answered-begun, window, again)
+			return fmt.Errorf("refused %d ms after the rotation, within a window of %v: %v", answered-begun, window,
+				again)
 		case !again.ok():
 			return w.audit([]*server{s}, false, d)
 		}
@@ -128,8 +130,8 @@ func TestTheWindowDoesNotSlide(t *testing.T) {
 	eachStore(t, theWindowDoesNotSlide, "AUTH_REFRESH_GRACE=1500ms")
 }
 
-// Requests overtake each other: by the time the first one arrives, its token was replaced more
-// than once. Whatever arrives in the window of its own token gets the newest one.
+// Requests overtake each other: when the first one arrives, its token has been replaced more than
+// once. A token within its own grace window gets the newest token.
 func lateDuplicatesAreHarmless(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(4, 100) {
@@ -153,15 +155,15 @@ func lateDuplicatesAreHarmless(w *installation) error {
 
 func TestALateDuplicateGetsTheNewestToken(t *testing.T) { eachStore(t, lateDuplicatesAreHarmless) }
 
-// A client rotates as fast as it can: however often it does in one window, nothing it sends
-// again ends its session.
+// A client rotates as fast as it can. However many rotations one window has, nothing that the
+// client sends again ends its session.
 func rotationsWithoutEnd(w *installation) error {
 	s := w.serve()
 	d := s.register()
 	oldest, begun := d.refresh, time.Now()
 	for n := range rounds(300, 2000) {
 		if n >= 200 && time.Since(begun) > 30*time.Second {
-			break // on a slow machine these are enough: the window of the oldest, a minute, must not end
+			break // enough on a slow machine: the window of the oldest, a minute, must not end
 		}
 		previous := d.refresh
 		d.keep(s.must(s.refresh(d.refresh)))
@@ -177,10 +179,10 @@ func rotationsWithoutEnd(w *installation) error {
 
 func TestAnyNumberOfRotationsInAWindow(t *testing.T) { eachStore(t, rotationsWithoutEnd) }
 
-// A token that was replaced longer ago than the window is nobody's lost answer, however many
-// came after it, and after the servers were restarted too.
+// A token that was replaced before the grace window cannot be a lost answer, however many rotations
+// came later, and whether the servers were restarted or not.
 func oldTokensAreReuse(w *installation) error {
-	for _, when := range []string{"after the window", "while its owner goes on", "after a restart"} {
+	for _, when := range []string{"after the window", "while its owner continues", "after a restart"} {
 		s := w.serve()
 		d := s.register()
 		oldest := d.refresh
@@ -205,7 +207,7 @@ func oldTokensAreReuse(w *installation) error {
 		if err := s.expectOver(d); err != nil {
 			return fmt.Errorf("%s: %w", when, err)
 		}
-		// Twice is announced once.
+		// A second use is not announced again.
 		if _, err := s.refresh(oldest); err != nil {
 			return err
 		}
@@ -223,7 +225,7 @@ func TestAnOldTokenEndsItsSession(t *testing.T) {
 	eachStore(t, oldTokensAreReuse, "AUTH_REFRESH_GRACE="+shortWindow.String())
 }
 
-// What leads from a replaced token to the newest one is gone soon after its window, in every
+// The links from a replaced token to the newest one are deleted soon after its window, in every
 // session.
 func waysAreForgotten(w *installation) error {
 	s := w.serve()
@@ -244,16 +246,17 @@ func waysAreForgotten(w *installation) error {
 			return w.audit([]*server{s}, false, users[0])
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("%d links are left after %v", left, patience)
+			return fmt.Errorf("%d links remain after %v", left, patience)
 		}
 	}
 }
 
-// links counts what the store has of ways to the newest tokens of the devices.
+// links counts the links that the store has for the devices.
 func (w *installation) links(devices []*device) (n int, err error) {
 	ctx := w.t.Context()
 	if w.redisURL == "" {
-		err := w.db.QueryRowContext(ctx, "SELECT count(*) FROM session WHERE sealed IS NOT NULL OR links IS NOT NULL").Scan(&n)
+		err := w.db.QueryRowContext(ctx,
+			"SELECT count(*) FROM session WHERE sealed IS NOT NULL OR links IS NOT NULL").Scan(&n)
 		return n, err
 	}
 	client := cachetest.Open(w.t, w.redisURL)
@@ -273,7 +276,8 @@ func TestWaysToTheNewestTokenAreForgotten(t *testing.T) {
 	eachStore(t, waysAreForgotten, "AUTH_REFRESH_GRACE="+shortWindow.String())
 }
 
-// A restart in the window changes nothing: the same successor, and the chain goes on.
+// A restart within the window changes nothing: the token gets the same successor, and the chain
+// continues.
 func windowsOutliveTheServer(w *installation) error {
 	s := w.serve()
 	d := s.register()
@@ -289,7 +293,7 @@ func windowsOutliveTheServer(w *installation) error {
 
 func TestALostAnswerIsGivenAgainAfterARestart(t *testing.T) { eachStore(t, windowsOutliveTheServer) }
 
-// Garbage, and tokens whose MAC is wrong, end nothing.
+// Garbage and tokens with a wrong MAC end nothing.
 func garbageChangesNothing(w *installation) error {
 	s := w.serve()
 	d := s.register()

@@ -10,27 +10,27 @@ import (
 	"testing"
 )
 
-// Two requests that meet at the worst moment: each is held there by a wire.
+// Two requests meet at the worst moment, where a wire holds one of them.
 
-// A device signs in just after all sessions were ended, while the server that ended them has
-// yet to clear the store. It is not one of those that were ended.
+// A device signs in just after all sessions were ended, while the server that ended them has yet to
+// clear the store. The new session must stay.
 func newSessionsStay(w *wired) error {
 	ending := w.serve(patient(w.settings)...)
-	// The end waits for the store only so long: on a busy machine the new session may be too late
-	// to meet it.
+	// The end does not wait for the store for ever: on a busy machine the new session may be too
+	// late to meet it.
 	for range 30 {
 		if met, err := newSessionMeetsTheSweep(w, ending); met || err != nil {
 			return err
 		}
 	}
-	w.t.Log("the two never met: this machine is too busy")
+	w.t.Log("the two requests never met: this machine is too busy")
 	return nil
 }
 
 // briefly is an option of REDIS_URL: how long a server waits for an answer.
 const briefly = "read_timeout=500ms"
 
-// patient makes settings for a server that is held up and does not give up.
+// patient makes settings for a server that is held up for long and must not give up.
 func patient(settings []string) []string {
 	var all []string
 	for _, setting := range settings {
@@ -41,7 +41,7 @@ func patient(settings []string) []string {
 
 func newSessionMeetsTheSweep(w *wired, ending *server) (met bool, err error) {
 	d := w.survivor.register()
-	sweeps := func(m message) bool { return m.toTarget } // on Redis, it is all that an end does there
+	sweeps := func(m message) bool { return m.toTarget } // on Redis, an end sends nothing else
 	if w.store == "postgres" {
 		sweeps = func(m message) bool { return m.toTarget && bytes.Contains(m.data, []byte("DELETE FROM session ")) }
 	}
@@ -61,7 +61,7 @@ func newSessionMeetsTheSweep(w *wired, ending *server) (met bool, err error) {
 	met = len(answered) == 0
 	w.release()
 	if a := <-answered; !a.ok() {
-		return met, fmt.Errorf("the end was answered %v", a)
+		return met, fmt.Errorf("the answer to the end is %v", a)
 	}
 	w.settle(w.survivor.register())
 	return met, w.audit([]*server{ending, w.survivor}, false, d, newDevice)
@@ -79,8 +79,8 @@ func TestASignInAfterTheEndIsNotSweptAway(t *testing.T) {
 	}
 }
 
-// One session changes the password several times at once. One change is made; the session goes
-// on, and no answer says that it was ended.
+// One session changes the password several times at once. One change succeeds. The session stays,
+// and no answer says that it has ended.
 func onePasswordChangeWins(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(6, 200) {
@@ -88,7 +88,8 @@ func onePasswordChangeWins(w *installation) error {
 		const many = 6
 		answers := make([]answer, many)
 		err := atOnce(many, func(i int) (err error) {
-			answers[i], err = servers[i%2].call("POST", api+"/password", d.access, fields{"current_password": password, "new_password": newPassword})
+			answers[i], err = servers[i%2].call("POST", api+"/password", d.access,
+				fields{"current_password": password, "new_password": newPassword})
 			return err
 		})
 		if err != nil {
@@ -100,12 +101,12 @@ func onePasswordChangeWins(w *installation) error {
 			case a.ok():
 				changed++
 				d.keep(a)
-			case a.Status != http.StatusForbidden: // the password is no longer what it was
-				return fmt.Errorf("round %d: a change that came too late was answered %v", round, a)
+			case a.Status != http.StatusForbidden: // the current password is already wrong
+				return fmt.Errorf("round %d: the answer to a late change is %v", round, a)
 			}
 		}
 		if changed != 1 {
-			return fmt.Errorf("round %d: %d changes of one password", round, changed)
+			return fmt.Errorf("round %d: %d changes succeeded", round, changed)
 		}
 		if err := w.audit(servers, false, d); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
@@ -118,7 +119,8 @@ func TestOfPasswordChangesAtOnceOneWinsAndTheSessionGoesOn(t *testing.T) {
 	eachStore(t, onePasswordChangeWins)
 }
 
-// Several devices sign in at once while the hash is renewed: the right password is right.
+// Several devices sign in at once while the hash is renewed. The right password must be accepted
+// each time.
 func parallelSignInsRenewTheHash(w *installation) error {
 	before := w.serve()
 	var users []*device
@@ -143,7 +145,8 @@ func parallelSignInsRenewTheHash(w *installation) error {
 
 func TestParallelSignInsWithAnOldHash(t *testing.T) { eachStore(t, parallelSignInsRenewTheHash) }
 
-// A sign-in meets "end all": whatever comes of it, the right password is not called wrong.
+// A sign-in meets "end all". Whatever happens, the answer must not say that the right password is
+// wrong.
 func signInMeetsTheEnd(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(8, 200) {
@@ -155,7 +158,7 @@ func signInMeetsTheEnd(w *installation) error {
 			if i == many {
 				a, err := servers[round%2].call("DELETE", api+"/sessions", d.access, nil)
 				if err == nil && !a.ok() {
-					err = fmt.Errorf("the end was answered %v", a)
+					err = fmt.Errorf("the answer to the end is %v", a)
 				}
 				return err
 			}
@@ -182,8 +185,8 @@ func signInMeetsTheEnd(w *installation) error {
 
 func TestASignInThatMeetsTheEndOfAllSessions(t *testing.T) { eachStore(t, signInMeetsTheEnd) }
 
-// The limit of sessions under sign-ins at once: the oldest go, announced, and the list and the
-// announcements agree.
+// Parallel sign-ins at the limit of sessions: the oldest are evicted and announced, and the list
+// agrees with the announcements.
 func theLimitHolds(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	for round := range rounds(3, 60) {
@@ -216,7 +219,7 @@ func theLimitHolds(w *installation) error {
 			}
 		}
 		if len(live) == 0 || len(live) > 3 {
-			return fmt.Errorf("round %d: %d sessions live, of 3 allowed", round, len(live))
+			return fmt.Errorf("round %d: %d live sessions, but 3 are allowed", round, len(live))
 		}
 		if err := w.audit(servers, false, devices...); err != nil {
 			return fmt.Errorf("round %d: %w", round, err)
@@ -234,9 +237,9 @@ func beginning(m message) bool {
 	return m.toTarget && bytes.Contains(bytes.ToLower(m.data), []byte("begin"))
 }
 
-// A session asks to end all others, or to change the password, and is ended itself while that
-// waits for the database: by an owner who changes the password to be rid of it. It does not
-// keep itself alive, and does not end the owner's.
+// A session asks to end all others, or to change the password. While the request waits for the
+// database, the owner ends this session by changing the password. The request must neither keep its
+// own session nor end the owner's.
 func nobodyKeepsThemselves(w *wired, op operation) error {
 	owner := w.survivor.register()
 	thief := w.survivor.login(owner.name)
@@ -255,10 +258,11 @@ func nobodyKeepsThemselves(w *wired, op operation) error {
 		answered <- a
 	}()
 	<-waiting
-	owner.keep(w.survivor.must(w.survivor.call("POST", api+"/password", owner.access, fields{"current_password": password, "new_password": newPassword})))
+	owner.keep(w.survivor.must(w.survivor.call("POST", api+"/password", owner.access,
+		fields{"current_password": password, "new_password": newPassword})))
 	w.release()
 	if a := <-answered; a.ok() || !a.proper() {
-		return fmt.Errorf("a session that had ended was answered %v", a)
+		return fmt.Errorf("the answer to an ended session is %v", a)
 	}
 	w.settle(w.survivor.register())
 	if err := w.expectEvents(owner, "PasswordChanged", "AllSessionsRevoked"); err != nil {
@@ -282,14 +286,14 @@ func TestAnEndedSessionCannotKeepItself(t *testing.T) {
 	}
 }
 
-// A session changes the password, and an operator sets another one before the new tokens were
-// made. Who knew the password before does not get a new session of the account.
+// A session changes the password, and an operator sets another one before the new tokens were made.
+// The session that knew the old password must not get new tokens.
 func overtakenBeginsNothing(w *wired) error {
 	d := w.survivor.register()
 	slow := w.serve(patient(w.settings)...)
 	var changed, committed atomic.Bool
 	w.wires[0].faulty(func(m message) verdict {
-		// Housekeeping commits as well.
+		// Housekeeping commits too.
 		if m.toTarget && bytes.Contains(m.data, []byte("UPDATE users SET password_hash")) {
 			changed.Store(true)
 		}
@@ -306,11 +310,15 @@ func overtakenBeginsNothing(w *wired) error {
 	})
 	answered := make(chan answer, 1)
 	go func() {
-		a, _ := slow.call("POST", api+"/password", d.access, fields{"current_password": password, "new_password": newPassword})
+		a, _ := slow.call("POST", api+"/password", d.access,
+			fields{"current_password": password, "new_password": newPassword})
 		answered <- a
 	}()
-	eventually(w.t, "the change is announced", func() bool { return w.expectEvents(d, "PasswordChanged", "AllSessionsRevoked") == nil })
-	if err := w.try("a third horse, a third battery\n", "user", "set-password", d.name, "--password-stdin"); err != nil {
+	eventually(w.t, "the change is announced", func() bool {
+		return w.expectEvents(d, "PasswordChanged", "AllSessionsRevoked") == nil
+	})
+	if err := w.try("a third horse, a third battery\n", "user", "set-password", d.name,
+		"--password-stdin"); err != nil {
 		return err
 	}
 	w.release()
@@ -331,15 +339,16 @@ func TestAPasswordChangeThatWasOvertakenBeginsNoSession(t *testing.T) {
 	}
 }
 
-// Sessions end while the store cannot be reached, and their records stay. They take nobody's
-// place: a sign-in neither pushes out a session that lives nor is refused because of them.
+// Sessions end while the store cannot be reached, so their records stay. They do not count: a
+// sign-in neither evicts a live session nor is refused because of them.
 func TestRecordsThatWereLeftTakeNoPlace(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []string{"evict-oldest", "reject-new"} {
 		t.Run(limit, func(t *testing.T) {
 			t.Parallel()
 			w := newWired(t, genuine(t), "redis")
-			settings := append(w.settings[:len(w.settings):len(w.settings)], "AUTH_MAX_SESSIONS_PER_USER=3", "AUTH_SESSION_LIMIT="+limit)
+			settings := append(w.settings[:len(w.settings):len(w.settings)], "AUTH_MAX_SESSIONS_PER_USER=3",
+				"AUTH_SESSION_LIMIT="+limit)
 			s := w.serve(patient(settings)...)
 			oldest := s.register()
 			left := []*device{s.login(oldest.name), s.login(oldest.name)}

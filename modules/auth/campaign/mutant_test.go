@@ -10,11 +10,11 @@ import (
 	"testing"
 )
 
-// replacement changes one place of a file of the module. It must be there exactly once: code
-// that has moved makes the mutant fail, and not the scenario pass.
+// replacement changes one place of a file of the module. The old text must occur exactly once:
+// after a change of the code the mutant fails, so that no scenario passes for the wrong reason.
 type replacement struct{ file, old, new string }
 
-// mutant is a mistake that would be easy to make, and the scenario that has to find it.
+// mutant is an easily made mistake, and the scenario that has to find it.
 type mutant struct {
 	name     string
 	changes  []replacement
@@ -51,7 +51,8 @@ func atEveryStep(op, how string) func(*testing.T, string) error {
 
 var mutants = []mutant{
 	{"a rotation that reads and then writes", []replacement{{redisDir + "redis.go",
-		"	user, sid := s.user(r.UserID), r.SessionID.String()\n", `	user, sid := s.user(r.UserID), r.SessionID.String()
+		"	user, sid := s.user(r.UserID), r.SessionID.String()\n",
+		`	user, sid := s.user(r.UserID), r.SessionID.String()
 	if one, err := s.Get(ctx, r.UserID, r.SessionID); err == nil && one.Generation == r.Generation && one.Hash == r.PresentedHash {
 		one.Generation, one.Hash = one.Generation+1, r.NextHash
 		_, err := s.client.Pipelined(ctx, func(p goredis.Pipeliner) error {
@@ -66,15 +67,18 @@ var mutants = []mutant{
 	{"a previous token that is refused", []replacement{{redisDir + "rotate.lua",
 		"local newest = redis.call('GET', KEYS[3])", "local newest"}}, on("redis", oneChain)},
 	{"a replay without a window, on Redis", []replacement{{redisDir + "rotate.lua",
-		"or now >= l.ends then return nil end", "then return nil end"}}, on("redis", theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+		"or now >= l.ends then return nil end",
+		"then return nil end"}}, on("redis", theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())},
 	{"a replay without a window, in SQL", []replacement{{chainFile,
-		"case links[0].Hash != r.PresentedHash || !open:", "case links[0].Hash != r.PresentedHash || !open && false:"}}, on("sqlite", theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+		"case links[0].Hash != r.PresentedHash || !open:",
+		"case links[0].Hash != r.PresentedHash || !open && false:"}}, on("sqlite", theWindowCloses, "AUTH_REFRESH_GRACE="+shortWindow.String())},
 	{"a window that slides", []replacement{{redisDir + "rotate.lua",
 		"local newest = redis.call('GET', KEYS[3])",
 		"redis.call('HSET', KEYS[1], 'replay', now + grace) redis.call('PEXPIRE', KEYS[3], grace + 1000) local newest = redis.call('GET', KEYS[3])"}},
 		on("redis", theWindowDoesNotSlide, "AUTH_REFRESH_GRACE=1500ms")},
 	{"a window that slides with each rotation, on Redis", []replacement{{redisDir + "rotate.lua",
-		"    l = getLink(base, g)", "    l = getLink(base, g) or {hash = presented} l.at, l.ends = tonumber(r[USED]), tonumber(r[REPLAY])"}},
+		"    l = getLink(base, g)",
+		"    l = getLink(base, g) or {hash = presented} l.at, l.ends = tonumber(r[USED]), tonumber(r[REPLAY])"}},
 		on("redis", oldTokensAreReuse, "AUTH_REFRESH_GRACE="+shortWindow.String())},
 	{"a window that slides with each rotation, in SQL", []replacement{{chainFile,
 		"	open, void := links[0].Open(now)\n", "	open, void := c.Previous.Open(now)\n"}, {chainFile,
@@ -87,34 +91,44 @@ var mutants = []mutant{
 	{"only the previous token is answered, on Redis", []replacement{{redisDir + "rotate.lua",
 		"    l = getLink(base, g)", "    l = nil"}}, on("redis", lateDuplicatesAreHarmless)},
 	{"only the previous token is answered, in SQL", []replacement{{chainFile,
-		"	links, known := c.from(g)\n", "	links, known := c.from(g)\n	known = known && g+1 == c.Generation\n"}}, on("postgres", duplicatesMakeOneChain)},
+		"	links, known := c.from(g)\n",
+		"	links, known := c.from(g)\n	known = known && g+1 == c.Generation\n"}}, on("postgres", duplicatesMakeOneChain)},
 	{"a bound that ends sessions, on Redis", []replacement{{redisDir + "lib.lua",
-		"      mark(from, to, last.ends)\n", ""}, {redisDir + "lib.lua",
-		"        if l then mark(g, g, l.ends) end\n", ""}}, on("redis", rotationsWithoutEnd)},
+		"        mark(first, last, ends)\n", ""}, {redisDir + "lib.lua",
+		"    if first then mark(first, last, ends) end\n", ""}}, on("redis", rotationsWithoutEnd)},
 	{"a bound that ends sessions, in SQL", []replacement{{chainFile,
-		"			c.mark(g, g, c.Links[0].Until, now, window)\n", "			_ = g\n"}}, on("sqlite", rotationsWithoutEnd)},
+		"			c.mark(g, g, c.Links[0].Until, now, window)\n",
+		"			_ = g\n"}}, on("sqlite", rotationsWithoutEnd)},
 	{"links that stay, on Redis", []replacement{{redisDir + "lib.lua",
-		"presented .. sealed, 'PX', ttl)", "presented .. sealed, 'PX', ttl + 3600000)"}}, on("redis", waysAreForgotten, "AUTH_REFRESH_GRACE="+shortWindow.String())},
+		"presented .. sealed, 'PX', ttl)",
+		"presented .. sealed, 'PX', ttl + 3600000)"}}, on("redis", waysAreForgotten, "AUTH_REFRESH_GRACE="+shortWindow.String())},
 	{"links that stay, in SQL", []replacement{{authDir + "housekeeping.go",
-		"every(ctx, forgetEvery, s.forget)", "every(ctx, 240*forgetEvery, func(context.Context) {})"}, {authDir + "housekeeping.go",
+		"every(ctx, forgetEvery, s.forget)",
+		"every(ctx, 240*forgetEvery, func(context.Context) {})"}, {authDir + "housekeeping.go",
 		"	s.forget(ctx)\n", ""}}, on("sqlite", waysAreForgotten, "AUTH_REFRESH_GRACE="+shortWindow.String())},
 	{"a chain that is not sealed", []replacement{{authDir + "internal/session/token.go",
-		"return sealer(presented).Seal(nil, nil, next.raw[:], presented.raw[:])", "return append(make([]byte, SealedSize-tokenSize), next.raw[:]...)"}, {authDir + "internal/session/token.go",
-		"raw, err := sealer(presented).Open(nil, nil, sealed, presented.raw[:])", "raw, err := sealed[SealedSize-tokenSize:], error(nil)"}},
+		"return sealer(presented).Seal(nil, nil, next.raw[:], presented.raw[:])",
+		"return append(make([]byte, SealedSize-tokenSize), next.raw[:]...)"}, {authDir + "internal/session/token.go",
+		"raw, err := sealer(presented).Open(nil, nil, sealed, presented.raw[:])",
+		"raw, err := sealed[SealedSize-tokenSize:], error(nil)"}},
 		func(t *testing.T, binary string) error { return aDumpLetsNobodyIn(t, binary, "sqlite") }},
 	{"a MAC that is not checked", []replacement{{authDir + "internal/session/token.go",
-		"if k.id == t.raw[atKeyID] && hmac.Equal(k.mac(&t), t.raw[atMAC:]) {", "if k.id == t.raw[atKeyID] {"}}, on("sqlite", garbageChangesNothing)},
+		"if k.id == t.raw[atKeyID] && hmac.Equal(k.mac(&t), t.raw[atMAC:]) {",
+		"if k.id == t.raw[atKeyID] {"}}, on("sqlite", garbageChangesNothing)},
 	{"a hash that is the secret", []replacement{{authDir + "internal/session/token.go",
 		"return Hash(h.Sum(nil))", "return Hash(t.secret())"}},
 		func(t *testing.T, binary string) error { return aDumpLetsNobodyIn(t, binary, "sqlite") }},
 	{"a record that goes before the revocation commits", []replacement{{authDir + "session.go",
-		"		if err := s.commitRevocation(", "		s.removeRecords(ctx, userID, sid)\n		if err := s.commitRevocation("}}, atEveryStep("logout", "killed")},
+		"		if err := s.commitRevocation(",
+		"		s.removeRecords(ctx, userID, sid)\n		if err := s.commitRevocation("}}, atEveryStep("logout", "killed")},
 	{"a revocation that is not asked for", []replacement{
-		{authDir + "sessionstate.go", "	return st.user.Status == StatusActive && !st.revoked &&\n", "	return st.user.Status == StatusActive &&\n"},
-		{authDir + "refresh.go", "case st.user.Status != StatusActive || st.revoked:", "case st.user.Status != StatusActive:"},
+		{authDir + "sessionstate.go", "	return st.user.Status == StatusActive && !st.revoked &&\n",
+			"	return st.user.Status == StatusActive &&\n"},
+		{authDir + "refresh.go", "case st.user.Status != StatusActive || st.revoked:",
+			"case st.user.Status != StatusActive:"},
 	}, on("sqlite", endsHold)},
 	{"an end without its event", []replacement{{authDir + "session.go",
-		"return true, s.announceRevoked(ctx, tx, env, sid, reason)", "return true, nil"}}, on("sqlite", endsHold)},
+		"return s.announceRevoked(ctx, tx, env, sid, reason)", "return nil"}}, on("sqlite", endsHold)},
 	{"an end of all sessions that only clears the store", []replacement{{authDir + "user.go",
 		"	epoch := a.epoch + 1\n", "	epoch := a.epoch\n"}}, on("redis", endsHold)},
 	{"an ended session that keeps itself", []replacement{{authDir + "sessions.go",
@@ -123,7 +137,8 @@ var mutants = []mutant{
 			return nobodyKeepsThemselves(newWired(t, binary, "redis"), operationNamed("end all but the current one"))
 		}},
 	{"a password change that signs in to whatever the account has become", []replacement{{authDir + "password.go",
-		"	sess, refresh, err := s.signIn(ctx, changed, dev, false)\n", `	if now, err := accountByID(ctx, s.db, caller.User.ID); err == nil {
+		"	sess, refresh, err := s.signIn(ctx, changed, dev, false)\n",
+		`	if now, err := accountByID(ctx, s.db, caller.User.ID); err == nil {
 		changed = now
 	}
 	sess, refresh, err := s.signIn(ctx, changed, dev, false)
@@ -141,11 +156,12 @@ var mutants = []mutant{
 	{"a cursor that takes open transactions for committed", []replacement{{authDir + "internal/feed/position.go",
 		"		p.open = append(p.open, xid)\n", "		_ = xid\n"}}, on("postgres", feedMissesNothing)},
 	{"a snapshot that forgets deleted accounts", []replacement{{authDir + "internal/feed/store.go",
-		"FROM revocation WHERE id > ?1 AND expires_ms", "FROM revocation WHERE (type <> 'account' OR user_id IN (SELECT u.id FROM users u)) AND id > ?1 AND expires_ms"}},
+		"FROM revocation WHERE id > ?1 AND expires_ms",
+		"FROM revocation WHERE (type <> 'account' OR user_id IN (SELECT u.id FROM users u)) AND id > ?1 AND expires_ms"}},
 		on("postgres", feedMissesNothing)},
 	{"a fact that is written after the commit", []replacement{{authDir + "session.go",
-		"		_, err := s.revoke(ctx, tx, userID, sid, reason)\n		return err\n	})\n", `		_, err := s.revoke(ctx, tx, userID, sid, reason)
-		return err
+		"		return s.revoke(ctx, tx, userID, sid, reason)\n	})\n",
+		`		return s.revoke(ctx, tx, userID, sid, reason)
 	})
 	if err == nil {
 		_, err = s.db.ExecContext(ctx, "UPDATE revoked_session SET reason = reason WHERE sid = ?", sid)
@@ -165,7 +181,7 @@ var mutants = []mutant{
 		"AFTER INSERT ON revoked_session", "AFTER UPDATE ON revoked_session"}}, on("sqlite", feedMissesNothing)},
 }
 
-// overlay writes the changed files, and the list by which go build puts them in their place.
+// overlay writes the changed files, and the list that makes go build use them.
 func (m mutant) overlay(dir string) (string, error) {
 	replace := map[string]string{}
 	for i, c := range m.changes {
@@ -173,12 +189,12 @@ func (m mutant) overlay(dir string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		source, err := os.ReadFile(cmp.Or(replace[path], path)) // as the changes before have left it
+		source, err := os.ReadFile(cmp.Or(replace[path], path)) // as earlier replacements have left it
 		if err != nil {
 			return "", err
 		}
 		if n := strings.Count(string(source), c.old); n != 1 {
-			return "", fmt.Errorf("%s has %d times, and not once: %s", c.file, n, c.old)
+			return "", fmt.Errorf("%s has this %d times, want once: %s", c.file, n, c.old)
 		}
 		changed := filepath.Join(dir, fmt.Sprintf("%d-%s", i, filepath.Base(c.file)))
 		if err := os.WriteFile(changed, []byte(strings.Replace(string(source), c.old, c.new, 1)), 0o600); err != nil {
@@ -194,8 +210,8 @@ func (m mutant) overlay(dir string) (string, error) {
 	return path, os.WriteFile(path, list, 0o600)
 }
 
-// Each build takes its time: only the long form makes them. The short one sees to it that
-// every mistake can still be made.
+// The builds take long, so only the long form makes them. The short form checks that every mistake
+// can still be made.
 func TestTheCampaignFindsMistakes(t *testing.T) {
 	t.Parallel()
 	for _, m := range mutants {
@@ -215,7 +231,7 @@ func TestTheCampaignFindsMistakes(t *testing.T) {
 			}
 			found := m.scenario(t, binary)
 			if found == nil {
-				t.Error("nobody has noticed")
+				t.Error("no scenario found the mistake")
 			}
 			t.Logf("found: %v", found)
 		})

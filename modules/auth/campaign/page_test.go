@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// post sends what a browser sends for a page of an origin, with the cookies it has. It returns the
-// status, and the refresh cookie that the answer sets.
+// post sends what a browser sends for a page of an origin, with the browser's cookies. It returns
+// the status and the refresh cookie that the answer sets.
 func (s *server) post(origin, path string, body fields, cookie string) (int, string, error) {
 	text, err := json.Marshal(body)
 	if err != nil {
@@ -37,13 +37,15 @@ func (s *server) post(origin, path string, body fields, cookie string) (int, str
 	return res.StatusCode, cookie, nil
 }
 
-// foreignPagesGetNothing: a page of the service's own origin signs in and refreshes by its cookie. One
-// of another origin, for which the browser sends the same cookie, is refused, and ends nothing.
+// foreignPagesGetNothing: a page of the service's own origin signs in and refreshes by its cookie.
+// A page of another origin, for which the browser sends the same cookie, is refused and ends
+// nothing.
 func foreignPagesGetNothing(w *installation) error {
 	const own, foreign = "http://localhost:8080", "http://evil.example"
 	s := w.serve()
 	d := s.register()
-	status, cookie, err := s.post(own, "/login", fields{"username": d.name, "password": password, "transport": "cookie"}, "")
+	status, cookie, err := s.post(own, "/login",
+		fields{"username": d.name, "password": password, "transport": "cookie"}, "")
 	if err != nil || status != http.StatusOK || cookie == "" {
 		return fmt.Errorf("the sign-in of a page: %d, %w", status, err)
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session/sessiontest"
 )
 
-// parallel is how many clients ask at once.
+// parallel is how many clients send at once.
 const parallel = 100
 
 // history records the calls about one session.
@@ -25,14 +25,14 @@ type history struct {
 
 func newHistory() *history { return &history{begun: time.Now()} }
 
-// refresh presents a token and records what came of it. The answer is an error when it says
-// neither yes nor no, which no server that is well has a reason for.
+// refresh presents a token and records the outcome. An answer that is neither yes nor no is an
+// error, because a healthy server has no reason for it.
 func (h *history) refresh(s *server, client int, token string) (answer, error) {
 	call := sessiontest.Call{Client: client, Token: token, Begin: int64(time.Since(h.begun))}
 	a, err := s.refresh(token)
 	call.End = int64(time.Since(h.begun))
 	switch {
-	case err != nil, a.Status == http.StatusRequestTimeout: // the last: a connection that was opened long before its first use
+	case err != nil, a.Status == http.StatusRequestTimeout: // the last: a connection opened long before its first use
 		call.Lost = true
 	case a.ok() && a.Replayed:
 		call.Outcome, call.Next = session.Replayed, a.RefreshToken
@@ -43,7 +43,7 @@ func (h *history) refresh(s *server, client int, token string) (answer, error) {
 	case a.Code == "session_revoked", a.Code == "session_expired":
 		call.Outcome = session.Gone
 	default:
-		return a, fmt.Errorf("refresh answered %v: %s", a, a.Body)
+		return a, fmt.Errorf("the answer to a refresh: %v: %s", a, a.Body)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -51,7 +51,7 @@ func (h *history) refresh(s *server, client int, token string) (answer, error) {
 	return a, err
 }
 
-// end records that the session was ended by do.
+// end records that do has ended the session.
 func (h *history) end(client int, do func() error) error {
 	call := sessiontest.Call{Client: client, Ends: true, Begin: int64(time.Since(h.begun))}
 	err := do()
@@ -62,7 +62,7 @@ func (h *history) end(client int, do func() error) error {
 	return err
 }
 
-// atOnce runs n calls that start together, and returns the first error.
+// atOnce starts n calls together and returns the first error.
 func atOnce(n int, do func(i int) error) error {
 	start, errs := make(chan struct{}), make(chan error, n)
 	for i := range n {
@@ -81,8 +81,8 @@ func atOnce(n int, do func(i int) error) error {
 	return first
 }
 
-// oneChain: however many present the same token at once, on whichever servers, all hold the
-// same next one, and nobody is signed out.
+// oneChain: any number of clients present the same token at once, on any server. All get the same
+// next token, and nobody is signed out.
 func oneChain(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	d := servers[0].register()
@@ -112,10 +112,11 @@ func oneChain(w *installation) error {
 			return fmt.Errorf("round %d: %w", round, err)
 		}
 		if len(successors) != 1 || rotated != 1 || successors[""] > 0 {
-			return fmt.Errorf("round %d: %d successors, %d of them not marked as replayed", round, len(successors), rotated)
+			return fmt.Errorf("round %d: %d successors, %d of them not marked as replayed", round, len(successors),
+				rotated)
 		}
 	}
-	// No ghosts: one session, and nothing was announced but its beginning.
+	// There is one session, and only its beginning was announced.
 	ids, err := servers[1].sessions(d)
 	if err != nil {
 		return err
@@ -135,8 +136,8 @@ func oneChain(w *installation) error {
 
 func TestParallelRefreshesOnTwoServersMakeOneChain(t *testing.T) { eachStore(t, oneChain) }
 
-// duplicatesMakeOneChain has clients that share one session follow its chain, each at its own
-// pace and over both servers, and send again at random what they sent a moment ago.
+// duplicatesMakeOneChain has clients that share a session follow its chain, each at its own pace
+// and on both servers, and repeat recent requests at random.
 func duplicatesMakeOneChain(w *installation) error {
 	const clients, steps = 16, 12
 	servers := []*server{w.serve(), w.serve()}
@@ -159,7 +160,7 @@ func duplicatesMakeOneChain(w *installation) error {
 					return err
 				}
 				if !a.ok() {
-					return fmt.Errorf("a client of a live session was answered %v: %s", a, a.Body)
+					return fmt.Errorf("the answer to a client of a live session: %v: %s", a, a.Body)
 				}
 				held = a.RefreshToken
 				mu.Lock()

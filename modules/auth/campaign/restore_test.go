@@ -12,22 +12,28 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// rehearsal is an installation of which a backup is restored by the lines of docs/operations.md.
+// rehearsal is an installation whose backup is restored by the lines of docs/operations.md.
 type rehearsal struct {
 	*installation
-	folder string // where the lines are pasted; its data folder is the installation's
+	folder string // where the lines are pasted, with the installation's data folder
 	lines  func(heading string, n int) string
+
+	server *outboxtest.Server // the server that recovers to a point in time; nil if a dump is restored
+	point  string             // that point in time
+	lost   bool               // everything is lost except what was copied elsewhere
 }
 
 // sections finds the shell blocks of a page.
@@ -51,7 +57,7 @@ func sections(t *testing.T, page string) func(heading string, n int) string {
 	}
 }
 
-// paste runs lines in a shell beside the installation, with these words in place of others.
+// paste runs lines in a shell next to the installation, after replacing some words.
 func (r *rehearsal) paste(lines string, words ...string) string {
 	r.t.Helper()
 	out, err := r.tryPasting(lines, words...)
@@ -67,14 +73,15 @@ func (r *rehearsal) tryPasting(lines string, words ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, "sh", "-eu", "-c", strings.NewReplacer(words...).Replace(lines))
 	cmd.Dir = r.folder
 	bin := filepath.Join(r.folder, "bin")
-	cmd.Env = append([]string{"PATH=" + bin + ":/usr/lib/postgresql/15/bin:" + os.Getenv("PATH"), "HOME=" + r.folder}, r.env...)
+	cmd.Env = append([]string{"PATH=" + bin + ":/usr/lib/postgresql/15/bin:" + os.Getenv("PATH"), "HOME=" + r.folder},
+		r.env...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := cmd.Run()
 	return out.String(), err
 }
 
-// newRehearsal makes an installation on a database that may be renamed, and a Redis that may be
+// newRehearsal makes an installation on a database that may be renamed and a Redis that may be
 // emptied. It relays to a file.
 func newRehearsal(t *testing.T, binary, store string) *rehearsal {
 	t.Helper()
@@ -89,6 +96,11 @@ func newRehearsal(t *testing.T, binary, store string) *rehearsal {
 	if store == "redis" {
 		redisURL = cachetest.Start(t).URL()
 	}
+	return rehearsalOn(t, binary, databaseURL, redisURL, folder)
+}
+
+func rehearsalOn(t *testing.T, binary, databaseURL, redisURL, folder string) *rehearsal {
+	t.Helper()
 	testenv.Program(t, "install the package jq", "jq")
 	for _, sub := range []string{"bin", "data"} {
 		if err := os.Mkdir(filepath.Join(folder, sub), 0o700); err != nil {
@@ -98,16 +110,18 @@ func newRehearsal(t *testing.T, binary, store string) *rehearsal {
 	if err := os.Symlink(binary, filepath.Join(folder, "bin", "authctl")); err != nil {
 		t.Fatal(err)
 	}
-	w := installationOn(t, binary, databaseURL, redisURL, "APP_DATA_DIR="+filepath.Join(folder, "data"), "OUTBOX_RELAY=inline",
+	w := installationOn(t, binary, databaseURL, redisURL, "APP_DATA_DIR="+filepath.Join(folder, "data"),
+		"OUTBOX_RELAY=inline",
 		"APP_PORT="+strconv.Itoa(testenv.FreePort(t)), "APP_HTTP_REQUEST_TIMEOUT=60s")
-	_ = w.db.Close() // it would count as somebody who uses the database
-	return &rehearsal{w, folder, sections(t, "docs/operations.md")}
+	_ = w.db.Close() // an open connection would count as a user of the database
+	return &rehearsal{installation: w, folder: folder, lines: sections(t, "docs/operations.md")}
 }
 
-// requireDump needs a pg_dump that reads the server: it must not be older.
+// requireDump needs a pg_dump that is no older than the server.
 func requireDump(t *testing.T, databaseURL string) {
 	t.Helper()
-	pgDump := testenv.Program(t, "install the package postgresql-client", "pg_dump", "/usr/lib/postgresql/15/bin/pg_dump")
+	pgDump := testenv.Program(t, "install the package postgresql-client", "pg_dump",
+		"/usr/lib/postgresql/15/bin/pg_dump")
 	out, err := exec.CommandContext(t.Context(), pgDump, "--version").Output()
 	if err != nil {
 		t.Fatal(err)
@@ -117,12 +131,13 @@ func requireDump(t *testing.T, databaseURL string) {
 		client, _ = strconv.Atoi(string(m))
 	}
 	db := dbtest.Open(t, databaseURL)
-	if err := db.QueryRowContext(t.Context(), "SELECT current_setting('server_version_num')::integer / 10000").Scan(&server); err != nil {
+	if err := db.QueryRowContext(t.Context(),
+		"SELECT current_setting('server_version_num')::integer / 10000").Scan(&server); err != nil {
 		t.Fatal(err)
 	}
 	_ = db.Close()
 	if client < server {
-		testenv.Lacking(t, "pg_dump is of version %d, and the server of %d", client, server)
+		testenv.Lacking(t, "pg_dump has version %d, the server version %d", client, server)
 	}
 }
 
@@ -138,16 +153,41 @@ func (s *server) stop() {
 // backUp makes a backup by the lines of the page.
 func (r *rehearsal) backUp(store string) {
 	r.t.Helper()
+	if r.server != nil && r.lost {
+		r.archived()
+		return
+	}
+	if r.server != nil {
+		r.point = r.databaseTime()
+		return
+	}
 	n := 0
 	if store == "sqlite" {
 		n = 1
 	}
 	r.paste(r.lines("Making a backup", n))
+	if r.lost {
+		r.paste("cp data/secret secret-copy")
+	}
 }
 
-// restore puts the backup in place by the lines of the page.
+// restore restores the backup by the lines of the page.
 func (r *rehearsal) restore(store string) {
 	r.t.Helper()
+	if r.server != nil && r.lost {
+		r.lose()
+		return
+	}
+	if r.server != nil {
+		r.recover()
+		return
+	}
+	if r.lost {
+		r.paste("mv data/events.ndjson . && rm -r data") // the events are those of a consumer that has read them
+		r.paste(r.lines("When the data folder is lost", 1))
+		r.paste("mv events.ndjson data")
+		return
+	}
 	if store == "sqlite" {
 		r.paste(r.lines("Restoring a backup", 1))
 		return
@@ -163,15 +203,17 @@ func (r *rehearsal) restore(store string) {
 		owner = "--owner=postgres"
 	}
 	r.t.Cleanup(func() {
-		r.paste(`psql "$ADMIN_URL" --command='DROP DATABASE IF EXISTS authctl_before WITH (FORCE)'`, "$ADMIN_URL", u.String(),
+		r.paste(`psql "$ADMIN_URL" --command='DROP DATABASE IF EXISTS authctl_before WITH (FORCE)'`, "$ADMIN_URL",
+			u.String(),
 			"authctl_before", name+"_before")
 	})
 	r.paste(r.lines("Restoring a backup", 0), "$ADMIN_URL", u.String(), "--owner=authctl_migrate", owner,
-		"template0 authctl", "template0 "+name, "DATABASE authctl RENAME TO authctl_before", "DATABASE "+name+" RENAME TO "+name+"_before")
+		"template0 authctl", "template0 "+name, "DATABASE authctl RENAME TO authctl_before",
+		"DATABASE "+name+" RENAME TO "+name+"_before")
 }
 
 func (r *rehearsal) setting(name string) (value string) {
-	for _, one := range r.env { // the last one counts
+	for _, one := range r.env { // the last setting counts
 		if v, is := strings.CutPrefix(one, name+"="); is {
 			value = v
 		}
@@ -185,7 +227,7 @@ func (r *rehearsal) fence() {
 	r.paste(r.lines("Restoring a backup", 2), "authctl restore fence", "authctl restore fence --yes")
 }
 
-// published is what a consumer has of a user.
+// published is what a consumer knows about a user.
 type published struct {
 	Type       string
 	Subject    string
@@ -199,7 +241,8 @@ func (e published) generation() int64 {
 	return n
 }
 
-// last waits until the newest event of a user is of a type and of after a time, and returns it.
+// last waits for a user's newest event to have the given type and a time after the given one, and
+// returns it.
 func (r *rehearsal) last(user, kind string, after time.Time) published {
 	r.t.Helper()
 	var found published
@@ -220,8 +263,8 @@ func (r *rehearsal) last(user, kind string, after time.Time) published {
 	return found
 }
 
-// An old backup is restored by the lines of the page. What was issued before and after it is refused
-// everywhere, and consumers can tell the new events from those with the same numbers.
+// An old backup is restored by the lines of the page. Everything issued before or after it is
+// refused everywhere, and consumers can tell the new events from those with the same sequence.
 func TestABackupIsRestoredByTheLinesOfThePage(t *testing.T) {
 	t.Parallel()
 	for _, store := range stores {
@@ -235,18 +278,30 @@ func TestABackupIsRestoredByTheLinesOfThePage(t *testing.T) {
 	}
 }
 
+// The data folder is lost with everything in it. The copies of the database and of the secret bring it back.
+func TestALostDataFolderIsReplacedByTheLinesOfThePage(t *testing.T) {
+	t.Parallel()
+	r := newRehearsal(t, genuine(t), "sqlite")
+	r.lost = true
+	r.env = slices.DeleteFunc(r.env, func(one string) bool { return strings.HasPrefix(one, "AUTH_TOKEN_SECRET=") })
+	if err := r.rehearse("sqlite", r.fence); err != nil {
+		t.Error(err)
+	}
+}
+
 func (r *rehearsal) rehearse(store string, fence func()) error {
 	s := r.serve()
 	p := r.newProbe("orders-1", s)
 	follower := &follower{known: map[string]time.Time{}}
 	alice, bob, carol := s.register(), s.register(), s.register()
-	before := map[string]*device{"alice's first": alice, "alice's second": s.login(alice.name), "bob's": bob, "carol's": carol}
+	before := map[string]*device{"alice's first": alice, "alice's second": s.login(alice.name), "bob's": bob,
+		"carol's": carol}
 	aliceID := s.userID(alice)
 	r.last(aliceID, "auth.UserLoggedIn.v1", time.Time{})
 	r.backUp(store)
 	began := time.Now().UTC().Format(time.RFC3339Nano)
 
-	// What the backup does not know: ended sessions, a deleted account, another password, another key.
+	// What the backup lacks: ended sessions, a deleted account, another password, another key.
 	do := func(method, path, access string, body any) answer {
 		return s.must(untilAvailable(func() (answer, error) { return s.call(method, api+path, access, body) }))
 	}
@@ -254,7 +309,8 @@ func (r *rehearsal) rehearse(store string, fence func()) error {
 	do("POST", "/me/delete", bob.access, fields{"password": password})
 	do("DELETE", "/sessions", before["alice's second"].access, nil)
 	changed := &device{name: carol.name}
-	changed.keep(do("POST", "/password", carol.access, fields{"current_password": password, "new_password": "another good password"}))
+	changed.keep(do("POST", "/password", carol.access,
+		fields{"current_password": password, "new_password": "another good password"}))
 	kid, err := kidOf(alice.access)
 	if err != nil {
 		return err
@@ -264,7 +320,8 @@ func (r *rehearsal) rehearse(store string, fence func()) error {
 		return err
 	}
 	r.command("key", "promote", "--force", next)
-	after := map[string]*device{"carol's new": changed, "dave's": s.register(), "alice's new": s.login(alice.name)}
+	dave := s.register()
+	after := map[string]*device{"carol's new": changed, "dave's": dave, "alice's new": s.login(alice.name)}
 	for newest := kid; newest != next; {
 		after["alice's new"].keep(s.must(s.refreshInTheEnd(after["alice's new"].refresh)))
 		if newest, err = kidOf(after["alice's new"].access); err != nil {
@@ -283,6 +340,7 @@ func (r *rehearsal) rehearse(store string, fence func()) error {
 
 	r.restore(store)
 	fence()
+	restored := time.Now() // a server that was stopped may have published more than the test saw
 
 	s = r.serve()
 	if err := r.nothingOldIsAccepted(s, p, before, after); err != nil {
@@ -294,26 +352,30 @@ func (r *rehearsal) rehearse(store string, fence func()) error {
 	if err != nil || a.Status != http.StatusGone {
 		return fmt.Errorf("a cursor of before: %v, %v", a, err)
 	}
-	// Life goes on: the account that was deleted is back, as the page says, and new events have old
+	// Afterwards the deleted account is back, as the page says, and new events have old sequence
 	// numbers in a higher generation.
 	again := s.login(alice.name)
-	now := r.last(aliceID, "auth.UserLoggedIn.v1", seen.Time)
+	now := r.last(aliceID, "auth.UserLoggedIn.v1", restored)
 	if now.generation() <= seen.generation() || now.Sequence > seen.Sequence {
-		return fmt.Errorf("alice's event %d of the generation %s follows %d of %s", now.Sequence, now.Generation, seen.Sequence, seen.Generation)
+		return fmt.Errorf("alice's event %d of generation %s follows event %d of generation %s", now.Sequence,
+			now.Generation, seen.Sequence, seen.Generation)
 	}
 	s.login(bob.name)
 	s.login(carol.name)
-	a, err = untilAvailable(func() (answer, error) {
-		return s.call("POST", api+"/login", "", fields{"username": carol.name, "password": "another good password"})
-	})
-	if err != nil || a.Status != http.StatusUnauthorized {
-		return fmt.Errorf("the password of after the backup: %v, %v", a, err)
+	for what, credentials := range map[string]fields{
+		"the password of after the backup": {"username": carol.name, "password": "another good password"},
+		"an account of after the backup":   {"username": dave.name, "password": password},
+	} {
+		a, err = untilAvailable(func() (answer, error) { return s.call("POST", api+"/login", "", credentials) })
+		if err != nil || a.Status != http.StatusUnauthorized {
+			return fmt.Errorf("%s: %v, %v", what, a, err)
+		}
 	}
 	if _, err := p.until(again.access, ""); err != nil {
 		return err
 	}
 
-	// The page's lines find what was announced since.
+	// The page's lines find what was announced after the backup.
 	told := r.paste(r.lines("What the backup does not know", 0), "2026-11-29T02:00:00Z", began)
 	for _, want := range []string{"auth.UserDeleted.v1", "auth.PasswordChanged.v1", "auth.UserRegistered.v1"} {
 		if !strings.Contains(told, want) {
@@ -323,10 +385,10 @@ func (r *rehearsal) rehearse(store string, fence func()) error {
 	return nil
 }
 
-// nothingOldIsAccepted tries every token of before at the server, and its access token at a verifier
-// that follows it.
+// nothingOldIsAccepted tries every old token at the server, and its access token at a verifier that
+// follows the server.
 func (r *rehearsal) nothingOldIsAccepted(s *server, p *probe, groups ...map[string]*device) error {
-	// The verifier has moved on when it knows the key of a token that is new.
+	// The verifier has caught up once it knows the key of a new token.
 	fresh := s.register()
 	if _, err := p.until(fresh.access, ""); err != nil {
 		return fmt.Errorf("the verifier does not follow: %w", err)
@@ -353,7 +415,7 @@ func (r *rehearsal) nothingOldIsAccepted(s *server, p *probe, groups ...map[stri
 	return nil
 }
 
-// userID asks who a device is.
+// userID asks for the id of a device's user.
 func (s *server) userID(d *device) string {
 	s.t.Helper()
 	var me struct{ ID string }
@@ -363,7 +425,8 @@ func (s *server) userID(d *device) string {
 	return me.ID
 }
 
-// Killed at any moment, a fence is noticed or has done nothing, and running it again finishes it.
+// A fence that is killed at any moment is noticed, or has done nothing. Running it again finishes
+// it.
 func TestAKilledFenceIsFinished(t *testing.T) {
 	t.Parallel()
 	for _, store := range []string{"redis", "sqlite"} {
@@ -403,7 +466,7 @@ func TestAKilledFenceIsFinished(t *testing.T) {
 	}
 }
 
-// killedFence kills a fence after a time, unless it finishes before.
+// killedFence kills a fence after some time, unless it finishes before.
 func (r *rehearsal) killedFence(after time.Duration) (finished bool, err error) {
 	cmd := exec.Command(r.binary, "restore", "fence", "--yes")
 	cmd.Dir, cmd.Env = r.folder, r.env

@@ -14,8 +14,9 @@ import (
 
 const shortLife = 6 * time.Second // of access tokens
 
-// accepts returns an error if the verifier refuses a token that was asked for at a moment. Knowing
-// too little for a moment is no refusal, and on a slow machine a token can expire before it comes.
+// accepts returns an error if the verifier refuses a token that it checks after the given time. A
+// verifier that knows too little for a moment does not refuse, and on a slow machine a token may
+// expire before its check.
 func (p *probe) accepts(access string, asked time.Time) error {
 	for begun := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		said, err := p.ask(map[string]any{"token": access})
@@ -32,23 +33,24 @@ func (p *probe) accepts(access string, asked time.Time) error {
 	}
 }
 
-// looks has the verifier fetch the keys, as an unknown key id does.
+// looks makes the verifier fetch the keys, as an unknown key id does.
 func (p *probe) looks() error {
 	header := base64.RawURLEncoding.EncodeToString([]byte(`{"alg":"ES256","typ":"at+jwt","kid":"made-up"}`))
 	return p.expect(header+".e30."+strings.Repeat("A", 86), "unknown_key")
 }
 
-// clients refresh over two servers until they are stopped. Each token is checked by every verifier.
+// clients refresh on two servers until they are stopped. Every verifier checks each token.
 type clients struct {
 	stop, stopped chan struct{}
 	mu            sync.Mutex
 	signed        []map[string]int // tokens of each client by key id
-	last          []string         // the key id of the newest
+	last          []string         // the key id of the newest token
 	err           error
 }
 
 func newClients(servers []*server, verifiers []*probe, n int) *clients {
-	c := &clients{stop: make(chan struct{}), stopped: make(chan struct{}), signed: make([]map[string]int, n), last: make([]string, n)}
+	c := &clients{stop: make(chan struct{}), stopped: make(chan struct{}), signed: make([]map[string]int, n),
+		last: make([]string, n)}
 	var all sync.WaitGroup
 	for i := range n {
 		d := servers[0].register()
@@ -63,7 +65,7 @@ func newClients(servers []*server, verifiers []*probe, n int) *clients {
 				asked := time.Now()
 				a, err := servers[round%2].refreshInTheEnd(d.refresh)
 				if err == nil && !a.ok() {
-					err = fmt.Errorf("a refresh was answered %v: %s", a, a.Body)
+					err = fmt.Errorf("the answer to a refresh: %v: %s", a, a.Body)
 				}
 				kid := ""
 				if err == nil {
@@ -91,7 +93,7 @@ func newClients(servers []*server, verifiers []*probe, n int) *clients {
 	return c
 }
 
-// all reports whether each client has so many tokens of a key, the newest one among them.
+// all reports whether each client has n tokens of a key, including its newest.
 func (c *clients) all(kid string, least int) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -103,7 +105,7 @@ func (c *clients) all(kid string, least int) (bool, error) {
 	return true, c.err
 }
 
-// end stops the clients, and says how many tokens were checked.
+// end stops the clients, and returns the number of checked tokens.
 func (c *clients) end() (tokens int, err error) {
 	close(c.stop)
 	<-c.stopped
@@ -121,7 +123,9 @@ func (s *server) follows(name, kid string) (end func() error) {
 	go func() {
 		query := url.Values{"verifier": {name}, "keys": {kid}, "wait": {"1"}}
 		for {
-			a, err := untilAvailable(func() (answer, error) { return s.call("GET", "/oauth2/revocations?"+query.Encode(), "", nil) })
+			a, err := untilAvailable(func() (answer, error) {
+				return s.call("GET", "/oauth2/revocations?"+query.Encode(), "", nil)
+			})
 			if err == nil && !a.ok() {
 				err = fmt.Errorf("the feed answered %v", a)
 			}
@@ -146,7 +150,7 @@ func (s *server) follows(name, kid string) (end func() error) {
 	return func() error { close(stop); return <-ended }
 }
 
-// until tries a command until it goes, or fails with the words.
+// until repeats a command until it succeeds, or until it fails with the given text.
 func (w *installation) until(words string, command ...string) error {
 	for begun := time.Now(); ; time.Sleep(200 * time.Millisecond) {
 		err := w.try("", command...)
@@ -154,17 +158,17 @@ func (w *installation) until(words string, command ...string) error {
 		case err == nil && words == "", err != nil && words != "" && strings.Contains(err.Error(), words):
 			return nil
 		case err == nil:
-			return fmt.Errorf("authctl %s goes, and should have said %q", strings.Join(command, " "), words)
+			return fmt.Errorf("authctl %s succeeds, but should have said %q", strings.Join(command, " "), words)
 		case time.Since(begun) > patience:
-			return fmt.Errorf("it should have said %q: %w", words, err)
+			return fmt.Errorf("the command should have said %q: %w", words, err)
 		}
 	}
 }
 
-// keysTakeTurns: a key is staged, promoted and its predecessor retired, by the commands that
-// operators use, without --force. promote waits for each verifier that says that it does not hold
-// the key, and retire for the last token. Meanwhile clients refresh at two servers, and no verifier
-// refuses one of their tokens. Only the minutes that nothing but time has to pass are left out.
+// keysTakeTurns: a key is staged and promoted, and its predecessor retired, by the commands that
+// operators use, without --force. promote waits for each verifier that reports that it lacks the
+// key, and retire for the last token. Meanwhile clients refresh on two servers, and no verifier
+// refuses a token. The test skips only the minutes of plain waiting.
 func keysTakeTurns(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	quick, behind := w.newProbe("quick", servers...), w.newProbe("behind", servers[1], servers[0])
@@ -188,13 +192,15 @@ func keysTakeTurns(w *installation) error {
 	if err := w.until("3 of 3 verifiers do not hold it yet: behind", "key", "promote", kid); err != nil {
 		return err
 	}
-	if err := errors.Join(quick.looks(), w.until("2 of 3 verifiers do not hold it yet: behind", "key", "promote", kid)); err != nil {
+	if err := errors.Join(quick.looks(),
+		w.until("2 of 3 verifiers do not hold it yet: behind", "key", "promote", kid)); err != nil {
 		return err
 	}
-	if err := errors.Join(behind.looks(), w.until("1 of 3 verifiers do not hold it yet: deaf", "key", "promote", kid)); err != nil {
+	if err := errors.Join(behind.looks(),
+		w.until("1 of 3 verifiers do not hold it yet: deaf", "key", "promote", kid)); err != nil {
 		return err
 	}
-	// A verifier that is gone counts for a minute.
+	// A verifier that has gone counts for another minute.
 	if err := endDeaf(); err != nil {
 		return err
 	}
@@ -202,7 +208,8 @@ func keysTakeTurns(w *installation) error {
 		_, err := w.db.Write(w.t.Context(), "UPDATE verifier SET seen_ms = seen_ms - 60000 WHERE name = 'deaf'")
 		return err
 	}
-	if err := errors.Join(gone(), w.until("Verifiers may hold a key set without it until", "key", "promote", kid)); err != nil {
+	if err := errors.Join(gone(),
+		w.until("Verifiers may hold a key set without it until", "key", "promote", kid)); err != nil {
 		return err
 	}
 	// And five minutes later:

@@ -17,7 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// newOnSeveral is an installation of two servers on a Redis of several.
+// newOnSeveral is an installation of two servers on several Redis servers.
 func newOnSeveral(t *testing.T, redisURL string) *onOwnEngines {
 	t.Helper()
 	w := &onOwnEngines{wired: &wired{installation: installationOn(t, genuine(t), dbtest.PostgresURL(t), redisURL,
@@ -26,7 +26,8 @@ func newOnSeveral(t *testing.T, redisURL string) *onOwnEngines {
 	return w
 }
 
-// newcomers register one after the other, until they are stopped. Each answer is a success or "not now".
+// newcomers register one after the other, until they are stopped. Each answer is a success or "not
+// now".
 type newcomers struct {
 	stop chan struct{}
 	done sync.WaitGroup
@@ -34,7 +35,7 @@ type newcomers struct {
 	all  []*device
 	errs []error
 	away int
-	sent []int // requests that each of them has an answer to
+	sent []int // requests that each of them has had answered
 }
 
 func (w *onOwnEngines) newcomers(n int) *newcomers {
@@ -48,7 +49,8 @@ func (w *onOwnEngines) newcomers(n int) *newcomers {
 				default:
 				}
 				d := &device{name: "u" + strings.ReplaceAll(uuid.NewString(), "-", "")}
-				a, err := w.servers[round%2].call("POST", api+"/register", "", fields{"username": d.name, "password": password})
+				a, err := w.servers[round%2].call("POST", api+"/register", "",
+					fields{"username": d.name, "password": password})
 				c.mu.Lock()
 				c.sent[i]++
 				switch {
@@ -60,11 +62,11 @@ func (w *onOwnEngines) newcomers(n int) *newcomers {
 				case a.Status == http.StatusServiceUnavailable && a.RetryAfter != "":
 					c.away++
 				default:
-					c.errs = append(c.errs, fmt.Errorf("registration answered %v: %s", a, a.Body))
+					c.errs = append(c.errs, fmt.Errorf("the answer to a registration: %v: %s", a, a.Body))
 				}
 				c.mu.Unlock()
 				if err != nil || !a.ok() {
-					time.Sleep(10 * time.Millisecond) // as a client does that is told to wait
+					time.Sleep(10 * time.Millisecond) // as a client does when told to wait
 				}
 			}
 		})
@@ -78,7 +80,7 @@ func (c *newcomers) so() []*device {
 	return append([]*device(nil), c.all...)
 }
 
-// anew waits until nothing is under way that was before.
+// anew waits until all requests that are under way now have been answered.
 func (c *newcomers) anew(t testing.TB) {
 	t.Helper()
 	c.mu.Lock()
@@ -96,7 +98,7 @@ func (c *newcomers) anew(t testing.TB) {
 	})
 }
 
-// replicated waits until a replica has all that its primary has written by now.
+// replicated waits until a replica has everything that its primary has written so far.
 func replicated(t *testing.T, primary, replica *cachetest.Server) {
 	t.Helper()
 	offset := func(server *cachetest.Server, name string) int64 {
@@ -115,7 +117,7 @@ func replicated(t *testing.T, primary, replica *cachetest.Server) {
 	})
 }
 
-// shaken is what stays while the Redis under it loses a server, again and again.
+// shaken is the installation whose Redis loses one server after another.
 type shaken struct {
 	t    *testing.T
 	w    *onOwnEngines
@@ -130,9 +132,9 @@ func shake(t *testing.T, redisURL string) *shaken {
 	return &shaken{t: t, w: w, over: w.populate(), load: w.churn(6), new: w.newcomers(2)}
 }
 
-// through lets something fail and checks what is left when everything works again: whoever signed in before the
-// replica had it all is signed in, and who signs in when the replica has taken over, too. What was ended stays so.
-// Only of those that came in between some may be lost.
+// through lets something fail, and checks the result when everything works again. Sessions that the
+// replica had before, and sessions that began after it took over, are live. Ended ones stay ended.
+// Only sessions that began in between may be lost.
 func (s *shaken) through(what string, sure func(), fail func()) {
 	s.t.Helper()
 	s.load.progress(s.t, 50)
@@ -160,13 +162,14 @@ func (s *shaken) through(what string, sure func(), fail func()) {
 		case err == nil && a.Code == "session_expired" && len(before)+i < between:
 			lost++
 		default:
-			s.t.Errorf("%s: session %d of %d that began since: %v, %v: %s", what, i, len(after)-len(before), a, err, a.Body)
+			s.t.Errorf("%s: session %d of %d that began since: %v, %v: %s", what, i, len(after)-len(before), a, err,
+				a.Body)
 		}
 	}
-	s.t.Logf("%s: of %d sessions of the moments of the failure %d were lost, and of %d before and %d after none", what,
+	s.t.Logf("%s: of %d sessions during the failure %d were lost; of %d before and %d after, none", what,
 		between-len(before), lost, len(before), len(after)-between)
 	s.new.mu.Lock()
-	s.new.all = append([]*device(nil), before[:min(len(before), 50)]...) // the rest need not be asked again
+	s.new.all = append([]*device(nil), before[:min(len(before), 50)]...) // the others need no more checks
 	s.new.mu.Unlock()
 	for _, d := range s.over.over {
 		for _, server := range s.w.servers {
@@ -196,10 +199,10 @@ func (s *shaken) end() {
 	if err := s.w.holds(s.over, false); err != nil {
 		s.t.Error(err)
 	}
-	s.t.Logf("%d refreshes; %d registrations were told to come back", s.load.rotated, s.new.away)
+	s.t.Logf("%d refreshes; %d registrations were told to come back later", s.load.rotated, s.new.away)
 }
 
-// Nodes of a cluster are killed and hang, and slots move, under sign-ins and refreshes.
+// Nodes of a cluster are killed and hang, and slots move, while people sign in and refresh.
 func TestNobodyIsSignedOutWhenAClusterLosesNodes(t *testing.T) {
 	t.Parallel()
 	c := cachetest.StartCluster(t)
@@ -227,7 +230,7 @@ func TestNobodyIsSignedOutWhenAClusterLosesNodes(t *testing.T) {
 		s.through("slots move", everything, func() {
 			moved := 0
 			for _, d := range s.load.devices {
-				s.load.mu.Lock() // its client goes on
+				s.load.mu.Lock() // its client continues
 				access := d.access
 				s.load.mu.Unlock()
 				slot := slotOf(t, c, access)
@@ -247,7 +250,7 @@ func TestNobodyIsSignedOutWhenAClusterLosesNodes(t *testing.T) {
 	s.end()
 }
 
-// slotOf returns the slot of the user whose access token it is.
+// slotOf returns the slot of the user who owns the access token.
 func slotOf(t *testing.T, c *cachetest.Cluster, access string) int64 {
 	t.Helper()
 	_, payload, _ := strings.Cut(access, ".")
@@ -284,13 +287,13 @@ func TestNobodyIsSignedOutWhenSentinelsReplaceThePrimary(t *testing.T) {
 					primary.Kill()
 					r.AwaitPrimary(replica)
 					primary.Restart()
-				default: // as docs/operations.md has it, to lose nothing
+				default: // the setting of docs/operations.md for losing nothing
 					old := cachetest.Open(t, primary.URL())
 					if err := old.ConfigSet(t.Context(), "min-replicas-to-write", "1").Err(); err != nil {
 						t.Fatal(err)
 					}
 					defer old.ConfigSet(t.Context(), "min-replicas-to-write", "0")
-					eventually(t, "a Sentinel begins", func() bool {
+					eventually(t, "a Sentinel has started the fail-over", func() bool {
 						return cachetest.Open(t, r.Sentinels[0].URL()).Do(t.Context(), "sentinel", "failover",
 							cachetest.WatchedName).Err() == nil
 					})
@@ -302,7 +305,7 @@ func TestNobodyIsSignedOutWhenSentinelsReplaceThePrimary(t *testing.T) {
 				})
 			})
 			primary, replica = replica, primary
-			eventually(t, "the former primary follows", func() bool {
+			eventually(t, "the former primary is a replica", func() bool {
 				info := cachetest.Open(t, replica.URL()).Info(t.Context(), "replication").Val()
 				return strings.Contains(info, "role:slave") && strings.Contains(info, "master_link_status:up")
 			})

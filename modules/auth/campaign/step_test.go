@@ -15,12 +15,12 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// operation is what a client asks for while something breaks. The device a asks; b is another
-// one of the same user.
+// operation is a request that a client sends while something breaks. Device a sends it; b belongs
+// to the same user.
 type operation struct {
 	name string
 	do   func(s *server, a, b *device) (answer, error)
-	// announces are the types that there must be once it was answered with success.
+	// announces are the event types that a success must have announced.
 	announces []string
 }
 
@@ -33,7 +33,8 @@ var operations = []operation{
 		return s.call("DELETE", api+"/sessions", a.access, nil)
 	}, []string{"AllSessionsRevoked"}},
 	{"change the password", func(s *server, a, _ *device) (answer, error) {
-		return s.call("POST", api+"/password", a.access, fields{"current_password": password, "new_password": newPassword})
+		return s.call("POST", api+"/password", a.access,
+			fields{"current_password": password, "new_password": newPassword})
 	}, []string{"PasswordChanged", "AllSessionsRevoked"}},
 	{"end one", func(s *server, a, b *device) (answer, error) {
 		return s.call("DELETE", api+"/sessions/"+b.sid.String(), a.access, nil)
@@ -41,7 +42,7 @@ var operations = []operation{
 	{"end all but the current one", func(s *server, a, _ *device) (answer, error) {
 		return s.call("DELETE", api+"/sessions?except=current", a.access, nil)
 	}, []string{"AllSessionsRevoked"}},
-	{"sign in where one has to go", func(s *server, a, _ *device) (answer, error) {
+	{"sign in at the limit", func(s *server, a, _ *device) (answer, error) {
 		return s.call("POST", api+"/login", "", fields{"username": a.name, "password": password})
 	}, []string{"SessionRevoked"}},
 	{"delete the account", func(s *server, a, _ *device) (answer, error) {
@@ -57,7 +58,7 @@ func operationNamed(name string) operation {
 type breakage struct {
 	name   string
 	strike func(victim *server) verdict
-	dies   bool // the server does
+	dies   bool // whether the server dies
 }
 
 var breakages = []breakage{
@@ -72,7 +73,7 @@ type wired struct {
 	store    string
 	settings []string // for a server behind the wires
 	wires    []*wire
-	survivor *server // not behind them
+	survivor *server // a server that is not behind the wires
 }
 
 // newWired makes one on the shared engines.
@@ -82,7 +83,8 @@ func newWired(t *testing.T, binary, store string) *wired {
 	if store == "redis" {
 		redisURL = testenv.Redis(t)
 	}
-	w := &wired{store: store, installation: installationOn(t, binary, databaseURL, redisURL, "AUTH_MAX_SESSIONS_PER_USER=2")}
+	w := &wired{store: store,
+		installation: installationOn(t, binary, databaseURL, redisURL, "AUTH_MAX_SESSIONS_PER_USER=2")}
 	w.settings = []string{"DATABASE_URL=" + w.through(databaseURL), "APP_HTTP_REQUEST_TIMEOUT=1s"}
 	if redisURL != "" {
 		w.settings = append(w.settings, "REDIS_URL="+w.through(redisURL)+"?"+briefly)
@@ -91,7 +93,7 @@ func newWired(t *testing.T, binary, store string) *wired {
 	return w
 }
 
-// through puts a wire in front of the engine at a URL and returns the URL by way of it.
+// through puts a wire in front of the engine at a URL, and returns the URL of the wire.
 func (w *wired) through(engine string) string {
 	w.t.Helper()
 	u, err := url.Parse(engine)
@@ -104,8 +106,8 @@ func (w *wired) through(engine string) string {
 	return u.String()
 }
 
-// strikeAt breaks the k-th message from now on, on whichever wire, and reports by the
-// function it returns whether there was one.
+// strikeAt breaks the k-th message from now on, on any wire. The function that it returns reports
+// whether there was one.
 func (w *wired) strikeAt(k int, strike func() verdict) (struck func() bool) {
 	var mu sync.Mutex
 	n := 0
@@ -129,16 +131,16 @@ func (w *wired) release() {
 	}
 }
 
-// settle waits until the engines have dealt with what reached them late, such as a COMMIT that
-// was held: what they do about it is to be examined, not when.
+// settle waits until the engines have processed late messages, such as a COMMIT that was held. The
+// test is about the outcome, not about its time.
 func (w *wired) settle(bystander *device) {
 	w.t.Helper()
-	// Redis reads what has arrived before it hears of anything new.
+	// Redis processes what has arrived before any newer request.
 	bystander.keep(w.survivor.must(w.survivor.refreshInTheEnd(bystander.refresh)))
 	w.quiet()
 }
 
-// quiet waits until PostgreSQL has ended every transaction. SQLite ends them with the process.
+// quiet waits until PostgreSQL has ended every transaction. SQLite's end with the process.
 func (w *installation) quiet() {
 	w.t.Helper()
 	if !w.db.IsPostgres() {
@@ -152,23 +154,23 @@ func (w *installation) quiet() {
 	})
 }
 
-// everyStep breaks an operation at its first message, at its second, and so on until it comes
-// to its end untouched. After each: the answer was a proper one, what it said is true, what was
-// announced holds, and what was not announced goes on, on the server that broke as well.
+// everyStep breaks an operation at its first message, at its second, and so on, until the operation
+// finishes unbroken. Each time the answer must be a proper one and true, what was announced must
+// hold, and everything else must go on, on the broken server too.
 func (w *wired) everyStep(op operation, b breakage) (steps int, err error) {
 	bystander := w.survivor.register()
 	var victim *server
 	for k := 1; ; k += rounds(3, 1) {
 		if victim == nil || b.dies {
 			settings := w.settings
-			if b.name != "frozen" { // nothing is waited for in vain
+			if b.name != "frozen" { // the other breakages need no timeout
 				settings = patient(settings)
 			}
 			victim = w.serve(settings...)
 		}
 		asking := w.survivor.register()
 		other := w.survivor.login(asking.name)
-		// Connections and scripts are there; the operation alone is counted.
+		// Connections and scripts exist before the operation, so that only its own messages count.
 		for range 2 {
 			bystander.keep(victim.must(victim.refreshInTheEnd(bystander.refresh)))
 			victim.must(victim.getInTheEnd("/sessions", bystander.access))
@@ -187,14 +189,15 @@ func (w *wired) everyStep(op operation, b breakage) (steps int, err error) {
 			servers = append(servers, victim)
 		}
 		if err := w.afterStep(op, a, callErr == nil, servers, asking, other, bystander); err != nil {
-			return steps, fmt.Errorf("message %d, answered %v: %w (its refresh token was of %s)", k, a, err, before.sid)
+			return steps, fmt.Errorf("message %d, answer %v: %w (its refresh token belonged to %s)", k, a, err,
+				before.sid)
 		}
 		if b.dies {
 			victim.kill()
 		}
 		if !hit {
-			if !a.ok() && a.Status != http.StatusServiceUnavailable { // which a busy machine may answer
-				return steps, fmt.Errorf("untouched it answers %v: %s", a, a.Body)
+			if !a.ok() && a.Status != http.StatusServiceUnavailable { // a busy machine may answer 503
+				return steps, fmt.Errorf("the answer without a breakage is %v: %s", a, a.Body)
 			}
 			return steps, nil
 		}
@@ -202,7 +205,8 @@ func (w *wired) everyStep(op operation, b breakage) (steps int, err error) {
 	}
 }
 
-func (w *wired) afterStep(op operation, a answer, answered bool, servers []*server, asking, other, bystander *device) error {
+func (w *wired) afterStep(op operation, a answer, answered bool, servers []*server, asking, other,
+	bystander *device) error {
 	if answered && !a.proper() {
 		return fmt.Errorf("not a proper answer: %s", a.Body)
 	}
@@ -211,16 +215,18 @@ func (w *wired) afterStep(op operation, a answer, answered bool, servers []*serv
 		return err
 	}
 	announced := func(short string) bool {
-		return slices.ContainsFunc(list, func(e event) bool { return strings.TrimPrefix(e.Type, "auth.") == short+".v1" })
+		return slices.ContainsFunc(list, func(e event) bool {
+			return strings.TrimPrefix(e.Type, "auth.") == short+".v1"
+		})
 	}
 	if answered && a.ok() {
 		for _, short := range op.announces {
 			if !announced(short) {
-				return fmt.Errorf("it was not announced: %s", short)
+				return fmt.Errorf("the announcement is missing: %s", short)
 			}
 		}
 		if a.RefreshToken != "" && a.SessionID == asking.sid {
-			asking.keep(a) // else the client goes on with what it had
+			asking.keep(a) // otherwise the client continues with its old tokens
 		}
 	}
 	if announced("UserDeleted") {
@@ -244,7 +250,7 @@ func (w *wired) afterStep(op operation, a answer, answered bool, servers []*serv
 	return nil
 }
 
-// expectPassword signs in with the password that must work and the one that must not.
+// expectPassword signs in with the password that must work, and with the one that must not.
 func (s *server) expectPassword(name string, changed bool) error {
 	for _, p := range []string{password, newPassword} {
 		a, err := untilAvailable(func() (answer, error) {
@@ -258,7 +264,7 @@ func (s *server) expectPassword(name string, changed bool) error {
 			want = http.StatusOK
 		}
 		if a.Status != want {
-			return fmt.Errorf("after a password change that was announced: %v, sign-in with %q: %v", changed, p, a)
+			return fmt.Errorf("password change announced: %v; sign-in with %q: %v", changed, p, a)
 		}
 	}
 	return nil
@@ -285,7 +291,7 @@ func TestWhateverBreaksAtWhicheverStep(t *testing.T) {
 	}
 }
 
-// SQLite has no wire to cut. The server is killed at some moment of the operation instead.
+// SQLite has no wire to cut. Instead, the server is killed at some moment of the operation.
 func killedAtSomeMoment(w *installation) error {
 	s := w.serve()
 	bystander := s.register()
@@ -293,7 +299,7 @@ func killedAtSomeMoment(w *installation) error {
 		op := operations[round%len(operations)]
 		asking := s.register()
 		other := s.login(asking.name)
-		// Hashing is most of what takes time; what comes before it changes nothing.
+		// Most of the time is hashing, and nothing has changed before it ends.
 		moment := time.Duration(rand.Int64N(int64(6 * time.Millisecond)))
 		done := make(chan struct{})
 		var a answer
@@ -312,7 +318,7 @@ func killedAtSomeMoment(w *installation) error {
 		s = w.serve()
 		installed := &wired{installation: w}
 		if err := installed.afterStep(op, a, callErr == nil, []*server{s}, asking, other, bystander); err != nil {
-			return fmt.Errorf("round %d, %s killed after %v, answered %v: %w", round, op.name, moment, a, err)
+			return fmt.Errorf("round %d, %s killed after %v, answer %v: %w", round, op.name, moment, a, err)
 		}
 	}
 	return nil
@@ -323,7 +329,8 @@ func TestKilledAtSomeMoment(t *testing.T) {
 	for _, store := range stores {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			if err := killedAtSomeMoment(newInstallation(t, genuine(t), store, "AUTH_MAX_SESSIONS_PER_USER=2")); err != nil {
+			if err := killedAtSomeMoment(newInstallation(t, genuine(t), store,
+				"AUTH_MAX_SESSIONS_PER_USER=2")); err != nil {
 				t.Error(err)
 			}
 		})

@@ -11,9 +11,9 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// untilRefused ends sessions on one server while another one is asked about each, on and on,
-// and measures how long after the answer the other one still says yes. That must be never: the
-// order is asserted, the times are printed.
+// untilRefused ends sessions on one server while another server is asked about each, again and
+// again. It measures how long after the answer the other server still says yes. That must be never:
+// the order is asserted, and the times are only logged.
 func untilRefused(w *installation, what string, servers []*server, times int) {
 	w.t.Helper()
 	ways := []struct {
@@ -23,14 +23,16 @@ func untilRefused(w *installation, what string, servers []*server, times int) {
 		{"logout", func(s *server, d *device) (answer, error) {
 			return s.call("POST", api+"/logout", "", fields{"refresh_token": d.refresh})
 		}},
-		{"end all", func(s *server, d *device) (answer, error) { return s.call("DELETE", api+"/sessions", d.access, nil) }},
+		{"end all", func(s *server, d *device) (answer, error) {
+			return s.call("DELETE", api+"/sessions", d.access, nil)
+		}},
 	}
 	for _, way := range ways {
 		var fromCall, fromAnswer []time.Duration
 		for range times {
 			d := w.signedIn(servers[0])
 			started, refused := make(chan struct{}), make(chan time.Time, 1)
-			late := make(chan time.Time, 1) // the start of the last request that was let in
+			late := make(chan time.Time, 1) // the start of the last accepted request
 			go func() {
 				close(started)
 				var last time.Time
@@ -51,12 +53,14 @@ func untilRefused(w *installation, what string, servers []*server, times int) {
 			answered := time.Now()
 			at := <-refused
 			if last := <-late; last.After(answered) {
-				w.t.Errorf("%s, %s: a request that started %v after the answer was let in", what, way.name, last.Sub(answered))
+				w.t.Errorf("%s, %s: a request that started %v after the answer was accepted", what, way.name,
+					last.Sub(answered))
 			}
 			fromCall, fromAnswer = append(fromCall, at.Sub(called)), append(fromAnswer, max(0, at.Sub(answered)))
 		}
 		w.t.Logf("%-22s %-8s called → refused elsewhere: median %v, longest %v; answered → refused: median %v, longest %v (%d rounds)",
-			what, way.name, median(fromCall), slices.Max(fromCall), median(fromAnswer), slices.Max(fromAnswer), len(fromCall))
+			what, way.name, median(fromCall), slices.Max(fromCall), median(fromAnswer), slices.Max(fromAnswer),
+			len(fromCall))
 	}
 }
 
@@ -66,7 +70,7 @@ func median(list []time.Duration) time.Duration {
 	return list[len(list)/2].Round(10 * time.Microsecond)
 }
 
-// signedIn is a device that signed in while that was still possible, or one that does now.
+// signedIn is a device that signed in before anything broke, or a new one.
 func (w *installation) signedIn(s *server) *device {
 	if len(w.spare) == 0 {
 		return s.register()
@@ -110,7 +114,7 @@ func TestHowLongAnEndTakesToReachAnotherServer(t *testing.T) {
 	})
 }
 
-// No token says that it lives longer than its session can, whatever the settings are.
+// No token claims to live longer than its session can, whatever the settings.
 func tokensEndWithTheSession(w *installation) error {
 	servers := []*server{w.serve(), w.serve("AUTH_REFRESH_TOKEN_TTL=3s")}
 	d := servers[0].register()
@@ -118,10 +122,11 @@ func tokensEndWithTheSession(w *installation) error {
 		a := servers[0].must(servers[i%2].refresh(d.refresh))
 		d.keep(a)
 		if a.AccessTokenExpiresAt.After(a.RefreshTokenExpiresAt) {
-			return fmt.Errorf("an access token that lives until %v, of a session that ends at %v", a.AccessTokenExpiresAt, a.RefreshTokenExpiresAt)
+			return fmt.Errorf("the access token lives until %v, its session until %v", a.AccessTokenExpiresAt,
+				a.RefreshTokenExpiresAt)
 		}
 	}
-	// The absolute end comes, however often it was refreshed.
+	// The absolute end comes however often the session was refreshed.
 	d = servers[0].register()
 	eventually(w.t, "the session ends", func() bool {
 		a, err := servers[0].refresh(d.refresh)
@@ -134,11 +139,12 @@ func tokensEndWithTheSession(w *installation) error {
 }
 
 func TestTokensEndWithTheSession(t *testing.T) {
-	eachStore(t, tokensEndWithTheSession, "AUTH_SESSION_MAX_AGE=4s", "AUTH_REFRESH_TOKEN_TTL=1h", "AUTH_ACCESS_TOKEN_TTL=5h")
+	eachStore(t, tokensEndWithTheSession, "AUTH_SESSION_MAX_AGE=4s", "AUTH_REFRESH_TOKEN_TTL=1h",
+		"AUTH_ACCESS_TOKEN_TTL=5h")
 }
 
-// A limit on the age of sessions that is lowered holds for those that are there: what the
-// database remembers of ended ones is kept for that long and no longer.
+// A lower limit on the age of sessions applies to existing ones at once: the database remembers
+// ended sessions only for that time.
 func aLowerAgeHoldsAtOnce(w *installation) error {
 	generous, strict := w.serve(), w.serve("AUTH_SESSION_MAX_AGE=2s")
 	d := generous.register()
@@ -149,7 +155,7 @@ func aLowerAgeHoldsAtOnce(w *installation) error {
 	if live, err := strict.active(d.refresh); err != nil || live {
 		return fmt.Errorf("introspection of a session that is too old: active %v, %v", live, err)
 	}
-	return w.audit([]*server{generous}, false, d) // it was not stopped
+	return w.audit([]*server{generous}, false, d) // nobody has stopped it
 }
 
 func TestALowerAgeHoldsAtOnce(t *testing.T) { eachStore(t, aLowerAgeHoldsAtOnce) }

@@ -85,7 +85,8 @@ func newUpgrade(t *testing.T, store string) *upgrade {
 		redisURL = testenv.Redis(t)
 	}
 	topic := "upgrade-" + uuid.NewString()
-	w := installationOn(t, genuine(t), dbtest.EmptyURL(t, "TEMPLATE template0").Reveal(), redisURL, "KAFKA_BROKERS="+brokers, "KAFKA_TOPIC="+topic,
+	w := installationOn(t, genuine(t), dbtest.EmptyURL(t, "TEMPLATE template0").Reveal(), redisURL, "KAFKA_BROKERS="+
+		brokers, "KAFKA_TOPIC="+topic,
 		"KAFKA_PARTITIONS=6")
 	u := &upgrade{installation: w, topic: topic}
 	w.command("outbox", "topic", "ensure")
@@ -95,7 +96,7 @@ func newUpgrade(t *testing.T, store string) *upgrade {
 	return u
 }
 
-// relay starts a relay of the release and returns what ends it, as a deployment would.
+// relay starts a relay of the release, and returns a function that ends it as a deployment would.
 func (u *upgrade) relay(w *installation) (stop func()) {
 	u.t.Helper()
 	cmd := exec.Command(w.binary, "relay")
@@ -115,14 +116,14 @@ func (u *upgrade) relay(w *installation) (stop func()) {
 	return stop
 }
 
-// route sends the people to these servers from now on.
+// route sends people to these servers from now on.
 func (u *upgrade) route(servers ...*server) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.serving = servers
 }
 
-// stop takes a server out of the way, then ends it, as a deployment would.
+// stop takes a server out of rotation and then ends it, as a deployment would.
 func (u *upgrade) stop(s *server, left ...*server) {
 	u.route(left...)
 	_ = s.process.Process.Signal(syscall.SIGTERM)
@@ -135,8 +136,8 @@ func (u *upgrade) pick(n int64) *server {
 	return u.serving[n%int64(len(u.serving))]
 }
 
-// send makes a request of one of the servers, and of another one where the first has just
-// been told to stop.
+// send sends a request to one of the servers, and to another one if the first has just been told to
+// stop.
 func (u *upgrade) send(method, path, bearer string, body any) (answer, error) {
 	var failure error
 	for range 3 {
@@ -151,7 +152,7 @@ func (u *upgrade) send(method, path, bearer string, body any) (answer, error) {
 	return answer{}, failure
 }
 
-// live is what one person does, over and over: it must come out the same on any server.
+// live is what one person does, over and over, with the same results on any server.
 func (u *upgrade) live(ctx context.Context) error {
 	name := "u" + strings.ReplaceAll(uuid.NewString(), "-", "")
 	step := func(want int, d *device, method, path, bearer string, body any) error {
@@ -168,7 +169,8 @@ func (u *upgrade) live(ctx context.Context) error {
 		return nil
 	}
 	mine := &device{name: name}
-	if err := step(http.StatusCreated, mine, "POST", api+"/register", "", fields{"username": name, "password": password}); err != nil {
+	if err := step(http.StatusCreated, mine, "POST", api+"/register", "",
+		fields{"username": name, "password": password}); err != nil {
 		return err
 	}
 	typed := password
@@ -200,7 +202,7 @@ func (u *upgrade) live(ctx context.Context) error {
 	return nil
 }
 
-// people keeps a handful of people busy until it is told to stop.
+// people keeps a few people busy until it is told to stop.
 func (u *upgrade) people() (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var all sync.WaitGroup
@@ -216,7 +218,7 @@ func (u *upgrade) people() (stop func()) {
 	return stop
 }
 
-// goOn waits until the people have done so much more, in whatever time that takes.
+// goOn waits until people have done that much more, however long it takes.
 func (u *upgrade) goOn(during string) error {
 	until := u.done.Load() + int64(rounds(300, 5000))
 	for last, at := u.done.Load(), time.Now(); u.done.Load() < until; time.Sleep(20 * time.Millisecond) {
@@ -226,13 +228,13 @@ func (u *upgrade) goOn(during string) error {
 		if now := u.done.Load(); now != last {
 			last, at = now, time.Now()
 		} else if time.Since(at) > patience {
-			return fmt.Errorf("%s: nothing was done for %v", during, patience)
+			return fmt.Errorf("%s: no progress for %v", during, patience)
 		}
 	}
 	return nil
 }
 
-// audit compares what the topic has with what the database wrote.
+// audit compares the topic with what the database wrote.
 func (u *upgrade) audit() error {
 	ctx := u.t.Context()
 	pending := -1
@@ -268,7 +270,8 @@ func (u *upgrade) audit() error {
 	return nil
 }
 
-// The schema goes first, then the servers and relays, one after the other, and nobody notices.
+// The schema is upgraded first, then the servers and relays one after the other, and nobody
+// notices.
 func TestAnUpgradeUnderLoadIsNotNoticed(t *testing.T) {
 	t.Parallel()
 	for _, store := range []string{"redis", "postgres"} {
@@ -308,7 +311,7 @@ func TestAnUpgradeUnderLoadIsNotNoticed(t *testing.T) {
 	}
 }
 
-// The servers and relays go back first, and then the schema.
+// The servers and relays are downgraded first, and then the schema.
 func TestAStepBackUnderLoadIsNotNoticed(t *testing.T) {
 	t.Parallel()
 	for _, store := range []string{"redis", "postgres"} {
@@ -316,7 +319,7 @@ func TestAStepBackUnderLoadIsNotNoticed(t *testing.T) {
 			t.Parallel()
 			u := newUpgrade(t, store)
 			u.former.command("migrate", "up")
-			u.command("migrate", "up") // a group of its own, so that down takes it back alone
+			u.command("migrate", "up") // its own group, so that down undoes it alone
 			stopRelay := u.relay(u.installation)
 			present := u.serve()
 			u.route(present)

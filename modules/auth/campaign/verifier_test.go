@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// probe is a service elsewhere that verifies access tokens by itself: the module verify in a
-// process of its own. It is built where it is; this module does not depend on it.
+// probe is a service that verifies access tokens itself: the module verify in a separate process.
+// It is built in its own folder, since this module does not depend on it.
 type probe struct {
 	mu  sync.Mutex
 	in  io.Writer
@@ -36,7 +36,7 @@ var builtProbe = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// newProbe starts a verifier that follows these servers, and waits until it knows all there is.
+// newProbe starts a verifier that follows these servers, and waits until it has caught up.
 func (w *installation) newProbe(name string, servers ...*server) *probe {
 	w.t.Helper()
 	path, err := builtProbe()
@@ -84,7 +84,7 @@ func (p *probe) write(line any) error {
 	return err
 }
 
-// checked is what a verifier says of a token.
+// checked is a verifier's answer about a token.
 type checked struct {
 	Reason, Error string
 	Lag           float64 // seconds
@@ -104,7 +104,8 @@ func (p *probe) ask(question map[string]any) (checked, error) {
 	return said, json.Unmarshal(line, &said)
 }
 
-// expect fails unless the verifier accepts the token, or refuses it for the reason.
+// expect returns an error unless the verifier accepts the token, or refuses it for the given
+// reason.
 func (p *probe) expect(access, reason string) error {
 	said, err := p.ask(map[string]any{"token": access})
 	if err == nil && said.Reason != reason {
@@ -113,7 +114,7 @@ func (p *probe) expect(access, reason string) error {
 	return err
 }
 
-// until waits until the verifier says so, and returns how long that took.
+// until waits until the verifier gives that answer, and returns how long it took.
 func (p *probe) until(access, reason string) (time.Duration, error) {
 	begun := time.Now()
 	for {
@@ -125,10 +126,10 @@ func (p *probe) until(access, reason string) (time.Duration, error) {
 	}
 }
 
-// verifiersKnow: whichever way a session ends, on whichever server, a verifier in another
-// process soon refuses its access token, though the token's signature and times are good, and
-// refuses no other. Meanwhile other clients refresh, and the server that it follows is killed.
-// In the end a verifier that starts then knows all of it too.
+// verifiersKnow: however and on whichever server a session ends, a verifier in another process soon
+// refuses its access token, although the token's signature and times are good, and refuses no other
+// token. Meanwhile other clients refresh, and the followed server is killed. A verifier that starts
+// at the end knows of all ends too.
 func verifiersKnow(w *installation) error {
 	servers := []*server{w.serve(), w.serve()}
 	p := w.newProbe("orders-1", servers...)
@@ -146,7 +147,7 @@ func verifiersKnow(w *installation) error {
 			for !stop.Load() {
 				a, err := calm.refreshInTheEnd(d.refresh)
 				if err == nil && !a.ok() {
-					err = fmt.Errorf("a refresh was answered %v", a)
+					err = fmt.Errorf("the answer to a refresh is %v", a)
 				}
 				if err == nil {
 					d.keep(a)
@@ -182,7 +183,7 @@ func verifiersKnow(w *installation) error {
 		ended := victim.access
 		a, err := e.do(w, s, victim, other)
 		if err == nil && !a.ok() {
-			err = fmt.Errorf("the end was answered %v: %s", a, a.Body)
+			err = fmt.Errorf("the answer to the end: %v: %s", a, a.Body)
 		}
 		if err != nil {
 			return fmt.Errorf("round %d, %s: %w", round, e.name, err)
@@ -196,14 +197,15 @@ func verifiersKnow(w *installation) error {
 			over = append(over, kept)
 			_, err = p.until(kept, "revoked")
 		} else if err = p.expect(kept, ""); err == nil {
-			err = p.expect(other.access, "") // of a changed password, the new one
+			err = p.expect(other.access, "") // after a password change, the new one
 		}
 		if err != nil {
 			return fmt.Errorf("round %d, the other session after %s: %w", round, e.name, err)
 		}
 	}
 	slices.Sort(took)
-	w.t.Logf("%d ends, refused elsewhere after: p50 %v, p99 %v, most %v", len(took), took[len(took)/2], took[len(took)*99/100], took[len(took)-1])
+	w.t.Logf("%d ends, refused elsewhere after: p50 %v, p99 %v, longest %v", len(took), took[len(took)/2],
+		took[len(took)*99/100], took[len(took)-1])
 	if long() && took[len(took)*99/100] > time.Second {
 		return fmt.Errorf("p99 is %v", took[len(took)*99/100])
 	}
@@ -226,7 +228,7 @@ func verifiersKnow(w *installation) error {
 	default:
 	}
 
-	// A revoked key is refused at once, whatever the key set said a moment ago.
+	// A revoked key is refused at once, even if a recent key set still had it.
 	ended, err := kidOf(bystander.access)
 	if err != nil {
 		return err
@@ -235,7 +237,8 @@ func verifiersKnow(w *installation) error {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(w.try("", "key", "promote", "--force", next), w.try("", "key", "revoke", "--force", ended)); err != nil {
+	if err := errors.Join(w.try("", "key", "promote", "--force", next),
+		w.try("", "key", "revoke", "--force", ended)); err != nil {
 		return err
 	}
 	for _, one := range []*probe{p, late} {
@@ -254,7 +257,8 @@ func verifiersKnow(w *installation) error {
 		return fmt.Errorf("of the new key: %w", err)
 	}
 
-	// With the service away, what is known stays known, and the rest is not known well enough.
+	// Without the service, the verifier keeps what it knows, and says of other tokens that it knows
+	// too little.
 	servers[0].kill()
 	if _, err := p.until(newest.access, "stale"); err != nil {
 		return fmt.Errorf("with the service away: %w", err)
@@ -266,7 +270,7 @@ func verifiersKnow(w *installation) error {
 	return nil
 }
 
-// output runs one command and returns the first line of what it prints.
+// output runs a command and returns the first line of its output.
 func (w *installation) output(args ...string) (string, error) {
 	cmd := exec.Command(w.binary, args...)
 	cmd.Dir, cmd.Env = w.t.TempDir(), w.env

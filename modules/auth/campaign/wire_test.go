@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// wire is a connection that faults can be put on: a proxy in front of an engine or a server.
+// wire is a proxy in front of an engine or a server, which can put faults on connections.
 type wire struct {
 	listener net.Listener
 
@@ -18,11 +18,11 @@ type wire struct {
 	target string
 	rule   func(message) verdict // nil lets everything pass
 	links  map[*link]struct{}
-	thaw   chan struct{} // closed when what is held may go on
+	thaw   chan struct{} // closed to let the held messages go
 	held   *sync.WaitGroup
 }
 
-// message is what one read from a connection gave: on a loopback, what one write sent.
+// message is what one read from a connection returned. On a loopback that is what one write sent.
 type message struct {
 	toTarget bool
 	data     []byte
@@ -50,7 +50,8 @@ func newWire(t testing.TB, target string) *wire {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &wire{listener: listener, target: target, links: map[*link]struct{}{}, thaw: make(chan struct{}), held: new(sync.WaitGroup)}
+	w := &wire{listener: listener, target: target, links: map[*link]struct{}{}, thaw: make(chan struct{}),
+		held: new(sync.WaitGroup)}
 	var pumps sync.WaitGroup
 	pumps.Go(func() {
 		for {
@@ -85,7 +86,7 @@ func (w *wire) connect(client net.Conn) {
 	l := &link{client, to}
 	w.mu.Lock()
 	w.links[l] = struct{}{}
-	if w.target != target { // it was cut before it was there
+	if w.target != target { // it was cut before it was connected
 		l.close()
 	}
 	w.mu.Unlock()
@@ -113,7 +114,7 @@ func (w *wire) pump(l *link, to io.Writer, from io.Reader, toTarget bool) {
 	}
 }
 
-// carry hands a message on by the rule, and reports whether the connection goes on.
+// carry passes a message on according to the rule, and reports whether the connection goes on.
 func (w *wire) carry(to io.Writer, m message) bool {
 	w.mu.Lock()
 	rule, thaw, held := w.rule, w.thaw, w.held
@@ -132,15 +133,14 @@ func (w *wire) carry(to io.Writer, m message) bool {
 	return err == nil
 }
 
-// faulty sets the rule for every message from now on. It runs on the connections' goroutines.
+// faulty sets the rule for all messages from now on. It runs on the connections' goroutines.
 func (w *wire) faulty(rule func(message) verdict) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.rule = rule
 }
 
-// release ends the rule and lets go what it has held, all of which has been sent on when it
-// returns.
+// release ends the rule and lets the held messages go. They have all been sent when it returns.
 func (w *wire) release() {
 	w.mu.Lock()
 	held := w.held
@@ -151,7 +151,7 @@ func (w *wire) release() {
 	held.Wait()
 }
 
-// retarget sends new connections elsewhere and cuts the present ones.
+// retarget sends new connections elsewhere and cuts the existing ones.
 func (w *wire) retarget(target string) {
 	w.mu.Lock()
 	w.target = target
@@ -167,8 +167,8 @@ func (w *wire) cutAll() {
 	}
 }
 
-// swallow sends a refresh whose answer is lost between the server and the client. It returns
-// when the server has answered.
+// swallow sends a refresh whose answer is lost between server and client. It returns once the
+// server has answered.
 func (s *server) swallow(token string) error {
 	lossy := newWire(s.t, strings.TrimPrefix(s.url, "http://"))
 	answered := make(chan []byte, 1)
@@ -179,7 +179,8 @@ func (s *server) swallow(token string) error {
 		answered <- append([]byte(nil), m.data...)
 		return cut
 	})
-	there := &server{t: s.t, url: "http://" + lossy.addr(), http: &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}}
+	there := &server{t: s.t, url: "http://" + lossy.addr(),
+		http: &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}}
 	if a, err := there.refresh(token); err == nil {
 		return fmt.Errorf("the answer that was to be lost came: %v", a)
 	}

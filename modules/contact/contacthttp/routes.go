@@ -16,7 +16,7 @@ import (
 )
 
 // Groups are the tags of the routes, with what they group.
-var Groups = [][2]string{{"contact", "Addresses of an account, and the way back in for who forgot the password"}}
+var Groups = [][2]string{{"contact", "Addresses of an account, and the reset of a forgotten password"}}
 
 // api holds the functions of the endpoints.
 type api struct{ svc *contact.Service }
@@ -35,41 +35,53 @@ func Routes(accounts *auth.Service, svc *contact.Service) []httpserver.Route {
 		}, {
 			Method: "POST", Path: "/api/v1/auth/contacts", ID: "addContact", Group: group, Status: 201, Cache: noStore,
 			Summary: "Add an address", Success: "The address is added, and a code and a link were sent to it.",
-			Description: "The code and the link verify the address for 24 hours. For an address that the account has and that is not verified, " +
-				"another code is sent, but not within a minute. Whether an address belongs to somebody else is not told here.",
-			Do: httpserver.As(bearer, a.add), Faults: []*fault.Fault{contact.ErrContactExists, contact.ErrTooManyContacts, contact.ErrTooManyMessages},
+			Description: "The code and the link verify the address for 24 hours. If the account has the address " +
+				"already, unverified, another code is sent, but not within a minute. If it is written with other " +
+				"capitals now, it replaces the former one, under another id. The answer does not tell whether " +
+				"the address belongs to somebody else.",
+			Do:     httpserver.As(bearer, a.add),
+			Faults: []*fault.Fault{contact.ErrContactExists, contact.ErrTooManyContacts, contact.ErrTooManyMessages},
 		}, {
 			Method: "DELETE", Path: "/api/v1/auth/contacts/{id}", ID: "removeContact", Group: group,
 			Summary: "Remove an address", Success: "The address is removed.",
-			Do: httpserver.AsDo(bearer, a.remove), Faults: []*fault.Fault{contact.ErrContactNotFound, contact.ErrContactNeeded},
+			Do:     httpserver.AsDo(bearer, a.remove),
+			Faults: []*fault.Fault{contact.ErrContactNotFound, contact.ErrContactNeeded},
 		}, {
-			Method: "POST", Path: "/api/v1/auth/contacts/{id}/verify", ID: "verifyContact", Group: group, Cache: noStore,
-			Summary: "Verify an address by its code", Success: "The address is verified.",
+			Method: "POST", Path: "/api/v1/auth/contacts/{id}/verify", ID: "verifyContact", Group: group,
+			Cache:   noStore,
+			Summary: "Verify an address with its code", Success: "The address is verified.",
 			Do:     httpserver.As(bearer, a.verify),
 			Faults: append([]*fault.Fault{contact.ErrContactNotFound, contact.ErrContactTaken}, guessing...),
 		}, {
 			Method: "POST", Path: "/api/v1/auth/verify", ID: "verifyChallenge", Group: group, Status: 204,
-			Summary: "Verify an address by the code or the link", Success: "The address is verified.",
-			Description: "Either `challenge_id` and `code`, or `token`, which is in the link. Nobody need be signed in: this is also for who cannot " +
-				"sign in before. A code has five tries. A GET of the page that the link leads to must not send this.",
-			Do: httpserver.PublicDo(a.verifyChallenge), Faults: append([]*fault.Fault{contact.ErrContactTaken}, guessing...),
+			Summary: "Verify an address with the code or the link", Success: "The address is verified.",
+			Description: "Either `challenge_id` and `code`, or `token`, which is in the link. No access token is " +
+				"needed, since some accounts can sign in only afterwards. A code has five tries. A GET of the page " +
+				"that the link leads to must not send this.",
+			Do:     httpserver.PublicDo(a.verifyChallenge),
+			Faults: append([]*fault.Fault{contact.ErrContactTaken}, guessing...),
 		}, {
-			Method: "POST", Path: "/api/v1/auth/password/forgot", ID: "forgotPassword", Group: group, Status: 202, Cache: noStore,
+			Method: "POST", Path: "/api/v1/auth/password/forgot", ID: "forgotPassword", Group: group, Status: 202,
+			Cache:   noStore,
 			Summary: "Ask for a code that resets the password",
 			Success: "If there is such an account with a verified address, a code and a link were sent to it.",
-			Description: "The answer is the same, in content and time, if there is none. By username the code goes to the address that was " +
-				"verified first, by address to that one. The code and the link work for 15 minutes. Within a minute the answer is the same again and nothing is sent.",
+			Description: "The answer is the same, in content and time, if there is none. With a username the code " +
+				"goes to the address that was verified first, with an address to that one. The code and the link " +
+				"work for 15 minutes. A second request within a minute gets the same answer, and nothing is sent.",
 			Do: httpserver.Public(a.forgot), Faults: []*fault.Fault{auth.ErrTooManyAttempts, auth.ErrOverloaded},
 		}, {
 			Method: "POST", Path: "/api/v1/auth/password/reset", ID: "resetPassword", Group: group, Status: 204,
-			Summary: "Set a new password by the code or the link", Success: "The password is set, and every session has ended.",
-			Description: "Either `challenge_id` and `code`, or `token`, which is in the link. A code has five tries. Second factors stay.",
-			Do:          httpserver.PublicDo(a.reset), Faults: guessing,
+			Summary: "Set a new password with the code or the link",
+			Success: "The password is set, and every session has ended.",
+			Description: "Either `challenge_id` and `code`, or `token`, which is in the link. A code has five tries. " +
+				"Second factors stay.",
+			Do: httpserver.PublicDo(a.reset), Faults: guessing,
 		}, {
 			Method: "POST", Path: "/api/v1/auth/undo", ID: "undoChange", Group: group, Status: 204,
-			Summary: "Undo a change by the link of its notice", Success: "Everything is undone.",
-			Description: "Every session ends, the contacts are those from before the change, and nobody can sign in with a password until it is reset. " +
-				"A link works once, for 72 hours, and ends the links of later notices.",
+			Summary: "Undo a change with the link of its notice", Success: "Everything is undone.",
+			Description: "Every session ends, the contacts are those from before the change, and nobody can sign in " +
+				"with a password until it is reset. A link works once, for 72 hours, and ends the links of later " +
+				"notices.",
 			Do: httpserver.PublicDo(a.undo), Faults: []*fault.Fault{contact.ErrInvalidCode, auth.ErrOverloaded},
 		},
 	}
@@ -79,14 +91,15 @@ func Routes(accounts *auth.Service, svc *contact.Service) []httpserver.Route {
 type Contact struct {
 	ID         uuid.UUID `json:"id" example:"0199b7f2-6f40-7000-8000-5b1f6a100c8c"`
 	Kind       string    `json:"kind" example:"email" enum:"email"`
-	Address    string    `json:"address" example:"alice@example.com" doc:"As messages are sent to it: as it was typed before the @, in ASCII and small letters after it."`
+	Address    string    `json:"address" example:"alice@example.com" doc:"As messages are sent to it: as typed before the @, in ASCII and lower case after it."`
 	Verified   bool      `json:"verified" example:"true"`
 	VerifiedAt time.Time `json:"verified_at,omitzero" example:"2026-01-02T15:04:05Z" doc:"Absent if it is not verified."`
 	CreatedAt  time.Time `json:"created_at" example:"2026-01-02T15:04:05Z"`
 }
 
 func contactOf(c contact.Contact) Contact {
-	return Contact{ID: c.ID, Kind: c.Kind, Address: c.Address, Verified: c.Verified(), VerifiedAt: c.VerifiedAt, CreatedAt: c.CreatedAt}
+	return Contact{ID: c.ID, Kind: c.Kind, Address: c.Address, Verified: c.Verified(), VerifiedAt: c.VerifiedAt,
+		CreatedAt: c.CreatedAt}
 }
 
 // Contacts are the addresses of an account.
@@ -110,7 +123,7 @@ type NewContact struct {
 
 type addInput struct {
 	Peer     httpserver.Peer
-	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"Messages are in the first of these languages that there are templates for."`
+	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"Messages are in the first of these languages that has templates."`
 	Body     NewContact
 }
 
@@ -124,7 +137,8 @@ type AddedContact struct {
 }
 
 func (a *api) add(ctx context.Context, who auth.Caller, in addInput) (AddedContact, error) {
-	c, id, err := a.svc.Add(ctx, who.User.ID, contact.NewContact{Email: *in.Body.Email, Language: in.Language}, deviceOf(in.Peer))
+	c, id, err := a.svc.Add(ctx, who.User.ID, contact.NewContact{Email: *in.Body.Email, Language: in.Language},
+		deviceOf(in.Peer))
 	return AddedContact{ID: c.ID, Kind: c.Kind, Address: c.Address, CreatedAt: c.CreatedAt, ChallengeID: id}, err
 }
 
@@ -160,22 +174,22 @@ func (a *api) verify(ctx context.Context, who auth.Caller, in verifyInput) (Cont
 	return contactOf(c), err
 }
 
-// origin is who answers or asks for a challenge.
+// origin is the client that answers or requests a challenge.
 type origin struct {
-	Peer   httpserver.Peer
-	Device string `header:"Auth-Device" example:"adt_AQ" doc:"The token that an earlier sign-in on this device returned. With it, what strangers do neither delays the owner nor uses up the owner's messages."`
-	Cookie string `cookie:"authctl_device" example:"adt_AQ" doc:"The same token, as browsers send it."`
+	Peer        httpserver.Peer
+	DeviceToken string `header:"Auth-Device" example:"adt_AQ" doc:"The token that an earlier sign-in on this device returned. With it, what strangers do neither delays the owner nor uses up the owner's messages."`
+	Cookie      string `cookie:"authctl_device" example:"adt_AQ" doc:"The same token, as browsers send it."`
 }
 
 func (o origin) device() auth.Device {
 	d := deviceOf(o.Peer)
-	d.Token = cmp.Or(o.Device, o.Cookie)
+	d.Token = cmp.Or(o.DeviceToken, o.Cookie)
 	return d
 }
 
 // ChallengeAnswer shows that somebody can read what was sent to an address.
 type ChallengeAnswer struct {
-	ChallengeID *string `json:"challenge_id,omitempty" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"From the answer that told of the code."`
+	ChallengeID *string `json:"challenge_id,omitempty" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"From the answer that announced the code."`
 	Code        *string `json:"code,omitempty" example:"7KQM-X2PD" doc:"In capitals or not, with or without the hyphen."`
 	Token       *string `json:"token,omitempty" doc:"What follows token= in the fragment of the link; instead of the two others."`
 }
@@ -184,15 +198,18 @@ type ChallengeAnswer struct {
 func (c ChallengeAnswer) proof() (contact.Proof, error) {
 	switch {
 	case c.Token != nil && (c.ChallengeID != nil || c.Code != nil):
-		return contact.Proof{}, auth.ErrValidation.Field("token", "not_alone", "must not be given beside challenge_id and code")
+		return contact.Proof{}, auth.ErrValidation.Field("token", "not_alone",
+			"must not be given together with challenge_id and code")
 	case c.Token != nil && *c.Token == "":
 		return contact.Proof{}, contact.ErrInvalidCode
 	case c.Token != nil:
 		return contact.Proof{Token: *c.Token}, nil
 	case c.ChallengeID == nil:
-		return contact.Proof{}, auth.ErrValidation.Field("challenge_id", "required", "must be given with code, or else token")
+		return contact.Proof{}, auth.ErrValidation.Field("challenge_id", "required",
+			"must be given with code, or else token")
 	case c.Code == nil:
-		return contact.Proof{}, auth.ErrValidation.Field("code", "required", "must be given with challenge_id, or else token")
+		return contact.Proof{}, auth.ErrValidation.Field("code", "required",
+			"must be given with challenge_id, or else token")
 	}
 	id, _ := uuid.Parse(*c.ChallengeID) // another text is the id of no challenge, as Nil is
 	return contact.Proof{ChallengeID: id, Code: *c.Code}, nil
@@ -228,8 +245,8 @@ func (a *api) verifyChallenge(ctx context.Context, in verifyChallengeInput) erro
 
 // ForgottenPassword says whose password was forgotten.
 type ForgottenPassword struct {
-	Username *string `json:"username,omitempty" doc:"Either this"`
-	Email    *string `json:"email,omitempty" example:"alice@example.com" doc:"or a verified address."`
+	Username *string `json:"username,omitempty" doc:"Give either the username or email."`
+	Email    *string `json:"email,omitempty" example:"alice@example.com" doc:"A verified address, in place of username."`
 }
 
 type forgotInput struct {
@@ -247,7 +264,7 @@ func (a *api) forgot(ctx context.Context, in forgotInput) (Challenge, error) {
 	who := contact.Forgotten{Language: in.Language}
 	switch b := in.Body; {
 	case b.Username != nil && b.Email != nil:
-		return Challenge{}, auth.ErrValidation.Field("email", "not_alone", "must not be given beside username")
+		return Challenge{}, auth.ErrValidation.Field("email", "not_alone", "must not be given together with username")
 	case b.Username == nil && (b.Email == nil || *b.Email == ""):
 		return Challenge{}, auth.ErrValidation.Field("username", "required", "must be given, or email")
 	case b.Email != nil:
@@ -259,7 +276,7 @@ func (a *api) forgot(ctx context.Context, in forgotInput) (Challenge, error) {
 	return Challenge{ChallengeID: id}, err
 }
 
-// PasswordReset is a new password, with what shows whose it is.
+// PasswordReset is a new password, with the proof whose it is.
 type PasswordReset struct {
 	ChallengeID *string `json:"challenge_id,omitempty" format:"uuid" example:"7d3e8a52-98a5-4a0b-9d53-2ed8a2a0c7f1" doc:"From the answer to the request for a code."`
 	Code        *string `json:"code,omitempty" example:"7KQM-X2PD" doc:"In capitals or not, with or without the hyphen."`

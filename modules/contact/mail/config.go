@@ -14,20 +14,20 @@ import (
 	"github.com/toppira/authctl/platform/config"
 )
 
-// Config is mail.*, and what of contact.* is about mails and their pages.
+// Config is mail.*, and the settings of contact.* for mails and their pages.
 type Config struct {
 	URL          config.Secret `config:"mail.url" doc:"The SMTP server as one URL: smtp://USER:PASSWORD@HOST:PORT with STARTTLS (port 587), or smtps://… with TLS from the start (port 465). Its certificate is verified. ?starttls=optional also sends without TLS when the server offers none, but no password. STARTTLS is optional for a host of this machine, too. If empty, each mail becomes a file in the folder mail of app.data_dir."`
-	From         string        `config:"mail.from" doc:"From whom mails are, such as: Example <no-reply@example.com>. Needed with mail.url."`
+	From         string        `config:"mail.from" doc:"The sender of mails, such as: Example <no-reply@example.com>. Needed with mail.url."`
 	CAFile       string        `config:"mail.ca_file" doc:"Certificates in PEM form that the SMTP server's certificate is verified with, in place of the system's."`
-	PagesURL     string        `config:"contact.pages_url" doc:"Where the pages are that the links in mails lead to: a URL, to which /verify, /reset and /undo are added. If empty, the service's own: /account at auth.token.issuer."`
+	PagesURL     string        `config:"contact.pages_url" doc:"The URL of the pages that the links in mails lead to; /verify, /reset and /undo are added. If empty, the service's own pages: /account at auth.token.issuer."`
 	Pages        string        `config:"contact.pages" default:"on" oneof:"on,off" doc:"Whether the service has pages of its own at /account/verify, /account/reset and /account/undo. Turn them off when contact.pages_url names others."`
 	TemplatesDir string        `config:"contact.templates_dir" doc:"A folder with templates for mails that replace the built-in ones file by file, or add languages. authctl mail templates writes the built-in ones."`
 }
 
-// Sends reports whether an SMTP server is named.
+// Sends reports whether an SMTP server is set.
 func (c Config) Sends() bool { return c.URL != "" }
 
-// Server is the address of the SMTP server; empty when none is named.
+// Server is the address of the SMTP server; empty if none is set.
 func (c Config) Server() string {
 	if s, err := parseServer(c.URL); c.Sends() && err == nil {
 		return net.JoinHostPort(s.host, s.port)
@@ -38,7 +38,7 @@ func (c Config) Server() string {
 // HasPages reports whether the service has pages of its own.
 func (c Config) HasPages() bool { return c.Pages == "on" }
 
-// Validate reports what single values cannot show. It shows nothing of a URL.
+// Validate reports faults that types and ranges cannot exclude. It never shows a part of a URL.
 func (c Config) Validate(report func(path, problem string)) {
 	if c.Sends() {
 		if _, err := parseServer(c.URL); err != nil {
@@ -55,24 +55,38 @@ func (c Config) Validate(report func(path, problem string)) {
 	}
 	if c.PagesURL != "" {
 		u, err := url.Parse(c.PagesURL)
-		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" ||
-			u.Fragment != "" || u.ForceQuery {
-			report("contact.pages_url", "must be a URL such as https://www.example.com/account, without user, query or fragment")
-		} else if problem := config.HostProblem(u.Hostname()); problem != "" {
+		if err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" || u.User != nil ||
+			u.RawQuery != "" || u.Fragment != "" || u.ForceQuery {
+			report("contact.pages_url", "must be a URL such as https://www.example.com/account, without user, query "+
+				"or fragment")
+		} else if problem := config.URLHostProblem(u); problem != "" {
 			report("contact.pages_url", "has a host that "+problem)
 		}
 	}
 }
 
-// pagesURL is what /verify, /reset and /undo are added to, for the service of an issuer.
-func (c Config) pagesURL(issuer string) string {
+// CheckFiles reports templates and authorities that mails could not be made or sent with.
+func (c Config) CheckFiles(report func(path, problem string)) {
+	if _, err := LoadTemplates(c.TemplatesDir, "authctl"); err != nil {
+		text := strings.TrimPrefix(err.Error(), "contact.templates_dir: ")
+		report("contact.templates_dir", "cannot be used: "+strings.ReplaceAll(text, "\n", "; "))
+	}
+	if c.CAFile != "" {
+		if _, err := readCAs(c.CAFile); err != nil {
+			report("mail.ca_file", "cannot be used: "+err.Error())
+		}
+	}
+}
+
+// PagesAt is the URL to which /verify, /reset and /undo are added, for the service of an issuer.
+func (c Config) PagesAt(issuer string) string {
 	if c.PagesURL != "" {
 		return strings.TrimRight(c.PagesURL, "/")
 	}
 	return strings.TrimRight(issuer, "/") + "/account"
 }
 
-// parseFrom reads mail.from. Where no server is named it may be empty.
+// parseFrom reads mail.from. It may be empty if no server is set.
 func parseFrom(text string) (*netmail.Address, error) {
 	if text == "" {
 		return &netmail.Address{Name: "authctl", Address: "no-reply@localhost"}, nil
@@ -94,7 +108,7 @@ func parseFrom(text string) (*netmail.Address, error) {
 		return nil, errors.New("must have no quotes before the @")
 	}
 	if !isASCII(from.Address) {
-		return nil, errors.New("must have only ASCII before the @: few servers send for others")
+		return nil, errors.New("must have only ASCII before the @: few servers send for other addresses")
 	}
 	return from, nil
 }
@@ -103,7 +117,7 @@ func isASCII(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool { return r > unicode.MaxASCII })
 }
 
-// server is an SMTP server as mail.url names it.
+// server is the SMTP server of mail.url.
 type server struct {
 	host, port     string
 	user, password string // empty: without AUTH
@@ -111,7 +125,7 @@ type server struct {
 	optional       bool   // STARTTLS only if it is offered
 }
 
-// parseServer reads mail.url. Its errors repeat nothing of it, since it holds a password.
+// parseServer reads mail.url. Its errors never repeat a part of it, since it holds a password.
 func parseServer(text config.Secret) (server, error) {
 	const form = "must be a URL such as smtp://USER:PASSWORD@mail.example.com:587 or smtps://…:465, without a path; " +
 		"in USER and PASSWORD write each of % / ? # @ : as %25 %2F %3F %23 %40 %3A"
@@ -143,7 +157,8 @@ func parseServer(text config.Secret) (server, error) {
 	s.optional = isLoopback(s.host)
 	for name, values := range u.Query() {
 		if name != "starttls" || s.implicit || len(values) != 1 || values[0] != "optional" && values[0] != "required" {
-			return server{}, errors.New("takes one option, with smtp:// alone: ?starttls=required or ?starttls=optional")
+			return server{}, errors.New("takes one option, with smtp:// alone: ?starttls=required or " +
+				"?starttls=optional")
 		}
 		s.optional = values[0] == "optional"
 	}

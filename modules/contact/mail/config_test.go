@@ -10,20 +10,22 @@ import (
 func TestTheServerIsReadFromItsURL(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]server{
-		"smtp://mail.example.com":             {host: "mail.example.com", port: "587"},
-		"smtps://mail.example.com":            {host: "mail.example.com", port: "465", implicit: true},
-		"smtps://u%40x:p%3A%2F%25%23%3F@mail": {host: "mail", port: "465", implicit: true, user: "u@x", password: "p:/%#?"},
-		"smtp://localhost:1025":               {host: "localhost", port: "1025", optional: true},
-		"smtp://[::1]:1025/":                  {host: "::1", port: "1025", optional: true},
-		"smtp://localhost?starttls=required":  {host: "localhost", port: "587"},
-		"smtp://mail:25?starttls=optional":    {host: "mail", port: "25", optional: true},
+		"smtp://mail.example.com":  {host: "mail.example.com", port: "587"},
+		"smtps://mail.example.com": {host: "mail.example.com", port: "465", implicit: true},
+		"smtps://u%40x:p%3A%2F%25%23%3F@mail": {host: "mail", port: "465", implicit: true, user: "u@x",
+			password: "p:/%#?"},
+		"smtp://localhost:1025":              {host: "localhost", port: "1025", optional: true},
+		"smtp://[::1]:1025/":                 {host: "::1", port: "1025", optional: true},
+		"smtp://localhost?starttls=required": {host: "localhost", port: "587"},
+		"smtp://mail:25?starttls=optional":   {host: "mail", port: "25", optional: true},
 	} {
 		if got, err := parseServer(config.Secret(text)); err != nil || got != want {
 			t.Errorf("%s: %+v, %v", text, got, err)
 		}
 	}
 	for _, text := range []string{
-		"mail.example.com", "mail.example.com:587", "http://mail.example.com", "smtp://", "smtp://:587", "smtp://mail/x",
+		"mail.example.com", "mail.example.com:587", "http://mail.example.com", "smtp://", "smtp://:587",
+		"smtp://mail/x",
 		"smtp://mail#x",
 		"smtp://u@mail", "smtp://u:@mail", "smtp://:s3cret@mail", "smtp://u:s3cret/x@mail", "smtp://u:s3cret#x@mail",
 		"smtp://u:s3cret?x@mail",
@@ -41,7 +43,7 @@ func TestSettingsThatCannotWorkAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		cfg  Config
-		path string // of the fault; empty: none
+		path string // part of the fault; empty for none
 	}{
 		{Config{}, ""},
 		{Config{URL: "smtp://mail.example.com", From: "Example <no-reply@example.com>"}, ""},

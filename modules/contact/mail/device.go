@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// deviceName is a short name for a device from its User-Agent. That text is whatever the client
-// sends, so nothing of it reaches the mail but names of our own and one plain word: a mail must not
+// deviceName is a short name for a device from its User-Agent. The client chooses that text, so only
+// names of our own and one plain word of it reach the mail: a mail must not
 // carry an attacker's sentence or address to the owner of the account.
 func deviceName(agent string) string {
 	if agent == "" {

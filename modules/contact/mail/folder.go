@@ -11,7 +11,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/delivery"
 )
 
-// folder keeps mails as files, for where there is no SMTP server.
+// folder keeps mails as files, if there is no SMTP server.
 type folder struct{ dir string }
 
 // Folder is where mails are kept in a data folder.
@@ -50,8 +50,8 @@ func (f folder) send(_ context.Context, m envelope, owned func() bool, told func
 	return nil
 }
 
-// fileName begins with the time, so that names sort by it, and with the end of the message's id, so that
-// no other message has it. Of the recipient it keeps what is plain in every file system.
+// fileName has the time, so that names sort by it, the end of the message's id, so that names are unique,
+// and the characters of the recipient that every file system takes.
 func (m envelope) fileName() string {
 	plain := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("@.+_-", r) {

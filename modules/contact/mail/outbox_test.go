@@ -24,7 +24,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// deliver runs a deliverer of mails until the returned function is called, or the test ends.
+// deliver runs a deliverer of mails until the returned function is called or the test ends.
 func deliver(t *testing.T, db *database.DB, m *Mailer) (stop func()) {
 	t.Helper()
 	d, err := delivery.New(db, map[string]delivery.Sink{outbox.KindMail: m},
@@ -45,14 +45,20 @@ func deliver(t *testing.T, db *database.DB, m *Mailer) (stop func()) {
 	return stop
 }
 
-// queued adds a notice to each address, each of a person of their own.
+// queued adds a notice for each address, each to another person.
 func queued(t *testing.T, db *database.DB, s *contact.Sealer, to ...string) {
+	t.Helper()
+	queuedUntil(t, db, s, time.Now().Add(72*time.Hour), to...)
+}
+
+// queuedUntil is queued for notices that expire at a time.
+func queuedUntil(t *testing.T, db *database.DB, s *contact.Sealer, expires time.Time, to ...string) {
 	t.Helper()
 	events := make([]outbox.Event, len(to))
 	for i, address := range to {
 		var err error
 		events[i], err = s.Event(contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: address,
-			UserID: uuid.New(), Username: "alice", LinkToken: "act_undo", ExpiresAt: time.Now().Add(72 * time.Hour)}, testIssuer)
+			UserID: uuid.New(), Username: "alice", LinkToken: "act_undo", ExpiresAt: expires}, testIssuer)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -65,7 +71,7 @@ func queued(t *testing.T, db *database.DB, s *contact.Sealer, to ...string) {
 	}
 }
 
-// waiting is what waits for the target mail.
+// waiting returns the state of the target mail.
 func waiting(t *testing.T, db *database.DB) outbox.DeliveryState {
 	t.Helper()
 	list, err := outbox.Deliveries(t.Context(), db)
@@ -81,8 +87,8 @@ func waiting(t *testing.T, db *database.DB) outbox.DeliveryState {
 	return outbox.DeliveryState{}
 }
 
-// One recipient among many whom the server refuses is parked, one it defers gets the mail later, and
-// all others have theirs once.
+// Of many recipients the server refuses one, whose key is parked, and defers one, who gets the mail
+// later. All others get their mails once.
 func TestOneBadRecipientAmongManyHurtsNobody(t *testing.T) {
 	t.Parallel()
 	count := 100
@@ -119,7 +125,36 @@ func TestOneBadRecipientAmongManyHurtsNobody(t *testing.T) {
 	})
 }
 
-// Mails wait while there is no server, and are sent when there is one.
+// When the process is told to stop while a server checks a mail, it waits for the answer, so that
+// the mail is sent once.
+func TestAMailWhoseAnswerComesAfterTheStopIsSentOnce(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := startSMTP(t)
+		m := newMailer(t, s.config(), Options{DB: db})
+		const waits, unsent = "data-wait.alice@example.com", "rcpt-slow.bob@example.com"
+		queued(t, db, m.opt.Sealer, waits, unsent)
+		stop := deliver(t, db, m)
+		for range 2 { // all of them are under way
+			s.keepsWaiting(nil)
+		}
+		stopped := make(chan struct{})
+		go func() { stop(); close(stopped) }()
+		testenv.Eventually(t, "the stop has begun", func() bool {
+			n, err := database.Value[int](db.QueryRowContext(t.Context(),
+				"SELECT count(*) FROM outbox_deliverer WHERE kinds = '[]'"))
+			return err == nil && n == 1
+		})
+		s.release()
+		<-stopped
+		if w := waiting(t, db); len(s.to(waits)) != 1 || w.Waiting != 1 || w.HeldKeys != 0 {
+			t.Errorf("%d mails; %d wait, %d keys are held, want the unsent one and 0", len(s.to(waits)), w.Waiting,
+				w.HeldKeys)
+		}
+	})
+}
+
+// Mails wait while there is no server, and are sent once there is one.
 func TestMailsWaitForTheServer(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -141,14 +176,13 @@ func TestMailsWaitForTheServer(t *testing.T) {
 	})
 }
 
-// What has expired is not sent late, and does not count as failed.
+// An expired message is not sent late, and does not count as failed.
 func TestAnExpiredMessageIsDropped(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		dir := t.TempDir()
-		later := func() time.Time { return time.Now().Add(73 * time.Hour) }
-		m := newMailer(t, Config{}, Options{DB: db, DataDir: dir, Now: later})
-		queued(t, db, m.opt.Sealer, "alice@example.com")
+		m := newMailer(t, Config{}, Options{DB: db, DataDir: dir})
+		queuedUntil(t, db, m.opt.Sealer, time.Now().Add(-time.Second), "alice@example.com")
 		deliver(t, db, m)
 		testenv.Eventually(t, "it is dropped", func() bool { return waiting(t, db).Waiting == 0 })
 		if entries, err := os.ReadDir(dir + "/mail"); !os.IsNotExist(err) {
@@ -157,9 +191,24 @@ func TestAnExpiredMessageIsDropped(t *testing.T) {
 	})
 }
 
-// A relay whose role may do nothing but deliver says that an address takes no mails, and can say nothing
-// else. Without the right to that, which an operator may have forgotten to grant, the mail is parked all
-// the same.
+// A relay whose clock is days ahead drops no mail that has not expired by the database's clock.
+func TestAClockThatIsAheadDropsNoMail(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		s := startSMTP(t)
+		ahead := func() time.Time { return time.Now().Add(73 * time.Hour) }
+		m := newMailer(t, s.config(), Options{DB: db, Now: ahead})
+		queued(t, db, m.opt.Sealer, "alice@example.com")
+		deliver(t, db, m)
+		testenv.Eventually(t, "it is sent", func() bool { return waiting(t, db).Waiting == 0 })
+		if n := len(s.to("alice@example.com")); n != 1 {
+			t.Errorf("it arrived %d times", n)
+		}
+	})
+}
+
+// A relay's role may only deliver, and may announce that an address takes no mails. Without the
+// right to announce, which an operator may have forgotten to grant, the mail is still parked.
 func TestARelayCanAnnounceARefusedMailAndNothingElse(t *testing.T) {
 	t.Parallel()
 	address := dbtest.PostgresURL(t)
@@ -197,7 +246,8 @@ func TestARelayCanAnnounceARefusedMailAndNothingElse(t *testing.T) {
 	}
 	announced := func() string {
 		t.Helper()
-		list, err := database.Collect(t.Context(), owner, "read events", database.Value[string], "SELECT type || ' ' || data FROM outbox_event")
+		list, err := database.Collect(t.Context(), owner, "read events", database.Value[string],
+			"SELECT type || ' ' || data FROM outbox_event")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -215,14 +265,16 @@ func TestARelayCanAnnounceARefusedMailAndNothingElse(t *testing.T) {
 	}
 	before := announced()
 	add := func(id int64, e outbox.Event) error {
-		return relay.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.AddUndeliverable(ctx, tx, id, e) })
+		return relay.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+			return outbox.AddUndeliverable(ctx, tx, id, e)
+		})
 	}
 	e := outboxtest.Event("x")
 	if err := add(r.ID, e); err != nil {
 		t.Error(err)
 	}
 	e.Type = contact.EventUndeliverable
-	if err := add(r.ID+1, e); err != nil { // of no message that waits
+	if err := add(r.ID+1, e); err != nil { // no waiting message has this id
 		t.Error(err)
 	}
 	err = relay.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
@@ -234,7 +286,7 @@ func TestARelayCanAnnounceARefusedMailAndNothingElse(t *testing.T) {
 	}
 }
 
-// The address that a server refuses is parked; the same person's other address gets its mails.
+// The mails to a refused address are parked, and the same person's other address gets its mails.
 func TestADeadAddressHoldsUpNoOtherOfThePerson(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -242,8 +294,10 @@ func TestADeadAddressHoldsUpNoOtherOfThePerson(t *testing.T) {
 		m := newMailer(t, s.config(), Options{DB: db})
 		person := uuid.New()
 		var events []outbox.Event
-		for _, to := range []string{"rcpt-550.old@example.com", "new@example.com", "rcpt-550.old@example.com", "new@example.com"} {
-			e, err := m.opt.Sealer.Event(contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: to, UserID: person,
+		for _, to := range []string{"rcpt-550.old@example.com", "new@example.com", "rcpt-550.old@example.com",
+			"new@example.com"} {
+			e, err := m.opt.Sealer.Event(contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: to,
+				UserID:    person,
 				ContactID: uuid.NewSHA1(person, []byte(to)), Username: "alice"}, testIssuer)
 			if err != nil {
 				t.Fatal(err)
@@ -251,8 +305,9 @@ func TestADeadAddressHoldsUpNoOtherOfThePerson(t *testing.T) {
 			e.Target = contact.TargetMail
 			events = append(events, e)
 		}
-		// One of the release before, whose key was the person alone.
-		again, err := m.opt.Sealer.Event(contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: "new@example.com", UserID: person,
+		// A mail of the previous release, whose key was the person alone.
+		again, err := m.opt.Sealer.Event(contact.Message{Purpose: contact.PurposeNoticePassword,
+			Recipient: "new@example.com", UserID: person,
 			Username: "alice"}, testIssuer)
 		if err != nil {
 			t.Fatal(err)
@@ -270,14 +325,16 @@ func TestADeadAddressHoldsUpNoOtherOfThePerson(t *testing.T) {
 	})
 }
 
-// Mails wait for a server that is away longer than outbox.webhook.retry_for: what parks is a refusal.
+// Mails wait for a server that is down for longer than outbox.webhook.retry_for: only refusals
+// park.
 func TestMailsAreNotParkedForBeingLate(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		m := newMailer(t, Config{URL: "smtp://127.0.0.1:1", From: "no-reply@example.com"}, Options{DB: db})
 		queued(t, db, m.opt.Sealer, "alice@example.com")
 		d, err := delivery.New(db, map[string]delivery.Sink{outbox.KindMail: m},
-			delivery.Config{Lease: time.Second, Pause: time.Millisecond, RetryFor: time.Nanosecond}, delivery.Options{Log: zaptest.NewLogger(t)})
+			delivery.Config{Lease: time.Second, Pause: time.Millisecond,
+				RetryFor: time.Nanosecond}, delivery.Options{Log: zaptest.NewLogger(t)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -285,7 +342,8 @@ func TestMailsAreNotParkedForBeingLate(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- d.Run(ctx) }()
 		testenv.Eventually(t, "it was tried again", func() bool {
-			n, err := database.Value[int](db.QueryRowContext(t.Context(), "SELECT coalesce(max(attempts), 0) FROM outbox_held_key"))
+			n, err := database.Value[int](db.QueryRowContext(t.Context(),
+				"SELECT coalesce(max(attempts), 0) FROM outbox_held_key"))
 			return err == nil && n >= 3
 		})
 		cancel()

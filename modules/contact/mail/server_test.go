@@ -26,21 +26,21 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// smtpServer is a real SMTP server, in a process of its own: testdata/smtp/server.py says which
-// address gets which answer.
+// smtpServer is a real SMTP server in its own process. testdata/smtp/server.py says which address
+// gets which answer.
 type smtpServer struct {
 	t     *testing.T
 	port  int
 	stdin io.Writer
 	asked chan int
-	waits chan struct{} // it keeps a mail waiting
+	waits chan struct{} // the server delays the answer to a mail
 
 	mu          sync.Mutex
 	mails       []received
 	connections int
 }
 
-// received is a mail that the server took, or a connection.
+// received is a mail that the server accepted, or a connection.
 type received struct {
 	Port      int
 	Asked     int
@@ -72,13 +72,14 @@ func startSMTP(t *testing.T, arguments ...string) *smtpServer {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	s, ready, ended := &smtpServer{t: t, stdin: stdin, asked: make(chan int, 1), waits: make(chan struct{}, 10)}, make(chan int, 1), make(chan struct{})
+	s, ready, ended := &smtpServer{t: t, stdin: stdin, asked: make(chan int, 1),
+		waits: make(chan struct{}, 10)}, make(chan int, 1), make(chan struct{})
 	go func() {
 		defer close(ended)
 		s.read(stdout, ready)
 	}()
 	t.Cleanup(func() {
-		_ = stdin.Close() // it ends then
+		_ = stdin.Close() // the server ends then
 		<-ended
 		_ = cmd.Wait()
 	})
@@ -132,7 +133,7 @@ func (s *smtpServer) hear() {
 	}
 }
 
-// release lets those go on whom the server keeps waiting.
+// release lets the delayed answers go.
 func (s *smtpServer) release() {
 	s.t.Helper()
 	if _, err := fmt.Fprintln(s.stdin, "release"); err != nil {
@@ -140,7 +141,19 @@ func (s *smtpServer) release() {
 	}
 }
 
-// to returns what the server has taken for an address.
+// keepsWaiting waits until the server delays an answer. done gets the end of the attempt.
+func (s *smtpServer) keepsWaiting(done <-chan error) {
+	s.t.Helper()
+	select {
+	case <-s.waits:
+	case err := <-done:
+		s.t.Fatalf("the attempt has ended: %v", err)
+	case <-time.After(testenv.Patience):
+		s.t.Fatal("the server was not asked")
+	}
+}
+
+// to returns the accepted mails to an address.
 func (s *smtpServer) to(address string) (list []received) {
 	s.hear()
 	s.mu.Lock()
@@ -160,15 +173,15 @@ func (s *smtpServer) connected() int {
 	return s.connections
 }
 
-// address is where a client reaches the server.
+// address is the address of the server.
 func (s *smtpServer) address(host string) string { return fmt.Sprintf("%s:%d", host, s.port) }
 
-// config is for a service on the same machine.
+// config returns settings for a service on the same machine.
 func (s *smtpServer) config() Config {
 	return Config{URL: config.Secret("smtp://" + s.address("127.0.0.1")), From: "Example <no-reply@example.com>"}
 }
 
-// message reads a mail as a reader would.
+// message parses a mail as a mail program does.
 func (r received) message(t *testing.T) *mail.Message {
 	t.Helper()
 	m, err := mail.ReadMessage(strings.NewReader(r.Text))
@@ -178,7 +191,7 @@ func (r received) message(t *testing.T) *mail.Message {
 	return m
 }
 
-// certificates are an authority and a certificate of it for names, in files.
+// certificates writes an authority, and a certificate by it for the names, to files.
 type certificates struct{ ca, cert, key string }
 
 func makeCertificates(t *testing.T, names ...string) (c certificates) {
@@ -199,7 +212,8 @@ func makeCertificates(t *testing.T, names ...string) (c certificates) {
 		}
 		return k
 	}
-	authority := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "an authority"}, IsCA: true,
+	authority := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "an authority"},
+		IsCA:      true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), BasicConstraintsValid: true,
 		KeyUsage: x509.KeyUsageCertSign}
 	caKey, ownKey := key(), key()

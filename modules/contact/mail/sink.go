@@ -2,6 +2,7 @@ package mail
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,10 +22,11 @@ import (
 	"github.com/toppira/authctl/platform/database"
 )
 
-// Options are what the settings of mail do not say.
+// Options are what a [Mailer] needs besides its settings.
 type Options struct {
 	Issuer  string // auth.token.issuer
-	DataDir string // the folder mail in it takes the mails when there is no SMTP server
+	BaseURL string // where the pages of this service are, if that is not the issuer
+	DataDir string // mails go to the folder mail in it if there is no SMTP server
 	Sealer  *contact.Sealer
 	DB      *database.DB
 	// Committed is called after each transaction that wrote an event. It must not block. It may be
@@ -70,9 +72,7 @@ func New(cfg Config, opt Options) (*Mailer, error) {
 	if m.opt.Now == nil {
 		m.opt.Now = time.Now
 	}
-	if m.opt.Log == nil {
-		m.opt.Log = zap.NewNop()
-	}
+	m.opt.Log = cmp.Or(m.opt.Log, zap.NewNop())
 	if m.opt.Committed == nil {
 		m.opt.Committed = func() {}
 	}
@@ -117,24 +117,33 @@ func (m *Mailer) Templates() *Templates { return m.templates }
 // Preview makes a mail of sample data, with a link as it would be.
 func (m *Mailer) Preview(p contact.Purpose, preferred string) (Mail, error) {
 	d := Sample(p, ServiceName(m.opt.Issuer))
-	d.Link = strings.Replace(d.Link, samplePages, m.cfg.pagesURL(m.opt.Issuer), 1)
+	d.Link = strings.Replace(d.Link, samplePages, m.pagesAt(m.opt.Issuer), 1)
 	return m.templates.Make(preferred, d)
 }
 
-// AttemptTimeout is [delivery.Patient]: a server that looks at mails before it takes them may need long,
-// and messages expire, so none is tried for ever.
+// AttemptTimeout implements [delivery.Patient]: a server that scans mails before it takes them may need
+// long. Messages expire, so none is tried without end.
 func (m *Mailer) AttemptTimeout() time.Duration { return attemptTimeout }
 
-// Deliver sends the message of an event. It is [delivery.Sink].
+// AnswerTimeout implements [delivery.Sink].
+func (m *Mailer) AnswerTimeout() time.Duration { return endTimeout }
+
+// Deliver sends the message of an event. It implements [delivery.Sink].
 func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record, attempt delivery.Attempt) error {
 	id, err := uuid.Parse(r.EventID)
 	if err != nil {
 		return &delivery.Refused{Err: fmt.Errorf("the event id: %w", err)}
 	}
+	// A mail that is dropped is lost. So it has expired only if it has by the clock of this machine and by that of
+	// the database: either may be ahead.
+	now := m.opt.Now()
+	if !attempt.Now.IsZero() && attempt.Now.Before(now) {
+		now = attempt.Now
+	}
 	message, err := m.opt.Sealer.Open(id, r.Data)
 	if errors.Is(err, contact.ErrSealed) {
 		// When it expires is sealed too.
-		if at, bad := time.Parse(time.RFC3339, r.Time); bad == nil && m.opt.Now().After(at.Add(contact.LongestLife)) {
+		if at, bad := time.Parse(time.RFC3339, r.Time); bad == nil && now.After(at.Add(contact.LongestLife)) {
 			return &delivery.Dropped{Err: fmt.Errorf("the message has expired: %w", err)}
 		}
 		return fmt.Errorf("%w: name it in auth.token.previous_secrets", err)
@@ -142,7 +151,7 @@ func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record
 	if err != nil {
 		return &delivery.Refused{Err: err}
 	}
-	wanted, err := contact.Wanted(ctx, m.opt.DB, message, m.opt.Now())
+	wanted, err := contact.Wanted(ctx, m.opt.DB, message, now)
 	if err != nil {
 		return err
 	}
@@ -158,19 +167,22 @@ func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record
 	return err
 }
 
-// announce says to everybody that an address does not take mails. If the message is tried again after
-// that, it is the same event, with the same id.
+// announce adds the event that an address does not take mails. If the message is tried again and refused
+// again, the event is the same, with the same id.
 func (m *Mailer) announce(ctx context.Context, id uuid.UUID, row int64, message contact.Message, reason string) error {
 	e, err := contact.Undeliverable(message, m.opt.Issuer, reason, m.opt.Now())
 	if err != nil {
 		return err
 	}
 	e.ID = uuid.NewSHA1(id, []byte(e.Type))
-	err = m.opt.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.AddUndeliverable(ctx, tx, row, e) })
+	err = m.opt.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+		return outbox.AddUndeliverable(ctx, tx, row, e)
+	})
 	if database.IsForbidden(err) { // grants.sql was not run after the migration
 		m.opt.Log.Warn("undeliverable_not_announced", zap.Stringer("user_id", message.UserID),
 			zap.String("purpose", string(message.Purpose)), zap.String("reason", reason),
-			zap.String("hint", "run deploy/postgres/grants.sql: this database role may not say that a message is undeliverable"))
+			zap.String("hint", "run deploy/postgres/grants.sql: this database role may not announce that a message "+
+				"is undeliverable"))
 		return nil
 	}
 	if err != nil {
@@ -201,7 +213,7 @@ func (m *Mailer) attempt(ctx context.Context, id uuid.UUID, message contact.Mess
 }
 
 // envelope makes the mail of a message: the same one every time. The issuer is that of the server that
-// wrote the message: a relay may have been told none.
+// wrote the message, since a relay may have none in its settings.
 func (m *Mailer) envelope(id uuid.UUID, message contact.Message, issuer string, at time.Time) (envelope, error) {
 	words, err := m.templates.Make(message.Language, m.data(message, issuer, at))
 	if err != nil {
@@ -219,7 +231,15 @@ func (m *Mailer) envelope(id uuid.UUID, message contact.Message, issuer string, 
 	return envelope{id: id, from: m.from.Address, to: to, purpose: string(message.Purpose), at: at, text: text}, nil
 }
 
-// data is what a template hears of a message. at is when the event was written.
+// pagesAt is the URL of the pages for the issuer that an event names, which may be an earlier one.
+func (m *Mailer) pagesAt(issuer string) string {
+	if issuer == m.opt.Issuer && m.opt.BaseURL != "" {
+		issuer = m.opt.BaseURL
+	}
+	return m.cfg.PagesAt(issuer)
+}
+
+// data is the data of a message for its template. at is when the event was written.
 func (m *Mailer) data(message contact.Message, issuer string, at time.Time) Data {
 	d := Data{
 		Purpose: string(message.Purpose), Service: ServiceName(issuer), Username: message.Username, Code: message.Code,
@@ -233,17 +253,17 @@ func (m *Mailer) data(message contact.Message, issuer string, at time.Time) Data
 		if message.Purpose == contact.PurposeVerify || message.Purpose == contact.PurposeReset {
 			page = string(message.Purpose)
 		}
-		d.Link = m.cfg.pagesURL(issuer) + "/" + page + "#token=" + message.LinkToken
+		d.Link = m.pagesAt(issuer) + "/" + page + "#token=" + message.LinkToken
 	}
 	if !message.ExpiresAt.IsZero() {
-		// The event was written a moment after the time that the code counts from.
+		// The event was written a moment after the lifetime of the code began.
 		valid := message.ExpiresAt.Sub(at).Round(time.Minute)
 		d.Minutes, d.Hours = int(valid/time.Minute), int(valid.Round(time.Hour)/time.Hour)
 	}
 	return d
 }
 
-// compose writes a mail with a text part and an HTML part. All that varies comes from its arguments.
+// compose writes a mail with a text part and an HTML part. The result depends only on its arguments.
 func compose(from *netmail.Address, to, id string, at time.Time, words Mail) ([]byte, error) {
 	part, _, _ := strings.Cut(id, "@")
 	msg := gomail.NewMsg(gomail.WithNoDefaultUserAgent(), gomail.WithEncoding(gomail.EncodingQP),
@@ -253,7 +273,7 @@ func compose(from *netmail.Address, to, id string, at time.Time, words Mail) ([]
 	msg.Subject(words.Subject)
 	msg.SetMessageIDWithValue(id)
 	msg.SetDateWithValue(at)
-	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: nobody's absence note answers it
+	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: no automatic replies
 	msg.SetGenHeader("X-Auto-Response-Suppress", "All")
 	msg.SetBodyString(gomail.TypeTextPlain, words.Text)
 	msg.AddAlternativeString(gomail.TypeTextHTML, words.HTML)
@@ -264,7 +284,7 @@ func compose(from *netmail.Address, to, id string, at time.Time, words Mail) ([]
 	return text.Bytes(), nil
 }
 
-// Test sends a mail to an address at once, past the outbox, and writes each step to w.
+// Test sends a mail to an address at once, without the outbox, and writes each step to w.
 func (m *Mailer) Test(ctx context.Context, to string, w io.Writer) error {
 	to, err := address(to)
 	if err != nil {

@@ -20,25 +20,26 @@ import (
 	"unicode"
 
 	"github.com/wneessen/go-mail/smtp"
+	"golang.org/x/net/idna"
 
 	"github.com/toppira/authctl/modules/outbox/delivery"
 )
 
-// How long to wait for the server, and how connections are used again. A connection is left after
-// some mails because servers limit them.
+// How long to wait for the server, and how connections are reused. A connection is closed after
+// some mails because servers limit their number.
 const (
 	beginTimeout = 30 * time.Second // connect, greeting, TLS and AUTH together
 	stepTimeout  = 30 * time.Second
 	endTimeout   = 2 * time.Minute // for the answer to the whole mail: giving up early makes duplicates
-	stopTimeout  = 2 * time.Second // the same once the process stops
+	stopTimeout  = 2 * time.Second // the same once the process waits no longer
 	idleTimeout  = 20 * time.Second
 	maxMails     = 100
 	maxConns     = 8
 	maxAnswer    = 256 << 10 // bytes at a step, the handshake of TLS included
 )
 
-// attemptTimeout bounds an attempt up to the moment when the whole mail was sent, and slotTimeout the
-// wait for one of the connections in it.
+// attemptTimeout bounds an attempt until the whole mail is sent, and slotTimeout, within it, the
+// wait for one of the connections.
 const (
 	attemptTimeout = 2 * time.Minute
 	slotTimeout    = time.Minute
@@ -50,7 +51,7 @@ type smtpSender struct {
 	tls   *tls.Config
 	helo  string
 	slots chan struct{} // one for each connection in use
-	stop  time.Duration // stopTimeout, but in a test
+	stop  time.Duration // stopTimeout, except in a test
 
 	mu   sync.Mutex
 	idle []*connection // used last: at the end
@@ -64,19 +65,26 @@ func newSMTPSender(cfg Config) (*smtpSender, error) {
 	s := &smtpSender{server: named, helo: "localhost", slots: make(chan struct{}, maxConns), stop: stopTimeout,
 		tls: &tls.Config{ServerName: named.host, MinVersion: tls.VersionTLS12}}
 	if cfg.CAFile != "" {
-		pem, err := os.ReadFile(cfg.CAFile)
-		if err != nil {
+		if s.tls.RootCAs, err = readCAs(cfg.CAFile); err != nil {
 			return nil, fmt.Errorf("mail.ca_file: %w", err)
-		}
-		s.tls.RootCAs = x509.NewCertPool()
-		if !s.tls.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, errors.New("mail.ca_file: has no certificate in PEM form")
 		}
 	}
 	if name, err := os.Hostname(); err == nil && strings.Contains(name, ".") {
 		s.helo = name
 	}
 	return s, nil
+}
+
+func readCAs(path string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, errors.New("has no certificate in PEM form")
+	}
+	return pool, nil
 }
 
 func (s *smtpSender) describe() string { return net.JoinHostPort(s.host, s.port) }
@@ -91,12 +99,12 @@ type connection struct {
 	expiry *time.Timer // while it is idle
 }
 
-// send hands over one mail. owned is asked right before the mail is on its way; told hears each step.
+// send hands over one mail. It calls owned right before it ends the mail, and told with each step.
 func (s *smtpSender) send(ctx context.Context, m envelope, owned func() bool, told func(string)) error {
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
-	case <-time.After(slotTimeout): // the server is slow: others have had all connections
+	case <-time.After(slotTimeout): // the server is slow: other mails use all connections
 		return delivery.ErrNotOwned
 	case <-ctx.Done():
 		return ctx.Err()
@@ -105,13 +113,9 @@ func (s *smtpSender) send(ctx context.Context, m envelope, owned func() bool, to
 	if err != nil {
 		return err
 	}
-	if !owned() {
-		s.release(c)
-		return delivery.ErrNotOwned
-	}
 	err = c.hand(ctx, m, owned, told)
 	answer, refused := errors.AsType[*textproto.Error](err)
-	if err == nil || refused && answer.Code != 421 || errors.Is(err, delivery.ErrNotOwned) {
+	if err == nil || refused && answer.Code != 421 {
 		s.release(c)
 	} else {
 		_ = c.raw.Close()
@@ -119,7 +123,7 @@ func (s *smtpSender) send(ctx context.Context, m envelope, owned func() bool, to
 	return err
 }
 
-// take returns a connection that the server still listens to.
+// take returns a connection that still works.
 func (s *smtpSender) take(ctx context.Context, told func(string)) (*connection, error) {
 	for {
 		s.mu.Lock()
@@ -132,7 +136,7 @@ func (s *smtpSender) take(ctx context.Context, told func(string)) (*connection, 
 			return s.dial(ctx, told)
 		}
 		c.expiry.Stop()
-		// The server may have closed it. RSET also clears away a mail that was refused.
+		// The server may have closed it. RSET also discards a refused mail.
 		if err := c.step(ctx, stepTimeout, c.client.Reset); err == nil {
 			return c, nil
 		}
@@ -143,7 +147,7 @@ func (s *smtpSender) take(ctx context.Context, told func(string)) (*connection, 
 	}
 }
 
-// release keeps a connection for the next mail, for a while.
+// release keeps a connection for the next mail for a while.
 func (s *smtpSender) release(c *connection) {
 	if c.mails >= maxMails {
 		c.quit()
@@ -183,7 +187,7 @@ func (c *connection) quit() {
 	_ = c.raw.Close()
 }
 
-// step does one thing with the server, for so long at most and only until ctx ends.
+// step makes one step with the server, at most for the timeout and until ctx ends.
 func (c *connection) step(ctx context.Context, timeout time.Duration, do func() error) error {
 	stop := context.AfterFunc(ctx, func() { _ = c.raw.Close() })
 	defer stop()
@@ -198,10 +202,10 @@ func (c *connection) step(ctx context.Context, timeout time.Duration, do func() 
 	return err
 }
 
-// dial connects and says hello, with TLS and AUTH where they belong.
+// dial connects and greets the server, with TLS and AUTH as set.
 func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, beginTimeout, fmt.Errorf("the server has not let us begin within %v",
-		beginTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, beginTimeout,
+		fmt.Errorf("the server was not ready for a mail within %v", beginTimeout))
 	defer cancel()
 	defer func() {
 		if err != nil && ctx.Err() != nil {
@@ -226,7 +230,7 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 	if s.implicit {
 		encrypted := tls.Client(bounds, s.tls)
 		if err := encrypted.HandshakeContext(ctx); err != nil {
-			return nil, fmt.Errorf("TLS: %w", err)
+			return nil, fmt.Errorf("TLS: %w", handshakeFault(err))
 		}
 		talk = encrypted
 	}
@@ -248,7 +252,7 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 	return &connection{client: client, raw: raw, bounds: bounds, stop: s.stop}, nil
 }
 
-// bounded is a connection from which no more than so many bytes are read at a step: a server that
+// bounded is a connection that limits the bytes that are read at a step: a server that
 // never ends its line would fill the memory.
 type bounded struct {
 	net.Conn
@@ -265,28 +269,37 @@ func (b *bounded) Read(p []byte) (int, error) {
 
 var errTooLong = errors.New("the server's answer does not end")
 
-// encrypt sees to TLS.
+// encrypt starts TLS, or checks that the settings do without it.
 func (s *smtpSender) encrypt(client *smtp.Client, told func(string)) error {
 	if offered, _ := client.Extension("STARTTLS"); !s.implicit && offered {
 		if err := client.StartTLS(s.tls); err != nil {
-			return &stepError{"STARTTLS", err}
+			return &stepError{"STARTTLS", handshakeFault(err)}
 		}
 	}
 	state, encrypted := client.TLSConnectionState()
 	switch {
 	case encrypted:
-		told(fmt.Sprintf("encrypted with %s, the certificate is good for %s", tls.VersionName(state.Version), s.host))
+		told(fmt.Sprintf("encrypted with %s, the certificate is valid for %s", tls.VersionName(state.Version), s.host))
 	case !s.optional:
-		return errors.New("the server offers no STARTTLS; if mails may go to it unencrypted, add ?starttls=optional to " +
-			"mail.url")
+		return errors.New("the server offers no STARTTLS; if mails may go to it unencrypted, add " +
+			"?starttls=optional to mail.url")
 	default:
 		told("not encrypted: the server offers no STARTTLS")
 	}
 	return nil
 }
 
-// authenticate takes the best mechanism that the server has. A password goes over a connection
-// without TLS only to this machine.
+// handshakeFault says what to do about a certificate of an unknown authority, often the operator's own.
+func handshakeFault(err error) error {
+	if _, unknown := errors.AsType[x509.UnknownAuthorityError](err); unknown {
+		return fmt.Errorf("the authority of the certificate is not known here; name a file with it in mail.ca_file: %w",
+			err)
+	}
+	return err
+}
+
+// authenticate uses the best mechanism that the server has. Without TLS it sends a password only to this
+// machine.
 func (s *smtpSender) authenticate(client *smtp.Client, told func(string)) error {
 	if s.user == "" {
 		return nil
@@ -298,7 +311,7 @@ func (s *smtpSender) authenticate(client *smtp.Client, told func(string)) error 
 	var auth smtp.Auth
 	for _, m := range []struct {
 		name  string
-		plain bool // it shows the password to who listens
+		plain bool // an eavesdropper sees the password
 		auth  smtp.Auth
 	}{
 		{"SCRAM-SHA-256", false, smtp.ScramSHA256Auth(s.user, s.password)},
@@ -322,10 +335,10 @@ func (s *smtpSender) authenticate(client *smtp.Client, told func(string)) error 
 	return nil
 }
 
-// errNoUTF8 refuses an address that the server cannot be told.
+// errNoUTF8 refuses an address that the server cannot take.
 var errNoUTF8 = errors.New("the address is not ASCII and the server does not offer SMTPUTF8")
 
-// stepError is what a server answered, or why it did not.
+// stepError is what a server answered, or why it did not answer.
 type stepError struct {
 	step string // as SMTP names it
 	err  error
@@ -334,7 +347,7 @@ type stepError struct {
 func (e *stepError) Error() string { return e.step + ": " + saying(e.err) }
 func (e *stepError) Unwrap() error { return e.err }
 
-// saying is an error in the words of the server, if it said any: on one line, and bounded.
+// saying is an error in the words of the server, if it answered: on one line, and bounded.
 func saying(err error) string {
 	answer, ok := errors.AsType[*textproto.Error](err)
 	if !ok {
@@ -372,9 +385,6 @@ func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, to
 		return &stepError{"RCPT", err}
 	}
 	told("the server accepts the recipient " + m.to)
-	if !owned() {
-		return delivery.ErrNotOwned
-	}
 	var data io.WriteCloser
 	err := c.step(ctx, stepTimeout, func() (err error) { data, err = c.client.Data(); return err })
 	if err != nil {
@@ -384,9 +394,11 @@ func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, to
 	if err != nil {
 		return &stepError{"DATA", err}
 	}
-	// From here on the server may have taken the mail. Its answer is worth waiting for, also when the
-	// attempt has taken its time, and for a moment when the process stops: without it the mail is sent
-	// again.
+	// A server discards a mail without an end. After the end it may have taken the mail, and without its
+	// answer the mail is sent again: so wait for it even if the attempt has taken its time.
+	if !owned() {
+		return delivery.ErrNotOwned
+	}
 	if err := c.client.UpdateDeadline(endTimeout); err != nil {
 		return &stepError{"end of DATA", err}
 	}
@@ -408,13 +420,13 @@ func (c *connection) hand(ctx context.Context, m envelope, owned func() bool, to
 
 func bracket(address string) string { return "<" + address + ">" }
 
-// policy is the beginning of an answer about security or policy (RFC 3463 §3.8): that the server does
-// not relay for us, or does not like our address. It would say the same of every recipient.
+// policy matches an answer about security or policy (RFC 3463 §3.8): the server does
+// not relay for us, or blocks our address. It would answer the same for every recipient.
 var policy = regexp.MustCompile(`^5\.7\.\d`)
 
-// classify says what is to become of a mail that was not taken. A server that refuses the recipient
-// or the mail for good is heeded; what it says of the sender or of itself can be put right, so the
-// mail waits.
+// classify says what happens to a mail that was not taken. If the server refuses the recipient
+// or the mail for good, it is not tried again; faults of the sender or of the server can be corrected, so
+// the mail waits.
 func classify(err error) error {
 	step, known := errors.AsType[*stepError](err)
 	if !known || !slices.Contains([]string{"RCPT", "DATA", "end of DATA"}, step.step) {
@@ -439,11 +451,19 @@ func classify(err error) error {
 	return &delivery.Refused{Err: err}
 }
 
-// address is one that can be told to a server: without a name or a comment.
+// address is an address as a server takes it: without a name or a comment, and with the ASCII form of the
+// domain, as contacts have it.
 func address(text string) (string, error) {
 	a, err := netmail.ParseAddress(text)
 	if err != nil || a.Name != "" {
 		return "", fmt.Errorf("%q is no address", text)
 	}
-	return a.Address, nil
+	at := strings.LastIndexByte(a.Address, '@')
+	local, domain := a.Address[:at+1], a.Address[at+1:]
+	if !isASCII(domain) {
+		if domain, err = idna.Lookup.ToASCII(domain); err != nil {
+			return "", fmt.Errorf("%q has no valid domain after the @", text)
+		}
+	}
+	return local + domain, nil
 }

@@ -31,7 +31,7 @@ const layoutFile = "layout.html"
 // maxSubject is the longest subject in bytes.
 const maxSubject = 500
 
-// Data is what a template may use. What does not belong to the purpose is empty.
+// Data is what a template may use. Fields that do not belong to the purpose are empty.
 type Data struct {
 	Purpose  string
 	Language string // that of the template
@@ -51,14 +51,14 @@ type Data struct {
 	Body    htmltemplate.HTML // in layout.html: the part of the purpose
 }
 
-// Mail is a message in words.
+// Mail is the text of a message.
 type Mail struct {
 	Subject string `json:"subject"`
 	Text    string `json:"text"`
 	HTML    string `json:"html"`
 }
 
-// purposeNeeds says what a mail must show to be of use.
+// purposeNeeds says what a mail must show to be useful.
 type purposeNeeds struct{ code, link bool }
 
 func needsOf(p contact.Purpose) purposeNeeds {
@@ -69,7 +69,7 @@ func needsOf(p contact.Purpose) purposeNeeds {
 	return purposeNeeds{link: true}
 }
 
-// Templates are the words of all mails, in every language. They were tried before they are used.
+// Templates are the templates of all mails, in every language. They are tried when they are loaded.
 type Templates struct {
 	layout  *htmltemplate.Template
 	text    map[string]*template.Template     // en/reset
@@ -92,7 +92,8 @@ func LoadTemplates(dir, service string) (*Templates, error) {
 		return nil, fmt.Errorf("read the embedded templates: %w", err)
 	}
 	if dir != "" {
-		if err := collect(sources, os.DirFS(dir), func(name string) string { return filepath.Join(dir, name) }); err != nil {
+		place := func(name string) string { return filepath.Join(dir, name) }
+		if err := collect(sources, os.DirFS(dir), place); err != nil {
 			return nil, fmt.Errorf("contact.templates_dir: %w", err)
 		}
 	}
@@ -112,8 +113,8 @@ type source struct{ place, text string }
 // maxTemplate is the largest template in bytes. Mail programs cut off a mail of 100 KiB.
 const maxTemplate = 64 << 10
 
-// collect reads the templates of a folder, and of the folders in it. A file that is none is refused,
-// since nobody would use it. Links are followed: where Kubernetes mounts a ConfigMap, each folder is one.
+// collect reads the templates of a folder, and of the folders in it. It refuses other files,
+// since nothing would use them. It follows links: in a ConfigMap that Kubernetes mounts, each folder is one.
 func collect(into map[string]source, from fs.FS, place func(name string) string) error {
 	return collectFolder(into, from, ".", place)
 }
@@ -121,7 +122,10 @@ func collect(into map[string]source, from fs.FS, place func(name string) string)
 func collectFolder(into map[string]source, from fs.FS, folder string, place func(name string) string) error {
 	list, err := fs.ReadDir(from, folder)
 	if err != nil {
-		return fmt.Errorf("read the folder of templates: %w", err)
+		if path, ok := errors.AsType[*fs.PathError](err); ok { // its path is relative to from
+			err = path.Err
+		}
+		return fmt.Errorf("read the folder of templates %s: %w", place(folder), err)
 	}
 	for _, entry := range list {
 		name := path.Join(folder, entry.Name())
@@ -148,7 +152,7 @@ func collectFolder(into map[string]source, from fs.FS, folder string, place func
 			return fmt.Errorf("%s %s", place(name), problem)
 		}
 		if info.Size() > maxTemplate {
-			return fmt.Errorf("%s has %d bytes, a template has %d at most", place(name), info.Size(), maxTemplate)
+			return fmt.Errorf("%s has %d bytes: a template may have at most %d", place(name), info.Size(), maxTemplate)
 		}
 		text, err := fs.ReadFile(from, name)
 		if err != nil {
@@ -162,20 +166,21 @@ func collectFolder(into map[string]source, from fs.FS, folder string, place func
 	return nil
 }
 
-// textProblem says why a text can be no part of a mail, or nothing.
+// textProblem says why a text cannot be part of a mail; empty if it can.
 func textProblem(text []byte) string {
 	switch {
 	case bytes.HasPrefix(text, []byte("\ufeff")):
 		return "begins with a byte order mark: save it as UTF-8 without one"
 	case !utf8.Valid(text):
 		return "is not UTF-8"
-	case bytes.ContainsFunc(text, func(r rune) bool { return unicode.IsControl(r) && !strings.ContainsRune("\r\n\t", r) }):
+	case bytes.ContainsFunc(text,
+		func(r rune) bool { return unicode.IsControl(r) && !strings.ContainsRune("\r\n\t", r) }):
 		return "has a control character"
 	}
 	return ""
 }
 
-// folderProblem says why no templates are in a folder of this name, or nothing.
+// folderProblem says why a folder of this name cannot hold templates; empty if it can.
 func folderProblem(name string) string {
 	tag, err := language.Parse(name)
 	if err != nil {
@@ -187,7 +192,7 @@ func folderProblem(name string) string {
 	return ""
 }
 
-// nameProblem says why no template has this name, or nothing.
+// nameProblem says why a template cannot have this name; empty if it can.
 func nameProblem(name string) string {
 	if name == layoutFile {
 		return ""
@@ -203,7 +208,8 @@ func nameProblem(name string) string {
 		for _, p := range contact.Purposes() {
 			names = append(names, string(p))
 		}
-		return "is no template: they are named after what a mail is for, with .txt and .html: " + strings.Join(names, ", ")
+		return "is no template: they are named after what a mail is for, with .txt and .html: " +
+			strings.Join(names, ", ")
 	}
 	return ""
 }
@@ -216,11 +222,11 @@ func (t *Templates) parse(sources map[string]source) (faults []error) {
 		var err error
 		switch {
 		case name == layoutFile:
-			t.layout, err = htmltemplate.New(s.place).Parse(s.text)
+			t.layout, err = parseHTML(s)
 		case ending == ".txt":
-			t.text[id], err = template.New(s.place).Parse(s.text)
+			t.text[id], err = parseText(s)
 		default:
-			t.html[id], err = htmltemplate.New(s.place).Parse(s.text)
+			t.html[id], err = parseHTML(s)
 		}
 		if err != nil {
 			faults = append(faults, templateFault(err))
@@ -230,8 +236,9 @@ func (t *Templates) parse(sources map[string]source) (faults []error) {
 		}
 		for _, other := range []string{".txt", ".html"} {
 			if _, both := sources[id+other]; name != layoutFile && !both {
-				faults = append(faults, fmt.Errorf("%s: there is no %s with it: a mail has a text part and an HTML part",
-					s.place, path.Base(id)+other))
+				faults = append(faults,
+					fmt.Errorf("%s: there is no %s with it: a mail has a text part and an HTML part",
+						s.place, path.Base(id)+other))
 			}
 		}
 	}
@@ -244,19 +251,48 @@ func (t *Templates) parse(sources map[string]source) (faults []error) {
 	return faults
 }
 
-// templateFault leaves out what Go says before the file and line.
+func parseText(s source) (*template.Template, error) {
+	t, err := template.New(s.place).Funcs(textFunctions).Parse(s.text)
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range t.Templates() {
+		countSteps(one.Tree)
+	}
+	return t, nil
+}
+
+func parseHTML(s source) (*htmltemplate.Template, error) {
+	t, err := htmltemplate.New(s.place).Funcs(textFunctions).Parse(s.text)
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range t.Templates() {
+		countSteps(one.Tree)
+	}
+	return t, nil
+}
+
+// templateFault leaves out Go's words before the file and line.
 func templateFault(err error) error {
 	return errors.New(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "html/template:"), "template: "))
 }
 
-// try makes each mail with sample data, with and without what may be missing, so that every branch of a
+// try makes each mail with sample data, with and without the optional parts, so that every branch of a
 // template runs. A mail without its code or link would lock its reader out.
 func (t *Templates) try(service string) (faults []error) {
+	said := map[string]bool{} // a fault of the layout is one of every mail
 	for _, id := range slices.Sorted(maps.Keys(t.text)) {
 		folder, purpose := path.Split(id)
 		for _, sample := range samples(contact.Purpose(purpose), service) {
-			if problems := t.tryOne(strings.TrimSuffix(folder, "/"), id, sample); problems != nil {
-				faults = append(faults, problems...)
+			problems := t.tryOne(strings.TrimSuffix(folder, "/"), id, sample)
+			for _, problem := range problems {
+				if !said[problem.Error()] {
+					faults = append(faults, problem)
+				}
+				said[problem.Error()] = true
+			}
+			if problems != nil {
 				break // the others say the same
 			}
 		}
@@ -281,7 +317,8 @@ func (t *Templates) tryOne(folder, id string, sample Data) (faults []error) {
 			faults = append(faults, fmt.Errorf("%s: the mail does not show the link: use {{.Link}}", part.place))
 		}
 	}
-	if needs.code && strings.Contains(mail.Subject, sample.Code) || sample.Link != "" && strings.Contains(mail.Subject, sample.Link) {
+	if needs.code && strings.Contains(mail.Subject, sample.Code) ||
+		sample.Link != "" && strings.Contains(mail.Subject, sample.Link) {
 		faults = append(faults, fmt.Errorf("%s: the subject shows the code or the link, and mail servers log subjects",
 			t.text[id].Name()))
 	}
@@ -312,7 +349,7 @@ func Sample(p contact.Purpose, service string) Data {
 	d := Data{
 		Purpose: string(p), Service: service, Username: "alice", Link: samplePages + "/undo" +
 			"#token=act_SAMPLEsampleSAMPLEsampleSAMPLEsampleSAMPLEs", Minutes: 72 * 60, Hours: 72,
-		Time: "2026-11-29 14:05 UTC", Address: "203.0.113.7", Device: "Firefox on Linux",
+		Time: "2026-11-29 14:05 UTC", Address: "203.0.113.7", Device: "Firefox, Linux",
 	}
 	switch p {
 	case contact.PurposeVerify:
@@ -330,11 +367,11 @@ func Sample(p contact.Purpose, service string) Data {
 	return d
 }
 
-// Languages lists the languages that there are templates in, English first.
+// Languages lists the languages of the templates, English first.
 func (t *Templates) Languages() []string { return slices.Clone(t.names) }
 
-// Make makes a mail for a purpose in the language of the data that comes closest to what is asked
-// for, which is a language tag or an Accept-Language header. English is the ground.
+// Make makes the mail of the data in the language that comes closest to the preferred one, which is a
+// language tag or an Accept-Language header. The default is English.
 func (t *Templates) Make(preferred string, d Data) (Mail, error) {
 	return t.make(t.choose(preferred, d.Purpose), d)
 }
@@ -359,30 +396,30 @@ func (t *Templates) make(folder string, d Data) (Mail, error) {
 		return Mail{}, fmt.Errorf("there is no template %s", id)
 	}
 	d.Language = folder
-	var whole, body, page bytes.Buffer
+	var whole, body, page part
 	if err := text.Execute(&whole, d); err != nil {
-		return Mail{}, templateFault(err)
+		return Mail{}, makeFault(text.Name(), err)
 	}
 	head, rest, _ := strings.Cut(whole.String(), "\n")
 	subject, found := strings.CutPrefix(head, "Subject:")
 	mail := Mail{Subject: strings.TrimSpace(subject), Text: strings.TrimLeft(rest, "\n")}
 	switch {
 	case !found || !strings.HasPrefix(rest, "\n"):
-		return Mail{}, fmt.Errorf("%s:1: the template must begin with a line such as Subject: Your code, and an empty line",
-			text.Name())
+		return Mail{}, fmt.Errorf("%s:1: the template must begin with a line such as Subject: Your code, and an "+
+			"empty line", text.Name())
 	case mail.Subject == "" || len(mail.Subject) > maxSubject:
-		return Mail{}, fmt.Errorf("%s:1: the subject has %d bytes, it must have 1 to %d", text.Name(), len(mail.Subject),
-			maxSubject)
+		return Mail{}, fmt.Errorf("%s:1: the subject has %d bytes, it must have 1 to %d", text.Name(),
+			len(mail.Subject), maxSubject)
 	case strings.ContainsFunc(mail.Subject, unicode.IsControl):
 		return Mail{}, fmt.Errorf("%s:1: the subject has a control character or a line break", text.Name())
 	}
 	d.Subject = mail.Subject
 	if err := html.Execute(&body, d); err != nil {
-		return Mail{}, templateFault(err)
+		return Mail{}, makeFault(html.Name(), err)
 	}
 	d.Body = htmltemplate.HTML(body.String()) //nolint:gosec // a template has just escaped it
 	if err := t.layout.Execute(&page, d); err != nil {
-		return Mail{}, templateFault(err)
+		return Mail{}, makeFault(t.layout.Name(), err)
 	}
 	mail.HTML = page.String()
 	return mail, nil

@@ -26,7 +26,7 @@ func loadTemplates(t *testing.T, dir string) *Templates {
 	return all
 }
 
-// folderOf writes files and returns their folder.
+// folderOf writes files into a new folder and returns it.
 func folderOf(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -57,7 +57,8 @@ func TestEachPurposeHasAMailInEachLanguage(t *testing.T) {
 			}
 			subjects[made.Subject] = true
 			for part, text := range map[string]string{"text": made.Text, "html": made.HTML} {
-				for what, want := range map[string]string{"code": d.Code, "link": d.Link, "service": service, "time": d.Time,
+				for what, want := range map[string]string{"code": d.Code, "link": d.Link, "service": service,
+					"time":    d.Time,
 					"address": d.Address, "device": d.Device, "changed contact": d.Changed} {
 					if !strings.Contains(text, want) {
 						t.Errorf("%s %s: the %s part has no %s:\n%s", lang, purpose, part, what, text)
@@ -75,7 +76,7 @@ func TestEachPurposeHasAMailInEachLanguage(t *testing.T) {
 			if !strings.Contains(made.HTML, `<html lang="`+lang+`">`) {
 				t.Errorf("%s %s is not marked as such", lang, purpose)
 			}
-			// Nothing is loaded from elsewhere, so nobody learns that a mail was opened.
+			// A mail loads nothing, so that nobody learns that it was opened.
 			if found := regexp.MustCompile(`(?i)<(img|link|script|iframe)|url\(|@import`).FindString(made.HTML); found != "" {
 				t.Errorf("%s %s loads something: %s", lang, purpose, found)
 			}
@@ -86,7 +87,7 @@ func TestEachPurposeHasAMailInEachLanguage(t *testing.T) {
 	}
 }
 
-// A notice without a link to undo it, as of a command, says nothing of one.
+// A notice without a link to undo the change, as after a command, does not mention one.
 func TestANoticeMayHaveNoLinkNoAddressAndNoDevice(t *testing.T) {
 	t.Parallel()
 	all := loadTemplates(t, "")
@@ -98,7 +99,7 @@ func TestANoticeMayHaveNoLinkNoAddressAndNoDevice(t *testing.T) {
 			t.Fatal(err)
 		}
 		if text := made.Text + made.HTML; strings.Contains(text, "72") || strings.Contains(text, "href") ||
-			regexp.MustCompile(`(Address|Adresse|Device|Gerät)(:|</th>)`).MatchString(text) {
+			regexp.MustCompile(`(IP address|IP-Adresse|Device|Gerät)(:|</th>)`).MatchString(text) {
 			t.Errorf("%s: %s", lang, text)
 		}
 	}
@@ -107,7 +108,8 @@ func TestANoticeMayHaveNoLinkNoAddressAndNoDevice(t *testing.T) {
 func TestTheLanguageIsTheOneThatComesClosest(t *testing.T) {
 	t.Parallel()
 	all := loadTemplates(t, folderOf(t, map[string]string{
-		"fr/reset.txt": "Subject: Nouveau mot de passe\n\n{{.Code}} {{.Link}}\n", "fr/reset.html": "{{.Code}} {{.Link}}",
+		"fr/reset.txt":  "Subject: Nouveau mot de passe\n\n{{.Code}} {{.Link}}\n",
+		"fr/reset.html": "{{.Code}} {{.Link}}",
 	}))
 	for preferred, want := range map[string]string{
 		"": "en", "en": "en", "de": "de", "de-AT": "de", "de-CH,de;q=0.9,en;q=0.8": "de", "fr-CA": "fr", "ja": "en",
@@ -118,7 +120,7 @@ func TestTheLanguageIsTheOneThatComesClosest(t *testing.T) {
 		}
 	}
 	if got := all.choose("fr", "verify"); got != "en" {
-		t.Errorf("a purpose that is not there in French comes in %s", got)
+		t.Errorf("a purpose without a French mail comes in %s", got)
 	}
 }
 
@@ -130,7 +132,8 @@ func TestTemplatesAreReplacedFileByFile(t *testing.T) {
 		".hidden":      "", "README.md": "how we write",
 	}))
 	reset, err := all.Make("en", Sample(contact.PurposeReset, service))
-	if err != nil || reset.Subject != "Ours for "+service || !strings.HasPrefix(reset.Text, "ours SMPL-C0DE https://") ||
+	if err != nil || reset.Subject != "Ours for "+service ||
+		!strings.HasPrefix(reset.Text, "ours SMPL-C0DE https://") ||
 		!strings.HasPrefix(reset.HTML, "<title>our frame</title><p>Hello alice,") {
 		t.Errorf("%+v, %v", reset, err)
 	}
@@ -141,13 +144,15 @@ func TestTemplatesAreReplacedFileByFile(t *testing.T) {
 	}
 }
 
-// Kubernetes mounts a ConfigMap as links to a hidden folder, for folders in it as well.
+// Kubernetes mounts a ConfigMap as links to a hidden folder, also for subfolders.
 func TestTemplatesAreFoundBehindLinks(t *testing.T) {
 	t.Parallel()
 	dir := folderOf(t, map[string]string{
-		"..2026/en/reset.txt": "Subject: Ours\n\n{{.Code}} {{.Link}}", "..2026/layout.html": "<title>our frame</title>{{.Body}}",
+		"..2026/en/reset.txt": "Subject: Ours\n\n{{.Code}} {{.Link}}",
+		"..2026/layout.html":  "<title>our frame</title>{{.Body}}",
 	})
-	for name, to := range map[string]string{"..data": "..2026", "en": "..data/en", "layout.html": "..data/layout.html"} {
+	for name, to := range map[string]string{"..data": "..2026", "en": "..data/en",
+		"layout.html": "..data/layout.html"} {
 		if err := os.Symlink(to, filepath.Join(dir, name)); err != nil {
 			t.Fatal(err)
 		}
@@ -158,9 +163,27 @@ func TestTemplatesAreFoundBehindLinks(t *testing.T) {
 	}
 }
 
+// Loops that end, and Go's functions for texts, work as they do elsewhere.
+func TestTemplatesMayLoopAndPrint(t *testing.T) {
+	t.Parallel()
+	all := loadTemplates(t, folderOf(t, map[string]string{
+		"en/reset.txt": `Subject: One
+
+{{.Code}} {{.Link}} {{range 72}}-{{end}} {{printf "100%% 2026 %-8s|" .Username}} {{print 1 2}} {{html "<"}}` +
+			`{{define "a"}}{{if .}}({{template "a" slice . 1}}){{end}}{{end}}{{template "a" "xyz"}}`,
+		"en/reset.html": `{{.Code}} {{.Link}} {{range 72}}-{{end}} {{printf "%5.1f" 2.25}} {{"<b>" | html}}`,
+	}))
+	made, err := all.Make("en", Sample(contact.PurposeReset, service))
+	if err != nil || !strings.HasSuffix(made.Text, strings.Repeat("-", 72)+" 100% 2026 alice   | 1 2 &lt;((()))") ||
+		!strings.Contains(made.HTML, strings.Repeat("-", 72)+"   2.2 &lt;b&gt;") {
+		t.Errorf("%q %q, %v", made.Text, made.HTML, err)
+	}
+}
+
 func TestABrokenTemplateIsRefusedByFileAndLine(t *testing.T) {
 	t.Parallel()
 	const good = "Subject: One\n\n{{.Code}} {{.Link}}"
+	long := "{{range 1000}}" + strings.Repeat("longer ", 100) + "{{end}}"
 	for _, test := range []struct{ name, text, problem string }{
 		{"en/reset.txt", good + "\n{{if}}", "en/reset.txt:4: missing value for if"},
 		{"en/reset.txt", good + "\n{{.Nobody}}", "en/reset.txt:4:2: "},
@@ -188,25 +211,57 @@ func TestABrokenTemplateIsRefusedByFileAndLine(t *testing.T) {
 		{"en/reset.txt", "", "en/reset.txt:1: the template must begin with a line such as Subject:"},
 		// In a branch that only some mails take.
 		{"en/notice_password.txt", good + "{{if not .Device}}{{.Devise}}{{end}}", "en/notice_password.txt:3:"},
-		{"en/notice_contact.html", `{{.Link}}{{if eq .Change "removed"}}{{.Chance}}{{end}}`, "en/notice_contact.html:1:"},
-		{"en/notice_password.txt", "Subject: One\n\n{{if .Address}}{{.Link}}{{end}}", "en/notice_password.txt: the mail does not show the link"},
+		{"en/notice_contact.html", `{{.Link}}{{if eq .Change "removed"}}{{.Chance}}{{end}}`,
+			"en/notice_contact.html:1:"},
+		{"en/notice_password.txt", "Subject: One\n\n{{if .Address}}{{.Link}}{{end}}",
+			"en/notice_password.txt: the mail does not show the link"},
 		{"fr/reset.txt", good, "fr/reset.txt: there is no reset.html with it"},
+		{"en/reset.txt", good + long, "en/reset.txt: what it makes is longer than"},
+		{"en/reset.html", "{{.Code}} {{.Link}}" + long,
+			"en/reset.html: what it makes is longer than"},
+		{"layout.html", "{{.Body}}" + long, "layout.html: what it makes is longer than"},
+		// Loops that write nothing.
+		{"en/reset.txt", good + "{{range 1000000000000}}{{end}}", "en/reset.txt: it does not end within"},
+		{"en/reset.txt", good + "{{if true}}{{range 1000000000000}}{{continue}}{{end}}{{end}}",
+			"en/reset.txt: it does not end within"},
+		{"en/reset.html", "{{.Code}} {{.Link}}{{with .Code}}{{else}}{{end}}{{range 1000000000000}}{{range 0}}{{end}}{{end}}",
+			"en/reset.html: it does not end within"},
+		{"layout.html", "{{.Body}}{{with 1}}{{range 1000000000000}}{{end}}{{end}}", "layout.html: it does not end within"},
+		{"en/reset.txt", good + `{{define "a"}}{{template "a"}}{{end}}{{template "a"}}`,
+			"en/reset.txt: it does not end within"},
+		{"en/reset.txt", good + `{{define "a"}}{{if lt (len .) 60}}{{template "a" print . 1}}{{template "a" print . 1}}` +
+			`{{end}}{{end}}{{template "a" ""}}`, "en/reset.txt: it does not end within"},
+		{"en/reset.html", `{{.Code}} {{.Link}}{{define "a"}}{{if lt (len .) 60}}{{template "a" print . 1}}` +
+			`{{template "a" print . 1}}{{end}}{{end}}{{template "a" ""}}`, "en/reset.html: it does not end within"},
+		// Texts that grow and are never shown.
+		{"en/reset.txt", good + `{{$x := "grow"}}` + strings.Repeat("{{$x = print $x $x}}", 200),
+			"what it makes is longer than"},
+		{"en/reset.html", `{{.Code}} {{.Link}}{{$x := "\\"}}` + strings.Repeat("{{$x = js $x}}", 200),
+			"what it makes is longer than"},
+		{"en/reset.txt", good + `{{$x := printf "%999999d%*d" 1 1 1}}`, "a width has at most three digits"},
+		{"en/reset.txt", good + `{{index .Username 500}}`, "en/reset.txt:3:21: "},
+		{"en/reset.txt", good + `{{call .Username}}`, "en/reset.txt:3:21: "},
+		{"en/reset.html", `{{.Code}} {{.Link}}{{template "nowhere"}}`, "en/reset.html"},
 	} {
 		dir := folderOf(t, map[string]string{test.name: test.text})
 		_, err := LoadTemplates(dir, service)
 		if err == nil || !strings.Contains(err.Error(), test.problem) {
 			t.Errorf("%s %q: %v, want %s", test.name, test.text, err, test.problem)
+		} else if strings.Count(err.Error(), test.problem) > 1 && test.problem != "en/reset.html: " {
+			t.Errorf("%s %q: the same is said twice: %v", test.name, test.text, err)
 		} else if test.name != "fr/reset.txt/x" && !strings.Contains(test.problem, "en/reset.html: ") &&
 			!strings.Contains(err.Error(), filepath.Join(dir, test.name)) {
 			t.Errorf("%s: the file is not named: %v", test.name, err)
 		}
 	}
 	for name, problem := range map[string]string{
-		"english!/reset.txt": "english! is a folder whose name is no language tag", "EN/reset.txt": "EN is a folder that must be named en",
-		"pt-br/reset.txt": "pt-br is a folder that must be named pt-BR", "en/old/reset.txt": "en/old is no file",
+		"english!/reset.txt": "english! is a folder whose name is no language tag",
+		"EN/reset.txt":       "EN is a folder that must be named en",
+		"pt-br/reset.txt":    "pt-br is a folder that must be named pt-BR", "en/old/reset.txt": "en/old is no file",
 	} {
 		dir := folderOf(t, map[string]string{name: good})
-		if _, err := LoadTemplates(dir, service); err == nil || !strings.Contains(err.Error(), filepath.Join(dir, problem)) {
+		if _, err := LoadTemplates(dir, service); err == nil ||
+			!strings.Contains(err.Error(), filepath.Join(dir, problem)) {
 			t.Errorf("%s: %v, want %s", name, err, problem)
 		}
 	}
@@ -223,11 +278,12 @@ func TestABrokenTemplateIsRefusedByFileAndLine(t *testing.T) {
 	}
 }
 
-// What a person or a device calls itself becomes no markup and no header.
+// Names that people or devices give themselves become neither markup nor headers.
 func TestWhatOthersWriteIsEscaped(t *testing.T) {
 	t.Parallel()
 	m := newMailer(t, Config{From: "Größe & Co <no-reply@example.com>"}, Options{DataDir: t.TempDir()})
-	message := contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: "alice@example.com", UserID: uuid.New(),
+	message := contact.Message{Purpose: contact.PurposeNoticePassword, Recipient: "alice@example.com",
+		UserID:   uuid.New(),
 		Username: `<script>alert(1)</script>"&`, LinkToken: "act_undo", At: time.Now(), Address: "203.0.113.7",
 		Device: "Call-us at https://evil.example\r\nBcc: eve@example.com", ExpiresAt: time.Now().Add(72 * time.Hour)}
 	made, err := m.templates.Make("", m.data(message, testIssuer, time.Now()))
@@ -258,7 +314,7 @@ func TestWhatOthersWriteIsEscaped(t *testing.T) {
 	}
 }
 
-// Links come from the settings, and their secret is in the fragment, which no server sees.
+// Links come from the settings. Their secret is in the fragment, which no server sees.
 func TestLinksComeFromTheSettings(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ pages, want string }{
@@ -266,7 +322,8 @@ func TestLinksComeFromTheSettings(t *testing.T) {
 		{"https://www.example.com/me/", "https://www.example.com/me/"},
 	} {
 		m := newMailer(t, Config{PagesURL: test.pages}, Options{DataDir: t.TempDir()})
-		for purpose, page := range map[contact.Purpose]string{contact.PurposeVerify: "verify", contact.PurposeReset: "reset",
+		for purpose, page := range map[contact.Purpose]string{contact.PurposeVerify: "verify",
+			contact.PurposeReset:          "reset",
 			contact.PurposeNoticePassword: "undo", contact.PurposeNoticeNewDevice: "undo"} {
 			d := m.data(contact.Message{Purpose: purpose, LinkToken: "act_secret"}, testIssuer, time.Now())
 			if d.Link != test.want+page+"#token=act_secret" {
@@ -276,7 +333,7 @@ func TestLinksComeFromTheSettings(t *testing.T) {
 	}
 }
 
-// A relay need not know the issuer: that of the server that wrote the message counts.
+// A relay need not know the issuer: the link has that of the server that wrote the message.
 func TestALinkIsOfTheServerThatWroteTheMessage(t *testing.T) {
 	t.Parallel()
 	m := newMailer(t, Config{}, Options{DataDir: t.TempDir()})
@@ -293,7 +350,7 @@ func TestHowLongACodeWorksIsWhatWasPromised(t *testing.T) {
 	now := time.Now()
 	for valid, want := range map[time.Duration][2]int{15 * time.Minute: {15, 0}, 24 * time.Hour: {1440, 24},
 		72 * time.Hour: {4320, 72}} {
-		// The event is written a little after the challenge.
+		// The event is written slightly after the challenge.
 		message := contact.Message{Purpose: contact.PurposeReset, ExpiresAt: now.Add(valid - time.Second)}
 		d := m.data(message, testIssuer, now)
 		if d.Minutes != want[0] || d.Hours != want[1] {

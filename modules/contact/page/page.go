@@ -27,7 +27,7 @@ var (
 	pageJS string
 )
 
-// Routes are the pages, in the words of a service with this name.
+// Routes are the pages of a service with this name.
 func Routes(service string) []httpserver.Route {
 	var routes []httpserver.Route
 	for _, name := range []string{"verify", "reset", "undo"} {

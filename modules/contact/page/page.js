@@ -1,6 +1,6 @@
 "use strict";
-// What a link carries is in the fragment, which no server sees, and is sent only when somebody
-// acts: who merely opens the page, or renders it, changes nothing.
+// The secret of a link is in the fragment, which no server sees, and is sent only when somebody
+// acts: merely opening or rendering the page changes nothing.
 const page = document.body.dataset.page;
 const $ = (id) => document.getElementById(id);
 let token = null, challenge = null;
@@ -12,7 +12,7 @@ function show(part) {
   $(part).querySelector("input:not([hidden]), [tabindex]")?.focus();
 }
 
-// fail says what went wrong, in words of this page where it has some for the code.
+// fail says what went wrong, in the words of this page if it has some for the code.
 function fail(problem) {
   const words = (code) => $("words").querySelector(`[data-code="${CSS.escape(code)}"]`)?.textContent;
   const labels = { new_password: "password", code: "code", username: "who", email: "who" };

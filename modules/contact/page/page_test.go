@@ -45,7 +45,8 @@ func TestEveryLanguageHasEveryText(t *testing.T) {
 				t.Errorf("%s lacks texts of %s", w.tag, name)
 			}
 			text := string(render(name, service, w))
-			if strings.Contains(text, "no value") || strings.Contains(text, "ZgotmplZ") || strings.Contains(text, "<p></p>") {
+			if strings.Contains(text, "no value") || strings.Contains(text, "ZgotmplZ") ||
+				strings.Contains(text, "<p></p>") {
 				t.Errorf("%s %s: %s", w.tag, name, text)
 			}
 		}
@@ -59,7 +60,7 @@ var (
 	outside = regexp.MustCompile(`\bsrc=|https?://|@import|url\(| style=| on[a-z]+=|innerHTML|\beval\b`)
 )
 
-// What a page loads is in it, and the policy of its answer allows just that.
+// A page contains everything that it loads, and its policy allows only that.
 func TestAPageAllowsOnlyWhatIsInIt(t *testing.T) {
 	t.Parallel()
 	httpservertest.Each(t, func(t *testing.T, start httpservertest.Start) {
@@ -71,7 +72,7 @@ func TestAPageAllowsOnlyWhatIsInIt(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				request.Header.Set("Accept-Language", "de-CH,en;q=0.5")
+				request.Header["Accept-Language"] = []string{"tlh", "de-CH,en;q=0.5"} // two lines are one list
 				answer, err := http.DefaultClient.Do(request)
 				if err != nil {
 					t.Fatal(err)
@@ -81,7 +82,8 @@ func TestAPageAllowsOnlyWhatIsInIt(t *testing.T) {
 				if err != nil || answer.StatusCode != 200 || !strings.Contains(string(text), `<html lang="`+lang+`">`) {
 					t.Errorf("%s%s: %d, %v, not in %s", name, query, answer.StatusCode, err, lang)
 				}
-				for header, want := range map[string]string{"Cache-Control": "no-store", "Referrer-Policy": "no-referrer",
+				for header, want := range map[string]string{"Cache-Control": "no-store",
+					"Referrer-Policy":        "no-referrer",
 					"X-Content-Type-Options": "nosniff", "Content-Type": "text/html; charset=utf-8"} {
 					if answer.Header.Get(header) != want {
 						t.Errorf("%s: %s is %q", name, header, answer.Header.Get(header))
@@ -99,8 +101,9 @@ func TestAPageAllowsOnlyWhatIsInIt(t *testing.T) {
 	})
 }
 
-// TestPagesAreUsable opens each page in Chromium, narrow and wide, light and dark, in each language. A
-// stand-in answers what the pages send; cmd/authctl has the test with the service itself.
+// TestPagesAreUsable opens each page in Chromium, narrow and wide, light and dark, in each
+// language. A stand-in answers the requests of the pages; cmd/authctl tests them with the service
+// itself.
 func TestPagesAreUsable(t *testing.T) {
 	t.Parallel()
 	node := testenv.Program(t, "install Node.js", "node")
@@ -110,7 +113,7 @@ func TestPagesAreUsable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Beside node_modules, where it looks for what it imports.
+	// In the folder of node_modules, where Node.js looks for imports.
 	at := filepath.Join(modules, fmt.Sprintf("look-%d.mjs", os.Getpid()))
 	if err := os.WriteFile(at, script, 0o600); err != nil {
 		t.Fatal(err)
@@ -133,7 +136,7 @@ func TestPagesAreUsable(t *testing.T) {
 		t.Fatalf("%v: %s", err, said)
 	}
 	if result.Seen != 2*2*2*6 {
-		t.Errorf("%d states were looked at", result.Seen)
+		t.Errorf("%d states were checked", result.Seen)
 	}
 	for _, problem := range result.Problems {
 		t.Error(problem)

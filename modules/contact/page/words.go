@@ -16,7 +16,7 @@ type pageWords struct {
 	act, done  string
 }
 
-// all begins with the language for those who prefer none of them.
+// all begins with the default language.
 var all = []words{{
 	tag: language.English,
 	common: map[string]string{
@@ -26,14 +26,15 @@ var all = []words{{
 		"send":     "Send the code",
 		"sent": "If there is such an account, a mail with a code is on its way to it. Keep this page open and " +
 			"enter the code here.",
-		"code":       "Code from the mail",
-		"password":   "New password",
-		"show":       "Show the password",
-		"signsout":   "The new password signs out every device.",
-		"set":        "Set the password",
-		"again":      "Ask for another code",
-		"incomplete": "This link is incomplete. Open the link in the mail again, or copy all of it into the address bar.",
-		"toreset":    "Set a new password",
+		"code":     "Code from the mail",
+		"password": "New password",
+		"show":     "Show the password",
+		"signsout": "The new password signs out every device.",
+		"set":      "Set the password",
+		"again":    "Ask for another code",
+		"incomplete": "This link is incomplete. Open the link in the mail again, or copy all of it into the " +
+			"address bar.",
+		"toreset": "Set a new password",
 	},
 	codes: map[string]string{
 		"unreachable": "The service cannot be reached. Check your connection and try again.",
@@ -41,16 +42,16 @@ var all = []words{{
 
 		"new_password.too_short":         "The password is too short.",
 		"new_password.too_long":          "The password is too long.",
-		"new_password.too_common":        "This password is among those that attackers try first. Choose another one.",
+		"new_password.too_common":        "This password is one of those that attackers try first. Choose another one.",
 		"new_password.contains_username": "The password is little more than your username. Choose another one.",
-		"new_password.contains_context":  "The password is little more than the name of this service. Choose another one.",
-		"new_password.breached":          "This password is known from a breach elsewhere. Choose another one.",
-		"invalid_code": "The code or the link is not right, or it does not work any more. Ask for " +
+		"new_password.contains_context": "The password is little more than the name of this service. Choose " +
 			"another one.",
-		"contact_taken":     "This address belongs to another account.",
-		"too_many_attempts": "Too many attempts. Wait a while and try again.",
-		"overloaded":        "The service is busy. Try again in a moment.",
-		"unavailable":       "The service is not available at the moment. Try again in a moment.",
+		"new_password.breached": "This password is known from a breach elsewhere. Choose another one.",
+		"invalid_code":          "The code or the link is wrong, or no longer works. Ask for another one.",
+		"contact_taken":         "This address belongs to another account.",
+		"too_many_attempts":     "Too many attempts. Wait a while and try again.",
+		"overloaded":            "The service is busy. Try again in a moment.",
+		"unavailable":           "The service is not available at the moment. Try again in a moment.",
 	},
 	pages: map[string]pageWords{
 		"verify": {
@@ -66,77 +67,79 @@ var all = []words{{
 		"undo": {
 			title: "Undo a change",
 			paragraphs: []string{
-				"Somebody has changed your account, and it was not you? Then press the button. " +
-					"It signs out every device, restores the addresses that your account had before, and closes the password " +
-					"until you set a new one.",
+				"If somebody else has changed your account, press the button. " +
+					"It signs out every device, restores the addresses that your account had before, and blocks the " +
+					"password until you set a new one.",
 				"If it was you, close this page.",
 			},
 			act: "Undo and sign out everywhere",
-			done: "The change is undone and every device is signed out. Nobody can sign in with a password until you set " +
-				"a new one.",
+			done: "The change is undone and every device is signed out. Nobody can sign in with a password until " +
+				"you set a new one.",
 		},
 	},
 }, {
 	tag: language.German,
 	common: map[string]string{
-		"noscript": "Diese Seite braucht JavaScript, das in diesem Browser ausgeschaltet ist.",
-		"ask":      "Wir senden einen Code an die bestätigte Adresse Ihres Kontos.",
+		"noscript": "Diese Seite benötigt JavaScript, das in diesem Browser ausgeschaltet ist.",
+		"ask":      "Wir senden einen Code an die bestätigte E-Mail-Adresse Ihres Kontos.",
 		"who":      "Benutzername oder E-Mail-Adresse",
 		"send":     "Code senden",
-		"sent": "Wenn es ein solches Konto gibt, ist eine E-Mail mit einem Code dorthin unterwegs. Lassen Sie " +
-			"diese Seite offen und geben Sie den Code hier ein.",
+		"sent": "Wenn es dieses Konto gibt, haben wir eine E-Mail mit einem Code gesendet. Lassen Sie diese " +
+			"Seite geöffnet und geben Sie den Code hier ein.",
 		"code":     "Code aus der E-Mail",
 		"password": "Neues Passwort",
 		"show":     "Passwort anzeigen",
-		"signsout": "Das neue Passwort meldet alle Geräte ab.",
+		"signsout": "Mit dem neuen Passwort werden alle Geräte abgemeldet.",
 		"set":      "Passwort festlegen",
-		"again":    "Anderen Code anfordern",
+		"again":    "Neuen Code anfordern",
 		"incomplete": "Dieser Link ist unvollständig. Öffnen Sie den Link in der E-Mail noch einmal, oder kopieren " +
-			"Sie ihn ganz in die Adresszeile.",
+			"Sie ihn vollständig in die Adresszeile.",
 		"toreset": "Neues Passwort festlegen",
 	},
 	codes: map[string]string{
-		"unreachable": "Der Dienst ist nicht erreichbar. Prüfen Sie Ihre Verbindung und versuchen Sie es noch einmal.",
-		"failed":      "Das hat nicht funktioniert. Versuchen Sie es gleich noch einmal.",
+		"unreachable": "Der Dienst ist nicht erreichbar. Prüfen Sie Ihre Internetverbindung und versuchen Sie es " +
+			"noch einmal.",
+		"failed": "Das hat nicht funktioniert. Versuchen Sie es gleich noch einmal.",
 
 		"new_password.too_short": "Das Passwort ist zu kurz.",
 		"new_password.too_long":  "Das Passwort ist zu lang.",
-		"new_password.too_common": "Dieses Passwort probieren Angreifer als eines der ersten aus. Wählen Sie " +
+		"new_password.too_common": "Dieses Passwort gehört zu denen, die Angreifer zuerst ausprobieren. Wählen Sie " +
 			"ein anderes.",
-		"new_password.contains_username": "Das Passwort besteht fast nur aus Ihrem Benutzernamen. Wählen Sie ein anderes.",
+		"new_password.contains_username": "Das Passwort besteht fast nur aus Ihrem Benutzernamen. Wählen Sie ein " +
+			"anderes.",
 		"new_password.contains_context": "Das Passwort besteht fast nur aus dem Namen dieses Dienstes. Wählen Sie " +
 			"ein anderes.",
 		"new_password.breached": "Dieses Passwort ist durch ein Datenleck bekannt geworden. Wählen Sie ein " +
 			"anderes.",
-		"invalid_code": "Der Code oder der Link ist nicht richtig oder funktioniert nicht mehr. " +
-			"Fordern Sie einen anderen an.",
-		"contact_taken":     "Diese Adresse gehört zu einem anderen Konto.",
-		"too_many_attempts": "Zu viele Versuche. Warten Sie eine Weile und versuchen Sie es noch einmal.",
+		"invalid_code":      "Der Code oder der Link ist falsch oder nicht mehr gültig. Fordern Sie einen neuen an.",
+		"contact_taken":     "Diese E-Mail-Adresse gehört zu einem anderen Konto.",
+		"too_many_attempts": "Zu viele Versuche. Warten Sie eine Weile und versuchen Sie es dann noch einmal.",
 		"overloaded":        "Der Dienst ist ausgelastet. Versuchen Sie es gleich noch einmal.",
-		"unavailable":       "Der Dienst ist gerade nicht verfügbar. Versuchen Sie es gleich noch einmal.",
+		"unavailable":       "Der Dienst ist zurzeit nicht verfügbar. Versuchen Sie es gleich noch einmal.",
 	},
 	pages: map[string]pageWords{
 		"verify": {
-			title:      "Adresse bestätigen",
-			paragraphs: []string{"Mit der Schaltfläche bestätigen Sie, dass diese E-Mail-Adresse zu Ihrem Konto gehört."},
+			title:      "E-Mail-Adresse bestätigen",
+			paragraphs: []string{"Bestätigen Sie, dass diese E-Mail-Adresse zu Ihrem Konto gehört."},
 			act:        "Adresse bestätigen",
-			done:       "Die Adresse ist bestätigt. Sie können diese Seite schließen.",
+			done:       "Die E-Mail-Adresse ist bestätigt. Sie können diese Seite schließen.",
 		},
 		"reset": {
 			title: "Neues Passwort festlegen",
-			done:  "Das Passwort ist festgelegt, und alle Geräte sind abgemeldet. Melden Sie sich mit dem neuen Passwort an.",
+			done: "Das neue Passwort ist festgelegt, und alle Geräte sind abgemeldet. Melden Sie sich mit dem " +
+				"neuen Passwort an.",
 		},
 		"undo": {
 			title: "Änderung rückgängig machen",
 			paragraphs: []string{
-				"Jemand hat Ihr Konto geändert, und Sie waren es nicht? Dann drücken Sie die Schaltfläche. " +
-					"Das meldet alle Geräte ab, stellt die bisherigen Adressen Ihres Kontos wieder her und sperrt das " +
-					"Passwort, bis Sie ein neues festlegen.",
-				"Wenn Sie es waren, schließen Sie diese Seite.",
+				"Wenn jemand anderes Ihr Konto geändert hat, machen Sie das hier rückgängig. Dabei werden alle " +
+					"Geräte abgemeldet und die bisherigen E-Mail-Adressen Ihres Kontos wiederhergestellt. " +
+					"Ihr Passwort wird gesperrt, bis Sie ein neues festlegen.",
+				"Wenn Sie das selbst waren, schließen Sie diese Seite.",
 			},
 			act: "Rückgängig machen und überall abmelden",
-			done: "Die Änderung ist rückgängig gemacht, und alle Geräte sind abgemeldet. Mit einem Passwort kann sich " +
-				"niemand anmelden, bis Sie ein neues festlegen.",
+			done: "Die Änderung ist rückgängig gemacht, und alle Geräte sind abgemeldet. Mit Passwort kann sich " +
+				"erst wieder jemand anmelden, wenn Sie ein neues festgelegt haben.",
 		},
 	},
 }}

@@ -30,7 +30,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// campaign is how long a fault run goes on: AUTHCTL_CAMPAIGN is a duration, or long.
+// campaign is how long a run with faults takes: AUTHCTL_CAMPAIGN is a duration, or long.
 func campaign() time.Duration {
 	switch text := os.Getenv("AUTHCTL_CAMPAIGN"); text {
 	case "":
@@ -46,7 +46,8 @@ func campaign() time.Duration {
 	}
 }
 
-// job is what a child process does: relay to a file, and deliver to the targets of the database.
+// job is the work of a child process: it relays to a file, and delivers to the targets of the
+// database.
 type job struct {
 	Database, File string
 	Lease          time.Duration
@@ -104,7 +105,8 @@ func (j job) run(ctx context.Context, db *database.DB) error {
 		return err
 	}
 	d, err := delivery.New(db, map[string]delivery.Sink{"webhook": posting{&http.Client{Timeout: time.Second}}},
-		delivery.Config{Lease: j.Lease, Pause: 50 * time.Millisecond, Drain: 2 * time.Second}, delivery.Options{Log: zap.NewNop()})
+		delivery.Config{Lease: j.Lease, Pause: 50 * time.Millisecond,
+			Drain: 2 * time.Second}, delivery.Options{Log: zap.NewNop()})
 	if err != nil {
 		return err
 	}
@@ -115,8 +117,10 @@ func (j job) run(ctx context.Context, db *database.DB) error {
 	return err
 }
 
-// posting is a sink that posts what a receiver keeps.
+// posting is a sink that posts each event to a receiver.
 type posting struct{ client *http.Client }
+
+func (p posting) AnswerTimeout() time.Duration { return p.client.Timeout }
 
 func (p posting) Deliver(ctx context.Context, t delivery.Target, r outbox.Record, a delivery.Attempt) error {
 	body, err := json.Marshal(outboxtest.Seen{ID: r.EventID, Key: r.Key, Seq: r.Seq, Replay: r.Replay,
@@ -137,12 +141,12 @@ func (p posting) Deliver(ctx context.Context, t delivery.Target, r outbox.Record
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("it answered %s", res.Status)
+		return fmt.Errorf("the answer is %s", res.Status)
 	}
 	return nil
 }
 
-// receiver is a server that keeps what is posted to it, in the order in which it came.
+// receiver is a server that keeps what it gets, in the order of arrival.
 type receiver struct {
 	mu   sync.Mutex
 	seen []outboxtest.Seen
@@ -169,7 +173,7 @@ func (r *receiver) all() []outboxtest.Seen {
 	return append([]outboxtest.Seen{}, r.seen...)
 }
 
-// field is a database with three targets, one of which is dead, and where the log goes.
+// field is a database with three targets, one of which is dead, and the file of the log.
 type field struct {
 	db        *database.DB
 	job       job
@@ -191,7 +195,7 @@ func newField(t *testing.T, db *database.DB, url string) *field {
 		}
 	}
 	add("dead", http.HandlerFunc(func(_ http.ResponseWriter, req *http.Request) {
-		_, _ = io.Copy(io.Discard, req.Body) // so that it learns when the sender gives up
+		_, _ = io.Copy(io.Discard, req.Body) // so that the receiver notices when the sender gives up
 		<-req.Context().Done()
 	}))
 	for _, name := range []string{"one", "two"} {
@@ -201,8 +205,8 @@ func newField(t *testing.T, db *database.DB, url string) *field {
 	return f
 }
 
-// write runs writers for as long as fn does, then waits until the log and the living targets have all,
-// and returns what each of them shows.
+// write runs writers while fn runs, waits until the log and the living targets have everything, and
+// returns what each of them has.
 func (f *field) write(t *testing.T, fn func(*outboxtest.Log)) map[string]outboxtest.Report {
 	t.Helper()
 	log := &outboxtest.Log{}
@@ -275,7 +279,7 @@ func TestTheLogAndThreeTargetsAtOnceWithOneDead(t *testing.T) {
 	})
 }
 
-// Processes are killed without a chance to release anything.
+// Processes are killed and cannot release anything.
 func TestKilledProcessesLoseAndReorderNothing(t *testing.T) {
 	t.Parallel()
 	run := func(t *testing.T, db *database.DB, url string) {
@@ -288,7 +292,9 @@ func TestKilledProcessesLoseAndReorderNothing(t *testing.T) {
 				p := f.job.start(t)
 				before := len(f.receivers["one"].all())
 				grown(t, log, 30)
-				testenv.Eventually(t, "deliveries go on", func() bool { return len(f.receivers["one"].all()) >= before+10 })
+				testenv.Eventually(t, "deliveries go on", func() bool {
+					return len(f.receivers["one"].all()) >= before+10
+				})
 				if kills%2 == 0 {
 					p, steady = steady, p
 				}
@@ -297,7 +303,7 @@ func TestKilledProcessesLoseAndReorderNothing(t *testing.T) {
 			}
 		})
 		for name, r := range reports {
-			// At most what was under way, at each kill.
+			// At most what was in flight at each kill.
 			most := 64 * kills
 			if name == "log" {
 				most = 1000 * kills
@@ -324,8 +330,8 @@ func TestKilledProcessesLoseAndReorderNothing(t *testing.T) {
 	})
 }
 
-// The checks above find the mistakes that are likeliest here. Each is made by a trigger, so that the
-// rest of the code is what it is.
+// The checks above find the likeliest mistakes. Triggers make the mistakes, so the rest of the code
+// is the real one.
 func TestTheCampaignFindsMistakes(t *testing.T) {
 	t.Parallel()
 	for name, extra := range map[string]string{
@@ -336,7 +342,8 @@ func TestTheCampaignFindsMistakes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			db := dbtest.Postgres(t)
-			_, err := db.ExecContext(t.Context(), `CREATE FUNCTION mistake() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+			_, err := db.ExecContext(t.Context(),
+				`CREATE FUNCTION mistake() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 				IF pg_trigger_depth() = 1 THEN DELETE FROM outbox_delivery WHERE `+extra+`; END IF; RETURN NULL; END $$;
 				CREATE TRIGGER mistake AFTER DELETE ON outbox_delivery FOR EACH ROW EXECUTE FUNCTION mistake()`)
 			if err != nil {
@@ -346,7 +353,7 @@ func TestTheCampaignFindsMistakes(t *testing.T) {
 			f.inProcess(t)
 			reports := f.write(t, func(log *outboxtest.Log) { grown(t, log, 300) })
 			if reports["one"].Lost+reports["two"].Lost == 0 {
-				t.Errorf("nothing was found: %s; %s", reports["one"], reports["two"])
+				t.Errorf("the checks found nothing: %s; %s", reports["one"], reports["two"])
 			}
 			if r := reports["log"]; !r.Sound(0) {
 				t.Errorf("the log is not affected: %s", r)

@@ -15,9 +15,9 @@ const (
 
 	firstPause = time.Second // after the first attempt that failed; doubled with each
 	lastPause  = 5 * time.Minute
-	longestAsk = 24 * time.Hour // how long a target may ask to be left alone
+	longestAsk = 24 * time.Hour // the longest pause that a target may ask for
 
-	// outagePauses is for how many first pauses a target must have taken nothing to have been away.
+	// outagePauses is for how many first pauses a target must take nothing to count as away.
 	outagePauses = 8
 
 	busyPoll = 250 * time.Millisecond
@@ -30,25 +30,31 @@ const (
 	sweepEvery = time.Minute
 	voidEvery  = time.Minute
 
+	// leastJump is how far the database's clock must be from what was expected to count as having jumped. It is
+	// above the longest time that an answer can take.
+	leastJump = time.Minute
+
 	repeatReport = 10 * time.Second // of an outage that lasts
 	tellEvery    = time.Minute      // of attempts that fail, in the log
+
+	// saveTimeout is how long a stopping deliverer tries to record the last answers.
+	saveTimeout = 5 * time.Second
 )
 
-// Config is outbox.webhook.*, and what the deliverer shares with the relay.
+// Config is outbox.webhook.*, and the settings that the deliverer shares with the relay.
 type Config struct {
-	RetryFor time.Duration `config:"outbox.webhook.retry_for" default:"72h" min:"1m" max:"720h" doc:"How long an event that a webhook does not take is tried again. After that its key is parked."`
+	RetryFor time.Duration `config:"outbox.webhook.retry_for" default:"72h" min:"1m" max:"720h" doc:"For how long an event that a webhook does not take is retried. After that its user is parked for this webhook."`
 
 	Lease time.Duration // outbox.lease; 0: 5 s
 
 	// Only tests set these.
-	Drain time.Duration // how long a deliverer that is told to stop waits for answers; 0: 5 s
+	Drain time.Duration // how long a stopping deliverer waits at most; 0: as long as its sinks may need
 	Pause time.Duration // instead of firstPause; 0: that
 }
 
 func (c Config) withDefaults() Config {
 	c = config.WithDefaults(c)
 	c.Lease = cmp.Or(c.Lease, 5*time.Second)
-	c.Drain = cmp.Or(c.Drain, 5*time.Second)
 	c.Pause = cmp.Or(c.Pause, firstPause)
 	return c
 }

@@ -1,10 +1,10 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,7 +23,7 @@ import (
 )
 
 // Deliverer delivers events to the targets besides the log. Any number of deliverers, in any number
-// of processes, share the work. None waits for the relay of the log, or for another target.
+// of processes, share the work. No target waits for the log or for another target.
 type Deliverer struct {
 	db    *database.DB
 	sinks map[string]Sink // by kind
@@ -38,16 +38,17 @@ type Deliverer struct {
 	id, name string
 	kinds    []string
 
-	until  schema.Deadline        // of all its leases
-	server atomic.Pointer[string] // which database server answered last
-	clock  atomic.Int64           // the database's clock minus this one, in milliseconds
+	until  schema.Deadline // of all its leases
+	server schema.Server   // of the database: which answered last
+	clock  atomic.Pointer[reading]
 
 	poked    chan struct{} // something may be waiting
 	leases   chan struct{} // leases may have become free, or can be handed over now
 	draining atomic.Bool
 
-	seen map[string]schema.Sighting // of the other deliverers; only keepLeases uses it
-	made map[int]bool               // targets whose rows of leases exist; only keepLeases uses it
+	seen schema.Sightings // of the other deliverers; only keepLeases uses it
+	made map[int]bool     // targets whose rows of leases exist; only keepLeases uses it
+	had  map[place]int64  // its places and their epochs at the last tick; only keepLeases uses it
 
 	reported time.Time // when [outbox.ReportOutage] was last called; zero: none lasts; only keepLeases uses it
 
@@ -60,7 +61,7 @@ type Deliverer struct {
 	told    bool            // that was logged
 }
 
-// Options are what the settings alone do not say.
+// Options are what a [Deliverer] needs besides its settings.
 type Options struct {
 	Log      *zap.Logger           // nil: none
 	Registry prometheus.Registerer // nil: none
@@ -70,7 +71,7 @@ type Options struct {
 	Name     string                // for people; "": host and process id
 }
 
-// New makes a deliverer to the targets of the kinds that have a sink here.
+// New makes a deliverer to the targets whose kind has a sink here.
 func New(db *database.DB, sinks map[string]Sink, cfg Config, opt Options) (*Deliverer, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -80,27 +81,27 @@ func New(db *database.DB, sinks map[string]Sink, cfg Config, opt Options) (*Deli
 		db: db, sinks: sinks, cfg: cfg.withDefaults(), log: opt.Log, now: opt.Now, waker: opt.Waker,
 		tracer: opt.Tracer, id: id.String(), name: opt.Name, kinds: slices.Sorted(maps.Keys(sinks)),
 		poked: make(chan struct{}, 1), leases: make(chan struct{}, 1),
-		seen: map[string]schema.Sighting{}, made: map[int]bool{}, workers: map[int]*worker{},
+		seen: schema.Sightings{}, made: map[int]bool{}, workers: map[int]*worker{},
 	}
-	if d.log == nil {
-		d.log = zap.NewNop()
-	}
+	d.log = cmp.Or(d.log, zap.NewNop())
 	if d.now == nil {
 		d.now = time.Now
 	}
 	if d.name == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			host = "unknown"
+		d.name = schema.ProcessName()
+	}
+	if d.cfg.Drain == 0 {
+		for _, sink := range sinks {
+			d.cfg.Drain = max(d.cfg.Drain, sink.AnswerTimeout()+saveTimeout)
 		}
-		d.name = fmt.Sprintf("%s/%d", host, os.Getpid())
 	}
 	d.met, err = newMetrics(opt.Registry)
 	return d, err
 }
 
-// Run delivers until ctx ends. Then it waits for the attempts under way, at most for Config.Drain,
-// releases its leases and returns nil. Nothing else ends it: while the database is away, events wait.
+// Run delivers until ctx ends. Then it sends nothing more, hands over the places without attempts under way,
+// waits for the answers to what was sent, records them, releases its leases and returns nil. Nothing
+// else ends it: while the database is away, events wait.
 func (d *Deliverer) Run(ctx context.Context) error {
 	abandon, giveUp := context.WithCancel(context.WithoutCancel(ctx))
 	keep, stopKeeping := context.WithCancel(context.WithoutCancel(ctx))
@@ -119,6 +120,11 @@ func (d *Deliverer) Run(ctx context.Context) error {
 	d.mu.Lock() // [Deliverer.apply] starts workers under it: none begins once they are waited for
 	d.draining.Store(true)
 	d.mu.Unlock()
+	poke(d.leases)
+	if n := d.underWay(); n > 0 {
+		d.log.Info("deliverer_draining", zap.Int("attempts", n),
+			zap.Duration("at_most", d.cfg.Drain))
+	}
 	drained := time.AfterFunc(d.cfg.Drain, giveUp)
 	outer.Wait()
 	d.running.Wait()
@@ -127,10 +133,20 @@ func (d *Deliverer) Run(ctx context.Context) error {
 	inner.Wait()
 	releasing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	if err := d.release(releasing); err != nil {
-		d.log.Warn("leases of targets were not released; others take over when they expire", zap.Error(err))
+	err := schema.Release(releasing, d.db, d.cfg.Lease/2, "outbox_delivery_lease", "outbox_deliverer", d.id)
+	if err != nil {
+		d.log.Warn("deliverer_leases_not_released", zap.Error(err),
+			zap.String("hint", "other deliverers take over when they expire"))
 	}
 	return nil
+}
+
+// underWay counts the attempts under way.
+func (d *Deliverer) underWay() (n int) {
+	for _, l := range d.held() {
+		n += int(l.flying.Load())
+	}
+	return n
 }
 
 // spread wakes the workers of all targets.
@@ -149,8 +165,7 @@ func (d *Deliverer) spread(ctx context.Context) {
 	}
 }
 
-// gauge keeps the metrics of what waits up to date. The longer it takes to count, the less often it
-// counts.
+// gauge updates the metrics of waiting events. The longer a count takes, the less often it counts.
 func (d *Deliverer) gauge(ctx context.Context) {
 	for {
 		start := d.now()
@@ -163,16 +178,17 @@ func (d *Deliverer) gauge(ctx context.Context) {
 	}
 }
 
-// sweep deletes what transactions have added for targets that were removed meanwhile.
+// sweep deletes rows that transactions have added for targets that were removed meanwhile.
 func (d *Deliverer) sweep(ctx context.Context) {
 	for retry.Sleep(ctx, sweepEvery) {
 		if err := outbox.SweepRemoved(ctx, d.db); err != nil && ctx.Err() == nil {
-			d.log.Warn("what waits for a removed target was not deleted; trying again later", zap.Error(err))
+			d.log.Warn("housekeeping_failed", zap.String("what", "removed_targets"), zap.Error(err))
 		}
 	}
 }
 
-// failed logs an error of the database once until it works again, unless it may be over in a moment.
+// failed logs an error of the database once until the database works again. Errors that may pass within a
+// second are not logged.
 func (d *Deliverer) failed(err error) {
 	if database.IsForbidden(err) {
 		err = lacksRights(err)
@@ -184,9 +200,14 @@ func (d *Deliverer) failed(err error) {
 	first := !d.told && (database.IsForbidden(err) || d.now().Sub(d.failing) >= time.Second)
 	d.told = d.told || first
 	d.mu.Unlock()
-	if first {
-		d.log.Error("the deliverer cannot use the database now; events wait in order", zap.Error(err))
+	if !first {
+		return
 	}
+	name, hint := "deliverer_database_away", "events wait in order"
+	if database.IsForbidden(err) {
+		name, hint = "deliverer_stalled", "events wait in order until the cause is removed; see: authctl outbox status"
+	}
+	d.log.Error(name, zap.Error(err), zap.String("hint", hint))
 }
 
 // tellOutage writes to the database, for authctl outbox status and doctor, that this deliverer lacks
@@ -212,7 +233,7 @@ func (d *Deliverer) tellOutage(ctx context.Context, cause error) {
 	}
 }
 
-// lacksRights says what to do about an error that the database forbids something.
+// lacksRights adds the remedy to an error of missing rights.
 func lacksRights(err error) error {
 	return fmt.Errorf("this database role may not deliver events: run deploy/postgres/grants.sql after each "+
 		"migration: %w", err)
@@ -220,39 +241,34 @@ func lacksRights(err error) error {
 
 func (d *Deliverer) worked() {
 	d.mu.Lock()
-	told := d.told
+	told, lasted := d.told, d.now().Sub(d.failing).Round(time.Millisecond)
 	d.failing, d.told = time.Time{}, false
 	d.mu.Unlock()
 	if told {
-		d.log.Info("the deliverer can use the database again")
+		d.log.Info("deliverer_outage_ended", zap.Duration("lasted", lasted))
 	}
 }
 
-// databaseNow is the database's clock as far as it is known, in milliseconds.
-func (d *Deliverer) databaseNow() int64 { return d.now().UnixMilli() + d.clock.Load() }
+// reading is a time of the database's clock, in milliseconds, and when it was read.
+type reading struct {
+	ms int64
+	at time.Time
+}
 
-// serverName is the database server that answered last; empty before any did, and on SQLite.
-func (d *Deliverer) serverName() string {
-	if name := d.server.Load(); name != nil {
-		return *name
+// on is the time of the database's clock at a moment of this process, in milliseconds, unless it has jumped.
+// The wall clock of this process may jump meanwhile: time that has passed is that of the monotonic one.
+func (r *reading) on(t time.Time) int64 {
+	if r == nil {
+		return t.UnixMilli()
 	}
-	return ""
+	return r.ms + t.Sub(r.at).Milliseconds()
 }
 
-func (d *Deliverer) release(ctx context.Context) error {
-	return d.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		if err := schema.Bounded(ctx, tx, d.cfg.Lease/2); err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, `UPDATE outbox_delivery_lease SET owner = NULL, until_ms = 0 WHERE owner = ?`, d.id); err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_deliverer WHERE id = ?`, d.id); err != nil {
-			return err
-		}
-		return schema.NotifyLeases(ctx, tx)
-	})
-}
+// databaseNow is the estimated time of the database's clock, in milliseconds.
+func (d *Deliverer) databaseNow() int64 { return d.databaseAt(d.now()) }
+
+// databaseAt is a moment of this process by the database's clock as it is set now, in milliseconds.
+func (d *Deliverer) databaseAt(t time.Time) int64 { return d.clock.Load().on(t) }
 
 func poke(c chan<- struct{}) {
 	select {

@@ -25,20 +25,21 @@ import (
 	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
 
-// receivers is a sink whose targets take what they are told to.
+// receivers is a sink whose targets answer as the test says.
 type receivers struct {
-	answer func(ctx context.Context, target string, r outbox.Record, a delivery.Attempt) error // nil: takes all
+	answer func(ctx context.Context, target string, r outbox.Record, a delivery.Attempt) error // nil accepts everything
 
 	mu       sync.Mutex
 	taken    map[string][]outbox.Record // by target, in order
 	attempts map[string]int             // by target and key
-	now      map[string]int             // under way, by target and key
-	most     map[string]int             // under way at once, by target
-	twice    []string                   // two of a key were under way at once
+	now      map[string]int             // in flight, by target and key
+	most     map[string]int             // in flight at once, by target
+	twice    []string                   // two of one key were in flight at once
 }
 
 func newReceivers() *receivers {
-	return &receivers{taken: map[string][]outbox.Record{}, attempts: map[string]int{}, now: map[string]int{}, most: map[string]int{}}
+	return &receivers{taken: map[string][]outbox.Record{}, attempts: map[string]int{}, now: map[string]int{},
+		most: map[string]int{}}
 }
 
 func (s *receivers) Deliver(ctx context.Context, t delivery.Target, r outbox.Record, a delivery.Attempt) error {
@@ -71,7 +72,9 @@ func (s *receivers) Deliver(ctx context.Context, t delivery.Target, r outbox.Rec
 	return nil
 }
 
-// of lists what a target has, as key/sequence, with * for a replay.
+func (s *receivers) AnswerTimeout() time.Duration { return testenv.Patience }
+
+// of lists what a target has received, as key/sequence, with * for a replay.
 func (s *receivers) of(target string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -86,6 +89,14 @@ func (s *receivers) of(target string) string {
 	return strings.Join(out, " ")
 }
 
+// expect checks what a target has received, in the form of [receivers.of].
+func (s *receivers) expect(t testing.TB, target, want string) {
+	t.Helper()
+	if got := s.of(target); got != want {
+		t.Errorf("%s gets %s, want %s", target, got, want)
+	}
+}
+
 func (s *receivers) tried(target, key string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -98,10 +109,11 @@ func (s *receivers) sorted(target string) string {
 	return strings.Join(parts, " ")
 }
 
-// quick has failed attempts repeated soon. Its lease leaves a busy machine time to renew.
+// quick repeats failed attempts soon. Its lease is long enough for a busy machine to renew it.
 var quick = delivery.Config{Lease: 3 * time.Second, Pause: 20 * time.Millisecond}
 
-// start runs a deliverer to webhooks and mail until the returned function is called, or the test ends.
+// start runs a deliverer to webhooks and mail until the returned function is called or the test
+// ends.
 func start(
 	t testing.TB, db *database.DB, s delivery.Sink, cfg delivery.Config, options ...func(*delivery.Options),
 ) (stop func(), reg *prometheus.Registry) {
@@ -142,6 +154,22 @@ func subscribe(t testing.TB, db *database.DB, name string, types ...string) outb
 	return s
 }
 
+// onHook runs a test on each database, with a webhook that is called hook and receivers to deliver to.
+func onHook(t *testing.T, test func(*testing.T, *database.DB, outbox.Subscription, *receivers)) {
+	t.Helper()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		test(t, db, subscribe(t, db, "hook"), newReceivers())
+	})
+}
+
+// manyKeys returns k0, k1 and so on.
+func manyKeys(n int) (keys []string) {
+	for i := range n {
+		keys = append(keys, fmt.Sprint("k", i))
+	}
+	return keys
+}
+
 func state(t testing.TB, db *database.DB, name string) outbox.DeliveryState {
 	t.Helper()
 	list, err := outbox.Deliveries(t.Context(), db)
@@ -157,7 +185,7 @@ func state(t testing.TB, db *database.DB, name string) outbox.DeliveryState {
 	return outbox.DeliveryState{}
 }
 
-// empty waits until nothing waits for the targets.
+// empty waits until nothing is waiting for the targets.
 func empty(t testing.TB, db *database.DB, names ...string) {
 	t.Helper()
 	for _, name := range names {
@@ -198,26 +226,23 @@ func TestEachTargetGetsItsEventsInOrder(t *testing.T) {
 				}
 			}
 		}
-		if got := s.of("mail"); got != "mail:a/0 mail:a/0 mail:a/0" {
-			t.Errorf("mail gets %s", got)
-		}
-		if got := s.of("none"); got != "" {
-			t.Errorf("a target gets what it does not want: %s", got)
-		}
+		s.expect(t, "mail", "mail:a/0 mail:a/0 mail:a/0")
+		s.expect(t, "none", "")
 		if len(s.twice) > 0 {
-			t.Errorf("two events of a key were under way at once: %v", s.twice)
+			t.Errorf("two events of a key were in flight at once: %v", s.twice)
 		}
 		var left int
-		err := db.QueryRowContext(t.Context(), `SELECT (SELECT count(*) FROM outbox_message) + (SELECT count(*) FROM outbox_deliverer)
+		err := db.QueryRowContext(t.Context(),
+			`SELECT (SELECT count(*) FROM outbox_message) + (SELECT count(*) FROM outbox_deliverer)
 			+ (SELECT count(*) FROM outbox_delivery_lease WHERE owner IS NOT NULL)`).Scan(&left)
 		if err != nil || left != 0 {
-			t.Errorf("%d messages, deliverers and leases are left, %v", left, err)
+			t.Errorf("%d messages, deliverers and leases remain, %v", left, err)
 		}
 	})
 }
 
-// Targets besides the log get events with the trace and the generation in which they were written, also when
-// they are sent again.
+// Targets besides the log get each event with its original trace and generation, also when it is
+// sent again.
 func TestATargetGetsTheTraceAndTheGenerationOfAnEvent(t *testing.T) {
 	t.Parallel()
 	const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -294,9 +319,7 @@ func TestAKeyThatFailsHoldsUpItselfAlone(t *testing.T) {
 		broken = false
 		mu.Unlock()
 		empty(t, db, "hook")
-		if got := s.of("hook"); got != "good/1 good/2 good/3 bad/1 bad/2 bad/3" {
-			t.Errorf("it gets %s", got)
-		}
+		s.expect(t, "hook", "good/1 good/2 good/3 bad/1 bad/2 bad/3")
 		testenv.Eventually(t, "the key is held no longer", func() bool { return state(t, db, "hook").HeldKeys == 0 })
 		outboxtest.AddKeys(t, db, "bad")
 		testenv.Eventually(t, "the next event", func() bool { return strings.HasSuffix(s.of("hook"), "bad/4") })
@@ -316,7 +339,7 @@ func TestAKeyThatFailsHoldsUpItselfAlone(t *testing.T) {
 	})
 }
 
-// A target that hangs has all its attempts under way. No other target waits for one of them.
+// A target hangs, with all its attempts in flight. No other target waits for any of them.
 func TestATargetThatHangsDelaysNoOther(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -346,7 +369,7 @@ func TestATargetThatHangsDelaysNoOther(t *testing.T) {
 		empty(t, db, "living")
 		stop()
 		if st := state(t, db, "dead-0"); st.Waiting != 600 || st.HeldKeys > 0 {
-			t.Errorf("of the one that hangs %d wait and %d keys are held; want 600 and none: nothing is known of them",
+			t.Errorf("of the hanging target %d events wait and %d keys are held; want 600 and none, since nothing has failed",
 				st.Waiting, st.HeldKeys)
 		}
 	})
@@ -378,7 +401,7 @@ func TestManyKeysAreUnderWayAtOnceAndOneEventOfEach(t *testing.T) {
 		start(t, db, s, quick)
 		empty(t, db, "slow")
 		if len(s.twice) > 0 || s.most["slow"] != want {
-			t.Errorf("%d under way at once, twice: %v", s.most["slow"], s.twice)
+			t.Errorf("%d in flight at once, two of one key: %v", s.most["slow"], s.twice)
 		}
 	})
 }
@@ -400,7 +423,7 @@ func TestARefusedEventParksItsKey(t *testing.T) {
 		}
 		outboxtest.AddKeys(t, db, "bad", "bad", "bad", "good")
 		start(t, db, s, quick)
-		parked := func() { // the key is
+		parked := func() { // because the key is parked
 			t.Helper()
 			testenv.Eventually(t, "the key is parked", func() bool { return state(t, db, "hook").ParkedKeys == 1 })
 		}
@@ -410,7 +433,8 @@ func TestARefusedEventParksItsKey(t *testing.T) {
 			!strings.Contains(list[0].Error, "too large") || list[0].Target != "hook" {
 			t.Errorf("parked: %+v, %v", list, err)
 		}
-		if events, err := outbox.HeldEvents(t.Context(), db, hook, "bad"); err != nil || len(events) != 3 || events[0].Seq != 1 {
+		if events, err := outbox.HeldEvents(t.Context(), db, hook, "bad"); err != nil || len(events) != 3 ||
+			events[0].Seq != 1 {
 			t.Errorf("its events: %v, %v", events, err)
 		}
 		if n, err := outbox.RetryHeld(t.Context(), db, hook, "bad"); err != nil || n != 3 {
@@ -418,17 +442,26 @@ func TestARefusedEventParksItsKey(t *testing.T) {
 		}
 		testenv.Eventually(t, "it is tried again", func() bool { return s.tried("hook", "bad") == 2 })
 		parked()
-		if n, err := outbox.DiscardHeld(t.Context(), db, hook, "bad"); err != nil || n != 2 {
+		refused, err := outbox.HeldEvents(t.Context(), db, hook, "bad")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n, err := outbox.DiscardHeld(t.Context(), db, hook, "bad", refused[1].ID); !errors.Is(err,
+			outbox.ErrOtherRefused) || n != 0 {
+			t.Errorf("%d go on without an event that is not the refused one: %v", n, err)
+		}
+		if n, err := outbox.DiscardHeld(t.Context(), db, hook, "bad", refused[0].ID); err != nil || n != 2 {
 			t.Errorf("discarded, and %d follow, %v", n, err)
 		}
 		empty(t, db, "hook")
 		if got := s.sorted("hook"); got != "bad/2 bad/3 good/1" {
 			t.Errorf("it gets %s", got)
 		}
-		for _, fn := range []func(context.Context, *database.DB, outbox.Subscription, string) (int64, error){outbox.RetryHeld, outbox.DiscardHeld} {
-			if _, err := fn(t.Context(), db, hook, "good"); !errors.Is(err, outbox.ErrNotParked) {
-				t.Errorf("a key that is not parked: %v", err)
-			}
+		if _, err := outbox.RetryHeld(t.Context(), db, hook, "good"); !errors.Is(err, outbox.ErrNotParked) {
+			t.Errorf("a retry of a key that is not parked: %v", err)
+		}
+		if _, err := outbox.DiscardHeld(t.Context(), db, hook, "good", 0); !errors.Is(err, outbox.ErrNotParked) {
+			t.Errorf("nothing to discard of a key that is not parked: %v", err)
 		}
 		mu.Lock()
 		refuses = false
@@ -444,18 +477,18 @@ func TestARefusedEventParksItsKey(t *testing.T) {
 	})
 }
 
-// After retry_for the key is parked. Until then the first failure counts, also over a restart.
+// The key is parked after retry_for, which begins with the first failure and continues over a
+// restart.
 func TestAnEventThatIsNeverTakenParksItsKeyInTheEnd(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		subscribe(t, db, "hook")
-		s := newReceivers()
+	onHook(t, func(t *testing.T, db *database.DB, _ outbox.Subscription, s *receivers) {
 		s.answer = func(context.Context, string, outbox.Record, delivery.Attempt) error { return errors.New("never") }
 		outboxtest.AddKeys(t, db, "a")
 		stop, _ := start(t, db, s, quick)
 		testenv.Eventually(t, "it is tried", func() bool { return state(t, db, "hook").HeldKeys == 1 })
 		stop()
-		if _, err := db.ExecContext(t.Context(), `UPDATE outbox_held_key SET since_ms = since_ms - 73 * 3600000, next_ms = 0`); err != nil {
+		if _, err := db.ExecContext(t.Context(),
+			`UPDATE outbox_held_key SET since_ms = since_ms - 73 * 3600000, next_ms = 0`); err != nil {
 			t.Fatal(err)
 		}
 		start(t, db, s, quick)
@@ -463,7 +496,7 @@ func TestAnEventThatIsNeverTakenParksItsKeyInTheEnd(t *testing.T) {
 	})
 }
 
-// A receiver that takes every second event fills no log.
+// A receiver that takes every second event does not fill the log.
 func TestFailuresAreLoggedOnceAMinute(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
@@ -490,18 +523,67 @@ func TestFailuresAreLoggedOnceAMinute(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	n := logs.FilterMessageSnippet("does not take an event").Len()
+	n := logs.FilterMessage("delivery_failed").Len()
 	if most := 1 + int(time.Since(begun)/time.Minute); n < 1 || n > most {
 		t.Errorf("%d lines, want at most %d", n, most)
 	}
 }
 
-// A receiver was away for so long that every key is parked.
+// A target that was down until all its keys were parked does not fill the log: a few lines count
+// all of them.
+func TestParkedKeysAreLoggedTogether(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	subscribe(t, db, "hook")
+	s := newReceivers()
+	s.answer = func(context.Context, string, outbox.Record, delivery.Attempt) error {
+		return &delivery.Refused{Err: errors.New("never")}
+	}
+	const keys = 300
+	var names []string
+	for i := range keys {
+		names = append(names, fmt.Sprint("k", i))
+	}
+	outboxtest.AddKeys(t, db, names...)
+	logged, logs := observer.New(zap.ErrorLevel)
+	begun := time.Now()
+	stop, reg := start(t, db, s, quick, func(o *delivery.Options) { o.Log = zap.New(logged) })
+	testenv.Eventually(t, "all keys are parked", func() bool { return state(t, db, "hook").ParkedKeys == keys })
+	stop()
+	lines := logs.FilterMessage("deliverer_keys_parked").All()
+	if most := 2 + int(time.Since(begun)/time.Minute); len(lines) == 0 || len(lines) > most {
+		t.Errorf("%d lines, want at most %d", len(lines), most)
+	}
+	counted := int64(0)
+	for _, line := range lines {
+		fields := line.ContextMap()
+		n, _ := fields["keys"].(int64)
+		counted += n
+		if fields["target"] != "hook" || !strings.HasPrefix(fmt.Sprint(fields["key"]), "k") {
+			t.Errorf("a line says %v", fields)
+		}
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused := 0.0
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "authctl_outbox_target_failed_total" && m.GetLabel()[0].GetValue() == "refused" {
+				refused += m.GetCounter().GetValue()
+			}
+		}
+	}
+	if counted != keys || refused != keys {
+		t.Errorf("the lines count %d keys and the metric %g, want %d", counted, refused, keys)
+	}
+}
+
+// A receiver was down until every key was parked.
 func TestAllParkedKeysAreRetriedAtOnce(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		hook := subscribe(t, db, "hook")
-		s := newReceivers()
+	onHook(t, func(t *testing.T, db *database.DB, hook outbox.Subscription, s *receivers) {
 		var back atomic.Bool
 		s.answer = func(context.Context, string, outbox.Record, delivery.Attempt) error {
 			if back.Load() {
@@ -528,9 +610,7 @@ func TestAllParkedKeysAreRetriedAtOnce(t *testing.T) {
 
 func TestAFailedAttemptIsRepeatedWhenItsTimeHasCome(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		hook := subscribe(t, db, "hook")
-		s := newReceivers()
+	onHook(t, func(t *testing.T, db *database.DB, hook outbox.Subscription, s *receivers) {
 		var firsts []delivery.Attempt
 		s.answer = func(_ context.Context, _ string, r outbox.Record, a delivery.Attempt) error {
 			s.mu.Lock()
@@ -543,8 +623,9 @@ func TestAFailedAttemptIsRepeatedWhenItsTimeHasCome(t *testing.T) {
 		stop, _ := start(t, db, s, quick)
 		testenv.Eventually(t, "it is tried", func() bool { return state(t, db, "hook").HeldKeys == 1 })
 		list, err := outbox.HeldKeys(t.Context(), db, hook, true)
-		if err != nil || len(list) != 1 || list[0].NextAt.Before(before.Add(time.Hour-time.Second)) || !list[0].ParkedAt.IsZero() {
-			t.Errorf("it waits until %+v, %v", list, err)
+		if err != nil || len(list) != 1 || list[0].NextAt.Before(before.Add(time.Hour-time.Second)) ||
+			!list[0].ParkedAt.IsZero() {
+			t.Errorf("the next attempt is at %+v, %v", list, err)
 		}
 		stop()
 		if n, err := outbox.RetryHeld(t.Context(), db, hook, "a"); err != nil || n != 1 {
@@ -594,21 +675,17 @@ func TestATargetThatIsGoneIsPausedUntilSomebodyResumesIt(t *testing.T) {
 			t.Fatal(err)
 		}
 		empty(t, db, "hook")
-		if got := s.of("hook"); got != "a/1 a/2 a/3" {
-			t.Errorf("it gets %s", got)
-		}
+		s.expect(t, "hook", "a/1 a/2 a/3")
 		if err := outbox.PauseTarget(t.Context(), db, "nobody", ""); !errors.Is(err, outbox.ErrNoTarget) {
 			t.Errorf("a target that does not exist: %v", err)
 		}
 	})
 }
 
-// A late answer is about the target as it was.
+// A late answer belongs to the target as it was before.
 func TestAnAttemptFromBeforeAResumptionPausesNothing(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		subscribe(t, db, "hook")
-		s := newReceivers()
+	onHook(t, func(t *testing.T, db *database.DB, _ outbox.Subscription, s *receivers) {
 		under, late := make(chan struct{}, 1), make(chan struct{})
 		s.answer = func(_ context.Context, _ string, r outbox.Record, a delivery.Attempt) error {
 			select {
@@ -620,7 +697,7 @@ func TestAnAttemptFromBeforeAResumptionPausesNothing(t *testing.T) {
 				under <- struct{}{}
 				<-late
 			} else {
-				<-under // both are under way
+				<-under // both are in flight
 			}
 			return &delivery.Gone{Err: errors.New("it answered 410")}
 		}
@@ -633,7 +710,7 @@ func TestAnAttemptFromBeforeAResumptionPausesNothing(t *testing.T) {
 		close(late)
 		empty(t, db, "hook")
 		if st := state(t, db, "hook"); !st.Active() {
-			t.Errorf("it is paused again: %s", st.Reason)
+			t.Errorf("the target is paused again: %s", st.Reason)
 		}
 	})
 }
@@ -653,13 +730,11 @@ func TestAnEventThatIsDroppedCountsAsDone(t *testing.T) {
 		outboxtest.Add(t, db, late, good)
 		start(t, db, s, quick)
 		empty(t, db, "mail")
-		if got := s.of("mail"); got != "mail:a/0" {
-			t.Errorf("it gets %s", got)
-		}
+		s.expect(t, "mail", "mail:a/0")
 	})
 }
 
-// Deliverers share the work, and one that stops hands its share over at once.
+// Deliverers share the work, and one that stops releases its share at once.
 func TestDeliverersShareTheWork(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -671,16 +746,13 @@ func TestDeliverersShareTheWork(t *testing.T) {
 		t.Helper()
 		testenv.Eventually(t, fmt.Sprint("leases are shared by ", want), func() bool {
 			var n, unowned int
-			err := db.QueryRowContext(t.Context(), `SELECT count(DISTINCT owner), count(*) FILTER (WHERE owner IS NULL) FROM outbox_delivery_lease`).Scan(&n, &unowned)
+			err := db.QueryRowContext(t.Context(),
+				`SELECT count(DISTINCT owner), count(*) FILTER (WHERE owner IS NULL) FROM outbox_delivery_lease`).Scan(&n, &unowned)
 			return err == nil && n == want && unowned == 0
 		})
 	}
 	owners(2)
-	var keys []string
-	for i := range 100 {
-		keys = append(keys, fmt.Sprint("k", i))
-	}
-	outboxtest.AddKeys(t, db, keys...)
+	outboxtest.AddKeys(t, db, manyKeys(100)...)
 	empty(t, db, "hook")
 	a, b := len(strings.Fields(first.of("hook"))), len(strings.Fields(second.of("hook")))
 	if a+b != 100 || a == 0 || b == 0 {
@@ -688,9 +760,9 @@ func TestDeliverersShareTheWork(t *testing.T) {
 	}
 	stop()
 	owners(1)
-	outboxtest.AddKeys(t, db, keys...)
+	outboxtest.AddKeys(t, db, manyKeys(100)...)
 	empty(t, db, "hook")
 	if n := len(strings.Fields(second.of("hook"))); n != b+100 {
-		t.Errorf("the one that is left delivered %d, want %d", n, b+100)
+		t.Errorf("the remaining one delivered %d, want %d", n, b+100)
 	}
 }

@@ -1,6 +1,6 @@
 // Package delivery brings events to targets that take one event at a time, such as webhooks and mail:
-// one attempt under way for a key, many keys side by side. It is to these targets what package relay is
-// to the log, and neither waits for the other.
+// it makes one attempt at a time for a key, and attempts for many keys at once. It does for these targets
+// what package relay does for the log, and neither waits for the other.
 //
 // # One event
 //
@@ -23,29 +23,29 @@
 //	                  │ parked │───────────────────────────────────┘
 //	                  └────────┘
 //
-// Rows of held keys leave the index of ready rows, so ten thousand keys that wait cost the others
-// nothing: each row is set aside once. The key itself has a row in outbox_held_key, with the first
-// failure and the next attempt, which survive a change of the owner. When a target that took nothing for
-// a while takes an event, the keys that failed meanwhile are tried at once: their pauses have grown with
+// Rows of held keys leave the index of ready rows. Each row is set aside once, so ten thousand held keys
+// cost the others nothing. The key itself has a row in outbox_held_key, with the first
+// failure and the next attempt, which survive a change of the owner. When a target takes an event again
+// after an outage, the keys that failed meanwhile are tried at once: their pauses have grown with
 // the outage.
 //
 // # Order
 //
-// The id of an event is drawn while its key is locked, so of two events of a key a reader that sees the
-// later one sees the earlier one: see package outbox. All decisions about a target's places are made by
-// one goroutine, which reads ready rows in the order of ids, has at most one event of a key under way,
-// and begins the next one only when the row of the last one is deleted. Whoever takes over a place
-// begins with what is not deleted.
+// The id of an event is drawn while its key is locked, so a reader that sees an event of a key sees all
+// earlier ones: see package outbox. One goroutine makes all decisions about a target's places. It reads
+// ready rows in the order of ids, has at most one attempt of a key under way, and begins the next event
+// only when the row of the last one is deleted. A deliverer that takes over a place begins with the
+// remaining rows.
 //
 // # Leases
 //
-// Their protocol is that of package relay, with rows of its own: the database's clock, a deadline by the
-// deliverer's own clock that a sink asks for right before it sends ([Attempt.Owned]), release after
-// draining, and take-over of those that have not renewed for a whole lease, whatever the clock says.
-// Which deliverer should have a place follows from the list of those that live and have a sink of its
-// kind, so they need not agree on anything else.
+// The protocol is that of package relay, with separate rows: the database's clock, a deadline by the
+// deliverer's own clock that a sink checks right before it sends ([Attempt.Owned]), release after
+// draining, and take-over from deliverers that have not renewed for a whole lease, whatever the clock says.
+// The list of live deliverers with a sink of its kind decides which of them should have a place, so they
+// need not agree on anything else.
 //
-// A target has attempts of its own, at most 64 and at most its share of 256, and at most half of them
+// Each target has at most 64 attempts under way and at most its share of 256; at most half of them
 // are for keys that failed before. So a target that hangs takes nothing from another one, and keys that
 // hang leave room for others of the same target.
 package delivery

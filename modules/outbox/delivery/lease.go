@@ -19,7 +19,7 @@ import (
 // place is one shard of one target.
 type place struct{ target, shard int }
 
-// lease is the right to deliver the events of one place. A new lease of the same place is another
+// lease is the right to deliver the events of one place. A new lease of the same place is a new
 // value, so that nothing begun under the old one counts under the new one.
 type lease struct {
 	place
@@ -55,7 +55,8 @@ func (d *Deliverer) keepLeases(ctx context.Context) {
 
 // tickResult is what the database said.
 type tickResult struct {
-	nowMS    int64
+	clock    reading
+	jump     time.Duration // of the database's clock since the last tick
 	server   string
 	targets  []outbox.Subscription // of kinds that have a sink here
 	epochs   map[place]int64       // held now
@@ -64,15 +65,15 @@ type tickResult struct {
 	made     []int // targets whose rows of leases exist now
 }
 
-// tick renews the leases of this deliverer, hands over what others should have, takes what it should
-// have, and reads the targets. It is one transaction, so that no lease is held for a target that was
-// removed or paused without knowing.
+// tick renews the leases of this deliverer, releases those that others should have, takes those that it
+// should have, and reads the targets. All of it is one transaction, so a deliverer that holds a lease also
+// knows whether the target is paused or removed.
 func (d *Deliverer) tick(ctx context.Context) error {
 	asked := d.now() // before the query: the lease in the database begins later, and ends later
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Lease/2)
 	defer cancel()
 	if !d.until.HoldsAt(asked) {
-		d.dropAll() // others may have owned the places since: what is remembered is out of date
+		d.dropAll() // others may have owned the places since: what this one remembers is out of date
 	}
 	held := d.held()
 	var res tickResult
@@ -118,24 +119,34 @@ func (d *Deliverer) tickTx(
 	if err := schema.Bounded(ctx, tx, d.cfg.Lease/2); err != nil {
 		return res, err
 	}
-	err = tx.QueryRowContext(ctx, "SELECT "+clock+", "+schema.ThisServer(tx)).Scan(&res.nowMS, &res.server)
+	err = tx.QueryRowContext(ctx, "SELECT "+clock+", "+schema.ThisServer(tx)).Scan(&res.clock.ms, &res.server)
 	if err != nil {
 		return res, err
 	}
-	if prior := d.serverName(); prior != "" && prior != res.server {
-		held = nil // another server: what is remembered may not have happened there
+	res.clock.at = d.now()
+	if prior := d.server.Load(); prior != "" && prior != res.server {
+		held, d.made = nil, nil // another server: it may not have what this deliverer remembers
 	}
-	kinds, err := json.Marshal(d.kinds)
+	if prior := d.server.Load(); prior == res.server {
+		if res.jump, err = d.followClock(ctx, tx, res.clock); err != nil {
+			return res, err
+		}
+	}
+	able := d.kinds
+	if d.draining.Load() {
+		able = []string{} // others should have all its places, each as soon as no attempt is under way for it
+	}
+	kinds, err := json.Marshal(able)
 	if err != nil {
 		return res, err
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_deliverer (id, name, kinds, started_ms, until_ms, lease_ms)
-		VALUES (?1, ?2, ?3, `+clock+`, `+clock+` + ?4, ?4) ON CONFLICT (id) DO UPDATE SET until_ms = excluded.until_ms`,
+		VALUES (?1, ?2, ?3, `+clock+`, `+clock+` + ?4, ?4) ON CONFLICT (id) DO UPDATE SET until_ms = excluded.until_ms, kinds = excluded.kinds`,
 		d.id, d.name, string(kinds), length)
 	if err != nil {
 		return res, err
 	}
-	living, gone, err := d.watch(ctx, tx, asked, res.nowMS)
+	living, gone, err := d.watch(ctx, tx, asked, res.clock.ms)
 	if err != nil {
 		return res, err
 	}
@@ -200,30 +211,62 @@ func (d *Deliverer) tickTx(
 	return res, err
 }
 
-// watch lists the deliverers: those that live, by kind of target and in order, and those that have not
+// followClock notices that the database's clock has jumped, was set, or went on while this machine was suspended.
+// Then it moves the times of the keys that wait at the places that were this deliverer's at the last tick, as far as
+// they have had no other owner since: else a clock set ahead would park keys that were hardly tried, and one set
+// back would let them wait. It returns by how much the clock has jumped.
+func (d *Deliverer) followClock(ctx context.Context, tx database.Tx, now reading) (time.Duration, error) {
+	last := d.clock.Load()
+	if last == nil {
+		return 0, nil
+	}
+	by := now.ms - last.on(now.at)
+	jump := time.Duration(by) * time.Millisecond
+	if jump.Abs() < leastJump {
+		return 0, nil
+	}
+	if len(d.had) == 0 {
+		return jump, nil
+	}
+	if err := d.lockLeases(ctx, tx); err != nil {
+		return 0, err
+	}
+	rows := make([][]int64, 0, len(d.had))
+	for p, epoch := range d.had {
+		rows = append(rows, []int64{int64(p.target), int64(p.shard), epoch})
+	}
+	values, arg := schema.Rows(tx, rows, "target", "shard", "epoch")
+	_, err := tx.ExecContext(ctx, `UPDATE outbox_held_key SET since_ms = since_ms + ?, asked_ms = asked_ms + ?,
+			next_ms = CASE WHEN next_ms > 0 THEN next_ms + ? ELSE 0 END
+		FROM `+values+` AS v JOIN outbox_delivery_lease l ON l.target = v.target AND l.shard = v.shard
+			AND l.epoch = v.epoch AND l.owner = ?
+		WHERE outbox_held_key.target = l.target AND outbox_held_key.shard = l.shard AND outbox_held_key.parked_ms IS NULL`,
+		by, by, by, arg, d.id)
+	if err != nil {
+		return 0, fmt.Errorf("follow the database's clock: %w", err)
+	}
+	return jump, nil
+}
+
+// watch lists the deliverers: the live ones, by kind of target and in order, and those that have not
 // renewed for a whole lease, whatever the database's clock says.
 func (d *Deliverer) watch(
 	ctx context.Context, tx database.Tx, asked time.Time, nowMS int64,
 ) (living map[string][]string, gone []string, err error) {
-	seen := map[string]schema.Sighting{}
+	seen := schema.Sightings{}
 	living = map[string][]string{}
 	_, err = database.Collect(ctx, tx, "read the deliverers", func(row database.Row) (id string, err error) {
-		var s schema.Sighting
+		var ends [2]int64
 		var length int64
 		var text string
 		var kinds []string
-		if err := row.Scan(&id, &text, &s.Ends[0], &s.Ends[1], &length); err != nil {
+		if err := row.Scan(&id, &text, &ends[0], &ends[1], &length); err != nil {
 			return id, err
 		}
 		if err := json.Unmarshal([]byte(text), &kinds); err != nil {
 			return id, err
 		}
-		if last, ok := d.seen[id]; ok && last.Ends == s.Ends {
-			s = last
-		} else {
-			s.Since = d.now()
-		}
-		s.Lease = time.Duration(length) * time.Millisecond
+		s := d.seen.Look(id, ends, length, d.now())
 		switch {
 		case id != d.id && s.Gone(asked):
 			gone = append(gone, id)
@@ -247,7 +290,7 @@ func (d *Deliverer) watch(
 	return living, gone, nil
 }
 
-// makeLeases makes the rows of the leases of targets when they are first met.
+// makeLeases makes the rows of the leases of targets that are new to this deliverer.
 func (d *Deliverer) makeLeases(ctx context.Context, tx database.Tx, targets []int) error {
 	var rows [][]int64
 	for _, target := range targets {
@@ -266,6 +309,15 @@ func (d *Deliverer) makeLeases(ctx context.Context, tx database.Tx, targets []in
 	return err
 }
 
+// lockLeases locks the leases of this deliverer, in the order in which everyone locks several.
+func (d *Deliverer) lockLeases(ctx context.Context, tx database.Tx) error {
+	if !d.db.IsPostgres() {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `SELECT 1 FROM outbox_delivery_lease WHERE owner = ? ORDER BY target, shard FOR UPDATE`, d.id)
+	return err
+}
+
 // renew prolongs the leases that are still this deliverer's.
 func (d *Deliverer) renew(
 	ctx context.Context, tx database.Tx, held map[place]*lease, clock string, length int64,
@@ -274,11 +326,8 @@ func (d *Deliverer) renew(
 	if len(held) == 0 {
 		return epochs, nil
 	}
-	if d.db.IsPostgres() { // in the order in which everyone locks several
-		_, err := tx.ExecContext(ctx, `SELECT 1 FROM outbox_delivery_lease WHERE owner = ? ORDER BY target, shard FOR UPDATE`, d.id)
-		if err != nil {
-			return nil, err
-		}
+	if err := d.lockLeases(ctx, tx); err != nil {
+		return nil, err
 	}
 	rows := make([][]int64, 0, len(held))
 	for p, l := range held {
@@ -297,10 +346,11 @@ func (d *Deliverer) renew(
 	return epochs, err
 }
 
-// take claims what this deliverer should have and nobody holds, and adds it to epochs. It returns how
-// many leases had expired.
+// take takes the free leases that this deliverer should have, and adds them to epochs. It returns how
+// many of them had expired.
 func (d *Deliverer) take(
-	ctx context.Context, tx database.Tx, mine map[place]bool, epochs map[place]int64, gone []string, clock string, length int64,
+	ctx context.Context, tx database.Tx, mine map[place]bool, epochs map[place]int64, gone []string, clock string,
+	length int64,
 ) (expired int, err error) {
 	missing := 0
 	for p := range mine {
@@ -355,15 +405,21 @@ func (d *Deliverer) take(
 
 // apply gives every worker its target and leases.
 func (d *Deliverer) apply(asked time.Time, held map[place]*lease, res tickResult) {
-	if prior := d.serverName(); prior != "" && prior != res.server {
-		d.log.Warn("the database is another server now; reading the leases of targets again")
+	if prior := d.server.Load(); prior != "" && prior != res.server {
+		d.log.Warn("deliverer_database_changed",
+			zap.String("hint", "it is another server now: the leases are read again"))
 	}
 	d.made = map[int]bool{}
 	for _, id := range res.made {
 		d.made[id] = true
 	}
-	d.server.Store(&res.server)
-	d.clock.Store(res.nowMS - d.now().UnixMilli())
+	d.server.Store(res.server)
+	d.had = res.epochs
+	d.clock.Store(&res.clock)
+	if res.jump != 0 {
+		d.log.Warn("deliverer_clock_jumped", zap.Duration("by", res.jump),
+			zap.String("hint", "PostgreSQL's clock was set; the pauses of users that wait for a target follow it"))
+	}
 	d.until.Renew(asked, d.cfg.Lease)
 	next := map[int][]*lease{}
 	lost := 0
@@ -383,10 +439,10 @@ func (d *Deliverer) apply(asked time.Time, held map[place]*lease, res tickResult
 		}
 	}
 	if res.expired > 0 {
-		d.log.Info("took over targets of a deliverer that is gone", zap.Int("shards", res.expired))
+		d.log.Info("deliverer_shards_taken_over", zap.Int("shards", res.expired))
 	}
 	if lost > 0 {
-		d.log.Warn("lost shards of targets to another deliverer", zap.Int("shards", lost))
+		d.log.Warn("deliverer_shards_lost", zap.Int("shards", lost))
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()

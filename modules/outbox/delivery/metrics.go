@@ -18,15 +18,17 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	gauge := func(name, help string) *prometheus.GaugeVec {
-		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "authctl_outbox_target_" + name, Help: help}, []string{"target"})
+		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "authctl_outbox_target_" + name, Help: help},
+			[]string{"target"})
 	}
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "authctl_outbox_target_" + name, Help: help},
 			append([]string{"target"}, labels...))
 	}
 	m := &metrics{
-		waiting:   gauge("waiting", "Events that wait for the target."),
-		oldestAge: gauge("oldest_age_seconds", "Age of the oldest event that waits for the target, except those of parked keys."),
+		waiting: gauge("waiting", "Events that wait for the target."),
+		oldestAge: gauge("oldest_age_seconds", "Age of the oldest event that waits for the target, except those of "+
+			"parked keys."),
 		held:      gauge("held_keys", "Keys whose first event the target did not take, and that are tried again."),
 		parked:    gauge("parked_keys", "Keys of the target that are parked."),
 		paused:    gauge("paused", "1 while the target is paused."),
@@ -34,7 +36,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		dropped:   counter("dropped_total", "Events that had become pointless before the target took them."),
 		failed:    counter("failed_total", "Attempts that the target did not take, by kind: retry or refused.", "kind"),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "authctl_outbox_target_latency_seconds", Help: "From the writing of an event to the moment the target took it.",
+			Name: "authctl_outbox_target_latency_seconds", Help: "From the writing of an event to the moment the " +
+				"target took it.",
 			Buckets: []float64{.005, .025, .1, .25, 1, 5, 30, 300, 3600},
 		}, []string{"target"}),
 	}
@@ -51,7 +54,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
-// show replaces what the gauges show, so that a target that was removed is no longer shown.
+// show sets the gauges, and removes those of removed targets.
 func (m *metrics) show(list []outbox.DeliveryState) {
 	for _, g := range []*prometheus.GaugeVec{m.waiting, m.oldestAge, m.held, m.parked, m.paused} {
 		g.Reset()
@@ -66,7 +69,7 @@ func (m *metrics) show(list []outbox.DeliveryState) {
 			paused = 1
 		}
 		m.paused.WithLabelValues(t.Name).Set(paused)
-		// So that they are shown before the first delivery.
+		// So that they exist before the first delivery.
 		m.delivered.WithLabelValues(t.Name)
 		m.dropped.WithLabelValues(t.Name)
 		m.failed.WithLabelValues(t.Name, "retry")

@@ -18,12 +18,16 @@ type Sink interface {
 	// again, but not before a given time. [*Gone]: the target takes nothing any more. [ErrNotOwned]:
 	// nothing was sent. [*Dropped]: the event has become pointless. Any other: try again.
 	Deliver(ctx context.Context, t Target, r outbox.Record, attempt Attempt) error
+
+	// AnswerTimeout is how long Deliver may take after [Attempt.Owned] has returned true. A stopping
+	// deliverer waits that long for answers: a lost answer means a duplicate.
+	AnswerTimeout() time.Duration
 }
 
-// Patient is a sink that decides for itself how long it goes on: its events are tried again until it
-// drops them, whatever outbox.webhook.retry_for says.
+// Patient is a sink that decides by itself when to give up: its events are tried again until it
+// drops or refuses them, whatever outbox.webhook.retry_for says.
 type Patient interface {
-	// AttemptTimeout is how long an attempt may take; that of others is a minute.
+	// AttemptTimeout is how long an attempt may take; with other sinks it is a minute.
 	AttemptTimeout() time.Duration
 }
 
@@ -44,13 +48,15 @@ type Secret = outbox.Secret
 type Attempt struct {
 	Number int       // counts from 1
 	First  time.Time // of the first attempt that failed; zero: none has
+	Now    time.Time // when it begins by the database's clock; zero: not known
 	// Owned reports whether the event may still be sent. A sink calls it right before it sends, and
-	// returns [ErrNotOwned] on false.
+	// returns [ErrNotOwned] on false. When the deliverer stops, or the target is removed, ctx ends at
+	// once for an attempt that has not asked yet.
 	Owned func() bool
 }
 
 // ErrNotOwned says that an event was not sent because the lease of its key had ended, or because there
-// was no way to send it yet. It is no failed attempt.
+// was no way to send it yet. It does not count as a failed attempt.
 var ErrNotOwned = errors.New("the lease of the event has ended")
 
 // Refused is the error for an event that the target will never take. Its key is parked.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
@@ -35,9 +37,9 @@ func (d *Deliverer) onServer(ctx context.Context, server string, fn func(context
 	})
 }
 
-// eachShard is a table of the first rows of each shard that a query finds. The query names the shard
-// s.shard, and is sorted by all columns of an index: then the planner reads that index in order, also
-// while it does not know how many rows there are. On SQLite there is only one shard, and no LATERAL.
+// eachShard is a table of the first rows that a query finds in each shard. The query names the shard
+// s.shard, and is sorted by all columns of an index, so that the planner reads that index in order even
+// without statistics. On SQLite there is only one shard, and no LATERAL.
 func (d *Deliverer) eachShard(shards []int, query string) (table string, args []any) {
 	if !d.db.IsPostgres() {
 		return "(" + strings.ReplaceAll(query, "s.shard", "0") + ")", nil
@@ -50,13 +52,15 @@ func (d *Deliverer) eachShard(shards []int, query string) (table string, args []
 	return list + " s CROSS JOIN LATERAL (" + query + ")", []any{arg}
 }
 
-// readyRows returns the first rows of each shard that are not held, in the order of ids: at most depth
-// of each. Those whose keys are held meanwhile are marked.
+// readyRows returns the first rows of each shard that are not marked as held, in the order of ids: at most
+// depth of each shard. held is set in those whose key is held by now.
 func (d *Deliverer) readyRows(ctx context.Context, server string, target int, shards []int, depth int) ([]row, error) {
 	table, args := d.eachShard(shards, `SELECT d.id, d.segment, d.replay, d.shard, d.key FROM outbox_delivery d
 		WHERE d.target = ? AND d.shard = s.shard AND NOT d.held ORDER BY d.target, d.shard, d.id LIMIT ?`)
 	args = append(args, target, depth, target)
-	list, err := database.Collect(ctx, d.db, "read what waits for a target", func(from database.Row) (r row, err error) {
+	list, err := database.Collect(ctx, d.db, "read what waits for a target", func(
+		from database.Row,
+	) (r row, err error) {
 		var on string
 		err = from.Scan(&r.id, &r.segment, &r.replay, &r.shard, &r.key, &r.held, &on)
 		if err == nil && on != server {
@@ -75,6 +79,7 @@ type dueKey struct {
 	event, id int64 // the one that was tried last, and the one to try now
 	attempts  int
 	since     int64
+	next      int64 // when its time came
 	segment   int
 	replay    bool
 }
@@ -87,17 +92,17 @@ func (d *Deliverer) dueKeys(ctx context.Context, server string, target int, shar
 	args = append(args, target, d.databaseNow(), most, target, most)
 	return database.Collect(ctx, d.db, "read the keys to try again", func(from database.Row) (k dueKey, err error) {
 		var on string
-		err = from.Scan(&k.key, &k.shard, &k.event, &k.attempts, &k.since, &k.id, &k.segment, &k.replay, &on)
+		err = from.Scan(&k.key, &k.shard, &k.event, &k.attempts, &k.since, &k.next, &k.id, &k.segment, &k.replay, &on)
 		if err == nil && on != server {
 			err = errOtherServer
 		}
 		return k, err
-	}, `SELECT r.key, r.shard, r.event, r.attempts, coalesce(r.since_ms, 0), coalesce(d.id, 0), coalesce(d.segment, 0),
+	}, `SELECT r.key, r.shard, r.event, r.attempts, coalesce(r.since_ms, 0), r.next_ms, coalesce(d.id, 0), coalesce(d.segment, 0),
 			coalesce(d.replay, false), (SELECT `+schema.ThisServer(d.db)+`)
 		FROM `+table+` r LEFT JOIN outbox_delivery d ON d.target = ? AND d.id = r.first ORDER BY r.next_ms LIMIT ?`, args...)
 }
 
-// voidPauses ends pauses that are longer than any can be. The database's clock was ahead when they were
+// voidPauses ends pauses that are longer than any can be: the database's clock was ahead when they were
 // written, or has been set back since.
 func (d *Deliverer) voidPauses(ctx context.Context, server string, target int, shards []int) error {
 	now := d.databaseNow()
@@ -189,17 +194,13 @@ func (d *Deliverer) owned(ctx context.Context, tx database.Tx, target int, list 
 	return out, err
 }
 
-// setAside marks rows as held whose keys are held.
+// setAside marks rows of held keys as held.
 func (d *Deliverer) setAside(ctx context.Context, server string, target int, aside map[*lease][]int64) error {
 	if len(aside) == 0 {
 		return nil
 	}
 	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
-		var list []*lease
-		for l := range aside {
-			list = append(list, l)
-		}
-		owned, err := d.owned(ctx, tx, target, list)
+		owned, err := d.owned(ctx, tx, target, slices.Collect(maps.Keys(aside)))
 		if err != nil {
 			return err
 		}
@@ -224,7 +225,7 @@ func markHeld(ctx context.Context, tx database.Tx, target int, ids []int64) erro
 	return err
 }
 
-// freeKeys forgets held keys that no event waits with.
+// freeKeys deletes held keys without waiting events.
 func (d *Deliverer) freeKeys(ctx context.Context, server string, target int, keys []string) error {
 	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
 		return forgetKeys(ctx, tx, target, keys)
@@ -245,34 +246,54 @@ func forgetKeys(ctx context.Context, tx database.Tx, target int, keys []string) 
 	return err
 }
 
-// outcome is what attempts have shown.
-type outcome struct {
-	target int
-	now    int64 // by the database's clock
-	done   []*flight
-	holds  []hold
-	gone   error // the target says that it is
-	goneMS int64 // since when it had its state when it was asked
-	paused bool  // for that
+// errClockJumped says that the times of an outcome are not those of the database's clock any more.
+var errClockJumped = errors.New("the database's clock has jumped")
 
-	recovered  []*lease // where held keys may come at once: the target takes events again, see comeAtOnce
-	tookBefore int64    // when it last did before; 0: that is not known
+// sameClock makes sure that the database's clock is still as this deliverer knows it. Otherwise the next tick moves
+// what is stored, and must not meet times of after the jump, or be followed by times of before: see followClock.
+// The caller has locked its leases.
+func (d *Deliverer) sameClock(ctx context.Context, tx database.Tx) error {
+	var now int64
+	if err := tx.QueryRowContext(ctx, "SELECT "+schema.Now(tx)).Scan(&now); err != nil {
+		return err
+	}
+	if apart := time.Duration(now-d.databaseNow()) * time.Millisecond; apart.Abs() >= leastJump {
+		poke(d.leases)
+		return errClockJumped
+	}
+	return nil
+}
+
+// outcome is the result of some attempts.
+type outcome struct {
+	target  int
+	now     int64 // by the database's clock
+	patient bool  // the sink decides when to give up
+	done    []*flight
+	holds   []hold
+	gone    error // the target says that it is gone
+	goneMS  int64 // since when the target had its state at the attempt that says so
+	paused  bool  // whether the target was paused for that
+
+	recovered  []*lease // whose held keys are tried at once: the target takes events again, see comeAtOnce
+	tookBefore int64    // when it last took one before; 0: not known
 }
 
 // hold is an attempt that failed.
 type hold struct {
 	*flight
-	err         error
-	since, next int64
-	asked       int64 // until when the target asked to be left alone; 0: it did not
-	park        bool
-	ids         []int64 // what waits with its key
-	saved       bool
+	err     error
+	refused bool  // for good
+	next    int64 // when it is tried again
+	asked   int64 // until when the target asked for a pause; 0: it did not
+	park    bool
+	ids     []int64 // the known rows of its key
+	saved   bool
 }
 
-// taken deletes what was delivered of keys that are not held, on PostgreSQL in one statement, since it
-// comes with every few events. A crash may bring back the row of an event that was delivered, which
-// repeats the event and loses none, so it need not wait for the disk.
+// taken deletes delivered events of keys that are not held, on PostgreSQL in one statement, since this
+// happens every few events. It does not wait for the disk: a crash may bring back the row of a delivered
+// event, which repeats the event and loses none.
 func (d *Deliverer) taken(ctx context.Context, server string, target int, ids []int64) error {
 	slices.Sort(ids)
 	var n int
@@ -291,7 +312,7 @@ func (d *Deliverer) taken(ctx context.Context, server string, target int, ids []
 	return d.onServer(ctx, server, func(context.Context, database.Tx) error { return nil })
 }
 
-// record writes an outcome. It returns how many keys are held by it: not those of leases that were lost
+// record writes an outcome. It returns how many keys it held, without those of leases that were lost
 // meanwhile, which another deliverer decides about.
 func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (held int, err error) {
 	waited := slices.ContainsFunc(out.done, func(f *flight) bool { return f.held })
@@ -320,6 +341,9 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (he
 		if err != nil {
 			return err
 		}
+		if err := d.sameClock(ctx, tx); err != nil {
+			return err
+		}
 		if err := recordDone(ctx, tx, out, owned); err != nil {
 			return err
 		}
@@ -331,7 +355,7 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (he
 			if h.saved = owned[h.lease]; !h.saved {
 				continue
 			}
-			if err := recordHold(ctx, tx, out.target, h); err != nil {
+			if err := d.recordHold(ctx, tx, out, h); err != nil {
 				return err
 			}
 			held++
@@ -355,8 +379,8 @@ func (d *Deliverer) record(ctx context.Context, server string, out *outcome) (he
 	return held, nil
 }
 
-// recordDone deletes what was delivered. Of a held key the next event comes at once; without one the
-// key is held no longer.
+// recordDone deletes delivered events. The next event of a held key is due at once; a key without one is
+// no longer held.
 func recordDone(ctx context.Context, tx database.Tx, out *outcome, owned map[*lease]bool) error {
 	var ids []int64
 	var keys []string
@@ -385,9 +409,9 @@ func recordDone(ctx context.Context, tx database.Tx, out *outcome, owned map[*le
 }
 
 // comeAtOnce ends the pauses of keys that were held while the target took nothing: their pauses have
-// grown with its outage, up to lastPause. It does not end those of keys that failed before it last took
-// an event: they failed while others did not, so the next attempt would fail too. Nor what the
-// target asked for. The keys come as fast as any others that are tried again, and not faster: see begin.
+// grown with its outage, up to lastPause. It does not end the pauses of keys that failed before the target
+// last took an event: they failed while others did not, so the next attempt would fail too. Nor does it
+// end a pause that the target asked for. The keys come no faster than others that are tried again: see begin.
 func comeAtOnce(ctx context.Context, tx database.Tx, out *outcome, owned map[*lease]bool) error {
 	var shards []int
 	for _, l := range out.recovered {
@@ -404,23 +428,36 @@ func comeAtOnce(ctx context.Context, tx database.Tx, out *outcome, owned map[*le
 	return err
 }
 
-func recordHold(ctx context.Context, tx database.Tx, target int, h *hold) error {
-	// Only what still waits: an operator may have given it up, and the target may have been removed.
-	var one int
-	err := tx.QueryRowContext(ctx, `SELECT 1 FROM outbox_delivery WHERE target = ? AND id = ?`, target, h.id).Scan(&one)
+// recordHold holds the key of an attempt that failed, and parks it if the event was refused or has failed for long
+// enough. Since when, and how often, is what the key's row says now: since the attempt began an operator may have
+// released the key, so that it starts again, or its times may have followed the database's clock.
+func (d *Deliverer) recordHold(ctx context.Context, tx database.Tx, out *outcome, h *hold) error {
+	// Only if the event still waits: an operator may have discarded it, and the target may have been removed.
+	var attempts int
+	var since int64
+	err := tx.QueryRowContext(ctx, `SELECT coalesce(k.attempts, 0), coalesce(k.since_ms, 0) FROM outbox_delivery d
+		LEFT JOIN outbox_held_key k ON k.target = d.target AND k.key = d.key AND k.event = d.id
+		WHERE d.target = ? AND d.id = ?`, out.target, h.id).Scan(&attempts, &since)
 	if database.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	if since == 0 {
+		attempts, since = 0, out.now
+	} else {
+		since = min(since+h.idle, out.now)
+	}
+	// Whatever the next pause is: a target that asks for a long one must get another attempt.
+	h.park = h.refused || !out.patient && out.now-since >= d.cfg.RetryFor.Milliseconds()
 	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_held_key AS k (target, key, shard, event, attempts, since_ms, next_ms, asked_ms, parked_ms, error)
 		VALUES (?, ?, ?, ?, ?, ?, ?, nullif(CAST(? AS bigint), 0), CASE WHEN ? THEN `+schema.Now(tx)+` END, ?)
 		ON CONFLICT (target, key) DO UPDATE SET event = excluded.event, attempts = excluded.attempts, since_ms = excluded.since_ms,
 			next_ms = excluded.next_ms, asked_ms = excluded.asked_ms, parked_ms = excluded.parked_ms, error = excluded.error`,
-		target, h.key, h.shard, h.id, h.attempts+1, h.since, h.next, h.asked, h.park, outbox.ErrorText(h.err))
+		out.target, h.key, h.shard, h.id, attempts+1, since, h.next, h.asked, h.park, outbox.ErrorText(h.err))
 	if err != nil {
 		return err
 	}
-	return markHeld(ctx, tx, target, h.ids)
+	return markHeld(ctx, tx, out.target, h.ids)
 }

@@ -17,7 +17,8 @@ import (
 	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
 
-// Each attempt to deliver an event is a span of the event's trace, and what the sink asks for is within it.
+// Each attempt to deliver an event is a span of the event's trace, and the sink's requests are
+// inside it.
 func TestEachAttemptIsASpanOfTheEventsTrace(t *testing.T) { // not parallel: it sets the environment
 	collector := tracingtest.New(t)
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
@@ -56,7 +57,8 @@ func TestEachAttemptIsASpanOfTheEventsTrace(t *testing.T) { // not parallel: it 
 			t.Errorf("another trace: %+v", span)
 		case span.Name == "inside":
 			inside++
-		case span.Name != "send one", span.Parent != "b7ad6b7169203331", !slices.Equal(span.Links, []string{span.Parent}),
+		case span.Name != "send one", span.Parent != "b7ad6b7169203331", !slices.Equal(span.Links,
+			[]string{span.Parent}),
 			a["messaging.system"] != "webhook", a["messaging.destination.name"] != "one", a["messaging.message.id"] == "":
 			t.Errorf("the span is %+v", span)
 		case span.Failed && a["authctl.attempt"] == "1":
@@ -66,6 +68,6 @@ func TestEachAttemptIsASpanOfTheEventsTrace(t *testing.T) { // not parallel: it 
 		}
 	}
 	if failed != 1 || took != 1 || inside != 2 {
-		t.Errorf("%d failed, %d took, %d within them: %+v", failed, took, inside, collector.Spans())
+		t.Errorf("%d failed, %d succeeded, %d spans inside them: %+v", failed, took, inside, collector.Spans())
 	}
 }

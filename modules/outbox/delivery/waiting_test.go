@@ -23,8 +23,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// Many keys wait, and get more events. Others are delivered, and none of those that wait is tried before
-// its time: each row is set aside once.
+// Many keys wait, and get more events. Other keys are delivered, and none of the waiting ones is
+// tried early: each row is set aside once.
 func TestKeysThatWaitCostTheOthersNothing(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -60,17 +60,17 @@ func TestKeysThatWaitCostTheOthersNothing(t *testing.T) {
 		if n, err := outbox.RetryHeld(t.Context(), db, hook, "held-7"); err != nil || n != 2 {
 			t.Errorf("retried %d, %v", n, err)
 		}
-		testenv.Eventually(t, "one of them in order", func() bool { return strings.HasSuffix(s.of("hook"), "held-7/1 held-7/2") })
+		testenv.Eventually(t, "one of them is delivered in order", func() bool {
+			return strings.HasSuffix(s.of("hook"), "held-7/1 held-7/2")
+		})
 	})
 }
 
-// After an outage keys need not wait for pauses that have grown with it. Those that failed while others
-// did not, and those that the target asked to hold back, wait as before.
+// After an outage keys do not wait out the long delays that it caused. Keys that failed alone, and
+// keys that the target asked to delay, wait as before.
 func TestKeysComeSoonAfterAnOutage(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		hook := subscribe(t, db, "hook")
-		s := newReceivers()
+	onHook(t, func(t *testing.T, db *database.DB, hook outbox.Subscription, s *receivers) {
 		var mu sync.Mutex
 		fails := map[string]error{}
 		set := func(err error, keys ...string) {
@@ -87,7 +87,8 @@ func TestKeysComeSoonAfterAnOutage(t *testing.T) {
 		}
 		delay := func(key string) {
 			t.Helper()
-			_, err := db.ExecContext(t.Context(), `UPDATE outbox_held_key SET next_ms = `+inHours(12)+` WHERE key = ?`, key)
+			_, err := db.ExecContext(t.Context(), `UPDATE outbox_held_key SET next_ms = `+inHours(12)+
+				` WHERE key = ?`, key)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -103,14 +104,16 @@ func TestKeysComeSoonAfterAnOutage(t *testing.T) {
 		start(t, db, s, quick)
 		takes("first")
 		outboxtest.AddKeys(t, db, "bad")
-		testenv.Eventually(t, "it fails", func() bool { return s.tried("hook", "bad") > 0 && state(t, db, "hook").HeldKeys == 1 })
+		testenv.Eventually(t, "it fails", func() bool {
+			return s.tried("hook", "bad") > 0 && state(t, db, "hook").HeldKeys == 1
+		})
 		takes("others")
-		// Now nothing is taken for a while. What waits for long does so because of that.
+		// From now on everything is refused for a while, which makes the delays long.
 		outboxtest.AddKeys(t, db, "a", "b", "asks")
 		testenv.Eventually(t, "they fail for a while", func() bool {
 			return s.tried("hook", "a") > 6 && s.tried("hook", "b") > 6 && state(t, db, "hook").HeldKeys == 4
 		})
-		held := func(key string) bool { // for long, and no attempt is under way
+		held := func(key string) bool { // for long, with no attempt in flight
 			list, err := outbox.HeldKeys(t.Context(), db, hook, true)
 			return err == nil && slices.ContainsFunc(list, func(k outbox.ParkedKey) bool {
 				return k.Key == key && k.NextAt.After(time.Now().Add(time.Minute)) && k.Attempts == s.tried("hook", key)
@@ -126,20 +129,18 @@ func TestKeysComeSoonAfterAnOutage(t *testing.T) {
 			testenv.Eventually(t, key+" comes soon", func() bool { return strings.Contains(s.of("hook"), key+"/") })
 		}
 		if got := s.tried("hook", "bad"); got != bad || !held("bad") {
-			t.Errorf("what failed while others did not is tried %d times more", got-bad)
+			t.Errorf("the key that failed alone is tried %d more times", got-bad)
 		}
 		if got := s.tried("hook", "asks"); got != 1 || !held("asks") {
-			t.Errorf("the target asked to be left alone, and is asked %d times", got)
+			t.Errorf("the target asked for a pause, but gets %d attempts", got)
 		}
 	})
 }
 
-// A target may ask for a pause that is longer than it gets attempts.
+// A target may ask for a pause longer than the time for attempts.
 func TestAPauseThatATargetAsksForParksNothing(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		subscribe(t, db, "hook")
-		s := newReceivers()
+	onHook(t, func(t *testing.T, db *database.DB, _ outbox.Subscription, s *receivers) {
 		s.answer = func(context.Context, string, outbox.Record, delivery.Attempt) error {
 			return &delivery.Later{After: time.Hour, Err: errors.New("in an hour")}
 		}
@@ -147,15 +148,16 @@ func TestAPauseThatATargetAsksForParksNothing(t *testing.T) {
 		cfg := quick
 		cfg.RetryFor = time.Minute
 		start(t, db, s, cfg)
-		testenv.Eventually(t, "it waits", func() bool { st := state(t, db, "hook"); return st.HeldKeys+st.ParkedKeys == 1 })
+		testenv.Eventually(t, "it waits",
+			func() bool { st := state(t, db, "hook"); return st.HeldKeys+st.ParkedKeys == 1 })
 		if st := state(t, db, "hook"); st.ParkedKeys != 0 {
 			t.Errorf("it is parked after one attempt: %s", st.LastError)
 		}
 	})
 }
 
-// A target that was removed and added again under its name gets what comes from then on, and nothing that
-// waited for the one before.
+// A target was removed and added again with the same name. It gets the events from then on, and
+// none that waited for the former target.
 func TestATargetOfTheSameNameIsAnother(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -185,19 +187,20 @@ func TestATargetOfTheSameNameIsAnother(t *testing.T) {
 	})
 }
 
-// inHours is a time as tables have it.
+// inHours is a time in the format of the tables.
 func inHours(n time.Duration) string {
 	return strconv.FormatInt(time.Now().Add(n*time.Hour).UnixMilli(), 10)
 }
 
-// The database's clock was ahead when a key was held, or has been set back since.
+// The database's clock was ahead when a key was held, or was set back later.
 func TestAPauseThatCannotBeRightIsVoid(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		subscribe(t, db, "hook")
 		outboxtest.AddKeys(t, db, "void", "long")
 		for key, next := range map[string]string{"void": inHours(100), "long": inHours(20)} {
-			_, err := db.ExecContext(t.Context(), `INSERT INTO outbox_held_key (target, key, shard, event, attempts, since_ms, next_ms, error)
+			_, err := db.ExecContext(t.Context(),
+				`INSERT INTO outbox_held_key (target, key, shard, event, attempts, since_ms, next_ms, error)
 				SELECT target, key, shard, id, 1, 0, `+next+`, 'away' FROM outbox_delivery WHERE key = ?`, key)
 			if err != nil {
 				t.Fatal(err)
@@ -210,17 +213,15 @@ func TestAPauseThatCannotBeRightIsVoid(t *testing.T) {
 		start(t, db, s, quick)
 		testenv.Eventually(t, "it is taken", func() bool { return s.of("hook") == "void/1" })
 		if n := s.tried("hook", "long"); n != 0 {
-			t.Errorf("a pause that can be right is over: %d attempts", n)
+			t.Errorf("a plausible pause was cut short: %d attempts", n)
 		}
 	})
 }
 
-// An event that was delivered is read again from memory when it is replayed, and is a replay all the same.
+// An event that was just delivered is replayed from memory, and is marked as a replay.
 func TestAReplayAtOnceIsAReplay(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, func(t *testing.T, db *database.DB) {
-		hook := subscribe(t, db, "hook")
-		s := newReceivers()
+	onHook(t, func(t *testing.T, db *database.DB, hook outbox.Subscription, s *receivers) {
 		start(t, db, s, quick)
 		outboxtest.AddKeys(t, db, "a")
 		empty(t, db, "hook")
@@ -228,13 +229,12 @@ func TestAReplayAtOnceIsAReplay(t *testing.T) {
 			t.Fatal(err)
 		}
 		empty(t, db, "hook")
-		if got := s.of("hook"); got != "a/1 a/1*" {
-			t.Errorf("it gets %s", got)
-		}
+		s.expect(t, "hook", "a/1 a/1*")
 	})
 }
 
-// A deliverer whose role lacks rights, since grants.sql was not run, says so where operators look.
+// A deliverer whose role lacks rights, because grants.sql was not run, reports that where operators
+// look.
 func TestMissingRightsAreReported(t *testing.T) {
 	t.Parallel()
 	address := dbtest.PostgresURL(t)
@@ -248,7 +248,8 @@ func TestMissingRightsAreReported(t *testing.T) {
 			}
 		}
 	}
-	grant("CREATE ROLE "+role+" LOGIN PASSWORD '"+secret+"'", "GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_trouble TO "+role)
+	grant("CREATE ROLE "+role+" LOGIN PASSWORD '"+secret+"'",
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON outbox_trouble TO "+role)
 	t.Cleanup(func() {
 		if _, err := owner.Write(context.Background(), "DROP OWNED BY "+role+"; DROP ROLE "+role); err != nil {
 			t.Error(err)
@@ -269,14 +270,15 @@ func TestMissingRightsAreReported(t *testing.T) {
 	}
 	testenv.Eventually(t, "the outage is reported", func() bool {
 		list := outages()
-		return len(list) == 1 && list[0].Kind == "rights" && list[0].Lasts && list[0].Target == outbox.DeliveryTargets &&
+		return len(list) == 1 && list[0].Kind == "rights" && list[0].Lasts &&
+			list[0].Target == outbox.DeliveryTargets &&
 			strings.Contains(list[0].Error, "grants.sql")
 	})
 	grant("GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO " + role)
 	testenv.Eventually(t, "it ends", func() bool { return len(outages()) == 0 })
 }
 
-// What an attempt shows under a lease that was lost says nothing: another deliverer decides.
+// The outcome of an attempt under a lost lease is void: another deliverer decides.
 func TestAnAttemptUnderALostLeaseDecidesNothing(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -286,8 +288,9 @@ func TestAnAttemptUnderALostLeaseDecidesNothing(t *testing.T) {
 		lost := make(chan struct{})
 		s.answer = func(_ context.Context, _ string, r outbox.Record, a delivery.Attempt) error {
 			if a.Number == 1 && s.tried("hook", "a") == 1 {
-				// As another deliverer does once the lease has expired.
-				_, err := db.ExecContext(t.Context(), `UPDATE outbox_delivery_lease SET owner = NULL, epoch = epoch + 1`)
+				// What another deliverer does once the lease has expired.
+				_, err := db.ExecContext(t.Context(),
+					`UPDATE outbox_delivery_lease SET owner = NULL, epoch = epoch + 1`)
 				if err != nil {
 					t.Error(err)
 				}
@@ -300,13 +303,14 @@ func TestAnAttemptUnderALostLeaseDecidesNothing(t *testing.T) {
 		start(t, db, s, quick)
 		<-lost
 		empty(t, db, "hook")
-		if got := s.of("hook"); got != "a/1 a/2" || state(t, db, "hook").ParkedKeys != 0 {
-			t.Errorf("it gets %s", got)
+		s.expect(t, "hook", "a/1 a/2")
+		if st := state(t, db, "hook"); st.ParkedKeys != 0 {
+			t.Errorf("%d keys are parked", st.ParkedKeys)
 		}
 	})
 }
 
-// The database's clock was ahead when a deliverer took its leases, and it died.
+// A deliverer took its leases while the database's clock was ahead, and then died.
 func TestLeasesThatEndTooLateAreTakenOver(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -323,7 +327,7 @@ func TestLeasesThatEndTooLateAreTakenOver(t *testing.T) {
 			}
 		}
 		var keys []string
-		for i := range 40 { // some of them in the shard of the dead one
+		for i := range 40 { // some of them in the shard of the dead deliverer
 			keys = append(keys, fmt.Sprint("k", i))
 		}
 		outboxtest.AddKeys(t, db, keys...)
@@ -333,7 +337,7 @@ func TestLeasesThatEndTooLateAreTakenOver(t *testing.T) {
 	})
 }
 
-// A removed target is forgotten while events are under way to it.
+// A removed target is forgotten while events to it are in flight.
 func TestATargetCanBeRemovedWhileEventsAreUnderWay(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -362,7 +366,7 @@ func TestATargetCanBeRemovedWhileEventsAreUnderWay(t *testing.T) {
 		outboxtest.AddKeys(t, db, "a", "b")
 		empty(t, db, "stays")
 		stop()
-		if err := outbox.SweepRemoved(t.Context(), db); err != nil { // a tick may have made leases again
+		if err := outbox.SweepRemoved(t.Context(), db); err != nil { // a tick may have created leases again
 			t.Fatal(err)
 		}
 		var left int
@@ -370,7 +374,7 @@ func TestATargetCanBeRemovedWhileEventsAreUnderWay(t *testing.T) {
 			+ (SELECT count(*) FROM outbox_held_key WHERE target = ?1) + (SELECT count(*) FROM outbox_delivery_lease WHERE target = ?1)`,
 			gone.ID).Scan(&left)
 		if err != nil || left != 0 {
-			t.Errorf("%d rows of it are left, %v", left, err)
+			t.Errorf("%d of its rows remain, %v", left, err)
 		}
 	})
 }

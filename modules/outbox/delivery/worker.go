@@ -1,6 +1,7 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -18,8 +20,7 @@ import (
 )
 
 // worker delivers to one target. One goroutine makes all decisions and writes them to the database;
-// attempts run in goroutines of their own and only report. So there is no moment at which two of them
-// decide about one key.
+// attempts run in goroutines of their own and only report. So two goroutines never decide about one key.
 type worker struct {
 	d       *Deliverer
 	poked   chan struct{}
@@ -34,7 +35,7 @@ type worker struct {
 
 	// Only run uses what follows.
 	ready    map[string]*queue // by key: events that can be delivered, in order
-	order    []string          // keys of ready that nothing is under way for, oldest first
+	order    []string          // keys of ready without an attempt under way, oldest first
 	flying   map[string]*flight
 	retrying int                      // of flying
 	look     lull                     // when to read what is ready
@@ -43,15 +44,25 @@ type worker struct {
 	aheadOn  string
 	dueAt    time.Time // when to look for keys whose time has come
 	voidAt   time.Time // … and for those whose time cannot be right
-	unsaved  []result  // what the database could not be told yet
+	unsaved  []result  // not written to the database yet
+	saveBy   time.Time // when a stopping worker gives up writing them; zero: attempts are under way
 	missed   int       // consecutive attempts that failed
 	untold   int       // attempts that failed since a line of the log said so
 	toldAt   time.Time
-	began    int64 // when the worker began, by the database's clock
-	took     int64 // when the target last took an event; 0: not since then
+	parked   parkings
+	began    time.Time // when the worker began
+	took     time.Time // when the target last took an event; zero: not since then
 }
 
-// queue is a key's events that are ready, as far as they were read.
+// parkings counts the keys that were parked since the last line of the log. All keys of a target that was
+// away for outbox.webhook.retry_for are parked.
+type parkings struct {
+	keys    int
+	example hold
+	toldAt  time.Time
+}
+
+// queue has a key's ready events, as far as they were read.
 type queue struct {
 	lease *lease
 	rows  []row
@@ -73,9 +84,11 @@ type flight struct {
 	lease    *lease
 	attempts int   // that failed before
 	since    int64 // when the first one failed, by the database's clock; 0: none
+	idle     int64 // for how long nobody could try it again, in milliseconds
 	begun    time.Time
 	stateMS  int64 // since when the target had its state when it began
 	created  int64
+	asked    atomic.Bool // its sink has asked whether it may send
 }
 
 type result struct {
@@ -95,7 +108,7 @@ const maxAhead = 128
 func newWorker(d *Deliverer, s outbox.Subscription) *worker {
 	w := &worker{
 		d: d, target: s, poked: make(chan struct{}, 1), results: make(chan result, maxOfTarget),
-		ready: map[string]*queue{}, flying: map[string]*flight{}, depth: minDepth, began: d.databaseNow(),
+		ready: map[string]*queue{}, flying: map[string]*flight{}, depth: minDepth, began: d.now(),
 	}
 	w.ended, w.quit = context.WithCancel(d.stop)
 	return w
@@ -124,7 +137,7 @@ func (w *worker) subscription() outbox.Subscription {
 	return w.target
 }
 
-// assigned returns the leases that are not to be handed over, and the rest of what assign set.
+// assigned returns the leases that this worker keeps, and the rest of what assign set.
 func (w *worker) assigned() (held map[int]*lease, s outbox.Subscription, limit int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -137,6 +150,7 @@ func (w *worker) run() {
 	for wait := busyPoll; ; {
 		busy := w.once()
 		if w.ended.Err() != nil && len(w.flying) == 0 {
+			w.tellParked(true)
 			return
 		}
 		if wait = min(2*wait, idlePoll); busy {
@@ -169,6 +183,7 @@ func (w *worker) run() {
 // to do.
 func (w *worker) once() (busy bool) {
 	w.look.put = false
+	w.tellParked(false)
 	for more := true; more; {
 		select {
 		case r := <-w.results:
@@ -183,7 +198,7 @@ func (w *worker) once() (busy bool) {
 			if w.d.abandon.Err() == nil {
 				w.d.failed(err)
 			}
-			if errors.Is(err, errOtherServer) || w.d.abandon.Err() != nil {
+			if errors.Is(err, errOtherServer) || w.d.abandon.Err() != nil || w.lateToSave() {
 				w.forget()
 			}
 			retry.Sleep(w.d.abandon, 100*time.Millisecond)
@@ -201,10 +216,31 @@ func (w *worker) once() (busy bool) {
 	return busy
 }
 
+// lateToSave reports whether a stopping worker has tried for long enough to save its results. The time
+// begins when all attempts have reported.
+func (w *worker) lateToSave() bool {
+	if w.ended.Err() == nil || len(w.unsaved) < len(w.flying) {
+		return false
+	}
+	now := w.d.now()
+	if w.saveBy.IsZero() {
+		w.saveBy = now.Add(saveTimeout)
+	}
+	return !now.Before(w.saveBy)
+}
+
 // forget drops what was read from another database server, and results that cannot be saved.
 func (w *worker) forget() {
+	taken := 0
 	for _, r := range w.unsaved {
 		w.landed(r.flight)
+		if r.err == nil {
+			taken++
+		}
+	}
+	if taken > 0 {
+		w.d.log.Warn("deliveries_not_recorded", zap.String("target", w.subscription().Name), zap.Int("events", taken),
+			zap.String("hint", "the target took these events, and gets them again"))
 	}
 	w.unsaved, w.order, w.ahead = nil, nil, nil
 	clear(w.ready)
@@ -236,7 +272,7 @@ func (w *worker) landed(f *flight) {
 	}
 }
 
-// begin begins as many attempts as the limits allow: at most half of them for keys that were tried
+// begin begins as many attempts as the limits allow: at most half of them for keys that failed
 // before, so that those leave room for the others.
 func (w *worker) begin(busy *bool) error {
 	held, s, limit := w.assigned()
@@ -246,7 +282,7 @@ func (w *worker) begin(busy *bool) error {
 	ctx, cancel := context.WithTimeout(w.ended, 10*time.Second)
 	defer cancel()
 	if now := w.d.now(); !now.Before(w.voidAt) {
-		if err := w.d.voidPauses(ctx, w.d.serverName(), s.ID, slices.Collect(maps.Keys(held))); err != nil {
+		if err := w.d.voidPauses(ctx, w.d.server.Load(), s.ID, slices.Collect(maps.Keys(held))); err != nil {
 			return err
 		}
 		w.voidAt = now.Add(voidEvery)
@@ -285,7 +321,7 @@ func (w *worker) begin(busy *bool) error {
 	*busy = true
 	records, err := w.records(ctx, chosen)
 	if err != nil {
-		for _, f := range chosen { // in front again
+		for _, f := range chosen { // back to the front
 			if !f.held {
 				w.order = append([]string{f.key}, w.order...)
 			}
@@ -298,9 +334,9 @@ func (w *worker) begin(busy *bool) error {
 	return nil
 }
 
-// records returns the events of attempts. When it must read any it also reads those that come soon.
+// records returns the events of attempts. If it must read any, it also reads those that come soon.
 func (w *worker) records(ctx context.Context, chosen []*flight) (map[int64]*outbox.Record, error) {
-	server := w.d.serverName()
+	server := w.d.server.Load()
 	if w.aheadOn != server {
 		w.ahead, w.aheadOn = nil, server
 	}
@@ -337,7 +373,7 @@ func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 	if f.held {
 		w.retrying++
 	}
-	if f.lease.leaving.Load() { // the tick may not have seen that it flies
+	if f.lease.leaving.Load() { // the tick may not have seen this attempt
 		w.unsaved = append(w.unsaved, result{f, ErrNotOwned})
 		poke(w.poked)
 		return
@@ -350,7 +386,8 @@ func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 	event := *r
 	event.Replay = f.replay // the record may have been read for a delivery before
 	f.begun, f.stateMS, f.created = w.d.now(), s.Since.UnixMilli(), r.CreatedMS
-	attempt := Attempt{Number: f.attempts + 1, Owned: func() bool {
+	attempt := Attempt{Number: f.attempts + 1, Now: time.UnixMilli(w.d.databaseNow()).UTC(), Owned: func() bool {
+		f.asked.Store(true) // first: when the worker ends, attempts that have not asked are cut off
 		return w.d.until.HoldsAt(w.d.now()) && !f.lease.lost.Load() && w.ended.Err() == nil
 	}}
 	if f.since > 0 {
@@ -358,17 +395,25 @@ func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 	}
 	to := Target{ID: s.ID, Name: s.Name, Kind: s.Kind, URL: s.URL, Types: s.Types, Secrets: s.Secrets}
 	go func() {
-		w.results <- result{f, w.attempt(to, event, attempt)}
+		w.results <- result{f, w.attempt(to, event, attempt, &f.asked)}
 	}()
 }
 
-func (w *worker) attempt(to Target, r outbox.Record, a Attempt) (err error) {
+// attempt makes one attempt. asked says whether its sink has asked if the event may be sent.
+func (w *worker) attempt(to Target, r outbox.Record, a Attempt, asked *atomic.Bool) (err error) {
 	sink, timeout := w.d.sinks[to.Kind], time.Minute
 	if p, ok := sink.(Patient); ok {
 		timeout = p.AttemptTimeout()
 	}
 	ctx, cancel := context.WithTimeout(w.d.abandon, timeout)
 	defer cancel()
+	var cut atomic.Bool
+	defer context.AfterFunc(w.ended, func() {
+		if !asked.Load() {
+			cut.Store(true)
+			cancel()
+		}
+	})()
 	ctx, span := w.d.tracer.Continue(ctx, r.TraceParent, "send "+to.Name)
 	if span.Recorded() {
 		describe(span, to, r, a)
@@ -377,13 +422,24 @@ func (w *worker) attempt(to Target, r outbox.Record, a Attempt) (err error) {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("the sink panicked: %v", p)
 		}
+		if cut.Load() && !final(err) {
+			err = ErrNotOwned
+		}
 		failed(span, err)
 		span.End()
 	}()
 	return sink.Deliver(ctx, to, r, a)
 }
 
-// describe says what a span is of, by the semantic conventions for messages.
+// final reports whether an error decides about the event or its target.
+func final(err error) bool {
+	var refused *Refused
+	var gone *Gone
+	var dropped *Dropped
+	return err == nil || errors.As(err, &refused) || errors.As(err, &gone) || errors.As(err, &dropped)
+}
+
+// describe sets the attributes of a span, by the semantic conventions for messages.
 func describe(span tracing.Span, to Target, r outbox.Record, a Attempt) {
 	span.Set("messaging.system", to.Kind)
 	span.Set("messaging.destination.name", to.Name)
@@ -393,7 +449,7 @@ func describe(span tracing.Span, to Target, r outbox.Record, a Attempt) {
 	span.Set("authctl.attempt", a.Number)
 }
 
-// failed says why an attempt failed, but not in words that come from outside: they may hold an address.
+// failed says why an attempt failed, but never in the words of a receiver, which may hold an address.
 func failed(span tracing.Span, err error) {
 	var refused *Refused
 	var gone *Gone
@@ -413,9 +469,9 @@ func failed(span tracing.Span, err error) {
 	}
 }
 
-// read fills the queues with events that are ready, and sets those aside whose keys wait.
+// read fills the queues with ready events, and sets those of held keys aside.
 func (w *worker) read(ctx context.Context, held map[int]*lease) error {
-	rows, err := w.d.readyRows(ctx, w.d.serverName(), w.subscription().ID, slices.Collect(maps.Keys(held)), w.depth)
+	rows, err := w.d.readyRows(ctx, w.d.server.Load(), w.subscription().ID, slices.Collect(maps.Keys(held)), w.depth)
 	if err != nil {
 		return err
 	}
@@ -450,7 +506,7 @@ func (w *worker) read(ctx context.Context, held map[int]*lease) error {
 	} else {
 		w.depth = minDepth
 	}
-	return w.d.setAside(ctx, w.d.serverName(), w.subscription().ID, aside)
+	return w.d.setAside(ctx, w.d.server.Load(), w.subscription().ID, aside)
 }
 
 // lull spaces looks that find nothing. Every event of the log wakes all targets, and most want few of
@@ -477,10 +533,10 @@ func (l *lull) done(now time.Time, found bool) {
 // left is how long a look that was put off waits, if one was.
 func (l *lull) left(now time.Time) (time.Duration, bool) { return max(0, l.next.Sub(now)), l.put }
 
-// due chooses keys that were held and whose time has come.
+// due chooses held keys whose time has come.
 func (w *worker) due(ctx context.Context, held map[int]*lease, most int) (out []*flight, err error) {
 	id := w.subscription().ID
-	list, err := w.d.dueKeys(ctx, w.d.serverName(), id, slices.Collect(maps.Keys(held)), most+w.retrying)
+	list, err := w.d.dueKeys(ctx, w.d.server.Load(), id, slices.Collect(maps.Keys(held)), most+w.retrying)
 	if err != nil {
 		return nil, err
 	}
@@ -491,30 +547,37 @@ func (w *worker) due(ctx context.Context, held map[int]*lease, most int) (out []
 		case k.id == 0:
 			empty = append(empty, k.key)
 		case len(out) < most:
-			f := &flight{row: row{id: k.id, segment: k.segment, replay: k.replay, shard: k.shard, key: k.key, held: true},
-				lease: held[k.shard]}
+			f := &flight{row: row{id: k.id, segment: k.segment, replay: k.replay, shard: k.shard, key: k.key,
+				held: true}, lease: held[k.shard]}
 			if k.event == k.id {
 				f.attempts, f.since = k.attempts, k.since
+				if k.next > 0 {
+					f.idle = max(0, w.d.databaseAt(w.began)-k.next)
+				}
 			}
 			out = append(out, f)
 		}
 	}
 	if len(empty) > 0 {
-		err = w.d.freeKeys(ctx, w.d.serverName(), id, empty)
+		err = w.d.freeKeys(ctx, w.d.server.Load(), id, empty)
 	}
 	return out, err
 }
 
-// save writes what the attempts have shown, in one transaction, and then decides what comes next.
+// save writes the results of attempts, in one transaction, and then decides what comes next.
 func (w *worker) save() error {
 	target := w.subscription()
 	_, patient := w.d.sinks[target.Kind].(Patient)
 	now := w.d.databaseNow()
-	out := outcome{target: target.ID, now: now}
-	// While the target takes some, nothing is asked of the database for those that it does not take.
-	if w.missed > 0 && now-max(w.took, w.began) >= (outagePauses*w.d.cfg.Pause).Milliseconds() &&
+	out := outcome{target: target.ID, now: now, patient: patient}
+	// While the target takes some events, the pauses of those that it does not take cost no statement.
+	quiet := w.d.now().Sub(cmp.Or(w.took, w.began))
+	if w.missed > 0 && quiet >= outagePauses*w.d.cfg.Pause &&
 		slices.ContainsFunc(w.unsaved, func(r result) bool { return r.err == nil }) {
-		out.recovered, out.tookBefore = w.leases(), w.took
+		out.recovered = w.leases()
+		if !w.took.IsZero() {
+			out.tookBefore = w.d.databaseAt(w.took)
+		}
 		w.dueAt = time.Time{}
 	}
 	for _, r := range w.unsaved {
@@ -528,24 +591,19 @@ func (w *worker) save() error {
 		case errors.As(r.err, &dropped):
 			out.done = append(out.done, r.flight)
 		case errors.Is(r.err, ErrNotOwned), w.d.abandon.Err() != nil:
-			// Nothing is known. It is tried again, here or elsewhere.
+			// The result is not known. The event is tried again, here or elsewhere.
 		case errors.As(r.err, &gone):
 			if out.gone == nil || r.stateMS > out.goneMS {
 				out.gone, out.goneMS = gone.Err, r.stateMS
 			}
 		default:
-			h := hold{flight: r.flight, err: r.err, since: r.since}
-			if h.since == 0 {
-				h.since = now
-			}
+			h := hold{flight: r.flight, err: r.err, refused: errors.As(r.err, &refused)}
 			errors.As(r.err, &later)
 			h.next = now + w.d.pause(r.attempts).Milliseconds()
 			if later != nil && later.After > 0 {
 				h.asked = now + min(later.After, longestAsk).Milliseconds()
 				h.next = max(h.next, h.asked)
 			}
-			// Not by the pause: a target that asks for a long one must get another attempt.
-			h.park = errors.As(r.err, &refused) || !patient && now-h.since >= w.d.cfg.RetryFor.Milliseconds()
 			if q := w.ready[r.key]; q != nil {
 				for _, waits := range q.rows {
 					h.ids = append(h.ids, waits.id)
@@ -559,7 +617,7 @@ func (w *worker) save() error {
 	}
 	ctx, cancel := context.WithTimeout(w.d.abandon, 10*time.Second)
 	defer cancel()
-	held, err := w.d.record(ctx, w.d.serverName(), &out)
+	held, err := w.d.record(ctx, w.d.server.Load(), &out)
 	if err != nil {
 		return err
 	}
@@ -576,10 +634,10 @@ func (w *worker) save() error {
 	return nil
 }
 
-// next puts the key of an attempt that is over back into the order, if it has more that is ready.
+// next puts the key of a finished attempt back into the order, if it has more ready events.
 func (w *worker) next(r result) {
 	if r.held {
-		w.dueAt = time.Time{} // what waited behind it comes next
+		w.dueAt = time.Time{} // the key's next event is due
 		return
 	}
 	q := w.ready[r.key]
@@ -606,7 +664,7 @@ func (w *worker) report(results []result, out outcome, held int) {
 		var refused *Refused
 		switch {
 		case r.err == nil:
-			w.missed, w.took = 0, now
+			w.missed, w.took = 0, w.d.now()
 			w.d.met.delivered.WithLabelValues(s.Name).Inc()
 			if !r.replay {
 				w.d.met.latency.WithLabelValues(s.Name).Observe(float64(max(0, now-r.created)) / 1000)
@@ -623,28 +681,49 @@ func (w *worker) report(results []result, out outcome, held int) {
 			w.missed++
 			w.untold++
 			if w.d.now().Sub(w.toldAt) >= tellEvery {
-				w.d.log.Warn("a target does not take an event; it is tried again, and its key waits", zap.String("target", s.Name),
-					zap.Int("attempt", r.attempts+1), zap.Int64("id", r.id), zap.Int("failed_lately", w.untold), zap.Error(r.err))
+				w.d.log.Warn("delivery_failed", zap.String("target", s.Name), zap.Int("attempts", r.attempts+1),
+					zap.Int64("id", r.id), zap.Int("failed_lately", w.untold), zap.Error(r.err),
+					zap.String("hint", "it is tried again, and the later events of its key wait"))
 				w.toldAt, w.untold = w.d.now(), 0
 			}
 		}
 	}
 	for _, h := range out.holds {
 		if h.park && h.saved {
-			w.d.log.Error("a target did not take an event; its key is parked", zap.String("target", s.Name),
-				zap.String("key", h.key), zap.Int64("id", h.id), zap.Int("attempts", h.attempts+1), zap.Error(h.err))
+			if w.parked.keys == 0 {
+				w.parked.example = h
+			}
+			w.parked.keys++
 		}
 	}
+	w.tellParked(false)
 	if out.paused {
-		w.d.log.Error("a target says that it takes nothing any more; it is paused", zap.String("target", s.Name), zap.Error(out.gone))
+		w.d.log.Error("target_gone", zap.String("target", s.Name), zap.Error(out.gone),
+			zap.String("hint", "it says that it takes nothing any more and is paused; decide with: "+
+				"authctl outbox target"))
 		w.mu.Lock()
 		w.target.State = "paused"
 		w.mu.Unlock()
 	}
 }
 
-// pause is how long to wait after an attempt that failed: it doubles with each, and is spread over half
-// of itself, so that keys that failed together do not come back together.
+// tellParked logs how many keys were parked since the last line: at once the first time, then once in
+// tellEvery. The last line may come earlier.
+func (w *worker) tellParked(last bool) {
+	now := w.d.now()
+	if w.parked.keys == 0 || !last && now.Sub(w.parked.toldAt) < tellEvery {
+		return
+	}
+	h := w.parked.example
+	w.d.log.Error("deliverer_keys_parked", zap.String("target", w.subscription().Name), zap.Int("keys", w.parked.keys),
+		zap.String("key", h.key), zap.Int64("id", h.id), zap.Int("attempts", h.attempts+1), zap.Error(h.err),
+		zap.String("hint", "the target did not take an event of each key, of which one is shown, and their later "+
+			"events wait; decide with: authctl outbox parked"))
+	w.parked = parkings{toldAt: now}
+}
+
+// pause is how long to wait after a failed attempt: it doubles with each, and its second half is
+// random, so that keys that failed together do not come back together.
 func (d *Deliverer) pause(attempts int) time.Duration {
 	full := min(d.cfg.Pause<<min(attempts, 20), lastPause)
 	return full/2 + rand.N(full/2+1)

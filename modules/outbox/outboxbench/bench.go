@@ -1,5 +1,5 @@
-// Package outboxbench measures the outbox, and in the same run what the machine can do without it. A
-// ratio says something about other machines, a single figure says little.
+// Package outboxbench measures the outbox, and in the same run what the machine can do without it.
+// Ratios carry over to other machines, absolute figures do not.
 package outboxbench
 
 import (
@@ -15,16 +15,19 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
-// Options say what to measure with. The database must be migrated and empty, and it and the sink's
-// target must be used for nothing else.
+// Options say what to measure with. The database must be migrated and empty, and nothing else may
+// use it or the sink's target.
 type Options struct {
 	DB       *database.DB
+	RelayDB  *database.DB // the same database through the relay's own pool, as authctl relay has it; nil: DB
 	Sink     relay.Sink
 	Config   relay.Config
 	Events   int           // to drain; 0: 200,000
@@ -34,28 +37,28 @@ type Options struct {
 	Progress func(string)  // is told what is being measured; may be nil
 }
 
-// Report is what was measured.
+// Report has the measured figures: rates a second, times in milliseconds, amounts in bytes.
 type Report struct {
-	Events        int     `json:"events"`
-	DrainPerSec   float64 `json:"drain_per_second"`    // by one relay, from a full outbox to an empty one
-	BatchEvents   int     `json:"batch_events"`        // in a batch of the drain, on average
-	BarePerSec    float64 `json:"bare_per_second"`     // batches of that size from memory through the same sink
-	DrainRatio    float64 `json:"drain_ratio"`         // drain ÷ bare
-	LatencyRate   float64 `json:"latency_rate"`        // events a second while latency was measured
-	LatencyP50    float64 `json:"latency_p50_ms"`      // commit → acknowledged
-	LatencyP99    float64 `json:"latency_p99_ms"`      //
-	CommitP50     float64 `json:"commit_p50_ms"`       // a transaction of one plain insert at that rate
-	CommitP99     float64 `json:"commit_p99_ms"`       //
-	ProduceP50    float64 `json:"produce_p50_ms"`      // one record through the same sink until it is acknowledged
-	ProduceP99    float64 `json:"produce_p99_ms"`      //
-	WritersPlain  float64 `json:"writers_plain_tps"`   // transactions of one plain insert of an event's size
-	WritersOutbox float64 `json:"writers_outbox_tps"`  // the same insert and an event
-	WriterRatio   float64 `json:"writer_ratio"`        //
-	WALPerEvent   float64 `json:"wal_bytes_per_event"` // of adding; PostgreSQL only
-	WALPerAck     float64 `json:"wal_bytes_per_ack"`   // of marking it published; PostgreSQL only
+	Events        int
+	DrainPerSec   float64 // of one relay, from a full outbox to an empty one
+	BatchEvents   int     // in a batch of the drain, on average
+	BarePerSec    float64 // batches of that size from memory through the same sink
+	LatencyRate   float64 // events a second while latency was measured
+	LatencyP50    float64 // commit → acknowledged
+	LatencyP99    float64
+	CommitP50     float64 // a transaction of one plain insert at that rate
+	CommitP99     float64
+	ProduceP50    float64 // one record through the same sink until it is acknowledged
+	ProduceP99    float64
+	StepsMoved    float64 // the longer p50 ÷ the shorter, of both, before and after
+	WritersPlain  float64 // transactions of one plain insert of an event's size
+	WritersOutbox float64 // the same insert and an event
+	PlainMoved    float64 // the faster turn divided by the slower
+	WALPerEvent   float64 // of adding; PostgreSQL only
+	WALPerAck     float64 // of marking it published; PostgreSQL only
 }
 
-// Run measures. It leaves its events in the database and the target.
+// Run measures. Its events stay in the database and the target.
 func Run(ctx context.Context, opt Options) (Report, error) {
 	opt.Events = cmp.Or(opt.Events, 200_000)
 	opt.Rate = cmp.Or(opt.Rate, 1000)
@@ -70,8 +73,9 @@ func Run(ctx context.Context, opt Options) (Report, error) {
 		run  func(context.Context) error
 	}{
 		{"writers with and without an event", b.writers},
-		{"latency", b.latency},
 		{"bare commits and bare sends, one by one", b.steps},
+		{"latency", b.latency},
+		{"bare commits and bare sends again", b.steps},
 		{"draining", b.drain},
 		{"the sink alone", b.bare},
 	} {
@@ -80,10 +84,11 @@ func Run(ctx context.Context, opt Options) (Report, error) {
 			return b.report, fmt.Errorf("measure %s: %w", step.what, err)
 		}
 	}
-	b.report.DrainRatio = ratio(b.report.DrainPerSec, b.report.BarePerSec)
-	b.report.WriterRatio = ratio(b.report.WritersOutbox, b.report.WritersPlain)
 	return b.report, nil
 }
+
+// apart is the ratio of the larger of two figures to the smaller one; 0 if one is 0.
+func apart(a, b float64) float64 { return max(ratio(a, b), ratio(b, a)) }
 
 func ratio(a, b float64) float64 {
 	if b == 0 {
@@ -94,10 +99,12 @@ func ratio(a, b float64) float64 {
 
 type bench struct {
 	Options
-	report Report
+	report         Report
+	commits, sends []time.Duration // of all steps
+	stepP50        float64         // of the first ones
 }
 
-// body is as large as that of a sign-in.
+// body has the size of a sign-in's.
 func body(user string) json.RawMessage {
 	return json.RawMessage(`{"user_id":"` + user + `","occurred_at":"2026-01-02T03:04:05.678901234Z",` +
 		`"sid":"` + uuid.NewString() +
@@ -119,7 +126,7 @@ func (b *bench) relay(
 	ctx context.Context, watch func(*relay.Batch),
 ) (stop func() error, waker *relay.Waker, err error) {
 	waker = relay.NewWaker(b.DB)
-	r, err := relay.New(b.DB, watched{b.Sink, watch}, b.Config, relay.Options{Waker: waker})
+	r, err := relay.New(cmp.Or(b.RelayDB, b.DB), watched{b.Sink, watch}, b.Config, relay.Options{Waker: waker})
 	if err != nil {
 		waker.Close()
 		return nil, nil, err
@@ -153,12 +160,8 @@ func (b *bench) writers(ctx context.Context) error {
 	if _, err := b.DB.Write(ctx, create); err != nil {
 		return err
 	}
-	plain := func(ctx context.Context, tx database.Tx, e outbox.Event) error {
-		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_bench (id, body) VALUES (?, ?)`, uuid.NewString(), string(e.Data))
-		return err
-	}
 	with := func(ctx context.Context, tx database.Tx, e outbox.Event) error {
-		if err := plain(ctx, tx, e); err != nil {
+		if err := insert(ctx, tx, e); err != nil {
 			return err
 		}
 		return outbox.Add(ctx, tx, e)
@@ -166,8 +169,11 @@ func (b *bench) writers(ctx context.Context) error {
 	var plainWAL, withWAL float64
 	var err error
 	// Alternately, because the load of a shared machine changes from second to second.
-	for range 2 {
-		tps, wal, e := b.write(ctx, b.Duration/4, plain)
+	for turn := range 2 {
+		tps, wal, e := b.write(ctx, b.Duration/4, insert)
+		if turn == 1 {
+			b.report.PlainMoved = apart(2*b.report.WritersPlain, tps)
+		}
 		b.report.WritersPlain, plainWAL, err = b.report.WritersPlain+tps/2, plainWAL+wal/2, errors.Join(err, e)
 		tps, wal, e = b.write(ctx, b.Duration/4, with)
 		b.report.WritersOutbox, withWAL, err = b.report.WritersOutbox+tps/2, withWAL+wal/2, errors.Join(err, e)
@@ -179,6 +185,12 @@ func (b *bench) writers(ctx context.Context) error {
 	return b.empty(ctx)
 }
 
+// insert is a transaction of one plain insert of an event's size.
+func insert(ctx context.Context, tx database.Tx, e outbox.Event) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_bench (id, body) VALUES (?, ?)`, uuid.NewString(), string(e.Data))
+	return err
+}
+
 func (b *bench) write(
 	ctx context.Context, d time.Duration, body func(context.Context, database.Tx, outbox.Event) error,
 ) (tps, wal float64, err error) {
@@ -187,24 +199,22 @@ func (b *bench) write(
 		return 0, 0, err
 	}
 	var n atomic.Int64
-	var wg sync.WaitGroup
-	var mu sync.Mutex
+	var group errgroup.Group
 	start := time.Now()
 	for range b.Writers {
-		wg.Go(func() {
+		group.Go(func() error {
 			for time.Since(start) < d && ctx.Err() == nil {
 				e := event()
-				if e := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return body(ctx, tx, e) }); e != nil {
-					mu.Lock()
-					err = errors.Join(err, e)
-					mu.Unlock()
-					return
+				err := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return body(ctx, tx, e) })
+				if err != nil {
+					return err
 				}
 				n.Add(1)
 			}
+			return nil
 		})
 	}
-	wg.Wait()
+	err = group.Wait()
 	took := time.Since(start).Seconds()
 	after, e := b.wal(ctx)
 	if err = errors.Join(err, e); err != nil || n.Load() == 0 {
@@ -221,7 +231,7 @@ func (b *bench) wal(ctx context.Context) (at float64, err error) {
 	return at, err
 }
 
-// empty relays what is there.
+// empty relays all waiting events.
 func (b *bench) empty(ctx context.Context) error {
 	stop, _, err := b.relay(ctx, func(*relay.Batch) {})
 	if err != nil {
@@ -246,112 +256,81 @@ func (b *bench) untilEmpty(ctx context.Context) error {
 
 // latency measures from a commit's return to the sink's acknowledgement, at a steady rate.
 func (b *bench) latency(ctx context.Context) error {
-	var mu sync.Mutex
-	committed, acked := map[string]time.Time{}, map[string]time.Time{}
-	stop, waker, err := b.relay(ctx, func(batch *relay.Batch) {
-		at := time.Now()
-		mu.Lock()
-		defer mu.Unlock()
-		for i := range batch.Records {
-			acked[batch.Records[i].EventID] = at
-		}
-	})
+	f, err := b.flow(ctx)
 	if err != nil {
 		return err
 	}
-	const warm = time.Second
-	start := time.Now()
-	var wg sync.WaitGroup
-	var next atomic.Int64
-	for range b.Writers {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				due := start.Add(time.Duration(next.Add(1)) * time.Second / time.Duration(b.Rate))
-				if due.Sub(start) > b.Duration+warm {
-					return
-				}
-				time.Sleep(time.Until(due))
-				e := event()
-				e.ID = uuid.Must(uuid.NewV7())
-				err := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
-				if err != nil {
-					return
-				}
-				at := time.Now()
-				waker.Wake()
-				if due.Sub(start) > warm {
-					mu.Lock()
-					committed[e.ID.String()] = at
-					mu.Unlock()
-				}
-			}
-		})
+	var took []time.Duration
+	for _, d := range []time.Duration{time.Second, b.Duration} { // the first one warms up
+		begin := time.Now()
+		if took, err = f.measure(ctx, d, b.Rate, b.Writers, event); err != nil {
+			return errors.Join(err, f.stop())
+		}
+		b.report.LatencyRate = float64(len(took)) / time.Since(begin).Seconds()
 	}
-	wg.Wait()
-	b.report.LatencyRate = float64(len(committed)) / (time.Since(start) - warm).Seconds()
-	if err := errors.Join(b.untilEmpty(ctx), stop()); err != nil {
+	if err := errors.Join(b.untilEmpty(ctx), f.stop()); err != nil {
 		return err
 	}
-	var all []time.Duration
-	for id, at := range committed {
-		all = append(all, max(0, acked[id].Sub(at)))
-	}
-	if len(all) == 0 {
+	if len(took) == 0 {
 		return errors.New("nothing was written")
 	}
-	b.report.LatencyP50, b.report.LatencyP99 = percentiles(all)
+	b.report.LatencyP50, b.report.LatencyP99 = percentiles(took)
 	return nil
 }
 
-// steps measures what every event has to wait for: a commit, at the rate of the events, and a record
-// that is sent on its own.
-func (b *bench) steps(ctx context.Context) error {
-	var mu sync.Mutex
-	var commits, sends []time.Duration
-	var failed error
-	var group sync.WaitGroup
+// paced calls do at a rate for a while, on several goroutines, or until a call fails.
+func paced(ctx context.Context, d time.Duration, rate, workers int, do func() error) error {
+	group, running := errgroup.WithContext(ctx)
 	var next atomic.Int64
-	d := b.Duration / 2
-	start := time.Now()
-	for range b.Writers {
-		group.Go(func() {
-			for ctx.Err() == nil {
-				due := start.Add(time.Duration(next.Add(1)) * time.Second / time.Duration(b.Rate))
-				if due.Sub(start) > d {
-					return
+	begin := time.Now()
+	for range workers {
+		group.Go(func() error {
+			for {
+				due := time.Duration(next.Add(1)) * time.Second / time.Duration(rate)
+				if due > d || !retry.Sleep(running, time.Until(begin.Add(due))) {
+					return nil
 				}
-				time.Sleep(time.Until(due))
-				e := event()
-				begin := time.Now()
-				err := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-					_, err := tx.ExecContext(ctx, `INSERT INTO outbox_bench (id, body) VALUES (?, ?)`, uuid.NewString(), string(e.Data))
+				if err := do(); err != nil {
 					return err
-				})
-				took := time.Since(begin)
-				mu.Lock()
-				commits, failed = append(commits, took), errors.Join(failed, err)
-				mu.Unlock()
-				if err != nil {
-					return
 				}
 			}
 		})
 	}
-	group.Wait()
-	if failed != nil {
-		return failed
+	return group.Wait()
+}
+
+// steps measures what every event has to wait for: a commit, at the rate of the events, and a
+// record that is sent alone.
+func (b *bench) steps(ctx context.Context) error {
+	var mu sync.Mutex
+	var commits, sends []time.Duration
+	d := b.Duration / 4
+	err := paced(ctx, d, b.Rate, b.Writers, func() error {
+		e := event()
+		begin := time.Now()
+		err := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return insert(ctx, tx, e) })
+		took := time.Since(begin)
+		mu.Lock()
+		defer mu.Unlock()
+		commits = append(commits, took)
+		return err
+	})
+	if err != nil {
+		return err
 	}
 	partitions, err := b.Sink.Partitions(ctx)
 	if err != nil {
 		return err
 	}
-	for begun := time.Now(); time.Since(begun) < d && ctx.Err() == nil; time.Sleep(time.Second / time.Duration(b.Rate)) {
+	pause := time.Second / time.Duration(b.Rate)
+	for begun := time.Now(); time.Since(begun) < d && ctx.Err() == nil; time.Sleep(pause) {
 		for p, records := range ByPartition(1, partitions) {
 			if len(records) == 0 {
 				continue
 			}
 			begin := time.Now()
-			if err := b.Sink.Publish(ctx, &relay.Batch{Partition: p, Records: records, Owned: func() bool { return true }}); err != nil {
+			batch := &relay.Batch{Partition: p, Records: records, Owned: func() bool { return true }}
+			if err := b.Sink.Publish(ctx, batch); err != nil {
 				return err
 			}
 			sends = append(sends, time.Since(begin))
@@ -360,8 +339,13 @@ func (b *bench) steps(ctx context.Context) error {
 	if len(commits) == 0 || len(sends) == 0 {
 		return errors.New("nothing was written")
 	}
-	b.report.CommitP50, b.report.CommitP99 = percentiles(commits)
-	b.report.ProduceP50, b.report.ProduceP99 = percentiles(sends)
+	commit, _ := percentiles(commits)
+	send, _ := percentiles(sends)
+	b.report.StepsMoved = apart(cmp.Or(b.stepP50, commit+send), commit+send)
+	b.stepP50 = commit + send
+	b.commits, b.sends = append(b.commits, commits...), append(b.sends, sends...)
+	b.report.CommitP50, b.report.CommitP99 = percentiles(b.commits)
+	b.report.ProduceP50, b.report.ProduceP99 = percentiles(b.sends)
 	return ctx.Err()
 }
 
@@ -374,31 +358,7 @@ func percentiles(list []time.Duration) (p50, p99 float64) {
 
 // drain fills the outbox and empties it with one relay.
 func (b *bench) drain(ctx context.Context) error {
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var left atomic.Int64
-	left.Store(int64(b.Events))
-	const chunk = 200
-	var err error
-	for range min(b.Writers, 2*runtime.NumCPU()) {
-		wg.Go(func() {
-			for left.Add(-chunk) > -chunk {
-				events := make([]outbox.Event, chunk)
-				for i := range events {
-					events[i] = event()
-				}
-				e := b.DB.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, events...) })
-				if e != nil {
-					mu.Lock()
-					err = errors.Join(err, e)
-					mu.Unlock()
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if err != nil {
+	if err := Add(ctx, b.DB, b.Events, min(b.Writers, 2*runtime.NumCPU())); err != nil {
 		return err
 	}
 	if b.DB.IsPostgres() { // as autovacuum does in a database that has been running for a while
@@ -442,14 +402,15 @@ func ByPartition(n, partitions int) [][]relay.Record {
 		e := event()
 		p := outbox.Partition(e.Key, partitions)
 		records[p] = append(records[p], relay.Record{Record: outbox.Record{
-			ID: int64(i), Seq: 1, EventID: uuid.NewString(), Type: e.Type, Key: e.Key, Subject: e.Subject, Source: e.Source,
+			ID: int64(i), Seq: 1, EventID: uuid.NewString(), Type: e.Type, Key: e.Key, Subject: e.Subject,
+			Source:     e.Source,
 			DataSchema: e.DataSchema, Time: e.Time.Format(time.RFC3339Nano), Data: e.Data,
 		}})
 	}
 	return records
 }
 
-// bare publishes the same number of events in batches of the same size from memory: what the sink
+// bare publishes the same number of events from memory in batches of the same size: what the sink
 // can do without the database.
 func (b *bench) bare(ctx context.Context) error {
 	partitions, err := b.Sink.Partitions(ctx)
@@ -457,20 +418,20 @@ func (b *bench) bare(ctx context.Context) error {
 		return err
 	}
 	byPartition := ByPartition(b.Events, partitions)
-	var wg sync.WaitGroup
-	errs := make([]error, partitions)
+	var group errgroup.Group
 	start := time.Now()
 	for p, records := range byPartition {
-		wg.Go(func() {
+		group.Go(func() error {
 			for chunk := range slices.Chunk(records, b.report.BatchEvents) {
 				batch := &relay.Batch{Partition: p, Records: chunk, Owned: func() bool { return true }}
-				if errs[p] = b.Sink.Publish(ctx, batch); errs[p] != nil {
-					return
+				if err := b.Sink.Publish(ctx, batch); err != nil {
+					return err
 				}
 			}
+			return nil
 		})
 	}
-	wg.Wait()
+	err = group.Wait()
 	b.report.BarePerSec = float64(b.Events) / time.Since(start).Seconds()
-	return errors.Join(errs...)
+	return err
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// The figures are for people: AUTHCTL_BENCH=seconds makes the runs as long as that.
+// The figures are for people. AUTHCTL_BENCH is the length of the runs in seconds.
 func options(t *testing.T) outboxbench.Options {
 	t.Helper()
 	opt := outboxbench.Options{Events: 2000, Rate: 200, Duration: 400 * time.Millisecond, Writers: 4,

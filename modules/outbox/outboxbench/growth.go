@@ -6,35 +6,36 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/retry"
 )
 
-// A backlog waits in one half of a target of two partitions, which takes nothing, while the other half
-// is served: otherwise it would be gone after a minute.
+// A target of two partitions holds the backlog in one, which accepts nothing, while the other is
+// served. Otherwise the backlog would be gone after a minute.
 const (
 	halves = 2
-	away   = 0 // the partition that takes nothing
+	away   = 0 // the partition that accepts nothing
 )
 
 // Backlog says what to fill an outbox with.
 type Backlog struct {
-	Events   int                // that wait, for the log and for a webhook that is paused
-	Keys     int                // that have had events; there may be more, with the events
+	Events   int                // waiting events, for the log and for a paused webhook
+	Keys     int                // keys with past events; with the events there may be more
 	Have     int                // of them, the first ones, that are there
 	Key      func(i int) string // the same one for the same number
 	Progress func(what string, done, of int)
 }
 
-// Fill writes a backlog to the outbox of a PostgreSQL database by COPY. All its events are of the
-// partition that takes nothing. No relay may run.
+// Fill writes a backlog to the outbox of a PostgreSQL database by COPY. All its events belong to
+// the partition that accepts nothing. No relay may run.
 func Fill(ctx context.Context, db *database.DB, b Backlog) error {
 	var shards, ring int
 	var first, nowMS int64
@@ -50,7 +51,7 @@ func Fill(ctx context.Context, db *database.DB, b Backlog) error {
 			return fmt.Errorf("fill the outbox: %w", err)
 		}
 	}
-	const target = 2 // the first after the one that the migration makes
+	const target = 2 // the first one after the one that the migration makes
 	_, err = db.ExecContext(ctx, `INSERT INTO outbox_subscription (id, name, kind, state, types, url, created_ms, since_ms, reason)
 		VALUES (?, 'growth', 'webhook', 'paused', '["*"]', 'https://hook.example.com/', ?, ?, 'as it was made') ON CONFLICT DO NOTHING`, target, nowMS, nowMS)
 	for _, q := range []string{`UPDATE outbox_setting SET deliver = true`, `DELETE FROM outbox_target`} {
@@ -61,7 +62,7 @@ func Fill(ctx context.Context, db *database.DB, b Backlog) error {
 	if err != nil {
 		return fmt.Errorf("fill the outbox: %w", err)
 	}
-	// Of the numbers those whose key is of the partition, as many as there are events.
+	// Keys are made from numbers; those of the partition are used, one per event.
 	waiting := func() func() (n int, key string, more bool) {
 		i, n := 0, 0
 		return func() (int, string, bool) {
@@ -103,7 +104,8 @@ func Fill(ctx context.Context, db *database.DB, b Backlog) error {
 	}
 	next := waiting()
 	err = table("outbox_event", b.Events, []string{
-		"id", "segment", "created_ms", "key_seq", "event_id", "type", "key", "subject", "source", "dataschema", "time", "data",
+		"id", "segment", "created_ms", "key_seq", "event_id", "type", "key", "subject", "source", "dataschema", "time",
+		"data",
 	}, func() []any {
 		n, key, more := next()
 		if !more {
@@ -111,7 +113,8 @@ func Fill(ctx context.Context, db *database.DB, b Backlog) error {
 		}
 		e := eventOf(key)
 		return []any{
-			first + int64(n), int16(ring), nowMS, int64(1), [16]byte(uuid.Must(uuid.NewV7())), e.Type, e.Key, e.Subject, e.Source,
+			first + int64(n), int16(ring), nowMS, int64(1), [16]byte(uuid.Must(uuid.NewV7())), e.Type, e.Key, e.Subject,
+			e.Source,
 			e.DataSchema, e.Time.UTC().Format(time.RFC3339Nano), string(e.Data),
 		}
 	})
@@ -143,6 +146,23 @@ func Fill(ctx context.Context, db *database.DB, b Backlog) error {
 	})
 }
 
+// Add writes n events, some hundred per transaction.
+func Add(ctx context.Context, db *database.DB, n, writers int) error {
+	const portion = 200
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(writers)
+	for done := 0; done < n; done += portion {
+		group.Go(func() error {
+			events := make([]outbox.Event, min(portion, n-done))
+			for i := range events {
+				events[i] = event()
+			}
+			return db.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, events...) })
+		})
+	}
+	return group.Wait()
+}
+
 // copyInto copies rows into a table until next returns nil.
 func copyInto(ctx context.Context, db *database.DB, table string, columns []string, next func() []any) error {
 	err := db.Postgres(ctx, func(conn *pgx.Conn) error {
@@ -157,27 +177,31 @@ func copyInto(ctx context.Context, db *database.DB, table string, columns []stri
 	return nil
 }
 
-// Flow is a relay in this process and writers of events for it, whose latency it measures. Its target
-// acknowledges at once, but for one of two partitions, which takes nothing.
+// Flow is a relay in this process with writers of events for it, whose latency it measures. Its
+// target acknowledges at once, except in one of two partitions, which accepts nothing.
 type Flow struct {
 	db    *database.DB
 	stop  func() error
 	waker *relay.Waker
 
 	mu    sync.Mutex
-	acked map[string]time.Time // by event id; of those that are waited for
+	acked map[string]time.Time // by event id, for those that are awaited
 }
 
 // StartFlow starts the relay.
 func StartFlow(ctx context.Context, db *database.DB) (*Flow, error) {
-	f := &Flow{db: db, acked: map[string]time.Time{}}
 	b := bench{Options: Options{DB: db, Sink: halfAway{}, Config: relay.Config{Drain: 100 * time.Millisecond}}}
+	return b.flow(ctx)
+}
+
+func (b *bench) flow(ctx context.Context) (*Flow, error) {
+	f := &Flow{db: b.DB, acked: map[string]time.Time{}}
 	var err error
 	f.stop, f.waker, err = b.relay(ctx, f.published)
 	return f, err
 }
 
-// Stop ends the relay, and lets relays of another target take what is left.
+// Stop ends the relay, and allows relays to another target to take the rest.
 func (f *Flow) Stop() error {
 	err := f.stop()
 	_, forget := f.db.ExecContext(context.Background(), `DELETE FROM outbox_target`)
@@ -198,44 +222,32 @@ func (f *Flow) published(b *relay.Batch) {
 // Measure adds events at a rate for a while, and returns from the commit of each to its
 // acknowledgement.
 func (f *Flow) Measure(ctx context.Context, d time.Duration, rate int) ([]time.Duration, error) {
-	const writers = 4
+	return f.measure(ctx, d, rate, 4, func() outbox.Event { return eventOf(keyOf(1 - away)) })
+}
+
+func (f *Flow) measure(ctx context.Context, d time.Duration, rate, writers int,
+	next func() outbox.Event) ([]time.Duration, error) {
 	var mu sync.Mutex
 	committed := map[string]time.Time{}
-	var failed error
-	var group sync.WaitGroup
-	var next atomic.Int64
-	begin := time.Now()
-	for range writers {
-		group.Go(func() {
-			for {
-				due := begin.Add(time.Duration(next.Add(1)) * time.Second / time.Duration(rate))
-				if due.Sub(begin) > d || !pause(ctx, time.Until(due)) {
-					return
-				}
-				e := eventOf(keyOf(1 - away))
-				e.ID = uuid.Must(uuid.NewV7())
-				f.mu.Lock()
-				f.acked[e.ID.String()] = time.Time{}
-				f.mu.Unlock()
-				err := f.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
-				at := time.Now()
-				mu.Lock()
-				if err != nil {
-					failed = errors.Join(failed, err)
-				} else {
-					committed[e.ID.String()] = at
-				}
-				mu.Unlock()
-				if err != nil {
-					return
-				}
-				f.waker.Wake()
-			}
-		})
-	}
-	group.Wait()
-	if failed != nil {
-		return nil, failed
+	err := paced(ctx, d, rate, writers, func() error {
+		e := next()
+		e.ID = uuid.Must(uuid.NewV7())
+		f.mu.Lock()
+		f.acked[e.ID.String()] = time.Time{}
+		f.mu.Unlock()
+		err := f.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return outbox.Add(ctx, tx, e) })
+		if err != nil {
+			return err
+		}
+		at := time.Now()
+		f.waker.Wake()
+		mu.Lock()
+		defer mu.Unlock()
+		committed[e.ID.String()] = at
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return f.latencies(ctx, committed)
 }
@@ -258,9 +270,10 @@ func (f *Flow) latencies(ctx context.Context, committed map[string]time.Time) ([
 			break
 		}
 		if time.Now().After(deadline) {
-			return nil, fmt.Errorf("%d of %d events are not published after %s", len(committed), len(committed)+len(list), patience)
+			return nil, fmt.Errorf("%d of %d events are not published after %s", len(committed),
+				len(committed)+len(list), patience)
 		}
-		if !pause(ctx, 5*time.Millisecond) {
+		if !retry.Sleep(ctx, 5*time.Millisecond) {
 			return nil, ctx.Err()
 		}
 	}
@@ -277,19 +290,7 @@ func keyOf(partition int) string {
 	}
 }
 
-func pause(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
-}
-
-// halfAway is a target whose one partition takes nothing.
+// halfAway is a target with one partition that accepts nothing.
 type halfAway struct{}
 
 func (halfAway) Name() string                             { return "file:/half-away" }

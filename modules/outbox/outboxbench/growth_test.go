@@ -11,7 +11,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// A backlog is what relays and commands find in an outbox: it stays while others are published past it.
+// A backlog is what relays and commands find in an outbox. It stays while other events are
+// published past it.
 func TestABacklogStaysWhileOthersArePublished(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -24,7 +25,7 @@ func TestABacklogStaysWhileOthersArePublished(t *testing.T) {
 		}
 	}
 	fill(0, 100, 0)
-	fill(300, 100, 100) // with more keys than there are
+	fill(300, 100, 100) // with more keys than exist
 	st, err := outbox.Status(t.Context(), db)
 	if err != nil || st.Pending != 300 {
 		t.Fatalf("%d events wait, want 300: %v", st.Pending, err)
@@ -55,5 +56,11 @@ func TestABacklogStaysWhileOthersArePublished(t *testing.T) {
 	}
 	if st, err = outbox.Status(t.Context(), db); err != nil || st.Pending != 300 {
 		t.Errorf("%d events wait, want 300: %v", st.Pending, err)
+	}
+	if err := outboxbench.Add(t.Context(), db, 1001, 2); err != nil {
+		t.Fatal(err)
+	}
+	if st, err = outbox.Status(t.Context(), db); err != nil || st.Pending != 1301 {
+		t.Errorf("%d events wait, want 1301: %v", st.Pending, err)
 	}
 }

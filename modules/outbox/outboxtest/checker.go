@@ -66,7 +66,7 @@ type Seen struct {
 	Body      string // everything that must be the same in every delivery
 	Replay    bool
 
-	Trace, Generation string // as they stand there; empty: absent
+	Trace, Generation string // as in the target; empty if absent
 }
 
 // Report counts the broken promises, and has the first of each kind.
@@ -89,8 +89,8 @@ func (r Report) Sound(duplicates int) bool {
 }
 
 func (r Report) String() string {
-	return fmt.Sprintf("%d written, %d seen: %d lost, %d ghost, %d duplicate, %d changed, %d inverted, %d gapped, %d moved; %s",
-		r.Written, r.Seen, r.Lost, r.Ghost, r.Duplicate, r.Changed, r.Inverted, r.Gapped, r.Moved,
+	return fmt.Sprintf("%d written, %d seen: %d lost, %d ghost, %d duplicate, %d changed, %d inverted, %d gapped, %d "+
+		"moved; %s", r.Written, r.Seen, r.Lost, r.Ghost, r.Duplicate, r.Changed, r.Inverted, r.Gapped, r.Moved,
 		strings.Join(r.First, "; "))
 }
 

@@ -23,7 +23,7 @@ import (
 // Cluster is a Kafka cluster that a test starts and may kill.
 type Cluster struct {
 	Brokers []string
-	SCRAM   []string // listeners that require authentication, if there are any
+	SCRAM   []string // listeners that require authentication, if any
 	dir     string
 	script  string
 }
@@ -91,7 +91,8 @@ func (c *Cluster) Signal(t testing.TB, id int, sig syscall.Signal) {
 		if err := syscall.Kill(pid, 0); err != nil {
 			return
 		}
-		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && strings.Contains(string(stat), ") Z ") {
+		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil &&
+			strings.Contains(string(stat), ") Z ") {
 			return
 		}
 	}
@@ -181,7 +182,8 @@ func newServer(t testing.TB) *Server {
 
 func (s *Server) configure(t testing.TB, settings ...string) {
 	t.Helper()
-	conf := fmt.Sprintf("port = %d\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nmax_connections = 100\nshared_buffers = 32MB\n", s.port) + strings.Join(settings, "\n") + "\n"
+	conf := fmt.Sprintf("port = %d\nlisten_addresses = '127.0.0.1'\nunix_socket_directories = ''\nmax_connections = "+
+		"100\nshared_buffers = 32MB\n", s.port) + strings.Join(settings, "\n") + "\n"
 	f, err := os.OpenFile(filepath.Join(s.dir, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +211,8 @@ func (s *Server) Start(t testing.TB) {
 	s.run(t, "pg_ctl", "-D", s.dir, "-l", filepath.Join(filepath.Dir(s.dir), "log"), "-w", "-t", "60", "start")
 }
 
-// Crash stops the server as a power failure would, except that the system keeps what it was given.
+// Crash stops the server as a power failure would, except that the system keeps what it has
+// received.
 func (s *Server) Crash(t testing.TB) {
 	t.Helper()
 	s.run(t, "pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "-t", "180", "stop") // a busy disk may stall
@@ -221,6 +224,22 @@ func (s *Server) Promote(t testing.TB) {
 	s.run(t, "pg_ctl", "-D", s.dir, "-w", "promote")
 }
 
+// Folder is the server's own folder, which contains its data folder.
+func (s *Server) Folder() string { return filepath.Dir(s.dir) }
+
+// Shell runs lines in a shell as the server's user, with its programs in the path, and returns the
+// output. PGDATA is the data folder, and ADMIN_URL a superuser.
+func (s *Server) Shell(t testing.TB, lines string) string {
+	t.Helper()
+	out, err := s.execute("sh", []string{"-eu", "-c", lines}, "PATH="+s.bin+":"+os.Getenv("PATH"), "HOME="+s.Folder(),
+		"PGDATA="+s.dir, "PGCTLTIMEOUT=180", "ADMIN_URL="+s.URL)
+	if err != nil {
+		log, _ := os.ReadFile(s.dir + ".log")
+		t.Fatalf("%v\n%s\n%s\n%s", err, lines, out, log)
+	}
+	return out
+}
+
 func (s *Server) run(t testing.TB, name string, args ...string) {
 	t.Helper()
 	if out, err := s.try(name, args...); err != nil {
@@ -230,8 +249,15 @@ func (s *Server) run(t testing.TB, name string, args ...string) {
 }
 
 func (s *Server) try(name string, args ...string) (string, error) {
-	cmd := exec.Command(filepath.Join(s.bin, name), args...)
-	cmd.Dir = filepath.Dir(s.dir)
+	return s.execute(filepath.Join(s.bin, name), args)
+}
+
+// execute runs a program as the server's user, with the given environment if there is one.
+func (s *Server) execute(program string, args []string, env ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir, cmd.Env = s.Folder(), env
 	cmd.SysProcAttr = s.cred
 	// Not a pipe: the server that pg_ctl starts would keep it open.
 	out, err := os.CreateTemp("", "authctl-postgres-out-")
@@ -253,8 +279,8 @@ type Process struct {
 	err  error
 }
 
-// StartProcess runs this test binary again with an environment variable, and returns when that has
-// written its first line. It logs what the process writes to stderr.
+// StartProcess runs this test binary again with an environment variable, and returns once the child
+// has written its first line. It logs what the process writes to stderr.
 func StartProcess(t testing.TB, env ...string) *Process {
 	t.Helper()
 	out, in, err := os.Pipe()
@@ -313,12 +339,4 @@ func (p *Process) Stopped() bool {
 func (p *Process) Wait() error {
 	<-p.done
 	return p.err
-}
-
-// KillProcess sends SIGKILL to a process of a server that the test has started.
-func KillProcess(t testing.TB, pid int) {
-	t.Helper()
-	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
 }

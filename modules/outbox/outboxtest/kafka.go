@@ -10,7 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// ReadKafka reads a topic from its beginning to its present end, with another client than the one
+// ReadKafka reads a topic from its beginning to its current end, with another client than the one
 // that wrote it.
 func ReadKafka(ctx context.Context, brokers []string, topic string, opts ...kgo.Opt) ([]Seen, error) {
 	records, err := ReadRecords(ctx, brokers, topic, opts...)

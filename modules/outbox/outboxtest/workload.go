@@ -72,8 +72,8 @@ func (w *Workload) once(rnd *rand.Rand) {
 		key := fmt.Sprintf("%skey-%d", w.Prefix, rnd.IntN(w.Keys))
 		id := uuid.Must(uuid.NewV7())
 		body, _ := json.Marshal(map[string]any{"user_id": key, "n": w.written.Add(1), "text": "<&> ü"})
-		events[i] = outbox.Event{ID: id, Type: "test.Happened.v1", Key: key, Subject: key, Source: "https://auth.example",
-			Data: body}
+		events[i] = outbox.Event{ID: id, Type: "test.Happened.v1", Key: key, Subject: key,
+			Source: "https://auth.example", Data: body}
 		notes[i] = Written{ID: id.String(), Key: key}
 	}
 	committing := false

@@ -16,7 +16,7 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// onlooker is a relay whose renewals and whose clock are the test's.
+// onlooker is a relay whose renewals and clock the test controls.
 type onlooker struct {
 	*Relay
 	at  time.Time
@@ -38,7 +38,7 @@ func observe(t *testing.T, db *database.DB, cfg Config) *onlooker {
 	return o
 }
 
-// after lets time pass, renewing in between, and returns how many leases the relay has then.
+// after advances the time with renewals in between, and returns how many leases the relay has then.
 func (o *onlooker) after(t *testing.T, d time.Duration) int {
 	t.Helper()
 	for end := o.at.Add(d); ; {
@@ -52,26 +52,28 @@ func (o *onlooker) after(t *testing.T, d time.Duration) int {
 	}
 }
 
-// leased gives all shards to a relay until some time from now, by the database's clock. The
-// relay is one that says how long its leases are, one that does not, or has no row.
+// leased gives all shards to a relay until a time relative to the database's clock. The relay
+// states the length of its leases, or does not, or has no row.
 func leased(t *testing.T, db *database.DB, says string, until time.Duration) (id string) {
 	t.Helper()
 	id = uuid.NewString()
 	if says != "no row" {
-		_, err := db.Write(t.Context(), `INSERT INTO outbox_relay (id, name, started_ms, until_ms, lease_ms) VALUES (?, 'another', 0, `+schema.Now(db)+` + ?, `+says+`)`,
+		_, err := db.Write(t.Context(),
+			`INSERT INTO outbox_relay (id, name, started_ms, until_ms, lease_ms) VALUES (?, 'another', 0, `+schema.Now(db)+` + ?, `+says+`)`,
 			id, until.Milliseconds())
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := db.Write(t.Context(), `UPDATE outbox_shard SET epoch = 1, owner = ?, until_ms = `+schema.Now(db)+` + ?`, id, until.Milliseconds()); err != nil {
+	if _, err := db.Write(t.Context(), `UPDATE outbox_shard SET epoch = 1, owner = ?, until_ms = `+schema.Now(db)+
+		` + ?`, id, until.Milliseconds()); err != nil {
 		t.Fatal(err)
 	}
 	return id
 }
 
-// A relay is dead, and its leases end in days: the clock was ahead when it wrote them, or was
-// set back. Others take over after one lease all the same, by their own clocks, and say so.
+// A dead relay has leases that end in days, because the clock was ahead when it wrote them or was
+// set back later. Other relays take over after one lease by their own clocks, and report it.
 func TestALeaseThatEndsTooLateIsVoid(t *testing.T) {
 	t.Parallel()
 	for says, lease := range map[string]time.Duration{"5000": 5 * time.Second, "NULL": schema.LongestLease,
@@ -83,7 +85,8 @@ func TestALeaseThatEndsTooLateIsVoid(t *testing.T) {
 					leased(t, db, says, until)
 					st, err := outbox.Status(t.Context(), db)
 					if err != nil || st.LeasesAhead != 96 || len(st.Relays) != 0 || st.Shards[0].Owner != "" {
-						t.Fatalf("%d leases ahead, relays %+v, first shard %+v, %v", st.LeasesAhead, st.Relays, st.Shards[0], err)
+						t.Fatalf("%d leases ahead, relays %+v, first shard %+v, %v", st.LeasesAhead, st.Relays,
+							st.Shards[0], err)
 					}
 					o := observe(t, db, Config{})
 					if n := o.after(t, lease-time.Second); n != 0 {
@@ -95,9 +98,11 @@ func TestALeaseThatEndsTooLateIsVoid(t *testing.T) {
 					if n := outboxtest.Metric(t, o.reg, "authctl_outbox_leases_void_total"); n != 96 {
 						t.Errorf("it counted %v void leases", n)
 					}
-					if st, err = outbox.Status(t.Context(), db); err != nil || st.LeasesAhead != 0 || len(st.Relays) != 1 ||
+					if st, err = outbox.Status(t.Context(), db); err != nil || st.LeasesAhead != 0 ||
+						len(st.Relays) != 1 ||
 						st.Shards[0].Epoch != 2 {
-						t.Errorf("%d leases ahead, relays %+v, first shard %+v, %v", st.LeasesAhead, st.Relays, st.Shards[0], err)
+						t.Errorf("%d leases ahead, relays %+v, first shard %+v, %v", st.LeasesAhead, st.Relays,
+							st.Shards[0], err)
 					}
 				})
 			})
@@ -105,7 +110,7 @@ func TestALeaseThatEndsTooLateIsVoid(t *testing.T) {
 	}
 }
 
-// A relay that goes on renewing keeps its leases, whatever the database's clock says.
+// A relay that keeps renewing keeps its leases, whatever the database's clock says.
 func TestALeaseThatIsRenewedIsKept(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -115,7 +120,8 @@ func TestALeaseThatIsRenewedIsKept(t *testing.T) {
 			if n := o.after(t, 2*time.Second); n != 0 {
 				t.Fatalf("it took %d shards of a relay that lives", n)
 			}
-			for _, q := range []string{`UPDATE outbox_relay SET until_ms = until_ms + 2000 WHERE id = ?`, `UPDATE outbox_shard SET until_ms = until_ms + 2000 WHERE owner = ?`} {
+			for _, q := range []string{`UPDATE outbox_relay SET until_ms = until_ms + 2000 WHERE id = ?`,
+				`UPDATE outbox_shard SET until_ms = until_ms + 2000 WHERE owner = ?`} {
 				if _, err := db.Write(t.Context(), q, id); err != nil {
 					t.Fatal(err)
 				}
@@ -124,7 +130,7 @@ func TestALeaseThatIsRenewedIsKept(t *testing.T) {
 	})
 }
 
-// A lease that has run out is taken at once, as ever.
+// An expired lease is taken at once, as always.
 func TestALeaseThatHasRunOutIsTakenAtOnce(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -139,7 +145,8 @@ func TestALeaseThatHasRunOutIsTakenAtOnce(t *testing.T) {
 	})
 }
 
-// A relay is killed, and then the database's clock is set back: its work goes on after a lease.
+// A relay is killed, and then the database's clock is set back. Another relay takes over after one
+// lease.
 func TestAClockThatWasSetBackDelaysNoTakeOver(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

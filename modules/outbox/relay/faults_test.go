@@ -30,7 +30,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// campaign is how long a fault run goes on: AUTHCTL_CAMPAIGN is a duration, or long.
+// campaign is how long a run with faults takes: AUTHCTL_CAMPAIGN is a duration, or long.
 func campaign() time.Duration {
 	switch text := os.Getenv("AUTHCTL_CAMPAIGN"); text {
 	case "":
@@ -46,18 +46,18 @@ func campaign() time.Duration {
 	}
 }
 
-// job is what a child process does: relay, and write as well when Writers is set.
+// job is the work of a child process: it relays, and writes too if Writers is set.
 type job struct {
 	Database string
 	File     string
 	Kafka    sink.KafkaConfig
 	Config   relay.Config
 	Writers  int
-	StopAt   int  // stops itself, as SIGSTOP does, between reading so many events and sending them
-	NoCheck  bool // a defect: does not ask for its lease before it sends
+	StopAt   int  // stops itself, as by SIGSTOP, between reading so many events and sending them
+	NoCheck  bool // a defect: it does not check its lease before it sends
 }
 
-// writing runs writers for as long as fn does, and returns what they have committed.
+// writing runs writers while fn runs, and returns what they have committed.
 func writing(t *testing.T, db *database.DB, fn func(*outboxtest.Log)) *outboxtest.Log {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -142,7 +142,7 @@ func (j job) do() error {
 	return err
 }
 
-// stopping stops its own process right before a batch goes to the sink.
+// stopping stops its own process just before a batch goes to the sink.
 type stopping struct {
 	relay.Sink
 	at, seen int64
@@ -160,7 +160,7 @@ func (s *stopping) Publish(ctx context.Context, b *relay.Batch) error {
 		if err := syscall.Kill(os.Getpid(), syscall.SIGSTOP); err != nil {
 			return err
 		}
-		time.Sleep(100 * time.Millisecond) // the signal may take another thread first
+		time.Sleep(100 * time.Millisecond) // the signal may reach another thread first
 	}
 	if s.noCheck {
 		b.Owned = func() bool { return true }
@@ -168,7 +168,7 @@ func (s *stopping) Publish(ctx context.Context, b *relay.Batch) error {
 	return s.Sink.Publish(ctx, b)
 }
 
-// existing is the log that the database itself keeps: every event there was committed.
+// existing is the log in the database itself: every event there was committed.
 func existing(t testing.TB, db *database.DB) *outboxtest.Log {
 	t.Helper()
 	rows, err := db.QueryContext(context.Background(), `SELECT event_id, key, key_seq FROM outbox_event`)
@@ -190,13 +190,14 @@ func existing(t testing.TB, db *database.DB) *outboxtest.Log {
 	return log
 }
 
-// Everything in one process, as in the embedded mode, killed again and again: the database
-// and the file agree in the end.
+// Everything runs in one process, as in embedded mode, which is killed again and again. In the end
+// the database and the file agree.
 func TestEmbeddedModeSurvivesKills(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	j := job{Database: "sqlite:" + filepath.Join(dir, "authctl.db"), File: filepath.Join(dir, "events.ndjson"), Writers: 3,
-		Config: relay.Config{Lease: time.Second}}
+	j := job{Database: "sqlite:" + filepath.Join(dir, "authctl.db"), File: filepath.Join(dir, "events.ndjson"),
+		Writers: 3,
+		Config:  relay.Config{Lease: time.Second}}
 	db := dbtest.Open(t, j.Database)
 	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
 		t.Fatal(err)
@@ -204,7 +205,7 @@ func TestEmbeddedModeSurvivesKills(t *testing.T) {
 	kills := 0
 	for end := time.Now().Add(campaign()); time.Now().Before(end) || kills == 0; kills++ {
 		p := j.start(t)
-		// Some are killed before they own anything, some in full swing.
+		// Some are killed before they own anything, others at full speed.
 		time.Sleep(time.Duration(rand.IntN(2500)) * time.Millisecond)
 		p.Kill()
 	}
@@ -215,11 +216,11 @@ func TestEmbeddedModeSurvivesKills(t *testing.T) {
 	if err := p.Wait(); err != nil {
 		t.Error(err)
 	}
-	// At most one batch was under way at each kill.
+	// At most one batch was in flight at each kill.
 	checkFile(t, existing(t, db), j.File, kills*1000)
 }
 
-// Relays as processes, killed and stopped past two leases at random while others write.
+// Relay processes are killed, or stopped for longer than two leases, at random while others write.
 func TestRelayProcessesSurviveKillsAndStops(t *testing.T) {
 	t.Parallel()
 	cfg := topic(t, 4)
@@ -254,8 +255,8 @@ func TestRelayProcessesSurviveKillsAndStops(t *testing.T) {
 	checkKafka(t, log, cfg, faults*4*200)
 }
 
-// A relay is stopped between reading events and sending them, long enough for another to
-// take its shards and send them. When it goes on it must send nothing: nothing was under way.
+// A relay is stopped between reading events and sending them, long enough for another relay to take
+// its shards and send them. When it continues it must send nothing.
 func TestStoppedRelaySendsNothingAfterItsLease(t *testing.T) {
 	t.Parallel()
 	if report := stopPastLease(t, false); !report.Sound(0) {
@@ -292,8 +293,8 @@ func stopPastLease(t *testing.T, defect bool) outboxtest.Report {
 	return report
 }
 
-// How long events wait for another relay to take over: hardly at all after an orderly stop, as long
-// as the lease after kill -9. The figures are for people; the short run has a shorter lease.
+// How long events wait until another relay takes over: hardly at all after an orderly stop, and one
+// lease after kill -9. The figures are for people; the short run has a shorter lease.
 func TestAnotherRelayTakesOver(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -315,7 +316,7 @@ func TestAnotherRelayTakesOver(t *testing.T) {
 		}
 		gone := time.Now()
 		var events []outbox.Event
-		for i := range 96 { // some for every shard, or nearly
+		for i := range 96 { // enough for nearly every shard
 			events = append(events, outboxtest.Event(fmt.Sprint("key-", i)))
 		}
 		outboxtest.Add(t, db, events...)
@@ -329,8 +330,8 @@ func TestAnotherRelayTakesOver(t *testing.T) {
 	checkFile(t, existing(t, db), j.File, 0)
 }
 
-// Somebody builds an index or the like, again and again: writers queue, and then commit in any
-// order. Relays publish each key in order all the same.
+// Again and again the table is locked as for a new index: writers queue, and then commit in any
+// order. Relays still publish each key in order.
 func TestOrderSurvivesALockedTable(t *testing.T) {
 	t.Parallel()
 	url := dbtest.PostgresURL(t)
@@ -343,11 +344,11 @@ func TestOrderSurvivesALockedTable(t *testing.T) {
 	checkFile(t, log, path, 0)
 }
 
-// lockingTable runs writers of many keys, some of which are busy ones, while the table of
-// events is locked as CREATE INDEX locks it, and returns what they have committed.
+// lockingTable runs writers of many keys, some of them busy ones, while the table of events is
+// locked as CREATE INDEX locks it. It returns what they have committed.
 func lockingTable(t *testing.T, url string, long time.Duration) *outboxtest.Log {
 	t.Helper()
-	db, writers := dbtest.Open(t, url), dbtest.Open(t, url) // those who wait leave no connection to others
+	db, writers := dbtest.Open(t, url), dbtest.Open(t, url) // waiting writers would leave no connection to others
 	ctx, cancel := context.WithCancel(t.Context())
 	log := &outboxtest.Log{}
 	var all sync.WaitGroup
@@ -379,7 +380,7 @@ func lockingTable(t *testing.T, url string, long time.Duration) *outboxtest.Log 
 	return log
 }
 
-// The leader of the partitions is killed: another broker leads on, and knows what it has.
+// The leader of the partitions is killed. Another broker takes over, and has all records.
 func TestRelayFollowsALeaderThatMoves(t *testing.T) {
 	t.Parallel()
 	cluster := outboxtest.StartKafka(t, 3)
@@ -413,8 +414,8 @@ func TestRelayFollowsALeaderThatMoves(t *testing.T) {
 	checkKafka(t, log, cfg, 0)
 }
 
-// The answers of the broker are lost for a while, again and again: sent once more unchanged,
-// nothing is there twice and nothing is missing.
+// The broker's answers are lost for a while, again and again. The relay repeats the batches
+// unchanged, so nothing is duplicated and nothing is missing.
 func TestRelayRepeatsNothingWhenAnswersAreLost(t *testing.T) {
 	t.Parallel()
 	cfg := topic(t, 4)
@@ -456,7 +457,7 @@ func (d deafConn) Read(p []byte) (int, error) {
 	}
 }
 
-// The broker is killed and away for a while: the backlog shows, and drains in order.
+// The broker is killed and stays down for a while. The backlog shows, and drains in order.
 func TestRelayWaitsForABrokerThatWasKilled(t *testing.T) {
 	t.Parallel()
 	cluster := outboxtest.StartKafka(t, 1)
@@ -485,8 +486,8 @@ func TestRelayWaitsForABrokerThatWasKilled(t *testing.T) {
 	checkKafka(t, log, cfg, 0)
 }
 
-// The database crashes and comes back: relays do not end, and nothing committed is lost.
-// Acknowledgements that had not reached the disk repeat events.
+// The database crashes and comes back. Relays keep running, and no committed event is lost.
+// Acknowledgements that were not on disk yet cause duplicates.
 func TestRelaySurvivesACrashOfTheDatabase(t *testing.T) {
 	t.Parallel()
 	server := outboxtest.StartPostgres(t)
@@ -497,8 +498,8 @@ func TestRelaySurvivesACrashOfTheDatabase(t *testing.T) {
 	})
 }
 
-// A standby is promoted after the primary crashed. With synchronous replication nothing
-// that was committed is lost.
+// A standby is promoted after the primary has crashed. With synchronous replication no committed
+// event is lost.
 func TestRelaySurvivesAFailover(t *testing.T) {
 	t.Parallel()
 	primary := outboxtest.StartPostgres(t, "wal_level = replica")
@@ -558,6 +559,6 @@ func survive(t *testing.T, url string, fault func()) {
 		st, err := outbox.Status(context.Background(), db)
 		return err == nil && st.Pending == 0
 	})
-	// What had been acknowledged and not yet written down: some tenths of a second.
+	// What was acknowledged but not recorded yet: some tenths of a second.
 	checkFile(t, log, path, faults*3000)
 }

@@ -91,7 +91,7 @@ type fetchRequest struct {
 func (r *Relay) fetch(ctx context.Context) ([]*batch, error) {
 	r.mu.Lock()
 	// Before the fetch, which then sees everything up to the stable watermark.
-	stable, server := r.stable.Load(), r.serverName()
+	stable, server := r.stable.Load(), r.server.Load()
 	if !r.until.HoldsAt(r.now()) {
 		r.mu.Unlock()
 		return nil, nil

@@ -26,7 +26,7 @@ func addOne(t *testing.T, ctx context.Context, tx database.IDB, key string) {
 }
 
 // The stable watermark stays below the id of an open transaction, however many transactions commit
-// after it, and passes it when the transaction ends, either way.
+// after it, and passes it once the transaction has ended, either way.
 func TestTheStableWatermarkNeverPassesAnOpenTransaction(t *testing.T) {
 	t.Parallel()
 	for _, end := range []string{"commit", "abort"} {
@@ -68,7 +68,7 @@ func TestTheStableWatermarkNeverPassesAnOpenTransaction(t *testing.T) {
 	}
 }
 
-// counting is a sink for tests in this package, which the package of the real sinks imports.
+// counting is a sink for the tests of this package, which the real sinks' package imports.
 type counting struct {
 	partitions int
 	seen       chan Record
@@ -89,7 +89,7 @@ func (c *counting) Publish(_ context.Context, b *Batch) error {
 	return nil
 }
 
-// wait returns once so many more events were published.
+// wait returns once n more events were published.
 func (c *counting) wait(t *testing.T, n int) {
 	t.Helper()
 	for range n {
@@ -116,7 +116,7 @@ func start(t *testing.T, r *Relay) (stop func()) {
 	}
 }
 
-// A watermark that is wrong, by whatever defect, makes events late and is counted. It loses none.
+// A wrong watermark, whatever its cause, makes events late and is counted. It loses none.
 func TestTheSweepDeliversWhatAWrongWatermarkHides(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -137,8 +137,9 @@ func TestTheSweepDeliversWhatAWrongWatermarkHides(t *testing.T) {
 		stop := start(t, r)
 		sink.wait(t, 3)
 		stop()
-		if n := outboxtest.Metric(t, reg, "authctl_outbox_sweep_found_total"); n != 3 {
-			t.Errorf("counted %v, want 3", n)
+		// On a busy machine the next sweep may find an event again before it is published.
+		if n := outboxtest.Metric(t, reg, "authctl_outbox_sweep_found_total"); n < 3 {
+			t.Errorf("counted %v, want 3 or more", n)
 		}
 		if n := outboxtest.Metric(t, reg, "authctl_outbox_published_total"); n != 3 {
 			t.Errorf("published %v, want 3", n)
@@ -146,8 +147,8 @@ func TestTheSweepDeliversWhatAWrongWatermarkHides(t *testing.T) {
 	})
 }
 
-// Watermarks rise with what is published, so a fetch does not walk over deleted rows. The sweep finds
-// nothing if everything is in order.
+// Watermarks rise with the published events, so that a fetch does not read deleted rows. The sweep
+// finds nothing in normal operation.
 func TestWatermarksFollowWhatIsPublished(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -187,7 +188,7 @@ func TestWatermarksFollowWhatIsPublished(t *testing.T) {
 	}
 }
 
-// The number of partitions changes while a relay runs: it ends, and says why.
+// The number of partitions changes while a relay runs. The relay ends and says why.
 func TestRelayEndsWhenPartitionsChangeUnderWay(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
@@ -208,7 +209,8 @@ func TestRelayEndsWhenPartitionsChangeUnderWay(t *testing.T) {
 		t.Errorf("got %v, want ErrPartitionsChanged", err)
 	}
 	var owned int
-	if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_shard WHERE owner IS NOT NULL`).Scan(&owned); err != nil || owned != 0 {
+	if err := db.QueryRowContext(t.Context(),
+		`SELECT count(*) FROM outbox_shard WHERE owner IS NOT NULL`).Scan(&owned); err != nil || owned != 0 {
 		t.Errorf("%d shards are still owned, %v", owned, err)
 	}
 }

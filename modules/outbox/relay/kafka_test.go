@@ -24,7 +24,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// topic makes a topic of its own on the shared Kafka and returns how to reach it.
+// topic makes a topic on the shared Kafka and returns the settings for it.
 func topic(t testing.TB, partitions int) sink.KafkaConfig {
 	t.Helper()
 	cfg := sink.KafkaConfig{Brokers: strings.Split(testenv.Kafka(t), ","), Topic: "test." + uuid.NewString(),
@@ -71,8 +71,8 @@ func checkKafka(t testing.TB, log *outboxtest.Log, cfg sink.KafkaConfig, duplica
 	}
 }
 
-// One user's event is too large for the topic: it is found among all others, its user waits,
-// and the others go on.
+// One user's event is too large for the topic. The relay identifies it among the others; its user
+// waits, and the others go on.
 func TestEventTooLargeForTheTopicParksItsKeyAlone(t *testing.T) {
 	t.Parallel()
 	cfg := topic(t, 4)
@@ -92,14 +92,15 @@ func TestEventTooLargeForTheTopicParksItsKeyAlone(t *testing.T) {
 		t.Fatalf("parked %+v, %v", keys, err)
 	}
 	var id string
-	if err := db.QueryRowContext(t.Context(), `SELECT event_id FROM outbox_event WHERE key = 'big' AND key_seq = 1`).Scan(&id); err != nil {
+	if err := db.QueryRowContext(t.Context(),
+		`SELECT event_id FROM outbox_event WHERE key = 'big' AND key_seq = 1`).Scan(&id); err != nil {
 		t.Fatal(err)
 	}
 	log.Add(outboxtest.Written{ID: id, Key: "big", Seq: 1})
 	checkKafka(t, log, cfg, 0)
 }
 
-// limit makes the topic refuse what is larger.
+// limit makes the topic refuse larger events.
 func limit(t testing.TB, cfg sink.KafkaConfig, bytes int) {
 	t.Helper()
 	request(t, cfg, func(c *kgo.Client) error {
@@ -119,15 +120,15 @@ func limit(t testing.TB, cfg sink.KafkaConfig, bytes int) {
 }
 
 func largeEvent(key string) outbox.Event {
-	noise := make([]byte, 4000) // which does not compress
+	noise := make([]byte, 4000) // a client that does not compress
 	_, _ = rand.Read(noise)
 	e := outboxtest.Event(key)
 	e.Data = fmt.Appendf(nil, `{"a":"%x"}`, noise)
 	return e
 }
 
-// A user is parked, and an operator replays an earlier event that the topic takes no more:
-// the user waits from there on, and the others go on.
+// A user is parked, and an operator replays an earlier event that the topic no longer accepts. The
+// user waits from that event on, and the others go on.
 func TestAReplayThatKafkaRefusesParksTheKeyFromThere(t *testing.T) {
 	t.Parallel()
 	cfg := topic(t, 1)
@@ -159,7 +160,7 @@ func TestAReplayThatKafkaRefusesParksTheKeyFromThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var others []string // in either order: the replay may come before the new event or after it
+	var others []string // in any order: the replay may come before or after the new event
 	for _, s := range seen {
 		if s.Key == "small" {
 			others = append(others, fmt.Sprintf("%d replay=%v", s.Seq, s.Replay))
@@ -171,8 +172,8 @@ func TestAReplayThatKafkaRefusesParksTheKeyFromThere(t *testing.T) {
 	}
 }
 
-// More partitions under way: keys would move. The relay stops and says so, and what is
-// written waits.
+// Partitions are added while a relay runs, which would move keys. The relay stops and says so, and
+// new events wait.
 func TestRelayStopsWhenTheTopicIsRepartitioned(t *testing.T) {
 	t.Parallel()
 	cfg := topic(t, 4)

@@ -117,7 +117,7 @@ func (r *Relay) tickTx(
 	if err != nil {
 		return res, err
 	}
-	if prior := r.serverName(); prior != "" && prior != res.server {
+	if prior := r.server.Load(); prior != "" && prior != res.server {
 		held = nil // another server: what is remembered may not have happened there
 	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO outbox_relay (id, name, started_ms, until_ms, rate, lease_ms)
@@ -179,17 +179,12 @@ func (r *Relay) tickTx(
 func (r *Relay) watch(
 	ctx context.Context, tx database.Tx, asked time.Time, nowMS int64,
 ) (living, gone []string, err error) {
-	seen := map[string]schema.Sighting{}
+	seen := schema.Sightings{}
 	_, err = database.Collect(ctx, tx, "read the relays", func(row database.Row) (id string, err error) {
-		var s schema.Sighting
+		var ends [2]int64
 		var lease int64
-		err = row.Scan(&id, &s.Ends[0], &s.Ends[1], &lease)
-		if last, ok := r.seen[id]; ok && last.Ends == s.Ends {
-			s = last
-		} else {
-			s.Since = r.now()
-		}
-		s.Lease = time.Duration(lease) * time.Millisecond
+		err = row.Scan(&id, &ends[0], &ends[1], &lease)
+		s := r.seen.Look(id, ends, lease, r.now())
 		switch {
 		case id != r.id && s.Gone(asked):
 			s.Taken = true
@@ -316,12 +311,13 @@ func (r *Relay) surplus(claims []claim, share int) (now []int) {
 func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if prior := r.serverName(); prior != "" && prior != res.server {
-		r.log.Warn("the database is another server now; reading the leases again")
+	if prior := r.server.Load(); prior != "" && prior != res.server {
+		r.log.Warn("relay_database_changed",
+			zap.String("hint", "it is another server now: the leases are read again"))
 		r.dropAll()
 		r.stable.Store(0)
 	}
-	r.server.Store(&res.server)
+	r.server.Store(res.server)
 	r.clock.Store(res.nowMS - r.now().UnixMilli())
 	r.living = res.living
 	for _, id := range res.released {
@@ -377,14 +373,15 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 	r.met.owned.Set(float64(len(r.held)))
 	r.met.living.Set(float64(res.living))
 	if expired > 0 {
-		r.log.Info("took over shards of a relay that is gone", zap.Int("shards", expired))
+		r.log.Info("relay_shards_taken_over", zap.Int("shards", expired))
 	}
 	if void > 0 {
-		r.log.Warn("leases of a relay that is gone end in the future: the database's clock was ahead or has been set back",
-			zap.Int("shards", void))
+		r.log.Warn("relay_leases_void", zap.Int("shards", void),
+			zap.String("hint", "a relay that is gone left leases that end too late: the database's clock was ahead or "+
+				"has been set back; the shards are taken over"))
 	}
 	if gone > 0 {
-		r.log.Warn("lost shards to another relay", zap.Int("shards", gone))
+		r.log.Warn("relay_shards_lost", zap.Int("shards", gone))
 	}
 	poke(r.poked)
 }
@@ -392,14 +389,6 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 // errOtherServer says that the database is no longer the server that was read from. The new one may
 // have given the same ids to other events.
 var errOtherServer = errors.New("the database is another server now")
-
-// serverName is the database server that answered last; empty before any did, and on SQLite.
-func (r *Relay) serverName() string {
-	if name := r.server.Load(); name != nil {
-		return *name
-	}
-	return ""
-}
 
 // dropAll forgets every lease. Caller holds mu.
 func (r *Relay) dropAll() {
@@ -416,19 +405,7 @@ func (r *Relay) releaseLeases(ctx context.Context) error {
 	r.dropAll()
 	r.met.owned.Set(0)
 	r.mu.Unlock()
-	err := r.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
-		if err := schema.Bounded(ctx, tx, r.cfg.Lease/2); err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, `UPDATE outbox_shard SET owner = NULL, until_ms = 0 WHERE owner = ?`, r.id); err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_relay WHERE id = ?`, r.id); err != nil {
-			return err
-		}
-		return schema.NotifyLeases(ctx, tx)
-	})
-	if err != nil {
+	if err := schema.Release(ctx, r.db, r.cfg.Lease/2, "outbox_shard", "outbox_relay", r.id); err != nil {
 		return fmt.Errorf("release the leases: %w", err)
 	}
 	return nil

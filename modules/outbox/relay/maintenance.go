@@ -51,12 +51,12 @@ func (r *Relay) watchTarget(ctx context.Context, fail func(error)) {
 func (r *Relay) trackStable(ctx context.Context) {
 	w := schema.StableWatermark{DB: r.db}
 	for wait := stableEvery; retry.Sleep(ctx, wait); {
-		current, err := w.Advance(ctx, r.serverName())
+		current, err := w.Advance(ctx, r.server.Load())
 		if err != nil {
 			w = schema.StableWatermark{DB: r.db}
 		}
 		r.mu.Lock()
-		if w.Server == r.serverName() {
+		if w.Server == r.server.Load() {
 			r.stable.Store(w.ID)
 		} else { // the watermark of one server says nothing about another
 			r.stable.Store(0)
@@ -89,12 +89,12 @@ func (r *Relay) sweep(ctx context.Context) {
 				JOIN outbox_shard s ON s.shard = p.shard
 				WHERE p.shard = ? AND p.id <= ? AND s.epoch = ? AND s.owner = ?`,
 				c.shard, c.watermark, c.epoch, r.id).Scan(&n, &server)
-			if err != nil || n == 0 || server != r.serverName() {
+			if err != nil || n == 0 || server != r.server.Load() {
 				continue
 			}
 			r.met.sweepFound.Add(float64(n))
-			r.log.Error("events were found below the watermark; they are published late",
-				zap.Int64("events", n), zap.Int("shard", c.shard))
+			r.log.Error("events_found_below_watermark", zap.Int64("events", n), zap.Int("shard", c.shard),
+				zap.String("hint", "they are published late, perhaps out of order; please report it with this log"))
 			r.mu.Lock()
 			if sh := r.held[c.shard]; sh != nil && sh.epoch == c.epoch {
 				sh.watermark = 0
@@ -109,10 +109,10 @@ func (r *Relay) sweep(ctx context.Context) {
 func (r *Relay) retain(ctx context.Context) {
 	for {
 		if err := outbox.Retain(ctx, r.db, r.cfg.Retention); err != nil && ctx.Err() == nil {
-			r.log.Warn("old events were not dropped; trying again later", zap.Error(err))
+			r.log.Warn("housekeeping_failed", zap.String("what", "outbox_event"), zap.Error(err))
 		}
 		if err := forgetOutages(ctx, r.db); err != nil && ctx.Err() == nil {
-			r.log.Warn("old reports of relays that have ended were not dropped; trying again later", zap.Error(err))
+			r.log.Warn("housekeeping_failed", zap.String("what", "outbox_trouble"), zap.Error(err))
 		}
 		if !retry.Sleep(ctx, retainEvery) {
 			return

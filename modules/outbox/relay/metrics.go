@@ -46,7 +46,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 			Name: "authctl_outbox_publish_errors_total", Help: "Attempts to publish that failed, by kind.",
 		}, []string{"kind"}),
 		latency: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "authctl_outbox_latency_seconds", Help: "From the writing of an event to the target's acknowledgement.",
+			Name: "authctl_outbox_latency_seconds", Help: "From the writing of an event to the target's " +
+				"acknowledgement.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, 1, 5, 30, 300, 3600},
 		}),
 		batchEvents: prometheus.NewHistogram(prometheus.HistogramOpts{

@@ -15,11 +15,11 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// A check that nothing can fail shows nothing. These are the ways outboxes are usually
-// built, wrong ones; each must be found out.
+// A check that cannot fail shows nothing. These are common but wrong ways to build an outbox, and
+// the checks must find each of them.
 
-// cursorRelay is the relay that remembers how far it has come, in the order that its query
-// gives: a scan of events above a cursor, as most outboxes have it.
+// cursorRelay is a relay that remembers its position in the order of its query: a scan of the
+// events above a cursor, which most outboxes use.
 func cursorRelay(ctx context.Context, t *testing.T, db *database.DB, s relay.Sink, query string) {
 	var cursor [2]int64
 	for ctx.Err() == nil {
@@ -31,7 +31,8 @@ func cursorRelay(ctx context.Context, t *testing.T, db *database.DB, s relay.Sin
 		batch.Owned = func() bool { return true }
 		for rows.Next() {
 			var r relay.Record
-			if err := rows.Scan(&cursor[0], &r.ID, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source, &r.DataSchema,
+			if err := rows.Scan(&cursor[0], &r.ID, &r.Seq, &r.EventID, &r.Type, &r.Key, &r.Subject, &r.Source,
+				&r.DataSchema,
 				&r.Time, &r.Data); err != nil {
 				t.Error(err)
 				return
@@ -55,8 +56,7 @@ func cursorRelay(ctx context.Context, t *testing.T, db *database.DB, s relay.Sin
 
 const eventColumns = `id, key_seq, event_id::text, type, key, subject, source, dataschema, time, data`
 
-// runCursor runs writers and such a relay until the checker has found a defect, or for so long that
-// it finds none.
+// runCursor runs writers and such a relay until the checker finds a defect, or gives up.
 func runCursor(t *testing.T, query string, found func(outboxtest.Report) bool) (report outboxtest.Report) {
 	t.Helper()
 	db := dbtest.Postgres(t)
@@ -70,7 +70,7 @@ func runCursor(t *testing.T, query string, found func(outboxtest.Report) bool) (
 	for range 20 {
 		w := outboxtest.Workload{DB: db, Log: log, Writers: 12, Keys: 5, Limit: 500}
 		w.Run(t.Context())
-		// Until it has read everything that it is ever going to read.
+		// Until it has read everything that it will ever read.
 		for before := -1; len(lines(t, path)) != before; time.Sleep(300 * time.Millisecond) {
 			before = len(lines(t, path))
 		}
@@ -106,8 +106,8 @@ func TestCheckerFindsOrderByTransaction(t *testing.T) {
 	}
 }
 
-// drawnFirst is the function that draws the id before its transaction holds the lock by which
-// a relay sees it: everything else is as it should be.
+// drawnFirst is the function that draws the id before its transaction holds the lock by which a
+// relay sees the transaction. Everything else is correct.
 const drawnFirst = `CREATE OR REPLACE FUNCTION outbox_add_traced(p_hash integer, p_bytes integer, p_event_id uuid, p_type text, p_key text,
     p_subject text, p_source text, p_dataschema text, p_time text, p_data text, p_traceparent text) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
@@ -134,7 +134,7 @@ func TestCheckerFindsAnIDDrawnBeforeTheLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	relay.SweepEvery(r, 2*time.Second) // what the watermark hides is late, and not lost
+	relay.SweepEvery(r, 2*time.Second) // events that the watermark hides are late, not lost
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- r.Run(ctx) }()
@@ -155,16 +155,17 @@ func TestCheckerFindsAnIDDrawnBeforeTheLock(t *testing.T) {
 	}
 }
 
-// pipelined has five parts of each batch under way at once, on a network that drops some.
+// pipelined has five parts of each batch in flight at once, on a network that drops some.
 type pipelined struct{ relay.Sink }
 
 func (p pipelined) Publish(ctx context.Context, b *relay.Batch) error {
 	var wg sync.WaitGroup
 	size := (len(b.Records) + 4) / 5
 	for from := 0; from < len(b.Records); from += size {
-		part := &relay.Batch{Partition: b.Partition, Records: b.Records[from:min(from+size, len(b.Records))], Owned: b.Owned}
+		part := &relay.Batch{Partition: b.Partition, Records: b.Records[from:min(from+size, len(b.Records))],
+			Owned: b.Owned}
 		wg.Go(func() {
-			for rand.IntN(4) == 0 { // lost on the way; sent again
+			for rand.IntN(4) == 0 { // lost on the way, and sent again
 				time.Sleep(time.Millisecond)
 			}
 			for p.Sink.Publish(ctx, part) != nil && ctx.Err() == nil {
@@ -203,7 +204,7 @@ func TestCheckerFindsALeaseWithoutADeadline(t *testing.T) {
 	}
 }
 
-// forgetful acknowledges what it has not got, sometimes: fire and forget.
+// forgetful sometimes acknowledges events that it does not have: fire and forget.
 type forgetful struct {
 	relay.Sink
 	n atomic.Int64

@@ -20,7 +20,7 @@ import (
 	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
 
-// picky refuses some records as a broker would; what it takes, the real sink gets.
+// picky refuses some records as a broker would, and passes the others to the real sink.
 type picky struct {
 	relay.Sink
 	refuses func(relay.Record) bool
@@ -52,7 +52,7 @@ func (p *picky) Publish(ctx context.Context, b *relay.Batch) error {
 	return refused
 }
 
-// lines lists key/sequence of the events in the file, followed by * if it is a replay.
+// lines lists key/sequence of the events in the file, with * for replays.
 func lines(t testing.TB, path string) []string {
 	t.Helper()
 	seen, err := outboxtest.ReadFile(path)
@@ -88,7 +88,8 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 				drained(t, db)
 				got := lines(t, path)
 				slices.Sort(got)
-				if want := "bad/1 fine/1 fine/2 fine/3 good/1 good/2 good/3 good/4 worse/1"; strings.Join(got, " ") != want {
+				if want := "bad/1 fine/1 fine/2 fine/3 good/1 good/2 good/3 good/4 worse/1"; strings.Join(got,
+					" ") != want {
 					t.Fatalf("published %v, want %s", got, want)
 				}
 
@@ -107,7 +108,8 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 					t.Errorf("waiting events %+v, %v", waiting, err)
 				}
 
-				// One is sent again, and still refused: it parks again and nothing of it is out.
+				// A retried event is refused again: its key is parked again, and none of its events
+				// was published.
 				if n, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil || n != 3 {
 					t.Errorf("retry: %d, %v", n, err)
 				}
@@ -119,7 +121,7 @@ func TestParkedKeyWaitsAloneUntilSomeoneDecides(t *testing.T) {
 				if _, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil {
 					t.Error(err)
 				}
-				if n, err := outbox.DiscardParked(t.Context(), db, "worse"); err != nil || n != 2 {
+				if n, err := outbox.DiscardParked(t.Context(), db, "worse", 0); err != nil || n != 2 {
 					t.Errorf("discard: %d, %v", n, err)
 				}
 				drained(t, db)
@@ -206,8 +208,8 @@ func TestReplaySendsTheSameEventsAgain(t *testing.T) {
 	})
 }
 
-// The trace and the generation of an event are those of the moment in which it was written, also when it
-// is sent after it was parked, and when it is sent again.
+// An event keeps its original trace and generation, also when it was parked before, and when it is
+// sent again.
 func TestAnEventIsSentWithItsTraceAndItsGeneration(t *testing.T) {
 	t.Parallel()
 	const traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -265,7 +267,7 @@ func TestAnEventIsSentWithItsTraceAndItsGeneration(t *testing.T) {
 	})
 }
 
-// A replay of what waits anyway changes nothing about it.
+// A replay of events that are still waiting changes nothing.
 func TestReplayLeavesWaitingEventsAlone(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -291,7 +293,8 @@ func TestStatusTellsBacklogAndOwners(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if st.Pending != 3 || st.LastID != 3 || len(st.Shards) != 96 || len(st.Relays) != 0 || st.OldestAge > time.Hour {
+		if st.Pending != 3 || st.LastID != 3 || len(st.Shards) != 96 || len(st.Relays) != 0 ||
+			st.OldestAge > time.Hour {
 			t.Errorf("without a relay: %+v", st)
 		}
 		if n := st.Shards[outbox.Partition("a", 96)].Pending; n != 2 {
@@ -415,19 +418,20 @@ func TestRetentionKeepsWhatWaits(t *testing.T) {
 		}
 		age := func() {
 			t.Helper()
-			if _, err := db.Write(t.Context(), `UPDATE outbox_event SET created_ms = created_ms - 7200000`); err != nil {
+			if _, err := db.Write(t.Context(),
+				`UPDATE outbox_event SET created_ms = created_ms - 7200000`); err != nil {
 				t.Fatal(err)
 			}
 		}
 		outboxtest.AddKeys(t, db, "a", "b")
 		retain()
 		if n := events(); n != 2 {
-			t.Fatalf("%d events after retention of young ones, want 2", n)
+			t.Fatalf("%d events after a retention run with young ones, want 2", n)
 		}
 		age()
 		retain()
 		if n := events(); n != 2 {
-			t.Fatalf("%d events after retention of pending ones, want 2", n)
+			t.Fatalf("%d events after a retention run with pending ones, want 2", n)
 		}
 		s, _ := file(t)
 		p := &picky{Sink: s, refuses: func(r relay.Record) bool { return r.Key == "b" }}
@@ -438,14 +442,14 @@ func TestRetentionKeepsWhatWaits(t *testing.T) {
 		if _, err := outbox.ParkedEvents(t.Context(), db, "b"); err != nil {
 			t.Fatalf("a parked event is gone: %v", err)
 		}
-		if _, err := outbox.DiscardParked(t.Context(), db, "b"); err != nil {
+		if _, err := outbox.DiscardParked(t.Context(), db, "b", 0); err != nil {
 			t.Fatal(err)
 		}
 		retain()
 		if n := events(); n != 0 {
-			t.Fatalf("%d events after retention of old, published ones, want 0", n)
+			t.Fatalf("%d events after a retention run with old, published ones, want 0", n)
 		}
-		outboxtest.AddKeys(t, db, "a") // the ring is there for the next
+		outboxtest.AddKeys(t, db, "a") // the segment is ready for the next event
 		if n := events(); n != 1 {
 			t.Errorf("%d events, want 1", n)
 		}
@@ -482,7 +486,7 @@ func TestShardsChangeOnlyWhileNothingWaits(t *testing.T) {
 	})
 }
 
-// resized has another number of partitions than the real sink.
+// resized claims another number of partitions than the real sink has.
 type resized struct {
 	relay.Sink
 	n atomic.Int64
@@ -534,7 +538,7 @@ func TestRelayRefusesAnotherNumberOfPartitions(t *testing.T) {
 	}
 }
 
-// Transactions that stay open, hold other tables or only read delay nobody's events.
+// Transactions that stay open, lock other tables or only read do not delay other events.
 func TestForeignTransactionsDelayNothing(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -542,7 +546,8 @@ func TestForeignTransactionsDelayNothing(t *testing.T) {
 	startRelay(t, db, s, relay.Config{}, relay.Options{})
 	err := db.Tx(t.Context(), func(ctx context.Context, reader database.Tx) error {
 		var n int
-		if err := reader.QueryRowContext(ctx, `SELECT count(*) FROM outbox_event, outbox_pending`).Scan(&n); err != nil {
+		if err := reader.QueryRowContext(ctx,
+			`SELECT count(*) FROM outbox_event, outbox_pending`).Scan(&n); err != nil {
 			return err
 		}
 		return db.Tx(ctx, func(ctx context.Context, writer database.Tx) error {

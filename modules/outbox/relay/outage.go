@@ -68,15 +68,15 @@ func (o *outages) begin(partition int, kind string, err error) {
 		return
 	}
 	o.logged[kind] = o.now()
-	message := "events cannot be published now; they wait in order"
+	name, hint := "relay_stalled", "events wait in order until the cause is removed; see: authctl outbox status"
 	switch kind {
 	case "database":
-		message = "the relay cannot reach the database now; events wait in order"
+		name, hint = "relay_database_away", "events wait in order"
 	case "retry":
-	default:
-		message = "events cannot be published until someone acts; they wait in order"
+		name, hint = "relay_target_away", "events wait in order"
 	}
-	o.log.Error(message, zap.String("kind", kind), zap.Error(err), zap.Duration("for", o.duration()))
+	o.log.Error(name, zap.String("kind", kind), zap.Error(err), zap.Duration("lasted", o.duration()),
+		zap.String("hint", hint))
 }
 
 func (o *outages) duration() time.Duration { return o.now().Sub(o.since).Round(time.Millisecond) }
@@ -85,8 +85,9 @@ func (o *outages) duration() time.Duration { return o.now().Sub(o.since).Round(t
 func (o *outages) database(err error) {
 	kind := "database"
 	if database.IsForbidden(err) {
-		kind, err = "rights", fmt.Errorf("this database role may not relay events: run deploy/postgres/grants.sql after "+
-			"each migration; where relays run elsewhere, set OUTBOX_RELAY=off for serve: %w", err)
+		kind, err = "rights",
+			fmt.Errorf("this database role may not relay events: run deploy/postgres/grants.sql after each "+
+				"migration; where relays run elsewhere, set OUTBOX_RELAY=off for serve: %w", err)
 	}
 	o.count(kind)
 	o.begin(databaseOutage, kind, err)
@@ -116,7 +117,7 @@ func (o *outages) resolved(partition int) {
 	}
 	delete(o.where, partition)
 	if len(o.where) == 0 && len(o.logged) > 0 {
-		o.log.Info("events are published again", zap.Duration("after", o.duration()))
+		o.log.Info("relay_outage_ended", zap.Duration("lasted", o.duration()))
 	}
 }
 
@@ -128,7 +129,7 @@ func (o *outages) keep(owned map[int]bool) {
 	had := len(o.where)
 	maps.DeleteFunc(o.where, func(partition int, _ outage) bool { return partition >= 0 && !owned[partition] })
 	if had > 0 && len(o.where) == 0 && len(o.logged) > 0 {
-		o.log.Info("another relay now owns the events that could not be published", zap.Duration("after", o.duration()))
+		o.log.Info("relay_outage_left_to_others", zap.Duration("lasted", o.duration()))
 	}
 }
 
@@ -191,7 +192,8 @@ func (r *Relay) reportOutage(ctx context.Context) {
 		}
 		if err := r.writeOutage(ctx, worst, schema.OutageHolds); err != nil {
 			if !failed && ctx.Err() == nil {
-				r.log.Warn("what keeps events from being published could not be written for authctl outbox status", zap.Error(err))
+				r.log.Warn("relay_outage_not_reported", zap.Error(err),
+					zap.String("hint", "authctl outbox status does not show what keeps events from being published"))
 			}
 			failed = true
 			continue

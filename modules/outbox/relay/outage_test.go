@@ -38,7 +38,7 @@ func TestAnOutageIsLoggedOnceAndATrifleIsNot(t *testing.T) {
 	boom := errors.New("boom")
 	o.begin(1, "retry", boom)
 	o.resolved(1)
-	logged(0) // a trifle
+	logged(0) // a short outage
 	o.begin(1, "retry", boom)
 	o.begin(2, "retry", boom)
 	now = now.Add(2 * time.Second)
@@ -49,15 +49,34 @@ func TestAnOutageIsLoggedOnceAndATrifleIsNot(t *testing.T) {
 	o.begin(1, "retry", boom)
 	logged(2) // still
 	o.resolved(1)
-	logged(2) // not all of them
+	logged(2) // only some of them
 	o.resolved(2)
 	logged(3)
 	o.begin(3, "topic", boom) // it needs a person
 	logged(4)
 }
 
-// The shards of a partition go to another relay while the target is away: that ends the outage here,
-// and the log says so. Outages of the partitions that this relay keeps go on.
+// The log tells an outage that waits for a person from one that passes.
+func TestTheNameOfAnOutageTellsWhoIsNeeded(t *testing.T) {
+	t.Parallel()
+	for kind, name := range map[string]string{
+		"database": "relay_database_away", "retry": "relay_target_away", "topic": "relay_stalled",
+		"rights": "relay_stalled",
+	} {
+		core, logs := observer.New(zap.DebugLevel)
+		now := time.Unix(1000, 0)
+		o := outages{log: zap.New(core), now: func() time.Time { return now }}
+		o.begin(1, kind, errors.New("boom"))
+		now = now.Add(2 * time.Second)
+		o.begin(1, kind, errors.New("boom"))
+		if lines := logs.All(); len(lines) != 1 || lines[0].Message != name || lines[0].ContextMap()["kind"] != kind {
+			t.Errorf("%s: %v", kind, lines)
+		}
+	}
+}
+
+// The shards of a partition move to another relay while the target is down. That ends the outage of
+// this relay, and the log says so. Outages of its other partitions continue.
 func TestAnOutageEndsWithTheLease(t *testing.T) {
 	t.Parallel()
 	core, logs := observer.New(zap.DebugLevel)
@@ -91,23 +110,23 @@ func TestAnOutageEndsWithTheLease(t *testing.T) {
 	}
 	renew(2, 6)
 	renew(6)
-	last("lost shards to another relay")
+	last("relay_shards_lost")
 	renew()
 	var messages []string
 	for _, e := range logs.All() {
 		messages = append(messages, e.Message)
 	}
-	if !slices.Contains(messages, "another relay now owns the events that could not be published") {
+	if !slices.Contains(messages, "relay_outage_left_to_others") {
 		t.Errorf("the end is not logged: %v", messages)
 	}
-	// The next outage is another one, with an ordinary end.
+	// The next outage is a new one, with an ordinary end.
 	now = now.Add(time.Hour)
 	r.outages.begin(3, "topic", boom)
 	now = now.Add(time.Second)
 	r.outages.resolved(3)
-	last("events are published again")
-	if d := logs.All()[logs.Len()-1].ContextMap()["after"]; d != time.Second {
-		t.Errorf("after %v", d)
+	last("relay_outage_ended")
+	if d := logs.All()[logs.Len()-1].ContextMap()["lasted"]; d != time.Second {
+		t.Errorf("it lasted %v", d)
 	}
 }
 
@@ -124,7 +143,7 @@ func TestTheWorstOutageIsReported(t *testing.T) {
 	}
 	boom := errors.New("boom")
 	o.begin(1, "retry", boom)
-	worst("") // a trifle
+	worst("") // a short outage
 	now = now.Add(2 * time.Second)
 	o.begin(1, "retry", boom)
 	worst("retry")
@@ -158,7 +177,7 @@ func TestTheWorstOutageIsReported(t *testing.T) {
 	}
 }
 
-// Any text of a broker fits the column: one line of limited length.
+// Any text of a broker fits the column, as one line of limited length.
 func TestErrorTextFitsItsColumn(t *testing.T) {
 	t.Parallel()
 	got := outbox.ErrorText(errors.New("a\x00b\nc\xff" + strings.Repeat("ü", 1000)))
@@ -167,7 +186,7 @@ func TestErrorTextFitsItsColumn(t *testing.T) {
 	}
 }
 
-// failing is a sink that fails as the test tells it.
+// failing is a sink that fails as the test says.
 type failing struct {
 	*counting
 	mu       sync.Mutex
@@ -197,8 +216,8 @@ func (f *failing) Publish(ctx context.Context, b *Batch) error {
 	return f.counting.Publish(ctx, b)
 }
 
-// What keeps a relay from publishing can be read in the database while it lasts, at the start and
-// later, and the last report of a relay stays.
+// While an outage lasts, the database says what keeps the relay from publishing, at the start and
+// later. A relay's last report stays.
 func TestOutagesAreReportedToTheDatabase(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -265,7 +284,8 @@ func TestOutagesAreReportedToTheDatabase(t *testing.T) {
 			t.Errorf("ended with %v, want ErrShards", err)
 		}
 		reported(`r clock false .*\|r shards false .*outbox.shards is 12.*\|`)
-		if _, err := db.Write(t.Context(), `UPDATE outbox_trouble SET until_ms = CASE WHEN kind = 'clock' THEN 1000 ELSE until_ms + 100000000 END`); err != nil {
+		if _, err := db.Write(t.Context(),
+			`UPDATE outbox_trouble SET until_ms = CASE WHEN kind = 'clock' THEN 1000 ELSE until_ms + 100000000 END`); err != nil {
 			t.Fatal(err)
 		}
 		if err := forgetOutages(t.Context(), db); err != nil {
@@ -275,12 +295,13 @@ func TestOutagesAreReportedToTheDatabase(t *testing.T) {
 	})
 }
 
-// However often a relay fails, and with whatever error, it writes to the database when the outage
-// begins and a few times a minute.
+// However often a relay fails, and with whatever error, it writes to the database only when the
+// outage begins and a few times a minute.
 func TestAnOutageIsNotReportedForEveryAttempt(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
-	if _, err := db.Write(t.Context(), `CREATE TABLE written (n integer); CREATE TRIGGER written AFTER INSERT ON outbox_trouble BEGIN INSERT INTO written VALUES (1); END;
+	if _, err := db.Write(t.Context(),
+		`CREATE TABLE written (n integer); CREATE TRIGGER written AFTER INSERT ON outbox_trouble BEGIN INSERT INTO written VALUES (1); END;
 		CREATE TRIGGER again AFTER UPDATE ON outbox_trouble BEGIN INSERT INTO written VALUES (2); END`); err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// tired counts how often it refuses.
+// tired counts its refusals.
 type tired struct {
 	*picky
 	times atomic.Int64
@@ -31,15 +31,17 @@ func (s *tired) Publish(ctx context.Context, b *relay.Batch) error {
 	return err
 }
 
-// sequence is what was published of a key, in order.
+// sequence returns the published sequence numbers of a key, in order.
 func sequence(t testing.TB, path, key string) string {
 	t.Helper()
-	return strings.Join(slices.DeleteFunc(lines(t, path), func(s string) bool { return !strings.HasPrefix(s, key+"/") }),
+	return strings.Join(slices.DeleteFunc(lines(t, path), func(s string) bool {
+		return !strings.HasPrefix(s, key+"/")
+	}),
 		" ")
 }
 
-// A key is parked, and a replay of its earlier events meets another one that is refused: the
-// key then waits from there on. Nothing is tried again and again, and nobody else waits.
+// A key is parked, and a replay of its earlier events meets another refused event. The key then
+// waits from that event on. Nothing is tried again and again, and no other key waits.
 func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 	t.Parallel()
 	for _, vague := range []bool{false, true} {
@@ -88,7 +90,7 @@ func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 					t.Errorf("published %s", got)
 				}
 
-				// A replay of what waits with its key changes nothing.
+				// A replay of events that wait with their key changes nothing.
 				if res, err := outbox.Replay(t.Context(), db, outbox.Selection{Key: "bad"}, false, nil); err != nil ||
 					res.Enqueued != 1 {
 					t.Fatalf("replay: %+v, %v", res, err)
@@ -96,7 +98,7 @@ func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 				drained(t, db)
 				waits(2, 6)
 
-				// It is tried again in vain, then the first reason is gone, then the second one.
+				// It is retried in vain; then the first reason is removed, and then the second.
 				if n, err := outbox.RetryParked(t.Context(), db, "bad"); err != nil || n != 6 {
 					t.Fatalf("retry: %d, %v", n, err)
 				}
@@ -108,7 +110,7 @@ func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 				}
 				drained(t, db)
 				waits(4, 4)
-				if n, err := outbox.DiscardParked(t.Context(), db, "bad"); err != nil || n != 3 {
+				if n, err := outbox.DiscardParked(t.Context(), db, "bad", 0); err != nil || n != 3 {
 					t.Fatalf("discard: %d, %v", n, err)
 				}
 				drained(t, db)
@@ -121,8 +123,8 @@ func TestAReplayParksAKeyFromItsLowestRefusedEvent(t *testing.T) {
 	}
 }
 
-// The lower one of two refused events is given up: the other one is still refused, and parks
-// the key in its turn.
+// The lower of two refused events is discarded. The other one is still refused, and parks the key
+// again.
 func TestDiscardingTheLowerRefusedEventKeepsTheOther(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -136,7 +138,7 @@ func TestDiscardingTheLowerRefusedEventKeepsTheOther(t *testing.T) {
 			t.Fatal(err)
 		}
 		drained(t, db)
-		if n, err := outbox.DiscardParked(t.Context(), db, "bad"); err != nil || n != 2 {
+		if n, err := outbox.DiscardParked(t.Context(), db, "bad", 0); err != nil || n != 2 {
 			t.Fatalf("discard: %d, %v", n, err)
 		}
 		drained(t, db)
@@ -149,8 +151,8 @@ func TestDiscardingTheLowerRefusedEventKeepsTheOther(t *testing.T) {
 	})
 }
 
-// An event that waits with its key and is pending as well, as a replay in the middle of
-// parking could leave it, holds up nothing and nobody.
+// An event that waits with its key and is pending too, as a replay during the parking could leave
+// it, holds up nothing.
 func TestAnEventThatWaitsTwiceHoldsUpNothing(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -163,8 +165,9 @@ func TestAnEventThatWaitsTwiceHoldsUpNothing(t *testing.T) {
 		if db.IsPostgres() {
 			segment = "segment, "
 		}
-		_, err := db.Write(t.Context(), fmt.Sprintf(`INSERT INTO outbox_pending (shard, id, %[1]sbytes, replay) SELECT %[2]d, id, %[1]sbytes, true FROM outbox_dead`,
-			segment, outbox.Partition("bad", 96)))
+		_, err := db.Write(t.Context(),
+			fmt.Sprintf(`INSERT INTO outbox_pending (shard, id, %[1]sbytes, replay) SELECT %[2]d, id, %[1]sbytes, true FROM outbox_dead`,
+				segment, outbox.Partition("bad", 96)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -180,8 +183,8 @@ func TestAnEventThatWaitsTwiceHoldsUpNothing(t *testing.T) {
 	})
 }
 
-// The relay cannot park, because the epoch has gone on and it does not know: it learns of it
-// at once instead of sending the event until its next renewal.
+// The relay cannot park, because it does not know that the epoch has risen. It finds out at once,
+// instead of sending the event until its next renewal.
 func TestARefusedEventIsNotSentAgainAndAgain(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

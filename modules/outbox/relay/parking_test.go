@@ -13,8 +13,8 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// A renewal that was answered before a key was parked, and is applied after, does not make
-// the relay forget that it is parked.
+// The answer to a renewal is older than the parking of a key, but is applied after it. The relay
+// still knows that the key is parked.
 func TestARenewalDoesNotForgetAKeyThatWasJustParked(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
@@ -36,7 +36,7 @@ func TestARenewalDoesNotForgetAKeyThatWasJustParked(t *testing.T) {
 			t.Errorf("%s does not wait from %d on: %v", key, from, sh.parked)
 		}
 	}
-	// The next answer has seen all of it, and is the whole truth.
+	// The next answer is newer, and therefore complete.
 	held[0].parkings = sh.parkings
 	r.applyTick(time.Now(), held, answer)
 	if fmt.Sprint(sh.parked) != "map[earlier:20 other:9]" {
@@ -44,16 +44,18 @@ func TestARenewalDoesNotForgetAKeyThatWasJustParked(t *testing.T) {
 	}
 }
 
-// parkInTwoSteps holds the shard locked, as parking begins, and returns what does the rest.
+// parkInTwoSteps locks the shard, as parking does first, and returns a function that does the rest.
 func parkInTwoSteps(t *testing.T, db *database.DB, shard int) (park func(key string, id int64)) {
 	t.Helper()
 	tx, end := dbtest.Begin(t, db)
-	if _, err := tx.ExecContext(t.Context(), `SELECT 1 FROM outbox_shard WHERE shard = ? FOR UPDATE`, shard); err != nil {
+	if _, err := tx.ExecContext(t.Context(), `SELECT 1 FROM outbox_shard WHERE shard = ? FOR UPDATE`,
+		shard); err != nil {
 		t.Fatal(err)
 	}
 	return func(key string, id int64) {
 		t.Helper()
-		if _, err := tx.ExecContext(t.Context(), fmt.Sprintf(parkKey, schema.Now(tx)), key, shard, id, "no"); err != nil {
+		if _, err := tx.ExecContext(t.Context(), fmt.Sprintf(parkKey, schema.Now(tx)), key, shard, id,
+			"no"); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := moveToDead(t.Context(), tx, shard, []int64{id}); err != nil {
@@ -65,7 +67,7 @@ func parkInTwoSteps(t *testing.T, db *database.DB, shard int) (park func(key str
 	}
 }
 
-// An event is parked while a replay that has read it waits for the lock on its shard.
+// An event is parked while a replay that has read it waits for the lock on the shard.
 func TestAReplayDoesNotEnqueueWhatIsParkedMeanwhile(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -87,13 +89,15 @@ func TestAReplayDoesNotEnqueueWhatIsParkedMeanwhile(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 	var both int
-	if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM outbox_pending p JOIN outbox_dead d ON d.id = p.id`).Scan(&both); err != nil || both != 0 {
+	if err := db.QueryRowContext(t.Context(),
+		`SELECT count(*) FROM outbox_pending p JOIN outbox_dead d ON d.id = p.id`).Scan(&both); err != nil ||
+		both != 0 {
 		t.Errorf("%d events are pending and parked, %v", both, err)
 	}
 }
 
-// A retry and the parking of an earlier event of the key come at once: each waits for the
-// other to end, and neither waits without end.
+// A retry and the parking of an earlier event of the key run at once. Each waits for the other to
+// end, and they do not deadlock.
 func TestRetryAndParkingDoNotDeadlock(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)

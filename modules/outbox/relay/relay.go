@@ -1,11 +1,11 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math"
-	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -49,10 +49,10 @@ type Relay struct {
 	target     outbox.Target // as admitted
 	partitions int
 
-	until  schema.Deadline        // of all its leases
-	server atomic.Pointer[string] // which database server answered last
-	clock  atomic.Int64           // the database's clock minus this one, in milliseconds
-	stable atomic.Int64           // the stable watermark: see schema.StableWatermark
+	until  schema.Deadline // of all its leases
+	server schema.Server   // of the database: which answered last
+	clock  atomic.Int64    // the database's clock minus this one, in milliseconds
+	stable atomic.Int64    // the stable watermark: see schema.StableWatermark
 
 	poked   chan struct{} // something may be pending
 	more    chan struct{} // a partition with a backlog is idle
@@ -62,7 +62,7 @@ type Relay struct {
 
 	draining atomic.Bool // it takes no more shards
 
-	seen map[string]schema.Sighting // of the other relays; only keepLeases uses it
+	seen schema.Sightings // of the other relays; only keepLeases uses it
 
 	mu      sync.Mutex
 	held    map[int]*shard
@@ -97,23 +97,18 @@ func New(db *database.DB, sink Sink, cfg Config, opt Options) (*Relay, error) {
 	}
 	r := &Relay{
 		db: db, sink: sink, cfg: cfg.withDefaults(), log: opt.Log, met: met, now: opt.Now, waker: opt.Waker,
-		tracer: opt.Tracer, id: id.String(), name: opt.Name, held: map[int]*shard{}, refusals: map[int64]time.Duration{},
+		tracer: opt.Tracer, id: id.String(), name: opt.Name, held: map[int]*shard{},
+		refusals:   map[int64]time.Duration{},
 		watchEvery: watchEvery, sweepEvery: sweepEvery,
 		poked: make(chan struct{}, 1), more: make(chan struct{}, 1),
 		leases: make(chan struct{}, 1), acks: make(chan struct{}, 1),
 	}
-	if r.log == nil {
-		r.log = zap.NewNop()
-	}
+	r.log = cmp.Or(r.log, zap.NewNop())
 	if r.now == nil {
 		r.now = time.Now
 	}
 	if r.name == "" {
-		host, err := os.Hostname()
-		if err != nil {
-			host = "unknown"
-		}
-		r.name = fmt.Sprintf("%s/%d", host, os.Getpid())
+		r.name = schema.ProcessName()
 	}
 	r.outages = outages{log: r.log, now: r.now, met: met}
 	if opt.Registry != nil {
@@ -160,6 +155,18 @@ func (r *Relay) Prepare(ctx context.Context) error {
 	short, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	return r.adopt(short)
+}
+
+// PrepareFirst is [Relay.Prepare] for a command that may add the first event of a database, before any process relays.
+// A database that has had an event, or a relay, stays as it is.
+func PrepareFirst(ctx context.Context, db *database.DB, cfg Config) error {
+	var begun bool
+	err := db.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM outbox_event) OR
+		EXISTS (SELECT 1 FROM outbox_target WHERE partitions > 0)`).Scan(&begun)
+	if err != nil || begun {
+		return err
+	}
+	return (&Relay{db: db, cfg: cfg}).adopt(ctx)
 }
 
 // Run relays until ctx ends. Then it waits for the batches in flight, at most for
@@ -234,7 +241,8 @@ func (r *Relay) Run(ctx context.Context) error {
 	releasing, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if err := r.releaseLeases(releasing); err != nil {
-		r.log.Warn("leases were not released; others take over when they expire", zap.Error(err))
+		r.log.Warn("relay_leases_not_released", zap.Error(err),
+			zap.String("hint", "other relays take over when they expire"))
 	}
 	cause := context.Cause(ctx)
 	r.reportLastOutage(releasing, cause)

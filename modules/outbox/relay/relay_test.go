@@ -19,7 +19,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// startRelay runs a relay until the returned function is called, or the test ends.
+// startRelay runs a relay until the returned function is called or the test ends.
 func startRelay(t testing.TB, db *database.DB, s relay.Sink, cfg relay.Config, opt relay.Options) (stop func()) {
 	t.Helper()
 	if opt.Log == nil {
@@ -101,8 +101,8 @@ func checkFile(t testing.TB, log *outboxtest.Log, path string, duplicates int) {
 	}
 }
 
-// Writers and two relays at once, relays coming and going in order: nothing is lost, out of
-// order, or there twice.
+// Writers and two relays run at once, and relays come and go in order. Nothing is lost, out of
+// order or duplicated.
 func TestRelayKeepsEveryPromiseWithoutFaults(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {

@@ -18,8 +18,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// The rights that the package comment names are enough: for who writes events, for a relay
-// with all that it does from time to time, and for an operator.
+// The rights in the package comment are enough: for writers of events, for a relay with all its
+// occasional work, and for an operator.
 const (
 	writerRights = `
 		GRANT SELECT ON outbox_setting TO ROLE;
@@ -88,7 +88,7 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 		st, err := outbox.Status(t.Context(), operator)
 		return err == nil && st.Pending == 0 && st.ParkedEvents == 2
 	})
-	if _, err := outbox.DiscardParked(t.Context(), operator, "bad"); err != nil {
+	if _, err := outbox.DiscardParked(t.Context(), operator, "bad", 0); err != nil {
 		t.Error(err)
 	}
 	if _, err := outbox.Replay(t.Context(), operator, outbox.Selection{Key: "good"}, false, nil); err != nil {
@@ -116,11 +116,14 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	if _, err := outbox.SetTarget(t.Context(), operator, outbox.Target{Name: s.Name(), Partitions: 1}, 96); err != nil {
 		t.Error(err)
 	}
-	err = writer.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return outbox.Finish(ctx, tx, "bad") })
+	err = writer.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+		return outbox.Finish(ctx, tx, "bad")
+	})
 	if err != nil {
 		t.Error(err)
 	}
-	for _, q := range []string{`UPDATE outbox_event SET created_ms = 0`, `UPDATE outbox_finished_key SET finished_ms = 0`} {
+	for _, q := range []string{`UPDATE outbox_event SET created_ms = 0`,
+		`UPDATE outbox_finished_key SET finished_ms = 0`} {
 		if _, err := admin.ExecContext(t.Context(), q); err != nil {
 			t.Fatal(err)
 		}
@@ -130,13 +133,13 @@ func TestEachRoleNeedsOnlyItsRights(t *testing.T) {
 	}
 	startRelay(t, relaying, s, relay.Config{Shards: 8}, relay.Options{})() // another number of shards
 
-	// And they are not more than that.
+	// The roles have no other rights.
 	err = writer.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 		_, err := tx.ExecContext(ctx, `SELECT data FROM outbox_event`)
 		return err
 	})
 	if err == nil {
-		t.Error("who writes events can read them")
+		t.Error("writers of events can read them")
 	}
 	err = relaying.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
 		return outbox.Add(ctx, tx, outboxtest.Event("x"))

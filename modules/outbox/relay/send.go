@@ -157,9 +157,11 @@ func (r *Relay) park(ctx context.Context, b *batch, rec Record, cause error) boo
 			sh.park(rec.Key, rec.ID)
 			r.mu.Unlock()
 			r.met.refused.Inc()
-			r.log.Error("an event was refused for good; its key is parked",
-				zap.String("key", rec.Key), zap.Int64("id", rec.ID), zap.String("event_id", rec.EventID),
-				zap.String("type", rec.Type), zap.Error(cause))
+			r.log.Error("relay_key_parked", zap.String("target", r.sink.Name()), zap.String("key", rec.Key),
+				zap.Int64("id", rec.ID), zap.String("event_id", rec.EventID), zap.String("type", rec.Type),
+				zap.Error(cause),
+				zap.String("hint", "the target refused an event for good, and the later ones of its key wait; "+
+					"decide with: authctl outbox parked"))
 			return true
 		}
 		r.outages.database(err)

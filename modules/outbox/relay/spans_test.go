@@ -13,7 +13,7 @@ type namedSink struct{ Sink }
 
 func (namedSink) Name() string { return "kafka:auth.events" }
 
-// A long backlog does not push all other spans out, and without a collector there is none.
+// A long backlog does not crowd out all other spans, and without a collector there are none.
 func TestOfALargeBatchFewEventsHaveSpans(t *testing.T) { // not parallel: it sets the environment
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", tracingtest.New(t).URL)
 	tracer, err := tracing.Open(t.Context(), "test", zap.NewNop())

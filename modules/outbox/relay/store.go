@@ -158,7 +158,8 @@ func (s *store) park(ctx context.Context, r Record, by ownership, cause string) 
 		if err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, fmt.Sprintf(parkKey, schema.Now(tx)), r.Key, r.shard, r.ID, cause); err != nil {
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf(parkKey, schema.Now(tx)), r.Key, r.shard, r.ID,
+			cause); err != nil {
 			return err
 		}
 		parked = true

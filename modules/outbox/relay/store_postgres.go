@@ -17,18 +17,19 @@ import (
 
 // On PostgreSQL the statements that every event passes through go to pgx directly, prepared, with
 // binary values. Arrays are written as (SELECT $1), so that the planner does not see how long they
-// are; for long ones it would choose to scan whole tables.
+// are; for long ones it would choose to scan whole tables. And when it learns as much without the
+// values as with them, PostgreSQL plans a statement once, and not again for every fetch.
 
 // fetchPostgres reads the pending rows as one row for each shard, because rows cost more than their
 // contents. The events are read from their segment in a second step, because a join with the whole
 // ring would look for the segment again for every row.
 const fetchPostgres = `SELECT s.shard, p.ids, p.segments, p.replays, p.sizes, p.places
-	FROM unnest($1::integer[], $2::bigint[]) AS s(shard, watermark)
+	FROM unnest((SELECT $1::integer[])::integer[], (SELECT $2::bigint[])::bigint[]) AS s(shard, watermark)
 	CROSS JOIN LATERAL (
 		SELECT array_agg(id) AS ids, array_agg(segment) AS segments, array_agg(replay) AS replays,
 			array_agg(bytes) AS sizes, array_agg(ctid) AS places
 		FROM (SELECT id, segment, replay, bytes, ctid FROM outbox_pending
-			WHERE shard = s.shard AND id > s.watermark ORDER BY id LIMIT $3) q
+			WHERE shard = s.shard AND id > s.watermark ORDER BY id LIMIT (SELECT $3::bigint)) q
 	) p WHERE p.ids IS NOT NULL`
 
 const segmentPostgres = `SELECT id, key_seq, created_ms, event_id, key, subject, time, type, source, dataschema, data,
@@ -122,7 +123,8 @@ func pendingRows(
 			rows = append(rows, pendingRow{
 				shard: shard, id: number(ids.at(i)), segment: int(number(segments.at(i))),
 				replay: number(replays.at(i)) != 0, bytes: int(number(sizes.at(i))),
-				at: pgtype.TID{BlockNumber: uint32(number(place[:4])), OffsetNumber: uint16(number(place[4:])), Valid: true},
+				at: pgtype.TID{BlockNumber: uint32(number(place[:4])), OffsetNumber: uint16(number(place[4:])),
+					Valid: true},
 			})
 		}
 		slices.SortFunc(rows[begin:], func(a, b pendingRow) int { return cmp.Compare(a.id, b.id) })

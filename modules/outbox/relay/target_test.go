@@ -28,7 +28,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// refused runs a relay that must be refused, and returns why.
+// refused runs a relay that must be refused, and returns the reason.
 func refused(t *testing.T, db *database.DB, s relay.Sink) string {
 	t.Helper()
 	r, err := relay.New(db, s, relay.Config{}, relay.Options{})
@@ -60,7 +60,7 @@ func TestRelayToAnotherTargetIsRefused(t *testing.T) {
 		stop := startRelay(t, db, right, relay.Config{}, relay.Options{})
 		outboxtest.AddKeys(t, db, "a")
 		drained(t, db)
-		// While the right one runs, while it is gone, and with events that wait.
+		// While the right relay runs, after it has ended, and with waiting events.
 		for range 2 {
 			why := refused(t, db, other)
 			for _, words := range []string{path, elsewhere, "OUTBOX_RELAY=off", "authctl outbox target set"} {
@@ -82,8 +82,8 @@ func TestRelayToAnotherTargetIsRefused(t *testing.T) {
 	})
 }
 
-// Of relays that start at the same moment on a new database with different settings, one
-// target's win, and none of the others publishes anything.
+// Relays with different settings start at the same moment on a new database. One target wins, and
+// the other relays publish nothing.
 func TestOnlyOneTargetIsRecorded(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -122,8 +122,9 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 			t.Errorf("while a relay runs: %v, want ErrRelaysAlive and its name", err)
 		}
 		stop()
-		// A row that a clock that was ahead has left is no relay.
-		if _, err := db.Write(t.Context(), `INSERT INTO outbox_relay (id, name, started_ms, until_ms, lease_ms) VALUES (?, 'ahead', 0, ?, 5000)`,
+		// A row left by a clock that was ahead does not count as a relay.
+		if _, err := db.Write(t.Context(),
+			`INSERT INTO outbox_relay (id, name, started_ms, until_ms, lease_ms) VALUES (?, 'ahead', 0, ?, 5000)`,
 			uuid.NewString(), time.Now().Add(100*time.Hour).UnixMilli()); err != nil {
 			t.Fatal(err)
 		}
@@ -152,7 +153,7 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 		if before != "a/1 b/1" && before != "b/1 a/1" || after != "a/2" {
 			t.Errorf("published %s, and then %s", before, after)
 		}
-		// And back, to a place whose number of partitions is remembered.
+		// And back, to a target whose number of partitions is recorded.
 		back := outbox.Target{Name: first.Name(), Partitions: 4}
 		if _, err := outbox.SetTarget(t.Context(), db, back, 96); !errors.Is(err, outbox.ErrPartitionsChanged) {
 			t.Errorf("back, with other partitions: %v, want ErrPartitionsChanged", err)
@@ -169,8 +170,8 @@ func TestTargetIsChangedByCommandAlone(t *testing.T) {
 	})
 }
 
-// Whatever changes the target while a relay runs ends that relay when it next renews its
-// leases, and it gives them back.
+// When the target changes while a relay runs, the relay ends at its next renewal and releases its
+// leases.
 func TestRelayEndsWhenItsTargetIsChanged(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -211,7 +212,7 @@ func TestRelayEndsWhenItsTargetIsChanged(t *testing.T) {
 	})
 }
 
-// embedded is an installation in a folder: SQLite and the file next to it.
+// embedded is an installation in a folder: SQLite with the file next to it.
 func embedded(t *testing.T, dir string) *database.DB {
 	t.Helper()
 	db := dbtest.Open(t, "sqlite:"+filepath.Join(dir, "authctl.db"))
@@ -239,7 +240,7 @@ func TestDataFolderMayMove(t *testing.T) {
 			stop()
 		}
 		publish(db, place("old"))
-		if legacy { // of a release that knew the path alone
+		if legacy { // the target of a release that recorded only the path
 			if _, err := db.Write(t.Context(), `UPDATE outbox_target SET identity = '', since_ms = 0`); err != nil {
 				t.Fatal(err)
 			}
@@ -255,18 +256,19 @@ func TestDataFolderMayMove(t *testing.T) {
 		if got := target(t, db); got.Name != name(place("new")) {
 			t.Errorf("the target is %+v", got)
 		}
-		// By a link, and by a path that is not clean.
+		// By a link, and by a path that is not normalised.
 		if err := os.Symlink(place("new"), place("link")); err != nil {
 			t.Fatal(err)
 		}
 		publish(embedded(t, place("link")), place("link"))
 		publish(db, filepath.Join(root, "new", "..", "link"))
-		// A copy is an installation of its own.
+		// A copy is another installation.
 		if err := os.CopyFS(place("copy"), os.DirFS(place("new"))); err != nil {
 			t.Fatal(err)
 		}
 		publish(embedded(t, place("copy")), place("copy"))
-		// A folder other than that of the database is another target, whether or not the first exists.
+		// A folder other than the database's is another target, whether or not the first one
+		// exists.
 		other, _ := file(t)
 		refused(t, db, other)
 		if err := os.Remove(filepath.Join(place("new"), "events.ndjson")); err != nil {
@@ -285,8 +287,8 @@ func TestDataFolderMayMove(t *testing.T) {
 	})
 }
 
-// What relays of the release before had published to is the target after the migration, and
-// their statements work on.
+// After the migration the target is the one that relays of the previous release had published to,
+// and their statements still work.
 func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 	t.Parallel()
 	const insert = `INSERT INTO outbox_target (name, partitions) VALUES (?, ?) ON CONFLICT DO NOTHING`
@@ -342,7 +344,7 @@ func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 			t.Errorf("%d events published, want 1", n)
 		}
 
-		// There were several: it is one of them, and the first relay's.
+		// There were several targets: it is one of them, and the first relay's.
 		run("down")
 		if err := errors.Join(write(insert, first.Name(), 1), write(insert, other.Name(), 1)); err != nil {
 			t.Fatal(err)
@@ -360,7 +362,7 @@ func TestTargetOfTheReleaseBeforeIsAdopted(t *testing.T) {
 	})
 }
 
-// place is a target whose identity the test decides.
+// place is a target whose identity the test sets.
 type place struct {
 	relay.Sink
 	mu       sync.Mutex
@@ -382,8 +384,8 @@ func (p *place) Identity(context.Context) (string, error) {
 
 func (p *place) Name() string { return "kafka:events" }
 
-// A target that cannot be reached at the start is recorded by its name: nobody else publishes
-// meanwhile. When it comes, it must be the one it was.
+// A target that cannot be reached at the start is recorded by its name, and meanwhile no other
+// relay publishes. When it is reached it must be the same one.
 func TestTargetThatIsAwayAtTheStart(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -436,7 +438,7 @@ func TestTargetThatIsAwayAtTheStart(t *testing.T) {
 	})
 }
 
-// A cluster that does not say which it is can be told by its topic alone, until it does.
+// A cluster that does not say its id is identified by its topic alone, until it does.
 func TestClusterWithoutAnIDIsToldByItsTopic(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
@@ -464,7 +466,7 @@ func TestKafkaClusterIsToldByItsID(t *testing.T) {
 	if got := target(t, db); got.Name != "kafka:"+cfg.Topic || got.Partitions != 4 || got.Identity == "" {
 		t.Errorf("recorded %+v", got)
 	}
-	// The same cluster by another address.
+	// The same cluster at another address.
 	same := cfg
 	same.Brokers = slices.Clone(cfg.Brokers)
 	for i, b := range same.Brokers {
@@ -474,7 +476,7 @@ func TestKafkaClusterIsToldByItsID(t *testing.T) {
 	outboxtest.AddKeys(t, db, "a")
 	drained(t, db)
 	stop()
-	// Another cluster, with a topic of that name.
+	// Another cluster with a topic of the same name.
 	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(4, cfg.Topic), kfake.ClusterID("another"))
 	if err != nil {
 		t.Fatal(err)
@@ -492,7 +494,7 @@ func TestKafkaClusterIsToldByItsID(t *testing.T) {
 	}
 }
 
-// A topic that is deleted under the relay and made again is the target it was.
+// A topic that is deleted and created again while a relay runs is the same target.
 func TestTopicMayBeMadeAgain(t *testing.T) {
 	t.Parallel()
 	cfg := topic(t, 4)

@@ -37,7 +37,7 @@ func tracer(t *testing.T) (*tracing.Tracer, *tracingtest.Collector) {
 	collector := tracingtest.New(t)
 	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
 	t.Setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
-	t.Setenv("OTEL_TRACES_SAMPLER", "always_on") // the event decides, not this
+	t.Setenv("OTEL_TRACES_SAMPLER", "always_on") // the event's flag decides, not this one
 	tracer, err := tracing.Open(t.Context(), "test", zap.NewNop())
 	if err != nil {
 		t.Fatal(err)
@@ -46,8 +46,8 @@ func tracer(t *testing.T) (*tracing.Tracer, *tracingtest.Collector) {
 	return tracer, collector
 }
 
-// Each event that was written within a recorded span is sent within another one, of the same trace, until
-// the target has it; the others are not.
+// Each event that was written within a recorded span is sent within another span of the same trace,
+// until the target has it. Other events have no span.
 func TestSendingIsASpanOfTheEventsTrace(t *testing.T) { // not parallel: it sets the environment
 	tracer, collector := tracer(t)
 	db := dbtest.SQLite(t)
@@ -80,7 +80,8 @@ func TestSendingIsASpanOfTheEventsTrace(t *testing.T) { // not parallel: it sets
 	for _, span := range collector.Spans() {
 		a := span.Attributes
 		if span.Name != "send "+path || span.Parent != parent || !slices.Equal(span.Links, []string{parent}) ||
-			a["messaging.system"] != "file" || a["messaging.destination.name"] != path || a["messaging.message.id"] == "" {
+			a["messaging.system"] != "file" || a["messaging.destination.name"] != path ||
+			a["messaging.message.id"] == "" {
 			t.Errorf("the span is %+v", span)
 		}
 		switch {
@@ -88,12 +89,12 @@ func TestSendingIsASpanOfTheEventsTrace(t *testing.T) { // not parallel: it sets
 			refused++
 		case span.Trace == first && !span.Failed && a["authctl.outcome"] == "":
 			taken++
-		case span.Trace != first || span.Failed: // but not what was refused together with another event
+		case span.Trace != first || span.Failed: // but not events that were refused together with another one
 			t.Errorf("the span is %+v", span)
 		}
 	}
 	if taken != 1 || refused != 1 {
-		t.Errorf("%d spans of events that were taken, %d of those that were refused: %+v", taken, refused, collector.Spans())
+		t.Errorf("%d spans of accepted events, %d of refused ones: %+v", taken, refused, collector.Spans())
 	}
 	again := func(s tracingtest.Span) bool { return s.Attributes["authctl.attempts"] == "2" }
 	if n := s.attempts.Load(); n < 3 || !slices.ContainsFunc(collector.Spans(), again) {

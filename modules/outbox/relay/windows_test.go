@@ -17,20 +17,21 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// These tests hold a transaction at one point of outbox_add_traced while others go on: the stable watermark
-// relies on what is true between two statements.
+// These tests hold a transaction at one point of outbox_add_traced while others go on, because the
+// stable watermark relies on what holds between two statements.
 
-// stoppable gives the function a stop before, between and after its statements, and returns how many
-// stops there are. [stopped] holds a transaction at one of them.
+// stoppable adds stops before, between and after the statements of the function, and returns their
+// number. [stopped] holds a transaction at one of them.
 func stoppable(t *testing.T, db *database.DB) int {
 	t.Helper()
 	var text string
-	if err := db.QueryRowContext(t.Context(), `SELECT pg_get_functiondef('outbox_add_traced'::regproc)`).Scan(&text); err != nil {
+	if err := db.QueryRowContext(t.Context(),
+		`SELECT pg_get_functiondef('outbox_add_traced'::regproc)`).Scan(&text); err != nil {
 		t.Fatal(err)
 	}
 	head, body, found := strings.Cut(text, "\nBEGIN\n")
 	if !found {
-		t.Fatalf("outbox_add_traced is written otherwise now:\n%s", text)
+		t.Fatalf("outbox_add_traced has changed:\n%s", text)
 	}
 	stops := 0
 	var out strings.Builder
@@ -47,9 +48,10 @@ func stoppable(t *testing.T, db *database.DB) int {
 			stop()
 		}
 	}
-	// A target besides the log: without one, what adds an event for it is not run.
-	if _, err := outbox.Subscribe(t.Context(), db, outbox.Subscription{Name: "hook", Kind: "webhook", Types: []string{"*"},
-		URL: "https://hook.test"}); err != nil {
+	// A target besides the log, so that the code that adds events for targets runs.
+	if _, err := outbox.Subscribe(t.Context(), db,
+		outbox.Subscription{Name: "hook", Kind: "webhook", Types: []string{"*"},
+			URL: "https://hook.test"}); err != nil {
 		t.Fatal(err)
 	}
 	if stops < 5 {
@@ -61,8 +63,8 @@ func stoppable(t *testing.T, db *database.DB) int {
 	return stops
 }
 
-// stopped begins a transaction that adds an event of the key, and returns once it is held at
-// the stop. What is returned lets it commit.
+// stopped begins a transaction that adds an event of the key, and returns once it is held at the
+// stop. The returned function lets it commit.
 func stopped(t *testing.T, db *database.DB, at int, key string) (goOn func()) {
 	t.Helper()
 	gate, open := dbtest.Begin(t, db)
@@ -91,7 +93,7 @@ func stopped(t *testing.T, db *database.DB, at int, key string) (goOn func()) {
 	}
 }
 
-// waiting returns once so many wait for a lock of a kind: advisory, relation, transactionid.
+// waiting returns once n transactions wait for a lock of a kind: advisory, relation, transactionid.
 func waiting(t *testing.T, db *database.DB, kind string, want int) {
 	t.Helper()
 	for deadline := time.Now().Add(testenv.Patience); ; time.Sleep(5 * time.Millisecond) {
@@ -118,7 +120,7 @@ func eventID(t *testing.T, db *database.DB, key string) (id int64) {
 	return id
 }
 
-// eachStop runs a test at each stop of outbox_add_traced, each in a database of its own.
+// eachStop runs a test at each stop of outbox_add_traced, each in its own database.
 func eachStop(t *testing.T, test func(t *testing.T, db *database.DB, at int)) {
 	t.Helper()
 	t.Parallel()
@@ -154,10 +156,11 @@ func TestTheShardOfAnEventIsOneOfThoseInUse(t *testing.T) {
 	eachStop(t, func(t *testing.T, db *database.DB, at int) {
 		goOn := stopped(t, db, at, "slow")
 		r := &Relay{db: db, cfg: Config{Shards: 7}.withDefaults()}
-		err := r.adopt(t.Context()) // it may have to give up: writers come first
+		err := r.adopt(t.Context()) // the change may give up, because writers come first
 		goOn()
 		var shard, shards int
-		if err := db.QueryRowContext(t.Context(), `SELECT p.shard, s.shards FROM outbox_pending p, outbox_setting s`).Scan(&shard, &shards); err != nil {
+		if err := db.QueryRowContext(t.Context(),
+			`SELECT p.shard, s.shards FROM outbox_pending p, outbox_setting s`).Scan(&shard, &shards); err != nil {
 			t.Fatal(err)
 		}
 		if (err == nil) != (shards == 7) || shard != outbox.Partition("slow", shards) {
@@ -168,7 +171,7 @@ func TestTheShardOfAnEventIsOneOfThoseInUse(t *testing.T) {
 }
 
 // CREATE INDEX and similar statements lock the table until they end. A transaction that starts
-// meanwhile draws no id, so the order of a key is kept.
+// meanwhile draws no id, so each key keeps its order.
 func TestTheStableWatermarkWaitsForALockedTable(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -199,8 +202,8 @@ func TestTheStableWatermarkWaitsForALockedTable(t *testing.T) {
 	}
 }
 
-// The stable watermark of one database server says nothing about another one, which may not have
-// received everything.
+// The stable watermark of one database server says nothing about another server, which may lack
+// some events.
 func TestTheStableWatermarkIsOfOneServer(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -210,7 +213,7 @@ func TestTheStableWatermarkIsOfOneServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	other, this := "another server", server(t, db)
-	r.server.Store(&this)
+	r.server.Store(this)
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	defer all.Wait()
@@ -225,24 +228,25 @@ func TestTheStableWatermarkIsOfOneServer(t *testing.T) {
 		}
 	}
 	reaches(2)
-	r.server.Store(&other)
+	r.server.Store(other)
 	reaches(0)
 	select {
 	case <-r.leases:
 	case <-time.After(time.Minute):
-		t.Fatal("the leases are not looked at")
+		t.Fatal("the leases are not checked")
 	}
-	r.server.Store(&this)
+	r.server.Store(this)
 	reaches(2)
 }
 
-// Another server may have given the ids of a batch to other events.
+// On another server the ids of a batch may belong to other events.
 func TestNothingIsDoneToAnotherServerThanTheOneReadFrom(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	s := opened(t, db)
 	outboxtest.AddKeys(t, db, "a", "a", "a")
-	if _, err := db.ExecContext(t.Context(), `UPDATE outbox_shard SET owner = '00000000-0000-0000-0000-000000000001'`); err != nil {
+	if _, err := db.ExecContext(t.Context(),
+		`UPDATE outbox_shard SET owner = '00000000-0000-0000-0000-000000000001'`); err != nil {
 		t.Fatal(err)
 	}
 	sent := read(t, s, 10, 1<<20)

@@ -34,14 +34,19 @@ type structured struct {
 // Line is the structured JSON form of an event, with a newline at the end.
 func Line(r *outbox.Record) ([]byte, error) {
 	var line bytes.Buffer
-	enc := json.NewEncoder(&line)
+	err := writeLine(&line, r)
+	return line.Bytes(), err
+}
+
+// writeLine appends it.
+func writeLine(to *bytes.Buffer, r *outbox.Record) error {
+	enc := json.NewEncoder(to)
 	enc.SetEscapeHTML(false) // leave the data unchanged
-	err := enc.Encode(structured{
+	return enc.Encode(structured{
 		SpecVersion: "1.0", ID: r.EventID, Source: r.Source, Type: r.Type, Subject: r.Subject, Time: r.Time,
 		Sequence: strconv.FormatInt(r.Seq, 10), Generation: generation(r), Replay: r.Replay, DataSchema: r.DataSchema,
 		TraceParent: r.TraceParent, DataContentType: contentType, Data: r.Data,
 	})
-	return line.Bytes(), err
 }
 
 // generation is that of the event as text, and empty for the first: consumers see no change until a

@@ -14,11 +14,11 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 )
 
-// Every code that Sarama or another client knows has a meaning, and what is retriable by
-// Kafka's own account is retried, but for what only consumers meet.
+// Every code that Sarama or another client knows has a meaning here. Codes that Kafka calls
+// retriable are retried, except those that only consumers get.
 func TestEveryKafkaErrorHasAMeaning(t *testing.T) {
 	t.Parallel()
-	others := []int16{70, 71, 84, 88, 106, 133} // of fetches, elections, consumers' and share groups
+	others := []int16{70, 71, 84, 88, 106, 133} // of fetches, elections, consumer groups and share groups
 	k := &Kafka{cfg: KafkaConfig{}.withDefaults()}
 	known := 0
 	for code := int16(-1); code < 2000; code++ {
@@ -32,7 +32,7 @@ func TestEveryKafkaErrorHasAMeaning(t *testing.T) {
 			named = sarama.KError(code).Error()
 		default:
 			if m := meaningOf(sarama.KError(code)); m.reaction != person || m.kind != "unexpected" {
-				t.Fatalf("code %d, which nobody knows, is %v and not for a person", code, m)
+				t.Fatalf("the unknown code %d is %v, want one for a person", code, m)
 			}
 			continue
 		}
@@ -43,7 +43,7 @@ func TestEveryKafkaErrorHasAMeaning(t *testing.T) {
 			continue
 		}
 		if err.Code == code && err.Retriable && m.reaction == person && code != 3 && !slices.Contains(others, code) {
-			t.Errorf("code %d, %s, passes by itself, and waits for a person: %s", code, named, m.kind)
+			t.Errorf("code %d, %s, is retriable, but waits for a person: %s", code, named, m.kind)
 		}
 		if m.reaction == person {
 			if !slices.Contains(outbox.Kinds[4:], m.kind) {
@@ -56,12 +56,14 @@ func TestEveryKafkaErrorHasAMeaning(t *testing.T) {
 		}
 	}
 	if known < 130 {
-		t.Errorf("only %d codes were looked at", known)
+		t.Errorf("only %d codes were checked", known)
 	}
 	for code, reaction := range map[sarama.KError]reaction{
-		7: retry, 6: retry, 19: retry, 20: retry, 56: retry, -1: retry, 10: refused, 18: refused, 87: refused, 46: delivered,
+		7: retry, 6: retry, 19: retry, 20: retry, 56: retry, -1: retry, 10: refused, 18: refused, 87: refused,
+		46: delivered,
 		45: newProducer, 47: newProducer, 49: newProducer, 59: newProducer, 90: newProducer,
-		35: person, 43: person, 76: person, 29: person, 31: person, 32: person, 3: person, 42: person, 44: person, 58: person,
+		35: person, 43: person, 76: person, 29: person, 31: person, 32: person, 3: person, 42: person, 44: person,
+		58: person,
 	} {
 		if got := meaningOf(code).reaction; got != reaction {
 			t.Errorf("code %d: reaction %d, want %d", code, got, reaction)

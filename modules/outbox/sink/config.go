@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -56,24 +57,38 @@ func (c KafkaConfig) UsesKafka() bool { return len(c.Brokers) > 0 }
 // a cluster can have many addresses, and its identity tells it from others.
 func (c KafkaConfig) TargetName() string { return "kafka:" + c.withDefaults().Topic }
 
+// topicName is what brokers accept, except . and .. (org.apache.kafka.common.internals.Topic).
+var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
+
 // Validate reports problems that single values cannot show.
 func (c KafkaConfig) Validate(report func(path, problem string)) {
 	for i, b := range c.Brokers {
 		if problem := config.AddressProblem(b, false); problem != "" {
 			report("kafka.brokers", fmt.Sprintf("(element %d) %s", i+1, problem))
 		}
-		if first := slices.IndexFunc(c.Brokers, func(other string) bool { return strings.EqualFold(other, b) }); first < i {
+		same := func(other string) bool { return strings.EqualFold(other, b) }
+		if first := slices.IndexFunc(c.Brokers, same); first < i {
 			report("kafka.brokers", fmt.Sprintf("(element %d) is the same as element %d", i+1, first+1))
 		}
 	}
-	if c.UsesKafka() && strings.TrimSpace(c.Topic) == "" {
-		report("kafka.topic", "must name a topic")
+	if c.UsesKafka() && (!topicName.MatchString(c.Topic) || c.Topic == "." || c.Topic == "..") {
+		report("kafka.topic", "must be the name of a topic: 1 to 249 letters, digits and . _ -, and not . or ..")
 	}
 	if (c.TLS.CertFile == "") != (c.TLS.KeyFile == "") {
 		report("kafka.tls.cert_file", "and kafka.tls.key_file must be given together")
 	}
 	if c.SASL.Mechanism != "" && c.SASL.Mechanism != "none" && (c.SASL.User == "" || c.SASL.Password == "") {
 		report("kafka.sasl.user", "and kafka.sasl.password must be given for mechanism "+c.SASL.Mechanism)
+	}
+}
+
+// CheckFiles reports files for TLS that could not be used.
+func (c KafkaConfig) CheckFiles(report func(path, problem string)) {
+	if !c.UsesKafka() || !c.TLS.Enabled {
+		return
+	}
+	if _, path, err := c.TLS.config(); err != nil {
+		report(path, "cannot be used: "+err.Error())
 	}
 }
 
@@ -119,9 +134,9 @@ func (c KafkaConfig) sarama() (*sarama.Config, error) {
 		return nil, fmt.Errorf("kafka.compression: %q is not known", c.Compression)
 	}
 	if c.TLS.Enabled {
-		t, err := c.TLS.config()
+		t, path, err := c.TLS.config()
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", path, err)
 		}
 		conf.Net.TLS.Enable, conf.Net.TLS.Config = true, t
 	}
@@ -133,10 +148,14 @@ func (c KafkaConfig) sarama() (*sarama.Config, error) {
 			conf.Net.SASL.Mechanism = sarama.SASLTypePlaintext
 		case "scram-sha-256":
 			conf.Net.SASL.Mechanism = sarama.SASLTypeSCRAMSHA256
-			conf.Net.SASL.SCRAMClientGeneratorFunc = func() sarama.SCRAMClient { return &scramClient{hash: scram.SHA256} }
+			conf.Net.SASL.SCRAMClientGeneratorFunc = func() sarama.SCRAMClient {
+				return &scramClient{hash: scram.SHA256}
+			}
 		case "scram-sha-512":
 			conf.Net.SASL.Mechanism = sarama.SASLTypeSCRAMSHA512
-			conf.Net.SASL.SCRAMClientGeneratorFunc = func() sarama.SCRAMClient { return &scramClient{hash: scram.SHA512} }
+			conf.Net.SASL.SCRAMClientGeneratorFunc = func() sarama.SCRAMClient {
+				return &scramClient{hash: scram.SHA512}
+			}
 		default:
 			return nil, fmt.Errorf("kafka.sasl.mechanism: %q is not known", c.SASL.Mechanism)
 		}
@@ -147,26 +166,28 @@ func (c KafkaConfig) sarama() (*sarama.Config, error) {
 	return conf, nil
 }
 
-func (c TLSConfig) config() (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12}
+// config reads the files. With an error it names the setting whose file cannot be used.
+func (c TLSConfig) config() (t *tls.Config, path string, err error) {
+	t = &tls.Config{MinVersion: tls.VersionTLS12}
 	if c.CAFile != "" {
+		path = "kafka.tls.ca_file"
 		pem, err := os.ReadFile(c.CAFile)
 		if err != nil {
-			return nil, fmt.Errorf("kafka.tls.ca_file: %w", err)
+			return nil, path, err
 		}
 		t.RootCAs = x509.NewCertPool()
 		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, errors.New("kafka.tls.ca_file: has no certificate in PEM form")
+			return nil, path, errors.New("has no certificate in PEM form")
 		}
 	}
 	if c.CertFile != "" {
 		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
 		if err != nil {
-			return nil, fmt.Errorf("kafka.tls.cert_file: %w", err)
+			return nil, "kafka.tls.cert_file", err
 		}
 		t.Certificates = []tls.Certificate{cert}
 	}
-	return t, nil
+	return t, "", nil
 }
 
 // scramClient implements RFC 5802 for Sarama.

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -77,13 +78,17 @@ func (s *File) Partitions(context.Context) (int, error) { return 1, nil }
 func (s *File) Publish(ctx context.Context, b *relay.Batch) error {
 	text, ok := b.Sealed.([]byte)
 	if !ok {
+		size := 0
 		for i := range b.Records {
-			line, err := Line(&b.Records[i].Record)
-			if err != nil {
+			size += b.Records[i].Bytes()
+		}
+		lines := bytes.NewBuffer(make([]byte, 0, size))
+		for i := range b.Records {
+			if err := writeLine(lines, &b.Records[i].Record); err != nil {
 				return &relay.Refused{Records: []int{i}, Err: err}
 			}
-			text = append(text, line...)
 		}
+		text = lines.Bytes()
 		b.Sealed = text
 	}
 	select {

@@ -25,7 +25,8 @@ func batch(records ...relay.Record) *relay.Batch {
 func record(key string, seq int64) relay.Record {
 	return relay.Record{Record: outbox.Record{
 		ID: seq, Seq: seq, EventID: fmt.Sprintf("%s-%d", key, seq), Type: "test.Happened.v1", Key: key, Subject: key,
-		Source: "https://auth.example", DataSchema: "https://schemas.example/a.json", Time: "2026-01-02T03:04:05.5Z", Data: []byte(`{"a":"<&> ü"}`),
+		Source: "https://auth.example", DataSchema: "https://schemas.example/a.json", Time: "2026-01-02T03:04:05.5Z",
+		Data: []byte(`{"a":"<&> ü"}`),
 	}}
 }
 
@@ -128,7 +129,7 @@ func TestFileIsBegunAnewWhenMovedAway(t *testing.T) {
 	}
 }
 
-// Several processes append to one file: lines stay whole.
+// Several processes append to one file, and lines stay whole.
 func TestFileIsSharedByTurns(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "events.ndjson")
@@ -138,7 +139,8 @@ func TestFileIsSharedByTurns(t *testing.T) {
 		wg.Go(func() {
 			for i := range 20 {
 				if err := s.Publish(context.Background(),
-					batch(record(fmt.Sprint("k", n), int64(2*i+1)), record(fmt.Sprint("k", n), int64(2*i+2)))); err != nil {
+					batch(record(fmt.Sprint("k", n), int64(2*i+1)),
+						record(fmt.Sprint("k", n), int64(2*i+2)))); err != nil {
 					t.Error(err)
 				}
 			}
@@ -170,12 +172,13 @@ func TestFileWritesNothingItMayNot(t *testing.T) {
 	if got := content(t, path); got != "" {
 		t.Errorf("wrote %q", got)
 	}
-	if _, err := sink.OpenFile(filepath.Join(t.TempDir(), "missing", "events.ndjson")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := sink.OpenFile(filepath.Join(t.TempDir(), "missing",
+		"events.ndjson")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a missing folder: %v", err)
 	}
 }
 
-// Whatever strings an event has, its line is one line and says the same.
+// Whatever strings an event has, its line is one line with the same content.
 func FuzzLine(f *testing.F) {
 	f.Add("k", "s", `{"a":1}`)
 	f.Add("\u2028", "a\"b\\", `{"a":"\u0000\n"}`)

@@ -1,6 +1,7 @@
 package sink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -113,9 +114,7 @@ func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
 		}),
 	}
 	conf.Net.Proxy.Enable, conf.Net.Proxy.Dialer = true, k.net
-	if k.log == nil {
-		k.log = zap.NewNop()
-	}
+	k.log = cmp.Or(k.log, zap.NewNop())
 	if opt.Registry != nil {
 		if err := opt.Registry.Register(k.resets); err != nil {
 			return nil, fmt.Errorf("register the metrics of the Kafka sink: %w", err)
@@ -259,7 +258,8 @@ func (k *Kafka) attempt(ctx context.Context, p *partitionProducer, b *relay.Batc
 		b.Sealed = made
 	}
 	j := &job{
-		ctx: ctx, broker: leader, partition: int32(b.Partition), batch: made.batch, owned: b.Owned, done: make(chan error, 1),
+		ctx: ctx, broker: leader, partition: int32(b.Partition), batch: made.batch, owned: b.Owned,
+		done: make(chan error, 1),
 	}
 	sent, answer := k.send(j)
 	if sent {
@@ -289,15 +289,13 @@ func (k *Kafka) outcome(client sarama.Client, p *partitionProducer, b *relay.Bat
 	case refused:
 		p.forget()
 		refused := &relay.Refused{Err: answer}
-		var records *recordErrors
-		if errors.As(answer, &records) {
+		if records, ok := errors.AsType[*recordErrors](answer); ok {
 			refused.Records = records.which(len(b.Records))
 		}
 		return refused
 	case newProducer:
 		k.resets.Inc()
-		k.log.Warn("a broker no longer knows the producer; going on with a new one",
-			zap.Int("partition", b.Partition), zap.Error(answer))
+		k.log.Warn("kafka_producer_replaced", zap.Int("partition", b.Partition), zap.Error(answer))
 		p.forget()
 		return answer
 	}

@@ -35,7 +35,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// fake is Kafka in process: enough for what is asked of a client, no proof of brokers.
+// fake is a Kafka in this process: enough to test the client, but no proof about brokers.
 func fake(t *testing.T, opts ...kfake.Opt) (*kfake.Cluster, sink.KafkaConfig) {
 	t.Helper()
 	c, err := kfake.NewCluster(append([]kfake.Opt{kfake.NumBrokers(1), kfake.SeedTopics(4, "events")}, opts...)...)
@@ -75,7 +75,7 @@ func ensure(t *testing.T, k *sink.Kafka) {
 	}
 }
 
-// keep publishes as the relay does: the same batch until it is taken.
+// keep publishes as the relay does: the same batch until it is accepted.
 func keep(t *testing.T, k *sink.Kafka, b *relay.Batch) (attempts int) {
 	t.Helper()
 	for deadline := time.Now().Add(testenv.Patience); ; attempts++ {
@@ -133,8 +133,8 @@ func TestKafkaHasEventsInBinaryMode(t *testing.T) {
 	}
 }
 
-// deaf lets everything out to the broker and, while cut, nothing back: the answers to what
-// was sent are lost. It finds its connections by itself.
+// deaf passes everything to the broker and, while cut, nothing back, so the answers are lost. It
+// finds its connections itself.
 type deaf struct {
 	net.Conn
 	cut *atomic.Bool
@@ -149,8 +149,8 @@ func (d deaf) Read(p []byte) (int, error) {
 	}
 }
 
-// The broker has the batch and the answer is lost: sent again unchanged, on another
-// connection, the broker knows it. Nothing is there twice, whatever follows.
+// The broker has the batch, but the answer is lost. The client sends the batch again unchanged on
+// another connection, and the broker recognises it. Nothing is duplicated, whatever follows.
 func TestKafkaRepeatsNothingWhenAnswersAreLost(t *testing.T) {
 	t.Parallel()
 	cfg := real(t)
@@ -187,8 +187,8 @@ func TestKafkaRepeatsNothingWhenAnswersAreLost(t *testing.T) {
 	}
 }
 
-// A batch of which nobody knows whether it is there is given up for another one: that must
-// not be taken for the first and dropped.
+// A batch with an unknown outcome is given up for another one. The broker must not take that for
+// the first and drop it.
 func TestKafkaLosesNothingAfterABatchWasGivenUp(t *testing.T) {
 	t.Parallel()
 	cfg := real(t)
@@ -217,7 +217,7 @@ func TestKafkaSaysWhichRecordIsTooLarge(t *testing.T) {
 	cfg := real(t)
 	k := openKafka(t, cfg, sink.KafkaOptions{})
 	ensure(t, k)
-	// The test's own client makes the topic small.
+	// The test's own client lowers the topic's limit.
 	client, err := kgo.NewClient(kgo.SeedBrokers(cfg.Brokers...))
 	if err != nil {
 		t.Fatal(err)
@@ -243,7 +243,7 @@ func TestKafkaSaysWhichRecordIsTooLarge(t *testing.T) {
 			t.Fatalf("got %v, want a refusal", err)
 		}
 	}
-	keep(t, k, batch(record("k", 1))) // others go on
+	keep(t, k, batch(record("k", 1))) // other records go on
 	st, err := k.CheckTopic(t.Context())
 	if err != nil || len(st.Problems) != 1 || !strings.Contains(st.Problems[0].String(), "max.message.bytes is 2000") ||
 		!strings.Contains(st.Problems[0].Advice, "262144") {
@@ -325,7 +325,7 @@ func answer(req *kmsg.ProduceRequest, code int16) *kmsg.ProduceResponse {
 	return resp
 }
 
-// A broker that forgot the producer gets a new one; that is counted.
+// A broker that has forgotten the producer gives it a new id, which is counted.
 func TestKafkaTakesANewProducerWhenTheBrokerForgot(t *testing.T) {
 	t.Parallel()
 	c, cfg := fake(t)
@@ -366,7 +366,8 @@ func TestKafkaVerifiesCertificates(t *testing.T) {
 	there := sink.KafkaOptions{Dial: func(network, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(t.Context(), network, cfg.Brokers[0])
 	}}
-	if _, err := openKafka(t, other, there).Partitions(t.Context()); err == nil || !strings.Contains(err.Error(), "certificate") {
+	if _, err := openKafka(t, other, there).Partitions(t.Context()); err == nil ||
+		!strings.Contains(err.Error(), "certificate") {
 		t.Errorf("another name was accepted: %v", err)
 	}
 	keep(t, openKafka(t, cfg, sink.KafkaOptions{Prod: true}), batch(record("k", 1)))
@@ -397,10 +398,17 @@ func certificate(t *testing.T, dir string) (string, tls.Certificate) {
 func TestKafkaSettingsAreChecked(t *testing.T) {
 	t.Parallel()
 	good := sink.KafkaConfig{Brokers: []string{"127.0.0.1:9092"}, Topic: "t"}
+	for _, topic := range []string{"", " ", "a b", ".", "..", "a/b", "ü", strings.Repeat("a", 250)} {
+		cfg, got := good, ""
+		cfg.Topic = topic
+		cfg.Validate(func(path, _ string) { got += path })
+		if got != "kafka.topic" {
+			t.Errorf("topic %q: reported %q", topic, got)
+		}
+	}
 	for want, change := range map[string]func(*sink.KafkaConfig){
-		"":                    func(*sink.KafkaConfig) {},
+		"":                    func(c *sink.KafkaConfig) { c.Topic = strings.Repeat("A.b_9-", 41) + "abc" },
 		"kafka.brokers":       func(c *sink.KafkaConfig) { c.Brokers = []string{"nowhere"} },
-		"kafka.topic":         func(c *sink.KafkaConfig) { c.Topic = " " },
 		"kafka.tls.cert_file": func(c *sink.KafkaConfig) { c.TLS.CertFile = "x" },
 		"kafka.sasl.user":     func(c *sink.KafkaConfig) { c.SASL.Mechanism = "plain" },
 	} {
@@ -420,8 +428,8 @@ func TestKafkaSettingsAreChecked(t *testing.T) {
 	openKafka(t, good, sink.KafkaOptions{Prod: true})
 }
 
-// One partition has lost its producer id and the broker does not answer it: the others
-// go on, and the sink is closed at once.
+// One partition has lost its producer id, and the broker does not answer its request for one. The
+// other partitions go on, and the sink closes at once.
 func TestKafkaAPartitionWithoutProducerHoldsUpNobody(t *testing.T) {
 	t.Parallel()
 	c, cfg := fake(t)
@@ -459,12 +467,12 @@ func TestKafkaAPartitionWithoutProducerHoldsUpNobody(t *testing.T) {
 	}
 }
 
-// Whatever a broker does not answer, and an address that nobody answers at, does not hold
-// up the end.
+// Unanswered requests, and an address where nothing answers, do not delay the end.
 func TestKafkaIsClosedWhileABrokerIsSilent(t *testing.T) {
 	t.Parallel()
 	for name, key := range map[string]kmsg.Key{
-		"versions": kmsg.ApiVersions, "metadata": kmsg.Metadata, "producer id": kmsg.InitProducerID, "batch": kmsg.Produce,
+		"versions": kmsg.ApiVersions, "metadata": kmsg.Metadata, "producer id": kmsg.InitProducerID,
+		"batch": kmsg.Produce,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -488,7 +496,7 @@ func TestKafkaIsClosedWhileABrokerIsSilent(t *testing.T) {
 }
 
 // A broker that may not show the settings of the topic, or does not know the topic yet, says so in
-// its answer. The settings are not taken for empty ones.
+// its answer. The client must not take that for empty settings.
 func TestKafkaDoesNotMistakeARefusalForEmptySettings(t *testing.T) {
 	t.Parallel()
 	c, cfg := fake(t)
@@ -515,7 +523,7 @@ func TestKafkaDoesNotMistakeARefusalForEmptySettings(t *testing.T) {
 	}
 }
 
-// hang makes the cluster leave every request of a kind unanswered, and tells of each.
+// hang makes the cluster leave every request of a kind unanswered, and reports each.
 func hang(t *testing.T, c *kfake.Cluster, key kmsg.Key) <-chan error {
 	t.Helper()
 	asked, end := make(chan error, 100), make(chan struct{})
@@ -540,9 +548,9 @@ func within(t *testing.T, what string, done <-chan error) error {
 	}
 }
 
-// A context ends while an attempt is under way, and the same sink is used again for the same
-// batch and for others: attempts of a partition come one after another, and the broker has
-// each batch once. The race detector looks on.
+// A context ends during an attempt, and the sink is used again for the same batch and for others.
+// The attempts of a partition follow each other, and the broker has each batch once. The race
+// detector watches.
 func TestKafkaIsUsedAgainAfterAContextHasEnded(t *testing.T) {
 	t.Parallel()
 	c, cfg := fake(t, kfake.NumBrokers(2))
@@ -572,8 +580,7 @@ func TestKafkaIsUsedAgainAfterAContextHasEnded(t *testing.T) {
 	}
 }
 
-// The address of the brokers leads to another cluster after a connection broke: nothing is
-// sent there.
+// After a broken connection the brokers' address leads to another cluster. Nothing is sent there.
 func TestKafkaSendsNothingToAnotherClusterAtItsAddress(t *testing.T) {
 	t.Parallel()
 	first, cfg := fake(t, kfake.ClusterID("first"))
@@ -622,7 +629,7 @@ func TestKafkaSendsNothingToAnotherClusterAtItsAddress(t *testing.T) {
 			break
 		}
 		if err == nil || time.Now().After(deadline) {
-			t.Fatalf("published to another cluster, or not told: %v", err)
+			t.Fatalf("published to another cluster, or without the right error: %v", err)
 		}
 	}
 	if id := identity(); id != "second" {
@@ -663,7 +670,7 @@ func TestKafkaCompressesAsItIsTold(t *testing.T) {
 	}
 }
 
-// Close and a cancelled context end what waits for a broker that does not answer.
+// Close and a cancelled context end the wait for a broker that does not answer.
 func TestKafkaEndsInTime(t *testing.T) {
 	t.Parallel()
 	c, cfg := fake(t)

@@ -52,7 +52,8 @@ func newWriter(records []relay.Record) *recordWriter {
 	size, traced := 0, 0
 	for i := range records {
 		r := &records[i]
-		size += len(r.Key) + len(r.EventID) + len(r.Time) + len(r.Subject) + len("9223372036854775807") + len(r.TraceParent)
+		size += len(r.Key) + len(r.EventID) + len(r.Time) + len(r.Subject) + len("9223372036854775807") +
+			len(r.TraceParent)
 		if r.TraceParent != "" {
 			traced++
 		}

@@ -169,7 +169,8 @@ func (k *Kafka) problems(st TopicState, brokers int, unclean bool) []Problem {
 			"it has %d partitions, kafka.partitions is %d", st.Partitions, k.cfg.Partitions)
 	}
 	if slices.Contains(strings.Split(st.CleanupPolicy, ","), "compact") {
-		say("set it to delete", "cleanup.policy is %s: compaction keeps only the last event of each user", st.CleanupPolicy)
+		say("set it to delete", "cleanup.policy is %s: compaction keeps only the last event of each user",
+			st.CleanupPolicy)
 	}
 	if st.MaxMessageBytes < outbox.MaxEventBytes {
 		say(fmt.Sprintf("raise it to %d or more", outbox.MaxEventBytes),

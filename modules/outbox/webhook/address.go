@@ -5,7 +5,7 @@ import (
 	"net/netip"
 )
 
-// AddressError refuses to connect to an address.
+// AddressError is the refusal to connect to an address.
 type AddressError struct {
 	Addr   netip.Addr
 	Kind   string // what kind of address it is, such as "a private address"
@@ -24,7 +24,7 @@ func (e *AddressError) Error() string {
 type block struct {
 	prefix netip.Prefix
 	kind   string
-	own    bool // may be one's own network
+	own    bool // may be the operator's own network
 }
 
 func prefixes(kind string, own bool, list ...string) []block {
@@ -35,8 +35,8 @@ func prefixes(kind string, own bool, list ...string) []block {
 	return blocks
 }
 
-// blocks4 has what the IANA registry of special-purpose addresses says is not globally reachable,
-// and where clouds answer with credentials of the machine.
+// blocks4 has the addresses that are not globally reachable by the IANA registry of special-purpose
+// addresses, and those where clouds hand out credentials of the machine.
 var blocks4 = join(
 	prefixes("the address of a metadata service", false, "168.63.129.16/32", "100.100.100.200/32"),
 	prefixes("an unspecified address", false, "0.0.0.0/8"),
@@ -48,12 +48,14 @@ var blocks4 = join(
 	prefixes("a multicast address", false, "224.0.0.0/4"),
 )
 
-// blocks6 names what is refused, for the sake of the message; [checkAddress] refuses everything
-// outside of public6 anyway.
+// blocks6 gives refused addresses a name for the message; [checkAddress] refuses everything
+// outside public6 anyway.
 var blocks6 = join(
 	prefixes("an unspecified address", false, "::/128"),
 	prefixes("a loopback address", true, "::1/128"),
-	prefixes("the address of a metadata service", false, "fd00:ec2::/32"),
+	// AWS, Google, Oracle, Scaleway, Akamai, Alibaba.
+	prefixes("the address of a metadata service", false, "fd00:ec2::/32", "fd20:ce::254/128", "fd00:c1::a9fe:a9fe/128",
+		"fd00:42::42/128", "fd00:a9fe:a9fe::1/128", "fd00:100::100:200/128"),
 	prefixes("a private address", true, "fc00::/7"),
 	prefixes("a link-local address", false, "fe80::/10"),
 	prefixes("a multicast address", false, "ff00::/8"),
@@ -74,8 +76,8 @@ func join(lists ...[]block) (all []block) {
 	return all
 }
 
-// checkAddress says whether a request may go to an address. An IPv4 address inside of an IPv6 one
-// counts as itself where a translator would take it out.
+// checkAddress says whether a request may go to an address. An IPv4 address inside an IPv6 one
+// counts as itself if a translator would extract it.
 func checkAddress(addr netip.Addr, allowPrivate bool) error {
 	ip := addr.Unmap().WithZone("")
 	blocks := blocks4

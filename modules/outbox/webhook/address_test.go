@@ -9,7 +9,7 @@ import (
 
 func TestWhichAddressesRequestsGoTo(t *testing.T) {
 	t.Parallel()
-	const public, own, never = "public", "own", "never" // own: with allow_private alone
+	const public, own, never = "public", "own", "never" // own: only with allow_private
 	for _, test := range []struct{ addr, want string }{
 		{"8.8.8.8", public}, {"1.1.1.1", public}, {"100.63.255.255", public}, {"100.128.0.0", public},
 		{"172.15.255.255", public}, {"172.32.0.0", public}, {"11.0.0.0", public}, {"223.255.255.255", public},
@@ -17,14 +17,17 @@ func TestWhichAddressesRequestsGoTo(t *testing.T) {
 		{"127.0.0.1", own}, {"127.255.255.254", own}, {"10.0.0.1", own}, {"10.255.255.255", own}, {"172.16.0.1", own},
 		{"172.31.255.255", own}, {"192.168.0.1", own}, {"100.64.0.1", own}, {"100.127.255.255", own},
 		{"::1", own}, {"fc00::1", own}, {"fd12:3456::1", own},
-		{"0.0.0.0", never}, {"0.1.2.3", never}, {"169.254.0.1", never}, {"169.254.169.254", never}, {"169.254.170.2", never},
+		{"0.0.0.0", never}, {"0.1.2.3", never}, {"169.254.0.1", never}, {"169.254.169.254", never}, {"169.254.170.2",
+			never},
 		{"100.100.100.200", never}, {"168.63.129.16", never}, {"192.0.0.192", never}, {"192.0.2.1", never},
 		{"192.88.99.1", never}, {"198.18.0.1", never}, {"198.51.100.1", never}, {"203.0.113.1", never},
 		{"224.0.0.1", never}, {"239.255.255.255", never}, {"240.0.0.1", never}, {"255.255.255.255", never},
 		{"::", never}, {"fe80::1", never}, {"fe80::1%eth0", never}, {"fec0::1", never}, {"ff02::1", never},
-		{"fd00:ec2::254", never}, {"2001:db8::1", never}, {"3fff::1", never}, {"100::1", never}, {"4000::1", never},
+		{"fd00:ec2::254", never}, {"fd20:ce::254", never}, {"fd20:ce::253", own}, {"fd00:c1::a9fe:a9fe", never},
+		{"fd00:42::42", never}, {"fd00:a9fe:a9fe::1", never}, {"fd00:100::100:200", never},
+		{"2001:db8::1", never}, {"3fff::1", never}, {"100::1", never}, {"4000::1", never},
 		{"5f00::1", never},
-		// IPv4 inside of IPv6: mapped, compatible, translated, NAT64, 6to4, Teredo.
+		// IPv4 inside IPv6: mapped, compatible, translated, NAT64, 6to4, Teredo.
 		{"::ffff:8.8.8.8", public}, {"::ffff:127.0.0.1", own}, {"::ffff:10.0.0.1", own},
 		{"::ffff:169.254.169.254", never}, {"::127.0.0.1", never}, {"::10.0.0.1", never}, {"::ffff:0:10.0.0.1", never},
 		{"64:ff9b::8.8.8.8", public}, {"64:ff9b::10.0.0.1", own}, {"64:ff9b::127.0.0.1", own},
@@ -56,7 +59,7 @@ func TestWhichAddressesRequestsGoTo(t *testing.T) {
 	}
 }
 
-// FuzzAddress: no form of an address goes where the address itself does not.
+// FuzzAddress: no spelling of an address is allowed where the address itself is not.
 func FuzzAddress(f *testing.F) {
 	for _, text := range []string{"10.0.0.1", "169.254.169.254", "127.0.0.1", "8.8.8.8"} {
 		b := netip.MustParseAddr(text).As4()
@@ -94,7 +97,7 @@ func TestWhichURLsAreTaken(t *testing.T) {
 	for _, test := range []struct {
 		url           string
 		prod, private bool
-		problem       string // part of it; empty: taken
+		problem       string // part of the error; empty if accepted
 	}{
 		{url: "https://example.com/webhooks", prod: true},
 		{url: "https://example.com", prod: true},
@@ -105,7 +108,7 @@ func TestWhichURLsAreTaken(t *testing.T) {
 		{url: "https://[2606:4700:4700::1111]:443/", prod: true},
 		{url: "http://example.com/"},
 		{url: "http://127.0.0.1:8080/hook", private: true},
-		{url: "http://localhost:8080/hook"}, // refused when its name is resolved
+		{url: "http://localhost:8080/hook"}, // refused once its name is resolved
 		{url: "https://my_host.internal/"},
 		{url: "http://example.com/", prod: true, problem: "https:// in prod mode"},
 		{url: "http://127.0.0.1/", problem: "loopback address"},

@@ -28,14 +28,14 @@ import (
 // taker is a receiver that verifies what it gets and remembers what it has acknowledged.
 type taker struct {
 	t      testing.TB
-	key    []byte // of the secret
+	key    []byte // the key of the secret
 	short  bool   // attempts may be given up while this receiver still works on them
 	answer func(w http.ResponseWriter, r *http.Request, key string, attempt int) (taken bool)
 
 	mu       sync.Mutex
 	taken    map[string][]string // sequences by key, in order
 	attempts map[string]int      // by key
-	now      map[string]bool     // keys with a request under way
+	now      map[string]bool     // keys with a request in flight
 	problems []string
 }
 
@@ -121,7 +121,7 @@ func deliver(t testing.TB, db *database.DB, to *Sink) {
 	if test, is := t.(*testing.T); is {
 		opt.Log = zaptest.NewLogger(test)
 	}
-	d, err := delivery.New(db, map[string]delivery.Sink{Kind: to},
+	d, err := delivery.New(db, map[string]delivery.Sink{outbox.KindWebhook: to},
 		delivery.Config{Lease: 5 * time.Second, Pause: 20 * time.Millisecond}, opt)
 	if err != nil {
 		t.Fatal(err)
@@ -137,7 +137,7 @@ func deliver(t testing.TB, db *database.DB, to *Sink) {
 	})
 }
 
-// With 50 keys 50 requests are under way at once, one for each key: a receiver that takes a tenth of a
+// With 50 keys 50 requests are in flight at once, one per key: a receiver that takes a tenth of a
 // second gets 500 events a second.
 func TestARequestForEachKeyIsUnderWayAtOnce(t *testing.T) {
 	t.Parallel()
@@ -169,8 +169,8 @@ func TestARequestForEachKeyIsUnderWayAtOnce(t *testing.T) {
 	})
 }
 
-// A receiver that misbehaves for some keys in every way gets all events in the end, in order for each
-// key, and those of other keys meanwhile.
+// A receiver misbehaves for some keys in every way. In the end it gets all events, in order for
+// each key, and the other keys' events come meanwhile.
 func TestAReceiverThatMisbehavesGetsEveryEventInOrder(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -232,15 +232,16 @@ func TestAReceiverThatMisbehavesGetsEveryEventInOrder(t *testing.T) {
 	})
 }
 
-// An event that cannot be written as JSON, which no writer can make, waits for a person and holds up
-// nobody else.
+// An event that is not valid JSON, which no writer can create, waits for a person and holds up no
+// other key.
 func TestAnEventThatIsNoJSONParksItsKeyAlone(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		k := newTaker(t)
 		subscribe(t, db, receiver(t, k.ServeHTTP))
 		outboxtest.AddKeys(t, db, "damaged", "good")
-		if _, err := db.ExecContext(t.Context(), `UPDATE outbox_event SET data = '{' WHERE key = 'damaged'`); err != nil {
+		if _, err := db.ExecContext(t.Context(),
+			`UPDATE outbox_event SET data = '{' WHERE key = 'damaged'`); err != nil {
 			t.Fatal(err)
 		}
 		outboxtest.AddKeys(t, db, "damaged", "good")
@@ -288,9 +289,11 @@ func TestAReceiverThatIsGonePausesTheTarget(t *testing.T) {
 	})
 }
 
-// BenchmarkASlowReceiver measures what one relay sends to a receiver that takes 100 ms for an answer.
+// BenchmarkASlowReceiver measures how much one relay sends to a receiver that takes 100 ms per
+// answer.
 func BenchmarkASlowReceiver(b *testing.B) {
-	for name, openDB := range map[string]func(testing.TB) *database.DB{"sqlite": dbtest.SQLite, "postgres": dbtest.Postgres} {
+	for name, openDB := range map[string]func(testing.TB) *database.DB{"sqlite": dbtest.SQLite,
+		"postgres": dbtest.Postgres} {
 		b.Run(name, func(b *testing.B) {
 			db := openDB(b)
 			k := newTaker(b)

@@ -22,7 +22,7 @@ const secretPrefix = "whsec_"
 // secretBytes is how long the secret of a webhook is: as long as the digest of the HMAC.
 const secretBytes = 32
 
-// NewSecret makes a secret in the form that libraries of Standard Webhooks take.
+// NewSecret makes a secret in the form of Standard Webhooks.
 func NewSecret() config.Secret {
 	secret := make([]byte, secretBytes)
 	_, _ = rand.Read(secret) // never fails
@@ -32,7 +32,7 @@ func NewSecret() config.Secret {
 // Seals opens and seals the secrets of webhooks.
 type Seals struct{ box *seal.Box }
 
-// NewSeals takes the secrets of the service, the present one first.
+// NewSeals takes the secrets of the service, the current one first.
 func NewSeals(secrets ...config.Secret) (*Seals, error) {
 	box, err := seal.New("authctl webhook secret at rest v1", secrets...)
 	if err != nil {
@@ -46,18 +46,18 @@ func (s *Seals) Seal(target string, secret config.Secret) []byte {
 	return s.box.Seal([]byte(secret.Reveal()), target)
 }
 
-// overlap is how long a secret signs after it was replaced.
+// overlap is how long a replaced secret still signs.
 const overlap = 24 * time.Hour
 
 // maxSecrets limits the signatures of a request.
 const maxSecrets = 4
 
 // ErrTooManySecrets says that too many former secrets of a target still sign.
-var ErrTooManySecrets = fmt.Errorf("%d secrets of the webhook sign already: wait until one ends, or stop the former ones",
-	maxSecrets)
+var ErrTooManySecrets = fmt.Errorf("%d secrets of the webhook sign already: wait until one ends, or stop the "+
+	"former ones", maxSecrets)
 
-// Rotate returns the secrets of a target with a new one in front. Former ones sign for a day; one that
-// cannot be opened any more is left out.
+// Rotate returns the secrets of a target with a new one first. Former ones sign for another day; those
+// that can no longer be opened are left out.
 func (s *Seals) Rotate(t delivery.Target, now time.Time) (secrets []delivery.Secret, made config.Secret, err error) {
 	made = NewSecret()
 	secrets = []delivery.Secret{{Sealed: s.Seal(t.Name, made)}}
@@ -76,8 +76,8 @@ func (s *Seals) Rotate(t delivery.Target, now time.Time) (secrets []delivery.Sec
 	return secrets, made, nil
 }
 
-// Reseal returns the secrets of a target sealed under the present secret of the service, and whether
-// that is a change. Secrets that sign no longer are left out: nobody may be able to open them.
+// Reseal returns the secrets of a target sealed under the current secret of the service, and whether
+// that is a change. Secrets that no longer sign are left out: perhaps they can no longer be opened.
 func (s *Seals) Reseal(t delivery.Target, now time.Time) (secrets []delivery.Secret, changed bool, err error) {
 	for _, one := range t.Secrets {
 		if ended(one, now) {
@@ -124,13 +124,13 @@ func (s *Seals) keys(t delivery.Target, now time.Time) ([][]byte, error) {
 		keys = append(keys, key)
 	}
 	if len(keys) == 0 {
-		return nil, fmt.Errorf("the webhook %s has no secret; make one with: authctl outbox target rotate-secret %s", t.Name,
-			t.Name)
+		return nil, fmt.Errorf("the webhook %s has no secret; make one with: authctl outbox target rotate-secret %s",
+			t.Name, t.Name)
 	}
 	return keys, nil
 }
 
-// ended reports whether a secret signs no longer.
+// ended reports whether a secret no longer signs.
 func ended(s delivery.Secret, now time.Time) bool { return !s.Until.IsZero() && !now.Before(s.Until) }
 
 // sign returns the value of webhook-signature: a signature with each key.
@@ -145,5 +145,5 @@ func sign(keys [][]byte, id string, at time.Time, body []byte) string {
 	return strings.Join(signatures, " ")
 }
 
-// timestamp is a time as webhook-timestamp has it: in seconds since 1970.
+// timestamp is a time in the form of webhook-timestamp: seconds since 1970.
 func timestamp(at time.Time) string { return strconv.FormatInt(at.Unix(), 10) }

@@ -18,21 +18,21 @@ var (
 	number = regexp.MustCompile(`^([0-9]+|0[xX][0-9A-Fa-f]*)$`)
 )
 
-// CheckURL says whether a text can be the URL of a webhook. It takes no form that programs read in
-// more than one way. No error repeats the text: a URL can hold credentials.
+// CheckURL says whether a text can be the URL of a webhook. It refuses forms that programs read in
+// different ways. No error repeats the text, since a URL can hold credentials.
 func CheckURL(text string, prod, allowPrivate bool) error {
 	u, err := parseURL(text, prod)
 	if err != nil {
 		return err
 	}
-	// An address in the URL is refused now. Names are resolved when a request is made.
+	// An address in the URL is checked now. Names are resolved when a request is made.
 	if ip, err := netip.ParseAddr(u.Hostname()); err == nil {
 		return checkAddress(ip, allowPrivate)
 	}
 	return nil
 }
 
-var errNoURL = errors.New("the URL cannot be understood: it is like https://example.com/webhooks")
+var errNoURL = errors.New("the URL cannot be understood: write it like https://example.com/webhooks")
 
 func parseURL(text string, prod bool) (*url.URL, error) {
 	if len(text) > maxURL {
@@ -40,8 +40,8 @@ func parseURL(text string, prod bool) (*url.URL, error) {
 	}
 	for _, r := range text {
 		if r <= ' ' || r >= 0x7f || r == '\\' {
-			return nil, errors.New("the URL has a character that must be escaped: write host names in their ASCII form " +
-				"(xn--…) and other characters as %XX")
+			return nil, errors.New("the URL has a character that must be escaped: write host names in their " +
+				"ASCII form (xn--…) and other characters as %XX")
 		}
 	}
 	if strings.Contains(text, "#") {
@@ -56,7 +56,8 @@ func parseURL(text string, prod bool) (*url.URL, error) {
 	case u.Scheme != "https" && u.Scheme != "http":
 		return nil, errors.New("the URL must begin with https://, or with http:// in dev mode")
 	case u.User != nil || strings.Contains(u.Host, "@"):
-		return nil, errors.New("the URL names a user: receivers check the signature instead; leave the part before @ out")
+		return nil, errors.New("the URL names a user: receivers check the signature instead; leave the part " +
+			"before @ out")
 	}
 	if err := checkHost(u); err != nil {
 		return nil, err
@@ -86,10 +87,10 @@ func checkHost(u *url.URL) error {
 	labels := strings.Split(strings.TrimSuffix(host, "."), ".")
 	for _, l := range labels {
 		if len(l) > 63 || !label.MatchString(l) {
-			return errors.New("the URL names no host: it is like https://example.com/webhooks")
+			return errors.New("the URL names no host: write it like https://example.com/webhooks")
 		}
 	}
-	// Some resolvers take 127.1, 0x7f.1 and 2130706433 for addresses.
+	// Some resolvers read 127.1, 0x7f.1 and 2130706433 as addresses.
 	if number.MatchString(labels[len(labels)-1]) || len(host) > 253 {
 		return errors.New("the host of the URL is neither a name nor an address in its usual form")
 	}

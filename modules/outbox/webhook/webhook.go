@@ -24,20 +24,17 @@ import (
 	"github.com/toppira/authctl/modules/outbox/sink"
 )
 
-// Kind is the kind of target that this package delivers to.
-const Kind = "webhook"
-
 const (
 	// dialTimeout bounds the connection to one address, so that another one is tried within timeout.
 	dialTimeout = 4 * time.Second
-	maxBody     = 4 << 10 // bytes of an answer that are read, so that its connection can be used again
+	maxBody     = 4 << 10 // bytes of an answer that are read, so that its connection can be reused
 	maxHeader   = 16 << 10
 
-	// idleTimeout is shorter than the 5 seconds after which usual servers close a connection.
+	// idleTimeout is shorter than the 5 seconds after which many servers close a connection.
 	idleTimeout = 4 * time.Second
-	// maxIdle is how many connections to one receiver wait for another request.
+	// maxIdle is how many idle connections to one receiver are kept.
 	maxIdle = 64
-	// connectionAge is how long connections are used: then the name is resolved again.
+	// connectionAge is how long connections are used; then the name is resolved again.
 	connectionAge = time.Minute
 
 	maxRetryAfter = time.Hour
@@ -49,12 +46,12 @@ type Options struct {
 	Version string // of authctl, for the header User-Agent
 	Seals   *Seals
 
-	// For tests. Zero means what is said here.
-	Timeout  time.Duration // 10s for a whole attempt
-	BodyTime time.Duration // 1s for what comes after the status
-	Resolver *net.Resolver // the system's
+	// For tests.
+	Timeout  time.Duration // for a whole attempt; 0: 10s
+	BodyTime time.Duration // for the rest of the answer after the status; 0: 1s
+	Resolver *net.Resolver // nil: the system's
 	RootCAs  *x509.CertPool
-	Connect  func(address string) error // called with an address that has passed the check; nil: none
+	Connect  func(address string) error // called with each address that has passed the check; nil: none
 	Now      func() time.Time
 }
 
@@ -99,7 +96,10 @@ func (s *Sink) Deliver(ctx context.Context, t delivery.Target, r outbox.Record, 
 	return answer.Err()
 }
 
-// Answer is what came of a request.
+// AnswerTimeout implements [delivery.Sink].
+func (s *Sink) AnswerTimeout() time.Duration { return s.opt.Timeout }
+
+// Answer is the result of a request.
 type Answer struct {
 	Address    string // that was connected to; empty: none was
 	Status     int    // zero: no answer came
@@ -107,7 +107,7 @@ type Answer struct {
 	Took       time.Duration
 }
 
-// Err says what an answer means for its event; nil: it is taken.
+// Err says what an answer means for its event; nil: the receiver took it.
 func (a Answer) Err() error {
 	switch {
 	case a.Status >= 200 && a.Status <= 299:
@@ -115,15 +115,16 @@ func (a Answer) Err() error {
 	case a.Status == http.StatusGone:
 		return &delivery.Gone{Err: errors.New("the receiver answered 410, which says that it is gone")}
 	case a.Status >= 300 && a.Status <= 399:
-		return &delivery.Later{After: a.RetryAfter, Err: fmt.Errorf("the receiver answered %d; redirects are not followed: "+
-			"add a target with the URL that it leads to", a.Status)}
+		return &delivery.Later{After: a.RetryAfter,
+			Err: fmt.Errorf("the receiver answered %d; redirects are not followed: add a target with the URL that it "+
+				"leads to", a.Status)}
 	default:
 		return &delivery.Later{After: a.RetryAfter, Err: fmt.Errorf("the receiver answered %d", a.Status)}
 	}
 }
 
 // Send makes one request with an event. The answer has what is known, also with an error. owned is
-// asked right before the event is sent; see [delivery.Attempt].
+// called right before the event is sent; see [delivery.Attempt].
 func (s *Sink) Send(ctx context.Context, t delivery.Target, r outbox.Record, owned func() bool) (a Answer, err error) {
 	start := time.Now()
 	defer func() { a.Took = time.Since(start) }()
@@ -144,9 +145,9 @@ func (s *Sink) Send(ctx context.Context, t delivery.Target, r outbox.Record, own
 	a.RetryAfter = retryAfter(answer.Header.Get("Retry-After"), s.opt.Now())
 	stop := time.AfterFunc(s.opt.BodyTime, cancel)
 	defer stop.Stop()
-	_, _ = io.CopyN(io.Discard, answer.Body, maxBody) // the status has said all
+	_, _ = io.CopyN(io.Discard, answer.Body, maxBody) // only the status matters
 	_ = answer.Body.Close()
-	if a.Err() == nil && body.left.Load() > 0 { // it cannot have the event; the lease may have ended, too
+	if a.Err() == nil && body.left.Load() > 0 { // it cannot have the whole event; or the lease had ended
 		return a, errors.New("the receiver acknowledged the event before it was sent")
 	}
 	return a, nil
@@ -176,8 +177,8 @@ func (s *Sink) Reach(ctx context.Context, t delivery.Target) error {
 	return nil
 }
 
-// connection is what is seen of the connection of a request. net/http may go on making one after the
-// request has failed.
+// connection has what is known of the connection of a request. It is locked, since net/http may still be
+// making a connection after the request has failed.
 type connection struct {
 	mu        sync.Mutex
 	address   string
@@ -229,14 +230,14 @@ func (s *Sink) request(t delivery.Target, r outbox.Record, owned func() bool) (*
 			"Webhook-Id":        {r.EventID},
 			"Webhook-Timestamp": {timestamp(now)},
 			"Webhook-Signature": {sign(keys, r.EventID, now, text)},
-			// No header: it lets net/http repeat a request at once whose connection the receiver had
-			// closed before.
+			// An empty value sends no header, and lets net/http repeat a request at once if the receiver had
+			// already closed its connection.
 			"Idempotency-Key": {},
 		},
 		Body: body.open(), GetBody: func() (io.ReadCloser, error) { return body.open(), nil },
 		ContentLength: int64(len(text)),
 	}
-	if r.TraceParent != "" { // that of the event and not of an attempt: every delivery has the same
+	if r.TraceParent != "" { // the event's, not the attempt's: every delivery has the same
 		req.Header["Traceparent"] = []string{r.TraceParent}
 	}
 	return req, body, nil
@@ -246,7 +247,7 @@ func (s *Sink) request(t delivery.Target, r outbox.Record, owned func() bool) (*
 type eventBody struct {
 	text  []byte
 	owned func() bool
-	left  atomic.Int64 // bytes that were not read by the last connection
+	left  atomic.Int64 // bytes that the last connection did not read
 }
 
 func (b *eventBody) open() io.ReadCloser {
@@ -254,8 +255,8 @@ func (b *eventBody) open() io.ReadCloser {
 	return &ownedReader{of: b, text: bytes.NewReader(b.text)}
 }
 
-// ownedReader asks, before its first byte leaves, whether it may. When it may not, the receiver gets
-// headers and no event, and the connection closes.
+// ownedReader calls owned before it returns the first byte. If that is false, the receiver gets
+// headers and no event, and the connection is closed.
 type ownedReader struct {
 	of    *eventBody
 	text  *bytes.Reader
@@ -274,8 +275,8 @@ func (r *ownedReader) Read(p []byte) (int, error) {
 
 func (r *ownedReader) Close() error { return nil }
 
-// transport returns the client. Connections are used for a while and not for longer: a busy one
-// would never close, and never notice that the name has another address.
+// transport returns the client. Connections are replaced after a while: otherwise a busy one
+// would never close, and a new address of the name would go unnoticed.
 func (s *Sink) transport() *http.Transport {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -283,14 +284,14 @@ func (s *Sink) transport() *http.Transport {
 		return s.client
 	}
 	if s.client != nil {
-		s.client.CloseIdleConnections() // what is in use closes after idleTimeout
+		s.client.CloseIdleConnections() // those in use close after idleTimeout
 	}
 	only1 := new(http.Protocols)
 	only1.SetHTTP1(true) // a connection that hangs holds up one request
 	s.client = &http.Transport{
-		Proxy:       nil, // also in the environment: it would resolve the name again
+		Proxy:       nil, // not even that of the environment: it would resolve the name again
 		DialContext: s.dialer().DialContext, Protocols: only1, TLSClientConfig: s.tls(),
-		// Later than the request ends, so that a handshake that hangs is said to.
+		// Longer than the request, so that a handshake that hangs is reported like any missing answer.
 		TLSHandshakeTimeout: s.opt.Timeout + time.Second, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
 		MaxIdleConns: 4 * maxIdle, MaxIdleConnsPerHost: maxIdle, IdleConnTimeout: idleTimeout,
 	}
@@ -321,8 +322,8 @@ func (s *Sink) control(_, address string, _ syscall.RawConn) error {
 	return nil
 }
 
-// explain says why no answer came, in words that the receiver has not chosen. handshake is how that
-// of TLS failed.
+// explain says why no answer came, without any words of the receiver. handshake is the error of the TLS
+// handshake.
 func (s *Sink) explain(ctx context.Context, err, handshake error) error {
 	address, isAddress := errors.AsType[*AddressError](err)
 	dns, isDNS := errors.AsType[*net.DNSError](err)

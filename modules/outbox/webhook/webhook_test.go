@@ -44,7 +44,7 @@ func seals(t testing.TB, secrets ...config.Secret) *Seals {
 	return s
 }
 
-// open makes a sink that may send to the receivers of tests.
+// open makes a sink that may send to the tests' receivers.
 func open(t testing.TB, opt Options) *Sink {
 	t.Helper()
 	if opt.Seals == nil {
@@ -60,13 +60,14 @@ const knownSecret = config.Secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 
 func target(t testing.TB, url string) delivery.Target {
 	t.Helper()
-	return delivery.Target{ID: 1, Name: "hook", Kind: Kind, URL: url, Types: []string{"*"},
+	return delivery.Target{ID: 1, Name: "hook", Kind: outbox.KindWebhook, URL: url, Types: []string{"*"},
 		Secrets: []delivery.Secret{{Sealed: seals(t).Seal("hook", knownSecret)}}}
 }
 
 func record(key string, n int64) outbox.Record {
-	return outbox.Record{ID: n, Seq: n, EventID: fmt.Sprintf("0199b7f2-6f3e-7c1d-9a55-%012d", n), Type: "test.Happened.v1",
-		Key: key, Subject: key, Source: "https://auth.example", Time: "2026-10-06T09:12:44.031277Z",
+	return outbox.Record{ID: n, Seq: n, EventID: fmt.Sprintf("0199b7f2-6f3e-7c1d-9a55-%012d", n),
+		Type: "test.Happened.v1",
+		Key:  key, Subject: key, Source: "https://auth.example", Time: "2026-10-06T09:12:44.031277Z",
 		Data: []byte(`{"text":"<&> é","n":` + strconv.FormatInt(n, 10) + `}`)}
 }
 
@@ -127,7 +128,7 @@ func TestARequestIsTheCloudEventWithASignature(t *testing.T) {
 	}
 }
 
-// The example of the specification of Standard Webhooks.
+// The example in the specification of Standard Webhooks.
 func TestASignatureIsThatOfTheSpecification(t *testing.T) {
 	t.Parallel()
 	keys, err := seals(t).keys(target(t, ""), time.Now())
@@ -180,7 +181,8 @@ func TestSecretsOfAWebhookAreItsOwnAndSealed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stranger.keys(hook, time.Now()); err == nil || !strings.Contains(err.Error(), "AUTH_TOKEN_PREVIOUS_SECRETS") {
+	if _, err := stranger.keys(hook, time.Now()); err == nil ||
+		!strings.Contains(err.Error(), "AUTH_TOKEN_PREVIOUS_SECRETS") {
 		t.Errorf("with another secret of the service: %v", err)
 	}
 	hook.Secrets = nil
@@ -200,13 +202,13 @@ func TestASecretIsReplacedWithAnOverlap(t *testing.T) {
 	if plain, _, err := seals(t).box.Open(secrets[0].Sealed, "hook"); err != nil || string(plain) != made.Reveal() {
 		t.Errorf("the new secret is not the first: %v", err)
 	}
-	// A second one leaves the end of the first as it is.
+	// A second rotation does not change the end of the first secret.
 	hook.Secrets = secrets
 	secrets, _, err = seals(t).Rotate(hook, now.Add(time.Hour))
 	if err != nil || len(secrets) != 3 || !secrets[2].Until.Equal(now.Add(24*time.Hour)) {
 		t.Errorf("after another rotation: %+v, %v", secrets, err)
 	}
-	// One that has ended is forgotten.
+	// A secret that has ended is removed.
 	secrets, _, err = seals(t).Rotate(hook, now.Add(25*time.Hour))
 	if err != nil || len(secrets) != 2 {
 		t.Errorf("a day later: %+v, %v", secrets, err)
@@ -250,11 +252,13 @@ func TestSecretsAreSealedAgainUnderANewSecretOfTheService(t *testing.T) {
 	if _, err := alone.keys(hook, time.Now()); err != nil {
 		t.Errorf("the next secret alone does not open it: %v", err)
 	}
-	// One that signs no longer and that nobody can open keeps no other from it.
+	// A secret that no longer signs and that nobody can open does not prevent sealing the others
+	// again.
 	hook = target(t, "")
-	hook.Secrets = append(hook.Secrets, delivery.Secret{Sealed: []byte("of a lost secret"), Until: time.Now().Add(-time.Hour)})
+	hook.Secrets = append(hook.Secrets,
+		delivery.Secret{Sealed: []byte("of a lost secret"), Until: time.Now().Add(-time.Hour)})
 	if again, changed, err := seals(t, next).Reseal(hook, time.Now()); err != nil || !changed || len(again) != 1 {
-		t.Errorf("beside a secret that has ended: %d, changed %v, %v", len(again), changed, err)
+		t.Errorf("with a secret that has ended: %d, changed %v, %v", len(again), changed, err)
 	}
 }
 
@@ -288,7 +292,9 @@ func TestWhatAnAnswerMeans(t *testing.T) {
 			}
 			w.WriteHeader(test.status)
 		})
-		err := open(t, Options{Now: func() time.Time { return now }}).Deliver(t.Context(), target(t, url), record("k", 1), first())
+		err := open(t, Options{Now: func() time.Time {
+			return now
+		}}).Deliver(t.Context(), target(t, url), record("k", 1), first())
 		got, after := taken, time.Duration(0)
 		if wait, is := errors.AsType[*delivery.Later](err); is {
 			got, after = later, wait.After
@@ -298,7 +304,8 @@ func TestWhatAnAnswerMeans(t *testing.T) {
 			got = err.Error()
 		}
 		if got != test.want || after != test.after {
-			t.Errorf("%d, Retry-After %q: %s, %s; want %s, %s", test.status, test.retryAfter, got, after, test.want, test.after)
+			t.Errorf("%d, Retry-After %q: %s, %s; want %s, %s", test.status, test.retryAfter, got, after, test.want,
+				test.after)
 		}
 		if err != nil && !strings.Contains(err.Error(), strconv.Itoa(test.status)) {
 			t.Errorf("the error does not name the status: %v", err)
@@ -306,7 +313,7 @@ func TestWhatAnAnswerMeans(t *testing.T) {
 	}
 }
 
-// raw is a receiver that speaks on the bare connection, after it has read the request.
+// raw is a receiver that speaks on the bare connection after it has read the request.
 func raw(t testing.TB, do func(c net.Conn)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -329,7 +336,7 @@ func raw(t testing.TB, do func(c net.Conn)) string {
 	return "http://" + l.Addr().String() + "/"
 }
 
-// request reads a whole request, without a reader that could take more.
+// request reads one request exactly, without a buffered reader that could read more.
 func request(c net.Conn) {
 	text := ""
 	for b := make([]byte, 1); !strings.HasSuffix(text, `}}`); {
@@ -353,7 +360,7 @@ func TestReceiversThatDoNotAnswerAsTheyShould(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		do      func(c net.Conn)
-		problem string // empty: acknowledged
+		problem string // part of the error; empty if acknowledged
 	}{
 		{"hangs", func(c net.Conn) { request(c); wait(c) }, "no answer came within"},
 		{"hangs in the middle of its header", func(c net.Conn) {
@@ -373,12 +380,15 @@ func TestReceiversThatDoNotAnswerAsTheyShould(t *testing.T) {
 			}
 		}, "is not HTTP/1.1"},
 		{"closes before it answers", func(c net.Conn) { request(c) }, "closed the connection before it answered"},
-		{"resets", func(c net.Conn) { request(c); _ = c.(*net.TCPConn).SetLinger(0) }, "closed the connection before it answered"},
-		{"closes in the middle of its header", say("HTTP/1.1 200 OK\r\nX-A: b\r\n"), "closed the connection before it answered"},
+		{"resets", func(c net.Conn) { request(c); _ = c.(*net.TCPConn).SetLinger(0) },
+			"closed the connection before it answered"},
+		{"closes in the middle of its header", say("HTTP/1.1 200 OK\r\nX-A: b\r\n"),
+			"closed the connection before it answered"},
 		{"speaks no HTTP", say("+" + planted + "\r\n"), "is not HTTP/1.1"},
 		{"has no number for a status", say("HTTP/1.1 " + planted + "\r\n\r\n"), "is not HTTP/1.1"},
 		{"has a reason of its own", say("HTTP/1.1 500 " + planted + "\r\nContent-Length: 0\r\n\r\n"), "answered 500"},
-		{"switches protocols", say("HTTP/1.1 101 " + planted + "\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"), "answered 101"},
+		{"switches protocols", say("HTTP/1.1 101 " + planted + "\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"),
+			"answered 101"},
 		{"answers slowly", func(c net.Conn) {
 			request(c)
 			for _, b := range []byte("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n") {
@@ -403,14 +413,15 @@ func TestReceiversThatDoNotAnswerAsTheyShould(t *testing.T) {
 			if strings.Contains(test.problem, "no answer") {
 				timeout = 300 * time.Millisecond
 			}
-			err := open(t, Options{Timeout: timeout}).Deliver(t.Context(), target(t, raw(t, test.do)), record("k", 1), first())
+			err := open(t, Options{Timeout: timeout}).Deliver(t.Context(), target(t, raw(t, test.do)), record("k", 1),
+				first())
 			switch {
 			case test.problem == "" && err != nil:
 				t.Errorf("not acknowledged: %v", err)
 			case test.problem != "" && (err == nil || !strings.Contains(err.Error(), test.problem)):
 				t.Errorf("%v; want an error with %q", err, test.problem)
 			case err != nil && strings.Contains(err.Error(), planted):
-				t.Errorf("the error has what the receiver wrote: %v", err)
+				t.Errorf("the error quotes the receiver: %v", err)
 			}
 		})
 	}
@@ -422,7 +433,7 @@ func TestALongBodyIsNotReadToItsEnd(t *testing.T) {
 	url := raw(t, func(c net.Conn) {
 		request(c)
 		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n"+strings.Repeat("x", maxBody))
-		_, _ = io.Copy(io.Discard, c) // until the other side has left
+		_, _ = io.Copy(io.Discard, c) // until the other side has closed
 		close(left)
 	})
 	s := open(t, Options{Timeout: testenv.Patience, BodyTime: testenv.Patience})
@@ -436,7 +447,8 @@ func TestAnEndedContextEndsAnAttempt(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	url := raw(t, func(c net.Conn) { request(c); cancel(); _, _ = io.Copy(io.Discard, c) })
-	if err := open(t, Options{Timeout: testenv.Patience}).Deliver(ctx, target(t, url), record("k", 1), first()); !errors.Is(err, context.Canceled) {
+	if err := open(t, Options{Timeout: testenv.Patience}).Deliver(ctx, target(t, url), record("k", 1),
+		first()); !errors.Is(err, context.Canceled) {
 		t.Errorf("the attempt ended with %v", err)
 	}
 }
@@ -449,7 +461,8 @@ func TestNothingIsSentWithoutTheLease(t *testing.T) {
 		seen <- string(text)
 	})
 	lost := delivery.Attempt{Number: 1, Owned: func() bool { return false }}
-	if err := open(t, Options{}).Deliver(t.Context(), target(t, url), record("k", 1), lost); err != delivery.ErrNotOwned {
+	if err := open(t, Options{}).Deliver(t.Context(), target(t, url), record("k", 1),
+		lost); err != delivery.ErrNotOwned {
 		t.Errorf("the attempt ended with %v", err)
 	}
 	if text := <-seen; !strings.HasSuffix(text, "\r\n\r\n") || strings.Contains(text, "specversion") {
@@ -457,8 +470,8 @@ func TestNothingIsSentWithoutTheLease(t *testing.T) {
 	}
 }
 
-// A receiver, or something before it, that answers once it has the headers cannot have the event. The
-// lease may have ended before it was sent.
+// When a receiver or a proxy answers after the headers, it cannot have the event. The lease may
+// have ended before the body was sent.
 func TestWhatWasNotSentIsNotAcknowledged(t *testing.T) {
 	t.Parallel()
 	url := raw(t, func(c net.Conn) {
@@ -476,7 +489,7 @@ func TestWhatWasNotSentIsNotAcknowledged(t *testing.T) {
 	err := open(t, Options{Timeout: testenv.Patience}).Deliver(t.Context(), target(t, url), record("k", 1), attempt)
 	close(answered)
 	if err == nil {
-		t.Error("it is acknowledged")
+		t.Error("the event is acknowledged")
 	}
 }
 
@@ -494,7 +507,7 @@ func TestAHandshakeThatHangsEndsInTime(t *testing.T) {
 	}
 }
 
-// resolver answers for every name with addresses that it is told, and counts the questions.
+// resolver answers every name with the given addresses, and counts the questions.
 func resolver(t testing.TB, answer func(name string, question int) netip.Addr) *net.Resolver {
 	t.Helper()
 	server, err := net.ListenPacket("udp", "127.0.0.1:0")
@@ -537,8 +550,8 @@ func resolver(t testing.TB, answer func(name string, question int) netip.Addr) *
 	}}
 }
 
-// A name server that answers with a public address and then with a private one does not lead a
-// request to the private one: what is connected to has been checked.
+// A name server answers with a public address first and a private one later. No request reaches the
+// private address, because the check is made on the address of the connection.
 func TestANameThatLiesLeadsNowhere(t *testing.T) {
 	t.Parallel()
 	public, private := netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("127.0.0.1")
@@ -563,9 +576,11 @@ func TestANameThatLiesLeadsNowhere(t *testing.T) {
 			return nil
 		}})
 		for range 6 {
-			if err := s.Deliver(t.Context(), target(t, "http://receiver.example:"+port+"/"), record("k", 1), first()); err == nil {
+			if err := s.Deliver(t.Context(), target(t, "http://receiver.example:"+port+"/"), record("k", 1),
+				first()); err == nil {
 				t.Error("the event was acknowledged")
-			} else if _, is := errors.AsType[*AddressError](err); !is && !strings.Contains(err.Error(), "not from a test") {
+			} else if _, is := errors.AsType[*AddressError](err); !is &&
+				!strings.Contains(err.Error(), "not from a test") {
 				t.Errorf("refused with %v", err)
 			}
 		}
@@ -585,7 +600,7 @@ func TestANameThatLiesLeadsNowhere(t *testing.T) {
 	}
 }
 
-// The check is made at each attempt, and again for a name that has moved.
+// The check is made at each attempt, so it notices when a name moves.
 func TestPrivateAddressesAreRefusedUnlessAllowed(t *testing.T) {
 	t.Parallel()
 	url := receiver(t, func(http.ResponseWriter, *http.Request) {})
@@ -600,7 +615,8 @@ func TestPrivateAddressesAreRefusedUnlessAllowed(t *testing.T) {
 		t.Errorf("with allow_private: %v", err)
 	}
 	prod := open(t, Options{Prod: true})
-	if err := prod.Deliver(t.Context(), target(t, url), record("k", 1), first()); err == nil || !strings.Contains(err.Error(), "https") {
+	if err := prod.Deliver(t.Context(), target(t, url), record("k", 1), first()); err == nil ||
+		!strings.Contains(err.Error(), "https") {
 		t.Errorf("http in prod mode: %v", err)
 	}
 }
@@ -614,7 +630,9 @@ func TestNoProxyOfTheEnvironmentIsUsed(t *testing.T) { // not parallel: it sets 
 	received := 0
 	url := receiver(t, func(http.ResponseWriter, *http.Request) { received++ })
 	_, port, _ := strings.Cut(strings.TrimPrefix(url, "http://"), ":")
-	s := open(t, Options{Resolver: resolver(t, func(string, int) netip.Addr { return netip.MustParseAddr("127.0.0.1") })})
+	s := open(t, Options{Resolver: resolver(t, func(string, int) netip.Addr {
+		return netip.MustParseAddr("127.0.0.1")
+	})})
 	if err := s.Deliver(t.Context(), target(t, "http://receiver.example:"+port), record("k", 1), first()); err != nil {
 		t.Fatal(err)
 	}
@@ -656,7 +674,8 @@ func (a authority) issue(t testing.TB, name string, until time.Time) tls.Certifi
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{SerialNumber: big.NewInt(2), DNSNames: []string{name},
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, NotBefore: time.Now().Add(-time.Hour), NotAfter: until}
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, NotBefore: time.Now().Add(-time.Hour),
+		NotAfter: until}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
 		t.Fatal(err)
@@ -673,14 +692,16 @@ func TestOnlyTheRightCertificateIsAccepted(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		config  *tls.Config // nil: plain HTTP
-		problem string      // empty: acknowledged
+		problem string      // part of the error; empty if acknowledged
 	}{
 		{"right", &tls.Config{Certificates: []tls.Certificate{trusted.issue(t, "receiver.example", soon)}}, ""},
 		{"of another name", &tls.Config{Certificates: []tls.Certificate{trusted.issue(t, "planted.example", soon)}},
 			`it is not for "receiver.example"`},
-		{"of another authority", &tls.Config{Certificates: []tls.Certificate{stranger.issue(t, "receiver.example", soon)}},
+		{"of another authority",
+			&tls.Config{Certificates: []tls.Certificate{stranger.issue(t, "receiver.example", soon)}},
 			"its authority is not known"},
-		{"expired", &tls.Config{Certificates: []tls.Certificate{trusted.issue(t, "receiver.example", time.Now().Add(-time.Minute))}},
+		{"expired", &tls.Config{Certificates: []tls.Certificate{trusted.issue(t, "receiver.example",
+			time.Now().Add(-time.Minute))}},
 			"it has expired"},
 		{"old TLS", &tls.Config{Certificates: []tls.Certificate{trusted.issue(t, "receiver.example", soon)},
 			MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "cannot agree on TLS"},
@@ -689,7 +710,9 @@ func TestOnlyTheRightCertificateIsAccepted(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			var received atomic.Int64
-			server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { received.Add(1) }))
+			server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+				received.Add(1)
+			}))
 			server.Config.ErrorLog = log.New(io.Discard, "", 0)
 			if test.config != nil {
 				server.TLS = test.config
@@ -708,16 +731,17 @@ func TestOnlyTheRightCertificateIsAccepted(t *testing.T) {
 			hook := target(t, "https://receiver.example:"+port+"/")
 			err = s.Reach(t.Context(), hook)
 			if (err == nil) != (test.problem == "") || err != nil && !strings.Contains(err.Error(), test.problem) {
-				t.Errorf("a look ends with %v", err)
+				t.Errorf("the check ends with %v", err)
 			}
 			err = s.Deliver(t.Context(), hook, record("k", 1), first())
 			switch {
 			case test.problem == "" && (err != nil || received.Load() != 1):
 				t.Errorf("received %d, %v", received.Load(), err)
-			case test.problem != "" && (err == nil || !strings.Contains(err.Error(), test.problem) || received.Load() != 0):
+			case test.problem != "" &&
+				(err == nil || !strings.Contains(err.Error(), test.problem) || received.Load() != 0):
 				t.Errorf("received %d, %v; want an error with %q", received.Load(), err, test.problem)
 			case err != nil && strings.Contains(err.Error(), "planted"):
-				t.Errorf("the error has what the receiver wrote: %v", err)
+				t.Errorf("the error quotes the receiver: %v", err)
 			}
 		})
 	}
@@ -746,7 +770,7 @@ func TestWhereNobodyListens(t *testing.T) {
 	}
 }
 
-// One connection serves many requests one after another, and as many as there are keys at once.
+// One connection serves many requests in turn, and there are as many connections as keys at once.
 func TestConnectionsAreUsedAgain(t *testing.T) {
 	t.Parallel()
 	var connections atomic.Int64
@@ -767,7 +791,7 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 			t.Fatalf("%+v, %v", answer, err)
 		}
 	}
-	if n := connections.Load(); n > 5 { // one, unless the machine paused for longer than it is kept
+	if n := connections.Load(); n > 5 { // one, unless the machine paused for longer than connections are kept
 		t.Errorf("20 requests took %d connections", n)
 	}
 	s.mu.Lock()
@@ -782,7 +806,7 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 	}
 }
 
-// Requests of many keys are under way at once, each on a connection of its own, and none waits for
+// Requests of many keys are in flight at once, each on its own connection, and none waits for
 // another.
 func TestManyRequestsAreUnderWayAtOnce(t *testing.T) {
 	t.Parallel()
@@ -791,7 +815,7 @@ func TestManyRequestsAreUnderWayAtOnce(t *testing.T) {
 	together.Add(keys)
 	url := receiver(t, func(http.ResponseWriter, *http.Request) {
 		together.Done()
-		together.Wait() // answers when all are there
+		together.Wait() // answers once all have arrived
 	})
 	s := open(t, Options{Timeout: testenv.Patience})
 	failed := make(chan error, keys)

@@ -1,8 +1,9 @@
-// Package cachetest gives tests a Redis: a client of the shared server, or a server of the
-// test's own that may be killed, flushed and replicated.
+// Package cachetest gives tests a Redis: a client of the shared server, or the test's own server,
+// which may be killed, flushed and replicated.
 package cachetest
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -31,16 +32,17 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// Shared returns a client of the shared real Redis. Tests keep to keys of their own.
+// Shared returns a client of the shared real Redis. Each test uses its own keys.
 func Shared(t testing.TB) *redis.Client { t.Helper(); return Open(t, testenv.Redis(t)) }
 
 // Open returns a client of the one Redis server at a URL, closed when the test ends.
 func Open(t testing.TB, url string) *redis.Client { t.Helper(); return OpenAny(t, url).(*redis.Client) }
 
 // OpenAny returns a client of what a URL names, closed when the test ends.
-func OpenAny(t testing.TB, url string) redis.UniversalClient {
+func OpenAny(t testing.TB, url string) cache.Client {
 	t.Helper()
-	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url)}, cache.Options{AppName: "authctl-test"})
+	client, err := cache.Open(t.Context(), cache.Config{URL: config.Secret(url)},
+		cache.Options{AppName: "authctl-test"})
 	if err != nil {
 		t.Fatalf("open the test's Redis: %v", err)
 	}
@@ -75,21 +77,52 @@ func StartSentinel(t testing.TB, conf string) *Server {
 	return start(t, sentinel, conf, "--sentinel")
 }
 
-// StartTLS runs a redis-server that speaks nothing but TLS, with a certificate that nobody trusts.
+// StartTLS runs a redis-server that only speaks TLS, with a certificate that nobody trusts.
 func StartTLS(t testing.TB) *Server {
 	t.Helper()
 	server, _ := startTLS(t, &x509.Certificate{IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}})
 	return server
 }
 
-// StartNamedTLS runs a redis-server that speaks nothing but TLS, with a certificate for a host name alone, and
+// StartNamedTLS runs a redis-server that only speaks TLS, with a certificate for one host name, and
 // returns the file to trust. Arguments are added to its command line.
 func StartNamedTLS(t testing.TB, host string, args ...string) (server *Server, caFile string) {
 	t.Helper()
 	return startTLS(t, &x509.Certificate{DNSNames: []string{host}, IsCA: true, BasicConstraintsValid: true}, args...)
 }
 
+// StartSentinelTLS runs a Sentinel that only speaks TLS, also to the servers that it watches, with
+// a certificate for one host name. It trusts its own authority and the one in trusted; caFile has
+// both.
+func StartSentinelTLS(t testing.TB, conf, host, trusted string) (server *Server, caFile string) {
+	t.Helper()
+	args, certFile := certificate(t,
+		&x509.Certificate{DNSNames: []string{host}, IsCA: true, BasicConstraintsValid: true})
+	caFile = filepath.Join(t.TempDir(), "ca.pem")
+	var both []byte
+	for _, file := range []string{certFile, trusted} {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		both = append(both, text...)
+	}
+	if err := os.WriteFile(caFile, both, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	args = append([]string{conf, "--sentinel"}, append(args, "--tls-ca-cert-file", caFile, "--tls-replication",
+		"yes")...)
+	return start(t, securedSentinel, args...), caFile
+}
+
 func startTLS(t testing.TB, template *x509.Certificate, args ...string) (server *Server, certFile string) {
+	t.Helper()
+	own, certFile := certificate(t, template)
+	return start(t, secured, append(own, args...)...), certFile
+}
+
+// certificate makes a self-signed certificate, and returns the arguments that use it.
+func certificate(t testing.TB, template *x509.Certificate) (args []string, certFile string) {
 	t.Helper()
 	dir := t.TempDir()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -112,8 +145,8 @@ func startTLS(t testing.TB, template *x509.Certificate, args ...string) (server 
 		}
 	}
 	certFile = filepath.Join(dir, "cert.pem")
-	return start(t, secured, append([]string{"--tls-cert-file", certFile, "--tls-key-file", filepath.Join(dir, "key.pem"),
-		"--tls-auth-clients", "no"}, args...)...), certFile
+	return []string{"--tls-cert-file", certFile, "--tls-key-file", filepath.Join(dir, "key.pem"), "--tls-auth-clients",
+		"no"}, certFile
 }
 
 // kind is what a redis-server is.
@@ -123,6 +156,7 @@ const (
 	store kind = iota
 	sentinel
 	secured
+	securedSentinel
 )
 
 func start(t testing.TB, what kind, args ...string) *Server {
@@ -134,16 +168,17 @@ func start(t testing.TB, what kind, args ...string) *Server {
 	return s
 }
 
-// Port returns the port on 127.0.0.1. It stays over a restart.
+// Port returns the port on 127.0.0.1, which stays the same over a restart.
 func (s *Server) Port() string { return strconv.Itoa(s.port) }
 
 // URL returns the server's URL.
 func (s *Server) URL() string { return "redis://127.0.0.1:" + s.Port() }
 
-// Restart starts the server, which must not run, with what it had saved.
+// Restart starts the server, which must not be running, with the data that it had saved.
 func (s *Server) Restart() {
 	s.t.Helper()
-	// Between finding a free port and taking it, another process may be faster.
+	// Another process may take the free port first.
+	var log bytes.Buffer
 	for range 5 {
 		port := s.port
 		if port == 0 {
@@ -155,11 +190,15 @@ func (s *Server) Restart() {
 		switch s.kind {
 		case sentinel:
 			args = append(slices.Clone(s.args), "--port", at, "--bind", "127.0.0.1", "--dir", s.dir)
+		case securedSentinel:
+			args = append(slices.Clone(s.args), "--port", "0", "--tls-port", at, "--bind", "127.0.0.1", "--dir", s.dir)
 		case secured:
 			args[1] = "0"
 			args = append(args, "--tls-port", at)
 		}
 		cmd := exec.Command(s.program, args...)
+		log.Reset()
+		cmd.Stdout, cmd.Stderr = &log, &log
 		if err := cmd.Start(); err != nil {
 			s.t.Fatalf("start redis-server: %v", err)
 		}
@@ -172,7 +211,7 @@ func (s *Server) Restart() {
 		_ = cmd.Process.Kill()
 		<-ended
 	}
-	s.t.Fatal("redis-server does not start")
+	s.t.Fatalf("redis-server does not start:\n%s", &log)
 }
 
 // Kill ends the server as a crash would.
@@ -185,7 +224,7 @@ func (s *Server) Kill() {
 	s.process = nil
 }
 
-// BreakFolder takes away the folder that the server saves to.
+// BreakFolder removes the folder that the server saves to.
 func (s *Server) BreakFolder() {
 	s.t.Helper()
 	if err := os.RemoveAll(s.dir); err != nil {
@@ -193,7 +232,7 @@ func (s *Server) BreakFolder() {
 	}
 }
 
-// Pause stops the process without ending it; Resume lets it go on.
+// Pause stops the process without ending it; Resume lets it continue.
 func (s *Server) Pause() { s.signal(syscall.SIGSTOP) }
 
 // Resume undoes Pause.
@@ -206,12 +245,11 @@ func (s *Server) signal(sig os.Signal) {
 	}
 }
 
-// answers waits until it is this process that answers on the port, and not another one that
-// was faster to take it.
+// answers waits until this process answers on the port, and not another one that took it first.
 func (s *Server) answers(ctx context.Context, port int, process *os.Process, ended <-chan struct{}) bool {
-	logging.Disable() // of connections that are refused until the server is up
+	logging.Disable() // while connections are refused, until the server is up
 	opt := &redis.Options{Addr: fmt.Sprintf("127.0.0.1:%d", port), MaxRetries: -1, DialerRetries: 1}
-	if s.kind == secured {
+	if s.kind == secured || s.kind == securedSentinel {
 		opt.TLSConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // a test's own server
 	}
 	for i, arg := range s.args {

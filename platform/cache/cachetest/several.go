@@ -1,6 +1,7 @@
 package cachetest
 
 import (
+	"crypto/x509"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,25 +14,46 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// slots is how many a cluster has.
+// slots is the number of slots of a cluster.
 const slots = 16384
 
-// Cluster is a Redis Cluster of one test: three primaries, and for each a replica that takes its place when it
-// fails.
+// Cluster is a Redis Cluster of one test: three primaries, each with a replica that takes over when
+// its primary fails.
 type Cluster struct {
-	Primaries []*Server // as they are at first
+	Primaries []*Server // the primaries at the start
 	Replicas  []*Server // of the primary with the same index
 	t         testing.TB
 }
 
-// StartCluster runs a cluster whose nodes take a primary for failed after about two seconds. Arguments are added
-// to the command line of each. Nothing is saved.
+// StartCluster runs a cluster whose nodes take a primary for failed after about two seconds.
+// Arguments are added to the command line of each node. Nothing is saved.
 func StartCluster(t testing.TB, args ...string) *Cluster {
+	t.Helper()
+	return startCluster(t, func() []string { return args })
+}
+
+// StartClusterTLS is StartCluster with nodes that use TLS among themselves and offer it to clients, at other ports.
+// Their certificate is for a host name alone. It returns the URL that names them and the file to trust.
+func StartClusterTLS(t testing.TB, host string) (c *Cluster, url, caFile string) {
+	t.Helper()
+	own, caFile := certificate(t, &x509.Certificate{DNSNames: []string{host}, IsCA: true, BasicConstraintsValid: true})
+	own = append(own, "--tls-ca-cert-file", caFile, "--tls-cluster", "yes", "--tls-replication", "yes")
+	var ports []string
+	c = startCluster(t, func() []string {
+		ports = append(ports, strconv.Itoa(testenv.FreePort(t)))
+		return append([]string{"--tls-port", ports[len(ports)-1]}, own...)
+	})
+	const nodes = "rediss://%[1]s:%[2]s?addr=%[1]s:%[3]s&addr=%[1]s:%[4]s"
+	return c, fmt.Sprintf(nodes, host, ports[0], ports[1], ports[2]), caFile
+}
+
+// startCluster runs a cluster. args returns those of the next node.
+func startCluster(t testing.TB, args func() []string) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t}
 	node := func() *Server {
 		return Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(testenv.FreePort(t)),
-			"--cluster-node-timeout", "2000", "--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args...)...)
+			"--cluster-node-timeout", "2000", "--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args()...)...)
 	}
 	const n = 3
 	for i := range n {
@@ -66,12 +88,13 @@ func busPort(s *Server) string {
 	return ""
 }
 
-// Nodes are those that have been started, whether or not they still run.
+// Nodes returns the started nodes, whether or not they still run.
 func (c *Cluster) Nodes() []*Server {
 	return append(c.Primaries[:len(c.Primaries):len(c.Primaries)], c.Replicas...)
 }
 
-// AwaitWhole waits until every node that runs finds the cluster whole and its own replication up to date.
+// AwaitWhole waits until every running node finds the cluster complete and its own replication up
+// to date.
 func (c *Cluster) AwaitWhole() {
 	c.t.Helper()
 	testenv.Eventually(c.t, "the cluster is whole", func() bool {
@@ -95,7 +118,7 @@ func (c *Cluster) AwaitWhole() {
 	})
 }
 
-// URL names the nodes that are primaries at first.
+// URL names the nodes that were primaries at the start.
 func (c *Cluster) URL() string {
 	url := c.Primaries[0].URL()
 	separator := "?"
@@ -106,13 +129,14 @@ func (c *Cluster) URL() string {
 	return url
 }
 
-// IsPrimary reports whether a node that runs is a primary.
+// IsPrimary reports whether a running node is a primary.
 func (c *Cluster) IsPrimary(node *Server) bool {
 	c.t.Helper()
 	return strings.Contains(fmt.Sprint(c.Do(node, "info", "replication")), "role:master")
 }
 
-// Move begins to move a slot from one primary to another. The function that it returns moves the keys, and ends it.
+// Move begins to move a slot from one primary to another. The returned function moves the keys, and
+// completes the move.
 func (c *Cluster) Move(slot int64, from, to *Server) (finish func()) {
 	c.t.Helper()
 	c.Do(to, "cluster", "setslot", slot, "importing", c.Do(from, "cluster", "myid"))
@@ -126,7 +150,7 @@ func (c *Cluster) Move(slot int64, from, to *Server) (finish func()) {
 			}
 			c.Do(from, append([]any{"migrate", "127.0.0.1", to.Port(), "", 0, 10000, "keys"}, keys...)...)
 		}
-		for _, node := range []*Server{to, from} { // the others are told by these
+		for _, node := range []*Server{to, from} { // the others learn it from these
 			c.Do(node, "cluster", "setslot", slot, "node", c.Do(to, "cluster", "myid"))
 		}
 	}
@@ -149,18 +173,19 @@ func administer(t testing.TB, server *Server, words ...any) any {
 	return answer
 }
 
-// Watched is a primary with a replica, and three Sentinels that put the replica in its place when it fails.
+// Watched is a primary with a replica, and three Sentinels that promote the replica when the
+// primary fails.
 type Watched struct {
-	Primary, Replica *Server // as they are at first
+	Primary, Replica *Server // as at the start
 	Sentinels        []*Server
 	t                testing.TB
 }
 
-// WatchedName is what the Sentinels call the primary.
+// WatchedName is the Sentinels' name for the primary.
 const WatchedName = "main"
 
-// StartWatched runs a primary that Sentinels take for failed after about a second. Arguments are added to the
-// command line of the primary and of the replica. Nothing is saved.
+// StartWatched runs a primary that Sentinels take for failed after about a second. Arguments are
+// added to the command lines of the primary and the replica. Nothing is saved.
 func StartWatched(t testing.TB, args ...string) *Watched {
 	t.Helper()
 	args = append([]string{"--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args...)
@@ -196,7 +221,7 @@ func (w *Watched) URL() string {
 	return url
 }
 
-// AwaitPrimary waits until every Sentinel that runs names the server as the primary.
+// AwaitPrimary waits until every running Sentinel names the server as the primary.
 func (w *Watched) AwaitPrimary(server *Server) {
 	w.t.Helper()
 	for _, one := range w.Sentinels {
@@ -210,7 +235,7 @@ func (w *Watched) AwaitPrimary(server *Server) {
 	}
 }
 
-// FailOver has a Sentinel put the replica in the primary's place while that works.
+// FailOver has a Sentinel replace the primary by the replica while the primary works.
 func (w *Watched) FailOver() {
 	w.t.Helper()
 	administer(w.t, w.Sentinels[0], "sentinel", "failover", WatchedName)

@@ -1,4 +1,4 @@
-// Package dbtest gives each test a fresh, migrated database of its own.
+// Package dbtest gives each test its own fresh, migrated database.
 package dbtest
 
 import (
@@ -61,7 +61,7 @@ var migratedSQLite = sync.OnceValues(func() ([]byte, error) {
 	if err := errors.Join(err, db.Close()); err != nil {
 		return nil, err
 	}
-	return os.ReadFile(file) // the last connection has written the log into it
+	return os.ReadFile(file) // the last connection has merged the log into it
 })
 
 // Postgres returns an empty migrated PostgreSQL database, dropped when the test ends.
@@ -70,8 +70,8 @@ func Postgres(t testing.TB) *database.DB {
 	return Open(t, PostgresURL(t))
 }
 
-// PostgresURL makes an empty migrated PostgreSQL database, dropped when the test ends, and
-// returns its URL for a process of the test's own.
+// PostgresURL makes an empty migrated PostgreSQL database, dropped when the test ends, and returns
+// its URL for a process of the test's own.
 func PostgresURL(t testing.TB) string {
 	t.Helper()
 	server := testenv.Postgres(t)
@@ -82,7 +82,7 @@ func PostgresURL(t testing.TB) string {
 	return string(EmptyURL(t, "TEMPLATE "+template))
 }
 
-// EmptyURL makes a PostgreSQL database with what CREATE DATABASE is told, dropped when the
+// EmptyURL makes a PostgreSQL database with the given options of CREATE DATABASE, dropped when the
 // test ends, and returns its URL.
 func EmptyURL(t testing.TB, with string) config.Secret {
 	t.Helper()
@@ -113,9 +113,10 @@ func Contrary(t testing.TB) *database.DB {
 		t.Fatal(err)
 	}
 	for _, setting := range []string{
-		"standard_conforming_strings = off", "backslash_quote = on", "client_encoding = 'LATIN1'", "bytea_output = 'escape'",
+		"standard_conforming_strings = off", "backslash_quote = on", "client_encoding = 'LATIN1'",
+		"bytea_output = 'escape'",
 		"DateStyle = 'SQL, DMY'", "IntervalStyle = 'sql_standard'", "TimeZone = 'Asia/Kathmandu'",
-		"default_transaction_isolation = 'serializable'",
+		"default_transaction_isolation = 'serializable'", "jit = on",
 	} {
 		if _, err := admin.ExecContext(t.Context(), "ALTER DATABASE "+u.Path[1:]+" SET "+setting); err != nil {
 			t.Fatal(err)
@@ -124,8 +125,8 @@ func Contrary(t testing.TB) *database.DB {
 	return Open(t, dsn)
 }
 
-// AsUser returns the URL of the database with a user of its own, whose password is the given
-// one, for the time of the test.
+// AsUser returns the URL of the database for a new user with the given password, who exists until
+// the test ends.
 func AsUser(t testing.TB, dsn, password string) string {
 	t.Helper()
 	u, err := url.Parse(dsn)
@@ -147,8 +148,8 @@ func AsUser(t testing.TB, dsn, password string) string {
 	return u.String()
 }
 
-// AsReader returns the URL of the database with a user of its own who may read one table and do
-// nothing else, for the time of the test.
+// AsReader returns the URL of the database for a new user who may only read one table, and who
+// exists until the test ends.
 func AsReader(t testing.TB, dsn, table string) string {
 	t.Helper()
 	u, err := url.Parse(dsn)
@@ -215,7 +216,7 @@ func Open(t testing.TB, dsn string) *database.DB {
 	return OpenLimited(t, dsn, 0)
 }
 
-// OpenLimited is [Open] with at most so many connections.
+// OpenLimited is [Open] with a maximum number of connections.
 func OpenLimited(t testing.TB, dsn string, conns int) *database.DB {
 	t.Helper()
 	db, err := open(dsn, conns)
@@ -226,7 +227,7 @@ func OpenLimited(t testing.TB, dsn string, conns int) *database.DB {
 	return db
 }
 
-// open tries again for a while: on a busy machine a server may drop a connection before it is open.
+// open retries for a while: on a busy machine a server may drop a connection before it is open.
 func open(dsn string, conns int) (db *database.DB, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 	defer cancel()
@@ -241,8 +242,8 @@ func open(dsn string, conns int) (db *database.DB, err error) {
 
 var templates sync.Map // server URL → func() (string, error)
 
-// template migrates one database a server and schema version; tests copy it, which is a
-// tenth of the work of migrating again.
+// template migrates one database per server and schema version. Tests copy it, which is a tenth of
+// the work of migrating.
 func template(server string) (string, error) {
 	once, _ := templates.LoadOrStore(server, sync.OnceValues(func() (string, error) { return makeTemplate(server) }))
 	return once.(func() (string, error))()
@@ -266,13 +267,14 @@ func makeTemplate(server string) (string, error) {
 		return "", err
 	}
 	defer conn.Close()
-	// Test binaries of several packages run side by side.
+	// Test binaries of several packages run at the same time.
 	if _, err := conn.ExecContext(ctx, "SELECT pg_advisory_lock(7465737)"); err != nil {
 		return "", err
 	}
 	defer func() { _, _ = conn.ExecContext(context.WithoutCancel(ctx), "SELECT pg_advisory_unlock(7465737)") }()
 	var n int
-	if err := conn.QueryRowContext(ctx, "SELECT count(*) FROM pg_database WHERE datname = ?", name).Scan(&n); err != nil {
+	if err := conn.QueryRowContext(ctx, "SELECT count(*) FROM pg_database WHERE datname = ?",
+		name).Scan(&n); err != nil {
 		return "", err
 	}
 	if n > 0 {

@@ -15,9 +15,9 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// PgBouncer starts a PgBouncer that hands connections on after each transaction, with few of
-// them, and returns the URL of the database through it. Without PgBouncer the test is skipped,
-// or fails where the real engines are demanded.
+// PgBouncer starts a PgBouncer that hands over its few connections after each transaction, and
+// returns the URL of the database through it. Without PgBouncer the test is skipped, or fails where
+// the real engines are demanded.
 func PgBouncer(t testing.TB, dsn string) string {
 	t.Helper()
 	program := testenv.Program(t, "install PgBouncer", "pgbouncer")
@@ -31,7 +31,7 @@ func PgBouncer(t testing.TB, dsn string) string {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	password, _ := u.User.Password()
-	// Between finding a free port and taking it, another process may be faster.
+	// Another process may take the free port first.
 	for range 5 {
 		port := testenv.FreePort(t)
 		files := map[string]string{
@@ -59,7 +59,7 @@ server_reset_query =
 			t.Fatal(err)
 		}
 		args := []string{"-q", filepath.Join(dir, "ini")}
-		if os.Getuid() == 0 { // as which it does not run
+		if os.Getuid() == 0 { // it refuses to run as root
 			args = append([]string{"-u", "nobody"}, args...)
 		}
 		cmd := exec.Command(program, args...)
@@ -77,7 +77,7 @@ server_reset_query =
 			continue
 		}
 		t.Cleanup(func() {
-			_ = cmd.Process.Signal(syscall.SIGTERM) // at once, whoever is connected
+			_ = cmd.Process.Signal(syscall.SIGTERM) // at once, even with open connections
 			<-ended
 		})
 		u.Host = fmt.Sprintf("127.0.0.1:%d", port)
@@ -87,7 +87,7 @@ server_reset_query =
 	return ""
 }
 
-// listens waits until somebody takes connections at the port.
+// listens waits until something accepts connections at the port.
 func listens(port int, ended <-chan struct{}) bool {
 	for deadline := time.Now().Add(testenv.Patience); time.Now().Before(deadline); {
 		if conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {

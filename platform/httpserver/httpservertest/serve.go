@@ -1,5 +1,4 @@
-// Package httpservertest serves routes to tests, in each of the ways in which they can be
-// served.
+// Package httpservertest serves routes to tests, in each way in which they can be served.
 package httpservertest
 
 import (
@@ -10,7 +9,7 @@ import (
 	"github.com/toppira/authctl/platform/httpserver"
 )
 
-// Start serves routes until the test ends, and returns where.
+// Start serves routes until the test ends, and returns their address.
 type Start func(t testing.TB, opt httpserver.Options, routes ...httpserver.Route) (base string)
 
 // Each runs a test once for each way of serving.
@@ -18,8 +17,8 @@ func Each(t *testing.T, test func(t *testing.T, start Start)) {
 	EachWith(t, httpserver.Config{}, test)
 }
 
-// EachWith is [Each] with these settings. Servers listen on a free port of the loopback all the
-// same.
+// EachWith is [Each] with these settings, except that servers listen on a free port of the
+// loopback.
 func EachWith(t *testing.T, cfg httpserver.Config, test func(t *testing.T, start Start)) {
 	for name, start := range map[string]Start{"Fiber": fiberWith(cfg), "net_http": netHTTPWith(cfg)} {
 		t.Run(name, func(t *testing.T) {
@@ -29,7 +28,7 @@ func EachWith(t *testing.T, cfg httpserver.Config, test func(t *testing.T, start
 	}
 }
 
-// Fiber serves by [httpserver.Server], on a free port of the loopback.
+// Fiber serves with [httpserver.Server], on a free port of the loopback.
 func Fiber(t testing.TB, opt httpserver.Options, routes ...httpserver.Route) (base string) {
 	t.Helper()
 	return fiberWith(httpserver.Config{})(t, opt, routes...)
@@ -60,13 +59,13 @@ func fiberWith(cfg httpserver.Config) Start {
 	}
 }
 
-// NetHTTP serves by [httpserver.Handler].
+// NetHTTP serves with [httpserver.Handler].
 func NetHTTP(t testing.TB, opt httpserver.Options, routes ...httpserver.Route) (base string) {
 	t.Helper()
 	return netHTTPWith(httpserver.Config{})(t, opt, routes...)
 }
 
-// netHTTPWith serves by [httpserver.Handler].
+// netHTTPWith serves with [httpserver.Handler].
 func netHTTPWith(cfg httpserver.Config) Start {
 	return func(t testing.TB, opt httpserver.Options, routes ...httpserver.Route) (base string) {
 		t.Helper()

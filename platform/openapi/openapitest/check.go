@@ -1,4 +1,4 @@
-// Package openapitest holds answers against an OpenAPI document: everything in them must be
+// Package openapitest checks answers against an OpenAPI document: everything in them must be
 // documented.
 package openapitest
 
@@ -15,7 +15,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 )
 
-// Document is a document that answers are held against.
+// Document is a document that answers are checked against.
 type Document struct{ *openapi3.T }
 
 // Load reads a document.
@@ -28,13 +28,11 @@ func Load(t testing.TB, text []byte) Document {
 	return Document{document}
 }
 
-// framing are headers of HTTP itself, and those of CORS, which the document leaves to the
-// standards.
+// framing are headers of HTTP itself and of CORS, which the document leaves to the standards.
 var framing = []string{"Connection", "Content-Length", "Content-Type", "Date", "Transfer-Encoding", "Allow",
 	"Access-Control-Allow-Origin", "Access-Control-Allow-Credentials", "Access-Control-Expose-Headers"}
 
-// Operation returns what is documented for a method and a path; nil for a path or method that
-// there is not.
+// Operation returns the documented operation for a method and a path, or nil.
 func (d Document) Operation(method, path string) *openapi3.Operation {
 	if method == http.MethodHead {
 		method = http.MethodGet
@@ -52,8 +50,8 @@ func (d Document) Operation(method, path string) *openapi3.Operation {
 	return nil
 }
 
-// Check says what of an answer is not as its operation documents it: its status, media type,
-// headers and every member.
+// Check says what of an answer its operation does not document: its status, media type, headers and
+// every member.
 func (d Document) Check(op *openapi3.Operation, method string, answer *http.Response, body []byte) (problems []string) {
 	bad := func(format string, a ...any) { problems = append(problems, fmt.Sprintf(format, a...)) }
 	ref := op.Responses.Value(strconv.Itoa(answer.StatusCode))
@@ -71,7 +69,7 @@ func (d Document) Check(op *openapi3.Operation, method string, answer *http.Resp
 	for name, h := range response.Headers {
 		values := answer.Header.Values(name)
 		if h.Value.Required && len(values) != 1 {
-			bad("the header %s is there %d times in %d", name, len(values), answer.StatusCode)
+			bad("the header %s occurs %d times in %d", name, len(values), answer.StatusCode)
 		}
 		for _, text := range values {
 			var value any = text
@@ -89,13 +87,14 @@ func (d Document) Check(op *openapi3.Operation, method string, answer *http.Resp
 	}
 	if len(response.Content) == 0 {
 		if len(body) > 0 || got != "" {
-			bad("%d has the body %q of type %q, and none is documented", answer.StatusCode, body, got)
+			bad("%d has the body %q of type %q, but none is documented", answer.StatusCode, body, got)
 		}
 		return problems
 	}
 	content := response.Content[got]
 	if content == nil {
-		bad("%d has the media type %q, documented is %q", answer.StatusCode, got, slices.Collect(maps.Keys(response.Content)))
+		bad("%d has the media type %q, but %q is documented", answer.StatusCode, got,
+			slices.Collect(maps.Keys(response.Content)))
 		return problems
 	}
 	var value any
@@ -113,7 +112,8 @@ func (d Document) Check(op *openapi3.Operation, method string, answer *http.Resp
 }
 
 var rules = []openapi3.SchemaValidationOption{
-	openapi3.EnableJSONSchema2020(), openapi3.EnableFormatValidation(), openapi3.VisitAsResponse(), openapi3.MultiErrors(),
+	openapi3.EnableJSONSchema2020(), openapi3.EnableFormatValidation(), openapi3.VisitAsResponse(),
+	openapi3.MultiErrors(),
 }
 
 // undocumented lists the members of a value that its schema does not name.
@@ -142,7 +142,7 @@ func undocumented(at string, value any, schema *openapi3.Schema) (members []stri
 }
 
 func propertyOf(schema *openapi3.Schema, name string) *openapi3.Schema {
-	// The part that only narrows a property says less of it than the one that describes it.
+	// A part that only narrows a property says less about it than the one that describes it.
 	for _, part := range schema.AllOf {
 		if property := propertyOf(part.Value, name); property != nil {
 			return property

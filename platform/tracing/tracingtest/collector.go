@@ -2,7 +2,6 @@
 package tracingtest
 
 import (
-	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/hex"
@@ -10,11 +9,8 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"slices"
-	"strings"
 	"sync"
 	"testing"
-	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/propagation"
@@ -38,12 +34,12 @@ type Span struct {
 	Links              []string // the spans that it is linked to
 }
 
-// Within is a context within the span of a traceparent, as that of a request.
+// Within is a context within the span of a traceparent, like a request's.
 func Within(ctx context.Context, traceparent string) context.Context {
 	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{"traceparent": traceparent})
 }
 
-// Collector takes what is sent by OTLP over HTTP in protobuf.
+// Collector accepts spans by OTLP over HTTP in protobuf.
 type Collector struct {
 	URL string
 
@@ -68,14 +64,14 @@ func New(t testing.TB) *Collector {
 	return c
 }
 
-// Spans are those that have come, in the order in which they ended or were sent.
+// Spans returns the spans received so far, in the order in which they ended or were sent.
 func (c *Collector) Spans() []Span {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return append([]Span(nil), c.spans...)
 }
 
-// Consume adds the span of a service of somebody else, which works on what came with a traceparent.
+// Consume adds the span of another service that works on something with a traceparent.
 func (c *Collector) Consume(ctx context.Context, service, name, traceparent string) error {
 	provider := sdk.NewTracerProvider(sdk.WithSyncer(exporter{c}),
 		sdk.WithResource(resource.NewSchemaless(attribute.String("service.name", service))))
@@ -85,7 +81,7 @@ func (c *Collector) Consume(ctx context.Context, service, name, traceparent stri
 	return provider.Shutdown(ctx)
 }
 
-// exporter is the SDK's way to a collector of the same process.
+// exporter passes spans of the SDK to a collector in the same process.
 type exporter struct{ c *Collector }
 
 func (e exporter) ExportSpans(_ context.Context, spans []sdk.ReadOnlySpan) error {
@@ -94,8 +90,9 @@ func (e exporter) ExportSpans(_ context.Context, spans []sdk.ReadOnlySpan) error
 	for _, s := range spans {
 		span := Span{
 			Name: s.Name(), Trace: s.SpanContext().TraceID().String(), ID: s.SpanContext().SpanID().String(),
-			Kind: wire.Span_SpanKind(s.SpanKind()), Attributes: map[string]string{}, ResourceAttributes: map[string]string{},
-			Begun: uint64(s.StartTime().UnixNano()), Ended: uint64(s.EndTime().UnixNano()),
+			Kind: wire.Span_SpanKind(s.SpanKind()), Attributes: map[string]string{},
+			ResourceAttributes: map[string]string{},
+			Begun:              uint64(s.StartTime().UnixNano()), Ended: uint64(s.EndTime().UnixNano()),
 		}
 		if s.Parent().IsValid() {
 			span.Parent = s.Parent().SpanID().String()
@@ -111,63 +108,10 @@ func (e exporter) ExportSpans(_ context.Context, spans []sdk.ReadOnlySpan) error
 
 func (exporter) Shutdown(context.Context) error { return nil }
 
-// Tree draws the spans of a trace as lines: each below its parent, in the order in which they began.
-// Those that shown does not name are left out together with what is below them. It returns an error if a
-// span has a parent that is neither there nor the remote one.
-func (c *Collector) Tree(traceID, remote string, shown func(Span) (name string, ok bool)) (string, error) {
-	below := map[string][]Span{}
-	ids := map[string]bool{remote: true}
-	for _, span := range c.Spans() {
-		if span.Trace == traceID {
-			below[span.Parent] = append(below[span.Parent], span)
-			ids[span.ID] = true
-		}
-	}
-	for parent, spans := range below {
-		if !ids[parent] {
-			return "", fmt.Errorf("%s has the parent %q, which is not there", spans[0].Name, parent)
-		}
-		slices.SortFunc(spans, func(a, b Span) int { return cmp.Compare(a.Begun, b.Begun) })
-	}
-	type line struct{ name, about string }
-	var lines []line
-	var draw func(parent, before string, top bool)
-	draw = func(parent, before string, top bool) {
-		var list []Span
-		var names []string
-		for _, span := range below[parent] {
-			if name, ok := shown(span); ok {
-				list, names = append(list, span), append(names, name)
-			}
-		}
-		for i, span := range list {
-			branch, next := before+"├─ ", before+"│  "
-			if i == len(list)-1 {
-				branch, next = before+"└─ ", before+"   "
-			}
-			if top {
-				branch, next = before, before
-			}
-			kind := strings.ToLower(strings.TrimPrefix(span.Kind.String(), "SPAN_KIND_"))
-			lines = append(lines, line{branch + names[i], span.Service + ", " + kind})
-			draw(span.ID, next, false)
-		}
-	}
-	draw(remote, "", true)
-	width := 0
-	for _, l := range lines {
-		width = max(width, utf8.RuneCountInString(l.name))
-	}
-	var out strings.Builder
-	for _, l := range lines {
-		fmt.Fprintf(&out, "%s%s   %s\n", l.name, strings.Repeat(" ", width-utf8.RuneCountInString(l.name)), l.about)
-	}
-	return out.String(), nil
-}
-
 func (c *Collector) take(r *http.Request) error {
-	if r.Method != http.MethodPost || r.URL.Path != "/v1/traces" || r.Header.Get("Content-Type") != "application/x-protobuf" {
-		return fmt.Errorf("is no request of OTLP: %v", r.Header)
+	if r.Method != http.MethodPost || r.URL.Path != "/v1/traces" ||
+		r.Header.Get("Content-Type") != "application/x-protobuf" {
+		return fmt.Errorf("is not an OTLP request: %v", r.Header)
 	}
 	body := io.Reader(r.Body)
 	if r.Header.Get("Content-Encoding") == "gzip" {
@@ -180,7 +124,7 @@ func (c *Collector) take(r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	var request wire.TracesData // has the form of a request
+	var request wire.TracesData // looks like a request
 	if err := proto.Unmarshal(text, &request); err != nil {
 		return err
 	}
@@ -192,9 +136,11 @@ func (c *Collector) take(r *http.Request) error {
 			for _, s := range scope.GetSpans() {
 				span := Span{
 					Name: s.GetName(), Service: about["service.name"], Trace: hex.EncodeToString(s.GetTraceId()),
-					ID: hex.EncodeToString(s.GetSpanId()), Parent: hex.EncodeToString(s.GetParentSpanId()), Kind: s.GetKind(),
-					Attributes: attributes(s.GetAttributes()), Failed: s.GetStatus().GetCode() == wire.Status_STATUS_CODE_ERROR,
-					Begun: s.GetStartTimeUnixNano(), Ended: s.GetEndTimeUnixNano(), ResourceAttributes: about,
+					ID: hex.EncodeToString(s.GetSpanId()), Parent: hex.EncodeToString(s.GetParentSpanId()),
+					Kind:       s.GetKind(),
+					Attributes: attributes(s.GetAttributes()),
+					Failed:     s.GetStatus().GetCode() == wire.Status_STATUS_CODE_ERROR,
+					Begun:      s.GetStartTimeUnixNano(), Ended: s.GetEndTimeUnixNano(), ResourceAttributes: about,
 				}
 				for _, link := range s.GetLinks() {
 					span.Links = append(span.Links, hex.EncodeToString(link.GetSpanId()))

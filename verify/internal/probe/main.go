@@ -53,9 +53,12 @@ var reasons = []struct {
 	err  error
 	word string
 }{
-	{verify.ErrMalformed, "malformed"}, {verify.ErrType, "type"}, {verify.ErrUnknownKey, "unknown_key"}, {verify.ErrAlgorithm, "algorithm"},
-	{verify.ErrSignature, "signature"}, {verify.ErrClaims, "claims"}, {verify.ErrIssuer, "issuer"}, {verify.ErrAudience, "audience"},
-	{verify.ErrNotYetValid, "not_yet_valid"}, {verify.ErrExpired, "expired"}, {verify.ErrRevoked, "revoked"}, {verify.ErrStale, "stale"},
+	{verify.ErrMalformed, "malformed"}, {verify.ErrType, "type"}, {verify.ErrUnknownKey, "unknown_key"},
+	{verify.ErrAlgorithm, "algorithm"},
+	{verify.ErrSignature, "signature"}, {verify.ErrClaims, "claims"}, {verify.ErrIssuer, "issuer"},
+	{verify.ErrAudience, "audience"},
+	{verify.ErrNotYetValid, "not_yet_valid"}, {verify.ErrExpired, "expired"}, {verify.ErrRevoked, "revoked"},
+	{verify.ErrStale, "stale"},
 	{verify.ErrNoKeys, "no_keys"},
 }
 
@@ -79,7 +82,8 @@ func (o *offline) RoundTrip(req *http.Request) (*http.Response, error) {
 		body = fmt.Appendf(nil, `{"issuer":%q,"jwks_uri":"https://keys.invalid/keys"}`, o.issuer)
 	}
 	return &http.Response{
-		StatusCode: http.StatusOK, Header: http.Header{"Cache-Control": {"max-age=3600"}}, Body: io.NopCloser(bytes.NewReader(body)), Request: req,
+		StatusCode: http.StatusOK, Header: http.Header{"Cache-Control": {"max-age=3600"}},
+		Body: io.NopCloser(bytes.NewReader(body)), Request: req,
 	}, nil
 }
 
@@ -101,9 +105,11 @@ func run(in io.Reader, out io.Writer) error {
 		return fmt.Errorf("read the first line: %w", err)
 	}
 	cfg := verify.Config{
-		Issuer: s.Issuer, Audience: s.Audience, Servers: s.Servers, Name: s.Name, MaxLag: time.Duration(s.MaxLag * float64(time.Second)),
+		Issuer: s.Issuer, Audience: s.Audience, Servers: s.Servers, Name: s.Name,
+		MaxLag: time.Duration(s.MaxLag * float64(time.Second)),
 		Client: verify.Client{ID: s.ClientID, Secret: s.Secret},
-		Stale:  map[string]verify.Policy{"refuse": verify.Refuse, "accept": verify.Accept, "introspect": verify.Introspect}[s.Stale],
+		Stale: map[string]verify.Policy{"refuse": verify.Refuse, "accept": verify.Accept,
+			"introspect": verify.Introspect}[s.Stale],
 	}
 	var still *offline
 	if s.Keys != nil {

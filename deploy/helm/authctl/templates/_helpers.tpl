@@ -1,9 +1,12 @@
+{{- /* A release may have dots in its name and begin with a digit. A Service may not. */ -}}
 {{- define "authctl.fullname" -}}
-{{- if contains "authctl" .Release.Name -}}
-{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-authctl" .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- $name := .Release.Name | replace "." "-" -}}
+{{- if regexMatch "^[0-9]" $name -}}
+{{- $name = printf "authctl-%s" $name -}}
+{{- else if not (contains "authctl" $name) -}}
+{{- $name = printf "%s-authctl" $name -}}
 {{- end -}}
+{{- $name | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- /* Labels that select the pods of a component. Call with (list $ "serve"). */ -}}
@@ -15,7 +18,7 @@ app.kubernetes.io/component: {{ index . 1 }}
 
 {{- define "authctl.labels" -}}
 {{ include "authctl.selector" . }}
-app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | replace "+" "_" | trunc 63 | quote }}
 app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{- end -}}
@@ -96,11 +99,12 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- ceil $sum | int -}}
 {{- end -}}
 
-{{- /* The time that a serve needs to stop, and some more. */ -}}
+{{- /* The time that a serve needs to stop, and some more. One that relays waits for the answers of webhooks
+and of the mail server after that, as a relay does. */ -}}
 {{- define "authctl.grace" -}}
 {{- $drain := include "authctl.setting" (list . "serve" "app.drain_delay" "0s") | include "authctl.seconds" | int -}}
 {{- $shutdown := include "authctl.setting" (list . "serve" "app.shutdown_timeout" "15s") | include "authctl.seconds" | int -}}
-{{- add $drain $shutdown 10 -}}
+{{- add $drain $shutdown (ternary 10 150 .Values.relay.enabled) -}}
 {{- end -}}
 
 {{- /* What cannot work is refused before anything is installed. */ -}}
@@ -131,6 +135,20 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- fail "without Kafka events go to a file, which would be lost with its pod: set settings.kafka.brokers, or relay.existingClaim" -}}
 {{- else if ne (int .Values.relay.replicas) 1 -}}
 {{- fail "relays without Kafka write the events to a file: set relay.replicas to 1" -}}
+{{- end -}}
+{{- end -}}
+{{- $port := include "authctl.setting" (list . "serve" "app.port" "8080") -}}
+{{- if eq (int $port) (int .Values.operator.port) -}}
+{{- fail (printf "app.port and operator.port are both %s: choose another one for operator.port" $port) -}}
+{{- end -}}
+{{- with .Values.serve.autoscaling -}}
+{{- if and .enabled (gt (int .minReplicas) (int .maxReplicas)) -}}
+{{- fail "serve.autoscaling.minReplicas is above maxReplicas, which a cluster refuses: raise maxReplicas" -}}
+{{- end -}}
+{{- end -}}
+{{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" "app.kubernetes.io/version" "app.kubernetes.io/managed-by" "helm.sh/chart" "authctl/operator" -}}
+{{- if hasKey $.Values.podLabels $label -}}
+{{- fail (printf "podLabels has %s, which the chart sets itself, and by which Services find their pods: leave it out" $label) -}}
 {{- end -}}
 {{- end -}}
 {{- if and (not .Values.operator.exposed) .Values.operator.serviceMonitor -}}
@@ -193,9 +211,11 @@ serviceAccountName: {{ . }}
 enableServiceLinks: false
 securityContext:
   runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  fsGroup: 65532
+  {{- with index $root.Values "user" }}
+  runAsUser: {{ int64 . }}
+  runAsGroup: {{ int64 . }}
+  fsGroup: {{ int64 . }}
+  {{- end }}
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile: {type: RuntimeDefault}
 {{- with $root.Values.image.pullSecrets }}

@@ -6,6 +6,9 @@ import { followEvents } from "./events.mjs";
 import { Ended, follow } from "./follow.mjs";
 import { verifier } from "./verify.mjs";
 
+// What is garbage is collected soon, so that an example which relies on it fails each time.
+setInterval(() => globalThis.gc(), 200).unref();
+
 const settings = JSON.parse(process.argv[2]);
 if (settings.vectors) {
   const all = JSON.parse(readFileSync(settings.vectors, "utf8"));

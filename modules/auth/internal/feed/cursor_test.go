@@ -12,7 +12,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// beginning returns a feed, and the cursor of a follower that has just begun.
+// beginning returns a feed, and the cursor of a new follower.
 func beginning(t *testing.T, db *database.DB, now func() time.Time) (*Feed, cursor) {
 	t.Helper()
 	f, err := New(db, Options{Now: now})
@@ -36,8 +36,8 @@ func beginning(t *testing.T, db *database.DB, now func() time.Time) (*Feed, curs
 	return f, c
 }
 
-// A cursor of a time that is still to come is gone, as it is when the database's clock was set
-// back: what its owner forgot by that time counts again. A clock may tick unevenly.
+// A cursor from the future is invalid. It appears when the database's clock was set back, and facts
+// that its owner has forgotten as expired count again. A clock may tick unevenly.
 func TestACursorOfTheFutureIsGone(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -56,7 +56,7 @@ func TestACursorOfTheFutureIsGone(t *testing.T) {
 	})
 }
 
-// The clock is set back while somebody waits.
+// The clock is set back while a follower waits.
 func TestWhoWaitsIsToldThatTheClockWasSetBack(t *testing.T) {
 	t.Parallel()
 	db := dbtest.SQLite(t)
@@ -67,25 +67,26 @@ func TestWhoWaitsIsToldThatTheClockWasSetBack(t *testing.T) {
 		_, err := f.Next(t.Context(), c.encode(), 2*time.Second)
 		waits <- err
 	}()
-	testenv.Eventually(t, "the reader looks again", func() bool {
+	testenv.Eventually(t, "the reader reads again", func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return f.last.asOf.UnixMicro() > c.asOf
 	})
 	back.Store(int64(time.Minute))
 	if err := <-waits; !errors.Is(err, ErrGone) {
-		t.Errorf("it is told %v", err)
+		t.Errorf("the follower gets %v", err)
 	}
 }
 
-// What somebody made up is refused for good: an answer that the database is away would have the
-// follower ask for ever.
+// A made-up cursor is refused for good. If the answer said that the database was down, the follower
+// would ask endlessly.
 func TestAForgedCursorIsNoOutage(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		f, c := beginning(t, db, nil)
 		var forged []cursor
-		for _, next := range []uint64{0, 1, 2, c.seen.next - 1, c.seen.next, c.seen.next + 1, 1 << 32, math.MaxInt64, 1 << 63, math.MaxUint64} {
+		for _, next := range []uint64{0, 1, 2, c.seen.next - 1, c.seen.next, c.seen.next + 1, 1 << 32, math.MaxInt64,
+			1 << 63, math.MaxUint64} {
 			for _, open := range [][]uint64{nil, {0}, {1}, {next - 1}, {next}, {1, 2}, {0, next - 1}} {
 				for _, since := range []position{{}, {next: next, open: open}, {next: 1}} {
 					one := cursor{incarnation: c.incarnation, asOf: c.asOf, seen: position{next: next, open: open}}

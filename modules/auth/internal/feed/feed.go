@@ -18,7 +18,8 @@ import (
 var (
 	// ErrGone says that the database cannot go on from a cursor: it is another one, was restored
 	// or promoted, or its clock was set back. The follower starts again without one.
-	ErrGone = errors.New("the cursor is of another database, or of one that was restored or whose clock was set back since")
+	ErrGone = errors.New("the cursor is of another database, or of one that was restored or whose clock was set " +
+		"back since")
 	// ErrCursor says that a text is no cursor.
 	ErrCursor = errors.New("not a cursor")
 	// ErrCrowded says that this process has as many followers as it takes.
@@ -197,8 +198,10 @@ func (f *Feed) Next(ctx context.Context, after string, wait time.Duration) (Page
 }
 
 func (f *Feed) next(ctx context.Context, after string, wait time.Duration) (page Page, kind string, err error) {
+	// A query goes on when the follower hangs up: others share it, and each is bounded by lookTimeout.
+	query := context.WithoutCancel(ctx)
 	if after == "" {
-		page, err = f.shared(ctx, "", cursor{}, pageSame)
+		page, err = f.shared(query, "", cursor{}, pageSame)
 		return page, "snapshot", err
 	}
 	c, err := decodeCursor(after)
@@ -209,12 +212,12 @@ func (f *Feed) next(ctx context.Context, after string, wait time.Duration) (page
 		return Page{}, "", err
 	}
 	if c.paging {
-		page, err = f.shared(ctx, after, c, pageKept)
+		page, err = f.shared(query, after, c, pageKept)
 		return page, "snapshot", err
 	}
 	over := time.NewTimer(wait)
 	defer over.Stop()
-	if err := f.fresh(ctx, time.Now().Add(-2*lookEvery)); err != nil {
+	if err := f.fresh(query, time.Now().Add(-2*lookEvery)); err != nil {
 		return Page{}, "", err
 	}
 	for waited, looked := false, false; ; {
@@ -228,7 +231,7 @@ func (f *Feed) next(ctx context.Context, after string, wait time.Duration) (page
 			if looked {
 				return Page{}, "", ErrGone
 			}
-			if err := f.fresh(ctx, time.Now()); err != nil {
+			if err := f.fresh(query, time.Now()); err != nil {
 				return Page{}, "", err
 			}
 			// A look that was made later has an earlier time only if the clock was set back. What the
@@ -236,12 +239,13 @@ func (f *Feed) next(ctx context.Context, after string, wait time.Duration) (page
 			looked, c.asOf = true, c.asOf-clockSlack.Microseconds()
 			continue
 		case isEarlier:
-			far, err := f.reach(ctx, c)
+			far, err := f.reach(query, c)
 			if err != nil {
 				return Page{}, "", err
 			}
 			if far {
-				page, err = f.shared(ctx, after, cursor{paging: true, incarnation: c.incarnation, since: c.seen}, pageSame)
+				page, err = f.shared(query, after, cursor{paging: true, incarnation: c.incarnation, since: c.seen},
+					pageSame)
 				return page, "snapshot", err
 			}
 			continue
@@ -309,7 +313,7 @@ func (f *Feed) answer(text string, c cursor) (verdict, Page, <-chan struct{}) {
 		}
 	}
 	head := cursor{incarnation: f.last.incarnation, asOf: f.last.asOf.UnixMicro(), seen: f.last.contains}
-	page := pageOf(head.encode(), f.last.asOf, false, news)
+	page := pageOf(head.encode(), f.last.asOf, f.last.at, false, news)
 	if len(f.memo) < 256 { // it is emptied with each look
 		f.memo[text] = page
 	}
@@ -328,7 +332,7 @@ func (f *Feed) ifCurrent(page Page) Page {
 }
 
 // pageOf encodes an answer.
-func pageOf(cursor string, asOf time.Time, more bool, rows []row) Page {
+func pageOf(cursor string, asOf, at time.Time, more bool, rows []row) Page {
 	list := make([]json.RawMessage, len(rows))
 	for i, r := range rows {
 		list[i] = r.json
@@ -336,9 +340,10 @@ func pageOf(cursor string, asOf time.Time, more bool, rows []row) Page {
 	body, err := json.Marshal(struct {
 		Cursor string            `json:"cursor"`
 		AsOf   time.Time         `json:"as_of"`
+		At     time.Time         `json:"server_time"`
 		More   bool              `json:"more"`
 		Facts  []json.RawMessage `json:"revocations"`
-	}{cursor, asOf, more, list})
+	}{cursor, asOf, at, more, list})
 	if err != nil {
 		panic(err) // texts, times and what was encoded before
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -29,23 +30,24 @@ func open(t testing.TB, db *database.DB) *feed.Feed {
 	return f
 }
 
-// end ends a session, as everything that ends one does.
+// end ends a session as all code does.
 func end(t testing.TB, tx database.IDB, sid uuid.UUID) {
 	t.Helper()
 	now := time.Now().UTC()
-	if _, err := tx.ExecContext(context.Background(), "INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at) VALUES (?, ?, 'logout', ?, ?)",
+	if _, err := tx.ExecContext(context.Background(),
+		"INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at) VALUES (?, ?, 'logout', ?, ?)",
 		sid, uuid.New(), now, now.Add(time.Hour)); err != nil {
 		t.Error(err)
 	}
 }
 
-// follower applies what it is told, as a verifier does.
+// follower applies the answers as a verifier does.
 type follower struct {
 	t      testing.TB
 	feed   *feed.Feed
 	leave  func()
 	cursor string
-	ended  map[string]int // by sid or sub or kid: how often it was told
+	ended  map[string]int // by sid, sub or kid: how often it was told
 	asOf   time.Time
 }
 
@@ -89,7 +91,7 @@ func (f *follower) take(page feed.Page) told {
 	return answer
 }
 
-// ask asks until there is no other page.
+// ask asks until there are no more pages.
 func (f *follower) ask(wait time.Duration) {
 	f.t.Helper()
 	for more := true; more; {
@@ -104,7 +106,7 @@ func (f *follower) ask(wait time.Duration) {
 // knows waits until the follower has been told.
 func (f *follower) knows(what uuid.UUID) {
 	f.t.Helper()
-	testenv.Eventually(f.t, "it is told that "+what.String()+" has ended", func() bool {
+	testenv.Eventually(f.t, "the follower knows that "+what.String()+" has ended", func() bool {
 		f.ask(100 * time.Millisecond)
 		return f.ended[what.String()] > 0
 	})
@@ -130,7 +132,7 @@ func TestAFollowerIsToldWhatHasEndedAndWhatEnds(t *testing.T) {
 		if f.ended[before.String()] != 1 || f.ended[after.String()] != 1 {
 			t.Errorf("told more than once: %v", f.ended)
 		}
-		// Another process goes on from there; on SQLite there is only one.
+		// Another process continues from there; SQLite has only one process.
 		elsewhere := follow(t, open(t, db))
 		elsewhere.cursor = f.cursor
 		if !db.IsPostgres() {
@@ -143,19 +145,19 @@ func TestAFollowerIsToldWhatHasEndedAndWhatEnds(t *testing.T) {
 		end(t, db, third)
 		elsewhere.knows(third)
 		if len(elsewhere.ended) != 1 {
-			t.Errorf("the other process told %v", elsewhere.ended)
+			t.Errorf("the other process sent %v", elsewhere.ended)
 		}
 	})
 }
 
-// What commits late has a lower id than what was told before. A cursor by id misses it.
+// A late commit has a lower id than facts that were told before it. A cursor by id would miss it.
 func TestNothingThatCommitsLateIsMissed(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
 	shared := open(t, db)
 	f := follow(t, shared)
 	f.ask(0)
-	// Somebody keeps a transaction open that has nothing to do with us.
+	// A transaction that has nothing to do with us stays open.
 	foreign, over := dbtest.Begin(t, db)
 	if _, err := foreign.ExecContext(t.Context(), "CREATE TABLE foreign_work (id integer)"); err != nil {
 		t.Fatal(err)
@@ -167,7 +169,7 @@ func TestNothingThatCommitsLateIsMissed(t *testing.T) {
 	f.knows(early)
 	f.ask(0)
 	if f.ended[late.String()] != 0 {
-		t.Fatal("told of what has not committed")
+		t.Fatal("the follower knows of an uncommitted end")
 	}
 	abroad := follow(t, open(t, db)) // by another process, from the same cursor
 	abroad.cursor = f.cursor
@@ -176,14 +178,14 @@ func TestNothingThatCommitsLateIsMissed(t *testing.T) {
 	}
 	f.knows(late)
 	abroad.knows(late)
-	for range 3 { // however long the foreign one stays open
+	for range 3 { // however long the foreign transaction stays open
 		one := uuid.New()
 		end(t, db, one)
 		f.knows(one)
 	}
 	for what, times := range f.ended {
 		if times != 1 {
-			t.Errorf("%s was told %d times", what, times)
+			t.Errorf("%s came %d times", what, times)
 		}
 	}
 	if err := over(true); err != nil {
@@ -199,7 +201,7 @@ func TestNothingThatCommitsLateIsMissed(t *testing.T) {
 	end(t, db, last)
 	f.knows(last)
 	if f.ended[undone.String()] != 0 {
-		t.Error("told of what was rolled back")
+		t.Error("the follower knows of an end that was rolled back")
 	}
 }
 
@@ -231,25 +233,26 @@ func TestASnapshotIsToldInPages(t *testing.T) {
 		f.knows(between)
 		for _, sid := range all {
 			if f.ended[sid.String()] != 1 {
-				t.Fatalf("%s was told %d times", sid, f.ended[sid.String()])
+				t.Fatalf("%s came %d times", sid, f.ended[sid.String()])
 			}
 		}
 		if len(f.ended) != many+1 {
 			t.Errorf("told %d", len(f.ended))
 		}
-		// Who was away for long is told in pages what it missed, and nothing else.
+		// A follower that was away for long gets what it missed in pages, and nothing else.
 		if !db.IsPostgres() {
 			return
 		}
-		if _, err := db.ExecContext(t.Context(), `INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at)
+		if _, err := db.ExecContext(t.Context(),
+			`INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at)
 			SELECT gen_random_uuid(), gen_random_uuid(), 'logout', now(), now() FROM generate_series(1, 9000)`); err != nil {
 			t.Fatal(err)
 		}
 		back := follow(t, open(t, db))
 		back.cursor = f.cursor
 		back.ask(0)
-		if n := len(back.ended); n != 9000 && n != 9001 { // the one between may be told again
-			t.Errorf("who came back was told %d", len(back.ended))
+		if n := len(back.ended); n != 9000 && n != 9001 { // the fact between two pages may come again
+			t.Errorf("the returning follower got %d", len(back.ended))
 		}
 	})
 }
@@ -260,7 +263,7 @@ func TestADatabaseThatIsAnotherOneSaysSo(t *testing.T) {
 	end(t, db, uuid.New())
 	f := follow(t, open(t, db))
 	f.ask(0)
-	// As a restore leaves it: the same rows in another file.
+	// As after a restore: the same rows in another file.
 	if _, err := db.ExecContext(t.Context(), "VACUUM FULL revocation"); err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +273,7 @@ func TestADatabaseThatIsAnotherOneSaysSo(t *testing.T) {
 	})
 	f.cursor = ""
 	f.ask(0)
-	// As a backup whose rows alone were put back, under the same server and in the same files.
+	// As after a restore of the rows alone, into the same server and the same files.
 	const fence = "INSERT INTO restore_fence (generation, epoch, began_ms) VALUES (1, 1, 1)"
 	for _, statement := range []string{"DELETE FROM revocation", fence, "UPDATE restore_fence SET done_ms = 2"} {
 		if _, err := db.ExecContext(t.Context(), statement); err != nil {
@@ -292,7 +295,7 @@ func TestADatabaseThatIsAnotherOneSaysSo(t *testing.T) {
 	}
 }
 
-// Writers that commit in any order, one follower a process that moves on between them.
+// Writers commit in any order, and a follower moves from one process to another between them.
 func TestOfManyEndsAtOnceNoneIsMissed(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -349,7 +352,7 @@ func TestOfManyEndsAtOnceNoneIsMissed(t *testing.T) {
 
 var errRollback = errors.New("rollback")
 
-// A thousand followers cost the database what one does.
+// A thousand followers cost the database what one costs.
 func TestAThousandFollowersCostOneLook(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Postgres(t)
@@ -367,7 +370,7 @@ func TestAThousandFollowersCostOneLook(t *testing.T) {
 			defer leave()
 			page, err := shared.Next(context.WithoutCancel(t.Context()), first.cursor, testenv.Patience)
 			if err == nil && page.Facts != 1 {
-				err = fmt.Errorf("told %d facts", page.Facts)
+				err = fmt.Errorf("got %d facts", page.Facts)
 			}
 			got <- err
 		}()
@@ -384,10 +387,11 @@ func TestAThousandFollowersCostOneLook(t *testing.T) {
 	}
 }
 
-// statements counts the transactions of the database, each of which is a statement here.
+// statements counts the transactions of the database. Each is one statement here.
 func statements(t *testing.T, db *database.DB) (n int64) {
 	t.Helper()
-	if err := db.QueryRowContext(t.Context(), "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()").Scan(&n); err != nil {
+	if err := db.QueryRowContext(t.Context(),
+		"SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()").Scan(&n); err != nil {
 		t.Fatal(err)
 	}
 	return n
@@ -419,13 +423,133 @@ func TestWhatHasExpiredIsForgotten(t *testing.T) {
 	})
 }
 
+// A follower that begins when the clocks are right again must learn of all whose tokens live.
+func TestAClockThatWasAheadForgetsNothing(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		sid := uuid.New()
+		end(t, db, sid)
+		behind := time.Now().Add(-100 * time.Hour) // as if the database's clock were ahead
+		if _, err := db.Write(t.Context(), "UPDATE revocation SET expires_ms = ?",
+			behind.Add(time.Hour).UnixMilli()); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			now  time.Time
+			gone int64
+		}{{behind, 0}, {time.Now(), 1}} {
+			one, err := feed.New(db, feed.Options{Now: func() time.Time { return c.now }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Nor is it kept from those who begin meanwhile.
+			page, err := one.Next(t.Context(), "", 0)
+			if err != nil || page.Facts != 1-int(c.gone) {
+				t.Errorf("at %v a follower is told of %d facts: %v", c.now, page.Facts, err)
+			}
+			if n, err := one.Purge(t.Context(), 100); err != nil || n != c.gone {
+				t.Errorf("at %v %d facts are gone, want %d: %v", c.now, n, c.gone, err)
+			}
+			var answer struct {
+				AsOf time.Time `json:"as_of"`
+				At   time.Time `json:"server_time"`
+			}
+			if err := json.Unmarshal(page.JSON, &answer); err != nil || answer.At.Sub(c.now).Abs() > time.Microsecond ||
+				db.IsPostgres() && time.Since(answer.AsOf).Abs() > time.Hour {
+				t.Errorf("the times in %.200s: %v", page.JSON, err)
+			}
+			_ = one.Close()
+		}
+	})
+}
+
+// Tokens are issued until the end of a session commits, however long its transaction takes.
+func TestAFactOutlivesTheTokensThatWereIssuedBeforeItsCommit(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	early, late := time.Now(), time.Hour.Milliseconds()
+	err := db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error {
+		// What triggers wrote an hour ago.
+		_, err := tx.ExecContext(ctx, `INSERT INTO revocation (type, user_id, sid, session_epoch, expires_ms) VALUES
+			('session', ?1, ?2, NULL, revocation_until_ms() - ?3), ('account', ?1, NULL, 1, revocation_until_ms() - ?3)`,
+			uuid.New(), uuid.New(), late)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int
+	var least int64
+	if err := db.QueryRowContext(t.Context(),
+		"SELECT count(*), min(expires_ms) FROM revocation").Scan(&n, &least); err != nil {
+		t.Fatal(err)
+	}
+	// no key signs: the longest life there is
+	if want := early.Add(24 * time.Hour).UnixMilli(); n != 2 || least < want {
+		t.Errorf("%d facts expire from %v on, want 2 from %v on", n, time.UnixMilli(least), time.UnixMilli(want))
+	}
+}
+
+// Servers issue tokens by their clocks, and the database's may be behind: here by a day.
+func TestAFactExpiresByTheClockThatIsAhead(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	now, user := time.Now().UTC().Add(24*time.Hour), uuid.New()
+	for _, statement := range []string{
+		`INSERT INTO users (id, username, username_canonical, password_hash, created_at, updated_at, password_changed_at)
+			VALUES (?1, 'alice', 'alice', '', ?2, ?2, ?2)`,
+		"UPDATE users SET session_epoch = 1, sessions_ended_at = ?2 WHERE id = ?1",
+		"INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at) VALUES (?1, ?1, 'logout', ?2, ?2)",
+		// by hand
+		"UPDATE users SET session_epoch = 2, sessions_ended_at = NULL WHERE id = ?1 AND CAST(?2 AS timestamptz) IS NOT NULL",
+	} {
+		if _, err := db.ExecContext(t.Context(), statement, user, now); err != nil {
+			t.Fatalf("%s: %v", statement, err)
+		}
+	}
+	const longest = 24 * time.Hour // while no key signs
+	times, err := database.Collect(t.Context(), db, "read the facts", database.Value[int64],
+		"SELECT expires_ms FROM revocation ORDER BY id")
+	if err != nil || len(times) != 3 {
+		t.Fatalf("%d facts, %v", len(times), err)
+	}
+	for i, want := range []time.Time{now.Add(longest), now.Add(longest), now} {
+		if got := time.UnixMilli(times[i]); got.Before(want.Truncate(time.Millisecond)) ||
+			got.After(want.Add(time.Hour)) {
+			t.Errorf("the fact %d expires at %v, want about %v", i+1, got, want)
+		}
+	}
+}
+
+func TestAVerifierThatWasSeenInTheFutureHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		for name, ahead := range map[string]time.Duration{"now": 0, "behind": 2 * time.Second,
+			"void": 100 * time.Hour} {
+			if _, err := db.Write(t.Context(),
+				`INSERT INTO verifier (client, name, instance, version, keys, seen_ms, lag_ms)
+				VALUES ('a', ?, '', '', '', ?, 0)`, name, time.Now().Add(ahead).UnixMilli()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		list, err := feed.Verifiers(t.Context(), db, time.Minute)
+		if err != nil || len(list) != 2 || list[0].Name != "behind" || list[1].Name != "now" {
+			t.Errorf("listed %+v, %v", list, err)
+		}
+		if n, err := open(t, db).PurgeVerifiers(t.Context(), 10); err != nil || n != 1 {
+			t.Errorf("purged %d, %v", n, err)
+		}
+	})
+}
+
 func TestVerifiersAreWrittenDown(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
 		f := follow(t, open(t, db))
 		f.ask(0)
 		f.feed.Note(feed.Verifier{Client: "b", Name: "plain"}, f.asOf)
-		f.feed.Note(feed.Verifier{Client: "a", Name: "orders-3", Version: "1.4", Keys: []string{"k2", "k1"}, Tells: true}, f.asOf)
+		f.feed.Note(feed.Verifier{Client: "a", Name: "orders-3", Version: "1.4", Keys: []string{"k2", "k1"},
+			Tells: true}, f.asOf)
 		var list []feed.Seen
 		testenv.Eventually(t, "they are in the database", func() bool {
 			var err error
@@ -435,14 +559,16 @@ func TestVerifiersAreWrittenDown(t *testing.T) {
 			return len(list) == 2
 		})
 		a, b := list[0], list[1]
-		if a.Name != "orders-3" || a.Version != "1.4" || len(a.Keys) != 2 || a.Keys[0] != "k1" || !a.Tells || a.Ago > time.Minute || a.Lag < 0 {
+		if a.Name != "orders-3" || a.Version != "1.4" || len(a.Keys) != 2 || a.Keys[0] != "k1" || !a.Tells ||
+			a.Ago > time.Minute || a.Lag < 0 {
 			t.Errorf("listed as %+v", a)
 		}
 		if b.Client != "b" || b.Tells || len(b.Keys) != 0 {
 			t.Errorf("listed as %+v", b)
 		}
-		f.feed.Note(feed.Verifier{Client: "a", Name: "orders-3", Version: "1.4", Keys: []string{"k3"}, Tells: true}, f.asOf)
-		testenv.Eventually(t, "the keys of now", func() bool {
+		f.feed.Note(feed.Verifier{Client: "a", Name: "orders-3", Version: "1.4", Keys: []string{"k3"}, Tells: true},
+			f.asOf)
+		testenv.Eventually(t, "the current keys", func() bool {
 			list, err := feed.Verifiers(t.Context(), db, time.Minute)
 			return err == nil && len(list[0].Keys) == 1
 		})
@@ -455,8 +581,74 @@ func TestVerifiersAreWrittenDown(t *testing.T) {
 	})
 }
 
-// What an alert goes by grows from the first follower on while the database does not answer, and
-// falls when it does again.
+func TestProcessesOfOneNameAreToldApart(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		// They follow two servers, as behind a load balancer.
+		one, other := follow(t, open(t, db)), follow(t, open(t, db))
+		one.ask(0)
+		other.ask(0)
+		note := func(f *follower, instance string, keys ...string) {
+			f.feed.Note(feed.Verifier{Client: "a", Name: "orders", Instance: instance, Keys: keys, Tells: true}, f.asOf)
+		}
+		known := func(want string) {
+			t.Helper()
+			testenv.Eventually(t, want, func() bool {
+				list, err := feed.Verifiers(t.Context(), db, time.Minute)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var said []string
+				for _, v := range list {
+					said = append(said, v.Instance+"="+strings.Join(v.Keys, ","))
+				}
+				return strings.Join(said, " ") == want
+			})
+		}
+		note(one, "A", "old")
+		note(one, "B", "new", "old")
+		known("A=old B=new,old")
+		note(other, "A", "old", "new")
+		note(other, "C", "old")
+		known("A=new,old B=new,old C=old")
+	})
+}
+
+// A client with a new instance each time does not fill the table, and takes no place from other
+// clients.
+func TestOfEachClientTheVerifiersSeenLastAreRemembered(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		f := follow(t, open(t, db))
+		f.ask(0)
+		count := func(where string) (n int) {
+			t.Helper()
+			if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM verifier WHERE "+
+				where).Scan(&n); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		f.feed.Note(feed.Verifier{Client: "good", Name: "orders", Instance: "0"}, f.asOf)
+		f.feed.Note(feed.Verifier{Client: "bad", Name: "orders", Instance: "first"}, f.asOf)
+		testenv.Eventually(t, "they are in the database", func() bool { return count("true") == 2 })
+		if _, err := db.Write(t.Context(), "UPDATE verifier SET seen_ms = seen_ms - 30000"); err != nil {
+			t.Fatal(err)
+		}
+		for n := range feed.MostOfClient {
+			f.feed.Note(feed.Verifier{Client: "bad", Name: "orders", Instance: fmt.Sprint(n)}, f.asOf)
+		}
+		testenv.Eventually(t, "the first instance was forgotten", func() bool {
+			return count("instance = 'first'") == 0
+		})
+		if bad, good := count("client = 'bad'"), count("client = 'good'"); bad != feed.MostOfClient || good != 1 {
+			t.Errorf("%d and %d are remembered", bad, good)
+		}
+	})
+}
+
+// The metric for the alert rises from the first follower on while the database does not answer, and
+// falls when it answers again.
 func TestTheLagIsMeasuredFromTheFirstFollowerOn(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -480,13 +672,13 @@ func TestTheLagIsMeasuredFromTheFirstFollowerOn(t *testing.T) {
 			return 0
 		}
 		if now := lag(); now != 0 {
-			t.Errorf("while nobody follows the lag is %v", now)
+			t.Errorf("without followers the lag is %v", now)
 		}
 		if _, err := db.ExecContext(t.Context(), "ALTER TABLE revocation RENAME TO away"); err != nil {
 			t.Fatal(err)
 		}
 		f := follow(t, shared)
-		f.leave() // a follower that asks and is refused comes and goes
+		f.leave() // a refused follower comes and goes
 		testenv.Eventually(t, "the lag grows", func() bool { return lag() > 1 })
 		if _, err := db.ExecContext(t.Context(), "ALTER TABLE away RENAME TO revocation"); err != nil {
 			t.Fatal(err)
@@ -495,6 +687,24 @@ func TestTheLagIsMeasuredFromTheFirstFollowerOn(t *testing.T) {
 		f.ask(0)
 		if before := lag(); before > 1 {
 			testenv.Eventually(t, "the lag falls", func() bool { return lag() < before })
+		}
+	})
+}
+
+// A follower that leaves ends neither the shared read nor counts as an outage.
+func TestAFollowerThatHangsUpEndsOnlyItsWait(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		f := follow(t, open(t, db))
+		over, hangUp := context.WithCancel(t.Context())
+		hangUp()
+		page, err := f.feed.Next(over, "", 0)
+		if err != nil {
+			t.Fatalf("the snapshot: %v", err)
+		}
+		end(t, db, uuid.New())
+		if page, err = f.feed.Next(over, page.Cursor, time.Hour); err != nil || page.JSON == nil {
+			t.Errorf("after it: %+v, %v", page, err)
 		}
 	})
 }

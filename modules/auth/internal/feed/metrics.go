@@ -15,8 +15,9 @@ type meters struct {
 func (f *Feed) measure(to prometheus.Registerer) error {
 	f.meters.answers = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "authctl_revocation_answers_total",
-		Help: "Answers to followers of /oauth2/revocations: news, nothing, a page of a snapshot, gone (the cursor is of " +
-			"another database), unavailable (the database does not answer) or crowded (too many followers).",
+		Help: "Answers to followers of /oauth2/revocations: news, nothing, a page of a snapshot, gone (the " +
+			"cursor is of another database), unavailable (the database does not answer) or crowded (too many " +
+			"followers).",
 	}, []string{"kind"})
 	if to == nil {
 		return nil

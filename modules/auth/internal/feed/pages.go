@@ -3,29 +3,32 @@ package feed
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
 
 // pages keeps the pages of snapshots for a while: after a restart of the database all followers
-// ask for them at once.
+// ask for them at once, and go from page to page together.
 type pages struct {
 	turns chan struct{} // so many are read at a time
 
-	mu   sync.Mutex
-	list map[string]*shared
+	mu    sync.Mutex
+	list  map[string]*shared
+	order []string // of the list, from the one that was read first
 }
 
 // shared is a page that is being read, or was.
 type shared struct {
-	ready chan struct{}
-	at    time.Time // when reading it began
-	page  Page
-	err   error
+	ready  chan struct{}
+	at     time.Time // when reading it began
+	forget *time.Timer
+	page   Page
+	err    error
 }
 
-// maxShared bounds what is kept.
-const maxShared = 64
+// maxShared bounds what is kept: a page takes up to 200 KB.
+const maxShared = 8
 
 // shared returns a page of a snapshot, which others may have read for the same text. A page that
 // was read before a follower asked does not make it miss anything: what ended since then is
@@ -53,20 +56,31 @@ func (f *Feed) shared(ctx context.Context, text string, c cursor, good time.Dura
 	}
 }
 
-// keep remembers a page for a while. The caller holds the lock.
+// keep remembers a page for a while, instead of the one that was read first if there are enough. The
+// caller holds the lock.
 func (p *pages) keep(text string, one *shared, kept time.Duration) {
-	if p.list[text] == nil && len(p.list) >= maxShared {
-		return
+	p.forget(text)
+	if len(p.order) >= maxShared {
+		p.forget(p.order[0])
 	}
-	p.list[text] = one
-	time.AfterFunc(kept, func() { p.drop(text, one) })
+	p.list[text], p.order = one, append(p.order, text)
+	one.forget = time.AfterFunc(kept, func() { p.drop(text, one) })
+}
+
+// forget lets go of a page; its timer would keep it in memory. The caller holds the lock.
+func (p *pages) forget(text string) {
+	if one := p.list[text]; one != nil {
+		one.forget.Stop()
+		delete(p.list, text)
+		p.order = slices.DeleteFunc(p.order, func(other string) bool { return other == text })
+	}
 }
 
 func (p *pages) drop(text string, one *shared) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.list[text] == one {
-		delete(p.list, text)
+		p.forget(text)
 	}
 }
 
@@ -101,8 +115,9 @@ func (f *Feed) readPage(ctx context.Context, c cursor) (Page, error) {
 	}
 	asOf := time.UnixMicro(c.asOf).UTC()
 	if !l.more {
-		return pageOf(cursor{incarnation: c.incarnation, seen: c.seen, asOf: c.asOf}.encode(), asOf, false, l.rows), nil
+		return pageOf(cursor{incarnation: c.incarnation, seen: c.seen, asOf: c.asOf}.encode(), asOf, l.at, false,
+			l.rows), nil
 	}
 	c.paging, c.after = true, l.rows[len(l.rows)-1].id
-	return pageOf(c.encode(), asOf, true, l.rows), nil
+	return pageOf(c.encode(), asOf, l.at, true, l.rows), nil
 }

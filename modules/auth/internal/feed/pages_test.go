@@ -8,8 +8,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// A snapshot of a million facts has a thousand pages. What is kept of them is bounded, and not kept for longer than
-// somebody can use it.
+// A snapshot of a million facts has a thousand pages. The number of kept pages is bounded, and none
+// is kept longer than followers can use it.
 func TestPagesAreKeptForAWhile(t *testing.T) {
 	t.Parallel()
 	p := &pages{list: map[string]*shared{}}
@@ -22,21 +22,28 @@ func TestPagesAreKeptForAWhile(t *testing.T) {
 	for i := range 2 * maxShared {
 		p.keep(strconv.Itoa(i), new(shared), time.Hour)
 	}
+	// Followers move forward, so the newest pages are the useful ones.
+	if len(p.list) != maxShared || p.list["0"] != nil || p.list[strconv.Itoa(maxShared)] == nil {
+		t.Errorf("%d pages are kept, including the first one: %v", len(p.list), p.list["0"] != nil)
+	}
 	again := new(shared)
-	p.keep("0", again, time.Hour) // in the place of the one that is too old
-	if len(p.list) != maxShared || p.list["0"] != again {
+	last := strconv.Itoa(2*maxShared - 1)
+	p.keep(last, again, time.Hour) // replaces the outdated page
+	if len(p.list) != maxShared || len(p.order) != maxShared || p.list[last] != again {
 		t.Errorf("%d pages are kept", len(p.list))
 	}
 	clear(p.list)
-	newer := new(shared)
+	p.order = nil
+	older, newer := new(shared), new(shared)
 	p.keep("a", new(shared), time.Millisecond)
-	p.keep("b", new(shared), time.Millisecond)
+	p.keep("b", older, time.Hour)
 	p.keep("b", newer, time.Hour)
 	p.mu.Unlock()
-	testenv.Eventually(t, "what is too old goes", func() bool { return kept() == 1 })
+	p.drop("b", older) // as its timer does if it has fired already
+	testenv.Eventually(t, "outdated pages are dropped", func() bool { return kept() == 1 })
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.list["b"] != newer {
-		t.Error("a newer page has gone with the former one")
+		t.Error("a newer page was dropped with the older one")
 	}
 }

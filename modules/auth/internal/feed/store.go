@@ -38,6 +38,7 @@ type look struct {
 	incarnation uint64
 	contains    position
 	asOf        time.Time // by the database's clock; what had ended by then is in it
+	at          time.Time // when it was made, by this server's clock
 	rows        []row
 	more        bool // there are rows beyond the limit that was set
 }
@@ -102,8 +103,8 @@ func (s store) moment(ctx context.Context) (look, error) {
 		" m LEFT JOIN (SELECT "+columnsPostgres+" FROM revocation WHERE false) r ON true")
 }
 
-// page returns the next facts in the order of their ids, of those that have not expired and that
-// since does not contain.
+// page returns the next facts in the order of their ids, of those that have not expired by the database's
+// clock and by this server's, and that since does not contain. Servers issue tokens by their own clocks.
 func (s store) page(ctx context.Context, after int64, since position, limit int) (look, error) {
 	if !s.db.IsPostgres() {
 		return s.askSQLite(ctx, "id > ?1 AND id >= ?2 AND expires_ms > ?3", limit,
@@ -112,8 +113,9 @@ func (s store) page(ctx context.Context, after int64, since position, limit int)
 	return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
 		SELECT `+columnsPostgres+` FROM (SELECT * FROM revocation WHERE revocation.xid >= CAST(CAST(?1 AS text) AS xid8) OFFSET 0) revocation
 			WHERE id > ?2 AND NOT pg_visible_in_snapshot(revocation.xid, CAST(CAST(?3 AS text) AS pg_snapshot))
-				AND expires_ms > extract(epoch FROM now()) * 1000
-			ORDER BY id LIMIT ?4) r ON true ORDER BY r.id`, fmt.Sprint(since.oldest()), after, since.snapshot(), limit+1)
+				AND expires_ms > least(extract(epoch FROM now()) * 1000, ?5)
+			ORDER BY id LIMIT ?4) r ON true ORDER BY r.id`, fmt.Sprint(since.oldest()), after, since.snapshot(), limit+1,
+		s.now().UnixMilli())
 }
 
 // first is page for a snapshot: the index leads from page to page.
@@ -122,11 +124,12 @@ func (s store) first(ctx context.Context, after int64, limit int) (look, error) 
 		return s.page(ctx, after, position{}, limit)
 	}
 	return s.ask(ctx, limit, "SELECT m.*, r.* FROM "+momentPostgres+` m LEFT JOIN (
-		SELECT `+columnsPostgres+` FROM revocation WHERE id > ?1 AND expires_ms > extract(epoch FROM now()) * 1000
-			ORDER BY id LIMIT ?2) r ON true ORDER BY r.id`, after, limit+1)
+		SELECT `+columnsPostgres+` FROM revocation WHERE id > ?1 AND expires_ms > least(extract(epoch FROM now()) * 1000, ?3)
+			ORDER BY id LIMIT ?2) r ON true ORDER BY r.id`, after, limit+1, s.now().UnixMilli())
 }
 
 func (s store) ask(ctx context.Context, limit int, query string, args ...any) (l look, err error) {
+	l.at = s.now().UTC().Truncate(time.Microsecond)
 	rows, err := s.db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return look{}, fmt.Errorf("read what has ended: %w", err)
@@ -156,6 +159,7 @@ func (s store) ask(ctx context.Context, limit int, query string, args ...any) (l
 
 func (s store) askSQLite(ctx context.Context, where string, limit int, args ...any) (l look, err error) {
 	l.incarnation, l.asOf = s.process, s.now().UTC().Truncate(time.Microsecond)
+	l.at = l.asOf
 	rows, err := s.db.QueryContext(ctx, `SELECT m.next, r.* FROM
 		(SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'revocation'), 0) + 1 AS next) m
 		LEFT JOIN (SELECT `+columnsSQLite+` FROM revocation WHERE `+where+` ORDER BY id LIMIT `+fmt.Sprint(limit+1)+`) r ON true`, args...)
@@ -212,14 +216,15 @@ func scanRow(rows *sql.Rows, before ...any) (r row, err error) {
 	return r, err
 }
 
-// purge forgets at most limit facts that expired a while ago.
+// purge forgets at most limit facts that have expired, by the database's clock and by this server's: one
+// that is ahead for a while must not make tokens good again for followers that begin later.
 func (s store) purge(ctx context.Context, limit int) (int64, error) {
-	some := `SELECT id FROM revocation WHERE expires_ms < ` + nowMS(s.db) + ` ORDER BY expires_ms LIMIT ?`
+	some := `SELECT id FROM revocation WHERE expires_ms < ` + nowMS(s.db) + ` AND expires_ms < ? ORDER BY expires_ms LIMIT ?`
 	query := `DELETE FROM revocation WHERE id IN (` + some + `)`
 	if s.db.IsPostgres() { // which would join, and read the whole table for it
 		query = `DELETE FROM revocation WHERE id = ANY (ARRAY(` + some + `))`
 	}
-	res, err := s.db.Write(ctx, query, limit)
+	res, err := s.db.Write(ctx, query, s.now().UnixMilli(), limit)
 	if err != nil {
 		return 0, fmt.Errorf("purge what has ended: %w", err)
 	}

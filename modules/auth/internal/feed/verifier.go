@@ -18,11 +18,12 @@ import (
 
 // Verifier is a follower as it names itself.
 type Verifier struct {
-	Client  string   // of auth.clients
-	Name    string   // empty: it does not say
-	Version string   //
-	Keys    []string // the ids of the keys that it holds
-	Tells   bool     // it says which keys it holds
+	Client   string   // of auth.clients
+	Name     string   // empty: it does not say
+	Instance string   // tells processes of the same name apart
+	Version  string   //
+	Keys     []string // the ids of the keys that it holds
+	Tells    bool     // it says which keys it holds
 }
 
 // Seen is a verifier as the database knows it.
@@ -38,10 +39,16 @@ const (
 	// is written of one that says the same.
 	registerEvery = 2 * time.Second
 	registerAgain = 20 * time.Second
+	// seenAhead is by how much a verifier may seem to have been seen in the future: one that lives is
+	// written again sooner. What seems to be further ahead was written by a clock that was ahead, nobody
+	// knows when, and is void.
+	seenAhead = 3 * registerAgain
 	// verifierKept is how long a verifier is remembered.
 	verifierKept = 24 * time.Hour
 	// mostVerifiers bounds what a process keeps between two writes.
 	mostVerifiers = 4 * maxFollowers
+	// MostOfClient is how many verifiers of one client are remembered: those that were seen last.
+	MostOfClient = 4096
 )
 
 // registry writes down who follows.
@@ -54,21 +61,24 @@ type registry struct {
 	flushed time.Time
 }
 
-type verifierKey struct{ client, name string }
+type verifierKey struct{ client, name, instance string }
 
 // entry is a row of the table verifier.
 type entry struct {
-	Client  string  `json:"client"`
-	Name    string  `json:"name"`
-	Version string  `json:"version"`
-	Keys    *string `json:"keys"`
-	LagMS   int64   `json:"lag_ms"`
+	Client   string  `json:"client"`
+	Name     string  `json:"name"`
+	Instance string  `json:"instance"`
+	Version  string  `json:"version"`
+	Keys     *string `json:"keys"`
+	LagMS    int64   `json:"lag_ms"`
 }
 
 type writtenEntry struct {
 	version, keys string
 	at            time.Time
 }
+
+func (e entry) key() verifierKey { return verifierKey{e.Client, e.Name, e.Instance} }
 
 func (e entry) same(w writtenEntry) bool { return e.Version == w.version && e.keys() == w.keys }
 
@@ -88,13 +98,13 @@ func (f *Feed) Note(v Verifier, asOf time.Time) {
 }
 
 func (r *registry) note(v Verifier, lag time.Duration) {
-	e := entry{Client: v.Client, Name: v.Name, Version: v.Version, LagMS: lag.Milliseconds()}
+	e := entry{Client: v.Client, Name: v.Name, Instance: v.Instance, Version: v.Version, LagMS: lag.Milliseconds()}
 	if v.Tells {
 		keys := slices.Clone(v.Keys)
 		slices.Sort(keys)
 		e.Keys = new(strings.Join(slices.Compact(keys), ","))
 	}
-	key := verifierKey{v.Client, v.Name}
+	key := e.key()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if w, known := r.written[key]; known && e.same(w) && time.Since(w.at) < registerAgain {
@@ -134,7 +144,7 @@ func (r *registry) flush(ctx context.Context, log *zap.Logger) {
 		r.written = make(map[verifierKey]writtenEntry)
 	}
 	for _, e := range list {
-		r.written[verifierKey{e.Client, e.Name}] = writtenEntry{e.Version, e.keys(), time.Now()}
+		r.written[e.key()] = writtenEntry{e.Version, e.keys(), time.Now()}
 	}
 }
 
@@ -153,32 +163,54 @@ func nowMS(db database.IDB) string {
 func writeVerifiers(ctx context.Context, db *database.DB, list []entry) error {
 	// Processes that write some of the same must do so in the same order.
 	slices.SortFunc(list, func(a, b entry) int {
-		return cmp.Or(cmp.Compare(a.Client, b.Client), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(cmp.Compare(a.Client, b.Client), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Instance, b.Instance))
 	})
 	text, err := json.Marshal(list)
 	if err != nil {
 		return fmt.Errorf("encode the verifiers: %w", err)
 	}
-	from := `SELECT value ->> 'client', value ->> 'name', value ->> 'version', value ->> 'keys', ` + nowMS(db) + `,
+	from := `SELECT value ->> 'client', value ->> 'name', value ->> 'instance', value ->> 'version', value ->> 'keys', ` + nowMS(db) + `,
 		value ->> 'lag_ms' FROM json_each(?) WHERE true`
 	if db.IsPostgres() {
-		from = `SELECT client, name, version, keys, ` + nowMS(db) + `, lag_ms FROM
-			json_to_recordset(CAST(CAST(? AS text) AS json)) AS x (client text, name text, version text, keys text, lag_ms bigint)`
+		from = `SELECT client, name, instance, version, keys, ` + nowMS(db) + `, lag_ms FROM json_to_recordset(CAST(CAST(? AS text) AS json))
+			AS x (client text, name text, instance text, version text, keys text, lag_ms bigint)`
 	}
-	_, err = db.Write(ctx, `INSERT INTO verifier (client, name, version, keys, seen_ms, lag_ms) `+from+`
-		ON CONFLICT (client, name) DO UPDATE SET version = excluded.version, keys = excluded.keys,
+	_, err = db.Write(ctx, `INSERT INTO verifier (client, name, instance, version, keys, seen_ms, lag_ms) `+from+`
+		ON CONFLICT (client, name, instance) DO UPDATE SET version = excluded.version, keys = excluded.keys,
 			seen_ms = excluded.seen_ms, lag_ms = excluded.lag_ms`, string(text))
 	if err != nil {
 		return fmt.Errorf("write the verifiers: %w", err)
 	}
+	return forgetSurplus(ctx, db, list)
+}
+
+// forgetSurplus keeps the table small when a client says that it is another instance each time.
+func forgetSurplus(ctx context.Context, db *database.DB, list []entry) error {
+	clients := make(map[string]bool)
+	for _, e := range list {
+		clients[e.Client] = true
+	}
+	lock := ""
+	if db.IsPostgres() { // other processes write some of these rows, in another order
+		lock = " FOR UPDATE OF v SKIP LOCKED"
+	}
+	_, err := db.Write(ctx, `DELETE FROM verifier WHERE (client, name, instance) IN (SELECT v.client, v.name, v.instance
+		FROM verifier v JOIN (SELECT client, name, instance, row_number() OVER
+				(PARTITION BY client ORDER BY seen_ms DESC, name, instance) AS place FROM verifier WHERE client IN (?)) o
+			ON v.client = o.client AND v.name = o.name AND v.instance = o.instance
+		WHERE o.place > ?`+lock+`)`, database.List(slices.Sorted(maps.Keys(clients))), MostOfClient)
+	if err != nil {
+		return fmt.Errorf("forget surplus verifiers: %w", err)
+	}
 	return nil
 }
 
-// Verifiers lists those that were seen within a time, by client and name.
+// Verifiers lists those that were seen within a time, by client, name and instance.
 func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Seen, error) {
-	rows, err := db.QueryContext(ctx, `SELECT client, name, version, coalesce(keys, ''), keys IS NOT NULL,
+	rows, err := db.QueryContext(ctx, `SELECT client, name, instance, version, coalesce(keys, ''), keys IS NOT NULL,
 			seen_ms, `+nowMS(db)+` - seen_ms, lag_ms
-		FROM verifier WHERE seen_ms > `+nowMS(db)+` - ? ORDER BY client, name`, within.Milliseconds())
+		FROM verifier WHERE seen_ms > `+nowMS(db)+` - ? AND seen_ms <= `+nowMS(db)+` + ?
+		ORDER BY client, name, instance`, within.Milliseconds(), seenAhead.Milliseconds())
 	if err != nil {
 		return nil, fmt.Errorf("read the verifiers: %w", err)
 	}
@@ -188,7 +220,7 @@ func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Se
 		var v Seen
 		var keys string
 		var at, ago, lag int64
-		if err := rows.Scan(&v.Client, &v.Name, &v.Version, &keys, &v.Tells, &at, &ago, &lag); err != nil {
+		if err := rows.Scan(&v.Client, &v.Name, &v.Instance, &v.Version, &keys, &v.Tells, &at, &ago, &lag); err != nil {
 			return nil, fmt.Errorf("read the verifiers: %w", err)
 		}
 		v.Keys = strings.FieldsFunc(keys, func(r rune) bool { return r == ',' })
@@ -202,10 +234,11 @@ func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Se
 	return list, nil
 }
 
-// PurgeVerifiers forgets at most limit verifiers that were not seen for a day.
+// PurgeVerifiers forgets at most limit verifiers that were not seen for a day, or whose time is void.
 func (f *Feed) PurgeVerifiers(ctx context.Context, limit int) (int64, error) {
-	res, err := f.store.db.Write(ctx, `DELETE FROM verifier WHERE (client, name) IN
-		(SELECT client, name FROM verifier WHERE seen_ms < `+nowMS(f.store.db)+` - ? LIMIT ?)`, verifierKept.Milliseconds(), limit)
+	res, err := f.store.db.Write(ctx, `DELETE FROM verifier WHERE (client, name, instance) IN
+		(SELECT client, name, instance FROM verifier WHERE seen_ms < `+nowMS(f.store.db)+` - ? OR seen_ms > `+nowMS(f.store.db)+` + ? LIMIT ?)`,
+		verifierKept.Milliseconds(), seenAhead.Milliseconds(), limit)
 	if err != nil {
 		return 0, fmt.Errorf("purge the verifiers: %w", err)
 	}

@@ -40,7 +40,8 @@ func argon2Hash(scheme Scheme, prefix string, memory, time, threads int, order [
 			for i, name := range order {
 				params[i] = fmt.Sprintf("%s=%d", name, values[name])
 			}
-			return prefix + strings.Join(params, ",") + "$" + enc.EncodeToString(salt) + "$" + enc.EncodeToString(digest)
+			return prefix + strings.Join(params, ",") + "$" + enc.EncodeToString(salt) + "$" +
+				enc.EncodeToString(digest)
 		},
 	}
 }
@@ -56,8 +57,8 @@ func names(text string) []string {
 
 const argon2idPrefix = "$argon2id$v=19$"
 
-func parseArgon2(scheme Scheme, prefix string) func(string) (hash, error) {
-	return func(rest string) (hash, error) {
+func parseArgon2(scheme Scheme) parser {
+	return func(prefix, rest string) (hash, error) {
 		parts, err := split(rest, 3)
 		if err != nil {
 			return hash{}, err
@@ -76,10 +77,11 @@ func parseArgon2(scheme Scheme, prefix string) func(string) (hash, error) {
 		case time < 1, threads < 1, memory < 8*threads:
 			return hash{}, errors.New("argon2 parameters are lower than its specification allows")
 		case threads > maxArgon2Threads, memory > maxArgon2Memory, memory*time > maxArgon2Work:
-			return hash{}, fmt.Errorf("argon2 parameters cost more than is accepted: %d lanes, %d MiB, %d MiB times passes",
-				maxArgon2Threads, maxArgon2Memory>>10, maxArgon2Work>>10)
+			return hash{}, fmt.Errorf("argon2 parameters cost more than is accepted: %d lanes, %d MiB, %d MiB "+
+				"times passes", maxArgon2Threads, maxArgon2Memory>>10, maxArgon2Work>>10)
 		}
-		h, err := argon2Hash(scheme, prefix, memory, time, threads, order).decodePair(base64.RawStdEncoding, parts[1], parts[2])
+		h, err := argon2Hash(scheme, prefix, memory, time, threads, order).decodePair(base64.RawStdEncoding, parts[1],
+			parts[2])
 		if err != nil {
 			return hash{}, err
 		}

@@ -21,7 +21,8 @@ const (
 
 // bcryptEncoding is base64 in the order of the alphabet that bcrypt has always used.
 func bcryptEncoding() *base64.Encoding {
-	return base64.NewEncoding("./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789").WithPadding(base64.NoPadding)
+	return base64.NewEncoding("./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789").WithPadding(
+		base64.NoPadding)
 }
 
 // bcryptKey is the bcrypt function. It is computed here because x/crypto/bcrypt only makes
@@ -72,11 +73,13 @@ func bcryptHash(prefix string, cost int) hash {
 	}
 }
 
+const bcryptHMACPrefix = "$bcrypt-sha256$v=2,t=2b,r="
+
 // bcryptHMAC is passlib's bcrypt-sha256 of version 2: bcrypt of the base64 of
 // HMAC-SHA-256(salt as text, password). It takes passwords of any length and any bytes, and
 // the salt in the HMAC keeps unsalted SHA-256 hashes, stolen elsewhere, from being tried in
 // place of passwords.
-func bcryptHMAC(cost int) hash {
+func bcryptHMAC(prefix string, cost int) hash {
 	return hash{
 		scheme:     BcryptSHA256,
 		bcryptCost: cost,
@@ -85,10 +88,7 @@ func bcryptHMAC(cost int) hash {
 			mac.Write(password)
 			return bcryptKey([]byte(base64.StdEncoding.EncodeToString(mac.Sum(nil))), salt, cost)
 		},
-		encode: func(salt, digest []byte) string {
-			enc := bcryptEncoding()
-			return fmt.Sprintf("$bcrypt-sha256$v=2,t=2b,r=%d$%s$%s", cost, enc.EncodeToString(salt), enc.EncodeToString(digest))
-		},
+		encode:  encodePasslib(prefix, cost),
 		current: bcryptCurrent(cost),
 	}
 }
@@ -97,101 +97,74 @@ func bcryptCurrent(cost int) func(Config) bool {
 	return func(c Config) bool { return c.Algorithm == string(Bcrypt) && cost >= c.BcryptCost }
 }
 
-// parseBcrypt reads what follows the prefix: 12$, 22 characters of salt, 31 of digest.
-func parseBcrypt(prefix string) func(string) (hash, error) {
-	return func(rest string) (hash, error) {
-		cost, rest, err := cutBcryptCost(rest)
-		if err != nil {
-			return hash{}, err
-		}
-		h := bcryptHash(prefix, cost)
-		if !strings.HasPrefix(prefix, "$") {
-			h.current = nil // Django's
-		}
-		return h.decodeBcrypt(rest)
+// encodePasslib writes salt and digest as passlib does, with a $ between them.
+func encodePasslib(prefix string, cost int) func(salt, digest []byte) string {
+	return func(salt, digest []byte) string {
+		enc := bcryptEncoding()
+		return fmt.Sprintf("%s%d$%s$%s", prefix, cost, enc.EncodeToString(salt), enc.EncodeToString(digest))
 	}
 }
 
-func parseBcryptHMAC(rest string) (hash, error) {
-	cost, rest, err := cutBcryptCost(rest)
-	if err != nil {
-		return hash{}, err
-	}
-	return bcryptHMAC(cost).decodeBcrypt(strings.Replace(rest, "$", "", 1))
+func djangoBcrypt(prefix string, cost int) hash {
+	h := bcryptHash(prefix, cost)
+	h.current = nil
+	return h
 }
 
-// parseBcryptSHA256 is passlib's first version: bcrypt of the base64 of SHA-256.
-func parseBcryptSHA256(prefix string) func(string) (hash, error) {
-	return func(rest string) (hash, error) {
-		cost, rest, err := cutBcryptCost(rest)
-		if err != nil {
-			return hash{}, err
-		}
-		h := hash{
-			scheme:     BcryptSHA256,
-			bcryptCost: cost,
-			derive: func(password, salt []byte, _ int) []byte {
-				sum := sha256.Sum256(password)
-				return bcryptKey([]byte(base64.StdEncoding.EncodeToString(sum[:])), salt, cost)
-			},
-			encode: func(salt, digest []byte) string {
-				enc := bcryptEncoding()
-				return fmt.Sprintf("%s%d$%s$%s", prefix, cost, enc.EncodeToString(salt), enc.EncodeToString(digest))
-			},
-		}
-		return h.decodeBcrypt(strings.Replace(rest, "$", "", 1))
-	}
-}
-
-// parseDjangoBcryptSHA256 is bcrypt of the hexadecimal of SHA-256.
-func parseDjangoBcryptSHA256(prefix string) func(string) (hash, error) {
-	return func(rest string) (hash, error) {
-		cost, rest, err := cutBcryptCost(rest)
-		if err != nil {
-			return hash{}, err
-		}
-		h := bcryptHash(prefix, cost)
-		h.scheme, h.current = BcryptSHA256, nil
-		h.derive = func(password, salt []byte, _ int) []byte {
+// bcryptSHA256 is passlib's first version: bcrypt of the base64 of SHA-256.
+func bcryptSHA256(prefix string, cost int) hash {
+	return hash{
+		scheme:     BcryptSHA256,
+		bcryptCost: cost,
+		derive: func(password, salt []byte, _ int) []byte {
 			sum := sha256.Sum256(password)
-			return bcryptKey([]byte(hex.EncodeToString(sum[:])), salt, cost)
-		}
-		return h.decodeBcrypt(rest)
+			return bcryptKey([]byte(base64.StdEncoding.EncodeToString(sum[:])), salt, cost)
+		},
+		encode: encodePasslib(prefix, cost),
 	}
 }
 
-// parseWordPress is bcrypt of the base64 of HMAC-SHA-384 under a fixed key. WordPress trims
-// passwords, when they are set and when they are asked for.
-func parseWordPress(rest string) (hash, error) {
-	cost, rest, err := cutBcryptCost(rest)
-	if err != nil {
-		return hash{}, err
+// djangoBcryptSHA256 is bcrypt of the hexadecimal of SHA-256.
+func djangoBcryptSHA256(prefix string, cost int) hash {
+	h := djangoBcrypt(prefix, cost)
+	h.scheme = BcryptSHA256
+	h.derive = func(password, salt []byte, _ int) []byte {
+		sum := sha256.Sum256(password)
+		return bcryptKey([]byte(hex.EncodeToString(sum[:])), salt, cost)
 	}
-	h := bcryptHash("$wp$2y$", cost)
+	return h
+}
+
+// wordPress is bcrypt of the base64 of HMAC-SHA-384 under a fixed key. WordPress trims
+// passwords, when they are set and when they are asked for.
+func wordPress(prefix string, cost int) hash {
+	h := bcryptHash(prefix, cost)
 	h.scheme, h.current = BcryptSHA384, nil
 	h.derive = func(password, salt []byte, _ int) []byte {
 		mac := hmac.New(sha512.New384, []byte("wp-sha384"))
 		mac.Write(bytes.Trim(password, " \t\n\r\v\x00"))
 		return bcryptKey([]byte(base64.StdEncoding.EncodeToString(mac.Sum(nil))), salt, cost)
 	}
-	return h.decodeBcrypt(rest)
+	return h
 }
 
-func cutBcryptCost(text string) (cost int, rest string, err error) {
-	digits, rest, _ := strings.Cut(text, "$")
-	if cost, err = number(digits); err != nil {
-		return 0, "", err
+// parseBcrypt reads what follows the prefix of a scheme made of bcrypt: 12$, 22 characters of salt, 31 of digest.
+func parseBcrypt(scheme func(prefix string, cost int) hash) parser {
+	return func(prefix, rest string) (hash, error) {
+		digits, pair, _ := strings.Cut(rest, "$")
+		cost, err := number(digits)
+		if err != nil {
+			return hash{}, err
+		}
+		if cost < 4 || cost > maxBcryptCost {
+			return hash{}, fmt.Errorf("bcrypt cost is not between 4 and %d", maxBcryptCost)
+		}
+		enc := bcryptEncoding()
+		pair = strings.Replace(pair, "$", "", 1) // of passlib; parse refuses it in other schemes
+		saltSize := enc.EncodedLen(bcryptSalt)
+		if len(pair) != saltSize+enc.EncodedLen(bcryptDigest) {
+			return hash{}, errMalformed
+		}
+		return scheme(prefix, cost).decodePair(enc, pair[:saltSize], pair[saltSize:])
 	}
-	if cost < 4 || cost > maxBcryptCost {
-		return 0, "", fmt.Errorf("bcrypt cost is not between 4 and %d", maxBcryptCost)
-	}
-	return cost, rest, nil
-}
-
-func (h hash) decodeBcrypt(text string) (hash, error) {
-	enc := bcryptEncoding()
-	if len(text) != enc.EncodedLen(bcryptSalt)+enc.EncodedLen(bcryptDigest) {
-		return hash{}, errMalformed
-	}
-	return h.decodePair(enc, text[:enc.EncodedLen(bcryptSalt)], text[enc.EncodedLen(bcryptSalt):])
 }

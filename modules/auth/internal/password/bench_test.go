@@ -39,7 +39,7 @@ func BenchmarkFlood(b *testing.B) {
 	}
 }
 
-// bareRate is how many hashes the machine computes in a second without anything around.
+// bareRate is how many hashes per second the machine computes without any other work.
 func bareRate(cfg Config) (rate, rateOfCPU float64) {
 	p := &Passwords{cfg: cfg.withDefaults()}
 	maker, size := p.maker(nil)
@@ -98,14 +98,14 @@ func flood(b *testing.B, cfg Config, clients int, bare, bareCPU float64) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// cpuSeconds is how much CPU the process has used.
+// cpuSeconds is the CPU time that the process has used.
 func cpuSeconds() float64 {
 	var used unix.Rusage
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &used)
 	return time.Duration(used.Utime.Nano() + used.Stime.Nano()).Seconds()
 }
 
-// otherWork signs something every 2 ms, each time on a goroutine of its own, until ctx ends.
+// otherWork signs something every 2 ms, each time on a new goroutine, until ctx ends.
 func otherWork(ctx context.Context) (p99 time.Duration, heap uint64) {
 	_, key, _ := ed25519.GenerateKey(nil)
 	var mu sync.Mutex

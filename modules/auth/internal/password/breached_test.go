@@ -19,7 +19,7 @@ func sha1Hex(password string) string {
 	return strings.ToUpper(hex.EncodeToString(sum[:]))
 }
 
-// breachedLines are the hashes of "breached0" and so on, in order.
+// breachedLines are the hashes of "breached0", "breached1" and so on, in order.
 func breachedLines(n int) []string {
 	lines := make([]string, n)
 	for i := range lines {
@@ -156,8 +156,12 @@ func TestAPasswordIsNotTakenWhileTheBreachedSetCannotBeRead(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	for name, damage := range map[string]func(f *os.File) error{
-		"overwritten": func(f *os.File) error { _, err := f.WriteAt([]byte(strings.Repeat("?", 41_000)), 0); return err },
-		"cut off":     func(f *os.File) error { return f.Truncate(0) },
+		"overwritten": func(f *os.File) error {
+			_,
+				err := f.WriteAt([]byte(strings.Repeat("?", 41_000)), 0)
+			return err
+		},
+		"cut off": func(f *os.File) error { return f.Truncate(0) },
 	} {
 		f, err := os.OpenFile(path, os.O_RDWR, 0)
 		if err != nil {
@@ -174,8 +178,7 @@ func TestAPasswordIsNotTakenWhileTheBreachedSetCannotBeRead(t *testing.T) {
 	}
 }
 
-// A search of any file ends, finds what is there when the file is sorted, and reads no more
-// than it must.
+// A search of any file ends, finds every line of a sorted file, and reads no more than it must.
 func FuzzSortedLines(f *testing.F) {
 	f.Add("a\nb\nc\n", "b")
 	f.Add("a\r\nb\r\nc", "c")
@@ -230,7 +233,9 @@ func TestASearchThatMeetsLinesOutOfOrderSaysSo(t *testing.T) {
 			size: int64(len(text)),
 			key:  func(line []byte) ([]byte, error) { return line, nil },
 		}
-		if known, err := s.find(func(key []byte) int { return strings.Compare(want, string(key)) }); known || !errors.Is(err, errUnsorted) {
+		if known, err := s.find(func(key []byte) int {
+			return strings.Compare(want, string(key))
+		}); known || !errors.Is(err, errUnsorted) {
 			t.Errorf("%q in %q: %v, %v", want, text, known, err)
 		}
 	}

@@ -39,7 +39,8 @@ func Calibrate(ctx context.Context, target time.Duration) (Calibration, error) {
 	argon := argon2Hash(Argon2id, argon2idPrefix, c.Argon2Memory<<10, argon2Time, argon2Threads, argon2Order)
 	c.Argon2Takes = shortest(ctx, argon, argon2Digest)
 	// Each MiB costs the same.
-	if memory := min(int(float64(leastArgon2Memory)*float64(target)/float64(max(c.Argon2Takes, 1))), maxArgon2Memory>>10); memory > leastArgon2Memory {
+	if memory := min(int(float64(leastArgon2Memory)*float64(target)/float64(max(c.Argon2Takes, 1))),
+		maxArgon2Memory>>10); memory > leastArgon2Memory {
 		c.Argon2Takes = c.Argon2Takes * time.Duration(memory) / leastArgon2Memory
 		c.Argon2Memory = memory
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/tuning"
 )
 
 // Config is auth.password.*: how passwords are hashed, what they may be, and how much of
@@ -19,10 +20,12 @@ type Config struct {
 	MinLength    int    `config:"auth.password.min_length" default:"8" min:"1" max:"64" doc:"Fewest characters (Unicode code points) of a new password."`
 	BreachedFile string `config:"auth.password.breached_file" doc:"Sorted file of SHA-1 hashes of breached passwords, as published by Have I Been Pwned: one a line in hexadecimal, whole or cut to their first 16 digits or more. It is searched on disk and never loaded."`
 
-	Workers int `config:"auth.password.hash_workers" default:"0" min:"0" max:"256" doc:"Hashes computed at once. 0 means one for each CPU."`
+	Workers int `config:"auth.password.hash_workers" default:"0" min:"0" max:"256" doc:"Hashes computed at once. 0 means one for each CPU, with argon2id no more than half of the memory allows."`
 
 	// No settings; tests set them. Zero means what is said here.
-	Queue     int           // 1024 sign-ins may wait for a worker, and a quarter as many registrations: their memory is small, and QueueWait ends them
+	// Queue is how many sign-ins may wait for a worker, and a quarter as many registrations. It is 1024: their
+	// memory is small, and QueueWait ends them.
+	Queue     int
 	QueueWait time.Duration // 5s is the longest a sign-in waits: people have tried again by then
 }
 
@@ -33,6 +36,19 @@ func (c Config) Validate(report func(path, problem string)) {
 			report("auth.password.breached_file", "cannot be read")
 		}
 	}
+}
+
+// CheckFiles reports a breached-set file that could not be used.
+func (c Config) CheckFiles(report func(path, problem string)) {
+	if c.BreachedFile == "" {
+		return
+	}
+	b, err := openBreached(c.BreachedFile)
+	if err != nil {
+		report("auth.password.breached_file", "cannot be used: "+err.Error())
+		return
+	}
+	_ = b.close()
 }
 
 // New argon2id hashes make one pass with one thread. What a hash may cost is better spent on
@@ -50,12 +66,41 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// workers is how many hashes run at once: as set, or one for each CPU the process may use.
+// argon2Room is how many times its own memory a hash takes, with what the collector has not freed yet.
+const argon2Room = 3
+
+// workers is how many hashes run at once: as set, or one for each CPU the process may use, as far as
+// half of the memory goes.
 func (c Config) workers() int {
 	if c.Workers > 0 {
 		return c.Workers
 	}
-	return min(runtime.NumCPU(), runtime.GOMAXPROCS(0))
+	n := min(runtime.NumCPU(), runtime.GOMAXPROCS(0))
+	if memory, known := tuning.Memory(); known {
+		n = c.fit(n, memory)
+	}
+	return n
+}
+
+// fit returns how many of n workers half of the memory is enough for, at least one.
+func (c Config) fit(n int, memory uint64) int {
+	one := c.HashMemory(1)
+	if one == 0 {
+		return n
+	}
+	return max(1, int(min(uint64(n), memory/2/one)))
+}
+
+// HashMemory is the memory in bytes that so many workers take while all of them hash. Zero workers
+// are as many as there will be. That of bcrypt is negligible.
+func (c Config) HashMemory(workers int) uint64 {
+	if c.Algorithm != string(Argon2id) {
+		return 0
+	}
+	if workers == 0 {
+		workers = c.workers()
+	}
+	return uint64(workers) * argon2Room * uint64(c.Argon2Memory) << 20
 }
 
 // reserveProcs gives the Go scheduler one P more for each hashing worker, so that a worker

@@ -34,7 +34,7 @@ import (
 //
 // Stored as PHC strings, which hold all that they hold: {bcrypt}, {argon2}, {scrypt} and
 // {pbkdf2} of Spring Security, with and without @SpringSecurity_v5_8; ASP.NET Identity
-// versions 2 and 3; Werkzeug's scrypt: and pbkdf2:; {PBKDF2…}, {ARGON2} and {CRYPT} of
+// versions 2 and 3; Werkzeug's scrypt: and pbkdf2:; Atlassian's {PKCS5S2}; {PBKDF2…}, {ARGON2} and {CRYPT} of
 // directories, as far as they hold one of the above.
 //
 // Firebase exports passwordHash and salt with each user and the rest once for the project:
@@ -60,7 +60,8 @@ func Import(text string) (encoded string, scheme Scheme, err error) {
 	// A sign-in of one user must not occupy a worker for a minute. Who sets such a cost
 	// for all users has chosen it.
 	if h.bcryptCost > maxImportBcryptCost {
-		return "", "", fmt.Errorf("bcrypt cost %d is more than the %d accepted of a hash made elsewhere", h.bcryptCost, maxImportBcryptCost)
+		return "", "", fmt.Errorf("bcrypt cost %d is more than the %d accepted of a hash made elsewhere", h.bcryptCost,
+			maxImportBcryptCost)
 	}
 	return encoded, h.scheme, nil
 }
@@ -96,6 +97,7 @@ var notations = sync.OnceValue(func() []notation {
 	return []notation{
 		{regexp.MustCompile(`^(?i:\{(SSHA(?:256|512)?)\})(.*)$`), saltedSHA},
 		{regexp.MustCompile(`^\{PBKDF2(-SHA(?:1|256|512))?\}(\d+\$.*)$`), directoryPBKDF2},
+		{regexp.MustCompile(`^\{PKCS5S2\}([A-Za-z0-9+/]{64})$`), atlassianPBKDF2},
 		{regexp.MustCompile(`^\{pbkdf2\}([0-9a-f]{80})$`), springPBKDF2(PBKDF2SHA1, 8, 185_000)},
 		{regexp.MustCompile(`^\{pbkdf2@SpringSecurity_v5_8\}([0-9a-f]{96})$`), springPBKDF2(PBKDF2SHA256, 16, 310_000)},
 		{regexp.MustCompile(`^(?:\{scrypt(?:@SpringSecurity_v5_8)?\})?\$([0-9a-f]{5,6})\$([^$]+)\$([^$]+)$`), springScrypt},
@@ -135,6 +137,16 @@ func directoryPBKDF2(parts []string) (string, error) {
 		parts[0] = ""
 	}
 	return "$pbkdf2" + strings.ToLower(parts[0]) + "$" + parts[1], nil
+}
+
+// atlassianPBKDF2 is that of Jira, Confluence and Crowd: always 10,000 iterations of SHA-1, and 16 bytes of
+// salt before the digest.
+func atlassianPBKDF2(parts []string) (string, error) {
+	b, err := decode(base64.StdEncoding, parts[0])
+	if err != nil {
+		return "", err
+	}
+	return phcPBKDF2(PBKDF2SHA1, 10_000, b[:16], b[16:]), nil
 }
 
 // springPBKDF2 reads the salt and the digest after it; the iterations are those of the
@@ -223,7 +235,8 @@ func aspNET(parts []string) (string, error) {
 	if b[0] != 1 {
 		return "", unknown(parts[0])
 	}
-	prf, iterations, size := binary.BigEndian.Uint32(b[1:]), binary.BigEndian.Uint32(b[5:]), binary.BigEndian.Uint32(b[9:])
+	prf, iterations, size := binary.BigEndian.Uint32(b[1:]), binary.BigEndian.Uint32(b[5:]),
+		binary.BigEndian.Uint32(b[9:])
 	if int64(prf) >= int64(len(schemes)) || iterations > 1<<31-1 || int64(size) > int64(len(b)-header) {
 		return "", errMalformed
 	}
@@ -232,12 +245,14 @@ func aspNET(parts []string) (string, error) {
 
 func phcPBKDF2(scheme Scheme, iterations int, salt, digest []byte) string {
 	enc := base64.RawStdEncoding
-	return fmt.Sprintf("$%s$i=%d,l=%d$%s$%s", scheme, iterations, len(digest), enc.EncodeToString(salt), enc.EncodeToString(digest))
+	return fmt.Sprintf("$%s$i=%d,l=%d$%s$%s", scheme, iterations, len(digest), enc.EncodeToString(salt),
+		enc.EncodeToString(digest))
 }
 
 func phcScrypt(logN, r, p int, salt, digest []byte) string {
 	enc := base64.RawStdEncoding
-	return fmt.Sprintf("$scrypt$ln=%d,r=%d,p=%d$%s$%s", logN, r, p, enc.EncodeToString(salt), enc.EncodeToString(digest))
+	return fmt.Sprintf("$scrypt$ln=%d,r=%d,p=%d$%s$%s", logN, r, p, enc.EncodeToString(salt),
+		enc.EncodeToString(digest))
 }
 
 func log2(n int) (int, error) {
@@ -271,6 +286,10 @@ var refused = sync.OnceValue(func() []refusal {
 		{regexp.MustCompile(`^SCRAM-SHA-`), "it is a SCRAM verifier of PostgreSQL or Kafka, which is not accepted"},
 		{regexp.MustCompile(`^\*[0-9A-F]{40}$`), "it is MySQL's own PASSWORD(), which is not accepted"},
 		{regexp.MustCompile(`^(md5|sha1|sha256|sha512|unsalted_md5|crypt)\$`), "it is a plain digest of old Django or Werkzeug, which is not accepted"},
+		{regexp.MustCompile(`^\$scram\$`), "it is passlib's SCRAM verifier, which is not accepted"},
+		{regexp.MustCompile(`^grub\.pbkdf2\.|^\$p5k2\$`), "it is PBKDF2 in a form that is not read (GRUB's, or $p5k2$)"},
+		{regexp.MustCompile(`^\{PKCS5S2\}`), "it is in the form of Atlassian's products, but not as they write it"},
+		{regexp.MustCompile(`^\{FSHP`), "FSHP is not accepted"},
 		{regexp.MustCompile(`^(scrypt|pbkdf2):`), "it is in the form of Werkzeug, but not as its generate_password_hash writes it"},
 		{regexp.MustCompile(`^fakeHash:`), "it was made by the emulator of Firebase"},
 		{regexp.MustCompile(`^(?i)[0-9A-F]{32}$`), "it is a plain digest of 128 bits, MD5 by its size, which is not accepted"},

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// imported returns the hashes of a file beside the tests of the import, by their names.
+// imported returns the hashes of one of the import tests' files, by their names.
 func imported(t testing.TB, name string) map[string]string {
 	t.Helper()
 	f, err := os.Open(filepath.Join("../userfile/testdata", name))
@@ -37,7 +37,8 @@ func imported(t testing.TB, name string) map[string]string {
 func TestHashesAreReadAsTheirMakersWriteThem(t *testing.T) {
 	t.Parallel()
 	const password = "a quite good password"
-	for _, file := range []string{"native.ndjson", "spring.ndjson", "node.ndjson", "werkzeug.ndjson", "aspnet.ndjson", "wordpress.ndjson"} {
+	for _, file := range []string{"native.ndjson", "spring.ndjson", "node.ndjson", "werkzeug.ndjson", "aspnet.ndjson",
+		"wordpress.ndjson", "php.ndjson", "passlib.ndjson"} {
 		for name, text := range imported(t, file) {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -57,10 +58,10 @@ func TestHashesAreReadAsTheirMakersWriteThem(t *testing.T) {
 					t.Fatalf("stored as %s: %s, %v", encoded, h.scheme, err)
 				}
 				if !h.matches([]byte(password)) || h.matches([]byte("A quite good password")) {
-					t.Error("it does not tell the right password from a wrong one")
+					t.Error("the right password fails, or a wrong one passes")
 				}
 				if again, _, err := Import(encoded); again != encoded || err != nil {
-					t.Errorf("imported again it is %s, %v", again, err)
+					t.Errorf("the second import makes it %s, %v", again, err)
 				}
 			})
 		}
@@ -101,7 +102,7 @@ func TestHashesOfDirectoriesAndOthersAreStoredInOneForm(t *testing.T) {
 	}
 }
 
-// Base64 takes the letters of hexadecimal too. What it makes of them is the hash of nothing.
+// Hexadecimal digits are valid base64 too, but the decoded bytes are no password's hash.
 func TestAHashThatNoPasswordCanMatchIsRefused(t *testing.T) {
 	t.Parallel()
 	const hexSalt, hexDigest = "736f6d6573616c74736f6d6573616c74", "9dfeb910e80bad0311fee20f9c0e2b12c17987b4cac90c2ef54d5b3021c68bfe"
@@ -117,7 +118,7 @@ func TestAHashThatNoPasswordCanMatchIsRefused(t *testing.T) {
 		"pbkdf2_sha256$1000$salt$" + hexDigest,
 		"scrypt$1024$salt$8$1$" + hexDigest,
 		"{SSHA}" + hexDigest,
-		// The base64 of the hexadecimal, and of the base64.
+		// The base64 of the hexadecimal digits, and of the base64.
 		"$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$OWRmZWI5MTBlODBiYWQwMzExZmVlMjBmOWMwZTJiMTI",
 		"$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$bmY2NUVPZ0xyUU1SL3VJUG5BNHJFc0Y1aDdUS3lRd3U5VTFiTUNIR2kvND0",
 	} {
@@ -125,7 +126,7 @@ func TestAHashThatNoPasswordCanMatchIsRefused(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
-	for _, fine := range []string{ // a salt that is used as it is written may be hexadecimal
+	for _, fine := range []string{ // a salt that is used as written may be hexadecimal
 		"pbkdf2_sha256$1000$" + hexSalt + "$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4=",
 		"pbkdf2:sha256:1000$" + hexSalt + "$" + hexDigest,
 	} {
@@ -172,10 +173,11 @@ func TestEachSystemWhoseHashesAreNotReadIsNamed(t *testing.T) {
 	}
 }
 
-// Whatever Import returns is read again, is imported as it is, and stays within the limits of
+// What Import returns can be read and imported again unchanged, and stays within the limits of
 // cost.
 func FuzzImport(f *testing.F) {
-	for _, file := range []string{"spring.ndjson", "node.ndjson", "werkzeug.ndjson", "aspnet.ndjson", "wordpress.ndjson"} {
+	for _, file := range []string{"spring.ndjson", "node.ndjson", "werkzeug.ndjson", "aspnet.ndjson",
+		"wordpress.ndjson", "php.ndjson", "passlib.ndjson"} {
 		for _, text := range imported(f, file) {
 			f.Add(text)
 		}
@@ -191,10 +193,10 @@ func FuzzImport(f *testing.F) {
 			return
 		}
 		if again, _, err := Import(encoded); again != encoded || err != nil {
-			t.Fatalf("%q is stored as %q, and that as %q, %v", text, encoded, again, err)
+			t.Fatalf("%q becomes %q, and that becomes %q, %v", text, encoded, again, err)
 		}
 		if work := costOf(t, encoded); work > 1 {
-			t.Fatalf("%q costs %.2f of what is allowed", encoded, work)
+			t.Fatalf("%q costs %.2f of the limit", encoded, work)
 		}
 	})
 }

@@ -123,43 +123,46 @@ func parse(encoded string) (hash, error) {
 	return h, nil
 }
 
+// parser reads what follows the prefix of a scheme.
+type parser func(prefix, rest string) (hash, error)
+
 func parseScheme(encoded string) (hash, error) {
 	for _, known := range []struct {
 		prefix string
-		parse  func(rest string) (hash, error)
+		parse  parser
 	}{
-		{"$2a$", parseBcrypt("$2a$")},
-		{"$2b$", parseBcrypt("$2b$")},
-		{"$2y$", parseBcrypt("$2y$")},
-		{"$wp$2y$", parseWordPress},
-		{"bcrypt$$2a$", parseBcrypt("bcrypt$$2a$")},
-		{"bcrypt$$2b$", parseBcrypt("bcrypt$$2b$")},
-		{"bcrypt$$2y$", parseBcrypt("bcrypt$$2y$")},
-		{"$bcrypt-sha256$v=2,t=2b,r=", parseBcryptHMAC},
-		{"$bcrypt-sha256$2a,", parseBcryptSHA256("$bcrypt-sha256$2a,")},
-		{"$bcrypt-sha256$2b,", parseBcryptSHA256("$bcrypt-sha256$2b,")},
-		{"bcrypt_sha256$$2a$", parseDjangoBcryptSHA256("bcrypt_sha256$$2a$")},
-		{"bcrypt_sha256$$2b$", parseDjangoBcryptSHA256("bcrypt_sha256$$2b$")},
-		{"bcrypt_sha256$$2y$", parseDjangoBcryptSHA256("bcrypt_sha256$$2y$")},
-		{"$argon2id$v=19$", parseArgon2(Argon2id, "$argon2id$v=19$")},
-		{"$argon2i$v=19$", parseArgon2(Argon2i, "$argon2i$v=19$")},
-		{"argon2$argon2id$v=19$", parseArgon2(Argon2id, "argon2$argon2id$v=19$")},
-		{"argon2$argon2i$v=19$", parseArgon2(Argon2i, "argon2$argon2i$v=19$")},
+		{"$2a$", parseBcrypt(bcryptHash)},
+		{"$2b$", parseBcrypt(bcryptHash)},
+		{"$2y$", parseBcrypt(bcryptHash)},
+		{"$wp$2y$", parseBcrypt(wordPress)},
+		{"bcrypt$$2a$", parseBcrypt(djangoBcrypt)},
+		{"bcrypt$$2b$", parseBcrypt(djangoBcrypt)},
+		{"bcrypt$$2y$", parseBcrypt(djangoBcrypt)},
+		{bcryptHMACPrefix, parseBcrypt(bcryptHMAC)},
+		{"$bcrypt-sha256$2a,", parseBcrypt(bcryptSHA256)},
+		{"$bcrypt-sha256$2b,", parseBcrypt(bcryptSHA256)},
+		{"bcrypt_sha256$$2a$", parseBcrypt(djangoBcryptSHA256)},
+		{"bcrypt_sha256$$2b$", parseBcrypt(djangoBcryptSHA256)},
+		{"bcrypt_sha256$$2y$", parseBcrypt(djangoBcryptSHA256)},
+		{argon2idPrefix, parseArgon2(Argon2id)},
+		{"$argon2i$v=19$", parseArgon2(Argon2i)},
+		{"argon2$argon2id$v=19$", parseArgon2(Argon2id)},
+		{"argon2$argon2i$v=19$", parseArgon2(Argon2i)},
 		{"$scrypt$", parseScrypt},
 		{"scrypt$", parseDjangoScrypt},
 		{"$fbscrypt$", parseFirebaseScrypt},
-		{"$pbkdf2$", parsePBKDF2(PBKDF2SHA1, "$pbkdf2$")},
-		{"$pbkdf2-sha1$", parsePBKDF2(PBKDF2SHA1, "$pbkdf2-sha1$")},
-		{"$pbkdf2-sha256$", parsePBKDF2(PBKDF2SHA256, "$pbkdf2-sha256$")},
-		{"$pbkdf2-sha512$", parsePBKDF2(PBKDF2SHA512, "$pbkdf2-sha512$")},
-		{"pbkdf2_sha1$", parseDjangoPBKDF2(PBKDF2SHA1, "pbkdf2_sha1$")},
-		{"pbkdf2_sha256$", parseDjangoPBKDF2(PBKDF2SHA256, "pbkdf2_sha256$")},
-		{"{SSHA}", parseSaltedSHA(SaltedSHA1, "{SSHA}")},
-		{"{SSHA256}", parseSaltedSHA(SaltedSHA256, "{SSHA256}")},
-		{"{SSHA512}", parseSaltedSHA(SaltedSHA512, "{SSHA512}")},
+		{"$pbkdf2$", parsePBKDF2(PBKDF2SHA1)},
+		{"$pbkdf2-sha1$", parsePBKDF2(PBKDF2SHA1)},
+		{"$pbkdf2-sha256$", parsePBKDF2(PBKDF2SHA256)},
+		{"$pbkdf2-sha512$", parsePBKDF2(PBKDF2SHA512)},
+		{"pbkdf2_sha1$", parseDjangoPBKDF2(PBKDF2SHA1)},
+		{"pbkdf2_sha256$", parseDjangoPBKDF2(PBKDF2SHA256)},
+		{"{SSHA}", parseSaltedSHA(SaltedSHA1)},
+		{"{SSHA256}", parseSaltedSHA(SaltedSHA256)},
+		{"{SSHA512}", parseSaltedSHA(SaltedSHA512)},
 	} {
 		if rest, ok := strings.CutPrefix(encoded, known.prefix); ok {
-			return known.parse(rest)
+			return known.parse(known.prefix, rest)
 		}
 	}
 	if betterAuthForm(encoded) {

@@ -14,8 +14,7 @@ import (
 	"golang.org/x/crypto/bcrypt"
 )
 
-// elsewhere is the password of the hashes that passlib 1.7.4, Django 5.2 and Python's
-// hashlib made.
+// elsewhere is the password of the hashes made by passlib 1.7.4, Django 5.2 and Python's hashlib.
 const elsewhere = "paßword 🔑"
 
 type vector struct {
@@ -24,8 +23,8 @@ type vector struct {
 	encoded  string
 }
 
-// vectors has every form that is read, made by the software that writes it or taken from
-// its specification.
+// vectors has a hash of every form, made by the software that writes the form or taken from its
+// specification.
 func vectors() []vector {
 	return []vector{
 		{Bcrypt, elsewhere, "$2a$04$hZ7tproNSccSxcnZGSbFSO/G28QltlowOiZswlMORWdzlbWWTICqS"},
@@ -34,51 +33,68 @@ func vectors() []vector {
 		{BcryptSHA256, elsewhere, "$bcrypt-sha256$v=2,t=2b,r=5$FEpxtvfHZevciU.xXBwIy.$RMEhnL6vUdRSBW2qPvFVe05dC/W/JV6"},
 		{BcryptSHA256, elsewhere, "$bcrypt-sha256$2b,5$fDJ3iWGwH8AptQ.qJ4GAZO$nqM5Tc.N1HP/8aC815cdwSR9D97Lu5."},
 		{BcryptSHA256, elsewhere, "$bcrypt-sha256$2a,5$JT1lH2EUZssfcMoJ6kYuXO$SzCITjd82iNqvO8hm.xBV2YO0RtIYty"},
-		{Argon2id, elsewhere, "$argon2id$v=19$m=256,t=2,p=2$JaT0nnNujdFaS6l1zrmXMg$AxCyvWGfpvH4t5BbNquFmLK8NWCgEXAQNgvxq/d/V4M"},
-		{Argon2i, elsewhere, "$argon2i$v=19$m=64,t=3,p=1$/J/z3pvTGqO0FsI4Z0ypdQ$ayegN0B0Fk5rkzWlsXWVjcCXLHZpQinFZ+VftD/kh2E"},
+		{Argon2id, elsewhere,
+			"$argon2id$v=19$m=256,t=2,p=2$JaT0nnNujdFaS6l1zrmXMg$AxCyvWGfpvH4t5BbNquFmLK8NWCgEXAQNgvxq/d/V4M"},
+		{Argon2i, elsewhere,
+			"$argon2i$v=19$m=64,t=3,p=1$/J/z3pvTGqO0FsI4Z0ypdQ$ayegN0B0Fk5rkzWlsXWVjcCXLHZpQinFZ+VftD/kh2E"},
 		{Scrypt, elsewhere, "$scrypt$ln=5,r=8,p=2$E6I0Rigl5LzX+v/fO2cMgQ$lbEkXnfl9P+lNJOVJNYYxFmeJf2uBXITpJ4Vf/aJVNc"},
 		{PBKDF2SHA1, elsewhere, "$pbkdf2$100$1DrHuHeu9f4/B4CwllLqfQ$NJXFztKujAxnuc9WG//GbPlI24U"},
-		{PBKDF2SHA256, elsewhere, "$pbkdf2-sha256$100$eE8ppfTeu7d2rlWKsTamtA$XLRwYu7M/KL.NInsaBnEN9FesVP.ZsTSbyzY2sK5wjA"},
-		{PBKDF2SHA512, elsewhere, "$pbkdf2-sha512$100$EsK4V.pday0FwLgXonROCQ$fhP2NBI0yAxo2sn8WAJh0mOYo2DdKGfpEeksypL3BKYMUnhBHa7waGIN4JRlGwiDTST6Gn0kmrlsFhFj4XVzxg"},
+		{PBKDF2SHA256, elsewhere,
+			"$pbkdf2-sha256$100$eE8ppfTeu7d2rlWKsTamtA$XLRwYu7M/KL.NInsaBnEN9FesVP.ZsTSbyzY2sK5wjA"},
+		{PBKDF2SHA512, elsewhere,
+			"$pbkdf2-sha512$100$EsK4V.pday0FwLgXonROCQ$fhP2NBI0yAxo2sn8WAJh0mOYo2DdKGfpEeksypL3BKYMUnhBHa7waGIN4JRlGwiDTST6Gn0kmrlsFhFj4XVzxg"},
 		{PBKDF2SHA256, elsewhere, "pbkdf2_sha256$100$SjfFMM27dtP2$beenx7xMTOTY6SqpUmDa/gruR6fmhaNl8wWVioyA01E="},
-		{PBKDF2SHA256, elsewhere, "$pbkdf2-sha256$i=150,l=64$AAECAwQFBgcICQoLDA0ODw$X0LXHBVLGJ0Bi50le3xdBeiWMNLaXnXLcsRXvTdcto7/ObnvZIE0RZafmp+BuBS2B6vNMK8U1b1256CRO2H1Iw"},
-		{PBKDF2SHA512, elsewhere, "$pbkdf2-sha512$i=150,l=64$AAECAwQFBgcICQoLDA0ODw$WDi+eisDeTcQ0nzpIoP3lghXgHi4cfObKZ3UlldaASWvI44SdTm8Ik77e65d8csGD8k3LrokWB9XZLB82vkdJQ"},
+		{PBKDF2SHA256, elsewhere,
+			"$pbkdf2-sha256$i=150,l=64$AAECAwQFBgcICQoLDA0ODw$X0LXHBVLGJ0Bi50le3xdBeiWMNLaXnXLcsRXvTdcto7/ObnvZIE0RZafmp+BuBS2B6vNMK8U1b1256CRO2H1Iw"},
+		{PBKDF2SHA512, elsewhere,
+			"$pbkdf2-sha512$i=150,l=64$AAECAwQFBgcICQoLDA0ODw$WDi+eisDeTcQ0nzpIoP3lghXgHi4cfObKZ3UlldaASWvI44SdTm8Ik77e65d8csGD8k3LrokWB9XZLB82vkdJQ"},
 		{PBKDF2SHA1, elsewhere, "$pbkdf2-sha1$i=150,l=20$AAECAwQFBgcICQoLDA0ODw$am1ICigMOkrgzbFo0z0cBp+morY"},
 		{PBKDF2SHA1, elsewhere, "$pbkdf2-sha1$i=150$AAECAwQFBgcICQoLDA0ODw$am1ICigMOkrgzbFo0z0cBp+morY"},
-		{PBKDF2SHA256, elsewhere, "pbkdf2_sha256$120$9fLxEeYjablRvsT7Fym95G$vDHVEQhGtrx6XzWiMUj/Gpyxs2I5f3b32R/5+5EefXA="},
+		{PBKDF2SHA256, elsewhere,
+			"pbkdf2_sha256$120$9fLxEeYjablRvsT7Fym95G$vDHVEQhGtrx6XzWiMUj/Gpyxs2I5f3b32R/5+5EefXA="},
 		{PBKDF2SHA1, elsewhere, "pbkdf2_sha1$120$mmB3U9Xc9td7KyE357TJWh$0ZNQcfjxo0ocehwPFaXq2kEtDCk="},
 		{BcryptSHA256, elsewhere, "bcrypt_sha256$$2b$04$eYd/FuKK6xlxHQUe1jv.0.RTGy/rOQpibmDWAKQi4qnJPuXtvZOTK"},
 		{Bcrypt, elsewhere, "bcrypt$$2b$04$yDgeH9d0gfbTjg3OCVseoutiWws89LIaO3g8ehPEXc3deT9gdb4lK"},
-		{Scrypt, elsewhere, "scrypt$32$DN0AzqBhVG5ZTo16XKWpXK$8$1$D2eKqvDO506tXR/AZrQAeRMfS5AUDJgw2sHwy+HnDNd+b95nQaPdlnrOBW4B+5clWG7plSJvDoRdRrv/6IJYDA=="},
-		{Argon2id, elsewhere, "argon2$argon2id$v=19$m=64,t=1,p=2$M1RzMlRpdUg0WURLQlR1NU02SkdjbQ$/3BEz08GQcNjPnY+2zJ+QFyFcDN4oHwAg1aWPQZT6cg"},
+		{Scrypt, elsewhere,
+			"scrypt$32$DN0AzqBhVG5ZTo16XKWpXK$8$1$D2eKqvDO506tXR/AZrQAeRMfS5AUDJgw2sHwy+HnDNd+b95nQaPdlnrOBW4B+5clWG7plSJvDoRdRrv/6IJYDA=="},
+		{Argon2id, elsewhere,
+			"argon2$argon2id$v=19$m=64,t=1,p=2$M1RzMlRpdUg0WURLQlR1NU02SkdjbQ$/3BEz08GQcNjPnY+2zJ+QFyFcDN4oHwAg1aWPQZT6cg"},
 		{SaltedSHA1, elsewhere, "{SSHA}d3boVudKZP4M+GxzrdSRLoIpHt4oWx1kkWDTmw=="},
 		{SaltedSHA256, elsewhere, "{SSHA256}moMgwNdsRwusSoQ6T8jeRsrZ2RhwaU1aE664+GMSzfilFA5CMcVi8w=="},
-		{SaltedSHA512, elsewhere, "{SSHA512}ftK9F25cagE6BUn5Ej7GD+rlZkybVWuBw6EheHNsKYwPYa2U3dDSn4z4EMHY+9IwQdBjVk54N2VN1DbdlosuIjfm3AOfEFq3"},
+		{SaltedSHA512, elsewhere,
+			"{SSHA512}ftK9F25cagE6BUn5Ej7GD+rlZkybVWuBw6EheHNsKYwPYa2U3dDSn4z4EMHY+9IwQdBjVk54N2VN1DbdlosuIjfm3AOfEFq3"},
 		{SaltedSHA1, elsewhere, "{SSHA}KeX75rpJFWLULwD9d0qglU0a6k6vFcK4"},
 		{SaltedSHA256, elsewhere, "{SSHA256}6IGyVKrYf2+BeGeLpiAbKIUwAVZVYDaooa0IRYmn4b+X0lrrXYvxvg=="},
-		{SaltedSHA512, elsewhere, "{SSHA512}HSLL0C4XPcsHwOG8I8durO4BQEQOyvVC3PEpMnhaPh+iu7movwqpJqPlqzWWNRvR5lSwWlbcVCC+ExrHkG/6eSllrHWulZLy"},
+		{SaltedSHA512, elsewhere,
+			"{SSHA512}HSLL0C4XPcsHwOG8I8durO4BQEQOyvVC3PEpMnhaPh+iu7movwqpJqPlqzWWNRvR5lSwWlbcVCC+ExrHkG/6eSllrHWulZLy"},
 		{BcryptSHA384, "a quite good password", "$wp$2y$04$Xn60j9UUG0YJH3ib81WbauApw.LY7Ps04R0sKIWTSUkIgnpt/bmJW"},
-		{Scrypt, "a quite good password", "511a1b0604a8e50efbfdf1e1b5071f5b:177552a2b9fdc7affe64af928112f0de89d00bd08afbab9949bc2f72ae351775bb51ab2ccef1a06ecc7643629d1086254d8d953293f4d4d6919a7d66e63d5911"},
-		{Argon2i, "a quite good password", "$argon2i$v=19$m=1024,p=2,t=2$+TaNi1v5N7B64FkTPJL6BQ$ZlUw1Sec7GIqnzji9vue9QwS9VaWp1JpLhoS8KT7a/4"},
+		{Scrypt, "a quite good password",
+			"511a1b0604a8e50efbfdf1e1b5071f5b:177552a2b9fdc7affe64af928112f0de89d00bd08afbab9949bc2f72ae351775bb51ab2ccef1a06ecc7643629d1086254d8d953293f4d4d6919a7d66e63d5911"},
+		{Argon2i, "a quite good password",
+			"$argon2i$v=19$m=1024,p=2,t=2$+TaNi1v5N7B64FkTPJL6BQ$ZlUw1Sec7GIqnzji9vue9QwS9VaWp1JpLhoS8KT7a/4"},
 
-		// Not only one length, and bytes that C strings cannot hold.
-		{BcryptSHA256, strings.Repeat("x", 300), "$bcrypt-sha256$v=2,t=2b,r=4$OGh9M62YDS7zQOQdU3Mmhu$tSp5N8jsg1N31baR0yj8iqNiy7G8vjW"},
+		// Other lengths, and bytes that C strings cannot hold.
+		{BcryptSHA256, strings.Repeat("x", 300),
+			"$bcrypt-sha256$v=2,t=2b,r=4$OGh9M62YDS7zQOQdU3Mmhu$tSp5N8jsg1N31baR0yj8iqNiy7G8vjW"},
 		{BcryptSHA256, "a\x00b", "$bcrypt-sha256$v=2,t=2b,r=4$.PD3FWN2noqZqwFwm4w1Xu$KuI3SApN3o28PCd3zS4Yx1gHLp6BwEW"},
 
-		// passlib's own tests, of both versions.
+		// passlib's own tests, for both versions.
 		{BcryptSHA256, "", "$bcrypt-sha256$2a,5$E/e/2AOhqM5W/KJTFQzLce$F6dYSxOdAEoJZO2eoHUZWZljW/e0TXO"},
 		{BcryptSHA256, "password", "$bcrypt-sha256$2a,5$5Hg1DKFqPE8C2aflZ5vVoe$12BjNE0p7axMg55.Y/mHsYiVuFBDQyu"},
 		{BcryptSHA256, "", "$bcrypt-sha256$v=2,t=2b,r=5$E/e/2AOhqM5W/KJTFQzLce$WFPIZKtDDTriqWwlmRFfHiOTeheAZWe"},
-		{BcryptSHA256, "password", "$bcrypt-sha256$v=2,t=2b,r=5$5Hg1DKFqPE8C2aflZ5vVoe$wOK1VFFtS8IGTrGa7.h5fs0u84qyPbS"},
+		{BcryptSHA256, "password",
+			"$bcrypt-sha256$v=2,t=2b,r=5$5Hg1DKFqPE8C2aflZ5vVoe$wOK1VFFtS8IGTrGa7.h5fs0u84qyPbS"},
 		{Scrypt, "test", "$scrypt$ln=8,r=8,p=1$wlhLyXmP8b53bm1NKYVQqg$mTpvG8lzuuDk+DWz8HZIB6Vum6erDuUm0As5yU+VxWA"},
 
-		// RFC 7914 §12, the digest cut to 32 bytes, which changes nothing else.
+		// RFC 7914 §12, the digest cut to 32 bytes, which is a valid shorter digest.
 		{Scrypt, "password", "$scrypt$ln=10,r=8,p=16$TmFDbA$/bq+HJ00cgB4VucZDQHp/nxq18vII3gw53N2Y0s3MWI"},
-		{Scrypt, "pleaseletmein", "$scrypt$ln=14,r=8,p=1$U29kaXVtQ2hsb3JpZGU$cCO9yzr9c0hGHAbNgf046/2o+7qQT44+qbVD9lRdofI"},
+		{Scrypt, "pleaseletmein",
+			"$scrypt$ln=14,r=8,p=1$U29kaXVtQ2hsb3JpZGU$cCO9yzr9c0hGHAbNgf046/2o+7qQT44+qbVD9lRdofI"},
 
 		// RFC 6070.
 		{PBKDF2SHA1, "password", "$pbkdf2-sha1$i=4096,l=20$c2FsdA$SwB5AbdlSJq+rUnZJvch0GWkKcE"},
-		{PBKDF2SHA1, "passwordPASSWORDpassword", "$pbkdf2-sha1$i=4096,l=25$c2FsdFNBTFRzYWx0U0FMVHNhbHRTQUxUc2FsdFNBTFRzYWx0$PS7sT+QchJuAyNg2YsDkSospGpZM8vBwOA"},
+		{PBKDF2SHA1, "passwordPASSWORDpassword",
+			"$pbkdf2-sha1$i=4096,l=25$c2FsdFNBTFRzYWx0U0FMVHNhbHRTQUxUc2FsdFNBTFRzYWx0$PS7sT+QchJuAyNg2YsDkSospGpZM8vBwOA"},
 
 		// The reference implementation of Argon2.
 		{Argon2id, "password", "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4"},
@@ -89,8 +105,9 @@ func vectors() []vector {
 		{Bcrypt, "", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.7uG0VCzI2bS7j6ymqJi9CdcdxiRTWNy"},
 
 		// github.com/firebase/scrypt, the example of its README.
-		{FirebaseScrypt, "user1password", "$fbscrypt$v=1,n=14,r=8,p=1,ss=Bw==,sk=jxspr8Ki0RYycVU8zykbdLGjFQ3McFUH0uiiTvC8pVMXAn210wjLNmdZJzxUECKbm0QsEmYUSDzZvpjeJ9WmXA==" +
-			"$42xEC+ixf3L2lw==$lSrfV15cpx95/sZS2W9c9Kp6i/LVgQNDNC/qzrCnh1SAyZvqmZqAjTdn3aoItz+VHjoZilo78198JAdRuid5lQ=="},
+		{FirebaseScrypt, "user1password",
+			"$fbscrypt$v=1,n=14,r=8,p=1,ss=Bw==,sk=jxspr8Ki0RYycVU8zykbdLGjFQ3McFUH0uiiTvC8pVMXAn210wjLNmdZJzxUECKbm0QsEmYUSDzZvpjeJ9WmXA==" +
+				"$42xEC+ixf3L2lw==$lSrfV15cpx95/sZS2W9c9Kp6i/LVgQNDNC/qzrCnh1SAyZvqmZqAjTdn3aoItz+VHjoZilo78198JAdRuid5lQ=="},
 	}
 }
 
@@ -107,7 +124,7 @@ func TestVectorsOfEverySchemeVerify(t *testing.T) {
 				t.Errorf("scheme is %s, want %s", h.scheme, v.scheme)
 			}
 			if got := h.String(); got != v.encoded {
-				t.Errorf("written again it is %s", got)
+				t.Errorf("written back it is %s", got)
 			}
 			if !h.matches([]byte(v.password)) {
 				t.Error("the right password does not match")
@@ -131,17 +148,18 @@ func TestLikenessCostsTheSameAndMatchesNothing(t *testing.T) {
 		}
 		like := h.likeness()
 		if like.kind() != h.kind() {
-			t.Errorf("%s: another kind: %q", v.encoded, like.kind())
+			t.Errorf("%s: the likeness has another kind: %q", v.encoded, like.kind())
 		}
 		if like.String() == v.encoded || like.matches([]byte(v.password)) {
-			t.Errorf("%s: the likeness takes the password", v.encoded)
+			t.Errorf("%s: the likeness matches the password", v.encoded)
 		}
 	}
 }
 
 func TestBcryptIsThatOfTheGoProject(t *testing.T) {
 	t.Parallel()
-	for _, password := range []string{"", "a", "paßword", strings.Repeat("é", 36), strings.Repeat("x", 71), strings.Repeat("x", 72)} {
+	for _, password := range []string{"", "a", "paßword", strings.Repeat("é", 36), strings.Repeat("x", 71),
+		strings.Repeat("x", 72)} {
 		theirs, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
 		if err != nil {
 			t.Fatal(err)
@@ -181,7 +199,7 @@ func TestPlainBcryptMatchesNothingThatItCannotSeeWhole(t *testing.T) {
 	}
 }
 
-// A hash that would take a minute or a gigabyte is refused before anything is computed.
+// A hash that would take a minute or a gigabyte is refused before any computation.
 func bombs() []string {
 	salt, digest := "$c29tZXNhbHQ", "$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4"
 	return []string{
@@ -235,7 +253,7 @@ func TestHashesThatCostTooMuchAreRefusedWithoutWork(t *testing.T) {
 	}
 	runtime.ReadMemStats(&after)
 	if used := after.TotalAlloc - before.TotalAlloc; used > 1<<20 {
-		t.Errorf("refusing them took %d bytes", used)
+		t.Errorf("refusing them allocated %d bytes", used)
 	}
 }
 
@@ -246,13 +264,14 @@ func TestImportSaysWhyAndNothingOfTheHash(t *testing.T) {
 		"5f4dcc3b5aa765d61d8327deb882cf99": "MD5 by its size",
 		"5baa61e4c9b93f3f0682250b6cf8331b7ee68fd8": "SHA-1 by its size",
 		"what is this": "no known scheme",
-		"$2x$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW":                                   "$2x$",
-		"$2$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW":                                    "$2$",
-		"$2b$03$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW":                                   "between 4 and 20",
-		"$2b$5$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW":                                    "not in the form",
-		"$2b$+5$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW":                                   "not in the form",
-		"$2b$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOe":                                    "not in the form",
-		"$2b$05$CCCCCCCCCCCCCCCCCCCCCDE5YPO9kmyuRGyh0XouQYb4YMJKvyOeW":                                   "not in the form", // stray bits
+		"$2x$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW": "$2x$",
+		"$2$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW":  "$2$",
+		"$2b$03$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW": "between 4 and 20",
+		"$2b$5$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW":  "not in the form",
+		"$2b$+5$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW": "not in the form",
+		"$2b$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOe":  "not in the form",
+		// stray bits
+		"$2b$05$CCCCCCCCCCCCCCCCCCCCCDE5YPO9kmyuRGyh0XouQYb4YMJKvyOeW":                                   "not in the form",
 		"$2b$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW\n":                                 "not in the form",
 		"$argon2d$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4":            "argon2d",
 		"$argon2id$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4":                "v=19",
@@ -266,18 +285,19 @@ func TestImportSaysWhyAndNothingOfTheHash(t *testing.T) {
 		"$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65":                                                  "digest",
 		"$argon2id$v=19$m=256,t=2,p=1$c29t\nZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4":         "not in the form",
 		"$scrypt$ln=0,r=8,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4":                   "lower",
-		"scrypt$1000$salt$8$1$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4=":                              "not in the form", // not a power of two
-		"$7$C6..../....SodiumChloride$kBGj9fHznVYFQMEn/qDCfrDevf9YDtcDdKvEqHJLV8D":                       "$scrypt$",
-		"$pbkdf2-sha256$0$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4":                       "lower",
-		"$pbkdf2-sha256$i=10,l=31$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4":               "not in the form",
-		"pbkdf2_sha256$10$$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4=":                                 "salt",
-		"{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=":                                                              "no salt",
-		"{SSHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=":                                                             "salt",
-		"{SSHA}AAAA":                                                                                     "not in the form",
-		"{MD5}X03MO1qnZdYdgyfeuILPmQ==":                                                                  "no salt",
-		"$1$mERr$hx5rVt7rPNoS4wqbXKX7m0":                                                                 "MD5-crypt",
-		"$6$salt$IxDD3jeSOb5eB1CX5LBsqZFVkJdido":                                                         "SHA-crypt",
-		"$P$B984JDF85jdhsu3hdjfhd83jdk":                                                                  "phpass",
+		// not a power of two
+		"scrypt$1000$salt$8$1$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4=":                "not in the form",
+		"$7$C6..../....SodiumChloride$kBGj9fHznVYFQMEn/qDCfrDevf9YDtcDdKvEqHJLV8D":         "$scrypt$",
+		"$pbkdf2-sha256$0$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4":         "lower",
+		"$pbkdf2-sha256$i=10,l=31$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4": "not in the form",
+		"pbkdf2_sha256$10$$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4=":                   "salt",
+		"{SHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=":                                                "no salt",
+		"{SSHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g=":                                               "salt",
+		"{SSHA}AAAA":                                                                       "not in the form",
+		"{MD5}X03MO1qnZdYdgyfeuILPmQ==":                                                    "no salt",
+		"$1$mERr$hx5rVt7rPNoS4wqbXKX7m0":                                                   "MD5-crypt",
+		"$6$salt$IxDD3jeSOb5eB1CX5LBsqZFVkJdido":                                           "SHA-crypt",
+		"$P$B984JDF85jdhsu3hdjfhd83jdk":                                                    "phpass",
 	} {
 		_, _, err := Import(encoded)
 		if err == nil {
@@ -295,8 +315,8 @@ func TestImportSaysWhyAndNothingOfTheHash(t *testing.T) {
 	}
 }
 
-// RFC 9106 §5.3 uses a secret and data that no stored hash has; this is x/crypto's own
-// vector, to show that the arguments are in their places.
+// RFC 9106 §5.3 uses a secret and data, which no stored hash has. This is a vector of x/crypto,
+// which shows that the arguments are in the right order.
 func TestArgon2ParametersMeanWhatTheySay(t *testing.T) {
 	t.Parallel()
 	h := argon2Hash(Argon2id, argon2idPrefix, 64, 3, 2, argon2Order)
@@ -306,7 +326,7 @@ func TestArgon2ParametersMeanWhatTheySay(t *testing.T) {
 	}
 }
 
-// Whatever is accepted writes itself as it was read and stays within the limits of cost.
+// Every accepted hash is written back as it was read, and stays within the limits of cost.
 func FuzzParse(f *testing.F) {
 	for _, v := range vectors() {
 		f.Add(v.encoded)
@@ -325,31 +345,43 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("%q is written %q", encoded, got)
 		}
 		if work := costOf(t, encoded); work > 1 {
-			t.Fatalf("%q costs %.2f of what is allowed", encoded, work)
+			t.Fatalf("%q costs %.2f of the limit", encoded, work)
 		}
 		if again := h.likeness(); again.kind() != h.kind() {
-			t.Fatalf("%q: its likeness is of another kind", encoded)
+			t.Fatalf("%q: its likeness has another kind", encoded)
 		}
 	})
 }
 
-// costOf reads the parameters of an accepted hash in another way than parse does, and
-// returns what it costs as a part of what is allowed.
+// costOf reads the parameters of an accepted hash in a different way than parse, and returns the
+// cost as a fraction of the limit.
 func costOf(t *testing.T, encoded string) (most float64) {
 	known := false
 	for pattern, cost := range map[string]func(n []float64) float64{
 		`^(?:bcrypt\$|bcrypt_sha256\$)?\$2[aby]\$(\d+)\$|^\$bcrypt-sha256\$(?:2[ab],|v=2,t=2b,r=)(\d+)\$`: func(n []float64) float64 {
 			return (n[0] + n[1]) / maxBcryptCost
 		},
-		`^(?:argon2)?\$argon2id?\$v=19\$[^$]*\bm=(\d+)`:               func(n []float64) float64 { return n[0] / maxArgon2Memory },
-		`^(?:argon2)?\$argon2id?\$v=19\$[^$]*\bm=(\d+)[^$]*\bt=(\d+)`: func(n []float64) float64 { return n[0] * n[1] / maxArgon2Work },
-		`^(?:argon2)?\$argon2id?\$v=19\$[^$]*\bt=(\d+)[^$]*\bm=(\d+)`: func(n []float64) float64 { return n[0] * n[1] / maxArgon2Work },
-		`^(?:argon2)?\$argon2id?\$v=19\$[^$]*\bp=(\d+)`:               func(n []float64) float64 { return n[0] / maxArgon2Threads },
-		`^\$wp\$2y\$(\d+)\$`:                    func(n []float64) float64 { return n[0] / maxBcryptCost },
-		`^[0-9a-f]{32}:[0-9a-f]{128}$`:          func([]float64) float64 { return scryptCost(1<<14, 16, 1) },
-		`^\$scrypt\$ln=(\d+),r=(\d+),p=(\d+)\$`: func(n []float64) float64 { return scryptCost(math.Exp2(n[0]), n[1], n[2]) },
+		`^(?:argon2)?\$argon2id?\$v=19\$[^$]*\bm=(\d+)`: func(n []float64) float64 {
+			return n[0] / maxArgon2Memory
+		},
+		`^(?:argon2)?\$argon2id?\$v=19\$[^$]*\bm=(\d+)[^$]*\bt=(\d+)`: func(n []float64) float64 {
+			return n[0] * n[1] / maxArgon2Work
+		},
+		`^(?:argon2)?\$argon2id?\$v=19\$[^$]*\bt=(\d+)[^$]*\bm=(\d+)`: func(n []float64) float64 {
+			return n[0] * n[1] / maxArgon2Work
+		},
+		`^(?:argon2)?\$argon2id?\$v=19\$[^$]*\bp=(\d+)`: func(n []float64) float64 {
+			return n[0] / maxArgon2Threads
+		},
+		`^\$wp\$2y\$(\d+)\$`:           func(n []float64) float64 { return n[0] / maxBcryptCost },
+		`^[0-9a-f]{32}:[0-9a-f]{128}$`: func([]float64) float64 { return scryptCost(1<<14, 16, 1) },
+		`^\$scrypt\$ln=(\d+),r=(\d+),p=(\d+)\$`: func(n []float64) float64 {
+			return scryptCost(math.Exp2(n[0]), n[1], n[2])
+		},
 		`^scrypt\$(\d+)\$[^$]*\$(\d+)\$(\d+)\$`: func(n []float64) float64 { return scryptCost(n[0], n[1], n[2]) },
-		`^\$fbscrypt\$v=1,n=(\d+),r=(\d+),p=1,`: func(n []float64) float64 { return scryptCost(math.Exp2(n[0]), n[1], 1) },
+		`^\$fbscrypt\$v=1,n=(\d+),r=(\d+),p=1,`: func(n []float64) float64 {
+			return scryptCost(math.Exp2(n[0]), n[1], 1)
+		},
 		`^\$?pbkdf2(?:[-_]sha\d+)?\$(?:i=)?(\d+)(?:,l=\d+)?\$`: func(n []float64) float64 {
 			return n[0] / maxPBKDF2Work
 		},
@@ -361,12 +393,12 @@ func costOf(t *testing.T, encoded string) (most float64) {
 		}
 		n := make([]float64, len(found)-1)
 		for i, digits := range found[1:] {
-			n[i], _ = strconv.ParseFloat(digits, 64) // 0 when it is not there
+			n[i], _ = strconv.ParseFloat(digits, 64) // 0 if there is none
 		}
 		known, most = true, max(most, cost(n))
 	}
 	if !known {
-		t.Fatalf("%q was accepted and is of no form", encoded)
+		t.Fatalf("%q was accepted, but has no known form", encoded)
 	}
 	return most
 }

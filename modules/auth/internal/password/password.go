@@ -83,6 +83,10 @@ func (p *Passwords) Close() error {
 // not, and any other error when the breached-set file could not be asked.
 func (p *Passwords) Check(password, username string) error { return p.policy.check(password, username) }
 
+// Overloaded is [ErrOverloaded] with the time after which to try again, which differs for those that are
+// refused together.
+func (p *Passwords) Overloaded() error { return p.pool.Overloaded() }
+
 // Hash returns the hash to store. It waits for a worker: [ErrOverloaded], [ErrClosed], or
 // the error of ctx. It does not ask [Passwords.Check].
 func (p *Passwords) Hash(ctx context.Context, password string) (string, error) {
@@ -102,7 +106,8 @@ func (p *Passwords) hash(ctx context.Context, why purpose, password string) (str
 	text := norm.NFC.Bytes([]byte(password))
 	maker, size := p.maker(text)
 	var encoded string
-	if err := p.pool.do(ctx, why, nothing, func() error { encoded = maker.seal(text, size).String(); return nil }); err != nil {
+	if err := p.pool.do(ctx, why, nothing,
+		func() error { encoded = maker.seal(text, size).String(); return nil }); err != nil {
 		return "", err
 	}
 	return encoded, nil
@@ -115,11 +120,12 @@ func nothing() error { return nil }
 func (p *Passwords) maker(password []byte) (maker hash, digestSize int) {
 	switch {
 	case p.cfg.Algorithm == string(Argon2id):
-		return argon2Hash(Argon2id, argon2idPrefix, p.cfg.Argon2Memory<<10, argon2Time, argon2Threads, argon2Order), argon2Digest
+		return argon2Hash(Argon2id, argon2idPrefix, p.cfg.Argon2Memory<<10, argon2Time, argon2Threads,
+			argon2Order), argon2Digest
 	case bcryptTakes(password):
 		return bcryptHash("$2b$", p.cfg.BcryptCost), bcryptDigest
 	default:
-		return bcryptHMAC(p.cfg.BcryptCost), bcryptDigest
+		return bcryptHMAC(bcryptHMACPrefix, p.cfg.BcryptCost), bcryptDigest
 	}
 }
 
@@ -140,7 +146,8 @@ type Result struct {
 // For a name that does not exist as much is done as for one that does: a hash is computed of
 // a kind that accounts have, always the same kind for the same canonical name, and the result
 // is never OK.
-func (p *Passwords) Verify(ctx context.Context, canonical, password string, find func() (encoded string, found bool, err error)) (Result, error) {
+func (p *Passwords) Verify(ctx context.Context, canonical, password string,
+	find func() (encoded string, found bool, err error)) (Result, error) {
 	var h hash
 	prepare := func() error {
 		encoded, found, err := find()

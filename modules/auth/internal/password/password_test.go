@@ -17,7 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// cheap is the settings that tests start from.
+// cheap returns the settings that tests start from.
 func cheap() Config {
 	return Config{Algorithm: "bcrypt", BcryptCost: 4, Argon2Memory: 7, Workers: 2}
 }
@@ -45,7 +45,7 @@ func mustHash(t testing.TB, p *Passwords, password string) string {
 	return encoded
 }
 
-// stored finds that hash, and nobody finds none.
+// stored looks up that hash; nobody looks up none.
 func stored(encoded string) func() (string, bool, error) {
 	return func() (string, bool, error) { return encoded, true, nil }
 }
@@ -84,14 +84,15 @@ func TestEveryPasswordWorksWhole(t *testing.T) {
 			if r := mustVerify(t, p, encoded, password); r != (Result{OK: true}) {
 				t.Errorf("%s, %s: %+v", cfg.Algorithm, name, r)
 			}
-			for _, other := range []string{password + "x", password + "\x00", password + " ", password + password + "x", "x" + password} {
+			for _, other := range []string{password + "x", password + "\x00", password + " ", password + password +
+				"x", "x" + password} {
 				if mustVerify(t, p, encoded, other).OK {
-					t.Errorf("%s, %s: another password is taken", cfg.Algorithm, name)
+					t.Errorf("%s, %s: another password is accepted", cfg.Algorithm, name)
 				}
 			}
 			if runes := []rune(password); len(runes) > 0 {
 				if mustVerify(t, p, encoded, string(runes[:len(runes)-1])).OK {
-					t.Errorf("%s, %s: a shorter password is taken", cfg.Algorithm, name)
+					t.Errorf("%s, %s: a shorter password is accepted", cfg.Algorithm, name)
 				}
 			}
 		}
@@ -137,7 +138,7 @@ func TestDecomposedCharactersAreTheSamePassword(t *testing.T) {
 			t.Errorf("%+v", r)
 		}
 	}
-	// Compatibility characters are not: nothing is folded.
+	// Compatibility characters are different: nothing is folded.
 	if mustVerify(t, p, mustHash(t, p, "ﬁne"), "fine").OK {
 		t.Error("a ligature is the same as its letters")
 	}
@@ -151,7 +152,7 @@ func TestHashesMadeElsewhereAlsoTakeThePasswordAsTyped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The cost is the one set, but our own hash would be of the composed form.
+	// The cost is as set, but our own hash would be of the composed form.
 	if r := mustVerify(t, p, string(theirs), decomposed); r != (Result{OK: true, Rehash: true}) {
 		t.Errorf("%+v", r)
 	}
@@ -226,7 +227,8 @@ func TestHashesOfOtherSystemsAreReplaced(t *testing.T) {
 func TestAStoredHashThatCannotBeReadIsAnErrorThatDoesNotShowIt(t *testing.T) {
 	t.Parallel()
 	p := start(t, cheap())
-	for _, encoded := range append(bombs()[:2], "", "*", "$2b$04$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOe") {
+	for _, encoded := range append(bombs()[:2], "", "*",
+		"$2b$04$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOe") {
 		r, err := p.Verify(t.Context(), "", "hunter2secret", stored(encoded))
 		if err == nil || r.OK {
 			t.Errorf("%q: %+v, %v", encoded, r, err)
@@ -273,8 +275,8 @@ func TestAMissingNameIsHashedLikeTheAccountsAre(t *testing.T) {
 		}
 	}
 
-	// The same name, the same kind, also after a restart and on another node, where the
-	// rows of the sample come in another order.
+	// The same name has the same kind, also after a restart and on another node, which reads the
+	// sample's rows in another order.
 	other := start(t, cheap())
 	other.Learn(append(sample[500:], sample[:500]...))
 	before := make(map[string]string)
@@ -282,12 +284,12 @@ func TestAMissingNameIsHashedLikeTheAccountsAre(t *testing.T) {
 		name := fmt.Sprint("name", i)
 		before[name] = p.population.pick(name).kind()
 		if other.population.pick(name).kind() != before[name] {
-			t.Fatalf("%s is of another kind on another node", name)
+			t.Fatalf("%s has another kind on another node", name)
 		}
 	}
 
-	// A hundred accounts change over: names leave the kind that became rarer and join the
-	// one that became more frequent, and never the other way round.
+	// A hundred accounts change their kind. Names may only move from the kind that became rarer to
+	// the one that became more frequent.
 	for i := 600; i < 700; i++ {
 		sample[i] = cheaper
 	}
@@ -298,7 +300,7 @@ func TestAMissingNameIsHashedLikeTheAccountsAre(t *testing.T) {
 		if now != kind {
 			moved++
 			if kind == kindOf(t, cheaper) || now == kindOf(t, dearer) {
-				t.Errorf("%s went from %q to %q", name, kind, now)
+				t.Errorf("%s moved from %q to %q", name, kind, now)
 			}
 		}
 	}
@@ -306,7 +308,7 @@ func TestAMissingNameIsHashedLikeTheAccountsAre(t *testing.T) {
 		t.Errorf("%d of 1000 names moved", moved)
 	}
 
-	// Nobody is signed in, whatever the password.
+	// No password signs in without an account.
 	for i := range 100 {
 		h := p.population.pick(fmt.Sprint("name", i))
 		if h.matches([]byte("a")) || h.matches([]byte(elsewhere)) {
@@ -339,7 +341,8 @@ func TestWhatIsLearnedIsBounded(t *testing.T) {
 	p := start(t, cheap())
 	var sample []string
 	for i := range 10 * maxKinds {
-		sample = append(sample, fmt.Sprintf("$pbkdf2-sha256$%d$jHHuvddaqxXi/L.3NmZMSQ$fmAdn44iQNKsZO5idaGAJt5dyV1GUkTQtaMzremLOHI", 100+i))
+		sample = append(sample,
+			fmt.Sprintf("$pbkdf2-sha256$%d$jHHuvddaqxXi/L.3NmZMSQ$fmAdn44iQNKsZO5idaGAJt5dyV1GUkTQtaMzremLOHI", 100+i))
 	}
 	p.Learn(sample)
 	if n := len(*p.population.mix.Load()); n != maxKinds {
@@ -382,6 +385,22 @@ func TestWorkersAreCountedBeforePsAreReserved(t *testing.T) {
 	}
 }
 
+func TestWorkersFitIntoHalfOfTheMemory(t *testing.T) {
+	t.Parallel()
+	argon2 := Config{Algorithm: "argon2id", Argon2Memory: 64} // 192 MiB for each worker
+	for memory, want := range map[uint64]int{64 << 20: 1, 384 << 20: 1, 768 << 20: 2, 1 << 40: 8} {
+		if got := argon2.fit(8, memory); got != want {
+			t.Errorf("%d of 8 workers with %d MiB of memory, want %d", got, memory>>20, want)
+		}
+	}
+	if got := (Config{Algorithm: "bcrypt", Argon2Memory: 64}).fit(8, 64<<20); got != 8 {
+		t.Errorf("%d of 8 workers of bcrypt", got)
+	}
+	if got, want := argon2.HashMemory(4), uint64(768<<20); got != want {
+		t.Errorf("4 workers take %d bytes, want %d", got, want)
+	}
+}
+
 func TestCalibrationIsNeverBelowWhatIsSafe(t *testing.T) {
 	t.Parallel()
 	c, err := Calibrate(t.Context(), 0)
@@ -398,7 +417,7 @@ func TestCalibrationIsNeverBelowWhatIsSafe(t *testing.T) {
 	}
 }
 
-// A password verifies against its own hash and no other's, whatever bytes they hold.
+// A password verifies against its own hash only, whatever its bytes.
 func FuzzHash(f *testing.F) {
 	f.Add("password", "Password")
 	f.Add("a", "a\x00a")
@@ -418,7 +437,8 @@ func FuzzHash(f *testing.F) {
 		if r := mustVerify(t, p, encoded, a); r != (Result{OK: true}) {
 			t.Fatalf("%q: %+v", a, r)
 		}
-		if r := mustVerify(t, p, encoded, b); r.OK != (norm.NFC.String(a) == norm.NFC.String(b) || norm.NFC.String(a) == b) {
+		if r := mustVerify(t, p, encoded, b); r.OK != (norm.NFC.String(a) == norm.NFC.String(b) ||
+			norm.NFC.String(a) == b) {
 			t.Fatalf("%q by %q: %+v", a, b, r)
 		}
 	})
@@ -433,7 +453,8 @@ func TestAFileThatCannotBeReadIsReported(t *testing.T) {
 	if got := reported(Config{}); got != nil {
 		t.Errorf("%v", got)
 	}
-	if got := reported(Config{BreachedFile: "/does/not/exist"}); !slices.Equal(got, []string{"auth.password.breached_file"}) {
+	if got := reported(Config{BreachedFile: "/does/not/exist"}); !slices.Equal(got,
+		[]string{"auth.password.breached_file"}) {
 		t.Errorf("%v", got)
 	}
 }

@@ -2,9 +2,6 @@ package password
 
 import (
 	"crypto/pbkdf2"
-	"crypto/sha1"
-	"crypto/sha256"
-	"crypto/sha512"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -14,30 +11,23 @@ import (
 
 // passlibEncoding is base64 with a dot for the plus.
 func passlibEncoding() *base64.Encoding {
-	return base64.NewEncoding("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789./").WithPadding(base64.NoPadding)
+	return base64.NewEncoding("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789./").WithPadding(
+		base64.NoPadding)
 }
 
 // withPBKDF2 gives the hash, whose digest is known, its function, or says why its cost is
 // not accepted.
 //
-// PBKDF2 computes each block of a digest by itself, with all the iterations. Whoever guesses
-// passwords computes one, and so do we: the first block is what a password is compared with.
+// PBKDF2 computes each block of a digest separately, with all the iterations. An attacker computes only
+// one to check a guess, and so do we: a password is compared with the first block.
 func (h hash) withPBKDF2(iterations int) (hash, error) {
-	block := sha1.Size
+	sum := sumOf(h.scheme)
 	h.derive = func(password, salt []byte, size int) []byte {
-		return pbkdf2Key(pbkdf2.Key(sha1.New, string(password), salt, iterations, size))
-	}
-	switch h.scheme {
-	case PBKDF2SHA256:
-		block = sha256.Size
-		h.derive = func(password, salt []byte, size int) []byte {
-			return pbkdf2Key(pbkdf2.Key(sha256.New, string(password), salt, iterations, size))
+		key, err := pbkdf2.Key(sum, string(password), salt, iterations, size)
+		if err != nil { // in FIPS mode a short salt is refused, and then no password matches
+			return nil
 		}
-	case PBKDF2SHA512:
-		block = sha512.Size
-		h.derive = func(password, salt []byte, size int) []byte {
-			return pbkdf2Key(pbkdf2.Key(sha512.New, string(password), salt, iterations, size))
-		}
+		return key
 	}
 	switch {
 	case iterations < 1:
@@ -45,23 +35,14 @@ func (h hash) withPBKDF2(iterations int) (hash, error) {
 	case iterations > maxPBKDF2Work:
 		return hash{}, fmt.Errorf("pbkdf2 iterations cost more than is accepted: %d", maxPBKDF2Work)
 	}
-	h.compared = min(block, len(h.digest))
+	h.compared = min(sum().Size(), len(h.digest))
 	return h, nil
-}
-
-// pbkdf2Key has no error to report: sizes are within bounds. In FIPS mode a short salt is
-// refused, and then no password matches.
-func pbkdf2Key(key []byte, err error) []byte {
-	if err != nil {
-		return nil
-	}
-	return key
 }
 
 // parsePBKDF2 reads i=ITERATIONS,l=BYTES$SALT$DIGEST in base64, with or without the length, or
 // passlib's ITERATIONS$SALT$DIGEST in its own.
-func parsePBKDF2(scheme Scheme, prefix string) func(string) (hash, error) {
-	return func(rest string) (hash, error) {
+func parsePBKDF2(scheme Scheme) parser {
+	return func(prefix, rest string) (hash, error) {
 		parts, err := split(rest, 3)
 		if err != nil {
 			return hash{}, err
@@ -100,8 +81,8 @@ func parsePBKDF2(scheme Scheme, prefix string) func(string) (hash, error) {
 }
 
 // parseDjangoPBKDF2 reads ITERATIONS$SALT$DIGEST; the salt is used as it is written.
-func parseDjangoPBKDF2(scheme Scheme, prefix string) func(string) (hash, error) {
-	return func(rest string) (hash, error) {
+func parseDjangoPBKDF2(scheme Scheme) parser {
+	return func(prefix, rest string) (hash, error) {
 		parts, err := split(rest, 3)
 		if err != nil {
 			return hash{}, err

@@ -111,8 +111,7 @@ func (p *policy) check(typed, username string) error {
 }
 
 // fold returns the text in the form in which passwords are compared with words: Unicode's
-// NFKC_Casefold. "ＰａｓｓＷｏｒｄ" is "password" to whoever guesses it. What is hashed stays as it was
-// typed.
+// NFKC_Casefold. "ＰａｓｓＷｏｒｄ" is as easy to guess as "password". The password is hashed as it was typed.
 func fold(text string) string {
 	return norm.NFKC.String(cases.Fold().String(plain(text)))
 }

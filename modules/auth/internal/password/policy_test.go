@@ -22,7 +22,7 @@ func newTestPolicy(t testing.TB, cfg Config, context ...string) *policy {
 	return p
 }
 
-// code is that of the problem, "" for none.
+// code is the code of the problem, "" for none.
 func code(t testing.TB, err error) string {
 	t.Helper()
 	var problem *fault.Refusal
@@ -40,7 +40,7 @@ func TestWhichPasswordsAreTaken(t *testing.T) {
 	t.Parallel()
 	p := newTestPolicy(t, Config{}, "https://auth.example-bank.com")
 	for _, test := range []struct{ password, username, want string }{
-		// Length, in code points of what was typed and of what is hashed.
+		// The length counts in code points, both as typed and as hashed.
 		{"", "alice", TooShort},
 		{"7 chars", "alice", TooShort},
 		{"8 chars!", "alice", ""},
@@ -50,7 +50,7 @@ func TestWhichPasswordsAreTaken(t *testing.T) {
 		{strings.Repeat("🔑", 64), "alice", ""},
 		{strings.Repeat("🔑", 256), "alice", ""},
 		{strings.Repeat("🔑", 257), "alice", TooLong},
-		{strings.Repeat("e\u0301", 7), "alice", TooShort}, // 14 typed, 7 characters
+		{strings.Repeat("e\u0301", 7), "alice", TooShort}, // 14 typed, 7 in characters
 		{strings.Repeat("e\u0301", 256), "alice", ""},     // 512 typed
 		{strings.Repeat("e\u0301", 257), "alice", TooLong},
 		{strings.Repeat("\u0958", 256), "alice", ""},     // 512 when normalised
@@ -94,7 +94,7 @@ func TestWhichPasswordsAreTaken(t *testing.T) {
 		{strings.Repeat("a", 72), "alice", ""},
 		{"hello-1234-world", "alice", ""},
 
-		// The username and what belongs to it.
+		// The username and its parts.
 		{"alice123", "alice", ContainsUsername},
 		{"ALICE-2024!", "alice", ContainsUsername},
 		{"Alice.Smith1", "alice.smith@example.org", ContainsUsername},
@@ -112,7 +112,7 @@ func TestWhichPasswordsAreTaken(t *testing.T) {
 		{"νικος-2024", "ΝΙΚΟΣ", ContainsUsername},
 		{"a\u200dlice2024", "alice", ContainsUsername},
 
-		// The service.
+		// The name of the service.
 		{"authctl-2024", "alice", ContainsContext},
 		{"Example2024", "alice", ContainsContext},
 		{"ｅｘａｍｐｌｅ２０２４", "alice", ContainsContext},
@@ -144,7 +144,8 @@ func TestTheSettingsOfThePolicyCount(t *testing.T) {
 		}
 	}
 	var problem *fault.Refusal
-	if err := newTestPolicy(t, Config{MinLength: 12}).check("short", "alice"); !errors.As(err, &problem) || problem.Detail != "must be 12 characters or more" {
+	if err := newTestPolicy(t, Config{MinLength: 12}).check("short", "alice"); !errors.As(err, &problem) ||
+		problem.Detail != "must be 12 characters or more" {
 		t.Errorf("%v", err)
 	}
 }
@@ -183,9 +184,10 @@ func TestTheBuiltInListIsWhole(t *testing.T) {
 	}
 }
 
-// No input panics, is slow, or is called a problem with the password in it.
+// No input panics or is slow, and no problem quotes the password.
 func FuzzCheck(f *testing.F) {
-	for _, password := range []string{"", "password", "Alice123!", "\xff", strings.Repeat("\u0301", 300), "aaaaaaaaa", "İİİİİİİİ", "ﷺﷺﷺﷺﷺﷺﷺﷺ"} {
+	for _, password := range []string{"", "password", "Alice123!", "\xff", strings.Repeat("\u0301", 300), "aaaaaaaaa",
+		"İİİİİİİİ", "ﷺﷺﷺﷺﷺﷺﷺﷺ"} {
 		f.Add(password, "alice")
 	}
 	p := newTestPolicy(f, Config{}, "https://auth.example.com")
@@ -201,8 +203,9 @@ func FuzzCheck(f *testing.F) {
 		if utf8.RuneCountInString(password) > 40 && strings.Contains(err.Error(), password) {
 			t.Fatalf("the problem quotes the password: %v", err)
 		}
-		// Case and normal form do not decide, but for letters without a pair.
-		if again := code(t, p.check(norm.NFC.String(password), username)); again != got && got != TooLong && again != TooLong && got != TooShort && again != TooShort {
+		// Case and normal form make no difference, except for letters without a counterpart.
+		if again := code(t, p.check(norm.NFC.String(password), username)); again != got && got != TooLong &&
+			again != TooLong && got != TooShort && again != TooShort {
 			t.Fatalf("%q: %s, and normalised %s", password, got, again)
 		}
 	})

@@ -37,7 +37,8 @@ var ErrClosed = errors.New("hashing pool is closed")
 // the newest is next: someone is then served at once instead of everyone after the longest
 // wait, and a person who arrives during a flood does not wait for all of it. Those who have waited
 // too long are refused without any work done for them. Refusing them late is on purpose: a client
-// that tries again at once would otherwise cost more than it saves.
+// that tries again at once would otherwise cost more than it saves. Those who came together are not
+// refused together: see [Pool.patience].
 //
 // Registrations have a queue and a share of their own. While sign-ins wait too, they get one
 // turn in four and no more places than a quarter of the queue; alone they get everything.
@@ -160,7 +161,7 @@ func (p *Pool) do(ctx context.Context, why purpose, prepare, run func() error) e
 	if err := p.enqueue(j, why); err != nil {
 		return err
 	}
-	timer := time.NewTimer(p.maxWait)
+	timer := time.NewTimer(p.patience())
 	defer timer.Stop()
 	if err := p.await(ctx, timer, j, j.near); err != nil {
 		return err
@@ -181,6 +182,12 @@ func (p *Pool) do(ctx context.Context, why purpose, prepare, run func() error) e
 		return ctx.Err()
 	}
 }
+
+// patience is how long one job waits: between four fifths of the longest wait and all of it, by chance.
+// Hundreds that came at once would otherwise be refused at once, and the same clients would be back at
+// once. For tens of milliseconds every other request would wait behind their refusals and their new
+// attempts, in this process and in Redis.
+func (p *Pool) patience() time.Duration { return p.maxWait - rand.N(p.maxWait/5+1) }
 
 func (p *Pool) enqueue(j *job, why purpose) error {
 	p.mu.Lock()
@@ -315,8 +322,15 @@ func (p *Pool) overloaded() error {
 	return ErrOverloaded.After((after + rand.N(after/2+time.Second)).Round(time.Second))
 }
 
-// closeWait is how long Close waits for hashes that are being computed. Whoever asked for one that
-// takes longer has been answered by then, and at the highest cost it takes minutes.
+// Overloaded is [ErrOverloaded] with the time after which to try again.
+func (p *Pool) Overloaded() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.overloaded()
+}
+
+// closeWait is how long Close waits for hashes that are being computed. At the highest cost one takes
+// minutes, but its caller has been answered by then.
 const closeWait = time.Second
 
 // Close turns away what waits, waits a moment for what runs, and ends the workers.

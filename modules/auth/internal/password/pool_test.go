@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -17,12 +18,12 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// clock is a time that stands still until a test moves it.
+// clock is a time that only a test moves.
 type clock struct{ atomic.Int64 }
 
 func (c *clock) now() time.Time { return time.Unix(0, c.Load()) }
 
-// startPool has one worker, held busy until release is called.
+// startPool starts a pool with one worker, which is busy until release is called.
 func startPool(t *testing.T, cfg Config) (p *Pool, c *clock, release func()) {
 	t.Helper()
 	cfg.Workers = 1
@@ -38,7 +39,7 @@ func startPool(t *testing.T, cfg Config) (p *Pool, c *clock, release func()) {
 	var all sync.WaitGroup
 	all.Go(func() {
 		hold := func() error { close(held); <-let; return nil }
-		// On a busy machine an idle thread may not begin within the shortest waits tested.
+		// On a busy machine an idle thread may not begin within the shortest waits under test.
 		for errors.Is(p.Do(context.Background(), nothing, hold), ErrOverloaded) {
 		}
 	})
@@ -48,7 +49,7 @@ func startPool(t *testing.T, cfg Config) (p *Pool, c *clock, release func()) {
 	return p, c, release
 }
 
-// queue waits until so many wait.
+// queue waits until n jobs wait.
 func queue(t *testing.T, p *Pool, n int) {
 	t.Helper()
 	for deadline := time.Now().Add(testenv.Patience); p.waiting() != n; {
@@ -59,7 +60,7 @@ func queue(t *testing.T, p *Pool, n int) {
 	}
 }
 
-// order enqueues four, lets pass what passes, and returns in which order they ran.
+// order enqueues four jobs, calls between, and returns the order in which the jobs ran.
 func order(t *testing.T, between func(*clock)) []int {
 	p, c, release := startPool(t, Config{QueueWait: time.Minute})
 	var ran []int // by the only worker
@@ -87,7 +88,7 @@ func TestTheOldestIsNext(t *testing.T) {
 
 func TestTheNewestIsNextWhenTheWaitIsTooLong(t *testing.T) {
 	t.Parallel()
-	// The first is ready already: its turn was near before.
+	// The first job was next already, so it is ready.
 	if got := order(t, func(c *clock) { c.Add(int64(31 * time.Second)) }); !slices.Equal(got, []int{0, 3, 2, 1}) {
 		t.Errorf("%v", got)
 	}
@@ -103,7 +104,8 @@ func TestOneMoreThanTheQueueHoldsIsTurnedAwayAtOnce(t *testing.T) {
 	}
 	var f *fault.Fault
 	err := p.Do(t.Context(), nothing, func() error { t.Error("it ran"); return nil })
-	if !errors.Is(err, ErrOverloaded) || !errors.As(err, &f) || f.RetryAfter < time.Second || f.RetryAfter > 31*time.Second {
+	if !errors.Is(err, ErrOverloaded) || !errors.As(err, &f) || f.RetryAfter < time.Second ||
+		f.RetryAfter > 31*time.Second {
 		t.Errorf("%v", err)
 	}
 	release()
@@ -132,7 +134,8 @@ func TestWhoLeavesIsForgotten(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var all sync.WaitGroup
 	all.Go(func() {
-		if err := p.Do(ctx, nothing, func() error { t.Error("it ran"); return nil }); !errors.Is(err, context.Canceled) {
+		if err := p.Do(ctx, nothing,
+			func() error { t.Error("it ran"); return nil }); !errors.Is(err, context.Canceled) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -193,7 +196,7 @@ func TestWhatCannotBePreparedKeepsNobodysPlace(t *testing.T) {
 		func() {
 			defer func() {
 				if recover() == nil {
-					t.Error("the panic went no further")
+					t.Error("the panic was swallowed")
 				}
 			}()
 			_ = p.Do(t.Context(), func() error { panic("odd") }, run)
@@ -251,11 +254,44 @@ func TestThoseRefusedTogetherAreToldDifferentTimes(t *testing.T) {
 	release()
 }
 
+// Otherwise all of a flood would come back at the same moment.
+func TestThoseWhoCameTogetherAreNotRefusedTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p, _, release := startPool(t, Config{Queue: 1000, QueueWait: 5 * time.Second})
+		time.AfterFunc(6*time.Second, release) // a job that is not refused would wait for ever
+		var mu sync.Mutex
+		in := make(map[time.Duration]int) // by tenth of a second
+		var all sync.WaitGroup
+		start := time.Now()
+		for range 1000 {
+			all.Go(func() {
+				err := p.Do(t.Context(), nothing, nothing)
+				after := time.Since(start)
+				if !errors.Is(err, ErrOverloaded) || after < 4*time.Second || after > 5*time.Second {
+					t.Errorf("%v after %v, want a refusal after 4 to 5 s", err, after)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				in[after.Truncate(100*time.Millisecond)]++
+			})
+		}
+		all.Wait()
+		for when, n := range in {
+			if n > 200 {
+				t.Errorf("%d of 1000 are refused within a tenth of a second after %v", n, when)
+			}
+		}
+	})
+}
+
 func TestAPanicFailsOneHashOnly(t *testing.T) {
 	t.Parallel()
 	p, _, release := startPool(t, Config{})
 	release()
-	if err := p.Do(t.Context(), nothing, func() error { panic("odd") }); err == nil || !strings.Contains(err.Error(), "panic: odd") {
+	if err := p.Do(t.Context(), nothing, func() error {
+		panic("odd")
+	}); err == nil || !strings.Contains(err.Error(), "panic: odd") {
 		t.Errorf("%v", err)
 	}
 	want := errors.New("its own")
@@ -269,7 +305,8 @@ func TestCloseTurnsAwayWhatWaitsAndFinishesWhatRuns(t *testing.T) {
 	p, _, release := startPool(t, Config{QueueWait: time.Minute})
 	var all sync.WaitGroup
 	all.Go(func() {
-		if err := p.Do(t.Context(), nothing, func() error { t.Error("it ran"); return nil }); !errors.Is(err, ErrClosed) {
+		if err := p.Do(t.Context(), nothing,
+			func() error { t.Error("it ran"); return nil }); !errors.Is(err, ErrClosed) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -292,7 +329,7 @@ func TestCloseTurnsAwayWhatWaitsAndFinishesWhatRuns(t *testing.T) {
 
 func TestCloseDoesNotWaitForAHashThatTakesForEver(t *testing.T) {
 	t.Parallel()
-	p, _, release := startPool(t, Config{QueueWait: time.Minute}) // whose workers are busy until released
+	p, _, release := startPool(t, Config{QueueWait: time.Minute}) // its workers are busy until released
 	p.Close()
 	release()
 }
@@ -344,7 +381,8 @@ func TestTheMetricsOfThePool(t *testing.T) {
 	for _, f := range families {
 		names = append(names, f.GetName())
 	}
-	want := []string{"authctl_password_hash_queue", "authctl_password_hash_rejected_total", "authctl_password_hash_seconds",
+	want := []string{"authctl_password_hash_queue", "authctl_password_hash_rejected_total",
+		"authctl_password_hash_seconds",
 		"authctl_password_hash_wait_seconds", "authctl_password_hash_workers"}
 	if !slices.Equal(names, want) {
 		t.Errorf("%v", names)
@@ -357,7 +395,7 @@ func TestTheMetricsOfThePool(t *testing.T) {
 	}
 }
 
-// A flood of registrations waits in a queue of its own, and gets one turn in four.
+// A flood of registrations waits in its own queue and gets one turn in four.
 func TestSignInsHaveThreeTurnsInFourBesideRegistrations(t *testing.T) {
 	t.Parallel()
 	p, _, release := startPool(t, Config{Queue: 40, QueueWait: time.Minute})
@@ -385,7 +423,7 @@ func TestSignInsHaveThreeTurnsInFourBesideRegistrations(t *testing.T) {
 	release()
 	all.Wait()
 	// The first registration was ready before any sign-in came. After the last sign-in the
-	// registrations have all turns.
+	// registrations get every turn.
 	signIns := 0
 	for i, why := range ran[1:13] {
 		if why == signIn {

@@ -35,10 +35,10 @@ type kind struct {
 }
 
 // SampleSize is how many hashes are enough to learn from. A share that is estimated from them
-// has a standard error of half a percent at the most. Whoever times 2,000 attempts at names
-// that exist and 2,000 at names that do not sees their shares with an error of 1.6 percent:
-// what the sample gets wrong is lost in that. A thousand hashes would be off by 1.6 percent
-// themselves, and that shows.
+// has a standard error of half a percent at the most. An attacker who times 2,000 attempts at names
+// that exist and 2,000 at names that do not sees their shares with an error of 1.6 percent,
+// which hides the error of the sample. A thousand hashes would be off by 1.6 percent
+// themselves, and that would show.
 const SampleSize = 10_000
 
 // maxKinds bounds what is kept of a sample. The rarest are left out.

@@ -22,7 +22,8 @@ func scryptKey(logN, r, p int) (func(password, salt []byte, size int) []byte, er
 	// Each alone first: the product must not overflow.
 	const most = maxScryptMemory / 128
 	if logN > 24 || r > most || p > most || r<<logN > most || p*r > most || p*r<<logN > maxScryptWork/128 {
-		return nil, fmt.Errorf("scrypt parameters cost more than is accepted: %d MiB, %d MiB times lanes", maxScryptMemory>>20, maxScryptWork>>20)
+		return nil, fmt.Errorf("scrypt parameters cost more than is accepted: %d MiB, %d MiB times lanes",
+			maxScryptMemory>>20, maxScryptWork>>20)
 	}
 	return func(password, salt []byte, size int) []byte {
 		key, err := scrypt.Key(password, salt, 1<<logN, r, p, size)
@@ -33,7 +34,7 @@ func scryptKey(logN, r, p int) (func(password, salt []byte, size int) []byte, er
 	}, nil
 }
 
-func parseScrypt(rest string) (hash, error) {
+func parseScrypt(_, rest string) (hash, error) {
 	parts, err := split(rest, 3)
 	if err != nil {
 		return hash{}, err
@@ -43,10 +44,7 @@ func parseScrypt(rest string) (hash, error) {
 		return hash{}, err
 	}
 	logN, r, p := n[0], n[1], n[2]
-	h := hash{scheme: Scrypt, encode: func(salt, digest []byte) string {
-		enc := base64.RawStdEncoding
-		return fmt.Sprintf("$scrypt$ln=%d,r=%d,p=%d$%s$%s", logN, r, p, enc.EncodeToString(salt), enc.EncodeToString(digest))
-	}}
+	h := hash{scheme: Scrypt, encode: func(salt, digest []byte) string { return phcScrypt(logN, r, p, salt, digest) }}
 	if h.derive, err = scryptKey(logN, r, p); err != nil {
 		return hash{}, err
 	}
@@ -54,7 +52,7 @@ func parseScrypt(rest string) (hash, error) {
 }
 
 // parseDjangoScrypt reads N$salt$r$p$digest; the salt is used as it is written.
-func parseDjangoScrypt(rest string) (hash, error) {
+func parseDjangoScrypt(_, rest string) (hash, error) {
 	parts, err := split(rest, 5)
 	if err != nil {
 		return hash{}, err
@@ -113,7 +111,7 @@ func parseBetterAuth(encoded string) (hash, error) {
 // parseFirebaseScrypt reads v=1,n=14,r=8,p=1,ss=SEPARATOR,sk=SIGNERKEY$SALT$DIGEST. Firebase
 // derives a key under the salt followed by the project's separator and encrypts the
 // project's signer key with it: the digest is that ciphertext.
-func parseFirebaseScrypt(rest string) (hash, error) {
+func parseFirebaseScrypt(_, rest string) (hash, error) {
 	parts, err := split(rest, 3)
 	if err != nil {
 		return hash{}, err

@@ -5,20 +5,27 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
+	stdhash "hash"
 	"slices"
 )
 
+// sumOf is the hash function that PBKDF2 repeats, and that directories use once.
+func sumOf(scheme Scheme) func() stdhash.Hash {
+	switch scheme {
+	case PBKDF2SHA256, SaltedSHA256:
+		return sha256.New
+	case PBKDF2SHA512, SaltedSHA512:
+		return sha512.New
+	}
+	return sha1.New
+}
+
 // parseSaltedSHA reads the base64 of digest and salt; the digest is that of password and salt.
 // Directories store passwords so.
-func parseSaltedSHA(scheme Scheme, prefix string) func(string) (hash, error) {
-	size, sum := sha1.Size, func(b []byte) []byte { s := sha1.Sum(b); return s[:] }
-	switch scheme {
-	case SaltedSHA256:
-		size, sum = sha256.Size, func(b []byte) []byte { s := sha256.Sum256(b); return s[:] }
-	case SaltedSHA512:
-		size, sum = sha512.Size, func(b []byte) []byte { s := sha512.Sum512(b); return s[:] }
-	}
-	return func(rest string) (hash, error) {
+func parseSaltedSHA(scheme Scheme) parser {
+	return func(prefix, rest string) (hash, error) {
+		sum := sumOf(scheme)
+		size := sum().Size()
 		b, err := decode(base64.StdEncoding, rest)
 		if err != nil {
 			return hash{}, err
@@ -30,7 +37,12 @@ func parseSaltedSHA(scheme Scheme, prefix string) func(string) (hash, error) {
 			scheme: scheme,
 			digest: b[:size],
 			salt:   b[size:],
-			derive: func(password, salt []byte, _ int) []byte { return sum(slices.Concat(password, salt)) },
+			derive: func(password, salt []byte, _ int) []byte {
+				h := sum()
+				h.Write(password)
+				h.Write(salt)
+				return h.Sum(nil)
+			},
 			encode: func(salt, digest []byte) string {
 				return prefix + base64.StdEncoding.EncodeToString(slices.Concat(digest, salt))
 			},

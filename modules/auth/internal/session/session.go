@@ -17,10 +17,11 @@ import (
 
 // The errors of a [Store]. Every other error is a fault of the program.
 var (
-	ErrNotFound    = errors.New("no such session")                            // unknown, expired or stopped
-	ErrTooMany     = errors.New("the user has as many sessions as allowed")   // with Start.RejectNew
-	ErrConflict    = errors.New("the session was refreshed in the meantime")  // of Reissue: read it again
-	ErrUnavailable = errors.New("the session store cannot be used right now") // away, too slow, read-only, or the context ended
+	ErrNotFound = errors.New("no such session")                           // unknown, expired or stopped
+	ErrTooMany  = errors.New("the user has as many sessions as allowed")  // with Start.RejectNew
+	ErrConflict = errors.New("the session was refreshed in the meantime") // of Reissue: read it again
+	// ErrUnavailable means that the store is away, too slow or read-only, or that the context ended.
+	ErrUnavailable = errors.New("the session store cannot be used right now")
 )
 
 // Hash is the SHA-256 of a token's secret under a label of its own.
@@ -284,23 +285,24 @@ type Store interface {
 	Walk(ctx context.Context, f Filter) iter.Seq2[Session, error]
 }
 
-// Most bytes kept of what a client says of itself.
+// Most bytes kept of what a client says of itself. A device name may have a hundred characters.
 const (
-	maxDeviceName = 255
-	maxUserAgent  = 512
-	maxIP         = 64
+	maxDeviceNameBytes = 100 * utf8.UTFMax
+	maxUserAgentBytes  = 512
+	maxIPBytes         = 64
 )
 
 // Clean returns s with the client's texts cut and made storable everywhere: valid UTF-8
 // without NUL.
 func (s Start) Clean() Start {
-	s.DeviceName, s.UserAgent, s.IP = clean(s.DeviceName, maxDeviceName), clean(s.UserAgent, maxUserAgent), clean(s.IP, maxIP)
+	s.DeviceName, s.UserAgent, s.IP = clean(s.DeviceName, maxDeviceNameBytes), clean(s.UserAgent, maxUserAgentBytes),
+		clean(s.IP, maxIPBytes)
 	return s
 }
 
 // Clean does for a rotation what [Start.Clean] does.
 func (r Rotation) Clean() Rotation {
-	r.UserAgent, r.IP = clean(r.UserAgent, maxUserAgent), clean(r.IP, maxIP)
+	r.UserAgent, r.IP = clean(r.UserAgent, maxUserAgentBytes), clean(r.IP, maxIPBytes)
 	return r
 }
 

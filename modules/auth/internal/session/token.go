@@ -116,7 +116,8 @@ func NewCodec(current config.Secret, previous ...config.Secret) (*Codec, error) 
 		if err != nil {
 			return nil, fmt.Errorf("derive the refresh token key: %w", err)
 		}
-		c.keys = append(c.keys, macKey{id: expand(prk, labelID, 1)[0], key: expand(prk, labelMAC, sha256.Size), own: aead(expand(prk, labelOwn, 32))})
+		c.keys = append(c.keys, macKey{id: expand(prk, labelID, 1)[0], key: expand(prk, labelMAC, sha256.Size),
+			own: aead(expand(prk, labelOwn, 32))})
 	}
 	return &c, nil
 }
@@ -188,9 +189,9 @@ func SealNext(presented, next Token) []byte {
 	return sealer(presented).Seal(nil, nil, next.raw[:], presented.raw[:])
 }
 
-// SealReissued encrypts a reissued token for the holder of the token it replaces. That one was
-// not shown, so it cannot be the key; the service's secret is. Whoever copies the store
-// cannot read it.
+// SealReissued encrypts a reissued token for the holder of the token that it replaces. The replaced token
+// was not presented, so it cannot be the key; the service's secret is. A copy of the store does not
+// reveal the token.
 func (c *Codec) SealReissued(next Token) []byte {
 	return c.keys[0].own.Seal(nil, nil, next.raw[:], next.raw[atUser:atGeneration])
 }

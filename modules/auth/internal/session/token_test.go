@@ -42,7 +42,8 @@ func TestATokenSaysWhatItWasMintedWith(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got != minted || got.UserID() != user || got.SessionID() != sid || got.Generation() != 7 || got.Hash() != minted.Hash() {
+	if got != minted || got.UserID() != user || got.SessionID() != sid || got.Generation() != 7 ||
+		got.Hash() != minted.Hash() {
 		t.Error("the parsed token differs from the minted one")
 	}
 }
@@ -63,7 +64,8 @@ func TestTwoTokensNeverShareASecret(t *testing.T) {
 func TestAnyChangedBitIsRefused(t *testing.T) {
 	t.Parallel()
 	codec := newCodec(t, secretA)
-	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(codec.Mint(uuid.New(), uuid.New(), 1).Encode(), "art_"))
+	raw, err := base64.RawURLEncoding.DecodeString(strings.TrimPrefix(codec.Mint(uuid.New(), uuid.New(), 1).Encode(),
+		"art_"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -71,7 +73,8 @@ func TestAnyChangedBitIsRefused(t *testing.T) {
 		for bit := range 8 {
 			changed := bytes.Clone(raw)
 			changed[i] ^= 1 << bit
-			if _, err := codec.Parse("art_" + base64.RawURLEncoding.EncodeToString(changed)); !errors.Is(err, session.ErrMalformed) {
+			if _, err := codec.Parse("art_" +
+				base64.RawURLEncoding.EncodeToString(changed)); !errors.Is(err, session.ErrMalformed) {
 				t.Fatalf("byte %d bit %d changed: %v", i, bit, err)
 			}
 		}
@@ -131,7 +134,7 @@ func TestTokensOutliveTheReplacementOfTheSecret(t *testing.T) {
 
 func TestSecretsThatShareAKeyIDBothWork(t *testing.T) {
 	t.Parallel()
-	// A key id is one byte: among 257 secrets at least two share one.
+	// A key id is one byte, so at least two of 257 secrets share one.
 	ids := map[byte]config.Secret{}
 	for i := range 257 {
 		secret := config.Secret(fmt.Sprintf("%s %d", secretA, i))
@@ -217,8 +220,10 @@ func TestATokenPrintsRedacted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	printed := fmt.Sprintf("%v %+v %#v %s %q %x %d %v", token, token, token, token, token, token, token, []any{&token, struct{ T session.Token }{token}})
-	if strings.ContainsAny(strings.ReplaceAll(printed, "[redacted]", ""), "0123456789") || strings.Contains(string(asJSON), "art_") {
+	printed := fmt.Sprintf("%v %+v %#v %s %q %x %d %v", token, token, token, token, token, token, token,
+		[]any{&token, struct{ T session.Token }{token}})
+	if strings.ContainsAny(strings.ReplaceAll(printed, "[redacted]", ""), "0123456789") ||
+		strings.Contains(string(asJSON), "art_") {
 		t.Errorf("a token shows: %s %s", printed, asJSON)
 	}
 }
@@ -265,7 +270,7 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// The sealed form comes from the store, which is outside.
+// The sealed form comes from the store, which this code does not trust.
 func FuzzOpenNext(f *testing.F) {
 	codec := newCodec(f, secretA)
 	presented := codec.Mint(uuid.New(), uuid.New(), 1)

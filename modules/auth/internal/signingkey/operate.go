@@ -18,35 +18,29 @@ func (k *Ring) List(ctx context.Context) ([]Info, error) {
 	if k.shared() {
 		return nil, ErrUnused
 	}
-	rows, err := readKeys(ctx, k.db)
-	if err != nil {
-		return nil, err
+	return k.infos(ctx, func(keyRow) bool { return true })
+}
+
+// Published returns the keys whose tokens are accepted, oldest first. With HS256 they are those of an
+// algorithm that was used before.
+func (k *Ring) Published(ctx context.Context) ([]Info, error) { return k.infos(ctx, keyRow.published) }
+
+// read returns all keys as they are, and the moment.
+func (k *Ring) read(ctx context.Context, db database.IDB) (rows []keyRow, now time.Time, err error) {
+	if rows, err = readKeys(ctx, db); err == nil {
+		now, err = k.moment(ctx, db)
 	}
-	now, err := k.moment(ctx, k.db)
+	return rows, now, err
+}
+
+func (k *Ring) infos(ctx context.Context, which func(keyRow) bool) ([]Info, error) {
+	rows, now, err := k.read(ctx, k.db)
 	if err != nil {
 		return nil, err
 	}
 	list := make([]Info, 0, len(rows))
 	for _, r := range rows {
-		list = append(list, k.info(r, now))
-	}
-	return list, nil
-}
-
-// Published returns the keys whose tokens are accepted, oldest first. With HS256 they are those of an
-// algorithm that was used before.
-func (k *Ring) Published(ctx context.Context) ([]Info, error) {
-	rows, err := readKeys(ctx, k.db)
-	if err != nil {
-		return nil, err
-	}
-	now, err := k.moment(ctx, k.db)
-	if err != nil {
-		return nil, err
-	}
-	var list []Info
-	for _, r := range rows {
-		if r.published() {
+		if which(r) {
 			list = append(list, k.info(r, now))
 		}
 	}
@@ -236,11 +230,7 @@ func (k *Ring) Check(ctx context.Context) error {
 	if k.shared() {
 		return nil
 	}
-	rows, err := readKeys(ctx, k.db)
-	if err != nil {
-		return err
-	}
-	now, err := k.moment(ctx, k.db)
+	rows, now, err := k.read(ctx, k.db)
 	if err != nil {
 		return err
 	}
@@ -284,8 +274,8 @@ func (k *Ring) correct(ctx context.Context) error {
 		return err
 	}
 	for _, column := range []string{"staged_at", "active_at", "retired_at"} {
-		if _, err := k.db.Write(ctx, "UPDATE signing_key SET "+column+" = ? WHERE "+column+" > ? AND kid IN (?)", now, now,
-			database.List(kids)); err != nil {
+		if _, err := k.db.Write(ctx, "UPDATE signing_key SET "+column+" = ? WHERE "+column+" > ? AND kid IN (?)", now,
+			now, database.List(kids)); err != nil {
 			return fmt.Errorf("correct the times of signing keys: %w", err)
 		}
 	}
@@ -332,11 +322,7 @@ func (k *Ring) exclusively(ctx context.Context, fn changeKeys) error {
 				return fmt.Errorf("lock the signing keys: %w", err)
 			}
 		}
-		rows, err := readKeys(ctx, tx)
-		if err != nil {
-			return err
-		}
-		now, err := k.moment(ctx, tx)
+		rows, now, err := k.read(ctx, tx)
 		if err != nil {
 			return err
 		}
@@ -346,8 +332,8 @@ func (k *Ring) exclusively(ctx context.Context, fn changeKeys) error {
 
 // activate puts the key in the place of the active one, if there is one.
 func (k *Ring) activate(ctx context.Context, tx database.Tx, kid string, now time.Time) error {
-	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", Retiring, now,
-		Active); err != nil {
+	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", Retiring,
+		now, Active); err != nil {
 		return fmt.Errorf("retire the active signing key: %w", err)
 	}
 	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, active_at = ? WHERE kid = ?", Active, now,

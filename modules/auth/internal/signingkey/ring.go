@@ -3,6 +3,7 @@
 package signingkey
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,9 +123,7 @@ type keySet struct {
 // notice its changes within seconds. It also works with a wrong secret, so that a key can be revoked
 // whose secret is lost. log and now may be nil.
 func Open(db *database.DB, cfg token.Config, log *zap.Logger, now func() time.Time) *Ring {
-	if log == nil {
-		log = zap.NewNop()
-	}
+	log = cmp.Or(log, zap.NewNop())
 	k := &Ring{db: db, cfg: cfg, now: now, log: log, security: logging.Security(log), renewing: make(chan struct{}, 1)}
 	k.current.Store(&keySet{})
 	return k
@@ -177,15 +176,23 @@ var errNoActiveKey = errors.New("no key is active")
 // Active returns the key that signs now.
 func (k *Ring) Active() token.Key { return k.current.Load().active }
 
-// Sign signs claims with the active key. A lifetime of tokens longer than the one stored with the key
-// is stored first: retiring the key relies on it.
-func (k *Ring) Sign(ctx context.Context, claims token.Claims) (string, error) {
+// Signer signs with the key that was active when it was made.
+type Signer struct{ key token.Key }
+
+// Signer returns a signer for one request. A lifetime of tokens longer than the one stored with the key
+// is stored first: retiring the key relies on it, and so do the facts that tell followers what has ended.
+// So the request takes its signer before it asks whether the session is live: whoever ends the session
+// after that knows how long its token lives.
+func (k *Ring) Signer(ctx context.Context) (Signer, error) {
 	set := k.current.Load()
 	if err := k.keepTTL(ctx, set); err != nil {
-		return "", err
+		return Signer{}, err
 	}
-	return set.active.Sign(claims)
+	return Signer{set.active}, nil
 }
+
+// Sign signs claims.
+func (s Signer) Sign(claims token.Claims) (string, error) { return s.key.Sign(claims) }
 
 func (k *Ring) keepTTL(ctx context.Context, set *keySet) error {
 	ttl := k.cfg.AccessTTL
@@ -202,8 +209,8 @@ func (k *Ring) keepTTL(ctx context.Context, set *keySet) error {
 		return nil
 	}
 	seconds := int64((ttl + time.Second - 1) / time.Second)
-	if _, err := k.db.Write(ctx, "UPDATE signing_key SET token_ttl = ? WHERE "+which+" = ? AND token_ttl < ?", seconds, kid,
-		seconds); err != nil {
+	if _, err := k.db.Write(ctx, "UPDATE signing_key SET token_ttl = ? WHERE "+which+" = ? AND token_ttl < ?", seconds,
+		kid, seconds); err != nil {
 		return fmt.Errorf("keep the lifetime of tokens with the signing key: %w", err)
 	}
 	k.kept.Store(&keptTTL{kid, ttl})

@@ -41,8 +41,8 @@ func keyConfig(algorithm string) token.Config {
 	}
 }
 
-// eachDatabase gives the test a new database that it can open as often as it likes, as
-// several processes would.
+// eachDatabase gives the test a new database, which the test can open several times, as several
+// processes do.
 func eachDatabase(t *testing.T, test func(t *testing.T, open func() *database.DB)) {
 	t.Run("sqlite", func(t *testing.T) {
 		t.Parallel()
@@ -329,17 +329,19 @@ func TestARevokedKeyIsReplacedAtOnce(t *testing.T) {
 			t.Errorf("revoked again: %+v, %+v, %v", again, none, err)
 		}
 
-		// With staged keys, the oldest steps in.
+		// With staged keys, the oldest takes over.
 		clock.advance(time.Second)
 		oldest := mustKey(t)(k.Stage(t.Context()))
 		clock.advance(time.Second)
 		newest := mustKey(t)(k.Stage(t.Context()))
-		if _, next, err := k.Revoke(t.Context(), successor.KID, true); err != nil || next.KID != oldest.KID || k.Active().KID() != oldest.KID {
+		if _, next, err := k.Revoke(t.Context(), successor.KID, true); err != nil || next.KID != oldest.KID ||
+			k.Active().KID() != oldest.KID {
 			t.Errorf("successor %+v, %v; want the key staged first", next, err)
 		}
-		// A staged key signs nothing: nobody succeeds it.
+		// A staged key signs nothing, so it needs no successor.
 		gone, none, err := k.Revoke(t.Context(), newest.KID, true)
-		if err != nil || gone.Status != Revoked || !gone.RetiredAt.IsZero() || none != (Info{}) || k.Active().KID() != oldest.KID {
+		if err != nil || gone.Status != Revoked || !gone.RetiredAt.IsZero() || none != (Info{}) ||
+			k.Active().KID() != oldest.KID {
 			t.Errorf("revoked a staged key: %+v, %+v, %v", gone, none, err)
 		}
 	})
@@ -386,8 +388,8 @@ func TestChangesAtTheSameTimeLeaveOneActiveKey(t *testing.T) {
 	})
 }
 
-// Two servers sign and verify each other's tokens without a pause while the keys are rotated
-// again and again, the servers noticing each step only when they look.
+// Two servers constantly sign, and verify each other's tokens, while the keys rotate again and
+// again. Each server notices a step only when it reads the keys.
 func TestRotationUnderLoadFailsNoToken(t *testing.T) {
 	t.Parallel()
 	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
@@ -399,7 +401,7 @@ func TestRotationUnderLoadFailsNoToken(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		var rounds [2]atomic.Int64
-		// turn waits until both servers have signed and verified some more.
+		// turn waits until both servers have signed and verified more tokens.
 		turn := func() {
 			for i := range rounds {
 				for before := rounds[i].Load(); rounds[i].Load() < before+10 && !t.Failed(); {
@@ -414,7 +416,7 @@ func TestRotationUnderLoadFailsNoToken(t *testing.T) {
 				for ctx.Err() == nil {
 					signed := signWith(t, k)
 					for _, v := range []*token.Verifier{other, own} {
-						// The clock may have been moved since, by hours.
+						// The clock may have moved by hours meanwhile.
 						if _, err := v.Verify(signed); err != nil && !errors.Is(err, token.ErrExpired) {
 							t.Errorf("a token of %s: %v", k.Active().KID(), err)
 							return
@@ -435,7 +437,7 @@ func TestRotationUnderLoadFailsNoToken(t *testing.T) {
 			clock.advance(JWKSMaxAge + propagation)
 			must(operator.Promote(t.Context(), staged.KID, false))
 			turn()
-			for _, k := range servers { // one notices, then the other
+			for _, k := range servers { // the servers notice one after the other
 				if err := k.refresh(t.Context()); err != nil {
 					t.Error(err)
 				}
@@ -469,7 +471,7 @@ func TestAnUnknownKeyIsLookedForOnceASecond(t *testing.T) {
 		second := mustKey(t)(elsewhere.Stage(t.Context()))
 		for range 1000 {
 			if known(second.KID) {
-				t.Fatal("it looked again within the second")
+				t.Fatal("it read the keys again within the second")
 			}
 		}
 		if known("made-up") {
@@ -477,7 +479,7 @@ func TestAnUnknownKeyIsLookedForOnceASecond(t *testing.T) {
 		}
 		clock.advance(lookupEvery)
 		if !known(second.KID) {
-			t.Error("a second later it does not look")
+			t.Error("a second later it does not read the keys")
 		}
 	})
 }
@@ -525,7 +527,7 @@ func TestTheSecretIsReplaced(t *testing.T) {
 		}
 		for _, secret := range []config.Secret{cfg.Secret, next.Secret} {
 			if err != nil && strings.Contains(err.Error(), secret.Reveal()) {
-				t.Errorf("the error tells a secret: %v", err)
+				t.Errorf("the error reveals a secret: %v", err)
 			}
 		}
 
@@ -534,7 +536,7 @@ func TestTheSecretIsReplaced(t *testing.T) {
 		if _, err := verifierOf(during).Verify(signed); err != nil {
 			t.Errorf("with the old secret named: %v", err)
 		}
-		// The old servers still run, and must not stumble over what was sealed again.
+		// The old servers still run, and must be able to open what was sealed again.
 		if err := before.refresh(t.Context()); err != nil || before.Active().KID() != during.Active().KID() {
 			t.Errorf("an old server: %v", err)
 		}
@@ -601,7 +603,7 @@ func TestAKeyPromotedUnderAnotherSecretDoesNotStopAServer(t *testing.T) {
 	}
 }
 
-// Who can write to the table but does not know the secret must not be able to sign.
+// Somebody who can write to the table but does not know the secret must not be able to sign.
 func TestAKeyPutIntoTheTableIsNotTrusted(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -736,7 +738,8 @@ func TestKeyInfoOnTheWire(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 	k := Open(nil, keyConfig(token.ES256), nil, newKeyClock().now)
-	staged, err := json.Marshal(k.info(keyRow{Info: Info{KID: "k", Algorithm: "ES256", Status: Staged, StagedAt: at}}, at))
+	staged, err := json.Marshal(k.info(keyRow{Info: Info{KID: "k", Algorithm: "ES256", Status: Staged, StagedAt: at}},
+		at))
 	if want := `{"kid":"k","algorithm":"ES256","status":"staged","staged_at":"2026-11-24T12:00:00Z","promotable_at":"2026-11-24T12:05:04Z"}`; err != nil || string(staged) != want {
 		t.Errorf("got %s, %v; want %s", staged, err, want)
 	}

@@ -15,11 +15,15 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// signsFor signs a token of the keyring's own lifetime.
+// signsFor signs a token with the keyring's own lifetime.
 func signsFor(t testing.TB, k *Ring) (string, error) {
 	t.Helper()
 	now := k.local()
-	return k.Sign(t.Context(), token.Claims{
+	signer, err := k.Signer(t.Context())
+	if err != nil {
+		return "", err
+	}
+	return signer.Sign(token.Claims{
 		Issuer: k.cfg.Issuer, Audience: k.cfg.Audience, ClientID: k.cfg.ClientID,
 		Subject: uuid.New(), ID: uuid.New(), SessionID: uuid.New(),
 		IssuedAt: now, AuthTime: now, ExpiresAt: now.Add(k.cfg.AccessTTL),
@@ -36,7 +40,7 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 	t.Parallel()
 	eachDatabase(t, func(t *testing.T, open func() *database.DB) {
 		clock, must := newKeyClock(), mustKey(t)
-		operator := Open(open(), withTTL(time.Hour), nil, clock.now) // with other settings than the servers
+		operator := Open(open(), withTTL(time.Hour), nil, clock.now) // with other settings than the servers'
 		long, short := startKeys(
 			t,
 			open(),
@@ -72,12 +76,14 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 		clock.advance(9 * time.Hour)
 		must(operator.Retire(t.Context(), first, false))
 
-		// What a server of before the column writes is counted with the longest that there can be.
+		// A server of a release without the column is assumed to issue tokens with the longest
+		// possible lifetime.
 		old, err := operator.generate(Staged)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := operator.db.Write(t.Context(), `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at)
+		if _, err := operator.db.Write(t.Context(),
+			`INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at)
 			VALUES (?, ?, ?, ?, ?, ?, ?)`, old.KID, old.Algorithm, Staged, old.public, old.sealed, clock.now(), nil); err != nil {
 			t.Fatal(err)
 		}
@@ -86,12 +92,13 @@ func TestAKeyIsRetiredWhenTheLongestLivedTokenOfAnyServerHasExpired(t *testing.T
 		if info := keyStatus(t, operator, old.KID); !info.RetirableAt.Equal(
 			info.RetiredAt.Add(24*time.Hour + propagation),
 		) {
-			t.Errorf("a key of before: %+v", info)
+			t.Errorf("a key of the previous release: %+v", info)
 		}
 	})
 }
 
-// Keeping the lifetime costs one statement for each key, and no token is signed without.
+// Recording the lifetime costs one statement for each key, and happens before the first token is
+// signed.
 func TestALifetimeIsKeptBeforeTheFirstTokenAndOnce(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -101,7 +108,7 @@ func TestALifetimeIsKeptBeforeTheFirstTokenAndOnce(t *testing.T) {
 		if _, err := signsFor(t, k); err != nil {
 			t.Fatal(err)
 		}
-		if err := again.refresh(t.Context()); err != nil { // it is kept already
+		if err := again.refresh(t.Context()); err != nil { // it is recorded already
 			t.Fatal(err)
 		}
 		never := startKeys(t, db, withTTL(2*time.Hour), clock)
@@ -114,7 +121,7 @@ func TestALifetimeIsKeptBeforeTheFirstTokenAndOnce(t *testing.T) {
 			}
 		}
 		if signed, err := signsFor(t, never); err == nil {
-			t.Errorf("signed %s, and nobody knows for how long it lives", signed)
+			t.Errorf("signed %s although its lifetime was not recorded", signed)
 		}
 	})
 }
@@ -141,7 +148,7 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 		if err := keys.Check(t.Context()); err == nil {
 			t.Error("doctor is not told of it")
 		}
-		// It counts as staged when it was first looked at: no verifier is overtaken.
+		// It counts as staged at the first read, so that every verifier has time to learn it.
 		if _, err := keys.Promote(t.Context(), staged.KID, false); !errors.Is(err, ErrTooNew) {
 			t.Errorf("at once: %v", err)
 		}
@@ -165,7 +172,7 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 			t.Errorf("%d corrections were recorded, want 2", n)
 		}
 
-		// A clock that is a little ahead is nothing to correct.
+		// A clock that is slightly ahead needs no correction.
 		clock.advance(maxSkew)
 		staged, err = keys.Stage(t.Context())
 		if err != nil {
@@ -178,13 +185,13 @@ func TestAKeyTimeThatIsYetToComeHoldsNobodyUp(t *testing.T) {
 	})
 }
 
-// A key set that is being read holds up nobody who asks for a kid that is not in it.
+// While one caller reads the key set, another with an unknown kid does not wait for ever.
 func TestALookForAnUnknownKeyEnds(t *testing.T) {
 	t.Parallel()
 	clock := newKeyClock()
 	k := startKeys(t, dbtest.SQLite(t), keyConfig(token.EdDSA), clock)
 	if !k.take(t.Context()) {
-		t.Fatal("it is not its turn")
+		t.Fatal("the read has no turn")
 	}
 	defer k.release()
 	if _, ok := k.Public("unknown"); ok {
@@ -210,7 +217,7 @@ func TestEachTroubleWithKeysIsToldOnce(t *testing.T) {
 	}{
 		{nil, nil, ""},
 		{nil, errors.New("connection 1 was refused"), "signing_keys_not_refreshed"},
-		{nil, errors.New("connection 2 was refused"), ""}, // other words for the same trouble
+		{nil, errors.New("connection 2 was refused"), ""}, // other words for the same problem
 		{sealed, nil, "signing_key_unusable"},
 		{sealed, nil, ""},
 		{nil, errors.New("connection 3 was refused"), "signing_keys_not_refreshed"},

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Each campaign is what an attacker would do, while the owner goes on signing in.
+// Each campaign does what an attacker would do, while the owner goes on signing in.
 
 func TestManyAddressesGuessingAtOneAccount(t *testing.T) {
 	t.Parallel()
@@ -18,18 +18,19 @@ func TestManyAddressesGuessingAtOneAccount(t *testing.T) {
 		phone := remember(t, l, "alice", address(100_001))
 		remember(t, l, "alice", address(100_002))
 		guesses := 0
-		// A guess from a fresh address every 15 s for two days and more: 12,000 addresses.
+		// For more than two days, a guess from a new address every 15 s: 12,000 addresses.
 		for n := range w.fewer(12_000, 12) {
 			if guess(t, l, Attempt{Account: "alice", Address: address(n)}) {
 				guesses++
 			}
 			if n%500 == 0 {
-				phone = signIn(t, l, Attempt{Account: "alice", Address: address(200_000 + n), Device: phone})
-				signIn(t, l, Attempt{Account: "alice", Address: address(100_002)}) // no token, but the address is known
+				phone = signIn(t, l, Attempt{Account: "alice", Address: address(200_000 + n), DeviceToken: phone})
+				// without a token, but from a known address
+				signIn(t, l, Attempt{Account: "alice", Address: address(100_002)})
 			}
 			w.clock.advance(15 * time.Second)
 		}
-		// Their 80 in the first day; then one a day.
+		// 80 in the first day, then one a day.
 		if guesses < 20 || guesses > 82 {
 			t.Fatalf("%d guesses in 50 hours, want at most 82", guesses)
 		}
@@ -55,7 +56,8 @@ func TestPausingDoesNotBuyMoreThanOneGuessADay(t *testing.T) {
 			}
 			l.Failed(t.Context(), ticket)
 			if guesses++; guesses > 80+days() {
-				t.Fatalf("%d guesses in %d days, %d at a stretch, want at most 80 and one a day", guesses, days(), streak)
+				t.Fatalf("%d guesses in %d days, %d at a stretch, want at most 80 and one a day", guesses, days(),
+					streak)
 			}
 			if guesses%streak == 0 {
 				w.clock.advance(time.Duration(streak)*24*time.Hour + time.Second)
@@ -68,7 +70,7 @@ func TestOneAddressSprayingManyAccounts(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
-		// Alice shares the address with the attacker: one NAT.
+		// Alice shares her address with the attacker behind a NAT.
 		phone := remember(t, l, "alice", address(1))
 		remember(t, l, "bob", address(1))
 		guesses := 0
@@ -77,7 +79,7 @@ func TestOneAddressSprayingManyAccounts(t *testing.T) {
 				guesses++
 			}
 			if n%500 == 499 {
-				phone = signIn(t, l, Attempt{Account: "alice", Address: address(1), Device: phone})
+				phone = signIn(t, l, Attempt{Account: "alice", Address: address(1), DeviceToken: phone})
 				signIn(t, l, Attempt{Account: "bob", Address: address(1)})
 			}
 			w.clock.advance(10 * time.Millisecond)
@@ -97,12 +99,12 @@ func TestManyAddressesSprayingOnePassword(t *testing.T) {
 		phone := remember(t, l, "alice", address(100_001))
 		remember(t, l, "bob", address(100_002))
 		guesses := 0
-		for n := range w.fewer(10_000, 10) { // 1,000 a second, no address and no account twice
+		for n := range w.fewer(10_000, 10) { // 1,000 a second, each from a new address at a new account
 			if guess(t, l, Attempt{Account: name(n), Address: address(n)}) {
 				guesses++
 			}
 			if n%500 == 499 {
-				phone = signIn(t, l, Attempt{Account: "alice", Address: address(100_003), Device: phone})
+				phone = signIn(t, l, Attempt{Account: "alice", Address: address(100_003), DeviceToken: phone})
 				signIn(t, l, Attempt{Account: "bob", Address: address(100_002)})
 			}
 			w.clock.advance(time.Millisecond)
@@ -110,7 +112,7 @@ func TestManyAddressesSprayingOnePassword(t *testing.T) {
 		if want := cfg.GlobalBurst + 10*600/60; guesses < cfg.GlobalBurst || guesses > want {
 			t.Fatalf("%d guesses in 10 s, want %d to %d", guesses, cfg.GlobalBurst, want)
 		}
-		// Strangers wait for moments, not for good.
+		// Strangers wait for moments, not for ever.
 		for n := 20_000; guess(t, l, Attempt{Account: name(n), Address: address(n)}); n++ {
 		}
 		_, err := l.Begin(t.Context(), Attempt{Account: "carol", Address: address(100_004)})
@@ -132,7 +134,7 @@ func TestRotatingIPv6AddressesInsideA64IsOneAddress(t *testing.T) {
 			t.Fatalf("%d guesses, want 200", guesses)
 		}
 		if !guess(t, l, Attempt{Account: "alice", Address: v6(1, 0)}) {
-			t.Fatal("the next /64 pays for its neighbour")
+			t.Fatal("the next /64 is limited too")
 		}
 	})
 }
@@ -152,25 +154,26 @@ func TestRotatingThe64sOfA48IsLimitedTogether(t *testing.T) {
 			t.Fatalf("%d guesses, want %d", guesses, cfg.PrefixBurst)
 		}
 		if !guess(t, l, Attempt{Account: "alice", Address: netip.MustParseAddr("2001:db8:ffff::1")}) {
-			t.Fatal("another /48 pays for its neighbour")
+			t.Fatal("another /48 is limited too")
 		}
 	})
 }
 
 // v6 returns a host in one of the 65,536 networks of 2001:db8::/48.
 func v6(network, host int) netip.Addr {
-	return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 6: byte(network >> 8), 7: byte(network), 14: byte(host >> 8), 15: byte(host)})
+	return netip.AddrFrom16([16]byte{0x20, 0x01, 0x0d, 0xb8, 6: byte(network >> 8), 7: byte(network),
+		14: byte(host >> 8), 15: byte(host)})
 }
 
 func TestOneAddressCannotSlowStrangersElsewhere(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
-		for range w.fewer(3600, 6) { // an hour, a guess a second
+		for range w.fewer(3600, 6) { // one guess a second, for an hour
 			guess(t, l, Attempt{Account: "alice", Address: address(1)})
 			w.clock.advance(time.Second)
 		}
-		// A device that has never been seen, at an address that has never been seen.
+		// A new device at a new address.
 		signIn(t, l, Attempt{Account: "alice", Address: address(2)})
 	})
 }
@@ -196,9 +199,9 @@ func nodesShareEveryLimit(t *testing.T, w *world) {
 	if guesses != 20 {
 		t.Fatalf("%d guesses over three nodes, want 20", guesses)
 	}
-	// What one node learns of a device holds on the others.
+	// What one node learns about a device holds on the other nodes.
 	phone := remember(t, nodes[0], "alice", address(1000))
-	signIn(t, nodes[1], Attempt{Account: "alice", Address: address(2000), Device: phone})
+	signIn(t, nodes[1], Attempt{Account: "alice", Address: address(2000), DeviceToken: phone})
 	signIn(t, nodes[2], Attempt{Account: "alice", Address: address(1000)})
 }
 
@@ -208,7 +211,7 @@ func TestAnAddressSharedWithTheOwnerGivesAFewGuesses(t *testing.T) {
 		l := w.node(defaults(t))
 		phone := remember(t, l, "alice", address(1))
 		guesses := 0
-		for range 2000 { // in one moment
+		for range 2000 { // all at one moment
 			if guess(t, l, Attempt{Account: "alice", Address: address(1)}) {
 				guesses++
 			}
@@ -216,7 +219,7 @@ func TestAnAddressSharedWithTheOwnerGivesAFewGuesses(t *testing.T) {
 		if guesses != 5 {
 			t.Fatalf("%d guesses from the owner's address, want 5", guesses)
 		}
-		signIn(t, l, Attempt{Account: "alice", Address: address(1), Device: phone})
+		signIn(t, l, Attempt{Account: "alice", Address: address(1), DeviceToken: phone})
 		if guess(t, l, Attempt{Account: "alice", Address: address(1)}) {
 			t.Fatal("the owner's sign-in with a device token gave the neighbour new guesses")
 		}
@@ -228,12 +231,12 @@ func TestAStolenDeviceTokenGivesAFewGuesses(t *testing.T) {
 	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
 		stolen := remember(t, l, "alice", address(1))
-		for n := range 20 { // strangers have used up what strangers have
+		for n := range 20 { // strangers have used up their guesses
 			guess(t, l, Attempt{Account: "alice", Address: address(1000 + n)})
 		}
 		guesses := 0
 		for n := range 1000 {
-			if guess(t, l, Attempt{Account: "alice", Address: address(2000 + n), Device: stolen}) {
+			if guess(t, l, Attempt{Account: "alice", Address: address(2000 + n), DeviceToken: stolen}) {
 				guesses++
 			}
 			w.clock.advance(time.Millisecond)
@@ -243,16 +246,16 @@ func TestAStolenDeviceTokenGivesAFewGuesses(t *testing.T) {
 		}
 		w.clock.advance(100 * 24 * time.Hour)
 		guess(t, l, Attempt{Account: "alice", Address: address(5000)})
-		ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(5001), Device: stolen})
+		ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(5001), DeviceToken: stolen})
 		if err == nil && known(ticket) {
 			t.Fatal("time alone gave the thief new guesses")
 		}
 	})
 }
 
-// Somebody has collected tokens of the account, stands at addresses that it has signed in from,
-// and has all the other addresses there are. The owner goes on signing in from devices of their
-// own, which gives the collector nothing.
+// An attacker has collected tokens of the account, uses addresses that the account has signed in
+// from, and has any number of other addresses. The owner goes on signing in from their own devices,
+// which gives the attacker nothing.
 func TestAnyHoardOfKnownDevicesHasTheGuessesOfOneAccount(t *testing.T) {
 	t.Parallel()
 	for _, tokens := range []int{8, 200} {
@@ -262,12 +265,13 @@ func TestAnyHoardOfKnownDevicesHasTheGuessesOfOneAccount(t *testing.T) {
 			hoard := make([]Attempt, tokens+tokens/4)
 			for n := range hoard {
 				hoard[n] = Attempt{Account: "alice", Address: address(n % (tokens / 2))}
-				hoard[n].Device = remember(t, l, "alice", hoard[n].Address)
+				hoard[n].DeviceToken = remember(t, l, "alice", hoard[n].Address)
 				if n >= tokens {
-					hoard[n].Device = ""
+					hoard[n].DeviceToken = ""
 				}
 			}
-			phone, home := remember(t, l, "alice", address(100_001)), Attempt{Account: "alice", Address: address(100_002)}
+			phone, home := remember(t, l, "alice", address(100_001)), Attempt{Account: "alice",
+				Address: address(100_002)}
 			remember(t, l, "alice", home.Address)
 			guesses, fresh := 0, 1000
 			for day := range days {
@@ -283,8 +287,8 @@ func TestAnyHoardOfKnownDevicesHasTheGuessesOfOneAccount(t *testing.T) {
 							guesses++
 						}
 					}
-					if tokens < 10 { // all of them together cannot close the owner's own tier
-						phone = signIn(t, l, Attempt{Account: "alice", Address: address(fresh), Device: phone})
+					if tokens < 10 { // even all of them together cannot lock the owner's own tier
+						phone = signIn(t, l, Attempt{Account: "alice", Address: address(fresh), DeviceToken: phone})
 						signIn(t, l, home)
 					}
 					w.clock.advance(6 * time.Hour)
@@ -304,7 +308,7 @@ func TestAHoardUsedAtOnceHasNoMoreGuesses(t *testing.T) {
 		var through atomic.Int64
 		var wg sync.WaitGroup
 		for n := range 200 {
-			a := Attempt{Account: "alice", Address: address(n), Device: remember(t, l, "alice", address(n))}
+			a := Attempt{Account: "alice", Address: address(n), DeviceToken: remember(t, l, "alice", address(n))}
 			for range 5 {
 				wg.Go(func() {
 					if _, err := l.Begin(context.Background(), a); err == nil {
@@ -314,8 +318,8 @@ func TestAHoardUsedAtOnceHasNoMoreGuesses(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		if n := through.Load(); n > 40 || n < 30 { // 20 of known devices, 20 of strangers before delays
-			t.Fatalf("%d of 1000 guesses at once were let through, want 40", n)
+		if n := through.Load(); n > 40 || n < 30 { // 20 from known devices, and 20 from strangers before the delays
+			t.Fatalf("%d of 1000 guesses at once were compared, want 40", n)
 		}
 	})
 }
@@ -324,11 +328,12 @@ func TestASessionIsAKnownDeviceOfItsOwn(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
-		for n := range w.fewer(300, 4) { // strangers have shut the front door
+		for n := range w.fewer(300, 4) { // strangers are locked out
 			guess(t, l, Attempt{Account: "alice", Address: address(n)})
 		}
 		ask := func(session int) Attempt {
-			return Attempt{Account: "alice", Address: address(1000 + session), Session: name(session), Owner: ownerOf("alice")}
+			return Attempt{Account: "alice", Address: address(1000 + session), Session: name(session),
+				Owner: ownerOf("alice")}
 		}
 		guesses := 0
 		for session := range w.fewer(50, 2) {
@@ -337,18 +342,18 @@ func TestASessionIsAKnownDeviceOfItsOwn(t *testing.T) {
 					guesses++
 				}
 			}
-			if session == 2 { // somebody who types the right one in a session of their own
+			if session == 2 { // the owner, with the right password in an own session
 				signIn(t, l, ask(2000))
 			}
 		}
 		if guesses != 20 {
-			t.Fatalf("%d guesses in 50 sessions, want the 20 of all known devices together", guesses)
+			t.Fatalf("%d guesses in 50 sessions, want 20, as for all known devices together", guesses)
 		}
 	})
 }
 
-// A name that was given up, and a password that was changed: what was known to the former owner
-// is worth nothing now, neither to help the present owner's thief nor to harm the owner.
+// After a name has changed hands or a password has changed, what was known before is worthless: it
+// neither helps a thief nor harms the present owner.
 func TestWhatWasKnownToAFormerOwnerIsWorthNothing(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *world) {
@@ -356,9 +361,9 @@ func TestWhatWasKnownToAFormerOwnerIsWorthNothing(t *testing.T) {
 		var hoard []Attempt
 		for n := range 40 {
 			a := Attempt{Account: "alice", Address: address(n)}
-			a.Device = l.Remember(t.Context(), "alice", "former", a.Address)
+			a.DeviceToken = l.Remember(t.Context(), "alice", "former", a.Address)
 			if n%2 == 0 {
-				a.Device = ""
+				a.DeviceToken = ""
 			}
 			hoard = append(hoard, a)
 		}
@@ -374,7 +379,7 @@ func TestWhatWasKnownToAFormerOwnerIsWorthNothing(t *testing.T) {
 				trusted++
 			}
 			if l.Trusts(ticket, "") == known(ticket) {
-				t.Fatal("nobody trusts a known device, and everybody a stranger")
+				t.Fatal("a known device is not trusted, or a stranger is")
 			}
 			l.Cancel(t.Context(), ticket)
 			a.Stranger = true
@@ -383,21 +388,21 @@ func TestWhatWasKnownToAFormerOwnerIsWorthNothing(t *testing.T) {
 				continue
 			}
 			if known(ticket) {
-				t.Fatal("a stranger travels as a known device")
+				t.Fatal("a stranger counts as a known device")
 			}
 			l.Failed(t.Context(), ticket)
 		}
 		if trusted != 0 {
 			t.Errorf("%d devices of the former owner are trusted", trusted)
 		}
-		ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(6000), Device: phone})
+		ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(6000), DeviceToken: phone})
 		if err != nil || !known(ticket) || !l.Trusts(ticket, "present") {
 			t.Errorf("the present owner's phone is not known: %v", err)
 		}
 	})
 }
 
-// A clock that was ahead by years wrote to the counters, and was corrected.
+// A clock that was years ahead has written to the counters, and was then corrected.
 func TestAClockThatWasAheadStopsNobodyAndFreesNobody(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *world) {
@@ -434,7 +439,7 @@ func TestAClockThatWasAheadStopsNobodyAndFreesNobody(t *testing.T) {
 		}
 		ticket, err := l.Begin(t.Context(), Attempt{Account: "carol", Address: address(9)})
 		if err != nil || known(ticket) {
-			t.Errorf("an address is known for years: %v", err)
+			t.Errorf("an address stays known for years: %v", err)
 		}
 	})
 }
@@ -445,7 +450,7 @@ func TestADeviceTokenIsWorthNothingElsewhere(t *testing.T) {
 		l := w.node(defaults(t))
 		phone := remember(t, l, "alice", address(1))
 		for account, want := range map[string]bool{"alice": true, "bob": false} {
-			ticket, err := l.Begin(t.Context(), Attempt{Account: account, Address: address(2), Device: phone})
+			ticket, err := l.Begin(t.Context(), Attempt{Account: account, Address: address(2), DeviceToken: phone})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -479,7 +484,8 @@ func TestAKnownAddressIsForgottenAfterThirtyDays(t *testing.T) {
 func TestWhetherThereIsSuchAnAccountChangesNothing(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *world) {
-		// The package is never told; here the same campaign at two names must meet the same.
+		// The package does not know whether an account exists; the same campaign at two names must
+		// get the same answers.
 		l := w.node(defaults(t))
 		for n := range 200 {
 			var answers [2]time.Duration

@@ -18,12 +18,14 @@ type Config struct {
 // set them. Zero means the value that withDefaults has.
 type Limits struct {
 	AccountFree int           // failures from unknown devices that an account takes before delays start
-	PairFree    int           // failures of one address at one account before delays start, and the guesses of an address known to the account
+	PairFree    int           // failures of one address at one account before delays start; guesses of a known address
 	DeviceFree  int           // failures with one device token before it counts for nothing
 	BaseDelay   time.Duration // the first delay; each further failure doubles it
 	MaxDelay    time.Duration // the longest delay below MaxFailures
-	MaxFailures int           // consecutive failures at an account in all; a fifth is for its known devices and addresses together
-	Lock        time.Duration // how long unknown devices are refused after their share of MaxFailures, and again after each further failure
+	MaxFailures int           // consecutive failures at an account; a fifth is for its known devices and addresses
+	// Lock is how long unknown devices are refused after their share of MaxFailures, and again after each
+	// further failure.
+	Lock time.Duration
 
 	AddressBurst     int // failures of one address (IPv4 /32, IPv6 /64) at once, over all accounts
 	AddressPerMinute int
@@ -32,13 +34,15 @@ type Limits struct {
 	GlobalBurst      int // failures of all unknown devices together
 	GlobalPerMinute  int // also bounds the memory that throttling takes in Redis, or the space in PostgreSQL
 
-	Forget   time.Duration // a streak of failures is forgotten when none was added for this long times its length
-	Remember time.Duration // how long an address that signed in to an account is known to it
-	Device   time.Duration // how long a device token marks a known device
+	Forget    time.Duration // a streak of failures is forgotten when none was added for this long times its length
+	Remember  time.Duration // how long an address that signed in to an account is known to it
+	DeviceTTL time.Duration // how long a device token marks a known device
 
 	PostgresTimeout time.Duration // how long counters in PostgreSQL may hold up a sign-in
 
-	MemoryEntries int // counters kept in the process, some 200 bytes each, where there are no shared ones or they are away
+	// MemoryEntries are the counters kept in the process, some 200 bytes each, where there are no shared ones or
+	// they are away.
+	MemoryEntries int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -57,7 +61,7 @@ func (l Limits) withDefaults() Limits {
 	l.GlobalPerMinute = cmp.Or(l.GlobalPerMinute, 600)
 	l.Forget = cmp.Or(l.Forget, 24*time.Hour)
 	l.Remember = cmp.Or(l.Remember, 30*24*time.Hour)
-	l.Device = cmp.Or(l.Device, 180*24*time.Hour)
+	l.DeviceTTL = cmp.Or(l.DeviceTTL, 180*24*time.Hour)
 	l.PostgresTimeout = cmp.Or(l.PostgresTimeout, 250*time.Millisecond)
 	l.MemoryEntries = cmp.Or(l.MemoryEntries, 100_000)
 	return l

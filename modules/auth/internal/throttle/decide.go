@@ -2,16 +2,16 @@ package throttle
 
 import "time"
 
-// counters are what a decision reads and writes. A counter that is not there is the zero record.
+// counters are what a decision reads and writes. A missing counter is the zero record.
 type counters interface {
 	get(i id) record
-	// put keeps a record for life milliseconds after it was written, or drops it. failures is how
-	// many are in it.
+	// put keeps a record for life milliseconds after it was written, or drops it if life is not positive.
+	// failures is how many are in it.
 	put(i id, rec record, failures, life int64)
 }
 
-// decision is the rules at one moment, for counters that nobody else changes meanwhile. Counters in this
-// process and in PostgreSQL are decided here; limits.lua says the same for Redis.
+// decision applies the rules at one moment to counters that nobody else changes meanwhile. It is for
+// counters in this process and in PostgreSQL; limits.lua does the same in Redis.
 type decision struct {
 	rules rules
 	counters
@@ -66,8 +66,8 @@ func (d decision) begin(k keys) verdict {
 	return verdict{tier: tierCommon}
 }
 
-// reserveKnown takes room for a failure of the known device or address in rec, unless what the
-// owner's devices and addresses may fail together is used up or reserved.
+// reserveKnown takes room for a failure of the known device or address in rec, unless the failures
+// that the owner's devices and addresses may have together are used up or reserved.
 func (d decision) reserveKnown(i id, rec record, cleared int64) bool {
 	known := d.rules.known.current(d.get(i), d.now, cleared)
 	if !d.rules.known.hasKnownRoom(known, rec) {
@@ -79,7 +79,7 @@ func (d decision) reserveKnown(i id, rec record, cleared int64) bool {
 }
 
 // finishKnown counts in the owner's counter how an attempt in the tier of rec ended. A success
-// forgives the failures of that tier and of no other: those were its owner's own.
+// forgives only the failures of that tier: those were the owner's own.
 func (d decision) finishKnown(i id, rec *record, how outcome, cleared int64) {
 	known := d.rules.known.current(d.get(i), d.now, cleared)
 	known.pending = max(0, known.pending-1)
@@ -98,8 +98,8 @@ func count(known, rec *record, how outcome) {
 	}
 }
 
-// finish ends what begin let through in the tier, known to an owner or to none. It also takes
-// attempts that were begun elsewhere: their outcome counts, and there is no reservation to take
+// finish ends an attempt that begin let through in the tier, known to an owner or to none. It also takes
+// attempts that were begun elsewhere: their outcome counts, and no reservation is taken
 // back. With tierNone and succeeded it only remembers the pair. After a success the pair is
 // known to the owner.
 func (d decision) finish(k keys, in tier, how outcome, known, owner id) result {

@@ -16,10 +16,11 @@ func TestDeviceTokensKeepTheirForm(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := device{id: [16]byte(bytes.Repeat([]byte{7}, 16)), issued: time.Unix(1_764_000_000, 0), owner: fingerprint("owner")}
+	d := device{id: [16]byte(bytes.Repeat([]byte{7}, 16)), issued: time.Unix(1_764_000_000, 0),
+		owner: fingerprint("owner")}
 	const golden = "adt_AgcHBwcHBwcHBwcHBwcHBwcAAAAAaSSBADPUTs92pUVly3fPFJXPo_25bBS6I9ywpeBCILHyvry4TyUpdDBTfcwnqye6sHurZw"
 	if got := d.encode(key, "alice"); got != golden {
-		t.Fatalf("%s, want %s: tokens that people hold would no longer be known", got, golden)
+		t.Fatalf("%s, want %s: existing tokens would no longer be known", got, golden)
 	}
 }
 
@@ -52,15 +53,15 @@ func TestOnlyExactDeviceTokensAreTaken(t *testing.T) {
 	for n := range raw {
 		raw[n] ^= 1
 		if _, ok := parseDevice(key, "alice", "adt_"+base64.RawURLEncoding.EncodeToString(raw)); ok {
-			t.Errorf("taken with byte %d changed", n)
+			t.Errorf("accepted with byte %d changed", n)
 		}
 		raw[n] ^= 1
 	}
 	if _, ok := parseDevice(key, "alicf", good); ok {
-		t.Error("taken for another account")
+		t.Error("accepted for another account")
 	}
 	if _, ok := parseDevice([]byte("kez"), "alice", good); ok {
-		t.Error("taken under another key")
+		t.Error("accepted under another key")
 	}
 }
 
@@ -75,17 +76,17 @@ func TestDeviceTokensAgeAndOutliveAChangeOfSecret(t *testing.T) {
 		return l
 	}
 	before := limiter("old")
-	a := Attempt{Account: "alice", Address: address(1), Device: remember(t, before, "alice", address(1))}
+	a := Attempt{Account: "alice", Address: address(1), DeviceToken: remember(t, before, "alice", address(1))}
 	valid := func(l *Limiter) bool { _, ok := l.device(a); return ok }
 	if !valid(before) || !valid(limiter("new", "old")) {
 		t.Error("not known under its own secret, or the previous one")
 	}
 	if valid(limiter("new")) {
-		t.Error("known under a secret that is gone")
+		t.Error("known under a removed secret")
 	}
 	c.advance(180*24*time.Hour - time.Second)
 	if !valid(before) {
-		t.Error("not known before its time is over")
+		t.Error("not known before it expires")
 	}
 	c.advance(2 * time.Second)
 	if valid(before) {
@@ -93,7 +94,7 @@ func TestDeviceTokensAgeAndOutliveAChangeOfSecret(t *testing.T) {
 	}
 	c.advance(-181 * 24 * time.Hour)
 	if valid(before) {
-		t.Error("known a day before it was made")
+		t.Error("known a day before it was issued")
 	}
 }
 
@@ -105,9 +106,9 @@ func FuzzDeviceTokenReencodesToTheSame(f *testing.F) {
 	f.Add(strings.Repeat("\n", 80), "bob")
 	f.Fuzz(func(t *testing.T, token, account string) {
 		if d, ok := parseDevice(key, account, token); ok && d.encode(key, account) != token {
-			t.Fatalf("%q was taken and is not what encode writes", token)
+			t.Fatalf("%q was accepted, but encode writes something else", token)
 		}
-		// What this key made must be taken, and for no other account.
+		// A token made with this key must be accepted for its own account only.
 		d := device{issued: time.Unix(int64(len(token)), 0)}
 		copy(d.id[:], token)
 		copy(d.owner[:], account)
@@ -116,7 +117,7 @@ func FuzzDeviceTokenReencodesToTheSame(f *testing.F) {
 			t.Fatalf("%q comes back as %v, %t", made, got, ok)
 		}
 		if _, ok := parseDevice(key, account+"x", made); ok {
-			t.Fatal("taken for another account")
+			t.Fatal("accepted for another account")
 		}
 	})
 }

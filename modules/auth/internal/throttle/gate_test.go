@@ -51,7 +51,7 @@ func TestThoseWhoWaitHearAtOnceThatADelayHasBegun(t *testing.T) {
 	for range 100 {
 		waiters.Go(func() {
 			if _, err := l.Begin(context.Background(), a); err == nil {
-				t.Error("let through after five failures")
+				t.Error("not refused after five failures")
 			}
 		})
 	}
@@ -63,7 +63,7 @@ func TestThoseWhoWaitHearAtOnceThatADelayHasBegun(t *testing.T) {
 	}
 	waiters.Wait()
 	if n := len(l.gates.byID); n != 0 {
-		t.Errorf("%d gates are left with nobody at them", n)
+		t.Errorf("%d gates remain although nobody waits at them", n)
 	}
 }
 
@@ -80,20 +80,20 @@ func TestOnlySoManyWait(t *testing.T) {
 	for range maxWaiting {
 		e, ok := g.enter(at)
 		if !ok {
-			t.Fatal("refused before there are too many")
+			t.Fatal("refused although fewer wait than allowed")
 		}
 		entered = append(entered, e)
 	}
 	if _, ok := g.enter(id{2}); ok {
-		t.Fatal("one more may wait than there may be")
+		t.Fatal("more attempts wait than allowed")
 	}
 	g.leave(at, entered[0], false)
 	if _, ok := g.enter(id{2}); !ok {
-		t.Fatal("refused though one has left")
+		t.Fatal("refused although one has left")
 	}
 }
 
-// Each look is a call to Redis: a crowd at one gate must not multiply them.
+// Each look is a call to Redis, so a crowd at one gate must not multiply the calls.
 func TestACrowdLooksNoOftenerThanOneAlone(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -102,14 +102,14 @@ func TestACrowdLooksNoOftenerThanOneAlone(t *testing.T) {
 		var waiters sync.WaitGroup
 		for i := range 200 {
 			waiters.Go(func() {
-				time.Sleep(time.Duration(i) * time.Millisecond) // they do not come all at once
+				time.Sleep(time.Duration(i) * time.Millisecond) // they arrive one after the other
 				g.wait(t.Context(), id{1}, func() bool { looks.Add(1); return true })
 			})
 		}
 		waiters.Wait()
-		// The last to come has waited for three seconds after the first 0.2.
+		// The last has waited until three seconds after the first 0.2 s.
 		if n := looks.Load(); n < 5 || n > 7 {
-			t.Errorf("200 who waited for three seconds looked %d times, one alone looks 5 or 6 times", n)
+			t.Errorf("200 attempts that waited for three seconds made %d calls; one alone makes 5 or 6", n)
 		}
 	})
 }

@@ -51,10 +51,10 @@ type keys struct {
 // keysOf costs no I/O and the same for every account.
 func (l *Limiter) keysOf(a Attempt) keys {
 	address, prefix := networks(a.Address)
-	name, lane := a.Account, ""
-	if a.Lane != "" {
-		lane = "\x00" + a.Lane
-		name += lane
+	name, kind := a.Account, ""
+	if a.Kind != "" {
+		kind = "\x00" + a.Kind
+		name += kind
 	}
 	k := keys{
 		stranger: a.Stranger,
@@ -69,9 +69,9 @@ func (l *Limiter) keysOf(a Attempt) keys {
 	switch d, ok := l.device(a); {
 	case a.Stranger:
 	case a.Session != "":
-		k.device, k.known = l.id(classSession, netip.Prefix{}, a.Session+lane), l.known(fingerprint(a.Owner))
+		k.device, k.known = l.id(classSession, netip.Prefix{}, a.Session+kind), l.known(fingerprint(a.Owner))
 	case ok:
-		k.device, k.known = l.id(classDevice, netip.Prefix{}, string(d.id[:])+lane), l.known(d.owner)
+		k.device, k.known = l.id(classDevice, netip.Prefix{}, string(d.id[:])+kind), l.known(d.owner)
 	}
 	return k
 }
@@ -83,9 +83,9 @@ func (l *Limiter) known(owner [16]byte) id { return l.id(classKnown, netip.Prefi
 // this account, and of age.
 func (l *Limiter) device(a Attempt) (device, bool) {
 	for _, key := range l.deviceKeys {
-		if d, ok := parseDevice(key, a.Account, a.Device); ok {
+		if d, ok := parseDevice(key, a.Account, a.DeviceToken); ok {
 			age := l.now().Sub(d.issued)
-			return d, age <= l.cfg.Device && age >= -deviceSkew
+			return d, age <= l.cfg.DeviceTTL && age >= -deviceSkew
 		}
 	}
 	return device{}, false

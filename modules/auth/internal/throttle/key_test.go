@@ -35,7 +35,7 @@ func TestCountersOfDifferentThingsNeverMeet(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := Attempt{Account: "alice", Address: v6(1, 1)}
-	a.Device = mintDevice(l.deviceKeys[0], "alice", ownerOf("alice"), l.now())
+	a.DeviceToken = mintDevice(l.deviceKeys[0], "alice", ownerOf("alice"), l.now())
 	k := l.keysOf(a)
 	seen := map[id]bool{}
 	for _, i := range []id{k.account, k.pair, k.device, k.address, k.prefix, k.global,

@@ -39,7 +39,7 @@ local function put(key, rec, life)
   redis.call('PEXPIRE', key, life)
 end
 
--- Lanes: counters of consecutive failures.
+-- Tiers: counters of consecutive failures.
 
 local function keep(rule, rec)
   return math.min(math.max(1, rec.failed) * rule.forget, rule.memory)
@@ -91,7 +91,7 @@ local function finish(rule, rec, how)
   return false
 end
 
--- What the known devices and addresses of an owner fail together.
+-- The failures of all known devices and addresses of an owner together.
 
 local function has_room(rule, rec) return rec.failed + rec.pending < rule.free end
 

@@ -41,19 +41,21 @@ func TestSprayingCannotFlushWhatMatters(t *testing.T) {
 	}
 	stolen := remember(t, l, "bob", address(100_002))
 	for range 5 {
-		guess(t, l, Attempt{Account: "bob", Address: address(100_003), Device: stolen})
+		guess(t, l, Attempt{Account: "bob", Address: address(100_003), DeviceToken: stolen})
 	}
 	for n := range 20_000 {
 		guess(t, l, Attempt{Account: name(n), Address: address(n)})
 	}
 	if s, _ := l.State(t.Context(), "alice"); s.Failures != 20 {
-		t.Errorf("%d failures of an account under attack are left, want 20", s.Failures)
+		t.Errorf("%d failures of an account under attack remain, want 20", s.Failures)
 	}
-	if ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(100_001)}); err != nil || !known(ticket) {
+	if ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(100_001)}); err != nil ||
+		!known(ticket) {
 		t.Errorf("the owner's address is forgotten (%v)", err)
 	}
-	if ticket, err := l.Begin(t.Context(), Attempt{Account: "bob", Address: address(100_003), Device: stolen}); err == nil && known(ticket) {
-		t.Error("a used-up device token is new again")
+	if ticket, err := l.Begin(t.Context(),
+		Attempt{Account: "bob", Address: address(100_003), DeviceToken: stolen}); err == nil && known(ticket) {
+		t.Error("a used-up device token counts as new")
 	}
 }
 
@@ -63,7 +65,7 @@ func TestWhatHasExpiredGoesFirst(t *testing.T) {
 	cfg := defaults(t)
 	cfg.MemoryEntries = 1000
 	l := w.node(cfg)
-	for n := range 300 { // three entries each
+	for n := range 300 { // three entries for each
 		guess(t, l, Attempt{Account: name(n), Address: address(n)})
 	}
 	w.clock.advance(25 * time.Hour) // one failure is remembered for a day

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -15,23 +16,22 @@ import (
 )
 
 const (
-	// lockClass sets our advisory lock apart from others.
+	// lockClass distinguishes our advisory lock from others.
 	lockClass = 0x6c696d69 // "limi"
-	// lockIdle is how long a process that stops in the middle of a change may keep the others out.
+	// lockIdle is how long a process that stops in the middle of a change may block the others.
 	lockIdle = 5 * time.Second
 )
 
-// postgres keeps the counters of all processes in the database. The rules are those of this program, as
-// they are for the counters of one process, so that no migration is needed to change them.
+// postgres keeps the counters of all processes in the database. The rules are in this program, like
+// those for the counters of one process, so that changing them needs no migration.
 //
-// What is asked at the same time goes together. First it is decided without a lock by what is there. What
-// changes nothing, which every refusal is, is answered with that. The rest is decided again under
+// Operations that come at the same time share a batch. First they are decided without a lock. Those that
+// change nothing, such as every refusal, are answered then. The others are decided again under
 // one lock that all processes share, as they share the one thread of Redis, and written before the lock
-// is given up. So no two processes give the same room away, and no order of locks can be wrong.
+// is released. So no two processes give the same room away, and no order of locks can be wrong.
 //
-// Each process has at most two connections in use for it, however many sign in. The lock is held for one
-// round trip. Nothing waits for the disk: a crash may forget what was counted in the last
-// second.
+// Each process uses at most two connections for this, however many people sign in. The lock is held for one
+// round trip. Nothing waits for the disk: a crash may lose the counts of the last second.
 type postgres struct {
 	db      *database.DB
 	rules   rules
@@ -41,14 +41,14 @@ type postgres struct {
 	reach
 }
 
-// operation is one question about counters.
+// operation reads and perhaps changes counters.
 type operation struct {
-	ids    []id // that it may read and write, besides the counters of the owners of pairs
-	looks  bool // it may change nothing, and is then answered without the lock
+	ids    []id // of the counters that it may read and write, besides those of the owners of pairs
+	looks  bool // whether it may turn out to change nothing, and then needs no lock
 	decide func(decision) answer
 }
 
-// answer has what one kind of operation answers.
+// answer is the answer of an operation. Each kind has fields of its own.
 type answer struct {
 	verdict  verdict
 	result   result
@@ -58,7 +58,8 @@ type answer struct {
 
 func newPostgres(db *database.DB, r rules, timeout time.Duration, now func() time.Time, log *zap.Logger) *postgres {
 	p := &postgres{db: db, rules: r, timeout: timeout, reach: reach{engine: "postgres", now: now, log: log}}
-	p.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 2, MaxBatch: 64, Timeout: timeout}, p.ask)
+	p.batch = batch.New(batch.Config{Linger: 5 * time.Millisecond, Concurrency: 2, MaxBatch: 64, Timeout: timeout},
+		p.ask)
 	return p
 }
 
@@ -95,21 +96,14 @@ func (p *postgres) state(ctx context.Context, k keys) (failures int64, wait time
 	return a.failures, a.wait, err
 }
 
-// ids are the counters that the attempt has, and others.
+// ids are the ids of the attempt's counters, and others.
 func (k keys) ids(others ...id) []id {
 	all := append([]id{k.account, k.pair, k.device, k.address, k.prefix, k.global}, others...)
-	n := 0
-	for _, i := range all {
-		if i != (id{}) {
-			all[n] = i
-			n++
-		}
-	}
-	return all[:n]
+	return slices.DeleteFunc(all, func(i id) bool { return i == (id{}) })
 }
 
-// do asks for an attempt. The error is [errAway] when the caller must go on without the database, and
-// that of ctx when the caller has left.
+// do runs an operation of a sign-in. The error is [errAway] if the caller must go on without the database,
+// and that of ctx if the caller has left.
 func (p *postgres) do(ctx context.Context, op operation) (answer, error) {
 	if !p.usable() {
 		return answer{}, errAway
@@ -130,7 +124,7 @@ func (p *postgres) do(ctx context.Context, op operation) (answer, error) {
 	return a, nil
 }
 
-// command asks for an operator, who can wait longer than a sign-in.
+// command runs an operation of an operator's command, which can wait longer than a sign-in.
 func (p *postgres) command(ctx context.Context, op operation) (answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
 	defer cancel()
@@ -150,7 +144,7 @@ func (p *postgres) gauge() prometheus.GaugeOpts {
 
 func (p *postgres) close() { p.batch.Close() }
 
-// ask answers operations in one round trip, or in three when some of them change something.
+// ask answers operations in one round trip, or in three if some of them change something.
 func (p *postgres) ask(ctx context.Context, asked []operation) ([]answer, error) {
 	answers := make([]answer, len(asked))
 	err := p.db.Postgres(ctx, func(conn *pgx.Conn) error {
@@ -166,7 +160,7 @@ func (p *postgres) ask(ctx context.Context, asked []operation) ([]answer, error)
 	return answers, nil
 }
 
-// look answers what changes nothing, and returns the numbers of the operations that are left.
+// look answers the operations that change nothing, and returns the numbers of the others.
 func (p *postgres) look(ctx context.Context, conn *pgx.Conn, asked []operation, answers []answer) ([]int, error) {
 	var looking, rest []int
 	for n, op := range asked {
@@ -186,7 +180,7 @@ func (p *postgres) look(ctx context.Context, conn *pgx.Conn, asked []operation, 
 	}
 	for _, n := range looking {
 		alone := *read
-		alone.written = make(map[id]kept) // nobody else has what it would change
+		alone.written = make(map[id]kept) // the operations must not see each other's changes
 		answers[n] = asked[n].decide(p.decision(&alone))
 		if len(alone.written) > 0 {
 			rest = append(rest, n)
@@ -198,7 +192,7 @@ func (p *postgres) look(ctx context.Context, conn *pgx.Conn, asked []operation, 
 	return rest, nil
 }
 
-// change answers operations one after the other, with nobody else in between.
+// change answers operations one after the other, while no other process changes counters.
 func (p *postgres) change(ctx context.Context, conn *pgx.Conn, asked []operation, which []int,
 	answers []answer) (err error) {
 	defer func() {
@@ -211,11 +205,11 @@ func (p *postgres) change(ctx context.Context, conn *pgx.Conn, asked []operation
 	b.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
 	wait := int64(0) // without a limit
 	if deadline, ok := ctx.Deadline(); ok {
-		wait = max(1, time.Until(deadline).Milliseconds()*4/5) // which leaves the connection good
+		wait = max(1, time.Until(deadline).Milliseconds()*4/5) // ends before ctx does, which would close the connection
 	}
 	b.Queue(`SELECT set_config('synchronous_commit', 'off', true), set_config('lock_timeout', $1::bigint::text, true),
 		set_config('idle_in_transaction_session_timeout', $2::bigint::text, true)`, wait, lockIdle.Milliseconds())
-	// What follows sees what was committed before the lock was given up: each statement looks afresh.
+	// The next statements see what was committed before the lock was released: each takes a new snapshot.
 	b.Queue("SELECT pg_advisory_xact_lock($1, 'throttle_counter'::regclass::oid::integer)", lockClass)
 	t := p.read(b, asked, which)
 	if err := conn.SendBatch(ctx, b).Close(); err != nil {
@@ -241,15 +235,15 @@ func (p *postgres) decision(t *table) decision {
 	return decision{p.rules, t, now}
 }
 
-// errUnread says that an operation needed a counter that it had not named: a mistake in this package.
+// errUnread says that an operation needed a counter that it had not named: a bug in this package.
 var errUnread = errors.New("a decision needs a counter that was not read")
 
-// table is the counters that a batch is about.
+// table has the counters of a batch.
 type table struct {
 	now     int64 // by the database's clock
 	read    map[id]record
 	written map[id]kept
-	unread  bool // a counter was asked for that is not here
+	unread  bool // an operation needed a counter that is not here
 }
 
 // kept is a record and for how long it is kept; 0: not at all.
@@ -274,7 +268,7 @@ func (t *table) put(i id, rec record, _, life int64) {
 	t.written[i] = kept{rec, life}
 }
 
-// The LIMITs leave PostgreSQL no choice but to look each counter up, even with statistics from when the
+// The LIMITs force PostgreSQL to look up each counter in the index, even with statistics from when the
 // table was small.
 const readCounters = `WITH named AS MATERIALIZED (SELECT c.* FROM unnest($1::bytea[]) AS q (id)
 		CROSS JOIN LATERAL (SELECT * FROM throttle_counter WHERE id = q.id LIMIT 1) c)
@@ -283,8 +277,8 @@ const readCounters = `WITH named AS MATERIALIZED (SELECT c.* FROM unnest($1::byt
 		FROM (SELECT DISTINCT owner FROM named WHERE owner IS NOT NULL) q
 		CROSS JOIN LATERAL (SELECT * FROM throttle_counter WHERE id = q.owner LIMIT 1) c`
 
-// read queues the reading of what the operations may read. The table is filled when the batch
-// has run.
+// read queues the queries for the counters that the operations may read. The table is filled when the
+// batch has run.
 func (p *postgres) read(b *pgx.Batch, asked []operation, which []int) *table {
 	t := &table{read: make(map[id]record), written: make(map[id]kept)}
 	var ids [][]byte
@@ -332,7 +326,7 @@ const writeCounters = `INSERT INTO throttle_counter (id, failed, pending, at_ms,
 		until_ms = excluded.until_ms, mark_ms = excluded.mark_ms, owner = excluded.owner, counted = excluded.counted,
 		expires_hour = excluded.expires_hour`
 
-// write queues the writing of what has changed.
+// write queues the statements that store the changes.
 func (t *table) write(b *pgx.Batch) {
 	var ids, owners, gone [][]byte
 	var numbers [6][]int64
@@ -341,7 +335,8 @@ func (t *table) write(b *pgx.Batch) {
 		switch {
 		case w.life > 0:
 			ids = append(ids, i[:])
-			for n, number := range []int64{w.rec.failed, w.rec.pending, w.rec.at, w.rec.until, w.rec.mark, w.rec.counted} {
+			for n, number := range []int64{w.rec.failed, w.rec.pending, w.rec.at, w.rec.until, w.rec.mark,
+				w.rec.counted} {
 				numbers[n] = append(numbers[n], number)
 			}
 			var owner []byte
@@ -355,22 +350,23 @@ func (t *table) write(b *pgx.Batch) {
 		}
 	}
 	if len(ids) > 0 {
-		b.Queue(writeCounters, ids, numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], owners, numbers[5], expires)
+		b.Queue(writeCounters, ids, numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], owners, numbers[5],
+			expires)
 	}
 	if len(gone) > 0 {
 		b.Queue("DELETE FROM throttle_counter WHERE id = ANY ($1::bytea[])", gone)
 	}
 }
 
-// Purge deletes counters that have expired from the database, at most limit of them, and returns how many.
-// It also deletes those that a clock which was ahead has written to be kept for years. On SQLite there are
-// none.
+// Purge deletes expired counters from the database, at most limit of them, and returns how many. It also
+// deletes counters that a clock that was ahead would have kept for years. On SQLite there are none.
 func Purge(ctx context.Context, db *database.DB, limit int) (purged int64, err error) {
 	if !db.IsPostgres() {
 		return 0, nil
 	}
-	for _, which := range []string{"<= %s ORDER BY expires_hour", "> %s + 17520 ORDER BY expires_hour DESC"} { // two years
-		// One that is being changed is left alone, and so nobody waits. The ORDER BY makes PostgreSQL use the index.
+	for _, which := range []string{"<= %s ORDER BY expires_hour",
+		"> %s + 17520 ORDER BY expires_hour DESC"} { // two years
+		// It skips counters that are being changed, so nobody waits. The ORDER BY makes PostgreSQL use the index.
 		query := fmt.Sprintf("DELETE FROM throttle_counter WHERE ctid = ANY (ARRAY (SELECT ctid FROM throttle_counter "+
 			"WHERE expires_hour "+which+" LIMIT ? FOR UPDATE SKIP LOCKED))",
 			"(SELECT floor(extract(epoch FROM now()) / 3600)::integer)")

@@ -21,7 +21,7 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// What is kept in PostgreSQL means the same when it is read again.
+// What PostgreSQL stores means the same when it is read again.
 func TestPostgresGivesTheSameAnswers(t *testing.T) {
 	t.Parallel()
 	answers := map[string]int{}
@@ -30,7 +30,7 @@ func TestPostgresGivesTheSameAnswers(t *testing.T) {
 	everyAnswer(t, answers, 1)
 }
 
-// crowd does the attempts all at once, each on the next of the nodes, and ends none.
+// crowd makes the attempts all at once, spread over the nodes, and ends none.
 func crowd(nodes []*Limiter, attempts []Attempt) (passed []*Ticket) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
@@ -49,7 +49,7 @@ func crowd(nodes []*Limiter, attempts []Attempt) (passed []*Ticket) {
 	return passed
 }
 
-// Several servers are asked at the same moment, by strangers and with a hoard of tokens.
+// Several servers get attempts at the same moment, from strangers and with many tokens.
 func TestServersOnOnePostgresGiveNoRoomAwayTwice(t *testing.T) {
 	t.Parallel()
 	w := onPostgres(t)
@@ -60,20 +60,20 @@ func TestServersOnOnePostgresGiveNoRoomAwayTwice(t *testing.T) {
 		for n := range 120 {
 			strangers = append(strangers, Attempt{Account: name(round), Address: address(n)})
 			a := Attempt{Account: "rich" + name(round), Address: address(1000)}
-			a.Device = remember(t, nodes[n%3], a.Account, address(1000+n))
+			a.DeviceToken = remember(t, nodes[n%3], a.Account, address(1000+n))
 			hoard = append(hoard, a)
 		}
 		if n := len(crowd(nodes, strangers)); n != 20 {
 			t.Fatalf("round %d: %d guesses of strangers at once, want the 20 of one server", round, n)
 		}
-		// 20 with tokens, and as a stranger what one address has.
+		// 20 with tokens, plus what one address may have as a stranger.
 		if n := len(crowd(nodes, hoard)); n != 25 {
 			t.Fatalf("round %d: %d guesses with tokens at once, want 25", round, n)
 		}
 	}
 }
 
-// Each server counts what the others let through, while all fail at the same time.
+// Each server counts what the others have allowed, while all attempts fail at the same time.
 func TestFailuresOnManyServersAddUp(t *testing.T) {
 	t.Parallel()
 	w := onPostgres(t)
@@ -107,7 +107,7 @@ func TestFailuresOnManyServersAddUp(t *testing.T) {
 
 func idOf(i id) []byte { return i[:] }
 
-// A reservation of a server that was killed becomes a failure on the others.
+// A reservation of a killed server becomes a failure on the others.
 func TestWhatAKilledServerHadBegunFailsOnTheOthers(t *testing.T) {
 	t.Parallel()
 	w := onPostgres(t)
@@ -118,7 +118,7 @@ func TestWhatAKilledServerHadBegunFailsOnTheOthers(t *testing.T) {
 		}
 	}
 	if _, err := other.Begin(t.Context(), Attempt{Account: "alice", Address: address(100)}); err == nil {
-		t.Fatal("let through beside as many in flight as may fail")
+		t.Fatal("not refused although as many are in flight as may fail")
 	}
 	if s, err := other.State(t.Context(), "alice"); err != nil || s.Failures != 0 {
 		t.Fatalf("state %+v, %v before the reservations end", s, err)
@@ -132,29 +132,32 @@ func TestWhatAKilledServerHadBegunFailsOnTheOthers(t *testing.T) {
 func TestPostgresClockIsTheClock(t *testing.T) {
 	t.Parallel()
 	w := onPostgres(t)
-	for hours := range 3 { // servers whose clocks are hours apart
+	for hours := range 3 { // servers whose clocks differ by hours
 		w.clock.advance(time.Duration(hours) * time.Hour)
 		l, frozen := w.node(defaults(t)), w.clock.now()
 		l.now = func() time.Time { return frozen }
 		inPostgres(l).clock = nil
 		for n := range 4 {
-			if passed, want := guess(t, l, Attempt{Account: "alice", Address: address(1)}), 4*hours+n < 5; passed != want {
-				t.Fatalf("server %d, guess %d: let through %t, want %t", hours, n+1, passed, want)
+			if passed, want := guess(t, l,
+				Attempt{Account: "alice", Address: address(1)}), 4*hours+n < 5; passed != want {
+				t.Fatalf("server %d, guess %d: compared %t, want %t", hours, n+1, passed, want)
 			}
 		}
 		var off int64
-		if err := inPostgres(l).db.QueryRowContext(t.Context(), `SELECT max(abs(at_ms - extract(epoch FROM now()) * 1000))::bigint
+		if err := inPostgres(l).db.QueryRowContext(t.Context(),
+			`SELECT max(abs(at_ms - extract(epoch FROM now()) * 1000))::bigint
 			FROM throttle_counter`).Scan(&off); err != nil || off > testenv.Patience.Milliseconds() {
 			t.Fatalf("written %d ms off the clock of the database (%v)", off, err)
 		}
 	}
 }
 
-// holdLock holds what servers need to change counters until the test calls release.
+// holdLock holds the lock that servers need to change counters, until the test calls release.
 func holdLock(t *testing.T, db *database.DB) (release func()) {
 	t.Helper()
 	tx, end := dbtest.Begin(t, db)
-	if _, err := tx.ExecContext(t.Context(), "SELECT pg_advisory_xact_lock(?, 'throttle_counter'::regclass::oid::integer)",
+	if _, err := tx.ExecContext(t.Context(),
+		"SELECT pg_advisory_xact_lock(?, 'throttle_counter'::regclass::oid::integer)",
 		int32(lockClass)); err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +168,7 @@ func holdLock(t *testing.T, db *database.DB) (release func()) {
 	}
 }
 
-// A flood is refused without a lock and without a write, however many servers it comes to.
+// A flood is refused without a lock and without a write, on any number of servers.
 func TestARefusalNeitherLocksNorWrites(t *testing.T) {
 	t.Parallel()
 	w := onPostgres(t)
@@ -176,7 +179,8 @@ func TestARefusalNeitherLocksNorWrites(t *testing.T) {
 	db := dbtest.Open(t, w.postgres)
 	versions := func() (all string) {
 		t.Helper()
-		err := db.QueryRowContext(t.Context(), "SELECT string_agg(ctid || ' ' || xmin || ' ' || xmax, ',' ORDER BY id) FROM throttle_counter").Scan(&all)
+		err := db.QueryRowContext(t.Context(),
+			"SELECT string_agg(ctid || ' ' || xmin || ' ' || xmax, ',' ORDER BY id) FROM throttle_counter").Scan(&all)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -189,7 +193,7 @@ func TestARefusalNeitherLocksNorWrites(t *testing.T) {
 		attempts = append(attempts, Attempt{Account: "alice", Address: address(1000 + n)})
 	}
 	if passed := crowd(nodes, attempts); len(passed) != 0 {
-		t.Errorf("%d guesses let through", len(passed))
+		t.Errorf("%d guesses compared", len(passed))
 	}
 	for n, l := range nodes {
 		if s, err := l.State(t.Context(), "alice"); err != nil || s.Failures != 20 || !inPostgres(l).up() {
@@ -202,8 +206,8 @@ func TestARefusalNeitherLocksNorWrites(t *testing.T) {
 	}
 }
 
-// However many sign in, and however long the database takes, the limiter leaves the connections of
-// the process to the others.
+// However many people sign in and however slow the database is, the limiter leaves the process's
+// other connections alone.
 func TestAFloodTakesTwoConnections(t *testing.T) {
 	t.Parallel()
 	w := onPostgres(t)
@@ -224,30 +228,32 @@ func TestAFloodTakesTwoConnections(t *testing.T) {
 	go func() { flooded <- crowd([]*Limiter{l}, attempts) }()
 	testenv.Eventually(t, "the flood to wait for the lock", func() bool {
 		var n int
-		err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'").Scan(&n)
+		err := db.QueryRowContext(t.Context(),
+			"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'").Scan(&n)
 		return err == nil && n == 2
 	})
-	for range 50 { // with the one that is left
+	for range 50 { // with the remaining connection
 		if err := db.PingContext(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	release()
 	if passed := <-flooded; len(passed) != 300 {
-		t.Errorf("%d of 300 let through", len(passed))
+		t.Errorf("%d of 300 compared", len(passed))
 	}
 }
 
-// postgresWorld is two servers on one database, with what the first logs and measures.
+// postgresWorld is two servers on one database, with the log and metrics of the first.
 func postgresWorld(t *testing.T, url string) (*world, []*Limiter, *observer.ObservedLogs, *prometheus.Registry) {
 	t.Helper()
 	w := onPostgresAt(t, url)
 	core, logs := observer.New(zap.InfoLevel)
 	registry := prometheus.NewRegistry()
-	return w, []*Limiter{w.nodeWith(defaults(t), Options{Log: zap.New(core), Registry: registry}), w.node(defaults(t))}, logs, registry
+	return w, []*Limiter{w.nodeWith(defaults(t), Options{Log: zap.New(core), Registry: registry}),
+		w.node(defaults(t))}, logs, registry
 }
 
-// Many strangers guess at an account over two servers, and PostgreSQL is killed among them.
+// Many strangers guess at an account on two servers, and PostgreSQL is killed in between.
 func TestWithPostgresAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 	t.Parallel()
 	server := outboxtest.StartPostgres(t)
@@ -268,42 +274,44 @@ func TestWithPostgresAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 		t.Fatal(err)
 	}
 	server.Crash(t)
-	l.Failed(t.Context(), begun) // counts, wherever
+	l.Failed(t.Context(), begun) // it counts on any server
 	for n := range 200 {
 		if guess(t, nodes[n%2], Attempt{Account: "alice", Address: address(300 + n)}) {
 			guesses++
 		}
 	}
-	// Alone, each server knows of what it saw: of the 15, the first has seen eight and one more, the second seven.
+	// Alone, each server knows what it saw: of the 15, the first has seen eight and one more, the
+	// second seven.
 	if guesses != 15+11+13 {
 		t.Errorf("%d guesses, want 15 that were shared and the rest of 20 in each process", guesses)
 	}
-	phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), Device: phone})
+	phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
 	signIn(t, l, Attempt{Account: "alice", Address: address(1)})
 	if got := metric(t, registry, "authctl_throttle_postgres_up", ""); got != 0 {
 		t.Errorf("postgres_up is %v while it is away", got)
 	}
 	if err := l.Unlock(t.Context(), "alice"); err == nil {
-		t.Error("Unlock promises what it cannot do")
+		t.Error("Unlock succeeds without the counters")
 	}
 	if _, err := l.State(t.Context(), "alice"); err == nil {
-		t.Error("State tells what it cannot know")
+		t.Error("State answers without the counters")
 	}
 
 	server.Start(t)
 	testenv.Eventually(t, "the counters to be shared again", func() bool {
 		w.clock.advance(retryAway)
-		phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), Device: phone})
+		phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
 		return inPostgres(l).up()
 	})
 	if got := metric(t, registry, "authctl_throttle_postgres_up", ""); got != 1 {
 		t.Errorf("postgres_up is %v after it came back", got)
 	}
-	// Nobody waited for the disk: the crash may have taken the newest of the 15 and the one in flight.
+	// Commits do not wait for the disk, so the crash may have lost the newest of the 15, and the
+	// one in flight.
 	if s, err := l.State(t.Context(), "alice"); err != nil || s.Failures > 15 {
 		t.Errorf("state %+v, %v, want what PostgreSQL kept", s, err)
 	}
-	w.clock.advance(lease + time.Second) // what was in flight is a failure
+	w.clock.advance(lease + time.Second) // attempts in flight count as failures
 	again := 0
 	for n := range 100 {
 		if guess(t, l, Attempt{Account: "alice", Address: address(600 + n)}) {
@@ -333,7 +341,7 @@ func TestASilentPostgresHoldsUpOneSignInASecond(t *testing.T) {
 	}
 	t.Cleanup(l.Close)
 	release := holdLock(t, dbtest.Open(t, w.postgres))
-	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience) // far beyond the bound, far below for ever
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience) // far longer than the bound, but finite
 	defer cancel()
 	for n := range 1000 {
 		ticket, err := l.Begin(ctx, Attempt{Account: name(n), Address: address(n)})
@@ -346,7 +354,7 @@ func TestASilentPostgresHoldsUpOneSignInASecond(t *testing.T) {
 		t.Fatal("a silent PostgreSQL holds up sign-ins")
 	}
 	if l.shared.up() {
-		t.Error("nobody noticed that nobody answers")
+		t.Error("the outage was not noticed")
 	}
 	release()
 	testenv.Eventually(t, "the counters to be shared again", func() bool {
@@ -393,8 +401,8 @@ func TestACallerWhoLeftSaysNothingAboutPostgres(t *testing.T) {
 	}
 }
 
-// PgBouncer in transaction mode, with three connections for all: the lock and the settings of a
-// change end with it.
+// PgBouncer in transaction mode, with three connections for everybody: the lock and the settings of
+// a change end with its transaction.
 func TestLimitsAreSharedThroughAPooler(t *testing.T) {
 	t.Parallel()
 	url := dbtest.PostgresURL(t)
@@ -415,7 +423,8 @@ func TestLimitsAreSharedThroughAPooler(t *testing.T) {
 		t.Errorf("state %+v, %v", s, err)
 	}
 	var left string
-	if err := dbtest.Open(t, w.postgres).QueryRowContext(t.Context(), "SELECT current_setting('synchronous_commit')").Scan(&left); err != nil || left != "on" {
+	if err := dbtest.Open(t, w.postgres).QueryRowContext(t.Context(),
+		"SELECT current_setting('synchronous_commit')").Scan(&left); err != nil || left != "on" {
 		t.Errorf("synchronous_commit is %q for the next client, %v", left, err)
 	}
 }
@@ -426,7 +435,7 @@ func TestNoNameOrAddressIsInPostgresAndEveryCounterExpires(t *testing.T) {
 	l := w.node(defaults(t))
 	phone := remember(t, l, "planted-name", address(1))
 	for n := range 200 {
-		guess(t, l, Attempt{Account: "planted-name", Address: address(n / 7), Device: phone})
+		guess(t, l, Attempt{Account: "planted-name", Address: address(n / 7), DeviceToken: phone})
 		guess(t, l, Attempt{Account: "planted-name", Address: v6(n, n)})
 	}
 	if err := l.Unlock(t.Context(), "planted-name"); err != nil {
@@ -434,10 +443,11 @@ func TestNoNameOrAddressIsInPostgresAndEveryCounterExpires(t *testing.T) {
 	}
 	db := dbtest.Open(t, w.postgres)
 	var rows, unlike int
-	if err := db.QueryRowContext(t.Context(), `SELECT count(*), count(*) FILTER (WHERE octet_length(id) <> 16 OR octet_length(owner) <> 16
+	if err := db.QueryRowContext(t.Context(),
+		`SELECT count(*), count(*) FILTER (WHERE octet_length(id) <> 16 OR octet_length(owner) <> 16
 			OR c::text LIKE '%planted%' OR c::text LIKE '%10.0.%' OR expires_hour > extract(epoch FROM now()) / 3600 + 4321)
 		FROM throttle_counter c`).Scan(&rows, &unlike); err != nil || rows < 30 || unlike != 0 {
-		t.Fatalf("%d counters, %d of them show something or stay, %v", rows, unlike, err)
+		t.Fatalf("%d counters, %d of them reveal something or do not expire, %v", rows, unlike, err)
 	}
 }
 
@@ -461,7 +471,7 @@ func TestWhatHasExpiredIsPurgedInPortions(t *testing.T) {
 		return n
 	}
 	l := w.node(defaults(t))
-	w.clock.advance(30 * time.Minute) // what counts now does so until after this test
+	w.clock.advance(30 * time.Minute) // current counters stay valid beyond the end of this test
 	today := w.clock.now()
 	guess(t, l, Attempt{Account: "alice", Address: address(1)})
 	live := count()
@@ -488,15 +498,15 @@ func TestWhatHasExpiredIsPurgedInPortions(t *testing.T) {
 		}
 		purged += n
 	}
-	if n := count(); n != live-1 || purge() != 0 { // the clock that was ahead has written that of everybody
-		t.Errorf("%d counters left, want the %d that count", n, live-1)
+	if n := count(); n != live-1 || purge() != 0 { // the clock that was ahead has written the counter of everybody
+		t.Errorf("%d counters remain, want the %d valid ones", n, live-1)
 	}
 	if s, err := l.State(t.Context(), "alice"); err != nil || s.Failures != 1 {
 		t.Errorf("state %+v, %v", s, err)
 	}
 }
 
-// Purging beside sign-ins neither waits for them nor takes what they are changing.
+// A purge during sign-ins neither waits for them nor deletes what they are changing.
 func TestPurgingBesideSignInsLosesNothing(t *testing.T) {
 	t.Parallel()
 	w := onPostgres(t)

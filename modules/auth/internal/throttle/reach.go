@@ -17,7 +17,7 @@ var errAway = errors.New("the shared counters are away")
 
 // reach remembers whether the engine with the shared counters answers.
 type reach struct {
-	engine string // as the log names it
+	engine string // redis or postgres
 	now    func() time.Time
 	log    *zap.Logger
 
@@ -50,12 +50,15 @@ func (r *reach) note(err error) {
 		r.retryAt = r.now().Add(retryAway)
 	}
 	r.mu.Unlock()
+	away, back := "throttle_postgres_away", "throttle_postgres_back"
+	if r.engine == "redis" {
+		away, back = "throttle_redis_away", "throttle_redis_back"
+	}
 	switch {
 	case changed && err != nil:
-		r.log.Warn("throttle_"+r.engine+"_away", zap.Error(err),
-			zap.String("consequence", "sign-ins are limited in each process by itself"))
+		r.log.Warn(away, zap.Error(err), zap.String("hint", "sign-ins are limited in each process by itself"))
 	case changed:
-		r.log.Info("throttle_" + r.engine + "_back")
+		r.log.Info(back)
 	}
 }
 

@@ -2,12 +2,14 @@ package throttle
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -20,9 +22,9 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// The rules exist in Go and in Lua. Whatever happens, both must say the same. All durations
-// here are whole tens of seconds, so that nothing expires in Redis, by real time, in the
-// moment before it would by the test's.
+// The rules exist in Go and in Lua, and both must always give the same answers. All durations here
+// are multiples of ten seconds, so that nothing expires in Redis, by real time, just before it
+// would by the test's time.
 func TestBothLanguagesGiveTheSameAnswers(t *testing.T) {
 	t.Parallel()
 	cfg, answers := tight(t), map[string]int{}
@@ -33,7 +35,7 @@ func TestBothLanguagesGiveTheSameAnswers(t *testing.T) {
 	everyAnswer(t, answers, 5)
 }
 
-// tight are limits that everything meets soon.
+// tight are limits that everything reaches soon.
 func tight(t *testing.T) Config {
 	t.Helper()
 	cfg := defaults(t)
@@ -41,25 +43,26 @@ func tight(t *testing.T) Config {
 	cfg.BaseDelay, cfg.MaxDelay, cfg.Lock = 10*time.Second, 80*time.Second, 600*time.Second
 	cfg.AddressBurst, cfg.AddressPerMinute, cfg.PrefixBurst, cfg.PrefixPerMinute = 4, 1, 6, 2
 	cfg.GlobalBurst, cfg.GlobalPerMinute, cfg.RegisterPerMinute = 9, 3, 6
-	cfg.Forget, cfg.Remember, cfg.Device = 10*time.Minute, time.Hour, 2*time.Hour
+	cfg.Forget, cfg.Remember, cfg.DeviceTTL = 10*time.Minute, time.Hour, 2*time.Hour
 	return cfg
 }
 
-// everyAnswer checks that each kind of answer was given, so often at least.
+// everyAnswer checks that each kind of answer occurred often enough.
 func everyAnswer(t *testing.T, answers map[string]int, least int) {
 	t.Helper()
-	want := []string{"finish", "crossed", "take", "state", "let through: device", "let through: pair", "let through: common", "global"}
+	want := []string{"finish", "crossed", "take", "state", "let through: device", "let through: pair",
+		"let through: common", "global"}
 	for _, limit := range []string{"pair", "account", "address", "prefix"} {
 		want = append(want, limit, limit+" in flight")
 	}
 	for _, answer := range want {
 		if answers[answer] < least {
-			t.Errorf("seen %d times: %s", answers[answer], answer)
+			t.Errorf("seen only %d times: %s", answers[answer], answer)
 		}
 	}
 }
 
-// sharedAsLocal does the same to the shared counters and to those in memory.
+// sharedAsLocal applies the same steps to the shared counters and to those in memory.
 func sharedAsLocal(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, answers map[string]int) {
 	t.Helper()
 	type open struct {
@@ -81,7 +84,7 @@ func sharedAsLocal(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 			a.Address = address(r.IntN(3))
 		}
 		if n := len(devices[who]); n > 0 && r.IntN(3) == 0 {
-			a.Device = devices[who][r.IntN(n)]
+			a.DeviceToken = devices[who][r.IntN(n)]
 		}
 		a.Stranger = r.IntN(12) == 0
 		k := l.keysOf(a)
@@ -138,7 +141,7 @@ func sharedAsLocal(t *testing.T, w *world, l *Limiter, r *rand.Rand, steps int, 
 			}
 			l.local.clear(k)
 		case r.IntN(12) == 0:
-			inFlight = nil // a process died
+			inFlight = nil // a process has died
 			w.clock.advance(130 * time.Second)
 		case r.IntN(20) == 0:
 			w.clock.advance(time.Hour)
@@ -155,7 +158,7 @@ func TestNoNameOrAddressIsInRedisAndEveryKeyExpires(t *testing.T) {
 	l := onRedisAt(t, client).node(defaults(t))
 	phone := remember(t, l, "planted-name", address(1))
 	for n := range 200 {
-		guess(t, l, Attempt{Account: "planted-name", Address: address(n / 7), Device: phone})
+		guess(t, l, Attempt{Account: "planted-name", Address: address(n / 7), DeviceToken: phone})
 		guess(t, l, Attempt{Account: "planted-name", Address: v6(n, n)})
 	}
 	if err := l.Unlock(t.Context(), "planted-name"); err != nil {
@@ -177,7 +180,8 @@ func TestNoNameOrAddressIsInRedisAndEveryKeyExpires(t *testing.T) {
 			t.Errorf("key %s expires in %v (%v)", key, ttl, err)
 		}
 		fields, err := client.HGetAll(t.Context(), key).Result()
-		if text := fmt.Sprint(key, fields); err != nil || strings.Contains(text, "planted") || strings.Contains(text, "10.0.") {
+		if text := fmt.Sprint(key, fields); err != nil || strings.Contains(text, "planted") ||
+			strings.Contains(text, "10.0.") {
 			t.Errorf("%s shows a name or an address (%v)", text, err)
 		}
 	}
@@ -189,36 +193,40 @@ func TestNoNameOrAddressIsInRedisAndEveryKeyExpires(t *testing.T) {
 func TestRedisClockIsTheClock(t *testing.T) {
 	t.Parallel()
 	w := onRedis(t)
-	// Three nodes whose clocks are hours apart, and Redis' own clock.
+	// Three nodes whose clocks differ by hours, and Redis's own clock.
 	for hours := range 3 {
 		w.clock.advance(time.Duration(hours) * time.Hour)
 		l, frozen := w.node(defaults(t)), w.clock.now()
 		l.now = func() time.Time { return frozen }
 		inRedis(l).clock = nil
 		for n := range 4 {
-			if passed, want := guess(t, l, Attempt{Account: "alice", Address: address(1)}), 4*hours+n < 5; passed != want {
-				t.Fatalf("node %d, guess %d: let through %t, want %t", hours, n+1, passed, want)
+			if passed, want := guess(t, l,
+				Attempt{Account: "alice", Address: address(1)}), 4*hours+n < 5; passed != want {
+				t.Fatalf("node %d, guess %d: compared %t, want %t", hours, n+1, passed, want)
 			}
 		}
-		written, err := w.redis.HGet(t.Context(), redisKey(classAccount, l.keysOf(Attempt{Account: "alice"}).account), "t").Int64()
+		written, err := w.redis.Do(t.Context(), "hget",
+			redisKey(classAccount, l.keysOf(Attempt{Account: "alice"}).account),
+			"t").Int64()
 		if err != nil {
 			t.Fatal(err)
 		}
-		clock, err := w.redis.Time(t.Context()).Result()
+		clock, err := w.redis.(*redis.Client).Time(t.Context()).Result()
 		if off := clock.Sub(time.UnixMilli(written)); err != nil || off < 0 || off > time.Hour {
-			t.Fatalf("written %v before now by Redis' clock (%v)", off, err)
+			t.Fatalf("written %v before now by Redis's clock (%v)", off, err)
 		}
 	}
 }
 
-// redisWorld is a limiter on a Redis of its own, with what it logs and measures.
+// redisWorld is a limiter on its own Redis, with its log and metrics.
 func redisWorld(t *testing.T) (*world, *Limiter, *cachetest.Server, *observer.ObservedLogs, *prometheus.Registry) {
 	t.Helper()
 	server := cachetest.Start(t)
 	w := onRedisAt(t, cachetest.Open(t, server.URL()))
 	core, logs := observer.New(zap.InfoLevel)
 	registry := prometheus.NewRegistry()
-	l, err := New(defaults(t), Options{Redis: w.redis, Secret: w.secret, Now: w.clock.now, Log: zap.New(core), Registry: registry})
+	l, err := New(defaults(t),
+		Options{Redis: w.redis, Secret: w.secret, Now: w.clock.now, Log: zap.New(core), Registry: registry})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +246,7 @@ func TestWithRedisAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 		t.Fatal(err)
 	}
 	server.Kill()
-	l.Failed(t.Context(), begun) // counts, wherever
+	l.Failed(t.Context(), begun) // it counts on any server
 	guesses := 0
 	for n := range 100 {
 		if guess(t, l, Attempt{Account: "alice", Address: address(300 + n)}) {
@@ -246,23 +254,23 @@ func TestWithRedisAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 		}
 	}
 	if guesses != 4 {
-		t.Errorf("%d guesses after Redis went, want the 4 that were left", guesses)
+		t.Errorf("%d guesses without Redis, want the remaining 4", guesses)
 	}
-	phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), Device: phone})
+	phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
 	signIn(t, l, Attempt{Account: "alice", Address: address(1)})
 	if got := metric(t, registry, "authctl_throttle_redis_up", ""); got != 0 {
 		t.Errorf("redis_up is %v while it is away", got)
 	}
 	if err := l.Unlock(t.Context(), "alice"); err == nil {
-		t.Error("Unlock promises what it cannot do")
+		t.Error("Unlock succeeds without the counters")
 	}
 	if _, err := l.State(t.Context(), "alice"); err == nil {
-		t.Error("State tells what it cannot know")
+		t.Error("State answers without the counters")
 	}
 
 	server.Restart()
 	w.clock.advance(retryAway)
-	signIn(t, l, Attempt{Account: "alice", Address: address(400), Device: phone})
+	signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
 	if got := metric(t, registry, "authctl_throttle_redis_up", ""); got != 1 {
 		t.Errorf("redis_up is %v after it came back", got)
 	}
@@ -285,7 +293,7 @@ func TestASilentRedisHoldsUpOneSignInASecond(t *testing.T) {
 	inRedis(l).timeout = redisTimeout
 	server.Pause()
 	defer server.Resume()
-	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience) // far beyond the bound, far below for ever
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience) // far longer than the bound, but finite
 	defer cancel()
 	for n := range 1000 {
 		ticket, err := l.Begin(ctx, Attempt{Account: name(n), Address: address(n)})
@@ -302,7 +310,7 @@ func TestASilentRedisHoldsUpOneSignInASecond(t *testing.T) {
 	w.clock.advance(retryAway)
 	signIn(t, l, Attempt{Account: "alice", Address: address(1)})
 	if !l.shared.up() {
-		t.Fatal("not back though Redis answers")
+		t.Fatal("the counters are not shared although Redis answers")
 	}
 }
 
@@ -356,7 +364,7 @@ func TestACallerWhoLeftSaysNothingAboutRedis(t *testing.T) {
 func TestACommandIsNotSentTwice(t *testing.T) {
 	t.Parallel()
 	w, l, server, _, _ := redisWorld(t)
-	signIn(t, l, Attempt{Account: "alice", Address: address(1)}) // the script is known
+	signIn(t, l, Attempt{Account: "alice", Address: address(1)}) // so that the script is known
 	// A proxy that passes each command on and drops the connection instead of the answer.
 	proxy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -382,7 +390,7 @@ func TestACommandIsNotSentTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := l.keysOf(Attempt{Account: "bob", Address: address(1)})
-	pending, err := w.redis.HGet(t.Context(), redisKey(classAccount, k.account), "p").Int()
+	pending, err := w.redis.Do(t.Context(), "hget", redisKey(classAccount, k.account), "p").Int()
 	if err != nil || pending != 1 {
 		t.Fatalf("%d reservations, %v, want one", pending, err)
 	}
@@ -394,8 +402,8 @@ func redisClient(t *testing.T, opt *redis.Options) *redis.Client {
 	return client
 }
 
-// swallowScripts passes bytes between a client and Redis until it has seen a script in what
-// the client sent: Redis gets it, and the client loses its connection.
+// swallowScripts passes bytes between a client and Redis until the client sends a script: Redis
+// gets the script, and the client loses its connection.
 func swallowScripts(client net.Conn, redisAddr string) {
 	defer client.Close()
 	server, err := net.Dial("tcp", redisAddr)
@@ -428,7 +436,7 @@ func mustNetwork(a Attempt) netip.Prefix {
 	return network
 }
 
-// metric returns the sum of the metric's values that carry the label value, or of all.
+// metric returns the sum of the metric's values with the label value, or of all its values.
 func metric(t *testing.T, registry *prometheus.Registry, name, label string) (sum float64) {
 	t.Helper()
 	families, err := registry.Gather()
@@ -482,5 +490,106 @@ func TestMetricsCountRefusalsByLimit(t *testing.T) {
 	}
 	if _, err := New(defaults(t), Options{Secret: "secret", Registry: registry}); err == nil {
 		t.Error("the same metrics registered twice")
+	}
+}
+
+// held keeps scripts from Redis until it is released, and counts how many wait at once.
+type held struct {
+	letGo chan struct{}
+	now   atomic.Int32
+	most  atomic.Int32
+}
+
+func (h *held) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (h *held) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (h *held) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if !strings.HasPrefix(cmd.Name(), "eval") { // commands that begin a connection
+			return next(ctx, cmd)
+		}
+		n := h.now.Add(1)
+		defer h.now.Add(-1)
+		for most := h.most.Load(); n > most && !h.most.CompareAndSwap(most, n); most = h.most.Load() {
+		}
+		<-h.letGo
+		return next(ctx, cmd)
+	}
+}
+
+// A flood leaves connections, and Redis itself, to the others.
+func TestAFloodAsksRedisInTurns(t *testing.T) {
+	t.Parallel()
+	client := cachetest.Shared(t)
+	h := &held{letGo: make(chan struct{})}
+	client.AddHook(h)
+	w := onRedisAt(t, client)
+	l := w.node(defaults(t))
+	store := l.shared.(*shared)
+	store.timeout, store.patience = testenv.Patience, testenv.Patience
+	var all sync.WaitGroup
+	var asked atomic.Int32
+	flood := 4 * cap(store.turns)
+	for i := range flood {
+		all.Go(func() {
+			asked.Add(1)
+			if _, err := store.begin(t.Context(),
+				l.keysOf(Attempt{Account: fmt.Sprint(i), Address: address(1)})); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	testenv.Eventually(t, "all ask, and the allowed number waits for Redis", func() bool {
+		return int(asked.Load()) == flood && int(h.now.Load()) >= cap(store.turns)
+	})
+	close(h.letGo)
+	all.Wait()
+	if most := int(h.most.Load()); most > turns() {
+		t.Errorf("%d asked at once, want at most %d", most, turns())
+	}
+}
+
+// A stranger who gets no turn in time is refused. If each process judged alone instead, many
+// servers would allow many more guesses. Known devices need no turn, and Redis does not count as
+// down.
+func TestAStrangerWhoGetsNoTurnIsRefused(t *testing.T) {
+	t.Parallel()
+	w := onRedis(t)
+	l := w.node(defaults(t))
+	store := l.shared.(*shared)
+	ticket, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := l.Succeeded(t.Context(), ticket, "owner")
+	store.timeout, store.patience = testenv.Patience, time.Millisecond
+	for range cap(store.turns) {
+		store.turns <- struct{}{}
+	}
+	if _, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(2)}); !errors.Is(err, ErrCrowded) {
+		t.Errorf("a stranger without a turn: %v", err)
+	}
+	if _, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(2), DeviceToken: device}); err != nil {
+		t.Errorf("a known device without a turn: %v", err)
+	}
+	left, leave := context.WithCancel(t.Context())
+	leave()
+	if _, err := store.begin(left, ticket.keys); !errors.Is(err, context.Canceled) {
+		t.Errorf("of a caller who has left: %v", err)
+	}
+	if !store.up() {
+		t.Error("Redis counts as down")
+	}
+	<-store.turns
+	if _, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(2)}); err != nil {
+		t.Errorf("with a turn: %v", err)
+	}
+	store.turns <- struct{}{}
+	store.note(errors.New("Redis hangs"))
+	if _, err := l.Begin(t.Context(), Attempt{Account: "alice", Address: address(3)}); err != nil {
+		t.Errorf("without a turn, and Redis is down: %v", err)
 	}
 }

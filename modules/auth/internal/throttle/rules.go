@@ -99,9 +99,9 @@ type streakRule struct {
 	free          int64 // failures without a delay
 	base, longest int64 // the delays; base 0: none
 	max, lock     int64 // beyond max failures, lock is the delay; max 0: no such
-	// A streak is remembered for forget times its length, at most memory. So whoever pauses
-	// until it is forgotten gains one guess for each time of forget; and so many failures
-	// fill the memory of a store only so far, however they are spread.
+	// A streak is remembered for forget times its length, at most memory. So an attacker who pauses
+	// until it is forgotten gains one guess for each time of forget, and failures
+	// fill the memory of a store only to a limit, however they are spread.
 	forget, memory int64
 	// cleared is set for accounts: how long it is remembered that one was cleared. That is
 	// as long as any tier of the account is, or what was cleared would come back.
@@ -258,7 +258,7 @@ func (c Limits) knownFailures() int { return max(1, c.MaxFailures/5) }
 func (c Limits) strangersFailures() int { return c.MaxFailures - c.knownFailures() }
 
 func (c Config) rules() rules {
-	forget, memory, device := c.Forget.Milliseconds(), c.memory().Milliseconds(), c.Device.Milliseconds()
+	forget, memory, device := c.Forget.Milliseconds(), c.memory().Milliseconds(), c.DeviceTTL.Milliseconds()
 	// What known devices have used up stays used up for as long as any of them is known.
 	known, knownFailures := max(device, c.Remember.Milliseconds()), int64(c.knownFailures())
 	base, longest := c.BaseDelay.Milliseconds(), c.MaxDelay.Milliseconds()

@@ -9,8 +9,8 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// The counters are in one slot of a cluster. While the node that has it is away, each process limits by itself,
-// and nobody waits.
+// The counters are in one slot of a cluster. While its node is down, each process limits on its
+// own, and no request waits.
 func TestLimitsOutliveANodeOfTheirCluster(t *testing.T) {
 	t.Parallel()
 	c := cachetest.StartCluster(t)
@@ -25,7 +25,10 @@ func TestLimitsOutliveANodeOfTheirCluster(t *testing.T) {
 		t.Errorf("limits are not shared after %d guesses", free)
 	}
 
-	slot := client.ClusterKeySlot(t.Context(), keyPrefix).Val()
+	slot, err := client.Do(t.Context(), "cluster", "keyslot", keyPrefix).Int64()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i, node := range c.Primaries {
 		keys, _ := c.Do(node, "cluster", "countkeysinslot", slot).(int64)
 		if keys == 0 {
@@ -37,13 +40,13 @@ func TestLimitsOutliveANodeOfTheirCluster(t *testing.T) {
 		})
 		node.Kill()
 	}
-	for i := range 20 { // each by the counters of the process, which are new to these accounts
+	for i := range 20 { // judged by the process's own counters, which do not know these accounts
 		if !guess(t, one, Attempt{Account: name(i), Address: address(2 + i)}) {
-			t.Errorf("attempt %d is refused while the node is away", i)
+			t.Errorf("attempt %d is refused while the node is down", i)
 		}
 	}
 	testenv.Eventually(t, "limits are shared again", func() bool {
-		w.clock.advance(2 * time.Second) // so long is Redis left alone
+		w.clock.advance(2 * time.Second) // for that long the process does not ask Redis
 		state, err := other.State(t.Context(), "alice")
 		if err != nil && !errors.Is(err, ErrNotShared) {
 			t.Fatal(err)

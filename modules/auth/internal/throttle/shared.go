@@ -1,9 +1,11 @@
 package throttle
 
 import (
+	"cmp"
 	"context"
 	_ "embed"
 	"fmt"
+	"runtime"
 	"strings"
 	"time"
 
@@ -22,21 +24,34 @@ const (
 	redisTimeout = 250 * time.Millisecond
 	// commandTimeout bounds an operator's command, which can wait longer than a sign-in.
 	commandTimeout = 5 * time.Second
+
+	// turnPatience is how long a sign-in waits for others to be told their limits. In a flood it would wait
+	// longer for a worker.
+	turnPatience = time.Second
 )
+
+// turns is how many sign-ins of one process ask Redis at a time. Each asks twice: when hundreds arrive
+// at once, or are refused at once, they would take every connection, and a refresh would wait for all of
+// them. Two for each core are enough for what can be hashed, even if Redis takes tens of milliseconds to
+// answer. The client has at least eight connections for each. Known devices do not wait for a turn.
+func turns() int { return max(4, 2*runtime.NumCPU()) }
 
 // shared keeps the counters of all processes in Redis.
 type shared struct {
-	client  redis.UniversalClient
-	script  string
-	digest  string // by which Redis remembers the script
-	timeout time.Duration
-	clock   func() time.Time // instead of Redis' own; nil but in tests
+	client   cache.Client
+	turns    chan struct{} // holds one for each sign-in that asks
+	patience time.Duration // for a turn
+	script   string
+	digest   string // by which Redis remembers the script
+	timeout  time.Duration
+	clock    func() time.Time // instead of Redis' own; nil but in tests
 	reach
 }
 
-func newShared(client redis.UniversalClient, r rules, now func() time.Time, log *zap.Logger) *shared {
+func newShared(client cache.Client, r rules, now func() time.Time, log *zap.Logger) *shared {
 	script := r.lua() + limitsLua
-	return &shared{client: client, script: script, digest: redis.NewScript(script).Hash(), timeout: redisTimeout,
+	return &shared{client: client, turns: make(chan struct{}, turns()), patience: turnPatience, script: script,
+		digest: redis.NewScript(script).Hash(), timeout: redisTimeout,
 		reach: reach{engine: "redis", now: now, log: log}}
 }
 
@@ -66,6 +81,14 @@ func (r rules) lua() string {
 }
 
 func (s *shared) begin(ctx context.Context, k keys) (verdict, error) {
+	if k.device == (id{}) && s.up() {
+		switch {
+		case s.turn(ctx, s.patience):
+			defer s.endTurn()
+		case s.up():
+			return verdict{}, cmp.Or(ctx.Err(), ErrCrowded)
+		} // else those whose turn it was have found that Redis is away
+	}
 	stranger := 0
 	if k.stranger {
 		stranger = 1
@@ -85,6 +108,12 @@ func (s *shared) begin(ctx context.Context, k keys) (verdict, error) {
 }
 
 func (s *shared) finish(ctx context.Context, k keys, in tier, how outcome, known, owner id) (result, error) {
+	if k.device == (id{}) && s.up() {
+		if !s.turn(ctx, commandTimeout) { // longer than any flood: a failure that is not shared is a guess for free
+			return result{}, errAway
+		}
+		defer s.endTurn()
+	}
 	n, err := s.run(ctx, 2, k.redis(known), "finish", nil, int64(in), int64(how), owner.String())
 	if err != nil {
 		return result{}, err
@@ -171,6 +200,27 @@ func (s *shared) run(ctx context.Context, n int, keys []string, operation string
 	}
 	return numbers, nil
 }
+
+// turn waits until few enough ask Redis, no longer than patience. When it reports true, the caller must end
+// its turn.
+func (s *shared) turn(ctx context.Context, patience time.Duration) bool {
+	select {
+	case s.turns <- struct{}{}: // mostly
+		return true
+	default:
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case s.turns <- struct{}{}:
+		return true
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+func (s *shared) endTurn() { <-s.turns }
 
 func read(answer []any, n int, text *string) ([]int64, error) {
 	numbers := make([]int64, n)

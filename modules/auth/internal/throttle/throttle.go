@@ -1,6 +1,7 @@
 package throttle
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,9 +10,9 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/redis/go-redis/v9"
 	"go.uber.org/zap"
 
+	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
@@ -33,7 +34,7 @@ var ErrNotShared = errors.New("the shared counters of sign-in attempts cannot be
 type Options struct {
 	// Redis, of platform/cache, which heeds deadlines, has the counters of all processes. Without it DB has
 	// them if it is PostgreSQL. Otherwise they are those of this process.
-	Redis           redis.UniversalClient
+	Redis           cache.Client
 	DB              *database.DB
 	Secret          config.Secret         // AUTH_TOKEN_SECRET; device tokens and counters hang on it
 	PreviousSecrets []config.Secret       // those it replaces: device tokens made under them stay good
@@ -58,7 +59,8 @@ type Limiter struct {
 }
 
 // store keeps the counters of all processes. The error of begin, finish and take is [errAway] when the
-// caller must go on without, and that of ctx when the caller has left.
+// caller must go on without, and that of ctx when the caller has left; that of begin is [ErrCrowded] when
+// too many ask at once.
 type store interface {
 	begin(ctx context.Context, k keys) (verdict, error)
 	finish(ctx context.Context, k keys, in tier, how outcome, known, owner id) (result, error)
@@ -76,9 +78,7 @@ func New(cfg Config, opt Options) (*Limiter, error) {
 	if opt.Now == nil {
 		opt.Now = time.Now
 	}
-	if opt.Log == nil {
-		opt.Log = zap.NewNop()
-	}
+	opt.Log = cmp.Or(opt.Log, zap.NewNop())
 	if opt.Secret == "" {
 		return nil, errors.New("throttle: no secret")
 	}
@@ -114,10 +114,10 @@ func (l *Limiter) Close() {
 
 // Attempt is one try to sign in.
 type Attempt struct {
-	Account string     // canonical name, whether there is such an account or not
-	Address netip.Addr // of the client, as the proxies we trust tell it
-	Device  string     // device token it presented; anything, or ""
-	Lane    string     // what is tried, where it has counters of its own; "" is the password
+	Account     string     // canonical name, whether there is such an account or not
+	Address     netip.Addr // of the client, as the proxies we trust tell it
+	DeviceToken string     // what it presented; anything, or ""
+	Kind        string     // of secret that is tried, each with counters of its own; "" is the password
 
 	// Session is the live session in which somebody already signed in is asked for the password
 	// again, and Owner whose it is (see [Limiter.Trusts]). It is a known device of its own.
@@ -140,19 +140,24 @@ type Ticket struct {
 // [ErrTooManyAttempts] with the time after which to come back.
 //
 // When all room is taken by attempts in flight Begin waits for some to end, at most three
-// seconds and no longer than ctx. The shared counters add a quarter of a second at most.
+// seconds and no longer than ctx. The shared counters add a quarter of a second at most, and in a flood
+// a second until they are asked; [ErrCrowded] when that is not enough.
 func (l *Limiter) Begin(ctx context.Context, a Attempt) (*Ticket, error) {
 	t := &Ticket{attempt: a}
 	if !l.cfg.Enabled {
 		return t, nil
 	}
 	t.keys = l.keysOf(a)
-	v := l.begin(ctx, t.keys)
+	v, err := l.begin(ctx, t.keys)
 	if v.limit != limitNone && v.wait == 0 {
 		l.gates.wait(ctx, t.keys.of(v.limit), func() bool {
-			v = l.begin(ctx, t.keys)
+			v, err = l.begin(ctx, t.keys)
 			return v.limit != limitNone && v.wait == 0
 		})
+	}
+	if err != nil {
+		l.refused.WithLabelValues("in_flight").Inc()
+		return nil, err
 	}
 	if v.limit == limitNone {
 		t.tier, t.known = v.tier, v.known
@@ -203,13 +208,14 @@ func (k keys) of(n limit) id {
 	return k.account
 }
 
-func (l *Limiter) begin(ctx context.Context, k keys) verdict {
+func (l *Limiter) begin(ctx context.Context, k keys) (verdict, error) {
 	if l.shared != nil {
-		if v, err := l.shared.begin(ctx, k); err == nil {
-			return v
+		v, err := l.shared.begin(ctx, k)
+		if err == nil || errors.Is(err, ErrCrowded) {
+			return v, err
 		}
 	}
-	return l.local.begin(k)
+	return l.local.begin(k), nil
 }
 
 // Failed says that the password was wrong, or that there is no such account. lockedOut is
@@ -242,7 +248,7 @@ func (l *Limiter) Cancel(ctx context.Context, t *Ticket) {
 }
 
 // DeviceTTL is how long a device token marks a known device.
-func (l *Limiter) DeviceTTL() time.Duration { return l.cfg.Device }
+func (l *Limiter) DeviceTTL() time.Duration { return l.cfg.DeviceTTL }
 
 // Remember makes the client known to the owner without a sign-in, after it registered or changed
 // the password, and returns its device token.

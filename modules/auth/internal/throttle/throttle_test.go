@@ -12,8 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
-
+	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database/dbtest"
@@ -32,7 +31,7 @@ func newClock() *clock {
 func (c *clock) now() time.Time          { return time.UnixMilli(c.ms.Load()) }
 func (c *clock) advance(d time.Duration) { c.ms.Add(d.Milliseconds()) }
 
-// defaults are the settings as their tags say.
+// defaults are the settings with the defaults of their tags.
 func defaults(t testing.TB) Config {
 	t.Helper()
 	var cfg Config
@@ -43,13 +42,13 @@ func defaults(t testing.TB) Config {
 	return cfg
 }
 
-// world is one set of counters and the clock they go by. Its nodes share what processes
-// share through the store, and each has connections of its own.
+// world is one set of counters and their clock. Its nodes share what processes share through the
+// store, but each has its own connections.
 type world struct {
 	t        testing.TB
 	clock    *clock
-	redis    redis.UniversalClient
-	postgres string // the URL of a database; without this and Redis the counters are in process
+	redis    cache.Client
+	postgres string // the URL of a database; without it and without Redis the counters are in the process
 	secret   config.Secret
 }
 
@@ -71,7 +70,7 @@ func onEach(t *testing.T, test func(t *testing.T, w *world)) {
 
 func onRedis(t *testing.T) *world { return onRedisAt(t, cachetest.Shared(t)) }
 
-func onRedisAt(t testing.TB, client redis.UniversalClient) *world {
+func onRedisAt(t testing.TB, client cache.Client) *world {
 	w := newWorld(t)
 	w.redis = client
 	return w
@@ -85,13 +84,13 @@ func onPostgresAt(t testing.TB, url string) *world {
 	return w
 }
 
-// A secret of its own gives every test counters of its own.
+// With its own secret every test has its own counters.
 func newWorld(t testing.TB) *world {
 	return &world{t: t, clock: newClock(), secret: config.Secret(rand.Text())}
 }
 
-// fewer is the number of steps that a campaign takes: n, or that part of them which suffices in
-// PostgreSQL, where each takes longer.
+// fewer is the number of steps of a campaign: n, or fewer in PostgreSQL, where each step takes
+// longer.
 func (w *world) fewer(n, part int) int {
 	if w.postgres != "" && os.Getenv("AUTHCTL_CAMPAIGN") != "long" {
 		return n / part
@@ -110,7 +109,7 @@ func (w *world) nodeWith(cfg Config, opt Options) *Limiter {
 	if w.postgres != "" {
 		opt.DB = dbtest.Open(w.t, w.postgres)
 	}
-	// On a machine that does much else.
+	// For a busy machine.
 	cfg.PostgresTimeout = time.Minute
 	l, err := New(cfg, opt)
 	if err != nil {
@@ -132,7 +131,7 @@ func inRedis(l *Limiter) *shared { return l.shared.(*shared) }
 
 func inPostgres(l *Limiter) *postgres { return l.shared.(*postgres) }
 
-// guess tries a wrong password and reports whether it was let through to be compared.
+// guess tries a wrong password and reports whether it was compared.
 func guess(t testing.TB, l *Limiter, a Attempt) bool {
 	t.Helper()
 	ticket, err := l.Begin(t.Context(), a)
@@ -144,7 +143,7 @@ func guess(t testing.TB, l *Limiter, a Attempt) bool {
 	return true
 }
 
-// ownerOf is who has an account in these tests, and the password it has.
+// ownerOf maps accounts of these tests to their passwords.
 func ownerOf(account string) string { return "owner of " + account }
 
 func remember(t testing.TB, l *Limiter, account string, address netip.Addr) string {
@@ -152,7 +151,7 @@ func remember(t testing.TB, l *Limiter, account string, address netip.Addr) stri
 	return l.Remember(t.Context(), account, ownerOf(account), address)
 }
 
-// known reports whether the attempt was let through as one of a known device or address.
+// known reports whether the attempt passed as one of a known device or address.
 func known(ticket *Ticket) bool { return ticket.tier == tierDevice || ticket.tier == tierPair }
 
 // signIn gives the right password and returns the device token.
@@ -165,7 +164,7 @@ func signIn(t testing.TB, l *Limiter, a Attempt) string {
 	return l.Succeeded(t.Context(), ticket, ownerOf(a.Account))
 }
 
-// refusal returns after how long a refused attempt may come back.
+// refusal returns the time after which a refused attempt may come back.
 func refusal(t testing.TB, err error) time.Duration {
 	t.Helper()
 	var f *fault.Fault
@@ -201,7 +200,7 @@ func TestDelaysBeginAfterTheFreeFailuresAndDouble(t *testing.T) {
 			}
 			w.clock.advance(want*time.Second - time.Millisecond)
 			if guess(t, l, a) {
-				t.Fatal("let through before the delay is over")
+				t.Fatal("not refused before the delay is over")
 			}
 			w.clock.advance(time.Millisecond)
 			if !guess(t, l, a) {
@@ -237,7 +236,7 @@ func TestGuessesSentAtOnceAreNotMoreGuesses(t *testing.T) {
 				passed[n], _ = l.Begin(context.Background(), Attempt{Account: "alice", Address: address(n)})
 			})
 		}
-		wg.Wait() // nobody has failed yet
+		wg.Wait() // no attempt has failed yet
 		through := 0
 		for _, ticket := range passed {
 			if ticket != nil {
@@ -246,7 +245,7 @@ func TestGuessesSentAtOnceAreNotMoreGuesses(t *testing.T) {
 			}
 		}
 		if through != 20 {
-			t.Fatalf("%d of 1000 guesses at once were let through, want the 20 free ones", through)
+			t.Fatalf("%d of 1000 guesses at once were compared, want the 20 free ones", through)
 		}
 		if guess(t, l, Attempt{Account: "alice", Address: address(2000)}) {
 			t.Fatal("no delay after the free failures")
@@ -269,7 +268,7 @@ func TestGuessesAtOnceFromOneAddressAreNotMoreGuesses(t *testing.T) {
 		}
 		wg.Wait()
 		if n := through.Load(); n != 200 {
-			t.Fatalf("%d of 1000 guesses at once were let through, want the 200 that an address may", n)
+			t.Fatalf("%d of 1000 guesses at once were compared, want 200 for an address", n)
 		}
 	})
 }
@@ -278,7 +277,7 @@ func TestRightPasswordsAreNeverLimitedHoweverManyAtOnce(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *world) {
 		l := w.node(defaults(t))
-		// Nobody has to come back, and those who wait are called, not left to look by themselves.
+		// No attempt has to come back, and those that wait are woken instead of polling.
 		l.gates.patience, l.gates.recheckEvery = time.Minute, time.Hour
 		var wg sync.WaitGroup
 		for range w.fewer(300, 3) {
@@ -305,7 +304,7 @@ func TestACancelledAttemptIsNoFailure(t *testing.T) {
 		for range w.fewer(300, 5) {
 			ticket, err := l.Begin(t.Context(), a)
 			if err != nil {
-				t.Fatalf("refused though nothing has failed: %v", err)
+				t.Fatalf("refused although nothing has failed: %v", err)
 			}
 			l.Cancel(t.Context(), ticket)
 		}
@@ -326,7 +325,7 @@ func TestATicketEndsOnce(t *testing.T) {
 			l.Succeeded(t.Context(), ticket, ownerOf(a.Account))
 		}
 		if guess(t, l, a) {
-			t.Fatal("ending a failed attempt again took it back")
+			t.Fatal("ending a failed attempt again undid the failure")
 		}
 	})
 }
@@ -341,11 +340,11 @@ func TestAnAttemptThatNeverEndsBecomesAFailure(t *testing.T) {
 			}
 		}
 		if _, err := l.Begin(t.Context(), a); err == nil {
-			t.Fatal("let through beside as many in flight as may fail")
+			t.Fatal("not refused although as many are in flight as may fail")
 		}
 		w.clock.advance(lease + time.Second)
-		if !guess(t, l, a) { // the delay of one second after the fifth failure is over too
-			t.Fatal("a process that died keeps the account shut")
+		if !guess(t, l, a) { // the delay of one second after the fifth failure has passed too
+			t.Fatal("a process that died keeps the account locked")
 		}
 		if guess(t, l, a) {
 			t.Fatal("a reservation that never ended has been forgotten")
@@ -375,7 +374,7 @@ func TestThresholdsAreToldOnce(t *testing.T) {
 			}
 		}
 		if fmt.Sprint(told) != "[20 80]" {
-			t.Fatalf("told at failures %v, want [20 80]", told)
+			t.Fatalf("reported at failures %v, want [20 80]", told)
 		}
 	})
 }
@@ -397,7 +396,7 @@ func TestAThresholdOfOneAddressIsToldWhetherItIsKnownOrNot(t *testing.T) {
 				}
 			}
 			if told != 1 {
-				t.Fatalf("%s: told %d times, want once", account, told)
+				t.Fatalf("%s: reported %d times, want once", account, told)
 			}
 		}
 	})
@@ -431,7 +430,7 @@ func TestUnlockClearsEveryLane(t *testing.T) {
 		l := w.node(defaults(t))
 		stolen := remember(t, l, "alice", address(1))
 		for n := range 60 { // device, pair and account in turn
-			guess(t, l, Attempt{Account: "alice", Address: address(1), Device: stolen})
+			guess(t, l, Attempt{Account: "alice", Address: address(1), DeviceToken: stolen})
 			guess(t, l, Attempt{Account: "alice", Address: address(2 + n/5)})
 		}
 		a := Attempt{Account: "alice", Address: address(1)}
@@ -449,7 +448,7 @@ func TestUnlockClearsEveryLane(t *testing.T) {
 			t.Fatalf("state %+v, %v after Unlock, want none", s, err)
 		}
 		w.clock.advance(time.Millisecond)
-		a.Device = stolen
+		a.DeviceToken = stolen
 		for n := range 10 { // five with the token, five from the address
 			if !guess(t, l, a) {
 				t.Fatalf("refused at failure %d after Unlock", n+1)
@@ -483,7 +482,7 @@ func TestRegistrationsAreOnlyLimitedWhenAskedFor(t *testing.T) {
 		}
 		w.clock.advance(6 * time.Second)
 		if err := l.Register(t.Context(), address(1)); err != nil {
-			t.Fatalf("after the time told: %v", err)
+			t.Fatalf("after the announced time: %v", err)
 		}
 	})
 }
@@ -496,11 +495,11 @@ func TestSwitchedOffItRefusesNothing(t *testing.T) {
 		l, a := w.node(cfg), Attempt{Account: "alice", Address: address(1)}
 		for range 1000 {
 			if !guess(t, l, a) {
-				t.Fatal("refused though switched off")
+				t.Fatal("refused although switched off")
 			}
 		}
 		if signIn(t, l, a) == "" {
-			t.Fatal("no device token: there would be none when it is switched on")
+			t.Fatal("no device token: nobody would have one when the throttle is switched on")
 		}
 	})
 }
@@ -512,16 +511,17 @@ func TestTheLimitsFitEachOther(t *testing.T) {
 	}
 	l := Limits{}.withDefaults()
 	for what, holds := range map[string]bool{
-		"strangers meet delays before they are refused":          l.AccountFree < l.strangersFailures(),
-		"a delay is shorter than the lock":                       l.BaseDelay < l.MaxDelay && l.MaxDelay < l.Lock,
-		"a refusal is not forgotten before it ends":              l.MaxDelay <= l.Forget && l.Lock <= l.memory(),
-		"a network is given at least what each address in it is": l.AddressBurst <= l.PrefixBurst && l.AddressPerMinute <= l.PrefixPerMinute,
+		"strangers get delays before they are refused": l.AccountFree < l.strangersFailures(),
+		"a delay is shorter than the lock":             l.BaseDelay < l.MaxDelay && l.MaxDelay < l.Lock,
+		"a refusal is not forgotten before it ends":    l.MaxDelay <= l.Forget && l.Lock <= l.memory(),
+		"a network is given at least what each address in it is": l.AddressBurst <= l.PrefixBurst &&
+			l.AddressPerMinute <= l.PrefixPerMinute,
 	} {
 		if !holds {
-			t.Errorf("it does not hold that %s", what)
+			t.Errorf("not true: %s", what)
 		}
 	}
 	if _, err := New(defaults(t), Options{}); err == nil {
-		t.Error("made without a secret")
+		t.Error("New works without a secret")
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// forge signs any header and payload with the key: what an attacker can do who got a
-// signature out of us, and more.
+// forge signs any header and payload with the key: what an attacker can do with a signature of
+// ours, and more.
 func forge(t testing.TB, key Key, header, payload string) string {
 	t.Helper()
 	signed := encodeBase64([]byte(header)) + "." + encodeBase64([]byte(payload))
@@ -56,13 +56,13 @@ func set(t testing.TB, payload, name, value string) string {
 	return with(`"`+name+`":`+value, without(t, payload, name))
 }
 
-// attack is a token, and why it is refused; nil: it is not.
+// attack is a token and the error that refuses it, nil if it is accepted.
 type attack struct {
 	token string
 	want  error
 }
 
-// headerAttacks are signed with the key, under headers of all kinds.
+// headerAttacks are tokens signed with the key, with all kinds of headers.
 func headerAttacks(t testing.TB, key Key) map[string]attack {
 	good, payload := goodHeader(key), goodPayload(t)
 	attacks := map[string]attack{}
@@ -122,7 +122,7 @@ func headerAttacks(t testing.TB, key Key) map[string]attack {
 	return attacks
 }
 
-// claimAttacks are signed with the key, and say things of all kinds.
+// claimAttacks are tokens signed with the key, with all kinds of claims.
 func claimAttacks(t testing.TB, key Key) map[string]attack {
 	good := goodPayload(t)
 	type test struct {
@@ -169,7 +169,7 @@ func claimAttacks(t testing.TB, key Key) map[string]attack {
 		"sub twice":             {with(`"sub":"018f3c5e-7b6a-7000-8000-000000000009"`, good), ErrClaims},
 		"an unknown name twice": {with(`"x":1,"x":2`, good), ErrClaims},
 		"a nested name twice":   {with(`"x":{"y":1,"y":2}`, good), ErrClaims},
-		"EXP beside exp":        {with(`"EXP":1`, good), nil}, // another claim, unknown
+		"EXP beside exp":        {with(`"EXP":1`, good), nil}, // another claim than exp, and unknown
 		"an unknown claim":      {with(`"act":{"sub":"x"}`, good), nil},
 		"nested 7 deep":         {with(`"x":`+strings.Repeat("[", 7)+strings.Repeat("]", 7), good), nil},
 		"nested 8 deep":         {with(`"x":`+strings.Repeat("[", 8)+strings.Repeat("]", 8), good), ErrClaims},
@@ -182,7 +182,8 @@ func claimAttacks(t testing.TB, key Key) map[string]attack {
 		"not UTF-8":             {with("\"x\":\"\xff\"", good), ErrClaims},
 		"half a surrogate pair": {with(`"x":"\ud800"`, good), ErrClaims},
 	}
-	for _, name := range []string{"iss", "sub", "aud", "exp", "iat", "jti", "sid", "client_id", "auth_time", "session_epoch"} {
+	for _, name := range []string{"iss", "sub", "aud", "exp", "iat", "jti", "sid", "client_id", "auth_time",
+		"session_epoch"} {
 		tests["no "+name] = test{without(t, good, name), ErrClaims}
 		tests[name+" null"] = test{set(t, good, name, "null"), ErrClaims}
 		tests[name+" an object"] = test{set(t, good, name, "{}"), ErrClaims}
@@ -195,38 +196,40 @@ func claimAttacks(t testing.TB, key Key) map[string]attack {
 	return attacks
 }
 
-// textAttacks are texts that are no token, or none that the key has signed.
+// textAttacks are texts that are not tokens, or not signed with the key.
 func textAttacks(t testing.TB, key Key) map[string]attack {
 	attacks := map[string]attack{}
 	good := mustSign(t, key, testClaims())
 	header, rest, _ := strings.Cut(good, ".")
 	payload, signature, _ := strings.Cut(rest, ".")
 
-	// The last character of 64 bytes of signature holds 2 bits that count and 4 that must be 0.
-	last := strings.IndexByte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", signature[len(signature)-1])
+	// The last character of a 64-byte signature holds 2 significant bits, and 4 that must be 0.
+	last := strings.IndexByte("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_",
+		signature[len(signature)-1])
 	loose := signature[:len(signature)-1] + string("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"[last|1])
 
 	for name, token := range map[string]string{
-		"empty":                     "",
-		"one segment":               header,
-		"two segments":              header + "." + payload,
-		"four segments":             good + ".",
-		"five segments (JWE)":       good + ".a.b",
-		"only dots":                 "..",
-		"LF in the signature":       header + "." + payload + "." + signature[:10] + "\n" + signature[10:],
-		"CRLF in the signature":     header + "." + payload + "." + signature[:10] + "\r\n" + signature[10:],
-		"LF at the end":             good + "\n",
-		"LF in the payload":         header + "." + payload[:8] + "\n" + payload[8:] + "." + signature,
-		"a space before":            " " + good,
-		"Bearer":                    "Bearer " + good,
-		"NUL":                       good + "\x00",
-		"padding":                   good + "==",
-		"standard base64":           header + "." + payload + "." + "+/" + signature[2:],
-		"bits left over":            header + "." + payload + "." + loose,
-		"length 1 modulo 4":         header + "." + payload + "." + signature + "AAA",
-		"JSON serialisation":        `{"payload":"` + payload + `"}`,
-		"not ASCII":                 header + "." + payload + "." + signature + "é",
-		"one byte too long":         header + "." + payload + "." + strings.Repeat("A", maxToken+1-len(header)-len(payload)-2),
+		"empty":                 "",
+		"one segment":           header,
+		"two segments":          header + "." + payload,
+		"four segments":         good + ".",
+		"five segments (JWE)":   good + ".a.b",
+		"only dots":             "..",
+		"LF in the signature":   header + "." + payload + "." + signature[:10] + "\n" + signature[10:],
+		"CRLF in the signature": header + "." + payload + "." + signature[:10] + "\r\n" + signature[10:],
+		"LF at the end":         good + "\n",
+		"LF in the payload":     header + "." + payload[:8] + "\n" + payload[8:] + "." + signature,
+		"a space before":        " " + good,
+		"Bearer":                "Bearer " + good,
+		"NUL":                   good + "\x00",
+		"padding":               good + "==",
+		"standard base64":       header + "." + payload + "." + "+/" + signature[2:],
+		"bits left over":        header + "." + payload + "." + loose,
+		"length 1 modulo 4":     header + "." + payload + "." + signature + "AAA",
+		"JSON serialisation":    `{"payload":"` + payload + `"}`,
+		"not ASCII":             header + "." + payload + "." + signature + "é",
+		"one byte too long": header + "." + payload + "." + strings.Repeat("A", maxToken+
+			1-len(header)-len(payload)-2),
 		"a megabyte":                strings.Repeat("A", 1<<20),
 		"a megabyte of dots":        strings.Repeat(".", 1<<20),
 		"empty header":              "." + payload + "." + signature,
@@ -235,12 +238,14 @@ func textAttacks(t testing.TB, key Key) map[string]attack {
 		attacks[name] = attack{token, ErrMalformed}
 	}
 	for name, token := range map[string]string{
-		"no signature":            header + "." + payload + ".",
-		"half a signature":        header + "." + payload + "." + signature[:len(signature)/2&^3],
-		"as long as may be":       header + "." + payload + "." + strings.Repeat("A", maxToken-len(header)-len(payload)-2),
-		"r and s of zero":         header + "." + payload + "." + strings.Repeat("A", 86),
-		"another signature":       header + "." + payload + "." + alter(signature, 5),
-		"another payload":         header + "." + encodeBase64([]byte(set(t, goodPayload(t), "session_epoch", "8"))) + "." + signature,
+		"no signature":     header + "." + payload + ".",
+		"half a signature": header + "." + payload + "." + signature[:len(signature)/2&^3],
+		"as long as may be": header + "." + payload + "." + strings.Repeat("A",
+			maxToken-len(header)-len(payload)-2),
+		"r and s of zero":   header + "." + payload + "." + strings.Repeat("A", 86),
+		"another signature": header + "." + payload + "." + alter(signature, 5),
+		"another payload": header + "." + encodeBase64([]byte(set(t, goodPayload(t), "session_epoch",
+			"8"))) + "." + signature,
 		"an ASN.1 signature size": header + "." + payload + "." + strings.Repeat("M", 96),
 	} {
 		attacks[name] = attack{token, ErrSignature}
@@ -279,8 +284,8 @@ func TestTextsThatAreRefused(t *testing.T) {
 	refuses(t, key, textAttacks(t, key))
 }
 
-// disguises pass the public key off as the key of an HMAC, or as none: it is public, and who
-// could do so would sign at will.
+// disguises use the public key as the key of an HMAC, or no key. The key is public, so a verifier
+// that accepted these would let anybody sign.
 func disguises(t testing.TB, keys ...Key) map[string]attack {
 	attacks := map[string]attack{}
 	for _, key := range keys {
@@ -293,17 +298,21 @@ func disguises(t testing.TB, keys ...Key) map[string]attack {
 			t.Fatal(err)
 		}
 		secrets := map[string][]byte{
-			"DER": der, "PEM": pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}), "JWK": jwkText, "empty": {},
+			"DER": der, "PEM": pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY",
+				Bytes: der}), "JWK": jwkText, "empty": {},
 		}
 		for form, secret := range secrets {
-			signed := encodeBase64([]byte(set(t, goodHeader(key), "alg", `"HS256"`))) + "." + encodeBase64([]byte(goodPayload(t)))
+			signed := encodeBase64([]byte(set(t, goodHeader(key), "alg",
+				`"HS256"`))) + "." + encodeBase64([]byte(goodPayload(t)))
 			mac, err := jwt.SigningMethodHS256.Sign(signed, secret)
 			if err != nil {
 				t.Fatal(err)
 			}
-			attacks["HS256 with the "+key.Algorithm()+" key as "+form] = attack{signed + "." + encodeBase64(mac), ErrAlgorithm}
+			attacks["HS256 with the "+key.Algorithm()+" key as "+form] = attack{signed + "." + encodeBase64(mac),
+				ErrAlgorithm}
 		}
-		none := encodeBase64([]byte(set(t, goodHeader(key), "alg", `"none"`))) + "." + encodeBase64([]byte(goodPayload(t))) + "."
+		none := encodeBase64([]byte(set(t, goodHeader(key), "alg",
+			`"none"`))) + "." + encodeBase64([]byte(goodPayload(t))) + "."
 		attacks["none with the kid of the "+key.Algorithm()+" key"] = attack{none, ErrAlgorithm}
 	}
 	return attacks
@@ -324,7 +333,8 @@ func TestATokenOfAnotherKeyUnderThisKID(t *testing.T) {
 	t.Parallel()
 	for _, algorithm := range algorithms[:2] {
 		key, other := newTestKey(t, algorithm), newTestKey(t, algorithm)
-		if _, err := testVerifier(key).Verify(forge(t, other, goodHeader(key), goodPayload(t))); !errors.Is(err, ErrSignature) {
+		if _, err := testVerifier(key).Verify(forge(t, other, goodHeader(key),
+			goodPayload(t))); !errors.Is(err, ErrSignature) {
 			t.Errorf("%s: %v", algorithm, err)
 		}
 	}
@@ -357,9 +367,10 @@ func TestARefusalNeverQuotesTheToken(t *testing.T) {
 func TestRFC8725KeysOfTheWrongKindAreNotMade(t *testing.T) {
 	t.Parallel()
 	ec, rsa := newTestKey(t, ES256), newTestKey(t, RS256)
-	for algorithm, key := range map[string]any{ES256: rsa.public.key, RS256: ec.public.key, EdDSA: ec.public.key, HS256: ec.public.key, "none": []byte{}, "ES384": ec.public.key} {
+	for algorithm, key := range map[string]any{ES256: rsa.public.key, RS256: ec.public.key, EdDSA: ec.public.key,
+		HS256: ec.public.key, "none": []byte{}, "ES384": ec.public.key} {
 		if _, err := newPublicKey("k", algorithm, key); err == nil {
-			t.Errorf("%T was taken for %s", key, algorithm)
+			t.Errorf("%T was accepted for %s", key, algorithm)
 		}
 	}
 	for _, algorithm := range []string{HS256, "none", "", "ES512"} {
@@ -368,6 +379,6 @@ func TestRFC8725KeysOfTheWrongKindAreNotMade(t *testing.T) {
 		}
 	}
 	if _, err := SharedKey("too short"); err == nil {
-		t.Error("a short secret was taken for HS256")
+		t.Error("a short secret was accepted for HS256")
 	}
 }

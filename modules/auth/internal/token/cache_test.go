@@ -22,8 +22,8 @@ func (c *Cache) len() int {
 	return n
 }
 
-// Whatever happens to the clock, the keys and the settings: with a cache the answer is the
-// same as without one.
+// Whatever happens to the clock, the keys and the settings, the answer with a cache is the same as
+// without one.
 func TestACacheChangesNoVerdict(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(1, 2))
@@ -31,7 +31,9 @@ func TestACacheChangesNoVerdict(t *testing.T) {
 	now := testNow()
 	published := map[string]PublicKey{}
 	cached := &Verifier{
-		Issuer: testClaims().Issuer, Audiences: []string{"api"}, Leeway: DefaultLeeway, Now: func() time.Time { return now },
+		Issuer: testClaims().Issuer, Audiences: []string{"api"}, Leeway: DefaultLeeway, Now: func() time.Time {
+			return now
+		},
 		Key:   func(kid string) (PublicKey, bool) { key, ok := published[kid]; return key, ok },
 		Cache: NewCache(32), // so small that entries are evicted
 	}
@@ -64,7 +66,7 @@ func TestACacheChangesNoVerdict(t *testing.T) {
 			published[key.KID()] = key.Public()
 		case 3:
 			delete(published, pool[random.IntN(len(pool))].KID())
-		case 4: // another key under the name
+		case 4: // another key with the same name
 			other := pool[random.IntN(2)].Public()
 			other.kid = pool[random.IntN(2)].KID()
 			published[other.kid] = other
@@ -83,7 +85,7 @@ func TestACacheChangesNoVerdict(t *testing.T) {
 		}
 	}
 	if accepted < 1000 {
-		t.Errorf("only %d were accepted: the test shows too little", accepted)
+		t.Errorf("only %d were accepted, too few for this test", accepted)
 	}
 }
 
@@ -96,7 +98,8 @@ func TestACacheSparesTheSignature(t *testing.T) {
 	if _, err := v.Verify(token); err != nil || v.Cache.len() != 1 {
 		t.Fatalf("%d entries, %v", v.Cache.len(), err)
 	}
-	// The same name, algorithm and print, but a key that verifies nothing: it is not asked.
+	// A key with the same name, algorithm and fingerprint that verifies nothing: the cache does not
+	// ask it.
 	v.Key = func(string) (PublicKey, bool) {
 		blind := key.Public()
 		blind.key = newTestKey(t, ES256).public.key
@@ -122,7 +125,7 @@ func TestACacheIsBounded(t *testing.T) {
 	if n := v.Cache.len(); n > 64 || n < 32 {
 		t.Errorf("%d entries; want at most 64, and most of them used", n)
 	}
-	// What is refused takes no place.
+	// Refused tokens are not cached.
 	v.Cache = NewCache(64)
 	good := mustSign(t, key, testClaims())
 	for _, bad := range []string{alter(good, len(good)-3), good + "A", strings.Repeat("A", maxToken+1)} {
@@ -131,7 +134,7 @@ func TestACacheIsBounded(t *testing.T) {
 		}
 	}
 	if n := v.Cache.len(); n != 0 {
-		t.Errorf("%d refused tokens are remembered", n)
+		t.Errorf("%d refused tokens are in the cache", n)
 	}
 }
 

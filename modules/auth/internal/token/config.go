@@ -48,6 +48,10 @@ func (c Config) Validate(report func(path, problem string)) {
 	} else if !plainPath(u.EscapedPath()) {
 		report("auth.token.issuer", "has a path that proxies and clients may write in more than one way: use letters, "+
 			"digits and . _ ~ - between single slashes")
+	} else if !strings.HasPrefix(c.Issuer, u.Scheme) {
+		report("auth.token.issuer", "must begin with "+u.Scheme+":// in small letters")
+	} else if problem := config.URLHostProblem(u); problem != "" {
+		report("auth.token.issuer", "has a host that "+problem)
 	}
 	if problem := audienceProblem(c.Audience); problem != "" {
 		report("auth.token.audience", problem)
@@ -62,7 +66,8 @@ func (c Config) Validate(report func(path, problem string)) {
 func plainPath(path string) bool {
 	for i, segment := range strings.Split(path, "/") {
 		plain := !strings.ContainsFunc(segment, func(r rune) bool {
-			return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._~-", r))
+			return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' ||
+				strings.ContainsRune("._~-", r))
 		})
 		last := strings.Count(path, "/") == i
 		if !plain || segment == "." || segment == ".." || segment == "" && i > 0 && !last {

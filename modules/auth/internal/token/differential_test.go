@@ -18,8 +18,8 @@ import (
 	"github.com/google/uuid"
 )
 
-// elsewhere is the module verify in a process of its own. It is another module, and ours does
-// not depend on it: so it is built where it is, and asked over a pipe.
+// elsewhere is the module verify in its own process. Our module does not depend on it, so it is
+// built in its own folder and asked through a pipe.
 type elsewhere struct {
 	in  io.Writer
 	out *bufio.Reader
@@ -41,7 +41,7 @@ func newElsewhere(t testing.TB, keys ...Key) *elsewhere {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), probe) // ends with the test
+	cmd := exec.CommandContext(t.Context(), probe) // it ends with the test
 	cmd.Stderr = t.Output()
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -71,7 +71,7 @@ func (e *elsewhere) write(t testing.TB, line any) {
 	}
 }
 
-// says returns why the other verifier refuses a token, or its claims.
+// says returns why the other verifier refuses a token, or the claims of the token.
 func (e *elsewhere) says(t testing.TB, token string, now time.Time) (reason string, claims Claims) {
 	t.Helper()
 	e.write(t, map[string]any{"token": token, "time": now})
@@ -94,7 +94,7 @@ func (e *elsewhere) says(t testing.TB, token string, now time.Time) (reason stri
 	return answer.Reason, claims
 }
 
-// differs says how the two verifiers differ about a token, or nothing.
+// differs says how the two verifiers differ about a token; empty if they agree.
 func (e *elsewhere) differs(t testing.TB, v *Verifier, token string) string {
 	t.Helper()
 	claims, err := v.Verify(token)
@@ -114,12 +114,15 @@ func (e *elsewhere) differs(t testing.TB, v *Verifier, token string) string {
 	return ""
 }
 
-// mutate changes a text in one place, in ways that JSON parsers disagree about.
+// mutate changes one place of a text, in ways that JSON parsers disagree about.
 func mutate(random *rand.Rand, text string) string {
 	pieces := []string{
-		"", " ", "\n", "\t", "\r", "\x00", "\x1f", "\v", ",", ":", "{", "}", "[", "]", `"`, `\`, `\u0000`, `\ud800`, `\ud83d\ude00`, `\udc00\ud800`,
-		`\/`, `\x`, "é", "\u2028", "\xff", "\xc0\x80", "\xed\xa0\x80", "\ufeff", "0", "-", "-0", "1", "e5", "E+1", ".0", "00", "9223372036854775807",
-		"9223372036854775808", "null", "true", "nul", "NaN", "/**/", `"x":1,`, `"exp":1,`, `"e\u0078p":1,`, `,"x":[[[[[[[]]]]]]]`, `"aud":"api",`, "A", "f",
+		"", " ", "\n", "\t", "\r", "\x00", "\x1f", "\v", ",", ":", "{", "}", "[", "]", `"`, `\`, `\u0000`, `\ud800`,
+		`\ud83d\ude00`, `\udc00\ud800`,
+		`\/`, `\x`, "é", "\u2028", "\xff", "\xc0\x80", "\xed\xa0\x80", "\ufeff", "0", "-", "-0", "1", "e5", "E+1",
+		".0", "00", "9223372036854775807",
+		"9223372036854775808", "null", "true", "nul", "NaN", "/**/", `"x":1,`, `"exp":1,`, `"e\u0078p":1,`,
+		`,"x":[[[[[[[]]]]]]]`, `"aud":"api",`, "A", "f",
 	}
 	from := random.IntN(len(text) + 1)
 	to := min(from+[]int{0, 0, 1, 1, 2, 8}[random.IntN(6)], len(text))
@@ -130,8 +133,8 @@ func mutate(random *rand.Rand, text string) string {
 	return text[:from] + pieces[random.IntN(len(pieces))] + text[to:]
 }
 
-// The parser of the module verify is another one, made to be as strict as this: whatever one of
-// them refuses the other refuses, for the same reason, and what they accept they read alike.
+// The module verify has another parser, which must be as strict as this one: both refuse the same
+// texts for the same reasons, and read the accepted ones alike.
 func TestTheModuleVerifyIsJustAsStrict(t *testing.T) {
 	t.Parallel()
 	es, ed, rs, stranger := newTestKey(t, ES256), newTestKey(t, EdDSA), newTestKey(t, RS256), newTestKey(t, EdDSA)
@@ -139,8 +142,10 @@ func TestTheModuleVerifyIsJustAsStrict(t *testing.T) {
 	now := testNow()
 	v := testVerifier(es, ed, rs)
 	v.Now = func() time.Time { return now }
-	tokens := []string{mustSign(t, rs, testClaims()), mustSign(t, stranger, testClaims()), mustSign(t, newTestKey(t, HS256), testClaims())}
-	for _, attacks := range []map[string]attack{headerAttacks(t, es), claimAttacks(t, ed), textAttacks(t, es), disguises(t, es, ed, rs)} {
+	tokens := []string{mustSign(t, rs, testClaims()), mustSign(t, stranger, testClaims()),
+		mustSign(t, newTestKey(t, HS256), testClaims())}
+	for _, attacks := range []map[string]attack{headerAttacks(t, es), claimAttacks(t, ed), textAttacks(t, es),
+		disguises(t, es, ed, rs)} {
 		for _, name := range slices.Sorted(maps.Keys(attacks)) {
 			tokens = append(tokens, attacks[name].token)
 		}
@@ -165,7 +170,8 @@ func TestTheModuleVerifyIsJustAsStrict(t *testing.T) {
 		}
 		now = testNow()
 		if random.IntN(8) == 0 {
-			now = now.Add([]time.Duration{-time.Minute, -30 * time.Second, 5*time.Hour - time.Second, 5 * time.Hour}[random.IntN(4)])
+			now = now.Add([]time.Duration{-time.Minute, -30 * time.Second, 5*time.Hour - time.Second,
+				5 * time.Hour}[random.IntN(4)])
 		}
 		token := forge(t, ed, h, p)
 		if random.IntN(10) == 0 {
@@ -179,11 +185,11 @@ func TestTheModuleVerifyIsJustAsStrict(t *testing.T) {
 		}
 	}
 	if accepted < 100 {
-		t.Errorf("only %d were accepted: the test shows too little", accepted)
+		t.Errorf("only %d were accepted, too few for this test", accepted)
 	}
 }
 
-// The same for the fuzzer, which needs coverage and no process of its own for each try.
+// The same for the fuzzer, which needs coverage and cannot start a process for each try.
 func FuzzTheModuleVerify(f *testing.F) {
 	key := newTestKey(f, EdDSA)
 	e := newElsewhere(f, key)

@@ -7,8 +7,7 @@ import (
 	"testing"
 )
 
-// What is accepted is the one text there is of it: taken apart and put together again, it is
-// the same.
+// Each token has only one accepted text: taken apart and put together again, it is the same.
 func FuzzVerify(f *testing.F) {
 	key, shared := newTestKey(f, ES256), newTestKey(f, HS256)
 	v := testVerifier(key, shared)
@@ -40,12 +39,12 @@ func FuzzVerify(f *testing.F) {
 			t.Fatal(err)
 		}
 		if again := encodeBase64(parts.header) + "." + encodeBase64(parts.payload) + "." + encodeBase64(parts.signature); again != token {
-			t.Errorf("%q was accepted, and is %q", token, again)
+			t.Errorf("%q was accepted, but its canonical text is %q", token, again)
 		}
 	})
 }
 
-// Behind a signature, where FuzzVerify does not get.
+// The parser of claims, which FuzzVerify cannot reach without a signature.
 func FuzzParseClaims(f *testing.F) {
 	f.Add([]byte(goodPayload(f)))
 	f.Add([]byte(set(f, goodPayload(f), "aud", `["a","b"]`)))
@@ -99,7 +98,7 @@ func FuzzInspect(f *testing.F) {
 			t.Errorf("%q was shown as %q", token, again)
 		}
 		if jwsErr == nil && string(payload) != string(d.Payload) {
-			t.Errorf("verified %q, shown %q", payload, d.Payload)
+			t.Errorf("verified %q, but shown %q", payload, d.Payload)
 		}
 	})
 }

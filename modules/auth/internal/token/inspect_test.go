@@ -10,11 +10,13 @@ func TestInspectShowsWhatVerifyRefuses(t *testing.T) {
 	t.Parallel()
 	text := func(s string) string { return encodeBase64([]byte(s)) }
 	d, err := Inspect(text(`{"alg":"none","jku":"https://evil.example"}`) + "." + text(`{"exp":1.5e9,"x":[1]}`) + ".")
-	if err != nil || d.Header["alg"] != "none" || d.Header["jku"] != "https://evil.example" || d.Claims["exp"] != json.Number("1.5e9") ||
+	if err != nil || d.Header["alg"] != "none" || d.Header["jku"] != "https://evil.example" ||
+		d.Claims["exp"] != json.Number("1.5e9") ||
 		string(d.Payload) != `{"exp":1.5e9,"x":[1]}` {
 		t.Errorf("%+v, %v", d, err)
 	}
-	if d, err := Inspect(vectorEdDSA); err != nil || d.Claims != nil || string(d.Payload) != "Example of Ed25519 signing" {
+	if d, err := Inspect(vectorEdDSA); err != nil || d.Claims != nil ||
+		string(d.Payload) != "Example of Ed25519 signing" {
 		t.Errorf("a bare JWS: %+v, %v", d, err)
 	}
 	for name, token := range map[string]string{
@@ -29,7 +31,8 @@ func TestInspectShowsWhatVerifyRefuses(t *testing.T) {
 			t.Errorf("%s: %+v, %v", name, d, err)
 		}
 	}
-	if d, err := Inspect(text(`{"alg":"ES256"}`) + "." + text(`{"sub":"a","sub":"b"}`) + "."); err != nil || d.Claims != nil {
+	if d, err := Inspect(text(`{"alg":"ES256"}`) + "." + text(`{"sub":"a","sub":"b"}`) + "."); err != nil ||
+		d.Claims != nil {
 		t.Errorf("a claim twice: %+v, %v", d, err)
 	}
 }

@@ -22,7 +22,7 @@ func TestAKeySetIsReadAsItWasWritten(t *testing.T) {
 	slices.Reverse(keys)
 	again, sameTag, err := MarshalJWKS(keys)
 	if err != nil || !bytes.Equal(body, again) || etag != sameTag {
-		t.Errorf("the order of the keys shows: %s %s and %s %s, %v", body, etag, again, sameTag, err)
+		t.Errorf("the order of the keys matters: %s %s and %s %s, %v", body, etag, again, sameTag, err)
 	}
 	if _, other, err := MarshalJWKS(keys[1:3]); err != nil || other == etag {
 		t.Errorf("other keys, the same ETag %s, %v", etag, err)
@@ -36,7 +36,7 @@ func TestAKeySetIsReadAsItWasWritten(t *testing.T) {
 		t.Fatalf("read %d keys of %s: %v", len(set.keys), body, err)
 	}
 	for _, p := range keys {
-		if q, ok := set.Key(p.KID()); ok != (p.Algorithm() != HS256) || ok && !q.Equal(p) {
+		if q, ok := set.Key(p.kid); ok != (p.algorithm != HS256) || ok && !q.Equal(p) {
 			t.Errorf("%v was read as %v", p, q)
 		}
 	}
@@ -64,7 +64,8 @@ func TestOnlyPublicMembersArePublished(t *testing.T) {
 			got = append(got, name)
 		}
 		slices.Sort(got)
-		if !slices.Equal(got, names) || members["use"] != "sig" || members["alg"] != algorithm || members["kid"] != key.KID() {
+		if !slices.Equal(got, names) || members["use"] != "sig" || members["alg"] != algorithm ||
+			members["kid"] != key.KID() {
 			t.Errorf("%s: %s", algorithm, text)
 		}
 	}
@@ -87,14 +88,16 @@ func TestKeysThatAreLeftOut(t *testing.T) {
 		members string
 		taken   bool
 	}{
-		"EC":                        {ec, true},
-		"EC for ES256":              {ec + `,"alg":"ES256","use":"sig","key_ops":["verify"],"x5c":["MIIB"]`, true},
-		"EC for HS256":              {ec + `,"alg":"HS256"`, false},
-		"EC for encryption":         {ec + `,"use":"enc"`, false},
-		"EC, use not a string":      {ec + `,"use":["sig"]`, false},
-		"EC off the curve":          {strings.Replace(ec, "f83O", "g83O", 1), false},
-		"EC with a short x":         {strings.Replace(ec, "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "f83OJ3D2xF1B", 1), false},
-		"EC at infinity":            {`"kty":"EC","crv":"P-256","x":"` + strings.Repeat("A", 43) + `","y":"` + strings.Repeat("A", 43) + `"`, false},
+		"EC":                   {ec, true},
+		"EC for ES256":         {ec + `,"alg":"ES256","use":"sig","key_ops":["verify"],"x5c":["MIIB"]`, true},
+		"EC for HS256":         {ec + `,"alg":"HS256"`, false},
+		"EC for encryption":    {ec + `,"use":"enc"`, false},
+		"EC, use not a string": {ec + `,"use":["sig"]`, false},
+		"EC off the curve":     {strings.Replace(ec, "f83O", "g83O", 1), false},
+		"EC with a short x": {strings.Replace(ec, "f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU",
+			"f83OJ3D2xF1B", 1), false},
+		"EC at infinity": {`"kty":"EC","crv":"P-256","x":"` + strings.Repeat("A", 43) + `","y":"` +
+			strings.Repeat("A", 43) + `"`, false},
 		"EC without y":              {strings.Split(ec, `,"y"`)[0], false},
 		"EC with padding":           {strings.Replace(ec, "RVEU", "RVEU=", 1), false},
 		"EC with a newline":         {strings.Replace(ec, "RVEU", `RVE\nU`, 1), false},
@@ -125,7 +128,7 @@ func TestKeysThatAreLeftOut(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if _, taken := set.Key("k"); taken != tc.taken {
-			t.Errorf("%s: taken %v; want %v", name, taken, tc.taken)
+			t.Errorf("%s: accepted %v; want %v", name, taken, tc.taken)
 		}
 	}
 }
@@ -171,7 +174,8 @@ func TestSetsThatAreRefused(t *testing.T) {
 		"unknown members":   `{"keys":[` + key + `],"x":1}`,
 		"a byte order mark": "\ufeff" + `{"keys":[` + key + `]}`,
 		"keys of no sense":  `{"keys":[1,null,"x",[],` + key + `]}`,
-		"keys without kid":  `{"keys":[` + strings.Replace(key, `"kid":"k",`, "", 1) + `,` + strings.Replace(key, `"kid":"k",`, "", 1) + `,` + key + `]}`,
+		"keys without kid": `{"keys":[` + strings.Replace(key, `"kid":"k",`, "", 1) + `,` + strings.Replace(key,
+			`"kid":"k",`, "", 1) + `,` + key + `]}`,
 	} {
 		set, err := ParseJWKS([]byte(text))
 		if err != nil {
@@ -181,7 +185,7 @@ func TestSetsThatAreRefused(t *testing.T) {
 			t.Errorf("%s: the key was not read", name)
 		}
 		if _, ok := set.Key(""); ok {
-			t.Errorf("%s: a key without a kid is found by none", name)
+			t.Errorf("%s: a key without a kid is not found without one", name)
 		}
 	}
 }
@@ -194,7 +198,7 @@ func FuzzParseJWKS(f *testing.F) {
 		if err != nil {
 			return
 		}
-		for i := range set.keys { // name them, or two that had no kid are refused
+		for i := range set.keys { // name them, or two keys without a kid are refused
 			set.keys[i].kid = fmt.Sprintf("k%03d", i)
 		}
 		body, _, err := MarshalJWKS(set.keys)

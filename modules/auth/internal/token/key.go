@@ -158,12 +158,6 @@ func (k Key) Public() PublicKey { return k.public }
 // Format keeps the private half out of every print and log.
 func (k Key) Format(f fmt.State, verb rune) { k.public.Format(f, verb) }
 
-// KID is the key's name; empty for a key that came without one.
-func (p PublicKey) KID() string { return p.kid }
-
-// Algorithm is the one algorithm the key is for.
-func (p PublicKey) Algorithm() string { return p.algorithm }
-
 // Equal reports the same name, algorithm and key.
 func (p PublicKey) Equal(q PublicKey) bool {
 	return p.kid == q.kid && p.algorithm == q.algorithm && p.print == q.print

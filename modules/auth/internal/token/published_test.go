@@ -17,8 +17,8 @@ var update = flag.Bool("update", false, "write verify/testdata/vectors.json with
 
 const vectorsFile = "../../../../verify/testdata/vectors.json"
 
-// published are the vectors that every verifier of our tokens can be tried on, whatever its
-// language; verify/testdata/README.md explains them.
+// published are the vectors for verifiers of our tokens in any language; verify/testdata/README.md
+// explains them.
 type published struct {
 	Issuer   string                     `json:"issuer"`
 	Audience string                     `json:"audience"`
@@ -38,34 +38,41 @@ type vector struct {
 	Strict  bool      `json:"strict,omitempty"`
 }
 
-// reasons are the words of the vectors for why a token is refused.
+// reasons are the words that the vectors use for refusals.
 var reasons = map[string]error{
-	"malformed": ErrMalformed, "type": ErrType, "unknown_key": ErrUnknownKey, "algorithm": ErrAlgorithm, "signature": ErrSignature,
-	"claims": ErrClaims, "issuer": ErrIssuer, "audience": ErrAudience, "not_yet_valid": ErrNotYetValid, "expired": ErrExpired,
+	"malformed": ErrMalformed, "type": ErrType, "unknown_key": ErrUnknownKey, "algorithm": ErrAlgorithm,
+	"signature": ErrSignature,
+	"claims":    ErrClaims, "issuer": ErrIssuer, "audience": ErrAudience, "not_yet_valid": ErrNotYetValid,
+	"expired": ErrExpired,
 	"revoked": errRevoked,
 }
 
-// errRevoked is known to those who ask the database or follow the feed, and not here.
+// errRevoked is only known to services that ask the database or follow the feed.
 var errRevoked = errors.New("revoked")
 
-// everybody lists the attacks that each careful verifier refuses, or must not refuse. Of the
-// others only who holds the signing key could make any use: being that strict is ours.
+// everybody lists the attacks that every careful verifier must refuse, or must not. Only the holder
+// of the signing key could use the others; refusing them too is our own strictness.
 var everybody = []string{
-	"alg none", "alg None", "alg in lower case", "alg of another key", "unknown kid", "kid of a path", "kid of SQL", "kid of a URL",
+	"alg none", "alg None", "alg in lower case", "alg of another key", "unknown kid", "kid of a path", "kid of SQL",
+	"kid of a URL",
 	"typ JWT", "no typ", "typ of another use", "crit",
-	"another issuer", "another audience", "other audiences", "one of the audiences", "nbf in the future", "nbf", "no exp", "no iss", "no aud",
+	"another issuer", "another audience", "other audiences", "one of the audiences", "nbf in the future", "nbf",
+	"no exp", "no iss", "no aud",
 	"an unknown claim", "EXP beside exp", "exp zero",
-	"empty", "one segment", "two segments", "five segments (JWE)", "only dots", "JSON serialisation", "no signature", "half a signature",
-	"r and s of zero", "another signature", "another payload", "an ASN.1 signature size", "empty header", "header that is not base64",
+	"empty", "one segment", "two segments", "five segments (JWE)", "only dots", "JSON serialisation", "no signature",
+	"half a signature",
+	"r and s of zero", "another signature", "another payload", "an ASN.1 signature size", "empty header",
+	"header that is not base64",
 }
 
-// facts are what the feeds of the vectors say.
+// facts are what the vectors' feeds say.
 func facts(entries ...map[string]any) json.RawMessage {
 	for _, e := range entries {
 		e["expires_at"] = "2026-11-24T18:00:00Z"
 	}
 	body, err := json.Marshal(map[string]any{
-		"cursor": "1", "as_of": "2026-11-24T12:00:00.5Z", "more": false, "revocations": append([]map[string]any{}, entries...),
+		"cursor": "1", "as_of": "2026-11-24T12:00:00.5Z", "more": false, "revocations": append([]map[string]any{},
+			entries...),
 	})
 	if err != nil {
 		panic(err)
@@ -91,8 +98,10 @@ func makeVectors(t *testing.T) published {
 			"below epoch 7":   facts(map[string]any{"type": "account", "sub": sub, "session_epoch": 7}),
 			"below epoch 8":   facts(map[string]any{"type": "account", "sub": sub, "session_epoch": 8}),
 			"another account": facts(map[string]any{"type": "account", "sub": other, "session_epoch": 8}),
-			"kept":            facts(map[string]any{"type": "account", "sub": sub, "session_epoch": 8, "kept_sid": sid}),
-			"another kept":    facts(map[string]any{"type": "account", "sub": sub, "session_epoch": 8, "kept_sid": other}),
+			"kept": facts(map[string]any{"type": "account", "sub": sub, "session_epoch": 8,
+				"kept_sid": sid}),
+			"another kept": facts(map[string]any{"type": "account", "sub": sub, "session_epoch": 8,
+				"kept_sid": other}),
 			"kept, then not": facts(map[string]any{"type": "account", "sub": sub, "session_epoch": 8, "kept_sid": sid},
 				map[string]any{"type": "account", "sub": sub, "session_epoch": 9}),
 			"not, then kept": facts(map[string]any{"type": "account", "sub": sub, "session_epoch": 9},
@@ -101,12 +110,14 @@ func makeVectors(t *testing.T) published {
 				map[string]any{"type": "account", "sub": sub, "session_epoch": 8}),
 			"key":         facts(map[string]any{"type": "key", "kid": es.KID()}),
 			"another key": facts(map[string]any{"type": "key", "kid": ed.KID()}),
-			"session, twice and amid others": facts(map[string]any{"type": "planet", "name": "x"}, map[string]any{"type": "session", "sid": sid, "more": 1},
+			"session, twice and amid others": facts(map[string]any{"type": "planet", "name": "x"},
+				map[string]any{"type": "session", "sid": sid, "more": 1},
 				map[string]any{"type": "session", "sid": other}, map[string]any{"type": "session", "sid": sid}),
 		},
 	}
 	add := func(name, token, feed string, at time.Time, want error, strict bool) {
-		v := vector{Name: name, Token: token, Keys: "all", Feed: feed, Time: at.UTC(), Verdict: "accept", Strict: strict}
+		v := vector{Name: name, Token: token, Keys: "all", Feed: feed, Time: at.UTC(), Verdict: "accept",
+			Strict: strict}
 		for word, reason := range reasons {
 			if want == reason {
 				v.Verdict, v.Reason = "refuse", word
@@ -118,11 +129,13 @@ func makeVectors(t *testing.T) published {
 	for _, key := range []Key{es, ed, rs} {
 		add("good, "+key.Algorithm(), mustSign(t, key, c), "none", now, nil, false)
 		stranger := newTestKey(t, key.Algorithm())
-		add("signed by another key, "+key.Algorithm(), forge(t, stranger, goodHeader(key), goodPayload(t)), "none", now, ErrSignature, false)
+		add("signed by another key, "+key.Algorithm(), forge(t, stranger, goodHeader(key), goodPayload(t)), "none",
+			now, ErrSignature, false)
 		add("of an unknown key, "+key.Algorithm(), mustSign(t, stranger, c), "none", now, ErrUnknownKey, false)
 	}
 	good := mustSign(t, es, c)
-	revoked := []string{"session", "below epoch 8", "another kept", "kept, then not", "not, then kept", "key", "session, twice and amid others"}
+	revoked := []string{"session", "below epoch 8", "another kept", "kept, then not", "not, then kept", "key",
+		"session, twice and amid others"}
 	for _, feed := range slices.Sorted(maps.Keys(p.Feeds)) {
 		var want error
 		if slices.Contains(revoked, feed) {
@@ -133,19 +146,19 @@ func makeVectors(t *testing.T) published {
 	add("in its last second", good, "none", c.ExpiresAt.Add(-time.Second), nil, false)
 	add("at its end", good, "none", c.ExpiresAt, ErrExpired, true)
 	add("an hour after its end", good, "session", c.ExpiresAt.Add(time.Hour), ErrExpired, false)
-	add("30 seconds before iat", good, "none", c.IssuedAt.Add(-30*time.Second), nil, true)
+	add("30 seconds before iat", good, "none", c.IssuedAt.Add(-30*time.Second), nil, false)
 	add("31 seconds before iat", good, "none", c.IssuedAt.Add(-31*time.Second), ErrNotYetValid, true)
 	table := func(group string, attacks map[string]attack) {
 		for _, name := range slices.Sorted(maps.Keys(attacks)) {
 			a := attacks[name]
 			strict := !slices.Contains(everybody, name) && group != "disguise"
-			if len(a.token) < 20_000 { // the longest are long for length's sake alone
+			if len(a.token) < 20_000 { // the longest test only the length
 				add(group+": "+name, a.token, "none", now, a.want, strict)
 			}
 		}
 	}
 	table("header", headerAttacks(t, es))
-	table("claims", claimAttacks(t, es)) // not every library knows EdDSA
+	table("claims", claimAttacks(t, es)) // not every library supports EdDSA
 	table("text", textAttacks(t, es))
 	table("disguise", disguises(t, es, ed, rs))
 	return p
@@ -165,8 +178,8 @@ func (p published) write(t *testing.T) {
 	}
 }
 
-// The published vectors hold what this parser says. The module verify runs them too, and so do
-// the examples in other languages.
+// The published vectors have this parser's verdicts. The module verify runs them too, and so do the
+// examples in other languages.
 func TestPublishedVectors(t *testing.T) {
 	t.Parallel()
 	if *update {
@@ -188,31 +201,34 @@ func TestPublishedVectors(t *testing.T) {
 	}
 	seen := map[string]int{}
 	for _, v := range p.Vectors {
-		verifier := &Verifier{Issuer: p.Issuer, Audiences: []string{p.Audience}, Leeway: DefaultLeeway, Now: func() time.Time { return v.Time }, Key: set.Key}
+		verifier := &Verifier{Issuer: p.Issuer, Audiences: []string{p.Audience}, Leeway: DefaultLeeway,
+			Now: func() time.Time {
+				return v.Time
+			}, Key: set.Key}
 		want, known := reasons[v.Reason]
 		if known != (v.Verdict == "refuse") || p.Feeds[v.Feed] == nil || p.Keys[v.Keys] == nil {
-			t.Errorf("%s makes no sense: %s, %s", v.Name, v.Verdict, v.Reason)
+			t.Errorf("%s is inconsistent: %s, %s", v.Name, v.Verdict, v.Reason)
 		}
 		if want == errRevoked {
-			want = nil // a good token, for all that is known here
+			want = nil // a good token, as far as this parser knows
 		}
 		if _, err := verifier.Verify(v.Token); !errors.Is(err, want) {
 			t.Errorf("%s: %v; want %v", v.Name, err, want)
 		}
 		seen[v.Reason]++
 		if seen[v.Name]++; seen[v.Name] > 1 {
-			t.Errorf("%s is there twice", v.Name)
+			t.Errorf("%s occurs twice", v.Name)
 		}
 	}
 	for word := range reasons {
 		if seen[word] == 0 {
-			t.Errorf("nothing is refused for the reason %s", word)
+			t.Errorf("no vector has the reason %s", word)
 		}
 	}
 	if len(p.Vectors) < 150 || seen[""] < 15 {
-		t.Errorf("only %d vectors, %d of good tokens", len(p.Vectors), seen[""])
+		t.Errorf("only %d vectors, %d of them good tokens", len(p.Vectors), seen[""])
 	}
 	if strings.Contains(string(text), `"d"`) {
-		t.Error("a private key is published")
+		t.Error("the vectors contain a private key")
 	}
 }

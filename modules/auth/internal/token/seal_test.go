@@ -76,7 +76,7 @@ func TestASealedKeyOpensAsNothingElse(t *testing.T) {
 	}
 }
 
-// Were the check of the thumbprint missing, a key sealed by hand under any kid would do.
+// Without the check of the thumbprint, a key sealed by hand would work under any kid.
 func TestASealedKeyHasToBeTheOneItIsCalled(t *testing.T) {
 	t.Parallel()
 	key := newTestKey(t, EdDSA)

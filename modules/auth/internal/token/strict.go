@@ -121,8 +121,8 @@ func readObject(data []byte, member func(name string, v value) error) error {
 	return nil
 }
 
-// jsonProblem says in our words what is wrong: the decoder's quote the text, which whoever
-// sent the token chose.
+// jsonProblem says in our words what is wrong: the decoder's words quote the text, which the sender of
+// the token chose.
 func jsonProblem(err error) error {
 	if errors.Is(err, jsontext.ErrDuplicateName) {
 		return errors.New("a name that comes twice")

@@ -68,7 +68,7 @@ func mustSign(t testing.TB, key Key, c Claims) string {
 	return token
 }
 
-// alter puts another base64url character at i.
+// alter replaces the base64url character at i by another one.
 func alter(token string, i int) string {
 	c := byte('A')
 	if token[i] == c {
@@ -97,7 +97,8 @@ func TestWhatIsSignedIsVerified(t *testing.T) {
 				t.Errorf("header %s; want %s", c.header, want)
 			}
 			want.Audience, want.NotBefore = []string{"other", "api"}, want.IssuedAt
-			if got, err := testVerifier(key).Verify(mustSign(t, key, want)); err != nil || !reflect.DeepEqual(got, want) {
+			if got, err := testVerifier(key).Verify(mustSign(t, key, want)); err != nil ||
+				!reflect.DeepEqual(got, want) {
 				t.Errorf("with two audiences: got %+v, %v; want %+v", got, err, want)
 			}
 		})

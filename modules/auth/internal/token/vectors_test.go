@@ -35,7 +35,8 @@ func TestRFC7515AndRFC8037Signatures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	shared, err := newPublicKey("a1", HS256, unbase64(t, "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"))
+	shared, err := newPublicKey("a1", HS256,
+		unbase64(t, "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow"))
 	if err != nil {
 		t.Fatal(err)
 	}

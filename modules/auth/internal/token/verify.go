@@ -125,7 +125,8 @@ func (v *Verifier) validate(c Claims) (Claims, error) {
 	switch {
 	case c.Issuer != v.Issuer || v.Issuer == "":
 		return Claims{}, &Refusal{Reason: ErrIssuer}
-	case !slices.ContainsFunc(c.Audience, func(aud string) bool { return aud != "" && slices.Contains(v.Audiences, aud) }):
+	case !slices.ContainsFunc(c.Audience,
+		func(aud string) bool { return aud != "" && slices.Contains(v.Audiences, aud) }):
 		return Claims{}, &Refusal{Reason: ErrAudience}
 	case !c.ExpiresAt.After(c.IssuedAt):
 		return Claims{}, &Refusal{Reason: ErrClaims, Detail: "exp is not after iat"}

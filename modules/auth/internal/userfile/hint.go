@@ -72,8 +72,8 @@ func looksLike(source, text string) string {
 		case l.source != "":
 			return fmt.Sprintf("This looks like %s: try --from %s", l.system, l.source)
 		default:
-			return fmt.Sprintf("This looks like %s: make a CSV with the columns that --from native reads (%s)", l.system,
-				l.advice)
+			return fmt.Sprintf("This looks like %s: make a CSV with the columns that --from native reads (%s)",
+				l.system, l.advice)
 		}
 	}
 	return ""

@@ -3,6 +3,7 @@ package userfile
 import (
 	"errors"
 	"io"
+	"slices"
 
 	"github.com/toppira/authctl/platform/fault"
 )
@@ -14,6 +15,7 @@ type Reader struct {
 	columns []string // of a CSV with a heading
 	read    int64
 	sample  sample
+	unread  []string
 }
 
 // Open looks at how the input begins. name is one of [Sources], format may be FormatAuto or empty,
@@ -45,8 +47,23 @@ func (in *Reader) Next() (Record, error) {
 		}
 	}
 	rec.Line, rec.Number = raw.line, in.read
+	in.noteUnread(rec.Unread)
 	return rec, nil
 }
+
+// noteUnread remembers names. They come from the input: only what may be a name is repeated.
+func (in *Reader) noteUnread(names []string) {
+	const most = 30
+	for _, name := range names {
+		if len(in.unread) < most && mayBeName(name) && name != "" && !slices.Contains(in.unread, name) {
+			in.unread = append(in.unread, name)
+		}
+	}
+}
+
+// Unread returns the names of members or columns that were not read, where every one of them should
+// be: in our own form, which people make by hand.
+func (in *Reader) Unread() []string { return slices.Sorted(slices.Values(in.unread)) }
 
 // Accept says that a record is good: the file is of the source that was named.
 func (in *Reader) Accept() { in.sample.good = true }

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json"
@@ -46,6 +47,8 @@ type Record struct {
 	Addresses []Address // all of them, where the source has more than one; Address is then one of them
 	// Lost are the protections at the source that are not imported.
 	Lost []string
+	// Unread are the members that our own form does not have. They may be what protects the account.
+	Unread []string
 	// Other says that it is no account, but may have a protection in Lost.
 	Other bool
 }
@@ -55,6 +58,7 @@ type Record struct {
 const (
 	lostOTP          = "otp"
 	lostSecondFactor = "second_factor"
+	lostPhone        = "phone_number" // beside the name: many systems let people sign in with either
 	LostUnconfirmed  = "unconfirmed_address"
 	lostAction       = "required_action:" // and its name
 )
@@ -103,18 +107,18 @@ func newSource(name string, hash *FirebaseHash) (source, error) {
 	return s, nil
 }
 
-// checkColumns says which column is missing, and which there are.
+// checkColumns says which column is missing, and which there are. A first line that is no heading may be
+// an account or binary, and is not shown.
 func (s source) checkColumns(columns []string) error {
 	for _, want := range s.columns {
-		if slices.ContainsFunc(strings.Split(want, "|"), func(name string) bool { return slices.Contains(columns, name) }) {
+		if slices.ContainsFunc(strings.Split(want, "|"),
+			func(name string) bool { return slices.Contains(columns, name) }) {
 			continue
 		}
-		err := fmt.Errorf("the heading of the CSV lacks the column %q; it has %s", strings.ReplaceAll(want, "|", " or "),
-			strings.Join(columns, ", "))
+		err := fmt.Errorf("the heading of the CSV lacks the column %q; it has %s",
+			strings.ReplaceAll(want, "|", " or "), strings.Join(columns, ", "))
 		hint := looksLike(s.name, strings.Join(columns, "\n"))
-		// A first line that is no heading is an account, and is not shown.
-		if slices.ContainsFunc(columns,
-			func(name string) bool { return len(name) > 40 || strings.ContainsAny(name, "$@{/+=:\\") }) {
+		if slices.ContainsFunc(columns, func(name string) bool { return !mayBeName(name) }) {
 			err = errors.New("the CSV begins without a heading: its first line must name the columns")
 			hint = looksLike(s.name, strings.Join(columns, ","))
 		}
@@ -124,6 +128,13 @@ func (s source) checkColumns(columns []string) error {
 		return err
 	}
 	return nil
+}
+
+// mayBeName reports whether a text may be the name of a column or a member, rather than a value.
+func mayBeName(text string) bool {
+	const longest = 40
+	return len(text) <= longest && !strings.ContainsAny(text, "$@{}/+=:\\()<>'\";*") &&
+		!strings.ContainsFunc(text, func(r rune) bool { return r == utf8.RuneError || !unicode.IsPrint(r) })
 }
 
 // row is a row of a CSV.
@@ -203,15 +214,26 @@ type Address struct {
 func nativeObject(object []byte) (Record, error) {
 	e, err := decodeObject[struct {
 		Exported
-		CreatedAt         jsontext.Value `json:"created_at"` // also a number
-		PasswordChangedAt jsontext.Value `json:"password_changed_at"`
+		CreatedAt         jsontext.Value            `json:"created_at"` // also a number
+		PasswordChangedAt jsontext.Value            `json:"password_changed_at"`
+		Unread            map[string]jsontext.Value `json:",embed"`
 	}](object)
 	if err != nil {
 		return Record{}, err
 	}
 	e.Exported.CreatedAt, e.Exported.PasswordChangedAt = timeText(e.CreatedAt), timeText(e.PasswordChangedAt)
-	return nativeUser(e.Exported)
+	rec, err := nativeUser(e.Exported)
+	for name, value := range e.Unread {
+		if value.Kind() != 'n' {
+			rec.Unread = append(rec.Unread, name)
+		}
+	}
+	return rec, err
 }
+
+// nativeColumns are those of our own form, in the order in which an export writes them.
+var nativeColumns = []string{"id", "username", "status", "created_at", "password_changed_at", "email",
+	"email_verified", "contacts", "password_hash"}
 
 func nativeRow(r row) (Record, error) {
 	verified, err := r.truth("email_verified")
@@ -222,11 +244,17 @@ func nativeRow(r row) (Record, error) {
 	if text := r.get("contacts"); text != "" && json.Unmarshal([]byte(text), &contacts) != nil {
 		return Record{}, fault.Refuse("malformed", "the contacts are no JSON array of addresses")
 	}
-	return nativeUser(Exported{
+	rec, err := nativeUser(Exported{
 		ID: r.get("id"), Username: r.get("username"), Status: r.get("status"),
 		CreatedAt: r.get("created_at"), PasswordChangedAt: r.get("password_changed_at"),
 		Email: r.get("email"), EmailVerified: verified, Contacts: contacts, PasswordHash: r.get("password_hash"),
 	})
+	for i, name := range r.columns {
+		if r.at(i) != "" && !slices.Contains(nativeColumns, name) {
+			rec.Unread = append(rec.Unread, name)
+		}
+	}
+	return rec, err
 }
 
 func nativeUser(e Exported) (Record, error) {
@@ -322,13 +350,15 @@ func keycloakHash(secretData, credentialData string) (string, error) {
 		return fmt.Sprintf("$%s$i=%d,l=%d%s", a, credential.HashIterations, len(value), end), nil
 	case "argon2":
 		p := credential.Additional
-		if len(p.Type) != 1 || len(p.Memory) != 1 || len(p.Parallelism) != 1 || len(p.Version) != 1 || p.Version[0] != "1.3" {
+		if len(p.Type) != 1 || len(p.Memory) != 1 || len(p.Parallelism) != 1 || len(p.Version) != 1 ||
+			p.Version[0] != "1.3" {
 			return "", bad
 		}
 		return fmt.Sprintf("$argon2%s$v=19$m=%s,t=%d,p=%s%s", p.Type[0], p.Memory[0], credential.HashIterations,
 			p.Parallelism[0], end), nil
 	}
-	return "", fault.Refuse("hash_refused", "the password is hashed with an algorithm of Keycloak's that is not read here")
+	return "", fault.Refuse("hash_refused",
+		"the password is hashed with an algorithm of Keycloak's that is not read here")
 }
 
 // FirebaseHash is what Firebase says once for all users of a project.
@@ -389,7 +419,8 @@ func (h *FirebaseHash) hash(passwordHash, salt string) string {
 		return passwordHash
 	}
 	return fmt.Sprintf("$fbscrypt$v=1,n=%d,r=%d,p=1,ss=%s,sk=%s$%s$%s", h.MemCost, h.Rounds,
-		standardBase64(h.SaltSeparator), standardBase64(h.SignerKey), standardBase64(salt), standardBase64(passwordHash))
+		standardBase64(h.SaltSeparator), standardBase64(h.SignerKey), standardBase64(salt),
+		standardBase64(passwordHash))
 }
 
 // object reads a user of firebase auth:export --format=json, or of the Admin SDK.
@@ -405,6 +436,7 @@ func (h *FirebaseHash) object(object []byte) (Record, error) {
 		PasswordSalt  string         `json:"passwordSalt"`
 		CreatedAt     jsontext.Value `json:"createdAt"` // milliseconds
 		Disabled      bool           `json:"disabled"`
+		PhoneNumber   string         `json:"phoneNumber"`
 		MFAInfo       factors        `json:"mfaInfo"`
 		MultiFactor   struct {
 			EnrolledFactors factors `json:"enrolledFactors"`
@@ -423,6 +455,7 @@ func (h *FirebaseHash) object(object []byte) (Record, error) {
 	}
 	rec.Confirmed = u.EmailVerified
 	rec.Disabled = u.Disabled
+	rec.leaveOutPhone(u.PhoneNumber)
 	if len(u.MFAInfo)+len(u.MultiFactor.EnrolledFactors) > 0 {
 		rec.Lost = append(rec.Lost, lostSecondFactor)
 	}
@@ -441,6 +474,7 @@ func (h *FirebaseHash) row(r row) (Record, error) {
 	if rec.Confirmed, err = truth("the field emailVerified", r.at(2)); err != nil {
 		return Record{}, err
 	}
+	rec.leaveOutPhone(r.at(25))
 	disabled, err := truth("the field disabled", r.at(26))
 	rec.Disabled = disabled != nil && *disabled
 	return rec, err
@@ -550,6 +584,7 @@ func auth0Object(object []byte) (Record, error) {
 		Username      string         `json:"username"`
 		Email         string         `json:"email"`
 		EmailVerified *bool          `json:"email_verified"`
+		PhoneNumber   string         `json:"phone_number"`
 		PasswordHash  string         `json:"passwordHash"`
 		Blocked       bool           `json:"blocked"`
 		SetDate       jsontext.Value `json:"password_set_date"`
@@ -579,7 +614,11 @@ func auth0Object(object []byte) (Record, error) {
 		if rec.Address == "" && name.Type == "email" {
 			rec.Address, rec.Confirmed = name.Value, name.Verified
 		}
+		if name.Type == "phone_number" || name.Type == "phone" {
+			u.PhoneNumber = name.Value
+		}
 	}
+	rec.leaveOutPhone(u.PhoneNumber)
 	rec.Disabled = u.Blocked
 	factors := len(u.Multifactor) + len(u.MFAFactors) + len(u.GuardianEnrollments)
 	for _, method := range u.AuthenticationMethods {
@@ -662,6 +701,9 @@ func (u supabase) record() (Record, error) {
 	}
 	rec := Record{Username: cmp.Or(u.Email, u.Phone), Hash: u.EncryptedPassword, Address: cmp.Or(u.Email, u.Phone)}
 	rec.name(u.ID)
+	if u.Email != "" {
+		rec.leaveOutPhone(u.Phone)
+	}
 	if u.says {
 		at := u.EmailConfirmedAt
 		if u.Email == "" {
@@ -696,6 +738,9 @@ func zitadelObject(object []byte) (Record, error) {
 			Email           string `json:"email"`
 			IsEmailVerified bool   `json:"isEmailVerified"` // left out when false
 		} `json:"email"`
+		Phone struct {
+			Phone string `json:"phone"`
+		} `json:"phone"`
 		HashedPassword struct {
 			Value string `json:"value"`
 		} `json:"hashedPassword"`
@@ -717,6 +762,7 @@ func zitadelObject(object []byte) (Record, error) {
 	}
 	rec := Record{Username: u.UserName, Hash: u.HashedPassword.Value, Address: u.Email.Email}
 	rec.name(d.UserID)
+	rec.leaveOutPhone(u.Phone.Phone)
 	if u.Email.Email != "" {
 		rec.Confirmed = &u.Email.IsEmailVerified
 	}
@@ -746,6 +792,13 @@ func (rec *Record) name(id string) {
 	var err error
 	if rec.ID, err = parseID(id); err != nil {
 		rec.SourceID = id
+	}
+}
+
+// leaveOutPhone counts a telephone number that the account has beside its name.
+func (rec *Record) leaveOutPhone(number string) {
+	if number != "" {
+		rec.Lost = append(rec.Lost, lostPhone)
 	}
 }
 
@@ -798,12 +851,14 @@ func timeText(v jsontext.Value) string {
 // programs print them. One without a zone is in UTC.
 var timeLayouts = sync.OnceValue(func() []string {
 	var layouts []string
-	for _, base := range []string{"2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02T15:04", "2006-01-02 15:04"} {
+	for _, base := range []string{"2006-01-02T15:04:05", "2006-01-02 15:04:05", "2006-01-02T15:04",
+		"2006-01-02 15:04"} {
 		for _, zone := range []string{"", "Z07:00", "Z0700", "Z07", " Z07:00", " Z0700", " MST", " Z0700 MST"} {
 			layouts = append(layouts, base+zone)
 		}
 	}
-	return append(layouts, time.RFC1123, time.RFC1123Z, "20060102T150405Z07", "20060102T150405", "2006-01-02", "20060102")
+	return append(layouts, time.RFC1123, time.RFC1123Z, "20060102T150405Z07", "20060102T150405", "2006-01-02",
+		"20060102")
 })
 
 // forever is when a ban ends that does not.

@@ -50,12 +50,10 @@ func newSplitter(r io.Reader, format string, from source) (splitter, []string, e
 	switch {
 	case bytes.Equal(start, []byte("\xef\xbb\xbf")): // the byte order mark that Windows leaves
 		_, _ = in.Discard(3)
-	case bytes.HasPrefix(start, []byte("\xff\xfe")), bytes.HasPrefix(start, []byte("\xfe\xff")):
-		return nil, nil, errors.New("the input is UTF-16; convert it to UTF-8 first")
-	case bytes.HasPrefix(start, []byte("\x1f\x8b")):
-		return nil, nil, errors.New("the input is compressed; pipe it through: gunzip -c")
-	case bytes.HasPrefix(start, []byte("PK\x03")):
-		return nil, nil, errors.New("the input is a ZIP archive or a spreadsheet; unpack it, or save it as CSV")
+	default:
+		if err := in.otherForm(); err != nil {
+			return nil, nil, err
+		}
 	}
 	if format == FormatAuto || format == "" {
 		var err error
@@ -76,6 +74,39 @@ func newSplitter(r io.Reader, format string, from source) (splitter, []string, e
 	t := &table{lines: lines{in: in}}
 	columns, err := t.begin(from)
 	return t, columns, err
+}
+
+// otherForms are what people give to an import, and how each begins.
+var otherForms = []struct {
+	starts []string
+	advice string
+}{
+	{[]string{"\xff\xfe", "\xfe\xff"}, "the input is UTF-16; convert it to UTF-8 first"},
+	{[]string{"\x1f\x8b"}, "the input is compressed; pipe it through: gunzip -c"},
+	{[]string{"BZh"}, "the input is compressed; pipe it through: bunzip2 -c"},
+	{[]string{"\xfd7zXZ"}, "the input is compressed; pipe it through: unxz -c"},
+	{[]string{"\x28\xb5\x2f\xfd"}, "the input is compressed; pipe it through: zstd -dc"},
+	{[]string{"PK\x03"}, "the input is a ZIP archive or a spreadsheet; unpack it, or save it as CSV"},
+	{[]string{"SQLite format 3\x00"}, "the input is a database of SQLite; export its accounts as CSV"},
+	{[]string{"PGDMP", "--\n", "--\r\n", "-- ", "/*", "INSERT INTO", "CREATE TABLE", "COPY "},
+		"the input is a dump in SQL or of pg_dump; export the table of the accounts as CSV"},
+}
+
+// otherForm names a form of the input that no source has. A NUL in the first two bytes begins UTF-16 without
+// a byte order mark, or is not text at all.
+func (in *input) otherForm() error {
+	start, _ := in.Peek(16)
+	for _, form := range otherForms {
+		for _, begins := range form.starts {
+			if bytes.HasPrefix(start, []byte(begins)) {
+				return errors.New(form.advice)
+			}
+		}
+	}
+	if bytes.IndexByte(start[:min(2, len(start))], 0) >= 0 {
+		return errors.New("the input is UTF-16 or no text; convert it to UTF-8 first")
+	}
+	return nil
 }
 
 // input counts lines.

@@ -14,8 +14,7 @@ func WriteNDJSON(w io.Writer) (write func(Exported) error, flush func() error) {
 }
 
 func WriteCSV(w io.Writer, hashes bool) (write func(Exported) error, flush func() error) {
-	columns := []string{"id", "username", "status", "created_at", "password_changed_at", "email", "email_verified",
-		"contacts", "password_hash"}
+	columns := nativeColumns
 	if !hashes {
 		columns = columns[:len(columns)-1]
 	}
@@ -32,7 +31,8 @@ func WriteCSV(w io.Writer, hashes bool) (write func(Exported) error, flush func(
 			}
 			contacts = string(text)
 		}
-		row := []string{e.ID, e.Username, e.Status, e.CreatedAt, e.PasswordChangedAt, e.Email, verified, contacts, e.PasswordHash}
+		row := []string{e.ID, e.Username, e.Status, e.CreatedAt, e.PasswordChangedAt, e.Email, verified, contacts,
+			e.PasswordHash}
 		return writeRow(w, row[:len(columns)])
 	}
 	first := writeRow(w, columns)

@@ -29,7 +29,8 @@ func invisible(r rune) bool { return unicode.IsSpace(r) || unicode.Is(invisibles
 
 // controls are names of characters that Unicode calls just <control>.
 var controls = map[rune]string{
-	0x00: "NULL", 0x07: "BELL", 0x08: "BACKSPACE", '\t': "TAB", '\n': "LINE FEED", 0x0b: "LINE TABULATION", 0x0c: "FORM FEED",
+	0x00: "NULL", 0x07: "BELL", 0x08: "BACKSPACE", '\t': "TAB", '\n': "LINE FEED", 0x0b: "LINE TABULATION",
+	0x0c: "FORM FEED",
 	'\r': "CARRIAGE RETURN", 0x1b: "ESCAPE", 0x7f: "DELETE", 0x85: "NEXT LINE",
 }
 

@@ -146,7 +146,8 @@ func checkASCII(name string) *fault.Refusal {
 		case isAtext(r):
 			return fault.Refuse(InvalidCharacters, "may have "+describe(r)+" only before the @ of an address")
 		default:
-			return fault.Refuse(InvalidCharacters, "may have only ASCII letters, digits and . _ - @ +, and not "+describe(r))
+			return fault.Refuse(InvalidCharacters,
+				"may have only ASCII letters, digits and . _ - @ +, and not "+describe(r))
 		}
 	}
 	return nil

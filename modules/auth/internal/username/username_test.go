@@ -14,7 +14,7 @@ import (
 	"github.com/toppira/authctl/platform/fault"
 )
 
-// canonical returns the form, or the code of the problem.
+// canonical returns the canonical form, or the code of the problem.
 func canonical(t testing.TB, profile Profile, input string) (name, code string) {
 	t.Helper()
 	name, err := Canonical(profile, input)
@@ -90,17 +90,17 @@ func TestNamesOfUnicode(t *testing.T) {
 		{"Ἀθηνᾶ", "ἀθηνᾶ", ""},
 		{"Борис", "борис", ""},
 		{"山田太郎", "山田太郎", ""},
-		{"ヤマダ太郎san", "ヤマダ太郎san", ""}, // as Japanese is written
+		{"ヤマダ太郎san", "ヤマダ太郎san", ""}, // ordinary Japanese
 		{"김철수kim", "김철수kim", ""},
 		{"ㄅㄆㄇ漢a", "ㄅㄆㄇ漢a", ""},
 		{"דוד123", "דוד123", ""},
-		{"123דוד", "", InvalidCharacters}, // RFC 5893: it would be shown in another order
+		{"123דוד", "", InvalidCharacters}, // RFC 5893: it would be displayed in another order
 		{"раypal", "", MixedScripts},      // Cyrillic ра
 		{"аlice", "", MixedScripts},       // Cyrillic а
 		{"αlice", "", MixedScripts},
 		{"ハングル한글", "", MixedScripts},
 		{"alice১২৩", "", MixedScripts},
-		{"ラーメン・太郎", "ラーメン・太郎", ""}, // marks that scripts share
+		{"ラーメン・太郎", "ラーメン・太郎", ""}, // marks that several scripts share
 		{"иван@example.com", "иван@example.com", ""},
 		{"ИВАН+shop@example.com", "", MixedScripts},
 		{"alice@пример.рф", "alice@пример.рф", ""},
@@ -114,14 +114,14 @@ func TestNamesOfUnicode(t *testing.T) {
 		{"аlice@example.com", "", MixedScripts}, // Cyrillic а
 		{"alice@exаmple.com", "", MixedScripts},
 		{"alice@example.cоm", "", MixedScripts},
-		{"sara.сох", "", MixedScripts}, // dots separate nothing before the @
+		{"sara.сох", "", MixedScripts}, // a dot before the @ does not separate scripts
 		{"sara.сох@example.com", "", MixedScripts},
 		{"иван@alice@example.com", "", MixedScripts}, // the last @ counts
 		{"123דוד@example.com", "", InvalidCharacters},
-		{"иван＠example.com", "иван@example.com", ""}, // a wide @ is one
+		{"иван＠example.com", "иван@example.com", ""}, // a wide @ counts as one
 		{"иван2024", "иван2024", ""},
 		{"иван_и-мария", "иван_и-мария", ""},
-		{"e\u0323\u0301le\u0300ve", "ẹ\u0301lève", ""}, // marks are of the script of their letter
+		{"e\u0323\u0301le\u0300ve", "ẹ\u0301lève", ""}, // a mark belongs to the script of its letter
 		{"太郎さんカナ", "太郎さんカナ", ""},
 		{"ㄅㄆ漢字", "ㄅㄆ漢字", ""},
 		{"한자漢字", "한자漢字", ""},
@@ -155,8 +155,8 @@ func TestNamesOfUnicode(t *testing.T) {
 	}
 }
 
-// No name may be read as an id by anything here: uuid.Parse takes four spellings and does not
-// look at what encloses one, PostgreSQL takes more.
+// No name may look like an id to any code here: uuid.Parse accepts four spellings and ignores what
+// encloses an id, and PostgreSQL accepts more.
 func TestNamesOfTheFormOfAnID(t *testing.T) {
 	t.Parallel()
 	const id = "0192f0a1-7b1c-7d3e-8f00-00000000abcd"
@@ -181,7 +181,8 @@ func TestNamesOfTheFormOfAnID(t *testing.T) {
 			}
 		}
 		for _, name := range []string{
-			id + "@example.com", bare + "0", bare[1:], id[:35], "g" + id[1:], "user-" + id, id + "-2", strings.Repeat("a", 33),
+			id + "@example.com", bare + "0", bare[1:], id[:35], "g" + id[1:], "user-" + id, id + "-2",
+			strings.Repeat("a", 33),
 		} {
 			if name, code := canonical(t, profile, name); code != "" {
 				t.Errorf("%s: %q %q", profile, name, code)
@@ -189,12 +190,14 @@ func TestNamesOfTheFormOfAnID(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"{" + id + "}", "{" + bare + "}", "urn:uuid:" + id, "URN:UUID:" + strings.ToUpper(id), "urn:uuid:" + bare, "(" + id + ")",
-		wide(id), wide(strings.ToUpper(bare)), wide("{" + id + "}"), wide("urn:uuid:" + id), "０" + id[1:], "é" + id[1:] + "a",
+		"{" + id + "}", "{" + bare + "}", "urn:uuid:" + id, "URN:UUID:" + strings.ToUpper(id), "urn:uuid:" + bare,
+		"(" + id + ")",
+		wide(id), wide(strings.ToUpper(bare)), wide("{" + id + "}"), wide("urn:uuid:" +
+			id), "０" + id[1:], "é" + id[1:] + "a",
 	} {
 		want := LooksLikeID
 		if strings.HasPrefix(name, "é") {
-			want = "" // 38 bytes, and no digit where an id begins
+			want = "" // 38 bytes, but no hexadecimal digit where an id begins
 		}
 		if name, code := canonical(t, Unicode, name); code != want {
 			t.Errorf("%q %q", name, code)
@@ -202,7 +205,7 @@ func TestNamesOfTheFormOfAnID(t *testing.T) {
 	}
 }
 
-// A character that is refused is named, above all where nobody can see it.
+// The refusal names the character, which matters most where nobody can see it.
 func TestRefusedCharactersAreNamed(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ name, ascii, unicode string }{
@@ -234,7 +237,8 @@ func TestRefusedCharactersAreNamed(t *testing.T) {
 			"has U+00B7 MIDDLE DOT in a place where names may not have it",
 		},
 		{"o'neill", "may have U+0027 APOSTROPHE only before the @ of an address", "-"},
-		{"123דוד", "may have only ASCII letters, digits and . _ - @ +, and not U+05D3 HEBREW LETTER DALET", "mixes characters of different writing directions"},
+		{"123דוד", "may have only ASCII letters, digits and . _ - @ +, and not U+05D3 HEBREW LETTER DALET",
+			"mixes characters of different writing directions"},
 	} {
 		for profile, want := range map[Profile]string{ASCII: test.ascii, Unicode: cmp.Or(test.unicode, test.ascii)} {
 			if want == "-" {
@@ -249,7 +253,7 @@ func TestRefusedCharactersAreNamed(t *testing.T) {
 	}
 }
 
-// White space around a name does not matter at sign-in, and neither does the profile.
+// White space around a name does not matter at sign-in, whatever the profile.
 func TestLookup(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct{ typed, want string }{
@@ -261,7 +265,7 @@ func TestLookup(t *testing.T) {
 		{"ＡＬＩＣＥ", "alice"},
 		{"Jose\u0301\u2028", "josé"},
 		{"о'нил@example.com", "о'нил@example.com"},
-		// Names that registering refuses today and did not always.
+		// Names that registering refuses today but once accepted.
 		{"0192F0A1-7b1c-7d3e-8f00-00000000abcd", "0192f0a1-7b1c-7d3e-8f00-00000000abcd"},
 		{"раypal", "раypal"},
 		{strings.Repeat(" ", 500) + "alice", "alice"},
@@ -284,10 +288,12 @@ func TestLookup(t *testing.T) {
 	}
 }
 
-// Every name that is accepted is its own canonical form, is UTF-8 of an allowed length, and
-// has nothing in it that is invisible; and case does not tell names apart.
+// Every accepted name is its own canonical form, is UTF-8 of an allowed length, and has nothing
+// invisible in it. Names that differ only in case are the same.
 func FuzzCanonical(f *testing.F) {
-	for _, name := range []string{"alice", "ALICE", "Jose\u0301", "ＡＬＩＣＥ", "раypal", "ß", "ſſſ", "İİİ", "ΑΣΣ", "ﾊﾞﾊﾞﾊﾞ", "a\u0345bc", "\u1e9e\u1e9e\u1e9e", "ab\xff", "ⅷⅷⅷ", "о'нил@example.com", "דוד@example.com", "0192f0a1-7b1c-7d3e-8f00-00000000abcd"} {
+	for _, name := range []string{"alice", "ALICE", "Jose\u0301", "ＡＬＩＣＥ", "раypal", "ß", "ſſſ", "İİİ", "ΑΣΣ",
+		"ﾊﾞﾊﾞﾊﾞ", "a\u0345bc", "\u1e9e\u1e9e\u1e9e", "ab\xff", "ⅷⅷⅷ", "о'нил@example.com", "דוד@example.com",
+		"0192f0a1-7b1c-7d3e-8f00-00000000abcd"} {
 		f.Add(name)
 	}
 	f.Fuzz(func(t *testing.T, input string) {
@@ -303,7 +309,7 @@ func FuzzCanonical(f *testing.F) {
 				t.Fatalf("%s: %q is %q", profile, input, name)
 			}
 			if found, ok := Lookup("\u00a0" + input + "\t"); !ok || found != name {
-				t.Fatalf("%s: %q is %q, and looked up as %q", profile, input, name, found)
+				t.Fatalf("%s: %q is %q, but looked up as %q", profile, input, name, found)
 			}
 			if _, err := uuid.Parse(name); err == nil {
 				t.Fatalf("%s: %q is %q, which is an id", profile, input, name)
@@ -316,20 +322,21 @@ func FuzzCanonical(f *testing.F) {
 				t.Fatalf("%s: %q is %q", profile, input, name)
 			}
 		}
-		// What ASCII accepts, Unicode accepts as the same name: the profile can be widened.
+		// What the ASCII profile accepts, the Unicode profile accepts as the same name, so a
+		// deployment can widen the profile.
 		if name, code := canonical(t, ASCII, input); code == "" {
 			if wide, code := canonical(t, Unicode, input); wide != name || code != "" {
-				t.Fatalf("%q is %q in ASCII and %q %s in Unicode", input, name, wide, code)
+				t.Fatalf("%q is %q in ASCII, but %q %s in Unicode", input, name, wide, code)
 			}
 		}
-		// An account keeps its name: what UsernameCaseMapped makes of it is what it is found by.
+		// An account keeps its name: the lookup finds what UsernameCaseMapped makes of it.
 		if checkLength(input) != nil {
 			return
 		}
 		if name, err := precis.UsernameCaseMapped.String(input); err == nil && checkLength(name) == nil {
 			if again, err := precis.UsernameCaseMapped.String(name); err == nil && again == name {
 				if found, ok := Lookup(input); !ok || found != name {
-					t.Fatalf("%q is %q, and looked up as %q", input, name, found)
+					t.Fatalf("%q is %q, but looked up as %q", input, name, found)
 				}
 			}
 		}

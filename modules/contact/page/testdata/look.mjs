@@ -85,7 +85,7 @@ async function states(width, colorScheme, locale) {
     { field: "new_password", code: "too_common", detail: "is too common" }, { field: "code", code: "some_code", detail: "is odd" },
   ] };
   await key("Enter");
-  await page.locator("#error", { hasText: locale === "de" ? "als eines der ersten" : "attackers try first" }).waitFor();
+  await page.locator("#error", { hasText: locale === "de" ? "zuerst ausprobieren" : "attackers try first" }).waitFor();
   await page.locator("#error", { hasText: locale === "de" ? "Code aus der E-Mail: is odd" : "Code from the mail: is odd" }).waitFor();
   if (await page.evaluate(() => document.activeElement.id) !== "error") problems.push(`${where}: the focus is not on the error`);
   await look("refused");

@@ -1,4 +1,4 @@
-// Package schema is what package outbox and package relay both know of the outbox's tables.
+// Package schema is what packages outbox, relay and delivery share about the outbox's tables.
 package schema
 
 import (
@@ -21,8 +21,7 @@ const (
 	// MessageSegment is the segment of a row in outbox_delivery whose event is in outbox_message.
 	MessageSegment = -1
 
-	// LongestLease is the maximum of outbox.lease. It stands for the lease of a relay that does not
-	// say its own.
+	// LongestLease is the maximum of outbox.lease. It is used for a relay whose own lease is not known.
 	LongestLease = time.Minute
 
 	// OutageHolds is how long a reported outage is believed unless the relay repeats it.
@@ -47,9 +46,9 @@ func Now(db database.IDB) string {
 	return SQLiteNow
 }
 
-// ThisServer is the expression that tells one start of one database server from another. A
-// server whose process was killed with -9 recovers without a new start; like what was not on
-// disk, its statistics are lost then, and they are part of the expression.
+// ThisServer is the expression that tells one start of one database server from another. A server with
+// a process that was killed by SIGKILL recovers without a new start, and loses what was not on disk. It
+// also loses its statistics then, so they are part of the expression.
 func ThisServer(db database.IDB) string {
 	if database.IsPostgres(db) {
 		return thisPostgres
@@ -61,8 +60,8 @@ const thisPostgres = "extract(epoch FROM pg_postmaster_start_time())::text || ' 
 	"coalesce(inet_server_addr()::text, '') || ' ' || " +
 	"coalesce((SELECT extract(epoch FROM stats_reset)::text FROM pg_stat_wal), '')"
 
-// ServerOf returns the server of a connection. It asks once for each connection, and again when
-// the answer is not the expected one, if one is expected: statistics can be reset.
+// ServerOf returns the server of a connection. It asks once for each connection, and again if
+// the answer is not the expected one, since statistics can be reset. expected may be empty.
 func ServerOf(ctx context.Context, conn *pgx.Conn, expected string) (string, error) {
 	const mark = "outbox.server"
 	known := conn.PgConn().CustomData()
@@ -77,9 +76,9 @@ func ServerOf(ctx context.Context, conn *pgx.Conn, expected string) (string, err
 	return server, nil
 }
 
-// Bounded limits how long a transaction holds its locks when its process stops in the middle,
-// because its machine was suspended or its network was cut: the server ends the transaction when
-// it hears nothing for that long. It also limits how long the transaction waits for a lock.
+// Bounded limits how long a transaction holds its locks if its process stops in the middle,
+// because its machine was suspended or its network was cut: the server ends the transaction after
+// that time without a statement. It also limits how long the transaction waits for a lock.
 func Bounded(ctx context.Context, tx database.Tx, d time.Duration) error {
 	if !database.IsPostgres(tx) {
 		return nil
@@ -91,7 +90,7 @@ func Bounded(ctx context.Context, tx database.Tx, d time.Duration) error {
 
 const lastIDPostgres = `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM outbox_event_id`
 
-// LastID is the highest id that was drawn.
+// LastID is the highest id drawn so far.
 func LastID(ctx context.Context, db *database.DB) (last int64, err error) {
 	query := `SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'outbox_event'`
 	if db.IsPostgres() {

@@ -2,6 +2,7 @@ package schema_test
 
 import (
 	"context"
+	"syscall"
 	"testing"
 
 	"github.com/toppira/authctl/migrations"
@@ -22,7 +23,8 @@ func TestRowsAreATable(t *testing.T) {
 				want[0], want[1], want[2] = want[0]+1, want[1]+row[0], want[2]+row[1]
 			}
 			table, arg := schema.Rows(db, rows, "a", "b")
-			err := db.QueryRowContext(t.Context(), `SELECT count(*), coalesce(sum(a), 0), coalesce(sum(b), 0) FROM `+table+` AS r
+			err := db.QueryRowContext(t.Context(), `SELECT count(*), coalesce(sum(a), 0), coalesce(sum(b), 0) FROM `+
+				table+` AS r
 				WHERE a < ?`, arg, 10).Scan(&got[0], &got[1], &got[2])
 			if err != nil || got != want {
 				t.Errorf("%v: count and sums are %v, %v; want %v", rows, got, err, want)
@@ -31,7 +33,7 @@ func TestRowsAreATable(t *testing.T) {
 	})
 }
 
-// What needs a server of its own, one after another.
+// Tests that need their own server run one after the other.
 func TestOnAServerOfItsOwn(t *testing.T) {
 	t.Parallel()
 	db := dbtest.Open(t, outboxtest.StartPostgres(t, "max_prepared_transactions = 2").URL)
@@ -42,8 +44,8 @@ func TestOnAServerOfItsOwn(t *testing.T) {
 	t.Run("a server that lost a process is another one", func(t *testing.T) { losesAProcess(t, db) })
 }
 
-// A transaction that is prepared (two-phase commit) leaves its session, and can commit an hour
-// later.
+// A prepared transaction (two-phase commit) is no longer part of its session, and can commit an
+// hour later.
 func waitsForPrepared(t *testing.T, db *database.DB) {
 	stable := schema.StableWatermark{DB: db}
 	advance := func() int64 {
@@ -68,7 +70,7 @@ func waitsForPrepared(t *testing.T, db *database.DB) {
 		t.Fatal(err)
 	}
 	if err := end(true); err != nil {
-		t.Log(err) // the session has no transaction any more
+		t.Log(err) // the session no longer has a transaction
 	}
 	if id := advance(); id != before {
 		t.Fatalf("it went from %d to %d past a prepared transaction", before, id)
@@ -81,8 +83,8 @@ func waitsForPrepared(t *testing.T, db *database.DB) {
 	}
 }
 
-// When a process of a server is killed, the server recovers without a new start, and what was not on
-// disk is lost: it must count as another server.
+// When a process of a server is killed, the server recovers without a restart and loses what was
+// not on disk. It must count as another server.
 func losesAProcess(t *testing.T, db *database.DB) {
 	server := func() (name string, err error) {
 		err = db.QueryRowContext(t.Context(), "SELECT "+schema.ThisServer(db)).Scan(&name)
@@ -100,7 +102,9 @@ func losesAProcess(t *testing.T, db *database.DB) {
 		if err := tx.QueryRowContext(ctx, "SELECT pg_backend_pid()").Scan(&pid); err != nil {
 			t.Fatal(err)
 		}
-		outboxtest.KillProcess(t, pid)
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
 		return nil
 	})
 	testenv.Eventually(t, "the server is back, as another one", func() bool {

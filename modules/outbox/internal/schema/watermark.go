@@ -11,9 +11,9 @@ import (
 
 // StableWatermark finds the highest id up to which every id is committed or will never appear.
 //
-// A transaction takes a lock on the event table, of a mode nobody else takes, before it draws
-// an id, and holds it until it ends. So once no transaction that held the lock after the sequence
-// was read holds it any longer, every id up to the value read is committed or will never appear.
+// A transaction takes a lock on the event table, in a mode that nobody else uses, before it draws
+// an id, and holds it until it ends. So when all transactions that held the lock after the sequence
+// was read have ended, every id up to the value read is committed or will never appear.
 // Readers, dumps and writers of other tables do not matter. On SQLite ids appear in order.
 type StableWatermark struct {
 	DB *database.DB
@@ -69,7 +69,7 @@ func (w *StableWatermark) Advance(ctx context.Context, expected string) (bool, e
 	return true, nil
 }
 
-// writers lists the transactions that may have drawn an id and not ended. A prepared transaction
+// writers lists the transactions that may have drawn an id and have not ended. A prepared transaction
 // (two-phase commit) keeps its name.
 func writers(ctx context.Context, conn *pgx.Conn) ([]string, error) {
 	rows, err := conn.Query(ctx, `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND granted

@@ -14,7 +14,7 @@ import (
 	"github.com/toppira/authctl/platform/cache/cachetest"
 )
 
-// before is the store of the release before: its scripts are in testdata as they were at ff52971.
+// before is the store of the previous release: its scripts are in testdata as they were at ff52971.
 type before struct {
 	*Store
 	rotate, reissue *goredis.Script
@@ -34,20 +34,23 @@ func newBefore(t testing.TB, client *goredis.Client, opt Options) before {
 		return goredis.NewScript(string(text))
 	}
 	s := New(client, opt)
-	s.create = script("create") // which takes the same arguments, and no more
+	s.create = script("create") // the previous script takes the same arguments and no more
 	return before{s, script("rotate"), script("reissue")}
 }
 
 func (s before) Rotate(ctx context.Context, r session.Rotation) (session.RotateResult, error) {
 	user, sid := s.user(r.UserID), r.SessionID.String()
-	reply, err := s.rotate.Run(ctx, s.client, []string{user + "s:" + sid, user + "index", user + "n:" + sid, user + "reused"},
-		sid, r.Generation, r.PresentedHash[:], r.NextHash[:], r.SealedNext, r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP,
+	reply, err := s.rotate.Run(ctx, s.client,
+		[]string{user + "s:" + sid, user + "index", user + "n:" + sid, user + "reused"},
+		sid, r.Generation, r.PresentedHash[:], r.NextHash[:], r.SealedNext, r.Grace.Milliseconds(),
+		r.IdleTTL.Milliseconds(), r.UserAgent, r.IP,
 		markTTL.Milliseconds(), s.skew().Milliseconds()).Slice()
 	if err != nil || reply[0] == "gone" {
 		return session.RotateResult{}, err
 	}
 	one, err := decode(r.UserID, r.SessionID, reply[1])
-	one.Recorded = s.client.HExists(ctx, s.record(r.UserID, r.SessionID), "recorded").Val() // of which it knows nothing
+	// the previous release does not know it
+	one.Recorded, _ = s.client.Do(ctx, "hexists", s.record(r.UserID, r.SessionID), "recorded").Bool()
 	rotated := session.RotateResult{Outcome: session.Reused, Session: one}
 	switch reply[0] {
 	case "turned":
@@ -59,8 +62,10 @@ func (s before) Rotate(ctx context.Context, r session.Rotation) (session.RotateR
 }
 
 func (s before) Reissue(ctx context.Context, r session.Reissue) (session.Session, error) {
-	reply, err := s.reissue.Run(ctx, s.client, []string{s.record(r.UserID, r.SessionID), s.successor(r.UserID, r.SessionID)},
-		r.Generation, r.Hash[:], r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.Reauthenticated, s.skew().Milliseconds(), r.Sealed).Slice()
+	reply, err := s.reissue.Run(ctx, s.client,
+		[]string{s.record(r.UserID, r.SessionID), s.successor(r.UserID, r.SessionID)},
+		r.Generation, r.Hash[:], r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.Reauthenticated,
+		s.skew().Milliseconds(), r.Sealed).Slice()
 	if err != nil {
 		return session.Session{}, err
 	}
@@ -71,7 +76,7 @@ func (s before) Reissue(ctx context.Context, r session.Reissue) (session.Session
 		return session.Session{}, session.ErrConflict
 	}
 	one, err := decode(r.UserID, r.SessionID, reply[1])
-	one.Recorded = s.client.HExists(ctx, s.record(r.UserID, r.SessionID), "recorded").Val()
+	one.Recorded, _ = s.client.Do(ctx, "hexists", s.record(r.UserID, r.SessionID), "recorded").Bool()
 	return one, err
 }
 
@@ -84,7 +89,8 @@ func TestTwoReleasesShareARedis(t *testing.T) {
 	})
 }
 
-// Where the release before has rotated once, nothing is lost: its link is where this one looks.
+// Nothing is lost where the previous release has rotated once: its link is where this release reads
+// it.
 func TestALinkOfTheReleaseBeforeIsPartOfTheChain(t *testing.T) {
 	t.Parallel()
 	client, codec := cachetest.Shared(t), newCodec(t)

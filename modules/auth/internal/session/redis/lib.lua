@@ -6,7 +6,7 @@ local function clock(skew)
   return t[1] * 1000 + math.floor(t[2] / 1000) + skew
 end
 
--- What the store reads of a record, in its order; then what only the scripts need.
+-- The fields that the store reads, in this order; then those that only the scripts need.
 local function read(record)
   return redis.call('HMGET', record, 'gen', 'hash', 'epoch', 'device', 'agent', 'ip', 'auth', 'created', 'used',
     'expires', 'idle', 'recorded', 'stopped', 'prev', 'replay', 'linked')
@@ -51,32 +51,37 @@ local function losing(base, marks, now, grace)
     redis.call('ZREMRANGEBYRANK', marks, 0, -261)
     if redis.call('PTTL', marks) < ends - now then redis.call('PEXPIRE', marks, ends - now) end
   end
-  -- Takes away links and marks when they were made.
+  -- Deletes links, and marks when they were made.
   local function lose(from, to)
     from = math.max(1, from)
-    local first, last = getLink(base, from), getLink(base, to)
-    if first and last and math.floor(first.ends / step) == math.floor(last.ends / step) then
-      mark(from, to, last.ends)
-    else
-      for g = from, to do
-        local l = getLink(base, g)
-        if l then mark(g, g, l.ends) end
+    if from > to then return end
+    local names = {}
+    -- Neighbours whose windows are over within one step are marked together.
+    local first, last, ends
+    for g = from, to do
+      names[#names + 1] = base .. g
+      local l = getLink(base, g)
+      if first and not (l and math.floor(l.ends / step) == math.floor(ends / step)) then
+        mark(first, last, ends)
+        first = nil
+      end
+      if l then
+        first, last, ends = first or g, g, l.ends
       end
     end
-    local names = {}
-    for g = from, to do names[#names + 1] = base .. g end
-    if names[1] then redis.call('DEL', unpack(names)) end
+    if first then mark(first, last, ends) end
+    redis.call('DEL', unpack(names))
   end
   return mark, lose
 end
 
--- Keeps the successor of the token of generation g, which is the current one or ahead of it, and
--- what leads to it from those replaced before. r is the record as it was, most the number of
--- links that are kept; at is now, as text.
+-- Stores the successor of the token of generation g, which is the current one or ahead of it,
+-- and the link to it. r is the record as it was, most the number of links to keep; at is now, as
+-- text.
 local function keep(r, successor, base, marks, g, presented, sealed, grace, now, at, most)
   local gen = tonumber(r[GEN])
   if r[LINKED] ~= r[GEN] and gen > 1 then
-    -- Servers of a release before, which keep no links, have rotated since.
+    -- Servers of a previous release, which store no links, have rotated since.
     local linked, ends, used = tonumber(r[LINKED] or 0), tonumber(r[REPLAY]), tonumber(r[USED])
     if linked < gen - 1 then
       local mark, lose = losing(base, marks, now, grace)
@@ -89,15 +94,15 @@ local function keep(r, successor, base, marks, g, presented, sealed, grace, now,
     end
   end
   if g > gen then
-    -- The record has missed rotations: when, is not known.
+    -- The record has missed rotations, and nobody knows when they were.
     local mark, lose = losing(base, marks, now, grace)
     lose(gen - most - PORTION, gen - 1)
     mark(gen, g - 1, now + grace)
   end
   if grace > 0 then
-    -- Dropped after the window: then not even the old token and this server together give the
-    -- newest one. The second more makes sure that it is there as long as it is asked for. The
-    -- first key is all that a release before knows of.
+    -- Expires after the window: then not even the old token and this server together give the
+    -- newest one. One more second makes sure that it exists as long as it may be asked for. A
+    -- previous release only knows the first key.
     local ttl = grace + 1000
     redis.call('SET', successor, sealed, 'PX', ttl)
     redis.call('SET', base .. g, at .. string.format('%08d', grace) .. presented .. sealed, 'PX', ttl)
@@ -110,8 +115,8 @@ local function keep(r, successor, base, marks, g, presented, sealed, grace, now,
   end
 end
 
--- The answer that there is no such session. A replica may not have got it yet, so it is given only by a
--- server that takes writes; this one changes nothing. The key is a sorted set.
+-- The answer that there is no such session. Only a server that takes writes may give it, since a
+-- replica may not have the session yet; the write here changes nothing. The key is a sorted set.
 local function gone(key)
   redis.call('ZREM', key, '')
   return {'gone'}

@@ -1,8 +1,8 @@
--- Notes that the store is seen, and since when without a gap. KEYS: memory.
+-- Records that somebody looks at the store, and since when without a gap. KEYS: memory.
 local now, gap, memorable, ttl = clock(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 
--- A server that takes the place of another, or starts again, has a history of its own: what came last may not be
--- in it. Without the right to ask, that is not known.
+-- A server that replaces another or restarts has its own history, which may lack the latest writes.
+-- Without the right to ask, nobody knows.
 local info = redis.pcall('INFO', 'replication')
 local history = type(info) == 'string' and info:match('master_replid:(%x+)') or ''
 
@@ -12,7 +12,8 @@ local replaced = history ~= '' and former ~= '' and history ~= former
 if not since then
   since, emptied = now, '1'
 elseif replaced or math.abs(now - tonumber(m[2])) > gap then
-  -- Nobody has looked for a while, or only at another server: it may have been put back to what it was before that.
+  -- Nobody has looked for a while, or only at another server: this one may have been set back to an
+  -- older state meanwhile.
   if now - since > memorable then emptied = '0' end
   since = now
 end

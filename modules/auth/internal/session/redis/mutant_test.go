@@ -15,32 +15,36 @@ import (
 	"github.com/toppira/authctl/platform/testenv"
 )
 
-// Each mutant is a mistake that would be easy to make; the named check has to find it.
+// Each mutant is an easily made mistake, and the named check has to find it.
 func TestTheSuiteFindsBrokenScripts(t *testing.T) {
 	t.Parallel()
 	client := cachetest.Shared(t)
 	for _, m := range []struct{ name, old, new, check string }{
 		{"replay without a window", "or now >= l.ends then return nil end", "then return nil end",
 			"the previous token after the window is reuse"},
-		{"a sliding window", "local newest = redis.call('GET', KEYS[3])", "redis.call('HSET', KEYS[1], 'replay', now + grace) local newest = redis.call('GET', KEYS[3])",
+		{"a sliding window", "local newest = redis.call('GET', KEYS[3])",
+			"redis.call('HSET', KEYS[1], 'replay', now + grace) local newest = redis.call('GET', KEYS[3])",
 			"the window does not slide"},
-		{"a window that slides with each rotation", "    l = getLink(base, g)", "    l = getLink(base, g) if l then l.ends = tonumber(r[REPLAY]) end",
+		{"a window that slides with each rotation", "    l = getLink(base, g)",
+			"    l = getLink(base, g) if l then l.ends = tonumber(r[REPLAY]) end",
 			"each window ends by its own rotation"},
 		{"only the previous token", "    l = getLink(base, g)", "    l = nil",
 			"every replaced token yields the newest in its window"},
-		{"an old successor instead of the newest", "for i = g, gen - 2 do", "for i = g, g do if i == gen - 1 then break end",
+		{"an old successor instead of the newest", "for i = g, gen - 2 do",
+			"for i = g, g do if i == gen - 1 then break end",
 			"every replaced token yields the newest in its window"},
 		{"links that stay", "presented .. sealed, 'PX', ttl)", "presented .. sealed, 'PX', 10 * 60 * 1000)",
 			"the way to the newest is forgotten with the window"},
 		{"a newest token that stays", "successor, sealed, 'PX', ttl)", "successor, sealed, 'PX', 10 * 60 * 1000)",
 			"the way to the newest is forgotten with the window"},
-		{"reuse beyond the bound", "      mark(from, to, last.ends)", "",
+		{"reuse beyond the bound", "    if first then mark(first, last, ends) end", "",
 			"too many rotations in a window end nothing"},
 		{"an amnesty beyond the bound", "if from - 1 > last then", "if false then",
 			"too many rotations in a window end nothing"},
 		{"a window from the future", "if l.at - now > l.ends - l.at then", "if false then",
 			"a window from a clock that was ahead is void"},
-		{"a replay that forks", "presented == r[HASH]) then", "presented == r[HASH]) or (g == gen - 1 and presented == r[PREV]) then",
+		{"a replay that forks", "presented == r[HASH]) then",
+			"presented == r[HASH]) or (g == gen - 1 and presented == r[PREV]) then",
 			"parallel refreshes make one chain"},
 		{"a replay of whatever token", "if l.hash ~= presented or now", "if now",
 			"two tokens of one generation are reuse"},
@@ -64,26 +68,29 @@ func TestTheSuiteFindsBrokenScripts(t *testing.T) {
 			"a stopped session stays stopped until it is deleted"},
 		{"no mark for the committer", "redis.call('SADD', KEYS[4], sid)", "",
 			"a stopped session stays stopped until it is deleted"},
-		{"a repeated call taken for reuse", "if presented == r[PREV] and r[HASH] == successor then return {'rotated', r} end", "",
+		{"a repeated call taken for reuse",
+			"if presented == r[PREV] and r[HASH] == successor then return {'rotated', r} end", "",
 			"the same call sent again changes nothing"},
 	} {
 		t.Run(strings.ReplaceAll(m.name, " ", "_"), func(t *testing.T) {
 			t.Parallel()
 			good := libSource + rotateSource
 			if strings.Count(good, m.old) != 1 {
-				t.Fatalf("the script does not have %q once", m.old)
+				t.Fatalf("the script does not contain %q exactly once", m.old)
 			}
 			mutant := goredis.NewScript(strings.Replace(good, m.old, m.new, 1))
 			open := func(t testing.TB, skew func() time.Duration) sessiontest.Engine {
 				s := mutantStore(t, client, skew)
 				s.rotate = mutant
-				return sessiontest.Engine{Store: s, Peer: s, Dump: func(ctx context.Context) ([][]byte, error) { return keptUnder(ctx, client, s.prefix) }}
+				return sessiontest.Engine{Store: s, Peer: s, Dump: func(ctx context.Context) ([][]byte, error) {
+					return keptUnder(ctx, client, s.prefix)
+				}}
 			}
 			err := sessiontest.Named(m.check).Run(t, open)
 			if err == nil {
 				t.Errorf("%q does not find it", m.check)
 			}
-			t.Log(err) // for the reader of -v: it is found for its own sake
+			t.Log(err) // shows with -v that the check fails for the right reason
 		})
 	}
 }
@@ -97,7 +104,8 @@ func TestTheSuiteFindsARotationThatReadsAndThenWrites(t *testing.T) {
 			Store: s,
 			Write: func(ctx context.Context, one session.Session, r session.Rotation) error {
 				_, err := client.Pipelined(ctx, func(p goredis.Pipeliner) error {
-					p.HSet(ctx, s.record(one.UserID, one.ID), "gen", one.Generation, "hash", one.Hash[:], "agent", one.UserAgent, "ip", one.IP,
+					p.HSet(ctx, s.record(one.UserID, one.ID), "gen", one.Generation, "hash", one.Hash[:], "agent",
+						one.UserAgent, "ip", one.IP,
 						"used", one.LastUsedAt.UnixMilli(), "idle", one.IdleExpiresAt.UnixMilli())
 					p.Set(ctx, s.successor(one.UserID, one.ID), r.SealedNext, r.Grace)
 					return nil
@@ -114,14 +122,14 @@ func TestTheSuiteFindsARotationThatReadsAndThenWrites(t *testing.T) {
 // keptUnder reads the strings under a prefix.
 func keptUnder(ctx context.Context, client *goredis.Client, prefix string) (kept [][]byte, err error) {
 	for scan := client.Scan(ctx, 0, prefix+"*", 1000).Iterator(); scan.Next(ctx); {
-		if value, err := client.Get(ctx, scan.Val()).Bytes(); err == nil { // not of another type
+		if value, err := client.Get(ctx, scan.Val()).Bytes(); err == nil { // a key of another type
 			kept = append(kept, value)
 		}
 	}
 	return kept, nil
 }
 
-// mutantStore is a store under a prefix of its own, to be broken.
+// mutantStore is a store under its own prefix, to be broken.
 func mutantStore(t testing.TB, client *goredis.Client, skew func() time.Duration) *Store {
 	opt := Options{Prefix: "authctl-test:" + uuid.NewString() + ":", Skew: skew}
 	t.Cleanup(func() {

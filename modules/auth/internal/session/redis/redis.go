@@ -67,7 +67,7 @@ type Options struct {
 
 // Store is a [session.Store].
 type Store struct {
-	client goredis.UniversalClient
+	client cache.Client
 	prefix string
 	skew   func() time.Duration
 	skewed bool // the clock of the store is not that of the servers
@@ -79,12 +79,13 @@ type Store struct {
 }
 
 // New returns a store that uses the client, which stays the caller's to close.
-func New(client goredis.UniversalClient, opt Options) *Store {
+func New(client cache.Client, opt Options) *Store {
 	s := &Store{
 		client: client, prefix: opt.Prefix, skew: opt.Skew, skewed: opt.Skew != nil,
 		scanning: make(chan struct{}, 1), cursors: make(map[string]uint64),
-		create: goredis.NewScript(libSource + createSource), rotate: goredis.NewScript(libSource + rotateSource), reissue: goredis.NewScript(libSource + reissueSource),
-		memory: goredis.NewScript(libSource + memorySource),
+		create: goredis.NewScript(libSource + createSource), rotate: goredis.NewScript(libSource + rotateSource),
+		reissue: goredis.NewScript(libSource + reissueSource),
+		memory:  goredis.NewScript(libSource + memorySource),
 	}
 	if s.prefix == "" {
 		s.prefix = cache.Prefix + "session:"
@@ -285,7 +286,8 @@ func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error)
 func (s *Store) reusedOn(ctx context.Context, server cache.Server, limit, steps int) ([]session.Marked, error) {
 	var marked []session.Marked
 	for range steps {
-		found, next, err := server.Client.Scan(ctx, s.cursors[server.Name], escape(s.prefix)+"{*}:reused", scanCount).Result()
+		found, next, err := server.Client.Scan(ctx, s.cursors[server.Name], escape(s.prefix)+"{*}:reused",
+			scanCount).Result()
 		if err != nil {
 			return marked, err
 		}
@@ -318,7 +320,8 @@ func (s *Store) markedBy(ctx context.Context, marks string) ([]session.Marked, e
 		if err != nil {
 			return nil, fmt.Errorf("%w: a session id is not one", errCorrupt)
 		}
-		fields, err := s.client.HMGet(ctx, s.record(userID, id), append(slices.Clone(recordFields), "stopped", "sgen", "sagent", "sip")...).Result()
+		wanted := append(slices.Clone(recordFields), "stopped", "sgen", "sagent", "sip")
+		fields, err := s.client.HMGet(ctx, s.record(userID, id), wanted...).Result()
 		if err != nil {
 			return nil, err
 		}
@@ -327,7 +330,8 @@ func (s *Store) markedBy(ctx context.Context, marks string) ([]session.Marked, e
 		}
 		var d decoder
 		m := session.Marked{Session: d.session(userID, id, fields), StoppedAt: d.time(fields[sessionFields]),
-			Generation: uint32(d.int(fields[sessionFields+1])), UserAgent: d.text(fields[sessionFields+2]), IP: d.text(fields[sessionFields+3])}
+			Generation: uint32(d.int(fields[sessionFields+1])), UserAgent: d.text(fields[sessionFields+2]),
+			IP: d.text(fields[sessionFields+3])}
 		if d.err != nil {
 			return nil, d.err
 		}
@@ -595,7 +599,8 @@ func (s *Store) live(ctx context.Context, keys []key) ([]session.Session, error)
 }
 
 // recordFields is a session in the order of read() in lib.lua.
-var recordFields = []string{"gen", "hash", "epoch", "device", "agent", "ip", "auth", "created", "used", "expires", "idle", "recorded"}
+var recordFields = []string{"gen", "hash", "epoch", "device", "agent", "ip", "auth", "created", "used", "expires",
+	"idle", "recorded"}
 
 const sessionFields = 12
 
@@ -617,8 +622,9 @@ func (d *decoder) session(userID, id uuid.UUID, f []any) session.Session {
 		ID: id, UserID: userID,
 		Generation: uint32(d.int(f[0])), Hash: d.hash(f[1]), Epoch: d.int(f[2]),
 		DeviceName: d.text(f[3]), UserAgent: d.text(f[4]), IP: d.text(f[5]),
-		AuthTime: d.time(f[6]), CreatedAt: d.time(f[7]), LastUsedAt: d.time(f[8]), ExpiresAt: d.time(f[9]), IdleExpiresAt: d.time(f[10]),
-		Recorded: f[11] != nil,
+		AuthTime: d.time(f[6]), CreatedAt: d.time(f[7]), LastUsedAt: d.time(f[8]), ExpiresAt: d.time(f[9]),
+		IdleExpiresAt: d.time(f[10]),
+		Recorded:      f[11] != nil,
 	}
 }
 

@@ -36,13 +36,13 @@ func TestRedisKeepsTheRules(t *testing.T) {
 	sessiontest.Run(t, engine(cachetest.Shared(t)))
 }
 
-// A cluster spreads users over its nodes: the rules are the same.
+// A cluster spreads users over its nodes; the rules stay the same.
 func TestAClusterKeepsTheRules(t *testing.T) {
 	t.Parallel()
-	sessiontest.Run(t, engine(cachetest.OpenAny(t, cachetest.StartCluster(t).URL())))
+	sessiontest.Run(t, engine(cachetest.OpenAny(t, cachetest.StartCluster(t).URL()).(goredis.UniversalClient)))
 }
 
-// Where there is no Redis, its imitation shows at least that the scripts mean what they say.
+// Without Redis, the imitation at least shows that the scripts do what they should.
 func TestMiniredisKeepsTheRules(t *testing.T) {
 	t.Parallel()
 	server := miniredis.RunT(t)
@@ -54,7 +54,7 @@ func TestMiniredisKeepsTheRules(t *testing.T) {
 	})
 }
 
-// reminded tells the imitation that time passes, without which it expires nothing.
+// reminded moves the imitation's clock, without which nothing expires there.
 type reminded struct {
 	session.Store
 	server *miniredis.Miniredis
@@ -115,7 +115,7 @@ func remove(client goredis.UniversalClient, prefix string) {
 	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 	defer cancel()
 	if cache.IsCluster(client) {
-		return // it ends with the test
+		return // the server ends with the test
 	}
 	for scan := client.Scan(ctx, 0, prefix+"*", 1000).Iterator(); scan.Next(ctx); {
 		client.Unlink(ctx, scan.Val())

@@ -1,4 +1,4 @@
--- Replaces the current token of a session by one that its holder is about to be given.
+-- Replaces the current token of a session by one that its holder is about to get.
 -- KEYS: record, successor, marks. The links are in the same slot.
 local g, hash, grace, idleTTL, reauthenticated, now = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], clock(ARGV[6])
 local sealed, base, most = ARGV[7], ARGV[8], tonumber(ARGV[9])
@@ -6,7 +6,7 @@ local sealed, base, most = ARGV[7], ARGV[8], tonumber(ARGV[9])
 local r = read(KEYS[1])
 if not r[GEN] or r[STOPPED] or now >= tonumber(r[IDLE]) then return gone(KEYS[3]) end
 local gen = tonumber(r[GEN])
-if gen == g and r[HASH] == hash then return {'rotated', r} end -- this very call, sent again
+if gen == g and r[HASH] == hash then return {'rotated', r} end -- this very call, repeated
 if gen ~= g - 1 then return {'conflict'} end
 
 local at, prev, idle = string.format('%.0f', now), r[HASH], math.min(now + idleTTL, tonumber(r[EXPIRES]))

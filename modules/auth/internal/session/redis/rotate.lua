@@ -11,7 +11,7 @@ local now = clock(ARGV[11])
 if now >= tonumber(r[IDLE]) then return gone(KEYS[2]) end
 local gen = tonumber(r[GEN])
 
--- The current token, or one ahead of a server that missed rotations before a fail-over.
+-- The current token, or one ahead of a server that has missed rotations before a fail-over.
 if g > gen or (g == gen and presented == r[HASH]) then
   local idle = math.min(now + idleTTL, tonumber(r[EXPIRES]))
   local at, next = string.format('%.0f', now), string.format('%.0f', g + 1)
@@ -23,25 +23,25 @@ if g > gen or (g == gen and presented == r[HASH]) then
   return {'rotated', r}
 end
 
--- One that was replaced: by its own time, it is answered with the newest or is reuse.
+-- A replaced token: depending on its own window, it gets the newest one or is reuse.
 local function replaced()
   local linked = tonumber(r[LINKED] or 0)
   local l
   if g == gen - 1 then
-    if presented == r[PREV] and r[HASH] == successor then return {'rotated', r} end -- this very call, sent again
+    if presented == r[PREV] and r[HASH] == successor then return {'rotated', r} end -- this very call, repeated
     if r[PREV] ~= '' then l = {at = tonumber(r[USED]), ends = tonumber(r[REPLAY]), hash = r[PREV]} end
   else
     l = getLink(base, g)
   end
   if not l then
-    -- Servers of a release before have rotated since it was current.
+    -- Servers of a previous release have rotated since it was current.
     if g >= linked and g <= gen - 2 and now < tonumber(r[REPLAY]) then return {'superseded', r} end
     local above = redis.call('ZRANGEBYSCORE', KEYS[5], g, '+inf', 'LIMIT', 0, 1)[1]
     if above and now < tonumber(above:match(':(%d+)$')) then return {'superseded', r} end
     return nil
   end
   if l.hash ~= presented or now >= l.ends then return nil end
-  -- A clock that was ahead wrote this, nobody knows when.
+  -- A clock that was ahead wrote this, and nobody knows when.
   if l.at - now > l.ends - l.at then return {'superseded', r} end
   local reply = {'replayed', r}
   for i = g, gen - 2 do

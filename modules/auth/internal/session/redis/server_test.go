@@ -32,14 +32,17 @@ func newCodec(t testing.TB) *session.Codec {
 func begin(t testing.TB, store session.Store, codec *session.Codec, user uuid.UUID) session.Token {
 	t.Helper()
 	token := codec.Mint(user, uuid.New(), 1)
-	_, err := store.Create(t.Context(), session.Start{ID: token.SessionID(), UserID: user, Hash: token.Hash(), MaxAge: 720 * time.Hour, IdleTTL: 120 * time.Hour, Max: 50})
+	_, err := store.Create(t.Context(),
+		session.Start{ID: token.SessionID(), UserID: user, Hash: token.Hash(), MaxAge: 720 * time.Hour,
+			IdleTTL: 120 * time.Hour, Max: 50})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return token
 }
 
-func rotate(store session.Store, codec *session.Codec, presented session.Token, grace time.Duration) (session.RotateResult, session.Token, error) {
+func rotate(store session.Store, codec *session.Codec, presented session.Token,
+	grace time.Duration) (session.RotateResult, session.Token, error) {
 	next, r := codec.Next(presented)
 	r.Grace, r.IdleTTL = grace, 120*time.Hour
 	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
@@ -51,7 +54,7 @@ func rotate(store session.Store, codec *session.Codec, presented session.Token, 
 	return rotated, next, err
 }
 
-// stop ends a session for reuse of its first token, and returns the newest one.
+// stop ends a session by reuse of its first token, and returns the newest token.
 func stop(t testing.TB, store session.Store, codec *session.Codec, first session.Token) session.Token {
 	t.Helper()
 	_, next, err := rotate(store, codec, first, 0)
@@ -62,7 +65,8 @@ func stop(t testing.TB, store session.Store, codec *session.Codec, first session
 	return next
 }
 
-func must(t testing.TB, store session.Store, codec *session.Codec, presented session.Token, want session.Outcome) session.Token {
+func must(t testing.TB, store session.Store, codec *session.Codec, presented session.Token,
+	want session.Outcome) session.Token {
 	t.Helper()
 	rotated, next, err := rotate(store, codec, presented, testGrace)
 	if err != nil {
@@ -85,13 +89,15 @@ func TestEveryKeyExpiresAndLiesInTheSlotOfItsUser(t *testing.T) {
 	stop(t, store, codec, stopped)
 	reissued := begin(t, store, codec, user)
 	fresh := codec.Mint(user, reissued.SessionID(), 2)
-	if _, err := store.Reissue(t.Context(), session.Reissue{UserID: user, SessionID: reissued.SessionID(), Generation: 2,
-		Hash: fresh.Hash(), Sealed: codec.SealReissued(fresh), Grace: testGrace, IdleTTL: 200 * time.Hour}); err != nil {
+	if _, err := store.Reissue(t.Context(),
+		session.Reissue{UserID: user, SessionID: reissued.SessionID(), Generation: 2,
+			Hash: fresh.Hash(), Sealed: codec.SealReissued(fresh), Grace: testGrace,
+			IdleTTL: 200 * time.Hour}); err != nil {
 		t.Fatal(err)
 	}
 
 	keys := client.Keys(t.Context(), "*").Val()
-	if len(keys) != 10 { // four records, two successors and the links to them, index, marks
+	if len(keys) != 10 { // four records, two successors with their links, index, marks
 		t.Errorf("%d keys: %v", len(keys), keys)
 	}
 	ttl := map[string]time.Duration{}
@@ -108,7 +114,8 @@ func TestEveryKeyExpiresAndLiesInTheSlotOfItsUser(t *testing.T) {
 			t.Errorf("%s is kept for %v", key, got)
 		}
 	}
-	if got, longest := ttl[store.index(user)], ttl[store.record(user, reissued.SessionID())]; got < 719*time.Hour || longest < 199*time.Hour {
+	if got, longest := ttl[store.index(user)], ttl[store.record(user, reissued.SessionID())]; got < 719*time.Hour ||
+		longest < 199*time.Hour {
 		t.Errorf("the index lives %v, a member %v", got, longest)
 	}
 	for _, key := range []string{store.marks(user), store.record(user, stopped.SessionID())} {
@@ -142,7 +149,7 @@ func TestARotationIsOneRoundTrip(t *testing.T) {
 	if n := sent.commands.Load() + sent.pipelines.Load(); n != 2 {
 		t.Errorf("two refreshes took %d round trips", n)
 	}
-	// A server that forgot the script is told it again.
+	// A server that has lost the script gets it again.
 	if err := client.ScriptFlush(t.Context()).Err(); err != nil {
 		t.Fatal(err)
 	}
@@ -198,10 +205,11 @@ func TestAKilledServerIsUnavailableAndComesBackWithItsSessions(t *testing.T) {
 	}
 }
 
-// A replica that has not got a session must not say that it is gone: its person would be signed out.
+// A replica that lacks a session must not say that the session has ended, or the person would be
+// signed out.
 func TestAReplicaWithoutTheSessionIsUnavailable(t *testing.T) {
 	t.Parallel()
-	replica := cachetest.Start(t, "--replicaof", "127.0.0.1 1") // whose primary nobody reaches
+	replica := cachetest.Start(t, "--replicaof", "127.0.0.1 1") // nobody can reach its primary
 	store, codec := New(cachetest.Open(t, replica.URL()), Options{}), newCodec(t)
 	token := codec.Mint(uuid.New(), uuid.New(), 1)
 	if outcome, _, err := rotate(store, codec, token, testGrace); !errors.Is(err, session.ErrUnavailable) {
@@ -209,7 +217,7 @@ func TestAReplicaWithoutTheSessionIsUnavailable(t *testing.T) {
 	}
 }
 
-// restart returns when the client has noticed as well: after many failures it looks once a
+// restart returns once the client has noticed too: after many failures the client tries only once a
 // second.
 func restart(t *testing.T, server *cachetest.Server, store *Store) {
 	t.Helper()
@@ -236,11 +244,12 @@ func TestASilentServerIsUnavailableWhenTheDeadlineComes(t *testing.T) {
 		t.Errorf("a silent server: %v", err)
 	}
 	server.Resume()
-	// The first call may or may not have happened; to its client that is the same.
+	// The first call may have happened or not; the client cannot tell the difference.
 	if _, _, err := rotate(store, codec, token, testGrace); err != nil {
 		t.Error(err)
 	}
-	if sessions, err := store.List(t.Context(), token.UserID()); err != nil || len(sessions) != 1 || sessions[0].Generation != 2 {
+	if sessions, err := store.List(t.Context(), token.UserID()); err != nil || len(sessions) != 1 ||
+		sessions[0].Generation != 2 {
 		t.Errorf("after a call that was cut off and its repetition: %v, %v", sessions, err)
 	}
 }
@@ -261,7 +270,7 @@ func TestAFlushedServerBringsNothingBack(t *testing.T) {
 	}
 }
 
-// The replica takes over without the latest rotations, whose answers clients have.
+// The replica takes over without the latest rotations, whose answers clients have received.
 func TestAFailOverSignsNobodyOut(t *testing.T) {
 	t.Parallel()
 	primary := cachetest.Start(t)
@@ -298,7 +307,7 @@ func TestAFailOverSignsNobodyOut(t *testing.T) {
 		if again := must(t, after, codec, current[i], session.Replayed); again != next {
 			t.Error("two successors of a token that was ahead")
 		}
-		// What the replica had taken for current is known to be old by now, but not how old.
+		// The token that the replica took for current is now known to be old, but not how old.
 		must(t, after, codec, stale[i], session.Superseded)
 		must(t, after, codec, next, session.Rotated)
 	}
@@ -306,7 +315,7 @@ func TestAFailOverSignsNobodyOut(t *testing.T) {
 	for i := range devices {
 		must(t, after, codec, stale[i], session.Reused)
 	}
-	// A stolen old token that comes first is found out when the owner comes.
+	// If a stolen old token comes first, the owner's next refresh reveals it.
 	stolen := begin(t, after, codec, uuid.New())
 	owner := codec.Mint(stolen.UserID(), stolen.SessionID(), 2)
 	thief := must(t, after, codec, stolen, session.Rotated)
@@ -325,7 +334,7 @@ func TestAnEvictedSuccessorRefusesWithoutStoppingTheSession(t *testing.T) {
 	third := must(t, store, codec, second, session.Rotated)
 	fourth := must(t, store, codec, third, session.Rotated)
 	must(t, store, codec, first, session.Replayed)
-	client.Del(t.Context(), store.links(first.UserID(), first.SessionID())+"2") // the middle of the way
+	client.Del(t.Context(), store.links(first.UserID(), first.SessionID())+"2") // a link in the middle of the chain
 	must(t, store, codec, first, session.Superseded)
 	must(t, store, codec, third, session.Replayed)
 	must(t, store, codec, fourth, session.Rotated)
@@ -363,7 +372,8 @@ func TestAnEvictedRecordDoesNotCountAndIsTidiedUp(t *testing.T) {
 	begin(t, store, codec, user)
 	evicted := begin(t, store, codec, user)
 	client.Del(t.Context(), store.record(user, evicted.SessionID()))
-	started, err := store.Create(t.Context(), session.Start{ID: uuid.New(), UserID: user, MaxAge: time.Hour, IdleTTL: time.Hour, Max: 2, RejectNew: true})
+	started, err := store.Create(t.Context(),
+		session.Start{ID: uuid.New(), UserID: user, MaxAge: time.Hour, IdleTTL: time.Hour, Max: 2, RejectNew: true})
 	if err != nil || len(started.Excess) != 0 {
 		t.Errorf("over: %v, %v", started.Excess, err)
 	}
@@ -379,7 +389,8 @@ func TestDamagedKeysAreOurFaultAndNotAnOutage(t *testing.T) {
 	for field, value := range map[string]string{"hash": "short", "created": "yesterday", "gen": "many"} {
 		token := begin(t, store, codec, uuid.New())
 		client.HSet(t.Context(), store.record(token.UserID(), token.SessionID()), field, value)
-		if _, err := store.Get(t.Context(), token.UserID(), token.SessionID()); err == nil || errors.Is(err, session.ErrUnavailable) || errors.Is(err, session.ErrNotFound) {
+		if _, err := store.Get(t.Context(), token.UserID(), token.SessionID()); err == nil ||
+			errors.Is(err, session.ErrUnavailable) || errors.Is(err, session.ErrNotFound) {
 			t.Errorf("%s = %q: %v", field, value, err)
 		}
 	}
@@ -419,8 +430,8 @@ func TestEveryMarkIsFoundByAndByWithAnyLimit(t *testing.T) {
 	}
 }
 
-// A connection that breaks after the server acted, before it answered, is the go-redis
-// client's to retry: the caller sees one answer, and the session one rotation.
+// When a connection breaks after the server has acted and before it has answered, the go-redis
+// client retries. The caller sees one answer, and the session one rotation.
 func TestARotationWhoseAnswerIsLostOnTheWayIsMadeGood(t *testing.T) {
 	t.Parallel()
 	server := cachetest.Start(t)
@@ -429,7 +440,7 @@ func TestARotationWhoseAnswerIsLostOnTheWayIsMadeGood(t *testing.T) {
 	token := must(t, store, codec, begin(t, store, codec, uuid.New()), session.Rotated)
 	for range 20 {
 		proxy.cutNextAnswer.Store(true)
-		// With no window, anything but recognising the call would be reuse.
+		// Without a grace window, a call that is not recognised would be reuse.
 		rotated, next, err := rotate(store, codec, token, 0)
 		if err != nil || rotated.Outcome != session.Rotated {
 			t.Fatalf("%v, %v", rotated.Outcome, err)
@@ -444,7 +455,7 @@ func TestARotationWhoseAnswerIsLostOnTheWayIsMadeGood(t *testing.T) {
 	}
 }
 
-// cutter passes bytes on and, when told to, breaks the connection in place of an answer.
+// cutter passes bytes on, and breaks the connection instead of an answer when told to.
 type cutter struct {
 	addr          string
 	cutNextAnswer atomic.Bool
@@ -507,8 +518,8 @@ func (c *cutter) pass(client net.Conn, to string) {
 	}
 }
 
-// BenchmarkRotate measures a rotation beside the least that a script can be in the same run:
-// the ratio is what counts.
+// BenchmarkRotate compares a rotation with the smallest possible script in the same run. Only the
+// ratio counts.
 func BenchmarkRotate(b *testing.B) {
 	client := cachetest.Shared(b)
 	b.Run("bare script", func(b *testing.B) {
@@ -540,7 +551,7 @@ func BenchmarkRotate(b *testing.B) {
 	})
 }
 
-// Who looks for stopped sessions waits no longer than it may for another one who does.
+// A search for stopped sessions does not wait longer than allowed for another search.
 func TestLookingForStoppedSessionsWaitsNoLongerThanItMay(t *testing.T) {
 	t.Parallel()
 	server := cachetest.Start(t)
@@ -548,7 +559,7 @@ func TestLookingForStoppedSessionsWaitsNoLongerThanItMay(t *testing.T) {
 	if _, err := store.Reused(t.Context(), 1); err != nil {
 		t.Fatal(err)
 	}
-	store.scanning <- struct{}{} // somebody who waits for an answer
+	store.scanning <- struct{}{} // another caller, who waits for an answer
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := store.Reused(ended, 1); !errors.Is(err, session.ErrUnavailable) {

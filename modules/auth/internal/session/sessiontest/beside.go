@@ -12,11 +12,11 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 )
 
-// RunBeside shows that servers of this release and of the one before it may use the same
-// sessions at the same time, as they do while an installation is upgraded or taken back. Of the
-// engines that open makes, Store is of this release and Peer of the one before, which keeps
-// no links: it answers the current token and the one before it, and ends a session for an
-// older one. That is its fault, and stays with it.
+// RunBeside shows that servers of this release and of the previous one can use the same sessions at
+// the same time, as they do while an installation is upgraded or downgraded. Of the engines that
+// open makes, Store belongs to this release and Peer to the previous one, which keeps no links: it
+// answers the current token and the one before it, and ends a session for an older one. That fault
+// stays with it.
 func RunBeside(t *testing.T, open Open) {
 	checks := []Check{
 		{"this release takes on what the one before left", takesOver},
@@ -43,9 +43,9 @@ func RunBeside(t *testing.T, open Open) {
 	}
 }
 
-// by has one of the two stores do it.
-func (p *probe) by(store session.Store, presented session.Token, change ...func(*session.Rotation)) (session.RotateResult, session.Token) {
-	rotated, next, err := refresh(p.ctx, store, p.codec, presented, change...)
+// by lets one of the two stores do it.
+func (p *probe) by(store session.Store, presented session.Token) (session.RotateResult, session.Token) {
+	rotated, next, err := refresh(p.ctx, store, p.codec, presented)
 	p.must(err)
 	return rotated, next
 }
@@ -58,12 +58,13 @@ func (p *probe) rotateBy(store session.Store, presented session.Token) session.T
 
 func (p *probe) beginBy(store session.Store) session.Token {
 	token := p.codec.Mint(uuid.New(), uuid.New(), 1)
-	_, err := store.Create(p.ctx, session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(), MaxAge: maxAge, IdleTTL: idleTTL})
+	_, err := store.Create(p.ctx, session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(),
+		MaxAge: maxAge, IdleTTL: idleTTL})
 	p.must(err)
 	return token
 }
 
-// takesOver: what the release before has rotated is answered as well as can be known.
+// takesOver: what the previous release has rotated is answered as well as can be known.
 func takesOver(p *probe) {
 	for rotations := range 5 {
 		for _, late := range []bool{false, true} {
@@ -76,7 +77,7 @@ func takesOver(p *probe) {
 			}
 			where := fmt.Sprintf("after %d rotations by the release before, late: %v", rotations, late)
 			for i := range rotations {
-				want := session.Superseded // somebody's late duplicate, perhaps: it ends nothing
+				want := session.Superseded // it may be a late duplicate, so it ends nothing
 				switch {
 				case late:
 					want = session.Reused
@@ -84,7 +85,7 @@ func takesOver(p *probe) {
 					want = session.Replayed
 				}
 				if late && i > 0 {
-					break // the session is over
+					break // the session has ended
 				}
 				rotated, got := p.by(p.Store, tokens[i])
 				p.equal(fmt.Sprintf("%s: outcome for token %d", where, i), rotated.Outcome, want)
@@ -100,11 +101,13 @@ func takesOver(p *probe) {
 			for i, token := range tokens {
 				if i < rotations-1 {
 					rotated, _ := p.by(p.Store, token)
-					p.equal(fmt.Sprintf("%s and two by this one: outcome for token %d", where, i), rotated.Outcome, session.Superseded)
+					p.equal(fmt.Sprintf("%s and two by this one: outcome for token %d", where, i), rotated.Outcome,
+						session.Superseded)
 					continue
 				}
 				rotated, got := p.by(p.Store, token)
-				p.equal(fmt.Sprintf("%s and two by this one: outcome for token %d", where, i), rotated.Outcome, session.Replayed)
+				p.equal(fmt.Sprintf("%s and two by this one: outcome for token %d", where, i), rotated.Outcome,
+					session.Replayed)
 				p.equal(where+" and two by this one: what it gets", got == last, true)
 			}
 			p.clock.Advance(grace + grace/100)
@@ -114,7 +117,7 @@ func takesOver(p *probe) {
 	}
 }
 
-// isTakenBack: the release before finds what it knows of.
+// isTakenBack: the previous release finds what it knows.
 func isTakenBack(p *probe) {
 	for rotations := range 5 {
 		tokens := []session.Token{p.beginBy(p.Store)}
@@ -141,15 +144,15 @@ func isTakenBack(p *probe) {
 	}
 }
 
-// mixture rotates by either release at random. A late duplicate that this one gets ends nothing
-// in its window, and yields the newest token if it yields any; when all windows are over it
-// is reuse.
+// mixture rotates with either release at random. A late duplicate at this release ends nothing
+// within its window, and gets the newest token if it gets any. Once all windows have closed it is
+// reuse.
 func mixture(p *probe) {
 	for seed := range uint64(24) {
 		rng := rand.New(rand.NewPCG(seed, 2))
 		stores := []session.Store{p.Store, p.Peer}
 		tokens := []session.Token{p.beginBy(stores[rng.IntN(2)])}
-		var ends []time.Duration // of the windows of all but the last
+		var ends []time.Duration // of all windows but the last
 		var ours []bool          // whether this release has rotated it
 		replayed := 0
 		for step := range 60 {
@@ -181,7 +184,8 @@ func mixture(p *probe) {
 					replayed++
 				case rotated.Outcome == session.Superseded && !known:
 				default:
-					p.failf("%s: a late duplicate of %d rotations ago was answered %v, all rotated by this release: %v", where, len(ends)-i, rotated.Outcome, known)
+					p.failf("%s: a late duplicate of %d rotations ago was answered %v, all rotated by this release: %v",
+						where, len(ends)-i, rotated.Outcome, known)
 				}
 			}
 		}

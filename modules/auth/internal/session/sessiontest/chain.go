@@ -12,15 +12,15 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 )
 
-// Call is one request about a session as its client saw it.
+// Call is one request about a session, as its client saw it.
 type Call struct {
-	Client     int   // who asked; one client asks one thing at a time
+	Client     int   // the client, which sends one request at a time
 	Begin, End int64 // in nanoseconds of one clock for all calls
 
-	Ends    bool            // the session was ended; else this is a refresh
+	Ends    bool            // the session was ended; otherwise this is a refresh
 	Lost    bool            // no answer came: it may have happened or not
-	Token   string          // of a refresh: what was presented
-	Outcome session.Outcome // of a refresh: Gone also says that it was refused because the session was ended
+	Token   string          // the presented token of a refresh
+	Outcome session.Outcome // of a refresh; Gone also means that it was refused because the session was ended
 	Next    string          // when Rotated or Replayed: the successor
 }
 
@@ -36,20 +36,20 @@ func (c Call) String() string {
 	return "refresh(" + short(c.Token) + ") " + c.Outcome.String()
 }
 
-// short names a token in a report: all tokens of a session begin alike.
+// short names a token in a report, since all tokens of a session begin alike.
 func short(token string) string { return "…" + token[max(0, len(token)-6):] }
 
-// chain is a session as one register: the token that is current and those before it, oldest
-// first, each followed by a space.
+// chain is a session as one register: the current token and those before it, oldest first, each
+// followed by a space.
 type chain struct {
 	current, before string
 	over            byte // 0 live, 'r' stopped for reuse, 'e' ended
 }
 
-// unseen is a current token that no client has been told yet, because the answer was lost.
+// unseen stands for a current token that no client knows yet, because the answer was lost.
 const unseen = "?"
 
-// since is how many tokens were rotated since this one was current; 0 when it never was.
+// since is how many tokens were rotated since this one was current; 0 if it never was.
 func (s chain) since(token string) int {
 	_, after, found := strings.Cut(s.before, token+" ")
 	if !found {
@@ -58,7 +58,7 @@ func (s chain) since(token string) int {
 	return 1 + strings.Count(after, " ")
 }
 
-// step lists the states that a call may lead to; none means that it cannot have happened.
+// step lists the states that a call may lead to. Without any, the call cannot have happened.
 func (s chain) step(c Call) []any {
 	stopped := chain{current: s.current, before: s.before, over: 'r'}
 	since := s.since(c.Token)
@@ -104,10 +104,10 @@ func possible(c Call, want session.Outcome, then chain) []any {
 	return []any{then}
 }
 
-// Linearizable reports whether the calls about one session can have happened one after the
-// other, each between its begin and its end, on a single chain of tokens that starts with
-// first. All of them must lie within one grace window, so that the only reuse there is comes
-// from tokens that are not of the chain. A nil error means yes.
+// Linearizable reports whether the calls about one session can have happened one after the other,
+// each between its begin and its end, on a single chain of tokens that starts with first. All calls
+// must lie within one grace window, so that only tokens outside of the chain are reuse. A nil error
+// means yes.
 func Linearizable(first string, calls []Call) error {
 	if err := noForks(calls); err != nil {
 		return err
@@ -141,13 +141,12 @@ func Linearizable(first string, calls []Call) error {
 	return fmt.Errorf("no order of the %d calls makes one chain:\n%s", len(calls), report(calls))
 }
 
-// beforeTheEnd decides about an end that was answered and what was refused because of it, and
-// returns the other calls, none of which lasts longer than to the end. It is implied by the
-// model, as is [noForks]: but any of the calls refused may come before any other, and
-// there are too many such orders to try them all.
+// beforeTheEnd decides about an answered end and what was refused because of it, and returns the
+// other calls, none of which lasts beyond the end. The model implies it, as it implies [noForks],
+// but any refused call may come before any other, and there are too many such orders to try.
 //
-// The end may be taken to have happened at the first possible moment: when it, and all that was
-// not refused, had begun.
+// The end may be taken to have happened at the first possible moment: when it, and all calls that
+// were not refused, had begun.
 func beforeTheEnd(calls []Call) ([]Call, error) {
 	var end Call
 	ends := 0
@@ -175,7 +174,7 @@ func beforeTheEnd(calls []Call) ([]Call, error) {
 		switch {
 		case c.Ends:
 		case !refused(c):
-			c.End = min(c.End, moment+1) // which still overlaps what began at that moment
+			c.End = min(c.End, moment+1) // it still overlaps what began at that moment
 			before = append(before, c)
 		case c.End < moment:
 			return nil, fmt.Errorf("the session was over before its end:\n%s", report(calls))
@@ -184,8 +183,8 @@ func beforeTheEnd(calls []Call) ([]Call, error) {
 	return before, nil
 }
 
-// noForks is implied by the model, but a fork among many calls has so many orders that to try
-// them all takes long.
+// noForks follows from the model, but a fork among many calls has so many orders that trying them
+// all takes long.
 func noForks(calls []Call) error {
 	made, rotated, lost := map[string]bool{}, map[string]bool{}, 0
 	for _, c := range calls {
@@ -207,12 +206,12 @@ func noForks(calls []Call) error {
 		if lost--; lost < 0 {
 			return fmt.Errorf("nobody made %s:\n%s", short(c.Next), report(calls))
 		}
-		made[c.Next] = true // by a call whose answer was lost
+		made[c.Next] = true // made by a call whose answer was lost
 	}
 	return nil
 }
 
-// report shows the calls that differ, in order of their beginning, and counts the repeats.
+// report shows the distinct calls in the order of their beginning, and counts repeats.
 func report(calls []Call) string {
 	calls = slices.Clone(calls)
 	slices.SortStableFunc(calls, func(a, b Call) int { return cmp.Compare(a.Begin, b.Begin) })

@@ -20,7 +20,7 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 )
 
-// Checks returns the rules, each named for what it promises.
+// Checks returns the rules, each named after its promise.
 func Checks() []Check {
 	return []Check{
 		{"a session begins as it was asked for", beginsAsAsked},
@@ -74,8 +74,10 @@ func beginsAsAsked(p *probe) {
 	p.equal("absolute expiry", one.ExpiresAt.Sub(one.CreatedAt), maxAge)
 	p.equal("idle expiry", one.IdleExpiresAt.Sub(one.CreatedAt), idleTTL)
 	want := session.Session{
-		ID: token.SessionID(), UserID: user, Epoch: 7, Generation: 1, Hash: token.Hash(), DeviceName: "phone", UserAgent: "agent/1", IP: "192.0.2.1", Recorded: true,
-		AuthTime: one.CreatedAt, CreatedAt: one.CreatedAt, LastUsedAt: one.CreatedAt, ExpiresAt: one.ExpiresAt, IdleExpiresAt: one.IdleExpiresAt,
+		ID: token.SessionID(), UserID: user, Epoch: 7, Generation: 1, Hash: token.Hash(), DeviceName: "phone",
+		UserAgent: "agent/1", IP: "192.0.2.1", Recorded: true,
+		AuthTime: one.CreatedAt, CreatedAt: one.CreatedAt, LastUsedAt: one.CreatedAt, ExpiresAt: one.ExpiresAt,
+		IdleExpiresAt: one.IdleExpiresAt,
 	}
 	p.equal("what was begun", one, want)
 	p.equal("what is read", p.get(token), want)
@@ -104,7 +106,7 @@ func textsAreCleaned(p *probe) {
 		}
 	}
 	one := p.get(token)
-	check("device name", one.DeviceName, 255)
+	check("device name", one.DeviceName, 400)
 	check("user agent", one.UserAgent, 512)
 	check("ip", one.IP, 64)
 	p.rotate(token, func(r *session.Rotation) { r.UserAgent, r.IP = bad+strings.Repeat("世", 5000), bad })
@@ -186,7 +188,7 @@ func previousAfterTheWindow(p *probe) {
 	p.answers("the current token of a stopped session", second, session.Reused)
 }
 
-// replacedReplay: a late duplicate of any age gets what a client that kept up has.
+// replacedReplay: a late duplicate of any age gets the same as a client that has kept up.
 func replacedReplay(p *probe) {
 	token, _ := p.begin(uuid.New())
 	replaced := []session.Token{token}
@@ -196,7 +198,8 @@ func replacedReplay(p *probe) {
 		before := p.get(token)
 		for i, old := range replaced {
 			rotated, newest := p.refresh(old)
-			p.equal(fmt.Sprintf("outcome for the token of %d rotations ago", len(replaced)-i), rotated.Outcome, session.Replayed)
+			p.equal(fmt.Sprintf("outcome for the token of %d rotations ago", len(replaced)-i), rotated.Outcome,
+				session.Replayed)
 			p.equal("what it gets", newest == token, true)
 			p.equal("the session", rotated.Session, before)
 		}
@@ -205,17 +208,17 @@ func replacedReplay(p *probe) {
 	p.rotate(token)
 }
 
-// ownWindows: each token is answered until its own window is over, whatever was rotated or
-// answered since, and is reuse from then on.
+// ownWindows: each token is answered until its own window closes, whatever was rotated or answered
+// since, and is reuse from then on.
 func ownWindows(p *probe) {
 	const rotations, step, moment = 6, grace / 8, grace / 50
 	for which := range rotations {
 		token, _ := p.begin(uuid.New())
 		tokens := []session.Token{token}
 		begun := p.clock.Skew()
-		for range rotations { // one each step
+		for range rotations { // one in each step
 			tokens = append(tokens, p.rotate(tokens[len(tokens)-1]))
-			for _, old := range tokens[:len(tokens)-1] { // what is used is not held open
+			for _, old := range tokens[:len(tokens)-1] { // using a token does not extend its window
 				p.answers("a token in its window", old, session.Replayed)
 			}
 			p.clock.Advance(step)
@@ -224,7 +227,8 @@ func ownWindows(p *probe) {
 		p.clock.Advance(ends - moment - p.clock.Skew())
 		for i := which; i < rotations; i++ {
 			rotated, newest := p.refresh(tokens[i])
-			p.equal(fmt.Sprintf("outcome for token %d before the end of the window of token %d", i, which), rotated.Outcome, session.Replayed)
+			p.equal(fmt.Sprintf("outcome for token %d before the end of the window of token %d", i, which),
+				rotated.Outcome, session.Replayed)
 			p.equal("what it gets", newest == tokens[rotations], true)
 		}
 		p.clock.Advance(2 * moment)
@@ -240,7 +244,7 @@ func olderAfterTheWindow(p *probe) {
 	first, _ := p.begin(uuid.New())
 	second := p.rotate(first)
 	p.clock.Advance(grace + time.Second)
-	third := p.rotate(second) // its window is open, that of the first is not
+	third := p.rotate(second) // its window is open, the first one's is not
 	p.answers("the token before the previous one", first, session.Reused)
 	p.answers("the previous token of a stopped session", second, session.Reused)
 	p.answers("the current token of a stopped session", third, session.Reused)
@@ -268,13 +272,13 @@ func tooManyRotations(p *probe) {
 		p.equal("the session", rotated.Session.Accepts(newest), true)
 	}
 	newest = p.rotate(newest)
-	// The first ones were replaced at once, and the others no sooner than a twentieth later.
+	// The first ones were replaced at once, and each of the others at least a twentieth later.
 	p.clock.Advance(grace - 5*(grace/20) + grace/40)
 	p.answers("one that was replaced later", tokens[session.MaxLinks], session.Superseded)
 	p.answers("the first after its window", tokens[0], session.Reused)
 	p.answers("the newest of a stopped session", newest, session.Reused)
 
-	// An old token that was stolen is found out while its owner goes on rotating.
+	// A stolen old token is discovered while its owner keeps rotating.
 	stolen, _ := p.begin(uuid.New())
 	held := p.rotate(stolen)
 	p.clock.Advance(grace + grace/100)
@@ -284,7 +288,7 @@ func tooManyRotations(p *probe) {
 	p.answers("a token from before all of it", stolen, session.Reused)
 }
 
-// waysAreForgotten runs by the engine's own clock, by which it forgets.
+// waysAreForgotten runs by the engine's own clock, which decides when links expire.
 func waysAreForgotten(p *probe) {
 	short := func(r *session.Rotation) { r.Grace = 300 * time.Millisecond }
 	token, _ := p.begin(uuid.New())
@@ -313,7 +317,7 @@ func waysAreForgotten(p *probe) {
 	p.rotate(token)
 }
 
-// voidWindows: the engine's clock was ahead, and was set right.
+// voidWindows: the engine's clock was ahead, and was corrected.
 func voidWindows(p *probe) {
 	const ahead = 100 * time.Hour
 	p.clock.Advance(ahead)
@@ -348,7 +352,8 @@ func stoppedStaysStopped(p *probe) {
 	p.equal("what is listed", fmt.Sprint(p.list(user)), fmt.Sprint([]uuid.UUID{other.SessionID()}))
 	_, walked := p.walk(session.Filter{})[first.SessionID()]
 	p.equal("it is walked over", walked, false)
-	_, err = p.Store.Reissue(p.ctx, session.Reissue{UserID: user, SessionID: first.SessionID(), Generation: 4, IdleTTL: idleTTL})
+	_, err = p.Store.Reissue(p.ctx, session.Reissue{UserID: user, SessionID: first.SessionID(), Generation: 4,
+		IdleTTL: idleTTL})
 	p.equal("it is not reissued", errors.Is(err, session.ErrNotFound), true)
 
 	m, found := p.marked()[first.SessionID()]
@@ -396,7 +401,8 @@ func aheadTurns(p *probe) {
 	p.equal("the same token again", rotated.Outcome, session.Replayed)
 	p.equal("its successor", again == next, true)
 	next = p.rotate(next)
-	// When those were replaced that the record has missed is not known: it may be a moment ago.
+	// Nobody knows when the tokens that the record has missed were replaced: it may have been just
+	// now.
 	for _, missed := range []session.Token{stale, p.codec.Mint(user, stale.SessionID(), 3)} {
 		p.answers("what the record had missed, at once", missed, session.Superseded)
 	}
@@ -405,7 +411,7 @@ func aheadTurns(p *probe) {
 	p.answers("what the record had taken for current, after the window", stale, session.Reused)
 	p.answers("the true current token", next, session.Reused)
 
-	// What the record knew to be over stays so.
+	// Tokens that the record knew to be replaced stay replaced.
 	old, _ := p.begin(user)
 	stale = p.rotate(old)
 	p.clock.Advance(grace + time.Second)
@@ -416,15 +422,16 @@ func aheadTurns(p *probe) {
 func forkIsReuse(p *probe) {
 	user := uuid.New()
 	stale, _ := p.begin(user)
-	lost := p.codec.Mint(user, stale.SessionID(), 2) // given out before the fail-over
-	revived := p.rotate(stale)                       // given out after it
+	lost := p.codec.Mint(user, stale.SessionID(), 2) // issued before the fail-over
+	revived := p.rotate(stale)                       // issued after it
 	p.answers("another token of the current generation", lost, session.Reused)
 	p.answers("the current token", revived, session.Reused)
 
 	for generation := range uint32(3) {
 		stale, _ = p.begin(user)
 		p.rotate(p.rotate(p.rotate(stale)))
-		p.answers("another token of an older generation", p.codec.Mint(user, stale.SessionID(), generation+1), session.Reused)
+		p.answers("another token of an older generation", p.codec.Mint(user, stale.SessionID(), generation+1),
+			session.Reused)
 	}
 }
 
@@ -436,12 +443,14 @@ func expiredIsGone(p *probe) {
 	used, _ := p.begin(user)
 	p.equal("how many are live just before the limit", len(p.list(user)), 2)
 	p.clock.Advance(2 * time.Minute)
-	for what, token := range map[string]session.Token{"current": second, "previous": first, "ahead": p.codec.Mint(user, first.SessionID(), 9)} {
+	for what, token := range map[string]session.Token{"current": second, "previous": first,
+		"ahead": p.codec.Mint(user, first.SessionID(), 9)} {
 		p.answers("the "+what+" token after the idle limit", token, session.Gone)
 	}
 	_, err := p.Store.Get(p.ctx, user, first.SessionID())
 	p.equal("it is not found", errors.Is(err, session.ErrNotFound), true)
-	_, err = p.Store.Reissue(p.ctx, session.Reissue{UserID: user, SessionID: first.SessionID(), Generation: 3, IdleTTL: idleTTL})
+	_, err = p.Store.Reissue(p.ctx, session.Reissue{UserID: user, SessionID: first.SessionID(), Generation: 3,
+		IdleTTL: idleTTL})
 	p.equal("it is not reissued", errors.Is(err, session.ErrNotFound), true)
 	p.equal("what is listed", fmt.Sprint(p.list(user)), fmt.Sprint([]uuid.UUID{used.SessionID()}))
 	_, walked := p.walk(session.Filter{})[first.SessionID()]
@@ -455,7 +464,8 @@ func unknownIsGone(p *probe) {
 	p.answers("the same again", token, session.Gone)
 	_, err := p.Store.Get(p.ctx, token.UserID(), token.SessionID())
 	p.equal("it is not found", errors.Is(err, session.ErrNotFound), true)
-	_, err = p.Store.Reissue(p.ctx, session.Reissue{UserID: token.UserID(), SessionID: token.SessionID(), Generation: 2, IdleTTL: idleTTL})
+	_, err = p.Store.Reissue(p.ctx, session.Reissue{UserID: token.UserID(), SessionID: token.SessionID(), Generation: 2,
+		IdleTTL: idleTTL})
 	p.equal("it is not reissued", errors.Is(err, session.ErrNotFound), true)
 	p.equal("how many are listed", len(p.list(token.UserID())), 0)
 	p.must(p.Store.Delete(p.ctx, token.UserID(), token.SessionID()))
@@ -502,7 +512,7 @@ func deleteAllKeeps(p *probe) {
 
 	p.must(p.Store.DeleteAll(p.ctx, user, 1, uuid.NullUUID{UUID: kept.SessionID(), Valid: true}))
 	kept = p.rotate(kept)
-	newer = p.rotate(newer) // it began after what ended the others
+	newer = p.rotate(newer) // it began after the others were ended
 	p.answers("a token of one that was not kept", gone, session.Gone)
 	p.answers("a token of one that is marked", stopped, session.Reused)
 	p.must(p.Store.DeleteAll(p.ctx, user, 2, uuid.NullUUID{}))
@@ -515,7 +525,8 @@ func deleteAllKeeps(p *probe) {
 func repeatedCalls(p *probe) {
 	user := uuid.New()
 	token := p.codec.Mint(user, uuid.New(), 1)
-	start := session.Start{ID: token.SessionID(), UserID: user, Hash: token.Hash(), MaxAge: maxAge, IdleTTL: idleTTL, Max: 1, RejectNew: true}
+	start := session.Start{ID: token.SessionID(), UserID: user, Hash: token.Hash(), MaxAge: maxAge, IdleTTL: idleTTL,
+		Max: 1, RejectNew: true}
 	for range 3 {
 		started, err := p.either().Create(p.ctx, start)
 		p.must(err)
@@ -523,7 +534,7 @@ func repeatedCalls(p *probe) {
 	}
 	p.equal("how many are listed", len(p.list(user)), 1)
 
-	// With no window, a second rotation by the same token would be reuse.
+	// Without a window, a second rotation with the same token would be reuse.
 	next, rotation := p.codec.Next(token)
 	rotation.IdleTTL = idleTTL
 	for range 3 {
@@ -536,7 +547,8 @@ func repeatedCalls(p *probe) {
 
 	fresh := p.codec.Mint(user, token.SessionID(), 3)
 	for range 3 {
-		one, err := p.either().Reissue(p.ctx, session.Reissue{UserID: user, SessionID: token.SessionID(), Generation: 3, Hash: fresh.Hash(), IdleTTL: idleTTL})
+		one, err := p.either().Reissue(p.ctx, session.Reissue{UserID: user, SessionID: token.SessionID(), Generation: 3,
+			Hash: fresh.Hash(), IdleTTL: idleTTL})
 		p.must(err)
 		p.equal("token", one.Accepts(fresh), true)
 	}
@@ -566,8 +578,8 @@ func reissueReplaces(p *probe) {
 	p.equal("idle limit", one.IdleExpiresAt.Sub(one.LastUsedAt), idleTTL)
 	p.equal("authenticated", one.AuthTime, one.LastUsedAt)
 
-	// In flight when the token was replaced, or its answer was lost: the old one gets the new
-	// one.
+	// A refresh was in flight when the token was replaced, or its answer was lost: the old token
+	// gets the new one.
 	for range 2 {
 		rotated, given := p.refresh(old)
 		p.equal("the old token in the window", rotated.Outcome, session.Replayed)
@@ -604,10 +616,11 @@ func limitNamesTheOldest(p *probe) {
 	tokens[1] = p.rotate(tokens[1])
 	p.clock.Advance(time.Minute)
 	_, started = p.begin(user, limit)
-	p.equal("over with five", fmt.Sprint(overIDs(started)), fmt.Sprint([]uuid.UUID{tokens[2].SessionID(), tokens[0].SessionID()}))
+	p.equal("over with five", fmt.Sprint(overIDs(started)),
+		fmt.Sprint([]uuid.UUID{tokens[2].SessionID(), tokens[0].SessionID()}))
 	p.must(p.Store.Delete(p.ctx, user, overIDs(started)...))
 
-	// Neither the stopped nor the expired count.
+	// Neither the stopped nor the expired session counts.
 	p.rotate(tokens[1], func(r *session.Rotation) { r.Grace = 0 })
 	p.answers("a replaced token without a window", tokens[1], session.Reused)
 	_, started = p.begin(user, limit)
@@ -622,7 +635,7 @@ func limitNamesTheOldest(p *probe) {
 	_, started = p.begin(user)
 	p.equal("over without a limit", len(started.Excess), 0)
 
-	// A session near its absolute end was used last nevertheless.
+	// A session near its absolute end may still be the last used.
 	user = uuid.New()
 	short, _ := p.begin(user, func(s *session.Start) { s.MaxAge = time.Hour })
 	p.clock.Advance(time.Minute)
@@ -640,7 +653,7 @@ func overIDs(started session.Started) (ids []uuid.UUID) {
 	return ids
 }
 
-// tentativeUntilUsed: a refresh token comes only from a sign-in that committed.
+// tentativeUntilUsed: only a committed sign-in returns a refresh token.
 func tentativeUntilUsed(p *probe) {
 	user := uuid.New()
 	used, started := p.begin(user)
@@ -657,15 +670,17 @@ func tentativeUntilUsed(p *probe) {
 	}
 	p.clock.Advance(time.Minute)
 	_, started = p.begin(user, func(s *session.Start) { s.Max = 1 })
-	p.equal("who has to go", fmt.Sprint(started.Excess), fmt.Sprint([]session.Excess{{ID: unused.SessionID(), Tentative: true}, {ID: used.SessionID()}}))
+	p.equal("who has to go", fmt.Sprint(started.Excess),
+		fmt.Sprint([]session.Excess{{ID: unused.SessionID(), Tentative: true}, {ID: used.SessionID()}}))
 }
 
-// missingAreTold, and the store knows since when it forgets nothing.
+// missingAreTold, and the store knows since when it has lost nothing.
 func missingAreTold(p *probe) {
 	user := uuid.New()
 	first, _ := p.begin(user)
 	second, _ := p.begin(user)
-	refs := []session.Ref{{UserID: user, ID: first.SessionID()}, {UserID: user, ID: second.SessionID()}, {UserID: uuid.New(), ID: first.SessionID()}, {UserID: user, ID: uuid.New()}}
+	refs := []session.Ref{{UserID: user, ID: first.SessionID()}, {UserID: user, ID: second.SessionID()},
+		{UserID: uuid.New(), ID: first.SessionID()}, {UserID: user, ID: uuid.New()}}
 	missing, err := p.either().Missing(p.ctx, refs)
 	p.must(err)
 	p.equal("missing", fmt.Sprint(missing), fmt.Sprint(refs[2:]))
@@ -689,7 +704,8 @@ func limitRefuses(p *probe) {
 	first, _ := p.begin(user, limit)
 	p.begin(user, limit)
 	token := p.codec.Mint(user, uuid.New(), 1)
-	start := session.Start{ID: token.SessionID(), UserID: user, Hash: token.Hash(), MaxAge: maxAge, IdleTTL: idleTTL, Max: 2, RejectNew: true}
+	start := session.Start{ID: token.SessionID(), UserID: user, Hash: token.Hash(), MaxAge: maxAge, IdleTTL: idleTTL,
+		Max: 2, RejectNew: true}
 	_, err := p.either().Create(p.ctx, start)
 	p.equal("the third is one too many", errors.Is(err, session.ErrTooMany), true)
 	p.answers("the token of the refused one", token, session.Gone)
@@ -709,7 +725,8 @@ func limitHoldsInParallel(p *probe) {
 	var other error
 	together(tries, func(i int) {
 		store := []session.Store{p.Store, p.Peer}[i%2]
-		_, err := store.Create(p.ctx, session.Start{ID: uuid.New(), UserID: user, MaxAge: maxAge, IdleTTL: idleTTL, Max: most, RejectNew: true})
+		_, err := store.Create(p.ctx, session.Start{ID: uuid.New(), UserID: user, MaxAge: maxAge, IdleTTL: idleTTL,
+			Max: most, RejectNew: true})
 		mu.Lock()
 		defer mu.Unlock()
 		switch {
@@ -762,9 +779,12 @@ func walkFilters(p *probe) {
 	}
 	last := p.beginAt("not an address")
 	p.equal("all", len(p.walk(session.Filter{})), many+2)
-	p.equal("an address", len(p.walk(session.Filter{IP: netip.MustParsePrefix("198.51.100.1/32")})), want["198.51.100.1"])
-	p.equal("a network", len(p.walk(session.Filter{IP: netip.MustParsePrefix("198.51.100.0/24")})), want["198.51.100.0"]+want["198.51.100.1"])
-	p.equal("an IPv6 network", len(p.walk(session.Filter{IP: netip.MustParsePrefix("2001:db8::/64")})), want["2001:db8::1"])
+	p.equal("an address", len(p.walk(session.Filter{IP: netip.MustParsePrefix("198.51.100.1/32")})),
+		want["198.51.100.1"])
+	p.equal("a network", len(p.walk(session.Filter{IP: netip.MustParsePrefix("198.51.100.0/24")})),
+		want["198.51.100.0"]+want["198.51.100.1"])
+	p.equal("an IPv6 network", len(p.walk(session.Filter{IP: netip.MustParsePrefix("2001:db8::/64")})),
+		want["2001:db8::1"])
 	p.equal("used before", len(p.walk(session.Filter{Before: firstHalf})), many/2)
 	byID := p.walk(session.Filter{ID: uuid.NullUUID{UUID: last.SessionID(), Valid: true}})
 	p.equal("one by its id", len(byID), 1)
@@ -780,7 +800,7 @@ func walkFilters(p *probe) {
 	p.equal("taken before the break", n, 3)
 }
 
-// stopped makes a session that was stopped for reuse of the token it returns.
+// stopped makes a session that was stopped for reuse of the token that it returns.
 func (p *probe) stopped(user uuid.UUID) session.Token {
 	token, _ := p.begin(user)
 	p.rotate(token, func(r *session.Rotation) { r.Grace = 0 })
@@ -830,7 +850,7 @@ func clearForgets(p *probe) {
 	p.must(err)
 	p.equal("counted", n, many+1)
 
-	// Whoever runs it is stopped after a portion, and it is run again.
+	// The caller is interrupted after a portion, and runs it again.
 	ctx, stop := context.WithCancel(p.ctx)
 	defer stop()
 	err = p.Peer.Clear(ctx, func(int) { stop() })
@@ -859,7 +879,7 @@ func clearForgets(p *probe) {
 	p.rotate(token)
 }
 
-// nothingKeptIsUsable looks at everything the engine keeps for a secret in any of its forms,
+// nothingKeptIsUsable searches everything that the engine stores for a secret in any of its forms,
 // and tries all of it as a token.
 func nothingKeptIsUsable(p *probe) {
 	user := uuid.New()
@@ -889,7 +909,8 @@ func nothingKeptIsUsable(p *probe) {
 		secret := raw[38:70]
 		for form, needle := range map[string][]byte{
 			"token": []byte(text), "token without its prefix": []byte(text[4:]), "raw token": raw, "raw MAC": raw[70:],
-			"secret": secret, "hex": []byte(hex.EncodeToString(secret)), "base64": []byte(base64.RawStdEncoding.EncodeToString(secret)),
+			"secret": secret, "hex": []byte(hex.EncodeToString(secret)),
+			"base64":    []byte(base64.RawStdEncoding.EncodeToString(secret)),
 			"base64url": []byte(base64.RawURLEncoding.EncodeToString(secret)),
 		} {
 			if bytes.Contains(all, needle) {
@@ -898,7 +919,8 @@ func nothingKeptIsUsable(p *probe) {
 		}
 	}
 	for _, value := range kept {
-		for _, text := range []string{string(value), "art_" + string(value), "art_" + base64.RawURLEncoding.EncodeToString(value)} {
+		encoded := base64.RawURLEncoding.EncodeToString(value)
+		for _, text := range []string{string(value), "art_" + string(value), "art_" + encoded} {
 			if _, err := p.codec.Parse(text); err == nil {
 				p.failf("a kept value is a token: %q", value)
 			}
@@ -920,12 +942,14 @@ func endedContext(p *probe) {
 	rotation.IdleTTL = idleTTL
 	for what, call := range map[string]func(context.Context) error{
 		"create": func(ctx context.Context) error {
-			_, err := p.Store.Create(ctx, session.Start{ID: uuid.New(), UserID: user, MaxAge: maxAge, IdleTTL: idleTTL, Max: 5})
+			_, err := p.Store.Create(ctx, session.Start{ID: uuid.New(), UserID: user, MaxAge: maxAge, IdleTTL: idleTTL,
+				Max: 5})
 			return err
 		},
 		"rotate": func(ctx context.Context) error { _, err := p.Store.Rotate(ctx, rotation); return err },
 		"reissue": func(ctx context.Context) error {
-			_, err := p.Store.Reissue(ctx, session.Reissue{UserID: user, SessionID: id, Generation: 2, IdleTTL: idleTTL})
+			_, err := p.Store.Reissue(ctx, session.Reissue{UserID: user, SessionID: id, Generation: 2,
+				IdleTTL: idleTTL})
 			return err
 		},
 		"get":        func(ctx context.Context) error { _, err := p.Store.Get(ctx, user, id); return err },
@@ -951,7 +975,7 @@ func endedContext(p *probe) {
 	p.rotate(token)
 }
 
-// recorder writes down calls as their clients see them.
+// recorder records calls as their clients see them.
 type recorder struct {
 	mu    sync.Mutex
 	start time.Time
@@ -1010,7 +1034,7 @@ func parallelRefreshes(p *probe) {
 	p.must(Linearizable(first, history.calls))
 }
 
-// lostAnswers has clients that forget what they were answered and ask again.
+// lostAnswers has clients that lose their answers and ask again.
 func lostAnswers(p *probe) {
 	const clients, rounds = 8, 10
 	current, _ := p.begin(uuid.New())
@@ -1037,8 +1061,8 @@ func lostAnswers(p *probe) {
 	p.rotate(current)
 }
 
-// lateDuplicates has clients that follow one chain together, each at its own pace, and send again
-// at random what they sent before. Nobody is signed out, and all end with one token.
+// lateDuplicates has clients that follow one chain together, each at its own pace, and repeat
+// earlier requests at random. Nobody is signed out, and all end up with one token.
 func lateDuplicates(p *probe) {
 	const clients, steps = 6, 24
 	for range 4 {
@@ -1053,13 +1077,13 @@ func lateDuplicates(p *probe) {
 			for range steps {
 				presented := held[i]
 				mu.Lock()
-				if rng.IntN(2) == 0 { // not all too old: the chain has a bound
+				if rng.IntN(2) == 0 { // none too old: the chain has a bound
 					presented = seen[max(0, len(seen)-1-rng.IntN(20))]
 				}
 				mu.Unlock()
 				_, next := history.refresh(p, i, presented)
 				if next == (session.Token{}) {
-					return // the history tells
+					return // the history shows it
 				}
 				held[i] = next
 				mu.Lock()
@@ -1080,8 +1104,8 @@ func lateDuplicates(p *probe) {
 	}
 }
 
-// endRacesRefresh has two clients that hold the same token follow the chain while the session
-// is ended: what begins after the end was answered is refused.
+// endRacesRefresh has two clients that hold the same token follow the chain while the session is
+// ended. What begins after the answer to the end is refused.
 func endRacesRefresh(p *probe) {
 	for round := range 20 {
 		token, _ := p.begin(uuid.New())
@@ -1114,8 +1138,8 @@ func endRacesRefresh(p *probe) {
 	}
 }
 
-// anySequence compares long random sequences with the table in package session's comment,
-// written down once more, as plainly as can be.
+// anySequence compares long random sequences with the table in package session's comment, which is
+// implemented here once more, as plainly as possible.
 func anySequence(p *probe) {
 	for seed := range uint64(24) {
 		m := model{p: p, rng: rand.New(rand.NewPCG(seed, 1)), user: uuid.New(), replaced: map[uint32]*replaced{}}
@@ -1144,14 +1168,14 @@ type model struct {
 }
 
 type replaced struct {
-	token session.Token // zero when the record has missed it
-	lost  bool          // no way leads from it to the newest
+	token session.Token // zero if the record has missed it
+	lost  bool          // no links lead from it to the newest
 	ends  time.Duration // its window
 }
 
 func (m *model) expired(now time.Duration) bool { return now >= min(m.idleEnd, m.absoluteEnd) }
 
-// want is what the presented token must be answered.
+// want is the right answer to a presented token.
 func (m *model) want(presented session.Token, now time.Duration) session.Outcome {
 	old := m.replaced[presented.Generation()]
 	switch {
@@ -1171,7 +1195,7 @@ func (m *model) want(presented session.Token, now time.Duration) session.Outcome
 	return session.Reused
 }
 
-// rotated notes that a token was replaced.
+// rotated records that a token was replaced.
 func (m *model) rotated(presented, next session.Token, now, window time.Duration) {
 	if presented.Generation() > m.current.Generation() {
 		for _, old := range m.replaced {
@@ -1186,12 +1210,12 @@ func (m *model) rotated(presented, next session.Token, now, window time.Duration
 	m.minted = append(m.minted, next)
 }
 
-// step does something at random, and reports whether it makes sense to go on.
+// step does something at random, and reports whether the test should go on.
 func (m *model) step(where string) bool {
 	p, rng := m.p, m.rng
 	switch rng.IntN(12) {
 	case 0, 1:
-		// Quarters of a window and a little: never near the end of one.
+		// Slightly more than quarters of a window, so never near its end.
 		p.clock.Advance(grace*time.Duration(rng.IntN(3)*2+1)/4 + grace/40)
 		return true
 	case 2:
@@ -1203,7 +1227,8 @@ func (m *model) step(where string) bool {
 	now := p.clock.Skew()
 	if rng.IntN(10) == 0 && !m.stopped && !m.expired(now) {
 		fresh := p.codec.Mint(m.user, m.current.SessionID(), m.current.Generation()+1)
-		_, err := p.either().Reissue(p.ctx, session.Reissue{UserID: m.user, SessionID: m.current.SessionID(), Generation: fresh.Generation(), Hash: fresh.Hash(),
+		_, err := p.either().Reissue(p.ctx, session.Reissue{UserID: m.user, SessionID: m.current.SessionID(),
+			Generation: fresh.Generation(), Hash: fresh.Hash(),
 			Sealed: p.codec.SealReissued(fresh), Grace: grace, IdleTTL: idleTTL})
 		p.must(err)
 		m.rotated(m.current, fresh, now, grace)
@@ -1219,7 +1244,8 @@ func (m *model) step(where string) bool {
 		}
 	case 4:
 		if rng.IntN(4) == 0 { // of another branch, or ahead
-			presented = p.codec.Mint(m.user, m.current.SessionID(), max(1, m.current.Generation()+uint32(rng.IntN(4))-1))
+			presented = p.codec.Mint(m.user, m.current.SessionID(),
+				max(1, m.current.Generation()+uint32(rng.IntN(4))-1))
 		}
 	}
 	want := m.want(presented, now)
@@ -1237,5 +1263,5 @@ func (m *model) step(where string) bool {
 		m.stopped = true
 	}
 	p.equal(where+": listed", slices.Contains(p.list(m.user), m.current.SessionID()), !m.stopped && !m.expired(now))
-	return !m.stopped || rng.IntN(3) > 0 // nothing new will happen
+	return !m.stopped || rng.IntN(3) > 0 // nothing new can happen
 }

@@ -8,9 +8,8 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 )
 
-// ReadThenWrite is a store whose Rotate decides in the client by what it read a moment ago:
-// what one reaches for first, right for callers who come one after the other and wrong for
-// any others.
+// ReadThenWrite is a store whose Rotate decides in the client by what it has just read. That is the
+// first idea of many: right for callers that come one after the other, and wrong for all others.
 type ReadThenWrite struct {
 	session.Store
 	Skew   func() time.Duration
@@ -20,8 +19,8 @@ type ReadThenWrite struct {
 	meet chan struct{}
 }
 
-// FindsReadThenWrite fails the test unless the suite finds the fault of the stores that open
-// makes, in which each store is a [ReadThenWrite], and no other.
+// FindsReadThenWrite fails the test unless the suite finds the fault of the stores that open makes,
+// in which each store is a [ReadThenWrite], and no other fault.
 func FindsReadThenWrite(t *testing.T, open func(t testing.TB, skew func() time.Duration) ReadThenWrite) {
 	meet := make(chan struct{})
 	engine := func(t testing.TB, skew func() time.Duration) Engine {
@@ -36,7 +35,7 @@ func FindsReadThenWrite(t *testing.T, open func(t testing.TB, skew func() time.D
 	if err == nil {
 		t.Error("not found")
 	}
-	t.Log(err) // for the reader of -v: it is found for its own sake
+	t.Log(err) // shows with -v that the check fails for the right reason
 }
 
 // Rotate implements [session.Store], wrongly.
@@ -45,7 +44,7 @@ func (s ReadThenWrite) Rotate(ctx context.Context, r session.Rotation) (session.
 	if err != nil {
 		return session.RotateResult{Outcome: session.Gone}, nil
 	}
-	// Two that have read wait for each other, if there are two.
+	// Two calls that have read wait for each other, if there are two.
 	select {
 	case s.meet <- struct{}{}:
 	case <-s.meet:

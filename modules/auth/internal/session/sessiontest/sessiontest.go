@@ -1,8 +1,8 @@
-// Package sessiontest holds the rules of a session store as checks that every implementation
-// runs, and the model against which recorded histories of refreshes are checked.
+// Package sessiontest holds the rules of a session store as checks for every implementation, and
+// the model against which recorded histories of refreshes are checked.
 //
-// A check returns an error instead of failing a test, so that tests can also show that it
-// finds what it is there to find: the mutants of the implementations.
+// A check returns an error instead of failing a test, so that tests can show with mutants of the
+// implementations that it finds what it should.
 package sessiontest
 
 import (
@@ -19,12 +19,12 @@ import (
 	"github.com/toppira/authctl/modules/auth/internal/session"
 )
 
-// Engine is what an implementation brings to the suite.
+// Engine is what an implementation provides to the suite.
 type Engine struct {
 	Store session.Store
 	Peer  session.Store // the same sessions, as another server sees them
 
-	// Dump returns every key and every value that is kept.
+	// Dump returns every stored key and value.
 	Dump func(context.Context) ([][]byte, error)
 	// Purges reports that expired sessions stay until Purge.
 	Purges bool
@@ -33,7 +33,7 @@ type Engine struct {
 // Open makes an engine without sessions, whose clock is ahead by skew.
 type Open func(t testing.TB, skew func() time.Duration) Engine
 
-// Run runs every check, each on an engine of its own.
+// Run runs every check, each on its own engine.
 func Run(t *testing.T, open Open) {
 	for _, check := range Checks() {
 		t.Run(strings.ReplaceAll(check.Name, " ", "_"), func(t *testing.T) {
@@ -72,7 +72,7 @@ func (c Check) Run(t testing.TB, open Open) (err error) {
 	return nil
 }
 
-// Named returns the check with a name of [Checks].
+// Named returns the check of [Checks] with a name.
 func Named(name string) Check {
 	for _, c := range Checks() {
 		if c.Name == name {
@@ -91,8 +91,8 @@ func (c *Clock) Advance(d time.Duration) { c.ahead.Add(int64(d)) }
 // Skew is how far the clock is ahead.
 func (c *Clock) Skew() time.Duration { return time.Duration(c.ahead.Load()) }
 
-// The limits that checks use unless they are about others. Time that passes for real while a
-// check runs is short beside each of them and beside every distance from them.
+// The limits that checks use unless they test others. The real time of a check is short compared
+// with each of them, and with all distances from them.
 const (
 	grace   = 10 * time.Minute
 	idleTTL = 120 * time.Hour
@@ -102,7 +102,7 @@ const (
 // violation is a broken rule; the probe ends a check with it.
 type violation struct{ error }
 
-// probe is what a check works with.
+// probe is the environment of a check.
 type probe struct {
 	Engine
 	clock *Clock
@@ -148,15 +148,20 @@ func (p *probe) begin(user uuid.UUID, change ...func(*session.Start)) (session.T
 	return token, started
 }
 
-// refresh presents a token and returns the answer and, if there is one, the successor that
-// the client then holds.
-func (p *probe) refresh(presented session.Token, change ...func(*session.Rotation)) (session.RotateResult, session.Token) {
+// refresh presents a token. It returns the answer and, if there is one, the successor that the
+// client then holds.
+func (p *probe) refresh(
+	presented session.Token, change ...func(*session.Rotation),
+) (session.RotateResult, session.Token) {
 	rotated, next, err := refresh(p.ctx, p.either(), p.codec, presented, change...)
 	p.must(err)
 	return rotated, next
 }
 
-func refresh(ctx context.Context, store session.Store, codec *session.Codec, presented session.Token, change ...func(*session.Rotation)) (session.RotateResult, session.Token, error) {
+func refresh(
+	ctx context.Context, store session.Store, codec *session.Codec, presented session.Token,
+	change ...func(*session.Rotation),
+) (session.RotateResult, session.Token, error) {
 	next, rotation := codec.Next(presented)
 	rotation.Grace, rotation.IdleTTL, rotation.UserAgent, rotation.IP = grace, idleTTL, "agent/2", "192.0.2.2"
 	for _, c := range change {
@@ -226,7 +231,7 @@ func (p *probe) marked() map[uuid.UUID]session.Marked {
 	return found
 }
 
-// together runs n calls of one begin at once and waits for all of them.
+// together starts n calls at once and waits for all of them.
 func together(n int, call func(i int)) {
 	var ready, done sync.WaitGroup
 	start := make(chan struct{})

@@ -12,7 +12,7 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// before is the store of the release before, with its statements as they were at ff52971.
+// before is the store of the previous release, with its statements as they were at ff52971.
 type before struct {
 	*Store
 	rotate *database.Stmt
@@ -45,8 +45,10 @@ func newBefore(t testing.TB, db *database.DB, skew func() time.Duration) before 
 		now = nowPostgres
 	}
 	text := strings.ReplaceAll(rotationBefore, "{reuse}", "(stopped_ms IS NULL AND NOT {current} AND NOT {previous})")
-	text = strings.ReplaceAll(text, "{current}", "(stopped_ms IS NULL AND ($3 > generation OR $3 = generation AND hash = $4))")
-	text = strings.ReplaceAll(text, "{previous}", "($3 = generation - 1 AND previous = $4 AND (hash = $5 OR {now} < replay_until_ms))")
+	text = strings.ReplaceAll(text, "{current}",
+		"(stopped_ms IS NULL AND ($3 > generation OR $3 = generation AND hash = $4))")
+	text = strings.ReplaceAll(text, "{previous}",
+		"($3 = generation - 1 AND previous = $4 AND (hash = $5 OR {now} < replay_until_ms))")
 	text = strings.ReplaceAll(text, "{now}", "("+now+" + $11)")
 	if !db.IsPostgres() {
 		text = strings.ReplaceAll(text, "$", "?")
@@ -76,14 +78,18 @@ func (s before) Rotate(ctx context.Context, r session.Rotation) (session.RotateR
 	var verdict string
 	var kept []byte
 	ask := func(stmt *database.Stmt) error {
-		return scan(stmt.QueryRowContext(ctx, r.SessionID.String(), r.UserID.String(), int64(r.Generation), r.PresentedHash[:], r.NextHash[:], sealed,
-			r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP, s.skew().Milliseconds()), &rotated.Session, &verdict, &kept)
+		return scan(stmt.QueryRowContext(ctx, r.SessionID.String(), r.UserID.String(), int64(r.Generation),
+			r.PresentedHash[:], r.NextHash[:], sealed,
+			r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP,
+			s.skew().Milliseconds()), &rotated.Session, &verdict, &kept)
 	}
 	var err error
 	if s.db.IsPostgres() {
 		err = ask(s.rotate)
 	} else {
-		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error { return ask(tx.StmtContext(ctx, s.rotate)) })
+		err = s.db.Tx(ctx, func(ctx context.Context, tx database.Tx) error {
+			return ask(tx.StmtContext(ctx, s.rotate))
+		})
 	}
 	if database.IsNotFound(err) {
 		return session.RotateResult{}, nil
@@ -112,7 +118,8 @@ func (s before) Reissue(ctx context.Context, r session.Reissue) (one session.Ses
 			return session.ErrConflict
 		}
 		now := s.now()
-		return scan(tx.QueryRowContext(ctx, `UPDATE session SET generation = ?, hash = ?, previous = hash, replay_until_ms = `+now+` + ?, sealed = ?,
+		return scan(tx.QueryRowContext(ctx,
+			`UPDATE session SET generation = ?, hash = ?, previous = hash, replay_until_ms = `+now+` + ?, sealed = ?,
 				last_used_ms = `+now+`, idle_expires_ms = CASE WHEN `+now+` + ? < expires_ms THEN `+now+` + ? ELSE expires_ms END
 			WHERE id = ? RETURNING `+columns,
 			r.Generation, r.Hash[:], r.Grace.Milliseconds(), blob(r.Sealed),
@@ -123,7 +130,8 @@ func (s before) Reissue(ctx context.Context, r session.Reissue) (one session.Ses
 
 func TestTwoReleasesShareADatabase(t *testing.T) {
 	t.Parallel()
-	for name, open := range map[string]func(testing.TB) *database.DB{"sqlite": dbtest.SQLite, "postgres": dbtest.Postgres} {
+	for name, open := range map[string]func(testing.TB) *database.DB{"sqlite": dbtest.SQLite,
+		"postgres": dbtest.Postgres} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			sessiontest.RunBeside(t, func(t testing.TB, skew func() time.Duration) sessiontest.Engine {

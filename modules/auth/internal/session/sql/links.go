@@ -45,7 +45,8 @@ func decodeLinks(b []byte) (links []session.Link, err error) {
 			return nil, errLinks
 		}
 		l.Hash = session.Hash(b[2*timeSize:])
-		if sealed := b[linkSize-session.SealedSize : linkSize]; [session.SealedSize]byte(sealed) != [session.SealedSize]byte{} {
+		sealed := b[linkSize-session.SealedSize : linkSize]
+		if [session.SealedSize]byte(sealed) != [session.SealedSize]byte{} {
 			l.Sealed = sealed
 		}
 		links = append(links, l)

@@ -31,7 +31,8 @@ func (s *Store) Load(ctx context.Context, next func() (session.Start, bool)) err
 			start = start.Clean()
 			maxAge, idle := start.MaxAge.Milliseconds(), min(start.IdleTTL, start.MaxAge).Milliseconds()
 			return []any{
-				[16]byte(start.ID), [16]byte(start.UserID), start.Epoch, int64(1), int64(1), true, start.Hash[:], []byte{}, int64(0),
+				[16]byte(start.ID), [16]byte(start.UserID), start.Epoch, int64(1), int64(1), true, start.Hash[:],
+				[]byte{}, int64(0),
 				start.DeviceName, start.UserAgent, start.IP, now, now, now, now + maxAge, now + idle,
 			}, nil
 		}))

@@ -18,7 +18,7 @@ import (
 	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
-// Each mutant is a mistake that would be easy to make; the named check has to find it.
+// Each mutant is an easily made mistake, and the named check has to find it.
 func TestTheSuiteFindsBrokenStatements(t *testing.T) {
 	t.Parallel()
 	for _, m := range []struct{ name, old, new, check string }{
@@ -28,13 +28,15 @@ func TestTheSuiteFindsBrokenStatements(t *testing.T) {
 			"each window ends by its own rotation"},
 		{"no successor", "sealed          = $6", "sealed          = NULL",
 			"parallel refreshes make one chain"},
-		{"the absolute expiry ignored", "CASE WHEN {now} + $8 < expires_ms THEN {now} + $8 ELSE expires_ms END", "{now} + $8",
+		{"the absolute expiry ignored", "CASE WHEN {now} + $8 < expires_ms THEN {now} + $8 ELSE expires_ms END",
+			"{now} + $8",
 			"absolute expiry never moves"},
 		{"the idle expiry ignored", "AND {now} < idle_expires_ms", "",
 			"an expired session is gone"},
 		{"a fork accepted", "AND generation = $3 AND hash = $4", "AND generation = $3",
 			"two tokens of one generation are reuse"},
-		{"a replaced token that turns", "AND generation = $3 AND hash = $4", "AND generation >= $3 AND (hash = $4 OR previous = $4)",
+		{"a replaced token that turns", "AND generation = $3 AND hash = $4",
+			"AND generation >= $3 AND (hash = $4 OR previous = $4)",
 			"parallel refreshes make one chain"},
 		{"a stopped session that starts again", "AND stopped_ms IS NULL", "",
 			"a stopped session stays stopped until it is deleted"},
@@ -44,7 +46,7 @@ func TestTheSuiteFindsBrokenStatements(t *testing.T) {
 			old, changed := expand(m.old, false), expand(m.new, false)
 			good := rotateQuery(false)
 			if strings.Count(good, old) != 1 {
-				t.Fatalf("the statement does not have %q once", old)
+				t.Fatalf("the statement does not contain %q exactly once", old)
 			}
 			query := strings.ReplaceAll(good, old, changed)
 			open := func(t testing.TB, skew func() time.Duration) sessiontest.Engine {
@@ -67,8 +69,8 @@ func TestTheSuiteFindsBrokenStatements(t *testing.T) {
 	}
 }
 
-// A transaction at READ COMMITTED that reads, decides and writes forks without a row lock.
-// SQLite cannot be broken so: it has one writer.
+// At READ COMMITTED, a transaction that reads, decides and then writes forks the chain unless it
+// locks the row. SQLite has only one writer, so this cannot break it.
 func TestTheSuiteFindsARotationThatReadsAndThenWrites(t *testing.T) {
 	t.Parallel()
 	sessiontest.FindsReadThenWrite(t, func(t testing.TB, skew func() time.Duration) sessiontest.ReadThenWrite {
@@ -76,8 +78,10 @@ func TestTheSuiteFindsARotationThatReadsAndThenWrites(t *testing.T) {
 		return sessiontest.ReadThenWrite{
 			Store: newTestStore(t, db, skew),
 			Write: func(ctx context.Context, one session.Session, r session.Rotation) error {
-				_, err := db.Write(ctx, "UPDATE session SET generation = ?, hash = ?, sealed = ?, user_agent = ?, ip = ?, last_used_ms = ?, idle_expires_ms = ? WHERE id = ?",
-					one.Generation, one.Hash[:], r.SealedNext, one.UserAgent, one.IP, one.LastUsedAt.UnixMilli(), one.IdleExpiresAt.UnixMilli(), one.ID)
+				_, err := db.Write(ctx,
+					"UPDATE session SET generation = ?, hash = ?, sealed = ?, user_agent = ?, ip = ?, last_used_ms = ?, idle_expires_ms = ? WHERE id = ?",
+					one.Generation, one.Hash[:], r.SealedNext, one.UserAgent, one.IP, one.LastUsedAt.UnixMilli(),
+					one.IdleExpiresAt.UnixMilli(), one.ID)
 				return err
 			},
 			Sealed: func(ctx context.Context, one session.Session) (sealed []byte, err error) {
@@ -88,7 +92,7 @@ func TestTheSuiteFindsARotationThatReadsAndThenWrites(t *testing.T) {
 	})
 }
 
-// However many there are: a pass does not leave the rest for a later one.
+// One pass drops all of them, however many there are.
 func TestForgettingDropsEverySealedSuccessorAfterItsWindow(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -109,7 +113,9 @@ func TestForgettingDropsEverySealedSuccessorAfterItsWindow(t *testing.T) {
 		}
 		for range sessions {
 			token := codec.Mint([16]byte{1}, uuid.New(), 1)
-			if _, err := store.Create(t.Context(), session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(), MaxAge: time.Hour, IdleTTL: time.Hour}); err != nil {
+			if _, err := store.Create(t.Context(),
+				session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(), MaxAge: time.Hour,
+					IdleTTL: time.Hour}); err != nil {
 				t.Fatal(err)
 			}
 			for range rotations {
@@ -129,7 +135,8 @@ func TestForgettingDropsEverySealedSuccessorAfterItsWindow(t *testing.T) {
 			}
 		}
 		kept := func() (newest, older int) {
-			if err := db.QueryRowContext(t.Context(), "SELECT count(sealed), coalesce(sum(length(links)), 0) FROM session").Scan(&newest, &older); err != nil {
+			if err := db.QueryRowContext(t.Context(),
+				"SELECT count(sealed), coalesce(sum(length(links)), 0) FROM session").Scan(&newest, &older); err != nil {
 				t.Fatal(err)
 			}
 			return newest, older / linkSize
@@ -161,7 +168,9 @@ func TestAChainHasABound(t *testing.T) {
 			t.Fatal(err)
 		}
 		token := codec.Mint([16]byte{1}, [16]byte{2}, 1)
-		if _, err := store.Create(t.Context(), session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(), MaxAge: time.Hour, IdleTTL: time.Hour}); err != nil {
+		if _, err := store.Create(t.Context(),
+			session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(), MaxAge: time.Hour,
+				IdleTTL: time.Hour}); err != nil {
 			t.Fatal(err)
 		}
 		most := 0
@@ -173,7 +182,8 @@ func TestAChainHasABound(t *testing.T) {
 			}
 			token = next
 			var size int
-			if err := db.QueryRowContext(t.Context(), "SELECT coalesce(length(links), 0) FROM session").Scan(&size); err != nil {
+			if err := db.QueryRowContext(t.Context(),
+				"SELECT coalesce(length(links), 0) FROM session").Scan(&size); err != nil {
 				t.Fatal(err)
 			}
 			most = max(most, size/linkSize)
@@ -183,13 +193,14 @@ func TestAChainHasABound(t *testing.T) {
 			t.Errorf("a chain had up to %d links", most)
 		}
 		var marks string
-		if err := db.QueryRowContext(t.Context(), "SELECT marks FROM session").Scan(&marks); err != nil || len(marks) > 10_000 {
+		if err := db.QueryRowContext(t.Context(), "SELECT marks FROM session").Scan(&marks); err != nil ||
+			len(marks) > 10_000 {
 			t.Errorf("the marks take %d bytes: %v", len(marks), err)
 		}
 	})
 }
 
-// Each is dropped at the end of its own window, not of the last one of the session.
+// Each successor is dropped at the end of its own window, not at the end of the session's last one.
 func TestForgettingDropsALinkWhileALaterOneIsOpen(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, func(t *testing.T, db *database.DB) {
@@ -200,7 +211,9 @@ func TestForgettingDropsALinkWhileALaterOneIsOpen(t *testing.T) {
 			t.Fatal(err)
 		}
 		tokens := []session.Token{codec.Mint([16]byte{1}, [16]byte{2}, 1)}
-		if _, err := store.Create(t.Context(), session.Start{ID: tokens[0].SessionID(), UserID: tokens[0].UserID(), Hash: tokens[0].Hash(), MaxAge: time.Hour, IdleTTL: time.Hour}); err != nil {
+		if _, err := store.Create(t.Context(),
+			session.Start{ID: tokens[0].SessionID(), UserID: tokens[0].UserID(), Hash: tokens[0].Hash(),
+				MaxAge: time.Hour, IdleTTL: time.Hour}); err != nil {
 			t.Fatal(err)
 		}
 		var sealed [][]byte
@@ -217,7 +230,8 @@ func TestForgettingDropsALinkWhileALaterOneIsOpen(t *testing.T) {
 			t.Errorf("dropped of %d sessions: %v", n, err)
 		}
 		var links, newest []byte
-		if err := db.QueryRowContext(t.Context(), "SELECT links, sealed FROM session").Scan(&links, &newest); err != nil {
+		if err := db.QueryRowContext(t.Context(),
+			"SELECT links, sealed FROM session").Scan(&links, &newest); err != nil {
 			t.Fatal(err)
 		}
 		for i, want := range []bool{false, true, true} {
@@ -260,7 +274,9 @@ func TestSessionsOutliveTheProcess(t *testing.T) {
 			t.Fatal(err)
 		}
 		if life == 0 {
-			if _, err := store.Create(t.Context(), session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(), MaxAge: time.Hour, IdleTTL: time.Hour}); err != nil {
+			if _, err := store.Create(t.Context(),
+				session.Start{ID: token.SessionID(), UserID: token.UserID(), Hash: token.Hash(), MaxAge: time.Hour,
+					IdleTTL: time.Hour}); err != nil {
 				t.Fatal(err)
 			}
 		} else {

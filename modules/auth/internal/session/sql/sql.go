@@ -71,9 +71,11 @@ func rotateQuery(postgres bool) string { return expand(rotation, postgres) }
 
 // expand writes out what differs between the databases.
 func expand(text string, postgres bool) string {
-	now, link := nowPostgres, "coalesce(links, '') || convert_to(last_used_ms::text || replay_until_ms::text, 'UTF8') || previous || sealed"
+	now, link := nowPostgres, "coalesce(links, '') || convert_to(last_used_ms::text || replay_until_ms::text, "+
+		"'UTF8') || previous || sealed"
 	if !postgres {
-		now, link = nowSQLite, "CAST(coalesce(links, '') || last_used_ms || replay_until_ms || previous || sealed AS blob)"
+		now, link = nowSQLite, "CAST(coalesce(links, '') || last_used_ms || replay_until_ms || previous || sealed "+
+			"AS blob)"
 	}
 	text = strings.NewReplacer("{link}", link, "{now}", "("+now+" + $11)", "{sealed}", strconv.Itoa(session.SealedSize),
 		"{full}", strconv.Itoa((session.MaxLinks+session.MoreLinks-1)*linkSize)).Replace(text)
@@ -139,11 +141,14 @@ func (s *Store) Create(ctx context.Context, start session.Start) (session.Starte
 func (s *Store) excess(ctx context.Context, tx database.Tx, start session.Start) ([]session.Excess, error) {
 	if s.db.IsPostgres() { // SQLite has one writer anyway
 		// Two sign-ins of a user at once would otherwise not see each other.
-		if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock(?, hashtext(?))", lockClass, start.UserID.String()); err != nil {
+		if _, err := tx.ExecContext(ctx, "SELECT pg_advisory_xact_lock(?, hashtext(?))", lockClass,
+			start.UserID.String()); err != nil {
 			return nil, err
 		}
 	}
-	others, err := database.Collect(ctx, tx, "list the user's sessions", func(row database.Row) (one session.Excess, err error) {
+	others, err := database.Collect(ctx, tx, "list the user's sessions", func(
+		row database.Row,
+	) (one session.Excess, err error) {
 		err = row.Scan(&one.ID, &one.Tentative)
 		return one, err
 	}, `SELECT id, recorded AND generation = 1 FROM session
@@ -201,13 +206,15 @@ func (s *Store) rotateSession(ctx context.Context, r session.Rotation) (rotated 
 }
 
 // rotateAtOnce returns sql.ErrNoRows when it is not the ordinary case.
-func (s *Store) rotateAtOnce(ctx context.Context, stmt *database.Stmt, r session.Rotation) (session.RotateResult, error) {
+func (s *Store) rotateAtOnce(ctx context.Context, stmt *database.Stmt,
+	r session.Rotation) (session.RotateResult, error) {
 	var sealed any // NULL when there is no window
 	if r.Grace >= time.Millisecond {
 		sealed = r.SealedNext
 	}
 	rotated := session.RotateResult{Outcome: session.Rotated}
-	err := scan(stmt.QueryRowContext(ctx, r.SessionID.String(), r.UserID.String(), int64(r.Generation), r.PresentedHash[:], r.NextHash[:], sealed,
+	err := scan(stmt.QueryRowContext(ctx, r.SessionID.String(), r.UserID.String(), int64(r.Generation),
+		r.PresentedHash[:], r.NextHash[:], sealed,
 		r.Grace.Milliseconds(), r.IdleTTL.Milliseconds(), r.UserAgent, r.IP, s.skew().Milliseconds()), &rotated.Session)
 	return rotated, err
 }
@@ -230,15 +237,16 @@ func (s *Store) rotateSlowly(ctx context.Context, tx database.IDB, r session.Rot
 }
 
 // write stores a chain that was rotated just now. more sets further columns.
-func (s *Store) write(ctx context.Context, tx database.IDB, rec record, idleTTL time.Duration, more string, args ...any) (one session.Session, err error) {
+func (s *Store) write(ctx context.Context, tx database.IDB, rec record, idleTTL time.Duration, more string,
+	args ...any) (one session.Session, err error) {
 	c := rec.chain
 	marks, err := encodeMarks(c.Marks)
 	if err != nil {
 		return one, err
 	}
 	idle := rec.now + idleTTL.Milliseconds()
-	args = append([]any{c.Generation, c.Linked, c.Hash[:], c.Previous.Hash[:], c.Previous.Until, blob(c.Previous.Sealed), blob(encodeLinks(c.Links)), marks,
-		rec.now, idle, idle}, args...)
+	args = append([]any{c.Generation, c.Linked, c.Hash[:], c.Previous.Hash[:], c.Previous.Until,
+		blob(c.Previous.Sealed), blob(encodeLinks(c.Links)), marks, rec.now, idle, idle}, args...)
 	row := tx.QueryRowContext(ctx, `UPDATE session SET generation = ?, linked = ?, hash = ?, previous = ?, replay_until_ms = ?, sealed = ?, links = ?, marks = ?,
 			last_used_ms = ?, idle_expires_ms = CASE WHEN ? < expires_ms THEN ? ELSE expires_ms END`+more+`
 		WHERE id = ? RETURNING `+columns, append(args, rec.session.ID)...)
@@ -260,8 +268,10 @@ func (s *Store) record(ctx context.Context, db database.IDB, userID, id uuid.UUI
 	var marks *string
 	var stopped *int64
 	c := &rec.chain
-	err := scan(db.QueryRowContext(ctx, "SELECT linked, previous, replay_until_ms, sealed, links, marks, stopped_ms, "+s.now()+", "+columns+" FROM session WHERE id = ? AND user_id = ?",
-		id, userID), &rec.session, &c.Linked, &previous, &c.Previous.Until, &c.Previous.Sealed, &links, &marks, &stopped, &rec.now)
+	err := scan(db.QueryRowContext(ctx, "SELECT linked, previous, replay_until_ms, sealed, links, marks, stopped_ms, "+
+		s.now()+", "+columns+" FROM session WHERE id = ? AND user_id = ?",
+		id, userID), &rec.session, &c.Linked, &previous, &c.Previous.Until, &c.Previous.Sealed, &links, &marks,
+		&stopped, &rec.now)
 	if database.IsNotFound(err) {
 		return record{}, nil
 	}
@@ -322,8 +332,10 @@ func (s *Store) Reissue(ctx context.Context, r session.Reissue) (session.Session
 		case one.Generation != r.Generation-1:
 			return session.ErrConflict
 		}
-		rec.chain.Turn(session.Rotation{Generation: one.Generation, PresentedHash: one.Hash, NextHash: r.Hash, SealedNext: r.Sealed, Grace: r.Grace}, rec.now)
-		one, err = s.write(ctx, tx, rec, r.IdleTTL, ", auth_ms = CASE WHEN ? THEN ? ELSE auth_ms END", r.Reauthenticated, rec.now)
+		rec.chain.Turn(session.Rotation{Generation: one.Generation, PresentedHash: one.Hash, NextHash: r.Hash,
+			SealedNext: r.Sealed, Grace: r.Grace}, rec.now)
+		one, err = s.write(ctx, tx, rec, r.IdleTTL, ", auth_ms = CASE WHEN ? THEN ? ELSE auth_ms END",
+			r.Reauthenticated, rec.now)
 		return err
 	})
 	for _, expected := range []error{session.ErrNotFound, session.ErrConflict} {
@@ -364,7 +376,8 @@ func (s *Store) Delete(ctx context.Context, userID uuid.UUID, ids ...uuid.UUID) 
 	if len(ids) == 0 {
 		return nil
 	}
-	if _, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND id IN (?)", userID, database.List(ids)); err != nil {
+	if _, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND id IN (?)", userID,
+		database.List(ids)); err != nil {
 		return fail("delete sessions", err)
 	}
 	return nil
@@ -376,7 +389,8 @@ func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, ke
 	if keep.Valid {
 		kept = keep.UUID
 	}
-	if _, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND epoch < ? AND id <> ? AND stopped_ms IS NULL", userID, epoch, kept); err != nil {
+	if _, err := s.db.Write(ctx, "DELETE FROM session WHERE user_id = ? AND epoch < ? AND id <> ? "+
+		"AND stopped_ms IS NULL", userID, epoch, kept); err != nil {
 		return fail("delete sessions", err)
 	}
 	return nil
@@ -384,8 +398,8 @@ func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, ke
 
 // Reused implements [session.Store].
 func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT stopped_ms, stopped_generation, stopped_user_agent, stopped_ip, "+columns+
-		" FROM session WHERE stopped_ms IS NOT NULL ORDER BY stopped_ms LIMIT ?", limit)
+	rows, err := s.db.QueryContext(ctx, "SELECT stopped_ms, stopped_generation, stopped_user_agent, stopped_ip, "+
+		columns+" FROM session WHERE stopped_ms IS NOT NULL ORDER BY stopped_ms LIMIT ?", limit)
 	if err != nil {
 		return nil, fail("look for stopped sessions", err)
 	}
@@ -427,8 +441,8 @@ func (s *Store) Forget(ctx context.Context, limit int) (int, error) {
 	now := s.now()
 	// A window that ends too far ahead is void: a clock that was ahead wrote it.
 	ended := "sealed IS NOT NULL AND (replay_until_ms <= " + now + " OR replay_until_ms > " + now + " + ?1)"
-	res, err := s.db.Write(ctx, "UPDATE session SET sealed = NULL WHERE "+ended+" AND id IN (SELECT id FROM session WHERE "+ended+" LIMIT ?2)",
-		session.MaxWindow.Milliseconds(), limit)
+	res, err := s.db.Write(ctx, "UPDATE session SET sealed = NULL WHERE "+ended+" AND id IN (SELECT id "+
+		"FROM session WHERE "+ended+" LIMIT ?2)", session.MaxWindow.Milliseconds(), limit)
 	if err != nil {
 		return 0, fail("forget replaced tokens", err)
 	}
@@ -462,7 +476,8 @@ func (s *Store) forgetLinks(ctx context.Context, limit int) (forgotten int, err 
 				return forgotten, err
 			}
 			// A row that was rotated meanwhile is looked at the next time.
-			if _, err := s.db.Write(ctx, "UPDATE session SET links = ?, marks = ? WHERE id = ? AND generation = ?", blob(encodeLinks(kept.Links)), marks, row.id, row.generation); err != nil {
+			if _, err := s.db.Write(ctx, "UPDATE session SET links = ?, marks = ? WHERE id = ? AND generation = ?",
+				blob(encodeLinks(kept.Links)), marks, row.id, row.generation); err != nil {
 				return forgotten, err
 			}
 			forgotten++
@@ -483,7 +498,8 @@ type linkedRow struct {
 
 // linked returns the next sessions that have links, in the order of their ids.
 func (s *Store) linked(ctx context.Context, after uuid.UUID, limit int) ([]linkedRow, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT id, generation, links, marks, "+s.now()+" FROM session WHERE links IS NOT NULL AND id > ? ORDER BY id LIMIT ?", after, limit)
+	rows, err := s.db.QueryContext(ctx, "SELECT id, generation, links, marks, "+s.now()+" FROM session "+
+		"WHERE links IS NOT NULL AND id > ? ORDER BY id LIMIT ?", after, limit)
 	if err != nil {
 		return nil, err
 	}
@@ -562,7 +578,8 @@ const walkPage = 500
 func (s *Store) Walk(ctx context.Context, f session.Filter) iter.Seq2[session.Session, error] {
 	return func(yield func(session.Session, error) bool) {
 		for after := uuid.Nil; ; {
-			page, err := s.query(ctx, "id > ? AND (NOT ? OR id = ?) ORDER BY id LIMIT ?", after, f.ID.Valid, f.ID.UUID, walkPage)
+			page, err := s.query(ctx, "id > ? AND (NOT ? OR id = ?) ORDER BY id LIMIT ?", after, f.ID.Valid, f.ID.UUID,
+				walkPage)
 			if err != nil {
 				yield(session.Session{}, fail("walk sessions", err))
 				return
@@ -601,8 +618,8 @@ func (s *Store) query(ctx context.Context, where string, args ...any) ([]session
 func scan(row database.Row, one *session.Session, before ...any) error {
 	var hash []byte
 	var auth, created, used, expires, idle int64
-	err := row.Scan(append(before, &one.ID, &one.UserID, &one.Generation, &hash, &one.Epoch, &one.DeviceName, &one.UserAgent, &one.IP, &one.Recorded,
-		&auth, &created, &used, &expires, &idle)...)
+	err := row.Scan(append(before, &one.ID, &one.UserID, &one.Generation, &hash, &one.Epoch, &one.DeviceName,
+		&one.UserAgent, &one.IP, &one.Recorded, &auth, &created, &used, &expires, &idle)...)
 	if err != nil {
 		return err
 	}
@@ -610,7 +627,8 @@ func scan(row database.Row, one *session.Session, before ...any) error {
 		return errors.New("a session has a hash of a wrong length")
 	}
 	one.Hash = session.Hash(hash)
-	one.AuthTime, one.CreatedAt, one.LastUsedAt, one.ExpiresAt, one.IdleExpiresAt = instant(auth), instant(created), instant(used), instant(expires), instant(idle)
+	one.AuthTime, one.CreatedAt, one.LastUsedAt, one.ExpiresAt, one.IdleExpiresAt = instant(auth), instant(created),
+		instant(used), instant(expires), instant(idle)
 	return nil
 }
 

@@ -65,6 +65,7 @@ class Handler:
     async def handle_RCPT(self, server, session, envelope, address, options):
         code = fault(address, "rcpt")
         if code == "slow":
+            tell(waits=True)
             await asyncio.sleep(3600)
         if code == "policy":
             return "550 5.7.1 relaying denied"
@@ -77,6 +78,7 @@ class Handler:
         to = envelope.rcpt_tos[0]
         code = fault(to, "data")
         if code == "slow":
+            tell(waits=True)
             await asyncio.sleep(3600)
         if code == "wait":  # for the test to say so
             tell(waits=True)

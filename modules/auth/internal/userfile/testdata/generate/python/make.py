@@ -13,7 +13,9 @@ import struct
 import sys
 import tempfile
 
+import argon2
 import bcrypt
+from passlib import hash as passlib
 from werkzeug.security import generate_password_hash
 
 here = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -32,6 +34,18 @@ write("werkzeug.ndjson", {
     "werkzeug.pbkdf2": generate_password_hash(password, "pbkdf2"),
     "werkzeug.pbkdf2-sha1": generate_password_hash(password, "pbkdf2:sha1:5000"),
     "werkzeug.pbkdf2-sha512": generate_password_hash(password, "pbkdf2:sha512:5000"),
+})
+
+
+# argon2-cffi, and what passlib makes for directories and Atlassian's products.
+cheap = {"memory_cost": 8192, "time_cost": 2}
+write("passlib.ndjson", {
+    "argon2-cffi.argon2id": argon2.PasswordHasher(**cheap).hash(password),
+    "argon2-cffi.argon2i": argon2.PasswordHasher(type=argon2.Type.I, **cheap).hash(password),
+    "passlib.argon2": passlib.argon2.using(memory_cost=8192, time_cost=2).hash(password),
+    **{"passlib." + name: getattr(passlib, name).hash(password) for name in (
+        "ldap_pbkdf2_sha1", "ldap_pbkdf2_sha256", "ldap_pbkdf2_sha512",
+        "ldap_salted_sha1", "ldap_salted_sha256", "ldap_salted_sha512", "atlassian_pbkdf2_sha1")},
 })
 
 

@@ -1,0 +1,2 @@
+-- The clock of SQLite is that of the servers.
+SELECT 1;

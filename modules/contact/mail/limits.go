@@ -1,0 +1,114 @@
+package mail
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"text/template"
+	"text/template/parse"
+)
+
+const (
+	// maxPart is the largest part of a mail in bytes. It is above what a template and its data can need.
+	maxPart = 4 * maxTemplate
+
+	// maxSteps is how many texts, turns of loops and calls of templates a part may have. Templates have
+	// nothing to loop over, and need some dozens.
+	maxSteps = 10_000
+)
+
+var (
+	errPartTooLong  = fmt.Errorf("what it makes is longer than %d bytes", maxPart)
+	errTooManySteps = fmt.Errorf("it does not end within %d steps: a loop is too long, or a template calls itself",
+		maxSteps)
+)
+
+// part is a part of a mail that is being made. Nothing else can stop a template: one with
+// {{range 1000000000}} would fill the memory, or run for hours.
+type part struct {
+	text  strings.Builder
+	steps int
+}
+
+func (p *part) Write(b []byte) (int, error) {
+	if p.steps++; p.steps > maxSteps {
+		return 0, errTooManySteps
+	}
+	if p.text.Len()+len(b) > maxPart {
+		return 0, errPartTooLong
+	}
+	return p.text.Write(b)
+}
+
+func (p *part) String() string { return p.text.String() }
+
+// makeFault is the fault of a template that was executed. It names the place if Go does not.
+func makeFault(place string, err error) error {
+	if err == errPartTooLong || err == errTooManySteps { //nolint:errorlint // of Write; Go wraps those of functions
+		return fmt.Errorf("%s: %w", place, err)
+	}
+	return templateFault(err)
+}
+
+// countSteps puts an empty text at the begin of a template and of each of its loops. It shows nothing, but it is
+// written, so [part] counts every turn and every call, also of those that write nothing.
+func countSteps(tree *parse.Tree) {
+	if tree != nil && tree.Root != nil {
+		countIn(tree.Root)
+		addStep(tree.Root)
+	}
+}
+
+func countIn(list *parse.ListNode) {
+	if list == nil {
+		return
+	}
+	for _, node := range list.Nodes {
+		switch n := node.(type) {
+		case *parse.RangeNode:
+			countIn(n.List)
+			countIn(n.ElseList)
+			addStep(n.List)
+		case *parse.IfNode:
+			countIn(n.List)
+			countIn(n.ElseList)
+		case *parse.WithNode:
+			countIn(n.List)
+			countIn(n.ElseList)
+		}
+	}
+}
+
+func addStep(list *parse.ListNode) {
+	list.Nodes = append([]parse.Node{&parse.TextNode{NodeType: parse.NodeText}}, list.Nodes...)
+}
+
+// textFunctions are Go's functions that make texts. Of a variable that doubles with each line, a template of 64 KiB
+// would fill any memory.
+var textFunctions = template.FuncMap{
+	"print":    limited(fmt.Sprint),
+	"println":  limited(fmt.Sprintln),
+	"html":     limited(template.HTMLEscaper),
+	"js":       limited(template.JSEscaper),
+	"urlquery": limited(template.URLQueryEscaper),
+	"printf": func(format string, args ...any) (string, error) {
+		if wide.MatchString(strings.ReplaceAll(format, "%%", "")) {
+			return "", errors.New("a width has at most three digits")
+		}
+		return limited(func(args ...any) string { return fmt.Sprintf(format, args...) })(args...)
+	},
+}
+
+// wide matches a width or precision that can be large: fmt makes up to a million blanks for each.
+var wide = regexp.MustCompile(`%[^a-zA-Z%]*(\*|[0-9]{4})`)
+
+func limited(fn func(...any) string) func(...any) (string, error) {
+	return func(args ...any) (string, error) {
+		text := fn(args...)
+		if len(text) > maxPart {
+			return "", errPartTooLong
+		}
+		return text, nil
+	}
+}

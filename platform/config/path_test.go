@@ -1,0 +1,29 @@
+package config
+
+import (
+	"path/filepath"
+	"testing"
+)
+
+func TestAPathThatAShellWouldHaveReplacedIsRefused(t *testing.T) {
+	t.Parallel()
+	for path, refused := range map[string]bool{"~/data": true, "~": true, "$HOME/data": true, "/srv/${NAME}": true,
+		"./data": false, "/srv/data~": false, "": false} {
+		if problem := PathProblem(path); (problem != "") != refused {
+			t.Errorf("%q: %q", path, problem)
+		}
+	}
+}
+
+func TestAFileIsNoFolder(t *testing.T) {
+	t.Parallel()
+	dir, file := t.TempDir(), write(t, "file", "")
+	for path, want := range map[string]string{
+		dir: "", filepath.Join(dir, "a", "b"): "", ".": "", "nowhere/at/all": "",
+		file: file + " is not a folder", filepath.Join(file, "a", "b"): file + " is not a folder",
+	} {
+		if got := FolderProblem(path); got != want {
+			t.Errorf("%s: %q, want %q", path, got, want)
+		}
+	}
+}
