@@ -9,8 +9,10 @@
 package testenv
 
 import (
+	"math/rand/v2"
 	"net"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -29,16 +31,32 @@ func Eventually(t testing.TB, what string, condition func() bool) {
 	}
 }
 
-// FreePort returns a port of 127.0.0.1 that nothing listens on. Another process may take it before
-// the test does.
+// The ports that FreePort chooses from lie below the range from which systems give a port to whoever connects or asks
+// for any: one in that range may belong to some connection by the time a program listens on it.
+const firstPort, lastPort = 10240, 19999
+
+// FreePort returns a port of 127.0.0.1 that nothing listens on, and that no other test gets before this one has ended.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("find a free port: %v", err)
+	for range 1000 {
+		port := firstPort + rand.IntN(lastPort-firstPort+1)
+		addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+		// The port of the other protocol is the reservation, which test programs that run beside this one see too.
+		reserved, err := net.ListenPacket("udp", addr)
+		if err != nil {
+			continue
+		}
+		listener, err := net.Listen("tcp", addr)
+		if err != nil {
+			_ = reserved.Close()
+			continue
+		}
+		_ = listener.Close()
+		t.Cleanup(func() { _ = reserved.Close() })
+		return port
 	}
-	defer listener.Close()
-	return listener.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port found")
+	return 0
 }
 
 // Postgres returns the URL of the shared PostgreSQL server.
