@@ -13,6 +13,6 @@
 // client as application/problem+json (RFC 9457), on routes marked OAuth as RFC 6749 §5.2
 // JSON; anything else is a bare 500, and the log keeps the cause.
 //
-// The client's address is [ClientIP] and nothing else. Fiber's c.IP, c.Hostname, c.Protocol,
+// The client's address is [Peer].IP and nothing else. Fiber's c.IP, c.Hostname, c.Protocol,
 // c.BaseURL and c.Secure believe headers that the client writes.
 package httpserver

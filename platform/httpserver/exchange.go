@@ -63,6 +63,8 @@ type carrier interface {
 	// stream answers with what write sends. write sets the deadline of each part with until.
 	// stream may return before write does.
 	stream(ctx context.Context, status int, write func(ctx context.Context, w *bufio.Writer, until func(time.Time)))
+	// limit is the context of a request that may take this long. It also ends with base.
+	limit(base context.Context, most time.Duration) (context.Context, context.CancelFunc)
 	// wait says that the request waits for longer than others may take. The returned context also
 	// ends when the client has gone, if that is known.
 	wait(ctx context.Context) (context.Context, context.CancelFunc)
@@ -233,8 +235,7 @@ func (x *exchange) run(r *route) error {
 		defer cancel()
 		return r.Do.run(x.trace(ctx), x)
 	}
-	// The server does not notice that a client left, so only the deadline ends the work.
-	ctx, cancel := context.WithTimeout(x.base, x.cfg.HTTP.RequestTimeout)
+	ctx, cancel := x.carrier.limit(x.base, x.cfg.HTTP.RequestTimeout)
 	defer cancel()
 	return r.Do.run(x.trace(ctx), x)
 }

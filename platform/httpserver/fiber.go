@@ -55,6 +55,11 @@ func (c fastCarrier) stream(ctx context.Context, status int,
 	})
 }
 
+// limit does not notice that a client left, so only the deadline ends the work.
+func (c fastCarrier) limit(base context.Context, most time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(base, most)
+}
+
 // wait watches for the client to go.
 func (c fastCarrier) wait(ctx context.Context) (context.Context, context.CancelFunc) {
 	one := ours(c.ctx.Conn())

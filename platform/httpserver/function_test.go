@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
@@ -227,5 +229,46 @@ func TestAHostsServerIsHeldToTheSameRules(t *testing.T) {
 	}
 	if _, err := httpserver.Handler(httpserver.Config{Origins: []string{"*"}}, httpserver.Options{}); err == nil {
 		t.Error("settings that cannot work are accepted")
+	}
+}
+
+// What the host's middleware knows of a request reaches functions; what ends it does not, except a deadline.
+func TestAFunctionGetsTheContextOfTheHost(t *testing.T) {
+	t.Parallel()
+	type key struct{}
+	var seen context.Context
+	var failed error
+	cfg := httpserver.Config{HTTP: httpserver.HTTPConfig{RequestTimeout: 5 * time.Minute}}
+	handler, err := httpserver.Handler(cfg, httpserver.Options{}, httpserver.Route{
+		Method: "GET", Path: "/", Do: httpserver.PublicDo(func(ctx context.Context, _ nothing) error {
+			seen, failed = ctx, ctx.Err()
+			return nil
+		}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	hour := time.Now().Add(time.Hour)
+	soon := time.Now().Add(4 * time.Minute) // before that of the settings
+	for name, c := range map[string]struct {
+		host time.Time
+		kept bool
+	}{"none": {}, "a later one": {host: hour}, "an earlier one": {host: soon, kept: true}} {
+		host, leave := context.WithCancel(context.WithValue(t.Context(), key{}, "span"))
+		if !c.host.IsZero() {
+			host, leave = context.WithDeadline(host, c.host)
+		}
+		leave() // the client is gone
+		recorder := httptest.NewRecorder()
+		handler.ServeHTTP(recorder, httptest.NewRequest("GET", "/", nil).WithContext(host))
+		if recorder.Code != 204 || failed != nil || seen.Value(key{}) != "span" {
+			t.Errorf("deadline of the host: %s: %d, %v, value %v", name, recorder.Code, failed, seen.Value(key{}))
+		}
+		if until, set := seen.Deadline(); !set || until.After(hour.Add(-time.Minute)) || until.Equal(soon) != c.kept {
+			t.Errorf("deadline of the host: %s: the function's is %v, %v", name, until, set)
+		}
+		if seen.Err() == nil {
+			t.Errorf("deadline of the host: %s: the context goes on after the answer", name)
+		}
 	}
 }

@@ -16,10 +16,14 @@ import (
 // [Server]: routing, bodies, errors, headers, CORS, the client's address, the log line and the
 // metrics of a request.
 //
+// Functions get the values of the request's context, and its deadline if that is before the one of
+// app.http.request_timeout. They do not notice that a client left, except on routes that wait.
+//
 // The host is responsible for what happens before a request is read: timeouts and limits of
 // headers and connections (the only setting that counts is app.http.request_timeout), parsing
 // (net/http accepts folded header lines and bare LF, and refuses in plain text), and an orderly
-// stop: requests that wait end with their context.
+// stop: requests that wait end with their context. Its middleware must let a ResponseWriter flush
+// (see [http.ResponseController]), or streams of events end at once. http.TimeoutHandler does not.
 func Handler(cfg Config, opt Options, routes ...Route) (http.Handler, error) {
 	cfg.TLS = TLSConfig{} // the host's
 	s, err := newCore(cfg, opt, nil)
@@ -147,6 +151,19 @@ func (f flusher) Write(b []byte) (int, error) {
 		err = f.control.Flush()
 	}
 	return n, err
+}
+
+// limit keeps the values of the host's context, such as the span of a trace, and its deadline, which
+// http.TimeoutHandler sets. As under Fiber, a client that leaves does not end the work: each one
+// would cost a connection to the database, and count as an outage.
+func (c *netCarrier) limit(base context.Context, most time.Duration) (context.Context, context.CancelFunc) {
+	until := time.Now().Add(most)
+	if host, set := c.r.Context().Deadline(); set && host.Before(until) {
+		until = host
+	}
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(c.r.Context()), until)
+	unhook := context.AfterFunc(base, cancel)
+	return ctx, func() { unhook(); cancel() }
 }
 
 // wait lifts the host's deadlines from the request.

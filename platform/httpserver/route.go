@@ -16,7 +16,7 @@ import (
 // beyond the types of the function. The OpenAPI document is made from it, and both ways of serving
 // use it.
 type Route struct {
-	Method string   // GET also answers HEAD; see AnyMethod
+	Method string   // GET also answers HEAD
 	Path   string   // /sessions/{id}: whole segments in braces are parameters
 	Do     Function // see [Public] and [As]
 
