@@ -23,7 +23,7 @@ func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Ve
 // verifierSeen is how lately a verifier was seen that a new key waits for.
 const verifierSeen = time.Minute
 
-// PromoteKey is [Keys.Promote] that also waits for the verifiers: it returns [ErrKeyTooNew] while
+// PromoteKey is Promote of [Keys] that also waits for the verifiers: it returns [ErrKeyTooNew] while
 // one that was seen in the last minute says that it does not hold the key, unless force.
 func PromoteKey(ctx context.Context, db *database.DB, keys *Keys, kid string, force bool) (KeyInfo, error) {
 	if !force {
