@@ -357,7 +357,7 @@ func TestAChainHasABoundAndLeavesNothing(t *testing.T) {
 	if len(links) > session.MaxLinks+32 || marks > 260 {
 		t.Errorf("%d links and %d marks are kept", len(links), marks)
 	}
-	for deadline := time.Now().Add(30 * time.Second); client.DBSize(t.Context()).Val() > 2; { // record and index
+	for deadline := time.Now().Add(testenv.Patience); client.DBSize(t.Context()).Val() > 2; { // record and index
 		if time.Now().After(deadline) {
 			t.Fatalf("left after the window: %v", client.Keys(t.Context(), "*").Val())
 		}

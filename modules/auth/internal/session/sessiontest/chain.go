@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/anishathalye/porcupine"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // Call is one request about a session, as its client saw it.
@@ -132,11 +132,11 @@ func Linearizable(first string, calls []Call) error {
 		}
 		operations[i] = porcupine.Operation{ClientId: c.Client, Input: c, Call: c.Begin, Return: end}
 	}
-	switch porcupine.CheckOperationsTimeout(model, operations, time.Minute) {
+	switch porcupine.CheckOperationsTimeout(model, operations, testenv.Patience) {
 	case porcupine.Ok:
 		return nil
 	case porcupine.Unknown:
-		return fmt.Errorf("%d calls could not be checked within a minute", len(calls))
+		return fmt.Errorf("%d calls could not be checked within %v", len(calls), testenv.Patience)
 	}
 	return fmt.Errorf("no order of the %d calls makes one chain:\n%s", len(calls), report(calls))
 }

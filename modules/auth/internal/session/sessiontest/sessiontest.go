@@ -92,9 +92,9 @@ func (c *Clock) Advance(d time.Duration) { c.ahead.Add(int64(d)) }
 func (c *Clock) Skew() time.Duration { return time.Duration(c.ahead.Load()) }
 
 // The limits that checks use unless they test others. The real time of a check is short compared
-// with each of them, and with all distances from them.
+// with each of them, and with all distances from them, also on a machine that is many times too busy.
 const (
-	grace   = 10 * time.Minute
+	grace   = 2 * time.Hour
 	idleTTL = 120 * time.Hour
 	maxAge  = 720 * time.Hour
 )
