@@ -63,6 +63,8 @@ func newEnv(t *testing.T, db *database.DB, cfg Config, c *clock) *testEnv {
 		"AUTH_PASSWORD_BCRYPT_COST=4", "AUTH_TOKEN_ISSUER=https://auth.test"}}); err != nil {
 		t.Fatal(err)
 	}
+	// For a busy machine.
+	set.Password.QueueWait, set.Throttle.PostgresTimeout = time.Minute, time.Minute
 	accounts, err := auth.New(t.Context(), set, auth.Deps{DB: db, Now: c.Now})
 	if err != nil {
 		t.Fatal(err)

@@ -122,7 +122,7 @@ func deliver(t testing.TB, db *database.DB, to *Sink) {
 		opt.Log = zaptest.NewLogger(test)
 	}
 	d, err := delivery.New(db, map[string]delivery.Sink{outbox.KindWebhook: to},
-		delivery.Config{Lease: 5 * time.Second, Pause: 20 * time.Millisecond}, opt)
+		delivery.Config{Lease: 20 * time.Second, Pause: 20 * time.Millisecond}, opt)
 	if err != nil {
 		t.Fatal(err)
 	}

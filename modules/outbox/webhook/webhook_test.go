@@ -749,12 +749,7 @@ func TestOnlyTheRightCertificateIsAccepted(t *testing.T) {
 
 func TestWhereNobodyListens(t *testing.T) {
 	t.Parallel()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closed := l.Addr().String()
-	_ = l.Close()
+	closed := net.JoinHostPort("127.0.0.1", strconv.Itoa(testenv.FreePort(t)))
 	nobody := resolver(t, func(string, int) netip.Addr { return netip.Addr{} })
 	for url, problem := range map[string]string{
 		"http://" + closed + "/?token=in-the-url": "connect to " + closed,

@@ -64,7 +64,7 @@ func TestWhoWaitsIsToldThatTheClockWasSetBack(t *testing.T) {
 	f, c := beginning(t, db, func() time.Time { return time.Now().Add(-time.Duration(back.Load())) })
 	waits := make(chan error, 1)
 	go func() {
-		_, err := f.Next(t.Context(), c.encode(), 2*time.Second)
+		_, err := f.Next(t.Context(), c.encode(), testenv.Patience)
 		waits <- err
 	}()
 	testenv.Eventually(t, "the reader reads again", func() bool {

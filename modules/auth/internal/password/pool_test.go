@@ -287,7 +287,7 @@ func TestThoseWhoCameTogetherAreNotRefusedTogether(t *testing.T) {
 
 func TestAPanicFailsOneHashOnly(t *testing.T) {
 	t.Parallel()
-	p, _, release := startPool(t, Config{})
+	p, _, release := startPool(t, Config{QueueWait: testenv.Patience})
 	release()
 	if err := p.Do(t.Context(), nothing, func() error {
 		panic("odd")
@@ -336,7 +336,7 @@ func TestCloseDoesNotWaitForAHashThatTakesForEver(t *testing.T) {
 
 func TestMoreThanTheWorkersNeverRunAtOnce(t *testing.T) {
 	t.Parallel()
-	p, err := NewPool(Config{Workers: 3}, nil)
+	p, err := NewPool(Config{Workers: 3, QueueWait: testenv.Patience}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -365,7 +365,7 @@ func TestMoreThanTheWorkersNeverRunAtOnce(t *testing.T) {
 func TestTheMetricsOfThePool(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewRegistry()
-	p, err := NewPool(Config{Workers: 2}, reg)
+	p, err := NewPool(Config{Workers: 2, QueueWait: testenv.Patience}, reg)
 	if err != nil {
 		t.Fatal(err)
 	}
