@@ -100,6 +100,7 @@ func TestAFunctionGetsAndGivesEveryPart(t *testing.T) {
 		}
 		// The caller is identified before anything else is read.
 		s.do(t, "POST", "/all/x/end?nonsense", "nonsense").problem(t, 401, "invalid_token")
+		s.requests(t, 3)
 		p := s.do(t, "POST", "/all/x/end", `{}`, headers...).problem(t, 400, "validation_failed")
 		if len(p.Errors) != 1 || p.Errors[0].Field != "needed" || p.Errors[0].Code != "required" {
 			t.Errorf("%+v", p.Errors)

@@ -429,8 +429,11 @@ func TestARequestIsOneLineOfTheLogWithoutSecrets(t *testing.T) {
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{})
 		s.do(t, "GET", "/me?secret=query", "", "Authorization", "Bearer secret-token", "X-Request-Id", "id-1")
+		s.requests(t, 1)
 		s.do(t, "GET", "/healthz", "")
+		s.requests(t, 2)
 		s.do(t, "POST", "/echo", `{"name":"secret-body"}`, "Content-Type", "application/json")
+		s.requests(t, 3)
 		a, _ := s.raw(t, "GET /nowhere/\xe2\x80\xa8%0a\x80"+strings.Repeat("x",
 			1000)+"?secret HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
 		a.problem(t, 404, "not_found")

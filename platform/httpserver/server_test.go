@@ -293,8 +293,9 @@ func TestAnInternalErrorIsLoggedAndNotShown(t *testing.T) {
 	t.Parallel()
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{})
-		for _, path := range []string{"/broken", "/panic"} {
+		for i, path := range []string{"/broken", "/panic"} {
 			a := s.do(t, "GET", path, "")
+			s.requests(t, i+1)
 			a.problem(t, 500, "internal_error")
 			if strings.Contains(a.body, "secret") {
 				t.Errorf("%s shows its cause: %s", path, a.body)
@@ -318,7 +319,9 @@ func TestTheCauseOfAnUnavailableAnswerIsLogged(t *testing.T) {
 	eachWay(t, func(t *testing.T, serve serveFunc) {
 		s := serve(t, httpserver.Config{})
 		s.do(t, "GET", "/overload", "").problem(t, 503, "overloaded")
+		s.requests(t, 1)
 		s.do(t, "GET", "/overload/why", "").problem(t, 503, "overloaded")
+		s.requests(t, 2)
 		s.do(t, "GET", "/away", "").problem(t, 503, "unavailable")
 		lines := s.requests(t, 3)
 		for i, want := range []struct {
@@ -336,7 +339,8 @@ func TestTheCauseOfAnUnavailableAnswerIsLogged(t *testing.T) {
 	})
 }
 
-// requests waits for n log lines of requests, which are written after their answers.
+// requests waits for n log lines of requests, which are written after their answers: the lines of two requests, one
+// sent after the answer to the other, may come in any order.
 func (s *service) requests(t testing.TB, n int) []observer.LoggedEntry {
 	t.Helper()
 	eventually(t, "the log lines", func() bool { return s.logs.FilterMessage("request").Len() >= n })
@@ -361,7 +365,7 @@ func (s *service) raw(t testing.TB, request string) (a answer, closed bool) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(testenv.Patience))
 	if _, err := io.WriteString(c, request); err != nil {
 		t.Fatal(err)
 	}

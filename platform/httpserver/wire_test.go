@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/toppira/authctl/platform/httpserver"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 const lines = "Host: a\r\nContent-Type: application/json\r\n"
@@ -213,7 +214,7 @@ func TestAClientThatAsksBeforeItSendsIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(testenv.Patience))
 	_, _ = io.WriteString(c, "POST /echo HTTP/1.1\r\n"+lines+"Content-Length: 12\r\nExpect: 100-continue\r\n\r\n")
 	reader := bufio.NewReader(c)
 	if line, _ := reader.ReadString('\n'); line != "HTTP/1.1 100 Continue\r\n" {

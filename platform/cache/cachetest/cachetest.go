@@ -259,7 +259,7 @@ func (s *Server) answers(ctx context.Context, port int, process *os.Process, end
 	}
 	client := redis.NewClient(opt)
 	defer func() { _ = client.Close() }()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(testenv.Patience)
 	for {
 		info, err := client.Info(ctx, "server").Result()
 		if err == nil && strings.Contains(info, fmt.Sprintf("process_id:%d\r\n", process.Pid)) {

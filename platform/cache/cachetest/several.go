@@ -164,7 +164,8 @@ func (c *Cluster) Do(node *Server, words ...any) any {
 
 func administer(t testing.TB, server *Server, words ...any) any {
 	t.Helper()
-	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + server.Port(), Protocol: 2})
+	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + server.Port(), Protocol: 2,
+		DialTimeout: testenv.Patience, ReadTimeout: testenv.Patience})
 	defer func() { _ = client.Close() }()
 	answer, err := client.Do(t.Context(), words...).Result()
 	if err != nil {

@@ -260,7 +260,7 @@ func makeTemplate(server string) (string, error) {
 		return "", err
 	}
 	defer admin.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), testenv.Patience)
 	defer cancel()
 	conn, err := admin.Conn(ctx)
 	if err != nil {
