@@ -41,7 +41,7 @@ func TestTheReadmeHasTheRoutesOfTheDocument(t *testing.T) {
 			var words []string
 			for _, scheme := range o.Security {
 				for name := range scheme {
-					word := map[string]string{"bearer": "access token", "client": "client",
+					word := map[string]string{"bearer": "access token", "basic": "client",
 						"cookie": "refresh token"}[strings.ToLower(name)]
 					if word == "" {
 						t.Errorf("%s %s: the table has no name for %s", method, path, name)

@@ -53,6 +53,31 @@ func TestOpenAPIIsWhatTheTableSays(t *testing.T) {
 	}
 }
 
+// Generators make types of the names in the document, beside types and constructors of their own. openapi-generator
+// makes a function NewContact for a schema Contact, in Go; ogen makes a type of each security scheme, and has a Client.
+func TestNamesInTheDocumentDoNotCollideInGeneratedCode(t *testing.T) {
+	components := loadOpenAPI(t).Components
+	taken := map[string]string{}
+	for _, name := range []string{"Client", "Server", "Handler", "Option", "Configuration", "APIClient"} {
+		taken[strings.ToLower(name)] = "a type of generators"
+	}
+	for name := range components.Schemas {
+		taken["new"+strings.ToLower(name)] = "the constructor of the schema " + name
+	}
+	names := map[string]string{}
+	for name := range components.Schemas {
+		names[name] = "schema"
+	}
+	for name := range components.SecuritySchemes {
+		names[name] = "security scheme"
+	}
+	for name, kind := range names {
+		if as := taken[strings.ToLower(name)]; as != "" {
+			t.Errorf("the %s %s is named as %s: give it another name", kind, name, as)
+		}
+	}
+}
+
 // loadOpenAPI reads the document that is served.
 func loadOpenAPI(t *testing.T) *openapi3.T {
 	t.Helper()

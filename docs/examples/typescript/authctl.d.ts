@@ -625,6 +625,10 @@ export interface components {
             /** @enum {string} */
             code?: "contact_not_found";
         };
+        ContactRequest: {
+            /** @example alice@example.com */
+            email: string;
+        };
         ContactTakenProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
             code?: "contact_taken";
@@ -904,10 +908,6 @@ export interface components {
              * @example https://github.com/toppira/authctl
              */
             service_documentation: string;
-        };
-        NewContact: {
-            /** @example alice@example.com */
-            email: string;
         };
         NotFoundProblem: components["schemas"]["Problem"] & {
             /** @enum {string} */
@@ -2112,7 +2112,7 @@ export interface operations {
         };
         requestBody: {
             content: {
-                "application/json": components["schemas"]["NewContact"];
+                "application/json": components["schemas"]["ContactRequest"];
             };
         };
         responses: {

@@ -13,7 +13,7 @@ import schemathesis
 class Identity:
     def get(self, case, context):
         schemes = {name for one in case.operation.definition.raw.get("security", []) for name in one}
-        if "client" in schemes:
+        if "basic" in schemes:
             return "Basic " + base64.b64encode(b"gateway:s3cret").decode()
         if "bearer" not in schemes:
             return None

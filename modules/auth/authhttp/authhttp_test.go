@@ -343,7 +343,7 @@ func TestEveryRouteIsClosedToWhomTheTableDoesNotName(t *testing.T) {
 				refused(s.do(r.Method, path, nil, "Authorization", "Basic "+tokens.str("access_token")),
 					"missing_token")
 				refused(s.do(r.Method, path+"?access_token="+tokens.str("access_token"), nil), "missing_token")
-			case scheme.Name == "client":
+			case scheme.Name == "basic":
 				// Wrong credentials. A test below covers missing and misplaced ones.
 				for _, credentials := range []string{"", "gateway:wrong", "nobody:" + clientSecret} {
 					headers := []string{"Content-Type", "application/x-www-form-urlencoded"}

@@ -35,7 +35,7 @@ func Bearer(svc *auth.Service) httpserver.Identity[auth.Caller] {
 func (a *api) client() httpserver.Identity[string] {
 	return httpserver.Identity[string]{
 		Scheme: &httpserver.Scheme{
-			Name: "client", HTTP: "basic", InForm: true,
+			Name: "basic", HTTP: "basic", InForm: true,
 			Description: "The id and secret of a client of `auth.clients` (`client_secret_basic`), form-encoded " +
 				"or not. They may be sent as `client_id` and `client_secret` in the form instead " +
 				"(`client_secret_post`), but not both ways at once.",

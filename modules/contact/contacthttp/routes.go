@@ -116,15 +116,15 @@ func (a *api) list(ctx context.Context, who auth.Caller, _ struct{}) (Contacts, 
 	return Contacts{Contacts: list}, err
 }
 
-// NewContact is an address to add.
-type NewContact struct {
+// ContactRequest is an address to add.
+type ContactRequest struct {
 	Email *string `json:"email" example:"alice@example.com" maxLength:"254"`
 }
 
 type addInput struct {
 	Peer     httpserver.Peer
 	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"Messages are in the first of these languages that has templates."`
-	Body     NewContact
+	Body     ContactRequest
 }
 
 // AddedContact is an address that was added.
