@@ -65,13 +65,15 @@ func (e *statusError) Error() string {
 	return text
 }
 
-// newTransport is small and of bounded patience.
+// newTransport is small and of bounded patience. Over HTTP/2 a request that was given up leaves its connection in
+// use: pings find out whether there is still anybody at its other end.
 func newTransport() *http.Transport {
 	return &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,
 		DialContext:            (&net.Dialer{Timeout: 3 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
 		TLSHandshakeTimeout:    3 * time.Second,
 		ForceAttemptHTTP2:      true,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 2 * time.Second, PingTimeout: 2 * time.Second},
 		MaxIdleConnsPerHost:    2,
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 32 << 10,
@@ -166,8 +168,12 @@ type reply struct {
 // [*statusError]. progress, if there is one, is called whenever something has come.
 func (v *Verifier) do(req *http.Request, limit int64, progress func()) (reply, error) {
 	req.Header.Set("User-Agent", "authctl-verify/"+v.cfg.Version)
+	// Over HTTP/2 a connection outlives the requests that get no answer, and so would one whose other end is dead.
+	// Close has it left: this request is its last one.
+	_, req.Close = v.silent.Load(req.URL.Host)
 	res, err := v.http.Do(req)
 	if err != nil {
+		v.silent.Store(req.URL.Host, nil)
 		return reply{}, err // it names the URL
 	}
 	defer res.Body.Close()
@@ -177,7 +183,11 @@ func (v *Verifier) do(req *http.Request, limit int64, progress func()) (reply, e
 	progress()
 	body, err := readBounded(watched{res.Body, progress}, limit)
 	if err != nil {
+		v.silent.Store(req.URL.Host, nil)
 		return reply{}, fmt.Errorf("read the answer of %s: %w", req.URL.Redacted(), err)
+	}
+	if req.Close {
+		v.silent.Delete(req.URL.Host)
 	}
 	switch res.StatusCode {
 	case http.StatusOK, http.StatusNotModified:

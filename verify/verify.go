@@ -117,6 +117,7 @@ type Verifier struct {
 	log      *slog.Logger
 	http     *http.Client
 	servers  []*server
+	silent   sync.Map // hosts (string) that left the last request without an answer
 
 	keys  *keyring
 	known *knowledge
