@@ -230,7 +230,7 @@ func retryAfter(h http.Header) time.Duration {
 	if err != nil || n < 0 {
 		return 0
 	}
-	return min(time.Duration(n)*time.Second, time.Minute)
+	return time.Duration(min(n, 60)) * time.Second
 }
 
 // authenticate is client_secret_basic (RFC 6749 §2.3.1).

@@ -122,6 +122,19 @@ func readJWK(r *reader) (publicKey, bool, error) {
 			}
 			members[name], err = r.str()
 			return err
+		case "key_ops":
+			verifies := false
+			from := *r
+			if r.peek() != '[' || r.array(func(r *reader) error {
+				op, err := r.text()
+				verifies = verifies || op == "verify"
+				return err
+			}) != nil {
+				*r = from
+				verifies, err = false, r.skip()
+			}
+			understood = understood && verifies
+			return err
 		}
 		return r.skip()
 	})

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -251,8 +252,12 @@ func (v *Verifier) fetchKeys(ctx context.Context, s *server, etag *string) (time
 func maxAge(h http.Header) time.Duration {
 	for directive := range strings.SplitSeq(strings.Join(h.Values("Cache-Control"), ","), ",") {
 		value, is := strings.CutPrefix(strings.ToLower(strings.TrimSpace(directive)), "max-age=")
-		if n, err := strconv.Atoi(strings.Trim(value, `"`)); is && err == nil {
-			return min(max(time.Duration(n)*time.Second, time.Second), longestMaxAge)
+		n, err := strconv.Atoi(strings.Trim(value, `"`))
+		if errors.Is(err, strconv.ErrRange) && n > 0 { // for ever, as some say it: n is the largest number
+			err = nil
+		}
+		if is && err == nil {
+			return time.Duration(min(max(n, 1), int(longestMaxAge/time.Second))) * time.Second
 		}
 	}
 	return defaultMaxAge
