@@ -106,7 +106,7 @@ func TestAConnectionThatHasDiedIsLeft(t *testing.T) {
 			trusted.TLSClientConfig.RootCAs.AddCert(srv.Certificate())
 			t.Cleanup(trusted.CloseIdleConnections)
 			cfg := testConfig(i)
-			cfg.Transport, cfg.MaxLag = trusted, 3*time.Second
+			cfg.Transport, cfg.MaxLag, cfg.Stale = trusted, 3*time.Second, Accept
 			v := start(t, cfg)
 			eventually(t, "keys and a snapshot", func() bool { return v.keys.set.Load() != nil && v.Lag() <= cfg.MaxLag })
 			token := i.token(id(1), id(2), 0)
