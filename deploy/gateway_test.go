@@ -133,7 +133,8 @@ func openGateway(t *testing.T, name string) *gateway {
 
 	serve := exec.Command(binary(t), "serve")
 	serve.Dir = dir
-	serve.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "APP_HOST=127.0.0.1", "APP_PORT=0",
+	serve.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "APP_HOST=127.0.0.1",
+		fmt.Sprint("APP_PORT=", testenv.FreePort(t)), // nobody else listens there once authctl is stopped
 		"APP_OPERATOR_ADDR=off",
 		"APP_TRUSTED_PROXIES=127.0.0.1", "AUTH_PASSWORD_BCRYPT_COST=4"}
 	log, stop := launch(t, serve)
@@ -164,6 +165,8 @@ func openGateway(t *testing.T, name string) *gateway {
 	}
 	listens := fmt.Sprintf(":%d", testenv.FreePort(t))
 	g.addr = "127.0.0.1" + listens
+	// On a busy machine authctl takes long.
+	config = regexp.MustCompile(`(proxy_\w+_timeout) \d+s`).ReplaceAllString(config, "$1 180s")
 	config = strings.NewReplacer(":8000", listens, "127.0.0.1:8080", strings.TrimPrefix(api.base, "http://"),
 		"127.0.0.1:9000", g.backend.Listener.Addr().String()).Replace(config)
 	file := filepath.Join(dir, filepath.Base(kind.file))

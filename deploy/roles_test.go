@@ -161,7 +161,7 @@ func (db rolesDatabase) start(t *testing.T, dir, role string, env []string, args
 	}
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
-		late := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() })
+		late := time.AfterFunc(testenv.Patience, func() { _ = cmd.Process.Kill() })
 		defer late.Stop()
 		err := cmd.Wait()
 		if text := log.String(); err != nil || strings.Contains(text, "permission denied") ||
@@ -541,7 +541,7 @@ func eventually(t *testing.T, what string, done func() bool) {
 	for !done() {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("not within a minute: %s", what)
+			t.Fatalf("not within %v: %s", testenv.Patience, what)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}

@@ -74,8 +74,9 @@ func startServer(t *testing.T, db rolesDatabase) *server {
 	s := &server{addr: fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t)), log: &lockedBuffer{}, ended: make(chan error, 1)}
 	s.cmd = db.command(t, t.TempDir(), "postgres", "serve")
 	_, port, _ := strings.Cut(s.addr, ":")
+	// On a busy machine nginx learns late, and an answer takes long.
 	s.cmd.Env = append(s.cmd.Env, "APP_HOST=127.0.0.1", "APP_PORT="+port, "APP_TRUSTED_PROXIES=127.0.0.1",
-		"APP_DRAIN_DELAY=5s")
+		"APP_DRAIN_DELAY=15s", "APP_HTTP_REQUEST_TIMEOUT=2m", "APP_SHUTDOWN_TIMEOUT=2m")
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -191,6 +192,7 @@ func (b *balancer) configure() {
 				proxy_set_header Host $host;
 				proxy_set_header X-Forwarded-For $remote_addr;
 				proxy_next_upstream off;
+				proxy_read_timeout 180s;
 			}
 		}`, &upstream, b.addr))
 	if err := os.WriteFile(b.file+".new", []byte(config), 0o600); err != nil {
@@ -278,6 +280,8 @@ func (l *load) person(account map[string]string, ticks <-chan struct{}) {
 	}
 }
 
+var errOverloaded = errors.New("the service refuses to hash any more passwords")
+
 func (l *load) call(method, path, token string, body, answer any) bool {
 	err := func() error {
 		var payload io.Reader
@@ -305,6 +309,11 @@ func (l *load) call(method, path, token string, body, answer any) bool {
 		if err != nil {
 			return err
 		}
+		// The hashing, which has the lowest priority, may not get to run beside the compilers of other tests. A
+		// request that is refused for that is not lost.
+		if res.StatusCode == http.StatusServiceUnavailable && bytes.Contains(text, []byte(`"code":"overloaded"`)) {
+			return errOverloaded
+		}
 		if res.StatusCode/100 != 2 {
 			return fmt.Errorf("%s %.300s", res.Status, text)
 		}
@@ -314,7 +323,7 @@ func (l *load) call(method, path, token string, body, answer any) bool {
 		return nil
 	}()
 	l.done.Add(1)
-	if err != nil {
+	if err != nil && !errors.Is(err, errOverloaded) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		l.failures = append(l.failures, fmt.Sprintf("%s %s: %v", method, path, err))

@@ -2,7 +2,6 @@ package docs_test
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -67,9 +66,7 @@ func TestAGoClientIsMadeOfTheDocument(t *testing.T) {
 	t.Parallel()
 	dir := example(t, "go")
 	offline := []string{"GOFLAGS=-mod=readonly", "GOWORK=off"}
-	if out, err := exec.CommandContext(t.Context(), "go", "-C", dir, "mod", "download").CombinedOutput(); err != nil {
-		testenv.Lacking(t, "the modules of docs/examples/go cannot be had: %v\n%s", err, out)
-	}
+	testenv.GoModules(t, dir)
 	tool(t, dir, offline, "go", "tool", "oapi-codegen", "-config", "oapi-codegen.yaml", document(t))
 	tool(t, dir, offline, "go", "vet", ".")
 	saysWhatItShould(t, tool(t, dir, append(offline, "AUTHCTL_URL="+serve(t, t.TempDir())), "go", "run", "."))

@@ -47,7 +47,8 @@ func pasted(t *testing.T, heading string) (blocks []string, shell func(string) (
 	if err := os.Mkdir(bin, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	shim := fmt.Sprintf("#!/bin/sh\nexec %s -w '%%{stderr}status=%%{http_code}\\n' --max-time 30 \"$@\"\n", curl)
+	shim := fmt.Sprintf("#!/bin/sh\nexec %s -w '%%{stderr}status=%%{http_code}\\n' --max-time %d \"$@\"\n", curl,
+		int(testenv.Patience.Seconds()))
 	if err := os.WriteFile(filepath.Join(bin, "curl"), []byte(shim), 0o700); err != nil {
 		t.Fatal(err)
 	}

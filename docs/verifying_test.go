@@ -275,7 +275,7 @@ func newService(t *testing.T, env ...string) *service {
 	secret := sha256.Sum256([]byte("s&cret"))
 	s := &service{t: t, dir: t.TempDir(), env: append([]string{
 		"AUTH_CLIENTS=orders:" + hex.EncodeToString(secret[:]), "AUTH_PASSWORD_BCRYPT_COST=4",
-		"AUTH_THROTTLE_ENABLED=false",
+		"AUTH_THROTTLE_ENABLED=false", "AUTH_REFRESH_GRACE=60s", // the answer to a refresh may be lost
 	}, env...)}
 	s.base = serve(t, s.dir, s.env...)
 	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -602,9 +602,9 @@ func TestVerifyingInJava(t *testing.T) {
 	p.followsTheService(t)
 }
 
-// Keys that were published in time take turns every two seconds, while clients refresh and
-// verifiers in four languages check each of their tokens. No token is refused. At the end the first
-// key is revoked, and all verifiers refuse it.
+// Keys that were published in time take turns, each for two seconds or until it has signed something,
+// while clients refresh and verifiers in four languages check each of their tokens. No token is refused.
+// At the end the first key is revoked, and all verifiers refuse it.
 func TestKeysRotateUnderLoad(t *testing.T) {
 	t.Parallel()
 	programs := []program{inNode(t), inPython(t), inJava(t)}
@@ -645,9 +645,8 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 	var load sync.WaitGroup
 	stop := make(chan struct{})
 	var checks atomic.Int64
-	signed := make([]map[string]bool, clients)
-	for n := range clients {
-		signed[n] = map[string]bool{}
+	var signed sync.Map // the keys of tokens that all verifiers have accepted
+	for range clients {
 		mine := s.must("POST", "/login", "", credentials)
 		load.Go(func() {
 			for {
@@ -669,7 +668,6 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 				header, _ := base64.RawURLEncoding.DecodeString(strings.Split(mine.Access, ".")[0])
 				var of struct{ KID string }
 				_ = json.Unmarshal(header, &of) // the service has just made it
-				signed[n][of.KID] = true
 				for _, v := range verifiers {
 					if said, err := v.check(mine.Access); err != nil || said != "accept" {
 						t.Errorf("%s, a token of the key %s: %s, %v", v.name, of.KID, said, err)
@@ -677,6 +675,7 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 					}
 					checks.Add(1)
 				}
+				signed.Store(of.KID, true)
 			}
 		})
 	}
@@ -685,17 +684,13 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 	for _, kid := range kids {
 		<-turn.C
 		s.command("key", "promote", "--force", kid)
+		testenv.Eventually(t, "the key "+kid+" has signed something", func() bool {
+			_, has := signed.Load(kid)
+			return has || t.Failed()
+		})
 	}
-	<-turn.C
 	close(stop)
 	load.Wait()
-	used := map[string]bool{}
-	for n := range signed {
-		maps.Copy(used, signed[n])
-	}
-	if len(used) <= turns/2 { // on a busy machine the test may be slower than the turns
-		t.Errorf("of %d keys, %d signed something", turns+1, len(used))
-	}
 	header, _ := base64.RawURLEncoding.DecodeString(strings.Split(first.Access, ".")[0])
 	var of struct{ KID string }
 	if err := json.Unmarshal(header, &of); err != nil {
@@ -712,5 +707,5 @@ func TestKeysRotateUnderLoad(t *testing.T) {
 		})
 		v.end(t)
 	}
-	t.Logf("%d checks in four languages of tokens by %d keys, none refused", checks.Load(), len(used))
+	t.Logf("%d checks in four languages of tokens by %d keys, none refused", checks.Load(), len(kids)+1)
 }

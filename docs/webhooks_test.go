@@ -111,7 +111,8 @@ func newSender(t *testing.T, now func() time.Time) sender {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := sender{webhook.New(webhook.Config{AllowPrivate: true}, webhook.Options{Seals: seals, Now: now}), seals}
+	s := sender{webhook.New(webhook.Config{AllowPrivate: true}, webhook.Options{Seals: seals, Now: now,
+		Timeout: testenv.Patience, BodyTime: testenv.Patience}), seals}
 	t.Cleanup(func() { _ = s.Close() })
 	return s
 }

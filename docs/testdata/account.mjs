@@ -6,7 +6,7 @@ import { chromium } from "playwright-core";
 const [base, executablePath, folder] = process.argv.slice(2);
 const patience = Number(process.env.PATIENCE_MS ?? 60000);
 const browser = await chromium.launch({
-  executablePath,
+  executablePath, timeout: patience,
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync"],
 });

@@ -107,19 +107,42 @@ func installed(t testing.TB, kind, dir string, pins []string, install installer)
 	if _, err := os.Stat(at); err == nil {
 		return at
 	}
+	if err := again(func() error { return installOnce(t, cache, at, content, install) }); err != nil {
+		Lacking(t, "the packages of %s cannot be installed: %v", dir, err)
+	}
+	return at
+}
+
+// again calls a function that fetches something, several times if that is demanded, until it succeeds.
+func again(fetch func() error) (err error) {
 	attempts := 1
 	if Demanded() {
 		attempts = 3
 	}
-	var problem error
 	for attempt := range attempts {
 		time.Sleep(time.Duration(attempt) * 3 * time.Second) // the registry may be busy
-		if problem = installOnce(t, cache, at, content, install); problem == nil {
-			return at
+		if err = fetch(); err == nil {
+			return nil
 		}
 	}
-	Lacking(t, "the packages of %s cannot be installed: %v", dir, problem)
-	return ""
+	return err
+}
+
+// GoModules fetches the modules that the go.mod of a folder names. It skips or fails like [NodeModules].
+func GoModules(t testing.TB, dir string) {
+	t.Helper()
+	err := again(func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*Patience)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, "go", "-C", dir, "mod", "download").CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %.2000s", err, out)
+		}
+		return err
+	})
+	if err != nil {
+		Lacking(t, "the modules of %s cannot be had: %v", dir, err)
+	}
 }
 
 // installOnce fills a temporary folder and renames it, so that a folder of the cache is complete.

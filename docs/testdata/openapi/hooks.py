@@ -18,7 +18,7 @@ class Identity:
         if "bearer" not in schemes:
             return None
         account = {"username": "s" + uuid.uuid4().hex, "password": "correct horse battery staple"}
-        answer = requests.post(os.environ["AUTHCTL_URL"] + "/api/v1/auth/register", json=account, timeout=60)
+        answer = requests.post(os.environ["AUTHCTL_URL"] + "/api/v1/auth/register", json=account, timeout=180)
         answer.raise_for_status()
         return "Bearer " + answer.json()["access_token"]
 

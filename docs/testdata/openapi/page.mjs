@@ -3,15 +3,16 @@
 import { chromium } from "playwright-core";
 
 const [page_, executablePath, pictures] = process.argv.slice(2);
+const patience = Number(process.env.PATIENCE_MS ?? 60000);
 const browser = await chromium.launch({
-  executablePath,
+  executablePath, timeout: patience,
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync"],
 });
 const problems = [];
 try {
   const page = await browser.newPage({ viewport: { width: 1200, height: 1400 } });
-  page.setDefaultTimeout(Number(process.env.PATIENCE_MS ?? 60000));
+  page.setDefaultTimeout(patience);
   page.on("console", (m) => m.type() === "error" && problems.push(m.text()));
   page.on("pageerror", (e) => problems.push(String(e)));
   page.on("requestfailed", (r) => problems.push(`${r.url()}: ${r.failure()?.errorText}`));
