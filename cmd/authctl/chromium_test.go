@@ -36,6 +36,7 @@ func TestPagesInABrowser(t *testing.T) {
 	port, pages := testenv.FreePort(t), b.port()
 	api := fmt.Sprintf("https://auth.example.test:%d", port)
 	f.env = append(f.env, fmt.Sprint("APP_PORT=", port), "AUTH_TOKEN_ISSUER="+api, "AUTH_PASSWORD_BCRYPT_COST=4",
+		"AUTH_REFRESH_GRACE=60s", // of the refreshes of two tabs one may be late
 		"APP_TLS_CERT_FILE="+certificate, "APP_TLS_KEY_FILE="+key,
 		fmt.Sprintf("APP_ORIGINS=https://app.example.test:%s,https://app.other.test:%s", pages, pages))
 	f.serve()

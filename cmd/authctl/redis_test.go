@@ -54,6 +54,17 @@ func (a api) call(method, path, token string, body any) (status int, retryAfter 
 	return response.StatusCode, response.Header.Get("Retry-After"), answer
 }
 
+// tooLate matches the record of an answer that did not come in time, as happens on a busy machine.
+var tooLate = regexp.MustCompile(`i/o timeout|deadline exceeded`)
+
+// becomesReady waits for it: on a busy machine a probe may take longer than it may.
+func (a api) becomesReady() {
+	a.t.Helper()
+	if !poll(func() bool { status, _, _ := a.call("GET", "/readyz", "", nil); return status == 200 }) {
+		a.t.Error("it is not ready")
+	}
+}
+
 const goodPassword = "correct horse battery staple"
 
 func (a api) want(status int, method, path, token string, body any) map[string]any {
@@ -119,7 +130,7 @@ func TestTheServiceNeedsOfRedisWhatIsDocumented(t *testing.T) {
 	changed := a.want(200, "POST", "/api/v1/auth/password", token, map[string]string{"current_password": goodPassword,
 		"new_password": "another horse battery staple"})
 	a.want(204, "POST", "/api/v1/auth/logout", changed["access_token"].(string), nil)
-	a.want(200, "GET", "/readyz", "", nil)
+	a.becomesReady()
 	for _, line := range []string{"session list", "session revoke --user alice", "user unlock alice", "user show alice",
 		"doctor"} {
 		var out bytes.Buffer
@@ -130,8 +141,7 @@ func TestTheServiceNeedsOfRedisWhatIsDocumented(t *testing.T) {
 	said.stop()
 	for line := range strings.Lines(said.String()) {
 		if strings.Contains(line, "NOPERM") && !strings.Contains(line, "redis_settings_unknown") ||
-			strings.Contains(line,
-				"throttle_redis_away") {
+			strings.Contains(line, "throttle_redis_away") && !tooLate.MatchString(line) {
 			t.Errorf("something was denied: %s", line)
 		}
 	}
@@ -180,6 +190,9 @@ func TestARedisThatTakesNoWritesIsNotReadyAndNobodysMistake(t *testing.T) {
 		} {
 			status, after, answer := a.call("POST", request.path, "", request.body)
 			if name == "no memory" && status/100 == 2 {
+				if what == "refresh" {
+					signed = answer
+				}
 				continue // a script that has begun to write may go on
 			}
 			if status != 503 || after == "" {
@@ -241,7 +254,7 @@ func TestTheServiceRunsOnSentinelsAndOnACluster(t *testing.T) {
 		{"Sentinel", watched.URL(), watched.Primary.Kill},
 	} {
 		t.Setenv("REDIS_URL", tc.url)
-		a, _ := serveOn(t, "auth.throttle.register_per_minute=100")
+		a, _ := serveOn(t, "auth.throttle.register_per_minute=100", "auth.refresh_grace=60s") // answers may be lost
 		var tokens []map[string]any
 		for i := range 12 {
 			tokens = append(tokens, a.want(201, "POST", "/api/v1/auth/register", "", map[string]string{
@@ -276,9 +289,7 @@ func TestTheServiceRunsOnSentinelsAndOnACluster(t *testing.T) {
 				t.Errorf("%s: refresh %d has no answer", tc.name, i)
 			}
 		}
-		if !poll(func() bool { status, _, _ := a.call("GET", "/readyz", "", nil); return status == 200 }) {
-			t.Errorf("%s: not ready", tc.name)
-		}
+		a.becomesReady()
 		a.want(401, "POST", "/api/v1/auth/refresh", "", map[string]any{"refresh_token": tokens[11]["refresh_token"]})
 	}
 }
@@ -352,7 +363,7 @@ func TestCommandsWhileAPartOfTheClusterIsAway(t *testing.T) {
 		}
 	}
 	a.want(401, "GET", "/api/v1/auth/me", tokens[11]["access_token"].(string), nil)
-	a.want(200, "GET", "/readyz", "", nil)
+	a.becomesReady()
 	cluster.Primaries[0].Restart()
 	if !poll(func() bool { code, _ := command("session list"); return code == exitDone }) {
 		t.Error("sessions are not listed when the node is back")

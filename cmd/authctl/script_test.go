@@ -62,6 +62,7 @@ func (m tests) Run() int {
 //	events FILE                      prints id, type and sequence of each event in the file once
 //	sql DATABASE STATEMENT           changes a SQLite database
 //	postgres                         makes a PostgreSQL database, migrated, and names it in DATABASE_URL
+//	port VAR                         keeps in VAR a free port that nobody gets meanwhile
 func TestScripts(t *testing.T) {
 	t.Parallel()
 	scripts := scriptParams(t)
@@ -137,6 +138,10 @@ func scriptParams(t *testing.T) testscript.Params {
 			"field":      field,
 			"events":     events,
 			"sql":        changeSQLite,
+			"port": func(ts *testscript.TestScript, _ bool, args []string) {
+				usage(ts, len(args) == 1, "port VAR")
+				ts.Setenv(args[0], strconv.Itoa(testenv.FreePort(t)))
+			},
 			"postgres": func(ts *testscript.TestScript, _ bool, _ []string) {
 				ts.Setenv("DATABASE_URL", dbtest.PostgresURL(t))
 			},

@@ -203,8 +203,7 @@ func TestEverySecurityEventIsDocumented(t *testing.T) {
 func TestARequestIsOneLineOfTheLogWhateverIsInIt(t *testing.T) {
 	t.Parallel()
 	f := newPlanting(t)
-	f.env = append(f.env, "APP_MODE=prod", "AUTH_TOKEN_ISSUER=https://auth.test", "AUTH_PASSWORD_BCRYPT_COST=10",
-		"APP_HTTP_REQUEST_TIMEOUT=2m") // the hash waits for the compilers of other tests
+	f.env = append(f.env, "APP_MODE=prod", "AUTH_TOKEN_ISSUER=https://auth.test", "AUTH_PASSWORD_BCRYPT_COST=10")
 	server := f.serve()
 	requests := 0
 	send := func(method, path, body string, header map[string]string) {

@@ -30,8 +30,8 @@ type hookReceiver struct {
 }
 
 type hookEvent struct {
-	Type, Subject, Sequence string
-	Signatures              int // the secrets that it knows
+	ID, Type, Subject, Sequence string
+	Signatures                  int // the secrets that it knows
 }
 
 func (h *hookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -55,7 +55,10 @@ func (h *hookReceiver) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			e.Signatures++
 		}
 	}
-	h.events = append(h.events, e)
+	// A delivery whose answer came too late on a busy machine is repeated.
+	if !slices.ContainsFunc(h.events, func(former hookEvent) bool { return former.ID == e.ID }) {
+		h.events = append(h.events, e)
+	}
 	if h.status != 0 {
 		w.WriteHeader(h.status)
 	}
