@@ -36,7 +36,7 @@ const startFast = "KAFKA_JVM_OPTIONS=-XX:TieredStopAtLevel=1"
 func StartKafka(t testing.TB, brokers int, args ...string) *Cluster {
 	t.Helper()
 	c := &Cluster{dir: t.TempDir(), script: filepath.Join(root(t), "deploy", "kafka.sh")}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*testenv.Patience) // the script itself waits long
 	defer cancel()
 	// A broker that was killed keeps its partitions, and may not return, until its session ends.
 	args = append([]string{
@@ -205,23 +205,26 @@ func (s *Server) Standby(t testing.TB) *Server {
 	return b
 }
 
+// waits is how long pg_ctl waits, in seconds: [testenv.Patience]. A busy disk may stall.
+const waits = "180"
+
 // Start starts the server and returns once it serves.
 func (s *Server) Start(t testing.TB) {
 	t.Helper()
-	s.run(t, "pg_ctl", "-D", s.dir, "-l", filepath.Join(filepath.Dir(s.dir), "log"), "-w", "-t", "60", "start")
+	s.run(t, "pg_ctl", "-D", s.dir, "-l", filepath.Join(filepath.Dir(s.dir), "log"), "-w", "-t", waits, "start")
 }
 
 // Crash stops the server as a power failure would, except that the system keeps what it has
 // received.
 func (s *Server) Crash(t testing.TB) {
 	t.Helper()
-	s.run(t, "pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "-t", "180", "stop") // a busy disk may stall
+	s.run(t, "pg_ctl", "-D", s.dir, "-m", "immediate", "-w", "-t", waits, "stop")
 }
 
 // Promote makes a standby the primary.
 func (s *Server) Promote(t testing.TB) {
 	t.Helper()
-	s.run(t, "pg_ctl", "-D", s.dir, "-w", "promote")
+	s.run(t, "pg_ctl", "-D", s.dir, "-w", "-t", waits, "promote")
 }
 
 // Folder is the server's own folder, which contains its data folder.

@@ -389,9 +389,8 @@ func TestRelayFollowsALeaderThatMoves(t *testing.T) {
 		kills = 3
 	}
 	cfg := sink.KafkaConfig{Brokers: cluster.Brokers, Topic: "events", Partitions: 6, RequestTimeout: 2 * time.Second}
-	st, err := kafka(t, cfg).EnsureTopic(t.Context())
-	if err != nil || st.ReplicationFactor != 3 || st.MinInSync != 2 || len(st.Problems) > 0 {
-		t.Fatalf("%+v, %v", st, err)
+	if st := ensure(t, cfg); st.ReplicationFactor != 3 || st.MinInSync != 2 || len(st.Problems) > 0 {
+		t.Fatalf("made %+v", st)
 	}
 	db := dbtest.Postgres(t)
 	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
@@ -462,9 +461,7 @@ func TestRelayWaitsForABrokerThatWasKilled(t *testing.T) {
 	t.Parallel()
 	cluster := outboxtest.StartKafka(t, 1)
 	cfg := sink.KafkaConfig{Brokers: cluster.Brokers, Topic: "events", Partitions: 4, RequestTimeout: 2 * time.Second}
-	if _, err := kafka(t, cfg).EnsureTopic(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	ensure(t, cfg)
 	db := dbtest.Postgres(t)
 	startRelay(t, db, kafka(t, cfg), relay.Config{}, relay.Options{})
 	log := writing(t, db, func(log *outboxtest.Log) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -29,14 +30,26 @@ func topic(t testing.TB, partitions int) sink.KafkaConfig {
 	t.Helper()
 	cfg := sink.KafkaConfig{Brokers: strings.Split(testenv.Kafka(t), ","), Topic: "test." + uuid.NewString(),
 		Partitions: partitions}
-	st, err := kafka(t, cfg).EnsureTopic(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !st.Created || st.Partitions != partitions || len(st.Problems) > 0 {
+	if st := ensure(t, cfg); st.Partitions != partitions || len(st.Problems) > 0 {
 		t.Fatalf("made %+v", st)
 	}
 	return cfg
+}
+
+// ensure makes a topic with the usual limits of time, whatever those of the test.
+func ensure(t testing.TB, cfg sink.KafkaConfig) (st sink.TopicState) {
+	t.Helper()
+	cfg.RequestTimeout, cfg.DialTimeout = 0, 0
+	k := kafka(t, cfg)
+	var err error
+	for deadline := time.Now().Add(testenv.Patience); time.Now().Before(deadline); {
+		if st, err = k.EnsureTopic(t.Context()); err == nil {
+			return st
+		}
+		t.Logf("make the topic: %v", err) // a busy broker
+	}
+	t.Fatal(err)
+	return st
 }
 
 func kafka(t testing.TB, cfg sink.KafkaConfig) *sink.Kafka {

@@ -35,7 +35,7 @@ func refused(t *testing.T, db *database.DB, s relay.Sink) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), testenv.Patience)
 	defer cancel()
 	if err = r.Run(ctx); !errors.Is(err, outbox.ErrOtherTarget) {
 		t.Fatalf("a relay to %s ended with: %v, want ErrOtherTarget", s.Name(), err)
@@ -197,7 +197,7 @@ func TestRelayEndsWhenItsTargetIsChanged(t *testing.T) {
 			if !errors.Is(err, outbox.ErrOtherTarget) {
 				t.Errorf("it ended with %v, want ErrOtherTarget", err)
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(testenv.Patience):
 			t.Fatal("the relay goes on")
 		}
 		outboxtest.AddKeys(t, db, "a")
@@ -520,9 +520,7 @@ func TestTopicMayBeMadeAgain(t *testing.T) {
 		return ok && stalled.Kind == "topic"
 	})
 	outboxtest.AddKeys(t, db, "a")
-	if _, err := k.EnsureTopic(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	ensure(t, cfg)
 	drained(t, db)
 	if got, err := outboxtest.ReadKafka(t.Context(), cfg.Brokers, cfg.Topic); err != nil || len(got) != 1 ||
 		got[0].Seq != 2 {

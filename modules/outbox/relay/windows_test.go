@@ -221,7 +221,7 @@ func TestTheStableWatermarkIsOfOneServer(t *testing.T) {
 	all.Go(func() { r.trackStable(ctx) })
 	reaches := func(want int64) {
 		t.Helper()
-		for deadline := time.Now().Add(time.Minute); r.stable.Load() != want; time.Sleep(5 * time.Millisecond) {
+		for deadline := time.Now().Add(testenv.Patience); r.stable.Load() != want; time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatalf("after a minute the watermark is at %d, want %d", r.stable.Load(), want)
 			}
@@ -232,7 +232,7 @@ func TestTheStableWatermarkIsOfOneServer(t *testing.T) {
 	reaches(0)
 	select {
 	case <-r.leases:
-	case <-time.After(time.Minute):
+	case <-time.After(testenv.Patience):
 		t.Fatal("the leases are not checked")
 	}
 	r.server.Store(this)
