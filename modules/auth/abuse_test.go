@@ -78,7 +78,7 @@ func siegeConfig(t testing.TB) Config {
 	cfg.Throttle.GlobalBurst, cfg.Throttle.GlobalPerMinute = siegeGlobal, 1
 	cfg.Throttle.AddressBurst, cfg.Throttle.AddressPerMinute = siegeAddress, 1
 	cfg.Throttle.PrefixBurst, cfg.Throttle.PrefixPerMinute = siegePrefix, 1
-	cfg.Throttle.PostgresTimeout = time.Minute // for a busy machine
+	cfg.Throttle.PostgresTimeout, cfg.Throttle.RedisTimeout = time.Minute, time.Minute // for a busy machine
 	return cfg
 }
 

@@ -39,6 +39,7 @@ type Limits struct {
 	DeviceTTL time.Duration // how long a device token marks a known device
 
 	PostgresTimeout time.Duration // how long counters in PostgreSQL may hold up a sign-in
+	RedisTimeout    time.Duration // the same of counters in Redis
 
 	// MemoryEntries are the counters kept in the process, some 200 bytes each, where there are no shared ones or
 	// they are away.
@@ -63,6 +64,7 @@ func (l Limits) withDefaults() Limits {
 	l.Remember = cmp.Or(l.Remember, 30*24*time.Hour)
 	l.DeviceTTL = cmp.Or(l.DeviceTTL, 180*24*time.Hour)
 	l.PostgresTimeout = cmp.Or(l.PostgresTimeout, 250*time.Millisecond)
+	l.RedisTimeout = cmp.Or(l.RedisTimeout, redisTimeout)
 	l.MemoryEntries = cmp.Or(l.MemoryEntries, 100_000)
 	return l
 }

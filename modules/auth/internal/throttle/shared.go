@@ -48,10 +48,10 @@ type shared struct {
 	reach
 }
 
-func newShared(client cache.Client, r rules, now func() time.Time, log *zap.Logger) *shared {
+func newShared(client cache.Client, r rules, timeout time.Duration, now func() time.Time, log *zap.Logger) *shared {
 	script := r.lua() + limitsLua
-	return &shared{client: client, turns: make(chan struct{}, turns()), patience: turnPatience, script: script,
-		digest: redis.NewScript(script).Hash(), timeout: redisTimeout,
+	return &shared{client: client, turns: make(chan struct{}, turns()), patience: max(turnPatience, timeout),
+		script: script, digest: redis.NewScript(script).Hash(), timeout: timeout,
 		reach: reach{engine: "redis", now: now, log: log}}
 }
 

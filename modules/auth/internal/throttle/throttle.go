@@ -98,7 +98,7 @@ func New(cfg Config, opt Options) (*Limiter, error) {
 	l.local = newMemory(cfg.rules(), cfg.MemoryEntries, opt.Now)
 	switch {
 	case opt.Redis != nil:
-		l.shared = newShared(opt.Redis, cfg.rules(), opt.Now, opt.Log)
+		l.shared = newShared(opt.Redis, cfg.rules(), cfg.RedisTimeout, opt.Now, opt.Log)
 	case opt.DB != nil && opt.DB.IsPostgres():
 		l.shared = newPostgres(opt.DB, cfg.rules(), cfg.PostgresTimeout, opt.Now, opt.Log)
 	}

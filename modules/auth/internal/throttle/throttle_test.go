@@ -17,6 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // clock is a time that only tests move.
@@ -118,7 +119,7 @@ func (w *world) nodeWith(cfg Config, opt Options) *Limiter {
 	w.t.Cleanup(l.Close)
 	switch counters := l.shared.(type) {
 	case *shared:
-		counters.clock, counters.timeout = w.clock.now, time.Minute
+		counters.clock, counters.timeout, counters.patience = w.clock.now, time.Minute, testenv.Patience
 	case *postgres:
 		counters.clock = w.clock.now
 	}
