@@ -19,7 +19,13 @@ import (
 func eachAlone(t *testing.T, test func(t *testing.T, env *testEnv)) {
 	t.Helper()
 	t.Parallel()
+	eachAloneWith(t, func(*Config) {}, test)
+}
+
+func eachAloneWith(t *testing.T, set func(*Config), test func(t *testing.T, env *testEnv)) {
+	t.Helper()
 	cfg := testConfig()
+	set(&cfg)
 	t.Run("sqlite", func(t *testing.T) { t.Parallel(); test(t, newEnv(t, cfg, dbtest.SQLite(t), nil)) })
 	t.Run("postgres", func(t *testing.T) { t.Parallel(); test(t, newEnv(t, cfg, dbtest.Postgres(t), nil)) })
 	t.Run("postgres_redis", func(t *testing.T) {

@@ -61,7 +61,7 @@ func newSite(t *testing.T, start httpservertest.Start) *site {
 	t.Helper()
 	digest := sha256.Sum256([]byte(clientSecret))
 	cfg := auth.Config{
-		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: 10 * time.Second,
+		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: time.Minute,
 		MaxSessions:  50,
 		SessionLimit: "evict-oldest", UsernameProfile: "ascii",
 		Clients: []string{"gateway:" + hex.EncodeToString(digest[:]), "https://api.example:8443/x:" +

@@ -79,7 +79,8 @@ func TestFollowersThatHangUpLeaveNothing(t *testing.T) {
 // wait for it.
 func TestAFollowerThatDoesNotReadIsLeft(t *testing.T) {
 	t.Parallel()
-	hasty := httpserver.Config{HTTP: httpserver.HTTPConfig{WriteTimeout: time.Second}}
+	// Long enough for the other follower to read on a busy machine.
+	hasty := httpserver.Config{HTTP: httpserver.HTTPConfig{WriteTimeout: 10 * time.Second}}
 	httpservertest.EachWith(t, hasty, func(t *testing.T, start httpservertest.Start) {
 		s := newSite(t, start)
 		const many = 40_000 // more facts than the sockets buffer
