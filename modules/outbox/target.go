@@ -176,6 +176,9 @@ func sameName(a, b Target) bool {
 }
 
 func sameFolder(a, b string) bool {
+	if filepath.Dir(a) == filepath.Dir(b) {
+		return true // also while it is moved away
+	}
 	first, err := os.Stat(filepath.Dir(a))
 	if err != nil {
 		return false

@@ -24,7 +24,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
-	_ "modernc.org/sqlite" // registers the pure-Go driver "sqlite"
+	"modernc.org/sqlite"
 
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/retry"
@@ -131,6 +131,7 @@ type DB struct {
 	// SQLite has one writer at a time. Queueing here is in order of arrival and without polling,
 	// unlike SQLite's own busy handler. Nil on PostgreSQL.
 	writer chan struct{}
+	file   *openFile // nil on PostgreSQL
 }
 
 // Options are what the settings alone do not say.
@@ -184,13 +185,13 @@ func (db *DB) bound(ctx context.Context) {
 }
 
 // Exists reports whether there is a database to open: the settings name a server, or the SQLite
-// file exists. Opening would create the file.
+// file exists, or it cannot be told, and then opening tells why. Opening would create a missing file.
 func (c Config) Exists(dataDir string) bool {
 	if c.UsesPostgres() {
 		return true
 	}
 	_, err := os.Stat(c.sqlitePath(dataDir))
-	return err == nil
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // Describe names the database for a person, without credentials.
@@ -262,7 +263,12 @@ func openSQLite(path string, conns int) (*DB, error) {
 	if err := f.Close(); err != nil {
 		return nil, fmt.Errorf("open the database file: %w", err)
 	}
+	file := &openFile{path: path}
+	if file.opened, err = os.Stat(path); err != nil {
+		return nil, fmt.Errorf("open the database file: %w", err)
+	}
 	q := url.Values{
+		"mode":    {"rw"},        // a file that was removed is not made again, empty
 		"_txlock": {"immediate"}, // a transaction that will write takes the lock at once: no upgrade deadlocks
 		"_pragma": {
 			"busy_timeout(5000)", // for other processes: commands while a server runs
@@ -272,14 +278,15 @@ func openSQLite(path string, conns int) (*DB, error) {
 		},
 	}
 	address := url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}
-	sqldb, err := sql.Open("sqlite", address.String())
+	connector, err := sqlite.NewConnector(address.String())
 	if err != nil {
 		return nil, fmt.Errorf("open the database file: %w", err)
 	}
+	sqldb := sql.OpenDB(file.only(connector))
 	sqldb.SetMaxOpenConns(connections(conns))
 	sqldb.SetMaxIdleConns(connections(conns))
 	db := newDB(sqldb, false)
-	db.writer, db.connecting = make(chan struct{}, 1), shortest
+	db.file, db.writer, db.connecting = file, make(chan struct{}, 1), shortest
 	return db, nil
 }
 
@@ -386,7 +393,12 @@ func (db *DB) turn(ctx context.Context) (done func(), err error) {
 	}
 	select {
 	case db.writer <- struct{}{}:
-		return func() { <-db.writer }, nil
+		done = func() { <-db.writer }
+		if err := db.file.check(); err != nil {
+			done()
+			return nil, err
+		}
+		return done, nil
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for the database's write lock: %w", ctx.Err())
 	}

@@ -74,6 +74,9 @@ func IsUnavailable(err error) bool {
 		}
 		return false
 	}
+	if _, ok := errors.AsType[errReplaced](err); ok {
+		return true
+	}
 	var network net.Error
 	return errors.As(err, &network) || errors.Is(err, pgconn.ErrConnClosed) ||
 		errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) || errors.Is(err, errLost) ||

@@ -94,6 +94,9 @@ func Remedy(err error, toMigrate bool) string {
 	case errors.As(err, &lite):
 		return remedySQLite(lite.Code() & 0xff)
 	}
+	if _, ok := errors.AsType[errReplaced](err); ok {
+		return "put it back, or restart to use what is there now"
+	}
 	if !opening {
 		return ""
 	}

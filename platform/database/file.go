@@ -1,0 +1,54 @@
+package database
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+)
+
+// openFile is the file of SQLite that the process has open. SQLite does not notice that it was removed or
+// replaced: it goes on with a file that nobody finds again, and opens new connections on another one. Whatever
+// is written then is lost although it was answered.
+type openFile struct {
+	path   string
+	opened fs.FileInfo
+}
+
+// check returns an error if the path does not lead to the open file any more. It takes about a microsecond.
+func (f *openFile) check() error {
+	is, err := os.Stat(f.path)
+	if err == nil && !os.SameFile(f.opened, is) || errors.Is(err, fs.ErrNotExist) {
+		return errReplaced{f.path}
+	}
+	return nil // other errors, such as a folder that may not be searched, say nothing about the file
+}
+
+// errReplaced says that the database file is not the one that was opened. The open one may come back.
+type errReplaced struct{ path string }
+
+func (e errReplaced) Error() string {
+	return fmt.Sprintf("%s was removed or replaced while it was in use", e.path)
+}
+
+// only makes connections to the open file, and to none that was put in its place.
+func (f *openFile) only(c driver.Connector) driver.Connector { return fileConnector{c, f} }
+
+type fileConnector struct {
+	driver.Connector
+	file *openFile
+}
+
+// Connect implements [driver.Connector].
+func (c fileConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if replaced := c.file.check(); replaced != nil {
+		if err == nil {
+			_ = conn.Close() // nothing was done on it
+		}
+		return nil, replaced
+	}
+	return conn, err
+}

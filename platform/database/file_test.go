@@ -1,0 +1,85 @@
+package database_test
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/toppira/authctl/platform/config"
+	"github.com/toppira/authctl/platform/database"
+)
+
+// SQLite itself would go on with the file that nobody finds again, and make an empty one beside it.
+func TestAFileThatWasRemovedOrReplacedTakesNoWrites(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "data", "authctl.db")
+	open := func() *database.DB {
+		db, err := database.Open(t.Context(), database.Config{URL: config.Secret("sqlite:" + path)}, database.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = db.Close() })
+		return db
+	}
+	db := open()
+	if _, err := db.Write(t.Context(), "CREATE TABLE a (n integer)"); err != nil {
+		t.Fatal(err)
+	}
+	one, err := db.Conn(t.Context()) // the next to come opens another one
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = one.Close() }()
+	refused := func(when string) {
+		t.Helper()
+		_, err := db.Write(t.Context(), "INSERT INTO a VALUES (1)")
+		if !database.IsUnavailable(err) || !strings.Contains(err.Error(), "removed or replaced") ||
+			database.Remedy(err, false) == "" {
+			t.Errorf("%s, a write: %v, and the remedy %q", when, err, database.Remedy(err, false))
+		}
+		var n int
+		if err := db.QueryRowContext(t.Context(), "SELECT count(*) FROM a").Scan(&n); !database.IsUnavailable(err) {
+			t.Errorf("%s, a new connection: %v", when, err)
+		}
+		if err := db.TryWrite(t.Context()); err == nil {
+			t.Errorf("%s it says that it takes writes", when)
+		}
+	}
+	dir := filepath.Dir(path)
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	refused("removed")
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file was made in its place: %v", err)
+	}
+	other := open()
+	refused("replaced")
+	if err := errors.Join(other.Close(), os.RemoveAll(dir), os.Rename(dir+".away", dir)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Write(t.Context(), "INSERT INTO a VALUES (1)"); err != nil {
+		t.Errorf("back in its place: %v", err)
+	}
+}
+
+// "There is none yet" would be wrong advice to somebody who may not look.
+func TestAFileThatCannotBeLookedAtIsNotSaidToBeMissing(t *testing.T) {
+	t.Parallel()
+	folder := filepath.Join(t.TempDir(), "data") // is a file; permissions do not stop root
+	if err := os.WriteFile(folder, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if !(database.Config{}).Exists(folder) {
+		t.Error("said to be missing")
+	}
+	if _, err := database.Open(t.Context(), database.Config{}, database.Options{DataDir: folder}); err == nil {
+		t.Error("opened")
+	}
+	if (database.Config{}).Exists(folder + ".none") {
+		t.Error("a missing one exists")
+	}
+}
