@@ -38,6 +38,10 @@ const (
 	connectionAge = time.Minute
 
 	maxRetryAfter = time.Hour
+
+	// maxTries is how often an attempt sends its event. Each of the idle connections may have been closed while it
+	// was idle, or by the event itself: then all of them would get it.
+	maxTries = 3
 )
 
 // Options are what a [Sink] needs besides its settings.
@@ -234,7 +238,7 @@ func (s *Sink) request(t delivery.Target, r outbox.Record, owned func() bool) (*
 			// already closed its connection.
 			"Idempotency-Key": {},
 		},
-		Body: body.open(), GetBody: func() (io.ReadCloser, error) { return body.open(), nil },
+		Body: body.open(), GetBody: body.again,
 		ContentLength: int64(len(text)),
 	}
 	if r.TraceParent != "" { // the event's, not the attempt's: every delivery has the same
@@ -248,6 +252,18 @@ type eventBody struct {
 	text  []byte
 	owned func() bool
 	left  atomic.Int64 // bytes that the last connection did not read
+	tries int          // besides the first one
+}
+
+// errClosed is the fault of a receiver that closes connections that were used before, one after the other.
+var errClosed = errors.New("the receiver closed the connection before it answered")
+
+// again is the body for another connection. net/http asks for it where it repeats a request.
+func (b *eventBody) again() (io.ReadCloser, error) {
+	if b.tries++; b.tries >= maxTries {
+		return nil, errClosed
+	}
+	return b.open(), nil
 }
 
 func (b *eventBody) open() io.ReadCloser {
@@ -346,8 +362,8 @@ func (s *Sink) explain(ctx context.Context, err, handshake error) error {
 		return errors.New("the receiver and authctl cannot agree on TLS: it must speak TLS 1.2 or 1.3 on this port")
 	case isOp && op.Op == "dial" && op.Addr != nil:
 		return fmt.Errorf("connect to %s: %w", op.Addr, op.Err)
-	case isOp, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return errors.New("the receiver closed the connection before it answered")
+	case isOp, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errClosed):
+		return errClosed
 	default:
 		return errors.New("the answer of the receiver is not HTTP/1.1")
 	}
@@ -372,7 +388,8 @@ func retryAfter(text string, now time.Time) time.Duration {
 	if text == "" {
 		return 0
 	}
-	if seconds, err := strconv.ParseUint(text, 10, 64); err == nil {
+	// A number that is too large for the type is the largest one, with its error.
+	if seconds, err := strconv.ParseUint(text, 10, 64); err == nil || errors.Is(err, strconv.ErrRange) {
 		return time.Duration(min(seconds, uint64(maxRetryAfter/time.Second))) * time.Second
 	}
 	at, err := http.ParseTime(text)

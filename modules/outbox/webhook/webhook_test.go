@@ -283,7 +283,7 @@ func TestWhatAnAnswerMeans(t *testing.T) {
 		{503, "Sun, 29 Nov 2026 11:00:00 GMT", later, 0},
 		{503, "Wed, 01 Jan 2099 00:00:00 GMT", later, time.Hour},
 		{503, "86400", later, time.Hour}, {503, "18446744073709551615", later, time.Hour},
-		{503, "99999999999999999999", later, 0}, {503, "-5", later, 0}, {503, "soon", later, 0},
+		{503, "99999999999999999999", later, time.Hour}, {503, "-5", later, 0}, {503, "soon", later, 0},
 	} {
 		url := receiver(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Location", "http://169.254.169.254/")
@@ -798,6 +798,41 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 	}
 	if connections.Load() != before+1 {
 		t.Error("an old connection is used again")
+	}
+}
+
+// A receiver that closes a connection on an event must not get it over all connections that are idle.
+func TestAnEventThatClosesItsConnectionIsNotSentOverAllOfThem(t *testing.T) {
+	t.Parallel()
+	const idle = 10
+	var all sync.WaitGroup
+	all.Add(idle)
+	var bad atomic.Int64
+	url := receiver(t, func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		if r.Header.Get("webhook-id") == record("k", 100).EventID {
+			bad.Add(1)
+			panic(http.ErrAbortHandler)
+		}
+		all.Done()
+		all.Wait() // so that each needs a connection of its own
+	})
+	s := open(t, Options{})
+	errs := make(chan error, idle)
+	for n := range int64(idle) {
+		go func() { errs <- s.Deliver(t.Context(), target(t, url), record("k", n+1), first()) }()
+	}
+	for range idle {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	err := s.Deliver(t.Context(), target(t, url), record("k", 100), first())
+	if err == nil || err.Error() != "the receiver closed the connection before it answered" {
+		t.Errorf("%v", err)
+	}
+	if n := bad.Load(); n < 1 || n > maxTries {
+		t.Errorf("the event was sent %d times in one attempt", n)
 	}
 }
 
