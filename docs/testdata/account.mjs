@@ -112,9 +112,22 @@ try {
   await page.locator("#password").fill("password");
   await page.keyboard.press("Enter");
   await page.locator("#error").waitFor({ state: "visible" }); // too common; the link still works
+  expect("another code while the link works", await page.locator("#again").isVisible(), false);
   await page.locator("#password").fill("third time lucky, they say");
   await page.keyboard.press("Enter");
   await page.locator("#done").waitFor({ state: "visible" });
+  await page.close();
+  for (const former of [byLink.link, byLink.link.slice(0, -4)]) { // used, and cut off: it says where another one comes from
+    page = await open(former);
+    await page.locator("#password").fill("fourth time lucky, they say");
+    await page.keyboard.press("Enter");
+    await page.locator("#error").waitFor({ state: "visible" });
+    await page.locator("#again").click();
+    await page.locator("#who").waitFor({ state: "visible" });
+    await page.close();
+  }
+  page = await open(`${base}/account/reset#token=`);
+  await page.locator("#who").waitFor({ state: "visible" });
   await page.close();
   expect("the third password", (await signIn("third time lucky, they say")).status, 200);
 
@@ -125,6 +138,11 @@ try {
   page = await open(notice.link);
   await page.locator("#act").click();
   await page.locator("#done").waitFor({ state: "visible" });
+  const undone = await open(notice.link);
+  await undone.locator("#act").click();
+  await undone.locator("#error").waitFor({ state: "visible" });
+  expect("an undone change", /once/.test(await undone.locator("#error").textContent()), true);
+  await undone.close();
   expect("the closed password", (await signIn("third time lucky, they say")).status, 401);
   await page.locator("#done a").click();
   await page.locator("#who").fill("alice");

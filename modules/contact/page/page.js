@@ -20,7 +20,10 @@ function fail(problem) {
     const label = $(labels[e.field])?.labels[0].textContent;
     return words(`${e.field}.${e.code}`) ?? (label ? `${label}: ${e.detail}` : e.detail);
   });
-  if (lines.length === 0) lines.push(words(problem.code) ?? problem.detail ?? words("failed"));
+  if (lines.length === 0) {
+    lines.push(words(`${page}.${problem.code}`) ?? words(problem.code) ?? problem.detail ?? words("failed"));
+  }
+  if (problem.code === "invalid_code" && page === "reset") $("again").hidden = false; // also after a link
   $("error").replaceChildren(...lines.map((text) => {
     const p = document.createElement("p");
     p.textContent = text;
@@ -88,7 +91,7 @@ on("act", "click", async () => {
 });
 
 function start(fragment) {
-  token = new URLSearchParams(fragment.slice(1)).get("token");
+  token = new URLSearchParams(fragment.slice(1)).get("token") || null;
   if (page === "reset") {
     const byCode = token === null;
     $("by-code").hidden = $("again").hidden = !byCode;

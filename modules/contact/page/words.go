@@ -48,6 +48,7 @@ var all = []words{{
 			"another one.",
 		"new_password.breached": "This password is known from a breach elsewhere. Choose another one.",
 		"invalid_code":          "The code or the link is wrong, or no longer works. Ask for another one.",
+		"undo.invalid_code":     "The link is wrong, or no longer works: it works once, and for 72 hours.",
 		"contact_taken":         "This address belongs to another account.",
 		"too_many_attempts":     "Too many attempts. Wait a while and try again.",
 		"overloaded":            "The service is busy. Try again in a moment.",
@@ -112,6 +113,7 @@ var all = []words{{
 		"new_password.breached": "Dieses Passwort ist durch ein Datenleck bekannt geworden. Wählen Sie ein " +
 			"anderes.",
 		"invalid_code":      "Der Code oder der Link ist falsch oder nicht mehr gültig. Fordern Sie einen neuen an.",
+		"undo.invalid_code": "Der Link ist falsch oder nicht mehr gültig: Er funktioniert einmal, und 72 Stunden lang.",
 		"contact_taken":     "Diese E-Mail-Adresse gehört zu einem anderen Konto.",
 		"too_many_attempts": "Zu viele Versuche. Warten Sie eine Weile und versuchen Sie es dann noch einmal.",
 		"overloaded":        "Der Dienst ist ausgelastet. Versuchen Sie es gleich noch einmal.",
