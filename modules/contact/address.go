@@ -53,6 +53,10 @@ func parseAddress(text string) (address, canonical string, err error) {
 			"has a character before the @ that is not a letter, a digit or one of . "+atext+
 				" (quotes and spaces are not supported)")
 	}
+	if strings.Contains(local, "=?") {
+		// RFC 2047: programs that decode it everywhere would send to another address, which its text names.
+		return "", "", fault.Refuse("invalid_address", "has =? before the @, which mail programs decode")
+	}
 	if strings.HasPrefix(local, ".") || strings.HasSuffix(local, ".") || strings.Contains(local, "..") {
 		return "", "", fault.Refuse("invalid_address", "has a dot before the @ with nothing next to it")
 	}

@@ -32,6 +32,7 @@ func TestAddressesHaveOneCanonicalForm(t *testing.T) {
 		"a@XN--BCHER-KVA.example": "a@xn--bcher-kva.example a@xn--bcher-kva.example",
 		"a@ｅxample。com":           "a@example.com a@example.com",
 		"a%b!c@example.com":       "a%b!c@example.com a%b!c@example.com",
+		"a?b=c?=@example.com":     "a?b=c?=@example.com a?b=c?=@example.com",
 		// a Cyrillic letter, so another mailbox
 		"e\u0301@example.com": "é@example.com é@example.com",
 		"аlice@example.com":   "аlice@example.com аlice@example.com",
@@ -55,6 +56,7 @@ func TestAddressesHaveOneCanonicalForm(t *testing.T) {
 		"alice\r\nBcc: eve@example.com", "a\\b@example.com",
 		"alice(comment)@example.com", "alice@(comment)example.com", "alice@192.0.2.1", "alice@example.123",
 		"alice@[IPv6:2001:db8::1]", "a@b@example.com",
+		"=?utf-8?q?=61lice?=@example.com", "=?x?q?alice=40example.net=3e=00?=eve@example.com",
 		"a\u200bb@example.com", "a\u202eb@example.com", "a\u034fb@example.com", "a\ufe0fb@example.com",
 		"\u3164@example.com", "a\u00adb@example.com",
 		"alice@exam\u200bple..com", "alice@xn--a.example", "alice@-example.com", "alice@exa_mple.com",
