@@ -3,6 +3,7 @@ package mail
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"regexp"
 	"strings"
 	"text/template"
@@ -50,6 +51,71 @@ func makeFault(place string, err error) error {
 	}
 	return templateFault(err)
 }
+
+// checkFields reports a field that [Data] does not have, also in a branch that no sample takes. Nothing else in
+// a template has fields.
+func checkFields(tree *parse.Tree) error {
+	if tree == nil || tree.Root == nil {
+		return nil
+	}
+	var unknown error
+	look := func(node parse.Node, names []string) {
+		for i, name := range names {
+			if _, found := dataType.FieldByName(name); (!found || i > 0) && unknown == nil {
+				at, _ := tree.ErrorContext(node)
+				unknown = fmt.Errorf("%s: there is no field .%s", at, strings.Join(names, "."))
+			}
+		}
+	}
+	var walk func(parse.Node)
+	walk = func(node parse.Node) {
+		switch n := node.(type) {
+		case *parse.ListNode:
+			if n != nil {
+				for _, one := range n.Nodes {
+					walk(one)
+				}
+			}
+		case *parse.ActionNode:
+			walk(n.Pipe)
+		case *parse.TemplateNode:
+			walk(n.Pipe)
+		case *parse.IfNode:
+			walk(n.Pipe)
+			walk(n.List)
+			walk(n.ElseList)
+		case *parse.WithNode:
+			walk(n.Pipe)
+			walk(n.List)
+			walk(n.ElseList)
+		case *parse.RangeNode:
+			walk(n.Pipe)
+			walk(n.List)
+			walk(n.ElseList)
+		case *parse.PipeNode:
+			if n != nil {
+				for _, one := range n.Cmds {
+					walk(one)
+				}
+			}
+		case *parse.CommandNode:
+			for _, one := range n.Args {
+				walk(one)
+			}
+		case *parse.ChainNode:
+			walk(n.Node)
+			look(n, n.Field)
+		case *parse.FieldNode:
+			look(n, n.Ident)
+		case *parse.VariableNode:
+			look(n, n.Ident[1:])
+		}
+	}
+	walk(tree.Root)
+	return unknown
+}
+
+var dataType = reflect.TypeFor[Data]()
 
 // countSteps puts an empty text at the begin of a template and of each of its loops. It shows nothing, but it is
 // written, so [part] counts every turn and every call, also of those that write nothing.

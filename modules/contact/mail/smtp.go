@@ -230,6 +230,10 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 	if s.implicit {
 		encrypted := tls.Client(bounds, s.tls)
 		if err := encrypted.HandshakeContext(ctx); err != nil {
+			if _, other := errors.AsType[tls.RecordHeaderError](err); other {
+				return nil, fmt.Errorf("the server does not begin with TLS on this port; if it has STARTTLS, mostly "+
+					"on port 587, write smtp:// in mail.url: %w", err)
+			}
 			return nil, fmt.Errorf("TLS: %w", handshakeFault(err))
 		}
 		talk = encrypted
@@ -457,6 +461,9 @@ func address(text string) (string, error) {
 	a, err := netmail.ParseAddress(text)
 	if err != nil || a.Name != "" {
 		return "", fmt.Errorf("%q is no address", text)
+	}
+	if strings.Contains(text, `"`) { // a.Address has none, and is another address without them
+		return "", fmt.Errorf("%q has quotes, which are not supported", text)
 	}
 	at := strings.LastIndexByte(a.Address, '@')
 	local, domain := a.Address[:at+1], a.Address[at+1:]

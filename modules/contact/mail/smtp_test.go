@@ -372,7 +372,7 @@ func TestWithoutAServerEachMailIsAFile(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	m := newMailer(t, Config{}, Options{DataDir: dir})
-	r := notice(t, m.opt.Sealer, `"../../x y"@example.com`)
+	r := notice(t, m.opt.Sealer, "/x/y@example.com")
 	for range 2 { // a duplicate overwrites the same file
 		if err := m.Deliver(t.Context(), delivery.Target{}, r, always()); err != nil {
 			t.Fatal(err)
@@ -383,12 +383,12 @@ func TestWithoutAServerEachMailIsAFile(t *testing.T) {
 		t.Fatalf("%v, %v", entries, err)
 	}
 	name := entries[0].Name()
-	if !strings.HasSuffix(name, "-notice_password-.._.._x_y@example.com.eml") {
+	if !strings.HasSuffix(name, "-notice_password-_x_y@example.com.eml") {
 		t.Errorf("the file is %s", name)
 	}
 	// Another message of the same moment, whose recipient gives the same file name, gets its own
 	// file.
-	other := notice(t, m.opt.Sealer, `"../../x?y"@example.com`)
+	other := notice(t, m.opt.Sealer, "/x?y@example.com")
 	other.Time = r.Time
 	if err := m.Deliver(t.Context(), delivery.Target{}, other, always()); err != nil {
 		t.Fatal(err)
@@ -548,6 +548,27 @@ func TestAMessageUnderAnotherSecretWaitsWhileItMakesSense(t *testing.T) {
 	}
 	now = now.Add(contact.LongestLife + time.Second)
 	if err := m.Deliver(t.Context(), delivery.Target{}, r, always()); outcome(err) != "dropped" {
+		t.Errorf("%v", err)
+	}
+}
+
+// Without its quotes it would be another address, or more than one.
+func TestAnAddressWithQuotesIsRefused(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{`"a b"@example.com`, `"eve@example.net"@example.com`, `"a> <b"@example.com`} {
+		if got, err := address(text); err == nil {
+			t.Errorf("%s: %s", text, got)
+		}
+	}
+}
+
+func TestTLSFromTheStartWhereTheServerHasNone(t *testing.T) {
+	t.Parallel()
+	s := startSMTP(t)
+	m := newMailer(t, Config{URL: config.Secret("smtps://" + s.address("127.0.0.1")), From: "no-reply@example.com"},
+		Options{})
+	err := m.Test(t.Context(), "alice@example.com", io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "write smtp:// in mail.url") {
 		t.Errorf("%v", err)
 	}
 }

@@ -56,6 +56,8 @@ type Mail struct {
 	Subject string `json:"subject"`
 	Text    string `json:"text"`
 	HTML    string `json:"html"`
+
+	body string // the part of HTML that is not the frame's
 }
 
 // purposeNeeds says what a mail must show to be useful.
@@ -122,10 +124,7 @@ func collect(into map[string]source, from fs.FS, place func(name string) string)
 func collectFolder(into map[string]source, from fs.FS, folder string, place func(name string) string) error {
 	list, err := fs.ReadDir(from, folder)
 	if err != nil {
-		if path, ok := errors.AsType[*fs.PathError](err); ok { // its path is relative to from
-			err = path.Err
-		}
-		return fmt.Errorf("read the folder of templates %s: %w", place(folder), err)
+		return readFault("read the folder of templates", place(folder), err)
 	}
 	for _, entry := range list {
 		name := path.Join(folder, entry.Name())
@@ -134,7 +133,7 @@ func collectFolder(into map[string]source, from fs.FS, folder string, place func
 		}
 		info, err := fs.Stat(from, name)
 		if err != nil {
-			return fmt.Errorf("read a template: %w", err)
+			return readFault("read the template", place(name), err)
 		}
 		switch {
 		case info.IsDir() && folder == ".":
@@ -156,7 +155,7 @@ func collectFolder(into map[string]source, from fs.FS, folder string, place func
 		}
 		text, err := fs.ReadFile(from, name)
 		if err != nil {
-			return fmt.Errorf("read a template: %w", err)
+			return readFault("read the template", place(name), err)
 		}
 		if problem := textProblem(text); problem != "" {
 			return fmt.Errorf("%s %s", place(name), problem)
@@ -164,6 +163,14 @@ func collectFolder(into map[string]source, from fs.FS, folder string, place func
 		into[name] = source{place(name), strings.ReplaceAll(string(text), "\r\n", "\n")}
 	}
 	return nil
+}
+
+// readFault is why a place cannot be read.
+func readFault(what, place string, err error) error {
+	if path, ok := errors.AsType[*fs.PathError](err); ok { // its path is relative to the folder
+		err = path.Err
+	}
+	return fmt.Errorf("%s %s: %w", what, place, err)
 }
 
 // textProblem says why a text cannot be part of a mail; empty if it can.
@@ -257,6 +264,9 @@ func parseText(s source) (*template.Template, error) {
 		return nil, err
 	}
 	for _, one := range t.Templates() {
+		if err := checkFields(one.Tree); err != nil {
+			return nil, err
+		}
 		countSteps(one.Tree)
 	}
 	return t, nil
@@ -268,6 +278,9 @@ func parseHTML(s source) (*htmltemplate.Template, error) {
 		return nil, err
 	}
 	for _, one := range t.Templates() {
+		if err := checkFields(one.Tree); err != nil {
+			return nil, err
+		}
 		countSteps(one.Tree)
 	}
 	return t, nil
@@ -275,6 +288,9 @@ func parseHTML(s source) (*htmltemplate.Template, error) {
 
 // templateFault leaves out Go's words before the file and line.
 func templateFault(err error) error {
+	if html, ok := errors.AsType[*htmltemplate.Error](err); ok && html.ErrorCode == htmltemplate.ErrEndContext {
+		return fmt.Errorf("%s: a tag, a quote, a comment or a script in it does not end", html.Name)
+	}
 	return errors.New(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "html/template:"), "template: "))
 }
 
@@ -305,6 +321,9 @@ func (t *Templates) tryOne(folder, id string, sample Data) (faults []error) {
 	if err != nil {
 		return []error{err}
 	}
+	if !strings.Contains(mail.HTML, strings.TrimSpace(mail.body)) {
+		return []error{fmt.Errorf("%s: the frame does not show what is in it: use {{.Body}}", t.layout.Name())}
+	}
 	needs := needsOf(contact.Purpose(sample.Purpose))
 	for _, part := range []struct{ place, text, link string }{
 		{t.text[id].Name(), mail.Text, sample.Link},
@@ -328,9 +347,10 @@ func (t *Templates) tryOne(folder, id string, sample Data) (faults []error) {
 // samples are the forms that the data of a mail can have.
 func samples(p contact.Purpose, service string) []Data {
 	full := Sample(p, service)
-	bare := full
+	bare, short := full, full
 	bare.Address, bare.Device = "", ""
-	list := []Data{full, bare}
+	short.Service, short.Username = "s", "u" // as templates may cut or index them
+	list := []Data{full, bare, short}
 	if !needsOf(p).code { // a notice
 		bare.Link, bare.Minutes, bare.Hours = "", 0, 0
 		list = append(list, bare)
@@ -421,7 +441,7 @@ func (t *Templates) make(folder string, d Data) (Mail, error) {
 	if err := t.layout.Execute(&page, d); err != nil {
 		return Mail{}, makeFault(t.layout.Name(), err)
 	}
-	mail.HTML = page.String()
+	mail.HTML, mail.body = page.String(), body.String()
 	return mail, nil
 }
 

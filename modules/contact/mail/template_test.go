@@ -188,9 +188,16 @@ func TestABrokenTemplateIsRefusedByFileAndLine(t *testing.T) {
 		{"en/reset.txt", good + "\n{{if}}", "en/reset.txt:4: missing value for if"},
 		{"en/reset.txt", good + "\n{{.Nobody}}", "en/reset.txt:4:2: "},
 		{"en/reset.html", "{{.Code}}\n{{.Link}}\n{{end}}", "en/reset.html:3: unexpected {{end}}"},
-		{"en/reset.html", "{{.Code}} <a href='{{.Link}}", "en/reset.html"},
+		{"en/reset.html", "{{.Code}} <a href='{{.Link}}", "en/reset.html: a tag, a quote, a comment or a script"},
+		// In a branch that no sample takes.
+		{"en/reset.txt", good + `{{if eq .Username "bob"}}{{.Kode}}{{end}}`, "en/reset.txt:3:46: there is no field .Kode"},
+		{"en/reset.html", "{{.Code}} {{.Link}}\n{{define \"a\"}}{{with $x := $.Nobody}}{{end}}{{end}}",
+			"en/reset.html:2:"},
+		{"en/reset.txt", good + `{{if eq .Username "bob"}}{{.Code.Length}}{{end}}`, "there is no field .Code.Length"},
+		{"en/reset.txt", good + `{{if eq .Username "bob"}}{{(print .Code).Length}}{{end}}`, "there is no field .Length"},
+		{"en/reset.txt", good + "{{slice .Username 0 3}}", "en/reset.txt:3:21: "}, // of a name that is shorter
 		{"layout.html", "\n{{.Body", "layout.html:2: "},
-		{"layout.html", "{{.Subject}}", "en/reset.html: the mail does not show the code"},
+		{"layout.html", "{{.Subject}}", "layout.html: the frame does not show what is in it: use {{.Body}}"},
 		{"en/reset.txt", "Subject: One\n\n{{.Link}}", "en/reset.txt: the mail does not show the code: use {{.Code}}"},
 		{"en/reset.html", "{{.Code}}", "en/reset.html: the mail does not show the link: use {{.Link}}"},
 		{"de/notice_password.txt", "Subject: One\n\nNichts", "de/notice_password.txt: the mail does not show the link"},
@@ -269,7 +276,8 @@ func TestABrokenTemplateIsRefusedByFileAndLine(t *testing.T) {
 	if err := os.Symlink("nowhere", filepath.Join(dangling, "en", "reset.txt")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := LoadTemplates(dangling, service); err == nil || !strings.Contains(err.Error(), "reset.txt") {
+	if _, err := LoadTemplates(dangling, service); err == nil ||
+		!strings.Contains(err.Error(), "read the template "+filepath.Join(dangling, "en", "reset.txt")+": ") {
 		t.Errorf("a link to nowhere: %v", err)
 	}
 	_, err := LoadTemplates(filepath.Join(t.TempDir(), "missing"), service)
