@@ -36,7 +36,7 @@ var mutants = []mutant{
 		"at.UnixNano()-c.elapsed(m.read)", "TestLagIsNeverTooLow", false},
 	{"a server that stands still is believed", "clock.go", " && m.asOf.Sub(c.beganAsOf) > clockWindow/2", "",
 		"TestLagIsNeverTooLow", false},
-	{"another database by the clock of the old one", "feed.go", "another: f.another && !f.paged}", "another: false}",
+	{"another database by the clock of the old one", "feed.go", "another: f.another && !f.paged,", "another: false,",
 		"TestThePromotedStandbyHasAnotherClock", false},
 	{"a server that is behind and kept", "feed.go", "lag > v.cfg.MaxLag && len(v.servers) > 1", "lag < 0",
 		"TestAServerThatIsBehindIsLeft", false},
