@@ -134,7 +134,8 @@ func GoModules(t testing.TB, dir string) {
 	err := again(func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*Patience)
 		defer cancel()
-		out, err := exec.CommandContext(ctx, "go", "-C", dir, "mod", "download").CombinedOutput()
+		cmd := exec.CommandContext(ctx, "go", "-C", dir, "mod", "download") //nolint:gosec // for tests
+		out, err := cmd.CombinedOutput()
 		if err != nil {
 			err = fmt.Errorf("%w: %.2000s", err, out)
 		}
