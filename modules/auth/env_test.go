@@ -39,7 +39,7 @@ const testSecret = "a secret of the tests that is long enough for everything"
 // testConfig uses the cheapest hashes, since hashing is not under test.
 func testConfig() Config {
 	return Config{
-		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: time.Minute,
+		RefreshTokenTTL: 120 * time.Hour, SessionMaxAge: 720 * time.Hour, RefreshGrace: 10 * time.Second,
 		MaxSessions: 50, SessionLimit: "evict-oldest", UsernameProfile: "ascii",
 		Token: token.Config{
 			Secret: testSecret, Algorithm: token.ES256, Issuer: "https://auth.test", Audience: []string{"test"},
