@@ -258,7 +258,7 @@ func (s *server) tryAsCredentials(name string, dump []string) (int, error) {
 
 func (s *server) tryAsCredential(name, c string) error {
 	for _, token := range []string{c, "art_" + c} {
-		if a, err := s.refresh(token); err != nil || a.Status != http.StatusUnauthorized {
+		if a, err := s.refreshInTheEnd(token); err != nil || a.Status != http.StatusUnauthorized {
 			return fmt.Errorf("%.20q as a refresh token: %v, %v", token, a, err)
 		}
 		if live, err := s.active(token); err != nil || live {
@@ -271,7 +271,7 @@ func (s *server) tryAsCredential(name, c string) error {
 		}
 		return r
 	}, c); len(header) >= 8 {
-		if a, err := s.call("GET", api+"/me", header, nil); err != nil || a.Status != http.StatusUnauthorized {
+		if a, err := s.getInTheEnd("/me", header); err != nil || a.Status != http.StatusUnauthorized {
 			return fmt.Errorf("%.20q as an access token: %v, %v", header, a, err)
 		}
 		there := &server{t: s.t, url: s.url, http: s.http, clientSecret: header}

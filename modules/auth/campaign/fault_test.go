@@ -128,7 +128,7 @@ func (w *onOwnEngines) whileRedisIsAway(p *population) error {
 	if err != nil || a.Status != http.StatusServiceUnavailable {
 		return fmt.Errorf("GET /readyz: %v, %v", a, err)
 	}
-	a, err = s.call("GET", api+"/me", p.live.access, nil)
+	a, err = s.getInTheEnd("/me", p.live.access)
 	if err != nil || !a.ok() {
 		return fmt.Errorf("GET /me, which needs the database alone: %v, %v", a, err)
 	}
@@ -138,7 +138,7 @@ func (w *onOwnEngines) whileRedisIsAway(p *population) error {
 		if a, err := s.refresh(d.refresh); err != nil || !a.refused() {
 			return fmt.Errorf("refresh of an ended session: %v, %v", a, err)
 		}
-		if a, err := s.call("GET", api+"/me", d.access, nil); err != nil || a.Status != http.StatusUnauthorized {
+		if a, err := s.getInTheEnd("/me", d.access); err != nil || a.Status != http.StatusUnauthorized {
 			return fmt.Errorf("GET /me of an ended session: %v, %v", a, err)
 		}
 	}
@@ -168,7 +168,7 @@ func (w *onOwnEngines) endedWhileRedisIsAway(doomed []*device) error {
 			return fmt.Errorf("end %d, with Redis away: %v, %v: %s", i, a, err, a.Body)
 		}
 		for _, s := range w.servers {
-			if a, err := s.call("GET", api+"/me", doomed[i].access, nil); err != nil ||
+			if a, err := s.getInTheEnd("/me", doomed[i].access); err != nil ||
 				a.Status != http.StatusUnauthorized {
 				return fmt.Errorf("GET /me after end %d: %v, %v", i, a, err)
 			}

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -120,6 +121,16 @@ func migratedInstallation(t *testing.T, binary, databaseURL, redisURL string, se
 	return w
 }
 
+// setting returns the value of a setting of all processes.
+func (w *installation) setting(name string) (value string) {
+	for _, one := range w.env { // the last setting counts
+		if v, is := strings.CutPrefix(one, name+"="); is {
+			value = v
+		}
+	}
+	return value
+}
+
 // command runs one command of the binary to its end.
 func (w *installation) command(args ...string) {
 	w.t.Helper()
@@ -159,6 +170,9 @@ var listening = regexp.MustCompile(`API\s+(http://localhost:\d+)/`)
 func (w *installation) serve(settings ...string) *server {
 	w.t.Helper()
 	s := &server{t: w.t, process: exec.Command(w.binary, "serve"), ended: make(chan struct{})}
+	if w.setting("APP_PORT") == "0" { // when it is killed, nothing else must answer at its port
+		settings = append([]string{"APP_PORT=" + strconv.Itoa(testenv.FreePort(w.t))}, settings...)
+	}
 	s.process.Dir, s.process.Env = w.t.TempDir(), append(w.env[:len(w.env):len(w.env)], settings...)
 	stderr, err := s.process.StderrPipe()
 	if err != nil {

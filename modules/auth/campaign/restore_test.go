@@ -212,15 +212,6 @@ func (r *rehearsal) restore(store string) {
 		"DATABASE "+name+" RENAME TO "+name+"_before")
 }
 
-func (r *rehearsal) setting(name string) (value string) {
-	for _, one := range r.env { // the last setting counts
-		if v, is := strings.CutPrefix(one, name+"="); is {
-			value = v
-		}
-	}
-	return value
-}
-
 // fence runs the page's last lines, with --yes where they would ask.
 func (r *rehearsal) fence() {
 	r.t.Helper()

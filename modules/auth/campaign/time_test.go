@@ -117,10 +117,14 @@ func TestHowLongAnEndTakesToReachAnotherServer(t *testing.T) {
 // No token claims to live longer than its session can, whatever the settings.
 func tokensEndWithTheSession(w *installation) error {
 	servers := []*server{w.serve(), w.serve("AUTH_REFRESH_TOKEN_TTL=3s")}
-	d := servers[0].register()
-	for i := range 4 {
-		a := servers[0].must(servers[i%2].refresh(d.refresh))
-		d.keep(a)
+	d, begun := servers[0].register(), time.Now()
+	for i := 0; i < 4; i++ {
+		a, err := servers[i%2].refreshInTheEnd(d.refresh)
+		if err == nil && a.Code == "session_expired" && time.Since(begun) > time.Second { // a slow machine
+			d, begun, i = servers[0].register(), time.Now(), -1
+			continue
+		}
+		d.keep(servers[0].must(a, err))
 		if a.AccessTokenExpiresAt.After(a.RefreshTokenExpiresAt) {
 			return fmt.Errorf("the access token lives until %v, its session until %v", a.AccessTokenExpiresAt,
 				a.RefreshTokenExpiresAt)
