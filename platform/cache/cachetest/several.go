@@ -25,8 +25,8 @@ type Cluster struct {
 	t         testing.TB
 }
 
-// StartCluster runs a cluster whose nodes take a primary for failed after about two seconds.
-// Arguments are added to the command line of each node. Nothing is saved.
+// StartCluster runs a cluster whose nodes take a primary for failed after about five seconds: one
+// that is only busy answers before. Arguments are added to the command line of each node. Nothing is saved.
 func StartCluster(t testing.TB, args ...string) *Cluster {
 	t.Helper()
 	return startCluster(t, func() []string { return args })
@@ -53,7 +53,7 @@ func startCluster(t testing.TB, args func() []string) *Cluster {
 	c := &Cluster{t: t}
 	node := func() *Server {
 		return Start(t, append([]string{"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(testenv.FreePort(t)),
-			"--cluster-node-timeout", "2000", "--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args()...)...)
+			"--cluster-node-timeout", "5000", "--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args()...)...)
 	}
 	const n = 3
 	for i := range n {
@@ -185,8 +185,9 @@ type Watched struct {
 // WatchedName is the Sentinels' name for the primary.
 const WatchedName = "main"
 
-// StartWatched runs a primary that Sentinels take for failed after about a second. Arguments are
-// added to the command lines of the primary and the replica. Nothing is saved.
+// StartWatched runs a primary that Sentinels take for failed after about five seconds: one that
+// is only busy answers before. Arguments are added to the command lines of the primary and the replica. Nothing
+// is saved.
 func StartWatched(t testing.TB, args ...string) *Watched {
 	t.Helper()
 	args = append([]string{"--appendonly", "no", "--repl-diskless-sync-delay", "0"}, args...)
@@ -197,8 +198,8 @@ func StartWatched(t testing.TB, args ...string) *Watched {
 	})
 	for range 3 {
 		conf := filepath.Join(t.TempDir(), "sentinel.conf")
-		text := fmt.Sprintf("sentinel monitor %[1]s 127.0.0.1 %[2]s 2\nsentinel down-after-milliseconds %[1]s 1000\n"+
-			"sentinel failover-timeout %[1]s 4000\n", WatchedName, w.Primary.Port())
+		text := fmt.Sprintf("sentinel monitor %[1]s 127.0.0.1 %[2]s 2\nsentinel down-after-milliseconds %[1]s 5000\n"+
+			"sentinel failover-timeout %[1]s 10000\n", WatchedName, w.Primary.Port())
 		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
