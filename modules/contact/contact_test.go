@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"strings"
@@ -1255,6 +1256,52 @@ func TestUndoSurvivesTheThief(t *testing.T) {
 			t.Errorf("events: %s", got)
 		}
 	})
+}
+
+// A thief can put an address that is compared like the owner's, and is another mailbox, in its place. The
+// owner's comes back, and not the other one as verified.
+func TestAnUndoRestoresTheMailboxAndNotOneLikeIt(t *testing.T) {
+	t.Parallel()
+	for _, isVerified := range []bool{false, true} {
+		t.Run(fmt.Sprintf("verified %t", isVerified), func(t *testing.T) {
+			t.Parallel()
+			each(t, plain(), func(t *testing.T, env *testEnv) {
+				ctx := t.Context()
+				caller := env.verified(t, "straße@example.com")
+				list, err := env.Contacts(ctx, caller.User.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				env.messages(t)
+				if err := env.Remove(ctx, caller.User.ID, list[0].ID, phone()); err != nil {
+					t.Fatal(err)
+				}
+				link := env.message(t, PurposeNoticeContact).LinkToken
+				env.clock.advance(time.Second)
+				_, _, err = env.Add(ctx, caller.User.ID, NewContact{Email: "strasse@example.com"}, phone())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if thiefs := env.message(t, PurposeVerify).LinkToken; isVerified {
+					if _, err := env.VerifyByLink(ctx, thiefs, phone()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := env.Undo(ctx, link, phone()); err != nil {
+					t.Fatal(err)
+				}
+				if got := env.contacts(t, caller.User.ID); got != "straße@example.com verified" {
+					t.Errorf("contacts: %s", got)
+				}
+				if _, err := env.Forgot(ctx, Forgotten{Username: caller.User.Username}, phone()); err != nil {
+					t.Fatal(err)
+				}
+				if m := env.message(t, PurposeReset); m.Recipient != "straße@example.com" {
+					t.Errorf("the code that sets a new password went to %s", m.Recipient)
+				}
+			})
+		})
+	}
 }
 
 func TestAnUndoExpires(t *testing.T) {

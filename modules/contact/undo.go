@@ -160,12 +160,14 @@ func (s *Service) restore(ctx context.Context, tx database.Tx, userID uuid.UUID,
 	for _, c := range present {
 		there[c.canonical] = c
 	}
-	wanted := map[string]bool{} // whether it was verified
+	wanted := map[string]keptContact{}
 	for _, k := range kept {
-		wanted[k.Canonical] = k.Verified()
+		wanted[k.Canonical] = k
 	}
 	for _, c := range present {
-		if before, found := wanted[c.canonical]; found && (before || !c.Verified()) {
+		// Written in another way, it may be somebody else's mailbox (see Add).
+		k, found := wanted[c.canonical]
+		if found && k.Address == c.Address && (k.Verified() || !c.Verified()) {
 			continue
 		}
 		delete(there, c.canonical) // also if it was verified since: it comes back unverified
