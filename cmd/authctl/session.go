@@ -19,8 +19,8 @@ func newSession(g *global) *cobra.Command {
 		Use:   "session",
 		Short: "List and end device sessions",
 		Long: `List and end device sessions. A session is one sign-in on one device. Once it has ended, every
-server refuses its refresh token and its access tokens within a second; services
-that verify access tokens themselves learn of it from the events.`,
+server refuses its refresh token and its access tokens; services that verify access tokens
+themselves learn of it from /oauth2/revocations or the events.`,
 		Example: `  authctl session list --user alice
   authctl session revoke --ip 203.0.113.0/24 --dry-run`,
 	}
