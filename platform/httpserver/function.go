@@ -40,8 +40,9 @@ import (
 // Of what a function returns with an error, only the cookies are sent: a refusal may delete one,
 // and the tag refused:"401" documents the status that does.
 //
-// The tags doc, example, format, enum, minLength, maxLength and pattern document a field and
-// check nothing.
+// The tags doc, example, format, enum, minLength, maxLength, minimum and pattern document a field, and
+// required:"true" does so for a form or a header of the answer. They check nothing, except the enum of a
+// query parameter.
 type Function struct {
 	input  input
 	output output

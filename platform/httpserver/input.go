@@ -161,7 +161,7 @@ func (in input) readQuery(query string, into reflect.Value) error {
 		at := slices.IndexFunc(in.parts, func(p part) bool { return p.source == "query" && p.name == name })
 		switch {
 		case errName != nil || errValue != nil:
-			return ErrMalformed.Detail("The query has an escape that is none.")
+			return ErrMalformed.Detail("The query is not percent-encoded correctly.")
 		case at < 0:
 			return ErrValidation.Field(shownName(name), "unknown",
 				"is not a parameter of this route; its parameters are: "+strings.Join(in.queries, ", "))
