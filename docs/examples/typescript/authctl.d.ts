@@ -303,7 +303,7 @@ export interface paths {
         put?: never;
         /**
          * Create an account and sign in
-         * @description Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and kept as typed. Passwords have no composition rules; common ones and those that contain the username are refused with the reason. Where `contact.required` is `verified`, the answer is 202 and has no tokens: send the code to `/api/v1/auth/verify`, then sign in.
+         * @description Usernames have 3 to 255 characters, by default ASCII letters, digits and `. _ - @ +`; they are compared without case and kept as typed: [docs/usernames.md](https://github.com/toppira/authctl/blob/main/docs/usernames.md). Passwords have no composition rules; common ones and those that contain the username are refused with the reason. Where `contact.required` is `verified`, the answer is 202 and has no tokens: send the code to `/api/v1/auth/verify`, then sign in.
          */
         post: operations["register"];
         delete?: never;

@@ -62,10 +62,12 @@ func Routes(svc *auth.Service, opt Options) []httpserver.Route {
 			Method: "POST", Path: "/api/v1/auth/register", ID: "register", Group: account,
 			Summary: "Create an account and sign in", Success: "The account is created and this device is signed in.",
 			Status: 201, Cache: noStore,
-			Description: "Usernames are 3 to 255 ASCII letters, digits and `. _ - @ +`, compared without case and " +
-				"kept as typed. Passwords have no composition rules; common ones and those that contain the username " +
-				"are refused with the reason. Where `contact.required` is `verified`, the answer is 202 and has no " +
-				"tokens: send the code to `/api/v1/auth/verify`, then sign in.",
+			Description: "Usernames have 3 to 255 characters, by default ASCII letters, digits and `. _ - @ +`; they " +
+				"are compared without case and kept as typed: " +
+				"[docs/usernames.md](https://github.com/toppira/authctl/blob/main/docs/usernames.md). Passwords have " +
+				"no composition rules; common ones and those that contain the username are refused with the reason. " +
+				"Where `contact.required` is `verified`, the answer is 202 and has no tokens: send the code to " +
+				"`/api/v1/auth/verify`, then sign in.",
 			Do: httpserver.Public(a.register),
 			Faults: append(faults(auth.ErrUsernameTaken, auth.ErrRegistrationClosed, auth.ErrOriginNotAllowed),
 				hashing...),
