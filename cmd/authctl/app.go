@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -414,15 +413,6 @@ func (a *app) describe() [][2]string {
 		{"Mail", mails},
 		{"Secret", secret},
 	}
-}
-
-// mount is the path at which a proxy serves the service: that of the issuer.
-func (s settings) mount() string {
-	u, err := url.Parse(s.Auth.Token.Issuer)
-	if err != nil {
-		return ""
-	}
-	return strings.TrimRight(u.EscapedPath(), "/")
 }
 
 // https reports whether clients reach the service by https, by this process or a proxy.

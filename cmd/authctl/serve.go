@@ -80,7 +80,7 @@ func (o *serveOptions) run(ctx context.Context, stderr io.Writer) error {
 // serve runs the listeners, the relay and the housekeeping until ctx ends or one fails.
 func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 	server, err := httpserver.New(a.HTTP, httpserver.Options{Log: a.log, Registry: a.registry, Tracer: a.tracer,
-		Unavailable: auth.IsUnavailable, HTTPS: a.https(), Mount: a.mount()})
+		Unavailable: auth.IsUnavailable, HTTPS: a.https(), Mount: httpserver.MountOf(a.Auth.Token.Issuer)})
 	if err != nil {
 		return err
 	}

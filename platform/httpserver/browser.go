@@ -60,6 +60,16 @@ func (b Browser) Cookies(name string) (values []string) {
 	return values
 }
 
+// MountOf is the path of a URL, without a slash at its end: that of the issuer is where a proxy has mounted
+// the service.
+func MountOf(text string) string {
+	u, err := url.Parse(text)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimRight(u.EscapedPath(), "/")
+}
+
 // OriginOf is the origin of a URL as browsers send it; empty when there is none.
 func OriginOf(text string) string {
 	u, err := url.Parse(text)

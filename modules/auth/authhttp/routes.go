@@ -4,9 +4,6 @@
 package authhttp
 
 import (
-	"net/url"
-	"strings"
-
 	"github.com/toppira/authctl/modules/auth"
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
@@ -202,10 +199,4 @@ func with(r httpserver.Route, method, path, id string) httpserver.Route {
 
 // mount is the path at which a proxy has mounted the service, without a slash at its end:
 // that of the issuer.
-func (o Options) mount() string {
-	u, err := url.Parse(o.Issuer)
-	if err != nil {
-		return ""
-	}
-	return strings.TrimRight(u.EscapedPath(), "/")
-}
+func (o Options) mount() string { return httpserver.MountOf(o.Issuer) }
