@@ -23,7 +23,7 @@ type RegisterRequest struct {
 }
 
 type registerInput struct {
-	origin
+	fromDevice
 	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"Messages to the email are in the first of these languages that there are templates for."`
 	Page     httpserver.Browser
 	Body     RegisterRequest
@@ -73,7 +73,7 @@ type LoginRequest struct {
 }
 
 type loginInput struct {
-	origin
+	fromDevice
 	Page httpserver.Browser
 	Body LoginRequest
 }
@@ -116,7 +116,7 @@ type PasswordProof struct {
 }
 
 type deleteMeInput struct {
-	origin
+	fromDevice
 	Body PasswordProof
 }
 
@@ -131,7 +131,7 @@ type PasswordChange struct {
 }
 
 type changePasswordInput struct {
-	origin
+	fromDevice
 	Page httpserver.Browser
 	Body PasswordChange
 }

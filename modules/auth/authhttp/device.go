@@ -13,17 +13,17 @@ import (
 // programs, a cookie for browsers on the same site.
 const deviceCookie = "authctl_device"
 
-// origin is where a sign-in comes from.
-type origin struct {
+// fromDevice is what a request says of the device that it comes from.
+type fromDevice struct {
 	Peer        httpserver.Peer
 	DeviceToken string `header:"Auth-Device" example:"adt_AQ" doc:"The token that an earlier sign-in on this device returned. With it, failures of strangers do not delay the owner."`
 	Cookie      string `cookie:"authctl_device" example:"adt_AQ" doc:"The same token, as browsers send it."`
 }
 
-// device is what the request tells of where it comes from.
-func (o origin) device(name string) auth.Device {
-	d := deviceOf(o.Peer)
-	d.Name, d.Token = name, cmp.Or(o.DeviceToken, o.Cookie)
+// device is that device, with the name that the client gives it.
+func (f fromDevice) device(name string) auth.Device {
+	d := deviceOf(f.Peer)
+	d.Name, d.Token = name, cmp.Or(f.DeviceToken, f.Cookie)
 	return d
 }
 

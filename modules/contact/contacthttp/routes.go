@@ -174,16 +174,16 @@ func (a *api) verify(ctx context.Context, who auth.Caller, in verifyInput) (Cont
 	return contactOf(c), err
 }
 
-// origin is the client that answers or requests a challenge.
-type origin struct {
+// fromDevice is what a request says of the device that it comes from.
+type fromDevice struct {
 	Peer        httpserver.Peer
 	DeviceToken string `header:"Auth-Device" example:"adt_AQ" doc:"The token that an earlier sign-in on this device returned. With it, what strangers do neither delays the owner nor uses up the owner's messages."`
 	Cookie      string `cookie:"authctl_device" example:"adt_AQ" doc:"The same token, as browsers send it."`
 }
 
-func (o origin) device() auth.Device {
-	d := deviceOf(o.Peer)
-	d.Token = cmp.Or(o.DeviceToken, o.Cookie)
+func (f fromDevice) device() auth.Device {
+	d := deviceOf(f.Peer)
+	d.Token = cmp.Or(f.DeviceToken, f.Cookie)
 	return d
 }
 
@@ -216,7 +216,7 @@ func (c ChallengeAnswer) proof() (contact.Proof, error) {
 }
 
 type verifyChallengeInput struct {
-	origin
+	fromDevice
 	Body ChallengeAnswer
 }
 
@@ -250,7 +250,7 @@ type ForgottenPassword struct {
 }
 
 type forgotInput struct {
-	origin
+	fromDevice
 	Language string `header:"Accept-Language" example:"de-AT,de;q=0.9" doc:"For an address whose language is not known."`
 	Body     ForgottenPassword
 }
@@ -285,7 +285,7 @@ type PasswordReset struct {
 }
 
 type resetInput struct {
-	origin
+	fromDevice
 	Body PasswordReset
 }
 
