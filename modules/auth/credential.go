@@ -139,8 +139,8 @@ func (s *Service) stillProved(ctx context.Context, tx database.IDB, now, checked
 
 // lookup returns the canonical form of a name as its owner may type it. Of a text that no account can
 // have as its name it returns one that no name has.
-func lookup(typed string) (canonical string, known bool) {
-	if canonical, known = username.Lookup(typed); known {
+func lookup(typed string) (canonical string, possible bool) {
+	if canonical, possible = username.Lookup(typed); possible {
 		return canonical, true
 	}
 	typed = username.Trim(typed)

@@ -21,7 +21,7 @@
 //
 //	parse, check the MAC      no I/O; garbage can end nothing
 //	ask the database          is the account active, the session live?
-//	rotate in the store       one atomic step: rotated, replayed, reused or gone
+//	rotate in the store       one atomic step: rotated, replayed, superseded, reused or gone
 //	sign the access token
 //
 // See package session for the state machine of the rotation.

@@ -223,7 +223,7 @@ func TestImportKeepsWhatTheRecordSays(t *testing.T) {
 	})
 }
 
-// hashOf is a hash that can be imported; the tests do not verify it.
+// importHash is a hash that can be imported; the tests do not verify it.
 const importHash = "$2b$04$z5SzGiEQ3UVhTU1nXKtPSuEFozW7QnU0/j85AHYW19LdfomQ01msu"
 
 // oneRecord is a line of native NDJSON.

@@ -18,11 +18,11 @@ func (s *Service) Login(ctx context.Context, cred Credentials, dev Device) (Toke
 		return Tokens{}, ErrValidation.Field("device_name", r.Code, r.Detail)
 	}
 	// A name that cannot exist is treated like one that does not.
-	canonical, known := lookup(cred.Username)
+	canonical, possible := lookup(cred.Username)
 	var a account
 	try := throttle.Attempt{Account: canonical, Address: dev.IP, DeviceToken: dev.Token}
 	ticket, ok, err := s.attempt(ctx, try, &a, cred.Password, func() (found bool, err error) {
-		if known {
+		if possible {
 			a, err = accountByName(ctx, s.db, canonical)
 		}
 		if errors.Is(err, ErrUserNotFound) {

@@ -20,12 +20,12 @@ type rehearsal struct {
 func openRehearsal(ctx context.Context) (*rehearsal, error) {
 	dir, err := os.MkdirTemp("", "authctl-import-*") // mode 0700
 	if err != nil {
-		return nil, fmt.Errorf("make a folder for the rehearsal: %w", err)
+		return nil, fmt.Errorf("make a folder for the dry run: %w", err)
 	}
 	r := &rehearsal{dir: dir}
 	r.db, err = database.Open(ctx, database.Config{}, database.Options{DataDir: filepath.Join(dir, "data")})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open a database for the rehearsal: %w", err), os.RemoveAll(dir))
+		return nil, errors.Join(fmt.Errorf("open a database for the dry run: %w", err), os.RemoveAll(dir))
 	}
 	for _, table := range []string{
 		`CREATE TABLE users (id text PRIMARY KEY, username text, username_canonical text UNIQUE, password_hash text, status text,
@@ -34,7 +34,7 @@ func openRehearsal(ctx context.Context) (*rehearsal, error) {
 			address text, address_confirmed boolean, not_carried_over text, imported_at timestamp)`,
 	} {
 		if _, err := r.db.Write(ctx, table); err != nil {
-			return nil, errors.Join(fmt.Errorf("make the tables of the rehearsal: %w", err), r.close())
+			return nil, errors.Join(fmt.Errorf("make the tables of the dry run: %w", err), r.close())
 		}
 	}
 	return r, nil

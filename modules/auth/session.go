@@ -311,7 +311,7 @@ const longestMaxAge = 17520 * time.Hour
 // writeRevocation writes a row that is kept until no token of the session can be presented any more.
 // An operator's command may have another auth.session_max_age than the server that began the session:
 // there ends counts, which is when the session ends whatever is done, or the most that can be set
-// where that is not known (zero).
+// where that is not known (zero). It reports whether the session was not revoked before.
 func (s *Service) writeRevocation(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason,
 	now, ends time.Time) (bool, error) {
 	maxAge := s.cfg.SessionMaxAge
