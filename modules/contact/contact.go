@@ -83,27 +83,33 @@ func verifiedOnly(list []contactRow) []contactRow {
 	return slices.DeleteFunc(slices.Clone(list), func(c contactRow) bool { return !c.Verified() })
 }
 
+// contactPortion is how many contacts one statement inserts. Their values have to be fewer than the 32,766 that
+// SQLite takes in one, and a batch of an import may have thousands of contacts.
+const contactPortion = 500
+
 // insertContacts inserts contacts, except those that their account has already and verified ones that
 // another account has. It returns the ids of those inserted.
 func insertContacts(ctx context.Context, tx database.IDB, list []contactRow) (map[uuid.UUID]bool, error) {
 	inserted := make(map[uuid.UUID]bool, len(list))
-	if len(list) == 0 {
-		return inserted, nil
+	for portion := range slices.Chunk(list, contactPortion) {
+		args := make([]any, 0, len(portion)*9)
+		for _, c := range portion {
+			args = append(args, c.ID, c.userID, c.Kind, c.Address, c.canonical, c.language,
+				sql.NullTime{Time: c.VerifiedAt, Valid: c.Verified()},
+				sql.NullString{String: c.verifiedBy, Valid: c.Verified()}, c.CreatedAt)
+		}
+		ids, err := database.Collect(ctx, tx, "insert contacts", database.Value[uuid.UUID],
+			"INSERT INTO contact ("+contactColumns+") VALUES "+
+				strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(portion))[2:]+
+				" ON CONFLICT DO NOTHING RETURNING id", args...)
+		if err != nil {
+			return inserted, err
+		}
+		for _, id := range ids {
+			inserted[id] = true
+		}
 	}
-	args := make([]any, 0, len(list)*9)
-	for _, c := range list {
-		args = append(args, c.ID, c.userID, c.Kind, c.Address, c.canonical, c.language,
-			sql.NullTime{Time: c.VerifiedAt, Valid: c.Verified()},
-			sql.NullString{String: c.verifiedBy, Valid: c.Verified()}, c.CreatedAt)
-	}
-	ids, err := database.Collect(ctx, tx, "insert contacts", database.Value[uuid.UUID],
-		"INSERT INTO contact ("+contactColumns+") VALUES "+
-			strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(list))[2:]+
-			" ON CONFLICT DO NOTHING RETURNING id", args...)
-	for _, id := range ids {
-		inserted[id] = true
-	}
-	return inserted, err
+	return inserted, nil
 }
 
 // setVerified marks an address as its owner's. It returns [ErrContactTaken] if the address is

@@ -1540,6 +1540,31 @@ func TestContactsSurviveAnExport(t *testing.T) {
 	}
 }
 
+// An import that goes on after an interruption has its largest batches, and every account may have as many
+// contacts as are allowed.
+func TestAFullBatchOfAnImportMayHaveAllContacts(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		const most = 500 // accounts of a batch
+		list := make([]auth.ImportedUser, most)
+		for i := range list {
+			list[i].ID = uuid.Must(uuid.NewV7())
+			for n := range maxContacts {
+				list[i].Addresses = append(list[i].Addresses,
+					auth.Address{Address: fmt.Sprintf("user%d.%d@example.com", i, n), Confirmed: n == 0})
+			}
+		}
+		err := env.db.Tx(t.Context(), func(ctx context.Context, tx database.Tx) error { return env.imported(ctx, tx, list) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		last, err := env.Contacts(t.Context(), list[most-1].ID)
+		if err != nil || len(last) != maxContacts || !last[0].Verified() || last[1].Verified() {
+			t.Errorf("the last account has %+v, %v", last, err)
+		}
+	})
+}
+
 func TestANewDeviceIsToldWhereThatIsWanted(t *testing.T) {
 	t.Parallel()
 	cfg := plain()
