@@ -8,6 +8,12 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/modules/outbox/internal/schema"
+	"github.com/toppira/authctl/modules/outbox/outboxtest"
+	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
 )
 
 // A target wants none of a thousand events a second. The deliverer looks ten times a second, and at
@@ -79,4 +85,66 @@ func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {
 			t.Errorf("%s: it lasted %v", name, lasted)
 		}
 	}
+}
+
+// A deliverer lost its lease while it looked for held keys, as when its machine was suspended, and the new owner is
+// setting aside an event of a key that the former one wants to free. The event must not be held without its key: then
+// nobody would ever try it, and no command would list it.
+func TestAFormerOwnerFreesNoKeys(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		ctx := t.Context()
+		s, err := outbox.Subscribe(ctx, db, outbox.Subscription{Name: "hook", Kind: outbox.KindWebhook,
+			Types: []string{"*"}, URL: "https://receiver.example"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		outboxtest.AddKeys(t, db, "a")
+		var server string
+		var shard int
+		err = db.QueryRowContext(ctx, "SELECT "+schema.ThisServer(db)+", (SELECT shard FROM outbox_delivery)").
+			Scan(&server, &shard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		owner := func(epoch int64) (*Deliverer, *lease) {
+			d, err := New(db, nil, Config{}, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			d.stop = ctx
+			d.server.Store(server)
+			return d, &lease{place: place{s.ID, shard}, epoch: epoch}
+		}
+		former, lost := owner(1)
+		present, own := owner(2)
+		for _, q := range []struct {
+			text string
+			args []any
+		}{
+			// An operator has discarded the event that was refused.
+			{`INSERT INTO outbox_held_key (target, key, shard, event, attempts, next_ms, error) VALUES (?, 'a', ?, 0, 0, 0, '')`,
+				[]any{s.ID, shard}},
+			{`INSERT INTO outbox_delivery_lease (target, shard, owner, epoch, until_ms) VALUES (?, ?, ?, 2, 9000000000000)`,
+				[]any{s.ID, shard, present.id}},
+		} {
+			if _, err := db.Write(ctx, q.text, q.args...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ready, err := present.readyRows(ctx, server, s.ID, []int{shard}, minDepth)
+		if err != nil || len(ready) != 1 || !ready[0].held {
+			t.Fatalf("the new owner reads %+v, %v", ready, err)
+		}
+		if _, err := newWorker(former, s).due(ctx, map[int]*lease{shard: lost}, 1); err != nil {
+			t.Fatal(err)
+		}
+		if err := present.setAside(ctx, server, s.ID, map[*lease][]int64{own: {ready[0].id}}); err != nil {
+			t.Fatal(err)
+		}
+		due, err := present.dueKeys(ctx, server, s.ID, []int{shard}, 1)
+		if err != nil || len(due) != 1 || due[0].id != ready[0].id {
+			t.Errorf("the event is held, and these keys are due: %+v, %v", due, err)
+		}
+	})
 }

@@ -225,9 +225,21 @@ func markHeld(ctx context.Context, tx database.Tx, target int, ids []int64) erro
 	return err
 }
 
-// freeKeys deletes held keys without waiting events.
-func (d *Deliverer) freeKeys(ctx context.Context, server string, target int, keys []string) error {
+// freeKeys deletes held keys without waiting events, of leases that are still this deliverer's. Another owner may
+// just be setting events of such a key aside: without the key, nobody would ever try them again.
+func (d *Deliverer) freeKeys(ctx context.Context, server string, target int, empty map[*lease][]string) error {
+	if len(empty) == 0 {
+		return nil
+	}
 	err := d.onServer(ctx, server, func(ctx context.Context, tx database.Tx) error {
+		owned, err := d.owned(ctx, tx, target, slices.Collect(maps.Keys(empty)))
+		if err != nil {
+			return err
+		}
+		var keys []string
+		for l := range owned {
+			keys = append(keys, empty[l]...)
+		}
 		return forgetKeys(ctx, tx, target, keys)
 	})
 	if err != nil {

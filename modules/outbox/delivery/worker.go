@@ -540,12 +540,12 @@ func (w *worker) due(ctx context.Context, held map[int]*lease, most int) (out []
 	if err != nil {
 		return nil, err
 	}
-	var empty []string
+	empty := map[*lease][]string{}
 	for _, k := range list {
 		switch {
 		case w.flying[k.key] != nil:
 		case k.id == 0:
-			empty = append(empty, k.key)
+			empty[held[k.shard]] = append(empty[held[k.shard]], k.key)
 		case len(out) < most:
 			f := &flight{row: row{id: k.id, segment: k.segment, replay: k.replay, shard: k.shard, key: k.key,
 				held: true}, lease: held[k.shard]}
@@ -558,10 +558,7 @@ func (w *worker) due(ctx context.Context, held map[int]*lease, most int) (out []
 			out = append(out, f)
 		}
 	}
-	if len(empty) > 0 {
-		err = w.d.freeKeys(ctx, w.d.server.Load(), id, empty)
-	}
-	return out, err
+	return out, w.d.freeKeys(ctx, w.d.server.Load(), id, empty)
 }
 
 // save writes the results of attempts, in one transaction, and then decides what comes next.
