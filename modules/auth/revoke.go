@@ -90,6 +90,9 @@ func (s *Service) revokeEverybody(ctx context.Context, after uuid.UUID) (Revoked
 			if list, err = lockAccountsAfter(ctx, tx, done.LastAccount, revokeBatch); err != nil || len(list) == 0 {
 				return err
 			}
+			if err := outbox.Await(ctx, tx); err != nil {
+				return err
+			}
 			events := make([]outbox.Event, len(list))
 			for i, a := range list {
 				if _, events[i], err = s.raise(ctx, tx, a, uuid.NullUUID{}, ReasonEndedByAdmin); err != nil {
@@ -279,7 +282,6 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 	var ended []Session
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		ended = ended[:0]
-		var events []outbox.Event
 		var owner account
 		for _, one := range list {
 			if owner.ID != one.UserID {
@@ -291,19 +293,23 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 			if owner.ID != one.UserID || !owner.sessionState(false).live(one.ID, one.epoch) {
 				continue // ended with the account's others in the meantime
 			}
-			env := s.newEnvelope(one.UserID)
-			news, err := s.writeRevocation(ctx, tx, one.UserID, one.ID, ReasonEndedByAdmin, env.OccurredAt, one.ends)
+			news, err := s.writeRevocation(ctx, tx, one.UserID, one.ID, ReasonEndedByAdmin, s.timestamp(), one.ends)
 			if err != nil {
 				return err
 			}
-			if !news {
-				continue
+			if news {
+				ended = append(ended, one)
 			}
-			e, err := s.revokedEvent(env, one.ID, ReasonEndedByAdmin)
-			if err != nil {
+		}
+		if err := outbox.Await(ctx, tx); err != nil { // with all accounts locked, in the order of others
+			return err
+		}
+		events := make([]outbox.Event, len(ended))
+		for i, one := range ended {
+			var err error
+			if events[i], err = s.revokedEvent(s.newEnvelope(one.UserID), one.ID, ReasonEndedByAdmin); err != nil {
 				return err
 			}
-			events, ended = append(events, e), append(ended, one)
 		}
 		return outbox.Add(ctx, tx, events...)
 	})

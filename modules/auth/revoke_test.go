@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/toppira/authctl/platform/cache/cachetest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // withLostRecords runs the test with its own Redis, which lose empties.
@@ -339,5 +341,69 @@ func TestTheLongestMaxAgeIsThatOfTheSetting(t *testing.T) {
 	field, _ := reflect.TypeFor[Config]().FieldByName("SessionMaxAge")
 	if most, err := time.ParseDuration(field.Tag.Get("max")); err != nil || most != longestMaxAge {
 		t.Errorf("the setting may be up to %v (%v), but ends are kept for %v", most, err, longestMaxAge)
+	}
+}
+
+// An index that is built on the table of events keeps the end of sessions waiting, and their tokens are refreshed
+// meanwhile. Who forgets an end at expires_at must not forget it before the last of these tokens has expired.
+func TestAnEndIsRememberedForAsLongAsATokenOfBeforeItsCommitLives(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(ctx context.Context, env *testEnv, who Caller) error{
+		"sign-out": func(ctx context.Context, env *testEnv, who Caller) error {
+			return env.EndSession(ctx, who, who.SessionID)
+		},
+		"all sessions": func(ctx context.Context, env *testEnv, who Caller) error { return env.EndSessions(ctx, who, false) },
+		"deletion":     func(ctx context.Context, env *testEnv, who Caller) error { return env.DeleteUser(ctx, who.User.ID) },
+		"session revoke --id": func(ctx context.Context, env *testEnv, who Caller) error {
+			_, err := env.RevokeSessions(ctx, SessionFilter{ID: uuid.NullUUID{UUID: who.SessionID, Valid: true}})
+			return err
+		},
+		"session revoke --all": func(ctx context.Context, env *testEnv, _ Caller) error {
+			_, err := env.RevokeSessions(ctx, SessionFilter{Everybody: true})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			env := newEnv(t, testConfig(), dbtest.Postgres(t), nil)
+			var passed atomic.Int64
+			env.Service.now = func() time.Time { return time.Now().Add(time.Duration(passed.Load())) }
+			_, tokens := env.newUser(t)
+			who := env.caller(t, tokens)
+			index, built := dbtest.Begin(t, env.db)
+			if _, err := index.ExecContext(t.Context(), "LOCK TABLE outbox_event IN SHARE MODE"); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- end(t.Context(), env, who) }()
+			testenv.Eventually(t, "the end waits", func() bool {
+				return env.number(t, `SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'outbox_event'::regclass
+					AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`) > 0
+			})
+			passed.Store(int64(10 * time.Minute))
+			fresh, err := env.Refresh(t.Context(), tokens.RefreshToken, phone())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(built(true), <-ended); err != nil {
+				t.Fatal(err)
+			}
+			told := false
+			for _, e := range env.events(t, who.User.ID) {
+				text, has := e.Data["expires_at"].(string)
+				if !has {
+					continue
+				}
+				told = true
+				until, err := time.Parse(time.RFC3339Nano, text)
+				if err != nil || until.Before(fresh.AccessTokenExpiresAt) {
+					t.Errorf("%s may be forgotten at %s, and a token lives until %s: %v", e.Type, text,
+						fresh.AccessTokenExpiresAt, err)
+				}
+			}
+			if !told {
+				t.Error("no end is announced")
+			}
+		})
 	}
 }

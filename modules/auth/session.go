@@ -297,6 +297,9 @@ func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, gene
 
 // revoke writes the revocation of a session, with its event if it is a new one.
 func (s *Service) revoke(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason) error {
+	if err := outbox.Await(ctx, tx); err != nil {
+		return err
+	}
 	env := s.newEnvelope(userID)
 	news, err := s.writeRevocation(ctx, tx, userID, sid, reason, env.OccurredAt, time.Time{})
 	if err != nil || !news {
@@ -378,6 +381,9 @@ func (s *Service) changeAccount(ctx context.Context, all allSessions, check chec
 			return err
 		}
 		return fn(ctx, tx, a, func() (int64, error) {
+			if err := outbox.Await(ctx, tx); err != nil {
+				return 0, err
+			}
 			raised, event, err := s.raise(ctx, tx, a, all.kept, all.reason)
 			if err != nil {
 				return 0, err
@@ -393,7 +399,8 @@ func (s *Service) changeAccount(ctx context.Context, all allSessions, check chec
 }
 
 // raise ends every session of the account but the kept one, and returns the epoch from which
-// sessions live and the event, which it does not add.
+// sessions live and the event, which it does not add. The event says how long access tokens can live that are
+// issued up to the commit, so the caller has called [outbox.Await]: the commit must not be long after.
 func (s *Service) raise(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID,
 	reason Reason) (int64, outbox.Event, error) {
 	env := s.newEnvelope(a.ID)

@@ -94,6 +94,20 @@ func Add(ctx context.Context, tx database.IDB, events ...Event) error {
 	return nil
 }
 
+// Await waits until the transaction can add events: an index that is built on their table keeps writers waiting for
+// minutes. Call it before the clock is read for an event that says how long something holds: [Add] would wait
+// afterwards.
+func Await(ctx context.Context, tx database.IDB) error {
+	if !database.IsPostgres(tx) {
+		return nil
+	}
+	// As the function outbox_add_traced does, and kept as long.
+	if _, err := tx.ExecContext(ctx, "LOCK TABLE ONLY outbox_event IN ROW EXCLUSIVE MODE"); err != nil {
+		return fmt.Errorf("outbox.Await: %w", err)
+	}
+	return nil
+}
+
 // create makes the span of an event, if the context's trace is recorded, and returns what the event keeps of
 // its trace.
 func create(ctx context.Context, s *stored) (traceparent string) {
