@@ -92,6 +92,9 @@ func (t target) refusedInProd(c Config) bool {
 
 // Overridden reports settings without effect.
 func (c Config) Overridden(report func(path, by string)) {
+	if t, err := targetOf(c); c.Enabled() && err == nil && t.tls() == nil {
+		report("redis.ca_file", "a connection without TLS")
+	}
 	if c.URL == "" {
 		return
 	}

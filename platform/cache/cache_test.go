@@ -184,10 +184,18 @@ func TestAURLIsTakenAsTheClientUnderstandsItOrRefused(t *testing.T) {
 		"redis://s1/-1?master_name=main":                    false,
 		"redis-sentinel://redis":                            false,
 		"unix://":                                           false,
-		"redis://redis/0/hunter2":                           false,
-		"redis://u:hunter2@re%20dis":                        false,
-		"redis://u:hunter2@redis.example.com/zero":          false,
-		"redis://u:hunter2@redis.example.com:6379 ":         false,
+		// the parsers leave the first of these out
+		"redis://redis?db=3;pool_size=9":            false,
+		"redis://redis?pool_size=9;":                false,
+		"redis://s1?master_name=main;&db=3":         false,
+		"redis://redis?db=1&db=2":                   false,
+		"redis://redis?pool_size=9&pool_size=10":    false,
+		"redis://redis/1?db=2":                      false,
+		"redis://redis/2?db=2":                      true,
+		"redis://redis/0/hunter2":                   false,
+		"redis://u:hunter2@re%20dis":                false,
+		"redis://u:hunter2@redis.example.com/zero":  false,
+		"redis://u:hunter2@redis.example.com:6379 ": false,
 	} {
 		faults := ""
 		cfg := cache.Config{URL: config.Secret(url), Port: 6379}
@@ -206,6 +214,27 @@ func TestAURLIsTakenAsTheClientUnderstandsItOrRefused(t *testing.T) {
 		}
 		if err == nil {
 			_ = client.Close()
+		}
+	}
+}
+
+// A file of authorities does not turn TLS on.
+func TestAFileOfAuthoritiesWithoutTLSIsToldOf(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		cfg  cache.Config
+		want bool
+	}{
+		"parts":           {cache.Config{Host: "redis", Port: 6379, CAFile: "ca.pem"}, true},
+		"parts with TLS":  {cache.Config{Host: "redis", Port: 6379, TLS: true}, false},
+		"a URL":           {cache.Config{URL: "redis://redis", TLS: true, CAFile: "ca.pem"}, true},
+		"a URL with TLS":  {cache.Config{URL: "rediss://redis"}, false},
+		"no Redis at all": {cache.Config{}, false},
+	} {
+		told := false
+		tc.cfg.Overridden(func(path, _ string) { told = told || path == "redis.ca_file" })
+		if told != tc.want {
+			t.Errorf("%s: told %v", name, told)
 		}
 	}
 }

@@ -89,7 +89,33 @@ func parseURL(c Config) (t target, err error) {
 	default:
 		return t, errURL
 	}
+	if err := checkOptions(text); err != nil {
+		return t, err
+	}
 	return t, t.check(text)
+}
+
+// checkOptions refuses options that the client's parsers would leave out without a word: all that stands together
+// with a semicolon, and of an option that is there twice the first one.
+func checkOptions(text string) error {
+	u, err := url.Parse(text) // as they do
+	if err != nil {
+		return errURL
+	}
+	options, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return errors.New("has options that cannot be read: they are NAME=VALUE with & between them; " +
+			"other characters in a value are percent-encoded")
+	}
+	for name, values := range options {
+		if name != "addr" && len(values) > 1 {
+			return errors.New("has an option twice")
+		}
+	}
+	if db := strings.Trim(u.Path, "/"); u.Scheme != "unix" && db != "" && options.Has("db") && options.Get("db") != db {
+		return errors.New("names two databases, after the slash and as an option")
+	}
+	return nil
 }
 
 var errURL = errors.New("must be a URL that begins with redis://, rediss:// or unix://, without options that the " +

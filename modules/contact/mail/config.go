@@ -155,7 +155,11 @@ func parseServer(text config.Secret) (server, error) {
 		}
 	}
 	s.optional = isLoopback(s.host)
-	for name, values := range u.Query() {
+	options, err := url.ParseQuery(u.RawQuery)
+	if err != nil { // u.Query would leave the option out
+		return server{}, errors.New(form)
+	}
+	for name, values := range options {
 		if name != "starttls" || s.implicit || len(values) != 1 || values[0] != "optional" && values[0] != "required" {
 			return server{}, errors.New("takes one option, with smtp:// alone: ?starttls=required or " +
 				"?starttls=optional")

@@ -30,7 +30,7 @@ func TestTheServerIsReadFromItsURL(t *testing.T) {
 		"smtp://u@mail", "smtp://u:@mail", "smtp://:s3cret@mail", "smtp://u:s3cret/x@mail", "smtp://u:s3cret#x@mail",
 		"smtp://u:s3cret?x@mail",
 		"smtp://u:s3c@ret@mail", "smtp://u:s3cret%zz@mail", "smtp://mail:70000", "smtp://mail?starttls=no",
-		"smtp://mail?tls=off", "smtps://mail?starttls=optional",
+		"smtp://localhost?starttls=required;", "smtp://mail?starttls=%zz", "smtp://mail?tls=off", "smtps://mail?starttls=optional",
 		"smtp://two hosts",
 	} {
 		if got, err := parseServer(config.Secret(text)); err == nil || strings.Contains(err.Error(), "s3c") {

@@ -82,6 +82,20 @@ func (c KafkaConfig) Validate(report func(path, problem string)) {
 	}
 }
 
+// Overridden reports settings without effect. Who sets one of them believes that the connection is encrypted, or that
+// somebody signs in.
+func (c KafkaConfig) Overridden(report func(path, by string)) {
+	if !c.TLS.Enabled {
+		for _, path := range []string{"kafka.tls.ca_file", "kafka.tls.cert_file", "kafka.tls.key_file"} {
+			report(path, "kafka.tls.enabled")
+		}
+	}
+	if c.SASL.Mechanism == "none" {
+		report("kafka.sasl.user", "kafka.sasl.mechanism")
+		report("kafka.sasl.password", "kafka.sasl.mechanism")
+	}
+}
+
 // CheckFiles reports files for TLS that could not be used.
 func (c KafkaConfig) CheckFiles(report func(path, problem string)) {
 	if !c.UsesKafka() || !c.TLS.Enabled {
