@@ -38,10 +38,11 @@ var ErrClosed = errors.New("hashing pool is closed")
 // wait, and a person who arrives during a flood does not wait for all of it. Those who have waited
 // too long are refused without any work done for them. Refusing them late is on purpose: a client
 // that tries again at once would otherwise cost more than it saves. Those who came together are not
-// refused together: see [Pool.patience].
+// refused together: see [Pool.patience]. For the same reason those for whom there is no place are
+// held for a moment: see [Pool.hold].
 //
 // Registrations have a queue and a share of their own. While sign-ins wait too, they get one
-// turn in four and no more places than a quarter of the queue; alone they get everything.
+// turn in four, and the places that those leave free, at least a quarter; alone they get everything.
 //
 // What a hash needs, such as the account to compare with, is fetched when its turn is near:
 // as many jobs as there are workers are made ready ahead, so that no worker waits for it and
@@ -59,9 +60,13 @@ type Pool struct {
 	near   int                 // jobs whose turn is near, ready or not; at most as many as workers
 	ready  list.List           // of *job, those of them that a worker can begin
 	busy   int
+	held   int // those for whom there was no place; at most maxQueue
 	closed bool
 	smooth time.Duration // moving average of what a job takes
 	done   sync.WaitGroup
+
+	shortHold time.Duration // least time that one of them is held
+	closing   chan struct{}
 
 	waited   prometheus.Histogram
 	took     prometheus.Histogram
@@ -78,7 +83,7 @@ const (
 )
 
 // registrationShare is one in how many turns a registration gets while sign-ins wait, and which
-// part of the queue it may take.
+// part of the queue it may always take.
 const registrationShare = 4
 
 type job struct {
@@ -101,6 +106,10 @@ func NewPool(cfg Config, reg prometheus.Registerer) (*Pool, error) {
 		maxWait:  cfg.QueueWait,
 		workers:  cfg.workers(),
 		now:      time.Now,
+
+		shortHold: time.Second,
+		closing:   make(chan struct{}),
+
 		waited: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "authctl_password_hash_wait_seconds", Help: "How long work waited for a hashing worker.",
 			Buckets: []float64{.001, .005, .025, .1, .25, .5, 1, 2.5, 5, 10},
@@ -159,6 +168,7 @@ func (p *Pool) do(ctx context.Context, why purpose, prepare, run func() error) e
 	}
 	j := &job{ctx: ctx, run: run, at: p.now(), near: make(chan struct{}), done: make(chan struct{})}
 	if err := p.enqueue(j, why); err != nil {
+		p.hold(ctx)
 		return err
 	}
 	timer := time.NewTimer(p.patience())
@@ -189,6 +199,30 @@ func (p *Pool) do(ctx context.Context, why purpose, prepare, run func() error) e
 // attempts, in this process and in Redis.
 func (p *Pool) patience() time.Duration { return p.maxWait - rand.N(p.maxWait/5+1) }
 
+// hold delays a refusal by one to two seconds. Clients that try again at once would otherwise take all of
+// the processor, since whatever refuses them has a higher priority than hashing.
+func (p *Pool) hold(ctx context.Context) {
+	p.mu.Lock()
+	full := p.held == p.maxQueue
+	if !full {
+		p.held++
+	}
+	p.mu.Unlock()
+	if full {
+		return
+	}
+	timer := time.NewTimer(p.shortHold + rand.N(p.shortHold))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	case <-p.closing:
+	}
+	p.mu.Lock()
+	p.held--
+	p.mu.Unlock()
+}
+
 func (p *Pool) enqueue(j *job, why purpose) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -197,7 +231,7 @@ func (p *Pool) enqueue(j *job, why purpose) error {
 	}
 	idle, places := p.workers-p.busy, p.maxQueue
 	if why == registration {
-		places = max(1, places/registrationShare)
+		places = max(1, places/registrationShare, places-p.queues[signIn].Len())
 	}
 	if p.queues[why].Len()+p.near-idle >= places {
 		p.rejected.WithLabelValues("full").Inc()
@@ -336,6 +370,9 @@ const closeWait = time.Second
 // Close turns away what waits, waits a moment for what runs, and ends the workers.
 func (p *Pool) Close() {
 	p.mu.Lock()
+	if !p.closed {
+		close(p.closing)
+	}
 	p.closed = true
 	for k := range p.queues {
 		for e := p.queues[k].Front(); e != nil; e = p.queues[k].Front() {

@@ -94,9 +94,10 @@ func TestTheNewestIsNextWhenTheWaitIsTooLong(t *testing.T) {
 	}
 }
 
-func TestOneMoreThanTheQueueHoldsIsTurnedAwayAtOnce(t *testing.T) {
+func TestOneMoreThanTheQueueHoldsIsTurnedAwayUnhashed(t *testing.T) {
 	t.Parallel()
 	p, _, release := startPool(t, Config{Queue: 2, QueueWait: time.Minute})
+	p.shortHold = time.Millisecond
 	var all sync.WaitGroup
 	for i := range 2 {
 		all.Go(func() { _ = p.Do(t.Context(), nothing, func() error { return nil }) })
@@ -395,6 +396,78 @@ func TestTheMetricsOfThePool(t *testing.T) {
 	}
 }
 
+// Registrations have all places while nobody signs in, and a quarter in any case. They take none from sign-ins.
+func TestRegistrationsHaveThePlacesThatSignInsLeave(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ signIns, places int }{{0, 40}, {20, 20}, {39, 10}} {
+		p, _, release := startPool(t, Config{Queue: 40, QueueWait: time.Minute})
+		p.shortHold = time.Millisecond
+		ctx, leave := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		ask := func(why purpose) {
+			waiting := p.waiting()
+			all.Go(func() { _ = p.do(ctx, why, nothing, func() error { return nil }) })
+			queue(t, p, waiting+1)
+		}
+		ask(registration) // is next, and waits in no queue
+		for range c.signIns {
+			ask(signIn)
+		}
+		for range c.places - 1 {
+			ask(registration)
+		}
+		err := p.do(ctx, registration, nothing, func() error { t.Error("it ran"); return nil })
+		if !errors.Is(err, ErrOverloaded) {
+			t.Errorf("one registration more than %d, beside %d sign-ins: %v", c.places, c.signIns, err)
+		}
+		leave()
+		all.Wait()
+		release()
+	}
+}
+
+// For whom there is no place is held before the refusal, until they leave or the pool is closed. Of those who come
+// in any greater number the rest is refused at once.
+func TestARefusalForWantOfAPlaceIsHeld(t *testing.T) {
+	t.Parallel()
+	p, _, release := startPool(t, Config{Queue: 2, QueueWait: testenv.Patience})
+	p.shortHold = 10 * testenv.Patience
+	var all sync.WaitGroup
+	for i := range 2 {
+		all.Go(func() { _ = p.Do(t.Context(), nothing, func() error { return nil }) })
+		queue(t, p, i+1)
+	}
+	refused := make(chan error, 2)
+	ask := func(ctx context.Context) {
+		all.Go(func() { refused <- p.Do(ctx, nothing, func() error { t.Error("it ran"); return nil }) })
+	}
+	heldAre := func(n int) {
+		t.Helper()
+		testenv.Eventually(t, "so many are held", func() bool {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return p.held == n
+		})
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	ask(ctx)
+	ask(t.Context())
+	heldAre(2)
+	if err := p.Do(t.Context(), nothing, func() error { t.Error("it ran"); return nil }); !errors.Is(err, ErrOverloaded) {
+		t.Errorf("beside as many as are held: %v", err)
+	}
+	leave()
+	heldAre(1)
+	release()
+	p.Close()
+	all.Wait()
+	for range 2 {
+		if err := <-refused; !errors.Is(err, ErrOverloaded) {
+			t.Errorf("after it was held: %v", err)
+		}
+	}
+}
+
 // A flood of registrations waits in its own queue and gets one turn in four.
 func TestSignInsHaveThreeTurnsInFourBesideRegistrations(t *testing.T) {
 	t.Parallel()
@@ -412,10 +485,6 @@ func TestSignInsHaveThreeTurnsInFourBesideRegistrations(t *testing.T) {
 	}
 	for range 10 {
 		ask(registration)
-	}
-	err := p.do(t.Context(), registration, nothing, func() error { return nil })
-	if !errors.Is(err, ErrOverloaded) {
-		t.Errorf("a registration beyond a quarter of the queue: %v", err)
 	}
 	for range 9 {
 		ask(signIn)
