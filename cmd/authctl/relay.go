@@ -16,6 +16,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
 	"github.com/toppira/authctl/platform/telemetry"
+	"github.com/toppira/authctl/platform/tuning"
 )
 
 func newRelay(g *global) *cobra.Command {
@@ -88,6 +89,7 @@ func (a *app) relay(ctx context.Context, stderr io.Writer) error {
 		return both.Wait()
 	})
 	a.greetRelay(stderr, operator)
+	tuning.ForgetStart()
 	running.Go(func() error { a.notifyWhile(front); return nil })
 	if err := running.Wait(); err != nil {
 		return err

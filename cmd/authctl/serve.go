@@ -131,6 +131,7 @@ func (a *app) serve(ctx context.Context, stderr io.Writer) error {
 		return server.Run(front)
 	})
 	a.greet(stderr, server.Addr(), operator)
+	tuning.ForgetStart()
 	running.Go(func() error { a.notifyWhile(front); return nil })
 	if err := running.Wait(); err != nil {
 		return err

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package tuning
+
+// ForgetStart does nothing here.
+func ForgetStart() {}
