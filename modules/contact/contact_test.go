@@ -1304,6 +1304,51 @@ func TestAnUndoRestoresTheMailboxAndNotOneLikeIt(t *testing.T) {
 	}
 }
 
+// The thief makes the later changes on a server whose clock is behind. The undo ends their links all the same.
+func TestAnUndoEndsLaterLinksOfAServerWhoseClockIsBehind(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		behind := newEnv(t, env.db, env.cfg, &clock{now: env.now().Add(-time.Second)})
+		caller := env.verified(t, "owner@example.com")
+		list, err := env.Contacts(ctx, caller.User.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		env.messages(t)
+		if _, _, err := env.Add(ctx, caller.User.ID, NewContact{Email: "thief@example.com"}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := env.VerifyByLink(ctx, env.message(t, PurposeVerify).LinkToken, phone()); err != nil {
+			t.Fatal(err)
+		}
+		owners := env.message(t, PurposeNoticeContact)
+		if err := behind.Remove(ctx, caller.User.ID, list[0].ID, phone()); err != nil {
+			t.Fatal(err)
+		}
+		env.messages(t)
+		_, err = behind.accounts.ChangePassword(ctx, caller, goodPassword, newPassword, phone())
+		if err != nil {
+			t.Fatal(err)
+		}
+		thiefs := env.message(t, PurposeNoticePassword)
+		if thiefs.Recipient != "thief@example.com" || thiefs.LinkToken == "" {
+			t.Fatalf("%+v", thiefs)
+		}
+		if err := env.Undo(ctx, owners.LinkToken, phone()); err != nil {
+			t.Fatal(err)
+		}
+		for _, server := range []*testEnv{env, behind} {
+			if err := server.Undo(ctx, thiefs.LinkToken, phone()); !errors.Is(err, ErrInvalidCode) {
+				t.Errorf("the thief undid what the owner did: %v", err)
+			}
+		}
+		if got := env.contacts(t, caller.User.ID); got != "owner@example.com verified" {
+			t.Errorf("contacts: %s", got)
+		}
+	})
+}
+
 func TestAnUndoExpires(t *testing.T) {
 	t.Parallel()
 	each(t, plain(), func(t *testing.T, env *testEnv) {

@@ -40,9 +40,15 @@ func (s *Service) notify(ctx context.Context, tx database.Tx, u auth.User, befor
 	if err != nil {
 		return fmt.Errorf("encode contacts: %w", err)
 	}
+	// Undo ends what came later. The clock of the server that made the last one may be ahead of this one.
+	last, err := database.Value[int64](tx.QueryRowContext(ctx,
+		"SELECT coalesce(max(created_ms), 0) FROM contact_undo WHERE user_id = ?", u.ID))
+	if err != nil {
+		return fmt.Errorf("read when a change could last be undone: %w", err)
+	}
 	_, err = tx.ExecContext(ctx, `INSERT INTO contact_undo (id, user_id, digest, contacts, state, created_ms, expires_ms)
-		VALUES (?, ?, ?, ?, 'live', ?, ?)`, id, u.ID, s.digests.of(digestUndo, id, secret), string(kept), now.UnixMilli(),
-		now.Add(undoTTL).UnixMilli())
+		VALUES (?, ?, ?, ?, 'live', ?, ?)`, id, u.ID, s.digests.of(digestUndo, id, secret), string(kept),
+		max(now.UnixMilli(), last+1), now.Add(undoTTL).UnixMilli())
 	if err != nil {
 		return fmt.Errorf("insert what a change can be undone to: %w", err)
 	}
