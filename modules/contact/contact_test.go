@@ -191,6 +191,24 @@ func TestAnAddressCanBeWrittenAgain(t *testing.T) {
 	})
 }
 
+// An operator who verifies or removes an address means one mailbox, and not another that is compared as the same.
+func TestAnOperatorNamesOneMailbox(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		caller := env.register(t, "strasse@example.com")
+		for email, want := range map[string]error{
+			"strasse@example.com": nil, "Strasse@EXAMPLE.com": nil, " strasse@example.com": nil,
+			"straße@example.com": ErrContactNotFound, "ſtrasse@example.com": ErrContactNotFound,
+			"nobody@example.com": ErrContactNotFound, "strasse": ErrContactNotFound,
+		} {
+			c, err := env.ContactByEmail(t.Context(), caller.User.ID, email)
+			if !errors.Is(err, want) || err == nil && c.Address != "strasse@example.com" {
+				t.Errorf("%q: %+v, %v", email, c, err)
+			}
+		}
+	})
+}
+
 func TestLanguagesAreKeptInTheirOrder(t *testing.T) {
 	t.Parallel()
 	for header, want := range map[string]string{

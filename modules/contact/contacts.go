@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/google/uuid"
 	"go.uber.org/zap"
@@ -23,12 +24,20 @@ func (s *Service) Contacts(ctx context.Context, userID uuid.UUID) ([]Contact, er
 	return list, err
 }
 
-// ContactByEmail returns the contact of an account with the address, however it is written, or
-// [ErrContactNotFound].
+// ContactByEmail returns the contact of an account with the address, in capitals or not, or
+// [ErrContactNotFound]. strasse@ is not found by straße@, although they are compared as one: they may be two
+// mailboxes, and who asks means the one.
 func (s *Service) ContactByEmail(ctx context.Context, userID uuid.UUID, email string) (Contact, error) {
 	c, err := scanContact(s.db.QueryRowContext(ctx, "SELECT "+contactColumns+` FROM contact WHERE user_id = ? AND kind = ?
 		AND canonical = ?`, userID, KindEmail, canonicalOf(email)))
-	return c.Contact, err
+	if err != nil {
+		return Contact{}, err
+	}
+	if typed, _, err := parseAddress(strings.TrimSpace(email)); err != nil ||
+		strings.ToLower(typed) != strings.ToLower(c.Address) { //nolint:staticcheck // EqualFold takes ſ for s
+		return Contact{}, ErrContactNotFound
+	}
+	return c.Contact, nil
 }
 
 // NewContact is an address that an account is to get.
