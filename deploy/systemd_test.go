@@ -55,7 +55,7 @@ func TestUnitsSurviveADatabaseThatComesLate(t *testing.T) {
 		u := readUnit(t, path)
 		for name, want := range map[string]string{
 			"Type": "notify", "Restart": "on-failure", "RestartSec": "2", "StartLimitIntervalSec": "0",
-			"ExecStart":  "/usr/local/bin/authctl " + command + " --config /etc/authctl/config.yaml",
+			"ExecStart":  "/usr/local/bin/authctl " + command + " --config %d/config.yaml",
 			"ExecReload": "/bin/kill -HUP $MAINPID",
 		} {
 			if !slices.Equal(u[name], []string{want}) {
@@ -115,6 +115,35 @@ func TestUnitsSetOnlyWhatCanBeSet(t *testing.T) {
 	for name := range readUnit(t, relayUnit).environment("1") {
 		if strings.HasPrefix(name, "AUTH_") && name != "AUTH_TOKEN_SECRET_FILE" || strings.HasPrefix(name, "CACHE_") {
 			t.Errorf("the relay gets %s, which it does not need", name)
+		}
+	}
+}
+
+// The units run as users of their own, and by the lines of the page only root may enter /etc/authctl.
+func TestUnitsReadWhatOnlyRootMayRead(t *testing.T) {
+	t.Parallel()
+	if page := read(t, "../docs/operations.md"); !strings.Contains(page, "install -d -m 700 /etc/authctl\n") {
+		t.Error("the page makes another folder")
+	}
+	for _, path := range []string{serveUnit, relayUnit} {
+		u := readUnit(t, path)
+		handed := map[string]bool{}
+		for _, credential := range u["LoadCredential"] {
+			name, _, _ := strings.Cut(credential, ":")
+			handed[name] = true
+		}
+		for _, setting := range []string{"ExecStart", "Environment"} {
+			for _, value := range u[setting] {
+				if strings.Contains(value, "/etc/authctl") {
+					t.Errorf("%s: %s=%s names a file that its user may not read", path, setting, value)
+				}
+				if _, name, found := strings.Cut(value, "%d/"); found && !handed[name] {
+					t.Errorf("%s: %s=%s names a credential that it does not get", path, setting, value)
+				}
+			}
+		}
+		if !handed["config.yaml"] {
+			t.Errorf("%s does not get its settings", path)
 		}
 	}
 }
