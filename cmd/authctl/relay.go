@@ -128,6 +128,7 @@ func (a *app) relayInline(ctx context.Context, r *relay.Relay) {
 	a.log.Error("relay_ended", zap.Error(err),
 		zap.String("hint", "sign-in goes on and events wait in the database; do what the error says, then "+
 			"restart this process"))
+	r.Observe(ctx)
 }
 
 // runRelay runs the relay. In dev mode it makes the topic first, so that naming a broker is

@@ -14,12 +14,27 @@ import (
 type DeliveryState struct {
 	Subscription
 	Waiting      int64         `json:"waiting"`       // events, those of parked keys included
-	OldestAge    time.Duration `json:"oldest_age_ns"` // of those whose keys are not parked
+	OldestAge    time.Duration `json:"oldest_age_ns"` // of those whose keys are not parked; see [State.OldestAge]
 	HeldKeys     int64         `json:"held_keys"`     // whose first event is tried again
 	ParkedKeys   int64         `json:"parked_keys"`
 	ParkedEvents int64         `json:"parked_events"`        // that wait with them
 	LastError    string        `json:"last_error,omitempty"` // of the key that has been held longest
 	Deliverers   int           `json:"deliverers"`           // that live and deliver to targets of its kind
+}
+
+// delivers is the condition that a deliverer lives and delivers to targets of the kind ?2, on the clock of now.
+func delivers(now string) string {
+	return `until_ms > ` + now + ` AND until_ms <= ` + now + ` + lease_ms + 1000 AND kinds LIKE '%"' || ?2 || '"%'`
+}
+
+// Deliverers counts the processes that live and deliver to a target.
+func Deliverers(ctx context.Context, db database.IDB, s Subscription) (n int, err error) {
+	err = db.QueryRowContext(ctx, `SELECT count(*) FROM outbox_subscription, outbox_deliverer
+		WHERE outbox_subscription.id = ?1 AND `+delivers(schema.Now(db)), s.ID, s.Kind).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("count who delivers to the target %s: %w", s.Name, err)
+	}
+	return n, nil
 }
 
 // Deliveries lists the targets besides the log with what waits for them, the oldest target first. It
@@ -41,19 +56,20 @@ func Deliveries(ctx context.Context, db *database.DB) ([]DeliveryState, error) {
 
 func (t *DeliveryState) count(ctx context.Context, db *database.DB) error {
 	now := schema.Now(db)
-	var ready, held, first, firstHeld, age int64
+	var ready, held, first, firstHeld, failing, age int64
 	err := db.QueryRowContext(ctx, `SELECT
 			(SELECT count(*) FROM outbox_delivery WHERE target = ?1 AND NOT held),
 			(SELECT count(*) FROM outbox_delivery WHERE target = ?1 AND held),
-			(SELECT coalesce(min(id), 0) FROM outbox_delivery WHERE target = ?1 AND NOT held),
-			(SELECT coalesce(min(event), 0) FROM outbox_held_key WHERE target = ?1 AND parked_ms IS NULL),
+			(SELECT coalesce(min(id), 0) FROM outbox_delivery WHERE target = ?1 AND NOT held AND NOT replay),
+			(SELECT coalesce(min(d.id), 0) FROM outbox_held_key k JOIN outbox_delivery d ON d.target = k.target AND d.key = k.key AND d.held
+				WHERE k.target = ?1 AND k.parked_ms IS NULL AND NOT d.replay),
+			(SELECT coalesce(`+now+` - min(since_ms), 0) FROM outbox_held_key WHERE target = ?1 AND parked_ms IS NULL),
 			(SELECT count(*) FROM outbox_held_key WHERE target = ?1 AND parked_ms IS NULL),
 			(SELECT count(*) FROM outbox_held_key WHERE target = ?1 AND parked_ms IS NOT NULL),
 			(SELECT count(*) FROM outbox_held_key k JOIN outbox_delivery d ON d.target = k.target AND d.key = k.key AND d.held
 				WHERE k.target = ?1 AND k.parked_ms IS NOT NULL),
-			(SELECT count(*) FROM outbox_deliverer WHERE until_ms > `+now+` AND until_ms <= `+now+` + lease_ms + 1000
-				AND kinds LIKE '%"' || ?2 || '"%')`, t.ID, t.Kind).
-		Scan(&ready, &held, &first, &firstHeld, &t.HeldKeys, &t.ParkedKeys, &t.ParkedEvents, &t.Deliverers)
+			(SELECT count(*) FROM outbox_deliverer WHERE `+delivers(now)+`)`, t.ID, t.Kind).
+		Scan(&ready, &held, &first, &firstHeld, &failing, &t.HeldKeys, &t.ParkedKeys, &t.ParkedEvents, &t.Deliverers)
 	if err != nil {
 		return err
 	}
@@ -70,8 +86,8 @@ func (t *DeliveryState) count(ctx context.Context, db *database.DB) error {
 		if err != nil && !database.IsNotFound(err) {
 			return err
 		}
-		t.OldestAge = time.Duration(max(0, age)) * time.Millisecond
 	}
+	t.OldestAge = time.Duration(max(0, age, failing)) * time.Millisecond
 	if t.HeldKeys+t.ParkedKeys > 0 {
 		err := db.QueryRowContext(ctx, `SELECT error FROM outbox_held_key WHERE target = ? AND since_ms IS NOT NULL
 			ORDER BY since_ms LIMIT 1`, t.ID).Scan(&t.LastError)

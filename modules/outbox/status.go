@@ -11,8 +11,10 @@ import (
 
 // State is the state of the outbox at one moment.
 type State struct {
-	Pending      int64         `json:"pending"`       // events to be published
-	OldestAge    time.Duration `json:"oldest_age_ns"` // of the oldest pending event
+	Pending int64 `json:"pending"` // events to be published
+	// OldestAge is how long the oldest pending event has waited. An event that was put back by a replay was
+	// written long before and is left out.
+	OldestAge    time.Duration `json:"oldest_age_ns"`
 	ParkedKeys   int64         `json:"parked_keys"`
 	ParkedEvents int64         `json:"parked_events"`          // that wait with their keys
 	Rate         float64       `json:"rate"`                   // recent events a second of all relays
@@ -97,7 +99,7 @@ func Status(ctx context.Context, db *database.DB) (st State, err error) {
 			coalesce(p.n, 0), coalesce(e.created_ms, `+schema.Now(db)+`)
 		FROM outbox_shard s
 		LEFT JOIN outbox_relay r ON r.id = s.owner
-		LEFT JOIN (SELECT shard, count(*) AS n, min(id) AS first FROM outbox_pending GROUP BY shard) p ON p.shard = s.shard
+		LEFT JOIN (SELECT shard, count(*) AS n, min(CASE WHEN NOT replay THEN id END) AS first FROM outbox_pending GROUP BY shard) p ON p.shard = s.shard
 		LEFT JOIN outbox_event e ON e.id = p.first ORDER BY s.shard`, schema.LongestLease.Milliseconds())
 	if err != nil {
 		return st, err

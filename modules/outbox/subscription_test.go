@@ -483,3 +483,50 @@ func segmentOf(t *testing.T, db *database.DB, key string) (table string) {
 	}
 	return table
 }
+
+// An event that a target gets again was written long before. It waits only since the target has not taken it.
+func TestAReplayToATargetIsNoBacklog(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		outboxtest.AddKeys(t, db, "a", "b")
+		s := subscribe(t, db, "hook", "*")
+		change := func(statement string, args ...any) {
+			t.Helper()
+			if _, err := db.ExecContext(t.Context(), statement, args...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		oldest := func() time.Duration {
+			t.Helper()
+			list, err := outbox.Deliveries(t.Context(), db)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range list {
+				if d.ID == s.ID {
+					return d.OldestAge
+				}
+			}
+			t.Fatal("the target is gone")
+			return 0
+		}
+		change(`UPDATE outbox_event SET created_ms = created_ms - 86400000`)
+		if res, err := outbox.ReplayTo(t.Context(), db, s, outbox.Selection{}, false, nil); err != nil || res.Enqueued != 2 {
+			t.Fatalf("%+v, %v", res, err)
+		}
+		if age := oldest(); age >= time.Hour {
+			t.Errorf("events that are sent again make a backlog of %s", age)
+		}
+		// One of them fails since ten minutes.
+		change(`UPDATE outbox_delivery SET held = true WHERE key = 'a'`)
+		change(`INSERT INTO outbox_held_key (target, key, shard, event, attempts, since_ms, next_ms, error)
+			SELECT target, key, shard, id, 1, ?, 0, '' FROM outbox_delivery WHERE held`, time.Now().UnixMilli()-600_000)
+		if age := oldest(); age < 9*time.Minute || age >= time.Hour {
+			t.Errorf("an event that fails since ten minutes makes a backlog of %s", age)
+		}
+		change(`UPDATE outbox_delivery SET replay = false WHERE held`)
+		if age := oldest(); age < 24*time.Hour {
+			t.Errorf("an event of yesterday that the target never took makes a backlog of %s", age)
+		}
+	})
+}

@@ -58,6 +58,7 @@ type Deliverer struct {
 	stop    context.Context // of Run: no attempt begins after it ends
 	abandon context.Context // no attempt goes on after it ends
 	failing time.Time       // since when the database cannot be used; zero: it can
+	lacks   bool            // because the role lacks rights
 	told    bool            // that was logged
 }
 
@@ -95,8 +96,18 @@ func New(db *database.DB, sinks map[string]Sink, cfg Config, opt Options) (*Deli
 			d.cfg.Drain = max(d.cfg.Drain, sink.AnswerTimeout()+saveTimeout)
 		}
 	}
-	d.met, err = newMetrics(opt.Registry)
+	d.met, err = newMetrics(opt.Registry, d.outage)
 	return d, err
+}
+
+// outage is for how long the database cannot be used because of the role's rights, or for other reasons.
+func (d *Deliverer) outage(lacksRights bool) time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.failing.IsZero() || d.lacks != lacksRights {
+		return 0
+	}
+	return d.now().Sub(d.failing)
 }
 
 // Run delivers until ctx ends. Then it sends nothing more, hands over the places without attempts under way,
@@ -197,6 +208,7 @@ func (d *Deliverer) failed(err error) {
 	if d.failing.IsZero() {
 		d.failing = d.now()
 	}
+	d.lacks = database.IsForbidden(err)
 	first := !d.told && (database.IsForbidden(err) || d.now().Sub(d.failing) >= time.Second)
 	d.told = d.told || first
 	d.mu.Unlock()

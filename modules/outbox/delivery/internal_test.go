@@ -75,7 +75,14 @@ func TestAnOutageOfTheDatabaseIsLogged(t *testing.T) {
 		d.failed(test.err)
 		d.failed(test.err)
 		now = now.Add(time.Minute)
+		rights := name == "deliverer_stalled"
+		if d.outage(rights) != test.wait+time.Minute || d.outage(!rights) != 0 {
+			t.Errorf("%s: the metric says %v, and %v of the other kind", name, d.outage(rights), d.outage(!rights))
+		}
 		d.worked()
+		if d.outage(rights) != 0 {
+			t.Errorf("%s: the metric does not end", name)
+		}
 		d.worked()
 		lines := logs.All()
 		if len(lines) != 2 || lines[0].Message != name || lines[1].Message != "deliverer_outage_ended" {

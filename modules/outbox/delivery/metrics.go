@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -16,7 +17,8 @@ type metrics struct {
 	latency                                  *prometheus.HistogramVec
 }
 
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+// newMetrics registers them, and one of outage, which says for how long the database cannot be used.
+func newMetrics(reg prometheus.Registerer, outage func(lacksRights bool) time.Duration) (*metrics, error) {
 	gauge := func(name, help string) *prometheus.GaugeVec {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "authctl_outbox_target_" + name, Help: help},
 			[]string{"target"})
@@ -44,9 +46,17 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	if reg == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{
+	collectors := []prometheus.Collector{
 		m.waiting, m.oldestAge, m.held, m.parked, m.paused, m.delivered, m.dropped, m.failed, m.latency,
-	} {
+	}
+	for kind, lacksRights := range map[string]bool{"rights": true, "database": false} {
+		collectors = append(collectors, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "authctl_outbox_delivery_outage_seconds", Help: "For how long this process has not been able to " +
+				"deliver to any target because of the database; 0: it can.",
+			ConstLabels: prometheus.Labels{"kind": kind},
+		}, func() float64 { return outage(lacksRights).Seconds() }))
+	}
+	for _, c := range collectors {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register the metrics of targets: %w", err)
 		}

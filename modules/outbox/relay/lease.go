@@ -76,7 +76,9 @@ func (r *Relay) tick(ctx context.Context) error {
 	r.mu.Lock()
 	if !r.until.HoldsAt(asked) {
 		// Others may have owned the shards since: what is remembered is out of date.
-		r.dropAll()
+		r.met.lost.Add(float64(r.dropAll()))
+		r.met.owned.Set(0)
+		r.met.living.Set(0) // this one does not count any more, and cannot tell who does
 	}
 	held := make([]claim, 0, len(r.held))
 	for _, sh := range r.held {
@@ -390,13 +392,14 @@ func (r *Relay) applyTick(asked time.Time, held []claim, res tickResult) {
 // have given the same ids to other events.
 var errOtherServer = errors.New("the database is another server now")
 
-// dropAll forgets every lease. Caller holds mu.
-func (r *Relay) dropAll() {
+// dropAll forgets every lease and returns how many there were. Caller holds mu.
+func (r *Relay) dropAll() int {
+	n := len(r.held)
 	for id, sh := range r.held {
 		sh.lost.Store(true)
 		delete(r.held, id)
-		r.met.lost.Inc()
 	}
+	return n
 }
 
 // releaseLeases gives up every lease at once, so that others need not wait until it expires.
@@ -404,6 +407,7 @@ func (r *Relay) releaseLeases(ctx context.Context) error {
 	r.mu.Lock()
 	r.dropAll()
 	r.met.owned.Set(0)
+	r.met.living.Set(0)
 	r.mu.Unlock()
 	if err := schema.Release(ctx, r.db, r.cfg.Lease/2, "outbox_shard", "outbox_relay", r.id); err != nil {
 		return fmt.Errorf("release the leases: %w", err)

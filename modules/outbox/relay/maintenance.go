@@ -120,9 +120,15 @@ func (r *Relay) retain(ctx context.Context) {
 	}
 }
 
-// gauge keeps the metrics of the whole outbox up to date. The longer it takes to count a backlog,
-// the less often it counts.
-func (r *Relay) gauge(ctx context.Context) {
+// Observe keeps the metrics of the whole outbox up to date until ctx ends, for a process that goes on
+// after its relay has ended: what it showed last would hide that events wait, and that nobody relays.
+func (r *Relay) Observe(ctx context.Context) {
+	r.gauge(ctx, func(st outbox.State) { r.met.living.Set(float64(len(st.Relays))) })
+}
+
+// gauge keeps the metrics of the whole outbox up to date, and hands each state on. The longer it takes to
+// count a backlog, the less often it counts.
+func (r *Relay) gauge(ctx context.Context, also func(outbox.State)) {
 	for {
 		start := r.now()
 		st, err := outbox.Status(ctx, r.db)
@@ -131,6 +137,10 @@ func (r *Relay) gauge(ctx context.Context) {
 			r.met.oldestAge.Set(st.OldestAge.Seconds())
 			r.met.parked.Set(float64(st.ParkedKeys))
 		}
+		if err != nil { // nothing is known
+			st = outbox.State{}
+		}
+		also(st)
 		if !retry.Sleep(ctx, max(gaugeEvery, 50*r.now().Sub(start))) {
 			return
 		}

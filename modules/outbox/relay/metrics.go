@@ -30,7 +30,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		oldestAge: gauge("oldest_age_seconds", "Age of the oldest event to be published."),
 		parked:    gauge("parked", "Keys that are parked because one of their events was refused."),
 		owned:     gauge("shards_owned", "Shards whose leases this relay holds."),
-		living:    gauge("relays", "Relays that are alive."),
+		living:    gauge("relays", "Relays that are alive, as far as this process can tell: 0 while it cannot."),
 		published: counter("published_total", "Events this relay published."),
 		replayed:  counter("replayed_total", "Events this relay published again because an operator asked for it."),
 		takeovers: counter("takeovers_total", "Shards this relay took from a relay whose lease had expired."),

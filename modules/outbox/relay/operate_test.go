@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/modules/outbox/relay"
@@ -568,4 +570,88 @@ func TestForeignTransactionsDelayNothing(t *testing.T) {
 	if got := lines(t, path); got[len(got)-1] != "slow/1" {
 		t.Errorf("the last is %s", got[len(got)-1])
 	}
+}
+
+// A relay whose leases run out, since it cannot use the database, does not go on saying that it is alive and that
+// nothing waits. What it gives up when it stops is not lost.
+func TestARelayThatCannotRenewCountsNobody(t *testing.T) {
+	t.Parallel()
+	db := dbtest.SQLite(t)
+	s, _ := file(t)
+	reg := prometheus.NewRegistry()
+	r, err := relay.New(db, s, relay.Config{Lease: time.Second}, relay.Options{Registry: reg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	done := make(chan error, 1)
+	go func() { done <- r.Run(ctx) }()
+	shows := func(relays, shards float64) {
+		t.Helper()
+		testenv.Eventually(t, fmt.Sprintf("%v relays, %v shards", relays, shards), func() bool {
+			return outboxtest.Metric(t, reg, "authctl_outbox_relays") == relays &&
+				outboxtest.Metric(t, reg, "authctl_outbox_shards_owned") == shards
+		})
+	}
+	change := func(statement string) {
+		t.Helper()
+		if _, err := db.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shows(1, 96)
+	change(`ALTER TABLE outbox_relay RENAME TO away`)
+	shows(0, 0)
+	change(`ALTER TABLE away RENAME TO outbox_relay`)
+	shows(1, 96)
+	lost := outboxtest.Metric(t, reg, "authctl_outbox_leases_lost_total")
+	if lost < 96 {
+		t.Errorf("%v leases lost", lost)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	shows(0, 0)
+	if got := outboxtest.Metric(t, reg, "authctl_outbox_leases_lost_total"); got != lost {
+		t.Errorf("%v leases count as lost because the relay stopped", got-lost)
+	}
+}
+
+// An event that is sent again was written long before: it has not waited that long.
+func TestAReplayIsNoBacklog(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, func(t *testing.T, db *database.DB) {
+		oldest := func(waiting int64) time.Duration {
+			t.Helper()
+			st, err := outbox.Status(t.Context(), db)
+			if err != nil || st.Pending != waiting {
+				t.Fatalf("%d pending, want %d: %v", st.Pending, waiting, err)
+			}
+			return st.OldestAge
+		}
+		s, _ := file(t)
+		stop := startRelay(t, db, s, relay.Config{}, relay.Options{})
+		outboxtest.AddKeys(t, db, "a", "a", "b")
+		drained(t, db)
+		stop()
+		if _, err := db.ExecContext(t.Context(), `UPDATE outbox_event SET created_ms = created_ms - 86400000`); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := outbox.Replay(t.Context(), db, outbox.Selection{}, false, nil); err != nil {
+			t.Fatal(err)
+		}
+		if age := oldest(3); age >= time.Hour {
+			t.Errorf("events that are sent again make a backlog of %s", age)
+		}
+		outboxtest.AddKeys(t, db, "a")
+		if _, err := db.ExecContext(t.Context(),
+			`UPDATE outbox_event SET created_ms = created_ms - 7200000 WHERE id = 4`); err != nil {
+			t.Fatal(err)
+		}
+		if age := oldest(4); age < 2*time.Hour || age >= 24*time.Hour {
+			t.Errorf("an event that waits for two hours makes a backlog of %s", age)
+		}
+	})
 }
