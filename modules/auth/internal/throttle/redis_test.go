@@ -272,6 +272,9 @@ func TestWithRedisAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 
 	server.Restart()
 	w.clock.advance(retryAway)
+	if got := metric(t, registry, "authctl_throttle_redis_up", ""); got != 1 {
+		t.Errorf("redis_up is %v after it came back, while nobody signs in", got)
+	}
 	signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
 	if got := metric(t, registry, "authctl_throttle_redis_up", ""); got != 1 {
 		t.Errorf("redis_up is %v after it came back", got)

@@ -375,6 +375,9 @@ func (l *Limiter) measure(reg prometheus.Registerer) error {
 	}
 	if l.shared != nil {
 		collectors = append(collectors, prometheus.NewGaugeFunc(l.shared.gauge(), func() float64 {
+			if !l.shared.up() {
+				l.look()
+			}
 			if l.shared.up() {
 				return 1
 			}
@@ -387,4 +390,13 @@ func (l *Limiter) measure(reg prometheus.Registerer) error {
 		}
 	}
 	return nil
+}
+
+// look finds out whether the shared counters are back, as a sign-in does, since there may be none for hours. It
+// ends an attempt that never began, on counters that nobody has, which leaves nothing there.
+func (l *Limiter) look() {
+	ctx, cancel := context.WithTimeout(context.Background(), redisTimeout)
+	defer cancel()
+	nobodys := keys{account: id{'l', 1}, pair: id{'l', 2}, address: id{'l', 3}}
+	_, _ = l.shared.finish(ctx, nobodys, tierCommon, cancelled, id{}, id{}) // it notes whether they answer
 }
