@@ -66,13 +66,7 @@ func (d *doctor) targetState(t outbox.DeliveryState, relays bool) (list []findin
 		found := fmt.Sprintf("%s is paused since %s, because %s; %s", t.Name, moment(t.Since), t.Reason, waits)
 		list = append(list, doubtful(found, advice))
 	case t.Deliverers == 0 && (t.Waiting > 0 || relays && t.Kind == outbox.KindWebhook):
-		advice := "give AUTH_TOKEN_SECRET to a process that relays: authctl relay, or authctl serve with " +
-			"OUTBOX_RELAY=inline"
-		if t.Kind == outbox.KindMail {
-			advice = "set MAIL_URL and MAIL_FROM, and AUTH_TOKEN_SECRET, for a process that relays: authctl " +
-				"relay, or authctl serve with OUTBOX_RELAY=inline"
-		}
-		list = append(list, doubtful(fmt.Sprintf("no process delivers to %s; %s", t.Name, waits), advice))
+		list = append(list, doubtful(fmt.Sprintf("no process delivers to %s; %s", t.Name, waits), deliverAdvice(t.Kind)))
 	case t.HeldKeys > 0:
 		keys := count(int(t.HeldKeys), "key of "+t.Name+" is", "keys of "+t.Name+" are")
 		list = append(list, doubtful(keys+" tried again: "+t.LastError,

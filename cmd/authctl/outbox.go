@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
@@ -121,7 +123,7 @@ func (o *statusOptions) print(w io.Writer, st outbox.State, others []outbox.Deli
 		fmt.Fprint(w, "\x1b[H\x1b[2J") // clear the screen and begin at the top
 	}
 	rows := [][]string{{"pending", fmt.Sprint(st.Pending)}}
-	if st.Pending > 0 {
+	if st.OldestAge > 0 { // not one that is sent again
 		rows = append(rows, []string{"oldest", "waits for " + st.OldestAge.Round(time.Millisecond).String()})
 	}
 	parked := "0"
@@ -274,6 +276,9 @@ As JSON it is one object a line.`,
 					if err := a.noteGone(ctx, cmd.ErrOrStderr(), concerns); err != nil {
 						return err
 					}
+				}
+				opt.Away = func(err error) { // who follows wants to see it come back
+					fmt.Fprintf(cmd.ErrOrStderr(), "%s; this goes on when it is back\n", harmless(err.Error()))
 				}
 				shown := 0
 				err := outbox.Tail(ctx, a.db, opt, func(e outbox.Entry) error {
@@ -433,8 +438,7 @@ func (o *replayOptions) run(cmd *cobra.Command) error {
 		if err := o.print(cmd.OutOrStdout(), sent); err != nil {
 			return err
 		}
-		a.notePaused(ctx, cmd.ErrOrStderr(), o.target.name)
-		return a.noteNoRelay(ctx, cmd.ErrOrStderr())
+		return a.noteWaits(ctx, cmd.ErrOrStderr(), o.target.name)
 	})
 }
 
@@ -462,7 +466,7 @@ func (a *app) noteGone(ctx context.Context, w io.Writer, matters func(id int64, 
 	return nil
 }
 
-// noteNoRelay says that what was put back waits.
+// noteNoRelay says that what was put back for the log waits.
 func (a *app) noteNoRelay(ctx context.Context, w io.Writer) error {
 	relays, err := outbox.LivingRelays(ctx, a.db)
 	if err == nil && len(relays) == 0 {
@@ -552,19 +556,45 @@ and mail, which are tried again by themselves.`,
 }
 
 // onParked runs a command on a parked key.
-func (g *global) onParked(cmd *cobra.Command, key string, do func(ctx context.Context, a *app) error) error {
+func (g *global) onParked(
+	cmd *cobra.Command, key string, target *chosenTarget, do func(ctx context.Context, a *app) error,
+) error {
 	return g.withDatabase(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 		err := do(ctx, a)
 		if errors.Is(err, outbox.ErrNotParked) {
-			return fmt.Errorf("the key %q is not parked; see: authctl outbox parked list", key)
+			return target.notParked(ctx, a, key)
 		}
 		return err
 	})
 }
 
-// pasteParked is an example that works when pasted: for each key that is parked.
+// notParked says that a key is not parked for the target, and for which others it is.
+func (c *chosenTarget) notParked(ctx context.Context, a *app, key string) error {
+	list, err := (&chosenTarget{}).listParked(ctx, a, true)
+	if err != nil {
+		return err
+	}
+	var others []string
+	for _, k := range list {
+		switch target := cmp.Or(k.Target, logTarget); {
+		case k.Key != key:
+		case target == c.name:
+			return fmt.Errorf("the key %q is not parked for %s: it is tried again by itself, next at %s", key, target,
+				moment(k.NextAt))
+		case !k.ParkedAt.IsZero():
+			others = append(others, "--target "+target)
+		}
+	}
+	if len(others) > 0 {
+		return fmt.Errorf("the key %q is not parked for %s, but elsewhere: say %s", key, c.name,
+			strings.Join(others, " or "))
+	}
+	return fmt.Errorf("the key %q is not parked; see: authctl outbox parked list", key)
+}
+
+// pasteParked is an example that works when pasted: for each key that is parked for the log.
 func pasteParked(command string) string {
-	return "  authctl outbox parked list -o json | jq -r '.[].key' | xargs -n1 " + command
+	return "  authctl outbox parked list --target log -o json | jq -r '.[].key' | xargs -n1 " + command
 }
 
 func newParkedShow(g *global) *cobra.Command {
@@ -575,7 +605,7 @@ func newParkedShow(g *global) *cobra.Command {
 		Example: pasteParked("authctl outbox parked show"),
 		Args:    oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
+			return g.onParked(cmd, args[0], &target, func(ctx context.Context, a *app) error {
 				list, err := target.events(ctx, a, args[0])
 				if err != nil {
 					return err
@@ -623,7 +653,7 @@ receiver was away for longer than OUTBOX_WEBHOOK_RETRY_FOR.`,
 					return target.retryAll(ctx, g, a, cmd.OutOrStdout(), cmd.ErrOrStderr())
 				})
 			}
-			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
+			return g.onParked(cmd, args[0], &target, func(ctx context.Context, a *app) error {
 				n, err := target.retry(ctx, a, args[0])
 				if err != nil {
 					return err
@@ -661,7 +691,7 @@ In a script give --event as well: run twice, it then gives up no second event.`,
 			if cmd.Flags().Changed("event") && event < 1 { // 0 would mean whichever is refused
 				return misuse{errors.New("--event is the id of an event, which is 1 or more")}
 			}
-			return g.onParked(cmd, args[0], func(ctx context.Context, a *app) error {
+			return g.onParked(cmd, args[0], &target, func(ctx context.Context, a *app) error {
 				n, err := target.discard(ctx, a, args[0], event)
 				if errors.Is(err, outbox.ErrOtherRefused) {
 					return fmt.Errorf("event %d of the key %q is not the refused one, and nothing was done; see: "+
@@ -691,6 +721,5 @@ func (g *global) tellUnparked(
 	if err != nil || n == 0 {
 		return err
 	}
-	a.notePaused(ctx, cmd.ErrOrStderr(), target.name)
-	return a.noteNoRelay(ctx, cmd.ErrOrStderr())
+	return a.noteWaits(ctx, cmd.ErrOrStderr(), target.name)
 }

@@ -114,7 +114,7 @@ func printTable(w io.Writer, heading []string, rows [][]string) error {
 // printTableWithin is printTable for so many columns; 0 means any number.
 func printTableWithin(w io.Writer, limit int, heading []string, rows [][]string) error {
 	all := append([][]string{heading}, rows...)
-	if limit == 0 || tableWidth(all) <= limit {
+	if limit == 0 || len(rows) == 0 || tableWidth(all) <= limit {
 		return printAligned(w, all)
 	}
 	for i, row := range rows {

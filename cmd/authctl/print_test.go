@@ -51,6 +51,16 @@ func TestWideTextIsBrokenWhereItsLineEnds(t *testing.T) {
 	}
 }
 
+// A list of nothing looks the same on any terminal: a heading. Nothing at all would look like a failure.
+func TestAnEmptyListHasItsHeadingOnANarrowTerminal(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	if err := printTableWithin(&out, 10, []string{"ID", "USERNAME", "STATUS"}, nil); err != nil ||
+		out.String() != "ID  USERNAME  STATUS\n" {
+		t.Errorf("%q, %v", out.String(), err)
+	}
+}
+
 func TestAListHasOneHeadingAndAllItsRows(t *testing.T) {
 	t.Parallel()
 	for _, n := range []int{0, 1, 999, 1000, 1001, 3000} {

@@ -54,14 +54,32 @@ func (a *app) deliveries(ctx context.Context) ([]outbox.DeliveryState, error) {
 	return list, err
 }
 
-// notePaused says that a target gets nothing of what was just put back for it.
-func (a *app) notePaused(ctx context.Context, w io.Writer, name string) {
+// noteWaits says why a target gets nothing yet of what was just put back for it.
+func (a *app) noteWaits(ctx context.Context, w io.Writer, name string) error {
 	if name == logTarget {
-		return
+		return a.noteNoRelay(ctx, w)
 	}
-	if s, err := outbox.FindSubscription(ctx, a.db, name); err == nil && !s.Active() {
+	s, err := outbox.FindSubscription(ctx, a.db, name)
+	if err != nil {
+		return err
+	}
+	if !s.Active() {
 		fmt.Fprintf(w, "%s is paused: its events wait until: authctl outbox target resume %s\n", name, name)
 	}
+	n, err := outbox.Deliverers(ctx, a.db, s)
+	if err == nil && n == 0 {
+		fmt.Fprintf(w, "no process delivers to %s: its events wait; %s\n", name, deliverAdvice(s.Kind))
+	}
+	return err
+}
+
+// deliverAdvice says what to do when no process delivers to targets of a kind.
+func deliverAdvice(kind string) string {
+	if kind == outbox.KindMail {
+		return "set MAIL_URL and MAIL_FROM, and AUTH_TOKEN_SECRET, for a process that relays: authctl relay, or " +
+			"authctl serve with OUTBOX_RELAY=inline"
+	}
+	return "give AUTH_TOKEN_SECRET to a process that relays: authctl relay, or authctl serve with OUTBOX_RELAY=inline"
 }
 
 // maybeDone adds to the error of a change that may have been made what to do, where running the command again is
@@ -202,7 +220,11 @@ before are tried at once.`,
 					return err
 				}
 				a.security.Info("target_resumed", zap.String("target", args[0]))
-				return g.printTarget(cmd.OutOrStdout(), args[0], "active", "events are sent to "+args[0]+" again")
+				err := g.printTarget(cmd.OutOrStdout(), args[0], "active", "events are sent to "+args[0]+" again")
+				if err != nil {
+					return err
+				}
+				return a.noteWaits(ctx, cmd.ErrOrStderr(), args[0])
 			})
 		},
 	}
@@ -355,9 +377,9 @@ func (c *chosenTarget) retryAll(ctx context.Context, g *global, a *app, w, stder
 	if err != nil {
 		return err
 	}
-	if keys > 0 {
-		a.notePaused(ctx, stderr, s.Name)
-	}
 	line := fmt.Sprintf("the events of %s are sent to %s again", count(int(keys), "parked key", "parked keys"), s.Name)
-	return g.tell(w, map[string]any{"target": s.Name, "keys": keys}, line)
+	if err := g.tell(w, map[string]any{"target": s.Name, "keys": keys}, line); err != nil || keys == 0 {
+		return err
+	}
+	return a.noteWaits(ctx, stderr, s.Name)
 }

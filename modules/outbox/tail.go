@@ -24,6 +24,9 @@ type TailOptions struct {
 	Key    string // only of this key
 	Type   string // only of this type
 	Follow bool   // go on with new events until ctx ends
+	// Away is called while following, once when the database cannot be read any more. The next events are read
+	// when it is back. Nil: Tail ends with the error.
+	Away func(error)
 }
 
 // Tail calls fn with events, oldest first, each once. New events come in the order of their
@@ -59,6 +62,7 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 	if err != nil {
 		return fmt.Errorf("find where to begin: %w", err)
 	}
+	began, away := false, false
 	for {
 		begun := time.Now()
 		through := stable.ID // before the read: later ids can still appear in between, and are read again
@@ -68,9 +72,17 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 			if opt.Follow && ctx.Err() != nil {
 				return nil
 			}
+			if err != nil && began && opt.Away != nil && database.IsUnavailable(err) {
+				if !away {
+					opt.Away(err)
+				}
+				away, through = true, min(through, last) // what was read is not read again
+				break
+			}
 			if err != nil {
 				return err
 			}
+			began, away = true, false
 			for _, e := range list {
 				last = e.ID
 				if shown.has(e.ID) {

@@ -3,12 +3,15 @@ package outbox_test
 import (
 	"context"
 	"fmt"
+	"sync"
 	"testing"
 
+	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/outboxtest"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/database/dbtest"
+	"github.com/toppira/authctl/platform/testenv"
 )
 
 // A tail of everything does not keep everything in memory, whether it follows new events or not,
@@ -69,4 +72,52 @@ func TestTailRemembersLittle(t *testing.T) {
 			t.Errorf("it remembers %d ids, of which %d are not stable", most, n)
 		}
 	})
+}
+
+// Who follows events while the database restarts sees the outage, and each event once.
+func TestFollowingGoesOnAfterAnOutage(t *testing.T) {
+	t.Parallel()
+	server := outboxtest.StartPostgres(t, "fsync = off")
+	db := dbtest.Open(t, server.URL)
+	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var seen []string
+	outages := 0
+	saw := func(what string, n, away int) {
+		t.Helper()
+		testenv.Eventually(t, what, func() bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return len(seen) == n && outages == away
+		})
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	done := make(chan error, 1)
+	go func() {
+		done <- outbox.Tail(ctx, db, outbox.TailOptions{From: 1, Follow: true, Away: func(error) {
+			mu.Lock()
+			defer mu.Unlock()
+			outages++
+		}}, func(e outbox.Entry) error {
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, e.Key)
+			return nil
+		})
+	}()
+	outboxtest.AddKeys(t, db, "a", "b")
+	saw("the events before", 2, 0)
+	server.Crash(t)
+	saw("the outage", 2, 1)
+	server.Start(t)
+	testenv.Eventually(t, "the database", func() bool { return db.PingContext(t.Context()) == nil })
+	outboxtest.AddKeys(t, db, "c")
+	saw("the event after", 3, 1)
+	stop()
+	if err := <-done; err != nil || fmt.Sprint(seen) != "[a b c]" {
+		t.Errorf("seen %v, %v", seen, err)
+	}
 }
