@@ -255,6 +255,18 @@ func (a *app) openAuth(ctx context.Context) error {
 	return err
 }
 
+// checkSecret refuses a command that works by the secret of the servers if these settings have another one: it would
+// do its work where no server looks, and say that it is done. Where the role may not see the keys, nothing can be
+// told.
+func (a *app) checkSecret(ctx context.Context) error {
+	err := auth.OpenKeys(a.db, a.settings.Auth, a.log).Check(ctx)
+	if errors.Is(err, auth.ErrWrongSecret) {
+		return fmt.Errorf("%w; nothing was done: set AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE, to the one that the "+
+			"servers have", auth.ErrWrongSecret)
+	}
+	return nil
+}
+
 // openTracer starts to send spans, if the environment names a collector.
 func (a *app) openTracer(ctx context.Context, version string) (err error) {
 	if a.tracer, err = tracing.Open(ctx, version, a.log); err != nil {

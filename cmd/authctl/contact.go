@@ -80,6 +80,11 @@ func newUserContactAdd(g *global) *cobra.Command {
   authctl user contact add alice --email alice@example.com --verified`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
+				if verified { // others get a notice, which is sealed
+					if err := a.checkSecret(ctx); err != nil {
+						return err
+					}
+				}
 				c, err := a.contact.AddByOperator(ctx, u.ID, email.address)
 				if err != nil {
 					return fmt.Errorf("the address %q: %w", email.address, err)
@@ -111,6 +116,9 @@ password from then on. The contacts that were verified before get a notice with 
 		Example: "  authctl user contact verify alice --email alice@example.com",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
+				if err := a.checkSecret(ctx); err != nil { // others get a notice, which is sealed
+					return err
+				}
 				c, err := email.find(ctx, a, u)
 				if err != nil {
 					return err
@@ -141,6 +149,9 @@ notice with a link that undoes the removal. It asks on a terminal; elsewhere it 
 		Example: "  authctl user contact remove alice --email alice@example.com --yes",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
+				if err := a.checkSecret(ctx); err != nil { // others get a notice, which is sealed
+					return err
+				}
 				c, err := email.find(ctx, a, u)
 				if err != nil {
 					return err

@@ -234,8 +234,12 @@ func newUserShow(g *global) *cobra.Command {
 				failures := "only the serve process knows them, with SQLite and without Redis"
 				var errState error
 				if !a.countersInServe() {
-					n, until, err := a.auth.SignInState(ctx, u)
-					if failures, errState = fmt.Sprint(n), err; err != nil {
+					var n int
+					var until time.Time
+					if errState = a.checkSecret(ctx); errState == nil {
+						n, until, errState = a.auth.SignInState(ctx, u)
+					}
+					if failures = fmt.Sprint(n); errState != nil {
 						failures = "unknown"
 					} else {
 						report.Failures, report.RefusedUntil = &n, until
@@ -351,6 +355,9 @@ the counters are in the serve process and end with it.`,
 				if a.countersInServe() {
 					return errors.New("with SQLite and without Redis the counters are in the serve process: " +
 						"restart it, or wait until they expire")
+				}
+				if err := a.checkSecret(ctx); err != nil { // the counters are named by it
+					return err
 				}
 				if err := a.auth.UnlockUser(ctx, u); err != nil {
 					return err

@@ -159,6 +159,9 @@ func (o *addWebhookOptions) run(ctx context.Context, a *app, w, stderr io.Writer
 		return misuse{err}
 	}
 	seals, err := a.webhookSeals()
+	if err == nil {
+		err = a.checkSecret(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -303,6 +306,9 @@ from now on.`,
 
 func (g *global) rotateSecret(ctx context.Context, a *app, cmd *cobra.Command, s outbox.Subscription) error {
 	seals, err := a.webhookSeals()
+	if err == nil {
+		err = a.checkSecret(ctx)
+	}
 	if err != nil {
 		return err
 	}
