@@ -138,12 +138,7 @@ func (g *global) migrateDown(ctx context.Context, cmd *cobra.Command, a *app, su
 	if !force {
 		options = append(options, migrations.Alone())
 	}
-	inUse := func(err error) error {
-		if errors.Is(err, migrations.ErrInUse) {
-			return fmt.Errorf("%w: stop what uses it, or use --force", err)
-		}
-		return err
-	}
+	inUse := func(err error) error { return a.inUse(err, "stop what uses it") }
 	undo, lost, err := migrations.Preview(ctx, a.db, options...)
 	if err != nil {
 		return inUse(err)

@@ -157,11 +157,19 @@ func (o *fenceOptions) unused(ctx context.Context, a *app) error {
 	if o.force {
 		return nil
 	}
-	err := migrations.Unused(ctx, a.db)
-	if errors.Is(err, migrations.ErrInUse) {
-		return fmt.Errorf("%w: stop every serve and relay and what else uses it, or use --force", err)
+	return a.inUse(migrations.Unused(ctx, a.db), "stop every serve and relay and what else uses it")
+}
+
+// inUse adds to an error that says that others use the database what to do. A pooler keeps its connections to the
+// server when its clients have gone, and they look like them.
+func (a *app) inUse(err error, stop string) error {
+	if !errors.Is(err, migrations.ErrInUse) {
+		return err
 	}
-	return err
+	if a.db.IsPostgres() {
+		stop += " (where all have stopped, PgBouncer still has their connections: RECONNECT on its console ends them)"
+	}
+	return fmt.Errorf("%w: %s, or use --force", err, stop)
 }
 
 // open opens what is fenced.
