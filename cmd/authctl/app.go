@@ -261,8 +261,8 @@ func (a *app) openAuth(ctx context.Context) error {
 func (a *app) checkSecret(ctx context.Context) error {
 	err := auth.OpenKeys(a.db, a.settings.Auth, a.log).Check(ctx)
 	if errors.Is(err, auth.ErrWrongSecret) {
-		return fmt.Errorf("%w; nothing was done: set AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE, to the one that the "+
-			"servers have", auth.ErrWrongSecret)
+		return fmt.Errorf("%w; nothing was done: set AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE, to the one that "+
+			"the servers have", auth.ErrWrongSecret)
 	}
 	return nil
 }

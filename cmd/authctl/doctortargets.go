@@ -66,7 +66,8 @@ func (d *doctor) targetState(t outbox.DeliveryState, relays bool) (list []findin
 		found := fmt.Sprintf("%s is paused since %s, because %s; %s", t.Name, moment(t.Since), t.Reason, waits)
 		list = append(list, doubtful(found, advice))
 	case t.Deliverers == 0 && (t.Waiting > 0 || relays && t.Kind == outbox.KindWebhook):
-		list = append(list, doubtful(fmt.Sprintf("no process delivers to %s; %s", t.Name, waits), deliverAdvice(t.Kind)))
+		found := fmt.Sprintf("no process delivers to %s; %s", t.Name, waits)
+		list = append(list, doubtful(found, deliverAdvice(t.Kind)))
 	case t.HeldKeys > 0:
 		keys := count(int(t.HeldKeys), "key of "+t.Name+" is", "keys of "+t.Name+" are")
 		list = append(list, doubtful(keys+" tried again: "+t.LastError,

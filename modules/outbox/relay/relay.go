@@ -178,7 +178,8 @@ func (r *Relay) Run(ctx context.Context) error {
 	defer fail(nil)
 	// They end in this order: what starts new work, the deliveries, what the deliveries need.
 	var outer, deliveries, inner sync.WaitGroup
-	outer.Go(func() { r.gauge(ctx, func(outbox.State) {}) }) // shows a backlog even if the target is away from the start
+	// It shows a backlog even if the target is away from the start.
+	outer.Go(func() { r.gauge(ctx, func(outbox.State) {}) })
 	outer.Go(func() { r.reportOutage(ctx) })
 	if err := r.open(ctx); err != nil {
 		stopped := ctx.Err() != nil
