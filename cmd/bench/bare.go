@@ -19,9 +19,6 @@ import (
 	"github.com/gofiber/fiber/v2"
 	"github.com/redis/go-redis/v9"
 	"golang.org/x/crypto/bcrypt"
-
-	"github.com/toppira/authctl/platform/config"
-	"github.com/toppira/authctl/platform/database"
 )
 
 // bareHashing is how many bcrypt verifications a second the machine does without other work: the
@@ -69,8 +66,7 @@ func prepareSigned(ctx context.Context) (sign func(context.Context, string) ([]b
 	look := func(context.Context) error { return nil }
 	closeDB = func() error { return nil }
 	if dsn := os.Getenv("AUTHCTL_TEST_POSTGRES"); dsn != "" {
-		db, err := database.Open(ctx, database.Config{URL: config.Secret(dsn)},
-			database.Options{AppName: "authctl-bench"})
+		db, err := openDatabase(ctx, dsn, 0)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -15,6 +13,10 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // Engines that a part of the benchmark starts on loopback, because it fills them, stops them or
@@ -134,12 +136,12 @@ func (p *postgres) run(name string, args ...string) error {
 type redisServer struct {
 	url, addr string
 	dir       string
-	conf      string
+	args      []string
 	cmd       *exec.Cmd
 }
 
-// startRedis makes a new server. settings are lines of redis.conf.
-func startRedis(settings ...string) (r *redisServer, err error) {
+// startRedis makes a new server. args are added to its command line.
+func startRedis(args ...string) (*redisServer, error) {
 	if _, err := exec.LookPath("redis-server"); err != nil {
 		return nil, fmt.Errorf("the server of Redis is needed: install the package redis-server: %w", err)
 	}
@@ -151,13 +153,10 @@ func startRedis(settings ...string) (r *redisServer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r = &redisServer{dir: dir, conf: filepath.Join(dir, "redis.conf"), addr: fmt.Sprintf("127.0.0.1:%d", port)}
+	r := &redisServer{dir: dir, addr: fmt.Sprintf("127.0.0.1:%d", port)}
 	r.url = "redis://" + r.addr + "/0"
-	lines := append([]string{"bind 127.0.0.1", fmt.Sprintf("port %d", port), "dir " + dir, `save ""`,
-		"maxmemory-policy noeviction"}, settings...)
-	if err := os.WriteFile(r.conf, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
-		return nil, errors.Join(err, r.remove())
-	}
+	r.args = append([]string{"--bind", "127.0.0.1", "--port", strconv.Itoa(port), "--dir", dir, "--save", "",
+		"--maxmemory-policy", "noeviction"}, args...)
 	if err := r.start(); err != nil {
 		return nil, errors.Join(err, r.remove())
 	}
@@ -171,32 +170,22 @@ func (r *redisServer) start() error {
 		return err
 	}
 	defer log.Close()
-	r.cmd = exec.Command("redis-server", r.conf)
+	r.cmd = exec.Command("redis-server", r.args...)
 	r.cmd.Stdout, r.cmd.Stderr, r.cmd.SysProcAttr = log, log, ownGroup(nil)
 	if err := r.cmd.Start(); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if r.answers() {
-			return nil
-		}
-		if time.Now().After(deadline) {
+	client := redis.NewClient(&redis.Options{Addr: r.addr})
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for client.Ping(ctx).Err() != nil {
+		if !retry.Sleep(ctx, 20*time.Millisecond) {
 			text, _ := os.ReadFile(filepath.Join(r.dir, "log"))
 			return fmt.Errorf("the Redis of this run does not answer: %s", text)
 		}
 	}
-}
-
-func (r *redisServer) answers() bool {
-	conn, err := net.DialTimeout("tcp", r.addr, time.Second)
-	if err != nil {
-		return false
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(time.Second))
-	_, _ = conn.Write([]byte("PING\r\n"))
-	line, err := bufio.NewReader(conn).ReadString('\n')
-	return err == nil && strings.HasPrefix(line, "+PONG")
+	return nil
 }
 
 func (r *redisServer) kill() {
@@ -219,9 +208,6 @@ type kafkaBroker struct {
 	script  string
 }
 
-// startFast keeps the JVM of a broker from optimising its code, since only the whole is measured.
-const startFast = "KAFKA_JVM_OPTIONS=-XX:TieredStopAtLevel=1"
-
 func startKafka(ctx context.Context) (k *kafkaBroker, err error) {
 	script, err := filepath.Abs(filepath.Join("deploy", "kafka.sh"))
 	if err != nil {
@@ -235,17 +221,28 @@ func startKafka(ctx context.Context) (k *kafkaBroker, err error) {
 		return nil, err
 	}
 	k = &kafkaBroker{dir: dir, script: script}
-	cmd := exec.CommandContext(ctx, script, "start", "--dir", dir, "--set", "broker.session.timeout.ms=4000",
-		"--set", "broker.heartbeat.interval.ms=500")
-	cmd.Env, cmd.SysProcAttr = append(os.Environ(), startFast), ownGroup(nil)
+	out, err := k.run(ctx, "start", "--set", "broker.session.timeout.ms=4000", "--set",
+		"broker.heartbeat.interval.ms=500")
+	if err != nil {
+		return nil, errors.Join(err, k.remove())
+	}
+	k.brokers = strings.TrimPrefix(strings.TrimSpace(out), "BROKERS=")
+	return k, nil
+}
+
+// run runs a command of the script and returns what it prints.
+func (k *kafkaBroker) run(ctx context.Context, command string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, k.script, append([]string{command, "--dir", k.dir}, args...)...)
+	// Without its optimising compiler a broker starts sooner, and only the whole is measured.
+	cmd.Env = append(os.Environ(), "KAFKA_JVM_OPTIONS=-XX:TieredStopAtLevel=1")
+	cmd.SysProcAttr = ownGroup(nil)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start Kafka: %w: %s", err, stderr.String()), k.remove())
+		err = fmt.Errorf("deploy/kafka.sh %s: %w: %s", command, err, stderr.String())
 	}
-	k.brokers = strings.TrimPrefix(strings.TrimSpace(string(out)), "BROKERS=")
-	return k, nil
+	return string(out), err
 }
 
 // stop kills the broker; start-broker restarts it with its data.
@@ -262,19 +259,11 @@ func (k *kafkaBroker) stop() error {
 }
 
 func (k *kafkaBroker) start() error {
-	cmd := exec.Command(k.script, "start-broker", "--dir", k.dir, "1")
-	cmd.Env, cmd.SysProcAttr = append(os.Environ(), startFast), ownGroup(nil)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("start the broker again: %w: %s", err, out)
-	}
-	return nil
+	_, err := k.run(context.Background(), "start-broker", "1")
+	return err
 }
 
 func (k *kafkaBroker) remove() error {
-	cmd := exec.Command(k.script, "stop", "--dir", k.dir)
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		err = fmt.Errorf("stop Kafka: %w: %s", err, out)
-	}
+	_, err := k.run(context.Background(), "stop")
 	return errors.Join(err, os.RemoveAll(k.dir))
 }

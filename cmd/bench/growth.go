@@ -23,7 +23,6 @@ import (
 	"github.com/toppira/authctl/migrations"
 	"github.com/toppira/authctl/modules/auth/authbench"
 	"github.com/toppira/authctl/modules/outbox/outboxbench"
-	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/retry"
 )
@@ -264,8 +263,7 @@ func (g *growth) fresh(ctx context.Context, name string) (s *side, err error) {
 	if s.url, s.drop, err = freshDatabase(ctx, g.pg.url); err != nil {
 		return nil, err
 	}
-	s.db, err = database.Open(ctx, database.Config{URL: config.Secret(s.url)},
-		database.Options{AppName: "authctl-bench"})
+	s.db, err = openDatabase(ctx, s.url, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -316,7 +314,7 @@ func (g *growth) load(ctx context.Context, s *side, a, has amounts) error {
 		{a.sessions > 0 && has.accounts == 0, func() error { return l.SessionsInDatabase(ctx, a.sessions) }},
 		{a.sessions == 0 && has.accounts == 0, func() error { return l.SessionsInDatabase(ctx, 0) }},
 		{s.redis == nil, func() (err error) {
-			if s.redis, err = startRedis("appendonly no"); err != nil {
+			if s.redis, err = startRedis("--appendonly", "no"); err != nil {
 				return err
 			}
 			return l.SessionsInRedis(ctx, s.redis.url, a.sessions)
@@ -506,13 +504,7 @@ func (g *growth) requests(
 					return nil, ctx.Err()
 				}
 				failed += int(got.failed + got.shed)
-				switch {
-				case round == 0:
-				case s == empty:
-					list[i].empty = append(list[i].empty, got.took)
-				default:
-					list[i].loaded = append(list[i].loaded, got.took)
-				}
+				list[i].add(round, s == empty, got.took)
 			}
 		}
 	}
@@ -654,13 +646,7 @@ func (g *growth) flow(ctx context.Context, empty, full *side) (figures []judged,
 			if err != nil {
 				return nil, fmt.Errorf("the relay of the %s installation: %w", s.name, err)
 			}
-			switch {
-			case round == 0:
-			case s == empty:
-				list.empty = append(list.empty, took)
-			default:
-				list.loaded = append(list.loaded, took)
-			}
+			list.add(round, s == empty, took)
 		}
 	}
 	for _, s := range sides {

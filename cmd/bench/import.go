@@ -9,9 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/toppira/authctl/platform/config"
-	"github.com/toppira/authctl/platform/database"
 )
 
 // benchImport measures sign-ins during an import.
@@ -93,8 +90,7 @@ func (s *server) accounts(ctx context.Context) (n int, err error) {
 			url = "sqlite:" + filepath.Join(s.process.dir, "authctl.db")
 		}
 	}
-	db, err := database.Open(ctx, database.Config{URL: config.Secret(url), MaxConns: 1},
-		database.Options{AppName: "authctl-bench"})
+	db, err := openDatabase(ctx, url, 1)
 	if err != nil {
 		return 0, err
 	}

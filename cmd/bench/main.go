@@ -135,6 +135,17 @@ func run(ctx context.Context, o options, parts []string) (err error) {
 	return r.print()
 }
 
+// undo takes back what was done, the last first.
+type undo []func() error
+
+func (u undo) run() error {
+	var errs []error
+	for _, one := range slices.Backward(u) {
+		errs = append(errs, one())
+	}
+	return errors.Join(errs...)
+}
+
 // report collects the lines of the result.
 type report struct {
 	part  string

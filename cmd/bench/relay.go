@@ -15,8 +15,6 @@ import (
 	"github.com/toppira/authctl/modules/outbox/outboxbench"
 	"github.com/toppira/authctl/modules/outbox/relay"
 	"github.com/toppira/authctl/modules/outbox/sink"
-	"github.com/toppira/authctl/platform/config"
-	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/tuning"
 )
 
@@ -37,7 +35,7 @@ func benchRelay(ctx context.Context, o options, r *report) (err error) {
 		defer func() { err = errors.Join(err, drop()) }()
 		dsn = fresh
 	}
-	db, err := database.Open(ctx, database.Config{URL: config.Secret(dsn)}, database.Options{AppName: "authctl-bench"})
+	db, err := openDatabase(ctx, dsn, 0)
 	if err != nil {
 		return err
 	}
@@ -46,9 +44,7 @@ func benchRelay(ctx context.Context, o options, r *report) (err error) {
 	// the disk answers.
 	relays := db
 	if db.IsPostgres() {
-		relays, err = database.Open(ctx, database.Config{URL: config.Secret(dsn)},
-			database.Options{AppName: "authctl-bench-relay"})
-		if err != nil {
+		if relays, err = openDatabase(ctx, dsn, 0); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, relays.Close()) }()

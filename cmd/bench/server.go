@@ -76,17 +76,10 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 	if err != nil {
 		return nil, err
 	}
-	cleanups := []func() error{func() error { return os.RemoveAll(dir) }}
-	cleanup := func() error {
-		var err error
-		for i := len(cleanups) - 1; i >= 0; i-- {
-			err = errors.Join(err, cleanups[i]())
-		}
-		return err
-	}
+	cleanup := undo{func() error { return os.RemoveAll(dir) }}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, cleanup())
+			err = errors.Join(err, cleanup.run())
 		}
 	}()
 	port, err := freePort()
@@ -103,7 +96,7 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 		if err != nil {
 			return nil, err
 		}
-		cleanups = append(cleanups, drop)
+		cleanup = append(cleanup, drop)
 		env = append(env, "DATABASE_URL="+fresh)
 		p.env = env
 		if err := p.command(ctx, "", "migrate", "up"); err != nil {
@@ -123,8 +116,8 @@ func startServer(ctx context.Context, o options, extra ...string) (s *server, er
 	if err := p.launch(); err != nil {
 		return nil, err
 	}
-	cleanups = append(cleanups, p.stop)
-	s = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), client: newClient(), process: p, stop: cleanup}
+	cleanup = append(cleanup, p.stop)
+	s = &server{base: "http://127.0.0.1:" + strconv.Itoa(port), client: newClient(), process: p, stop: cleanup.run}
 	for {
 		if status, _, err := s.call("GET", "/healthz", nil); err == nil && status == 200 {
 			s.started = time.Since(begin)
@@ -185,10 +178,15 @@ func freePort() (int, error) {
 	}
 }
 
+// openDatabase opens a pool of at most so many connections; 0 is the usual number.
+func openDatabase(ctx context.Context, dsn string, conns int) (*database.DB, error) {
+	return database.Open(ctx, database.Config{URL: config.Secret(dsn), MaxConns: conns},
+		database.Options{AppName: "authctl-bench"})
+}
+
 // freshDatabase makes an empty database on a PostgreSQL server, and a function to drop it.
 func freshDatabase(ctx context.Context, dsn string) (fresh string, drop func() error, err error) {
-	admin, err := database.Open(ctx, database.Config{URL: config.Secret(dsn), MaxConns: 1},
-		database.Options{AppName: "authctl-bench"})
+	admin, err := openDatabase(ctx, dsn, 1)
 	if err != nil {
 		return "", nil, err
 	}

@@ -60,8 +60,8 @@ const burnerCommand = "burner"
 // milliseconds becomes evenly slower instead of stopping and going.
 const burnFor = 500 * time.Microsecond
 
-// slowCPU leaves everything on the machine a part of each core, in percent, until undo is called.
-func slowCPU(percent int) (undo func() error, err error) {
+// slowCPU leaves everything on the machine a part of each core, in percent, until restore is called.
+func slowCPU(percent int) (restore func() error, err error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -79,11 +79,12 @@ func slowCPU(percent int) (undo func() error, err error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	undo = func() error { return errors.Join(in.Close(), cmd.Wait()) }
+	restore = func() error { return errors.Join(in.Close(), cmd.Wait()) }
 	if _, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		return nil, errors.Join(errors.New("--slow-cpu needs the right to use real-time priority, as root has"), undo())
+		return nil, errors.Join(errors.New("--slow-cpu needs the right to use real-time priority, as root has"),
+			restore())
 	}
-	return undo, nil
+	return restore, nil
 }
 
 // runBurner takes its turn on each core before anything else does, and then pauses, until its input ends.
@@ -125,41 +126,33 @@ func runBurner(left string) error {
 
 // slowMachine makes the machine of a run as slow as the options say. A PostgreSQL with a slow disk is named
 // in the environment, where the parts look for one.
-func slowMachine(o *options) (undo func() error, err error) {
-	var undos []func() error
-	undo = func() error {
-		var errs []error
-		for i := len(undos) - 1; i >= 0; i-- {
-			errs = append(errs, undos[i]())
-		}
-		return errors.Join(errs...)
-	}
-	back := undo // what is returned with an error is nil
+func slowMachine(o *options) (restore func() error, err error) {
+	var back undo
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, back())
+			err = errors.Join(err, back.run())
 		}
 	}()
 	if o.slowCPU > 0 {
-		restore, err := slowCPU(o.slowCPU)
+		free, err := slowCPU(o.slowCPU)
 		if err != nil {
 			return nil, err
 		}
-		undos = append(undos, restore)
+		back = append(back, free)
 	}
 	if o.slowDisk <= 0 {
-		return undo, nil
+		return back.run, nil
 	}
 	env, remove, err := slowDisk(o.slowDisk)
 	if err != nil {
 		return nil, err
 	}
-	undos = append(undos, remove)
+	back = append(back, remove)
 	o.diskEnv = env
 	pg, err := startPostgres(o.diskEnv)
 	if err != nil {
 		return nil, err
 	}
-	undos = append(undos, pg.remove)
-	return undo, os.Setenv("AUTHCTL_TEST_POSTGRES", pg.url)
+	back = append(back, pg.remove)
+	return back.run, os.Setenv("AUTHCTL_TEST_POSTGRES", pg.url)
 }

@@ -46,6 +46,7 @@ type soak struct {
 	db     *database.DB
 	server *server
 	names  []string
+	opened undo
 
 	mu      sync.Mutex
 	series  map[string][][2]float64 // seconds since began, value
@@ -74,7 +75,7 @@ func benchSoak(ctx context.Context, o options, r *report) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	defer func() { err = errors.Join(err, s.close()) }()
+	defer func() { err = errors.Join(err, s.opened.run()) }()
 	if err := s.open(ctx, dir); err != nil {
 		return err
 	}
@@ -107,18 +108,21 @@ func (s *soak) open(ctx context.Context, dir string) (err error) {
 	if s.kafka, err = startKafka(ctx); err != nil {
 		return err
 	}
+	s.opened = append(s.opened, s.kafka.remove)
 	// As on a server: a commit is on disk when it is answered, and Redis loses a second at the most.
 	if s.pg, err = startPostgres(s.o.diskEnv); err != nil {
 		return err
 	}
-	if s.redis, err = startRedis("appendonly yes", "appendfsync everysec"); err != nil {
+	s.opened = append(s.opened, s.pg.remove)
+	if s.redis, err = startRedis("--appendonly", "yes", "--appendfsync", "everysec"); err != nil {
 		return err
 	}
-	s.db, err = database.Open(ctx, database.Config{URL: config.Secret(s.pg.url), MaxConns: 2},
-		database.Options{AppName: "authctl-bench"})
+	s.opened = append(s.opened, s.redis.remove)
+	s.db, err = openDatabase(ctx, s.pg.url, 2)
 	if err != nil {
 		return err
 	}
+	s.opened = append(s.opened, s.db.Close)
 	if _, err := migrations.Up(ctx, s.db, nil); err != nil {
 		return err
 	}
@@ -146,6 +150,7 @@ func (s *soak) open(ctx context.Context, dir string) (err error) {
 		if err := os.MkdirAll(p.dir, 0o700); err != nil {
 			return err
 		}
+		s.opened = append(s.opened, p.stop) // which does nothing if it does not run
 		if err := p.start(ctx); err != nil {
 			return err
 		}
@@ -154,28 +159,6 @@ func (s *soak) open(ctx context.Context, dir string) (err error) {
 	s.server.client.ReadTimeout, s.server.client.WriteTimeout = 15*time.Second, 15*time.Second
 	s.names, _, err = s.server.users(soakPeople)
 	return err
-}
-
-func (s *soak) close() error {
-	var errs []error
-	for _, p := range []*process{s.serve, s.relay} {
-		if p != nil {
-			errs = append(errs, p.stop())
-		}
-	}
-	if s.db != nil {
-		errs = append(errs, s.db.Close())
-	}
-	if s.redis != nil {
-		errs = append(errs, s.redis.remove())
-	}
-	if s.pg != nil {
-		errs = append(errs, s.pg.remove())
-	}
-	if s.kafka != nil {
-		errs = append(errs, s.kafka.remove())
-	}
-	return errors.Join(errs...)
 }
 
 // seconds is the time since the run began.

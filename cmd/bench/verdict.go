@@ -13,6 +13,17 @@ type paired struct {
 	less          [2]time.Duration // to subtract from p50 and p99, such as the time of a hash
 }
 
+// add keeps the latencies of a turn. Those of the first round only warm up.
+func (p *paired) add(round int, empty bool, took []time.Duration) {
+	switch {
+	case round == 0:
+	case empty:
+		p.empty = append(p.empty, took)
+	default:
+		p.loaded = append(p.loaded, took)
+	}
+}
+
 // judged is the verdict on a pair of measurements.
 type judged struct {
 	what          string
