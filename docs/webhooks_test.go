@@ -24,7 +24,6 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/toppira/authctl/modules/outbox"
-	"github.com/toppira/authctl/modules/outbox/delivery"
 	"github.com/toppira/authctl/modules/outbox/webhook"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/testenv"
@@ -120,9 +119,9 @@ func newSender(t *testing.T, now func() time.Time) sender {
 // send delivers an event, signed with the secrets, and returns the status of the answer.
 func (s sender) send(t *testing.T, url string, r outbox.Record, secrets ...config.Secret) int {
 	t.Helper()
-	to := delivery.Target{Name: "hook", Kind: outbox.KindWebhook, URL: url}
+	to := outbox.Subscription{Name: "hook", Kind: outbox.KindWebhook, URL: url}
 	for _, secret := range secrets {
-		to.Secrets = append(to.Secrets, delivery.Secret{Sealed: s.seals.Seal("hook", secret)})
+		to.Secrets = append(to.Secrets, outbox.Secret{Sealed: s.seals.Seal("hook", secret)})
 	}
 	answer, err := s.Send(t.Context(), to, r, nil)
 	if err != nil {

@@ -95,7 +95,7 @@ func (d *doctor) webhooks(ctx context.Context, hooks []outbox.Subscription) (lis
 			"their secrets are sealed under it; nothing is to do if another process sends to webhooks")}
 	}
 	for _, s := range hooks {
-		if _, _, err := seals.Reseal(asTarget(s), time.Now()); err != nil {
+		if _, _, err := seals.Reseal(s, time.Now()); err != nil {
 			list = append(list, failing(err.Error(), "its events wait until then"))
 		}
 	}
@@ -108,7 +108,7 @@ func (d *doctor) webhooks(ctx context.Context, hooks []outbox.Subscription) (lis
 	var all sync.WaitGroup
 	for i, s := range hooks {
 		if s.Active() {
-			all.Go(func() { failed[i] = to.Reach(ctx, asTarget(s)) })
+			all.Go(func() { failed[i] = to.Reach(ctx, s) })
 		}
 	}
 	all.Wait()

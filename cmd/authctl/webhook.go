@@ -79,10 +79,10 @@ func (a *app) resealWebhooks(ctx context.Context, seals *webhook.Seals) error {
 		if s.Kind != outbox.KindWebhook {
 			continue
 		}
-		_, changed, failed := seals.Reseal(asTarget(s), time.Now())
+		_, changed, failed := seals.Reseal(s, time.Now())
 		if failed == nil && changed {
 			failed = outbox.ReplaceSecrets(ctx, a.db, s.Name, func(s outbox.Subscription) ([]outbox.Secret, error) {
-				secrets, _, err := seals.Reseal(asTarget(s), time.Now())
+				secrets, _, err := seals.Reseal(s, time.Now())
 				return secrets, err
 			})
 		}
@@ -92,11 +92,6 @@ func (a *app) resealWebhooks(ctx context.Context, seals *webhook.Seals) error {
 		err = errors.Join(err, failed)
 	}
 	return err
-}
-
-// asTarget is a subscription as a sink needs it.
-func asTarget(s outbox.Subscription) delivery.Target {
-	return delivery.Target{ID: s.ID, Name: s.Name, Kind: s.Kind, URL: s.URL, Types: s.Types, Secrets: s.Secrets}
 }
 
 func newTargetAdd(g *global) *cobra.Command {
@@ -315,7 +310,7 @@ func (g *global) rotateSecret(ctx context.Context, a *app, cmd *cobra.Command, s
 	var made config.Secret
 	var list []outbox.Secret
 	err = outbox.ReplaceSecrets(ctx, a.db, s.Name, func(s outbox.Subscription) (_ []outbox.Secret, err error) {
-		list, made, err = seals.Rotate(asTarget(s), time.Now())
+		list, made, err = seals.Rotate(s, time.Now())
 		return list, err
 	})
 	if errors.Is(err, webhook.ErrTooManySecrets) {
@@ -396,7 +391,7 @@ func (g *global) testWebhook(ctx context.Context, a *app, w io.Writer, s outbox.
 	if err != nil {
 		return fmt.Errorf("make an event id: %w", err)
 	}
-	answer, failed := to.Send(ctx, asTarget(s), outbox.Record{
+	answer, failed := to.Send(ctx, s, outbox.Record{
 		Seq: 1, EventID: id.String(), Type: testType, Key: id.String(), Subject: id.String(),
 		Source: a.Auth.Token.Issuer,
 		Time:   time.Now().UTC().Format(time.RFC3339Nano), Data: []byte(`{"text":"a test by an operator"}`),

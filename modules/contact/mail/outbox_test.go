@@ -255,12 +255,12 @@ func TestARelayCanAnnounceARefusedMailAndNothingElse(t *testing.T) {
 		}
 		return strings.Join(list, "\n")
 	}
-	err = m.Deliver(t.Context(), delivery.Target{}, r, always())
+	err = m.Deliver(t.Context(), outbox.Subscription{}, r, always())
 	if outcome(err) != "refused" || logs.FilterMessage("undeliverable_not_announced").Len() != 1 || announced() != "" {
 		t.Errorf("without the right: %v, %v, %s", err, logs.All(), announced())
 	}
 	run("GRANT EXECUTE ON FUNCTION outbox_add_undeliverable TO WHO")
-	err = m.Deliver(t.Context(), delivery.Target{}, r, always())
+	err = m.Deliver(t.Context(), outbox.Subscription{}, r, always())
 	if got := announced(); outcome(err) != "refused" || !strings.HasPrefix(got, contact.EventUndeliverable+" ") ||
 		!strings.Contains(got, `"address":"rcpt-550@example.com"`) {
 		t.Errorf("with the right: %v, %s", err, got)

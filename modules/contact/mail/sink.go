@@ -129,7 +129,7 @@ func (m *Mailer) AttemptTimeout() time.Duration { return attemptTimeout }
 func (m *Mailer) AnswerTimeout() time.Duration { return endTimeout }
 
 // Deliver sends the message of an event. It implements [delivery.Sink].
-func (m *Mailer) Deliver(ctx context.Context, _ delivery.Target, r outbox.Record, attempt delivery.Attempt) error {
+func (m *Mailer) Deliver(ctx context.Context, _ outbox.Subscription, r outbox.Record, attempt delivery.Attempt) error {
 	id, err := uuid.Parse(r.EventID)
 	if err != nil {
 		return &delivery.Refused{Err: fmt.Errorf("the event id: %w", err)}

@@ -123,7 +123,7 @@ func TestWhatAServerAnswersDecidesWhatBecomesOfAMail(t *testing.T) {
 		r := notice(t, m.opt.Sealer, test.to)
 		var got []string
 		for range strings.Fields(test.want) {
-			got = append(got, outcome(m.Deliver(t.Context(), delivery.Target{}, r, always())))
+			got = append(got, outcome(m.Deliver(t.Context(), outbox.Subscription{}, r, always())))
 		}
 		if strings.Join(got, " ") != test.want {
 			t.Errorf("%s: %s, want %s", test.to, got, test.want)
@@ -166,7 +166,7 @@ func TestAMailThatCannotBeAnnouncedAsRefusedIsTriedAgain(t *testing.T) {
 	if _, err := m.opt.DB.Write(t.Context(), "ALTER TABLE outbox_event RENAME TO outbox_event_away"); err != nil {
 		t.Fatal(err)
 	}
-	err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "rcpt-550@example.com"), always())
+	err := m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, "rcpt-550@example.com"), always())
 	if outcome(err) != "again" {
 		t.Errorf("%v", err)
 	}
@@ -184,7 +184,7 @@ func TestAServerThatTakesNothingParksNobody(t *testing.T) {
 			t.Parallel()
 			s := startSMTP(t, arguments...)
 			m := newMailer(t, s.config(), Options{})
-			err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+			err := m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
 			if outcome(err) != "again" {
 				t.Errorf("%v", err)
 			}
@@ -193,7 +193,7 @@ func TestAServerThatTakesNothingParksNobody(t *testing.T) {
 	t.Run("is not there", func(t *testing.T) {
 		t.Parallel()
 		m := newMailer(t, Config{URL: "smtp://127.0.0.1:1", From: "no-reply@example.com"}, Options{})
-		err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+		err := m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
 		if outcome(err) != "again" {
 			t.Errorf("%v", err)
 		}
@@ -209,14 +209,14 @@ func TestASlowServerIsLeftWhenTheContextEnds(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		r := notice(t, m.opt.Sealer, to)
-		go func() { done <- m.Deliver(ctx, delivery.Target{}, r, always()) }()
+		go func() { done <- m.Deliver(ctx, outbox.Subscription{}, r, always()) }()
 		s.keepsWaiting(done)
 		cancel()
 		if err := <-done; outcome(err) != "again" {
 			t.Errorf("%s: %v", to, err)
 		}
 	}
-	err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+	err := m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
 	if err != nil || len(s.to("alice@example.com")) != 1 {
 		t.Errorf("afterwards: %v", err)
 	}
@@ -227,11 +227,11 @@ func TestAMailIsNotSentOnceItsLeaseHasEnded(t *testing.T) {
 	s := startSMTP(t)
 	m := newMailer(t, s.config(), Options{})
 	attempt := delivery.Attempt{Number: 1, Owned: func() bool { return false }}
-	err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), attempt)
+	err := m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, "alice@example.com"), attempt)
 	if outcome(err) != "not owned" || len(s.to("alice@example.com")) != 0 {
 		t.Errorf("%v, %d mails", err, len(s.to("alice@example.com")))
 	}
-	err = m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+	err = m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
 	if err != nil || len(s.to("alice@example.com")) != 1 {
 		t.Errorf("the next one: %v, %d mails", err, len(s.to("alice@example.com")))
 	}
@@ -246,7 +246,7 @@ func TestOneConnectionServesManyMails(t *testing.T) {
 		if i%10 == 5 {
 			to = fmt.Sprintf("rcpt-550.%d@example.com", i)
 		}
-		_ = m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, to), always())
+		_ = m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, to), always())
 	}
 	if s.connected() != 1 || len(s.to("alice49@example.com")) != 1 {
 		t.Errorf("%d connections", s.connected())
@@ -307,7 +307,7 @@ func TestTLSAndSigningIn(t *testing.T) {
 				url := strings.Replace(test.url, "PORT", fmt.Sprint(s.port), 1)
 				m := newMailer(t, Config{URL: config.Secret(url), From: "no-reply@example.com", CAFile: test.ca},
 					Options{})
-				err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, to), always())
+				err := m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, to), always())
 				mails := s.to(to)
 				switch {
 				case test.problem == "":
@@ -331,7 +331,7 @@ func TestAPasswordIsNotSentWithoutTLS(t *testing.T) {
 	s := startSMTP(t, "--user", "alice", "--password", "secret")
 	m := newMailer(t, Config{URL: config.Secret("smtp://alice:secret@" + s.address("0.0.0.0") + "?starttls=optional"),
 		From: "no-reply@example.com"}, Options{})
-	err := m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+	err := m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
 	if outcome(err) != "again" || !strings.Contains(err.Error(), "the server offers none of") {
 		t.Errorf("%v", err)
 	}
@@ -374,7 +374,7 @@ func TestWithoutAServerEachMailIsAFile(t *testing.T) {
 	m := newMailer(t, Config{}, Options{DataDir: dir})
 	r := notice(t, m.opt.Sealer, "/x/y@example.com")
 	for range 2 { // a duplicate overwrites the same file
-		if err := m.Deliver(t.Context(), delivery.Target{}, r, always()); err != nil {
+		if err := m.Deliver(t.Context(), outbox.Subscription{}, r, always()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -390,7 +390,7 @@ func TestWithoutAServerEachMailIsAFile(t *testing.T) {
 	// file.
 	other := notice(t, m.opt.Sealer, "/x?y@example.com")
 	other.Time = r.Time
-	if err := m.Deliver(t.Context(), delivery.Target{}, other, always()); err != nil {
+	if err := m.Deliver(t.Context(), outbox.Subscription{}, other, always()); err != nil {
 		t.Fatal(err)
 	}
 	if entries, err := os.ReadDir(dir + "/mail"); err != nil || len(entries) != 2 {
@@ -419,7 +419,7 @@ func TestWithoutAServerEachMailIsAFile(t *testing.T) {
 		t.Errorf("%v, %v", read, err)
 	}
 	lost := delivery.Attempt{Owned: func() bool { return false }}
-	err = m.Deliver(t.Context(), delivery.Target{}, notice(t, m.opt.Sealer, "a@example.com"), lost)
+	err = m.Deliver(t.Context(), outbox.Subscription{}, notice(t, m.opt.Sealer, "a@example.com"), lost)
 	if outcome(err) != "not owned" {
 		t.Error(err)
 	}
@@ -483,7 +483,7 @@ func TestAServerThatTalksNonsenseIsLeft(t *testing.T) {
 				ctx, cancel = context.WithTimeout(t.Context(), 300*time.Millisecond)
 				defer cancel()
 			}
-			err := m.Deliver(ctx, delivery.Target{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
+			err := m.Deliver(ctx, outbox.Subscription{}, notice(t, m.opt.Sealer, "alice@example.com"), always())
 			if got := outcome(err); got != "again" {
 				t.Errorf("%s, %v", got, err)
 			}
@@ -504,7 +504,7 @@ func TestTheAnswerToAWholeMailIsWaitedFor(t *testing.T) {
 	ctx := timedOut{t.Context(), make(chan struct{})}
 	done := make(chan error, 1)
 	r := notice(t, m.opt.Sealer, "data-wait.alice@example.com")
-	go func() { done <- m.Deliver(ctx, delivery.Target{}, r, always()) }()
+	go func() { done <- m.Deliver(ctx, outbox.Subscription{}, r, always()) }()
 	s.keepsWaiting(done)
 	close(ctx.done)
 	s.hear() // the server continues
@@ -542,12 +542,12 @@ func TestAMessageUnderAnotherSecretWaitsWhileItMakesSense(t *testing.T) {
 	now := time.Now()
 	m := newMailer(t, Config{}, Options{DataDir: t.TempDir(), Now: func() time.Time { return now }})
 	r := notice(t, other, "alice@example.com")
-	if err := m.Deliver(t.Context(), delivery.Target{}, r, always()); outcome(err) != "again" ||
+	if err := m.Deliver(t.Context(), outbox.Subscription{}, r, always()); outcome(err) != "again" ||
 		!strings.Contains(err.Error(), "auth.token.previous_secrets") {
 		t.Errorf("%v", err)
 	}
 	now = now.Add(contact.LongestLife + time.Second)
-	if err := m.Deliver(t.Context(), delivery.Target{}, r, always()); outcome(err) != "dropped" {
+	if err := m.Deliver(t.Context(), outbox.Subscription{}, r, always()); outcome(err) != "dropped" {
 		t.Errorf("%v", err)
 	}
 }

@@ -122,7 +122,7 @@ type posting struct{ client *http.Client }
 
 func (p posting) AnswerTimeout() time.Duration { return testenv.Patience }
 
-func (p posting) Deliver(ctx context.Context, t delivery.Target, r outbox.Record, a delivery.Attempt) error {
+func (p posting) Deliver(ctx context.Context, t outbox.Subscription, r outbox.Record, a delivery.Attempt) error {
 	timeout := testenv.Patience // so that a busy machine repeats nothing
 	if t.Name == dead {
 		timeout = time.Second

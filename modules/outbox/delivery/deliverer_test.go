@@ -42,7 +42,7 @@ func newReceivers() *receivers {
 		most: map[string]int{}}
 }
 
-func (s *receivers) Deliver(ctx context.Context, t delivery.Target, r outbox.Record, a delivery.Attempt) error {
+func (s *receivers) Deliver(ctx context.Context, t outbox.Subscription, r outbox.Record, a delivery.Attempt) error {
 	if !a.Owned() {
 		return delivery.ErrNotOwned
 	}

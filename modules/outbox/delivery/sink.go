@@ -17,7 +17,7 @@ type Sink interface {
 	// The error says what happens next. [*Refused]: the target never takes this event. [*Later]: try
 	// again, but not before a given time. [*Gone]: the target takes nothing any more. [ErrNotOwned]:
 	// nothing was sent. [*Dropped]: the event has become pointless. Any other: try again.
-	Deliver(ctx context.Context, t Target, r outbox.Record, attempt Attempt) error
+	Deliver(ctx context.Context, t outbox.Subscription, r outbox.Record, attempt Attempt) error
 
 	// AnswerTimeout is how long Deliver may take after [Attempt.Owned] has returned true. A stopping
 	// deliverer waits that long for answers: a lost answer means a duplicate.
@@ -30,19 +30,6 @@ type Patient interface {
 	// AttemptTimeout is how long an attempt may take; with other sinks it is a minute.
 	AttemptTimeout() time.Duration
 }
-
-// Target is a target as a sink needs it.
-type Target struct {
-	ID      int
-	Name    string
-	Kind    string   // which sink delivers to it: webhook or mail
-	URL     string   // may be empty
-	Types   []string // patterns of the types of event that it wants, such as auth.Session*
-	Secrets []Secret // newest first
-}
-
-// Secret is a secret of a target.
-type Secret = outbox.Secret
 
 // Attempt is one attempt to deliver an event.
 type Attempt struct {

@@ -136,7 +136,7 @@ type unreachable struct {
 
 func (u *unreachable) AnswerTimeout() time.Duration { return time.Hour }
 
-func (u *unreachable) Deliver(ctx context.Context, _ delivery.Target, _ outbox.Record, a delivery.Attempt) error {
+func (u *unreachable) Deliver(ctx context.Context, _ outbox.Subscription, _ outbox.Record, a delivery.Attempt) error {
 	u.asked <- struct{}{}
 	<-ctx.Done()
 	u.sent.Store(a.Owned())

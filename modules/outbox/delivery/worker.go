@@ -393,14 +393,13 @@ func (w *worker) send(s outbox.Subscription, f *flight, r *outbox.Record) {
 	if f.since > 0 {
 		attempt.First = time.UnixMilli(f.since).UTC()
 	}
-	to := Target{ID: s.ID, Name: s.Name, Kind: s.Kind, URL: s.URL, Types: s.Types, Secrets: s.Secrets}
 	go func() {
-		w.results <- result{f, w.attempt(to, event, attempt, &f.asked)}
+		w.results <- result{f, w.attempt(s, event, attempt, &f.asked)}
 	}()
 }
 
 // attempt makes one attempt. asked says whether its sink has asked if the event may be sent.
-func (w *worker) attempt(to Target, r outbox.Record, a Attempt, asked *atomic.Bool) (err error) {
+func (w *worker) attempt(to outbox.Subscription, r outbox.Record, a Attempt, asked *atomic.Bool) (err error) {
 	sink, timeout := w.d.sinks[to.Kind], time.Minute
 	if p, ok := sink.(Patient); ok {
 		timeout = p.AttemptTimeout()
@@ -440,7 +439,7 @@ func final(err error) bool {
 }
 
 // describe sets the attributes of a span, by the semantic conventions for messages.
-func describe(span tracing.Span, to Target, r outbox.Record, a Attempt) {
+func describe(span tracing.Span, to outbox.Subscription, r outbox.Record, a Attempt) {
 	span.Set("messaging.system", to.Kind)
 	span.Set("messaging.destination.name", to.Name)
 	span.Set("messaging.operation.name", "send")

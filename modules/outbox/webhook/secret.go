@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/toppira/authctl/modules/outbox/delivery"
+	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/seal"
 )
@@ -58,9 +58,9 @@ var ErrTooManySecrets = fmt.Errorf("%d secrets of the webhook sign already: wait
 
 // Rotate returns the secrets of a target with a new one first. Former ones sign for another day; those
 // that can no longer be opened are left out.
-func (s *Seals) Rotate(t delivery.Target, now time.Time) (secrets []delivery.Secret, made config.Secret, err error) {
+func (s *Seals) Rotate(t outbox.Subscription, now time.Time) (secrets []outbox.Secret, made config.Secret, err error) {
 	made = NewSecret()
-	secrets = []delivery.Secret{{Sealed: s.Seal(t.Name, made)}}
+	secrets = []outbox.Secret{{Sealed: s.Seal(t.Name, made)}}
 	for _, one := range t.Secrets {
 		if _, _, err := s.box.Open(one.Sealed, t.Name); err != nil || ended(one, now) {
 			continue
@@ -78,7 +78,7 @@ func (s *Seals) Rotate(t delivery.Target, now time.Time) (secrets []delivery.Sec
 
 // Reseal returns the secrets of a target sealed under the current secret of the service, and whether
 // that is a change. Secrets that no longer sign are left out: perhaps they can no longer be opened.
-func (s *Seals) Reseal(t delivery.Target, now time.Time) (secrets []delivery.Secret, changed bool, err error) {
+func (s *Seals) Reseal(t outbox.Subscription, now time.Time) (secrets []outbox.Secret, changed bool, err error) {
 	for _, one := range t.Secrets {
 		if ended(one, now) {
 			changed = true
@@ -96,7 +96,7 @@ func (s *Seals) Reseal(t delivery.Target, now time.Time) (secrets []delivery.Sec
 	return secrets, changed, nil
 }
 
-func openError(t delivery.Target, err error) error {
+func openError(t outbox.Subscription, err error) error {
 	if errors.Is(err, seal.ErrOtherSecret) {
 		err = errors.New("it was sealed with another secret of the service: put that one back, or name it in " +
 			"AUTH_TOKEN_PREVIOUS_SECRETS, or make a new one with: authctl outbox target rotate-secret " + t.Name)
@@ -105,7 +105,7 @@ func openError(t delivery.Target, err error) error {
 }
 
 // keys opens the secrets of a target that are in force, newest first.
-func (s *Seals) keys(t delivery.Target, now time.Time) ([][]byte, error) {
+func (s *Seals) keys(t outbox.Subscription, now time.Time) ([][]byte, error) {
 	var keys [][]byte
 	for _, one := range t.Secrets {
 		if ended(one, now) {
@@ -131,7 +131,7 @@ func (s *Seals) keys(t delivery.Target, now time.Time) ([][]byte, error) {
 }
 
 // ended reports whether a secret no longer signs.
-func ended(s delivery.Secret, now time.Time) bool { return !s.Until.IsZero() && !now.Before(s.Until) }
+func ended(s outbox.Secret, now time.Time) bool { return !s.Until.IsZero() && !now.Before(s.Until) }
 
 // sign returns the value of webhook-signature: a signature with each key.
 func sign(keys [][]byte, id string, at time.Time, body []byte) string {

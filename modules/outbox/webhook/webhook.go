@@ -92,7 +92,7 @@ func (s *Sink) Close() error {
 }
 
 // Deliver implements [delivery.Sink].
-func (s *Sink) Deliver(ctx context.Context, t delivery.Target, r outbox.Record, attempt delivery.Attempt) error {
+func (s *Sink) Deliver(ctx context.Context, t outbox.Subscription, r outbox.Record, attempt delivery.Attempt) error {
 	answer, err := s.Send(ctx, t, r, attempt.Owned)
 	if err != nil {
 		return err
@@ -129,7 +129,8 @@ func (a Answer) Err() error {
 
 // Send makes one request with an event. The answer has what is known, also with an error. owned is
 // called right before the event is sent; see [delivery.Attempt].
-func (s *Sink) Send(ctx context.Context, t delivery.Target, r outbox.Record, owned func() bool) (a Answer, err error) {
+func (s *Sink) Send(ctx context.Context, t outbox.Subscription, r outbox.Record,
+	owned func() bool) (a Answer, err error) {
 	start := time.Now()
 	defer func() { a.Took = time.Since(start) }()
 	ctx, cancel := context.WithTimeout(ctx, s.opt.Timeout)
@@ -158,7 +159,7 @@ func (s *Sink) Send(ctx context.Context, t delivery.Target, r outbox.Record, own
 }
 
 // Reach connects to the receiver of a target as Send does, and sends nothing.
-func (s *Sink) Reach(ctx context.Context, t delivery.Target) error {
+func (s *Sink) Reach(ctx context.Context, t outbox.Subscription) error {
 	ctx, cancel := context.WithTimeout(ctx, s.opt.Timeout)
 	defer cancel()
 	to, err := parseURL(t.URL, s.opt.Prod)
@@ -210,7 +211,7 @@ func (c *connection) what() (address string, handshake error) {
 	return c.address, c.handshake
 }
 
-func (s *Sink) request(t delivery.Target, r outbox.Record, owned func() bool) (*http.Request, *eventBody, error) {
+func (s *Sink) request(t outbox.Subscription, r outbox.Record, owned func() bool) (*http.Request, *eventBody, error) {
 	to, err := parseURL(t.URL, s.opt.Prod)
 	if err != nil {
 		return nil, nil, err

@@ -58,10 +58,10 @@ func open(t testing.TB, opt Options) *Sink {
 
 const knownSecret = config.Secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 
-func target(t testing.TB, url string) delivery.Target {
+func target(t testing.TB, url string) outbox.Subscription {
 	t.Helper()
-	return delivery.Target{ID: 1, Name: "hook", Kind: outbox.KindWebhook, URL: url, Types: []string{"*"},
-		Secrets: []delivery.Secret{{Sealed: seals(t).Seal("hook", knownSecret)}}}
+	return outbox.Subscription{ID: 1, Name: "hook", Kind: outbox.KindWebhook, URL: url, Types: []string{"*"},
+		Secrets: []outbox.Secret{{Sealed: seals(t).Seal("hook", knownSecret)}}}
 }
 
 func record(key string, n int64) outbox.Record {
@@ -147,7 +147,7 @@ func TestBothSecretsSignWhileOneIsReplaced(t *testing.T) {
 	other := NewSecret()
 	both := target(t, "")
 	both.Secrets[0].Until = now.Add(time.Hour)
-	both.Secrets = append([]delivery.Secret{{Sealed: seals(t).Seal("hook", other)}}, both.Secrets...)
+	both.Secrets = append([]outbox.Secret{{Sealed: seals(t).Seal("hook", other)}}, both.Secrets...)
 	signed := func(at time.Time) []string {
 		keys, err := seals(t).keys(both, at)
 		if err != nil {
@@ -256,7 +256,7 @@ func TestSecretsAreSealedAgainUnderANewSecretOfTheService(t *testing.T) {
 	// again.
 	hook = target(t, "")
 	hook.Secrets = append(hook.Secrets,
-		delivery.Secret{Sealed: []byte("of a lost secret"), Until: time.Now().Add(-time.Hour)})
+		outbox.Secret{Sealed: []byte("of a lost secret"), Until: time.Now().Add(-time.Hour)})
 	if again, changed, err := seals(t, next).Reseal(hook, time.Now()); err != nil || !changed || len(again) != 1 {
 		t.Errorf("with a secret that has ended: %d, changed %v, %v", len(again), changed, err)
 	}
