@@ -3,6 +3,7 @@ package webhook
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // AddressError is the refusal to connect to an address.
@@ -37,7 +38,7 @@ func prefixes(kind string, own bool, list ...string) []block {
 
 // blocks4 has the addresses that are not globally reachable by the IANA registry of special-purpose
 // addresses, and those where clouds hand out credentials of the machine.
-var blocks4 = join(
+var blocks4 = slices.Concat(
 	prefixes("the address of a metadata service", false, "168.63.129.16/32", "100.100.100.200/32"),
 	prefixes("an unspecified address", false, "0.0.0.0/8"),
 	prefixes("a loopback address", true, "127.0.0.0/8"),
@@ -50,7 +51,7 @@ var blocks4 = join(
 
 // blocks6 gives refused addresses a name for the message; [checkAddress] refuses everything
 // outside public6 anyway.
-var blocks6 = join(
+var blocks6 = slices.Concat(
 	prefixes("an unspecified address", false, "::/128"),
 	prefixes("a loopback address", true, "::1/128"),
 	// AWS, Google, Oracle, Scaleway, Akamai, Alibaba.
@@ -68,13 +69,6 @@ var (
 	public6 = netip.MustParsePrefix("2000::/3")
 	nat64   = netip.MustParsePrefix("64:ff9b::/96")
 )
-
-func join(lists ...[]block) (all []block) {
-	for _, list := range lists {
-		all = append(all, list...)
-	}
-	return all
-}
 
 // checkAddress says whether a request may go to an address. An IPv4 address inside an IPv6 one
 // counts as itself if a translator would extract it.
