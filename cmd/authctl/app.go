@@ -25,6 +25,7 @@ import (
 	"github.com/toppira/authctl/platform/cache"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/logging"
+	"github.com/toppira/authctl/platform/metric"
 	"github.com/toppira/authctl/platform/telemetry"
 	"github.com/toppira/authctl/platform/tracing"
 )
@@ -233,8 +234,8 @@ func (a *app) openAuth(ctx context.Context) error {
 			if err := a.checkRedis(ctx); err != nil {
 				return err
 			}
-			if err := a.registry.Register(redisAway(a.redis)); err != nil {
-				return fmt.Errorf("register the metric of Redis: %w", err)
+			if err := metric.Register(a.registry, "the metric of Redis", redisAway(a.redis)); err != nil {
+				return err
 			}
 		}
 	}

@@ -1,9 +1,9 @@
 package contact
 
 import (
-	"fmt"
-
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/toppira/authctl/platform/metric"
 )
 
 // Outcomes of a request for a challenge.
@@ -57,15 +57,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	m.answers.WithLabelValues(string(PurposeVerify), metButTaken)
 	m.answers.WithLabelValues(string(purposeUndo), metByLink)
 	m.answers.WithLabelValues(string(purposeUndo), invalidLink)
-	if reg == nil {
-		return m, nil
-	}
-	for _, c := range []prometheus.Collector{m.requests, m.answers, m.expired} {
-		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("register the metrics of contacts: %w", err)
-		}
-	}
-	return m, nil
+	return m, metric.Register(reg, "the metrics of contacts", m.requests, m.answers, m.expired)
 }
 
 func (m *metrics) requested(purpose Purpose, outcome string) {

@@ -106,7 +106,7 @@ func newCore(cfg Config, opt Options, connections func() float64) (*core, error)
 	}
 	var err error
 	if s.metrics, err = newMeters(registry, connections); err != nil {
-		return nil, fmt.Errorf("register HTTP metrics: %w", err)
+		return nil, err
 	}
 	s.base, s.abort = context.WithCancel(context.Background())
 	s.waiting, s.letGo = context.WithCancel(s.base)

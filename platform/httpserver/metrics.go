@@ -4,6 +4,8 @@ import (
 	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/toppira/authctl/platform/metric"
 )
 
 // meters are what Prometheus sees. Every label has a bounded set of values: patterns of the
@@ -51,12 +53,7 @@ func newMeters(registry prometheus.Registerer, connections func() float64) (*met
 			Help: "Open connections, idle ones included.",
 		}, connections))
 	}
-	for _, c := range collectors {
-		if err := registry.Register(c); err != nil {
-			return nil, err
-		}
-	}
-	return m, nil
+	return m, metric.Register(registry, "HTTP metrics", collectors...)
 }
 
 // status is the label for a status; the table spares a string for each request.

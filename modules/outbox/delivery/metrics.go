@@ -1,12 +1,12 @@
 package delivery
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/metric"
 )
 
 // metrics are authctl_outbox_target_*, each with the name of the target. The gauges are the same at
@@ -43,9 +43,6 @@ func newMetrics(reg prometheus.Registerer, outage func(lacksRights bool) time.Du
 			Buckets: []float64{.005, .025, .1, .25, 1, 5, 30, 300, 3600},
 		}, []string{"target"}),
 	}
-	if reg == nil {
-		return m, nil
-	}
 	collectors := []prometheus.Collector{
 		m.waiting, m.oldestAge, m.held, m.parked, m.paused, m.delivered, m.dropped, m.failed, m.latency,
 	}
@@ -56,12 +53,7 @@ func newMetrics(reg prometheus.Registerer, outage func(lacksRights bool) time.Du
 			ConstLabels: prometheus.Labels{"kind": kind},
 		}, func() float64 { return outage(lacksRights).Seconds() }))
 	}
-	for _, c := range collectors {
-		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("register the metrics of targets: %w", err)
-		}
-	}
-	return m, nil
+	return m, metric.Register(reg, "the metrics of targets", collectors...)
 }
 
 // show sets the gauges, and removes those of removed targets.

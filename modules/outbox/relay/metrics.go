@@ -1,11 +1,10 @@
 package relay
 
 import (
-	"fmt"
-
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/toppira/authctl/modules/outbox"
+	"github.com/toppira/authctl/platform/metric"
 )
 
 // metrics are authctl_outbox_*. Those of the whole outbox (pending, oldest age, parked) are the same
@@ -58,16 +57,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	for _, kind := range outbox.Kinds {
 		m.errors.WithLabelValues(kind)
 	}
-	if reg == nil {
-		return m, nil
-	}
-	for _, c := range []prometheus.Collector{
-		m.pending, m.oldestAge, m.parked, m.owned, m.living, m.published, m.replayed, m.takeovers,
-		m.lost, m.void, m.sweepFound, m.refused, m.errors, m.latency, m.batchEvents,
-	} {
-		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("register the outbox's metrics: %w", err)
-		}
-	}
-	return m, nil
+	return m, metric.Register(reg, "the outbox's metrics", m.pending, m.oldestAge, m.parked, m.owned, m.living,
+		m.published, m.replayed, m.takeovers, m.lost, m.void, m.sweepFound, m.refused, m.errors, m.latency,
+		m.batchEvents)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/modules/outbox/internal/schema"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/metric"
 	"github.com/toppira/authctl/platform/retry"
 	"github.com/toppira/authctl/platform/tracing"
 )
@@ -111,10 +112,8 @@ func New(db *database.DB, sink Sink, cfg Config, opt Options) (*Relay, error) {
 		r.name = schema.ProcessName()
 	}
 	r.outages = outages{log: r.log, now: r.now, met: met}
-	if opt.Registry != nil {
-		if err := opt.Registry.Register(&r.outages); err != nil {
-			return nil, fmt.Errorf("register the outbox's metrics: %w", err)
-		}
+	if err := metric.Register(opt.Registry, "the outbox's metrics", &r.outages); err != nil {
+		return nil, err
 	}
 	return r, nil
 }

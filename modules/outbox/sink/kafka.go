@@ -16,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/outbox/relay"
+	"github.com/toppira/authctl/platform/metric"
 )
 
 // Kafka publishes to one topic: CloudEvents in binary mode, with the key and the partition of the
@@ -115,10 +116,8 @@ func OpenKafka(cfg KafkaConfig, opt KafkaOptions) (*Kafka, error) {
 	}
 	conf.Net.Proxy.Enable, conf.Net.Proxy.Dialer = true, k.net
 	k.log = cmp.Or(k.log, zap.NewNop())
-	if opt.Registry != nil {
-		if err := opt.Registry.Register(k.resets); err != nil {
-			return nil, fmt.Errorf("register the metrics of the Kafka sink: %w", err)
-		}
+	if err := metric.Register(opt.Registry, "the metrics of the Kafka sink", k.resets); err != nil {
+		return nil, err
 	}
 	return k, nil
 }

@@ -1,10 +1,11 @@
 package feed
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/toppira/authctl/platform/metric"
 )
 
 // meters are what Prometheus sees.
@@ -19,11 +20,7 @@ func (f *Feed) measure(to prometheus.Registerer) error {
 			"cursor is of another database), unavailable (the database does not answer) or crowded (too many " +
 			"followers).",
 	}, []string{"kind"})
-	if to == nil {
-		return nil
-	}
-	collectors := []prometheus.Collector{
-		f.meters.answers,
+	return metric.Register(to, "the metrics of the feed", f.meters.answers,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "authctl_revocation_followers",
 			Help: "Followers of /oauth2/revocations that are waiting at this process.",
@@ -41,12 +38,5 @@ func (f *Feed) measure(to prometheus.Registerer) error {
 				return time.Since(f.begun).Seconds()
 			}
 			return time.Since(f.lookedAt).Seconds()
-		}),
-	}
-	for _, c := range collectors {
-		if err := to.Register(c); err != nil {
-			return fmt.Errorf("register the metrics of the feed: %w", err)
-		}
-	}
-	return nil
+		}))
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/metric"
 	"github.com/toppira/authctl/platform/tracing"
 )
 
@@ -123,19 +124,15 @@ func NewPool(cfg Config, reg prometheus.Registerer) (*Pool, error) {
 		}, []string{"reason"}),
 	}
 	p.wake = sync.NewCond(&p.mu)
-	if reg != nil {
-		for _, c := range []prometheus.Collector{p.waited, p.took, p.rejected,
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "authctl_password_hash_queue", Help: "Work waiting for a hashing worker.",
-			}, func() float64 { return float64(p.waiting()) }),
-			prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-				Name: "authctl_password_hash_workers", Help: "Hashing workers.",
-			}, func() float64 { return float64(p.workers) }),
-		} {
-			if err := reg.Register(c); err != nil {
-				return nil, fmt.Errorf("register hashing metrics: %w", err)
-			}
-		}
+	err := metric.Register(reg, "hashing metrics", p.waited, p.took, p.rejected,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "authctl_password_hash_queue", Help: "Work waiting for a hashing worker.",
+		}, func() float64 { return float64(p.waiting()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "authctl_password_hash_workers", Help: "Hashing workers.",
+		}, func() float64 { return float64(p.workers) }))
+	if err != nil {
+		return nil, err
 	}
 	for _, reason := range []string{"full", "wait", "left"} {
 		p.rejected.WithLabelValues(reason)

@@ -287,7 +287,7 @@ func TestWithPostgresAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 	}
 	phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
 	signIn(t, l, Attempt{Account: "alice", Address: address(1)})
-	if got := metric(t, registry, "authctl_throttle_postgres_up", ""); got != 0 {
+	if got := measured(t, registry, "authctl_throttle_postgres_up", ""); got != 0 {
 		t.Errorf("postgres_up is %v while it is away", got)
 	}
 	if err := l.Unlock(t.Context(), "alice"); err == nil {
@@ -300,10 +300,10 @@ func TestWithPostgresAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 	server.Start(t)
 	testenv.Eventually(t, "the counters to be shared again, while nobody signs in", func() bool {
 		w.clock.advance(retryAway)
-		return metric(t, registry, "authctl_throttle_postgres_up", "") == 1
+		return measured(t, registry, "authctl_throttle_postgres_up", "") == 1
 	})
 	phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
-	if got := metric(t, registry, "authctl_throttle_postgres_up", ""); got != 1 {
+	if got := measured(t, registry, "authctl_throttle_postgres_up", ""); got != 1 {
 		t.Errorf("postgres_up is %v after it came back", got)
 	}
 	// Commits do not wait for the disk, so the crash may have lost the newest of the 15, and the

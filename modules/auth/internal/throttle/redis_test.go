@@ -260,7 +260,7 @@ func TestWithRedisAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 	}
 	phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
 	signIn(t, l, Attempt{Account: "alice", Address: address(1)})
-	if got := metric(t, registry, "authctl_throttle_redis_up", ""); got != 0 {
+	if got := measured(t, registry, "authctl_throttle_redis_up", ""); got != 0 {
 		t.Errorf("redis_up is %v while it is away", got)
 	}
 	if err := l.Unlock(t.Context(), "alice"); err == nil {
@@ -272,11 +272,11 @@ func TestWithRedisAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 
 	server.Restart()
 	w.clock.advance(retryAway)
-	if got := metric(t, registry, "authctl_throttle_redis_up", ""); got != 1 {
+	if got := measured(t, registry, "authctl_throttle_redis_up", ""); got != 1 {
 		t.Errorf("redis_up is %v after it came back, while nobody signs in", got)
 	}
 	signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
-	if got := metric(t, registry, "authctl_throttle_redis_up", ""); got != 1 {
+	if got := measured(t, registry, "authctl_throttle_redis_up", ""); got != 1 {
 		t.Errorf("redis_up is %v after it came back", got)
 	}
 	if s, err := l.State(t.Context(), "alice"); err != nil || s.Failures != 15 {
@@ -441,8 +441,8 @@ func mustNetwork(a Attempt) netip.Prefix {
 	return network
 }
 
-// metric returns the sum of the metric's values with the label value, or of all its values.
-func metric(t *testing.T, registry *prometheus.Registry, name, label string) (sum float64) {
+// measured returns the sum of the metric's values with the label value, or of all its values.
+func measured(t *testing.T, registry *prometheus.Registry, name, label string) (sum float64) {
 	t.Helper()
 	families, err := registry.Gather()
 	if err != nil {
@@ -489,7 +489,7 @@ func TestMetricsCountRefusalsByLimit(t *testing.T) {
 		{"authctl_throttle_entries", "", 4},
 		{"authctl_throttle_evicted_total", "", 0},
 	} {
-		if got := metric(t, registry, want.name, want.label); got != want.value {
+		if got := measured(t, registry, want.name, want.label); got != want.value {
 			t.Errorf("%s %s is %v, want %v", want.name, want.label, got, want.value)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"sync/atomic"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/fault"
+	"github.com/toppira/authctl/platform/metric"
 )
 
 // ErrTooManyAttempts refuses an attempt before any hashing. The fault returned tells when
@@ -362,9 +362,6 @@ func (l *Limiter) measure(reg prometheus.Registerer) error {
 			l.finished.WithLabelValues(in, how)
 		}
 	}
-	if reg == nil {
-		return nil
-	}
 	collectors := []prometheus.Collector{l.refused, l.finished, l.lockout,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "authctl_throttle_entries", Help: "Counters kept in this process.",
@@ -384,12 +381,7 @@ func (l *Limiter) measure(reg prometheus.Registerer) error {
 			return 0
 		}))
 	}
-	for _, c := range collectors {
-		if err := reg.Register(c); err != nil {
-			return fmt.Errorf("register throttle metrics: %w", err)
-		}
-	}
-	return nil
+	return metric.Register(reg, "throttle metrics", collectors...)
 }
 
 // look finds out whether the shared counters are back, as a sign-in does, since there may be none for hours. It
