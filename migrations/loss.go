@@ -62,21 +62,15 @@ func measure(ctx context.Context, db database.IDB) (extent, error) {
 			WHERE c.relnamespace = to_regnamespace(current_schema()) AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relname NOT LIKE 'bun\_%'
 				AND pg_has_role(c.relowner, 'USAGE') AND a.attnum > 0 AND NOT a.attisdropped ORDER BY 1, 2`
 	}
-	rows, err := db.QueryContext(ctx, columns)
-	if err != nil {
-		return nil, fmt.Errorf("list the tables: %w", err)
-	}
-	defer rows.Close()
 	of := map[string][]string{}
-	for rows.Next() {
-		var table, column string
-		if err := rows.Scan(&table, &column); err != nil {
-			return nil, fmt.Errorf("list the tables: %w", err)
-		}
+	_, err := database.Collect(ctx, db, "list the tables", func(row database.Row) (table string, err error) {
+		var column string
+		err = row.Scan(&table, &column)
 		of[table] = append(of[table], column)
-	}
-	if err := errors.Join(rows.Err(), rows.Close()); err != nil {
-		return nil, fmt.Errorf("list the tables: %w", err)
+		return table, err
+	}, columns)
+	if err != nil {
+		return nil, err
 	}
 	found := extent{}
 	for table, names := range of {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -130,62 +131,41 @@ func (s store) first(ctx context.Context, after int64, limit int) (look, error) 
 
 func (s store) ask(ctx context.Context, limit int, query string, args ...any) (l look, err error) {
 	l.at = s.now().UTC().Truncate(time.Microsecond)
-	rows, err := s.db.QueryContext(ctx, query, args...)
-	if err != nil {
-		return look{}, fmt.Errorf("read what has ended: %w", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
+	l.rows, err = database.Collect(ctx, s.db, "read what has ended", func(from database.Row) (row, error) {
 		var incarnation, contains string
 		var at int64
-		r, err := scanRow(rows, &incarnation, &contains, &at)
-		if err != nil {
-			return look{}, fmt.Errorf("read what has ended: %w", err)
+		r, err := scanRow(from, &incarnation, &contains, &at)
+		if err != nil || l.incarnation != 0 {
+			return r, err
 		}
-		if l.incarnation == 0 {
-			hash := fnv.New64a()
-			_, _ = hash.Write([]byte(incarnation))
-			l.incarnation, l.asOf = hash.Sum64(), time.UnixMicro(at).UTC()
-			if l.contains, err = parseSnapshot(contains); err != nil {
-				return look{}, err
-			}
-		}
-		if r.id != 0 {
-			l.rows = append(l.rows, r)
-		}
-	}
-	return l.finish(limit, rows.Err())
+		hash := fnv.New64a()
+		_, _ = hash.Write([]byte(incarnation))
+		l.incarnation, l.asOf = hash.Sum64(), time.UnixMicro(at).UTC()
+		l.contains, err = parseSnapshot(contains)
+		return r, err
+	}, query, args...)
+	return l.finish(limit, err)
 }
 
 func (s store) askSQLite(ctx context.Context, where string, limit int, args ...any) (l look, err error) {
 	l.incarnation, l.asOf = s.process, s.now().UTC().Truncate(time.Microsecond)
 	l.at = l.asOf
-	rows, err := s.db.QueryContext(ctx, `SELECT m.next, r.* FROM
+	l.rows, err = database.Collect(ctx, s.db, "read what has ended", func(from database.Row) (row, error) {
+		return scanRow(from, &l.contains.next)
+	}, `SELECT m.next, r.* FROM
 		(SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'revocation'), 0) + 1 AS next) m
 		LEFT JOIN (SELECT `+columnsSQLite+` FROM revocation WHERE `+where+` ORDER BY id LIMIT `+fmt.Sprint(limit+1)+`) r ON true`, args...)
-	if err != nil {
-		return look{}, fmt.Errorf("read what has ended: %w", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		r, err := scanRow(rows, &l.contains.next)
-		if err != nil {
-			return look{}, fmt.Errorf("read what has ended: %w", err)
-		}
-		if r.id != 0 {
-			l.rows = append(l.rows, r)
-		}
-	}
-	return l.finish(limit, rows.Err())
+	return l.finish(limit, err)
 }
 
 func (l look) finish(limit int, err error) (look, error) {
 	if err != nil {
-		return look{}, fmt.Errorf("read what has ended: %w", err)
+		return look{}, err
 	}
 	if l.incarnation == 0 {
 		return look{}, errors.New("read what has ended: the database said nothing")
 	}
+	l.rows = slices.DeleteFunc(l.rows, func(r row) bool { return r.id == 0 }) // the one row where nothing has ended
 	if l.more = len(l.rows) > limit; l.more {
 		l.rows = l.rows[:limit]
 	}
@@ -193,12 +173,12 @@ func (l look) finish(limit int, err error) (look, error) {
 }
 
 // scanRow reads what stands before a fact, and the fact, which may be missing.
-func scanRow(rows *sql.Rows, before ...any) (r row, err error) {
+func scanRow(from database.Row, before ...any) (r row, err error) {
 	var f Fact
 	var id, epoch, expires sql.NullInt64
 	var xid, kind, kid sql.NullString
 	into := append(before, &id, &xid, &kind, &f.Subject, &f.SessionID, &epoch, &f.KeptSID, &kid, &expires)
-	if err := rows.Scan(into...); err != nil {
+	if err := from.Scan(into...); err != nil {
 		return row{}, err
 	}
 	if !id.Valid {

@@ -207,31 +207,18 @@ func forgetSurplus(ctx context.Context, db *database.DB, list []entry) error {
 
 // Verifiers lists those that were seen within a time, by client, name and instance.
 func Verifiers(ctx context.Context, db database.IDB, within time.Duration) ([]Seen, error) {
-	rows, err := db.QueryContext(ctx, `SELECT client, name, instance, version, coalesce(keys, ''), keys IS NOT NULL,
-			seen_ms, `+nowMS(db)+` - seen_ms, lag_ms
-		FROM verifier WHERE seen_ms > `+nowMS(db)+` - ? AND seen_ms <= `+nowMS(db)+` + ?
-		ORDER BY client, name, instance`, within.Milliseconds(), seenAhead.Milliseconds())
-	if err != nil {
-		return nil, fmt.Errorf("read the verifiers: %w", err)
-	}
-	defer rows.Close()
-	list := []Seen{}
-	for rows.Next() {
-		var v Seen
+	return database.Collect(ctx, db, "read the verifiers", func(from database.Row) (v Seen, err error) {
 		var keys string
 		var at, ago, lag int64
-		if err := rows.Scan(&v.Client, &v.Name, &v.Instance, &v.Version, &keys, &v.Tells, &at, &ago, &lag); err != nil {
-			return nil, fmt.Errorf("read the verifiers: %w", err)
-		}
+		err = from.Scan(&v.Client, &v.Name, &v.Instance, &v.Version, &keys, &v.Tells, &at, &ago, &lag)
 		v.Keys = strings.FieldsFunc(keys, func(r rune) bool { return r == ',' })
 		v.At, v.Lag = time.UnixMilli(at).UTC(), time.Duration(lag)*time.Millisecond
 		v.Ago = time.Duration(max(0, ago)) * time.Millisecond
-		list = append(list, v)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, fmt.Errorf("read the verifiers: %w", err)
-	}
-	return list, nil
+		return v, err
+	}, `SELECT client, name, instance, version, coalesce(keys, ''), keys IS NOT NULL,
+			seen_ms, `+nowMS(db)+` - seen_ms, lag_ms
+		FROM verifier WHERE seen_ms > `+nowMS(db)+` - ? AND seen_ms <= `+nowMS(db)+` + ?
+		ORDER BY client, name, instance`, within.Milliseconds(), seenAhead.Milliseconds())
 }
 
 // PurgeVerifiers forgets at most limit verifiers that were not seen for a day, or whose time is void.

@@ -398,23 +398,14 @@ func (s *Store) DeleteAll(ctx context.Context, userID uuid.UUID, epoch int64, ke
 
 // Reused implements [session.Store].
 func (s *Store) Reused(ctx context.Context, limit int) ([]session.Marked, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT stopped_ms, stopped_generation, stopped_user_agent, stopped_ip, "+
+	marked, err := database.Collect(ctx, s.db, "read sessions", func(row database.Row) (m session.Marked, err error) {
+		var stopped int64
+		err = scan(row, &m.Session, &stopped, &m.Generation, &m.UserAgent, &m.IP)
+		m.StoppedAt = instant(stopped)
+		return m, err
+	}, "SELECT stopped_ms, stopped_generation, stopped_user_agent, stopped_ip, "+
 		columns+" FROM session WHERE stopped_ms IS NOT NULL ORDER BY stopped_ms LIMIT ?", limit)
 	if err != nil {
-		return nil, fail("look for stopped sessions", err)
-	}
-	defer rows.Close()
-	var marked []session.Marked
-	for rows.Next() {
-		var m session.Marked
-		var stopped int64
-		if err := scan(rows, &m.Session, &stopped, &m.Generation, &m.UserAgent, &m.IP); err != nil {
-			return nil, fail("look for stopped sessions", err)
-		}
-		m.StoppedAt = instant(stopped)
-		marked = append(marked, m)
-	}
-	if err := rows.Err(); err != nil {
 		return nil, fail("look for stopped sessions", err)
 	}
 	return marked, nil
@@ -498,29 +489,19 @@ type linkedRow struct {
 
 // linked returns the next sessions that have links, in the order of their ids.
 func (s *Store) linked(ctx context.Context, after uuid.UUID, limit int) ([]linkedRow, error) {
-	rows, err := s.db.QueryContext(ctx, "SELECT id, generation, links, marks, "+s.now()+" FROM session "+
-		"WHERE links IS NOT NULL AND id > ? ORDER BY id LIMIT ?", after, limit)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var page []linkedRow
-	for rows.Next() {
-		var row linkedRow
+	return database.Collect(ctx, s.db, "read links", func(row database.Row) (one linkedRow, err error) {
 		var links []byte
 		var marks *string
-		if err := rows.Scan(&row.id, &row.generation, &links, &marks, &row.now); err != nil {
-			return nil, err
+		if err := row.Scan(&one.id, &one.generation, &links, &marks, &one.now); err != nil {
+			return one, err
 		}
-		if row.links, err = decodeLinks(links); err != nil {
-			return nil, err
+		if one.links, err = decodeLinks(links); err != nil {
+			return one, err
 		}
-		if row.marks, err = decodeMarks(marks); err != nil {
-			return nil, err
-		}
-		page = append(page, row)
-	}
-	return page, rows.Err()
+		one.marks, err = decodeMarks(marks)
+		return one, err
+	}, "SELECT id, generation, links, marks, "+s.now()+" FROM session "+
+		"WHERE links IS NOT NULL AND id > ? ORDER BY id LIMIT ?", after, limit)
 }
 
 // Missing implements [session.Store]. It is asked of what is not known to be there.
