@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"golang.org/x/crypto/bcrypt"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
@@ -149,7 +148,7 @@ func (l *Loader) fill(ctx context.Context, table string, columns []string, n int
 	row func(i int, probe bool) []any) error {
 	next := l.order(n)
 	done := 0
-	return l.copy(ctx, table, columns, func() []any {
+	return l.db.CopyInto(ctx, table, columns, func() []any {
 		for {
 			i, probe, more := next()
 			if !more {
@@ -164,19 +163,6 @@ func (l *Loader) fill(ctx context.Context, table string, columns []string, n int
 			}
 		}
 	})
-}
-
-func (l *Loader) copy(ctx context.Context, table string, columns []string, next func() []any) error {
-	err := l.db.Postgres(ctx, func(conn *pgx.Conn) error {
-		_, err := conn.CopyFrom(ctx, pgx.Identifier{table}, columns, pgx.CopyFromFunc(func() ([]any, error) {
-			return next(), nil
-		}))
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("fill %s: %w", table, err)
-	}
-	return nil
 }
 
 // Accounts writes the accounts of the crowd and the probes.

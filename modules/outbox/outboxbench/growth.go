@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/toppira/authctl/modules/outbox"
@@ -83,7 +82,7 @@ func Fill(ctx context.Context, db *database.DB, b Backlog) error {
 	}
 	table := func(name string, of int, columns []string, next func() []any) error {
 		done := 0
-		return copyInto(ctx, db, name, columns, func() []any {
+		return db.CopyInto(ctx, name, columns, func() []any {
 			row := next()
 			if done++; done%10_000 == 0 || row == nil {
 				b.Progress(name, min(done, of), of)
@@ -161,20 +160,6 @@ func Add(ctx context.Context, db *database.DB, n, writers int) error {
 		})
 	}
 	return group.Wait()
-}
-
-// copyInto copies rows into a table until next returns nil.
-func copyInto(ctx context.Context, db *database.DB, table string, columns []string, next func() []any) error {
-	err := db.Postgres(ctx, func(conn *pgx.Conn) error {
-		_, err := conn.CopyFrom(ctx, pgx.Identifier{table}, columns, pgx.CopyFromFunc(func() ([]any, error) {
-			return next(), nil
-		}))
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("fill %s: %w", table, err)
-	}
-	return nil
 }
 
 // Flow is a relay in this process with writers of events for it, whose latency it measures. Its

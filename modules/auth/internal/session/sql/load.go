@@ -5,8 +5,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/toppira/authctl/modules/auth/internal/session"
 )
 
@@ -22,21 +20,17 @@ func (s *Store) Load(ctx context.Context, next func() (session.Start, bool)) err
 		"id", "user_id", "epoch", "generation", "linked", "recorded", "hash", "previous", "replay_until_ms",
 		"device_name", "user_agent", "ip", "auth_ms", "created_ms", "last_used_ms", "expires_ms", "idle_expires_ms",
 	}
-	err := s.db.Postgres(ctx, func(conn *pgx.Conn) error {
-		_, err := conn.CopyFrom(ctx, pgx.Identifier{"session"}, columns, pgx.CopyFromFunc(func() ([]any, error) {
-			start, more := next()
-			if !more {
-				return nil, nil
-			}
-			start = start.Clean()
-			maxAge, idle := start.MaxAge.Milliseconds(), min(start.IdleTTL, start.MaxAge).Milliseconds()
-			return []any{
-				[16]byte(start.ID), [16]byte(start.UserID), start.Epoch, int64(1), int64(1), true, start.Hash[:],
-				[]byte{}, int64(0),
-				start.DeviceName, start.UserAgent, start.IP, now, now, now, now + maxAge, now + idle,
-			}, nil
-		}))
-		return err
+	err := s.db.CopyInto(ctx, "session", columns, func() []any {
+		start, more := next()
+		if !more {
+			return nil
+		}
+		start = start.Clean()
+		maxAge, idle := start.MaxAge.Milliseconds(), min(start.IdleTTL, start.MaxAge).Milliseconds()
+		return []any{
+			[16]byte(start.ID), [16]byte(start.UserID), start.Epoch, int64(1), int64(1), true, start.Hash[:], []byte{},
+			int64(0), start.DeviceName, start.UserAgent, start.IP, now, now, now, now + maxAge, now + idle,
+		}
 	})
 	if err != nil {
 		return fail("load sessions", err)
