@@ -60,36 +60,28 @@ type OAuthError struct {
 
 func (e *OAuthError) Error() string { return e.Code + ": " + e.Description }
 
+// statuses are those of the kinds of faults. Any other is an error of ours.
+var statuses = map[fault.Kind]int{
+	fault.Malformed:        http.StatusBadRequest,
+	fault.Invalid:          http.StatusBadRequest,
+	fault.Unauthenticated:  http.StatusUnauthorized,
+	fault.Forbidden:        http.StatusForbidden,
+	fault.NotFound:         http.StatusNotFound,
+	fault.MethodNotAllowed: http.StatusMethodNotAllowed,
+	fault.Conflict:         http.StatusConflict,
+	fault.TooLarge:         http.StatusRequestEntityTooLarge,
+	fault.Unsupported:      http.StatusUnsupportedMediaType,
+	fault.HeadersTooLarge:  http.StatusRequestHeaderFieldsTooLarge,
+	fault.TooMany:          http.StatusTooManyRequests,
+	fault.Unavailable:      http.StatusServiceUnavailable,
+}
+
 // Status is the HTTP status of a fault.
 func Status(f *fault.Fault) int {
 	if f.Code == ErrRequestTimeout.Code {
 		return http.StatusRequestTimeout
 	}
-	switch f.Kind {
-	case fault.Malformed, fault.Invalid:
-		return http.StatusBadRequest
-	case fault.Unauthenticated:
-		return http.StatusUnauthorized
-	case fault.Forbidden:
-		return http.StatusForbidden
-	case fault.NotFound:
-		return http.StatusNotFound
-	case fault.MethodNotAllowed:
-		return http.StatusMethodNotAllowed
-	case fault.Conflict:
-		return http.StatusConflict
-	case fault.TooLarge:
-		return http.StatusRequestEntityTooLarge
-	case fault.Unsupported:
-		return http.StatusUnsupportedMediaType
-	case fault.HeadersTooLarge:
-		return http.StatusRequestHeaderFieldsTooLarge
-	case fault.TooMany:
-		return http.StatusTooManyRequests
-	case fault.Unavailable:
-		return http.StatusServiceUnavailable
-	}
-	return http.StatusInternalServerError
+	return cmp.Or(statuses[f.Kind], http.StatusInternalServerError)
 }
 
 // panicked is a panic's value on its way to the log.
