@@ -135,38 +135,22 @@ func (o output) headerNames() (names []string) {
 
 // write sends a success. The answer is a pointer to the output.
 func (o output) write(x *exchange, answer reflect.Value) error {
-	status := x.route.Status
-	var body []byte
-	if o.body == wholeIsBody {
-		text, err := json.Marshal(answer.Interface())
-		if err != nil {
-			return fmt.Errorf("encode the answer: %w", err)
-		}
-		x.success(status, "application/json", text)
+	status, value := x.route.Status, answer.Elem()
+	var body any
+	switch {
+	case o.body == wholeIsBody:
+		body = answer.Interface()
+	case o.events >= 0 && !value.Field(o.events).IsNil():
+		x.stream(value.Field(o.events).Interface().(Events))
 		return nil
+	case o.other >= 0 && !value.Field(o.other).IsNil():
+		status, body = o.instead, value.Field(o.other).Interface()
+	case o.body >= 0:
+		body = value.Field(o.body).Addr().Interface()
 	}
-	value := answer.Elem()
-	if o.events >= 0 {
-		if events := value.Field(o.events).Interface().(Events); events != nil {
-			x.stream(events)
-			return nil
-		}
-	}
-	if o.other >= 0 && !value.Field(o.other).IsNil() {
-		text, err := json.Marshal(value.Field(o.other).Interface())
-		if err != nil {
-			return fmt.Errorf("encode the answer: %w", err)
-		}
-		status, body = o.instead, text
-	} else if o.body >= 0 {
-		part := value.Field(o.body).Addr().Interface()
-		if encoded, ok := part.(interface{ encoded() []byte }); ok {
-			body = encoded.encoded()
-		} else if text, err := json.Marshal(part); err != nil {
-			return fmt.Errorf("encode the answer: %w", err)
-		} else {
-			body = text
-		}
+	text, err := encode(body)
+	if err != nil {
+		return fmt.Errorf("encode the answer: %w", err)
 	}
 	for _, h := range o.headers {
 		if text := value.Field(h.field).String(); text != "" {
@@ -179,12 +163,23 @@ func (o output) write(x *exchange, answer reflect.Value) error {
 			status = int(n)
 		}
 	}
-	if status == http.StatusNotModified || body == nil {
+	if status == http.StatusNotModified || text == nil {
 		x.success(status, "", nil)
 		return nil
 	}
-	x.success(status, "application/json", body)
+	x.success(status, "application/json", text)
 	return nil
+}
+
+// encode returns the JSON of a body, which may be encoded already; nil if there is none.
+func encode(body any) ([]byte, error) {
+	switch body := body.(type) {
+	case nil:
+		return nil, nil
+	case interface{ encoded() []byte }:
+		return body.encoded(), nil
+	}
+	return json.Marshal(body)
 }
 
 // writeCookies puts the cookies of an output into the answer.
