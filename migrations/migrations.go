@@ -191,15 +191,12 @@ func New(dir, name string, now time.Time) ([]string, error) {
 			path := filepath.Join(dir, sub, fmt.Sprintf("%s_%s.tx.%s.sql", now.UTC().Format("20060102150405"), name,
 				way))
 			f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+			if err == nil {
+				_, err = fmt.Fprintf(f, "-- %s: %s, %s. Old and new code must both work on the result.\n", name, sub,
+					way)
+				err = errors.Join(err, f.Close())
+			}
 			if err != nil {
-				return made, fmt.Errorf("write the migration: %w", err)
-			}
-			if _, err := fmt.Fprintf(f, "-- %s: %s, %s. Old and new code must both work on the result.\n", name, sub,
-				way); err != nil {
-				_ = f.Close()
-				return made, fmt.Errorf("write the migration: %w", err)
-			}
-			if err := f.Close(); err != nil {
 				return made, fmt.Errorf("write the migration: %w", err)
 			}
 			made = append(made, path)
