@@ -22,35 +22,24 @@ type look struct {
 // The first one that fits is meant.
 var looks = sync.OnceValue(func() []look {
 	// Names of members in JSON are in quotes; those of columns are alone in a line.
-	name := func(names ...string) string {
-		return `(?:"(?:` + strings.Join(names, "|") + `)"\s*:|(?m:^(?:` + strings.Join(names, "|") + `)$))`
-	}
-	all := func(names ...string) *regexp.Regexp {
-		text := `(?s)`
-		for i, n := range names {
-			if i > 0 {
-				text += ".*"
-			}
-			text += name(n)
-		}
-		return regexp.MustCompile(text)
-	}
+	name := func(names string) string { return `(?:"(?:` + names + `)"\s*:|(?m:^(?:` + names + `)$))` }
+	one := func(names string) *regexp.Regexp { return regexp.MustCompile(name(names)) }
 	either := func(a, b string) *regexp.Regexp {
 		return regexp.MustCompile(`(?s)` + name(a) + `.*` + name(b) + `|` + name(b) + `.*` + name(a))
 	}
 	return []look{
-		{"zitadel", all("humanUsers|hashedPassword"), "an export of Zitadel", ""},
-		{"firebase", all("localId"), "an export of Firebase", ""},
+		{"zitadel", one("humanUsers|hashedPassword"), "an export of Zitadel", ""},
+		{"firebase", one("localId"), "an export of Firebase", ""},
 		{"firebase", regexp.MustCompile(`(?mi)^[A-Z0-9]{28},[^,]*,(?:true|false),`), "a CSV of Firebase", ""},
 		{"auth0", either("passwordHash", `_id|tenant|connection`), "an export of Auth0", ""},
-		{"supabase", all("encrypted_password"), "the table auth.users of Supabase", ""},
+		{"supabase", one("encrypted_password"), "the table auth.users of Supabase", ""},
 		{"django", either("model", "fields"), "a dump of Django", ""},
 		{"django", either("password", "date_joined|is_superuser"), "the table auth_user of Django", ""},
 		{"keycloak", either("credentialData|createdTimestamp|requiredActions", "username|credentials|type"),
 			"an export of Keycloak", ""},
 		{"keycloak", either("realm", "displayName|notBefore|enabled"), "an export of Keycloak", ""},
 		{"native", either("username", "password_hash"), "what authctl user export writes", ""},
-		{"", all("user_login"), "the table wp_users of WordPress",
+		{"", one("user_login"), "the table wp_users of WordPress",
 			"SELECT user_login AS username, user_pass AS password_hash, user_registered AS created_at"},
 		{"", regexp.MustCompile(`(?i)\bNormalizedUserName\b`), "the table AspNetUsers of ASP.NET Identity", `SELECT "Id" AS id, "UserName" AS username, "PasswordHash" AS password_hash, "Email" AS email, "EmailConfirmed" AS email_verified`},
 		{"", either(`providerId|provider_id`, `accountId|account_id`), "the table account of better-auth",
