@@ -16,16 +16,16 @@ import (
 	"time"
 )
 
-// file is the log file. It is only appended to, so that truncating it (logrotate's copytruncate)
-// leaves no hole, and several processes may write to it. When it reaches its limit, it is renamed
-// and a new one is begun.
+// File is the log file; nil if there is none. It is only appended to, so that truncating it
+// (logrotate's copytruncate) leaves no hole, and several processes may write to it. When it reaches
+// its limit, it is renamed and a new one is begun.
 //
 // Lumberjack and timberjack, which also rotate files, assume that only one process writes to a file
 // and nobody else renames or truncates it.
 //
-// Others may also rename or remove it. Once a second, and on [file.Reopen], the file of this name
+// Others may also rename or remove it. Once a second, and on [File.Reopen], the file of this name
 // is looked up, and opened if it is another one.
-type file struct {
+type File struct {
 	cfg   Config
 	now   func() time.Time
 	limit int64              // bytes at which it is rotated; 0 for never
@@ -46,15 +46,15 @@ type file struct {
 // lookEvery is how often the file is looked up by its name.
 const lookEvery = time.Second
 
-func newFile(cfg Config, now func() time.Time, told func(error)) *file {
-	l := &file{cfg: cfg, now: now, told: told, limit: int64(cfg.MaxSizeMB) << 20}
+func newFile(cfg Config, now func() time.Time, told func(error)) *File {
+	l := &File{cfg: cfg, now: now, told: told, limit: int64(cfg.MaxSizeMB) << 20}
 	l.ended, l.end = context.WithCancel(context.Background())
 	return l
 }
 
 // open creates the folder and the file if they are missing, for their owner alone. If it fails,
 // the file that was open stays open.
-func (l *file) open() error {
+func (l *File) open() error {
 	if err := os.MkdirAll(filepath.Dir(l.cfg.Path), 0o700); err != nil {
 		return fmt.Errorf("log.path: make the folder: %w", err)
 	}
@@ -85,8 +85,12 @@ func (l *file) open() error {
 	return nil
 }
 
-// Reopen opens the file of this name, which may be another one now.
-func (l *file) Reopen() error {
+// Reopen opens the file of this name, which may be another one now. If that fails, the old one stays
+// in use.
+func (l *File) Reopen() error {
+	if l == nil {
+		return nil
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.open()
@@ -94,7 +98,7 @@ func (l *file) Reopen() error {
 
 // Write appends a line. If the file of this name cannot be opened, the line goes to the one that is
 // open, which may have been removed, and the error says so.
-func (l *file) Write(line []byte) (int, error) {
+func (l *File) Write(line []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	err := l.look(lookEvery)
@@ -110,7 +114,7 @@ func (l *file) Write(line []byte) (int, error) {
 }
 
 // look opens the file again if there is another one of this name, or none.
-func (l *file) look(every time.Duration) error {
+func (l *File) look(every time.Duration) error {
 	if l.f != nil && l.now().Sub(l.looked) < every {
 		return nil
 	}
@@ -125,7 +129,7 @@ func (l *file) look(every time.Duration) error {
 
 // rotate renames the file and begins another one, unless another process has just done so. A file
 // that cannot be renamed stays in use.
-func (l *file) rotate() error {
+func (l *File) rotate() error {
 	if err := l.look(0); err != nil || l.size == 0 {
 		return err
 	}
@@ -141,8 +145,11 @@ func (l *file) rotate() error {
 	return nil
 }
 
-// Close closes the file and ends the tidying.
-func (l *file) Close() error {
+// Close closes the file and ends the tidying. The logger must not be used afterwards.
+func (l *File) Close() error {
+	if l == nil {
+		return nil
+	}
 	l.end()
 	l.tidying.Wait()
 	l.mu.Lock()
@@ -161,14 +168,14 @@ const (
 	abandoned = time.Minute // an unfinished file that has not grown for so long is of a dead process
 )
 
-func (l *file) split() (dir, name, ext string) {
+func (l *File) split() (dir, name, ext string) {
 	dir, base := filepath.Split(l.cfg.Path)
 	ext = filepath.Ext(base)
 	return dir, strings.TrimSuffix(base, ext), ext
 }
 
 // rotated returns an unused name for the rotated file.
-func (l *file) rotated(at time.Time) string {
+func (l *File) rotated(at time.Time) string {
 	dir, name, ext := l.split()
 	for ; ; at = at.Add(time.Millisecond) {
 		path := filepath.Join(dir, name+"-"+at.UTC().Format(rotatedTime)+ext)
@@ -181,7 +188,7 @@ func (l *file) rotated(at time.Time) string {
 }
 
 // startTidying removes and compresses rotated files in the background, one run at a time.
-func (l *file) startTidying() {
+func (l *File) startTidying() {
 	l.tidying.Go(func() {
 		l.oneTidies.Lock()
 		defer l.oneTidies.Unlock()
@@ -193,7 +200,7 @@ func (l *file) startTidying() {
 
 // tidy removes rotated files that are too many or too old, and compresses the rest except the
 // newest one, which another process may still be writing to.
-func (l *file) tidy() error {
+func (l *File) tidy() error {
 	dir, name, ext := l.split()
 	entries, err := os.ReadDir(cmp.Or(dir, "."))
 	if err != nil {
@@ -235,7 +242,7 @@ func (l *file) tidy() error {
 }
 
 // compress replaces a file by its gzip, completely or not at all.
-func (l *file) compress(path string) (err error) {
+func (l *File) compress(path string) (err error) {
 	from, err := os.Open(path)
 	if err != nil {
 		return ignoreMissing(err) // another process was faster

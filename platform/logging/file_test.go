@@ -178,7 +178,7 @@ func TestTwoProcessesMayWriteToOneFileAndTurnItOver(t *testing.T) {
 	}
 	writers.Wait()
 	for _, file := range files {
-		file.file.tidying.Wait()
+		file.tidying.Wait()
 	}
 	seen := map[string]bool{}
 	for _, text := range everything(t, dir) {
@@ -278,7 +278,7 @@ func TestTheFileTurnsOverAndTidiesByItself(t *testing.T) {
 	for range 4 * 210 {
 		log.Info("fill", zap.String("fill", strings.Repeat("x", 5000)))
 	}
-	file.file.tidying.Wait()
+	file.tidying.Wait()
 	if err := file.Close(); err != nil {
 		t.Fatal(err)
 	}

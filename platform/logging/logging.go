@@ -86,26 +86,6 @@ type Options struct {
 	Brief bool
 }
 
-// File is the log file, if there is one. The logger must not be used after Close.
-type File struct{ file *file }
-
-// Reopen opens the file by its name again, after it was renamed. If that fails, the old one stays
-// in use.
-func (f *File) Reopen() error {
-	if f.file == nil {
-		return nil
-	}
-	return f.file.Reopen()
-}
-
-// Close closes the file.
-func (f *File) Close() error {
-	if f.file == nil {
-		return nil
-	}
-	return f.file.Close()
-}
-
 // New makes the logger. It fails if the file cannot be opened.
 func New(cfg Config, opt Options) (*zap.Logger, *File, error) {
 	level, err := zapcore.ParseLevel(cfg.Level)
@@ -129,31 +109,31 @@ func New(cfg Config, opt Options) (*zap.Logger, *File, error) {
 		console.plain = true
 	}
 	outputs := []output{console}
-	closer := &File{}
+	var file *File
 	if cfg.Path != "" {
 		say := func(message string, fields ...zap.Field) {
 			e := zapcore.Entry{Level: zapcore.ErrorLevel, Time: opt.Now(), Message: message}
 			console.write(e, nil, append(fields, zap.String("file", cfg.Path)))
 		}
-		closer.file = newFile(cfg, opt.Now, func(err error) { say("log_file_not_rotated", zap.Error(err)) })
+		file = newFile(cfg, opt.Now, func(err error) { say("log_file_not_rotated", zap.Error(err)) })
 		if opt.Brief {
-			closer.file.limit = 0
+			file.limit = 0
 		} else {
-			if err := closer.file.open(); err != nil {
+			if err := file.open(); err != nil {
 				return nil, nil, err
 			}
-			closer.file.startTidying()
+			file.startTidying()
 		}
 		if !opt.Dev && !opt.Brief {
 			outputs[0].least = zapcore.WarnLevel
 		}
 		complain := func(lost int, err error) { say("log_records_lost", zap.Int("lost", lost), zap.Error(err)) }
-		outputs = append(outputs, newOutput(jsonEncoder(), &sink{w: closer.file, now: opt.Now, complain: complain}))
+		outputs = append(outputs, newOutput(jsonEncoder(), &sink{w: file, now: opt.Now, complain: complain}))
 	}
 	log := zap.New(&core{AtomicLevel: opt.Level, outputs: outputs},
 		zap.WithClock(clock{opt.Now}),
 		zap.ErrorOutput(zapcore.AddSync(io.Discard))) // the sinks report errors
-	return log, closer, nil
+	return log, file, nil
 }
 
 // Security returns the security log of a log: a child named "security" whose records have

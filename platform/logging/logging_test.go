@@ -498,7 +498,7 @@ func TestAFileThatFailsIsReportedOnTheConsole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	file.file.tidying.Wait() // the record of the start
+	file.tidying.Wait() // the record of the start
 	now = now.Add(lookEvery)
 	// A file takes the place of the folder, so that even root cannot write the log.
 	if err := errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)); err != nil {
