@@ -53,6 +53,10 @@ type collector struct {
 // scheme of the endpoint decides.
 func newCollector(version string, getenv func(string) string) (*collector, error) {
 	env := exporterEnv(getenv)
+	if name, protocol := env.get("PROTOCOL"); protocol != "" && protocol != "http/protobuf" {
+		return nil, fmt.Errorf("%s=%s: only http/protobuf is supported; remove the variable, and name the "+
+			"collector's port for HTTP, which is usually 4318", name, protocol)
+	}
 	c := &collector{header: http.Header{}, timeout: 10 * time.Second, tries: attempts}
 	tlsConfig, err := env.tls()
 	if err != nil {

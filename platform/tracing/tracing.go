@@ -47,7 +47,7 @@ func Open(ctx context.Context, version string, log *zap.Logger) (*Tracer, error)
 	if !named() {
 		return nil, nil
 	}
-	client, err := configured(version)
+	client, err := newCollector(version, os.Getenv)
 	if err != nil {
 		return nil, err
 	}
@@ -82,28 +82,11 @@ func Check() error {
 	if !named() {
 		return nil
 	}
-	client, err := configured("")
+	client, err := newCollector("", os.Getenv)
 	if err != nil {
 		return err
 	}
 	client.stop()
-	return nil
-}
-
-// configured makes a client of the collector that the environment names.
-func configured(version string) (*collector, error) {
-	if err := checkProtocol(); err != nil {
-		return nil, err
-	}
-	return newCollector(version, os.Getenv)
-}
-
-// checkProtocol refuses protocols that are not supported.
-func checkProtocol() error {
-	if name, protocol := exporterEnv(os.Getenv).get("PROTOCOL"); protocol != "" && protocol != "http/protobuf" {
-		return fmt.Errorf("%s=%s: only http/protobuf is supported; remove the variable, and name the "+
-			"collector's port for HTTP, which is usually 4318", name, protocol)
-	}
 	return nil
 }
 
@@ -113,7 +96,7 @@ func Probe(ctx context.Context, version string) (on bool, err error) {
 	if !named() {
 		return false, nil
 	}
-	client, err := configured(version)
+	client, err := newCollector(version, os.Getenv)
 	if err != nil {
 		return true, err
 	}
