@@ -174,9 +174,6 @@ func Open(ctx context.Context, cfg Config, o Options) (Client, error) {
 // named sets the name of a connection that CLIENT LIST shows. It does not use the client's option for it,
 // with which a Redis user without the right to CLIENT SETNAME could not connect.
 func named(name string) func(ctx context.Context, conn *redis.Conn) error {
-	if name == "" {
-		return nil
-	}
 	return func(ctx context.Context, conn *redis.Conn) error {
 		var refusal redis.Error
 		if err := conn.ClientSetName(ctx, name).Err(); err != nil && !errors.As(err, &refusal) {

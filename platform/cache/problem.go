@@ -138,16 +138,12 @@ func answersPlainly(ctx context.Context, opt *redis.Options) bool {
 	defer func() { _ = conn.Close() }()
 	until, _ := ctx.Deadline()
 	first := make([]byte, 1)
-	if err := errors.Join(conn.SetDeadline(until), write(conn, "PING\r\n")); err != nil {
+	_ = conn.SetDeadline(until)
+	if _, err := io.WriteString(conn, "PING\r\n"); err != nil {
 		return false
 	}
 	_, err = io.ReadFull(conn, first)
 	return err == nil && (first[0] == '+' || first[0] == '-')
-}
-
-func write(w io.Writer, text string) error {
-	_, err := io.WriteString(w, text)
-	return err
 }
 
 // refusal explains error replies by the code that they begin with.

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -250,12 +251,7 @@ func times(wait time.Duration, dial, read, write, pool *time.Duration) {
 	setDefault(pool, *read)
 }
 
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
-}
+func setDefault[T comparable](field *T, value T) { *field = cmp.Or(*field, value) }
 
 func (t target) addresses() []string {
 	switch {
