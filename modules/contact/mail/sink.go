@@ -223,12 +223,7 @@ func (m *Mailer) envelope(id uuid.UUID, message contact.Message, issuer string, 
 	if err != nil {
 		return envelope{}, &delivery.Refused{Err: err}
 	}
-	_, domain, _ := strings.Cut(m.from.Address, "@")
-	text, err := compose(m.from, to, id.String()+"@"+domain, at, words)
-	if err != nil {
-		return envelope{}, err
-	}
-	return envelope{id: id, from: m.from.Address, to: to, purpose: string(message.Purpose), at: at, text: text}, nil
+	return m.compose(id, to, string(message.Purpose), at, words)
 }
 
 // pagesAt is the URL of the pages for the issuer that an event names, which may be an earlier one.
@@ -250,7 +245,7 @@ func (m *Mailer) data(message contact.Message, issuer string, at time.Time) Data
 	}
 	if message.LinkToken != "" {
 		page := "undo"
-		if message.Purpose == contact.PurposeVerify || message.Purpose == contact.PurposeReset {
+		if hasCode(message.Purpose) {
 			page = string(message.Purpose)
 		}
 		d.Link = m.pagesAt(issuer) + "/" + page + "#token=" + message.LinkToken
@@ -263,15 +258,16 @@ func (m *Mailer) data(message contact.Message, issuer string, at time.Time) Data
 	return d
 }
 
-// compose writes a mail with a text part and an HTML part. The result depends only on its arguments.
-func compose(from *netmail.Address, to, id string, at time.Time, words Mail) ([]byte, error) {
-	part, _, _ := strings.Cut(id, "@")
+// compose writes a mail with a text part and an HTML part. The result depends only on its arguments and the
+// settings.
+func (m *Mailer) compose(id uuid.UUID, to, purpose string, at time.Time, words Mail) (envelope, error) {
+	_, domain, _ := strings.Cut(m.from.Address, "@")
 	msg := gomail.NewMsg(gomail.WithNoDefaultUserAgent(), gomail.WithEncoding(gomail.EncodingQP),
-		gomail.WithBoundary("part-"+part))
-	msg.FromMailAddress(from)
+		gomail.WithBoundary("part-"+id.String()))
+	msg.FromMailAddress(m.from)
 	msg.ToMailAddress(&netmail.Address{Address: to})
 	msg.Subject(words.Subject)
-	msg.SetMessageIDWithValue(id)
+	msg.SetMessageIDWithValue(id.String() + "@" + domain)
 	msg.SetDateWithValue(at)
 	msg.SetGenHeader("Auto-Submitted", "auto-generated") // RFC 3834: no automatic replies
 	msg.SetGenHeader("X-Auto-Response-Suppress", "All")
@@ -279,9 +275,9 @@ func compose(from *netmail.Address, to, id string, at time.Time, words Mail) ([]
 	msg.AddAlternativeString(gomail.TypeTextHTML, words.HTML)
 	var text bytes.Buffer
 	if _, err := msg.WriteTo(&text); err != nil {
-		return nil, fmt.Errorf("write the mail: %w", err)
+		return envelope{}, fmt.Errorf("write the mail: %w", err)
 	}
-	return text.Bytes(), nil
+	return envelope{id: id, from: m.from.Address, to: to, purpose: purpose, at: at, text: text.Bytes()}, nil
 }
 
 // Test sends a mail to an address at once, without the outbox, and writes each step to w.
@@ -294,9 +290,7 @@ func (m *Mailer) Test(ctx context.Context, to string, w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("make an id: %w", err)
 	}
-	_, domain, _ := strings.Cut(m.from.Address, "@")
-	now := m.opt.Now()
-	text, err := compose(m.from, to, id.String()+"@"+domain, now, Mail{
+	mail, err := m.compose(id, to, "test", m.opt.Now(), Mail{
 		Subject: "A test mail of " + ServiceName(m.opt.Issuer),
 		Text:    "This is a test. Mails of " + ServiceName(m.opt.Issuer) + " arrive here.\n",
 		HTML:    `<!doctype html><html lang="en"><title>A test mail</title><p>This is a test. Mails arrive here.</p></html>`,
@@ -304,7 +298,5 @@ func (m *Mailer) Test(ctx context.Context, to string, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	told := func(step string) { fmt.Fprintln(w, step) }
-	return m.sender.send(ctx, envelope{id: id, from: m.from.Address, to: to, purpose: "test", at: now, text: text},
-		func() bool { return true }, told)
+	return m.sender.send(ctx, mail, func() bool { return true }, func(step string) { fmt.Fprintln(w, step) })
 }

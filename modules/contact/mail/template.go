@@ -60,16 +60,8 @@ type Mail struct {
 	body string // the part of HTML that is not the frame's
 }
 
-// purposeNeeds says what a mail must show to be useful.
-type purposeNeeds struct{ code, link bool }
-
-func needsOf(p contact.Purpose) purposeNeeds {
-	switch p {
-	case contact.PurposeVerify, contact.PurposeReset:
-		return purposeNeeds{code: true, link: true}
-	}
-	return purposeNeeds{link: true}
-}
+// hasCode reports whether a mail is useless without its code. It always is without its link.
+func hasCode(p contact.Purpose) bool { return p == contact.PurposeVerify || p == contact.PurposeReset }
 
 // Templates are the templates of all mails, in every language. They are tried when they are loaded.
 type Templates struct {
@@ -90,12 +82,12 @@ func LoadTemplates(dir, service string) (*Templates, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the embedded templates: %w", err)
 	}
-	if err := collect(sources, base, func(name string) string { return name }); err != nil {
+	if err := collect(sources, base, ".", func(name string) string { return name }); err != nil {
 		return nil, fmt.Errorf("read the embedded templates: %w", err)
 	}
 	if dir != "" {
 		place := func(name string) string { return filepath.Join(dir, name) }
-		if err := collect(sources, os.DirFS(dir), place); err != nil {
+		if err := collect(sources, os.DirFS(dir), ".", place); err != nil {
 			return nil, fmt.Errorf("contact.templates_dir: %w", err)
 		}
 	}
@@ -115,13 +107,9 @@ type source struct{ place, text string }
 // maxTemplate is the largest template in bytes. Mail programs cut off a mail of 100 KiB.
 const maxTemplate = 64 << 10
 
-// collect reads the templates of a folder, and of the folders in it. It refuses other files,
+// collect reads the templates of a folder, and of the folders in the outermost one. It refuses other files,
 // since nothing would use them. It follows links: in a ConfigMap that Kubernetes mounts, each folder is one.
-func collect(into map[string]source, from fs.FS, place func(name string) string) error {
-	return collectFolder(into, from, ".", place)
-}
-
-func collectFolder(into map[string]source, from fs.FS, folder string, place func(name string) string) error {
+func collect(into map[string]source, from fs.FS, folder string, place func(name string) string) error {
 	list, err := fs.ReadDir(from, folder)
 	if err != nil {
 		return readFault("read the folder of templates", place(folder), err)
@@ -140,7 +128,7 @@ func collectFolder(into map[string]source, from fs.FS, folder string, place func
 			if problem := folderProblem(name); problem != "" {
 				return fmt.Errorf("%s %s", place(name), problem)
 			}
-			if err := collectFolder(into, from, name, place); err != nil {
+			if err := collect(into, from, name, place); err != nil {
 				return err
 			}
 			continue
@@ -324,19 +312,19 @@ func (t *Templates) tryOne(folder, id string, sample Data) (faults []error) {
 	if !strings.Contains(mail.HTML, strings.TrimSpace(mail.body)) {
 		return []error{fmt.Errorf("%s: the frame does not show what is in it: use {{.Body}}", t.layout.Name())}
 	}
-	needs := needsOf(contact.Purpose(sample.Purpose))
+	coded := hasCode(contact.Purpose(sample.Purpose))
 	for _, part := range []struct{ place, text, link string }{
 		{t.text[id].Name(), mail.Text, sample.Link},
 		{t.html[id].Name(), mail.HTML, htmltemplate.HTMLEscapeString(sample.Link)},
 	} {
-		if needs.code && !strings.Contains(part.text, sample.Code) {
+		if coded && !strings.Contains(part.text, sample.Code) {
 			faults = append(faults, fmt.Errorf("%s: the mail does not show the code: use {{.Code}}", part.place))
 		}
-		if needs.link && !strings.Contains(part.text, part.link) {
+		if !strings.Contains(part.text, part.link) {
 			faults = append(faults, fmt.Errorf("%s: the mail does not show the link: use {{.Link}}", part.place))
 		}
 	}
-	if needs.code && strings.Contains(mail.Subject, sample.Code) ||
+	if coded && strings.Contains(mail.Subject, sample.Code) ||
 		sample.Link != "" && strings.Contains(mail.Subject, sample.Link) {
 		faults = append(faults, fmt.Errorf("%s: the subject shows the code or the link, and mail servers log subjects",
 			t.text[id].Name()))
@@ -351,7 +339,7 @@ func samples(p contact.Purpose, service string) []Data {
 	bare.Address, bare.Device = "", ""
 	short.Service, short.Username = "s", "u" // as templates may cut or index them
 	list := []Data{full, bare, short}
-	if !needsOf(p).code { // a notice
+	if !hasCode(p) { // a notice
 		bare.Link, bare.Minutes, bare.Hours = "", 0, 0
 		list = append(list, bare)
 		if full.Change != "" {
@@ -381,7 +369,7 @@ func Sample(p contact.Purpose, service string) Data {
 	case contact.PurposeNoticeContact:
 		d.Change, d.Changed = "added", "alice@example.net"
 	}
-	if needsOf(p).code {
+	if hasCode(p) {
 		d.Time, d.Address, d.Device = "", "", ""
 	}
 	return d
