@@ -297,11 +297,7 @@ func (t target) verified() bool { return t.tls() != nil && !t.tls().InsecureSkip
 
 func isLocal(address string) bool {
 	host, _, err := net.SplitHostPort(address)
-	if err == nil && host == "localhost" {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.IsLoopback()
+	return err == nil && config.IsThisMachine(host)
 }
 
 // open makes the client, which connects when it is used. With refuse, it does not connect to servers on

@@ -83,6 +83,12 @@ func nameProblem(text string) string {
 	return ""
 }
 
+// IsThisMachine reports whether a host is this machine by its name or its address.
+func IsThisMachine(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
 func isLabel(r rune) bool {
 	return r == '-' || r == '_' || '0' <= r && r <= '9' || 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z'
 }

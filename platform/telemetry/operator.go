@@ -43,8 +43,7 @@ func (c Config) Loopback() bool {
 	if err != nil {
 		return c.disabled()
 	}
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
+	return config.IsThisMachine(host)
 }
 
 // AddrError says that the operator listener's address is not available. A developer's second
@@ -235,6 +234,5 @@ func localName(host string) bool {
 	if err != nil {
 		name = host
 	}
-	ip := net.ParseIP(strings.Trim(name, "[]"))
-	return name == "localhost" || ip != nil && ip.IsLoopback()
+	return config.IsThisMachine(strings.Trim(name, "[]"))
 }

@@ -154,7 +154,7 @@ func parseServer(text config.Secret) (server, error) {
 			return server{}, errors.New("must have both a user and a password, or neither")
 		}
 	}
-	s.optional = isLoopback(s.host)
+	s.optional = config.IsThisMachine(s.host)
 	options, err := url.ParseQuery(u.RawQuery)
 	if err != nil { // u.Query would leave the option out
 		return server{}, errors.New(form)
@@ -167,9 +167,4 @@ func parseServer(text config.Secret) (server, error) {
 		s.optional = values[0] == "optional"
 	}
 	return s, nil
-}
-
-func isLoopback(host string) bool {
-	ip := net.ParseIP(host)
-	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/net/idna"
 
 	"github.com/toppira/authctl/modules/outbox/delivery"
+	"github.com/toppira/authctl/platform/config"
 )
 
 // How long to wait for the server, and how connections are reused. A connection is closed after
@@ -323,7 +324,7 @@ func (s *smtpSender) authenticate(client *smtp.Client, told func(string)) error 
 		{"PLAIN", true, smtp.PlainAuth("", s.user, s.password, s.host, false)},
 		{"LOGIN", true, smtp.LoginAuth(s.user, s.password, s.host, false)},
 	} {
-		if slices.Contains(offered, m.name) && (!m.plain || encrypted || isLoopback(s.host)) {
+		if slices.Contains(offered, m.name) && (!m.plain || encrypted || config.IsThisMachine(s.host)) {
 			chosen, auth = m.name, m.auth
 			break
 		}
