@@ -50,8 +50,6 @@ func (s *Service) ChangePassword(ctx context.Context, caller Caller, current, re
 	if err != nil {
 		return Tokens{}, err
 	}
-	s.security.Info("password_changed", zap.Stringer("user_id", a.ID), zap.String("by", byUser),
-		zap.String("ip", dev.ip()))
 	t, err := s.reissue(ctx, issuer, caller, changed, dev)
 	if err != nil {
 		return Tokens{}, fmt.Errorf("the password was changed, new tokens were not made: %w", err)
@@ -74,11 +72,8 @@ func (s *Service) SetPassword(ctx context.Context, userID uuid.UUID, replacement
 	if err != nil {
 		return err
 	}
-	if _, err := s.storePassword(ctx, newPassword{userID: userID, hash: hash, by: byAdmin}, nil); err != nil {
-		return err
-	}
-	s.security.Info("password_changed", zap.Stringer("user_id", userID), zap.String("by", byAdmin))
-	return nil
+	_, err = s.storePassword(ctx, newPassword{userID: userID, hash: hash, by: byAdmin}, nil)
+	return err
 }
 
 // CheckNewPassword returns [ErrValidation] when the password may not be set for the username, which
@@ -98,12 +93,8 @@ func (s *Service) ResetPassword(ctx context.Context, userID uuid.UUID, replaceme
 		return err
 	}
 	p := newPassword{userID: userID, hash: hash, by: byReset, from: dev, prove: prove}
-	if _, err := s.storePassword(ctx, p, active); err != nil {
-		return err
-	}
-	s.security.Info("password_changed", zap.Stringer("user_id", userID), zap.String("by", byReset),
-		zap.String("ip", dev.ip()))
-	return nil
+	_, err = s.storePassword(ctx, p, active)
+	return err
 }
 
 // ClosePassword ends every session and replaces the password by one that nobody knows: the account
@@ -115,12 +106,8 @@ func (s *Service) ClosePassword(ctx context.Context, userID uuid.UUID, dev Devic
 		return err
 	}
 	p := newPassword{userID: userID, hash: hash, by: byUndo, from: dev, prove: prove, quiet: true}
-	if _, err := s.storePassword(ctx, p, nil); err != nil {
-		return err
-	}
-	s.security.Info("password_changed", zap.Stringer("user_id", userID), zap.String("by", byUndo),
-		zap.String("ip", dev.ip()))
-	return nil
+	_, err = s.storePassword(ctx, p, nil)
+	return err
 }
 
 // active refuses an account that is disabled.
@@ -169,7 +156,15 @@ func (s *Service) storePassword(ctx context.Context, p newPassword, check checkA
 		}
 		return s.hooks.PasswordChanged(ctx, tx, changed.User, p.from)
 	})
-	return changed, err
+	if err != nil {
+		return account{}, err
+	}
+	fields := []zap.Field{zap.Stringer("user_id", p.userID), zap.String("by", p.by)}
+	if p.by != byAdmin {
+		fields = append(fields, zap.String("ip", p.from.ip()))
+	}
+	s.security.Info("password_changed", fields...)
+	return changed, nil
 }
 
 // reissue gives the caller's session new tokens. When the store has lost its record, a new session
