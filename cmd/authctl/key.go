@@ -36,19 +36,20 @@ in the database, sealed under AUTH_TOKEN_SECRET. With HS256 there are none.`,
 
 // withKeys runs a command on the signing keys, without the service, which does not start if the
 // secret of the active key is lost.
-func (g *global) withKeys(cmd *cobra.Command, do func(ctx context.Context, keys *auth.Keys) error) error {
+func (g *global) withKeys(cmd *cobra.Command, do func(ctx context.Context, a *app, keys *auth.Keys) error) error {
 	return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
 		if _, err := a.ensureSecret(false); err != nil {
 			return err
 		}
-		return do(ctx, auth.OpenKeys(a.db, a.Auth, a.log))
+		return do(ctx, a, auth.OpenKeys(a.db, a.Auth, a.log))
 	})
 }
 
 // onKey runs a command on one signing key.
-func (g *global) onKey(cmd *cobra.Command, kid string, do func(ctx context.Context, keys *auth.Keys) error) error {
-	return g.withKeys(cmd, func(ctx context.Context, keys *auth.Keys) error {
-		err := do(ctx, keys)
+func (g *global) onKey(cmd *cobra.Command, kid string,
+	do func(ctx context.Context, a *app, keys *auth.Keys) error) error {
+	return g.withKeys(cmd, func(ctx context.Context, a *app, keys *auth.Keys) error {
+		err := do(ctx, a, keys)
 		if errors.Is(err, auth.ErrKeyNotFound) {
 			return fmt.Errorf("there is no signing key %q; see: authctl key list", kid)
 		}
@@ -63,7 +64,7 @@ func newKeyList(g *global) *cobra.Command {
 		Example: "  authctl key list",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withKeys(cmd, func(ctx context.Context, keys *auth.Keys) error {
+			return g.withKeys(cmd, func(ctx context.Context, _ *app, keys *auth.Keys) error {
 				list, err := keys.List(ctx)
 				if err != nil {
 					return err
@@ -112,7 +113,7 @@ not sign before it is promoted.`,
 		Example: "  authctl key stage",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withKeys(cmd, func(ctx context.Context, keys *auth.Keys) error {
+			return g.withKeys(cmd, func(ctx context.Context, _ *app, keys *auth.Keys) error {
 				k, err := keys.Stage(ctx)
 				if err != nil { // done twice, there would be two
 					return maybeDone(err, "look at authctl key list before you run it again")
@@ -146,14 +147,8 @@ wait: verifiers with an older set then refuse new tokens until they fetch it aga
 			"key promote",
 		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.withApp(cmd, (*app).openExistingDatabase, func(ctx context.Context, a *app) error {
-				if _, err := a.ensureSecret(false); err != nil {
-					return err
-				}
-				k, err := auth.PromoteKey(ctx, a.db, auth.OpenKeys(a.db, a.Auth, a.log), args[0], force)
-				if errors.Is(err, auth.ErrKeyNotFound) {
-					return fmt.Errorf("there is no signing key %q; see: authctl key list", args[0])
-				}
+			return g.onKey(cmd, args[0], func(ctx context.Context, a *app, keys *auth.Keys) error {
+				k, err := auth.PromoteKey(ctx, a.db, keys, args[0], force)
 				if err != nil {
 					return err
 				}
@@ -179,7 +174,7 @@ refused from then on, and their clients must refresh.`,
 			"key retire",
 		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onKey(cmd, args[0], func(ctx context.Context, keys *auth.Keys) error {
+			return g.onKey(cmd, args[0], func(ctx context.Context, _ *app, keys *auth.Keys) error {
 				k, err := keys.Retire(ctx, args[0], force)
 				if err != nil {
 					return err
@@ -207,7 +202,7 @@ It also works when AUTH_TOKEN_SECRET was lost and servers refuse to start.`,
 			"key revoke",
 		Args: oneArgument,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return g.onKey(cmd, args[0], func(ctx context.Context, keys *auth.Keys) error {
+			return g.onKey(cmd, args[0], func(ctx context.Context, _ *app, keys *auth.Keys) error {
 				before, err := keys.List(ctx)
 				if err != nil {
 					return err
