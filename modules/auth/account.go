@@ -42,7 +42,7 @@ func (s *Service) remove(ctx context.Context, userID uuid.UUID, by string, check
 		if err := deleteAccount(ctx, tx, userID); err != nil {
 			return err
 		}
-		if err := s.announce(ctx, tx, EventUserDeleted, env, userChanged{envelope: env, By: by}); err != nil {
+		if err := s.announce(ctx, tx, EventUserDeleted, env, userChanged{Envelope: env, By: by}); err != nil {
 			return err
 		}
 		if s.hooks.Deleted != nil {
@@ -81,7 +81,7 @@ func (s *Service) setStatus(ctx context.Context, userID uuid.UUID, status Status
 		if err := updateStatus(ctx, tx, userID, status, env.OccurredAt); err != nil {
 			return err
 		}
-		err := s.announce(ctx, tx, eventType, env, userChanged{envelope: env, By: byAdmin})
+		err := s.announce(ctx, tx, eventType, env, userChanged{Envelope: env, By: byAdmin})
 		if err == nil && status == StatusDisabled {
 			_, err = end()
 		}

@@ -58,14 +58,27 @@ const (
 	ReasonTokenRevoked   Reason = "token_revoked" // by a client, RFC 7009
 )
 
-// envelope begins the data of every event.
-type envelope struct {
+// Envelope begins the data of every event about an account.
+type Envelope struct {
 	UserID     uuid.UUID `json:"user_id"`
 	OccurredAt time.Time `json:"occurred_at"`
 }
 
+// Event makes the outbox event of a type. The key is the user, so that all events of one user stay in order.
+func (env Envelope) Event(issuer, eventType string, data any) (outbox.Event, error) {
+	body, err := json.Marshal(data)
+	if err != nil {
+		return outbox.Event{}, fmt.Errorf("encode %s: %w", eventType, err)
+	}
+	user := env.UserID.String()
+	return outbox.Event{
+		Type: eventType, Key: user, Subject: user, Source: issuer, DataSchema: SchemaURL(issuer, eventType),
+		Time: env.OccurredAt, Data: body,
+	}, nil
+}
+
 type userRegistered struct {
-	envelope
+	Envelope
 	Username string `json:"username"`
 	// SessionID is the session that the registration began; absent when an operator made
 	// the account.
@@ -73,7 +86,7 @@ type userRegistered struct {
 }
 
 type userLoggedIn struct {
-	envelope
+	Envelope
 	SessionID  uuid.UUID `json:"sid"`
 	DeviceName string    `json:"device_name,omitempty"`
 	IP         string    `json:"ip,omitempty"`
@@ -83,12 +96,12 @@ type userLoggedIn struct {
 }
 
 type passwordChanged struct {
-	envelope
+	Envelope
 	By string `json:"by"` // user, admin, reset or undo
 }
 
 type sessionRevoked struct {
-	envelope
+	Envelope
 	SessionID uuid.UUID `json:"sid"`
 	Reason    Reason    `json:"reason"`
 	// ExpiresAt is when the last access token of the session has expired: a denylist may
@@ -97,7 +110,7 @@ type sessionRevoked struct {
 }
 
 type allSessionsRevoked struct {
-	envelope
+	Envelope
 	Reason Reason `json:"reason"`
 	// SessionEpoch: access tokens of the user with a lower session_epoch have ended, except those of
 	// KeptSessionID.
@@ -107,7 +120,7 @@ type allSessionsRevoked struct {
 }
 
 type refreshTokenReuseDetected struct {
-	envelope
+	Envelope
 	SessionID  uuid.UUID `json:"sid"`
 	Generation uint32    `json:"generation"` // of the token that was presented again
 	IP         string    `json:"ip,omitempty"`
@@ -115,14 +128,14 @@ type refreshTokenReuseDetected struct {
 }
 
 type userLockedOut struct {
-	envelope
+	Envelope
 	IP         string    `json:"ip,omitempty"`
 	RetryAfter time.Time `json:"retry_after"`
 }
 
 // userChanged is the data of UserDisabled, UserEnabled and UserDeleted.
 type userChanged struct {
-	envelope
+	Envelope
 	By string `json:"by"` // user or admin
 }
 
@@ -135,28 +148,14 @@ const (
 )
 
 // announce adds an event to the transaction.
-func (s *Service) announce(ctx context.Context, tx database.IDB, eventType string, env envelope, data any) error {
-	e, err := s.event(eventType, env, data)
+func (s *Service) announce(ctx context.Context, tx database.IDB, eventType string, env Envelope, data any) error {
+	e, err := env.Event(s.Issuer(), eventType, data)
 	if err != nil {
 		return err
 	}
 	return outbox.Add(ctx, tx, e)
 }
 
-// event makes the outbox event of a type. The key is the user, so that all events of one
-// user stay in order.
-func (s *Service) event(eventType string, env envelope, data any) (outbox.Event, error) {
-	body, err := json.Marshal(data)
-	if err != nil {
-		return outbox.Event{}, fmt.Errorf("encode %s: %w", eventType, err)
-	}
-	user := env.UserID.String()
-	return outbox.Event{
-		Type: eventType, Key: user, Subject: user, Source: s.cfg.Token.Issuer,
-		DataSchema: SchemaURL(s.cfg.Token.Issuer, eventType), Time: env.OccurredAt, Data: body,
-	}, nil
-}
-
-func (s *Service) newEnvelope(userID uuid.UUID) envelope {
-	return envelope{UserID: userID, OccurredAt: s.timestamp()}
+func (s *Service) newEnvelope(userID uuid.UUID) Envelope {
+	return Envelope{UserID: userID, OccurredAt: s.timestamp()}
 }

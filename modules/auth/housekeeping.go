@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/toppira/authctl/modules/auth/internal/throttle"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // How often what has expired is deleted, and how much of it at a time: so little that no request
@@ -32,14 +33,10 @@ func (s *Service) Run(ctx context.Context) error {
 
 // every calls do at once and then regularly, until ctx ends.
 func every(ctx context.Context, interval time.Duration, do func(context.Context)) {
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
 	for {
 		do(ctx)
-		select {
-		case <-ctx.Done():
+		if !retry.Sleep(ctx, interval) {
 			return
-		case <-tick.C:
 		}
 	}
 }

@@ -449,10 +449,10 @@ func (s *Service) insertImported(ctx context.Context, tx database.Tx, batch []*p
 // importEvents are the events of an imported account.
 func (s *Service) importEvents(n *pendingUser) ([]outbox.Event, error) {
 	env := s.newEnvelope(n.ID)
-	registered, err := s.event(EventUserRegistered, env, userRegistered{envelope: env, Username: n.Username})
+	registered, err := env.Event(s.Issuer(), EventUserRegistered, userRegistered{Envelope: env, Username: n.Username})
 	if err != nil || n.Status == StatusActive {
 		return []outbox.Event{registered}, err
 	}
-	disabled, err := s.event(EventUserDisabled, env, userChanged{envelope: env, By: byAdmin})
+	disabled, err := env.Event(s.Issuer(), EventUserDisabled, userChanged{Envelope: env, By: byAdmin})
 	return []outbox.Event{registered, disabled}, err
 }

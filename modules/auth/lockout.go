@@ -92,7 +92,7 @@ func (s *Service) announceLockOut(ctx context.Context, l lockOut) {
 			return err
 		}
 		return s.announce(ctx, tx, EventUserLockedOut, env,
-			userLockedOut{envelope: env, IP: l.ip, RetryAfter: l.until.UTC()})
+			userLockedOut{Envelope: env, IP: l.ip, RetryAfter: l.until.UTC()})
 	})
 	if err != nil && !errors.Is(err, ErrUserNotFound) {
 		s.log.Error("lock_outs_not_announced", zap.Stringer("user_id", l.user), zap.Error(err))

@@ -143,7 +143,7 @@ func (s *Service) storePassword(ctx context.Context, p newPassword, check checkA
 		if err := updatePassword(ctx, tx, a.ID, p.hash, env.OccurredAt); err != nil {
 			return err
 		}
-		if err := s.announce(ctx, tx, EventPasswordChanged, env, passwordChanged{envelope: env, By: p.by}); err != nil {
+		if err := s.announce(ctx, tx, EventPasswordChanged, env, passwordChanged{Envelope: env, By: p.by}); err != nil {
 			return err
 		}
 		changed = a

@@ -116,7 +116,7 @@ func (s *Service) newAccount(ctx context.Context, cred Credentials, deviceName s
 
 // addAccount writes the account with its event.
 func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID, contact NewContact) error {
-	env := envelope{UserID: a.ID, OccurredAt: a.CreatedAt}
+	env := Envelope{UserID: a.ID, OccurredAt: a.CreatedAt}
 	return s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		if err := insertAccount(ctx, tx, a); err != nil {
 			return err
@@ -126,7 +126,7 @@ func (s *Service) addAccount(ctx context.Context, a account, sid uuid.NullUUID, 
 				return err
 			}
 		}
-		err := s.announce(ctx, tx, EventUserRegistered, env, userRegistered{envelope: env, Username: a.Username,
+		err := s.announce(ctx, tx, EventUserRegistered, env, userRegistered{Envelope: env, Username: a.Username,
 			SessionID: sid})
 		if err == nil && s.hooks.Added != nil {
 			err = s.hooks.Added(ctx, tx, a.User, contact)

@@ -82,7 +82,7 @@ func (s *Service) signIn(ctx context.Context, a account, dev Device,
 			return err
 		}
 		err = s.announce(ctx, tx, EventUserLoggedIn, env, userLoggedIn{
-			envelope: env, SessionID: sess.ID, DeviceName: sess.DeviceName, IP: sess.IP, UserAgent: sess.UserAgent,
+			Envelope: env, SessionID: sess.ID, DeviceName: sess.DeviceName, IP: sess.IP, UserAgent: sess.UserAgent,
 			KnownDevice: known,
 		})
 		if err == nil && s.hooks.SignedIn != nil {
@@ -282,7 +282,7 @@ func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, gene
 		}
 		// A reader learns the cause before the effect.
 		if err := s.announce(ctx, tx, EventRefreshTokenReuseDetected, env, refreshTokenReuseDetected{
-			envelope: env, SessionID: sid, Generation: generation, IP: ip, UserAgent: userAgent,
+			Envelope: env, SessionID: sid, Generation: generation, IP: ip, UserAgent: userAgent,
 		}); err != nil {
 			return err
 		}
@@ -326,7 +326,7 @@ func (s *Service) writeRevocation(ctx context.Context, tx database.IDB, userID, 
 	return revokeSession(ctx, tx, userID, sid, reason, now, s.accessTokensEnd(now.Add(maxAge)).Sub(now))
 }
 
-func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, env envelope, sid uuid.UUID,
+func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, env Envelope, sid uuid.UUID,
 	reason Reason) error {
 	e, err := s.revokedEvent(env, sid, reason)
 	if err != nil {
@@ -335,9 +335,9 @@ func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, env enve
 	return outbox.Add(ctx, tx, e)
 }
 
-func (s *Service) revokedEvent(env envelope, sid uuid.UUID, reason Reason) (outbox.Event, error) {
-	return s.event(EventSessionRevoked, env, sessionRevoked{
-		envelope: env, SessionID: sid, Reason: reason, ExpiresAt: s.accessTokensEnd(env.OccurredAt),
+func (s *Service) revokedEvent(env Envelope, sid uuid.UUID, reason Reason) (outbox.Event, error) {
+	return env.Event(s.Issuer(), EventSessionRevoked, sessionRevoked{
+		Envelope: env, SessionID: sid, Reason: reason, ExpiresAt: s.accessTokensEnd(env.OccurredAt),
 	})
 }
 
@@ -408,8 +408,8 @@ func (s *Service) raise(ctx context.Context, tx database.IDB, a account, kept uu
 	if err != nil {
 		return 0, outbox.Event{}, err
 	}
-	e, err := s.event(EventAllSessionsRevoked, env, allSessionsRevoked{
-		envelope: env, Reason: reason, SessionEpoch: epoch, KeptSessionID: kept,
+	e, err := env.Event(s.Issuer(), EventAllSessionsRevoked, allSessionsRevoked{
+		Envelope: env, Reason: reason, SessionEpoch: epoch, KeptSessionID: kept,
 		ExpiresAt: s.accessTokensEnd(env.OccurredAt),
 	})
 	return epoch, e, err

@@ -117,7 +117,10 @@ func (s *Service) Verify(ctx context.Context, caller auth.Caller, contactID uuid
 		AND contact_id = ? AND state = 'live'`, caller.User.ID, PurposeVerify, contactID))
 	if database.IsNotFound(err) {
 		s.met.answered(PurposeVerify, invalidCode)
-		return Contact{}, s.noChallenge(ctx, caller.User.ID, contactID)
+		if _, _, err = contactAmong(ctx, s.db, caller.User.ID, contactID); err == nil {
+			err = ErrInvalidCode // it has no challenge
+		}
+		return Contact{}, err
 	}
 	if err != nil {
 		return Contact{}, err
@@ -127,18 +130,6 @@ func (s *Service) Verify(ctx context.Context, caller auth.Caller, contactID uuid
 		return Contact{}, err
 	}
 	return s.verify(ctx, c, dev)
-}
-
-// noChallenge says why a contact has no challenge.
-func (s *Service) noChallenge(ctx context.Context, userID, contactID uuid.UUID) error {
-	list, err := contactsOf(ctx, s.db, userID)
-	if err != nil {
-		return err
-	}
-	if slices.ContainsFunc(list, func(c contactRow) bool { return c.ID == contactID }) {
-		return ErrInvalidCode
-	}
-	return ErrContactNotFound
 }
 
 // VerifyByCode verifies the contact to which the code of a challenge was sent. The person need not be
@@ -188,7 +179,7 @@ func (s *Service) verify(ctx context.Context, met challengeRow, dev auth.Device)
 // verifyContact marks a contact of a locked account as its owner's.
 func (s *Service) verifyContact(ctx context.Context, tx database.Tx, u auth.User, contactID uuid.UUID, by string,
 	dev auth.Device) (Contact, error) {
-	before, c, err := s.contactAmong(ctx, tx, u.ID, contactID)
+	before, c, err := contactAmong(ctx, tx, u.ID, contactID)
 	if err != nil || c.Verified() {
 		return c.Contact, err
 	}
@@ -207,9 +198,9 @@ func (s *Service) verifyContact(ctx context.Context, tx database.Tx, u auth.User
 }
 
 // contactAmong returns the contacts of an account, and one of them.
-func (s *Service) contactAmong(ctx context.Context, tx database.Tx, userID,
+func contactAmong(ctx context.Context, db database.IDB, userID,
 	contactID uuid.UUID) (all []contactRow, one contactRow, err error) {
-	if all, err = contactsOf(ctx, tx, userID); err != nil {
+	if all, err = contactsOf(ctx, db, userID); err != nil {
 		return nil, contactRow{}, err
 	}
 	for _, c := range all {
@@ -231,7 +222,7 @@ func (s *Service) remove(ctx context.Context, userID, contactID uuid.UUID, dev a
 		if err != nil {
 			return err
 		}
-		before, c, err := s.contactAmong(ctx, tx, userID, contactID)
+		before, c, err := contactAmong(ctx, tx, userID, contactID)
 		if err != nil {
 			return err
 		}

@@ -144,10 +144,7 @@ func (s *Service) imported(ctx context.Context, tx database.Tx, list []auth.Impo
 	}
 	events := make([]outbox.Event, len(rows))
 	for i, c := range rows {
-		env := envelope{UserID: c.userID, OccurredAt: c.CreatedAt}
-		events[i], err = event(EventAdded, s.auth.Issuer(), env,
-			contactChanged{envelope: env, ContactID: c.ID, Kind: c.Kind, Address: c.Address, By: c.verifiedBy})
-		if err != nil {
+		if events[i], err = s.changed(EventAdded, c, c.CreatedAt); err != nil {
 			return err
 		}
 	}

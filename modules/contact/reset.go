@@ -53,9 +53,9 @@ func (s *Service) Forgot(ctx context.Context, who Forgotten, dev auth.Device) (c
 		c.username, c.contact, c.also = u.Username, nil, nil
 		if err == nil && u.Status == auth.StatusActive {
 			c.contact = &to
-			env := envelope{UserID: u.ID, OccurredAt: s.timestamp()}
-			requested, err := event(EventPasswordResetRequested, s.auth.Issuer(), env, passwordResetRequested{
-				envelope: env, ContactID: to.ID, IP: ipOf(dev), UserAgent: agentOf(dev),
+			env := auth.Envelope{UserID: u.ID, OccurredAt: s.timestamp()}
+			requested, err := env.Event(s.auth.Issuer(), EventPasswordResetRequested, passwordResetRequested{
+				Envelope: env, ContactID: to.ID, IP: ipOf(dev), UserAgent: agentOf(dev),
 			})
 			if err != nil {
 				return err

@@ -14,6 +14,7 @@ import (
 	"github.com/toppira/authctl/platform/config"
 	"github.com/toppira/authctl/platform/database"
 	"github.com/toppira/authctl/platform/logging"
+	"github.com/toppira/authctl/platform/retry"
 )
 
 // Deps are what the service needs. The caller owns them.
@@ -87,14 +88,10 @@ const (
 
 // Run deletes what has expired, until ctx ends. Any number of processes may run it.
 func (s *Service) Run(ctx context.Context) error {
-	tick := time.NewTicker(housekeepingEvery)
-	defer tick.Stop()
 	for {
 		s.Housekeep(ctx)
-		select {
-		case <-ctx.Done():
+		if !retry.Sleep(ctx, housekeepingEvery) {
 			return nil
-		case <-tick.C:
 		}
 	}
 }
