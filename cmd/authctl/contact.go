@@ -26,29 +26,25 @@ anybody who reads mail there can set a new password.`,
 }
 
 func newUserContactList(g *global) *cobra.Command {
-	ref := &userRef{}
 	cmd := &cobra.Command{
 		Use: "list USER", Short: "List the contacts of an account",
 		Example: "  authctl user contact list alice -o json",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				list, err := a.contact.Contacts(ctx, u.ID)
-				if err != nil {
-					return err
-				}
-				rows := make([][]string, len(list))
-				for i, c := range list {
-					verified := "no"
-					if c.Verified() {
-						verified = c.VerifiedAt.Format(time.RFC3339)
-					}
-					rows[i] = []string{c.ID.String(), c.Kind, c.Address, verified, c.CreatedAt.Format(time.RFC3339)}
-				}
-				return g.table(cmd.OutOrStdout(), list, []string{"ID", "KIND", "ADDRESS", "VERIFIED", "ADDED"}, rows)
-			})
-		},
 	}
-	ref.addArgument(cmd)
+	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+		list, err := a.contact.Contacts(ctx, u.ID)
+		if err != nil {
+			return err
+		}
+		rows := make([][]string, len(list))
+		for i, c := range list {
+			verified := "no"
+			if c.Verified() {
+				verified = c.VerifiedAt.Format(time.RFC3339)
+			}
+			rows[i] = []string{c.ID.String(), c.Kind, c.Address, verified, c.CreatedAt.Format(time.RFC3339)}
+		}
+		return g.table(cmd.OutOrStdout(), list, []string{"ID", "KIND", "ADDRESS", "VERIFIED", "ADDED"}, rows)
+	})
 	return cmd
 }
 
@@ -70,7 +66,7 @@ func (e *emailFlag) find(ctx context.Context, a *app, u auth.User) (contact.Cont
 }
 
 func newUserContactAdd(g *global) *cobra.Command {
-	ref, email, verified := &userRef{}, &emailFlag{}, false
+	email, verified := &emailFlag{}, false
 	cmd := &cobra.Command{
 		Use:   "add USER --email ADDRESS",
 		Short: "Add an address to an account",
@@ -78,96 +74,87 @@ func newUserContactAdd(g *global) *cobra.Command {
 --verified says that the address is known to be the owner's.`,
 		Example: `  authctl user contact add alice --email alice@example.com
   authctl user contact add alice --email alice@example.com --verified`,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				if verified { // others get a notice, which is sealed
-					if err := a.checkSecret(ctx); err != nil {
-						return err
-					}
-				}
-				c, err := a.contact.AddByOperator(ctx, u.ID, email.address)
-				if err != nil {
-					return fmt.Errorf("the address %q: %w", email.address, err)
-				}
-				if !verified {
-					return g.printDone(cmd, u, "has the contact "+c.Address+", which is not verified")
-				}
-				if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID); err != nil {
-					return advised{fmt.Errorf("the contact was added, and then: %w; verify it with: authctl user "+
-						"contact verify --id %s --email %s", err, u.ID, email.address)}
-				}
-				return g.printDone(cmd, u, "has the contact "+c.Address+", which is verified")
-			})
-		},
 	}
-	ref.addArgument(cmd)
+	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+		if verified { // others get a notice, which is sealed
+			if err := a.checkSecret(ctx); err != nil {
+				return err
+			}
+		}
+		c, err := a.contact.AddByOperator(ctx, u.ID, email.address)
+		if err != nil {
+			return fmt.Errorf("the address %q: %w", email.address, err)
+		}
+		if !verified {
+			return g.printDone(cmd, u, "has the contact "+c.Address+", which is not verified")
+		}
+		if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID); err != nil {
+			return advised{fmt.Errorf("the contact was added, and then: %w; verify it with: authctl user "+
+				"contact verify --id %s --email %s", err, u.ID, email.address)}
+		}
+		return g.printDone(cmd, u, "has the contact "+c.Address+", which is verified")
+	})
 	email.add(cmd)
 	cmd.Flags().BoolVar(&verified, "verified", false, "the address is known to be the owner's")
 	return cmd
 }
 
 func newUserContactVerify(g *global) *cobra.Command {
-	ref, email := &userRef{}, &emailFlag{}
+	email := &emailFlag{}
 	cmd := &cobra.Command{
 		Use:   "verify USER --email ADDRESS",
 		Short: "Say that an address is the owner's",
 		Long: `Say that an address is the owner's, without a code. Anybody who reads mail there can set a new
 password from then on. The contacts that were verified before get a notice with a link that undoes it.`,
 		Example: "  authctl user contact verify alice --email alice@example.com",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				if err := a.checkSecret(ctx); err != nil { // others get a notice, which is sealed
-					return err
-				}
-				c, err := email.find(ctx, a, u)
-				if err != nil {
-					return err
-				}
-				if c.Verified() {
-					return g.printUnchanged(cmd, u,
-						"has the contact "+c.Address+", which is verified already; nothing changed")
-				}
-				if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID); err != nil {
-					return err
-				}
-				return g.printDone(cmd, u, "has the contact "+c.Address+", which is verified")
-			})
-		},
 	}
-	ref.addArgument(cmd)
+	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+		if err := a.checkSecret(ctx); err != nil { // others get a notice, which is sealed
+			return err
+		}
+		c, err := email.find(ctx, a, u)
+		if err != nil {
+			return err
+		}
+		if c.Verified() {
+			return g.printUnchanged(cmd, u,
+				"has the contact "+c.Address+", which is verified already; nothing changed")
+		}
+		if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID); err != nil {
+			return err
+		}
+		return g.printDone(cmd, u, "has the contact "+c.Address+", which is verified")
+	})
 	email.add(cmd)
 	return cmd
 }
 
 func newUserContactRemove(g *global) *cobra.Command {
-	ref, email, sure := &userRef{}, &emailFlag{}, &consent{}
+	email, sure := &emailFlag{}, &consent{}
 	cmd := &cobra.Command{
 		Use:   "remove USER --email ADDRESS",
 		Short: "Remove an address from an account",
 		Long: `Remove an address from an account. The verified contacts, including this one if it is verified, get a
 notice with a link that undoes the removal. It asks on a terminal; elsewhere it needs --yes.`,
 		Example: "  authctl user contact remove alice --email alice@example.com --yes",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				if err := a.checkSecret(ctx); err != nil { // others get a notice, which is sealed
-					return err
-				}
-				c, err := email.find(ctx, a, u)
-				if err != nil {
-					return err
-				}
-				if err := sure.ask(cmd, fmt.Sprintf("%s (%s) will lose the contact %s, and what is sent there",
-					u.Username, u.ID, c.Address)); err != nil {
-					return err
-				}
-				if err := a.contact.RemoveByOperator(ctx, u.ID, c.ID); err != nil {
-					return err
-				}
-				return g.printDone(cmd, u, "has no contact "+c.Address+" any more")
-			})
-		},
 	}
-	ref.addArgument(cmd)
+	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+		if err := a.checkSecret(ctx); err != nil { // others get a notice, which is sealed
+			return err
+		}
+		c, err := email.find(ctx, a, u)
+		if err != nil {
+			return err
+		}
+		if err := sure.ask(cmd, fmt.Sprintf("%s (%s) will lose the contact %s, and what is sent there",
+			u.Username, u.ID, c.Address)); err != nil {
+			return err
+		}
+		if err := a.contact.RemoveByOperator(ctx, u.ID, c.ID); err != nil {
+			return err
+		}
+		return g.printDone(cmd, u, "has no contact "+c.Address+" any more")
+	})
 	email.add(cmd)
 	sure.add(cmd)
 	return cmd

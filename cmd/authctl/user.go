@@ -217,55 +217,51 @@ type userReport struct {
 }
 
 func newUserShow(g *global) *cobra.Command {
-	ref := &userRef{}
 	cmd := &cobra.Command{
 		Use:     "show USER",
 		Short:   "Show an account, its sessions and whether sign-in is delayed",
 		Example: "  authctl user show alice",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				report := userReport{User: u}
-				// What the database knows is shown even if sessions or counters cannot be read.
-				list, errSessions := a.auth.SessionsOf(ctx, u.ID)
-				sessions := "unknown"
-				if errSessions == nil {
-					report.Sessions, sessions = list, fmt.Sprint(len(list))
-				}
-				failures := "only the serve process knows them, with SQLite and without Redis"
-				var errState error
-				if !a.countersInServe() {
-					var n int
-					var until time.Time
-					if errState = a.checkSecret(ctx); errState == nil {
-						n, until, errState = a.auth.SignInState(ctx, u)
-					}
-					if failures = fmt.Sprint(n); errState != nil {
-						failures = "unknown"
-					} else {
-						report.Failures, report.RefusedUntil = &n, until
-					}
-				}
-				missing := cmp.Or(errSessions, errState)
-				rows := [][]string{
-					{"id", u.ID.String()}, {"username", u.Username}, {"status", string(u.Status)},
-					{"created", u.CreatedAt.Format(time.RFC3339)},
-					{"password changed", u.PasswordChangedAt.Format(time.RFC3339)},
-					{"failed sign-ins", failures},
-				}
-				if !report.RefusedUntil.IsZero() {
-					rows = append(rows, []string{"refused until", report.RefusedUntil.Format(time.RFC3339) +
-						" from unknown devices; lift it with: authctl user unlock --id " + u.ID.String()})
-				}
-				rows = append(rows, []string{"sessions", sessions})
-				for _, s := range report.Sessions {
-					rows = append(rows, []string{"  " + s.ID.String(), fmt.Sprintf("%s, %s, last used %s",
-						orDash(s.DeviceName), orDash(s.IP), s.LastUsedAt.Format(time.RFC3339))})
-				}
-				return errors.Join(g.pairs(cmd.OutOrStdout(), report, rows), missing)
-			})
-		},
 	}
-	ref.addArgument(cmd)
+	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+		report := userReport{User: u}
+		// What the database knows is shown even if sessions or counters cannot be read.
+		list, errSessions := a.auth.SessionsOf(ctx, u.ID)
+		sessions := "unknown"
+		if errSessions == nil {
+			report.Sessions, sessions = list, fmt.Sprint(len(list))
+		}
+		failures := "only the serve process knows them, with SQLite and without Redis"
+		var errState error
+		if !a.countersInServe() {
+			var n int
+			var until time.Time
+			if errState = a.checkSecret(ctx); errState == nil {
+				n, until, errState = a.auth.SignInState(ctx, u)
+			}
+			if failures = fmt.Sprint(n); errState != nil {
+				failures = "unknown"
+			} else {
+				report.Failures, report.RefusedUntil = &n, until
+			}
+		}
+		missing := cmp.Or(errSessions, errState)
+		rows := [][]string{
+			{"id", u.ID.String()}, {"username", u.Username}, {"status", string(u.Status)},
+			{"created", u.CreatedAt.Format(time.RFC3339)},
+			{"password changed", u.PasswordChangedAt.Format(time.RFC3339)},
+			{"failed sign-ins", failures},
+		}
+		if !report.RefusedUntil.IsZero() {
+			rows = append(rows, []string{"refused until", report.RefusedUntil.Format(time.RFC3339) +
+				" from unknown devices; lift it with: authctl user unlock --id " + u.ID.String()})
+		}
+		rows = append(rows, []string{"sessions", sessions})
+		for _, s := range report.Sessions {
+			rows = append(rows, []string{"  " + s.ID.String(), fmt.Sprintf("%s, %s, last used %s",
+				orDash(s.DeviceName), orDash(s.IP), s.LastUsedAt.Format(time.RFC3339))})
+		}
+		return errors.Join(g.pairs(cmd.OutOrStdout(), report, rows), missing)
+	})
 	return cmd
 }
 
@@ -296,83 +292,79 @@ func newUserSetPassword(g *global) *cobra.Command {
 
 func newUserChange(g *global, use, short, done string, status auth.Status,
 	change func(*auth.Service, context.Context, uuid.UUID) error) *cobra.Command {
-	ref := &userRef{}
 	cmd := &cobra.Command{
 		Use: use + " USER", Short: short, Example: "  authctl user " + use + " alice",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				if err := change(a.auth, ctx, u.ID); err != nil {
-					return err
-				}
-				if u.Status == status {
-					return g.printUnchanged(cmd, u, "is "+done+" already; nothing changed")
-				}
-				return g.printDone(cmd, u, "is "+done)
-			})
-		},
 	}
-	ref.addArgument(cmd)
+	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+		if err := change(a.auth, ctx, u.ID); err != nil {
+			return err
+		}
+		if u.Status == status {
+			return g.printUnchanged(cmd, u, "is "+done+" already; nothing changed")
+		}
+		return g.printDone(cmd, u, "is "+done)
+	})
 	return cmd
 }
 
 func newUserDelete(g *global) *cobra.Command {
-	ref, sure := &userRef{}, &consent{}
+	sure := &consent{}
 	cmd := &cobra.Command{
 		Use:   "delete USER",
 		Short: "Delete an account for good",
 		Long: `Delete an account for good. Its sessions end, its id is never given to another account, and its
 name becomes free. It asks on a terminal; elsewhere it needs --yes.`,
 		Example: "  authctl user delete alice --yes",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				loss := fmt.Sprintf("the account %s (%s) and its sessions will be gone for good, and its name "+
-					"free for somebody else", u.Username, u.ID)
-				if err := sure.ask(cmd, loss); err != nil {
-					return err
-				}
-				if err := a.auth.DeleteUser(ctx, u.ID); err != nil {
-					return err
-				}
-				return g.printDone(cmd, u, "is deleted")
-			})
-		},
 	}
-	ref.addArgument(cmd)
+	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+		loss := fmt.Sprintf("the account %s (%s) and its sessions will be gone for good, and its name "+
+			"free for somebody else", u.Username, u.ID)
+		if err := sure.ask(cmd, loss); err != nil {
+			return err
+		}
+		if err := a.auth.DeleteUser(ctx, u.ID); err != nil {
+			return err
+		}
+		return g.printDone(cmd, u, "is deleted")
+	})
 	sure.add(cmd)
 	return cmd
 }
 
 func newUserUnlock(g *global) *cobra.Command {
-	ref := &userRef{}
 	cmd := &cobra.Command{
 		Use:   "unlock USER",
 		Short: "Clear the failed sign-ins that delay an account",
 		Long: `Clear the failed sign-ins that delay an account, on every server. With SQLite and without Redis
 the counters are in the serve process and end with it.`,
 		Example: "  authctl user unlock alice",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
-				if a.countersInServe() {
-					return errors.New("with SQLite and without Redis the counters are in the serve process: " +
-						"restart it, or wait until they expire")
-				}
-				if err := a.checkSecret(ctx); err != nil { // the counters are named by it
-					return err
-				}
-				if err := a.auth.UnlockUser(ctx, u); err != nil {
-					return err
-				}
-				return g.printDone(cmd, u, "may sign in from anywhere again")
-			})
-		},
 	}
-	ref.addArgument(cmd)
+	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
+		if a.countersInServe() {
+			return errors.New("with SQLite and without Redis the counters are in the serve process: " +
+				"restart it, or wait until they expire")
+		}
+		if err := a.checkSecret(ctx); err != nil { // the counters are named by it
+			return err
+		}
+		if err := a.auth.UnlockUser(ctx, u); err != nil {
+			return err
+		}
+		return g.printDone(cmd, u, "may sign in from anywhere again")
+	})
 	return cmd
 }
 
 // countersInServe tells whether failed sign-ins are counted where no command can see them.
 func (a *app) countersInServe() bool {
 	return !a.Redis.Enabled() && !a.db.IsPostgres()
+}
+
+// onUser makes a command one that takes an account, and says what it does.
+func (g *global) onUser(cmd *cobra.Command, do func(context.Context, *app, auth.User) error) {
+	ref := &userRef{}
+	ref.addArgument(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return g.withUser(cmd, ref, do) }
 }
 
 // withUser runs a command on an account.
