@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
-	"fmt"
 	"strings"
 	"time"
 
@@ -38,12 +37,8 @@ func insertOrigins(ctx context.Context, tx database.IDB, batch []*pendingUser) e
 		args = append(args, n.ID, o.source, o.sourceID, o.hash, created, o.address, o.confirmed,
 			strings.Join(n.lost, ","), n.UpdatedAt)
 	}
-	_, err := tx.ExecContext(ctx, `INSERT INTO user_origin (user_id, source, source_id, hash_sha256, created_at, address, address_confirmed,
+	return database.Exec(ctx, tx, "insert the origins of users", `INSERT INTO user_origin (user_id, source, source_id, hash_sha256, created_at, address, address_confirmed,
 		not_carried_over, imported_at) VALUES `+strings.Repeat(", (?, ?, ?, ?, ?, ?, ?, ?, ?)", len(batch))[2:], args...)
-	if err != nil {
-		return fmt.Errorf("insert the origins of users: %w", err)
-	}
-	return nil
 }
 
 // owner is an account that has the name or the id of a record.

@@ -25,12 +25,9 @@ const tentativeFor = 15 * time.Minute
 
 // recordBegun stores that a session begins with this transaction.
 func (s *Service) recordBegun(ctx context.Context, tx database.IDB, b begun) error {
-	_, err := tx.ExecContext(ctx, "INSERT INTO begun_session ("+begunColumns+", expires_at) VALUES (?, ?, ?, ?, ?)",
+	return database.Exec(ctx, tx, "store the session",
+		"INSERT INTO begun_session ("+begunColumns+", expires_at) VALUES (?, ?, ?, ?, ?)",
 		b.sid, b.userID, b.epoch, b.at, s.sessionTokensEnd(b.at))
-	if err != nil {
-		return fmt.Errorf("store the session: %w", err)
-	}
-	return nil
 }
 
 // begunAmong returns those of the sessions that have begun and were not revoked by name.

@@ -138,46 +138,29 @@ func insertAccount(ctx context.Context, tx database.IDB, a account) error {
 // epoch.
 func raiseEpoch(ctx context.Context, tx database.IDB, a account, kept uuid.NullUUID, now time.Time) (int64, error) {
 	epoch := a.epoch + 1
-	_, err := tx.ExecContext(ctx, `UPDATE users SET session_epoch = ?, kept_sid = ?, sessions_ended_at = ?, updated_at = ?
-		WHERE id = ?`, epoch, kept, now, now, a.ID)
-	if err != nil {
-		return 0, fmt.Errorf("end the sessions of the user: %w", err)
-	}
-	return epoch, nil
+	return epoch, database.Exec(ctx, tx, "end the sessions of the user",
+		"UPDATE users SET session_epoch = ?, kept_sid = ?, sessions_ended_at = ?, updated_at = ? WHERE id = ?", epoch,
+		kept, now, now, a.ID)
 }
 
 func updatePassword(ctx context.Context, tx database.IDB, id uuid.UUID, hash string, now time.Time) error {
-	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ?, password_changed_at = ?, updated_at = ? "+
-		"WHERE id = ?", hash, now, now, id)
-	if err != nil {
-		return fmt.Errorf("update password: %w", err)
-	}
-	return nil
+	return database.Exec(ctx, tx, "update password",
+		"UPDATE users SET password_hash = ?, password_changed_at = ?, updated_at = ? WHERE id = ?", hash, now, now, id)
 }
 
 // rehash stores the same password under the present settings, unless it changed meanwhile.
 func rehash(ctx context.Context, tx database.IDB, id uuid.UUID, old, hash string) error {
-	_, err := tx.ExecContext(ctx, "UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?", hash, id,
-		old)
-	if err != nil {
-		return fmt.Errorf("store the renewed hash: %w", err)
-	}
-	return nil
+	return database.Exec(ctx, tx, "store the renewed hash",
+		"UPDATE users SET password_hash = ? WHERE id = ? AND password_hash = ?", hash, id, old)
 }
 
 func updateStatus(ctx context.Context, tx database.IDB, id uuid.UUID, status Status, now time.Time) error {
-	_, err := tx.ExecContext(ctx, "UPDATE users SET status = ?, updated_at = ? WHERE id = ?", status, now, id)
-	if err != nil {
-		return fmt.Errorf("update status: %w", err)
-	}
-	return nil
+	return database.Exec(ctx, tx, "update status", "UPDATE users SET status = ?, updated_at = ? WHERE id = ?", status,
+		now, id)
 }
 
 func deleteAccount(ctx context.Context, tx database.IDB, id uuid.UUID) error {
-	if _, err := tx.ExecContext(ctx, "DELETE FROM users WHERE id = ?", id); err != nil {
-		return fmt.Errorf("delete user: %w", err)
-	}
-	return nil
+	return database.Exec(ctx, tx, "delete user", "DELETE FROM users WHERE id = ?", id)
 }
 
 // accountPages passes every account to fn, ordered by id, some hundred at a time.

@@ -134,12 +134,9 @@ func AddUndeliverable(ctx context.Context, tx database.Tx, id int64, e Event) er
 		return Add(ctx, tx, e)
 	}
 	s.trace = create(ctx, &s)
-	_, err = tx.ExecContext(ctx, `SELECT outbox_add_undeliverable(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+	return database.Exec(ctx, tx, "outbox.AddUndeliverable",
+		`SELECT outbox_add_undeliverable(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		id, s.hash, s.bytes, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace)
-	if err != nil {
-		return fmt.Errorf("outbox.AddUndeliverable: %w", err)
-	}
-	return nil
 }
 
 // Finish says that a key will have no more events, because what it stands for no longer exists,
@@ -150,13 +147,9 @@ func AddUndeliverable(ctx context.Context, tx database.Tx, id int64, e Event) er
 // Do not use the key again: after the retention its events would be counted from 1. A key that gets
 // another event before then is not forgotten, and must be finished again.
 func Finish(ctx context.Context, tx database.Tx, key string) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO outbox_finished_key (key, seq, finished_ms)
+	return database.Exec(ctx, tx, "outbox.Finish", `INSERT INTO outbox_finished_key (key, seq, finished_ms)
 		SELECT key, seq, `+schema.Now(tx)+` FROM outbox_key WHERE key = ?
 		ON CONFLICT (key) DO UPDATE SET seq = excluded.seq, finished_ms = excluded.finished_ms`, key)
-	if err != nil {
-		return fmt.Errorf("outbox.Finish: %w", err)
-	}
-	return nil
 }
 
 // stored is an event in the form of its table.
@@ -222,12 +215,8 @@ func prepare(e Event) (stored, error) {
 func addPostgres(ctx context.Context, tx database.IDB, events []stored) error {
 	if len(events) == 1 {
 		s := &events[0]
-		_, err := tx.ExecContext(ctx, `SELECT outbox_add_traced(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		return database.Exec(ctx, tx, "insert event", `SELECT outbox_add_traced(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 			s.hash, s.bytes, s.ID, s.Type, s.Key, s.Subject, s.Source, s.DataSchema, s.time, string(s.Data), s.trace)
-		if err != nil {
-			return fmt.Errorf("insert event: %w", err)
-		}
-		return nil
 	}
 	n := len(events)
 	hashes, sizes, ids, texts := make([]int32, n), make([]int32, n), make([]uuid.UUID, n), [8][]string{}
@@ -240,15 +229,11 @@ func addPostgres(ctx context.Context, tx database.IDB, events []stored) error {
 		}
 	}
 	// PostgreSQL calls a volatile function after sorting, in the order of the rows.
-	_, err := tx.ExecContext(ctx, `SELECT outbox_add_traced(hash, size, id, type, key, subject, source, dataschema, time, data, trace)
+	return database.Exec(ctx, tx, "insert events", `SELECT outbox_add_traced(hash, size, id, type, key, subject, source, dataschema, time, data, trace)
 		FROM unnest(?::integer[], ?::integer[], ?::uuid[],
 				?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[], ?::text[])
 			WITH ORDINALITY AS e (hash, size, id, type, key, subject, source, dataschema, time, data, trace, n) ORDER BY n`,
 		hashes, sizes, ids, texts[0], texts[1], texts[2], texts[3], texts[4], texts[5], texts[6], texts[7])
-	if err != nil {
-		return fmt.Errorf("insert events: %w", err)
-	}
-	return nil
 }
 
 // addMessage writes an event for one target alone.

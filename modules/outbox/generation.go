@@ -20,9 +20,6 @@ func Generation(ctx context.Context, db database.IDB) (int64, error) {
 // set back to an older state, and gives out sequence numbers again that consumers have already seen.
 // Events that wait keep theirs. A generation that is not higher changes nothing.
 func RaiseGeneration(ctx context.Context, tx database.IDB, to int64) error {
-	if _, err := tx.ExecContext(ctx, "UPDATE outbox_setting SET generation = ? WHERE generation < ?", to,
-		to); err != nil {
-		return fmt.Errorf("raise the generation of events: %w", err)
-	}
-	return nil
+	return database.Exec(ctx, tx, "raise the generation of events",
+		"UPDATE outbox_setting SET generation = ? WHERE generation < ?", to, to)
 }

@@ -31,6 +31,14 @@ func Collect[T any](ctx context.Context, db IDB, what string, scan func(Row) (T,
 	return list, nil
 }
 
+// Exec runs a statement. what is said of its error, such as "delete user".
+func Exec(ctx context.Context, db IDB, what, query string, args ...any) error {
+	if _, err := db.ExecContext(ctx, query, args...); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
 // Value scans a row of one column.
 func Value[T any](row Row) (value T, err error) {
 	err = row.Scan(&value)

@@ -332,13 +332,10 @@ func (k *Ring) exclusively(ctx context.Context, fn changeKeys) error {
 
 // activate puts the key in the place of the active one, if there is one.
 func (k *Ring) activate(ctx context.Context, tx database.Tx, kid string, now time.Time) error {
-	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", Retiring,
-		now, Active); err != nil {
-		return fmt.Errorf("retire the active signing key: %w", err)
+	if err := database.Exec(ctx, tx, "retire the active signing key",
+		"UPDATE signing_key SET status = ?, retired_at = ? WHERE status = ?", Retiring, now, Active); err != nil {
+		return err
 	}
-	if _, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, active_at = ? WHERE kid = ?", Active, now,
-		kid); err != nil {
-		return fmt.Errorf("promote the signing key: %w", err)
-	}
-	return nil
+	return database.Exec(ctx, tx, "promote the signing key",
+		"UPDATE signing_key SET status = ?, active_at = ? WHERE kid = ?", Active, now, kid)
 }

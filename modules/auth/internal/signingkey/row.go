@@ -3,7 +3,6 @@ package signingkey
 import (
 	"context"
 	"database/sql"
-	"fmt"
 	"slices"
 	"time"
 
@@ -26,23 +25,16 @@ func (r keyRow) published() bool {
 
 // insertKey does nothing when another key is active already and this one would be.
 func insertKey(ctx context.Context, tx database.IDB, r keyRow) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at, active_at, token_ttl)
-		VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING`,
+	return database.Exec(ctx, tx, "insert the signing key", `INSERT INTO signing_key (kid, algorithm, status, public_jwk, sealed, staged_at,
+		active_at, token_ttl) VALUES (?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT DO NOTHING`,
 		r.KID, r.Algorithm, r.Status, r.public, r.sealed, r.StagedAt, nullTime(r.ActiveAt))
-	if err != nil {
-		return fmt.Errorf("insert the signing key: %w", err)
-	}
-	return nil
 }
 
 // endKey makes a key retired or revoked and deletes its private half.
 func endKey(ctx context.Context, tx database.IDB, kid string, status Status, stopped time.Time) error {
-	_, err := tx.ExecContext(ctx, "UPDATE signing_key SET status = ?, retired_at = ?, sealed = ? WHERE kid = ?",
-		status, nullTime(stopped), []byte{}, kid)
-	if err != nil {
-		return fmt.Errorf("make the signing key %s: %w", status, err)
-	}
-	return nil
+	return database.Exec(ctx, tx, "make the signing key "+string(status),
+		"UPDATE signing_key SET status = ?, retired_at = ?, sealed = ? WHERE kid = ?", status, nullTime(stopped),
+		[]byte{}, kid)
 }
 
 func nullTime(t time.Time) sql.NullTime { return sql.NullTime{Time: t, Valid: !t.IsZero()} }
