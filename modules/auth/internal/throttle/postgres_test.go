@@ -302,7 +302,7 @@ func TestWithPostgresAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 		w.clock.advance(retryAway)
 		return measured(t, registry, "authctl_throttle_postgres_up", "") == 1
 	})
-	phone = signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
+	signIn(t, l, Attempt{Account: "alice", Address: address(400), DeviceToken: phone})
 	if got := measured(t, registry, "authctl_throttle_postgres_up", ""); got != 1 {
 		t.Errorf("postgres_up is %v after it came back", got)
 	}
