@@ -88,7 +88,7 @@ func newUserContactAdd(g *global) *cobra.Command {
 		if !verified {
 			return g.printDone(cmd, u, "has the contact "+c.Address+", which is not verified")
 		}
-		if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID); err != nil {
+		if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID, false); err != nil {
 			return advised{fmt.Errorf("the contact was added, and then: %w; verify it with: authctl user "+
 				"contact verify --id %s --email %s", err, u.ID, email.address)}
 		}
@@ -100,12 +100,15 @@ func newUserContactAdd(g *global) *cobra.Command {
 }
 
 func newUserContactVerify(g *global) *cobra.Command {
-	email := &emailFlag{}
+	email, final := &emailFlag{}, false
 	cmd := &cobra.Command{
 		Use:   "verify USER --email ADDRESS",
 		Short: "Say that an address is the owner's",
 		Long: `Say that an address is the owner's, without a code. Anybody who reads mail there can set a new
-password from then on. The contacts that were verified before get a notice with a link that undoes it.`,
+password from then on. The contacts that were verified before get a notice with a link that undoes it.
+
+--final is for an account that a stranger had: the notice has no link, and the links of all earlier notices
+of the account end. With one of them the stranger would get the account back.`,
 		Example: "  authctl user contact verify alice --email alice@example.com",
 	}
 	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
@@ -116,27 +119,32 @@ password from then on. The contacts that were verified before get a notice with 
 		if err != nil {
 			return err
 		}
-		if c.Verified() {
+		if c.Verified() && !final {
 			return g.printUnchanged(cmd, u,
 				"has the contact "+c.Address+", which is verified already; nothing changed")
 		}
-		if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID); err != nil {
+		if _, err := a.contact.VerifyByOperator(ctx, u.ID, c.ID, final); err != nil {
 			return err
 		}
 		return g.printDone(cmd, u, "has the contact "+c.Address+", which is verified")
 	})
 	email.add(cmd)
+	cmd.Flags().BoolVar(&final, "final", false, "nobody can undo this, nor an earlier change")
 	return cmd
 }
 
 func newUserContactRemove(g *global) *cobra.Command {
-	email, sure := &emailFlag{}, &consent{}
+	email, sure, final := &emailFlag{}, &consent{}, false
 	cmd := &cobra.Command{
 		Use:   "remove USER --email ADDRESS",
 		Short: "Remove an address from an account",
 		Long: `Remove an address from an account. The verified contacts, including this one if it is verified, get a
-notice with a link that undoes the removal. It asks on a terminal; elsewhere it needs --yes.`,
-		Example: "  authctl user contact remove alice --email alice@example.com --yes",
+notice with a link that undoes the removal. It asks on a terminal; elsewhere it needs --yes.
+
+--final is for the address of a stranger: the notice has no link, and the links of all earlier notices of
+the account end. With one of them the stranger would get the account back.`,
+		Example: `  authctl user contact remove alice --email alice@example.com --yes
+  authctl user contact remove alice --email thief@example.com --final --yes`,
 	}
 	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
 		if err := a.checkSecret(ctx); err != nil { // others get a notice, which is sealed
@@ -146,16 +154,20 @@ notice with a link that undoes the removal. It asks on a terminal; elsewhere it 
 		if err != nil {
 			return err
 		}
-		if err := sure.ask(cmd, fmt.Sprintf("%s (%s) will lose the contact %s, and what is sent there",
-			u.Username, u.ID, c.Address)); err != nil {
+		loss := fmt.Sprintf("%s (%s) will lose the contact %s, and what is sent there", u.Username, u.ID, c.Address)
+		if final {
+			loss += "; nobody can undo this, nor any earlier change"
+		}
+		if err := sure.ask(cmd, loss); err != nil {
 			return err
 		}
-		if err := a.contact.RemoveByOperator(ctx, u.ID, c.ID); err != nil {
+		if err := a.contact.RemoveByOperator(ctx, u.ID, c.ID, final); err != nil {
 			return err
 		}
 		return g.printDone(cmd, u, "has no contact "+c.Address+" any more")
 	})
 	email.add(cmd)
+	cmd.Flags().BoolVar(&final, "final", false, "nobody can undo this, nor an earlier change")
 	sure.add(cmd)
 	return cmd
 }

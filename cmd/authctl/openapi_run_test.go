@@ -279,7 +279,7 @@ func (s *site) withContact(operation string, who person) map[string]string {
 		s.t.Fatal(err)
 	}
 	if operation != "verifyContact" && operation != "verifyChallenge" {
-		if _, err := s.contacts.VerifyByOperator(s.t.Context(), caller.Subject, c.ID); err != nil {
+		if _, err := s.contacts.VerifyByOperator(s.t.Context(), caller.Subject, c.ID, false); err != nil {
 			s.t.Fatal(err)
 		}
 	}
@@ -293,7 +293,7 @@ func (s *site) withContact(operation string, who person) map[string]string {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		if _, err := s.contacts.VerifyByOperator(s.t.Context(), caller.Subject, other.ID); err != nil {
+		if _, err := s.contacts.VerifyByOperator(s.t.Context(), caller.Subject, other.ID, false); err != nil {
 			s.t.Fatal(err)
 		}
 	}

@@ -354,7 +354,7 @@ func TestWhatAnUndoMeets(t *testing.T) {
 func removeAll(ctx context.Context, env *testEnv, u auth.User) error {
 	list, err := env.Contacts(ctx, u.ID)
 	for _, c := range list {
-		err = errors.Join(err, env.RemoveByOperator(ctx, u.ID, c.ID))
+		err = errors.Join(err, env.RemoveByOperator(ctx, u.ID, c.ID, false))
 	}
 	return err
 }
@@ -1109,7 +1109,7 @@ func TestAnAddressThatWasJustAddedCannotUndo(t *testing.T) {
 		}
 		// Once the addition can no longer be undone, both addresses get links.
 		env.clock.advance(undoTTL)
-		if err := env.RemoveByOperator(ctx, caller.User.ID, added.ID); err != nil {
+		if err := env.RemoveByOperator(ctx, caller.User.ID, added.ID, false); err != nil {
 			t.Fatal(err)
 		}
 		if got := links(); got != "owner@example.com can undo, thief@example.com can undo" {
@@ -1127,7 +1127,7 @@ func TestEachAddressOfAPersonHasItsOwnOrder(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.VerifyByOperator(t.Context(), caller.User.ID, added.ID); err != nil {
+		if _, err := env.VerifyByOperator(t.Context(), caller.User.ID, added.ID, false); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 {
@@ -1367,6 +1367,64 @@ func TestAnUndoEndsLaterLinksOfAServerWhoseClockIsBehind(t *testing.T) {
 	})
 }
 
+// The stranger's address was verified so long ago that links to undo go there. An operator who gives the account
+// back can end them: those of before, and the one that the repair itself would send.
+func TestAnOperatorsRepairCanBeFinal(t *testing.T) {
+	t.Parallel()
+	repairs := map[string]func(ctx context.Context, env *testEnv, user uuid.UUID, owner, thief Contact) error{
+		"remove": func(ctx context.Context, env *testEnv, user uuid.UUID, _, thief Contact) error {
+			return env.RemoveByOperator(ctx, user, thief.ID, true)
+		},
+		"verify": func(ctx context.Context, env *testEnv, user uuid.UUID, owner, _ Contact) error {
+			_, err := env.VerifyByOperator(ctx, user, owner.ID, true)
+			return err
+		},
+		"verify what is verified": func(ctx context.Context, env *testEnv, user uuid.UUID, _, thief Contact) error {
+			_, err := env.VerifyByOperator(ctx, user, thief.ID, true)
+			return err
+		},
+	}
+	for name, repair := range repairs {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			each(t, plain(), func(t *testing.T, env *testEnv) {
+				ctx := t.Context()
+				caller := env.verified(t, "thief@example.com")
+				env.messages(t)
+				env.clock.advance(undoTTL + time.Hour)
+				_, err := env.accounts.ChangePassword(ctx, caller, goodPassword, newPassword, phone())
+				if err != nil {
+					t.Fatal(err)
+				}
+				before := env.message(t, PurposeNoticePassword).LinkToken
+				owner, err := env.AddByOperator(ctx, caller.User.ID, "owner@example.com")
+				if err != nil {
+					t.Fatal(err)
+				}
+				list, err := env.Contacts(ctx, caller.User.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				env.messages(t)
+				if before == "" {
+					t.Fatal("the thief got no link")
+				}
+				if err := repair(ctx, env, caller.User.ID, owner, list[0]); err != nil {
+					t.Fatal(err)
+				}
+				for _, m := range env.messages(t) {
+					if m.Purpose != PurposeNoticeContact || m.Recipient != "thief@example.com" || m.LinkToken != "" {
+						t.Errorf("a message of %s to %s, with a link: %t", m.Purpose, m.Recipient, m.LinkToken != "")
+					}
+				}
+				if err := env.Undo(ctx, before, phone()); !errors.Is(err, ErrInvalidCode) {
+					t.Errorf("the thief undid what was before: %v", err)
+				}
+			})
+		})
+	}
+}
+
 func TestAnUndoExpires(t *testing.T) {
 	t.Parallel()
 	each(t, plain(), func(t *testing.T, env *testEnv) {
@@ -1491,10 +1549,10 @@ func TestWhereAVerifiedContactIsRequired(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := env.VerifyByOperator(ctx, u.ID, added.ID); err != nil || !env.canSignIn(t, u, goodPassword) {
+		if _, err := env.VerifyByOperator(ctx, u.ID, added.ID, false); err != nil || !env.canSignIn(t, u, goodPassword) {
 			t.Errorf("%v", err)
 		}
-		if err := env.RemoveByOperator(ctx, u.ID, added.ID); err != nil || env.canSignIn(t, u, goodPassword) {
+		if err := env.RemoveByOperator(ctx, u.ID, added.ID, false); err != nil || env.canSignIn(t, u, goodPassword) {
 			t.Errorf("%v", err)
 		}
 	})
@@ -1561,7 +1619,7 @@ func TestContactsSurviveAnExport(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, err := env.VerifyByOperator(ctx, alice.User.ID, list[1].ID); err != nil {
+				if _, err := env.VerifyByOperator(ctx, alice.User.ID, list[1].ID, false); err != nil {
 					t.Fatal(err)
 				}
 				var file bytes.Buffer

@@ -165,7 +165,7 @@ func (s *Service) verify(ctx context.Context, met challengeRow, dev auth.Device)
 		if err := s.use(ctx, tx, met); err != nil {
 			return err
 		}
-		verified, err = s.verifyContact(ctx, tx, u, met.contactID.UUID, byChallenge, dev)
+		verified, err = s.verifyContact(ctx, tx, u, met.contactID.UUID, byChallenge, dev, false)
 		return err
 	})
 	s.metBy(PurposeVerify, met, err)
@@ -178,7 +178,7 @@ func (s *Service) verify(ctx context.Context, met challengeRow, dev auth.Device)
 
 // verifyContact marks a contact of a locked account as its owner's.
 func (s *Service) verifyContact(ctx context.Context, tx database.Tx, u auth.User, contactID uuid.UUID, by string,
-	dev auth.Device) (Contact, error) {
+	dev auth.Device, final bool) (Contact, error) {
 	before, c, err := contactAmong(ctx, tx, u.ID, contactID)
 	if err != nil || c.Verified() {
 		return c.Contact, err
@@ -194,7 +194,7 @@ func (s *Service) verifyContact(ctx context.Context, tx database.Tx, u auth.User
 	// Before it was verified it got no notices, and no change could be undone through it.
 	before = slices.DeleteFunc(before, func(one contactRow) bool { return one.ID == c.ID })
 	return c.Contact, s.notify(ctx, tx, u, before, dev,
-		Message{Purpose: PurposeNoticeContact, Change: "added", Changed: c.Address})
+		Message{Purpose: PurposeNoticeContact, Change: "added", Changed: c.Address}, final)
 }
 
 // contactAmong returns the contacts of an account, and one of them.
@@ -213,10 +213,10 @@ func contactAmong(ctx context.Context, db database.IDB, userID,
 
 // Remove removes a contact of an account.
 func (s *Service) Remove(ctx context.Context, userID, contactID uuid.UUID, dev auth.Device) error {
-	return s.remove(ctx, userID, contactID, dev, false)
+	return s.remove(ctx, userID, contactID, dev, false, false)
 }
 
-func (s *Service) remove(ctx context.Context, userID, contactID uuid.UUID, dev auth.Device, byOperator bool) error {
+func (s *Service) remove(ctx context.Context, userID, contactID uuid.UUID, dev auth.Device, byOperator, final bool) error {
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		u, err := lockUser(ctx, tx, userID)
 		if err != nil {
@@ -229,11 +229,16 @@ func (s *Service) remove(ctx context.Context, userID, contactID uuid.UUID, dev a
 		if !byOperator && s.cfg.Required == requiredVerified && c.Verified() && len(verifiedOnly(before)) == 1 {
 			return ErrContactNeeded
 		}
+		if final {
+			if err := endUndo(ctx, tx, userID, 0); err != nil {
+				return err
+			}
+		}
 		if err := s.drop(ctx, tx, c); err != nil || !c.Verified() {
 			return err
 		}
 		return s.notify(ctx, tx, u, before, dev,
-			Message{Purpose: PurposeNoticeContact, Change: "removed", Changed: c.Address})
+			Message{Purpose: PurposeNoticeContact, Change: "removed", Changed: c.Address}, final)
 	})
 	if err == nil {
 		by := byUser
@@ -275,14 +280,20 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 	return c.Contact, err
 }
 
-// VerifyByOperator marks an address of an account as its owner's.
-func (s *Service) VerifyByOperator(ctx context.Context, userID, contactID uuid.UUID) (verified Contact, err error) {
+// VerifyByOperator marks an address of an account as its owner's. final is that of [Service.RemoveByOperator].
+func (s *Service) VerifyByOperator(ctx context.Context, userID, contactID uuid.UUID,
+	final bool) (verified Contact, err error) {
 	err = s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		u, err := auth.LockUser(ctx, tx, userID)
 		if err != nil {
 			return err
 		}
-		verified, err = s.verifyContact(ctx, tx, u, contactID, byAdmin, auth.Device{})
+		if final {
+			if err := endUndo(ctx, tx, userID, 0); err != nil {
+				return err
+			}
+		}
+		verified, err = s.verifyContact(ctx, tx, u, contactID, byAdmin, auth.Device{}, final)
 		return err
 	})
 	if err == nil {
@@ -292,7 +303,8 @@ func (s *Service) VerifyByOperator(ctx context.Context, userID, contactID uuid.U
 	return verified, err
 }
 
-// RemoveByOperator removes a contact of an account, even the last one that sign-in needs.
-func (s *Service) RemoveByOperator(ctx context.Context, userID, contactID uuid.UUID) error {
-	return s.remove(ctx, userID, contactID, auth.Device{}, true)
+// RemoveByOperator removes a contact of an account, even the last one that sign-in needs. If it is final, nobody
+// can undo it, nor any change before it: a stranger who had the account has links that would give it back.
+func (s *Service) RemoveByOperator(ctx context.Context, userID, contactID uuid.UUID, final bool) error {
+	return s.remove(ctx, userID, contactID, auth.Device{}, true, final)
 }

@@ -169,7 +169,7 @@ func TestEventsAreWhatTheirSchemasSay(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := env.RemoveByOperator(ctx, caller.User.ID, c.ID); err != nil {
+		if err := env.RemoveByOperator(ctx, caller.User.ID, c.ID, false); err != nil {
 			t.Fatal(err)
 		}
 		type emitted struct{ kind, schema, data string }

@@ -217,7 +217,7 @@ func (s *Service) passwordChanged(ctx context.Context, tx database.Tx, u auth.Us
 	if err != nil {
 		return err
 	}
-	return s.notify(ctx, tx, u, before, dev, Message{Purpose: PurposeNoticePassword})
+	return s.notify(ctx, tx, u, before, dev, Message{Purpose: PurposeNoticePassword}, false)
 }
 
 func (s *Service) signedIn(ctx context.Context, tx database.Tx, u auth.User, dev auth.Device, known bool) error {

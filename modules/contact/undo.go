@@ -27,13 +27,18 @@ const (
 // notify sends the verified contacts from before a change a notice of it, with a link that undoes
 // it. A contact that the change has added gets none, and cannot undo it. As long as the verification of
 // a contact can be undone, the contact gets notices of later changes without a link, unless there is no
-// older contact: a thief who has added an address must not undo what the owner does about it.
+// older contact: a thief who has added an address must not undo what the owner does about it. Nobody gets a
+// link if the change is final.
 func (s *Service) notify(ctx context.Context, tx database.Tx, u auth.User, before []contactRow, dev auth.Device,
-	m Message) error {
+	m Message, final bool) error {
 	if len(verifiedOnly(before)) == 0 {
 		return nil
 	}
 	now := s.now()
+	m.ExpiresAt = time.UnixMilli(now.Add(undoTTL).UnixMilli()).UTC()
+	if final {
+		return s.send(ctx, tx, nil, s.notices(u, before, dev, m)...)
+	}
 	id, secret := uuid.New(), make([]byte, linkBytes)
 	_, _ = rand.Read(secret) // never fails
 	kept, err := json.Marshal(keep(before))
@@ -52,7 +57,7 @@ func (s *Service) notify(ctx context.Context, tx database.Tx, u auth.User, befor
 	if err != nil {
 		return fmt.Errorf("insert what a change can be undone to: %w", err)
 	}
-	m.LinkToken, m.ExpiresAt = linkToken(undoPrefix, id, secret), time.UnixMilli(now.Add(undoTTL).UnixMilli()).UTC()
+	m.LinkToken = linkToken(undoPrefix, id, secret)
 	return s.send(ctx, tx, nil, s.notices(u, before, dev, m)...)
 }
 
@@ -142,16 +147,24 @@ func (s *Service) undo(ctx context.Context, tx database.Tx, userID, id uuid.UUID
 	if err != nil {
 		return fmt.Errorf("use a link that undoes: %w", err)
 	}
-	_, err = tx.ExecContext(ctx, "UPDATE contact_undo SET state = 'ended' WHERE user_id = ? AND state = 'live' "+
-		"AND created_ms >= ?", userID, made)
-	if err != nil {
-		return fmt.Errorf("end later links that undo: %w", err)
+	if err := endUndo(ctx, tx, userID, made); err != nil {
+		return err
 	}
 	var kept []keptContact
 	if err := json.Unmarshal([]byte(text), &kept); err != nil {
 		return fmt.Errorf("read the contacts from before: %w", err)
 	}
 	return s.restore(ctx, tx, userID, kept)
+}
+
+// endUndo ends the links that undo changes made at a time, in milliseconds, or later.
+func endUndo(ctx context.Context, tx database.IDB, userID uuid.UUID, from int64) error {
+	_, err := tx.ExecContext(ctx, "UPDATE contact_undo SET state = 'ended' WHERE user_id = ? AND state = 'live' "+
+		"AND created_ms >= ?", userID, from)
+	if err != nil {
+		return fmt.Errorf("end links that undo: %w", err)
+	}
+	return nil
 }
 
 // restore gives an account its former contacts, and removes all others. An address that is
