@@ -113,6 +113,10 @@ func (c Config) previous() []string {
 			list = append(list, secret)
 		}
 	}
+	// A file with one secret has lost its line break, and its secret may contain a comma.
+	if whole := strings.TrimSpace(c.PreviousSecrets.Reveal()); separator == "," && len(list) > 0 && list[0] != whole {
+		list = append(list, whole)
+	}
 	return list
 }
 

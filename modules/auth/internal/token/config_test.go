@@ -93,7 +93,7 @@ func TestSecretsAreThePresentOneAndThePrevious(t *testing.T) {
 	for previous, want := range map[config.Secret][]config.Secret{
 		"":              {testSecret},
 		"a":             {testSecret, "a"},
-		" a, b ,":       {testSecret, "a", "b"},
+		" a, b ,":       {testSecret, "a", "b", "a, b ,"}, // one secret with commas, or two
 		"a,b\nc\r\n":    {testSecret, "a,b", "c"},
 		",\n":           {testSecret, ","},
 		"\n":            {testSecret},
