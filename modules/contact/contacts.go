@@ -216,7 +216,9 @@ func (s *Service) Remove(ctx context.Context, userID, contactID uuid.UUID, dev a
 	return s.remove(ctx, userID, contactID, dev, false, false)
 }
 
-func (s *Service) remove(ctx context.Context, userID, contactID uuid.UUID, dev auth.Device, byOperator, final bool) error {
+func (s *Service) remove(
+	ctx context.Context, userID, contactID uuid.UUID, dev auth.Device, byOperator, final bool,
+) error {
 	err := s.transact(ctx, func(ctx context.Context, tx database.Tx) error {
 		u, err := lockUser(ctx, tx, userID)
 		if err != nil {
