@@ -262,9 +262,6 @@ func TestAFailOverToASynchronousStandbyLosesNothing(t *testing.T) {
 			for _, err := range slices.Concat(c.errs, p.errs) {
 				t.Error(err)
 			}
-			if p.later == 0 {
-				t.Error("nobody noticed the fail-over")
-			}
 			for _, d := range slices.Concat(c.devices, p.live, p.ended) {
 				if err := w.audit(w.servers, false, d); err != nil {
 					t.Errorf("%s: %v", d.name, err)

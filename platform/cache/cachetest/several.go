@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/redis/go-redis/v9"
 
@@ -135,6 +136,29 @@ func (c *Cluster) IsPrimary(node *Server) bool {
 	return strings.Contains(fmt.Sprint(c.Do(node, "info", "replication")), "role:master")
 }
 
+// FailOver has a replica take over from its primary while that works.
+func (c *Cluster) FailOver(shard int) {
+	c.t.Helper()
+	insist(c.t, c.Replicas[shard], c.Replicas[shard], "cluster", "failover")
+}
+
+// insist asks for a fail-over until the replica is the primary: Redis refuses one while a link is down, and gives up
+// one that takes too long without a word.
+func insist(t testing.TB, replica, asked *Server, words ...any) {
+	t.Helper()
+	var last time.Time
+	testenv.Eventually(t, "the replica is the primary", func() bool {
+		if strings.Contains(fmt.Sprint(administer(t, replica, "info", "replication")), "role:master") {
+			return true
+		}
+		if time.Since(last) > 15*time.Second {
+			last = time.Now()
+			_, _ = ask(t, asked, words...)
+		}
+		return false
+	})
+}
+
 // Move begins to move a slot from one primary to another. The returned function moves the keys, and
 // completes the move.
 func (c *Cluster) Move(slot int64, from, to *Server) (finish func()) {
@@ -164,14 +188,18 @@ func (c *Cluster) Do(node *Server, words ...any) any {
 
 func administer(t testing.TB, server *Server, words ...any) any {
 	t.Helper()
-	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + server.Port(), Protocol: 2,
-		DialTimeout: testenv.Patience, ReadTimeout: testenv.Patience})
-	defer func() { _ = client.Close() }()
-	answer, err := client.Do(t.Context(), words...).Result()
+	answer, err := ask(t, server, words...)
 	if err != nil {
 		t.Fatalf("%v: %v", words, err)
 	}
 	return answer
+}
+
+func ask(t testing.TB, server *Server, words ...any) (any, error) {
+	client := redis.NewClient(&redis.Options{Addr: "127.0.0.1:" + server.Port(), Protocol: 2,
+		DialTimeout: testenv.Patience, ReadTimeout: testenv.Patience})
+	defer func() { _ = client.Close() }()
+	return client.Do(t.Context(), words...).Result()
 }
 
 // Watched is a primary with a replica, and three Sentinels that promote the replica when the
@@ -240,5 +268,5 @@ func (w *Watched) AwaitPrimary(server *Server) {
 // FailOver has a Sentinel replace the primary by the replica while the primary works.
 func (w *Watched) FailOver() {
 	w.t.Helper()
-	administer(w.t, w.Sentinels[0], "sentinel", "failover", WatchedName)
+	insist(w.t, w.Replica, w.Sentinels[0], "sentinel", "failover", WatchedName)
 }

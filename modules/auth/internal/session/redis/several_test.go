@@ -135,17 +135,21 @@ func TestAStoreNoticesWhatOneNodeLoses(t *testing.T) {
 	t.Parallel()
 	c := cachetest.StartCluster(t)
 	store := New(cachetest.OpenAny(t, c.URL()), Options{})
-	remember := func() session.Memory {
+	// A node of a busy machine may answer late, and one that is late for long is replaced.
+	remember := func() (m session.Memory) {
 		t.Helper()
-		m, err := store.Memory(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
+		testenv.Eventually(t, "two answers in a row are the same", func() bool {
+			var err error
+			if m, err = store.Memory(t.Context()); err != nil {
+				return false
+			}
+			again, err := store.Memory(t.Context())
+			return err == nil && again == m
+		})
 		return m
 	}
-	first := remember()
-	if again := remember(); again != first || !first.Emptied {
-		t.Errorf("%+v, then %+v", first, again)
+	if first := remember(); !first.Emptied {
+		t.Errorf("%+v", first)
 	}
 	for _, node := range c.Primaries {
 		before := remember()
@@ -158,14 +162,9 @@ func TestAStoreNoticesWhatOneNodeLoses(t *testing.T) {
 		}
 	}
 	before := remember()
-	c.Do(c.Replicas[1], "cluster", "failover")
-	testenv.Eventually(t, "a replica that takes over is noticed", func() bool {
-		after, err := store.Memory(t.Context())
-		return err == nil && after.Since.After(before.Since)
-	})
-	after := remember()
-	if again := remember(); again != after {
-		t.Errorf("%+v, then %+v", after, again)
+	c.FailOver(1)
+	if after := remember(); !after.Since.After(before.Since) {
+		t.Errorf("after a replica has taken over: %+v, before %+v", after, before)
 	}
 }
 
