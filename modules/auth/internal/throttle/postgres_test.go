@@ -253,6 +253,36 @@ func postgresWorld(t *testing.T, url string) (*world, []*Limiter, *observer.Obse
 		w.node(defaults(t))}, logs, registry
 }
 
+// One that answers queries and refuses changes, as for want of space or rights, is away until it takes them again.
+func TestAPostgresThatRefusesWritesIsAway(t *testing.T) {
+	t.Parallel()
+	w, nodes, _, registry := postgresWorld(t, dbtest.PostgresURL(t))
+	db := dbtest.Open(t, w.postgres)
+	run := func(statement string) {
+		t.Helper()
+		if _, err := db.Write(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run("ALTER TABLE throttle_counter ADD CONSTRAINT no_space CHECK (false) NOT VALID")
+	guess(t, nodes[0], Attempt{Account: "alice", Address: address(1)})
+	for range 2 {
+		w.clock.advance(retryAway)
+		if got := measured(t, registry, "authctl_throttle_postgres_up", ""); got != 0 {
+			t.Errorf("postgres_up is %v while nothing can be written", got)
+		}
+	}
+	run("ALTER TABLE throttle_counter DROP CONSTRAINT no_space")
+	testenv.Eventually(t, "the counters to be shared again", func() bool {
+		w.clock.advance(retryAway)
+		return measured(t, registry, "authctl_throttle_postgres_up", "") == 1
+	})
+	left, err := database.Value[int](db.QueryRowContext(t.Context(), "SELECT count(*) FROM throttle_counter"))
+	if err != nil || left != 0 {
+		t.Errorf("%d counters are left, %v", left, err)
+	}
+}
+
 // Many strangers guess at an account on two servers, and PostgreSQL is killed in between.
 func TestWithPostgresAwayEachProcessGoesOnWithWhatItSaw(t *testing.T) {
 	t.Parallel()

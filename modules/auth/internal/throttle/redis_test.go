@@ -327,7 +327,7 @@ func TestARedisThatRefusesWritesIsAway(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
-			w, l, _, _, _ := redisWorld(t)
+			w, l, _, _, registry := redisWorld(t)
 			signIn(t, l, Attempt{Account: "alice", Address: address(1)})
 			if err := w.redis.Do(t.Context(), words...).Err(); err != nil {
 				t.Fatal(err)
@@ -340,6 +340,10 @@ func TestARedisThatRefusesWritesIsAway(t *testing.T) {
 			}
 			if guesses != 5 || l.shared.up() {
 				t.Fatalf("%d guesses, want 5; up: %t", guesses, l.shared.up())
+			}
+			w.clock.advance(retryAway)
+			if got := measured(t, registry, "authctl_throttle_redis_up", ""); got != 0 {
+				t.Errorf("redis_up is %v while nothing can be written", got)
 			}
 		})
 	}

@@ -384,11 +384,15 @@ func (l *Limiter) measure(reg prometheus.Registerer) error {
 	return metric.Register(reg, "throttle metrics", collectors...)
 }
 
-// look finds out whether the shared counters are back, as a sign-in does, since there may be none for hours. It
-// ends an attempt that never began, on counters that nobody has, which leaves nothing there.
+// look finds out whether the shared counters are back, as a sign-in does, since there may be none for hours: on
+// counters that nobody has, it begins an attempt, which writes, and cancels it, which leaves nothing there. An engine
+// that only answers, such as a full Redis, is still away.
 func (l *Limiter) look() {
-	ctx, cancel := context.WithTimeout(context.Background(), redisTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout) // each call has a shorter one of its own
 	defer cancel()
-	nobodys := keys{account: id{'l', 1}, pair: id{'l', 2}, address: id{'l', 3}}
-	_, _ = l.shared.finish(ctx, nobodys, tierCommon, cancelled, id{}, id{}) // it notes whether they answer
+	nobodys := keys{account: id{'l', 1}, pair: id{'l', 2}, address: id{'l', 3}, global: id{'l', 4}}
+	// They note whether the engine answers.
+	if v, err := l.shared.begin(ctx, nobodys); err == nil && v.limit == limitNone {
+		_, _ = l.shared.finish(ctx, nobodys, v.tier, cancelled, id{}, id{})
+	}
 }
