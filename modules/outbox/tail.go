@@ -63,6 +63,7 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 		return fmt.Errorf("find where to begin: %w", err)
 	}
 	began, away := false, false
+	var top int64 // the highest id read
 	for {
 		begun := time.Now()
 		through := stable.ID // before the read: later ids can still appear in between, and are read again
@@ -72,7 +73,7 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 			if opt.Follow && ctx.Err() != nil {
 				return nil
 			}
-			if err != nil && began && opt.Away != nil && database.IsUnavailable(err) {
+			if err != nil && opt.Follow && began && opt.Away != nil && database.IsUnavailable(err) {
 				if !away {
 					opt.Away(err)
 				}
@@ -85,6 +86,7 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 			began, away = true, false
 			for _, e := range list {
 				last = e.ID
+				top = max(top, last)
 				if shown.has(e.ID) {
 					continue
 				}
@@ -110,6 +112,9 @@ func tail(ctx context.Context, db *database.DB, opt TailOptions, shown *idSet, f
 		}
 		if _, err := stable.Advance(ctx, ""); err != nil && ctx.Err() == nil && !database.IsUnavailable(err) {
 			return fmt.Errorf("follow the outbox: %w", err)
+		}
+		if stable.Last < top { // a standby that had not received everything is the primary now, and gives ids again
+			above, top, *shown = min(above, stable.Last), stable.Last, idSet{}
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/toppira/authctl/migrations"
@@ -119,5 +120,63 @@ func TestFollowingGoesOnAfterAnOutage(t *testing.T) {
 	stop()
 	if err := <-done; err != nil || fmt.Sprint(seen) != "[a b c]" {
 		t.Errorf("seen %v, %v", seen, err)
+	}
+}
+
+// What is not all that was asked for is an error, unless somebody goes on to follow.
+func TestATailThatTheDatabaseCutsOffFails(t *testing.T) {
+	t.Parallel()
+	server := outboxtest.StartPostgres(t, "fsync = off")
+	db := dbtest.Open(t, server.URL)
+	if _, err := migrations.Up(t.Context(), db, nil); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 501 { // more than are read at once
+		outboxtest.AddKeys(t, db, fmt.Sprint(i))
+	}
+	seen := 0
+	err := outbox.Tail(t.Context(), db, outbox.TailOptions{From: 1, Away: func(error) {}}, func(outbox.Entry) error {
+		if seen++; seen == 500 {
+			server.Crash(t)
+		}
+		return nil
+	})
+	if err == nil || seen != 500 {
+		t.Errorf("it has shown %d events of 501, and ends with %v", seen, err)
+	}
+}
+
+// A standby that had not received the last events gives their ids to others.
+func TestFollowingShowsIDsThatAreGivenAgain(t *testing.T) {
+	t.Parallel()
+	db := dbtest.Postgres(t)
+	draw := func(after int64) {
+		t.Helper()
+		if _, err := db.ExecContext(t.Context(), `SELECT setval('outbox_event_id', ?)`, after); err != nil {
+			t.Fatal(err)
+		}
+	}
+	draw(1_000_000)
+	var lost, again atomic.Bool
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	done := make(chan error, 1)
+	go func() {
+		done <- outbox.Tail(ctx, db, outbox.TailOptions{From: 1, Follow: true}, func(e outbox.Entry) error {
+			lost.Store(lost.Load() || e.Key == "lost")
+			again.Store(again.Load() || e.Key == "again")
+			return nil
+		})
+	}()
+	outboxtest.AddKeys(t, db, "lost")
+	testenv.Eventually(t, "an event", lost.Load)
+	draw(10)
+	testenv.Eventually(t, "an event with a lower id", func() bool {
+		outboxtest.AddKeys(t, db, "again")
+		return again.Load()
+	})
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -16,8 +16,9 @@ import (
 // was read have ended, every id up to the value read is committed or will never appear.
 // Readers, dumps and writers of other tables do not matter. On SQLite ids appear in order.
 type StableWatermark struct {
-	DB *database.DB
-	ID int64
+	DB   *database.DB
+	ID   int64
+	Last int64 // the highest id drawn when Advance looked last
 
 	Server  string // the database server that ID is of
 	next    int64  // the next ID
@@ -29,7 +30,7 @@ type StableWatermark struct {
 func (w *StableWatermark) Advance(ctx context.Context, expected string) (bool, error) {
 	if !w.DB.IsPostgres() {
 		last, err := LastID(ctx, w.DB)
-		w.ID = last
+		w.ID, w.Last = last, last
 		return true, err
 	}
 	var last int64
@@ -51,6 +52,7 @@ func (w *StableWatermark) Advance(ctx context.Context, expected string) (bool, e
 	if server != w.Server {
 		*w = StableWatermark{DB: w.DB, Server: server}
 	}
+	w.Last = last
 	if last < w.ID { // a standby that had not received everything is the primary now
 		w.ID, w.next = 0, 0
 	}
