@@ -56,8 +56,11 @@ func (e *emailFlag) add(cmd *cobra.Command) {
 	cobra.CheckErr(cmd.MarkFlagRequired("email"))
 }
 
-// find returns the contact of the account with the address.
+// find returns the contact of the account with the address, for a change of which others get a notice.
 func (e *emailFlag) find(ctx context.Context, a *app, u auth.User) (contact.Contact, error) {
+	if err := a.checkSecret(ctx); err != nil { // the notice is sealed
+		return contact.Contact{}, err
+	}
 	c, err := a.contact.ContactByEmail(ctx, u.ID, e.address)
 	if errors.Is(err, contact.ErrContactNotFound) {
 		err = fmt.Errorf("%s has no contact %q", u.Username, e.address)
@@ -112,9 +115,6 @@ of the account end. With one of them the stranger would get the account back.`,
 		Example: "  authctl user contact verify alice --email alice@example.com",
 	}
 	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
-		if err := a.checkSecret(ctx); err != nil { // others get a notice, which is sealed
-			return err
-		}
 		c, err := email.find(ctx, a, u)
 		if err != nil {
 			return err
@@ -147,9 +147,6 @@ the account end. With one of them the stranger would get the account back.`,
   authctl user contact remove alice --email thief@example.com --final --yes`,
 	}
 	g.onUser(cmd, func(ctx context.Context, a *app, u auth.User) error {
-		if err := a.checkSecret(ctx); err != nil { // others get a notice, which is sealed
-			return err
-		}
 		c, err := email.find(ctx, a, u)
 		if err != nil {
 			return err
