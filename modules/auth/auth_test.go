@@ -3,6 +3,7 @@ package auth
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -10,12 +11,16 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"go.uber.org/zap"
 
 	"github.com/toppira/authctl/modules/auth/internal/session"
 	"github.com/toppira/authctl/modules/outbox"
 	"github.com/toppira/authctl/platform/database"
+	"github.com/toppira/authctl/platform/database/dbtest"
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/testenv"
+	"github.com/toppira/authctl/platform/tracing"
+	"github.com/toppira/authctl/platform/tracing/tracingtest"
 )
 
 func TestRegisterMakesAnAccountAndASession(t *testing.T) {
@@ -572,6 +577,78 @@ func TestTheOldestSessionGivesWay(t *testing.T) {
 			t.Errorf("the event says %v", got)
 		}
 	})
+}
+
+// An operator has lowered the limit: the next sign-in ends all sessions above it, each with its event.
+func TestALoweredLimitEndsEverySessionAboveIt(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, env *testEnv) {
+		name, first := env.newUser(t)
+		above := []Tokens{first}
+		for range 5 {
+			above = append(above, env.signIn(t, name))
+		}
+		env.cfg.MaxSessions = 1
+		last := env.another(t).signIn(t, name)
+		env.live(t, last)
+		for _, one := range above {
+			env.over(t, one)
+		}
+		events := env.events(t, env.caller(t, last).User.ID)
+		ended := map[any]bool{}
+		for _, e := range events {
+			if e.Type == EventSessionRevoked && e.Data["reason"] == string(ReasonEvicted) {
+				ended[e.Data["sid"]] = true
+			}
+		}
+		if len(events) != 2*len(above)+1 || len(ended) != len(above) {
+			t.Errorf("%d events, of which %d say the end of another session; %d ended", len(events), len(ended), len(above))
+		}
+	})
+}
+
+// However many sessions a sign-in ends, it asks the database as often.
+func TestManySessionsEndInFewRoundTrips(t *testing.T) { // not parallel: it sets the environment
+	db := dbtest.Postgres(t)
+	collector := tracingtest.New(t)
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.URL)
+	tracer, err := tracing.Open(t.Context(), "test", zap.NewNop())
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := newEnv(t, testConfig(), db, nil)
+	asked := map[string]int{}
+	for _, many := range []int{1, 20} {
+		name, _ := env.newUser(t)
+		for range many - 1 {
+			env.signIn(t, name)
+		}
+		one := env.cfg
+		one.MaxSessions = 1
+		server := newEnv(t, one, db, nil)
+		ctx, span := tracer.Server(t.Context(), func(string) string { return "" }, fmt.Sprint(many), time.Now())
+		if _, err := server.Login(ctx, Credentials{name, goodPassword}, phone()); err != nil {
+			t.Fatal(err)
+		}
+		span.End()
+	}
+	if err := tracer.Close(); err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]string{}
+	for _, span := range collector.Spans() {
+		if span.Parent == "" {
+			names[span.Trace] = span.Name
+		}
+	}
+	for _, span := range collector.Spans() {
+		if span.Attributes["db.system.name"] != "" {
+			asked[names[span.Trace]]++
+		}
+	}
+	if asked["1"] == 0 || asked["20"] != asked["1"] {
+		t.Errorf("to end 1 and 20 sessions the database was asked %v times", asked)
+	}
 }
 
 func TestAtTheLimitASignInMayBeRefused(t *testing.T) {

@@ -293,11 +293,11 @@ func (s *Service) revokeListed(ctx context.Context, list []Session) (int, error)
 			if owner.ID != one.UserID || !owner.sessionState(false).live(one.ID, one.epoch) {
 				continue // ended with the account's others in the meantime
 			}
-			news, err := s.writeRevocation(ctx, tx, one.UserID, one.ID, ReasonEndedByAdmin, s.timestamp(), one.ends)
+			news, err := s.writeRevocations(ctx, tx, one.UserID, ReasonEndedByAdmin, s.timestamp(), one.ends, one.ID)
 			if err != nil {
 				return err
 			}
-			if news {
+			if len(news) > 0 {
 				ended = append(ended, one)
 			}
 		}

@@ -113,21 +113,25 @@ func (s *Service) evict(ctx context.Context, tx database.IDB, a account,
 	if err != nil {
 		return nil, err
 	}
+	var unbegun []uuid.UUID
 	for _, one := range excess {
 		b, known := begun[one.ID]
 		switch {
 		case known && a.hasEnded(b):
 		case one.Tentative && !known:
-			_, err = s.writeRevocation(ctx, tx, a.ID, one.ID, ReasonEvicted, s.timestamp(), time.Time{})
+			unbegun = append(unbegun, one.ID)
 		default:
 			announced = append(announced, one.ID)
-			err = s.revoke(ctx, tx, a.ID, one.ID, ReasonEvicted)
-		}
-		if err != nil {
-			return nil, err
 		}
 	}
-	return announced, nil
+	// The limit may have been lowered by a lot, so all of them end together.
+	if len(unbegun) > 0 {
+		_, err = s.writeRevocations(ctx, tx, a.ID, ReasonEvicted, s.timestamp(), time.Time{}, unbegun...)
+	}
+	if err == nil && len(announced) > 0 {
+		err = s.revoke(ctx, tx, a.ID, ReasonEvicted, announced...)
+	}
+	return announced, err
 }
 
 func idsOf(excess []session.Excess) []uuid.UUID {
@@ -239,7 +243,7 @@ func (s *Service) commitRevocation(ctx context.Context, userID, sid uuid.UUID, r
 		if ended, err := endedBefore(ctx, tx, a, sid); err != nil || ended {
 			return err
 		}
-		return s.revoke(ctx, tx, userID, sid, reason)
+		return s.revoke(ctx, tx, userID, reason, sid)
 	})
 	if errors.Is(err, ErrUserNotFound) {
 		return nil
@@ -276,8 +280,8 @@ func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, gene
 		if ended, err := endedBefore(ctx, tx, a, sid); err != nil || ended {
 			return err
 		}
-		news, err := s.writeRevocation(ctx, tx, userID, sid, ReasonReuse, env.OccurredAt, time.Time{})
-		if err != nil || !news {
+		news, err := s.writeRevocations(ctx, tx, userID, ReasonReuse, env.OccurredAt, time.Time{}, sid)
+		if err != nil || len(news) == 0 {
 			return err
 		}
 		// A reader learns the cause before the effect.
@@ -286,7 +290,7 @@ func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, gene
 		}); err != nil {
 			return err
 		}
-		return s.announceRevoked(ctx, tx, env, sid, ReasonReuse)
+		return s.announceRevoked(ctx, tx, env, ReasonReuse, sid)
 	})
 	if err != nil && !errors.Is(err, ErrUserNotFound) {
 		return err
@@ -295,44 +299,48 @@ func (s *Service) announceReuse(ctx context.Context, userID, sid uuid.UUID, gene
 	return nil
 }
 
-// revoke writes the revocation of a session, with its event if it is a new one.
-func (s *Service) revoke(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason) error {
+// revoke writes the revocations of sessions, with an event for each that is a new one.
+func (s *Service) revoke(ctx context.Context, tx database.IDB, userID uuid.UUID, reason Reason,
+	sids ...uuid.UUID) error {
 	if err := outbox.Await(ctx, tx); err != nil {
 		return err
 	}
 	env := s.newEnvelope(userID)
-	news, err := s.writeRevocation(ctx, tx, userID, sid, reason, env.OccurredAt, time.Time{})
-	if err != nil || !news {
+	news, err := s.writeRevocations(ctx, tx, userID, reason, env.OccurredAt, time.Time{}, sids...)
+	if err != nil {
 		return err
 	}
-	return s.announceRevoked(ctx, tx, env, sid, reason)
+	return s.announceRevoked(ctx, tx, env, reason, news...)
 }
 
 // longestMaxAge is the most that auth.session_max_age can be.
 const longestMaxAge = 17520 * time.Hour
 
-// writeRevocation writes a row that is kept until no token of the session can be presented any more.
+// writeRevocations writes a row for each session that is kept until no token of it can be presented any more.
 // An operator's command may have another auth.session_max_age than the server that began the session:
 // there ends counts, which is when the session ends whatever is done, or the most that can be set
-// where that is not known (zero). It reports whether the session was not revoked before.
-func (s *Service) writeRevocation(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason,
-	now, ends time.Time) (bool, error) {
+// where that is not known (zero). It returns the sessions that were not revoked before.
+func (s *Service) writeRevocations(ctx context.Context, tx database.IDB, userID uuid.UUID, reason Reason,
+	now, ends time.Time, sids ...uuid.UUID) ([]uuid.UUID, error) {
 	maxAge := s.cfg.SessionMaxAge
 	if reason == ReasonEndedByAdmin {
 		if maxAge = longestMaxAge; !ends.IsZero() {
 			maxAge = ends.Sub(now)
 		}
 	}
-	return revokeSession(ctx, tx, userID, sid, reason, now, s.accessTokensEnd(now.Add(maxAge)).Sub(now))
+	return revokeSessions(ctx, tx, userID, reason, now, s.accessTokensEnd(now.Add(maxAge)).Sub(now), sids)
 }
 
-func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, env Envelope, sid uuid.UUID,
-	reason Reason) error {
-	e, err := s.revokedEvent(env, sid, reason)
-	if err != nil {
-		return err
+func (s *Service) announceRevoked(ctx context.Context, tx database.IDB, env Envelope, reason Reason,
+	sids ...uuid.UUID) error {
+	events := make([]outbox.Event, len(sids))
+	for i, sid := range sids {
+		var err error
+		if events[i], err = s.revokedEvent(env, sid, reason); err != nil {
+			return err
+		}
 	}
-	return outbox.Add(ctx, tx, e)
+	return outbox.Add(ctx, tx, events...)
 }
 
 func (s *Service) revokedEvent(env Envelope, sid uuid.UUID, reason Reason) (outbox.Event, error) {

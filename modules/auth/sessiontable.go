@@ -85,28 +85,25 @@ func listBegun(ctx context.Context, db database.IDB, where string, args ...any) 
 	return database.Collect(ctx, db, "read the sessions", scan, query+where, args...)
 }
 
-// revokeSession stores that a session is revoked and reports whether that is new. The row is kept for
-// the given time, by this server's clock or the database's, whichever is ahead.
-func revokeSession(ctx context.Context, tx database.IDB, userID, sid uuid.UUID, reason Reason, now time.Time,
-	kept time.Duration) (bool, error) {
-	expires, args := "?5", []any{sid, userID, reason, now, now.Add(kept)}
+// revokeSessions stores that sessions of an account are revoked and returns those that were not before. The rows are
+// kept for the given time, by this server's clock or the database's, whichever is ahead.
+func revokeSessions(ctx context.Context, tx database.IDB, userID uuid.UUID, reason Reason, now time.Time,
+	kept time.Duration, sids []uuid.UUID) ([]uuid.UUID, error) {
+	list, expires := "(?1) AS list", "?5"
+	args := []any{database.List(sids), userID, reason, now, now.Add(kept)}
 	if database.IsPostgres(tx) {
-		expires, args = "GREATEST(CAST(?5 AS timestamptz), now() + make_interval(secs => ?6))",
-			append(args, kept.Seconds())
+		list = "unnest(CAST(?1 AS uuid[])) AS list (value)"
+		expires = "GREATEST(CAST(?5 AS timestamptz), now() + make_interval(secs => ?6))"
+		args = append(args, kept.Seconds())
 	}
-	res, err := tx.ExecContext(ctx, `INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at)
-		VALUES (?1, ?2, ?3, ?4, `+expires+`) ON CONFLICT (sid) DO NOTHING`, args...)
+	news, err := database.Collect(ctx, tx, "revoke sessions", database.Value[uuid.UUID],
+		`INSERT INTO revoked_session (sid, user_id, reason, revoked_at, expires_at)
+		SELECT value, ?2, ?3, ?4, `+expires+` FROM `+list+` WHERE true ON CONFLICT (sid) DO NOTHING RETURNING sid`, args...)
 	if err != nil {
-		return false, fmt.Errorf("revoke session: %w", err)
+		return nil, err
 	}
-	n, err := res.RowsAffected()
-	if err != nil {
-		return false, fmt.Errorf("revoke session: %w", err)
-	}
-	if _, err := tx.ExecContext(ctx, "DELETE FROM begun_session WHERE sid = ?", sid); err != nil {
-		return false, fmt.Errorf("revoke session: %w", err)
-	}
-	return n > 0, nil
+	return news, database.Exec(ctx, tx, "revoke sessions", "DELETE FROM begun_session WHERE sid IN (?)",
+		database.List(sids))
 }
 
 // purgeSessions deletes at most limit rows of begun_session or revoked_session whose sessions have no

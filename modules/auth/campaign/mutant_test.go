@@ -128,7 +128,7 @@ var mutants = []mutant{
 			"case st.user.Status != StatusActive:"},
 	}, on("sqlite", endsHold)},
 	{"an end without its event", []replacement{{authDir + "session.go",
-		"return s.announceRevoked(ctx, tx, env, sid, reason)", "return nil"}}, on("sqlite", endsHold)},
+		"return s.announceRevoked(ctx, tx, env, reason, news...)", "_ = news\n\treturn nil"}}, on("sqlite", endsHold)},
 	{"an end of all sessions that only clears the store", []replacement{{authDir + "user.go",
 		"	epoch := a.epoch + 1\n", "	epoch := a.epoch\n"}}, on("redis", endsHold)},
 	{"an ended session that keeps itself", []replacement{{authDir + "sessions.go",
@@ -160,8 +160,8 @@ var mutants = []mutant{
 		"FROM revocation WHERE (type <> 'account' OR user_id IN (SELECT u.id FROM users u)) AND id > ?1 AND expires_ms"}},
 		on("postgres", feedMissesNothing)},
 	{"a fact that is written after the commit", []replacement{{authDir + "session.go",
-		"		return s.revoke(ctx, tx, userID, sid, reason)\n	})\n",
-		`		return s.revoke(ctx, tx, userID, sid, reason)
+		"		return s.revoke(ctx, tx, userID, reason, sid)\n	})\n",
+		`		return s.revoke(ctx, tx, userID, reason, sid)
 	})
 	if err == nil {
 		_, err = s.db.ExecContext(ctx, "UPDATE revoked_session SET reason = reason WHERE sid = ?", sid)
