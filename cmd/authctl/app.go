@@ -257,10 +257,13 @@ func (a *app) openAuth(ctx context.Context) error {
 }
 
 // checkSecret refuses a command that works by the secret of the servers if these settings have another one: it would
-// do its work where no server looks, and say that it is done. Where the role may not see the keys, nothing can be
-// told.
+// do its work where no server looks, and say that it is done. A secret that the servers have replaced, or will, is
+// another one: they seal the keys again under the present one. Where the role may not see the keys, or there are none,
+// as with HS256, nothing can be told.
 func (a *app) checkSecret(ctx context.Context) error {
-	err := auth.OpenKeys(a.db, a.settings.Auth, a.log).Check(ctx)
+	cfg := a.settings.Auth
+	cfg.Token.PreviousSecrets = ""
+	err := auth.OpenKeys(a.db, cfg, a.log).Check(ctx)
 	if errors.Is(err, auth.ErrWrongSecret) {
 		return fmt.Errorf("%w; nothing was done: set AUTH_TOKEN_SECRET, or AUTH_TOKEN_SECRET_FILE, to the one that "+
 			"the servers have", auth.ErrWrongSecret)

@@ -113,7 +113,10 @@ not sign before it is promoted.`,
 		Example: "  authctl key stage",
 		Args:    noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.withKeys(cmd, func(ctx context.Context, _ *app, keys *auth.Keys) error {
+			return g.withKeys(cmd, func(ctx context.Context, a *app, keys *auth.Keys) error {
+				if err := a.checkSecret(ctx); err != nil { // the key is sealed for the servers
+					return err
+				}
 				k, err := keys.Stage(ctx)
 				if err != nil { // done twice, there would be two
 					return maybeDone(err, "look at authctl key list before you run it again")

@@ -278,6 +278,9 @@ func newUserSetPassword(g *global) *cobra.Command {
 				return err
 			}
 			return g.withUser(cmd, ref, func(ctx context.Context, a *app, u auth.User) error {
+				if err := a.checkSecret(ctx); err != nil { // contacts get a notice, which is sealed
+					return err
+				}
 				if err := a.auth.SetPassword(ctx, u.ID, text); err != nil {
 					return err
 				}
