@@ -209,6 +209,31 @@ func TestAnOperatorNamesOneMailbox(t *testing.T) {
 	})
 }
 
+// What is written in another way and verified by nobody is not in the way of the owner's address.
+func TestAnOperatorAddsTheMailboxThatWasMeant(t *testing.T) {
+	t.Parallel()
+	each(t, plain(), func(t *testing.T, env *testEnv) {
+		ctx := t.Context()
+		caller := env.register(t, "strasse@example.com")
+		added, err := env.AddByOperator(ctx, caller.User.ID, "straße@example.com")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := env.contacts(t, caller.User.ID); got != "straße@example.com" {
+			t.Errorf("contacts: %s", got)
+		}
+		if _, err := env.VerifyByOperator(ctx, caller.User.ID, added.ID, false); err != nil {
+			t.Fatal(err)
+		}
+		for _, email := range []string{"strasse@example.com", "STRASSE@example.com", "Straße@example.com"} {
+			_, err := env.AddByOperator(ctx, caller.User.ID, email)
+			if !errors.Is(err, ErrContactExists) || !strings.HasSuffix(err.Error(), "already, as straße@example.com") {
+				t.Errorf("%s beside the verified one: %v", email, err)
+			}
+		}
+	})
+}
+
 func TestLanguagesAreKeptInTheirOrder(t *testing.T) {
 	t.Parallel()
 	for header, want := range map[string]string{

@@ -33,11 +33,16 @@ func (s *Service) ContactByEmail(ctx context.Context, userID uuid.UUID, email st
 	if err != nil {
 		return Contact{}, err
 	}
-	if typed, _, err := parseAddress(strings.TrimSpace(email)); err != nil ||
-		strings.ToLower(typed) != strings.ToLower(c.Address) { //nolint:staticcheck // EqualFold takes ſ for s
+	if typed, _, err := parseAddress(strings.TrimSpace(email)); err != nil || !isSameMailbox(typed, c.Address) {
 		return Contact{}, ErrContactNotFound
 	}
 	return c.Contact, nil
+}
+
+// isSameMailbox reports whether people, and mail servers, mean one mailbox by two addresses, which differ in capitals
+// alone.
+func isSameMailbox(a, b string) bool {
+	return strings.ToLower(a) == strings.ToLower(b) //nolint:staticcheck // EqualFold takes ſ for s
 }
 
 // NewContact is an address that an account is to get.
@@ -248,7 +253,7 @@ func (s *Service) remove(
 			by = byAdmin
 		}
 		s.security.Info("contact_removed", zap.Stringer("user_id", userID), zap.Stringer("contact_id", contactID),
-			zap.String("by", by), zap.String("ip", ipOf(dev)))
+			zap.String("by", by), zap.String("ip", ipOf(dev)), zap.Bool("final", final))
 	}
 	return err
 }
@@ -269,9 +274,16 @@ func (s *Service) AddByOperator(ctx context.Context, userID uuid.UUID, email str
 		if err != nil {
 			return err
 		}
-		if len(list) >= maxContacts &&
-			!slices.ContainsFunc(list, func(c contactRow) bool { return c.canonical == canonical }) {
+		switch i := slices.IndexFunc(list, func(c contactRow) bool { return c.canonical == canonical }); {
+		case i < 0 && len(list) >= maxContacts:
 			return ErrTooManyContacts
+		case i < 0:
+		case list[i].Verified() || isSameMailbox(list[i].Address, address):
+			return ErrContactExists.Detail("The account has this contact already, as " + list[i].Address)
+		default: // another mailbox, which nobody has verified, makes room, as in Add
+			if err := s.drop(ctx, tx, list[i]); err != nil {
+				return err
+			}
 		}
 		return s.insert(ctx, tx, c)
 	})
@@ -300,7 +312,7 @@ func (s *Service) VerifyByOperator(ctx context.Context, userID, contactID uuid.U
 	})
 	if err == nil {
 		s.security.Info("contact_verified", zap.Stringer("user_id", userID), zap.Stringer("contact_id", contactID),
-			zap.String("by", byAdmin))
+			zap.String("by", byAdmin), zap.Bool("final", final))
 	}
 	return verified, err
 }
