@@ -36,7 +36,8 @@ func (c Config) Validate(report func(path, problem string)) {
 	for _, secret := range c.previous() {
 		if len(secret) < MinSecret {
 			report("auth.token.previous_secrets",
-				"has a secret shorter than 32 bytes; they are separated by commas, or by line breaks")
+				"has a secret shorter than 32 bytes; they are separated by commas, or by line breaks; one that "+
+					"contains a comma can be there twice, on two lines")
 			break
 		}
 	}
@@ -113,11 +114,16 @@ func (c Config) previous() []string {
 			list = append(list, secret)
 		}
 	}
-	// A file with one secret has lost its line break, and its secret may contain a comma.
-	if whole := strings.TrimSpace(c.PreviousSecrets.Reveal()); separator == "," && len(list) > 0 && list[0] != whole {
-		list = append(list, whole)
+	// A file with one secret has lost its line break, and its secret may contain a comma. It does if no part is long
+	// enough to be a secret.
+	whole := strings.TrimSpace(c.PreviousSecrets.Reveal())
+	if separator == "\n" || len(list) == 0 || list[0] == whole {
+		return list
 	}
-	return list
+	if !slices.ContainsFunc(list, func(secret string) bool { return len(secret) >= MinSecret }) {
+		list = nil
+	}
+	return append(list, whole)
 }
 
 // Verifier returns the verifier of the tokens that this configuration issues, with a cache.

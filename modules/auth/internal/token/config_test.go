@@ -67,6 +67,9 @@ func TestConfigProblemsAreReportedByPath(t *testing.T) {
 		"too many audiences": {func(c *Config) {
 			c.Audience = strings.Split("abcdefghijklmnopq", "")
 		}, "auth.token.audience"},
+		"a previous one with a comma": {func(c *Config) {
+			c.PreviousSecrets = "a-comma-among,thirty-two-characters"
+		}, ""},
 		"no client id": {func(c *Config) { c.ClientID = "" }, "auth.token.client_id"},
 	} {
 		c := goodConfig()
@@ -90,14 +93,16 @@ func TestConfigProblemsAreReportedByPath(t *testing.T) {
 
 func TestSecretsAreThePresentOneAndThePrevious(t *testing.T) {
 	t.Parallel()
+	a, b := config.Secret(strings.Repeat("a", MinSecret)), config.Secret(strings.Repeat("b", MinSecret))
 	for previous, want := range map[config.Secret][]config.Secret{
-		"":              {testSecret},
-		"a":             {testSecret, "a"},
-		" a, b ,":       {testSecret, "a", "b", "a, b ,"}, // one secret with commas, or two
-		"a,b\nc\r\n":    {testSecret, "a,b", "c"},
-		",\n":           {testSecret, ","},
-		"\n":            {testSecret},
-		"with spaces x": {testSecret, "with spaces x"},
+		"":                        {testSecret},
+		"a":                       {testSecret, "a"},
+		" " + a + ", " + b + " ,": {testSecret, a, b, a + ", " + b + " ,"}, // one secret with commas, or two
+		a[1:] + "," + b[1:]:       {testSecret, a[1:] + "," + b[1:]},       // one, since half of it would be too short
+		"a,b\nc\r\n":              {testSecret, "a,b", "c"},
+		",\n":                     {testSecret, ","},
+		"\n":                      {testSecret},
+		"with spaces x":           {testSecret, "with spaces x"},
 	} {
 		c := goodConfig()
 		c.PreviousSecrets = previous
