@@ -577,10 +577,10 @@ func (c *chosenTarget) notParked(ctx context.Context, a *app, key string) error 
 	var others []string
 	for _, k := range list {
 		switch target := cmp.Or(k.Target, logTarget); {
-		case k.Key != key:
+		case k.Key != key, k.Events == 0:
 		case target == c.name:
-			return fmt.Errorf("the key %q is not parked for %s: it is tried again by itself, next at %s", key, target,
-				moment(k.NextAt))
+			return fmt.Errorf("the key %q is not parked for %s: it is tried again by itself, %s", key, target,
+				whenAgain(k))
 		case !k.ParkedAt.IsZero():
 			others = append(others, "--target "+target)
 		}

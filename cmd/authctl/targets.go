@@ -323,9 +323,17 @@ func parkedRow(k outbox.ParkedKey) []string {
 		target = logTarget
 	}
 	if k.ParkedAt.IsZero() {
-		since = "tried again at " + moment(k.NextAt)
+		since = "tried again " + whenAgain(k)
 	}
 	return []string{k.Key, target, fmt.Sprint(k.Events), fmt.Sprint(k.ID), k.Type, since, k.Error}
+}
+
+// whenAgain says when a held key is tried again.
+func whenAgain(k outbox.ParkedKey) string {
+	if k.NextAt.IsZero() { // at once, or when its target is resumed
+		return "as soon as that is possible"
+	}
+	return "at " + moment(k.NextAt)
 }
 
 // events returns what waits with a parked key.

@@ -107,9 +107,10 @@ func HeldKeys(ctx context.Context, db *database.DB, s Subscription, all bool) ([
 		var parked, since, next int64
 		err = row.Scan(&k.Key, &k.Shard, &k.ID, &k.Error, &parked, &since, &next, &k.Attempts, &k.EventID, &k.Type,
 			&k.Events)
-		if parked > 0 {
+		switch {
+		case parked > 0:
 			k.ParkedAt = time.UnixMilli(parked).UTC()
-		} else {
+		case next > 0 && s.Active():
 			k.NextAt = time.UnixMilli(next).UTC()
 		}
 		if since > 0 {

@@ -30,7 +30,7 @@ type ParkedKey struct {
 	Target   string    `json:"target,omitempty"`
 	Attempts int       `json:"attempts,omitempty"`
 	FailedAt time.Time `json:"failed_at,omitzero"` // when the first attempt failed
-	NextAt   time.Time `json:"next_at,omitzero"`   // when it is tried again, if it is not parked
+	NextAt   time.Time `json:"next_at,omitzero"`   // when it is tried again, if it is not parked; zero: when it can be
 }
 
 // Parked lists the parked keys, the oldest first.
