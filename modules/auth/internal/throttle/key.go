@@ -92,7 +92,11 @@ func (l *Limiter) device(a Attempt) (device, bool) {
 }
 
 func (l *Limiter) id(c class, network netip.Prefix, name string) id {
-	mac := hmac.New(sha256.New, l.nameKey)
+	return idUnder(l.nameKeys[0], c, network, name)
+}
+
+func idUnder(key []byte, c class, network netip.Prefix, name string) id {
+	mac := hmac.New(sha256.New, key)
 	var head [18]byte // class, address and length of the prefix: fixed, so nothing runs into the name
 	head[0] = byte(c)
 	if network.IsValid() {

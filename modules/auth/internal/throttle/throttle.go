@@ -37,7 +37,7 @@ type Options struct {
 	Redis           cache.Client
 	DB              *database.DB
 	Secret          config.Secret         // AUTH_TOKEN_SECRET; device tokens and counters hang on it
-	PreviousSecrets []config.Secret       // those it replaces: device tokens made under them stay good
+	PreviousSecrets []config.Secret       // others in use: their device tokens are good, Unlock clears their counters
 	Now             func() time.Time      // nil: time.Now
 	Registry        prometheus.Registerer // nil: no metrics
 	Log             *zap.Logger           // nil: silent
@@ -47,7 +47,7 @@ type Options struct {
 type Limiter struct {
 	cfg        Config
 	now        func() time.Time
-	nameKey    []byte
+	nameKeys   [][]byte // the first names what is counted; other processes may count by the others
 	deviceKeys [][]byte // the first makes tokens, all are accepted
 	local      *memory
 	shared     store // nil: there are only the counters of this process
@@ -84,16 +84,16 @@ func New(cfg Config, opt Options) (*Limiter, error) {
 	}
 	cfg.Limits = cfg.Limits.withDefaults()
 	l := &Limiter{cfg: cfg, now: opt.Now, gates: gates{patience: patience, recheckEvery: recheckEvery}}
-	var err error
-	if l.nameKey, err = derive(opt.Secret, "counter"); err != nil {
-		return nil, err
-	}
 	for _, secret := range append([]config.Secret{opt.Secret}, opt.PreviousSecrets...) {
-		key, err := derive(secret, "device")
+		name, err := derive(secret, "counter")
 		if err != nil {
 			return nil, err
 		}
-		l.deviceKeys = append(l.deviceKeys, key)
+		device, err := derive(secret, "device")
+		if err != nil {
+			return nil, err
+		}
+		l.nameKeys, l.deviceKeys = append(l.nameKeys, name), append(l.deviceKeys, device)
 	}
 	l.local = newMemory(cfg.rules(), cfg.MemoryEntries, opt.Now)
 	switch {
@@ -301,13 +301,16 @@ func (l *Limiter) Register(ctx context.Context, address netip.Addr) error {
 	return nil
 }
 
-// Unlock forgets the failures of the account in every tier, so that anyone may try at once.
+// Unlock forgets the failures of the account in every tier, so that anyone may try at once: also those that
+// were counted under another secret, as some processes do while it is being replaced.
 func (l *Limiter) Unlock(ctx context.Context, account string) error {
-	k := keys{account: l.id(classAccount, netip.Prefix{}, account)}
-	l.local.clear(k)
-	if l.shared != nil {
-		if err := l.shared.clear(ctx, k); err != nil {
-			return errors.Join(ErrNotShared, ctx.Err())
+	for _, key := range l.nameKeys {
+		k := keys{account: idUnder(key, classAccount, netip.Prefix{}, account)}
+		l.local.clear(k)
+		if l.shared != nil {
+			if err := l.shared.clear(ctx, k); err != nil {
+				return errors.Join(ErrNotShared, ctx.Err())
+			}
 		}
 	}
 	return nil
@@ -319,22 +322,26 @@ type State struct {
 	RefusedUntil time.Time // zero: not refused
 }
 
-// State tells what unknown devices meet at the account. Without shared counters it only knows of this
-// process.
-func (l *Limiter) State(ctx context.Context, account string) (State, error) {
-	k := keys{account: l.id(classAccount, netip.Prefix{}, account)}
-	failures, wait := l.local.state(k)
-	if l.shared != nil {
-		var err error
-		if failures, wait, err = l.shared.state(ctx, k); err != nil {
-			return State{}, errors.Join(ErrNotShared, ctx.Err())
+// State tells what unknown devices meet at the account, under the secret with the most failures. Without shared
+// counters it only knows of this process.
+func (l *Limiter) State(ctx context.Context, account string) (worst State, err error) {
+	for _, key := range l.nameKeys {
+		k := keys{account: idUnder(key, classAccount, netip.Prefix{}, account)}
+		failures, wait := l.local.state(k)
+		if l.shared != nil {
+			if failures, wait, err = l.shared.state(ctx, k); err != nil {
+				return State{}, errors.Join(ErrNotShared, ctx.Err())
+			}
+		}
+		if int(failures) <= worst.Failures {
+			continue
+		}
+		worst = State{Failures: int(failures)}
+		if wait > 0 {
+			worst.RefusedUntil = l.now().Add(wait).UTC()
 		}
 	}
-	s := State{Failures: int(failures)}
-	if wait > 0 {
-		s.RefusedUntil = l.now().Add(wait).UTC()
-	}
-	return s, nil
+	return worst, nil
 }
 
 // tooMany rounds up to whole seconds, the unit of Retry-After.

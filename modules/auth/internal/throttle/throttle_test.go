@@ -458,6 +458,34 @@ func TestUnlockClearsEveryLane(t *testing.T) {
 	})
 }
 
+// While a secret is replaced, servers count under two of them. A command shows and clears what any of them counted.
+func TestUnlockClearsWhatIsCountedUnderAnotherSecret(t *testing.T) {
+	t.Parallel()
+	for engine, on := range map[string]func(*testing.T) *world{"redis": onRedis, "postgres": onPostgres} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			w := on(t)
+			server := w.node(defaults(t))
+			for n := range 30 {
+				guess(t, server, Attempt{Account: "alice", Address: address(n)})
+			}
+			former := w.secret
+			w.secret = config.Secret(rand.Text())
+			command := w.nodeWith(defaults(t), Options{PreviousSecrets: []config.Secret{former}})
+			s, err := command.State(t.Context(), "alice")
+			if err != nil || s.Failures != 20 || !s.RefusedUntil.After(w.clock.now()) {
+				t.Errorf("state %+v, %v, want 20 failures and refused", s, err)
+			}
+			if err := command.Unlock(t.Context(), "alice"); err != nil {
+				t.Fatal(err)
+			}
+			if !guess(t, server, Attempt{Account: "alice", Address: address(99)}) {
+				t.Error("refused after Unlock")
+			}
+		})
+	}
+}
+
 func TestRegistrationsAreOnlyLimitedWhenAskedFor(t *testing.T) {
 	t.Parallel()
 	onEach(t, func(t *testing.T, w *world) {
