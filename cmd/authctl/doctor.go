@@ -457,7 +457,7 @@ func (d *doctor) databaseWorks(ctx context.Context) []finding {
 		return []finding{d.databaseFails(err, "look at the database's log")}
 	}
 	if err := d.db.TryWrite(ctx); err != nil {
-		return []finding{d.databaseFails(fmt.Errorf("%s takes no writes: %w", name, err),
+		return []finding{d.databaseFails(fmt.Errorf("%s: %w", name, err),
 			"let authctl's user write to it, and check that its disk is not full")}
 	}
 	list := []finding{fine("%s, version %s, answers and takes writes, connected in %s", name, version,
