@@ -761,6 +761,28 @@ func TestASessionThatEndedWithAllOthersIsNotEvicted(t *testing.T) {
 	})
 }
 
+// The owner takes the account back from a thief, whatever else the workers have to hash.
+func TestAPasswordIsClosedWithoutHashing(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, env *testEnv) {
+		name, tokens := env.newUser(t)
+		user, free := env.caller(t, tokens).User, env.another(t)
+		_ = env.passwords.Close()
+		if err := env.ClosePassword(t.Context(), user.ID, phone(), nil); err != nil {
+			t.Fatal(err)
+		}
+		env.over(t, tokens)
+		_, err := free.Login(t.Context(), Credentials{name, goodPassword}, phone())
+		if !errors.Is(err, ErrInvalidCredentials) {
+			t.Errorf("a sign-in with the former password: %v", err)
+		}
+		if err := free.ResetPassword(t.Context(), user.ID, goodPassword, phone(), nil); err != nil {
+			t.Fatal(err)
+		}
+		free.signIn(t, name)
+	})
+}
+
 func TestLongPasswordsCountInFull(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, env *testEnv) {

@@ -3089,7 +3089,7 @@ export interface operations {
             415: components["responses"]["UnsupportedMediaType"];
             431: components["responses"]["HeadersTooLarge"];
             500: components["responses"]["InternalError"];
-            503: components["responses"]["OverloadedOrUnavailable"];
+            503: components["responses"]["Unavailable"];
         };
     };
     verifyChallenge: {

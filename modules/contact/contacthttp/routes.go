@@ -82,7 +82,7 @@ func Routes(accounts *auth.Service, svc *contact.Service) []httpserver.Route {
 			Description: "Every session ends, the contacts are those from before the change, and nobody can sign in " +
 				"with a password until it is reset. A link works once, for 72 hours, and ends the links of later " +
 				"notices.",
-			Do: httpserver.PublicDo(a.undo), Faults: []*fault.Fault{contact.ErrInvalidCode, auth.ErrOverloaded},
+			Do: httpserver.PublicDo(a.undo), Faults: []*fault.Fault{contact.ErrInvalidCode},
 		},
 	}
 }

@@ -113,6 +113,16 @@ func (p *Passwords) hash(ctx context.Context, why purpose, password string) (str
 	return encoded, nil
 }
 
+// Closed returns a hash to store that no password matches. It computes none, so it never waits.
+func (p *Passwords) Closed() string { return p.likeness().String() }
+
+// likeness is [hash.likeness] of what the present settings make.
+func (p *Passwords) likeness() hash {
+	maker, size := p.maker(nil)
+	maker.salt, maker.digest = make([]byte, 16), make([]byte, size)
+	return maker.likeness()
+}
+
 // nothing is what there is to prepare for most hashes.
 func nothing() error { return nil }
 
@@ -189,7 +199,5 @@ func (p *Passwords) Verify(ctx context.Context, canonical, password string,
 // and then, since hashes are upgraded and imported. Until then, or without any, the present
 // settings count. It may be called at any time.
 func (p *Passwords) Learn(sample []string) {
-	maker, size := p.maker(nil)
-	maker.salt, maker.digest = make([]byte, 16), make([]byte, size)
-	p.population.learn(sample, maker.likeness())
+	p.population.learn(sample, p.likeness())
 }

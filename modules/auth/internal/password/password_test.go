@@ -121,6 +121,20 @@ func TestTheFormOfNewHashes(t *testing.T) {
 	}
 }
 
+// Neither its form nor the time of a sign-in tells that a password is closed. No two are the same.
+func TestAClosedPasswordCostsWhatOthersDo(t *testing.T) {
+	t.Parallel()
+	argon := cheap()
+	argon.Algorithm = "argon2id"
+	for _, cfg := range []Config{cheap(), argon} {
+		p := start(t, cfg)
+		closed := p.Closed()
+		if kindOf(t, closed) != kindOf(t, mustHash(t, p, "a")) || closed == p.Closed() || mustVerify(t, p, closed, "").OK {
+			t.Errorf("%s", closed)
+		}
+	}
+}
+
 func TestSaltsDiffer(t *testing.T) {
 	t.Parallel()
 	p := start(t, cheap())
