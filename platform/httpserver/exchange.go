@@ -28,7 +28,7 @@ type exchange struct {
 	carrier carrier
 	start   time.Time
 	id      string     // of the request
-	asked   string     // path of a request that could not be read; empty if unknown
+	asked   string     // path that the client sent; empty: it is the carrier's, or unknown
 	unread  bool       // the request could not be read
 	route   *route     // nil until it is found
 	client  netip.Addr // zero until asked for
@@ -212,7 +212,7 @@ func (x *exchange) askedFor() string {
 	if x.unread {
 		return cmp.Or(x.asked, "*")
 	}
-	return cleanPath(x.carrier.path())
+	return cleanPath(cmp.Or(x.asked, x.carrier.path()))
 }
 
 // begin opens an exchange and sets the headers that every answer has.

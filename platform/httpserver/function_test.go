@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/toppira/authctl/platform/fault"
 	"github.com/toppira/authctl/platform/httpserver"
 )
@@ -230,6 +233,39 @@ func TestAHostsServerIsHeldToTheSameRules(t *testing.T) {
 	}
 	if _, err := httpserver.Handler(httpserver.Config{Origins: []string{"*"}}, httpserver.Options{}); err == nil {
 		t.Error("settings that cannot work are accepted")
+	}
+}
+
+// Behind a path of the host's, answers and the log name the path that the client knows.
+func TestAPathOfTheHostIsPartOfTheInstance(t *testing.T) {
+	t.Parallel()
+	core, logs := observer.New(zapcore.DebugLevel)
+	handler, err := httpserver.Handler(httpserver.Config{}, options(core), routes()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler = http.StripPrefix("/accounts", handler)
+	for target, want := range map[string]string{
+		"/accounts/taken?secret=1": "/accounts/taken", "/accounts/no%20where": "/accounts/no%20where",
+		"https://host.example/accounts/taken": "/accounts/taken", // as to a proxy
+	} {
+		recorder := httptest.NewRecorder()
+		handler.ServeHTTP(recorder, httptest.NewRequest("GET", target, nil))
+		var p problem
+		if err := json.Unmarshal(recorder.Body.Bytes(), &p); err != nil || p.Instance != want {
+			t.Errorf("%s: instance %q, want %q, %v", target, p.Instance, want, err)
+		}
+		if path := logs.TakeAll()[0].ContextMap()["path"]; path != want {
+			t.Errorf("%s: the log has the path %q", target, path)
+		}
+	}
+	// Without a request line there is no other path than the one of the route.
+	recorder := httptest.NewRecorder()
+	request := httptest.NewRequest("GET", "/accounts/taken", nil)
+	request.RequestURI = ""
+	handler.ServeHTTP(recorder, request)
+	if !strings.Contains(recorder.Body.String(), `"instance":"/taken"`) {
+		t.Errorf("without a request line: %s", recorder.Body)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"strconv"
 	"time"
 )
@@ -36,6 +37,9 @@ func Handler(cfg Config, opt Options, routes ...Route) (http.Handler, error) {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		x := s.begin(&netCarrier{w: w, r: r})
 		defer x.end()
+		if sent, err := url.ParseRequestURI(r.RequestURI); err == nil {
+			x.asked = sent.EscapedPath() // http.StripPrefix leaves it as it is
+		}
 		defer func() {
 			if value := recover(); value != nil {
 				x.panicked(value)
