@@ -96,11 +96,12 @@ func parseURL(c Config) (t target, err error) {
 	return t, t.check(text)
 }
 
-// checkOptions refuses options that the client's parsers would leave out without a word: all that stands together
-// with a semicolon, and of an option that is there twice the first one.
+// checkOptions refuses what the client's parsers would leave out without a word: all that follows a #, which may be of
+// a password, so that the host would be the user; what stands together with a semicolon; and of an option that is
+// there twice the first one.
 func checkOptions(text string) error {
 	u, err := url.Parse(text) // as they do
-	if err != nil {
+	if err != nil || strings.Contains(text, "#") {
 		return errURL
 	}
 	options, err := url.ParseQuery(u.RawQuery)
