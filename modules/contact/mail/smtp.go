@@ -208,9 +208,15 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 	ctx, cancel := context.WithTimeoutCause(ctx, beginTimeout,
 		fmt.Errorf("the server was not ready for a mail within %v", beginTimeout))
 	defer cancel()
+	bounds := &bounded{}
+	bounds.left.Store(maxAnswer)
 	defer func() {
 		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx)
+		}
+		// Where only one side begins with TLS, each may wait for the other to say something.
+		if err != nil && bounds.Conn != nil && bounds.left.Load() == maxAnswer {
+			err = fmt.Errorf("the server has said nothing; %s: %w", s.otherScheme(), err)
 		}
 	}()
 	raw, err := new(net.Dialer).DialContext(ctx, "tcp", s.describe())
@@ -218,8 +224,7 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	told("connected to " + raw.RemoteAddr().String())
-	bounds := &bounded{Conn: raw}
-	bounds.left.Store(maxAnswer)
+	bounds.Conn = raw
 	defer func() {
 		if err != nil {
 			_ = raw.Close()
@@ -232,8 +237,7 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 		encrypted := tls.Client(bounds, s.tls)
 		if err := encrypted.HandshakeContext(ctx); err != nil {
 			if _, other := errors.AsType[tls.RecordHeaderError](err); other {
-				return nil, fmt.Errorf("the server does not begin with TLS on this port; if it has STARTTLS, mostly "+
-					"on port 587, write smtp:// in mail.url: %w", err)
+				return nil, fmt.Errorf("the server does not begin with TLS on this port; %s: %w", s.otherScheme(), err)
 			}
 			return nil, fmt.Errorf("TLS: %w", handshakeFault(err))
 		}
@@ -255,6 +259,14 @@ func (s *smtpSender) dial(ctx context.Context, told func(string)) (_ *connection
 		return nil, err
 	}
 	return &connection{client: client, raw: raw, bounds: bounds, stop: s.stop}, nil
+}
+
+// otherScheme says what to do where the server begins in another way than mail.url says.
+func (s *smtpSender) otherScheme() string {
+	if s.implicit {
+		return "if it has STARTTLS on this port, as most have on 587, write smtp:// in mail.url"
+	}
+	return "if it begins with TLS on this port, as most do on 465, write smtps:// in mail.url"
 }
 
 // bounded is a connection that limits the bytes that are read at a step: a server that

@@ -572,3 +572,40 @@ func TestTLSFromTheStartWhereTheServerHasNone(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// connected is a writer that is told of the steps of a test mail, of which the first is that it is connected.
+type connected func()
+
+func (do connected) Write(step []byte) (int, error) {
+	do()
+	return len(step), nil
+}
+
+// A server that waits for the other side to begin says nothing until the time is up, or hangs up.
+func TestAServerThatSaysNothingMayNeedTheOtherScheme(t *testing.T) {
+	t.Parallel()
+	for scheme, other := range map[string]string{"smtp": "smtps", "smtps": "smtp"} {
+		for _, hangsUp := range []bool{false, true} {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			ctx, timeIsUp := context.WithCancel(t.Context())
+			defer timeIsUp()
+			then := connected(timeIsUp)
+			if hangsUp {
+				then = func() {
+					if c, err := l.Accept(); err == nil {
+						_ = c.Close()
+					}
+				}
+			}
+			named := Config{URL: config.Secret(scheme + "://" + l.Addr().String()), From: "no-reply@example.com"}
+			err = newMailer(t, named, Options{}).Test(ctx, "alice@example.com", then)
+			if err == nil || !strings.Contains(err.Error(), "write "+other+":// in mail.url") {
+				t.Errorf("%s, and the server hangs up (%v): %v", scheme, hangsUp, err)
+			}
+		}
+	}
+}
